@@ -1,0 +1,51 @@
+# `make run` and `make test` do their own set-up; see README.md.
+PYTHON ?= python3.11
+PYTHON := $(shell command -v $(PYTHON) 2>/dev/null || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+ADDRESS ?= 127.0.0.1
+PORT ?= 5000
+
+export MLFLOW_DISABLE_TELEMETRY ?= true
+export MLFLOW_SERVER_ENABLE_JOB_EXECUTION ?= false
+export PATH := $(abspath $(BIN)):$(PATH)
+
+.PHONY: setup run test test-all lint bench ui pictures clean
+
+setup: $(VENV)/.core
+
+$(VENV)/.core: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	touch $@
+
+$(VENV)/.test: $(VENV)/.core
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,lint,uv]'
+	touch $@
+
+run: setup
+	mlflow run . --env-manager=local --experiment-name wua
+
+test: $(VENV)/.test
+	python -m pytest -n 2 -m "not slow"
+
+test-all: $(VENV)/.test
+	python -m pytest -n 2
+
+lint: $(VENV)/.test
+	ruff check .
+	mypy
+
+bench: $(VENV)/.test
+	python benchmarks/startup.py
+	python benchmarks/calibration.py --trials 2000
+
+ui: setup
+	mlflow ui --backend-store-uri sqlite:///mlflow.db --host $(ADDRESS) --port $(PORT)
+
+pictures: $(VENV)/.test
+	python docs/pictures.py
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -1,0 +1,309 @@
+"""The tutorial's data, bundled sets and the user's function, against NumPy's and sklearn's own."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from sklearn import datasets
+from torch import nn
+
+from wua_mlflow.pipeline.data import BUILT_IN, DataSplit, Part, load_data
+
+_numbers = itertools.count()
+USER = """
+import numpy as np, torch
+from torch.utils.data import Dataset, IterableDataset, TensorDataset
+
+class Items(Dataset):
+    def __init__(self, x, y): self.x, self.y = x, y
+    def __len__(self): return len(self.x)
+    def __getitem__(self, i): return torch.tensor(self.x[i]), int(self.y[i])
+
+class Stream(IterableDataset):
+    def __init__(self, x, y): self.x, self.y = x, y
+    def __iter__(self): return iter(zip(self.x, self.y))
+
+def parts(kind=tuple, classes=3, spoil=None):
+    made = []
+    for n in (30, 12, 15):
+        x, y = np.random.default_rng(n).normal(size=(n, 4)), np.arange(n) % classes
+        made.append([x, y])
+    if spoil: spoil(made)
+    if kind is None: return made
+    return [kind(x, y) if kind is not tuple else (x, y) for x, y in made]
+"""
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", sys.path[:])
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def user(folder):
+    """Writes a module with ``parts`` and a function of the given body; gives its reference."""
+    def write(body: str) -> str:
+        name = f"wua_user_{next(_numbers)}"
+        (folder / f"{name}.py").write_text(f"{USER}\ndef data(seed):\n    {body}\n")
+        return f"{name}:data"
+    return write
+
+
+def _three(split: DataSplit) -> list[Part]:
+    return [split.train, split.validation, split.test]
+
+
+def _inputs(split: DataSplit) -> np.ndarray:
+    return np.concatenate([part.inputs.flatten(1).numpy() for part in _three(split)])
+
+
+def _digests(split: DataSplit) -> list[str]:
+    return [part.digest for part in _three(split)]
+
+
+def _fails(data: str, **options) -> str:
+    with pytest.raises(ValueError) as raised:
+        load_data(data, **{"seed": 0, **options})
+    message = str(raised.value)
+    assert "\n" not in message
+    return message
+
+
+# The tutorial's data
+
+def test_usecase_is_the_tutorials(monkeypatch):
+    before = np.random.get_state()
+    np.random.seed(42)
+    x = np.random.rand(1000, 2)
+    np.random.set_state(before)
+    split = load_data("usecase", seed=42)
+    assert np.array_equal(split.train.inputs.numpy(), x.astype(np.float32))
+    assert np.array_equal(split.train.targets.numpy()[:, 0], (x[:, 0] + x[:, 1] > 1))
+    assert (split.features, split.outputs, split.task) == ((2,), 1, "binary")
+    for part, purpose, n in ((split.validation, 2, 1000), (split.test, 3, 10_000)):
+        fresh = np.random.default_rng(np.random.SeedSequence([42, purpose])).random((n, 2))
+        assert np.array_equal(part.inputs.numpy(), fresh.astype(np.float32))
+        assert np.array_equal(part.targets.numpy()[:, 0], fresh.sum(1) > 1)
+
+
+def test_usecase_trains_to_the_tutorials_accuracy():
+    """0.8850 is printed in the tutorial, for its big model."""
+    split = load_data("usecase", seed=42)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(42)
+        model = nn.Sequential(nn.Linear(2, 10), nn.ReLU(), nn.Linear(10, 1), nn.Sigmoid())
+    adam = torch.optim.Adam(model.parameters(), lr=0.01)
+    for _ in range(50):
+        adam.zero_grad()
+        nn.functional.binary_cross_entropy(model(split.train.inputs), split.train.targets).backward()
+        adam.step()
+    right = (model(split.train.inputs) > 0.5) == split.train.targets.bool()
+    assert round(right.double().mean().item(), 4) == 0.8850
+
+
+def test_usecase_imports_no_table_library():
+    code = ("import sys; from wua_mlflow.pipeline.data import load_data; load_data('usecase', "
+            "seed=1); print({'sklearn', 'pandas', 'pyarrow', 'mlflow'} & set(sys.modules))")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+# Bundled sets
+
+@pytest.mark.parametrize(("name", "task", "classes"), [
+    ("digits", "multiclass", tuple("0123456789")), ("breast_cancer", "binary", None),
+    ("wine", "multiclass", None), ("iris", "multiclass", None), ("diabetes", "regression", ()),
+])
+def test_bundled_sets_are_sklearns(name, task, classes):
+    raw = getattr(datasets, f"load_{name}")()
+    split = load_data(name, seed=7)
+    n = len(raw.target)
+    assert [len(part) for part in _three(split)[1:]] == [int(np.ceil(n / 10)),
+                                                         int(np.ceil(0.3 * n))]
+    assert (split.task, split.features, split.name) == (task, raw.data.shape[1:], name)
+    assert split.source == f"sklearn.datasets.load_{name}"
+    assert split.classes == (tuple(raw.target_names) if classes is None else classes)
+    # the same values in some order: each standardised column is a straight line of the raw one
+    ours, raws = np.sort(_inputs(split).astype(np.float64), axis=0), np.sort(raw.data, axis=0)
+    for column in range(raw.data.shape[1]):
+        if ours[:, column].std() > 0:
+            assert np.corrcoef(ours[:, column], raws[:, column])[0, 1] > 1 - 1e-9
+    targets = torch.cat([part.targets for part in _three(split)]).flatten().double().numpy()
+    if task == "regression":
+        assert np.corrcoef(np.sort(targets), np.sort(raw.target))[0, 1] > 1 - 1e-9
+        assert split.train.targets.double().std(correction=0).item() == pytest.approx(1, abs=1e-6)
+        assert split.outputs == 1
+        return
+    assert np.array_equal(np.bincount(targets.astype(int)), np.bincount(raw.target))
+    assert split.outputs == (1 if task == "binary" else len(raw.target_names))
+    for part, share in zip(_three(split), (0.6, 0.1, 0.3), strict=True):
+        counts = np.bincount(part.targets.flatten().long().numpy())
+        assert np.abs(counts - share * np.bincount(raw.target)).max() <= 1.5
+
+
+def test_images_of_the_digits():
+    split = load_data("digits", seed=7, image=True)
+    raw = datasets.load_digits().images.reshape(-1, 64) / 16
+    ours = _inputs(split)
+    assert split.features == (1, 8, 8)
+    assert np.array_equal(ours[np.lexsort(ours.T)], raw[np.lexsort(raw.T)].astype(np.float32))
+
+
+@pytest.mark.parametrize("name", [name for name in BUILT_IN if name != "digits"])
+def test_flat_data_are_no_images(name):
+    assert _fails(name, image=True).startswith("data: expected images, (height, width) or (chan")
+
+
+# The user's function
+
+@pytest.mark.parametrize("kind", [
+    "tuple", "Items", "Stream", "lambda x, y: (torch.tensor(x), torch.tensor(y)[:, None])",
+    "lambda x, y: TensorDataset(torch.tensor(x), torch.tensor(y))",
+    "lambda x, y: (x.tolist(), y.tolist())",
+])
+def test_a_users_function_in_every_form(user, kind):
+    split = load_data(user(f"return parts({kind})"), seed=0)
+    for part, n in zip(_three(split), (30, 12, 15), strict=True):
+        x = np.random.default_rng(n).normal(size=(n, 4)).astype(np.float32)
+        assert np.array_equal(part.inputs.numpy(), x)
+        assert part.targets.tolist() == [i % 3 for i in range(n)]
+    assert (split.features, split.outputs, split.classes) == ((4,), 3, ("0", "1", "2"))
+
+
+def test_an_integer_tensor_holds_classes_however_many(user):
+    tensors = "return parts(lambda x, y: (torch.tensor(x), torch.arange(len(x))), classes=30)"
+    arrays = "return parts(classes=30)"
+    assert load_data(user(tensors), seed=0).outputs == 30
+    assert load_data(user(arrays), seed=0).task == "regression"
+    assert load_data(user(arrays), seed=0, task="multiclass").outputs == 30
+
+
+def test_the_parts_do_not_share_memory_with_the_users_arrays(user):
+    reference = user("global X; X = np.ones((9, 2), np.float32); return [(X, np.arange(9) % 2)] * 3")
+    split = load_data(reference, seed=0)
+    sys.modules[reference.split(":")[0]].X[:] = 5
+    assert split.train.inputs.unique().tolist() == [1.0]
+
+
+def test_a_function_that_draws_from_the_global_streams_gives_the_same_data_again(user):
+    reference = user("p = lambda: (np.random.rand(9, 2) + torch.rand(1).item(), np.arange(9) % 2); "
+                     "return p(), p(), p()")
+    first, again, other = (_digests(load_data(reference, seed=s)) for s in (1, 1, 2))
+    assert first == again
+    assert first != other
+
+
+# Random numbers and digests
+
+@pytest.mark.parametrize("name", ["usecase", "iris", "diabetes"])
+def test_the_seed_decides_the_split(name):
+    first, again, other = (load_data(name, seed=seed) for seed in (5, 5, 6))
+    assert _digests(first) == _digests(again)
+    assert not set(_digests(first)) & set(_digests(other))
+
+
+@pytest.mark.parametrize("name", ["usecase", "digits", "user"])
+def test_the_global_streams_are_not_touched(name, user):
+    data = user("np.random.rand(3); torch.rand(3); return parts()") if name == "user" else name
+    numpy_before, torch_before = np.random.get_state(), torch.get_rng_state()
+    load_data(data, seed=9)
+    assert torch.equal(torch.get_rng_state(), torch_before)
+    assert all(np.array_equal(a, b)
+               for a, b in zip(np.random.get_state(), numpy_before, strict=True))
+
+
+def test_a_digest_is_the_sha256_of_shapes_types_and_bytes():
+    x, y = torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([0, 1])
+    text = b"<f4(2, 2)" + np.array([1, 2, 3, 4], "<f4").tobytes() + b"<i8(2,)"
+    digest = Part(x, y).digest
+    assert digest == hashlib.sha256(text + np.array([0, 1], "<i8").tobytes()).hexdigest()
+    assert digest == Part(x.t().contiguous().t(), y).digest
+    others = [Part(x + 1e-6, y), Part(x, 1 - y), Part(x.reshape(2, 1, 2), y), Part(x, y.int())]
+    assert len({digest, *(part.digest for part in others)}) == 5
+
+
+def test_a_part_feeds_a_loader():
+    part = load_data("iris", seed=0).validation
+    batches = list(torch.utils.data.DataLoader(part, batch_size=4))
+    assert torch.equal(torch.cat([x for x, _ in batches]), part.inputs)
+    assert torch.equal(torch.cat([y for _, y in batches]), part.targets)
+
+
+# What the user can get wrong
+
+@pytest.mark.parametrize(("data", "got"), [
+    ("digit", "but got 'digit'; did you mean 'digits'?"), ("", "but got ''"),
+    ("breast-cancer", "but got 'breast-cancer'; did you mean 'breast_cancer'?"),
+    ("no_such.xlsx", "but got 'no_such.xlsx'"),
+])
+def test_an_unknown_name_lists_what_there_is(folder, data, got):
+    assert _fails(data, target="y") == (
+        "data: expected one of usecase, digits, breast_cancer, wine, iris, diabetes, the path of a "
+        "file ending in .csv, .parquet, .npz, or package.module:function, " + got)
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ({"target": "y"}, "target: expected none beside data 'iris', but got 'y'"),
+    ({"task": "classify"}, "task: expected binary, multiclass, regression, but got 'classify'"),
+    ({"task": "binary"}, "task: binary expected two classes, but the target has 3"),
+    ({"seed": -1}, "seed: expected a whole number in [0, 2**32), but got -1"),
+])
+def test_options_that_do_not_fit(options, message):
+    assert _fails("iris", **options) == message
+
+
+def test_an_empty_target_is_none_given():
+    assert load_data("iris", target="", seed=0).outputs == 3
+
+
+def test_a_function_that_cannot_be_found(user):
+    reference = user("return parts()")
+    assert _fails(f"{reference[:-4]}dta").endswith("but got 'dta'; did you mean 'data'?")
+    assert _fails("wua_no_such:data").startswith("data: expected a module")
+
+
+@pytest.mark.parametrize(("body", "message"), [
+    ("return parts()[:2]", "to return (train, validation, test), but got 2 parts"),
+    ("return 5", "to return (train, validation, test), but got int"),
+    ("raise KeyError('k')", ", but got KeyError: 'k'"),
+    ("return [(1, 2, 3)] * 3", "expected train to be a pair (inputs, targets) or a torch Dataset "
+     "of such pairs, but got 3 values"),
+    ("return [np.ones((2, 9))] * 3", "of such pairs, but got ndarray"),
+    ("return parts(lambda x, y: TensorDataset(torch.tensor(x)))",
+     "expected train to hold pairs (input, target), but got items that are none, 30 of them"),
+    ("return parts(lambda x, y: Items(x[:0], y))", "hold pairs (input, target), but got no items"),
+    ("return parts(lambda x, y: Items(x, y[:3]))", "data from train, but got IndexError: index 3"),
+    ("return parts(lambda x, y: ([[1], [2, 3]], y))", "arrays in train, but got ValueError: "),
+])
+def test_a_function_that_returns_something_else(user, body, message):
+    assert message in _fails(user(body))
+
+
+@pytest.mark.parametrize(("spoil", "message"), [
+    ("p[2][1] = p[2][1][:9]", "inputs and as many targets in test, but got 15 inputs and 9 targets"),
+    ("p[1][:] = [p[1][0][:0], p[1][1][:0]]", "in validation, but got 0 inputs and 0 targets"),
+    ("p[0][0] = p[0][0][:, 0]", "of shape (n, features, ...) in train, but got (30,)"),
+    ("p[0][1] = np.eye(30)", "targets of shape (n,) or (n, 1) in train, but got (30, 30)"),
+    ("p[1][0][3:5] = np.nan", "the inputs of validation has NaN in 2 of 12 rows"),
+    ("p[1][0][3] = np.inf", "has infinity, or more than float32 holds, in 1 of 12 rows"),
+    ("p[2][1] = np.where(p[2][1] > 1, np.nan, 1)", "the target of test has NaN in 5 of 15 rows"),
+    ("p[0][1] = [None, 'a', 'b'] * 10", "the target of train has none in 10 of 30 rows"),
+    ("p[0][0] = np.full((30, 4), 'a')", "numbers as the inputs of train, but got <U1, such as 'a'"),
+    ("p[0][1] = np.zeros(30)", "two different values in the data to train on, but all are '0'"),
+    ("p[2][1][4] = 7", "only classes that the training part has, but test has '7'"),
+    ("p[0][1] = np.linspace(0, 1, 30); p[1][1] = ['a'] * 12",
+     "expected numbers in a regression, but validation has text, such as 'a'"),
+    ("p[1][0] = p[1][0][:, :2]", "inputs of shape (4,) in validation, as in train, but got (2,)"),
+    ("p[0][1] = np.full(30, 1j)", "numbers or text, but the target of train is complex128"),
+])
+def test_parts_that_do_not_fit(user, spoil, message):
+    assert message in _fails(user(f"def spoil(p): {spoil}\n    return parts(spoil=spoil)"))

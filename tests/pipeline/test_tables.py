@@ -1,0 +1,299 @@
+"""Files split and standardised, against pandas, scikit-learn and sums by hand; what they pose."""
+
+from __future__ import annotations
+
+import shutil
+from decimal import Decimal
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sklearn.preprocessing import StandardScaler
+
+from wua_mlflow.pipeline.data import DataSplit, Part, load_data
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def _three(split: DataSplit) -> list[Part]:
+    return [split.train, split.validation, split.test]
+
+
+def _inputs(split: DataSplit) -> np.ndarray:
+    return np.concatenate([part.inputs.flatten(1).numpy() for part in _three(split)])
+
+
+def _digests(split: DataSplit) -> list[str]:
+    return [part.digest for part in _three(split)]
+
+
+def _frame(n: int = 100, seed: int = 0) -> pd.DataFrame:
+    """``row`` counts the rows, so that a split can be traced back to them."""
+    rng = np.random.default_rng(seed)
+    return pd.DataFrame({"row": np.arange(n), "a": rng.normal(5, 3, n), "same": 7.0,
+                         "count": rng.integers(0, 30, n),
+                         "label": np.repeat(["x", "y", "z"], [n // 2, n // 5, n - n // 2 - n // 5]),
+                         "amount": rng.normal(100, 9, n)})
+
+
+def _rows(split: DataSplit) -> list[np.ndarray]:
+    """Which rows of ``_frame`` each part holds: the ranks of the first, standardised, column."""
+    places = np.argsort(np.argsort(_inputs(split)[:, 0]))
+    return np.split(places, np.cumsum([len(part) for part in _three(split)])[:-1])
+
+
+def _fails(data: str, **options) -> str:
+    with pytest.raises(ValueError) as raised:
+        load_data(data, **{"seed": 0, "target": "y", **options})
+    message = str(raised.value)
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_a_table_is_split_and_standardised(folder, ending):
+    frame = _frame()
+    getattr(frame, f"to_{ending}")(f"rows.{ending}", index=False)
+    split = load_data(f"rows.{ending}", target="label", seed=3)
+    rows = _rows(split)
+    assert sorted(np.concatenate(rows)) == list(range(100))
+    assert [len(part) for part in rows] == [60, 10, 30]
+    x = frame.drop(columns="label").to_numpy(dtype=np.float64)
+    mean, deviation = x[rows[0]].sum(0) / 60, np.sqrt(((x[rows[0]] - x[rows[0]].mean(0)) ** 2)
+                                                      .sum(0) / 60)
+    scaler = StandardScaler().fit(x[rows[0]])
+    for part, index in zip(_three(split), rows, strict=True):
+        by_hand = np.divide(x[index] - mean, deviation, where=deviation > 0,
+                            out=np.zeros_like(x[index]))
+        assert np.allclose(part.inputs.numpy(), by_hand, atol=1e-6)
+        assert np.allclose(part.inputs.numpy(), scaler.transform(x[index]), atol=1e-6)
+        assert [split.classes[k] for k in part.targets] == frame.label[index].tolist()
+        assert np.bincount(part.targets) == pytest.approx(np.array([.5, .2, .3]) * len(index))
+    assert (split.name, split.source) == ("rows", str(folder / f"rows.{ending}"))
+
+
+def test_a_regressions_targets_are_standardised_on_the_training_part(folder):
+    frame = _frame()
+    frame.drop(columns="label").to_csv("rows.csv", index=False)
+    split = load_data("rows.csv", target="amount", seed=3)
+    rows = _rows(split)
+    train = frame.amount[rows[0]]
+    for part, index in zip(_three(split), rows, strict=True):
+        expected = (frame.amount[index] - train.mean()) / train.std(ddof=0)
+        assert np.allclose(part.targets.numpy()[:, 0], expected, atol=1e-5)
+        assert part.targets.shape == (len(index), 1)
+
+
+def test_a_column_constant_in_training_is_zero_everywhere(folder):
+    frame = _frame()
+    frame.to_csv("rows.csv", index=False)
+    rows = _rows(load_data("rows.csv", target="label", seed=3))
+    frame.loc[rows[2], "same"] = 1000.0
+    frame.to_csv("rows.csv", index=False)
+    split = load_data("rows.csv", target="label", seed=3)
+    assert [row.tolist() for row in _rows(split)] == [row.tolist() for row in rows]
+    assert not any(part.inputs[:, 2].any() for part in _three(split))
+
+
+def test_the_row_numbers_that_pandas_writes_are_no_feature(folder):
+    _frame().to_csv("with.csv")
+    _frame().to_csv("without.csv", index=False)
+    _frame().rename(columns={"row": ""}).assign(**{"": 5}).to_csv("named.csv", index=False)
+    digests = [_digests(load_data(f, target="label", seed=1)) for f in ("with.csv", "without.csv")]
+    assert digests[0] == digests[1]
+    assert load_data("named.csv", target="label", seed=1).features == (5,)
+
+
+@pytest.mark.parametrize(("shape", "image", "features", "axes"), [
+    ((60, 3, 4, 5), False, (3, 4, 5), (0, 2, 3)), ((60, 3, 4, 5), True, (3, 4, 5), (0, 2, 3)),
+    ((60, 4, 5), True, (1, 4, 5), (0, 1, 2)), ((60, 4, 5), False, (4, 5), (0, 1, 2)),
+    ((60, 4), False, (4,), (0,)),
+])
+def test_arrays_of_images_are_standardised_by_channel(folder, shape, image, features, axes):
+    x = np.random.default_rng(0).integers(0, 9, shape).astype(np.uint8)
+    x.reshape(60, -1)[:, 0] = np.arange(60) + 100
+    np.savez("arrays.npz", X=x, kind=np.arange(60) % 2 == 0)
+    split = load_data("arrays.npz", target="kind", seed=1, image=image)
+    assert (split.features, split.classes) == (features, ("False", "True"))
+    for part, rows in zip(_three(split), _rows(split), strict=True):
+        train = x[_rows(split)[0]].astype(np.float64)
+        by_hand = (x[rows] - train.mean(axes, keepdims=True)) / train.std(axes, keepdims=True)
+        assert np.allclose(part.inputs.numpy().reshape(by_hand.shape), by_hand, atol=1e-5)
+
+
+def test_ten_rows_of_a_class_reach_all_three_parts(folder):
+    rng = np.random.default_rng(0)
+    for _ in range(60):
+        counts = np.concatenate([[10], rng.integers(10, 90, rng.integers(1, 8))])
+        np.savez("rare.npz", X=rng.random((counts.sum(), 1)), y=np.repeat(np.arange(len(counts)),
+                                                                         counts))
+        split = load_data("rare.npz", seed=int(rng.integers(1000)))
+        assert {len(part.targets.unique()) for part in _three(split)} == {len(counts)}
+
+
+@pytest.mark.parametrize(("values", "task", "classes"), [
+    (["b", "a"], "binary", ("a", "b")), ([True, False], "binary", ("False", "True")),
+    ([0.0, 1.0], "binary", ("0", "1")), ([3, 10, 2], "multiclass", ("2", "3", "10")),
+    (range(20), "multiclass", tuple(map(str, range(20)))), (range(21), "regression", ()),
+    ([0.5, 1.0], "regression", ()), (["é", "z", "A"], "multiclass", ("A", "z", "é")),
+])
+@pytest.mark.parametrize("ending", ["csv", "parquet", "npz"])
+def test_the_task_that_a_target_poses(folder, values, task, classes, ending):
+    target = np.array([*values] * 20)
+    x = np.arange(len(target), dtype=float)
+    if ending == "npz":
+        np.savez("f.npz", X=x[:, None], y=target)
+    else:
+        getattr(pd.DataFrame({"x": x, "y": target}), f"to_{ending}")(f"f.{ending}", index=False)
+    split = load_data(f"f.{ending}", target="y", seed=0)
+    assert (split.task, split.classes) == (task, classes)
+    if classes:
+        for part, rows in zip(_three(split), _rows(split), strict=True):
+            expected = [sorted(values).index(target[row]) for row in rows]
+            assert part.targets.flatten().tolist() == expected
+
+
+def test_a_task_may_be_forced(folder):
+    _frame().drop(columns="label").assign(half=np.arange(100) % 2).to_csv("f.csv", index=False)
+    forced = {task: load_data("f.csv", target="half", seed=0, task=task)
+              for task in ("binary", "multiclass", "regression")}
+    assert [split.outputs for split in forced.values()] == [1, 2, 1]
+    assert [split.train.targets.dtype for split in forced.values()] == [
+        torch.float32, torch.int64, torch.float32]
+    assert forced["regression"].classes == ()
+
+
+def test_columns_of_other_types_that_hold_numbers(folder):
+    plain = pd.DataFrame({"a": np.arange(40.0), "b": np.arange(40) % 2, "y": np.arange(40) % 2})
+    plain.to_parquet("plain.parquet")
+    plain.assign(a=[Decimal(i) for i in range(40)], b=plain.b.astype("boolean"),
+                 y=plain.y.astype("Int64")).to_parquet("other.parquet")
+    assert _digests(load_data("plain.parquet", target="y", seed=0)) == _digests(
+        load_data("other.parquet", target="y", seed=0))
+
+
+# What the user can get wrong
+
+@pytest.mark.parametrize(("name", "content", "message"), [
+    ("f.csv", None, "data: expected a file, but 'f.csv' does not exist"),
+    ("no/such.parquet", None, "data: expected a file, but 'no/such.parquet' does not exist"),
+    ("f.csv", b"", "data: expected rows in f.csv, but the file is empty"),
+    ("f.csv", b"a,y\n", "data: expected rows in f.csv, but it has only a header"),
+    ("f.txt", b"a,y\n", "data: expected a file ending in .csv, .parquet, .npz, but got 'f.txt'"),
+    ("f.csv", b"a,y\n1,2\n1,2,3\n", "data: could not read f.csv: ParserError: "),
+    ("f.csv", b"a,y\n\xff,2\n", "data: could not read f.csv: UnicodeDecodeError: "),
+    ("f.parquet", b"a,y\n", "data: could not read f.parquet: ArrowInvalid: "),
+    ("f.npz", b"a,y\n", "data: expected an archive as numpy.savez writes it, but f.npz is none"),
+    ("f.csv", b"y\n1\n", "data: expected columns beside the target 'y' in f.csv, but got none"),
+    ("f.csv", b"a;y\n1;2\n", "target: expected a column of f.csv, which has 'a;y', but got 'y'"),
+])
+def test_a_file_that_cannot_be_used(folder, name, content, message):
+    if content is not None:
+        (folder / name).write_bytes(content)
+    assert _fails(name).startswith(message)
+
+
+def test_a_folder_is_no_file(folder):
+    (folder / "f.csv").mkdir()
+    assert _fails("f.csv") == "data: expected a file, but 'f.csv' is a folder"
+
+
+@pytest.mark.parametrize(("options", "end"), [
+    ({"target": None}, "but got none"), ({"target": ""}, "but got none"),
+    ({"target": "labl"}, "but got 'labl'; did you mean 'label'?"),
+])
+def test_a_target_that_is_not_there(folder, options, end):
+    _frame().to_csv("f.csv", index=False)
+    columns = "'row', 'a', 'same', 'count', 'label', 'amount'"
+    assert _fails("f.csv", **options) == (
+        f"target: expected a column of f.csv, which has {columns}, {end}")
+
+
+def test_of_many_columns_some_are_listed(folder):
+    pd.DataFrame(np.ones((3, 30))).to_csv("f.csv", index=False)
+    assert "'7' and 22 more, but got 'y'" in _fails("f.csv")
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+@pytest.mark.parametrize(("column", "values", "message"), [
+    ("a", [np.nan, np.nan], "data: expected finite numbers, but column 'a' of {} has NaN in 2 of "
+     "100 rows"),
+    ("a", [np.inf], "data: expected finite numbers, but column 'a' of {} has infinity, or more than "
+     "float32 holds, in 1 of 100 rows"),
+    ("a", [1e300], "data: expected finite numbers, but column 'a' of {} has infinity, or more than "
+     "float32 holds, in 1 of 100 rows"),
+    ("note", ["1", "?"], "data: expected numbers, but column 'note' of {} has text in 1 of 100 rows, "
+     "such as '?'"),
+    ("label", [None, None, None], "target: expected a value in every row, but column 'label' of {} "
+     "has none in 3 of 100 rows"),
+    ("label", ["rare"] * 4, "target: expected at least 10 rows of each class to have it in all three "
+     "parts, but class 'rare' has 4"),
+])
+def test_values_that_cannot_be_used(folder, ending, column, values, message):
+    frame = _frame().assign(note="0") if column == "note" else _frame()
+    frame.loc[5:4 + len(values), column] = values
+    getattr(frame, f"to_{ending}")(f"f.{ending}", index=False)
+    assert _fails(f"f.{ending}", target="label") == message.format(f"f.{ending}")
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ({"y": [np.nan] + [0.5, 1.5] * 20}, "target: expected finite numbers, but column 'y' of "
+     "f.parquet has NaN in 1 of 41 rows"),
+    ({"y": [3] * 40}, "target: expected at least two different values in the data to train on, but "
+     "all are '3'"),
+    ({"y": [0, 1] * 9}, "data: expected at least 20 rows to make three parts of, but got 18"),
+    ({"y": [0] * 30 + [1] * 9}, "target: expected at least 10 rows of each class to have it in all "
+     "three parts, but class '1' has 9; amounts want task=regression"),
+    ({"y": ["a", "b"] * 20, "task": "regression"}, "target: expected numbers in a regression, but "
+     "the target has text, such as 'a'"),
+    ({"y": pd.date_range("2020", periods=40)}, "target: expected numbers or text, but column 'y' of "
+     "f.parquet is datetime64"),
+])
+def test_targets_that_cannot_be_used(folder, options, message):
+    y = options.pop("y")
+    pd.DataFrame({"x": np.arange(float(len(y))), "y": y}).to_parquet("f.parquet")
+    assert _fails("f.parquet", **options).startswith(message)
+
+
+def test_a_column_of_dates_is_refused(folder):
+    dates = pd.date_range("2020", periods=40)
+    pd.DataFrame({"x": dates, "y": [0, 1] * 20}).to_parquet("f.parquet")
+    assert "data: expected numbers, but column 'x' of f.parquet is datetime64" in _fails("f.parquet")
+
+
+@pytest.mark.parametrize(("arrays", "target", "message"), [
+    ({"x": np.ones((40, 2)), "y": np.ones(40)}, None,
+     "data: expected an array 'X' in f.npz, but it has 'x', 'y'"),
+    ({"X": np.ones((40, 2)), "labels": np.ones(40)}, None,
+     "target: expected an array 'y' in f.npz, but it has 'X', 'labels'"),
+    ({"X": np.ones((40, 2)), "labels": np.ones(40)}, "label",
+     "target: expected an array 'label' in f.npz, but it has 'X', 'labels'; did you mean 'labels'?"),
+    ({"X": np.ones((40, 2)), "y": np.ones(39)}, None,
+     "data: expected inputs and as many targets in f.npz, but got 40 inputs and 39 targets"),
+    ({"X": np.array([[1, "a"]] * 40, dtype=object), "y": np.ones(40)}, None,
+     "data: could not read f.npz: ValueError: Object arrays cannot be loaded"),
+])
+def test_arrays_that_cannot_be_used(folder, arrays, target, message):
+    np.savez("f.npz", **arrays)
+    assert _fails("f.npz", target=target).startswith(message)
+
+
+def test_flat_arrays_are_no_images(folder):
+    np.savez("f.npz", X=np.random.default_rng(0).random((40, 6)), y=np.arange(40) % 2)
+    assert _fails("f.npz", target=None, image=True).endswith("but each input has the shape (6,)")
+
+
+def test_paths_are_taken_from_the_current_folder_and_from_home(folder, monkeypatch):
+    _frame().to_csv("f.csv", index=False)
+    (folder / "home").mkdir()
+    shutil.copy("f.csv", "home/g.CSV")
+    monkeypatch.setenv("HOME", str(folder / "home"))
+    splits = [load_data(path, target="label", seed=0) for path in
+              ("f.csv", str(folder / "f.csv"), "./home/../f.csv", "~/g.CSV")]
+    assert len({tuple(_digests(split)) for split in splits}) == 1
+    assert splits[3].source == str(folder / "home" / "g.CSV")

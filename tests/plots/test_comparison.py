@@ -1,0 +1,295 @@
+"""Words, ratios and ink of the comparison against hand counts, the contract and the tutorial."""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import statistics
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+
+import wua_mlflow.plots
+from wua_mlflow.plots import (
+    VARIANT_COLOURS,
+    VariantFigures,
+    VerdictInterval,
+    comparison_data,
+    plot_comparison,
+    variant_colour,
+)
+from wua_mlflow.plots.comparison import interval_words, outcome_words
+from wua_mlflow.plots.quantities import QUANTITIES
+
+_BIG = {
+    "accuracy/test": 0.8850,
+    "flops/forward": 122.0,
+    "params/total": 41.0,
+    "size/bytes": 4321.0,
+    "latency/p50_ms": 0.0431,
+    "usage/effective_weights": 15.7751,
+    "usage/entropy": 2.7584,
+}
+_SMALL = {
+    "accuracy/test": 0.8730,
+    "flops/forward": 86.0,
+    "params/total": 29.0,
+    "size/bytes": 3987.0,
+    "latency/p50_ms": 0.0425,
+    "usage/effective_weights": 11.2361,
+    "usage/entropy": 2.4191,
+}
+_SEEDS = (0.885, 0.91, 0.84, 0.95, 0.80)
+
+
+def _variant(name: str, metrics: dict[str, float], seeds=None) -> VariantFigures:
+    return VariantFigures(name, variant_colour(name), metrics, seeds)
+
+
+def _pair(big=_BIG, small=_SMALL, seeds=None) -> list[VariantFigures]:
+    return [_variant("oversized", big, seeds), _variant("slim", small, seeds)]
+
+
+def _interval(low: float, high: float, outcome: str, label="recipe", **more) -> VerdictInterval:
+    return VerdictInterval(label, (low + high) / 2, low, high, 0.02, outcome, **more)
+
+
+def _labels(data) -> dict[str, list[str]]:
+    return {panel.metric: [bar.label for bar in panel.bars] for panel in data.panels}
+
+
+def test_the_tutorials_figures_in_words():
+    labels = _labels(comparison_data(_pair()))
+    assert labels == {
+        "flops/forward": ["122", "86 · 1.4× fewer"],
+        "params/total": ["41", "29 · 1.4× fewer"],
+        "size/bytes": ["4.32 kB", "3.99 kB · 1.08× smaller"],
+        "latency/p50_ms": ["0.0431 ms", "0.0425 ms · about as fast"],
+        "usage/effective_weights": ["15.8", "11.2 · 1.4× fewer"],
+        "usage/entropy": ["2.758 nats", "2.419 nats · −0.34"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "words"),
+    [
+        (100, 50, "2.0× fewer"),
+        (50, 100, "2.0× more"),
+        (1000, 81, "12× fewer"),
+        (104, 100, "1.04× fewer"),
+        (1000, 1001, "same"),
+        (2_000_000, 1, "2,000,000× fewer"),
+    ],
+)
+def test_a_ratio_is_the_original_over_the_variant(before, after, words):
+    data = comparison_data(_pair({"flops/forward": before}, {"flops/forward": after}))
+    assert data.panels[0].bars[1].label.split(" · ")[1] == words
+
+
+def test_a_slower_model_is_called_slower_and_a_near_one_as_fast():
+    slower = comparison_data(_pair({"latency/p50_ms": 1.0}, {"latency/p50_ms": 1.5}))
+    assert slower.savings == "1.5× slower at batch 1"
+    near = comparison_data(_pair({"latency/p50_ms": 1.0}, {"latency/p50_ms": 0.97}))
+    assert near.savings == "about as fast at batch 1"
+
+
+def test_what_was_not_measured_is_said_and_what_nobody_measured_left_out():
+    data = comparison_data(_pair({"flops/forward": 10, "params/total": 0}, {"params/total": 4}))
+    assert _labels(data) == {
+        "flops/forward": ["10", "not measured"],
+        "params/total": ["0", "4"],
+    }
+    assert data.savings == "" and data.scores[0].value is None
+
+
+def test_savings_name_everything_that_differs():
+    data = comparison_data(_pair())
+    assert data.savings == (
+        "1.4× fewer FLOPs, 1.4× fewer parameters, 1.08× smaller on disk, about as fast at batch 1"
+    )
+
+
+def test_every_metric_name_is_the_contracts():
+    path = Path(wua_mlflow.plots.__file__).parents[1] / "tracking" / "names.py"
+    spec = importlib.util.spec_from_file_location("contract_names", path)
+    names = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(names)
+    contract = {value for key, value in vars(names.Metric).items() if not key.startswith("_")}
+    assert {quantity.metric for quantity in QUANTITIES} <= contract
+    assert {"accuracy/test", "score/test"} <= contract
+    variants = {value for key, value in vars(names.Variant).items() if not key.startswith("_")}
+    assert set(VARIANT_COLOURS) == variants
+
+
+def test_replicates_have_the_mean_and_the_spread_of_the_statistics_module():
+    row = comparison_data(_pair(seeds=_SEEDS)).scores[0]
+    assert row.mean == pytest.approx(statistics.fmean(_SEEDS))
+    assert row.std == pytest.approx(statistics.stdev(_SEEDS))
+    single = comparison_data(_pair(seeds=[0.9])).scores[0]
+    assert single.mean == 0.9 and single.std is None
+
+
+def test_a_regression_is_compared_by_its_score():
+    data = comparison_data(_pair({"score/test": 0.8}, {"score/test": 0.7}))
+    assert [row.value for row in data.scores] == [0.8, 0.7] and data.score_name == "score"
+
+
+@pytest.mark.parametrize(
+    ("verdict", "headline"),
+    [
+        (None, "slim beside oversized; no verdict"),
+        (
+            _interval(-0.01, 0.01, "non_inferior"),
+            "Yes: slim is as good as oversized, to within 2 points of accuracy",
+        ),
+        (
+            _interval(-0.01, -0.002, "non_inferior"),
+            "Worse, but within the margin: slim is behind oversized by less than 2 points of "
+            "accuracy",
+        ),
+        (
+            _interval(-0.09, -0.03, "inferior"),
+            "No: slim is worse than oversized by more than 2 points of accuracy",
+        ),
+        (
+            _interval(-0.09, 0.09, "inconclusive", label="artifact"),
+            "Undecided: slim may be worse than oversized by more than 2 points of accuracy "
+            "(these two models)",
+        ),
+        (
+            _interval(-0.01, 0.01, "non_inferior", score="R²"),
+            "Yes: slim is as good as oversized, to within 0.02 of R²",
+        ),
+    ],
+)
+def test_the_headline_answers_the_question(verdict, headline):
+    assert comparison_data(_pair(), verdict).headline == headline
+
+
+def test_the_recipes_verdict_decides_over_the_artifacts():
+    both = [
+        _interval(-0.01, 0.01, "non_inferior", label="artifact"),
+        _interval(-0.09, 0.09, "inconclusive", label="recipe"),
+    ]
+    assert comparison_data(_pair(), both).headline.startswith("Undecided")
+    assert comparison_data(_pair(), both[0]).headline.startswith("Yes")
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "words"),
+    [
+        (-0.0310, 0.0070, "−1.2 (−3.1 to +0.7)"),
+        (-0.0199, 0.0041, "−0.79 (−1.99 to +0.41)"),
+        (-0.0201, -0.0004, "−1.02 (−2.01 to −0.04)"),
+        (0.0, 0.0, "0.0 (0.0 to 0.0)"),
+        (-0.02, 0.02, "0.0 (−2.0 to +2.0)"),
+    ],
+)
+def test_an_interval_is_written_so_that_each_limit_stays_on_its_side(low, high, words):
+    assert interval_words(_interval(low, high, "inconclusive")) == words
+
+
+def test_outcomes_in_words():
+    assert outcome_words(_interval(-0.01, 0.01, "non_inferior")) == "non-inferior"
+    assert outcome_words(_interval(-0.01, -0.001, "non_inferior")) == "worse, within the margin"
+    assert outcome_words(_interval(-0.1, 0.1, "inconclusive")) == "inconclusive"
+
+
+def test_wrong_figures_raise():
+    with pytest.raises(ValueError, match="variants: expected at least two, but got 1"):
+        comparison_data(_pair()[:1])
+    with pytest.raises(ValueError, match="expected different names"):
+        comparison_data([_pair()[0]] * 2)
+    with pytest.raises(ValueError, match=r"metrics \['flops/forward'\] of slim: expected finite"):
+        comparison_data(_pair(small={"flops/forward": float("nan")}))
+    with pytest.raises(ValueError, match="replicate_scores of oversized: expected finite"):
+        comparison_data(_pair(seeds=[0.5, float("inf")]))
+    with pytest.raises(ValueError, match="outcome: expected one of .* but got 'parity'"):
+        _interval(0, 1, "parity")
+    with pytest.raises(ValueError, match="low ≤ high"):
+        _interval(1, 0, "inferior")
+
+
+_THREE = [
+    _variant("oversized", _BIG, _SEEDS),
+    _variant("oversized-same-budget", _BIG, _SEEDS),
+    _variant("slim", _SMALL, _SEEDS),
+]
+_BOTH = [
+    _interval(-0.031, 0.007, "inconclusive", label="artifact"),
+    _interval(-0.091, 0.089, "inconclusive", label="recipe"),
+]
+_LONG = [_variant("a-model-with-quite-a-long-name-of-its-own", _BIG), *_pair()]
+
+
+@pytest.mark.parametrize(
+    ("variants", "verdict"),
+    [
+        (_pair(seeds=_SEEDS), _BOTH),
+        (_THREE, _BOTH),
+        (_THREE, None),
+        (_pair(), _interval(-0.09, -0.03, "inferior")),
+        (_pair(), _interval(-0.018, -0.002, "non_inferior", label="artifact", score="R²")),
+        (_LONG, _BOTH),
+        (_pair({"accuracy/test": 0.5}, {"accuracy/test": 0.5}), _BOTH[0]),
+        (_pair({"flops/forward": 5e12}, {"flops/forward": 1e9}), None),
+        ([*_THREE, _variant("slim-2", _SMALL, _SEEDS)], _BOTH),
+    ],
+)
+def test_the_picture_is_legible(variants, verdict, legible):
+    data = comparison_data(variants, verdict)
+    words = legible(plot_comparison(data))
+    assert data.headline in words
+    assert {bar.label for panel in data.panels for bar in panel.bars} <= set(words)
+
+
+def test_bars_start_at_zero_and_are_as_long_as_their_values():
+    figure = plot_comparison(comparison_data(_pair({"params/total": 41}, {"params/total": 29})))
+    (ax,) = figure.axes
+    ends = [(p.vertices[:, 0].min(), p.vertices[:, 0].max()) for p in ax.collections[0].get_paths()]
+    assert ends == [(0.0, 41.0), (0.0, 29.0)] and ax.get_xlim()[0] == 0
+
+
+def test_the_shaded_region_starts_at_minus_the_margin():
+    figure = plot_comparison(comparison_data(_pair({}, {}), _interval(-0.05, 0.01, "inconclusive")))
+    (ax,) = figure.axes
+    (shade,) = ax.patches
+    assert shade.get_x() == pytest.approx(-0.02)
+    assert shade.get_x() + shade.get_width() >= ax.get_xlim()[1] - 1e-12
+    margin, equal = (line.get_xdata()[0] for line in ax.lines)
+    assert (margin, equal) == (-0.02, 0)
+
+
+def test_it_draws_in_the_place_of_given_axes():
+    figure = Figure(figsize=(12, 10))
+    ax = figure.add_axes((0.0, 0.3, 1.0, 0.7))
+    assert plot_comparison(comparison_data(_pair(), _BOTH), ax) is figure
+    assert all(panel.get_position().y0 > 0.3 for panel in figure.axes)
+
+
+def _linear(colour: str) -> np.ndarray:
+    rgb = np.array(to_rgb(colour))
+    return np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+
+
+_SEEN = {  # Machado, Oliveira & Fernandes (2009), severity 1.0
+    "protan": [[0.1523, 1.0526, -0.2049], [0.1145, 0.7863, 0.0992], [-0.0039, -0.0481, 1.0519]],
+    "deutan": [[0.3673, 0.8606, -0.2280], [0.2802, 0.6727, 0.0471], [-0.0118, 0.0429, 0.9689]],
+    "tritan": [[1.2555, -0.0767, -0.1788], [-0.0784, 0.9308, 0.1476], [0.0047, 0.6914, 0.3039]],
+}
+
+
+@pytest.mark.parametrize("sight", _SEEN)
+def test_variants_differ_for_colour_blind_readers(sight):
+    seen = [np.array(_SEEN[sight]) @ _linear(colour) for colour in VARIANT_COLOURS.values()]
+    for one, other in itertools.combinations(seen, 2):
+        assert np.linalg.norm(one - other) > 0.2
+
+
+def test_later_rounds_have_colours_of_their_own_and_strangers_grey():
+    colours = [variant_colour(f"slim-{i}") for i in (2, 3, 4)]
+    assert len({*colours, variant_colour("slim")}) == 4
+    assert variant_colour("elsewhere") == "#68717a"

@@ -1,0 +1,130 @@
+"""The diagram's lines against loops over the weights, and the tutorial's rule for their looks."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from matplotlib.collections import LineCollection
+from matplotlib.colors import to_rgba
+from matplotlib.figure import Figure
+
+from wua_mlflow.plots import network_data, plot_network
+
+
+def _weights(*units: int, seed: int = 0) -> list[np.ndarray]:
+    rng = np.random.default_rng(seed)
+    shapes = zip(units[1:], units, strict=False)
+    return [rng.normal(0, 0.4, size=shape).astype(np.float32) for shape in shapes]
+
+
+def test_every_weight_is_one_line_between_its_two_units():
+    weights = _weights(2, 10, 3)
+    data = network_data(weights, ["fc1", "fc2"])
+    lines = {tuple(edge): w for edge, w in zip(data.edges.tolist(), data.weights, strict=True)}
+    expected = {}
+    for j in range(10):
+        for i in range(2):
+            expected[i, 2 + j] = abs(float(weights[0][j, i]))
+        for k in range(3):
+            expected[2 + j, 12 + k] = abs(float(weights[1][k, j]))
+    assert lines.keys() == expected.keys() and len(data.edges) == 50
+    assert [lines[edge] for edge in expected] == pytest.approx(list(expected.values()), rel=1e-6)
+    assert not data.aggregated
+    assert [(c.name, c.units, c.circles) for c in data.columns] == [
+        ("input", 2, 2),
+        ("fc1", 10, 10),
+        ("fc2", 3, 3),
+    ]
+
+
+def test_widths_and_colours_follow_the_tutorials_rule():
+    data = network_data([np.array([[0.0, 0.05, -0.1, 0.11, -0.5, 1.0, -4.0]])])
+    assert data.widths_points == pytest.approx([0.2, 0.2, 0.3, 0.33, 1.5, 3.0, 3.0])
+    assert data.strong.tolist() == [False, False, False, True, True, True, True]
+
+
+@pytest.mark.parametrize(
+    ("units", "circles", "size"), [(60, 60, 1), (61, 31, 2), (64, 32, 2), (300, 60, 5), (7, 7, 1)]
+)
+def test_wide_layers_become_groups_of_one_size(units, circles, size):
+    data = network_data(_weights(units, 3))
+    column = data.columns[0]
+    assert (column.units, column.circles, column.group_size) == (units, circles, size)
+    assert data.aggregated == (size > 1)
+    assert len(data.positions) == circles + 3
+
+
+def test_a_groups_line_is_the_mean_magnitude_of_its_block():
+    (matrix,) = _weights(11, 7)
+    data = network_data([matrix], max_units=4)
+    expected = []
+    for rows in ([0, 1], [2, 3], [4, 5], [6]):
+        for columns in ([0, 1, 2], [3, 4, 5], [6, 7, 8], [9, 10]):
+            block = [abs(float(matrix[i, j])) for i in rows for j in columns]
+            expected.append(sum(block) / len(block))
+    assert data.weights == pytest.approx(expected, rel=1e-6)
+    assert data.edges.tolist() == [[s, 4 + t] for t in range(4) for s in range(4)]
+
+
+def test_blocks_taller_than_the_reading_window_are_whole():
+    (matrix,) = _weights(3, 1300)
+    data = network_data([matrix], max_units=1)
+    assert data.weights == pytest.approx([np.abs(matrix.astype(np.float64)).mean()], rel=1e-6)
+
+
+def test_columns_are_centred_and_stay_in_the_frame():
+    data = network_data(_weights(2, 10, 1, 100))
+    for number in range(4):
+        y = data.positions[data.positions[:, 0] == number, 1]
+        assert y.sum() == pytest.approx(0, abs=1e-9)
+        assert (np.diff(y) < 0).all() and np.abs(y).max() <= 0.5 + 1e-12
+
+
+@pytest.mark.parametrize(
+    ("weights", "names", "message"),
+    [
+        ([], None, "weights: expected at least one layer"),
+        ([np.ones(3)], None, r"weights\[0\]: expected shape \(out, in\), but got \(3,\)"),
+        ([np.full((2, 2), np.nan)], None, r"weights\[0\]: expected finite numbers"),
+        ([np.ones((3, 2)), np.ones((1, 4))], None, r"weights\[1\]: expected 3 inputs.*got 4"),
+        ([np.ones((3, 2))], ["a", "b"], "names: expected 1, one a layer, but got 2"),
+    ],
+)
+def test_wrong_weights_raise(weights, names, message):
+    with pytest.raises(ValueError, match=message):
+        network_data(weights, names)
+
+
+def test_no_circles_raise():
+    with pytest.raises(ValueError, match="max_units: expected an integer of at least 1, but got 0"):
+        network_data(_weights(2, 3), max_units=0)
+
+
+def test_the_ink_is_the_data(legible):
+    data = network_data([np.array([[0.05, -0.5], [2.0, 0.11]])], ["fc1"])
+    figure = plot_network(data)
+    (lines,) = [c for c in figure.axes[0].collections if isinstance(c, LineCollection)]
+    looks = sorted(zip(lines.get_linewidths(), map(tuple, lines.get_colors()), strict=True))
+    red, grey = to_rgba("#d62728"), to_rgba("#b9bfc5")
+    assert [width for width, _ in looks] == pytest.approx([0.2, 0.33, 1.5, 3.0])
+    assert [colour for _, colour in looks] == pytest.approx([grey, red, red, red])
+    words = legible(figure)
+    assert "fc1\n2 units" in words and "input\n2 values" in words
+    assert "One circle a unit, one line a weight." in words
+
+
+def test_the_caption_says_what_was_grouped(legible):
+    words = " ".join(legible(plot_network(network_data(_weights(64, 300, 10), ["fc1", "out"]))))
+    assert "input 64 as 32 groups of 2, fc1 300 as 60 groups of 5" in words
+
+
+@pytest.mark.parametrize("units", [(1, 1), (2, 10, 1), (64, 32, 10), (8,) * 21, (300,) * 6])
+def test_the_picture_is_legible(units, legible):
+    names = [f"encoder.block.{i}.linear" for i in range(len(units) - 1)]
+    assert legible(plot_network(network_data(_weights(*units), names)))
+
+
+def test_it_draws_on_given_axes():
+    figure = Figure()
+    ax = figure.subplots()
+    assert plot_network(network_data(_weights(2, 3)), ax) is figure and figure.axes == [ax]

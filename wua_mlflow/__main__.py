@@ -1,0 +1,5 @@
+"""``python -m wua_mlflow``: the same as ``wua``."""
+
+from wua_mlflow.cli import main
+
+raise SystemExit(main())

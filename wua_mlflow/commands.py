@@ -1,0 +1,113 @@
+"""The commands that train, analyze, slim and compare: call the chain, print what it found.
+
+May import: everything. Tests: ``tests/test_cli.py``.
+"""
+
+from __future__ import annotations
+
+import json
+
+from wua_mlflow.config import ConfigError, Settings
+from wua_mlflow.pipeline import chain
+from wua_mlflow.pipeline.comparison import Comparison
+from wua_mlflow.pipeline.report import terminal_reports
+from wua_mlflow.tracking.names import Outcome
+from wua_mlflow.tracking.store import Store, connect
+from wua_mlflow.tracking.view import LATEST_KEY, run_address, view_address
+from wua_mlflow.verdict import Verdict
+
+__all__ = ["execute"]
+
+EXIT_CODES = {Outcome.NON_INFERIOR: 0, Outcome.INFERIOR: 3, Outcome.INCONCLUSIVE: 4}
+LOCAL_UI = "http://127.0.0.1:5000"
+
+
+def execute(
+    command: str,
+    settings: Settings,
+    *,
+    as_json: bool = False,
+    models: tuple[str, ...] = (),
+    data_given: bool = False,
+) -> int:
+    """Carry out ``command``; gives the exit code."""
+    if command == "compare":
+        return _compare(settings, models, as_json=as_json, data_given=data_given)
+    store = connect(settings.experiment)
+    if command == "run":
+        return _run(store, settings, as_json)
+    if command == "train":
+        variant = chain.train_run(store, settings)
+        print(f"{variant.name}: {variant.test.score:.4f} on the test part; run {variant.run_id}")
+        print(f"Next: wua analyze --run-id {variant.run_id}")
+    elif command == "analyze":
+        variant, usage = chain.analyze_run(store, settings)
+        print(f"{variant.name}: {usage.effective_weights:,.4f} effective weights of "
+              f"{usage.weights:,}; run {variant.run_id}")
+        for layer in usage.layers.values():
+            print(f"  {layer.name}: entropy {layer.entropy:.4f}, effective weights "
+                  f"{layer.effective_weights:,.4f} of {layer.weights:,}")
+        for layer, reason in usage.skipped.items():
+            print(f"  {layer}: not analysed: {reason}")
+    else:
+        for variant in chain.slim_run(store, settings):
+            print(f"{variant.name}: {variant.test.score:.4f} on the test part; "
+                  f"run {variant.run_id}")
+        print(f"Next: wua compare --run-id {variant.run_id}")
+    return 0
+
+
+def _run(store: Store, settings: Settings, as_json: bool) -> int:
+    outcome = chain.run_pipeline(store, settings)
+    if as_json:
+        print(json.dumps({
+            "run_id": outcome.run_id,
+            "variants": {v.name: {"run_id": v.run_id, **v.metrics} for v in outcome.variants},
+            **_verdicts(outcome.report.comparison)}, indent=1))
+    else:
+        base = store.uri if store.uri.startswith("http") else LOCAL_UI
+        print(terminal_reports(outcome.report))
+        print(f"\nTo look: {'' if base != LOCAL_UI else 'start the UI with `make ui` (or `mlflow ui`), then '}"
+              f"open\n  {view_address(base, store.experiment_id, LATEST_KEY)}\n"
+              f"The report:\n  {run_address(base, store.experiment_id, outcome.run_id)}")
+    return EXIT_CODES[outcome.verdict.outcome] if settings.gate else 0
+
+
+def _compare(
+    settings: Settings, models: tuple[str, ...], *, as_json: bool, data_given: bool
+) -> int:
+    if len(models) not in (0, 2):
+        raise ConfigError(f"compare: expected two models, A and B, but got {len(models)}")
+    pair = models or tuple(m for m in (settings.baseline, settings.candidate) if m)
+    if len(pair) == 2:
+        from wua_mlflow.pipeline import outside
+
+        result = outside.compare_any(pair[0], pair[1], settings, data_given=data_given)
+        print(json.dumps(_verdicts(result.comparison), indent=1) if as_json else result.text)
+        return EXIT_CODES[result.comparison.artifact.outcome]
+    original, slim, comparison = chain.compare_run(connect(settings.experiment), settings)
+    if as_json:
+        print(json.dumps(_verdicts(comparison), indent=1))
+    else:
+        print(f"{slim.name} against {original.name}")
+        for verdict in (comparison.recipe, comparison.artifact):
+            if verdict:
+                print(" ".join(filter(None, (verdict.sentence, verdict.settle))))
+    return EXIT_CODES[comparison.verdict.outcome]
+
+
+def _verdicts(comparison: Comparison) -> dict[str, object]:
+    def shown(verdict: Verdict) -> dict[str, object]:
+        return {"outcome": verdict.outcome, "delta": verdict.delta, "low": verdict.low,
+                "high": verdict.high, "margin": verdict.margin, "confidence": verdict.confidence,
+                "examples": verdict.examples, "seeds": verdict.seeds,
+                "method": verdict.method, "sentence": verdict.sentence, "settle": verdict.settle}
+
+    return {
+        "verdict": comparison.verdict.outcome,
+        "artifact": shown(comparison.artifact),
+        "recipe": shown(comparison.recipe) if comparison.recipe else None,
+        "metrics": comparison.metrics,
+    }
+
+

@@ -1,0 +1,98 @@
+"""Latency and throughput of models, measured in turns so that noise falls on all alike.
+
+May import: torch, numpy, hooks. Tests: ``tests/test_latency.py``.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from wua_mlflow.hooks import evaluating
+
+__all__ = ["Latency", "measure_latency"]
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Quantiles of one sample's forward, in milliseconds, and samples a second in batches."""
+
+    p50_ms: float
+    p95_ms: float
+    samples_per_s: float
+    rounds: int
+
+
+def measure_latency(
+    models: Mapping[str, nn.Module],
+    inputs: Tensor,
+    *,
+    rounds: int = 300,
+    budget_s: float = 1.0,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, Latency]:
+    """Time the forward of each model at batch 1 and at the batch given, A, B, A, B, ….
+
+    Each model is warmed up first. A round times every model once, in an order that turns by one
+    from round to round. On CUDA the device is waited for around each forward.
+
+    Args:
+        models: by name; all on the device of the inputs.
+        inputs: shape (batch, ...); the first sample alone gives the latency.
+        rounds: at most so many rounds.
+        budget_s: stop after about so many seconds for each of the two measurements, with at least
+            ten rounds.
+        clock: seconds; replaced in tests.
+
+    Raises:
+        ValueError: no models, or no samples.
+    """
+    if not models or not len(inputs):
+        raise ValueError("models, inputs: expected at least one model and one sample")
+    with ExitStack() as stack:
+        for model in models.values():
+            stack.enter_context(evaluating(model))
+        single = _time(models, inputs[:1], rounds, budget_s, clock)
+        batch = _time(models, inputs, max(10, rounds // 10), budget_s, clock)
+    return {
+        name: Latency(
+            p50_ms=float(np.quantile(single[name], 0.5)) * 1e3,
+            p95_ms=float(np.quantile(single[name], 0.95)) * 1e3,
+            samples_per_s=len(inputs) / float(np.quantile(batch[name], 0.5)),
+            rounds=len(single[name]),
+        )
+        for name in models
+    }
+
+
+def _time(
+    models: Mapping[str, nn.Module],
+    inputs: Tensor,
+    rounds: int,
+    budget_s: float,
+    clock: Callable[[], float],
+) -> dict[str, list[float]]:
+    wait = torch.cuda.synchronize if inputs.is_cuda else (lambda: None)
+    names = list(models)
+    for model in models.values():
+        for _ in range(3):
+            model(inputs)
+    wait()
+    times: dict[str, list[float]] = {name: [] for name in names}
+    began = clock()
+    for turn in range(rounds):
+        for place in range(len(names)):
+            name = names[(place + turn) % len(names)]
+            start = clock()
+            models[name](inputs)
+            wait()
+            times[name].append(clock() - start)
+        if turn >= 9 and clock() - began > budget_s:
+            break
+    return times

@@ -1,0 +1,299 @@
+"""The data of a pipeline in three parts: the tutorial's, bundled sets, files, the user's function.
+
+scikit-learn and pandas are imported where a set needs them: ``usecase`` imports neither.
+May import: numpy, torch, dotted, evaluation, randomness, tables.
+Tests: ``tests/pipeline/test_data.py``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, IterableDataset
+
+from wua_mlflow.dotted import load_object, nearest, one_line
+from wua_mlflow.evaluation import Task
+from wua_mlflow.pipeline.tables import ENDINGS, Rows, Target, pose, read_rows, rows_of
+from wua_mlflow.randomness import Purpose, checked_seed, isolated, numpy_generator
+
+__all__ = ["BUILT_IN", "DataSplit", "Part", "load_data"]
+
+BUILT_IN = ("usecase", "digits", "breast_cancer", "wine", "iris", "diabetes")
+
+_PARTS = ("train", "validation", "test")
+_FEWEST_ROWS, _FEWEST_OF_A_CLASS = 20, 10
+"""With so many, a stratified 60/10/30 split has the class in each part, whatever the rounding."""
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """One part of the data; ``part[i]`` is a pair, so that a torch DataLoader takes it.
+
+    ``inputs`` are (n, *features) float32; ``targets`` (n, 1) float32 in binary tasks and
+    regressions, (n,) int64 in multiclass ones.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def __getitem__(self, index: Any) -> tuple[Tensor, Tensor]:
+        return self.inputs[index], self.targets[index]
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256, in hexadecimal, of the shapes, the types and the bytes of both tensors."""
+        sha = hashlib.sha256()
+        for tensor in (self.inputs, self.targets):
+            array = tensor.detach().cpu().contiguous().numpy()
+            sha.update(f"{array.dtype.str}{array.shape}".encode())
+            sha.update(array.data.cast("B"))
+        return sha.hexdigest()
+
+
+@dataclass(frozen=True, eq=False)
+class DataSplit:
+    """Data for one task, in three parts.
+
+    ``features`` is the shape of one input; ``outputs`` the model's output units, 1 in binary tasks
+    and regressions, else the number of classes; ``classes`` their names, none in a regression;
+    ``source`` says where the data came from: a path, a scikit-learn function, the user's function.
+    """
+
+    name: str
+    task: Task
+    train: Part
+    validation: Part
+    test: Part
+    features: tuple[int, ...]
+    outputs: int
+    classes: tuple[str, ...]
+    source: str
+
+
+def load_data(data: str, *, target: str | None = None, seed: int, image: bool = False,
+              task: str | None = None) -> DataSplit:
+    """The data that ``data`` names, in three parts. The global random generators stay as they are.
+
+    ``usecase`` is the tutorial's: 1,000 uniform points, 10,000 fresh ones to test, 1,000 to
+    validate. The other bundled sets (scikit-learn's) and files are split 60/10/30 into training,
+    validation and test, stratified by class; every column is standardised by the training part's
+    mean and standard deviation, and is 0 where it is constant there. Images in an .npz file are
+    standardised by channel (axis 1 of four axes, all alike of three). The targets of a regression
+    are standardised too, which leaves R² as it is. What the user's function returns is not changed.
+
+    Args:
+        data: a bundled set (``BUILT_IN``), the path of a .csv, .parquet or .npz file, or
+            ``package.module:function`` of the seed that gives (train, validation, test), each a
+            pair of arrays (inputs, targets) or a torch Dataset of such pairs. While it runs, the
+            global generators are seeded with ``seed``, so that it gives the same data each time.
+        target: the column of a file to predict; in an .npz file the array, ``y`` if not given.
+        seed: in [0, 2**32).
+        image: inputs must be images (channels, height, width). The digits then are, divided by
+            their largest value, 16, instead of standardised; (height, width) gets a channel.
+        task: binary, multiclass or regression. If not given: text, bools and whole numbers of at
+            most 20 different values are classes, in sorted order, and so are an integer tensor or
+            a Dataset's integers whatever their number; anything else is a regression.
+
+    Raises:
+        ValueError: one line naming the argument, what was expected and what came.
+
+    >>> split = load_data("usecase", seed=42)
+    >>> tuple(split.train.inputs.shape), len(split.validation), len(split.test), split.task
+    ((1000, 2), 1000, 10000, 'binary')
+    """
+    seed, target = checked_seed(seed), target or None
+    with isolated():
+        if _is_file(data):
+            return _from_file(data, target, seed, image=image, task=task)
+        if target is not None and (data in BUILT_IN or ":" in data):
+            raise ValueError(f"target: expected none beside data {data!r}, but got {target!r}")
+        if ":" in data:
+            return _from_function(data, seed, image=image, task=task)
+        if data == "usecase":
+            return _usecase(seed, image=image, task=task)
+        if data in BUILT_IN:
+            return _bundled(data, seed, image=image, task=task)
+    raise ValueError(f"data: expected one of {', '.join(BUILT_IN)}, the path of a file ending in "
+                     f"{', '.join(ENDINGS)}, or package.module:function, but got {data!r}"
+                     f"{nearest(data, BUILT_IN)}")
+
+
+def _is_file(data: str) -> bool:
+    if Path(data).suffix.lower() in ENDINGS:
+        return True
+    return ":" not in data and data not in BUILT_IN and ("/" in data or Path(data).is_file())
+
+
+def _from_file(data: str, target: str | None, seed: int, *, image: bool,
+               task: str | None) -> DataSplit:
+    path = Path(data).expanduser()
+    parts, posed = _divided(read_rows(data, target), seed, task)
+    return _assembled(parts, posed, path.stem, source=str(path.absolute()), image=image)
+
+
+def _usecase(seed: int, *, image: bool, task: str | None) -> DataSplit:
+    """The training part is ``np.random.seed(seed); np.random.rand(1000, 2)``: RandomState's."""
+    points = (np.random.RandomState(seed).rand(1000, 2),
+              numpy_generator(seed, Purpose.VALIDATION_DATA).random((1000, 2)),
+              numpy_generator(seed, Purpose.TEST_DATA).random((10_000, 2)))
+    parts = [Rows(x, (x[:, 0] + x[:, 1] > 1).astype(np.int64)) for x in points]
+    posed = pose(parts[0].targets, task=task)
+    return _assembled(parts, posed, "usecase", source="usecase", image=image)
+
+
+def _bundled(data: str, seed: int, *, image: bool, task: str | None) -> DataSplit:
+    from sklearn import datasets
+
+    loaded = getattr(datasets, f"load_{data}")()
+    pixels = image and data == "digits"
+    rows = Rows(loaded.images / 16 if pixels else loaded.data, loaded.target)
+    parts, posed = _divided(rows, seed, task, standardise=not pixels)
+    split = _assembled(parts, posed, data, source=f"sklearn.datasets.load_{data}", image=image)
+    names = tuple(str(name) for name in loaded.get("target_names", ()))
+    return replace(split, classes=names) if split.classes and names else split
+
+
+def _from_function(reference: str, seed: int, *, image: bool, task: str | None) -> DataSplit:
+    function = load_object(reference, argument="data")
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    three = _users(lambda: function(seed), reference)
+    if not isinstance(three, tuple | list) or len(three) != 3:
+        got = f"{len(three)} parts" if isinstance(three, tuple | list) else type(three).__name__
+        raise ValueError(f"data: expected {reference} to return (train, validation, test), "
+                         f"but got {got}")
+    pairs = [_pair(part, where) for part, where in zip(three, _PARTS, strict=True)]
+    parts = [rows_of(x, y, where=where) for (x, y), where in zip(pairs, _PARTS, strict=True)]
+    typed = isinstance(three[0], Dataset) or isinstance(pairs[0][1], Tensor)
+    posed = pose(parts[0].targets, task=task, whole_are_classes=typed)
+    return _assembled(parts, posed, reference, source=reference, image=image)
+
+
+def _users(call: Callable[[], Any], what: str) -> Any:
+    try:
+        return call()
+    except Exception as error:  # the user's own code may raise anything
+        raise ValueError(f"data: expected data from {what}, but got {one_line(error)}") from error
+
+
+def _pair(part: Any, where: str) -> tuple[Any, Any]:
+    if isinstance(part, Dataset):
+        return _stacked(part, where)
+    if isinstance(part, tuple | list) and len(part) == 2:
+        return part[0], part[1]
+    got = f"{len(part)} values" if isinstance(part, tuple | list) else type(part).__name__
+    raise ValueError(f"data: expected {where} to be a pair (inputs, targets) or a torch Dataset "
+                     f"of such pairs, but got {got}")
+
+
+def _stacked(dataset: Any, where: str) -> tuple[np.ndarray, np.ndarray]:
+    def items() -> list[Any]:
+        walked = isinstance(dataset, IterableDataset)
+        return list(dataset) if walked else [dataset[i] for i in range(len(dataset))]
+
+    def columns() -> tuple[np.ndarray, np.ndarray]:
+        return np.stack([np.asarray(x) for x, _ in pairs]), np.asarray([y for _, y in pairs])
+
+    pairs = _users(items, where)
+    odd = [pair for pair in pairs if not isinstance(pair, tuple | list) or len(pair) != 2]
+    if odd or not pairs:
+        got = f"items that are none, {len(odd)} of them" if odd else "no items"
+        raise ValueError(f"data: expected {where} to hold pairs (input, target), but got {got}")
+    return _users(columns, where)
+
+
+def _as_images(rows: Rows) -> Rows:
+    if rows.inputs.ndim not in (3, 4):
+        raise ValueError("data: expected images, (height, width) or (channels, height, width), for "
+                         f"this model, but each input has the shape {rows.inputs.shape[1:]}")
+    return rows if rows.inputs.ndim == 4 else replace(rows, inputs=rows.inputs[:, None])
+
+
+def _divided(rows: Rows, seed: int, task: str | None, *,
+             standardise: bool = True) -> tuple[list[Rows], Target]:
+    """The 60/10/30 split of ``rows``, and its task; a regression's targets are standardised."""
+    posed = pose(rows.targets, task=task)
+    codes = posed.encoded(rows.targets, where="the data")
+    _check_enough(posed, codes)
+    indices = _indices(codes, seed, stratified=posed.task != "regression")
+    inputs, targets = ([array[i] for i in indices] for array in (rows.inputs, rows.targets))
+    if standardise:
+        inputs = _standardised(inputs)
+    if posed.task == "regression":
+        targets = [part[:, 0] for part in _standardised([codes[i][:, None] for i in indices])]
+    return [Rows(x, y) for x, y in zip(inputs, targets, strict=True)], posed
+
+
+def _check_enough(posed: Target, codes: np.ndarray) -> None:
+    if len(codes) < _FEWEST_ROWS:
+        raise ValueError(f"data: expected at least {_FEWEST_ROWS} rows to make three parts of, "
+                         f"but got {len(codes)}")
+    counts = np.bincount(codes) if posed.classes else np.array([len(codes)])
+    rarest = int(counts.argmin())
+    if counts[rarest] < _FEWEST_OF_A_CLASS:
+        hint = "" if isinstance(posed.values[0], str | bool) else "; amounts want task=regression"
+        raise ValueError(f"target: expected at least {_FEWEST_OF_A_CLASS} rows of each class to "
+                         f"have it in all three parts, but class {posed.classes[rarest]!r} has "
+                         f"{counts[rarest]}{hint}")
+
+
+def _indices(codes: np.ndarray, seed: int, *, stratified: bool) -> list[np.ndarray]:
+    from sklearn.model_selection import train_test_split
+
+    n, draw = len(codes), numpy_generator(seed, Purpose.SPLIT)
+    rest, taken = np.arange(n), []
+    for size in (-(-3 * n // 10), -(-n // 10)):
+        rest, part = train_test_split(rest, test_size=size, random_state=int(draw.integers(2**32)),
+                                      stratify=codes[rest] if stratified else None)
+        taken.append(part)
+    return [rest, taken[1], taken[0]]
+
+
+def _standardised(parts: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Each part less the first one's mean, over its standard deviation; 0 where that is constant.
+
+    By column of (n, columns), by channel of (n, channels, ...), as a whole of (n, height, width).
+    """
+    train = parts[0]
+    axes = tuple(axis for axis in range(train.ndim) if axis != 1 or train.ndim == 3)
+    mean = train.mean(axes, dtype=np.float64, keepdims=True)
+    deviation = train.std(axes, dtype=np.float64, keepdims=True)
+    varies = (train.max(axes, keepdims=True) > train.min(axes, keepdims=True)) & (deviation > 0)
+    scale = np.where(varies, deviation, np.inf)
+    return [((part - mean) / scale).astype(np.float32) for part in parts]
+
+
+def _assembled(parts: Sequence[Rows], posed: Target, name: str, *, source: str,
+               image: bool) -> DataSplit:
+    parts = [_as_images(rows) for rows in parts] if image else parts
+    shapes = [rows.inputs.shape[1:] for rows in parts]
+    for where, shape in zip(_PARTS, shapes, strict=True):
+        if shape != shapes[0]:
+            raise ValueError(f"data: expected inputs of shape {shapes[0]} in {where}, as in train, "
+                             f"but got {shape}")
+    train, validation, test = (_part(rows, posed, where)
+                               for rows, where in zip(parts, _PARTS, strict=True))
+    outputs = len(posed.classes) if posed.task == "multiclass" else 1
+    return DataSplit(name=name, task=posed.task, train=train, validation=validation, test=test,
+                     features=shapes[0], outputs=outputs, classes=posed.classes, source=source)
+
+
+def _part(rows: Rows, posed: Target, where: str) -> Part:
+    codes = posed.encoded(rows.targets, where=where)
+    inputs = torch.from_numpy(np.array(rows.inputs, dtype=np.float32, order="C"))
+    if posed.task == "multiclass":
+        return Part(inputs, torch.from_numpy(codes))
+    return Part(inputs, torch.from_numpy(codes.astype(np.float32)[:, None]))

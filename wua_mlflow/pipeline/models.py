@@ -1,0 +1,127 @@
+"""The models that a pipeline can build: ``mlp``, ``cnn``, or the user's own factory.
+
+May import: torch, the pipeline's data, dotted. Tests: ``tests/pipeline/test_models.py``.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from wua_mlflow.dotted import load_object
+from wua_mlflow.hooks import evaluating
+from wua_mlflow.pipeline.data import DataSplit
+from wua_mlflow.randomness import isolated
+from wua_mlflow.widths import Factory
+
+__all__ = ["check_fit", "cnn", "factory", "mlp"]
+
+BUILT_IN = ("mlp", "cnn")
+
+
+def factory(model: str, split: DataSplit) -> Factory:
+    """The function of widths that ``model`` names, for the shape of ``split``.
+
+    Raises:
+        ValueError: no such model, or it cannot be imported.
+    """
+    if model == "mlp":
+        return lambda widths: mlp(widths, split.features, split.outputs, split.task)
+    if model == "cnn":
+        return lambda widths: cnn(widths, split.features, split.outputs, split.task)
+    if ":" not in model:
+        raise ValueError(f"model: expected {', '.join(BUILT_IN)} or package.module:factory, "
+                         f"but got '{model}'")
+    user = load_object(model, argument="model")
+
+    def build(widths: Sequence[int]) -> nn.Module:
+        made = user(tuple(widths))
+        if not isinstance(made, nn.Module):
+            raise ValueError(f"model: expected {model} to return a torch.nn.Module, but it "
+                             f"returned {type(made).__name__}")
+        return made
+
+    return build
+
+
+def mlp(widths: Sequence[int], features: Sequence[int], outputs: int, task: str) -> nn.Module:
+    """Linear layers ``fc1``, ``fc2``, … with ReLU between; a sigmoid at the end of a binary one.
+
+    >>> mlp([10], [2], 1, "binary")
+    Sequential(
+      (fc1): Linear(in_features=2, out_features=10, bias=True)
+      (relu1): ReLU()
+      (fc2): Linear(in_features=10, out_features=1, bias=True)
+      (sigmoid): Sigmoid()
+    )
+    """
+    parts: OrderedDict[str, nn.Module] = OrderedDict()
+    if len(features) > 1:
+        parts["flatten"] = nn.Flatten()
+    width = int(torch.Size(features).numel())
+    for number, units in enumerate(widths, 1):
+        parts[f"fc{number}"] = nn.Linear(width, units)
+        parts[f"relu{number}"] = nn.ReLU()
+        width = units
+    parts[f"fc{len(widths) + 1}"] = nn.Linear(width, outputs)
+    if task == "binary":
+        parts["sigmoid"] = nn.Sigmoid()
+    return nn.Sequential(parts)
+
+
+def cnn(widths: Sequence[int], features: Sequence[int], outputs: int, task: str) -> nn.Module:
+    """3×3 convolutions ``conv1``, … each with batch norm and ReLU, pooled by 2 while that is
+    possible; then the mean over the image and one Linear layer, ``fc``.
+
+    Raises:
+        ValueError: the inputs are not images (channels, height, width).
+    """
+    if len(features) != 3:
+        raise ValueError(f"model: cnn expected images of shape (channels, height, width), but the "
+                         f"data's inputs have the shape {tuple(features)}")
+    channels, height, width = features
+    parts: OrderedDict[str, nn.Module] = OrderedDict()
+    for number, units in enumerate(widths, 1):
+        parts[f"conv{number}"] = nn.Conv2d(channels, units, 3, padding=1, bias=False)
+        parts[f"norm{number}"] = nn.BatchNorm2d(units)
+        parts[f"relu{number}"] = nn.ReLU()
+        if min(height, width) >= 4 and number < len(widths):
+            parts[f"pool{number}"] = nn.MaxPool2d(2)
+            height, width = height // 2, width // 2
+        channels = units
+    parts["mean"] = nn.AdaptiveAvgPool2d(1)
+    parts["flatten"] = nn.Flatten()
+    parts["fc"] = nn.Linear(channels, outputs)
+    if task == "binary":
+        parts["sigmoid"] = nn.Sigmoid()
+    return nn.Sequential(parts)
+
+
+def check_fit(model: nn.Module, split: DataSplit) -> None:
+    """Whether the model takes the data's inputs and gives outputs of the task's shape.
+
+    Raises:
+        ValueError: one line with both shapes.
+    """
+    probe = split.train.inputs[:3]
+    parameter = next(model.parameters(), None)
+    if parameter is None:
+        raise ValueError("model: expected a module with parameters, but it has none")
+    try:
+        with isolated(), evaluating(model):
+            outputs = model(probe.to(parameter.device))
+    except Exception as error:  # the user's forward: any error is theirs to see, in one line
+        reason = " ".join(str(error).split())
+        raise ValueError(f"model: does not take the data's inputs of shape "
+                         f"{_shape(split.features)}: {reason}") from error
+    if not isinstance(outputs, Tensor) or tuple(outputs.shape) != (len(probe), split.outputs):
+        got = tuple(outputs.shape[1:]) if isinstance(outputs, Tensor) else type(outputs).__name__
+        raise ValueError(f"model: expected outputs of shape (batch, {split.outputs}) for this "
+                         f"{split.task} task, but got {_shape(got)}")
+
+
+def _shape(shape: object) -> str:
+    return f"(batch, {', '.join(str(s) for s in shape)})" if isinstance(shape, tuple) else str(shape)

@@ -1,0 +1,68 @@
+"""A variant's pictures as files to log: what is drawn for which model.
+
+May import: torch, plots, usage. Tests: ``tests/pipeline/test_pictures.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from wua_mlflow.plots import (
+    histogram_data,
+    layers_data,
+    network_data,
+    plot_histogram,
+    plot_layers,
+    plot_network,
+)
+from wua_mlflow.tracking.names import ArtifactPath, importance_plot
+from wua_mlflow.usage import ModelUsage
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["draw", "usage_pictures"]
+
+MOST_HISTOGRAMS = 20
+MOST_LINES = 200_000
+"""A network with more weights than this gets no diagram: it would be a red rectangle."""
+
+
+def usage_pictures(model: nn.Module, usage: ModelUsage) -> dict[str, Callable[[Path], None]]:
+    """The histograms, the layers, and the diagram of a small MLP, by artifact path."""
+    files: dict[str, Callable[[Path], None]] = {
+        ArtifactPath.LAYERS_PLOT: draw(lambda: plot_layers(layers_data(usage)))}
+    for layer in list(usage.layers.values())[:MOST_HISTOGRAMS]:
+        files[importance_plot(layer.name)] = draw(
+            lambda layer=layer: plot_histogram(
+                histogram_data(layer.histogram, layer.entropy, name=layer.name)))
+    chain = _linear_chain(model)
+    if chain:
+        names, weights = zip(*chain, strict=True)
+        files[ArtifactPath.NETWORK_PLOT] = draw(
+            lambda: plot_network(network_data([w.detach().cpu().numpy() for w in weights], names)))
+    return files
+
+
+def draw(figure: Callable[[], Figure]) -> Callable[[Path], None]:
+    """A function that draws the figure and writes it as the file that it is given."""
+    def save(path: Path) -> None:
+        figure().savefig(path)
+
+    return save
+
+
+def _linear_chain(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """The weights of an MLP, in order; empty where the model is anything else, or large."""
+    chain = []
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear):
+            chain.append((name, module.weight))
+        elif any(True for _ in module.parameters(recurse=False)):
+            return []
+    fits = all(a.shape[0] == b.shape[1] for (_, a), (_, b) in zip(chain, chain[1:], strict=False))
+    return chain if fits and sum(w.numel() for _, w in chain) <= MOST_LINES else []

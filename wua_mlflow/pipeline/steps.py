@@ -1,0 +1,257 @@
+"""The steps ``train``, ``analyze`` and the planning of ``slim``, each adding to a variant's run.
+
+At most ten tracking calls a step, plus one per thousand metrics. ``compare`` is in
+``comparison.py``, the order of the steps in ``chain.py``.
+May import: everything but cli. Tests: ``tests/pipeline/test_steps.py``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from wua_mlflow import __version__
+from wua_mlflow.analysis import analyze as analyze_model
+from wua_mlflow.config import Settings, settings_yaml
+from wua_mlflow.evaluation import Evaluation
+from wua_mlflow.flops import CONVENTION, count_flops, ptflops_forward_flops
+from wua_mlflow.pipeline.pictures import usage_pictures
+from wua_mlflow.pipeline.recipe import (
+    Recipe,
+    Replicate,
+    Stream,
+    Trained,
+    train_one,
+    train_replicates,
+)
+from wua_mlflow.pipeline.variant import Variant, replicates_table, variant_files
+from wua_mlflow.plots.palette import variant_colour
+from wua_mlflow.tracking.datasets import dataset_inputs
+from wua_mlflow.tracking.log import flop_metrics, layers_table, usage_metrics, write
+from wua_mlflow.tracking.models import log_model
+from wua_mlflow.tracking.names import ArtifactPath, Kind, Metric, Tag, step_tag
+from wua_mlflow.tracking.names import Variant as VariantName
+from wua_mlflow.tracking.store import Store, ended, inherited_run, new_run
+from wua_mlflow.usage import ModelUsage
+from wua_mlflow.widths import WidthRecommendation, layers_by_width, recommend_widths
+
+__all__ = ["Plan", "analyze", "derive_widths", "marking", "train"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One network to train: which variant it is, how wide, how long, and what it goes on from."""
+
+    variant: str
+    widths: tuple[int, ...]
+    epochs: int
+    streams: Sequence[Stream] | None = None
+    baseline: str | None = None
+    pipeline: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The run's name: ``oversized 10``, ``slim 7``, ``oversized 10, 60 epochs``."""
+        widths = "-".join(str(width) for width in self.widths)
+        if self.variant == VariantName.SAME_BUDGET:
+            return f"oversized {widths}, {self.epochs} epochs"
+        return f"{self.variant} {widths}"
+
+
+@contextlib.contextmanager
+def marking(store: Store, run_id: str, step: str) -> Iterator[None]:
+    """Mark a step of a run as failed where the block raises; ``done`` goes with its results."""
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(Exception):  # the store's own failure must not hide the error
+            store.client.set_tag(run_id, step_tag(step), "failed")
+        raise
+
+
+def train(store: Store, recipe: Recipe, plan: Plan) -> Variant:
+    """Train a variant and its replicates, count what it costs, and log all of it as one run.
+
+    The run that ``mlflow run -e train`` made is the variant's; else one is made.
+    """
+    settings = recipe.settings.model_copy(
+        update={"hidden": plan.widths, "epochs": plan.epochs, "run_id": None})
+    tags = _tags(recipe, plan)
+    run_id = _open(store, plan, tags, _params(settings))
+    with ended(store, run_id), marking(store, run_id, "train"):
+        trained = train_one(recipe, plan.widths, plan.epochs, seed=settings.seed,
+                            stream=plan.streams[0] if plan.streams else None,
+                            label=f"training {plan.name}")
+        test = recipe.evaluate(trained.model, recipe.split.test, trained.kind)
+        replicates = train_replicates(recipe, plan.widths, plan.epochs, (trained, test),
+                                      streams=plan.streams, label=f"replicates of {plan.name}")
+        metrics = {**_score_metrics(recipe, trained, test, replicates),
+                   **_cost_metrics(recipe, trained, plan)}
+        model_id, metrics[Metric.SIZE_BYTES] = log_model(
+            store.client, run_id, store.experiment_id, trained.model, recipe.split.train.inputs,
+            params=_params(settings), tags={Tag.VARIANT: plan.variant})
+        store.client.log_inputs(run_id, datasets=_datasets(recipe))
+        done = {step_tag("train"): "done"}
+        write(store.client, run_id, metrics=metrics, curves=_curves(trained), model_id=model_id,
+              tags=done, files={
+                  ArtifactPath.CONFIG: settings_yaml(settings),
+                  ArtifactPath.REPLICATES: replicates_table(replicates),
+                  **variant_files(trained.model, test, replicates)})
+    own = Recipe(settings, recipe.split, recipe.build, recipe.device)
+    return Variant(run_id, plan.name, plan.variant, own, trained.model, trained.kind, test,
+                   replicates, {**tags, **done}, metrics)
+
+
+def analyze(store: Store, variant: Variant) -> ModelUsage:
+    """Measure how a variant's weights are used, on training data, and add it to its run."""
+    settings = variant.settings
+    store.client.set_tag(variant.run_id, step_tag("analyze"), "running")
+    with marking(store, variant.run_id, "analyze"):
+        usage = analyze_model(
+            variant.model, variant.recipe.split.train.inputs.to(variant.recipe.device),
+            criterion=settings.criterion, null=settings.null_draws, seed=settings.seed)
+        metrics = usage_metrics(usage)
+        tags = {step_tag("analyze"): "done"}
+        if usage.null:
+            tags[Tag.NULL_KIND] = usage.null.kind
+        write(store.client, variant.run_id, metrics=metrics, tags=tags, files={
+            ArtifactPath.LAYERS_TABLE: layers_table(usage),
+            **usage_pictures(variant.model, usage)})
+    variant.metrics.update(metrics)
+    variant.tags.update(tags)
+    return usage
+
+
+def derive_widths(variant: Variant, usage: ModelUsage | None = None) -> WidthRecommendation:
+    """The slim widths: those given, or the method's, from the usage of the original.
+
+    Raises:
+        ValueError: the factory ignores its widths, as many widths were not given as the original
+            has, one is larger than the original's, or none is smaller.
+    """
+    settings = variant.settings
+    original = settings.hidden
+    layers = layers_by_width(variant.recipe.build, original)
+    if settings.slim_hidden != "auto":
+        return WidthRecommendation("given", original, _checked(settings.slim_hidden, original),
+                                   layers)
+    if usage is None:
+        usage = analyze_model(
+            variant.model, variant.recipe.split.train.inputs.to(variant.recipe.device),
+            criterion=settings.criterion)
+    return recommend_widths(usage, original, layers, method=settings.width_method)
+
+
+def _checked(widths: tuple[int, ...], original: tuple[int, ...]) -> tuple[int, ...]:
+    given, whole = ",".join(map(str, widths)), ",".join(map(str, original))
+    if len(widths) != len(original):
+        raise ValueError(f"slim_hidden: expected {len(original)} widths, as the original has "
+                         f"({whole}), but got {len(widths)} ({given})")
+    if any(slim > width for slim, width in zip(widths, original, strict=True)):
+        raise ValueError(f"slim_hidden: expected widths of at most the original's ({whole}), "
+                         f"but got {given}")
+    if widths == original:
+        raise ValueError(f"slim_hidden: expected at least one width below the original's "
+                         f"({whole}), but got {given}")
+    return widths
+
+
+def _open(store: Store, plan: Plan, tags: Mapping[str, str], params: Mapping[str, str]) -> str:
+    """The variant's run: a new one, or that of ``mlflow run -e train``, which holds params."""
+    inherited = inherited_run()
+    if inherited and plan.variant == VariantName.OVERSIZED and plan.pipeline is None:
+        held = store.client.get_run(inherited).data.params
+        write(store.client, inherited, tags={**tags, "mlflow.runName": plan.name},
+              params={key: value for key, value in params.items() if key not in held})
+        return inherited
+    run_id = new_run(store, plan.name, tags, parent=plan.pipeline)
+    write(store.client, run_id, params=params)
+    return run_id
+
+
+def _tags(recipe: Recipe, plan: Plan) -> dict[str, str]:
+    tags = {
+        Tag.KIND: Kind.VARIANT,
+        Tag.VARIANT: plan.variant,
+        Tag.VERSION: __version__,
+        Tag.TASK: recipe.split.task,
+        Tag.WIDTHS: ",".join(str(width) for width in plan.widths),
+        Tag.TEST_DIGEST: recipe.split.test.digest,
+        Tag.FLOP_CONVENTION: CONVENTION,
+        step_tag("train"): "running",
+        "mlflow.runColor": variant_colour(plan.variant),
+        "mlflow.runType": "evaluation",  # the UI shows parents of such runs expanded
+    }
+    if plan.pipeline:
+        tags[Tag.PIPELINE] = plan.pipeline
+    if plan.baseline:
+        tags[Tag.BASELINE] = plan.baseline
+    return tags
+
+
+def _params(settings: Settings) -> dict[str, str]:
+    """The settings that made the network, as text."""
+    fields = ("data", "target", "model", "train", "hidden", "epochs", "criterion", "optimizer",
+              "batch_size", "lr", "patience", "seed", "seeds", "device")
+    values = {name: getattr(settings, name) for name in fields}
+    return {name: ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+            for name, value in values.items() if value is not None}
+
+
+def _score_metrics(
+    recipe: Recipe, trained: Trained, test: Evaluation, replicates: Sequence[Replicate]
+) -> dict[str, float]:
+    split = recipe.split
+    scores = {
+        "train": recipe.evaluate(trained.model, split.train, trained.kind).score,
+        "validation": recipe.evaluate(trained.model, split.validation, trained.kind).score,
+        "test": test.score,
+    }
+    metrics = {f"score/{part}": score for part, score in scores.items()}
+    metrics[Metric.LOSS_TEST] = test.loss
+    if split.task != "regression":
+        metrics |= {f"accuracy/{part}": score for part, score in scores.items()}
+        if len(replicates) > 1:
+            all_scores = [replicate.score for replicate in replicates]
+            metrics[Metric.ACCURACY_TEST_MEAN] = float(np.mean(all_scores))
+            metrics[Metric.ACCURACY_TEST_STD] = float(np.std(all_scores, ddof=1))
+    return metrics
+
+
+def _cost_metrics(recipe: Recipe, trained: Trained, plan: Plan) -> dict[str, float]:
+    train_samples = len(recipe.split.train.inputs)
+    epochs = len(trained.records) or plan.epochs
+    count = count_flops(trained.model, recipe.split.train.inputs[:2].to(recipe.device))
+    metrics = flop_metrics(count, train_samples=train_samples, epochs=epochs)
+    tutorial = ptflops_forward_flops(trained.model, recipe.split.features)
+    if tutorial is not None:
+        metrics[Metric.FLOPS_PTFLOPS_INFERENCE] = tutorial * train_samples
+        metrics[Metric.FLOPS_PTFLOPS_TRAINING] = 2 * tutorial * train_samples * epochs
+    metrics[Metric.PARAMS_TOTAL] = _parameters(trained.model)
+    return metrics
+
+
+def _parameters(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _curves(trained: Trained) -> dict[str, list[float]]:
+    curves = {
+        Metric.LOSS_TRAIN: [record.train_loss for record in trained.records],
+        Metric.LOSS_VALIDATION: [record.validation_loss for record in trained.records
+                                 if record.validation_loss is not None],
+    }
+    return {name: values for name, values in curves.items() if values}
+
+
+def _datasets(recipe: Recipe) -> list[Any]:
+    split = recipe.split
+    parts = {"train": split.train, "validation": split.validation, "test": split.test}
+    return dataset_inputs(split.name, split.source, [
+        (context, part.inputs.numpy(), part.targets.numpy(), part.digest)
+        for context, part in parts.items()])

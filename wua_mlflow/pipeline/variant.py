@@ -1,0 +1,153 @@
+"""A variant: one trained network with its replicates, as its run holds it.
+
+May import: tracking, the recipe. Tests: ``tests/pipeline/test_variant.py``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from mlflow.exceptions import MlflowException
+from torch import nn
+
+from wua_mlflow.config import Settings, load_settings
+from wua_mlflow.evaluation import Evaluation, OutputKind, output_kind
+from wua_mlflow.pipeline.recipe import Recipe, Replicate, Stream, load_recipe
+from wua_mlflow.tracking.models import read_tensors, write_tensors
+from wua_mlflow.tracking.names import ArtifactPath, Kind, Tag
+from wua_mlflow.tracking.store import Store
+
+__all__ = ["Variant", "load_variant", "read_results", "replicates_table", "variant_files"]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A trained network, where it came from, and how it does on the test part.
+
+    ``recipe.settings`` are the variant's own: ``hidden`` its widths, ``epochs`` its budget.
+    """
+
+    run_id: str
+    name: str
+    variant: str
+    recipe: Recipe
+    model: nn.Module
+    kind: OutputKind
+    test: Evaluation
+    replicates: Sequence[Replicate]
+    tags: dict[str, str]
+    metrics: dict[str, float]
+
+    @property
+    def settings(self) -> Settings:
+        """The variant's own settings."""
+        return self.recipe.settings
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """The variant's hidden widths."""
+        return self.settings.hidden
+
+    @property
+    def replicate_scores(self) -> np.ndarray:
+        """Scores by replicate and test example, shape (replicates, examples)."""
+        return np.stack([replicate.scores for replicate in self.replicates])
+
+
+def variant_files(
+    model: nn.Module, test: Evaluation, replicates: Sequence[Replicate]
+) -> dict[str, object]:
+    """The files from which ``load_variant`` makes the variant again."""
+    scores = np.stack([replicate.scores for replicate in replicates])
+    results = {
+        "predictions": torch.from_numpy(test.predictions.astype(np.float64)),
+        "targets": torch.from_numpy(test.targets.astype(np.float64)),
+        "losses": torch.from_numpy(test.losses),
+        "replicate_scores": torch.from_numpy(_compact(scores)),
+        "replicate_seeds": torch.tensor([replicate.seed for replicate in replicates]),
+        "replicate_losses": torch.tensor([r.loss for r in replicates], dtype=torch.float64),
+    }
+    streams = {f"{number}/{device}": state for number, replicate in enumerate(replicates)
+               for device, state in replicate.stream.items()}
+
+    def state(path: Path) -> None:
+        write_tensors(model.state_dict(), path)
+
+    return {
+        ArtifactPath.STATE: state,
+        ArtifactPath.RNG_STATE: lambda path: write_tensors(streams, path),
+        ArtifactPath.PREDICTIONS: lambda path: write_tensors(results, path),
+    }
+
+
+def _compact(scores: np.ndarray) -> np.ndarray:
+    right_or_wrong = bool(np.isin(scores, (0.0, 1.0)).all())
+    return scores.astype(np.uint8 if right_or_wrong else np.float64)
+
+
+def load_variant(store: Store, run_id: str) -> Variant:
+    """Rebuild a variant from its run: config, state, predictions, random streams.
+
+    Raises:
+        ValueError: no such run, not a variant, or its data have changed since.
+    """
+    run = _run(store, run_id)
+    folder = Path(store.client.download_artifacts(run_id, ""))
+    settings = load_settings(str(folder / ArtifactPath.CONFIG))
+    recipe = load_recipe(settings)
+    test, replicates = read_results(folder, run.data.tags)
+    if recipe.split.test.digest != test.digest:
+        raise ValueError(f"data: {settings.data} has changed since run {run_id} was made: the "
+                         f"test part's digest differs")
+    with torch.random.fork_rng():
+        model = recipe.build(settings.hidden).to(recipe.device)
+    model.load_state_dict(read_tensors(folder / ArtifactPath.STATE))
+    kind = output_kind(model, recipe.split.train.inputs[:2].to(recipe.device), recipe.split.task)
+    return Variant(run_id, run.info.run_name, run.data.tags[Tag.VARIANT], recipe, model.eval(),
+                   kind, test, replicates, dict(run.data.tags), dict(run.data.metrics))
+
+
+def read_results(
+    folder: Path, tags: dict[str, str]
+) -> tuple[Evaluation, list[Replicate]]:
+    """The evaluation and the replicates that a variant's run keeps, without its network."""
+    results = {name: tensor.numpy()
+               for name, tensor in read_tensors(folder / ArtifactPath.PREDICTIONS).items()}
+    streams: dict[int, Stream] = {}
+    for key, state in read_tensors(folder / ArtifactPath.RNG_STATE).items():
+        number, device = key.split("/")
+        streams.setdefault(int(number), {})[device] = state
+    scores = results["replicate_scores"].astype(np.float64)
+    test = Evaluation(task=tags[Tag.TASK], predictions=results["predictions"],  # type: ignore[arg-type]
+                      targets=results["targets"], losses=results["losses"], scores=scores[0],
+                      digest=tags[Tag.TEST_DIGEST])
+    replicates = [
+        Replicate(int(seed), scores[number], float(loss), streams[number])
+        for number, (seed, loss) in enumerate(
+            zip(results["replicate_seeds"], results["replicate_losses"], strict=True))
+    ]
+    return test, replicates
+
+
+def _run(store: Store, run_id: str):  # noqa: ANN202 - mlflow's Run
+    try:
+        run = store.client.get_run(run_id)
+    except MlflowException as error:
+        raise ValueError(f"run_id: no such run: {run_id} ({error.error_code})") from None
+    if run.data.tags.get(Tag.KIND) != Kind.VARIANT:
+        raise ValueError(f"run_id: expected a variant's run, but {run_id} is "
+                         f"{run.data.tags.get(Tag.KIND, 'not one of ours')}")
+    return run
+
+
+def replicates_table(replicates: Sequence[Replicate]) -> str:
+    """``replicates.json``: a row a replicate, in columns (MLflow shows it as a table)."""
+    rows = [[number, replicate.seed, replicate.score, replicate.loss]
+            for number, replicate in enumerate(replicates)]
+    return json.dumps({"columns": ["replicate", "seed", "score/test", "loss/test"],
+                       "data": rows}, indent=1)

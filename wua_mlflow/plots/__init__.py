@@ -1,0 +1,33 @@
+"""Pictures: each is ``x_data(...)`` to a frozen dataclass, then ``plot_x(data, ax=None)`` to ink.
+
+Importing this loads numpy only; matplotlib is imported when a picture is drawn, never its pyplot.
+Tests: ``tests/plots/``.
+"""
+
+from __future__ import annotations
+
+from wua_mlflow.plots.comparison import (
+    VariantFigures,
+    VerdictInterval,
+    comparison_data,
+    plot_comparison,
+)
+from wua_mlflow.plots.histogram import histogram_data, plot_histogram
+from wua_mlflow.plots.layers import layers_data, plot_layers
+from wua_mlflow.plots.network import network_data, plot_network
+from wua_mlflow.plots.palette import VARIANT_COLOURS, variant_colour
+
+__all__ = [
+    "VARIANT_COLOURS",
+    "VariantFigures",
+    "VerdictInterval",
+    "comparison_data",
+    "histogram_data",
+    "layers_data",
+    "network_data",
+    "plot_comparison",
+    "plot_histogram",
+    "plot_layers",
+    "plot_network",
+    "variant_colour",
+]

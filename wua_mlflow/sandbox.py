@@ -1,0 +1,130 @@
+"""Run a model on copies of its tensors, on the meta device or for real, and leave it as it was.
+
+May import: torch. Tests: ``tests/test_flops.py``.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+__all__ = ["borrowed", "copier", "meta_copy", "plain_operators", "real_copy"]
+
+
+@contextmanager
+def plain_operators(*, grad: bool, meta: bool) -> Iterator[None]:
+    """Torch's global settings such that every operator shows as what it is, put back afterwards.
+
+    Encoder layers, attention and recurrent layers run as plain products, compiled parts in eager
+    mode; tensors made on the way are on the meta device if ``meta``. Random streams are put back.
+    """
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    cuda = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with ExitStack() as stack:
+        stack.callback(torch.backends.mha.set_fastpath_enabled, fast_path)
+        torch.backends.mha.set_fastpath_enabled(False)
+        stack.enter_context(torch.random.fork_rng(devices=list(cuda)))
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.set_grad_enabled(grad))
+        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        stack.enter_context(torch.compiler.set_stance("force_eager"))
+        if meta:
+            stack.enter_context(torch.device("meta"))
+        else:
+            for backend in (torch.backends.mkldnn, torch.backends.cudnn):
+                stack.callback(setattr, backend, "enabled", backend.enabled)
+                backend.enabled = False
+        yield
+
+
+@contextmanager
+def borrowed(model: nn.Module, copy: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Puts a copy in place of every tensor of ``model``, in eval mode; puts all back at the end.
+
+    Works on the modules' own dicts, so that it bypasses what a module does on assignment and
+    ``eval()``, and undoes whatever the forward assigns. Tied tensors stay tied. What the model
+    reaches otherwise (a closure, an object that is no module) is left in place.
+    """
+    copied = copier(copy)
+    found = [(vars(module), dict(vars(module))) for module in _modules(model)]
+    contents = [
+        (value, value.copy())
+        for _, before in found
+        for value in before.values()
+        if type(value) in (dict, OrderedDict)
+    ]
+    try:
+        for attributes, before in found:
+            attributes.update({name: copied(value) for name, value in before.items()})
+            attributes["training"] = False
+        yield
+    finally:
+        for attributes, before in found:
+            attributes.clear()
+            attributes.update(before)
+        for container, content in contents:  # a hook that removed itself did so in here
+            container.clear()
+            container.update(content)
+
+
+def _modules(value: Any) -> list[nn.Module]:
+    """The modules in ``value``, each once, those held in plain lists, tuples and dicts too."""
+    found: dict[int, nn.Module] = {}
+    left = [value]
+    while left:
+        item = left.pop()
+        if isinstance(item, nn.Module):
+            if id(item) not in found:
+                found[id(item)] = item
+                left.extend(vars(item).values())
+        elif type(item) in (list, tuple, set):
+            left.extend(item)
+        elif type(item) in (dict, OrderedDict):
+            left.extend(item.values())
+    return list(found.values())
+
+
+def copier(copy: Callable[[Tensor], Tensor]) -> Callable[[Any], Any]:
+    """A function that copies each tensor once, within lists, tuples, sets and dicts too.
+
+    A compiled module comes out as the module that was compiled.
+    """
+    copies: dict[int, Tensor] = {}
+
+    def mapped(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            if id(value) not in copies:
+                copies[id(value)] = copy(value)
+            return copies[id(value)]
+        if isinstance(value, nn.Module):
+            return getattr(value, "_orig_mod", value)
+        if type(value) in (list, tuple, set):
+            return type(value)(mapped(item) for item in value)
+        if type(value) in (dict, OrderedDict):
+            return type(value)((key, mapped(item)) for key, item in value.items())
+        return value
+
+    return mapped
+
+
+def meta_copy(tensor: Tensor) -> Tensor:
+    """A tensor of the same shape, strides and kind that holds nothing."""
+    empty = torch.empty_strided(tensor.size(), tensor.stride(), dtype=tensor.dtype, device="meta")
+    return _same_kind(tensor, empty)
+
+
+def real_copy(tensor: Tensor) -> Tensor:
+    """A tensor of the same values and kind, off the graph."""
+    return _same_kind(tensor, tensor.detach().clone())
+
+
+def _same_kind(tensor: Tensor, values: Tensor) -> Tensor:
+    if isinstance(tensor, nn.Parameter):
+        return nn.Parameter(values, requires_grad=tensor.requires_grad)
+    return values.requires_grad_(tensor.requires_grad and tensor.is_leaf)

@@ -1,0 +1,6 @@
+"""MLflow: the contract of names, all writing to runs and all reading of them."""
+
+from wua_mlflow.tracking.log import log_flops, log_usage
+from wua_mlflow.tracking.runs import best, compare_runs, runs
+
+__all__ = ["best", "compare_runs", "log_flops", "log_usage", "runs"]

@@ -1,0 +1,38 @@
+"""The parts of a data set as MLflow's run inputs.
+
+May import: mlflow, numpy. Tests: ``tests/tracking/test_datasets.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import mlflow.data
+import numpy as np
+from mlflow.entities import DatasetInput, InputTag
+
+__all__ = ["dataset_inputs"]
+
+CONTEXT = "mlflow.data.context"
+
+
+def dataset_inputs(
+    name: str, source: str, parts: Iterable[tuple[str, np.ndarray, np.ndarray, str]]
+) -> list[DatasetInput]:
+    """What ``client.log_inputs`` takes.
+
+    Args:
+        name: of the data set.
+        source: a file's path, or words for what made the data.
+        parts: context (``train``, ``validation``, ``test``), inputs, targets, digest.
+    """
+    origin = source if Path(source).is_file() else None
+    return [
+        DatasetInput(
+            mlflow.data.from_numpy(inputs, targets=targets, source=origin, digest=digest[:12],
+                                   name=f"{name} {context}")._to_mlflow_entity(),
+            tags=[InputTag(CONTEXT, context)],
+        )
+        for context, inputs, targets, digest in parts
+    ]

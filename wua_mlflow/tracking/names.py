@@ -1,0 +1,154 @@
+"""The contract: every name that is written to MLflow, for the writer and the reader alike.
+
+A dashboard or a query outside this project relies on these strings; change one and you break it.
+Imports nothing. Round trip held by ``tests/tracking/test_names.py``.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "ArtifactPath",
+    "Kind",
+    "Metric",
+    "Outcome",
+    "Tag",
+    "Variant",
+    "importance_plot",
+    "layer_metric",
+    "step_tag",
+]
+
+
+class Kind:
+    """Values of the tag ``wua.kind``: what a run is."""
+
+    PIPELINE = "pipeline"
+    VARIANT = "variant"
+    STEP = "step"
+
+
+class Variant:
+    """Values of the tag ``wua.variant``: which model a variant's run holds."""
+
+    OVERSIZED = "oversized"
+    SLIM = "slim"
+    SAME_BUDGET = "oversized-same-budget"
+
+
+class Outcome:
+    """Values of the verdict tags."""
+
+    NON_INFERIOR = "non_inferior"
+    INFERIOR = "inferior"
+    INCONCLUSIVE = "inconclusive"
+
+
+class Tag:
+    """Names of run tags."""
+
+    KIND = "wua.kind"
+    VARIANT = "wua.variant"
+    PIPELINE = "wua.pipeline"
+    BASELINE = "wua.baseline"
+    VERDICT = "wua.verdict"
+    VERDICT_ARTIFACT = "wua.verdict.artifact"
+    VERDICT_RECIPE = "wua.verdict.recipe"
+    ERROR = "wua.error"
+    VERSION = "wua.version"
+    NULL_KIND = "wua.null_kind"
+    TARGET_RUN = "wua.target_run"
+    """On a step's own run: the variant that it added to."""
+    FLOP_CONVENTION = "wua.flop_convention"
+    TASK = "wua.task"
+    """``binary``, ``multiclass`` or ``regression``."""
+    WIDTHS = "wua.widths"
+    """On a variant: its hidden widths, e.g. ``64,32`` (a project's own run cannot say it as a param)."""
+    TEST_DIGEST = "wua.test_digest"
+    """On a variant: digest of the test part, by which looks are counted."""
+
+
+class Metric:
+    """Names of run metrics; each is logged once, at step 0, unless said."""
+
+    SCORE_TRAIN = "score/train"
+    SCORE_VALIDATION = "score/validation"
+    SCORE_TEST = "score/test"
+    ACCURACY_TRAIN = "accuracy/train"
+    ACCURACY_VALIDATION = "accuracy/validation"
+    ACCURACY_TEST = "accuracy/test"
+    ACCURACY_TEST_MEAN = "accuracy/test_mean"
+    ACCURACY_TEST_STD = "accuracy/test_std"
+    LOSS_TRAIN = "loss/train"
+    """A point an epoch."""
+    LOSS_VALIDATION = "loss/validation"
+    """A point an epoch, where the validation part is watched."""
+    LOSS_TEST = "loss/test"
+
+    FLOPS_FORWARD = "flops/forward"
+    FLOPS_INFERENCE = "flops/inference"
+    FLOPS_TRAINING = "flops/training"
+    FLOPS_PTFLOPS_INFERENCE = "flops_ptflops/inference"
+    FLOPS_PTFLOPS_TRAINING = "flops_ptflops/training"
+    PARAMS_TOTAL = "params/total"
+    PARAMS_ANALYZED = "params/analyzed"
+    SIZE_BYTES = "size/bytes"
+
+    USAGE_EFFECTIVE_WEIGHTS = "usage/effective_weights"
+    USAGE_ENTROPY = "usage/entropy"
+    USAGE_EFFECTIVE_SHARE = "usage/effective_share"
+    USAGE_NULL_SHARE = "usage/null_share"
+    USAGE_NULL_LOW = "usage/null_low"
+    USAGE_NULL_HIGH = "usage/null_high"
+    USAGE_SHIFT = "usage/shift"
+    USAGE_TOP90_SHARE = "usage/top90_share"
+    USAGE_LOW_SHARE = "usage/low_share"
+
+    LATENCY_P50 = "latency/p50_ms"
+    LATENCY_P95 = "latency/p95_ms"
+    LATENCY_THROUGHPUT = "latency/samples_per_s"
+
+    ARTIFACT_DELTA = "compare/artifact_delta"
+    ARTIFACT_LOW = "compare/artifact_delta_low"
+    ARTIFACT_HIGH = "compare/artifact_delta_high"
+    RECIPE_DELTA = "compare/recipe_delta"
+    RECIPE_LOW = "compare/recipe_delta_low"
+    RECIPE_HIGH = "compare/recipe_delta_high"
+    MARGIN = "compare/margin"
+    FLOPS_RATIO = "compare/flops_ratio"
+    PARAMS_RATIO = "compare/params_ratio"
+    SIZE_RATIO = "compare/size_ratio"
+    LATENCY_RATIO = "compare/latency_ratio"
+    CHURN = "compare/churn"
+    WORST_CLASS_DELTA = "compare/worst_class_delta"
+    LOOKS = "compare/looks"
+
+
+class ArtifactPath:
+    """Paths of artifacts within a run."""
+
+    LAYERS_TABLE = "usage/layers.json"
+    CONFIG = "config.yaml"
+    REPLICATES = "replicates.json"
+    STATE = "state/model.safetensors"
+    RNG_STATE = "state/rng.safetensors"
+    PREDICTIONS = "evaluation/test.safetensors"
+    NETWORK_PLOT = "plots/network.png"
+    LAYERS_PLOT = "plots/layers.png"
+    COMPARISON_PLOT = "plots/comparison.png"
+    REPORT_MARKDOWN = "report.md"
+    REPORT_HTML = "report.html"
+
+
+def importance_plot(layer: str) -> str:
+    """Path of the importance histogram of ``layer``."""
+    return f"plots/importance_{layer}.png"
+
+
+def layer_metric(layer: str, what: str) -> str:
+    """Name of a per-layer metric; ``what`` is e.g. ``entropy`` or ``effective_weights``."""
+    return f"layers/{layer}/{what}"
+
+
+def step_tag(step: str) -> str:
+    """Name of the tag that holds the state of ``step``: ``running``, ``done`` or ``failed``."""
+    return f"wua.step.{step}"

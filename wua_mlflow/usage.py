@@ -1,0 +1,220 @@
+"""How concentrated a layer's importance is: entropy, effective weights, coverage; the result types.
+
+Functions of tensors, no model and no hooks. Definitions: ``docs/conventions.md``.
+May import: torch, numpy. Tests: ``tests/test_usage.py``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = [
+    "Histogram",
+    "LayerUsage",
+    "ModelUsage",
+    "NullUsage",
+    "effective_count",
+    "entropy_nats",
+    "histogram",
+    "low_share",
+    "top_share",
+]
+
+_ROUNDING = 1e-12
+"""Relative slack of a float64 cumulative sum, so that nine of ten equal weights reach 90%."""
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Counts of normalized importance over equal bins.
+
+    ``edges`` has one entry more than ``counts``; ``entropy`` is in nats and is that of the values
+    themselves, not of the bins.
+    """
+
+    edges: np.ndarray
+    counts: np.ndarray
+    entropy: float
+
+
+@dataclass(frozen=True)
+class NullUsage:
+    """The effective share of the same layer (or model) in networks that learned nothing.
+
+    ``share`` is the mean over the draws, ``low`` and ``high`` the 2.5% and 97.5% quantiles,
+    ``shift`` the mean null entropy minus the measured one, in nats (positive: more concentrated
+    than a network that learned nothing). ``kind`` names the null.
+    """
+
+    kind: str
+    draws: int
+    share: float
+    low: float
+    high: float
+    shift: float
+
+
+@dataclass(frozen=True)
+class LayerUsage:
+    """How one layer's weights are used, under one criterion.
+
+    ``unit_importance`` has shape (units,), the sum over each unit's incoming weights.
+    ``dead`` says that every importance of the layer is zero: effective weights are 0 then.
+    """
+
+    name: str
+    kind: str
+    weights: int
+    units: int
+    entropy: float
+    effective_weights: float
+    top90_share: float
+    low_share: float
+    unit_importance: np.ndarray
+    histogram: Histogram
+    dead: bool = False
+    null: NullUsage | None = None
+
+    @property
+    def effective_share(self) -> float:
+        """Effective weights ÷ weights, in 0..1."""
+        return self.effective_weights / self.weights
+
+    @property
+    def null_share(self) -> float | None:
+        """Mean effective share of the null, where one was drawn."""
+        return self.null.share if self.null else None
+
+
+@dataclass(frozen=True)
+class ModelUsage:
+    """Usage of every analysed layer, in the order of the forward, and what was left out.
+
+    ``skipped`` maps a module's name to the reason why it was not analysed.
+    """
+
+    criterion: str
+    samples: int
+    layers: Mapping[str, LayerUsage]
+    skipped: Mapping[str, str]
+    null: NullUsage | None = None
+
+    @property
+    def weights(self) -> int:
+        """Number of analysed weights."""
+        return sum(layer.weights for layer in self.layers.values())
+
+    @property
+    def effective_weights(self) -> float:
+        """Sum over the layers of exp(entropy)."""
+        return sum(layer.effective_weights for layer in self.layers.values())
+
+    @property
+    def entropy(self) -> float:
+        """Logarithm of the effective weights, in nats; 0 where no weight matters."""
+        effective = self.effective_weights
+        return math.log(effective) if effective > 0 else 0.0
+
+    @property
+    def effective_share(self) -> float:
+        """Effective weights ÷ analysed weights."""
+        return self.effective_weights / self.weights
+
+    @property
+    def top90_share(self) -> float:
+        """Sum of the layers' top-90 counts ÷ analysed weights."""
+        return self._weighted("top90_share")
+
+    @property
+    def low_share(self) -> float:
+        """Sum of the layers' low counts ÷ analysed weights."""
+        return self._weighted("low_share")
+
+    def _weighted(self, what: str) -> float:
+        return sum(getattr(la, what) * la.weights for la in self.layers.values()) / self.weights
+
+
+def entropy_nats(importance: Tensor) -> float:
+    """Shannon entropy −Σ p ln p of p = importance / sum, in nats; nothing is added to p.
+
+    Args:
+        importance: any shape, finite, not negative.
+
+    Returns:
+        The entropy; 0.0 where every importance is zero.
+
+    Raises:
+        ValueError: an importance is negative, NaN or infinite.
+
+    >>> round(entropy_nats(torch.ones(2, 4)), 4)
+    2.0794
+    """
+    values = _checked(importance)
+    total = values.sum()
+    if total == 0:
+        return 0.0
+    p = values / total
+    return max(0.0, -torch.special.xlogy(p, p).sum().item())
+
+
+def effective_count(importance: Tensor) -> float:
+    """exp(entropy): as many equally important weights have this entropy; 0 where all are zero.
+
+    >>> round(effective_count(torch.tensor([1.0, 1.0, 0.0])), 4)
+    2.0
+    """
+    return math.exp(entropy_nats(importance)) if bool((importance > 0).any()) else 0.0
+
+
+def top_share(importance: Tensor, coverage: float = 0.9) -> float:
+    """The smallest share of entries, from the largest down, that holds ``coverage`` of the total.
+
+    >>> top_share(torch.tensor([5.0, 4.0, 1.0, 0.0]))
+    0.5
+    """
+    values = _checked(importance)
+    cumulative = torch.sort(values, descending=True).values.cumsum(0)
+    target = coverage * cumulative[-1] * (1 - _ROUNDING)
+    if cumulative[-1] == 0:
+        return 0.0
+    return (int(torch.searchsorted(cumulative, target)) + 1) / values.numel()
+
+
+def low_share(importance: Tensor, *, below: float) -> float:
+    """The share of entries that lie below ``below`` (an unnormalized importance).
+
+    >>> low_share(torch.tensor([0.001, 0.5]), below=0.01)
+    0.5
+    """
+    return (_checked(importance) < below).double().mean().item()
+
+
+def histogram(importance: Tensor, bins: int = 50) -> Histogram:
+    """Counts of the normalized importance over ``bins`` equal bins from 0 to its largest value."""
+    values = _checked(importance)
+    total = values.sum()
+    p = values / total if total > 0 else values
+    top = p.max().item() or 1.0
+    counts = torch.histc(p, bins=bins, min=0.0, max=top)
+    return Histogram(
+        edges=np.linspace(0.0, top, bins + 1),
+        counts=counts.to(torch.int64).cpu().numpy(),
+        entropy=entropy_nats(importance),
+    )
+
+
+def _checked(importance: Tensor) -> Tensor:
+    values = importance.detach().double().flatten()
+    if values.numel() == 0:
+        raise ValueError("importance: expected at least one weight, but got none")
+    if not bool(torch.isfinite(values).all()):
+        raise ValueError("importance: expected finite numbers, but got NaN or infinity")
+    if bool((values < 0).any()):
+        raise ValueError("importance: expected numbers of at least 0, but got a negative one")
+    return values

@@ -1,0 +1,129 @@
+"""The sentences of a verdict: what was found, and what would settle an inconclusive one.
+
+For readers who know the margin but no statistics. May import: numpy, ``settling``.
+Tests: ``tests/test_verdict.py``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from wua_mlflow.settling import Need
+
+if TYPE_CHECKING:
+    from wua_mlflow.verdict import Verdict
+
+__all__ = ["hopeless_sentence", "need_sentence", "unseen_sentence", "verdict_sentence"]
+
+_AS_SEEN = "if the difference and its spread stay as seen"
+
+
+def verdict_sentence(verdict: Verdict) -> str:
+    """The verdict in one sentence; accuracies are in percentage points."""
+    scale, unit = (100.0, " points") if verdict.score == "accuracy" else (1.0, "")
+    decimals = _decimals(verdict, scale, first=1 if unit else 3)
+    delta, low, high = (
+        _signed(scale * value, decimals) for value in (verdict.delta, verdict.low, verdict.high)
+    )
+    margin = _margin(scale, verdict.margin)
+    return (
+        f"{_subject(verdict)} minus the baseline's is {delta}{unit} "
+        f"({100 * verdict.confidence:g}% interval {low} to {high}), against a margin of "
+        f"{margin:g}{unit if margin != 1 else unit[:-1]}: {_outcome_in_words(verdict)}."
+    )
+
+
+def need_sentence(need: Need, *, examples: int, seeds: int, recipe: bool) -> str:
+    """``need`` in one sentence, beside the ``examples`` and ``seeds`` at hand."""
+    if not recipe:
+        return (
+            f"About {need.examples:,} test examples (now {examples:,}) would settle it, {_AS_SEEN}."
+        )
+    if need.seeds and need.examples:
+        return (
+            f"About {need.seeds:,} seeds (now {seeds:,}) on the same test examples, or about "
+            f"{need.examples:,} test examples (now {examples:,}) with the same seeds, would settle "
+            f"it, {_AS_SEEN}."
+        )
+    if need.seeds:
+        return (
+            f"About {need.seeds:,} seeds (now {seeds:,}) would settle it, {_AS_SEEN}; more test "
+            "examples alone cannot: the spread between seeds is too large."
+        )
+    if need.examples:
+        return (
+            f"About {need.examples:,} test examples (now {examples:,}) would settle it, {_AS_SEEN};"
+            " more seeds alone cannot: the spread between test examples is too large."
+        )
+    if need.both:
+        return (
+            "Neither more seeds nor more test examples alone would settle it; about "
+            f"{need.both[0]:,} seeds with {need.both[1]:,} test examples (now {seeds:,} and "
+            f"{examples:,}) would, {_AS_SEEN}."
+        )
+    return hopeless_sentence(recipe=recipe)
+
+
+def unseen_sentence(required: int, *, examples: int) -> str:
+    """Where no example tells the two models apart: ``required`` such examples would do."""
+    return (
+        f"No test example tells the two apart, but {examples:,} are too few to show it: at least "
+        f"{required:,} test examples without a difference would settle it."
+    )
+
+
+def hopeless_sentence(*, recipe: bool) -> str:
+    """Where the estimate lies so close to −margin that no realistic number would do."""
+    what = "seeds or test examples" if recipe else "test examples"
+    return (
+        f"No realistic number of {what} would settle it: the estimated difference itself lies "
+        "about at minus the margin."
+    )
+
+
+def _subject(verdict: Verdict) -> str:
+    examples = f"{verdict.examples:,} test examples"
+    if verdict.kind == "recipe":
+        return (
+            f"Recipe verdict (both trained with {verdict.seeds:,} seeds, {examples}): on average "
+            f"the candidate's {verdict.score}"
+        )
+    return f"Artifact verdict (these two saved models, {examples}): the candidate's {verdict.score}"
+
+
+def _outcome_in_words(verdict: Verdict) -> str:
+    if verdict.outcome == "inferior":
+        return "worse by more than the margin (inferior)"
+    if verdict.outcome == "inconclusive":
+        return "the data cannot tell whether the loss stays within the margin (inconclusive)"
+    if verdict.high < 0:
+        return "worse, but within the margin (non-inferior)"
+    return f"{'better' if verdict.low > 0 else 'as good within the margin'} (non-inferior)"
+
+
+def _margin(scale: float, margin: float) -> float:
+    return round(scale * margin, 9)
+
+
+def _decimals(verdict: Verdict, scale: float, *, first: int) -> int:
+    """The fewest decimals at which both limits are shown on their side of −margin and of 0."""
+    bounds = (-_margin(scale, verdict.margin), 0.0)
+    limits = (scale * verdict.low, scale * verdict.high)
+    for decimals in range(first, 9):
+        shown = [round(limit, decimals) for limit in limits]
+        if all(
+            np.sign(limit - bound) == np.sign(rounded - bound)
+            for limit, rounded in zip(limits, shown, strict=True)
+            for bound in bounds
+        ):
+            return decimals
+    return 9
+
+
+def _signed(value: float, decimals: int) -> str:
+    """``value`` with a typographic sign; zero has none."""
+    rounded = round(value, decimals)
+    text = f"{abs(rounded):.{decimals}f}"
+    return text if rounded == 0 else f"{'−' if rounded < 0 else '+'}{text}"
