@@ -13,7 +13,13 @@ import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from wua_mlflow.config import ConfigError, Settings, load_settings
+from wua_mlflow.config import (
+    COMMAND_FIELDS,
+    ConfigError,
+    Settings,
+    given_fields,
+    load_settings,
+)
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -96,10 +102,11 @@ def _settings_options(command: argparse.ArgumentParser, name: str) -> None:
                              "one; none: the variant --run-id against its original")
     command.add_argument("--config", help="a shipped configuration (usecase, digits, "
                          "breast_cancer) or a YAML file")
-    for field, info in Settings.model_fields.items():
+    for field in COMMAND_FIELDS[name]:
         flags = [f"--{field.replace('_', '-')}"] + ([f"--{field}"] if "_" in field else [])
         flag: dict[str, Any] = {"nargs": "?", "const": "true"} if field == "gate" else {}
-        command.add_argument(*flags, dest=field, metavar="VALUE", help=info.description, **flag)
+        command.add_argument(*flags, dest=field, metavar="VALUE", **flag,
+                             help=Settings.model_fields[field].description)
     if name in ("run", "compare"):
         command.add_argument("--json", action="store_true", help="the result as JSON")
 
@@ -133,13 +140,14 @@ def _dispatch(options: argparse.Namespace) -> int:
         from wua_mlflow import queries
 
         return queries.answer(options)
-    settings = load_settings(options.config, {
-        field: getattr(options, field) for field in Settings.model_fields})
+    given = given_fields({field: getattr(options, field)
+                          for field in COMMAND_FIELDS[options.command]})
+    settings = load_settings(options.config, given)
     from wua_mlflow import commands
 
-    return commands.execute(options.command, settings, as_json=getattr(options, "json", False),
-                            models=tuple(getattr(options, "models", ())),
-                            data_given=bool(options.data))
+    return commands.execute(options.command, settings, frozenset(given),
+                            as_json=getattr(options, "json", False),
+                            models=tuple(getattr(options, "models", ())))
 
 
 def _terminate(_signal: int, _frame: FrameType | None) -> NoReturn:

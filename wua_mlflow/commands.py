@@ -25,14 +25,22 @@ LOCAL_UI = "http://127.0.0.1:5000"
 def execute(
     command: str,
     settings: Settings,
+    given: frozenset[str],
     *,
     as_json: bool = False,
     models: tuple[str, ...] = (),
-    data_given: bool = False,
 ) -> int:
-    """Carry out ``command``; gives the exit code."""
+    """Carry out ``command``; gives the exit code.
+
+    Args:
+        command: ``run``, ``train``, ``analyze``, ``slim`` or ``compare``.
+        settings: all of them.
+        given: names of those that were given explicitly; a step on a run keeps the run's others.
+        as_json: print JSON.
+        models: ``compare``'s A and B.
+    """
     if command == "compare":
-        return _compare(settings, models, as_json=as_json, data_given=data_given)
+        return _compare(settings, given, models, as_json=as_json)
     store = connect(settings.experiment)
     if command == "run":
         return _run(store, settings, as_json)
@@ -41,7 +49,7 @@ def execute(
         print(f"{variant.name}: {variant.test.score:.4f} on the test part; run {variant.run_id}")
         print(f"Next: wua analyze --run-id {variant.run_id}")
     elif command == "analyze":
-        variant, usage = chain.analyze_run(store, settings)
+        variant, usage = chain.analyze_run(store, settings, given)
         print(f"{variant.name}: {usage.effective_weights:,.4f} effective weights of "
               f"{usage.weights:,}; run {variant.run_id}")
         for layer in usage.layers.values():
@@ -50,7 +58,7 @@ def execute(
         for layer, reason in usage.skipped.items():
             print(f"  {layer}: not analysed: {reason}")
     else:
-        for variant in chain.slim_run(store, settings):
+        for variant in chain.slim_run(store, settings, given):
             print(f"{variant.name}: {variant.test.score:.4f} on the test part; "
                   f"run {variant.run_id}")
         print(f"Next: wua compare --run-id {variant.run_id}")
@@ -74,7 +82,7 @@ def _run(store: Store, settings: Settings, as_json: bool) -> int:
 
 
 def _compare(
-    settings: Settings, models: tuple[str, ...], *, as_json: bool, data_given: bool
+    settings: Settings, given: frozenset[str], models: tuple[str, ...], *, as_json: bool
 ) -> int:
     if len(models) not in (0, 2):
         raise ConfigError(f"compare: expected two models, A and B, but got {len(models)}")
@@ -82,10 +90,11 @@ def _compare(
     if len(pair) == 2:
         from wua_mlflow.pipeline import outside
 
-        result = outside.compare_any(pair[0], pair[1], settings, data_given=data_given)
+        result = outside.compare_any(pair[0], pair[1], settings, data_given="data" in given)
         print(json.dumps(_verdicts(result.comparison), indent=1) if as_json else result.text)
         return EXIT_CODES[result.comparison.artifact.outcome]
-    original, slim, comparison = chain.compare_run(connect(settings.experiment), settings)
+    original, slim, comparison = chain.compare_run(
+        connect(settings.experiment), settings, given)
     if as_json:
         print(json.dumps(_verdicts(comparison), indent=1))
     else:

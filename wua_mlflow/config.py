@@ -15,12 +15,37 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-__all__ = ["CONFIGS", "ConfigError", "Settings", "config_names", "load_settings", "settings_yaml"]
+__all__ = [
+    "COMMAND_FIELDS",
+    "CONFIGS",
+    "ConfigError",
+    "Settings",
+    "config_names",
+    "given_fields",
+    "load_settings",
+    "settings_yaml",
+]
 
 CONFIGS = Path(__file__).parent / "pipeline" / "configs"
 """The folder of the shipped configurations."""
 
 TUTORIAL = "usecase"
+
+_RECIPE = ("data", "target", "task", "model", "train", "hidden", "epochs", "optimizer", "batch_size",
+           "lr", "patience", "seed", "seeds")
+_MACHINE = ("device", "threads", "experiment")
+_USAGE = ("criterion", "null_draws")
+_SLIM = ("slim_hidden", "slim_epochs", "width_method")
+_VERDICT = ("margin", "confidence")
+COMMAND_FIELDS: dict[str, tuple[str, ...]] = {
+    "run": (*_RECIPE, *_USAGE, *_SLIM, *_VERDICT, *_MACHINE, "gate"),
+    "train": (*_RECIPE, *_MACHINE),
+    "analyze": ("run_id", *_USAGE, *_MACHINE),
+    "slim": ("run_id", *_SLIM, *_USAGE, *_MACHINE),
+    "compare": ("run_id", "baseline", "candidate", "data", "target", "task", "seed", *_VERDICT,
+                *_MACHINE),
+}
+"""The fields that each command takes: its options, and the parameters of its entry point."""
 
 
 class ConfigError(ValueError):
@@ -128,12 +153,21 @@ def load_settings(config: str | None = None, given: Mapping[str, Any] | None = N
     Raises:
         ConfigError: one line that names the setting, what was expected and what came.
     """
-    explicit = {key: value for key, value in (given or {}).items() if value not in (None, "")}
+    explicit = given_fields(given or {})
     if config in (None, "", TUTORIAL) and explicit.get("data", TUTORIAL) != TUTORIAL:
         base: dict[str, Any] = {}
     else:
         base = _read(config or TUTORIAL)
     return _validated({**base, **explicit})
+
+
+def given_fields(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values that were given; None and the empty string mean "as configured".
+
+    >>> given_fields({"epochs": "5", "hidden": "", "seed": None})
+    {'epochs': '5'}
+    """
+    return {key: value for key, value in values.items() if value not in (None, "")}
 
 
 def settings_yaml(settings: Settings) -> str:

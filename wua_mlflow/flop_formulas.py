@@ -62,12 +62,13 @@ _WRITTEN_LIST = {
     "reductions and scans, pooling and losses among them": """
         _adaptive_avg_pool2d _adaptive_avg_pool3d _aminmax _cummax_helper _cummin_helper
         _embedding_bag _embedding_bag_forward_only _is_all_true _is_any_true _logcumsumexp
-        adaptive_avg_pool3d adaptive_max_pool2d adaptive_max_pool3d avg_pool2d avg_pool3d bincount
-        cummax cummin cumprod cumsum dist fractional_max_pool2d fractional_max_pool3d hash_tensor
-        histc histogram linalg_vector_norm logcumsumexp logsumexp max_pool2d
-        max_pool2d_with_indices max_pool3d_with_indices mean median mode multi_margin_loss
-        multilabel_margin_loss nanmedian nll_loss nll_loss2d norm prod segment_reduce std std_mean
-        sum trace var var_mean
+        adaptive_avg_pool3d adaptive_max_pool2d adaptive_max_pool3d all amax amin aminmax any argmax
+        argmin avg_pool2d avg_pool3d bincount count_nonzero cummax cummin cumprod cumsum dist
+        fractional_max_pool2d fractional_max_pool3d hash_tensor histc histogram linalg__powsum
+        linalg_vector_norm logcumsumexp logsumexp max max_pool2d max_pool2d_with_indices
+        max_pool3d_with_indices mean median min mode multi_margin_loss multilabel_margin_loss
+        nanmedian nansum nll_loss nll_loss2d norm prod segment_reduce std std_mean sum trace var
+        var_mean
     """,
     "normalisation": """
         _batch_norm_no_update _batch_norm_with_update _fused_rms_norm _log_softmax _masked_softmax
@@ -77,13 +78,13 @@ _WRITTEN_LIST = {
         native_layer_norm renorm
     """,
 }
-"""Operators that count as no FLOPs, beside those that torch tags as pointwise, reduction or view.
+"""Operators that count as no FLOPs, beside those that torch itself marks as pointwise or as views.
 
 An in-place or backward variant goes with its operator.
 """
 
 _LEFT_OUT = frozenset(name for names in _WRITTEN_LIST.values() for name in names.split())
-_LEFT_OUT_TAGS = {torch.Tag.pointwise, torch.Tag.reduction, torch.Tag.view_copy}
+_LEFT_OUT_TAGS = {torch.Tag.pointwise, torch.Tag.view_copy}
 _VARIANT = re.compile(r"(_forward|_(dense_)?backward(_data|_impl)?|_)$")
 
 

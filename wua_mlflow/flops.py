@@ -37,10 +37,10 @@ class FlopCount:
     """FLOPs of one call of a model on a batch of ``samples``; divide by it for one sample.
 
     ``by_module`` maps the qualified name of each module that ran counted operators (the model
-    itself is ``""``) to its forward FLOPs, its children's included; ``by_operator`` each counted
-    operator, like ``"aten.mm"``, to its forward FLOPs. ``uncounted`` maps each operator that computes and has no formula to its
-    number of calls, backward included. Elementwise operators, views, reductions, normalisations
-    and the creation of tensors count as nothing and are not listed.
+    itself is ``""``) to its forward FLOPs, its children's included; ``by_operator`` maps each
+    counted operator, like ``"aten.mm"``, to its forward FLOPs; ``uncounted`` each operator that
+    computes and has no formula to its number of calls, backward included. Elementwise operators,
+    views, reductions, normalisations and the creation of tensors are left out of both.
     """
 
     forward_flops: int
@@ -278,7 +278,7 @@ def _ptflops_macs(model: nn.Module, shape: tuple[int, ...]) -> tuple[int | None,
 
     On meta tensors it would count what torch's own meta functions call as well.
     """
-    from ptflops import get_model_complexity_info  # type: ignore[import-untyped]
+    from ptflops import get_model_complexity_info
 
     if any(tensor.is_meta for tensor in [*model.parameters(), *model.buffers()]):
         return None, "its tensors are on the meta device"

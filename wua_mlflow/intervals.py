@@ -1,7 +1,7 @@
 """Confidence intervals for the mean of a paired difference, candidate minus baseline.
 
 Three designs: 0/1 scores (Tango), other scores (bootstrap-t), seeds crossed with examples.
-May import: numpy, scipy (inside functions). Tests: ``tests/test_verdict.py``; error rates:
+May import: numpy, scipy (inside functions). Tests: ``tests/test_intervals.py``; error rates:
 ``benchmarks/calibration.py``.
 """
 

@@ -37,10 +37,14 @@ def plain_operators(*, grad: bool, meta: bool) -> Iterator[None]:
         if meta:
             stack.enter_context(torch.device("meta"))
         else:
-            for backend in (torch.backends.mkldnn, torch.backends.cudnn):
-                stack.callback(setattr, backend, "enabled", backend.enabled)
-                backend.enabled = False
+            _set(stack, torch.backends.mkldnn, "enabled", False)
+            _set(stack, torch.backends.cudnn, "enabled", False)
         yield
+
+
+def _set(stack: ExitStack, owner: Any, name: str, value: object) -> None:
+    stack.callback(setattr, owner, name, getattr(owner, name))
+    setattr(owner, name, value)
 
 
 @contextmanager
@@ -75,19 +79,22 @@ def borrowed(model: nn.Module, copy: Callable[[Tensor], Tensor]) -> Iterator[Non
 
 def _modules(value: Any) -> list[nn.Module]:
     """The modules in ``value``, each once, those held in plain lists, tuples and dicts too."""
-    found: dict[int, nn.Module] = {}
+    found: list[nn.Module] = []
+    seen: set[int] = set()
     left = [value]
     while left:
         item = left.pop()
+        if id(item) in seen:
+            continue
+        seen.add(id(item))
         if isinstance(item, nn.Module):
-            if id(item) not in found:
-                found[id(item)] = item
-                left.extend(vars(item).values())
+            found.append(item)
+            left.extend(vars(item).values())
         elif type(item) in (list, tuple, set):
             left.extend(item)
         elif type(item) in (dict, OrderedDict):
             left.extend(item.values())
-    return list(found.values())
+    return found
 
 
 def copier(copy: Callable[[Tensor], Tensor]) -> Callable[[Any], Any]:
@@ -126,5 +133,8 @@ def real_copy(tensor: Tensor) -> Tensor:
 
 def _same_kind(tensor: Tensor, values: Tensor) -> Tensor:
     if isinstance(tensor, nn.Parameter):
-        return nn.Parameter(values, requires_grad=tensor.requires_grad)
-    return values.requires_grad_(tensor.requires_grad and tensor.is_leaf)
+        values = nn.Parameter(values, requires_grad=tensor.requires_grad)
+    else:
+        values.requires_grad_(tensor.requires_grad and tensor.is_leaf)
+    vars(values).update(vars(tensor))
+    return values

@@ -1,7 +1,7 @@
 """What would settle an inconclusive verdict: how many more test examples or seeds.
 
 The estimate and its variances are taken for the truth, with no room for chance.
-May import: ``wua_mlflow.intervals``. Tests: ``tests/test_verdict.py``.
+May import: ``wua_mlflow.intervals``. Tests: ``tests/test_settling.py``.
 """
 
 from __future__ import annotations

@@ -223,16 +223,16 @@ def test_of_many_columns_some_are_listed(folder):
 @pytest.mark.parametrize(("column", "values", "message"), [
     ("a", [np.nan, np.nan], "data: expected finite numbers, but column 'a' of {} has NaN in 2 of "
      "100 rows"),
-    ("a", [np.inf], "data: expected finite numbers, but column 'a' of {} has infinity, or more than "
-     "float32 holds, in 1 of 100 rows"),
-    ("a", [1e300], "data: expected finite numbers, but column 'a' of {} has infinity, or more than "
-     "float32 holds, in 1 of 100 rows"),
-    ("note", ["1", "?"], "data: expected numbers, but column 'note' of {} has text in 1 of 100 rows, "
-     "such as '?'"),
-    ("label", [None, None, None], "target: expected a value in every row, but column 'label' of {} "
-     "has none in 3 of 100 rows"),
-    ("label", ["rare"] * 4, "target: expected at least 10 rows of each class to have it in all three "
-     "parts, but class 'rare' has 4"),
+    ("a", [np.inf], "data: expected finite numbers, but column 'a' of {} has infinity, or more "
+     "than float32 holds, in 1 of 100 rows"),
+    ("a", [1e300], "data: expected finite numbers, but column 'a' of {} has infinity, or more "
+     "than float32 holds, in 1 of 100 rows"),
+    ("note", ["1", "?"], "data: expected numbers, but column 'note' of {} has text in 1 of 100 "
+     "rows, such as '?'"),
+    ("label", [None, None, None], "target: expected a value in every row, but column 'label' of "
+     "{} has none in 3 of 100 rows"),
+    ("label", ["rare"] * 4, "target: expected at least 10 rows of each class to have it in all "
+     "three parts, but class 'rare' has 4"),
 ])
 def test_values_that_cannot_be_used(folder, ending, column, values, message):
     frame = _frame().assign(note="0") if column == "note" else _frame()
@@ -251,8 +251,8 @@ def test_values_that_cannot_be_used(folder, ending, column, values, message):
      "three parts, but class '1' has 9; amounts want task=regression"),
     ({"y": ["a", "b"] * 20, "task": "regression"}, "target: expected numbers in a regression, but "
      "the target has text, such as 'a'"),
-    ({"y": pd.date_range("2020", periods=40)}, "target: expected numbers or text, but column 'y' of "
-     "f.parquet is datetime64"),
+    ({"y": pd.date_range("2020", periods=40)}, "target: expected numbers or text, but column 'y' "
+     "of f.parquet is datetime64"),
 ])
 def test_targets_that_cannot_be_used(folder, options, message):
     y = options.pop("y")
@@ -263,7 +263,8 @@ def test_targets_that_cannot_be_used(folder, options, message):
 def test_a_column_of_dates_is_refused(folder):
     dates = pd.date_range("2020", periods=40)
     pd.DataFrame({"x": dates, "y": [0, 1] * 20}).to_parquet("f.parquet")
-    assert "data: expected numbers, but column 'x' of f.parquet is datetime64" in _fails("f.parquet")
+    message = _fails("f.parquet")
+    assert message.startswith("data: expected numbers, but column 'x' of f.parquet is datetime64")
 
 
 @pytest.mark.parametrize(("arrays", "target", "message"), [
@@ -271,8 +272,8 @@ def test_a_column_of_dates_is_refused(folder):
      "data: expected an array 'X' in f.npz, but it has 'x', 'y'"),
     ({"X": np.ones((40, 2)), "labels": np.ones(40)}, None,
      "target: expected an array 'y' in f.npz, but it has 'X', 'labels'"),
-    ({"X": np.ones((40, 2)), "labels": np.ones(40)}, "label",
-     "target: expected an array 'label' in f.npz, but it has 'X', 'labels'; did you mean 'labels'?"),
+    ({"X": np.ones((40, 2)), "ys": np.ones(40)}, "yss",
+     "target: expected an array 'yss' in f.npz, but it has 'X', 'ys'; did you mean 'ys'?"),
     ({"X": np.ones((40, 2)), "y": np.ones(39)}, None,
      "data: expected inputs and as many targets in f.npz, but got 40 inputs and 39 targets"),
     ({"X": np.array([[1, "a"]] * 40, dtype=object), "y": np.ones(40)}, None,

@@ -11,14 +11,14 @@ import numpy as np
 from wua_mlflow.plots import *
 assert not {"matplotlib", "torch"} & set(sys.modules)
 import matplotlib
-before = dict(matplotlib.rcParams)
+before = matplotlib.rcParams.copy()
 data = histogram_data(np.full(8, 1 / 8))
 plot_histogram(data).savefig(sys.argv[1])
 plot_network(network_data([np.ones((3, 2))])).savefig(sys.argv[1])
 two = [VariantFigures(n, "#000000", {"flops/forward": 1.0}) for n in ("a", "b")]
 plot_comparison(comparison_data(two)).savefig(sys.argv[1])
 assert "matplotlib.pyplot" not in sys.modules
-assert dict(matplotlib.rcParams) == before
+assert matplotlib.rcParams.copy() == before
 print("drawn")
 """
 

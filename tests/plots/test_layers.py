@@ -1,4 +1,4 @@
-"""Rows of the layers' picture against the usage that they were made from, at 1, 5 and 200 layers."""
+"""Rows of the layers' picture against the usage they were made from, at 1 to 200 layers."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_no_layer_raises():
         layers_data(_model([]))
 
 
-@pytest.mark.parametrize("count", [1, 2, 5, 30, 61, 200])
+@pytest.mark.parametrize("count", [1, 5, 30, 200])
 @pytest.mark.parametrize("with_flops", [False, True])
 def test_the_picture_is_legible_and_no_taller_than_a_page(count, with_flops, legible):
     usage = _many(count)

@@ -107,7 +107,7 @@ def test_the_ink_is_the_data(legible):
     looks = sorted(zip(lines.get_linewidths(), map(tuple, lines.get_colors()), strict=True))
     red, grey = to_rgba("#d62728"), to_rgba("#b9bfc5")
     assert [width for width, _ in looks] == pytest.approx([0.2, 0.33, 1.5, 3.0])
-    assert [colour for _, colour in looks] == pytest.approx([grey, red, red, red])
+    assert [colour for _, colour in looks] == [grey, red, red, red]
     words = legible(figure)
     assert "fc1\n2 units" in words and "input\n2 values" in words
     assert "One circle a unit, one line a weight." in words
@@ -118,7 +118,7 @@ def test_the_caption_says_what_was_grouped(legible):
     assert "input 64 as 32 groups of 2, fc1 300 as 60 groups of 5" in words
 
 
-@pytest.mark.parametrize("units", [(1, 1), (2, 10, 1), (64, 32, 10), (8,) * 21, (300,) * 6])
+@pytest.mark.parametrize("units", [(1, 1), (2, 10, 1), (64, 32, 10), (8,) * 21, (300, 300, 17, 1)])
 def test_the_picture_is_legible(units, legible):
     names = [f"encoder.block.{i}.linear" for i in range(len(units) - 1)]
     assert legible(plot_network(network_data(_weights(*units), names)))

@@ -64,7 +64,7 @@ def run_pipeline(store: Store, settings: Settings) -> Outcome:
                                              settings.epochs, pipeline=run_id))
         usage = analyze(store, original)
         variants, usages = _slim(store, original, usage, pipeline=run_id)
-        comparison = compare_variants(store, original, variants[-1])
+        comparison = compare_variants(store, original, variants[-1], beside=variants[:-1])
         report = _report(settings, [original, *variants], comparison,
                          {original.name: usage, **usages})
         _finish(store, run_id, settings, report, [original, *variants])
@@ -79,45 +79,47 @@ def train_run(store: Store, settings: Settings) -> Variant:
     return train(store, recipe, Plan(VariantName.OVERSIZED, settings.hidden, settings.epochs))
 
 
-def analyze_run(store: Store, settings: Settings) -> tuple[Variant, ModelUsage]:
-    """The step ``analyze`` on its own: adds to the variant that ``run_id`` names."""
+def analyze_run(
+    store: Store, settings: Settings, given: frozenset[str] = frozenset()
+) -> tuple[Variant, ModelUsage]:
+    """The step ``analyze`` on its own: adds to the variant that ``run_id`` names.
+
+    Args:
+        store: where the runs are.
+        settings: ``run_id``, and what is to differ from the run's own settings.
+        given: names of the settings that were given explicitly and so differ.
+    """
     with _step_run(store, settings, "analyze"):
-        variant = _named(store, settings.run_id)
-        own = variant.settings.model_copy(
-            update={"criterion": settings.criterion, "null_draws": settings.null_draws})
-        variant = replace(variant, recipe=replace(variant.recipe, settings=own))
+        variant = _named(store, settings, given)
         return variant, analyze(store, variant)
 
 
-def slim_run(store: Store, settings: Settings) -> tuple[Variant, ...]:
+def slim_run(
+    store: Store, settings: Settings, given: frozenset[str] = frozenset()
+) -> tuple[Variant, ...]:
     """The step ``slim`` on its own: slim variants of the original that ``run_id`` names."""
     with _step_run(store, settings, "slim"):
-        original = _named(store, settings.run_id)
-        own = original.settings.model_copy(update={
-            "slim_hidden": settings.slim_hidden, "slim_epochs": settings.slim_epochs,
-            "width_method": settings.width_method, "criterion": settings.criterion})
-        original = replace(original, recipe=replace(original.recipe, settings=own))
+        original = _named(store, settings, given)
         variants, _ = _slim(store, original, None, pipeline=original.tags.get(Tag.PIPELINE))
         return variants
 
 
-def compare_run(store: Store, settings: Settings) -> tuple[Variant, Variant, Comparison]:
+def compare_run(
+    store: Store, settings: Settings, given: frozenset[str] = frozenset()
+) -> tuple[Variant, Variant, Comparison]:
     """The step ``compare`` on its own: the slim variant ``run_id`` against its original."""
     with _step_run(store, settings, "compare"):
-        slim = _named(store, settings.run_id)
+        slim = _named(store, settings, given)
         baseline = settings.baseline or slim.tags.get(Tag.BASELINE)
         if baseline is None:
             raise ValueError(f"run_id: {slim.run_id} is {slim.name}, which has no original to be "
                              f"compared with; name one with baseline=RUN")
         original = load_variant(store, baseline)
-        own = slim.settings.model_copy(
-            update={"margin": settings.margin, "confidence": settings.confidence})
-        slim = replace(slim, recipe=replace(slim.recipe, settings=own))
         comparison = compare_variants(store, original, slim)
         pipeline = slim.tags.get(Tag.PIPELINE)
         if pipeline:
-            report = _report(own, [original, slim], comparison, {})
-            _finish(store, pipeline, own, report, [original, slim])
+            report = _report(slim.settings, [original, slim], comparison, {})
+            _finish(store, pipeline, slim.settings, report, [original, slim])
         return original, slim, comparison
 
 
@@ -213,11 +215,14 @@ def _step_run(store: Store, settings: Settings, step: str) -> Iterator[None]:
         yield
 
 
-def _named(store: Store, run_id: str | None) -> Variant:
-    if not run_id:
+def _named(store: Store, settings: Settings, given: frozenset[str]) -> Variant:
+    """The variant of ``run_id``, with the settings that were given in place of its own."""
+    if not settings.run_id:
         raise ValueError("run_id: expected the id of a variant's run, but got none; `wua runs` "
                          "lists them")
-    return load_variant(store, run_id)
+    variant = load_variant(store, settings.run_id)
+    own = variant.settings.model_copy(update={name: getattr(settings, name) for name in given})
+    return replace(variant, recipe=replace(variant.recipe, settings=own))
 
 
 def _data_name(settings: Settings) -> str:

@@ -5,7 +5,7 @@ May import: everything but cli and the chain. Tests: ``tests/pipeline/test_compa
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -71,10 +71,18 @@ class Comparison:
         return tags
 
 
-def compare_variants(store: Store, original: Variant, slim: Variant) -> Comparison:
-    """Judge a slim variant against the original, measure both's latency, and log it.
+def compare_variants(
+    store: Store, original: Variant, slim: Variant, *, beside: Sequence[Variant] = ()
+) -> Comparison:
+    """Judge a slim variant against the original, measure the latency of all, and log it.
 
     The verdict goes to the slim run, the latencies to each run.
+
+    Args:
+        store: where the runs are.
+        original: what the slim one is judged against.
+        slim: the slim one.
+        beside: further variants whose latency is measured in the same turns (the control).
 
     Raises:
         ValueError: they were not tested on the same data.
@@ -84,17 +92,17 @@ def compare_variants(store: Store, original: Variant, slim: Variant) -> Comparis
         settings = slim.settings
         artifact = compare_evaluations(original.test, slim.test, settings)
         recipe = _recipe_verdict(original, slim)
-        latencies = _latencies(original, slim)
-        for variant in (original, slim):
-            variant.metrics.update(latency_metrics(latencies[variant.run_id]))
+        others = (original, *beside)
+        for variant, latency in _latencies((*others, slim)):
+            variant.metrics.update(latency_metrics(latency))
         looks = 1 + count_looks(store.client, slim.test.digest, besides=slim.run_id)
         comparison = Comparison(artifact, recipe, *damage(original.test, slim.test), looks,
                                 ratios(original.metrics, slim.metrics))
-        write(store.client, original.run_id,
-              metrics=latency_metrics(latencies[original.run_id]))
+        for variant in others:
+            write(store.client, variant.run_id, metrics=_latency_of(variant))
         tags = {**comparison.tags, Tag.BASELINE: original.run_id, step_tag("compare"): "done"}
         write(store.client, slim.run_id, tags=tags,
-              metrics={**comparison.metrics, **latency_metrics(latencies[slim.run_id])})
+              metrics={**comparison.metrics, **_latency_of(slim)})
         slim.metrics.update(comparison.metrics)
         slim.tags.update(tags)
     return comparison
@@ -133,14 +141,20 @@ def _recipe_verdict(original: Variant, slim: Variant) -> Verdict | None:
                    score=score_name(original.test.task), seed=settings.seed)
 
 
-def _latencies(original: Variant, slim: Variant) -> dict[str, Latency]:
-    inputs = slim.recipe.split.train.inputs
-    size = slim.settings.batch_size
+def _latencies(variants: Sequence[Variant]) -> list[tuple[Variant, Latency]]:
+    recipe = variants[-1].recipe
+    inputs = recipe.split.train.inputs
+    size = recipe.settings.batch_size
     batch = min(len(inputs), LARGEST_BATCH if size == "full" else size)
     rows = torch.randperm(
-        len(inputs), generator=torch_generator(slim.settings.seed, Purpose.LATENCY))[:batch]
-    return measure_latency({original.run_id: original.model, slim.run_id: slim.model},
-                           inputs[rows].to(slim.recipe.device))
+        len(inputs), generator=torch_generator(recipe.settings.seed, Purpose.LATENCY))[:batch]
+    measured = measure_latency({variant.run_id: variant.model for variant in variants},
+                               inputs[rows].to(recipe.device))
+    return [(variant, measured[variant.run_id]) for variant in variants]
+
+
+def _latency_of(variant: Variant) -> dict[str, float]:
+    return {key: value for key, value in variant.metrics.items() if key.startswith("latency/")}
 
 
 def ratios(original: Mapping[str, float], slim: Mapping[str, float]) -> dict[str, float]:

@@ -189,7 +189,7 @@ def text_width(texts: Sequence[str], size: float, weight: str = "normal") -> flo
     from matplotlib.backends.backend_agg import RendererAgg
     from matplotlib.font_manager import FontProperties
 
-    measure: Any = RendererAgg(1, 1, DPI)  # type: ignore[no-untyped-call]
+    measure: Any = RendererAgg(1, 1, DPI)
     font = FontProperties(size=size, weight=weight)
     widths = [measure.get_text_width_height_descent(text, font, False)[0] for text in texts]
     return float(max(1.0, *widths)) / DPI

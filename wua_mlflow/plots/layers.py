@@ -99,7 +99,7 @@ def plot_layers(data: LayersData, ax: Axes | None = None) -> Figure:
     text = _caption(data, every)
     left_points, flops_ax = 0.0, None
     if ax is None:
-        left = canvas.text_width(names, canvas.LABEL) + 0.3
+        left = canvas.text_width(names[::every], canvas.LABEL) + 0.3
         ax, flops_ax = _new_axes(data, left, height, 1 + text.count("\n"))
         left_points = -72 * (left - 0.2)
     _draw_shares(ax, data, names, every)

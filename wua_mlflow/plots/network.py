@@ -185,12 +185,13 @@ def _draw_circles(ax: Axes, data: NetworkData) -> None:
 
 
 def _label_columns(ax: Axes, data: NetworkData) -> None:
-    shown = range(0, len(data.columns), -(-len(data.columns) // 12))
-    for i in shown:
+    every = -(-len(data.columns) // 12)
+    longest = _label_characters(ax, len(data.columns), every)
+    for i in range(0, len(data.columns), every):
         column = data.columns[i]
         noun = ("unit" if i else "value") + ("" if column.units == 1 else "s")
         label = ax.annotate(
-            f"{canvas.elide(column.name, 18)}\n{column.units:,} {noun}",
+            f"{canvas.elide(column.name, longest)}\n{column.units:,} {noun}",
             xy=(i, 1),
             xycoords=("data", "axes fraction"),
             xytext=(0, 4),
@@ -202,6 +203,13 @@ def _label_columns(ax: Axes, data: NetworkData) -> None:
             annotation_clip=False,
         )
         label.set_parse_math(False)
+
+
+def _label_characters(ax: Axes, columns: int, every: int) -> int:
+    """How many characters of a name fit over a column, those at the figure's edges too."""
+    width_in = canvas.root_figure(ax).get_figwidth() * ax.get_position().width
+    column_in = width_in / (columns - 0.1)
+    return max(8, min(24, int(min(every * column_in, 0.9 * column_in + 0.4) / 0.09)))
 
 
 def _legend(ax: Axes) -> None:

@@ -24,6 +24,9 @@ WHOLE = (Metric.FLOPS_FORWARD, Metric.FLOPS_INFERENCE, Metric.FLOPS_TRAINING,
          Metric.FLOPS_PTFLOPS_INFERENCE, Metric.FLOPS_PTFLOPS_TRAINING, Metric.PARAMS_TOTAL,
          Metric.PARAMS_ANALYZED, Metric.SIZE_BYTES, Metric.LOOKS)
 """Metrics that are whole numbers."""
+NUMBERS: dict[str, type[int] | type[float]] = {
+    "epochs": int, "seed": int, "seeds": int, "patience": int, "lr": float}
+"""Params that are numbers."""
 COLUMNS = ("run_id", "name", "status", "start_time")
 
 
@@ -176,8 +179,9 @@ def _table(found: Sequence[Run]) -> pd.DataFrame:
     table = pd.DataFrame(rows) if rows else pd.DataFrame(columns=list(COLUMNS))
     if rows:
         table["start_time"] = pd.to_datetime(table["start_time"], unit="ms", utc=True)
-    for column in table.columns.intersection(list(WHOLE)):
-        table[column] = table[column].round().astype("Int64")
+    for column in table.columns:
+        if column in WHOLE or column.endswith(("/weights", "/units")) or NUMBERS.get(column) is int:
+            table[column] = table[column].astype("Int64")
     first = [*COLUMNS, *sorted(c for c in table.columns if c.startswith("wua."))]
     params = sorted({key for run in found for key in run.data.params})
     first += [column for column in params if column not in first]
@@ -186,18 +190,18 @@ def _table(found: Sequence[Run]) -> pd.DataFrame:
 
 def _row(run: Run) -> dict[str, object]:
     tags = {key: value for key, value in run.data.tags.items() if key.startswith("wua.")}
-    params = {key: None if value in UNSET else _typed(value)
+    params = {key: None if value in UNSET else _typed(key, value)
               for key, value in run.data.params.items()}
     if params.get("hidden") is None and Tag.WIDTHS in tags:
-        params["hidden"] = _typed(tags[Tag.WIDTHS])
+        params["hidden"] = tags[Tag.WIDTHS]
     return {"run_id": run.info.run_id, "name": run.info.run_name, "status": run.info.status,
             "start_time": run.info.start_time, **tags, **params, **run.data.metrics}
 
 
-def _typed(value: str) -> object:
-    for kind in (int, float):
-        try:
-            return kind(value)
-        except ValueError:
-            continue
-    return value
+def _typed(name: str, value: str) -> object:
+    """Numbers as numbers; widths and batch sizes stay text, since not all of them are numbers."""
+    kind = NUMBERS.get(name)
+    try:
+        return kind(value) if kind else value
+    except ValueError:
+        return value

@@ -1,0 +1,219 @@
+"""Tango's interval, the bootstrap-t and the crossed variance.
+
+References: published tables, brute-force likelihoods, exhaustive resampling, loops, scipy.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+from scipy.optimize import brentq, minimize_scalar
+
+from wua_mlflow import intervals
+
+# Tango's score interval
+
+
+@pytest.mark.parametrize(
+    ("gained", "lost", "examples", "confidence", "published"),
+    [
+        (9, 3, 32, 0.95, (-0.027, 0.390)),  # Tango 1998
+        (0, 1, 44, 0.90, (-0.096, 0.037)),  # Tango 1998
+        (16, 8, 86, 0.95, (-0.020, 0.207)),  # Agresti & Min 2005
+        (1, 7, 21, 0.95, (-0.517, -0.026)),  # Fagerland, Lydersen & Laake 2014
+    ],
+)
+def test_tango_gives_the_published_intervals(gained, lost, examples, confidence, published):
+    interval = intervals.tango_interval(gained, lost, examples, confidence=confidence)
+    assert tuple(round(limit, 3) for limit in interval) == published
+
+
+def score_statistic(delta: float, gained: int, lost: int, examples: int) -> float:
+    """The statistic with the nuisance found by numeric maximization of the likelihood."""
+
+    def loss(q: float) -> float:
+        shares = ((gained, q + delta), (lost, q), (examples - gained - lost, 1 - 2 * q - delta))
+        return -sum(count * math.log(max(share, 1e-300)) for count, share in shares if count)
+
+    bounds = (max(0.0, -delta), (1 - delta) / 2)
+    q = minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-13}).x
+    return (gained - lost - examples * delta) / math.sqrt(examples * (2 * q + delta * (1 - delta)))
+
+
+@pytest.mark.parametrize("confidence", [0.8, 0.95])
+@pytest.mark.parametrize(
+    ("gained", "lost", "examples"),
+    [(0, 0, 25), (0, 3, 30), (3, 0, 30), (1, 1, 12), (4, 11, 114), (2, 40, 60), (5, 5, 10)],
+)
+def test_tango_inverts_the_score_test(gained, lost, examples, confidence):
+    z, delta = stats.norm.ppf((1 + confidence) / 2), (gained - lost) / examples
+
+    def root(sign: int) -> float:
+        ends = sorted((delta - sign * 1e-7, -sign * (1 - 1e-7)))
+        statistic = (score_statistic(end, gained, lost, examples) - sign * z for end in ends)
+        assert math.prod(statistic) < 0
+        return brentq(lambda d: score_statistic(d, gained, lost, examples) - sign * z, *ends)
+
+    interval = intervals.tango_interval(gained, lost, examples, confidence=confidence)
+    assert interval == pytest.approx((root(1), root(-1)), abs=2e-6)
+
+
+def test_tango_is_antisymmetric_and_within_minus_one_and_one():
+    for gained, lost in [(0, 0), (2, 5), (0, 20), (20, 0), (10, 10), (7, 0)]:
+        low, high = intervals.tango_interval(gained, lost, 20, confidence=0.9)
+        assert intervals.tango_interval(lost, gained, 20, confidence=0.9) == (-high, -low)
+        assert -1 <= low <= (gained - lost) / 20 <= high <= 1
+
+
+@pytest.mark.parametrize("examples", [2, 30, 540])
+def test_tango_without_discordant_pairs_is_the_wilson_limit(examples):
+    wilson = stats.binomtest(0, examples).proportion_ci(0.95, method="wilson").high
+    interval = intervals.tango_interval(0, 0, examples, confidence=0.95)
+    assert interval == pytest.approx((-wilson, wilson), rel=1e-12)
+    assert intervals.unseen_reach(examples, confidence=0.95) == pytest.approx(wilson, rel=1e-12)
+
+
+@pytest.mark.parametrize("gained_share", [0.0, 0.02, 0.1])
+@pytest.mark.parametrize(("examples", "margin"), [(30, 0.12), (114, 0.05)])
+def test_tango_seldom_claims_non_inferiority_at_the_margin(examples, margin, gained_share):
+    """The exact probability of the false claim, summed over all outcomes."""
+    lost_share, claimed = gained_share + margin, 0.0
+    for gained, lost in itertools.product(range(examples + 1), repeat=2):
+        if gained + lost > examples:
+            continue
+        cell = (gained, lost, examples - gained - lost)
+        p = stats.multinomial.pmf(
+            cell, examples, (gained_share, lost_share, 1 - gained_share - lost_share)
+        )
+        if p > 1e-7:
+            low, _ = intervals.tango_interval(gained, lost, examples, confidence=0.95)
+            claimed += p * (low > -margin)
+    assert 0.001 < claimed < 0.03
+
+
+# Paired bootstrap-t
+
+
+def test_bootstrap_t_agrees_with_normal_theory_on_a_big_sample():
+    values = np.random.default_rng(1).normal(0.01, 0.2, size=3000)
+    low, high = intervals.bootstrap_t_interval(values, confidence=0.95, seed=0)
+    theory = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    error = values.std(ddof=1) / math.sqrt(values.size)
+    assert (low, high) == pytest.approx((theory.low, theory.high), abs=0.1 * error)
+
+
+def test_bootstrap_t_takes_the_quantiles_of_all_resamples():
+    values = np.array([-0.3, 0.1, 0.15, 0.4, 1.1, 0.05])
+    low, high = intervals.bootstrap_t_interval(values, confidence=0.9, seed=3)
+    error, t = values.std(ddof=1) / math.sqrt(6), []
+    for resample in itertools.product(values, repeat=6):
+        spread = np.std(resample, ddof=1) if len(set(resample)) > 1 else 0.0
+        shift = np.mean(resample) - values.mean()
+        t.append(shift / (spread / math.sqrt(6)) if spread else math.copysign(math.inf, shift))
+    # 10,000 draws: the share of a 5% tail has a standard deviation of 0.0022
+    assert np.mean(np.array(t) > (values.mean() - low) / error) == pytest.approx(0.05, abs=0.01)
+    assert np.mean(np.array(t) < (values.mean() - high) / error) == pytest.approx(0.05, abs=0.01)
+
+
+def test_bootstrap_t_covers_the_mean_of_a_skewed_distribution():
+    rng, covered = np.random.default_rng(5), []
+    for trial in range(400):
+        low, high = intervals.bootstrap_t_interval(
+            1 - rng.exponential(size=40), confidence=0.95, seed=trial, resamples=999
+        )
+        covered.append(low <= 0 <= high)
+    assert 0.92 < np.mean(covered) < 0.98
+
+
+def test_bootstrap_t_is_antisymmetric_and_equivariant():
+    values = np.random.default_rng(2).gamma(2.0, size=50)
+    low, high = intervals.bootstrap_t_interval(values, confidence=0.95, seed=4)
+    swapped = intervals.bootstrap_t_interval(-values, confidence=0.95, seed=4)
+    assert swapped == pytest.approx((-high, -low))
+    moved = intervals.bootstrap_t_interval(0.01 * values - 3, confidence=0.95, seed=4)
+    assert moved == pytest.approx((0.01 * low - 3, 0.01 * high - 3))
+
+
+def test_bootstrap_t_in_chunks_is_the_same(monkeypatch):
+    values = np.random.default_rng(2).gamma(2.0, size=33)
+    whole = intervals.bootstrap_t_interval(values, confidence=0.95, seed=4)
+    monkeypatch.setattr(intervals, "_CHUNK_DRAWS", 500)
+    assert intervals.bootstrap_t_interval(values, confidence=0.95, seed=4) == whole
+
+
+def test_bootstrap_t_stays_finite_and_wide_where_resamples_have_no_spread():
+    values = np.zeros(100)
+    values[7] = -0.5
+    low, high = intervals.bootstrap_t_interval(values, confidence=0.95, seed=0)
+    student = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    assert low == -0.5
+    assert student.low < high <= student.high
+    pair = intervals.bootstrap_t_interval(np.array([0.1, 0.3]), confidence=0.95, seed=0)
+    assert pair == pytest.approx(
+        tuple(stats.ttest_1samp([0.1, 0.3], 0).confidence_interval(0.95)), rel=1e-9
+    )
+
+
+# Crossed seeds and examples
+
+
+def brute_force_anova(d: np.ndarray) -> tuple[float, float, float]:
+    seeds, examples = d.shape
+    grand = sum(d[s, e] for s in range(seeds) for e in range(examples)) / d.size
+    row = [sum(d[s, e] for e in range(examples)) / examples for s in range(seeds)]
+    column = [sum(d[s, e] for s in range(seeds)) / seeds for e in range(examples)]
+    residual = sum(
+        (d[s, e] - row[s] - column[e] + grand) ** 2 for s in range(seeds) for e in range(examples)
+    )
+    return (
+        sum((r - grand) ** 2 for r in row) / (seeds - 1),
+        sum((c - grand) ** 2 for c in column) / (examples - 1),
+        residual / ((seeds - 1) * (examples - 1)),
+    )
+
+
+def test_crossed_components_and_interval_by_explicit_loops():
+    rng = np.random.default_rng(8)
+    base, cand = 1.0 * (rng.random((2, 6, 9)) < 0.7)
+    rows, columns, residual = brute_force_anova(cand - base)
+    variance = rows / 6 + columns / 9 - residual / 54
+    assert variance > max(rows / 6, columns / 9)
+    half = stats.t.ppf(0.975, 5) * math.sqrt(variance)
+    parts = intervals.crossed(cand - base)
+    assert parts.mean == pytest.approx(cand.mean() - base.mean())
+    assert parts.half_width(0.95) == pytest.approx(half)
+    assert parts.predicted_half_width(6, 9, 0.95) == pytest.approx(half)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_crossed_variance_never_falls_below_either_component(axis):
+    noise = np.random.default_rng(1).normal(size=(8, 40))
+    noise += noise.mean() - noise.mean(axis=0) - noise.mean(axis=1, keepdims=True)
+    effects = np.expand_dims(np.linspace(-1, 1, noise.shape[axis]), 1 - axis)
+    rows, columns, residual = brute_force_anova(noise + effects)
+    floor = max(rows / 8, columns / 40)
+    assert rows / 8 + columns / 40 - residual / 320 < 0.99 * floor
+    assert intervals.crossed(noise + effects).variance == pytest.approx(floor)
+
+
+def test_crossed_terms_estimate_the_variance_of_the_mean():
+    rng, (seeds, examples) = np.random.default_rng(0), (6, 10)
+    d = (
+        rng.normal(0, 0.3, (4000, seeds, 1))
+        + rng.normal(0, 0.5, (4000, 1, examples))
+        + rng.normal(0, 0.8, (4000, seeds, examples))
+    )
+    parts = [intervals.crossed(one) for one in d]
+    estimates = [
+        p.seed_means_variance / 6 + p.example_means_variance / 10 - p.residual_variance / 60
+        for p in parts
+    ]
+    true = 0.3**2 / 6 + 0.5**2 / 10 + 0.8**2 / 60
+    assert np.mean(estimates) == pytest.approx(true, rel=0.03)
+    assert np.var([p.mean for p in parts]) == pytest.approx(true, rel=0.08)
+    covered = [abs(p.mean) < p.half_width(0.95) for p in parts]
+    assert 0.94 < np.mean(covered) < 0.99
