@@ -13,7 +13,7 @@ import pytest
 from scipy import stats
 
 from wua_mlflow import intervals, settling
-from wua_mlflow.verdict import compare, required_examples_without_discordance
+from wua_mlflow.verdict import Verdict, compare, required_examples_without_discordance
 
 
 def outcomes(gained: int, lost: int, examples: int) -> tuple[np.ndarray, np.ndarray]:
@@ -24,9 +24,9 @@ def outcomes(gained: int, lost: int, examples: int) -> tuple[np.ndarray, np.ndar
     return base, cand
 
 
-def table(rows: float, columns: float, residual: float, shape: tuple[int, int], seed: int = 0):
+def table(rows: float, columns: float, residual: float, shape: tuple[int, int]) -> np.ndarray:
     """Differences with mean 0 whose three mean squares are exactly the given ones."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
 
     def unit(size: int) -> np.ndarray:
         values = rng.normal(size=size)
@@ -53,8 +53,8 @@ def test_tango_settles_at_the_examples_named(gained, lost, margin):
     assert (verdict.outcome, now) == ("inconclusive", 500)
 
     def excludes(n: int) -> bool:
-        shares = (gained * n / 500, lost * n / 500, n)
-        low, high = intervals.tango_interval(*shares, confidence=0.95)
+        counts = gained * n / 500, lost * n / 500
+        low, high = intervals.tango_interval(*counts, n, confidence=0.95)
         return low > -margin or high < -margin
 
     assert excludes(needed)
@@ -94,17 +94,18 @@ def test_bootstrap_settles_at_the_examples_named():
     )
 
 
-def grown(between_seeds, between_examples, residual, shape):
-    """Differences, of the given shape, that show exactly these variance components."""
-    seeds, examples = shape
+def grown(components: tuple[float, float, float], shape: tuple[int, int]) -> np.ndarray:
+    """Differences that show exactly these components: between seeds, examples, residual."""
+    (between_seeds, between_examples, residual), (seeds, examples) = components, shape
     return table(
         between_seeds + residual / examples, between_examples + residual / seeds, residual, shape
     )
 
 
-def outcome_at(components, shape, margin):
-    d = grown(*components, shape)
-    return compare(np.zeros(shape), d, margin=margin)
+def outcome_at(
+    components: tuple[float, float, float], shape: tuple[int, int], margin: float
+) -> Verdict:
+    return compare(np.zeros(shape), grown(components, shape), margin=margin)
 
 
 SEEDS_DOMINATE = (0.03**2, 0.05**2, 0.1**2)
@@ -159,7 +160,7 @@ def test_nothing_settles_an_estimate_at_the_margin():
         "No realistic number of test examples would settle it: the estimated difference itself "
         "lies about at minus the margin."
     )
-    recipe = compare(np.full((6, 100), 0.02), grown(*BALANCED, (6, 100)), margin=0.02)
+    recipe = compare(np.full((6, 100), 0.02), grown(BALANCED, (6, 100)), margin=0.02)
     assert recipe.settle is not None
     assert recipe.settle.startswith("No realistic number of seeds or test examples")
     nothing = compare(np.ones(50), np.ones(50), margin=0)
@@ -178,7 +179,7 @@ def test_an_estimate_within_a_tenth_of_the_half_width_of_the_margin_is_hopeless(
 @pytest.mark.parametrize("share", [0.99, 0.8, 0.4])
 def test_crossed_need_by_linear_search(share):
     a, b, e, seeds, examples = 0.02**2, 0.2**2, 0.3**2, 5, 60
-    parts = intervals.crossed(grown(a, b, e, (seeds, examples)))
+    parts = intervals.crossed(grown((a, b, e), (seeds, examples)))
 
     def half(s: int, n: int) -> float:
         return stats.t.ppf(0.975, s - 1) * math.sqrt(a / s + b / n + e / (s * n))

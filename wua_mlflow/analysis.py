@@ -1,26 +1,28 @@
 """``analyze``: how a model's weights are used, in one streaming pass over the data.
 
-May import: the leaves, usage, null. Tests: ``tests/test_analysis.py``.
+May import: hooks, importance, null, randomness, usage. Tests: ``tests/test_analysis.py``.
 """
 
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
-from wua_mlflow.hooks import observe
+from wua_mlflow.hooks import observe, unwrapped
 from wua_mlflow.importance import CRITERIA
 from wua_mlflow.null import with_null
+from wua_mlflow.randomness import isolated
 from wua_mlflow.usage import (
     LayerUsage,
     ModelUsage,
-    effective_count,
     entropy_nats,
     histogram,
     low_share,
@@ -33,31 +35,31 @@ ANALYZED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 """The kinds of layer that are analysed; any other with parameters is listed in ``skipped``."""
 
 OUTPUT_LAYER = "the output layer: its units are the model's outputs"
+NEVER_CALLED = "never called in the forward"
+NOT_ASKED = "not among the layers asked for"
 TUTORIAL_LOW = 0.01
 """Criterion ``output``: an importance below this is low, as in the tutorial."""
 LOW_OF_MEAN = 0.01
 """Other criteria: low is below this share of the layer's mean importance."""
+_CHUNK = 4096
+"""Samples a forward, where the data come whole."""
 
 
 @dataclass
 class _Mean:
-    """Sum of a layer's signed outputs by unit, float64 across batches."""
+    """Sum of a layer's signed outputs by unit: float32 within a batch, float64 across batches."""
 
-    total: Tensor | None = None
+    total: Tensor
     count: int = 0
-    calls: int = 0
 
     def add(self, outputs: Tensor, unit_dim: int) -> None:
-        per_unit = outputs.detach().movedim(unit_dim, 0)
-        per_unit = per_unit.reshape(len(per_unit), -1)
-        batch = per_unit.sum(1, dtype=torch.float64)
-        self.total = batch if self.total is None else self.total + batch
-        self.count += per_unit.shape[1]
-        self.calls += 1
+        within = torch.promote_types(outputs.dtype, torch.float32)
+        by_unit = outputs.detach().to(within).movedim(unit_dim, 0)
+        others = list(range(1, by_unit.dim()))
+        self.total = self.total + (by_unit.sum(others) if others else by_unit).double()
+        self.count += by_unit[0].numel()
 
     def value(self) -> Tensor:
-        if self.total is None:
-            raise ValueError("the layer was never called")
         return self.total / self.count
 
 
@@ -78,43 +80,47 @@ def analyze(
     null: int = 0,
     seed: int = 0,
 ) -> ModelUsage:
-    """How concentrated the importance of each layer's weights is, beside networks that know nothing.
+    """How concentrated each layer's importance is, beside networks that learned nothing.
 
     Linear and convolutional layers are analysed in the *real* forward, in eval mode; the output
     layer is left out where there is another one (name it in ``layers`` to have it). The model is
     left as found.
 
     Args:
-        model: any module; ``Linear`` and ``Conv1d/2d/3d`` in it are analysed.
-        data: a tensor or array, shape (samples, ...), or an iterable of batches; of a batch that
-            is a tuple or list the first entry is the input.
+        model: any module; ``Linear`` and ``Conv1d/2d/3d`` in it are analysed. A compiled one is
+            unwrapped.
+        data: a tensor or array, shape (samples, ...), a ``Dataset``, or an iterable of batches;
+            of a batch (or a ``Dataset``'s sample) that is a tuple or list the first entry is the
+            input.
         criterion: a key of ``importance.CRITERIA``.
         layers: names of the layers to analyse; all but the output layer, if None.
-        null: how many networks that learned nothing to draw beside it; 0 for none.
-        seed: of the nulls' own random numbers; torch's global generator is left alone.
+        null: how many networks that learned nothing to draw beside it; 0 for none. Each goes over
+            the data again; batches from a one-way iterator are kept for it.
+        seed: of the nulls' own random numbers; the global random streams are left alone.
 
     Returns:
         The usage by layer, in forward order, and what was skipped and why.
 
     Raises:
-        ValueError: unknown criterion or layer, no data, nothing to analyse, or an output that is
-            NaN or infinite.
+        ValueError: unknown criterion or layer, no data or data of another kind, nothing to
+            analyse, or an output that is NaN or infinite.
 
     >>> model = nn.Sequential(nn.Linear(2, 10), nn.ReLU(), nn.Linear(10, 1))
     >>> usage = analyze(model, torch.rand(100, 2))
     >>> usage.layers["0"].weights, dict(usage.skipped)
     (20, {'2': "the output layer: its units are the model's outputs"})
     """
-    if criterion not in CRITERIA:
-        raise ValueError(
-            f"criterion: expected one of {', '.join(CRITERIA)}, but got '{criterion}'")
+    if null < 0 or null != int(null):
+        raise ValueError(f"null: expected a whole number of at least 0, but got {null}")
+    model = unwrapped(model)
     modules, skipped = _candidates(model)
     chosen = _chosen(modules, layers)
-    if null and not isinstance(data, Tensor | np.ndarray):
+    if null and isinstance(data, Iterator):
         data = list(data)
     seen = _stream(model, chosen, data)
-    called = [name for name in seen.means if seen.means[name].calls]
-    skipped.update({name: "never called in the forward" for name in chosen if name not in called})
+    called = [name for name in seen.means if seen.means[name].count]
+    skipped.update({name: NOT_ASKED for name in modules if name not in chosen})
+    skipped.update({name: NEVER_CALLED for name in chosen if name not in called})
     if layers is None and len(called) > 1:
         skipped[called.pop()] = OUTPUT_LAYER
     if not called:
@@ -123,8 +129,7 @@ def analyze(
     usage = ModelUsage(
         criterion=criterion,
         samples=seen.samples,
-        layers={name: _layer_usage(name, chosen[name], seen.means[name], criterion)
-                for name in called},
+        layers={name: _layer_usage(name, chosen[name], seen, criterion) for name in called},
         skipped=skipped,
     )
     if not null:
@@ -139,10 +144,25 @@ def analyze(
 def layer_importance(
     model: nn.Module, data: Any, layers: Iterable[str], criterion: str = "output"
 ) -> dict[str, Tensor]:
-    """The importance of each weight of the named layers, in the weight's shape, float64."""
-    chosen = {name: model.get_submodule(name) for name in layers}
+    """The importance of each weight of the named layers, in the weight's shape, float64.
+
+    Args:
+        model: any module.
+        data: as for ``analyze``.
+        layers: names of ``Linear`` or ``Conv1d/2d/3d`` layers.
+        criterion: a key of ``importance.CRITERIA``.
+
+    Raises:
+        ValueError: as ``analyze``, or a layer that the forward never calls.
+
+    >>> model = nn.Sequential(nn.Linear(2, 10), nn.ReLU(), nn.Linear(10, 1))
+    >>> layer_importance(model, torch.rand(100, 2), ["0"])["0"].shape
+    torch.Size([10, 2])
+    """
+    model = unwrapped(model)
+    chosen = _chosen(_candidates(model)[0], list(layers))
     seen = _stream(model, chosen, data)
-    return {name: _importance(name, chosen[name], seen.means[name], criterion) for name in chosen}
+    return {name: _importance(name, chosen[name], seen, criterion) for name in chosen}
 
 
 def _candidates(model: nn.Module) -> tuple[dict[str, nn.Module], dict[str, str]]:
@@ -171,8 +191,10 @@ def _stream(model: nn.Module, modules: Mapping[str, nn.Module], data: Any) -> _P
     means: dict[str, _Mean] = {}
 
     def seen(name: str, outputs: Tensor) -> None:
-        unit_dim = -1 if isinstance(modules[name], nn.Linear) else 1
-        means.setdefault(name, _Mean()).add(outputs, unit_dim)
+        weight = _weight(modules[name])
+        if name not in means:
+            means[name] = _Mean(torch.zeros(len(weight), dtype=torch.float64, device=weight.device))
+        means[name].add(outputs, unit_dim=1 - weight.dim())
 
     samples = 0
     with observe(model, modules, seen):
@@ -184,39 +206,63 @@ def _stream(model: nn.Module, modules: Mapping[str, nn.Module], data: Any) -> _P
     return _Pass(means, samples)
 
 
-def _batches(data: Any, model: nn.Module, chunk: int = 4096) -> Iterator[Tensor]:
-    parameter = next(model.parameters(), None)
-    device = parameter.device if parameter is not None else None
-    dtype = parameter.dtype if parameter is not None else torch.float32
-    if isinstance(data, np.ndarray):
-        data = torch.from_numpy(data)
-    whole = isinstance(data, Tensor)
-    for batch in data.split(chunk) if whole else data:
-        inputs = torch.as_tensor(batch[0] if isinstance(batch, tuple | list) else batch)
-        yield inputs.to(device=device, dtype=dtype if inputs.is_floating_point() else None)
+def _batches(data: Any, model: nn.Module) -> Iterator[Tensor]:
+    """The inputs, batch by batch, on the model's device; floating-point ones in its dtype."""
+    parameter = next(model.parameters(), torch.empty(0))
+    for batch in _split(data):
+        inputs = _tensor(batch[0] if isinstance(batch, tuple | list) and batch else batch)
+        dtype = parameter.dtype if inputs.is_floating_point() else inputs.dtype
+        yield inputs.to(device=parameter.device, dtype=dtype)
 
 
-def _importance(name: str, module: nn.Module, mean: _Mean, criterion: str) -> Tensor:
-    weight, mean_output = module.weight.detach(), mean.value()
+def _split(data: Any) -> Iterable[Any]:
+    if isinstance(data, Tensor | np.ndarray) and data.ndim:
+        return (data[start:start + _CHUNK] for start in range(0, len(data), _CHUNK))
+    if isinstance(data, Dataset):
+        return DataLoader(data, batch_size=_CHUNK)
+    if isinstance(data, Iterable) and not isinstance(data, str | Mapping | Tensor | np.ndarray):
+        return data
+    raise ValueError("data: expected a tensor or array of shape (samples, ...), a Dataset, or an "
+                     f"iterable of batches, but got {type(data).__name__}")
+
+
+def _tensor(batch: Any) -> Tensor:
+    if isinstance(batch, np.ndarray):
+        batch = torch.from_numpy(np.array(batch))  # a copy: the array may be read-only
+    if not isinstance(batch, Tensor) or not batch.dim():
+        raise ValueError("data: expected batches of tensors or arrays of shape (samples, ...), but "
+                         f"got {batch!r:.60}")
+    return batch
+
+
+def _weight(module: nn.Module) -> Tensor:
+    return cast(Tensor, module.weight).detach()
+
+
+def _importance(name: str, module: nn.Module, seen: _Pass, criterion: str) -> Tensor:
+    if name not in seen.means or not seen.means[name].count:
+        raise ValueError(f"layer {name}: expected the forward to call it, but it never does")
+    weight, mean_output = _weight(module), seen.means[name].value()
     for what, values in (("weight", weight), ("output", mean_output)):
         if not bool(torch.isfinite(values).all()):
             raise ValueError(f"layer {name}: expected a finite {what}, but got NaN or infinity")
     return CRITERIA[criterion](weight, mean_output)
 
 
-def _layer_usage(name: str, module: nn.Module, mean: _Mean, criterion: str) -> LayerUsage:
-    importance = _importance(name, module, mean, criterion)
+def _layer_usage(name: str, module: nn.Module, seen: _Pass, criterion: str) -> LayerUsage:
+    importance = _importance(name, module, seen, criterion)
     low = TUTORIAL_LOW if criterion == "output" else LOW_OF_MEAN * importance.mean().item()
+    entropy, dead = entropy_nats(importance), not bool((importance > 0).any())
     return LayerUsage(
         name=name,
         kind=type(module).__name__,
         weights=importance.numel(),
         units=importance.shape[0],
-        entropy=entropy_nats(importance),
-        effective_weights=effective_count(importance),
+        entropy=entropy,
+        effective_weights=0.0 if dead else math.exp(entropy),
         top90_share=top_share(importance),
         low_share=low_share(importance, below=low),
         unit_importance=importance.flatten(1).sum(1).cpu().numpy(),
         histogram=histogram(importance),
-        dead=not bool((importance > 0).any()),
+        dead=dead,
     )

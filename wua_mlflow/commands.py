@@ -55,8 +55,8 @@ def execute(
         for layer in usage.layers.values():
             print(f"  {layer.name}: entropy {layer.entropy:.4f}, effective weights "
                   f"{layer.effective_weights:,.4f} of {layer.weights:,}")
-        for layer, reason in usage.skipped.items():
-            print(f"  {layer}: not analysed: {reason}")
+        for name, reason in usage.skipped.items():
+            print(f"  {name}: not analysed: {reason}")
     else:
         for variant in chain.slim_run(store, settings, given):
             print(f"{variant.name}: {variant.test.score:.4f} on the test part; "
@@ -75,8 +75,8 @@ def _run(store: Store, settings: Settings, as_json: bool) -> int:
     else:
         base = store.uri if store.uri.startswith("http") else LOCAL_UI
         print(terminal_reports(outcome.report))
-        print(f"\nTo look: {'' if base != LOCAL_UI else 'start the UI with `make ui` (or `mlflow ui`), then '}"
-              f"open\n  {view_address(base, store.experiment_id, LATEST_KEY)}\n"
+        start = "start the UI with `make ui` (or `mlflow ui`), then " if base == LOCAL_UI else ""
+        print(f"\nTo look: {start}open\n  {view_address(base, store.experiment_id, LATEST_KEY)}\n"
               f"The report:\n  {run_address(base, store.experiment_id, outcome.run_id)}")
     return EXIT_CODES[outcome.verdict.outcome] if settings.gate else 0
 

@@ -1,7 +1,7 @@
 """FLOPs of single operators: corrections to torch's own formulas, and the operators left out.
 
 Pure functions of shapes; ``wua_mlflow/flops.py`` hands them to torch's counter.
-May import: torch. Tests: ``tests/test_flops.py``.
+May import: torch. Tests: ``tests/test_flop_formulas.py``.
 """
 
 from __future__ import annotations

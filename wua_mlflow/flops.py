@@ -82,14 +82,9 @@ def count_flops(model: nn.Module, inputs: Inputs, *, backward: bool = True) -> F
     """
     model = _checked_model(model)
     args, kwargs = _arguments(inputs)
-    samples = _samples([*args, *kwargs.values()])
-    call = _Call(model, args, kwargs, backward)
-    try:
-        return call.count(meta_copy, samples)
-    except Exception:
-        if call.has_meta_tensors():
-            raise
-    return call.count(real_copy, samples)
+    with contextlib.suppress(Exception):
+        return _count(model, args, kwargs, copy=meta_copy, backward=backward)
+    return _count(model, args, kwargs, copy=real_copy, backward=backward)
 
 
 def ptflops_forward_flops(model: nn.Module, input_shape: Sequence[int]) -> int | None:
@@ -126,47 +121,37 @@ def ptflops_forward_flops(model: nn.Module, input_shape: Sequence[int]) -> int |
     return 2 * macs
 
 
-@dataclass(frozen=True)
-class _Call:
-    """A call of a model whose FLOPs are wanted."""
-
-    model: nn.Module
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    backward: bool
-
-    def has_meta_tensors(self) -> bool:
-        own = [*self.model.parameters(), *self.model.buffers()]
-        return any(t.is_meta for t in [*own, *_tensors((self.args, self.kwargs))])
-
-    def count(self, copy: Callable[[Tensor], Tensor], samples: int) -> FlopCount:
-        """Runs the call on copies made by ``copy`` and counts it."""
-        device = next((p.device for p in self.model.parameters()), torch.device("cpu"))
-        meta = copy is meta_copy
-        place = torch.device("meta") if meta else device
-        log = _CallLog()
-        counter = FlopCounterMode(display=False, custom_mapping=FORMULAS)
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(plain_operators(grad=self.backward, meta=meta))
-            stack.enter_context(borrowed(self.model, copy))
-            copied = copier(lambda tensor: copy(tensor).detach().to(place))
-            args, kwargs = copied(self.args), copied(self.kwargs)
-            stack.enter_context(log)
-            stack.enter_context(counter)
-            outputs = self.model(*args, **kwargs)
+def _count(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    *,
+    copy: Callable[[Tensor], Tensor],
+    backward: bool,
+) -> FlopCount:
+    """Runs the call on copies made by ``copy`` and counts it."""
+    meta = copy is meta_copy
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    copied = copier(lambda x: copy(x).detach().to("meta" if meta else device))
+    log = _CallLog()
+    counter = FlopCounterMode(display=False, custom_mapping=FORMULAS)
+    with plain_operators(grad=backward, meta=meta), borrowed(model, copy):
+        inputs = copied(args), copied(kwargs)
+        with log, counter:
+            outputs = model(*inputs[0], **inputs[1])
             forward = counter.get_flop_counts()
-            by_module = _by_module(self.model, forward)
-            if self.backward:
-                _run_backward(outputs, self.model)
-        by_operator = {str(op): n for op, n in forward.get("Global", {}).items()}
-        return FlopCount(
-            forward_flops=sum(by_operator.values()),
-            backward_flops=counter.get_total_flops() - sum(by_operator.values()),
-            by_module=by_module,
-            by_operator=by_operator,
-            uncounted=log.uncounted(counter.flop_registry),
-            samples=samples,
-        )
+            if backward:
+                _run_backward(outputs, model)
+        by_module = _by_module(model, forward)
+    by_operator = {str(operator): n for operator, n in forward.get("Global", {}).items()}
+    return FlopCount(
+        forward_flops=sum(by_operator.values()),
+        backward_flops=counter.get_total_flops() - sum(by_operator.values()),
+        by_module=by_module,
+        by_operator=by_operator,
+        uncounted=log.uncounted(counter.flop_registry),
+        samples=_samples(_tensors((args, kwargs))),
+    )
 
 
 class _CallLog(TorchDispatchMode):
@@ -251,26 +236,23 @@ def _checked_model(model: nn.Module) -> nn.Module:
 
 
 def _arguments(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    if isinstance(inputs, Tensor):
-        return (inputs,), {}
-    if isinstance(inputs, Mapping):
-        return (), dict(inputs)
-    if isinstance(inputs, list | tuple):
-        return tuple(inputs), {}
-    raise ValueError(
-        "inputs: expected a tensor, a tuple of tensors or a dict of tensors, but got"
-        f" {type(inputs).__name__}"
-    )
-
-
-def _samples(inputs: list[Any]) -> int:
+    if not isinstance(inputs, Tensor | Mapping | list | tuple):
+        raise ValueError(
+            "inputs: expected a tensor, a tuple of tensors or a dict of tensors, but got"
+            f" {type(inputs).__name__}"
+        )
     tensors = _tensors(inputs)
     if not tensors:
         raise ValueError("inputs: expected at least one tensor, but got none")
-    samples = next((len(tensor) for tensor in tensors if tensor.dim()), 1)
-    if samples == 0:
+    if _samples(tensors) == 0:
         raise ValueError("inputs: expected at least one sample, but got an empty batch")
-    return samples
+    if isinstance(inputs, Mapping):
+        return (), dict(inputs)
+    return ((inputs,) if isinstance(inputs, Tensor) else tuple(inputs)), {}
+
+
+def _samples(tensors: list[Tensor]) -> int:
+    return next((len(tensor) for tensor in tensors if tensor.dim()), 1)
 
 
 def _ptflops_macs(model: nn.Module, shape: tuple[int, ...]) -> tuple[int | None, str]:

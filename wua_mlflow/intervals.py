@@ -54,7 +54,7 @@ def t_quantile(confidence: float, freedom: int) -> float:
 
 
 def tango_interval(
-    gained: int, lost: int, examples: int, *, confidence: float
+    gained: float, lost: float, examples: int, *, confidence: float
 ) -> tuple[float, float]:
     """Tango's score interval for the difference of two paired proportions.
 

@@ -1,6 +1,6 @@
 """Run a model on copies of its tensors, on the meta device or for real, and leave it as it was.
 
-May import: torch. Tests: ``tests/test_flops.py``.
+May import: torch. Tests: ``tests/test_sandbox.py``.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ __all__ = ["borrowed", "copier", "meta_copy", "plain_operators", "real_copy"]
 def plain_operators(*, grad: bool, meta: bool) -> Iterator[None]:
     """Torch's global settings such that every operator shows as what it is, put back afterwards.
 
-    Encoder layers, attention and recurrent layers run as plain products, compiled parts in eager
-    mode; tensors made on the way are on the meta device if ``meta``. Random streams are put back.
+    Encoder layers, attention and recurrent layers run as plain products; tensors made on the way
+    are on the meta device if ``meta``. The random streams are put back too.
     """
     fast_path = torch.backends.mha.get_fastpath_enabled()
     cuda = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
@@ -33,7 +33,6 @@ def plain_operators(*, grad: bool, meta: bool) -> Iterator[None]:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.set_grad_enabled(grad))
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-        stack.enter_context(torch.compiler.set_stance("force_eager"))
         if meta:
             stack.enter_context(torch.device("meta"))
         else:

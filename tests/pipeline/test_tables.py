@@ -173,12 +173,12 @@ def test_columns_of_other_types_that_hold_numbers(folder):
     plain.to_parquet("plain.parquet")
     plain.assign(a=[Decimal(i) for i in range(40)], b=plain.b.astype("boolean"),
                  y=plain.y.astype("Int64")).to_parquet("other.parquet")
-    assert _digests(load_data("plain.parquet", target="y", seed=0)) == _digests(
-        load_data("other.parquet", target="y", seed=0))
+    for y in ("y", "a"):
+        splits = [load_data(f"{f}.parquet", target=y, seed=0) for f in ("plain", "other")]
+        assert _digests(splits[0]) == _digests(splits[1])
 
 
 # What the user can get wrong
-
 @pytest.mark.parametrize(("name", "content", "message"), [
     ("f.csv", None, "data: expected a file, but 'f.csv' does not exist"),
     ("no/such.parquet", None, "data: expected a file, but 'no/such.parquet' does not exist"),
@@ -216,7 +216,7 @@ def test_a_target_that_is_not_there(folder, options, end):
 
 def test_of_many_columns_some_are_listed(folder):
     pd.DataFrame(np.ones((3, 30))).to_csv("f.csv", index=False)
-    assert "'7' and 22 more, but got 'y'" in _fails("f.csv")
+    assert "'7' and 22 more, but" in _fails("f.csv")
 
 
 @pytest.mark.parametrize("ending", ["csv", "parquet"])

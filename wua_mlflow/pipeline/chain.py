@@ -137,7 +137,7 @@ def _slim(
     slim = train(store, original.recipe, Plan(
         VariantName.SLIM, widths, settings.slim_budget, pipeline=pipeline,
         baseline=original.run_id, streams=[one.stream for one in original.replicates]))
-    usages = {one.name: analyze(store, one) for one in (*control, slim)}
+    usages = {one.name: analyze(store, one, pictures=one is slim) for one in (*control, slim)}
     return (*control, slim), usages
 
 
@@ -164,8 +164,10 @@ def _budget(variants: list[Variant]) -> str:
     for control in variants[1:-1]:
         mean = control.replicate_scores.mean()
         gap = slim.replicate_scores.mean() - mean
-        sentence += (f" Trained for {epochs[1]} epochs too, the original scores {mean:.4f} on "
-                     f"average over {len(control.replicates)} seeds; the slim one is "
+        count = len(control.replicates)
+        seeds = f"on average over {count} seeds" if count > 1 else "with its one seed"
+        sentence += (f" Trained for {epochs[1]} epochs too, the original scores {mean:.4f} "
+                     f"{seeds}; the slim one is "
                      f"{gap:+.4f} beside that.").replace("-", "−")
     return sentence
 

@@ -5,11 +5,12 @@ May import: torch, plots, usage. Tests: ``tests/pipeline/test_pictures.py``.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from torch import nn
+from torch import Tensor, nn
 
 from wua_mlflow.plots import (
     histogram_data,
@@ -20,7 +21,7 @@ from wua_mlflow.plots import (
     plot_network,
 )
 from wua_mlflow.tracking.names import ArtifactPath, importance_plot
-from wua_mlflow.usage import ModelUsage
+from wua_mlflow.usage import LayerUsage, ModelUsage
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -32,20 +33,33 @@ MOST_LINES = 200_000
 """A network with more weights than this gets no diagram: it would be a red rectangle."""
 
 
-def usage_pictures(model: nn.Module, usage: ModelUsage) -> dict[str, Callable[[Path], None]]:
-    """The histograms, the layers, and the diagram of a small MLP, by artifact path."""
-    files: dict[str, Callable[[Path], None]] = {
-        ArtifactPath.LAYERS_PLOT: draw(lambda: plot_layers(layers_data(usage)))}
+def usage_pictures(
+    model: nn.Module, usage: ModelUsage, flops_by_layer: Mapping[str, int] | None = None
+) -> dict[str, Callable[[Path], None]]:
+    """The histograms, the layers, and the diagram of a small MLP, by artifact path.
+
+    Args:
+        model: what was measured.
+        usage: the measurement.
+        flops_by_layer: forward FLOPs of one sample, by the layer's name.
+    """
+    files = {ArtifactPath.LAYERS_PLOT: draw(
+        lambda: plot_layers(layers_data(usage, flops_by_layer)))}
     for layer in list(usage.layers.values())[:MOST_HISTOGRAMS]:
-        files[importance_plot(layer.name)] = draw(
-            lambda layer=layer: plot_histogram(
-                histogram_data(layer.histogram, layer.entropy, name=layer.name)))
+        files[importance_plot(layer.name)] = draw(partial(_histogram, layer))
     chain = _linear_chain(model)
     if chain:
-        names, weights = zip(*chain, strict=True)
-        files[ArtifactPath.NETWORK_PLOT] = draw(
-            lambda: plot_network(network_data([w.detach().cpu().numpy() for w in weights], names)))
+        files[ArtifactPath.NETWORK_PLOT] = draw(partial(_network, chain))
     return files
+
+
+def _histogram(layer: LayerUsage) -> Figure:
+    return plot_histogram(histogram_data(layer.histogram, layer.entropy, name=layer.name))
+
+
+def _network(chain: list[tuple[str, Tensor]]) -> Figure:
+    weights = [weight.detach().cpu().numpy() for _, weight in chain]
+    return plot_network(network_data(weights, [name for name, _ in chain]))
 
 
 def draw(figure: Callable[[], Figure]) -> Callable[[Path], None]:
@@ -56,9 +70,9 @@ def draw(figure: Callable[[], Figure]) -> Callable[[Path], None]:
     return save
 
 
-def _linear_chain(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+def _linear_chain(model: nn.Module) -> list[tuple[str, Tensor]]:
     """The weights of an MLP, in order; empty where the model is anything else, or large."""
-    chain = []
+    chain: list[tuple[str, Tensor]] = []
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear):
             chain.append((name, module.weight))

@@ -107,8 +107,14 @@ def train(store: Store, recipe: Recipe, plan: Plan) -> Variant:
                    replicates, {**tags, **done}, metrics)
 
 
-def analyze(store: Store, variant: Variant) -> ModelUsage:
-    """Measure how a variant's weights are used, on training data, and add it to its run."""
+def analyze(store: Store, variant: Variant, *, pictures: bool = True) -> ModelUsage:
+    """Measure how a variant's weights are used, on training data, and add it to its run.
+
+    Args:
+        store: where the run is.
+        variant: what is measured.
+        pictures: whether to draw it as well.
+    """
     settings = variant.settings
     store.client.set_tag(variant.run_id, step_tag("analyze"), "running")
     with marking(store, variant.run_id, "analyze"):
@@ -119,9 +125,9 @@ def analyze(store: Store, variant: Variant) -> ModelUsage:
         tags = {step_tag("analyze"): "done"}
         if usage.null:
             tags[Tag.NULL_KIND] = usage.null.kind
-        write(store.client, variant.run_id, metrics=metrics, tags=tags, files={
-            ArtifactPath.LAYERS_TABLE: layers_table(usage),
-            **usage_pictures(variant.model, usage)})
+        drawn = usage_pictures(variant.model, usage, _flops_by_layer(variant)) if pictures else {}
+        write(store.client, variant.run_id, metrics=metrics, tags=tags,
+              files={ArtifactPath.LAYERS_TABLE: layers_table(usage), **drawn})
     variant.metrics.update(metrics)
     variant.tags.update(tags)
     return usage
@@ -234,6 +240,12 @@ def _cost_metrics(recipe: Recipe, trained: Trained, plan: Plan) -> dict[str, flo
         metrics[Metric.FLOPS_PTFLOPS_TRAINING] = 2 * tutorial * train_samples * epochs
     metrics[Metric.PARAMS_TOTAL] = _parameters(trained.model)
     return metrics
+
+
+def _flops_by_layer(variant: Variant) -> dict[str, int]:
+    inputs = variant.recipe.split.train.inputs[:2].to(variant.recipe.device)
+    count = count_flops(variant.model, inputs, backward=False)
+    return {name: flops // count.samples for name, flops in count.by_module.items()}
 
 
 def _parameters(model: nn.Module) -> int:

@@ -12,12 +12,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 from torch import nn
 
 from wua_mlflow.config import Settings, load_settings
 from wua_mlflow.evaluation import Evaluation, OutputKind, output_kind
 from wua_mlflow.pipeline.recipe import Recipe, Replicate, Stream, load_recipe
+from wua_mlflow.tracking.log import Files
 from wua_mlflow.tracking.models import read_tensors, write_tensors
 from wua_mlflow.tracking.names import ArtifactPath, Kind, Tag
 from wua_mlflow.tracking.store import Store
@@ -61,7 +63,7 @@ class Variant:
 
 def variant_files(
     model: nn.Module, test: Evaluation, replicates: Sequence[Replicate]
-) -> dict[str, object]:
+) -> Files:
     """The files from which ``load_variant`` makes the variant again."""
     scores = np.stack([replicate.scores for replicate in replicates])
     results = {
@@ -134,7 +136,7 @@ def read_results(
     return test, replicates
 
 
-def _run(store: Store, run_id: str):  # noqa: ANN202 - mlflow's Run
+def _run(store: Store, run_id: str) -> Run:
     try:
         run = store.client.get_run(run_id)
     except MlflowException as error:

@@ -19,7 +19,20 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["Sheet", "bars", "caption", "elide", "number", "sheet", "strip_axes", "text_width"]
+__all__ = [
+    "Sheet",
+    "bars",
+    "caption",
+    "elide",
+    "legend_below",
+    "number",
+    "power_of_ten",
+    "root_figure",
+    "sheet",
+    "strip_axes",
+    "text_width",
+    "title",
+]
 
 DPI = 110
 TITLE, SUBTITLE, LABEL, SMALL = 12.0, 9.5, 9.0, 8.0

@@ -5,6 +5,7 @@ May import: numpy; matplotlib inside ``plot_network``. Test: ``tests/plots/test_
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -26,6 +27,7 @@ WIDTH_PER_WEIGHT, NARROWEST, WIDEST = 3.0, 0.2, 3.0
 """Width of a line in points: min(max(3·|w|, 0.2), 3), as in the tutorial."""
 
 _WIDEST_FIGURE_IN = 16.0
+_CHARACTERS_PER_IN = 12
 _BLOCK_ROWS = 512
 _OPAQUE_LINES = 400
 """More lines than this between two columns are translucent, so that dense ones stay readable."""
@@ -145,11 +147,15 @@ def _caption(data: NetworkData) -> str:
     grouped = [c for c in data.columns if c.group_size > 1]
     if not grouped:
         return "One circle a unit, one line a weight."
-    parts = [f"{c.name} {c.units:,} as {c.circles} groups of {c.group_size}" for c in grouped[:3]]
+    parts = [
+        f"{canvas.elide(c.name, 16)} ({c.units:,}) as {c.circles} groups of {c.group_size}"
+        for c in grouped[:3]
+    ]
     more = f", and {len(grouped) - 3} more" if len(grouped) > 3 else ""
-    return (
-        f"Wide layers are drawn in groups of consecutive units: {', '.join(parts)}{more}.\n"
-        "|w| of a line is then the mean over its block of weights."
+    return textwrap.fill(
+        f"Wide layers are drawn in groups of consecutive units: {', '.join(parts)}{more}. "
+        "|w| of a line is then the mean over its block of weights.",
+        width=int(_CHARACTERS_PER_IN * _size_in(data)[0]),
     )
 
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-import mlflow.data
 import numpy as np
+from mlflow.data.numpy_dataset import from_numpy
 from mlflow.entities import DatasetInput, InputTag
 
 __all__ = ["dataset_inputs"]
@@ -30,7 +30,7 @@ def dataset_inputs(
     origin = source if Path(source).is_file() else None
     return [
         DatasetInput(
-            mlflow.data.from_numpy(inputs, targets=targets, source=origin, digest=digest[:12],
+            from_numpy(inputs, targets=targets, source=origin, digest=digest[:12],
                                    name=f"{name} {context}")._to_mlflow_entity(),
             tags=[InputTag(CONTEXT, context)],
         )

@@ -1,7 +1,7 @@
 """The experiment's saved views: what a reader sees in MLflow's UI without a click, and addresses.
 
 A view is a tag on the experiment; it holds the state of the UI's runs page as JSON. MLflow does
-not document that state, so the browser test holds it. May import: mlflow's client as a type, names.
+not document that state, so a browser test holds it. May import: mlflow's client as a type, names.
 Tests: ``tests/tracking/test_view.py`` and, in Chromium, ``tests/browser/test_ui.py``.
 """
 
@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from wua_mlflow.tracking.names import Kind, Metric, Tag
 
 if TYPE_CHECKING:
+    from mlflow.entities import Run
     from mlflow.tracking import MlflowClient
 
 __all__ = ["KEY", "LATEST_KEY", "ensure_view", "latest_view", "run_address", "view_address"]
@@ -25,15 +26,18 @@ LATEST_KEY = "wua-latest"
 """Key of the view of the last pipeline's variants."""
 
 State = dict[str, Any]
+Titled = tuple[str, str]
+"""A title for a chart, and the metric that it shows."""
 
 _TAG = "mlflow.sharedViewState."
 _MAIN, _MORE = "wua-main", "wua-more"
+_ROW_PIXELS = 290
+"""Height of a chart: two rows of them fit on a screen of 1,000 pixels."""
+_MOST_FOLDED = 40
+"""MLflow stores at most 20,000 characters a tag; a section takes 300 at most."""
 _FOLDED = ("accuracy", "compare", "flops", "flops_ptflops", "latency", "loss", "params", "score",
            "size", "usage")
-_MOST_FOLDED = 50
-"""A view must stay below 20,000 characters; a folded section takes about 200."""
-_ROW_HEIGHT = 290
-"""Pixels: two rows of charts fit below the page's head on a screen of 1,000."""
+_PICKER, _NAME = "1", "attributes.`Run Name`"
 
 
 def ensure_view(client: MlflowClient, experiment_id: str) -> None:
@@ -49,8 +53,9 @@ def ensure_view(client: MlflowClient, experiment_id: str) -> None:
         return
     state = _state(
         f"tags.`{Tag.KIND}` = '{Kind.VARIANT}'",
-        score=("test score (accuracy or R²)", Metric.SCORE_TEST),
-        section="All variants, newest first",
+        score=("test score", Metric.SCORE_TEST),
+        over_seeds=("mean over seeds", Metric.ACCURACY_TEST_MEAN),
+        headline="All variants, newest first",
         folded=_FOLDED,
     )
     _save(client, experiment_id, KEY, "Right-sizing", {**state, "orderByAsc": False})
@@ -66,6 +71,8 @@ def latest_view(
 ) -> None:
     """Replace the view of the last pipeline: its variants side by side, the original first.
 
+    Call it when the variants are logged: the view is headed by their verdict.
+
     Args:
         client: MLflow's.
         experiment_id: the pipeline's experiment.
@@ -73,25 +80,25 @@ def latest_view(
         name: what the view is called, after "Latest: ".
         classification: whether accuracy is what is compared; else R².
     """
-    variants = f"tags.`{Tag.PIPELINE}` = '{pipeline_id}' and tags.`{Tag.KIND}` = '{Kind.VARIANT}'"
-    runs = client.search_runs([experiment_id], variants)
-    score = (("test accuracy", Metric.ACCURACY_TEST) if classification
-             else ("test R²", Metric.SCORE_TEST))
+    search = f"tags.`{Tag.PIPELINE}` = '{pipeline_id}' and tags.`{Tag.KIND}` = '{Kind.VARIANT}'"
+    runs = list(client.search_runs([experiment_id], search, order_by=["attributes.start_time ASC"]))
     state = _state(
-        variants,
-        score=score,
-        section=f"{name}: is the slim one as good, and what does it save?",
+        search,
+        score=("test accuracy", Metric.ACCURACY_TEST) if classification
+        else ("test R²", Metric.SCORE_TEST),
+        over_seeds=("mean over seeds", Metric.ACCURACY_TEST_MEAN),
+        headline=_headline(runs),
         folded=sorted({key.rpartition("/")[0] for run in runs for key in run.data.metrics}),
     )
-    state |= {"orderByAsc": True, "runsHiddenMode": "SHOW_ALL", "runsExpanded": {pipeline_id: True}}
-    _save(client, experiment_id, LATEST_KEY, f"Latest: {name}", state)
+    _save(client, experiment_id, LATEST_KEY, f"Latest: {name}",
+          {**state, "runsHiddenMode": "SHOW_ALL"})
 
 
 def view_address(base_url: str, experiment_id: str, key: str) -> str:
     """Address of a saved view, opened on its charts.
 
-    >>> view_address("http://127.0.0.1:5000", "1", "wua").partition("#")[2][:20]
-    '/experiments/1/runs?'
+    >>> view_address("http://127.0.0.1:5000", "1", "wua").partition("&")[2]
+    'viewStateShareKey=wua&compareRunsMode=CHART'
     """
     return (f"{_experiment(base_url, experiment_id)}/runs?workflowType=machine_learning"
             f"&viewStateShareKey={key}&compareRunsMode=CHART")
@@ -101,9 +108,9 @@ def run_address(base_url: str, experiment_id: str, run_id: str) -> str:
     """Address of a run's page.
 
     >>> run_address("http://127.0.0.1:5000/", "1", "ab")
-    'http://127.0.0.1:5000/#/experiments/1/runs/ab'
+    'http://127.0.0.1:5000/#/experiments/1/runs/ab?workflowType=machine_learning'
     """
-    return f"{_experiment(base_url, experiment_id)}/runs/{run_id}"
+    return f"{_experiment(base_url, experiment_id)}/runs/{run_id}?workflowType=machine_learning"
 
 
 def _experiment(base_url: str, experiment_id: str) -> str:
@@ -118,15 +125,25 @@ def _save(
     client.set_experiment_tag(experiment_id, _TAG + key, json.dumps(view))
 
 
-def _state(
-    search: str, *, score: tuple[str, str], section: str, folded: Iterable[str]
-) -> State:
-    """The state of the runs page; a field that is left out would become undefined in the UI.
+def _headline(runs: Sequence[Run]) -> str:
+    """The last slim variant's verdict and what it saves: the answer, above the charts."""
+    judged = [run for run in runs if Tag.VERDICT in run.data.tags]
+    if not judged:
+        return "Variants side by side"
+    verdict = judged[-1].data.tags[Tag.VERDICT].replace("_", "-")
+    ratio = judged[-1].data.metrics.get(Metric.FLOPS_RATIO)
+    return f"Verdict: {verdict}" + (f", {ratio:.2f}× fewer FLOPs" if ratio else "")
 
-    Ordered by time, since that order alone nests the variants under their pipelines.
+
+def _state(
+    search: str, *, score: Titled, over_seeds: Titled, headline: str, folded: Iterable[str]
+) -> State:
+    """The state of the runs page, ordered by time: that order alone nests runs under parents.
+
+    Which runs are expanded, pinned or hidden is no part of a view: MLflow 3.17 drops it.
     """
     columns = [
-        f"tags.`{Tag.VERDICT}`", f"tags.`{Tag.VARIANT}`", f"tags.`{Tag.WIDTHS}`",
+        *(f"tags.`{tag}`" for tag in (Tag.VERDICT, Tag.VARIANT, Tag.WIDTHS)),
         *(f"metrics.`{metric}`" for metric in (
             score[1], Metric.FLOPS_FORWARD, Metric.PARAMS_TOTAL, Metric.LATENCY_P50,
             Metric.USAGE_ENTROPY, Metric.USAGE_EFFECTIVE_WEIGHTS, Metric.FLOPS_RATIO)),
@@ -140,15 +157,11 @@ def _state(
         "datasetsFilter": [],
         "modelVersionFilter": "All Runs",
         "selectedColumns": columns,
-        "columnOrder": [],
-        "columnWidths": {},
-        "runsExpanded": {},
-        "runsPinned": [],
-        "runsHidden": [],
-        "runsVisibilityMap": {},
+        "columnOrder": [_PICKER, _NAME, *columns],
+        "columnWidths": {_PICKER: 64, _NAME: 250, **dict.fromkeys(columns, 118)},
         "runsHiddenMode": "FIRST_10_RUNS",
-        "compareRunCharts": _charts(score),
-        "compareRunSections": _sections(section, folded),
+        "compareRunCharts": _charts(score, over_seeds),
+        "compareRunSections": _sections(headline, folded),
         "viewMaximized": False,
         "runListHidden": False,
         "isAccordionReordered": True,
@@ -156,53 +169,51 @@ def _state(
         "hideEmptyCharts": True,
         "groupBy": None,
         "groupsExpanded": {},
-        "autoRefreshEnabled": True,
         "globalLineChartConfig": {
             "xAxisKey": "step", "lineSmoothness": 0, "selectedXAxisMetricKey": ""},
     }
 
 
-def _charts(score: tuple[str, str]) -> list[State]:
-    """Six bar charts, then the scatter plot and the training curve."""
-    flops = ("FLOPs per sample", Metric.FLOPS_FORWARD)
-    bars = (
+def _charts(score: Titled, over_seeds: Titled) -> list[State]:
+    """Six bar charts; then the score against its cost, the mean over seeds, and training."""
+    flops = ("FLOPs/sample", Metric.FLOPS_FORWARD)
+    main = (
         score,
         flops,
         ("parameters", Metric.PARAMS_TOTAL),
         ("effective weights", Metric.USAGE_EFFECTIVE_WEIGHTS),
         ("entropy, nats", Metric.USAGE_ENTROPY),
-        ("latency p50, ms", Metric.LATENCY_P50),
+        ("latency, ms", Metric.LATENCY_P50),
     )
-    scatter = {"type": "SCATTER", "xaxis": _axis(*flops), "yaxis": _axis(*score)}
-    curve = {"type": "LINE", "metricKey": "training loss",
-             "selectedMetricKeys": [Metric.LOSS_TRAIN]}
-    cards = [({"type": "BAR", **_data(*bar)}, _MAIN) for bar in bars]
-    cards += [(scatter, _MORE), (curve, _MORE)]
+    more: tuple[State, ...] = (
+        {"type": "SCATTER", "xaxis": _axis(flops), "yaxis": _axis(score)},
+        _bar(over_seeds),
+        {"type": "LINE", "metricKey": Metric.LOSS_TRAIN, "selectedMetricKeys": [Metric.LOSS_TRAIN],
+         "xAxisKey": "step", "lineSmoothness": 0, "displayPoints": False},
+    )
+    placed = [(_bar(titled), _MAIN) for titled in main] + [(card, _MORE) for card in more]
     return [
         {"uuid": f"wua-{number}", "metricSectionId": section, "runsCountToCompare": 10,
          "deleted": False, "isGenerated": False, **card}
-        for number, (card, section) in enumerate(cards)
+        for number, (card, section) in enumerate(placed)
     ]
 
 
-def _data(title: str, metric: str) -> State:
-    """A chart's metric. The UI shows ``metricKey`` as the title, and reads ``dataAccessKey``."""
-    return {"metricKey": title, "dataAccessKey": metric}
+def _bar(titled: Titled) -> State:
+    """A bar chart. The UI shows ``metricKey`` as the title and draws ``dataAccessKey``."""
+    return {"type": "BAR", "metricKey": titled[0], "dataAccessKey": titled[1]}
 
 
-def _axis(title: str, metric: str) -> State:
-    return {"key": title, "type": "METRIC", "dataAccessKey": metric}
+def _axis(titled: Titled) -> State:
+    return {"key": titled[0], "type": "METRIC", "dataAccessKey": titled[1]}
 
 
-def _sections(title: str, folded: Iterable[str]) -> list[State]:
-    """Our two sections, then those that the UI makes of the other metrics, folded."""
-    ours = [
-        {"uuid": _MAIN, "name": title, "display": True, "columns": 3, "cardHeight": _ROW_HEIGHT},
-        {"uuid": _MORE, "name": "Score against cost, and training", "display": True, "columns": 2,
-         "cardHeight": _ROW_HEIGHT},
-    ]
-    others = [{"uuid": f"wua-{name}", "name": name, "display": False} for name in folded]
+def _sections(headline: str, folded: Iterable[str]) -> list[State]:
+    """Our two sections; then, folded, those in which the UI puts all other metrics."""
+    ours = [(_MAIN, headline, True), (_MORE, "Score against cost, seeds, training", True)]
+    others = [(f"wua-{name}", name, False) for name in folded][:_MOST_FOLDED]
     return [
-        {**section, "isReordered": True, "deleted": False, "isGenerated": False}
-        for section in (*ours, *others[:_MOST_FOLDED])
+        {"uuid": uuid, "name": name, "display": shown, "columns": 3, "cardHeight": _ROW_PIXELS,
+         "isReordered": True, "deleted": False, "isGenerated": False}
+        for uuid, name, shown in (*ours, *others)
     ]

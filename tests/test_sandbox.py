@@ -1,0 +1,206 @@
+"""Counting leaves the model, its inputs and torch's global state as they were."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812 -- torch's own habit
+from torch import Tensor, nn
+
+from wua_mlflow.flops import count_flops, ptflops_forward_flops
+
+zeros = torch.zeros
+
+
+def mlp(width: int = 10) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(2, width), nn.ReLU(), nn.Linear(width, 1), nn.Sigmoid())
+
+
+class Apply(nn.Module):
+    """``function(*inputs, *weights)``, the weights of the given shapes trainable."""
+
+    def __init__(self, function: Callable[..., Any], *shapes: tuple[int, ...]) -> None:
+        super().__init__()
+        self.function = function
+        self.weights = nn.ParameterList([nn.Parameter(torch.ones(shape)) for shape in shapes])
+
+    def forward(self, *inputs: Tensor) -> Any:
+        return self.function(*inputs, *self.weights)
+
+
+class Peek(nn.Module):
+    """Reads a value of its input before it calls ``module``: impossible on meta tensors."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, *args: Tensor, **kwargs: Tensor) -> Any:
+        float(next(iter([*args, *kwargs.values()])).sum())
+        return self.module(*args, **kwargs)
+
+
+class Restless(nn.Module):
+    """Changes whatever a forward can change, and draws random numbers."""
+
+    def __init__(self, fail: bool) -> None:
+        super().__init__()
+        self.fc = nn.Linear(3, 3)
+        self.norm = nn.BatchNorm1d(3)
+        self.drop = nn.Dropout().eval()
+        self.calls, self.seen, self.last, self.fail = 0, [], zeros(1), fail
+        self.register_buffer("steps", zeros(1))
+        self.handle = self.fc.register_forward_hook(self._once)
+
+    def _once(self, *_: Any) -> None:
+        self.handle.remove()
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        x.add_(1)
+        y = F.dropout(self.norm(self.fc(x)) + torch.rand(3), training=True)
+        self.seen.append(y)
+        self.last, self.new = y, y
+        self.steps.add_(1)
+        with torch.no_grad():
+            self.fc.weight.mul_(2)
+        self.norm.train()
+        if self.fail:
+            raise RuntimeError("on purpose")
+        return self.drop(y)
+
+
+def contents(value: Any) -> Any:
+    if isinstance(value, dict):
+        return [(key, id(item)) for key, item in value.items()]
+    return [id(item) for item in value] if isinstance(value, list | set) else value
+
+
+def state(model: nn.Module) -> list[Any]:
+    """Every attribute of every module: which object it is, and what that holds."""
+    attributes = [(m, dict(vars(m))) for m in model.modules()]
+    tensors = [*model.parameters(), *model.buffers()]
+    return [
+        [(m, name, id(value)) for m, values in attributes for name, value in values.items()],
+        [contents(value) for _, values in attributes for value in values.values()],
+        [(id(t), t._version, t.requires_grad, t.tolist(), id(t.grad)) for t in tensors],
+        [t.grad.tolist() for t in tensors if t.grad is not None],
+    ]
+
+
+@pytest.fixture
+def surroundings() -> Iterator[None]:
+    """Fails unless the test leaves torch's global state as it was."""
+
+    def now() -> list[Any]:
+        return [
+            torch.backends.mha.get_fastpath_enabled(),
+            torch.backends.mkldnn.enabled,
+            torch.backends.cudnn.enabled,
+            torch.backends.cuda.flash_sdp_enabled(),
+            torch.is_grad_enabled(),
+            torch.get_default_device(),
+            torch.nn.modules.module._global_forward_hooks.copy(),
+        ]
+
+    before = now()
+    yield
+    assert now() == before
+
+
+@pytest.mark.usefixtures("surroundings")
+@pytest.mark.parametrize("fail", [False, True])
+@pytest.mark.parametrize("peek", [False, True])
+def test_model_inputs_and_random_stream_are_left_as_found(peek: bool, fail: bool) -> None:
+    model = Peek(Restless(fail)) if peek else Restless(fail)
+    x = zeros(4, 3)
+    inner = next(m for m in model.modules() if isinstance(m, Restless))
+    inner.fc.weight.grad = torch.ones(3, 3)
+    inner.norm.bias.requires_grad_(False)
+    stream, before = torch.get_rng_state(), state(model)
+    if fail:
+        with pytest.raises(RuntimeError, match="on purpose"):
+            count_flops(model, x)
+    else:
+        count = count_flops(model, x)
+        assert (count.forward_flops, count.backward_flops) == (2 * 4 * 9, 2 * 4 * 9)
+    assert state(model) == before
+    assert torch.equal(torch.get_rng_state(), stream)
+    assert (x.tolist(), x._version) == (zeros(4, 3).tolist(), 0)
+
+
+@pytest.mark.usefixtures("surroundings")
+def test_ptflops_leaves_a_restless_model_as_found() -> None:
+    model = Restless(fail=False)
+    before, stream = state(model), torch.get_rng_state()
+    assert ptflops_forward_flops(model, (3,)) is not None
+    assert state(model) == before
+    assert torch.equal(torch.get_rng_state(), stream)
+
+
+@pytest.mark.parametrize("peek", [False, True])
+def test_counts_in_eval_mode(peek: bool) -> None:
+    class Auxiliary(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head, self.extra = nn.Linear(3, 4), nn.Linear(3, 4)
+
+        def forward(self, x: Tensor) -> Any:
+            return (self.head(x), self.extra(x)) if self.training else self.head(x)
+
+    model = Peek(Auxiliary()) if peek else Auxiliary()
+    assert count_flops(model.train(), zeros(1, 3)).forward_flops == 24
+    assert all(module.training for module in model.modules())
+
+
+@pytest.mark.parametrize("peek", [False, True])
+def test_attributes_of_a_parameter_are_seen(peek: bool) -> None:
+    model = Apply(lambda x, w: x @ w if w.active else x, (3, 4))
+    model.weights[0].active = True
+    assert count_flops(Peek(model) if peek else model, zeros(1, 3)).forward_flops == 24
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_callers_gradient_mode_does_not_matter(mode: Callable[[], Any]) -> None:
+    with mode():
+        count = count_flops(mlp(), zeros(1, 2))
+        fallback = count_flops(Peek(mlp()), zeros(1, 2))
+    assert count.backward_flops == fallback.backward_flops == 80
+
+
+def test_modules_held_in_a_plain_list_are_counted() -> None:
+    class Hidden(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Linear(2, 3)
+            self.rest = [nn.Linear(3, 3), nn.Dropout()]
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.rest[1](self.rest[0](self.first(x)))
+
+    model = Hidden()
+    assert count_flops(Peek(model), zeros(1, 2)).forward_flops == 12 + 18
+    assert model.rest[0].weight.grad is None
+    assert model.rest[1].training
+
+
+def test_no_weights_are_allocated() -> None:
+    """A copy of this weight would take 4 TiB; the mask is made on the meta device as well."""
+
+    def masked(x: Tensor, weight: Tensor) -> Tensor:
+        return (x * torch.ones(2**20)) @ weight
+
+    model = Apply(masked, (1, 1))
+    model.weights[0] = nn.Parameter(zeros(1, 1).expand(2**20, 2**20))
+    assert count_flops(model, zeros(1, 2**20)).forward_flops == 2 * 2**40
+
+
+def test_parametrized_weights() -> None:
+    """Orthogonal: the exponential of a matrix is reported, the products around it are counted."""
+    model = nn.utils.parametrizations.weight_norm(nn.Linear(3, 4))
+    assert count_flops(model, zeros(2, 3)).forward_flops == 2 * 2 * 12
+    orthogonal = nn.utils.parametrizations.orthogonal(nn.Linear(4, 4))
+    assert set(count_flops(orthogonal, zeros(2, 4)).uncounted) == {"aten.linalg_matrix_exp"}
