@@ -14,6 +14,7 @@ from scipy import stats
 from scipy.optimize import brentq, minimize_scalar
 
 from wua_mlflow import intervals
+from wua_mlflow.randomness import Purpose
 
 # Tango's score interval
 
@@ -143,6 +144,10 @@ def test_bootstrap_t_in_chunks_is_the_same(monkeypatch):
     whole = intervals.bootstrap_t_interval(values, confidence=0.95, seed=4)
     monkeypatch.setattr(intervals, "_CHUNK_DRAWS", 500)
     assert intervals.bootstrap_t_interval(values, confidence=0.95, seed=4) == whole
+
+
+def test_bootstrap_t_draws_from_the_stream_for_resampling():
+    assert intervals._RESAMPLING == Purpose.RESAMPLING
 
 
 def test_bootstrap_t_stays_finite_and_wide_where_resamples_have_no_spread():

@@ -198,6 +198,22 @@ def test_no_weights_are_allocated() -> None:
     assert count_flops(model, zeros(1, 2**20)).forward_flops == 2 * 2**40
 
 
+def test_tied_weights_stay_tied() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed = nn.Embedding(7, 4)
+            self.head = nn.Linear(4, 7, bias=False)
+            self.head.weight = self.embed.weight
+
+        def forward(self, x: Tensor) -> Tensor:
+            assert self.head.weight is self.embed.weight
+            return self.head(self.embed(x))
+
+    count = count_flops(Tied(), zeros(1, 3, dtype=torch.long))
+    assert (count.forward_flops, count.backward_flops) == (2 * 3 * 28, 2 * 2 * 3 * 28)
+
+
 def test_parametrized_weights() -> None:
     """Orthogonal: the exponential of a matrix is reported, the products around it are counted."""
     model = nn.utils.parametrizations.weight_norm(nn.Linear(3, 4))

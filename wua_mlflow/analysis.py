@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import numpy as np
@@ -41,22 +41,24 @@ TUTORIAL_LOW = 0.01
 """Criterion ``output``: an importance below this is low, as in the tutorial."""
 LOW_OF_MEAN = 0.01
 """Other criteria: low is below this share of the layer's mean importance."""
-_CHUNK = 4096
-"""Samples a forward, where the data come whole."""
+_DATASET_BATCH = 64
+_CHUNK_SAMPLES, _CHUNK_NUMBERS = 1024, 2**22
+"""At most so many samples, and so many numbers in them, a forward, where the data come whole."""
 
 
 @dataclass
 class _Mean:
     """Sum of a layer's signed outputs by unit: float32 within a batch, float64 across batches."""
 
-    total: Tensor
+    total: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
     count: int = 0
 
     def add(self, outputs: Tensor, unit_dim: int) -> None:
-        within = torch.promote_types(outputs.dtype, torch.float32)
-        by_unit = outputs.detach().to(within).movedim(unit_dim, 0)
+        by_unit = outputs.detach().movedim(unit_dim, 0)
         others = list(range(1, by_unit.dim()))
-        self.total = self.total + (by_unit.sum(others) if others else by_unit).double()
+        within = torch.promote_types(outputs.dtype, torch.float32)
+        batch = by_unit.sum(others, dtype=within) if others else by_unit
+        self.total = self.total + _off_mps(batch).double()
         self.count += by_unit[0].numel()
 
     def value(self) -> Tensor:
@@ -110,13 +112,15 @@ def analyze(
     >>> usage.layers["0"].weights, dict(usage.skipped)
     (20, {'2': "the output layer: its units are the model's outputs"})
     """
+    _check_criterion(criterion)
     if null < 0 or null != int(null):
         raise ValueError(f"null: expected a whole number of at least 0, but got {null}")
     model = unwrapped(model)
     modules, skipped = _candidates(model)
     chosen = _chosen(modules, layers)
     if null and isinstance(data, Iterator):
-        data = list(data)
+        with isolated():
+            data = list(data)
     seen = _stream(model, chosen, data)
     called = [name for name in seen.means if seen.means[name].count]
     skipped.update({name: NOT_ASKED for name in modules if name not in chosen})
@@ -159,10 +163,17 @@ def layer_importance(
     >>> layer_importance(model, torch.rand(100, 2), ["0"])["0"].shape
     torch.Size([10, 2])
     """
+    _check_criterion(criterion)
     model = unwrapped(model)
     chosen = _chosen(_candidates(model)[0], list(layers))
     seen = _stream(model, chosen, data)
     return {name: _importance(name, chosen[name], seen, criterion) for name in chosen}
+
+
+def _check_criterion(criterion: str) -> None:
+    if criterion not in CRITERIA:
+        raise ValueError(
+            f"criterion: expected one of {', '.join(CRITERIA)}, but got '{criterion}'")
 
 
 def _candidates(model: nn.Module) -> tuple[dict[str, nn.Module], dict[str, str]]:
@@ -191,10 +202,8 @@ def _stream(model: nn.Module, modules: Mapping[str, nn.Module], data: Any) -> _P
     means: dict[str, _Mean] = {}
 
     def seen(name: str, outputs: Tensor) -> None:
-        weight = _weight(modules[name])
-        if name not in means:
-            means[name] = _Mean(torch.zeros(len(weight), dtype=torch.float64, device=weight.device))
-        means[name].add(outputs, unit_dim=1 - weight.dim())
+        unit_dim = 1 - _weight(modules[name]).dim()  # from the end: a conv's input may be unbatched
+        means.setdefault(name, _Mean()).add(outputs, unit_dim)
 
     samples = 0
     with observe(model, modules, seen):
@@ -217,9 +226,10 @@ def _batches(data: Any, model: nn.Module) -> Iterator[Tensor]:
 
 def _split(data: Any) -> Iterable[Any]:
     if isinstance(data, Tensor | np.ndarray) and data.ndim:
-        return (data[start:start + _CHUNK] for start in range(0, len(data), _CHUNK))
+        step = max(1, min(_CHUNK_SAMPLES, _CHUNK_NUMBERS // max(1, math.prod(data.shape[1:]))))
+        return (data[start:start + step] for start in range(0, len(data), step))
     if isinstance(data, Dataset):
-        return DataLoader(data, batch_size=_CHUNK)
+        return DataLoader(data, batch_size=_DATASET_BATCH)
     if isinstance(data, Iterable) and not isinstance(data, str | Mapping | Tensor | np.ndarray):
         return data
     raise ValueError("data: expected a tensor or array of shape (samples, ...), a Dataset, or an "
@@ -239,10 +249,15 @@ def _weight(module: nn.Module) -> Tensor:
     return cast(Tensor, module.weight).detach()
 
 
+def _off_mps(tensor: Tensor) -> Tensor:
+    """On the CPU, where the tensor's device has no float64."""
+    return tensor.cpu() if tensor.device.type == "mps" else tensor
+
+
 def _importance(name: str, module: nn.Module, seen: _Pass, criterion: str) -> Tensor:
     if name not in seen.means or not seen.means[name].count:
         raise ValueError(f"layer {name}: expected the forward to call it, but it never does")
-    weight, mean_output = _weight(module), seen.means[name].value()
+    weight, mean_output = _off_mps(_weight(module)), seen.means[name].value()
     for what, values in (("weight", weight), ("output", mean_output)):
         if not bool(torch.isfinite(values).all()):
             raise ValueError(f"layer {name}: expected a finite {what}, but got NaN or infinity")

@@ -6,6 +6,7 @@ Imports torch and mlflow only once a command needs them. Tests: ``tests/test_cli
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import signal
 import sys
@@ -58,6 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if code:
             _fail_inherited("wrong arguments on the command line")
         return code
+    _go_where_asked()
     signal.signal(signal.SIGTERM, _terminate)
     try:
         return _dispatch(options)
@@ -148,6 +150,19 @@ def _dispatch(options: argparse.Namespace) -> int:
     return commands.execute(options.command, settings, frozenset(given),
                             as_json=getattr(options, "json", False),
                             models=tuple(getattr(options, "models", ())))
+
+
+def _go_where_asked() -> None:
+    """Under ``mlflow run``, work in the folder where that was typed, not in the project's.
+
+    MLflow starts the command in the project's folder, so that the relative paths of files, of the
+    user's own modules and of the store itself would mean another place than to the person who
+    typed them. The folder is the parent process's, which Linux tells.
+    """
+    if not os.environ.get("MLFLOW_RUN_ID"):
+        return
+    with contextlib.suppress(OSError):
+        os.chdir(f"/proc/{os.getppid()}/cwd")
 
 
 def _terminate(_signal: int, _frame: FrameType | None) -> NoReturn:

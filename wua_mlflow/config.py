@@ -31,8 +31,8 @@ CONFIGS = Path(__file__).parent / "pipeline" / "configs"
 
 TUTORIAL = "usecase"
 
-_RECIPE = ("data", "target", "task", "model", "train", "hidden", "epochs", "optimizer", "batch_size",
-           "lr", "patience", "seed", "seeds")
+_RECIPE = ("data", "target", "task", "model", "train", "hidden", "epochs", "optimizer",
+           "batch_size", "lr", "patience", "seed", "seeds")
 _MACHINE = ("device", "threads", "experiment")
 _USAGE = ("criterion", "null_draws")
 _SLIM = ("slim_hidden", "slim_epochs", "width_method")
@@ -102,7 +102,7 @@ class Settings(BaseModel):
     hidden: Widths = Field((64, 32), description="hidden widths of the original, e.g. 64,32")
     epochs: Count = Field(50, description="epochs of the original")
     slim_hidden: SlimWidths = Field("auto", description="auto, or the slim widths, e.g. 40,20")
-    slim_epochs: Count | None = Field(None, description="epochs of the slim one; as epochs, if unset")
+    slim_epochs: Count | None = Field(None, description="epochs of the slim one (as epochs)")
     width_method: Literal["effective"] = Field(
         "effective", description="how auto finds the widths")
     criterion: Literal["output", "magnitude"] = Field(
@@ -114,8 +114,8 @@ class Settings(BaseModel):
     lr: Positive = Field(0.003, description="learning rate of the built-in trainer")
     patience: Count | None = Field(None, description="stop early after so many epochs without a "
                                    "better validation loss, and keep the best")
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(42, description="seed of everything random")
-    seeds: Count = Field(5, description="replicates of the whole recipe; the recipe verdict needs 5")
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(42, description="of everything random")
+    seeds: Count = Field(5, description="replicates of the recipe; the recipe verdict needs 5")
     margin: Annotated[float, BeforeValidator(_finite), Field(ge=0, lt=1)] = Field(
         0.02, description="how much worse is still as good: a fraction of 1 in accuracy or R²")
     confidence: Annotated[float, BeforeValidator(_finite), Field(gt=0, lt=1)] = Field(
@@ -125,7 +125,7 @@ class Settings(BaseModel):
     threads: Count | None = Field(None, description="torch's threads; its own choice, if unset")
     experiment: str = Field("wua", min_length=1, description="MLflow experiment")
     run_id: str | None = Field(None, description="the variant that a step adds to")
-    baseline: str | None = Field(None, description="compare: the original, as A on the command line")
+    baseline: str | None = Field(None, description="compare: the original, as A")
     candidate: str | None = Field(None, description="compare: the slim one, as B")
     gate: bool = Field(False, description="end with the verdict's exit code: 0 non_inferior, "
                        "3 inferior, 4 inconclusive")
@@ -204,16 +204,15 @@ def _validated(values: Mapping[str, Any]) -> Settings:
     try:
         return Settings.model_validate(dict(values))
     except ValidationError as error:
-        raise ConfigError(_one_line(error)) from None
+        raise ConfigError(_one_line(error, values)) from None
 
 
-def _one_line(error: ValidationError) -> str:
+def _one_line(error: ValidationError, values: Mapping[str, Any]) -> str:
     problem = error.errors()[0]
     field = str(problem["loc"][0])
-    got = problem["input"]
     if problem["type"] == "extra_forbidden":
         return f"{field}: no such setting{_nearest(field, list(Settings.model_fields))}"
-    return f"{field}: expected {_expectation(field, problem)}, but got {_shown(got)}"
+    return f"{field}: expected {_expectation(field, problem)}, but got {_shown(values[field])}"
 
 
 def _expectation(field: str, problem: Mapping[str, Any]) -> str:

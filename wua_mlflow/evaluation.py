@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from wua_mlflow.hooks import evaluating
+from wua_mlflow.hooks import evaluating, unwrapped
 
 __all__ = [
     "Evaluation",
@@ -30,8 +30,12 @@ __all__ = [
 Task = Literal["binary", "multiclass", "regression"]
 OutputKind = Literal["probabilities", "logits", "values"]
 
-_PASS_THROUGH = ("View", "Reshape", "Squeeze", "Unsqueeze", "Alias", "Select", "Slice", "ToCopy",
-                 "Clone", "Transpose", "Permute")
+_PASS_THROUGH = ("View", "UnsafeView", "Reshape", "Squeeze", "Unsqueeze", "Alias", "Select",
+                 "Slice", "ToCopy", "Clone", "Transpose", "TBackward", "Permute", "Expand", "Clamp")
+"""What may stand between a sigmoid and the output: starts of the names of autograd's nodes."""
+_PROBABILITY = {"binary": ("Sigmoid", "Hardsigmoid"), "multiclass": ("Softmax",)}
+_CHUNK_SAMPLES, _CHUNK_NUMBERS = 8192, 2**22
+"""At most so many examples, and so many numbers in them, a forward."""
 
 
 @dataclass(frozen=True)
@@ -70,22 +74,42 @@ def output_kind(model: nn.Module, inputs: Tensor, task: Task) -> OutputKind:
 
     Read from the graph: a probability is what leaves a sigmoid, whether that is a module or a
     function call. Regression gives ``values``, multi-class ``logits`` (cross-entropy is the same
-    for log-probabilities) unless a softmax comes last.
+    for log-probabilities) unless a softmax comes last. Where the forward turns gradients off there
+    is no graph, and the values decide: all in 0..1, and of sum 1 over several classes.
 
     Args:
         model: any module; its random state is left alone (eval mode).
         inputs: a few samples, shape (samples, ...).
         task: the task.
+
+    Raises:
+        ValueError: the output is no tensor.
+
+    >>> x = torch.rand(4, 2)
+    >>> output_kind(nn.Sequential(nn.Linear(2, 1), nn.Sigmoid()), x, "binary")
+    'probabilities'
     """
     if task == "regression":
         return "values"
+    probe = inputs[:2].detach().clone()
+    if probe.is_floating_point():
+        probe.requires_grad_()
+    model = unwrapped(model)
     with evaluating(model), torch.enable_grad():
-        probe = inputs[:2].detach().clone().requires_grad_()
-        node = model(probe).grad_fn
-    while node is not None and node.name().startswith(_PASS_THROUGH) and node.next_functions:
+        outputs = _checked(model(probe))
+    node = outputs.grad_fn
+    if node is None:
+        return _kind_by_values(outputs, task)
+    while node.name().startswith(_PASS_THROUGH) and node.next_functions[0][0] is not None:
         node = node.next_functions[0][0]
-    last = node.name() if node is not None else ""
-    return "probabilities" if last.startswith(("Sigmoid", "Softmax")) else "logits"
+    return "probabilities" if node.name().startswith(_PROBABILITY[task]) else "logits"
+
+
+def _kind_by_values(outputs: Tensor, task: Task) -> OutputKind:
+    likely = bool(((outputs >= 0) & (outputs <= 1)).all())
+    if task == "multiclass":
+        likely = likely and bool((outputs.sum(1) - 1).abs().max() < 1e-3)
+    return "probabilities" if likely else "logits"
 
 
 def loss_for(task: Task, kind: OutputKind) -> Callable[..., Tensor]:
@@ -122,21 +146,29 @@ def evaluate(
     Args:
         model: on the device of the data.
         inputs: shape (examples, ...).
-        targets: binary and regression: float, shape (examples, 1); multi-class: int64, shape
-            (examples,).
+        targets: binary and regression: float, shape (examples, 1) or (examples,), as the outputs;
+            multi-class: int64, shape (examples,), the outputs having shape (examples, classes).
         task: the task.
         kind: what the outputs are, from ``output_kind``.
         digest: identifies the data.
 
     Raises:
-        ValueError: an output is NaN.
+        ValueError: no examples, outputs that do not fit the targets, or an output that is NaN or
+            infinite.
+
+    >>> model = nn.Sequential(nn.Linear(2, 3))
+    >>> x, y = torch.rand(8, 2), torch.tensor([0, 1, 2, 0, 1, 2, 0, 1])
+    >>> result = evaluate(model, x, y, task="multiclass", kind="logits")
+    >>> result.predictions.shape, 0 <= result.score <= 1
+    ((8,), True)
     """
-    with evaluating(model):
-        outputs = torch.cat([model(chunk) for chunk in inputs.split(8192)])
-    if not bool(torch.isfinite(outputs).all()):
-        raise ValueError("model: expected finite outputs, but got NaN or infinity")
-    losses = loss_for(task, kind)(outputs, targets, reduction="none").reshape(len(inputs), -1)
-    truth = targets.reshape(len(inputs), -1)[:, 0].cpu().double().numpy()
+    outputs = _outputs(model, inputs)
+    if task != "multiclass":
+        outputs = outputs.reshape(len(outputs), -1)
+        targets = targets.reshape(len(targets), -1).to(outputs.dtype)
+    _check_shapes(outputs, targets, task)
+    losses = loss_for(task, kind)(outputs, targets, reduction="none").reshape(-1)
+    truth = targets.reshape(-1).cpu().double().numpy()
     if task == "multiclass":
         predictions = outputs.argmax(1).cpu().numpy()
     elif task == "binary":
@@ -148,17 +180,50 @@ def evaluate(
         task=task,
         predictions=predictions,
         targets=truth,
-        losses=losses.mean(1).cpu().double().numpy(),
+        losses=losses.cpu().double().numpy(),
         scores=example_scores(predictions, truth, task),
         digest=digest,
     )
 
 
+def _outputs(model: nn.Module, inputs: Tensor) -> Tensor:
+    if not len(inputs):
+        raise ValueError("inputs: expected at least one example, but got none")
+    chunk = max(1, min(_CHUNK_SAMPLES, _CHUNK_NUMBERS // max(1, inputs[0].numel())))
+    with evaluating(model):
+        outputs = torch.cat([_checked(model(part)) for part in inputs.split(chunk)])
+    if not bool(torch.isfinite(outputs).all()):
+        raise ValueError("model: expected finite outputs, but got NaN or infinity")
+    return outputs
+
+
+def _checked(outputs: object) -> Tensor:
+    if not isinstance(outputs, Tensor):
+        raise ValueError(f"model: expected a tensor as output, but got {type(outputs).__name__}")
+    return outputs
+
+
+def _check_shapes(outputs: Tensor, targets: Tensor, task: Task) -> None:
+    fits = outputs.dim() == 2 and len(outputs) == len(targets) and (
+        targets.dim() == 1 if task == "multiclass" else outputs.shape == targets.shape
+        and outputs.shape[1] == 1)
+    if not fits:
+        wanted = "(examples, classes)" if task == "multiclass" else "(examples, 1)"
+        raise ValueError(f"model: expected outputs of shape {wanted} for {len(targets)} targets in "
+                         f"this {task} task, but got {tuple(outputs.shape)}")
+
+
 def example_scores(predictions: np.ndarray, targets: np.ndarray, task: Task) -> np.ndarray:
-    """Scores of each example, shape (examples,): right or wrong, or a share of R²."""
+    """Scores of each example, shape (examples,): right or wrong, or a share of R².
+
+    Raises:
+        ValueError: regression, and all targets are equal.
+
+    >>> example_scores(np.array([1, 0]), np.array([1, 1]), "binary").tolist()
+    [1.0, 0.0]
+    """
     if task != "regression":
         return (predictions == targets).astype(np.float64)
-    variance = targets.var()
-    if variance == 0:
+    if targets.min() == targets.max():
         raise ValueError("targets: expected at least two different values, but got one")
-    return 1.0 - (targets - predictions) ** 2 / variance
+    return np.asarray(1.0 - (targets - predictions) ** 2 / targets.var())

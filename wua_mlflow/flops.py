@@ -20,7 +20,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from wua_mlflow.flop_formulas import FORMULAS, is_left_out
-from wua_mlflow.sandbox import borrowed, copier, meta_copy, plain_operators, real_copy
+from wua_mlflow.sandbox import (
+    borrowed,
+    copier,
+    meta_copy,
+    plain_operators,
+    random_streams_kept,
+    real_copy,
+)
 
 __all__ = ["CONVENTION", "FlopCount", "count_flops", "ptflops_forward_flops"]
 
@@ -58,7 +65,7 @@ def count_flops(model: nn.Module, inputs: Inputs, *, backward: bool = True) -> F
     fails (a path that depends on the data, a tensor that the model holds outside its modules),
     it runs for real, on copies of the parameters, buffers and inputs, and the count is the one
     for these inputs. The model, torch's random streams and the inputs stay as they were.
-    Complex products count as real ones.
+    Complex products count as real ones, an outer product made by broadcasting as elementwise.
 
     Args:
         model: any module written in Python; a compiled or data-parallel one is unwrapped.
@@ -141,7 +148,7 @@ def _count(
             outputs = model(*inputs[0], **inputs[1])
             forward = counter.get_flop_counts()
             if backward:
-                _run_backward(outputs, model)
+                _run_backward(outputs)
         by_module = _by_module(model, forward)
     by_operator = {str(operator): n for operator, n in forward.get("Global", {}).items()}
     return FlopCount(
@@ -178,11 +185,10 @@ class _CallLog(TorchDispatchMode):
         return dict(calls)
 
 
-def _run_backward(outputs: Any, model: nn.Module) -> None:
+def _run_backward(outputs: Any) -> None:
     """The backward of the sum of all outputs, for the parameters that require a gradient."""
     roots = [tensor for tensor in _tensors(outputs) if tensor.requires_grad]
-    if any(parameter.requires_grad for parameter in model.parameters()) and roots:
-        torch.autograd.backward(roots, [torch.ones_like(root) for root in roots])
+    torch.autograd.backward(roots, [torch.ones_like(root) for root in roots])
 
 
 def _tensors(value: Any) -> list[Tensor]:
@@ -269,7 +275,7 @@ def _ptflops_macs(model: nn.Module, shape: tuple[int, ...]) -> tuple[int | None,
         warnings.catch_warnings(action="ignore"),
         contextlib.redirect_stdout(said),
         contextlib.redirect_stderr(said),
-        torch.random.fork_rng(devices=[]),
+        random_streams_kept(),
         torch.no_grad(),
         borrowed(model, real_copy),
     ):

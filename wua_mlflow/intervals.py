@@ -34,6 +34,9 @@ _CHUNK_DRAWS = 2**21
 _TOTAL_DRAWS = 10**9
 """Above this many draws the number of resamples is lowered, to no fewer than 1,000."""
 
+_RESAMPLING = 7
+"""``Purpose.RESAMPLING`` of ``randomness.py``, which imports torch; this file does not."""
+
 _FEW = 5
 """With fewer differing examples, what may have gone unseen bounds the interval."""
 
@@ -138,7 +141,7 @@ def bootstrap_t_interval(
     Args:
         differences: shape (n,), n ≥ 2, finite.
         confidence: of the two-sided interval.
-        seed: of a generator of its own.
+        seed: at least 0; the generator is ``default_rng([seed, Purpose.RESAMPLING])``.
         resamples: lowered so that n · resamples stays near 10⁹, to 1,000 at the least.
 
     Returns:
@@ -154,7 +157,7 @@ def bootstrap_t_interval(
     if deviation <= 1e-12 * float(np.abs(differences).max()):
         return mean, mean
     resamples = max(min(resamples, 1_000), min(resamples, _TOTAL_DRAWS // n))
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng([seed, _RESAMPLING])
     t = np.sort(_resampled_t((differences - mean) / deviation, resamples, rng))
     tail = max(0, math.floor((resamples + 1) * (1 - confidence) / 2) - 1)
     error = deviation / math.sqrt(n)

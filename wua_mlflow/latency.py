@@ -45,16 +45,24 @@ def measure_latency(
     Args:
         models: by name; all on the device of the inputs.
         inputs: shape (batch, ...); the first sample alone gives the latency.
-        rounds: at most so many rounds.
-        budget_s: stop after about so many seconds for each of the two measurements, with at least
-            ten rounds.
+        rounds: at most so many rounds at batch 1; at the batch given a tenth of them, at least ten.
+        budget_s: stop each of the two measurements after about so many seconds, yet not before ten
+            rounds.
         clock: seconds; replaced in tests.
 
     Raises:
-        ValueError: no models, or no samples.
+        ValueError: no models, no samples, or ``rounds`` below 1.
+
+    >>> timed = measure_latency({"a": nn.Linear(2, 2), "b": nn.Linear(2, 2)}, torch.rand(8, 2),
+    ...                         rounds=5)
+    >>> timed["a"].rounds, timed["b"].p50_ms <= timed["b"].p95_ms
+    (5, True)
     """
     if not models or not len(inputs):
-        raise ValueError("models, inputs: expected at least one model and one sample")
+        raise ValueError(f"models, inputs: expected at least one model and one sample, but got "
+                         f"{len(models)} and {len(inputs)}")
+    if rounds < 1:
+        raise ValueError(f"rounds: expected a whole number of at least 1, but got {rounds}")
     with ExitStack() as stack:
         for model in models.values():
             stack.enter_context(evaluating(model))

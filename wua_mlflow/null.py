@@ -1,7 +1,7 @@
 """The same measurement on networks that learned nothing: what a share must be read beside.
 
 Each draw re-initialises the network (``reset_parameters``) and sees the same inputs; where a layer
-cannot be re-initialised, its own weights are permuted. May import: the leaves, usage.
+cannot be re-initialised, its own weights are permuted. May import: randomness, usage.
 Tests: ``tests/test_null.py``.
 """
 
@@ -68,7 +68,7 @@ def with_null(
 
 def _can_reset(model: nn.Module) -> bool:
     return all(
-        hasattr(module, "reset_parameters")
+        callable(getattr(module, "reset_parameters", None))
         for module in model.modules()
         if any(True for _ in module.parameters(recurse=False))
     )
@@ -77,9 +77,9 @@ def _can_reset(model: nn.Module) -> bool:
 def _forget(model: nn.Module, kind: str) -> None:
     with torch.no_grad():
         if kind == REINITIALISED:
-            for module in model.modules():
-                if hasattr(module, "reset_parameters"):
-                    module.reset_parameters()
+            for module in reversed(list(model.modules())):  # a parent has the last word
+                if callable(reset := getattr(module, "reset_parameters", None)):
+                    reset()
             return
         for parameter in model.parameters():
             flat = parameter.flatten()

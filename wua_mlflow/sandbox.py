@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-__all__ = ["borrowed", "copier", "meta_copy", "plain_operators", "real_copy"]
+__all__ = ["borrowed", "copier", "meta_copy", "plain_operators", "random_streams_kept", "real_copy"]
 
 
 @contextmanager
@@ -25,11 +25,10 @@ def plain_operators(*, grad: bool, meta: bool) -> Iterator[None]:
     are on the meta device if ``meta``. The random streams are put back too.
     """
     fast_path = torch.backends.mha.get_fastpath_enabled()
-    cuda = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     with ExitStack() as stack:
         stack.callback(torch.backends.mha.set_fastpath_enabled, fast_path)
         torch.backends.mha.set_fastpath_enabled(False)
-        stack.enter_context(torch.random.fork_rng(devices=list(cuda)))
+        stack.enter_context(random_streams_kept())
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.set_grad_enabled(grad))
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
@@ -39,6 +38,12 @@ def plain_operators(*, grad: bool, meta: bool) -> Iterator[None]:
             _set(stack, torch.backends.mkldnn, "enabled", False)
             _set(stack, torch.backends.cudnn, "enabled", False)
         yield
+
+
+def random_streams_kept() -> AbstractContextManager[None]:
+    """Puts torch's global random streams back afterwards, those of the GPUs in use too."""
+    gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    return torch.random.fork_rng(devices=list(gpus))
 
 
 def _set(stack: ExitStack, owner: Any, name: str, value: object) -> None:

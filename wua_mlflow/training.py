@@ -1,6 +1,6 @@
 """The built-in training loop: yields a record an epoch, logs nothing.
 
-May import: torch. Tests: ``tests/test_training.py``.
+May import: torch, hooks. Tests: ``tests/test_training.py``.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Literal
 
 import torch
@@ -18,11 +19,12 @@ from wua_mlflow.hooks import evaluating
 
 __all__ = ["Budget", "EpochRecord", "Loss", "TrainingDiverged", "fit"]
 
+OPTIMIZERS = ("adam", "sgd")
 Loss = Callable[[Tensor, Tensor], Tensor]
 """(outputs, targets) -> the mean loss, a scalar."""
 
 
-class TrainingDiverged(ValueError):
+class TrainingDiverged(ValueError):  # noqa: N818 - says what happened; the name is public
     """The loss became NaN or infinite."""
 
 
@@ -32,6 +34,10 @@ class Budget:
 
     ``batch_size`` is ``"full"`` or a number of samples; ``patience`` the number of epochs without a
     better validation loss after which training stops and the best weights are kept (None: never).
+
+    Raises:
+        ValueError: a count below 1, a learning rate that is not finite and positive, or an unknown
+            optimizer.
     """
 
     epochs: int
@@ -39,6 +45,18 @@ class Budget:
     optimizer: Literal["adam", "sgd"] = "adam"
     batch_size: int | Literal["full"] = "full"
     patience: int | None = None
+
+    def __post_init__(self) -> None:
+        counts = {"epochs": self.epochs, "patience": 1 if self.patience is None else self.patience,
+                  "batch_size": 1 if self.batch_size == "full" else self.batch_size}
+        for name, count in counts.items():
+            if not isinstance(count, Integral) or count < 1:
+                raise ValueError(f"{name}: expected a whole number of at least 1, but got {count}")
+        if not 0 < self.lr < math.inf:
+            raise ValueError(f"lr: expected a finite number above 0, but got {self.lr}")
+        if self.optimizer not in OPTIMIZERS:
+            raise ValueError(f"optimizer: expected one of {', '.join(OPTIMIZERS)}, "
+                             f"but got '{self.optimizer}'")
 
 
 @dataclass(frozen=True)
@@ -76,21 +94,31 @@ def fit(
         A record an epoch.
 
     Raises:
-        TrainingDiverged: the loss became NaN or infinite.
-        ValueError: ``patience`` without validation data.
+        TrainingDiverged: the training or the validation loss became NaN or infinite.
+        ValueError: no training data, or ``patience`` without validation data.
+
+    >>> x = torch.rand(20, 2)
+    >>> epochs = fit(nn.Linear(2, 1), (x, x.sum(1, keepdim=True)), nn.functional.mse_loss,
+    ...              Budget(epochs=3), generator=torch.Generator())
+    >>> [record.epoch for record in epochs]
+    [1, 2, 3]
     """
     if budget.patience is not None and validation is None:
         raise ValueError("patience: expected validation data to watch, but got none")
+    if not len(train[0]):
+        raise ValueError("train: expected at least one sample, but got none")
     optimizer = _optimizer(model, budget)
     best, best_state, waited = math.inf, None, 0
     for epoch in range(1, budget.epochs + 1):
         model.train()
-        train_loss = _epoch(model, train, loss, optimizer, _batches(len(train[0]), budget, generator))
+        batches = _batches(len(train[0]), budget, generator)
+        train_loss = _epoch(model, train, loss, optimizer, batches)
         model.eval()
-        if not math.isfinite(train_loss):
-            raise TrainingDiverged(f"training: the loss became {train_loss} in epoch {epoch}; a "
-                                   f"smaller learning rate than lr={budget.lr:g} may help")
         watched = _validation_loss(model, validation, loss)
+        for what, value in (("loss", train_loss), ("validation loss", watched or 0.0)):
+            if not math.isfinite(value):
+                raise TrainingDiverged(f"training: the {what} became {value} in epoch {epoch}; a "
+                                       f"smaller learning rate than lr={budget.lr:g} may help")
         yield EpochRecord(epoch, train_loss, watched)
         if budget.patience is None or watched is None:
             continue

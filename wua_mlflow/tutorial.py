@@ -1,7 +1,7 @@
 """The tutorial's functions, with its names and results; thin over the library.
 
-They keep its tuples and dicts. Figures: ``docs/tutorial.md``. May import: the library's leaves.
-Tests: ``tests/test_tutorial.py``.
+They keep its tuples and dicts. Figures: ``docs/tutorial.md``.
+May import: analysis, flops, hooks, plots, usage. Tests: ``tests/test_tutorial.py``.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from wua_mlflow.analysis import layer_importance
 from wua_mlflow.flops import ptflops_forward_flops
+from wua_mlflow.hooks import unwrapped
 from wua_mlflow.plots import histogram_data, network_data, plot_histogram, plot_network
 from wua_mlflow.usage import effective_count, entropy_nats, low_share, top_share
 
@@ -51,18 +52,22 @@ def compute_weight_importance(
     Returns:
         A tuple a layer: importance and weights, each of shape (in_features, out_features), and the
         layer's name.
+
+    Raises:
+        ValueError: no ``Linear`` layer, or one that the forward never calls.
+
+    >>> model = nn.Sequential(nn.Linear(2, 10), nn.ReLU(), nn.Linear(10, 1), nn.Sigmoid())
+    >>> [(importance, weights, name)] = compute_weight_importance(model, np.random.rand(50, 2))
+    >>> importance.shape, weights.shape, name
+    ((2, 10), (2, 10), '0')
     """
-    names = [name for name, module in model.named_modules() if type(module) is nn.Linear]
-    if skip_last and len(names) >= 2:
-        names = names[:-1]
-    if not names:
+    layers = _linear(model)
+    if skip_last and len(layers) >= 2:
+        layers = layers[:-1]
+    if not layers:
         raise ValueError("model: expected at least one Linear layer, but found none")
-    importance = layer_importance(model, _tensor(X), names)
-    return [
-        (importance[name].T.cpu().numpy(),
-         model.get_submodule(name).weight.detach().T.cpu().double().numpy(), name)
-        for name in names
-    ]
+    importance = layer_importance(model, _array(X), [name for name, _ in layers])
+    return [(importance[name].T.cpu().numpy(), _weights(layer).T, name) for name, layer in layers]
 
 
 def generate_report(importance: Any, weights: Any) -> tuple[dict[str, float], np.ndarray]:
@@ -74,16 +79,23 @@ def generate_report(importance: Any, weights: Any) -> tuple[dict[str, float], np
     Args:
         importance: shape (in_features, out_features), from ``compute_weight_importance``.
         weights: the same shape.
+
+    Raises:
+        ValueError: the shapes differ, or an importance is negative, NaN or infinite.
+
+    >>> report, normalized = generate_report(np.ones((2, 4)), np.ones((2, 4)))
+    >>> report["nodes"], round(report["effective_weights"], 4), normalized[0]
+    (4, 8.0, np.float64(0.125))
     """
-    values = torch.as_tensor(np.asarray(importance, dtype=np.float64))
+    values = torch.from_numpy(np.array(importance, dtype=np.float64))
     shape = np.shape(weights)
-    if tuple(values.shape) != tuple(shape):
-        raise ValueError(f"weights: expected the importance's shape {tuple(values.shape)}, "
-                         f"but got {tuple(shape)}")
+    if not shape or tuple(values.shape) != tuple(shape):
+        raise ValueError(f"importance, weights: expected the same shape (in_features, "
+                         f"out_features), but got {tuple(values.shape)} and {tuple(shape)}")
     total = values.sum()
     report = {
         "total_weights": values.numel(),
-        "nodes": int(shape[-1]),
+        "nodes": values.shape[-1],
         "entropy": entropy_nats(values),
         "effective_weights": effective_count(values),
         "top_90_percent_contrib": top_share(values),
@@ -117,8 +129,12 @@ def estimate_flops(model: nn.Module, nb_epochs: int, dataset: Any) -> tuple[int,
 
     Raises:
         ValueError: ptflops cannot count the model.
+
+    >>> model = nn.Sequential(nn.Linear(2, 10), nn.ReLU(), nn.Linear(10, 1), nn.Sigmoid())
+    >>> estimate_flops(model, nb_epochs=50, dataset=np.zeros((1000, 2)))
+    (12200000, 122000)
     """
-    inputs = _tensor(dataset)
+    inputs = _array(dataset)
     forward = ptflops_forward_flops(model, tuple(inputs.shape[1:]))
     if forward is None:
         raise ValueError("model: ptflops cannot count it; count_flops(model, inputs) can")
@@ -147,12 +163,23 @@ def show(model: nn.Module, X: Any = None) -> Figure:  # noqa: N803 - the tutoria
     Args:
         model: a chain of ``Linear`` layers.
         X: accepted as in the tutorial; the drawing does not need it.
+
+    Raises:
+        ValueError: there is no ``Linear`` layer, or they form no chain.
     """
-    linear = [(name, module.weight.detach().cpu().numpy())
-              for name, module in model.named_modules() if type(module) is nn.Linear]
-    names, weights = zip(*linear, strict=True) if linear else ((), ())
-    return plot_network(network_data(weights, names))
+    layers = _linear(model)
+    return plot_network(network_data([_weights(layer) for _, layer in layers],
+                                     [name for name, _ in layers]))
 
 
-def _tensor(data: Any) -> Tensor:
-    return torch.as_tensor(np.asarray(data) if not isinstance(data, Tensor) else data)
+def _linear(model: nn.Module) -> list[tuple[str, nn.Linear]]:
+    return [(name, module) for name, module in unwrapped(model).named_modules()
+            if type(module) is nn.Linear]
+
+
+def _weights(layer: nn.Linear) -> np.ndarray:
+    return layer.weight.detach().cpu().double().numpy()
+
+
+def _array(data: Any) -> Tensor | np.ndarray:
+    return data if isinstance(data, Tensor) else np.asarray(data)

@@ -149,8 +149,11 @@ def _report(
 ) -> Report:
     original, slim = variants[0], variants[-1]
     title = f"{_data_name(settings)} {_dashed(original.widths)} → {_dashed(slim.widths)}"
-    return Report(title, [v.name for v in variants], [v.metrics for v in variants], comparison,
-                  budget=_budget(variants), usages=usages, again="wua run --config config.yaml")
+    return Report(
+        title, [v.name for v in variants], [v.metrics for v in variants], comparison,
+        budget=_budget(variants), usages=usages,
+        again="To run it again: `wua run --config config.yaml`, with this run's artifact of that "
+              "name.")
 
 
 def _budget(variants: list[Variant]) -> str:

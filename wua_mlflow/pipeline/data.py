@@ -1,7 +1,7 @@
 """The data of a pipeline in three parts: the tutorial's, bundled sets, files, the user's function.
 
 scikit-learn and pandas are imported where a set needs them: ``usecase`` imports neither.
-May import: numpy, torch, dotted, evaluation, randomness, tables.
+May import: numpy, torch, dotted, evaluation, randomness, splitting, tables.
 Tests: ``tests/pipeline/test_data.py``.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -22,10 +22,11 @@ from torch.utils.data import Dataset, IterableDataset
 
 from wua_mlflow.dotted import load_object, nearest, one_line
 from wua_mlflow.evaluation import Task
+from wua_mlflow.pipeline.splitting import Divided, Scaling, divide
 from wua_mlflow.pipeline.tables import ENDINGS, Rows, Target, pose, read_rows, rows_of
 from wua_mlflow.randomness import Purpose, checked_seed, isolated, numpy_generator
 
-__all__ = ["BUILT_IN", "DataSplit", "Part", "load_data"]
+__all__ = ["BUILT_IN", "DataSplit", "Part", "is_file", "load_data", "part_of"]
 
 BUILT_IN = ("usecase", "digits", "breast_cancer", "wine", "iris", "diabetes")
 
@@ -69,6 +70,7 @@ class DataSplit:
     ``features`` is the shape of one input; ``outputs`` the model's output units, 1 in binary tasks
     and regressions, else the number of classes; ``classes`` their names, none in a regression;
     ``source`` says where the data came from: a path, a scikit-learn function, the user's function.
+    ``posed`` and ``scaling`` are what fresh rows go through to be like these.
     """
 
     name: str
@@ -80,6 +82,8 @@ class DataSplit:
     outputs: int
     classes: tuple[str, ...]
     source: str
+    posed: Target
+    scaling: Scaling | None = None
 
 
 def load_data(data: str, *, target: str | None = None, seed: int, image: bool = False,
@@ -115,7 +119,7 @@ def load_data(data: str, *, target: str | None = None, seed: int, image: bool = 
     """
     seed, target = checked_seed(seed), target or None
     with isolated():
-        if _is_file(data):
+        if is_file(data):
             return _from_file(data, target, seed, image=image, task=task)
         if target is not None and (data in BUILT_IN or ":" in data):
             raise ValueError(f"target: expected none beside data {data!r}, but got {target!r}")
@@ -130,7 +134,8 @@ def load_data(data: str, *, target: str | None = None, seed: int, image: bool = 
                      f"{nearest(data, BUILT_IN)}")
 
 
-def _is_file(data: str) -> bool:
+def is_file(data: str) -> bool:
+    """Whether ``data`` names a file, there or not, rather than a bundled set or a function."""
     if Path(data).suffix.lower() in ENDINGS:
         return True
     return ":" not in data and data not in BUILT_IN and ("/" in data or Path(data).is_file())
@@ -139,8 +144,8 @@ def _is_file(data: str) -> bool:
 def _from_file(data: str, target: str | None, seed: int, *, image: bool,
                task: str | None) -> DataSplit:
     path = Path(data).expanduser()
-    parts, posed = _divided(read_rows(data, target), seed, task)
-    return _assembled(parts, posed, path.stem, source=str(path.absolute()), image=image)
+    divided = divide(read_rows(data, target), seed, task)
+    return _assembled(divided, path.stem, source=str(path.absolute()), image=image)
 
 
 def _usecase(seed: int, *, image: bool, task: str | None) -> DataSplit:
@@ -150,7 +155,7 @@ def _usecase(seed: int, *, image: bool, task: str | None) -> DataSplit:
               numpy_generator(seed, Purpose.TEST_DATA).random((10_000, 2)))
     parts = [Rows(x, (x[:, 0] + x[:, 1] > 1).astype(np.int64)) for x in points]
     posed = pose(parts[0].targets, task=task)
-    return _assembled(parts, posed, "usecase", source="usecase", image=image)
+    return _assembled(Divided(parts, posed), "usecase", source="usecase", image=image)
 
 
 def _bundled(data: str, seed: int, *, image: bool, task: str | None) -> DataSplit:
@@ -159,8 +164,8 @@ def _bundled(data: str, seed: int, *, image: bool, task: str | None) -> DataSpli
     loaded = getattr(datasets, f"load_{data}")()
     pixels = image and data == "digits"
     rows = Rows(loaded.images / 16 if pixels else loaded.data, loaded.target)
-    parts, posed = _divided(rows, seed, task, standardise=not pixels)
-    split = _assembled(parts, posed, data, source=f"sklearn.datasets.load_{data}", image=image)
+    divided = divide(rows, seed, task, standardise=not pixels)
+    split = _assembled(divided, data, source=f"sklearn.datasets.load_{data}", image=image)
     names = tuple(str(name) for name in loaded.get("target_names", ()))
     return replace(split, classes=names) if split.classes and names else split
 
@@ -179,7 +184,7 @@ def _from_function(reference: str, seed: int, *, image: bool, task: str | None) 
     parts = [rows_of(x, y, where=where) for (x, y), where in zip(pairs, _PARTS, strict=True)]
     typed = isinstance(three[0], Dataset) or isinstance(pairs[0][1], Tensor)
     posed = pose(parts[0].targets, task=task, whole_are_classes=typed)
-    return _assembled(parts, posed, reference, source=reference, image=image)
+    return _assembled(Divided(parts, posed), reference, source=reference, image=image)
 
 
 def _users(call: Callable[[], Any], what: str) -> Any:
@@ -222,76 +227,24 @@ def _as_images(rows: Rows) -> Rows:
     return rows if rows.inputs.ndim == 4 else replace(rows, inputs=rows.inputs[:, None])
 
 
-def _divided(rows: Rows, seed: int, task: str | None, *,
-             standardise: bool = True) -> tuple[list[Rows], Target]:
-    """The 60/10/30 split of ``rows``, and its task; a regression's targets are standardised."""
-    posed = pose(rows.targets, task=task)
-    codes = posed.encoded(rows.targets, where="the data")
-    _check_enough(posed, codes)
-    indices = _indices(codes, seed, stratified=posed.task != "regression")
-    inputs, targets = ([array[i] for i in indices] for array in (rows.inputs, rows.targets))
-    if standardise:
-        inputs = _standardised(inputs)
-    if posed.task == "regression":
-        targets = [part[:, 0] for part in _standardised([codes[i][:, None] for i in indices])]
-    return [Rows(x, y) for x, y in zip(inputs, targets, strict=True)], posed
-
-
-def _check_enough(posed: Target, codes: np.ndarray) -> None:
-    if len(codes) < _FEWEST_ROWS:
-        raise ValueError(f"data: expected at least {_FEWEST_ROWS} rows to make three parts of, "
-                         f"but got {len(codes)}")
-    counts = np.bincount(codes) if posed.classes else np.array([len(codes)])
-    rarest = int(counts.argmin())
-    if counts[rarest] < _FEWEST_OF_A_CLASS:
-        hint = "" if isinstance(posed.values[0], str | bool) else "; amounts want task=regression"
-        raise ValueError(f"target: expected at least {_FEWEST_OF_A_CLASS} rows of each class to "
-                         f"have it in all three parts, but class {posed.classes[rarest]!r} has "
-                         f"{counts[rarest]}{hint}")
-
-
-def _indices(codes: np.ndarray, seed: int, *, stratified: bool) -> list[np.ndarray]:
-    from sklearn.model_selection import train_test_split
-
-    n, draw = len(codes), numpy_generator(seed, Purpose.SPLIT)
-    rest, taken = np.arange(n), []
-    for size in (-(-3 * n // 10), -(-n // 10)):
-        rest, part = train_test_split(rest, test_size=size, random_state=int(draw.integers(2**32)),
-                                      stratify=codes[rest] if stratified else None)
-        taken.append(part)
-    return [rest, taken[1], taken[0]]
-
-
-def _standardised(parts: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Each part less the first one's mean, over its standard deviation; 0 where that is constant.
-
-    By column of (n, columns), by channel of (n, channels, ...), as a whole of (n, height, width).
-    """
-    train = parts[0]
-    axes = tuple(axis for axis in range(train.ndim) if axis != 1 or train.ndim == 3)
-    mean = train.mean(axes, dtype=np.float64, keepdims=True)
-    deviation = train.std(axes, dtype=np.float64, keepdims=True)
-    varies = (train.max(axes, keepdims=True) > train.min(axes, keepdims=True)) & (deviation > 0)
-    scale = np.where(varies, deviation, np.inf)
-    return [((part - mean) / scale).astype(np.float32) for part in parts]
-
-
-def _assembled(parts: Sequence[Rows], posed: Target, name: str, *, source: str,
-               image: bool) -> DataSplit:
-    parts = [_as_images(rows) for rows in parts] if image else parts
+def _assembled(divided: Divided, name: str, *, source: str, image: bool) -> DataSplit:
+    posed = divided.posed
+    parts = [_as_images(rows) for rows in divided.parts] if image else divided.parts
     shapes = [rows.inputs.shape[1:] for rows in parts]
     for where, shape in zip(_PARTS, shapes, strict=True):
         if shape != shapes[0]:
             raise ValueError(f"data: expected inputs of shape {shapes[0]} in {where}, as in train, "
                              f"but got {shape}")
-    train, validation, test = (_part(rows, posed, where)
+    train, validation, test = (part_of(rows, posed, where)
                                for rows, where in zip(parts, _PARTS, strict=True))
     outputs = len(posed.classes) if posed.task == "multiclass" else 1
     return DataSplit(name=name, task=posed.task, train=train, validation=validation, test=test,
-                     features=shapes[0], outputs=outputs, classes=posed.classes, source=source)
+                     features=shapes[0], outputs=outputs, classes=posed.classes, source=source,
+                     posed=posed, scaling=divided.scaling)
 
 
-def _part(rows: Rows, posed: Target, where: str) -> Part:
+def part_of(rows: Rows, posed: Target, where: str) -> Part:
+    """Rows as tensors; ``where`` names them in a message."""
     codes = posed.encoded(rows.targets, where=where)
     inputs = torch.from_numpy(np.array(rows.inputs, dtype=np.float32, order="C"))
     if posed.task == "multiclass":

@@ -124,4 +124,4 @@ def check_fit(model: nn.Module, split: DataSplit) -> None:
 
 
 def _shape(shape: object) -> str:
-    return f"(batch, {', '.join(str(s) for s in shape)})" if isinstance(shape, tuple) else str(shape)
+    return f"(batch, {', '.join(map(str, shape))})" if isinstance(shape, tuple) else str(shape)

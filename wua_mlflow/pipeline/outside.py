@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from wua_mlflow.config import Settings
@@ -21,9 +19,9 @@ from wua_mlflow.evaluation import Evaluation, evaluate, example_scores, output_k
 from wua_mlflow.flops import count_flops
 from wua_mlflow.latency import measure_latency
 from wua_mlflow.pipeline.comparison import Comparison, compare_evaluations, damage, ratios
-from wua_mlflow.pipeline.data import DataSplit, Part, load_test
 from wua_mlflow.pipeline.report import Report, table_text
-from wua_mlflow.pipeline.tables import ENDINGS, pose, read_columns
+from wua_mlflow.pipeline.tables import ENDINGS, pose
+from wua_mlflow.pipeline.testdata import TestData, load_test, read_predictions
 from wua_mlflow.pipeline.variant import Variant, load_variant
 from wua_mlflow.tracking.log import latency_metrics
 from wua_mlflow.tracking.models import load_exported
@@ -73,9 +71,11 @@ def compare_any(a: str, b: str, settings: Settings, *, data_given: bool) -> Outs
     """
     variants = {ref: load_variant(connect(settings.experiment), ref)
                 for ref in dict.fromkeys((a, b)) if RUN_ID.fullmatch(ref)}
-    test = _test_data(settings, variants) if data_given else None
-    if test is None and variants:
-        test = next(iter(variants.values())).recipe.split
+    like = next(iter(variants.values())).recipe.split if variants else None
+    test = TestData(like.test, like.posed) if like else None
+    if data_given:
+        test = load_test(settings.data, target=settings.target, seed=settings.seed,
+                         task=settings.task, like=like)
     sides = [_side(ref, variants.get(ref), test, settings, fresh=data_given) for ref in (a, b)]
     _check_alike(*sides)
     if sides[0].name == sides[1].name:
@@ -95,86 +95,73 @@ def compare_any(a: str, b: str, settings: Settings, *, data_given: bool) -> Outs
     return Outside(comparison, text)
 
 
-def _test_data(settings: Settings, variants: Mapping[str, Variant]) -> DataSplit:
-    like = next(iter(variants.values())).recipe.split if variants else None
-    return load_test(settings.data, target=settings.target, seed=settings.seed,
-                     task=settings.task, like=like)
-
-
 def _side(
     reference: str,
     variant: Variant | None,
-    data: DataSplit | None,
+    test: TestData | None,
     settings: Settings,
     *,
     fresh: bool,
 ) -> _Side:
     if variant is not None:
-        return _from_variant(reference, variant, data, fresh=fresh)
+        return _from_variant(reference, variant, test, fresh=fresh)
     if Path(reference).suffix.lower() in ENDINGS:
-        return _from_predictions(reference, data, settings)
+        return _from_predictions(reference, test, settings)
     if ":/" not in reference:
         raise ValueError(f"compare: expected a run id (32 hexadecimal digits), a model URI such as "
                          f"models:/name/1, or a file ending in {', '.join(ENDINGS)}, "
                          f"but got '{reference}'")
-    if data is None:
+    if test is None:
         raise ValueError("data: expected the test data that the models are compared on (--data), "
                          "but got none")
     model = load_exported(reference)
-    return _evaluated(reference, reference, model, data.test, data.task)
+    return _evaluated(reference, reference, model, test)
 
 
 def _from_variant(
-    reference: str, variant: Variant, data: DataSplit | None, *, fresh: bool
+    reference: str, variant: Variant, test: TestData | None, *, fresh: bool
 ) -> _Side:
-    if fresh and data is not None:
-        return _evaluated(reference, variant.name, variant.model, data.test, data.task)
+    if fresh and test is not None:
+        return _evaluated(reference, variant.name, variant.model, test)
     return _Side(reference, variant.name, variant.test, dict(variant.metrics), variant.model,
                  variant.recipe.split.test.inputs)
 
 
-def _evaluated(
-    reference: str, name: str, model: nn.Module, part: Part, task: str
-) -> _Side:
+def _evaluated(reference: str, name: str, model: nn.Module, test: TestData) -> _Side:
+    inputs = test.part.inputs
     try:
-        kind = output_kind(model, part.inputs[:2], task)  # type: ignore[arg-type]
-        test = evaluate(model, part.inputs, part.targets, task=task, kind=kind,  # type: ignore[arg-type]
-                        digest=part.digest)
+        kind = output_kind(model, inputs[:2], test.task)
+        found = evaluate(model, inputs, test.part.targets, task=test.task, kind=kind,
+                         digest=test.part.digest)
     except (RuntimeError, IndexError, AssertionError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ValueError(f"{reference}: does not take the data's inputs of shape "
-                         f"(batch, {', '.join(map(str, part.inputs.shape[1:]))}): "
-                         f"{reason}") from error
-    return _Side(reference, name, test, {}, model, part.inputs)
+                         f"(batch, {', '.join(map(str, inputs.shape[1:]))}): {reason}") from error
+    return _Side(reference, name, found, {}, model, inputs)
 
 
-def _from_predictions(reference: str, data: DataSplit | None, settings: Settings) -> _Side:
-    columns = read_columns(reference)
-    if "prediction" not in columns:
-        raise ValueError(f"{reference}: expected a column 'prediction', but got "
-                         f"{', '.join(columns)}")
+def _from_predictions(reference: str, test: TestData | None, settings: Settings) -> _Side:
+    columns = read_predictions(reference)
     predictions = columns["prediction"]
-    if "target" in columns:
-        targets, digest = columns["target"], ""
-    elif data is not None:
-        targets = data.test.targets.numpy().reshape(len(data.test), -1)[:, 0]
-        digest = data.test.digest
+    if test is not None:
+        targets, posed = test.part.targets.numpy().reshape(len(test.part), -1)[:, 0], test.posed
+        digest = test.part.digest
+    elif "target" in columns:
+        posed = pose(columns["target"], task=settings.task)
+        targets = posed.encoded(columns["target"], where=reference).astype(float)
+        digest = hashlib.sha256(targets.tobytes()).hexdigest()
     else:
         raise ValueError(f"{reference}: expected a column 'target', or the test data (--data and "
                          f"--target), but got neither")
     if len(predictions) != len(targets):
         raise ValueError(f"{reference}: expected a prediction for each of the {len(targets)} test "
                          f"examples, but got {len(predictions)}")
-    posed = pose(targets, task=settings.task)
-    if posed.task == "regression":
-        truth, guess = targets.astype(float), predictions.astype(float)
-    else:
-        truth = posed.encoded(targets, where=reference).astype(float)
-        guess = _codes(predictions, posed.values, reference)
-    scores = example_scores(guess, truth, posed.task)
-    digest = digest or hashlib.sha256(np.ascontiguousarray(truth)).hexdigest()
+    guesses = _codes(predictions, posed.values, reference) if posed.values else \
+        posed.encoded(predictions, where=reference).astype(float)
+    truth = targets.astype(float)
+    scores = example_scores(guesses, truth, posed.task)
     return _Side(reference, Path(reference).name,
-                 Evaluation(posed.task, guess, truth, 1.0 - scores, scores, digest))
+                 Evaluation(posed.task, guesses, truth, 1.0 - scores, scores, digest))
 
 
 def _codes(predictions: np.ndarray, classes: tuple[object, ...], reference: str) -> np.ndarray:
@@ -217,6 +204,6 @@ def _measure(sides: list[_Side]) -> None:
         return
     latencies = measure_latency(
         {name: side.model for name, side in networks.items() if side.model is not None},
-        torch.as_tensor(inputs[:LATENCY_BATCH]))
+        inputs[:LATENCY_BATCH])
     for name, side in networks.items():
         side.metrics.update(latency_metrics(latencies[name]))

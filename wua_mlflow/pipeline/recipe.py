@@ -21,13 +21,21 @@ from tqdm import tqdm
 from wua_mlflow.config import Settings
 from wua_mlflow.dotted import load_object
 from wua_mlflow.evaluation import Evaluation, OutputKind, evaluate, loss_for, output_kind
-from wua_mlflow.pipeline.data import DataSplit, Part, load_data
+from wua_mlflow.pipeline.data import DataSplit, Part, is_file, load_data
 from wua_mlflow.pipeline.models import check_fit, factory
 from wua_mlflow.randomness import Purpose, isolated, torch_generator
 from wua_mlflow.training import Budget, EpochRecord, fit
 from wua_mlflow.widths import Factory
 
-__all__ = ["Recipe", "Replicate", "Stream", "Trained", "load_recipe", "train_one", "train_replicates"]
+__all__ = [
+    "Recipe",
+    "Replicate",
+    "Stream",
+    "Trained",
+    "load_recipe",
+    "train_one",
+    "train_replicates",
+]
 
 Stream = dict[str, Tensor]
 """The state of torch's global random stream: ``cpu``, and ``cuda`` where training used it."""
@@ -89,6 +97,8 @@ def load_recipe(settings: Settings) -> Recipe:
         torch.set_num_threads(settings.threads)
     split = load_data(settings.data, target=settings.target, seed=settings.seed,
                       image=settings.model == "cnn", task=settings.task)
+    if is_file(settings.data):
+        settings = settings.model_copy(update={"data": split.source})  # holds in any folder
     recipe = Recipe(settings, split, factory(settings.model, split), _device(settings.device))
     _ = recipe.trainer
     return recipe
@@ -101,8 +111,7 @@ def train_one(
     *,
     seed: int,
     stream: Stream | None = None,
-    label: str = "training",
-    curve: bool = True,
+    label: str | None = None,
 ) -> Trained:
     """Build and train one network; the caller's random streams are left alone.
 
@@ -112,8 +121,7 @@ def train_one(
         epochs: at most so many.
         seed: of torch's stream, where ``stream`` does not go on from one; of the loaders always.
         stream: the state to start from: the oversized network's, for the slim one.
-        label: of the progress bar.
-        curve: whether to show a progress bar.
+        label: of the progress bar; no bar, if None.
 
     Raises:
         ValueError: the model does not fit the data, or the trainer fails.
@@ -137,7 +145,7 @@ def train_one(
                         generator=torch_generator(seed, Purpose.LOADER),
                         validation=_on(split.validation, recipe.device)
                         if settings.patience else None)
-            records = list(_progress(steps, epochs, label, curve))
+            records = list(_progress(steps, epochs, label))
         return Trained(model.eval(), kind, records, _stream(recipe.device))
 
 
@@ -166,7 +174,7 @@ def train_replicates(
     count = min(settings.seeds, len(streams)) if streams is not None else settings.seeds
     for number in tqdm(range(1, count), desc=label, disable=None, leave=False, unit="seed"):
         seed = (settings.seed + number) % 2**32
-        one = train_one(recipe, widths, epochs, seed=seed, curve=False,
+        one = train_one(recipe, widths, epochs, seed=seed,
                         stream=streams[number] if streams is not None else None)
         result = recipe.evaluate(one.model, recipe.split.test, one.kind)
         found.append(Replicate(seed, result.scores, result.loss, one.stream))
@@ -185,10 +193,10 @@ def _by_user(recipe: Recipe, model: nn.Module, epochs: int, seed: int) -> nn.Mod
 
 
 def _progress(
-    steps: Iterator[EpochRecord], epochs: int, label: str, show: bool
+    steps: Iterator[EpochRecord], epochs: int, label: str | None
 ) -> Iterator[EpochRecord]:
     bar = tqdm(steps, total=epochs, desc=label, unit="epoch", leave=False,
-               disable=None if show else True)
+               disable=None if label else True)
     for record in bar:
         if record.epoch % max(1, epochs // 20) == 0:
             bar.set_postfix(loss=f"{record.train_loss:.4f}")

@@ -1,4 +1,4 @@
-"""The report of a pipeline: markdown for MLflow's description, HTML with pictures, and the terminal.
+"""The report of a pipeline: markdown for MLflow's description, HTML with pictures, plain text.
 
 Pure: from variants' metrics and a comparison to text. May import: the result types.
 Tests: ``tests/pipeline/test_report.py``.
@@ -120,7 +120,7 @@ def markdown_report(report: Report) -> str:
     lines = [f"**{report.headline}**", "", report.saved, "", *_table(report), "",
              *(f"{line}  " for line in _notes(report))]
     if report.again:
-        lines += ["", f"Run it again: `{report.again}` with this run's artifact `config.yaml`."]
+        lines += ["", report.again]
     return "\n".join(lines) + "\n"
 
 
@@ -209,9 +209,9 @@ def html_report(report: Report, pictures: Mapping[str, Figure]) -> str:
         for row in report.rows)
     notes = "".join(f"<p>{html.escape(note)}</p>" for note in _notes(report))
     images = "".join(
-        f'<figure><img alt="{html.escape(name)}" src="data:image/png;base64,{_png(figure)}"></figure>'
-        for name, figure in pictures.items())
-    again = f"<p>Run it again: <code>{html.escape(report.again)}</code> with this run's artifact config.yaml.</p>" if report.again else ""
+        f'<figure><img alt="{html.escape(name)}" src="data:image/png;base64,{_png(figure)}">'
+        f"</figure>" for name, figure in pictures.items())
+    again = f"<p>{html.escape(report.again)}</p>" if report.again else ""
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(report.title)}'
         f"</title><style>{_STYLE}</style><h1>{html.escape(report.title)}</h1>"

@@ -23,7 +23,7 @@ from wua_mlflow.evaluation import Task
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["ENDINGS", "Rows", "Target", "pose", "read_rows", "rows_of"]
+__all__ = ["ENDINGS", "Rows", "Target", "frame_of", "pose", "read_rows", "rows_of"]
 
 ENDINGS = (".csv", ".parquet", ".npz")
 
@@ -177,7 +177,7 @@ def _npz_rows(path: Path, target: str) -> Rows:
 
 
 def _table_rows(path: Path, target: str | None) -> Rows:
-    frame = _frame(path)
+    frame = frame_of(path)
     columns = list(frame.columns)
     if not len(frame):
         raise ValueError(f"data: expected rows in {path}, but it has only a header")
@@ -195,7 +195,8 @@ def _table_rows(path: Path, target: str | None) -> Rows:
     return Rows(inputs, _labels(frame[target].to_numpy(), where, "target"))
 
 
-def _frame(path: Path) -> pd.DataFrame:
+def frame_of(path: Path) -> pd.DataFrame:
+    """The rows of a .csv or .parquet file, without pandas' own row numbers."""
     import pandas as pd
 
     csv = path.suffix.lower() == ".csv"

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+from mlflow.data.code_dataset_source import CodeDatasetSource
 from mlflow.data.numpy_dataset import from_numpy
 from mlflow.entities import DatasetInput, InputTag
 
@@ -24,15 +25,23 @@ def dataset_inputs(
 
     Args:
         name: of the data set.
-        source: a file's path, or words for what made the data.
-        parts: context (``train``, ``validation``, ``test``), inputs, targets, digest.
+        source: a file's path, or words for what made the data (shown as the code's name).
+        parts: context (``train``, ``validation``, ``test``), inputs, targets, digest; MLflow keeps
+            12 characters of the digest.
     """
-    origin = source if Path(source).is_file() else None
+    origin = source if _is_file(source) else CodeDatasetSource({"mlflow.source.name": source})
     return [
         DatasetInput(
             from_numpy(inputs, targets=targets, source=origin, digest=digest[:12],
-                                   name=f"{name} {context}")._to_mlflow_entity(),
+                       name=f"{name} {context}")._to_mlflow_entity(),
             tags=[InputTag(CONTEXT, context)],
         )
         for context, inputs, targets, digest in parts
     ]
+
+
+def _is_file(source: str) -> bool:
+    try:
+        return Path(source).is_file()
+    except OSError:  # too long for a path
+        return False

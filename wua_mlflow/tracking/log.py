@@ -12,15 +12,14 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from mlflow.entities import Metric as MetricEntity
 from mlflow.entities import Param, RunTag
 from mlflow.tracking import MlflowClient
 
-from wua_mlflow.flops import FlopCount
+from wua_mlflow.flops import CONVENTION, FlopCount
 from wua_mlflow.latency import Latency
-from wua_mlflow.tracking.names import ArtifactPath, Metric, layer_metric
+from wua_mlflow.tracking.names import ArtifactPath, Metric, Tag, layer_metric
 from wua_mlflow.usage import ModelUsage
 from wua_mlflow.verdict import Verdict
 
@@ -35,15 +34,20 @@ __all__ = [
     "write",
 ]
 
-METRICS_A_BATCH = 1000
+ENTITIES_A_BATCH = 1000
+"""MLflow's limit on the metrics, params and tags of one batch together."""
 PARAMS_A_BATCH = 100
+"""And on its params, and on its tags."""
+PARAM_CHARACTERS, TAG_CHARACTERS = 6000, 8000
+"""MLflow cuts longer values without a word."""
+DESCRIPTION = "mlflow.note.content"
 MOST_LAYERS_AS_METRICS = 20
 """Above this the per-layer figures are in the table alone: many keys freeze MLflow's page."""
 
 Files = Mapping[str, Callable[[Path], object] | str]
 
 
-def write(
+def write(  # noqa: PLR0913 - what a run can hold, each by name
     client: MlflowClient,
     run_id: str,
     *,
@@ -54,7 +58,9 @@ def write(
     files: Files | None = None,
     model_id: str | None = None,
 ) -> None:
-    """Send everything to one run: a call per thousand metrics, and one for all files.
+    """Send everything to one run: one call for all files, and one per thousand metrics.
+
+    The files go first and the tags last, so that a tag that says ``done`` is true.
 
     Args:
         client: MLflow's.
@@ -62,36 +68,37 @@ def write(
         metrics: each at step 0.
         curves: by metric name, a value an epoch; the first is step 1.
         params: logged as text.
-        tags: as they are.
+        tags: as they are; a description that MLflow cannot hold whole ends in a line that says so.
         files: by path within the run: the text, or a function that writes the file it is given.
         model_id: the LoggedModel that the metrics belong to as well.
 
     Raises:
-        ValueError: a metric is NaN or infinite (MLflow would store another number).
+        ValueError: a metric is NaN or infinite (MLflow would store another number), or a param or
+            a tag is too long (MLflow would cut it). Nothing is sent then.
     """
     now = int(time.time() * 1000)
     entities = list(_entities(metrics or {}, curves or {}, now, model_id))
-    names = [Param(key, str(value)) for key, value in (params or {}).items()]
-    labels = [RunTag(key, value) for key, value in (tags or {}).items()]
-    batches = max(1, math.ceil(len(entities) / METRICS_A_BATCH),
-                  math.ceil(len(names) / PARAMS_A_BATCH), math.ceil(len(labels) / PARAMS_A_BATCH))
-    for batch in range(batches) if entities or names or labels else ():
-        client.log_batch(
-            run_id,
-            metrics=_slice(entities, batch, METRICS_A_BATCH),
-            params=_slice(names, batch, PARAMS_A_BATCH),
-            tags=_slice(labels, batch, PARAMS_A_BATCH),
-        )
+    names = [Param(key, _checked("param", key, str(value), PARAM_CHARACTERS))
+             for key, value in (params or {}).items()]
+    labels = [RunTag(key, _described(value) if key == DESCRIPTION
+                     else _checked("tag", key, value, TAG_CHARACTERS))
+              for key, value in (tags or {}).items()]
     if files:
-        with tempfile.TemporaryDirectory() as folder:
-            for path, content in files.items():
-                target = Path(folder) / path
-                target.parent.mkdir(parents=True, exist_ok=True)
-                if callable(content):
-                    content(target)
-                else:
-                    target.write_text(content, encoding="utf-8")
-            client.log_artifacts(run_id, folder)
+        _upload(client, run_id, files)
+    for some_metrics, some_params, some_tags in _batches(entities, names, labels):
+        client.log_batch(run_id, metrics=some_metrics, params=some_params, tags=some_tags)
+
+
+def _upload(client: MlflowClient, run_id: str, files: Files) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        for path, content in files.items():
+            target = Path(folder) / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if callable(content):
+                content(target)
+            else:
+                target.write_text(content, encoding="utf-8")
+        client.log_artifacts(run_id, folder)
 
 
 def _entities(
@@ -110,8 +117,34 @@ def _entities(
                            model_id=model_id if step == 0 else None)
 
 
-def _slice(items: Sequence[Any], batch: int, size: int) -> Sequence[Any]:
-    return items[batch * size:(batch + 1) * size]
+def _batches(
+    metrics: Sequence[MetricEntity], params: Sequence[Param], tags: Sequence[RunTag]
+) -> Iterator[tuple[Sequence[MetricEntity], Sequence[Param], Sequence[RunTag]]]:
+    """As few batches as MLflow's limits allow; the tags in the last."""
+    while metrics or params or tags:
+        some_metrics = metrics[:ENTITIES_A_BATCH]
+        some_params = params[:min(PARAMS_A_BATCH, ENTITIES_A_BATCH - len(some_metrics))]
+        room = ENTITIES_A_BATCH - len(some_metrics) - len(some_params)
+        metrics, params = metrics[len(some_metrics):], params[len(some_params):]
+        some_tags = [] if metrics or params else tags[:min(PARAMS_A_BATCH, room)]
+        tags = tags[len(some_tags):]
+        yield some_metrics, some_params, some_tags
+
+
+def _checked(what: str, key: str, value: str, limit: int) -> str:
+    if len(value) > limit:
+        raise ValueError(f"{what} {key}: expected at most {limit:,} characters, but got "
+                         f"{len(value):,}; log it as a file")
+    return value
+
+
+def _described(text: str) -> str:
+    """The description, cut between two lines where it is longer than MLflow keeps."""
+    if len(text) <= TAG_CHARACTERS:
+        return text
+    note = f"\n\n… cut here: MLflow keeps {TAG_CHARACTERS:,} characters of a description."
+    kept = text[:TAG_CHARACTERS - len(note)]
+    return (kept.rpartition("\n")[0] or kept) + note
 
 
 def usage_metrics(usage: ModelUsage) -> dict[str, float]:
@@ -140,16 +173,16 @@ def usage_metrics(usage: ModelUsage) -> dict[str, float]:
 
 
 def layers_table(usage: ModelUsage) -> str:
-    """``usage/layers.json``: a row a layer, in columns (MLflow shows it as a table)."""
+    """``usage/layers.json``: a row a layer, in columns; ``dead``: no importance at all."""
     columns = ["layer", "kind", "weights", "units", "entropy", "effective_weights",
                "effective_share", "null_share", "null_low", "null_high", "shift", "top90_share",
-               "low_share"]
+               "low_share", "dead"]
     rows = [
         [layer.name, layer.kind, layer.weights, layer.units, layer.entropy,
          layer.effective_weights, layer.effective_share,
          *((layer.null.share, layer.null.low, layer.null.high, layer.null.shift)
            if layer.null else (None,) * 4),
-         layer.top90_share, layer.low_share]
+         layer.top90_share, layer.low_share, layer.dead]
         for layer in usage.layers.values()
     ]
     skipped = [{"layer": name, "reason": reason} for name, reason in usage.skipped.items()]
@@ -190,6 +223,7 @@ def verdict_metrics(verdict: Verdict) -> dict[str, float]:
 def log_usage(usage: ModelUsage, *, run_id: str | None = None) -> None:
     """Log a usage to a run (the active one, if none is named), under the contract's names."""
     write(MlflowClient(), _run(run_id), metrics=usage_metrics(usage),
+          tags={Tag.NULL_KIND: usage.null.kind} if usage.null else {},
           files={ArtifactPath.LAYERS_TABLE: layers_table(usage)})
 
 
@@ -197,7 +231,7 @@ def log_flops(
     count: FlopCount, *, train_samples: int, epochs: int, run_id: str | None = None
 ) -> None:
     """Log a FLOP count to a run (the active one, if none is named), under the contract's names."""
-    write(MlflowClient(), _run(run_id),
+    write(MlflowClient(), _run(run_id), tags={Tag.FLOP_CONVENTION: CONVENTION},
           metrics=flop_metrics(count, train_samples=train_samples, epochs=epochs))
 
 
@@ -211,4 +245,3 @@ def _run(run_id: str | None) -> str:
         raise ValueError("run_id: expected a run's id or an active run, but got neither; "
                          "open one with mlflow.start_run()")
     return str(active.info.run_id)
-

@@ -1,12 +1,15 @@
 """The contract: every name that is written to MLflow, for the writer and the reader alike.
 
 A dashboard or a query outside this project relies on these strings; change one and you break it.
-Imports nothing. Round trip held by ``tests/tracking/test_names.py``.
+Imports the standard library only. Round trip held by ``tests/tracking/test_names.py``.
 """
 
 from __future__ import annotations
 
+import re
+
 __all__ = [
+    "KINDS",
     "ArtifactPath",
     "Kind",
     "Metric",
@@ -25,6 +28,11 @@ class Kind:
     PIPELINE = "pipeline"
     VARIANT = "variant"
     STEP = "step"
+    SWEEP = "sweep"
+    TRIAL = "trial"
+
+
+KINDS = (Kind.PIPELINE, Kind.VARIANT, Kind.STEP, Kind.SWEEP, Kind.TRIAL)
 
 
 class Variant:
@@ -62,7 +70,7 @@ class Tag:
     TASK = "wua.task"
     """``binary``, ``multiclass`` or ``regression``."""
     WIDTHS = "wua.widths"
-    """On a variant: its hidden widths, e.g. ``64,32`` (a project's own run cannot say it as a param)."""
+    """On a variant: its hidden widths, e.g. ``64,32``; a project's run may lack them as a param."""
     TEST_DIGEST = "wua.test_digest"
     """On a variant: digest of the test part, by which looks are counted."""
 
@@ -141,14 +149,24 @@ class ArtifactPath:
 
 def importance_plot(layer: str) -> str:
     """Path of the importance histogram of ``layer``."""
-    return f"plots/importance_{layer}.png"
+    return f"plots/importance_{_allowed(layer)}.png"
 
 
 def layer_metric(layer: str, what: str) -> str:
-    """Name of a per-layer metric; ``what`` is e.g. ``entropy`` or ``effective_weights``."""
-    return f"layers/{layer}/{what}"
+    """Name of a per-layer metric; ``what`` is e.g. ``entropy`` or ``effective_weights``.
+
+    What MLflow allows in no name becomes ``_``; a model that is one layer is called ``model``.
+
+    >>> layer_metric("encoder.fc1", "units"), layer_metric("", "units")
+    ('layers/encoder.fc1/units', 'layers/model/units')
+    """
+    return f"layers/{_allowed(layer)}/{what}"
 
 
 def step_tag(step: str) -> str:
     """Name of the tag that holds the state of ``step``: ``running``, ``done`` or ``failed``."""
     return f"wua.step.{step}"
+
+
+def _allowed(layer: str) -> str:
+    return re.sub(r"[^\w.\- ]", "_", layer) or "model"

@@ -1,33 +1,38 @@
 """All reading of runs: tables by the contract's names, with filters pushed down to MLflow.
 
-May import: mlflow, pandas, names. Tests: ``tests/tracking/test_runs.py``.
+May import: mlflow, pandas, dotted, names, store. Tests: ``tests/tracking/test_runs.py``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 
 import mlflow
 import pandas as pd
-from mlflow.entities import Run
+from mlflow.entities import LifecycleStage, Run
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from wua_mlflow.tracking.names import Kind, Metric, Outcome, Tag
+from wua_mlflow.dotted import nearest
+from wua_mlflow.tracking.names import KINDS, Kind, Metric, Outcome, Tag
+from wua_mlflow.tracking.store import sqlite_file
 
-__all__ = ["best", "compare_runs", "count_looks", "runs", "show_run"]
+__all__ = ["best", "compare_runs", "count_looks", "find_run", "runs", "show_run"]
 
 PAGE = 1000
-UNSET = ("", "''", "None")
-"""How MLflow logs a project's parameter that was left empty."""
+UNSET = ("", "None")
 WHOLE = (Metric.FLOPS_FORWARD, Metric.FLOPS_INFERENCE, Metric.FLOPS_TRAINING,
          Metric.FLOPS_PTFLOPS_INFERENCE, Metric.FLOPS_PTFLOPS_TRAINING, Metric.PARAMS_TOTAL,
-         Metric.PARAMS_ANALYZED, Metric.SIZE_BYTES, Metric.LOOKS)
-"""Metrics that are whole numbers."""
-NUMBERS: dict[str, type[int] | type[float]] = {
-    "epochs": int, "seed": int, "seeds": int, "patience": int, "lr": float}
-"""Params that are numbers."""
+         Metric.PARAMS_ANALYZED, Metric.SIZE_BYTES, Metric.LOOKS,
+         "epochs", "slim_epochs", "seed", "seeds", "patience", "null_draws", "threads")
+"""Metrics and params that are whole numbers."""
+FRACTIONS = ("lr", "margin", "confidence")
+"""Params that are other numbers. Widths and batch sizes stay text: not all of them are numbers."""
 COLUMNS = ("run_id", "name", "status", "start_time")
+ORDER = {name: place for place, name in enumerate(
+    value for key, value in vars(Metric).items() if not key.startswith("_"))}
+"""The contract's metrics, in its order."""
 
 
 def runs(
@@ -35,7 +40,7 @@ def runs(
     kind: str = Kind.VARIANT,
     where: str | None = None,
     *,
-    order_by: Sequence[str] = (),
+    order_by: str | Sequence[str] = (),
     limit: int | None = None,
 ) -> pd.DataFrame:
     """A row a run, newest first; columns are the contract's names of tags, params and metrics.
@@ -46,18 +51,35 @@ def runs(
         experiment: name or names; every experiment, if None.
         kind: value of the tag ``wua.kind``: ``variant``, ``pipeline``, …
         where: MLflow's filter syntax, e.g. ``"metrics.`accuracy/test` > 0.9"``; added to the kind.
-        order_by: MLflow's syntax, e.g. ``["metrics.`flops/forward` ASC"]``.
+        order_by: MLflow's syntax, e.g. ``"metrics.`flops/forward` ASC"``; one, or several.
         limit: at most so many rows.
 
     Returns:
-        ``run_id``, ``name``, ``status``, ``start_time``, then tags (``wua.…``), params and metrics;
-        counts are whole numbers, times in UTC, and what a run lacks is NA.
+        ``run_id``, ``name``, ``status``, ``start_time`` (a param called like one of these is left
+        out), then tags (``wua.…``), params and metrics; counts are whole numbers, times in UTC, and
+        what a run lacks is NA.
 
     Raises:
-        ValueError: an experiment that does not exist, or a filter that MLflow refuses.
+        ValueError: an experiment or a kind that does not exist, a limit below 1, or a filter that
+            MLflow refuses.
     """
-    found = _search(experiment, f"tags.`{Tag.KIND}` = '{kind}'", where, order_by, limit)
-    return _table(found)
+    if kind not in KINDS:
+        raise ValueError(
+            f"kind: expected one of {', '.join(KINDS)}, but got '{kind}'{nearest(kind, KINDS)}")
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit: expected a whole number of at least 1, but got {limit}")
+    order = [order_by] if isinstance(order_by, str) else list(order_by)
+    clause = f"tags.`{Tag.KIND}` = '{kind}'" + (f" AND {where}" if where else "")
+    try:
+        return _table(_search(experiment, clause, order, limit))
+    except MlflowException as error:
+        if error.error_code != "INVALID_PARAMETER_VALUE":
+            raise
+        asked = " ".join([where or "", *order])
+        hint = "" if "`" in asked or "/" not in asked else \
+            "; a name with / stands in backticks, as in metrics.`accuracy/test` > 0.9"
+        raise ValueError(f"where, order_by: MLflow refuses {asked.strip()!r}: "
+                         f"{' '.join(error.message.split())}{hint}") from None
 
 
 def best(
@@ -72,47 +94,86 @@ def best(
         experiment: name or names; every experiment, if None.
         where: MLflow's filter syntax, added.
         by: the metric that is smallest.
+
+    Raises:
+        ValueError: as ``runs``; or no such variant has the metric ``by``.
     """
     verdict = f"tags.`{Tag.VERDICT}` = '{Outcome.NON_INFERIOR}'"
     clause = f"{verdict} AND {where}" if where else verdict
-    table = runs(experiment, where=clause, order_by=[f"metrics.`{by}` ASC"], limit=1)
-    return None if table.empty else table.iloc[0]
+    table = runs(experiment, where=clause, order_by=f"metrics.`{by}` ASC", limit=1)
+    if table.empty:
+        return None
+    if by not in table:  # MLflow puts the runs without it last, so none has it
+        raise ValueError(f"by: expected a metric of the variants, but got '{by}'"
+                         f"{nearest(by, table.columns)}")
+    return table.iloc[0]
 
 
-def compare_runs(a: str, b: str) -> pd.DataFrame:
-    """Two runs side by side: a row a metric, columns the runs' names, and their ratio a ÷ b.
+def find_run(run_id: str) -> Run:
+    """The run with this id, or the one whose id begins with these (at least four) characters.
 
     Raises:
-        ValueError: no such run.
+        ValueError: no such run, or several.
     """
+    store = mlflow.get_tracking_uri()
+    if _nothing_there():
+        raise ValueError(f"run: no run has the id '{run_id}': there is no {store}")
     client = MlflowClient()
-    pair = [_run(client, a), _run(client, b)]
+    if not re.fullmatch("[0-9a-f]{4,31}", run_id):
+        return _exactly(client, run_id)
+    found = _pages(client, _experiments(client, None),
+                   f"attributes.run_id LIKE '{run_id}%'", (), limit=3)
+    if not found:
+        raise ValueError(f"run: no run's id begins with '{run_id}' in {store}")
+    if len(found) > 1:
+        fits = ", ".join(f"{run.info.run_id} ({run.info.run_name})" for run in found)
+        raise ValueError(f"run: expected an id, or enough of one, but '{run_id}' fits {fits}")
+    return found[0]
+
+
+def compare_runs(a: str | Run, b: str | Run) -> pd.DataFrame:
+    """Two runs side by side: a row a metric, columns the runs' names, and their ratio a ÷ b.
+
+    Args:
+        a: its id, or the beginning of it.
+        b: another one's.
+
+    Returns:
+        Index ``metric``, the contract's first and in its order; ``ratio`` is NA where a value is
+        missing or not above 0.
+
+    Raises:
+        ValueError: no such run, or twice the same.
+    """
+    pair = [run if isinstance(run, Run) else find_run(run) for run in (a, b)]
+    if pair[0].info.run_id == pair[1].info.run_id:
+        raise ValueError(f"b: expected another run than a, but both are {pair[0].info.run_id}")
     names = [str(run.info.run_name) for run in pair]
-    if names[0] == names[1]:
+    if names[0] == names[1] or "ratio" in names:
         names = [f"{name} ({run.info.run_id[:8]})" for name, run in zip(names, pair, strict=True)]
     metrics = [run.data.metrics for run in pair]
-    shared = sorted({*metrics[0], *metrics[1]})
-    table = pd.DataFrame({name: [values.get(key) for key in shared]
+    known = _in_order({*metrics[0], *metrics[1]})
+    table = pd.DataFrame({name: [values.get(key) for key in known]
                           for name, values in zip(names, metrics, strict=True)},
-                         index=pd.Index(shared, name="metric"), dtype="Float64")
-    table["ratio"] = table[names[0]] / table[names[1]].where(table[names[1]] != 0)
+                         index=pd.Index(known, name="metric"), dtype="Float64")
+    above = table.where(table > 0)
+    table["ratio"] = above[names[0]] / above[names[1]]
     return table
 
 
-def show_run(run_id: str) -> pd.DataFrame:
-    """Everything that one run says: a row a name, column ``value``.
+def show_run(run: str | Run) -> pd.DataFrame:
+    """Everything that one run says: a row a name, column ``value``; in the order of ``runs``.
 
     Raises:
         ValueError: no such run.
     """
-    row = _row(_run(MlflowClient(), run_id))
-    return pd.DataFrame({"value": list(row.values())}, index=pd.Index(list(row), name="name"))
+    table = _table([run if isinstance(run, Run) else find_run(run)])
+    return pd.DataFrame({"value": table.astype(object).iloc[0]}).rename_axis("name")
 
 
 def count_looks(client: MlflowClient, digest: str, *, besides: str = "") -> int:
     """How many runs of the whole store hold a verdict on the test set with this digest."""
-    experiments = [e.experiment_id for e in client.search_experiments()]
-    found = _pages(client, experiments,
+    found = _pages(client, _experiments(client, None),
                    f"tags.`{Tag.TEST_DIGEST}` = '{digest}' AND tags.`{Tag.VERDICT}` != '' "
                    f"AND tags.`{Tag.KIND}` = '{Kind.VARIANT}'", (), None)
     return sum(run.info.run_id != besides for run in found)
@@ -120,17 +181,23 @@ def count_looks(client: MlflowClient, digest: str, *, besides: str = "") -> int:
 
 def _search(
     experiment: str | Sequence[str] | None,
-    kind: str,
-    where: str | None,
+    clause: str,
     order_by: Sequence[str],
     limit: int | None,
 ) -> list[Run]:
+    if _nothing_there():
+        if experiment is None:
+            return []
+        raise ValueError(f"experiment: expected the name of one, but got '{experiment}': there is "
+                         f"no {mlflow.get_tracking_uri()}")
     client = MlflowClient()
-    clause = f"{kind} AND {where}" if where else kind
-    try:
-        return _pages(client, _experiments(client, experiment), clause, order_by, limit)
-    except MlflowException as error:
-        raise ValueError(f"where: MLflow refuses the filter or order: {error.message}") from None
+    return _pages(client, _experiments(client, experiment), clause, order_by, limit)
+
+
+def _nothing_there() -> bool:
+    """Whether the store is a SQLite file that nobody has made yet; a search would make it."""
+    file = sqlite_file(mlflow.get_tracking_uri())
+    return file is not None and not file.exists()
 
 
 def _pages(
@@ -154,54 +221,82 @@ def _pages(
 
 
 def _experiments(client: MlflowClient, experiment: str | Sequence[str] | None) -> list[str]:
+    """The ids; of deleted experiments only where one is named, which is an error."""
     if experiment is None:
-        return [found.experiment_id for found in client.search_experiments()]
+        return list(_active(client).values())
     ids = []
     for name in [experiment] if isinstance(experiment, str) else experiment:
         found = client.get_experiment_by_name(name)
         if found is None:
             raise ValueError(f"experiment: no experiment is called '{name}' in "
-                             f"{mlflow.get_tracking_uri()}")
+                             f"{mlflow.get_tracking_uri()}{nearest(name, _active(client))}")
+        if found.lifecycle_stage != LifecycleStage.ACTIVE:
+            raise ValueError(f"experiment: '{name}' is deleted")
         ids.append(found.experiment_id)
     return ids
 
 
-def _run(client: MlflowClient, run_id: str) -> Run:
+def _active(client: MlflowClient) -> dict[str, str]:
+    ids: dict[str, str] = {}
+    token = None
+    while True:
+        page = client.search_experiments(page_token=token)
+        ids |= {found.name: found.experiment_id for found in page}
+        token = page.token
+        if not token:
+            return ids
+
+
+def _exactly(client: MlflowClient, run_id: str) -> Run:
     try:
         return client.get_run(run_id)
-    except MlflowException:
-        raise ValueError(f"run: no run has the id '{run_id}' in "
-                         f"{mlflow.get_tracking_uri()}") from None
+    except MlflowException as error:
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise
+        raise ValueError(f"run: no run has the id '{run_id}' in {mlflow.get_tracking_uri()}; "
+                         f"`wua runs` lists them") from None
 
 
 def _table(found: Sequence[Run]) -> pd.DataFrame:
     rows = [_row(run) for run in found]
-    table = pd.DataFrame(rows) if rows else pd.DataFrame(columns=list(COLUMNS))
-    if rows:
-        table["start_time"] = pd.to_datetime(table["start_time"], unit="ms", utc=True)
+    left = {key for row in rows for key in row} - {*COLUMNS}
+    metrics = left & {key for run in found for key in run.data.metrics}
+    tags = {key for key in left - metrics if key.startswith("wua.")}
+    columns = [*COLUMNS, *sorted(tags), *sorted(left - metrics - tags), *_in_order(metrics)]
+    table = pd.DataFrame(rows, columns=columns)
     for column in table.columns:
-        if column in WHOLE or column.endswith(("/weights", "/units")) or NUMBERS.get(column) is int:
-            table[column] = table[column].astype("Int64")
-    first = [*COLUMNS, *sorted(c for c in table.columns if c.startswith("wua."))]
-    params = sorted({key for run in found for key in run.data.params})
-    first += [column for column in params if column not in first]
-    return table[[*first, *sorted(set(table.columns) - set(first))]]
+        if column in WHOLE or column.endswith(("/weights", "/units")):
+            table[column] = _whole(table[column])
+        elif column in FRACTIONS:
+            table[column] = pd.to_numeric(table[column], errors="coerce").astype(float)
+    return table
+
+
+def _whole(column: pd.Series) -> pd.Series:
+    """As whole numbers, where all of them are; what is no number becomes NA."""
+    numbers = pd.to_numeric(column, errors="coerce").astype(float)
+    there = numbers.dropna()
+    fits = (there % 1 == 0).all() and (there.abs() < 2**63).all()
+    return numbers.astype("Int64") if fits else numbers
 
 
 def _row(run: Run) -> dict[str, object]:
+    """What the run says; its own fields come last, since a param may be called ``run_id``."""
     tags = {key: value for key, value in run.data.tags.items() if key.startswith("wua.")}
-    params = {key: None if value in UNSET else _typed(key, value)
-              for key, value in run.data.params.items()}
+    params = {key: _unquoted(value) for key, value in run.data.params.items()}
     if params.get("hidden") is None and Tag.WIDTHS in tags:
         params["hidden"] = tags[Tag.WIDTHS]
-    return {"run_id": run.info.run_id, "name": run.info.run_name, "status": run.info.status,
-            "start_time": run.info.start_time, **tags, **params, **run.data.metrics}
+    info = (run.info.run_id, run.info.run_name, run.info.status,
+            pd.to_datetime(run.info.start_time, unit="ms", utc=True))
+    return {**params, **tags, **run.data.metrics, **dict(zip(COLUMNS, info, strict=True))}
 
 
-def _typed(name: str, value: str) -> object:
-    """Numbers as numbers; widths and batch sizes stay text, since not all of them are numbers."""
-    kind = NUMBERS.get(name)
-    try:
-        return kind(value) if kind else value
-    except ValueError:
-        return value
+def _unquoted(value: str) -> str | None:
+    """A param as it was given: ``mlflow run`` logs it quoted for the shell, and '' where empty."""
+    if len(value) > 1 and value[0] == value[-1] == "'":
+        value = value[1:-1].replace("'\"'\"'", "'")
+    return None if value in UNSET else value
+
+
+def _in_order(metrics: Iterable[str]) -> list[str]:
+    return sorted(metrics, key=lambda name: (ORDER.get(name, len(ORDER)), name))

@@ -13,14 +13,15 @@ from pathlib import Path
 
 import mlflow
 from filelock import FileLock
-from mlflow.entities import RunStatus
+from mlflow.entities import Experiment, LifecycleStage, RunStatus
+from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
+from sqlalchemy.engine import make_url
 
 from wua_mlflow.tracking.names import Tag
 
-__all__ = ["Store", "Terminated", "connect", "ended", "inherited_run", "new_run", "one_line"]
-
-SQLITE = "sqlite:///"
+__all__ = ["Store", "Terminated", "connect", "ended", "inherited_run", "new_run", "one_line",
+           "sqlite_file"]
 
 
 class Terminated(KeyboardInterrupt):
@@ -44,26 +45,74 @@ def connect(experiment: str | None = None) -> Store:
 
     Args:
         experiment: the experiment's name, made if absent; MLflow's own choice, if None.
+
+    Raises:
+        ValueError: the experiment is deleted, or a run or an experiment that MLflow's environment
+            variables name does not exist.
     """
     uri = mlflow.get_tracking_uri()
     client = MlflowClient(uri)
     lock: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
-    if uri.startswith(SQLITE) and uri != SQLITE:
-        database = Path(uri.removeprefix(SQLITE))
+    if database := sqlite_file(uri):
         database.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(f"{database}.lock")
     with lock:
-        experiment_id = os.environ.get("MLFLOW_EXPERIMENT_ID") if inherited_run() else None
-        if experiment_id is None:
-            name = experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME") or "Default"
-            found = client.get_experiment_by_name(name)
-            experiment_id = found.experiment_id if found else client.create_experiment(name)
+        experiment_id = _experiment_id(client, experiment)
     return Store(client, experiment_id, uri)
+
+
+def sqlite_file(uri: str) -> Path | None:
+    """The file of a SQLite tracking URI; None for any other store.
+
+    >>> sqlite_file("sqlite:////tmp/a%20b/mlflow.db").as_posix()
+    '/tmp/a b/mlflow.db'
+    """
+    name = make_url(uri).database if uri.startswith("sqlite") else None
+    return Path(name) if name and name != ":memory:" else None
 
 
 def inherited_run() -> str | None:
     """The run that ``mlflow run`` made for this process, if it did."""
     return os.environ.get("MLFLOW_RUN_ID") or None
+
+
+def _experiment_id(client: MlflowClient, name: str | None) -> str:
+    if run_id := inherited_run():
+        try:
+            return str(client.get_run(run_id).info.experiment_id)
+        except MlflowException as error:
+            raise ValueError(f"MLFLOW_RUN_ID: {_missing(error, 'run', run_id)}") from None
+    number = os.environ.get("MLFLOW_EXPERIMENT_ID")
+    if name is None and number:
+        try:
+            found = client.get_experiment(number)
+        except MlflowException as error:
+            raise ValueError(
+                f"MLFLOW_EXPERIMENT_ID: {_missing(error, 'experiment', number)}") from None
+    else:
+        name = name or os.environ.get("MLFLOW_EXPERIMENT_NAME") or "Default"
+        found = client.get_experiment_by_name(name) or _made(client, name)
+    if found.lifecycle_stage != LifecycleStage.ACTIVE:
+        raise ValueError(f"experiment: '{found.name}' is deleted; bring it back with `mlflow "
+                         f"experiments restore -x {found.experiment_id}`, or name another one")
+    return str(found.experiment_id)
+
+
+def _missing(error: MlflowException, what: str, number: str) -> str:
+    """What is wrong, where the store says that ``number`` is not there; else its error again."""
+    if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+        raise error
+    return f"expected the id of {what}s in {mlflow.get_tracking_uri()}, but got '{number}'"
+
+
+def _made(client: MlflowClient, name: str) -> Experiment:
+    try:
+        return client.get_experiment(client.create_experiment(name))
+    except MlflowException as error:
+        found = client.get_experiment_by_name(name)  # another process was faster, on a server
+        if found is None:
+            raise error
+        return found
 
 
 def new_run(store: Store, name: str, tags: Mapping[str, str], *, parent: str | None = None) -> str:
@@ -85,14 +134,13 @@ def ended(store: Store, run_id: str, *, finish: bool = True) -> Iterator[str]:
     """
     try:
         yield run_id
-    except KeyboardInterrupt:
-        _terminate(store, run_id, RunStatus.KILLED)
-        raise
     except BaseException as error:
-        if not isinstance(error, SystemExit) or error.code:
-            with contextlib.suppress(Exception):  # the store's own failure must not hide the error
+        killed = isinstance(error, KeyboardInterrupt)
+        with contextlib.suppress(Exception):  # the store's own failure must not hide the error
+            if not killed:
                 store.client.set_tag(run_id, Tag.ERROR, one_line(error))
-        _terminate(store, run_id, RunStatus.FAILED)
+        with contextlib.suppress(Exception):
+            _terminate(store, run_id, RunStatus.KILLED if killed else RunStatus.FAILED)
         raise
     if finish:
         _terminate(store, run_id, RunStatus.FINISHED)

@@ -54,7 +54,7 @@ def ensure_view(client: MlflowClient, experiment_id: str) -> None:
     state = _state(
         f"tags.`{Tag.KIND}` = '{Kind.VARIANT}'",
         score=("test score", Metric.SCORE_TEST),
-        over_seeds=("mean over seeds", Metric.ACCURACY_TEST_MEAN),
+        over_seeds=("mean accuracy over seeds", Metric.ACCURACY_TEST_MEAN),
         headline="All variants, newest first",
         folded=_FOLDED,
     )
@@ -86,7 +86,7 @@ def latest_view(
         search,
         score=("test accuracy", Metric.ACCURACY_TEST) if classification
         else ("test R²", Metric.SCORE_TEST),
-        over_seeds=("mean over seeds", Metric.ACCURACY_TEST_MEAN),
+        over_seeds=("mean accuracy over seeds", Metric.ACCURACY_TEST_MEAN),
         headline=_headline(runs),
         folded=sorted({key.rpartition("/")[0] for run in runs for key in run.data.metrics}),
     )
@@ -142,12 +142,12 @@ def _state(
 
     Which runs are expanded, pinned or hidden is no part of a view: MLflow 3.17 drops it.
     """
-    columns = [
-        *(f"tags.`{tag}`" for tag in (Tag.VERDICT, Tag.VARIANT, Tag.WIDTHS)),
-        *(f"metrics.`{metric}`" for metric in (
+    pixels = {
+        f"tags.`{Tag.VERDICT}`": 115, f"tags.`{Tag.VARIANT}`": 170, f"tags.`{Tag.WIDTHS}`": 90,
+        **{f"metrics.`{metric}`": 112 for metric in (
             score[1], Metric.FLOPS_FORWARD, Metric.PARAMS_TOTAL, Metric.LATENCY_P50,
-            Metric.USAGE_ENTROPY, Metric.USAGE_EFFECTIVE_WEIGHTS, Metric.FLOPS_RATIO)),
-    ]
+            Metric.USAGE_ENTROPY, Metric.USAGE_EFFECTIVE_WEIGHTS, Metric.FLOPS_RATIO)},
+    }
     return {
         "searchFilter": search,
         "orderByKey": "attributes.start_time",
@@ -156,9 +156,9 @@ def _state(
         "lifecycleFilter": "Active",
         "datasetsFilter": [],
         "modelVersionFilter": "All Runs",
-        "selectedColumns": columns,
-        "columnOrder": [_PICKER, _NAME, *columns],
-        "columnWidths": {_PICKER: 64, _NAME: 250, **dict.fromkeys(columns, 118)},
+        "selectedColumns": list(pixels),
+        "columnOrder": [_PICKER, _NAME, *pixels],
+        "columnWidths": {_PICKER: 64, _NAME: 240, **pixels},
         "runsHiddenMode": "FIRST_10_RUNS",
         "compareRunCharts": _charts(score, over_seeds),
         "compareRunSections": _sections(headline, folded),

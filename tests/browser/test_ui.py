@@ -1,0 +1,136 @@
+"""What a newcomer sees in MLflow's own UI: held in Chromium, since MLflow documents none of it.
+
+The values expected are read back from the store through MLflow's client.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from mlflow.entities import Metric, Run, RunTag
+from mlflow.tracking import MlflowClient
+from playwright.sync_api import Locator, Page, expect
+
+from wua_mlflow.tracking.view import LATEST_KEY, latest_view, view_address
+
+pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.xdist_group("browser")]
+
+BARS = {
+    "test accuracy": "accuracy/test",
+    "FLOPs/sample": "flops/forward",
+    "parameters": "params/total",
+    "effective weights": "usage/effective_weights",
+    "entropy, nats": "usage/entropy",
+    "latency, ms": "latency/p50_ms",
+}
+"""Title of a bar chart, and the metric that it must show."""
+
+
+def test_printed_address_shows_the_variants_side_by_side(page: Page, pipeline: Any) -> None:
+    page.goto(pipeline.view)
+    for title, metric in BARS.items():
+        assert drawn_bars(card(page, title)) == logged(pipeline.variants, metric)
+        expect(card(page, title)).to_be_in_viewport()
+    assert table_rows(page) == [pipeline.run.info.run_name,
+                                *(run.info.run_name for run in pipeline.variants)]
+    verdict = pipeline.run.data.tags["wua.verdict"].replace("_", "-")
+    ratio = pipeline.run.data.metrics["compare/flops_ratio"]
+    headline = page.get_by_text(f"Verdict: {verdict}, {ratio:.2f}× fewer FLOPs")
+    expect(headline).to_be_in_viewport()
+
+
+def test_variants_have_names_and_colours_of_their_own(page: Page, pipeline: Any) -> None:
+    page.goto(pipeline.view)
+    names = [run.info.run_name for run in pipeline.variants]
+    colours = [run.data.tags["mlflow.runColor"] for run in pipeline.variants]
+    assert len(set(names)) == len(set(colours)) == len(names) == 3
+    shown = plot(card(page, "test accuracy"))
+    assert dict(zip(shown["names"], shown["marker"]["color"], strict=True)) == dict(
+        zip(names, colours, strict=True))
+
+
+def test_score_against_flops_and_the_folded_rest_are_below(page: Page, pipeline: Any) -> None:
+    page.set_viewport_size({"width": 1600, "height": 2400})
+    page.goto(pipeline.view)
+    scatter = plot(card(page, "FLOPs/sample vs. test accuracy"))
+    points = {(run.data.metrics["flops/forward"], run.data.metrics["accuracy/test"])
+              for run in pipeline.variants}
+    assert set(zip(scatter["x"], scatter["y"], strict=True)) == points
+    assert drawn_bars(card(page, "mean accuracy over seeds")) == logged(
+        pipeline.variants, "accuracy/test_mean")
+    expect(card(page, "loss/train")).to_be_visible()
+    headers = page.get_by_test_id("experiment-view-compare-runs-section-header")
+    expect(headers.filter(has_text="layers/fc1")).to_be_visible()
+    expect(page.get_by_test_id("experiment-view-compare-runs-card")).to_have_count(len(BARS) + 3)
+
+
+def test_right_sizing_is_among_the_views_and_nests_variants(page: Page, pipeline: Any) -> None:
+    page.goto(pipeline.view)
+    page.get_by_test_id("saved-views-trigger").click()
+    expect(page.get_by_text(f"Latest: {pipeline.run.info.run_name}").last).to_be_visible()
+    page.get_by_text("Right-sizing", exact=True).click()
+    expect(card(page, "test score")).to_be_visible()
+    assert drawn_bars(card(page, "test score")) == logged(pipeline.variants, "score/test")
+    assert table_rows(page) == [pipeline.run.info.run_name,
+                                *(run.info.run_name for run in reversed(pipeline.variants))]
+
+
+def test_pipeline_page_begins_with_the_verdict(page: Page, pipeline: Any) -> None:
+    page.goto(pipeline.report)
+    first_line = pipeline.run.data.tags["mlflow.note.content"].splitlines()[0].strip("*# ")
+    expect(page.get_by_text(first_line)).to_be_in_viewport()
+    for run in pipeline.variants:
+        expect(page.get_by_role("link", name=run.info.run_name, exact=True)).to_be_visible()
+
+
+def test_regression_shows_r_squared(page: Page, server: str) -> None:
+    client = MlflowClient(server)
+    experiment = client.create_experiment("regression")
+    parent = client.create_run(experiment, run_name="prices 64 → 24").info.run_id
+    client.set_terminated(parent)
+    for variant, score in (("oversized", 0.75), ("slim", 0.5)):
+        run = client.create_run(experiment, run_name=variant, tags={
+            "mlflow.parentRunId": parent, "mlflow.runType": "evaluation",
+            "wua.pipeline": parent, "wua.kind": "variant", "wua.variant": variant})
+        client.log_batch(run.info.run_id, metrics=[Metric("score/test", score, 0, 0)],
+                         tags=[RunTag("mlflow.runColor", "#d95f02")])
+        client.set_terminated(run.info.run_id)
+    latest_view(client, experiment, parent, "prices 64 → 24", classification=False)
+    page.goto(view_address(server, experiment, LATEST_KEY))
+    assert drawn_bars(card(page, "test R²")) == {"oversized": 0.75, "slim": 0.5}
+    assert table_rows(page) == ["prices 64 → 24", "oversized", "slim"]
+
+
+def card(page: Page, title: str) -> Locator:
+    """The chart of that title."""
+    cards = page.get_by_test_id("experiment-view-compare-runs-card")
+    return cards.filter(has=page.get_by_role("heading", name=title, exact=True))
+
+
+def plot(chart: Locator) -> dict[str, Any]:
+    """What plotly was given to draw, once it has drawn it."""
+    figure = chart.locator(".js-plotly-plot")
+    expect(figure.locator(".trace").first).to_be_visible()
+    found: dict[str, Any] = figure.evaluate("figure => figure.data[0]")
+    return found
+
+
+def drawn_bars(chart: Locator) -> dict[str, float]:
+    """The values of a chart's bars by run name; each has a bar of its own."""
+    shown = plot(chart)
+    expect(chart.locator(".bars .point")).to_have_count(len(shown["names"]))
+    return dict(zip(shown["names"], shown["x"], strict=True))
+
+
+def logged(runs: tuple[Run, ...], metric: str) -> dict[str, float]:
+    """The metric of those runs that have it."""
+    return {run.info.run_name: run.data.metrics[metric]
+            for run in runs if metric in run.data.metrics}
+
+
+def table_rows(page: Page) -> list[str]:
+    """Names of the runs in the table, from above."""
+    links = page.locator(".ag-row .ag-cell a")
+    expect(links.first).to_be_visible()
+    return [name.strip() for name in links.all_inner_texts() if name.strip()]

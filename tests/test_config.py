@@ -1,0 +1,132 @@
+"""Settings: precedence, strictness, one-line errors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from wua_mlflow.config import (
+    COMMAND_FIELDS,
+    CONFIGS,
+    ConfigError,
+    Settings,
+    config_names,
+    load_settings,
+    settings_yaml,
+)
+
+
+def test_usecase_is_the_tutorials_recipe() -> None:
+    settings = load_settings()
+    assert (settings.hidden, settings.epochs, settings.slim_epochs) == ((10,), 50, 60)
+    assert (settings.lr, settings.batch_size, settings.seed) == (0.01, "full", 42)
+    assert (settings.data, settings.slim_hidden, settings.seeds) == ("usecase", "auto", 20)
+
+
+@pytest.mark.parametrize("name", config_names())
+def test_every_shipped_configuration_is_valid_and_says_only_what_differs_or_matters(
+    name: str,
+) -> None:
+    raw = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
+    settings = load_settings(name)
+    assert set(raw) <= set(Settings.model_fields)
+    assert settings.data == name
+
+
+def test_explicit_beats_yaml_beats_schema(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("epochs: 7\nlr: 0.5\n")
+    settings = load_settings(str(path), {"epochs": "9"})
+    assert (settings.epochs, settings.lr) == (9, 0.5)
+    assert settings.batch_size == Settings().batch_size
+
+
+def test_empty_means_as_configured() -> None:
+    assert load_settings("usecase", {"epochs": "", "hidden": None}) == load_settings("usecase")
+
+
+def test_other_data_do_not_get_the_tutorials_recipe() -> None:
+    """MLproject always passes config=usecase on; a user's file must not be trained by it."""
+    assert load_settings("usecase", {"data": "mine.csv", "target": "y"}) == Settings(
+        data="mine.csv", target="y")
+    assert load_settings("digits", {"data": "mine.csv"}).seeds == load_settings("digits").seeds
+
+
+@pytest.mark.parametrize(("text", "widths"), [
+    ("64,32", (64, 32)), ("10", (10,)), (10, (10,)), ([8, 4], (8, 4)), (" 5 , 6", (5, 6))])
+def test_widths_are_read_from_text_numbers_and_lists(text: object, widths: tuple) -> None:
+    assert load_settings(None, {"hidden": text}).hidden == widths
+
+
+def test_yaml_round_trip(tmp_path: Path) -> None:
+    settings = load_settings("digits", {"slim_hidden": "20,10", "patience": 3, "gate": "true"})
+    path = tmp_path / "config.yaml"
+    path.write_text(settings_yaml(settings))
+    assert load_settings(str(path)) == settings
+
+
+BAD = [
+    ({"hidden": "-1"}, "hidden: expected whole numbers of at least 1, e.g. 64,32, but got '-1'"),
+    ({"hidden": "64,x"}, "hidden: expected whole numbers of at least 1, e.g. 64,32, but got "
+                         "'64,x'"),
+    ({"epochs": "0"}, "epochs: expected a whole number of at least 1, but got '0'"),
+    ({"epochs": "abc"}, "epochs: expected a whole number, but got 'abc'"),
+    ({"epochs": "1.5"}, "epochs: expected a whole number, but got '1.5'"),
+    ({"lr": "nan"}, "lr: expected a number above 0, but got 'nan'"),
+    ({"lr": "abc"}, "lr: expected a number above 0, but got 'abc'"),
+    ({"lr": "-0.1"}, "lr: expected a number above 0, but got '-0.1'"),
+    ({"lr": "inf"}, "lr: expected a number above 0, but got 'inf'"),
+    ({"margin": "1"}, "margin: expected a number of at least 0 and below 1, but got '1'"),
+    ({"margin": "nan"}, "margin: expected a number of at least 0 and below 1, but got 'nan'"),
+    ({"confidence": "1"}, "confidence: expected a number above 0 and below 1, but got '1'"),
+    ({"seeds": "0"}, "seeds: expected a whole number of at least 1, but got '0'"),
+    ({"seed": "-1"}, "seed: expected a whole number of at least 0, but got '-1'"),
+    ({"criterion": "foo"}, "criterion: expected 'output' or 'magnitude', but got 'foo'"),
+    ({"batch_size": "-3"}, "batch_size: expected full, or a whole number of at least 1, but got "
+                           "'-3'"),
+    ({"device": "gpu"}, "device: expected cpu, auto, mps, cuda or cuda:N, but got 'gpu'"),
+    ({"optimizer": "adamw"}, "optimizer: expected 'adam' or 'sgd', but got 'adamw'"),
+    ({"slim_hidden": "some"}, "slim_hidden: expected auto, or whole numbers of at least 1, e.g. "
+                              "40,20, but got 'some'"),
+    ({"epohcs": "5"}, "epohcs: no such setting (did you mean 'epochs'?)"),
+]
+
+
+@pytest.mark.parametrize(("given", "message"), BAD, ids=[str(given) for given, _ in BAD])
+def test_a_bad_value_is_one_line(given: dict, message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        load_settings("usecase", given)
+    assert str(error.value) == message
+
+
+def test_an_unknown_configuration_names_the_nearest() -> None:
+    with pytest.raises(ConfigError, match=r"^config: expected a YAML file or one of breast_cancer, "
+                       r"digits, usecase, but got 'digit' \(did you mean 'digits'\?\)$"):
+        load_settings("digit")
+
+
+@pytest.mark.parametrize(("content", "message"), [
+    ("a: [1", "is not valid YAML: while parsing a flow sequence"),
+    ("- 1\n- 2", "expected 'key: value' lines in"),
+    ("epohcs: 3", r"epohcs: no such setting \(did you mean 'epochs'\?\)"),
+    (b"\xff\xfe\x00", "cannot be read|is not valid YAML"),
+])
+def test_a_bad_file_is_one_line(tmp_path: Path, content: str | bytes, message: str) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ConfigError, match=message) as error:
+        load_settings(str(path))
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_file_is_one_line() -> None:
+    with pytest.raises(ConfigError, match=r"^config: no such file: nowhere\.yaml$"):
+        load_settings("nowhere.yaml")
+
+
+def test_every_field_belongs_to_a_command_and_is_described() -> None:
+    used = {field for fields in COMMAND_FIELDS.values() for field in fields}
+    assert used == set(Settings.model_fields)
+    assert all(info.description for info in Settings.model_fields.values())

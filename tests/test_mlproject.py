@@ -1,0 +1,168 @@
+"""MLproject, conda.yaml, pyproject.toml and constraints.txt agree with the package; real runs."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+from wua_mlflow.config import COMMAND_FIELDS
+
+ROOT = Path(__file__).resolve().parent.parent
+PROJECT = yaml.safe_load((ROOT / "MLproject").read_text())
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+ENTRY_POINTS = {"main": "run"} | {name: name for name in COMMAND_FIELDS if name != "run"}
+
+
+def test_entry_points_are_the_commands() -> None:
+    assert set(PROJECT["entry_points"]) == set(ENTRY_POINTS)
+    assert PROJECT["conda_env"] == "conda.yaml"
+    assert "python_env" not in PROJECT
+
+
+@pytest.mark.parametrize("entry", ENTRY_POINTS)
+def test_parameters_are_the_commands_fields(entry: str) -> None:
+    """And only ``config`` has a default: any other default would override a YAML file."""
+    point = PROJECT["entry_points"][entry]
+    fields = COMMAND_FIELDS[ENTRY_POINTS[entry]]
+    assert list(point["parameters"]) == ["config", *fields]
+    assert {name: spec["default"] for name, spec in point["parameters"].items()} == {
+        "config": "usecase", **dict.fromkeys(fields, "")}
+    options = " ".join(["--config {config}", *(
+        f"--{field.replace('_', '-')} {{{field}}}" for field in fields)])
+    assert point["command"].split() == f"python pipelines/{entry}.py {options}".split()
+
+
+@pytest.mark.parametrize("entry", ENTRY_POINTS)
+def test_scripts_are_a_few_lines_that_call_the_same_command(entry: str) -> None:
+    script = (ROOT / "pipelines" / f"{entry}.py").read_text()
+    assert f'main(["{ENTRY_POINTS[entry]}", *sys.argv[1:]])' in script
+    assert len(script.splitlines()) <= 10
+
+
+def _pins() -> dict[str, Version]:
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines()
+             if line and not line.startswith("#")]
+    assert all(re.fullmatch(r"[\w.\-]+==[\w.\-+!]+", line) for line in lines), lines
+    return {re.sub(r"[-_.]+", "-", name).lower(): Version(version)
+            for name, version in (line.split("==") for line in lines)}
+
+
+def test_every_dependency_is_pinned_within_its_range() -> None:
+    pins = _pins()
+    extras = PYPROJECT["optional-dependencies"].values()
+    for text in [*PYPROJECT["dependencies"], *(text for extra in extras for text in extra)]:
+        requirement = Requirement(text)
+        name = re.sub(r"[-_.]+", "-", requirement.name).lower()
+        assert pins[name] in requirement.specifier, text
+    assert (pins["torch"], pins["mlflow"]) == (Version("2.13.0"), Version("3.17.2"))
+
+
+def test_ranges_stay_open_for_users() -> None:
+    exact = [text for text in PYPROJECT["dependencies"] if "==" in text]
+    assert exact == []
+
+
+def test_conda_environment_is_the_project_under_the_constraints() -> None:
+    conda = yaml.safe_load((ROOT / "conda.yaml").read_text())
+    python, pip, packages = conda["dependencies"]
+    assert (python, pip) == ("python=3.11", "pip")
+    assert packages == {"pip": ["-c constraints.txt", "-e ."]}
+    assert Version("3.11") in Requirement(f"x{PYPROJECT['requires-python']}").specifier
+
+
+def _mlflow_run(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
+    environment = {
+        **os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}",
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "OMP_NUM_THREADS": "1",
+    }
+    return subprocess.run(
+        ["mlflow", "run", str(ROOT), "--env-manager=local", "--experiment-name", "project",
+         *arguments],
+        cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def _runs(kind: str) -> list:
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient()
+    experiment = client.get_experiment_by_name("project")
+    assert experiment is not None
+    return client.search_runs([experiment.experiment_id], f"tags.`wua.kind` = '{kind}'")
+
+
+@pytest.mark.project
+def test_main_tells_the_whole_story(store_uri: str, tmp_path: Path) -> None:
+    done = _mlflow_run(tmp_path, "-P", "seeds=1", "-P", "null_draws=2")
+    assert done.returncode == 0, done.stderr
+    assert "FLOPs, training: 12,200,000" in done.stdout
+    assert "Effective weights: 15.7751" in done.stdout
+    assert "Verdict: " in done.stdout
+    assert "viewStateShareKey=" in done.stdout
+    (pipeline,) = _runs("pipeline")
+    assert pipeline.info.status == "FINISHED"
+    assert pipeline.data.tags["mlflow.project.entryPoint"] == "main"
+    variants = {run.data.tags["wua.variant"]: run for run in _runs("variant")}
+    assert variants["slim"].data.metrics["accuracy/train"] == pytest.approx(0.8730, abs=1e-9)
+    assert {run.data.tags["mlflow.parentRunId"] for run in variants.values()} == {
+        pipeline.info.run_id}
+
+
+@pytest.mark.project
+def test_steps_one_by_one(store_uri: str, tmp_path: Path) -> None:
+    """train's own run is the variant; analyze's own run is a step that points to it."""
+    done = _mlflow_run(tmp_path, "-e", "train", "-P", "seeds=1")
+    assert done.returncode == 0, done.stderr
+    (variant,) = _runs("variant")
+    assert variant.data.tags["mlflow.project.entryPoint"] == "train"
+    assert variant.info.run_name == "oversized 10"
+    done = _mlflow_run(tmp_path, "-e", "analyze", "-P", f"run_id={variant.info.run_id}")
+    assert done.returncode == 0, done.stderr
+    (step,) = _runs("step")
+    assert step.info.status == "FINISHED"
+    assert step.data.tags["wua.target_run"] == variant.info.run_id
+    (variant,) = _runs("variant")
+    assert variant.data.tags["wua.step.analyze"] == "done"
+    assert variant.data.metrics["usage/effective_weights"] == pytest.approx(15.7751, abs=5e-5)
+
+
+@pytest.mark.project
+def test_a_users_file_from_another_folder(store_uri: str, tmp_path: Path) -> None:
+    """Relative paths mean what they mean to the person who typed them."""
+    import numpy as np
+
+    draw = np.random.default_rng(0)
+    rows = draw.normal(size=(200, 3))
+    lines = [f"{a},{b},{c},{'yes' if a + b > 0 else 'no'}" for a, b, c in rows.round(4)]
+    (tmp_path / "some.csv").write_text("\n".join(["a,b,c,y", *lines]))
+    done = _mlflow_run(tmp_path, "-P", "data=some.csv", "-P", "target=y", "-P", "hidden=8,4",
+                       "-P", "epochs=10", "-P", "seeds=1", "-P", "null_draws=1")
+    assert done.returncode == 0, done.stderr
+    names = {run.info.run_name for run in _runs("variant")}
+    assert "oversized 8-4" in names
+    assert not (ROOT / "mlruns").exists() or ROOT == tmp_path
+
+
+@pytest.mark.project
+def test_a_bad_parameter_fails_the_run_with_one_line(store_uri: str, tmp_path: Path) -> None:
+    from mlflow.tracking import MlflowClient
+
+    done = _mlflow_run(tmp_path, "-P", "lr=abc")
+    assert done.returncode != 0
+    assert "lr: expected a number above 0, but got 'abc'" in done.stderr
+    assert "Traceback" not in done.stderr
+    client = MlflowClient()
+    experiment = client.get_experiment_by_name("project")
+    assert experiment is not None
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.info.status == "FAILED"
+    assert run.data.tags["wua.error"] == "lr: expected a number above 0, but got 'abc'"
