@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+from typing import get_args
 
 import numpy as np
 import pytest
 import torch
 
+from wua_mlflow.config import Settings
 from wua_mlflow.importance import CRITERIA, magnitude, output
 
 SHAPES = {"linear": (5, 3), "conv1d": (4, 2, 3), "conv2d": (3, 2, 2, 3), "conv3d": (2, 3, 2, 2, 2)}
@@ -67,5 +69,6 @@ def test_magnitude_of_a_float64_weight_is_no_view_of_it():
     assert weight.sum() == 4
 
 
-def test_the_criteria_by_name():
-    assert CRITERIA == {"output": output, "magnitude": magnitude}
+def test_the_criteria_are_those_that_a_configuration_may_name():
+    assert list(CRITERIA) == list(get_args(Settings.model_fields["criterion"].annotation))
+    assert all(criterion.__name__ == name for name, criterion in CRITERIA.items())

@@ -16,7 +16,7 @@ from typing import Any
 import mlflow
 import pandas as pd
 
-from wua_mlflow.tracking.names import Kind, Metric, Tag
+from wua_mlflow.tracking.names import Kind, Metric, Tag, step_tag
 from wua_mlflow.tracking.runs import COLUMNS, best, compare_runs, find_run, runs, show_run
 
 __all__ = ["answer"]
@@ -40,9 +40,10 @@ SHOWN_OF_PIPELINES = {
 """Ratios are original ÷ slim."""
 FIRST_TO_GO = (Metric.USAGE_EFFECTIVE_WEIGHTS, Metric.LATENCY_P50, "data", Metric.SIZE_RATIO)
 """Columns that a narrow terminal does without, after the ids were shortened."""
-SHORT_ID, LONGEST_ERROR = 8, 60
-UNLIKE_ANYWAY = ("start_time", Tag.PIPELINE, Tag.BASELINE)
-"""Differences between two runs that say nothing about the models."""
+SHORT_ID, LONGEST_DATA, LONGEST_CELL = 8, 24, 60
+UNLIKE_ANYWAY = ("name", "start_time", Tag.PIPELINE, Tag.BASELINE, step_tag("train"),
+                 step_tag("analyze"), step_tag("compare"))
+"""What differs between any two runs, or is in the table's head."""
 
 Cells = Sequence[Sequence[str]]
 
@@ -144,6 +145,9 @@ def _terminal(table: pd.DataFrame, width: int | None) -> str:
         shown.pop(Metric.ACCURACY_TEST, None)
     else:
         shown.pop(Metric.SCORE_TEST, None)
+    if "data" in shown:
+        shown["data"] = [cell if len(cell) <= LONGEST_DATA else f"…{cell[1 - LONGEST_DATA:]}"
+                         for cell in shown["data"]]
     if set(shown["status"]) == {"FINISHED"}:
         del shown["status"]
     text = _aligned(shown)
@@ -159,9 +163,9 @@ def _terminal(table: pd.DataFrame, width: int | None) -> str:
 
 
 def _column(values: Iterable[Any], form: str) -> list[str]:
-    """The cells; empty ones and errors kept short."""
+    """The cells, none of them very long."""
     return [NOTHING if pd.isna(value) else format(value, form) if form
-            else str(value)[:LONGEST_ERROR] for value in values]
+            else str(value)[:LONGEST_CELL] for value in values]
 
 
 def _aligned(shown: Mapping[str, list[str]]) -> str:
@@ -201,6 +205,7 @@ def _two(said: Sequence[pd.Series], table: pd.DataFrame) -> str:
         texts = [_text(name, values.get(name)) for values in said]
         if name not in table.index and name not in UNLIKE_ANYWAY and texts[0] != texts[1]:
             lines.append((name, *texts, ""))
+    lines.append(("",) * 4)
     lines += [(name, *(_text(name, values.get(name)) for values in said),
                _text(name, table["ratio"][name], ratio=True)) for name in table.index]
     return _grid(lines, (False, True, True, True))

@@ -152,15 +152,17 @@ def _epoch(
     batches: list[Tensor] | None,
 ) -> float:
     inputs, targets = train
-    total = torch.zeros((), dtype=torch.float64)
+    losses, sizes = [], []
     for rows in batches if batches is not None else [None]:
         x, y = (inputs, targets) if rows is None else (inputs[rows], targets[rows])
         optimizer.zero_grad()
         batch_loss = loss(model(x), y)
         batch_loss.backward()
         optimizer.step()
-        total += batch_loss.detach().cpu() * (len(x) / len(inputs))
-    return total.item()
+        losses.append(batch_loss.detach())  # read after the epoch: a GPU is not waited for
+        sizes.append(len(x))
+    by_sample = torch.stack(losses).cpu().double() * torch.tensor(sizes)
+    return by_sample.sum().item() / len(inputs)
 
 
 def _validation_loss(

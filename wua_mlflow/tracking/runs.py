@@ -221,15 +221,14 @@ def _pages(
 
 
 def _experiments(client: MlflowClient, experiment: str | Sequence[str] | None) -> list[str]:
-    """The ids; of deleted experiments only where one is named, which is an error."""
     if experiment is None:
         return list(_active(client).values())
     ids = []
     for name in [experiment] if isinstance(experiment, str) else experiment:
         found = client.get_experiment_by_name(name)
         if found is None:
-            raise ValueError(f"experiment: no experiment is called '{name}' in "
-                             f"{mlflow.get_tracking_uri()}{nearest(name, _active(client))}")
+            raise ValueError(f"experiment: none is called '{name}' in {mlflow.get_tracking_uri()}"
+                             f"{nearest(name, _active(client))}")
         if found.lifecycle_stage != LifecycleStage.ACTIVE:
             raise ValueError(f"experiment: '{name}' is deleted")
         ids.append(found.experiment_id)
@@ -276,8 +275,7 @@ def _whole(column: pd.Series) -> pd.Series:
     """As whole numbers, where all of them are; what is no number becomes NA."""
     numbers = pd.to_numeric(column, errors="coerce").astype(float)
     there = numbers.dropna()
-    fits = (there % 1 == 0).all() and (there.abs() < 2**63).all()
-    return numbers.astype("Int64") if fits else numbers
+    return numbers.astype("Int64" if ((there % 1 == 0) & (abs(there) < 2**63)).all() else float)
 
 
 def _row(run: Run) -> dict[str, object]:

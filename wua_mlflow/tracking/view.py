@@ -58,7 +58,8 @@ def ensure_view(client: MlflowClient, experiment_id: str) -> None:
         headline="All variants, newest first",
         folded=_FOLDED,
     )
-    _save(client, experiment_id, KEY, "Right-sizing", {**state, "orderByAsc": False})
+    _save(client, experiment_id, KEY, "Right-sizing",
+          {**state, "orderByKey": "attributes.end_time"})
 
 
 def latest_view(
@@ -82,8 +83,9 @@ def latest_view(
     """
     search = f"tags.`{Tag.PIPELINE}` = '{pipeline_id}' and tags.`{Tag.KIND}` = '{Kind.VARIANT}'"
     runs = list(client.search_runs([experiment_id], search, order_by=["attributes.start_time ASC"]))
+    shown = ", ".join(f"'{run_id}'" for run_id in (pipeline_id, *(r.info.run_id for r in runs)))
     state = _state(
-        search,
+        f"attributes.run_id IN ({shown})",
         score=("test accuracy", Metric.ACCURACY_TEST) if classification
         else ("test R²", Metric.SCORE_TEST),
         over_seeds=("mean accuracy over seeds", Metric.ACCURACY_TEST_MEAN),
@@ -150,8 +152,8 @@ def _state(
     }
     return {
         "searchFilter": search,
-        "orderByKey": "attributes.start_time",
-        "orderByAsc": True,
+        "orderByKey": f"metrics.`{Metric.FLOPS_FORWARD}`",
+        "orderByAsc": False,
         "startTime": "ALL",
         "lifecycleFilter": "Active",
         "datasetsFilter": [],

@@ -1,0 +1,215 @@
+"""Networks that learned nothing: their shares against theory and simulation, and who is touched."""
+
+from __future__ import annotations
+
+import copy
+import math
+import random
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+from torch import Tensor, nn
+
+from wua_mlflow.analysis import analyze
+from wua_mlflow.null import PERMUTED, REINITIALISED, with_null
+from wua_mlflow.usage import ModelUsage
+
+UNIFORM_SHARE = math.exp(0.5) / 2
+"""exp(entropy) ÷ n of |w| drawn uniformly from an interval around 0, as n grows: by integration."""
+
+
+class Scale(nn.Module):
+    """A layer with a parameter and nothing to initialise it anew."""
+
+    def __init__(self, units: int) -> None:
+        super().__init__()
+        self.factor = nn.Parameter(torch.ones(units))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.factor
+
+
+def trained(*extra: nn.Module) -> nn.Sequential:
+    """A network whose first layer holds a pattern that no initialisation would draw."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(30, 40), *extra, nn.ReLU(), nn.Linear(40, 2))
+    model[0].weight.data = torch.randn(40, 30).exp()
+    return model
+
+
+INPUTS = torch.rand(50, 30, generator=torch.Generator().manual_seed(1))
+
+
+def test_reinitialised_layers_have_the_share_of_uniform_weights():
+    usage = analyze(trained(), INPUTS, criterion="magnitude", null=20)
+    null = usage.layers["0"].null
+    assert (null.kind, null.draws) == (REINITIALISED, 20)
+    assert null.share == pytest.approx(UNIFORM_SHARE, abs=0.01)
+    assert null.low < UNIFORM_SHARE < null.high
+    assert null.high - null.low < 0.05
+    entropy_of_null = math.log(UNIFORM_SHARE * 1200)
+    assert null.shift == pytest.approx(entropy_of_null - usage.layers["0"].entropy, abs=0.02)
+    assert usage.null.share == pytest.approx(null.share)
+    assert usage.null.kind == REINITIALISED
+
+
+def test_permuting_a_layers_weights_keeps_its_magnitudes():
+    usage = analyze(trained(Scale(40)), INPUTS, criterion="magnitude", null=4)
+    layer = usage.layers["0"]
+    assert layer.null.kind == usage.null.kind == PERMUTED
+    for share in (layer.null.share, layer.null.low, layer.null.high):
+        assert share == pytest.approx(layer.effective_share, rel=1e-12)
+    assert layer.null.shift == pytest.approx(0, abs=1e-12)
+
+
+def test_permuted_shares_are_those_of_a_simulation():
+    model = trained(Scale(40))
+    weight, bias = model[0].weight.detach().numpy(), model[0].bias.detach().numpy()
+    mean_input, generator = INPUTS.numpy().mean(0), np.random.default_rng(2)
+    simulated = []
+    for _ in range(200):
+        drawn, offset = generator.permutation(weight.ravel()), generator.permutation(bias)
+        drawn = drawn.reshape(weight.shape)
+        importance = np.abs(drawn) * np.abs(drawn @ mean_input + offset)[:, None]
+        simulated.append(math.exp(scipy.stats.entropy(importance.ravel())) / importance.size)
+    null = analyze(model, INPUTS, null=100).layers["0"].null
+    error = np.std(simulated) * math.sqrt(1 / 200 + 1 / 100)
+    assert null.share == pytest.approx(np.mean(simulated), abs=4 * error)
+    assert null.low == pytest.approx(np.quantile(simulated, 0.025), abs=2 * np.std(simulated))
+    assert null.low < null.share < null.high
+
+
+def test_the_range_and_the_shift_are_those_of_the_draws():
+    model, shares, entropies = trained(), [], []
+
+    def measure(blank: nn.Module) -> ModelUsage:
+        found = analyze(blank, INPUTS)
+        shares.append(found.layers["0"].effective_share)
+        entropies.append(found.layers["0"].entropy)
+        return found
+
+    usage = analyze(model, INPUTS)
+    null = with_null(usage, model, measure, draws=8, seed=3).layers["0"].null
+    assert len(shares) == len(set(shares)) == 8
+    assert null.share == pytest.approx(np.mean(shares))
+    assert (null.low, null.high) == pytest.approx(tuple(np.quantile(shares, [0.025, 0.975])))
+    assert null.shift == pytest.approx(np.mean(entropies) - usage.layers["0"].entropy)
+
+
+def test_draws_work_on_one_copy_that_has_forgotten_everything():
+    model = nn.Sequential(nn.Linear(30, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 2))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(7.0)
+    model[1].running_mean.fill_(5.0)
+    before = copy.deepcopy(model.state_dict())
+    seen = []
+
+    def measure(blank: nn.Module) -> ModelUsage:
+        assert blank is not model
+        seen.append(copy.deepcopy(blank.state_dict()))
+        return usage
+
+    usage = analyze(model, INPUTS)
+    with_null(usage, model, measure, draws=2, seed=0)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert not torch.equal(seen[0]["0.weight"], seen[1]["0.weight"])
+    for state in seen:
+        assert not any((state[key] == 7.0).any() for key in ("0.weight", "0.bias", "3.weight"))
+        assert state["0.weight"].abs().max() <= 1 / math.sqrt(30)  # torch's own bound
+        assert state["1.running_mean"].tolist() == [0.0] * 4
+        assert state["1.weight"].tolist() == [1.0] * 4
+
+
+def test_a_parents_own_initialisation_has_the_last_word():
+    class Tiny(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Linear(30, 4)
+            self.outer = nn.Linear(4, 2)
+
+        def reset_parameters(self) -> None:
+            nn.init.constant_(self.inner.weight, 0.25)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.outer(self.inner(x))
+
+    usage = analyze(Tiny(), INPUTS, criterion="magnitude", null=3)
+    assert usage.layers["inner"].null.low == pytest.approx(1.0)
+
+
+def test_draws_are_those_of_the_seed():
+    first, again, other = (analyze(trained(), INPUTS, null=3, seed=seed).layers["0"].null
+                           for seed in (4, 4, 5))
+    assert first == again
+    assert first.share != other.share
+
+
+def test_more_draws_begin_with_the_fewer():
+    def shares_of(draws):
+        shares = []
+
+        def measure(blank):
+            shares.append(analyze(blank, INPUTS).layers["0"].effective_share)
+            return usage
+
+        with_null(usage, model, measure, draws=draws, seed=6)
+        return shares
+
+    model = trained()
+    usage = analyze(model, INPUTS)
+    assert shares_of(5)[:2] == shares_of(2)
+
+
+@pytest.mark.parametrize("extra", [(), (Scale(40),)], ids=[REINITIALISED, PERMUTED])
+def test_the_global_streams_and_the_models_gradients_are_left_alone(extra):
+    model = trained(*extra)
+    model(INPUTS).sum().backward()
+    grads = [parameter.grad.clone() for parameter in model.parameters()]
+    state = copy.deepcopy(model.state_dict())
+    before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+    analyze(model, INPUTS, null=2)
+    after = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+    assert after == before
+    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+    assert all(torch.equal(p.grad, g) for p, g in zip(model.parameters(), grads, strict=True))
+    assert all(module.training for module in model.modules())
+
+
+def test_the_global_stream_is_left_alone_when_a_measurement_raises():
+    def measure(blank):
+        raise RuntimeError("no")
+
+    model = trained()
+    usage, before = analyze(model, INPUTS), torch.get_rng_state()
+    with pytest.raises(RuntimeError, match="no"):
+        with_null(usage, model, measure, draws=1, seed=0)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_permuting_keeps_each_parameters_values():
+    model, seen = trained(Scale(40)), []
+    model[1].factor.data = torch.arange(40.0)
+
+    def measure(blank):
+        seen.append(blank.state_dict()["1.factor"].clone())
+        return usage
+
+    usage = analyze(model, INPUTS)
+    with_null(usage, model, measure, draws=1, seed=0)
+    assert seen[0].tolist() != list(range(40))
+    assert sorted(seen[0].tolist()) == list(range(40))
+
+
+@pytest.mark.parametrize("draws", [0, -3])
+def test_at_least_one_draw(draws):
+    usage = analyze(trained(), INPUTS)
+    with pytest.raises(ValueError, match=f"draws: expected .* at least 1, but got {draws}"):
+        with_null(usage, trained(), lambda blank: usage, draws=draws, seed=0)
+
+
+def test_a_seed_out_of_range():
+    with pytest.raises(ValueError, match="seed: expected a whole number"):
+        analyze(trained(), INPUTS, null=1, seed=-1)

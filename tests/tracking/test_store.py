@@ -1,0 +1,214 @@
+"""Connecting to real stores, and how runs end: read back through the client."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
+import mlflow
+import pytest
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+
+from wua_mlflow.tracking.store import (
+    Terminated,
+    connect,
+    ended,
+    new_run,
+    one_line,
+    sqlite_file,
+)
+
+
+def test_an_experiment_is_made_once(store_uri):
+    first, again = connect("mine"), connect("mine")
+    assert first.experiment_id == again.experiment_id
+    assert first.uri == store_uri
+    assert [e.name for e in MlflowClient(store_uri).search_experiments()] == ["mine", "Default"]
+
+
+def test_mlflow_chooses_the_experiment_where_none_is_named(store_uri, monkeypatch):
+    client = MlflowClient(store_uri)
+    by_name, by_id = client.create_experiment("by name"), client.create_experiment("by id")
+    assert connect().experiment_id == "0"
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "by name")
+    assert connect().experiment_id == by_name
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", by_id)
+    assert connect().experiment_id == by_id
+    assert connect("by name").experiment_id == by_name
+
+
+def test_a_run_made_by_mlflow_decides_the_experiment(store_uri, monkeypatch):
+    client = MlflowClient(store_uri)
+    own, other = client.create_experiment("own"), client.create_experiment("other")
+    run = client.create_run(own)
+    monkeypatch.setenv("MLFLOW_RUN_ID", run.info.run_id)
+    assert connect("other").experiment_id == own
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", other)
+    assert connect().experiment_id == own
+    client.set_terminated(run.info.run_id)
+
+
+@pytest.mark.parametrize("name", ["MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID"])
+def test_what_the_environment_names_and_is_not_there_is_one_line(store_uri, monkeypatch, name):
+    monkeypatch.setenv(name, "123456")
+    with pytest.raises(ValueError, match=f"^{name}: expected the id of .* but got '123456'$"):
+        connect()
+
+
+def test_a_deleted_experiment_is_one_line(store_uri):
+    client = MlflowClient(store_uri)
+    client.delete_experiment(client.create_experiment("gone"))
+    with pytest.raises(ValueError, match="^experiment: 'gone' is deleted; .*restore -x 1"):
+        connect("gone")
+
+
+def test_an_experiment_that_another_process_makes_meanwhile_is_taken(store_uri, monkeypatch):
+    by_name = MlflowClient.get_experiment_by_name
+    made = []
+
+    def too_early(client, name):
+        found = by_name(client, name)
+        if not made:
+            made.append(client.create_experiment(name))
+        return found
+
+    monkeypatch.setattr(MlflowClient, "get_experiment_by_name", too_early)
+    assert connect("raced").experiment_id == made[0]
+
+
+def test_a_folder_whose_name_an_address_escapes(store_uri, tmp_path, migrated_database,
+                                                monkeypatch):
+    folder = tmp_path / "my models 100%25"
+    folder.mkdir()
+    shutil.copy(migrated_database, folder / "mlflow.db")
+    monkeypatch.chdir(folder)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    mlflow.set_tracking_uri(None)
+    assert connect("here").uri.startswith("sqlite:///")
+    assert not list(tmp_path.glob("my%20models*")), "made a second folder, of the escaped name"
+    assert {file.name for file in folder.iterdir()} == {"mlflow.db", "mlflow.db.lock"}
+
+
+def test_the_file_of_an_address():
+    assert str(sqlite_file("sqlite:///mlflow.db")) == "mlflow.db"
+    assert str(sqlite_file("sqlite:////data/mlflow.db?timeout=5")) == "/data/mlflow.db"
+    assert sqlite_file("sqlite://") is sqlite_file("sqlite:///:memory:") is None
+    assert sqlite_file("http://127.0.0.1:5000") is sqlite_file("databricks") is None
+
+
+def test_a_block_that_succeeds_ends_the_run(store_uri):
+    store = connect("mine")
+    parent = new_run(store, "parent", {"wua.kind": "pipeline"})
+    with ended(store, parent):
+        child = new_run(store, "child", {}, parent=parent)
+        with ended(store, child):
+            pass
+    run = MlflowClient(store_uri).get_run(child)
+    assert run.info.status == "FINISHED" and run.info.end_time >= run.info.start_time
+    assert (run.info.run_name, run.data.tags["mlflow.parentRunId"]) == ("child", parent)
+    assert MlflowClient(store_uri).get_run(parent).data.tags["wua.kind"] == "pipeline"
+
+
+@pytest.mark.parametrize(("error", "status", "said"), [
+    (ValueError("epochs: expected\n  a number"), "FAILED", "epochs: expected a number"),
+    (RuntimeError("out of memory"), "FAILED", "RuntimeError: out of memory"),
+    (MemoryError(), "FAILED", "MemoryError: MemoryError"),
+    (SystemExit(3), "FAILED", "SystemExit: 3"),
+    (SystemExit(0), "FAILED", "SystemExit: 0"),
+    (KeyboardInterrupt(), "KILLED", None),
+    (Terminated(), "KILLED", None),
+])
+@pytest.mark.parametrize("finish", [True, False])
+def test_a_block_that_does_not_succeed_ends_the_run(store_uri, error, status, said, finish):
+    store = connect("mine")
+    run_id = new_run(store, "run", {})
+    with pytest.raises(type(error)), ended(store, run_id, finish=finish):
+        raise error
+    run = MlflowClient(store_uri).get_run(run_id)
+    assert run.info.status == status
+    assert run.data.tags.get("wua.error") == said
+
+
+def test_a_run_may_be_left_open_for_the_next_step(store_uri):
+    store = connect("mine")
+    run_id = new_run(store, "run", {})
+    with ended(store, run_id, finish=False):
+        pass
+    assert MlflowClient(store_uri).get_run(run_id).info.status == "RUNNING"
+    store.client.set_terminated(run_id)
+
+
+def test_sigterm_ends_the_run_as_killed(store_uri):
+    def terminate(*_):
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    store = connect("mine")
+    run_id = new_run(store, "run", {})
+    try:
+        with pytest.raises(Terminated), ended(store, run_id):
+            os.kill(os.getpid(), signal.SIGTERM)
+            signal.pause()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert MlflowClient(store_uri).get_run(run_id).info.status == "KILLED"
+
+
+@pytest.mark.parametrize("broken", ["set_tag", "set_terminated"])
+def test_a_store_that_fails_does_not_hide_the_error(store_uri, monkeypatch, broken):
+    store = connect("mine")
+    run_id = new_run(store, "run", {})
+
+    def fails(*_, **__):
+        raise MlflowException("the store is gone")
+
+    monkeypatch.setattr(store.client, broken, fails)
+    with pytest.raises(ValueError, match="^the user's mistake$"), ended(store, run_id):
+        raise ValueError("the user's mistake")
+    other = MlflowClient(store_uri)
+    assert other.get_run(run_id).info.status == ("RUNNING" if broken == "set_terminated"
+                                                 else "FAILED")
+    other.set_terminated(run_id)
+
+
+def test_a_success_that_the_store_does_not_take_is_an_error(store_uri, monkeypatch):
+    store = connect("mine")
+    run_id = new_run(store, "run", {})
+
+    def fails(*_, **__):
+        raise MlflowException("the store is gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store.client, "set_terminated", fails)
+        with pytest.raises(MlflowException, match="gone"), ended(store, run_id):
+            pass
+    store.client.set_terminated(run_id)
+
+
+def test_an_error_is_one_line_of_bounded_length():
+    assert one_line(FileNotFoundError("no\tfile")) == "no file"
+    assert one_line(KeyError("a")) == "KeyError: 'a'"
+    assert one_line(ValueError()) == "ValueError"
+    assert len(one_line(RuntimeError("x" * 10_000))) == 500
+
+
+@pytest.mark.slow
+def test_processes_that_start_on_a_fresh_database_all_succeed(tmp_path):
+    script = ("from wua_mlflow.tracking.store import connect, ended, new_run\n"
+              "store = connect('shared')\n"
+              "with ended(store, new_run(store, 'run', {})): pass\n")
+    uri = f"sqlite:///{tmp_path / 'new folder' / 'mlflow.db'}"
+    kept = {key: value for key, value in os.environ.items()
+            if key not in ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME")}
+    processes = [subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE,
+                                  env={**kept, "MLFLOW_TRACKING_URI": uri}, text=True)
+                 for _ in range(4)]
+    errors = [process.communicate(timeout=300)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0] * 4, errors
+    client = MlflowClient(uri)
+    shared = client.get_experiment_by_name("shared").experiment_id
+    assert [run.info.status for run in client.search_runs([shared])] == ["FINISHED"] * 4
