@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import nn
 
 from tests.pipeline.conftest import SEEDS, Finished
 from wua_mlflow.config import load_settings
+from wua_mlflow.pipeline.report import terminal_reports
 from wua_mlflow.pipeline.variant import load_variant
 from wua_mlflow.tracking.names import ArtifactPath, Metric
 
@@ -266,6 +268,13 @@ def test_the_description_begins_with_the_verdict_then_what_is_saved(usecase: Fin
     assert "Budgets differ: the original trained for 50 epochs, the slim one for 60." in note
     path = usecase.client.download_artifacts(usecase.outcome.run_id, "report.md")
     assert note in Path(path).read_text()
+
+
+def test_the_readme_shows_what_is_printed(usecase: Finished) -> None:
+    readme = (Path(__file__).resolve().parents[2] / "README.md").read_text()
+    block = re.search(r"<!-- tutorial figures -->\n```\n(.*?)```", readme, re.S)
+    assert block
+    assert terminal_reports(usecase.outcome.report).startswith(block.group(1))
 
 
 def test_looks_are_counted_over_the_whole_store(usecase: Finished) -> None:

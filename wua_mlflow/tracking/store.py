@@ -51,12 +51,12 @@ def connect(experiment: str | None = None) -> Store:
             variables name does not exist.
     """
     uri = mlflow.get_tracking_uri()
-    client = MlflowClient(uri)
     lock: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
     if database := sqlite_file(uri):
         database.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(f"{database}.lock")
     with lock:
+        client = MlflowClient(uri)  # this opens the database already
         experiment_id = _experiment_id(client, experiment)
     return Store(client, experiment_id, uri)
 

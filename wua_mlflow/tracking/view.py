@@ -55,11 +55,10 @@ def ensure_view(client: MlflowClient, experiment_id: str) -> None:
         f"tags.`{Tag.KIND}` = '{Kind.VARIANT}'",
         score=("test score", Metric.SCORE_TEST),
         over_seeds=("mean accuracy over seeds", Metric.ACCURACY_TEST_MEAN),
-        headline="All variants, newest first",
+        headline="All variants",
         folded=_FOLDED,
     )
-    _save(client, experiment_id, KEY, "Right-sizing",
-          {**state, "orderByKey": "attributes.end_time"})
+    _save(client, experiment_id, KEY, "Right-sizing", state)
 
 
 def latest_view(
@@ -161,7 +160,7 @@ def _state(
         "selectedColumns": list(pixels),
         "columnOrder": [_PICKER, _NAME, *pixels],
         "columnWidths": {_PICKER: 64, _NAME: 240, **pixels},
-        "runsHiddenMode": "FIRST_10_RUNS",
+        "runsHiddenMode": "FIRST_20_RUNS",
         "compareRunCharts": _charts(score, over_seeds),
         "compareRunSections": _sections(headline, folded),
         "viewMaximized": False,

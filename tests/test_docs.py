@@ -1,0 +1,71 @@
+"""The docs say what the code says."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from wua_mlflow.cli import COMMANDS
+from wua_mlflow.config import COMMAND_FIELDS, Settings, config_names
+from wua_mlflow.tracking.names import Metric
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+DOCS = {path: path.read_text() for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]}
+
+
+def test_configuration_lists_every_setting_with_its_default_and_commands() -> None:
+    text = (ROOT / "docs" / "configuration.md").read_text()
+    rows = dict(re.findall(r"^\| `(\w+)` (\|.*\|)$", text, re.M))
+    assert list(rows) == list(Settings.model_fields)
+    for name, info in Settings.model_fields.items():
+        cells = [cell.strip() for cell in rows[name].strip("|").split("|")]
+        default = info.default
+        if isinstance(default, tuple):
+            default = ",".join(map(str, default))
+        shown = "–" if default is None else f"`{str(default).replace('False', 'false')}`"
+        commands = ", ".join(c for c, fields in COMMAND_FIELDS.items() if name in fields)
+        assert cells == [shown, info.description, commands], name
+
+
+def test_the_readme_names_every_metric() -> None:
+    metrics = [value for name, value in vars(Metric).items() if name.isupper()]
+    named = [metric for metric in metrics if f"`{metric}`" in README
+             or metric.startswith(("accuracy/", "loss/validation"))
+             or metric.removesuffix("_low").removesuffix("_high") in README]
+    assert named == metrics
+
+
+def test_every_command_that_the_docs_show_exists() -> None:
+    shown = set(re.findall(r"^(?:`)?wua (\w+)", "\n".join(DOCS.values()), re.M))
+    assert shown
+    assert shown <= set(COMMANDS)
+    named = set(re.findall(r"config[= ](\w+)\b(?!\.yaml)", "\n".join(DOCS.values())))
+    assert named == {"digits", "breast_cancer"} <= set(config_names())
+
+
+def test_links_and_pictures_exist() -> None:
+    for path, text in DOCS.items():
+        for target in re.findall(r"\]\((?!http)([^)#]+)\)", text):
+            assert (path.parent / target).exists(), f"{path.name}: {target}"
+
+
+def test_the_make_targets_that_the_readme_names_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for target in set(re.findall(r"`?make (\w+)`?", README)) - {"and"}:
+        assert re.search(rf"^{target}:", makefile, re.M), target
+
+
+def test_nothing_in_the_repository_speaks_of_this_machine() -> None:
+    try:
+        files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True,
+                               check=True).stdout.split()
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("not a git checkout")
+    pattern = re.compile("/" + "work/main|/" + "root/|/" + "tmp/x")
+    hits = [name for name in files if name.endswith((".py", ".md", ".toml", ".yaml", ".txt", "run"))
+            and pattern.search((ROOT / name).read_text(errors="ignore"))]
+    assert hits == []

@@ -1,0 +1,304 @@
+"""Kinds of output, losses and scores, against scikit-learn and closed formulas."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import sklearn.metrics
+import torch
+from torch import nn
+from torch.nn import functional
+
+from wua_mlflow.evaluation import (
+    evaluate,
+    example_scores,
+    loss_for,
+    output_kind,
+    score_name,
+)
+
+
+class Ending(nn.Module):
+    """A Linear layer, and what a function makes of its outputs."""
+
+    def __init__(self, ending, outputs: int = 1) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.head = nn.Linear(3, outputs)
+        self.ending = ending
+
+    def forward(self, x):
+        return self.ending(self.head(x))
+
+
+INPUTS = torch.randn(40, 3, generator=torch.Generator().manual_seed(1))
+
+BINARY = {
+    "sigmoid function": (functional.sigmoid, "probabilities"),
+    "sigmoid method": (lambda z: z.sigmoid(), "probabilities"),
+    "sigmoid in place": (lambda z: (z * 1).sigmoid_(), "probabilities"),
+    "sigmoid module": (nn.Sigmoid(), "probabilities"),
+    "hard sigmoid": (functional.hardsigmoid, "probabilities"),
+    "logits": (lambda z: z, "logits"),
+    "sigmoid inside": (lambda z: z.sigmoid() * 4 - 2, "logits"),
+    "relu": (functional.relu, "logits"),
+    "squeezed sigmoid": (lambda z: z.sigmoid().squeeze(-1), "probabilities"),
+    "squeezed before": (lambda z: z.squeeze(-1).sigmoid(), "probabilities"),
+    "squeezed logits": (lambda z: z.squeeze(-1), "logits"),
+    "reshaped": (lambda z: z.sigmoid().view(-1).reshape(-1, 1), "probabilities"),
+    "flattened": (lambda z: z.sigmoid().flatten(), "probabilities"),
+    "selected": (lambda z: z.sigmoid()[:, 0], "probabilities"),
+    "sliced": (lambda z: z.sigmoid()[:, :1], "probabilities"),
+    "transposed twice": (lambda z: z.sigmoid().t().t().clone(), "probabilities"),
+    "cast": (lambda z: z.sigmoid().double().float(), "probabilities"),
+    "clamped": (lambda z: z.sigmoid().clamp(1e-6, 1 - 1e-6), "probabilities"),
+    "clamped logits": (lambda z: z.clamp(-10, 10), "logits"),
+    "log of a sigmoid": (functional.logsigmoid, "logits"),
+    "sigmoid, no graph": (torch.no_grad()(lambda z: z.sigmoid()), "probabilities"),
+    "logits, no graph": (torch.no_grad()(lambda z: z * 100), "logits"),
+}
+
+
+@pytest.mark.parametrize("name", BINARY)
+def test_kind_of_a_binary_output(name):
+    ending, kind = BINARY[name]
+    assert output_kind(Ending(ending), INPUTS, "binary") == kind
+
+
+MULTICLASS = {
+    "logits": (lambda z: z, "logits"),
+    "softmax function": (lambda z: functional.softmax(z, 1), "probabilities"),
+    "softmax module": (nn.Softmax(dim=1), "probabilities"),
+    "log softmax": (lambda z: functional.log_softmax(z, 1), "logits"),
+    "log of softmax": (lambda z: functional.softmax(z, 1).log(), "logits"),
+    "a sigmoid each": (functional.sigmoid, "logits"),
+    "softmax, no graph": (torch.no_grad()(lambda z: functional.softmax(z, 1)), "probabilities"),
+    "sigmoids, no graph": (torch.no_grad()(functional.sigmoid), "logits"),
+}
+
+
+@pytest.mark.parametrize("name", MULTICLASS)
+def test_kind_of_a_multiclass_output(name):
+    ending, kind = MULTICLASS[name]
+    assert output_kind(Ending(ending, 4), INPUTS, "multiclass") == kind
+
+
+@pytest.mark.parametrize("ending", [nn.Sigmoid(), nn.Identity()])
+def test_a_regression_gives_values(ending):
+    assert output_kind(Ending(ending), INPUTS, "regression") == "values"
+
+
+def test_kind_leaves_the_model_its_gradients_and_the_random_stream_alone():
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(), nn.Linear(4, 1),
+                          nn.Sigmoid())
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    stream = torch.get_rng_state()
+    assert output_kind(model, INPUTS, "binary") == "probabilities"
+    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert all(module.training for module in model.modules())
+    assert torch.equal(torch.get_rng_state(), stream)
+    assert not INPUTS.requires_grad
+
+
+def test_kind_with_frozen_weights_and_of_token_numbers():
+    frozen = Ending(functional.sigmoid).requires_grad_(False)
+    assert output_kind(frozen, INPUTS, "binary") == "probabilities"
+    tokens = nn.Sequential(nn.Embedding(9, 3), Ending(lambda z: z.mean(1).sigmoid()))
+    assert output_kind(tokens, torch.tensor([[1, 2], [3, 4]]), "binary") == "probabilities"
+
+
+def test_kind_of_a_compiled_model():
+    compiled = torch.compile(Ending(functional.sigmoid), backend="eager")
+    assert output_kind(compiled, INPUTS, "binary") == "probabilities"
+
+
+@pytest.mark.parametrize(
+    ("ending", "task", "outputs", "kind"),
+    [
+        (nn.Sigmoid(), "binary", 1, "probabilities"),
+        (functional.sigmoid, "binary", 1, "probabilities"),
+        (lambda z: z.sigmoid().squeeze(-1), "binary", 1, "probabilities"),
+        (nn.Identity(), "binary", 1, "logits"),
+        (nn.Softmax(dim=1), "multiclass", 4, "probabilities"),
+        (nn.LogSoftmax(dim=1), "multiclass", 4, "logits"),
+    ],
+)
+def test_kind_of_a_graph_reloaded_from_pt2(ending, task, outputs, kind, tmp_path):
+    batch = torch.export.Dim("batch")
+    exported = torch.export.export(Ending(ending, outputs).eval(), (INPUTS[:4],),
+                                   dynamic_shapes={"x": {0: batch}})
+    torch.export.save(exported, tmp_path / "model.pt2")
+    graph = torch.export.load(tmp_path / "model.pt2").module()
+    assert output_kind(graph, INPUTS, task) == kind
+
+
+def test_a_model_whose_output_is_no_tensor():
+    model = Ending(lambda z: (z, z))
+    with pytest.raises(ValueError, match="model: expected a tensor as output, but got tuple"):
+        output_kind(model, INPUTS, "binary")
+    with pytest.raises(ValueError, match="model: expected a tensor as output, but got tuple"):
+        evaluate(model, INPUTS, torch.zeros(40, 1), task="binary", kind="logits")
+
+
+def binary_targets() -> torch.Tensor:
+    return (torch.rand(40, 1, generator=torch.Generator().manual_seed(2)) > 0.4).float()
+
+
+@pytest.mark.parametrize("kind", ["probabilities", "logits"])
+@pytest.mark.parametrize("squeezed", [False, True])
+def test_a_binary_classifier_is_scored_as_scikit_learn_does(kind, squeezed):
+    plain = Ending(nn.Identity())
+    probabilities = torch.sigmoid(plain(INPUTS)).detach().double().numpy().ravel()
+    y = binary_targets()
+    model = Ending(functional.sigmoid if kind == "probabilities" else nn.Identity())
+    if squeezed:
+        model = nn.Sequential(model, nn.Flatten(0))
+        y = y[:, 0]
+    result = evaluate(model, INPUTS, y, task="binary", kind=kind, digest="abc")
+    truth = binary_targets().numpy().ravel()
+    assert result.predictions.tolist() == (probabilities > 0.5).astype(int).tolist()
+    assert result.score == sklearn.metrics.accuracy_score(truth, probabilities > 0.5)
+    assert result.loss == pytest.approx(sklearn.metrics.log_loss(truth, probabilities), rel=1e-6)
+    by_hand = -np.where(truth == 1, np.log(probabilities), np.log1p(-probabilities))
+    assert result.losses == pytest.approx(by_hand, rel=1e-5)
+    assert result.targets.tolist() == truth.tolist()
+    assert (result.scores.shape, result.losses.shape) == ((40,), (40,))
+    assert (result.task, result.digest) == ("binary", "abc")
+
+
+@pytest.mark.parametrize(
+    ("ending", "kind"),
+    [(nn.Identity(), "logits"), (nn.Softmax(dim=1), "probabilities"),
+     (nn.LogSoftmax(dim=1), "logits")],
+)
+def test_a_multiclass_classifier_is_scored_as_scikit_learn_does(ending, kind):
+    probabilities = functional.softmax(Ending(nn.Identity(), 4)(INPUTS), 1).detach().double()
+    y = torch.randint(4, (40,), generator=torch.Generator().manual_seed(3))
+    result = evaluate(Ending(ending, 4), INPUTS, y, task="multiclass", kind=kind)
+    predicted = probabilities.argmax(1)
+    assert result.predictions.tolist() == predicted.tolist()
+    assert result.score == sklearn.metrics.accuracy_score(y, predicted)
+    expected = sklearn.metrics.log_loss(y, probabilities.numpy() / probabilities.numpy().sum(
+        1, keepdims=True), labels=range(4))
+    assert result.loss == pytest.approx(expected, rel=1e-6)
+    assert result.losses == pytest.approx(
+        -np.log(probabilities.numpy()[np.arange(40), y]), rel=1e-5)
+
+
+@pytest.mark.parametrize("squeezed", [False, True])
+def test_a_regression_is_scored_as_scikit_learn_does(squeezed):
+    model = Ending(nn.Identity())
+    y = INPUTS.sum(1, keepdim=True) + 0.1 * binary_targets()
+    found = model(INPUTS).detach().double().numpy().ravel()
+    truth = y.double().numpy().ravel()
+    if squeezed:  # (n,) beside targets of (n, 1): no n × n differences
+        model = nn.Sequential(model, nn.Flatten(0))
+    result = evaluate(model, INPUTS, y, task="regression", kind="values")
+    assert result.score == pytest.approx(sklearn.metrics.r2_score(truth, found), abs=1e-6)
+    assert result.loss == pytest.approx(sklearn.metrics.mean_squared_error(truth, found), rel=1e-6)
+    assert result.losses == pytest.approx((truth - found) ** 2, rel=1e-4)
+    assert result.scores == pytest.approx(1 - (truth - found) ** 2 / truth.var(), rel=1e-4)
+
+
+def test_the_model_is_evaluated_in_eval_mode_and_left_as_found():
+    torch.manual_seed(4)
+    model = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.Dropout(), nn.Linear(8, 1))
+    model[1].running_mean.fill_(0.3)
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    first = evaluate(model, INPUTS, binary_targets(), task="binary", kind="logits")
+    assert all(module.training for module in model.modules())
+    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+    expected = functional.binary_cross_entropy_with_logits(model.eval()(INPUTS), binary_targets())
+    assert first.loss == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_large_sets_go_through_in_parts():
+    sizes = []
+
+    def ending(z):
+        sizes.append(len(z))
+        return z
+
+    inputs = torch.rand(9001, 3, generator=torch.Generator().manual_seed(5))
+    y = (inputs.sum(1, keepdim=True) > 1.5).float()
+    whole = Ending(nn.Identity())(inputs)
+    result = evaluate(Ending(ending), inputs, y, task="binary", kind="logits")
+    assert sum(sizes) == 9001
+    assert max(sizes) < 9001
+    assert result.predictions.tolist() == (whole > 0).long()[:, 0].tolist()
+
+
+def test_losses_of_certain_but_wrong_probabilities_are_finite():
+    y = torch.tensor([1])
+    loss = loss_for("multiclass", "probabilities")(torch.tensor([[1.0, 0.0]]), y)
+    assert math.isfinite(loss.item())
+    assert loss.item() > 80
+    wrong = evaluate(Ending(lambda z: z * 0), INPUTS, torch.ones(40, 1), task="binary",
+                     kind="probabilities")
+    assert wrong.score == 0.0
+    assert math.isfinite(wrong.loss)
+
+
+@pytest.mark.parametrize(
+    ("task", "kind", "outputs", "targets", "expected"),
+    [
+        ("regression", "values", [[1.0], [3.0]], [[0.0], [1.0]], (1 + 4) / 2),
+        ("binary", "probabilities", [[0.25], [0.5]], [[1.0], [0.0]], (math.log(4) + math.log(2)) / 2),
+        ("binary", "logits", [[0.0], [0.0]], [[1.0], [0.0]], math.log(2)),
+        ("multiclass", "logits", [[0.0, 0.0, 0.0]], [1], math.log(3)),
+        ("multiclass", "probabilities", [[0.5, 0.25, 0.25]], [1], math.log(4)),
+    ],
+)
+def test_the_loss_that_fits_by_hand(task, kind, outputs, targets, expected):
+    loss = loss_for(task, kind)(torch.tensor(outputs), torch.tensor(targets))
+    assert loss.item() == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("task", "outputs", "targets", "message"),
+    [
+        ("binary", 2, torch.zeros(40, 1), r"shape \(examples, 1\) for 40 targets .* \(40, 2\)"),
+        ("regression", 1, torch.zeros(40, 2), r"shape \(examples, 1\)"),
+        ("regression", 1, torch.zeros(39, 1), "for 39 targets"),
+        ("multiclass", 4, torch.zeros(40, 1, dtype=torch.int64), r"\(examples, classes\)"),
+        ("multiclass", 4, torch.zeros(41, dtype=torch.int64), "for 41 targets"),
+    ],
+)
+def test_outputs_that_do_not_fit_the_targets(task, outputs, targets, message):
+    with pytest.raises(ValueError, match=f"model: expected outputs of {message}"
+                       if message.startswith("shape") else message):
+        evaluate(Ending(nn.Identity(), outputs), INPUTS, targets, task=task, kind="logits")
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_outputs_that_are_not_finite(value):
+    with pytest.raises(ValueError, match="model: expected finite outputs, but got NaN or infinity"):
+        evaluate(Ending(lambda z: z * 0 + value), INPUTS, binary_targets(), task="binary",
+                 kind="logits")
+
+
+def test_no_examples():
+    with pytest.raises(ValueError, match="inputs: expected at least one example, but got none"):
+        evaluate(Ending(nn.Identity()), INPUTS[:0], binary_targets()[:0], task="binary",
+                 kind="logits")
+
+
+def test_example_scores_by_hand():
+    right = example_scores(np.array([0, 2, 1]), np.array([0.0, 1.0, 1.0]), "multiclass")
+    assert right.tolist() == [1.0, 0.0, 1.0]
+    parts = example_scores(np.array([1.0, 2.0]), np.array([0.0, 2.0]), "regression")
+    assert parts.tolist() == [0.0, 1.0]  # variance 1
+
+
+@pytest.mark.parametrize("targets", [[0.1, 0.1, 0.1], [5.0]])
+def test_constant_targets_have_no_r2(targets):
+    with pytest.raises(ValueError, match="targets: expected at least two different values"):
+        example_scores(np.zeros(len(targets)), np.array(targets), "regression")
+
+
+def test_the_word_for_the_score():
+    assert [score_name(task) for task in ("binary", "multiclass", "regression")] == [
+        "accuracy", "accuracy", "R²"]

@@ -1,0 +1,147 @@
+"""Turns, rounds and quantiles under a clock that the models themselves move."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from wua_mlflow.latency import Latency, measure_latency
+
+
+class Clock:
+    """Seconds that pass only where a model says so."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+        self.calls: list[tuple[str, int]] = []
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Timed(nn.Module):
+    """Takes ``seconds(call number, batch size)`` by the clock, and notes that it was called."""
+
+    def __init__(self, name, clock, seconds) -> None:
+        super().__init__()
+        self.name, self.clock, self.seconds = name, clock, seconds
+        self.drop = nn.Dropout()
+        self.counts: dict[int, int] = {}
+
+    def forward(self, x):
+        assert not self.training
+        assert not torch.is_grad_enabled()
+        size = len(x)
+        number = self.counts.get(size, 0)
+        self.counts[size] = number + 1
+        self.clock.calls.append((self.name, size))
+        self.clock.now += self.seconds(number, size)
+        return self.drop(x)
+
+
+WARM_UP = 3
+INPUTS = torch.rand(8, 2, generator=torch.Generator().manual_seed(0))
+
+
+def measured(clock, seconds, **options):
+    models = {name: Timed(name, clock, of) for name, of in seconds.items()}
+    return models, measure_latency(models, INPUTS, clock=clock, budget_s=1e9, **options)
+
+
+def test_constant_times():
+    clock = Clock()
+    _, found = measured(clock, {
+        "big": lambda number, size: 0.004 if size == 1 else 0.016,
+        "slim": lambda number, size: 0.001 if size == 1 else 0.002,
+    }, rounds=40)
+    assert found["big"] == Latency(pytest.approx(4.0), pytest.approx(4.0), pytest.approx(500), 40)
+    assert found["slim"] == Latency(pytest.approx(1.0), pytest.approx(1.0), pytest.approx(4000), 40)
+
+
+def test_quantiles_are_numpys_and_the_warm_up_is_not_in_them():
+    clock = Clock()
+    drawn = np.random.default_rng(1).exponential(0.01, 200)
+    _, found = measured(clock, {
+        "a": lambda number, size: 1000.0 if number < WARM_UP else drawn[number - WARM_UP],
+    }, rounds=150)
+    assert found["a"].p50_ms == pytest.approx(np.quantile(drawn[:150], 0.5) * 1e3)
+    assert found["a"].p95_ms == pytest.approx(np.quantile(drawn[:150], 0.95) * 1e3)
+    assert found["a"].samples_per_s == pytest.approx(8 / np.quantile(drawn[:15], 0.5))
+    assert found["a"].rounds == 150
+
+
+def test_models_are_timed_in_turns():
+    clock = Clock()
+    measured(clock, {name: lambda number, size: 0.001 for name in "abc"}, rounds=4)
+    single = [name for name, size in clock.calls if size == 1]
+    assert single[:9] == ["a", "a", "a", "b", "b", "b", "c", "c", "c"]  # the warm-up
+    assert "".join(single[9:]) == "abc" + "bca" + "cab" + "abc"
+
+
+def test_noise_that_comes_in_bursts_falls_on_both_alike():
+    clock = Clock()
+    models = {}
+
+    def burst(number, size):
+        return 0.010 if clock.now % 1.0 < 0.3 else 0.001
+
+    models, found = measured(clock, {"a": burst, "b": burst}, rounds=300)
+    assert found["a"].p50_ms == pytest.approx(found["b"].p50_ms)
+    assert found["a"].p95_ms == pytest.approx(found["b"].p95_ms)
+    assert models["a"].counts == models["b"].counts == {1: 303, 8: 33}
+
+
+def test_the_budget_stops_but_not_before_ten_rounds():
+    clock = Clock()
+    models = {"slow": Timed("slow", clock, lambda number, size: 1.0)}
+    found = measure_latency(models, INPUTS, rounds=300, budget_s=0.5, clock=clock)
+    assert found["slow"].rounds == 10
+    models = {"fast": Timed("fast", clock, lambda number, size: 0.01)}
+    found = measure_latency(models, INPUTS, rounds=300, budget_s=0.5, clock=clock)
+    assert found["fast"].rounds in (50, 51)
+
+
+def test_few_rounds_are_kept_to():
+    clock = Clock()
+    models, found = measured(clock, {"a": lambda number, size: 0.001}, rounds=2)
+    assert found["a"].rounds == 2
+    assert models["a"].counts == {1: WARM_UP + 2, 8: WARM_UP + 10}
+
+
+def test_the_models_are_left_as_found_also_when_one_raises():
+    clock = Clock()
+
+    def refuse(number, size):
+        raise RuntimeError("no")
+
+    models = {"a": Timed("a", clock, lambda number, size: 0.001), "b": Timed("b", clock, refuse)}
+    models["a"].drop.eval()
+    stream = torch.get_rng_state()
+    with pytest.raises(RuntimeError, match="no"):
+        measure_latency(models, INPUTS, clock=clock)
+    assert [module.training for module in models["a"].modules()] == [True, False]
+    assert [module.training for module in models["b"].modules()] == [True, True]
+    assert torch.is_grad_enabled()
+    assert torch.equal(torch.get_rng_state(), stream)
+
+
+def test_the_real_clock_gives_positive_ordered_quantiles():
+    found = measure_latency({"a": nn.Linear(2, 2)}, INPUTS, rounds=12)["a"]
+    assert 0 < found.p50_ms <= found.p95_ms
+    assert found.samples_per_s > 0
+    assert 10 <= found.rounds <= 12
+
+
+@pytest.mark.parametrize(
+    ("models", "inputs", "rounds", "message"),
+    [
+        ({}, INPUTS, 5, "at least one model and one sample, but got 0 and 8"),
+        ({"a": nn.Linear(2, 2)}, INPUTS[:0], 5, "one model and one sample, but got 1 and 0"),
+        ({"a": nn.Linear(2, 2)}, INPUTS, 0, "rounds: expected .* at least 1, but got 0"),
+    ],
+)
+def test_nothing_to_time(models, inputs, rounds, message):
+    with pytest.raises(ValueError, match=message):
+        measure_latency(models, inputs, rounds=rounds)
