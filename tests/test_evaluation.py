@@ -246,7 +246,7 @@ def test_losses_of_certain_but_wrong_probabilities_are_finite():
     ("task", "kind", "outputs", "targets", "expected"),
     [
         ("regression", "values", [[1.0], [3.0]], [[0.0], [1.0]], (1 + 4) / 2),
-        ("binary", "probabilities", [[0.25], [0.5]], [[1.0], [0.0]], (math.log(4) + math.log(2)) / 2),
+        ("binary", "probabilities", [[0.25], [0.5]], [[1.0], [0.0]], math.log(8) / 2),
         ("binary", "logits", [[0.0], [0.0]], [[1.0], [0.0]], math.log(2)),
         ("multiclass", "logits", [[0.0, 0.0, 0.0]], [1], math.log(3)),
         ("multiclass", "probabilities", [[0.5, 0.25, 0.25]], [1], math.log(4)),

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from mlflow.entities import Metric, Run, RunTag
 from mlflow.tracking import MlflowClient
-from playwright.sync_api import Locator, Page, expect
+from playwright.sync_api import Locator, Page, TimeoutError, expect
 
 from wua_mlflow.tracking.view import KEY, LATEST_KEY, latest_view, view_address
 
@@ -26,13 +26,19 @@ BARS = {
 }
 """Title of a bar chart, and the metric that it must show."""
 
+ROWS = """() => [...document.querySelectorAll(".ag-row")]
+    .map(row => [+row.getAttribute("row-index"), row.querySelector('[col-id*="Run Name"] a')])
+    .filter(([_, link]) => link).sort((a, b) => a[0] - b[0])
+    .map(([_, link]) => link.innerText.trim())"""
+"""JavaScript: names of the runs in the table, from above (it holds its rows in any order)."""
+
 
 def test_printed_address_shows_the_variants_side_by_side(page: Page, pipeline: Any) -> None:
     page.goto(pipeline.view)
     for title, metric in BARS.items():
         assert drawn_bars(card(page, title)) == logged(pipeline.variants, metric)
         expect(card(page, title)).to_be_in_viewport()
-    assert table_rows(page) == [*dearest_first(pipeline.variants), pipeline.run.info.run_name]
+    expect_rows(page, [*dearest_first(pipeline.variants), pipeline.run.info.run_name])
     verdict = pipeline.run.data.tags["wua.verdict"].replace("_", "-")
     ratio = pipeline.run.data.metrics["compare/flops_ratio"]
     headline = page.get_by_text(f"Verdict: {verdict}, {ratio:.2f}× fewer FLOPs")
@@ -69,7 +75,7 @@ def test_right_sizing_is_among_the_views(page: Page, pipeline: Any) -> None:
     page.get_by_test_id("saved-views-trigger").click()
     page.get_by_text("Right-sizing", exact=True).click()
     expect(page.locator(".ag-header-cell", has_text="wua.verdict")).to_be_visible()
-    assert table_rows(page) == dearest_first(pipeline.variants)
+    expect_rows(page, dearest_first(pipeline.variants))
 
 
 def test_address_followed_in_a_page_already_open(page: Page, pipeline: Any) -> None:
@@ -78,14 +84,14 @@ def test_address_followed_in_a_page_already_open(page: Page, pipeline: Any) -> N
     assert drawn_bars(card(page, "test score")) == logged(pipeline.variants, "score/test")
     page.goto(pipeline.view)
     assert drawn_bars(card(page, "test accuracy")) == logged(pipeline.variants, "accuracy/test")
-    assert table_rows(page) == [*dearest_first(pipeline.variants), pipeline.run.info.run_name]
+    expect_rows(page, [*dearest_first(pipeline.variants), pipeline.run.info.run_name])
 
 
 def test_runs_page_without_a_view_expands_the_variants(page: Page, pipeline: Any) -> None:
     experiment = pipeline.run.info.experiment_id
     page.goto(f"{pipeline.server}/#/experiments/{experiment}/runs?workflowType=machine_learning")
     newest_first = [run.info.run_name for run in reversed(pipeline.variants)]
-    assert table_rows(page) == [pipeline.run.info.run_name, *newest_first]
+    expect_rows(page, [pipeline.run.info.run_name, *newest_first])
 
 
 def test_pipeline_page_begins_with_the_verdict(page: Page, pipeline: Any) -> None:
@@ -112,7 +118,7 @@ def test_regression_shows_r_squared(page: Page, server: str) -> None:
     latest_view(client, experiment, parent, "prices 64 → 24", classification=False)
     page.goto(view_address(server, experiment, LATEST_KEY))
     assert drawn_bars(card(page, "test R²")) == {"oversized": 0.75, "slim": 0.5}
-    assert table_rows(page) == ["oversized", "slim", "prices 64 → 24"]
+    expect_rows(page, ["oversized", "slim", "prices 64 → 24"])
 
 
 def card(page: Page, title: str) -> Locator:
@@ -149,10 +155,10 @@ def dearest_first(runs: tuple[Run, ...]) -> list[str]:
             for run in sorted(newest, key=lambda run: -run.data.metrics["flops/forward"])]
 
 
-def table_rows(page: Page) -> list[str]:
-    """Names of the runs in the table, from above; the table draws them in any order."""
-    rows = page.locator(".ag-row").filter(has=page.locator("a"))
-    expect(rows).not_to_have_count(1)
-    found = rows.evaluate_all(
-        "rows => rows.map(row => [+row.getAttribute('row-index'), row.innerText])")
-    return [text.strip().splitlines()[-1] for _, text in sorted(found)]
+def expect_rows(page: Page, names: list[str]) -> None:
+    """The table's runs, from above, must come to be these."""
+    try:
+        page.wait_for_function(f"names => JSON.stringify(({ROWS})()) === JSON.stringify(names)",
+                               arg=names)
+    except TimeoutError:
+        assert page.evaluate(ROWS) == names

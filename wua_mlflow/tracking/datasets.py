@@ -5,11 +5,14 @@ May import: mlflow, numpy. Tests: ``tests/tracking/test_datasets.py``.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 from mlflow.data.code_dataset_source import CodeDatasetSource
+from mlflow.data.dataset_source import DatasetSource
+from mlflow.data.dataset_source_registry import resolve_dataset_source
 from mlflow.data.numpy_dataset import from_numpy
 from mlflow.entities import DatasetInput, InputTag
 
@@ -29,7 +32,7 @@ def dataset_inputs(
         parts: context (``train``, ``validation``, ``test``), inputs, targets, digest; MLflow keeps
             12 characters of the digest.
     """
-    origin = source if _is_file(source) else CodeDatasetSource({"mlflow.source.name": source})
+    origin = _origin(source)
     return [
         DatasetInput(
             from_numpy(inputs, targets=targets, source=origin, digest=digest[:12],
@@ -40,8 +43,13 @@ def dataset_inputs(
     ]
 
 
-def _is_file(source: str) -> bool:
+def _origin(source: str) -> DatasetSource:
     try:
-        return Path(source).is_file()
+        is_file = Path(source).is_file()
     except OSError:  # too long for a path
-        return False
+        is_file = False
+    if not is_file:
+        return CodeDatasetSource({"mlflow.source.name": source})
+    with warnings.catch_warnings():  # MLflow has two sources of the same name for a file
+        warnings.simplefilter("ignore")
+        return resolve_dataset_source(source)

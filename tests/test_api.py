@@ -1,0 +1,105 @@
+"""The public names: which they are, where they come from, what importing them costs."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import wua_mlflow as wua
+
+PUBLIC = {
+    "__version__",
+    "analyze",
+    "compare",
+    "compute_weight_importance",
+    "count_flops",
+    "estimate_flops",
+    "generate_report",
+    "plot_importance_histogram",
+    "print_flops_report",
+    "print_report",
+    "recommend_widths",
+    "show",
+}
+TUTORIAL = {
+    "print_flops_report": ["model", "nb_epochs", "dataset"],
+    "compute_weight_importance": ["model", "X", "skip_last"],
+    "generate_report": ["importance", "weights"],
+    "print_report": ["report"],
+    "plot_importance_histogram": ["normalized_importance", "entropy"],
+    "show": ["model", "X"],
+    "estimate_flops": ["model", "nb_epochs", "dataset"],
+}
+HEAVY = ["torch", "mlflow", "matplotlib", "pandas", "scipy", "sklearn", "ptflops"]
+
+
+def modules_after(code: str) -> set[str]:
+    """Top-level modules that a fresh interpreter has loaded after ``code``."""
+    script = f"import json, sys\n{code}\nprint(json.dumps(list(sys.modules)))"
+    done = subprocess.run([sys.executable, "-W", "error", "-c", script], capture_output=True,
+                          text=True, check=True, timeout=120)
+    return {name.split(".")[0] for name in json.loads(done.stdout.splitlines()[-1])}
+
+
+def test_the_exported_names():
+    assert set(wua.__all__) == PUBLIC
+    assert list(wua.__all__) == sorted(wua.__all__)
+    assert dir(wua) == sorted(PUBLIC)
+
+
+@pytest.mark.parametrize("name", sorted(PUBLIC - {"__version__"}))
+def test_every_public_name_is_there_and_documented(name):
+    found = getattr(wua, name)
+    assert callable(found)
+    assert found.__module__.startswith("wua_mlflow.")
+    assert inspect.getdoc(found)
+    assert name in sys.modules[found.__module__].__all__
+
+
+def test_the_version_is_that_of_the_project():
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())
+    assert wua.__version__ == project["project"]["version"]
+
+
+@pytest.mark.parametrize("name", TUTORIAL)
+def test_the_tutorials_functions_take_its_arguments(name):
+    assert list(inspect.signature(getattr(wua, name)).parameters) == TUTORIAL[name]
+
+
+def test_the_signatures_of_the_contract():
+    parameters = inspect.signature(wua.analyze).parameters
+    assert list(parameters)[:2] == ["model", "data"]
+    keywords = {name: one.default for name, one in parameters.items()
+                if one.kind is one.KEYWORD_ONLY}
+    contract = {"criterion": "output", "layers": None, "null": 0}
+    assert {name: keywords[name] for name in contract} == contract
+    assert list(inspect.signature(wua.count_flops).parameters)[:2] == ["model", "inputs"]
+    comparison = inspect.signature(wua.compare).parameters
+    assert [comparison[name].kind for name in ("margin", "confidence")] == [
+        inspect.Parameter.KEYWORD_ONLY] * 2
+
+
+def test_a_name_that_is_not_there():
+    with pytest.raises(AttributeError, match="module 'wua_mlflow' has no attribute 'analyse'"):
+        _ = wua.analyse
+
+
+def test_importing_the_package_is_light():
+    assert not modules_after("import wua_mlflow").intersection(HEAVY)
+
+
+def test_importing_the_command_line_is_light():
+    assert not modules_after("import wua_mlflow.cli").intersection(["torch", "mlflow"])
+
+
+def test_the_library_never_loads_mlflow():
+    code = "from wua_mlflow import *\nimport wua_mlflow\nassert callable(analyze)"
+    loaded = modules_after(code)
+    assert "torch" in loaded
+    assert not loaded.intersection(["mlflow", "matplotlib", "sklearn", "pandas"])
