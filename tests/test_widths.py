@@ -16,6 +16,11 @@ from wua_mlflow.usage import Histogram, LayerUsage, ModelUsage
 from wua_mlflow.widths import WidthRecommendation, layers_by_width, recommend_widths
 
 
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
+
+
 def perceptron(widths):
     return mlp(widths, [5], 3, "multiclass")
 

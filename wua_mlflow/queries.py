@@ -38,7 +38,8 @@ SHOWN_OF_PIPELINES = {
     "status": ("status", ""), Tag.ERROR: ("error", ""),
 }
 """Ratios are original ÷ slim."""
-FIRST_TO_GO = (Metric.USAGE_EFFECTIVE_WEIGHTS, Metric.LATENCY_P50, "data", Metric.SIZE_RATIO)
+FIRST_TO_GO = (Metric.USAGE_EFFECTIVE_WEIGHTS, Metric.LATENCY_P50, Metric.PARAMS_TOTAL, "data",
+               Metric.SIZE_RATIO)
 """Columns that a narrow terminal does without, after the ids were shortened."""
 SHORT_ID, LONGEST_DATA, LONGEST_CELL = 8, 24, 60
 UNLIKE_ANYWAY = ("name", "start_time", Tag.PIPELINE, Tag.BASELINE, step_tag("train"),
@@ -146,7 +147,8 @@ def _terminal(table: pd.DataFrame, width: int | None) -> str:
     else:
         shown.pop(Metric.SCORE_TEST, None)
     if "data" in shown:
-        shown["data"] = [cell if len(cell) <= LONGEST_DATA else f"…{cell[1 - LONGEST_DATA:]}"
+        shown["data"] = [cell if len(cell) <= LONGEST_DATA
+                         else f"…/{cell.rpartition('/')[2][-LONGEST_DATA:]}"
                          for cell in shown["data"]]
     if set(shown["status"]) == {"FINISHED"}:
         del shown["status"]

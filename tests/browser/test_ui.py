@@ -14,6 +14,7 @@ from playwright.sync_api import Locator, Page, TimeoutError, expect
 
 from wua_mlflow.tracking.view import KEY, LATEST_KEY, latest_view, view_address
 
+expect.set_options(timeout=30_000)
 pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.xdist_group("browser")]
 
 BARS = {
@@ -27,7 +28,7 @@ BARS = {
 """Title of a bar chart, and the metric that it must show."""
 
 ROWS = """() => [...document.querySelectorAll(".ag-row")]
-    .map(row => [+row.getAttribute("row-index"), row.querySelector('[col-id*="Run Name"] a')])
+    .map(row => [+row.getAttribute("row-index"), row.querySelector('a[href*="/runs/"]')])
     .filter(([_, link]) => link).sort((a, b) => a[0] - b[0])
     .map(([_, link]) => link.innerText.trim())"""
 """JavaScript: names of the runs in the table, from above (it holds its rows in any order)."""

@@ -143,7 +143,8 @@ def test_nothing_to_write_is_no_call(open_run):
 @pytest.mark.parametrize("curve", [True, False])
 def test_a_metric_that_is_no_number_raises_before_anything_is_sent(open_run, value, curve):
     client, run_id, _ = open_run
-    given = {"curves": {"loss/train": [0.5, value]}} if curve else {"metrics": {"loss/train": value}}
+    given = {"curves": {"loss/train": [0.5, value]}} if curve \
+        else {"metrics": {"loss/train": value}}
     with pytest.raises(ValueError, match="^metric loss/train: expected a finite number, but got"):
         write(client, run_id, **given, tags={"done": "yes"}, files={"a.txt": "a"})
     assert client.calls == []

@@ -146,10 +146,11 @@ def test_what_the_store_holds_of_a_model(run):
     assert held.tags["wua.variant"] == "oversized"
     outputs = store.client.get_run(run_id).outputs.model_outputs
     assert [output.model_id for output in outputs] == [model_id]
-    folder = Path(mlflow.artifacts.download_artifacts(f"models:/{model_id}"))
-    files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-    assert files == {"MLmodel", "conda.yaml", "python_env.yaml", "requirements.txt",
+    files = {file.path for folder in (None, "data")
+             for file in store.client.list_logged_model_artifacts(model_id, folder)}
+    assert files == {"data", "MLmodel", "conda.yaml", "python_env.yaml", "requirements.txt",
                      "input_example.json", "serving_input_example.json", "data/model.pt2"}
+    folder = Path(mlflow.artifacts.download_artifacts(f"models:/{model_id}"))
     assert (folder / "data/model.pt2").stat().st_size == size
     with zipfile.ZipFile(folder / "data/model.pt2") as archive:
         assert not [name for name in archive.namelist() if name.endswith((".pkl", ".pth"))]

@@ -20,7 +20,7 @@ from wua_mlflow.tracking.names import (
 from wua_mlflow.tracking.runs import runs
 from wua_mlflow.tracking.store import connect, ended, new_run
 
-METRICS = """
+_METRICS = """
     score/train score/validation score/test accuracy/train accuracy/validation accuracy/test
     accuracy/test_mean accuracy/test_std loss/train loss/test
     flops/forward flops/inference flops/training flops_ptflops/inference flops_ptflops/training
@@ -32,15 +32,16 @@ METRICS = """
     compare/recipe_delta compare/recipe_delta_low compare/recipe_delta_high
     compare/margin compare/flops_ratio compare/params_ratio compare/size_ratio
     compare/latency_ratio compare/churn compare/worst_class_delta compare/looks
-""".split()
-TAGS = """
+"""
+_TAGS = """
     wua.kind wua.variant wua.pipeline wua.baseline wua.verdict wua.verdict.artifact
     wua.verdict.recipe wua.error wua.version wua.null_kind
-""".split()
-ARTIFACTS = """
+"""
+_ARTIFACTS = """
     plots/network.png plots/layers.png usage/layers.json config.yaml replicates.json report.md
     report.html plots/comparison.png
-""".split()
+"""
+METRICS, TAGS, ARTIFACTS = _METRICS.split(), _TAGS.split(), _ARTIFACTS.split()
 
 
 def _values(names: type) -> list[str]:

@@ -16,7 +16,14 @@ from wua_mlflow.pipeline.comparison import Comparison, compare_variants
 from wua_mlflow.pipeline.pictures import draw
 from wua_mlflow.pipeline.recipe import load_recipe
 from wua_mlflow.pipeline.report import Report, html_report, markdown_report
-from wua_mlflow.pipeline.steps import Plan, analyze, derive_widths, train
+from wua_mlflow.pipeline.steps import (
+    Plan,
+    analyze,
+    check_widths,
+    derive_widths,
+    opened,
+    train,
+)
 from wua_mlflow.pipeline.variant import Variant, load_variant
 from wua_mlflow.plots import (
     VariantFigures,
@@ -25,15 +32,16 @@ from wua_mlflow.plots import (
     plot_comparison,
     variant_colour,
 )
-from wua_mlflow.tracking.log import write
+from wua_mlflow.tracking.log import Files, write
 from wua_mlflow.tracking.names import ArtifactPath, Kind, Metric, Tag
 from wua_mlflow.tracking.names import Variant as VariantName
-from wua_mlflow.tracking.store import Store, ended, inherited_run, new_run
+from wua_mlflow.tracking.store import Store, inherited_run, new_run
 from wua_mlflow.tracking.view import ensure_view, latest_view
 from wua_mlflow.usage import ModelUsage
 from wua_mlflow.verdict import Verdict
 
-__all__ = ["Outcome", "analyze_run", "compare_run", "run_pipeline", "slim_run", "train_run"]
+__all__ = ["Outcome", "analyze_run", "compare_run", "run_pipeline", "slim_run", "step_run",
+           "train_run"]
 
 
 @dataclass(frozen=True)
@@ -52,14 +60,9 @@ class Outcome:
 
 def run_pipeline(store: Store, settings: Settings) -> Outcome:
     """The use case from the oversized model to the verdict, as one pipeline run."""
-    tags = {Tag.KIND: Kind.PIPELINE, Tag.VERSION: __version__, "mlflow.note.content": "Running."}
-    run_id = inherited_run()
-    if run_id:
-        write(store.client, run_id, tags=tags)
-    else:
-        run_id = new_run(store, f"{_data_name(settings)} {_dashed(settings.hidden)}", tags)
-    with ended(store, run_id):
+    with opened(store, lambda: _pipeline(store, settings)) as run_id:
         recipe = load_recipe(settings)
+        check_widths(recipe)
         original = train(store, recipe, Plan(VariantName.OVERSIZED, settings.hidden,
                                              settings.epochs, pipeline=run_id))
         usage = analyze(store, original)
@@ -67,14 +70,26 @@ def run_pipeline(store: Store, settings: Settings) -> Outcome:
         comparison = compare_variants(store, original, variants[-1], beside=variants[:-1])
         report = _report(settings, [original, *variants], comparison,
                          {original.name: usage, **usages})
-        _finish(store, run_id, settings, report, [original, *variants])
+        _finish(store, run_id, report, [original, *variants],
+                {ArtifactPath.CONFIG: settings_yaml(settings)})
     return Outcome(run_id, report, (original, *variants))
+
+
+def _pipeline(store: Store, settings: Settings) -> str:
+    """The pipeline's run: a new one, or that of ``mlflow run``."""
+    tags = {Tag.KIND: Kind.PIPELINE, Tag.VERSION: __version__}
+    run_id = inherited_run()
+    if not run_id:
+        return new_run(store, f"{_data_name(settings)} {_dashed(settings.hidden)}", tags)
+    write(store.client, run_id, tags=tags)
+    return run_id
 
 
 def train_run(store: Store, settings: Settings) -> Variant:
     """The step ``train`` on its own; its run is the variant's."""
     inherited = inherited_run()
-    with ended(store, inherited, finish=False) if inherited else contextlib.nullcontext():
+    with opened(store, lambda: str(inherited), finish=False) if inherited else \
+            contextlib.nullcontext():
         recipe = load_recipe(settings)
     return train(store, recipe, Plan(VariantName.OVERSIZED, settings.hidden, settings.epochs))
 
@@ -89,7 +104,7 @@ def analyze_run(
         settings: ``run_id``, and what is to differ from the run's own settings.
         given: names of the settings that were given explicitly and so differ.
     """
-    with _step_run(store, settings, "analyze"):
+    with step_run(store, settings, "analyze"):
         variant = _named(store, settings, given)
         return variant, analyze(store, variant)
 
@@ -98,7 +113,7 @@ def slim_run(
     store: Store, settings: Settings, given: frozenset[str] = frozenset()
 ) -> tuple[Variant, ...]:
     """The step ``slim`` on its own: slim variants of the original that ``run_id`` names."""
-    with _step_run(store, settings, "slim"):
+    with step_run(store, settings, "slim"):
         original = _named(store, settings, given)
         variants, _ = _slim(store, original, None, pipeline=original.tags.get(Tag.PIPELINE))
         return variants
@@ -108,18 +123,18 @@ def compare_run(
     store: Store, settings: Settings, given: frozenset[str] = frozenset()
 ) -> tuple[Variant, Variant, Comparison]:
     """The step ``compare`` on its own: the slim variant ``run_id`` against its original."""
-    with _step_run(store, settings, "compare"):
+    with step_run(store, settings, "compare"):
         slim = _named(store, settings, given)
         baseline = settings.baseline or slim.tags.get(Tag.BASELINE)
         if baseline is None:
             raise ValueError(f"run_id: {slim.run_id} is {slim.name}, which has no original to be "
                              f"compared with; name one with baseline=RUN")
-        original = load_variant(store, baseline)
+        original = load_variant(store, baseline, {"device": slim.settings.device})
         comparison = compare_variants(store, original, slim)
         pipeline = slim.tags.get(Tag.PIPELINE)
         if pipeline:
             report = _report(slim.settings, [original, slim], comparison, {})
-            _finish(store, pipeline, slim.settings, report, [original, slim])
+            _finish(store, pipeline, report, [original, slim])
         return original, slim, comparison
 
 
@@ -176,9 +191,9 @@ def _budget(variants: list[Variant]) -> str:
 
 
 def _finish(
-    store: Store, run_id: str, settings: Settings, report: Report, variants: list[Variant]
+    store: Store, run_id: str, report: Report, variants: list[Variant], files: Files | None = None
 ) -> None:
-    """Copy the verdict to the pipeline's run, with the report, and set the views."""
+    """Copy the verdict to the pipeline's run, with the report and ``files``, and set the views."""
     comparison = report.comparison
     figure = plot_comparison(comparison_data(
         [VariantFigures(v.name, variant_colour(v.variant), v.metrics,
@@ -193,7 +208,7 @@ def _finish(
               ArtifactPath.REPORT_MARKDOWN: f"# {report.title}\n\n{markdown}",
               ArtifactPath.REPORT_HTML: html_report(report, {"comparison": figure}),
               ArtifactPath.COMPARISON_PLOT: draw(lambda: figure),
-              ArtifactPath.CONFIG: settings_yaml(settings),
+              **(files or {}),
           })
     ensure_view(store.client, store.experiment_id)
     latest_view(store.client, store.experiment_id, run_id, report.title,
@@ -206,7 +221,7 @@ def _interval(verdict: Verdict) -> VerdictInterval:
 
 
 @contextlib.contextmanager
-def _step_run(store: Store, settings: Settings, step: str) -> Iterator[None]:
+def step_run(store: Store, settings: Settings, step: str) -> Iterator[None]:
     """The run that ``mlflow run -e STEP`` made: tagged as a step, pointing to its variant."""
     inherited = inherited_run()
     if inherited is None:
@@ -215,8 +230,8 @@ def _step_run(store: Store, settings: Settings, step: str) -> Iterator[None]:
     tags = {Tag.KIND: Kind.STEP, Tag.VERSION: __version__, "mlflow.runName": step}
     if settings.run_id:
         tags[Tag.TARGET_RUN] = settings.run_id
-    write(store.client, inherited, tags=tags)
-    with ended(store, inherited):
+    with opened(store, lambda: str(inherited)):
+        write(store.client, inherited, tags=tags)
         yield
 
 
@@ -225,7 +240,8 @@ def _named(store: Store, settings: Settings, given: frozenset[str]) -> Variant:
     if not settings.run_id:
         raise ValueError("run_id: expected the id of a variant's run, but got none; `wua runs` "
                          "lists them")
-    variant = load_variant(store, settings.run_id)
+    machine = {name: getattr(settings, name) for name in given & {"device", "threads"}}
+    variant = load_variant(store, settings.run_id, machine)
     own = variant.settings.model_copy(update={name: getattr(settings, name) for name in given})
     return replace(variant, recipe=replace(variant.recipe, settings=own))
 

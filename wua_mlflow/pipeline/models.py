@@ -6,20 +6,19 @@ May import: torch, the pipeline's data, dotted. Tests: ``tests/pipeline/test_mod
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
-from wua_mlflow.dotted import load_object
+from wua_mlflow.dotted import load_object, nearest, one_line
 from wua_mlflow.hooks import evaluating
 from wua_mlflow.pipeline.data import DataSplit
 from wua_mlflow.randomness import isolated
 from wua_mlflow.widths import Factory
 
-__all__ = ["check_fit", "cnn", "factory", "mlp"]
-
-BUILT_IN = ("mlp", "cnn")
+__all__ = ["check_fit", "cnn", "factory", "mlp", "naming"]
 
 
 def factory(model: str, split: DataSplit) -> Factory:
@@ -28,23 +27,28 @@ def factory(model: str, split: DataSplit) -> Factory:
     Raises:
         ValueError: no such model, or it cannot be imported.
     """
-    if model == "mlp":
-        return lambda widths: mlp(widths, split.features, split.outputs, split.task)
-    if model == "cnn":
-        return lambda widths: cnn(widths, split.features, split.outputs, split.task)
+    if model in BUILT_IN:
+        built_in = BUILT_IN[model]
+
+        def ours(widths: Sequence[int]) -> nn.Module:
+            with naming(f"hidden: no {model} of the widths {_listed(widths)} can be made"):
+                return built_in(widths, split.features, split.outputs, split.task)
+
+        return ours
     if ":" not in model:
         raise ValueError(f"model: expected {', '.join(BUILT_IN)} or package.module:factory, "
-                         f"but got '{model}'")
+                         f"but got '{model}'{nearest(model, BUILT_IN)}")
     user = load_object(model, argument="model")
 
-    def build(widths: Sequence[int]) -> nn.Module:
-        made = user(tuple(widths))
+    def theirs(widths: Sequence[int]) -> nn.Module:
+        with naming(f"model: {model} failed with the widths {_listed(widths)}", ours=False):
+            made = user(tuple(widths))
         if not isinstance(made, nn.Module):
             raise ValueError(f"model: expected {model} to return a torch.nn.Module, but it "
                              f"returned {type(made).__name__}")
         return made
 
-    return build
+    return theirs
 
 
 def mlp(widths: Sequence[int], features: Sequence[int], outputs: int, task: str) -> nn.Module:
@@ -100,6 +104,28 @@ def cnn(widths: Sequence[int], features: Sequence[int], outputs: int, task: str)
     return nn.Sequential(parts)
 
 
+BUILT_IN: dict[str, Callable[..., nn.Module]] = {"mlp": mlp, "cnn": cnn}
+
+
+@contextmanager
+def naming(what: str, *, ours: bool = True) -> Iterator[None]:
+    """An error of the user's code, or torch's within it, as one line that begins with ``what``.
+
+    Args:
+        what: names the setting and what failed.
+        ours: whether a ValueError is worded for the user already, and passes as it is.
+
+    Raises:
+        ValueError: in place of any error, and of a call of ``sys.exit``.
+    """
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        if ours and isinstance(error, ValueError):
+            raise
+        raise ValueError(f"{what}: {one_line(error)}") from error
+
+
 def check_fit(model: nn.Module, split: DataSplit) -> None:
     """Whether the model takes the data's inputs and gives outputs of the task's shape.
 
@@ -124,4 +150,8 @@ def check_fit(model: nn.Module, split: DataSplit) -> None:
 
 
 def _shape(shape: object) -> str:
-    return f"(batch, {', '.join(map(str, shape))})" if isinstance(shape, tuple) else str(shape)
+    return str(("batch", *shape)).replace("'", "") if isinstance(shape, tuple) else str(shape)
+
+
+def _listed(widths: Sequence[int]) -> str:
+    return ",".join(map(str, widths))

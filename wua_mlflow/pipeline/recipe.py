@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -19,12 +20,13 @@ from torch.utils.data import TensorDataset
 from tqdm import tqdm
 
 from wua_mlflow.config import Settings
-from wua_mlflow.dotted import load_object
+from wua_mlflow.dotted import load_object, one_line
 from wua_mlflow.evaluation import Evaluation, OutputKind, evaluate, loss_for, output_kind
+from wua_mlflow.hooks import evaluating, unwrapped
 from wua_mlflow.pipeline.data import DataSplit, Part, is_file, load_data
-from wua_mlflow.pipeline.models import check_fit, factory
+from wua_mlflow.pipeline.models import check_fit, factory, naming
 from wua_mlflow.randomness import Purpose, isolated, torch_generator
-from wua_mlflow.training import Budget, EpochRecord, fit
+from wua_mlflow.training import Budget, EpochRecord, TrainingDiverged, fit
 from wua_mlflow.widths import Factory
 
 __all__ = [
@@ -32,6 +34,7 @@ __all__ = [
     "Replicate",
     "Stream",
     "Trained",
+    "device_of",
     "load_recipe",
     "train_one",
     "train_replicates",
@@ -39,6 +42,11 @@ __all__ = [
 
 Stream = dict[str, Tensor]
 """The state of torch's global random stream: ``cpu``, and ``cuda`` where training used it."""
+
+MOST_THREADS = 1024
+"""Where a process does not get its threads, torch ends it without a word."""
+PROBES = 1024
+"""Training samples on which the outputs of a network are looked at."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +66,9 @@ class Recipe:
 
     def evaluate(self, model: nn.Module, part: Part, kind: OutputKind) -> Evaluation:
         """The model's predictions, losses and scores on a part."""
-        return evaluate(model, part.inputs.to(self.device), part.targets.to(self.device),
-                        task=self.split.task, kind=kind, digest=part.digest)
+        with naming(f"model: {self.settings.model} cannot be evaluated"):
+            return evaluate(model, part.inputs.to(self.device), part.targets.to(self.device),
+                            task=self.split.task, kind=kind, digest=part.digest)
 
 
 @dataclass(frozen=True)
@@ -94,12 +103,15 @@ def load_recipe(settings: Settings) -> Recipe:
         ValueError: one line; something is not there, or does not fit.
     """
     if settings.threads:
+        if settings.threads > MOST_THREADS:
+            raise ValueError(f"threads: expected at most {MOST_THREADS}, but got "
+                             f"{settings.threads}")
         torch.set_num_threads(settings.threads)
     split = load_data(settings.data, target=settings.target, seed=settings.seed,
                       image=settings.model == "cnn", task=settings.task)
     if is_file(settings.data):
         settings = settings.model_copy(update={"data": split.source})  # holds in any folder
-    recipe = Recipe(settings, split, factory(settings.model, split), _device(settings.device))
+    recipe = Recipe(settings, split, factory(settings.model, split), device_of(settings.device))
     _ = recipe.trainer
     return recipe
 
@@ -134,18 +146,20 @@ def train_one(
             _restore(stream)
         model = recipe.build(tuple(widths)).to(recipe.device)
         check_fit(model, split)
-        kind = output_kind(model, split.train.inputs[:2].to(recipe.device), split.task)
         records: list[EpochRecord] = []
         if recipe.trainer is not None:
-            model = _by_user(recipe, model, epochs, seed)
-        else:
+            model = _by_user(recipe, model, widths, epochs, seed)
+        kind = output_kind(model, _probe(recipe)[:2], split.task)
+        if recipe.trainer is None:
             budget = Budget(epochs, settings.lr, settings.optimizer, settings.batch_size,
                             settings.patience)
             steps = fit(model, _on(split.train, recipe.device), loss_for(split.task, kind), budget,
                         generator=torch_generator(seed, Purpose.LOADER),
                         validation=_on(split.validation, recipe.device)
                         if settings.patience else None)
-            records = list(_progress(steps, epochs, label))
+            with _explained(recipe, model, records):
+                for record in _progress(steps, epochs, label):
+                    records.append(record)
         return Trained(model.eval(), kind, records, _stream(recipe.device))
 
 
@@ -174,22 +188,82 @@ def train_replicates(
     count = min(settings.seeds, len(streams)) if streams is not None else settings.seeds
     for number in tqdm(range(1, count), desc=label, disable=None, leave=False, unit="seed"):
         seed = (settings.seed + number) % 2**32
-        one = train_one(recipe, widths, epochs, seed=seed,
-                        stream=streams[number] if streams is not None else None)
-        result = recipe.evaluate(one.model, recipe.split.test, one.kind)
+        try:
+            one = train_one(recipe, widths, epochs, seed=seed,
+                            stream=streams[number] if streams is not None else None)
+            result = recipe.evaluate(one.model, recipe.split.test, one.kind)
+        except ValueError as error:
+            kind = TrainingDiverged if isinstance(error, TrainingDiverged) else ValueError
+            raise kind(f"{error} (in replicate {number}, seed {seed})") from error
         found.append(Replicate(seed, result.scores, result.loss, one.stream))
     return found
 
 
-def _by_user(recipe: Recipe, model: nn.Module, epochs: int, seed: int) -> nn.Module:
+def _by_user(
+    recipe: Recipe, model: nn.Module, widths: Sequence[int], epochs: int, seed: int
+) -> nn.Module:
     train, validation = recipe.split.train, recipe.split.validation
     data = (TensorDataset(train.inputs, train.targets),
             TensorDataset(validation.inputs, validation.targets))
-    trained = recipe.trainer(model, data, epochs, seed) if recipe.trainer else model
+    name = recipe.settings.train
+    with naming(f"train: {name} failed", ours=False):
+        trained = recipe.trainer(model, data, epochs, seed) if recipe.trainer else model
     if not isinstance(trained, nn.Module):
-        raise ValueError(f"train: expected {recipe.settings.train} to return the trained "
-                         f"torch.nn.Module, but it returned {type(trained).__name__}")
-    return trained.to(recipe.device)
+        raise ValueError(f"train: expected {name} to return the trained torch.nn.Module, but it "
+                         f"returned {type(trained).__name__}")
+    trained = unwrapped(trained).to(recipe.device)
+    _check_kept(recipe, trained, widths)
+    return trained
+
+
+def _check_kept(recipe: Recipe, trained: nn.Module, widths: Sequence[int]) -> None:
+    """Whether factory and state alone make the trained network again, since that is what is kept.
+
+    Raises:
+        ValueError: the trainer returned another network than the one it was given.
+    """
+    what = f"train: expected {recipe.settings.train} to return the network it was given, trained"
+    with isolated():
+        again = recipe.build(tuple(widths)).to(recipe.device)
+    try:
+        again.load_state_dict(trained.state_dict())
+    except RuntimeError as error:
+        raise ValueError(f"{what}, but it returned one of other parameters: "
+                         f"{one_line(error)}") from error
+    probe = _probe(recipe)
+    with naming(f"{what}, but what it returned fails"), evaluating(trained), evaluating(again):
+        outputs = trained(probe), again(probe)
+        if not torch.allclose(*outputs, rtol=1e-3, atol=1e-5, equal_nan=True):
+            raise ValueError(f"{what}, but it returned one that computes something else")
+
+
+@contextmanager
+def _explained(
+    recipe: Recipe, model: nn.Module, records: Sequence[EpochRecord]
+) -> Iterator[None]:
+    """What the forward, the loss or the optimizer raise, in one line that names a setting."""
+    try:
+        yield
+    except TrainingDiverged:
+        raise
+    except Exception as error:
+        settings = recipe.settings
+        if not _finite(recipe, model):
+            raise TrainingDiverged(
+                f"training: the outputs became NaN or infinite in epoch {len(records) + 1}; a "
+                f"smaller learning rate than lr={settings.lr:g} may help") from error
+        raise ValueError(f"model: {settings.model} cannot be trained with batch_size="
+                         f"{settings.batch_size}: {one_line(error)}") from error
+
+
+def _finite(recipe: Recipe, model: nn.Module) -> bool:
+    with suppress(Exception), evaluating(model):
+        return bool(torch.isfinite(model(_probe(recipe))).all())
+    return True
+
+
+def _probe(recipe: Recipe) -> Tensor:
+    return recipe.split.train.inputs[:PROBES].to(recipe.device)
 
 
 def _progress(
@@ -207,7 +281,12 @@ def _on(part: Part, device: torch.device) -> tuple[Tensor, Tensor]:
     return part.inputs.to(device), part.targets.to(device)
 
 
-def _device(name: str) -> torch.device:
+def device_of(name: str) -> torch.device:
+    """The device; ``auto`` is the GPU where there is one.
+
+    Raises:
+        ValueError: it cannot be used here.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:

@@ -8,7 +8,7 @@ May import: everything but cli. Tests: ``tests/pipeline/test_steps.py``.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +31,7 @@ from wua_mlflow.pipeline.recipe import (
 )
 from wua_mlflow.pipeline.variant import Variant, replicates_table, variant_files
 from wua_mlflow.plots.palette import variant_colour
+from wua_mlflow.stopping import held, released
 from wua_mlflow.tracking.datasets import dataset_inputs
 from wua_mlflow.tracking.log import flop_metrics, layers_table, usage_metrics, write
 from wua_mlflow.tracking.models import log_model
@@ -40,7 +41,7 @@ from wua_mlflow.tracking.store import Store, ended, inherited_run, new_run
 from wua_mlflow.usage import ModelUsage
 from wua_mlflow.widths import WidthRecommendation, layers_by_width, recommend_widths
 
-__all__ = ["Plan", "analyze", "derive_widths", "marking", "train"]
+__all__ = ["Plan", "analyze", "check_widths", "derive_widths", "marking", "opened", "train"]
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,19 @@ class Plan:
 
 
 @contextlib.contextmanager
+def opened(store: Store, make: Callable[[], str], *, finish: bool = True) -> Iterator[str]:
+    """The run that ``make`` makes; it ends as FINISHED, FAILED or KILLED, whenever a signal comes.
+
+    Args:
+        store: where the run is.
+        make: gives the run's id.
+        finish: whether a block that succeeds ends the run.
+    """
+    with held(), ended(store, make(), finish=finish) as run_id, released():
+        yield run_id
+
+
+@contextlib.contextmanager
 def marking(store: Store, run_id: str, step: str) -> Iterator[None]:
     """Mark a step of a run as failed where the block raises; ``done`` goes with its results."""
     try:
@@ -82,8 +96,9 @@ def train(store: Store, recipe: Recipe, plan: Plan) -> Variant:
     settings = recipe.settings.model_copy(
         update={"hidden": plan.widths, "epochs": plan.epochs, "run_id": None})
     tags = _tags(recipe, plan)
-    run_id = _open(store, plan, tags, _params(settings))
-    with ended(store, run_id), marking(store, run_id, "train"):
+    with opened(store, lambda: _run_of(store, plan, tags)) as run_id, \
+            marking(store, run_id, "train"):
+        write(store.client, run_id, params=_unheld(store, run_id, _params(settings)))
         trained = train_one(recipe, plan.widths, plan.epochs, seed=settings.seed,
                             stream=plan.streams[0] if plan.streams else None,
                             label=f"training {plan.name}")
@@ -142,19 +157,37 @@ def derive_widths(variant: Variant, usage: ModelUsage | None = None) -> WidthRec
     """
     settings = variant.settings
     original = settings.hidden
-    layers = layers_by_width(variant.recipe.build, original)
+    layers = check_widths(variant.recipe)
     if settings.slim_hidden != "auto":
-        return WidthRecommendation("given", original, _checked(settings.slim_hidden, original),
-                                   layers)
+        return WidthRecommendation("given", original, settings.slim_hidden, layers)
     if usage is None:
         usage = analyze_model(
             variant.model, variant.recipe.split.train.inputs.to(variant.recipe.device),
             criterion=settings.criterion)
-    return recommend_widths(usage, original, layers, method=settings.width_method)
+    found = recommend_widths(usage, original, layers, method=settings.width_method)
+    if found.widths == original:
+        raise ValueError(f"slim_hidden: auto found no width below the original's "
+                         f"({_listed(original)}); name smaller ones, if there are any")
+    return found
 
 
-def _checked(widths: tuple[int, ...], original: tuple[int, ...]) -> tuple[int, ...]:
-    given, whole = ",".join(map(str, widths)), ",".join(map(str, original))
+def check_widths(recipe: Recipe) -> tuple[tuple[str, ...], ...]:
+    """Whether the factory builds the widths it is given, and the slim ones given are slim.
+
+    Returns:
+        For each width the layers that it sets.
+
+    Raises:
+        ValueError: as ``derive_widths``, of what can be known before anything is trained.
+    """
+    settings = recipe.settings
+    if settings.slim_hidden != "auto":
+        _check_slim(settings.slim_hidden, settings.hidden)
+    return layers_by_width(recipe.build, settings.hidden)
+
+
+def _check_slim(widths: tuple[int, ...], original: tuple[int, ...]) -> None:
+    given, whole = _listed(widths), _listed(original)
     if len(widths) != len(original):
         raise ValueError(f"slim_hidden: expected {len(original)} widths, as the original has "
                          f"({whole}), but got {len(widths)} ({given})")
@@ -164,20 +197,25 @@ def _checked(widths: tuple[int, ...], original: tuple[int, ...]) -> tuple[int, .
     if widths == original:
         raise ValueError(f"slim_hidden: expected at least one width below the original's "
                          f"({whole}), but got {given}")
-    return widths
 
 
-def _open(store: Store, plan: Plan, tags: Mapping[str, str], params: Mapping[str, str]) -> str:
-    """The variant's run: a new one, or that of ``mlflow run -e train``, which holds params."""
+def _listed(widths: Sequence[int]) -> str:
+    return ",".join(map(str, widths))
+
+
+def _run_of(store: Store, plan: Plan, tags: Mapping[str, str]) -> str:
+    """The variant's run: a new one, or that of ``mlflow run -e train``."""
     inherited = inherited_run()
     if inherited and plan.variant == VariantName.OVERSIZED and plan.pipeline is None:
-        held = store.client.get_run(inherited).data.params
-        write(store.client, inherited, tags={**tags, "mlflow.runName": plan.name},
-              params={key: value for key, value in params.items() if key not in held})
+        write(store.client, inherited, tags={**tags, "mlflow.runName": plan.name})
         return inherited
-    run_id = new_run(store, plan.name, tags, parent=plan.pipeline)
-    write(store.client, run_id, params=params)
-    return run_id
+    return new_run(store, plan.name, tags, parent=plan.pipeline)
+
+
+def _unheld(store: Store, run_id: str, params: Mapping[str, str]) -> dict[str, str]:
+    """The params that the run does not hold yet, as one that ``mlflow run`` made may do."""
+    held_ones = store.client.get_run(run_id).data.params if run_id == inherited_run() else {}
+    return {name: value for name, value in params.items() if name not in held_ones}
 
 
 def _tags(recipe: Recipe, plan: Plan) -> dict[str, str]:

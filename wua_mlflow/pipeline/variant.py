@@ -6,9 +6,10 @@ May import: tracking, the recipe. Tests: ``tests/pipeline/test_variant.py``.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,12 +20,17 @@ from torch import nn
 from wua_mlflow.config import Settings, load_settings
 from wua_mlflow.evaluation import Evaluation, OutputKind, output_kind
 from wua_mlflow.pipeline.recipe import Recipe, Replicate, Stream, load_recipe
+from wua_mlflow.randomness import isolated
 from wua_mlflow.tracking.log import Files
 from wua_mlflow.tracking.models import read_tensors, write_tensors
-from wua_mlflow.tracking.names import ArtifactPath, Kind, Tag
+from wua_mlflow.tracking.names import ArtifactPath, Kind, Tag, step_tag
+from wua_mlflow.tracking.runs import find_run
 from wua_mlflow.tracking.store import Store
 
 __all__ = ["Variant", "load_variant", "read_results", "replicates_table", "variant_files"]
+
+LONGEST_BEGINNING = 31
+"""Characters of a run's id that are not yet the whole."""
 
 
 @dataclass(frozen=True)
@@ -92,23 +98,36 @@ def _compact(scores: np.ndarray) -> np.ndarray:
     return scores.astype(np.uint8 if right_or_wrong else np.float64)
 
 
-def load_variant(store: Store, run_id: str) -> Variant:
+def load_variant(
+    store: Store, run_id: str, machine: Mapping[str, Any] | None = None
+) -> Variant:
     """Rebuild a variant from its run: config, state, predictions, random streams.
 
+    Args:
+        store: where the run is.
+        run_id: the run, or the beginning of its id.
+        machine: settings that this machine needs other than the run's (``device``, ``threads``).
+
     Raises:
-        ValueError: no such run, not a variant, or its data have changed since.
+        ValueError: no such run, not a variant that is trained, its data have changed since, or the
+            factory builds another network now.
     """
     run = _run(store, run_id)
+    run_id = run.info.run_id
     folder = Path(store.client.download_artifacts(run_id, ""))
-    settings = load_settings(str(folder / ArtifactPath.CONFIG))
+    settings = load_settings(str(folder / ArtifactPath.CONFIG), machine)
     recipe = load_recipe(settings)
     test, replicates = read_results(folder, run.data.tags)
     if recipe.split.test.digest != test.digest:
         raise ValueError(f"data: {settings.data} has changed since run {run_id} was made: the "
                          f"test part's digest differs")
-    with torch.random.fork_rng():
+    with isolated():
         model = recipe.build(settings.hidden).to(recipe.device)
-    model.load_state_dict(read_tensors(folder / ArtifactPath.STATE))
+    try:
+        model.load_state_dict(read_tensors(folder / ArtifactPath.STATE))
+    except RuntimeError as error:
+        raise ValueError(f"model: {settings.model} builds another network now than when run "
+                         f"{run_id} was made: {' '.join(str(error).split())}") from error
     kind = output_kind(model, recipe.split.train.inputs[:2].to(recipe.device), recipe.split.task)
     return Variant(run_id, run.info.run_name, run.data.tags[Tag.VARIANT], recipe, model.eval(),
                    kind, test, replicates, dict(run.data.tags), dict(run.data.metrics))
@@ -138,12 +157,25 @@ def read_results(
 
 def _run(store: Store, run_id: str) -> Run:
     try:
-        run = store.client.get_run(run_id)
+        whole = len(run_id) > LONGEST_BEGINNING
+        run = store.client.get_run(run_id) if whole else find_run(run_id)
     except MlflowException as error:
-        raise ValueError(f"run_id: no such run: {run_id} ({error.error_code})") from None
-    if run.data.tags.get(Tag.KIND) != Kind.VARIANT:
-        raise ValueError(f"run_id: expected a variant's run, but {run_id} is "
-                         f"{run.data.tags.get(Tag.KIND, 'not one of ours')}")
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise
+        raise ValueError(f"run_id: no run has the id '{run_id}' in this store; `wua runs` lists "
+                         f"them") from None
+    except ValueError as error:
+        raise ValueError(f"run_id: {str(error).removeprefix('run: ')}") from None
+    tags = run.data.tags
+    kind = tags.get(Tag.KIND)
+    if kind != Kind.VARIANT:
+        got = f"is a {kind}'s" if kind else "was not made by wua"
+        raise ValueError(f"run_id: expected a variant's run, but {run.info.run_id} "
+                         f"({run.info.run_name}) {got}; `wua runs` lists the variants")
+    trained = tags.get(step_tag("train"))
+    if trained != "done":
+        raise ValueError(f"run_id: expected a trained variant, but the training of "
+                         f"{run.info.run_id} ({run.info.run_name}) is {trained}")
     return run
 
 

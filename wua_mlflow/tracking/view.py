@@ -33,8 +33,8 @@ _TAG = "mlflow.sharedViewState."
 _MAIN, _MORE = "wua-main", "wua-more"
 _ROW_PIXELS = 290
 """Height of a chart: two rows of them fit on a screen of 1,000 pixels."""
-_MOST_FOLDED = 40
-"""MLflow stores at most 20,000 characters a tag; a section takes 300 at most."""
+_MOST_FOLDED = 32
+"""MLflow stores at most 20,000 characters a tag; a section takes up to 450."""
 _FOLDED = ("accuracy", "compare", "flops", "flops_ptflops", "latency", "loss", "params", "score",
            "size", "usage")
 _PICKER, _NAME = "1", "attributes.`Run Name`"
@@ -145,6 +145,7 @@ def _state(
     """
     pixels = {
         f"tags.`{Tag.VERDICT}`": 115, f"tags.`{Tag.VARIANT}`": 170, f"tags.`{Tag.WIDTHS}`": 90,
+        "params.`data`": 90,
         **{f"metrics.`{metric}`": 112 for metric in (
             score[1], Metric.FLOPS_FORWARD, Metric.PARAMS_TOTAL, Metric.LATENCY_P50,
             Metric.USAGE_ENTROPY, Metric.USAGE_EFFECTIVE_WEIGHTS, Metric.FLOPS_RATIO)},
@@ -212,7 +213,8 @@ def _axis(titled: Titled) -> State:
 def _sections(headline: str, folded: Iterable[str]) -> list[State]:
     """Our two sections; then, folded, those in which the UI puts all other metrics."""
     ours = [(_MAIN, headline, True), (_MORE, "Score against cost, seeds, training", True)]
-    others = [(f"wua-{name}", name, False) for name in folded][:_MOST_FOLDED]
+    others = [(f"wua-folded-{number}", name, False)
+              for number, name in enumerate(folded)][:_MOST_FOLDED]
     return [
         {"uuid": uuid, "name": name, "display": shown, "columns": 3, "cardHeight": _ROW_PIXELS,
          "isReordered": True, "deleted": False, "isGenerated": False}

@@ -1,0 +1,267 @@
+"""``wua runs``, ``best`` and ``show``, through the command line, on a real store."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import shutil
+import signal
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from mlflow.entities import Metric, Param, RunTag
+from mlflow.tracking import MlflowClient
+
+from wua_mlflow import queries
+from wua_mlflow.cli import main
+from wua_mlflow.tracking.runs import runs
+from wua_mlflow.tracking.store import sqlite_file
+
+BEGAN = 1_700_000_000_000
+THIRD = 1 / 3
+DIGEST = "0123456789abcdef" * 4
+
+
+@pytest.fixture(autouse=True)
+def _signals_put_back():
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory, migrated_database) -> tuple[Path, dict[str, str]]:
+    """A database, and in it a pipeline with an original and a slim variant, and one that failed.
+
+    Also their ids by name.
+    """
+    database = shutil.copy(migrated_database, tmp_path_factory.mktemp("queries") / "mlflow.db")
+    client = MlflowClient(f"sqlite:///{database}")
+    ids = {}
+
+    def run(name, tags, params, metrics, status="FINISHED"):
+        ids[name] = client.create_run("0", BEGAN + 60_000 * len(ids), run_name=name).info.run_id
+        client.log_batch(
+            ids[name], [Metric(key, value, 0, 0) for key, value in metrics.items()],
+            [Param(key, value) for key, value in params.items()],
+            [RunTag(key, value) for key, value in tags.items()])
+        client.set_terminated(ids[name], status)
+
+    variant = {"wua.kind": "variant", "wua.test_digest": DIGEST}
+    run("digits 128-64 → 75-46", {"wua.kind": "pipeline", "wua.verdict": "non_inferior"}, {},
+        {"compare/flops_ratio": 1.9545, "compare/latency_ratio": 1.03})
+    run("oversized 128-64", {**variant, "wua.variant": "oversized"},
+        {"data": "digits", "hidden": "128,64", "epochs": "40", "seed": "42"},
+        {"accuracy/test": 0.9722, "score/test": 0.9722, "flops/forward": 34048.0,
+         "params/total": 17226.0, "usage/effective_weights": 10746.82, "latency/p50_ms": 0.02456,
+         "usage/shift": 0.0022})
+    run("slim 75-46", {**variant, "wua.variant": "slim", "wua.verdict": "non_inferior",
+                       "wua.baseline": ids["oversized 128-64"]},
+        {"data": "digits", "hidden": "75,46", "epochs": "40", "seed": "42"},
+        {"accuracy/test": THIRD, "score/test": THIRD, "flops/forward": 17420.0,
+         "params/total": 8841.0, "usage/effective_weights": 5591.8, "latency/p50_ms": 12.3456,
+         "loss/train": 0.00056, "usage/shift": -0.0419})
+    run("slim 1", {**variant, "wua.error": "epochs: expected a number, but got 'many'"},
+        {"data": "/home/somebody/with/a/long/path/measurements.csv"}, {}, "FAILED")
+    return database, ids
+
+
+@pytest.fixture
+def made(store_uri, written) -> dict[str, str]:
+    """The ids by name, and the store that has the runs."""
+    database, ids = written
+    shutil.copy(database, sqlite_file(store_uri))
+    return ids
+
+
+def _lines(capsys, *arguments: str, code: int = 0) -> list[str]:
+    assert main(list(arguments)) == code
+    out, err = capsys.readouterr()
+    assert err == ""
+    return out.splitlines()
+
+
+def _failure(capsys, *arguments: str) -> str:
+    assert main(list(arguments)) == 1
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("wua: ") and err.count("\n") == 1
+    return err.removeprefix("wua: ").rstrip()
+
+
+def _cells(line: str) -> list[str]:
+    return re.split(r" {2,}", line.strip())
+
+
+def test_the_table_of_runs(made, capsys):
+    head, failed, slim, original = _lines(capsys, "runs")
+    assert _cells(head) == ["run", "name", "verdict", "data", "score", "FLOPs", "parameters",
+                            "effective", "p50 ms", "status", "error"]
+    assert _cells(slim) == [made["slim 75-46"], "slim 75-46", "non_inferior", "digits", "0.3333",
+                            "17,420", "8,841", "5,591.8", "12.35", "FINISHED", "–"]
+    assert _cells(original)[2:9] == ["–", "digits", "0.9722", "34,048", "17,226", "10,746.8",
+                                     "0.02456"]
+    assert _cells(failed)[3:] == ["…/measurements.csv", *["–"] * 5, "FAILED",
+                                  "epochs: expected a number, but got 'many'"]
+
+
+def test_columns_that_say_nothing_are_left_out(made, capsys):
+    head, *_ = _lines(capsys, "runs", "--where", "attributes.status = 'FINISHED'")
+    assert _cells(head) == ["run", "name", "verdict", "data", "accuracy", "FLOPs", "parameters",
+                            "effective", "p50 ms"]
+
+
+def test_columns_stand_under_each_other(made, capsys):
+    lines = _lines(capsys, "runs", "--where", "attributes.status = 'FINISHED'")
+    assert len({len(line) for line in lines}) == 1
+    for column in ("name", "verdict", "data"):
+        start = lines[0].index(column)
+        assert all(line[start - 1] == " " and line[start] != " " for line in lines)
+    end = lines[0].index("FLOPs") + len("FLOPs")
+    assert [line[:end].split()[-1] for line in lines] == ["FLOPs", "17,420", "34,048"]
+
+
+def test_regressions_have_a_score(made, capsys):
+    client = MlflowClient()
+    run_id = client.create_run("0", run_name="oversized 8").info.run_id
+    client.log_batch(run_id, [Metric("score/test", 0.5, 0, 0)], [],
+                     [RunTag("wua.kind", "variant")])
+    client.set_terminated(run_id)
+    lines = _lines(capsys, "runs", "--where", "metrics.`score/test` > 0")
+    assert "score" in _cells(lines[0]) and "accuracy" not in lines[0]
+    assert [next(cell for cell in _cells(line) if cell.startswith("0.")) for line in lines[1:]] \
+        == ["0.5000", "0.3333", "0.9722"]
+
+
+@pytest.mark.parametrize(("width", "longest_id", "columns"), [
+    (None, 32, 9), (140, 32, 9), (110, 8, 9), (90, 8, 8), (80, 8, 7), (70, 8, 6), (20, 8, 6)])
+def test_a_narrow_terminal_shortens_ids_and_then_drops_columns(
+        made, capsys, monkeypatch, width, longest_id, columns):
+    monkeypatch.setattr(queries, "_width", lambda: width)
+    lines = _lines(capsys, "runs", "--where", "attributes.status = 'FINISHED'")
+    assert {len(_cells(line)[0]) for line in lines[1:]} == {longest_id}
+    assert len(_cells(lines[0])) == columns
+    if width and width >= 70:
+        assert len(lines[0]) <= width
+
+
+def test_the_table_of_pipelines(made, capsys):
+    head, line = _lines(capsys, "runs", "--kind", "pipeline")
+    assert _cells(head) == ["run", "name", "verdict", "FLOPs ÷", "p50 ÷"]
+    assert _cells(line) == [made["digits 128-64 → 75-46"], "digits 128-64 → 75-46",
+                            "non_inferior", "1.95", "1.03"]
+
+
+def test_a_limit_says_that_there_may_be_more(made, capsys):
+    lines = _lines(capsys, "runs", "--limit", "2", "--order-by", "metrics.`flops/forward` ASC")
+    assert [_cells(line)[1] for line in lines[1:3]] == ["slim 75-46", "oversized 128-64"]
+    assert lines[3:] == ["No more than 2 are shown; --limit N shows more."]
+
+
+def test_json_has_everything_in_full(made, capsys):
+    failed, slim, original = json.loads("\n".join(_lines(capsys, "runs", "--json")))
+    assert slim["accuracy/test"] == THIRD
+    assert slim["flops/forward"] == 17420 and isinstance(slim["flops/forward"], int)
+    assert (slim["epochs"], slim["hidden"], slim["run_id"]) == (40, "75,46", made["slim 75-46"])
+    assert slim["start_time"] == "2023-11-14T22:15:20+00:00"
+    assert failed["accuracy/test"] is None and failed["flops/forward"] is None
+    assert original["wua.verdict"] is None
+    assert set(failed) == set(slim) == set(original) == set(runs().columns)
+
+
+def test_csv_comes_back_as_it_was(made, capsys):
+    assert main(["runs", "--csv"]) == 0
+    table = pd.read_csv(io.StringIO(capsys.readouterr().out), dtype={"epochs": "Int64"})
+    expected = runs()
+    assert table.columns.tolist() == expected.columns.tolist()
+    assert table["accuracy/test"].tolist()[1:] == [THIRD, 0.9722]
+    assert table["flops/forward"].astype("Int64").equals(expected["flops/forward"])
+    assert table["name"].tolist() == ["slim 1", "slim 75-46", "oversized 128-64"]
+    assert pd.isna(table["epochs"][0])
+
+
+def test_the_best(made, capsys):
+    head, line = _lines(capsys, "best")
+    assert _cells(line)[:3] == [made["slim 75-46"], "slim 75-46", "non_inferior"]
+    found = json.loads("\n".join(_lines(capsys, "best", "--json")))
+    assert (found["run_id"], found["flops/forward"]) == (made["slim 75-46"], 17420)
+    table = pd.read_csv(io.StringIO("\n".join(_lines(capsys, "best", "--csv"))))
+    assert table["run_id"].tolist() == [made["slim 75-46"]]
+
+
+def test_no_best(made, capsys, store_uri):
+    none = ("best", "--where", "metrics.`accuracy/test` > 0.9")
+    assert _lines(capsys, *none, code=1) == [
+        f"wua: no variant has the verdict non_inferior in {store_uri}"]
+    assert _lines(capsys, *none, "--json", code=1) == ["null"]
+    assert _lines(capsys, *none, "--csv", code=1) == ["run_id,name,status,start_time"]
+
+
+def test_no_runs(store_uri, capsys):
+    assert _lines(capsys, "runs") == [f"wua: no run of kind 'variant' in {store_uri}"]
+    assert _lines(capsys, "runs", "--json") == ["[]"]
+    assert _lines(capsys, "runs", "--csv") == ["run_id,name,status,start_time"]
+
+
+def test_one_run(made, capsys):
+    lines = _lines(capsys, "show", made["slim 75-46"])
+    assert lines.count("") == 3
+    said = dict(_cells(line) for line in lines if line)
+    assert said == {
+        "run_id": made["slim 75-46"], "name": "slim 75-46", "status": "FINISHED",
+        "start_time": "2023-11-14 22:15:20 UTC", "wua.kind": "variant", "wua.variant": "slim",
+        "wua.verdict": "non_inferior", "wua.test_digest": DIGEST,
+        "wua.baseline": made["oversized 128-64"],
+        "data": "digits", "hidden": "75,46", "epochs": "40", "seed": "42",
+        "accuracy/test": "0.3333", "score/test": "0.3333", "flops/forward": "17,420",
+        "params/total": "8,841", "usage/effective_weights": "5,591.8",
+        "latency/p50_ms": "12.3456", "loss/train": "0.00056", "usage/shift": "-0.0419"}
+
+
+def test_one_run_by_the_beginning_of_its_id_as_json_and_csv(made, capsys):
+    short = made["slim 75-46"][:12]
+    said = json.loads("\n".join(_lines(capsys, "show", short, "--json")))
+    assert (said["name"], said["accuracy/test"], said["epochs"]) == ("slim 75-46", THIRD, 40)
+    table = pd.read_csv(io.StringIO("\n".join(_lines(capsys, "show", short, "--csv"))))
+    held = table.set_index("name")["value"]
+    assert (held["wua.verdict"], float(held["accuracy/test"])) == ("non_inferior", THIRD)
+
+
+def test_two_runs(made, capsys):
+    pair = made["oversized 128-64"], made["slim 75-46"]
+    lines = _lines(capsys, "show", *pair)
+    assert _cells(lines[0]) == ["oversized 128-64", "slim 75-46", "ratio"]
+    said = {cells[0]: cells[1:] for cells in map(_cells, lines[1:])}
+    assert said["run_id"] == list(pair)
+    assert said["hidden"] == ["128,64", "75,46"]
+    assert said["wua.verdict"] == ["–", "non_inferior"]
+    assert said["flops/forward"] == ["34,048", "17,420", f"{34048 / 17420:.4f}"]
+    assert said["loss/train"] == ["–", "0.00056"]
+    assert said["usage/shift"] == ["0.0022", "-0.0419"]
+    assert not {"epochs", "data", "start_time", "wua.baseline", "name"} & set(said)
+
+
+def test_two_runs_as_json_and_csv(made, capsys):
+    pair = made["oversized 128-64"], made["slim 75-46"]
+    said = json.loads("\n".join(_lines(capsys, "show", *pair, "--json")))
+    assert [run["name"] for run in said["runs"]] == ["oversized 128-64", "slim 75-46"]
+    assert said["runs"][1]["accuracy/test"] == THIRD
+    assert said["ratio"]["flops/forward"] == 34048 / 17420
+    assert said["ratio"]["loss/train"] is None
+    table = pd.read_csv(io.StringIO("\n".join(_lines(capsys, "show", *pair, "--csv"))))
+    assert table.columns.tolist() == ["metric", "oversized 128-64", "slim 75-46", "ratio"]
+
+
+@pytest.mark.parametrize(("arguments", "said"), [
+    (["runs", "--experiment", "Defualt"], "experiment: none is called 'Defualt' in .*'Default'"),
+    (["runs", "--where", "accuracy/test > 0.9"], "where, order_by: MLflow refuses .*backticks"),
+    (["runs", "--order-by", "nonsense"], "where, order_by: MLflow refuses 'nonsense'"),
+    (["runs", "--kind", "variants"], "kind: expected one of .*; did you mean 'variant'"),
+    (["runs", "--limit", "0"], "limit: expected a whole number of at least 1, but got 0"),
+    (["best", "--where", "x ="], "where, order_by: MLflow refuses"),
+    (["show", "0" * 32], "run: no run has the id '0{32}' in .*; `wua runs` lists them"),
+    (["show", "a", "b", "c"], "show: expected one run or two, but got 3"),
+])
+def test_what_cannot_be_answered_is_one_line(made, capsys, arguments, said):
+    assert re.match(said, _failure(capsys, *arguments))

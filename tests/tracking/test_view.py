@@ -1,0 +1,197 @@
+"""Views and addresses on a real store; what the UI makes of them is in ``tests/browser``."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+from mlflow.entities import Metric
+from mlflow.tracking import MlflowClient
+
+from wua_mlflow.tracking.view import (
+    KEY,
+    LATEST_KEY,
+    ensure_view,
+    latest_view,
+    run_address,
+    view_address,
+)
+
+TAG = "mlflow.sharedViewState."
+MLFLOWS_LIMIT = 20_000
+DISCARDED = {"runsExpanded", "runsPinned", "runsHidden", "runsVisibilityMap", "autoRefreshEnabled"}
+"""Fields that MLflow 3.17's UI drops from a shared view (``omit`` in its bundle)."""
+
+
+@pytest.fixture
+def client(store_uri: str) -> MlflowClient:
+    return MlflowClient(store_uri)
+
+
+@pytest.fixture
+def experiment(client: MlflowClient) -> str:
+    return str(client.create_experiment("wua"))
+
+
+def make_pipeline(
+    client: MlflowClient, experiment: str, *, layers: int = 0, verdict: str | None = None
+) -> dict[str, str]:
+    """A finished pipeline run with two variants and a step; ids by name."""
+    ids = {"pipeline": client.create_run(experiment, tags={"wua.kind": "pipeline"}).info.run_id}
+    for name, kind in (("oversized", "variant"), ("slim", "variant"), ("step", "step")):
+        tags = {"wua.kind": kind, "wua.pipeline": ids["pipeline"], "wua.variant": name}
+        if verdict and name == "slim":
+            tags["wua.verdict"] = verdict
+        run_id = client.create_run(experiment, tags=tags).info.run_id
+        keys = ["flops/forward", "accuracy/test", "compare/flops_ratio"]
+        keys += [f"layers/{'encoder.' * 28}{number}/entropy" for number in range(layers)]
+        client.log_batch(run_id, metrics=[Metric(key, 1.5, 0, 0) for key in keys])
+        ids[name] = run_id
+    for run_id in ids.values():
+        client.set_terminated(run_id)
+    return ids
+
+
+def saved(client: MlflowClient, experiment: str, key: str) -> tuple[str, dict[str, Any]]:
+    """Name and state of a view, as the UI reads them."""
+    tag = client.get_experiment(experiment).tags[TAG + key]
+    assert len(tag) < MLFLOWS_LIMIT
+    view = json.loads(tag)
+    assert view["createdAt"] == view["updatedAt"] > 1.7e12  # milliseconds
+    return view["name"], json.loads(view["state"])
+
+
+def found(client: MlflowClient, experiment: str, state: dict[str, Any]) -> list[str]:
+    """Ids of the runs that MLflow's own search finds for a state."""
+    direction = "ASC" if state["orderByAsc"] else "DESC"
+    runs = client.search_runs([experiment], state["searchFilter"],
+                              order_by=[f"{state['orderByKey']} {direction}"])
+    return [run.info.run_id for run in runs]
+
+
+def metrics_of(state: dict[str, Any]) -> set[str]:
+    """The metrics that the charts read."""
+    keys = set()
+    for chart in state["compareRunCharts"]:
+        keys |= {chart["dataAccessKey"]} if chart["type"] == "BAR" else set()
+        keys |= set(chart.get("selectedMetricKeys", ()))
+        keys |= {chart[axis]["dataAccessKey"] for axis in ("xaxis", "yaxis") if axis in chart}
+    return keys
+
+
+def test_ensure_view_shows_every_variant_and_nothing_else(
+    client: MlflowClient, experiment: str
+) -> None:
+    pipelines = [make_pipeline(client, experiment) for _ in range(2)]
+    ensure_view(client, experiment)
+    name, state = saved(client, experiment, KEY)
+    assert name == "Right-sizing"
+    assert set(found(client, experiment, state)) == {
+        ids[variant] for ids in pipelines for variant in ("oversized", "slim")}
+    assert {"tags.`wua.verdict`", "tags.`wua.variant`", "tags.`wua.widths`", "params.`data`",
+            "metrics.`score/test`", "metrics.`flops/forward`", "metrics.`params/total`",
+            "metrics.`usage/entropy`", "metrics.`usage/effective_weights`",
+            "metrics.`latency/p50_ms`", "metrics.`compare/flops_ratio`",
+            } == set(state["selectedColumns"])
+
+
+def test_ensure_view_leaves_an_edited_view_alone(client: MlflowClient, experiment: str) -> None:
+    client.set_experiment_tag(experiment, TAG + KEY, "edited by a user")
+    ensure_view(client, experiment)
+    assert client.get_experiment(experiment).tags[TAG + KEY] == "edited by a user"
+
+
+def test_latest_view_shows_one_pipeline_and_is_replaced(
+    client: MlflowClient, experiment: str
+) -> None:
+    for name in ("first", "second"):
+        ids = make_pipeline(client, experiment)
+        latest_view(client, experiment, ids["pipeline"], name, classification=True)
+        title, state = saved(client, experiment, LATEST_KEY)
+        assert title == f"Latest: {name}"
+        assert set(found(client, experiment, state)) == {
+            ids["pipeline"], ids["oversized"], ids["slim"]}
+    assert list(client.get_experiment(experiment).tags) == [TAG + LATEST_KEY]
+
+
+@pytest.mark.parametrize(("classification", "score"), [(True, "accuracy/test"),
+                                                       (False, "score/test")])
+def test_latest_view_charts_the_score_that_the_task_has(
+    client: MlflowClient, experiment: str, classification: bool, score: str
+) -> None:
+    ids = make_pipeline(client, experiment)
+    latest_view(client, experiment, ids["pipeline"], "x", classification=classification)
+    _, state = saved(client, experiment, LATEST_KEY)
+    assert {score, "flops/forward", "params/total", "usage/entropy", "usage/effective_weights",
+            "latency/p50_ms"} <= metrics_of(state)
+    assert f"metrics.`{score}`" in state["selectedColumns"]
+    other = {"accuracy/test": "score/test", "score/test": "accuracy/test"}[score]
+    assert other not in metrics_of(state)
+    scatter, = (chart for chart in state["compareRunCharts"] if chart["type"] == "SCATTER")
+    assert (scatter["xaxis"]["dataAccessKey"], scatter["yaxis"]["dataAccessKey"]) == (
+        "flops/forward", score)
+
+
+def test_latest_view_is_headed_by_the_verdict(client: MlflowClient, experiment: str) -> None:
+    headlines = []
+    for verdict in ("non_inferior", None):
+        ids = make_pipeline(client, experiment, verdict=verdict)
+        latest_view(client, experiment, ids["pipeline"], "x", classification=True)
+        headlines.append(saved(client, experiment, LATEST_KEY)[1]["compareRunSections"][0]["name"])
+    assert headlines == ["Verdict: non-inferior, 1.50× fewer FLOPs", "Variants side by side"]
+
+
+def test_sections_of_the_other_metrics_are_folded(client: MlflowClient, experiment: str) -> None:
+    ids = make_pipeline(client, experiment, layers=1)
+    latest_view(client, experiment, ids["pipeline"], "x", classification=True)
+    sections = saved(client, experiment, LATEST_KEY)[1]["compareRunSections"]
+    folded = {section["name"] for section in sections if not section["display"]}
+    assert folded == {"accuracy", "compare", "flops", f"layers/{'encoder.' * 28}0"}
+    assert [section["display"] for section in sections[:3]] == [True, True, False]
+
+
+@pytest.mark.parametrize("layers", [20, 99])
+def test_long_layer_names_stay_below_mlflows_limit(
+    client: MlflowClient, experiment: str, layers: int
+) -> None:
+    """MLflow's keys have at most 250 characters; these have 243."""
+    ids = make_pipeline(client, experiment, layers=layers)
+    latest_view(client, experiment, ids["pipeline"], "x" * 200, classification=True)
+    saved(client, experiment, LATEST_KEY)
+
+
+def test_every_chart_is_in_a_section_and_has_an_id_of_its_own(
+    client: MlflowClient, experiment: str
+) -> None:
+    ensure_view(client, experiment)
+    _, state = saved(client, experiment, KEY)
+    charts, sections = state["compareRunCharts"], state["compareRunSections"]
+    assert {chart["metricSectionId"] for chart in charts} <= {one["uuid"] for one in sections}
+    assert len({chart["uuid"] for chart in charts}) == len(charts)
+    assert len({one["name"] for one in sections}) == len(sections)
+
+
+def test_runs_are_not_nested_and_no_state_is_lost(client: MlflowClient, experiment: str) -> None:
+    """Ordered by time, runs nest, and are collapsed wherever a view is opened from another page."""
+    ids = make_pipeline(client, experiment)
+    ensure_view(client, experiment)
+    latest_view(client, experiment, ids["pipeline"], "x", classification=True)
+    for key in (KEY, LATEST_KEY):
+        _, state = saved(client, experiment, key)
+        assert state["orderByKey"] != "attributes.start_time"
+        assert not DISCARDED & state.keys()
+
+
+def test_addresses_have_what_the_page_reads() -> None:
+    for base in ("http://127.0.0.1:5000", "https://mlflow.example/sub/"):
+        route, _, query = urlsplit(view_address(base, "7", LATEST_KEY)).fragment.partition("?")
+        assert route == "/experiments/7/runs"
+        assert parse_qs(query) == {"workflowType": ["machine_learning"],
+                                   "viewStateShareKey": ["wua-latest"],
+                                   "compareRunsMode": ["CHART"]}
+        route, _, query = urlsplit(run_address(base, "7", "ab12")).fragment.partition("?")
+        assert (route, parse_qs(query)) == ("/experiments/7/runs/ab12",
+                                            {"workflowType": ["machine_learning"]})
+        assert run_address(base, "7", "ab12").startswith(base.rstrip("/") + "/#/")
