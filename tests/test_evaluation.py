@@ -52,6 +52,7 @@ BINARY = {
     "selected": (lambda z: z.sigmoid()[:, 0], "probabilities"),
     "sliced": (lambda z: z.sigmoid()[:, :1], "probabilities"),
     "transposed twice": (lambda z: z.sigmoid().t().t().clone(), "probabilities"),
+    "expanded": (lambda z: z[0].sigmoid().expand(len(z), 1), "probabilities"),
     "cast": (lambda z: z.sigmoid().double().float(), "probabilities"),
     "clamped": (lambda z: z.sigmoid().clamp(1e-6, 1 - 1e-6), "probabilities"),
     "clamped logits": (lambda z: z.clamp(-10, 10), "logits"),

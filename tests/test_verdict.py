@@ -104,8 +104,8 @@ VERDICT = Verdict(
 
 def test_sentences():
     assert VERDICT.sentence == (
-        "Artifact verdict (these two saved models, 2,000 test examples): the candidate's accuracy "
-        "minus the baseline's is −1.2 points (95% interval −1.8 to −0.6), against a margin of "
+        "Artifact verdict (these two saved models, 2,000 test examples): the slim model's accuracy "
+        "minus the original's is −1.2 points (95% interval −1.8 to −0.6), against a margin of "
         "2 points: worse, but within the margin (non-inferior)."
     )
     recipe = replace(
@@ -113,7 +113,7 @@ def test_sentences():
     )
     assert recipe.sentence == (
         "Recipe verdict (both trained with 20 seeds, 2,000 test examples): on average the "
-        "candidate's R² minus the baseline's is −0.012 (95% interval −0.020 to 0.000), against a "
+        "slim model's R² minus the original's is −0.012 (95% interval −0.020 to 0.000), against a "
         "margin of 0.02: the data cannot tell whether the loss stays within the margin "
         "(inconclusive)."
     )

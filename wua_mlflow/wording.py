@@ -29,7 +29,7 @@ def verdict_sentence(verdict: Verdict) -> str:
     )
     margin = _margin(scale, verdict.margin)
     return (
-        f"{_subject(verdict)} minus the baseline's is {delta}{unit} "
+        f"{_subject(verdict)} minus the original's is {delta}{unit} "
         f"({100 * verdict.confidence:g}% interval {low} to {high}), against a margin of "
         f"{margin:g}{unit if margin != 1 else unit[:-1]}: {_outcome_in_words(verdict)}."
     )
@@ -88,9 +88,9 @@ def _subject(verdict: Verdict) -> str:
     if verdict.kind == "recipe":
         return (
             f"Recipe verdict (both trained with {verdict.seeds:,} seeds, {examples}): on average "
-            f"the candidate's {verdict.score}"
+            f"the slim model's {verdict.score}"
         )
-    return f"Artifact verdict (these two saved models, {examples}): the candidate's {verdict.score}"
+    return f"Artifact verdict (these two saved models, {examples}): the slim model's {verdict.score}"
 
 
 def _outcome_in_words(verdict: Verdict) -> str:

@@ -101,8 +101,10 @@ def pipeline(server: str, tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
     assert done.returncode == 0, done.stderr[-2000:]
     view, report = re.findall(r"http://\S+", done.stdout)[-2:]
     client = MlflowClient(server)
-    experiment = client.get_experiment_by_name("wua").experiment_id
-    found = client.search_runs([experiment], order_by=["attributes.start_time ASC"])
+    experiment = client.get_experiment_by_name("wua")
+    assert experiment is not None
+    found = client.search_runs([experiment.experiment_id],
+                               order_by=["attributes.start_time ASC"])
     whole, *variants = sorted(found, key=lambda run: run.data.tags["wua.kind"] != "pipeline")
     return Pipeline(server, view, report, whole, tuple(variants))
 

@@ -55,7 +55,7 @@ def test_a_run_made_by_mlflow_decides_the_experiment(store_uri, monkeypatch):
 @pytest.mark.parametrize("name", ["MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID"])
 def test_what_the_environment_names_and_is_not_there_is_one_line(store_uri, monkeypatch, name):
     monkeypatch.setenv(name, "123456")
-    with pytest.raises(ValueError, match=f"^{name}: expected the id of .* but got '123456'$"):
+    with pytest.raises(ValueError, match=f"^{name}: expected the id of an? .* but got '123456'$"):
         connect()
 
 

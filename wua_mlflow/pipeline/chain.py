@@ -13,17 +13,11 @@ from dataclasses import dataclass, replace
 from wua_mlflow import __version__
 from wua_mlflow.config import Settings, settings_yaml
 from wua_mlflow.pipeline.comparison import Comparison, compare_variants
+from wua_mlflow.pipeline.models import check_widths
 from wua_mlflow.pipeline.pictures import draw
 from wua_mlflow.pipeline.recipe import load_recipe
 from wua_mlflow.pipeline.report import Report, html_report, markdown_report
-from wua_mlflow.pipeline.steps import (
-    Plan,
-    analyze,
-    check_widths,
-    derive_widths,
-    opened,
-    train,
-)
+from wua_mlflow.pipeline.steps import Plan, analyze, derive_widths, opened, train
 from wua_mlflow.pipeline.variant import Variant, load_variant
 from wua_mlflow.plots import (
     VariantFigures,
@@ -62,7 +56,7 @@ def run_pipeline(store: Store, settings: Settings) -> Outcome:
     """The use case from the oversized model to the verdict, as one pipeline run."""
     with opened(store, lambda: _pipeline(store, settings)) as run_id:
         recipe = load_recipe(settings)
-        check_widths(recipe)
+        check_widths(recipe.build, settings.hidden, settings.slim_hidden)
         original = train(store, recipe, Plan(VariantName.OVERSIZED, settings.hidden,
                                              settings.epochs, pipeline=run_id))
         usage = analyze(store, original)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +17,9 @@ from wua_mlflow.dotted import load_object, nearest, one_line
 from wua_mlflow.hooks import evaluating
 from wua_mlflow.pipeline.data import DataSplit
 from wua_mlflow.randomness import isolated
-from wua_mlflow.widths import Factory
+from wua_mlflow.widths import Factory, layers_by_width
 
-__all__ = ["check_fit", "cnn", "factory", "mlp", "naming"]
+__all__ = ["check_fit", "check_widths", "cnn", "factory", "mlp", "naming"]
 
 
 def factory(model: str, split: DataSplit) -> Factory:
@@ -147,6 +148,36 @@ def check_fit(model: nn.Module, split: DataSplit) -> None:
         got = tuple(outputs.shape[1:]) if isinstance(outputs, Tensor) else type(outputs).__name__
         raise ValueError(f"model: expected outputs of shape (batch, {split.outputs}) for this "
                          f"{split.task} task, but got {_shape(got)}")
+
+
+def check_widths(
+    build: Factory, original: tuple[int, ...], slim: Literal["auto"] | tuple[int, ...]
+) -> tuple[tuple[str, ...], ...]:
+    """Whether the factory builds the widths it is given, and the slim ones given are slim.
+
+    Returns:
+        For each width the layers that it sets.
+
+    Raises:
+        ValueError: the factory ignores a width; or as many slim widths were not given as the
+            original has, one is larger than the original's, or none is smaller.
+
+    >>> check_widths(lambda w: nn.Linear(2, w[0]), (10,), (12,))
+    Traceback (most recent call last):
+    ValueError: slim_hidden: expected widths of at most the original's (10), but got 12
+    """
+    if slim != "auto":
+        given, whole = _listed(slim), _listed(original)
+        if len(slim) != len(original):
+            raise ValueError(f"slim_hidden: expected {len(original)} widths, as the original has "
+                             f"({whole}), but got {len(slim)} ({given})")
+        if any(new > old for new, old in zip(slim, original, strict=True)):
+            raise ValueError(f"slim_hidden: expected widths of at most the original's ({whole}), "
+                             f"but got {given}")
+        if slim == original:
+            raise ValueError(f"slim_hidden: expected at least one width below the original's "
+                             f"({whole}), but got {given}")
+    return layers_by_width(build, original)
 
 
 def _shape(shape: object) -> str:

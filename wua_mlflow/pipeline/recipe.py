@@ -8,7 +8,7 @@ May import: the leaves, the pipeline's data and models. Tests: ``tests/pipeline/
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,15 +16,15 @@ from functools import cached_property
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import TensorDataset
 from tqdm import tqdm
 
 from wua_mlflow.config import Settings
 from wua_mlflow.dotted import load_object, one_line
 from wua_mlflow.evaluation import Evaluation, OutputKind, evaluate, loss_for, output_kind
-from wua_mlflow.hooks import evaluating, unwrapped
+from wua_mlflow.hooks import evaluating
 from wua_mlflow.pipeline.data import DataSplit, Part, is_file, load_data
 from wua_mlflow.pipeline.models import check_fit, factory, naming
+from wua_mlflow.pipeline.trainer import Trainer, check_kept, trained_by
 from wua_mlflow.randomness import Purpose, isolated, torch_generator
 from wua_mlflow.training import Budget, EpochRecord, TrainingDiverged, fit
 from wua_mlflow.widths import Factory
@@ -59,7 +59,7 @@ class Recipe:
     device: torch.device
 
     @cached_property
-    def trainer(self) -> Callable[..., nn.Module] | None:
+    def trainer(self) -> Trainer | None:
         """The user's own trainer, if one is named."""
         name = self.settings.train
         return load_object(name, argument="train") if name else None
@@ -146,10 +146,10 @@ def train_one(
             _restore(stream)
         model = recipe.build(tuple(widths)).to(recipe.device)
         check_fit(model, split)
-        records: list[EpochRecord] = []
         if recipe.trainer is not None:
             model = _by_user(recipe, model, widths, epochs, seed)
         kind = output_kind(model, _probe(recipe)[:2], split.task)
+        records: list[EpochRecord] = []
         if recipe.trainer is None:
             budget = Budget(epochs, settings.lr, settings.optimizer, settings.batch_size,
                             settings.patience)
@@ -202,39 +202,14 @@ def train_replicates(
 def _by_user(
     recipe: Recipe, model: nn.Module, widths: Sequence[int], epochs: int, seed: int
 ) -> nn.Module:
-    train, validation = recipe.split.train, recipe.split.validation
-    data = (TensorDataset(train.inputs, train.targets),
-            TensorDataset(validation.inputs, validation.targets))
-    name = recipe.settings.train
-    with naming(f"train: {name} failed", ours=False):
-        trained = recipe.trainer(model, data, epochs, seed) if recipe.trainer else model
-    if not isinstance(trained, nn.Module):
-        raise ValueError(f"train: expected {name} to return the trained torch.nn.Module, but it "
-                         f"returned {type(trained).__name__}")
-    trained = unwrapped(trained).to(recipe.device)
-    _check_kept(recipe, trained, widths)
-    return trained
-
-
-def _check_kept(recipe: Recipe, trained: nn.Module, widths: Sequence[int]) -> None:
-    """Whether factory and state alone make the trained network again, since that is what is kept.
-
-    Raises:
-        ValueError: the trainer returned another network than the one it was given.
-    """
-    what = f"train: expected {recipe.settings.train} to return the network it was given, trained"
+    trainer, name = recipe.trainer, str(recipe.settings.train)
+    assert trainer is not None
+    model = trained_by(trainer, name, model, recipe.split, epochs=epochs, seed=seed)
+    model = model.to(recipe.device)
     with isolated():
         again = recipe.build(tuple(widths)).to(recipe.device)
-    try:
-        again.load_state_dict(trained.state_dict())
-    except RuntimeError as error:
-        raise ValueError(f"{what}, but it returned one of other parameters: "
-                         f"{one_line(error)}") from error
-    probe = _probe(recipe)
-    with naming(f"{what}, but what it returned fails"), evaluating(trained), evaluating(again):
-        outputs = trained(probe), again(probe)
-        if not torch.allclose(*outputs, rtol=1e-3, atol=1e-5, equal_nan=True):
-            raise ValueError(f"{what}, but it returned one that computes something else")
+    check_kept(name, model, again, _probe(recipe))
+    return model
 
 
 @contextmanager

@@ -71,6 +71,8 @@ class Report:
         return [row for spec in _ROWS if (row := _row(spec, self.metrics))]
 
 
+_SPACE = "\N{NO-BREAK SPACE}" * 4
+
 _ROWS = (
     (Metric.ACCURACY_TEST, "accuracy, test", "{:.4f}", "difference"),
     (Metric.ACCURACY_TEST_MEAN, "accuracy, test, mean over seeds", "{:.4f}", "difference"),
@@ -118,26 +120,33 @@ def _change(first: float | None, last: float | None, change: str) -> str:
 def markdown_report(report: Report) -> str:
     """First the verdict with its interval, then what is saved, then the table and the caveats."""
     lines = [f"**{report.headline}**", "", report.saved, "", *_table(report), "",
-             *(f"{line}  " for line in _notes(report))]
+             *(f"- {line}" for line in _notes(report))]
     if report.again:
         lines += ["", report.again]
     return "\n".join(lines) + "\n"
 
 
 def _table(report: Report) -> list[str]:
+    """In markdown."""
     head = ["", *report.names, "change"]
     rows = [[row.label, *row.values, row.change] for row in report.rows]
-    return [" | ".join(["", *cells, ""]).strip() for cells in
-            (head, ["---", *["---:"] * (len(head) - 1)], *rows)]
+    return [_cells(head), "|---" * len(head) + "|", *map(_cells, rows)]
+
+
+def _cells(cells: Sequence[str]) -> str:
+    """A line of a table; MLflow shows no space between cells, so they bring their own."""
+    return f"| {' | '.join(f'{cell}{_SPACE}' if cell else '' for cell in cells)} |"
 
 
 def _notes(report: Report) -> list[str]:
     comparison = report.comparison
-    notes = [verdict.sentence for verdict in (comparison.recipe, comparison.artifact) if verdict]
-    if comparison.recipe is None:
-        notes.append("No recipe verdict: it needs at least 5 seeds (setting `seeds`).")
+    notes = []
     if comparison.verdict.settle:
         notes.append(comparison.verdict.settle)
+    if comparison.recipe is None:
+        notes.append("No recipe verdict: it needs at least 5 seeds (setting `seeds`).")
+    else:
+        notes.append(comparison.artifact.sentence)
     if report.budget:
         notes.append(report.budget)
     if comparison.churn is not None:
@@ -149,9 +158,10 @@ def _notes(report: Report) -> list[str]:
     if comparison.looks > 1:
         notes.append(f"This test set has been looked at for {comparison.looks} verdicts: the more "
                      f"looks, the likelier that one is good by luck.")
-    for name, usage in report.usages.items():
-        notes += [f"{name}: layer {layer} was not analysed: {reason}."
-                  for layer, reason in usage.skipped.items()]
+    skipped = dict.fromkeys(f"{layer} ({reason})" for usage in report.usages.values()
+                            for layer, reason in usage.skipped.items())
+    if skipped:
+        notes.append(f"Not analysed: {'; '.join(skipped)}.")
     notes.append("Effective weights describe how concentrated the importance is, not what is "
                  "unused; they depend on how the network is parametrised, and mean something "
                  "only beside the untrained networks' value.")
@@ -207,7 +217,7 @@ def html_report(report: Report, pictures: Mapping[str, Figure]) -> str:
         "<tr>" + "".join(f"<td>{html.escape(cell)}</td>"
                          for cell in (row.label, *row.values, row.change)) + "</tr>"
         for row in report.rows)
-    notes = "".join(f"<p>{html.escape(note)}</p>" for note in _notes(report))
+    notes = "".join(f"<li>{html.escape(note)}</li>" for note in _notes(report))
     images = "".join(
         f'<figure><img alt="{html.escape(name)}" src="data:image/png;base64,{_png(figure)}">'
         f"</figure>" for name, figure in pictures.items())
@@ -216,7 +226,7 @@ def html_report(report: Report, pictures: Mapping[str, Figure]) -> str:
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(report.title)}'
         f"</title><style>{_STYLE}</style><h1>{html.escape(report.title)}</h1>"
         f"<p><strong>{html.escape(report.headline)}</strong></p><p>{html.escape(report.saved)}</p>"
-        f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>{notes}{images}{again}"
+        f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table><ul>{notes}</ul>{images}{again}"
         f"</html>\n"
     )
 

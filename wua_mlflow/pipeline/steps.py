@@ -20,6 +20,7 @@ from wua_mlflow.analysis import analyze as analyze_model
 from wua_mlflow.config import Settings, settings_yaml
 from wua_mlflow.evaluation import Evaluation
 from wua_mlflow.flops import CONVENTION, count_flops, ptflops_forward_flops
+from wua_mlflow.pipeline.models import check_widths
 from wua_mlflow.pipeline.pictures import usage_pictures
 from wua_mlflow.pipeline.recipe import (
     Recipe,
@@ -39,9 +40,9 @@ from wua_mlflow.tracking.names import ArtifactPath, Kind, Metric, Tag, step_tag
 from wua_mlflow.tracking.names import Variant as VariantName
 from wua_mlflow.tracking.store import Store, ended, inherited_run, new_run
 from wua_mlflow.usage import ModelUsage
-from wua_mlflow.widths import WidthRecommendation, layers_by_width, recommend_widths
+from wua_mlflow.widths import WidthRecommendation, recommend_widths
 
-__all__ = ["Plan", "analyze", "check_widths", "derive_widths", "marking", "opened", "train"]
+__all__ = ["Plan", "analyze", "derive_widths", "marking", "opened", "train"]
 
 
 @dataclass(frozen=True)
@@ -157,7 +158,7 @@ def derive_widths(variant: Variant, usage: ModelUsage | None = None) -> WidthRec
     """
     settings = variant.settings
     original = settings.hidden
-    layers = check_widths(variant.recipe)
+    layers = check_widths(variant.recipe.build, original, settings.slim_hidden)
     if settings.slim_hidden != "auto":
         return WidthRecommendation("given", original, settings.slim_hidden, layers)
     if usage is None:
@@ -167,40 +168,8 @@ def derive_widths(variant: Variant, usage: ModelUsage | None = None) -> WidthRec
     found = recommend_widths(usage, original, layers, method=settings.width_method)
     if found.widths == original:
         raise ValueError(f"slim_hidden: auto found no width below the original's "
-                         f"({_listed(original)}); name smaller ones, if there are any")
+                         f"({','.join(map(str, original))}); name smaller ones, if any")
     return found
-
-
-def check_widths(recipe: Recipe) -> tuple[tuple[str, ...], ...]:
-    """Whether the factory builds the widths it is given, and the slim ones given are slim.
-
-    Returns:
-        For each width the layers that it sets.
-
-    Raises:
-        ValueError: as ``derive_widths``, of what can be known before anything is trained.
-    """
-    settings = recipe.settings
-    if settings.slim_hidden != "auto":
-        _check_slim(settings.slim_hidden, settings.hidden)
-    return layers_by_width(recipe.build, settings.hidden)
-
-
-def _check_slim(widths: tuple[int, ...], original: tuple[int, ...]) -> None:
-    given, whole = _listed(widths), _listed(original)
-    if len(widths) != len(original):
-        raise ValueError(f"slim_hidden: expected {len(original)} widths, as the original has "
-                         f"({whole}), but got {len(widths)} ({given})")
-    if any(slim > width for slim, width in zip(widths, original, strict=True)):
-        raise ValueError(f"slim_hidden: expected widths of at most the original's ({whole}), "
-                         f"but got {given}")
-    if widths == original:
-        raise ValueError(f"slim_hidden: expected at least one width below the original's "
-                         f"({whole}), but got {given}")
-
-
-def _listed(widths: Sequence[int]) -> str:
-    return ",".join(map(str, widths))
 
 
 def _run_of(store: Store, plan: Plan, tags: Mapping[str, str]) -> str:

@@ -81,14 +81,14 @@ def _experiment_id(client: MlflowClient, name: str | None) -> str:
         try:
             return str(client.get_run(run_id).info.experiment_id)
         except MlflowException as error:
-            raise ValueError(f"MLFLOW_RUN_ID: {_missing(error, 'run', run_id)}") from None
+            raise ValueError(f"MLFLOW_RUN_ID: {_missing(error, 'a run', run_id)}") from None
     number = os.environ.get("MLFLOW_EXPERIMENT_ID")
     if name is None and number:
         try:
             found = client.get_experiment(number)
         except MlflowException as error:
             raise ValueError(
-                f"MLFLOW_EXPERIMENT_ID: {_missing(error, 'experiment', number)}") from None
+                f"MLFLOW_EXPERIMENT_ID: {_missing(error, 'an experiment', number)}") from None
     else:
         name = name or os.environ.get("MLFLOW_EXPERIMENT_NAME") or "Default"
         found = client.get_experiment_by_name(name) or _made(client, name)
@@ -102,7 +102,7 @@ def _missing(error: MlflowException, what: str, number: str) -> str:
     """What is wrong, where the store says that ``number`` is not there; else its error again."""
     if error.error_code != "RESOURCE_DOES_NOT_EXIST":
         raise error
-    return f"expected the id of {what}s in {mlflow.get_tracking_uri()}, but got '{number}'"
+    return f"expected the id of {what} in {mlflow.get_tracking_uri()}, but got '{number}'"
 
 
 def _made(client: MlflowClient, name: str) -> Experiment:
