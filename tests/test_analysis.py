@@ -116,46 +116,6 @@ def test_a_sequence_means_over_samples_and_positions():
     np.testing.assert_allclose(found, np.abs(numpys(model[0].weight)) * mean[:, None], rtol=1e-5)
 
 
-def test_a_single_image_without_a_batch_dimension():
-    torch.manual_seed(4)
-    conv = nn.Conv2d(2, 3, 3)
-    images = rows(4, 2, 5, 5)
-    whole = layer_importance(nn.Sequential(conv), images, ["0"])["0"]
-    one_by_one = layer_importance(nn.Sequential(conv), list(images), ["0"])["0"]
-    torch.testing.assert_close(one_by_one, whole, rtol=1e-6, atol=1e-9)
-
-
-BATCHINGS = {
-    "batches of 1": lambda x: x.split(1),
-    "batches of 7": lambda x: x.split(7),
-    "uneven": lambda x: x.split([1, 900, 99, 1500]),
-    "generator": lambda x: (part for part in x.split(33)),
-    "numpy": lambda x: x.numpy(),
-    "numpy, read-only, float64": lambda x: np.broadcast_to(x.double().numpy(), x.shape),
-    "numpy, back to front": lambda x: x.numpy()[::-1],
-    "numpy batches": lambda x: np.array_split(x.numpy(), 9),
-    "with targets": lambda x: [(part, torch.zeros(len(part))) for part in x.split(100)],
-    "loader": lambda x: DataLoader(TensorDataset(x, x), batch_size=64),
-    "shuffling loader": lambda x: DataLoader(TensorDataset(x), batch_size=64, shuffle=True),
-    "dataset": lambda x: TensorDataset(x, x),
-}
-
-
-@pytest.mark.parametrize("batching", BATCHINGS.values(), ids=BATCHINGS)
-def test_batches_equal_the_whole(batching):
-    model, inputs = mlp(3, 16, 8, 2), rows(2500, 3)
-    model[2].bias.data += 100  # sums that float32 alone would not hold
-    mean = numpys(model[:3](inputs)).mean(0)
-    usage, whole = analyze(model, batching(inputs)), analyze(model, inputs)
-    assert usage.samples == 2500
-    for name, layer in whole.layers.items():
-        assert usage.layers[name].entropy == pytest.approx(layer.entropy, abs=1e-6)
-        np.testing.assert_allclose(usage.layers[name].unit_importance, layer.unit_importance,
-                                   rtol=1e-6)
-    exact = np.abs(numpys(model[2].weight)).sum(1) * np.abs(mean)
-    np.testing.assert_allclose(usage.layers["2"].unit_importance, exact, rtol=1e-6)
-
-
 def test_permuted_units_have_permuted_importance():
     model, inputs = mlp(3, 8, 2), rows(50, 3)
     turned = copy.deepcopy(model)
@@ -175,31 +135,6 @@ def test_magnitude_and_its_low_share():
     assert layer.entropy == pytest.approx(scipy.stats.entropy(weight.ravel()), abs=1e-9)
     assert layer.low_share == (weight < 0.01 * weight.mean()).mean()
     assert layer.low_share == pytest.approx(1 / 3)
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_a_half_precision_model_is_summed_in_float32(dtype):
-    model, inputs = mlp(3, 8, 2), rows(1024, 3)
-    model[0].bias.data += 100.0  # 1024 of these are more than float16 can hold
-    half = copy.deepcopy(model).to(dtype)
-    expected = analyze(model, inputs).layers["0"].unit_importance
-    assert analyze(half, inputs).layers["0"].unit_importance == pytest.approx(expected, rel=0.01)
-
-
-def test_a_float64_model_takes_float32_data():
-    model, inputs = mlp(3, 8, 2).double(), rows(50, 3)
-    found = layer_importance(model, inputs, ["0"])["0"].numpy()
-    mean = (numpys(inputs) @ numpys(model[0].weight).T + numpys(model[0].bias)).mean(0)
-    np.testing.assert_allclose(found, np.abs(numpys(model[0].weight) * mean[:, None]), rtol=1e-12)
-
-
-def test_token_numbers_stay_whole_numbers():
-    torch.manual_seed(6)
-    model = nn.Sequential(nn.Embedding(10, 4), nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2))
-    tokens = torch.randint(10, (12, 3), generator=torch.Generator().manual_seed(7))
-    usage = analyze(model, tokens)
-    assert list(usage.layers) == ["1"]
-    assert usage.skipped["0"] == "Embedding is not a kind of layer that is analysed"
 
 
 class Branches(nn.Module):
@@ -287,18 +222,6 @@ def test_the_model_is_left_as_found():
     assert torch.equal(torch.get_rng_state(), stream)
 
 
-def test_the_random_stream_is_left_alone_by_batches_that_draw():
-    def batches():
-        for _ in range(3):
-            yield torch.rand(10, 3)
-
-    torch.manual_seed(11)
-    stream = torch.get_rng_state()
-    analyze(PLAIN, batches())
-    analyze(PLAIN, batches(), null=2)
-    assert torch.equal(torch.get_rng_state(), stream)
-
-
 PLAIN = mlp(3, 4, 2)
 
 
@@ -307,35 +230,6 @@ def test_a_compiled_model_has_the_names_of_the_plain_one():
     usage, plain = analyze(compiled, rows(20, 3)), analyze(PLAIN, rows(20, 3))
     assert list(usage.layers) == list(plain.layers) == ["0"]
     assert usage.layers["0"].entropy == plain.layers["0"].entropy
-
-
-@pytest.mark.parametrize("layout", [None, "batches"])
-def test_a_null_sees_the_same_inputs(layout):
-    inputs = rows(60, 3)
-    data = inputs if layout is None else (part for part in inputs.split(7))
-    usage, whole = analyze(PLAIN, data, null=3, seed=5), analyze(PLAIN, inputs, null=3, seed=5)
-    assert usage.null.draws == 3
-    assert usage.layers["0"].null.share == pytest.approx(whole.layers["0"].null.share, rel=1e-6)
-    assert usage.layers["0"].null_share == usage.layers["0"].null.share
-
-
-@pytest.mark.parametrize(
-    ("data", "message"),
-    [
-        (torch.empty(0, 3), "at least one sample, but got none"),
-        ([], "at least one sample, but got none"),
-        (5, "an iterable of batches, but got int"),
-        ("data.csv", "an iterable of batches, but got str"),
-        ({"x": torch.rand(2, 3)}, "an iterable of batches, but got dict"),
-        (torch.tensor(1.0), "an iterable of batches, but got Tensor"),
-        ([[1.0, 2.0, 3.0]], "expected batches of tensors or arrays .* but got 1.0"),
-        ([{"x": 1}], "expected batches of tensors or arrays .* but got {'x': 1}"),
-        ([[]], r"expected batches of tensors or arrays .* but got \[\]"),
-    ],
-)
-def test_data_of_another_kind(data, message):
-    with pytest.raises(ValueError, match=f"data: .*{message}"):
-        analyze(PLAIN, data)
 
 
 def test_unknown_names_and_numbers():

@@ -135,7 +135,7 @@ def test_regressions_have_a_score(made, capsys):
 
 
 @pytest.mark.parametrize(("width", "longest_id", "columns"), [
-    (None, 32, 9), (140, 32, 9), (110, 8, 9), (90, 8, 8), (80, 8, 7), (70, 8, 6), (20, 8, 6)])
+    (None, 32, 9), (140, 32, 9), (110, 8, 9), (90, 8, 8), (80, 8, 7), (70, 8, 6), (20, 8, 5)])
 def test_a_narrow_terminal_shortens_ids_and_then_drops_columns(
         made, capsys, monkeypatch, width, longest_id, columns):
     monkeypatch.setattr(queries, "_width", lambda: width)

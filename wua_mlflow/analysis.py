@@ -1,6 +1,7 @@
 """``analyze``: how a model's weights are used, in one streaming pass over the data.
 
-May import: hooks, importance, null, randomness, usage. Tests: ``tests/test_analysis.py``.
+May import: hooks, importance, null, randomness, usage. Tests: ``tests/test_analysis.py``,
+``tests/test_analysis_data.py``.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ STORES = ("mlflow", "sqlalchemy", "sqlite3", "requests", "urllib3")
 """Packages whose errors are the tracking store's."""
 
 
-class _Unreachable(ValueError):
+class _NoServerError(ValueError):
     """There is no tracking server; nothing may be asked of it again."""
 
 
@@ -131,7 +131,7 @@ def _check_server() -> None:
     """Ask a tracking server for a sign of life; MLflow itself would try for minutes.
 
     Raises:
-        _Unreachable: nothing answers.
+        _NoServerError: nothing answers.
     """
     uri = os.environ.get("MLFLOW_TRACKING_URI", "")
     if not uri.startswith(("http://", "https://")):
@@ -143,13 +143,13 @@ def _check_server() -> None:
     except requests.exceptions.SSLError:
         return  # it is there; MLflow has settings of its own for certificates
     except requests.RequestException as error:
-        raise _Unreachable(f"MLFLOW_TRACKING_URI: expected a tracking server at {_shown(uri)}, but "
-                           f"it does not answer: {one_line(error)}") from None
+        raise _NoServerError(f"MLFLOW_TRACKING_URI: expected a tracking server at {_shown(uri)}, "
+                             f"but it does not answer: {one_line(error)}") from None
 
 
 def _end_inherited(error: BaseException) -> None:
     """End the run that ``mlflow run`` made, where the command never got to it."""
-    if not os.environ.get("MLFLOW_RUN_ID") or isinstance(error, _Unreachable):
+    if not os.environ.get("MLFLOW_RUN_ID") or isinstance(error, _NoServerError):
         return
     with contextlib.suppress(Exception, KeyboardInterrupt):
         from wua_mlflow.tracking.store import connect, ended, inherited_run
@@ -167,7 +167,7 @@ def _worded(error: Exception) -> str:
         uri = os.environ.get("MLFLOW_TRACKING_URI") or "the tracking store"
         text = " ".join(str(error).split()).partition(" [SQL: ")[0][:500]
         return f"{_shown(uri)}: {type(error).__name__}: {text}"
-    if isinstance(error, ConfigError | _Unreachable):
+    if isinstance(error, ConfigError | _NoServerError):
         return str(error)
     from wua_mlflow.tracking.store import one_line as worded
 

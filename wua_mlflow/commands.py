@@ -5,28 +5,37 @@ May import: everything. Tests: ``tests/test_cli.py``.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import sys
+
+import mlflow
 
 from wua_mlflow.config import ConfigError, Settings
 from wua_mlflow.pipeline import chain
 from wua_mlflow.pipeline.comparison import Comparison
+from wua_mlflow.pipeline.outside import compare_any
 from wua_mlflow.pipeline.report import terminal_reports
 from wua_mlflow.tracking.names import Outcome
-from wua_mlflow.tracking.store import Store, connect
+from wua_mlflow.tracking.store import Store, connect, inherited_run
 from wua_mlflow.tracking.view import LATEST_KEY, run_address, view_address
 from wua_mlflow.verdict import Verdict
 
 __all__ = ["execute"]
 
 EXIT_CODES = {Outcome.NON_INFERIOR: 0, Outcome.INFERIOR: 3, Outcome.INCONCLUSIVE: 4}
+RECIPE = frozenset({"data", "target", "task", "seed"})
+"""What a configuration says of the recipe is no news to a variant that was made by one."""
+NO_RECIPE = "No recipe verdict: it needs at least 5 seeds (setting `seeds`)."
 LOCAL_UI = "http://127.0.0.1:5000"
 
 
 def execute(
     command: str,
     settings: Settings,
-    given: frozenset[str],
+    explicit: frozenset[str],
     *,
+    configured: frozenset[str] = frozenset(),
     as_json: bool = False,
     models: tuple[str, ...] = (),
 ) -> int:
@@ -35,13 +44,16 @@ def execute(
     Args:
         command: ``run``, ``train``, ``analyze``, ``slim`` or ``compare``.
         settings: all of them.
-        given: names of those that were given explicitly; a step on a run keeps the run's others.
+        explicit: names of those given on the command line.
+        configured: names of those in a configuration that was named; a step on a run keeps the
+            run's settings but for these and the explicit ones.
         as_json: print JSON.
         models: ``compare``'s A and B.
     """
+    given = explicit | configured
     if command == "compare":
-        return _compare(settings, given, models, as_json=as_json)
-    store = connect(settings.experiment)
+        return _compare(settings, explicit, configured, models, as_json=as_json)
+    store = connected(settings)
     if command == "run":
         return _run(store, settings, as_json)
     if command == "train":
@@ -66,7 +78,8 @@ def execute(
 
 
 def _run(store: Store, settings: Settings, as_json: bool) -> int:
-    outcome = chain.run_pipeline(store, settings)
+    with _stdout_for(as_json):
+        outcome = chain.run_pipeline(store, settings)
     if as_json:
         print(json.dumps({
             "run_id": outcome.run_id,
@@ -75,6 +88,8 @@ def _run(store: Store, settings: Settings, as_json: bool) -> int:
     else:
         base = store.uri if store.uri.startswith("http") else LOCAL_UI
         print(terminal_reports(outcome.report))
+        if outcome.report.comparison.recipe is None:
+            print(NO_RECIPE)
         start = "start the UI with `make ui` (or `mlflow ui`), then " if base == LOCAL_UI else ""
         print(f"\nTo look: {start}open\n  {view_address(base, store.experiment_id, LATEST_KEY)}\n"
               f"The report:\n  {run_address(base, store.experiment_id, outcome.run_id)}")
@@ -82,19 +97,31 @@ def _run(store: Store, settings: Settings, as_json: bool) -> int:
 
 
 def _compare(
-    settings: Settings, given: frozenset[str], models: tuple[str, ...], *, as_json: bool
+    settings: Settings,
+    explicit: frozenset[str],
+    configured: frozenset[str],
+    models: tuple[str, ...],
+    *,
+    as_json: bool,
 ) -> int:
     if len(models) not in (0, 2):
         raise ConfigError(f"compare: expected two models, A and B, but got {len(models)}")
     pair = models or tuple(m for m in (settings.baseline, settings.candidate) if m)
-    if len(pair) == 2:
-        from wua_mlflow.pipeline import outside
-
-        result = outside.compare_any(pair[0], pair[1], settings, data_given="data" in given)
-        print(json.dumps(_verdicts(result.comparison), indent=1) if as_json else result.text)
-        return EXIT_CODES[result.comparison.artifact.outcome]
-    original, slim, comparison = chain.compare_run(
-        connect(settings.experiment), settings, given)
+    if settings.run_id is None:
+        if len(pair) != 2:
+            raise ConfigError(f"compare: expected two models, A and B, or the run of a slim "
+                              f"variant (--run-id), but got {' and '.join(pair) or 'none'}")
+        return _compare_pair(settings, pair, fresh="data" in explicit | configured,
+                             as_json=as_json)
+    too_many = [*models, *(["candidate"] if settings.candidate else []),
+                *sorted({"data", "target", "task"} & explicit)]
+    if too_many:
+        raise ConfigError(f"run_id: a variant is compared with its original on their own test "
+                          f"part, so expected nothing like {too_many[0]} beside it; any two models "
+                          f"and any data: wua compare A B --data DATA")
+    with _stdout_for(as_json):
+        original, slim, comparison = chain.compare_run(
+            connected(settings), settings, explicit | configured - RECIPE)
     if as_json:
         print(json.dumps(_verdicts(comparison), indent=1))
     else:
@@ -102,7 +129,38 @@ def _compare(
         for verdict in (comparison.recipe, comparison.artifact):
             if verdict:
                 print(" ".join(filter(None, (verdict.sentence, verdict.settle))))
+        if comparison.recipe is None:
+            print(NO_RECIPE)
     return EXIT_CODES[comparison.verdict.outcome]
+
+
+def _compare_pair(
+    settings: Settings, pair: tuple[str, ...], *, fresh: bool, as_json: bool
+) -> int:
+    step = chain.step_run(connected(settings), settings, "compare") if inherited_run() else \
+        contextlib.nullcontext()
+    with step, _stdout_for(as_json):
+        result = compare_any(pair[0], pair[1], settings, data_given=fresh)
+    print(json.dumps(_verdicts(result.comparison), indent=1) if as_json else result.text)
+    return EXIT_CODES[result.comparison.artifact.outcome]
+
+
+def connected(settings: Settings) -> Store:
+    """The store, in the settings' experiment.
+
+    Raises:
+        ValueError: it cannot be opened.
+    """
+    try:
+        return connect(settings.experiment)
+    except OSError as error:
+        raise ValueError(f"MLFLOW_TRACKING_URI: expected a store that can be opened, but "
+                         f"{mlflow.get_tracking_uri()} cannot: {error}") from error
+
+
+def _stdout_for(as_json: bool) -> contextlib.AbstractContextManager[object]:
+    """Where JSON is asked for, it alone goes to stdout: the user's own code may print too."""
+    return contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
 
 
 def _verdicts(comparison: Comparison) -> dict[str, object]:

@@ -1,6 +1,7 @@
 """Per-example predictions, losses and scores of a model; the loss that fits its outputs.
 
-May import: torch, numpy, hooks. Tests: ``tests/test_evaluation.py``.
+May import: torch, numpy, hooks. Tests: ``tests/test_evaluation.py``,
+``tests/test_output_kind.py``.
 """
 
 from __future__ import annotations

@@ -17,16 +17,7 @@ from wua_mlflow.analysis import analyze
 from wua_mlflow.flops import CONVENTION, FlopCount
 from wua_mlflow.latency import Latency
 from wua_mlflow.tracking import log
-from wua_mlflow.tracking.log import (
-    flop_metrics,
-    latency_metrics,
-    layers_table,
-    log_flops,
-    log_usage,
-    usage_metrics,
-    verdict_metrics,
-    write,
-)
+from wua_mlflow.tracking.log import write
 from wua_mlflow.usage import Histogram, LayerUsage, ModelUsage, NullUsage
 from wua_mlflow.verdict import Verdict
 
@@ -207,7 +198,7 @@ def test_metrics_of_a_model_are_shown_with_it_but_not_its_curves(open_run):
 
 
 def test_usage_of_two_layers_by_hand():
-    metrics = usage_metrics(_usage(_layer(), _layer("fc2", weights=10, effective=5.0)))
+    metrics = log.usage_metrics(_usage(_layer(), _layer("fc2", weights=10, effective=5.0)))
     assert metrics.pop("usage/entropy") == pytest.approx(math.log(21))
     assert metrics.pop("layers/fc1/entropy") == pytest.approx(4 * math.log(2))
     assert metrics.pop("layers/fc2/entropy") == pytest.approx(math.log(5))
@@ -222,7 +213,7 @@ def test_usage_of_two_layers_by_hand():
 
 
 def test_usage_beside_a_null():
-    metrics = usage_metrics(_usage(_layer(null=NULL), null=NULL))
+    metrics = log.usage_metrics(_usage(_layer(null=NULL), null=NULL))
     found = {key: value for key, value in metrics.items() if "null" in key or "shift" in key}
     assert found == {"usage/null_share": 0.75, "usage/null_low": 0.7, "usage/null_high": 0.8,
                      "usage/shift": -0.1}
@@ -231,12 +222,12 @@ def test_usage_beside_a_null():
 @pytest.mark.parametrize(("layers", "of_layers"), [(20, 120), (21, 0)])
 def test_a_deep_models_layers_are_in_the_table_alone(layers, of_layers):
     usage = _usage(*(_layer(f"fc{number}") for number in range(layers)))
-    assert sum(key.startswith("layers/") for key in usage_metrics(usage)) == of_layers
-    assert len(json.loads(layers_table(usage))["data"]) == layers
+    assert sum(key.startswith("layers/") for key in log.usage_metrics(usage)) == of_layers
+    assert len(json.loads(log.layers_table(usage))["data"]) == layers
 
 
 def test_the_table_of_layers():
-    table = json.loads(layers_table(_usage(_layer(null=NULL), _layer("fc2"), null=NULL)))
+    table = json.loads(log.layers_table(_usage(_layer(null=NULL), _layer("fc2"), null=NULL)))
     rows = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
     assert rows[0] == {
         "layer": "fc1", "kind": "Linear", "weights": 20, "units": 10, "entropy": math.log(16),
@@ -254,12 +245,12 @@ def test_flops_of_the_tutorials_network_by_hand():
     """
     count = FlopCount(forward_flops=5 * 60, backward_flops=5 * 80, by_module={}, by_operator={},
                       uncounted={}, samples=5)
-    assert flop_metrics(count, train_samples=1000, epochs=50) == {
+    assert log.flop_metrics(count, train_samples=1000, epochs=50) == {
         "flops/forward": 60, "flops/inference": 60_000, "flops/training": 140 * 1000 * 50}
 
 
 def test_latency():
-    assert latency_metrics(Latency(p50_ms=0.5, p95_ms=2.0, samples_per_s=64.0, rounds=10)) == {
+    assert log.latency_metrics(Latency(p50_ms=0.5, p95_ms=2.0, samples_per_s=64.0, rounds=10)) == {
         "latency/p50_ms": 0.5, "latency/p95_ms": 2.0, "latency/samples_per_s": 64.0}
 
 
@@ -268,7 +259,7 @@ def test_verdicts(kind):
     verdict = Verdict(kind=kind, outcome="non_inferior", delta=-0.01, low=-0.015, high=0.002,
                       margin=0.02, confidence=0.95, examples=540, seeds=10, method="", score="",
                       settle=None)
-    assert verdict_metrics(verdict) == {
+    assert log.verdict_metrics(verdict) == {
         f"compare/{kind}_delta": -0.01, f"compare/{kind}_delta_low": -0.015,
         f"compare/{kind}_delta_high": 0.002, "compare/margin": 0.02}
 
@@ -279,8 +270,8 @@ def test_a_library_user_logs_to_the_active_run(store_uri):
     usage = analyze(model, torch.rand(50, 2), null=2)
     count = FlopCount(120, 160, {}, {}, {}, samples=2)
     with mlflow.start_run() as active:
-        log_usage(usage)
-        log_flops(count, train_samples=10, epochs=3)
+        log.log_usage(usage)
+        log.log_flops(count, train_samples=10, epochs=3)
     client = MlflowClient(store_uri)
     data = client.get_run(active.info.run_id).data
     assert data.metrics["flops/training"] == 140 * 10 * 3
@@ -295,8 +286,8 @@ def test_a_library_user_logs_to_the_active_run(store_uri):
 
 def test_a_library_user_names_the_run(open_run):
     client, run_id, _ = open_run
-    log_usage(analyze(nn.Linear(3, 2), torch.rand(9, 3)), run_id=run_id)
-    log_flops(FlopCount(24, 0, {}, {}, {}, samples=2), train_samples=1, epochs=1, run_id=run_id)
+    log.log_usage(analyze(nn.Linear(3, 2), torch.rand(9, 3)), run_id=run_id)
+    log.log_flops(FlopCount(24, 0, {}, {}, {}, samples=2), train_samples=1, epochs=1, run_id=run_id)
     data = client.client.get_run(run_id).data
     assert (data.metrics["layers/model/weights"], data.metrics["flops/forward"]) == (6, 12)
     assert "wua.null_kind" not in data.tags
@@ -304,4 +295,4 @@ def test_a_library_user_names_the_run(open_run):
 
 def test_no_run_to_log_to_is_one_line(store_uri):
     with pytest.raises(ValueError, match="^run_id: expected a run's id or an active run"):
-        log_flops(FlopCount(1, 0, {}, {}, {}, samples=1), train_samples=1, epochs=1)
+        log.log_flops(FlopCount(1, 0, {}, {}, {}, samples=1), train_samples=1, epochs=1)

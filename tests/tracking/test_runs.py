@@ -1,111 +1,20 @@
-"""Reading runs: what a plain client wrote by hand comes back in tables, in few calls."""
+"""Tables of runs: what a plain client wrote by hand comes back in them, in few calls."""
 
 from __future__ import annotations
 
 import math
-import shutil
 from datetime import UTC, datetime
-from types import SimpleNamespace
 
 import mlflow
 import pandas as pd
 import pytest
-from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
-from mlflow.store.tracking import sqlalchemy_store
 from mlflow.tracking import MlflowClient
 
-from wua_mlflow.tracking import best, compare_runs, runs
-from wua_mlflow.tracking import runs as the_function
-from wua_mlflow.tracking.runs import count_looks, find_run, show_run
-from wua_mlflow.tracking.store import sqlite_file
+from wua_mlflow.tracking import best, runs
+from wua_mlflow.tracking.runs import show_run
 
-READING = the_function.__globals__
-BEGAN = 1_700_000_000_000
-"""2023-11-14 22:13:20 UTC, in milliseconds."""
-
-
-class Writer:
-    """Makes runs with a plain client, each a second after the one before."""
-
-    def __init__(self, uri: str):
-        self.client, self.made = MlflowClient(uri), 0
-
-    def run(self, name, *, experiment="0", kind="variant", tags=None, params=None,
-            metrics=None) -> str:
-        start = BEGAN + 1000 * self.made
-        self.made += 1
-        run_id = self.client.create_run(experiment, start, run_name=name).info.run_id
-        given = {**({"wua.kind": kind} if kind else {}), **(tags or {})}
-        self.client.log_batch(
-            run_id, [Metric(key, value, 0, 0) for key, value in (metrics or {}).items()],
-            [Param(key, value) for key, value in (params or {}).items()],
-            [RunTag(key, value) for key, value in given.items()])
-        self.client.set_terminated(run_id)
-        return run_id
-
-
-@pytest.fixture
-def writer(store_uri):
-    return Writer(store_uri)
-
-
-@pytest.fixture(scope="module")
-def written(tmp_path_factory, migrated_database):
-    """A database with four variants in two experiments, and runs that are no variants.
-
-    Also their ids by name.
-    """
-    database = shutil.copy(migrated_database, tmp_path_factory.mktemp("runs") / "mlflow.db")
-    writer = Writer(f"sqlite:///{database}")
-    other = writer.client.create_experiment("other")
-    made = {
-        "oversized 10": writer.run(
-            "oversized 10", tags={"wua.variant": "oversized", "wua.test_digest": "d1"},
-            params={"hidden": "10", "epochs": "50", "lr": "0.01", "batch_size": "full"},
-            metrics={"flops/forward": 60.0, "accuracy/test": 0.885, "latency/p50_ms": 0.5}),
-        "slim 7": writer.run(
-            "slim 7", tags={"wua.verdict": "inconclusive", "wua.test_digest": "d1"},
-            params={"hidden": "7", "epochs": "60", "lr": "0.01", "batch_size": "64"},
-            metrics={"flops/forward": 42.0, "accuracy/test": 0.873, "compare/looks": 1.0}),
-        "slim 5": writer.run(
-            "slim 5", tags={"wua.verdict": "non_inferior", "wua.test_digest": "d1"},
-            params={"hidden": "5"}, metrics={"flops/forward": 30.0, "accuracy/test": 0.88}),
-        "slim 6": writer.run(
-            "slim 6", experiment=other,
-            tags={"wua.verdict": "non_inferior", "wua.test_digest": "d1"},
-            params={"hidden": "6"}, metrics={"flops/forward": 36.0, "accuracy/test": 0.9}),
-        "pipeline": writer.run("pipeline", kind="pipeline", tags={"wua.test_digest": "d1",
-                                                                  "wua.verdict": "inferior"}),
-        "somebody's": writer.run("somebody's", kind=None, metrics={"flops/forward": 1.0}),
-    }
-    made["step"] = writer.run("step", kind="step", params={"run_id": made["slim 7"], "name": "x"},
-                              tags={"wua.target_run": made["slim 7"]})
-    return database, made
-
-
-@pytest.fixture
-def populated(store_uri, written) -> dict[str, str]:
-    """The ids by name, and the store that has the runs."""
-    database, made = written
-    shutil.copy(database, sqlite_file(store_uri))
-    return made
-
-
-@pytest.fixture
-def calls(monkeypatch):
-    """The names of the methods that the reading side calls, each with its keyword arguments."""
-    noted = []
-
-    class Counted(MlflowClient):
-        def __getattribute__(self, name):
-            found = super().__getattribute__(name)
-            if name.startswith("_") or not callable(found):
-                return found
-            return lambda *args, **kwargs: noted.append((name, kwargs)) or found(*args, **kwargs)
-
-    monkeypatch.setitem(READING, "MlflowClient", Counted)
-    return noted
+READING = runs.__globals__
 
 
 def test_a_row_a_variant_newest_first(populated):
@@ -276,94 +185,3 @@ def test_a_metric_that_is_called_like_a_param(writer):
     writer.run("twice", params={"alpha": "text"}, metrics={"alpha": 1.5})
     table = runs()
     assert table["alpha"].tolist() == [1.5] and table.columns.is_unique
-
-
-def test_the_best_is_the_smallest_that_is_non_inferior(populated, calls):
-    assert best()["name"] == "slim 5"
-    assert [name for name, _ in calls] == ["search_experiments", "search_runs"]
-    assert calls[1][1]["max_results"] == 1
-    assert best("other")["run_id"] == populated["slim 6"]
-    assert best(where="metrics.`accuracy/test` > 0.89")["name"] == "slim 6"
-    assert best(where="metrics.`accuracy/test` > 0.99") is None
-    assert best(by="accuracy/test")["name"] == "slim 5"
-    assert best()["flops/forward"] == 30
-
-
-def test_the_best_by_a_metric_that_no_variant_has_is_an_error(populated):
-    with pytest.raises(ValueError, match="^by: .* got 'flops/foward'; did you mean 'flops/forward"):
-        best(by="flops/foward")
-
-
-def test_two_runs_side_by_side(populated):
-    table = compare_runs(populated["oversized 10"], populated["slim 7"])
-    assert table.columns.tolist() == ["oversized 10", "slim 7", "ratio"]
-    assert table.index.tolist() == ["accuracy/test", "flops/forward", "latency/p50_ms",
-                                    "compare/looks"]
-    assert table.loc["flops/forward"].tolist() == [60, 42, pytest.approx(60 / 42)]
-    assert table.loc["latency/p50_ms"].isna().tolist() == [False, True, True]
-    assert set(map(str, table.dtypes)) == {"Float64"}
-
-
-def test_a_ratio_of_what_is_not_above_zero_is_na(writer):
-    pair = [writer.run(name, metrics={"usage/shift": shift, "loss/test": 0.0, "size/bytes": 4.0})
-            for name, shift in (("a", -0.5), ("b", 0.25))]
-    assert compare_runs(*pair)["ratio"].isna().to_dict() == {
-        "loss/test": True, "size/bytes": False, "usage/shift": True}
-
-
-@pytest.mark.parametrize("names", [("slim 7", "slim 7"), ("ratio", "slim 7")])
-def test_names_that_would_be_taken_for_each_other_have_the_id_beside_them(writer, names):
-    pair = [writer.run(name, metrics={"loss/test": 1.0}) for name in names]
-    assert compare_runs(*pair).columns.tolist() == [
-        *(f"{name} ({run_id[:8]})" for name, run_id in zip(names, pair, strict=True)), "ratio"]
-
-
-def test_a_run_is_not_compared_with_itself(populated):
-    run_id = populated["slim 7"]
-    with pytest.raises(ValueError, match=f"^b: expected another run than a, .* {run_id}$"):
-        compare_runs(run_id, run_id[:12])
-
-
-def test_everything_about_one_run(populated):
-    said = show_run(populated["slim 7"])["value"]
-    assert said.to_dict() == {
-        "run_id": populated["slim 7"], "name": "slim 7", "status": "FINISHED",
-        "start_time": pd.Timestamp(BEGAN + 1000, unit="ms", tz="UTC"),
-        "wua.kind": "variant", "wua.test_digest": "d1", "wua.verdict": "inconclusive",
-        "batch_size": "64", "epochs": 60, "hidden": "7", "lr": 0.01,
-        "accuracy/test": 0.873, "flops/forward": 42, "compare/looks": 1}
-
-
-def test_the_beginning_of_an_id_is_enough(populated, calls):
-    for name, run_id in populated.items():
-        assert find_run(run_id[:12]).info.run_name == name
-    assert [name for name, _ in calls] == ["search_experiments", "search_runs"] * len(populated)
-    calls.clear()
-    assert find_run(populated["slim 7"]).info.run_name == "slim 7"
-    assert [name for name, _ in calls] == ["get_run"]
-
-
-def test_the_beginning_of_several_ids_names_them(writer, monkeypatch):
-    ids = [f"abcd{number:028x}" for number in range(2)]
-    left = iter(ids)
-    monkeypatch.setattr(sqlalchemy_store, "uuid",
-                        SimpleNamespace(uuid4=lambda: SimpleNamespace(hex=next(left))))
-    for name in ("slim 7", "slim 8"):
-        writer.run(name)
-    with pytest.raises(ValueError, match=rf"'abcd' fits {ids[1]} \(slim 8\), {ids[0]} \(slim 7\)$"):
-        find_run("abcd")
-    assert find_run(ids[0][:-1] + "0").info.run_name == "slim 7"
-
-
-@pytest.mark.parametrize("run_id", ["abc", "slim 7", "0123456789abcdef" * 2, "", "100%", "ffff"])
-def test_a_run_that_is_not_there_is_one_line(populated, run_id):
-    with pytest.raises(ValueError, match="^run: no run") as caught:
-        find_run(run_id)
-    assert f"'{run_id}'" in str(caught.value) and "\n" not in str(caught.value)
-
-
-def test_looks_at_a_test_set(populated):
-    client = MlflowClient()
-    assert count_looks(client, "d1") == 3
-    assert count_looks(client, "d1", besides=populated["slim 6"]) == 2
-    assert count_looks(client, "d2") == 0

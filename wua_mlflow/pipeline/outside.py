@@ -6,32 +6,40 @@ May import: everything but cli and the chain. Tests: ``tests/pipeline/test_outsi
 
 from __future__ import annotations
 
-import hashlib
 import re
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+import torch
+from mlflow.exceptions import MlflowException
+from mlflow.models import get_model_info
 from torch import Tensor, nn
 
 from wua_mlflow.config import Settings
-from wua_mlflow.evaluation import Evaluation, evaluate, example_scores, output_kind
+from wua_mlflow.dotted import one_line
+from wua_mlflow.evaluation import Evaluation, evaluate, output_kind
 from wua_mlflow.flops import count_flops
+from wua_mlflow.hooks import evaluating
 from wua_mlflow.latency import measure_latency
 from wua_mlflow.pipeline.comparison import Comparison, compare_evaluations, damage, ratios
+from wua_mlflow.pipeline.recipe import device_of
 from wua_mlflow.pipeline.report import Report, table_text
-from wua_mlflow.pipeline.tables import ENDINGS, pose
-from wua_mlflow.pipeline.testdata import TestData, load_test, read_predictions
+from wua_mlflow.pipeline.predictions import Predictions, read_predictions
+from wua_mlflow.pipeline.tables import ENDINGS, Target
+from wua_mlflow.pipeline.testdata import TestData, own_test, prepared, targets_of, test_rows
 from wua_mlflow.pipeline.variant import Variant, load_variant
 from wua_mlflow.tracking.log import latency_metrics
 from wua_mlflow.tracking.models import load_exported
-from wua_mlflow.tracking.names import Metric
+from wua_mlflow.tracking.names import Kind, Metric, Tag
 from wua_mlflow.tracking.runs import count_looks
-from wua_mlflow.tracking.store import connect
+from wua_mlflow.tracking.store import Store, connect
 
 __all__ = ["Outside", "compare_any"]
 
-RUN_ID = re.compile(r"[0-9a-f]{32}")
+RUN_ID = re.compile(r"[0-9a-f]{4,32}")
 LATENCY_BATCH = 64
 
 
@@ -45,165 +53,221 @@ class Outside:
 
 @dataclass
 class _Side:
-    """One of the two: how it does, what it costs, and its network where there is one."""
+    """One of the two: what it is, how it does, what it costs.
+
+    ``variant`` is the run of ours that it comes from; ``test`` what it is tested on, None where a
+    file's own targets are all there is; ``found`` how it does there.
+    """
 
     reference: str
     name: str
-    test: Evaluation
-    metrics: dict[str, float] = field(default_factory=dict)
+    variant: Variant | None = None
+    predictions: Predictions | None = None
+    test: TestData | None = None
     model: nn.Module | None = None
-    inputs: Tensor | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+    found: Evaluation | None = None
+
+    @property
+    def evaluation(self) -> Evaluation:
+        """How it does."""
+        assert self.found is not None
+        return self.found
 
 
 def compare_any(a: str, b: str, settings: Settings, *, data_given: bool) -> Outside:
-    """The artifact's verdict on B against A.
+    """The artifact's verdict on B against A; nothing is trained, and nothing logged.
 
     Args:
         a: the original: a run id, a model URI, or a file with the columns ``prediction`` and,
             unless ``data`` has it, ``target``.
         b: the slim one, likewise.
-        settings: margin, confidence, and where the test data are.
+        settings: margin, confidence, device, and where the test data are.
         data_given: whether ``settings.data`` was named; else runs answer with the predictions that
-            they keep, and a model URI is tested on the other side's test part.
+            they keep, and a model URI is tested on its own run's test part or the other side's.
 
     Raises:
         ValueError: one line; a side cannot be read, or the two were not tested on the same data.
     """
-    variants = {ref: load_variant(connect(settings.experiment), ref)
-                for ref in dict.fromkeys((a, b)) if RUN_ID.fullmatch(ref)}
-    like = next(iter(variants.values())).recipe.split if variants else None
-    test = TestData(like.test, like.posed) if like else None
-    if data_given:
-        test = load_test(settings.data, target=settings.target, seed=settings.seed,
-                         task=settings.task, like=like)
-    sides = [_side(ref, variants.get(ref), test, settings, fresh=data_given) for ref in (a, b)]
+    for reference in (a, b):
+        _check_reference(reference)
+    store = None if all(map(_is_file, (a, b))) else connect(settings.experiment)
+    sides = [_opened(reference, store, settings) for reference in (a, b)]
+    _give_tests(sides, settings, fresh=data_given)
+    for side in sides:
+        side.found = _evaluated(side, fresh=data_given)
     _check_alike(*sides)
     if sides[0].name == sides[1].name:
         for side, letter in zip(sides, "AB", strict=True):
             side.name = f"{letter}: {side.name}"
-    _measure(sides)
-    artifact = compare_evaluations(sides[0].test, sides[1].test, settings)
+    _measure(sides, device_of(settings.device))
+    return _compared(sides, settings, store)
+
+
+def _compared(sides: Sequence[_Side], settings: Settings, store: Store | None) -> Outside:
+    a, b = sides
+    artifact = compare_evaluations(a.evaluation, b.evaluation, settings)
     looks = 1
-    if variants:
-        looks += count_looks(connect(settings.experiment).client, sides[0].test.digest,
-                             besides=b)
-    comparison = Comparison(artifact, None, *damage(sides[0].test, sides[1].test), looks,
-                            ratios(sides[0].metrics, sides[1].metrics))
-    report = Report("", [side.name for side in sides], [side.metrics for side in sides], comparison)
-    text = "\n\n".join(filter(None, (
-        f"{report.headline}\n{artifact.settle or ''}".strip(), table_text(report))))
-    return Outside(comparison, text)
+    if store is not None:
+        own = b.variant.run_id if b.variant else ""
+        looks += count_looks(store.client, a.evaluation.digest, besides=own)
+    comparison = Comparison(artifact, None, *damage(a.evaluation, b.evaluation), looks,
+                            ratios(a.metrics, b.metrics))
+    report = Report("", [a.name, b.name], [a.metrics, b.metrics], comparison)
+    verdict = f"{report.headline}\n{artifact.settle or ''}".strip()
+    return Outside(comparison, f"{verdict}\n\n{table_text(report)}")
 
 
-def _side(
-    reference: str,
-    variant: Variant | None,
-    test: TestData | None,
-    settings: Settings,
-    *,
-    fresh: bool,
-) -> _Side:
-    if variant is not None:
-        return _from_variant(reference, variant, test, fresh=fresh)
-    if Path(reference).suffix.lower() in ENDINGS:
-        return _from_predictions(reference, test, settings)
-    if ":/" not in reference:
-        raise ValueError(f"compare: expected a run id (32 hexadecimal digits), a model URI such as "
-                         f"models:/name/1, or a file ending in {', '.join(ENDINGS)}, "
-                         f"but got '{reference}'")
-    if test is None:
+def _is_file(reference: str) -> bool:
+    return Path(reference).suffix.lower() in ENDINGS and ":/" not in reference
+
+
+def _check_reference(reference: str) -> None:
+    if not (_is_file(reference) or ":/" in reference or RUN_ID.fullmatch(reference)):
+        raise ValueError(f"compare: expected a run id, a model URI such as models:/name/1, or a "
+                         f"file ending in {', '.join(ENDINGS)}, but got '{reference}'")
+
+
+def _opened(reference: str, store: Store | None, settings: Settings) -> _Side:
+    if store is None or _is_file(reference):
+        return _Side(reference, Path(reference).name, predictions=read_predictions(reference))
+    machine = {"device": settings.device}
+    if RUN_ID.fullmatch(reference):
+        variant = load_variant(store, reference, machine)
+        return _Side(reference, variant.name, variant, model=variant.model)
+    model = load_exported(reference).to(device_of(settings.device))
+    run_id = _source_run(store, reference)
+    return _Side(reference, reference, model=model,
+                 variant=load_variant(store, run_id, machine) if run_id else None)
+
+
+def _source_run(store: Store, uri: str) -> str | None:
+    """The variant's run that the model was logged by, if it was one of ours."""
+    try:
+        run_id = get_model_info(uri).run_id
+        tags = store.client.get_run(run_id).data.tags if run_id else {}
+    except MlflowException:
+        return None
+    return run_id if tags.get(Tag.KIND) == Kind.VARIANT else None
+
+
+def _give_tests(sides: Sequence[_Side], settings: Settings, *, fresh: bool) -> None:
+    """What each is tested on: what comes from elsewhere takes the other's scaling and classes."""
+    known = next((side.variant.recipe.split for side in sides if side.variant), None)
+    rows = None
+    if fresh:
+        read = test_rows if any(side.model for side in sides) else targets_of
+        rows = read(settings.data, settings.target)
+    for side in sides:
+        like = side.variant.recipe.split if side.variant else known
+        if fresh:
+            side.test = prepared(rows, settings.data, seed=settings.seed, task=settings.task,
+                                 like=like)
+            if like is None and side.model is not None:
+                side.test = _by_outputs(side, side.model, side.test)
+        elif like is not None:
+            side.test = own_test(like)
+    if any(side.test for side in sides):
+        return
+    if any(side.model for side in sides):
         raise ValueError("data: expected the test data that the models are compared on (--data), "
                          "but got none")
-    model = load_exported(reference)
-    return _evaluated(reference, reference, model, test)
+    for side in sides:  # of predictions: the first file that holds the targets has them for both
+        if side.predictions and (own := side.predictions.rows) is not None:
+            sides[0].test = sides[1].test = prepared(
+                own, side.reference, seed=settings.seed, task=settings.task, like=None)
+            return
+    raise ValueError("compare: expected a column 'target' in one of the two files, or the test "
+                     "data (--data and --target), but got neither")
 
 
-def _from_variant(
-    reference: str, variant: Variant, test: TestData | None, *, fresh: bool
-) -> _Side:
-    if fresh and test is not None:
-        return _evaluated(reference, variant.name, variant.model, test)
-    return _Side(reference, variant.name, variant.test, dict(variant.metrics), variant.model,
-                 variant.recipe.split.test.inputs)
+def _by_outputs(side: _Side, model: nn.Module, test: TestData) -> TestData:
+    """The test data with the classes numbered as a model from elsewhere has them.
 
-
-def _evaluated(reference: str, name: str, model: nn.Module, test: TestData) -> _Side:
-    inputs = test.part.inputs
-    try:
-        kind = output_kind(model, inputs[:2], test.task)
-        found = evaluate(model, inputs, test.part.targets, task=test.task, kind=kind,
-                         digest=test.part.digest)
-    except (RuntimeError, IndexError, AssertionError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ValueError(f"{reference}: does not take the data's inputs of shape "
-                         f"(batch, {', '.join(map(str, inputs.shape[1:]))}): {reason}") from error
-    return _Side(reference, name, found, {}, model, inputs)
-
-
-def _from_predictions(reference: str, test: TestData | None, settings: Settings) -> _Side:
-    columns = read_predictions(reference)
-    predictions = columns["prediction"]
-    if test is not None:
-        targets, posed = test.part.targets.numpy().reshape(len(test.part), -1)[:, 0], test.posed
-        digest = test.part.digest
-    elif "target" in columns:
-        posed = pose(columns["target"], task=settings.task)
-        targets = posed.encoded(columns["target"], where=reference).astype(float)
-        digest = hashlib.sha256(targets.tobytes()).hexdigest()
+    Whole numbers below the number of outputs are the outputs' places; other classes must be as many
+    as the outputs, and are in sorted order.
+    """
+    probe = test.part.inputs[:2]
+    with _taking(side, probe), evaluating(model):
+        outputs = model(probe.to(_device(model)))
+    if test.task == "regression" or outputs.ndim != 2 or outputs.shape[1] < 2:
+        return test
+    count, values = outputs.shape[1], test.posed.values
+    whole = all(isinstance(value, int | float) and value == int(value) for value in values)
+    if whole and 0 <= min(values) and max(values) < count:
+        numbers = np.array(values)[test.truth.astype(int)].astype(np.int64)
+        posed = Target("multiclass", tuple(range(count)))
+    elif len(values) == count:
+        numbers, posed = test.truth.astype(np.int64), Target("multiclass", values)
     else:
-        raise ValueError(f"{reference}: expected a column 'target', or the test data (--data and "
-                         f"--target), but got neither")
-    if len(predictions) != len(targets):
-        raise ValueError(f"{reference}: expected a prediction for each of the {len(targets)} test "
-                         f"examples, but got {len(predictions)}")
-    guesses = _codes(predictions, posed.values, reference) if posed.values else \
-        posed.encoded(predictions, where=reference).astype(float)
-    truth = targets.astype(float)
-    scores = example_scores(guesses, truth, posed.task)
-    return _Side(reference, Path(reference).name,
-                 Evaluation(posed.task, guesses, truth, 1.0 - scores, scores, digest))
+        raise ValueError(f"data: expected a class for each of the model's {count} outputs, but "
+                         f"the test data have {len(values)}")
+    return replace(test, posed=posed, truth=numbers.astype(np.float64),
+                   part=replace(test.part, targets=torch.from_numpy(numbers)))
 
 
-def _codes(predictions: np.ndarray, classes: tuple[object, ...], reference: str) -> np.ndarray:
-    """Predicted classes as their numbers; a class that no target has is −1, and wrong."""
-    numbers = {value: number for number, value in enumerate(classes)}
-    if predictions.dtype.kind == "f" and not np.equal(np.mod(predictions, 1), 0).all():
-        odd = predictions[np.mod(predictions, 1) != 0][0]
-        raise ValueError(f"{reference}: expected predicted classes, but got {odd:g}; turn "
-                         f"probabilities into classes first")
-    return np.array([numbers.get(value, -1) for value in predictions.tolist()], dtype=float)
+def _evaluated(side: _Side, *, fresh: bool) -> Evaluation:
+    assert side.test is not None
+    if side.predictions is not None:
+        return side.predictions.against(side.test)
+    if side.variant is not None and side.model is side.variant.model and not fresh:
+        side.metrics = dict(side.variant.metrics)
+        return side.variant.test
+    assert side.model is not None
+    part, device = side.test.part, _device(side.model)
+    inputs = part.inputs.to(device)
+    with _taking(side, inputs):
+        kind = output_kind(side.model, inputs[:2], side.test.task)
+        return evaluate(side.model, inputs, part.targets.to(device), task=side.test.task,
+                        kind=kind, digest=side.test.digest)
+
+
+@contextmanager
+def _taking(side: _Side, inputs: Tensor) -> Iterator[None]:
+    """Any error of a model as one that names it, with the shape of what it was given."""
+    try:
+        yield
+    except Exception as error:
+        shape = str(("batch", *inputs.shape[1:])).replace("'", "")
+        raise ValueError(f"{side.reference}: does not take the data's inputs of shape {shape}: "
+                         f"{one_line(error)}") from error
+
+
+def _device(model: nn.Module) -> torch.device:
+    tensor = next(model.parameters(), None)
+    return tensor.device if tensor is not None else torch.device("cpu")
 
 
 def _check_alike(a: _Side, b: _Side) -> None:
-    if len(a.test.scores) != len(b.test.scores):
-        raise ValueError(f"compare: expected predictions for the same examples, but {a.reference} "
-                         f"has {len(a.test.scores)} and {b.reference} {len(b.test.scores)}")
-    if a.test.task != b.test.task:
+    """Whether the two were tested on the same examples, with the classes numbered alike."""
+    one, other = a.evaluation, b.evaluation
+    if len(one.scores) != len(other.scores):
+        raise ValueError(f"compare: expected both to be tested on the same examples, but "
+                         f"{a.reference} was on {len(one.scores)} and {b.reference} on "
+                         f"{len(other.scores)}; name one test set with --data")
+    if "regression" in (one.task, other.task) and one.task != other.task:
         raise ValueError(f"compare: expected two models of one task, but {a.reference} is "
-                         f"{a.test.task} and {b.reference} {b.test.task}")
-    if not np.array_equal(a.test.targets, b.test.targets) or a.test.digest != b.test.digest:
+                         f"{one.task} and {b.reference} {other.task}")
+    alike = one.task == "regression" or np.array_equal(one.targets, other.targets)
+    if one.digest != other.digest or not alike:
         raise ValueError(f"compare: expected both to be tested on the same examples, but the test "
                          f"data of {a.reference} and {b.reference} differ; name one test set with "
                          f"--data")
 
 
-def _measure(sides: list[_Side]) -> None:
-    """Score of each; FLOPs, parameters and latency where both are networks."""
-    for side in sides:
-        score = Metric.SCORE_TEST if side.test.task == "regression" else Metric.ACCURACY_TEST
-        side.metrics = {**side.metrics, score: side.test.score}
-        if side.model is not None and side.inputs is not None:
+def _measure(sides: Sequence[_Side], device: torch.device) -> None:
+    """The score of each; parameters and FLOPs of networks; latency where both are networks."""
+    networks = {}
+    for side, letter in zip(sides, "AB", strict=True):
+        score = Metric.SCORE_TEST if side.evaluation.task == "regression" else Metric.ACCURACY_TEST
+        side.metrics[score] = side.evaluation.score
+        if side.model is not None and side.test is not None:
             side.metrics[Metric.PARAMS_TOTAL] = sum(p.numel() for p in side.model.parameters())
-            count = count_flops(side.model, side.inputs[:2], backward=False)
+            count = count_flops(side.model, side.test.part.inputs[:2].to(device), backward=False)
             side.metrics[Metric.FLOPS_FORWARD] = count.forward_flops / count.samples
-    networks = {side.reference: side for side in sides if side.model is not None}
-    if len(networks) < 2:
-        return
-    inputs = sides[0].inputs
-    if not isinstance(inputs, Tensor):
-        return
-    latencies = measure_latency(
-        {name: side.model for name, side in networks.items() if side.model is not None},
-        inputs[:LATENCY_BATCH])
-    for name, side in networks.items():
-        side.metrics.update(latency_metrics(latencies[name]))
+            networks[letter] = side.model
+    if len(networks) == len(sides) and sides[0].test is not None:
+        inputs = sides[0].test.part.inputs[:LATENCY_BATCH].to(device)
+        timed = measure_latency(networks, inputs)
+        for side, letter in zip(sides, "AB", strict=True):
+            side.metrics.update(latency_metrics(timed[letter]))

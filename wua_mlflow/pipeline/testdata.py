@@ -1,30 +1,38 @@
-"""Test data for models that exist already, and files of per-example predictions.
+"""Test data for models that exist already.
 
 May import: numpy, the pipeline's data and tables. Tests: ``tests/pipeline/test_outside.py``.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from wua_mlflow.dotted import nearest, one_line
 from wua_mlflow.evaluation import Task
 from wua_mlflow.pipeline.data import DataSplit, Part, is_file, load_data, part_of
-from wua_mlflow.pipeline.tables import Target, frame_of, pose, read_rows
+from wua_mlflow.pipeline.tables import ENDINGS, Rows, Target, frame_of, pose, read_rows, rows_of
 
-__all__ = ["TestData", "load_test", "read_predictions"]
+__all__ = ["TestData", "columns_of", "own_test", "prepared", "targets_of", "test_rows"]
 
 
 @dataclass(frozen=True, eq=False)
 class TestData:
-    """One part to test on, its task, and the classes in the order of the model's outputs."""
+    """One part to test on, its task, and the classes in the order of the model's outputs.
+
+    ``digest`` is of the rows as they were read, whatever scaling a model's own data then asked for;
+    ``truth`` (n,) are the classes' numbers, or a regression's targets in the data's own unit.
+    """
 
     __test__ = False  # not a test class, whatever its name says to pytest
 
     part: Part
     posed: Target
+    truth: np.ndarray
+    digest: str
 
     @property
     def task(self) -> Task:
@@ -32,55 +40,116 @@ class TestData:
         return self.posed.task
 
 
-def load_test(
-    data: str, *, target: str | None, seed: int, task: str | None, like: DataSplit | None
-) -> TestData:
-    """The rows that two models are compared on.
+def own_test(split: DataSplit) -> TestData:
+    """The test part of a run's own data."""
+    truth = split.test.targets.numpy().reshape(-1).astype(np.float64)
+    scaler = split.scaling.targets if split.scaling else None
+    if scaler is not None:
+        truth = truth * scaler.scale.item() + scaler.mean.item()
+    return TestData(split.test, split.posed, truth, split.test.digest)
 
-    A file is taken whole, as it is; for a run of ours (``like``) it goes through the scaling and
-    the classes of that run's data. Of a bundled set or the user's function it is the test part.
+
+def test_rows(data: str, target: str | None) -> Rows | None:
+    """The rows of a file, whole and as they are; None for what is no file.
 
     Raises:
-        ValueError: one line, as ``load_data``; classes or a shape that the run's data lack.
+        ValueError: one line, as ``load_data``.
     """
-    if not is_file(data):
-        split = load_data(data, target=target, seed=seed, task=task,
-                          image=like is not None and len(like.features) == 3)
-        return TestData(split.test, split.posed)
-    rows = read_rows(data, target)
-    if like is None:
-        posed = pose(rows.targets, task=task)
-        return TestData(part_of(rows, posed, "the data"), posed)
-    if rows.inputs.shape[1:] != like.features:
-        raise ValueError(f"data: expected inputs of shape {like.features} in {data}, as the run's, "
-                         f"but got {rows.inputs.shape[1:]}")
-    scaled = like.scaling.applied(rows) if like.scaling else rows
-    return TestData(part_of(scaled, like.posed, data), like.posed)
+    return read_rows(data, target) if is_file(data) else None
 
 
-def read_predictions(data: str) -> dict[str, np.ndarray]:
-    """The columns of a file of predictions: ``prediction`` and perhaps ``target``, each (n,).
+test_rows.__test__ = False  # type: ignore[attr-defined]  # nor is this a test
+
+
+def targets_of(data: str, target: str | None) -> Rows | None:
+    """As ``test_rows``, the target alone: what predictions need, whatever the other columns hold.
 
     Raises:
-        ValueError: no such file, not to be read, or no column ``prediction``.
+        ValueError: one line; no such file or column, or a value is missing.
     """
     path = Path(data).expanduser()
-    if not path.is_file():
-        raise ValueError(f"compare: expected a file of predictions, but {data!r} does not exist")
-    if path.suffix.lower() == ".npz":
-        with np.load(path, allow_pickle=False) as archive:
-            columns = {name: archive[name] for name in archive.files}
-    else:
-        frame = frame_of(path)
-        columns = {str(name): frame[name].to_numpy() for name in frame.columns}
-    if "prediction" not in columns:
-        raise ValueError(f"{data}: expected a column 'prediction', but got "
-                         f"{', '.join(columns) or 'none'}")
-    found = {name: values for name, values in columns.items() if name in ("prediction", "target")}
-    for name, values in found.items():
-        missing = values != values  # NaN alone differs from itself
-        if values.ndim != 1 or not len(values) or bool(np.any(missing)):
-            raise ValueError(f"{data}: expected a {name} in every row, but got an array of shape "
-                             f"{values.shape} with {int(np.sum(missing))} missing")
-    return found
+    if not is_file(data) or path.suffix.lower() not in ENDINGS or not path.is_file():
+        return test_rows(data, target)
+    columns = columns_of(path, argument="data")
+    name = target or ("y" if path.suffix.lower() == ".npz" else "")
+    if name not in columns:
+        raise ValueError(f"target: expected a column of {data}, which has {', '.join(columns)}, "
+                         f"but got {name or 'none'}{nearest(name, columns)}")
+    return rows_of(np.zeros((len(columns[name]), 1)), columns[name], where=data)
 
+
+def prepared(
+    rows: Rows | None, data: str, *, seed: int, task: str | None, like: DataSplit | None
+) -> TestData:
+    """What one model is tested on.
+
+    Rows of a file go through the scaling and the classes of the model's own data (``like``), where
+    those are known. Of a bundled set or the user's function it is the test part: the model's own,
+    where it was trained on that.
+
+    Args:
+        rows: those of a file.
+        data: its path; or a bundled set or the user's function.
+        seed: of the split.
+        task: the task, where the targets leave it open.
+        like: the data that the model was trained on.
+
+    Raises:
+        ValueError: one line, as ``load_data``; the model was trained on this very file, or its data
+            lack a class or have another shape.
+    """
+    if rows is None:
+        if like is not None and like.source in (data, f"sklearn.datasets.load_{data}"):
+            return own_test(like)
+        return own_test(load_data(data, seed=seed, task=task,
+                                  image=like is not None and len(like.features) == 3))
+    if like is None:
+        posed = pose(rows.targets, task=task)
+        part = part_of(rows, posed, data)
+    elif Path(data).expanduser().absolute() == Path(like.source):
+        raise ValueError(f"data: expected rows that training never saw, but {data} is what the "
+                         f"model was trained on; without --data its own test part is taken")
+    else:
+        posed, part = like.posed, _scaled(rows, data, like)
+    truth = posed.encoded(rows.targets, where=data).astype(np.float64)
+    return TestData(part, posed, truth, _digest(rows))
+
+
+def _scaled(rows: Rows, data: str, like: DataSplit) -> Part:
+    features = like.features
+    channel = len(features) == rows.inputs.ndim == 3 and features[0] == 1
+    if rows.inputs.shape[1:] != (features[1:] if channel else features):
+        raise ValueError(f"data: expected inputs of shape {features} in {data}, as the model's own "
+                         f"data have, but got {rows.inputs.shape[1:]}")
+    scaled = like.scaling.applied(rows) if like.scaling else rows
+    if channel:
+        scaled = replace(scaled, inputs=scaled.inputs[:, None])
+    return part_of(scaled, like.posed, data)
+
+
+def _digest(rows: Rows) -> str:
+    """SHA-256 of rows as they were read."""
+    sha = hashlib.sha256()
+    for array in (rows.inputs, rows.targets):
+        sha.update(f"{array.dtype.str}{array.shape}".encode())
+        sha.update(np.ascontiguousarray(array).tobytes())
+    return sha.hexdigest()
+
+
+def columns_of(path: Path, *, argument: str) -> dict[str, np.ndarray]:
+    """The columns of a .csv or .parquet file, or the arrays of an .npz one, as they are.
+
+    Raises:
+        ValueError: one line that begins with ``argument``; the file cannot be read.
+    """
+    try:
+        if path.suffix.lower() == ".npz":
+            with np.load(path, allow_pickle=False) as archive:
+                return {name: archive[name] for name in archive.files}
+    except Exception as error:  # zip, pickle and header errors of many kinds: all are the file's
+        raise ValueError(f"{argument}: could not read {path}: {one_line(error)}") from error
+    try:
+        frame = frame_of(path)
+    except ValueError as error:
+        raise ValueError(f"{argument}: {str(error).removeprefix('data: ')}") from error
+    return {str(name): frame[name].to_numpy() for name in frame.columns}

@@ -47,7 +47,7 @@ def log_model(  # noqa: PLR0913 - where to, what, and what is shown beside it
     """Save ``model`` as a LoggedModel of the run, in ``pt2``, with a dynamic batch size.
 
     The requirements are given, not inferred, and nothing is pickled: it loads with
-    ``MLFLOW_ALLOW_PICKLE_DESERIALIZATION=false``.
+    ``MLFLOW_ALLOW_PICKLE_DESERIALIZATION=false`` (MLflow wants torch 2.10 to be sure of that).
 
     Args:
         client: MLflow's.

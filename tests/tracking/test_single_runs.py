@@ -1,0 +1,104 @@
+"""One run or two: the best, by the beginning of an id, side by side; and looks at a test set."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pandas as pd
+import pytest
+from mlflow.store.tracking import sqlalchemy_store
+from mlflow.tracking import MlflowClient
+
+from wua_mlflow.tracking import best, compare_runs
+from wua_mlflow.tracking.runs import count_looks, find_run, show_run
+
+
+def test_the_best_is_the_smallest_that_is_non_inferior(populated, calls):
+    assert best()["name"] == "slim 5"
+    assert [name for name, _ in calls] == ["search_experiments", "search_runs"]
+    assert calls[1][1]["max_results"] == 1
+    assert best("other")["run_id"] == populated["slim 6"]
+    assert best(where="metrics.`accuracy/test` > 0.89")["name"] == "slim 6"
+    assert best(where="metrics.`accuracy/test` > 0.99") is None
+    assert best(by="accuracy/test")["name"] == "slim 5"
+    assert best()["flops/forward"] == 30
+
+
+def test_the_best_by_a_metric_that_no_variant_has_is_an_error(populated):
+    with pytest.raises(ValueError, match="^by: .* got 'flops/foward'; did you mean 'flops/forward"):
+        best(by="flops/foward")
+
+
+def test_two_runs_side_by_side(populated):
+    table = compare_runs(populated["oversized 10"], populated["slim 7"])
+    assert table.columns.tolist() == ["oversized 10", "slim 7", "ratio"]
+    assert table.index.tolist() == ["accuracy/test", "flops/forward", "latency/p50_ms",
+                                    "compare/looks"]
+    assert table.loc["flops/forward"].tolist() == [60, 42, pytest.approx(60 / 42)]
+    assert table.loc["latency/p50_ms"].isna().tolist() == [False, True, True]
+    assert set(map(str, table.dtypes)) == {"Float64"}
+
+
+def test_a_ratio_of_what_is_not_above_zero_is_na(writer):
+    pair = [writer.run(name, metrics={"usage/shift": shift, "loss/test": 0.0, "size/bytes": 4.0})
+            for name, shift in (("a", -0.5), ("b", 0.25))]
+    assert compare_runs(*pair)["ratio"].isna().to_dict() == {
+        "loss/test": True, "size/bytes": False, "usage/shift": True}
+
+
+@pytest.mark.parametrize("names", [("slim 7", "slim 7"), ("ratio", "slim 7")])
+def test_names_that_would_be_taken_for_each_other_have_the_id_beside_them(writer, names):
+    pair = [writer.run(name, metrics={"loss/test": 1.0}) for name in names]
+    assert compare_runs(*pair).columns.tolist() == [
+        *(f"{name} ({run_id[:8]})" for name, run_id in zip(names, pair, strict=True)), "ratio"]
+
+
+def test_a_run_is_not_compared_with_itself(populated):
+    run_id = populated["slim 7"]
+    with pytest.raises(ValueError, match=f"^b: expected another run than a, .* {run_id}$"):
+        compare_runs(run_id, run_id[:12])
+
+
+def test_everything_about_one_run(populated):
+    said = show_run(populated["slim 7"])["value"]
+    assert said.to_dict() == {
+        "run_id": populated["slim 7"], "name": "slim 7", "status": "FINISHED",
+        "start_time": pd.Timestamp("2023-11-14 22:13:21+00:00"),
+        "wua.kind": "variant", "wua.test_digest": "d1", "wua.verdict": "inconclusive",
+        "batch_size": "64", "epochs": 60, "hidden": "7", "lr": 0.01,
+        "accuracy/test": 0.873, "flops/forward": 42, "compare/looks": 1}
+
+
+def test_the_beginning_of_an_id_is_enough(populated, calls):
+    for name, run_id in populated.items():
+        assert find_run(run_id[:12]).info.run_name == name
+    assert [name for name, _ in calls] == ["search_experiments", "search_runs"] * len(populated)
+    calls.clear()
+    assert find_run(populated["slim 7"]).info.run_name == "slim 7"
+    assert [name for name, _ in calls] == ["get_run"]
+
+
+def test_the_beginning_of_several_ids_names_them(writer, monkeypatch):
+    ids = [f"abcd{number:028x}" for number in range(2)]
+    left = iter(ids)
+    monkeypatch.setattr(sqlalchemy_store, "uuid",
+                        SimpleNamespace(uuid4=lambda: SimpleNamespace(hex=next(left))))
+    for name in ("slim 7", "slim 8"):
+        writer.run(name)
+    with pytest.raises(ValueError, match=rf"'abcd' fits {ids[1]} \(slim 8\), {ids[0]} \(slim 7\)$"):
+        find_run("abcd")
+    assert find_run(ids[0][:-1] + "0").info.run_name == "slim 7"
+
+
+@pytest.mark.parametrize("run_id", ["abc", "slim 7", "0123456789abcdef" * 2, "", "100%", "ffff"])
+def test_a_run_that_is_not_there_is_one_line(populated, run_id):
+    with pytest.raises(ValueError, match="^run: no run") as caught:
+        find_run(run_id)
+    assert f"'{run_id}'" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_looks_at_a_test_set(populated):
+    client = MlflowClient()
+    assert count_looks(client, "d1") == 3
+    assert count_looks(client, "d1", besides=populated["slim 6"]) == 2
+    assert count_looks(client, "d2") == 0
