@@ -273,3 +273,15 @@ def test_verdicts_alone_import_neither_scipy_nor_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["inconclusive", "[]"]
+
+
+@pytest.mark.parametrize(("lost", "first"), [
+    (0, "As good within the margin: accuracy 0.0 points (95% interval "),
+    (600, "Not as good: accuracy −30.0 points (95% interval "),
+])
+def test_headlines(lost: int, first: str) -> None:
+    old = np.ones(2000)
+    new = np.concatenate([np.zeros(lost), np.ones(2000 - lost)])
+    headline = compare(old, new, margin=0.02).headline
+    assert headline.startswith(first)
+    assert headline.endswith("; margin 2 points; these two models)")

@@ -77,6 +77,11 @@ class Verdict:
         """The verdict in one sentence; accuracies are in percentage points."""
         return wording.verdict_sentence(self)
 
+    @property
+    def headline(self) -> str:
+        """The verdict in a few words, with the difference, its interval and the margin."""
+        return wording.verdict_headline(self)
+
 
 def compare(
     baseline: ArrayLike | Scored,

@@ -15,24 +15,48 @@ from wua_mlflow.settling import Need
 if TYPE_CHECKING:
     from wua_mlflow.verdict import Verdict
 
-__all__ = ["hopeless_sentence", "need_sentence", "unseen_sentence", "verdict_sentence"]
+__all__ = [
+    "hopeless_sentence",
+    "need_sentence",
+    "unseen_sentence",
+    "verdict_headline",
+    "verdict_sentence",
+]
 
 _AS_SEEN = "if the difference and its spread stay as seen"
 
 
 def verdict_sentence(verdict: Verdict) -> str:
     """The verdict in one sentence; accuracies are in percentage points."""
+    delta, interval, margin = _figures(verdict)
+    return (
+        f"{_subject(verdict)} minus the original's is {delta} "
+        f"({100 * verdict.confidence:g}% interval {interval}), against a margin of "
+        f"{margin}: {_outcome_in_words(verdict)}."
+    )
+
+
+def verdict_headline(verdict: Verdict) -> str:
+    """The verdict as a headline: outcome, difference, interval, margin, what it rests on."""
+    delta, interval, margin = _figures(verdict)
+    word = {"non_inferior": "As good within the margin", "inferior": "Not as good"}.get(
+        verdict.outcome, "Inconclusive")
+    rests = f"{verdict.seeds:,} seeds" if verdict.kind == "recipe" else "these two models"
+    return (
+        f"{word}: {verdict.score} {delta} ({100 * verdict.confidence:g}% interval {interval}; "
+        f"margin {margin}; {rests})"
+    )
+
+
+def _figures(verdict: Verdict) -> tuple[str, str, str]:
+    """Difference, interval and margin, in percentage points where the score is an accuracy."""
     scale, unit = (100.0, " points") if verdict.score == "accuracy" else (1.0, "")
     decimals = _decimals(verdict, scale, first=1 if unit else 3)
     delta, low, high = (
         _signed(scale * value, decimals) for value in (verdict.delta, verdict.low, verdict.high)
     )
     margin = _margin(scale, verdict.margin)
-    return (
-        f"{_subject(verdict)} minus the original's is {delta}{unit} "
-        f"({100 * verdict.confidence:g}% interval {low} to {high}), against a margin of "
-        f"{margin:g}{unit if margin != 1 else unit[:-1]}: {_outcome_in_words(verdict)}."
-    )
+    return f"{delta}{unit}", f"{low} to {high}", f"{margin:g}{unit if margin != 1 else unit[:-1]}"
 
 
 def need_sentence(need: Need, *, examples: int, seeds: int, recipe: bool) -> str:
@@ -90,7 +114,10 @@ def _subject(verdict: Verdict) -> str:
             f"Recipe verdict (both trained with {verdict.seeds:,} seeds, {examples}): on average "
             f"the slim model's {verdict.score}"
         )
-    return f"Artifact verdict (these two saved models, {examples}): the slim model's {verdict.score}"
+    return (
+        f"Artifact verdict (these two saved models, {examples}): "
+        f"the slim model's {verdict.score}"
+    )
 
 
 def _outcome_in_words(verdict: Verdict) -> str:

@@ -261,8 +261,9 @@ def test_the_description_begins_with_the_verdict_then_what_is_saved(usecase: Fin
     note = usecase.run().data.tags["mlflow.note.content"]
     first, second, third = note.split("\n\n")[:3]
     verdict = usecase.outcome.verdict
-    assert verdict.sentence in first
-    assert "interval" in first
+    assert first == f"**{verdict.headline}**"
+    assert "95% interval" in first
+    assert verdict.sentence in note
     assert second.startswith("Saves 1.43× fewer FLOPs")
     assert third.startswith("| ")
     assert "Budgets differ: the original trained for 50 epochs, the slim one for 60." in note

@@ -46,7 +46,8 @@ def test_what_is_saved_and_what_is_not() -> None:
 def test_markdown_leads_with_the_verdict_and_its_interval() -> None:
     report = _report(SAVES, looks=3)
     lines = markdown_report(report).splitlines()
-    assert lines[0].startswith("**As good, within the margin. Artifact verdict")
+    assert lines[0].startswith("**As good within the margin: accuracy −0.5 points (95% interval ")
+    assert lines[0].endswith("; margin 2 points; these two models)**")
     assert re.search(r"95% interval −\d\.\d+ to −\d\.\d+", lines[0])
     assert lines[2] == report.saved
     assert "looked at for 3 verdicts" in markdown_report(report)
@@ -73,7 +74,7 @@ def test_terminal_table_is_aligned() -> None:
 
 def test_terminal_says_the_verdict_last() -> None:
     text = terminal_reports(_report(SAVES))
-    assert text.index("Accuracy: 0.9500 on the training data") < text.index("Verdict: As good")
+    assert text.index("Accuracy: 0.9500 on the training data") < text.index("Verdict: As good within")
     assert text.endswith(_report(SAVES).saved)
 
 
@@ -104,6 +105,6 @@ def test_headlines_of_the_other_outcomes(outcome: str) -> None:
     verdict = compare(old, new, margin=0.02)
     assert verdict.outcome == outcome
     report = Report("t", ["a", "b"], [OLD, NEW], Comparison(verdict, None, 0.0, 0.0, 1, {}))
-    first = {"inferior": "Not as good. ", "inconclusive": "Inconclusive. "}[outcome]
+    first = {"inferior": "Not as good: ", "inconclusive": "Inconclusive: "}[outcome]
     assert report.headline.startswith(first)
     assert (verdict.settle or "never") in terminal_reports(report) or outcome == "inferior"

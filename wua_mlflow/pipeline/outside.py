@@ -12,10 +12,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import mlflow
 import numpy as np
 import torch
 from mlflow.exceptions import MlflowException
 from mlflow.models import get_model_info
+from mlflow.tracking import MlflowClient
 from torch import Tensor, nn
 
 from wua_mlflow.config import Settings
@@ -25,17 +27,17 @@ from wua_mlflow.flops import count_flops
 from wua_mlflow.hooks import evaluating
 from wua_mlflow.latency import measure_latency
 from wua_mlflow.pipeline.comparison import Comparison, compare_evaluations, damage, ratios
+from wua_mlflow.pipeline.predictions import Predictions, read_predictions
 from wua_mlflow.pipeline.recipe import device_of
 from wua_mlflow.pipeline.report import Report, table_text
-from wua_mlflow.pipeline.predictions import Predictions, read_predictions
 from wua_mlflow.pipeline.tables import ENDINGS, Target
-from wua_mlflow.pipeline.testdata import TestData, own_test, prepared, targets_of, test_rows
+from wua_mlflow.pipeline.testdata import TestData, own_test, prepared, rows_in, targets_of
 from wua_mlflow.pipeline.variant import Variant, load_variant
 from wua_mlflow.tracking.log import latency_metrics
 from wua_mlflow.tracking.models import load_exported
 from wua_mlflow.tracking.names import Kind, Metric, Tag
 from wua_mlflow.tracking.runs import count_looks
-from wua_mlflow.tracking.store import Store, connect
+from wua_mlflow.tracking.store import Store, sqlite_file
 
 __all__ = ["Outside", "compare_any"]
 
@@ -55,8 +57,8 @@ class Outside:
 class _Side:
     """One of the two: what it is, how it does, what it costs.
 
-    ``variant`` is the run of ours that it comes from; ``test`` what it is tested on, None where a
-    file's own targets are all there is; ``found`` how it does there.
+    ``variant`` is the run of ours that it comes from; ``model`` what is tested, ``network`` what is
+    counted and timed: the plain network behind an exported one, where that can be built.
     """
 
     reference: str
@@ -65,6 +67,7 @@ class _Side:
     predictions: Predictions | None = None
     test: TestData | None = None
     model: nn.Module | None = None
+    network: nn.Module | None = None
     metrics: dict[str, float] = field(default_factory=dict)
     found: Evaluation | None = None
 
@@ -91,7 +94,7 @@ def compare_any(a: str, b: str, settings: Settings, *, data_given: bool) -> Outs
     """
     for reference in (a, b):
         _check_reference(reference)
-    store = None if all(map(_is_file, (a, b))) else connect(settings.experiment)
+    store = None if all(map(_is_file, (a, b))) else _to_read()
     sides = [_opened(reference, store, settings) for reference in (a, b)]
     _give_tests(sides, settings, fresh=data_given)
     for side in sides:
@@ -114,8 +117,24 @@ def _compared(sides: Sequence[_Side], settings: Settings, store: Store | None) -
     comparison = Comparison(artifact, None, *damage(a.evaluation, b.evaluation), looks,
                             ratios(a.metrics, b.metrics))
     report = Report("", [a.name, b.name], [a.metrics, b.metrics], comparison)
-    verdict = f"{report.headline}\n{artifact.settle or ''}".strip()
-    return Outside(comparison, f"{verdict}\n\n{table_text(report)}")
+    blocks = (f"{report.headline}\n{artifact.settle or ''}", table_text(report), _caution(a, b))
+    return Outside(comparison, "\n\n".join(filter(None, map(str.strip, blocks))))
+
+
+def _caution(*sides: _Side) -> str:
+    """A sentence where two latencies are of different things."""
+    exported = [side.name for side in sides if side.network and not side.variant]
+    if len(exported) != 1 or not all(side.network for side in sides):
+        return ""
+    return (f"The latencies are not alike: {exported[0]} is an exported graph, which checks its "
+            f"inputs before each forward; the other is a plain network.")
+
+
+def _to_read() -> Store | None:
+    """The store as it is, if it is there: no experiment is made, and no database."""
+    uri = mlflow.get_tracking_uri()
+    file = sqlite_file(uri)
+    return None if file and not file.exists() else Store(MlflowClient(uri), "", uri)
 
 
 def _is_file(reference: str) -> bool:
@@ -129,20 +148,26 @@ def _check_reference(reference: str) -> None:
 
 
 def _opened(reference: str, store: Store | None, settings: Settings) -> _Side:
-    if store is None or _is_file(reference):
+    if _is_file(reference):
         return _Side(reference, Path(reference).name, predictions=read_predictions(reference))
     machine = {"device": settings.device}
     if RUN_ID.fullmatch(reference):
+        if store is None:
+            raise ValueError(f"compare: no run has the id '{reference}': there is no "
+                             f"{mlflow.get_tracking_uri()}")
         variant = load_variant(store, reference, machine)
-        return _Side(reference, variant.name, variant, model=variant.model)
+        return _Side(reference, variant.name, variant, model=variant.model, network=variant.model)
     model = load_exported(reference).to(device_of(settings.device))
     run_id = _source_run(store, reference)
-    return _Side(reference, reference, model=model,
-                 variant=load_variant(store, run_id, machine) if run_id else None)
+    source = load_variant(store, run_id, machine) if store and run_id else None
+    return _Side(reference, reference, source, model=model,
+                 network=source.model if source else model)
 
 
-def _source_run(store: Store, uri: str) -> str | None:
+def _source_run(store: Store | None, uri: str) -> str | None:
     """The variant's run that the model was logged by, if it was one of ours."""
+    if store is None:
+        return None
     try:
         run_id = get_model_info(uri).run_id
         tags = store.client.get_run(run_id).data.tags if run_id else {}
@@ -152,14 +177,18 @@ def _source_run(store: Store, uri: str) -> str | None:
 
 
 def _give_tests(sides: Sequence[_Side], settings: Settings, *, fresh: bool) -> None:
-    """What each is tested on: what comes from elsewhere takes the other's scaling and classes."""
+    """What each is tested on.
+
+    A network of ours gets a file's rows scaled as its own data were, one from elsewhere gets them
+    as they are. Where no file is named, one from elsewhere takes the other's test part.
+    """
     known = next((side.variant.recipe.split for side in sides if side.variant), None)
     rows = None
     if fresh:
-        read = test_rows if any(side.model for side in sides) else targets_of
+        read = rows_in if any(side.model for side in sides) else targets_of
         rows = read(settings.data, settings.target)
     for side in sides:
-        like = side.variant.recipe.split if side.variant else known
+        like = side.variant.recipe.split if side.variant else known if rows is None else None
         if fresh:
             side.test = prepared(rows, settings.data, seed=settings.seed, task=settings.task,
                                  like=like)
@@ -194,7 +223,7 @@ def _by_outputs(side: _Side, model: nn.Module, test: TestData) -> TestData:
         return test
     count, values = outputs.shape[1], test.posed.values
     whole = all(isinstance(value, int | float) and value == int(value) for value in values)
-    if whole and 0 <= min(values) and max(values) < count:
+    if whole and min(values) >= 0 and max(values) < count:
         numbers = np.array(values)[test.truth.astype(int)].astype(np.int64)
         posed = Target("multiclass", tuple(range(count)))
     elif len(values) == count:
@@ -261,11 +290,11 @@ def _measure(sides: Sequence[_Side], device: torch.device) -> None:
     for side, letter in zip(sides, "AB", strict=True):
         score = Metric.SCORE_TEST if side.evaluation.task == "regression" else Metric.ACCURACY_TEST
         side.metrics[score] = side.evaluation.score
-        if side.model is not None and side.test is not None:
-            side.metrics[Metric.PARAMS_TOTAL] = sum(p.numel() for p in side.model.parameters())
-            count = count_flops(side.model, side.test.part.inputs[:2].to(device), backward=False)
+        if side.network is not None and side.test is not None:
+            side.metrics[Metric.PARAMS_TOTAL] = sum(p.numel() for p in side.network.parameters())
+            count = count_flops(side.network, side.test.part.inputs[:2].to(device), backward=False)
             side.metrics[Metric.FLOPS_FORWARD] = count.forward_flops / count.samples
-            networks[letter] = side.model
+            networks[letter] = side.network
     if len(networks) == len(sides) and sides[0].test is not None:
         inputs = sides[0].test.part.inputs[:LATENCY_BATCH].to(device)
         timed = measure_latency(networks, inputs)

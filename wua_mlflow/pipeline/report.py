@@ -47,11 +47,8 @@ class Report:
 
     @property
     def headline(self) -> str:
-        """The verdict in words, with its interval; the recipe's where there is one."""
-        verdict = self.comparison.verdict
-        words = {"non_inferior": "As good, within the margin", "inferior": "Not as good",
-                 "inconclusive": "Inconclusive"}[verdict.outcome]
-        return f"{words}. {verdict.sentence}"
+        """The verdict in a line, with its interval; the recipe's where there is one."""
+        return self.comparison.verdict.headline
 
     @property
     def saved(self) -> str:
@@ -140,7 +137,7 @@ def _cells(cells: Sequence[str]) -> str:
 
 def _notes(report: Report) -> list[str]:
     comparison = report.comparison
-    notes = []
+    notes = [comparison.verdict.sentence]
     if comparison.verdict.settle:
         notes.append(comparison.verdict.settle)
     if comparison.recipe is None:
@@ -200,7 +197,7 @@ def terminal_reports(report: Report) -> str:
                 "top_90_percent_contrib": layer.top90_share,
                 "low_contrib_percentage": 100 * layer.low_share})]
         blocks.append("\n".join(block))
-    verdict = [f"Verdict: {report.headline}"]
+    verdict = [f"Verdict: {report.headline}", report.comparison.verdict.sentence]
     if report.comparison.verdict.settle:
         verdict.append(report.comparison.verdict.settle)
     if report.comparison.recipe:

@@ -22,6 +22,7 @@ from wua_mlflow.evaluation import Evaluation
 from wua_mlflow.flops import CONVENTION, count_flops, ptflops_forward_flops
 from wua_mlflow.pipeline.models import check_widths
 from wua_mlflow.pipeline.pictures import usage_pictures
+from wua_mlflow.pipeline.progress import Watched
 from wua_mlflow.pipeline.recipe import (
     Recipe,
     Replicate,
@@ -134,9 +135,10 @@ def analyze(store: Store, variant: Variant, *, pictures: bool = True) -> ModelUs
     settings = variant.settings
     store.client.set_tag(variant.run_id, step_tag("analyze"), "running")
     with marking(store, variant.run_id, "analyze"):
-        usage = analyze_model(
-            variant.model, variant.recipe.split.train.inputs.to(variant.recipe.device),
-            criterion=settings.criterion, null=settings.null_draws, seed=settings.seed)
+        inputs = Watched(variant.recipe.split.train.inputs.to(variant.recipe.device),
+                         passes=1 + settings.null_draws, label=f"analysing {variant.name}")
+        usage = analyze_model(variant.model, inputs, criterion=settings.criterion,
+                              null=settings.null_draws, seed=settings.seed)
         metrics = usage_metrics(usage)
         tags = {step_tag("analyze"): "done"}
         if usage.null:

@@ -27,8 +27,7 @@ __all__ = ["ENDINGS", "Rows", "Target", "frame_of", "pose", "read_rows", "rows_o
 
 ENDINGS = (".csv", ".parquet", ".npz")
 
-_FEW = 20
-"""Up to so many different whole numbers are classes; more are amounts."""
+_FEW = 20  # up to so many different whole numbers are classes; more are amounts
 
 
 @dataclass(frozen=True, eq=False)

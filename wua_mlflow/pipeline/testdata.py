@@ -16,7 +16,7 @@ from wua_mlflow.evaluation import Task
 from wua_mlflow.pipeline.data import DataSplit, Part, is_file, load_data, part_of
 from wua_mlflow.pipeline.tables import ENDINGS, Rows, Target, frame_of, pose, read_rows, rows_of
 
-__all__ = ["TestData", "columns_of", "own_test", "prepared", "targets_of", "test_rows"]
+__all__ = ["TestData", "columns_of", "own_test", "prepared", "rows_in", "targets_of"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,27 +49,28 @@ def own_test(split: DataSplit) -> TestData:
     return TestData(split.test, split.posed, truth, split.test.digest)
 
 
-def test_rows(data: str, target: str | None) -> Rows | None:
+def rows_in(data: str, target: str | None) -> Rows | None:
     """The rows of a file, whole and as they are; None for what is no file.
 
     Raises:
         ValueError: one line, as ``load_data``.
     """
-    return read_rows(data, target) if is_file(data) else None
-
-
-test_rows.__test__ = False  # type: ignore[attr-defined]  # nor is this a test
+    if is_file(data):
+        return read_rows(data, target)
+    if target:
+        raise ValueError(f"target: expected none beside data {data!r}, but got {target!r}")
+    return None
 
 
 def targets_of(data: str, target: str | None) -> Rows | None:
-    """As ``test_rows``, the target alone: what predictions need, whatever the other columns hold.
+    """As ``rows_in``, the target alone: what predictions need, whatever the other columns hold.
 
     Raises:
         ValueError: one line; no such file or column, or a value is missing.
     """
     path = Path(data).expanduser()
     if not is_file(data) or path.suffix.lower() not in ENDINGS or not path.is_file():
-        return test_rows(data, target)
+        return rows_in(data, target)
     columns = columns_of(path, argument="data")
     name = target or ("y" if path.suffix.lower() == ".npz" else "")
     if name not in columns:
@@ -100,9 +101,11 @@ def prepared(
     """
     if rows is None:
         if like is not None and like.source in (data, f"sklearn.datasets.load_{data}"):
-            return own_test(like)
-        return own_test(load_data(data, seed=seed, task=task,
-                                  image=like is not None and len(like.features) == 3))
+            found = own_test(like)
+        else:
+            found = own_test(load_data(data, seed=seed, task=task,
+                                       image=like is not None and len(like.features) == 3))
+        return replace(found, digest=_digest(data.encode(), found.truth))
     if like is None:
         posed = pose(rows.targets, task=task)
         part = part_of(rows, posed, data)
@@ -112,7 +115,7 @@ def prepared(
     else:
         posed, part = like.posed, _scaled(rows, data, like)
     truth = posed.encoded(rows.targets, where=data).astype(np.float64)
-    return TestData(part, posed, truth, _digest(rows))
+    return TestData(part, posed, truth, _digest(rows.inputs, rows.targets))
 
 
 def _scaled(rows: Rows, data: str, like: DataSplit) -> Part:
@@ -127,12 +130,14 @@ def _scaled(rows: Rows, data: str, like: DataSplit) -> Part:
     return part_of(scaled, like.posed, data)
 
 
-def _digest(rows: Rows) -> str:
-    """SHA-256 of rows as they were read."""
+def _digest(*parts: np.ndarray | bytes) -> str:
+    """SHA-256 of arrays with their shapes and types, and of bytes."""
     sha = hashlib.sha256()
-    for array in (rows.inputs, rows.targets):
-        sha.update(f"{array.dtype.str}{array.shape}".encode())
-        sha.update(np.ascontiguousarray(array).tobytes())
+    for part in parts:
+        if not isinstance(part, bytes):
+            sha.update(f"{part.dtype.str}{part.shape}".encode())
+            part = np.ascontiguousarray(part).tobytes()
+        sha.update(part)
     return sha.hexdigest()
 
 
