@@ -117,8 +117,9 @@ def _compared(sides: Sequence[_Side], settings: Settings, store: Store | None) -
     comparison = Comparison(artifact, None, *damage(a.evaluation, b.evaluation), looks,
                             ratios(a.metrics, b.metrics))
     report = Report("", [a.name, b.name], [a.metrics, b.metrics], comparison)
-    blocks = (f"{report.headline}\n{artifact.settle or ''}", table_text(report), _caution(a, b))
-    return Outside(comparison, "\n\n".join(filter(None, map(str.strip, blocks))))
+    verdict = "\n".join(filter(None, (report.headline, artifact.settle)))
+    text = "\n\n".join(filter(None, (verdict, table_text(report), _caution(a, b))))
+    return Outside(comparison, text)
 
 
 def _caution(*sides: _Side) -> str:
@@ -274,9 +275,6 @@ def _check_alike(a: _Side, b: _Side) -> None:
         raise ValueError(f"compare: expected both to be tested on the same examples, but "
                          f"{a.reference} was on {len(one.scores)} and {b.reference} on "
                          f"{len(other.scores)}; name one test set with --data")
-    if "regression" in (one.task, other.task) and one.task != other.task:
-        raise ValueError(f"compare: expected two models of one task, but {a.reference} is "
-                         f"{one.task} and {b.reference} {other.task}")
     alike = one.task == "regression" or np.array_equal(one.targets, other.targets)
     if one.digest != other.digest or not alike:
         raise ValueError(f"compare: expected both to be tested on the same examples, but the test "
