@@ -18,7 +18,6 @@ from pathlib import Path
 
 from wua_mlflow.arguments import QUERIES, parse
 from wua_mlflow.config import COMMAND_FIELDS, TUTORIAL, ConfigError, given_fields, load_settings
-from wua_mlflow.dotted import one_line
 from wua_mlflow.stopping import stoppable
 
 __all__ = ["main"]
@@ -144,7 +143,7 @@ def _check_server() -> None:
         return  # it is there; MLflow has settings of its own for certificates
     except requests.RequestException as error:
         raise _NoServerError(f"MLFLOW_TRACKING_URI: expected a tracking server at {_shown(uri)}, "
-                             f"but it does not answer: {one_line(error)}") from None
+                             f"but none answers there: {type(error).__name__}") from None
 
 
 def _end_inherited(error: BaseException) -> None:
