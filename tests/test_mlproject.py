@@ -109,7 +109,7 @@ def test_main_tells_the_whole_story(store_uri: str, tmp_path: Path) -> None:
     assert "Effective weights: 15.7751" in done.stdout
     assert "Verdict: " in done.stdout
     assert "viewStateShareKey=" in done.stdout
-    assert "epoch" not in done.stderr, "a progress bar in a log file"
+    assert "epoch/s" not in done.stderr, "a progress bar in a log file"
     (pipeline,) = _runs("pipeline")
     assert pipeline.info.status == "FINISHED"
     assert pipeline.data.tags["mlflow.project.entryPoint"] == "main"

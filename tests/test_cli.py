@@ -1,0 +1,429 @@
+"""The command line: words in; exit code, text and JSON out."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from mlflow.entities import Run
+from mlflow.tracking import MlflowClient
+
+from wua_mlflow.arguments import COMMANDS, parse
+from wua_mlflow.cli import main
+from wua_mlflow.config import COMMAND_FIELDS, ConfigError
+
+PARTS = """
+import numpy as np
+from torch import nn
+
+def data(seed):
+    print("a line of the user's own")
+    draw = np.random.default_rng(seed)
+    def part(n):
+        x = draw.normal(size=(n, 2)).astype("float32")
+        return x, (x.sum(1) > 0).astype("int64")
+    return part(100), part(40), part(60)
+"""
+QUICK = ["--data", "cli_parts:data", "--hidden", "5", "--epochs", "1", "--seeds", "1"]
+WHOLE = [*QUICK, "--null-draws", "1"]
+
+
+@dataclass(frozen=True)
+class Made:
+    """A store with one pipeline in it, and the ids of its runs."""
+
+    folder: Path
+    pipeline: str
+    oversized: str
+    slim: str
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, migrated_database: Path) -> Made:
+    """``wua run`` in a process of its own, on the tutorial's data."""
+    folder = tmp_path_factory.mktemp("made")
+    shutil.copy(migrated_database, folder / "mlflow.db")
+    uri = f"sqlite:///{folder / 'mlflow.db'}"
+    done = subprocess.run(
+        [sys.executable, "-m", "wua_mlflow", "run", "--seeds", "1", "--epochs", "2",
+         "--slim-epochs", "2", "--null-draws", "1"],
+        cwd=folder, env={**os.environ, "MLFLOW_TRACKING_URI": uri}, capture_output=True, text=True,
+        timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "No recipe verdict: it needs at least 5 seeds" in done.stdout
+    client = MlflowClient(uri)
+    found = {run.data.tags.get("wua.variant", "pipeline"): run.info.run_id
+             for run in client.search_runs(["1"])}
+    return Made(folder, found["pipeline"], found["oversized"], found["slim"])
+
+
+@pytest.fixture
+def store(store_uri: str, made: Made, tmp_path: Path) -> Made:
+    """A copy of the store, for the test to work in."""
+    shutil.copy(made.folder / "mlflow.db", tmp_path / "mlflow.db")
+    return made
+
+
+@pytest.fixture
+def parts(store_uri: str, tmp_path: Path) -> Iterator[None]:
+    (tmp_path / "cli_parts.py").write_text(PARTS)
+    path = list(sys.path)
+    yield
+    sys.path[:] = path
+    sys.modules.pop("cli_parts", None)
+
+
+def all_runs(kind: str = "") -> list[Run]:
+    client = MlflowClient()
+    everywhere = [found.experiment_id for found in client.search_experiments()]
+    clause = f"tags.`wua.kind` = '{kind}'" if kind else ""
+    return list(client.search_runs(everywhere, clause, order_by=["attributes.start_time DESC"]))
+
+
+def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    whole = capsys.readouterr().out
+    assert all(f"\n    {name} " in whole for name in COMMANDS)
+    assert main([]) == 0
+    assert capsys.readouterr().out == whole
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == "0.1.0\n"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_a_command_lists_every_field_once(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([command, "--help"]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith(f"usage: wua {command}")
+    assert COMMANDS[command].split()[-1] in text
+    for field in COMMAND_FIELDS.get(command, ()):
+        assert f"  --{field.replace('_', '-')} " in text
+        assert "_" not in field or f"--{field}" not in text
+
+
+def test_help_is_light() -> None:
+    script = ("import sys\nfrom wua_mlflow.cli import main\nassert main(['--help']) == 0\n"
+              "assert main(['run', '--help']) == 0\nassert main(['run', '--epohcs', '1']) == 2\n"
+              "print(sorted({'torch', 'mlflow', 'numpy', 'pandas'} & set(sys.modules)))")
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True,
+                          timeout=60)
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "[]")
+
+
+def test_the_module_is_the_command() -> None:
+    done = subprocess.run([sys.executable, "-m", "wua_mlflow", "rnu"], capture_output=True,
+                          text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == ("wua: command: expected one of run, train, analyze, slim, compare, "
+                           "runs, best, show, but got 'rnu'; did you mean 'run'?\n")
+
+
+@pytest.mark.parametrize(("words", "message"), [
+    (["run", "--epohcs", "5"], "--epohcs: no such option of wua run; did you mean '--epochs'?"),
+    (["run", "--epohcs=5"], "--epohcs: no such option of wua run; did you mean '--epochs'?"),
+    (["run", "--slim_hiden", "5"],
+     "--slim_hiden: no such option of wua run; did you mean '--slim-hidden'?"),
+    (["runs", "--lmit", "5"], "--lmit: no such option of wua runs; did you mean '--limit'?"),
+    (["train", "--slim-hidden", "5"],
+     "--slim-hidden: no such option of wua train; did you mean '--hidden'?"),
+    (["--vresion"], "--vresion: no such option of wua; did you mean '--version'?"),
+    (["run", "--epochs"], "--epochs: expected a value, but got none"),
+    (["analyze", "--run_id"], "--run_id: expected a value, but got none"),
+    (["run", "--epochs", "--json"], "--epochs: expected a value, but got none"),
+    (["run", "digits"], "digits: expected options only after wua run"),
+    (["runs", "--limit", "x"], "--limit: expected a whole number, but got 'x'"),
+    (["show"], "the following arguments are required: RUN"),
+    (["compare"], "compare: expected two models, A and B, or the run of a slim variant (--run-id), "
+                  "but got none"),
+    (["compare", "a.csv"], "compare: expected two models, A and B, but got 1"),
+    (["compare", "a.csv", "b.csv", "c.csv"], "compare: expected two models, A and B, but got 3"),
+    (["compare", "--candidate", "b.csv"], "compare: expected two models, A and B, or the run of a "
+                                          "slim variant (--run-id), but got b.csv"),
+])
+def test_wrong_words_are_one_line(
+    words: list[str], message: str, store_uri: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words) == 2
+    said = capsys.readouterr()
+    assert (said.out, said.err) == ("", f"wua: {message}\n")
+    assert all_runs() == []
+
+
+def test_options_are_spelled_with_a_dash_or_an_underscore() -> None:
+    for name in ("--slim-hidden", "--slim_hidden"):
+        assert parse(["run", name, "4"]).slim_hidden == "4"
+        assert parse(["run", f"{name}=4"]).slim_hidden == "4"
+    for command, fields in COMMAND_FIELDS.items():
+        for field in fields:
+            for name in (field, field.replace("_", "-")):
+                assert getattr(parse([command, f"--{name}", "x"]), field) == "x"
+    assert parse(["run", "--slim-hidden", "", "--slim_hidden", "4"]).slim_hidden == "4"
+
+
+def test_abbreviations_are_not_guessed() -> None:
+    with pytest.raises(ConfigError, match=r"^--epoch: no such option of wua run; did you mean"):
+        parse(["run", "--epoch", "5"])
+
+
+@pytest.mark.parametrize(("option", "value"), [
+    ("--lr", "-0.1"), ("--hidden", "-1,5"), ("--lr", "-inf"), ("--margin", "-.5")])
+def test_a_value_may_begin_with_a_minus(
+    option: str, value: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["run", option, value]) == 2
+    assert capsys.readouterr().err.startswith(f"wua: {option[2:]}: expected ")
+
+
+def test_models_and_options_of_compare_in_any_order() -> None:
+    for words in (["a", "b", "--data", "d"], ["--data", "d", "a", "b"], ["a", "--data", "d", "b"]):
+        options = parse(["compare", *words])
+        assert (options.models, options.data) == (["a", "b"], "d")
+
+
+@pytest.mark.parametrize(("words", "gate"), [
+    ([], None), (["--gate"], "true"), (["--gate", "true"], "true"), (["--gate", "false"], "false"),
+    (["--gate", ""], ""), (["--gate", "--json"], "true")])
+def test_gate_is_a_flag_and_takes_a_value(words: list[str], gate: str | None) -> None:
+    assert parse(["run", *words]).gate == gate
+
+
+@pytest.mark.parametrize(("gate", "codes"), [
+    (["--gate"], {"non_inferior": 0, "inferior": 3, "inconclusive": 4}),
+    (["--gate", "false"], {"non_inferior": 0, "inferior": 0, "inconclusive": 0}),
+    (["--gate", ""], {"non_inferior": 0, "inferior": 0, "inconclusive": 0})])
+def test_run_in_json_and_the_gates_exit_code(
+    gate: list[str], codes: dict[str, int], parts: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Sixty test examples are too few for a margin of two points, whatever the networks do."""
+    code = main(["run", *WHOLE, "--json", *gate])
+    said = capsys.readouterr()
+    found = json.loads(said.out)
+    (pipeline,) = all_runs("pipeline")
+    assert found["run_id"] == pipeline.info.run_id
+    assert found["verdict"] == pipeline.data.tags["wua.verdict"] != "non_inferior"
+    assert code == codes[found["verdict"]]
+    assert set(found["variants"]) == {run.info.run_name for run in all_runs("variant")}
+    assert found["artifact"]["examples"] == 60
+    assert (found["artifact"]["seeds"], found["recipe"]) == (1, None)
+    assert said.err == "a line of the user's own\n"
+
+
+def test_run_for_a_person(parts: None, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", *WHOLE]) == 0
+    said = capsys.readouterr()
+    assert said.err == ""
+    assert "Verdict: " in said.out
+    assert "No recipe verdict: it needs at least 5 seeds (setting `seeds`)." in said.out
+    assert "viewStateShareKey=" in said.out
+    (pipeline,) = all_runs("pipeline")
+    assert pipeline.info.run_id in said.out
+    assert "No recipe verdict" in pipeline.data.tags["mlflow.note.content"]
+
+
+def test_steps_of_the_command_line(store: Made, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["analyze", "--run-id", store.oversized, "--null-draws", "0"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("oversized 10: ")
+    assert "  fc2: not analysed: " in said
+    assert main(["slim", "--run_id", store.oversized, "--slim_hidden", "3", "--slim_epochs", "2",
+                 "--null-draws", "0"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("slim 3: ")
+    slim = next(run for run in all_runs("variant") if run.info.run_name == "slim 3")
+    assert f"Next: wua compare --run-id {slim.info.run_id}" in said
+    code = main(["compare", "--run-id", slim.info.run_id, "--margin", "0.9"])
+    assert code == 0
+    said = capsys.readouterr().out
+    assert said.startswith("slim 3 against oversized 10\n")
+    assert "No recipe verdict" in said
+    assert MlflowClient().get_run(slim.info.run_id).data.metrics["compare/margin"] == 0.9
+
+
+def test_train_alone(parts: None, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", *QUICK]) == 0
+    (variant,) = all_runs("variant")
+    assert f"Next: wua analyze --run-id {variant.info.run_id}" in capsys.readouterr().out
+    assert (variant.info.status, len(all_runs())) == ("FINISHED", 1)
+
+
+def test_compare_of_a_run_in_json(store: Made, capsys: pytest.CaptureFixture[str]) -> None:
+    code = main(["compare", "--run-id", store.slim[:8], "--json"])
+    found = json.loads(capsys.readouterr().out)
+    verdict = MlflowClient().get_run(store.slim).data.tags["wua.verdict"]
+    assert found["verdict"] == verdict
+    assert code == {"non_inferior": 0, "inferior": 3, "inconclusive": 4}[verdict]
+    assert found["metrics"]["compare/margin"] == 0.02
+
+
+def test_compare_leaves_the_pipelines_settings_alone(store: Made) -> None:
+    def config() -> dict:
+        path = MlflowClient().download_artifacts(store.pipeline, "config.yaml")
+        return yaml.safe_load(Path(path).read_text())
+
+    before = config()
+    assert before["hidden"] == [10]
+    main(["compare", "--run-id", store.slim, "--margin", "0.5"])
+    assert config() == before
+
+
+@pytest.mark.parametrize("words", [
+    ["--data", "digits"], ["--task", "binary"], ["a.csv", "b.csv"], ["--candidate", "b.csv"]])
+def test_a_run_is_compared_on_its_own_test_part(
+    words: list[str], store: Made, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["compare", "--run-id", store.slim, *words]) == 2
+    assert capsys.readouterr().err.startswith("wua: run_id: a variant is compared with its "
+                                              "original on their own test part, so expected ")
+
+
+def test_what_a_configuration_says_holds_for_a_step_too(store: Made, tmp_path: Path) -> None:
+    """Also beside settings of the recipe, which the run was made by."""
+    (tmp_path / "strict.yaml").write_text("margin: 0.3\ndata: digits\nepochs: 7\n")
+    main(["compare", "--run-id", store.slim, "--config", "strict.yaml"])
+    client = MlflowClient()
+    assert client.get_run(store.slim).data.metrics["compare/margin"] == 0.3
+    main(["compare", "--run-id", store.slim, "--config", "strict.yaml", "--margin", "0.4"])
+    assert client.get_run(store.slim).data.metrics["compare/margin"] == 0.4
+    main(["compare", "--run-id", store.slim, "--config", "usecase"])
+    assert client.get_run(store.slim).data.metrics["compare/margin"] == 0.02
+
+
+def test_empty_values_mean_as_configured(parts: None, tmp_path: Path) -> None:
+    """As ``mlflow run`` passes them: every option, most of them empty."""
+    (tmp_path / "mine.yaml").write_text(
+        "data: cli_parts:data\nhidden: [4]\nepochs: 2\nlr: 0.5\nseeds: 1\nbatch_size: full\n")
+    empty = [word for field in COMMAND_FIELDS["train"] for word in (f"--{field}", "")]
+    assert main(["train", "--config", "mine.yaml", *empty]) == 0
+    (variant,) = all_runs("variant")
+    params = variant.data.params
+    assert {name: params[name] for name in ("hidden", "epochs", "lr", "seeds", "batch_size")} == {
+        "hidden": "4", "epochs": "2", "lr": "0.5", "seeds": "1", "batch_size": "full"}
+    client = MlflowClient()
+    assert client.get_experiment(variant.info.experiment_id).name == "wua"
+
+
+def test_queries(store: Made, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["runs", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert {row["run_id"] for row in found} == {run.info.run_id for run in all_runs("variant")}
+    assert main(["show", store.slim, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["run_id"] == store.slim
+    verdict = MlflowClient().get_run(store.slim).data.tags["wua.verdict"]
+    assert main(["best"]) == (0 if verdict == "non_inferior" else 1)
+
+
+@pytest.mark.parametrize("place", ["before", "after"])
+def test_debug_shows_the_traceback_and_the_line(
+    place: str, store_uri: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["train", "--data", "nowhere.csv"]
+    code = main(words)
+    line = capsys.readouterr().err
+    assert "Traceback" not in line
+    assert line.count("\n") == 1
+    debug = ["--debug", *words] if place == "before" else [*words, "--debug"]
+    assert main(debug) == code == 1
+    said = capsys.readouterr().err
+    assert said.startswith("Traceback (most recent call last):")
+    assert said.endswith(line)
+
+
+@pytest.fixture
+def inherited(store_uri: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The run that ``mlflow run`` makes before it starts the command."""
+    client = MlflowClient()
+    experiment = client.create_experiment("of mlflow run")
+    run = client.create_run(experiment)
+    monkeypatch.setenv("MLFLOW_RUN_ID", run.info.run_id)
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", experiment)
+    return str(run.info.run_id)
+
+
+@pytest.mark.parametrize(("words", "error"), [
+    (["run", "--epohcs", "5"], "--epohcs: no such option of wua run; did you mean '--epochs'?"),
+    (["run", "--epochs"], "--epochs: expected a value, but got none"),
+    (["run", "--lr", "abc"], "lr: expected a number above 0, but got 'abc'"),
+    (["run", "--lr", "abc", "--debug"], "lr: expected a number above 0, but got 'abc'"),
+    (["run", "--config", "no.yaml"], "config: no such file: no.yaml"),
+    (["run", "--data", "no.csv"], "data: expected a file, but 'no.csv' does not exist"),
+    (["train", "--data", "no.csv"], "data: expected a file, but 'no.csv' does not exist"),
+    (["analyze"],
+     "run_id: expected the id of a variant's run, but got none; `wua runs` lists them"),
+    (["compare", "--baseline", "a.csv"], "compare: expected two models, A and B, or the run of a "
+                                         "slim variant (--run-id), but got a.csv"),
+    (["compare", "--baseline", "a.csv", "--candidate", "b.csv"],
+     "compare: expected a file of predictions, but 'a.csv' does not exist"),
+])
+def test_an_error_ends_the_run_of_mlflow_run(words: list[str], error: str, inherited: str) -> None:
+    assert main(words) in (1, 2)
+    run = MlflowClient().get_run(inherited)
+    assert (run.info.status, run.data.tags["wua.error"]) == ("FAILED", error)
+    assert len(all_runs()) == 1
+
+
+def test_the_run_of_mlflow_run_is_the_pipelines(parts: None, inherited: str) -> None:
+    assert main(["run", *WHOLE]) == 0
+    run = MlflowClient().get_run(inherited)
+    assert (run.info.status, run.data.tags["wua.kind"]) == ("FINISHED", "pipeline")
+    assert {one.data.tags["mlflow.parentRunId"] for one in all_runs("variant")} == {inherited}
+
+
+def test_the_run_of_mlflow_run_is_a_step_where_two_models_are_compared(
+    inherited: str, tmp_path: Path
+) -> None:
+    lines = ["prediction,target", *(f"{n % 2},{n % 2}" for n in range(400))]
+    (tmp_path / "a.csv").write_text("\n".join(lines))
+    assert main(["compare", "--baseline", "a.csv", "--candidate", "a.csv"]) == 0
+    run = MlflowClient().get_run(inherited)
+    assert (run.info.status, run.data.tags["wua.kind"]) == ("FINISHED", "step")
+
+
+def test_mlflow_run_works_in_the_folder_where_it_was_typed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The parent's folder, if this one is a project's; else MLFLOW_RUN_ID came otherwise."""
+    from wua_mlflow import cli
+
+    typed, project = tmp_path / "typed", tmp_path / "project"
+    typed.mkdir()
+    project.mkdir()
+    with subprocess.Popen(["sleep", "60"], cwd=typed) as parent:
+        try:
+            monkeypatch.setattr(os, "getppid", lambda: parent.pid)
+            monkeypatch.setenv("MLFLOW_RUN_ID", "of mlflow run")
+            monkeypatch.chdir(project)
+            cli._go_where_asked()
+            assert Path.cwd() == project
+            (project / "MLproject").write_text("name: x\n")
+            cli._go_where_asked()
+            assert Path.cwd() == typed
+        finally:
+            parent.kill()
+
+
+def test_a_fresh_store_makes_no_noise(tmp_path: Path) -> None:
+    """Nothing but the answer: no migrations, no warnings of third parties."""
+    draw = np.random.default_rng(0)
+    rows = draw.normal(size=(120, 3)).round(3)
+    lines = ["a,b,c,y", *(f"{a},{b},{c},{'no' if a > b else 'yes'}" for a, b, c in rows)]
+    (tmp_path / "some.csv").write_text("\n".join(lines))
+    environment = {name: value for name, value in os.environ.items() if "MLFLOW" not in name}
+    done = subprocess.run(
+        [sys.executable, "-m", "wua_mlflow", "run", "--data", "some.csv", "--target", "y",
+         "--hidden", "6,4", "--epochs", "2", "--seeds", "5", "--null-draws", "1", "--json"],
+        cwd=tmp_path, env={**environment, "MLFLOW_DISABLE_TELEMETRY": "true"},
+        capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout)["recipe"]["seeds"] == 5
+    assert (tmp_path / "mlflow.db").exists()
