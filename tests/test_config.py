@@ -90,6 +90,7 @@ BAD = [
     ({"optimizer": "adamw"}, "optimizer: expected 'adam' or 'sgd', but got 'adamw'"),
     ({"slim_hidden": "some"}, "slim_hidden: expected auto, or whole numbers of at least 1, e.g. "
                               "40,20, but got 'some'"),
+    ({"gate": "perhaps"}, "gate: expected true or false, but got 'perhaps'"),
     ({"epohcs": "5"}, "epohcs: no such setting (did you mean 'epochs'?)"),
 ]
 

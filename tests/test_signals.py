@@ -38,6 +38,18 @@ def stop_in_slim_training(model, data, budget, seed):
 """
 
 
+@pytest.fixture(autouse=True)
+def default_handlers() -> Iterator[None]:
+    """Whoever started the tests may have had them ignore a signal (``nohup`` does)."""
+    before = {number: signal.getsignal(number) for number in NUMBERS}
+    for number in NUMBERS:
+        default = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+        signal.signal(number, default)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @pytest.fixture
 def users_module(store_uri: str, tmp_path: Path) -> Iterator[str]:
     """``stopping_parts``, in the folder of the test, out of the way afterwards."""

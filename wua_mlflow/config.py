@@ -224,6 +224,7 @@ def _expectation(field: str, problem: Mapping[str, Any]) -> str:
         "confidence": "a number above 0 and below 1",
         "lr": "a number above 0",
         "device": "cpu, auto, mps, cuda or cuda:N",
+        "gate": "true or false",
     }
     if field in expected:
         return expected[field]

@@ -1,0 +1,188 @@
+"""``wua compare A B`` of runs: what they keep, fresh rows, predictions of others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+from mlflow.tracking import MlflowClient
+from safetensors.numpy import load_file
+
+import wua_mlflow as wua
+from tests.pipeline.comparing import (
+    FEATURES,
+    FRESH,
+    WHOLE,
+    Compare,
+    Made,
+    Refused,
+    Weighing,
+    assert_same_verdict,
+    forward,
+    fresh_scores,
+    log_model,
+    raw,
+    rows,
+    scaling,
+)
+from wua_mlflow.cli import main
+from wua_mlflow.tracking.store import connect
+
+pytest_plugins = ["tests.pipeline.comparing"]
+
+
+def test_runs_answer_with_what_they_keep(runs: dict[str, str], compare: Compare) -> None:
+    found = compare(runs["A"], runs["B"], "--margin", "0.1")
+    old, new = (load_file(MlflowClient().download_artifacts(
+        runs[letter], "evaluation/test.safetensors")) for letter in "AB")
+    scores = [(one["predictions"] == one["targets"]).astype(float) for one in (old, new)]
+    assert_same_verdict(found, *scores, margin=0.1)
+    assert found["metrics"]["compare/churn"] == pytest.approx(
+        np.mean(old["predictions"] != new["predictions"]))
+    forward_flops = [2 * (3 * hidden + hidden) for hidden in (6, 3)]
+    parameters = [3 * hidden + hidden + hidden + 1 for hidden in (6, 3)]
+    assert found["metrics"]["compare/flops_ratio"] == forward_flops[0] / forward_flops[1]
+    assert found["metrics"]["compare/params_ratio"] == parameters[0] / parameters[1]
+    assert found["metrics"]["compare/latency_ratio"] > 0
+
+
+def test_beginnings_of_ids(runs: dict[str, str], compare: Compare) -> None:
+    whole = compare(runs["A"], runs["B"])
+    assert compare(runs["A"][:10], runs["B"][:10])["artifact"] == whole["artifact"]
+
+
+def test_fresh_rows_go_through_each_runs_own_scaling(
+    made: Made, runs: dict[str, str], compare: Compare
+) -> None:
+    """A and C were split, and so standardised, otherwise."""
+    scores = [fresh_scores(made, letter, rows(7, 400)) for letter in "AC"]
+    assert not np.array_equal(*scores)
+    assert scores[0].mean() > 0.75
+    assert_same_verdict(compare(runs["A"], runs["C"], *FRESH), *scores, margin=0.02)
+
+
+def test_fresh_amounts(made: Made, runs: dict[str, str], compare: Compare) -> None:
+    """R² in the data's own unit, by hand; the networks were trained on standardised targets."""
+    found = compare(runs["P"], runs["Q"], "--data", "amounts.parquet", "--target", "z",
+                    "--margin", "0.3")
+    fresh = rows(7, 400)
+    truth = fresh["z"].to_numpy()
+    scores = []
+    for letter in "PQ":
+        mean, scale = scaling(made, letter, "amounts")
+        outputs = forward(runs[letter], (fresh[FEATURES].to_numpy() - mean[:3]) / scale[:3])
+        scores.append(1 - (truth - outputs * scale[3] - mean[3]) ** 2 / truth.var())
+    expected = wua.compare(*scores, margin=0.3, score="R²", seed=42)
+    assert found["verdict"] == expected.outcome
+    assert found["artifact"]["delta"] == pytest.approx(expected.delta, abs=1e-4)
+    assert found["artifact"]["low"] == pytest.approx(expected.low, abs=1e-3)
+    assert "compare/churn" not in found["metrics"]
+
+
+def test_a_bundled_set_by_name_is_the_runs_own_test_part(
+    runs: dict[str, str], compare: Compare, refused: Refused
+) -> None:
+    """And an MLP's flat rows and a CNN's images are then the same examples."""
+    line = refused(runs["D"], runs["E"])
+    assert line.endswith("differ; name one test set with --data")
+    found = compare(runs["D"], runs["E"], "--data", "digits")
+    old, new = (load_file(MlflowClient().download_artifacts(
+        runs[letter], "evaluation/test.safetensors")) for letter in "DE")
+    assert np.array_equal(old["targets"], new["targets"])
+    assert_same_verdict(found, old["predictions"] == old["targets"],
+                        new["predictions"] == new["targets"], margin=0.02)
+    assert "compare/latency_ratio" not in found["metrics"]
+
+
+def test_predictions_against_a_run(
+    runs: dict[str, str], compare: Compare, tmp_path: Path
+) -> None:
+    """Those of B, written down with the classes' names and with the amounts' own unit."""
+    from wua_mlflow.pipeline.variant import load_variant
+
+    kept = load_file(MlflowClient().download_artifacts(runs["B"], "evaluation/test.safetensors"))
+    names = np.array(["no", "yes"])[kept["predictions"].astype(int)]
+    pd.DataFrame({"prediction": names}).to_csv(tmp_path / "b.csv", index=False)
+    assert compare(runs["A"], "b.csv")["artifact"] == compare(runs["A"], runs["B"])["artifact"]
+    np.savez(tmp_path / "b.npz", prediction=names,
+             target=np.array(["no", "yes"])[kept["targets"].astype(int)])
+    assert compare("b.npz", runs["A"])["artifact"] == compare(runs["B"], runs["A"])["artifact"]
+    scaler = load_variant(connect("variants"), runs["Q"]).recipe.split.scaling.targets
+    kept = load_file(MlflowClient().download_artifacts(runs["Q"], "evaluation/test.safetensors"))
+    unit = (float(scaler.mean.item()), float(scaler.scale.item()))
+    pd.DataFrame({name: kept[f"{name}s"] * unit[1] + unit[0] for name in ("prediction", "target")}
+                 ).to_csv(tmp_path / "q.csv", index=False)
+    by_file, by_run = compare(runs["P"], "q.csv"), compare(runs["P"], runs["Q"])
+    assert by_file["artifact"]["delta"] == pytest.approx(by_run["artifact"]["delta"], abs=1e-5)
+    assert by_file["artifact"]["low"] == pytest.approx(by_run["artifact"]["low"], abs=1e-4)
+
+
+def test_the_table_of_two_networks(runs: dict[str, str],
+                                   capsys: pytest.CaptureFixture[str]) -> None:
+    main(["compare", runs["A"], runs["B"]])
+    out = capsys.readouterr().out
+    assert "oversized 6  oversized 3" in out
+    for label in ("accuracy, test", "FLOPs, one sample", "parameters", "latency, p50, ms"):
+        assert f"\n{label}" in out
+    assert "The latencies are not alike" not in out
+    main(["compare", runs["A"], log_model(Weighing(WHOLE), raw())[0], *FRESH])
+    assert "The latencies are not alike: models:/" in capsys.readouterr().out
+
+
+def _everything() -> dict[str, object]:
+    client = MlflowClient()
+    ids = [found.experiment_id for found in client.search_experiments()]
+    return {"experiments": ids, "models": len(client.search_logged_models(ids)),
+            "runs": {run.info.run_id: (run.data.to_dictionary(), run.info.end_time)
+                     for run in client.search_runs(ids)}}
+
+
+def test_nothing_is_logged_or_trained(
+    made: Made, runs: dict[str, str], compare: Compare, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from wua_mlflow.pipeline import recipe
+
+    monkeypatch.setattr(recipe, "fit", None)
+    address = model_of(runs["B"])
+    before = _everything()
+    files = sorted(path for path in made.folder.rglob("*") if "mlruns" in path.parts)
+    compare(runs["A"], runs["B"])
+    compare(runs["A"], address, *FRESH)
+    assert _everything() == before
+    assert sorted(path for path in made.folder.rglob("*") if "mlruns" in path.parts) == files
+
+
+def test_a_store_that_is_not_there_is_not_made(
+    store_uri: str, tmp_path: Path, refused: Refused
+) -> None:
+    uri = f"sqlite:///{tmp_path / 'none.db'}"
+    mlflow.set_tracking_uri(uri)
+    assert refused("ab" * 16, "cd" * 16) == (
+        f"compare: no run has the id '{'ab' * 16}': there is no {uri}")
+    assert not (tmp_path / "none.db").exists()
+
+
+def test_models_that_cannot_be_compared(
+    made: Made, runs: dict[str, str], refused: Refused, tmp_path: Path
+) -> None:
+    foreign = log_model(Weighing(WHOLE), raw())[0]
+    assert refused(foreign, foreign) == (
+        "data: expected the test data that the models are compared on (--data), but got none")
+    assert refused(runs["A"], runs["C"]).endswith("differ; name one test set with --data")
+    assert refused(runs["A"], runs["D"]).endswith("; name one test set with --data")
+    assert "does not take the data's inputs of shape (batch, 64)" in refused(foreign, runs["D"])
+    assert refused(runs["A"], runs["D"], *FRESH).startswith(
+        "data: expected inputs of shape (64,) in fresh.csv, as the model's own data have")
+    rows(7).assign(y="maybe").drop(columns="z").to_csv(tmp_path / "unseen.csv", index=False)
+    assert refused(runs["A"], runs["B"], "--data", "unseen.csv", "--target", "y") == (
+        "data: expected only classes that the training part has, but unseen.csv has 'maybe'")
+    trained_on = str(made.folder / "classes.csv")
+    assert refused(runs["A"], runs["B"], "--data", trained_on, "--target", "y").startswith(
+        "data: expected rows that training never saw, but ")
+    assert refused(runs["A"], "models:/none/1").startswith("model URI models:/none/1: ")
+    assert refused(runs["A"], f"runs:/{runs['B']}/none").startswith("model URI runs:/")
+    assert refused(runs["A"], "e" * 32).startswith(f"run_id: no run has the id '{'e' * 32}'")
+    assert refused(runs["A"], runs["B"], "--device", "cuda:77").startswith("device: cuda:77 ")

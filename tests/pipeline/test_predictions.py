@@ -1,0 +1,190 @@
+"""``wua compare`` of two files of per-example predictions: no network, no store."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+
+from tests.pipeline.comparing import (
+    EXIT,
+    Compare,
+    Refused,
+    assert_same_verdict,
+)
+from wua_mlflow.cli import main
+
+pytest_plugins = ["tests.pipeline.comparing"]
+
+
+@dataclass(frozen=True)
+class Files:
+    """Labels of 400 examples, and two models' guesses."""
+
+    truth: np.ndarray
+    a: np.ndarray
+    b: np.ndarray
+
+    @property
+    def scores(self) -> tuple[np.ndarray, np.ndarray]:
+        return (self.a == self.truth).astype(float), (self.b == self.truth).astype(float)
+
+
+@pytest.fixture
+def files(store_uri: str, tmp_path: Path) -> Files:
+    draw = np.random.default_rng(0)
+    truth = draw.integers(0, 3, 400)
+    a, b = (np.where(draw.random(400) < share, (truth + 1) % 3, truth) for share in (0.05, 0.09))
+    pd.DataFrame({"prediction": a, "target": truth}).to_csv(tmp_path / "a.csv", index=False)
+    pd.DataFrame({"prediction": b}).to_csv(tmp_path / "b.csv", index=False)
+    pd.DataFrame({"prediction": b.astype(float)}).to_parquet(tmp_path / "b.parquet")
+    np.savez(tmp_path / "b.npz", prediction=b[:, None], target=truth.astype(np.int16))
+    names = np.array(["ant", "bee", "cat"])
+    pd.DataFrame({"prediction": names[a]}).to_csv(tmp_path / "a_names.csv", index=False)
+    pd.DataFrame({"prediction": names[b], "target": names[truth]}).to_parquet(
+        tmp_path / "b_names.parquet")
+    np.savez(tmp_path / "b_names.npz", prediction=names[b].astype("S"))
+    pd.DataFrame({"what": "text", "y": truth, "name": names[truth]}).to_csv(
+        tmp_path / "truth.csv", index=False)
+    np.savez(tmp_path / "truth.npz", y=truth)
+    return Files(truth, a, b)
+
+
+@pytest.mark.parametrize("words", [
+    "a.csv b.csv", "a.csv b.parquet", "a.csv b.npz", "a.csv b.csv --data truth.csv --target y",
+    "a.csv b.parquet --data truth.npz", "a_names.csv b_names.parquet",
+    "a_names.csv b_names.npz --data truth.csv --target name"])
+def test_files_of_predictions(words: str, files: Files, compare: Compare) -> None:
+    found = compare(*words.split(), "--margin", "0.06")
+    assert_same_verdict(found, *files.scores, margin=0.06)
+    churn = np.mean(files.a != files.b)
+    worst = min((files.scores[1] - files.scores[0])[files.truth == label].mean()
+                for label in range(3))
+    assert found["metrics"]["compare/churn"] == pytest.approx(churn)
+    assert found["metrics"]["compare/worst_class_delta"] == pytest.approx(worst)
+    assert not {name for name in found["metrics"] if name.endswith("_ratio")}
+
+
+def test_files_of_amounts(store_uri: str, compare: Compare, tmp_path: Path) -> None:
+    draw = np.random.default_rng(1)
+    truth = draw.normal(50, 20, size=300)
+    guesses = [truth + draw.normal(size=300) * spread for spread in (4, 5)]
+    for name, guess in zip("ab", guesses, strict=True):
+        pd.DataFrame({"prediction": guess, "target": truth}).to_csv(
+            tmp_path / f"{name}.csv", index=False)
+    found = compare("a.csv", "b.csv", "--margin", "0.05")
+    scores = [1 - (truth - guess) ** 2 / truth.var() for guess in guesses]
+    assert_same_verdict(found, *scores, margin=0.05)
+    assert found["artifact"]["method"] == "paired bootstrap-t"
+
+
+@pytest.mark.parametrize(("wrong", "outcome"), [(0, "non_inferior"), (12, "inconclusive"),
+                                                (400, "inferior")])
+def test_the_exit_code_is_the_verdicts(
+    wrong: int, outcome: str, store_uri: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of 400 examples, against a margin of 2 points: none worse; 3 points worse; all wrong."""
+    truth = np.arange(400) % 2
+    pd.DataFrame({"prediction": truth, "target": truth}).to_csv(tmp_path / "a.csv", index=False)
+    guess = np.where(np.arange(400) < wrong, 1 - truth, truth)
+    pd.DataFrame({"prediction": guess}).to_csv(tmp_path / "b.csv", index=False)
+    assert main(["compare", "a.csv", "b.csv", "--margin", "0.02"]) == EXIT[outcome]
+    out = capsys.readouterr().out
+    table = out.split("\n\n")[1].splitlines()
+    assert table[0].split() == ["a.csv", "b.csv", "change"]
+    assert table[1].split() == ["accuracy,", "test", "1.0000", f"{1 - wrong / 400:.4f}",
+                                f"{-wrong / 400:+.4f}".replace("-", "−")]
+
+
+def test_one_file_against_itself(files: Files, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", "a.csv", "a.csv"]) == 0
+    assert "A: a.csv  B: a.csv" in capsys.readouterr().out
+
+
+def test_files_of_predictions_need_no_store(
+    files: Files, compare: Compare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
+    mlflow.set_tracking_uri("http://127.0.0.1:1")
+    compare("a.csv", "b.csv")
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path / 'other.db'}")
+    compare("a.csv", "b.csv")
+    assert not (tmp_path / "other.db").exists()
+
+
+FILE_ERRORS = [
+    ("a.csv short.csv", "compare: expected a prediction for each of the 400 test examples in "
+                        "short.csv, but got 300"),
+    ("short.csv a.csv", "compare: expected a prediction for each of the 300 test examples in "
+                        "a.csv, but got 400"),
+    ("a.csv shifted.csv", "compare: expected the test data's targets in shifted.csv, in the same "
+                          "order, but "),
+    ("a.csv chances.csv", "compare: expected predicted classes in chances.csv, but got 0.25; turn "
+                          "probabilities into classes first"),
+    ("a.csv a_names.csv", "compare: expected predicted classes such as 0 in a_names.csv, as the "
+                          "targets are, but got "),
+    ("b_names.parquet b.csv", "compare: expected predicted classes such as 'ant' in b.csv, as the "
+                              "targets are, but got "),
+    ("b.csv b.parquet", "compare: expected a column 'target' in one of the two files, or the test "
+                        "data (--data and --target), but got neither"),
+    ("a.csv nowhere.csv", "compare: expected a file of predictions, but 'nowhere.csv' does not"),
+    ("a.csv folder.csv", "compare: expected a file of predictions, but 'folder.csv' is a folder"),
+    ("a.csv empty.csv", "compare: could not read empty.csv: "),
+    ("a.csv junk.npz", "compare: could not read junk.npz: "),
+    ("a.csv junk.parquet", "compare: could not read junk.parquet: "),
+    ("a.csv headed.csv", "compare: expected one prediction an example in headed.csv, but got an "
+                         "array of shape (0,)"),
+    ("a.csv misspelt.csv", "compare: expected a column 'prediction' in misspelt.csv, but it has "
+                           "predictions; did you mean 'predictions'?"),
+    ("a.csv gap.csv", "compare: expected a prediction in every row of gap.csv, but 1 of 400 are "
+                      "missing"),
+    ("a.csv gap.parquet", "compare: expected a prediction in every row of gap.parquet, but 1 of "
+                          "400 are missing"),
+    ("a.csv wide.npz", "compare: expected one prediction an example in wide.npz, but got an array "
+                       "of shape (400, 3)"),
+    ("amounts.csv infinite.csv", "compare: expected finite numbers as the predictions in "
+                                 "infinite.csv, as this is a regression, but got inf"),
+    ("amounts.csv a_names.csv", "compare: expected finite numbers as the predictions in "
+                                "a_names.csv, as this is a regression, but got "),
+    ("alike.csv alike.csv", "target: expected at least two different values"),
+    ("b.csv b.csv --data truth.csv --target q", "target: expected a column of truth.csv, which "
+                                                "has what, y, name, but got q"),
+    ("b.csv b.csv --data truth.csv", "target: expected a column of truth.csv, which has what, y, "
+                                     "name, but got none"),
+    ("b.csv b.csv --data none.csv --target y", "data: expected a file, but 'none.csv' does not"),
+    ("b.csv b.csv --data digits", "compare: expected a prediction for each of the 540 test "),
+    ("b.csv b.csv --data digits --target y", "target: expected none beside data 'digits'"),
+    ("a.csv b.csv --margin nan", "margin: expected a number of at least 0 and below 1"),
+    ("a.csv model", "compare: expected a run id, a model URI such as models:/name/1, or a file"),
+    ("a.csv b.txt", "compare: expected a run id, a model URI such as models:/name/1, or a file"),
+]
+
+
+@pytest.mark.parametrize(("words", "message"), FILE_ERRORS, ids=[words for words, _ in FILE_ERRORS])
+def test_files_that_cannot_be_compared(
+    words: str, message: str, files: Files, tmp_path: Path, refused: Refused
+) -> None:
+    def write(name: str, **columns: object) -> None:
+        pd.DataFrame(columns).to_csv(tmp_path / name, index=False)
+
+    write("short.csv", prediction=files.a[:300], target=files.truth[:300])
+    write("shifted.csv", prediction=files.a, target=np.roll(files.truth, 1))
+    write("chances.csv", prediction=np.full(400, 0.25))
+    (tmp_path / "folder.csv").mkdir()
+    (tmp_path / "empty.csv").write_text("")
+    (tmp_path / "junk.npz").write_text("no archive")
+    (tmp_path / "junk.parquet").write_text("no table")
+    write("headed.csv", prediction=[])
+    write("misspelt.csv", predictions=files.b)
+    write("gap.csv", prediction=[None, *files.b[1:]])
+    pd.DataFrame({"prediction": ["ant"] * 399 + [None]}).to_parquet(tmp_path / "gap.parquet")
+    np.savez(tmp_path / "wide.npz", prediction=np.zeros((400, 3)))
+    amounts = np.linspace(0, 1, 400) ** 2
+    write("amounts.csv", prediction=amounts, target=amounts)
+    write("infinite.csv", prediction=[np.inf, *amounts[1:]])
+    write("alike.csv", prediction=np.zeros(400), target=np.zeros(400))
+    assert refused(*words.split()).startswith(message)
