@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -47,11 +47,23 @@ class Made:
     runs: dict[str, str]
 
 
+_KEPT: list[Made] = []
+
+
 @pytest.fixture(scope="session")
-def made(tmp_path_factory: pytest.TempPathFactory, migrated_database: Path) -> Iterator[Made]:
-    """A and B have one test part, C another; P and Q are regressions; D has images."""
-    folder = tmp_path_factory.mktemp("outside")
-    shutil.copy(migrated_database, folder / "mlflow.db")
+def made(tmp_path_factory: pytest.TempPathFactory, migrated_database: Path) -> Made:
+    """A and B have one test part, C another; P and Q are regressions; D and E have images.
+
+    Made once, for every module that takes the fixture.
+    """
+    if not _KEPT:
+        folder = tmp_path_factory.mktemp("outside")
+        shutil.copy(migrated_database, folder / "mlflow.db")
+        _KEPT.append(_trained(folder))
+    return _KEPT[0]
+
+
+def _trained(folder: Path) -> Made:
     rows(0).drop(columns="z").to_csv(folder / "classes.csv", index=False)
     rows(0).drop(columns="y").to_csv(folder / "amounts.csv", index=False)
     common = {"seeds": 1, "epochs": 6, "lr": 0.02, "batch_size": 32}
@@ -63,16 +75,16 @@ def made(tmp_path_factory: pytest.TempPathFactory, migrated_database: Path) -> I
         "Q": {**amounts, "hidden": 2}, "D": {"data": "digits", **common, "hidden": 16},
         "E": {"data": "digits", "model": "cnn", **common, "hidden": 4, "epochs": 1},
     }
-    before = os.getcwd()
+    before = os.getcwd(), mlflow.get_tracking_uri()
     os.chdir(folder)
     mlflow.set_tracking_uri(f"sqlite:///{folder / 'mlflow.db'}")
     try:
         store = connect("variants")
-        yield Made(folder, {letter: chain.train_run(store, load_settings(None, recipe)).run_id
-                            for letter, recipe in recipes.items()})
+        return Made(folder, {letter: chain.train_run(store, load_settings(None, recipe)).run_id
+                             for letter, recipe in recipes.items()})
     finally:
-        mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
-        os.chdir(before)
+        os.chdir(before[0])
+        mlflow.set_tracking_uri(before[1])
 
 
 @pytest.fixture
@@ -193,3 +205,8 @@ WHOLE, PARTIAL = [1.0, 1.0, -1.0], [1.0, 0.8, 0.0]
 
 def raw(count: int = 4) -> torch.Tensor:
     return torch.tensor(rows(7, 400)[FEATURES].to_numpy()[:count], dtype=torch.float32)
+
+
+def model_of(run_id: str) -> str:
+    (output,) = MlflowClient().get_run(run_id).outputs.model_outputs
+    return f"models:/{output.model_id}"

@@ -12,6 +12,7 @@ from mlflow.tracking import MlflowClient
 from safetensors.numpy import load_file
 
 import wua_mlflow as wua
+from tests.pipeline import comparing
 from tests.pipeline.comparing import (
     FEATURES,
     FRESH,
@@ -24,6 +25,7 @@ from tests.pipeline.comparing import (
     forward,
     fresh_scores,
     log_model,
+    model_of,
     raw,
     rows,
     scaling,
@@ -31,7 +33,7 @@ from tests.pipeline.comparing import (
 from wua_mlflow.cli import main
 from wua_mlflow.tracking.store import connect
 
-pytest_plugins = ["tests.pipeline.comparing"]
+made, runs, compare, refused = comparing.made, comparing.runs, comparing.compare, comparing.refused
 
 
 def test_runs_answer_with_what_they_keep(runs: dict[str, str], compare: Compare) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from tests.pipeline import comparing
 from tests.pipeline.comparing import (
     EXIT,
     Compare,
@@ -18,7 +19,7 @@ from tests.pipeline.comparing import (
 )
 from wua_mlflow.cli import main
 
-pytest_plugins = ["tests.pipeline.comparing"]
+compare, refused = comparing.compare, comparing.refused
 
 
 @dataclass(frozen=True)

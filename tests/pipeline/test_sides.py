@@ -10,6 +10,7 @@ import torch
 from mlflow.tracking import MlflowClient
 from torch import nn
 
+from tests.pipeline import comparing
 from tests.pipeline.comparing import (
     FEATURES,
     FRESH,
@@ -23,11 +24,12 @@ from tests.pipeline.comparing import (
     by_weights,
     fresh_scores,
     log_model,
+    model_of,
     raw,
     rows,
 )
 
-pytest_plugins = ["tests.pipeline.comparing"]
+made, runs, compare, refused = comparing.made, comparing.runs, comparing.compare, comparing.refused
 
 
 def test_models_from_elsewhere_take_the_rows_as_they_are(
@@ -50,11 +52,6 @@ def test_models_from_elsewhere_take_the_rows_as_they_are(
         assert found["metrics"]["compare/latency_ratio"] > 0
     ours = fresh_scores(made, "A", fresh)
     assert_same_verdict(compare("models:/reg/1", runs["A"], *FRESH), scores[0], ours, margin=0.02)
-
-
-def model_of(run_id: str) -> str:
-    (output,) = MlflowClient().get_run(run_id).outputs.model_outputs
-    return f"models:/{output.model_id}"
 
 
 def test_a_model_that_a_run_of_ours_logged_is_taken_as_the_run_is(
