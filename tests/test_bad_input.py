@@ -1,153 +1,18 @@
-"""Every mistake that a user can make: one line, an exit code, runs that end as FAILED."""
+"""Wrong settings, data, runs and stores: one line, an exit code, runs that end as FAILED."""
 
 from __future__ import annotations
 
 import re
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
-from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
+from tests import mistakes
+from tests.mistakes import all_runs, line_of, table
 from wua_mlflow.cli import main
 
-PARTS = '''
-import sys
-import numpy as np
-import torch
-from torch import nn
-
-number = 3
-
-class Net(nn.Module):
-    def __init__(self, widths, forward):
-        super().__init__()
-        self.a, self.b = nn.Linear(2, widths[0]), nn.Linear(widths[0], 1)
-        self.how = forward
-    def forward(self, x):
-        return self.how(self.b(self.a(x)))
-
-def fine(widths): return Net(widths, lambda z: z)
-def nan(widths): return Net(widths, lambda z: z * float("nan"))
-def squeezed(widths): return Net(widths, lambda z: z[:, 0])
-def pair(widths): return Net(widths, lambda z: (z, z))
-def ignoring(widths): return nn.Sequential(nn.Linear(2, 9), nn.ReLU(), nn.Linear(9, 1))
-def raising(widths): raise RuntimeError("of the\\nfactory")
-def exiting(widths): sys.exit(0)
-def nothing(widths): return None
-def no_arguments(): return None
-def two_widths(widths): return nn.Linear(widths[0], widths[1])
-def other_inputs(widths): return nn.Sequential(nn.Linear(3, widths[0]), nn.Linear(widths[0], 1))
-def other_outputs(widths): return nn.Sequential(nn.Linear(2, widths[0]), nn.Linear(widths[0], 2))
-def normed(widths):
-    return nn.Sequential(nn.Linear(2, widths[0]), nn.BatchNorm1d(widths[0]),
-                         nn.Linear(widths[0], 1))
-def nan_if_slim(widths): return nan(widths) if widths[0] == 3 else fine(widths)
-class Branching(nn.Module):
-    def __init__(self, widths):
-        super().__init__()
-        self.a, self.b = nn.Linear(2, widths[0]), nn.Linear(widths[0], 1)
-    def forward(self, x):
-        return self.b(self.a(x)) if x.sum() > 0 else self.b(-self.a(x))
-def branching(widths): return Branching(widths)
-
-def keep(model, data, budget, seed): return model
-def trainer_raises(model, data, budget, seed): raise ValueError("of the\\ntrainer")
-def trainer_exits(model, data, budget, seed): sys.exit("done")
-def trainer_returns_none(model, data, budget, seed): pass
-def trainer_of_one(model): return model
-def trainer_of_another(model, data, budget, seed): return nn.Linear(2, 1)
-def trainer_wraps(model, data, budget, seed):
-    wrapped = nn.Sequential(nn.Linear(2, 10), nn.Linear(10, 1), nn.Sigmoid())
-    wrapped.a, wrapped.b = wrapped[0], wrapped[1]
-    return wrapped
-def trainer_to_nan(model, data, budget, seed):
-    with torch.no_grad():
-        model.a.weight.fill_(float("nan"))
-    return model
-
-def data(seed):
-    draw = np.random.default_rng(seed)
-    def part(n):
-        x = draw.normal(size=(n, 2)).astype("float32")
-        return x, (x.sum(1) > 0).astype("int64")
-    return part(100), part(40), part(60)
-def data_raises(seed): raise KeyError("of the data")
-def data_exits(seed): sys.exit(3)
-def data_of_two(seed): return data(seed)[:2]
-def data_of_other_shapes(seed):
-    train, validation, test = data(seed)
-    return train, validation, (test[0][:, :1], test[1])
-def data_with_nan(seed):
-    train, validation, test = data(seed)
-    train[0][4, 1] = float("nan")
-    return train, validation, test
-'''
-
-
-def table(rows: int = 60, **columns: object) -> str:
-    """A CSV file of three features and a target; a column may be given a value for one row."""
-    draw = np.random.default_rng(0)
-    values: dict[str, list[object]] = {name: [*draw.normal(size=rows).round(3)] for name in "abc"}
-    values["y"] = ["yes" if sum(row) > 0 else "no"  # type: ignore[arg-type]
-                   for row in zip(*values.values(), strict=True)]
-    for name, value in columns.items():
-        values[name][7] = value
-    lines = [",".join(map(str, row)) for row in zip(*values.values(), strict=True)]
-    return "\n".join([",".join(values), *lines]) + "\n"
-
-
-@pytest.fixture
-def here(store_uri: str, tmp_path: Path) -> Iterator[Path]:
-    """A folder with the user's files in it."""
-    (tmp_path / "bad_parts.py").write_text(PARTS)
-    (tmp_path / "broken_syntax.py").write_text("def model(widths:\n")
-    (tmp_path / "broken_import.py").write_text("import no_such_package\n")
-    (tmp_path / "exits.py").write_text("raise SystemExit(0)\n")
-    (tmp_path / "empty.csv").write_text("")
-    (tmp_path / "header.csv").write_text("a,b,y\n")
-    (tmp_path / "binary.csv").write_bytes(bytes(range(256)) * 9)
-    (tmp_path / "good.csv").write_text(table())
-    (tmp_path / "nan.csv").write_text(table(b="nan"))
-    (tmp_path / "inf.csv").write_text(table(b="inf"))
-    (tmp_path / "text.csv").write_text(table(b="lots"))
-    (tmp_path / "no_target.csv").write_text(table(y=""))
-    (tmp_path / "few.csv").write_text(table(12))
-    (tmp_path / "rare.csv").write_text(table(y="maybe"))
-    (tmp_path / "one_class.csv").write_text(re.sub("yes", "no", table()))
-    (tmp_path / "none.parquet").write_bytes(b"PAR1")
-    (tmp_path / "none.npz").write_bytes(b"PK\x03\x04 and no more")
-    (tmp_path / "folder.csv").mkdir()
-    (tmp_path / "broken.yaml").write_text("epochs: [1\n")
-    (tmp_path / "unknown.yaml").write_text("epohcs: 3\n")
-    (tmp_path / "list.yaml").write_text("- epochs\n")
-    (tmp_path / "nested.yaml").write_text("epochs: {a: 1}\n")
-    (tmp_path / "folder.yaml").mkdir()
-    path = list(sys.path)
-    yield tmp_path
-    sys.path[:] = path
-    for name in ("bad_parts", "broken_syntax", "broken_import", "exits"):
-        sys.modules.pop(name, None)
-
-
-def all_runs() -> list[Run]:
-    client = MlflowClient()
-    everywhere = [found.experiment_id for found in client.search_experiments()]
-    return list(client.search_runs(everywhere, order_by=["attributes.start_time ASC"]))
-
-
-def line_of(words: list[str], code: int, capsys: pytest.CaptureFixture[str]) -> str:
-    """What the command says: one line, without a traceback, and nothing on stdout."""
-    assert main(words) == code
-    said = capsys.readouterr()
-    assert said.out == ""
-    assert said.err.startswith("wua: ")
-    assert said.err.count("\n") == 1
-    assert "Traceback" not in said.err
-    return said.err.removeprefix("wua: ").rstrip("\n")
+here = mistakes.here
 
 
 SETTINGS = [
@@ -253,142 +118,6 @@ def test_wrong_data_fail_the_pipeline(
     assert run.data.tags["wua.error"] in (line, "SystemExit: 3")
 
 
-EARLY = [
-    ("--model resnet", "model: expected mlp, cnn or package.module:factory, but got 'resnet'"),
-    ("--model mpl", "model: expected mlp, cnn or .*, but got 'mpl'; did you mean 'mlp'"),
-    ("--model no_such:model", "model: expected a module in the current folder .* 'no_such'"),
-    ("--model bad_parts:fin", "model: expected a name in the module bad_parts .* 'fine'"),
-    ("--model bad_parts:number", "model: expected bad_parts:number to be a function or a class"),
-    ("--model bad_parts.fine:", "model: expected package.module:name, .* but got"),
-    ("--model broken_syntax:model", "model: expected to import broken_syntax, .* SyntaxError"),
-    ("--model broken_import:model", "model: expected to import broken_import, .*'no_such_package'"),
-    ("--model exits:model", "model: expected to import exits, but it raised SystemExit"),
-    ("--model bad_parts:ignoring", "model: expected a factory that builds the widths it is given, "
-                                   "but width 1 of 1 \\(10\\) changes no layer"),
-    ("--model bad_parts:raising", "model: bad_parts:raising failed with the widths 10: "
-                                  "RuntimeError: of the factory$"),
-    ("--model bad_parts:exiting", "model: bad_parts:exiting failed with the widths 10: SystemExit"),
-    ("--model bad_parts:two_widths", "model: bad_parts:two_widths failed with the widths 10: "
-                                     "IndexError: tuple index out of range"),
-    ("--model bad_parts:no_arguments", "model: bad_parts:no_arguments failed with the widths 10: "
-                                       "TypeError: no_arguments\\(\\) takes 0 positional"),
-    ("--model bad_parts:nothing", "model: expected bad_parts:nothing to return a torch.nn.Module, "
-                                  "but it returned NoneType"),
-    ("--hidden 100000000000", "hidden: no mlp of the widths 100000000000 can be made: "),
-    ("--slim-hidden 12", "slim_hidden: expected widths of at most the original's \\(10\\), but got "
-                         "12"),
-    ("--slim-hidden 10", "slim_hidden: expected at least one width below the original's \\(10\\)"),
-    ("--slim-hidden 5,5", "slim_hidden: expected 1 widths, as the original has \\(10\\), but got "
-                          "2 \\(5,5\\)"),
-    ("--train no_such:trainer", "train: expected a module in the current folder .* 'no_such'"),
-    ("--train bad_parts:number", "train: expected bad_parts:number to be a function or a class"),
-    ("--threads 100000000", "threads: expected at most 1024, but got 100000000"),
-    ("--device cuda:77", "device: cuda:77 cannot be used here: "),
-]
-
-
-@pytest.mark.parametrize(("words", "message"), EARLY, ids=[words for words, _ in EARLY])
-def test_what_can_be_known_before_training_fails_before(
-    words: str, message: str, here: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    line = line_of(["run", "--seeds", "1", *words.split()], 1, capsys)
-    assert re.match(message, line), line
-    (run,) = all_runs()
-    assert (run.info.status, run.data.tags["wua.kind"]) == ("FAILED", "pipeline")
-    assert run.data.tags["wua.error"] == line
-
-
-FINE = "--model bad_parts:fine"
-TRAINING = [
-    ("--lr 1e30", "training: the outputs became NaN or infinite in epoch 2; a smaller learning "
-                  "rate than lr=1e\\+30 may help"),
-    (f"{FINE} --lr 1e30", "training: the loss became nan in epoch [23]; a smaller"),
-    ("--model bad_parts:nan", "training: the loss became nan in epoch 1; a smaller"),
-    ("--model bad_parts:other_inputs", "model: does not take the data's inputs of shape "
-                                       "\\(batch, 2\\): mat1 and mat2 shapes"),
-    ("--model bad_parts:other_outputs", "model: expected outputs of shape \\(batch, 1\\) for this "
-                                        "binary task, but got \\(batch, 2\\)"),
-    ("--model bad_parts:squeezed", "model: expected outputs of shape \\(batch, 1\\) for this "
-                                   "binary task, but got \\(batch,\\)"),
-    ("--model bad_parts:pair", "model: expected outputs of shape \\(batch, 1\\) .* got tuple"),
-    ("--model bad_parts:normed --batch-size 333", "model: bad_parts:normed cannot be trained with "
-                                                  "batch_size=333: ValueError: Expected more than"),
-    ("--model bad_parts:branching", "model: torch.export cannot save it as pt2: "),
-    (f"{FINE} --train bad_parts:trainer_raises", "train: bad_parts:trainer_raises failed: "
-                                                 "ValueError: of the trainer$"),
-    (f"{FINE} --train bad_parts:trainer_exits", "train: bad_parts:trainer_exits failed: "
-                                                "SystemExit: done$"),
-    (f"{FINE} --train bad_parts:trainer_of_one", "train: bad_parts:trainer_of_one failed: "
-                                                 "TypeError: trainer_of_one\\(\\) takes 1"),
-    (f"{FINE} --train bad_parts:trainer_returns_none", "train: expected .* to return the trained "
-                                                       "torch.nn.Module, but it returned NoneType"),
-    (f"{FINE} --train bad_parts:trainer_of_another", "train: expected .* to return the network it "
-                                                     "was given, .* one of other parameters: "),
-    (f"{FINE} --train bad_parts:trainer_wraps", "train: expected .* to return the network it was "
-                                                "given, .* one of other parameters: "),
-    (f"{FINE} --train bad_parts:trainer_to_nan", "model: expected finite outputs, but got NaN"),
-]
-
-
-@pytest.mark.parametrize(("words", "message"), TRAINING, ids=[words for words, _ in TRAINING])
-def test_training_that_fails_fails_variant_and_pipeline(
-    words: str, message: str, here: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    line = line_of(["run", "--seeds", "1", "--epochs", "4", *words.split()], 1, capsys)
-    assert re.match(message, line), line
-    pipeline, variant = all_runs()
-    assert [run.data.tags["wua.kind"] for run in (pipeline, variant)] == ["pipeline", "variant"]
-    for run in (pipeline, variant):
-        assert run.info.status == "FAILED"
-        assert line.startswith(run.data.tags["wua.error"][:490])
-    assert variant.data.tags["wua.step.train"] == "failed"
-    assert pipeline.info.run_name == "usecase 10"
-
-
-def test_a_replicate_that_diverges_is_named(
-    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from wua_mlflow.pipeline import recipe
-
-    real = recipe.train_one
-
-    def second_fails(*args: object, **kwargs: int) -> object:
-        if kwargs["seed"] == 43:
-            raise recipe.TrainingDiverged("training: the loss became nan in epoch 9")
-        return real(*args, **kwargs)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(recipe, "train_one", second_fails)
-    line = line_of(["train", "--seeds", "3", "--epochs", "1"], 1, capsys)
-    assert line == "training: the loss became nan in epoch 9 (in replicate 1, seed 43)"
-    (variant,) = all_runs()
-    assert (variant.info.status, variant.data.tags["wua.error"]) == ("FAILED", line)
-
-
-def test_a_pipeline_that_fails_half_way_keeps_what_was_done(
-    here: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    words = ["run", "--data", "bad_parts:data", "--hidden", "6", "--slim-hidden", "3", "--seeds",
-             "1", "--epochs", "2", "--slim-epochs", "1", "--null-draws", "1", "--model",
-             "bad_parts:nan_if_slim"]
-    line = line_of(words, 1, capsys)
-    assert line.startswith("training: the loss became nan in epoch 1")
-    pipeline, oversized, control, slim = all_runs()
-    assert [run.info.status for run in (oversized, control, slim, pipeline)] == [
-        "FINISHED", "FINISHED", "FAILED", "FAILED"]
-    assert oversized.data.tags["wua.step.train"] == oversized.data.tags["wua.step.analyze"] == \
-        control.data.tags["wua.step.train"] == "done"
-    assert slim.data.tags["wua.step.train"] == "failed"
-    assert slim.data.tags["wua.error"] == pipeline.data.tags["wua.error"] == line
-    assert "wua.verdict" not in pipeline.data.tags
-
-
-def test_nothing_narrower_is_found(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["run", "--hidden", "1", "--seeds", "1", "--epochs", "1", "--null-draws", "0"]
-    assert line_of(words, 1, capsys) == (
-        "slim_hidden: auto found no width below the original's (1); name smaller ones, if any")
-    assert sorted(run.info.status for run in all_runs()) == ["FAILED", "FINISHED"]
-
-
 @pytest.mark.parametrize("command", ["analyze", "slim", "compare"])
 @pytest.mark.parametrize(("run_id", "message"), [
     ("nope", "run_id: no run has the id 'nope' in this store|run_id: no run has the id 'nope'"),
@@ -434,7 +163,7 @@ def test_steps_of_a_variant_that_cannot_be_taken(
     (variant,) = all_runs()
     run_id = variant.info.run_id
     assert line_of(["compare", "--run-id", run_id], 1, capsys).startswith(
-        f"run_id: {run_id} is oversized 6, which has no original to be compared with")
+        f"run_id: expected the run of a slim variant, but {run_id} is oversized 6")
     assert line_of(["slim", "--run-id", run_id, "--slim-hidden", "9"], 1, capsys) == (
         "slim_hidden: expected widths of at most the original's (6), but got 9")
     (here / "good.csv").write_text(table(61))
@@ -444,16 +173,6 @@ def test_steps_of_a_variant_that_cannot_be_taken(
     assert "does not exist" in line_of(["analyze", "--run-id", run_id], 1, capsys)
     (again,) = all_runs()
     assert again.info.status == "FINISHED"
-
-
-def test_a_factory_that_has_changed_since(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["train", "--model", "bad_parts:fine", "--epochs", "1", "--seeds", "1"]) == 0
-    capsys.readouterr()
-    (variant,) = all_runs()
-    sys.modules["bad_parts"].fine = sys.modules["bad_parts"].ignoring  # type: ignore[attr-defined]
-    line = line_of(["analyze", "--run-id", variant.info.run_id], 1, capsys)
-    assert line.startswith("model: bad_parts:fine builds another network now than when run "
-                           f"{variant.info.run_id} was made: ")
 
 
 def test_a_deleted_experiment(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,9 +17,8 @@ import yaml
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
-from wua_mlflow.arguments import COMMANDS, parse
 from wua_mlflow.cli import main
-from wua_mlflow.config import COMMAND_FIELDS, ConfigError
+from wua_mlflow.config import COMMAND_FIELDS
 
 PARTS = """
 import numpy as np
@@ -89,29 +88,6 @@ def all_runs(kind: str = "") -> list[Run]:
     return list(client.search_runs(everywhere, clause, order_by=["attributes.start_time DESC"]))
 
 
-def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--help"]) == 0
-    whole = capsys.readouterr().out
-    assert all(f"\n    {name} " in whole for name in COMMANDS)
-    assert main([]) == 0
-    assert capsys.readouterr().out == whole
-    assert main(["--version"]) == 0
-    assert capsys.readouterr().out == "0.1.0\n"
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_help_of_a_command_lists_every_field_once(
-    command: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main([command, "--help"]) == 0
-    text = capsys.readouterr().out
-    assert text.startswith(f"usage: wua {command}")
-    assert COMMANDS[command].split()[-1] in text
-    for field in COMMAND_FIELDS.get(command, ()):
-        assert f"  --{field.replace('_', '-')} " in text
-        assert "_" not in field or f"--{field}" not in text
-
-
 def test_help_is_light() -> None:
     script = ("import sys\nfrom wua_mlflow.cli import main\nassert main(['--help']) == 0\n"
               "assert main(['run', '--help']) == 0\nassert main(['run', '--epohcs', '1']) == 2\n"
@@ -127,75 +103,6 @@ def test_the_module_is_the_command() -> None:
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == ("wua: command: expected one of run, train, analyze, slim, compare, "
                            "runs, best, show, but got 'rnu'; did you mean 'run'?\n")
-
-
-@pytest.mark.parametrize(("words", "message"), [
-    (["run", "--epohcs", "5"], "--epohcs: no such option of wua run; did you mean '--epochs'?"),
-    (["run", "--epohcs=5"], "--epohcs: no such option of wua run; did you mean '--epochs'?"),
-    (["run", "--slim_hiden", "5"],
-     "--slim_hiden: no such option of wua run; did you mean '--slim-hidden'?"),
-    (["runs", "--lmit", "5"], "--lmit: no such option of wua runs; did you mean '--limit'?"),
-    (["train", "--slim-hidden", "5"],
-     "--slim-hidden: no such option of wua train; did you mean '--hidden'?"),
-    (["--vresion"], "--vresion: no such option of wua; did you mean '--version'?"),
-    (["run", "--epochs"], "--epochs: expected a value, but got none"),
-    (["analyze", "--run_id"], "--run_id: expected a value, but got none"),
-    (["run", "--epochs", "--json"], "--epochs: expected a value, but got none"),
-    (["run", "digits"], "digits: expected options only after wua run"),
-    (["runs", "--limit", "x"], "--limit: expected a whole number, but got 'x'"),
-    (["show"], "the following arguments are required: RUN"),
-    (["compare"], "compare: expected two models, A and B, or the run of a slim variant (--run-id), "
-                  "but got none"),
-    (["compare", "a.csv"], "compare: expected two models, A and B, but got 1"),
-    (["compare", "a.csv", "b.csv", "c.csv"], "compare: expected two models, A and B, but got 3"),
-    (["compare", "--candidate", "b.csv"], "compare: expected two models, A and B, or the run of a "
-                                          "slim variant (--run-id), but got b.csv"),
-])
-def test_wrong_words_are_one_line(
-    words: list[str], message: str, store_uri: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(words) == 2
-    said = capsys.readouterr()
-    assert (said.out, said.err) == ("", f"wua: {message}\n")
-    assert all_runs() == []
-
-
-def test_options_are_spelled_with_a_dash_or_an_underscore() -> None:
-    for name in ("--slim-hidden", "--slim_hidden"):
-        assert parse(["run", name, "4"]).slim_hidden == "4"
-        assert parse(["run", f"{name}=4"]).slim_hidden == "4"
-    for command, fields in COMMAND_FIELDS.items():
-        for field in fields:
-            for name in (field, field.replace("_", "-")):
-                assert getattr(parse([command, f"--{name}", "x"]), field) == "x"
-    assert parse(["run", "--slim-hidden", "", "--slim_hidden", "4"]).slim_hidden == "4"
-
-
-def test_abbreviations_are_not_guessed() -> None:
-    with pytest.raises(ConfigError, match=r"^--epoch: no such option of wua run; did you mean"):
-        parse(["run", "--epoch", "5"])
-
-
-@pytest.mark.parametrize(("option", "value"), [
-    ("--lr", "-0.1"), ("--hidden", "-1,5"), ("--lr", "-inf"), ("--margin", "-.5")])
-def test_a_value_may_begin_with_a_minus(
-    option: str, value: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["run", option, value]) == 2
-    assert capsys.readouterr().err.startswith(f"wua: {option[2:]}: expected ")
-
-
-def test_models_and_options_of_compare_in_any_order() -> None:
-    for words in (["a", "b", "--data", "d"], ["--data", "d", "a", "b"], ["a", "--data", "d", "b"]):
-        options = parse(["compare", *words])
-        assert (options.models, options.data) == (["a", "b"], "d")
-
-
-@pytest.mark.parametrize(("words", "gate"), [
-    ([], None), (["--gate"], "true"), (["--gate", "true"], "true"), (["--gate", "false"], "false"),
-    (["--gate", ""], ""), (["--gate", "--json"], "true")])
-def test_gate_is_a_flag_and_takes_a_value(words: list[str], gate: str | None) -> None:
-    assert parse(["run", *words]).gate == gate
 
 
 @pytest.mark.parametrize(("gate", "codes"), [
@@ -337,79 +244,6 @@ def test_debug_shows_the_traceback_and_the_line(
     said = capsys.readouterr().err
     assert said.startswith("Traceback (most recent call last):")
     assert said.endswith(line)
-
-
-@pytest.fixture
-def inherited(store_uri: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The run that ``mlflow run`` makes before it starts the command."""
-    client = MlflowClient()
-    experiment = client.create_experiment("of mlflow run")
-    run = client.create_run(experiment)
-    monkeypatch.setenv("MLFLOW_RUN_ID", run.info.run_id)
-    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", experiment)
-    return str(run.info.run_id)
-
-
-@pytest.mark.parametrize(("words", "error"), [
-    (["run", "--epohcs", "5"], "--epohcs: no such option of wua run; did you mean '--epochs'?"),
-    (["run", "--epochs"], "--epochs: expected a value, but got none"),
-    (["run", "--lr", "abc"], "lr: expected a number above 0, but got 'abc'"),
-    (["run", "--lr", "abc", "--debug"], "lr: expected a number above 0, but got 'abc'"),
-    (["run", "--config", "no.yaml"], "config: no such file: no.yaml"),
-    (["run", "--data", "no.csv"], "data: expected a file, but 'no.csv' does not exist"),
-    (["train", "--data", "no.csv"], "data: expected a file, but 'no.csv' does not exist"),
-    (["analyze"],
-     "run_id: expected the id of a variant's run, but got none; `wua runs` lists them"),
-    (["compare", "--baseline", "a.csv"], "compare: expected two models, A and B, or the run of a "
-                                         "slim variant (--run-id), but got a.csv"),
-    (["compare", "--baseline", "a.csv", "--candidate", "b.csv"],
-     "compare: expected a file of predictions, but 'a.csv' does not exist"),
-])
-def test_an_error_ends_the_run_of_mlflow_run(words: list[str], error: str, inherited: str) -> None:
-    assert main(words) in (1, 2)
-    run = MlflowClient().get_run(inherited)
-    assert (run.info.status, run.data.tags["wua.error"]) == ("FAILED", error)
-    assert len(all_runs()) == 1
-
-
-def test_the_run_of_mlflow_run_is_the_pipelines(parts: None, inherited: str) -> None:
-    assert main(["run", *WHOLE]) == 0
-    run = MlflowClient().get_run(inherited)
-    assert (run.info.status, run.data.tags["wua.kind"]) == ("FINISHED", "pipeline")
-    assert {one.data.tags["mlflow.parentRunId"] for one in all_runs("variant")} == {inherited}
-
-
-def test_the_run_of_mlflow_run_is_a_step_where_two_models_are_compared(
-    inherited: str, tmp_path: Path
-) -> None:
-    lines = ["prediction,target", *(f"{n % 2},{n % 2}" for n in range(400))]
-    (tmp_path / "a.csv").write_text("\n".join(lines))
-    assert main(["compare", "--baseline", "a.csv", "--candidate", "a.csv"]) == 0
-    run = MlflowClient().get_run(inherited)
-    assert (run.info.status, run.data.tags["wua.kind"]) == ("FINISHED", "step")
-
-
-def test_mlflow_run_works_in_the_folder_where_it_was_typed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The parent's folder, if this one is a project's; else MLFLOW_RUN_ID came otherwise."""
-    from wua_mlflow import cli
-
-    typed, project = tmp_path / "typed", tmp_path / "project"
-    typed.mkdir()
-    project.mkdir()
-    with subprocess.Popen(["sleep", "60"], cwd=typed) as parent:
-        try:
-            monkeypatch.setattr(os, "getppid", lambda: parent.pid)
-            monkeypatch.setenv("MLFLOW_RUN_ID", "of mlflow run")
-            monkeypatch.chdir(project)
-            cli._go_where_asked()
-            assert Path.cwd() == project
-            (project / "MLproject").write_text("name: x\n")
-            cli._go_where_asked()
-            assert Path.cwd() == typed
-        finally:
-            parent.kill()
 
 
 def test_a_fresh_store_makes_no_noise(tmp_path: Path) -> None:

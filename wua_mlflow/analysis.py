@@ -1,6 +1,6 @@
 """``analyze``: how a model's weights are used, in one streaming pass over the data.
 
-May import: hooks, importance, null, randomness, usage. Tests: ``tests/test_analysis.py``,
+May import: chunks, hooks, importance, null, randomness, usage. Tests: ``tests/test_analysis.py``,
 ``tests/test_analysis_data.py``.
 """
 
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from wua_mlflow.chunks import rows_at_once
 from wua_mlflow.hooks import observe, unwrapped
 from wua_mlflow.importance import CRITERIA
 from wua_mlflow.null import with_null
@@ -43,8 +44,6 @@ TUTORIAL_LOW = 0.01
 LOW_OF_MEAN = 0.01
 """Other criteria: low is below this share of the layer's mean importance."""
 _DATASET_BATCH = 64
-_CHUNK_SAMPLES, _CHUNK_NUMBERS = 1024, 2**22
-"""At most so many samples, and so many numbers in them, a forward, where the data come whole."""
 
 
 @dataclass
@@ -227,7 +226,7 @@ def _batches(data: Any, model: nn.Module) -> Iterator[Tensor]:
 
 def _split(data: Any) -> Iterable[Any]:
     if isinstance(data, Tensor | np.ndarray) and data.ndim:
-        step = max(1, min(_CHUNK_SAMPLES, _CHUNK_NUMBERS // max(1, math.prod(data.shape[1:]))))
+        step = rows_at_once(data.shape)
         return (data[start:start + step] for start in range(0, len(data), step))
     if isinstance(data, Dataset):
         return DataLoader(data, batch_size=_DATASET_BATCH)

@@ -1,6 +1,6 @@
 """The words of the command line: commands, options, and what is wrong with them.
 
-May import: config, dotted. Tests: ``tests/test_cli.py``.
+May import: config, dotted. Tests: ``tests/test_arguments.py``.
 """
 
 from __future__ import annotations

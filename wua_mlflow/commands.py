@@ -113,7 +113,7 @@ def _compare(
                               f"variant (--run-id), but got {' and '.join(pair) or 'none'}")
         return _compare_pair(settings, pair, fresh="data" in explicit | configured,
                              as_json=as_json)
-    too_many = [*models, *(["candidate"] if settings.candidate else []),
+    too_many = [*models, *(name for name in ("baseline", "candidate") if getattr(settings, name)),
                 *sorted({"data", "target", "task"} & explicit)]
     if too_many:
         raise ConfigError(f"run_id: a variant is compared with its original on their own test "
@@ -129,6 +129,8 @@ def _compare(
         for verdict in (comparison.recipe, comparison.artifact):
             if verdict:
                 print(" ".join(filter(None, (verdict.sentence, verdict.settle))))
+        if comparison.budget:
+            print(comparison.budget)
         if comparison.recipe is None:
             print(NO_RECIPE)
     return EXIT_CODES[comparison.verdict.outcome]
@@ -174,6 +176,7 @@ def _verdicts(comparison: Comparison) -> dict[str, object]:
         "verdict": comparison.verdict.outcome,
         "artifact": shown(comparison.artifact),
         "recipe": shown(comparison.recipe) if comparison.recipe else None,
+        "budget": comparison.budget,
         "metrics": comparison.metrics,
     }
 

@@ -1,6 +1,6 @@
 """Per-example predictions, losses and scores of a model; the loss that fits its outputs.
 
-May import: torch, numpy, hooks. Tests: ``tests/test_evaluation.py``,
+May import: torch, numpy, chunks, hooks. Tests: ``tests/test_evaluation.py``,
 ``tests/test_output_kind.py``.
 """
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from wua_mlflow.chunks import rows_at_once
 from wua_mlflow.hooks import evaluating, unwrapped
 
 __all__ = [
@@ -35,8 +36,6 @@ _PASS_THROUGH = ("View", "UnsafeView", "Reshape", "Squeeze", "Unsqueeze", "Alias
                  "Slice", "ToCopy", "Clone", "Transpose", "TBackward", "Permute", "Expand", "Clamp")
 """What may stand between a sigmoid and the output: starts of the names of autograd's nodes."""
 _PROBABILITY = {"binary": ("Sigmoid", "Hardsigmoid"), "multiclass": ("Softmax",)}
-_CHUNK_SAMPLES, _CHUNK_NUMBERS = 8192, 2**22
-"""At most so many examples, and so many numbers in them, a forward."""
 
 
 @dataclass(frozen=True)
@@ -190,7 +189,7 @@ def evaluate(
 def _outputs(model: nn.Module, inputs: Tensor) -> Tensor:
     if not len(inputs):
         raise ValueError("inputs: expected at least one example, but got none")
-    chunk = max(1, min(_CHUNK_SAMPLES, _CHUNK_NUMBERS // max(1, inputs[0].numel())))
+    chunk = rows_at_once(inputs.shape)
     with evaluating(model):
         outputs = torch.cat([_checked(model(part)) for part in inputs.split(chunk)])
     if not bool(torch.isfinite(outputs).all()):

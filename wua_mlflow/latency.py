@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -79,6 +80,13 @@ def measure_latency(
     }
 
 
+def _waiting(device: torch.device) -> Callable[[], None]:
+    """What waits for the work that the device was given: a launch alone is no forward."""
+    if device.type == "cuda":
+        return partial(torch.cuda.synchronize, device)
+    return torch.mps.synchronize if device.type == "mps" else (lambda: None)
+
+
 def _time(
     models: Mapping[str, nn.Module],
     inputs: Tensor,
@@ -86,7 +94,7 @@ def _time(
     budget_s: float,
     clock: Callable[[], float],
 ) -> dict[str, list[float]]:
-    wait = torch.cuda.synchronize if inputs.is_cuda else (lambda: None)
+    wait = _waiting(inputs.device)
     names = list(models)
     for model in models.values():
         for _ in range(3):

@@ -1,6 +1,6 @@
 """The built-in training loop: yields a record an epoch, logs nothing.
 
-May import: torch, hooks. Tests: ``tests/test_training.py``.
+May import: torch, chunks, hooks. Tests: ``tests/test_training.py``.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from wua_mlflow.chunks import rows_at_once
 from wua_mlflow.hooks import evaluating
 
 __all__ = ["Budget", "EpochRecord", "Loss", "TrainingDiverged", "fit"]
@@ -170,5 +171,8 @@ def _validation_loss(
 ) -> float | None:
     if validation is None:
         return None
+    inputs, targets = validation
+    rows = rows_at_once(inputs.shape)
     with evaluating(model):
-        return loss(model(validation[0]), validation[1]).item()
+        return sum(loss(model(x), y).item() * (len(x) / len(inputs))
+                   for x, y in zip(inputs.split(rows), targets.split(rows), strict=True))

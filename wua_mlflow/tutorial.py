@@ -1,6 +1,6 @@
 """The tutorial's functions, with its names and results; thin over the library.
 
-They keep its tuples and dicts. Figures: ``docs/tutorial.md``.
+They keep its tuples and dicts. Definitions: ``docs/conventions.md``.
 May import: analysis, flops, hooks, plots, usage. Tests: ``tests/test_tutorial.py``.
 """
 

@@ -149,7 +149,7 @@ def test_artifacts(usecase: Finished) -> None:
     expected = {"config.yaml", "replicates.json", "usage/layers.json", "plots/importance_fc1.png",
                 "plots/network.png", "plots/layers.png", "state/model.safetensors",
                 "state/rng.safetensors", "evaluation/test.safetensors"}
-    for variant in ("oversized", "slim"):
+    for variant in ("oversized", "oversized-same-budget", "slim"):
         assert _files(usecase, usecase.run(variant).info.run_id) == expected
     assert _files(usecase, usecase.outcome.run_id) == {
         "report.md", "report.html", "plots/comparison.png", "config.yaml"}
@@ -264,9 +264,9 @@ def test_the_description_begins_with_the_verdict_then_what_is_saved(usecase: Fin
     assert first == f"**{verdict.headline}**"
     assert "95% interval" in first
     assert verdict.sentence in note
-    assert second.startswith("Saves 1.43× fewer FLOPs")
+    assert second.startswith("The slim model: 1.4× fewer FLOPs, 1.4× fewer parameters")
     assert third.startswith("| ")
-    assert "Budgets differ: the original trained for 50 epochs, the slim one for 60." in note
+    assert "Budgets differ: the original trained for 50 epochs, the slim one for 60 epochs." in note
     path = usecase.client.download_artifacts(usecase.outcome.run_id, "report.md")
     assert note in Path(path).read_text()
 

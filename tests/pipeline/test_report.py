@@ -38,9 +38,13 @@ SAVES = {"compare/flops_ratio": 60 / 42, "compare/params_ratio": 41 / 29,
 
 def test_what_is_saved_and_what_is_not() -> None:
     assert _report(SAVES).saved == (
-        "Saves 1.43× fewer FLOPs, 1.41× fewer parameters, 1.30× less latency (p50). No gain in "
-        "bytes on disk.")
-    assert _report({"compare/flops_ratio": 1.0}).saved == "Saves nothing. No gain in FLOPs."
+        "The slim model: 1.4× fewer FLOPs, 1.4× fewer parameters.")
+    same = Report("t", ["a", "b"], [OLD, OLD], _report({}).comparison)
+    assert same.saved == "The slim model saves nothing."
+    slower = {**NEW, "flops/forward": 70.0, "latency/p50_ms": 3.0}
+    worse = Report("t", ["a", "b"], [{**OLD, "latency/p50_ms": 2.0}, slower], same.comparison)
+    assert worse.saved == (
+        "The slim model: 1.2× more FLOPs, 1.4× fewer parameters, 1.5× slower at batch 1.")
 
 
 def test_markdown_leads_with_the_verdict_and_its_interval() -> None:

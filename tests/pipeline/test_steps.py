@@ -80,7 +80,7 @@ def test_equal_budgets_need_no_control(store_uri: str) -> None:
     outcome = chain.run_pipeline(
         store, load_settings(None, {**QUICK, "epochs": 2, "slim_epochs": 2}))
     assert [variant.variant for variant in outcome.variants] == ["oversized", "slim"]
-    assert "Budgets differ" not in outcome.report.budget
+    assert "Budgets differ" not in outcome.report.comparison.budget
     note = store.client.get_run(outcome.run_id).data.tags["mlflow.note.content"]
     assert "No recipe verdict: it needs at least 5 seeds" in note
 

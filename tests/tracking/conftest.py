@@ -96,5 +96,5 @@ def calls(monkeypatch):
                 return found
             return lambda *args, **kwargs: noted.append((name, kwargs)) or found(*args, **kwargs)
 
-    monkeypatch.setitem(READING, "MlflowClient", Counted)
+    monkeypatch.setitem(READING, "open_client", Counted)
     return noted

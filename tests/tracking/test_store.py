@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import subprocess
 import sys
 
@@ -14,7 +13,6 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from wua_mlflow.tracking.store import (
-    Terminated,
     connect,
     ended,
     new_run,
@@ -120,7 +118,6 @@ def test_a_block_that_succeeds_ends_the_run(store_uri):
     (SystemExit(3), "FAILED", "SystemExit: 3"),
     (SystemExit(0), "FAILED", "SystemExit: 0"),
     (KeyboardInterrupt(), "KILLED", None),
-    (Terminated(), "KILLED", None),
 ])
 @pytest.mark.parametrize("finish", [True, False])
 def test_a_block_that_does_not_succeed_ends_the_run(store_uri, error, status, said, finish):
@@ -140,22 +137,6 @@ def test_a_run_may_be_left_open_for_the_next_step(store_uri):
         pass
     assert MlflowClient(store_uri).get_run(run_id).info.status == "RUNNING"
     store.client.set_terminated(run_id)
-
-
-def test_sigterm_ends_the_run_as_killed(store_uri):
-    def terminate(*_):
-        raise Terminated
-
-    before = signal.signal(signal.SIGTERM, terminate)
-    store = connect("mine")
-    run_id = new_run(store, "run", {})
-    try:
-        with pytest.raises(Terminated), ended(store, run_id):
-            os.kill(os.getpid(), signal.SIGTERM)
-            signal.pause()
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    assert MlflowClient(store_uri).get_run(run_id).info.status == "KILLED"
 
 
 @pytest.mark.parametrize("broken", ["set_tag", "set_terminated"])

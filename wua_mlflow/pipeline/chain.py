@@ -14,23 +14,17 @@ from wua_mlflow import __version__
 from wua_mlflow.config import Settings, settings_yaml
 from wua_mlflow.pipeline.comparison import Comparison, compare_variants
 from wua_mlflow.pipeline.models import check_widths
-from wua_mlflow.pipeline.pictures import draw
+from wua_mlflow.pipeline.publishing import publish, title_of
 from wua_mlflow.pipeline.recipe import load_recipe
-from wua_mlflow.pipeline.report import Report, html_report, markdown_report
+from wua_mlflow.pipeline.report import Report
 from wua_mlflow.pipeline.steps import Plan, analyze, derive_widths, opened, train
 from wua_mlflow.pipeline.variant import Variant, load_variant
-from wua_mlflow.plots import (
-    VariantFigures,
-    VerdictInterval,
-    comparison_data,
-    plot_comparison,
-    variant_colour,
-)
-from wua_mlflow.tracking.log import Files, write
-from wua_mlflow.tracking.names import ArtifactPath, Kind, Metric, Tag
+from wua_mlflow.plots.palette import MUTED
+from wua_mlflow.tracking.lineage import find_control, is_slim, newest_slim
+from wua_mlflow.tracking.log import write
+from wua_mlflow.tracking.names import ArtifactPath, Kind, Tag, step_tag
 from wua_mlflow.tracking.names import Variant as VariantName
 from wua_mlflow.tracking.store import Store, inherited_run, new_run
-from wua_mlflow.tracking.view import ensure_view, latest_view
 from wua_mlflow.usage import ModelUsage
 from wua_mlflow.verdict import Verdict
 
@@ -62,19 +56,18 @@ def run_pipeline(store: Store, settings: Settings) -> Outcome:
         usage = analyze(store, original)
         variants, usages = _slim(store, original, usage, pipeline=run_id)
         comparison = compare_variants(store, original, variants[-1], beside=variants[:-1])
-        report = _report(settings, [original, *variants], comparison,
-                         {original.name: usage, **usages})
-        _finish(store, run_id, report, [original, *variants],
-                {ArtifactPath.CONFIG: settings_yaml(settings)})
+        report = publish(store, run_id, (original, *variants), comparison,
+                         usages={original.name: usage, **usages},
+                         files={ArtifactPath.CONFIG: settings_yaml(settings)})
     return Outcome(run_id, report, (original, *variants))
 
 
 def _pipeline(store: Store, settings: Settings) -> str:
     """The pipeline's run: a new one, or that of ``mlflow run``."""
-    tags = {Tag.KIND: Kind.PIPELINE, Tag.VERSION: __version__}
+    tags = {Tag.KIND: Kind.PIPELINE, Tag.VERSION: __version__, "mlflow.runColor": MUTED}
     run_id = inherited_run()
     if not run_id:
-        return new_run(store, f"{_data_name(settings)} {_dashed(settings.hidden)}", tags)
+        return new_run(store, title_of(settings, settings.hidden), tags)
     write(store.client, run_id, tags=tags)
     return run_id
 
@@ -99,16 +92,24 @@ def analyze_run(
         given: names of the settings that were given explicitly and so differ.
     """
     with step_run(store, settings, "analyze"):
-        variant = _named(store, settings, given)
+        store, variant = _named(store, settings, given)
         return variant, analyze(store, variant)
 
 
 def slim_run(
     store: Store, settings: Settings, given: frozenset[str] = frozenset()
 ) -> tuple[Variant, ...]:
-    """The step ``slim`` on its own: slim variants of the original that ``run_id`` names."""
+    """The step ``slim`` on its own: a slim variant of the original that ``run_id`` names.
+
+    Raises:
+        ValueError: the run is not an original: a slim variant of a slim one would be judged
+            against that, and margins would add up.
+    """
     with step_run(store, settings, "slim"):
-        original = _named(store, settings, given)
+        store, original = _named(store, settings, given)
+        if original.variant != VariantName.OVERSIZED:
+            raise ValueError(f"run_id: expected the run of an original (oversized), but "
+                             f"{original.run_id} is {original.name}")
         variants, _ = _slim(store, original, None, pipeline=original.tags.get(Tag.PIPELINE))
         return variants
 
@@ -116,19 +117,27 @@ def slim_run(
 def compare_run(
     store: Store, settings: Settings, given: frozenset[str] = frozenset()
 ) -> tuple[Variant, Variant, Comparison]:
-    """The step ``compare`` on its own: the slim variant ``run_id`` against its original."""
+    """The step ``compare`` on its own: the slim variant ``run_id`` against its original.
+
+    The pipeline's run follows where this is its last slim variant.
+
+    Raises:
+        ValueError: the run is not a slim variant's.
+    """
     with step_run(store, settings, "compare"):
-        slim = _named(store, settings, given)
-        baseline = settings.baseline or slim.tags.get(Tag.BASELINE)
-        if baseline is None:
-            raise ValueError(f"run_id: {slim.run_id} is {slim.name}, which has no original to be "
-                             f"compared with; name one with baseline=RUN")
-        original = load_variant(store, baseline, {"device": slim.settings.device})
-        comparison = compare_variants(store, original, slim)
+        store, slim = _named(store, settings, given)
+        if not is_slim(slim.variant) or Tag.BASELINE not in slim.tags:
+            raise ValueError(f"run_id: expected the run of a slim variant, but {slim.run_id} is "
+                             f"{slim.name}; any two runs: wua compare A B")
+        machine = {name: getattr(slim.settings, name) for name in ("device", "threads")}
+        original = load_variant(store, slim.tags[Tag.BASELINE], machine)
+        control = find_control(store.client, store.experiment_id, original.run_id,
+                               slim.settings.epochs)
+        beside = [load_variant(store, control, machine)] if control else []
+        comparison = compare_variants(store, original, slim, beside=beside)
         pipeline = slim.tags.get(Tag.PIPELINE)
-        if pipeline:
-            report = _report(slim.settings, [original, slim], comparison, {})
-            _finish(store, pipeline, report, [original, slim])
+        if pipeline and newest_slim(store.client, store.experiment_id, pipeline) == slim.run_id:
+            publish(store, pipeline, (original, *beside, slim), comparison)
         return original, slim, comparison
 
 
@@ -140,78 +149,26 @@ def _slim(
     widths = derive_widths(original, usage).widths
     control: tuple[Variant, ...] = ()
     if settings.slim_budget != settings.epochs:
-        control = (train(store, original.recipe, Plan(
-            VariantName.SAME_BUDGET, settings.hidden, settings.slim_budget, pipeline=pipeline,
-            baseline=original.run_id)),)
+        control = (_control(store, original, pipeline),)
     slim = train(store, original.recipe, Plan(
         VariantName.SLIM, widths, settings.slim_budget, pipeline=pipeline,
         baseline=original.run_id, streams=[one.stream for one in original.replicates]))
-    usages = {one.name: analyze(store, one, pictures=one is slim) for one in (*control, slim)}
+    usages = {one.name: analyze(store, one) for one in (*control, slim)
+              if one.tags.get(step_tag("analyze")) != "done"}
     return (*control, slim), usages
 
 
-def _report(
-    settings: Settings,
-    variants: list[Variant],
-    comparison: Comparison,
-    usages: dict[str, ModelUsage],
-) -> Report:
-    original, slim = variants[0], variants[-1]
-    title = f"{_data_name(settings)} {_dashed(original.widths)} → {_dashed(slim.widths)}"
-    return Report(
-        title, [v.name for v in variants], [v.metrics for v in variants], comparison,
-        budget=_budget(variants), usages=usages,
-        again="To run it again: `wua run --config config.yaml`, with this run's artifact of that "
-              "name.")
-
-
-def _budget(variants: list[Variant]) -> str:
-    """The sentence on unequal budgets, with what the control of equal budget scored."""
-    original, slim = variants[0], variants[-1]
-    epochs = (original.settings.epochs, slim.settings.epochs)
-    if epochs[0] == epochs[1]:
-        return ""
-    sentence = (f"Budgets differ: the original trained for {epochs[0]} epochs, the slim one for "
-                f"{epochs[1]}.")
-    for control in variants[1:-1]:
-        mean = control.replicate_scores.mean()
-        gap = slim.replicate_scores.mean() - mean
-        count = len(control.replicates)
-        seeds = f"on average over {count} seeds" if count > 1 else "with its one seed"
-        sentence += (f" Trained for {epochs[1]} epochs too, the original scores {mean:.4f} "
-                     f"{seeds}; the slim one is "
-                     f"{gap:+.4f} beside that.").replace("-", "−")
-    return sentence
-
-
-def _finish(
-    store: Store, run_id: str, report: Report, variants: list[Variant], files: Files | None = None
-) -> None:
-    """Copy the verdict to the pipeline's run, with the report and ``files``, and set the views."""
-    comparison = report.comparison
-    figure = plot_comparison(comparison_data(
-        [VariantFigures(v.name, variant_colour(v.variant), v.metrics,
-                        [one.score for one in v.replicates] if len(v.replicates) > 1 else None)
-         for v in variants],
-        [_interval(verdict) for verdict in (comparison.artifact, comparison.recipe) if verdict]))
-    markdown = markdown_report(report)
-    write(store.client, run_id, metrics=comparison.metrics,
-          tags={**comparison.tags, "mlflow.note.content": markdown,
-                "mlflow.runName": report.title},
-          files={
-              ArtifactPath.REPORT_MARKDOWN: f"# {report.title}\n\n{markdown}",
-              ArtifactPath.REPORT_HTML: html_report(report, {"comparison": figure}),
-              ArtifactPath.COMPARISON_PLOT: draw(lambda: figure),
-              **(files or {}),
-          })
-    ensure_view(store.client, store.experiment_id)
-    latest_view(store.client, store.experiment_id, run_id, report.title,
-                classification=Metric.ACCURACY_TEST in variants[0].metrics)
-
-
-def _interval(verdict: Verdict) -> VerdictInterval:
-    return VerdictInterval(verdict.kind, verdict.delta, verdict.low, verdict.high, verdict.margin,
-                           verdict.outcome, verdict.score)
+def _control(store: Store, original: Variant, pipeline: str | None) -> Variant:
+    """The original trained for the slim one's epochs: an earlier one, or a new one."""
+    settings = original.settings
+    earlier = find_control(store.client, store.experiment_id, original.run_id,
+                           settings.slim_budget)
+    if earlier:
+        return load_variant(store, earlier,
+                            {"device": settings.device, "threads": settings.threads})
+    return train(store, original.recipe, Plan(
+        VariantName.SAME_BUDGET, settings.hidden, settings.slim_budget, pipeline=pipeline,
+        baseline=original.run_id))
 
 
 @contextlib.contextmanager
@@ -222,30 +179,27 @@ def step_run(store: Store, settings: Settings, step: str) -> Iterator[None]:
         yield
         return
     tags = {Tag.KIND: Kind.STEP, Tag.VERSION: __version__, "mlflow.runName": step}
-    if settings.run_id:
-        tags[Tag.TARGET_RUN] = settings.run_id
     with opened(store, lambda: str(inherited)):
         write(store.client, inherited, tags=tags)
         yield
 
 
-def _named(store: Store, settings: Settings, given: frozenset[str]) -> Variant:
-    """The variant of ``run_id``, with the settings that were given in place of its own."""
+def _named(
+    store: Store, settings: Settings, given: frozenset[str]
+) -> tuple[Store, Variant]:
+    """The variant of ``run_id`` with the settings that were given in place of its own.
+
+    And the store in that run's experiment, where no other was given.
+    """
     if not settings.run_id:
         raise ValueError("run_id: expected the id of a variant's run, but got none; `wua runs` "
                          "lists them")
     machine = {name: getattr(settings, name) for name in given & {"device", "threads"}}
     variant = load_variant(store, settings.run_id, machine)
+    inherited = inherited_run()
+    if inherited:
+        store.client.set_tag(inherited, Tag.TARGET_RUN, variant.run_id)
+    if "experiment" not in given:
+        store = replace(store, experiment_id=variant.experiment_id)
     own = variant.settings.model_copy(update={name: getattr(settings, name) for name in given})
-    return replace(variant, recipe=replace(variant.recipe, settings=own))
-
-
-def _data_name(settings: Settings) -> str:
-    name = settings.data.rsplit("/", 1)[-1]
-    return name.rsplit(".", 1)[0] if "." in name and ":" not in name else name
-
-
-def _dashed(widths: tuple[int, ...]) -> str:
-    return "-".join(str(width) for width in widths)
-
-
+    return store, replace(variant, recipe=replace(variant.recipe, settings=own))

@@ -35,7 +35,8 @@ class Comparison:
 
     ``churn`` is the share of examples whose prediction differs; ``worst_class_delta`` the largest
     loss of accuracy within one class (None for regression); ``looks`` how many verdicts on this
-    test set the store holds, this one included; ``ratios`` are original ÷ slim.
+    test set the store holds, this one included; ``ratios`` are original ÷ slim; ``budget`` is a
+    sentence where the two did not train for as long.
     """
 
     artifact: Verdict
@@ -44,6 +45,7 @@ class Comparison:
     worst_class_delta: float | None
     looks: int
     ratios: Mapping[str, float]
+    budget: str = ""
 
     @property
     def verdict(self) -> Verdict:
@@ -65,7 +67,8 @@ class Comparison:
     @property
     def tags(self) -> dict[str, str]:
         """Under the contract's names."""
-        tags = {Tag.VERDICT: self.verdict.outcome, Tag.VERDICT_ARTIFACT: self.artifact.outcome}
+        tags = {Tag.VERDICT: self.verdict.outcome, Tag.VERDICT_ARTIFACT: self.artifact.outcome,
+                Tag.CONFIDENCE: str(self.verdict.confidence)}
         if self.recipe:
             tags[Tag.VERDICT_RECIPE] = self.recipe.outcome
         return tags
@@ -76,13 +79,14 @@ def compare_variants(
 ) -> Comparison:
     """Judge a slim variant against the original, measure the latency of all, and log it.
 
-    The verdict goes to the slim run, the latencies to each run.
+    The verdict goes to the slim run; the latency to it and to those of the others that have none
+    yet, so that what is logged of a run stays. The ratio is of latencies taken in turns, now.
 
     Args:
         store: where the runs are.
         original: what the slim one is judged against.
         slim: the slim one.
-        beside: further variants whose latency is measured in the same turns (the control).
+        beside: controls: measured in the same turns, named in the sentence on budgets.
 
     Raises:
         ValueError: they were not tested on the same data.
@@ -93,14 +97,16 @@ def compare_variants(
         artifact = compare_evaluations(original.test, slim.test, settings)
         recipe = _recipe_verdict(original, slim)
         others = (original, *beside)
+        unmeasured = [one for one in others if Metric.LATENCY_P50 not in one.metrics]
         for variant, latency in _latencies((*others, slim)):
             variant.metrics.update(latency_metrics(latency))
         looks = 1 + count_looks(store.client, slim.test.digest, besides=slim.run_id)
         comparison = Comparison(artifact, recipe, *damage(original.test, slim.test), looks,
-                                ratios(original.metrics, slim.metrics))
-        for variant in others:
+                                ratios(original.metrics, slim.metrics),
+                                _budget((*others, slim)))
+        for variant in unmeasured:
             write(store.client, variant.run_id, metrics=_latency_of(variant))
-        tags = {**comparison.tags, Tag.BASELINE: original.run_id, step_tag("compare"): "done"}
+        tags = {**comparison.tags, step_tag("compare"): "done"}
         write(store.client, slim.run_id, tags=tags,
               metrics={**comparison.metrics, **_latency_of(slim)})
         slim.metrics.update(comparison.metrics)
@@ -141,11 +147,37 @@ def _recipe_verdict(original: Variant, slim: Variant) -> Verdict | None:
                    score=score_name(original.test.task), seed=settings.seed)
 
 
+def _budget(variants: Sequence[Variant]) -> str:
+    """The sentence on unequal budgets, with what the controls of equal budget score."""
+    original, slim = variants[0], variants[-1]
+    if (original.settings.epochs, original.epochs_trained) == (
+            slim.settings.epochs, slim.epochs_trained):
+        return ""
+    sentence = f"Budgets differ: the original trained for {_length(original)}, the slim one for " \
+               f"{_length(slim)}."
+    for control in variants[1:-1]:
+        mean = control.replicate_scores.mean()
+        gap = f"{slim.replicate_scores.mean() - mean:+.4f}".replace("-", "−")
+        count = len(control.replicates)
+        seeds = f"on average over {count} seeds" if count > 1 else "with its one seed"
+        sentence += (f" Trained for {_length(control)} too, the original scores {mean:.4f} "
+                     f"{seeds}; the slim one is {gap} beside that.")
+    return sentence
+
+
+def _length(variant: Variant) -> str:
+    budget, trained = variant.settings.epochs, variant.epochs_trained
+    return f"{budget} epochs" if trained == budget else \
+        f"at most {budget} epochs (stopped after {trained})"
+
+
 def _latencies(variants: Sequence[Variant]) -> list[tuple[Variant, Latency]]:
     recipe = variants[-1].recipe
     inputs = recipe.split.train.inputs
     size = recipe.settings.batch_size
-    batch = min(len(inputs), LARGEST_BATCH if size == "full" else size)
+    batch = min(len(inputs), LARGEST_BATCH, len(inputs) if size == "full" else size)
+    if recipe.settings.threads:
+        torch.set_num_threads(recipe.settings.threads)
     rows = torch.randperm(
         len(inputs), generator=torch_generator(recipe.settings.seed, Purpose.LATENCY))[:batch]
     measured = measure_latency({variant.run_id: variant.model for variant in variants},

@@ -31,8 +31,6 @@ __all__ = ["BUILT_IN", "DataSplit", "Part", "is_file", "load_data", "part_of"]
 BUILT_IN = ("usecase", "digits", "breast_cancer", "wine", "iris", "diabetes")
 
 _PARTS = ("train", "validation", "test")
-_FEWEST_ROWS, _FEWEST_OF_A_CLASS = 20, 10
-"""With so many, a stratified 60/10/30 split has the class in each part, whatever the rounding."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,10 +10,9 @@ from collections.abc import Iterator
 from torch import Tensor
 from tqdm import tqdm
 
+from wua_mlflow.chunks import rows_at_once
+
 __all__ = ["Watched"]
-
-CHUNK = 4096
-
 
 class Watched:
     """Inputs in chunks, to be gone over several times; a bar counts the chunks of all passes.
@@ -21,11 +20,11 @@ class Watched:
     There is no bar where standard error is not a terminal.
 
     >>> len(list(Watched(__import__("torch").zeros(5000, 2), passes=1, label="demo")))
-    2
+    5
     """
 
     def __init__(self, inputs: Tensor, *, passes: int, label: str) -> None:
-        self.chunks = inputs.split(CHUNK)
+        self.chunks = inputs.split(rows_at_once(inputs.shape))
         self.bar = tqdm(total=passes * len(self.chunks), desc=label, unit="batch", leave=False,
                         disable=None)
 

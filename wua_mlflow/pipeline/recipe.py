@@ -143,7 +143,7 @@ def train_one(
     with isolated():
         _seed_all(seed)
         if stream is not None:
-            _restore(stream)
+            _restore(stream, recipe.device)
         model = recipe.build(tuple(widths)).to(recipe.device)
         check_fit(model, split)
         if recipe.trainer is not None:
@@ -282,10 +282,15 @@ def _stream(device: torch.device) -> Stream:
     state = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
         state["cuda"] = torch.cuda.get_rng_state(device)
+    if device.type == "mps":
+        state["mps"] = torch.mps.get_rng_state()
     return state
 
 
-def _restore(stream: Stream) -> None:
+def _restore(stream: Stream, device: torch.device) -> None:
+    """Go on from ``stream``; on another kind of device its own stream stays as it was seeded."""
     torch.set_rng_state(stream["cpu"])
-    if "cuda" in stream and torch.cuda.is_available():
-        torch.cuda.set_rng_state(stream["cuda"])
+    if device.type == "cuda" and "cuda" in stream:
+        torch.cuda.set_rng_state(stream["cuda"], device)
+    if device.type == "mps" and "mps" in stream:
+        torch.mps.set_rng_state(stream["mps"])

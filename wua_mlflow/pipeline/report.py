@@ -14,6 +14,7 @@ from io import BytesIO
 from typing import TYPE_CHECKING
 
 from wua_mlflow.pipeline.comparison import Comparison
+from wua_mlflow.plots.quantities import savings
 from wua_mlflow.tracking.names import Metric
 from wua_mlflow.tutorial import flops_text, report_text
 from wua_mlflow.usage import ModelUsage
@@ -41,7 +42,6 @@ class Report:
     names: Sequence[str]
     metrics: Sequence[Mapping[str, float]]
     comparison: Comparison
-    budget: str = ""
     usages: Mapping[str, ModelUsage] = field(default_factory=dict)
     again: str = ""
 
@@ -52,15 +52,9 @@ class Report:
 
     @property
     def saved(self) -> str:
-        """What the slim model saves, in one sentence; says where it saves nothing."""
-        ratios = self.comparison.ratios
-        words = {Metric.FLOPS_RATIO: "FLOPs", Metric.PARAMS_RATIO: "parameters",
-                 Metric.SIZE_RATIO: "bytes on disk", Metric.LATENCY_RATIO: "latency (p50)"}
-        parts = [f"{ratios[key]:.2f}× {'less' if 'latency' in word else 'fewer'} {word}"
-                 for key, word in words.items() if ratios.get(key, 0) >= 1.05]
-        none = [word for key, word in words.items() if 0 < ratios.get(key, 0) < 1.05]
-        sentence = f"Saves {', '.join(parts)}." if parts else "Saves nothing."
-        return f"{sentence} No gain in {' or '.join(none)}." if none else sentence
+        """What the slim model saves, or costs more, in one sentence."""
+        found = savings(self.metrics[0], self.metrics[-1])
+        return f"The slim model: {found}." if found else "The slim model saves nothing."
 
     @property
     def rows(self) -> list[Row]:
@@ -144,8 +138,8 @@ def _notes(report: Report) -> list[str]:
         notes.append("No recipe verdict: it needs at least 5 seeds (setting `seeds`).")
     else:
         notes.append(comparison.artifact.sentence)
-    if report.budget:
-        notes.append(report.budget)
+    if report.comparison.budget:
+        notes.append(report.comparison.budget)
     if comparison.churn is not None:
         notes.append(f"The two models' predictions differ on {100 * comparison.churn:.1f}% of the "
                      f"test examples.")
@@ -202,8 +196,8 @@ def terminal_reports(report: Report) -> str:
         verdict.append(report.comparison.verdict.settle)
     if report.comparison.recipe:
         verdict.append(report.comparison.artifact.sentence)
-    if report.budget:
-        verdict.append(report.budget)
+    if report.comparison.budget:
+        verdict.append(report.comparison.budget)
     return "\n\n".join([*blocks, "\n".join([*verdict, report.saved])])
 
 

@@ -25,7 +25,14 @@ from wua_mlflow.hooks import evaluating
 from wua_mlflow.pipeline.predictions import Predictions, read_predictions
 from wua_mlflow.pipeline.recipe import device_of
 from wua_mlflow.pipeline.tables import ENDINGS, Target
-from wua_mlflow.pipeline.testdata import TestData, own_test, prepared, rows_in, targets_of
+from wua_mlflow.pipeline.testdata import (
+    TestData,
+    check_columns,
+    own_test,
+    prepared,
+    rows_in,
+    targets_of,
+)
 from wua_mlflow.pipeline.variant import Variant, load_variant
 from wua_mlflow.tracking.models import load_exported
 from wua_mlflow.tracking.names import Kind, Tag
@@ -134,6 +141,10 @@ def give_tests(sides: Sequence[Side], settings: Settings, *, fresh: bool) -> Non
     for side in sides:
         like = side.variant.recipe.split if side.variant else known if rows is None else None
         if fresh:
+            if rows is not None and side.variant:
+                own = side.variant.recipe
+                check_columns(settings.data, settings.target, own.split.source,
+                              own.settings.target)
             side.test = prepared(rows, settings.data, seed=settings.seed, task=settings.task,
                                  like=like)
             if like is None and side.model is not None:

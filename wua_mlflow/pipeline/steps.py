@@ -113,26 +113,29 @@ def train(store: Store, recipe: Recipe, plan: Plan) -> Variant:
             store.client, run_id, store.experiment_id, trained.model, recipe.split.train.inputs,
             params=_params(settings), tags={Tag.VARIANT: plan.variant})
         store.client.log_inputs(run_id, datasets=_datasets(recipe))
-        done = {step_tag("train"): "done"}
+        done = {step_tag("train"): "done",
+                Tag.EPOCHS_TRAINED: str(len(trained.records) or plan.epochs)}
         write(store.client, run_id, metrics=metrics, curves=_curves(trained), model_id=model_id,
               tags=done, files={
-                  ArtifactPath.CONFIG: settings_yaml(settings),
+                  ArtifactPath.CONFIG: _origin(plan, recipe.settings) + settings_yaml(settings),
                   ArtifactPath.REPLICATES: replicates_table(replicates),
                   **variant_files(trained.model, test, replicates)})
     own = Recipe(settings, recipe.split, recipe.build, recipe.device)
-    return Variant(run_id, plan.name, plan.variant, own, trained.model, trained.kind, test,
-                   replicates, {**tags, **done}, metrics)
+    return Variant(run_id, store.experiment_id, plan.name, plan.variant, own, trained.model,
+                   trained.kind, test, replicates, {**tags, **done}, metrics)
 
 
-def analyze(store: Store, variant: Variant, *, pictures: bool = True) -> ModelUsage:
+def analyze(store: Store, variant: Variant) -> ModelUsage:
     """Measure how a variant's weights are used, on training data, and add it to its run.
 
-    Args:
-        store: where the run is.
-        variant: what is measured.
-        pictures: whether to draw it as well.
+    Raises:
+        ValueError: no null is asked for, and the run holds the null of another criterion.
     """
     settings = variant.settings
+    held = variant.tags.get(Tag.CRITERION, settings.criterion)
+    if not settings.null_draws and Tag.NULL_KIND in variant.tags and held != settings.criterion:
+        raise ValueError(f"null_draws: expected at least 1, since {variant.name} holds the null of "
+                         f"the criterion {held}, but got 0")
     store.client.set_tag(variant.run_id, step_tag("analyze"), "running")
     with marking(store, variant.run_id, "analyze"):
         inputs = Watched(variant.recipe.split.train.inputs.to(variant.recipe.device),
@@ -140,10 +143,10 @@ def analyze(store: Store, variant: Variant, *, pictures: bool = True) -> ModelUs
         usage = analyze_model(variant.model, inputs, criterion=settings.criterion,
                               null=settings.null_draws, seed=settings.seed)
         metrics = usage_metrics(usage)
-        tags = {step_tag("analyze"): "done"}
+        tags = {step_tag("analyze"): "done", Tag.CRITERION: settings.criterion}
         if usage.null:
             tags[Tag.NULL_KIND] = usage.null.kind
-        drawn = usage_pictures(variant.model, usage, _flops_by_layer(variant)) if pictures else {}
+        drawn = usage_pictures(variant.model, usage, _flops_by_layer(variant))
         write(store.client, variant.run_id, metrics=metrics, tags=tags,
               files={ArtifactPath.LAYERS_TABLE: layers_table(usage), **drawn})
     variant.metrics.update(metrics)
@@ -209,10 +212,21 @@ def _tags(recipe: Recipe, plan: Plan) -> dict[str, str]:
     return tags
 
 
+def _origin(plan: Plan, settings: Settings) -> str:
+    """A comment for ``config.yaml``: what else it takes to make this variant again."""
+    if plan.streams is None:
+        return ""
+    widths = ",".join(map(str, settings.hidden))
+    slim = ",".join(map(str, plan.widths))
+    return (f"# Trained from the random stream that run {plan.baseline} left (hidden {widths}, "
+            f"{settings.epochs} epochs).\n# Both again: the original's config.yaml with "
+            f"slim_hidden: [{slim}], slim_epochs: {plan.epochs}\n")
+
+
 def _params(settings: Settings) -> dict[str, str]:
     """The settings that made the network, as text."""
     fields = ("data", "target", "model", "train", "hidden", "epochs", "criterion", "optimizer",
-              "batch_size", "lr", "patience", "seed", "seeds", "device")
+              "batch_size", "lr", "patience", "seed", "seeds", "device", "threads")
     values = {name: getattr(settings, name) for name in fields}
     return {name: ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
             for name, value in values.items() if value is not None}

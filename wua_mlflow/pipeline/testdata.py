@@ -16,7 +16,7 @@ from wua_mlflow.evaluation import Task
 from wua_mlflow.pipeline.data import DataSplit, Part, is_file, load_data, part_of
 from wua_mlflow.pipeline.tables import ENDINGS, Rows, Target, frame_of, pose, read_rows, rows_of
 
-__all__ = ["TestData", "columns_of", "own_test", "prepared", "rows_in", "targets_of"]
+__all__ = ["TestData", "check_columns", "columns_of", "own_test", "prepared", "rows_in", "targets_of"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,6 +116,34 @@ def prepared(
         posed, part = like.posed, _scaled(rows, data, like)
     truth = posed.encoded(rows.targets, where=data).astype(np.float64)
     return TestData(part, posed, truth, _digest(rows.inputs, rows.targets))
+
+
+def check_columns(data: str, target: str | None, own: str, own_target: str | None) -> None:
+    """Whether a table has the columns, in their order, of the one that a model was trained on.
+
+    Args:
+        data: the fresh rows' file.
+        target: its target.
+        own: what the model was trained on; nothing is checked where that is no table.
+        own_target: the target there.
+
+    Raises:
+        ValueError: it has not; the network would take one column for another.
+    """
+    fresh, trained = _features(data, target), _features(own, own_target)
+    if fresh is None or trained is None or fresh == trained:
+        return
+    there = "in another order" if sorted(fresh) == sorted(trained) else ", ".join(fresh)
+    raise ValueError(f"data: expected the columns {', '.join(trained)} in {data}, as in {own}, "
+                     f"which the model was trained on, but got {there}")
+
+
+def _features(data: str, target: str | None) -> list[str] | None:
+    """The names of a table's columns but the target; None of what is no table."""
+    path = Path(data).expanduser()
+    if not is_file(data) or path.suffix.lower() not in (".csv", ".parquet") or not path.is_file():
+        return None
+    return [name for name in columns_of(path, argument="data") if name != target]
 
 
 def _scaled(rows: Rows, data: str, like: DataSplit) -> Part:

@@ -6,6 +6,7 @@ May import: tracking, the recipe. Tests: ``tests/pipeline/test_variant.py``.
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,7 @@ from wua_mlflow.tracking.names import ArtifactPath, Kind, Tag, step_tag
 from wua_mlflow.tracking.runs import find_run
 from wua_mlflow.tracking.store import Store
 
-__all__ = ["Variant", "load_variant", "read_results", "replicates_table", "variant_files"]
+__all__ = ["Variant", "load_variant", "replicates_table", "variant_files"]
 
 LONGEST_BEGINNING = 31
 """Characters of a run's id that are not yet the whole."""
@@ -41,6 +42,7 @@ class Variant:
     """
 
     run_id: str
+    experiment_id: str
     name: str
     variant: str
     recipe: Recipe
@@ -60,6 +62,11 @@ class Variant:
     def widths(self) -> tuple[int, ...]:
         """The variant's hidden widths."""
         return self.settings.hidden
+
+    @property
+    def epochs_trained(self) -> int:
+        """Epochs really trained: fewer than the budget where training stopped early."""
+        return int(self.tags.get(Tag.EPOCHS_TRAINED, self.settings.epochs))
 
     @property
     def replicate_scores(self) -> np.ndarray:
@@ -114,33 +121,39 @@ def load_variant(
     """
     run = _run(store, run_id)
     run_id = run.info.run_id
-    folder = Path(store.client.download_artifacts(run_id, ""))
-    settings = load_settings(str(folder / ArtifactPath.CONFIG), machine)
+    with tempfile.TemporaryDirectory() as folder:
+        config, state, streams, predictions = (
+            Path(store.client.download_artifacts(run_id, path, folder))
+            for path in (ArtifactPath.CONFIG, ArtifactPath.STATE, ArtifactPath.RNG_STATE,
+                         ArtifactPath.PREDICTIONS))
+        settings = load_settings(str(config), machine)
+        test, replicates = _read_results(predictions, streams, run.data.tags)
+        weights = read_tensors(state)
     recipe = load_recipe(settings)
-    test, replicates = read_results(folder, run.data.tags)
     if recipe.split.test.digest != test.digest:
         raise ValueError(f"data: {settings.data} has changed since run {run_id} was made: the "
                          f"test part's digest differs")
     with isolated():
         model = recipe.build(settings.hidden).to(recipe.device)
     try:
-        model.load_state_dict(read_tensors(folder / ArtifactPath.STATE))
+        model.load_state_dict(weights)
     except RuntimeError as error:
         raise ValueError(f"model: {settings.model} builds another network now than when run "
                          f"{run_id} was made: {' '.join(str(error).split())}") from error
     kind = output_kind(model, recipe.split.train.inputs[:2].to(recipe.device), recipe.split.task)
-    return Variant(run_id, run.info.run_name, run.data.tags[Tag.VARIANT], recipe, model.eval(),
-                   kind, test, replicates, dict(run.data.tags), dict(run.data.metrics))
+    return Variant(run_id, run.info.experiment_id, run.info.run_name, run.data.tags[Tag.VARIANT],
+                   recipe, model.eval(), kind, test, replicates, dict(run.data.tags),
+                   dict(run.data.metrics))
 
 
-def read_results(
-    folder: Path, tags: dict[str, str]
+def _read_results(
+    predictions: Path, rng_states: Path, tags: dict[str, str]
 ) -> tuple[Evaluation, list[Replicate]]:
     """The evaluation and the replicates that a variant's run keeps, without its network."""
     results = {name: tensor.numpy()
-               for name, tensor in read_tensors(folder / ArtifactPath.PREDICTIONS).items()}
+               for name, tensor in read_tensors(predictions).items()}
     streams: dict[int, Stream] = {}
-    for key, state in read_tensors(folder / ArtifactPath.RNG_STATE).items():
+    for key, state in read_tensors(rng_states).items():
         number, device = key.split("/")
         streams.setdefault(int(number), {})[device] = state
     scores = results["replicate_scores"].astype(np.float64)

@@ -71,6 +71,12 @@ class Tag:
     """``binary``, ``multiclass`` or ``regression``."""
     WIDTHS = "wua.widths"
     """On a variant: its hidden widths, e.g. ``64,32``; a project's run may lack them as a param."""
+    CRITERION = "wua.criterion"
+    """What made a weight important in the usage figures that the variant holds."""
+    CONFIDENCE = "wua.confidence"
+    """Of the intervals that the variant holds."""
+    EPOCHS_TRAINED = "wua.epochs_trained"
+    """Fewer than the budget where training stopped early."""
     TEST_DIGEST = "wua.test_digest"
     """On a variant: digest of the test part, by which looks are counted."""
 

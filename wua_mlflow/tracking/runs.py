@@ -16,7 +16,7 @@ from mlflow.tracking import MlflowClient
 
 from wua_mlflow.dotted import nearest
 from wua_mlflow.tracking.names import KINDS, Kind, Metric, Outcome, Tag
-from wua_mlflow.tracking.store import sqlite_file
+from wua_mlflow.tracking.store import open_client, sqlite_file
 
 __all__ = ["best", "compare_runs", "count_looks", "find_run", "runs", "show_run"]
 
@@ -118,7 +118,7 @@ def find_run(run_id: str) -> Run:
     store = mlflow.get_tracking_uri()
     if _nothing_there():
         raise ValueError(f"run: no run has the id '{run_id}': there is no {store}")
-    client = MlflowClient()
+    client = open_client()
     if not re.fullmatch("[0-9a-f]{4,31}", run_id):
         return _exactly(client, run_id)
     found = _pages(client, _experiments(client, None),
@@ -190,7 +190,7 @@ def _search(
             return []
         raise ValueError(f"experiment: expected the name of one, but got '{experiment}': there is "
                          f"no {mlflow.get_tracking_uri()}")
-    client = MlflowClient()
+    client = open_client()
     return _pages(client, _experiments(client, experiment), clause, order_by, limit)
 
 

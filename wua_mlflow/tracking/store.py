@@ -20,12 +20,16 @@ from sqlalchemy.engine import make_url
 
 from wua_mlflow.tracking.names import Tag
 
-__all__ = ["Store", "Terminated", "connect", "ended", "inherited_run", "new_run", "one_line",
-           "sqlite_file"]
-
-
-class Terminated(KeyboardInterrupt):
-    """The process was asked to end (SIGTERM); runs end as KILLED, as for Ctrl-C."""
+__all__ = [
+    "Store",
+    "connect",
+    "ended",
+    "inherited_run",
+    "new_run",
+    "one_line",
+    "open_client",
+    "sqlite_file",
+]
 
 
 @dataclass(frozen=True)
@@ -51,14 +55,27 @@ def connect(experiment: str | None = None) -> Store:
             variables name does not exist.
     """
     uri = mlflow.get_tracking_uri()
-    lock: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
     if database := sqlite_file(uri):
         database.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(f"{database}.lock")
-    with lock:
+    with _opening(uri):
         client = MlflowClient(uri)  # this opens the database already
         experiment_id = _experiment_id(client, experiment)
     return Store(client, experiment_id, uri)
+
+
+def open_client() -> MlflowClient:
+    """A client to read with; it waits while another process initialises the database."""
+    uri = mlflow.get_tracking_uri()
+    with _opening(uri):
+        return MlflowClient(uri)
+
+
+def _opening(uri: str) -> contextlib.AbstractContextManager[object]:
+    """The lock under which a SQLite database is opened; none where nobody here can write."""
+    database = sqlite_file(uri)
+    if database and os.access(database.parent, os.W_OK):
+        return FileLock(f"{database}.lock")
+    return contextlib.nullcontext()
 
 
 def sqlite_file(uri: str) -> Path | None:

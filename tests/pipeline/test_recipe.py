@@ -1,0 +1,270 @@
+"""Training one network of a recipe and its replicates: against loops written out by hand."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+from wua_mlflow.config import load_settings
+from wua_mlflow.pipeline.recipe import (
+    Recipe,
+    device_of,
+    load_recipe,
+    train_one,
+    train_replicates,
+)
+from wua_mlflow.randomness import Purpose, torch_generator
+from wua_mlflow.training import TrainingDiverged
+
+SMALL = {"data": "wine", "hidden": 5, "epochs": 3, "seeds": 1}
+
+
+def recipe_of(**settings: object) -> Recipe:
+    return load_recipe(load_settings(None, {**SMALL, **settings}))
+
+
+def network() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(13, 5), nn.ReLU(), nn.Linear(5, 3))
+
+
+def by_hand(
+    recipe: Recipe, seed: int, optimizer: Callable, batch_size: int | None, epochs: int = 3
+) -> list[torch.Tensor]:
+    """The parameters after training, in a loop of a few lines."""
+    x, y = recipe.split.train.inputs, recipe.split.train.targets
+    order = torch_generator(seed, Purpose.LOADER)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = network()
+        steps = optimizer(model.parameters())
+        for _ in range(epochs):
+            rows = torch.randperm(len(x), generator=order) if batch_size else torch.arange(len(x))
+            for batch in rows.split(batch_size or len(x)):
+                steps.zero_grad()
+                nn.functional.cross_entropy(model(x[batch]), y[batch]).backward()
+                steps.step()
+    return [parameter.detach() for parameter in model.parameters()]
+
+
+@pytest.mark.parametrize(("name", "optimizer"), [
+    ("adam", lambda p: torch.optim.Adam(p, 0.02)),
+    ("sgd", lambda p: torch.optim.SGD(p, 0.02, momentum=0.9))])
+@pytest.mark.parametrize("batch_size", [None, 16])
+def test_training_is_the_loop_that_one_would_write(
+    name: str, optimizer: Callable, batch_size: int | None
+) -> None:
+    recipe = recipe_of(optimizer=name, lr=0.02, batch_size=batch_size or "full")
+    trained = train_one(recipe, (5,), 3, seed=7)
+    expected = by_hand(recipe, 7, optimizer, batch_size)
+    for found, parameter in zip(trained.model.parameters(), expected, strict=True):
+        assert torch.allclose(found, parameter, atol=1e-6)
+    assert [record.epoch for record in trained.records] == [1, 2, 3]
+    assert not trained.model.training
+    assert trained.kind == "logits"
+
+
+def test_the_callers_streams_are_left_alone_and_do_not_matter() -> None:
+    recipe = recipe_of()
+    results = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        np.random.seed(seed)
+        random.seed(seed)
+        before = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
+        results.append(train_one(recipe, (5,), 2, seed=7))
+        assert torch.equal(torch.get_rng_state(), before[0])
+        assert np.array_equal(np.random.get_state()[1], before[1])
+        assert random.getstate() == before[2]
+    first, second = (list(one.model.parameters()) for one in results)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    assert torch.equal(results[0].stream["cpu"], results[1].stream["cpu"])
+
+
+def test_a_slim_network_goes_on_from_the_stream() -> None:
+    """Its first weights are what the stream gives after the original's."""
+    recipe = recipe_of(batch_size="full")
+    original = train_one(recipe, (5,), 1, seed=7)
+    slim = train_one(recipe, (2,), 1, seed=7, stream=original.stream)
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        network()
+        start = nn.Linear(13, 2).weight.detach().clone()
+    moved = (next(slim.model.parameters()).detach() - start).abs()
+    assert float(moved.max()) == pytest.approx(recipe.settings.lr, rel=1e-3)  # Adam's first step
+
+
+def test_replicates_repeat_the_recipe_with_the_next_seeds() -> None:
+    recipe = recipe_of(seeds=3, seed=2**32 - 2, batch_size="full", lr=0.02)
+    main = train_one(recipe, (5,), 3, seed=2**32 - 2)
+    test = recipe.evaluate(main.model, recipe.split.test, main.kind)
+    found = train_replicates(recipe, (5,), 3, (main, test))
+    assert [one.seed for one in found] == [2**32 - 2, 2**32 - 1, 0]
+    x, y = recipe.split.test.inputs, recipe.split.test.targets
+    for one in found:
+        first, bias, second, last = by_hand(
+            recipe, one.seed, lambda p: torch.optim.Adam(p, 0.02), None)
+        outputs = torch.relu(x @ first.T + bias) @ second.T + last
+        assert np.array_equal(one.scores, (outputs.argmax(1) == y).double().numpy())
+        assert one.loss == pytest.approx(nn.functional.cross_entropy(outputs, y).item(), abs=1e-5)
+        assert one.score == pytest.approx(one.scores.mean())
+
+
+def test_replicates_of_a_slim_network_are_as_many_as_streams() -> None:
+    recipe = recipe_of(seeds=5)
+    main = train_one(recipe, (3,), 1, seed=42)
+    test = recipe.evaluate(main.model, recipe.split.test, main.kind)
+    assert len(train_replicates(recipe, (3,), 1, (main, test), streams=[main.stream] * 2)) == 2
+
+
+def test_early_stopping_watches_the_validation_part_and_keeps_the_best() -> None:
+    recipe = recipe_of(epochs=200, patience=2, lr=0.1, hidden=30)
+    trained = train_one(recipe, (30,), 200, seed=1)
+    losses = [record.validation_loss for record in trained.records]
+    best = int(np.argmin(losses))
+    assert len(losses) == best + 1 + 2 < 200
+    with torch.no_grad():
+        kept = nn.functional.cross_entropy(trained.model(recipe.split.validation.inputs),
+                                           recipe.split.validation.targets).item()
+    assert kept == pytest.approx(losses[best], abs=1e-6)
+    assert train_one(recipe_of(), (5,), 1, seed=1).records[0].validation_loss is None
+
+
+def test_device_and_threads() -> None:
+    before = torch.get_num_threads()
+    try:
+        recipe_of(threads=2)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    with pytest.raises(ValueError, match="^threads: expected at most 1024, but got 4096$"):
+        recipe_of(threads=4096)
+    assert device_of("cpu") == torch.device("cpu")
+    assert device_of("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+    with pytest.raises(ValueError, match="^device: cuda:77 cannot be used here: "):
+        device_of("cuda:77")
+
+
+def test_divergence_says_the_epoch() -> None:
+    """Where the loss itself turns NaN, and where binary cross-entropy refuses a NaN before."""
+    with pytest.raises(TrainingDiverged, match="^training: the loss became (nan|inf) in epoch 2"):
+        train_one(recipe_of(lr=1e30, batch_size="full"), (5,), 9, seed=1)
+    with pytest.raises(TrainingDiverged, match="^training: the outputs became NaN or infinite in "
+                       "epoch 2; a smaller learning rate than lr=1e\\+30 may help$"):
+        train_one(recipe_of(data="usecase", lr=1e30), (5,), 9, seed=1)
+
+
+@pytest.fixture
+def own(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    """A module ``recipe_parts`` with a factory for wine; tests put their trainers into it."""
+    module = ModuleType("recipe_parts")
+    module.model = lambda widths: nn.Sequential(  # type: ignore[attr-defined]
+        nn.Linear(13, widths[0]), nn.Tanh(), nn.Linear(widths[0], 3))
+    monkeypatch.setitem(sys.modules, "recipe_parts", module)
+    path = list(sys.path)
+    yield module
+    sys.path[:] = path
+
+
+def with_trainer(own: ModuleType, trainer: Callable) -> Recipe:
+    own.trainer = trainer  # type: ignore[attr-defined]
+    return recipe_of(model="recipe_parts:model", train="recipe_parts:trainer")
+
+
+def test_the_users_trainer_is_given_what_the_contract_says(own: ModuleType) -> None:
+    seen = []
+
+    def trainer(model: nn.Module, data: object, budget: int, seed: int) -> nn.Module:
+        seen.append((model, data, budget, seed))
+        with torch.no_grad():
+            model[0].weight.add_(torch.randn(4, 13))  # the stream is the recipe's
+        return model.train()
+
+    recipe = with_trainer(own, trainer)
+    trained = [train_one(recipe, (4,), 9, seed=7) for _ in range(2)]
+    ((model, data, budget, seed), _) = seen
+    assert trained[0].model is model and not model.training
+    assert (budget, seed, type(data)) == (9, 7, tuple)
+    for one, part in zip(data, (recipe.split.train, recipe.split.validation), strict=True):
+        assert isinstance(one, TensorDataset)
+        assert torch.equal(one.tensors[0], part.inputs)
+        assert torch.equal(one.tensors[1], part.targets)
+    assert torch.equal(trained[0].model[0].weight, trained[1].model[0].weight)
+    assert trained[0].records == []
+
+
+def test_a_trainer_may_return_a_copy_or_a_compiled_network(own: ModuleType) -> None:
+    def copied(model: nn.Module, *_: object) -> nn.Module:
+        twin = own.model((4,))
+        twin.load_state_dict({name: value + 1 for name, value in model.state_dict().items()})
+        return twin
+
+    assert isinstance(train_one(with_trainer(own, copied), (4,), 1, seed=7).model, nn.Sequential)
+
+    def compiled(model: nn.Module, *_: object) -> nn.Module:
+        return torch.compile(model, backend="eager")
+
+    assert isinstance(train_one(with_trainer(own, compiled), (4,), 1, seed=7).model, nn.Sequential)
+
+
+def scaled(model: nn.Module, *_: object) -> nn.Module:
+    """The same parameters, but another activation between them."""
+    return nn.Sequential(model[0], nn.Sigmoid(), model[2])
+
+
+@pytest.mark.parametrize(("trainer", "message"), [
+    (lambda *_: None, "train: expected recipe_parts:trainer to return the trained torch.nn.Module, "
+                      "but it returned NoneType"),
+    (lambda model, *_: model.state_dict(), "train: expected .*, but it returned OrderedDict"),
+    (lambda model: model, "train: recipe_parts:trainer failed: TypeError: "),
+    (lambda *_: nn.Linear(13, 3), "train: expected recipe_parts:trainer to return the network it "
+                                  "was given, trained, but it returned one of other parameters: "),
+    (scaled, "train: expected .* but it returned one that computes something else"),
+    (lambda *_: sys.exit(0), "train: recipe_parts:trainer failed: SystemExit: 0"),
+])
+def test_a_trainer_that_breaks_the_contract(
+    own: ModuleType, trainer: Callable, message: str
+) -> None:
+    with pytest.raises(ValueError, match=f"^{message}"):
+        train_one(with_trainer(own, trainer), (4,), 1, seed=7)
+
+
+def test_a_trainer_may_be_interrupted(own: ModuleType) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_one(with_trainer(own, interrupted), (4,), 1, seed=7)
+
+
+def test_an_error_in_evaluation_names_the_model(own: ModuleType) -> None:
+    class Picky(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if len(x) > 3:
+                raise KeyError("too many")
+            return super().forward(x)
+
+    recipe = recipe_of(model="recipe_parts:model")
+    with pytest.raises(ValueError, match="^model: recipe_parts:model cannot be evaluated: "
+                       "KeyError: 'too many'$"):
+        recipe.evaluate(Picky(13, 3), recipe.split.test, "logits")
+    with pytest.raises(ValueError, match="^model: recipe_parts:model cannot be trained with "
+                       "batch_size=64: KeyError: 'too many'$"):
+        train_one(replace(recipe, build=lambda _: Picky(13, 3)), (4,), 1, seed=7)
+
+
+def test_a_path_holds_in_any_folder(tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(str(tmp_path))
+    lines = ["a,y", *(f"{n % 7},{n % 2}" for n in range(60))]
+    with open("some.csv", "w", encoding="utf-8") as file:
+        file.write("\n".join(lines))
+    recipe = load_recipe(load_settings(None, {"data": "some.csv", "target": "y"}))
+    assert recipe.settings.data == f"{tmp_path}/some.csv"

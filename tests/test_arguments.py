@@ -1,0 +1,100 @@
+"""The words of the command line: what they mean, and what is said of wrong ones."""
+
+from __future__ import annotations
+
+import pytest
+
+from wua_mlflow.arguments import COMMANDS, parse
+from wua_mlflow.cli import main
+from wua_mlflow.config import COMMAND_FIELDS, ConfigError
+
+
+def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    whole = capsys.readouterr().out
+    assert all(f"\n    {name} " in whole for name in COMMANDS)
+    assert main([]) == 0
+    assert capsys.readouterr().out == whole
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == "0.1.0\n"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_a_command_lists_every_field_once(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([command, "--help"]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith(f"usage: wua {command}")
+    assert COMMANDS[command].split()[-1] in text
+    for field in COMMAND_FIELDS.get(command, ()):
+        assert f"  --{field.replace('_', '-')} " in text
+        assert "_" not in field or f"--{field}" not in text
+
+
+@pytest.mark.parametrize(("words", "message"), [
+    (["run", "--epohcs", "5"], "--epohcs: no such option of wua run; did you mean '--epochs'?"),
+    (["run", "--epohcs=5"], "--epohcs: no such option of wua run; did you mean '--epochs'?"),
+    (["run", "--slim_hiden", "5"],
+     "--slim_hiden: no such option of wua run; did you mean '--slim-hidden'?"),
+    (["runs", "--lmit", "5"], "--lmit: no such option of wua runs; did you mean '--limit'?"),
+    (["train", "--slim-hidden", "5"],
+     "--slim-hidden: no such option of wua train; did you mean '--hidden'?"),
+    (["--vresion"], "--vresion: no such option of wua; did you mean '--version'?"),
+    (["run", "--epochs"], "--epochs: expected a value, but got none"),
+    (["analyze", "--run_id"], "--run_id: expected a value, but got none"),
+    (["run", "--epochs", "--json"], "--epochs: expected a value, but got none"),
+    (["run", "digits"], "digits: expected options only after wua run"),
+    (["runs", "--limit", "x"], "--limit: expected a whole number, but got 'x'"),
+    (["show"], "the following arguments are required: RUN"),
+    (["compare"], "compare: expected two models, A and B, or the run of a slim variant (--run-id), "
+                  "but got none"),
+    (["compare", "a.csv"], "compare: expected two models, A and B, but got 1"),
+    (["compare", "a.csv", "b.csv", "c.csv"], "compare: expected two models, A and B, but got 3"),
+    (["compare", "--candidate", "b.csv"], "compare: expected two models, A and B, or the run of a "
+                                          "slim variant (--run-id), but got b.csv"),
+])
+def test_wrong_words_are_one_line(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words) == 2
+    said = capsys.readouterr()
+    assert (said.out, said.err) == ("", f"wua: {message}\n")
+
+
+def test_options_are_spelled_with_a_dash_or_an_underscore() -> None:
+    for name in ("--slim-hidden", "--slim_hidden"):
+        assert parse(["run", name, "4"]).slim_hidden == "4"
+        assert parse(["run", f"{name}=4"]).slim_hidden == "4"
+    for command, fields in COMMAND_FIELDS.items():
+        for field in fields:
+            for name in (field, field.replace("_", "-")):
+                assert getattr(parse([command, f"--{name}", "x"]), field) == "x"
+    assert parse(["run", "--slim-hidden", "", "--slim_hidden", "4"]).slim_hidden == "4"
+
+
+def test_abbreviations_are_not_guessed() -> None:
+    with pytest.raises(ConfigError, match=r"^--epoch: no such option of wua run; did you mean"):
+        parse(["run", "--epoch", "5"])
+
+
+@pytest.mark.parametrize(("option", "value"), [
+    ("--lr", "-0.1"), ("--hidden", "-1,5"), ("--lr", "-inf"), ("--margin", "-.5")])
+def test_a_value_may_begin_with_a_minus(
+    option: str, value: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["run", option, value]) == 2
+    assert capsys.readouterr().err.startswith(f"wua: {option[2:]}: expected ")
+
+
+def test_models_and_options_of_compare_in_any_order() -> None:
+    for words in (["a", "b", "--data", "d"], ["--data", "d", "a", "b"], ["a", "--data", "d", "b"]):
+        options = parse(["compare", *words])
+        assert (options.models, options.data) == (["a", "b"], "d")
+
+
+@pytest.mark.parametrize(("words", "gate"), [
+    ([], None), (["--gate"], "true"), (["--gate", "true"], "true"), (["--gate", "false"], "false"),
+    (["--gate", ""], ""), (["--gate", "--json"], "true")])
+def test_gate_is_a_flag_and_takes_a_value(words: list[str], gate: str | None) -> None:
+    assert parse(["run", *words]).gate == gate

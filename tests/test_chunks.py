@@ -1,0 +1,51 @@
+"""The memory bound of a forward holds wherever the data come whole."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from wua_mlflow.analysis import analyze
+from wua_mlflow.chunks import MOST_NUMBERS, MOST_ROWS, rows_at_once
+from wua_mlflow.evaluation import evaluate
+from wua_mlflow.pipeline.progress import Watched
+from wua_mlflow.training import Budget, fit
+
+
+@pytest.mark.parametrize("shape", [(5, 1), (10**6, 3), (100, 3, 64, 64), (3, 2**25), (1, 0)])
+def test_both_bounds_hold_and_a_sample_always_goes(shape: tuple[int, ...]) -> None:
+    rows = rows_at_once(shape)
+    size = int(torch.Size(shape[1:]).numel())
+    assert 1 <= rows <= MOST_ROWS
+    assert rows == 1 or rows * size <= MOST_NUMBERS
+
+
+class _Largest(nn.Module):
+    """A linear layer that remembers the largest batch that it saw outside training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(2, 1)
+        self.largest = 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.training:
+            self.largest = max(self.largest, len(x))
+        return self.linear(x)
+
+
+def test_analysis_evaluation_and_validation_go_in_chunks() -> None:
+    torch.manual_seed(0)
+    inputs, targets = torch.rand(5000, 2), torch.rand(5000, 1)
+    model = _Largest()
+    analyze(model, inputs)
+    analyze(model, Watched(inputs, passes=1, label="demo"))
+    evaluate(model, inputs, targets, task="regression", kind="values")
+    steps = fit(model, (inputs, targets), nn.functional.mse_loss, Budget(1),
+                generator=torch.Generator(), validation=(inputs, targets))
+    (record,) = list(steps)
+    assert model.largest == MOST_ROWS
+    with torch.no_grad():
+        whole = nn.functional.mse_loss(model.linear(inputs), targets).item()
+    assert record.validation_loss == pytest.approx(whole, rel=1e-6)

@@ -1,0 +1,88 @@
+"""The run that ``mlflow run`` makes before it starts the command: what becomes of it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+from mlflow.tracking import MlflowClient
+
+from tests import mistakes
+from wua_mlflow.cli import main
+
+
+@pytest.fixture
+def inherited(store_uri: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The run that ``mlflow run`` makes before it starts the command."""
+    client = MlflowClient()
+    experiment = client.create_experiment("of mlflow run")
+    run = client.create_run(experiment)
+    monkeypatch.setenv("MLFLOW_RUN_ID", run.info.run_id)
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", experiment)
+    return str(run.info.run_id)
+
+
+@pytest.mark.parametrize(("words", "error"), [
+    (["run", "--epohcs", "5"], "--epohcs: no such option of wua run; did you mean '--epochs'?"),
+    (["run", "--epochs"], "--epochs: expected a value, but got none"),
+    (["run", "--lr", "abc"], "lr: expected a number above 0, but got 'abc'"),
+    (["run", "--lr", "abc", "--debug"], "lr: expected a number above 0, but got 'abc'"),
+    (["run", "--config", "no.yaml"], "config: no such file: no.yaml"),
+    (["run", "--data", "no.csv"], "data: expected a file, but 'no.csv' does not exist"),
+    (["train", "--data", "no.csv"], "data: expected a file, but 'no.csv' does not exist"),
+    (["analyze"],
+     "run_id: expected the id of a variant's run, but got none; `wua runs` lists them"),
+    (["compare", "--baseline", "a.csv"], "compare: expected two models, A and B, or the run of a "
+                                         "slim variant (--run-id), but got a.csv"),
+    (["compare", "--baseline", "a.csv", "--candidate", "b.csv"],
+     "compare: expected a file of predictions, but 'a.csv' does not exist"),
+])
+def test_an_error_ends_the_run_of_mlflow_run(words: list[str], error: str, inherited: str) -> None:
+    assert main(words) in (1, 2)
+    run = MlflowClient().get_run(inherited)
+    assert (run.info.status, run.data.tags["wua.error"]) == ("FAILED", error)
+    assert len(mistakes.all_runs()) == 1
+
+
+def test_the_run_of_mlflow_run_is_the_pipelines(inherited: str) -> None:
+    assert main(["run", "--data", "iris", "--hidden", "6", "--epochs", "1", "--seeds", "1",
+                 "--null-draws", "1"]) == 0
+    run = MlflowClient().get_run(inherited)
+    assert (run.info.status, run.data.tags["wua.kind"]) == ("FINISHED", "pipeline")
+    assert {one.data.tags["mlflow.parentRunId"] for one in mistakes.all_runs()
+            if one.data.tags["wua.kind"] == "variant"} == {inherited}
+
+
+def test_the_run_of_mlflow_run_is_a_step_where_two_models_are_compared(
+    inherited: str, tmp_path: Path
+) -> None:
+    lines = ["prediction,target", *(f"{n % 2},{n % 2}" for n in range(400))]
+    (tmp_path / "a.csv").write_text("\n".join(lines))
+    assert main(["compare", "--baseline", "a.csv", "--candidate", "a.csv"]) == 0
+    run = MlflowClient().get_run(inherited)
+    assert (run.info.status, run.data.tags["wua.kind"]) == ("FINISHED", "step")
+
+
+def test_mlflow_run_works_in_the_folder_where_it_was_typed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The parent's folder, if this one is a project's; else MLFLOW_RUN_ID came otherwise."""
+    from wua_mlflow import cli
+
+    typed, project = tmp_path / "typed", tmp_path / "project"
+    typed.mkdir()
+    project.mkdir()
+    with subprocess.Popen(["sleep", "60"], cwd=typed) as parent:
+        try:
+            monkeypatch.setattr(os, "getppid", lambda: parent.pid)
+            monkeypatch.setenv("MLFLOW_RUN_ID", "of mlflow run")
+            monkeypatch.chdir(project)
+            cli._go_where_asked()
+            assert Path.cwd() == project
+            (project / "MLproject").write_text("name: x\n")
+            cli._go_where_asked()
+            assert Path.cwd() == typed
+        finally:
+            parent.kill()

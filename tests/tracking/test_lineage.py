@@ -1,0 +1,37 @@
+"""Controls and last slim variants are found by tags, newest first."""
+
+from __future__ import annotations
+
+from wua_mlflow.tracking.lineage import find_control, newest_slim
+from wua_mlflow.tracking.store import connect, new_run
+
+
+def _made(store, variant, *, epochs="5", train="done", **tags):
+    run_id = new_run(store, variant, {"wua.kind": "variant", "wua.variant": variant,
+                                      "wua.step.train": train,
+                                      **{f"wua.{k}": v for k, v in tags.items()}})
+    store.client.log_param(run_id, "epochs", epochs)
+    store.client.set_terminated(run_id)
+    return run_id
+
+
+def test_a_control_has_the_same_original_the_same_budget_and_is_trained(store_uri):
+    store = connect("lineage")
+    control = "oversized-same-budget"
+    _made(store, control, baseline="b", epochs="5")
+    _made(store, control, baseline="a", epochs="6")
+    _made(store, control, baseline="a", epochs="5", train="failed")
+    _made(store, "slim", baseline="a", epochs="5")
+    assert find_control(store.client, store.experiment_id, "a", 5) is None
+    right = _made(store, control, baseline="a", epochs="5")
+    assert find_control(store.client, store.experiment_id, "a", 5) == right
+
+
+def test_the_newest_slim_variant_of_a_pipeline(store_uri):
+    store = connect("lineage")
+    assert newest_slim(store.client, store.experiment_id, "p") is None
+    _made(store, "slim", pipeline="p")
+    second = _made(store, "slim-2", pipeline="p")
+    _made(store, "oversized-same-budget", pipeline="p")
+    _made(store, "slim", pipeline="q")
+    assert newest_slim(store.client, store.experiment_id, "p") == second
