@@ -119,6 +119,7 @@ def _quiet() -> None:
     """Leave out what third parties say that is nothing to the user."""
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     warnings.filterwarnings("ignore", module=r"mlflow|pydantic|sqlalchemy|alembic")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     # its table by table progress on a fresh database, and errors, which are raised as well
     logging.getLogger("mlflow.store.db.utils").addFilter(_is_warning)
 

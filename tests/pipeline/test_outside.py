@@ -191,7 +191,7 @@ def test_models_that_cannot_be_compared(
     fresh[["c", "a", "b", "y"]].to_csv(tmp_path / "turned.csv", index=False)
     assert refused(runs["A"], runs["B"], "--data", "turned.csv", "--target", "y") == (
         f"data: expected the columns a, b, c in turned.csv, as in {made.folder / 'classes.csv'}, "
-        f"which the model was trained on, but got in another order")
+        f"which the model was trained on, but got them in another order")
     fresh.rename(columns={"b": "d"}).to_csv(tmp_path / "named.csv", index=False)
     assert refused(runs["A"], runs["B"], "--data", "named.csv", "--target", "y").endswith(
         ", which the model was trained on, but got a, d, c")

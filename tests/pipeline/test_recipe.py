@@ -15,13 +15,8 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from wua_mlflow.config import load_settings
-from wua_mlflow.pipeline.recipe import (
-    Recipe,
-    device_of,
-    load_recipe,
-    train_one,
-    train_replicates,
-)
+from wua_mlflow.pipeline.machine import device_of
+from wua_mlflow.pipeline.recipe import Recipe, load_recipe, train_one, train_replicates
 from wua_mlflow.randomness import Purpose, torch_generator
 from wua_mlflow.training import TrainingDiverged
 

@@ -18,7 +18,7 @@ from wua_mlflow.config import Settings
 from wua_mlflow.flops import count_flops
 from wua_mlflow.latency import measure_latency
 from wua_mlflow.pipeline.comparison import Comparison, compare_evaluations, damage, ratios
-from wua_mlflow.pipeline.recipe import device_of
+from wua_mlflow.pipeline.machine import device_of, use_threads
 from wua_mlflow.pipeline.report import Report, table_text
 from wua_mlflow.pipeline.sides import (
     Side,
@@ -62,6 +62,7 @@ def compare_any(a: str, b: str, settings: Settings, *, data_given: bool) -> Outs
     """
     for reference in (a, b):
         check_reference(reference)
+    use_threads(settings.threads)
     store = None if all(map(is_file, (a, b))) else _to_read()
     sides = [opened_side(reference, store, settings) for reference in (a, b)]
     give_tests(sides, settings, fresh=data_given)

@@ -6,10 +6,10 @@ May import: everything but cli and the chain. Tests: ``tests/pipeline/test_chain
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from io import BytesIO
 
 from wua_mlflow.config import Settings
 from wua_mlflow.pipeline.comparison import Comparison
-from wua_mlflow.pipeline.pictures import draw
 from wua_mlflow.pipeline.report import Report, html_report, markdown_report
 from wua_mlflow.pipeline.variant import Variant
 from wua_mlflow.plots import (
@@ -54,17 +54,20 @@ def publish(
     report = Report(title_of(slim.settings, original.widths, slim.widths),
                     [v.name for v in variants], [v.metrics for v in variants], comparison,
                     usages=usages or {}, again=AGAIN)
-    figure = plot_comparison(comparison_data(
+    picture = BytesIO()
+    plot_comparison(comparison_data(
         [_figures(variant) for variant in variants],
-        [_interval(verdict) for verdict in (comparison.artifact, comparison.recipe) if verdict]))
+        [_interval(verdict) for verdict in (comparison.artifact, comparison.recipe) if verdict],
+    )).savefig(picture, format="png")
+    png = picture.getvalue()
     markdown = markdown_report(report)
     write(store.client, run_id, metrics=comparison.metrics,
           tags={**comparison.tags, "mlflow.note.content": markdown,
                 "mlflow.runName": report.title},
           files={
               ArtifactPath.REPORT_MARKDOWN: f"# {report.title}\n\n{markdown}",
-              ArtifactPath.REPORT_HTML: html_report(report, {"comparison": figure}),
-              ArtifactPath.COMPARISON_PLOT: draw(lambda: figure),
+              ArtifactPath.REPORT_HTML: html_report(report, {"comparison": png}),
+              ArtifactPath.COMPARISON_PLOT: lambda path: path.write_bytes(png),
               **(files or {}),
           })
     ensure_view(store.client, store.experiment_id)

@@ -23,6 +23,7 @@ from wua_mlflow.dotted import load_object, one_line
 from wua_mlflow.evaluation import Evaluation, OutputKind, evaluate, loss_for, output_kind
 from wua_mlflow.hooks import evaluating
 from wua_mlflow.pipeline.data import DataSplit, Part, is_file, load_data
+from wua_mlflow.pipeline.machine import device_of, use_threads
 from wua_mlflow.pipeline.models import check_fit, factory, naming
 from wua_mlflow.pipeline.trainer import Trainer, check_kept, trained_by
 from wua_mlflow.randomness import Purpose, isolated, torch_generator
@@ -34,7 +35,6 @@ __all__ = [
     "Replicate",
     "Stream",
     "Trained",
-    "device_of",
     "load_recipe",
     "train_one",
     "train_replicates",
@@ -43,8 +43,6 @@ __all__ = [
 Stream = dict[str, Tensor]
 """The state of torch's global random stream: ``cpu``, and ``cuda`` where training used it."""
 
-MOST_THREADS = 1024
-"""Where a process does not get its threads, torch ends it without a word."""
 PROBES = 1024
 """Training samples on which the outputs of a network are looked at."""
 
@@ -102,11 +100,7 @@ def load_recipe(settings: Settings) -> Recipe:
     Raises:
         ValueError: one line; something is not there, or does not fit.
     """
-    if settings.threads:
-        if settings.threads > MOST_THREADS:
-            raise ValueError(f"threads: expected at most {MOST_THREADS}, but got "
-                             f"{settings.threads}")
-        torch.set_num_threads(settings.threads)
+    use_threads(settings.threads)
     split = load_data(settings.data, target=settings.target, seed=settings.seed,
                       image=settings.model == "cnn", task=settings.task)
     if is_file(settings.data):
@@ -254,22 +248,6 @@ def _progress(
 
 def _on(part: Part, device: torch.device) -> tuple[Tensor, Tensor]:
     return part.inputs.to(device), part.targets.to(device)
-
-
-def device_of(name: str) -> torch.device:
-    """The device; ``auto`` is the GPU where there is one.
-
-    Raises:
-        ValueError: it cannot be used here.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"device: {name} cannot be used here: {reason}") from None
-    return torch.device(name)
 
 
 def _seed_all(seed: int) -> None:

@@ -10,17 +10,12 @@ import base64
 import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from io import BytesIO
-from typing import TYPE_CHECKING
 
 from wua_mlflow.pipeline.comparison import Comparison
 from wua_mlflow.plots.quantities import savings
 from wua_mlflow.tracking.names import Metric
 from wua_mlflow.tutorial import flops_text, report_text
 from wua_mlflow.usage import ModelUsage
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 __all__ = ["Report", "Row", "html_report", "markdown_report", "table_text", "terminal_reports"]
 
@@ -201,8 +196,8 @@ def terminal_reports(report: Report) -> str:
     return "\n\n".join([*blocks, "\n".join([*verdict, report.saved])])
 
 
-def html_report(report: Report, pictures: Mapping[str, Figure]) -> str:
-    """The same as one HTML page, the pictures in it."""
+def html_report(report: Report, pictures: Mapping[str, bytes]) -> str:
+    """The same as one HTML page, with the pictures, PNG, by name."""
     head = "".join(f"<th>{html.escape(cell)}</th>" for cell in ("", *report.names, "change"))
     rows = "".join(
         "<tr>" + "".join(f"<td>{html.escape(cell)}</td>"
@@ -210,8 +205,8 @@ def html_report(report: Report, pictures: Mapping[str, Figure]) -> str:
         for row in report.rows)
     notes = "".join(f"<li>{html.escape(note)}</li>" for note in _notes(report))
     images = "".join(
-        f'<figure><img alt="{html.escape(name)}" src="data:image/png;base64,{_png(figure)}">'
-        f"</figure>" for name, figure in pictures.items())
+        f'<figure><img alt="{html.escape(name)}" src="data:image/png;base64,'
+        f'{base64.b64encode(png).decode()}"></figure>' for name, png in pictures.items())
     again = f"<p>{html.escape(report.again)}</p>" if report.again else ""
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(report.title)}'
@@ -228,9 +223,3 @@ _STYLE = (
     "border-bottom:1px solid #d9dee3;text-align:right}td:first-child{text-align:left}"
     "img{max-width:100%}code{background:#f1f3f5;padding:.1rem .3rem}"
 )
-
-
-def _png(figure: Figure) -> str:
-    buffer = BytesIO()
-    figure.savefig(buffer, format="png")
-    return base64.b64encode(buffer.getvalue()).decode()

@@ -22,9 +22,10 @@ from wua_mlflow.config import Settings
 from wua_mlflow.dotted import one_line
 from wua_mlflow.evaluation import Evaluation, evaluate, output_kind
 from wua_mlflow.hooks import evaluating
+from wua_mlflow.pipeline.data import DataSplit
+from wua_mlflow.pipeline.machine import device_of
 from wua_mlflow.pipeline.predictions import Predictions, read_predictions
-from wua_mlflow.pipeline.recipe import device_of
-from wua_mlflow.pipeline.tables import ENDINGS, Target
+from wua_mlflow.pipeline.tables import ENDINGS, Rows, Target
 from wua_mlflow.pipeline.testdata import (
     TestData,
     check_columns,
@@ -98,7 +99,7 @@ def opened_side(reference: str, store: Store | None, settings: Settings) -> Side
     """
     if is_file(reference):
         return Side(reference, Path(reference).name, predictions=read_predictions(reference))
-    machine = {"device": settings.device}
+    machine = {"device": settings.device, "threads": settings.threads}
     if RUN_ID.fullmatch(reference):
         if store is None:
             raise ValueError(f"compare: no run has the id '{reference}': there is no "
@@ -134,33 +135,38 @@ def give_tests(sides: Sequence[Side], settings: Settings, *, fresh: bool) -> Non
         ValueError: one line; there is nothing to test on, or it does not fit.
     """
     known = next((side.variant.recipe.split for side in sides if side.variant), None)
-    rows = None
     if fresh:
         read = rows_in if any(side.model for side in sides) else targets_of
         rows = read(settings.data, settings.target)
-    for side in sides:
-        like = side.variant.recipe.split if side.variant else known if rows is None else None
-        if fresh:
-            if rows is not None and side.variant:
-                own = side.variant.recipe
-                check_columns(settings.data, settings.target, own.split.source,
-                              own.settings.target)
-            side.test = prepared(rows, settings.data, seed=settings.seed, task=settings.task,
-                                 like=like)
-            if like is None and side.model is not None:
-                side.test = _by_outputs(side, side.model, side.test)
-        elif like is not None:
-            side.test = own_test(like)
-    if any(side.test for side in sides):
-        return
-    if any(side.model for side in sides):
+        for side in sides:
+            side.test = _fresh_test(side, rows, settings, known)
+    elif known is not None:
+        for side in sides:
+            side.test = own_test(side.variant.recipe.split if side.variant else known)
+    elif any(side.model for side in sides):
         raise ValueError("data: expected the test data that the models are compared on (--data), "
                          "but got none")
-    for side in sides:  # of predictions: the first file that holds the targets has them for both
+    else:
+        sides[0].test = sides[1].test = _targets_among(sides, settings)
+
+
+def _fresh_test(
+    side: Side, rows: Rows | None, settings: Settings, known: DataSplit | None
+) -> TestData:
+    """``rows`` as the side takes them; ``known``: the data of either side's run."""
+    own = side.variant.recipe if side.variant else None
+    if own is not None and rows is not None:
+        check_columns(settings.data, settings.target, own.split.source, own.settings.target)
+    like = own.split if own is not None else known if rows is None else None
+    test = prepared(rows, settings.data, seed=settings.seed, task=settings.task, like=like)
+    return test if like is not None or side.model is None else _by_outputs(side, side.model, test)
+
+
+def _targets_among(sides: Sequence[Side], settings: Settings) -> TestData:
+    """The targets that come with predictions: those of the first file that has any."""
+    for side in sides:
         if side.predictions and (own := side.predictions.rows) is not None:
-            sides[0].test = sides[1].test = prepared(
-                own, side.reference, seed=settings.seed, task=settings.task, like=None)
-            return
+            return prepared(own, side.reference, seed=settings.seed, task=settings.task, like=None)
     raise ValueError("compare: expected a column 'target' in one of the two files, or the test "
                      "data (--data and --target), but got neither")
 

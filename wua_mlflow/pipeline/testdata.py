@@ -16,7 +16,8 @@ from wua_mlflow.evaluation import Task
 from wua_mlflow.pipeline.data import DataSplit, Part, is_file, load_data, part_of
 from wua_mlflow.pipeline.tables import ENDINGS, Rows, Target, frame_of, pose, read_rows, rows_of
 
-__all__ = ["TestData", "check_columns", "columns_of", "own_test", "prepared", "rows_in", "targets_of"]
+__all__ = ["TestData", "check_columns", "columns_of", "own_test", "prepared", "rows_in",
+           "targets_of"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,7 +134,7 @@ def check_columns(data: str, target: str | None, own: str, own_target: str | Non
     fresh, trained = _features(data, target), _features(own, own_target)
     if fresh is None or trained is None or fresh == trained:
         return
-    there = "in another order" if sorted(fresh) == sorted(trained) else ", ".join(fresh)
+    there = "them in another order" if sorted(fresh) == sorted(trained) else ", ".join(fresh)
     raise ValueError(f"data: expected the columns {', '.join(trained)} in {data}, as in {own}, "
                      f"which the model was trained on, but got {there}")
 

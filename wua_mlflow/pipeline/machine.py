@@ -1,0 +1,41 @@
+"""What of this machine torch may use: the device, and how many threads.
+
+May import: torch. Tests: ``tests/pipeline/test_recipe.py``.
+"""
+
+from __future__ import annotations
+
+import torch
+
+__all__ = ["device_of", "use_threads"]
+
+MOST_THREADS = 1024
+"""Where a process does not get its threads, torch ends it without a word."""
+
+
+def device_of(name: str) -> torch.device:
+    """The device; ``auto`` is the GPU where there is one.
+
+    Raises:
+        ValueError: it cannot be used here.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"device: {name} cannot be used here: {reason}") from None
+    return torch.device(name)
+
+
+def use_threads(count: int | None) -> None:
+    """Give torch so many threads; its own choice, if None.
+
+    Raises:
+        ValueError: more than a process gets.
+    """
+    if count is not None and count > MOST_THREADS:
+        raise ValueError(f"threads: expected at most {MOST_THREADS}, but got {count}")
+    if count is not None:
+        torch.set_num_threads(count)
