@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
+from pathlib import Path
 
 import mlflow
 
@@ -54,6 +55,8 @@ def execute(
     if command == "compare":
         return _compare(settings, explicit, configured, models, as_json=as_json)
     store = connected(settings)
+    if inherited_run() and "experiment" in explicit:
+        _check_experiment(settings, store)
     if command == "run":
         return _run(store, settings, as_json)
     if command == "train":
@@ -90,10 +93,24 @@ def _run(store: Store, settings: Settings, as_json: bool) -> int:
         print(terminal_reports(outcome.report))
         if outcome.report.comparison.recipe is None:
             print(NO_RECIPE)
-        start = "start the UI with `make ui` (or `mlflow ui`), then " if base == LOCAL_UI else ""
+        start = f"start the UI with `{_ui_command(store)}`, then " if base == LOCAL_UI else ""
         print(f"\nTo look: {start}open\n  {view_address(base, store.experiment_id, LATEST_KEY)}\n"
               f"The report:\n  {run_address(base, store.experiment_id, outcome.run_id)}")
     return EXIT_CODES[outcome.verdict.outcome] if settings.gate else 0
+
+
+def _ui_command(store: Store) -> str:
+    """What starts MLflow's UI on this store: in the repository ``make ui``, elsewhere MLflow's."""
+    here = Path("Makefile").is_file() and Path("MLproject").is_file()
+    return "make ui" if here else f"mlflow ui --backend-store-uri {store.uri}"
+
+
+def _check_experiment(settings: Settings, store: Store) -> None:
+    """``mlflow run`` has chosen the experiment already; another one cannot be had any more."""
+    name = store.client.get_experiment(store.experiment_id).name
+    if name != settings.experiment:
+        raise ConfigError(f"experiment: expected '{name}', in which `mlflow run` made this run, "
+                          f"but got '{settings.experiment}'; choose it with --experiment-name")
 
 
 def _compare(

@@ -95,7 +95,7 @@ class Settings(BaseModel):
                       "package.module:function of seed -> (train, validation, test)")
     target: str | None = Field(None, description="the target's column in a file")
     task: Literal["binary", "multiclass", "regression"] | None = Field(
-        None, description="the task, where the target's values leave it open")
+        None, description="binary, multiclass or regression, where the target leaves it open")
     model: str = Field("mlp", description="mlp, cnn, or package.module:factory of widths")
     train: str | None = Field(None, description="your trainer: package.module:function of "
                               "(model, data, budget, seed) -> model")
@@ -104,12 +104,12 @@ class Settings(BaseModel):
     slim_hidden: SlimWidths = Field("auto", description="auto, or the slim widths, e.g. 40,20")
     slim_epochs: Count | None = Field(None, description="epochs of the slim one (as epochs)")
     width_method: Literal["effective"] = Field(
-        "effective", description="how auto finds the widths")
+        "effective", description="how auto finds the widths: effective")
     criterion: Literal["output", "magnitude"] = Field(
-        "output", description="what makes a weight important")
+        "output", description="what makes a weight important: output, magnitude")
     null_draws: Annotated[int, Field(ge=0)] = Field(
         20, description="networks that learned nothing, drawn beside the analysis")
-    optimizer: Literal["adam", "sgd"] = Field("adam", description="of the built-in trainer")
+    optimizer: Literal["adam", "sgd"] = Field("adam", description="adam or sgd")
     batch_size: BatchSize = Field(64, description="samples a step, or full")
     lr: Positive = Field(0.003, description="learning rate of the built-in trainer")
     patience: Count | None = Field(None, description="stop early after so many epochs without a "

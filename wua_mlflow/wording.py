@@ -23,7 +23,7 @@ __all__ = [
     "verdict_sentence",
 ]
 
-_AS_SEEN = "if the difference and its spread stay as seen"
+_AS_SEEN = "if the difference and its spread stay as seen (they move: plan for twice as many)"
 
 
 def verdict_sentence(verdict: Verdict) -> str:
@@ -79,7 +79,8 @@ def need_sentence(need: Need, *, examples: int, seeds: int, recipe: bool) -> str
     if need.examples:
         return (
             f"About {need.examples:,} test examples (now {examples:,}) would settle it, {_AS_SEEN};"
-            " more seeds alone cannot: the spread between test examples is too large."
+            " more seeds alone may not: too few test examples tell the two apart, or the examples "
+            "differ too much."
         )
     if need.both:
         return (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pandas as pd
@@ -92,6 +93,19 @@ def test_factory_of_a_built_in_model(points: DataSplit) -> None:
     with pytest.raises(ValueError, match="^model: expected mlp, cnn or package.module:factory, but "
                        "got 'mpl'; did you mean 'mlp'"):
         factory("mpl", points)
+
+
+def test_lazy_layers_get_their_shapes(
+    points: DataSplit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = ModuleType("lazy_parts")
+    module.model = lambda widths: nn.Sequential(  # type: ignore[attr-defined]
+        nn.LazyLinear(widths[0]), nn.ReLU(), nn.Linear(widths[0], 1))
+    monkeypatch.setitem(sys.modules, "lazy_parts", module)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    build = factory("lazy_parts:model", points)
+    assert [tuple(p.shape) for p in build((5,)).parameters()] == [(5, 2), (5,), (1, 5), (1,)]
+    assert check_widths(build, (5,), (3,)) == (("0",),)
 
 
 def test_naming() -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from wua_mlflow.config import Settings
-from wua_mlflow.evaluation import Evaluation, score_name
+from wua_mlflow.evaluation import Evaluation, Task, score_name
 from wua_mlflow.latency import Latency, measure_latency
 from wua_mlflow.pipeline.steps import marking
 from wua_mlflow.pipeline.variant import Variant
@@ -157,12 +157,18 @@ def _budget(variants: Sequence[Variant]) -> str:
                f"{_length(slim)}."
     for control in variants[1:-1]:
         mean = control.replicate_scores.mean()
-        gap = f"{slim.replicate_scores.mean() - mean:+.4f}".replace("-", "−")
+        gap = _said(slim.replicate_scores.mean() - mean, slim.test.task)
         count = len(control.replicates)
         seeds = f"on average over {count} seeds" if count > 1 else "with its one seed"
         sentence += (f" Trained for {_length(control)} too, the original scores {mean:.4f} "
-                     f"{seeds}; the slim one is {gap} beside that.")
+                     f"{seeds}; the slim one is {gap} that.")
     return sentence
+
+
+def _said(gap: float, task: Task) -> str:
+    """A difference in words: in points where the score is an accuracy."""
+    amount = f"{abs(gap):.3f}" if task == "regression" else f"{100 * abs(gap):.1f} points"
+    return f"{amount} {'below' if gap < 0 else 'above'}"
 
 
 def _length(variant: Variant) -> str:

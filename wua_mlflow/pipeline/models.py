@@ -12,6 +12,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from wua_mlflow.dotted import load_object, nearest, one_line
 from wua_mlflow.hooks import evaluating
@@ -47,6 +48,9 @@ def factory(model: str, split: DataSplit) -> Factory:
         if not isinstance(made, nn.Module):
             raise ValueError(f"model: expected {model} to return a torch.nn.Module, but it "
                              f"returned {type(made).__name__}")
+        if any(map(is_lazy, made.parameters())):  # they get their shapes in the first forward
+            with naming(f"model: {model} does not take the data's inputs"), evaluating(made):
+                made(split.train.inputs[:2])
         return made
 
     return theirs

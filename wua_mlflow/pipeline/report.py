@@ -127,14 +127,14 @@ def _cells(cells: Sequence[str]) -> str:
 def _notes(report: Report) -> list[str]:
     comparison = report.comparison
     notes = [comparison.verdict.sentence]
+    if comparison.budget:
+        notes.append(comparison.budget)
     if comparison.verdict.settle:
         notes.append(comparison.verdict.settle)
     if comparison.recipe is None:
         notes.append("No recipe verdict: it needs at least 5 seeds (setting `seeds`).")
     else:
         notes.append(comparison.artifact.sentence)
-    if report.comparison.budget:
-        notes.append(report.comparison.budget)
     if comparison.churn is not None:
         notes.append(f"The two models' predictions differ on {100 * comparison.churn:.1f}% of the "
                      f"test examples.")
@@ -189,10 +189,10 @@ def terminal_reports(report: Report) -> str:
     verdict = [f"Verdict: {report.headline}", report.comparison.verdict.sentence]
     if report.comparison.verdict.settle:
         verdict.append(report.comparison.verdict.settle)
-    if report.comparison.recipe:
-        verdict.append(report.comparison.artifact.sentence)
     if report.comparison.budget:
         verdict.append(report.comparison.budget)
+    if report.comparison.recipe:
+        verdict.append(report.comparison.artifact.sentence)
     return "\n\n".join([*blocks, "\n".join([*verdict, report.saved])])
 
 
