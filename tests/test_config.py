@@ -92,6 +92,8 @@ BAD = [
                               "40,20, but got 'some'"),
     ({"gate": "perhaps"}, "gate: expected true or false, but got 'perhaps'"),
     ({"epohcs": "5"}, "epohcs: no such setting (did you mean 'epochs'?)"),
+    ({"epochs": True},
+     "epochs: expected a value, but got true (YAML reads yes, no, on and off so)"),
 ]
 
 

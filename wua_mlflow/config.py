@@ -201,6 +201,10 @@ def _read(config: str) -> dict[str, Any]:
 
 
 def _validated(values: Mapping[str, Any]) -> Settings:
+    for name, value in values.items():
+        if isinstance(value, bool) and name in Settings.model_fields and name != "gate":
+            raise ConfigError(f"{name}: expected a value, but got {str(value).lower()} (YAML reads "
+                              f"yes, no, on and off so)")
     try:
         return Settings.model_validate(dict(values))
     except ValidationError as error:
