@@ -2,7 +2,7 @@
 
 import sys
 
-from wua_mlflow.cli import main
+from wua_mlflow.cli import entry
 
 if __name__ == "__main__":
-    raise SystemExit(main(["compare", *sys.argv[1:]]))
+    raise SystemExit(entry(["compare", *sys.argv[1:]]))

@@ -2,7 +2,7 @@
 
 import sys
 
-from wua_mlflow.cli import main
+from wua_mlflow.cli import entry
 
 if __name__ == "__main__":
-    raise SystemExit(main(["run", *sys.argv[1:]]))
+    raise SystemExit(entry(["run", *sys.argv[1:]]))

@@ -44,7 +44,7 @@ def test_parameters_are_the_commands_fields(entry: str) -> None:
 @pytest.mark.parametrize("entry", ENTRY_POINTS)
 def test_scripts_are_a_few_lines_that_call_the_same_command(entry: str) -> None:
     script = (ROOT / "pipelines" / f"{entry}.py").read_text()
-    assert f'main(["{ENTRY_POINTS[entry]}", *sys.argv[1:]])' in script
+    assert f'entry(["{ENTRY_POINTS[entry]}", *sys.argv[1:]])' in script
     assert len(script.splitlines()) <= 10
 
 

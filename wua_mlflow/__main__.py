@@ -1,5 +1,5 @@
 """``python -m wua_mlflow``: the same as ``wua``."""
 
-from wua_mlflow.cli import main
+from wua_mlflow.cli import entry
 
-raise SystemExit(main())
+raise SystemExit(entry())
