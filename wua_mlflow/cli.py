@@ -41,7 +41,7 @@ def entry(arguments: Sequence[str] | None = None) -> int:
     """``main`` for a process of its own: the garbage collector leaves the imports alone.
 
     Importing torch and MLflow makes millions of objects that live as long as the process; going
-    over them again and again, and once more on leaving, costs a third of a short run.
+    over them again and again, and once more on leaving, costs much of a short run.
     """
     gc.set_threshold(*RARELY)
     code = main(arguments)
