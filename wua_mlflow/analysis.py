@@ -1,7 +1,7 @@
 """``analyze``: how a model's weights are used, in one streaming pass over the data.
 
-May import: chunks, hooks, importance, null, randomness, usage. Tests: ``tests/test_analysis.py``,
-``tests/test_analysis_data.py``.
+May import: chunks, concentration, hooks, importance, null, randomness, usage.
+Tests: ``tests/test_analysis.py``, ``tests/test_analysis_data.py``.
 """
 
 from __future__ import annotations
@@ -18,18 +18,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from wua_mlflow.chunks import rows_at_once
+from wua_mlflow.concentration import entropy_nats, histogram, low_share, top_share
 from wua_mlflow.hooks import observe, unwrapped
 from wua_mlflow.importance import CRITERIA
 from wua_mlflow.null import with_null
 from wua_mlflow.randomness import isolated
-from wua_mlflow.usage import (
-    LayerUsage,
-    ModelUsage,
-    entropy_nats,
-    histogram,
-    low_share,
-    top_share,
-)
+from wua_mlflow.usage import LayerUsage, ModelUsage
 
 __all__ = ["OUTPUT_LAYER", "analyze", "layer_importance"]
 

@@ -1,7 +1,7 @@
 """The tutorial's functions, with its names and results; thin over the library.
 
 They keep its tuples and dicts. Definitions: ``docs/conventions.md``.
-May import: analysis, flops, hooks, plots, usage. Tests: ``tests/test_tutorial.py``.
+May import: analysis, concentration, flops, hooks, plots. Tests: ``tests/test_tutorial.py``.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from wua_mlflow.analysis import layer_importance
+from wua_mlflow.concentration import effective_count, entropy_nats, low_share, top_share
 from wua_mlflow.flops import ptflops_forward_flops
 from wua_mlflow.hooks import unwrapped
 from wua_mlflow.plots import histogram_data, network_data, plot_histogram, plot_network
-from wua_mlflow.usage import effective_count, entropy_nats, low_share, top_share
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -1,7 +1,6 @@
-"""How concentrated a layer's importance is: entropy, effective weights, coverage; the result types.
+"""The result types of an analysis: what is known of a layer's and of a model's weights.
 
-Functions of tensors, no model and no hooks. Definitions: ``docs/conventions.md``.
-May import: torch, numpy. Tests: ``tests/test_usage.py``.
+Definitions: ``docs/conventions.md``. May import: numpy. Tests: ``tests/test_usage.py``.
 """
 
 from __future__ import annotations
@@ -11,28 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from torch import Tensor
 
-__all__ = [
-    "Histogram",
-    "LayerUsage",
-    "ModelUsage",
-    "NullUsage",
-    "effective_count",
-    "entropy_nats",
-    "histogram",
-    "low_share",
-    "top_share",
-]
-
-_ROUNDING = 1e-12
-"""Relative slack of a float64 cumulative sum, so that nine of ten equal weights reach 90%."""
-_CHUNK = 2**16
-"""So many weights at a time pass through the entropy: they stay in the processor's cache."""
-_SORTED_WHOLE, _SAMPLE, _SLACK = 2**20, 2**14, 256
-"""Up to so many weights are simply sorted; of more, a sample of about so many, and how many places
-of it to either side of the border stay undecided."""
+__all__ = ["Concentration", "Histogram", "LayerUsage", "ModelUsage", "NullUsage"]
 
 
 @dataclass(frozen=True)
@@ -46,6 +25,26 @@ class Histogram:
     edges: np.ndarray
     counts: np.ndarray
     entropy: float
+
+
+@dataclass(frozen=True)
+class Concentration:
+    """How concentrated the importance of ``count`` entries (weights, or units) is.
+
+    ``entropy`` is in nats, ``effective`` its exponential (0 where no entry matters), ``low_share``
+    the share of entries below 1% of their mean (criterion ``output``, weights: below 0.01).
+    """
+
+    count: int
+    entropy: float
+    effective: float
+    top90_share: float
+    low_share: float
+
+    @property
+    def effective_share(self) -> float:
+        """``effective`` ÷ ``count``, in 0..1."""
+        return self.effective / self.count
 
 
 @dataclass(frozen=True)
@@ -69,8 +68,13 @@ class NullUsage:
 class LayerUsage:
     """How one layer's weights are used, under one criterion.
 
-    ``unit_importance`` has shape (units,), the sum over each unit's incoming weights.
+    ``unit_importance`` has shape (units,): the sum over each unit's incoming weights, unless the
+    criterion has its own. ``unit_usage`` says how concentrated that is.
     ``dead`` says that every importance of the layer is zero: effective weights are 0 then.
+    ``dead_units`` counts the units whose output is zero for all data, or never above zero before
+    a ReLU; None where outputs were not seen.
+    ``effective_rank`` is that of the layer's centred activations, where it was asked for, at most
+    the number of units.
     """
 
     name: str
@@ -85,6 +89,9 @@ class LayerUsage:
     histogram: Histogram
     dead: bool = False
     null: NullUsage | None = None
+    unit_usage: Concentration | None = None
+    dead_units: int | None = None
+    effective_rank: float | None = None
 
     @property
     def effective_share(self) -> float:
@@ -143,140 +150,3 @@ class ModelUsage:
 
     def _weighted(self, what: str) -> float:
         return sum(getattr(la, what) * la.weights for la in self.layers.values()) / self.weights
-
-
-def entropy_nats(importance: Tensor) -> float:
-    """Shannon entropy −Σ p ln p of p = importance / sum, in nats; nothing is added to p.
-
-    Args:
-        importance: any shape, finite, not negative.
-
-    Returns:
-        The entropy; 0.0 where every importance is zero.
-
-    Raises:
-        ValueError: an importance is negative, NaN or infinite, their sum is, or there is none.
-
-    >>> round(entropy_nats(torch.ones(2, 4)), 4)
-    2.0794
-    """
-    values, total = _checked(importance)
-    if total == 0:
-        return 0.0
-    shares = (chunk / total for chunk in values.split(_CHUNK))
-    return max(0.0, -math.fsum(torch.special.xlogy(p, p).sum().item() for p in shares))
-
-
-def effective_count(importance: Tensor) -> float:
-    """exp(entropy): as many equally important weights have this entropy; 0 where all are zero.
-
-    Raises:
-        ValueError: as ``entropy_nats``.
-
-    >>> round(effective_count(torch.tensor([1.0, 1.0, 0.0])), 4)
-    2.0
-    """
-    entropy = entropy_nats(importance)
-    return math.exp(entropy) if bool((importance > 0).any()) else 0.0
-
-
-def top_share(importance: Tensor, coverage: float = 0.9) -> float:
-    """The smallest share of entries, from the largest down, that holds ``coverage`` of the total.
-
-    Args:
-        importance: any shape, finite, not negative.
-        coverage: above 0, at most 1.
-
-    Returns:
-        The share, in 0..1; 0.0 where every importance is zero.
-
-    Raises:
-        ValueError: ``coverage`` lies outside (0, 1]; or as ``entropy_nats``.
-
-    >>> top_share(torch.tensor([5.0, 4.0, 1.0, 0.0]))
-    0.5
-    """
-    if not 0 < coverage <= 1:
-        raise ValueError(f"coverage: expected a number in (0, 1], but got {coverage}")
-    values, total = _checked(importance)
-    if total == 0:
-        return 0.0
-    wanted = coverage * total * (1 - _ROUNDING)
-    taken, held, rest = _near_the_border(values, wanted, total)
-    cumulative = rest.sort(descending=True).values.cumsum(0)
-    last = int(torch.searchsorted(cumulative, wanted - held))
-    return min(taken + last + 1, values.numel()) / values.numel()
-
-
-def low_share(importance: Tensor, *, below: float) -> float:
-    """The share of entries that lie below ``below`` (an unnormalized importance).
-
-    Raises:
-        ValueError: ``below`` is NaN; or as ``entropy_nats``.
-
-    >>> low_share(torch.tensor([0.001, 0.5]), below=0.01)
-    0.5
-    """
-    if math.isnan(below):
-        raise ValueError("below: expected a number, but got NaN")
-    values, _ = _checked(importance)
-    return int(torch.count_nonzero(values < below)) / values.numel()
-
-
-def histogram(importance: Tensor, bins: int = 50) -> Histogram:
-    """Counts of the normalized importance over ``bins`` equal bins from 0 to its largest value.
-
-    Raises:
-        ValueError: ``bins`` below 1; or as ``entropy_nats``.
-
-    >>> histogram(torch.tensor([1.0, 3.0]), bins=2).counts.tolist()
-    [1, 1]
-    """
-    if bins < 1:
-        raise ValueError(f"bins: expected a whole number of at least 1, but got {bins}")
-    values, total = _checked(importance)
-    p = values / total if total > 0 else values
-    top = p.max().item() or 1.0
-    counts = torch.histc(p, bins=bins, min=0.0, max=top)
-    return Histogram(
-        edges=np.linspace(0.0, top, bins + 1),
-        counts=counts.to(torch.int64).cpu().numpy(),
-        entropy=entropy_nats(importance),
-    )
-
-
-def _near_the_border(values: Tensor, wanted: float, total: float) -> tuple[int, float, Tensor]:
-    """How many of the largest entries surely belong to the top, their sum, and the undecided ones.
-
-    Spares sorting all of a large layer: a sample says between which two values the border lies,
-    and the sums of what is above and between them say whether that is true.
-    """
-    everything = 0, 0.0, values
-    if values.numel() <= _SORTED_WHOLE:
-        return everything
-    step = values.numel() // _SAMPLE | 1  # odd: no period of a matrix whose sides are even
-    sample = values[::step].sort(descending=True).values
-    held = sample.cumsum(0)
-    place = int(torch.searchsorted(held, held[-1] * (wanted / total)))
-    high = sample[max(0, place - _SLACK)]
-    low = sample[min(len(sample) - 1, place + _SLACK)]
-    above = values > high
-    held_above = values[above].sum().item()
-    rest = values[(values >= low) & ~above]
-    if held_above >= wanted or held_above + rest.sum().item() < wanted:
-        return everything
-    return int(torch.count_nonzero(above)), held_above, rest
-
-
-def _checked(importance: Tensor) -> tuple[Tensor, float]:
-    """The importance as a flat float64 tensor, and its sum."""
-    values = importance.detach().double().flatten()
-    if values.numel() == 0:
-        raise ValueError("importance: expected at least one weight, but got none")
-    total = values.sum().item()
-    if not math.isfinite(total):
-        raise ValueError("importance: expected finite numbers with a finite sum, but got NaN or "
-                         "infinity")
-    if values.min().item() < 0:
-        raise ValueError("importance: expected numbers of at least 0, but got a negative one")
-    return values, total
