@@ -1,154 +1,156 @@
 """``analyze``: how a model's weights are used, in one streaming pass over the data.
 
-May import: chunks, concentration, hooks, importance, null, randomness, usage.
-Tests: ``tests/test_analysis.py``, ``tests/test_analysis_data.py``.
+May import: batches, evidence, gradients, hooks, importance, null, observing, randomness, summary,
+usage, watching. Tests: ``tests/test_analysis.py``, ``tests/test_analysis_data.py``.
 """
 
 from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, cast
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, overload
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
 
-from wua_mlflow.chunks import rows_at_once
-from wua_mlflow.concentration import entropy_nats, histogram, low_share, top_share
-from wua_mlflow.hooks import observe, unwrapped
-from wua_mlflow.importance import CRITERIA
+from wua_mlflow.batches import Batches
+from wua_mlflow.evidence import (
+    Evidence,
+    criterion_named,
+    evidence_of,
+    lacking,
+    rank_of,
+    what_to_gather,
+)
+from wua_mlflow.gradients import Loss
+from wua_mlflow.hooks import unwrapped
+from wua_mlflow.importance import Criterion, output
 from wua_mlflow.null import with_null
-from wua_mlflow.randomness import isolated
+from wua_mlflow.observing import Observation, observe
+from wua_mlflow.randomness import Purpose, torch_generator
+from wua_mlflow.summary import Summary, summarize
 from wua_mlflow.usage import LayerUsage, ModelUsage
+from wua_mlflow.watching.layer import Layer
+from wua_mlflow.watching.owners import layer_names
 
 __all__ = ["OUTPUT_LAYER", "analyze", "layer_importance"]
 
-ANALYZED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-"""The kinds of layer that are analysed; any other with parameters is listed in ``skipped``."""
-
 OUTPUT_LAYER = "the output layer: its units are the model's outputs"
-NEVER_CALLED = "never called in the forward"
 NOT_ASKED = "not among the layers asked for"
 TUTORIAL_LOW = 0.01
 """Criterion ``output``: an importance below this is low, as in the tutorial."""
-LOW_OF_MEAN = 0.01
-"""Other criteria: low is below this share of the layer's mean importance."""
-_DATASET_BATCH = 64
+MOST_IN_A_DRAW = 2**22
+"""A null's layer with more weights than this is sampled by whole units."""
 
 
-@dataclass
-class _Mean:
-    """Sum of a layer's signed outputs by unit: float32 within a batch, float64 across batches."""
-
-    total: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
-    count: int = 0
-
-    def add(self, outputs: Tensor, unit_dim: int) -> None:
-        by_unit = outputs.detach().movedim(unit_dim, 0)
-        others = list(range(1, by_unit.dim()))
-        within = torch.promote_types(outputs.dtype, torch.float32)
-        batch = by_unit.sum(others, dtype=within) if others else by_unit
-        self.total = self.total + _off_mps(batch).double()
-        self.count += by_unit[0].numel()
-
-    def value(self) -> Tensor:
-        return self.total / self.count
-
-
-@dataclass(frozen=True)
-class _Pass:
-    """What one pass over the data gathered: each called layer's mean output, in forward order."""
-
-    means: Mapping[str, _Mean]
-    samples: int
-
-
+@overload
 def analyze(
+    model: nn.Module, data: Any, *, criterion: str | Criterion = ..., layers: Sequence[str] | None
+    = ..., null: int = ..., seed: int = ..., loss: Loss | None = ...,
+    batch_to_inputs: Callable[[Any], Any] | None = ..., effective_rank: bool = ...,
+) -> ModelUsage: ...
+
+
+@overload
+def analyze(
+    model: nn.Module, data: Any, *, criterion: Sequence[str | Criterion], layers: Sequence[str] |
+    None = ..., null: int = ..., seed: int = ..., loss: Loss | None = ...,
+    batch_to_inputs: Callable[[Any], Any] | None = ..., effective_rank: bool = ...,
+) -> dict[str, ModelUsage]: ...
+
+
+def analyze(  # noqa: PLR0913 - the options of one question, each by name
     model: nn.Module,
     data: Any,
     *,
-    criterion: str = "output",
+    criterion: str | Criterion | Sequence[str | Criterion] = "output",
     layers: Sequence[str] | None = None,
     null: int = 0,
     seed: int = 0,
-) -> ModelUsage:
+    loss: Loss | None = None,
+    batch_to_inputs: Callable[[Any], Any] | None = None,
+    effective_rank: bool = False,
+) -> ModelUsage | dict[str, ModelUsage]:
     """How concentrated each layer's importance is, beside networks that learned nothing.
 
-    Linear and convolutional layers are analysed in the *real* forward, in eval mode; the output
-    layer is left out where there is another one (name it in ``layers`` to have it). The model is
-    left as found.
+    Every weight that is multiplied with activations in the *real* forward, in eval mode, makes a
+    layer: those of linear, convolutional, embedding, attention, recurrent and bilinear modules, of
+    subclasses of them, and parameters that the model's own code multiplies. What is left out is in
+    ``skipped``, with the reason; so is the output layer where there is another one (name it in
+    ``layers`` to have it). The model is left as found, also when its forward raises.
+
+    Inside an initialised ``torch.distributed`` each process streams its own share of the data, and
+    all of them get the figures of the whole.
 
     Args:
-        model: any module; ``Linear`` and ``Conv1d/2d/3d`` in it are analysed. A compiled one is
-            unwrapped.
-        data: a tensor or array, shape (samples, ...), a ``Dataset``, or an iterable of batches;
-            of a batch (or a ``Dataset``'s sample) that is a tuple or list the first entry is the
-            input.
-        criterion: a key of ``importance.CRITERIA``.
+        model: any module. A compiled, ``DataParallel`` or ``DistributedDataParallel`` one is
+            unwrapped; one sharded by FSDP2 is gathered layer by layer.
+        data: a tensor or array, shape (samples, ...), a ``Dataset``, or an iterable of batches:
+            of tensors or arrays, of tuples (the input first, the target second), or of dicts
+            (keyword arguments; ``attention_mask`` says what is padding, ``labels`` are targets).
+        criterion: a key of ``importance.CRITERIA``, a function of one's own (see there), or
+            several of them for one pass; then the result is a dict by name.
         layers: names of the layers to analyse; all but the output layer, if None.
         null: how many networks that learned nothing to draw beside it; 0 for none. Each goes over
-            the data again; batches from a one-way iterator are kept for it.
+            the data again.
         seed: of the nulls' own random numbers; the global random streams are left alone.
+        loss: for ``taylor``: of the model's outputs and a batch's targets, the mean over its
+            samples; not needed where the outputs have a ``loss`` of their own.
+        batch_to_inputs: from a batch of another kind to a tensor, a tuple of positional arguments
+            or a dict of keyword arguments.
+        effective_rank: also the effective rank of each layer's activations, from at most 2,048
+            sampled rows.
 
     Returns:
         The usage by layer, in forward order, and what was skipped and why.
 
     Raises:
-        ValueError: unknown criterion or layer, no data or data of another kind, nothing to
-            analyse, or an output that is NaN or infinite.
+        ValueError: one line that names the argument, or the layer and the batch: unknown criterion
+            or layer, no data or data of another kind, nothing to analyse, targets lacking, or
+            weights, activations or data that are NaN or infinite.
 
     >>> model = nn.Sequential(nn.Linear(2, 10), nn.ReLU(), nn.Linear(10, 1))
     >>> usage = analyze(model, torch.rand(100, 2))
     >>> usage.layers["0"].weights, dict(usage.skipped)
     (20, {'2': "the output layer: its units are the model's outputs"})
     """
-    _check_criterion(criterion)
+    several = not isinstance(criterion, str) and not callable(criterion)
+    criteria = dict(map(criterion_named, criterion if several else [criterion]))  # type: ignore[arg-type]
+    if not criteria:
+        raise ValueError("criterion: expected at least one, but got none")
     if null < 0 or null != int(null):
         raise ValueError(f"null: expected a whole number of at least 0, but got {null}")
     model = unwrapped(model)
-    modules, skipped = _candidates(model)
-    chosen = _chosen(modules, layers)
-    if null and isinstance(data, Iterator):
-        with isolated():
-            data = list(data)
-    seen = _stream(model, chosen, data)
-    called = [name for name in seen.means if seen.means[name].count]
-    skipped.update({name: NOT_ASKED for name in modules if name not in chosen})
-    skipped.update({name: NEVER_CALLED for name in chosen if name not in called})
-    if layers is None and len(called) > 1:
-        skipped[called.pop()] = OUTPUT_LAYER
-    if not called:
-        raise ValueError("model: expected a Linear or convolutional layer that the forward calls, "
-                         "but found none")
-    usage = ModelUsage(
-        criterion=criterion,
-        samples=seen.samples,
-        layers={name: _layer_usage(name, chosen[name], seen, criterion) for name in called},
-        skipped=skipped,
-    )
-    if not null:
-        return usage
-
-    def measure(blank: nn.Module) -> ModelUsage:
-        return analyze(blank, data, criterion=criterion, layers=called)
-
-    return with_null(usage, model, measure, draws=null, seed=seed)
+    batches = Batches(data, model, batch_to_inputs)
+    if null and batches.once:
+        raise ValueError("data: expected batches that can be gone over again, since null asks for "
+                         "more passes, but got an iterator; give a DataLoader or a list")
+    seen = observe(model, batches, what_to_gather(list(criteria.values()), rows=effective_rank),
+                   wanted=_wanted(model, layers), loss=loss)
+    found = _usages(seen, criteria, layers)
+    if null:
+        found = _with_nulls(found, model, batches, criteria, (null, seed, loss))
+    return found if several else next(iter(found.values()))
 
 
 def layer_importance(
-    model: nn.Module, data: Any, layers: Iterable[str], criterion: str = "output"
+    model: nn.Module,
+    data: Any,
+    layers: Iterable[str],
+    criterion: str | Criterion = "output",
+    *,
+    loss: Loss | None = None,
 ) -> dict[str, Tensor]:
-    """The importance of each weight of the named layers, in the weight's shape, float64.
+    """The importance of each weight of the named layers, shape (units, ...), float64.
 
     Args:
         model: any module.
         data: as for ``analyze``.
-        layers: names of ``Linear`` or ``Conv1d/2d/3d`` layers.
-        criterion: a key of ``importance.CRITERIA``.
+        layers: names of layers.
+        criterion: as for ``analyze``.
+        loss: as for ``analyze``.
 
     Raises:
         ValueError: as ``analyze``, or a layer that the forward never calls.
@@ -157,121 +159,142 @@ def layer_importance(
     >>> layer_importance(model, torch.rand(100, 2), ["0"])["0"].shape
     torch.Size([10, 2])
     """
-    _check_criterion(criterion)
-    model = unwrapped(model)
-    chosen = _chosen(_candidates(model)[0], list(layers))
-    seen = _stream(model, chosen, data)
-    return {name: _importance(name, chosen[name], seen, criterion) for name in chosen}
+    _, rule = criterion_named(criterion)
+    model, names = unwrapped(model), list(layers)
+    seen = observe(model, Batches(data, model), what_to_gather([rule], rows=False),
+                   wanted=_wanted(model, names), loss=loss)
+    found = {}
+    for name in names:
+        if name not in seen.layers:
+            reason = seen.skipped.get(name, "it never does")
+            raise ValueError(f"layer {name}: expected the forward to call it, but it is "
+                             f"not analysed: {reason}")
+        evidence = evidence_of(seen.layers[name], seen)
+        part = evidence.importance(rule)(slice(None), slice(None))
+        found[name] = part.double().reshape(evidence.weight.shape)
+    return found
 
 
-def _check_criterion(criterion: str) -> None:
-    if criterion not in CRITERIA:
-        raise ValueError(
-            f"criterion: expected one of {', '.join(CRITERIA)}, but got '{criterion}'")
-
-
-def _candidates(model: nn.Module) -> tuple[dict[str, nn.Module], dict[str, str]]:
-    modules, skipped = {}, {}
-    for name, module in model.named_modules():
-        if type(module) in ANALYZED:
-            modules[name] = module
-        elif any(True for _ in module.parameters(recurse=False)):
-            skipped[name] = f"{type(module).__name__} is not a kind of layer that is analysed"
-    return modules, skipped
-
-
-def _chosen(modules: dict[str, nn.Module], layers: Sequence[str] | None) -> dict[str, nn.Module]:
+def _wanted(model: nn.Module, layers: Sequence[str] | None) -> Callable[[str], bool]:
     if layers is None:
-        return modules
+        return lambda _: True
+    names = layer_names(model)
     for name in layers:
-        if name not in modules:
-            close = difflib.get_close_matches(name, modules, n=1)
+        if name not in names:
+            close = difflib.get_close_matches(name, names, n=1)
             hint = f" (did you mean '{close[0]}'?)" if close else ""
-            raise ValueError(f"layers: expected names among {', '.join(modules)}, "
-                             f"but got '{name}'{hint}")
-    return {name: modules[name] for name in layers}
+            shown = ", ".join(names if len(names) <= 20 else [*names[:20], "…"])
+            raise ValueError(f"layers: expected names among {shown}, but got '{name}'{hint}")
+    chosen = set(layers)
+    return lambda name: name in chosen
 
 
-def _stream(model: nn.Module, modules: Mapping[str, nn.Module], data: Any) -> _Pass:
-    means: dict[str, _Mean] = {}
-
-    def seen(name: str, outputs: Tensor) -> None:
-        unit_dim = 1 - _weight(modules[name]).dim()  # from the end: a conv's input may be unbatched
-        means.setdefault(name, _Mean()).add(outputs, unit_dim)
-
-    samples = 0
-    with observe(model, modules, seen):
-        for inputs in _batches(data, model):
-            samples += len(inputs)
-            model(inputs)
-    if not samples:
-        raise ValueError("data: expected at least one sample, but got none")
-    return _Pass(means, samples)
-
-
-def _batches(data: Any, model: nn.Module) -> Iterator[Tensor]:
-    """The inputs, batch by batch, on the model's device; floating-point ones in its dtype."""
-    parameter = next(model.parameters(), torch.empty(0))
-    for batch in _split(data):
-        inputs = _tensor(batch[0] if isinstance(batch, tuple | list) and batch else batch)
-        dtype = parameter.dtype if inputs.is_floating_point() else inputs.dtype
-        yield inputs.to(device=parameter.device, dtype=dtype)
-
-
-def _split(data: Any) -> Iterable[Any]:
-    if isinstance(data, Tensor | np.ndarray) and data.ndim:
-        step = rows_at_once(data.shape)
-        return (data[start:start + step] for start in range(0, len(data), step))
-    if isinstance(data, Dataset):
-        return DataLoader(data, batch_size=_DATASET_BATCH)
-    if isinstance(data, Iterable) and not isinstance(data, str | Mapping | Tensor | np.ndarray):
-        return data
-    raise ValueError("data: expected a tensor or array of shape (samples, ...), a Dataset, or an "
-                     f"iterable of batches, but got {type(data).__name__}")
+def _usages(
+    seen: Observation, criteria: Mapping[str, Criterion], layers: Sequence[str] | None
+) -> dict[str, ModelUsage]:
+    skipped = dict(seen.skipped)
+    if layers is not None:
+        skipped = {name: NOT_ASKED if name not in layers else reason
+                   for name, reason in skipped.items()}
+    called = [name for name, layer in seen.layers.items() if not layer.changes]
+    if layers is None and 0 < len(seen.last) < len(called):
+        skipped.update(dict.fromkeys(seen.last, OUTPUT_LAYER))
+        called = [name for name in called if name not in seen.last]
+    usages: dict[str, dict[str, LayerUsage]] = {name: {} for name in criteria}
+    left_out: dict[str, dict[str, str]] = {name: {} for name in criteria}
+    for layer_name in called:
+        layer, evidence = seen.layers[layer_name], evidence_of(seen.layers[layer_name], seen)
+        rank = rank_of(layer, seen)
+        for name, rule in criteria.items():
+            reason = lacking(layer, rule)
+            if reason:
+                left_out[name][layer_name] = reason
+            else:
+                usages[name][layer_name] = _layer_usage(layer, evidence, rule, rank)
+    found = {}
+    for name, usage in usages.items():
+        if not usage:
+            why = "; ".join(f"{layer}: {reason}" for layer, reason in
+                            list({**skipped, **left_out[name]}.items())[:3])
+            raise ValueError("model: expected a layer whose weights the forward multiplies with "
+                             f"activations, but found none{f' ({why})' if why else ''}")
+        found[name] = ModelUsage(criterion=name, samples=seen.samples, layers=usage,
+                                 skipped={**skipped, **left_out[name]})
+    return found
 
 
-def _tensor(batch: Any) -> Tensor:
-    if isinstance(batch, np.ndarray):
-        batch = torch.from_numpy(np.array(batch))  # a copy: the array may be read-only
-    if not isinstance(batch, Tensor) or not batch.dim():
-        raise ValueError("data: expected batches of tensors or arrays of shape (samples, ...), but "
-                         f"got {batch!r:.60}")
-    return batch
-
-
-def _weight(module: nn.Module) -> Tensor:
-    return cast(Tensor, module.weight).detach()
-
-
-def _off_mps(tensor: Tensor) -> Tensor:
-    """On the CPU, where the tensor's device has no float64."""
-    return tensor.cpu() if tensor.device.type == "mps" else tensor
-
-
-def _importance(name: str, module: nn.Module, seen: _Pass, criterion: str) -> Tensor:
-    if name not in seen.means or not seen.means[name].count:
-        raise ValueError(f"layer {name}: expected the forward to call it, but it never does")
-    weight, mean_output = _off_mps(_weight(module)), seen.means[name].value()
-    for what, values in (("weight", weight), ("output", mean_output)):
-        if not bool(torch.isfinite(values).all()):
-            raise ValueError(f"layer {name}: expected a finite {what}, but got NaN or infinity")
-    return CRITERIA[criterion](weight, mean_output)
-
-
-def _layer_usage(name: str, module: nn.Module, seen: _Pass, criterion: str) -> LayerUsage:
-    importance = _importance(name, module, seen, criterion)
-    low = TUTORIAL_LOW if criterion == "output" else LOW_OF_MEAN * importance.mean().item()
-    entropy, dead = entropy_nats(importance), not bool((importance > 0).any())
+def _layer_usage(
+    layer: Layer, evidence: Evidence, criterion: Criterion, rank: float | None
+) -> LayerUsage:
+    summary = _summary(layer, evidence, criterion)
+    own = evidence.of_units(criterion)
+    importance = summary.unit_importance if own is None else own.cpu().numpy()
+    row = torch.from_numpy(importance).reshape(1, -1)
+    units = summarize(lambda rows, columns: row[rows, columns], (1, layer.units))
+    dead = layer.dead_units()
     return LayerUsage(
-        name=name,
-        kind=type(module).__name__,
-        weights=importance.numel(),
-        units=importance.shape[0],
-        entropy=entropy,
-        effective_weights=0.0 if dead else math.exp(entropy),
-        top90_share=top_share(importance),
-        low_share=low_share(importance, below=low),
-        unit_importance=importance.flatten(1).sum(1).cpu().numpy(),
-        histogram=histogram(importance),
-        dead=dead,
+        name=layer.name,
+        kind=layer.kind,
+        weights=summary.count,
+        units=layer.units,
+        entropy=summary.usage.entropy,
+        effective_weights=summary.usage.effective,
+        top90_share=summary.usage.top90_share,
+        low_share=summary.usage.low_share,
+        unit_importance=importance,
+        histogram=summary.histogram,
+        dead=summary.dead,
+        unit_usage=units.usage,
+        dead_units=None if dead is None else int(dead.sum()),
+        effective_rank=rank,
     )
+
+
+def _summary(layer: Layer, evidence: Evidence, criterion: Criterion) -> Summary:
+    try:
+        return summarize(evidence.importance(criterion), evidence.shape,
+                         low=TUTORIAL_LOW if criterion is output else None,
+                         by_column=layer.by_column)
+    except ValueError as error:
+        raise ValueError(f"layer {layer.name}: {error}") from error
+
+
+def _with_nulls(
+    usages: Mapping[str, ModelUsage],
+    model: nn.Module,
+    batches: Batches,
+    criteria: Mapping[str, Criterion],
+    options: tuple[int, int, Loss | None],
+) -> dict[str, ModelUsage]:
+    draws, seed, loss = options
+    needed = what_to_gather(list(criteria.values()), rows=False)
+    names = {layer for usage in usages.values() for layer in usage.layers}
+    generator = torch_generator(seed, Purpose.NULL_UNITS)
+
+    def measure(blank: nn.Module) -> dict[str, ModelUsage]:
+        seen = observe(blank, batches, needed, wanted=names.__contains__, loss=loss)
+        return {name: replace(usage, layers={
+            layer: _drawn(usage.layers[layer], seen, criteria[name], generator)
+            for layer in usage.layers}) for name, usage in usages.items()}
+
+    return with_null(usages, model, measure, draws=draws, seed=seed)
+
+
+def _drawn(
+    like: LayerUsage, seen: Observation, criterion: Criterion, generator: torch.Generator
+) -> LayerUsage:
+    """A null's layer; of a large one the entropy of some whole units stands for that of all."""
+    if like.name not in seen.layers:
+        raise ValueError(f"layer {like.name}: expected the forward of a re-initialised network to "
+                         "call it too, but it does not; ask for null=0")
+    layer, evidence = seen.layers[like.name], evidence_of(seen.layers[like.name], seen)
+    units, each = evidence.shape
+    most = max(1, MOST_IN_A_DRAW // max(1, each))
+    if units > most:
+        chosen = torch.randperm(units, generator=generator)[:most].sort().values
+        evidence = evidence.sampled(chosen)
+    summary = _summary(layer, evidence, criterion)
+    scale = units / evidence.shape[0]
+    effective = summary.usage.effective * scale
+    return replace(like, entropy=math.log(effective) if effective > 0 else 0.0,
+                   effective_weights=effective, dead=summary.dead)

@@ -1,4 +1,4 @@
-"""``observe``: the one place that hooks a model, switches its mode, or turns gradients off.
+"""The one place that hooks a model, switches its mode, or turns gradients on and off.
 
 Success or exception, the model and the global random streams are left as found.
 May import: torch, ``randomness``. Tests: ``tests/test_hooks.py``.
@@ -6,18 +6,19 @@ May import: torch, ``randomness``. Tests: ``tests/test_hooks.py``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from wua_mlflow.randomness import isolated
 
-__all__ = ["evaluating", "observe", "unwrapped"]
-
-Seen = Callable[[str, Tensor], object]
+__all__ = ["Running", "evaluating", "running", "unwrapped"]
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -33,11 +34,16 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[nn.Module]:
-    """The model in eval mode and without gradients; afterwards every submodule's mode is restored.
+def evaluating(model: nn.Module, *, grad: bool = False) -> Iterator[nn.Module]:
+    """The model in eval mode; afterwards it is as before, also when the block raises.
 
-    The global random streams are restored as well, should the forward draw from them. A graph
-    loaded from ``pt2`` has a fixed mode and refuses ``eval()``; it is taken as it is.
+    Every submodule's mode, every buffer, ``requires_grad`` and the global random streams are put
+    back, whatever the forward does to them. A graph loaded from ``pt2`` has a fixed mode and
+    refuses ``eval()``; it is taken as it is. Compiled parts run as plain Python.
+
+    Args:
+        model: any module.
+        grad: whether gradients of every floating-point parameter can be taken; none, if False.
 
     >>> model = nn.Dropout()
     >>> with evaluating(model):
@@ -47,59 +53,101 @@ def evaluating(model: nn.Module) -> Iterator[nn.Module]:
     True
     """
     modes = [(module, module.training) for module in model.modules()]
+    frozen = [p for p in model.parameters() if grad and not p.requires_grad and _can_have_grad(p)]
     try:
         for module, _ in modes:
             module.training = False
-        with isolated(), torch.no_grad():
+        for parameter in frozen:
+            parameter.requires_grad_(True)
+        with isolated(), _eager(), _buffers_kept(model), torch.inference_mode(False), \
+                torch.set_grad_enabled(grad):
             yield model
     finally:
         for module, training in modes:
             module.training = training
+        for parameter in frozen:
+            parameter.requires_grad_(False)
 
 
 @contextmanager
-def observe(
-    model: nn.Module, modules: Mapping[str, nn.Module] | Iterable[str], seen: Seen
-) -> Iterator[nn.Module]:
-    """Evaluate ``model`` while ``seen(name, output)`` is told each output of the named modules.
+def running(model: nn.Module, names: Mapping[nn.Module, str]) -> Iterator[Running]:
+    """Keeps the names of the modules whose forward is under way, and counts their calls.
 
     Args:
-        model: any module; a compiled one is unwrapped.
-        modules: the modules by name, or the names of submodules.
-        seen: called with the module's name and its output, in the order of the forward, once a
-            call of the module; what it returns is ignored. An in-place activation may overwrite
-            the output after the call: keep a copy, not the tensor.
+        model: any module.
+        names: of its modules; those that are not in it are not watched.
 
-    Yields:
-        The model, in eval mode and without gradients.
-
-    Raises:
-        AttributeError: the model has no submodule of a given name.
-
-    >>> seen = []
-    >>> with observe(nn.Sequential(nn.Linear(2, 3)), ["0"], lambda n, z: seen.append(z.shape)) as m:
-    ...     _ = m(torch.zeros(5, 2))
-    >>> seen
-    [torch.Size([5, 3])]
+    >>> net = nn.Sequential(nn.Linear(2, 3))
+    >>> with running(net, {net: "net", net[0]: "first"}) as state:
+    ...     _ = net(torch.zeros(1, 2))
+    >>> dict(state.calls), state.stack
+    ({'net': 1, 'first': 1}, [])
     """
-    model = unwrapped(model)
-    if not isinstance(modules, Mapping):
-        modules = {name: model.get_submodule(name) for name in modules}
+    state = Running()
     handles = []
     try:
-        for name, module in modules.items():
-            handles.append(module.register_forward_hook(_telling(name, seen)))
-        with evaluating(model):
-            yield model
+        for module, name in names.items():
+            handles.append(module.register_forward_pre_hook(_entering(name, state)))
+            handles.append(module.register_forward_hook(_leaving(name, state)))
+        yield state
     finally:
         for handle in handles:
             handle.remove()
 
 
-def _telling(name: str, seen: Seen) -> Callable[[nn.Module, Any, Tensor], None]:
-    """A forward hook; it returns None, since anything else would replace the module's output."""
+@dataclass
+class Running:
+    """``stack``: names of the modules that are running, the innermost last; ``calls`` by name.
 
-    def hook(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
-        seen(name, output)
+    Where a forward raises, the stack stays as it was then.
+    """
+
+    stack: list[str] = field(default_factory=list)
+    calls: Counter[str] = field(default_factory=Counter)
+
+
+def _entering(name: str, state: Running) -> Callable[..., None]:
+    def hook(*_: Any) -> None:
+        state.stack.append(name)
+        state.calls[name] += 1
 
     return hook
+
+
+def _leaving(name: str, state: Running) -> Callable[..., None]:
+    """A forward hook; it returns None, since anything else would replace the module's output."""
+
+    def hook(*_: Any) -> None:
+        while state.stack and state.stack.pop() != name:
+            pass  # left over by a module that raised, in a forward that went on
+
+    return hook
+
+
+def _can_have_grad(parameter: nn.Parameter) -> bool:
+    return parameter.is_leaf and (parameter.is_floating_point() or parameter.is_complex())
+
+
+@contextmanager
+def _buffers_kept(model: nn.Module) -> Iterator[None]:
+    found = [(module._buffers, dict(module._buffers)) for module in model.modules()]
+    values = {id(tensor): (tensor, tensor._version, tensor.detach().clone())
+              for _, buffers in found for tensor in buffers.values()
+              if tensor is not None and not tensor.is_inference()}
+    try:
+        yield
+    finally:
+        for current, before in found:
+            current.clear()
+            current.update(before)
+        with torch.no_grad():
+            for tensor, version, value in values.values():
+                if tensor._version != version:
+                    tensor.copy_(value)
+
+
+def _eager() -> AbstractContextManager[Any]:
+    """Compiled functions run as Python, if any were compiled in this process."""
+    if "torch._dynamo" not in sys.modules:
+        return nullcontext()
+    return torch.compiler.set_stance("force_eager")

@@ -8,7 +8,7 @@ Tests: ``tests/test_null.py``.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -25,19 +25,19 @@ PERMUTED = "permuted"
 
 
 def with_null(
-    usage: ModelUsage,
+    usages: Mapping[str, ModelUsage],
     model: nn.Module,
-    measure: Callable[[nn.Module], ModelUsage],
+    measure: Callable[[nn.Module], Mapping[str, ModelUsage]],
     *,
     draws: int,
     seed: int,
-) -> ModelUsage:
-    """``usage`` with the null's range for the model and for each of its layers.
+) -> dict[str, ModelUsage]:
+    """The usages with the null's range for the model and for each of its layers.
 
     Args:
-        usage: the measurement of ``model``.
+        usages: the measurements of ``model``, by criterion.
         model: left as found; the draws work on one copy.
-        measure: the same measurement, of a copy that has forgotten.
+        measure: the same measurements, of a copy that has forgotten.
         draws: how many networks, at least 1.
         seed: of this function's own random numbers.
 
@@ -47,7 +47,7 @@ def with_null(
     if draws < 1:
         raise ValueError(f"draws: expected a whole number of at least 1, but got {draws}")
     kind = REINITIALISED if _can_reset(model) else PERMUTED
-    nulls = []
+    nulls: list[Mapping[str, ModelUsage]] = []
     with isolated():
         generator = torch_generator(seed, Purpose.NULL)
         blank = copy.deepcopy(model)
@@ -55,6 +55,11 @@ def with_null(
             torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
             _forget(blank, kind)
             nulls.append(measure(blank))
+    return {name: _joined(usage, [null[name] for null in nulls], kind)
+            for name, usage in usages.items()}
+
+
+def _joined(usage: ModelUsage, nulls: Sequence[ModelUsage], kind: str) -> ModelUsage:
     layers = {
         name: replace(layer, null=_range(
             kind, layer.entropy, [null.layers[name].effective_share for null in nulls],

@@ -31,6 +31,7 @@ class Purpose(IntEnum):
     LATENCY = 5
     NULL = 6
     RESAMPLING = 7
+    NULL_UNITS = 8
 
 
 def numpy_generator(seed: int, purpose: Purpose) -> np.random.Generator:

@@ -1,0 +1,166 @@
+"""Data in any usual form, batch by batch: arguments of the model, targets, mask, samples.
+
+May import: torch, numpy, chunks, watching. Tests: ``tests/test_batches.py``.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from wua_mlflow.chunks import rows_at_once
+from wua_mlflow.watching.masks import Mask, mask_of
+
+__all__ = ["NO_TARGETS", "Batch", "Batches"]
+
+NO_TARGETS = object()
+"""The targets of a batch that has none."""
+_DATASET_BATCH = 64
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One call of a model: its arguments, on its device; ``mask`` says what is padding."""
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    targets: Any
+    samples: int
+    mask: Mask | None = None
+
+    @property
+    def first(self) -> Tensor:
+        """The first tensor among the arguments."""
+        return next(value for value in (*self.args, *self.kwargs.values())
+                    if isinstance(value, Tensor) and value.dim())
+
+
+class Batches:
+    """An iterable of ``Batch``, anew for each pass.
+
+    Args:
+        data: a tensor or array, shape (samples, ...), a ``Dataset``, or an iterable of batches: of
+            tensors or arrays, of tuples (the first entry is the input, the second the target), of
+            dicts (keyword arguments, those that the forward takes; ``labels`` are the target and
+            ``attention_mask`` says what is padding).
+        model: gives the device, the floating-point dtype, and the arguments that it takes.
+        batch_to_inputs: from a batch of another kind to a tensor, a tuple of positional arguments
+            or a dict of keyword arguments.
+    """
+
+    def __init__(
+        self, data: Any, model: nn.Module, batch_to_inputs: Callable[[Any], Any] | None = None
+    ) -> None:
+        self.data, self._to_inputs = data, batch_to_inputs
+        place = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+        self._device, self._dtype = place.device, place.dtype
+        self._takes = _keywords(model)
+        self._keys: frozenset[str] | None = None
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in _split(self.data, any_kind=self._to_inputs is not None):
+            yield self._read(batch)
+
+    @property
+    def once(self) -> bool:
+        """Whether the data can be gone over only once."""
+        return isinstance(self.data, Iterator)
+
+    def _read(self, batch: Any) -> Batch:
+        if self._to_inputs is not None:
+            inputs = self._to_inputs(batch)
+            if isinstance(inputs, Mapping):
+                return self._of_dict(inputs, _target_of(batch))
+            parts = inputs if isinstance(inputs, tuple) else (inputs,)
+            return self._of_args(parts, _target_of(batch))
+        if isinstance(batch, Mapping):
+            return self._of_dict(batch, batch.get("labels", NO_TARGETS))
+        if isinstance(batch, tuple | list):
+            first = batch[0] if batch else batch
+            if isinstance(first, Mapping):
+                return self._of_dict(first, _target_of(batch))
+            return self._of_args((first,), _target_of(batch))
+        return self._of_args((batch,), NO_TARGETS)
+
+    def _of_args(self, parts: tuple[Any, ...], targets: Any) -> Batch:
+        args = tuple(self._placed(_tensor(part) if number == 0 else part)
+                     for number, part in enumerate(parts))
+        return Batch(args, {}, self._targets(targets), len(args[0]))
+
+    def _of_dict(self, batch: Mapping[str, Any], targets: Any) -> Batch:
+        keys = frozenset(map(str, batch))
+        if self._keys is None:
+            self._keys = keys
+        elif keys != self._keys:
+            raise ValueError(f"data: expected batches with the same keys "
+                             f"({', '.join(sorted(self._keys))}), but got "
+                             f"{', '.join(sorted(keys)) or 'none'}")
+        kept = {name: value for name, value in batch.items()
+                if self._takes is None or name in self._takes}
+        tensors = [value for value in kept.values()
+                   if isinstance(value, Tensor | np.ndarray) and np.ndim(value)]
+        if not tensors:
+            raise ValueError("data: expected batches of tensors or arrays of shape (samples, ...), "
+                             f"but got {dict(batch)!r:.60}")
+        mask = batch.get("attention_mask")
+        found = mask_of(torch.as_tensor(mask)) if mask is not None else None
+        if found is not None:
+            found = Mask(found.keep.to(self._device), found.kept)
+        kwargs = {name: self._placed(value) for name, value in kept.items()}
+        return Batch((), kwargs, self._targets(targets), len(tensors[0]), found)
+
+    def _placed(self, value: Any) -> Any:
+        """On the model's device; floating-point numbers in its dtype."""
+        if isinstance(value, np.ndarray):
+            value = torch.from_numpy(np.array(value))  # a copy: the array may be read-only
+        if isinstance(value, Tensor):
+            dtype = self._dtype if value.is_floating_point() else value.dtype
+            return value.to(device=self._device, dtype=dtype, non_blocking=True)
+        if isinstance(value, tuple | list):
+            return type(value)(map(self._placed, value))
+        return value
+
+    def _targets(self, targets: Any) -> Any:
+        if isinstance(targets, np.ndarray):
+            targets = torch.from_numpy(np.array(targets))
+        return targets.to(self._device) if isinstance(targets, Tensor) else targets
+
+
+def _keywords(model: nn.Module) -> frozenset[str] | None:
+    """The keyword arguments of a model's forward; None where it takes any."""
+    found = inspect.signature(model.forward).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in found.values()):
+        return None
+    return frozenset(found)
+
+
+def _target_of(batch: Any) -> Any:
+    if isinstance(batch, Mapping):
+        return batch.get("labels", batch)
+    return batch[1] if isinstance(batch, tuple | list) and len(batch) > 1 else NO_TARGETS
+
+
+def _split(data: Any, *, any_kind: bool) -> Iterable[Any]:
+    if isinstance(data, Tensor | np.ndarray) and data.ndim:
+        step = rows_at_once(data.shape)
+        return (data[start:start + step] for start in range(0, len(data), step))
+    if isinstance(data, Dataset) and not any_kind:
+        return DataLoader(data, batch_size=_DATASET_BATCH)
+    if isinstance(data, Iterable) and not isinstance(data, str | Mapping | Tensor | np.ndarray):
+        return data
+    raise ValueError("data: expected a tensor or array of shape (samples, ...), a Dataset, or an "
+                     f"iterable of batches, but got {type(data).__name__}")
+
+
+def _tensor(batch: Any) -> Tensor | np.ndarray:
+    if not isinstance(batch, Tensor | np.ndarray) or not batch.ndim:
+        raise ValueError("data: expected batches of tensors or arrays of shape (samples, ...), but "
+                         f"got {batch!r:.60}")
+    return batch

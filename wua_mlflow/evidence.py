@@ -1,0 +1,216 @@
+"""What is known of a layer when the data have passed, and its importance, tile by tile.
+
+May import: torch, gradients, importance, observing, sampling, watching.
+Tests: ``tests/test_evidence.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from wua_mlflow.importance import CRITERIA, Criterion, needs, taylor, taylor_units
+from wua_mlflow.observing import Observation
+from wua_mlflow.sampling import effective_rank
+from wua_mlflow.watching.layer import Layer
+from wua_mlflow.watching.told import Needs
+
+__all__ = ["Evidence", "criterion_named", "evidence_of", "lacking", "rank_of", "what_to_gather"]
+
+Part = Callable[[slice, slice], Tensor]
+"""The importance of a tile: rows are units, columns a unit's weights."""
+_EXACT_UP_TO = 2**20
+"""Layers of up to so many weights get their importance in float64, larger ones in float32."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """A layer's weight, shape (units, ...), and what its criteria need beside it.
+
+    ``mean_output`` has shape (units,), ``mean_input`` and ``input_norm`` (groups, weights of a
+    unit), ``gradient`` the weight's shape, ``bias`` and its gradient (units,).
+    """
+
+    weight: Tensor
+    groups: int = 1
+    mean_output: Tensor | None = None
+    mean_input: Tensor | None = None
+    input_norm: Tensor | None = None
+    gradient: Tensor | None = None
+    bias: Tensor | None = None
+    bias_gradient: Tensor | None = None
+    group_of: Tensor | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(units, weights of a unit)."""
+        units = self.weight.shape[0]
+        return units, self.weight.numel() // max(1, units)
+
+    def importance(self, criterion: Criterion) -> Part:
+        """The importance of any tile; a function of one's own is asked once, for all of them."""
+        if criterion in CRITERIA.values():
+            return lambda rows, columns: self._tile(criterion, rows, columns)
+        whole = self._tile(criterion, slice(None), slice(None))
+        if whole.shape != self.shape:
+            raise ValueError(f"criterion: expected importances of shape {self.shape}, but got "
+                             f"{tuple(whole.shape)}")
+        return lambda rows, columns: whole[rows, columns]
+
+    def of_units(self, criterion: Criterion) -> Tensor | None:
+        """The units' importance where a criterion has its own, else None; shape (units,)."""
+        if criterion is not taylor or self.gradient is None:
+            return None
+        steps = range(0, self.shape[0], max(1, 2**20 // max(1, self.shape[1])))
+        ends = [*steps, self.shape[0]]
+        return torch.cat([taylor_units(
+            self.weight[a:b].flatten(1), self.gradient[a:b].flatten(1),
+            None if self.bias is None else self.bias[a:b],
+            None if self.bias_gradient is None else self.bias_gradient[a:b])
+            for a, b in zip(ends, ends[1:], strict=False)])
+
+    def sampled(self, units: Tensor) -> Evidence:
+        """The same of some units only, by number."""
+        def some(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor[units.to(tensor.device)]
+
+        groups = units // max(1, self.shape[0] // self.groups)
+        return replace(self, weight=self.weight[units.to(self.weight.device)],
+                       mean_output=some(self.mean_output), gradient=some(self.gradient),
+                       bias=some(self.bias), bias_gradient=some(self.bias_gradient),
+                       group_of=groups)
+
+    def _tile(self, criterion: Criterion, rows: slice, columns: slice) -> Tensor:
+        weight = self.weight[rows].flatten(1)[:, columns]
+        wide = torch.promote_types(weight.dtype, torch.float32)
+        if self.weight.numel() <= _EXACT_UP_TO and weight.device.type != "mps":
+            wide = torch.float64
+        given = {name: self._part(name, rows, columns).to(weight.device, wide)
+                 for name in needs(criterion)}
+        return criterion(weight.to(wide), **given)
+
+    def _part(self, name: str, rows: slice, columns: slice) -> Tensor:
+        values: Tensor = getattr(self, name)
+        if name == "mean_output":
+            return values[rows].unsqueeze(1)
+        if name == "gradient":
+            return values[rows].flatten(1)[:, columns]
+        if self.groups == 1:
+            return values[:, columns]
+        if self.group_of is not None:
+            groups = self.group_of[rows]
+        else:
+            each = self.shape[0] // self.groups
+            groups = torch.arange(self.shape[0])[rows] // each
+        return values[groups.to(values.device)][:, columns]
+
+
+def criterion_named(criterion: str | Criterion) -> tuple[str, Criterion]:
+    """A criterion and its name.
+
+    Raises:
+        ValueError: no such criterion.
+    """
+    if callable(criterion):
+        needs(criterion)
+        return getattr(criterion, "__name__", type(criterion).__name__), criterion
+    if criterion not in CRITERIA:
+        raise ValueError(f"criterion: expected one of {', '.join(CRITERIA)}, but got "
+                         f"'{criterion}'")
+    return criterion, CRITERIA[criterion]
+
+
+def what_to_gather(criteria: Sequence[Criterion], *, rows: bool) -> Needs:
+    """What one pass must gather for all of these criteria."""
+    wanted = {name for criterion in criteria for name in needs(criterion)}
+    powers = {1} & ({1} if "mean_input" in wanted else set())
+    powers |= {2} if "input_norm" in wanted else set()
+    return Needs(output="mean_output" in wanted or not powers, powers=frozenset(powers),
+                 gradient="gradient" in wanted, rows=rows)
+
+
+def lacking(layer: Layer, criterion: Criterion) -> str | None:
+    """Why a criterion makes no sense for a layer; None where it does."""
+    asked = needs(criterion)
+    if layer.hidden_output and "mean_output" in asked:
+        return "its units' outputs are hidden by a projection: no mean output"
+    if layer.hidden_input and {"mean_input", "input_norm"} & set(asked):
+        return "what its weights multiply is hidden within the cell"
+    return None
+
+
+def evidence_of(layer: Layer, seen: Observation) -> Evidence:
+    """Gather a layer's weight and statistics; a sharded weight is gathered for as long as this.
+
+    Raises:
+        ValueError: the weight is NaN or infinite.
+    """
+    weight = _weight(layer, seen)
+    total = torch.linalg.vector_norm(weight, 1, dtype=torch.promote_types(
+        weight.dtype, torch.float32))
+    if not bool(torch.isfinite(total)) and not bool(torch.isfinite(weight).all()):
+        raise ValueError(f"layer {layer.name}: expected a finite weight, but got NaN or infinity")
+    ones, squares = layer.inputs[1], layer.inputs[2]
+    found = Evidence(
+        weight,
+        groups=layer.groups,
+        mean_output=layer.output.mean() if layer.output.sums is not None else None,
+        mean_input=layer.of_fan_in(ones.mean()) if ones.sums is not None else None,
+        input_norm=layer.of_fan_in(squares.sums).sqrt() if squares.sums is not None else None)
+    if seen.gradients is None:
+        return found
+    bias = bias_gradient = None
+    if layer.bias is not None and layer.operation != "recurrent":
+        bias = layer.bias.of(whole(seen.parameters[layer.bias.parameter]))
+        bias_gradient = seen.gradients.of_bias(layer)
+    return replace(found, gradient=seen.gradients.of_weight(layer), bias=bias,
+                   bias_gradient=bias_gradient)
+
+
+def whole(parameter: Tensor) -> Tensor:
+    """A parameter's values; of a sharded one, gathered from all processes."""
+    detached = parameter.detach()
+    full = getattr(detached, "full_tensor", None)
+    return full() if full is not None else detached
+
+
+def _weight(layer: Layer, seen: Observation) -> Tensor:
+    if layer.view is not None:
+        return layer.units_first(layer.view.of(whole(seen.parameters[layer.view.parameter])))
+    if layer.computed is None:
+        raise ValueError(f"layer {layer.name}: expected a weight of this process, but it was only "
+                         "seen by another")
+    return layer.units_first(layer.computed)
+
+
+def rank_of(layer: Layer, seen: Observation) -> float | None:
+    """The effective rank of a layer's activations, scaled by the norm of what reads them.
+
+    Where no layer is seen to read the units in place, the layer's own outputs, not scaled.
+    """
+    if seen.sampler is None or layer.name not in seen.sampler.given:
+        return None
+    readers = [seen.layers[name] for name in seen.sampler.readers.get(layer.name, ())
+               if name in seen.layers]
+    squares = [_outgoing(one, layer, seen) for one in readers]
+    known = [one for one in squares if one is not None]
+    if layer.name in seen.sampler.taken and known:
+        scale = torch.stack(known).sum(0).sqrt()
+        return effective_rank(seen.sampler.taken[layer.name].rows, scale)
+    return effective_rank(seen.sampler.given[layer.name].rows)
+
+
+def _outgoing(reader: Layer, source: Layer, seen: Observation) -> Tensor | None:
+    """Σ w² of the weights that read each unit; None where they cannot be told apart."""
+    weight = _weight(reader, seen).double()
+    if reader.groups > 1:
+        weight = weight.unflatten(0, (reader.groups, -1)).transpose(0, 1).flatten(1, 2)
+    per_input = weight.square().sum([0, *range(2, weight.dim())])
+    if len(per_input) % source.units:
+        return None
+    return per_input.reshape(source.units, -1).sum(1)
+
+

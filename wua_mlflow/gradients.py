@@ -1,0 +1,99 @@
+"""The mean gradient of a loss with respect to the weights that a forward used.
+
+May import: torch, batches, watching. Tests: ``tests/test_gradients.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from wua_mlflow.batches import NO_TARGETS
+from wua_mlflow.watching.layer import Layer
+from wua_mlflow.watching.watch import Watch
+
+__all__ = ["Gradients", "Loss", "loss_of"]
+
+Loss = Callable[[Any, Any], Tensor]
+"""Of the model's outputs and a batch's targets: the mean over the batch's samples, a scalar."""
+
+
+class Gradients:
+    """Sums over samples of the gradients: float64, laid out in memory as the parameters are."""
+
+    def __init__(self) -> None:
+        self.parameters: dict[str, Tensor] = {}
+        self.computed: dict[str, Tensor] = {}
+        self.samples = 0
+
+    def add(self, loss: Tensor, watch: Watch, samples: int) -> None:
+        """The gradients of one batch's mean loss, for every layer that was seen."""
+        names = _parameters(watch.layers.values())
+        made = watch.used
+        tensors = [watch.owners.parameters[name] for name in names]
+        found = torch.autograd.grad(loss, [*tensors, *(tensor for _, tensor in made)],
+                                    allow_unused=True)
+        for name, tensor, gradient in zip(names, tensors, found, strict=False):
+            _add(self.parameters, name, tensor, gradient, samples)
+        for (layer, tensor), gradient in zip(made, found[len(names):], strict=True):
+            _add(self.computed, layer.name, tensor, gradient, samples)
+        self.samples += samples
+
+    def of_weight(self, layer: Layer) -> Tensor:
+        """The mean gradient of a layer's weight, shape (units, ...)."""
+        if layer.view is None:
+            return layer.units_first(self.computed[layer.name]) / self.samples
+        return layer.units_first(layer.view.of(self.parameters[layer.view.parameter])) \
+            / self.samples
+
+    def of_bias(self, layer: Layer) -> Tensor | None:
+        """The mean gradient of a layer's bias, as the bias lies; None where it has none."""
+        if layer.bias is None:
+            return None
+        return layer.bias.of(self.parameters[layer.bias.parameter]) / self.samples
+
+
+def loss_of(outputs: Any, targets: Any, loss: Loss | None, *, number: int) -> Tensor:
+    """The loss of a batch: the user's function's, or the one that the model itself gave.
+
+    Raises:
+        ValueError: there is neither a loss nor a target, or the loss is no finite scalar.
+    """
+    if loss is None:
+        value = getattr(outputs, "loss", None)
+        if value is None:
+            raise ValueError("loss: the criterion taylor needs a function of outputs and targets, "
+                             "or a model whose outputs have a loss, but got neither")
+    elif targets is NO_TARGETS:
+        raise ValueError("data: the criterion taylor needs targets, but the batches are inputs "
+                         "alone; give (inputs, targets), or dicts with labels")
+    else:
+        value = loss(outputs, targets)
+    if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
+        raise ValueError(f"loss: expected a scalar tensor that depends on the model's weights, but "
+                         f"got {_shown(value)}")
+    if not bool(torch.isfinite(value)):
+        raise ValueError(f"loss: expected a finite number, but got {value.item()} for batch "
+                         f"{number}")
+    return value.reshape(())
+
+
+def _parameters(layers: Iterable[Layer]) -> list[str]:
+    views = [view for layer in layers for view in (layer.view, layer.bias) if view is not None]
+    return list(dict.fromkeys(view.parameter for view in views))
+
+
+def _add(
+    sums: dict[str, Tensor], name: str, like: Tensor, gradient: Tensor | None, samples: int
+) -> None:
+    if name not in sums:
+        sums[name] = torch.zeros_like(like, dtype=torch.float64, requires_grad=False)
+    if gradient is not None:
+        sums[name].add_(gradient.detach(), alpha=samples)
+
+
+def _shown(value: Any) -> str:
+    return f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__

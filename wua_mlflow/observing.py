@@ -1,0 +1,146 @@
+"""One streaming pass over the data: what every weight met, and what was left out and why.
+
+May import: batches, gradients, hooks, processes, sampling, watching.
+Tests: ``tests/test_observing.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from wua_mlflow.batches import Batch, Batches
+from wua_mlflow.gradients import Gradients, Loss, loss_of
+from wua_mlflow.hooks import Running, evaluating, running
+from wua_mlflow.processes import first_error, merge
+from wua_mlflow.sampling import Sampler
+from wua_mlflow.watching.layer import Layer
+from wua_mlflow.watching.omissions import omissions
+from wua_mlflow.watching.told import Needs
+from wua_mlflow.watching.watch import Watch
+
+__all__ = ["Observation", "observe"]
+
+
+@dataclass(frozen=True)
+class Observation:
+    """The layers in the order of their first calls, and what was not seen as one.
+
+    ``last`` names the layers of the last product: the model's outputs are their units.
+    ``parameters`` holds the weights by name, the model's own tensors.
+    """
+
+    layers: Mapping[str, Layer]
+    last: tuple[str, ...]
+    skipped: Mapping[str, str]
+    samples: int
+    parameters: Mapping[str, torch.Tensor]
+    gradients: Gradients | None
+    sampler: Sampler | None
+
+
+def observe(
+    model: nn.Module,
+    data: Batches,
+    needs: Needs,
+    *,
+    wanted: Callable[[str], bool] = lambda _: True,
+    loss: Loss | None = None,
+) -> Observation:
+    """Run the model over the data and gather what ``needs`` names.
+
+    Inside an initialised ``torch.distributed`` each process streams its own share, and the sums
+    are joined at the end; then every process has the same observation.
+
+    Args:
+        model: left as found, also when its forward raises.
+        data: the batches.
+        needs: what to gather.
+        wanted: whether a layer of this name is to be observed.
+        loss: for gradients.
+
+    Raises:
+        ValueError: no samples, or a sum that is NaN or infinite: names the layer and the batch.
+        Exception: whatever the model's forward raises; its message names the layer reached.
+    """
+    watch = Watch(model, needs, wanted)
+    gradients = Gradients() if needs.gradient else None
+    sampler = Sampler() if needs.rows else None
+    if sampler is not None:
+        watch.told = sampler.see
+    names = {module: name for name, module in watch.owners.modules.items()}
+    samples, error = 0, None
+    with evaluating(model, grad=needs.gradient), running(model, names) as state:
+        watch.running = state.stack
+        try:
+            samples = _stream(model, data, watch, state, (gradients, sampler, loss))
+            if not samples and not _several():
+                raise ValueError("data: expected at least one sample, but got none")
+        except Exception as caught:
+            error = caught
+        first_error(error)
+        samples = merge(watch.layers, samples, gradients, sampler)
+        skipped = omissions(watch.owners, watch.layers, state.calls, watch.others, watch.refused)
+    if not samples:
+        raise ValueError("data: expected at least one sample, but got none")
+    return Observation(watch.layers, tuple(layer.name for layer in watch.last), skipped, samples,
+                       watch.owners.parameters, gradients, sampler)
+
+
+def _several() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def _stream(
+    model: nn.Module, data: Batches, watch: Watch, state: Running,
+    extras: tuple[Gradients | None, Sampler | None, Loss | None],
+) -> int:
+    gradients, sampler, loss = extras
+    samples = 0
+    for number, batch in enumerate(data):
+        state.stack.clear()
+        watch.mask, watch.used = batch.mask, []
+        if sampler is not None:
+            sampler.begin(batch)
+        try:
+            with watch:
+                outputs = model(*batch.args, **batch.kwargs)
+        except Exception as error:
+            _say_where(error, state.stack, number)
+            raise
+        if gradients is not None:
+            value = loss_of(outputs, batch.targets, loss, number=number)
+            gradients.add(value, watch, batch.samples)
+        samples += batch.samples
+        if not batch.first.is_cuda or not (number + 1) & number:
+            _check_finite(watch.layers, batch, number)
+    _check_finite(watch.layers, None, None)
+    return samples
+
+
+def _check_finite(layers: Mapping[str, Layer], batch: Batch | None, number: int | None) -> None:
+    """Sums show every NaN and infinity; on a GPU they are read after 1, 2, 4, 8, … batches."""
+    for layer in layers.values():
+        for what, total in (("output", layer.output), ("input", layer.inputs[1]),
+                            ("input", layer.inputs[2])):
+            if total.sums is None or bool(torch.isfinite(total.sums.sum())):
+                continue
+            where = "" if number is None else f" by batch {number}"
+            cause = ""
+            if batch is not None and batch.first.is_floating_point() \
+                    and not bool(torch.isfinite(batch.first).all()):
+                cause = ", which is not finite itself"
+            raise ValueError(f"layer {layer.name}: expected a finite {what}, but got NaN or "
+                             f"infinity{where}{cause}")
+
+
+def _say_where(error: Exception, stack: list[str], number: int) -> None:
+    """Add the layer that the forward had reached to an error's own message."""
+    reached = f"layer '{stack[-1]}'" if stack and stack[-1] else "the model's own forward"
+    if error.args and isinstance(error.args[0], str):
+        error.args = (f"{error.args[0]} (in {reached}, batch {number})", *error.args[1:])
+    else:
+        error.add_note(f"in {reached}, batch {number}")

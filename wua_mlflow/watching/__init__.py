@@ -1,0 +1,1 @@
+"""Which weight met which activations in a forward, seen from the function calls themselves."""

@@ -1,0 +1,144 @@
+"""Whose weight a tensor in a function call is: the parameter behind it, and how it is named.
+
+May import: torch. Tests: ``tests/watching/test_owners.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Owners", "View", "kind_of", "layer_name", "layer_names"]
+
+
+@dataclass(frozen=True)
+class View:
+    """A view of a parameter: all of it, a transpose, some rows. Hashable, holds no tensor."""
+
+    parameter: str
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+    offset: int
+
+    def of(self, tensor: Tensor) -> Tensor:
+        """The same view of a tensor that lies in memory as the parameter does."""
+        return tensor.as_strided(self.size, self.stride, tensor.storage_offset() + self.offset)
+
+
+class Owners:
+    """The parameters of a model by identity, and the modules that hold them.
+
+    A parameter that has several names (a tied weight, a shared module) goes by the first.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.modules = {_clean(name): module for name, module in model.named_modules()}
+        self.parameters: dict[str, Tensor] = {}
+        self.aliases: dict[str, list[str]] = {}
+        self._names: dict[int, str] = {}
+        self._swapped: dict[int, tuple[Tensor, str]] = {}
+        for name, parameter in model.named_parameters(remove_duplicate=False):
+            first = self._names.setdefault(id(parameter), _clean(name))
+            self.parameters[first] = parameter
+            self.aliases.setdefault(first, []).append(_clean(name))
+
+    def find(self, tensor: Tensor, running: Sequence[str]) -> View | None:
+        """The view of a parameter that ``tensor`` is; None where it is none.
+
+        Args:
+            tensor: as it was passed to a function.
+            running: names of the modules whose forward is under way, the innermost last. Their
+                own parameters are looked at too: sharded ones are swapped for a forward's time.
+        """
+        base = tensor if tensor._base is None else tensor._base
+        name = self.name(tensor, running)
+        if name is not None:
+            base = tensor
+        else:
+            name = self.name(base, running) or self._by_memory(tensor)
+        if name is None:
+            return None
+        offset = int(tensor.storage_offset()) - int(base.storage_offset())
+        return View(name, tuple(tensor.shape), tuple(tensor.stride()), offset)
+
+    def name(self, tensor: Tensor, running: Sequence[str] = ()) -> str | None:
+        """The name of a parameter; None where the tensor is none."""
+        if id(tensor) in self._names:
+            return self._names[id(tensor)]
+        if not isinstance(tensor, nn.Parameter):
+            return None
+        if id(tensor) in self._swapped:
+            return self._swapped[id(tensor)][1]
+        for module_name in running[-1:]:
+            for inner, parameter in self.modules[module_name].named_parameters():
+                if parameter is tensor:
+                    name = ".".join(filter(None, (module_name, _clean(inner))))
+                    self._swapped[id(tensor)] = (tensor, name)  # held, so that the id stays its own
+                    return name
+        return None
+
+    def _by_memory(self, tensor: Tensor) -> str | None:
+        """A detached alias of a whole parameter."""
+        if tensor.is_meta or type(tensor) is not Tensor:
+            return None
+        address = tensor.data_ptr()
+        return next((name for name, parameter in self.parameters.items()
+                     if type(parameter) in (nn.Parameter, Tensor)
+                     and parameter.data_ptr() == address and address
+                     and parameter.shape == tensor.shape
+                     and parameter.stride() == tensor.stride()), None)
+
+
+def _clean(name: str) -> str:
+    """Without what a wrapper puts into the names of a model's parts."""
+    parts = [part for part in name.split(".") if part != "_orig_mod"]
+    return ".".join(parts)
+
+
+def layer_name(parameter: str, view: View, module: nn.Module) -> str:
+    """What the layer of a weight is called.
+
+    A ``weight`` goes by its module's name, a projection of ``nn.MultiheadAttention`` by
+    ``q_proj``, ``k_proj`` or ``v_proj`` beside its ``out_proj``; any other parameter by its own.
+    """
+    owner, _, attribute = parameter.rpartition(".")
+    if isinstance(module, nn.MultiheadAttention):
+        if attribute == "in_proj_weight":
+            third = view.offset // max(1, module.embed_dim * module.embed_dim)
+            attribute = f"{'qkv'[min(third, 2)]}_proj"
+        return f"{owner}.{attribute.removesuffix('_weight')}".lstrip(".")
+    return owner if attribute == "weight" else parameter
+
+
+def layer_names(model: nn.Module) -> list[str]:
+    """Every name that a layer of the model may have, before it was run."""
+    names: dict[str, None] = {}
+    for module_name, module in model.named_modules():
+        prefix = _clean(module_name)
+        if any(True for _ in module.parameters(recurse=False)) or "parametrizations" in dir(module):
+            names[prefix] = None
+        for attribute, parameter in module.named_parameters(recurse=False):
+            if parameter.dim() > 1 and attribute != "weight":
+                names[".".join(filter(None, (prefix, attribute)))] = None
+        if isinstance(module, nn.MultiheadAttention):
+            names.update(dict.fromkeys(f"{prefix}.{q}_proj".lstrip(".") for q in "qkv"))
+    return list(names)
+
+
+def kind_of(module: nn.Module, attribute: str, operation: str) -> str:
+    """What kind of layer it is: its module's class, without what a parametrisation made of it.
+
+    A weight of another name in a module of another kind is a ``Parameter``; in an exported graph,
+    whose modules have no class of their own, the operation says what it is.
+    """
+    cls: type[nn.Module] = type(module)
+    if torch.nn.utils.parametrize.is_parametrized(module):
+        cls = cls.__bases__[0]
+    if issubclass(cls, nn.Linear) and cls.__module__.startswith("torch."):
+        return "Linear"
+    if attribute != "weight" and not isinstance(module, nn.MultiheadAttention | nn.RNNBase):
+        return "Parameter"
+    return operation.capitalize() if cls is nn.Module else cls.__name__

@@ -1,0 +1,112 @@
+"""Recurrent layers run layer by layer, so that each one's hidden states can be seen.
+
+The fused call of ``nn.LSTM``, ``nn.GRU`` and ``nn.RNN`` gives the last layer's states only; the
+same kernel called once a layer gives the same numbers and all of them.
+May import: torch. Tests: ``tests/watching/test_recurrent.py``.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["RECURRENT", "Recurrence", "run_by_layer"]
+
+_aten = torch.ops.aten
+RECURRENT: frozenset[Any] = frozenset({
+    torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu,
+    _aten.lstm.input, _aten.lstm.data, _aten.gru.input, _aten.gru.data,
+    _aten.rnn_tanh.input, _aten.rnn_tanh.data, _aten.rnn_relu.input, _aten.rnn_relu.data,
+})
+"""The functions that run a whole recurrent network."""
+
+
+@dataclass(frozen=True)
+class Recurrence:
+    """One weight of one recurrent layer in one direction, and what it met.
+
+    ``weight`` has shape (gates · units, in), gates first. ``inputs`` are tensors whose last
+    dimension is what the weight multiplies; ``minus`` are to be taken away from their sums (the
+    last hidden state is nobody's input), ``outputs`` is the hidden state of the units, or None
+    where a projection hides it. ``time_first`` says how their leading dimensions lie; None: they
+    are packed.
+    """
+
+    weight: Tensor
+    biases: tuple[Tensor, ...]
+    gates: int
+    inputs: tuple[Tensor, ...]
+    minus: tuple[Tensor, ...]
+    outputs: Tensor | None
+    time_first: bool | None
+
+
+def run_by_layer(
+    func: Callable[..., Any], args: Sequence[Any], seen: Callable[[Recurrence], object]
+) -> tuple[Any, ...]:
+    """The result of ``func(*args)``, each of its layers run on its own and told to ``seen``.
+
+    Args:
+        func: one of ``RECURRENT``.
+        args: as ``nn.LSTM`` passes them.
+        seen: called for each weight of each layer and direction.
+    """
+    packed = isinstance(args[3], list | tuple)
+    if packed:
+        data, sizes, state, weights, bias, layers, _, _, two_ways = args[:9]
+        time_first: bool | None = None
+    else:
+        data, state, weights, bias, layers, _, _, two_ways, batch_first = args[:9]
+        time_first = not batch_first
+    states = list(state) if isinstance(state, list | tuple) else [state]
+    ways = 2 if two_ways else 1
+    each = len(weights) // (layers * ways)
+    finals: list[list[Tensor]] = [[] for _ in states]
+    for layer in range(layers):
+        start = [part[layer * ways:(layer + 1) * ways].contiguous() for part in states]
+        own = list(weights[layer * ways * each:(layer + 1) * ways * each])
+        given = start if isinstance(state, list | tuple) else start[0]
+        tail = (bias, 1, 0.0, False, bool(two_ways))
+        with warnings.catch_warnings():  # cuDNN: the weights of one layer are no chunk of their own
+            warnings.filterwarnings("ignore", message="RNN module weights are not part of single")
+            outcome = (func(data, sizes, given, own, *tail) if packed
+                       else func(data, given, own, *tail, not time_first))
+        outputs, *ends = outcome
+        for way in range(ways):
+            _tell(own[way * each:(way + 1) * each], bias, (data, outputs),
+                  (start[0][way], ends[0][way]), (way, ways), time_first, seen)
+        for kept, end in zip(finals, ends, strict=True):
+            kept.append(end)
+        data = outputs
+    return (data, *(torch.cat(kept) for kept in finals))
+
+
+def _tell(  # noqa: PLR0913 - one layer and direction of a recurrent call, part by part
+    weights: Sequence[Tensor],
+    bias: bool,
+    data: tuple[Tensor, Tensor],
+    ends: tuple[Tensor, Tensor],
+    way: tuple[int, int],
+    time_first: bool | None,
+    seen: Callable[[Recurrence], object],
+) -> None:
+    into, hidden, *rest = weights
+    biases = tuple(rest[:2]) if bias else ()
+    projection = rest[-1] if len(rest) > (2 if bias else 0) else None
+    width = hidden.shape[1]
+    outputs = data[1].narrow(-1, way[0] * (data[1].shape[-1] // way[1]), width)
+    first, last = ends
+    units = projection.shape[1] if projection is not None else width
+    gates = into.shape[0] // units
+    shown = None if projection is not None else outputs
+    seen(Recurrence(into, biases[:1], gates, (data[0],), (), shown, time_first))
+    seen(Recurrence(hidden, biases[1:], gates, (outputs, first), (last,), shown, time_first))
+    if projection is not None:
+        seen(Recurrence(projection, (), 1, (), (), outputs, time_first))
+
+

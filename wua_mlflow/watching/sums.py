@@ -1,0 +1,159 @@
+"""What a product adds to a layer's statistics: sums over samples and positions, in float32.
+
+May import: torch, calls, masks. Tests: ``tests/watching/test_sums.py``.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from wua_mlflow.watching.calls import Geometry, Product
+from wua_mlflow.watching.masks import Mask
+
+__all__ = ["by_unit", "input_sums", "output_sums"]
+
+Sums = tuple[Tensor, int]
+"""The sums, and over how many samples and positions."""
+
+
+def output_sums(
+    product: Product, output: Tensor, mask: Mask | None, *, time_first: bool = False
+) -> Sums:
+    """Σ z of each unit's signed output, shape (units,), over samples and positions.
+
+    Args:
+        product: says which dimension of the output counts units.
+        output: what the product gave.
+        mask: the positions that count; all, if None.
+        time_first: as ``Mask.rows`` takes it.
+    """
+    rows = by_unit(output, product.spatial, product.unit_dim)
+    if rows.dim() == 3:  # a convolution's
+        count = rows.shape[0] * rows.shape[2]
+        return rows.sum(2, dtype=wide(rows)).sum(0), count
+    kept, count = _kept(rows, output.shape[:-1], mask, time_first=time_first)
+    return kept.sum(0, dtype=wide(rows)), count
+
+
+def by_unit(output: Tensor, spatial: int, unit_dim: int = -1) -> Tensor:
+    """The outputs as (rows, units), those of a convolution as (samples, units, positions).
+
+    Args:
+        output: of a layer, or what came of it with its units in place.
+        spatial: the number of a convolution's spatial dimensions, else 0. An output without them
+            is taken as (..., units).
+        unit_dim: -1, or -2 where the last dimension counts columns.
+    """
+    if spatial and output.dim() in (spatial + 1, spatial + 2):
+        batched = output if output.dim() == spatial + 2 else output.unsqueeze(0)
+        return batched.flatten(2)
+    if unit_dim == -2:
+        output = output.transpose(-1, -2)
+    return output.reshape(-1, output.shape[-1])
+
+
+def input_sums(
+    product: Product, output: Tensor, power: int, mask: Mask | None, *, time_first: bool = False
+) -> Sums:
+    """Σ |x|^power of what each weight multiplies, over samples and output positions.
+
+    Args:
+        product: the weight and what it met.
+        output: what the product gave; its shape says which input each weight of a kernel meets.
+        power: 1 or 2.
+        mask: the positions that count; all, if None.
+        time_first: as ``Mask.rows`` takes it.
+
+    Returns:
+        Shape (groups, weights of a unit): padding counts as zero, exactly as unfolding would.
+    """
+    x = product.inputs[0]
+    if product.geometry is not None:
+        return _kernel_sums(x, product.weight, product.geometry, output, power)
+    if product.operation == "embedding":
+        return _entry_counts(x, product.weight.shape[0], mask)
+    if product.operation == "bilinear":
+        left, right = (_kept(one.reshape(-1, one.shape[-1]), one.shape[:-1], mask,
+                             time_first=time_first)[0].to(wide(one)).abs() ** power
+                       for one in product.inputs)
+        return (left.T @ right).reshape(1, -1), len(left)
+    if product.operation == "left_matmul":
+        x = x.transpose(-1, -2)
+    rows, count = _kept(x.reshape(-1, x.shape[-1]), x.shape[:-1], mask, time_first=time_first)
+    return _power_sum(rows, power).unsqueeze(0), count
+
+
+def wide(tensor: Tensor) -> torch.dtype:
+    """float32, or float64 where the tensor has it."""
+    return torch.promote_types(tensor.dtype, torch.float32)
+
+
+def _power_sum(rows: Tensor, power: int) -> Tensor:
+    """Σ |x|^power over the first dimension, without a copy of the activations."""
+    norm = torch.linalg.vector_norm(rows, power, dim=0, dtype=wide(rows))
+    return norm if power == 1 else norm.square()
+
+
+def _kept(
+    rows: Tensor, lead: Any, mask: Mask | None, *, time_first: bool
+) -> tuple[Tensor, int]:
+    """The rows with those that do not count set to zero, and how many count."""
+    found = mask.rows(lead, time_first=time_first) if mask else None
+    if found is None:
+        return rows, len(rows)
+    keep, count = found
+    return rows.masked_fill(~keep.unsqueeze(-1), 0), count
+
+
+def _entry_counts(indices: Tensor, entries: int, mask: Mask | None) -> Sums:
+    """How often each entry was looked up: the sum of one-hot inputs, of any power."""
+    flat = indices.reshape(-1)
+    found = mask.rows(indices.shape, time_first=False) if mask else None
+    ones = torch.ones(flat.shape, device=flat.device)
+    if found is not None:
+        ones = ones * found[0]
+    counts = torch.zeros(entries, device=flat.device).index_add_(0, flat, ones)
+    return counts.unsqueeze(0), found[1] if found is not None else flat.numel()
+
+
+def _kernel_sums(
+    x: Tensor, weight: Tensor, geometry: Geometry, output: Tensor, power: int
+) -> Sums:
+    """For each weight of a kernel, the sum over the inputs that it slides over.
+
+    The samples are summed first; what is left is small, and is summed dimension by dimension.
+    """
+    dims = weight.dim() - 2
+    if x.dim() == dims + 1:
+        x, output = x.unsqueeze(0), output.unsqueeze(0)
+    sums = _power_sum(x, power)
+    moving = x if geometry.transposed else output
+    count = moving.shape[0] * math.prod(moving.shape[2:])
+    for dim in range(dims):  # (channels, *done kernel sizes, this, *to come)
+        windows = [_window(dim, offset, geometry, x.shape[2 + dim], output.shape[2 + dim])
+                   for offset in range(weight.shape[2 + dim])]
+        sums = torch.stack([sums.select(1 + dim, 0) * 0 if window is None else
+                            sums[(slice(None),) * (1 + dim) + (window,)].sum(1 + dim)
+                            for window in windows], dim=1 + dim)
+    return sums.reshape(geometry.groups, -1), count
+
+
+def _window(
+    dim: int, offset: int, geometry: Geometry, size: int, out_size: int
+) -> slice | None:
+    """Which inputs meet the kernel's entry ``offset`` of one dimension."""
+    stride, padding = geometry.stride[dim], geometry.padding[dim]
+    shift = offset * geometry.dilation[dim] - padding
+    if geometry.transposed:  # input i goes to output i * stride + shift
+        first = max(0, -(shift // stride))
+        last = min(size - 1, (out_size - 1 - shift) // stride)
+        return slice(first, last + 1) if first <= last else None
+    first = max(0, -(shift // stride))  # output t takes input t * stride + shift
+    last = min(out_size - 1, (size - 1 - shift) // stride)
+    if first > last:
+        return None
+    return slice(first * stride + shift, last * stride + shift + 1, stride)
