@@ -1,7 +1,7 @@
 """``analyze``: how a model's weights are used, in one streaming pass over the data.
 
-May import: batches, evidence, gradients, hooks, importance, null, observing, randomness, summary,
-usage, watching. Tests: ``tests/test_analysis.py``, ``tests/test_analysis_data.py``.
+May import: batches, evidence, gradients, hooks, importance, null, observing, processes, randomness,
+summary, usage, watching. Tests: ``tests/test_analysis.py``, ``tests/test_analysis_data.py``.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from wua_mlflow.hooks import unwrapped
 from wua_mlflow.importance import Criterion, output
 from wua_mlflow.null import with_null
 from wua_mlflow.observing import Observation, observe
+from wua_mlflow.processes import is_sharded
 from wua_mlflow.randomness import Purpose, torch_generator
 from wua_mlflow.summary import Summary, summarize
 from wua_mlflow.usage import LayerUsage, ModelUsage
@@ -127,6 +128,9 @@ def analyze(  # noqa: PLR0913 - the options of one question, each by name
     if null and batches.once:
         raise ValueError("data: expected batches that can be gone over again, since null asks for "
                          "more passes, but got an iterator; give a DataLoader or a list")
+    if null and is_sharded(model):
+        raise ValueError("null: expected 0 for a sharded model, which cannot be re-initialised, "
+                         f"but got {null}")
     seen = observe(model, batches, what_to_gather(list(criteria.values()), rows=effective_rank),
                    wanted=_wanted(model, layers), loss=loss)
     found = _usages(seen, criteria, layers)

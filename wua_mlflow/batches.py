@@ -63,10 +63,19 @@ class Batches:
         self._device, self._dtype = place.device, place.dtype
         self._takes = _keywords(model)
         self._keys: frozenset[str] | None = None
+        self._had_some = False
 
     def __iter__(self) -> Iterator[Batch]:
-        for batch in _split(self.data, any_kind=self._to_inputs is not None):
-            yield self._read(batch)
+        samples = 0
+        for batch in _split(self.data):
+            read = self._read(batch)
+            samples += read.samples
+            if read.samples:
+                yield read
+        if self._had_some and not samples:
+            raise ValueError("data: expected batches that can be gone over again, but got none in a "
+                             "later pass; give a DataLoader or a list")
+        self._had_some = samples > 0
 
     @property
     def once(self) -> bool:
@@ -106,6 +115,10 @@ class Batches:
                 if self._takes is None or name in self._takes}
         tensors = [value for value in kept.values()
                    if isinstance(value, Tensor | np.ndarray) and np.ndim(value)]
+        if not kept:
+            raise ValueError("data: expected keys that the model's forward takes "
+                             f"({', '.join(sorted(self._takes or ()))}), but got "
+                             f"{', '.join(sorted(keys)) or 'none'}")
         if not tensors:
             raise ValueError("data: expected batches of tensors or arrays of shape (samples, ...), "
                              f"but got {dict(batch)!r:.60}")
@@ -118,19 +131,21 @@ class Batches:
 
     def _placed(self, value: Any) -> Any:
         """On the model's device; floating-point numbers in its dtype."""
-        if isinstance(value, np.ndarray):
-            value = torch.from_numpy(np.array(value))  # a copy: the array may be read-only
-        if isinstance(value, Tensor):
+        if isinstance(value, Tensor | np.ndarray):
+            value = _plain(value)
             dtype = self._dtype if value.is_floating_point() else value.dtype
             return value.to(device=self._device, dtype=dtype, non_blocking=True)
         if isinstance(value, tuple | list):
-            return type(value)(map(self._placed, value))
+            parts = map(self._placed, value)
+            return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+        if isinstance(value, dict):
+            return {name: self._placed(part) for name, part in value.items()}
         return value
 
     def _targets(self, targets: Any) -> Any:
-        if isinstance(targets, np.ndarray):
-            targets = torch.from_numpy(np.array(targets))
-        return targets.to(self._device) if isinstance(targets, Tensor) else targets
+        if isinstance(targets, Tensor | np.ndarray):
+            return _plain(targets).to(self._device)
+        return targets
 
 
 def _keywords(model: nn.Module) -> frozenset[str] | None:
@@ -147,16 +162,25 @@ def _target_of(batch: Any) -> Any:
     return batch[1] if isinstance(batch, tuple | list) and len(batch) > 1 else NO_TARGETS
 
 
-def _split(data: Any, *, any_kind: bool) -> Iterable[Any]:
+def _split(data: Any) -> Iterable[Any]:
     if isinstance(data, Tensor | np.ndarray) and data.ndim:
         step = rows_at_once(data.shape)
         return (data[start:start + step] for start in range(0, len(data), step))
-    if isinstance(data, Dataset) and not any_kind:
+    if isinstance(data, Dataset):
         return DataLoader(data, batch_size=_DATASET_BATCH)
     if isinstance(data, Iterable) and not isinstance(data, str | Mapping | Tensor | np.ndarray):
         return data
     raise ValueError("data: expected a tensor or array of shape (samples, ...), a Dataset, or an "
                      f"iterable of batches, but got {type(data).__name__}")
+
+
+def _plain(value: Tensor | np.ndarray) -> Tensor:
+    """A tensor that gradients can be taken through; a copy of an array, which may be read-only."""
+    if isinstance(value, Tensor):
+        return value.clone() if value.is_inference() else value
+    if value.dtype.kind not in "fiubc":
+        raise ValueError(f"data: expected arrays of numbers, but got one of dtype {value.dtype}")
+    return torch.from_numpy(np.array(value))
 
 
 def _tensor(batch: Any) -> Tensor | np.ndarray:

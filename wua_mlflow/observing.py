@@ -15,7 +15,7 @@ from torch import nn
 from wua_mlflow.batches import Batch, Batches
 from wua_mlflow.gradients import Gradients, Loss, loss_of
 from wua_mlflow.hooks import Running, evaluating, running
-from wua_mlflow.processes import first_error, merge
+from wua_mlflow.processes import first_error, in_step, is_sharded, merge
 from wua_mlflow.sampling import Sampler
 from wua_mlflow.watching.layer import Layer
 from wua_mlflow.watching.omissions import omissions
@@ -77,21 +77,18 @@ def observe(
         watch.running = state.stack
         try:
             samples = _stream(model, data, watch, state, (gradients, sampler, loss))
-            if not samples and not _several():
-                raise ValueError("data: expected at least one sample, but got none")
         except Exception as caught:
             error = caught
         first_error(error)
         samples = merge(watch.layers, samples, gradients, sampler)
+        for layer in watch.layers.values():
+            if layer.view is None and layer.computed is None:  # only another process came by it
+                layer.computed = watch.owners.modules[layer.module].weight.detach()
         skipped = omissions(watch.owners, watch.layers, state.calls, watch.others, watch.refused)
     if not samples:
         raise ValueError("data: expected at least one sample, but got none")
     return Observation(watch.layers, tuple(layer.name for layer in watch.last), skipped, samples,
                        watch.owners.parameters, gradients, sampler)
-
-
-def _several() -> bool:
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 def _stream(
@@ -100,7 +97,7 @@ def _stream(
 ) -> int:
     gradients, sampler, loss = extras
     samples = 0
-    for number, batch in enumerate(data):
+    for number, batch in enumerate(in_step(data, sharded=is_sharded(model))):
         state.stack.clear()
         watch.mask, watch.used = batch.mask, []
         if sampler is not None:

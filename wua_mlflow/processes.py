@@ -1,20 +1,25 @@
-"""Several processes over one data set: their sums are joined once, at the end.
+"""Several processes over one data set: what they gathered is joined once, at the end.
 
 May import: torch, gradients, sampling, watching. Tests: ``tests/test_processes.py``.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any, TypeVar
 
 import torch
+from torch import Tensor, nn
 from torch import distributed as dist
 
 from wua_mlflow.gradients import Gradients
 from wua_mlflow.sampling import Sampler
-from wua_mlflow.watching.layer import Alive, Layer
+from wua_mlflow.watching.layer import Alive, Layer, Total
 
-__all__ = ["first_error", "merge", "rank"]
+__all__ = ["first_error", "in_step", "is_sharded", "merge", "rank", "share_of"]
+
+T = TypeVar("T")
 
 
 def rank() -> int:
@@ -26,13 +31,57 @@ def rank() -> int:
     return dist.get_rank() if _several() else 0
 
 
+def share_of(batches: Iterable[T]) -> Iterable[T]:
+    """Every n-th batch of n processes, beginning with this one's rank; all, where it is alone.
+
+    >>> list(share_of([1, 2, 3]))
+    [1, 2, 3]
+    """
+    if not _several():
+        return batches
+    return _Share(batches, dist.get_rank(), dist.get_world_size())
+
+
+class _Share(Iterable[T]):
+    def __init__(self, batches: Iterable[T], first: int, step: int) -> None:
+        self._batches, self._first, self._step = batches, first, step
+
+    def __iter__(self) -> Iterator[T]:
+        for number, batch in enumerate(self._batches):
+            if number % self._step == self._first:
+                yield batch
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether the parameters are spread over processes (FSDP2)."""
+    return any(hasattr(parameter, "full_tensor") for parameter in model.parameters())
+
+
+def in_step(batches: Iterable[T], *, sharded: bool) -> Iterator[T]:
+    """The batches; those of a sharded model only as long as every process has one.
+
+    Raises:
+        ValueError: some processes have more batches than others; on all of them.
+    """
+    if not sharded or not _several():
+        yield from batches
+        return
+    iterator, none = iter(batches), object()
+    while True:
+        batch = next(iterator, none)
+        left = _gathered(batch is not none)
+        if not any(left):
+            return
+        if not all(left):
+            raise ValueError("data: expected as many batches in every process, since the model is "
+                             f"sharded, but process {left.index(False)} has fewer")
+        yield batch  # type: ignore[misc]
+
+
 def first_error(error: Exception | None) -> None:
     """Raise ``error``, or the first that another process met: none waits for one that stopped."""
-    if error is not None and not _several():
-        raise error
-    if not _several():
-        return
-    met = _gathered(None if error is None else f"{type(error).__name__}: {error}")
+    met = _gathered(None if error is None else f"{type(error).__name__}: {error}") \
+        if _several() else []
     if error is not None:
         raise error
     for number, text in enumerate(met):
@@ -50,31 +99,28 @@ def merge(
     """
     if not _several():
         return samples
-    for described in _gathered([_described(layer) for layer in layers.values()]):
-        for layer in described:
-            layers.setdefault(layer.name, layer)
-    order = _gathered(list(layers))[0]
-    ordered = {name: layers[name] for name in order if name in layers}
+    found: list[Mapping[str, Any]] = _gathered({
+        "samples": samples,
+        "layers": [_described(layer) for layer in layers.values()],
+        "gradients": None if gradients is None else gradients.described(),
+        "rows": None if sampler is None else sampler.samples(),
+    })
+    sums: list[Tensor] = []
+    described = {layer.name: layer for one in reversed(found) for layer in one["layers"]}
+    order = dict.fromkeys(layer.name for one in found for layer in one["layers"])
+    for name in order:
+        others = [layer for one in found for layer in one["layers"] if layer.name == name]
+        layer = layers.setdefault(name, described[name])
+        _join(layer, others, sums)
+    ordered = {name: layers[name] for name in order}
     layers.clear()
     layers.update(ordered)
-    device = _device(layers)
-    for layer in layers.values():
-        for total in (layer.output, *layer.inputs.values()):
-            _join_total(total, device)
-        layer.calls = sum(_gathered(layer.calls))
-        layer.changes = any(_gathered(layer.changes))
-        layer.alive = _join_alive(layer.alive, layer.units, device, above=False)
-        layer.alive_after_relu = _join_alive(layer.alive_after_relu, layer.units, device,
-                                             above=True)
     if gradients is not None:
-        for name in sorted({n for some in _gathered(list(gradients.parameters)) for n in some}):
-            dist.all_reduce(gradients.parameters[name])
-        for name in sorted({n for some in _gathered(list(gradients.computed)) for n in some}):
-            dist.all_reduce(gradients.computed[name])
-        gradients.samples = sum(_gathered(gradients.samples))
+        sums += gradients.join([one["gradients"] for one in found])
     if sampler is not None:
-        sampler.join(_gathered(sampler.samples()))
-    return sum(_gathered(samples))
+        sampler.join([one["rows"] for one in found])
+    _add_up(sums)
+    return sum(one["samples"] for one in found)
 
 
 def _several() -> bool:
@@ -87,42 +133,59 @@ def _gathered(value: Any) -> list[Any]:
     return found
 
 
-def _device(layers: dict[str, Layer]) -> torch.device:
-    """Where the collective operations work: NCCL's on a GPU only."""
-    if dist.get_backend() == "nccl":
-        return torch.device("cuda", torch.cuda.current_device())
-    return torch.device("cpu")
-
-
 def _described(layer: Layer) -> Layer:
-    """A layer without its sums, small enough to send."""
-    return Layer(layer.name, layer.kind, layer.module, layer.operation, layer.units, layer.spatial,
-                 layer.view, None, layer.bias, layer.groups, layer.gates, layer.transposed,
-                 hidden_input=layer.hidden_input, hidden_output=layer.hidden_output)
+    """A layer without its sums, but their shapes and counts: small enough to send."""
+    def bare(total: Total) -> Total:
+        shape = None if total.sums is None else torch.empty(total.sums.shape, device="meta")
+        return Total(shape, total.count)
+
+    def kept(alive: Alive | None) -> Alive | None:
+        return None if alive is None else alive.to(torch.device("cpu"))
+
+    return replace(layer, computed=None, output=bare(layer.output),
+                   inputs={power: bare(total) for power, total in layer.inputs.items()},
+                   alive=kept(layer.alive), alive_after_relu=kept(layer.alive_after_relu))
 
 
-def _join_total(total: Any, device: torch.device) -> None:
-    shape = next((s for s in _gathered(None if total.sums is None else tuple(total.sums.shape))
-                  if s is not None), None)
-    if shape is None:
-        return
-    sums = torch.zeros(shape, dtype=torch.float64, device=device) if total.sums is None \
-        else total.sums.to(device)
-    dist.all_reduce(sums)
-    total.sums = sums
-    total.count = sum(_gathered(total.count))
+def _join(layer: Layer, others: list[Layer], sums: list[Tensor]) -> None:
+    """One layer's counts and flags from all processes; its sums are left to be added up."""
+    layer.calls = sum(other.calls for other in others)
+    layer.changes = any(other.changes for other in others)
+    layer.alive = _either([other.alive for other in others])
+    layer.alive_after_relu = _either([other.alive_after_relu for other in others])
+    for read in (lambda one: one.output, lambda one: one.inputs[1], lambda one: one.inputs[2]):
+        total, known = read(layer), [read(other) for other in others]
+        like = next((one.sums for one in known if one.sums is not None), None)
+        total.count = sum(one.count for one in known)
+        if like is None:
+            continue
+        if total.sums is None or total.sums.is_meta:
+            total.sums = torch.zeros(like.shape, dtype=torch.float64)
+        sums.append(total.sums)
 
 
-def _join_alive(
-    alive: Alive | None, units: int, device: torch.device, *, above: bool
-) -> Alive | None:
-    found = _gathered(None if alive is None else (alive.calls, alive.flags.cpu()))
+def _either(found: list[Alive | None]) -> Alive | None:
     known = [one for one in found if one is not None]
     if not known:
         return None
-    joined = Alive(units, torch.device("cpu"), above=above)
-    joined.calls = sum(calls for calls, _ in known)
-    joined.flags = torch.stack([flags for _, flags in known]).any(0).to(device)
+    joined = known[0].to(torch.device("cpu"))
+    joined.flags = torch.stack([one.flags for one in known]).any(0)
+    joined.calls = sum(one.calls for one in known)
     return joined
 
 
+def _add_up(sums: list[Tensor]) -> None:
+    """One sum over the processes for everything; large tensors on their own, without a copy."""
+    device = torch.device("cuda", torch.cuda.current_device()) \
+        if dist.get_backend() == "nccl" else torch.device("cpu")
+    small = [one for one in sums if one.numel() <= 2**20]
+    if small:
+        flat = torch.cat([one.reshape(-1).to(device) for one in small])
+        dist.all_reduce(flat)
+        for one, part in zip(small, flat.split([one.numel() for one in small]), strict=True):
+            one.copy_(part.view(one.shape))
+    for one in sums:
+        if one.numel() > 2**20:
+            moved = one.to(device)
+            dist.all_reduce(moved)
+            one.copy_(moved)

@@ -15,6 +15,9 @@ from wua_mlflow.watching.owners import View
 __all__ = ["Alive", "Layer", "Total"]
 
 
+_A_FEW = 64
+
+
 @dataclass
 class Total:
     """A sum over all batches: float64, whatever a batch was summed in."""
@@ -46,17 +49,27 @@ class Alive:
         self.calls = 0
         self._undecided = torch.arange(units, device=device)
 
+    def to(self, device: torch.device) -> Alive:
+        """The same on another device, decided or not."""
+        moved = Alive(len(self.flags), device, above=self.above)
+        moved.flags, moved.calls = self.flags.to(device, copy=True), self.calls
+        return moved
+
     def see(self, rows: Tensor) -> None:
         """Args: outputs by unit, shape (rows, units) or (samples, units, positions)."""
         self.calls += 1
-        left = self._undecided
-        if not left.numel():
+        if not self._undecided.numel():
             return
-        some = rows if len(left) == len(self.flags) else rows.index_select(1, left)
-        hits = some > 0 if self.above else some != 0
-        self.flags[left] |= hits.any(0) if hits.dim() == 2 else hits.any(2).any(0)
-        if not rows.is_cuda or not self.calls & (self.calls - 1):
-            self._undecided = left[~self.flags[left]]
+        few = _A_FEW if rows.dim() == 2 else 1
+        for some in (rows[:few], rows[few:]):  # the first rows decide most units
+            left = self._undecided
+            if not left.numel() or not len(some):
+                return
+            chosen = some if len(left) == len(self.flags) else some.index_select(1, left)
+            hits = chosen > 0 if self.above else chosen != 0
+            self.flags[left] |= hits.any(0) if hits.dim() == 2 else hits.any(2).any(0)
+            if not rows.is_cuda or not self.calls & (self.calls - 1):
+                self._undecided = left[~self.flags[left]]
 
 
 @dataclass
