@@ -5,6 +5,7 @@ May import: torch, gradients, sampling, watching. Tests: ``tests/test_processes.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -16,6 +17,7 @@ from torch import distributed as dist
 from wua_mlflow.gradients import Gradients
 from wua_mlflow.sampling import Sampler
 from wua_mlflow.watching.layer import Alive, Layer, Total
+from wua_mlflow.watching.watch import Watch
 
 __all__ = ["first_error", "in_step", "is_sharded", "merge", "rank", "share_of"]
 
@@ -90,7 +92,11 @@ def first_error(error: Exception | None) -> None:
 
 
 def merge(
-    layers: dict[str, Layer], samples: int, gradients: Gradients | None, sampler: Sampler | None
+    watch: Watch,
+    calls: Counter[str],
+    samples: int,
+    gradients: Gradients | None,
+    sampler: Sampler | None,
 ) -> int:
     """Join what every process gathered, in place; gives the number of samples of all.
 
@@ -101,26 +107,43 @@ def merge(
         return samples
     found: list[Mapping[str, Any]] = _gathered({
         "samples": samples,
-        "layers": [_described(layer) for layer in layers.values()],
+        "calls": calls,
+        "last": [layer.name for layer in watch.last],
+        "others": watch.others,
+        "refused": watch.refused,
+        "layers": [_described(layer) for layer in watch.layers.values()],
         "gradients": None if gradients is None else gradients.described(),
         "rows": None if sampler is None else sampler.samples(),
     })
-    sums: list[Tensor] = []
-    described = {layer.name: layer for one in reversed(found) for layer in one["layers"]}
-    order = dict.fromkeys(layer.name for one in found for layer in one["layers"])
-    for name in order:
-        others = [layer for one in found for layer in one["layers"] if layer.name == name]
-        layer = layers.setdefault(name, described[name])
-        _join(layer, others, sums)
-    ordered = {name: layers[name] for name in order}
-    layers.clear()
-    layers.update(ordered)
+    calls.clear()
+    for one in reversed(found):
+        calls.update(one["calls"])
+        watch.others.update(one["others"])
+        watch.refused.update(one["refused"])
+    sums = _join_layers(watch, [one["layers"] for one in found])
+    watch.last = [watch.layers[name] for name in
+                  next((one["last"] for one in found if one["samples"]), [])]
     if gradients is not None:
         sums += gradients.join([one["gradients"] for one in found])
     if sampler is not None:
         sampler.join([one["rows"] for one in found])
     _add_up(sums)
     return sum(one["samples"] for one in found)
+
+
+def _join_layers(watch: Watch, found: list[list[Layer]]) -> list[Tensor]:
+    """The layers of all processes in the order of the first; gives the sums to be added up."""
+    sums: list[Tensor] = []
+    by_name: dict[str, list[Layer]] = {}
+    for layers in found:
+        for layer in layers:
+            by_name.setdefault(layer.name, []).append(layer)
+    mine = dict(watch.layers)
+    watch.layers.clear()
+    for name, others in by_name.items():
+        watch.layers[name] = mine.get(name) or replace(others[0])
+        _join(watch.layers[name], others, sums)
+    return sums
 
 
 def _several() -> bool:
