@@ -6,7 +6,6 @@ multiply-accumulate, nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -15,63 +14,11 @@ import torch.nn.functional as F  # noqa: N812 -- torch's own habit
 from torch import Tensor, nn
 from torch.utils.flop_counter import flop_registry
 
+from tests.example_modules import Apply, Conv1D, Inner, Peek, mlp
 from wua_mlflow import flop_formulas
 from wua_mlflow.flops import count_flops
 
 zeros = torch.zeros
-
-
-def mlp(width: int = 10) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(2, width), nn.ReLU(), nn.Linear(width, 1), nn.Sigmoid())
-
-
-class Apply(nn.Module):
-    """``function(*inputs, *weights)``, the weights of the given shapes trainable."""
-
-    def __init__(self, function: Callable[..., Any], *shapes: tuple[int, ...]) -> None:
-        super().__init__()
-        self.function = function
-        self.weights = nn.ParameterList([nn.Parameter(torch.ones(shape)) for shape in shapes])
-
-    def forward(self, *inputs: Tensor) -> Any:
-        return self.function(*inputs, *self.weights)
-
-
-class Inner(nn.Module):
-    """``module`` as an inner layer: its inputs need gradients too."""
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.scale = nn.Parameter(torch.ones(1))
-        self.module = module
-
-    def forward(self, *inputs: Tensor) -> Any:
-        return self.module(*(x * self.scale for x in inputs))
-
-
-class Peek(nn.Module):
-    """Reads a value of its input before it calls ``module``: impossible on meta tensors."""
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.module = module
-
-    def forward(self, *args: Tensor, **kwargs: Tensor) -> Any:
-        float(next(iter([*args, *kwargs.values()])).sum())
-        return self.module(*args, **kwargs)
-
-
-class Conv1D(nn.Module):
-    """Like the one of GPT-2: a Linear with the weight transposed."""
-
-    def __init__(self, nx: int, nf: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(zeros(nx, nf))
-        self.bias = nn.Parameter(zeros(nf))
-
-    def forward(self, x: Tensor) -> Tensor:
-        flat = torch.addmm(self.bias, x.view(-1, x.size(-1)), self.weight)
-        return flat.view(*x.shape[:-1], -1)
 
 
 def recurrent(gates: int, layers: int = 1, directions: int = 1, proj: int = 0) -> tuple[int, int]:
@@ -95,7 +42,7 @@ def recurrent(gates: int, layers: int = 1, directions: int = 1, proj: int = 0) -
     return forward, backward
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, **options: bool) -> Tensor:
+def attention(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v, **options)
 
 
@@ -103,6 +50,8 @@ ATTENTION = 4 * (2 * 4) * 8 * 8 * 16
 """2 products of 8 × 8 positions × 16 features, in 2 samples × 4 heads."""
 MHA = 2 * 10 * 16 * 48, 2 * 2 * 2 * 5 * 5 * 16, 2 * 10 * 16 * 16
 """Input projection, attention, output projection: 2 samples × 5 positions, 16 features."""
+ACROSS = 2 * (10 * 16 * 16 + 6 * 6 * 16 + 6 * 7 * 16) + 2 * (2 * 2 * 5 * 3 * 16) + MHA[2]
+"""5 queries, 3 keys of 6 features, 3 values of 7."""
 FFN = 2 * (2 * 10 * 16 * 32)
 ENCODER = sum(MHA) + FFN
 ENCODER_BACKWARD = MHA[0] + 2 * (MHA[1] + MHA[2] + FFN)
@@ -120,6 +69,10 @@ DEPTHWISE = 2 * (2 * 4 * 4) * 12 * (3 * 3)
 TRANSPOSED = 2 * (2 * 8 * 8) * 6 * (3 * 3 * 3)  # input positions × inputs × (kernel × outputs)
 ONE_D = 2 * (2 * 8) * 5 * (3 * 3)
 THREE_D = 2 * (3 * 3 * 3) * 3 * (2 * 2 * 2 * 2)
+TRANSPOSED_1D = 2 * (2 * 7) * 4 * (3 * 3)
+DEPTHWISE_1D = 2 * (2 * 7) * 4 * 5
+GROUPED_3D = 2 * (3 * 3 * 3) * 6 * (2 * 2 * 2 * 2)
+TRANSPOSED_3D = 2 * (4 * 4 * 4) * 2 * (2 * 2 * 2 * 3)
 UNBATCHED = 2 * (3 * 3) * 4 * (3 * 3 * 3)
 
 CASES: dict[str, tuple[nn.Module, Any, int, int]] = {
@@ -151,6 +104,30 @@ CASES: dict[str, tuple[nn.Module, Any, int, int]] = {
     ),
     "conv1d": (nn.Conv1d(3, 5, 3, dilation=2), zeros(2, 3, 12), ONE_D, ONE_D),
     "conv3d": (Inner(nn.Conv3d(2, 3, 2)), zeros(1, 2, 4, 4, 4), THREE_D, 2 * THREE_D),
+    "transposed 1d": (
+        Inner(nn.ConvTranspose1d(4, 6, 3, stride=2, groups=2)),
+        zeros(2, 4, 7),
+        TRANSPOSED_1D,
+        2 * TRANSPOSED_1D,
+    ),
+    "depthwise 1d": (
+        Inner(nn.Conv1d(4, 4, 5, padding=2, groups=4)),
+        zeros(2, 4, 7),
+        DEPTHWISE_1D,
+        2 * DEPTHWISE_1D,
+    ),
+    "grouped 3d": (
+        Inner(nn.Conv3d(4, 6, 2, groups=2)),
+        zeros(1, 4, 4, 4, 4),
+        GROUPED_3D,
+        2 * GROUPED_3D,
+    ),
+    "transposed 3d": (
+        nn.ConvTranspose3d(2, 3, 2),
+        zeros(1, 2, 4, 4, 4),
+        TRANSPOSED_3D,
+        TRANSPOSED_3D,
+    ),
     "conv unbatched": (nn.Conv2d(3, 4, 3), zeros(3, 5, 5), UNBATCHED, UNBATCHED),
     "attention": (Inner(Apply(attention)), (zeros(2, 4, 8, 16),) * 3, ATTENTION, 2 * ATTENTION),
     "causal": (
@@ -164,6 +141,27 @@ CASES: dict[str, tuple[nn.Module, Any, int, int]] = {
         (zeros(2, 4, 8, 16), zeros(2, 2, 8, 16), zeros(2, 2, 8, 16)),
         ATTENTION,
         2 * ATTENTION,
+    ),
+    "masked, 5 keys": (
+        Inner(Apply(lambda q, k, v: attention(q, k, v, attn_mask=torch.ones(8, 5).bool()))),
+        (zeros(2, 4, 8, 16), zeros(2, 4, 5, 16), zeros(2, 4, 5, 16)),
+        ATTENTION // 8 * 5,
+        2 * (ATTENTION // 8 * 5),
+    ),
+    "MultiheadAttention across": (
+        Inner(nn.MultiheadAttention(16, 4, kdim=6, vdim=7, batch_first=True)),
+        (zeros(2, 5, 16), zeros(2, 3, 6), zeros(2, 3, 7)),
+        ACROSS,
+        2 * ACROSS,
+    ),
+    "MultiheadAttention padded": (
+        nn.MultiheadAttention(16, 4, batch_first=True),
+        {
+            **dict.fromkeys(("query", "key", "value"), zeros(2, 5, 16)),
+            "key_padding_mask": torch.zeros(2, 5).bool(),
+        },
+        sum(MHA),
+        MHA[0] + 2 * MHA[1] + 2 * MHA[2],
     ),
     "MultiheadAttention": (
         nn.MultiheadAttention(16, 4, batch_first=True),
@@ -192,6 +190,11 @@ CASES: dict[str, tuple[nn.Module, Any, int, int]] = {
         zeros(4, 2, 6),
         *recurrent(4, layers=2, directions=2),
     ),
+    "LSTM deep projected": (
+        nn.LSTM(6, 8, num_layers=3, bidirectional=True, proj_size=3, batch_first=True),
+        zeros(2, 4, 6),
+        *recurrent(4, layers=3, directions=2, proj=3),
+    ),
     "GRU": (nn.GRU(6, 8, batch_first=True), zeros(2, 4, 6), *recurrent(3)),
     "GRU deep": (
         nn.GRU(6, 8, num_layers=2, bidirectional=True),
@@ -218,6 +221,12 @@ CASES: dict[str, tuple[nn.Module, Any, int, int]] = {
         (zeros(7, 3), zeros(7, 4)),
         2 * 7 * (60 + 20),
         2 * 7 * (20 + 60),
+    ),
+    "einsum of scores": (
+        Inner(Apply(lambda q, k: torch.einsum("bhid,bhjd->bhij", q, k))),
+        (zeros(2, 4, 8, 16), zeros(2, 4, 5, 16)),
+        2 * 8 * 8 * 5 * 16,
+        2 * 2 * 8 * 8 * 5 * 16,
     ),
     "baddbmm": (
         Apply(lambda x, w, b: torch.baddbmm(b, x, w), (2, 3, 4), (2, 5, 4)),
@@ -247,6 +256,7 @@ def test_count_equals_the_count_by_hand(name: str) -> None:
     assert (count.forward_flops, count.backward_flops) == (forward, backward)
     assert sum(count.by_operator.values()) == count.by_module[""] == forward
     assert not count.uncounted
+    assert count.on_meta
 
 
 @BY_NAME
@@ -256,12 +266,7 @@ def test_real_fallback_counts_the_same(name: str) -> None:
     assert (count.forward_flops, count.backward_flops) == (forward, backward)
     assert count.by_module["module"] == forward
     assert not count.uncounted
-
-
-def test_packed_sequence_counts_its_steps_only() -> None:
-    packed = nn.utils.rnn.pack_padded_sequence(zeros(4, 2, 6), torch.tensor([4, 2]))
-    count = count_flops(nn.LSTM(6, 8), (packed,), backward=False)
-    assert count.forward_flops == 2 * (4 + 2) * 32 * (6 + 8)
+    assert not count.on_meta
 
 
 def test_int8_product() -> None:

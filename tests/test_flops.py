@@ -15,37 +15,10 @@ import torch
 import torch.nn.functional as F  # noqa: N812 -- torch's own habit
 from torch import Tensor, nn
 
+from tests.example_modules import Apply, Peek, mlp
 from wua_mlflow.flops import count_flops, ptflops_forward_flops
 
 zeros = torch.zeros
-
-
-def mlp(width: int = 10) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(2, width), nn.ReLU(), nn.Linear(width, 1), nn.Sigmoid())
-
-
-class Apply(nn.Module):
-    """``function(*inputs, *weights)``, the weights of the given shapes trainable."""
-
-    def __init__(self, function: Callable[..., Any], *shapes: tuple[int, ...]) -> None:
-        super().__init__()
-        self.function = function
-        self.weights = nn.ParameterList([nn.Parameter(torch.ones(shape)) for shape in shapes])
-
-    def forward(self, *inputs: Tensor) -> Any:
-        return self.function(*inputs, *self.weights)
-
-
-class Peek(nn.Module):
-    """Reads a value of its input before it calls ``module``: impossible on meta tensors."""
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.module = module
-
-    def forward(self, *args: Tensor, **kwargs: Tensor) -> Any:
-        float(next(iter([*args, *kwargs.values()])).sum())
-        return self.module(*args, **kwargs)
 
 
 def test_by_module_and_by_operator() -> None:
@@ -53,6 +26,23 @@ def test_by_module_and_by_operator() -> None:
     count = count_flops(model, zeros(1, 2))
     assert count.by_module == {"": 66, "0": 60, "0.0": 40, "0.2": 20, "1": 6}
     assert count.by_operator == {"aten.addmm": 60, "aten.mm": 6}
+
+
+def test_by_module_of_attention_and_recurrent_layers() -> None:
+    model = nn.ModuleDict(
+        {"layer": nn.TransformerEncoderLayer(16, 4, 32, batch_first=True), "lstm": nn.LSTM(16, 8)}
+    )
+    model.forward = lambda x: model["lstm"](model["layer"](x))  # type: ignore[method-assign]
+    attention = 2 * 10 * 16 * (48 + 16) + 2 * 2 * 2 * 5 * 5 * 16
+    ffn, lstm = 2 * 10 * 16 * 32, 2 * 10 * 32 * (16 + 8)
+    assert count_flops(model, zeros(2, 5, 16)).by_module == {
+        "": attention + 2 * ffn + lstm,
+        "layer": attention + 2 * ffn,
+        "layer.self_attn": attention,
+        "layer.linear1": ffn,
+        "layer.linear2": ffn,
+        "lstm": lstm,
+    }
 
 
 def test_shared_module_counts_each_call_under_its_first_name() -> None:
@@ -81,7 +71,8 @@ def test_path_that_depends_on_the_data(sign: float, flops: int) -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.more(self.first(x)) if x.sum() > 0 else self.first(x)
 
-    assert count_flops(Branch(), sign * torch.ones(1, 3)).forward_flops == flops
+    count = count_flops(Branch(), sign * torch.ones(1, 3))
+    assert (count.forward_flops, count.on_meta) == (flops, False)
 
 
 @pytest.mark.parametrize(

@@ -9,38 +9,12 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 -- torch's own habit
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from tests.example_modules import Apply, Peek, mlp
 from wua_mlflow.flops import count_flops, ptflops_forward_flops
 
 zeros = torch.zeros
-
-
-def mlp(width: int = 10) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(2, width), nn.ReLU(), nn.Linear(width, 1), nn.Sigmoid())
-
-
-class Apply(nn.Module):
-    """``function(*inputs, *weights)``, the weights of the given shapes trainable."""
-
-    def __init__(self, function: Callable[..., Any], *shapes: tuple[int, ...]) -> None:
-        super().__init__()
-        self.function = function
-        self.weights = nn.ParameterList([nn.Parameter(torch.ones(shape)) for shape in shapes])
-
-    def forward(self, *inputs: Tensor) -> Any:
-        return self.function(*inputs, *self.weights)
-
-
-class Peek(nn.Module):
-    """Reads a value of its input before it calls ``module``: impossible on meta tensors."""
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.module = module
-
-    def forward(self, *args: Tensor, **kwargs: Tensor) -> Any:
-        float(next(iter([*args, *kwargs.values()])).sum())
-        return self.module(*args, **kwargs)
 
 
 class Restless(nn.Module):
@@ -104,6 +78,7 @@ def surroundings() -> Iterator[None]:
             torch.is_grad_enabled(),
             torch.get_default_device(),
             torch.nn.modules.module._global_forward_hooks.copy(),
+            torch.nn.modules.transformer._detect_is_causal_mask,
         ]
 
     before = now()
@@ -196,6 +171,52 @@ def test_no_weights_are_allocated() -> None:
     model = Apply(masked, (1, 1))
     model.weights[0] = nn.Parameter(zeros(1, 1).expand(2**20, 2**20))
     assert count_flops(model, zeros(1, 2**20)).forward_flops == 2 * 2**40
+
+
+class Allocations(TorchDispatchMode):
+    """Entries of the real tensors that operators make; views share theirs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.entries = [0]
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        if isinstance(made, Tensor) and not made.is_meta and not func.is_view:
+            self.entries.append(made.numel())
+        return made
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_no_real_tensor_is_made_for_a_transformer(device: str) -> None:
+    with torch.device(device):
+        model = nn.TransformerEncoder(nn.TransformerEncoderLayer(64, 4, 256, batch_first=True), 2)
+        causal = nn.Transformer.generate_square_subsequent_mask(16)
+        inputs = {"src": zeros(1, 16, 64), "mask": causal}
+    with Allocations() as ours:
+        count = count_flops(model, inputs)
+    assert count.forward_flops == 2 * 2 * (12 * 16 * 64**2 + 2 * 16**2 * 64)
+    assert max(ours.entries) == 0
+
+
+def test_the_fallback_copies_each_weight_once() -> None:
+    model, x = Peek(nn.Linear(64, 64)), zeros(1, 64)
+    with Allocations() as real:
+        assert not count_flops(model, x, backward=False).on_meta
+    assert [entries for entries in real.entries if entries >= 64**2] == [64**2]
+
+
+def test_transformer_of_6_billion_weights_that_were_never_made() -> None:
+    width, depth, tokens = 4096, 32, 512
+    with torch.device("meta"):
+        layer = nn.TransformerEncoderLayer(width, 32, 4 * width, batch_first=True)
+        model = nn.TransformerEncoder(layer, depth)
+    assert sum(weight.numel() for weight in model.parameters()) > 6e9
+    count = count_flops(model, zeros(1, tokens, width, device="meta"))
+    products, attention = 12 * tokens * width**2, 2 * tokens**2 * width
+    assert count.forward_flops == 2 * depth * (products + attention)
+    first_input = 3 * tokens * width**2  # the model's input needs no gradient
+    assert count.backward_flops == 2 * count.forward_flops - 2 * first_input
 
 
 def test_tied_weights_stay_tied() -> None:

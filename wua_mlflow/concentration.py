@@ -1,6 +1,7 @@
 """How concentrated importance is: entropy, effective count, coverage, low share, histogram.
 
-Functions of tensors, no model and no hooks. Definitions: ``docs/conventions.md``.
+Functions of whole tensors, for the tutorial's functions and for small ones; ``summary.py`` does the
+same in bounded memory. Definitions: ``docs/conventions.md``.
 May import: torch, numpy, usage. Tests: ``tests/test_concentration.py``.
 """
 
@@ -20,9 +21,6 @@ _ROUNDING = 1e-12
 """Relative slack of a float64 cumulative sum, so that nine of ten equal weights reach 90%."""
 _CHUNK = 2**16
 """So many weights at a time pass through the entropy: they stay in the processor's cache."""
-_SORTED_WHOLE, _SAMPLE, _SLACK = 2**20, 2**14, 256
-"""Up to so many weights are simply sorted; of more, a sample of about so many, and how many places
-of it to either side of the border stay undecided."""
 
 
 def entropy_nats(importance: Tensor) -> float:
@@ -82,10 +80,8 @@ def top_share(importance: Tensor, coverage: float = 0.9) -> float:
     if total == 0:
         return 0.0
     wanted = coverage * total * (1 - _ROUNDING)
-    taken, held, rest = _near_the_border(values, wanted, total)
-    cumulative = rest.sort(descending=True).values.cumsum(0)
-    last = int(torch.searchsorted(cumulative, wanted - held))
-    return min(taken + last + 1, values.numel()) / values.numel()
+    cumulative = values.sort(descending=True).values.cumsum(0)
+    return min(int(torch.searchsorted(cumulative, wanted)) + 1, values.numel()) / values.numel()
 
 
 def low_share(importance: Tensor, *, below: float) -> float:
@@ -123,29 +119,6 @@ def histogram(importance: Tensor, bins: int = 50) -> Histogram:
         counts=counts.to(torch.int64).cpu().numpy(),
         entropy=entropy_nats(importance),
     )
-
-
-def _near_the_border(values: Tensor, wanted: float, total: float) -> tuple[int, float, Tensor]:
-    """How many of the largest entries surely belong to the top, their sum, and the undecided ones.
-
-    Spares sorting all of a large layer: a sample says between which two values the border lies,
-    and the sums of what is above and between them say whether that is true.
-    """
-    everything = 0, 0.0, values
-    if values.numel() <= _SORTED_WHOLE:
-        return everything
-    step = values.numel() // _SAMPLE | 1  # odd: no period of a matrix whose sides are even
-    sample = values[::step].sort(descending=True).values
-    held = sample.cumsum(0)
-    place = int(torch.searchsorted(held, held[-1] * (wanted / total)))
-    high = sample[max(0, place - _SLACK)]
-    low = sample[min(len(sample) - 1, place + _SLACK)]
-    above = values > high
-    held_above = values[above].sum().item()
-    rest = values[(values >= low) & ~above]
-    if held_above >= wanted or held_above + rest.sum().item() < wanted:
-        return everything
-    return int(torch.count_nonzero(above)), held_above, rest
 
 
 def _checked(importance: Tensor) -> tuple[Tensor, float]:

@@ -1,33 +1,30 @@
 """FLOPs of a model: forward, backward, by module, by operator, and what was not counted.
 
 The convention is stated here once (``CONVENTION``) and logged beside every number.
-May import: torch, ptflops (lazily), ``flop_formulas``, ``sandbox``. Tests: ``tests/test_flops.py``.
+May import: torch, ptflops (lazily), ``flop_formulas``, ``hooks``, ``operator_log``, ``randomness``,
+``recurrence``, ``sandbox``. Tests: ``tests/test_flops.py``, ``tests/test_flop_formulas.py``.
 """
 
 from __future__ import annotations
 
-import contextlib
 import io
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass, fields, is_dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from wua_mlflow.flop_formulas import FORMULAS, is_left_out
-from wua_mlflow.sandbox import (
-    borrowed,
-    copier,
-    meta_copy,
-    plain_operators,
-    random_streams_kept,
-    real_copy,
-)
+from wua_mlflow.flop_formulas import FORMULAS
+from wua_mlflow.hooks import unwrapped
+from wua_mlflow.operator_log import OperatorLog
+from wua_mlflow.randomness import isolated
+from wua_mlflow.recurrence import AllStepsAtOnce
+from wua_mlflow.sandbox import borrowed, copier, meta_copy, plain_operators, real_copy
 
 __all__ = ["CONVENTION", "FlopCount", "count_flops", "ptflops_forward_flops"]
 
@@ -47,7 +44,8 @@ class FlopCount:
     itself is ``""``) to its forward FLOPs, its children's included; ``by_operator`` maps each
     counted operator, like ``"aten.mm"``, to its forward FLOPs; ``uncounted`` each operator that
     computes and has no formula to its number of calls, backward included. Elementwise operators,
-    views, reductions, normalisations and the creation of tensors are left out of both.
+    views, reductions, normalisations and the creation of tensors are left out of both. ``on_meta``:
+    nothing was computed; False where the call had to run for real, on copies of all tensors.
     """
 
     forward_flops: int
@@ -56,6 +54,7 @@ class FlopCount:
     by_operator: Mapping[str, int]
     uncounted: Mapping[str, int]
     samples: int
+    on_meta: bool = True
 
 
 def count_flops(model: nn.Module, inputs: Inputs, *, backward: bool = True) -> FlopCount:
@@ -63,9 +62,10 @@ def count_flops(model: nn.Module, inputs: Inputs, *, backward: bool = True) -> F
 
     The call runs on meta tensors: nothing is computed and no weights are allocated. Where that
     fails (a path that depends on the data, a tensor that the model holds outside its modules),
-    it runs for real, on copies of the parameters, buffers and inputs, and the count is the one
-    for these inputs. The model, torch's random streams and the inputs stay as they were.
-    Complex products count as real ones, an outer product made by broadcasting as elementwise.
+    it runs for real, on copies of the parameters, buffers and inputs (``on_meta`` is False), and
+    the count is the one for these inputs. The model, torch's random streams and the inputs stay as
+    they were. Complex products count as real ones, an outer product made by broadcasting as
+    elementwise.
 
     Args:
         model: any module written in Python; a compiled or data-parallel one is unwrapped.
@@ -89,7 +89,7 @@ def count_flops(model: nn.Module, inputs: Inputs, *, backward: bool = True) -> F
     """
     model = _checked_model(model)
     args, kwargs = _arguments(inputs)
-    with contextlib.suppress(Exception):
+    with suppress(Exception):
         return _count(model, args, kwargs, copy=meta_copy, backward=backward)
     return _count(model, args, kwargs, copy=real_copy, backward=backward)
 
@@ -140,11 +140,12 @@ def _count(
     meta = copy is meta_copy
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     copied = copier(lambda x: copy(x).detach().to("meta" if meta else device))
-    log = _CallLog()
+    log = OperatorLog(remember=meta)
     counter = FlopCounterMode(display=False, custom_mapping=FORMULAS)
+    recurrent = any(isinstance(module, nn.RNNBase) for module in model.modules())
     with plain_operators(grad=backward, meta=meta), borrowed(model, copy):
         inputs = copied(args), copied(kwargs)
-        with log, counter:
+        with AllStepsAtOnce() if meta and recurrent else nullcontext(), log, counter:
             outputs = model(*inputs[0], **inputs[1])
             forward = counter.get_flop_counts()
             if backward:
@@ -158,31 +159,8 @@ def _count(
         by_operator=by_operator,
         uncounted=log.uncounted(counter.flop_registry),
         samples=_samples(_tensors((args, kwargs))),
+        on_meta=meta,
     )
-
-
-class _CallLog(TorchDispatchMode):
-    """Counts the calls of each operator that runs; entered before torch's counter, it sees the
-    operators after that one has decomposed them."""
-
-    supports_higher_order_operators = True
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls: Counter[Any] = Counter()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.calls[func] += 1
-        return func(*args, **(kwargs or {}))
-
-    def uncounted(self, counted: Mapping[Any, Any]) -> dict[str, int]:
-        calls: Counter[str] = Counter()
-        for operator, n in self.calls.items():
-            packet = getattr(operator, "_overloadpacket", operator)
-            simple = isinstance(operator, torch._ops.OpOverload) and is_left_out(operator)
-            if packet not in counted and not simple:
-                calls[str(packet)] += n
-        return dict(calls)
 
 
 def _run_backward(outputs: Any) -> None:
@@ -226,10 +204,7 @@ def _submodule(model: nn.Module, path: str) -> nn.Module | None:
 def _checked_model(model: nn.Module) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise ValueError(f"model: expected a torch.nn.Module, but got {type(model).__name__}")
-    while hasattr(model, "_orig_mod") or isinstance(
-        model, nn.DataParallel | nn.parallel.DistributedDataParallel
-    ):
-        model = cast(nn.Module, getattr(model, "_orig_mod", None) or model.module)
+    model = unwrapped(model)
     modules = list(model.modules())
     if any(isinstance(module, torch.jit.ScriptModule) for module in modules):
         raise ValueError("model: expected a module in Python, but got a scripted one")
@@ -273,9 +248,9 @@ def _ptflops_macs(model: nn.Module, shape: tuple[int, ...]) -> tuple[int | None,
     said = io.StringIO()
     with (
         warnings.catch_warnings(action="ignore"),
-        contextlib.redirect_stdout(said),
-        contextlib.redirect_stderr(said),
-        random_streams_kept(),
+        redirect_stdout(said),
+        redirect_stderr(said),
+        isolated(),
         torch.no_grad(),
         borrowed(model, real_copy),
     ):

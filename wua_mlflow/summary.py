@@ -1,25 +1,48 @@
-"""Interim: a plain summary until the streaming one is in its place.
+"""``summarize``: how concentrated a layer's importance is, exact at any size, in bounded memory.
 
-May import: torch, concentration, usage. Tests: ``tests/test_summary.py``.
+The importance is asked for tile by tile and never held whole; two passes over it, seldom more.
+May import: torch, numpy, survey, usage. Tests: ``tests/test_summary.py``.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from wua_mlflow.concentration import entropy_nats, histogram, low_share, top_share
+from wua_mlflow.survey import Kernels, Survey, kernels_for
 from wua_mlflow.usage import Concentration, Histogram
 
 __all__ = ["Summary", "summarize"]
 
+COVERAGE = 0.9
+LOW_OF_MEAN = 0.01
+ROUNDING = 1e-12
+"""Relative slack of a float64 cumulative sum, so that nine of ten equal weights reach 90%."""
+_TILE, _TILE_ON_GPU = 2**16, 2**24
+_SIMPLY_SORTED = 2**20
+"""Up to so many importances are sorted whole."""
+_SAMPLE_CALLS, _SAMPLE_ROWS, _SAMPLE_COLUMNS = 64, 64, 16
+_SLACK = 0.02
+"""How far from its place in a sample the border of the top 90% is looked for, a share of it."""
+_SORTED_AT_ONCE, _BINS = 2**14, 4096
+_MOST_PASSES = 64
+
+Part = Callable[[slice, slice], Tensor]
+
 
 @dataclass(frozen=True)
 class Summary:
+    """What is reported of one layer under one criterion.
+
+    ``usage`` is of its weights; ``unit_importance`` has shape (units,), each the sum over a unit's
+    weights, float64; ``dead`` says that every importance is zero.
+    """
+
     count: int
     total: float
     usage: Concentration
@@ -28,12 +51,191 @@ class Summary:
     dead: bool
 
 
-def summarize(part: Callable[[slice, slice], Tensor], shape: tuple[int, int], *,
-              low: float | None = None, by_column: bool = False, bins: int = 50) -> Summary:
-    whole = part(slice(None), slice(None)).double()
-    entropy, dead = entropy_nats(whole), not bool((whole > 0).any())
-    usage = Concentration(whole.numel(), entropy, 0.0 if dead else math.exp(entropy),
-                          top_share(whole), low_share(whole, below=0.01 * whole.mean().item()
-                                                      if low is None else low))
-    return Summary(whole.numel(), whole.sum().item(), usage, histogram(whole, bins),
-                   whole.sum(1).cpu().numpy(), dead)
+def summarize(
+    part: Part,
+    shape: tuple[int, int],
+    *,
+    low: float | None = None,
+    by_column: bool = False,
+    bins: int = 50,
+    compiled: bool | None = None,
+) -> Summary:
+    """Entropy, effective count, top-90 share, low share, histogram and row sums of an importance.
+
+    Sums are float64 over tiles of 65,536 numbers; the count of the top 90% is that of sorting
+    everything and adding it up in float64. Extra memory: at most 64 MiB on a CPU, whatever the
+    size, apart from the row sums.
+
+    Args:
+        part: the importance of rows and columns (slices, also with steps): float32 or float64,
+            finite, at least 0. Asked for each tile a few times.
+        shape: (units, weights of a unit).
+        low: an importance below this is low; 1% of the mean, if None.
+        by_column: whether a column lies together in memory, rather than a row.
+        bins: of the histogram.
+        compiled: whether to use the kernels that numba compiles; where numba is installed and the
+            layer is large, if None.
+
+    Raises:
+        ValueError: no weights; an importance is negative, NaN or infinite, or their sum is; or
+            numba is asked for and not installed.
+
+    >>> importance = torch.tensor([[5.0, 4.0], [1.0, 0.0]])
+    >>> found = summarize(lambda rows, columns: importance[rows, columns], (2, 2))
+    >>> found.usage.top90_share, found.unit_importance.tolist(), round(found.usage.effective, 4)
+    (0.5, [9.0, 1.0], 2.5692)
+    """
+    if bins < 1:
+        raise ValueError(f"bins: expected a whole number of at least 1, but got {bins}")
+    count = shape[0] * shape[1]
+    if count == 0:
+        raise ValueError("importance: expected at least one weight, but got none")
+    first = part(slice(0, 1), slice(0, 1))
+    kernels = kernels_for(first.device, count, compiled)
+    tiles = _Tiles(part, shape, by_column=by_column, cuda=first.is_cuda)
+    survey, border = _surveyed(tiles, kernels, count)
+    top = survey.largest
+    cut = LOW_OF_MEAN * survey.total / count if low is None else low
+    counts, below = kernels.spread(tiles, bins, top, cut)
+    dead = survey.total == 0
+    entropy = 0.0 if dead else max(0.0, math.log(survey.total) - survey.weighted / survey.total)
+    edges = np.linspace(0.0, top / survey.total if not dead else 1.0, bins + 1)
+    return Summary(
+        count=count,
+        total=survey.total,
+        usage=Concentration(count, entropy, 0.0 if dead else math.exp(entropy), border / count,
+                            below / count),
+        histogram=Histogram(edges, counts, entropy),
+        unit_importance=survey.by_row,
+        dead=dead,
+    )
+
+
+class _Tiles:
+    """The tiles of an importance, each small enough to stay in a processor's cache."""
+
+    def __init__(self, part: Part, shape: tuple[int, int], *, by_column: bool, cuda: bool) -> None:
+        self.part, self.shape = part, shape
+        most = _TILE_ON_GPU if cuda else _TILE
+        rows, columns = shape
+        if by_column:
+            self.rows = min(rows, most)
+            self.columns = min(columns, max(1, most // self.rows))
+        else:
+            self.columns = min(columns, most)
+            self.rows = min(rows, max(1, most // self.columns))
+
+    def __iter__(self) -> Iterator[tuple[slice, Tensor]]:
+        """Each tile with the rows that it is of; floating-point, at least float32."""
+        for top in range(0, self.shape[0], self.rows):
+            rows = slice(top, min(top + self.rows, self.shape[0]))
+            for left in range(0, self.shape[1], self.columns):
+                yield rows, _wide(self.part(rows, slice(left, left + self.columns)))
+
+    def sample(self) -> np.ndarray:
+        """Some importances from all over, sorted from the largest down, float64."""
+        rows, columns = self.shape
+        found = []
+        for call in range(_SAMPLE_CALLS):
+            place = (call * 0.6180339887498949) % 1.0  # spread, in no period of the matrix's own
+            step, across = max(1, rows // _SAMPLE_ROWS), max(1, columns // _SAMPLE_COLUMNS)
+            found.append(_wide(self.part(slice(int(place * step), None, step), slice(
+                int(place * across), None, across))).double().flatten())
+        return np.sort(torch.cat(found).cpu().numpy())[::-1]
+
+
+def _wide(tile: Tensor) -> Tensor:
+    return tile.to(torch.promote_types(tile.dtype, torch.float32))
+
+
+def _surveyed(tiles: _Tiles, kernels: Kernels, count: int) -> tuple[Survey, int]:
+    """What one pass finds, and how many of the largest importances hold 90% of their sum."""
+    window = (0.0, math.inf) if count <= _SIMPLY_SORTED else _window(tiles.sample(), None)
+    survey = _checked(kernels.survey(tiles, tiles.shape[0], *window))
+    wanted = COVERAGE * survey.total * (1 - ROUNDING)
+    if survey.total == 0:
+        return survey, 0
+    looked, bracket = survey, (0.0, survey.largest)  # between which the border surely lies
+    for _ in range(_MOST_PASSES):
+        if looked.above >= wanted:
+            bracket = (math.nextafter(window[1], math.inf), bracket[1])
+            guess = bracket
+        elif looked.above + looked.inside < wanted:
+            if window[0] <= 0:
+                return survey, count  # by rounding: everything is needed
+            bracket = (bracket[0], math.nextafter(window[0], 0.0))
+            guess = bracket
+        else:
+            found = _place(looked, wanted)
+            if found is not None:
+                return survey, min(found, count)
+            bracket = (max(bracket[0], window[0]), min(bracket[1], window[1]))
+            guess = _window(np.sort(looked.kept)[::-1], (wanted - looked.above) / looked.inside)
+        narrower = (max(bracket[0], guess[0]), min(bracket[1], guess[1]))
+        if narrower[0] > narrower[1] or narrower == window:
+            narrower = (_middle(*bracket), bracket[1])
+        window = narrower
+        looked = kernels.survey(tiles, tiles.shape[0], *window)
+    raise RuntimeError("the border of the top 90% was not found")
+
+
+def _middle(low: float, high: float) -> float:
+    """The number that has as many others above it, up to ``high``, as below, down to ``low``."""
+    ends = np.array([low, high]).view(np.int64)
+    return float(((ends[0] + ends[1]) // 2 + 1).view(np.float64))
+
+
+def _window(descending: np.ndarray, share: float | None) -> tuple[float, float]:
+    """Between which importances the border lies, as a sample says; ``share`` of its sum is above.
+
+    Raises:
+        ValueError: the sample is not finite.
+    """
+    held = descending.astype(np.float64).cumsum()
+    place = int(np.searchsorted(held, held[-1] * (COVERAGE if share is None else share)))
+    slack = max(16, int((_SLACK if share is None else _SLACK / 4) * len(descending)))
+    high = float(descending[max(0, place - slack)])
+    low = float(descending[min(len(descending) - 1, place + slack)])
+    return low, high
+
+
+def _place(looked: Survey, wanted: float) -> int | None:
+    """The number of the largest importances that hold ``wanted``; None if too few were kept."""
+    if looked.inside_least == looked.inside_most:  # equal ones, however many
+        more = math.ceil((wanted - looked.above) / looked.inside_most)
+        return looked.above_count + max(1, min(more, looked.inside_count))
+    if len(looked.kept) < looked.inside_count:
+        return None
+    more = _enough(looked.kept, wanted - looked.above)
+    return looked.above_count + more
+
+
+def _enough(values: np.ndarray, wanted: float) -> int:
+    """How many of the largest values have a sum of at least ``wanted``.
+
+    Sorting is spared: counts and sums of equal bins say in which of them the border lies.
+    """
+    count, held = 0, 0.0
+    while len(values) > _SORTED_AT_ONCE and values.min() < values.max():
+        least, most = float(values.min()), float(values.max())
+        places = ((values.astype(np.float64) - least) * (_BINS / (most - least))).astype(np.int32)
+        np.minimum(places, _BINS - 1, out=places)
+        sums = np.bincount(places, weights=values, minlength=_BINS)[::-1].cumsum()
+        bin_ = min(_BINS - 1, int(np.searchsorted(sums, wanted - held)))
+        above = places > _BINS - 1 - bin_
+        count, held = count + int(np.count_nonzero(above)), held + (sums[bin_ - 1] if bin_ else 0.0)
+        inside = values[places == _BINS - 1 - bin_]
+        if len(inside) == len(values):
+            break
+        values = inside
+    running = np.sort(values)[::-1].cumsum(dtype=np.float64)
+    return count + min(int(np.searchsorted(running, wanted - held)), len(values) - 1) + 1
+
+
+def _checked(survey: Survey) -> Survey:
+    if not math.isfinite(survey.total):
+        raise ValueError("importance: expected finite numbers with a finite sum, but got NaN or "
+                         "infinity")
+    if survey.least < 0:
+        raise ValueError("importance: expected numbers of at least 0, but got a negative one")
+    return survey

@@ -20,7 +20,7 @@ from mlflow.tracking import MlflowClient
 from wua_mlflow.flops import CONVENTION, FlopCount
 from wua_mlflow.latency import Latency
 from wua_mlflow.tracking.names import ArtifactPath, Metric, Tag, layer_metric
-from wua_mlflow.usage import ModelUsage
+from wua_mlflow.usage import LayerUsage, ModelUsage
 from wua_mlflow.verdict import Verdict
 
 __all__ = [
@@ -173,21 +173,41 @@ def usage_metrics(usage: ModelUsage) -> dict[str, float]:
 
 
 def layers_table(usage: ModelUsage) -> str:
-    """``usage/layers.json``: a row a layer, in columns; ``dead``: no importance at all."""
-    columns = ["layer", "kind", "weights", "units", "entropy", "effective_weights",
-               "effective_share", "null_share", "null_low", "null_high", "shift", "top90_share",
-               "low_share", "dead"]
-    rows = [
-        [layer.name, layer.kind, layer.weights, layer.units, layer.entropy,
-         layer.effective_weights, layer.effective_share,
-         *((layer.null.share, layer.null.low, layer.null.high, layer.null.shift)
-           if layer.null else (None,) * 4),
-         layer.top90_share, layer.low_share, layer.dead]
-        for layer in usage.layers.values()
-    ]
+    """``usage/layers.json``: a row a layer, in columns; ``dead``: no importance at all.
+
+    The ``unit_…`` columns are those of the units' importances; what was not measured is null.
+    """
+    rows = [_row(layer) for layer in usage.layers.values()]
     skipped = [{"layer": name, "reason": reason} for name, reason in usage.skipped.items()]
-    return json.dumps({"columns": columns, "data": rows, "skipped": skipped,
+    return json.dumps({"columns": list(rows[0]) if rows else [],
+                       "data": [list(row.values()) for row in rows], "skipped": skipped,
                        "criterion": usage.criterion, "samples": usage.samples}, indent=1)
+
+
+def _row(layer: LayerUsage) -> dict[str, object]:
+    null, units = layer.null, layer.unit_usage
+    return {
+        "layer": layer.name,
+        "kind": layer.kind,
+        "weights": layer.weights,
+        "units": layer.units,
+        "entropy": layer.entropy,
+        "effective_weights": layer.effective_weights,
+        "effective_share": layer.effective_share,
+        "null_share": null.share if null else None,
+        "null_low": null.low if null else None,
+        "null_high": null.high if null else None,
+        "shift": null.shift if null else None,
+        "top90_share": layer.top90_share,
+        "low_share": layer.low_share,
+        "dead": layer.dead,
+        "unit_entropy": units.entropy if units else None,
+        "effective_units": units.effective if units else None,
+        "unit_top90_share": units.top90_share if units else None,
+        "unit_low_share": units.low_share if units else None,
+        "dead_units": layer.dead_units,
+        "effective_rank": layer.effective_rank,
+    }
 
 
 def flop_metrics(count: FlopCount, *, train_samples: int, epochs: int) -> dict[str, float]:

@@ -1,0 +1,128 @@
+"""Operators that are remembered give what running them again would give."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812 -- torch's own habit
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from wua_mlflow.flops import _tensors
+from wua_mlflow.operator_log import OperatorLog
+
+
+class Ran(TorchDispatchMode):
+    """Entered first, it sees the operators that really run; nothing is decomposed here."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.fixture(autouse=True)
+def on_meta() -> Iterator[None]:
+    with torch.device("meta"):
+        yield
+
+
+def metadata(value: Any) -> list[Any]:
+    return [(t.shape, t.stride(), t.dtype, t.device, t.is_conj(), t.requires_grad)
+            for t in _tensors(value)]
+
+
+def x(*shape: int, dtype: torch.dtype = torch.float32, grad: bool = False) -> Tensor:
+    return torch.ones(shape, dtype=dtype, requires_grad=grad)
+
+
+NEAR_ALIKE: dict[str, list[Callable[[], Any]]] = {
+    "kind of number": [lambda: x(2, dtype=torch.int32) + 1, lambda: x(2, dtype=torch.int32) + 1.0,
+                       lambda: x(2, dtype=torch.bool) + True, lambda: x(2, dtype=torch.bool) + 1],
+    "dtype": [lambda: x(3) * x(3), lambda: x(3) * x(3, dtype=torch.float64),
+              lambda: x(3, dtype=torch.float16) * x(3), lambda: x(3, dtype=torch.float16) * x()],
+    "strides": [lambda: x(3, 4).relu(), lambda: x(4, 3).T.relu(), lambda: x(1, 4).expand(3, 4) + 1],
+    "options": [lambda: x(3, 4).sum(0), lambda: x(3, 4).sum(1), lambda: x(3, 4).sum(1, True),
+                lambda: x(3, 4).sum(0, dtype=torch.float64)],
+    "several outputs": [lambda: x(3, 4).max(0), lambda: x(3, 4).max(1), lambda: x(3, 4).split(2),
+                        lambda: x(3, 4).split(1), lambda: F.layer_norm(x(3, 4, grad=True), (4,))],
+    "complex": [lambda: x(3, dtype=torch.cfloat) * 1, lambda: x(3, dtype=torch.cfloat).conj() * 1,
+                lambda: x(3, dtype=torch.cfloat).conj(), lambda: x(3, dtype=torch.cfloat).real],
+    "in place": [lambda: x(3).add_(1), lambda: x(2, 3).t_(), lambda: x(6).resize_(2, 2),
+                 lambda: x(4).resize_(2, 2), lambda: x(1, 3).squeeze_(0)],
+    "given an output": [lambda: torch.add(x(3), 1, out=x(0)), lambda: torch.add(x(3), 1, out=x(3))],
+    "empty": [lambda: x(0, 3) @ x(3, 2), lambda: torch.cat([x(0), x(3)]), lambda: x(0).sum()],
+    "lists": [lambda: torch.cat([x(2), x(3)]), lambda: torch.cat([x(3), x(3)]),
+              lambda: torch.stack([x(2)] * 3), lambda: x(3, 4)[:, x(2, dtype=torch.long)]],
+}
+
+
+@pytest.mark.parametrize("name", NEAR_ALIKE)
+@pytest.mark.filterwarnings("ignore:An output with one or more elements was resized")
+def test_calls_that_are_near_alike_are_told_apart(name: str) -> None:
+    expected = [metadata(function()) for function in NEAR_ALIKE[name]]
+    with OperatorLog(remember=True):
+        first = [metadata(function()) for function in NEAR_ALIKE[name]]
+        again = [metadata(function()) for function in NEAR_ALIKE[name]]
+    assert first == again == expected
+
+
+def test_an_operator_runs_once_for_each_signature() -> None:
+    weight, bias = x(4, 5, grad=True), x(5)
+    with Ran() as ran, OperatorLog(remember=True) as log:
+        for rows in (3, 3, 3, 7):
+            torch.addmm(bias, x(rows, 4), weight).relu_()
+    addmm, relu = torch.ops.aten.addmm.default, torch.ops.aten.relu_.default
+    assert (ran.names.count(str(addmm)), ran.names.count(str(relu))) == (2, 2)
+    assert (log.calls[addmm], log.calls[relu]) == (4, 4)
+
+
+def test_tensors_are_told_apart_views_share_and_in_place_returns_the_same() -> None:
+    with OperatorLog(remember=True):
+        a, b = (x(3) + 1 for _ in range(2))
+        assert a is not b
+        for _ in range(2):
+            y = x(3) + 1
+            assert y.add_(1) is y
+            out = x(3)
+            assert torch.add(y, 1, out=out) is out
+            pair = x(), x(dtype=torch.long)
+            assert all(a is b for a, b in zip(torch.max(y, 0, out=pair), pair, strict=True))
+            view = y.view(3)
+            assert view._base is y
+
+
+def test_backward_gives_gradients_of_the_right_shape() -> None:
+    weights = [x(4, 4, grad=True) for _ in range(3)]
+    with OperatorLog(remember=True):
+        y = x(2, 4)
+        for weight in weights:
+            y = torch.tanh(y @ weight)
+        y.sum().backward()
+    assert [weight.grad.shape for weight in weights if weight.grad is not None] == [(4, 4)] * 3
+    assert len({id(weight.grad) for weight in weights}) == 3
+
+
+def test_what_fails_fails_again() -> None:
+    with OperatorLog(remember=True):
+        for _ in range(2):
+            with pytest.raises(RuntimeError, match="shapes cannot be multiplied|a and b must have"):
+                x(2, 3) @ x(2, 3)
+
+
+def test_a_real_index_is_looked_at_each_time() -> None:
+    masks = [torch.tensor(mask, device="cpu") for mask in ([True, False], [True, True])]
+    with OperatorLog(remember=True):
+        assert [x(2, 3)[mask].shape[0] for mask in masks] == [1, 2]
+
+
+def test_real_tensors_are_computed_each_time() -> None:
+    with torch.device("cpu"), OperatorLog():
+        values = [(torch.full((2,), value) * 2).tolist() for value in (1.0, 2.0)]
+    assert values == [[2.0, 2.0], [4.0, 4.0]]

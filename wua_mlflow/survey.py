@@ -1,0 +1,230 @@
+"""One pass over the tiles of an importance: sums, extremes, what lies above and within a window.
+
+Three ways with the same results: NumPy on a CPU, kernels that numba compiles, torch on a GPU.
+May import: torch, numpy, compiled (lazily). Tests: ``tests/test_summary.py``.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["Kept", "Kernels", "Survey", "kernels_for"]
+
+WORTHWHILE = 2**20
+"""From so many weights on the compiled kernels are worth their start."""
+_MOST_KEPT = 2**21
+Tiles = Iterable[tuple[slice, Tensor]]
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What a pass found. ``weighted`` is Σ i ln i; ``by_row`` the sums of the rows.
+
+    ``above`` and ``inside`` are sums of the importances above the window and within it; ``kept``
+    are those within, or every so-many-th of them where they are too many.
+    """
+
+    total: float
+    weighted: float
+    by_row: np.ndarray
+    least: float
+    largest: float
+    above: float
+    above_count: int
+    inside: float
+    inside_count: int
+    inside_least: float
+    inside_most: float
+    kept: np.ndarray
+
+
+class Kernels(Protocol):
+    """The two passes."""
+
+    def survey(self, tiles: Tiles, rows: int, low: float, high: float) -> Survey:
+        """One pass; the window is low ≤ importance ≤ high."""
+        ...
+
+    def spread(
+        self, tiles: Tiles, bins: int, top: float, low: float
+    ) -> tuple[np.ndarray, int]:
+        """Counts over equal bins from 0 to ``top``, and how many lie below ``low``."""
+        ...
+
+
+def kernels_for(device: torch.device, count: int, compiled: bool | None) -> Kernels:
+    """The kernels for importances on a device.
+
+    Raises:
+        ValueError: compiled ones are asked for, and numba is not installed.
+    """
+    if device.type != "cpu":
+        return TorchKernels()
+    installed = importlib.util.find_spec("numba") is not None
+    if compiled and not installed:
+        raise ValueError("compiled: expected numba to be installed, but it is not; "
+                         "pip install 'wua-mlflow[fast]'")
+    if compiled or compiled is None and installed and count >= WORTHWHILE:
+        from wua_mlflow.compiled import CompiledKernels
+
+        return CompiledKernels()
+    return NumpyKernels()
+
+
+class Kept:
+    """The importances within a window, thinned evenly where they become too many."""
+
+    def __init__(self) -> None:
+        self._pieces: list[np.ndarray] = []
+        self._step, self._size, self._seen = 1, 0, 0
+
+    def add(self, values: np.ndarray) -> None:
+        first = -self._seen % self._step
+        self._seen += len(values)
+        piece = values[first::self._step]
+        self._pieces.append(piece if self._step == 1 else piece.copy())
+        self._size += len(piece)
+        if self._size > _MOST_KEPT:
+            kept = np.concatenate(self._pieces)[::2]
+            self._pieces, self._step, self._size = [kept.copy()], 2 * self._step, len(kept)
+
+    def values(self) -> np.ndarray:
+        return np.concatenate(self._pieces) if self._pieces else np.empty(0, np.float32)
+
+
+def flat(tile: Tensor) -> np.ndarray:
+    """A tile's numbers in the order of memory, without a copy where it is dense."""
+    return tile.detach().numpy().ravel(order="K")
+
+
+class NumpyKernels:
+    """For a CPU: NumPy's vector loops, tile by tile in its cache."""
+
+    def survey(self, tiles: Tiles, rows: int, low: float, high: float) -> Survey:
+        by_row = np.zeros(rows)
+        found = np.zeros(3)  # weighted, above, inside
+        least, largest, inside_least, inside_most = math.inf, -math.inf, math.inf, -math.inf
+        above_count = inside_count = 0
+        kept = Kept()
+        for place, tile in tiles:
+            by_row[place] += tile.sum(1, dtype=torch.float64).numpy()
+            values = flat(tile)
+            small, large = (one.item() for one in torch.aminmax(tile))
+            found[0] += weighted(values, small)
+            least, largest = min(least, small), max(largest, large)
+            if math.isnan(small):
+                least = small
+            if large > high:
+                above_count += int(np.count_nonzero(values > high))
+                over = torch.threshold(tile, high, 0.0) if high > 0 else tile
+                found[1] += over.sum(1, dtype=torch.float64).sum().item()
+            inside = values[(values >= low) & (values <= high)]
+            if len(inside):
+                inside_count += len(inside)
+                found[2] += total_of(inside)
+                inside_least = min(inside_least, float(inside.min()))
+                inside_most = max(inside_most, float(inside.max()))
+                kept.add(inside)
+        weights, above, inside_sum = found.tolist()
+        return Survey(total_of(by_row), weights, by_row, least, largest, above, above_count,
+                      inside_sum, inside_count, inside_least, inside_most, kept.values())
+
+    def spread(
+        self, tiles: Tiles, bins: int, top: float, low: float
+    ) -> tuple[np.ndarray, int]:
+        counts, below = np.zeros(bins, np.int64), 0
+        scale = bins / top if top > 0 else 0.0
+        for _, tile in tiles:
+            values = flat(tile)
+            below += int(np.count_nonzero(values < low))
+            counts += binned(values, scale, bins)
+        return counts, below
+
+
+def weighted(values: np.ndarray, least: float) -> float:
+    """Σ i ln i, with 0 ln 0 = 0; importances below the smallest normal number weigh nothing.
+
+    Args:
+        values: of a tile.
+        least: the least of them.
+    """
+    logs = logarithms(values, least)
+    with np.errstate(over="ignore"):  # the sum will tell
+        np.multiply(logs, values, out=logs)
+    return torch.from_numpy(logs).sum(dtype=torch.float64).item()
+
+
+def logarithms(values: np.ndarray, least: float) -> np.ndarray:
+    """ln of each, that of the smallest normal number for those below it."""
+    tiny = np.finfo(values.dtype).tiny
+    return np.log(values if least >= tiny else np.maximum(values, tiny))
+
+
+def total_of(values: np.ndarray) -> float:
+    """The sum in float64; infinite where it is too large."""
+    with np.errstate(over="ignore"):
+        return float(values.sum(dtype=np.float64))
+
+
+def binned(values: np.ndarray, scale: float, bins: int) -> np.ndarray:
+    """How many values each of the bins holds; the largest value belongs to the last one."""
+    if not math.isfinite(scale):  # the reciprocal of a subnormal number
+        above = np.count_nonzero(values > 0)
+        return np.array([len(values) - above, *[0] * (bins - 2), above][:bins])
+    counts = np.bincount((values * values.dtype.type(scale)).astype(np.int32), minlength=bins + 2)
+    counts[bins - 1] += counts[bins:].sum()
+    return counts[:bins]
+
+
+class TorchKernels:
+    """For a GPU: sums stay there until the end of a pass. Not measured on one."""
+
+    def survey(self, tiles: Tiles, rows: int, low: float, high: float) -> Survey:
+        by_row: Tensor | None = None
+        sums: list[Tensor] = []
+        extremes: list[Tensor] = []
+        kept = Kept()
+        for place, tile in tiles:
+            if by_row is None:
+                by_row = torch.zeros(rows, dtype=torch.float64, device=tile.device)
+            by_row[place] += tile.sum(1, dtype=torch.float64)
+            zero = torch.zeros((), dtype=tile.dtype, device=tile.device)
+            within = (tile >= low) & (tile <= high)
+            sums.append(torch.stack([
+                torch.special.xlogy(tile, tile).sum(dtype=torch.float64),
+                torch.where(tile > high, tile, zero).sum(dtype=torch.float64),
+                (tile > high).sum().double(),
+                torch.where(within, tile, zero).sum(dtype=torch.float64),
+                within.sum().double()]))
+            extremes.append(torch.stack([
+                tile.amin(), tile.amax(), torch.where(within, tile, math.inf).amin(),
+                torch.where(within, tile, -math.inf).amax()]).double())
+            kept.add(tile[within].cpu().numpy())
+        if by_row is None:
+            raise ValueError("tiles: expected at least one, but got none")
+        weighted_sum, above, above_count, inside, inside_count = torch.stack(sums).sum(0).tolist()
+        found = torch.stack(extremes)
+        return Survey(by_row.sum().item(), weighted_sum, by_row.cpu().numpy(),
+                      found[:, 0].amin().item(), found[:, 1].amax().item(), above,
+                      int(above_count), inside, int(inside_count), found[:, 2].amin().item(),
+                      found[:, 3].amax().item(), kept.values())
+
+    def spread(
+        self, tiles: Tiles, bins: int, top: float, low: float
+    ) -> tuple[np.ndarray, int]:
+        scale = bins / top if top > 0 else 0.0
+        counts: Tensor | int = 0
+        below: Tensor | int = 0
+        for _, tile in tiles:
+            below = below + (tile < low).sum()
+            numbers = (tile.flatten() * scale).long().clamp(max=bins - 1)
+            counts = counts + torch.bincount(numbers, minlength=bins)
+        return torch.as_tensor(counts).cpu().numpy(), int(below)
