@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numba import njit
 
-from wua_mlflow.survey import Kept, NumpyKernels, Survey, Tiles, flat, logarithms, total_of
+from wua_mlflow.survey import Kept, NumpyKernels, Survey, Tiles, flat, logarithms, total_of, within
 
 __all__ = ["CompiledKernels"]
 
@@ -48,10 +48,13 @@ def _weighted(values, logs):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, fastmath=True)
-def _number(values, scale, last, numbers):  # type: ignore[no-untyped-def]
-    """The number of each value's bin."""
+def _number(values, scale, last, low, numbers):  # type: ignore[no-untyped-def]
+    """The number of each value's bin; gives how many lie below ``low``."""
+    below = 0
     for i in range(values.size):
+        below += np.int32(values[i] < low)
         numbers[i] = min(np.int32(values[i] * scale), last)
+    return below
 
 
 @njit(cache=True)
@@ -85,13 +88,12 @@ class CompiledKernels:
             kind = values.dtype.type
             _add_rows(tile.numpy(), by_row[place])
             small, large = (one.item() for one in torch.aminmax(tile))
-            least = small if math.isnan(small) else min(least, small)
-            largest = max(largest, large)
+            least, largest = min(least, small), max(largest, large)  # NaN: the sum will tell
             total_weighted += _weighted(values, logarithms(values, small))
             if large > high:
                 more, count = _above(values, kind(high))
                 above, above_count = above + more, above_count + count
-            inside = values[(values >= kind(low)) & (values <= kind(high))]
+            inside = within(values, kind(low), kind(high))
             if len(inside):
                 inside_count += len(inside)
                 inside_sum += total_of(inside)
@@ -112,9 +114,9 @@ class CompiledKernels:
         numbers = np.empty(0, np.int16)
         for _, tile in tiles:
             values = flat(tile)
-            below += int(np.count_nonzero(values < low))
+            kind = values.dtype.type
             if len(numbers) != len(values):
                 numbers = np.empty(len(values), np.int16)
-            _number(values, values.dtype.type(scale), np.int32(bins - 1), numbers)
+            below += int(_number(values, kind(scale), np.int32(bins - 1), kind(low), numbers))
             _count(numbers, counts)
         return counts.sum(0), below

@@ -27,7 +27,7 @@ _TILE, _TILE_ON_GPU = 2**16, 2**24
 _SIMPLY_SORTED = 2**20
 """Up to so many importances are sorted whole."""
 _SAMPLE_CALLS, _SAMPLE_ROWS, _SAMPLE_COLUMNS = 64, 64, 16
-_SLACK = 0.02
+_SLACK = 0.01
 """How far from its place in a sample the border of the top 90% is looked for, a share of it."""
 _SORTED_AT_ONCE, _BINS = 2**14, 4096
 _MOST_PASSES = 64
@@ -218,7 +218,10 @@ def _enough(values: np.ndarray, wanted: float) -> int:
     count, held = 0, 0.0
     while len(values) > _SORTED_AT_ONCE and values.min() < values.max():
         least, most = float(values.min()), float(values.max())
-        places = ((values.astype(np.float64) - least) * (_BINS / (most - least))).astype(np.int32)
+        exact = values.astype(np.float64)
+        exact -= least
+        exact *= _BINS / (most - least)
+        places = exact.astype(np.int32)
         np.minimum(places, _BINS - 1, out=places)
         sums = np.bincount(places, weights=values, minlength=_BINS)[::-1].cumsum()
         bin_ = min(_BINS - 1, int(np.searchsorted(sums, wanted - held)))
