@@ -12,23 +12,8 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from tests.networks import mlp, numpys, rows
 from wua_mlflow.analysis import OUTPUT_LAYER, analyze, layer_importance
-
-
-def mlp(*widths: int, seed: int = 0) -> nn.Sequential:
-    torch.manual_seed(seed)
-    layers: list[nn.Module] = []
-    for left, right in zip(widths, widths[1:], strict=False):
-        layers += [nn.Linear(left, right), nn.ReLU()]
-    return nn.Sequential(*layers[:-1])
-
-
-def rows(samples: int, *shape: int, seed: int = 1) -> torch.Tensor:
-    return torch.rand(samples, *shape, generator=torch.Generator().manual_seed(seed)) - 0.2
-
-
-def numpys(tensor: torch.Tensor) -> np.ndarray:
-    return tensor.detach().double().numpy()
 
 
 def two_layers_by_hand(model: nn.Sequential, inputs: torch.Tensor) -> dict[str, np.ndarray]:
@@ -234,26 +219,46 @@ def test_a_compiled_model_has_the_names_of_the_plain_one():
 
 def test_unknown_names_and_numbers():
     inputs = rows(4, 3)
-    with pytest.raises(ValueError, match="criterion: expected one of output, magnitude, "
-                                         "but got 'outputs'"):
+    with pytest.raises(ValueError, match="criterion: expected one of output, input, wanda, "
+                                         "magnitude, taylor, or a function, but got 'outputs'"):
         analyze(PLAIN, inputs, criterion="outputs")
-    with pytest.raises(ValueError, match="criterion: expected one of output, magnitude"):
-        layer_importance(PLAIN, inputs, ["0"], "taylor")
+    with pytest.raises(ValueError, match="criterion: expected one of output, input, wanda"):
+        layer_importance(PLAIN, inputs, ["0"], "outputs")
     named = nn.Sequential()
     named.add_module("fc1", nn.Linear(3, 2))
     with pytest.raises(ValueError, match="layers: expected names among fc1, but got 'fc_1' "
                                          r"\(did you mean 'fc1'\?\)"):
         analyze(named, inputs, layers=["fc_1"])
-    for null in (-1, 1.5):
+    for null in (-1, 1.5, "2", math.nan):
         with pytest.raises(ValueError, match=f"null: expected .*, but got {null}"):
             analyze(PLAIN, inputs, null=null)
 
 
 def test_nothing_to_analyse():
-    with pytest.raises(ValueError, match="model: expected a Linear or convolutional layer"):
+    with pytest.raises(ValueError, match="^model: expected a layer whose weights the forward "
+                                         "multiplies with activations, but found none$"):
         analyze(nn.Sequential(nn.ReLU()), rows(4, 3))
-    with pytest.raises(ValueError, match="layer spare: expected the forward to call it"):
+    with pytest.raises(ValueError, match=r"but found none \(0: LayerNorm is not a kind of layer"):
+        analyze(nn.Sequential(nn.LayerNorm(3)), rows(4, 3))
+    with pytest.raises(ValueError, match="^layer spare: expected one that can be analysed, but got:"
+                                         " never called in the forward$"):
         layer_importance(Branches(), rows(4, 3), ["spare"])
+
+
+def test_what_is_no_model():
+    for model in (None, "model", lambda x: x, nn.Linear):
+        with pytest.raises(ValueError, match=r"^model: expected a torch\.nn\.Module"):
+            analyze(model, rows(4, 3))
+
+
+def test_wrapped_models_go_by_the_names_of_what_is_inside():
+    inner, inputs = mlp(3, 8, 6, 2), rows(20, 3)
+    expected = analyze(inner, inputs)
+    for wrapped in (nn.DataParallel(inner), torch.compile(inner, backend="eager")):
+        found = analyze(wrapped, inputs)
+        assert {name: layer.entropy for name, layer in found.layers.items()} == {
+            name: layer.entropy for name, layer in expected.layers.items()}
+        assert list(layer_importance(wrapped, inputs, ["2"])) == ["2"]
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -264,11 +269,13 @@ def test_what_is_not_finite_is_refused_by_name(value):
         analyze(PLAIN, inputs)
     broken = copy.deepcopy(PLAIN)
     broken[0].weight.data[0, 0] = value
-    with pytest.raises(ValueError, match="layer 0: expected a finite weight, but got NaN or inf"):
+    with pytest.raises(ValueError, match="layer 0: expected a finite output, but got NaN or inf.*; "
+                                         "parameter '0.weight' is not finite"):
         analyze(broken, rows(4, 3))
 
 
 def test_the_models_own_error_comes_through():
-    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+    with pytest.raises(RuntimeError, match=r"shapes cannot be multiplied .* \(in layer '0', batch "
+                                           r"0\)$"):
         analyze(PLAIN, rows(4, 5))
     assert not any(module._forward_hooks for module in PLAIN.modules())

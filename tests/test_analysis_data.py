@@ -10,24 +10,8 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from tests.networks import mlp, numpys, rows
 from wua_mlflow.analysis import analyze, layer_importance
-
-
-def mlp(*widths: int, seed: int = 0) -> nn.Sequential:
-    torch.manual_seed(seed)
-    layers: list[nn.Module] = []
-    for left, right in zip(widths, widths[1:], strict=False):
-        layers += [nn.Linear(left, right), nn.ReLU()]
-    return nn.Sequential(*layers[:-1])
-
-
-def rows(samples: int, *shape: int, seed: int = 1) -> torch.Tensor:
-    return torch.rand(samples, *shape, generator=torch.Generator().manual_seed(seed)) - 0.2
-
-
-def numpys(tensor: torch.Tensor) -> np.ndarray:
-    return tensor.detach().double().numpy()
-
 
 PLAIN = mlp(3, 4, 2)
 
@@ -93,30 +77,58 @@ def test_token_numbers_stay_whole_numbers():
     model = nn.Sequential(nn.Embedding(10, 4), nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2))
     tokens = torch.randint(10, (12, 3), generator=torch.Generator().manual_seed(7))
     usage = analyze(model, tokens)
-    assert list(usage.layers) == ["1"]
-    assert usage.skipped["0"] == "Embedding is not a kind of layer that is analysed"
+    assert list(usage.layers) == ["0", "1"]
+    embedded = model[0](tokens).detach().double()
+    importance = model[0].weight.detach().double().T.abs() * embedded.mean((0, 1)).abs()[:, None]
+    assert usage.layers["0"].unit_importance == pytest.approx(importance.sum(1).numpy(), rel=1e-6)
+    assert (usage.layers["0"].weights, usage.layers["0"].units) == (40, 4)
 
 
 def test_the_random_stream_is_left_alone_by_batches_that_draw():
-    def batches():
-        for _ in range(3):
-            yield torch.rand(10, 3)
+    class Drawn:
+        def __iter__(self):
+            for _ in range(3):
+                yield torch.rand(10, 3)
 
     torch.manual_seed(11)
     stream = torch.get_rng_state()
-    analyze(PLAIN, batches())
-    analyze(PLAIN, batches(), null=2)
+    analyze(PLAIN, iter(Drawn()))
+    analyze(PLAIN, Drawn(), null=2)
     assert torch.equal(torch.get_rng_state(), stream)
 
 
-@pytest.mark.parametrize("layout", [None, "batches"])
+@pytest.mark.parametrize("layout", [None, "batches", "loader"])
 def test_a_null_sees_the_same_inputs(layout):
     inputs = rows(60, 3)
-    data = inputs if layout is None else (part for part in inputs.split(7))
+    data = {None: inputs, "batches": inputs.split(7),
+            "loader": DataLoader(TensorDataset(inputs), batch_size=7)}[layout]
     usage, whole = analyze(PLAIN, data, null=3, seed=5), analyze(PLAIN, inputs, null=3, seed=5)
     assert usage.null.draws == 3
     assert usage.layers["0"].null.share == pytest.approx(whole.layers["0"].null.share, rel=1e-6)
     assert usage.layers["0"].null_share == usage.layers["0"].null.share
+
+
+def test_a_null_needs_data_that_can_be_gone_over_again():
+    inputs = rows(60, 3)
+    for once in ((part for part in inputs.split(7)), iter([inputs])):
+        with pytest.raises(ValueError, match="^data: expected batches that can be gone over again, "
+                                             "since null asks for more passes, but got an iterator"
+                                             "; give a DataLoader or a list$"):
+            analyze(PLAIN, once, null=1)
+        assert torch.equal(torch.cat(list(once)), inputs)  # nothing of it was used up
+
+
+def test_a_loader_that_is_exhausted_in_a_nulls_pass():
+    class Tired:
+        def __init__(self) -> None:
+            self.left = iter(rows(60, 3).split(7))
+
+        def __iter__(self):
+            return self.left
+
+    assert analyze(PLAIN, Tired()).samples == 60
+    with pytest.raises(ValueError, match="^data: expected batches .* got none in a later pass"):
+        analyze(PLAIN, Tired(), null=2)
 
 
 @pytest.mark.parametrize(
@@ -129,7 +141,8 @@ def test_a_null_sees_the_same_inputs(layout):
         ({"x": torch.rand(2, 3)}, "an iterable of batches, but got dict"),
         (torch.tensor(1.0), "an iterable of batches, but got Tensor"),
         ([[1.0, 2.0, 3.0]], "expected batches of tensors or arrays .* but got 1.0"),
-        ([{"x": 1}], "expected batches of tensors or arrays .* but got {'x': 1}"),
+        ([{"x": 1}], r"expected keys that the model's forward takes \(input\), but got x"),
+        ([{"input": 1}], "expected batches of tensors or arrays .* but got {'input': 1}"),
         ([[]], r"expected batches of tensors or arrays .* but got \[\]"),
     ],
 )

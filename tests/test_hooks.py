@@ -2,124 +2,56 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable
+import subprocess
+import sys
+from contextlib import suppress
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from wua_mlflow.hooks import evaluating, observe, unwrapped
-
-
-class Net(nn.Module):
-    """Batch norm, dropout, a layer that is used twice, and a forward that draws random numbers."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first = nn.Linear(3, 4)
-        self.norm = nn.BatchNorm1d(4)
-        self.drop = nn.Dropout()
-        self.twice = nn.Linear(4, 4)
-        self.unused = nn.Linear(1, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        hidden = self.drop(self.norm(self.first(x)))
-        hidden = self.twice(self.twice(hidden))
-        noise = torch.rand(()) + random.random() + np.random.rand()  # draws in eval mode too
-        if x.isnan().any():
-            raise RuntimeError("a NaN came in")
-        return functional.relu(hidden) + 0 * noise
-
-
-def state_of(model: nn.Module) -> dict[str, object]:
-    """Everything that must be the same afterwards, in comparable form."""
-    return {
-        "modes": [module.training for module in model.modules()],
-        "hooks": [list(module._forward_hooks) for module in model.modules()],
-        "pre hooks": [list(module._forward_pre_hooks) for module in model.modules()],
-        "state": [tensor.tolist() for tensor in model.state_dict().values()],
-        "requires": [parameter.requires_grad for parameter in model.parameters()],
-        "grads": [None if p.grad is None else p.grad.tolist() for p in model.parameters()],
-        "enabled": torch.is_grad_enabled(),
-        "torch": torch.get_rng_state().tolist(),
-        "numpy": np.random.get_state()[1].tolist(),
-        "python": random.getstate(),
-    }
-
-
-def mixed() -> Net:
-    torch.manual_seed(0)
-    model = Net()
-    model.norm.eval()
-    model.twice.eval()
-    model.unused.weight.requires_grad_(False)
-    model.first.register_forward_hook(lambda module, inputs, output: None)
-    model(torch.rand(5, 3)).sum().backward()
-    return model
+from tests.networks import kept_streams, restless, snapshot
+from wua_mlflow.hooks import evaluating, running, unwrapped
 
 
 @pytest.fixture(autouse=True)
 def _seeded_globals():
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    torch.manual_seed(0)
-    yield
-    random.setstate(states[0])
-    np.random.set_state(states[1])
-    torch.set_rng_state(states[2])
+    with kept_streams():
+        yield
 
 
-ENTRANCES: dict[str, Callable] = {
-    "evaluating": evaluating,
-    "observe": lambda model: observe(model, ["first", "twice"], lambda name, output: None),
-}
-
-
-@pytest.mark.parametrize("enter", ENTRANCES.values(), ids=ENTRANCES)
-def test_the_model_is_left_as_found(enter):
-    model = mixed()
-    before = state_of(model)
-    with enter(model) as same:
+@pytest.mark.parametrize("grad", [False, True])
+def test_the_model_is_left_as_found(grad):
+    model = restless()
+    before = snapshot(model)
+    with evaluating(model, grad=grad) as same:
         same(torch.rand(2, 3))
-    assert state_of(model) == before
+        assert same is model
+        assert model.calls == 2  # the forward that counts has run
+    assert snapshot(model) == before
 
 
-@pytest.mark.parametrize("enter", ENTRANCES.values(), ids=ENTRANCES)
-def test_the_model_is_left_as_found_when_the_forward_raises(enter):
-    model = mixed()
-    before = state_of(model)
-    with pytest.raises(RuntimeError, match="a NaN came in"), enter(model) as same:
-        same(torch.full((2, 3), torch.nan))
-    assert state_of(model) == before
+@pytest.mark.parametrize("grad", [False, True])
+def test_the_model_is_left_as_found_when_the_forward_raises(grad):
+    model = restless()
+    before = snapshot(model)
+    with pytest.raises(RuntimeError, match="more than 100"), evaluating(model, grad=grad) as same:
+        same(torch.full((2, 3), 101.0))
+    assert snapshot(model) == before
 
 
-def test_the_model_is_left_as_found_when_the_observer_raises():
-    model = mixed()
-    before = state_of(model)
-
-    def refuse(name: str, output: Tensor) -> None:
-        raise KeyError(name)
-
-    with pytest.raises(KeyError, match="first"), observe(model, ["first"], refuse) as same:
-        same(torch.rand(2, 3))
-    assert state_of(model) == before
-
-
-def test_the_model_is_left_as_found_when_a_name_is_wrong():
-    model = mixed()
-    before = state_of(model)
-    with pytest.raises(AttributeError, match="third"), \
-            observe(model, ["first", "third"], lambda name, output: None):
+def test_the_model_is_left_as_found_when_it_is_not_called():
+    model = restless()
+    before = snapshot(model)
+    with evaluating(model, grad=True):
         pass
-    assert state_of(model) == before
+    assert snapshot(model) == before
 
 
 def test_inside_all_is_in_eval_mode_without_gradients():
-    model = mixed()
-    with evaluating(model) as same:
-        assert same is model
+    model = restless()
+    with evaluating(model):
         assert not any(module.training for module in model.modules())
         assert not model(torch.rand(2, 3)).requires_grad
     with torch.no_grad():
@@ -128,8 +60,30 @@ def test_inside_all_is_in_eval_mode_without_gradients():
         assert not torch.is_grad_enabled()
 
 
+def test_inside_with_gradients_every_floating_point_parameter_has_one():
+    model = restless()
+    model.whole = nn.Parameter(torch.ones(2, dtype=torch.int64), requires_grad=False)
+    for context in (torch.enable_grad, torch.no_grad, torch.inference_mode):
+        with context(), evaluating(model, grad=True):
+            assert [name for name, p in model.named_parameters() if not p.requires_grad] \
+                == ["whole"]
+            assert model(torch.rand(2, 3)).requires_grad
+    assert not model.first.bias.requires_grad
+
+
+def test_gradients_of_parameters_made_in_inference_mode_are_refused():
+    with torch.inference_mode():
+        model = nn.Linear(2, 2)
+    with pytest.raises(ValueError, match="model: .* made in inference mode"), \
+            evaluating(model, grad=True):
+        pass
+    with evaluating(model):
+        assert model(torch.ones(1, 2)).shape == (1, 2)
+
+
 def test_the_outputs_are_those_of_eval_mode():
-    model = mixed()
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(), nn.Linear(4, 2))
     inputs = torch.rand(4, 3)
     with evaluating(model):
         found = model(inputs)
@@ -137,61 +91,168 @@ def test_the_outputs_are_those_of_eval_mode():
     assert torch.equal(found, model(inputs))
 
 
-def test_each_call_is_told_in_the_order_of_the_forward():
-    model = mixed().eval()
-    seen: list[tuple[str, Tensor]] = []
-    inputs = torch.rand(6, 3)
-    with observe(model, ["twice", "norm", "first", "unused"],
-                 lambda name, output: seen.append((name, output.clone()))) as same:
-        same(inputs)
-    first = functional.linear(inputs, model.first.weight, model.first.bias)
-    norm = functional.batch_norm(first, model.norm.running_mean, model.norm.running_var,
-                                 model.norm.weight, model.norm.bias)
-    once = functional.linear(norm, model.twice.weight, model.twice.bias)
-    twice = functional.linear(once, model.twice.weight, model.twice.bias)
-    assert [name for name, _ in seen] == ["first", "norm", "twice", "twice"]
-    for (_, found), expected in zip(seen, [first, norm, once, twice], strict=True):
-        torch.testing.assert_close(found, expected)
+class Counting(nn.Module):
+    """Each way in which a forward may change a buffer."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+        self.register_buffer("kept", torch.zeros(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.how == "in place":
+            self.kept += x.mean(0)
+        elif self.how == "data":
+            self.kept.data.add_(x.mean(0))
+        elif self.how == "detached":
+            self.kept.detach()[0] = 5.0
+        elif self.how == "numpy":
+            self.kept.numpy()[:] = 5.0
+        elif self.how == "statistics":
+            functional.batch_norm(x, self.kept, torch.ones(3), training=True)
+        elif self.how == "replaced":
+            self.kept = self.kept + 1
+        elif self.how == "removed":
+            del self.kept
+        elif self.how == "added":
+            self.register_buffer("more", x)
+        elif self.how == "not a number":
+            self.kept.fill_(torch.nan)
+        return x
 
 
-def test_modules_may_be_given_by_any_name():
-    model = nn.Sequential(nn.Linear(2, 3), nn.ReLU())
+@pytest.mark.parametrize("how", ["in place", "data", "detached", "numpy", "statistics", "replaced",
+                                 "removed", "added", "not a number"])
+def test_buffers_are_put_back_however_the_forward_changed_them(how):
+    model = nn.Sequential(Counting(how))
+    kept = model[0].kept
+    with evaluating(model):
+        model(torch.rand(4, 3) + 1)
+        changed = list(model.buffers())
+        assert len(changed) != 1 or changed[0] is not kept or kept.tolist() != [0.0] * 3
+    assert dict(model.named_buffers()) == {"0.kept": kept}
+    assert model[0].kept is kept
+    assert kept.tolist() == [0.0] * 3
+
+
+def test_an_untouched_buffer_is_not_written_to():
+    model = nn.BatchNorm1d(3)
+    output = model.running_mean * torch.ones(3, requires_grad=True)
+    with evaluating(model):
+        model(torch.rand(4, 3))
+    output.sum().backward()  # would raise if the buffer had been written to since
+
+
+def test_running_names_the_modules_under_way_and_counts_their_calls():
+    model = restless().eval()
+    names = {module: name for name, module in model.named_modules()}
     seen = []
-    with observe(model, {"mine": model[1]}, lambda name, output: seen.append(name)) as same:
-        same(torch.rand(1, 2))
-    assert seen == ["mine"]
+    model.twice.register_forward_hook(lambda *_: seen.append(list(state.stack)))
+    before = snapshot(model)
+    with evaluating(model), running(model, names) as state:
+        model(torch.rand(2, 3))
+        assert state.stack == []
+    assert seen == [["", "twice"], ["", "twice"]]
+    assert state.calls == {"": 1, "first": 1, "drop": 1, "twice": 2}
+    assert snapshot(model) == before
 
 
-def test_what_the_observer_returns_does_not_replace_the_output():
-    model = nn.Sequential(nn.Linear(2, 3), nn.Tanh())
-    inputs = torch.rand(4, 2)
-    expected = model(inputs)
-    with observe(model, ["0"], lambda name, output: torch.zeros(4, 3)) as same:
-        assert torch.equal(same(inputs), expected)
+def test_running_leaves_the_stack_of_a_forward_that_raised():
+    class Fragile(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            raise KeyError("inside")
+
+    model, inputs = nn.Sequential(nn.Sequential(nn.Identity(), Fragile())), torch.rand(1)
+    names = {module: name for name, module in model.named_modules()}
+    before = snapshot(model)
+    with pytest.raises(KeyError, match="inside"), running(model, names) as state:
+        model(inputs)
+    assert state.stack == ["", "0", "0.1"]
+    assert snapshot(model) == before
 
 
-def test_an_inplace_activation_comes_after():
-    model = nn.Sequential(nn.Linear(2, 8), nn.ReLU(inplace=True))
-    inputs = torch.rand(4, 2)
-    seen = []
-    with observe(model, ["0"], lambda name, output: seen.append(output.clone())) as same:
-        same(inputs)
-    torch.testing.assert_close(
-        seen[0], torch.addmm(model[0].bias, inputs, model[0].weight.T))
-    assert (seen[0] < 0).any()
+def test_running_goes_on_after_an_error_that_the_model_itself_caught():
+    class Fragile(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            raise KeyError("inside")
+
+    class Careful(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fragile, self.sound = Fragile(), nn.Identity()
+
+        def forward(self, x: Tensor) -> Tensor:
+            with suppress(KeyError):
+                self.fragile(x)
+            return self.sound(x)
+
+    model = nn.Sequential(Careful())
+    with running(model, {module: name for name, module in model.named_modules()}) as state:
+        model(torch.rand(1))
+        model(torch.rand(1))
+    assert state.stack == []
+    assert state.calls == {"": 2, "0": 2, "0.fragile": 2, "0.sound": 2}
 
 
 @pytest.mark.parametrize("wrap", [lambda m: torch.compile(m, backend="eager"), nn.DataParallel],
                          ids=["compiled", "parallel"])
 def test_a_wrapped_model_is_unwrapped(wrap):
     inner = nn.Sequential(nn.Linear(2, 3), nn.ReLU())
-    wrapped = wrap(inner)
-    assert unwrapped(wrapped) is inner
-    seen = []
-    with observe(wrapped, ["0"], lambda name, output: seen.append(name)) as model:
-        model(torch.rand(1, 2))
-    assert seen == ["0"]
-    assert model is inner
+    assert unwrapped(wrap(inner)) is inner
+    assert unwrapped(nn.DataParallel(wrap(inner))) is inner
+    assert unwrapped(inner) is inner
+
+
+@pytest.mark.parametrize("model", [None, lambda x: x, "model"])
+def test_what_is_no_module(model):
+    with pytest.raises(ValueError, match=r"model: expected a torch\.nn\.Module .*, but got "):
+        unwrapped(model)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_torchscript_is_refused():
+    scripted = torch.jit.script(nn.Linear(2, 2))
+    with pytest.raises(ValueError, match="that runs in Python, but got RecursiveScriptModule"):
+        unwrapped(scripted)
+    with evaluating(nn.Sequential(nn.BatchNorm1d(2), scripted)) as model:  # as a part it may be
+        assert model(torch.ones(3, 2)).shape == (3, 2)
+
+
+COMPILED = """
+import torch
+from torch import nn
+from wua_mlflow.hooks import evaluating, running
+
+compiled = []
+def backend(graph, inputs):
+    compiled.append(1)
+    return graph.forward
+
+
+class Part(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(2, 3)
+
+    def forward(self, x):
+        return self.inner(x).relu()
+
+part = Part()
+model = nn.Sequential(part, nn.ReLU())
+part.compile(backend=backend)
+with evaluating(model), running(model, {part: "part"}) as state:
+    model(torch.rand(1, 2))
+assert compiled == [], "the compiled part ran compiled"
+assert state.calls["part"] == 1
+model(torch.rand(1, 2))
+assert compiled == [1], "the stance was not put back"
+"""
+
+
+def test_compiled_parts_run_as_python_and_compile_again_afterwards():
+    done = subprocess.run([sys.executable, "-c", COMPILED], capture_output=True, text=True,
+                          timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_graph_from_pt2_keeps_its_mode(tmp_path):

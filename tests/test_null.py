@@ -12,8 +12,10 @@ import scipy.stats
 import torch
 from torch import Tensor, nn
 
+from wua_mlflow import analysis
 from wua_mlflow.analysis import analyze
 from wua_mlflow.null import PERMUTED, REINITIALISED, with_null
+from wua_mlflow.summary import summarize
 from wua_mlflow.usage import ModelUsage
 
 UNIFORM_SHARE = math.exp(0.5) / 2
@@ -84,14 +86,14 @@ def test_permuted_shares_are_those_of_a_simulation():
 def test_the_range_and_the_shift_are_those_of_the_draws():
     model, shares, entropies = trained(), [], []
 
-    def measure(blank: nn.Module) -> ModelUsage:
+    def measure(blank: nn.Module) -> dict[str, ModelUsage]:
         found = analyze(blank, INPUTS)
         shares.append(found.layers["0"].effective_share)
         entropies.append(found.layers["0"].entropy)
-        return found
+        return {"output": found}
 
     usage = analyze(model, INPUTS)
-    null = with_null(usage, model, measure, draws=8, seed=3).layers["0"].null
+    null = with_null({"output": usage}, model, measure, draws=8, seed=3)["output"].layers["0"].null
     assert len(shares) == len(set(shares)) == 8
     assert null.share == pytest.approx(np.mean(shares))
     assert (null.low, null.high) == pytest.approx(tuple(np.quantile(shares, [0.025, 0.975])))
@@ -107,13 +109,13 @@ def test_draws_work_on_one_copy_that_has_forgotten_everything():
     before = copy.deepcopy(model.state_dict())
     seen = []
 
-    def measure(blank: nn.Module) -> ModelUsage:
+    def measure(blank: nn.Module) -> dict[str, ModelUsage]:
         assert blank is not model
         seen.append(copy.deepcopy(blank.state_dict()))
-        return usage
+        return {"output": usage}
 
     usage = analyze(model, INPUTS)
-    with_null(usage, model, measure, draws=2, seed=0)
+    with_null({"output": usage}, model, measure, draws=2, seed=0)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert not torch.equal(seen[0]["0.weight"], seen[1]["0.weight"])
     for state in seen:
@@ -153,9 +155,9 @@ def test_more_draws_begin_with_the_fewer():
 
         def measure(blank):
             shares.append(analyze(blank, INPUTS).layers["0"].effective_share)
-            return usage
+            return {"output": usage}
 
-        with_null(usage, model, measure, draws=draws, seed=6)
+        with_null({"output": usage}, model, measure, draws=draws, seed=6)
         return shares
 
     model = trained()
@@ -185,7 +187,7 @@ def test_the_global_stream_is_left_alone_when_a_measurement_raises():
     model = trained()
     usage, before = analyze(model, INPUTS), torch.get_rng_state()
     with pytest.raises(RuntimeError, match="no"):
-        with_null(usage, model, measure, draws=1, seed=0)
+        with_null({"output": usage}, model, measure, draws=1, seed=0)
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -195,10 +197,10 @@ def test_permuting_keeps_each_parameters_values():
 
     def measure(blank):
         seen.append(blank.state_dict()["1.factor"].clone())
-        return usage
+        return {"output": usage}
 
     usage = analyze(model, INPUTS)
-    with_null(usage, model, measure, draws=1, seed=0)
+    with_null({"output": usage}, model, measure, draws=1, seed=0)
     assert seen[0].tolist() != list(range(40))
     assert sorted(seen[0].tolist()) == list(range(40))
 
@@ -207,9 +209,50 @@ def test_permuting_keeps_each_parameters_values():
 def test_at_least_one_draw(draws):
     usage = analyze(trained(), INPUTS)
     with pytest.raises(ValueError, match=f"draws: expected .* at least 1, but got {draws}"):
-        with_null(usage, trained(), lambda blank: usage, draws=draws, seed=0)
+        with_null({"output": usage}, trained(), lambda blank: {}, draws=draws, seed=0)
 
 
 def test_a_seed_out_of_range():
     with pytest.raises(ValueError, match="seed: expected a whole number"):
         analyze(trained(), INPUTS, null=1, seed=-1)
+
+
+def test_several_criteria_share_the_draws():
+    model, names = trained(), ["output", "magnitude", "wanda"]
+    together = analyze(model, INPUTS, criterion=names, null=4, seed=7)
+    for name in names:
+        alone = analyze(model, INPUTS, criterion=name, null=4, seed=7)
+        assert together[name].null == alone.null
+        assert together[name].layers["0"].null == alone.layers["0"].null
+
+
+@pytest.mark.parametrize("criterion", ["output", "input", "wanda", "magnitude", "taylor"])
+def test_a_large_layer_is_sampled_by_whole_units(criterion, monkeypatch):
+    """120 of 480 units stand for all: about the same share, and the same scale of counts."""
+    torch.manual_seed(2)
+    model = nn.Sequential(nn.Linear(30, 480), nn.ReLU(), nn.Linear(480, 2))
+    data = [(INPUTS, torch.arange(50) % 2)]
+    options = {"criterion": criterion, "null": 4, "seed": 8, "loss": nn.functional.cross_entropy}
+    whole = analyze(model, data, **options).layers["0"].null
+    monkeypatch.setattr(analysis, "MOST_IN_A_DRAW", 120 * 30)
+    seen = []
+    monkeypatch.setattr(analysis, "summarize", lambda part, shape, **how: seen.append(shape)
+                        or summarize(part, shape, **how))
+    sampled = analyze(model, data, **options).layers["0"].null
+    assert seen.count((120, 30)) == 4
+    assert sampled.share == pytest.approx(whole.share, rel=0.1)
+    assert sampled.shift == pytest.approx(whole.shift, abs=0.1)
+    again = analyze(model, data, **options).layers["0"].null
+    assert again == sampled
+
+
+def test_a_sampled_grouped_convolution(monkeypatch):
+    torch.manual_seed(3)
+    model = nn.Sequential(nn.Conv2d(8, 64, 3, groups=4), nn.ReLU(), nn.Flatten(),
+                          nn.Linear(64 * 16, 2))
+    images = torch.rand(10, 8, 6, 6, generator=torch.Generator().manual_seed(4))
+    whole = analyze(model, images, criterion="wanda", null=4).layers["0"].null
+    monkeypatch.setattr(analysis, "MOST_IN_A_DRAW", 16 * 18)
+    sampled = analyze(model, images, criterion="wanda", null=4).layers["0"].null
+    assert sampled.share == pytest.approx(whole.share, rel=0.05)
+    assert sampled.share != whole.share

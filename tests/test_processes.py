@@ -114,6 +114,16 @@ def of_shards_unevenly() -> object:
     return analyze(sharded(), inputs().split(5)[:3 if dist.get_rank() == 0 else 2])
 
 
+def of_shards_with_data_that_fail() -> object:
+    def batches() -> Any:
+        yield inputs()[:4]
+        if dist.get_rank() == 1:
+            raise OSError("the disk is gone")
+        yield inputs()[4:8]
+
+    return analyze(sharded(), batches())
+
+
 def of_shards_with_a_null() -> object:
     return analyze(sharded(), inputs().split(5), null=2)
 
@@ -191,6 +201,12 @@ def test_a_sharded_model_has_the_figures_of_the_whole_one(tmp_path):
         assert_alike(usage, expected)
         assert still_sharded
         assert max(gathered) == largest  # one parameter at a time, never all of them
+
+
+def test_data_that_fail_in_one_process_of_a_sharded_model(tmp_path):
+    first, second = run_twice(of_shards_with_data_that_fail, tmp_path)
+    assert second[:2] == ("OSError", "the disk is gone")
+    assert first[:2] == ("RuntimeError", "process 1: OSError: the disk is gone")
 
 
 @pytest.mark.parametrize(("job", "message"), [

@@ -6,7 +6,6 @@ summary, usage, watching. Tests: ``tests/test_analysis.py``, ``tests/test_analys
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from wua_mlflow.batches import Batches
 from wua_mlflow.evidence import (
     Evidence,
-    criterion_named,
+    criteria_named,
     evidence_of,
     lacking,
     rank_of,
@@ -28,13 +27,13 @@ from wua_mlflow.gradients import Loss
 from wua_mlflow.hooks import unwrapped
 from wua_mlflow.importance import Criterion, output
 from wua_mlflow.null import with_null
-from wua_mlflow.observing import Observation, observe
+from wua_mlflow.observing import Observation, named_layers, observe
 from wua_mlflow.processes import is_sharded
 from wua_mlflow.randomness import Purpose, torch_generator
 from wua_mlflow.summary import Summary, summarize
 from wua_mlflow.usage import LayerUsage, ModelUsage
 from wua_mlflow.watching.layer import Layer
-from wua_mlflow.watching.owners import layer_names
+from wua_mlflow.watching.told import Needs
 
 __all__ = ["OUTPUT_LAYER", "analyze", "layer_importance"]
 
@@ -118,25 +117,34 @@ def analyze(  # noqa: PLR0913 - the options of one question, each by name
     (20, {'2': "the output layer: its units are the model's outputs"})
     """
     several = not isinstance(criterion, str) and not callable(criterion)
-    criteria = dict(map(criterion_named, criterion if several else [criterion]))  # type: ignore[arg-type]
-    if not criteria:
-        raise ValueError("criterion: expected at least one, but got none")
-    if null < 0 or null != int(null):
+    criteria = criteria_named(criterion if several else [criterion])  # type: ignore[arg-type, list-item]
+    if not isinstance(null, int) or null < 0:
         raise ValueError(f"null: expected a whole number of at least 0, but got {null}")
     model = unwrapped(model)
     batches = Batches(data, model, batch_to_inputs)
     if null and batches.once:
         raise ValueError("data: expected batches that can be gone over again, since null asks for "
                          "more passes, but got an iterator; give a DataLoader or a list")
-    if null and is_sharded(model):
-        raise ValueError("null: expected 0 for a sharded model, which cannot be re-initialised, "
-                         f"but got {null}")
-    seen = observe(model, batches, what_to_gather(list(criteria.values()), rows=effective_rank),
-                   wanted=_wanted(model, layers), loss=loss)
+    needed = what_to_gather(list(criteria.values()), rows=effective_rank)
+    if is_sharded(model):
+        _check_sharded(null, needed)
+    wanted = named_layers(model, layers)
+    if effective_rank:  # it is scaled by those that read a layer, asked for or not
+        wanted = named_layers(model, None)
+    seen = observe(model, batches, needed, wanted=wanted, loss=loss)
     found = _usages(seen, criteria, layers)
     if null:
         found = _with_nulls(found, model, batches, criteria, (null, seed, loss))
     return found if several else next(iter(found.values()))
+
+
+def _check_sharded(null: int, needed: Needs) -> None:
+    if null:
+        raise ValueError("null: expected 0 for a sharded model, which cannot be re-initialised, "
+                         f"but got {null}")
+    if needed.gradient:
+        raise ValueError("criterion: taylor needs gradients, which a sharded model has in pieces "
+                         "only; choose another, or a model that is not sharded")
 
 
 def layer_importance(
@@ -163,44 +171,31 @@ def layer_importance(
     >>> layer_importance(model, torch.rand(100, 2), ["0"])["0"].shape
     torch.Size([10, 2])
     """
-    _, rule = criterion_named(criterion)
+    rule, = criteria_named([criterion]).values()
     model, names = unwrapped(model), list(layers)
     seen = observe(model, Batches(data, model), what_to_gather([rule], rows=False),
-                   wanted=_wanted(model, names), loss=loss)
+                   wanted=named_layers(model, names), loss=loss)
     found = {}
     for name in names:
-        if name not in seen.layers:
-            reason = seen.skipped.get(name, "it never does")
-            raise ValueError(f"layer {name}: expected the forward to call it, but it is "
-                             f"not analysed: {reason}")
-        evidence = evidence_of(seen.layers[name], seen)
+        layer = seen.layers.get(name)
+        reason = seen.skipped.get(name) or (layer and lacking(layer, rule))
+        if layer is None or reason:
+            raise ValueError(f"layer {name}: expected one that can be analysed, but got: {reason}")
+        evidence = evidence_of(layer, seen)
         part = evidence.importance(rule)(slice(None), slice(None))
+        if not bool(((part >= 0) & part.isfinite()).all()):
+            raise ValueError(f"layer {name}: expected finite importances of 0 or more, got others")
         found[name] = part.double().reshape(evidence.weight.shape)
     return found
-
-
-def _wanted(model: nn.Module, layers: Sequence[str] | None) -> Callable[[str], bool]:
-    if layers is None:
-        return lambda _: True
-    names = layer_names(model)
-    for name in layers:
-        if name not in names:
-            close = difflib.get_close_matches(name, names, n=1)
-            hint = f" (did you mean '{close[0]}'?)" if close else ""
-            shown = ", ".join(names if len(names) <= 20 else [*names[:20], "…"])
-            raise ValueError(f"layers: expected names among {shown}, but got '{name}'{hint}")
-    chosen = set(layers)
-    return lambda name: name in chosen
 
 
 def _usages(
     seen: Observation, criteria: Mapping[str, Criterion], layers: Sequence[str] | None
 ) -> dict[str, ModelUsage]:
-    skipped = dict(seen.skipped)
-    if layers is not None:
-        skipped = {name: NOT_ASKED if name not in layers else reason
-                   for name, reason in skipped.items()}
-    called = [name for name, layer in seen.layers.items() if not layer.changes]
+    others = [name for name in (*seen.layers, *seen.skipped)
+              if layers is not None and name not in layers]
+    skipped = {**seen.skipped, **dict.fromkeys(others, NOT_ASKED)}
+    called = [name for name in seen.layers if name not in others and name not in skipped]
     if layers is None and 0 < len(seen.last) < len(called):
         skipped.update(dict.fromkeys(seen.last, OUTPUT_LAYER))
         called = [name for name in called if name not in seen.last]
@@ -219,7 +214,7 @@ def _usages(
     for name, usage in usages.items():
         if not usage:
             why = "; ".join(f"{layer}: {reason}" for layer, reason in
-                            list({**skipped, **left_out[name]}.items())[:3])
+                            list({**left_out[name], **skipped}.items())[:3])
             raise ValueError("model: expected a layer whose weights the forward multiplies with "
                              f"activations, but found none{f' ({why})' if why else ''}")
         found[name] = ModelUsage(criterion=name, samples=seen.samples, layers=usage,

@@ -73,8 +73,8 @@ class Batches:
             if read.samples:
                 yield read
         if self._had_some and not samples:
-            raise ValueError("data: expected batches that can be gone over again, but got none in a "
-                             "later pass; give a DataLoader or a list")
+            raise ValueError("data: expected batches that can be gone over again, but got none in "
+                             "a later pass; give a DataLoader or a list")
         self._had_some = samples > 0
 
     @property
@@ -87,7 +87,7 @@ class Batches:
             inputs = self._to_inputs(batch)
             if isinstance(inputs, Mapping):
                 return self._of_dict(inputs, _target_of(batch))
-            parts = inputs if isinstance(inputs, tuple) else (inputs,)
+            parts = inputs if isinstance(inputs, tuple) and inputs else (inputs,)
             return self._of_args(parts, _target_of(batch))
         if isinstance(batch, Mapping):
             return self._of_dict(batch, batch.get("labels", NO_TARGETS))
@@ -164,6 +164,7 @@ def _target_of(batch: Any) -> Any:
 
 def _split(data: Any) -> Iterable[Any]:
     if isinstance(data, Tensor | np.ndarray) and data.ndim:
+        _tensor(data)
         step = rows_at_once(data.shape)
         return (data[start:start + step] for start in range(0, len(data), step))
     if isinstance(data, Dataset):
@@ -187,4 +188,6 @@ def _tensor(batch: Any) -> Tensor | np.ndarray:
     if not isinstance(batch, Tensor | np.ndarray) or not batch.ndim:
         raise ValueError("data: expected batches of tensors or arrays of shape (samples, ...), but "
                          f"got {batch!r:.60}")
+    if isinstance(batch, Tensor) and batch.layout is not torch.strided:
+        raise ValueError(f"data: expected dense tensors, but got {batch.layout}; call to_dense()")
     return batch

@@ -1,12 +1,12 @@
 """What is known of a layer when the data have passed, and its importance, tile by tile.
 
-May import: torch, gradients, importance, observing, sampling, watching.
+May import: torch, gradients, importance, observing, watching.
 Tests: ``tests/test_evidence.py``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,11 +14,10 @@ from torch import Tensor
 
 from wua_mlflow.importance import CRITERIA, Criterion, needs, taylor, taylor_units
 from wua_mlflow.observing import Observation
-from wua_mlflow.sampling import effective_rank
 from wua_mlflow.watching.layer import Layer
 from wua_mlflow.watching.told import Needs
 
-__all__ = ["Evidence", "criterion_named", "evidence_of", "lacking", "rank_of", "what_to_gather"]
+__all__ = ["Evidence", "criteria_named", "evidence_of", "lacking", "rank_of", "what_to_gather"]
 
 Part = Callable[[slice, slice], Tensor]
 """The importance of a tile: rows are units, columns a unit's weights."""
@@ -55,9 +54,10 @@ class Evidence:
         if criterion in CRITERIA.values():
             return lambda rows, columns: self._tile(criterion, rows, columns)
         whole = self._tile(criterion, slice(None), slice(None))
-        if whole.shape != self.shape:
+        if not isinstance(whole, Tensor) or whole.shape != self.shape:
+            got = tuple(whole.shape) if isinstance(whole, Tensor) else type(whole).__name__
             raise ValueError(f"criterion: expected importances of shape {self.shape}, but got "
-                             f"{tuple(whole.shape)}")
+                             f"{got}")
         return lambda rows, columns: whole[rows, columns]
 
     def of_units(self, criterion: Criterion) -> Tensor | None:
@@ -108,19 +108,31 @@ class Evidence:
         return values[groups.to(values.device)][:, columns]
 
 
-def criterion_named(criterion: str | Criterion) -> tuple[str, Criterion]:
-    """A criterion and its name.
+def criteria_named(criteria: Sequence[str | Criterion]) -> dict[str, Criterion]:
+    """Criteria by name; a function of one's own goes by its own name.
 
     Raises:
-        ValueError: no such criterion.
+        ValueError: no such criterion, none at all, or two of one name.
     """
-    if callable(criterion):
-        needs(criterion)
-        return getattr(criterion, "__name__", type(criterion).__name__), criterion
-    if criterion not in CRITERIA:
-        raise ValueError(f"criterion: expected one of {', '.join(CRITERIA)}, but got "
-                         f"'{criterion}'")
-    return criterion, CRITERIA[criterion]
+    if not isinstance(criteria, Iterable):
+        raise ValueError(f"criterion: expected a name, a function, or several of them, but got "
+                         f"{criteria!r}")
+    found: dict[str, Criterion] = {}
+    for criterion in criteria:
+        if callable(criterion):
+            needs(criterion)
+            name, rule = getattr(criterion, "__name__", type(criterion).__name__), criterion
+        elif isinstance(criterion, str) and criterion in CRITERIA:
+            name, rule = criterion, CRITERIA[criterion]
+        else:
+            raise ValueError(f"criterion: expected one of {', '.join(CRITERIA)}, or a function, "
+                             f"but got {criterion!r}")
+        if found.setdefault(name, rule) is not rule:
+            raise ValueError(f"criterion: expected functions of different names, but got two of "
+                             f"'{name}'")
+    if not found:
+        raise ValueError("criterion: expected at least one, but got none")
+    return found
 
 
 def what_to_gather(criteria: Sequence[Criterion], *, rows: bool) -> Needs:
@@ -199,8 +211,8 @@ def rank_of(layer: Layer, seen: Observation) -> float | None:
     known = [one for one in squares if one is not None]
     if layer.name in seen.sampler.taken and known:
         scale = torch.stack(known).sum(0).sqrt()
-        return effective_rank(seen.sampler.taken[layer.name].rows, scale)
-    return effective_rank(seen.sampler.given[layer.name].rows)
+        return seen.sampler.taken[layer.name].effective_rank(scale)
+    return seen.sampler.given[layer.name].effective_rank()
 
 
 def _outgoing(reader: Layer, source: Layer, seen: Observation) -> Tensor | None:

@@ -61,18 +61,22 @@ class Gradients:
                 sums.append(own[name])
         return sums
 
+    def finish(self) -> None:
+        """Make means of the sums, in place: nothing is added after."""
+        for sums in (*self.parameters.values(), *self.computed.values()):
+            sums /= max(1, self.samples)
+
     def of_weight(self, layer: Layer) -> Tensor:
         """The mean gradient of a layer's weight, shape (units, ...)."""
         if layer.view is None:
-            return layer.units_first(self.computed[layer.name]) / self.samples
-        return layer.units_first(layer.view.of(self.parameters[layer.view.parameter])) \
-            / self.samples
+            return layer.units_first(self.computed[layer.name])
+        return layer.units_first(layer.view.of(self.parameters[layer.view.parameter]))
 
     def of_bias(self, layer: Layer) -> Tensor | None:
         """The mean gradient of a layer's bias, as the bias lies; None where it has none."""
         if layer.bias is None:
             return None
-        return layer.bias.of(self.parameters[layer.bias.parameter]) / self.samples
+        return layer.bias.of(self.parameters[layer.bias.parameter])
 
 
 def loss_of(outputs: Any, targets: Any, loss: Loss | None, *, number: int) -> Tensor:
@@ -125,4 +129,6 @@ def _add(
 
 
 def _shown(value: Any) -> str:
-    return f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+    if not isinstance(value, Tensor):
+        return type(value).__name__
+    return f"shape {tuple(value.shape)}" if value.numel() != 1 else "one without a gradient"

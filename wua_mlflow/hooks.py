@@ -24,10 +24,16 @@ __all__ = ["Running", "evaluating", "running", "unwrapped"]
 def unwrapped(model: nn.Module) -> nn.Module:
     """The module inside ``torch.compile`` (hooks on a compiled one never fire) or data parallelism.
 
+    Raises:
+        ValueError: it is no module, or one of TorchScript, whose forward shows nothing.
+
     >>> layer = nn.Linear(2, 3)
     >>> unwrapped(nn.DataParallel(layer)) is layer
     True
     """
+    if not isinstance(model, nn.Module) or isinstance(model, torch.jit.ScriptModule):
+        raise ValueError("model: expected a torch.nn.Module that runs in Python, but got "
+                         f"{type(model).__name__}")
     parallel = nn.DataParallel | nn.parallel.DistributedDataParallel
     inner = model.module if isinstance(model, parallel) else getattr(model, "_orig_mod", None)
     return unwrapped(inner) if isinstance(inner, nn.Module) else model
@@ -45,6 +51,9 @@ def evaluating(model: nn.Module, *, grad: bool = False) -> Iterator[nn.Module]:
         model: any module.
         grad: whether gradients of every floating-point parameter can be taken; none, if False.
 
+    Raises:
+        ValueError: gradients are asked for of parameters that were made in inference mode.
+
     >>> model = nn.Dropout()
     >>> with evaluating(model):
     ...     model.training, torch.is_grad_enabled()
@@ -52,6 +61,9 @@ def evaluating(model: nn.Module, *, grad: bool = False) -> Iterator[nn.Module]:
     >>> model.training
     True
     """
+    if grad and any(parameter.is_inference() for parameter in model.parameters()):
+        raise ValueError("model: expected parameters that can have gradients, but got some that "
+                         "were made in inference mode; build or copy the model outside of it")
     modes = [(module, module.training) for module in model.modules()]
     frozen = [p for p in model.parameters() if grad and not p.requires_grad and _can_have_grad(p)]
     try:
@@ -131,18 +143,19 @@ def _can_have_grad(parameter: nn.Parameter) -> bool:
 @contextmanager
 def _buffers_kept(model: nn.Module) -> Iterator[None]:
     found = [(module._buffers, dict(module._buffers)) for module in model.modules()]
-    values = {id(tensor): (tensor, tensor._version, tensor.detach().clone())
+    values = {id(tensor): (tensor, tensor.detach().clone())
               for _, buffers in found for tensor in buffers.values()
               if tensor is not None and not tensor.is_inference()}
     try:
         yield
     finally:
         for current, before in found:
-            current.clear()
-            current.update(before)
+            if isinstance(current, dict):  # those of a TorchScript part cannot be replaced
+                current.clear()
+                current.update(before)
         with torch.no_grad():
-            for tensor, version, value in values.values():
-                if tensor._version != version:
+            for tensor, value in values.values():
+                if not torch.equal(tensor, value):  # batch norm's kernel does not count versions
                     tensor.copy_(value)
 
 

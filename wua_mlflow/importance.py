@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from functools import cache
 
 from torch import Tensor
 
@@ -135,6 +136,7 @@ CRITERIA: dict[str, Criterion] = {
 }
 
 
+@cache
 def needs(criterion: Criterion) -> tuple[str, ...]:
     """The parameters of a criterion beside the weight.
 
@@ -144,7 +146,10 @@ def needs(criterion: Criterion) -> tuple[str, ...]:
     >>> needs(wanda), needs(magnitude)
     (('input_norm',), ())
     """
-    names = list(inspect.signature(criterion).parameters)
+    try:
+        names = list(inspect.signature(criterion).parameters)
+    except ValueError:  # a function that is not written in Python
+        names = []
     unknown = [name for name in names[1:] if name not in EVIDENCE]
     if names[:1] != ["weight"] or unknown:
         raise ValueError(f"criterion: expected a function of weight and some of "

@@ -48,7 +48,7 @@ def with_null(
         raise ValueError(f"draws: expected a whole number of at least 1, but got {draws}")
     kind = REINITIALISED if _can_reset(model) else PERMUTED
     nulls: list[Mapping[str, ModelUsage]] = []
-    with isolated():
+    with isolated(), torch.inference_mode(False):  # or the copies could have no gradients
         generator = torch_generator(seed, Purpose.NULL)
         blank = copy.deepcopy(model)
         for _ in range(draws):

@@ -6,7 +6,8 @@ Tests: ``tests/test_observing.py``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import difflib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,10 +20,14 @@ from wua_mlflow.processes import first_error, in_step, is_sharded, merge
 from wua_mlflow.sampling import Sampler
 from wua_mlflow.watching.layer import Layer
 from wua_mlflow.watching.omissions import omissions
+from wua_mlflow.watching.owners import layer_names
 from wua_mlflow.watching.told import Needs
 from wua_mlflow.watching.watch import Watch
 
-__all__ = ["Observation", "observe"]
+__all__ = ["Observation", "named_layers", "observe"]
+
+
+SCRIPTED = "it runs as TorchScript, which shows no product"
 
 
 @dataclass(frozen=True)
@@ -71,7 +76,10 @@ def observe(
     sampler = Sampler() if needs.rows else None
     if sampler is not None:
         watch.told = sampler.see
-    names = {module: name for name, module in watch.owners.modules.items()}
+    names = {module: name for name, module in watch.owners.modules.items()
+             if not isinstance(module, torch.jit.ScriptModule)}
+    watch.refused.update({name: SCRIPTED for name, module in watch.owners.modules.items()
+                          if module not in names and any(True for _ in module.parameters(False))})
     samples, error = 0, None
     with evaluating(model, grad=needs.gradient), running(model, names) as state:
         watch.running = state.stack
@@ -80,15 +88,43 @@ def observe(
         except Exception as caught:
             error = caught
         first_error(error)
-        samples = merge(watch.layers, samples, gradients, sampler)
+        samples = merge(watch, state.calls, samples, gradients, sampler)
         for layer in watch.layers.values():
             if layer.view is None and layer.computed is None:  # only another process came by it
-                layer.computed = watch.owners.modules[layer.module].weight.detach()
+                weight = getattr(watch.owners.modules[layer.module], "weight", None)
+                layer.computed = weight.detach() if isinstance(weight, torch.Tensor) else None
+        if gradients is not None:
+            gradients.finish()
         skipped = omissions(watch.owners, watch.layers, state.calls, watch.others, watch.refused)
     if not samples:
         raise ValueError("data: expected at least one sample, but got none")
     return Observation(watch.layers, tuple(layer.name for layer in watch.last), skipped, samples,
                        watch.owners.parameters, gradients, sampler)
+
+
+def named_layers(model: nn.Module, layers: Sequence[str] | None) -> Callable[[str], bool]:
+    """Whether a layer of this name was asked for; all are, if None.
+
+    Raises:
+        ValueError: no layer of the model can have such a name.
+
+    >>> wanted = named_layers(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), ["1"])
+    >>> wanted("0"), wanted("1")
+    (False, True)
+    """
+    if layers is None:
+        return lambda _: True
+    if isinstance(layers, str):
+        raise ValueError(f"layers: expected a list of names, but got '{layers}'; put it into one")
+    names = layer_names(model)
+    for name in layers:
+        if name not in names:
+            close = difflib.get_close_matches(name, names, n=1)
+            hint = f" (did you mean '{close[0]}'?)" if close else ""
+            shown = ", ".join(names if len(names) <= 20 else [*names[:20], "…"])
+            raise ValueError(f"layers: expected names among {shown}, but got '{name}'{hint}")
+    chosen = set(layers)
+    return lambda name: name in chosen
 
 
 def _stream(
@@ -108,28 +144,29 @@ def _stream(
         except Exception as error:
             _say_where(error, state.stack, number)
             raise
+        if not batch.first.is_cuda or not (number + 1) & number:
+            _check_finite(watch, batch, number)
         if gradients is not None:
             value = loss_of(outputs, batch.targets, loss, number=number)
             gradients.add(value, watch, batch.samples)
         samples += batch.samples
-        if not batch.first.is_cuda or not (number + 1) & number:
-            _check_finite(watch.layers, batch, number)
-    _check_finite(watch.layers, None, None)
+    _check_finite(watch, None, None)
     return samples
 
 
-def _check_finite(layers: Mapping[str, Layer], batch: Batch | None, number: int | None) -> None:
+def _check_finite(watch: Watch, batch: Batch | None, number: int | None) -> None:
     """Sums show every NaN and infinity; on a GPU they are read after 1, 2, 4, 8, … batches."""
-    for layer in layers.values():
+    for layer in watch.layers.values():
         for what, total in (("output", layer.output), ("input", layer.inputs[1]),
                             ("input", layer.inputs[2])):
             if total.sums is None or bool(torch.isfinite(total.sums.sum())):
                 continue
             where = "" if number is None else f" by batch {number}"
-            cause = ""
-            if batch is not None and batch.first.is_floating_point() \
-                    and not bool(torch.isfinite(batch.first).all()):
-                cause = ", which is not finite itself"
+            if batch is not None and not bool(torch.isfinite(batch.first).all()):
+                where += ", which is not finite itself"
+            broken = next((name for name, parameter in watch.owners.parameters.items()
+                           if not bool(torch.isfinite(parameter).all())), None)
+            cause = "" if broken is None else f"; parameter '{broken}' is not finite"
             raise ValueError(f"layer {layer.name}: expected a finite {what}, but got NaN or "
                              f"infinity{where}{cause}")
 

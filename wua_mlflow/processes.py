@@ -72,6 +72,9 @@ def in_step(batches: Iterable[T], *, sharded: bool) -> Iterator[T]:
     while True:
         batch = next(iterator, none)
         left = _gathered(batch is not none)
+        failed = [text for text in left if isinstance(text, str)]
+        if failed:  # another process is in first_error already
+            raise _OtherProcessError(f"process {left.index(failed[0])}: {failed[0]}")
         if not any(left):
             return
         if not all(left):
@@ -80,8 +83,14 @@ def in_step(batches: Iterable[T], *, sharded: bool) -> Iterator[T]:
         yield batch  # type: ignore[misc]
 
 
+class _OtherProcessError(Exception):
+    """What another process met, told in place of whether it has a batch."""
+
+
 def first_error(error: Exception | None) -> None:
     """Raise ``error``, or the first that another process met: none waits for one that stopped."""
+    if isinstance(error, _OtherProcessError):
+        raise RuntimeError(str(error)) from None
     met = _gathered(None if error is None else f"{type(error).__name__}: {error}") \
         if _several() else []
     if error is not None:

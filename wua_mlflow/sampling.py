@@ -1,6 +1,7 @@
 """A sample of a layer's activations, and the effective rank of it.
 
-Which rows are taken depends on the inputs alone, so that batches may be cut and ordered at will.
+Which rows are taken depends on the inputs alone, so that batches may be cut and ordered at will;
+what comes several times is taken once, and counted.
 May import: torch, batches, watching. Tests: ``tests/test_sampling.py``.
 """
 
@@ -26,12 +27,15 @@ _ODD = 0x9E3779B97F4A7C15 - 2**64
 """2⁶⁴ ÷ the golden ratio, as a signed number."""
 
 
-def effective_rank(rows: Tensor, scale: Tensor | None = None) -> float:
+def effective_rank(
+    rows: Tensor, scale: Tensor | None = None, *, counts: Tensor | None = None
+) -> float:
     """exp of the entropy of the normalized singular values (Roy & Vetterli 2007, equation 3).
 
     Args:
         rows: activations, shape (rows, units); centred here.
         scale: shape (units,): the norm of each unit's outgoing weights.
+        counts: shape (rows,): how often each row came; once, if None.
 
     Returns:
         Between 0 (all rows are alike) and min(rows, units).
@@ -39,7 +43,10 @@ def effective_rank(rows: Tensor, scale: Tensor | None = None) -> float:
     >>> round(effective_rank(torch.tensor([[1.0, 0], [-1, 0], [0, 1], [0, -1]])), 6)
     2.0
     """
-    centred = rows.double() - rows.double().mean(0)
+    counts = torch.ones(len(rows), device=rows.device) if counts is None else counts
+    weights = counts.double().unsqueeze(1)
+    centred = rows.double() - (rows.double() * weights).sum(0) / weights.sum()
+    centred = centred * weights.sqrt()  # the singular values of the rows, each so many times
     if scale is not None:
         centred = centred * scale.double()
     values = torch.linalg.svdvals(centred)
@@ -52,18 +59,29 @@ def effective_rank(rows: Tensor, scale: Tensor | None = None) -> float:
 
 @dataclass
 class _Sample:
-    """The rows with the smallest keys so far."""
+    """The rows with the smallest keys so far, each key once, and how often it came."""
 
     keys: Tensor
     rows: Tensor
+    counts: Tensor
 
-    def add(self, keys: Tensor, rows: Tensor) -> None:
+    def add(self, keys: Tensor, rows: Tensor, counts: Tensor) -> None:
         if len(self.keys) >= MOST_ROWS:
-            below = keys < self.keys[-1]
-            keys, rows = keys[below], rows[below]
-        keys, rows = torch.cat([self.keys, keys]), torch.cat([self.rows, rows.float()])
-        order = keys.sort(stable=True).indices[:MOST_ROWS]
-        self.keys, self.rows = keys[order], rows[order]
+            near = keys <= self.keys[-1]
+            keys, rows, counts = keys[near], rows[near], counts[near]
+            if not len(keys):
+                return
+        keys, order = torch.cat([self.keys, keys]).sort(stable=True)
+        keys, place, lengths = keys.unique_consecutive(return_inverse=True, return_counts=True)
+        first = order[(lengths.cumsum(0) - lengths)[:MOST_ROWS]]
+        counts = torch.zeros_like(keys).index_add_(
+            0, place, torch.cat([self.counts, counts])[order])
+        self.keys, self.counts = keys[:MOST_ROWS].clone(), counts[:MOST_ROWS].clone()
+        self.rows = torch.cat([self.rows, rows.float()])[first]
+
+    def effective_rank(self, scale: Tensor | None = None) -> float:
+        """Of the rows, each as often as it came."""
+        return effective_rank(self.rows, scale, counts=self.counts)
 
 
 @dataclass
@@ -80,8 +98,12 @@ class Sampler:
     _keys: Tensor | None = None
 
     def begin(self, batch: Batch) -> None:
-        """A batch's samples get their keys: a hash of the input."""
-        self._keys = _hashed(batch.first)
+        """A batch's samples get their keys: a hash of the inputs."""
+        self._keys = torch.zeros(batch.samples, dtype=torch.int64, device=batch.first.device)
+        for value in (*batch.args, *batch.kwargs.values()):
+            if isinstance(value, Tensor) and value.layout is torch.strided and value.dim() \
+                    and len(value) == batch.samples:
+                self._keys = _mixed(self._keys) + _hashed(value)
 
     def see(self, layer: Layer, product: Product, output: Tensor, positions: Positions) -> None:
         """Take rows of a product's output, and of its input if another layer's units came in."""
@@ -101,8 +123,9 @@ class Sampler:
 
     def samples(self) -> Mapping[str, object]:
         """Everything that was taken, to send to other processes."""
-        def moved(some: Mapping[str, _Sample]) -> dict[str, tuple[Tensor, Tensor]]:
-            return {name: (one.keys.cpu(), one.rows.cpu()) for name, one in some.items()}
+        def moved(some: Mapping[str, _Sample]) -> dict[str, tuple[Tensor, ...]]:
+            return {name: (one.keys.cpu(), one.rows.cpu(), one.counts.cpu())
+                    for name, one in some.items()}
 
         return {"given": moved(self.given), "taken": moved(self.taken), "readers": self.readers}
 
@@ -111,8 +134,8 @@ class Sampler:
         self.given, self.taken = {}, {}
         for one in found:
             for what, own in (("given", self.given), ("taken", self.taken)):
-                for name, (keys, rows) in one[what].items():  # type: ignore[attr-defined]
-                    _sample(own, name, rows).add(keys, rows)
+                for name, (keys, rows, counts) in one[what].items():  # type: ignore[attr-defined]
+                    _sample(own, name, rows).add(keys, rows, counts)
             for name, readers in one["readers"].items():  # type: ignore[attr-defined]
                 own_readers = self.readers.setdefault(name, [])
                 own_readers.extend(r for r in readers if r not in own_readers)
@@ -125,23 +148,22 @@ class Sampler:
         if rows.dim() == 3:  # (samples, units, positions)
             rows = rows.transpose(1, 2).reshape(-1, rows.shape[1])
         each, left = divmod(len(rows), len(self._keys))
-        place = torch.arange(len(rows) if left else each, device=rows.device)
         if left:  # rows that are no samples' positions
-            keys = _mixed(place)
+            keys = _hashed(rows)
         else:
-            keys = _mixed(self._keys[:, None] + place)
+            keys = _mixed(self._keys[:, None] + torch.arange(each, device=rows.device))
             keys = (keys.T if positions.time_first else keys).flatten()
         mask = positions.mask
         found = mask.rows((len(rows),), time_first=positions.time_first) if mask else None
         if found is not None:
             keys, rows = keys[found[0]], rows[found[0]]
-        _sample(samples, name, rows).add(keys, rows)
+        _sample(samples, name, rows).add(keys, rows, torch.ones_like(keys))
 
 
 def _sample(samples: dict[str, _Sample], name: str, rows: Tensor) -> _Sample:
     if name not in samples:
         keys = torch.empty(0, dtype=torch.int64, device=rows.device)
-        samples[name] = _Sample(keys, rows[:0].float())
+        samples[name] = _Sample(keys, rows[:0].float(), keys.clone())
     return samples[name]
 
 
@@ -160,7 +182,8 @@ def _as_units(product: Product, source: Layer) -> Tensor | None:
 
 def _hashed(inputs: Tensor) -> Tensor:
     """A key for each sample, from the bits of its numbers; whole numbers, so exact."""
-    flat = inputs.detach().reshape(len(inputs), -1)
+    flat = torch.view_as_real(inputs) if inputs.is_complex() else inputs
+    flat = flat.detach().flatten(1) if flat.dim() > 1 else flat.detach().unsqueeze(1)
     flat = flat[:, ::max(1, -(-flat.shape[1] // _NUMBERS_A_KEY))].contiguous()
     if flat.is_floating_point():
         whole = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.int8}

@@ -1,0 +1,105 @@
+"""NaN and infinity name layer and batch; an importance of zero everywhere is legal."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.networks import labels, mlp, rows
+from wua_mlflow.analysis import analyze
+from wua_mlflow.importance import CRITERIA
+
+
+def squares(outputs: Tensor, targets: Tensor) -> Tensor:
+    return ((outputs.sum(1) - targets) ** 2).mean()
+
+
+class Breaking(nn.Module):
+    """Activations between two layers that are no longer finite in some batch."""
+
+    def __init__(self, value: float) -> None:
+        super().__init__()
+        self.first, self.second, self.head = nn.Linear(3, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+        self.value = value
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.first(x)
+        if (x > 5).any():
+            hidden = hidden * self.value
+        return self.head(self.second(hidden))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize(("criterion", "what"), [
+    ("output", "output"), ("magnitude", "output"), ("taylor", "output"), ("input", "input"),
+    ("wanda", "input"), (["input", "wanda"], "input"), (list(CRITERIA), "output")])
+def test_activations_that_are_not_finite_name_layer_and_batch(criterion, what, value):
+    data = [(rows(4, 3), labels(4))] * 4 + [(rows(4, 3) + 10, labels(4))] + [
+        (rows(4, 3), labels(4))]
+    with pytest.raises(ValueError, match=f"^layer second: expected a finite {what}, but got NaN or "
+                                         "infinity by batch 4$"):
+        analyze(Breaking(value), data, criterion=criterion,
+                loss=lambda outputs, targets: outputs.nan_to_num(0, 0, 0).sum())
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("criterion", ["output", "wanda", "magnitude"])
+def test_data_that_are_not_finite_name_layer_and_batch(criterion, value):
+    broken = rows(7, 3)
+    broken[6, 2] = value
+    with pytest.raises(ValueError, match="^layer 0: expected a finite (in|out)put, but got NaN or "
+                                         "infinity by batch 2, which is not finite itself$"):
+        analyze(mlp(3, 4, 2), [rows(7, 3), rows(7, 3), broken, rows(7, 3)], criterion=criterion)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_weights_that_are_not_finite_name_the_layer(criterion, value):
+    model = mlp(3, 4, 4, 2)
+    with torch.no_grad():
+        model[2].weight[1, 1] = value
+    layer, what = (4, "input") if criterion in ("input", "wanda") else (2, "output")
+    with pytest.raises(ValueError, match=f"^layer {layer}: expected a finite {what}, but got NaN "
+                                         "or infinity by batch 0; parameter '2.weight' is not "
+                                         "finite$"):
+        analyze(model, [(rows(5, 3), labels(5))], criterion=criterion,
+                loss=lambda outputs, targets: outputs.nan_to_num(0, 0, 0).sum())
+
+
+@pytest.mark.parametrize("criterion", ["magnitude", "wanda"])
+def test_a_weight_that_is_not_finite_where_no_sum_shows_it(criterion):
+    model = mlp(3, 4, 2)
+    with torch.no_grad():
+        model[0].weight[1, 1] = math.inf
+    inputs = rows(5, 3).clamp(min=0.5) * -1  # minus infinity, which the ReLU makes zero
+    with pytest.raises(ValueError, match="^layer 0: expected a finite "):
+        analyze(model, inputs, criterion=criterion)
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_an_importance_of_zero_everywhere_is_legal_and_flagged(criterion):
+    model = mlp(3, 4, 4, 2)
+    with torch.no_grad():  # as LoRA's B before training
+        model[2].weight.zero_()
+        model[2].bias.fill_(1.0)
+    usage = analyze(model, [(rows(5, 3), labels(5))], criterion=criterion, loss=squares)
+    layer = usage.layers["2"]
+    assert layer.dead
+    assert (layer.entropy, layer.effective_weights, layer.effective_share, layer.top90_share) == (
+        0.0, 0.0, 0.0, 0.0)
+    assert layer.low_share == (1.0 if criterion == "output" else 0.0)
+    assert not usage.layers["0"].dead or criterion == "taylor"  # its gradient passes the dead one
+    assert usage.weights == 12 + 16
+
+
+def test_hardly_anything_is_no_zero():
+    model = mlp(3, 4, 2)
+    with torch.no_grad():
+        model[0].weight.mul_(1e-20)
+    layer = analyze(model, rows(5, 3), criterion="magnitude").layers["0"]
+    assert not layer.dead
+    expected = analyze(mlp(3, 4, 2), rows(5, 3), criterion="magnitude").layers["0"]
+    assert layer.entropy == pytest.approx(expected.entropy, rel=1e-6)
