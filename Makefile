@@ -52,6 +52,7 @@ bench: $(VENV)/.bench
 	python benchmarks/streaming.py
 	python benchmarks/flops.py --rounds 21
 	python benchmarks/rescaling.py
+	python benchmarks/gpu.py
 
 ui: setup
 	mlflow ui --backend-store-uri sqlite:///mlflow.db --host $(ADDRESS) --port $(PORT)

@@ -114,16 +114,27 @@ def test_a_column_first_layer_is_the_same(name, monkeypatch):
 @pytest.mark.parametrize("name", ["uniform", "heavy tail", "half zeros", "few values", "all equal"])
 @pytest.mark.parametrize("window", [(0.0, math.inf), (0.1, 0.6), (0.5, 0.5)])
 def test_the_gpus_passes_find_what_the_cpus_find(name, window, monkeypatch):
+    assert_torch_finds_the_same(name, window, monkeypatch, TorchKernels())
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+def test_the_gpus_passes_compiled(monkeypatch):
+    kernels = TorchKernels(compiled=True)
+    assert_torch_finds_the_same("heavy tail", (0.1, 0.6), monkeypatch, kernels)
+
+
+def assert_torch_finds_the_same(name, window, monkeypatch, kernels):
     monkeypatch.setattr(summary, "_TILE", 1000)
     whole = torch.from_numpy(LAYERS[name])
     tiles = summary._Tiles(lambda r, c: whole[r, c], whole.shape, by_column=False, cuda=False)
-    one = TorchKernels().survey(tiles, len(whole), *window)
+    one = kernels.survey(tiles, len(whole), *window)
     other = NumpyKernels().survey(tiles, len(whole), *window)
     for field in ("total", "weighted", "by_row", "least", "largest", "above", "above_count",
                   "inside", "inside_count", "inside_least", "inside_most"):
         assert getattr(one, field) == pytest.approx(getattr(other, field), rel=1e-12), field
     assert sorted(one.kept) == sorted(other.kept)
-    counts, below = TorchKernels().spread(tiles, 10, one.largest, 0.3)
+    counts, below = kernels.spread(tiles, 10, one.largest, 0.3)
     same, as_many = NumpyKernels().spread(tiles, 10, one.largest, 0.3)
     assert (counts.tolist(), below) == (same.tolist(), as_many)
 

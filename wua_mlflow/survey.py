@@ -67,7 +67,7 @@ def kernels_for(device: torch.device, count: int, compiled: bool | None) -> Kern
         ValueError: compiled ones are asked for, and numba is not installed.
     """
     if device.type != "cpu":
-        return TorchKernels()
+        return TorchKernels(compiled=bool(compiled))
     installed = importlib.util.find_spec("numba") is not None
     if compiled and not installed:
         raise ValueError("compiled: expected numba to be installed, but it is not; "
@@ -188,7 +188,14 @@ def binned(values: np.ndarray, scale: float, bins: int) -> np.ndarray:
 
 
 class TorchKernels:
-    """For a GPU: sums stay there until the end of a pass. Not measured on one."""
+    """For a GPU: sums stay there until the end of a pass. Not measured on one.
+
+    Compiled, the sums of a tile are taken in one read; compiling takes longer than an eager report
+    of billions of weights, so it is done only where it is asked for.
+    """
+
+    def __init__(self, *, compiled: bool = False) -> None:
+        self._sums = torch.compile(_tile_sums, dynamic=True) if compiled else _tile_sums
 
     def survey(self, tiles: Tiles, rows: int, low: float, high: float) -> Survey:
         by_row: Tensor | None = None
@@ -196,21 +203,13 @@ class TorchKernels:
         extremes: list[Tensor] = []
         kept = Kept()
         for place, tile in tiles:
+            of_rows, more, ends = self._sums(tile, low, high)
             if by_row is None:
                 by_row = torch.zeros(rows, dtype=torch.float64, device=tile.device)
-            by_row[place] += tile.sum(1, dtype=torch.float64)
-            zero = torch.zeros((), dtype=tile.dtype, device=tile.device)
-            within = (tile >= low) & (tile <= high)
-            sums.append(torch.stack([
-                torch.special.xlogy(tile, tile).sum(dtype=torch.float64),
-                torch.where(tile > high, tile, zero).sum(dtype=torch.float64),
-                (tile > high).sum().double(),
-                torch.where(within, tile, zero).sum(dtype=torch.float64),
-                within.sum().double()]))
-            extremes.append(torch.stack([
-                tile.amin(), tile.amax(), torch.where(within, tile, math.inf).amin(),
-                torch.where(within, tile, -math.inf).amax()]).double())
-            kept.add(tile[within].cpu().numpy())
+            by_row[place] += of_rows
+            sums.append(more)
+            extremes.append(ends)
+            kept.add(tile[(tile >= low) & (tile <= high)].cpu().numpy())
         if by_row is None:
             raise ValueError("tiles: expected at least one, but got none")
         weighted_sum, above, above_count, inside, inside_count = torch.stack(sums).sum(0).tolist()
@@ -231,3 +230,19 @@ class TorchKernels:
             numbers = (tile.flatten() * scale).long().clamp(max=bins - 1)
             counts = counts + torch.bincount(numbers, minlength=bins)
         return torch.as_tensor(counts).cpu().numpy(), int(below)
+
+
+def _tile_sums(tile: Tensor, low: float, high: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Sums of the rows; Σ i ln i, sum and number above and within; least and largest, both."""
+    zero = torch.zeros((), dtype=tile.dtype, device=tile.device)
+    within_it, above = (tile >= low) & (tile <= high), tile > high
+    sums = torch.stack([
+        torch.special.xlogy(tile, tile).sum(dtype=torch.float64),
+        torch.where(above, tile, zero).sum(dtype=torch.float64),
+        above.sum().double(),
+        torch.where(within_it, tile, zero).sum(dtype=torch.float64),
+        within_it.sum().double()])
+    extremes = torch.stack([
+        tile.amin(), tile.amax(), torch.where(within_it, tile, math.inf).amin(),
+        torch.where(within_it, tile, -math.inf).amax()]).double()
+    return tile.sum(1, dtype=torch.float64), sums, extremes
