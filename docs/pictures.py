@@ -1,8 +1,10 @@
-"""Take the pictures of MLflow's real UI that the documentation shows: ``make pictures``.
+"""Make the pictures that the documentation shows: ``make pictures``.
 
 Runs the tutorial's use case into a temporary store, starts `mlflow server` on it and opens the
 addresses that `wua run` prints in Chromium. ``--server`` takes the pictures from a server that runs
-already, of the last pipeline of ``--experiment``.
+already, of the last pipeline of ``--experiment``. Then the overview of the layers and the heat map
+of their units are drawn for two models whose weights are random, one of 5 layers and one of 200;
+``--drawn`` makes these alone, without a browser.
 """
 
 from __future__ import annotations
@@ -18,13 +20,18 @@ import sys
 import tempfile
 import time
 import urllib.request
+from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from mlflow.tracking import MlflowClient
 from playwright.sync_api import Browser, sync_playwright
+from torch import Tensor, nn
 
+import wua_mlflow as wua
+from wua_mlflow.plots import layers_data, plot_layers, plot_units, units_data
 from wua_mlflow.tracking.view import KEY, LATEST_KEY, run_address, view_address
 
 PICTURES = Path(__file__).parent / "pictures"
@@ -48,17 +55,64 @@ class Shot:
 
 
 def main() -> None:
-    """Take all pictures."""
-    parser = argparse.ArgumentParser(description="Take the documentation's pictures of the UI.")
+    """Make all pictures."""
+    parser = argparse.ArgumentParser(description="Make the documentation's pictures.")
+    parser.add_argument("--drawn", action="store_true", help="only the pictures of no browser")
     parser.add_argument("--server", help="a running server's address; else one is started")
     parser.add_argument("--experiment", default="wua", help="with --server: the experiment's name")
     options = parser.parse_args()
+    PICTURES.mkdir(exist_ok=True)
+    if not options.drawn:
+        photograph(options)
+    draw("5", small_convolutional(), torch.rand(256, 1, 12, 12))
+    draw("200", Reader(blocks=33), torch.randint(500, (128, 12)))
+
+
+def draw(layers: str, model: nn.Module, inputs: Tensor) -> None:
+    """The overview and the heat map of the model, beside networks that learned nothing."""
+    usage = wua.analyze(model, inputs, null=20)
+    count = wua.count_flops(model, inputs[:1])
+    pictures = {"layers": plot_layers(layers_data(usage, count.by_module)),
+                "units": plot_units(units_data(usage))}
+    for name, figure in pictures.items():
+        figure.savefig(PICTURES / f"{name}_{layers}.png")
+        print(f"docs/pictures/{name}_{layers}.png  {len(usage.layers)} layers")
+
+
+def small_convolutional() -> nn.Module:
+    """Five layers and the output layer, which is not analysed."""
+    torch.manual_seed(0)
+    return nn.Sequential(OrderedDict(
+        conv1=nn.Conv2d(1, 16, 3), relu1=nn.ReLU(), conv2=nn.Conv2d(16, 32, 3), relu2=nn.ReLU(),
+        conv3=nn.Conv2d(32, 64, 3, stride=2), relu3=nn.ReLU(), flat=nn.Flatten(),
+        fc1=nn.Linear(576, 128), relu4=nn.ReLU(), fc2=nn.Linear(128, 64), relu5=nn.ReLU(),
+        out=nn.Linear(64, 10)))
+
+
+class Reader(nn.Module):
+    """A transformer that reads tokens, with six layers a block, one before and one after them."""
+
+    def __init__(self, blocks: int) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed = nn.Embedding(500, 64)
+        self.blocks = nn.Sequential(*(nn.TransformerEncoderLayer(64, 4, 256, batch_first=True)
+                                      for _ in range(blocks)))
+        self.pool = nn.Linear(64, 64)
+        self.head = nn.Linear(64, 2)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Shape (samples, tokens) to (samples, 2)."""
+        return self.head(self.pool(self.blocks(self.embed(tokens)).mean(1)).relu())
+
+
+def photograph(options: argparse.Namespace) -> None:
+    """MLflow's pages, in a browser."""
     with contextlib.ExitStack() as stack:
         server = options.server or stack.enter_context(served_use_case())
         chromium = stack.enter_context(sync_playwright()).chromium
         browser = chromium.launch(executable_path=CHROMIUM, args=QUIET)
         stack.callback(browser.close)
-        PICTURES.mkdir(exist_ok=True)
         for shot in shots(server, options.experiment):
             take(browser, shot)
             print(f"docs/pictures/{shot.name}.png  {shot.address}")

@@ -147,8 +147,8 @@ def _files(usecase: Finished, run_id: str, path: str = "") -> set[str]:
 
 def test_artifacts(usecase: Finished) -> None:
     expected = {"config.yaml", "replicates.json", "usage/layers.json", "plots/importance_fc1.png",
-                "plots/network.png", "plots/layers.png", "state/model.safetensors",
-                "state/rng.safetensors", "evaluation/test.safetensors"}
+                "plots/network.png", "plots/layers.png", "plots/units.png",
+                "state/model.safetensors", "state/rng.safetensors", "evaluation/test.safetensors"}
     for variant in ("oversized", "oversized-same-budget", "slim"):
         assert _files(usecase, usecase.run(variant).info.run_id) == expected
     assert _files(usecase, usecase.outcome.run_id) == {

@@ -13,6 +13,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 import wua_mlflow.plots
+from tests.plots.sight import SEEN, linear
 from wua_mlflow.plots import (
     VARIANT_COLOURS,
     VariantFigures,
@@ -270,21 +271,9 @@ def test_it_draws_in_the_place_of_given_axes():
     assert all(panel.get_position().y0 > 0.3 for panel in figure.axes[1:])
 
 
-def _linear(colour: str) -> np.ndarray:
-    rgb = np.array(to_rgb(colour))
-    return np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
-
-
-_SEEN = {  # Machado, Oliveira & Fernandes (2009), severity 1.0
-    "protan": [[0.1523, 1.0526, -0.2049], [0.1145, 0.7863, 0.0992], [-0.0039, -0.0481, 1.0519]],
-    "deutan": [[0.3673, 0.8606, -0.2280], [0.2802, 0.6727, 0.0471], [-0.0118, 0.0429, 0.9689]],
-    "tritan": [[1.2555, -0.0767, -0.1788], [-0.0784, 0.9308, 0.1476], [0.0047, 0.6914, 0.3039]],
-}
-
-
-@pytest.mark.parametrize("sight", _SEEN)
+@pytest.mark.parametrize("sight", SEEN)
 def test_variants_differ_for_colour_blind_readers(sight):
-    seen = [np.array(_SEEN[sight]) @ _linear(colour) for colour in VARIANT_COLOURS.values()]
+    seen = [np.array(SEEN[sight]) @ linear(to_rgb(colour)) for colour in VARIANT_COLOURS.values()]
     for one, other in itertools.combinations(seen, 2):
         assert np.linalg.norm(one - other) > 0.2
 

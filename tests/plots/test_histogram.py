@@ -10,8 +10,9 @@ import torch
 from matplotlib.figure import Figure
 from scipy.stats import entropy as scipy_entropy
 
-from wua_mlflow import usage
+from wua_mlflow.concentration import histogram
 from wua_mlflow.plots import histogram_data, plot_histogram
+from wua_mlflow.usage import Histogram
 
 
 def _normalized(count: int, seed: int = 0) -> np.ndarray:
@@ -51,7 +52,7 @@ def test_the_tutorials_entropy_gives_its_effective_weights():
 
 @pytest.mark.parametrize(("count", "merged"), [(20, 5), (400, 5), (700, 2), (3000, 1)])
 def test_a_ready_histogram_is_merged_to_the_bins_that_its_weights_deserve(count, merged):
-    ready = usage.histogram(torch.from_numpy(_normalized(count)))
+    ready = histogram(torch.from_numpy(_normalized(count)))
     data = histogram_data(ready, name="fc1")
     by_hand = [sum(ready.counts[i : i + merged]) for i in range(0, 50, merged)]
     assert data.counts.tolist() == by_hand
@@ -62,7 +63,7 @@ def test_a_ready_histogram_is_merged_to_the_bins_that_its_weights_deserve(count,
 def test_a_ready_histogram_says_what_the_values_say():
     values = _normalized(3000)
     ready, direct = (
-        histogram_data(usage.histogram(torch.from_numpy(values))),
+        histogram_data(histogram(torch.from_numpy(values))),
         histogram_data(values),
     )
     assert ready.counts.tolist() == direct.counts.tolist()
@@ -70,7 +71,7 @@ def test_a_ready_histogram_says_what_the_values_say():
 
 
 def test_a_layer_of_zeros_has_no_effective_weights_and_no_uniform_line(legible):
-    for data in (histogram_data(np.zeros(20)), histogram_data(usage.histogram(torch.zeros(20)))):
+    for data in (histogram_data(np.zeros(20)), histogram_data(histogram(torch.zeros(20)))):
         assert data.effective_weights == 0 and data.weights == 20
         words = legible(plot_histogram(data))
         assert "Effective weights 0 of 20" in words
@@ -120,6 +121,32 @@ def test_the_title_tells_the_tutorials_numbers(legible):
     words = legible(plot_histogram(histogram_data(_normalized(20), 2.7584, name="fc1")))
     assert "fc1: effective weights 15.8 of 20" in words
     assert "share 78.9%; entropy 2.7584 nats of at most 2.9957" in words
+
+
+def test_a_long_name_has_the_title_to_itself(legible):
+    name = "model.encoder.layers.17.feed_forward.intermediate.dense"
+    words = legible(plot_histogram(histogram_data(_normalized(20), 2.7584, name=name)))
+    assert name in words
+    assert ("effective weights 15.8 of 20; share 78.9%; entropy 2.7584 nats of at most 2.9957"
+            in words)
+
+
+def test_where_all_lies_in_the_first_bar_no_line_is_drawn_on_the_axis(legible):
+    edges = np.linspace(0, 1e-4, 51)
+    counts = np.array([39_640_000, *[7_000] * 48, 24_000])
+    figure = plot_histogram(histogram_data(Histogram(edges, counts, 16.38)))
+    words = legible(figure)
+    assert not list(figure.axes[0].lines)
+    assert ("1/40,000,000, if all were equal: within the first bar, which holds 99.1% of the "
+            "weights") in words
+    assert "Effective weights 13 M of 40 M" in words
+
+
+def test_a_layer_of_zeros_is_said_to_be_one(legible):
+    figure = plot_histogram(histogram_data(np.zeros(20), name="fc2"))
+    words = legible(figure)
+    assert "20 weights, each of importance 0" in words
+    assert [tick.get_text() for tick in figure.axes[0].get_xticklabels()] == ["0"]
 
 
 def test_it_draws_on_given_axes():

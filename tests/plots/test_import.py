@@ -9,6 +9,7 @@ _DRAW = """
 import sys
 import numpy as np
 from wua_mlflow.plots import *
+from wua_mlflow.usage import Histogram, LayerUsage, ModelUsage
 assert not {"matplotlib", "torch"} & set(sys.modules)
 import matplotlib
 before = matplotlib.rcParams.copy()
@@ -17,6 +18,11 @@ plot_histogram(data).savefig(sys.argv[1])
 plot_network(network_data([np.ones((3, 2))])).savefig(sys.argv[1])
 two = [VariantFigures(n, "#000000", {"flops/forward": 1.0}) for n in ("a", "b")]
 plot_comparison(comparison_data(two)).savefig(sys.argv[1])
+histogram = Histogram(np.array([0.0, 1.0]), np.array([4]), 0.0)
+layer = LayerUsage("fc", "Linear", 4, 2, 1.0, 2.7, 0.5, 0.0, np.ones(2), histogram)
+usage = ModelUsage("output", 9, {"fc": layer}, {})
+plot_layers(layers_data(usage)).savefig(sys.argv[1])
+plot_units(units_data(usage)).savefig(sys.argv[1])
 assert "matplotlib.pyplot" not in sys.modules
 assert matplotlib.rcParams.copy() == before
 print("drawn")

@@ -44,7 +44,9 @@ def test_widths_and_colours_follow_the_tutorials_rule():
 
 
 @pytest.mark.parametrize(
-    ("units", "circles", "size"), [(60, 60, 1), (61, 31, 2), (64, 32, 2), (300, 60, 5), (7, 7, 1)]
+    ("units", "circles", "size"),
+    [(7, 7, 1), (60, 60, 1), (61, 21, 3), (64, 16, 4), (300, 20, 15), (479, 24, 20),
+     (1000, 20, 50)],
 )
 def test_wide_layers_become_groups_of_one_size(units, circles, size):
     data = network_data(_weights(units, 3))
@@ -64,6 +66,28 @@ def test_a_groups_line_is_the_mean_magnitude_of_its_block():
             expected.append(sum(block) / len(block))
     assert data.weights == pytest.approx(expected, rel=1e-6)
     assert data.edges.tolist() == [[s, 4 + t] for t in range(4) for s in range(4)]
+
+
+def test_to_or_from_a_group_a_line_is_relative_to_its_layers_mean():
+    first, second = np.full((100, 4), 1.0), _weights(100, 3, seed=1)[0]
+    first[:5, 0], first[5:10, 1], first[10:15, 2] = 2.0, 4.0, 0.1
+    data = network_data([first, second, np.array([[0.05, 0.2, 0.5]])])
+    mean = first.mean()
+    blocks = {tuple(edge): k for k, edge in enumerate(data.edges.tolist())}
+    for source, target, value in ((0, 0, 2.0), (1, 1, 4.0), (2, 2, 0.1), (3, 3, 1.0)):
+        line = blocks[source, 4 + target]
+        assert data.weights[line] == pytest.approx(value) and data.grouped[line]
+        width = min(max((value / mean) ** 2 / 3, 0.2), 3.0)
+        assert data.widths_points[line] == pytest.approx(width)
+        assert data.strong[line] == (value > 1.5 * mean)
+    assert data.grouped.tolist() == [True] * 140 + [False] * 3
+    assert data.widths_points[140:] == pytest.approx([0.2, 0.6, 1.5])
+    assert data.strong[140:].tolist() == [False, True, True]
+
+
+def test_a_wide_layer_of_zeros_has_the_thinnest_lines():
+    data = network_data([np.zeros((100, 3))])
+    assert set(data.widths_points) == {0.2} and not data.strong.any()
 
 
 def test_blocks_taller_than_the_reading_window_are_whole():
@@ -113,16 +137,32 @@ def test_the_ink_is_the_data(legible):
     assert "One circle a unit, one line a weight." in words
 
 
-def test_the_caption_says_what_was_grouped(legible):
-    words = " ".join(legible(plot_network(network_data(_weights(64, 300, 10), ["fc1", "out"]))))
-    words = " ".join(words.split())
-    assert "input (64) as 32 groups of 2, fc1 (300) as 60 groups of 5" in words
+def test_what_was_grouped_is_said_over_its_column_and_below(legible):
+    words = legible(plot_network(network_data(_weights(64, 300, 10), ["fc1", "out"])))
+    assert {"input\n64 values\ngroups of 4", "fc1\n300 units\ngroups of 15",
+            "out\n10 units"} <= set(words)
+    assert "3 times the layer's mean |w| and above" in words
+    assert "|w| of 1 and above" not in words
+    assert "drawn in groups of consecutive units" in " ".join(" ".join(words).split())
 
 
-@pytest.mark.parametrize("units", [(1, 1), (2, 10, 1), (64, 32, 10), (8,) * 21, (300, 300, 170, 1)])
+def test_where_only_some_lines_are_grouped_both_rules_are_said(legible):
+    words = legible(plot_network(network_data(_weights(64, 30, 10))))
+    assert "|w| of 1 and above" in words
+    assert "red above 1.5 times it" in " ".join(" ".join(words).split())
+
+
+@pytest.mark.parametrize("units", [(1, 1), (2, 10, 1), (64, 32, 10), (8,) * 21, (300, 300, 170, 1),
+                                   (784, 1000, 1000, 10), (200,) * 12])
 def test_the_picture_is_legible(units, legible):
     names = [f"encoder.block.{i}.linear" for i in range(len(units) - 1)]
     assert legible(plot_network(network_data(_weights(*units), names)))
+
+
+def test_columns_are_told_apart_by_what_their_names_do_not_share(legible):
+    names = [f"encoder.block_of_the_network.{i}.linear" for i in range(6)]
+    words = legible(plot_network(network_data(_weights(*(5,) * 7), names)))
+    assert {f"{i}.linear\n5 units" for i in range(6)} <= set(words)
 
 
 def test_it_draws_on_given_axes():

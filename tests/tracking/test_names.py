@@ -38,8 +38,8 @@ _TAGS = """
     wua.verdict.recipe wua.error wua.version wua.null_kind
 """
 _ARTIFACTS = """
-    plots/network.png plots/layers.png usage/layers.json config.yaml replicates.json report.md
-    report.html plots/comparison.png
+    plots/network.png plots/layers.png plots/units.png usage/layers.json config.yaml
+    replicates.json report.md report.html plots/comparison.png
 """
 METRICS, TAGS, ARTIFACTS = _METRICS.split(), _TAGS.split(), _ARTIFACTS.split()
 

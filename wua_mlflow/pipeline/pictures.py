@@ -19,6 +19,8 @@ from wua_mlflow.plots import (
     plot_histogram,
     plot_layers,
     plot_network,
+    plot_units,
+    units_data,
 )
 from wua_mlflow.tracking.names import ArtifactPath, importance_plot
 from wua_mlflow.usage import LayerUsage, ModelUsage
@@ -29,23 +31,33 @@ if TYPE_CHECKING:
 __all__ = ["draw", "usage_pictures"]
 
 MOST_HISTOGRAMS = 20
-MOST_LINES = 200_000
-"""A network with more weights than this gets no diagram: it would be a red rectangle."""
+MOST_ROWS = 1000
+"""A model of more layers gets no picture with a row a layer: it would be a pattern of lines."""
+MOST_COLUMNS = 20
+MOST_WEIGHTS = 2_000_000
+"""The diagram is for small networks: not for one of more layers, or more weights, than this."""
 
 
 def usage_pictures(
     model: nn.Module, usage: ModelUsage, flops_by_layer: Mapping[str, int] | None = None
 ) -> dict[str, Callable[[Path], None]]:
-    """The histograms, the layers, and the diagram of a small MLP, by artifact path.
+    """The layers, their units, histograms, and the diagram of a small MLP, by artifact path.
+
+    What could not be read is left out: see the limits above. The histograms are the first layers'.
 
     Args:
         model: what was measured.
         usage: the measurement.
         flops_by_layer: forward FLOPs of one sample, by the layer's name.
     """
-    files = {ArtifactPath.LAYERS_PLOT: draw(
-        lambda: plot_layers(layers_data(usage, flops_by_layer)))}
-    for layer in list(usage.layers.values())[:MOST_HISTOGRAMS]:
+    files = {}
+    layers = list(usage.layers.values())
+    if len(layers) <= MOST_ROWS:
+        files[ArtifactPath.LAYERS_PLOT] = draw(
+            lambda: plot_layers(layers_data(usage, flops_by_layer)))
+        if any(layer.units > 1 for layer in layers):
+            files[ArtifactPath.UNITS_PLOT] = draw(lambda: plot_units(units_data(usage)))
+    for layer in layers[:MOST_HISTOGRAMS]:
         files[importance_plot(layer.name)] = draw(partial(_histogram, layer))
     chain = _linear_chain(model)
     if chain:
@@ -79,4 +91,5 @@ def _linear_chain(model: nn.Module) -> list[tuple[str, Tensor]]:
         elif any(True for _ in module.parameters(recurse=False)):
             return []
     fits = all(a.shape[0] == b.shape[1] for (_, a), (_, b) in zip(chain, chain[1:], strict=False))
-    return chain if fits and sum(w.numel() for _, w in chain) <= MOST_LINES else []
+    small = len(chain) <= MOST_COLUMNS and sum(w.numel() for _, w in chain) <= MOST_WEIGHTS
+    return chain if fits and small else []

@@ -16,6 +16,7 @@ from wua_mlflow.plots.histogram import histogram_data, plot_histogram
 from wua_mlflow.plots.layers import layers_data, plot_layers
 from wua_mlflow.plots.network import network_data, plot_network
 from wua_mlflow.plots.palette import VARIANT_COLOURS, variant_colour
+from wua_mlflow.plots.units import plot_units, units_data
 
 __all__ = [
     "VARIANT_COLOURS",
@@ -29,5 +30,7 @@ __all__ = [
     "plot_histogram",
     "plot_layers",
     "plot_network",
+    "plot_units",
+    "units_data",
     "variant_colour",
 ]

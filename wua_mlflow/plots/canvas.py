@@ -6,6 +6,7 @@ May import: matplotlib, inside its functions. Tests: the ``tests/plots/test_*.py
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ __all__ = [
     "bars",
     "caption",
     "elide",
+    "heading",
     "legend_below",
     "number",
     "power_of_ten",
@@ -38,6 +40,7 @@ DPI = 110
 TITLE, SUBTITLE, LABEL, SMALL = 12.0, 9.5, 9.0, 8.0
 """Font sizes in points."""
 
+_MEASURED = 24
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -64,19 +67,29 @@ class Sheet:
         x0, y0, width, height = self.bounds
         return x0 + width * left / self.width_in, y0 + height * (1 - top / self.height_in)
 
-    def write(self, left: float, top: float, text: str, *, size: float, bold: bool = False) -> None:
+    def write(
+        self,
+        left: float,
+        top: float,
+        text: str,
+        *,
+        size: float,
+        bold: bool = False,
+        colour: str = INK,
+    ) -> None:
         """Text whose upper left corner is (``left``, ``top``), smaller where it would not fit."""
         weight = "bold" if bold else "normal"
-        room = 0.96 * (self.width_in - 2 * left) / text_width([text], size, weight)
+        room = 0.96 * (self.width_in - 2 * left) / text_width(text.split("\n"), size, weight)
         x, y = self.point(left, top)
         self.figure.text(
             x,
             y,
             text,
             fontsize=size * min(1.0, room),
-            color=INK,
+            color=colour,
             weight=weight,
             va="top",
+            linespacing=1.35,
             parse_math=False,
         )
 
@@ -130,6 +143,23 @@ def title(
 def caption(ax: Axes, text: str, *, below_points: float, left_points: float = 0.0) -> None:
     """Grey small lines ``below_points`` under the lower edge of ``ax``."""
     _note(ax, text, (left_points, -below_points), (0, 0), "top", SMALL, colour=MUTED)
+
+
+def heading(ax: Axes, x: float, text: str, *, ha: str = "left") -> None:
+    """Small grey words over the upper edge of ``ax``, at ``x`` in its data."""
+    note = ax.annotate(
+        text,
+        xy=(x, 1),
+        xycoords=("data", "axes fraction"),
+        xytext=(0, 5),
+        textcoords="offset points",
+        ha=ha,
+        va="bottom",
+        fontsize=SMALL,
+        color=MUTED,
+        annotation_clip=False,
+    )
+    note.set_parse_math(False)
 
 
 def _note(  # noqa: PLR0913 (title and caption are its short forms)
@@ -198,26 +228,31 @@ def legend_below(ax: Axes, handles: Sequence[Artist], *, points: float) -> None:
 
 
 def text_width(texts: Sequence[str], size: float, weight: str = "normal") -> float:
-    """Width in inches of the widest text at ``size`` points, measured in the font drawn with."""
+    """Width in inches of the widest text at ``size`` points, measured in the font drawn with.
+
+    Of many texts, those with the most characters are measured.
+    """
     from matplotlib.backends.backend_agg import RendererAgg
     from matplotlib.font_manager import FontProperties
 
     measure: Any = RendererAgg(1, 1, DPI)
     font = FontProperties(size=size, weight=weight)
-    widths = [measure.get_text_width_height_descent(text, font, False)[0] for text in texts]
+    longest = heapq.nlargest(_MEASURED, set(texts), key=len)
+    widths = [measure.get_text_width_height_descent(text, font, False)[0] for text in longest]
     return float(max(1.0, *widths)) / DPI
 
 
-def elide(name: str, longest: int = 40) -> str:
-    """A long dotted name with its middle left out.
+def elide(name: str, longest: int = 40, head: float = 0.5) -> str:
+    """A long dotted name with something left out; ``head`` of what stays lies before the gap.
 
     >>> elide("encoder.layers.11.feed_forward.dense", 20)
     'encoder.la…ard.dense'
     """
     if len(name) <= longest:
         return name
-    head, tail = name[: longest // 2], name[longest // 2 + 1 - longest :]
-    return f"{head.rstrip('.')}…{tail.lstrip('.')}"
+    before = int(longest * head)
+    start, tail = name[:before], name[before + 1 - longest :]
+    return f"{start.rstrip('.')}…{tail.lstrip('.')}"
 
 
 def number(value: float) -> str:

@@ -28,6 +28,9 @@ _SUM_SLACK = 1e-3
 """How far the sum of a float32 array of normalized importance may lie from 1."""
 _LOG_RATIO = 200
 """A tallest bar this many times as high as the lowest one would hide it on a linear axis."""
+_SHORT_NAME, _LONG_NAME = 26, 60
+_LEAST_PLACE = 0.008
+"""Of the axis: a line nearer to its left end would be drawn upon the axis itself."""
 _CAPTION = (
     "Effective weights = exp(entropy): so many equally important weights have this entropy.\n"
     "They describe concentration, and depend on how the network is parametrised."
@@ -112,6 +115,8 @@ def plot_histogram(data: HistogramData, ax: Axes | None = None) -> Figure:
     _draw_bars(ax, data)
     if data.counts[-1]:
         _draw_uniform(ax, data)
+    else:
+        _draw_dead(ax, data)
     exponent = _exponent(data.edges[-1])
     ax.xaxis.set_major_formatter(lambda value, _: f"{value / 10.0**exponent:.4g}")
     ax.yaxis.set_major_formatter(lambda value, _: canvas.number(value))
@@ -125,13 +130,17 @@ def plot_histogram(data: HistogramData, ax: Axes | None = None) -> Figure:
 
 
 def _titles(data: HistogramData) -> tuple[str, str]:
-    headline = f"effective weights {_count(data.effective_weights)} of {_count(data.weights)}"
-    headline = f"{canvas.elide(data.name, 26)}: {headline}" if data.name else headline.capitalize()
+    """A short name stands before the figure, a long one has the first line to itself."""
+    figure = f"effective weights {_count(data.effective_weights)} of {_count(data.weights)}"
     if not data.counts[-1]:
-        return headline, "every importance of this layer is zero"
-    share = f"share {data.effective_weights / data.weights:.1%}"
-    most = math.log(data.weights)
-    return headline, f"{share}; entropy {data.entropy:.4f} nats of at most {most:.4f}"
+        more = "every importance of this layer is zero"
+    else:
+        share = f"share {data.effective_weights / data.weights:.1%}"
+        most = math.log(data.weights)
+        more = f"{share}; entropy {data.entropy:.4f} nats of at most {most:.4f}"
+    if len(data.name) > _SHORT_NAME:
+        return canvas.elide(data.name, _LONG_NAME), f"{figure}; {more}"
+    return f"{data.name}: {figure}" if data.name else f"E{figure[1:]}", more
 
 
 def _draw_bars(ax: Axes, data: HistogramData) -> None:
@@ -155,11 +164,27 @@ def _beside(counts: np.ndarray) -> np.ndarray:
 
 
 def _draw_uniform(ax: Axes, data: HistogramData) -> None:
-    ax.axvline(data.uniform, color=INK, linewidth=1.1, linestyle=(0, (4, 3)))
+    hidden = data.uniform < _LEAST_PLACE * data.edges[-1]
+    if not hidden:
+        ax.axvline(data.uniform, color=INK, linewidth=1.1, linestyle=(0, (4, 3)))
     right = data.uniform < 0.6 * data.edges[-1]
+    words = f"1/{data.weights:,}, if all were equal"
+    if hidden:
+        first = math.floor(1000 * data.counts[0] / data.weights) / 1000
+        words += f": within the first bar, which holds {first:.1%} of the weights"
+    _beside_line(ax, float(data.edges[1]) if hidden else data.uniform, words, right=right)
+
+
+def _draw_dead(ax: Axes, data: HistogramData) -> None:
+    ax.set_xticks([0])
+    words = f"{data.weights:,} weights, each of importance 0"
+    _beside_line(ax, float(data.edges[1]), words, right=True)
+
+
+def _beside_line(ax: Axes, x: float, words: str, *, right: bool) -> None:
     ax.annotate(
-        f"1/{data.weights:,}, if all were equal",
-        xy=(data.uniform, 1),
+        words,
+        xy=(x, 1),
         xycoords=("data", "axes fraction"),
         xytext=(5 if right else -5, -3),
         textcoords="offset points",
@@ -168,6 +193,7 @@ def _draw_uniform(ax: Axes, data: HistogramData) -> None:
         fontsize=canvas.SMALL,
         color=MUTED,
         annotation_clip=False,
+        bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5},
     )
 
 

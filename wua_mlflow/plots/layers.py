@@ -1,6 +1,7 @@
 """Effective share of each layer's weights beside what a network that learned nothing shows.
 
-May import: numpy, ``wua_mlflow.usage`` for types; matplotlib inside ``plot_layers``.
+With the units that are dead and the FLOPs, where known.
+May import: numpy, ``wua_mlflow.usage`` for types, ``rows``; matplotlib inside ``plot_layers``.
 Test: ``tests/plots/test_layers.py``.
 """
 
@@ -13,8 +14,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from wua_mlflow.plots import canvas
-from wua_mlflow.plots.palette import INK, INSIDE, NULL_RANGE, OUTSIDE, RULE
+from wua_mlflow.plots import canvas, rows
+from wua_mlflow.plots.palette import ALARM, INSIDE, NULL_RANGE, OUTSIDE, RULE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,10 +25,17 @@ if TYPE_CHECKING:
 
 __all__ = ["LayersData", "layers_data", "plot_layers"]
 
-_ROW_IN, _TALLEST_IN, _LABEL_EVERY_IN = 0.34, 9.0, 0.155
-_SHARES_IN, _VALUES_IN, _FLOPS_IN = 4.8, 0.75, 1.5
-_HEADER_IN, _LEGEND_POINTS, _CAPTION_POINTS, _CAPTION_LINE_IN = 0.85, 36, 58, 0.155
-_THIN_ROWS_FROM = 60
+_SHARES_IN, _SHARES_BESIDE_IN = 4.4, 3.1
+"""Width of the shares' drawing, and where panels stand beside each other."""
+_LEGEND_IN = 0.4
+MOST_NAMES = 5
+"""Layers without importance that the caption names, where the rows are too many for words."""
+_RANGE = "the range of networks that learned nothing"
+_CAPTION = (
+    "Effective weights describe how concentrated the importance (criterion: {}) is within a layer, "
+    "and depend on how the network is parametrised; on their account alone no weight is "
+    "superfluous."
+)
 
 
 @dataclass(frozen=True)
@@ -35,25 +43,36 @@ class LayersData:
     """One row a layer, in the order of the forward; arrays have shape (layers,).
 
     ``share`` is the effective share, 0..1; ``null_low`` and ``null_high`` the range of the null,
-    NaN where none was drawn; ``forward_flops`` is None where no counts were given, NaN for a
-    layer that they do not name. ``null_words`` says which null.
+    NaN where none was drawn; ``dead`` where every importance of the layer is zero; ``dead_units``
+    is NaN where outputs were not seen; ``forward_flops`` is None where no counts were given, NaN
+    for a layer that they do not name. ``null_words`` says which null, ``by_chance`` which share of
+    the layers of a network that learned nothing lies outside its range, NaN without a null.
     """
 
     names: tuple[str, ...]
     share: np.ndarray
     null_low: np.ndarray
     null_high: np.ndarray
+    dead: np.ndarray
+    units: np.ndarray
+    dead_units: np.ndarray
     forward_flops: np.ndarray | None
     effective_weights: float
     weights: int
     skipped: int
     criterion: str
     null_words: str
+    by_chance: float
+
+    @property
+    def below(self) -> np.ndarray:
+        """Where the share lies below the null's range; False where there is no null."""
+        return self.share < self.null_low
 
     @property
     def outside(self) -> np.ndarray:
         """Where the share lies outside the null's range; False where there is no null."""
-        return (self.share < self.null_low) | (self.share > self.null_high)
+        return self.below | (self.share > self.null_high)
 
 
 def layers_data(usage: ModelUsage, flops_by_layer: Mapping[str, int] | None = None) -> LayersData:
@@ -70,6 +89,7 @@ def layers_data(usage: ModelUsage, flops_by_layer: Mapping[str, int] | None = No
     if not layers:
         raise ValueError("usage: expected at least one analysed layer, but got none")
     nulls = [layer.null for layer in layers]
+    dead_units = [layer.dead_units for layer in layers]
     flops = None
     if flops_by_layer is not None:
         flops = np.array([flops_by_layer.get(layer.name, math.nan) for layer in layers], float)
@@ -78,113 +98,153 @@ def layers_data(usage: ModelUsage, flops_by_layer: Mapping[str, int] | None = No
         share=np.array([layer.effective_share for layer in layers]),
         null_low=np.array([null.low if null else math.nan for null in nulls]),
         null_high=np.array([null.high if null else math.nan for null in nulls]),
+        dead=np.array([layer.dead for layer in layers]),
+        units=np.array([layer.units for layer in layers]),
+        dead_units=np.array([math.nan if n is None else n for n in dead_units], float),
         forward_flops=flops,
         effective_weights=usage.effective_weights,
         weights=usage.weights,
         skipped=len(usage.skipped),
         criterion=usage.criterion,
         null_words=", ".join(sorted({f"{n.kind}, {n.draws} draws" for n in nulls if n})),
+        by_chance=_by_chance([n.draws for n in nulls if n]),
     )
 
 
 def plot_layers(data: LayersData, ax: Axes | None = None) -> Figure:
-    """Draw the shares on ``ax`` (shares only), or on a new figure, FLOPs beside them if known.
+    """Draw a row a layer on a new figure, or in the place of ``ax``.
 
-    The figure's height grows with the layers up to about 11 inches; then rows get thinner and
-    only every k-th layer is named.
+    Text keeps its size in points, so ``ax`` should be about 9 inches wide, and as high as its rows.
     """
-    names = [canvas.elide(name) for name in data.names]
-    height = _height_in(data, ax)
-    every = math.ceil(_LABEL_EVERY_IN * len(names) / height)
-    text = _caption(data, every)
-    left_points, flops_ax = 0.0, None
-    if ax is None:
-        left = canvas.text_width(names[::every], canvas.LABEL) + 0.3
-        ax, flops_ax = _new_axes(data, left, height, 1 + text.count("\n"))
-        left_points = -72 * (left - 0.2)
-    _draw_shares(ax, data, names, every)
-    _legend(ax, data)
-    canvas.title(ax, *_titles(data), left_points=left_points)
-    canvas.caption(ax, text, below_points=_CAPTION_POINTS, left_points=left_points)
-    if flops_ax is not None and data.forward_flops is not None:
-        _draw_flops(flops_ax, data.forward_flops, every)
-    return canvas.root_figure(ax)
+    words = rows.Words(
+        title=_title(data),
+        subtitle=_subtitle(data),
+        heading="effective weights ÷ weights of the layer",
+        caption=_caption(data),
+        legend_in=_LEGEND_IN,
+    )
+    beside = len(data.names) > rows.MOST_ROWS
+    drawing_in = _SHARES_BESIDE_IN if beside else _SHARES_IN
+    table = rows.table(data.names, _columns(data), words, drawing_in, ax)
+    for panel in table.panels:
+        _draw_shares(panel.axes, data, panel.rows)
+    _legend(table, data)
+    return table.page.figure
 
 
-def _height_in(data: LayersData, ax: Axes | None) -> float:
-    if ax is None:
-        return min(_TALLEST_IN, max(0.6, _ROW_IN * len(data.names)))
-    return canvas.root_figure(ax).get_figheight() * ax.get_position().height
+def _by_chance(draws: list[int]) -> float:
+    """How often one more draw lies outside the interpolated quantiles of ``draws`` others.
+
+    The k-th smallest of n draws has one more draw below it with probability k ÷ (n + 1); the 2.5%
+    quantile lies at k = 1 + 0.025 (n − 1).
+    """
+    if not draws:
+        return math.nan
+    n = np.array(draws, float)
+    return float(np.mean(2 * (1 + 0.025 * (n - 1)) / (n + 1)))
 
 
-def _new_axes(
-    data: LayersData, left: float, height: float, caption_lines: int
-) -> tuple[Axes, Axes | None]:
-    """Axes for the shares, ``left`` inches from the edge, and for the FLOPs where known."""
-    flops = data.forward_flops is not None
-    width = left + _SHARES_IN + _VALUES_IN + (_FLOPS_IN + 0.3 if flops else 0.0)
-    below = _CAPTION_POINTS / 72 + _CAPTION_LINE_IN * caption_lines + 0.2
-    page = canvas.sheet(width, _HEADER_IN + height + below)
-    shares = page.axes(left, _HEADER_IN, _SHARES_IN, height)
-    if not flops:
-        return shares, None
-    return shares, page.axes(left + _SHARES_IN + _VALUES_IN, _HEADER_IN, _FLOPS_IN, height)
-
-
-def _titles(data: LayersData) -> tuple[str, str]:
+def _title(data: LayersData) -> str:
     effective = f"{data.effective_weights:,.{1 if data.effective_weights < 1000 else 0}f}"
-    rows = len(data.names)
-    layers = "1 layer" if rows == 1 else f"{rows:,} layers"
-    headline = f"Effective weights {effective} of {data.weights:,}, in {layers}"
-    known = int(np.isfinite(data.null_low).sum())
+    layers = "1 layer" if len(data.names) == 1 else f"{len(data.names):,} layers"
+    return f"Effective weights {effective} of {data.weights:,}, in {layers}"
+
+
+def _subtitle(data: LayersData) -> str:
+    said = _against_null(data)
+    dead = int(data.dead.sum())
+    if not dead:
+        return said
+    layers = "the layer has" if len(data.names) == 1 else (
+        "1 layer has" if dead == 1 else f"{dead:,} layers have")
+    return f"{said}; {layers} no importance at all"
+
+
+def _against_null(data: LayersData) -> str:
+    known, outside = int(np.isfinite(data.null_low).sum()), int(data.outside.sum())
+    below = int(data.below.sum())
     if not known:
-        return headline, "not compared with networks that learned nothing"
-    where = f"{int(data.outside.sum()):,} of {known:,} layers lie outside"
-    if rows == 1:
-        where = "outside" if data.outside[0] else "within"
-    return headline, f"{where} the range of networks that learned nothing"
+        return "not compared with networks that learned nothing"
+    side = "outside" if 0 < below < outside else "below" if below else "above"
+    if len(data.names) == 1:
+        return f"{side if outside else 'within'} {_RANGE}"
+    if not outside:
+        return f"{known:,} of {known:,} layers lie within {_RANGE}"
+    both = f" ({below:,} below, {outside - below:,} above)" if side == "outside" else ""
+    return f"{outside:,} of {known:,} layers lie {side} {_RANGE}{both}"
 
 
-def _caption(data: LayersData, every: int) -> str:
-    lines = [
-        f"Effective weights describe how concentrated the importance (criterion: {data.criterion})",
-        "is within a layer, and depend on how the network is parametrised; on their account",
-        "alone no weight is superfluous.",
-    ]
+def _caption(data: LayersData) -> str:
+    said = [_CAPTION.format(data.criterion)]
     if data.null_words:
-        lines.append(f"Range: 2.5–97.5% of networks that learned nothing ({data.null_words}).")
-    remarks = [f"One layer in {every} is named."] if every > 1 else []
+        said.append(f"Range: 2.5–97.5% of networks that learned nothing ({data.null_words}); by "
+                    f"chance alone, about {data.by_chance:.0%} of layers lie outside.")
+    if np.isfinite(data.dead_units).any():
+        said.append("Dead units: zero for all data, or never above zero before a ReLU.")
+    if data.forward_flops is not None and np.isnan(data.forward_flops).any():
+        said.append("FLOPs –: not counted for this layer by itself.")
     without = int(np.isnan(data.null_low).sum())
     if data.null_words and without:
-        remarks.append(f"Layers without a range: {without}.")
+        said.append(f"Layers without a range: {without}.")
+    if rows.are_crowded(len(data.names)) and data.dead.any():
+        said.append(f"No importance at all: {_some_names(data)}.")
     if data.skipped:
-        remarks.append(f"Modules not analysed: {data.skipped}.")
-    return "\n".join([*lines, " ".join(remarks)] if remarks else lines)
+        said.append(f"Modules not analysed: {data.skipped}.")
+    return " ".join(said)
 
 
-def _draw_shares(ax: Axes, data: LayersData, names: list[str], every: int) -> None:
-    rows = np.arange(len(names), dtype=float)
-    known = np.isfinite(data.null_low)
-    canvas.strip_axes(ax, keep=("left",))
-    thickness, range_thickness = (0.62, 0.24) if len(names) < _THIN_ROWS_FROM else (0.86, 0.42)
-    colours = np.where(data.outside, OUTSIDE, INSIDE).tolist()
-    canvas.bars(ax, rows, (np.zeros_like(rows), data.share), thickness, colours)
-    spans = (data.null_low[known], data.null_high[known])
-    canvas.bars(ax, rows[known], spans, range_thickness, NULL_RANGE)
+def _some_names(data: LayersData) -> str:
+    dead = [canvas.elide(data.names[i]) for i in np.flatnonzero(data.dead)]
+    more = f" and {len(dead) - MOST_NAMES:,} more" if len(dead) > MOST_NAMES else ""
+    return ", ".join(dead[:MOST_NAMES]) + more
+
+
+def _columns(data: LayersData) -> list[rows.Column]:
+    shares = [f"{share:.1%}" for share in data.share]
+    columns = [rows.Column("share", shares)]
+    if np.isfinite(data.dead_units).any():
+        columns.append(_dead_units(data))
+    if data.forward_flops is not None:
+        columns.append(_flops(data.forward_flops))
+    return columns
+
+
+def _dead_units(data: LayersData) -> rows.Column:
+    texts = [
+        "" if math.isnan(dead) else f"{dead:,.0f} of {units:,}" if dead else "0"
+        for dead, units in zip(data.dead_units, data.units, strict=True)
+    ]
+    some = (data.dead_units > 0).tolist()
+    lengths = data.dead_units / data.units
+    return rows.Column("dead units", texts, some, lengths, ALARM, ALARM)
+
+
+def _flops(flops: np.ndarray) -> rows.Column:
+    largest = float(np.nanmax(flops, initial=1.0))
+    known = np.isfinite(flops)
+    texts = [canvas.number(n) if math.isfinite(n) else "–" for n in flops]
+    return rows.Column("forward FLOPs\nof one sample", texts, known.tolist(), flops / largest)
+
+
+def _draw_shares(ax: Axes, data: LayersData, part: slice) -> None:
+    at = np.arange(part.start, part.stop, dtype=float)
+    share, low, high = data.share[part], data.null_low[part], data.null_high[part]
+    known = np.isfinite(low)
+    colours = np.where(data.outside[part], OUTSIDE, INSIDE).tolist()
+    canvas.bars(ax, at, (np.zeros_like(at), share), 0.66, colours)
+    canvas.bars(ax, at[known], (low[known], high[known]), 0.26, NULL_RANGE)
     ax.set_xlim(0, 1)
-    ax.set_ylim(len(names) - 0.4, -0.6)
     ax.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "25%", "50%", "75%", "100%"])
     ax.grid(axis="x", color=RULE, linewidth=0.5)
     ax.set_axisbelow(True)
-    ax.set_yticks(rows[::every], names[::every], fontsize=canvas.LABEL, parse_math=False)
-    ax.tick_params(axis="y", labelcolor=INK)
-    ax.set_xlabel("effective weights ÷ weights of the layer", fontsize=canvas.LABEL, color=INK)
-    if every == 1:
-        for row, share in enumerate(data.share):
-            ax.text(1.025, row, f"{share:.1%}", va="center", fontsize=canvas.SMALL, color=INK)
+    if rows.are_crowded(len(data.names)):
+        return
+    for row in np.flatnonzero(data.dead[part]) + part.start:
+        ax.text(0.012, row, "no importance at all", fontsize=canvas.SMALL * 0.9, color=ALARM,
+                weight="bold", va="center_baseline")
 
 
-def _legend(ax: Axes, data: LayersData) -> None:
+def _legend(table: rows.Table, data: LayersData) -> None:
     from matplotlib.patches import Patch
 
     outside, known = data.outside, np.isfinite(data.null_low)
@@ -194,30 +254,6 @@ def _legend(ax: Axes, data: LayersData) -> None:
         (NULL_RANGE, "range of networks that learned nothing", bool(known.any())),
     ]
     handles = [Patch(color=colour, label=words) for colour, words, there in entries if there]
-    canvas.legend_below(ax, handles, points=_LEGEND_POINTS)
-
-
-def _draw_flops(ax: Axes, flops: np.ndarray, every: int) -> None:
-    rows = np.arange(len(flops), dtype=float)
-    known = np.isfinite(flops)
-    canvas.strip_axes(ax, keep=("left",))
-    largest = float(np.max(flops[known], initial=1.0))
-    canvas.bars(ax, rows[known], (np.zeros(known.sum()), flops[known]), 0.62, RULE)
-    ax.set_xlim(0, largest)
-    ax.set_ylim(len(flops) - 0.4, -0.6)
-    ax.set_yticks([])
-    ax.set_xticks([])
-    pad = 4 if every > 1 else 17
-    ax.set_xlabel("forward FLOPs", fontsize=canvas.LABEL, color=INK, labelpad=pad)
-    if every > 1:
-        ax.set_xticks([0, largest], ["0", canvas.number(largest)])
-        return
-    for row, value in enumerate(flops):
-        ax.text(
-            largest * 0.03,
-            row,
-            canvas.number(value) if math.isfinite(value) else "not counted",
-            va="center",
-            fontsize=canvas.SMALL,
-            color=INK,
-        )
+    box = table.page.axes(table.legend_left, table.legend_top, 1.0, 0.1)
+    box.set_axis_off()
+    canvas.legend_below(box, handles, points=0)

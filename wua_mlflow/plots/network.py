@@ -1,19 +1,17 @@
 """The network diagram: circles for units, lines for weights; wide layers drawn in groups.
 
-May import: numpy; matplotlib inside ``plot_network``. Test: ``tests/plots/test_network.py``.
+The types and the data; ``diagram.py`` draws. May import: numpy.
+Test: ``tests/plots/test_network.py``.
 """
 
 from __future__ import annotations
 
-import textwrap
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-
-from wua_mlflow.plots import canvas
-from wua_mlflow.plots.palette import INK, NODE, STRONG_WEIGHT, WEAK_WEIGHT
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,11 +24,13 @@ STRONG_ABOVE = 0.1
 WIDTH_PER_WEIGHT, NARROWEST, WIDEST = 3.0, 0.2, 3.0
 """Width of a line in points: min(max(3·|w|, 0.2), 3), as in the tutorial."""
 
-_WIDEST_FIGURE_IN = 16.0
-_CHARACTERS_PER_IN = 12
+MOST_GROUPS = 24
+"""A layer that is grouped has at most so many circles: then its lines can be told apart."""
+STRONG_TIMES = 1.5
+"""To or from a group, a line is red where it is above so many times the layer's mean |w|, and as
+wide as a third of that multiple's square, so that 3 times the mean has the full width."""
+
 _BLOCK_ROWS = 512
-_OPAQUE_LINES = 400
-"""More lines than this between two columns are translucent, so that dense ones stay readable."""
 
 
 @dataclass(frozen=True)
@@ -52,14 +52,17 @@ class NetworkData:
 
     ``positions`` has shape (circles, 2): x is the column's number, y lies in −0.5..0.5.
     ``edges`` has shape (lines, 2): the circles that a line joins, from left to right.
-    ``weights`` (lines,) holds |w|, or the mean |w| of a block where a side is grouped;
-    ``widths_points`` (lines,) the line's width; ``strong`` (lines,) where |w| > 0.1.
+    ``weights`` (lines,) holds |w|, or the mean |w| of a block where a side is grouped: there
+    ``grouped`` (lines,) is true. ``widths_points`` (lines,) is the line's width, 3·|w| within
+    bounds, or (|w| ÷ the layer's mean)²/3 where grouped; ``strong`` (lines,) where |w| > 0.1, or
+    above 1.5 times the layer's mean where grouped.
     """
 
     columns: tuple[NetworkColumn, ...]
     positions: np.ndarray
     edges: np.ndarray
     weights: np.ndarray
+    grouped: np.ndarray
     widths_points: np.ndarray
     strong: np.ndarray
 
@@ -74,13 +77,14 @@ def network_data(
 ) -> NetworkData:
     """Lay out a chain of fully connected layers.
 
-    A layer of more than ``max_units`` units is drawn as groups of consecutive units, all of one
-    size; a line then shows the mean |w| of the block of weights between two groups.
+    A layer of more than ``max_units`` units is drawn as at most 24 groups of consecutive units, all
+    of one size; a line then shows the mean |w| of the block of weights between two groups, against
+    the mean |w| of the layer, since means of many weights hardly ever differ much from that.
 
     Args:
         weights: one array a layer, shape (out, in) as in ``nn.Linear``, in the forward's order.
         names: one a layer; ``layer 1``, ``layer 2``, … where not given.
-        max_units: at most this many circles in a column.
+        max_units: at most this many circles in a column; a grouped one has at most 24.
 
     Raises:
         ValueError: there is no layer, an array is not a finite matrix, its inputs are not the
@@ -99,135 +103,26 @@ def network_data(
     units = [matrices[0].shape[1], *(matrix.shape[0] for matrix in matrices)]
     pairs = zip(["input", *labels], units, strict=True)
     columns = tuple(_column(name, count, max_units) for name, count in pairs)
-    edges, strengths = _edges(matrices, columns)
+    edges, strengths, times = _edges(matrices, columns)
+    grouped = np.isfinite(times)
     return NetworkData(
         columns=columns,
         positions=np.concatenate([_places(i, c.circles) for i, c in enumerate(columns)]),
         edges=edges,
         weights=strengths,
-        widths_points=np.clip(WIDTH_PER_WEIGHT * strengths, NARROWEST, WIDEST),
-        strong=strengths > STRONG_ABOVE,
+        grouped=grouped,
+        widths_points=np.clip(
+            np.where(grouped, times**2 / 3, WIDTH_PER_WEIGHT * strengths), NARROWEST, WIDEST
+        ),
+        strong=np.where(grouped, times > STRONG_TIMES, strengths > STRONG_ABOVE),
     )
 
 
 def plot_network(data: NetworkData, ax: Axes | None = None) -> Figure:
     """Draw the diagram on ``ax``, or on a new figure that grows with the number of layers."""
-    if ax is None:
-        width, height = _size_in(data)
-        page = canvas.sheet(width, height + 1.0 + _footer_in(data))
-        ax = page.axes(0.25, 1.0, width - 0.5, height)
-    ax.set_axis_off()
-    ax.set_xlim(-0.45, len(data.columns) - 0.55)
-    ax.set_ylim(-0.54, 0.54)
-    _draw_lines(ax, data)
-    _draw_circles(ax, data)
-    _label_columns(ax, data)
-    _legend(ax)
-    canvas.title(ax, _headline(data), left_points=0, above_points=46)
-    canvas.caption(ax, _caption(data), below_points=30)
-    return canvas.root_figure(ax)
+    from wua_mlflow.plots import diagram
 
-
-def _size_in(data: NetworkData) -> tuple[float, float]:
-    tallest = max(column.circles for column in data.columns)
-    width = min(_WIDEST_FIGURE_IN, max(6.5, 2.0 * len(data.columns) + 0.5))
-    return width, min(6.0, max(2.2, 0.3 * tallest))
-
-
-def _footer_in(data: NetworkData) -> float:
-    return 30 / 72 + 0.16 * (1 + _caption(data).count("\n")) + 0.12
-
-
-def _headline(data: NetworkData) -> str:
-    units = [f"{column.units:,}" for column in data.columns]
-    return " → ".join(units if len(units) <= 12 else [*units[:5], "…", *units[-5:]])
-
-
-def _caption(data: NetworkData) -> str:
-    grouped = [c for c in data.columns if c.group_size > 1]
-    if not grouped:
-        return "One circle a unit, one line a weight."
-    parts = [
-        f"{canvas.elide(c.name, 16)} ({c.units:,}) as {c.circles} groups of {c.group_size}"
-        for c in grouped[:3]
-    ]
-    more = f", and {len(grouped) - 3} more" if len(grouped) > 3 else ""
-    return textwrap.fill(
-        f"Wide layers are drawn in groups of consecutive units: {', '.join(parts)}{more}. "
-        "|w| of a line is then the mean over its block of weights.",
-        width=int(_CHARACTERS_PER_IN * _size_in(data)[0]),
-    )
-
-
-def _draw_lines(ax: Axes, data: NetworkData) -> None:
-    from matplotlib.collections import LineCollection
-
-    order = np.argsort(data.weights, kind="stable")
-    ax.add_collection(
-        LineCollection(
-            list(data.positions[data.edges[order]]),
-            linewidths=data.widths_points[order],
-            alpha=_opacity(data)[order],
-            colors=np.where(data.strong, STRONG_WEIGHT, WEAK_WEIGHT)[order].tolist(),
-            zorder=1,
-        )
-    )
-
-
-def _opacity(data: NetworkData) -> np.ndarray:
-    """Shape (lines,): lower where many lines lie between the same two columns."""
-    gap = data.positions[data.edges[:, 0], 0].astype(int)
-    opacity: np.ndarray = np.clip(_OPAQUE_LINES / np.bincount(gap), 0.3, 1.0)
-    return opacity[gap]
-
-
-def _draw_circles(ax: Axes, data: NetworkData) -> None:
-    tallest = max(column.circles for column in data.columns)
-    figure = canvas.root_figure(ax)
-    height_points = 72 * figure.get_figheight() * ax.get_position().height
-    diameter = min(17.0, 0.66 * height_points / (1.08 * max(tallest, 2)))
-    x, y = data.positions.T
-    ax.scatter(x, y, s=diameter**2, c=NODE, edgecolors=INK, linewidths=0.9, zorder=2, clip_on=False)
-
-
-def _label_columns(ax: Axes, data: NetworkData) -> None:
-    every = -(-len(data.columns) // 12)
-    longest = _label_characters(ax, len(data.columns), every)
-    for i in range(0, len(data.columns), every):
-        column = data.columns[i]
-        noun = ("unit" if i else "value") + ("" if column.units == 1 else "s")
-        label = ax.annotate(
-            f"{canvas.elide(column.name, longest)}\n{column.units:,} {noun}",
-            xy=(i, 1),
-            xycoords=("data", "axes fraction"),
-            xytext=(0, 4),
-            textcoords="offset points",
-            ha="center",
-            va="bottom",
-            fontsize=canvas.LABEL,
-            color=INK,
-            annotation_clip=False,
-        )
-        label.set_parse_math(False)
-
-
-def _label_characters(ax: Axes, columns: int, every: int) -> int:
-    """How many characters of a name fit over a column, those at the figure's edges too."""
-    width_in = canvas.root_figure(ax).get_figwidth() * ax.get_position().width
-    column_in = width_in / (columns - 0.1)
-    return max(8, min(24, int(min(every * column_in, 0.9 * column_in + 0.4) / 0.09)))
-
-
-def _legend(ax: Axes) -> None:
-    from matplotlib.lines import Line2D
-
-    samples = [
-        (STRONG_WEIGHT, 3.0, "|w| of 1 and above"),
-        (STRONG_WEIGHT, 0.9, "|w| = 0.3"),
-        (WEAK_WEIGHT, 0.9, "grey: |w| ≤ 0.1 (drawn thinner)"),
-    ]
-    handles = [Line2D([], [], color=c, linewidth=width, label=words) for c, width, words in samples]
-    canvas.legend_below(ax, handles, points=12)
+    return diagram.draw_network(data, ax)
 
 
 def _checked(weights: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -248,8 +143,14 @@ def _checked(weights: Sequence[np.ndarray]) -> list[np.ndarray]:
 
 
 def _column(name: str, units: int, max_units: int) -> NetworkColumn:
-    size = -(-units // max_units)
+    size = 1 if units <= max_units else _group_size(units, min(MOST_GROUPS, max_units))
     return NetworkColumn(name=name, units=units, circles=-(-units // size), group_size=size)
+
+
+def _group_size(units: int, most: int) -> int:
+    """For at most ``most`` groups, and half of that at least where groups can then be equal."""
+    even = (units // groups for groups in range(most, most // 2, -1) if units % groups == 0)
+    return next(even, -(-units // most))
 
 
 def _places(column: int, circles: int) -> np.ndarray:
@@ -260,17 +161,20 @@ def _places(column: int, circles: int) -> np.ndarray:
 
 def _edges(
     matrices: Sequence[np.ndarray], columns: Sequence[NetworkColumn]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Joined circles, shape (lines, 2), and their |w|, shape (lines,)."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Joined circles, shape (lines, 2); |w|; |w| ÷ the layer's mean, NaN where not grouped."""
     first = np.cumsum([0, *(column.circles for column in columns)])
-    ends, strengths = [], []
+    ends, strengths, times = [], [], []
     for i, matrix in enumerate(matrices):
         left, right = columns[i], columns[i + 1]
         means = _block_means(matrix, right.group_size, left.group_size)
         to, source = np.indices(means.shape).reshape(2, -1)
         ends.append(np.stack([first[i] + source, first[i + 1] + to], axis=1))
         strengths.append(means.ravel())
-    return np.concatenate(ends), np.concatenate(strengths)
+        grouped = left.group_size > 1 or right.group_size > 1
+        mean = _block_means(matrix, *matrix.shape).item() or 1.0 if grouped else math.nan
+        times.append(means.ravel() / mean)
+    return np.concatenate(ends), np.concatenate(strengths), np.concatenate(times)
 
 
 def _block_means(matrix: np.ndarray, rows: int, columns: int) -> np.ndarray:

@@ -16,6 +16,7 @@ __all__ = [
     "Outcome",
     "Tag",
     "Variant",
+    "further_layers_table",
     "importance_plot",
     "layer_metric",
     "step_tag",
@@ -148,6 +149,7 @@ class ArtifactPath:
     PREDICTIONS = "evaluation/test.safetensors"
     NETWORK_PLOT = "plots/network.png"
     LAYERS_PLOT = "plots/layers.png"
+    UNITS_PLOT = "plots/units.png"
     COMPARISON_PLOT = "plots/comparison.png"
     REPORT_MARKDOWN = "report.md"
     REPORT_HTML = "report.html"
@@ -156,6 +158,15 @@ class ArtifactPath:
 def importance_plot(layer: str) -> str:
     """Path of the importance histogram of ``layer``."""
     return f"plots/importance_{_allowed(layer)}.png"
+
+
+def further_layers_table(criterion: str) -> str:
+    """Path of the table of layers under a criterion that is not the first one asked for.
+
+    >>> further_layers_table("wanda")
+    'usage/layers_wanda.json'
+    """
+    return f"usage/layers_{_allowed(criterion)}.json"
 
 
 def layer_metric(layer: str, what: str) -> str:

@@ -1,0 +1,77 @@
+"""Usages made by hand for the pictures' tests, with the names that real models give."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from wua_mlflow.usage import Concentration, Histogram, LayerUsage, ModelUsage, NullUsage
+
+NO_HISTOGRAM = Histogram(np.array([0.0, 1.0]), np.array([1]), 0.0)
+
+
+def layer(  # noqa: PLR0913 - each by name
+    name: str,
+    share: float = 0.5,
+    null: tuple[float, float] | None = None,
+    *,
+    weights: int = 100,
+    units: np.ndarray | None = None,
+    dead_units: int | None = None,
+    unit_share: float | None = None,
+) -> LayerUsage:
+    importance = np.ones(10) if units is None else np.asarray(units, float)
+    count = len(importance)
+    effective = count * (unit_share or 0)
+    return LayerUsage(
+        name=name,
+        kind="Linear",
+        weights=weights,
+        units=count,
+        entropy=math.log(share * weights) if share else 0.0,
+        effective_weights=share * weights,
+        top90_share=0.5,
+        low_share=0.0,
+        unit_importance=importance,
+        histogram=NO_HISTOGRAM,
+        dead=share == 0,
+        null=NullUsage("reinitialised", 20, sum(null) / 2, *null, 0.1) if null else None,
+        unit_usage=Concentration(count, 0.0, effective, 0.5, 0.0) if unit_share else None,
+        dead_units=dead_units,
+    )
+
+
+def model(layers: list[LayerUsage], skipped: int = 0) -> ModelUsage:
+    reasons = {f"skipped{i}": "not a matrix" for i in range(skipped)}
+    return ModelUsage("output", 1000, {layer.name: layer for layer in layers}, reasons)
+
+
+PARTS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.out_proj",
+         "fc1", "fc2")
+
+
+def names(count: int) -> list[str]:
+    """A few layers of an MLP, or the linear layers of a transformer's blocks between two others."""
+    if count <= 5:
+        return [f"fc{i + 1}" for i in range(count)]
+    blocks = [f"model.encoder.layers.{i // 6}.{PARTS[i % 6]}" for i in range(count - 2)]
+    return ["model.embed_tokens", *blocks, "model.pooler.dense"]
+
+
+def many(count: int) -> ModelUsage:
+    """Layers of 1 to 50,000 units; some dead, without a null, or with dead units."""
+    rng = np.random.default_rng(0)
+    layers = []
+    for i, name in enumerate(names(count)):
+        low = 0.1 + 0.7 * rng.random()
+        size = (64, 32, 1, 50_000, 300)[i % 5]
+        units = rng.lognormal(0, 1, size)
+        units[: size // 7] = 0
+        dead = count > 5 and i % 40 == 11
+        share = 0.0 if dead else 0.1 + 0.8 * rng.random()
+        null = None if i % 7 == 5 else (low, low + 0.1)
+        layers.append(layer(
+            name, share, null, units=0 * units if dead else units, unit_share=0.6,
+            dead_units=None if i % 3 == 2 else size // 7))
+    return model(layers, skipped=2)
