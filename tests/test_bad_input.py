@@ -42,7 +42,9 @@ SETTINGS = [
     ("--patience 0", "patience: expected a whole number of at least 1, but got '0'"),
     ("--null-draws -1", "null_draws: expected a whole number of at least 0, but got '-1'"),
     ("--threads 0", "threads: expected a whole number of at least 1, but got '0'"),
-    ("--criterion entropy", "criterion: expected 'output' or 'magnitude', but got 'entropy'"),
+    ("--criterion entropy", "criterion: expected output, input, wanda, magnitude, taylor, "
+                            "package.module:function, or several of them, each once, but got "
+                            "'entropy'"),
     ("--width-method best", "width_method: expected 'effective', but got 'best'"),
     ("--optimizer adamw", "optimizer: expected 'adam' or 'sgd', but got 'adamw'"),
     ("--task classes", "task: expected 'binary', 'multiclass' or 'regression', but got 'classes'"),

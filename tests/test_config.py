@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from wua_mlflow import importance
 from wua_mlflow.config import (
     COMMAND_FIELDS,
     CONFIGS,
+    CRITERIA,
     ConfigError,
     Settings,
     config_names,
@@ -60,6 +62,22 @@ def test_widths_are_read_from_text_numbers_and_lists(text: object, widths: tuple
     assert load_settings(None, {"hidden": text}).hidden == widths
 
 
+@pytest.mark.parametrize(("given", "criteria"), [
+    ("taylor", "taylor"), ("output, wanda", "output,wanda"), (["input", "mine:rule"],
+                                                              "input,mine:rule")])
+def test_criteria_are_names_functions_or_several(given: object, criteria: str) -> None:
+    assert load_settings(None, {"criterion": given}).criterion == criteria
+
+
+def test_the_named_criteria_are_the_librarys() -> None:
+    assert tuple(importance.CRITERIA) == CRITERIA
+
+
+def test_only_some_fields_are_written(tmp_path: Path) -> None:
+    text = settings_yaml(load_settings("digits", {"state": "a.safetensors"}), ["state", "loss"])
+    assert yaml.safe_load(text) == {"state": "a.safetensors"}
+
+
 def test_yaml_round_trip(tmp_path: Path) -> None:
     settings = load_settings("digits", {"slim_hidden": "20,10", "patience": 3, "gate": "true"})
     path = tmp_path / "config.yaml"
@@ -67,6 +85,8 @@ def test_yaml_round_trip(tmp_path: Path) -> None:
     assert load_settings(str(path)) == settings
 
 
+CRITERION = ("criterion: expected output, input, wanda, magnitude, taylor, "
+             "package.module:function, or several of them, each once")
 BAD = [
     ({"hidden": "-1"}, "hidden: expected whole numbers of at least 1, e.g. 64,32, but got '-1'"),
     ({"hidden": "64,x"}, "hidden: expected whole numbers of at least 1, e.g. 64,32, but got "
@@ -83,7 +103,13 @@ BAD = [
     ({"confidence": "1"}, "confidence: expected a number above 0 and below 1, but got '1'"),
     ({"seeds": "0"}, "seeds: expected a whole number of at least 1, but got '0'"),
     ({"seed": "-1"}, "seed: expected a whole number of at least 0, but got '-1'"),
-    ({"criterion": "foo"}, "criterion: expected 'output' or 'magnitude', but got 'foo'"),
+    ({"criterion": "foo"}, f"{CRITERION}, but got 'foo'"),
+    ({"criterion": "wand"}, f"{CRITERION}, but got 'wand' (did you mean 'wanda'?)"),
+    ({"criterion": "output,tailor"}, f"{CRITERION}, but got 'output,tailor' (did you mean "
+                                     "'taylor'?)"),
+    ({"criterion": "output,output"}, f"{CRITERION}, but got 'output,output'"),
+    ({"criterion": 3}, f"{CRITERION}, but got 3"),
+    ({"effective_rank": "perhaps"}, "effective_rank: expected true or false, but got 'perhaps'"),
     ({"batch_size": "-3"}, "batch_size: expected full, or a whole number of at least 1, but got "
                            "'-3'"),
     ({"device": "gpu"}, "device: expected cpu, auto, mps, cuda or cuda:N, but got 'gpu'"),

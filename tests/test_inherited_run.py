@@ -33,7 +33,8 @@ def inherited(store_uri: str, monkeypatch: pytest.MonkeyPatch) -> str:
     (["run", "--data", "no.csv"], "data: expected a file, but 'no.csv' does not exist"),
     (["train", "--data", "no.csv"], "data: expected a file, but 'no.csv' does not exist"),
     (["analyze"],
-     "run_id: expected the id of a variant's run, but got none; `wua runs` lists them"),
+     "run_id: expected the id of a variant's run, but got none; `wua runs` lists them; or name a "
+     "model: --model package.module:factory --data DATA"),
     (["compare", "--baseline", "a.csv"], "compare: expected two models, A and B, or the run of a "
                                          "slim variant (--run-id), but got a.csv"),
     (["compare", "--baseline", "a.csv", "--candidate", "b.csv"],

@@ -138,6 +138,23 @@ def test_steps_one_by_one(store_uri: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.project
+def test_analyze_of_a_factorys_model(store_uri: str, tmp_path: Path) -> None:
+    """Its own run is the variant, as train's is."""
+    (tmp_path / "parts.py").write_text(
+        "import torch\nfrom torch import nn\n"
+        "def net(): return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))\n"
+        "def data(seed): return [torch.rand(16, 4) for _ in range(5)]\n")
+    done = _mlflow_run(tmp_path, "-e", "analyze", "-P", "model=parts:net", "-P", "data=parts:data",
+                       "-P", "criterion=output,wanda", "-P", "null_draws=2")
+    assert done.returncode == 0, done.stderr
+    (variant,) = _runs("variant")
+    assert (variant.info.run_name, variant.info.status) == ("net", "FINISHED")
+    assert variant.data.tags["mlflow.project.entryPoint"] == "analyze"
+    assert variant.data.metrics["params/analyzed"] == 32
+    assert variant.data.params["model"] == "parts:net"
+
+
+@pytest.mark.project
 def test_a_users_file_from_another_folder(store_uri: str, tmp_path: Path) -> None:
     """Relative paths mean what they mean to the person who typed them."""
     import numpy as np

@@ -18,7 +18,7 @@ __all__ = ["COMMANDS", "QUERIES", "parse"]
 COMMANDS = {
     "run": "the whole chain: train, analyze, slim, compare, report",
     "train": "train the original as a run of its own",
-    "analyze": "measure how the weights of the variant --run-id are used",
+    "analyze": "measure how the weights of the variant --run-id, or of --model, are used",
     "slim": "derive a slimmer network from the variant --run-id, and train it",
     "compare": "is B as good as A? run ids, model URIs, or files of per-example predictions",
     "runs": "list the variants, newest first",
@@ -108,7 +108,8 @@ def _settings_options(command: argparse.ArgumentParser, name: str) -> None:
     command.add_argument("--config", help="a shipped configuration (usecase, digits, "
                          "breast_cancer) or a YAML file")
     for field in COMMAND_FIELDS[name]:
-        flag: dict[str, Any] = {"nargs": "?", "const": "true"} if field == "gate" else {}
+        yes_or_no = Settings.model_fields[field].annotation is bool
+        flag: dict[str, Any] = {"nargs": "?", "const": "true"} if yes_or_no else {}
         command.add_argument(f"--{field.replace('_', '-')}", dest=field, metavar="VALUE", **flag,
                              help=Settings.model_fields[field].description)
         if "_" in field:

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from wua_mlflow.arguments import QUERIES, parse
 from wua_mlflow.config import COMMAND_FIELDS, TUTORIAL, ConfigError, given_fields, load_settings
+from wua_mlflow.pipeline.launch import is_first
 from wua_mlflow.stopping import stoppable
 
 __all__ = ["entry", "main"]
@@ -65,8 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return code
     except KeyboardInterrupt as stop:
         code = int(getattr(stop, "exit_code", EXIT_INTERRUPTED))
-        print("wua: interrupted" if code == EXIT_INTERRUPTED else "wua: terminated",
-              file=sys.stderr)
+        _say("interrupted" if code == EXIT_INTERRUPTED else "terminated")
         _end_inherited(stop)
         return code
     except BrokenPipeError:
@@ -75,9 +75,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:  # the user's mistake or ours: one line, unless --debug
         if "--debug" in words:
             traceback.print_exc()
-        print(f"wua: {_worded(error)}", file=sys.stderr)
+        _say(_worded(error))
         _end_inherited(error)
         return EXIT_USAGE if isinstance(error, ConfigError) else EXIT_ERROR
+
+
+def _say(line: str) -> None:
+    """To standard error; of several processes the first alone speaks."""
+    if is_first():
+        print(f"wua: {line}", file=sys.stderr)
 
 
 def _dispatch(options: argparse.Namespace) -> int:
@@ -165,7 +171,8 @@ def _check_server() -> None:
 
 def _end_inherited(error: BaseException) -> None:
     """End the run that ``mlflow run`` made, where the command never got to it."""
-    if not os.environ.get("MLFLOW_RUN_ID") or isinstance(error, _NoServerError):
+    if not os.environ.get("MLFLOW_RUN_ID") or isinstance(error, _NoServerError) \
+            or not is_first():
         return
     with contextlib.suppress(Exception, KeyboardInterrupt):
         from wua_mlflow.tracking.store import connect, ended, inherited_run

@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 from pathlib import Path
 
 import mlflow
 
-from wua_mlflow.config import ConfigError, Settings
+from wua_mlflow.config import OWN_MODEL, ConfigError, Settings
 from wua_mlflow.pipeline import chain
+from wua_mlflow.pipeline.analysing import Analysis, analyze_model
 from wua_mlflow.pipeline.comparison import Comparison
+from wua_mlflow.pipeline.launch import is_first, process_group, started, together
 from wua_mlflow.pipeline.outside import compare_any
 from wua_mlflow.pipeline.report import terminal_reports
-from wua_mlflow.tracking.names import Outcome
+from wua_mlflow.tracking.names import Outcome, further_layers_table
 from wua_mlflow.tracking.store import Store, connect, inherited_run
 from wua_mlflow.tracking.view import LATEST_KEY, run_address, view_address
 from wua_mlflow.verdict import Verdict
@@ -52,6 +55,11 @@ def execute(
         models: ``compare``'s A and B.
     """
     given = explicit | configured
+    if command == "analyze":
+        return _analyze(settings, explicit, configured)
+    if "TORCHELASTIC_RUN_ID" in os.environ and started() > 1:
+        raise ConfigError(f"{command}: expected one process, but torchrun started {started()}; "
+                          f"several are for analyze alone")
     if command == "compare":
         return _compare(settings, explicit, configured, models, as_json=as_json)
     store = connected(settings)
@@ -63,21 +71,51 @@ def execute(
         variant = chain.train_run(store, settings)
         print(f"{variant.name}: {variant.test.score:.4f} on the test part; run {variant.run_id}")
         print(f"Next: wua analyze --run-id {variant.run_id}")
-    elif command == "analyze":
-        variant, usage = chain.analyze_run(store, settings, given)
-        print(f"{variant.name}: {usage.effective_weights:,.4f} effective weights of "
-              f"{usage.weights:,}; run {variant.run_id}")
-        for layer in usage.layers.values():
-            print(f"  {layer.name}: entropy {layer.entropy:.4f}, effective weights "
-                  f"{layer.effective_weights:,.4f} of {layer.weights:,}")
-        for name, reason in usage.skipped.items():
-            print(f"  {name}: not analysed: {reason}")
     else:
         for variant in chain.slim_run(store, settings, given):
             print(f"{variant.name}: {variant.test.score:.4f} on the test part; "
                   f"run {variant.run_id}")
         print(f"Next: wua compare --run-id {variant.run_id}")
     return 0
+
+
+def _analyze(settings: Settings, explicit: frozenset[str], configured: frozenset[str]) -> int:
+    """Every process of ``torchrun`` comes here; the first one alone writes and prints."""
+    beside = sorted(explicit.intersection(OWN_MODEL))
+    if settings.run_id is not None and beside:
+        raise ConfigError(f"run_id: a variant is analysed with its own model and data, so expected "
+                          f"nothing like {beside[0]} beside it; a model of your own: "
+                          f"wua analyze --model package.module:factory --data DATA")
+    with process_group(settings.device):
+        store = together(lambda: connected(settings) if is_first() else None)
+        if store is not None and inherited_run() and "experiment" in explicit:
+            _check_experiment(settings, store)
+        if settings.run_id is None and {"model", "state"} & (explicit | configured):
+            found = analyze_model(store, settings, explicit | configured)
+        else:
+            # the store is there by now, so that the other processes make nothing
+            reader = together(lambda: store or connected(settings))
+            found = chain.analyze_run(reader, settings,
+                                      explicit | configured.difference(OWN_MODEL))
+    if is_first():
+        _print_analysis(found)
+    return 0
+
+
+def _print_analysis(found: Analysis) -> None:
+    usage = found.usage
+    print(f"{found.name}: {usage.effective_weights:,.4f} effective weights of "
+          f"{usage.weights:,}; run {found.run_id}")
+    for layer in usage.layers.values():
+        print(f"  {layer.name}: entropy {layer.entropy:.4f}, effective weights "
+              f"{layer.effective_weights:,.4f} of {layer.weights:,}")
+    for name, reason in usage.skipped.items():
+        print(f"  {name}: not analysed: {reason}")
+    for criterion, other in list(found.usages.items())[1:]:
+        print(f"{criterion}: {other.effective_weights:,.4f} effective weights of "
+              f"{other.weights:,}; {further_layers_table(criterion)}")
+    for remark in found.remarks:
+        print(remark)
 
 
 def _run(store: Store, settings: Settings, as_json: bool) -> int:

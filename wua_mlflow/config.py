@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,6 +18,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 __all__ = [
     "COMMAND_FIELDS",
     "CONFIGS",
+    "CRITERIA",
+    "OWN_MODEL",
     "ConfigError",
     "Settings",
     "config_names",
@@ -30,17 +32,21 @@ CONFIGS = Path(__file__).parent / "pipeline" / "configs"
 """The folder of the shipped configurations."""
 
 TUTORIAL = "usecase"
+CRITERIA = ("output", "input", "wanda", "magnitude", "taylor")
+"""The criteria that have a name; a test holds them equal to ``importance.CRITERIA``."""
+OWN_MODEL = ("data", "target", "task", "model", "hidden", "state", "seed")
+"""What names a model of ``analyze`` without a run."""
 
 _RECIPE = ("data", "target", "task", "model", "train", "hidden", "epochs", "optimizer",
            "batch_size", "lr", "patience", "seed", "seeds")
 _MACHINE = ("device", "threads", "experiment")
-_USAGE = ("criterion", "null_draws")
+_USAGE = ("criterion", "loss", "effective_rank", "null_draws")
 _SLIM = ("slim_hidden", "slim_epochs", "width_method")
 _VERDICT = ("margin", "confidence")
 COMMAND_FIELDS: dict[str, tuple[str, ...]] = {
     "run": (*_RECIPE, *_USAGE, *_SLIM, *_VERDICT, *_MACHINE, "gate"),
     "train": (*_RECIPE, *_MACHINE),
-    "analyze": ("run_id", *_USAGE, *_MACHINE),
+    "analyze": ("run_id", *OWN_MODEL, *_USAGE, *_MACHINE),
     "slim": ("run_id", *_SLIM, *_USAGE, *_MACHINE),
     "compare": ("run_id", "baseline", "candidate", "data", "target", "task", "seed", *_VERDICT,
                 *_MACHINE),
@@ -69,6 +75,21 @@ def _number_or_full(value: Any) -> Any:
     return int(value) if isinstance(value, str) and value.strip().isdigit() else value
 
 
+def _criteria(value: Any) -> Any:
+    """``"output, mine:rule"`` or a list -> ``"output,mine:rule"``, each of them once."""
+    parts = value.split(",") if isinstance(value, str) else value
+    if not isinstance(parts, list) or not all(isinstance(part, str) for part in parts):
+        raise ValueError("")
+    parts = [part.strip() for part in parts]
+    for part in parts:
+        module, _, name = part.partition(":")
+        if part not in CRITERIA and not (name.isidentifier() and module):
+            raise ValueError(_nearest(part, list(CRITERIA)))
+    if len(set(parts)) < len(parts):
+        raise ValueError("")
+    return ",".join(parts)
+
+
 def _finite(value: Any) -> Any:
     if isinstance(value, str | float) and not isinstance(value, bool):
         number = float(value)
@@ -83,6 +104,7 @@ SlimWidths = Annotated[
     Literal["auto"] | tuple[Count, ...], BeforeValidator(_widths_or_auto), Field(min_length=1)
 ]
 BatchSize = Annotated[Literal["full"] | Count, BeforeValidator(_number_or_full)]
+Criteria = Annotated[str, BeforeValidator(_criteria)]
 Positive = Annotated[float, BeforeValidator(_finite), Field(gt=0)]
 
 
@@ -92,11 +114,15 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     data: str = Field("usecase", description="a bundled set, a .csv/.parquet/.npz file, or "
-                      "package.module:function of seed -> (train, validation, test)")
+                      "package.module:function of seed -> (train, validation, test); analyze: "
+                      "or batches")
     target: str | None = Field(None, description="the target's column in a file")
     task: Literal["binary", "multiclass", "regression"] | None = Field(
         None, description="binary, multiclass or regression, where the target leaves it open")
-    model: str = Field("mlp", description="mlp, cnn, or package.module:factory of widths")
+    model: str = Field("mlp", description="mlp, cnn, or package.module:factory of widths; "
+                       "analyze: or of nothing")
+    state: str | None = Field(None, description="analyze: the model's weights, a .safetensors "
+                              "file; as the factory made them, if unset")
     train: str | None = Field(None, description="your trainer: package.module:function of "
                               "(model, data, budget, seed) -> model")
     hidden: Widths = Field((64, 32), description="hidden widths of the original, e.g. 64,32")
@@ -105,8 +131,13 @@ class Settings(BaseModel):
     slim_epochs: Count | None = Field(None, description="epochs of the slim one (as epochs)")
     width_method: Literal["effective"] = Field(
         "effective", description="how auto finds the widths: effective")
-    criterion: Literal["output", "magnitude"] = Field(
-        "output", description="what makes a weight important: output, magnitude")
+    criterion: Criteria = Field(
+        "output", description="what makes a weight important: output, input, wanda, magnitude, "
+        "taylor, package.module:function, or several of them, e.g. output,wanda")
+    loss: str | None = Field(None, description="taylor's loss: package.module:function of "
+                             "(outputs, targets) -> mean; the task's own, if unset")
+    effective_rank: bool = Field(False, description="also the effective rank of each layer's "
+                                 "activations: true or false")
     null_draws: Annotated[int, Field(ge=0)] = Field(
         20, description="networks that learned nothing, drawn beside the analysis")
     optimizer: Literal["adam", "sgd"] = Field("adam", description="adam or sgd")
@@ -170,9 +201,15 @@ def given_fields(values: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in values.items() if value not in (None, "")}
 
 
-def settings_yaml(settings: Settings) -> str:
-    """The settings as YAML, from which ``load_settings`` makes the same settings."""
-    values = settings.model_dump(mode="json", exclude_none=True)
+def settings_yaml(settings: Settings, fields: Iterable[str] | None = None) -> str:
+    """The settings as YAML, from which ``load_settings`` makes the same settings.
+
+    Args:
+        settings: all of them.
+        fields: names of those to write; all, if None.
+    """
+    chosen = None if fields is None else set(fields)
+    values = settings.model_dump(mode="json", exclude_none=True, include=chosen)
     return yaml.safe_dump(values, sort_keys=False, default_flow_style=None, allow_unicode=True)
 
 
@@ -202,7 +239,8 @@ def _read(config: str) -> dict[str, Any]:
 
 def _validated(values: Mapping[str, Any]) -> Settings:
     for name, value in values.items():
-        if isinstance(value, bool) and name in Settings.model_fields and name != "gate":
+        if isinstance(value, bool) and name in Settings.model_fields \
+                and Settings.model_fields[name].annotation is not bool:
             raise ConfigError(f"{name}: expected a value, but got {str(value).lower()} (YAML reads "
                               f"yes, no, on and off so)")
     try:
@@ -216,7 +254,9 @@ def _one_line(error: ValidationError, values: Mapping[str, Any]) -> str:
     field = str(problem["loc"][0])
     if problem["type"] == "extra_forbidden":
         return f"{field}: no such setting{_nearest(field, list(Settings.model_fields))}"
-    return f"{field}: expected {_expectation(field, problem)}, but got {_shown(values[field])}"
+    nearest = str(problem["msg"]).partition("error, ")[2] if field == "criterion" else ""
+    return (f"{field}: expected {_expectation(field, problem)}, but got {_shown(values[field])}"
+            f"{nearest}")
 
 
 def _expectation(field: str, problem: Mapping[str, Any]) -> str:
@@ -229,6 +269,9 @@ def _expectation(field: str, problem: Mapping[str, Any]) -> str:
         "lr": "a number above 0",
         "device": "cpu, auto, mps, cuda or cuda:N",
         "gate": "true or false",
+        "effective_rank": "true or false",
+        "criterion": f"{', '.join(CRITERIA)}, package.module:function, or several of them, each "
+                     "once",
     }
     if field in expected:
         return expected[field]

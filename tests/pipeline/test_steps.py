@@ -25,9 +25,9 @@ def test_steps_days_apart_give_the_tutorials_figures(store_uri: str) -> None:
     torch.manual_seed(0)
     torch.rand(1000)
     named = load_settings(None, {"run_id": original.run_id})
-    variant, usage = chain.analyze_run(store, named)
-    assert variant.run_id == original.run_id
-    assert f"{usage.layers['fc1'].effective_weights:.4f}" == "15.7751"
+    found = chain.analyze_run(store, named)
+    assert found.run_id == original.run_id
+    assert f"{found.usage.layers['fc1'].effective_weights:.4f}" == "15.7751"
     control, slim = chain.slim_run(store, named)
     assert (control.variant, slim.name) == ("oversized-same-budget", "slim 7")
     assert f"{slim.metrics['accuracy/train']:.4f}" == "0.8730"
@@ -68,11 +68,11 @@ def test_a_step_keeps_the_runs_settings_unless_told_otherwise(store_uri: str) ->
     store = connect("steps")
     original = chain.train_run(
         store, load_settings(None, {**QUICK, "epochs": 2, "criterion": "magnitude"}))
-    _, usage = chain.analyze_run(store, load_settings(None, {"run_id": original.run_id}))
-    assert usage.criterion == "magnitude"
+    found = chain.analyze_run(store, load_settings(None, {"run_id": original.run_id}))
+    assert found.usage.criterion == "magnitude"
     given = {"run_id": original.run_id, "criterion": "output"}
-    _, usage = chain.analyze_run(store, load_settings(None, given), frozenset(given))
-    assert usage.criterion == "output"
+    found = chain.analyze_run(store, load_settings(None, given), frozenset(given))
+    assert found.usage.criterion == "output"
 
 
 def test_equal_budgets_need_no_control(store_uri: str) -> None:

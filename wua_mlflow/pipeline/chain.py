@@ -12,14 +12,17 @@ from dataclasses import dataclass, replace
 
 from wua_mlflow import __version__
 from wua_mlflow.config import Settings, settings_yaml
+from wua_mlflow.pipeline.analysing import Analysis, analyze
 from wua_mlflow.pipeline.comparison import Comparison, compare_variants
+from wua_mlflow.pipeline.launch import together
 from wua_mlflow.pipeline.models import check_widths
 from wua_mlflow.pipeline.publishing import publish, title_of
 from wua_mlflow.pipeline.recipe import load_recipe
 from wua_mlflow.pipeline.report import Report
-from wua_mlflow.pipeline.steps import Plan, analyze, derive_widths, opened, train
+from wua_mlflow.pipeline.steps import Plan, derive_widths, opened, train
 from wua_mlflow.pipeline.variant import Variant, load_variant
 from wua_mlflow.plots.palette import MUTED
+from wua_mlflow.processes import rank
 from wua_mlflow.tracking.lineage import find_control, is_slim, newest_slim
 from wua_mlflow.tracking.log import write
 from wua_mlflow.tracking.names import ArtifactPath, Kind, Tag, step_tag
@@ -30,6 +33,8 @@ from wua_mlflow.verdict import Verdict
 
 __all__ = ["Outcome", "analyze_run", "compare_run", "run_pipeline", "slim_run", "step_run",
            "train_run"]
+
+OR_A_MODEL = "; or name a model: --model package.module:factory --data DATA"
 
 
 @dataclass(frozen=True)
@@ -53,7 +58,7 @@ def run_pipeline(store: Store, settings: Settings) -> Outcome:
         check_widths(recipe.build, settings.hidden, settings.slim_hidden)
         original = train(store, recipe, Plan(VariantName.OVERSIZED, settings.hidden,
                                              settings.epochs, pipeline=run_id))
-        usage = analyze(store, original)
+        usage = analyze(store, original).usage
         variants, usages = _slim(store, original, usage, pipeline=run_id)
         comparison = compare_variants(store, original, variants[-1], beside=variants[:-1])
         report = publish(store, run_id, (original, *variants), comparison,
@@ -83,17 +88,21 @@ def train_run(store: Store, settings: Settings) -> Variant:
 
 def analyze_run(
     store: Store, settings: Settings, given: frozenset[str] = frozenset()
-) -> tuple[Variant, ModelUsage]:
+) -> Analysis:
     """The step ``analyze`` on its own: adds to the variant that ``run_id`` names.
+
+    Of several processes each reads the run, and the first writes to it.
 
     Args:
         store: where the runs are.
         settings: ``run_id``, and what is to differ from the run's own settings.
         given: names of the settings that were given explicitly and so differ.
     """
-    with step_run(store, settings, "analyze"):
-        store, variant = _named(store, settings, given)
-        return variant, analyze(store, variant)
+    with contextlib.ExitStack() as stack:
+        together(lambda: None if rank() else
+                 stack.enter_context(step_run(store, settings, "analyze")))
+        store, variant = together(lambda: _named(store, settings, given, or_else=OR_A_MODEL))
+        return analyze(store, variant)
 
 
 def slim_run(
@@ -153,7 +162,7 @@ def _slim(
     slim = train(store, original.recipe, Plan(
         VariantName.SLIM, widths, settings.slim_budget, pipeline=pipeline,
         baseline=original.run_id, streams=[one.stream for one in original.replicates]))
-    usages = {one.name: analyze(store, one) for one in (*control, slim)
+    usages = {one.name: analyze(store, one).usage for one in (*control, slim)
               if one.tags.get(step_tag("analyze")) != "done"}
     return (*control, slim), usages
 
@@ -185,7 +194,7 @@ def step_run(store: Store, settings: Settings, step: str) -> Iterator[None]:
 
 
 def _named(
-    store: Store, settings: Settings, given: frozenset[str]
+    store: Store, settings: Settings, given: frozenset[str], *, or_else: str = ""
 ) -> tuple[Store, Variant]:
     """The variant of ``run_id`` with the settings that were given in place of its own.
 
@@ -193,11 +202,11 @@ def _named(
     """
     if not settings.run_id:
         raise ValueError("run_id: expected the id of a variant's run, but got none; `wua runs` "
-                         "lists them")
+                         f"lists them{or_else}")
     machine = {name: getattr(settings, name) for name in given & {"device", "threads"}}
     variant = load_variant(store, settings.run_id, machine)
     inherited = inherited_run()
-    if inherited:
+    if inherited and not rank():
         store.client.set_tag(inherited, Tag.TARGET_RUN, variant.run_id)
     if "experiment" not in given:
         store = replace(store, experiment_id=variant.experiment_id)

@@ -8,6 +8,7 @@ Tests: ``tests/pipeline/test_data.py``.
 from __future__ import annotations
 
 import hashlib
+import inspect
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -26,7 +27,8 @@ from wua_mlflow.pipeline.splitting import Divided, Scaling, divide
 from wua_mlflow.pipeline.tables import ENDINGS, Rows, Target, pose, read_rows, rows_of
 from wua_mlflow.randomness import Purpose, checked_seed, isolated, numpy_generator
 
-__all__ = ["BUILT_IN", "DataSplit", "Part", "is_file", "load_data", "part_of"]
+__all__ = ["BUILT_IN", "DataSplit", "Part", "called", "is_file", "load_data", "part_of",
+           "split_of", "takes"]
 
 BUILT_IN = ("usecase", "digits", "breast_cancer", "wine", "iris", "diabetes")
 
@@ -122,7 +124,7 @@ def load_data(data: str, *, target: str | None = None, seed: int, image: bool = 
         if target is not None and (data in BUILT_IN or ":" in data):
             raise ValueError(f"target: expected none beside data {data!r}, but got {target!r}")
         if ":" in data:
-            return _from_function(data, seed, image=image, task=task)
+            return split_of(called(data, seed), data, image=image, task=task)
         if data == "usecase":
             return _usecase(seed, image=image, task=task)
         if data in BUILT_IN:
@@ -168,12 +170,43 @@ def _bundled(data: str, seed: int, *, image: bool, task: str | None) -> DataSpli
     return replace(split, classes=names) if split.classes and names else split
 
 
-def _from_function(reference: str, seed: int, *, image: bool, task: str | None) -> DataSplit:
+def called(reference: str, seed: int) -> Any:
+    """What the user's function of the seed (or of nothing) returns; seeds the global generators.
+
+    Raises:
+        ValueError: it is not there, or fails.
+    """
     function = load_object(reference, argument="data")
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
-    three = _users(lambda: function(seed), reference)
+    given = () if takes(function) and not takes(function, seed) else (seed,)
+    return _users(lambda: function(*given), reference)
+
+
+def takes(function: Callable[..., Any], *values: object) -> bool:
+    """Whether a function can be called with these arguments, as far as its signature says.
+
+    >>> takes(abs, 3), takes(lambda widths: widths)
+    (True, False)
+    """
+    try:
+        inspect.signature(function).bind(*values)
+    except TypeError:
+        return False
+    except ValueError:  # it has no signature, as some builtins
+        return bool(values)
+    return True
+
+
+def split_of(
+    three: Any, reference: str, *, image: bool = False, task: str | None = None
+) -> DataSplit:
+    """What the user's function returned, (train, validation, test), as data for one task.
+
+    Raises:
+        ValueError: it is anything else, or does not fit the task.
+    """
     if not isinstance(three, tuple | list) or len(three) != 3:
         got = f"{len(three)} parts" if isinstance(three, tuple | list) else type(three).__name__
         raise ValueError(f"data: expected {reference} to return (train, validation, test), "

@@ -20,7 +20,8 @@ from wua_mlflow.pipeline.data import DataSplit
 from wua_mlflow.randomness import isolated
 from wua_mlflow.widths import Factory, layers_by_width
 
-__all__ = ["check_fit", "check_widths", "cnn", "factory", "mlp", "naming"]
+__all__ = ["BUILT_IN", "check_fit", "check_widths", "cnn", "factory", "made_by", "mlp", "naming",
+           "users_factory"]
 
 
 def factory(model: str, split: DataSplit) -> Factory:
@@ -37,23 +38,50 @@ def factory(model: str, split: DataSplit) -> Factory:
                 return built_in(widths, split.features, split.outputs, split.task)
 
         return ours
+    user = users_factory(model)
+    return lambda widths: made_by(user, model, widths, lambda made: made(split.train.inputs[:2]))
+
+
+def users_factory(model: str) -> Callable[..., object]:
+    """The user's function or class that ``model`` names.
+
+    Raises:
+        ValueError: it is named in no such way, or cannot be imported.
+    """
     if ":" not in model:
         raise ValueError(f"model: expected {', '.join(BUILT_IN)} or package.module:factory, "
                          f"but got '{model}'{nearest(model, BUILT_IN)}")
-    user = load_object(model, argument="model")
+    user: Callable[..., object] = load_object(model, argument="model")
+    return user
 
-    def theirs(widths: Sequence[int]) -> nn.Module:
-        with naming(f"model: {model} failed with the widths {_listed(widths)}", ours=False):
-            made = user(tuple(widths))
-        if not isinstance(made, nn.Module):
-            raise ValueError(f"model: expected {model} to return a torch.nn.Module, but it "
-                             f"returned {type(made).__name__}")
-        if any(map(is_lazy, made.parameters())):  # they get their shapes in the first forward
-            with naming(f"model: {model} does not take the data's inputs"), evaluating(made):
-                made(split.train.inputs[:2])
-        return made
 
-    return theirs
+def made_by(
+    user: Callable[..., object],
+    model: str,
+    widths: Sequence[int] | None,
+    forward: Callable[[nn.Module], object],
+) -> nn.Module:
+    """The model that the user's factory makes, its lazy parameters initialised.
+
+    Args:
+        user: the factory, of widths or of nothing.
+        model: its name, for messages.
+        widths: None: the factory takes nothing.
+        forward: calls a model with some of the data.
+
+    Raises:
+        ValueError: one line; the factory fails, or makes no module.
+    """
+    beside = "" if widths is None else f" with the widths {_listed(widths)}"
+    with naming(f"model: {model} failed{beside}", ours=False):
+        made = user() if widths is None else user(tuple(widths))
+    if not isinstance(made, nn.Module):
+        raise ValueError(f"model: expected {model} to return a torch.nn.Module, but it "
+                         f"returned {type(made).__name__}")
+    if any(map(is_lazy, made.parameters())):  # they get their shapes in the first forward
+        with naming(f"model: {model} does not take the data's inputs"), evaluating(made):
+            forward(made)
+    return made
 
 
 def mlp(widths: Sequence[int], features: Sequence[int], outputs: int, task: str) -> nn.Module:

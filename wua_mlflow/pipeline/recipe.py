@@ -36,6 +36,7 @@ __all__ = [
     "Stream",
     "Trained",
     "load_recipe",
+    "seed_all",
     "train_one",
     "train_replicates",
 ]
@@ -135,7 +136,7 @@ def train_one(
     """
     settings, split = recipe.settings, recipe.split
     with isolated():
-        _seed_all(seed)
+        seed_all(seed)
         if stream is not None:
             _restore(stream, recipe.device)
         model = recipe.build(tuple(widths)).to(recipe.device)
@@ -250,7 +251,8 @@ def _on(part: Part, device: torch.device) -> tuple[Tensor, Tensor]:
     return part.inputs.to(device), part.targets.to(device)
 
 
-def _seed_all(seed: int) -> None:
+def seed_all(seed: int) -> None:
+    """Seed the global generators: torch's, NumPy's, Python's."""
     torch.manual_seed(seed)
     np.random.seed(seed)
     random.seed(seed)

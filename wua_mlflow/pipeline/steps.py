@@ -1,14 +1,14 @@
-"""The steps ``train``, ``analyze`` and the planning of ``slim``, each adding to a variant's run.
+"""The step ``train`` and the planning of ``slim``, and what every step's run needs.
 
-At most ten tracking calls a step, plus one per thousand metrics. ``compare`` is in
-``comparison.py``, the order of the steps in ``chain.py``.
+At most ten tracking calls a step, plus one per thousand metrics. ``analyze`` is in
+``analysing.py``, ``compare`` in ``comparison.py``, the order of the steps in ``chain.py``.
 May import: everything but cli. Tests: ``tests/pipeline/test_steps.py``.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,13 +16,11 @@ import numpy as np
 from torch import nn
 
 from wua_mlflow import __version__
-from wua_mlflow.analysis import analyze as analyze_model
 from wua_mlflow.config import Settings, settings_yaml
 from wua_mlflow.evaluation import Evaluation
 from wua_mlflow.flops import CONVENTION, count_flops, ptflops_forward_flops
+from wua_mlflow.pipeline.measuring import first_criterion, loss_of, measured
 from wua_mlflow.pipeline.models import check_widths
-from wua_mlflow.pipeline.pictures import usage_pictures
-from wua_mlflow.pipeline.progress import Watched
 from wua_mlflow.pipeline.recipe import (
     Recipe,
     Replicate,
@@ -31,11 +29,12 @@ from wua_mlflow.pipeline.recipe import (
     train_one,
     train_replicates,
 )
+from wua_mlflow.pipeline.streaming import part_feed
 from wua_mlflow.pipeline.variant import Variant, replicates_table, variant_files
 from wua_mlflow.plots.palette import variant_colour
 from wua_mlflow.stopping import held, released
 from wua_mlflow.tracking.datasets import dataset_inputs
-from wua_mlflow.tracking.log import flop_metrics, layers_table, usage_metrics, write
+from wua_mlflow.tracking.log import flop_metrics, write
 from wua_mlflow.tracking.models import log_model
 from wua_mlflow.tracking.names import ArtifactPath, Kind, Metric, Tag, step_tag
 from wua_mlflow.tracking.names import Variant as VariantName
@@ -43,7 +42,7 @@ from wua_mlflow.tracking.store import Store, ended, inherited_run, new_run
 from wua_mlflow.usage import ModelUsage
 from wua_mlflow.widths import WidthRecommendation, recommend_widths
 
-__all__ = ["Plan", "analyze", "derive_widths", "marking", "opened", "train"]
+__all__ = ["Plan", "derive_widths", "marking", "opened", "shown_params", "train", "unheld"]
 
 
 @dataclass(frozen=True)
@@ -100,7 +99,7 @@ def train(store: Store, recipe: Recipe, plan: Plan) -> Variant:
     tags = _tags(recipe, plan)
     with opened(store, lambda: _run_of(store, plan, tags)) as run_id, \
             marking(store, run_id, "train"):
-        write(store.client, run_id, params=_unheld(store, run_id, _params(settings)))
+        write(store.client, run_id, params=unheld(store, run_id, _params(settings)))
         trained = train_one(recipe, plan.widths, plan.epochs, seed=settings.seed,
                             stream=plan.streams[0] if plan.streams else None,
                             label=f"training {plan.name}")
@@ -125,35 +124,6 @@ def train(store: Store, recipe: Recipe, plan: Plan) -> Variant:
                    trained.kind, test, replicates, {**tags, **done}, metrics)
 
 
-def analyze(store: Store, variant: Variant) -> ModelUsage:
-    """Measure how a variant's weights are used, on training data, and add it to its run.
-
-    Raises:
-        ValueError: no null is asked for, and the run holds the null of another criterion.
-    """
-    settings = variant.settings
-    held = variant.tags.get(Tag.CRITERION, settings.criterion)
-    if not settings.null_draws and Tag.NULL_KIND in variant.tags and held != settings.criterion:
-        raise ValueError(f"null_draws: expected at least 1, since {variant.name} holds the null of "
-                         f"the criterion {held}, but got 0")
-    store.client.set_tag(variant.run_id, step_tag("analyze"), "running")
-    with marking(store, variant.run_id, "analyze"):
-        inputs = Watched(variant.recipe.split.train.inputs.to(variant.recipe.device),
-                         passes=1 + settings.null_draws, label=f"analysing {variant.name}")
-        usage = analyze_model(variant.model, inputs, criterion=settings.criterion,
-                              null=settings.null_draws, seed=settings.seed)
-        metrics = usage_metrics(usage)
-        tags = {step_tag("analyze"): "done", Tag.CRITERION: settings.criterion}
-        if usage.null:
-            tags[Tag.NULL_KIND] = usage.null.kind
-        drawn = usage_pictures(variant.model, usage, _flops_by_layer(variant))
-        write(store.client, variant.run_id, metrics=metrics, tags=tags,
-              files={ArtifactPath.LAYERS_TABLE: layers_table(usage), **drawn})
-    variant.metrics.update(metrics)
-    variant.tags.update(tags)
-    return usage
-
-
 def derive_widths(variant: Variant, usage: ModelUsage | None = None) -> WidthRecommendation:
     """The slim widths: those given, or the method's, from the usage of the original.
 
@@ -167,14 +137,23 @@ def derive_widths(variant: Variant, usage: ModelUsage | None = None) -> WidthRec
     if settings.slim_hidden != "auto":
         return WidthRecommendation("given", original, settings.slim_hidden, layers)
     if usage is None:
-        usage = analyze_model(
-            variant.model, variant.recipe.split.train.inputs.to(variant.recipe.device),
-            criterion=settings.criterion)
+        usage = _usage_of(variant)
     found = recommend_widths(usage, original, layers, method=settings.width_method)
     if found.widths == original:
         raise ValueError(f"slim_hidden: auto found no width below the original's "
                          f"({','.join(map(str, original))}); name smaller ones, if any")
     return found
+
+
+def _usage_of(variant: Variant) -> ModelUsage:
+    """The usage by the first criterion alone, for the widths: no null, nothing logged."""
+    settings = variant.settings.model_copy(update={
+        "criterion": first_criterion(variant.settings), "null_draws": 0, "effective_rank": False})
+    split, device = variant.recipe.split, variant.recipe.device
+    loss = loss_of(settings, variant.model, split, device, kind=variant.kind)
+    usage, = measured(variant.model, part_feed(split, device, passes=1, label="widths"), settings,
+                      loss).values()
+    return usage
 
 
 def _run_of(store: Store, plan: Plan, tags: Mapping[str, str]) -> str:
@@ -186,7 +165,7 @@ def _run_of(store: Store, plan: Plan, tags: Mapping[str, str]) -> str:
     return new_run(store, plan.name, tags, parent=plan.pipeline)
 
 
-def _unheld(store: Store, run_id: str, params: Mapping[str, str]) -> dict[str, str]:
+def unheld(store: Store, run_id: str, params: Mapping[str, str]) -> dict[str, str]:
     """The params that the run does not hold yet, as one that ``mlflow run`` made may do."""
     held_ones = store.client.get_run(run_id).data.params if run_id == inherited_run() else {}
     return {name: value for name, value in params.items() if name not in held_ones}
@@ -225,8 +204,13 @@ def _origin(plan: Plan, settings: Settings) -> str:
 
 def _params(settings: Settings) -> dict[str, str]:
     """The settings that made the network, as text."""
-    fields = ("data", "target", "model", "train", "hidden", "epochs", "criterion", "optimizer",
-              "batch_size", "lr", "patience", "seed", "seeds", "device", "threads")
+    return shown_params(settings, (
+        "data", "target", "model", "train", "hidden", "epochs", "criterion", "optimizer",
+        "batch_size", "lr", "patience", "seed", "seeds", "device", "threads"))
+
+
+def shown_params(settings: Settings, fields: Iterable[str]) -> dict[str, str]:
+    """Settings as text, for a run's params; those that are unset are left out."""
     values = {name: getattr(settings, name) for name in fields}
     return {name: ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
             for name, value in values.items() if value is not None}
@@ -263,12 +247,6 @@ def _cost_metrics(recipe: Recipe, trained: Trained, plan: Plan) -> dict[str, flo
         metrics[Metric.FLOPS_PTFLOPS_TRAINING] = 2 * tutorial * train_samples * epochs
     metrics[Metric.PARAMS_TOTAL] = _parameters(trained.model)
     return metrics
-
-
-def _flops_by_layer(variant: Variant) -> dict[str, int]:
-    inputs = variant.recipe.split.train.inputs[:2].to(variant.recipe.device)
-    count = count_flops(variant.model, inputs, backward=False)
-    return {name: flops // count.samples for name, flops in count.by_module.items()}
 
 
 def _parameters(model: nn.Module) -> int:

@@ -186,6 +186,10 @@ def _run(store: Store, run_id: str) -> Run:
         raise ValueError(f"run_id: expected a variant's run, but {run.info.run_id} "
                          f"({run.info.run_name}) {got}; `wua runs` lists the variants")
     trained = tags.get(step_tag("train"))
+    if trained is None:
+        raise ValueError(f"run_id: expected a variant that was trained here, but "
+                         f"{run.info.run_id} ({run.info.run_name}) was only analysed; name the "
+                         f"model again: wua analyze --model ...")
     if trained != "done":
         raise ValueError(f"run_id: expected a trained variant, but the training of "
                          f"{run.info.run_id} ({run.info.run_name}) is {trained}")

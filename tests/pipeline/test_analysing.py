@@ -1,0 +1,287 @@
+"""A factory's model as a run of its own: what the run holds, against figures made by hand."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mlflow.entities import Run
+from safetensors.torch import save_file
+from torch import nn
+from torch.nn import functional
+
+from wua_mlflow.analysis import analyze
+from wua_mlflow.config import load_settings
+from wua_mlflow.pipeline import chain
+from wua_mlflow.pipeline.analysing import Analysis, analyze_model
+from wua_mlflow.pipeline.data import load_data
+from wua_mlflow.pipeline.measuring import loss_of
+from wua_mlflow.tracking.store import Store, connect
+from wua_mlflow.widths import recommend_widths
+
+PARTS = '''
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+def net(): return nn.Sequential(nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10))
+def lazy(): return nn.Sequential(nn.LazyLinear(16), nn.ReLU(), nn.LazyLinear(10))
+def optional(widths=(3,)): return wide((*widths, 4))
+def wide(widths):
+    return nn.Sequential(nn.Linear(64, widths[0]), nn.ReLU(), nn.Linear(widths[0], widths[1]),
+                         nn.ReLU(), nn.Linear(widths[1], 10))
+
+class Words(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.hidden = nn.Embedding(50, 8), nn.Linear(8, 6)
+        self.out = nn.Linear(6, 3)
+    def forward(self, input_ids, attention_mask=None):
+        return self.out(torch.relu(self.hidden(self.embedding(input_ids)))).mean(1)
+
+def sentences(seed):
+    return [{"input_ids": torch.randint(50, (4, 7)), "labels": torch.randint(3, (4,)),
+             "attention_mask": (torch.arange(7) < 5).expand(4, 7).long()} for _ in range(3)]
+
+class Odd(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 5), nn.Linear(5, 2)
+    def forward(self, x):
+        if len(x) != 6:
+            raise RuntimeError("six at a time")
+        return self.b(self.a(x))
+
+def sixes(seed): return [torch.rand(6, 4) for _ in range(3)]
+def shuffled(seed):
+    x, y = torch.rand(90, 64), torch.randint(10, (90,))
+    return DataLoader(TensorDataset(x, y), batch_size=16, shuffle=True)
+def cross_entropy(outputs, targets): return nn.functional.cross_entropy(outputs, targets)
+def squares(weight): return weight ** 2
+'''
+
+
+@pytest.fixture
+def store(store_uri: str, tmp_path: Path) -> Iterator[Store]:
+    (tmp_path / "own.py").write_text(PARTS)
+    path = list(sys.path)
+    yield connect("own")
+    sys.path[:] = path
+    sys.modules.pop("own", None)
+
+
+def analysed(store: Store, **given: object) -> tuple[Analysis, Run]:
+    found = analyze_model(store, load_settings(None, {"null_draws": 0, **given}), frozenset(given))
+    return found, store.client.get_run(found.run_id)
+
+
+def file_of(store: Store, run: Run, path: str) -> str:
+    return Path(store.client.download_artifacts(run.info.run_id, path)).read_text()
+
+
+def effective(importance: np.ndarray) -> float:
+    """exp of the entropy, in float64."""
+    p = importance[importance > 0].astype(np.float64)
+    p /= p.sum()
+    return float(np.exp(-(p * np.log(p)).sum()))
+
+
+def test_the_run_is_a_variant_that_holds_all_of_it(store: Store) -> None:
+    _, run = analysed(store, model="own:net", data="digits", null_draws=2, seed=7)
+    tags, metrics = run.data.tags, run.data.metrics
+    assert (run.info.status, run.info.run_name) == ("FINISHED", "net")
+    assert {name: tags[name] for name in tags if name.startswith("wua.")} == {
+        "wua.kind": "variant", "wua.variant": "oversized", "wua.version": "0.1.0",
+        "wua.step.analyze": "done", "wua.criterion": "output", "wua.null_kind": "re-initialised",
+        "wua.task": "multiclass", "wua.flop_convention": tags["wua.flop_convention"]}
+    assert metrics["flops/forward"] == 2 * (64 * 16 + 16 * 10)
+    assert metrics["params/total"] == 65 * 16 + 17 * 10
+    torch.manual_seed(7)
+    model = nn.Sequential(nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10))
+    train = load_data("digits", seed=7).train.inputs
+    weight, bias = (one.detach().double().numpy() for one in (model[0].weight, model[0].bias))
+    mean = (train.double().numpy() @ weight.T + bias).mean(0)
+    assert metrics["usage/effective_weights"] == pytest.approx(
+        effective(np.abs(weight) * np.abs(mean)[:, None]), rel=1e-6)
+    assert metrics["usage/null_low"] <= metrics["usage/null_share"] <= metrics["usage/null_high"]
+    assert "hidden" not in run.data.params
+    assert {name: run.data.params[name] for name in ("model", "data", "seed", "criterion")} == {
+        "model": "own:net", "data": "digits", "seed": "7", "criterion": "output"}
+    paths = {one.path for folder in ("usage", "plots", "")
+             for one in store.client.list_artifacts(run.info.run_id, folder)}
+    assert {"config.yaml", "usage/layers.json", "plots/layers.png", "plots/importance_0.png",
+            "plots/network.png"} <= paths
+    (dataset,) = run.inputs.dataset_inputs
+    assert dataset.dataset.name == "digits train"
+
+
+def test_the_configuration_gives_the_same_again(store: Store, tmp_path: Path) -> None:
+    """Also of a factory that takes nothing, and with the weights of a file, from another folder."""
+    torch.manual_seed(99)
+    weights = nn.Sequential(nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10)).state_dict()
+    save_file(weights, "mine.safetensors")
+    found, run = analysed(store, model="own:net", data="digits", state="mine.safetensors",
+                          criterion="magnitude")
+    assert found.usage.effective_weights == pytest.approx(
+        effective(weights["0.weight"].abs().numpy()), rel=1e-9)
+    path = Path(store.client.download_artifacts(run.info.run_id, "config.yaml", str(tmp_path)))
+    settings = load_settings(str(path))
+    assert settings.state == str(tmp_path / "mine.safetensors")
+    again = analyze_model(store, settings, frozenset(settings.model_fields_set))
+    assert again.usage.effective_weights == found.usage.effective_weights
+
+
+@pytest.mark.parametrize(("given", "name", "widths"), [
+    ({"model": "own:wide", "hidden": "9,5"}, "oversized 9-5", "9,5"),
+    ({"model": "own:wide"}, "oversized 64-32", "64,32"),
+    ({"model": "mlp", "hidden": "8"}, "oversized 8", "8"),
+    ({"model": "own:optional"}, "optional", None),
+    ({"model": "own:optional", "hidden": "6"}, "oversized 6", "6"),
+    ({"model": "own:lazy"}, "lazy", None)])
+def test_widths_are_given_to_a_factory_that_needs_them(
+    given: dict, name: str, widths: str | None, store: Store
+) -> None:
+    found, run = analysed(store, data="digits", **given)
+    assert (found.name, run.info.run_name) == (name, name)
+    assert run.data.tags.get("wua.widths") == run.data.params.get("hidden") == widths
+    units = {"9,5": 9, "64,32": 64, "8": 8, None: 3 if name == "optional" else 16, "6": 6}[widths]
+    assert next(iter(found.usage.layers.values())).units == units
+
+
+def test_the_first_criterion_gives_the_metrics_and_each_other_a_table(store: Store) -> None:
+    found, run = analysed(store, model="own:net", data="digits",
+                          criterion="magnitude,own:squares,taylor", effective_rank="true")
+    first = json.loads(file_of(store, run, "usage/layers.json"))
+    assert (first["criterion"], run.data.tags["wua.criterion"]) == ("magnitude", "magnitude")
+    assert run.data.metrics["usage/effective_weights"] == found.usage.effective_weights
+    rank = first["data"][0][first["columns"].index("effective_rank")]
+    assert 1 < rank <= 16
+    torch.manual_seed(42)
+    weight = nn.Linear(64, 16).weight.detach().double().numpy()
+    for criterion, importance in (("magnitude", np.abs(weight)), ("squares", weight ** 2)):
+        assert found.usages[criterion].effective_weights == pytest.approx(
+            effective(importance), rel=1e-9)
+    for criterion in ("squares", "taylor"):
+        table = json.loads(file_of(store, run, f"usage/layers_{criterion}.json"))
+        assert table["criterion"] == criterion
+        column = table["columns"].index("effective_weights")
+        assert [row[column] for row in table["data"]] == [
+            layer.effective_weights for layer in found.usages[criterion].layers.values()]
+
+
+def test_taylor_takes_the_tasks_loss_or_the_one_that_is_named(store: Store) -> None:
+    """Against autograd over the whole training part at once."""
+    found, _ = analysed(store, model="own:net", data="digits", criterion="taylor")
+    named, _ = analysed(store, model="own:net", data="digits", criterion="taylor",
+                        loss="own:cross_entropy")
+    assert named.usage.effective_weights == found.usage.effective_weights
+    torch.manual_seed(42)
+    model = nn.Sequential(nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10)).double()
+    train = load_data("digits", seed=42).train
+    functional.cross_entropy(model(train.inputs.double()), train.targets).backward()
+    expected = (model[0].weight * model[0].weight.grad).abs().detach().numpy()  # type: ignore[operator]
+    assert found.usage.effective_weights == pytest.approx(effective(expected), rel=1e-5)
+
+
+@pytest.mark.parametrize(("data", "outputs", "loss"), [
+    ("usecase", "Sigmoid", functional.binary_cross_entropy),
+    ("usecase", "Identity", functional.binary_cross_entropy_with_logits),
+    ("diabetes", "Identity", functional.mse_loss),
+    ("iris", "Identity", functional.cross_entropy)])
+def test_the_tasks_own_loss(data: str, outputs: str, loss: object) -> None:
+    split = load_data(data, seed=1)
+    model = nn.Sequential(nn.Linear(*split.features, split.outputs), getattr(nn, outputs)())
+    settings = load_settings(None, {"data": data, "criterion": "output,taylor"})
+    assert loss_of(settings, model, split, torch.device("cpu")) is loss
+    without = settings.model_copy(update={"criterion": "output,wanda"})
+    assert loss_of(without, model, split, torch.device("cpu")) is None
+
+
+def test_the_users_batches_go_to_the_analysis_untouched(store: Store) -> None:
+    found, run = analysed(store, model="own:Words", data="own:sentences", loss="own:cross_entropy",
+                          criterion="input,taylor", null_draws=1)
+    import own  # type: ignore[import-not-found]
+
+    torch.manual_seed(42)
+    model = own.Words()
+    torch.manual_seed(42)
+    data = own.sentences(42)
+    expected = analyze(model, data, criterion=["input", "taylor"], loss=functional.cross_entropy)
+    for name, usage in expected.items():
+        assert found.usages[name].effective_weights == usage.effective_weights
+    assert run.data.metrics["flops/forward"] == 2 * 7 * (8 * 6 + 6 * 3)
+    assert run.info.run_name == "Words"
+    assert run.inputs.dataset_inputs == []
+    assert "wua.task" not in run.data.tags
+
+
+def test_a_shuffled_loader_gives_the_same_again_and_leaves_the_stream(store: Store) -> None:
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    one, two = (analysed(store, model="own:net", data="own:shuffled", null_draws=2)[0]
+                for _ in range(2))
+    assert one.usage.null == two.usage.null
+    assert one.usage.effective_weights == two.usage.effective_weights
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_flops_that_cannot_be_counted_are_said(store: Store) -> None:
+    found, run = analysed(store, model="own:Odd", data="own:sixes")
+    assert found.remarks == ("FLOPs not counted: RuntimeError: six at a time",)
+    assert "flops/forward" not in run.data.metrics
+    assert run.data.metrics["params/total"] == 25 + 12
+
+
+def test_the_run_of_mlflow_run_is_the_variant(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inherited = store.client.create_run(store.experiment_id, run_name="grumpy-fish-7")
+    store.client.log_param(inherited.info.run_id, "model", "own:net")
+    monkeypatch.setenv("MLFLOW_RUN_ID", inherited.info.run_id)
+    found, run = analysed(store, model="own:net", data="digits")
+    assert found.run_id == inherited.info.run_id
+    assert (run.info.status, run.info.run_name) == ("FINISHED", "net")
+    assert run.data.tags["wua.kind"] == "variant"
+
+
+def test_a_trained_run_takes_the_new_options_too(store: Store) -> None:
+    quick = {"seeds": 1, "null_draws": 0, "epochs": 2}
+    original = chain.train_run(store, load_settings(None, quick))
+    given = {"run_id": original.run_id, "criterion": "output,taylor", "effective_rank": "true",
+             "null_draws": 0}
+    found = chain.analyze_run(store, load_settings(None, given), frozenset(given))
+    model, train = original.model, original.recipe.split.train
+    model.zero_grad()
+    functional.binary_cross_entropy(model(train.inputs), train.targets).backward()
+    weight = model.fc1.weight  # type: ignore[union-attr]
+    expected = (weight * weight.grad).abs().detach().numpy()  # type: ignore[operator]
+    assert found.usages["taylor"].effective_weights == pytest.approx(effective(expected), rel=1e-5)
+    assert found.usage.layers["fc1"].effective_rank is not None
+    run = store.client.get_run(original.run_id)
+    assert run.data.tags["wua.criterion"] == "output"
+    assert json.loads(file_of(store, run, "usage/layers_taylor.json"))["criterion"] == "taylor"
+
+
+def test_widths_by_the_first_criterion_where_slim_measures_itself(store: Store) -> None:
+    original = chain.train_run(store, load_settings(None, {"seeds": 1, "epochs": 2}))
+    given = {"run_id": original.run_id, "criterion": "taylor,output", "null_draws": 0,
+             "slim_epochs": 2}
+    (slim,) = chain.slim_run(store, load_settings(None, given), frozenset(given))
+    found = chain.analyze_run(store, load_settings(None, given), frozenset(given))
+    rule = {name: recommend_widths(usage, (10,), (("fc1",),)).widths
+            for name, usage in found.usages.items()}
+    assert rule["taylor"] != rule["output"], "or this shows nothing"
+    assert slim.widths == rule["taylor"]
+
+
+def test_a_run_that_was_only_analysed_is_no_trained_one(store: Store) -> None:
+    found, _ = analysed(store, model="own:net", data="digits")
+    with pytest.raises(ValueError, match=f"^run_id: expected a variant that was trained here, but "
+                                         f"{found.run_id} \\(net\\) was only analysed; name the "
+                                         "model again: wua analyze --model ...$"):
+        chain.analyze_run(store, load_settings(None, {"run_id": found.run_id}))

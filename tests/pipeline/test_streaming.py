@@ -1,0 +1,150 @@
+"""What a user's function of data may return, and the share of it that each process gets."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, TensorDataset
+
+from wua_mlflow.config import load_settings
+from wua_mlflow.pipeline.data import DataSplit
+from wua_mlflow.pipeline.streaming import example_of, load_feed, shared, two_samples
+
+PARTS = '''
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+def points(n): return torch.rand(n, 4), torch.randint(3, (n,))
+def listed(seed): return [points(8) for _ in range(3)]
+def of_nothing(): return [points(8)]
+def loader(seed): return DataLoader(TensorDataset(*points(24)), batch_size=8)
+def dataset(seed): return TensorDataset(*points(24))
+def tensor(seed): return points(24)[0]
+def dicts(seed): return [{"input": points(8)[0], "labels": points(8)[1]} for _ in range(3)]
+def generated(seed): return (points(8) for _ in range(3))
+def parts(seed): return loader(seed), None, None
+def parts_of_lists(seed): return listed(seed), [], []
+def pairs(seed): return points(60), points(20), points(20)
+def none(seed): pass
+def number(seed): return 7
+def text(seed): return "seven"
+def scalar(seed): return torch.tensor(3.0)
+def one_batch(seed): return {"input": points(8)[0]}
+def pair(seed): return points(8)
+def split(seed): return points(24)[0].split(8)
+def empty(seed): return []
+def empty_tuple(seed): return ()
+def raising(seed): raise KeyError("of the data")
+'''
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    (tmp_path / "feeds.py").write_text(PARTS)
+    monkeypatch.chdir(tmp_path)
+    path = list(sys.path)
+    yield
+    sys.path[:] = path
+    sys.modules.pop("feeds", None)
+
+
+def feed(name: str, **given: object):
+    return load_feed(load_settings(None, {"model": "mine:net", "data": f"feeds:{name}", **given}))
+
+
+@pytest.mark.parametrize(("name", "kind"), [
+    ("listed", list), ("of_nothing", list), ("loader", DataLoader), ("dataset", TensorDataset),
+    ("tensor", torch.Tensor), ("dicts", list), ("generated", Iterator), ("parts", DataLoader),
+    ("parts_of_lists", list), ("pairs", DataSplit)])
+def test_what_is_returned_is_handed_on(name: str, kind: type, here: None) -> None:
+    found = feed(name)
+    assert isinstance(found, kind)
+    example, found = example_of(found)
+    samples = two_samples(example, nn.Linear(4, 3))
+    first = samples["input"] if isinstance(samples, dict) else samples[0]
+    assert first.shape == (2, 4)
+    if kind is Iterator:
+        assert len(list(found)) == 3, "the first batch is not lost"
+
+
+def test_the_seed_makes_the_data_and_the_global_stream_stays(here: None) -> None:
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    assert torch.equal(feed("tensor", seed=1), feed("tensor", seed=1))
+    assert not torch.equal(feed("tensor", seed=1), feed("tensor", seed=2))
+    example_of(feed("loader"))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+WHAT = "batches (a DataLoader or a list of them) or a tuple (train, validation, test), but got "
+
+
+@pytest.mark.parametrize(("name", "message"), [
+    ("none", f"data: expected feeds:none to return {WHAT}NoneType"),
+    ("number", f"data: expected feeds:number to return {WHAT}int"),
+    ("text", f"data: expected feeds:text to return {WHAT}str"),
+    ("scalar", f"data: expected feeds:scalar to return {WHAT}Tensor"),
+    ("one_batch", f"data: expected feeds:one_batch to return {WHAT}dict"),
+    ("pair", f"data: expected feeds:pair to return {WHAT}a tuple of 2 Tensor; give batches as a "
+             "list"),
+    ("split", f"data: expected feeds:split to return {WHAT}a tuple of 3 Tensor; give batches as a "
+              "list"),
+    ("empty_tuple", f"data: expected feeds:empty_tuple to return {WHAT}a tuple of 0 things; give "
+                    "batches as a list"),
+    ("empty", "data: expected at least one batch, but got none"),
+    ("raising", "data: expected data from feeds:raising, but got KeyError: 'of the data'"),
+])
+def test_what_is_no_data(name: str, message: str, here: None) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        example_of(feed(name))
+
+
+class _Two:
+    """A world of two processes, without any."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, rank: int) -> None:
+        from torch import distributed as dist
+
+        monkeypatch.setattr(dist, "is_initialized", lambda: True)
+        monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+        monkeypatch.setattr(dist, "get_rank", lambda: rank)
+
+
+def rows(batches: object) -> list[float]:
+    return [float(row[0]) for batch in batches  # type: ignore[attr-defined]
+            for row in (batch[0] if isinstance(batch, list | tuple) else batch)]
+
+
+@pytest.mark.parametrize("make", [
+    lambda x: x, lambda x: x.numpy(), TensorDataset, lambda x: list(x.split(7)),
+    lambda x: DataLoader(TensorDataset(x), batch_size=50)],
+    ids=["tensor", "array", "dataset", "list", "loader"])
+def test_shares_are_the_whole(make, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = torch.arange(5000.0)[:, None]
+    found = []
+    for rank in (0, 1):
+        _Two(monkeypatch, rank)
+        found.append(rows(shared(make(whole))))
+    assert min(map(len, found)) > 0
+    assert sorted(found[0] + found[1]) == whole[:, 0].tolist()
+
+
+def test_alone_the_data_are_untouched() -> None:
+    data = [np.zeros((3, 2))]
+    assert shared(data) is data
+
+
+def test_a_distributed_sampler_gives_shares_already(monkeypatch: pytest.MonkeyPatch) -> None:
+    data: Dataset = TensorDataset(torch.arange(10.0)[:, None])
+    sampler: DistributedSampler = DistributedSampler(data, num_replicas=2, rank=0, shuffle=False)
+    loader = DataLoader(data, batch_size=2, sampler=sampler)
+    _Two(monkeypatch, 0)
+    assert rows(shared(loader)) == [0, 2, 4, 6, 8]

@@ -1,0 +1,279 @@
+"""``wua analyze`` of a user's own model: what it prints, what it refuses, several processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from mlflow.entities import Run
+from mlflow.tracking import MlflowClient
+from safetensors.torch import save_file
+
+from tests.mistakes import all_runs, line_of
+from wua_mlflow.cli import main
+
+PARTS = '''
+import os
+import torch
+from torch import nn
+
+number = 3
+
+class Net(nn.Module):
+    def __init__(self, first=5):
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(6, first), nn.Linear(first, 4), nn.Linear(4, 3)
+    def forward(self, x):
+        return self.c(torch.relu(self.b(torch.relu(self.a(x)))))
+
+def net(): return Net()
+def raising(): raise RuntimeError("of the\\nfactory")
+def nothing(): pass
+def of_two(a, b): return Net()
+def in_the_second():
+    if os.environ.get("RANK") == "1":
+        raise RuntimeError("only here")
+    return Net()
+
+def pairs(seed): return [(torch.rand(8, 6), torch.randint(3, (8,))) for _ in range(7)]
+def inputs(seed): return [x for x, _ in pairs(seed)]
+def tensor(seed): return torch.rand(3000, 6)
+def generated(seed): return iter(inputs(seed))
+def wrong(seed): return [torch.rand(8, 5)]
+def nan(seed): return [torch.rand(8, 6), torch.full((8, 6), float("nan"))]
+def none(seed): pass
+def cross_entropy(outputs, targets): return nn.functional.cross_entropy(outputs, targets)
+def bad_loss(outputs, targets): return outputs.logits
+def of_outputs(outputs, targets): return outputs
+def squares(weight): return weight ** 2
+def greedy(weight, hessian): return weight ** 2
+def failing(weight): return weight / {}["none"]
+'''
+OWN = ["analyze", "--model", "own_parts:net", "--data", "own_parts:pairs", "--null-draws", "0"]
+
+
+@pytest.fixture
+def here(store_uri: str, tmp_path: Path) -> Iterator[Path]:
+    (tmp_path / "own_parts.py").write_text(PARTS)
+    path = list(sys.path)
+    yield tmp_path
+    sys.path[:] = path
+    sys.modules.pop("own_parts", None)
+
+
+def table_of(run: Run, name: str = "layers") -> dict:
+    path = MlflowClient().download_artifacts(run.info.run_id, f"usage/{name}.json")
+    return json.loads(Path(path).read_text())
+
+
+def test_it_prints_the_table_and_the_run(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*OWN, "--criterion", "magnitude,own_parts:squares", "--effective-rank"]) == 0
+    said = capsys.readouterr()
+    (run,) = all_runs()
+    assert said.err == ""
+    lines = said.out.splitlines()
+    assert re.fullmatch(rf"net: [\d.]+ effective weights of 50; run {run.info.run_id}", lines[0])
+    assert [line.split(":")[0] for line in lines[1:4]] == ["  a", "  b", "  c"]
+    assert lines[3] == "  c: not analysed: the output layer: its units are the model's outputs"
+    assert re.fullmatch(r"squares: [\d.]+ effective weights of 50; usage/layers_squares.json",
+                        lines[4])
+    assert len(lines) == 5
+    assert run.data.metrics["params/analyzed"] == 50
+    columns = table_of(run)["columns"]
+    assert table_of(run)["data"][0][columns.index("effective_rank")] > 1
+
+
+def test_a_configuration_names_the_model_too(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / "mine.yaml").write_text("model: own_parts:Net\ndata: own_parts:pairs\nhidden: 7\n"
+                                    "null_draws: 0\n")
+    (here / "own_parts.py").write_text(PARTS.replace("first=5", "widths=(5,)").replace(
+        "super()", "first, = widths; super()"))
+    assert main(["analyze", "--config", "mine.yaml"]) == 0
+    assert capsys.readouterr().out.startswith("oversized 7: ")
+    assert main(["analyze", "--config", "mine.yaml", "--hidden", "9"]) == 0
+    assert capsys.readouterr().out.startswith("oversized 9: ")
+
+
+WRONG = [
+    ("--run-id abc --model own_parts:net", 2, "run_id: a variant is analysed with its own model "
+     "and data, so expected nothing like model beside it; "),
+    ("--run-id abc --state a.safetensors", 2, "run_id: .* nothing like state beside it; "),
+    ("--run-id abc --data digits", 2, "run_id: .* nothing like data beside it; "),
+    ("--criterion wnada", 2, "criterion: expected output, .*, each once, but got 'wnada' \\(did "
+                             "you mean 'wanda'\\?\\)$"),
+    ("--data digits", 1, "run_id: expected the id of a variant's run, but got none; .* or name a "
+                         "model: --model package.module:factory --data DATA$"),
+    ("--model own_parts:raising", 1, "model: own_parts:raising failed: RuntimeError: of the "
+                                     "factory$"),
+    ("--model own_parts:nothing", 1, "model: expected own_parts:nothing to return a "
+                                     "torch.nn.Module, but it returned NoneType$"),
+    ("--model own_parts:of_two", 1, "model: own_parts:of_two failed with the widths 64,32: "
+                                    "TypeError"),
+    ("--model own_parts:net --hidden 5", 1, "model: own_parts:net failed with the widths 5: "
+                                            "TypeError: net\\(\\) takes 0 positional"),
+    ("--model own_parts:nett", 1, "model: expected a name in the module own_parts .*'net'"),
+    ("--model resnet", 1, "model: expected mlp, cnn or package.module:factory, but got 'resnet'"),
+    ("--state none.safetensors", 1, "state: expected a .safetensors file, but 'none.safetensors' "
+                                    "does not exist$"),
+    ("--state own_parts.py", 1, "state: expected a .safetensors file, but 'own_parts.py' cannot be "
+                                "read as one: "),
+    ("--state other.safetensors", 1, "state: expected all tensors of the model, but "
+     "'other.safetensors' has no 'b.bias' \\(and 2 more\\)$"),
+    ("--state shape.safetensors", 1, "state: expected 'a.weight' of shape \\(5, 6\\), as in the "
+                                     "model, but 'shape.safetensors' has \\(4, 6\\)$"),
+    ("--data own_parts:none", 1, "data: expected own_parts:none to return batches .* but got "
+                                 "NoneType$"),
+    ("--data own_parts:number", 1, "data: expected own_parts:number to be a function or a class"),
+    ("--data own_parts:wrong", 1, "RuntimeError: mat1 and mat2 .* \\(in layer 'a', batch 0\\)$"),
+    ("--data own_parts:nan", 1, "layer a: expected a finite .* by batch 1, which is not finite "
+                                "itself$"),
+    ("--data own_parts:generated --null-draws 1", 1, "data: expected batches that can be gone over "
+                                                     "again, "),
+    ("--data own_parts:pairs --target y", 1, "target: expected none beside data 'own_parts:pairs'"),
+    ("--criterion taylor", 1, "loss: the criterion taylor needs a function of outputs and targets"),
+    ("--criterion taylor --data own_parts:inputs --loss own_parts:cross_entropy", 1,
+     "data: the criterion taylor needs targets, but the batches are inputs alone; "),
+    ("--criterion taylor --loss own_parts:los", 1, "loss: expected a name in the module own_parts"),
+    ("--criterion taylor --loss nowhere:loss", 1, "loss: expected a module in the current folder "
+                                                  ".* 'nowhere'$"),
+    ("--loss own_parts.py:x", 1, "loss: expected package.module:name, such as "),
+    ("--criterion taylor --loss own_parts:bad_loss", 1, "loss: own_parts:bad_loss failed: "
+     "AttributeError: "),
+    ("--criterion taylor --loss own_parts:of_outputs", 1, "loss: expected a scalar tensor"),
+    ("--criterion own_parts:greedy", 1, "criterion: expected a function of weight and some of "),
+    ("--criterion own_parts:failing", 1, "layer a: criterion: own_parts:failing failed: KeyError: "
+                                         "'none'$"),
+    ("--criterion own_parts:number", 1, "criterion: expected own_parts:number to be a function"),
+]
+
+
+@pytest.mark.parametrize(("words", "code", "message"), WRONG, ids=[words for words, *_ in WRONG])
+def test_what_is_wrong_is_one_line(
+    words: str, code: int, message: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_file({"a.weight": torch.ones(5, 6), "a.bias": torch.ones(5),
+               "b.weight": torch.ones(4, 5)}, "other.safetensors")
+    save_file({"a.weight": torch.ones(4, 6), "a.bias": torch.ones(5), "b.weight": torch.ones(4, 5),
+               "b.bias": torch.ones(4), "c.weight": torch.ones(3, 4), "c.bias": torch.ones(3)},
+              "shape.safetensors")
+    given = words.split()
+    if "--run-id" not in given and words != "--data digits":
+        for option, value in (("--model", "own_parts:net"), ("--data", "own_parts:pairs"),
+                              ("--null-draws", "0")):
+            if option not in given:
+                given += [option, value]
+    line = line_of(["analyze", *given], code, capsys)
+    assert re.match(message, line), line
+    for run in all_runs():  # there is one only where the model had been made
+        assert run.info.status == "FAILED"
+        assert line.startswith(run.data.tags["wua.error"][:490])
+        assert run.data.tags["wua.step.analyze"] == "failed"
+
+
+def test_torchrun_is_for_analyze_alone(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "x", "MASTER_PORT": "1",
+                        "TORCHELASTIC_RUN_ID": "none"}.items():
+        monkeypatch.setenv(name, value)
+    assert line_of(["train"], 2, capsys) == ("train: expected one process, but torchrun started 2; "
+                                             "several are for analyze alone")
+    monkeypatch.setenv("RANK", "1")
+    assert main(["train"]) == 2
+    assert capsys.readouterr().err == "", "the second process says nothing"
+    assert all_runs() == []
+
+
+def torchrun(folder: Path, *words: str) -> subprocess.CompletedProcess:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2",
+               "--master-addr", "127.0.0.1", "--master-port", str(port), "-m", "wua_mlflow", *words]
+    return subprocess.run(command, cwd=folder, env={**os.environ, "OMP_NUM_THREADS": "1"},
+                          capture_output=True, text=True, timeout=120)
+
+
+ALIKE = ["--criterion", "output,input,wanda,magnitude,taylor", "--loss", "own_parts:cross_entropy",
+         "--effective-rank", "--null-draws", "2"]
+
+
+def figures(run: Run) -> dict[str, object]:
+    """All that the run holds: the metrics, and the tables of all criteria."""
+    names = ("layers", *(f"layers_{one}" for one in ("input", "wanda", "magnitude", "taylor")))
+    return {**run.data.metrics, **{name: table_of(run, name)["data"] for name in names}}
+
+
+def test_two_processes_give_the_figures_of_one(here: Path) -> None:
+    """On a store that is there but lacks the experiment; the first process alone writes."""
+    done = torchrun(here, *OWN[:5], *ALIKE)
+    assert done.returncode == 0, done.stderr
+    assert main([*OWN[:5], *ALIKE]) == 0
+    one, two = all_runs()[::-1]
+    assert done.stdout.count(" effective weights of 50; run ") == 1
+    assert two.info.run_id in done.stdout
+    assert figures(one).keys() == figures(two).keys()
+    for name, value in figures(one).items():
+        assert_close(figures(two)[name], value)
+    assert two.data.metrics["flops/forward"] == 2 * (6 * 5 + 5 * 4 + 4 * 3)
+    assert table_of(two)["samples"] == 56
+
+
+def assert_close(a: object, b: object) -> None:
+    if isinstance(a, list) and isinstance(b, list):
+        assert len(a) == len(b)
+        for x, y in zip(a, b, strict=True):
+            assert_close(x, y)
+    elif isinstance(a, float):
+        assert a == pytest.approx(b, rel=1e-6)
+    else:
+        assert a == b
+
+
+def test_two_processes_add_to_a_run(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--epochs", "2", "--seeds", "1"]) == 0
+    (run,) = all_runs()
+    done = torchrun(here, "analyze", "--run-id", run.info.run_id, "--criterion", "output,taylor",
+                    "--null-draws", "1")
+    assert done.returncode == 0, done.stderr
+    two = MlflowClient().get_run(run.info.run_id)
+    shares = MlflowClient().get_metric_history(run.info.run_id, "usage/effective_weights")
+    assert len(shares) == 1, "one process wrote"
+    tables = [table_of(two, name) for name in ("layers", "layers_taylor")]
+    assert main(["analyze", "--run-id", run.info.run_id, "--criterion", "output,taylor",
+                 "--null-draws", "1"]) == 0
+    for before, name in zip(tables, ("layers", "layers_taylor"), strict=True):
+        assert before["samples"] == 1000
+        assert_close(table_of(two, name)["data"], before["data"])
+
+
+def test_an_error_of_one_process_ends_all_with_one_line(here: Path) -> None:
+    done = torchrun(here, *OWN[:2], "own_parts:in_the_second", *OWN[3:])
+    assert done.returncode == 1
+    lines = [line for line in done.stderr.splitlines() if line.startswith("wua: ")]
+    assert lines == ["wua: RuntimeError: process 1: ValueError: model: own_parts:in_the_second "
+                     "failed: RuntimeError: only here"]
+    assert done.stderr.count("exitcode  : 1 ") == 2
+    assert done.stdout == ""
+    assert all_runs() == []
+
+
+def test_an_error_on_the_way_fails_the_run(here: Path) -> None:
+    """The second process has the batch that is not finite."""
+    done = torchrun(here, *OWN[:4], "own_parts:nan", *OWN[5:])
+    assert done.returncode == 1
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("wua: ")]
+    assert "process 1: ValueError: layer a: expected a finite" in line
+    (run,) = all_runs()
+    assert run.info.status == "FAILED"
+    assert line.removeprefix("wua: ") == run.data.tags["wua.error"]

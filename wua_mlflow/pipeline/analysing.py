@@ -1,0 +1,292 @@
+"""The step ``analyze``: of a variant's run, or of a factory's model, as a run of its own.
+
+Of several processes each streams its share of the data, and the first alone writes to the store.
+May import: everything but cli. Tests: ``tests/pipeline/test_analysing.py``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from wua_mlflow import __version__
+from wua_mlflow.config import COMMAND_FIELDS, Settings, settings_yaml
+from wua_mlflow.dotted import one_line
+from wua_mlflow.flops import CONVENTION, FlopCount, count_flops
+from wua_mlflow.pipeline.data import DataSplit, is_file, takes
+from wua_mlflow.pipeline.launch import together
+from wua_mlflow.pipeline.machine import device_of, use_threads
+from wua_mlflow.pipeline.measuring import first_criterion, loss_of, measured
+from wua_mlflow.pipeline.models import BUILT_IN, factory, made_by, users_factory
+from wua_mlflow.pipeline.pictures import usage_pictures
+from wua_mlflow.pipeline.recipe import seed_all
+from wua_mlflow.pipeline.steps import marking, opened, shown_params, unheld
+from wua_mlflow.pipeline.streaming import (
+    Feed,
+    example_of,
+    load_feed,
+    part_feed,
+    shared,
+    two_samples,
+)
+from wua_mlflow.pipeline.variant import Variant
+from wua_mlflow.pipeline.weights import load_weights
+from wua_mlflow.plots.palette import variant_colour
+from wua_mlflow.processes import rank
+from wua_mlflow.randomness import isolated
+from wua_mlflow.tracking.datasets import dataset_inputs
+from wua_mlflow.tracking.log import Files, layers_table, usage_metrics, write
+from wua_mlflow.tracking.names import (
+    ArtifactPath,
+    Kind,
+    Metric,
+    Tag,
+    further_layers_table,
+    step_tag,
+)
+from wua_mlflow.tracking.names import Variant as VariantName
+from wua_mlflow.tracking.store import Store, inherited_run, new_run
+from wua_mlflow.usage import ModelUsage
+
+__all__ = ["Analysis", "analyze", "analyze_model"]
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """What was found of one model, by criterion, and the run that holds it.
+
+    ``remarks`` says what could not be had beside it, a line each.
+    """
+
+    run_id: str
+    name: str
+    usages: Mapping[str, ModelUsage]
+    remarks: tuple[str, ...] = ()
+
+    @property
+    def usage(self) -> ModelUsage:
+        """By the first criterion: its figures are the run's metrics."""
+        return next(iter(self.usages.values()))
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model that a factory made, on its device, and the data for it.
+
+    ``widths`` are those that the factory was given, if any; ``example`` is a first batch.
+    """
+
+    settings: Settings
+    name: str
+    model: nn.Module
+    widths: tuple[int, ...] | None
+    feed: Feed = field(repr=False)
+    example: Any = field(repr=False)
+    device: torch.device
+
+    @property
+    def split(self) -> DataSplit | None:
+        """The data, where they are not the user's own batches."""
+        return self.feed if isinstance(self.feed, DataSplit) else None
+
+
+def analyze(store: Store, variant: Variant) -> Analysis:
+    """Measure how a variant's weights are used, on training data, and add it to its run.
+
+    Raises:
+        ValueError: no null is asked for, and the run holds the null of another criterion.
+    """
+    settings, recipe = variant.settings, variant.recipe
+    first = first_criterion(settings)
+    held = variant.tags.get(Tag.CRITERION, first)
+    if not settings.null_draws and Tag.NULL_KIND in variant.tags and held != first:
+        raise ValueError(f"null_draws: expected at least 1, since {variant.name} holds the null of "
+                         f"the criterion {held}, but got 0")
+    with contextlib.ExitStack() as stack:
+        together(lambda: None if rank() else _begin(stack, store, variant.run_id))
+        loss = loss_of(settings, variant.model, recipe.split, recipe.device, kind=variant.kind)
+        batches = part_feed(recipe.split, recipe.device, passes=1 + settings.null_draws,
+                            label=f"analysing {variant.name}")
+        usages = measured(variant.model, batches, settings, loss)
+        found = Analysis(variant.run_id, variant.name, usages)
+        metrics, tags = usage_metrics(found.usage), _tags(found.usage, first)
+
+        def add() -> None:
+            count = count_flops(variant.model, recipe.split.train.inputs[:2].to(recipe.device),
+                                backward=False)
+            write(store.client, variant.run_id, metrics=metrics, tags=tags,
+                  files=_files(variant.model, found, count))
+
+        together(lambda: None if rank() else add())
+    variant.metrics.update(metrics)
+    variant.tags.update(tags)
+    return found
+
+
+def analyze_model(
+    store: Store | None, settings: Settings, given: frozenset[str] = frozenset()
+) -> Analysis:
+    """Measure a model that the factory makes, with the weights of ``state``, as a new variant.
+
+    The run that ``mlflow run -e analyze`` made is the variant's; else one is made.
+
+    Args:
+        store: where to; None in every process but the first.
+        settings: what the model, its weights and its data are.
+        given: names of the settings that were given; a factory gets widths where ``hidden`` is
+            among them, or where it can do with nothing less.
+
+    Raises:
+        ValueError: one line that names the setting.
+    """
+    inherited = inherited_run()
+    with contextlib.ExitStack() as stack:
+        if store is not None and inherited:
+            stack.enter_context(opened(store, lambda: inherited, finish=False))
+        subject = together(lambda: _prepared(settings, given))
+        run_id = together(lambda: "" if store is None else _own_run(stack, store, subject))
+        with isolated():  # the user's loaders may shuffle: alike in every process
+            seed_all(settings.seed)
+            usages = measured(subject.model, _batches(subject), subject.settings,
+                              loss_of(subject.settings, subject.model, subject.split,
+                                      subject.device))
+        return together(lambda: _logged(store, run_id, subject, usages))
+
+
+def _begin(stack: contextlib.ExitStack, store: Store, run_id: str) -> None:
+    store.client.set_tag(run_id, step_tag("analyze"), "running")
+    stack.enter_context(marking(store, run_id, "analyze"))
+
+
+def _prepared(settings: Settings, given: frozenset[str]) -> Subject:
+    """Load the data, make the model, load its weights."""
+    use_threads(settings.threads)
+    device = device_of(settings.device)
+    user = None if settings.model in BUILT_IN else users_factory(settings.model)
+    feed = load_feed(settings)
+    example, feed = example_of(feed)
+    split = feed if isinstance(feed, DataSplit) else None
+    widths: tuple[int, ...] | None = settings.hidden
+    with isolated():
+        seed_all(settings.seed)
+        if user is None:
+            assert split is not None, "built-in models are made for a split"
+            model = factory(settings.model, split)(settings.hidden)
+        else:
+            widths = None if "hidden" not in given and takes(user) else widths
+            model = made_by(user, settings.model, widths, lambda made: _call(made, example))
+    if settings.state is not None:
+        load_weights(model, settings.state)
+        settings = settings.model_copy(
+            update={"state": str(Path(settings.state).expanduser().absolute())})
+    if split is not None and is_file(settings.data):
+        settings = settings.model_copy(update={"data": split.source})
+    name = settings.model.rpartition(":")[2] if widths is None else \
+        f"{VariantName.OVERSIZED} {'-'.join(map(str, widths))}"
+    return Subject(settings, name, model.to(device), widths, feed, example, device)
+
+
+def _call(model: nn.Module, example: Any) -> object:
+    arguments = two_samples(example, model)
+    return model(**arguments) if isinstance(arguments, Mapping) else model(*arguments)
+
+
+def _batches(subject: Subject) -> Any:
+    if subject.split is None:
+        return shared(subject.feed)  # type: ignore[arg-type]
+    return part_feed(subject.split, subject.device, passes=1 + subject.settings.null_draws,
+                     label=f"analysing {subject.name}")
+
+
+def _own_run(stack: contextlib.ExitStack, store: Store, subject: Subject) -> str:
+    """Open the variant's run; it ends with the stack."""
+    tags = {
+        Tag.KIND: Kind.VARIANT,
+        Tag.VARIANT: VariantName.OVERSIZED,
+        Tag.VERSION: __version__,
+        Tag.FLOP_CONVENTION: CONVENTION,
+        step_tag("analyze"): "running",
+        "mlflow.runColor": variant_colour(VariantName.OVERSIZED),
+    }
+    if subject.widths is not None:
+        tags[Tag.WIDTHS] = ",".join(map(str, subject.widths))
+    if subject.split is not None:
+        tags[Tag.TASK] = subject.split.task
+
+    def make() -> str:
+        inherited = inherited_run()
+        if not inherited:
+            return new_run(store, subject.name, tags)
+        write(store.client, inherited, tags={**tags, "mlflow.runName": subject.name})
+        return inherited
+
+    run_id = stack.enter_context(opened(store, make))
+    stack.enter_context(marking(store, run_id, "analyze"))
+    params = shown_params(subject.settings, _fields(subject))
+    write(store.client, run_id, params=unheld(store, run_id, params))
+    return run_id
+
+
+def _fields(subject: Subject) -> list[str]:
+    """The settings that say what was analysed and how; from them the same can be had again."""
+    leave = {"run_id", "experiment"} | (set() if subject.widths else {"hidden"})
+    return [name for name in COMMAND_FIELDS["analyze"] if name not in leave]
+
+
+def _logged(
+    store: Store | None, run_id: str, subject: Subject, usages: Mapping[str, ModelUsage]
+) -> Analysis:
+    count, remarks = _counted(subject) if store is not None else (None, ())
+    found = Analysis(run_id, subject.name, usages, remarks)
+    if store is None:
+        return found
+    metrics = {
+        **usage_metrics(found.usage),
+        Metric.PARAMS_TOTAL: sum(one.numel() for one in subject.model.parameters()),
+    }
+    if count is not None:
+        metrics[Metric.FLOPS_FORWARD] = count.forward_flops / count.samples
+    split = subject.split
+    if split is not None:
+        store.client.log_inputs(run_id, datasets=dataset_inputs(split.name, split.source, [
+            ("train", split.train.inputs.numpy(), split.train.targets.numpy(),
+             split.train.digest)]))
+    settings = subject.settings
+    write(store.client, run_id, metrics=metrics, tags=_tags(found.usage, first_criterion(settings)),
+          files={ArtifactPath.CONFIG: settings_yaml(settings, _fields(subject)),
+                 **_files(subject.model, found, count)})
+    return found
+
+
+def _counted(subject: Subject) -> tuple[FlopCount | None, tuple[str, ...]]:
+    """The FLOPs of two samples; or why there are none."""
+    try:
+        return count_flops(subject.model, two_samples(subject.example, subject.model),
+                           backward=False), ()
+    except Exception as error:  # the user's forward: FLOPs are not what was asked for
+        return None, (f"FLOPs not counted: {one_line(error)}",)
+
+
+def _tags(usage: ModelUsage, criterion: str) -> dict[str, str]:
+    tags = {step_tag("analyze"): "done", Tag.CRITERION: criterion}
+    if usage.null:
+        tags[Tag.NULL_KIND] = usage.null.kind
+    return tags
+
+
+def _files(model: nn.Module, found: Analysis, count: FlopCount | None) -> Files:
+    """The tables of all criteria, and the pictures of the first."""
+    first, *others = found.usages.values()
+    flops = {} if count is None else \
+        {name: flops // count.samples for name, flops in count.by_module.items()}
+    return {
+        ArtifactPath.LAYERS_TABLE: layers_table(first),
+        **{further_layers_table(usage.criterion): layers_table(usage) for usage in others},
+        **usage_pictures(model, first, flops or None),
+    }
