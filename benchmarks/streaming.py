@@ -109,7 +109,7 @@ def batches_for(model: nn.Module, shape: tuple[int, ...], seconds: float) -> lis
     return [(torch.randn(shape), torch.randint(10, shape[:1])) for _ in range(min(number, 60))]
 
 
-def costs(rounds: int, seconds: float) -> None:
+def costs(rounds: int, seconds: float, chosen: str) -> None:
     goals = {("MLP, 20M weights", "output"): "≤ 1.10", ("dense CNN", "output"): "≤ 1.10",
              ("dense CNN", "wanda"): "≤ 1.3", ("dense CNN", "input"): "≤ 1.3",
              ("depthwise CNN", "wanda"): "≤ 1.3", ("depthwise CNN", "input"): "≤ 1.3",
@@ -117,6 +117,8 @@ def costs(rounds: int, seconds: float) -> None:
     print("| network | criterion | against | forward alone, s | ratio | goal |")
     print("|---|---|---|---:|---:|---:|")
     for name, (make, shape) in NETWORKS.items():
+        if chosen not in name:
+            continue
         torch.manual_seed(0)
         model = make().eval()
         found = in_turns(forward_jobs(model, batches_for(model, shape, seconds)), rounds)
@@ -214,11 +216,13 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=5.0)
+    parser.add_argument("--network", default="", help="only those with this in their name")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    costs(options.rounds, options.seconds)
-    memory()
-    peers(options.rounds)
+    costs(options.rounds, options.seconds, options.network)
+    if not options.network:
+        memory()
+        peers(options.rounds)
 
 
 if __name__ == "__main__":

@@ -52,7 +52,8 @@ def _number(values, scale, last, low, numbers):  # type: ignore[no-untyped-def]
     """The number of each value's bin; gives how many lie below ``low``."""
     below = 0
     for i in range(values.size):
-        below += np.int32(values[i] < low)
+        if values[i] < low:
+            below += 1
         numbers[i] = min(np.int32(values[i] * scale), last)
     return below
 
