@@ -81,11 +81,14 @@ def test_it_prints_the_table_and_the_run(here: Path, capsys: pytest.CaptureFixtu
     assert said.err == ""
     lines = said.out.splitlines()
     assert re.fullmatch(rf"net: [\d.]+ effective weights of 50; run {run.info.run_id}", lines[0])
-    assert [line.split(":")[0] for line in lines[1:4]] == ["  a", "  b", "  c"]
-    assert lines[3] == "  c: not analysed: the output layer: its units are the model's outputs"
+    heads = ["layer", "entropy", "effective", "weights", "share", "learned", "nothing", "dead",
+             "units", "rank"]
+    assert lines[1].split() == heads
+    assert [line.split()[0] for line in lines[2:4]] == ["a", "b"]
+    assert lines[4] == "  c: not analysed: the output layer: its units are the model's outputs"
     assert re.fullmatch(r"squares: [\d.]+ effective weights of 50; usage/layers_squares.json",
-                        lines[4])
-    assert len(lines) == 5
+                        lines[5])
+    assert len(lines) == 6
     assert run.data.metrics["params/analyzed"] == 50
     columns = table_of(run)["columns"]
     assert table_of(run)["data"][0][columns.index("effective_rank")] > 1

@@ -14,8 +14,6 @@ from tests.networks import NETWORKS, cnn, mlp, numpys, rows
 from wua_mlflow.analysis import analyze
 from wua_mlflow.sampling import MOST_ROWS, effective_rank
 
-FLATTEN = "watching.watch: flatten and contiguous are looks, so that the units are not passed on"
-
 
 def numpys_rank(activations: np.ndarray, scale: np.ndarray | float = 1.0) -> float:
     """Roy & Vetterli 2007, equations 2 and 3."""
@@ -86,7 +84,6 @@ def test_the_rank_does_not_change_when_the_network_is_rescaled():
     assert ranks(model, inputs)["0"] == pytest.approx(before, rel=1e-5)
 
 
-@pytest.mark.xfail(strict=True, reason=FLATTEN)
 def test_flattened_images_before_the_reader():
     model, inputs = cnn().eval(), rows(20, 3, 8, 8)
     expected = numpys_rank(as_rows(model[:7](inputs)), outgoing(model[8].weight, 6))
@@ -112,7 +109,6 @@ def test_convolutions_by_numpy():
         assert found[name] == pytest.approx(numpys_rank(as_rows(into[name]), scale), rel=1e-5), name
 
 
-@pytest.mark.xfail(strict=True, reason=FLATTEN)
 def test_pooling_before_the_reader():
     torch.manual_seed(4)
     model = nn.Sequential(nn.Conv2d(2, 5, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),

@@ -84,19 +84,15 @@ class Applied(nn.Module):
 
 RELUS = {
     "nn.ReLU": nn.ReLU(), "in place": nn.ReLU(inplace=True),
-    "F.relu6": Applied(functional.relu6),
+    "F.relu6": Applied(functional.relu6), "nn.ReLU6": nn.ReLU6(),
+    "clamp": Applied(lambda x: x.clamp(min=0)), "clamp_min": Applied(lambda x: x.clamp_min(0.0)),
     "F.relu": Applied(functional.relu), "torch.relu": Applied(torch.relu),
     "Tensor.relu": Applied(lambda x: x.relu()), "relu_": Applied(lambda x: x.relu_()),
     "F.relu, in place": Applied(lambda x: functional.relu(x, inplace=True)),
 }
 
 
-HARDTANH = pytest.param(nn.ReLU6(), id="nn.ReLU6", marks=pytest.mark.xfail(
-    strict=True, reason="watching.watch: nn.ReLU6 calls hardtanh, which is not known as a ReLU"))
-
-
-@pytest.mark.parametrize("relu", [*(pytest.param(one, id=name) for name, one in RELUS.items()),
-                                  HARDTANH])
+@pytest.mark.parametrize("relu", RELUS.values(), ids=RELUS)
 @pytest.mark.parametrize("cut", [200, 9])
 def test_units_never_above_zero_before_a_relu(relu, cut):
     model, inputs = partly_dead(relu), rows(200, 3)
@@ -195,8 +191,7 @@ class Padded(nn.Module):
         return self.head(hidden.relu() if self.relu else hidden)
 
 
-@pytest.mark.parametrize("relu", [False, pytest.param(True, marks=pytest.mark.xfail(
-    strict=True, reason="watching.told: see_relu does not know of the mask"))])
+@pytest.mark.parametrize("relu", [False, True])
 def test_what_is_padding_makes_no_unit_alive(relu):
     x = torch.zeros(4, 5, 1)
     mask = (torch.arange(5) < 3).expand(4, 5)
@@ -244,3 +239,43 @@ def test_where_no_output_is_seen_nothing_is_said():
     found = analyze(Projected(), rows(4, 6, 3), criterion="magnitude")
     assert found.layers["rnn.weight_ih_l0"].dead_units is None
     assert found.layers["rnn.weight_hr_l0"].dead_units == 0
+
+
+class Residual(nn.Module):
+    """What goes into the ReLU is a sum made in place; the layer alone is never above zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.hidden, self.out = nn.Linear(3, 3), nn.Linear(3, 2)
+        self.hidden.weight.data.zero_()
+        self.hidden.bias.data = torch.tensor([-0.5, -0.5, 0.0])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        z = self.hidden(x)
+        z += x
+        return self.out(torch.relu(z))
+
+
+def test_a_relu_after_a_sum_made_in_place_says_nothing_of_the_layer_alone():
+    inputs = torch.tensor([[0.1, 0.9, -1.0], [0.2, 0.8, -1.0]])
+    assert analyze(Residual(), inputs).layers["hidden"].dead_units == 1  # zero for all data
+
+
+def test_a_positive_tensor_changed_in_place_is_summed_anew():
+    class Shifted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(1)
+            self.conv, self.out = nn.Conv2d(2, 3, 1), nn.Conv2d(3, 2, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            h = torch.relu(self.conv(x))
+            h -= 1
+            return self.out(h)
+
+    model, inputs = Shifted(), torch.rand(4, 2, 5, 5, generator=torch.Generator().manual_seed(2))
+    usage = analyze(model, inputs, criterion="input", layers=["out"])
+    h = (torch.relu(model.conv(inputs)) - 1).abs().mean((0, 2, 3)).detach().double()
+    expected = (model.out.weight.detach().double().abs().squeeze() * h).sum(1)
+    assert usage.layers["out"].unit_importance == pytest.approx(expected.numpy(), rel=1e-6)

@@ -23,6 +23,7 @@ from wua_mlflow.pipeline.report import terminal_reports
 from wua_mlflow.tracking.names import Outcome, further_layers_table
 from wua_mlflow.tracking.store import Store, connect, inherited_run
 from wua_mlflow.tracking.view import LATEST_KEY, run_address, view_address
+from wua_mlflow.usage import LayerUsage, ModelUsage
 from wua_mlflow.verdict import Verdict
 
 __all__ = ["execute"]
@@ -106,9 +107,7 @@ def _print_analysis(found: Analysis) -> None:
     usage = found.usage
     print(f"{found.name}: {usage.effective_weights:,.4f} effective weights of "
           f"{usage.weights:,}; run {found.run_id}")
-    for layer in usage.layers.values():
-        print(f"  {layer.name}: entropy {layer.entropy:.4f}, effective weights "
-              f"{layer.effective_weights:,.4f} of {layer.weights:,}")
+    print(_layers_text(usage))
     for name, reason in usage.skipped.items():
         print(f"  {name}: not analysed: {reason}")
     for criterion, other in list(found.usages.items())[1:]:
@@ -116,6 +115,27 @@ def _print_analysis(found: Analysis) -> None:
               f"{other.weights:,}; {further_layers_table(criterion)}")
     for remark in found.remarks:
         print(remark)
+
+
+def _layers_text(usage: ModelUsage) -> str:
+    """A line a layer under a line of heads; what was not measured for any layer is left out."""
+    def told(layer: LayerUsage) -> list[str]:
+        null, dead, rank = layer.null, layer.dead_units, layer.effective_rank
+        return [f"  {layer.name}", f"{layer.entropy:.4f}", f"{layer.effective_weights:,.1f}",
+                f"{layer.weights:,}", f"{layer.effective_share:.1%}",
+                f"{null.low:.1%} - {null.high:.1%}" if null else "",
+                "" if dead is None else f"{dead} of {layer.units:,}",
+                "" if rank is None else f"{rank:.1f}"]
+
+    heads = ["  layer", "entropy", "effective", "weights", "share", "learned nothing", "dead units",
+             "rank"]
+    columns = [column for column in zip(heads, *map(told, usage.layers.values()), strict=True)
+               if any(column[1:])]
+    widths = [max(map(len, column)) for column in columns]
+    return "\n".join("  ".join(
+        cell.rjust(width) if place else cell.ljust(width)
+        for place, (cell, width) in enumerate(zip(line, widths, strict=True))).rstrip()
+        for line in zip(*columns, strict=True))
 
 
 def _run(store: Store, settings: Settings, as_json: bool) -> int:

@@ -16,6 +16,7 @@ from torch import Tensor
 from wua_mlflow.batches import Batch
 from wua_mlflow.watching.calls import Product
 from wua_mlflow.watching.layer import Layer
+from wua_mlflow.watching.marks import noted
 from wua_mlflow.watching.sums import by_unit
 from wua_mlflow.watching.told import Positions
 
@@ -109,7 +110,7 @@ class Sampler:
         """Take rows of a product's output, and of its input if another layer's units came in."""
         rows = by_unit(output, product.spatial, product.unit_dim)
         self._take(self.given, layer.name, rows, positions)
-        source = getattr(product.inputs[0], "wua_layer", None)
+        source = noted(product.inputs[0], "layer")
         if not isinstance(source, Layer) or product.unit_dim != -1:
             return
         taken = _as_units(product, source)

@@ -53,6 +53,11 @@ class Product:
         """The dimension of the output that counts units, from its end; a convolution's: -1."""
         return -2 if self.operation == "left_matmul" else -1
 
+    def lead(self, output: Tensor) -> tuple[int, ...]:
+        """The shape of an output but for its units, in the order of its rows."""
+        shape = tuple(output.shape)
+        return (*shape[:-2], shape[-1]) if self.unit_dim == -2 else shape[:-1]
+
     @property
     def spatial(self) -> int:
         """The number of a convolution's spatial dimensions, else 0."""

@@ -45,6 +45,14 @@ class Mask:
                 return keep.reshape(-1), self.kept
         return None
 
+    def columns(self, shape: Sequence[int]) -> Tensor | None:
+        """For activations of shape (samples, channels, positions): shape (samples, 1, positions).
+
+        None where they are others: all positions count then.
+        """
+        fits = (shape[0], *shape[2:]) == tuple(self.keep.shape)
+        return self.keep.unsqueeze(1) if fits else None
+
 
 def mask_of(attention_mask: Tensor) -> Mask | None:
     """The mask of an ``attention_mask`` of shape (samples, positions), 0 where padded.

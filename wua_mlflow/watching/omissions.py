@@ -5,6 +5,8 @@ May import: torch, its own package. Tests: ``tests/watching/test_omissions.py``.
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Mapping
 
 from torch import nn
@@ -41,18 +43,24 @@ def omissions(
     found.update(refused)
     for name, module in owners.modules.items():
         if _within(name, computed):
+            if name in computed:
+                found.update(_unused(owners, name, covered, others))
             continue
         if type(module).__module__.startswith(_QUANTISED) and hasattr(module, "weight"):
             found[name] = "its weight is integer-quantised"
             continue
-        own = {owners.name(parameter) or "": attribute
-               for attribute, parameter in module.named_parameters(recurse=False)}
-        if own and not set(own) & set(covered) and name not in refused:
-            found[name] = _of_module(module, own, calls.get(name, 0), others)
-        for parameter in set(own) - set(covered) if set(own) & set(covered) else ():
-            if owners.parameters[parameter].dim() > 1:
-                found[parameter] = _through(others.get(parameter))
+        own = {owners.name(parameter) or "": parameter.dim() > 1
+               for parameter in module.parameters(recurse=False)}
+        weight = f"{name}.weight" if name in refused else ""
+        left = {one: is_matrix for one, is_matrix in own.items()
+                if one not in covered and one not in refused and one != weight}
+        matrices = {one: others.get(one) for one, is_matrix in left.items() if is_matrix}
+        if len(left) < len(own) or (matrices and not name) or len(set(matrices.values())) > 1:
+            found.update({one: _through(function) for one, function in matrices.items()})
+        elif left:
+            found[name] = _of_module(module, matrices, calls.get(name, 0))
     found.update(_tied(owners, covered))
+    found.update(_in_part(owners, layers))
     return found
 
 
@@ -61,18 +69,14 @@ def _within(name: str, computed: set[str]) -> bool:
                for one in computed)
 
 
-def _of_module(
-    module: nn.Module, own: Mapping[str, str], calls: int, others: Mapping[str, str]
-) -> str:
-    kind = type(module).__name__
-    matrices = [name for name, parameter in zip(own, module.parameters(recurse=False), strict=False)
-                if parameter.dim() > 1]
-    used = [others[name] for name in matrices if name in others]
-    if not calls and not used:
+def _of_module(module: nn.Module, matrices: Mapping[str, str | None], calls: int) -> str:
+    """For all of a module, whose matrices have one reason."""
+    kind, function = type(module).__name__, next(iter(matrices.values()), None)
+    if function is not None:
+        return _through(function)
+    if not calls:
         return NEVER_CALLED
-    if used:
-        return _through(used[0])
-    if matrices and calls:
+    if matrices:
         return f"{kind} was called {calls} times, but no product of its weight was seen"
     return f"{kind} is not a kind of layer that is analysed"
 
@@ -92,4 +96,31 @@ def _tied(owners: Owners, covered: Mapping[str, str]) -> dict[str, str]:
             if attribute != "bias":
                 found[owner if attribute == "weight" else alias] = \
                     f"shares its weight with '{layer}', where it is counted"
+    return found
+
+
+def _unused(
+    owners: Owners, name: str, covered: Mapping[str, str], others: Mapping[str, str]
+) -> dict[str, str]:
+    """Of a module that computes its weight, the parameters that nothing was computed with."""
+    found = {}
+    for own in owners.modules[name].parameters(recurse=False):
+        parameter = owners.name(own)
+        if parameter and own.dim() > 1 and parameter not in covered and parameter not in others:
+            found[parameter] = _through(None)
+    return found
+
+
+def _in_part(owners: Owners, layers: Mapping[str, Layer]) -> dict[str, str]:
+    """Parameters of which only some slices were analysed."""
+    seen: Counter[str] = Counter()
+    for layer in layers.values():
+        if layer.view is not None:
+            seen[layer.view.parameter] += math.prod(layer.view.size)
+    found = {}
+    for parameter, count in seen.items():
+        total = owners.parameters[parameter].numel()
+        if count < total:
+            found[f"{parameter}[...]"] = \
+                f"{total - count} of its {total} weights are in no product that is analysed"
     return found

@@ -27,6 +27,35 @@ class View:
         """The same view of a tensor that lies in memory as the parameter does."""
         return tensor.as_strided(self.size, self.stride, tensor.storage_offset() + self.offset)
 
+    def overlaps(self, other: View) -> bool:
+        """Whether the two share weights: exact for slices, cautious for views of other strides."""
+        boxes = self._box(), other._box()
+        if [step for step, *_ in boxes[0]] != [step for step, *_ in boxes[1]]:
+            boxes = [self._span()], [other._span()]
+        return all(a < d and c < b for (_, a, b), (_, c, d) in zip(*boxes, strict=True))
+
+    def is_same_as(self, other: View) -> bool:
+        """Whether the two are the same weights, transposed or not."""
+        return self.offset == other.offset and self._steps() == other._steps()
+
+    def _steps(self) -> list[tuple[int, int]]:
+        return sorted(zip(self.stride, self.size, strict=True), reverse=True)
+
+    def _box(self) -> list[tuple[int, int, int]]:
+        """(stride, start, end) by dimension, the widest first; as one where rows run on."""
+        rest, room, found = self.offset, None, []
+        for step, count in self._steps():
+            start, rest = divmod(rest, max(1, step))
+            if room is not None and (start + count) * step > room:
+                return [self._span()]
+            found.append((step, start, start + count))
+            room = step
+        return found
+
+    def _span(self) -> tuple[int, int, int]:
+        last = sum((count - 1) * step for step, count in self._steps())
+        return 0, self.offset, self.offset + last + 1
+
 
 class Owners:
     """The parameters of a model by identity, and the modules that hold them.
@@ -44,6 +73,10 @@ class Owners:
             first = self._names.setdefault(id(parameter), _clean(name))
             self.parameters[first] = parameter
             self.aliases.setdefault(first, []).append(_clean(name))
+        self._places = {parameter.data_ptr(): name for name, parameter in self.parameters.items()
+                        if type(parameter) in (nn.Parameter, Tensor) and not parameter.is_meta
+                        and parameter.layout is torch.strided}
+        self.buffers = {id(buffer): _clean(name) for name, buffer in model.named_buffers()}
 
     def find(self, tensor: Tensor, running: Sequence[str]) -> View | None:
         """The view of a parameter that ``tensor`` is; None where it is none.
@@ -53,6 +86,8 @@ class Owners:
             running: names of the modules whose forward is under way, the innermost last. Their
                 own parameters are looked at too: sharded ones are swapped for a forward's time.
         """
+        if tensor.layout is not torch.strided:
+            return None
         base = tensor if tensor._base is None else tensor._base
         name = self.name(tensor, running)
         if name is not None:
@@ -84,12 +119,11 @@ class Owners:
         """A detached alias of a whole parameter."""
         if tensor.is_meta or type(tensor) is not Tensor:
             return None
-        address = tensor.data_ptr()
-        return next((name for name, parameter in self.parameters.items()
-                     if type(parameter) in (nn.Parameter, Tensor)
-                     and parameter.data_ptr() == address and address
-                     and parameter.shape == tensor.shape
-                     and parameter.stride() == tensor.stride()), None)
+        name = self._places.get(tensor.data_ptr())
+        parameter = tensor if name is None else self.parameters[name]
+        same = (parameter.data_ptr(), parameter.shape, parameter.stride()) == (
+            tensor.data_ptr(), tensor.shape, tensor.stride())
+        return name if same and tensor.numel() else None
 
 
 def _clean(name: str) -> str:

@@ -30,20 +30,34 @@ RECURRENT: frozenset[Any] = frozenset({
 class Recurrence:
     """One weight of one recurrent layer in one direction, and what it met.
 
-    ``weight`` has shape (gates · units, in), gates first. ``inputs`` are tensors whose last
-    dimension is what the weight multiplies; ``minus`` are to be taken away from their sums (the
-    last hidden state is nobody's input), ``outputs`` is the hidden state of the units, or None
-    where a projection hides it. ``time_first`` says how their leading dimensions lie; None: they
-    are packed.
+    ``weight`` has shape (gates · units, in), gates first. It multiplies the last dimension of
+    ``given`` or, where there are ``ends``, of the states one step before those of ``given``: the
+    first end comes before all of them, the second is the last and nobody's input. Both None:
+    hidden. ``outputs`` is the hidden state of the units, or None where a projection hides it.
+    ``time_first`` says how the leading dimensions lie (None: packed), ``backwards`` in which
+    direction the steps go.
     """
 
     weight: Tensor
     biases: tuple[Tensor, ...]
     gates: int
-    inputs: tuple[Tensor, ...]
-    minus: tuple[Tensor, ...]
+    given: Tensor | None
+    ends: tuple[Tensor, Tensor] | None
     outputs: Tensor | None
     time_first: bool | None
+    backwards: bool = False
+
+    def met(self) -> Tensor | None:
+        """What the weight multiplied at each step, as ``given`` lies; None if packed or hidden."""
+        if self.given is None or self.ends is None:
+            return self.given
+        if self.time_first is None:
+            return None
+        time = 0 if self.time_first else 1
+        steps, first = self.given.shape[time], self.ends[0].unsqueeze(time)
+        if self.backwards:
+            return torch.cat([self.given.narrow(time, 1, steps - 1), first], time)
+        return torch.cat([first, self.given.narrow(time, 0, steps - 1)], time)
 
 
 def run_by_layer(
@@ -100,13 +114,13 @@ def _tell(  # noqa: PLR0913 - one layer and direction of a recurrent call, part 
     projection = rest[-1] if len(rest) > (2 if bias else 0) else None
     width = hidden.shape[1]
     outputs = data[1].narrow(-1, way[0] * (data[1].shape[-1] // way[1]), width)
-    first, last = ends
+    backwards = way[0] == 1
     units = projection.shape[1] if projection is not None else width
     gates = into.shape[0] // units
     shown = None if projection is not None else outputs
-    seen(Recurrence(into, biases[:1], gates, (data[0],), (), shown, time_first))
-    seen(Recurrence(hidden, biases[1:], gates, (outputs, first), (last,), shown, time_first))
+    seen(Recurrence(into, biases[:1], gates, data[0], None, shown, time_first, backwards))
+    seen(Recurrence(hidden, biases[1:], gates, outputs, ends, shown, time_first, backwards))
     if projection is not None:
-        seen(Recurrence(projection, (), 1, (), (), outputs, time_first))
+        seen(Recurrence(projection, (), 1, None, None, outputs, time_first, backwards))
 
 

@@ -6,18 +6,21 @@ May import: torch, calls, masks. Tests: ``tests/watching/test_sums.py``.
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from wua_mlflow.watching.calls import Geometry, Product
+from wua_mlflow.watching.marks import noted
 from wua_mlflow.watching.masks import Mask
 
-__all__ = ["by_unit", "input_sums", "output_sums"]
+__all__ = ["by_unit", "input_sums", "kept", "output_sums"]
 
 _BLOCK = 2**17
 """So many numbers at a time."""
+_LONG_ROW = 2**14
+"""From so many numbers in a row on, a row at a time."""
 Sums = tuple[Tensor, int]
 """The sums, and over how many samples and positions."""
 
@@ -34,11 +37,10 @@ def output_sums(
         time_first: as ``Mask.rows`` takes it.
     """
     rows = by_unit(output, product.spatial, product.unit_dim)
-    if rows.dim() == 3:  # a convolution's
-        count = rows.shape[0] * rows.shape[2]
-        return rows.sum(2, dtype=wide(rows)).sum(0), count
-    kept, count = _kept(rows, output.shape[:-1], mask, time_first=time_first)
-    return kept.sum(0, dtype=wide(rows)), count
+    real, count = kept(rows, product.lead(output), mask, time_first=time_first)
+    if real.dim() == 3:  # a convolution's
+        return real.sum(2, dtype=wide(rows)).sum(0), count
+    return real.sum(0, dtype=wide(rows)), count
 
 
 def by_unit(output: Tensor, spatial: int, unit_dim: int = -1) -> Tensor:
@@ -75,23 +77,31 @@ def input_sums(
     """
     x = product.inputs[0]
     if product.geometry is not None:
+        real = mask.columns(output.shape) if mask and output.dim() == 3 else None
+        if mask and real is not None and not product.geometry.transposed:
+            return _real_kernel_sums(product, real, power), mask.kept
         return _kernel_sums(x, product.weight, product.geometry, output, power)
     if product.operation == "embedding":
         return _entry_counts(x, product.weight.shape[0], mask)
     if product.operation == "bilinear":
-        left, right = (_kept(one.reshape(-1, one.shape[-1]), one.shape[:-1], mask,
-                             time_first=time_first)[0].to(wide(one)).abs() ** power
-                       for one in product.inputs)
-        return (left.T @ right).reshape(1, -1), len(left)
+        (left, count), (right, _) = (
+            kept(one.reshape(-1, one.shape[-1]), one.shape[:-1], mask, time_first=time_first)
+            for one in product.inputs)
+        sums = _power(left, power).T @ _power(right, power)
+        return sums.reshape(1, -1), count
     if product.operation == "left_matmul":
         x = x.transpose(-1, -2)
-    rows, count = _kept(x.reshape(-1, x.shape[-1]), x.shape[:-1], mask, time_first=time_first)
+    rows, count = kept(x.reshape(-1, x.shape[-1]), x.shape[:-1], mask, time_first=time_first)
     return _power_sum(rows, power).unsqueeze(0), count
 
 
 def wide(tensor: Tensor) -> torch.dtype:
     """float32, or float64 where the tensor has it."""
     return torch.promote_types(tensor.dtype, torch.float32)
+
+
+def _power(rows: Tensor, power: int) -> Tensor:
+    return rows.to(wide(rows)).abs() ** power
 
 
 def _power_sum(rows: Tensor, power: int) -> Tensor:
@@ -104,8 +114,14 @@ def _power_sum(rows: Tensor, power: int) -> Tensor:
     if rows.is_cuda:
         norm = torch.linalg.vector_norm(rows, power, dim=0, dtype=dtype)
         return norm if power == 1 else norm.square()
-    flat = rows.reshape(len(rows), -1)
+    if power == 1 and noted(rows, "positive"):
+        return rows.sum(0, dtype=dtype)
+    flat = rows.flatten(1)
     sums = torch.zeros(flat.shape[1], dtype=dtype, device=rows.device)
+    if power == 2 and flat.shape[1] >= _LONG_ROW and flat.dtype == dtype:
+        for row in flat:
+            sums.addcmul_(row, row)
+        return sums.reshape(rows.shape[1:])
     columns = min(_BLOCK, max(1, flat.shape[1]))
     step = max(1, _BLOCK // columns)
     for left in range(0, flat.shape[1], columns):
@@ -116,15 +132,26 @@ def _power_sum(rows: Tensor, power: int) -> Tensor:
     return sums.reshape(rows.shape[1:])
 
 
-def _kept(
-    rows: Tensor, lead: Any, mask: Mask | None, *, time_first: bool
+def kept(
+    rows: Tensor, lead: Any, mask: Mask | None, *, time_first: bool = False
 ) -> tuple[Tensor, int]:
-    """The rows with those that do not count set to zero, and how many count."""
+    """Activations with the positions that do not count set to zero, and how many count.
+
+    Args:
+        rows: as ``by_unit`` gives them.
+        lead: the shape that they had, but for the last dimension.
+        mask: the positions that count; all, if None.
+        time_first: as ``Mask.rows`` takes it.
+    """
+    if rows.dim() == 3:
+        real = mask.columns(rows.shape) if mask and len(lead) == 2 else None
+        if mask and real is not None:
+            return rows.masked_fill(~real, 0), mask.kept
+        return rows, rows.shape[0] * rows.shape[2]
     found = mask.rows(lead, time_first=time_first) if mask else None
     if found is None:
         return rows, len(rows)
-    keep, count = found
-    return rows.masked_fill(~keep.unsqueeze(-1), 0), count
+    return rows.masked_fill(~found[0].unsqueeze(-1), 0), found[1]
 
 
 def _entry_counts(indices: Tensor, entries: int, mask: Mask | None) -> Sums:
@@ -158,6 +185,26 @@ def _kernel_sums(
                             sums[(slice(None),) * (1 + dim) + (window,)].sum(1 + dim)
                             for window in windows], dim=1 + dim)
     return sums.reshape(geometry.groups, -1), count
+
+
+def _real_kernel_sums(product: Product, real: Tensor, power: int) -> Tensor:
+    """Those of a sequence with padding: only the outputs that are ``real`` have met something.
+
+    Args:
+        product: a convolution along one dimension.
+        real: shape (samples, 1, output positions).
+        power: 1 or 2.
+    """
+    x, at = product.inputs[0], cast(Geometry, product.geometry)
+    found = []
+    for offset in range(product.weight.shape[2]):
+        window = _window(0, offset, at, x.shape[2], real.shape[2])
+        part = x[:, :, window or slice(0)]
+        shift = offset * at.dilation[0] - at.padding[0]
+        start = (window.start - shift) // at.stride[0] if window else 0
+        met = part.masked_fill(~real[:, :, start:start + part.shape[2]], 0)
+        found.append(_power_sum(met.transpose(1, 2).flatten(0, 1), power))
+    return torch.stack(found, 1).reshape(at.groups, -1)
 
 
 def _window(

@@ -6,18 +6,19 @@ May import: torch, its own package. Tests: ``tests/watching/test_told.py``.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from wua_mlflow.watching.calls import Product
 from wua_mlflow.watching.layer import Alive, Layer
+from wua_mlflow.watching.marks import mark, noted
 from wua_mlflow.watching.masks import Mask
 from wua_mlflow.watching.recurrent import Recurrence
-from wua_mlflow.watching.sums import by_unit, input_sums, output_sums
+from wua_mlflow.watching.sums import by_unit, input_sums, kept, output_sums
 
-__all__ = ["Needs", "Positions", "mark", "pass_on", "see_relu", "tell_product", "tell_recurrence"]
+__all__ = ["Needs", "Positions", "pass_on", "see_relu", "tell_product", "tell_recurrence"]
 
 
 @dataclass(frozen=True)
@@ -38,9 +39,8 @@ class Positions:
     time_first: bool = False
 
     def masked(self, rows: Tensor, lead: Any) -> Tensor:
-        """Rows of activations with those that do not count set to zero."""
-        found = self.mask.rows(lead, time_first=self.time_first) if self.mask else None
-        return rows if found is None else rows.masked_fill(~found[0].unsqueeze(-1), 0)
+        """Activations by unit with those that do not count set to zero."""
+        return kept(rows, lead, self.mask, time_first=self.time_first)[0]
 
 
 def tell_product(
@@ -58,7 +58,7 @@ def tell_product(
     rows = by_unit(output, product.spatial, product.unit_dim)
     if layer.alive is None:
         layer.alive = Alive(layer.units, output.device, above=False)
-    layer.alive.see(positions.masked(rows, output.shape[:-1]) if rows.dim() == 2 else rows)
+    layer.alive.see(positions.masked(rows, product.lead(output)))
 
 
 def tell_recurrence(
@@ -72,12 +72,21 @@ def tell_recurrence(
             layer.output.add(*_summed(one.outputs, 0, positions))
         layer.alive = layer.alive or Alive(layer.units, rows.device, above=False)
         layer.alive.see(positions.masked(rows, one.outputs.shape[:-1]))
-    for power in needs.powers if one.inputs else ():
-        sums, count = _summed(one.inputs[0], power, positions)
-        for extra, sign in (*((x, 1) for x in one.inputs[1:]), *((x, -1) for x in one.minus)):
-            more, amount = _summed(extra, power, Positions())
-            sums, count = sums + sign * more, count + sign * amount
+    met = one.met() if needs.powers else None
+    for power in needs.powers if one.given is not None else ():
+        if met is not None:
+            sums, count = _summed(met, power, positions)
+        else:
+            sums, count = _of_packed_states(one, power)
         layer.inputs[power].add(sums.unsqueeze(0), count)
+
+
+def _of_packed_states(one: Recurrence, power: int) -> tuple[Tensor, int]:
+    """All states and the one before them, without the last ones; never below zero by rounding."""
+    given, (first, last) = cast(Tensor, one.given), cast(tuple[Tensor, Tensor], one.ends)
+    sums, count = _summed(given, power, Positions())
+    before, after = (_summed(end, power, Positions())[0] for end in (first, last))
+    return (sums + before - after).clamp_min(0), count
 
 
 def _summed(tensor: Tensor, power: int, positions: Positions) -> tuple[Tensor, int]:
@@ -89,25 +98,28 @@ def _summed(tensor: Tensor, power: int, positions: Positions) -> tuple[Tensor, i
     return sums.squeeze(0), count
 
 
-def mark(output: Tensor, layer: Layer) -> None:
-    """Note on the tensor itself whose units it has, for what comes after."""
-    output.wua_layer = layer  # type: ignore[attr-defined]
+def pass_on(layer: Layer, result: Tensor, *, flat: bool) -> None:
+    """After a function that leaves a layer's units in their places.
+
+    Args:
+        layer: whose units the function was given.
+        result: what it made of them.
+        flat: whether it laid images out in rows, or was given such rows.
+    """
+    if flat and layer.spatial > 0:
+        if result.dim() == 2:
+            mark(result, layer=layer, flat=True)
+    else:
+        mark(result, layer=layer)
 
 
-def pass_on(source: Any, result: Tensor) -> None:
-    """After a function that leaves the units in their places."""
-    layer = getattr(source, "wua_layer", None)
-    if layer is not None and result is not source:
-        mark(result, layer)
-
-
-def see_relu(tensor: Any) -> None:
+def see_relu(tensor: Any, positions: Positions) -> None:
     """A ReLU is about to be applied to what a layer gave: is any of its units above zero?"""
-    layer = getattr(tensor, "wua_layer", None)
-    if layer is None:
+    layer = noted(tensor, "layer")
+    if layer is None or noted(tensor, "flat"):
         return
     rows = by_unit(tensor.detach(), layer.spatial)
     if rows.shape[1] == layer.units:
         if layer.alive_after_relu is None:
             layer.alive_after_relu = Alive(layer.units, tensor.device, above=True)
-        layer.alive_after_relu.see(rows)
+        layer.alive_after_relu.see(positions.masked(rows, tensor.shape[:-1]))

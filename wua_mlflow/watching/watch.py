@@ -13,18 +13,20 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from wua_mlflow.watching.calls import READERS, Product, name_of
+from wua_mlflow.watching.functions import PRODUCTS, UNITS_STAY, is_relu, only_looks
 from wua_mlflow.watching.layer import Layer
+from wua_mlflow.watching.marks import mark, noted
 from wua_mlflow.watching.masks import Mask
 from wua_mlflow.watching.owners import Owners, View, kind_of, layer_name
 from wua_mlflow.watching.recurrent import RECURRENT, Recurrence, run_by_layer
 from wua_mlflow.watching.told import (
     Needs,
     Positions,
-    mark,
     pass_on,
     see_relu,
     tell_product,
@@ -34,27 +36,6 @@ from wua_mlflow.watching.told import (
 __all__ = ["Watch"]
 
 ATTENTION = functional.multi_head_attention_forward
-_LOOKS = frozenset([
-    "__get__", "__set__", "__len__", "__getitem__", "__format__", "__repr__", "__hash__",
-    "__deepcopy__", "_is_view", "bfloat16", "chunk", "contiguous", "data_ptr", "detach", "detach_",
-    "dim", "double", "element_size", "expand", "flatten", "float", "half", "is_complex", "is_conj",
-    "is_contiguous", "is_floating_point", "is_inference", "is_neg", "is_same_size", "movedim",
-    "narrow", "nelement", "numel", "permute", "requires_grad_", "reshape", "size", "split",
-    "squeeze", "storage_offset", "stride", "swapaxes", "t", "to", "transpose", "type", "type_as",
-    "unbind", "unflatten", "unsqueeze", "untyped_storage", "view", "view_as",
-])
-"""Functions that look at a parameter without computing with it."""
-_UNITS_STAY = frozenset([
-    "relu", "relu_", "relu6", "gelu", "silu", "silu_", "tanh", "sigmoid", "leaky_relu",
-    "leaky_relu_", "elu", "elu_", "hardtanh", "hardtanh_", "hardswish", "hardswish_", "mish",
-    "softplus", "batch_norm", "dropout", "dropout_", "dropout2d", "max_pool1d", "max_pool2d",
-    "max_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d",
-    "adaptive_avg_pool2d", "adaptive_avg_pool3d", "flatten", "contiguous",
-])
-"""Functions after which the units are still the same ones, each in its place."""
-_PRODUCTS = frozenset(["einsum", "bmm", "baddbmm", "tensordot", "embedding_bag", "mv", "inner"])
-"""Products that are not read: after one, the last layer seen is not the model's output."""
-_RELU = frozenset(["relu", "relu_", "relu6"])
 
 
 def _without_check(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -102,18 +83,24 @@ class Watch(TorchFunctionMode):
             self.last = []
             return run_by_layer(func, args, self._recurrence)
         name = name_of(func)
-        if name in _RELU and args:
-            see_relu(args[0])
+        cuts = is_relu(name, args, kwargs)
+        if cuts and args:
+            see_relu(args[0], self._positions())
+        stays = name in UNITS_STAY and bool(args)
+        layer, flat = (noted(args[0], "layer"), noted(args[0], "flat")) if stays else (None, None)
         result = func(*args, **kwargs)
+        if isinstance(result, Tensor) and layer is not None:
+            pass_on(layer, result, flat=bool(flat) or name == "flatten")
+        if isinstance(result, Tensor) and cuts:
+            mark(result, positive=True)
         reader = READERS.get(func)
         if reader is not None:
-            for product in reader(args, kwargs):
-                if self._product(product, result):
-                    return result
-        if name not in _LOOKS:
+            if is_functorch_wrapped_tensor(result):
+                name += " inside torch.func"
+            elif any(self._product(product, result) for product in reader(args, kwargs)):
+                return result
+        if not only_looks(name, result):
             self._note(name, args, kwargs)
-            if name in _UNITS_STAY and args and isinstance(result, Tensor):
-                pass_on(args[0], result)
         return result
 
     def _inside_attention(self, args: Any, kwargs: Mapping[str, Any]) -> Any:
@@ -129,19 +116,26 @@ class Watch(TorchFunctionMode):
         """Parameters that are computed with in another way."""
         for value in (*args, *kwargs.values()):
             for tensor in value if isinstance(value, list | tuple) else (value,):
-                if isinstance(tensor, nn.Parameter) and tensor.dim() > 1:
-                    parameter = self.owners.name(tensor, self.running)
+                if not isinstance(tensor, Tensor):
+                    continue
+                source = tensor if tensor._base is None else tensor._base
+                if isinstance(source, nn.Parameter) and source.dim() > 1:
+                    parameter = self.owners.name(source, self.running)
                     if parameter is not None:
                         self.others.setdefault(parameter, name)
-                        if name in _PRODUCTS:
+                        if name in PRODUCTS:
                             self.last = []
 
     def _product(self, product: Product, output: Any) -> bool:
         """Whether it was a product of a weight; the layer is told then."""
-        if not isinstance(output, Tensor) or not isinstance(product.weight, Tensor):
+        weight = product.weight
+        if not isinstance(output, Tensor) or not isinstance(weight, Tensor) or weight.dim() < 2:
             return False
-        view = self.owners.find(product.weight, self.running)
+        view = self.owners.find(weight, self.running)
         if view is None and not self._computes(product):
+            buffer = self.owners.buffers.get(id(weight if weight._base is None else weight._base))
+            if buffer is not None:
+                self.refused.setdefault(buffer, "its weight is a buffer, not a parameter")
             return False
         if view is not None and self.owners.find(product.inputs[0], self.running):
             return False  # two parameters make a weight
@@ -156,7 +150,7 @@ class Watch(TorchFunctionMode):
 
         Functions that always take a weight are trusted to; a plain matrix product is not.
         """
-        if not self.running or not product.sure or product.weight.dim() < 2:
+        if not self.running or not product.sure:
             return False
         module = self.owners.modules[self.running[-1]]
         own = any(True for _ in module.parameters(recurse=False))
@@ -182,7 +176,9 @@ class Watch(TorchFunctionMode):
     def _layer(self, product: Product, view: View | None) -> Layer | None:
         """The layer of a weight, made at its first use; None where it is not to be told."""
         module_name = self.running[-1] if self.running else ""
-        key = (view or module_name, product.operation)
+        at, weight = product.geometry, product.weight
+        made = (module_name, tuple(weight.shape), weight.storage_offset())
+        key = (view or made, product.operation, at and (at.transposed, at.groups))
         if key not in self._keys:
             self._keys[key] = self._made(product, view, module_name)
         layer = self._keys[key]
@@ -196,8 +192,10 @@ class Watch(TorchFunctionMode):
             module = self.owners.modules.get(owner, nn.Module())
             name = self._named(layer_name(view.parameter, view, module), view)
         else:
-            module, name, attribute, owner = (
-                self.owners.modules[module_name], module_name, "weight", module_name)
+            module, attribute, owner = self.owners.modules[module_name], "weight", module_name
+            others = sum(layer.module == module_name and layer.view is None
+                         for layer in self.layers.values())
+            name = module_name if not others else f"{module_name}[{others + 1}]"
         if name is None:
             return None
         if weight.is_complex() or not weight.is_floating_point():
@@ -221,11 +219,14 @@ class Watch(TorchFunctionMode):
 
     def _named(self, name: str, view: View) -> str | None:
         """A name of its own for each view of a parameter; None for one that overlaps another."""
+        alone = f"{name}[{view.offset}]"
         for layer in self.layers.values():
             if layer.view and layer.view.parameter == view.parameter:
-                if _overlap(layer.view, view):
+                if layer.view.overlaps(view):
+                    if not layer.view.is_same_as(view):
+                        self.refused[alone] = f"overlaps '{layer.name}', which is counted"
                     return None
-                name = name if name != layer.name else f"{name}[{view.offset}]"
+                name = name if name != layer.name else alone
         return name
 
     def _tell(self, layer: Layer, product: Product, result: Tensor) -> None:
@@ -237,10 +238,13 @@ class Watch(TorchFunctionMode):
         if self.needs.gradient and layer.computed is not None:
             self.used.append((layer, product.weight))
         if product.unit_dim == -1:
-            mark(result, layer)
+            mark(result, layer=layer)
 
     def _positions(self) -> Positions:
-        return Positions(self.mask, self._time_first)
+        first = self._time_first
+        if self.mask is not None and not first:
+            first = any(_is_time_first(self.owners.modules[name]) for name in self.running)
+        return Positions(self.mask, first)
 
     def _recurrence(self, one: Recurrence) -> None:
         view = self.owners.find(one.weight, self.running)
@@ -259,14 +263,13 @@ class Watch(TorchFunctionMode):
         bias = self.owners.find(one.biases[0], self.running) if one.biases else None
         layer = Layer(view.parameter, kind_of(self.owners.modules[owner], "weight", "recurrent"),
                       owner, "recurrent", one.weight.shape[0] // one.gates, view=view, bias=bias,
-                      gates=one.gates, hidden_input=not one.inputs,
+                      gates=one.gates, hidden_input=one.given is None,
                       hidden_output=one.outputs is None)
         self.layers[layer.name] = layer
         return layer
 
 
-def _overlap(one: View, other: View) -> bool:
-    """Whether two views of a parameter share memory, taken as spans."""
-    ends = [view.offset + sum((n - 1) * step for n, step in
-                              zip(view.size, view.stride, strict=True)) for view in (one, other)]
-    return one.offset <= ends[1] and other.offset <= ends[0]
+def _is_time_first(module: nn.Module) -> bool:
+    """Whether everything in a module has positions before samples."""
+    return isinstance(module, nn.TransformerEncoderLayer | nn.TransformerDecoderLayer) \
+        and not module.self_attn.batch_first

@@ -1,0 +1,257 @@
+"""Attention and transformers: each projection by hand, with and without padding."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.networks import rows
+from tests.references import (
+    CRITERIA,
+    assert_importance,
+    by_hand,
+    flat,
+    recorded,
+    unnamed,
+)
+from wua_mlflow.analysis import analyze, layer_importance
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield
+
+
+class Attend(nn.Module):
+    """Queries, keys and values from one input, or from two; ``wants`` the weights or not."""
+
+    def __init__(self, *, memory: tuple[int, int, int] | None = None, wants: bool = False,
+                 **options: Any) -> None:
+        super().__init__()
+        self.attn = nn.MultiheadAttention(8, 2, **options)
+        for bias in (self.attn.in_proj_bias, self.attn.out_proj.bias):
+            if bias is not None:
+                nn.init.normal_(bias)
+        self.memory, self.wants = memory, wants
+
+    def qkv(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Each of shape (samples, positions, features)."""
+        if self.memory is None:
+            return x, x, x
+        length, keys, values = self.memory
+        return x, rows(len(x), length, keys, seed=6), rows(len(x), length, values, seed=7)
+
+    def forward(self, x: Tensor, padding: Tensor | None = None,
+                attention_mask: Tensor | None = None) -> Tensor:
+        qkv = self.qkv(x)
+        if not self.attn.batch_first:
+            qkv = tuple(one.transpose(0, 1) for one in qkv)
+        if self.memory is None:
+            qkv = (qkv[0],) * 3
+        padding = padding if attention_mask is None else attention_mask == 0
+        out, _ = self.attn(*qkv, key_padding_mask=padding, need_weights=self.wants)
+        return out if self.attn.batch_first else out.transpose(0, 1)
+
+
+def projections(attn: nn.MultiheadAttention) -> tuple[list[Tensor], list[Tensor]]:
+    if attn.in_proj_weight is not None:
+        weights = list(attn.in_proj_weight.chunk(3))
+    else:
+        weights = [attn.q_proj_weight, attn.k_proj_weight, attn.v_proj_weight]
+    zero = torch.zeros(attn.embed_dim)
+    return weights, [zero] * 3 if attn.in_proj_bias is None else list(attn.in_proj_bias.chunk(3))
+
+
+def by_formula(model: Attend, x: Tensor, padding: Tensor | None = None):
+    """By projection (weight, what it met, what it gave): softmax(q kᵀ / √d) v, head by head."""
+    inputs, (weights, biases) = model.qkv(x), projections(model.attn)
+    gave = [one @ w.T + b for one, w, b in zip(inputs, weights, biases, strict=True)]
+    q, k, v = (one.unflatten(-1, (2, -1)).transpose(1, 2) for one in gave)
+    scores = q @ k.mT / math.sqrt(q.shape[-1])
+    if padding is not None:
+        scores = scores.masked_fill(padding[:, None, None], -torch.inf)
+    mixed = (scores.softmax(-1) @ v).transpose(1, 2).flatten(2)
+    out = model.attn.out_proj
+    found = {f"attn.{letter}_proj": parts for letter, *parts in
+             zip("qkv", weights, inputs, gave, strict=True)}
+    found["attn.out_proj"] = [out.weight, mixed, mixed @ out.weight.T + out.bias]
+    return found
+
+
+FORMS = {
+    "self": {},
+    "without biases": {"bias": False},
+    "cross": {"memory": (3, 8, 8)},
+    "cross, other widths": {"memory": (3, 5, 6), "kdim": 5, "vdim": 6},
+    "with weights": {"wants": True},
+    "cross with weights": {"wants": True, "memory": (4, 8, 8)},
+}
+
+
+@pytest.mark.parametrize("batch_first", [True, False], ids=["batch first", "time first"])
+@pytest.mark.parametrize("options", FORMS.values(), ids=FORMS)
+def test_the_four_projections_by_the_formula(options, batch_first):
+    model, x = Attend(batch_first=batch_first, **options), rows(5, 4, 8)
+    if not options.get("bias", True):
+        model.attn.out_proj.bias = nn.Parameter(torch.zeros(8))
+    with torch.no_grad():
+        expected = by_formula(model, x)
+    for name, (weight, met, gave) in expected.items():
+        assert_importance(model, x, name, weight, flat(met), flat(gave))
+    torch.testing.assert_close(expected["attn.out_proj"][2], model(x), rtol=1e-5, atol=1e-6)
+    usage = analyze(model, x, layers=list(expected))
+    assert list(usage.layers) == list(expected)
+    assert {one.kind for name, one in usage.layers.items() if "out" not in name} == {
+        "MultiheadAttention"}
+    assert unnamed(model, usage) == []
+
+
+@pytest.mark.parametrize("batch_first", [True, False], ids=["batch first", "time first"])
+@pytest.mark.parametrize("wants", [True, False], ids=["weights", "no weights"])
+def test_keys_that_are_padded_change_what_comes_out(batch_first, wants):
+    model, x = Attend(batch_first=batch_first, wants=wants), rows(5, 4, 8)
+    padding = torch.arange(4) >= torch.tensor([2, 4, 3, 4, 1])[:, None]
+    with torch.no_grad():
+        weight, met, gave = by_formula(model, x, padding)["attn.out_proj"]
+    assert_importance(model, [{"x": x, "padding": padding}], "attn.out_proj", weight, flat(met),
+                      flat(gave))
+
+
+@pytest.mark.parametrize("samples", [3, 5])  # as many as positions, too
+@pytest.mark.parametrize("batch_first", [True, False], ids=["batch first", "time first"])
+def test_padded_positions_count_in_no_projection(samples, batch_first):
+    model, x = Attend(batch_first=batch_first), rows(samples, 5, 8)
+    mask = torch.arange(5) < torch.tensor([2, 5, 4, 1, 3][:samples])[:, None]
+    batch = {"x": x + 3 * ~mask.unsqueeze(-1), "attention_mask": mask.long()}
+    alone = [one[:n].unsqueeze(0) for one, n in zip(x, mask.sum(1), strict=True)]
+    with torch.no_grad():
+        parts = [by_formula(model, one) for one in alone]
+    for name in parts[0]:
+        met, gave = (torch.cat([flat(part[name][i]) for part in parts]) for i in (1, 2))
+        assert_importance(model, [batch], name, parts[0][name][0], met, gave, relative=1e-4)
+
+
+def test_one_sequence_without_a_batch_dimension():
+    class Single(Attend):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.attn(x[0], x[0], x[0])[0].unsqueeze(0)
+
+    model, x = Single(), rows(1, 4, 8)
+    with torch.no_grad():
+        expected = by_formula(model, x)
+    for name, (weight, met, gave) in expected.items():
+        assert_importance(model, x, name, weight, flat(met), flat(gave))
+
+
+@pytest.mark.parametrize("options", [{}, {"norm_first": True}, {"batch_first": False}], ids=str)
+def test_an_encoder_layer_has_six_layers(options):
+    options = {"batch_first": True, **options}
+    model = nn.Sequential(nn.TransformerEncoderLayer(8, 2, 12, **options), nn.Linear(8, 2))
+    block, x = model[0], rows(5, 4, 8)
+    usage = analyze(model, x)
+    assert list(usage.layers) == ["0.self_attn.q_proj", "0.self_attn.k_proj", "0.self_attn.v_proj",
+                                  "0.self_attn.out_proj", "0.linear1", "0.linear2"]
+    assert unnamed(model, usage) == []
+    model.eval()
+    for name in ("0.linear1", "0.linear2"):
+        with torch.enable_grad():  # the fused kernel calls no submodule
+            found = met_and_gave_with_gradients(model, model.get_submodule(name), x)
+        assert_importance(model, x, name, model.get_submodule(name).weight, *found)
+    before = block.norm1(x) if options.get("norm_first") else x
+    assert_importance(model, x, "0.self_attn.q_proj", block.self_attn.in_proj_weight[:8],
+                      flat(before), flat(before @ block.self_attn.in_proj_weight[:8].T
+                                         + block.self_attn.in_proj_bias[:8]))
+
+
+def met_and_gave_with_gradients(model: nn.Module, module: nn.Module, *inputs: Tensor):
+    with recorded(module) as [calls]:
+        model(*inputs)
+    return flat(calls[0][0]), flat(calls[0][1])
+
+
+class Language(nn.Module):
+    """An encoder under an ``attention_mask``, in either layout inside."""
+
+    def __init__(self, *, batch_first: bool, layers: int = 2) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(20, 8)
+        block = nn.TransformerEncoderLayer(8, 2, 12, batch_first=batch_first)
+        self.encoder = nn.TransformerEncoder(block, layers, enable_nested_tensor=False)
+        self.head, self.batch_first = nn.Linear(8, 3), batch_first
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        x = self.embed(input_ids)
+        x = x if self.batch_first else x.transpose(0, 1)
+        x = self.encoder(x, src_key_padding_mask=attention_mask == 0)
+        return self.head(x if self.batch_first else x.transpose(0, 1))
+
+
+@pytest.mark.parametrize("batch_first", [True, False], ids=["batch first", "time first"])
+@pytest.mark.parametrize("samples", [3, 5])
+def test_a_padded_batch_is_its_sequences_one_by_one(samples, batch_first):
+    model = Language(batch_first=batch_first)
+    lengths = [2, 5, 4, 1, 3][:samples]
+    ids = torch.randint(20, (samples, 5), generator=torch.Generator().manual_seed(0))
+    mask = (torch.arange(5) < torch.tensor(lengths)[:, None]).long()
+    padded = [{"input_ids": ids, "attention_mask": mask}]
+    alone = [{"input_ids": one[None, :n], "attention_mask": torch.ones(1, n, dtype=torch.long)}
+             for one, n in zip(ids, lengths, strict=True)]
+    names = [*analyze(model, padded).layers, "head"]
+    assert len(names) == 1 + 2 * 6 + 1
+    for criterion in CRITERIA:
+        found = layer_importance(model, padded, names, criterion)
+        expected = layer_importance(model, alone, names, criterion)
+        for name in names:
+            torch.testing.assert_close(found[name], expected[name], rtol=1e-4, atol=1e-6, msg=name)
+    usage, reference = analyze(model, padded), analyze(model, alone)
+    assert [one.dead_units for one in usage.layers.values()] == [
+        one.dead_units for one in reference.layers.values()]
+    real = ids[mask.bool()]
+    counts = torch.bincount(real, minlength=20).double() / len(real)
+    torch.testing.assert_close(
+        layer_importance(model, padded, ["embed"], "input")["embed"],
+        model.embed.weight.abs().T.double() * counts, rtol=1e-6, atol=0)
+
+
+@pytest.mark.filterwarnings("ignore:enable_nested_tensor is True")
+@pytest.mark.parametrize("batch_first", [True, False], ids=["batch first", "time first"])
+def test_a_whole_transformer(batch_first):
+    class Translate(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.Transformer(8, 2, 1, 1, 12, batch_first=batch_first)
+            self.head = nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            source, target = x[:, :4], x[:, 4:]
+            if not batch_first:
+                source, target = source.transpose(0, 1), target.transpose(0, 1)
+            return self.head(self.net(source, target))
+
+    model, x = Translate(), rows(5, 7, 8)
+    usage = analyze(model, x)
+    assert len(usage.layers) == 6 + 10
+    assert unnamed(model, usage) == []
+    cross = model.eval().net.decoder.layers[0].multihead_attn
+    with torch.enable_grad():
+        memory = model.net.encoder(x[:, :4] if batch_first else x[:, :4].transpose(0, 1))
+    weight = cross.in_proj_weight[8:16]
+    assert_importance(model, x, "net.decoder.layers.0.multihead_attn.k_proj", weight,
+                      flat(memory), flat(memory @ weight.T + cross.in_proj_bias[8:16]))
+    with torch.enable_grad():
+        found = met_and_gave_with_gradients(model, model.head, x)
+    assert_importance(model, x, "head", model.head.weight, *found)
+
+
+def test_the_units_of_a_head_are_rows_of_its_projection():
+    model, x = Attend(batch_first=True), rows(5, 4, 8)
+    usage = analyze(model, x, criterion="wanda", layers=["attn.v_proj"]).layers["attn.v_proj"]
+    expected = by_hand("wanda", model.attn.in_proj_weight[16:], flat(x), torch.zeros(1, 8)).sum(1)
+    torch.testing.assert_close(torch.from_numpy(usage.unit_importance), expected, rtol=1e-5,
+                               atol=0)

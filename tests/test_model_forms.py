@@ -1,0 +1,207 @@
+"""Models in every form: the right figures, nothing left out silently, any cut of the batches."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.model_forms import FORMS, Layers, matrix, net, through
+from tests.networks import mlp, rows
+from tests.references import CRITERIA, assert_importance, unnamed
+from wua_mlflow.analysis import analyze, layer_importance
+from wua_mlflow.hooks import unwrapped
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning"),
+    pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated:DeprecationWarning"),
+]
+ALL = pytest.mark.parametrize(("make", "inputs", "computed"), FORMS.values(), ids=FORMS)
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield
+
+
+@ALL
+def test_every_weight_is_in_a_layer_or_named(make, inputs, computed):
+    model = make()
+    for criterion in CRITERIA:
+        usage = analyze(model, inputs(6), criterion=criterion)
+        assert unnamed(unwrapped(model), usage, computed) == []
+        assert not set(usage.layers) & set(usage.skipped)
+
+
+@ALL
+def test_any_cut_and_order_of_the_batches_gives_the_same_figures(make, inputs, computed):
+    model = make().double()
+    data = inputs(24)
+    cut = data.split([5, 2, 8, 2, 7])
+    order = torch.randperm(24, generator=torch.Generator().manual_seed(0))
+    for criterion in CRITERIA:
+        whole = analyze(model, data, criterion=criterion)
+        for other in (cut, cut[::-1], data[order].split(12)):
+            found = analyze(model, other, criterion=criterion)
+            assert found.skipped.keys() == whole.skipped.keys()
+            for name, layer in whole.layers.items():
+                assert math.isclose(found.layers[name].entropy, layer.entropy, rel_tol=1e-6,
+                                    abs_tol=1e-9), (criterion, name)
+                torch.testing.assert_close(
+                    torch.from_numpy(found.layers[name].unit_importance),
+                    torch.from_numpy(layer.unit_importance), rtol=1e-6, atol=1e-9)
+
+
+TOLERANCES = {torch.float64: 1e-5, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+@pytest.mark.parametrize("name", ["mlp", "cnn", "attention", "lstm"])
+def test_other_precisions_are_near(name, dtype):
+    make, inputs, _ = FORMS[name]
+    data = inputs(16)
+    expected = analyze(make(), data, criterion="wanda")
+    found = analyze(make().to(dtype), data, criterion="wanda")
+    assert list(found.layers) == list(expected.layers)
+    for layer, one in expected.layers.items():
+        assert math.isclose(found.layers[layer].effective_weights, one.effective_weights,
+                            rel_tol=TOLERANCES[dtype]), layer
+        torch.testing.assert_close(
+            torch.from_numpy(found.layers[layer].unit_importance),
+            torch.from_numpy(one.unit_importance), rtol=TOLERANCES[dtype], atol=1e-3)
+
+
+SAME = {name: FORMS[name] for name in ("compiled", "data parallel", "exported")}
+
+
+@pytest.mark.parametrize(("make", "inputs", "computed"), SAME.values(), ids=SAME)
+def test_a_wrapped_or_exported_model_has_the_figures_of_the_plain_one(make, inputs, computed):
+    model, plain, x = make(), mlp(3, 4, 2), inputs(6)
+    for criterion in CRITERIA:
+        found = layer_importance(model, x, ["0", "2"], criterion)
+        expected = layer_importance(plain, x, ["0", "2"], criterion)
+        for name in expected:
+            torch.testing.assert_close(found[name], expected[name])
+
+
+@pytest.mark.parametrize("name", ["compiled part", "checkpointed"])
+def test_a_part_that_runs_in_another_way(name):
+    make, inputs, _ = FORMS[name]
+    model, x = make(), inputs(6)
+    h = torch.relu(model.first(x))
+    inner = model.inner.get_parameter("_orig_mod.weight" if "compiled" in name else "weight")
+    bias = model.inner.get_parameter("_orig_mod.bias" if "compiled" in name else "bias")
+    assert_importance(model, x, "inner", inner, h, h @ inner.T + bias)
+    assert list(analyze(model, x).layers) == ["first", "inner"]
+
+
+def test_a_part_whose_weights_the_caller_swaps():
+    make, inputs, _ = FORMS["functional call"]
+    model, x = make(), inputs(6)
+    h, weight = torch.relu(model.first(x)), model.inner.weight / 2
+    assert_importance(model, x, "inner", weight, h, h @ weight.T + model.inner.bias / 2)
+
+
+def test_distributed_data_parallel_of_one_process(tmp_path):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'meeting'}",
+                                         rank=0, world_size=1)
+    try:
+        parallel = nn.parallel.DistributedDataParallel(mlp(3, 4, 2))
+        found = analyze(parallel, rows(6, 3), criterion="wanda")
+    finally:
+        torch.distributed.destroy_process_group()
+    expected = analyze(mlp(3, 4, 2), rows(6, 3), criterion="wanda")
+    assert list(found.layers) == ["0"]
+    assert math.isclose(found.layers["0"].entropy, expected.layers["0"].entropy)
+
+
+NAMED = {
+    "scripted part": {"inner": "it runs as TorchScript, which shows no product"},
+    "bag": {"bag": "used through embedding_bag, which is not a product that is analysed"},
+    "complex part": {"wave": "its weight is complex"},
+    "integer part": {"codes": "its weight is integer-quantised (int64)"},
+    "everything else": {
+        "experts": "used through bmm, which is not a product that is analysed",
+        "stack": "used through matmul, which is not a product that is analysed",
+        "spare": "never used in the forward",
+        "gain": "used through mul, which is not a product that is analysed",
+        "ein": "used through einsum, which is not a product that is analysed",
+        "dot": "used through tensordot, which is not a product that is analysed",
+        "cell": "used through rnn_tanh_cell, which is not a product that is analysed",
+        "norm": "LayerNorm is not a kind of layer that is analysed",
+        "prelu": "PReLU is not a kind of layer that is analysed",
+        "never": "never called in the forward"},
+}
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_what_is_not_analysed_is_named_with_its_reason(name):
+    make, inputs, _ = FORMS[name]
+    usage = analyze(make(), inputs(6))
+    assert "first" in usage.layers
+    assert {key: usage.skipped.get(key) for key in NAMED[name]} == NAMED[name]
+
+
+def test_what_is_quantised_dynamically_is_named():
+    torch.backends.quantized.engine = next(
+        one for one in torch.backends.quantized.supported_engines if one != "none")
+    model = Layers(through(lambda model, h: model.inner(h)), **net(inner=nn.Linear(4, 4)))
+    torch.ao.quantization.quantize_dynamic(
+        model, {"inner": torch.ao.quantization.default_dynamic_qconfig}, inplace=True)
+    usage = analyze(model, rows(6, 3))
+    assert usage.skipped["inner"] == "its weight is integer-quantised"
+    assert list(usage.layers) == ["first"]
+
+
+def test_permuted_hidden_units_have_permuted_importances():
+    model, x = mlp(3, 8, 5, 2), rows(12, 3)
+    order = torch.randperm(8, generator=torch.Generator().manual_seed(0))
+    other = mlp(3, 8, 5, 2)
+    with torch.no_grad():
+        other[0].weight.copy_(model[0].weight[order])
+        other[0].bias.copy_(model[0].bias[order])
+        other[2].weight.copy_(model[2].weight[:, order])
+    for criterion in CRITERIA:
+        mine, theirs = (layer_importance(one, x, ["0", "2"], criterion) for one in (model, other))
+        torch.testing.assert_close(theirs["0"], mine["0"][order], rtol=1e-5, atol=1e-8)
+        torch.testing.assert_close(theirs["2"], mine["2"][:, order], rtol=1e-5, atol=1e-8)
+
+
+def test_two_weights_that_make_one_are_named():
+    def run(model: Layers, h: Tensor) -> Tensor:
+        return torch.einsum("bi,ij->bj", h, model.left @ model.right)
+
+    model = Layers(through(run), **net(left=matrix(4, 2), right=matrix(2, 4)))
+    usage = analyze(model, rows(6, 3))
+    assert list(usage.layers) == ["first"]
+    assert unnamed(model, usage) == []
+    assert "matmul" in usage.skipped["left"]
+
+
+def test_inside_vmap_a_layer_is_named():
+    parts = net(inner=nn.Linear(4, 4))
+    model = Layers(through(lambda model, h: torch.vmap(model.inner)(h)), **parts)
+    usage = analyze(model, rows(6, 3))
+    assert list(usage.layers) == ["first"]
+    assert usage.skipped["inner"] == \
+        "used through linear inside torch.func, which is not a product that is analysed"
+
+
+def test_sparse_weights_and_buffers_are_named():
+    def run(model: Layers, h: Tensor) -> Tensor:
+        return (model.sparse @ h.T).T + h @ model.fixed + model.table[h[:, 0].long()]
+
+    sparse = nn.Parameter(matrix(4, 4).detach().to_sparse())
+    model = Layers(through(run), **net(sparse=sparse, table=matrix(4, 4)))
+    model.register_buffer("fixed", torch.ones(4, 4))
+    usage = analyze(model, rows(6, 3))
+    assert list(usage.layers) == ["first"]
+    assert usage.skipped["fixed"] == "its weight is a buffer, not a parameter"
+    assert usage.skipped["table"].startswith("used through __getitem__")
+    assert unnamed(model, usage) == []

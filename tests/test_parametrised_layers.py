@@ -1,0 +1,202 @@
+"""Weights made in the forward: weight norm, spectral norm, low-rank adapters, one's own."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.utils import parametrizations, parametrize
+
+from tests.networks import rows
+from tests.references import CRITERIA, assert_importance, flat, unnamed
+from wua_mlflow.analysis import analyze, layer_importance
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield
+
+
+def two(first: nn.Module) -> nn.Sequential:
+    return nn.Sequential(first, nn.ReLU(), nn.Linear(4, 2))
+
+
+class Doubled(nn.Module):
+    def forward(self, weight: Tensor) -> Tensor:
+        return 2 * weight
+
+
+PARAMETRISED = {
+    "weight norm": lambda: parametrizations.weight_norm(nn.Linear(3, 4)),
+    "spectral norm": lambda: parametrizations.spectral_norm(nn.Linear(3, 4)).eval(),
+    "orthogonal": lambda: parametrizations.orthogonal(nn.Linear(3, 4)),
+    "one's own": lambda: _own(nn.Linear(3, 4)),
+}
+
+
+def _own(layer: nn.Module) -> nn.Module:
+    parametrize.register_parametrization(layer, "weight", Doubled())
+    return layer
+
+
+@pytest.mark.parametrize("make", PARAMETRISED.values(), ids=PARAMETRISED)
+def test_a_parametrised_layer_has_the_weight_that_it_makes(make):
+    model, x = two(make()), rows(6, 3)
+    model.eval()
+    weight = model[0].weight.detach()
+    assert_importance(model, x, "0", weight, x, x @ weight.T + model[0].bias)
+    usage = analyze(model, x)
+    assert (usage.layers["0"].kind, usage.layers["0"].units) == ("Linear", 4)
+    assert unnamed(model, usage) == []
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated:FutureWarning")
+def test_the_weight_norm_of_old():
+    model, x = two(nn.utils.weight_norm(nn.Linear(3, 4))), rows(6, 3)
+    g, v = model[0].weight_g, model[0].weight_v
+    weight = g * v / v.norm(dim=1, keepdim=True)
+    assert_importance(model, x, "0", weight, x, x @ weight.T + model[0].bias)
+    assert unnamed(model, analyze(model, x), computed=("0",)) == []
+
+
+def test_the_spectral_norm_of_old():
+    model, x = two(nn.utils.spectral_norm(nn.Linear(3, 4))), rows(6, 3)
+    model.eval()
+    weight = model[0].weight_orig / torch.linalg.norm(model[0].weight_orig, 2)
+    for _ in range(60):  # its power iteration comes to rest
+        model[0].train()(x)
+    model.eval()(x)
+    assert_importance(model, x, "0", weight, x, x @ weight.T + model[0].bias, relative=1e-3)
+    assert unnamed(model, analyze(model, x), computed=("0",)) == []
+
+
+def test_a_parametrised_convolution():
+    model = nn.Sequential(parametrizations.weight_norm(nn.Conv1d(2, 4, 3)))
+    x = rows(5, 2, 8)
+    weight = model[0].weight.detach().flatten(1)
+    met = functional.unfold(x.unsqueeze(2), (1, 3)).transpose(1, 2).flatten(0, 1)
+    assert_importance(model, x, "0", weight, met, model[0](x).transpose(1, 2).flatten(0, 1))
+
+
+@pytest.mark.parametrize(("apart", "sizes"), [
+    (False, {"attn": 64, "attn[2]": 128}), (True, {"attn": 64, "attn[2]": 64, "attn[3]": 64})])
+def test_parametrised_attention_keeps_all_of_its_weights(apart, sizes):
+    class Attend(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attn = nn.MultiheadAttention(8, 2, batch_first=True)
+            parametrize.register_parametrization(self.attn, "in_proj_weight", Doubled())
+            self.head = nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            keys = x[:, :2]
+            return self.head(self.attn(x, keys, keys * 2 if apart else keys)[0])
+
+    model, x = Attend(), rows(5, 4, 8)
+    weight = model.attn.in_proj_weight.detach()
+    usage = analyze(model, x, criterion="magnitude")
+    assert {name: one.weights for name, one in usage.layers.items()} == {
+        **sizes, "attn.out_proj": 64}
+    assert_importance(model, x, "attn", weight[:8], flat(x), flat(x @ weight[:8].T))
+    assert unnamed(model, usage) == []
+
+
+class Adapter(nn.Module):
+    """W x + B A x, beside the layer or merged into its weight."""
+
+    def __init__(self, *, merged: bool) -> None:
+        super().__init__()
+        self.base, self.merged = nn.Linear(3, 4), merged
+        self.A, self.B = nn.Parameter(torch.randn(2, 3)), nn.Parameter(torch.zeros(4, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.merged:
+            return functional.linear(x, self.base.weight + self.B @ self.A, self.base.bias)
+        return self.base(x) + (x @ self.A.T) @ self.B.T
+
+
+def test_an_adapter_beside_its_layer_is_two_layers_more_and_b_is_dead_before_training():
+    model, x = two(Adapter(merged=False)), rows(6, 3)
+    inner = x @ model[0].A.T
+    assert_importance(model, x, "0.A", model[0].A, x, inner)
+    assert_importance(model, x, "0.B", model[0].B, inner, torch.zeros(6, 4))
+    for criterion in CRITERIA:
+        usage = analyze(model, x, criterion=criterion)
+        assert list(usage.layers) == ["0.base", "0.A", "0.B"]
+        assert usage.layers["0.B"].dead
+        assert usage.layers["0.B"].effective_weights == 0
+        assert not usage.layers["0.A"].dead
+    assert unnamed(model, usage) == []
+
+
+def test_a_merged_adapter_is_one_layer_with_the_weight_that_it_makes():
+    model, x = two(Adapter(merged=True)), rows(6, 3)
+    nn.init.normal_(model[0].B)
+    weight = (model[0].base.weight + model[0].B @ model[0].A).detach()
+    assert_importance(model, x, "0", weight, x, x @ weight.T + model[0].base.bias)
+    usage = analyze(model, x)
+    assert list(usage.layers) == ["0"]
+    assert unnamed(model, usage, computed=("0",)) == []
+
+
+class Scaled(nn.Module):
+    """Two weights of one module, both made in its forward."""
+
+    def __init__(self, *shapes: tuple[int, int]) -> None:
+        super().__init__()
+        self.parts = nn.ParameterList([nn.Parameter(torch.randn(shape)) for shape in shapes])
+        self.scale = nn.Parameter(torch.tensor(0.5))
+        self.spare = nn.Parameter(torch.ones(2, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for part in self.parts:
+            x = functional.linear(x, part * self.scale)
+        return x
+
+
+def test_weights_of_other_shapes_made_in_one_module_are_layers_of_their_own():
+    model, x = two(Scaled((5, 3), (4, 5))), [rows(6, 3), rows(4, 3, seed=4)]
+    usage = analyze(model, x, criterion="wanda")
+    first, second = (part.detach() * 0.5 for part in model[0].parts)
+    assert {name: one.weights for name, one in usage.layers.items()} == {"0": 15, "0[2]": 20}
+    joined = torch.cat(x)
+    assert_importance(model, x, "0", first, joined, joined @ first.T)
+    expected = second.abs() * (joined @ first.T).square().sum(0).sqrt()
+    torch.testing.assert_close(torch.from_numpy(usage.layers["0[2]"].unit_importance),
+                               expected.double().sum(1), rtol=1e-5, atol=0)
+    assert usage.skipped["0.spare"] == "never used in the forward"
+
+
+def test_weights_of_one_shape_that_differ_by_call_are_named():
+    usage = analyze(two(Scaled((3, 3), (4, 3))), rows(6, 3))
+    assert "0" in usage.layers
+    model = nn.Sequential(Scaled((3, 3), (3, 3)), nn.Linear(3, 2))
+    usage = analyze(model, rows(6, 3), layers=["0", "1"])
+    assert usage.skipped["0"] == "its weight is computed anew from the data"
+
+
+def test_a_weight_that_the_data_make_is_named():
+    class Hyper(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.maker, self.bias = nn.Linear(3, 12), nn.Parameter(torch.zeros(4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            weight = self.maker(x.mean(0)).reshape(4, 3)
+            return functional.linear(x, weight, self.bias)
+
+    model = two(Hyper())
+    usage = analyze(model, [rows(6, 3), rows(5, 3, seed=9)])
+    assert list(usage.layers) == ["0.maker"]
+    assert usage.skipped["0"] == "its weight is computed anew from the data"
+
+
+def test_a_weight_that_was_made_once_and_kept_is_one_layer():
+    model, x = two(parametrizations.weight_norm(nn.Linear(3, 4))), rows(6, 3)
+    with parametrize.cached():
+        found = layer_importance(model, x, ["0"], "wanda")["0"]
+    expected = layer_importance(model, x, ["0"], "wanda")["0"]
+    torch.testing.assert_close(found, expected)

@@ -1,0 +1,203 @@
+"""LSTM, GRU and RNN: each weight matrix by hand, from single layers run one after the other."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+
+from tests.networks import rows
+from tests.references import assert_importance, flat, unnamed
+from wua_mlflow.analysis import analyze, layer_importance
+
+GATES = {nn.LSTM: 4, nn.GRU: 3, nn.RNN: 1}
+KINDS = pytest.mark.parametrize("kind", list(GATES), ids=lambda kind: kind.__name__)
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield
+
+
+class Only(nn.Module):
+    """A recurrent network, with what its caller gives it beside the inputs."""
+
+    def __init__(self, rnn: nn.RNNBase, *state, lengths: list[int] | None = None) -> None:
+        super().__init__()
+        self.rnn, self.state, self.lengths = rnn, state, lengths
+
+    def forward(self, x: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        if self.lengths is not None:
+            x = pack_padded_sequence(x, self.lengths, self.rnn.batch_first, enforce_sorted=False)
+        out = self.rnn(x, *self.state)[0]
+        return out.data if isinstance(out, PackedSequence) else out
+
+
+def one_sequence(rnn: nn.RNNBase, layer: int, way: int, x: Tensor, first: Tensor, memory: Tensor):
+    """(states before each step, states after) of one layer and direction, x (steps, in)."""
+    suffix = f"_l{layer}" + "_reverse" * way
+    names = [f"{name}{suffix}" for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+             if hasattr(rnn, f"{name}{suffix}")]
+    into, back, *biases = (getattr(rnn, name) for name in names)
+    b_in, b_back = biases if biases else (torch.zeros(len(into)),) * 2
+    shrink = getattr(rnn, f"weight_hr{suffix}", None)
+    before, after, state = [], [], first
+    for step in (x.flip(0) if way else x):
+        before.append(state)
+        if isinstance(rnn, nn.LSTM):
+            i, f, g, o = (into @ step + b_in + back @ state + b_back).chunk(4)
+            memory = f.sigmoid() * memory + i.sigmoid() * g.tanh()
+            state = o.sigmoid() * memory.tanh()
+            state = state if shrink is None else shrink @ state
+        elif isinstance(rnn, nn.GRU):
+            r, z, n = (into @ step + b_in).chunk(3)
+            rh, zh, nh = (back @ state + b_back).chunk(3)
+            new = (n + (r + rh).sigmoid() * nh).tanh()
+            gate = (z + zh).sigmoid()
+            state = (1 - gate) * new + gate * state
+        else:
+            sums = into @ step + b_in + back @ state + b_back
+            state = sums.tanh() if rnn.nonlinearity == "tanh" else sums.relu()
+        after.append(state)
+    before, after = torch.stack(before), torch.stack(after)
+    return (before.flip(0), after.flip(0)) if way else (before, after)
+
+
+def step_by_step(rnn: nn.RNNBase, sequences: list[Tensor], states: Tensor, memories: Tensor):
+    """By (layer, way): what its input weight met, its hidden weight met, and its units gave."""
+    ways, found = 2 if rnn.bidirectional else 1, {}
+    for layer in range(rnn.num_layers):
+        parts = [[one_sequence(rnn, layer, way, x, states[layer * ways + way, n],
+                               memories[layer * ways + way, n]) for way in range(ways)]
+                 for n, x in enumerate(sequences)]
+        for way in range(ways):
+            found[layer, way] = (torch.cat(sequences), torch.cat([one[way][0] for one in parts]),
+                                 torch.cat([one[way][1] for one in parts]))
+        sequences = [torch.cat([after for _, after in one], 1) for one in parts]
+    return found, sequences
+
+
+def assert_by_hand(
+    model: Only, data, sequences: list[Tensor], *, state: Tensor | None = None,
+    memory: Tensor | None = None
+) -> list[Tensor]:
+    """All weights of all layers; gives what the network gives, as step by step it is."""
+    rnn = model.rnn
+    gates, hidden = GATES[type(rnn)], rnn.proj_size or rnn.hidden_size
+    count = rnn.num_layers * (2 if rnn.bidirectional else 1)
+    state = torch.zeros(count, len(sequences), hidden) if state is None else state
+    memory = torch.zeros(count, len(sequences), rnn.hidden_size) if memory is None else memory
+    with torch.no_grad():
+        found, outputs = step_by_step(rnn, sequences, state, memory)
+    for (layer, way), (x, before, after) in found.items():
+        for name, met in (("weight_ih", x), ("weight_hh", before)):
+            name = f"rnn.{name}_l{layer}" + "_reverse" * way
+            weight = model.get_parameter(name).unflatten(0, (gates, -1)).transpose(0, 1).flatten(1)
+            shown = () if rnn.proj_size else ("output",)
+            assert_importance(model, data, name, weight, met.repeat(1, gates), after,
+                              only=(*shown, "input", "wanda", "magnitude"))
+    return outputs
+
+
+@KINDS
+@pytest.mark.parametrize("bidirectional", [False, True], ids=["one way", "both ways"])
+@pytest.mark.parametrize("batch_first", [False, True], ids=["time first", "batch first"])
+def test_two_layers_step_by_step(kind, bidirectional, batch_first):
+    model = Only(kind(3, 4, 2, batch_first=batch_first, bidirectional=bidirectional))
+    x = rows(5, 6, 3)  # five samples, six steps
+    given = x if batch_first else x.transpose(0, 1)
+    outputs = assert_by_hand(model, [given], list(x))
+    found = model(given)
+    torch.testing.assert_close(torch.stack(outputs, 0 if batch_first else 1), found)
+    usage = analyze(model, [given], layers=[f"rnn.{name}" for name, one in
+                                            model.rnn.named_parameters() if one.dim() == 2])
+    assert len(usage.layers) == (8 if bidirectional else 4)
+    assert {(one.kind, one.units) for one in usage.layers.values()} == {(kind.__name__, 4)}
+    assert unnamed(model, usage) == []
+
+
+@KINDS
+@pytest.mark.parametrize("options", [{"bias": False}, {"dropout": 0.5}], ids=str)
+def test_without_biases_and_with_dropout_that_sleeps(kind, options):
+    model = Only(kind(3, 4, 2, batch_first=True, **options))
+    x = rows(5, 6, 3)
+    assert_by_hand(model, x, list(x))
+
+
+def test_an_rnn_of_relus():
+    model = Only(nn.RNN(3, 4, 2, nonlinearity="relu", batch_first=True))
+    assert_by_hand(model, rows(5, 6, 3), list(rows(5, 6, 3)))
+
+
+@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_a_projected_lstm(bidirectional):
+    rnn = nn.LSTM(3, 5, 2, proj_size=2, batch_first=True, bidirectional=bidirectional)
+    model, x = Only(rnn), rows(4, 6, 3)
+    outputs = assert_by_hand(model, x, list(x))
+    name = "rnn.weight_hr_l1" + "_reverse" * bidirectional
+    gave = flat(torch.stack(outputs))[:, -2:]
+    expected = model.get_parameter(name).abs() * gave.mean(0).abs()[:, None]
+    found = layer_importance(model, x, [name])[name].flatten(1)
+    torch.testing.assert_close(found, expected.double(), rtol=1e-5, atol=1e-8)
+    usage = analyze(model, x, criterion="wanda")
+    assert usage.skipped[name] == "what its weights multiply is hidden within the cell"
+    assert unnamed(model, usage) == []
+    reason = "its units' outputs are hidden by a projection: no mean output"
+    assert analyze(model, x).skipped["rnn.weight_ih_l0"] == reason
+
+
+@KINDS
+@pytest.mark.parametrize("bidirectional", [False, True], ids=["one way", "both ways"])
+def test_packed_sequences_are_the_unpadded_ones(kind, bidirectional):
+    lengths = [2, 6, 4]
+    x = rows(3, 6, 3)
+    rnn = kind(3, 4, 2, batch_first=True, bidirectional=bidirectional)
+    model = Only(rnn, lengths=lengths)
+    assert_by_hand(model, x, [one[:n] for one, n in zip(x, lengths, strict=True)])
+
+
+@KINDS
+def test_a_state_that_the_caller_gives(kind):
+    state, memory = rows(2, 3, 4), rows(2, 3, 4, seed=5)
+    model = Only(kind(3, 4, 2, batch_first=True),
+                 (state, memory) if kind is nn.LSTM else state)
+    x = rows(3, 6, 3)
+    assert_by_hand(model, x, list(x), state=state, memory=memory)
+
+
+@KINDS
+def test_one_sequence_without_a_batch_dimension(kind):
+    model = Only(kind(3, 4, 2))
+    assert_by_hand(model, [rows(6, 3)], [rows(6, 3)])
+
+
+@KINDS
+def test_padding_on_the_right_counts_nowhere(kind):
+    model, lengths, x = Only(kind(3, 4, 2, batch_first=True)), [2, 6, 4], rows(3, 6, 3)
+    mask = torch.arange(6) < torch.tensor(lengths)[:, None]
+    batch = {"x": x + 3 * ~mask.unsqueeze(-1), "attention_mask": mask}
+    assert_by_hand(model, [batch], [one[:n] for one, n in zip(x, lengths, strict=True)])
+
+
+def test_cells_that_a_loop_calls_are_named():
+    class Loop(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cell, self.head = nn.GRUCell(3, 4), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            state = x.new_zeros(len(x), 4)
+            for step in x.unbind(1):
+                state = self.cell(step, state)
+            return self.head(state)
+
+    model = Loop()
+    usage = analyze(model, rows(5, 6, 3))
+    assert list(usage.layers) == ["head"]
+    assert usage.skipped == {
+        "cell": "used through gru_cell, which is not a product that is analysed"}
+    assert unnamed(model, usage) == []

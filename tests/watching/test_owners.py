@@ -1,0 +1,138 @@
+"""Whose weight a tensor is: by identity, through views, under swapped and wrapped modules."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrizations
+
+from wua_mlflow.watching.owners import Owners, View, kind_of, layer_name, layer_names
+
+
+def weights(*shape: int) -> nn.Module:
+    model = nn.Module()
+    model.own = nn.Parameter(torch.arange(float(torch.Size(shape).numel())).reshape(shape))
+    return model
+
+
+VIEWS = {
+    "itself": lambda w: w,
+    "transposed": lambda w: w.T,
+    "rows": lambda w: w[1:3],
+    "columns": lambda w: w[:, 2:5],
+    "every other row": lambda w: w[::2],
+    "one of two": lambda w: w.unflatten(0, (2, 2))[1],
+    "with a dimension more": lambda w: w[..., None],
+    "a view of a view": lambda w: w.T[1:3].T,
+}
+
+
+@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.parametrize("view", VIEWS.values(), ids=VIEWS)
+def test_a_view_finds_its_parameter_and_the_same_view_of_another_tensor(view, grad):
+    model = weights(4, 6)
+    with torch.set_grad_enabled(grad):
+        found = Owners(model).find(view(model.own), [])
+    assert found is not None
+    assert found.parameter == "own"
+    other = torch.randn(4, 6)
+    assert torch.equal(found.of(other), view(other))
+
+
+def test_what_is_no_view_of_a_parameter():
+    model = weights(4, 6)
+    owners = Owners(model)
+    for tensor in (model.own * 1, model.own.clone(), torch.randn(4, 6), model.own[0] + 0):
+        assert owners.find(tensor, []) is None
+    assert owners.find(model.own.detach(), []).parameter == "own"
+
+
+CUTS = [(slice(0, 2), slice(0, 6)), (slice(2, 4), slice(0, 6)), (slice(0, 4), slice(0, 3)),
+        (slice(0, 4), slice(3, 6)), (slice(1, 3), slice(2, 4)), (slice(0, 4), slice(0, 6)),
+        (slice(3, 4), slice(5, 6)), (slice(0, 1), slice(1, 2))]
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("one", CUTS, ids=str)
+@pytest.mark.parametrize("other", CUTS, ids=str)
+def test_overlaps_are_told_exactly_for_slices(one, other, transposed):
+    model = weights(4, 6)
+    owners, first, second = Owners(model), model.own[one], model.own[other]
+    shared = set(first.flatten().tolist()) & set(second.flatten().tolist())
+    views = owners.find(first, []), owners.find(second.T if transposed else second, [])
+    assert views[0].overlaps(views[1]) == views[1].overlaps(views[0]) == bool(shared)
+    same = set(first.flatten().tolist()) == set(second.flatten().tolist())
+    assert views[0].is_same_as(views[1]) == same
+
+
+def test_overlaps_of_other_strides_are_never_missed():
+    model = weights(12, 4)
+    owners = Owners(model)
+    slices = [model.own[a::b, c::d] for a in (0, 1, 2) for b in (1, 2, 3) for c in (0, 1)
+              for d in (1, 2)] + [model.own.view(6, 8)[:, 2:6], model.own.view(-1)[7:30, None]]
+    for one in slices:
+        for other in slices:
+            shared = set(one.flatten().tolist()) & set(other.flatten().tolist())
+            if shared:
+                assert owners.find(one, []).overlaps(owners.find(other, []))
+
+
+def test_a_tied_weight_goes_by_its_first_name():
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    model[1].weight = model[0].weight
+    owners = Owners(model)
+    assert owners.find(model[1].weight, []).parameter == "0.weight"
+    assert owners.aliases["0.weight"] == ["0.weight", "1.weight"]
+
+
+def test_a_parameter_that_is_swapped_during_a_forward_goes_by_its_module():
+    model = nn.Sequential(nn.Linear(3, 3))
+    owners = Owners(model)
+    model[0].weight = nn.Parameter(torch.ones(3, 3))
+    assert owners.find(model[0].weight, []) is None
+    assert owners.find(model[0].weight, ["", "0"]).parameter == "0.weight"
+
+
+def test_a_wrapped_part_has_its_plain_names():
+    model = nn.Sequential(torch.compile(nn.Linear(3, 4), backend="eager"))
+    owners = Owners(model)
+    assert set(owners.parameters) == {"0.weight", "0.bias"}
+    assert "0.weight" in layer_names(model) or "0" in layer_names(model)
+
+
+@pytest.mark.parametrize(("parameter", "offset", "module", "expected"), [
+    ("a.weight", 0, nn.Linear(2, 2), "a"),
+    ("weight", 0, nn.Linear(2, 2), ""),
+    ("a.own", 0, nn.Module(), "a.own"),
+    ("a.in_proj_weight", 0, nn.MultiheadAttention(4, 2), "a.q_proj"),
+    ("a.in_proj_weight", 16, nn.MultiheadAttention(4, 2), "a.k_proj"),
+    ("in_proj_weight", 32, nn.MultiheadAttention(4, 2), "v_proj"),
+    ("a.k_proj_weight", 0, nn.MultiheadAttention(4, 2, kdim=3), "a.k_proj"),
+])
+def test_names(parameter, offset, module, expected):
+    assert layer_name(parameter, View(parameter, (4, 4), (4, 1), offset), module) == expected
+
+
+def test_names_that_a_layer_may_have():
+    model = nn.Module()
+    model.attn, model.rnn = nn.MultiheadAttention(4, 2), nn.GRU(3, 4)
+    model.own = nn.Parameter(torch.ones(2, 2))
+    names = layer_names(model)
+    assert {"own", "attn.q_proj", "attn.k_proj", "attn.v_proj", "attn.out_proj",
+            "rnn.weight_ih_l0", "rnn.weight_hh_l0"} <= set(names)
+    assert "rnn.bias_ih_l0" not in names
+
+
+class Mine(nn.Linear):
+    pass
+
+
+@pytest.mark.parametrize(("module", "attribute", "expected"), [
+    (nn.Linear(2, 2), "weight", "Linear"), (Mine(2, 2), "weight", "Mine"),
+    (parametrizations.weight_norm(nn.Conv1d(2, 2, 1)), "weight", "Conv1d"),
+    (nn.modules.linear.NonDynamicallyQuantizableLinear(2, 2), "weight", "Linear"),
+    (nn.Module(), "own", "Parameter"), (nn.Module(), "weight", "Conv"),
+    (nn.MultiheadAttention(4, 2), "in_proj_weight", "MultiheadAttention")])
+def test_kinds(module, attribute, expected):
+    assert kind_of(module, attribute, "conv") == expected

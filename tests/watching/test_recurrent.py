@@ -1,0 +1,84 @@
+"""Recurrent layers one by one give what the fused call gives; what their weights meet is shown."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence
+from torch.overrides import TorchFunctionMode
+
+from wua_mlflow.watching.recurrent import RECURRENT, Recurrence, run_by_layer
+
+pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported")
+
+
+class ByLayer(TorchFunctionMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[Recurrence] = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func in RECURRENT:
+            return run_by_layer(func, args, self.seen.append)
+        return func(*args, **(kwargs or {}))
+
+
+KINDS = {"lstm": (nn.LSTM, {}), "gru": (nn.GRU, {}), "tanh": (nn.RNN, {}),
+         "relu": (nn.RNN, {"nonlinearity": "relu"}), "projected": (nn.LSTM, {"proj_size": 2}),
+         "no bias": (nn.LSTM, {"bias": False})}
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("both_ways", [False, True])
+@pytest.mark.parametrize(("kind", "options"), KINDS.values(), ids=KINDS)
+def test_the_result_is_the_fused_calls(kind, options, both_ways, batch_first, packed):
+    torch.manual_seed(0)
+    rnn = kind(3, 4, 3, batch_first=batch_first, bidirectional=both_ways, **options).eval()
+    x = torch.randn(5, 6, 3) if batch_first else torch.randn(6, 5, 3)
+    if packed:
+        x = pack_padded_sequence(x, [6, 2, 5, 1, 3], batch_first, enforce_sorted=False)
+    expected = rnn(x)
+    with ByLayer() as mode:
+        found = rnn(x)
+    ends = [one if isinstance(one, tuple) else (one,) for one in (found[1], expected[1])]
+    outputs = [one[0].data if packed else one[0] for one in (found, expected)]
+    torch.testing.assert_close([outputs[0], *ends[0]], [outputs[1], *ends[1]])
+    ways = 2 if both_ways else 1
+    assert len(mode.seen) == 3 * ways * (3 if options.get("proj_size") else 2)
+    assert {id(one.weight) for one in mode.seen} == {
+        id(p) for p in rnn.parameters() if p.dim() == 2}
+    assert mode.seen[-1].outputs is not None or not options.get("proj_size")
+
+
+def test_gradients_go_through():
+    torch.manual_seed(0)
+    rnn, x = nn.GRU(3, 4, 2), torch.randn(6, 5, 3)
+    expected = torch.autograd.grad(rnn(x)[0].square().sum(), list(rnn.parameters()))
+    with ByLayer():
+        total = rnn(x)[0].square().sum()
+    torch.testing.assert_close(torch.autograd.grad(total, list(rnn.parameters())), expected)
+
+
+def steps(time_first: bool, backwards: bool) -> Recurrence:
+    states = torch.arange(6.0).view(3, 2, 1) + 1  # three steps, two samples: 1 2 | 3 4 | 5 6
+    given = states if time_first else states.transpose(0, 1)
+    last = states[0] if backwards else states[-1]
+    return Recurrence(torch.ones(1, 1), (), 1, given, (torch.zeros(2, 1), last), given, time_first,
+                      backwards)
+
+
+@pytest.mark.parametrize(("backwards", "expected"), [
+    (False, [[0, 0], [1, 2], [3, 4]]), (True, [[3, 4], [5, 6], [0, 0]])])
+@pytest.mark.parametrize("time_first", [True, False])
+def test_a_hidden_weight_meets_the_state_before(time_first, backwards, expected):
+    met = steps(time_first, backwards).met()[..., 0]
+    assert (met if time_first else met.T).tolist() == expected
+
+
+def test_what_is_packed_or_hidden_is_not_laid_out():
+    state = torch.ones(4, 1)
+    assert Recurrence(state, (), 1, state, (state, state), state, None).met() is None
+    assert Recurrence(state, (), 1, None, None, state, True).met() is None
+    assert Recurrence(state, (), 1, state, None, state, True).met() is state

@@ -1,0 +1,197 @@
+"""Sums of outputs and of |x|^p, by brute force over random geometries, masks and layouts."""
+
+from __future__ import annotations
+
+import itertools
+import random
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from wua_mlflow.watching.calls import Geometry, Product
+from wua_mlflow.watching.masks import mask_of
+from wua_mlflow.watching.sums import by_unit, input_sums, kept, output_sums
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield
+
+
+def brute(
+    x: Tensor, weight: Tensor, at: Geometry, out_shape: tuple[int, ...], power: int
+) -> Tensor:
+    """Σ |x|^power by (group, channel of the group, *kernel), entry by entry."""
+    batched = x if x.dim() == weight.dim() else x.unsqueeze(0)
+    channels, kernel = batched.shape[1], weight.shape[2:]
+    sums = torch.zeros(channels, *kernel, dtype=torch.float64)
+    ends = batched.shape[2:]
+    moving = ends if at.transposed else out_shape
+    for offset in itertools.product(*map(range, kernel)):
+        for place in itertools.product(*map(range, moving)):
+            other = tuple(p * s + o * d - pad for p, s, o, d, pad in zip(
+                place, at.stride, offset, at.dilation, at.padding, strict=True))
+            limits = out_shape if at.transposed else ends
+            if all(0 <= o < size for o, size in zip(other, limits, strict=True)):
+                source = place if at.transposed else other
+                sums[(slice(None), *offset)] += batched[(..., *source)].double().abs().pow(
+                    power).sum(0)
+    return sums.reshape(at.groups, -1)
+
+
+def random_case(seed: int) -> tuple[Tensor, Tensor, Geometry, Tensor]:
+    """(x, weight, geometry, output) of a convolution, plain or transposed, with a batch or none."""
+    pick = random.Random(seed)
+    dims, transposed = pick.choice([1, 1, 2, 2, 3]), pick.random() < 0.4
+    groups = pick.choice([1, 1, 2, 3])
+    kernel, stride, dilation, padding = (
+        tuple(pick.randint(low, high) for _ in range(dims))
+        for low, high in ((1, 3), (1, 3), (1, 2), (0, 2)))
+    size = [pick.randint(5, 7 if dims < 3 else 6) for _ in range(dims)]
+    lead = [] if pick.random() < 0.25 else [pick.choice([1, 3])]
+    x = torch.randn(*lead, 2 * groups, *size)
+    if transposed:
+        weight = torch.randn(2 * groups, 2, *kernel)
+        extra = tuple(pick.randrange(max(s, d)) for s, d in zip(stride, dilation, strict=True))
+        function = (functional.conv_transpose1d, functional.conv_transpose2d,
+                    functional.conv_transpose3d)[dims - 1]
+        output = function(x, weight, None, stride, padding, extra, groups, dilation)
+    else:
+        weight = torch.randn(3 * groups, 2, *kernel)
+        function = (functional.conv1d, functional.conv2d, functional.conv3d)[dims - 1]
+        output = function(x, weight, None, stride, padding, dilation, groups)
+    return x, weight, Geometry(stride, padding, dilation, groups, transposed), output
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_a_convolution_of_any_geometry(seed):
+    x, weight, at, output = random_case(seed)
+    product = Product("conv", weight, (x,), geometry=at)
+    spatial = output.shape[-product.spatial:]
+    moving = x.shape[-product.spatial:] if at.transposed else spatial
+    samples = len(x) if x.dim() == weight.dim() else 1
+    for power in (1, 2):
+        sums, count = input_sums(product, output, power, None)
+        torch.testing.assert_close(sums.double(), brute(x, weight, at, tuple(spatial), power),
+                                   rtol=1e-5, atol=1e-6)
+        assert count == samples * torch.Size(moving).numel()
+    sums, count = output_sums(product, output, None)
+    expected = output.reshape(samples, -1, torch.Size(spatial).numel()).double().sum((0, 2))
+    torch.testing.assert_close(sums.double(), expected, rtol=1e-4, atol=1e-5)
+    assert count == samples * torch.Size(spatial).numel()
+
+
+@pytest.mark.parametrize("shape", [(3,), (5, 3), (2, 5, 3), (0, 3), (2, 0, 3), (70_000, 3)])
+def test_rows_of_any_shape(shape):
+    x, weight = torch.randn(shape), torch.randn(4, 3)
+    product, rows = Product("linear", weight, (x,)), x.reshape(-1, 3).double()
+    output = x @ weight.T
+    for power in (1, 2):
+        sums, count = input_sums(product, output, power, None)
+        torch.testing.assert_close(sums.double(), rows.abs().pow(power).sum(0, keepdim=True),
+                                   rtol=1e-5, atol=1e-6)
+        assert count == len(rows)
+    sums, count = output_sums(product, output, None)
+    torch.testing.assert_close(sums, output.reshape(-1, 4).sum(0), rtol=1e-3, atol=1e-2)
+    assert count == len(rows)
+
+
+def test_rows_wider_than_a_block():
+    x = torch.randn(3, 2**17 + 5)
+    sums, _ = input_sums(Product("linear", x, (x,)), x, 2, None)
+    torch.testing.assert_close(sums[0], x.square().sum(0))
+
+
+@pytest.mark.parametrize(("dtype", "summed"), [
+    (torch.float16, torch.float32), (torch.bfloat16, torch.float32),
+    (torch.float32, torch.float32), (torch.float64, torch.float64)])
+def test_no_sum_is_in_half_precision(dtype, summed):
+    x = torch.full((5000, 2), 0.1).to(dtype)
+    product = Product("linear", x, (x,))
+    for sums, count in (input_sums(product, x, 1, None), output_sums(product, x, None)):
+        assert sums.dtype == summed
+        torch.testing.assert_close(sums.flatten() / count, x[0].to(summed), rtol=1e-5, atol=0)
+
+
+GIVEN = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 0], [1, 0, 0, 0]])
+REAL = GIVEN.bool()
+
+
+def test_padding_counts_in_no_linear_layer():
+    x, weight = torch.randn(3, 4, 2), torch.randn(5, 2)
+    x[~REAL] = torch.inf
+    output, mask = x @ weight.T, mask_of(GIVEN)
+    product = Product("linear", weight, (x,))
+    sums, count = input_sums(product, output, 2, mask)
+    torch.testing.assert_close(sums[0], x[REAL].square().sum(0))
+    assert count == 6
+    sums, count = output_sums(product, output, mask)
+    torch.testing.assert_close(sums, output[REAL].sum(0))
+    assert count == 6
+    first = Product("linear", weight, (x.transpose(0, 1),))
+    sums, _ = input_sums(first, output.transpose(0, 1), 1, mask, time_first=True)
+    torch.testing.assert_close(sums[0], x[REAL].abs().sum(0))
+
+
+def test_padding_counts_in_no_product_from_the_left():
+    x, weight = torch.randn(3, 2, 4), torch.randn(5, 2)
+    product, output, mask = Product("left_matmul", weight, (x,)), weight @ x, mask_of(GIVEN)
+    sums, count = input_sums(product, output, 1, mask)
+    torch.testing.assert_close(sums[0], x.mT[REAL].abs().sum(0))
+    assert count == 6
+    sums, count = output_sums(product, output, mask)
+    torch.testing.assert_close(sums, output.mT[REAL].sum(0))
+    assert count == 6
+
+
+def test_padding_counts_in_no_lookup_and_no_form():
+    ids, table = torch.randint(5, (3, 4)), torch.randn(5, 2)
+    product = Product("embedding", table, (ids,))
+    for mask, real in ((None, torch.ones(3, 4, dtype=torch.bool)), (mask_of(GIVEN), REAL)):
+        sums, count = input_sums(product, table[ids], 1, mask)
+        assert sums.tolist() == [torch.bincount(ids[real], minlength=5).tolist()]
+        assert count == real.sum()
+    a, b, form = torch.randn(3, 4, 2), torch.randn(3, 4, 3), torch.randn(5, 2, 3)
+    product = Product("bilinear", form, (a, b))
+    sums, count = input_sums(product, torch.empty(0), 2, mask_of(GIVEN))
+    expected = torch.einsum("ni,nj->ij", a[REAL].square(), b[REAL].square())
+    torch.testing.assert_close(sums, expected.reshape(1, -1))
+    assert count == 6
+
+
+@pytest.mark.parametrize(("kernel", "stride", "padding", "dilation"), [
+    (1, 1, 0, 1), (3, 1, 1, 1), (5, 1, 4, 2), (9, 1, 4, 1)])
+def test_padding_counts_in_no_convolution_of_a_sequence(kernel, stride, padding, dilation):
+    x, weight = torch.randn(3, 4, 4), torch.randn(6, 2, kernel)
+    output = functional.conv1d(x, weight, None, stride, padding, dilation, 2)
+    assert output.shape[2] == 4
+    product = Product("conv", weight, (x,), geometry=Geometry(
+        (stride,), (padding,), (dilation,), 2, False))
+    columns = functional.unfold(x.unsqueeze(2), (1, kernel), dilation=(1, dilation),
+                                padding=(0, padding), stride=(1, stride))
+    met = columns.transpose(1, 2)[REAL]
+    sums, count = input_sums(product, output, 2, mask_of(GIVEN))
+    torch.testing.assert_close(sums.flatten(), met.square().sum(0), rtol=1e-5, atol=1e-6)
+    assert count == 6
+    sums, count = output_sums(product, output, mask_of(GIVEN))
+    torch.testing.assert_close(sums, output.transpose(1, 2)[REAL].sum(0), rtol=1e-4, atol=1e-5)
+    assert count == 6
+
+
+def test_a_convolution_that_changes_the_length_knows_nothing_of_padding():
+    x = torch.randn(3, 4, 9)
+    assert kept(x, (3, 4), mask_of(GIVEN))[0] is x
+    assert kept(x, (3, 4), mask_of(GIVEN))[1] == 27
+
+
+def test_by_unit():
+    x = torch.randn(2, 3, 4, 5)
+    assert by_unit(x, 2).equal(x.flatten(2))
+    assert by_unit(x[0], 2).equal(x[0].flatten(1).unsqueeze(0))
+    assert by_unit(x, 0).equal(x.reshape(-1, 5))
+    assert by_unit(x, 0, -2).equal(x.mT.reshape(-1, 4))
+    assert by_unit(x[0, 0], 2).equal(x[0, 0])  # flattened since
