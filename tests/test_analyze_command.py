@@ -81,9 +81,8 @@ def test_it_prints_the_table_and_the_run(here: Path, capsys: pytest.CaptureFixtu
     assert said.err == ""
     lines = said.out.splitlines()
     assert re.fullmatch(rf"net: [\d.]+ effective weights of 50; run {run.info.run_id}", lines[0])
-    heads = ["layer", "entropy", "effective", "weights", "share", "learned", "nothing", "dead",
-             "units", "rank"]
-    assert lines[1].split() == heads
+    assert lines[1].split() == ["layer", "entropy", "effective", "weights", "share", "dead",
+                                "units", "rank"]
     assert [line.split()[0] for line in lines[2:4]] == ["a", "b"]
     assert lines[4] == "  c: not analysed: the output layer: its units are the model's outputs"
     assert re.fullmatch(r"squares: [\d.]+ effective weights of 50; usage/layers_squares.json",

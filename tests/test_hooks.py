@@ -269,3 +269,13 @@ def test_a_graph_from_pt2_keeps_its_mode(tmp_path):
         found = graph(inputs)
     torch.testing.assert_close(found, net(inputs).detach())
     assert [module.training for module in graph.modules()] == modes
+
+
+def test_an_embedding_that_shrinks_its_vectors_in_a_lookup_is_as_before():
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Embedding(20, 3, max_norm=0.1), nn.Linear(3, 2))
+    before = model[0].weight.detach().clone()
+    with evaluating(model):
+        model(torch.arange(20))
+        assert not torch.equal(model[0].weight, before)
+    assert torch.equal(model[0].weight, before)

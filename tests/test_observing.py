@@ -9,6 +9,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from tests.networks import kept_streams, labels, mlp, restless, rows, snapshot
 from wua_mlflow import analysis
@@ -249,7 +250,7 @@ def test_names_of_layers():
 def tensors_alive() -> tuple[int, int]:
     """How many tensors there are, and how many bytes they hold."""
     gc.collect()
-    found = [one for one in gc.get_objects() if issubclass(type(one), Tensor)]
+    found = [one for one in gc.get_objects() if issubclass(type(one), Tensor) and not is_lazy(one)]
     return len(found), sum(one.untyped_storage().nbytes() for one in found
                            if one.layout is torch.strided and not one.is_meta)
 
@@ -278,3 +279,10 @@ def test_memory_does_not_grow_with_the_number_of_batches(number, criteria):
     repeated = torch.cat([whole[0]] * math.ceil(times))[:2 * number].double()
     expected = model[0].weight.detach().double().abs() @ repeated.square().sum(0).sqrt()
     assert norm == pytest.approx(expected.numpy(), rel=1e-6)
+
+
+def test_lazy_parameters_are_not_made_by_an_analysis():
+    model = nn.Sequential(nn.LazyLinear(4), nn.ReLU(), nn.Linear(4, 2))
+    with pytest.raises(ValueError, match="model: expected initialised parameters, but got lazy"):
+        analyze(model, rows(5, 3))
+    assert type(model[0]) is nn.LazyLinear

@@ -43,7 +43,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
 def evaluating(model: nn.Module, *, grad: bool = False) -> Iterator[nn.Module]:
     """The model in eval mode; afterwards it is as before, also when the block raises.
 
-    Every submodule's mode, every buffer, ``requires_grad`` and the global random streams are put
+    Every submodule's mode, every buffer, embeddings that a lookup renormalises, ``requires_grad`` and the global random streams are put
     back, whatever the forward does to them. A graph loaded from ``pt2`` has a fixed mode and
     refuses ``eval()``; it is taken as it is. Compiled parts run as plain Python.
 
@@ -143,8 +143,10 @@ def _can_have_grad(parameter: nn.Parameter) -> bool:
 @contextmanager
 def _buffers_kept(model: nn.Module) -> Iterator[None]:
     found = [(module._buffers, dict(module._buffers)) for module in model.modules()]
-    values = {id(tensor): (tensor, tensor.detach().clone())
-              for _, buffers in found for tensor in buffers.values()
+    shrinking = [module.weight for module in model.modules()
+                 if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.max_norm]
+    tensors = [*shrinking, *(tensor for _, buffers in found for tensor in buffers.values())]
+    values = {id(tensor): (tensor, tensor.detach().clone()) for tensor in tensors
               if tensor is not None and not tensor.is_inference()}
     try:
         yield

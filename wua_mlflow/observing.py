@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from wua_mlflow.batches import Batch, Batches
 from wua_mlflow.gradients import Gradients, Loss, loss_of
@@ -71,6 +72,9 @@ def observe(
         ValueError: no samples, or a sum that is NaN or infinite: names the layer and the batch.
         Exception: whatever the model's forward raises; its message names the layer reached.
     """
+    if any(map(is_lazy, (*model.parameters(), *model.buffers()))):
+        raise ValueError("model: expected initialised parameters, but got lazy ones; call the "
+                         "model once first")
     watch = Watch(model, needs, wanted)
     gradients = Gradients() if needs.gradient else None
     sampler = Sampler() if needs.rows else None
@@ -118,7 +122,7 @@ def named_layers(model: nn.Module, layers: Sequence[str] | None) -> Callable[[st
         raise ValueError(f"layers: expected a list of names, but got '{layers}'; put it into one")
     names = layer_names(model)
     for name in layers:
-        if name not in names:
+        if name.partition("[")[0] not in names:  # a slice's name: weight[12]
             close = difflib.get_close_matches(name, names, n=1)
             hint = f" (did you mean '{close[0]}'?)" if close else ""
             shown = ", ".join(names if len(names) <= 20 else [*names[:20], "…"])

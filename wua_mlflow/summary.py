@@ -83,7 +83,7 @@ def summarize(
     >>> importance = torch.tensor([[5.0, 4.0], [1.0, 0.0]])
     >>> found = summarize(lambda rows, columns: importance[rows, columns], (2, 2))
     >>> found.usage.top90_share, found.unit_importance.tolist(), round(found.usage.effective, 4)
-    (0.5, [9.0, 1.0], 2.5692)
+    (0.5, [9.0, 1.0], 2.5686)
     """
     if bins < 1:
         raise ValueError(f"bins: expected a whole number of at least 1, but got {bins}")
