@@ -21,6 +21,7 @@ import scipy.stats
 import torch
 from torch import Tensor
 
+from wua_mlflow.importance import output
 from wua_mlflow.summary import Summary, summarize
 
 UNITS, INPUTS = 10_000, 4_000
@@ -46,7 +47,7 @@ def tutorials_way(weight: Tensor, scale: Tensor) -> dict[str, float]:
 
 
 def ours(weight: Tensor, scale: Tensor, *, compiled: bool) -> Summary:
-    return summarize(lambda rows, columns: weight[rows, columns].abs() * scale[rows],
+    return summarize(lambda rows, columns: output(weight[rows, columns], scale[rows]),
                      tuple(weight.shape), low=0.01, compiled=compiled)
 
 

@@ -43,9 +43,10 @@ def unwrapped(model: nn.Module) -> nn.Module:
 def evaluating(model: nn.Module, *, grad: bool = False) -> Iterator[nn.Module]:
     """The model in eval mode; afterwards it is as before, also when the block raises.
 
-    Every submodule's mode, every buffer, embeddings that a lookup renormalises, ``requires_grad`` and the global random streams are put
-    back, whatever the forward does to them. A graph loaded from ``pt2`` has a fixed mode and
-    refuses ``eval()``; it is taken as it is. Compiled parts run as plain Python.
+    Every submodule's mode, every buffer, embeddings that a lookup renormalises, ``requires_grad``
+    and the global random streams are put back, whatever the forward does to them. A graph loaded
+    from ``pt2`` has a fixed mode and refuses ``eval()``; it is taken as it is. Compiled parts run
+    as plain Python.
 
     Args:
         model: any module.

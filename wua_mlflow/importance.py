@@ -55,7 +55,7 @@ def output(weight: Tensor, mean_output: Tensor) -> Tensor:
     >>> output(torch.tensor([[1.0, -2.0]]), torch.tensor([[-3.0]]))
     tensor([[3., 6.]])
     """
-    return weight.abs() * mean_output.abs()
+    return (weight * mean_output).abs_()
 
 
 def activation(weight: Tensor, mean_input: Tensor) -> Tensor:
@@ -68,7 +68,7 @@ def activation(weight: Tensor, mean_input: Tensor) -> Tensor:
     >>> activation(torch.tensor([[1.0, -2.0]]), torch.tensor([[0.5, 0.25]]))
     tensor([[0.5000, 0.5000]])
     """
-    return weight.abs() * mean_input
+    return (weight * mean_input).abs_()
 
 
 def wanda(weight: Tensor, input_norm: Tensor) -> Tensor:
@@ -78,7 +78,7 @@ def wanda(weight: Tensor, input_norm: Tensor) -> Tensor:
     >>> wanda(torch.tensor([[1.0, -2.0]]), torch.tensor([[3.0, 4.0]]))
     tensor([[3., 8.]])
     """
-    return weight.abs() * input_norm
+    return (weight * input_norm).abs_()
 
 
 def magnitude(weight: Tensor) -> Tensor:
@@ -99,7 +99,7 @@ def taylor(weight: Tensor, gradient: Tensor) -> Tensor:
     >>> taylor(torch.tensor([[1.0, -2.0]]), torch.tensor([[-0.5, 0.25]]))
     tensor([[0.5000, 0.5000]])
     """
-    return (weight * gradient).abs()
+    return (weight * gradient).abs_()
 
 
 def taylor_units(
