@@ -54,7 +54,7 @@ _attention = _without_check(ATTENTION)
 class Watch(TorchFunctionMode):
     """A mode to enter around each forward; ``layers`` fills in the order of the first calls.
 
-    Set ``mask`` and ``batch`` before each. Inside, ``running`` names the modules whose forward is
+    Set ``mask`` and empty ``used`` before each. Inside, ``running`` names the modules whose forward is
     under way (``hooks.running`` keeps it).
     """
 
