@@ -54,8 +54,8 @@ _attention = _without_check(ATTENTION)
 class Watch(TorchFunctionMode):
     """A mode to enter around each forward; ``layers`` fills in the order of the first calls.
 
-    Set ``mask`` and empty ``used`` before each. Inside, ``running`` names the modules whose forward is
-    under way (``hooks.running`` keeps it).
+    Set ``mask`` and empty ``used`` before each. Inside, ``running`` names the modules whose
+    forward is under way (``hooks.running`` keeps it).
     """
 
     def __init__(self, model: nn.Module, needs: Needs, wanted: Callable[[str], bool]) -> None:
