@@ -51,13 +51,13 @@ SETTINGS = [
     ("--device gpu", "device: expected cpu, auto, mps, cuda or cuda:N, but got 'gpu'"),
     ("--gate perhaps", "gate: expected true or false, but got 'perhaps'"),
     ("--config dgits", "config: expected a YAML file or one of breast_cancer, digits, usecase, but "
-                       "got 'dgits' (did you mean 'digits'?)"),
+                       "got 'dgits'; did you mean 'digits'?"),
     ("--config nowhere.yaml", "config: no such file: nowhere.yaml"),
     ("--config folder.yaml", "config: folder.yaml cannot be read: "),
     ("--config broken.yaml", "config: broken.yaml is not valid YAML: while parsing a flow"),
     ("--config list.yaml", "config: expected 'key: value' lines in list.yaml, but got a list"),
     ("--config nested.yaml", "epochs: expected a whole number, but got {'a': 1}"),
-    ("--config unknown.yaml", "epohcs: no such setting (did you mean 'epochs'?)"),
+    ("--config unknown.yaml", "epohcs: no such setting; did you mean 'epochs'?"),
 ]
 
 

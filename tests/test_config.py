@@ -104,9 +104,9 @@ BAD = [
     ({"seeds": "0"}, "seeds: expected a whole number of at least 1, but got '0'"),
     ({"seed": "-1"}, "seed: expected a whole number of at least 0, but got '-1'"),
     ({"criterion": "foo"}, f"{CRITERION}, but got 'foo'"),
-    ({"criterion": "wand"}, f"{CRITERION}, but got 'wand' (did you mean 'wanda'?)"),
-    ({"criterion": "output,tailor"}, f"{CRITERION}, but got 'output,tailor' (did you mean "
-                                     "'taylor'?)"),
+    ({"criterion": "wand"}, f"{CRITERION}, but got 'wand'; did you mean 'wanda'?"),
+    ({"criterion": "output,tailor"}, f"{CRITERION}, but got 'output,tailor'; did you mean "
+                                     "'taylor'?"),
     ({"criterion": "output,output"}, f"{CRITERION}, but got 'output,output'"),
     ({"criterion": 3}, f"{CRITERION}, but got 3"),
     ({"effective_rank": "perhaps"}, "effective_rank: expected true or false, but got 'perhaps'"),
@@ -117,7 +117,7 @@ BAD = [
     ({"slim_hidden": "some"}, "slim_hidden: expected auto, or whole numbers of at least 1, e.g. "
                               "40,20, but got 'some'"),
     ({"gate": "perhaps"}, "gate: expected true or false, but got 'perhaps'"),
-    ({"epohcs": "5"}, "epohcs: no such setting (did you mean 'epochs'?)"),
+    ({"epohcs": "5"}, "epohcs: no such setting; did you mean 'epochs'?"),
     ({"epochs": True},
      "epochs: expected a value, but got true (YAML reads yes, no, on and off so)"),
 ]
@@ -132,14 +132,14 @@ def test_a_bad_value_is_one_line(given: dict, message: str) -> None:
 
 def test_an_unknown_configuration_names_the_nearest() -> None:
     with pytest.raises(ConfigError, match=r"^config: expected a YAML file or one of breast_cancer, "
-                       r"digits, usecase, but got 'digit' \(did you mean 'digits'\?\)$"):
+                       r"digits, usecase, but got 'digit'; did you mean 'digits'\?$"):
         load_settings("digit")
 
 
 @pytest.mark.parametrize(("content", "message"), [
     ("a: [1", "is not valid YAML: while parsing a flow sequence"),
     ("- 1\n- 2", "expected 'key: value' lines in"),
-    ("epohcs: 3", r"epohcs: no such setting \(did you mean 'epochs'\?\)"),
+    ("epohcs: 3", r"epohcs: no such setting; did you mean 'epochs'\?"),
     (b"\xff\xfe\x00", "cannot be read|is not valid YAML"),
 ])
 def test_a_bad_file_is_one_line(tmp_path: Path, content: str | bytes, message: str) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tests.networks import kept_streams, restless, snapshot
-from wua_mlflow.hooks import evaluating, running, unwrapped
+from wua_mlflow.hooks import evaluating, reading, running, unwrapped
 
 
 @pytest.fixture(autouse=True)
@@ -279,3 +279,20 @@ def test_an_embedding_that_shrinks_its_vectors_in_a_lookup_is_as_before():
         model(torch.arange(20))
         assert not torch.equal(model[0].weight, before)
     assert torch.equal(model[0].weight, before)
+
+
+def test_what_a_module_reads_is_changed_and_restored_when_the_forward_raises():
+    model = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2))
+    x, before = torch.rand(4, 3), snapshot(model)
+    plain = model(x)
+    with reading({model[1]: lambda inputs: 2 * inputs, model[0]: lambda inputs: None}):
+        assert torch.allclose(model(x), 2 * (plain - model[1].bias) + model[1].bias, atol=1e-6)
+        assert torch.equal(model[1](input=torch.zeros(1, 2)), model[1].bias[None])
+    with pytest.raises(RuntimeError), reading({model[1]: lambda inputs: inputs[:, :1]}):
+        model(x)
+    assert snapshot(model) == before and torch.equal(model(x), plain)
+
+
+def test_what_is_no_tensor_is_let_through():
+    with reading({(model := nn.Identity()): torch.zeros_like}):
+        assert model((1.0, 2.0)) == (1.0, 2.0) and not model(torch.ones(2)).any()

@@ -55,7 +55,6 @@ def execute(
         as_json: print JSON.
         models: ``compare``'s A and B.
     """
-    given = explicit | configured
     if command == "analyze":
         return _analyze(settings, explicit, configured)
     if "TORCHELASTIC_RUN_ID" in os.environ and started() > 1:
@@ -72,12 +71,8 @@ def execute(
         variant = chain.train_run(store, settings)
         print(f"{variant.name}: {variant.test.score:.4f} on the test part; run {variant.run_id}")
         print(f"Next: wua analyze --run-id {variant.run_id}")
-    else:
-        for variant in chain.slim_run(store, settings, given):
-            print(f"{variant.name}: {variant.test.score:.4f} on the test part; "
-                  f"run {variant.run_id}")
-        print(f"Next: wua compare --run-id {variant.run_id}")
-    return 0
+        return 0
+    return _slim(store, settings, explicit, configured)
 
 
 def _analyze(settings: Settings, explicit: frozenset[str], configured: frozenset[str]) -> int:
@@ -101,6 +96,25 @@ def _analyze(settings: Settings, explicit: frozenset[str], configured: frozenset
     if is_first():
         _print_analysis(found)
     return 0
+
+
+def _slim(
+    store: Store, settings: Settings, explicit: frozenset[str], configured: frozenset[str]
+) -> int:
+    named = settings.run_id is not None or settings.model_uri is not None
+    beside = sorted(explicit.intersection((*OWN_MODEL, "train")) - {"seed"})
+    if named and beside:
+        raise ConfigError(f"run_id: a variant is slimmed with its own model and data, so expected "
+                          f"nothing like {beside[0]} beside it; a model of your own: "
+                          f"wua slim --model package.module:factory --data DATA")
+    given = explicit | (configured.difference(OWN_MODEL) if named else configured)
+    outcome = chain.slim_run(store, settings, given)
+    for variant in outcome.variants[1:]:
+        print(f"{variant.name}: {variant.test.score:.4f} on the test part; run {variant.run_id}")
+    print(_verdicts_text(outcome.comparison))
+    if outcome.registered:
+        print(outcome.registered)
+    return EXIT_CODES[outcome.verdict.outcome] if settings.gate else 0
 
 
 def _print_analysis(found: Analysis) -> None:
@@ -145,11 +159,12 @@ def _run(store: Store, settings: Settings, as_json: bool) -> int:
         print(json.dumps({
             "run_id": outcome.run_id,
             "variants": {v.name: {"run_id": v.run_id, **v.metrics} for v in outcome.variants},
-            **_verdicts(outcome.report.comparison)}, indent=1))
+            **_verdicts(outcome.comparison)}, indent=1))
     else:
+        assert outcome.report is not None and outcome.run_id is not None, "a pipeline has both"
         base = store.uri if store.uri.startswith("http") else LOCAL_UI
         print(terminal_reports(outcome.report))
-        if outcome.report.comparison.recipe is None:
+        if outcome.comparison.recipe is None:
             print(NO_RECIPE)
         start = f"start the UI with `{_ui_command(store)}`, then " if base == LOCAL_UI else ""
         print(f"\nTo look: {start}open\n  {view_address(base, store.experiment_id, LATEST_KEY)}\n"
@@ -201,13 +216,7 @@ def _compare(
         print(json.dumps(_verdicts(comparison), indent=1))
     else:
         print(f"{slim.name} against {original.name}")
-        for verdict in (comparison.recipe, comparison.artifact):
-            if verdict:
-                print(" ".join(filter(None, (verdict.sentence, verdict.settle))))
-        if comparison.budget:
-            print(comparison.budget)
-        if comparison.recipe is None:
-            print(NO_RECIPE)
+        print(_verdicts_text(comparison))
     return EXIT_CODES[comparison.verdict.outcome]
 
 
@@ -233,6 +242,14 @@ def connected(settings: Settings) -> Store:
     except OSError as error:
         raise ValueError(f"MLFLOW_TRACKING_URI: expected a store that can be opened, but "
                          f"{mlflow.get_tracking_uri()} cannot: {error}") from error
+
+
+def _verdicts_text(comparison: Comparison) -> str:
+    """Both verdicts, what would settle them, and on what budgets they rest."""
+    lines = [" ".join(filter(None, (verdict.sentence, verdict.settle)))
+             for verdict in (comparison.recipe, comparison.artifact) if verdict]
+    lines += [comparison.budget] if comparison.budget else []
+    return "\n".join([*lines, *([] if comparison.recipe else [NO_RECIPE])])
 
 
 def _stdout_for(as_json: bool) -> contextlib.AbstractContextManager[object]:

@@ -26,6 +26,7 @@ __all__ = [
     "example_scores",
     "loss_for",
     "output_kind",
+    "outputs_of",
     "score_name",
 ]
 
@@ -162,7 +163,7 @@ def evaluate(
     >>> result.predictions.shape, 0 <= result.score <= 1
     ((8,), True)
     """
-    outputs = _outputs(model, inputs)
+    outputs = outputs_of(model, inputs)
     if task != "multiclass":
         outputs = outputs.reshape(len(outputs), -1)
         targets = targets.reshape(len(targets), -1).to(outputs.dtype)
@@ -186,7 +187,12 @@ def evaluate(
     )
 
 
-def _outputs(model: nn.Module, inputs: Tensor) -> Tensor:
+def outputs_of(model: nn.Module, inputs: Tensor) -> Tensor:
+    """The outputs of all inputs, in eval mode, without gradients, in chunks.
+
+    Raises:
+        ValueError: there are no inputs, or an output is no tensor, NaN or infinite.
+    """
     if not len(inputs):
         raise ValueError("inputs: expected at least one example, but got none")
     chunk = rows_at_once(inputs.shape)

@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from wua_mlflow.randomness import isolated
 
-__all__ = ["Running", "evaluating", "running", "unwrapped"]
+__all__ = ["Running", "evaluating", "reading", "running", "unwrapped"]
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -106,6 +106,44 @@ def running(model: nn.Module, names: Mapping[nn.Module, str]) -> Iterator[Runnin
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def reading(readers: Mapping[nn.Module, Callable[[Tensor], Tensor | None]]) -> Iterator[None]:
+    """Each module's input passes through its function before each call.
+
+    Args:
+        readers: by module a function of its first argument; what it returns is read instead, unless
+            that is None. A first argument that is no tensor is let through.
+
+    >>> net = nn.Linear(2, 1, bias=False)
+    >>> with reading({net: torch.zeros_like}):
+    ...     net(torch.ones(1, 2)).tolist()
+    [[0.0]]
+    """
+    handles = []
+    try:
+        for module, function in readers.items():
+            hook = _through(function)
+            handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _through(function: Callable[[Tensor], Tensor | None]) -> Callable[..., Any]:
+    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        name = next(iter(kwargs), "")
+        first = args[0] if args else kwargs.get(name)
+        changed = function(first) if isinstance(first, Tensor) else None
+        if changed is None:
+            return None
+        if args:
+            return (changed, *args[1:]), kwargs
+        return args, {**kwargs, name: changed}
+
+    return hook
 
 
 @dataclass

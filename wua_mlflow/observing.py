@@ -1,12 +1,11 @@
 """One streaming pass over the data: what every weight met, and what was left out and why.
 
-May import: batches, gradients, hooks, processes, sampling, watching.
+May import: batches, dotted, gradients, hooks, processes, sampling, watching.
 Tests: ``tests/test_observing.py``.
 """
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,6 +14,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from wua_mlflow.batches import Batch, Batches
+from wua_mlflow.dotted import nearest
 from wua_mlflow.gradients import Gradients, Loss, loss_of
 from wua_mlflow.hooks import Running, evaluating, running
 from wua_mlflow.processes import first_error, in_step, is_sharded, merge
@@ -123,10 +123,9 @@ def named_layers(model: nn.Module, layers: Sequence[str] | None) -> Callable[[st
     names = layer_names(model)
     for name in layers:
         if name.partition("[")[0] not in names:  # a slice's name: weight[12]
-            close = difflib.get_close_matches(name, names, n=1)
-            hint = f" (did you mean '{close[0]}'?)" if close else ""
             shown = ", ".join(names if len(names) <= 20 else [*names[:20], "…"])
-            raise ValueError(f"layers: expected names among {shown}, but got '{name}'{hint}")
+            raise ValueError(f"layers: expected names among {shown}, but got '{name}'"
+                             f"{nearest(name, names)}")
     chosen = set(layers)
     return lambda name: name in chosen
 

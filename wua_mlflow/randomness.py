@@ -32,6 +32,7 @@ class Purpose(IntEnum):
     NULL = 6
     RESAMPLING = 7
     NULL_UNITS = 8
+    FOLDS = 9
 
 
 def numpy_generator(seed: int, purpose: Purpose) -> np.random.Generator:

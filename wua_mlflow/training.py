@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from numbers import Integral
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,8 +21,10 @@ from wua_mlflow.hooks import evaluating
 __all__ = ["Budget", "EpochRecord", "Loss", "TrainingDiverged", "fit"]
 
 OPTIMIZERS = ("adam", "sgd")
-Loss = Callable[[Tensor, Tensor], Tensor]
+Loss = Callable[[Tensor, Any], Tensor]
 """(outputs, targets) -> the mean loss, a scalar."""
+Targets = Tensor | tuple[Tensor, ...]
+"""By sample; several tensors reach the loss as a tuple."""
 
 
 class TrainingDiverged(ValueError):  # noqa: N818 - says what happened; the name is public
@@ -71,12 +73,12 @@ class EpochRecord:
 
 def fit(
     model: nn.Module,
-    train: tuple[Tensor, Tensor],
+    train: tuple[Tensor, Targets],
     loss: Loss,
     budget: Budget,
     *,
     generator: torch.Generator,
-    validation: tuple[Tensor, Tensor] | None = None,
+    validation: tuple[Tensor, Targets] | None = None,
 ) -> Iterator[EpochRecord]:
     """Train ``model`` in place; exhaust the iterator to finish.
 
@@ -85,7 +87,7 @@ def fit(
 
     Args:
         model: on the device of the data.
-        train: inputs, shape (samples, ...), and targets.
+        train: inputs, shape (samples, ...), and targets, or a tuple of such.
         loss: the mean loss.
         budget: epochs, optimizer, batches, patience.
         generator: a CPU generator for the order of the samples; not used for full batches.
@@ -147,7 +149,7 @@ def _batches(samples: int, budget: Budget, generator: torch.Generator) -> list[T
 
 def _epoch(
     model: nn.Module,
-    train: tuple[Tensor, Tensor],
+    train: tuple[Tensor, Targets],
     loss: Loss,
     optimizer: torch.optim.Optimizer,
     batches: list[Tensor] | None,
@@ -155,7 +157,7 @@ def _epoch(
     inputs, targets = train
     losses, sizes = [], []
     for rows in batches if batches is not None else [None]:
-        x, y = (inputs, targets) if rows is None else (inputs[rows], targets[rows])
+        x, y = (inputs, targets) if rows is None else (inputs[rows], _at(targets, rows))
         optimizer.zero_grad()
         batch_loss = loss(model(x), y)
         batch_loss.backward()
@@ -167,12 +169,16 @@ def _epoch(
 
 
 def _validation_loss(
-    model: nn.Module, validation: tuple[Tensor, Tensor] | None, loss: Loss
+    model: nn.Module, validation: tuple[Tensor, Targets] | None, loss: Loss
 ) -> float | None:
     if validation is None:
         return None
     inputs, targets = validation
-    rows = rows_at_once(inputs.shape)
+    chunks = torch.arange(len(inputs), device=inputs.device).split(rows_at_once(inputs.shape))
     with evaluating(model):
-        return sum(loss(model(x), y).item() * (len(x) / len(inputs))
-                   for x, y in zip(inputs.split(rows), targets.split(rows), strict=True))
+        return sum(loss(model(inputs[rows]), _at(targets, rows)).item() * (len(rows) / len(inputs))
+                   for rows in chunks)
+
+
+def _at(targets: Targets, rows: Tensor) -> Targets:
+    return targets[rows] if isinstance(targets, Tensor) else tuple(one[rows] for one in targets)

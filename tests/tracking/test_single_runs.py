@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
+import mlflow
 import pandas as pd
 import pytest
 from mlflow.store.tracking import sqlalchemy_store
 from mlflow.tracking import MlflowClient
 
-from wua_mlflow.tracking import best, compare_runs
+from wua_mlflow.tracking import best, compare_runs, runs
 from wua_mlflow.tracking.runs import count_looks, find_run, show_run
 
 
@@ -102,3 +103,14 @@ def test_looks_at_a_test_set(populated):
     assert count_looks(client, "d1") == 3
     assert count_looks(client, "d1", besides=populated["slim 6"]) == 2
     assert count_looks(client, "d2") == 0
+
+
+@pytest.mark.parametrize(("read", "argument"), [(find_run, "0" * 32), (find_run, "0000"),
+                                                (runs, "nobody's")])
+def test_what_is_not_there_is_said_without_the_stores_password(
+    populated, store_uri, monkeypatch, read, argument
+):
+    monkeypatch.setitem(runs.__globals__, "open_client", lambda: MlflowClient(store_uri))
+    monkeypatch.setattr(mlflow, "get_tracking_uri", lambda: "postgresql://ann:secret@db/mlflow")
+    with pytest.raises(ValueError, match="in postgresql://…@db/mlflow(; `wua runs` lists them)?$"):
+        read(argument)

@@ -17,6 +17,7 @@ from wua_mlflow.tracking.store import (
     ended,
     new_run,
     one_line,
+    shown_uri,
     sqlite_file,
 )
 
@@ -193,3 +194,34 @@ def test_processes_that_start_on_a_fresh_database_all_succeed(tmp_path):
     client = MlflowClient(uri)
     shared = client.get_experiment_by_name("shared").experiment_id
     assert [run.info.status for run in client.search_runs([shared])] == ["FINISHED"] * 4
+
+
+@pytest.mark.parametrize(("uri", "shown"), [
+    ("http://ann:secret@host:5000/a", "http://…@host:5000/a"),
+    ("https://token@host", "https://…@host"),
+    ("postgresql+psycopg2://ann:se/cret@db/mlflow", "postgresql+psycopg2://…@db/mlflow"),
+    ("mysql://ann:se@cret@db/mlflow", "mysql://…@db/mlflow"),
+    ("mssql://db/mlflow?user=ann&password=secret", "mssql://db/mlflow?…"),
+    ("http://host:5000", "http://host:5000"),
+    ("databricks://profile", "databricks://profile"),
+    ("sqlite:////home/ann@work/mlflow.db", "sqlite:////home/ann@work/mlflow.db"),
+    ("file:///home/a?b", "file:///home/a?b"),
+    ("/home/ann/mlruns", "/home/ann/mlruns"),
+])
+def test_an_address_is_shown_without_its_secrets(uri, shown):
+    assert shown_uri(uri) == shown
+
+
+def test_the_address_that_is_shown_is_mlflows_own_where_none_is_named(store_uri):
+    assert shown_uri() == store_uri
+
+
+def test_what_the_environment_names_and_is_not_there_shows_no_password(store_uri, monkeypatch):
+    monkeypatch.setattr(mlflow, "get_tracking_uri", lambda: "postgresql://ann:secret@db/mlflow")
+    monkeypatch.setattr("wua_mlflow.tracking.store.MlflowClient",
+                        lambda uri: MlflowClient(store_uri))
+    for name in ("MLFLOW_EXPERIMENT_ID", "MLFLOW_RUN_ID"):
+        monkeypatch.setenv(name, "123456")
+        with pytest.raises(ValueError, match=f"^{name}: expected the id of an? .* in "
+                                             "postgresql://…@db/mlflow, but got '123456'$"):
+            connect()

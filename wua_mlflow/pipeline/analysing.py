@@ -25,7 +25,6 @@ from wua_mlflow.pipeline.machine import device_of, use_threads
 from wua_mlflow.pipeline.measuring import first_criterion, loss_of, measured
 from wua_mlflow.pipeline.models import BUILT_IN, factory, made_by, users_factory
 from wua_mlflow.pipeline.pictures import usage_pictures
-from wua_mlflow.pipeline.recipe import seed_all
 from wua_mlflow.pipeline.steps import marking, opened, shown_params, unheld
 from wua_mlflow.pipeline.streaming import (
     Feed,
@@ -35,6 +34,7 @@ from wua_mlflow.pipeline.streaming import (
     shared,
     two_samples,
 )
+from wua_mlflow.pipeline.streams import seed_all
 from wua_mlflow.pipeline.variant import Variant
 from wua_mlflow.pipeline.weights import load_weights
 from wua_mlflow.plots.palette import variant_colour

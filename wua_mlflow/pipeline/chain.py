@@ -12,20 +12,24 @@ from dataclasses import dataclass, replace
 
 from wua_mlflow import __version__
 from wua_mlflow.config import Settings, settings_yaml
+from wua_mlflow.pipeline.adopted import adopt, adopted_recipe, source_of
 from wua_mlflow.pipeline.analysing import Analysis, analyze
 from wua_mlflow.pipeline.comparison import Comparison, compare_variants
 from wua_mlflow.pipeline.launch import together
+from wua_mlflow.pipeline.making import scratch
 from wua_mlflow.pipeline.models import check_widths
 from wua_mlflow.pipeline.publishing import publish, title_of
 from wua_mlflow.pipeline.recipe import load_recipe
+from wua_mlflow.pipeline.registering import registered
 from wua_mlflow.pipeline.report import Report
-from wua_mlflow.pipeline.steps import Plan, derive_widths, opened, train
+from wua_mlflow.pipeline.slimming import Round, Slimmed, check_slimming, slim
+from wua_mlflow.pipeline.steps import Plan, opened, train
 from wua_mlflow.pipeline.variant import Variant, load_variant
 from wua_mlflow.plots.palette import MUTED
 from wua_mlflow.processes import rank
-from wua_mlflow.tracking.lineage import find_control, is_slim, newest_slim
-from wua_mlflow.tracking.log import write
-from wua_mlflow.tracking.names import ArtifactPath, Kind, Tag, step_tag
+from wua_mlflow.tracking.lineage import find_control, is_slim, result_of
+from wua_mlflow.tracking.log import Files, write
+from wua_mlflow.tracking.names import ArtifactPath, Kind, Tag
 from wua_mlflow.tracking.names import Variant as VariantName
 from wua_mlflow.tracking.store import Store, inherited_run, new_run
 from wua_mlflow.usage import ModelUsage
@@ -39,32 +43,80 @@ OR_A_MODEL = "; or name a model: --model package.module:factory --data DATA"
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a pipeline ends with."""
+    """What slimming ends with; the result's slim variant is the last of ``variants``.
 
-    run_id: str
-    report: Report
-    variants: tuple[Variant, ...]
+    ``run_id`` and ``report`` are the pipeline's, if there is one; ``registered`` says in a line
+    what became of the registration that was asked for.
+    """
+
+    slimmed: Slimmed
+    run_id: str | None = None
+    report: Report | None = None
+    registered: str = ""
+
+    @property
+    def variants(self) -> tuple[Variant, ...]:
+        """The original first, the result last."""
+        return (self.slimmed.original, *self.slimmed.variants)
+
+    @property
+    def comparison(self) -> Comparison:
+        """The result against the original."""
+        return self.slimmed.result.comparison
 
     @property
     def verdict(self) -> Verdict:
-        """The slim variant's verdict against the original."""
-        return self.report.comparison.verdict
+        """The result's."""
+        return self.comparison.verdict
 
 
 def run_pipeline(store: Store, settings: Settings) -> Outcome:
     """The use case from the oversized model to the verdict, as one pipeline run."""
+    settings = _resolved(settings, "rebuild")
     with opened(store, lambda: _pipeline(store, settings)) as run_id:
+        check_slimming(settings)
         recipe = load_recipe(settings)
-        check_widths(recipe.build, settings.hidden, settings.slim_hidden)
-        original = train(store, recipe, Plan(VariantName.OVERSIZED, settings.hidden,
-                                             settings.epochs, pipeline=run_id))
-        usage = analyze(store, original).usage
-        variants, usages = _slim(store, original, usage, pipeline=run_id)
-        comparison = compare_variants(store, original, variants[-1], beside=variants[:-1])
-        report = publish(store, run_id, (original, *variants), comparison,
-                         usages={original.name: usage, **usages},
-                         files={ArtifactPath.CONFIG: settings_yaml(settings)})
-    return Outcome(run_id, report, (original, *variants))
+        if settings.how == "rebuild":
+            check_widths(recipe.build, settings.hidden, settings.slim_hidden)
+        original = train(store, recipe, Plan(
+            VariantName.OVERSIZED, settings.hidden, settings.epochs,
+            scratch(recipe, settings.hidden, settings.epochs), pipeline=run_id))
+        return _slimmed(store, original, settings, run_id)
+
+
+def _slimmed(store: Store, original: Variant, settings: Settings, run_id: str) -> Outcome:
+    """The rest of a pipeline once there is an original."""
+    usage = analyze(store, original).usage
+    slimmed = slim(store, original, usage, settings=settings, pipeline=run_id)
+    return _ended(store, run_id, slimmed, {original.name: usage, **slimmed.usages}, settings,
+                  {ArtifactPath.CONFIG: settings_yaml(settings)})
+
+
+def _ended(
+    store: Store, run_id: str | None, slimmed: Slimmed, usages: dict[str, ModelUsage],
+    settings: Settings, files: Files | None = None,
+) -> Outcome:
+    """Register the result where that is asked for, and publish it where there is a pipeline."""
+    said = registered(store, slimmed.result, settings)
+    if run_id is None:
+        return Outcome(slimmed, registered=said)
+    report = _published(store, run_id, slimmed, usages=usages, files=files)
+    return Outcome(slimmed, run_id, report, said)
+
+
+def _published(
+    store: Store, run_id: str, slimmed: Slimmed, *,
+    usages: dict[str, ModelUsage] | None = None, files: Files | None = None,
+) -> Report:
+    report = publish(store, run_id, (slimmed.original, *slimmed.variants),
+                     slimmed.result.comparison, usages=usages, files=files)
+    store.client.set_tag(run_id, Tag.RESULT, slimmed.result.variant.run_id)
+    return report
+
+
+def _resolved(settings: Settings, how: str) -> Settings:
+    """The settings with ``how`` in place of auto."""
+    return settings.model_copy(update={"how": how}) if settings.how == "auto" else settings
 
 
 def _pipeline(store: Store, settings: Settings) -> str:
@@ -83,7 +135,8 @@ def train_run(store: Store, settings: Settings) -> Variant:
     with opened(store, lambda: str(inherited), finish=False) if inherited else \
             contextlib.nullcontext():
         recipe = load_recipe(settings)
-    return train(store, recipe, Plan(VariantName.OVERSIZED, settings.hidden, settings.epochs))
+    return train(store, recipe, Plan(VariantName.OVERSIZED, settings.hidden, settings.epochs,
+                                     scratch(recipe, settings.hidden, settings.epochs)))
 
 
 def analyze_run(
@@ -107,20 +160,39 @@ def analyze_run(
 
 def slim_run(
     store: Store, settings: Settings, given: frozenset[str] = frozenset()
-) -> tuple[Variant, ...]:
-    """The step ``slim`` on its own: a slim variant of the original that ``run_id`` names.
+) -> Outcome:
+    """The step ``slim`` on its own, to the verdict: of the original that ``run_id`` names.
+
+    Or of a model that was trained elsewhere (``model``, ``state``, ``data``), which becomes an
+    original of its own in a pipeline of its own.
 
     Raises:
         ValueError: the run is not an original: a slim variant of a slim one would be judged
             against that, and margins would add up.
     """
+    if settings.model_uri is not None:
+        settings = settings.model_copy(update={"run_id": source_of(store, settings.model_uri)})
+        given = (given - {"model_uri"}) | {"run_id"}
+    if settings.run_id is None and given & {"model", "state"}:
+        return _slim_adopted(store, settings, given)
     with step_run(store, settings, "slim"):
-        store, original = _named(store, settings, given)
+        store, original = _named(store, settings, given, or_else=OR_A_MODEL)
         if original.variant != VariantName.OVERSIZED:
             raise ValueError(f"run_id: expected the run of an original (oversized), but "
                              f"{original.run_id} is {original.name}")
-        variants, _ = _slim(store, original, None, pipeline=original.tags.get(Tag.PIPELINE))
-        return variants
+        settings = _resolved(original.settings,
+                             "prune" if original.adopted else "rebuild")
+        pipeline = original.tags.get(Tag.PIPELINE)
+        slimmed = slim(store, original, None, settings=settings, pipeline=pipeline)
+        return _ended(store, pipeline, slimmed, slimmed.usages, settings)
+
+
+def _slim_adopted(store: Store, settings: Settings, given: frozenset[str]) -> Outcome:
+    settings = _resolved(settings, "prune")
+    with opened(store, lambda: _pipeline(store, settings)) as run_id:
+        check_slimming(settings)
+        recipe = adopted_recipe(settings, given)
+        return _slimmed(store, adopt(store, recipe, pipeline=run_id), recipe.settings, run_id)
 
 
 def compare_run(
@@ -145,39 +217,10 @@ def compare_run(
         beside = [load_variant(store, control, machine)] if control else []
         comparison = compare_variants(store, original, slim, beside=beside)
         pipeline = slim.tags.get(Tag.PIPELINE)
-        if pipeline and newest_slim(store.client, store.experiment_id, pipeline) == slim.run_id:
-            publish(store, pipeline, (original, *beside, slim), comparison)
+        if pipeline and result_of(store.client, pipeline) == slim.run_id:
+            found = Round(None, slim, tuple(beside), comparison)
+            _published(store, pipeline, Slimmed(original, (found,), {}))
         return original, slim, comparison
-
-
-def _slim(
-    store: Store, original: Variant, usage: ModelUsage | None, *, pipeline: str | None
-) -> tuple[tuple[Variant, ...], dict[str, ModelUsage]]:
-    """The control at an equal budget where budgets differ, then the slim variant, analysed."""
-    settings = original.settings
-    widths = derive_widths(original, usage).widths
-    control: tuple[Variant, ...] = ()
-    if settings.slim_budget != settings.epochs:
-        control = (_control(store, original, pipeline),)
-    slim = train(store, original.recipe, Plan(
-        VariantName.SLIM, widths, settings.slim_budget, pipeline=pipeline,
-        baseline=original.run_id, streams=[one.stream for one in original.replicates]))
-    usages = {one.name: analyze(store, one).usage for one in (*control, slim)
-              if one.tags.get(step_tag("analyze")) != "done"}
-    return (*control, slim), usages
-
-
-def _control(store: Store, original: Variant, pipeline: str | None) -> Variant:
-    """The original trained for the slim one's epochs: an earlier one, or a new one."""
-    settings = original.settings
-    earlier = find_control(store.client, store.experiment_id, original.run_id,
-                           settings.slim_budget)
-    if earlier:
-        return load_variant(store, earlier,
-                            {"device": settings.device, "threads": settings.threads})
-    return train(store, original.recipe, Plan(
-        VariantName.SAME_BUDGET, settings.hidden, settings.slim_budget, pipeline=pipeline,
-        baseline=original.run_id))
 
 
 @contextlib.contextmanager

@@ -20,12 +20,14 @@ from wua_mlflow.pipeline.data import DataSplit
 from wua_mlflow.randomness import isolated
 from wua_mlflow.widths import Factory, layers_by_width
 
-__all__ = ["BUILT_IN", "check_fit", "check_widths", "cnn", "factory", "made_by", "mlp", "naming",
-           "users_factory"]
+__all__ = ["BUILT_IN", "check_fit", "check_slim_widths", "check_widths", "cnn", "factory",
+           "made_by", "mlp", "naming", "users_factory"]
 
 
 def factory(model: str, split: DataSplit) -> Factory:
     """The function of widths that ``model`` names, for the shape of ``split``.
+
+    Where it is given no widths, the user's own is called with nothing.
 
     Raises:
         ValueError: no such model, or it cannot be imported.
@@ -39,7 +41,8 @@ def factory(model: str, split: DataSplit) -> Factory:
 
         return ours
     user = users_factory(model)
-    return lambda widths: made_by(user, model, widths, lambda made: made(split.train.inputs[:2]))
+    return lambda widths: made_by(user, model, widths or None,
+                                  lambda made: made(split.train.inputs[:2]))
 
 
 def users_factory(model: str) -> Callable[..., object]:
@@ -191,25 +194,33 @@ def check_widths(
         For each width the layers that it sets.
 
     Raises:
-        ValueError: the factory ignores a width; or as many slim widths were not given as the
-            original has, one is larger than the original's, or none is smaller.
+        ValueError: the factory ignores a width; or as ``check_slim_widths``.
 
     >>> check_widths(lambda w: nn.Linear(2, w[0]), (10,), (12,))
     Traceback (most recent call last):
     ValueError: slim_hidden: expected widths of at most the original's (10), but got 12
     """
     if slim != "auto":
-        given, whole = _listed(slim), _listed(original)
-        if len(slim) != len(original):
-            raise ValueError(f"slim_hidden: expected {len(original)} widths, as the original has "
-                             f"({whole}), but got {len(slim)} ({given})")
-        if any(new > old for new, old in zip(slim, original, strict=True)):
-            raise ValueError(f"slim_hidden: expected widths of at most the original's ({whole}), "
-                             f"but got {given}")
-        if slim == original:
-            raise ValueError(f"slim_hidden: expected at least one width below the original's "
-                             f"({whole}), but got {given}")
+        check_slim_widths(original, slim)
     return layers_by_width(build, original)
+
+
+def check_slim_widths(original: Sequence[int], slim: Sequence[int]) -> None:
+    """Whether the slim widths are as many as the original's, none larger, and one smaller.
+
+    Raises:
+        ValueError: they are not.
+    """
+    given, whole = _listed(slim), _listed(original)
+    if len(slim) != len(original):
+        raise ValueError(f"slim_hidden: expected {len(original)} widths, as the original has "
+                         f"({whole}), but got {len(slim)} ({given})")
+    if any(new > old for new, old in zip(slim, original, strict=True)):
+        raise ValueError(f"slim_hidden: expected widths of at most the original's ({whole}), "
+                         f"but got {given}")
+    if tuple(slim) == tuple(original):
+        raise ValueError(f"slim_hidden: expected at least one width below the original's "
+                         f"({whole}), but got {given}")
 
 
 def _shape(shape: object) -> str:

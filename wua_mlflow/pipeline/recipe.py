@@ -1,48 +1,51 @@
-"""A recipe: data, factory and trainer; training one network of it, and its replicates over seeds.
+"""A recipe: data, factory and trainer; training one network of it, from scratch or as it is made.
 
-Replicate i repeats the whole recipe (oversized, then slim from the same random stream) with torch
-seed ``seed + i``, data and split fixed; replicate 0 is the main run.
 May import: the leaves, the pipeline's data and models. Tests: ``tests/pipeline/test_recipe.py``.
 """
 
 from __future__ import annotations
 
-import random
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from wua_mlflow.config import Settings
+from wua_mlflow.distillation import distilling
 from wua_mlflow.dotted import load_object, one_line
-from wua_mlflow.evaluation import Evaluation, OutputKind, evaluate, loss_for, output_kind
+from wua_mlflow.evaluation import (
+    Evaluation,
+    OutputKind,
+    evaluate,
+    loss_for,
+    output_kind,
+    outputs_of,
+)
 from wua_mlflow.hooks import evaluating
 from wua_mlflow.pipeline.data import DataSplit, Part, is_file, load_data
 from wua_mlflow.pipeline.machine import device_of, use_threads
 from wua_mlflow.pipeline.models import check_fit, factory, naming
+from wua_mlflow.pipeline.streams import Stream, restore, seed_all, stream_of
 from wua_mlflow.pipeline.trainer import Trainer, check_kept, trained_by
 from wua_mlflow.randomness import Purpose, isolated, torch_generator
+from wua_mlflow.slimming.specification import Specification
 from wua_mlflow.training import Budget, EpochRecord, TrainingDiverged, fit
 from wua_mlflow.widths import Factory
 
 __all__ = [
+    "Making",
     "Recipe",
-    "Replicate",
-    "Stream",
     "Trained",
     "load_recipe",
-    "seed_all",
+    "train_made",
     "train_one",
-    "train_replicates",
 ]
-
-Stream = dict[str, Tensor]
-"""The state of torch's global random stream: ``cpu``, and ``cuda`` where training used it."""
 
 PROBES = 1024
 """Training samples on which the outputs of a network are looked at."""
@@ -72,27 +75,19 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained network (eval mode), its epochs, and the random stream as training left it."""
+    """A trained network (eval mode), its epochs, and the random stream as training left it.
+
+    ``seconds`` is how long training took; ``structure`` what was cut from what the factory makes,
+    ``uncut`` what could not be, and why.
+    """
 
     model: nn.Module
     kind: OutputKind
     records: Sequence[EpochRecord]
     stream: Stream
-
-
-@dataclass(frozen=True)
-class Replicate:
-    """One repetition of the recipe: its seed, scores by test example, mean loss, stream."""
-
-    seed: int
-    scores: np.ndarray
-    loss: float
-    stream: Stream = field(repr=False)
-
-    @property
-    def score(self) -> float:
-        """Accuracy, or R²."""
-        return float(self.scores.mean())
+    seconds: float = 0.0
+    structure: Specification | None = None
+    uncut: Mapping[str, str] = field(default_factory=dict)
 
 
 def load_recipe(settings: Settings) -> Recipe:
@@ -111,6 +106,10 @@ def load_recipe(settings: Settings) -> Recipe:
     return recipe
 
 
+Making = Callable[[], nn.Module]
+"""What makes a network, on any device; it may draw from torch's global stream."""
+
+
 def train_one(
     recipe: Recipe,
     widths: Sequence[int],
@@ -120,15 +119,31 @@ def train_one(
     stream: Stream | None = None,
     label: str | None = None,
 ) -> Trained:
-    """Build and train one network; the caller's random streams are left alone.
+    """Build a network of these widths and train it from scratch; see ``train_made``."""
+    return train_made(recipe, partial(recipe.build, tuple(widths)), epochs, seed=seed,
+                      stream=stream, label=label)
+
+
+def train_made(  # noqa: PLR0913 - what is trained, for how long, from which stream, towards what
+    recipe: Recipe,
+    make: Making,
+    epochs: int,
+    *,
+    seed: int,
+    stream: Stream | None = None,
+    label: str | None = None,
+    teacher: nn.Module | None = None,
+) -> Trained:
+    """Make one network and train it; the caller's random streams are left alone.
 
     Args:
         recipe: what is trained on what.
-        widths: for the factory.
+        make: gives the network.
         epochs: at most so many.
         seed: of torch's stream, where ``stream`` does not go on from one; of the loaders always.
         stream: the state to start from: the oversized network's, for the slim one.
         label: of the progress bar; no bar, if None.
+        teacher: a network on the recipe's device whose outputs are aimed at too.
 
     Raises:
         ValueError: the model does not fit the data, or the trainer fails.
@@ -138,71 +153,48 @@ def train_one(
     with isolated():
         seed_all(seed)
         if stream is not None:
-            _restore(stream, recipe.device)
-        model = recipe.build(tuple(widths)).to(recipe.device)
+            restore(stream, recipe.device)
+        model = make().to(recipe.device)
         check_fit(model, split)
+        began = time.perf_counter()
         if recipe.trainer is not None:
-            model = _by_user(recipe, model, widths, epochs, seed)
+            model = _by_user(recipe, model, make, epochs, seed)
         kind = output_kind(model, _probe(recipe)[:2], split.task)
         records: list[EpochRecord] = []
         if recipe.trainer is None:
             budget = Budget(epochs, settings.lr, settings.optimizer, settings.batch_size,
                             settings.patience)
-            steps = fit(model, _on(split.train, recipe.device), loss_for(split.task, kind), budget,
-                        generator=torch_generator(seed, Purpose.LOADER),
-                        validation=_on(split.validation, recipe.device)
-                        if settings.patience else None)
+            train, validation, loss = _aims(recipe, kind, teacher)
+            steps = fit(model, train, loss, budget, generator=torch_generator(seed, Purpose.LOADER),
+                        validation=validation if settings.patience else None)
             with _explained(recipe, model, records):
                 for record in _progress(steps, epochs, label):
                     records.append(record)
-        return Trained(model.eval(), kind, records, _stream(recipe.device))
+        seconds = time.perf_counter() - began
+        return Trained(model.eval(), kind, records, stream_of(recipe.device), seconds)
 
 
-def train_replicates(
-    recipe: Recipe,
-    widths: Sequence[int],
-    epochs: int,
-    main: tuple[Trained, Evaluation],
-    *,
-    streams: Sequence[Stream] | None = None,
-    label: str = "replicates",
-) -> list[Replicate]:
-    """The main network as replicate 0, and ``settings.seeds − 1`` more repetitions.
-
-    Args:
-        recipe: what is trained on what.
-        widths: for the factory.
-        epochs: at most so many.
-        main: the main network and its evaluation on the test part.
-        streams: for each replicate the stream to start from; its own seed, if None.
-        label: of the progress bar.
-    """
-    trained, evaluation = main
-    settings = recipe.settings
-    found = [Replicate(settings.seed, evaluation.scores, evaluation.loss, trained.stream)]
-    count = min(settings.seeds, len(streams)) if streams is not None else settings.seeds
-    for number in tqdm(range(1, count), desc=label, disable=None, leave=False, unit="seed"):
-        seed = (settings.seed + number) % 2**32
-        try:
-            one = train_one(recipe, widths, epochs, seed=seed,
-                            stream=streams[number] if streams is not None else None)
-            result = recipe.evaluate(one.model, recipe.split.test, one.kind)
-        except ValueError as error:
-            kind = TrainingDiverged if isinstance(error, TrainingDiverged) else ValueError
-            raise kind(f"{error} (in replicate {number}, seed {seed})") from error
-        found.append(Replicate(seed, result.scores, result.loss, one.stream))
-    return found
+def _aims(recipe: Recipe, kind: OutputKind, teacher: nn.Module | None) -> tuple[Any, Any, Any]:
+    """The training part, the validation part and the loss; with the teacher's outputs beside."""
+    train, validation = (_on(part, recipe.device)
+                         for part in (recipe.split.train, recipe.split.validation))
+    loss = loss_for(recipe.split.task, kind)
+    if teacher is None:
+        return train, validation, loss
+    taught = [(inputs, (targets, outputs_of(teacher, inputs)))
+              for inputs, targets in (train, validation)]
+    return taught[0], taught[1], distilling(loss, recipe.split.task, kind)
 
 
 def _by_user(
-    recipe: Recipe, model: nn.Module, widths: Sequence[int], epochs: int, seed: int
+    recipe: Recipe, model: nn.Module, make: Making, epochs: int, seed: int
 ) -> nn.Module:
     trainer, name = recipe.trainer, str(recipe.settings.train)
     assert trainer is not None
     model = trained_by(trainer, name, model, recipe.split, epochs=epochs, seed=seed)
     model = model.to(recipe.device)
     with isolated():
-        again = recipe.build(tuple(widths)).to(recipe.device)
+        again = make().to(recipe.device)
     check_kept(name, model, again, _probe(recipe))
     return model
 
@@ -249,28 +241,3 @@ def _progress(
 
 def _on(part: Part, device: torch.device) -> tuple[Tensor, Tensor]:
     return part.inputs.to(device), part.targets.to(device)
-
-
-def seed_all(seed: int) -> None:
-    """Seed the global generators: torch's, NumPy's, Python's."""
-    torch.manual_seed(seed)
-    np.random.seed(seed)
-    random.seed(seed)
-
-
-def _stream(device: torch.device) -> Stream:
-    state = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        state["cuda"] = torch.cuda.get_rng_state(device)
-    if device.type == "mps":
-        state["mps"] = torch.mps.get_rng_state()
-    return state
-
-
-def _restore(stream: Stream, device: torch.device) -> None:
-    """Go on from ``stream``; on another kind of device its own stream stays as it was seeded."""
-    torch.set_rng_state(stream["cpu"])
-    if device.type == "cuda" and "cuda" in stream:
-        torch.cuda.set_rng_state(stream["cuda"], device)
-    if device.type == "mps" and "mps" in stream:
-        torch.mps.set_rng_state(stream["mps"])

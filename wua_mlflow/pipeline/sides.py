@@ -39,7 +39,8 @@ from wua_mlflow.tracking.models import load_exported
 from wua_mlflow.tracking.names import Kind, Tag
 from wua_mlflow.tracking.store import Store
 
-__all__ = ["Side", "check_reference", "evaluated", "give_tests", "is_file", "opened_side"]
+__all__ = ["Side", "check_reference", "evaluated", "give_tests", "is_file", "opened_side",
+           "source_run"]
 
 RUN_ID = re.compile(r"[0-9a-f]{4,32}")
 
@@ -107,13 +108,13 @@ def opened_side(reference: str, store: Store | None, settings: Settings) -> Side
         variant = load_variant(store, reference, machine)
         return Side(reference, variant.name, variant, model=variant.model, network=variant.model)
     model = load_exported(reference).to(device_of(settings.device))
-    run_id = _source_run(store, reference)
+    run_id = source_run(store, reference)
     source = load_variant(store, run_id, machine) if store and run_id else None
     return Side(reference, reference, source, model=model,
                  network=source.model if source else model)
 
 
-def _source_run(store: Store | None, uri: str) -> str | None:
+def source_run(store: Store | None, uri: str) -> str | None:
     """The variant's run that the model was logged by, if it was one of ours."""
     if store is None:
         return None

@@ -1,7 +1,8 @@
-"""The step ``train`` and the planning of ``slim``, and what every step's run needs.
+"""Making a variant and logging it as one run, and what every step's run needs.
 
 At most ten tracking calls a step, plus one per thousand metrics. ``analyze`` is in
-``analysing.py``, ``compare`` in ``comparison.py``, the order of the steps in ``chain.py``.
+``analysing.py``, ``slim`` in ``slimming.py``, ``compare`` in ``comparison.py``, the order of the
+steps in ``chain.py``.
 May import: everything but cli. Tests: ``tests/pipeline/test_steps.py``.
 """
 
@@ -9,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,42 +20,54 @@ from wua_mlflow import __version__
 from wua_mlflow.config import Settings, settings_yaml
 from wua_mlflow.evaluation import Evaluation
 from wua_mlflow.flops import CONVENTION, count_flops, ptflops_forward_flops
-from wua_mlflow.pipeline.measuring import first_criterion, loss_of, measured
-from wua_mlflow.pipeline.models import check_widths
-from wua_mlflow.pipeline.recipe import (
-    Recipe,
-    Replicate,
-    Stream,
-    Trained,
-    train_one,
-    train_replicates,
-)
-from wua_mlflow.pipeline.streaming import part_feed
+from wua_mlflow.pipeline.making import Maker
+from wua_mlflow.pipeline.recipe import Recipe, Trained
+from wua_mlflow.pipeline.replicates import Replicate, train_replicates
 from wua_mlflow.pipeline.variant import Variant, replicates_table, variant_files
 from wua_mlflow.plots.palette import variant_colour
 from wua_mlflow.stopping import held, released
 from wua_mlflow.tracking.datasets import dataset_inputs
-from wua_mlflow.tracking.log import flop_metrics, write
-from wua_mlflow.tracking.models import log_model
+from wua_mlflow.tracking.log import Files, flop_metrics, write
+from wua_mlflow.tracking.models import NotExportable, log_model
 from wua_mlflow.tracking.names import ArtifactPath, Kind, Metric, Tag, step_tag
 from wua_mlflow.tracking.names import Variant as VariantName
 from wua_mlflow.tracking.store import Store, ended, inherited_run, new_run
-from wua_mlflow.usage import ModelUsage
-from wua_mlflow.widths import WidthRecommendation, recommend_widths
 
-__all__ = ["Plan", "derive_widths", "marking", "opened", "shown_params", "train", "unheld"]
+__all__ = ["Plan", "marking", "opened", "shown_params", "train", "unheld"]
+
+_WITH_THE_MODEL = (ArtifactPath.STATE, ArtifactPath.STRUCTURE, ArtifactPath.CONFIG)
+_TRAINING_COSTS = (Metric.FLOPS_TRAINING, Metric.FLOPS_PTFLOPS_TRAINING, Metric.TRAINING_SECONDS)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """One network to train: which variant it is, how wide, how long, and what it goes on from."""
+    """One network to make: which variant it is, how wide, by whom, and what it goes on from.
+
+    Attributes:
+        variant: the value of its tag.
+        widths: what the run shows: the factory's, or how many units stay of each group.
+        epochs: in all, those of the network that it was cut from included.
+        make: trains the networks.
+        parent: what it was cut from, if it was.
+        hidden: what the factory is given, where that is not ``widths``.
+        adopted: where its weights came from, if it was trained elsewhere.
+        replicates: at most so many.
+        baseline: run of the original.
+        pipeline: its run.
+        origin: a comment for ``config.yaml``: what else it takes to make this variant again.
+    """
 
     variant: str
     widths: tuple[int, ...]
     epochs: int
-    streams: Sequence[Stream] | None = None
+    make: Maker
+    parent: Variant | None = None
+    hidden: tuple[int, ...] | None = None
+    adopted: str = ""
+    replicates: int | None = None
     baseline: str | None = None
     pipeline: str | None = None
+    origin: str = ""
 
     @property
     def name(self) -> str:
@@ -90,70 +103,50 @@ def marking(store: Store, run_id: str, step: str) -> Iterator[None]:
 
 
 def train(store: Store, recipe: Recipe, plan: Plan) -> Variant:
-    """Train a variant and its replicates, count what it costs, and log all of it as one run.
+    """Make a variant and its replicates, count what it costs, and log all of it as one run.
 
     The run that ``mlflow run -e train`` made is the variant's; else one is made.
     """
+    hidden = plan.widths if plan.hidden is None else plan.hidden
     settings = recipe.settings.model_copy(
-        update={"hidden": plan.widths, "epochs": plan.epochs, "run_id": None})
+        update={"hidden": hidden, "epochs": plan.epochs, "run_id": None})
+    own = replace(recipe, settings=settings)
     tags = _tags(recipe, plan)
     with opened(store, lambda: _run_of(store, plan, tags)) as run_id, \
             marking(store, run_id, "train"):
         write(store.client, run_id, params=unheld(store, run_id, _params(settings)))
-        trained = train_one(recipe, plan.widths, plan.epochs, seed=settings.seed,
-                            stream=plan.streams[0] if plan.streams else None,
-                            label=f"training {plan.name}")
+        trained = plan.make(0, settings.seed, f"training {plan.name}")
         test = recipe.evaluate(trained.model, recipe.split.test, trained.kind)
-        replicates = train_replicates(recipe, plan.widths, plan.epochs, (trained, test),
-                                      streams=plan.streams, label=f"replicates of {plan.name}")
+        count = settings.seeds if plan.replicates is None else min(settings.seeds, plan.replicates)
+        replicates = train_replicates(recipe, plan.make, (trained, test), count=count,
+                                      label=f"replicates of {plan.name}")
         metrics = {**_score_metrics(recipe, trained, test, replicates),
                    **_cost_metrics(recipe, trained, plan)}
-        model_id, metrics[Metric.SIZE_BYTES] = log_model(
-            store.client, run_id, store.experiment_id, trained.model, recipe.split.train.inputs,
-            params=_params(settings), tags={Tag.VARIANT: plan.variant})
+        files = {
+            ArtifactPath.CONFIG: plan.origin + settings_yaml(settings),
+            ArtifactPath.REPLICATES: replicates_table(replicates),
+            **variant_files(trained, test, replicates)}
+        model_id, sizes, refused = _logged_model(store, run_id, own, trained, plan, files)
+        metrics |= sizes
         store.client.log_inputs(run_id, datasets=_datasets(recipe))
         done = {step_tag("train"): "done",
-                Tag.EPOCHS_TRAINED: str(len(trained.records) or plan.epochs)}
+                Tag.EPOCHS_TRAINED: str(_epochs_trained(trained, plan)),
+                **_cuts(trained), **refused}
         write(store.client, run_id, metrics=metrics, curves=_curves(trained), model_id=model_id,
-              tags=done, files={
-                  ArtifactPath.CONFIG: _origin(plan, recipe.settings) + settings_yaml(settings),
-                  ArtifactPath.REPLICATES: replicates_table(replicates),
-                  **variant_files(trained.model, test, replicates)})
-    own = Recipe(settings, recipe.split, recipe.build, recipe.device)
-    return Variant(run_id, store.experiment_id, plan.name, plan.variant, own, trained.model,
-                   trained.kind, test, replicates, {**tags, **done}, metrics)
+              tags=done, files=files)
+    return Variant(run_id, store.experiment_id, plan.name, plan.variant, own, trained, test,
+                   replicates, {**tags, **done}, metrics, plan.make)
 
 
-def derive_widths(variant: Variant, usage: ModelUsage | None = None) -> WidthRecommendation:
-    """The slim widths: those given, or the method's, from the usage of the original.
-
-    Raises:
-        ValueError: the factory ignores its widths, as many widths were not given as the original
-            has, one is larger than the original's, or none is smaller.
-    """
-    settings = variant.settings
-    original = settings.hidden
-    layers = check_widths(variant.recipe.build, original, settings.slim_hidden)
-    if settings.slim_hidden != "auto":
-        return WidthRecommendation("given", original, settings.slim_hidden, layers)
-    if usage is None:
-        usage = _usage_of(variant)
-    found = recommend_widths(usage, original, layers, method=settings.width_method)
-    if found.widths == original:
-        raise ValueError(f"slim_hidden: auto found no width below the original's "
-                         f"({','.join(map(str, original))}); name smaller ones, if any")
-    return found
+def _cuts(trained: Trained) -> dict[str, str]:
+    return {} if trained.structure is None else {Tag.STRUCTURE: trained.structure.summary}
 
 
-def _usage_of(variant: Variant) -> ModelUsage:
-    """The usage by the first criterion alone, for the widths: no null, nothing logged."""
-    settings = variant.settings.model_copy(update={
-        "criterion": first_criterion(variant.settings), "null_draws": 0, "effective_rank": False})
-    split, device = variant.recipe.split, variant.recipe.device
-    loss = loss_of(settings, variant.model, split, device, kind=variant.kind)
-    usage, = measured(variant.model, part_feed(split, device, passes=1, label="widths"), settings,
-                      loss).values()
-    return usage
+def _epochs_trained(trained: Trained, plan: Plan) -> int:
+    """In all: fewer than planned where training stopped early."""
+    if not trained.records:
+        return plan.epochs
+    return len(trained.records) + (plan.parent.epochs_trained if plan.parent else 0)
 
 
 def _run_of(store: Store, plan: Plan, tags: Mapping[str, str]) -> str:
@@ -169,6 +162,20 @@ def unheld(store: Store, run_id: str, params: Mapping[str, str]) -> dict[str, st
     """The params that the run does not hold yet, as one that ``mlflow run`` made may do."""
     held_ones = store.client.get_run(run_id).data.params if run_id == inherited_run() else {}
     return {name: value for name, value in params.items() if name not in held_ones}
+
+
+def _logged_model(
+    store: Store, run_id: str, recipe: Recipe, trained: Trained, plan: Plan, files: Files
+) -> tuple[str | None, dict[str, float], dict[str, str]]:
+    """The LoggedModel's id and its size; without them, where torch.export refuses, why."""
+    beside = {path: files[path] for path in _WITH_THE_MODEL if path in files}
+    try:
+        model_id, size = log_model(
+            store.client, run_id, store.experiment_id, trained.model, recipe.split.train.inputs,
+            params=_params(recipe.settings), tags={Tag.VARIANT: plan.variant}, files=beside)
+    except NotExportable as error:
+        return None, {}, {Tag.UNEXPORTED: str(error)}
+    return model_id, {Metric.SIZE_BYTES: size}, {}
 
 
 def _tags(recipe: Recipe, plan: Plan) -> dict[str, str]:
@@ -188,18 +195,9 @@ def _tags(recipe: Recipe, plan: Plan) -> dict[str, str]:
         tags[Tag.PIPELINE] = plan.pipeline
     if plan.baseline:
         tags[Tag.BASELINE] = plan.baseline
+    if plan.adopted:
+        tags[Tag.ADOPTED] = plan.adopted
     return tags
-
-
-def _origin(plan: Plan, settings: Settings) -> str:
-    """A comment for ``config.yaml``: what else it takes to make this variant again."""
-    if plan.streams is None:
-        return ""
-    widths = ",".join(map(str, settings.hidden))
-    slim = ",".join(map(str, plan.widths))
-    return (f"# Trained from the random stream that run {plan.baseline} left (hidden {widths}, "
-            f"{settings.epochs} epochs).\n# Both again: the original's config.yaml with "
-            f"slim_hidden: [{slim}], slim_epochs: {plan.epochs}\n")
 
 
 def _params(settings: Settings) -> dict[str, str]:
@@ -237,14 +235,22 @@ def _score_metrics(
 
 
 def _cost_metrics(recipe: Recipe, trained: Trained, plan: Plan) -> dict[str, float]:
+    """What training cost includes what the network that it was cut from cost."""
     train_samples = len(recipe.split.train.inputs)
-    epochs = len(trained.records) or plan.epochs
+    before = plan.parent
+    epochs = _epochs_trained(trained, plan) - (before.epochs_trained if before else 0)
     count = count_flops(trained.model, recipe.split.train.inputs[:2].to(recipe.device))
     metrics = flop_metrics(count, train_samples=train_samples, epochs=epochs)
     tutorial = ptflops_forward_flops(trained.model, recipe.split.features)
     if tutorial is not None:
         metrics[Metric.FLOPS_PTFLOPS_INFERENCE] = tutorial * train_samples
         metrics[Metric.FLOPS_PTFLOPS_TRAINING] = 2 * tutorial * train_samples * epochs
+    metrics[Metric.TRAINING_SECONDS] = trained.seconds
+    if before:
+        metrics |= {name: metrics[name] + before.metrics.get(name, 0.0)
+                    for name in _TRAINING_COSTS if name in metrics}
+    if plan.adopted:
+        metrics = {name: value for name, value in metrics.items() if name not in _TRAINING_COSTS}
     metrics[Metric.PARAMS_TOTAL] = _parameters(trained.model)
     return metrics
 

@@ -20,8 +20,13 @@ from torch import nn
 
 from wua_mlflow.config import Settings, load_settings
 from wua_mlflow.evaluation import Evaluation, OutputKind, output_kind
-from wua_mlflow.pipeline.recipe import Recipe, Replicate, Stream, load_recipe
+from wua_mlflow.hooks import unwrapped
+from wua_mlflow.pipeline.making import Maker, scratch
+from wua_mlflow.pipeline.recipe import Recipe, Trained, load_recipe
+from wua_mlflow.pipeline.replicates import Replicate
+from wua_mlflow.pipeline.streams import Stream
 from wua_mlflow.randomness import isolated
+from wua_mlflow.slimming.specification import Specification, rebuild
 from wua_mlflow.tracking.log import Files
 from wua_mlflow.tracking.models import read_tensors, write_tensors
 from wua_mlflow.tracking.names import ArtifactPath, Kind, Tag, step_tag
@@ -38,7 +43,8 @@ LONGEST_BEGINNING = 31
 class Variant:
     """A trained network, where it came from, and how it does on the test part.
 
-    ``recipe.settings`` are the variant's own: ``hidden`` its widths, ``epochs`` its budget.
+    ``recipe.settings`` are the variant's own: ``hidden`` what its factory is given, ``epochs`` its
+    budget. ``make`` trains the networks of its replicates.
     """
 
     run_id: str
@@ -46,12 +52,22 @@ class Variant:
     name: str
     variant: str
     recipe: Recipe
-    model: nn.Module
-    kind: OutputKind
+    trained: Trained
     test: Evaluation
     replicates: Sequence[Replicate]
     tags: dict[str, str]
     metrics: dict[str, float]
+    make: Maker
+
+    @property
+    def model(self) -> nn.Module:
+        """The network."""
+        return self.trained.model
+
+    @property
+    def kind(self) -> OutputKind:
+        """What its outputs are."""
+        return self.trained.kind
 
     @property
     def settings(self) -> Settings:
@@ -60,12 +76,22 @@ class Variant:
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """The variant's hidden widths."""
-        return self.settings.hidden
+        """The variant's hidden widths; of a network that was cut, the units left by group."""
+        return tuple(map(int, self.tags[Tag.WIDTHS].split(",")))
+
+    @property
+    def adopted(self) -> bool:
+        """Whether it was trained elsewhere, nobody knows how."""
+        return Tag.ADOPTED in self.tags
 
     @property
     def epochs_trained(self) -> int:
-        """Epochs really trained: fewer than the budget where training stopped early."""
+        """Epochs really trained: fewer than the budget where training stopped early.
+
+        0 of a network that was trained elsewhere.
+        """
+        if self.adopted:
+            return 0
         return int(self.tags.get(Tag.EPOCHS_TRAINED, self.settings.epochs))
 
     @property
@@ -75,7 +101,7 @@ class Variant:
 
 
 def variant_files(
-    model: nn.Module, test: Evaluation, replicates: Sequence[Replicate]
+    trained: Trained, test: Evaluation, replicates: Sequence[Replicate]
 ) -> Files:
     """The files from which ``load_variant`` makes the variant again."""
     scores = np.stack([replicate.scores for replicate in replicates])
@@ -91,9 +117,12 @@ def variant_files(
                for device, state in replicate.stream.items()}
 
     def state(path: Path) -> None:
-        write_tensors(model.state_dict(), path)
+        write_tensors(unwrapped(trained.model).state_dict(), path)
 
+    structure = {} if trained.structure is None else \
+        {ArtifactPath.STRUCTURE: trained.structure.to_json()}
     return {
+        **structure,
         ArtifactPath.STATE: state,
         ArtifactPath.RNG_STATE: lambda path: write_tensors(streams, path),
         ArtifactPath.PREDICTIONS: lambda path: write_tensors(results, path),
@@ -129,21 +158,44 @@ def load_variant(
         settings = load_settings(str(config), machine)
         test, replicates = _read_results(predictions, streams, run.data.tags)
         weights = read_tensors(state)
+        structure = _structure(store, run, folder)
     recipe = load_recipe(settings)
     if recipe.split.test.digest != test.digest:
         raise ValueError(f"data: {settings.data} has changed since run {run_id} was made: the "
                          f"test part's digest differs")
     with isolated():
-        model = recipe.build(settings.hidden).to(recipe.device)
+        model = recipe.build(settings.hidden)
+        if structure is not None:
+            model = rebuild(model, recipe.split.train.inputs[:2], structure)
+        model = model.to(recipe.device)
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
         raise ValueError(f"model: {settings.model} builds another network now than when run "
                          f"{run_id} was made: {' '.join(str(error).split())}") from error
     kind = output_kind(model, recipe.split.train.inputs[:2].to(recipe.device), recipe.split.task)
+    trained = Trained(model.eval(), kind, (), replicates[0].stream, structure=structure)
     return Variant(run_id, run.info.experiment_id, run.info.run_name, run.data.tags[Tag.VARIANT],
-                   recipe, model.eval(), kind, test, replicates, dict(run.data.tags),
-                   dict(run.data.metrics))
+                   recipe, trained, test, replicates, dict(run.data.tags),
+                   dict(run.data.metrics), _making(recipe, trained))
+
+
+def _making(recipe: Recipe, trained: Trained) -> Maker:
+    """Of an original: the network that was loaded, and its replicates trained again."""
+    again = scratch(recipe, recipe.settings.hidden, recipe.settings.epochs)
+
+    def make(number: int, seed: int, label: str | None = None) -> Trained:
+        return trained if number == 0 else again(number, seed, label)
+
+    return make
+
+
+def _structure(store: Store, run: Run, folder: str) -> Specification | None:
+    """What was cut from what the factory makes; None where nothing was."""
+    if Tag.STRUCTURE not in run.data.tags:
+        return None
+    path = store.client.download_artifacts(run.info.run_id, ArtifactPath.STRUCTURE, folder)
+    return Specification.from_json(Path(path).read_text(encoding="utf-8"))
 
 
 def _read_results(

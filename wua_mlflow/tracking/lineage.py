@@ -1,4 +1,4 @@
-"""Which runs belong together: the controls of an original, the last slim variant of a pipeline.
+"""Which runs belong together: the controls of an original, the result of a pipeline.
 
 May import: mlflow's client as a type, names. Tests: ``tests/tracking/test_lineage.py``.
 """
@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from wua_mlflow.tracking.names import Kind, Tag, Variant, step_tag
+from wua_mlflow.tracking.names import Tag, Variant, step_tag
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
-__all__ = ["find_control", "is_slim", "newest_slim"]
+__all__ = ["find_control", "is_slim", "result_of"]
 
 
 def is_slim(variant: str) -> bool:
@@ -37,11 +37,6 @@ def find_control(
     return same[0] if same else None
 
 
-def newest_slim(client: MlflowClient, experiment_id: str, pipeline: str) -> str | None:
-    """The slim variant of ``pipeline`` that was started last, in one search."""
-    found = client.search_runs(
-        [experiment_id], order_by=["attributes.start_time DESC"],
-        filter_string=f"tags.`{Tag.PIPELINE}` = '{pipeline}' AND "
-                      f"tags.`{Tag.KIND}` = '{Kind.VARIANT}'")
-    slim = [run.info.run_id for run in found if is_slim(run.data.tags.get(Tag.VARIANT, ""))]
-    return slim[0] if slim else None
+def result_of(client: MlflowClient, pipeline: str) -> str | None:
+    """The run of the slim variant that the pipeline's own run shows."""
+    return client.get_run(pipeline).data.tags.get(Tag.RESULT)

@@ -32,6 +32,7 @@ __all__ = [
     "usage_metrics",
     "verdict_metrics",
     "write",
+    "write_files",
 ]
 
 ENTITIES_A_BATCH = 1000
@@ -91,14 +92,19 @@ def write(  # noqa: PLR0913 - what a run can hold, each by name
 
 def _upload(client: MlflowClient, run_id: str, files: Files) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        for path, content in files.items():
-            target = Path(folder) / path
-            target.parent.mkdir(parents=True, exist_ok=True)
-            if callable(content):
-                content(target)
-            else:
-                target.write_text(content, encoding="utf-8")
+        write_files(Path(folder), files)
         client.log_artifacts(run_id, folder)
+
+
+def write_files(folder: Path, files: Files) -> None:
+    """Write them into ``folder``, in the form that ``write`` takes them."""
+    for path, content in files.items():
+        target = folder / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if callable(content):
+            content(target)
+        else:
+            target.write_text(content, encoding="utf-8")
 
 
 def _entities(

@@ -1,6 +1,7 @@
 """Saving a model so that it loads anywhere, and loading it: pt2 as a LoggedModel, safetensors.
 
-May import: mlflow, torch, safetensors, randomness. Tests: ``tests/tracking/test_models.py``.
+May import: mlflow, torch, safetensors, hooks, randomness, log.
+Tests: ``tests/tracking/test_models.py``, served: ``tests/pipeline/test_serving.py``.
 """
 
 from __future__ import annotations
@@ -20,18 +21,27 @@ import numpy as np
 import torch
 from mlflow.entities import LoggedModelOutput, LoggedModelStatus
 from mlflow.models import Model, ModelSignature
+from mlflow.models.model import MLMODEL_FILE_NAME
 from mlflow.tracking import MlflowClient
 from mlflow.types.schema import Schema, TensorSpec
 from torch import Tensor, nn
 
+from wua_mlflow.hooks import unwrapped
 from wua_mlflow.randomness import isolated
+from wua_mlflow.tracking.log import Files, write_files
 
-__all__ = ["load_exported", "log_model", "read_tensors", "write_tensors"]
+__all__ = ["NotExportable", "load_exported", "log_model", "read_tensors", "write_tensors"]
 
 MODEL_NAME = "model"
 ALLOW_PICKLE = "MLFLOW_ALLOW_PICKLE_DESERIALIZATION"
 EXAMPLES = 4
 """Samples in the input example that is stored with the model."""
+RELATIVE, ABSOLUTE = 1e-2, 1e-3
+"""Between the model and its export: kernels round differently, a lost branch is far off."""
+
+
+class NotExportable(ValueError):  # noqa: N818 - named by what the model is
+    """The model cannot be saved as ``pt2`` and served; its weights can still be kept."""
 
 
 def log_model(  # noqa: PLR0913 - where to, what, and what is shown beside it
@@ -43,11 +53,13 @@ def log_model(  # noqa: PLR0913 - where to, what, and what is shown beside it
     *,
     params: Mapping[str, object] | None = None,
     tags: Mapping[str, str] | None = None,
+    files: Files | None = None,
 ) -> tuple[str, int]:
     """Save ``model`` as a LoggedModel of the run, in ``pt2``, with a dynamic batch size.
 
     The requirements are given, not inferred, and nothing is pickled: it loads with
     ``MLFLOW_ALLOW_PICKLE_DESERIALIZATION=false`` (MLflow wants torch 2.10 to be sure of that).
+    MLflow's pyfunc serves it on the CPU, also on a machine with a GPU.
 
     Args:
         client: MLflow's.
@@ -57,14 +69,21 @@ def log_model(  # noqa: PLR0913 - where to, what, and what is shown beside it
         inputs: an example, shape (at least 1, ...).
         params: shown with the model.
         tags: shown with the model.
+        files: kept in the model's folder too, as ``log.write`` takes them: its weights and what
+            it is built from, for whoever has this folder alone.
 
     Returns:
         The model's id and the size of its ``pt2`` file in bytes.
 
     Raises:
-        ValueError: ``torch.export`` refuses the model, or fixes its batch size, or the model does
-            not turn a tensor of n samples into a tensor of n rows. The LoggedModel is FAILED then.
+        NotExportable: ``torch.export`` refuses the model, fixes its batch size, or makes of it
+            something that computes another result; or the model does not turn one tensor of n
+            samples into one of n rows. The LoggedModel is FAILED then, and the run does not name
+            it.
+        ValueError: no input, or what is no module that runs in Python.
     """
+    model = unwrapped(model)
+
     logged = client.create_logged_model(
         experiment_id, name=MODEL_NAME, source_run_id=run_id,
         params={key: str(value) for key, value in (params or {}).items()}, tags=dict(tags or {}))
@@ -75,6 +94,7 @@ def log_model(  # noqa: PLR0913 - where to, what, and what is shown beside it
                 _export(model, inputs, path,
                         Model(run_id=run_id, model_id=logged.model_id, model_uuid=logged.model_id))
             size = sum(file.stat().st_size for file in path.rglob("*.pt2"))
+            write_files(path, files or {})
             client.log_model_artifacts(logged.model_id, str(path))
     except BaseException:
         with contextlib.suppress(Exception):  # the store's own failure must not hide the error
@@ -86,17 +106,13 @@ def log_model(  # noqa: PLR0913 - where to, what, and what is shown beside it
 
 
 def _export(model: nn.Module, inputs: Tensor, path: Path, entry: Model) -> None:
-    """Write the model's folder, and see that what it holds takes other batch sizes."""
-    if not len(inputs):
-        raise ValueError("inputs: expected at least one sample, but got none")
-    example = inputs[:EXAMPLES].detach().cpu()
-    if len(example) == 1:  # torch.export takes a size of 1 for a constant
-        example = torch.cat([example, example])
-    with _said("model: cannot be copied and run on the CPU"), torch.no_grad():
-        exported = copy.deepcopy(getattr(model, "_orig_mod", model)).cpu().eval()
+    """Write the model's folder, and see that what it holds computes the same at other sizes."""
+    example = _example(inputs)
+    with _refusing("cannot be copied and run on the CPU"), torch.no_grad():
+        exported = copy.deepcopy(model).cpu().eval()
         outputs = exported(example)
     _check_rows(outputs, len(example))
-    with _said("model: torch.export cannot save it as pt2"):
+    with _refusing("torch.export cannot save it as pt2"):
         mlflow.pytorch.save_model(
             exported,
             path,
@@ -107,9 +123,39 @@ def _export(model: nn.Module, inputs: Tensor, path: Path, entry: Model) -> None:
             pip_requirements=_requirements(),
         )
         written = torch.export.load(next(path.rglob("*.pt2"))).module()
-    with _said("model: expected one that takes batches of any size, but as exported it does not"):
-        for batch in (example[:1], torch.cat([example, example[:1]])):
-            _check_rows(written(batch), len(batch))
+    # the graph holds CPU tensors, and MLflow would take a GPU where there is one, and fail
+    entry.flavors["python_function"]["config"] = {"device": "cpu"}
+    entry.save(str(path / MLMODEL_FILE_NAME))
+    _compare(written, exported, example)
+
+
+def _example(inputs: Tensor) -> Tensor:
+    if not isinstance(inputs, Tensor):
+        raise NotExportable(f"model: MLflow serves models of one input tensor, but this one takes "
+                            f"a {type(inputs).__name__}")
+    if not len(inputs):
+        raise ValueError("inputs: expected at least one sample, but got none")
+    example = inputs[:EXAMPLES].detach().cpu()
+    if len(example) == 1:  # torch.export takes a size of 1 for a constant
+        return torch.cat([example, example])
+    return example
+
+
+def _compare(written: nn.Module, model: nn.Module, example: Tensor) -> None:
+    """Whether both compute the same at batch sizes that the export has not seen."""
+    for batch in (example[:1], torch.cat([example, example[:1]])):
+        with _refusing("expected one that takes batches of any size, but as exported it does not "
+                       "(torch.export takes len(x) for a constant, x.shape[0] not)"), \
+                torch.no_grad():
+            answers = []
+            for one in (written, model):
+                torch.manual_seed(0)
+                answers.append(one(batch))
+                _check_rows(answers[-1], len(batch))
+        first, second = (answer.double() for answer in answers)
+        if not torch.allclose(first, second, RELATIVE, ABSOLUTE, equal_nan=True):
+            raise NotExportable("model: torch.export makes something of it that computes another "
+                                "result; a condition on the data may be the cause")
 
 
 @contextlib.contextmanager
@@ -118,17 +164,31 @@ def _said(what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise ValueError(f"{what}: {reason}") from error
+        raise ValueError(f"{what}: {_reason(error)}") from error
+
+
+@contextlib.contextmanager
+def _refusing(what: str) -> Iterator[None]:
+    """The same, where it is the model that cannot be saved; a full disk is not its fault."""
+    try:
+        yield
+    except (NotExportable, OSError):
+        raise
+    except Exception as error:
+        raise NotExportable(f"model: {what}: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def _check_rows(outputs: object, samples: int) -> None:
     if not isinstance(outputs, Tensor):
-        raise ValueError(f"model: expected one tensor as its output, but got "
-                         f"{type(outputs).__name__}")
+        raise NotExportable(f"model: expected one tensor as its output, but got "
+                            f"{type(outputs).__name__}")
     if outputs.shape[:1] != (samples,):
-        raise ValueError(f"model: expected an output of {samples} rows for {samples} samples, but "
-                         f"got one of shape {tuple(outputs.shape)}")
+        raise NotExportable(f"model: expected an output of {samples} rows for {samples} samples, "
+                            f"but got one of shape {tuple(outputs.shape)}")
 
 
 @contextlib.contextmanager

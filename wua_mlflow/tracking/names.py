@@ -42,6 +42,8 @@ class Variant:
     OVERSIZED = "oversized"
     SLIM = "slim"
     SAME_BUDGET = "oversized-same-budget"
+    FROM_SCRATCH = "from-scratch"
+    """The slim widths trained from scratch, beside a network that was cut (Liu et al. 2019)."""
 
 
 class Outcome:
@@ -62,6 +64,10 @@ class Tag:
     VERDICT = "wua.verdict"
     VERDICT_ARTIFACT = "wua.verdict.artifact"
     VERDICT_RECIPE = "wua.verdict.recipe"
+    SENTENCE = "wua.verdict.sentence"
+    """On a version in the registry: its artifact verdict as a sentence."""
+    COMPARISON = "wua.comparison"
+    """On a version in the registry: the run that holds the verdict. Ours are those that have it."""
     ERROR = "wua.error"
     VERSION = "wua.version"
     NULL_KIND = "wua.null_kind"
@@ -80,6 +86,16 @@ class Tag:
     """Fewer than the budget where training stopped early."""
     TEST_DIGEST = "wua.test_digest"
     """On a variant: digest of the test part, by which looks are counted."""
+    STRUCTURE = "wua.structure"
+    """On a variant that was cut: how many units stay, by group, e.g. ``fc1 40/64``."""
+    ADOPTED = "wua.adopted"
+    """On an original that was trained elsewhere: where its weights came from."""
+    UNEXPORTED = "wua.unexported"
+    """On a variant that torch.export refused: why; its weights and its structure are kept."""
+    RESULT = "wua.result"
+    """On a pipeline: the run of its result, the last slim variant that is as good."""
+    REGISTERED = "wua.registered"
+    """On a pipeline and its result: the name and version it was registered as, or why not."""
 
 
 class Metric:
@@ -98,6 +114,9 @@ class Metric:
     LOSS_VALIDATION = "loss/validation"
     """A point an epoch, where the validation part is watched."""
     LOSS_TEST = "loss/test"
+
+    TRAINING_SECONDS = "training/seconds"
+    """Wall clock of training, that of the network it was cut from included."""
 
     FLOPS_FORWARD = "flops/forward"
     FLOPS_INFERENCE = "flops/inference"
@@ -145,12 +164,14 @@ class ArtifactPath:
     CONFIG = "config.yaml"
     REPLICATES = "replicates.json"
     STATE = "state/model.safetensors"
+    STRUCTURE = "state/structure.json"
     RNG_STATE = "state/rng.safetensors"
     PREDICTIONS = "evaluation/test.safetensors"
     NETWORK_PLOT = "plots/network.png"
     LAYERS_PLOT = "plots/layers.png"
     UNITS_PLOT = "plots/units.png"
     COMPARISON_PLOT = "plots/comparison.png"
+    WIDTHS = "widths.json"
     REPORT_MARKDOWN = "report.md"
     REPORT_HTML = "report.html"
 

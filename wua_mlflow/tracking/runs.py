@@ -16,7 +16,7 @@ from mlflow.tracking import MlflowClient
 
 from wua_mlflow.dotted import nearest
 from wua_mlflow.tracking.names import KINDS, Kind, Metric, Outcome, Tag
-from wua_mlflow.tracking.store import open_client, sqlite_file
+from wua_mlflow.tracking.store import open_client, shown_uri, sqlite_file
 
 __all__ = ["best", "compare_runs", "count_looks", "find_run", "runs", "show_run"]
 
@@ -115,7 +115,7 @@ def find_run(run_id: str) -> Run:
     Raises:
         ValueError: no such run, or several.
     """
-    store = mlflow.get_tracking_uri()
+    store = shown_uri()
     if _nothing_there():
         raise ValueError(f"run: no run has the id '{run_id}': there is no {store}")
     client = open_client()
@@ -189,7 +189,7 @@ def _search(
         if experiment is None:
             return []
         raise ValueError(f"experiment: expected the name of one, but got '{experiment}': there is "
-                         f"no {mlflow.get_tracking_uri()}")
+                         f"no {shown_uri()}")
     client = open_client()
     return _pages(client, _experiments(client, experiment), clause, order_by, limit)
 
@@ -227,7 +227,7 @@ def _experiments(client: MlflowClient, experiment: str | Sequence[str] | None) -
     for name in [experiment] if isinstance(experiment, str) else experiment:
         found = client.get_experiment_by_name(name)
         if found is None:
-            raise ValueError(f"experiment: none is called '{name}' in {mlflow.get_tracking_uri()}"
+            raise ValueError(f"experiment: none is called '{name}' in {shown_uri()}"
                              f"{nearest(name, _active(client))}")
         if found.lifecycle_stage != LifecycleStage.ACTIVE:
             raise ValueError(f"experiment: '{name}' is deleted")
@@ -252,7 +252,7 @@ def _exactly(client: MlflowClient, run_id: str) -> Run:
     except MlflowException as error:
         if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             raise
-        raise ValueError(f"run: no run has the id '{run_id}' in {mlflow.get_tracking_uri()}; "
+        raise ValueError(f"run: no run has the id '{run_id}' in {shown_uri()}; "
                          f"`wua runs` lists them") from None
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ __all__ = [
     "new_run",
     "one_line",
     "open_client",
+    "shown_uri",
     "sqlite_file",
 ]
 
@@ -88,6 +90,22 @@ def sqlite_file(uri: str) -> Path | None:
     return Path(name) if name and name != ":memory:" else None
 
 
+def shown_uri(uri: str | None = None) -> str:
+    """An address as messages may show it: no user, no password, nothing after ``?``.
+
+    Args:
+        uri: MLflow's own tracking URI, if None.
+
+    >>> shown_uri("postgresql://ann:se/cret@db:5432/mlflow?sslpassword=x")
+    'postgresql://…@db:5432/mlflow?…'
+    """
+    uri = mlflow.get_tracking_uri() if uri is None else uri
+    if uri.startswith(("sqlite:", "file:")):  # a path, in which @ and ? are no secret
+        return uri
+    address, asked, _ = uri.partition("?")
+    return re.sub("//.*@", "//…@", address) + ("?…" if asked else "")
+
+
 def inherited_run() -> str | None:
     """The run that ``mlflow run`` made for this process, if it did."""
     return os.environ.get("MLFLOW_RUN_ID") or None
@@ -119,7 +137,7 @@ def _missing(error: MlflowException, what: str, number: str) -> str:
     """What is wrong, where the store says that ``number`` is not there; else its error again."""
     if error.error_code != "RESOURCE_DOES_NOT_EXIST":
         raise error
-    return f"expected the id of {what} in {mlflow.get_tracking_uri()}, but got '{number}'"
+    return f"expected the id of {what} in {shown_uri()}, but got '{number}'"
 
 
 def _made(client: MlflowClient, name: str) -> Experiment:

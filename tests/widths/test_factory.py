@@ -1,8 +1,7 @@
-"""Widths from usage, and which layers each width sets, against networks whose shapes are known."""
+"""Which layers each width sets, against networks whose shapes are known."""
 
 from __future__ import annotations
 
-import math
 import random
 
 import numpy as np
@@ -10,10 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from wua_mlflow.analysis import analyze
 from wua_mlflow.pipeline.models import cnn, mlp
-from wua_mlflow.usage import Histogram, LayerUsage, ModelUsage
-from wua_mlflow.widths import WidthRecommendation, layers_by_width, recommend_widths
+from wua_mlflow.widths import layers_by_width
 
 
 @pytest.fixture(autouse=True)
@@ -111,69 +108,3 @@ def test_the_global_streams_are_left_alone():
     layers_by_width(drawing, (5,))
     after = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
     assert after == before
-
-
-def usage_of(**effective: tuple[float, int]) -> ModelUsage:
-    """A usage whose layers have so many effective weights of so many."""
-    layers = {
-        name: LayerUsage(name=name, kind="Linear", weights=weights, units=2,
-                         entropy=math.log(count), effective_weights=count, top90_share=1.0,
-                         low_share=0.0, unit_importance=np.ones(2),
-                         histogram=Histogram(np.zeros(2), np.zeros(1), 0.0))
-        for name, (count, weights) in effective.items()
-    }
-    return ModelUsage("output", 10, layers, {})
-
-
-def test_the_tutorials_ten_become_seven():
-    usage = usage_of(fc1=(15.7751, 20))  # 15.7751 / 20 * 10 = 7.89
-    found = recommend_widths(usage, (10,), [["fc1"]])
-    assert found == WidthRecommendation("effective", (10,), (7,), (("fc1",),))
-
-
-@pytest.mark.parametrize(
-    ("count", "weights", "original", "expected"),
-    [(15.0, 20, 8, 6), (14.99, 20, 8, 5), (1.0, 1000, 4, 1), (20.0, 20, 10, 10), (0.5, 100, 1, 1),
-     (7.0, 10, 10, 7), (0.3, 1, 10, 3)],
-)
-def test_the_share_is_rounded_down_to_at_least_one(count, weights, original, expected):
-    usage = usage_of(a=(count, weights))
-    assert recommend_widths(usage, [original], [["a"]]).widths == (expected,)
-
-
-@pytest.mark.parametrize("units", [3, 7, 10, 20, 33, 64])
-def test_equally_important_weights_lose_no_unit(units):
-    model = nn.Sequential(nn.Linear(6, units), nn.ReLU(), nn.Linear(units, 1))
-    nn.init.constant_(model[0].weight, 0.37)
-    usage = analyze(model, torch.rand(9, 6), criterion="magnitude")
-    assert recommend_widths(usage, [units], [["0"]]).widths == (units,)
-
-
-def test_an_entry_that_sets_several_layers_takes_the_largest():
-    usage = usage_of(left=(3.0, 20), right=(12.0, 20), out=(2.0, 4))
-    found = recommend_widths(usage, (10, 6), (("left", "right", "not analysed"), ("out",)))
-    assert found.widths == (6, 3)
-    assert found.layers == (("left", "right", "not analysed"), ("out",))
-
-
-def test_a_dead_layer_keeps_one_unit():
-    model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 1))
-    nn.init.zeros_(model[0].weight)
-    usage = analyze(model, torch.rand(9, 3))
-    assert recommend_widths(usage, [8], [["0"]]).widths == (1,)
-
-
-def test_no_width_from_layers_that_were_not_analysed():
-    usage = usage_of(fc1=(10.0, 20))
-    for names in (["lstm"], []):
-        with pytest.raises(ValueError, match="slim_hidden: no width can be derived for entry 2, .*"
-                                             "give the widths, e.g. slim_hidden=10,4"):
-            recommend_widths(usage, (10, 4), (["fc1"], names))
-
-
-def test_unknown_method_and_lengths_that_differ():
-    usage = usage_of(fc1=(10.0, 20))
-    with pytest.raises(ValueError, match="width_method: expected 'effective', but got 'rank'"):
-        recommend_widths(usage, (10,), [["fc1"]], method="rank")
-    with pytest.raises(ValueError, match="layers: expected 2 entries, one a width, but got 1"):
-        recommend_widths(usage, (10, 4), [["fc1"]])

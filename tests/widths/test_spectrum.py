@@ -1,0 +1,138 @@
+"""Effective rank and projection of a group's activations, against NumPy."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from tests.networks import numpys, rows
+from tests.widths.network_cases import trained, with_copies
+from wua_mlflow.sampling import effective_rank
+from wua_mlflow.slimming import Reader, UnitGroup, unit_groups
+from wua_mlflow.widths.spectrum import projected, rank_width, spectra
+
+
+def spectrum(model, inputs, name="0"):
+    groups = {group.name: group for group in unit_groups(model, inputs[:2]).groups}
+    found, skipped = spectra(model, {name: groups[name]}, lambda: model(inputs))
+    assert skipped == {}
+    return found[name]
+
+
+def test_directions_and_singular_values_of_scaled_activations():
+    model, (inputs, _) = trained(7)
+    found = spectrum(model, inputs)
+    hidden = numpys(model[:2](inputs))
+    scale = np.linalg.norm(numpys(model[2].weight), axis=0)
+    values = np.linalg.svd((hidden - hidden.mean(0)) * scale, compute_uv=False)
+    assert numpys(found.scale) == pytest.approx(scale)
+    assert numpys(found.values) == pytest.approx(values, abs=1e-6 * values[0])
+    assert numpys(found.directions.T @ found.directions) == pytest.approx(np.eye(7), abs=1e-9)
+
+
+@pytest.mark.parametrize("kept", [1, 3, 6])
+def test_a_projection_by_hand(kept):
+    model, (inputs, _) = trained(7)
+    found = spectrum(model, inputs)
+    hidden = numpys(model[:2](inputs))
+    scale, mean = np.linalg.norm(numpys(model[2].weight), axis=0), hidden.mean(0)
+    _, _, directions = np.linalg.svd((hidden - mean) * scale)
+    wanted = mean + (hidden - mean) * scale @ directions[:kept].T @ directions[:kept] / scale
+    outputs = wanted @ numpys(model[2].weight).T + numpys(model[2].bias)
+    seen = []
+    projected({"0": found}, {"0": kept}, lambda: seen.append(model(inputs)) or 0.0)
+    assert numpys(seen[0]) == pytest.approx(outputs, abs=1e-4)
+
+
+def test_all_units_are_left_as_they_are():
+    model, (inputs, _) = trained(7)
+    found = spectrum(model, inputs)
+    before, seen = model(inputs), []
+    projected({"0": found}, {"0": 7}, lambda: seen.append(model(inputs)) or 0.0)
+    assert torch.equal(seen[0], before)
+
+
+def test_the_rank_is_that_of_roy_and_vetterli_rounded_up():
+    model, (inputs, _) = trained(9)
+    exact = effective_rank(model[:2](inputs).detach(), model[2].weight.detach().norm(dim=0))
+    found = rank_width(spectrum(model, inputs))
+    assert 1 < exact < 9 and found.width == found.alone == int(np.ceil(exact))
+    assert f"effective rank {exact:.2f}" in found.curve.axis
+    values = numpys(spectrum(model, inputs).values)
+    assert found.curve.widths == tuple(range(1, 10))
+    assert found.curve.scores == pytest.approx(np.cumsum(values) / values.sum())
+    assert found.curve.threshold == found.curve.scores[found.width - 1]
+
+
+@pytest.mark.parametrize("directions", [1, 2, 3, 4])
+def test_equal_directions_in_float32_count_as_so_many(directions):
+    """In exact arithmetic the rank is a whole number, which rounding must not push over."""
+    model = nn.Sequential(nn.Linear(4, 24), nn.Identity(), nn.Linear(24, 2))
+    with torch.no_grad():
+        base = torch.zeros(4, 24)
+        for unit in range(24):
+            base[unit % directions, unit] = 1
+        model[0].weight.copy_(base.T)
+        model[2].weight.fill_(1.0)
+    signs = torch.tensor([[1.0 if i >> j & 1 else -1.0 for j in range(4)] for i in range(16)])
+    assert rank_width(spectrum(model, signs * 0.3)).width == directions
+    values = numpys(spectrum(model, signs * 0.3).values)
+    assert (values > 1e-4 * values[0]).sum() == directions
+
+
+def test_copies_of_three_functions_have_three_directions():
+    for read in (True, False):
+        model, (inputs, _) = with_copies(read=read)
+        found = spectrum(model, inputs)
+        assert (found.values > 1e-4 * found.values[0]).sum() == 3
+        assert rank_width(found).width == 3
+
+
+def test_dead_units_have_a_rank_of_one():
+    model = nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 2))
+    nn.init.constant_(model[0].bias, -100.0)
+    found = rank_width(spectrum(model, rows(20, 3)))
+    assert found.width == 1 and found.curve.scores == (1.0,) * 6
+
+
+def test_a_unit_that_nothing_reads_becomes_its_mean():
+    model, (inputs, _) = with_copies(read=False)
+    found = spectrum(model, inputs)
+    hidden = model[:2](inputs)
+    back = found.project(hidden, found.means[0], 3)
+    assert torch.allclose(back[:, :3], hidden[:, :3].double(), atol=1e-5)
+    assert torch.allclose(back[:, 3:], hidden.double().mean(0)[3:].expand(200, -1), atol=1e-5)
+
+
+def test_a_convolutions_positions_are_rows():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 5, 3), nn.BatchNorm2d(5), nn.ReLU(), nn.Conv2d(5, 2, 1),
+                          nn.Flatten(), nn.Linear(2 * 16, 3)).eval()
+    inputs = rows(30, 1, 6, 6)
+    hidden = model[:3](inputs).permute(0, 2, 3, 1).reshape(-1, 5).detach()
+    exact = effective_rank(hidden, model[3].weight.detach().transpose(0, 1).flatten(1).norm(dim=1))
+    assert f"effective rank {exact:.2f}" in rank_width(spectrum(model, inputs)).curve.axis
+    flat = model[:4](inputs).permute(0, 2, 3, 1).reshape(-1, 2).detach()
+    exact = effective_rank(flat, model[5].weight.detach().reshape(3, 2, 16).norm(dim=(0, 2)))
+    assert f"effective rank {exact:.2f}" in rank_width(spectrum(model, inputs, "3")).curve.axis
+
+
+class CalledByHand(nn.Module):
+    """Its second layer's weight is used without calling the layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(3, 4), nn.Linear(4, 2)
+
+    def forward(self, x):
+        return nn.functional.linear(self.first(x).relu(), self.second.weight, self.second.bias)
+
+
+def test_a_layer_that_is_not_called_shows_nothing():
+    model, inputs = CalledByHand(), rows(5, 3)
+    readers = (Reader("second.weight", 1, tuple((unit,) for unit in range(4))),)
+    own = UnitGroup("first", ("first",), readers, 4)
+    found, skipped = spectra(model, {"first": own}, lambda: model(inputs))
+    assert found == {} and skipped == {"first": "a layer that reads it is not called as a module"}

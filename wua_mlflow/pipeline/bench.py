@@ -1,0 +1,116 @@
+"""What a round of slimming works with: the network to slim, and how those of other widths are made.
+
+May import: everything but cli. Tests: ``tests/pipeline/test_slimming.py``.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from wua_mlflow.config import Settings
+from wua_mlflow.flops import count_flops
+from wua_mlflow.pipeline.making import Cutting, Maker, pruned, scratch
+from wua_mlflow.pipeline.models import check_widths
+from wua_mlflow.pipeline.planning import Dimension, Goal, dimensions_of
+from wua_mlflow.pipeline.recipe import Recipe
+from wua_mlflow.pipeline.searching import Retraining
+from wua_mlflow.pipeline.variant import Variant
+from wua_mlflow.randomness import isolated
+from wua_mlflow.slimming import cut
+
+__all__ = ["Bench"]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """The original, the network to slim, and what is asked for.
+
+    Attributes:
+        settings: what is asked for.
+        original: what every verdict is against.
+        parent: the network to slim: the original, or the slim one of the round before.
+        make: makes the parent's replicates.
+        root: makes the original's.
+    """
+
+    settings: Settings
+    original: Variant
+    parent: Variant
+    make: Maker
+    root: Maker
+
+    @cached_property
+    def dimensions(self) -> tuple[Dimension, ...]:
+        """What can be chosen in the parent."""
+        return dimensions_of(self.parent, self.settings.how)
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        """The parent's, with what is asked of the slim network."""
+        own = self.settings.model_copy(update={
+            name: getattr(self.parent.settings, name) for name in ("hidden", "data", "state")})
+        return replace(self.parent.recipe, settings=own)
+
+    @property
+    def retraining(self) -> Retraining:
+        """For a search."""
+        return Retraining(self.recipe, self.maker, self.cost, anew=self.settings.how == "rebuild")
+
+    def maker(self, recipe: Recipe, widths: tuple[int, ...]) -> Maker:
+        """What trains networks of these widths on the recipe's data."""
+        epochs = self.epochs(recipe, widths)
+        if self.settings.how == "rebuild":
+            return scratch(recipe, widths, epochs)
+        keep = {one.name: width for one, width in zip(self.dimensions, widths, strict=True)}
+        return pruned(recipe, self.make, self.root,
+                      Cutting(keep, epochs, distill=self.settings.distill))
+
+    def epochs(self, recipe: Recipe, widths: tuple[int, ...]) -> int:
+        """Of training, or of fine-tuning what was cut.
+
+        At equal training FLOPs (Scratch-B, Liu et al. 2019) as many as the original's FLOPs allow.
+        """
+        settings, epochs = self.settings, self.original.settings.epochs
+        if settings.slim_epochs is not None:
+            return settings.slim_epochs
+        if settings.budget == "epochs":
+            return epochs
+        whole = _training_flops(recipe, self.original.settings.hidden)
+        return max(1, math.floor(epochs * whole / _training_flops(recipe, widths)))
+
+    def cost(self, widths: tuple[int, ...]) -> float:
+        """FLOPs of a forward."""
+        inputs = self.recipe.split.train.inputs[:2]
+        if self.settings.how == "rebuild":
+            with isolated():
+                model = self.recipe.build(widths)
+        else:
+            keep = {one.name: range(width)
+                    for one, width in zip(self.dimensions, widths, strict=True)}
+            model = cut(self.parent.model, inputs.to(self.recipe.device), keep).model
+        return float(count_flops(model, inputs, backward=False).forward_flops)
+
+    def factory_widths(self, goal: Goal) -> tuple[int, ...]:
+        """What the factory is given for a network of these widths; none, if it takes none."""
+        hidden = self.original.settings.hidden
+        if self.settings.how == "rebuild" or not hidden:
+            return goal.widths if hidden else ()
+        whole = {one.name: one.units
+                 for one in dimensions_of(self.original, self.settings.how)}
+        layers = check_widths(self.original.recipe.build, hidden, "auto")
+        found = []
+        for old, names in zip(hidden, layers, strict=True):
+            shares = [goal.keep[one.name] / whole[one.name] for one in goal.dimensions
+                      if set(names) & set(one.layers) and one.name in whole]
+            found.append(max(1, math.ceil(max(shares, default=1.0) * old - 1e-9)))
+        return tuple(found)
+
+
+def _training_flops(recipe: Recipe, widths: tuple[int, ...]) -> float:
+    """Of one sample, forward and backward."""
+    inputs = recipe.split.train.inputs[:2]
+    with isolated():
+        count = count_flops(recipe.build(widths), inputs)
+    return (count.forward_flops + count.backward_flops) / count.samples

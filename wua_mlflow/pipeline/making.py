@@ -1,0 +1,114 @@
+"""How a variant's networks are made: trained from scratch, or cut from a parent's and fine-tuned.
+
+A maker trains the network of one replicate; number 0 is the variant itself.
+May import: the leaves, slimming, the recipe. Tests: ``tests/pipeline/test_making.py``.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+
+from wua_mlflow.evaluation import loss_for
+from wua_mlflow.pipeline.recipe import Recipe, Trained, train_made, train_one
+from wua_mlflow.pipeline.streams import Stream
+from wua_mlflow.slimming import cut, unit_groups, unit_importance
+from wua_mlflow.slimming.importance import most_important
+
+__all__ = ["Cutting", "Maker", "pruned", "remembered", "scratch"]
+
+MOST_WEIGHTS = 2**26
+"""Networks of replicates are kept for a later cut as long as they have fewer weights together."""
+
+
+class Maker(Protocol):
+    """Trains the network of replicate ``number``, with ``seed``."""
+
+    def __call__(self, number: int, seed: int, label: str | None = None) -> Trained: ...
+
+
+@dataclass(frozen=True)
+class Cutting:
+    """What is cut from every replicate, and how it is trained on.
+
+    Attributes:
+        keep: by group of units how many stay; the most important ones.
+        epochs: of fine-tuning.
+        importance: what makes a unit important.
+        distill: whether the fine-tuning aims at the original's outputs too.
+    """
+
+    keep: Mapping[str, int]
+    epochs: int
+    importance: str = "taylor"
+    distill: bool = False
+
+
+def scratch(
+    recipe: Recipe, widths: Sequence[int], epochs: int, streams: Sequence[Stream] | None = None
+) -> Maker:
+    """From scratch: each from its own seed, or from the stream that it goes on from."""
+    def make(number: int, seed: int, label: str | None = None) -> Trained:
+        return train_one(recipe, widths, epochs, seed=seed, label=label,
+                         stream=None if streams is None else streams[number])
+
+    return make
+
+
+def pruned(recipe: Recipe, parent: Maker, root: Maker, cutting: Cutting) -> Maker:
+    """The parent's network of the same replicate, cut, then fine-tuned from its random stream.
+
+    Args:
+        recipe: what it is trained on.
+        parent: makes the networks to cut.
+        root: makes the oversized ones, the teachers of a distillation.
+        cutting: what is cut.
+    """
+    def make(number: int, seed: int, label: str | None = None) -> Trained:
+        source = parent(number, seed)
+        made = cut(source.model, _example(recipe), _kept(recipe, source, cutting))
+        teacher = root(number, seed).model if cutting.distill else None
+        trained = train_made(recipe, lambda: copy.deepcopy(made.model), cutting.epochs, seed=seed,
+                             stream=source.stream, label=label, teacher=teacher)
+        history = made.specification if source.structure is None else \
+            source.structure.then(made.specification)
+        return replace(trained, structure=history, uncut=made.fixed)
+
+    return make
+
+
+def remembered(maker: Maker) -> Maker:
+    """The same maker; what it made is kept for the next time, as long as that is not much."""
+    kept: dict[int, Trained] = {}
+
+    def make(number: int, seed: int, label: str | None = None) -> Trained:
+        if number in kept:
+            return kept[number]
+        made = maker(number, seed, label)
+        if sum(map(_weights, [*kept.values(), made])) <= MOST_WEIGHTS:
+            kept[number] = made
+        return made
+
+    return make
+
+
+def _weights(trained: Trained) -> int:
+    return sum(one.numel() for one in trained.model.parameters())
+
+
+def _example(recipe: Recipe) -> torch.Tensor:
+    return recipe.split.train.inputs[:4].to(recipe.device)
+
+
+def _kept(recipe: Recipe, source: Trained, cutting: Cutting) -> dict[str, list[int]]:
+    """By group the units that stay: the most important on the training data."""
+    structure = unit_groups(source.model, _example(recipe))
+    train = recipe.split.train
+    found = unit_importance(
+        source.model, structure, (train.inputs.to(recipe.device), train.targets.to(recipe.device)),
+        loss_for(recipe.split.task, source.kind), criterion=cutting.importance)
+    return {name: most_important(found[name], count) for name, count in cutting.keep.items()}

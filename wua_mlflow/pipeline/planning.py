@@ -1,0 +1,208 @@
+"""How narrow the slim network is to be: the widths given, or those that a method finds.
+
+A dimension is what one number sets: an entry of the factory's widths where the network is rebuilt,
+a group of units where it is cut.
+May import: everything but cli. Tests: ``tests/pipeline/test_planning.py``.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from wua_mlflow.config import Settings
+from wua_mlflow.evaluation import loss_for
+from wua_mlflow.pipeline.measuring import first_criterion, loss_of, measured
+from wua_mlflow.pipeline.models import check_slim_widths, check_widths
+from wua_mlflow.pipeline.searching import Retraining, search
+from wua_mlflow.pipeline.streaming import part_feed
+from wua_mlflow.pipeline.variant import Variant
+from wua_mlflow.slimming import unit_groups
+from wua_mlflow.usage import ModelUsage
+from wua_mlflow.widths import WidthRecommendation, effective_widths, recommend_widths
+
+if TYPE_CHECKING:
+    from wua_mlflow.widths.search import SearchResult
+
+__all__ = ["Dimension", "Goal", "NoNarrowerError", "dimensions_of", "goal_of"]
+
+SEARCH_FROM = "ablation"
+"""The method whose widths the search sets out for."""
+
+
+class NoNarrowerError(ValueError):
+    """The method found nothing below the widths that the network has."""
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """One number to choose: ``units`` is what it is now, ``layers`` those that have these units."""
+
+    name: str
+    units: int
+    layers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Goal:
+    """The widths of the slim network, by dimension, and what they were read from.
+
+    ``recommendation`` is None where the widths were given; ``searched`` is what a search tried.
+    """
+
+    dimensions: tuple[Dimension, ...]
+    widths: tuple[int, ...]
+    method: str
+    recommendation: WidthRecommendation | None = None
+    searched: SearchResult | None = None
+
+    @property
+    def keep(self) -> dict[str, int]:
+        """The widths by the dimension's name."""
+        return {one.name: width for one, width in zip(self.dimensions, self.widths, strict=True)}
+
+    def to_json(self) -> str:
+        """All of it, for an artifact."""
+        return json.dumps({
+            "method": self.method,
+            "widths": [{"name": one.name, "layers": one.layers, "units": one.units, "width": width}
+                       for one, width in zip(self.dimensions, self.widths, strict=True)],
+            "recommendation": self.recommendation and json.loads(self.recommendation.to_json()),
+            "search": self.searched and json.loads(self.searched.to_json()),
+        }, indent=1)
+
+
+def dimensions_of(variant: Variant, how: str) -> tuple[Dimension, ...]:
+    """What can be chosen in the variant's network.
+
+    Raises:
+        ValueError: one line; the factory takes no widths or ignores them, or nothing can be cut.
+    """
+    hidden = variant.settings.hidden
+    if how == "rebuild":
+        if not hidden:
+            raise ValueError(f"how: rebuild expected a factory of widths, but "
+                             f"{variant.settings.model} takes none; cut the trained network: "
+                             f"--how prune")
+        layers = check_widths(variant.recipe.build, hidden, "auto")
+        return tuple(Dimension(names[0] if names else f"width {number}", units, names)
+                     for number, (units, names) in enumerate(zip(hidden, layers, strict=True), 1))
+    structure = unit_groups(variant.model, _example(variant))
+    if not structure.groups:
+        reasons = "; ".join(f"{name}: {why}" for name, why in structure.fixed.items())
+        raise ValueError(f"how: prune found nothing to cut in {variant.settings.model}"
+                         f"{': ' if reasons else ''}{reasons}")
+    return tuple(Dimension(group.name, group.units, group.layers) for group in structure.groups)
+
+
+def goal_of(
+    settings: Settings,
+    parent: Variant,
+    dimensions: tuple[Dimension, ...],
+    retraining: Retraining,
+    usage: ModelUsage | None = None,
+) -> Goal:
+    """The widths given, or the method's.
+
+    Args:
+        settings: what was asked for.
+        parent: the network to be slimmed.
+        dimensions: of it.
+        retraining: how a search trains networks of other widths.
+        usage: of the parent, for the method ``effective``; measured here, if None.
+
+    Raises:
+        NoNarrowerError: the method found no width below the parent's.
+        ValueError: one line; the widths given do not fit, or a method fails.
+    """
+    units = tuple(one.units for one in dimensions)
+    if settings.slim_hidden != "auto":
+        return Goal(dimensions, _given(settings, parent, dimensions), "given")
+    method, recommendation, searched = settings.width_method, None, None
+    if method == "effective":
+        widths = effective_widths(usage or _usage_of(settings, parent), units,
+                                  [one.layers for one in dimensions])
+    else:
+        recommendation = _recommended(settings, parent,
+                                      SEARCH_FROM if method == "search" else method)
+        widths = _by_dimension(recommendation, dimensions)
+    if method == "search":
+        searched = search(settings, retraining, units, widths)
+        widths = searched.widths
+    if widths == units:
+        raise NoNarrowerError(
+            f"slim_hidden: auto ({method}) found no width below those that the network has "
+            f"({','.join(map(str, units))}){_note(searched)}; name smaller ones, if any")
+    return Goal(dimensions, tuple(widths), method, recommendation, searched)
+
+
+def _note(searched: SearchResult | None) -> str:
+    return f": {searched.note}" if searched and searched.note else ""
+
+
+def _given(
+    settings: Settings, parent: Variant, dimensions: Sequence[Dimension]
+) -> tuple[int, ...]:
+    """The widths given: one a dimension; or, of a network that is cut, one a factory's width."""
+    slim = settings.slim_hidden
+    assert slim != "auto"
+    units = tuple(one.units for one in dimensions)
+    hidden = parent.settings.hidden
+    if settings.how == "prune" and len(hidden) == len(slim) != len(dimensions):
+        check_slim_widths(hidden, slim)
+        return _spread(parent, dimensions, slim)
+    check_slim_widths(units, slim)
+    return slim
+
+
+def _spread(
+    parent: Variant, dimensions: Sequence[Dimension], slim: Sequence[int]
+) -> tuple[int, ...]:
+    """By group the share that its entry of the factory's widths keeps."""
+    hidden = parent.settings.hidden
+    layers = check_widths(parent.recipe.build, hidden, "auto")
+
+    def kept(dimension: Dimension) -> int:
+        shares = [new / old for old, new, names in zip(hidden, slim, layers, strict=True)
+                  if set(names) & set(dimension.layers)]
+        return max(1, math.ceil(max(shares, default=1.0) * dimension.units - 1e-9))
+
+    return tuple(map(kept, dimensions))
+
+
+def _recommended(settings: Settings, parent: Variant, method: str) -> WidthRecommendation:
+    split, device = parent.recipe.split, parent.recipe.device
+    data = split.validation.inputs.to(device), split.validation.targets.to(device)
+    return recommend_widths(
+        parent.model, data, method=method, margin=settings.margin,
+        loss=loss_for(split.task, parent.kind), task=split.task, seed=settings.seed)
+
+
+def _by_dimension(
+    found: WidthRecommendation, dimensions: Sequence[Dimension]
+) -> tuple[int, ...]:
+    """By dimension the largest share that a group of its layers keeps; all, where there is none."""
+    def width(dimension: Dimension) -> int:
+        shares = [one.width / one.units for one in found.layers
+                  if {one.layer, *one.layers} & set(dimension.layers)]
+        return min(dimension.units, math.ceil(max(shares, default=1.0) * dimension.units - 1e-9))
+
+    return tuple(map(width, dimensions))
+
+
+def _usage_of(settings: Settings, variant: Variant) -> ModelUsage:
+    """The usage by the first criterion alone, for the widths: no null, nothing logged."""
+    settings = settings.model_copy(update={
+        "criterion": first_criterion(settings), "null_draws": 0, "effective_rank": False})
+    split, device = variant.recipe.split, variant.recipe.device
+    loss = loss_of(settings, variant.model, split, device, kind=variant.kind)
+    usage, = measured(variant.model, part_feed(split, device, passes=1, label="widths"), settings,
+                      loss).values()
+    return usage
+
+
+def _example(variant: Variant) -> object:
+    return variant.recipe.split.train.inputs[:4].to(variant.recipe.device)

@@ -1,0 +1,195 @@
+"""Whether a cut network is what was planned: shapes, parameters, FLOPs, ties, batches, outputs.
+
+Independent of the library that did the cutting. May import: torch, flops, hooks, randomness,
+slimming. Tests: ``tests/slimming/test_cutting.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from wua_mlflow.flops import FlopCount, count_flops
+from wua_mlflow.hooks import evaluating
+from wua_mlflow.slimming.groups import Structure, names_by_tensor
+from wua_mlflow.slimming.masked import columns_of, masked
+
+__all__ = ["WrongCutError", "check_cut", "planned_shapes", "resized", "ties_of"]
+
+Removed = Mapping[str, Sequence[int]]
+SEED = 7
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+"""Of the outputs, relative to the largest of them: fewer summands are added in another order."""
+
+
+class WrongCutError(Exception):
+    """A cut network is not what was planned; the message says in what."""
+
+
+def check_cut(
+    original: nn.Module, cut: nn.Module, structure: Structure, removed: Removed, example: Any
+) -> tuple[FlopCount, FlopCount]:
+    """The FLOPs of both networks, where the cut one is what was planned.
+
+    Args:
+        original: left as found.
+        cut: the same without the units.
+        structure: of the original.
+        removed: by group the units that went.
+        example: a batch as the model takes it.
+
+    Raises:
+        WrongCutError: it is not.
+    """
+    shapes = {name: tuple(one.shape) for name, one in cut.state_dict().items()
+              if isinstance(one, Tensor)}
+    planned = planned_shapes(original, structure, removed)
+    for name, shape in planned.items():
+        if shapes.get(name) != shape:
+            raise WrongCutError(f"{name} has the shape {shapes.get(name)} instead of {shape}")
+    if ties_of(cut) != ties_of(original):
+        raise WrongCutError("weights that were tied are not any more")
+    _check_outputs(original, cut, structure, removed, example)
+    return _check_flops(original, cut, example)
+
+
+def planned_shapes(
+    model: nn.Module, structure: Structure, removed: Removed
+) -> dict[str, tuple[int, ...]]:
+    """The shapes of all parameters and buffers without these units, by hand."""
+    shapes = {name: list(one.shape) for name, one in model.state_dict(keep_vars=True).items()
+              if isinstance(one, Tensor)}
+    same = names_by_tensor(model)
+    for name, units in removed.items():
+        group = structure.group(name)
+        lost = [(parameter, dim, span * len(units))
+                for parameter, (dim, span) in group.makers.items()]
+        lost += [(parameter, dim, len(places))
+                 for parameter, dim, places in columns_of(group, list(units))]
+        taken = set()
+        for parameter, dim, count in lost:
+            for alias in same.get(parameter, [parameter]):
+                if (alias, dim) not in taken and alias in shapes:
+                    shapes[alias][dim] -= count
+                    taken.add((alias, dim))
+    return {name: tuple(shape) for name, shape in shapes.items()}
+
+
+def ties_of(model: nn.Module) -> set[tuple[str, ...]]:
+    """The names of each parameter and of each module that has several."""
+    modules: dict[int, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        modules.setdefault(id(module), []).append(name)
+    groups = [*names_by_tensor(model).values(), *modules.values()]
+    return {tuple(sorted(names)) for names in groups if len(names) > 1}
+
+
+def _check_outputs(
+    original: nn.Module, cut: nn.Module, structure: Structure, removed: Removed, example: Any
+) -> None:
+    """At several batch sizes, on the example and on noise like it, against the masked original."""
+    for inputs in (example, _noise(example), *(resized(example, count) for count in (1, 2, 5))):
+        with evaluating(original), evaluating(cut), torch.no_grad():
+            with masked(original, structure, removed):
+                expected = _called(original, inputs)
+            try:
+                found = _called(cut, inputs)
+            except Exception as error:  # whatever the cut made of the forward
+                raise WrongCutError("its forward fails: " + " ".join(str(error).split())[:150]) \
+                    from error
+        for one, other in zip(_tensors(expected), _tensors(found), strict=True):
+            if one.shape != other.shape:
+                raise WrongCutError(f"it gives outputs of the shape {tuple(other.shape)} instead "
+                                    f"of {tuple(one.shape)}")
+            if one.is_floating_point() and not _close(one, other):
+                raise WrongCutError("its outputs are not those of the original without the units")
+
+
+def _close(one: Tensor, other: Tensor) -> bool:
+    finite = one[torch.isfinite(one)]
+    scale = float(finite.abs().max()) if len(finite) else 1.0
+    tolerance = TOLERANCE.get(one.dtype, 1e-4)
+    return torch.allclose(other, one, rtol=tolerance, atol=tolerance * scale, equal_nan=True)
+
+
+def _check_flops(
+    original: nn.Module, cut: nn.Module, example: Any
+) -> tuple[FlopCount, FlopCount]:
+    """FLOPs and parameters fall; those of a layer as its weights."""
+    arguments = example if isinstance(example, Mapping | tuple) else (example,)
+    before = count_flops(original, arguments, backward=False)
+    after = count_flops(cut, arguments, backward=False)
+    sizes = [sum(one.numel() for one in model.parameters()) for model in (original, cut)]
+    if sizes[1] >= sizes[0] or after.forward_flops > before.forward_flops:
+        raise WrongCutError(f"it has {sizes[1]:,} parameters and {after.forward_flops:,} FLOPs, "
+                            f"not fewer than {sizes[0]:,} and {before.forward_flops:,}")
+    weights = dict(original.named_modules())
+    for name, module in cut.named_modules():
+        if isinstance(module, nn.Linear) and before.by_module.get(name):
+            planned = before.by_module[name] * module.weight.numel() / \
+                weights[name].weight.numel()
+            if after.by_module.get(name, 0) != planned:
+                raise WrongCutError(f"{name} takes {after.by_module.get(name, 0):,} FLOPs instead "
+                                    f"of {planned:,.0f}")
+    return before, after
+
+
+def _called(model: nn.Module, example: Any) -> Any:
+    if isinstance(example, Mapping):
+        return model(**example)
+    return model(*example) if isinstance(example, tuple) else model(example)
+
+
+def _tensors(outputs: Any) -> Iterator[Tensor]:
+    if isinstance(outputs, Tensor):
+        yield outputs
+    elif isinstance(outputs, Mapping):
+        for one in outputs.values():
+            yield from _tensors(one)
+    elif isinstance(outputs, tuple | list):
+        for one in outputs:
+            yield from _tensors(one)
+
+
+def _mapped(example: Any, change: Any) -> Any:
+    if isinstance(example, Tensor):
+        return change(example)
+    if isinstance(example, Mapping):
+        return {name: _mapped(one, change) for name, one in example.items()}
+    if isinstance(example, tuple | list):
+        return type(example)(_mapped(one, change) for one in example)
+    return example
+
+
+def resized(example: Any, samples: int) -> Any:
+    """The example with so many samples: the first ones, again from the start where it has fewer.
+
+    >>> resized((torch.arange(3), "fast"), 5)
+    (tensor([0, 1, 2, 0, 1]), 'fast')
+    """
+    first = next(_tensors(example if isinstance(example, Mapping) else (example,)), None)
+    if first is None or not first.dim():
+        return example
+    rows = torch.arange(samples) % len(first)
+
+    def taken(one: Tensor) -> Tensor:
+        return one[rows.to(one.device)] if one.dim() and len(one) == len(first) else one
+
+    return _mapped(example, taken)
+
+
+def _noise(example: Any) -> Any:
+    """Floating-point tensors with the example's mean and spread, from a generator of its own."""
+    generator = torch.Generator().manual_seed(SEED)
+
+    def drawn(one: Tensor) -> Tensor:
+        if not one.is_floating_point():
+            return one
+        spread = one.double().std() if one.numel() > 1 else torch.tensor(1.0)
+        noise = torch.randn(one.shape, generator=generator, dtype=torch.float64)
+        return (one.double().mean().cpu() + (spread.cpu() + 1e-3) * noise).to(one)
+
+    return _mapped(example, drawn)

@@ -1,0 +1,200 @@
+"""The groups of a model: found in the dependency graph, tried out, refused where a cut fails.
+
+May import: torch, hooks, slimming. Tests: ``tests/slimming/test_groups.py``.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from wua_mlflow.hooks import unwrapped
+from wua_mlflow.slimming.graph import (
+    CONVOLUTIONS,
+    RECURRENT,
+    TRANSPOSED,
+    Coupled,
+    Graph,
+    axes_of,
+)
+from wua_mlflow.slimming.groups import Reader, Structure, UnitGroup, names_by_tensor
+from wua_mlflow.slimming.heads import head_groups
+
+__all__ = ["found_groups", "plain_copy"]
+
+
+def plain_copy(model: nn.Module) -> nn.Module:
+    """A copy in eval mode whose floating-point parameters take gradients.
+
+    Raises:
+        ValueError: it is an exported graph, or holds weights that cannot be cut.
+    """
+    model = unwrapped(model)
+    if isinstance(model, torch.fx.GraphModule):
+        raise ValueError("model: expected a module with layers to cut, but got an exported graph "
+                         "(pt2), which has none; name the module and its weights: "
+                         "--model package.module:factory --state weights.safetensors")
+    for name, parameter in model.named_parameters():
+        if not parameter.is_floating_point():
+            raise ValueError(f"model: expected floating-point weights, but {name} is "
+                             f"{str(parameter.dtype).removeprefix('torch.')}")
+    twin = copy.deepcopy(model).eval()
+    return twin.requires_grad_(True)
+
+
+def found_groups(model: nn.Module, example: Any) -> Structure:
+    """Every group of units of a model from ``plain_copy``, before any is tried out.
+
+    Raises:
+        ValueError: the model cannot be traced.
+    """
+    try:
+        graph = Graph(model, example)
+    except Exception as error:  # the user's forward, or the library's tracing of it
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"model: its layers cannot be followed: {type(error).__name__}: "
+                         f"{reason}") from error
+    names = {id(module): name for name, module in model.named_modules()}
+    groups: list[UnitGroup] = []
+    fixed: dict[str, str] = {}
+    seen: set[str] = set()
+    for name, units in graph.roots:
+        if name in seen:
+            continue
+        coupled = graph.coupled(name, range(units))
+        makers = [one for one in coupled if isinstance(one.module, nn.Module)
+                  and not one.reads and id(one.module) in names]
+        seen |= {str(one.name) for one in makers}
+        layers = [str(one.name) for one in makers if _makes_units(one.module)]
+        if any(graph.ends(one) for one in coupled):
+            continue
+        reason = _refusal(coupled, makers)
+        group = None
+        if not reason and any(one.reads for one in coupled):
+            group = _group(name, units, coupled, makers)
+            reason = _tied_elsewhere(model, group)
+        if reason:
+            fixed |= dict.fromkeys(layers, reason)
+        elif group is not None:
+            groups.append(group)
+    heads, whole = head_groups(model)
+    return Structure((*groups, *heads), {**fixed, **dict(_left_out(model, seen)), **whole})
+
+
+def _makes_units(module: nn.Module) -> bool:
+    return axes_of(module) is not None or isinstance(module, (nn.Embedding, *RECURRENT))
+
+
+def _tied_elsewhere(model: nn.Module, group: UnitGroup) -> str:
+    """Why a group cannot be cut whose weights are also others', that do not go with its units."""
+    held = {(name, dim) for name, (dim, _) in group.makers.items()}
+    held |= {(reader.parameter, reader.dim) for reader in group.readers}
+    aliases = names_by_tensor(model)
+    for name, dim in sorted(held):
+        for alias in aliases.get(name, ()):
+            if (alias, dim) not in held:
+                return f"{name} is tied to {alias}, which does not go with these units"
+    return ""
+
+
+def _refusal(coupled: Sequence[Coupled], makers: Sequence[Coupled]) -> str:
+    """Why these units cannot be cut, in a line; "" where they can."""
+    for one in coupled:
+        module: Any = one.module
+        if isinstance(module, nn.Parameter):
+            return f"the parameter {one.name} holds these units beside the layers"
+        if isinstance(module, nn.LayerNorm | nn.GroupNorm):
+            return (f"{one.name} ({type(module).__name__}) normalises over these units: without "
+                    f"some the others change")
+        if isinstance(module, nn.MultiheadAttention):
+            return f"they are what the heads of {one.name} (MultiheadAttention) divide"
+        if isinstance(module, (*CONVOLUTIONS, *TRANSPOSED)) and \
+                1 < module.groups != module.out_channels:
+            return f"{one.name} is a grouped convolution, which shares them out evenly"
+        if -1 in one.roots and (one.reads or one in makers):
+            return f"what {one.name} does with these units cannot be followed"
+    recurrent = [one for one in makers if isinstance(one.module, RECURRENT)]
+    if recurrent and len(makers) > 1:
+        return "a recurrent layer's units are tied to those of another layer"
+    if any(one.module.proj_size for one in recurrent):
+        return "the LSTM projects its hidden units"
+    return ""
+
+
+def _left_out(model: nn.Module, seen: set[str]) -> Iterator[tuple[str, str]]:
+    """Layers with a weight matrix that the graph does not hold."""
+    found = []
+    for name, module in model.named_modules():
+        parts = name.split(".")
+        inside = any(isinstance(model.get_submodule(".".join(parts[:end])), nn.MultiheadAttention)
+                     for end in range(1, len(parts)))
+        if _makes_units(module) and name not in seen and not inside:
+            found.append((name, "how the network's output comes from it cannot be followed"))
+    return iter(found)
+
+
+def _group(
+    name: str, units: int, coupled: Sequence[Coupled], makers: Sequence[Coupled]
+) -> UnitGroup:
+    first: Any = makers[0].module
+    hidden = first.hidden_size if isinstance(first, RECURRENT) else units
+    readers = [reader for one in coupled if one.reads for reader in _readers(one, hidden)]
+    held: dict[str, tuple[int, int]] = {}
+    for one in makers:
+        held |= _held(one, hidden)
+    kind = "units"
+    if isinstance(first, RECURRENT):
+        kind, readers = "hidden", [*readers, *_own_readers(name, first)]
+    return UnitGroup(name, tuple(str(one.name) for one in makers), tuple(readers), hidden, kind,
+                     held)
+
+
+def _readers(one: Coupled, hidden: int) -> Iterator[Reader]:
+    columns: list[list[int]] = [[] for _ in range(hidden)]
+    for position, root in zip(one.positions, one.roots, strict=True):
+        columns[root % hidden].append(position)
+    found = tuple(tuple(sorted(some)) for some in columns)
+    if isinstance(one.module, RECURRENT):
+        for parameter, _ in one.module.named_parameters(recurse=False):
+            if parameter.startswith("weight_ih_l0"):
+                yield Reader(_of(one.name, parameter), 1, found)
+    else:
+        axes = axes_of(one.module)
+        assert axes is not None, type(one.module)
+        yield Reader(_of(one.name, "weight"), axes[1], found)
+
+
+def _own_readers(name: str, layer: Any) -> Iterator[Reader]:
+    """A recurrent layer's own weights that read its hidden units."""
+    hidden = layer.hidden_size
+    for parameter, _ in layer.named_parameters(recurse=False):
+        if parameter.startswith("weight_hh"):
+            yield Reader(_of(name, parameter), 1, tuple((unit,) for unit in range(hidden)))
+        elif parameter.startswith("weight_ih") and not parameter.startswith("weight_ih_l0"):
+            yield Reader(_of(name, parameter), 1, tuple(
+                (unit, hidden + unit) if layer.bidirectional else (unit,)
+                for unit in range(hidden)))
+
+
+def _held(one: Coupled, units: int) -> dict[str, tuple[int, int]]:
+    """By parameter and buffer that has a place for each unit: the dimension, and places a unit."""
+    module: Any = one.module
+    if isinstance(one.module, RECURRENT):
+        gates = module.weight_hh_l0.shape[0] // module.hidden_size
+        return {_of(one.name, parameter): (0, gates)
+                for parameter, _ in module.named_parameters(recurse=False)}
+    axes = axes_of(module)
+    depthwise = isinstance(module, TRANSPOSED) and module.groups > 1
+    dim = 1 if isinstance(module, nn.Embedding) else 0 if axes is None or depthwise else axes[0]
+    span = len(one.positions) // units
+    tensors = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+    return {_of(one.name, name): (dim if name == "weight" else 0, span)
+            for name, tensor in tensors if isinstance(tensor, Tensor) and tensor.numel() > 1}
+
+
+def _of(module: str | None, parameter: str) -> str:
+    return f"{module}.{parameter}" if module else parameter

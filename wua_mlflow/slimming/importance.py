@@ -1,0 +1,150 @@
+"""How important each unit of a group is: by the loss, by its weights, by an analysis, or by lot.
+
+May import: torch, numpy, analysis, batches, chunks, hooks, importance, randomness, slimming.
+Tests: ``tests/slimming/test_importance.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from wua_mlflow.chunks import rows_at_once
+from wua_mlflow.hooks import evaluating, unwrapped
+from wua_mlflow.slimming.groups import Structure, UnitGroup
+
+__all__ = ["CRITERIA", "most_important", "unit_importance"]
+
+CRITERIA = ("taylor", "magnitude", "random")
+"""And every criterion of ``wua_mlflow.importance``, summed over the layers of a group."""
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+def unit_importance(
+    model: nn.Module,
+    structure: Structure,
+    data: tuple[Tensor, Tensor] | None = None,
+    loss: Loss | None = None,
+    *,
+    criterion: str = "taylor",
+    seed: int = 0,
+) -> dict[str, Tensor]:
+    """The importance of every unit, by group; shape (units,), float64, on the CPU.
+
+    ``taylor``: |mean of a·g|, a the unit's activation and g the loss's gradient with respect to
+    it (Molchanov et al. 2017, arXiv 1611.06440, equation 8, without the square), taken from the
+    weights that read it: Σ w·∂L/∂w over its columns. It does not change when a network is rescaled.
+    ``magnitude``: the L2 norm of the weights that make and read the unit. ``random``: a control.
+
+    Args:
+        model: the one that ``structure`` was found in; left as found.
+        structure: its groups.
+        data: inputs and targets, shape (samples, ...); not needed for magnitude and random.
+        loss: the mean loss of (outputs, targets); for ``taylor``.
+        criterion: one of ``CRITERIA``, or a criterion of an analysis.
+        seed: of ``random``.
+
+    Raises:
+        ValueError: unknown criterion, or data or loss are lacking.
+    """
+    plain = unwrapped(model)
+    if criterion == "random":
+        generator = torch.Generator().manual_seed(seed)
+        return {one.name: torch.rand(one.units, generator=generator, dtype=torch.float64)
+                for one in structure.groups}
+    if criterion == "magnitude":
+        return {one.name: _magnitude(plain, one) for one in structure.groups}
+    if data is None:
+        raise ValueError(f"data: expected inputs and targets for {criterion}, but got none")
+    if criterion != "taylor":
+        return _analysed(plain, structure, data, criterion)
+    if loss is None:
+        raise ValueError("loss: expected the mean loss of (outputs, targets) for taylor, but got "
+                         "none")
+    gradients = _mean_gradients(plain, structure, data, loss)
+    return {one.name: _taylor(plain, one, gradients) for one in structure.groups}
+
+
+def most_important(importance: Tensor, count: int) -> list[int]:
+    """The ``count`` most important units, in their order; of equal ones the first.
+
+    >>> most_important(torch.tensor([0.1, 0.9, 0.5, 0.5]), 2)
+    [1, 2]
+    """
+    order = importance.argsort(descending=True, stable=True)
+    return sorted(order[:count].tolist())
+
+
+def _mean_gradients(
+    model: nn.Module, structure: Structure, data: tuple[Tensor, Tensor], loss: Loss
+) -> dict[str, Tensor]:
+    """Of the mean loss with respect to every weight that reads units, float64."""
+    names = {reader.parameter for group in structure.groups for reader in group.readers}
+    inputs, targets = data
+    rows = torch.arange(len(inputs), device=inputs.device).split(rows_at_once(inputs.shape))
+    with evaluating(model, grad=True):
+        weights = {name: model.get_parameter(name) for name in sorted(names)}
+        found = {name: torch.zeros_like(one, dtype=torch.float64) for name, one in weights.items()}
+        for chosen in rows:
+            value = loss(model(inputs[chosen]), targets[chosen])
+            gradients = torch.autograd.grad(value, list(weights.values()), allow_unused=True)
+            for name, gradient in zip(weights, gradients, strict=True):
+                if gradient is not None:
+                    found[name] += gradient.double() * (len(chosen) / len(inputs))
+    return found
+
+
+def _taylor(model: nn.Module, group: UnitGroup, gradients: Mapping[str, Tensor]) -> Tensor:
+    return _by_unit(group, lambda name: model.get_parameter(name).detach().double()
+                    * gradients[name]).abs()
+
+
+def _magnitude(model: nn.Module, group: UnitGroup) -> Tensor:
+    squares = _by_unit(group, lambda name: model.get_parameter(name).detach().double() ** 2)
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    for name, (dim, span) in group.makers.items():
+        if name in parameters:
+            square = parameters[name].detach().double() ** 2
+            by_place = square.transpose(0, dim).flatten(1).sum(1) if square.dim() > 1 else square
+            squares += _per_unit(by_place, group, span).cpu()
+    return squares.sqrt()
+
+
+def _per_unit(by_place: Tensor, group: UnitGroup, span: int) -> Tensor:
+    """Sums over a unit's places: neighbours, or, of gates and of heads, strides."""
+    if group.kind == "hidden":
+        return by_place.reshape(span, group.units).sum(0)
+    if group.kind == "heads":
+        return by_place.reshape(3, group.units, span // 3).sum((0, 2))
+    return by_place.reshape(group.units, span).sum(1)
+
+
+def _by_unit(group: UnitGroup, values: Callable[[str], Tensor]) -> Tensor:
+    """The sums of a tensor over the columns that read each unit, of all readers."""
+    total = torch.zeros(group.units, dtype=torch.float64)
+    for reader in group.readers:
+        matrix = values(reader.parameter).transpose(0, reader.dim).flatten(1).sum(1).cpu()
+        places = [place for columns in reader.columns for place in columns]
+        units = [unit for unit, columns in enumerate(reader.columns) for _ in columns]
+        total.index_add_(0, torch.tensor(units), matrix[torch.tensor(places)])
+    return total
+
+
+def _analysed(
+    model: nn.Module, structure: Structure, data: Any, criterion: str
+) -> dict[str, Tensor]:
+    from wua_mlflow.analysis import layer_importance
+
+    found = {}
+    for group in structure.groups:
+        total = torch.zeros(group.units, dtype=torch.float64)
+        for name in group.layers:
+            weight = getattr(model.get_submodule(name), "weight", None)
+            if isinstance(weight, Tensor) and weight.dim() > 1:
+                importance = layer_importance(model, data, [name], criterion)[name]
+                total += importance.double().flatten(1).sum(1).cpu()
+        found[group.name] = total
+    return found

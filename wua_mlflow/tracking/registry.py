@@ -1,0 +1,203 @@
+"""MLflow's model registry: a slim model goes in only where it was shown to be as good.
+
+May import: mlflow, names, and a verdict as a type. Tests: ``tests/tracking/test_registry.py``.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from mlflow.entities import LoggedModel, LoggedModelStatus
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
+
+from wua_mlflow import __version__
+from wua_mlflow.tracking.names import Metric, Outcome, Tag, Variant
+
+if TYPE_CHECKING:
+    from mlflow.tracking import MlflowClient
+
+    from wua_mlflow.verdict import Verdict
+
+__all__ = ["Registration", "check_name", "register"]
+
+ALIAS = Variant.SLIM
+LONGEST_NAME = 256
+FORBIDDEN = "/:?"
+"""The first two are MLflow's own; a name with ``?`` is taken, but no ``models:/`` URI finds it."""
+ATTEMPTS = 5
+"""To set an alias: of several processes that make it at once, the store refuses all but one."""
+
+
+@dataclass(frozen=True)
+class Registration:
+    """What came of asking for a registration.
+
+    Attributes:
+        name: the registered model's.
+        version: its version that is the slim model; None where it was not registered.
+        alias: what that version can be called by: ``models:/name@alias``; None where it has none.
+        sentence: all of this for a reader, and why not.
+    """
+
+    name: str
+    version: str | None
+    alias: str | None
+    sentence: str
+
+
+def check_name(name: str) -> None:
+    """Whether MLflow's registry takes the name, and a ``models:/`` URI finds it.
+
+    Raises:
+        ValueError: it does not.
+
+    >>> check_name("digits classifier")
+    >>> check_name("team/digits")
+    Traceback (most recent call last):
+    ValueError: register: expected a name without any of / : ?, but got 'team/digits'
+    """
+    if not name.strip():
+        raise ValueError(f"register: expected the name of a registered model, but got {name!r}")
+    if any(character in name for character in FORBIDDEN):
+        raise ValueError(f"register: expected a name without any of {' '.join(FORBIDDEN)}, but "
+                         f"got {name!r}")
+    if name == "." or name.startswith("..") or not name.isprintable():
+        raise ValueError(f"register: expected a name in one line that is no path such as . or .., "
+                         f"but got {name!r}")
+    if len(name) > LONGEST_NAME:
+        raise ValueError(f"register: expected a name of at most {LONGEST_NAME} characters, but "
+                         f"got {len(name)}")
+
+
+def register(
+    client: MlflowClient, name: str, *, run_id: str, verdict: Verdict, comparison_run_id: str
+) -> Registration:
+    """Register a slim variant's model, if its artifact verdict is ``non_inferior``.
+
+    Its version gets the verdict and the comparison's run as tags, and the alias ``slim``, which
+    moves only from a version that was registered here; no other alias is touched. Registering the
+    same model again under that name renews the tags of its version. Safe in several processes at
+    once: each gets a version, and the alias is with one of them.
+
+    Args:
+        client: MLflow's.
+        name: of the registered model; made if absent.
+        run_id: the slim variant's run.
+        verdict: of these two models, not of the recipes.
+        comparison_run_id: the run that holds the comparison.
+
+    Raises:
+        ValueError: the name is refused, or is a prompt's, or the verdict is a recipe's.
+    """
+    check_name(name)
+    if verdict.kind != "artifact":
+        raise ValueError(f"verdict: expected the artifact's, since it is this model that is "
+                         f"registered, but got the {verdict.kind}'s")
+    if verdict.outcome != Outcome.NON_INFERIOR:
+        return _refused(name, f"its artifact verdict is {verdict.outcome}, not "
+                              f"{Outcome.NON_INFERIOR}")
+    model = _saved_model(client, run_id)
+    if model is None:
+        return _refused(name, f"run {run_id} holds no model that MLflow can serve")
+    _make(client, name)
+    version = _version(client, name, model, _tags(verdict, comparison_run_id))
+    keeper = _move_alias(client, name, version)
+    if keeper:
+        return Registration(name, version, None, f"Registered as {name!r} version {version}; the "
+                            f"alias {ALIAS} stays at version {keeper}, which somebody else "
+                            f"registered.")
+    return Registration(name, version, ALIAS,
+                        f"Registered as {name!r} version {version}, alias {ALIAS}.")
+
+
+def _refused(name: str, reason: str) -> Registration:
+    return Registration(name, None, None, f"Not registered as {name!r}: {reason}.")
+
+
+def _tags(verdict: Verdict, comparison_run_id: str) -> dict[str, str]:
+    figures = {
+        Metric.ARTIFACT_DELTA: verdict.delta,
+        Metric.ARTIFACT_LOW: verdict.low,
+        Metric.ARTIFACT_HIGH: verdict.high,
+        Metric.MARGIN: verdict.margin,
+        Tag.CONFIDENCE: verdict.confidence,
+    }
+    return {
+        Tag.COMPARISON: comparison_run_id,
+        Tag.VERDICT_ARTIFACT: verdict.outcome,
+        Tag.SENTENCE: verdict.sentence,
+        Tag.VERSION: __version__,
+        **{key: repr(float(value)) for key, value in figures.items()},
+    }
+
+
+def _saved_model(client: MlflowClient, run_id: str) -> LoggedModel | None:
+    """The model that the run gave last, if it is all there."""
+    outputs = client.get_run(run_id).outputs
+    if not outputs or not outputs.model_outputs:
+        return None
+    model = client.get_logged_model(outputs.model_outputs[-1].model_id)
+    return model if model.status == LoggedModelStatus.READY else None
+
+
+def _make(client: MlflowClient, name: str) -> None:
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code not in ("RESOURCE_ALREADY_EXISTS", "ALREADY_EXISTS"):
+            raise
+        if "prompt" in error.message:
+            raise ValueError(f"register: expected the name of a registered model, but {name!r} "
+                             f"is a prompt's") from None
+
+
+def _version(client: MlflowClient, name: str, model: LoggedModel, tags: dict[str, str]) -> str:
+    """The model's version under ``name``: that which it has already, or a new one."""
+    links = json.loads(model.tags.get(MLFLOW_MODEL_VERSIONS, "[]"))
+    for number in (str(link["version"]) for link in reversed(links) if link["name"] == name):
+        if _ours(_at(client, name, number)):
+            for key, value in tags.items():
+                client.set_model_version_tag(name, number, key, value)
+            return number
+    made = client.create_model_version(name, f"models:/{model.model_id}", model.source_run_id,
+                                       tags=tags, model_id=model.model_id, await_creation_for=0)
+    links = json.loads(
+        client.get_logged_model(model.model_id).tags.get(MLFLOW_MODEL_VERSIONS, "[]"))
+    link = {"name": name, "version": made.version}
+    if not any((one["name"], str(one["version"])) == (name, str(made.version)) for one in links):
+        # a server has linked the two by itself; without one it falls to the client
+        client.set_logged_model_tags(
+            model.model_id, {MLFLOW_MODEL_VERSIONS: json.dumps([*links, link])})
+    return str(made.version)
+
+
+def _move_alias(client: MlflowClient, name: str, version: str) -> str | None:
+    """Set the alias; or the version that keeps it, since it was not registered here."""
+    for attempt in range(ATTEMPTS):
+        holder = client.get_registered_model(name).aliases.get(ALIAS)
+        if holder is not None and not _ours(_at(client, name, str(holder))):
+            return str(holder)
+        try:
+            client.set_registered_model_alias(name, ALIAS, version)
+            return None
+        except MlflowException as error:
+            if attempt == ATTEMPTS - 1 or error.error_code != "BAD_REQUEST":
+                raise
+    return None
+
+
+def _at(client: MlflowClient, name: str, version: str) -> ModelVersion | None:
+    try:
+        return client.get_model_version(name, version)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return None
+
+
+def _ours(version: ModelVersion | None) -> bool:
+    return version is not None and Tag.COMPARISON in version.tags

@@ -1,0 +1,70 @@
+"""The tutorial's rule: as many units as the share of effective weights says.
+
+May import: usage. Tests: ``tests/widths/test_effective.py``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from wua_mlflow.usage import ModelUsage
+
+__all__ = ["effective_widths", "largest_share", "width_of_share"]
+
+_ROUNDING = 1e-9
+"""Relative slack before rounding down: of 20 equal weights exp(entropy) is 19.999999999999996."""
+
+
+def effective_widths(
+    usage: ModelUsage, original: Sequence[int], layers: Sequence[Sequence[str]]
+) -> tuple[int, ...]:
+    """Widths by the tutorial's rule: floor(effective weights ÷ weights × units), at least 1.
+
+    An entry that sets several layers takes the largest of theirs. The rule describes how
+    concentrated the importance is; whether the narrower network is as good is for the verdict.
+
+    Args:
+        usage: of the original network.
+        original: its widths.
+        layers: for each entry the layers that it sets, from ``layers_by_width``.
+
+    Raises:
+        ValueError: ``layers`` of another length than ``original``, or an entry none of whose layers
+            was analysed.
+
+    >>> import torch
+    >>> from torch import nn
+    >>> from wua_mlflow.analysis import analyze
+    >>> model = nn.Sequential(nn.Linear(2, 10), nn.ReLU(), nn.Linear(10, 1))
+    >>> usage = analyze(model, torch.rand(100, 2), criterion="magnitude")
+    >>> 1 <= effective_widths(usage, [10], [["0"]])[0] <= 10
+    True
+    """
+    if len(layers) != len(original):
+        raise ValueError(f"layers: expected {len(original)} entries, one a width, "
+                         f"but got {len(layers)}")
+    widths = []
+    for index, names in enumerate(layers):
+        share = largest_share(usage, names)
+        if share is None:
+            raise ValueError(f"slim_hidden: no width can be derived for entry {index + 1}, since "
+                             f"none of its layers was analysed; give the widths, e.g. "
+                             f"slim_hidden={','.join(str(w) for w in original)}")
+        widths.append(width_of_share(share, original[index]))
+    return tuple(widths)
+
+
+def largest_share(usage: ModelUsage, layers: Sequence[str]) -> float | None:
+    """The largest effective share among those layers that were analysed; None, if none was."""
+    return max((usage.layers[name].effective_share for name in layers if name in usage.layers),
+               default=None)
+
+
+def width_of_share(share: float, units: int) -> int:
+    """floor(share × units), at least 1 and at most ``units``.
+
+    >>> width_of_share(15.7751 / 20, 10)
+    7
+    """
+    return max(1, min(units, math.floor(share * units * (1 + _ROUNDING))))

@@ -1,0 +1,257 @@
+"""How well an importance foretells what the loss loses without a unit, on held-out data.
+
+May import: torch, numpy, scipy, evaluation, hooks, randomness, slimming.
+Tests: ``tests/widths/test_fidelity.py``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from wua_mlflow.evaluation import Task
+from wua_mlflow.hooks import unwrapped
+from wua_mlflow.randomness import Purpose, numpy_generator
+from wua_mlflow.slimming import Structure, masked
+from wua_mlflow.widths.scoring import Loss, Scoring, scoring
+
+__all__ = ["Fidelity", "GroupFidelity", "exact_changes", "fidelity"]
+
+MOST_POINTS = 64
+"""Of an ablation curve; groups with more units are removed several at a time."""
+_FEWEST_UNITS = 3
+_PREFIX = "fidelity/"
+
+
+@dataclass(frozen=True)
+class GroupFidelity:
+    """Of one group of units; NaN where it cannot be told (fewer than three units, or all alike).
+
+    Attributes:
+        name: the group's.
+        units: how many.
+        changes: by unit, mean loss without it − mean loss; below 0 where the loss falls.
+        spearman: by criterion, the rank correlation of importance and change.
+        reliability: the rank correlation of the changes on one half of the data and on the other.
+        area: by criterion, (its area − random's) ÷ (greedy's − random's) of the ablation curves.
+    """
+
+    name: str
+    units: int
+    changes: tuple[float, ...]
+    spearman: Mapping[str, float]
+    reliability: float
+    area: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """Means over the groups that can be told, weighted by their units; NaN where none can."""
+
+    groups: tuple[GroupFidelity, ...]
+
+    @property
+    def spearman(self) -> dict[str, float]:
+        """By criterion."""
+        return {name: self._mean([group.spearman[name] for group in self.groups])
+                for name in self._criteria}
+
+    @property
+    def area(self) -> dict[str, float]:
+        """By criterion: 0 is as good as a random order, 1 as good as the greedy one."""
+        return {name: self._mean([group.area.get(name, math.nan) for group in self.groups])
+                for name in self._criteria}
+
+    @property
+    def reliability(self) -> float:
+        """Split-half correlation of the exact changes."""
+        return self._mean([group.reliability for group in self.groups])
+
+    @property
+    def reliability_of_whole(self) -> float:
+        """That of all the data, by Spearman and Brown: 2 r ÷ (1 + r).
+
+        Its square root bounds what a perfect importance could reach here.
+        """
+        return 2 * self.reliability / (1 + self.reliability) if self.reliability > 0 else math.nan
+
+    def metrics(self) -> dict[str, float]:
+        """``fidelity/<criterion>`` and ``fidelity/reliability``, but for those that are NaN."""
+        values = {**self.spearman, "reliability": self.reliability}
+        return {_PREFIX + name: value for name, value in values.items() if not math.isnan(value)}
+
+    @property
+    def _criteria(self) -> list[str]:
+        return list(self.groups[0].spearman) if self.groups else []
+
+    def _mean(self, values: Sequence[float]) -> float:
+        told = [(value, group.units) for value, group in zip(values, self.groups, strict=True)
+                if not math.isnan(value)]
+        if not told:
+            return math.nan
+        return float(np.average([value for value, _ in told], weights=[units for _, units in told]))
+
+
+def fidelity(  # noqa: PLR0913 - the options of one question, each by name
+    model: nn.Module,
+    data: Any,
+    structure: Structure,
+    importances: Mapping[str, Mapping[str, Tensor]],
+    *,
+    task: Task | None = None,
+    loss: Loss | None = None,
+    halves: int = 20,
+    orders: int = 10,
+    seed: int = 0,
+) -> Fidelity:
+    """The rank correlation of each importance with the exact loss change, and its ceiling.
+
+    Args:
+        model: any module whose output is a tensor; left as found.
+        data: inputs and targets, each of shape (examples, ...), that no importance was made from.
+        structure: the groups of units.
+        importances: by criterion and group, shape (units,).
+        task: read from the data, if None.
+        loss: of outputs and targets, the mean over examples; that of the task, if None.
+        halves: random divisions of the data in two for the reliability, their mean is taken.
+        orders: random orders for the ablation curve's area, their mean is taken; 0: no areas,
+            which take about units² ÷ 2 forward passes over the data in each group.
+        seed: of divisions and orders.
+
+    Raises:
+        ValueError: one line; bad data, or an importance lacks a group or has other units.
+
+    >>> from wua_mlflow.slimming import unit_groups
+    >>> _ = torch.manual_seed(0)
+    >>> model = nn.Sequential(nn.Linear(2, 6), nn.Tanh(), nn.Linear(6, 2))
+    >>> data = torch.rand(32, 2), torch.randint(2, (32,))
+    >>> structure = unit_groups(model, data[0])
+    >>> found = fidelity(model, data, structure, {"first last": {"0": torch.arange(6)}})
+    >>> sorted(found.metrics())
+    ['fidelity/first last', 'fidelity/reliability']
+    """
+    for name, count, least in (("halves", halves, 1), ("orders", orders, 0)):
+        if isinstance(count, bool) or not isinstance(count, int) or count < least:
+            raise ValueError(f"{name}: expected a whole number of at least {least}, but got "
+                             f"{count!r}")
+    model = unwrapped(model)
+    by_group = _by_group(structure, importances)
+    judge = scoring(model, data, task=task, loss=loss)
+    random = numpy_generator(seed, Purpose.RESAMPLING)
+    parts = [part for _ in range(halves)
+             for part in torch.from_numpy(random.permutation(len(judge.inputs))).tensor_split(2)]
+    found = []
+    for group in structure.groups:
+        changes = exact_changes(model, judge, structure, group.name, [None, *parts])
+        curves = _Curves(model, judge, structure, group.name, group.units)
+        own = by_group[group.name]
+        found.append(GroupFidelity(
+            group.name, group.units, tuple(changes[0].tolist()),
+            {name: _spearman(values, changes[0]) for name, values in own.items()},
+            float(np.mean([_spearman(changes[1 + 2 * i], changes[2 + 2 * i])
+                           for i in range(halves)])),
+            curves.areas(own, orders, random) if orders else {}))
+    return Fidelity(tuple(found))
+
+
+def exact_changes(
+    model: nn.Module, judge: Scoring, structure: Structure, group: str,
+    parts: Iterable[Tensor | None] = (None,),
+) -> np.ndarray:
+    """Mean loss without each unit − mean loss, shape (parts, units); a part None is all the data.
+
+    Args:
+        model: left as found.
+        judge: the data and the loss.
+        structure: the groups.
+        group: the name of the one whose units are removed, one at a time.
+        parts: rows of the data.
+    """
+    rows = [part if part is None else part.to(judge.inputs.device) for part in parts]
+
+    def losses(removed: Sequence[int]) -> list[float]:
+        with masked(model, structure, {group: removed}):
+            outputs = judge.outputs(model)
+        return [judge.mean_loss(outputs, part) for part in rows]
+
+    units = next(one.units for one in structure.groups if one.name == group)
+    whole = losses([])
+    return np.array([losses([unit]) for unit in range(units)]).T - np.array(whole)[:, None]
+
+
+@dataclass(frozen=True)
+class _Curves:
+    """The loss against the number of units removed, by order of removal, in one group."""
+
+    model: nn.Module
+    judge: Scoring
+    structure: Structure
+    group: str
+    units: int
+
+    @property
+    def points(self) -> list[int]:
+        """Numbers removed, from 1 to all but one."""
+        last = self.units - 1
+        return np.unique(np.linspace(1, last, min(last, MOST_POINTS)).round().astype(int)).tolist()
+
+    def areas(
+        self, importances: Mapping[str, np.ndarray], orders: int, random: np.random.Generator
+    ) -> dict[str, float]:
+        """By criterion, 0 at the random orders' mean and 1 at the greedy order."""
+        if self.units < _FEWEST_UNITS:
+            return dict.fromkeys(importances, math.nan)
+        chance = float(np.mean([self._area(random.permutation(self.units))
+                                for _ in range(orders)]))
+        best = self._area(self._greedy())
+        return {name: (self._area(np.argsort(values, kind="stable")) - chance) / (best - chance)
+                if best != chance else math.nan for name, values in importances.items()}
+
+    def _area(self, order: np.ndarray) -> float:
+        return float(np.mean([self._loss(order[:count]) for count in self.points]))
+
+    def _loss(self, removed: np.ndarray) -> float:
+        with masked(self.model, self.structure, {self.group: removed.tolist()}):
+            return self.judge.mean_loss(self.judge.outputs(self.model))
+
+    def _greedy(self) -> np.ndarray:
+        """At each point the units go whose removal costs least beside those gone before."""
+        gone: list[int] = []
+        for count in self.points:
+            left = [unit for unit in range(self.units) if unit not in gone]
+            costs = [self._loss(np.array([*gone, unit])) for unit in left]
+            gone += [left[place] for place in np.argsort(costs, kind="stable")[:count - len(gone)]]
+        return np.array(gone)
+
+
+def _spearman(left: np.ndarray, right: np.ndarray) -> float:
+    if len(left) < _FEWEST_UNITS or np.ptp(left) == 0 or np.ptp(right) == 0:
+        return math.nan
+    from scipy.stats import spearmanr
+
+    return float(spearmanr(left, right).statistic)
+
+
+def _by_group(
+    structure: Structure, importances: Mapping[str, Mapping[str, Tensor]]
+) -> dict[str, dict[str, np.ndarray]]:
+    return {group.name: {criterion: _checked(criterion, own, group.name, group.units)
+                         for criterion, own in importances.items()}
+            for group in structure.groups}
+
+
+def _checked(criterion: str, own: Mapping[str, Tensor], group: str, units: int) -> np.ndarray:
+    if group not in own:
+        raise ValueError(f"importances: expected one of every group, but {criterion} lacks {group}")
+    values: np.ndarray = torch.as_tensor(own[group]).detach().double().cpu().numpy()
+    if values.shape != (units,) or not np.isfinite(values).all():
+        got = f"shape {values.shape}" if values.shape != (units,) else "NaN or infinity"
+        raise ValueError(f"importances: expected {units} finite numbers for {group}, but "
+                         f"{criterion} gave {got}")
+    return values

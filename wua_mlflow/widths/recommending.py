@@ -1,0 +1,256 @@
+"""``recommend_widths``: a width for each group of units of a trained network, by one method.
+
+May import: torch, analysis, dotted, hooks, importance, randomness, slimming, usage.
+Tests: ``tests/widths/test_recommending.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from numbers import Real
+from typing import Any
+
+from torch import Tensor, nn
+
+from wua_mlflow.analysis import analyze
+from wua_mlflow.dotted import nearest
+from wua_mlflow.evaluation import Task, outputs_of
+from wua_mlflow.hooks import unwrapped
+from wua_mlflow.randomness import checked_seed
+from wua_mlflow.slimming import (
+    Structure,
+    UnitGroup,
+    masked,
+    most_important,
+    unit_groups,
+    unit_importance,
+)
+from wua_mlflow.widths.descent import Descent, Span, narrowest
+from wua_mlflow.widths.effective import largest_share, width_of_share
+from wua_mlflow.widths.recommendation import Curve, LayerWidth, WidthRecommendation
+from wua_mlflow.widths.scoring import Loss, Score, Scoring, scoring, tensors_of
+from wua_mlflow.widths.spectrum import projected, rank_width, spectra
+
+__all__ = ["METHODS", "recommend_widths"]
+
+METHODS = ("effective", "rank", "projection", "ablation")
+"""The methods that need no training; ``search`` is ``wua_mlflow.widths.search``."""
+_DEFAULT_CRITERION = {"effective": "output", "ablation": "taylor"}
+_NO_TARGETS_NEEDED = ("output", "input", "wanda", "magnitude")
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What a method works on: the model, the groups asked for, and how it is asked."""
+
+    model: nn.Module
+    data: Any
+    structure: Structure
+    margin: float
+    jointly: bool
+    criterion: str
+    seed: int
+    task: Task | None
+    loss: Loss | None
+    score: Score | None
+    fit: Tensor | None
+
+    @property
+    def groups(self) -> dict[str, UnitGroup]:
+        return {group.name: group for group in self.structure.groups}
+
+    def scoring(self) -> Scoring:
+        return scoring(self.model, self.data, task=self.task, loss=self.loss, score=self.score)
+
+    def directions_from(self) -> Tensor:
+        return tensors_of(self.data, self.model)[0] if self.fit is None else self.fit
+
+
+@dataclass(frozen=True)
+class _Found:
+    layers: tuple[LayerWidth, ...]
+    skipped: Mapping[str, str]
+    joint: Curve | None = None
+    note: str = ""
+
+
+def recommend_widths(  # noqa: PLR0913 - the options of one question, each by name
+    model: nn.Module,
+    data: Any,
+    *,
+    method: str = "ablation",
+    margin: float = 0.02,
+    layers: Sequence[str] | None = None,
+    task: Task | None = None,
+    loss: Loss | None = None,
+    score: Score | None = None,
+    criterion: str | None = None,
+    jointly: bool = True,
+    fit_data: Any = None,
+    structure: Structure | None = None,
+    seed: int = 0,
+) -> WidthRecommendation:
+    """A width for each group of units of a trained network, without training another.
+
+    ``effective``
+        floor(effective weights ÷ weights × units): the tutorial's rule. It looks at no score.
+    ``rank``
+        the effective rank of the scaled, centred activations (Roy & Vetterli 2007), rounded up. It
+        looks at no score.
+    ``projection``
+        the smallest k whose projection of the activations on their k principal directions, in
+        inference, keeps the mean score within the margin (Berngardt 2024, arXiv 2405.14147).
+    ``ablation``
+        units removed from the least important up; the smallest number kept within the margin.
+
+    "Within the margin" is a point estimate: mean score ≥ that of all units − margin, on these data.
+    A score is not always monotone in the width: chosen is the smallest k from which every larger
+    one *that was tried* is within (16 widths, geometrically spaced, then bisection). No width says
+    that a network trained anew at it is as good: that is for the verdict.
+
+    Args:
+        model: any module whose output is a tensor; it is left as found, also when it raises.
+        data: inputs and targets, each of shape (examples, ...): the validation part, or, for
+            ``effective`` and ``rank``, the part that the widths are to be measured on.
+        method: see above.
+        margin: how much of the mean score may be lost, in its unit; in [0, 1).
+        layers: names of groups, or of layers in them; all groups, if None.
+        task: ``binary``, ``multiclass`` or ``regression``; read from the data, if None.
+        loss: of outputs and targets, the mean over examples; that of the task, if None.
+        score: of outputs and targets, one number an example; right or wrong, or its share of R²,
+            if None.
+        criterion: what makes a unit important (``ablation``: ``taylor``, any of ``analyze``'s, or
+            ``random``), or a weight (``effective``: ``output``).
+        jointly: whether the widths of several groups together are to be within the margin
+            (``projection``, ``ablation``); else each is where all other groups are whole.
+        fit_data: inputs, shape (examples, ...), that the directions of ``projection`` come from;
+            those of ``data``, if None.
+        structure: the groups; found, if None.
+        seed: of the criterion ``random``.
+
+    Raises:
+        ValueError: one line that names the argument.
+
+    >>> import torch
+    >>> _ = torch.manual_seed(0)
+    >>> model = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 2))
+    >>> data = torch.rand(64, 2), torch.randint(2, (64,))
+    >>> found = recommend_widths(model, data, method="rank")
+    >>> list(found.widths), 1 <= found.widths["0"] <= 8
+    (['0'], True)
+    """
+    _check(method, margin, criterion)
+    model = unwrapped(model)
+    inputs, _ = tensors_of(data, model)
+    structure = unit_groups(model, inputs[:2]) if structure is None else structure
+    fit = None if fit_data is None else tensors_of((fit_data, fit_data), model)[0]
+    asked = _Asked(
+        model, data, _wanted(structure, layers), float(margin), jointly,
+        criterion or _DEFAULT_CRITERION.get(method, ""), checked_seed(seed), task, loss, score, fit)
+    found = _BY_METHOD[method](asked)
+    return WidthRecommendation(method, float(margin), found.layers, found.joint,
+                               {**structure.fixed, **found.skipped}, found.note)
+
+
+def _effective(asked: _Asked) -> _Found:
+    inputs, targets = tensors_of(asked.data, asked.model)
+    judge = asked.scoring() if asked.criterion not in _NO_TARGETS_NEEDED else None
+    data = inputs if judge is None else [(judge.inputs, judge.targets)]
+    usage = analyze(asked.model, data, criterion=asked.criterion,
+                    loss=None if judge is None else judge.loss)
+    layers, skipped = [], {}
+    for name, group in asked.groups.items():
+        share = largest_share(usage, group.layers)
+        if share is None:
+            skipped[name] = "none of its layers was analysed"
+            continue
+        width = width_of_share(share, group.units)
+        curve = Curve((group.units,), (share,), 1.0, share, "effective weights ÷ weights")
+        layers.append(LayerWidth(name, group.units, width, curve, width, group.layers))
+    return _Found(tuple(layers), skipped)
+
+
+def _rank(asked: _Asked) -> _Found:
+    found, skipped = spectra(asked.model, asked.groups,
+                             partial(outputs_of, asked.model, asked.directions_from()))
+    return _Found(tuple(rank_width(one) for one in found.values()), skipped)
+
+
+def _projection(asked: _Asked) -> _Found:
+    judge = asked.scoring()
+    groups = {name: group for name, group in asked.groups.items() if group.kind != "hidden"}
+    skipped = {name: "its units are read by their own layer at the next step"
+               for name in asked.groups if name not in groups}
+    found, unseen = spectra(asked.model, groups,
+                            partial(outputs_of, asked.model, asked.directions_from()))
+
+    def probe(widths: Mapping[str, int]) -> float:
+        return projected(found, widths, lambda: judge.mean_score(asked.model))
+
+    return _descended(asked, judge, [groups[name] for name in found], probe, {**skipped, **unseen})
+
+
+def _ablation(asked: _Asked) -> _Found:
+    judge = asked.scoring()
+    importance = unit_importance(
+        asked.model, asked.structure, (judge.inputs, judge.targets), judge.loss,
+        criterion=asked.criterion, seed=asked.seed)
+
+    def removed(name: str, kept: int) -> list[int]:
+        stay = set(most_important(importance[name], kept))
+        return [unit for unit in range(len(importance[name])) if unit not in stay]
+
+    def probe(widths: Mapping[str, int]) -> float:
+        gone = {name: removed(name, kept) for name, kept in widths.items()}
+        with masked(asked.model, asked.structure, gone):
+            return judge.mean_score(asked.model)
+
+    return _descended(asked, judge, asked.structure.groups, probe, {})
+
+
+def _descended(
+    asked: _Asked, judge: Scoring, groups: Sequence[UnitGroup], probe: Any,
+    skipped: Mapping[str, str],
+) -> _Found:
+    descent = Descent(probe, judge.mean_score(asked.model), asked.margin, judge.axis)
+    spans = [Span(one.name, one.units, one.layers) for one in groups]
+    layers, joint = narrowest(descent, spans, jointly=asked.jointly)
+    return _Found(layers, skipped, joint)
+
+
+_BY_METHOD = {"effective": _effective, "rank": _rank, "projection": _projection,
+              "ablation": _ablation}
+
+
+def _wanted(structure: Structure, layers: Sequence[str] | None) -> Structure:
+    if not structure.groups:
+        reasons = "; ".join(f"{name}: {why}" for name, why in structure.fixed.items())
+        raise ValueError("model: expected a layer whose units can be removed, but got none"
+                         + (f" ({reasons})" if reasons else ""))
+    if layers is None:
+        return structure
+    known = {name: group for group in structure.groups for name in (group.name, *group.layers)}
+    for name in layers:
+        if name not in known:
+            why = structure.fixed.get(name)
+            raise ValueError(f"layers: expected names of layers whose units can be removed, but "
+                             f"got '{name}'" + (f" ({why})" if why else nearest(name, known)))
+    chosen = {known[name].name for name in layers}
+    if not chosen:
+        raise ValueError("layers: expected at least one name, but got none")
+    kept = tuple(group for group in structure.groups if group.name in chosen)
+    return replace(structure, groups=kept)
+
+
+def _check(method: str, margin: float, criterion: str | None) -> None:
+    if method not in METHODS:
+        hint = "; it trains networks: call wua_mlflow.widths.search" if method == "search" \
+            else nearest(str(method), METHODS)
+        raise ValueError(f"method: expected one of {', '.join(METHODS)}, but got '{method}'{hint}")
+    if isinstance(margin, bool) or not isinstance(margin, Real) or not 0 <= margin < 1:
+        raise ValueError(f"margin: expected a number in [0, 1), but got {margin!r}")
+    if criterion is not None and method not in _DEFAULT_CRITERION:
+        raise ValueError(f"criterion: expected none for the method {method}, which uses no "
+                         f"importance, but got '{criterion}'")
