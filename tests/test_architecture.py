@@ -26,9 +26,9 @@ ONLY_IN = {
     "transformers": ("wua_mlflow.integrations",),
     "torch_pruning": ("wua_mlflow.slimming",),
     "ray": ("wua_mlflow.pipeline.sweep",),
-    "optuna": ("wua_mlflow.pipeline.sweep",),
+    "optuna": ("wua_mlflow.pipeline.sweep", "wua_mlflow.widths.search"),
     "ptflops": ("wua_mlflow.flops",),
-    "pydantic": ("wua_mlflow.config",),
+    "pydantic": ("wua_mlflow.config", "wua_mlflow.settings"),
     "matplotlib": ("wua_mlflow.plots", "wua_mlflow.pipeline", "wua_mlflow.tutorial",
                    "wua_mlflow.tracking"),
 }

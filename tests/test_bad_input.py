@@ -45,7 +45,9 @@ SETTINGS = [
     ("--criterion entropy", "criterion: expected output, input, wanda, magnitude, taylor, "
                             "package.module:function, or several of them, each once, but got "
                             "'entropy'"),
-    ("--width-method best", "width_method: expected 'effective', but got 'best'"),
+    ("--width-method best", "width_method: expected 'effective', 'rank', 'projection', "
+                            "'ablation' or 'search', "
+                            "but got 'best'"),
     ("--optimizer adamw", "optimizer: expected 'adam' or 'sgd', but got 'adamw'"),
     ("--task classes", "task: expected 'binary', 'multiclass' or 'regression', but got 'classes'"),
     ("--device gpu", "device: expected cpu, auto, mps, cuda or cuda:N, but got 'gpu'"),

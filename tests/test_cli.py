@@ -150,7 +150,8 @@ def test_steps_of_the_command_line(store: Made, capsys: pytest.CaptureFixture[st
     said = capsys.readouterr().out
     assert said.startswith("slim 3: ")
     slim = next(run for run in all_runs("variant") if run.info.run_name == "slim 3")
-    assert f"Next: wua compare --run-id {slim.info.run_id}" in said
+    assert f"run {slim.info.run_id}\n" in said
+    assert "Artifact verdict (these two saved models, " in said
     code = main(["compare", "--run-id", slim.info.run_id, "--margin", "0.9"])
     assert code == 0
     said = capsys.readouterr().out

@@ -14,7 +14,7 @@ from torch import nn
 import wua_mlflow as wua
 from wua_mlflow.tutorial import flops_text, report_text
 from wua_mlflow.usage import ModelUsage
-from wua_mlflow.widths import recommend_widths
+from wua_mlflow.widths import effective_widths, recommend_widths
 
 
 def train(hidden: int, epochs: int, x: torch.Tensor, y: torch.Tensor) -> nn.Sequential:
@@ -97,7 +97,7 @@ def test_seven_of_ten_neurons_and_what_inference_saves(case):
     assert f"{big.inference / small.inference:.1f}" == "1.4"
     usage = wua.analyze(case.big, case.x)
     assert isinstance(usage, ModelUsage)
-    assert recommend_widths(usage, [10], [["fc1"]]).widths == (7,)
+    assert effective_widths(usage, [10], [["fc1"]]) == (7,)
     share = usage.layers["fc1"].effective_share
     assert f"{10 * share:.2f}" == "7.89"
     assert wua.recommend_widths is recommend_widths

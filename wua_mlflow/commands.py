@@ -111,10 +111,10 @@ def _slim(
     outcome = chain.slim_run(store, settings, given)
     for variant in outcome.variants[1:]:
         print(f"{variant.name}: {variant.test.score:.4f} on the test part; run {variant.run_id}")
-    print(_verdicts_text(outcome.comparison))
+    print(_verdicts_text(outcome.comparison) if outcome.slimmed.rounds else outcome.slimmed.ended)
     if outcome.registered:
         print(outcome.registered)
-    return EXIT_CODES[outcome.verdict.outcome] if settings.gate else 0
+    return _code(outcome, settings)
 
 
 def _print_analysis(found: Analysis) -> None:
@@ -156,10 +156,14 @@ def _run(store: Store, settings: Settings, as_json: bool) -> int:
     with _stdout_for(as_json):
         outcome = chain.run_pipeline(store, settings)
     if as_json:
+        verdicts = _verdicts(outcome.comparison) if outcome.slimmed.rounds else \
+            {"verdict": None, "reason": outcome.slimmed.ended}
         print(json.dumps({
             "run_id": outcome.run_id,
             "variants": {v.name: {"run_id": v.run_id, **v.metrics} for v in outcome.variants},
-            **_verdicts(outcome.comparison)}, indent=1))
+            **verdicts}, indent=1))
+    elif not outcome.slimmed.rounds:
+        print(outcome.slimmed.ended)
     else:
         assert outcome.report is not None and outcome.run_id is not None, "a pipeline has both"
         base = store.uri if store.uri.startswith("http") else LOCAL_UI
@@ -169,7 +173,15 @@ def _run(store: Store, settings: Settings, as_json: bool) -> int:
         start = f"start the UI with `{_ui_command(store)}`, then " if base == LOCAL_UI else ""
         print(f"\nTo look: {start}open\n  {view_address(base, store.experiment_id, LATEST_KEY)}\n"
               f"The report:\n  {run_address(base, store.experiment_id, outcome.run_id)}")
-    return EXIT_CODES[outcome.verdict.outcome] if settings.gate else 0
+    return _code(outcome, settings)
+
+
+def _code(outcome: chain.Outcome, settings: Settings) -> int:
+    """With ``gate`` the verdict's; no narrower network leaves the question open."""
+    if not settings.gate:
+        return 0
+    decided = outcome.verdict.outcome if outcome.slimmed.rounds else Outcome.INCONCLUSIVE
+    return EXIT_CODES[decided]
 
 
 def _ui_command(store: Store) -> str:

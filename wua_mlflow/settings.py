@@ -128,7 +128,7 @@ class Settings(BaseModel):
         "prune: the trained network cut, then fine-tuned; auto: prune what was trained elsewhere, "
         "rebuild all else")
     width_method: Literal["effective", "rank", "projection", "ablation", "search"] = Field(
-        "ablation", description=f"how auto finds the widths: {', '.join(WIDTH_METHODS)}")
+        "rank", description=f"how auto finds the widths: {', '.join(WIDTH_METHODS)}")
     search_runs: Annotated[int, Field(ge=2)] = Field(
         12, description="search: at most so many widths are trained, the original's among them")
     search_seconds: Positive | None = Field(None, description="search: for at most so long")

@@ -67,7 +67,7 @@ def usecase(
 
 def count_calls(patch: pytest.MonkeyPatch) -> dict[str, list[str]]:
     """Names of the client's methods that are called from outside it, by the step under way."""
-    from wua_mlflow.pipeline import chain
+    from wua_mlflow.pipeline import chain, slimming
 
     calls: dict[str, list[str]] = {}
     state = {"depth": 0, "step": "chain", "number": 0}
@@ -97,6 +97,8 @@ def count_calls(patch: pytest.MonkeyPatch) -> dict[str, list[str]]:
     for name, method in vars(MlflowClient).items():
         if callable(method) and not name.startswith("_"):
             patch.setattr(MlflowClient, name, counted(name, method))
-    for name in ("train", "analyze", "compare_variants"):
-        patch.setattr(chain, name, stepping(name, getattr(chain, name)))
+    for module, names in ((chain, ("train", "analyze")),
+                          (slimming, ("train", "analyze", "compare_variants"))):
+        for name in names:
+            patch.setattr(module, name, stepping(name, getattr(module, name)))
     return calls

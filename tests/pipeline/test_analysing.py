@@ -22,7 +22,7 @@ from wua_mlflow.pipeline.analysing import Analysis, analyze_model
 from wua_mlflow.pipeline.data import load_data
 from wua_mlflow.pipeline.measuring import loss_of
 from wua_mlflow.tracking.store import Store, connect
-from wua_mlflow.widths import recommend_widths
+from wua_mlflow.widths import effective_widths
 
 PARTS = '''
 import torch
@@ -271,9 +271,9 @@ def test_widths_by_the_first_criterion_where_slim_measures_itself(store: Store) 
     original = chain.train_run(store, load_settings(None, {"seeds": 1, "epochs": 2}))
     given = {"run_id": original.run_id, "criterion": "taylor,output", "null_draws": 0,
              "slim_epochs": 2}
-    (slim,) = chain.slim_run(store, load_settings(None, given), frozenset(given))
+    slim = chain.slim_run(store, load_settings(None, given), frozenset(given)).variants[-1]
     found = chain.analyze_run(store, load_settings(None, given), frozenset(given))
-    rule = {name: recommend_widths(usage, (10,), (("fc1",),)).widths
+    rule = {name: effective_widths(usage, (10,), (("fc1",),))
             for name, usage in found.usages.items()}
     assert rule["taylor"] != rule["output"], "or this shows nothing"
     assert slim.widths == rule["taylor"]

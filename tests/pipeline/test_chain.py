@@ -74,7 +74,7 @@ CONTRACT_VARIANT = {
     "flops_ptflops/training", "params/total", "params/analyzed", "size/bytes",
     "usage/effective_weights", "usage/entropy", "usage/effective_share", "usage/null_share",
     "usage/null_low", "usage/null_high", "usage/shift", "usage/top90_share", "usage/low_share",
-    "latency/p50_ms", "latency/p95_ms", "latency/samples_per_s",
+    "latency/p50_ms", "latency/p95_ms", "latency/samples_per_s", "training/seconds",
 }
 CONTRACT_SLIM = {
     "compare/artifact_delta", "compare/artifact_delta_low", "compare/artifact_delta_high",
@@ -150,7 +150,8 @@ def test_artifacts(usecase: Finished) -> None:
                 "plots/network.png", "plots/layers.png", "plots/units.png",
                 "state/model.safetensors", "state/rng.safetensors", "evaluation/test.safetensors"}
     for variant in ("oversized", "oversized-same-budget", "slim"):
-        assert _files(usecase, usecase.run(variant).info.run_id) == expected
+        widths = {"widths.json"} if variant == "slim" else set()
+        assert _files(usecase, usecase.run(variant).info.run_id) == expected | widths
     assert _files(usecase, usecase.outcome.run_id) == {
         "report.md", "report.html", "plots/comparison.png", "config.yaml"}
 
@@ -254,7 +255,8 @@ def test_config_runs_it_again(usecase: Finished) -> None:
     values = yaml.safe_load(Path(path).read_text())
     assert (values["hidden"], values["epochs"], values["data"]) == ([7], 60, "usecase")
     whole = usecase.client.download_artifacts(usecase.outcome.run_id, "config.yaml")
-    assert load_settings(whole) == load_settings(None, {"seeds": SEEDS, "null_draws": 5})
+    assert load_settings(whole) == load_settings(
+        None, {"seeds": SEEDS, "null_draws": 5, "how": "rebuild"})
 
 
 def test_the_description_begins_with_the_verdict_then_what_is_saved(usecase: Finished) -> None:

@@ -48,7 +48,8 @@ def test_a_later_slim_variant_reuses_the_control_and_takes_over_the_pipeline(don
     store, outcome = done
     original, control, first = outcome.variants
     before = _run(store, original.run_id).data
-    again, second = chain.slim_run(store, *_given(run_id=original.run_id, slim_hidden="5"))
+    _, again, second = chain.slim_run(
+        store, *_given(run_id=original.run_id, slim_hidden="5")).variants
     assert again.run_id == control.run_id
     assert second.name == "slim 5"
     chain.compare_run(store, *_given(run_id=second.run_id))
@@ -66,8 +67,8 @@ def test_a_later_slim_variant_reuses_the_control_and_takes_over_the_pipeline(don
 def test_steps_stay_in_the_experiment_of_their_run(done: tuple) -> None:
     store, outcome = done
     elsewhere = connect("second")
-    _, slim = chain.slim_run(elsewhere, *_given(
-        run_id=outcome.variants[0].run_id, slim_hidden="4"))
+    slim = chain.slim_run(elsewhere, *_given(
+        run_id=outcome.variants[0].run_id, slim_hidden="4")).variants[-1]
     assert _run(store, slim.run_id).info.experiment_id == store.experiment_id
 
 

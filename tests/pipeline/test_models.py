@@ -214,7 +214,8 @@ def here(store_uri: str, tmp_path: Path) -> Iterator[Path]:
 
 
 CHAINS = {
-    "digits as images": ("--data digits --model cnn --hidden 6,5", "multiclass", 540),
+    "digits as images": ("--data digits --model cnn --hidden 6,5 --width-method effective",
+                         "multiclass", 540),
     "regression": ("--data diabetes --hidden 8", "regression", 133),
     "three classes": ("--data wine --hidden 8,6,4", "multiclass", 54),
     "iris": ("--data iris --hidden 8 --optimizer sgd", "multiclass", 45),

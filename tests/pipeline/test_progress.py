@@ -17,12 +17,15 @@ from wua_mlflow.pipeline.progress import Watched
 SCRIPT = """
 from wua_mlflow.config import load_settings
 from wua_mlflow.pipeline.progress import Watched
-from wua_mlflow.pipeline.recipe import load_recipe, train_one, train_replicates
+from wua_mlflow.pipeline.making import scratch
+from wua_mlflow.pipeline.recipe import load_recipe, train_one
+from wua_mlflow.pipeline.replicates import train_replicates
 from wua_mlflow.analysis import analyze
 recipe = load_recipe(load_settings(None, {"seeds": 3}))
 one = train_one(recipe, (10,), 30, seed=42, label="training a")
 test = recipe.evaluate(one.model, recipe.split.test, one.kind)
-train_replicates(recipe, (10,), 3, (one, test), label="replicates of a")
+train_replicates(recipe, scratch(recipe, (10,), 3), (one, test), count=3,
+                 label="replicates of a")
 analyze(one.model, Watched(recipe.split.train.inputs, passes=3, label="analysing a"), null=2)
 """
 

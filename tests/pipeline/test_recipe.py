@@ -16,7 +16,9 @@ from torch.utils.data import TensorDataset
 
 from wua_mlflow.config import load_settings
 from wua_mlflow.pipeline.machine import device_of
-from wua_mlflow.pipeline.recipe import Recipe, load_recipe, train_one, train_replicates
+from wua_mlflow.pipeline.making import scratch
+from wua_mlflow.pipeline.recipe import Recipe, load_recipe, train_one
+from wua_mlflow.pipeline.replicates import train_replicates
 from wua_mlflow.randomness import Purpose, torch_generator
 from wua_mlflow.training import TrainingDiverged
 
@@ -101,7 +103,7 @@ def test_replicates_repeat_the_recipe_with_the_next_seeds() -> None:
     recipe = recipe_of(seeds=3, seed=2**32 - 2, batch_size="full", lr=0.02)
     main = train_one(recipe, (5,), 3, seed=2**32 - 2)
     test = recipe.evaluate(main.model, recipe.split.test, main.kind)
-    found = train_replicates(recipe, (5,), 3, (main, test))
+    found = train_replicates(recipe, scratch(recipe, (5,), 3), (main, test), count=3)
     assert [one.seed for one in found] == [2**32 - 2, 2**32 - 1, 0]
     x, y = recipe.split.test.inputs, recipe.split.test.targets
     for one in found:
@@ -113,11 +115,17 @@ def test_replicates_repeat_the_recipe_with_the_next_seeds() -> None:
         assert one.score == pytest.approx(one.scores.mean())
 
 
-def test_replicates_of_a_slim_network_are_as_many_as_streams() -> None:
+def test_replicates_of_a_slim_network_go_on_from_the_streams() -> None:
     recipe = recipe_of(seeds=5)
     main = train_one(recipe, (3,), 1, seed=42)
     test = recipe.evaluate(main.model, recipe.split.test, main.kind)
-    assert len(train_replicates(recipe, (3,), 1, (main, test), streams=[main.stream] * 2)) == 2
+    streams = [main.stream, train_one(recipe, (5,), 1, seed=43).stream]
+    make = scratch(recipe, (3,), 1, streams)
+    _, second = train_replicates(recipe, make, (main, test), count=2)
+    alone = train_one(recipe, (3,), 1, seed=43, stream=streams[1])
+    again = recipe.evaluate(alone.model, recipe.split.test, alone.kind)
+    assert second.loss == pytest.approx(again.loss)
+    assert torch.equal(second.stream["cpu"], alone.stream["cpu"])
 
 
 def test_early_stopping_watches_the_validation_part_and_keeps_the_best() -> None:

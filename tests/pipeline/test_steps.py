@@ -10,8 +10,9 @@ from torch.utils.data import DataLoader
 
 from wua_mlflow.config import load_settings
 from wua_mlflow.pipeline import chain
+from wua_mlflow.pipeline.making import scratch
 from wua_mlflow.pipeline.recipe import load_recipe, train_one
-from wua_mlflow.pipeline.steps import Plan, derive_widths, marking
+from wua_mlflow.pipeline.steps import Plan, marking
 from wua_mlflow.tracking.store import connect
 
 QUICK = {"seeds": 1, "null_draws": 1}
@@ -28,7 +29,7 @@ def test_steps_days_apart_give_the_tutorials_figures(store_uri: str) -> None:
     found = chain.analyze_run(store, named)
     assert found.run_id == original.run_id
     assert f"{found.usage.layers['fc1'].effective_weights:.4f}" == "15.7751"
-    control, slim = chain.slim_run(store, named)
+    _, control, slim = chain.slim_run(store, named).variants
     assert (control.variant, slim.name) == ("oversized-same-budget", "slim 7")
     assert f"{slim.metrics['accuracy/train']:.4f}" == "0.8730"
     old, new, comparison = chain.compare_run(
@@ -94,16 +95,17 @@ def test_given_widths_are_checked_against_the_original(
     store_uri: str, widths: str, message: str
 ) -> None:
     store = connect("steps")
-    original = chain.train_run(
-        store, load_settings(None, {**QUICK, "epochs": 1, "slim_hidden": widths}))
+    original = chain.train_run(store, load_settings(None, {**QUICK, "epochs": 1}))
+    given = {"run_id": original.run_id, "slim_hidden": widths}
     with pytest.raises(ValueError, match=f"^{message}$"):
-        derive_widths(original)
+        chain.slim_run(store, load_settings(None, given), frozenset(given))
 
 
 def test_plans_are_named_by_widths_and_budget() -> None:
-    assert Plan("oversized", (64, 32), 5).name == "oversized 64-32"
-    assert Plan("slim", (7,), 60).name == "slim 7"
-    assert Plan("oversized-same-budget", (10,), 60).name == "oversized 10, 60 epochs"
+    make = scratch(load_recipe(load_settings(None, QUICK)), (7,), 60)
+    assert Plan("oversized", (64, 32), 5, make).name == "oversized 64-32"
+    assert Plan("slim", (7,), 60, make).name == "slim 7"
+    assert Plan("oversized-same-budget", (10,), 60, make).name == "oversized 10, 60 epochs"
 
 
 def test_a_step_that_fails_says_so_on_its_run(store_uri: str) -> None:

@@ -1,8 +1,8 @@
-"""Controls and last slim variants are found by tags, newest first."""
+"""Controls are found by tags, newest first; a result by the pipeline's own."""
 
 from __future__ import annotations
 
-from wua_mlflow.tracking.lineage import find_control, newest_slim
+from wua_mlflow.tracking.lineage import find_control, result_of
 from wua_mlflow.tracking.store import connect, new_run
 
 
@@ -27,11 +27,10 @@ def test_a_control_has_the_same_original_the_same_budget_and_is_trained(store_ur
     assert find_control(store.client, store.experiment_id, "a", 5) == right
 
 
-def test_the_newest_slim_variant_of_a_pipeline(store_uri):
+def test_the_result_of_a_pipeline_is_what_its_own_run_says(store_uri):
     store = connect("lineage")
-    assert newest_slim(store.client, store.experiment_id, "p") is None
-    _made(store, "slim", pipeline="p")
-    second = _made(store, "slim-2", pipeline="p")
-    _made(store, "oversized-same-budget", pipeline="p")
-    _made(store, "slim", pipeline="q")
-    assert newest_slim(store.client, store.experiment_id, "p") == second
+    pipeline = new_run(store, "pipeline", {"wua.kind": "pipeline"})
+    assert result_of(store.client, pipeline) is None
+    store.client.set_tag(pipeline, "wua.result", "r")
+    assert result_of(store.client, pipeline) == "r"
+    store.client.set_terminated(pipeline)

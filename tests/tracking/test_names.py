@@ -55,12 +55,12 @@ def test_every_name_of_the_contract_is_there():
 
 
 def test_metrics_beyond_the_contract_are_known_ones():
-    assert set(_values(Metric)) - set(METRICS) == {"loss/validation"}
+    assert set(_values(Metric)) - set(METRICS) == {"loss/validation", "training/seconds"}
 
 
 def test_values_of_tags_are_the_contracts():
     assert set(_values(Kind)) == {"pipeline", "variant", "step", "sweep", "trial"} == set(KINDS)
-    assert set(_values(Variant)) == {"oversized", "slim", "oversized-same-budget"}
+    assert set(_values(Variant)) == {"oversized", "slim", "oversized-same-budget", "from-scratch"}
     assert set(_values(Outcome)) == {"non_inferior", "inferior", "inconclusive"}
     assert step_tag("train") == "wua.step.train"
 

@@ -183,6 +183,21 @@ def test_structure_may_be_given():
     assert recommend_widths(model, data, structure=structure) == recommend_widths(model, data)
 
 
+@pytest.mark.parametrize("criterion", ["magnitude", "wanda", "output"])
+def test_units_in_the_order_of_another_criterion(criterion):
+    model, data = trained(10)
+    weight, out = model[0].weight.detach(), model[2].weight.detach()
+    order = {
+        "magnitude": weight.square().sum(1) + model[0].bias.detach().square()
+        + out.square().sum(0),
+        "wanda": (weight.abs() * data[0].norm(dim=0)).sum(1),
+        "output": (weight * model[0](data[0]).detach().mean(0)[:, None]).abs().sum(1),
+    }[criterion].argsort().tolist()
+    found = recommend_widths(model, data, criterion=criterion).layers[0].curve
+    assert found.scores == pytest.approx([
+        accuracy(without(model, {0: order[:10 - kept]}), data) for kept in range(1, 11)])
+
+
 def test_a_random_order_is_the_seeds():
     model, data = trained(16)
     curves = [recommend_widths(model, data, criterion="random", seed=seed).layers[0].curve

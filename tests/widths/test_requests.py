@@ -82,6 +82,8 @@ GOOD = rows(10, 3), labels(10, 2)
     ({"layers": []}, "layers: expected at least one name, but got none"),
     ({"seed": -1}, "seed: expected a whole number"),
     ({"task": "words"}, "task: expected one of binary, multiclass, regression, but got 'words'"),
+    ({"task": "words", "method": "rank"}, "task: expected one of binary, multiclass, regression"),
+    ({"fit_data": GOOD[0]}, "fit_data: expected none for the method ablation"),
     ({"method": "projection", "fit_data": torch.full((9, 3), torch.nan)},
      "data: expected finite inputs"),
 ])

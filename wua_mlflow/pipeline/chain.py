@@ -96,7 +96,16 @@ def _ended(
     store: Store, run_id: str | None, slimmed: Slimmed, usages: dict[str, ModelUsage],
     settings: Settings, files: Files | None = None,
 ) -> Outcome:
-    """Register the result where that is asked for, and publish it where there is a pipeline."""
+    """Register the result where that is asked for, and publish it where there is a pipeline.
+
+    Where there is no result, since no width below the original's was found, the pipeline says so.
+    """
+    if not slimmed.rounds:
+        if run_id is not None:
+            write(store.client, run_id, files=files, tags={
+                "mlflow.note.content": f"**No narrower network.** {slimmed.ended}",
+                "mlflow.runName": title_of(settings, slimmed.original.widths)})
+        return Outcome(slimmed, run_id)
     said = registered(store, slimmed.result, settings)
     if run_id is None:
         return Outcome(slimmed, registered=said)
@@ -108,10 +117,8 @@ def _published(
     store: Store, run_id: str, slimmed: Slimmed, *,
     usages: dict[str, ModelUsage] | None = None, files: Files | None = None,
 ) -> Report:
-    report = publish(store, run_id, (slimmed.original, *slimmed.variants),
-                     slimmed.result.comparison, usages=usages, files=files)
-    store.client.set_tag(run_id, Tag.RESULT, slimmed.result.variant.run_id)
-    return report
+    return publish(store, run_id, (slimmed.original, *slimmed.variants),
+                   slimmed.result.comparison, usages=usages, files=files)
 
 
 def _resolved(settings: Settings, how: str) -> Settings:

@@ -11,7 +11,6 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from wua_mlflow.config import Settings
 from wua_mlflow.evaluation import loss_for
@@ -23,13 +22,11 @@ from wua_mlflow.pipeline.variant import Variant
 from wua_mlflow.slimming import unit_groups
 from wua_mlflow.usage import ModelUsage
 from wua_mlflow.widths import WidthRecommendation, effective_widths, recommend_widths
-
-if TYPE_CHECKING:
-    from wua_mlflow.widths.search import SearchResult
+from wua_mlflow.widths.searched import SearchResult
 
 __all__ = ["Dimension", "Goal", "NoNarrowerError", "dimensions_of", "goal_of"]
 
-SEARCH_FROM = "ablation"
+SEARCH_FROM = "rank"
 """The method whose widths the search sets out for."""
 
 
@@ -134,8 +131,9 @@ def goal_of(
         widths = searched.widths
     if widths == units:
         raise NoNarrowerError(
-            f"slim_hidden: auto ({method}) found no width below those that the network has "
-            f"({','.join(map(str, units))}){_note(searched)}; name smaller ones, if any")
+            f"The method {method} finds no width below those that the network has "
+            f"({','.join(map(str, units))}){_note(searched)}. Another method may "
+            f"(--width-method), or name the widths (--slim-hidden).")
     return Goal(dimensions, tuple(widths), method, recommendation, searched)
 
 

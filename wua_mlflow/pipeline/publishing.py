@@ -20,7 +20,7 @@ from wua_mlflow.plots import (
     variant_colour,
 )
 from wua_mlflow.tracking.log import Files, write
-from wua_mlflow.tracking.names import ArtifactPath, Metric
+from wua_mlflow.tracking.names import ArtifactPath, Metric, Tag
 from wua_mlflow.tracking.store import Store
 from wua_mlflow.tracking.view import ensure_view, latest_view
 from wua_mlflow.usage import ModelUsage
@@ -62,7 +62,7 @@ def publish(
     png = picture.getvalue()
     markdown = markdown_report(report)
     write(store.client, run_id, metrics=comparison.metrics,
-          tags={**comparison.tags, "mlflow.note.content": markdown,
+          tags={**comparison.tags, Tag.RESULT: slim.run_id, "mlflow.note.content": markdown,
                 "mlflow.runName": report.title},
           files={
               ArtifactPath.REPORT_MARKDOWN: f"# {report.title}\n\n{markdown}",

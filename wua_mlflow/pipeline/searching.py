@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -23,9 +22,8 @@ from wua_mlflow.pipeline.recipe import Recipe
 from wua_mlflow.pipeline.replicates import naming_replicate, replicate_seed
 from wua_mlflow.randomness import Purpose, torch_generator
 from wua_mlflow.verdict import required_examples_without_discordance
-
-if TYPE_CHECKING:
-    from wua_mlflow.widths.search import SearchResult
+from wua_mlflow.widths.search import search_widths
+from wua_mlflow.widths.searched import SearchResult
 
 __all__ = ["Retraining", "folds_of", "search", "validation_scores"]
 
@@ -57,8 +55,6 @@ def search(
     settings: Settings, retraining: Retraining, units: Sequence[int], suggestion: Sequence[int]
 ) -> SearchResult:
     """The smallest widths whose networks are as good as those of ``units``, on validation data."""
-    from wua_mlflow.widths.search import search_widths
-
     seeds = SEEDS if settings.seeds >= SEEDS else 1
     recipes = list(_recipes(settings, retraining))
     with tqdm(total=settings.search_runs, desc="searching widths", disable=None, leave=False,

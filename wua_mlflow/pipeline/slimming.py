@@ -59,7 +59,7 @@ class _Done:
 class Slimmed:
     """All rounds, and the usage of every variant in them that was analysed, by its name.
 
-    ``ended`` says why there is no further round, where more were asked for.
+    ``ended`` says why there is no further round, where more were asked for; there may be none.
     """
 
     original: Variant
@@ -69,12 +69,18 @@ class Slimmed:
 
     @property
     def result(self) -> Round:
-        """The last round that is as good as the original; the first, where none is."""
+        """The last round that is as good as the original; the first, where none is.
+
+        Raises:
+            IndexError: there are no rounds.
+        """
         return next((one for one in reversed(self.rounds) if one.as_good), self.rounds[0])
 
     @property
     def variants(self) -> tuple[Variant, ...]:
         """All that was trained, the result last."""
+        if not self.rounds:
+            return ()
         result = self.result
         found = [one for each in self.rounds for one in (*each.controls, each.variant)]
         others = {one.run_id: one for one in found if one.run_id != result.variant.run_id}
@@ -123,7 +129,7 @@ def slim(
         pipeline: the pipeline's run.
 
     Raises:
-        ValueError: one line; as ``goal_of``, in the first round.
+        ValueError: one line; as ``goal_of``.
     """
     check_slimming(settings)
     root = remembered(original.make) if settings.how == "prune" else original.make
@@ -134,8 +140,6 @@ def slim(
         try:
             goal = goal_of(settings, bench.parent, bench.dimensions, bench.retraining, usage)
         except NoNarrowerError as error:
-            if number == 1:
-                raise
             return Slimmed(original, tuple(rounds), usages, str(error))
         done = _round(store, bench, goal, number, pipeline)
         for one in (*done.controls, done.variant):

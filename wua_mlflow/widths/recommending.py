@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from numbers import Real
-from typing import Any
+from typing import Any, get_args
 
 from torch import Tensor, nn
 
@@ -38,6 +38,7 @@ __all__ = ["METHODS", "recommend_widths"]
 METHODS = ("effective", "rank", "projection", "ablation")
 """The methods that need no training; ``search`` is ``wua_mlflow.widths.search``."""
 _DEFAULT_CRITERION = {"effective": "output", "ablation": "taylor"}
+_DIRECTIONS = ("rank", "projection")
 _NO_TARGETS_NEEDED = ("output", "input", "wanda", "magnitude")
 
 
@@ -118,15 +119,16 @@ def recommend_widths(  # noqa: PLR0913 - the options of one question, each by na
         margin: how much of the mean score may be lost, in its unit; in [0, 1).
         layers: names of groups, or of layers in them; all groups, if None.
         task: ``binary``, ``multiclass`` or ``regression``; read from the data, if None.
-        loss: of outputs and targets, the mean over examples; that of the task, if None.
+        loss: of outputs and targets, the mean over examples; that of the task, if None. For the
+            criterion ``taylor``.
         score: of outputs and targets, one number an example; right or wrong, or its share of R²,
-            if None.
+            if None. For ``projection`` and ``ablation``.
         criterion: what makes a unit important (``ablation``: ``taylor``, any of ``analyze``'s, or
             ``random``), or a weight (``effective``: ``output``).
         jointly: whether the widths of several groups together are to be within the margin
             (``projection``, ``ablation``); else each is where all other groups are whole.
-        fit_data: inputs, shape (examples, ...), that the directions of ``projection`` come from;
-            those of ``data``, if None.
+        fit_data: inputs, shape (examples, ...), whose activations ``rank`` and ``projection`` take
+            the directions of; those of ``data``, if None.
         structure: the groups; found, if None.
         seed: of the criterion ``random``.
 
@@ -141,7 +143,9 @@ def recommend_widths(  # noqa: PLR0913 - the options of one question, each by na
     >>> list(found.widths), 1 <= found.widths["0"] <= 8
     (['0'], True)
     """
-    _check(method, margin, criterion)
+    _check(method, margin, criterion, fit_data)
+    if task is not None and task not in get_args(Task):
+        raise ValueError(f"task: expected one of {', '.join(get_args(Task))}, but got {task!r}")
     model = unwrapped(model)
     inputs, _ = tensors_of(data, model)
     structure = unit_groups(model, inputs[:2]) if structure is None else structure
@@ -244,7 +248,7 @@ def _wanted(structure: Structure, layers: Sequence[str] | None) -> Structure:
     return replace(structure, groups=kept)
 
 
-def _check(method: str, margin: float, criterion: str | None) -> None:
+def _check(method: str, margin: float, criterion: str | None, fit_data: Any) -> None:
     if method not in METHODS:
         hint = "; it trains networks: call wua_mlflow.widths.search" if method == "search" \
             else nearest(str(method), METHODS)
@@ -254,3 +258,6 @@ def _check(method: str, margin: float, criterion: str | None) -> None:
     if criterion is not None and method not in _DEFAULT_CRITERION:
         raise ValueError(f"criterion: expected none for the method {method}, which uses no "
                          f"importance, but got '{criterion}'")
+    if fit_data is not None and method not in _DIRECTIONS:
+        raise ValueError(f"fit_data: expected none for the method {method}, which looks at no "
+                         "directions")

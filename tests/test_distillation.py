@@ -1,0 +1,69 @@
+"""The distillation loss against formulas written out, and what it does to training."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from wua_mlflow.distillation import distilling
+from wua_mlflow.training import Budget, fit
+
+
+def draw(*shape: int, seed: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def test_several_classes_by_hand() -> None:
+    ours, theirs = draw(6, 4, seed=1), draw(6, 4, seed=2)
+    targets = torch.tensor([0, 1, 2, 3, 0, 1])
+    p, q = (theirs / 3).softmax(1), (ours / 3).softmax(1)
+    distance = 9 * (p * (p / q).log()).sum(1).mean()
+    expected = 0.7 * functional.cross_entropy(ours, targets) + 0.3 * distance
+    aim = distilling(functional.cross_entropy, "multiclass", "logits", share=0.3, temperature=3)
+    assert aim(ours, (targets, theirs)).item() == pytest.approx(expected.item(), rel=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["logits", "probabilities"])
+def test_a_binary_output_is_two_classes(kind: str) -> None:
+    ours, theirs = draw(5, 1, seed=1), draw(5, 1, seed=2)
+    heat = 2.0 if kind == "logits" else 1.0
+    p, q = (theirs / heat).sigmoid(), (ours / heat).sigmoid()
+    distance = heat**2 * (p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()).mean()
+    outputs, taught = (ours, theirs) if kind == "logits" else (ours.sigmoid(), theirs.sigmoid())
+    aim = distilling(functional.mse_loss, "binary", kind, share=1.0)  # type: ignore[arg-type]
+    found = aim(outputs, (torch.zeros(5, 1), taught))
+    assert found.item() == pytest.approx(distance.item(), rel=1e-9)
+
+
+def test_probabilities_of_zero_are_no_infinity() -> None:
+    outputs, taught = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])
+    aim = distilling(functional.mse_loss, "multiclass", "probabilities", share=1.0)
+    assert torch.isfinite(aim(outputs, (torch.zeros(1, 2), taught)))
+
+
+def test_a_regression_aims_at_the_teachers_values() -> None:
+    ours, theirs, targets = draw(5, 1, seed=1), draw(5, 1, seed=2), draw(5, 1, seed=3)
+    aim = distilling(functional.mse_loss, "regression", "values")
+    expected = 0.5 * ((ours - targets) ** 2).mean() + 0.5 * ((ours - theirs) ** 2).mean()
+    assert aim(ours, (targets, theirs)).item() == pytest.approx(expected.item(), rel=1e-12)
+
+
+@pytest.mark.parametrize("batch_size", ["full", 7])
+def test_a_network_learns_the_teacher_where_the_targets_are_noise(batch_size: object) -> None:
+    """Batches keep inputs, targets and the teacher's outputs of a sample together."""
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(40, 3, generator=generator)
+    teacher = nn.Linear(3, 1)
+    with torch.no_grad():
+        teacher.weight.copy_(torch.tensor([[1.0, -2.0, 0.5]]))
+        taught = teacher(inputs)
+    noise = torch.randn(40, 1, generator=generator)
+    student = nn.Linear(3, 1)
+    aim = distilling(functional.mse_loss, "regression", "values", share=1.0)
+    budget = Budget(epochs=400, lr=0.05, batch_size=batch_size)  # type: ignore[arg-type]
+    for _ in fit(student, (inputs, (noise, taught)), aim, budget, generator=generator,
+                 validation=(inputs, (noise, taught))):
+        pass
+    assert torch.allclose(student.weight, teacher.weight, atol=0.02)
