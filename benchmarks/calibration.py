@@ -14,7 +14,7 @@ from statistics import NormalDist
 
 import numpy as np
 
-from wua_mlflow.intervals import bootstrap_t_interval
+from wua_mlflow.bootstrap import bootstrap_t_interval
 from wua_mlflow.verdict import compare
 
 __all__ = ["main"]

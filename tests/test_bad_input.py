@@ -45,8 +45,8 @@ SETTINGS = [
     ("--criterion entropy", "criterion: expected output, input, wanda, magnitude, taylor, "
                             "package.module:function, or several of them, each once, but got "
                             "'entropy'"),
-    ("--width-method best", "width_method: expected 'effective', 'rank', 'projection', "
-                            "'ablation' or 'search', "
+    ("--width-method best", "width_method: expected 'auto', 'effective', 'rank', "
+                            "'projection', 'ablation' or 'search', "
                             "but got 'best'"),
     ("--optimizer adamw", "optimizer: expected 'adam' or 'sgd', but got 'adamw'"),
     ("--task classes", "task: expected 'binary', 'multiclass' or 'regression', but got 'classes'"),

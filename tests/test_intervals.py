@@ -13,7 +13,7 @@ import pytest
 from scipy import stats
 from scipy.optimize import brentq, minimize_scalar
 
-from wua_mlflow import intervals
+from wua_mlflow import bootstrap, intervals
 from wua_mlflow.randomness import Purpose
 
 # Tango's score interval
@@ -101,7 +101,7 @@ def test_tango_seldom_claims_non_inferiority_at_the_margin(examples, margin, gai
 
 def test_bootstrap_t_agrees_with_normal_theory_on_a_big_sample():
     values = np.random.default_rng(1).normal(0.01, 0.2, size=3000)
-    low, high = intervals.bootstrap_t_interval(values, confidence=0.95, seed=0)
+    low, high = bootstrap.bootstrap_t_interval(values, confidence=0.95, seed=0)
     theory = stats.ttest_1samp(values, 0).confidence_interval(0.95)
     error = values.std(ddof=1) / math.sqrt(values.size)
     assert (low, high) == pytest.approx((theory.low, theory.high), abs=0.1 * error)
@@ -109,7 +109,7 @@ def test_bootstrap_t_agrees_with_normal_theory_on_a_big_sample():
 
 def test_bootstrap_t_takes_the_quantiles_of_all_resamples():
     values = np.array([-0.3, 0.1, 0.15, 0.4, 1.1, 0.05])
-    low, high = intervals.bootstrap_t_interval(values, confidence=0.9, seed=3)
+    low, high = bootstrap.bootstrap_t_interval(values, confidence=0.9, seed=3)
     error, t = values.std(ddof=1) / math.sqrt(6), []
     for resample in itertools.product(values, repeat=6):
         spread = np.std(resample, ddof=1) if len(set(resample)) > 1 else 0.0
@@ -123,7 +123,7 @@ def test_bootstrap_t_takes_the_quantiles_of_all_resamples():
 def test_bootstrap_t_covers_the_mean_of_a_skewed_distribution():
     rng, covered = np.random.default_rng(5), []
     for trial in range(400):
-        low, high = intervals.bootstrap_t_interval(
+        low, high = bootstrap.bootstrap_t_interval(
             1 - rng.exponential(size=40), confidence=0.95, seed=trial, resamples=999
         )
         covered.append(low <= 0 <= high)
@@ -132,32 +132,32 @@ def test_bootstrap_t_covers_the_mean_of_a_skewed_distribution():
 
 def test_bootstrap_t_is_antisymmetric_and_equivariant():
     values = np.random.default_rng(2).gamma(2.0, size=50)
-    low, high = intervals.bootstrap_t_interval(values, confidence=0.95, seed=4)
-    swapped = intervals.bootstrap_t_interval(-values, confidence=0.95, seed=4)
+    low, high = bootstrap.bootstrap_t_interval(values, confidence=0.95, seed=4)
+    swapped = bootstrap.bootstrap_t_interval(-values, confidence=0.95, seed=4)
     assert swapped == pytest.approx((-high, -low))
-    moved = intervals.bootstrap_t_interval(0.01 * values - 3, confidence=0.95, seed=4)
+    moved = bootstrap.bootstrap_t_interval(0.01 * values - 3, confidence=0.95, seed=4)
     assert moved == pytest.approx((0.01 * low - 3, 0.01 * high - 3))
 
 
 def test_bootstrap_t_in_chunks_is_the_same(monkeypatch):
     values = np.random.default_rng(2).gamma(2.0, size=33)
-    whole = intervals.bootstrap_t_interval(values, confidence=0.95, seed=4)
-    monkeypatch.setattr(intervals, "_CHUNK_DRAWS", 500)
-    assert intervals.bootstrap_t_interval(values, confidence=0.95, seed=4) == whole
+    whole = bootstrap.bootstrap_t_interval(values, confidence=0.95, seed=4)
+    monkeypatch.setattr(bootstrap, "_CHUNK_DRAWS", 500)
+    assert bootstrap.bootstrap_t_interval(values, confidence=0.95, seed=4) == whole
 
 
 def test_bootstrap_t_draws_from_the_stream_for_resampling():
-    assert intervals._RESAMPLING == Purpose.RESAMPLING
+    assert bootstrap._RESAMPLING == Purpose.RESAMPLING
 
 
 def test_bootstrap_t_stays_finite_and_wide_where_resamples_have_no_spread():
     values = np.zeros(100)
     values[7] = -0.5
-    low, high = intervals.bootstrap_t_interval(values, confidence=0.95, seed=0)
+    low, high = bootstrap.bootstrap_t_interval(values, confidence=0.95, seed=0)
     student = stats.ttest_1samp(values, 0).confidence_interval(0.95)
     assert low == -0.5
     assert student.low < high <= student.high
-    pair = intervals.bootstrap_t_interval(np.array([0.1, 0.3]), confidence=0.95, seed=0)
+    pair = bootstrap.bootstrap_t_interval(np.array([0.1, 0.3]), confidence=0.95, seed=0)
     assert pair == pytest.approx(
         tuple(stats.ttest_1samp([0.1, 0.3], 0).confidence_interval(0.95)), rel=1e-9
     )
@@ -191,7 +191,7 @@ def test_crossed_components_and_interval_by_explicit_loops():
     parts = intervals.crossed(cand - base)
     assert parts.mean == pytest.approx(cand.mean() - base.mean())
     assert parts.half_width(0.95) == pytest.approx(half)
-    assert parts.predicted_half_width(6, 9, 0.95) == pytest.approx(half)
+    assert parts.predicted(6, 9).half_width(0.95) == pytest.approx(half)
 
 
 @pytest.mark.parametrize("axis", [0, 1])

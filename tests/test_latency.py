@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from wua_mlflow.latency import Latency, measure_latency
+from wua_mlflow.latency import Latency, latency_ratio, measure_latency
 
 
 class Clock:
@@ -56,8 +56,11 @@ def test_constant_times():
         "big": lambda number, size: 0.004 if size == 1 else 0.016,
         "slim": lambda number, size: 0.001 if size == 1 else 0.002,
     }, rounds=40)
-    assert found["big"] == Latency(pytest.approx(4.0), pytest.approx(4.0), pytest.approx(500), 40)
-    assert found["slim"] == Latency(pytest.approx(1.0), pytest.approx(1.0), pytest.approx(4000), 40)
+    for name, ms, a_second in (("big", 4.0, 500), ("slim", 1.0, 4000)):
+        one = found[name]
+        assert (one.p50_ms, one.p95_ms, one.samples_per_s, one.rounds) == (
+            pytest.approx(ms), pytest.approx(ms), pytest.approx(a_second), 40)
+        assert one.times_ms == pytest.approx([ms] * 40)
 
 
 def test_quantiles_are_numpys_and_the_warm_up_is_not_in_them():
@@ -144,3 +147,28 @@ def test_the_clock_is_the_real_one_unless_given():
 def test_nothing_to_time(models, inputs, rounds, message):
     with pytest.raises(ValueError, match=message):
         measure_latency(models, inputs, rounds=rounds)
+
+
+def timed_as(times: np.ndarray) -> Latency:
+    return Latency(float(np.median(times)), 0.0, 0.0, len(times), tuple(times))
+
+
+def test_the_ratio_of_medians_and_its_interval_hold_their_level() -> None:
+    """Rounds that are independent, then rounds whose load drifts: near 95% of intervals."""
+    for drift in (0.0, 0.3):
+        draw, hit, trials = np.random.default_rng(0), 0, 120
+        for trial in range(trials):
+            load = np.cumsum(draw.normal(0, drift, 300)) * 0.05
+            slim = np.exp(draw.normal(0, 0.2, 300) + load)
+            big = 1.5 * np.exp(draw.normal(0, 0.2, 300) + load)
+            ratio, low, high = latency_ratio(timed_as(big), timed_as(slim), seed=trial)
+            assert low <= ratio <= high
+            hit += low <= 1.5 <= high
+        assert hit / trials > 0.88
+
+
+def test_the_ratio_needs_the_same_rounds() -> None:
+    one, other = timed_as(np.ones(3)), timed_as(np.ones(4))
+    with pytest.raises(ValueError, match="expected times of the same rounds, but got 3 and 4"):
+        latency_ratio(one, other)
+    assert latency_ratio(one, one) == (1.0, 1.0, 1.0)

@@ -39,7 +39,7 @@ def _restored_globals():
 def test_the_numbers_of_the_purposes_are_fixed():
     assert {purpose.name: purpose.value for purpose in Purpose} == {
         "SPLIT": 1, "VALIDATION_DATA": 2, "TEST_DATA": 3, "LOADER": 4, "LATENCY": 5, "NULL": 6,
-        "RESAMPLING": 7, "NULL_UNITS": 8,
+        "RESAMPLING": 7, "NULL_UNITS": 8, "FOLDS": 9, "LATENCY_RATIO": 10,
     }
 
 

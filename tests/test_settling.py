@@ -1,6 +1,7 @@
 """What would settle an inconclusive verdict: each number named is put back in.
 
-References: ``compare`` on data made to show exactly the components; linear search with scipy.
+References: how many of simulated verdicts on as many examples or seeds are settled; linear search
+with scipy's noncentral t; values by hand.
 """
 
 from __future__ import annotations
@@ -13,7 +14,13 @@ import pytest
 from scipy import stats
 
 from wua_mlflow import intervals, settling
-from wua_mlflow.verdict import Verdict, compare, required_examples_without_discordance
+from wua_mlflow.bootstrap import bootstrap_t_interval
+from wua_mlflow.verdict import (
+    Verdict,
+    compare,
+    required_examples_without_discordance,
+    too_small,
+)
 
 
 def outcomes(gained: int, lost: int, examples: int) -> tuple[np.ndarray, np.ndarray]:
@@ -40,25 +47,43 @@ def table(rows: float, columns: float, residual: float, shape: tuple[int, int]) 
 
 
 def numbers(sentence: str | None) -> list[int]:
+    """All but the chance."""
     assert sentence is not None
-    return [int(number.replace(",", "")) for number in re.findall(r"\d[\d,]*", sentence)]
+    bare = sentence.replace("a chance of 80%", "")
+    return [int(number.replace(",", "")) for number in re.findall(r"\d[\d,]*", bare)]
+
+
+# Artifacts
 
 
 @pytest.mark.parametrize(
-    ("gained", "lost", "margin"), [(10, 20, 0.03), (3, 20, 0.02), (2, 2, 0.01)]
+    ("gained", "lost", "margin"), [(10, 20, 0.03), (3, 20, 0.02), (2, 2, 0.01), (0, 20, 0.05)]
 )
-def test_tango_settles_at_the_examples_named(gained, lost, margin):
+def test_four_of_five_artifacts_are_settled_at_the_examples_named(gained, lost, margin):
+    """As many examples, right and wrong drawn with the shares seen; 1,500 trials: ± 0.01."""
     verdict = compare(*outcomes(gained, lost, 500), margin=margin)
     needed, now = numbers(verdict.settle)
     assert (verdict.outcome, now) == ("inconclusive", 500)
+    assert verdict.settle is not None and "with a chance of 80%, if" in verdict.settle
 
-    def excludes(n: int) -> bool:
-        counts = gained * n / 500, lost * n / 500
-        low, high = intervals.tango_interval(*counts, n, confidence=0.95)
-        return low > -margin or high < -margin
+    def settled(n: int) -> float:
+        shares = [gained / 500, lost / 500, 1 - (gained + lost) / 500]
+        drawn = np.random.default_rng(0).multinomial(n, shares, size=1500)
+        limits = [intervals.tango_interval(g, b, n, confidence=0.95) for g, b, _ in drawn]
+        return float(np.mean([low > -margin or high < -margin for low, high in limits]))
 
-    assert excludes(needed)
-    assert not excludes(needed - 1)
+    assert settled(needed) == pytest.approx(0.8, abs=0.05)
+    assert settled(needed // 2) < 0.65
+
+
+def test_examples_for_an_artifact_by_hand():
+    """Gains 1%, loses 2%, margin 2 points.
+
+    Lost if delta were −0.02: q = (0.0702 + √(0.0702² − 8 · 0.000408)) ÷ 4 = 0.0277485;
+    variances 2q − 0.0204 = 0.035097 and 0.03 − 0.01² = 0.0299;
+    n > ((1.95996 · 0.187342 + 0.84162 · 0.172916) ÷ 0.01)² = 2628.8.
+    """
+    assert settling.tango_examples(0.01, 0.02, margin=0.02, confidence=0.95) == 2629
 
 
 @pytest.mark.parametrize("margin", [0.001, 0.01, 0.025, 0.5])
@@ -76,22 +101,42 @@ def test_examples_without_discordance_for_one_point():
     assert required_examples_without_discordance(0.01, 0.9) == 268
 
 
-def test_bootstrap_settles_at_the_examples_named():
+def test_a_test_set_too_small_says_how_large_it_must_be():
+    assert too_small(380, 0.01) == (
+        "test data: expected at least 381 examples to show even of equal models that they are "
+        "within a margin of 0.01, but got 380; take more, or a margin of at least 0.0101")
+    assert too_small(381, 0.01) is None
+    assert too_small(267, 0.01, 0.9) is not None and too_small(268, 0.01, 0.9) is None
+    assert (too_small(10_000, 0.0) or "").startswith("margin: expected above 0, since at 0 no")
+
+
+@pytest.mark.parametrize(("examples", "margin"), [(30, 0.02), (114, 0.01), (540, 0.001)])
+def test_the_margin_that_is_offered_instead_can_be_shown(examples, margin):
+    line = too_small(examples, margin)
+    assert line is not None
+    offered = float(line.rsplit(" ", 1)[1])
+    assert too_small(examples, offered) is None
+    assert too_small(examples, 0.98 * offered) is not None
+    assert compare(np.ones(examples), np.ones(examples), margin=offered).outcome == "non_inferior"
+
+
+def test_four_of_five_regressions_are_settled_at_the_examples_named():
+    """300 trials, 500 resamples each: ± 0.023."""
     rng = np.random.default_rng(0)
+    differences = rng.normal(0, 0.3, size=80)
+    differences -= differences.mean()
     base = rng.normal(size=80)
-    cand = base + rng.normal(0, 0.3, size=80)
-    margin = 0.05
-    needed, now = numbers(compare(base, cand, margin=margin, score="R²").settle)
+    needed, now = numbers(compare(base, base + differences, margin=0.05, score="R²").settle)
     assert now == 80
-    above = math.ceil(1.2 * needed / 80)
-    below = math.floor(needed / 80 / 1.2)
-    assert 1 <= below < above
-    assert (
-        compare(np.tile(base, above), np.tile(cand, above), margin=margin).outcome != "inconclusive"
-    )
-    assert (
-        compare(np.tile(base, below), np.tile(cand, below), margin=margin).outcome == "inconclusive"
-    )
+    spread, settled = differences.std(ddof=1), []
+    for trial in range(300):
+        low, high = bootstrap_t_interval(
+            rng.normal(0, spread, size=needed), confidence=0.95, seed=trial, resamples=500)
+        settled.append(low > -0.05 or high < -0.05)
+    assert np.mean(settled) == pytest.approx(0.8, abs=0.07)
+
+
+# Recipes
 
 
 def grown(components: tuple[float, float, float], shape: tuple[int, int]) -> np.ndarray:
@@ -108,9 +153,24 @@ def outcome_at(
     return compare(np.zeros(shape), grown(components, shape), margin=margin)
 
 
+def settled_share(
+    components: tuple[float, float, float], shape: tuple[int, int], margin: float
+) -> float:
+    """Of 800 verdicts on effects drawn anew, true difference 0; ± 0.014."""
+    rng, (a, b, e), (seeds, examples) = np.random.default_rng(1), np.sqrt(components), shape
+    hits = 0
+    for _ in range(800):
+        drawn = a * rng.normal(size=(seeds, 1)) + b * rng.normal(size=examples)
+        parts = intervals.crossed(drawn + e * rng.standard_normal(shape))
+        half = parts.half_width(0.95)
+        hits += parts.mean - half > -margin or parts.mean + half < -margin
+    return hits / 800
+
+
 SEEDS_DOMINATE = (0.03**2, 0.05**2, 0.1**2)
 EXAMPLES_DOMINATE = (0.001**2, 0.3**2, 0.1**2)
 BALANCED = (0.02**2, 0.2**2, 0.1**2)
+EITHER = (0.04**2, 0.2**2, 0.1**2)
 
 
 def test_recipe_settles_by_seeds_alone_where_seeds_dominate():
@@ -119,9 +179,8 @@ def test_recipe_settles_by_seeds_alone_where_seeds_dominate():
     assert "more test examples alone cannot: the spread between seeds" in verdict.settle
     seeds, now = numbers(verdict.settle)
     assert now == 6
-    assert outcome_at(SEEDS_DOMINATE, (seeds, 100), 0.02).outcome == "non_inferior"
-    assert outcome_at(SEEDS_DOMINATE, (seeds - 1, 100), 0.02).outcome == "inconclusive"
-    assert outcome_at(SEEDS_DOMINATE, (6, 10_000), 0.02).outcome == "inconclusive"
+    assert settled_share(SEEDS_DOMINATE, (seeds, 100), 0.02) == pytest.approx(0.8, abs=0.05)
+    assert settled_share(SEEDS_DOMINATE, (6, 5_000), 0.02) < 0.4
 
 
 def test_recipe_settles_by_examples_alone_where_examples_dominate():
@@ -130,28 +189,26 @@ def test_recipe_settles_by_examples_alone_where_examples_dominate():
     assert "more seeds alone may not: too few test examples tell the two apart" in verdict.settle
     examples, now = numbers(verdict.settle)
     assert now == 100
-    assert outcome_at(EXAMPLES_DOMINATE, (6, examples), 0.04).outcome == "non_inferior"
-    assert outcome_at(EXAMPLES_DOMINATE, (6, examples - 1), 0.04).outcome == "inconclusive"
-    assert outcome_at(EXAMPLES_DOMINATE, (600, 100), 0.04).outcome == "inconclusive"
+    assert settled_share(EXAMPLES_DOMINATE, (6, examples), 0.04) == pytest.approx(0.8, abs=0.05)
+    assert settled_share(EXAMPLES_DOMINATE, (300, 100), 0.04) < 0.4
 
 
 def test_recipe_settles_by_either():
-    verdict = outcome_at(BALANCED, (6, 100), 0.05)
+    verdict = outcome_at(EITHER, (6, 100), 0.065)
     seeds, seeds_now, examples, examples_now = numbers(verdict.settle)
     assert (seeds_now, examples_now) == (6, 100)
-    for enough, short in [((seeds, 100), (seeds - 1, 100)), ((6, examples), (6, examples - 1))]:
-        assert outcome_at(BALANCED, enough, 0.05).outcome == "non_inferior"
-        assert outcome_at(BALANCED, short, 0.05).outcome == "inconclusive"
+    for shape in ((seeds, 100), (6, examples)):
+        assert settled_share(EITHER, shape, 0.065) == pytest.approx(0.8, abs=0.05)
 
 
 def test_recipe_settles_only_by_both():
-    verdict = outcome_at(BALANCED, (6, 100), 0.01)
+    verdict = outcome_at(BALANCED, (6, 100), 0.02)
     assert verdict.settle is not None and verdict.settle.startswith("Neither more seeds nor")
     seeds, examples, *now = numbers(verdict.settle)
     assert now == [6, 100]
-    assert outcome_at(BALANCED, (seeds, examples), 0.01).outcome == "non_inferior"
-    assert outcome_at(BALANCED, (600, 100), 0.01).outcome == "inconclusive"
-    assert outcome_at(BALANCED, (6, 10_000), 0.01).outcome == "inconclusive"
+    assert settled_share(BALANCED, (seeds, examples), 0.02) == pytest.approx(0.8, abs=0.05)
+    assert settled_share(BALANCED, (300, 100), 0.02) < 0.5
+    assert settled_share(BALANCED, (6, 5_000), 0.02) < 0.7
 
 
 def test_nothing_settles_an_estimate_at_the_margin():
@@ -181,15 +238,29 @@ def test_crossed_need_by_linear_search(share):
     a, b, e, seeds, examples = 0.02**2, 0.2**2, 0.3**2, 5, 60
     parts = intervals.crossed(grown((a, b, e), (seeds, examples)))
 
-    def half(s: int, n: int) -> float:
-        return stats.t.ppf(0.975, s - 1) * math.sqrt(a / s + b / n + e / (s * n))
+    def chance(s: int, n: int) -> float:
+        rows, columns, shared = a / s + e / (s * n), b / n + e / (s * n), e / (s * n)
+        variance = a / s + b / n + e / (s * n)
+        freedom = variance**2 / (
+            rows**2 / (s - 1) + columns**2 / (n - 1) + shared**2 / ((s - 1) * (n - 1)))
+        beyond = stats.nct.sf(stats.t.ppf(0.975, s - 1), freedom, distance / math.sqrt(variance))
+        return float(beyond)
 
-    distance = share * half(seeds, examples)
+    distance = share * parts.half_width(0.95)
     need = settling.crossed_need(parts, distance, confidence=0.95)
-    more_seeds = (s for s in range(seeds, 100 * seeds + 1) if half(s, examples) < distance)
-    more_examples = (n for n in range(examples, 6001) if half(seeds, n) < distance)
-    both = (s for s in range(seeds, 501) if half(s, 12 * s) < distance)
-    assert need.seeds == next(more_seeds, None)
-    assert need.examples == next(more_examples, None)
+    more_seeds = (s for s in range(seeds, 101) if chance(s, examples) >= 0.8)
+    more_examples = (n for n in range(examples, 1001) if chance(seeds, n) >= 0.8)
+    both = (s for s in range(seeds, 501) if chance(s, 12 * s) >= 0.8)
     fewest = next(both)
     assert need.both == (fewest, 12 * fewest)
+    for found, searched, last in (
+        (need.seeds, next(more_seeds, None), 100), (need.examples, next(more_examples, None), 1000)
+    ):
+        assert found == searched if searched else found is None or found > last
+
+
+def test_power_of_a_t_test():
+    """Noncentral t, by scipy."""
+    for ratio, seeds in [(0.5, 5), (2.0, 10), (3.5, 20)]:
+        expected = stats.nct.sf(stats.t.ppf(0.975, seeds - 1), seeds - 1, ratio)
+        assert intervals.t_power(ratio, 0.95, seeds - 1, seeds - 1) == pytest.approx(expected)

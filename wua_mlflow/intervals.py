@@ -1,6 +1,6 @@
 """Confidence intervals for the mean of a paired difference, candidate minus baseline.
 
-Three designs: 0/1 scores (Tango), other scores (bootstrap-t), seeds crossed with examples.
+Two designs: 0/1 scores (Tango), and seeds crossed with examples; what both need of quantiles.
 May import: numpy, scipy (inside functions). Tests: ``tests/test_intervals.py``; error rates:
 ``benchmarks/calibration.py``.
 """
@@ -16,26 +16,17 @@ from numpy.typing import NDArray
 
 __all__ = [
     "Crossed",
-    "bootstrap_t_interval",
     "crossed",
     "normal_quantile",
     "null_variance",
     "spans",
+    "t_power",
     "t_quantile",
     "tango_interval",
     "unseen_reach",
 ]
 
 Floats = NDArray[np.float64]
-
-_CHUNK_DRAWS = 2**21
-"""Draws held in memory at once while resampling: about 40 MB."""
-
-_TOTAL_DRAWS = 10**9
-"""Above this many draws the number of resamples is lowered, to no fewer than 1,000."""
-
-_RESAMPLING = 7
-"""``Purpose.RESAMPLING`` of ``randomness.py``, which imports torch; this file does not."""
 
 _FEW = 5
 """With fewer differing examples, what may have gone unseen bounds the interval."""
@@ -54,6 +45,26 @@ def t_quantile(confidence: float, freedom: int) -> float:
     from scipy.special import stdtrit
 
     return float(stdtrit(freedom, (1 + confidence) / 2))
+
+
+def t_power(ratio: float, confidence: float, freedom: int, scatter: float) -> float:
+    """The chance that an interval leaves a point out on the side of the truth.
+
+    The interval is the estimate ± t(``freedom``) · its estimated standard error.
+
+    Args:
+        ratio: distance of the truth from the point, in standard errors.
+        confidence: of the two-sided interval.
+        freedom: degrees of freedom of its quantile.
+        scatter: degrees of freedom of the estimated variance; with ``freedom`` of them this is the
+            power of a t test (noncentral t).
+
+    >>> round(t_power(2.0, 0.95, 19, 19), 2), round(t_power(0.0, 0.95, 19, 19), 3)
+    (0.48, 0.025)
+    """
+    from scipy.special import nctdtr
+
+    return 1 - float(nctdtr(scatter, ratio, t_quantile(confidence, freedom)))
 
 
 def tango_interval(
@@ -129,47 +140,6 @@ def spans(old: Floats, new: Floats) -> tuple[float, float, bool]:
     return span, span if differing < _FEW else 0.0, same
 
 
-def bootstrap_t_interval(
-    differences: Floats, *, confidence: float, seed: int, resamples: int = 10_000
-) -> tuple[float, float]:
-    """Studentized bootstrap interval for a mean (Efron & Tibshirani 1993, section 12.5).
-
-    Where so many resamples consist of one value that the quantile of t is infinite, the limit is
-    the farther of Student's t limit and the smallest (largest) difference seen. Differences that
-    are all equal give an interval of no width: see ``unseen_reach`` for what that leaves open.
-
-    Args:
-        differences: shape (n,), n ≥ 2, finite.
-        confidence: of the two-sided interval.
-        seed: at least 0; the generator is ``default_rng([seed, Purpose.RESAMPLING])``.
-        resamples: lowered so that n · resamples stays near 10⁹, to 1,000 at the least.
-
-    Returns:
-        The lower and the upper limit of the mean.
-
-    >>> values = np.array([0.1, -0.2, 0.4, 0.0, 0.3, -0.1, 0.2, 0.1])
-    >>> low, high = bootstrap_t_interval(values, confidence=0.95, seed=0)
-    >>> bool(low < values.mean() < high)
-    True
-    """
-    n = differences.size
-    mean, deviation = float(differences.mean()), float(differences.std(ddof=1))
-    if deviation <= 1e-12 * float(np.abs(differences).max()):
-        return mean, mean
-    resamples = max(min(resamples, 1_000), min(resamples, _TOTAL_DRAWS // n))
-    rng = np.random.default_rng([seed, _RESAMPLING])
-    t = np.sort(_resampled_t((differences - mean) / deviation, resamples, rng))
-    tail = max(0, math.floor((resamples + 1) * (1 - confidence) / 2) - 1)
-    error = deviation / math.sqrt(n)
-    low, high = mean - float(t[-1 - tail]) * error, mean - float(t[tail]) * error
-    reach = t_quantile(confidence, n - 1) * error
-    if not math.isfinite(low):
-        low = min(float(differences.min()), mean - reach)
-    if not math.isfinite(high):
-        high = max(float(differences.max()), mean + reach)
-    return low, high
-
-
 @dataclass(frozen=True)
 class Crossed:
     """Variance components of differences d[seed, example], seeds and examples crossed.
@@ -204,18 +174,28 @@ class Crossed:
         """Of the interval around the mean, from Student's t with S − 1 degrees of freedom."""
         return t_quantile(confidence, self.seeds - 1) * math.sqrt(self.variance)
 
-    def predicted_half_width(self, seeds: int, examples: int, confidence: float) -> float:
-        """The half width with other numbers of seeds and examples, the components as seen."""
-        between_seeds = max(0.0, self.seed_means_variance - self.residual_variance / self.examples)
-        between_examples = max(
-            0.0, self.example_means_variance - self.residual_variance / self.seeds
+    @property
+    def freedom(self) -> float:
+        """Degrees of freedom of ``variance`` as an estimate, by Satterthwaite (1946)."""
+        rows = self.seed_means_variance / self.seeds
+        columns = self.example_means_variance / self.examples
+        shared = self.residual_variance / (self.seeds * self.examples)
+        s, n = self.seeds - 1, self.examples - 1
+        return self.variance**2 / (rows**2 / s + columns**2 / n + shared**2 / (s * n))
+
+    def predicted(self, seeds: int, examples: int) -> Crossed:
+        """What other numbers of seeds and examples would show, the components staying as seen."""
+        residual = self.residual_variance
+        between_seeds = max(0.0, self.seed_means_variance - residual / self.examples)
+        between_examples = max(0.0, self.example_means_variance - residual / self.seeds)
+        return Crossed(
+            seeds=seeds,
+            examples=examples,
+            mean=self.mean,
+            seed_means_variance=between_seeds + residual / examples,
+            example_means_variance=between_examples + residual / seeds,
+            residual_variance=residual,
         )
-        variance = (
-            between_seeds / seeds
-            + between_examples / examples
-            + self.residual_variance / (seeds * examples)
-        )
-        return t_quantile(confidence, seeds - 1) * math.sqrt(variance)
 
 
 def crossed(differences: Floats) -> Crossed:
@@ -253,21 +233,3 @@ def _tango_low(gained: float, lost: float, examples: int, z: float) -> float:
         else:
             high = middle
     return (low + high) / 2
-
-
-def _resampled_t(standardized: Floats, resamples: int, rng: np.random.Generator) -> Floats:
-    """t of each resample of values with mean 0; ±inf where a resample has no spread."""
-    n = standardized.size
-    rows = max(1, _CHUNK_DRAWS // n)
-    chunks = []
-    for start in range(0, resamples, rows):
-        picks = rng.integers(n, size=(min(rows, resamples - start), n), dtype=np.int32)
-        values = standardized[picks]
-        means = values.mean(axis=1)
-        squares = np.einsum("ij,ij->i", values, values) / n
-        spread = squares - means**2
-        spread[spread < 1e-12 * squares] = 0.0
-        with np.errstate(divide="ignore", invalid="ignore"):
-            t = means / np.sqrt(spread / (n - 1))
-        chunks.append(np.nan_to_num(t, nan=0.0, posinf=np.inf, neginf=-np.inf))
-    return np.concatenate(chunks)

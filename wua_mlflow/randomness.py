@@ -33,6 +33,7 @@ class Purpose(IntEnum):
     RESAMPLING = 7
     NULL_UNITS = 8
     FOLDS = 9
+    LATENCY_RATIO = 10
 
 
 def numpy_generator(seed: int, purpose: Purpose) -> np.random.Generator:

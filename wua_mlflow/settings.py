@@ -127,8 +127,10 @@ class Settings(BaseModel):
         "auto", description="rebuild: the factory with the slim widths, trained from scratch; "
         "prune: the trained network cut, then fine-tuned; auto: prune what was trained elsewhere, "
         "rebuild all else")
-    width_method: Literal["effective", "rank", "projection", "ablation", "search"] = Field(
-        "rank", description=f"how auto finds the widths: {', '.join(WIDTH_METHODS)}")
+    width_method: Literal["auto", "effective", "rank", "projection", "ablation", "search"] = Field(
+        "auto", description=f"how slim_hidden=auto finds the widths: {', '.join(WIDTH_METHODS)}; "
+        "auto: search, or rank where the network is cut or your own trainer would be called for "
+        "every width")
     search_runs: Annotated[int, Field(ge=2)] = Field(
         12, description="search: at most so many widths are trained, the original's among them")
     search_seconds: Positive | None = Field(None, description="search: for at most so long")

@@ -1,23 +1,25 @@
 """Verdicts: is the candidate as good as the baseline, within a margin and at a confidence?
 
 ``compare`` takes per-example scores and gives a ``Verdict``. Definitions: ``docs/conventions.md``.
-May import: numpy, ``intervals``, ``settling``, ``wording``. Tests: ``tests/test_verdict.py``.
+May import: numpy, ``bootstrap``, ``intervals``, ``provable``, ``settling``, ``wording``.
+Tests: ``tests/test_verdict.py``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from numbers import Real
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from wua_mlflow import intervals, settling, wording
+from wua_mlflow.bootstrap import bootstrap_t_interval
+from wua_mlflow.provable import check_share, required_examples_without_discordance, too_small
 from wua_mlflow.settling import Need
 
-__all__ = ["Scored", "Verdict", "compare", "required_examples_without_discordance"]
+__all__ = ["Scored", "Verdict", "compare", "required_examples_without_discordance", "too_small"]
 
 Floats = NDArray[np.float64]
 
@@ -125,8 +127,8 @@ def compare(
     >>> compare(full, slim, margin=0.01).outcome
     'inconclusive'
     """
-    _check_share("margin", margin, zero=True)
-    _check_share("confidence", confidence, zero=False)
+    check_share("margin", margin, zero=True)
+    check_share("confidence", confidence, zero=False)
     old, new = _paired(baseline, candidate)
     if len(old) > 1:
         found = _crossed(old, new, margin, confidence)
@@ -150,26 +152,6 @@ def compare(
         score=score,
         settle=_settle(found, old.shape, margin, confidence) if outcome == "inconclusive" else None,
     )
-
-
-def required_examples_without_discordance(margin: float, confidence: float = 0.95) -> int:
-    """The fewest examples on which two models that never differ are shown non-inferior.
-
-    Tango's lower limit without discordant pairs is −z²/(n + z²), so n > z²(1 − margin)/margin.
-
-    Args:
-        margin: in (0, 1), as a fraction.
-        confidence: of the two-sided interval, in (0, 1).
-
-    Raises:
-        ValueError: an argument outside these.
-
-    >>> required_examples_without_discordance(0.01)
-    381
-    """
-    _check_share("margin", margin, zero=False)
-    _check_share("confidence", confidence, zero=False)
-    return settling.unseen_examples(margin, span=1.0, confidence=confidence)
 
 
 @dataclass(frozen=True)
@@ -201,13 +183,14 @@ def _tango(old: Floats, new: Floats, margin: float, confidence: float) -> _Found
 def _bootstrap(old: Floats, new: Floats, margin: float, confidence: float, seed: int) -> _Found:
     differences, n = new - old, old.size
     delta = float(differences.mean())
-    low, high = intervals.bootstrap_t_interval(differences, confidence=confidence, seed=seed)
+    low, high = bootstrap_t_interval(differences, confidence=confidence, seed=seed)
     half = delta - low if delta > -margin else high - delta
+    error = float(differences.std(ddof=1)) / n**0.5
     span, unseen, same = intervals.spans(old, new)
     reach = unseen * intervals.unseen_reach(n, confidence=confidence)
 
     def need(distance: float) -> Need:
-        by_spread = settling.mean_examples(half, distance, n)
+        by_spread = settling.mean_examples(half, error, distance, n)
         by_reach = settling.unseen_examples(distance, span=unseen, confidence=confidence)
         return Need(examples=max(by_spread, by_reach))
 
@@ -247,15 +230,6 @@ def _settle(found: _Found, shape: tuple[int, ...], margin: float, confidence: fl
         return wording.hopeless_sentence(recipe=recipe)
     need = found.need(distance)
     return wording.need_sentence(need, examples=examples, seeds=seeds, recipe=recipe)
-
-
-def _check_share(name: str, value: float, *, zero: bool) -> None:
-    """Raise unless 0 < ``value`` < 1 (0 included if ``zero``)."""
-    number = isinstance(value, Real) and not isinstance(value, bool)
-    if not number or not (0 < value < 1 or (zero and value == 0)):
-        raise ValueError(
-            f"{name}: expected a number in {'[' if zero else '('}0, 1), but got {value!r}"
-        )
 
 
 def _paired(baseline: Any, candidate: Any) -> tuple[Floats, Floats]:

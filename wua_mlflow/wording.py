@@ -6,6 +6,7 @@ Tests: ``tests/test_verdict.py``.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,13 +18,14 @@ if TYPE_CHECKING:
 
 __all__ = [
     "hopeless_sentence",
+    "looks_sentence",
     "need_sentence",
     "unseen_sentence",
     "verdict_headline",
     "verdict_sentence",
 ]
 
-_AS_SEEN = "if the difference and its spread stay as seen (they move: plan for twice as many)"
+_AS_SEEN = "with a chance of 80%, if the true difference and its spread are as seen"
 
 
 def verdict_sentence(verdict: Verdict) -> str:
@@ -31,7 +33,7 @@ def verdict_sentence(verdict: Verdict) -> str:
     delta, interval, margin = _figures(verdict)
     return (
         f"{_subject(verdict)} minus the original's is {delta} "
-        f"({100 * verdict.confidence:g}% interval {interval}), against a margin of "
+        f"({_percent(verdict.confidence)}% interval {interval}), against a margin of "
         f"{margin}: {_outcome_in_words(verdict)}."
     )
 
@@ -43,8 +45,23 @@ def verdict_headline(verdict: Verdict) -> str:
         verdict.outcome, "Inconclusive")
     rests = f"{verdict.seeds:,} seeds" if verdict.kind == "recipe" else "these two models"
     return (
-        f"{word}: {verdict.score} {delta} ({100 * verdict.confidence:g}% interval {interval}; "
+        f"{word}: {verdict.score} {delta} ({_percent(verdict.confidence)}% interval {interval}; "
         f"margin {margin}; {rests})"
+    )
+
+
+def looks_sentence(looks: int, verdict: Verdict | None = None) -> str:
+    """How often the test set was looked at, and the verdict read for so many looks."""
+    said = (
+        f"This test set has been looked at for {looks:,} verdicts: the more looks, the likelier "
+        "that one is good by luck."
+    )
+    if verdict is None:
+        return said
+    _, interval, _ = _figures(verdict)
+    return (
+        f"{said} Read for {looks:,} looks (Bonferroni, {_percent(verdict.confidence)}% interval "
+        f"{interval}): {_outcome_in_words(verdict)}."
     )
 
 
@@ -129,6 +146,16 @@ def _outcome_in_words(verdict: Verdict) -> str:
     if verdict.high < 0:
         return "worse, but within the margin (non-inferior)"
     return f"{'better' if verdict.low > 0 else 'as good within the margin'} (non-inferior)"
+
+
+def _percent(confidence: float) -> str:
+    """A confidence in percent, with three digits of what is missing to 100.
+
+    >>> _percent(0.95), _percent(1 - 0.05 / 3), _percent(1 - 0.05 / 1000), _percent(0.8)
+    ('95', '98.33', '99.995', '80')
+    """
+    decimals = max(1, 2 - math.floor(math.log10(100 * (1 - confidence))))
+    return f"{100 * confidence:.{decimals}f}".rstrip("0").rstrip(".")
 
 
 def _margin(scale: float, margin: float) -> float:

@@ -55,7 +55,9 @@ def test_every_name_of_the_contract_is_there():
 
 
 def test_metrics_beyond_the_contract_are_known_ones():
-    assert set(_values(Metric)) - set(METRICS) == {"loss/validation", "training/seconds"}
+    assert set(_values(Metric)) - set(METRICS) == {
+        "loss/validation", "training/seconds", "compare/latency_ratio_low",
+        "compare/latency_ratio_high", "compare/training_time_ratio"}
 
 
 def test_values_of_tags_are_the_contracts():

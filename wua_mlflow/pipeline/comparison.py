@@ -11,9 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from wua_mlflow import wording
 from wua_mlflow.config import Settings
-from wua_mlflow.evaluation import Evaluation, Task, score_name
-from wua_mlflow.latency import Latency, measure_latency
+from wua_mlflow.evaluation import Evaluation, score_name
+from wua_mlflow.latency import Latency, latency_ratio, measure_latency
+from wua_mlflow.pipeline.budgets import budget_sentence
 from wua_mlflow.pipeline.steps import marking
 from wua_mlflow.pipeline.variant import Variant
 from wua_mlflow.randomness import Purpose, torch_generator
@@ -23,20 +25,32 @@ from wua_mlflow.tracking.runs import count_looks
 from wua_mlflow.tracking.store import Store
 from wua_mlflow.verdict import Verdict, compare
 
-__all__ = ["Comparison", "compare_evaluations", "compare_variants", "damage", "ratios"]
+__all__ = ["Comparison", "compare_evaluations", "compare_variants", "damage", "ratios",
+           "worst_class"]
 
 SEEDS_FOR_RECIPE = 5
 LARGEST_BATCH = 1024
+NOTEWORTHY = 1.05
+"""A ratio of FLOPs above this is expected to be felt."""
 
 
 @dataclass(frozen=True)
 class Comparison:
     """What comparing two models on the same test examples found.
 
-    ``churn`` is the share of examples whose prediction differs; ``worst_class_delta`` the largest
-    loss of accuracy within one class (None for regression); ``looks`` how many verdicts on this
-    test set the store holds, this one included; ``ratios`` are original ÷ slim; ``budget`` is a
-    sentence where the two did not train for as long.
+    Attributes:
+        artifact: of the two saved models.
+        recipe: over seeds, where there are enough.
+        churn: share of examples whose prediction differs; None for regression.
+        worst_class_delta: the largest loss of accuracy within one class; None for regression.
+        looks: how many verdicts on this test set the store holds, this one included.
+        ratios: original ÷ slim.
+        budget: sentences where the two did not train for as long, or are not alike in another way.
+        worst_class: the class of ``worst_class_delta``, and how many test examples it has.
+        bonferroni: ``verdict`` read for all looks, at confidence 1 − (1 − c) ÷ looks; None where
+            this is the first look.
+        latency_ratio: original ÷ slim of the median latencies at batch 1, and its interval; None
+            where not both were timed.
     """
 
     artifact: Verdict
@@ -46,6 +60,22 @@ class Comparison:
     looks: int
     ratios: Mapping[str, float]
     budget: str = ""
+    worst_class: str | None = None
+    bonferroni: Verdict | None = None
+    latency_ratio: tuple[float, float, float] | None = None
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the verdict and the count of FLOPs do not say, a sentence each."""
+        found = []
+        if self.looks > 1:
+            found.append(wording.looks_sentence(self.looks, self.bonferroni))
+        flops = self.ratios.get(Metric.FLOPS_RATIO, 1.0)
+        if self.latency_ratio is not None and flops > NOTEWORTHY and self.latency_ratio[1] <= 1:
+            ratio, low, high = self.latency_ratio
+            found.append(f"FLOPs fall {flops:.1f}×, but latency at batch 1 does not: ratio "
+                         f"{ratio:.2f} ({low:.2f} to {high:.2f}).")
+        return tuple(found)
 
     @property
     def verdict(self) -> Verdict:
@@ -62,6 +92,9 @@ class Comparison:
             metrics[Metric.CHURN] = self.churn
         if self.worst_class_delta is not None:
             metrics[Metric.WORST_CLASS_DELTA] = self.worst_class_delta
+        if self.latency_ratio is not None:
+            keys = Metric.LATENCY_RATIO, Metric.LATENCY_RATIO_LOW, Metric.LATENCY_RATIO_HIGH
+            metrics.update(zip(keys, self.latency_ratio, strict=True))
         return metrics
 
     @property
@@ -98,12 +131,17 @@ def compare_variants(
         recipe = _recipe_verdict(original, slim)
         others = (original, *beside)
         unmeasured = [one for one in others if Metric.LATENCY_P50 not in one.metrics]
-        for variant, latency in _latencies((*others, slim)):
+        timed = _latencies((*others, slim))
+        for variant, latency in timed:
             variant.metrics.update(latency_metrics(latency))
         looks = 1 + count_looks(store.client, slim.test.digest, besides=slim.run_id)
-        comparison = Comparison(artifact, recipe, *damage(original.test, slim.test), looks,
-                                ratios(original.metrics, slim.metrics),
-                                _budget((*others, slim)))
+        worst = worst_class(original.test, slim.test, slim.recipe.split.classes)
+        comparison = Comparison(
+            artifact, recipe, *damage(original.test, slim.test), looks,
+            ratios(original.metrics, slim.metrics), budget_sentence((*others, slim)), worst,
+            _for_all_looks(original, slim, looks),
+            latency_ratio(timed[0][1], timed[-1][1], confidence=settings.confidence,
+                          seed=settings.seed))
         for variant in unmeasured:
             write(store.client, variant.run_id, metrics=_latency_of(variant))
         tags = {**comparison.tags, step_tag("compare"): "done"}
@@ -137,44 +175,40 @@ def damage(original: Evaluation, slim: Evaluation) -> tuple[float | None, float 
     return churn, worst
 
 
-def _recipe_verdict(original: Variant, slim: Variant) -> Verdict | None:
+def worst_class(
+    original: Evaluation, slim: Evaluation, classes: Sequence[str]
+) -> str | None:
+    """The class that loses most, with its number of test examples; None for regression."""
+    if original.task == "regression":
+        return None
+    difference = slim.scores - original.scores
+    labels, counts = np.unique(original.targets, return_counts=True)
+    worst = int(np.argmin([difference[original.targets == label].mean() for label in labels]))
+    label = int(labels[worst])
+    name = classes[label] if label < len(classes) else str(label)
+    return f"{name}, {counts[worst]:,} test examples"
+
+
+def _for_all_looks(original: Variant, slim: Variant, looks: int) -> Verdict | None:
+    """The verdict at Bonferroni's confidence; None at the first look."""
+    if looks < 2:
+        return None
+    confidence = 1 - (1 - slim.settings.confidence) / looks
+    settings = slim.settings.model_copy(update={"confidence": confidence})
+    return _recipe_verdict(original, slim, settings) or compare_evaluations(
+        original.test, slim.test, settings)
+
+
+def _recipe_verdict(
+    original: Variant, slim: Variant, settings: Settings | None = None
+) -> Verdict | None:
     count = min(len(original.replicates), len(slim.replicates))
     if count < SEEDS_FOR_RECIPE:
         return None
-    settings = slim.settings
+    settings = settings or slim.settings
     return compare(original.replicate_scores[:count], slim.replicate_scores[:count],
                    margin=settings.margin, confidence=settings.confidence,
                    score=score_name(original.test.task), seed=settings.seed)
-
-
-def _budget(variants: Sequence[Variant]) -> str:
-    """The sentence on unequal budgets, with what the controls of equal budget score."""
-    original, slim = variants[0], variants[-1]
-    if (original.settings.epochs, original.epochs_trained) == (
-            slim.settings.epochs, slim.epochs_trained):
-        return ""
-    sentence = f"Budgets differ: the original trained for {_length(original)}, the slim one for " \
-               f"{_length(slim)}."
-    for control in variants[1:-1]:
-        mean = control.replicate_scores.mean()
-        gap = _said(slim.replicate_scores.mean() - mean, slim.test.task)
-        count = len(control.replicates)
-        seeds = f"on average over {count} seeds" if count > 1 else "with its one seed"
-        sentence += (f" Trained for {_length(control)} too, the original scores {mean:.4f} "
-                     f"{seeds}; the slim one is {gap} that.")
-    return sentence
-
-
-def _said(gap: float, task: Task) -> str:
-    """A difference in words: in points where the score is an accuracy."""
-    amount = f"{abs(gap):.3f}" if task == "regression" else f"{100 * abs(gap):.1f} points"
-    return f"{amount} {'below' if gap < 0 else 'above'}"
-
-
-def _length(variant: Variant) -> str:
-    budget, trained = variant.settings.epochs, variant.epochs_trained
-    return f"{budget} epochs" if trained == budget else \
-        f"at most {budget} epochs (stopped after {trained})"
 
 
 def _latencies(variants: Sequence[Variant]) -> list[tuple[Variant, Latency]]:
@@ -202,6 +236,7 @@ def ratios(original: Mapping[str, float], slim: Mapping[str, float]) -> dict[str
         Metric.PARAMS_RATIO: Metric.PARAMS_TOTAL,
         Metric.SIZE_RATIO: Metric.SIZE_BYTES,
         Metric.LATENCY_RATIO: Metric.LATENCY_P50,
+        Metric.TRAINING_TIME_RATIO: Metric.TRAINING_SECONDS,
     }
     return {ratio: original[what] / slim[what] for ratio, what in pairs.items()
             if slim.get(what) and what in original}

@@ -83,10 +83,14 @@ def _compared(sides: Sequence[Side], settings: Settings, store: Store | None) ->
     if store is not None:
         own = b.variant.run_id if b.variant else ""
         looks += count_looks(store.client, a.evaluation.digest, besides=own)
-    comparison = Comparison(artifact, None, *damage(a.evaluation, b.evaluation), looks,
-                            ratios(a.metrics, b.metrics))
+    classes = next((side.variant.recipe.split.classes for side in sides if side.variant), ())
+    wide = settings.model_copy(update={"confidence": 1 - (1 - settings.confidence) / looks})
+    comparison = Comparison(
+        artifact, None, *damage(a.evaluation, b.evaluation), looks, ratios(a.metrics, b.metrics),
+        worst_class=worst_class(a.evaluation, b.evaluation, classes),
+        bonferroni=compare_evaluations(a.evaluation, b.evaluation, wide) if looks > 1 else None)
     report = Report("", [a.name, b.name], [a.metrics, b.metrics], comparison)
-    verdict = "\n".join(filter(None, (report.headline, artifact.settle)))
+    verdict = "\n".join(filter(None, (report.headline, artifact.settle, *comparison.notes)))
     text = "\n\n".join(filter(None, (verdict, table_text(report), _caution(a, b))))
     return Outside(comparison, text)
 

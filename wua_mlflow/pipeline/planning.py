@@ -118,7 +118,7 @@ def goal_of(
     units = tuple(one.units for one in dimensions)
     if settings.slim_hidden != "auto":
         return Goal(dimensions, _given(settings, parent, dimensions), "given")
-    method, recommendation, searched = settings.width_method, None, None
+    method, recommendation, searched = _method(settings), None, None
     if method == "effective":
         widths = effective_widths(usage or _usage_of(settings, parent), units,
                                   [one.layers for one in dimensions])
@@ -135,6 +135,13 @@ def goal_of(
             f"({','.join(map(str, units))}){_note(searched)}. Another method may "
             f"(--width-method), or name the widths (--slim-hidden).")
     return Goal(dimensions, tuple(widths), method, recommendation, searched)
+
+
+def _method(settings: Settings) -> str:
+    """The best one (``benchmarks/knee.py``) that does not call the user's trainer unasked."""
+    if settings.width_method != "auto":
+        return settings.width_method
+    return "search" if settings.how == "rebuild" and settings.train is None else "rank"
 
 
 def _note(searched: SearchResult | None) -> str:

@@ -140,10 +140,9 @@ def _notes(report: Report) -> list[str]:
                      f"test examples.")
     if comparison.worst_class_delta is not None:
         points = f"{100 * comparison.worst_class_delta:+.1f}".replace("-", "−")
-        notes.append(f"The class that changes worst: {points} points of accuracy.")
-    if comparison.looks > 1:
-        notes.append(f"This test set has been looked at for {comparison.looks} verdicts: the more "
-                     f"looks, the likelier that one is good by luck.")
+        which = f" ({comparison.worst_class})" if comparison.worst_class else ""
+        notes.append(f"The class that changes worst{which}: {points} points of accuracy.")
+    notes += comparison.notes
     skipped = dict.fromkeys(f"{layer} ({reason})" for usage in report.usages.values()
                             for layer, reason in usage.skipped.items())
     if skipped:

@@ -1,0 +1,252 @@
+"""Our cut against Torch-Pruning's, random channels and training from scratch: a sanity check.
+
+Small data, so no more than that. digits (MLP and CNN) and breast cancer, cut to 0.5, 0.25 and 0.1
+of the FLOPs by one counter, fine-tuned with equal updates, each with the learning rate that does
+best on validation data; 10 seeds, of which each has an oversized network of its own. "From scratch"
+has the widths of our cut and trains as long as the original did (Scratch-E, Liu et al. 2019).
+Run: ``python benchmarks/pruning.py``; prints markdown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch_pruning as tp
+from scipy import stats
+from torch import Tensor, nn
+
+from wua_mlflow.config import load_settings
+from wua_mlflow.evaluation import loss_for
+from wua_mlflow.flops import count_flops
+from wua_mlflow.intervals import crossed
+from wua_mlflow.pipeline.recipe import Recipe, Trained, load_recipe, train_made, train_one
+from wua_mlflow.slimming import cut, most_important, unit_groups, unit_importance
+
+__all__ = ["holm", "main"]
+
+RATIOS = (0.5, 0.25, 0.1)
+SEEDS = tuple(range(42, 52))
+TUNING = SEEDS[:3]
+RATES = (0.001, 0.003, 0.01)
+FINE_TUNING = 20
+STEPS = 5
+MARGIN = 0.02
+
+
+@dataclass(frozen=True)
+class Task:
+    """A network to be cut: what is trained on what."""
+
+    name: str
+    data: str
+    model: str
+    hidden: str
+    epochs: int
+
+
+TASKS = (Task("breast cancer, MLP 64-32", "breast_cancer", "mlp", "64,32", 60),
+         Task("digits, MLP 128-64", "digits", "mlp", "128,64", 60),
+         Task("digits, CNN 32-32", "digits", "cnn", "32,32", 30))
+
+Cutter = Callable[["Bench", Trained, float, int], nn.Module]
+"""(bench, trained network, FLOPs at most, seed) -> the network, cut."""
+
+
+class Bench:
+    """A task's data, and the FLOPs of its oversized network."""
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+        self.recipe: Recipe = load_recipe(load_settings(None, {
+            "data": task.data, "model": task.model, "hidden": task.hidden, "threads": 1,
+            "epochs": task.epochs, "seed": SEEDS[0]}))
+        self.example = self.recipe.split.train.inputs[:4]
+        widths = self.recipe.settings.hidden
+        self.networks = {seed: train_one(self.recipe, widths, task.epochs, seed=seed)
+                         for seed in SEEDS}
+        self.whole = self.flops(self.networks[SEEDS[0]].model)
+
+    def flops(self, model: nn.Module) -> float:
+        return float(count_flops(model, self.example, backward=False).forward_flops)
+
+    def loss(self, trained: Trained) -> Callable[[Tensor, Tensor], Tensor]:
+        return loss_for(self.recipe.split.task, trained.kind)
+
+    def tuned(self, make: Callable[[], nn.Module], epochs: int, rate: float, seed: int) -> Trained:
+        settings = self.recipe.settings.model_copy(update={"lr": rate})
+        recipe = Recipe(settings, self.recipe.split, self.recipe.build, self.recipe.device)
+        return train_made(recipe, make, epochs, seed=seed)
+
+    def scores(self, trained: Trained, part: str) -> np.ndarray:
+        return self.recipe.evaluate(trained.model, getattr(self.recipe.split, part),
+                                    trained.kind).scores
+
+
+def widest(fits: Callable[[float], bool]) -> float:
+    """The largest share in (0, 1] that fits, by bisection."""
+    low, high = 0.0, 1.0
+    for _ in range(12):
+        middle = (low + high) / 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
+
+
+def kept_by(importance: Mapping[str, Tensor], share: float) -> dict[str, list[int]]:
+    """The most important units, the same share of every group."""
+    return {name: most_important(one, max(1, round(share * len(one))))
+            for name, one in importance.items()}
+
+
+def ours(criterion: str) -> Cutter:
+    """This project's cut, the same share of every group by its unit importance."""
+    def cutter(bench: Bench, trained: Trained, most: float, seed: int) -> nn.Module:
+        train = bench.recipe.split.train
+        structure = unit_groups(trained.model, bench.example)
+        importance = unit_importance(trained.model, structure, (train.inputs, train.targets),
+                                     bench.loss(trained), criterion=criterion, seed=seed)
+        whole = {one.name: one.units for one in structure.groups}
+
+        def fits(share: float) -> bool:
+            keep = {name: max(1, round(share * units)) for name, units in whole.items()}
+            return _planned(bench, trained.model, structure, keep) <= most
+
+        return cut(trained.model, bench.example, kept_by(importance, widest(fits))).model
+
+    return cutter
+
+
+def _planned(bench: Bench, model: nn.Module, structure: object, keep: Mapping[str, int]) -> float:
+    widths = tuple(keep.values())
+    return bench.flops(bench.recipe.build(widths))
+
+
+def theirs(importance: Callable[[], object], *, gradients: bool = False) -> Cutter:
+    """Torch-Pruning's global pruning, as narrow as the FLOPs ask for."""
+    def cutter(bench: Bench, trained: Trained, most: float, seed: int) -> nn.Module:
+        def made(ratio: float) -> nn.Module:
+            model = copy.deepcopy(trained.model).eval()
+            last = [one for one in model.modules() if isinstance(one, nn.Linear)][-1]
+            if gradients:
+                train = bench.recipe.split.train
+                bench.loss(trained)(model(train.inputs), train.targets).backward()
+            pruner = tp.pruner.MetaPruner(
+                model, bench.example, importance=importance(), global_pruning=True,
+                pruning_ratio=ratio, ignored_layers=[last])
+            pruner.step()
+            model.zero_grad(set_to_none=True)
+            return model
+
+        return made(1 - widest(lambda share: bench.flops(made(1 - share)) <= most))
+
+    return cutter
+
+
+IMPORTANCES = {
+    "TP magnitude": (lambda: tp.importance.MagnitudeImportance(p=2), False),
+    "TP Taylor": (lambda: tp.importance.TaylorImportance(), True),
+    "TP group norm": (lambda: tp.importance.GroupMagnitudeImportance(p=2), False),
+}
+ONE_SHOT: dict[str, Cutter] = {
+    "ours": ours("taylor"),
+    **{name: theirs(make, gradients=graded) for name, (make, graded) in IMPORTANCES.items()},
+    "random": ours("random"),
+}
+ITERATIVE = {f"{name}, {STEPS} steps": ONE_SHOT[name] for name in IMPORTANCES}
+SCRATCH = "from scratch"
+METHODS = (*ONE_SHOT, *ITERATIVE, SCRATCH)
+
+
+def one(bench: Bench, method: str, ratio: float, rate: float, seed: int) -> Trained:
+    """A network cut and trained by a method."""
+    trained = bench.networks[seed]
+    most = ratio * bench.whole
+    if method == SCRATCH:
+        model = ONE_SHOT["random"](bench, trained, most, seed)
+        widths = tuple(_widths(model))
+        return bench.tuned(lambda: bench.recipe.build(widths), bench.task.epochs, rate, seed)
+    steps = STEPS if method in ITERATIVE else 1
+    cutter = ITERATIVE.get(method) or ONE_SHOT[method]
+    for step in range(1, steps + 1):
+        model = cutter(bench, trained, bench.whole * ratio ** (step / steps), seed)
+        trained = bench.tuned(lambda made=model: copy.deepcopy(made), FINE_TUNING // steps, rate,
+                              seed)
+    return trained
+
+
+def _widths(model: nn.Module) -> list[int]:
+    layers = [one for one in model.modules() if isinstance(one, nn.Linear | nn.Conv2d)]
+    return [len(one.weight) for one in layers[:-1]]
+
+
+def holm(p: Mapping[str, float]) -> dict[str, float]:
+    """Adjusted p-values (Holm 1979).
+
+    >>> {name: round(value, 9) for name, value in holm({"a": 0.01, "b": 0.04, "c": 0.03}).items()}
+    {'a': 0.03, 'c': 0.06, 'b': 0.06}
+    """
+    adjusted, highest = {}, 0.0
+    for rank, (name, value) in enumerate(sorted(p.items(), key=lambda item: item[1])):
+        highest = max(highest, min(1.0, (len(p) - rank) * value))
+        adjusted[name] = highest
+    return adjusted
+
+
+def worse_by_margin(differences: np.ndarray) -> float:
+    """p of "ours is worse by the margin or more", seeds crossed with examples, t with S − 1."""
+    parts = crossed(differences)
+    error = parts.half_width(0.95) / stats.t.ppf(0.975, len(differences) - 1)
+    if error == 0:
+        return 0.0 if parts.mean > -MARGIN else 1.0
+    return float(stats.t.sf((parts.mean + MARGIN) / error, len(differences) - 1))
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--tasks", nargs="+", type=int, default=range(len(TASKS)))
+    torch.set_num_threads(1)
+    print("| task | FLOPs | method | lr | accuracy, mean ± sd | FLOPs reached | ours − it, points "
+          "| ours non-inferior (Holm p) |\n|---|---:|---|---:|---:|---:|---:|---|")
+    for place in parser.parse_args().tasks:
+        bench = Bench(TASKS[place])
+        whole = np.stack([bench.scores(bench.networks[seed], "test") for seed in SEEDS])
+        print(f"| {bench.task.name} | 1 | oversized | | {_shown(whole)} | 1 | | |", flush=True)
+        for ratio in RATIOS:
+            _point(bench, ratio)
+
+
+def _point(bench: Bench, ratio: float) -> None:
+    found, rates, reached = {}, {}, {}
+    for method in METHODS:
+        tried = {(rate, seed): one(bench, method, ratio, rate, seed)
+                 for rate in RATES for seed in TUNING}
+        rates[method] = max(RATES, key=lambda rate: np.mean([
+            bench.scores(tried[rate, seed], "validation").mean() for seed in TUNING]))
+        networks = [tried.get((rates[method], seed)) or one(bench, method, ratio, rates[method],
+                                                            seed) for seed in SEEDS]
+        found[method] = np.stack([bench.scores(network, "test") for network in networks])
+        reached[method] = np.mean([bench.flops(network.model) for network in networks])
+    p = holm({method: worse_by_margin(found["ours"] - found[method])
+              for method in METHODS if method != "ours"})
+    for method in METHODS:
+        against = "" if method == "ours" else \
+            f"{100 * (found['ours'] - found[method]).mean():+.1f}"
+        verdict = "" if method == "ours" else \
+            f"{'yes' if p[method] < 0.025 else 'no'} ({p[method]:.3f})"
+        print(f"| {bench.task.name} | {ratio:g} | {method} | {rates[method]:g} "
+              f"| {_shown(found[method])} | {reached[method] / bench.whole:.2f} | {against} "
+              f"| {verdict} |", flush=True)
+
+
+def _shown(scores: np.ndarray) -> str:
+    by_seed = 100 * scores.mean(1)
+    return f"{by_seed.mean():.1f} ± {by_seed.std(ddof=1):.1f}"
+
+
+if __name__ == "__main__":
+    main()
