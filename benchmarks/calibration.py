@@ -14,16 +14,24 @@ from statistics import NormalDist
 
 import numpy as np
 
-from wua_mlflow.bootstrap import bootstrap_t_interval
+from wua_mlflow.bootstrap import widened_interval
 from wua_mlflow.verdict import compare
 
-__all__ = ["main"]
+__all__ = ["MARGINS", "main"]
 
-MARGINS = {30: 0.15, 114: 0.05, 540: 0.02}
+MARGINS = {30: 0.15, 114: 0.05, 540: 0.02, 10_000: 0.01}
 """Test examples to margin: about what such a test set can show."""
 
-SEEDS = (5, 20)
-RESAMPLES = 2_000
+SEEDS = (5, 10, 20)
+RECIPE_EXAMPLES = (30, 114, 540)
+RESAMPLES = {30: 2_000, 114: 2_000, 540: 1_000, 10_000: 199}
+"""Of the bootstrap; fewer than ``compare`` takes, for speed."""
+
+ACCURACY = 0.9
+"""Of the baseline, where scores are right or wrong."""
+
+Differences = Callable[[np.random.Generator, float, tuple[int, int]], np.ndarray]
+"""(generator, true loss, (seeds, n)) to candidate minus baseline; ±1 or 0 of right or wrong."""
 
 Claims = Callable[[np.random.Generator, float, int, float], bool]
 """(generator, true loss, n, margin) to whether one simulated verdict is "non_inferior"."""
@@ -37,16 +45,25 @@ class Design:
     data: str
     seeds: int
     claims: Claims
+    examples: tuple[int, ...] = tuple(MARGINS)
 
 
-def tango(gained: float) -> Claims:
-    """0/1 scores of two saved models; ``gained``: share that only the candidate gets right."""
+def flips(gained: float) -> Differences:
+    """Each example by itself: a share ``gained`` only the candidate gets right."""
+
+    def differences(rng: np.random.Generator, loss: float, shape: tuple[int, int]) -> np.ndarray:
+        u = rng.random(shape)
+        return (u < gained) * 1.0 - ((u >= gained) & (u < 2 * gained + loss))
+
+    return differences
+
+
+def tango(differences: Differences) -> Claims:
+    """0/1 scores of two saved models."""
 
     def claims(rng: np.random.Generator, loss: float, n: int, margin: float) -> bool:
-        u = rng.random(n)
-        base = u >= gained
-        cand = (u < gained) | (u >= 2 * gained + loss)
-        return compare(base, cand, margin=margin).outcome == "non_inferior"
+        d = differences(rng, loss, (1, n))[0]
+        return compare(d < 1, d >= 0, margin=margin).outcome == "non_inferior"
 
     return claims
 
@@ -65,12 +82,12 @@ def rare_losses(rng: np.random.Generator, n: int) -> np.ndarray:
 def bootstrap(
     noise: Callable[[np.random.Generator, int], np.ndarray],
 ) -> Claims:
-    """Real scores of two saved models; fewer resamples than ``compare`` takes, for speed."""
+    """Real scores of two saved models."""
 
     def claims(rng: np.random.Generator, loss: float, n: int, margin: float) -> bool:
         seed = int(rng.integers(2**31))
-        low, _ = bootstrap_t_interval(
-            noise(rng, n) - loss, confidence=0.95, seed=seed, resamples=RESAMPLES
+        low, _ = widened_interval(
+            noise(rng, n) - loss, confidence=0.95, seed=seed, resamples=RESAMPLES[n]
         )
         return low > -margin
 
@@ -78,7 +95,7 @@ def bootstrap(
 
 
 def normal_effects(rng: np.random.Generator, loss: float, shape: tuple[int, int]) -> np.ndarray:
-    """Differences with normal effects of seed, example and both."""
+    """Normal effects of seed, example and both."""
     seeds, n = shape
     return (
         rng.normal(0, 0.02, (seeds, 1)) + rng.normal(0, 0.05, n) + rng.normal(0, 0.1, shape) - loss
@@ -88,7 +105,7 @@ def normal_effects(rng: np.random.Generator, loss: float, shape: tuple[int, int]
 def collapses_on_both_sides(
     rng: np.random.Generator, loss: float, shape: tuple[int, int]
 ) -> np.ndarray:
-    """The same, with one seed in twenty of either recipe losing 20 points instead."""
+    """One seed in twenty of either recipe loses 20 points; effects of examples as above."""
     seeds, n = shape
     lost, gained = rng.random((2, seeds, 1)) < 0.05
     effect = 0.2 * (1.0 * gained - lost)
@@ -98,33 +115,69 @@ def collapses_on_both_sides(
 def collapses_of_the_candidate(
     rng: np.random.Generator, loss: float, shape: tuple[int, int]
 ) -> np.ndarray:
-    """The same, but only the candidate's; its other seeds are 1 point better for it."""
+    """One seed in twenty of the candidate alone; its other seeds are 1 point better for it."""
     seeds, n = shape
     effect = 0.2 * (0.05 - (rng.random((seeds, 1)) < 0.05))
     return effect + rng.normal(0, 0.05, n) + rng.normal(0, 0.1, shape) - loss
 
 
-def right_or_wrong(rng: np.random.Generator, loss: float, shape: tuple[int, int]) -> np.ndarray:
-    """Differences of 0/1 scores, 90% of the baseline's right, from a probit model."""
-    seeds, n = shape
-    spread = math.sqrt(1.5**2 + 0.5**2 + 0.2**2 + 0.7**2)
-    common = rng.normal(0, 1.5, n)
-
-    def right(accuracy: float) -> np.ndarray:
-        own = rng.normal(0, 0.5, n) + rng.normal(0, 0.2, (seeds, 1)) + rng.normal(0, 0.7, shape)
-        return common + own + spread * NormalDist().inv_cdf(accuracy) > 0
-
-    base = right(0.9)
-    differences: np.ndarray = right(0.9 - loss) * 1.0 - base
+def right_or_wrong(
+    rng: np.random.Generator, loss: float, shape: tuple[int, int]
+) -> np.ndarray:
+    """Each seed gets examples right by a probit model; the loss is spread over all examples."""
+    right = probit(rng, shape)
+    base = right(ACCURACY)
+    differences: np.ndarray = right(ACCURACY - loss) * 1.0 - base
     return differences
 
 
-CROSSED = (normal_effects, right_or_wrong, collapses_on_both_sides, collapses_of_the_candidate)
+def probit(rng: np.random.Generator, shape: tuple[int, int]) -> Callable[[float], np.ndarray]:
+    """Draws of which example is right with which seed, at an accuracy; examples in common.
+
+    A single seed stands for two given models, whose seeds are no chance: it has no effect.
+    """
+    seeds, n = shape
+    by_seed = 0.2 if seeds > 1 else 0.0
+    spread = math.sqrt(1.5**2 + 0.5**2 + by_seed**2 + 0.7**2)
+    common = rng.normal(0, 1.5, n)
+
+    def right(accuracy: float) -> np.ndarray:
+        own = rng.normal(0, 0.5, n) + rng.normal(0, by_seed, (seeds, 1)) + rng.normal(0, 0.7, shape)
+        return np.asarray(common + own + spread * NormalDist().inv_cdf(accuracy) > 0)
+
+    return right
 
 
-def crossed(
-    differences: Callable[[np.random.Generator, float, tuple[int, int]], np.ndarray], seeds: int
-) -> Claims:
+def systematic(share: float) -> Differences:
+    """As above, and some examples the candidate gets wrong with every seed, and the baseline 1.5%.
+
+    The candidate's are among the first ``share`` of the examples: a class of the test set.
+    """
+
+    def differences(rng: np.random.Generator, loss: float, shape: tuple[int, int]) -> np.ndarray:
+        n, gained = shape[1], 0.015
+        of_class = np.arange(n) < round(share * n)
+        u, scale = rng.random(n), n / max(1, of_class.sum())
+        always_lost = of_class & (u < scale * (gained + loss / ACCURACY))
+        always_gained = u > 1 - gained
+        right = probit(rng, shape)
+        base, cand = right(ACCURACY) & ~always_gained, right(ACCURACY) & ~always_lost
+        return cand * 1.0 - base
+
+    return differences
+
+
+EFFECTS: dict[str, Differences] = {
+    "normal effects": normal_effects,
+    "right or wrong": right_or_wrong,
+    "some examples always lost": systematic(1.0),
+    "losses in one class only": systematic(0.25),
+    "collapses on both sides": collapses_on_both_sides,
+    "collapses of the candidate": collapses_of_the_candidate,
+}
+
+
+def crossed(differences: Differences, seeds: int) -> Claims:
     """Seeds crossed with examples."""
 
     def claims(rng: np.random.Generator, loss: float, n: int, margin: float) -> bool:
@@ -136,13 +189,16 @@ def crossed(
 
 def designs() -> Iterator[Design]:
     """All designs, in the table's order."""
-    yield Design("Tango", "gains 1.5% of examples, loses as many + the loss", 1, tango(0.015))
-    yield Design("Tango", "only loses", 1, tango(0.0))
+    data = "gains 1.5% of examples, loses as many + the loss"
+    yield Design("Tango", data, 1, tango(flips(0.015)))
+    yield Design("Tango", "only loses", 1, tango(flips(0.0)))
+    for data in ("some examples always lost", "losses in one class only"):
+        yield Design("Tango", data, 1, tango(EFFECTS[data]))
     yield Design("bootstrap-t", "squared errors", 1, bootstrap(squared_errors))
     yield Design("bootstrap-t", "rare large losses", 1, bootstrap(rare_losses))
-    for data in CROSSED:
+    for data, effects in EFFECTS.items():
         for seeds in SEEDS:
-            yield Design("crossed, t", data.__name__.replace("_", " "), seeds, crossed(data, seeds))
+            yield Design("crossed, t", data, seeds, crossed(effects, seeds), RECIPE_EXAMPLES)
 
 
 def rate(design: Design, loss: float, n: int, *, trials: int) -> float:
@@ -163,10 +219,11 @@ def main() -> None:
     print("| method | data | seeds | examples | margin | false non_inferior | power at 0 |")
     print("|---|---|---|---|---|---|---|")
     for design in designs():
-        for n, margin in MARGINS.items():
+        for n in design.examples:
+            margin = MARGINS[n]
             false, power = (rate(design, loss, n, trials=trials) for loss in (margin, 0.0))
             print(
-                f"| {design.method} | {design.data} | {design.seeds} | {n} | {margin:g} "
+                f"| {design.method} | {design.data} | {design.seeds} | {n:,} | {margin:g} "
                 f"| {100 * false:.1f}% | {100 * power:.0f}% |",
                 flush=True,
             )

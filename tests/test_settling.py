@@ -14,7 +14,7 @@ import pytest
 from scipy import stats
 
 from wua_mlflow import intervals, settling
-from wua_mlflow.bootstrap import bootstrap_t_interval
+from wua_mlflow.bootstrap import widened_interval
 from wua_mlflow.verdict import (
     Verdict,
     compare,
@@ -130,7 +130,7 @@ def test_four_of_five_regressions_are_settled_at_the_examples_named():
     assert now == 80
     spread, settled = differences.std(ddof=1), []
     for trial in range(300):
-        low, high = bootstrap_t_interval(
+        low, high = widened_interval(
             rng.normal(0, spread, size=needed), confidence=0.95, seed=trial, resamples=500)
         settled.append(low > -0.05 or high < -0.05)
     assert np.mean(settled) == pytest.approx(0.8, abs=0.07)
@@ -262,5 +262,6 @@ def test_crossed_need_by_linear_search(share):
 def test_power_of_a_t_test():
     """Noncentral t, by scipy."""
     for ratio, seeds in [(0.5, 5), (2.0, 10), (3.5, 20)]:
-        expected = stats.nct.sf(stats.t.ppf(0.975, seeds - 1), seeds - 1, ratio)
-        assert intervals.t_power(ratio, 0.95, seeds - 1, seeds - 1) == pytest.approx(expected)
+        quantile = stats.t.ppf(0.975, seeds - 1)
+        expected = stats.nct.sf(quantile, seeds - 1, ratio)
+        assert intervals.t_power(ratio, quantile, seeds - 1) == pytest.approx(expected)

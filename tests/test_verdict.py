@@ -16,7 +16,12 @@ import pytest
 from scipy import stats
 
 from wua_mlflow import intervals
-from wua_mlflow.verdict import Verdict, compare, required_examples_without_discordance
+from wua_mlflow.verdict import (
+    Verdict,
+    compare,
+    required_examples_without_discordance,
+    too_small,
+)
 
 
 @dataclass(frozen=True)
@@ -119,6 +124,7 @@ def test_sentences():
     )
     assert "of 1 point:" in replace(VERDICT, margin=0.01).sentence
     assert "90% interval" in replace(VERDICT, confidence=0.9).sentence
+    assert "99.99833% interval" in replace(VERDICT, confidence=1 - 0.05 / 3000).sentence
 
 
 @pytest.mark.parametrize(
@@ -187,6 +193,8 @@ def test_few_differing_examples_reach_as_far_as_none(seeds, changed):
 def test_margin_outside_its_range(margin):
     with pytest.raises(ValueError, match=r"^margin: expected a number in \[0, 1\), but got "):
         compare([0, 1], [1, 1], margin=margin)
+    with pytest.raises(ValueError, match=r"^margin: expected a number in \[0, 1\), but got "):
+        too_small(100, margin)
 
 
 @pytest.mark.parametrize("confidence", [0, 1, 95, math.nan])
@@ -195,6 +203,8 @@ def test_confidence_outside_its_range(confidence):
         compare([0, 1], [1, 1], margin=0.1, confidence=confidence)
     with pytest.raises(ValueError, match=r"^confidence: expected a number in \(0, 1\), but got "):
         required_examples_without_discordance(0.01, confidence)
+    with pytest.raises(ValueError, match=r"^confidence: expected a number in \(0, 1\), but got "):
+        too_small(100, 0.01, confidence)
 
 
 def test_margin_of_zero_is_never_shown_without_discordance():

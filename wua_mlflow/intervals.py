@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 __all__ = [
     "Crossed",
+    "carriers",
     "crossed",
     "normal_quantile",
     "null_variance",
@@ -23,6 +24,7 @@ __all__ = [
     "t_power",
     "t_quantile",
     "tango_interval",
+    "unseen_factor",
     "unseen_reach",
 ]
 
@@ -30,6 +32,9 @@ Floats = NDArray[np.float64]
 
 _FEW = 5
 """With fewer differing examples, what may have gone unseen bounds the interval."""
+
+_MORE = 3
+"""So many examples like those that carry the spread may be unseen (``benchmarks/``)."""
 
 _SAME = 1e-6
 """Differences up to this share of the scores' span count as none: rounding of float32."""
@@ -47,24 +52,45 @@ def t_quantile(confidence: float, freedom: int) -> float:
     return float(stdtrit(freedom, (1 + confidence) / 2))
 
 
-def t_power(ratio: float, confidence: float, freedom: int, scatter: float) -> float:
+def t_power(ratio: float, quantile: float, freedom: float) -> float:
     """The chance that an interval leaves a point out on the side of the truth.
 
-    The interval is the estimate ± t(``freedom``) · its estimated standard error.
+    The interval is the estimate ± ``quantile`` · its estimated standard error: noncentral t.
 
     Args:
         ratio: distance of the truth from the point, in standard errors.
-        confidence: of the two-sided interval.
-        freedom: degrees of freedom of its quantile.
-        scatter: degrees of freedom of the estimated variance; with ``freedom`` of them this is the
-            power of a t test (noncentral t).
+        quantile: above 0.
+        freedom: degrees of freedom of the estimated variance.
 
-    >>> round(t_power(2.0, 0.95, 19, 19), 2), round(t_power(0.0, 0.95, 19, 19), 3)
+    >>> round(t_power(2.0, 2.093, 19), 2), round(t_power(0.0, 2.093, 19), 3)
     (0.48, 0.025)
     """
     from scipy.special import nctdtr
 
-    return 1 - float(nctdtr(scatter, ratio, t_quantile(confidence, freedom)))
+    return 1 - float(nctdtr(freedom, ratio, quantile))
+
+
+def carriers(values: Floats) -> float:
+    """How many of the values carry their spread: (Σe²)² ÷ Σe⁴ of the deviations e from the mean.
+
+    n ÷ 3 of n normal ones, m of m equal ones that stand out from many more others; 1 where none
+    deviates.
+
+    >>> round(carriers(np.repeat([0.0, 1.0], [997, 3])), 1)
+    3.0
+    """
+    squares = np.square(values - values.mean())
+    fourth = float(squares @ squares)
+    return float(squares.sum()) ** 2 / fourth if fourth > 0 else 1.0
+
+
+def unseen_factor(carried_by: float) -> float:
+    """What a variance is multiplied by, since examples like those that carry it may be unseen.
+
+    1 + 3/k: as if three more such had turned up. A spread that few examples carry is
+    underestimated just where few of them were drawn, which is where the mean is too good.
+    """
+    return 1 + _MORE / carried_by
 
 
 def tango_interval(
@@ -147,7 +173,8 @@ class Crossed:
     With d = μ + α_seed + β_example + γ, the three mean squares in units of one difference:
     ``seed_means_variance`` (sample variance of the S row means) estimates σ²_α + σ²_γ/n,
     ``example_means_variance`` (of the n column means) σ²_β + σ²_γ/S, and ``residual_variance``
-    (interaction mean square, (S−1)(n−1) degrees of freedom) σ²_γ.
+    (interaction mean square, (S−1)(n−1) degrees of freedom) σ²_γ. ``carried_by``: how many
+    examples carry C.
     """
 
     seeds: int
@@ -156,6 +183,7 @@ class Crossed:
     seed_means_variance: float
     example_means_variance: float
     residual_variance: float
+    carried_by: float = math.inf
 
     @property
     def variance(self) -> float:
@@ -165,14 +193,25 @@ class Crossed:
         once from the rows and once from the columns, so E/(S·n) is taken off once (Owen 2007,
         arXiv:0712.1111; Owen & Eckles 2012, arXiv:1106.2125).
         """
-        rows = self.seed_means_variance / self.seeds
-        columns = self.example_means_variance / self.examples
-        shared = self.residual_variance / (self.seeds * self.examples)
-        return max(rows + columns - shared, rows, columns)
+        return self._variance(1.0)
 
     def half_width(self, confidence: float) -> float:
-        """Of the interval around the mean, from Student's t with S − 1 degrees of freedom."""
-        return t_quantile(confidence, self.seeds - 1) * math.sqrt(self.variance)
+        """Of the interval around the mean: t(S − 1) · √variance.
+
+        Never below z · √variance with C multiplied by ``unseen_factor``: with many seeds and few
+        examples t(S − 1) knows nothing of how uncertain C is.
+        """
+        widened = self._variance(unseen_factor(self.carried_by))
+        return max(
+            t_quantile(confidence, self.seeds - 1) * math.sqrt(self.variance),
+            normal_quantile(confidence) * math.sqrt(widened),
+        )
+
+    def _variance(self, factor: float) -> float:
+        rows = self.seed_means_variance / self.seeds
+        columns = factor * self.example_means_variance / self.examples
+        shared = self.residual_variance / (self.seeds * self.examples)
+        return max(rows + columns - shared, rows, columns)
 
     @property
     def freedom(self) -> float:
@@ -195,6 +234,7 @@ class Crossed:
             seed_means_variance=between_seeds + residual / examples,
             example_means_variance=between_examples + residual / seeds,
             residual_variance=residual,
+            carried_by=self.carried_by * examples / self.examples,
         )
 
 
@@ -218,6 +258,7 @@ def crossed(differences: Floats) -> Crossed:
         seed_means_variance=float(rows.var(ddof=1)),
         example_means_variance=float(columns.var(ddof=1)),
         residual_variance=float(np.square(residual).sum()) / ((seeds - 1) * (examples - 1)),
+        carried_by=carriers(columns),
     )
 
 

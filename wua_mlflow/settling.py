@@ -107,9 +107,8 @@ def crossed_need(
         error = math.sqrt(there.variance)
         if reach + _POWER_QUANTILE * error >= distance:
             return False
-        return error == 0 or t_power(
-            distance / error, confidence, seeds - 1, there.freedom
-        ) >= POWER
+        quantile = there.half_width(confidence) / error if error else 0.0
+        return error == 0 or t_power(distance / error, quantile, there.freedom) >= POWER
 
     def grown(seeds: int) -> int:
         return math.ceil(parts.examples * seeds / parts.seeds)

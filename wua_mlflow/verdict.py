@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from wua_mlflow import intervals, settling, wording
-from wua_mlflow.bootstrap import bootstrap_t_interval
+from wua_mlflow.bootstrap import widened_interval
 from wua_mlflow.provable import check_share, required_examples_without_discordance, too_small
 from wua_mlflow.settling import Need
 
@@ -103,6 +103,7 @@ def compare(
     * shape (n,) or (1, n), other values: paired bootstrap-t, 10,000 resamples;
     * shape (S, n), S ≥ 5: seeds and examples crossed, Student's t with S − 1 degrees of freedom.
 
+    Both of the last are widened where few examples carry the spread (``unseen_factor``).
     In the last two, where fewer than five examples tell the candidate from the baseline, the
     interval reaches at least span · z²/(n + z²) to either side (span: of the scores, at least 1),
     as Tango's does without discordant pairs. What did not happen in any seed is in no interval: a
@@ -183,7 +184,7 @@ def _tango(old: Floats, new: Floats, margin: float, confidence: float) -> _Found
 def _bootstrap(old: Floats, new: Floats, margin: float, confidence: float, seed: int) -> _Found:
     differences, n = new - old, old.size
     delta = float(differences.mean())
-    low, high = bootstrap_t_interval(differences, confidence=confidence, seed=seed)
+    low, high = widened_interval(differences, confidence=confidence, seed=seed)
     half = delta - low if delta > -margin else high - delta
     error = float(differences.std(ddof=1)) / n**0.5
     span, unseen, same = intervals.spans(old, new)

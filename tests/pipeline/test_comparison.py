@@ -1,12 +1,25 @@
-"""Damage, ratios and the choice of the verdict, by hand."""
+"""Damage, ratios, looks, budgets and the choice of the verdict, by hand."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
+from wua_mlflow.config import Settings
 from wua_mlflow.evaluation import Evaluation
-from wua_mlflow.pipeline.comparison import Comparison, damage, ratios
+from wua_mlflow.pipeline.budgets import budget_sentence
+from wua_mlflow.pipeline.comparison import (
+    Comparison,
+    _for_all_looks,
+    compare_evaluations,
+    damage,
+    ratios,
+    worst_class,
+)
 from wua_mlflow.verdict import compare
 
 
@@ -24,18 +37,25 @@ def test_churn_and_the_worst_class() -> None:
     churn, worst = damage(old, new)
     assert churn == pytest.approx(4 / 6)
     assert worst == pytest.approx(1 / 4 - 3 / 4)
+    assert worst_class(old, new, ("cat", "dog")) == "cat, 4 test examples"
+    assert worst_class(new, old, ("cat", "dog")) == "dog, 2 test examples"
+    assert worst_class(old, new, ()) == "0, 4 test examples"
 
 
 def test_regression_has_neither() -> None:
     one = _evaluation([1, 2], [1, 2], "regression")
     assert damage(one, one) == (None, None)
+    assert worst_class(one, one, ()) is None
 
 
 def test_ratios_are_original_over_slim_of_what_both_measured() -> None:
-    original = {"flops/forward": 60.0, "params/total": 41.0, "size/bytes": 100.0}
-    slim = {"flops/forward": 42.0, "params/total": 29.0, "latency/p50_ms": 2.0}
+    original = {"flops/forward": 60.0, "params/total": 41.0, "size/bytes": 100.0,
+                "training/seconds": 3.0}
+    slim = {"flops/forward": 42.0, "params/total": 29.0, "latency/p50_ms": 2.0,
+            "training/seconds": 4.0}
     assert ratios(original, slim) == {
-        "compare/flops_ratio": 60 / 42, "compare/params_ratio": 41 / 29}
+        "compare/flops_ratio": 60 / 42, "compare/params_ratio": 41 / 29,
+        "compare/training_time_ratio": 0.75}
 
 
 def test_the_recipes_verdict_comes_first() -> None:
@@ -51,3 +71,154 @@ def test_the_recipes_verdict_comes_first() -> None:
     assert "wua.verdict.recipe" not in alone.tags
     assert set(both.metrics) - set(alone.metrics) == {
         "compare/recipe_delta", "compare/recipe_delta_low", "compare/recipe_delta_high"}
+
+
+def _alone(looks: int = 1, **options: Any) -> Comparison:
+    same = compare(np.ones(400), np.ones(400), margin=0.02)
+    return Comparison(same, None, 0.0, 0.0, looks, options.pop("ratios", {}), **options)
+
+
+def test_the_interval_of_the_latency_ratio_is_logged() -> None:
+    metrics = _alone(ratios={"compare/latency_ratio": 1.5},
+                     latency_ratio=(1.5, 1.25, 1.75)).metrics
+    assert (metrics["compare/latency_ratio_low"], metrics["compare/latency_ratio"],
+            metrics["compare/latency_ratio_high"]) == (1.25, 1.5, 1.75)
+    assert "compare/latency_ratio_low" not in _alone().metrics
+
+
+@pytest.mark.parametrize(("flops", "timed", "said"), [
+    (3.14, (1.02, 0.98, 1.05), ("FLOPs fall 3.1×, but latency at batch 1 does not: ratio 1.02 "
+                                "(0.98 to 1.05).",)),
+    (3.14, (0.8, 0.7, 0.9), ("FLOPs fall 3.1×, but latency at batch 1 does not: ratio 0.80 "
+                             "(0.70 to 0.90).",)),
+    (3.14, (1.2, 1.1, 1.3), ()),
+    (1.04, (1.02, 0.98, 1.05), ()),
+    (3.14, None, ()),
+])
+def test_flops_that_fall_without_latency_are_noted(flops, timed, said) -> None:
+    assert _alone(ratios={"compare/flops_ratio": flops}, latency_ratio=timed).notes == said
+
+
+def test_ten_looks_are_read_at_a_tenth_of_the_error() -> None:
+    """200 of 10,000 lost, none gained; at 95% and at 99.5% by Tango's interval."""
+    old = np.ones(10_000)
+    new = np.where(np.arange(10_000) < 200, 0, 1)
+    plain = compare(old, new, margin=0.0235)
+    strict = compare(old, new, margin=0.0235, confidence=1 - 0.05 / 10)
+    assert (plain.outcome, strict.outcome) == ("non_inferior", "inconclusive")
+    (said,) = Comparison(plain, None, 0.0, 0.0, 10, {}, bonferroni=strict).notes
+    assert said == (
+        "This test set has been looked at for 10 verdicts: the more looks, the likelier that one "
+        "is good by luck. Read for 10 looks (Bonferroni, 99.5% interval −2.4 to −1.6): the data "
+        "cannot tell whether the loss stays within the margin (inconclusive).")
+    assert _alone().notes == ()
+
+
+@pytest.mark.parametrize(("seeds", "kind"), [(1, "artifact"), (4, "artifact"), (6, "recipe")])
+def test_bonferronis_reading_is_of_the_same_verdict(seeds: int, kind: str) -> None:
+    draw = np.random.default_rng(1)
+    old, new = ((draw.random((seeds, 60)) < share).astype(float) for share in (0.9, 0.8))
+    big, slim = (_variant(scores) for scores in (old, new))
+    assert _for_all_looks(big, slim, 1) is None
+    found = _for_all_looks(big, slim, 4)
+    pair = (old, new) if kind == "recipe" else (old[0], new[0])
+    assert found == compare(*pair, margin=0.02, confidence=1 - 0.05 / 4, seed=42)
+    assert found is not None and found.kind == kind
+
+
+def _variant(scores: np.ndarray) -> Any:
+    targets = np.arange(60) % 2
+    test = Evaluation("multiclass", targets, targets, 1 - scores[0], scores[0], "digest")
+    return SimpleNamespace(test=test, settings=Settings(margin=0.02, seed=42),
+                           replicates=range(len(scores)), replicate_scores=scores)
+
+
+# Budgets
+
+
+@dataclass
+class _Budget:
+    epochs: int
+
+
+@dataclass
+class Trained:
+    """What a sentence on budgets asks of a variant."""
+
+    variant: str
+    settings: _Budget
+    replicate_scores: np.ndarray
+    epochs_trained: int
+    adopted: bool = False
+    task: str = "multiclass"
+    replicates: list[int] = field(default_factory=list)
+
+    @property
+    def test(self) -> Trained:
+        return self
+
+
+def trained(variant: str, epochs: int, score: float, *, seeds: int = 10) -> Any:
+    scores = np.full((seeds, 4), score)
+    return Trained(variant, _Budget(epochs), scores, epochs, replicates=list(range(seeds)))
+
+
+BIG, SLIM = trained("oversized", 40, 0.97), trained("slim", 60, 0.9752)
+SAME = trained("oversized-same-budget", 60, 0.98, seeds=1)
+SCRATCH = trained("from-scratch", 40, 0.9712)
+SCRATCH_SAID = ("From scratch at these widths for 40 epochs (Scratch-E, Liu et al. 2019) a network "
+                "scores 0.9712 on average over 10 seeds; the pruned one is 0.4 points above that.")
+
+
+def test_each_kind_of_control_is_named_for_what_it_is() -> None:
+    unequal = "Budgets differ: the original trained for 40 epochs, the slim one for 60 epochs."
+    same = ("Trained for 60 epochs too, the original scores 0.9800 with its one seed; the slim one "
+            "is 0.5 points below that.")
+    assert budget_sentence([BIG, SLIM]) == unequal
+    assert budget_sentence([BIG, SAME, SLIM]) == f"{unequal} {same}"
+    assert budget_sentence([BIG, SAME, SCRATCH, SLIM]) == f"{unequal} {same} {SCRATCH_SAID}"
+
+
+def test_equal_budgets_need_no_sentence_but_the_control_from_scratch_has_one() -> None:
+    slim = replace(SLIM, settings=_Budget(40), epochs_trained=40)
+    assert budget_sentence([BIG, slim]) == ""
+    assert budget_sentence([BIG, SCRATCH, slim]) == SCRATCH_SAID
+    stopped = replace(slim, epochs_trained=12)
+    assert budget_sentence([BIG, stopped]) == (
+        "Budgets differ: the original trained for 40 epochs, the slim one for at most 40 epochs "
+        "(stopped after 12).")
+
+
+def test_nothing_is_said_of_how_long_an_original_from_elsewhere_was_trained() -> None:
+    assert budget_sentence([replace(BIG, adopted=True), SLIM]) == (
+        "The original was trained elsewhere, so nothing is known of its budget.")
+
+
+# Bad input
+
+
+def test_test_sets_that_differ() -> None:
+    one = _evaluation([0, 1], [0, 1])
+    with pytest.raises(ValueError, match="^baseline and candidate: expected the same test set, "
+                                         "but got the digests digest and other$"):
+        compare_evaluations(one, replace(one, digest="other"), Settings())
+
+
+def test_outputs_that_differ() -> None:
+    classes, amounts = _evaluation([0, 1], [0, 1]), _evaluation([0, 1], [0, 1], "regression")
+    with pytest.raises(ValueError, match="^compare: expected two models of the same outputs, but "
+                                         "one is scored by accuracy and the other by R²$"):
+        compare_evaluations(classes, amounts, Settings())
+    binary = _evaluation([0, 1], [0, 1], "binary")
+    assert compare_evaluations(classes, binary, Settings()).delta == 0
+
+
+def test_one_class_only() -> None:
+    one = _evaluation([0, 1, 1], [1, 1, 1])
+    with pytest.raises(ValueError) as raised:
+        compare_evaluations(one, one, Settings())
+    assert str(raised.value) == (
+        "test data: expected examples of at least two classes, but all 3 are of class 1; an "
+        "accuracy on one class says nothing of the others")
+    amounts = _evaluation([1, 1], [1, 1], "regression")
+    assert compare_evaluations(amounts, amounts, Settings()).outcome == "inconclusive"

@@ -33,8 +33,7 @@ def budget_sentence(variants: Sequence[Variant]) -> str:
 
 def _unequal(original: Variant, slim: Variant) -> str:
     if original.adopted:
-        return (f"The original was trained elsewhere, so nothing is known of its budget; the slim "
-                f"one was trained for {_length(slim)} on top of it.")
+        return "The original was trained elsewhere, so nothing is known of its budget."
     if (original.settings.epochs, original.epochs_trained) == (
             slim.settings.epochs, slim.epochs_trained):
         return ""
@@ -50,8 +49,8 @@ def _same_budget(control: Variant, slim: Variant) -> str:
 
 def _from_scratch(control: Variant, slim: Variant) -> str:
     mean, seeds, gap = _against(control, slim)
-    return (f"Trained from scratch for {_length(control)}, a network of these widths scores "
-            f"{mean:.4f} {seeds} (Scratch-E, Liu et al. 2019); the one that was cut is {gap} that.")
+    return (f"From scratch at these widths for {_length(control)} (Scratch-E, Liu et al. 2019) a "
+            f"network scores {mean:.4f} {seeds}; the pruned one is {gap} that.")
 
 
 def _against(control: Variant, slim: Variant) -> tuple[float, str, str]:

@@ -158,8 +158,17 @@ def compare_evaluations(
     """The artifact's verdict.
 
     Raises:
-        ValueError: the two were not tested on the same examples.
+        ValueError: the two were not tested on the same examples or not for the same score, or all
+            examples are of one class.
     """
+    one, other = score_name(original.task), score_name(slim.task)
+    if one != other:
+        raise ValueError(f"compare: expected two models of the same outputs, but one is scored by "
+                         f"{one} and the other by {other}")
+    if original.task != "regression" and len(labels := np.unique(original.targets)) < 2:
+        raise ValueError(f"test data: expected examples of at least two classes, but all "
+                         f"{len(original.targets):,} are of class {labels[0]:g}; an accuracy on "
+                         f"one class says nothing of the others")
     return compare(original, slim, margin=settings.margin, confidence=settings.confidence,
                    score=score_name(original.task), seed=settings.seed)
 

@@ -17,7 +17,13 @@ from mlflow.tracking import MlflowClient
 from wua_mlflow.config import Settings
 from wua_mlflow.flops import count_flops
 from wua_mlflow.latency import measure_latency
-from wua_mlflow.pipeline.comparison import Comparison, compare_evaluations, damage, ratios
+from wua_mlflow.pipeline.comparison import (
+    Comparison,
+    compare_evaluations,
+    damage,
+    ratios,
+    worst_class,
+)
 from wua_mlflow.pipeline.machine import device_of, use_threads
 from wua_mlflow.pipeline.report import Report, table_text
 from wua_mlflow.pipeline.sides import (

@@ -1,22 +1,40 @@
-"""What a pipeline's run shows: the verdict copied, the report, the picture, the views.
+"""What a pipeline's run shows: the verdict copied, the report, the pictures, the views.
 
-May import: everything but cli and the chain. Tests: ``tests/pipeline/test_chain.py``.
+May import: everything but cli and the chain. Tests: ``tests/pipeline/test_chain.py``,
+``tests/pipeline/test_publishing.py``.
 """
 
 from __future__ import annotations
 
+import contextlib
+import tempfile
 from collections.abc import Mapping, Sequence
 from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from wua_mlflow.config import Settings
+from mlflow.exceptions import MlflowException
+
 from wua_mlflow.pipeline.comparison import Comparison
-from wua_mlflow.pipeline.report import Report, html_report, markdown_report
+from wua_mlflow.pipeline.pictures import MOST_ROWS
+from wua_mlflow.pipeline.report import Report, description, html_report, markdown_report
+from wua_mlflow.pipeline.reporting import Told, interval_of, report_of, title_of
+from wua_mlflow.pipeline.slimming import Slimmed
 from wua_mlflow.pipeline.variant import Variant
 from wua_mlflow.plots import (
     VariantFigures,
-    VerdictInterval,
+    changes_data,
     comparison_data,
+    curves_data,
+    layers_data,
+    pareto_data,
+    plot_changes,
     plot_comparison,
+    plot_curves,
+    plot_layers,
+    plot_pareto,
+    plot_trials,
+    trials_data,
     variant_colour,
 )
 from wua_mlflow.tracking.log import Files, write
@@ -24,20 +42,21 @@ from wua_mlflow.tracking.names import ArtifactPath, Metric, Tag
 from wua_mlflow.tracking.store import Store
 from wua_mlflow.tracking.view import ensure_view, latest_view
 from wua_mlflow.usage import ModelUsage
-from wua_mlflow.verdict import Verdict
 
-__all__ = ["publish", "title_of"]
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
-AGAIN = "To run it again: `wua run --config config.yaml`, with this run's artifact of that name."
+__all__ = ["publish", "report_pictures", "title_of"]
 
 
-def publish(
+def publish(  # noqa: PLR0913 - by name: what there is besides the two
     store: Store,
     run_id: str,
     variants: Sequence[Variant],
     comparison: Comparison,
     *,
     usages: Mapping[str, ModelUsage] | None = None,
+    slimmed: Slimmed | None = None,
     files: Files | None = None,
 ) -> Report:
     """Copy the verdict to the pipeline's run, with the report and ``files``, and set the views.
@@ -47,27 +66,22 @@ def publish(
         run_id: the pipeline's.
         variants: the original first, the slim one last, controls between.
         comparison: of those two.
-        usages: by variant's name; the report lists what was not analysed.
+        usages: by variant's name; the report says where the original was little used.
+        slimmed: the rounds; without, the report tells of the slim one alone.
         files: further ones to log.
     """
     original, slim = variants[0], variants[-1]
-    report = Report(title_of(slim.settings, original.widths, slim.widths),
-                    [v.name for v in variants], [v.metrics for v in variants], comparison,
-                    usages=usages or {}, again=AGAIN)
-    picture = BytesIO()
-    plot_comparison(comparison_data(
-        [_figures(variant) for variant in variants],
-        [_interval(verdict) for verdict in (comparison.artifact, comparison.recipe) if verdict],
-    )).savefig(picture, format="png")
-    png = picture.getvalue()
-    markdown = markdown_report(report)
+    told = Told(usages or {}, slimmed, _widths(store, slim, slimmed))
+    report = report_of(variants, comparison, told)
+    pictures = report_pictures(report, [_figures(variant) for variant in variants])
     write(store.client, run_id, metrics=comparison.metrics,
-          tags={**comparison.tags, Tag.RESULT: slim.run_id, "mlflow.note.content": markdown,
-                "mlflow.runName": report.title},
+          tags={**comparison.tags, Tag.RESULT: slim.run_id,
+                "mlflow.note.content": description(report), "mlflow.runName": report.title},
           files={
-              ArtifactPath.REPORT_MARKDOWN: f"# {report.title}\n\n{markdown}",
-              ArtifactPath.REPORT_HTML: html_report(report, {"comparison": png}),
-              ArtifactPath.COMPARISON_PLOT: lambda path: path.write_bytes(png),
+              ArtifactPath.REPORT_MARKDOWN: f"# {report.title}\n\n{markdown_report(report)}",
+              ArtifactPath.REPORT_HTML: html_report(report, pictures),
+              ArtifactPath.COMPARISON_PLOT:
+                  lambda path: path.write_bytes(pictures["comparison"]),
               **(files or {}),
           })
     ensure_view(store.client, store.experiment_id)
@@ -76,11 +90,52 @@ def publish(
     return report
 
 
-def title_of(settings: Settings, *widths: tuple[int, ...]) -> str:
-    """The pipeline's name: its data and its networks' widths, ``usecase 10 → 7``."""
-    name = settings.data.rsplit("/", 1)[-1]
-    data = name.rsplit(".", 1)[0] if "." in name and ":" not in name else name
-    return f"{data} {' → '.join('-'.join(map(str, units)) for units in widths)}"
+def report_pictures(report: Report, variants: Sequence[VariantFigures]) -> dict[str, bytes]:
+    """The report's pictures as PNG, by the key of their place; those that there are data for.
+
+    Args:
+        report: what they are of.
+        variants: the original first, the slim one last.
+    """
+    verdict, comparison = report.comparison.verdict, report.comparison
+    verdicts = [interval_of(one) for one in (comparison.artifact, comparison.recipe) if one]
+    drawn = {"comparison": plot_comparison(comparison_data(variants, verdicts))}
+    if Metric.FLOPS_FORWARD in variants[0].metrics:
+        drawn["pareto"] = plot_pareto(pareto_data(
+            variants, margin=verdict.margin, confidence=verdict.confidence, score=verdict.score))
+    if 0 < len(report.layers) <= MOST_ROWS:
+        drawn["changes"] = plot_changes(changes_data(report.layers))
+    drawn |= _of_widths(report)
+    usage = report.usages.get(report.names[0])
+    if usage and 0 < len(usage.layers) <= MOST_ROWS:
+        drawn["layers"] = plot_layers(layers_data(usage))
+    return {key: _png(figure) for key, figure in drawn.items()}
+
+
+def _of_widths(report: Report) -> dict[str, Figure]:
+    found, drawn = report.widths, {}
+    if found is None:
+        return {}
+    verdict = report.comparison.verdict
+    if any(trial.outcome != "original" for trial in found.trials):
+        drawn["trials"] = plot_trials(trials_data(
+            found.trials, chosen=[one.after for one in found.chosen], margin=verdict.margin,
+            score=verdict.score))
+    if found.curves:
+        drawn["curves"] = plot_curves(curves_data(found.curves,
+                                                  method=found.start or found.method))
+    return drawn
+
+
+def _widths(store: Store, slim: Variant, slimmed: Slimmed | None) -> str | None:
+    """``widths.json`` of the slim variant; None of one that has none."""
+    for one in slimmed.rounds if slimmed else ():
+        if one.variant.run_id == slim.run_id and one.goal is not None:
+            return one.goal.to_json()
+    with contextlib.suppress(MlflowException, OSError), tempfile.TemporaryDirectory() as folder:
+        path = store.client.download_artifacts(slim.run_id, ArtifactPath.WIDTHS, folder)
+        return Path(path).read_text(encoding="utf-8")
+    return None
 
 
 def _figures(variant: Variant) -> VariantFigures:
@@ -89,6 +144,7 @@ def _figures(variant: Variant) -> VariantFigures:
                           scores if len(scores) > 1 else None)
 
 
-def _interval(verdict: Verdict) -> VerdictInterval:
-    return VerdictInterval(verdict.kind, verdict.delta, verdict.low, verdict.high, verdict.margin,
-                           verdict.outcome, verdict.score)
+def _png(figure: Figure) -> bytes:
+    picture = BytesIO()
+    figure.savefig(picture, format="png")
+    return picture.getvalue()

@@ -11,8 +11,9 @@ VARIANT_COLOURS = {
     "oversized": "#5b7c99",
     "oversized-same-budget": "#a9bccd",
     "slim": "#d95f02",
+    "from-scratch": "#4d3b6b",
 }
-"""Colour of each ``wua.variant``; the original and its control share a hue."""
+"""Colour of each ``wua.variant``; the original and its control of equal budget share a hue."""
 
 _LATER_ROUNDS = ("#a6430a", "#f0a35e", "#7a3b12")
 

@@ -1,0 +1,129 @@
+"""What was tried against verdicts that claim too much; markdown tables of false rate and power.
+
+Very small test sets (``widened`` is what ``compare`` does), and recipes whose candidate collapses
+on rare seeds. Run: ``python benchmarks/remedies.py --trials 2000``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable, Mapping
+
+import numpy as np
+from calibration import EFFECTS, MARGINS, rare_losses, squared_errors
+
+from wua_mlflow import intervals
+from wua_mlflow.bootstrap import bootstrap_t_interval
+
+__all__ = ["main"]
+
+CONFIDENCE = 0.95
+COLLAPSE = 0.2
+"""What a collapse of the simulation costs."""
+
+Halves = Mapping[str, float]
+"""Distance from the mean to the lower limit, by remedy."""
+Draw = Callable[[np.random.Generator, float], np.ndarray]
+
+
+def crossed_halves(differences: np.ndarray) -> Halves:
+    """For recipes, differences of shape (seeds, n)."""
+    parts = intervals.crossed(differences)
+    seeds, n = differences.shape
+    t = intervals.t_quantile(CONFIDENCE, seeds - 1)
+    plain = t * math.sqrt(parts.variance)
+    freedom = max(1, min(seeds - 1, math.floor(parts.carried_by) - 1))
+    columns = 2 / parts.carried_by * parts.example_means_variance / n
+    found = {
+        "t(S − 1) alone": plain,
+        "widened": parts.half_width(CONFIDENCE),
+        "t with at most k − 1 degrees": intervals.t_quantile(CONFIDENCE, freedom)
+        * math.sqrt(parts.variance),
+        "t, C · (1 + 2/k)": t * math.sqrt(parts.variance + columns),
+        "3/S of the seeds may collapse unseen": plain + 3 / seeds * COLLAPSE,
+    }
+    _, unseen, _ = intervals.spans(np.zeros_like(differences), differences)
+    reach = unseen * intervals.unseen_reach(n, confidence=CONFIDENCE)
+    return {name: max(half, reach) for name, half in found.items()}
+
+
+def artifact_halves(differences: np.ndarray) -> Halves:
+    """For two saved models, differences of shape (1, n)."""
+    values = differences[0]
+    n, mean = values.size, values.mean()
+    error = values.std(ddof=1) / math.sqrt(n)
+    low, _ = bootstrap_t_interval(values, confidence=CONFIDENCE, seed=n, resamples=1_000)
+    carried = intervals.carriers(values)
+    few = intervals.t_quantile(CONFIDENCE, max(1, math.floor(carried) - 1)) * error
+    student = intervals.t_quantile(CONFIDENCE, n - 1) * error
+    return {
+        "bootstrap-t alone": mean - low,
+        "widened": math.sqrt(intervals.unseen_factor(carried)) * max(mean - low, student),
+        "the farther of it and t(n − 1)": max(mean - low, student),
+        "the farther of it and t with k − 1 degrees": max(mean - low, few),
+    }
+
+
+def rates(
+    draw: Draw, halves: Callable[[np.ndarray], Halves], margin: float, trials: int
+) -> dict[str, tuple[float, float]]:
+    """By remedy, how often non-inferiority is claimed at a true loss of the margin, and of 0."""
+    shares: list[dict[str, float]] = []
+    for loss in (margin, 0.0):
+        rng = np.random.default_rng([round(1e6 * loss), trials])
+        counts: dict[str, float] = {}
+        for _ in range(trials):
+            differences = draw(rng, loss)
+            for name, half in halves(differences).items():
+                claimed = differences.mean() - half > -margin
+                counts[name] = counts.get(name, 0) + claimed / trials
+        shares.append(counts)
+    return {name: (shares[0][name], shares[1][name]) for name in shares[0]}
+
+
+def of_recipes(data: str, seeds: int, n: int) -> Draw:
+    """Differences of a recipe's kind of data."""
+    return lambda rng, loss: EFFECTS[data](rng, loss, (seeds, n))
+
+
+def of_scores(noise: Callable[[np.random.Generator, int], np.ndarray], n: int) -> Draw:
+    """Differences of two saved models' scores."""
+    return lambda rng, loss: noise(rng, n)[None] - loss
+
+
+def show(title: str, cases: Mapping[str, tuple[float, Draw]],
+         halves: Callable[[np.ndarray], Halves], trials: int) -> None:
+    """Print a table: a row a remedy, in each cell the false rate and the power."""
+    found = {name: rates(draw, halves, margin, trials) for name, (margin, draw) in cases.items()}
+    print(f"| {title} | {' | '.join(found)} |")
+    print("|---" * (1 + len(found)) + "|")
+    for remedy in next(iter(found.values())):
+        cells = [f"{100 * false:.1f}% / {100 * power:.0f}%"
+                 for false, power in (each[remedy] for each in found.values())]
+        print(f"| {remedy} | {' | '.join(cells)} |")
+    print(flush=True)
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--trials", type=int, default=2_000, help="per cell and rate")
+    trials = parser.parse_args().trials
+    if trials < 1:
+        parser.error(f"trials: expected at least 1, but got {trials}")
+    show("two saved models", {
+        f"{noise.__name__.replace('_', ' ')}, n = {n}": (MARGINS[n], of_scores(noise, n))
+        for noise in (squared_errors, rare_losses) for n in (30, 114)
+    }, artifact_halves, trials)
+    show("recipe", {
+        f"{data}, {seeds} seeds, n = {n}": (MARGINS[n], of_recipes(data, seeds, n))
+        for data, seeds, n in (
+            ("right or wrong", 5, 30), ("right or wrong", 20, 30), ("right or wrong", 20, 114),
+            ("some examples always lost", 5, 30), ("some examples always lost", 20, 30),
+            ("collapses of the candidate", 20, 540))
+    }, crossed_halves, trials)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,122 @@
+"""What a report is made from: plain data, all of it optional but the two variants' comparison.
+
+May import: the result types. Tests: ``tests/pipeline/test_report.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from wua_mlflow.pipeline.comparison import Comparison
+from wua_mlflow.pipeline.report.figures import Row, table_rows
+from wua_mlflow.pipeline.report.summary import in_short, margin_words
+from wua_mlflow.plots.changes import LayerChange
+from wua_mlflow.plots.comparison import VerdictInterval
+from wua_mlflow.plots.curves import WidthCurve
+from wua_mlflow.plots.quantities import savings
+from wua_mlflow.plots.trials import SearchTrial
+from wua_mlflow.usage import ModelUsage
+
+__all__ = ["Report", "RoundRow", "WidthsFound"]
+
+
+@dataclass(frozen=True)
+class RoundRow:
+    """One round of slimming: the variant, its verdict against the original, what it saves.
+
+    ``flops_ratio`` is original ÷ slim; ``result`` says whether this round is what came out.
+    """
+
+    name: str
+    verdict: VerdictInterval
+    flops_ratio: float | None = None
+    result: bool = False
+
+
+@dataclass(frozen=True)
+class WidthsFound:
+    """How the widths of the slim network were found.
+
+    Attributes:
+        method: its name; ``given`` where the user named them.
+        chosen: what is set, how many units it had, and how many it is to have.
+        curves: by layer the curve that the method read; of a search, that it set out from.
+        trials: what a search tried.
+        skipped: layers that have no width, with the reason.
+        notes: what else there is to know.
+        start: of a search, the method whose widths it set out for.
+    """
+
+    method: str
+    chosen: Sequence[LayerChange] = ()
+    curves: Sequence[WidthCurve] = ()
+    trials: Sequence[SearchTrial] = ()
+    skipped: Mapping[str, str] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+    start: str = ""
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything that the report says.
+
+    Attributes:
+        title: of the pipeline.
+        names: of the variants, the original first, the slim one last.
+        metrics: by the contract's names, a dict a variant.
+        comparison: of the first and the last.
+        usages: by variant's name.
+        again: how to run it again.
+        question: what was asked; made from the names and the margin, if empty.
+        layers: units by layer, before and after.
+        uncut: layers that were not cut, with the reason.
+        rounds: all of them, in order.
+        ended: why there was no further round, where more were asked for.
+        widths: how they were found.
+        slimmed_by: how the network was made slim, in sentences.
+        measured_on: the device that the latencies are of.
+    """
+
+    title: str
+    names: Sequence[str]
+    metrics: Sequence[Mapping[str, float]]
+    comparison: Comparison
+    usages: Mapping[str, ModelUsage] = field(default_factory=dict)
+    again: str = ""
+    question: str = ""
+    layers: Sequence[LayerChange] = ()
+    uncut: Mapping[str, str] = field(default_factory=dict)
+    rounds: Sequence[RoundRow] = ()
+    ended: str = ""
+    widths: WidthsFound | None = None
+    slimmed_by: str = ""
+    measured_on: str = ""
+
+    @property
+    def headline(self) -> str:
+        """The verdict in a line, with its interval; the recipe's where there is one."""
+        return self.comparison.verdict.headline
+
+    @property
+    def in_short(self) -> str:
+        """The verdict in one sentence for who has to decide: quality, latency, bytes."""
+        return in_short(self.comparison, self.metrics[0], self.metrics[-1])
+
+    @property
+    def asked(self) -> str:
+        """The question."""
+        return self.question or (
+            f"Is {self.names[-1]} as good as {self.names[0]}, to within "
+            f"{margin_words(self.comparison.verdict)}, and what does it save?")
+
+    @property
+    def saved(self) -> str:
+        """What the slim model saves, or costs more, in one sentence."""
+        found = savings(self.metrics[0], self.metrics[-1])
+        return f"The slim model: {found}." if found else "The slim model saves nothing."
+
+    @property
+    def rows(self) -> list[Row]:
+        """The table."""
+        return table_rows(self.metrics)
