@@ -35,7 +35,8 @@ TUNING = SEEDS[:3]
 RATES = (0.001, 0.003, 0.01)
 FINE_TUNING = 20
 STEPS = 5
-MARGIN = 0.02
+MARGINS = (0.02, 0.03)
+"""The second because the first is below what breast cancer's 171 test examples can show."""
 
 
 @dataclass(frozen=True)
@@ -96,12 +97,6 @@ def widest(fits: Callable[[float], bool]) -> float:
     return low
 
 
-def kept_by(importance: Mapping[str, Tensor], share: float) -> dict[str, list[int]]:
-    """The most important units, the same share of every group."""
-    return {name: most_important(one, max(1, round(share * len(one))))
-            for name, one in importance.items()}
-
-
 def ours(criterion: str) -> Cutter:
     """This project's cut, the same share of every group by its unit importance."""
     def cutter(bench: Bench, trained: Trained, most: float, seed: int) -> nn.Module:
@@ -109,20 +104,30 @@ def ours(criterion: str) -> Cutter:
         structure = unit_groups(trained.model, bench.example)
         importance = unit_importance(trained.model, structure, (train.inputs, train.targets),
                                      bench.loss(trained), criterion=criterion, seed=seed)
-        whole = {one.name: one.units for one in structure.groups}
-
-        def fits(share: float) -> bool:
-            keep = {name: max(1, round(share * units)) for name, units in whole.items()}
-            return _planned(bench, trained.model, structure, keep) <= most
-
-        return cut(trained.model, bench.example, kept_by(importance, widest(fits))).model
+        widths = within(bench, {one.name: one.units for one in structure.groups}, most)
+        keep = {name: most_important(one, widths[name]) for name, one in importance.items()}
+        return cut(trained.model, bench.example, keep).model
 
     return cutter
 
 
-def _planned(bench: Bench, model: nn.Module, structure: object, keep: Mapping[str, int]) -> float:
-    widths = tuple(keep.values())
-    return bench.flops(bench.recipe.build(widths))
+def within(bench: Bench, whole: Mapping[str, int], most: float) -> dict[str, int]:
+    """The same share of every group, and then single units where there is room for one more."""
+    def fits(widths: Mapping[str, int]) -> bool:
+        return bench.flops(bench.recipe.build(tuple(widths.values()))) <= most
+
+    def shared(share: float) -> dict[str, int]:
+        return {name: max(1, round(share * units)) for name, units in whole.items()}
+
+    widths = shared(widest(lambda share: fits(shared(share))))
+    room = True
+    while room:
+        room = False
+        for name in sorted(whole, key=lambda name: widths[name] / whole[name]):
+            more = {**widths, name: widths[name] + 1}
+            if more[name] <= whole[name] and fits(more):
+                widths, room = more, True
+    return widths
 
 
 def theirs(importance: Callable[[], object], *, gradients: bool = False) -> Cutter:
@@ -196,13 +201,13 @@ def holm(p: Mapping[str, float]) -> dict[str, float]:
     return adjusted
 
 
-def worse_by_margin(differences: np.ndarray) -> float:
+def worse_by(margin: float, differences: np.ndarray) -> float:
     """p of "ours is worse by the margin or more", seeds crossed with examples, t with S − 1."""
     parts = crossed(differences)
     error = parts.half_width(0.95) / stats.t.ppf(0.975, len(differences) - 1)
     if error == 0:
-        return 0.0 if parts.mean > -MARGIN else 1.0
-    return float(stats.t.sf((parts.mean + MARGIN) / error, len(differences) - 1))
+        return 0.0 if parts.mean > -margin else 1.0
+    return float(stats.t.sf((parts.mean + margin) / error, len(differences) - 1))
 
 
 def main() -> None:
@@ -211,11 +216,12 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", type=int, default=range(len(TASKS)))
     torch.set_num_threads(1)
     print("| task | FLOPs | method | lr | accuracy, mean ± sd | FLOPs reached | ours − it, points "
-          "| ours non-inferior (Holm p) |\n|---|---:|---|---:|---:|---:|---:|---|")
+          "| ours non-inferior by 2 points (Holm p) | by 3 points |\n"
+          "|---|---:|---|---:|---:|---:|---:|---|---|")
     for place in parser.parse_args().tasks:
         bench = Bench(TASKS[place])
         whole = np.stack([bench.scores(bench.networks[seed], "test") for seed in SEEDS])
-        print(f"| {bench.task.name} | 1 | oversized | | {_shown(whole)} | 1 | | |", flush=True)
+        print(f"| {bench.task.name} | 1 | oversized | | {_shown(whole)} | 1 | | | |", flush=True)
         for ratio in RATIOS:
             _point(bench, ratio)
 
@@ -231,16 +237,16 @@ def _point(bench: Bench, ratio: float) -> None:
                                                             seed) for seed in SEEDS]
         found[method] = np.stack([bench.scores(network, "test") for network in networks])
         reached[method] = np.mean([bench.flops(network.model) for network in networks])
-    p = holm({method: worse_by_margin(found["ours"] - found[method])
-              for method in METHODS if method != "ours"})
+    others = [method for method in METHODS if method != "ours"]
+    p = [holm({method: worse_by(margin, found["ours"] - found[method]) for method in others})
+         for margin in MARGINS]
     for method in METHODS:
-        against = "" if method == "ours" else \
-            f"{100 * (found['ours'] - found[method]).mean():+.1f}"
-        verdict = "" if method == "ours" else \
-            f"{'yes' if p[method] < 0.025 else 'no'} ({p[method]:.3f})"
+        against = ["", "", ""] if method == "ours" else [
+            f"{100 * (found['ours'] - found[method]).mean():+.1f}",
+            *(f"{'yes' if one[method] < 0.025 else 'no'} ({one[method]:.3f})" for one in p)]
         print(f"| {bench.task.name} | {ratio:g} | {method} | {rates[method]:g} "
-              f"| {_shown(found[method])} | {reached[method] / bench.whole:.2f} | {against} "
-              f"| {verdict} |", flush=True)
+              f"| {_shown(found[method])} | {reached[method] / bench.whole:.2f} "
+              f"| {' | '.join(against)} |", flush=True)
 
 
 def _shown(scores: np.ndarray) -> str:

@@ -43,7 +43,7 @@ def test_ablation_of_one_layer_by_deleting_units(seed, margin):
     scores = [accuracy(without(model, {0: order[:12 - kept]}), data) for kept in range(1, 13)]
     floor = scores[-1] - margin - 1e-9
     exact = next(k for k in range(1, 13) if min(scores[k - 1:]) >= floor)
-    found = recommend_widths(model, data, margin=margin)
+    found = recommend_widths(model, data, margin=margin, method="ablation")
     layer, = found.layers
     assert found.widths == {"0": exact} and layer.alone == exact and found.joint is None
     assert layer.curve.widths == tuple(range(1, 13))
@@ -73,7 +73,7 @@ def test_all_layers_at_once_are_within_the_margin(method, margin):
 def test_losses_that_add_up_leave_wider_layers():
     """Each may lose its units alone; by hand, not both theirs."""
     model, data = trained(16, 12, seed=5)
-    found = recommend_widths(model, data, margin=0.05)
+    found = recommend_widths(model, data, margin=0.05, method="ablation")
     floor = accuracy(model, data) - 0.05
     least = {index: by_taylor(model, data, index)[:one.units - one.alone]
              for index, one in zip((0, 2), found.layers, strict=True)}
@@ -172,15 +172,17 @@ def test_a_convolution_with_batch_norm():
 
 def test_some_layers_only():
     model, data = trained(16, 12)
-    found = recommend_widths(model, data, layers=["2"])
+    found = recommend_widths(model, data, layers=["2"], method="ablation")
     assert list(found.widths) == ["2"] and found.joint is None
-    assert found.widths["2"] == recommend_widths(model, data, jointly=False).widths["2"]
+    apart = recommend_widths(model, data, jointly=False, method="ablation")
+    assert found.widths["2"] == apart.widths["2"]
 
 
 def test_structure_may_be_given():
     model, data = trained(16, 12)
     structure = unit_groups(model, data[0][:2])
-    assert recommend_widths(model, data, structure=structure) == recommend_widths(model, data)
+    found = recommend_widths(model, data, structure=structure, method="ablation")
+    assert found == recommend_widths(model, data, method="ablation")
 
 
 @pytest.mark.parametrize("criterion", ["magnitude", "wanda", "output"])
@@ -193,15 +195,15 @@ def test_units_in_the_order_of_another_criterion(criterion):
         "wanda": (weight.abs() * data[0].norm(dim=0)).sum(1),
         "output": (weight * model[0](data[0]).detach().mean(0)[:, None]).abs().sum(1),
     }[criterion].argsort().tolist()
-    found = recommend_widths(model, data, criterion=criterion).layers[0].curve
+    found = recommend_widths(model, data, criterion=criterion, method="ablation").layers[0].curve
     assert found.scores == pytest.approx([
         accuracy(without(model, {0: order[:10 - kept]}), data) for kept in range(1, 11)])
 
 
 def test_a_random_order_is_the_seeds():
     model, data = trained(16)
-    curves = [recommend_widths(model, data, criterion="random", seed=seed).layers[0].curve
-              for seed in (1, 1, 2)]
+    curves = [recommend_widths(model, data, method="ablation", criterion="random",
+                               seed=seed).layers[0].curve for seed in (1, 1, 2)]
     assert curves[0] == curves[1] != curves[2]
 
 
@@ -209,17 +211,17 @@ def test_regression_and_a_score_of_ones_own():
     inputs = rows(80, 3)
     model = mlp(3, 9, 1)
     data = inputs, model(inputs).detach() + 0.01 * torch.randn(80, 1)
-    found = recommend_widths(model, data)
+    found = recommend_widths(model, data, method="ablation")
     assert found.layers[0].curve.axis == "R²" and found.layers[0].curve.baseline > 0.5
     own = recommend_widths(model, data, loss=lambda o, t: (o - t).abs().mean(),
-                           score=lambda o, t: -(o - t).abs()[:, 0])
+                           score=lambda o, t: -(o - t).abs()[:, 0], method="ablation")
     assert own.layers[0].curve.baseline == pytest.approx(
         -(model(inputs) - data[1]).abs().mean().item(), rel=1e-4)
 
 
 def test_a_table_and_json():
     model, data = trained(16, 12)
-    found = recommend_widths(model, data)
+    found = recommend_widths(model, data, method="ablation")
     loaded = json.loads(found.to_json())
     assert loaded["widths"] == found.widths and loaded["method"] == "ablation"
     assert [tuple(one["curve"]["widths"]) for one in loaded["layers"]] == [
@@ -257,4 +259,4 @@ def test_attention_and_feed_forward():
         found = recommend_widths(model, data, method=method)
         assert list(found.widths) == [names["units"]]
         assert found.skipped[names["heads"]] == "its units are heads, not activations"
-    assert set(recommend_widths(model, data).widths) == set(names.values())
+    assert set(recommend_widths(model, data, method="ablation").widths) == set(names.values())

@@ -12,6 +12,8 @@ from wua_mlflow.slimming import unit_groups
 from wua_mlflow.widths import recommend_widths
 from wua_mlflow.widths.recommending import METHODS
 
+UNTRAINED = [method for method in METHODS if method != "search"]
+
 
 @pytest.fixture(autouse=True)
 def _seeded():
@@ -20,7 +22,7 @@ def _seeded():
         yield
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", UNTRAINED)
 def test_the_global_streams_and_the_model_are_left_alone(method):
     model, data = trained(8, 6)
     model.train()
@@ -70,11 +72,11 @@ GOOD = rows(10, 3), labels(10, 2)
     ({"margin": -0.01}, r"margin: expected a number in \[0, 1\), but got -0.01"),
     ({"margin": float("nan")}, r"margin: expected a number in \[0, 1\), but got nan"),
     ({"margin": "0.1"}, r"margin: expected a number in \[0, 1\), but got '0.1'"),
-    ({"method": "abblation"}, "method: expected one of effective, rank, projection, ablation, but "
-                              "got 'abblation'; did you mean 'ablation'"),
-    ({"method": "search"}, "method: expected one of .*, but got 'search'; it trains networks"),
+    ({"method": "abblation"}, "method: expected one of effective, rank, projection, ablation, "
+                              "search, but got 'abblation'; did you mean 'ablation'"),
     ({"method": "rank", "criterion": "taylor"}, "criterion: expected none for the method rank"),
-    ({"criterion": "tailor"}, "criterion: expected .*but got 'tailor'"),
+    ({"criterion": "taylor"}, "criterion: expected none for the method rank"),
+    ({"method": "ablation", "criterion": "tailor"}, "criterion: expected .*but got 'tailor'"),
     ({"method": "effective", "criterion": "tailor"}, "criterion: expected .*but got 'tailor'"),
     ({"layers": ["0", "3"]}, "layers: expected names of layers whose units can be removed, but got "
                              "'3'"),
@@ -83,7 +85,8 @@ GOOD = rows(10, 3), labels(10, 2)
     ({"seed": -1}, "seed: expected a whole number"),
     ({"task": "words"}, "task: expected one of binary, multiclass, regression, but got 'words'"),
     ({"task": "words", "method": "rank"}, "task: expected one of binary, multiclass, regression"),
-    ({"fit_data": GOOD[0]}, "fit_data: expected none for the method ablation"),
+    ({"method": "ablation", "fit_data": GOOD[0]},
+     "fit_data: expected none for the method ablation"),
     ({"method": "projection", "fit_data": torch.full((9, 3), torch.nan)},
      "data: expected finite inputs"),
 ])
@@ -96,7 +99,7 @@ def test_what_is_wrong_in_one_line(options, message):
     assert snapshot(model) == before
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", UNTRAINED)
 @pytest.mark.parametrize(("data", "message"), [
     (GOOD[0], r"data: expected a pair \(inputs, targets\), but got Tensor"),
     ((GOOD[0], GOOD[1][:9]), "data: expected as many targets as inputs"),

@@ -14,6 +14,7 @@ from wua_mlflow import __version__
 from wua_mlflow.config import Settings, settings_yaml
 from wua_mlflow.pipeline.adopted import adopt, adopted_recipe, source_of
 from wua_mlflow.pipeline.analysing import Analysis, analyze
+from wua_mlflow.pipeline.claims import check_test_part
 from wua_mlflow.pipeline.comparison import Comparison, compare_variants
 from wua_mlflow.pipeline.launch import together
 from wua_mlflow.pipeline.making import scratch
@@ -76,6 +77,7 @@ def run_pipeline(store: Store, settings: Settings) -> Outcome:
     with opened(store, lambda: _pipeline(store, settings)) as run_id:
         check_slimming(settings)
         recipe = load_recipe(settings)
+        check_test_part(recipe.split, settings)
         if settings.how == "rebuild":
             check_widths(recipe.build, settings.hidden, settings.slim_hidden)
         original = train(store, recipe, Plan(
@@ -118,7 +120,7 @@ def _published(
     usages: dict[str, ModelUsage] | None = None, files: Files | None = None,
 ) -> Report:
     return publish(store, run_id, (slimmed.original, *slimmed.variants),
-                   slimmed.result.comparison, usages=usages, files=files)
+                   slimmed.result.comparison, usages=usages, slimmed=slimmed, files=files)
 
 
 def _resolved(settings: Settings, how: str) -> Settings:
@@ -189,6 +191,7 @@ def slim_run(
                              f"{original.run_id} is {original.name}")
         settings = _resolved(original.settings,
                              "prune" if original.adopted else "rebuild")
+        check_test_part(original.recipe.split, settings)
         pipeline = original.tags.get(Tag.PIPELINE)
         slimmed = slim(store, original, None, settings=settings, pipeline=pipeline)
         return _ended(store, pipeline, slimmed, slimmed.usages, settings)
@@ -199,6 +202,7 @@ def _slim_adopted(store: Store, settings: Settings, given: frozenset[str]) -> Ou
     with opened(store, lambda: _pipeline(store, settings)) as run_id:
         check_slimming(settings)
         recipe = adopted_recipe(settings, given)
+        check_test_part(recipe.split, settings)
         return _slimmed(store, adopt(store, recipe, pipeline=run_id), recipe.settings, run_id)
 
 

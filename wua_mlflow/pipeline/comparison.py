@@ -16,8 +16,10 @@ from wua_mlflow.config import Settings
 from wua_mlflow.evaluation import Evaluation, score_name
 from wua_mlflow.latency import Latency, latency_ratio, measure_latency
 from wua_mlflow.pipeline.budgets import budget_sentence
+from wua_mlflow.pipeline.claims import check_classes
 from wua_mlflow.pipeline.steps import marking
 from wua_mlflow.pipeline.variant import Variant
+from wua_mlflow.provable import too_small
 from wua_mlflow.randomness import Purpose, torch_generator
 from wua_mlflow.tracking.log import latency_metrics, verdict_metrics, write
 from wua_mlflow.tracking.names import Metric, Tag, step_tag
@@ -70,6 +72,10 @@ class Comparison:
         found = []
         if self.looks > 1:
             found.append(wording.looks_sentence(self.looks, self.bonferroni))
+        small = too_small(self.artifact.examples, self.artifact.margin, self.artifact.confidence) \
+            if self.artifact.score == "accuracy" else None
+        if small:
+            found.append(f"{small[:1].upper()}{small[1:]}.")
         flops = self.ratios.get(Metric.FLOPS_RATIO, 1.0)
         if self.latency_ratio is not None and flops > NOTEWORTHY and self.latency_ratio[1] <= 1:
             ratio, low, high = self.latency_ratio
@@ -165,10 +171,8 @@ def compare_evaluations(
     if one != other:
         raise ValueError(f"compare: expected two models of the same outputs, but one is scored by "
                          f"{one} and the other by {other}")
-    if original.task != "regression" and len(labels := np.unique(original.targets)) < 2:
-        raise ValueError(f"test data: expected examples of at least two classes, but all "
-                         f"{len(original.targets):,} are of class {labels[0]:g}; an accuracy on "
-                         f"one class says nothing of the others")
+    if original.task != "regression":
+        check_classes(original.targets)
     return compare(original, slim, margin=settings.margin, confidence=settings.confidence,
                    score=score_name(original.task), seed=settings.seed)
 

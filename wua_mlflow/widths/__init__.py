@@ -10,11 +10,13 @@ from wua_mlflow.widths.effective import effective_widths
 from wua_mlflow.widths.factory import Factory, layers_by_width
 from wua_mlflow.widths.recommendation import Curve, LayerWidth, WidthRecommendation
 from wua_mlflow.widths.recommending import recommend_widths
+from wua_mlflow.widths.retrained import Search
 
 __all__ = [
     "Curve",
     "Factory",
     "LayerWidth",
+    "Search",
     "WidthRecommendation",
     "effective_widths",
     "layers_by_width",

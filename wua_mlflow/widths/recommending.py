@@ -30,15 +30,15 @@ from wua_mlflow.slimming import (
 from wua_mlflow.widths.descent import Descent, Span, narrowest
 from wua_mlflow.widths.effective import largest_share, width_of_share
 from wua_mlflow.widths.recommendation import Curve, LayerWidth, WidthRecommendation
+from wua_mlflow.widths.retrained import Search, retrained_widths
 from wua_mlflow.widths.scoring import Loss, Score, Scoring, scoring, tensors_of
 from wua_mlflow.widths.spectrum import projected, rank_width, spectra
 
 __all__ = ["METHODS", "recommend_widths"]
 
-METHODS = ("effective", "rank", "projection", "ablation")
-"""The methods that need no training; ``search`` is ``wua_mlflow.widths.search``."""
+METHODS = ("effective", "rank", "projection", "ablation", "search")
 _DEFAULT_CRITERION = {"effective": "output", "ablation": "taylor"}
-_DIRECTIONS = ("rank", "projection")
+_DIRECTIONS = ("rank", "projection", "search")
 _NO_TARGETS_NEEDED = ("output", "input", "wanda", "magnitude")
 
 
@@ -57,6 +57,7 @@ class _Asked:
     loss: Loss | None
     score: Score | None
     fit: Tensor | None
+    search: Search | None
 
     @property
     def groups(self) -> dict[str, UnitGroup]:
@@ -81,7 +82,7 @@ def recommend_widths(  # noqa: PLR0913 - the options of one question, each by na
     model: nn.Module,
     data: Any,
     *,
-    method: str = "ablation",
+    method: str = "rank",
     margin: float = 0.02,
     layers: Sequence[str] | None = None,
     task: Task | None = None,
@@ -91,9 +92,10 @@ def recommend_widths(  # noqa: PLR0913 - the options of one question, each by na
     jointly: bool = True,
     fit_data: Any = None,
     structure: Structure | None = None,
+    search: Search | None = None,
     seed: int = 0,
 ) -> WidthRecommendation:
-    """A width for each group of units of a trained network, without training another.
+    """A width for each group of units of a trained network; only ``search`` trains others.
 
     ``effective``
         floor(effective weights ÷ weights × units): the tutorial's rule. It looks at no score.
@@ -105,6 +107,9 @@ def recommend_widths(  # noqa: PLR0913 - the options of one question, each by na
         inference, keeps the mean score within the margin (Berngardt 2024, arXiv 2405.14147).
     ``ablation``
         units removed from the least important up; the smallest number kept within the margin.
+    ``search``
+        the smallest widths whose networks, trained anew, are non-inferior on validation data, from
+        those of ``rank`` on, by bisection (and Optuna, of several groups).
 
     "Within the margin" is a point estimate: mean score ≥ that of all units − margin, on these data.
     A score is not always monotone in the width: chosen is the smallest k from which every larger
@@ -115,7 +120,7 @@ def recommend_widths(  # noqa: PLR0913 - the options of one question, each by na
         model: any module whose output is a tensor; it is left as found, also when it raises.
         data: inputs and targets, each of shape (examples, ...): the validation part, or, for
             ``effective`` and ``rank``, the part that the widths are to be measured on.
-        method: see above.
+        method: see above; ``rank`` did best of those that train nothing (``benchmarks/knee.py``).
         margin: how much of the mean score may be lost, in its unit; in [0, 1).
         layers: names of groups, or of layers in them; all groups, if None.
         task: ``binary``, ``multiclass`` or ``regression``; read from the data, if None.
@@ -130,7 +135,8 @@ def recommend_widths(  # noqa: PLR0913 - the options of one question, each by na
         fit_data: inputs, shape (examples, ...), whose activations ``rank`` and ``projection`` take
             the directions of; those of ``data``, if None.
         structure: the groups; found, if None.
-        seed: of the criterion ``random``.
+        search: for ``search``: how networks of other widths are trained, and the budget.
+        seed: of the criterion ``random`` and of the search.
 
     Raises:
         ValueError: one line that names the argument.
@@ -144,6 +150,9 @@ def recommend_widths(  # noqa: PLR0913 - the options of one question, each by na
     (['0'], True)
     """
     _check(method, margin, criterion, fit_data)
+    if (search is None) is (method == "search"):
+        wanted = "a Search (how networks are trained)" if method == "search" else "none"
+        raise ValueError(f"search: expected {wanted} for the method {method}, but got {search!r}")
     if task is not None and task not in get_args(Task):
         raise ValueError(f"task: expected one of {', '.join(get_args(Task))}, but got {task!r}")
     model = unwrapped(model)
@@ -152,7 +161,8 @@ def recommend_widths(  # noqa: PLR0913 - the options of one question, each by na
     fit = None if fit_data is None else tensors_of((fit_data, fit_data), model)[0]
     asked = _Asked(
         model, data, _wanted(structure, layers), float(margin), jointly,
-        criterion or _DEFAULT_CRITERION.get(method, ""), checked_seed(seed), task, loss, score, fit)
+        criterion or _DEFAULT_CRITERION.get(method, ""), checked_seed(seed), task, loss, score, fit,
+        search)
     found = _BY_METHOD[method](asked)
     return WidthRecommendation(method, float(margin), found.layers, found.joint,
                                {**structure.fixed, **found.skipped}, found.note)
@@ -224,8 +234,16 @@ def _descended(
     return _Found(layers, skipped, joint)
 
 
+def _search(asked: _Asked) -> _Found:
+    assert asked.search is not None, "checked before"
+    suggested = _rank(asked)
+    layers, note = retrained_widths(asked.search, suggested.layers, margin=asked.margin,
+                                    seed=asked.seed)
+    return _Found(layers, suggested.skipped, note=note)
+
+
 _BY_METHOD = {"effective": _effective, "rank": _rank, "projection": _projection,
-              "ablation": _ablation}
+              "ablation": _ablation, "search": _search}
 
 
 def _wanted(structure: Structure, layers: Sequence[str] | None) -> Structure:
@@ -250,9 +268,8 @@ def _wanted(structure: Structure, layers: Sequence[str] | None) -> Structure:
 
 def _check(method: str, margin: float, criterion: str | None, fit_data: Any) -> None:
     if method not in METHODS:
-        hint = "; it trains networks: call wua_mlflow.widths.search" if method == "search" \
-            else nearest(str(method), METHODS)
-        raise ValueError(f"method: expected one of {', '.join(METHODS)}, but got '{method}'{hint}")
+        raise ValueError(f"method: expected one of {', '.join(METHODS)}, but got '{method}'"
+                         f"{nearest(str(method), METHODS)}")
     if isinstance(margin, bool) or not isinstance(margin, Real) or not 0 <= margin < 1:
         raise ValueError(f"margin: expected a number in [0, 1), but got {margin!r}")
     if criterion is not None and method not in _DEFAULT_CRITERION:
