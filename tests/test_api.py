@@ -26,6 +26,7 @@ PUBLIC = {
     "print_report",
     "recommend_widths",
     "show",
+    "slim",
 }
 TUTORIAL = {
     "print_flops_report": ["model", "nb_epochs", "dataset"],

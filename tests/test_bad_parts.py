@@ -75,7 +75,6 @@ TRAINING = [
     ("--model bad_parts:pair", "model: expected outputs of shape \\(batch, 1\\) .* got tuple"),
     ("--model bad_parts:normed --batch-size 333", "model: bad_parts:normed cannot be trained with "
                                                   "batch_size=333: ValueError: Expected more than"),
-    ("--model bad_parts:branching", "model: torch.export cannot save it as pt2: "),
     (f"{FINE} --train bad_parts:trainer_raises", "train: bad_parts:trainer_raises failed: "
                                                  "ValueError: of the trainer$"),
     (f"{FINE} --train bad_parts:trainer_exits", "train: bad_parts:trainer_exits failed: "
@@ -110,16 +109,16 @@ def test_training_that_fails_fails_variant_and_pipeline(
 def test_a_replicate_that_diverges_is_named(
     here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from wua_mlflow.pipeline import recipe
+    from wua_mlflow.pipeline import making, recipe
 
-    real = recipe.train_one
+    real = making.train_one
 
     def second_fails(*args: object, **kwargs: int) -> object:
         if kwargs["seed"] == 43:
             raise recipe.TrainingDiverged("training: the loss became nan in epoch 9")
         return real(*args, **kwargs)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(recipe, "train_one", second_fails)
+    monkeypatch.setattr(making, "train_one", second_fails)
     line = line_of(["train", "--seeds", "3", "--epochs", "1"], 1, capsys)
     assert line == "training: the loss became nan in epoch 9 (in replicate 1, seed 43)"
     (variant,) = all_runs()
@@ -130,8 +129,8 @@ def test_a_pipeline_that_fails_half_way_keeps_what_was_done(
     here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["run", "--data", "bad_parts:data", "--hidden", "6", "--slim-hidden", "3", "--seeds",
-             "1", "--epochs", "2", "--slim-epochs", "1", "--null-draws", "1", "--model",
-             "bad_parts:nan_if_slim"]
+             "1", "--epochs", "2", "--slim-epochs", "1", "--null-draws", "1", "--margin", "0.2",
+             "--model", "bad_parts:nan_if_slim"]
     line = line_of(words, 1, capsys)
     assert line.startswith("training: the loss became nan in epoch 1")
     pipeline, oversized, control, slim = all_runs()
@@ -146,9 +145,25 @@ def test_a_pipeline_that_fails_half_way_keeps_what_was_done(
 
 def test_nothing_narrower_is_found(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["run", "--hidden", "1", "--seeds", "1", "--epochs", "1", "--null-draws", "0"]
-    assert line_of(words, 1, capsys) == (
-        "slim_hidden: auto found no width below the original's (1); name smaller ones, if any")
-    assert sorted(run.info.status for run in all_runs()) == ["FAILED", "FINISHED"]
+    said = ("The method effective finds no width below those that the network has (1). Another "
+            "method may (--width-method), or name the widths (--slim-hidden).")
+    assert main(words) == 0
+    assert capsys.readouterr() == (f"{said}\n", "")
+    pipeline, variant = all_runs()
+    assert [run.info.status for run in (pipeline, variant)] == ["FINISHED", "FINISHED"]
+    assert pipeline.data.tags["mlflow.note.content"] == f"**No narrower network.** {said}"
+    assert "wua.verdict" not in pipeline.data.tags
+    assert main([*words, "--gate"]) == 4, "the question stays open"
+
+
+def test_a_network_that_cannot_be_exported_is_kept_and_says_so(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", "--seeds", "1", "--epochs", "1", "--model", "bad_parts:branching"]) == 0
+    (variant,) = all_runs()
+    assert variant.data.tags["wua.unexported"].startswith("torch.export")
+    said = capsys.readouterr().out.splitlines()
+    assert main(["analyze", "--run-id", variant.info.run_id]) == 0, said
 
 
 def test_a_factory_that_has_changed_since(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

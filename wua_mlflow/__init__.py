@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from wua_mlflow.analysis import analyze
     from wua_mlflow.flops import count_flops
+    from wua_mlflow.narrowing import slim
     from wua_mlflow.tutorial import (
         compute_weight_importance,
         estimate_flops,
@@ -38,6 +39,7 @@ _HOME = {
     "print_report": "tutorial",
     "recommend_widths": "widths",
     "show": "tutorial",
+    "slim": "narrowing",
 }
 
 __all__ = [
@@ -53,6 +55,7 @@ __all__ = [
     "print_report",
     "recommend_widths",
     "show",
+    "slim",
 ]
 
 

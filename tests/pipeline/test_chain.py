@@ -80,14 +80,17 @@ CONTRACT_SLIM = {
     "compare/artifact_delta", "compare/artifact_delta_low", "compare/artifact_delta_high",
     "compare/recipe_delta", "compare/recipe_delta_low", "compare/recipe_delta_high",
     "compare/margin", "compare/flops_ratio", "compare/params_ratio", "compare/size_ratio",
-    "compare/latency_ratio", "compare/churn", "compare/worst_class_delta", "compare/looks",
+    "compare/latency_ratio", "compare/latency_ratio_low", "compare/latency_ratio_high",
+    "compare/training_time_ratio", "compare/churn", "compare/worst_class_delta", "compare/looks",
 }
+CONTRACT_OVERSIZED = {"fidelity/output", "fidelity/taylor", "fidelity/reliability"}
 
 
 @pytest.mark.parametrize("variant", ["oversized", "oversized-same-budget", "slim"])
 def test_metrics_of_a_variant_are_the_contracts(usecase: Finished, variant: str) -> None:
     run = usecase.run(variant)
-    expected = CONTRACT_VARIANT | (CONTRACT_SLIM if variant == "slim" else set())
+    expected = CONTRACT_VARIANT | {"slim": CONTRACT_SLIM, "oversized": CONTRACT_OVERSIZED}.get(
+        variant, set())
     expected |= {f"layers/fc1/{what}" for what in (
         "entropy", "effective_weights", "top90_share", "low_share", "weights", "units")}
     assert set(run.data.metrics) == expected
@@ -261,13 +264,16 @@ def test_config_runs_it_again(usecase: Finished) -> None:
 
 def test_the_description_begins_with_the_verdict_then_what_is_saved(usecase: Finished) -> None:
     note = usecase.run().data.tags["mlflow.note.content"]
-    first, second, third = note.split("\n\n")[:3]
+    first, second, third, fourth = note.split("\n\n")[:4]
     verdict = usecase.outcome.verdict
-    assert first == f"**{verdict.headline}**"
-    assert "95% interval" in first
+    assert re.match(r"\*\*It is open whether the slim model answers as well as the original within "
+                    r"2 points of accuracy \(95% confidence, 6 seeds\); it is .*\.\*\*$", first)
+    assert second.startswith(f"{verdict.headline}.")
+    assert "The slim model: 1.4× fewer FLOPs, 1.4× fewer parameters" in second
     assert verdict.sentence in note
-    assert second.startswith("The slim model: 1.4× fewer FLOPs, 1.4× fewer parameters")
-    assert third.startswith("| ")
+    assert third == ("The question: Is slim 7 as good as oversized 10, to within 2 points of "
+                     "accuracy, and what does it save?")
+    assert fourth.startswith("| ")
     assert "Budgets differ: the original trained for 50 epochs, the slim one for 60 epochs." in note
     path = usecase.client.download_artifacts(usecase.outcome.run_id, "report.md")
     assert note in Path(path).read_text()

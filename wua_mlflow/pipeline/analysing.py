@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from wua_mlflow.config import COMMAND_FIELDS, Settings, settings_yaml
 from wua_mlflow.dotted import one_line
 from wua_mlflow.flops import CONVENTION, FlopCount, count_flops
 from wua_mlflow.pipeline.data import DataSplit, is_file, takes
+from wua_mlflow.pipeline.fidelity import fidelity_metrics
 from wua_mlflow.pipeline.launch import together
 from wua_mlflow.pipeline.machine import device_of, use_threads
 from wua_mlflow.pipeline.measuring import first_criterion, loss_of, measured
@@ -117,16 +118,20 @@ def analyze(store: Store, variant: Variant) -> Analysis:
         found = Analysis(variant.run_id, variant.name, usages)
         metrics, tags = usage_metrics(found.usage), _tags(found.usage, first)
 
-        def add() -> None:
+        def add() -> str:
             count = count_flops(variant.model, recipe.split.train.inputs[:2].to(recipe.device),
                                 backward=False)
+            foretold, remark = ({}, "") if variant.variant != VariantName.OVERSIZED else \
+                fidelity_metrics(variant, count.forward_flops / count.samples)
+            metrics.update(foretold)
             write(store.client, variant.run_id, metrics=metrics, tags=tags,
                   files=_files(variant.model, found, count))
+            return remark
 
-        together(lambda: None if rank() else add())
+        remark = together(lambda: "" if rank() else add())
     variant.metrics.update(metrics)
     variant.tags.update(tags)
-    return found
+    return replace(found, remarks=(remark,) if remark else ())
 
 
 def analyze_model(

@@ -86,6 +86,8 @@ class Bench:
         if self.settings.how == "rebuild":
             with isolated():
                 model = self.recipe.build(widths)
+        elif widths == tuple(one.units for one in self.dimensions):
+            model = self.parent.model
         else:
             keep = {one.name: range(width)
                     for one, width in zip(self.dimensions, widths, strict=True)}

@@ -12,12 +12,15 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
+from torch import nn
 
 from wua_mlflow.evaluation import loss_for
 from wua_mlflow.pipeline.recipe import Recipe, Trained, train_made, train_one
 from wua_mlflow.pipeline.streams import Stream
 from wua_mlflow.slimming import cut, unit_groups, unit_importance
+from wua_mlflow.slimming.groups import Structure
 from wua_mlflow.slimming.importance import most_important
+from wua_mlflow.slimming.specification import Specification
 
 __all__ = ["Cutting", "Maker", "pruned", "remembered", "scratch"]
 
@@ -62,6 +65,8 @@ def scratch(
 def pruned(recipe: Recipe, parent: Maker, root: Maker, cutting: Cutting) -> Maker:
     """The parent's network of the same replicate, cut, then fine-tuned from its random stream.
 
+    Where all units stay it is trained on as it is: what a search compares cut networks with.
+
     Args:
         recipe: what it is trained on.
         parent: makes the networks to cut.
@@ -70,22 +75,27 @@ def pruned(recipe: Recipe, parent: Maker, root: Maker, cutting: Cutting) -> Make
     """
     def make(number: int, seed: int, label: str | None = None) -> Trained:
         source = parent(number, seed)
-        made = cut(source.model, _example(recipe), _kept(recipe, source, cutting))
+        begin, history, uncut = _cut(recipe, source, cutting)
         teacher = root(number, seed).model if cutting.distill else None
-        trained = train_made(recipe, lambda: copy.deepcopy(made.model), cutting.epochs, seed=seed,
+        trained = train_made(recipe, lambda: copy.deepcopy(begin), cutting.epochs, seed=seed,
                              stream=source.stream, label=label, teacher=teacher)
-        history = made.specification if source.structure is None else \
-            source.structure.then(made.specification)
-        return replace(trained, structure=history, uncut=made.fixed)
+        return replace(trained, structure=history, uncut=uncut)
 
     return make
 
 
-def remembered(maker: Maker) -> Maker:
-    """The same maker; what it made is kept for the next time, as long as that is not much."""
+def remembered(maker: Maker, *, first: Trained | None = None) -> Maker:
+    """The same maker; what it made is kept for the next time, as long as that is not much.
+
+    Args:
+        maker: trains the networks.
+        first: the network of replicate 0, if there is one already; it is not made again.
+    """
     kept: dict[int, Trained] = {}
 
     def make(number: int, seed: int, label: str | None = None) -> Trained:
+        if number == 0 and first is not None:
+            return first
         if number in kept:
             return kept[number]
         made = maker(number, seed, label)
@@ -104,9 +114,23 @@ def _example(recipe: Recipe) -> torch.Tensor:
     return recipe.split.train.inputs[:4].to(recipe.device)
 
 
-def _kept(recipe: Recipe, source: Trained, cutting: Cutting) -> dict[str, list[int]]:
-    """By group the units that stay: the most important on the training data."""
+def _cut(
+    recipe: Recipe, source: Trained, cutting: Cutting
+) -> tuple[nn.Module, Specification | None, Mapping[str, str]]:
+    """The network to begin with, what was cut from the factory's in all, and what could not be."""
     structure = unit_groups(source.model, _example(recipe))
+    if all(count >= structure.group(name).units for name, count in cutting.keep.items()):
+        return source.model, source.structure, structure.fixed
+    made = cut(source.model, _example(recipe), _kept(recipe, source, structure, cutting))
+    history = made.specification if source.structure is None else \
+        source.structure.then(made.specification)
+    return made.model, history, made.fixed
+
+
+def _kept(
+    recipe: Recipe, source: Trained, structure: Structure, cutting: Cutting
+) -> dict[str, list[int]]:
+    """By group the units that stay: the most important on the training data."""
     train = recipe.split.train
     found = unit_importance(
         source.model, structure, (train.inputs.to(recipe.device), train.targets.to(recipe.device)),

@@ -132,7 +132,7 @@ def slim(
         ValueError: one line; as ``goal_of``.
     """
     check_slimming(settings)
-    root = remembered(original.make) if settings.how == "prune" else original.make
+    root = remembered(original.make, first=original.trained)
     bench = Bench(settings, original, original, root, root)
     usages: dict[str, ModelUsage] = {}
     rounds: list[Round] = []
@@ -149,7 +149,8 @@ def slim(
         if not rounds[-1].as_good:
             break
         usage = usages[done.variant.name]
-        bench = replace(bench, parent=done.variant, make=remembered(done.variant.make))
+        bench = replace(bench, parent=done.variant,
+                        make=remembered(done.variant.make, first=done.variant.trained))
     return Slimmed(original, tuple(rounds), usages)
 
 
@@ -162,14 +163,14 @@ def _round(
     epochs = bench.epochs(bench.recipe, goal.widths)
     before = parent.settings.epochs if settings.how == "prune" and not parent.adopted else 0
     streams = [one.stream for one in parent.replicates]
-    make = bench.maker(bench.recipe, goal.widths) if settings.how == "prune" else \
+    make = remembered(bench.maker(bench.recipe, goal.widths)) if settings.how == "prune" else \
         scratch(bench.recipe, goal.widths, epochs, streams)
     plan = Plan(name, goal.widths, before + epochs, make,
                 parent=parent if settings.how == "prune" else None,
                 hidden=parent.settings.hidden if settings.how == "prune" else None,
                 replicates=len(streams),
                 baseline=original.run_id, pipeline=pipeline,
-                origin=_origin(settings, original, goal, epochs))
+                origin=_origin(settings, parent, goal, epochs))
     controls = tuple(_controls(store, bench, plan, goal))
     variant = train(store, bench.recipe, plan)
     write(store.client, variant.run_id, files={ArtifactPath.WIDTHS: goal.to_json()})
@@ -212,11 +213,14 @@ def _same_budget(store: Store, original: Variant, plan: Plan) -> Variant:
         baseline=original.run_id))
 
 
-def _origin(settings: Settings, original: Variant, goal: Goal, epochs: int) -> str:
+def _origin(settings: Settings, parent: Variant, goal: Goal, epochs: int) -> str:
     """A comment for ``config.yaml``: what else it takes to make this variant again."""
-    slim = ",".join(map(str, goal.widths))
     begin = "Cut from the network" if settings.how == "prune" else \
         "Trained from the random stream"
-    return (f"# {begin} that run {original.run_id} left ({original.name}, "
-            f"{original.settings.epochs} epochs).\n# Both again: the original's config.yaml with "
-            f"how: {settings.how}, slim_hidden: [{slim}], slim_epochs: {epochs}\n")
+    budget = "trained elsewhere" if parent.adopted else f"{parent.settings.epochs} epochs"
+    lines = f"# {begin} that run {parent.run_id} left ({parent.name}, {budget}).\n"
+    if parent.variant != VariantName.OVERSIZED or parent.adopted:
+        return lines
+    slim = ",".join(map(str, goal.widths))
+    return (f"{lines}# Both again: the original's config.yaml with how: {settings.how}, "
+            f"slim_hidden: [{slim}], slim_epochs: {epochs}\n")

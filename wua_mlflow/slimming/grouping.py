@@ -26,6 +26,8 @@ from wua_mlflow.slimming.heads import head_groups
 
 __all__ = ["found_groups", "plain_copy"]
 
+OUTPUTS = "its units are the network's outputs"
+
 
 def plain_copy(model: nn.Module) -> nn.Module:
     """A copy in eval mode whose floating-point parameters take gradients.
@@ -71,6 +73,7 @@ def found_groups(model: nn.Module, example: Any) -> Structure:
         seen |= {str(one.name) for one in makers}
         layers = [str(one.name) for one in makers if _makes_units(one.module)]
         if any(graph.ends(one) for one in coupled):
+            fixed |= dict.fromkeys(layers, OUTPUTS)
             continue
         reason = _refusal(coupled, makers)
         group = None
@@ -79,7 +82,9 @@ def found_groups(model: nn.Module, example: Any) -> Structure:
             reason = _tied_elsewhere(model, group)
         if reason:
             fixed |= dict.fromkeys(layers, reason)
-        elif group is not None:
+        elif group is None:
+            fixed |= dict.fromkeys(layers, OUTPUTS)
+        else:
             groups.append(group)
     heads, whole = head_groups(model)
     return Structure((*groups, *heads), {**fixed, **dict(_left_out(model, seen)), **whole})

@@ -134,17 +134,18 @@ def _by_unit(group: UnitGroup, values: Callable[[str], Tensor]) -> Tensor:
 
 
 def _analysed(
-    model: nn.Module, structure: Structure, data: Any, criterion: str
+    model: nn.Module, structure: Structure, data: tuple[Tensor, Tensor], criterion: str
 ) -> dict[str, Tensor]:
     from wua_mlflow.analysis import layer_importance
 
-    found = {}
-    for group in structure.groups:
-        total = torch.zeros(group.units, dtype=torch.float64)
-        for name in group.layers:
-            weight = getattr(model.get_submodule(name), "weight", None)
-            if isinstance(weight, Tensor) and weight.dim() > 1:
-                importance = layer_importance(model, data, [name], criterion)[name]
-                total += importance.double().flatten(1).sum(1).cpu()
-        found[group.name] = total
-    return found
+    inputs, _ = data
+    weights = {name: getattr(model.get_submodule(name), "weight", None)
+               for group in structure.groups for name in group.layers}
+    names = [name for name, weight in weights.items()
+             if isinstance(weight, Tensor) and weight.dim() > 1]
+    found = layer_importance(model, inputs, names, criterion)
+    by_unit = {name: one.double().flatten(1).sum(1).cpu() for name, one in found.items()}
+    return {group.name: torch.stack([by_unit.get(name, torch.zeros(group.units,
+                                                                   dtype=torch.float64))
+                                     for name in group.layers]).sum(0)
+            for group in structure.groups}

@@ -1,0 +1,129 @@
+"""What the tests of slimming share: small data, factories, variants with and without a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from wua_mlflow.config import Settings, load_settings
+from wua_mlflow.pipeline import analysing, publishing
+from wua_mlflow.pipeline.data import DataSplit
+from wua_mlflow.pipeline.making import Maker, scratch
+from wua_mlflow.pipeline.recipe import Recipe, Trained, load_recipe
+from wua_mlflow.pipeline.replicates import train_replicates
+from wua_mlflow.pipeline.steps import Plan, train
+from wua_mlflow.pipeline.variant import Variant
+from wua_mlflow.tracking.store import Store, connect
+
+HERE = "tests.pipeline.slimming_cases"
+CENTRES = np.random.default_rng(5).normal(size=(3, 6)) * 1.5
+QUICK = {"data": f"{HERE}:blobs", "hidden": "8", "epochs": 3, "seeds": 1, "null_draws": 0,
+         "lr": 0.03, "batch_size": 32, "margin": 0.1}
+
+
+def blobs(seed: int, sizes: tuple[int, ...] = (160, 80, 200)) -> list[tuple[Any, Any]]:
+    """Three classes around three centres in six dimensions; integer targets."""
+    draw = np.random.default_rng(seed)
+    parts = []
+    for size in sizes:
+        classes = np.arange(size) % 3
+        points = CENTRES[classes] + draw.normal(size=(size, 6))
+        parts.append((torch.tensor(points, dtype=torch.float32), torch.tensor(classes)))
+    return parts
+
+
+def many(seed: int) -> list[tuple[Any, Any]]:
+    """The same with enough validation examples for a margin of 0.1."""
+    return blobs(seed, (160, 400, 200))
+
+
+def one_class(seed: int) -> list[tuple[Any, Any]]:
+    """The same, but all test examples are of class 0."""
+    train, validation, (points, classes) = blobs(seed)
+    return [train, validation, (points, torch.zeros_like(classes))]
+
+
+def net() -> nn.Sequential:
+    """A factory of nothing."""
+    return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+
+
+def uncuttable() -> nn.Sequential:
+    """A network without hidden units."""
+    return nn.Sequential(nn.Linear(6, 3))
+
+
+def settings_of(**given: object) -> Settings:
+    return load_settings(None, {**QUICK, **given})
+
+
+def recipe_of(**given: object) -> Recipe:
+    return load_recipe(settings_of(**given))
+
+
+def variant_of(recipe: Recipe, make: Maker | None = None) -> Variant:
+    """An original that was trained and is in no store; its networks are made anew each time."""
+    settings = recipe.settings
+    make = make or scratch(recipe, settings.hidden, settings.epochs)
+    trained = make(0, settings.seed)
+    test = recipe.evaluate(trained.model, recipe.split.test, trained.kind)
+    replicates = train_replicates(recipe, make, (trained, test), count=settings.seeds)
+    tags = {"wua.widths": ",".join(map(str, settings.hidden))}
+    return Variant("0" * 32, "0", "oversized", "oversized", recipe, trained, test, replicates,
+                   tags, {}, make)
+
+
+def original_in(store: Store, **given: object) -> Variant:
+    """An original that was trained, with its run."""
+    settings = settings_of(**given)
+    recipe = load_recipe(settings)
+    return train(store, recipe, Plan("oversized", settings.hidden, settings.epochs,
+                                     scratch(recipe, settings.hidden, settings.epochs)))
+
+
+def with_split(variant: Variant, change: Callable[[DataSplit], DataSplit]) -> Variant:
+    """The same variant on other data."""
+    return replace(variant, recipe=replace(variant.recipe, split=change(variant.recipe.split)))
+
+
+def weights_of(trained: Trained | nn.Module) -> dict[str, torch.Tensor]:
+    model = trained if isinstance(trained, nn.Module) else trained.model
+    return model.state_dict()
+
+
+def same(one: Trained | nn.Module, other: Trained | nn.Module) -> bool:
+    """Whether two networks have the very same weights."""
+    a, b = weights_of(one), weights_of(other)
+    return list(a) == list(b) and all(
+        a[name].shape == b[name].shape and torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.fixture
+def plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No pictures: they take longer than the networks."""
+    monkeypatch.setattr(analysing, "usage_pictures", lambda *_: {})
+    monkeypatch.setattr(publishing, "report_pictures", lambda *_: {"comparison": b"picture"})
+
+
+@pytest.fixture
+def store(store_uri: str, plain: None) -> Iterator[Store]:
+    import sys
+
+    path = list(sys.path)
+    yield connect("slimming")
+    sys.path[:] = path
+
+
+def tags_of(store: Store, run_id: str | None) -> dict[str, str]:
+    return store.client.get_run(str(run_id)).data.tags
+
+
+def text_of(store: Store, run_id: str, path: str) -> str:
+    return Path(store.client.download_artifacts(run_id, path)).read_text(encoding="utf-8")

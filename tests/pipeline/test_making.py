@@ -1,0 +1,191 @@
+"""Makers: networks from scratch, and networks cut from a parent's and fine-tuned."""
+
+from __future__ import annotations
+
+import copy
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from tests.pipeline.slimming_cases import recipe_of, same, weights_of
+from wua_mlflow.pipeline import making
+from wua_mlflow.pipeline.making import Cutting, pruned, remembered, scratch
+from wua_mlflow.pipeline.recipe import Recipe, Trained, train_made
+from wua_mlflow.randomness import Purpose, torch_generator
+from wua_mlflow.slimming import cut, rebuild
+
+
+def calls_of(recipe: Recipe, calls: list[int], widths: tuple[int, ...] = (8,)) -> making.Maker:
+    """A maker that writes down whose networks it was asked for."""
+    make = scratch(recipe, widths, 2)
+
+    def counted(number: int, seed: int, label: str | None = None) -> Trained:
+        calls.append(number)
+        return make(number, seed, label)
+
+    return counted
+
+
+def two_layers(model: nn.Module) -> tuple[np.ndarray, ...]:
+    """Weights and biases of an mlp of one hidden layer, as numpy."""
+    state = model.state_dict()
+    return tuple(state[name].numpy() for name in ("fc1.weight", "fc1.bias", "fc2.weight",
+                                                  "fc2.bias"))
+
+
+def most_important_by_hand(model: nn.Module, recipe: Recipe, count: int) -> list[int]:
+    """By |Σ over the reading weights of w·∂L/∂w|, the gradient worked out in numpy."""
+    x, y = recipe.split.train.inputs.numpy(), recipe.split.train.targets.numpy()
+    first, bias, second, last = two_layers(model)
+    hidden = np.maximum(x @ first.T + bias, 0)
+    logits = hidden @ second.T + last
+    shares = np.exp(logits - logits.max(1, keepdims=True))
+    shares /= shares.sum(1, keepdims=True)
+    gradient = (shares - np.eye(3)[y]).T @ hidden / len(x)
+    importance = np.abs((second * gradient).sum(0))
+    return sorted(np.argsort(-importance)[:count].tolist())
+
+
+def test_what_is_cut_are_the_parents_least_important_units() -> None:
+    """With no step of fine-tuning that counts: the weights are the parent's own, by hand."""
+    recipe = recipe_of(lr=1e-30, optimizer="sgd")
+    parent = scratch(recipe_of(), (8,), 3)
+    trained = pruned(recipe, parent, parent, Cutting({"fc1": 5}, 1))(0, 42)
+    original = parent(0, 42).model
+    kept = most_important_by_hand(original, recipe, 5)
+    first, bias, second, last = two_layers(original)
+    expected = first[kept], bias[kept], second[:, kept], last
+    for found, one in zip(two_layers(trained.model), expected, strict=True):
+        assert np.array_equal(found, one)
+    assert trained.structure is not None
+    assert trained.structure.rounds == ({"fc1": tuple(kept)},)
+    assert kept != list(range(5)), "or the first ones would do"
+
+
+def test_fine_tuning_is_the_loop_that_one_would_write() -> None:
+    """From the cut network, in the loaders' order, as many epochs as asked for."""
+    recipe = recipe_of(optimizer="sgd")
+    parent = scratch(recipe, (8,), 3)
+    trained = pruned(recipe, parent, parent, Cutting({"fc1": 5}, 2))(0, 42)
+    original = parent(0, 42).model
+    kept = most_important_by_hand(original, recipe, 5)
+    model = cut(original, recipe.split.train.inputs[:4], {"fc1": kept}).model.train()
+    steps = torch.optim.SGD(model.parameters(), 0.03, momentum=0.9)
+    x, y = recipe.split.train.inputs, recipe.split.train.targets
+    order = torch_generator(42, Purpose.LOADER)
+    for _ in range(2):
+        for batch in torch.randperm(len(x), generator=order).split(32):
+            steps.zero_grad()
+            functional.cross_entropy(model(x[batch]), y[batch]).backward()
+            steps.step()
+    assert len(trained.records) == 2
+    for name, one in weights_of(model).items():
+        assert torch.allclose(one, weights_of(trained)[name], atol=1e-6), name
+
+
+def test_each_replicate_is_cut_from_its_own_parent() -> None:
+    recipe = recipe_of(lr=1e-30, optimizer="sgd")
+    parent, asked = scratch(recipe_of(), (8,), 2), []
+    make = pruned(recipe, lambda *given: asked.append(given) or parent(*given), parent,
+                  Cutting({"fc1": 3}, 1))
+    for number, seed in ((0, 42), (3, 45)):
+        original = parent(number, seed).model
+        kept = most_important_by_hand(original, recipe, 3)
+        assert np.array_equal(two_layers(make(number, seed).model)[0],
+                              two_layers(original)[0][kept])
+    assert asked == [(0, 42), (3, 45)]
+
+
+def test_a_second_cut_is_told_after_the_first() -> None:
+    """The specification of both makes the module again, whose weights then give the answers."""
+    recipe = recipe_of()
+    root = scratch(recipe, (8,), 2)
+    once = pruned(recipe, root, root, Cutting({"fc1": 6}, 1))
+    twice = pruned(recipe, once, root, Cutting({"fc1": 2}, 1))(0, 42)
+    assert twice.structure is not None
+    assert [len(units["fc1"]) for units in twice.structure.rounds] == [6, 2]
+    again = rebuild(recipe.build((8,)), recipe.split.train.inputs[:2], twice.structure)
+    again.load_state_dict(weights_of(twice))
+    inputs = recipe.split.test.inputs
+    assert torch.equal(again.eval()(inputs), twice.model(inputs))
+    assert again[0].weight.shape == (2, 6)  # type: ignore[index]
+
+
+def test_where_nothing_is_cut_the_parent_is_trained_on() -> None:
+    """The search's first candidate: the original at the same budget of fine-tuning."""
+    recipe = recipe_of()
+    parent = scratch(recipe, (8,), 2)
+    found = pruned(recipe, parent, parent, Cutting({"fc1": 8}, 2))(0, 42)
+    start = parent(0, 42)
+    expected = train_made(recipe, lambda: copy.deepcopy(start.model), 2, seed=42,
+                          stream=start.stream)
+    assert same(found, expected)
+    assert not same(found, start)
+    assert found.structure is None
+
+
+@pytest.mark.parametrize("root_widths", [(8,), (5,)])
+def test_a_distillation_aims_at_the_originals_outputs_too(root_widths: tuple[int, ...]) -> None:
+    """The first step, worked out: half the cross entropy, half 4·KL of probabilities at 2."""
+    recipe = recipe_of(optimizer="sgd", lr=0.5, batch_size="full")
+    parent, root = scratch(recipe_of(), (8,), 3), scratch(recipe_of(), root_widths, 3)
+    trained = pruned(recipe, parent, root, Cutting({"fc1": 4}, 1, distill=True))(0, 42)
+    original = parent(0, 42).model
+    student = cut(original, recipe.split.train.inputs[:4],
+                  {"fc1": most_important_by_hand(original, recipe, 4)}).model
+    x, y = recipe.split.train.inputs, recipe.split.train.targets
+    teacher = root(0, 42).model(x).detach()
+    outputs = student(x)
+    taught = (teacher / 2).softmax(1)
+    distance = (taught * (taught.log() - (outputs / 2).log_softmax(1))).sum(1).mean()
+    loss = 0.5 * functional.cross_entropy(outputs, y) + 0.5 * 4 * distance
+    assert trained.records[0].train_loss == pytest.approx(loss.item(), abs=1e-6)
+    gradients = torch.autograd.grad(loss, list(student.parameters()))
+    for found, before, gradient in zip(trained.model.parameters(), student.parameters(), gradients,
+                                       strict=True):
+        assert torch.allclose(found, before - 0.5 * gradient, atol=1e-5)
+
+
+def test_what_was_made_is_made_once() -> None:
+    calls: list[int] = []
+    make = remembered(calls_of(recipe_of(), calls))
+    first, second = make(0, 42), make(1, 43)
+    assert make(0, 42) is first
+    assert make(1, 43) is second
+    assert calls == [0, 1]
+
+
+def test_no_more_is_remembered_than_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network of 6-8-3 has 83 weights: two of them, and no third."""
+    monkeypatch.setattr(making, "MOST_WEIGHTS", 2 * 83)
+    calls: list[int] = []
+    make = remembered(calls_of(recipe_of(), calls))
+    for number in (0, 1, 2, 0, 1, 2):
+        make(number, 42 + number)
+    assert calls == [0, 1, 2, 2]
+
+
+def test_the_network_that_is_there_is_not_trained_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However large it is."""
+    monkeypatch.setattr(making, "MOST_WEIGHTS", 10)
+    calls: list[int] = []
+    recipe = recipe_of()
+    there = scratch(recipe, (8,), 1)(0, 42)
+    make = remembered(calls_of(recipe, calls), first=there)
+    assert make(0, 42) is there
+    make(1, 43)
+    assert calls == [1]
+
+
+def test_from_scratch_takes_the_replicates_stream() -> None:
+    recipe = recipe_of()
+    streams = [scratch(recipe, (8,), 1)(number, 42 + number).stream for number in (0, 1)]
+    make = scratch(recipe, (4,), 1, streams)
+    alike = partial(scratch(recipe, (4,), 1), 1, 43)
+    assert same(make(1, 43), make(1, 43))
+    assert not same(make(1, 43), alike())
+    assert not same(scratch(recipe, (4,), 1, streams[::-1])(1, 43), make(1, 43))

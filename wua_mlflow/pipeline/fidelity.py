@@ -1,0 +1,50 @@
+"""How well the importance of an original's units foretells what the loss loses without them.
+
+Importance on training data, the exact changes of the loss on the validation part.
+May import: everything but cli. Tests: ``tests/pipeline/test_fidelity.py``.
+"""
+
+from __future__ import annotations
+
+from wua_mlflow.dotted import one_line
+from wua_mlflow.evaluation import loss_for
+from wua_mlflow.importance import CRITERIA
+from wua_mlflow.pipeline.variant import Variant
+from wua_mlflow.slimming import unit_groups, unit_importance
+from wua_mlflow.widths.fidelity import fidelity
+
+__all__ = ["fidelity_metrics"]
+
+MOST_FLOPS = 2e11
+"""Of the forwards that leave a unit out each; above, the exact changes cost too much unasked."""
+
+
+def fidelity_metrics(variant: Variant, flops: float) -> tuple[dict[str, float], str]:
+    """``fidelity/<criterion>`` of ``taylor`` and the settings' own criteria; or why there is none.
+
+    Args:
+        variant: an original, on its device; left as found.
+        flops: of its forward, one sample.
+    """
+    split, device = variant.recipe.split, variant.recipe.device
+    train, held_out = ((part.inputs.to(device), part.targets.to(device))
+                       for part in (split.train, split.validation))
+    loss = loss_for(split.task, variant.kind)
+    asked = {"taylor", *(name for name in variant.settings.criterion.split(",")
+                         if name in CRITERIA)}
+    try:
+        structure = unit_groups(variant.model, train[0][:4])
+        units = sum(group.units for group in structure.groups)
+        if not units:
+            return {}, "Fidelity not measured: the network has no units that can be removed."
+        if units * len(held_out[0]) * flops > MOST_FLOPS:
+            return {}, (f"Fidelity not measured: leaving out each of {units:,} units on "
+                        f"{len(held_out[0]):,} examples takes too long unasked; "
+                        f"wua_mlflow.widths.fidelity does it.")
+        importances = {name: unit_importance(variant.model, structure, train, loss, criterion=name)
+                       for name in sorted(asked)}
+        found = fidelity(variant.model, held_out, structure, importances, task=split.task,
+                         loss=loss, orders=0, seed=variant.settings.seed)
+    except (RuntimeError, ValueError) as error:  # of the network's own forward, in other shapes
+        return {}, f"Fidelity not measured: {one_line(error)}"
+    return found.metrics(), ""
