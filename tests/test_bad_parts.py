@@ -161,7 +161,8 @@ def test_a_network_that_cannot_be_exported_is_kept_and_says_so(
 ) -> None:
     assert main(["train", "--seeds", "1", "--epochs", "1", "--model", "bad_parts:branching"]) == 0
     (variant,) = all_runs()
-    assert variant.data.tags["wua.unexported"].startswith("torch.export")
+    assert variant.data.tags["wua.unexported"].startswith(
+        "model: torch.export cannot save it as pt2: ")
     said = capsys.readouterr().out.splitlines()
     assert main(["analyze", "--run-id", variant.info.run_id]) == 0, said
 

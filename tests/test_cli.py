@@ -125,7 +125,9 @@ def test_run_in_json_and_the_gates_exit_code(
     assert set(found["variants"]) == {run.info.run_name for run in all_runs("variant")}
     assert found["artifact"]["examples"] == 60
     assert (found["artifact"]["seeds"], found["recipe"]) == (1, None)
-    assert said.err == "a line of the user's own\n"
+    own, note = said.err.splitlines()
+    assert own == "a line of the user's own"
+    assert note.startswith("wua: note: test data: expected at least 189 examples")
 
 
 def test_run_for_a_person(parts: None, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import numpy as np
 import pytest
 import torch
@@ -14,6 +19,7 @@ from torch import nn
 
 from wua_mlflow.config import Settings, load_settings
 from wua_mlflow.pipeline import analysing, publishing
+from wua_mlflow.pipeline.comparison import Comparison, compare_variants
 from wua_mlflow.pipeline.data import DataSplit
 from wua_mlflow.pipeline.making import Maker, scratch
 from wua_mlflow.pipeline.recipe import Recipe, Trained, load_recipe
@@ -105,17 +111,16 @@ def same(one: Trained | nn.Module, other: Trained | nn.Module) -> bool:
         a[name].shape == b[name].shape and torch.equal(a[name], b[name]) for name in a)
 
 
-@pytest.fixture
-def plain(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No pictures: they take longer than the networks."""
-    monkeypatch.setattr(analysing, "usage_pictures", lambda *_: {})
-    monkeypatch.setattr(publishing, "report_pictures", lambda *_: {"comparison": b"picture"})
+def without_pictures(patch: pytest.MonkeyPatch) -> None:
+    """They take longer than the networks."""
+    patch.setattr(analysing, "usage_pictures", lambda *_: {})
+    patch.setattr(publishing, "report_pictures", lambda *_: {"comparison": b"picture"})
 
 
 @pytest.fixture
-def store(store_uri: str, plain: None) -> Iterator[Store]:
-    import sys
-
+def store(store_uri: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
+    """A store of the test's own."""
+    without_pictures(monkeypatch)
     path = list(sys.path)
     yield connect("slimming")
     sys.path[:] = path
@@ -127,3 +132,34 @@ def tags_of(store: Store, run_id: str | None) -> dict[str, str]:
 
 def text_of(store: Store, run_id: str, path: str) -> str:
     return Path(store.client.download_artifacts(run_id, path)).read_text(encoding="utf-8")
+
+
+@contextmanager
+def store_at(folder: Path, migrated: Path) -> Iterator[Store]:
+    """A store that lasts for a module's tests, made without pictures."""
+    before, path = os.getcwd(), list(sys.path)
+    shutil.copy(migrated, folder / "mlflow.db")
+    os.chdir(folder)
+    mlflow.set_tracking_uri(f"sqlite:///{folder / 'mlflow.db'}")
+    with pytest.MonkeyPatch.context() as patch:
+        without_pictures(patch)
+        try:
+            yield connect("slimming")
+        finally:
+            mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
+            os.chdir(before)
+            sys.path[:] = path
+
+
+def judging(outcomes: Sequence[str], seen: list[tuple[str, str]]) -> Callable[..., Comparison]:
+    """``compare_variants`` with these outcomes, one a call; what it was given is written down."""
+    left = iter(outcomes)
+
+    def compared(
+        store: Store, original: Variant, slim: Variant, *, beside: Sequence[Variant] = ()
+    ) -> Comparison:
+        found = compare_variants(store, original, slim, beside=beside)
+        seen.append((original.run_id, slim.run_id))
+        return replace(found, recipe=None, artifact=replace(found.artifact, outcome=next(left)))
+
+    return compared
