@@ -135,6 +135,13 @@ def test_steps_one_by_one(store_uri: str, tmp_path: Path) -> None:
     (variant,) = _runs("variant")
     assert variant.data.tags["wua.step.analyze"] == "done"
     assert variant.data.metrics["usage/effective_weights"] == pytest.approx(15.7751, abs=5e-5)
+    done = _mlflow_run(tmp_path, "-e", "slim", "-P", f"run_id={variant.info.run_id}", "-P",
+                       "how=prune", "-P", "slim_hidden=4", "-P", "slim_epochs=5")
+    assert done.returncode == 0, done.stderr
+    (slim,) = (run for run in _runs("variant") if run.data.tags["wua.variant"] == "slim")
+    assert slim.data.tags["wua.structure"] == "fc1 4"
+    assert slim.data.tags["wua.baseline"] == variant.info.run_id
+    assert slim.data.tags["wua.verdict"] in ("non_inferior", "inferior", "inconclusive")
 
 
 @pytest.mark.project
@@ -155,6 +162,59 @@ def test_analyze_of_a_factorys_model(store_uri: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.project
+def test_slim_of_a_model_trained_elsewhere(store_uri: str, tmp_path: Path) -> None:
+    """Its weights from a file; the verdict is of the two saved models, and gates the registry."""
+    import torch
+    from mlflow.tracking import MlflowClient
+    from safetensors.torch import save_file
+
+    (tmp_path / "parts.py").write_text(
+        "import torch\nfrom torch import nn\n"
+        "def net(): return nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 2))\n"
+        "def data(seed):\n"
+        "    x = torch.randn(3000, 4, generator=torch.Generator().manual_seed(0))\n"
+        "    y = (x[:, 0] > 0).long()\n"
+        "    return (x[:500], y[:500]), (x[500:1000], y[500:1000]), (x[1000:], y[1000:])\n")
+    weight = torch.zeros(16, 4)
+    weight[0, 0], weight[1, 0] = 1.0, -1.0
+    state = {"0.weight": weight, "0.bias": torch.zeros(16), "2.bias": torch.zeros(2),
+             "2.weight": torch.tensor([[-9.0, 9.0], [9.0, -9.0]]).repeat(1, 8)}
+    save_file(state, tmp_path / "weights.safetensors")
+    done = _mlflow_run(tmp_path, "-e", "slim", "-P", "model=parts:net", "-P",
+                       "state=weights.safetensors", "-P", "data=parts:data", "-P", "slim_hidden=2",
+                       "-P", "slim_epochs=2", "-P", "null_draws=2", "-P", "register=narrow",
+                       "-P", "task=multiclass")
+    assert done.returncode == 0, done.stderr
+    runs = {run.data.tags["wua.variant"]: run for run in _runs("variant")}
+    assert set(runs) == {"oversized", "slim"}
+    assert runs["oversized"].data.metrics["accuracy/test"] == 1.0
+    assert runs["oversized"].data.tags["wua.adopted"].endswith("weights.safetensors")
+    slim = runs["slim"].data
+    assert (slim.tags["wua.widths"], slim.tags["wua.structure"]) == ("2", "0 2")
+    assert slim.tags["wua.verdict"] == slim.tags["wua.verdict.artifact"] == "non_inferior"
+    version = MlflowClient().get_model_version_by_alias("narrow", "slim")
+    assert version.tags["wua.verdict.artifact"] == "non_inferior"
+    assert version.tags["wua.comparison"] == runs["slim"].info.run_id
+    (pipeline,) = _runs("pipeline")
+    assert pipeline.data.tags["wua.result"] == runs["slim"].info.run_id
+
+
+@pytest.mark.slow
+@pytest.mark.project
+def test_digits_by_search(store_uri: str, tmp_path: Path) -> None:
+    """A slim network, and a verdict that is not worse than the margin."""
+    done = _mlflow_run(tmp_path, "-P", "config=digits", "-P", "width_method=search")
+    assert done.returncode == 0, done.stderr
+    runs = {run.data.tags["wua.variant"]: run for run in _runs("variant")}
+    slim = runs["slim"].data
+    assert slim.tags["wua.verdict"] == slim.tags["wua.verdict.recipe"] == "non_inferior"
+    assert slim.metrics["compare/recipe_delta_low"] > -0.02
+    assert slim.metrics["compare/flops_ratio"] > 4
+    assert runs["oversized"].data.metrics["flops/forward"] / slim.metrics["flops/forward"] == \
+        pytest.approx(slim.metrics["compare/flops_ratio"])
+
+
+@pytest.mark.project
 def test_a_users_file_from_another_folder(store_uri: str, tmp_path: Path) -> None:
     """Relative paths mean what they mean to the person who typed them."""
     import numpy as np
@@ -164,7 +224,8 @@ def test_a_users_file_from_another_folder(store_uri: str, tmp_path: Path) -> Non
     lines = [f"{a},{b},{c},{'yes' if a + b > 0 else 'no'}" for a, b, c in rows.round(4)]
     (tmp_path / "some.csv").write_text("\n".join(["a,b,c,y", *lines]))
     done = _mlflow_run(tmp_path, "-P", "data=some.csv", "-P", "target=y", "-P", "hidden=8,4",
-                       "-P", "epochs=10", "-P", "seeds=1", "-P", "null_draws=1")
+                       "-P", "epochs=10", "-P", "seeds=1", "-P", "null_draws=1",
+                       "-P", "slim_hidden=4,2")
     assert done.returncode == 0, done.stderr
     names = {run.info.run_name for run in _runs("variant")}
     assert "oversized 8-4" in names

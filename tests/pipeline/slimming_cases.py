@@ -66,6 +66,17 @@ def uncuttable() -> nn.Sequential:
     return nn.Sequential(nn.Linear(6, 3))
 
 
+def branched(widths: tuple[int, ...]) -> nn.Sequential:
+    """One width sets two layers, the second of twice as many units."""
+    return nn.Sequential(nn.Linear(6, widths[0]), nn.ReLU(), nn.Linear(widths[0], 2 * widths[0]),
+                         nn.ReLU(), nn.Linear(2 * widths[0], 3))
+
+
+def ignoring(widths: tuple[int, ...]) -> nn.Sequential:
+    """A network of the same widths whatever is asked for."""
+    return net()
+
+
 def settings_of(**given: object) -> Settings:
     return load_settings(None, {**QUICK, **given})
 

@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
-import pytest
-
 from wua_mlflow.config import load_settings
 from wua_mlflow.pipeline.chain import run_pipeline
 from wua_mlflow.tracking.store import connect
 
 
-@pytest.mark.parametrize("config", ["digits", "breast_cancer"])
-def test_a_shipped_configuration_out_of_the_box(store_uri: str, config: str) -> None:
-    """As it is but for fewer replicates: five seeds are enough for a recipe verdict."""
+def test_a_shipped_configuration_with_a_short_search(store_uri: str) -> None:
+    """As it is but for fewer replicates, epochs and widths; a recipe verdict needs five seeds."""
     store = connect("configs")
-    outcome = run_pipeline(store, load_settings(config, {"seeds": 5, "null_draws": 2}))
+    outcome = run_pipeline(store, load_settings("digits", {
+        "seeds": 5, "epochs": 10, "null_draws": 2, "search_runs": 2}))
     original, slim = (store.client.get_run(one.run_id).data for one in outcome.variants)
     assert original.metrics["accuracy/test"] >= 0.95
     assert slim.tags["wua.verdict"] in ("non_inferior", "inferior", "inconclusive")
     assert slim.tags["wua.verdict"] == slim.tags["wua.verdict.recipe"]
     assert slim.metrics["flops/forward"] < original.metrics["flops/forward"]
+    assert slim.metrics["params/total"] < original.metrics["params/total"]
+    assert outcome.slimmed.result.goal.searched.looks == 1
+
+
+def test_a_shipped_configuration_that_is_cut(store_uri: str) -> None:
+    store = connect("configs")
+    outcome = run_pipeline(store, load_settings("breast_cancer", {"seeds": 5, "null_draws": 2,
+                                                                  "how": "prune"}))
+    original, scratch, slim = (
+        next(store.client.get_run(one.run_id).data for one in outcome.variants
+             if one.variant == name) for name in ("oversized", "from-scratch", "slim"))
+    assert original.metrics["accuracy/test"] >= 0.95
+    assert slim.tags["wua.verdict.recipe"] in ("non_inferior", "inconclusive")
+    assert slim.metrics["params/total"] == scratch.metrics["params/total"]
     assert slim.metrics["params/total"] < original.metrics["params/total"]

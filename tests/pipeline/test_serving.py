@@ -1,4 +1,4 @@
-"""What was logged is served where this package is not installed and nothing may be unpickled."""
+"""What was cut and logged is served where this package is not installed and nothing may be unpickled."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from wua_mlflow.pipeline.models import cnn, mlp
+from wua_mlflow.slimming import cut
 from wua_mlflow.tracking.models import log_model
 from wua_mlflow.tracking.store import connect, ended, new_run
 
@@ -63,30 +64,16 @@ assert not [name for name, module in sys.modules.items()
 
 
 class Sentences(nn.Module):
-    """Token ids, through a recurrent layer that was cut to 5 of 8 units in place."""
+    """Token ids, through a recurrent layer."""
 
     def __init__(self):
         super().__init__()
         self.embedding = nn.Embedding(20, 6)
         self.recurrent, self.head = nn.LSTM(6, 8, batch_first=True), nn.Linear(8, 3)
-        kept = torch.tensor([0, 2, 3, 5, 7])
-        self.recurrent = _cut_lstm(self.recurrent, kept)
-        self.head.weight = nn.Parameter(self.head.weight[:, kept])
-        self.head.in_features = len(kept)
 
     def forward(self, x):
         outputs, _ = self.recurrent(self.embedding(x))
         return self.head(outputs[:, -1])
-
-
-def _cut_lstm(layer: nn.LSTM, kept: Tensor) -> nn.LSTM:
-    rows = torch.cat([kept + gate * layer.hidden_size for gate in range(4)])
-    new = nn.LSTM(layer.input_size, len(kept), batch_first=True)
-    with torch.no_grad():
-        for name, parameter in new.named_parameters():
-            part = getattr(layer, name)[rows]
-            parameter.copy_(part[:, kept] if name == "weight_hh_l0" else part)
-    return new
 
 
 class Pictures(nn.Module):
@@ -94,7 +81,7 @@ class Pictures(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.attention, self.head = nn.MultiheadAttention(8, 2, batch_first=True), nn.Linear(8, 2)
+        self.attention, self.head = nn.MultiheadAttention(8, 4, batch_first=True), nn.Linear(8, 2)
 
     def forward(self, x):
         rows = x.squeeze(1)
@@ -106,13 +93,20 @@ def _pictures(n: int) -> Tensor:
     return torch.rand(n, 1, 8, 8)
 
 
+def _rows(n: int) -> Tensor:
+    return torch.rand(n, 4)
+
+
 CASES = {
-    "classes": (lambda: mlp((7,), (4,), 3, "multiclass"), lambda n: torch.rand(n, 4)),
-    "regression": (lambda: mlp((7, 5), (4,), 1, "regression"), lambda n: torch.rand(n, 4)),
-    "convolutions": (lambda: cnn((3, 5), (1, 8, 8), 4, "multiclass"), _pictures),
-    "attention": (Pictures, _pictures),
-    "tokens": (Sentences, lambda n: torch.randint(20, (n, 5))),
+    "classes": (lambda: mlp((7,), (4,), 3, "multiclass"), _rows, {}),
+    "regression": (lambda: mlp((7, 5), (4,), 1, "regression"), _rows, {"fc1": [0, 2], "fc2": [4]}),
+    "convolutions": (lambda: cnn((3, 5), (1, 8, 8), 4, "multiclass"), _pictures,
+                     {"conv2": [1, 3, 4]}),
+    "attention": (Pictures, _pictures, {"attention": [1, 2]}),
+    "tokens": (Sentences, lambda n: torch.randint(20, (n, 5)),
+               {"recurrent": [0, 2, 3, 5, 7], "embedding": [0, 1, 5]}),
 }
+"""What makes the network and its inputs, and the units that stay of it."""
 
 
 @dataclass(frozen=True)
@@ -136,8 +130,10 @@ def bare(tmp_path: Path, store_uri: str) -> dict[str, str]:
 
 def _logged(case: str, *, by: str = "model") -> Logged:
     torch.manual_seed(len(case))
-    build, draw = CASES[case]
+    build, draw, keep = CASES[case]
     model, store = build(), connect("serving")
+    if keep:
+        model = cut(model, draw(6), keep).model
     with ended(store, new_run(store, case, {})) as run_id:
         model_id, _ = log_model(store.client, run_id, store.experiment_id, model, draw(6))
     inputs = {str(size): draw(size) for size in BATCHES}
@@ -167,7 +163,7 @@ def test_predictions_without_this_package_and_without_pickle(bare, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("case", "by"), [
-    ("regression", "run"), ("tokens", "model"), ("convolutions", "run")])
+    ("regression", "run"), ("tokens", "model"), ("attention", "run")])
 def test_served_over_http(bare, tmp_path, case, by):
     one = _logged(case, by=by)
     with _serving(one.uri, bare, tmp_path) as address:

@@ -94,18 +94,24 @@ class Bench:
             model = cut(self.parent.model, inputs.to(self.recipe.device), keep).model
         return float(count_flops(model, inputs, backward=False).forward_flops)
 
+    def units(self, goal: Goal) -> dict[str, int]:
+        """By dimension of the original how many units stay, also of those with one unit left."""
+        cuts = self.parent.trained.structure
+        left = {one.name: one.units for one in dimensions_of(self.original, self.settings.how)}
+        for kept in cuts.rounds if cuts else ():
+            left.update({name: len(units) for name, units in kept.items()})
+        return {**left, **goal.keep}
+
     def factory_widths(self, goal: Goal) -> tuple[int, ...]:
         """What the factory is given for a network of these widths; none, if it takes none."""
         hidden = self.original.settings.hidden
         if self.settings.how == "rebuild" or not hidden:
             return goal.widths if hidden else ()
-        whole = {one.name: one.units
-                 for one in dimensions_of(self.original, self.settings.how)}
+        whole, left = dimensions_of(self.original, self.settings.how), self.units(goal)
         layers = check_widths(self.original.recipe.build, hidden, "auto")
         found = []
         for old, names in zip(hidden, layers, strict=True):
-            shares = [goal.keep[one.name] / whole[one.name] for one in goal.dimensions
-                      if set(names) & set(one.layers) and one.name in whole]
+            shares = [left[one.name] / one.units for one in whole if set(names) & set(one.layers)]
             found.append(max(1, math.ceil(max(shares, default=1.0) * old - 1e-9)))
         return tuple(found)
 

@@ -77,6 +77,7 @@ def dimensions_of(variant: Variant, how: str) -> tuple[Dimension, ...]:
 
     Raises:
         ValueError: one line; the factory takes no widths or ignores them, or nothing can be cut.
+        NoNarrowerError: nothing can be cut any more.
     """
     hidden = variant.settings.hidden
     if how == "rebuild":
@@ -90,6 +91,8 @@ def dimensions_of(variant: Variant, how: str) -> tuple[Dimension, ...]:
     structure = unit_groups(variant.model, _example(variant))
     if not structure.groups:
         reasons = "; ".join(f"{name}: {why}" for name, why in structure.fixed.items())
+        if variant.trained.structure is not None:
+            raise NoNarrowerError(f"Nothing is left to cut: {reasons}.")
         raise ValueError(f"how: prune found nothing to cut in {variant.settings.model}"
                          f"{': ' if reasons else ''}{reasons}")
     return tuple(Dimension(group.name, group.units, group.layers) for group in structure.groups)
@@ -118,6 +121,8 @@ def goal_of(
     units = tuple(one.units for one in dimensions)
     if settings.slim_hidden != "auto":
         return Goal(dimensions, _given(settings, parent, dimensions), "given")
+    if max(units) == 1:
+        raise NoNarrowerError("The network has one unit in every layer; no width is below that.")
     method, recommendation, searched = _method(settings), None, None
     if method == "effective":
         widths = effective_widths(usage or _usage_of(settings, parent), units,

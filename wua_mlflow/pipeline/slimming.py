@@ -165,7 +165,8 @@ def _round(
     streams = [one.stream for one in parent.replicates]
     make = remembered(bench.maker(bench.recipe, goal.widths)) if settings.how == "prune" else \
         scratch(bench.recipe, goal.widths, epochs, streams)
-    plan = Plan(name, goal.widths, before + epochs, make,
+    widths = tuple(bench.units(goal).values()) if settings.how == "prune" else goal.widths
+    plan = Plan(name, widths, before + epochs, make,
                 parent=parent if settings.how == "prune" else None,
                 hidden=parent.settings.hidden if settings.how == "prune" else None,
                 replicates=len(streams),

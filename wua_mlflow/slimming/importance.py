@@ -7,7 +7,6 @@ Tests: ``tests/slimming/test_importance.py``.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn

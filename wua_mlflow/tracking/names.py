@@ -87,7 +87,7 @@ class Tag:
     TEST_DIGEST = "wua.test_digest"
     """On a variant: digest of the test part, by which looks are counted."""
     STRUCTURE = "wua.structure"
-    """On a variant that was cut: how many units stay, by group, e.g. ``fc1 40/64``."""
+    """On a variant that was cut: how many units stay, by group, e.g. ``fc1 40``."""
     ADOPTED = "wua.adopted"
     """On an original that was trained elsewhere: where its weights came from."""
     UNEXPORTED = "wua.unexported"
