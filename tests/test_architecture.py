@@ -19,8 +19,7 @@ FILES = {
 SCRIPTS = sorted((ROOT / "pipelines").glob("*.py"))
 
 ONLY_IN = {
-    "mlflow": ("wua_mlflow.tracking", "wua_mlflow.pipeline", "wua_mlflow.commands",
-               "wua_mlflow.queries"),
+    "mlflow": ("wua_mlflow.tracking", "wua_mlflow.pipeline", "wua_mlflow.cli"),
     "lightning": ("wua_mlflow.integrations",),
     "pytorch_lightning": ("wua_mlflow.integrations",),
     "transformers": ("wua_mlflow.integrations",),
@@ -34,13 +33,11 @@ ONLY_IN = {
 }
 """Where a third party's package may be imported, for types or for use."""
 
-SHELL = ("wua_mlflow.__main__", "wua_mlflow.cli", "wua_mlflow.commands", "wua_mlflow.queries")
+SHELL = ("wua_mlflow.__main__", "wua_mlflow.cli")
 MAY_IMPORT = {
-    "pipeline": ("wua_mlflow.pipeline", "wua_mlflow.commands", "wua_mlflow.cli"),
+    "pipeline": ("wua_mlflow.pipeline", "wua_mlflow.cli"),
     "tracking": ("wua_mlflow.tracking", "wua_mlflow.integrations", "wua_mlflow.pipeline",
-                 "wua_mlflow.commands", "wua_mlflow.queries", "wua_mlflow.cli"),
-    "commands": ("wua_mlflow.cli",),
-    "queries": ("wua_mlflow.cli",),
+                 "wua_mlflow.cli"),
     "cli": ("wua_mlflow.__main__",),
 }
 """Who may import each part of the shell, besides itself."""

@@ -14,8 +14,7 @@ import pytest
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.tracking import MlflowClient
 
-from wua_mlflow import queries
-from wua_mlflow.cli import main
+from wua_mlflow.cli import main, queries
 from wua_mlflow.tracking.runs import runs
 from wua_mlflow.tracking.store import sqlite_file
 

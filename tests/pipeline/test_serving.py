@@ -1,4 +1,4 @@
-"""What was cut and logged is served where this package is not installed and nothing may be unpickled."""
+"""What was cut and logged is served without this package, and nothing is unpickled."""
 
 from __future__ import annotations
 

@@ -181,8 +181,10 @@ def check_fit(model: nn.Module, split: DataSplit) -> None:
                          f"{_shape(split.features)}: {reason}") from error
     if not isinstance(outputs, Tensor) or tuple(outputs.shape) != (len(probe), split.outputs):
         got = tuple(outputs.shape[1:]) if isinstance(outputs, Tensor) else type(outputs).__name__
+        hint = "; two classes by two outputs: --task multiclass" if split.task == "binary" \
+            and got == (2,) else ""
         raise ValueError(f"model: expected outputs of shape (batch, {split.outputs}) for this "
-                         f"{split.task} task, but got {_shape(got)}")
+                         f"{split.task} task, but got {_shape(got)}{hint}")
 
 
 def check_widths(

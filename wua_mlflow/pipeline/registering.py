@@ -18,7 +18,7 @@ __all__ = ["registered"]
 def registered(store: Store, result: Round, settings: Settings) -> str:
     """What became of the registration that ``register`` asks for, in a line; "" where it asks none.
 
-    The line is a tag of the slim run too.
+    The line is a tag of the slim run too, and of its pipeline's.
 
     Raises:
         MlflowException: the registry refuses.
@@ -28,5 +28,6 @@ def registered(store: Store, result: Round, settings: Settings) -> str:
     run_id = result.variant.run_id
     found = register(store.client, settings.register, run_id=run_id,
                      verdict=result.comparison.artifact, comparison_run_id=run_id)
-    store.client.set_tag(run_id, Tag.REGISTERED, found.sentence)
+    for one in filter(None, (run_id, result.variant.tags.get(Tag.PIPELINE))):
+        store.client.set_tag(one, Tag.REGISTERED, found.sentence)
     return found.sentence

@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import mlflow
 import numpy as np
 import torch
 from mlflow.exceptions import MlflowException
@@ -37,7 +36,7 @@ from wua_mlflow.pipeline.testdata import (
 from wua_mlflow.pipeline.variant import Variant, load_variant
 from wua_mlflow.tracking.models import load_exported
 from wua_mlflow.tracking.names import Kind, Tag
-from wua_mlflow.tracking.store import Store
+from wua_mlflow.tracking.store import Store, shown_uri
 
 __all__ = ["Side", "check_reference", "evaluated", "give_tests", "is_file", "opened_side",
            "source_run"]
@@ -104,7 +103,7 @@ def opened_side(reference: str, store: Store | None, settings: Settings) -> Side
     if RUN_ID.fullmatch(reference):
         if store is None:
             raise ValueError(f"compare: no run has the id '{reference}': there is no "
-                             f"{mlflow.get_tracking_uri()}")
+                             f"{shown_uri()}")
         variant = load_variant(store, reference, machine)
         return Side(reference, variant.name, variant, model=variant.model, network=variant.model)
     model = load_exported(reference).to(device_of(settings.device))

@@ -1,10 +1,13 @@
-"""A model's weights from a safetensors file, strictly: every tensor, by its name and shape.
+"""A model's weights from a file, strictly: every tensor, by its name and shape.
+
+The file is safetensors', or a state dict that ``torch.save`` wrote; no object is unpickled.
 
 May import: torch, safetensors, dotted, hooks. Tests: ``tests/pipeline/test_weights.py``.
 """
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,20 +19,24 @@ from wua_mlflow.hooks import unwrapped
 
 __all__ = ["load_weights"]
 
+PICKLED = (".pt", ".pth", ".bin")
+"""Endings of state dicts that ``torch.save`` wrote."""
+
 
 def load_weights(model: nn.Module, state: str) -> None:
-    """Copy the file's tensors into the model, one after the other: no second copy is held.
+    """Copy the file's tensors into the model; of safetensors no second copy is held.
 
     A tensor that the model holds under several names (tied weights) may be in the file under any
     of them.
 
     Args:
         model: its parameters and buffers are overwritten.
-        state: the path of the file.
+        state: the path of the file: a state dict where it ends in .pt, .pth or .bin, else
+            safetensors.
 
     Raises:
-        ValueError: there is no such file, it is none of safetensors', or a name or a shape is not
-            the model's; the first tensor is named, and nothing is overwritten.
+        ValueError: there is no such file, it holds anything but tensors, or a name or a shape is
+            not the model's; the first tensor is named, and nothing is overwritten.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -37,8 +44,19 @@ def load_weights(model: nn.Module, state: str) -> None:
     if not path.is_file():
         reason = "is a folder" if path.is_dir() else "does not exist"
         raise ValueError(f"state: expected a .safetensors file, but '{state}' {reason}")
+    if path.suffix == ".pt2":
+        raise ValueError(f"state: expected a .safetensors file, but '{state}' is an exported "
+                         f"graph, which has no layers to look at or to cut; save the state_dict() "
+                         f"of the module that it was exported from")
     own = {name: tensor for name, tensor in unwrapped(model).state_dict().items()
            if isinstance(tensor, Tensor)}
+    if path.suffix in PICKLED:
+        found = _state_dict(path, state)
+        _check(own, {name: tuple(tensor.shape) for name, tensor in found.items()}, state)
+        with torch.no_grad():
+            for name, tensor in found.items():
+                own[name].copy_(tensor)
+        return
     try:
         with safe_open(path, framework="pt") as file:
             names = file.keys()
@@ -50,6 +68,26 @@ def load_weights(model: nn.Module, state: str) -> None:
     except (SafetensorError, OSError) as error:
         raise ValueError(f"state: expected a .safetensors file, but '{state}' cannot be read as "
                          f"one: {one_line(error)}") from error
+
+
+def _state_dict(path: Path, state: str) -> Mapping[str, Tensor]:
+    save = "; save model.state_dict() alone, best as safetensors"
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise ValueError(f"state: expected a state dict, but '{state}' holds other objects, which "
+                         f"are not unpickled{save}") from None
+    except Exception as error:  # of a file that is none of torch's: of many kinds
+        raise ValueError(f"state: expected a state dict, but '{state}' cannot be read as one: "
+                         f"{one_line(error)}") from error
+    if not isinstance(found, Mapping):
+        raise ValueError(f"state: expected a state dict, but '{state}' holds a "
+                         f"{type(found).__name__}{save}")
+    for name, one in found.items():
+        if not isinstance(one, Tensor):
+            raise ValueError(f"state: expected tensors alone, but '{state}' has {name!r}, a "
+                             f"{type(one).__name__}{save}")
+    return found
 
 
 def _check(own: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], state: str) -> None:

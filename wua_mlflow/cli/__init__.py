@@ -10,14 +10,13 @@ import contextlib
 import gc
 import logging
 import os
-import re
 import sys
 import traceback
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from wua_mlflow.arguments import QUERIES, parse
+from wua_mlflow.cli.arguments import QUERIES, parse
 from wua_mlflow.config import COMMAND_FIELDS, TUTORIAL, ConfigError, given_fields, load_settings
 from wua_mlflow.pipeline.launch import is_first
 from wua_mlflow.stopping import stoppable
@@ -103,7 +102,7 @@ def _dispatch(options: argparse.Namespace) -> int:
 
 def _answer(options: argparse.Namespace) -> int:
     _check_server()
-    from wua_mlflow import queries
+    from wua_mlflow.cli import queries
 
     return queries.answer(options)
 
@@ -117,7 +116,7 @@ def _execute(options: argparse.Namespace) -> int:
     models = tuple(getattr(options, "models", ()))
     if not models or not all(model.lower().endswith(FILES) for model in models):
         _check_server()
-    from wua_mlflow import commands
+    from wua_mlflow.cli import commands
 
     return commands.execute(options.command, settings, frozenset(explicit), models=models,
                             configured=frozenset(configured),
@@ -199,4 +198,6 @@ def _worded(error: Exception) -> str:
 
 def _shown(uri: str) -> str:
     """An address without a password."""
-    return re.sub(r"//[^/@]*@", "//…@", uri)
+    from wua_mlflow.tracking.store import shown_uri
+
+    return shown_uri(uri)

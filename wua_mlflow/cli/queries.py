@@ -13,11 +13,11 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import mlflow
 import pandas as pd
 
 from wua_mlflow.tracking.names import Kind, Metric, Tag, step_tag
 from wua_mlflow.tracking.runs import COLUMNS, best, compare_runs, find_run, runs, show_run
+from wua_mlflow.tracking.store import shown_uri
 
 __all__ = ["answer"]
 
@@ -62,7 +62,7 @@ def answer(options: argparse.Namespace) -> int:
     elif options.csv:
         _print_csv(table)
     elif table.empty:
-        print(f"wua: no run of kind '{options.kind}' in {mlflow.get_tracking_uri()}")
+        print(f"wua: no run of kind '{options.kind}' in {shown_uri()}")
     else:
         print(_terminal(table, _width()))
         if len(table) == options.limit:
@@ -78,7 +78,7 @@ def _best(options: argparse.Namespace) -> int:
     elif options.csv:
         _print_csv(table)
     elif found is None:
-        print(f"wua: no variant has the verdict non_inferior in {mlflow.get_tracking_uri()}")
+        print(f"wua: no variant has the verdict non_inferior in {shown_uri()}")
     else:
         print(_terminal(table, _width()))
     return 1 if found is None else 0

@@ -11,27 +11,28 @@ import os
 import sys
 from pathlib import Path
 
-import mlflow
-
+from wua_mlflow.cli.printing import (
+    NO_RECIPE,
+    print_analysis,
+    slimmed_text,
+    verdicts_record,
+    verdicts_text,
+)
 from wua_mlflow.config import OWN_MODEL, ConfigError, Settings
 from wua_mlflow.pipeline import chain
-from wua_mlflow.pipeline.analysing import Analysis, analyze_model
-from wua_mlflow.pipeline.comparison import Comparison
+from wua_mlflow.pipeline.analysing import analyze_model
 from wua_mlflow.pipeline.launch import is_first, process_group, started, together
 from wua_mlflow.pipeline.outside import compare_any
 from wua_mlflow.pipeline.report import terminal_reports
-from wua_mlflow.tracking.names import Outcome, further_layers_table
-from wua_mlflow.tracking.store import Store, connect, inherited_run
+from wua_mlflow.tracking.names import Outcome
+from wua_mlflow.tracking.store import Store, connect, inherited_run, shown_uri
 from wua_mlflow.tracking.view import LATEST_KEY, run_address, view_address
-from wua_mlflow.usage import LayerUsage, ModelUsage
-from wua_mlflow.verdict import Verdict
 
 __all__ = ["execute"]
 
 EXIT_CODES = {Outcome.NON_INFERIOR: 0, Outcome.INFERIOR: 3, Outcome.INCONCLUSIVE: 4}
 RECIPE = frozenset({"data", "target", "task", "seed"})
 """What a configuration says of the recipe is no news to a variant that was made by one."""
-NO_RECIPE = "No recipe verdict: it needs at least 5 seeds (setting `seeds`)."
 LOCAL_UI = "http://127.0.0.1:5000"
 
 
@@ -94,7 +95,7 @@ def _analyze(settings: Settings, explicit: frozenset[str], configured: frozenset
             found = chain.analyze_run(reader, settings,
                                       explicit | configured.difference(OWN_MODEL))
     if is_first():
-        _print_analysis(found)
+        print_analysis(found)
     return 0
 
 
@@ -109,54 +110,17 @@ def _slim(
                           f"wua slim --model package.module:factory --data DATA")
     given = explicit | (configured.difference(OWN_MODEL) if named else configured)
     outcome = chain.slim_run(store, settings, given)
-    for variant in outcome.variants[1:]:
-        print(f"{variant.name}: {variant.test.score:.4f} on the test part; run {variant.run_id}")
-    print(_verdicts_text(outcome.comparison) if outcome.slimmed.rounds else outcome.slimmed.ended)
+    print(slimmed_text(outcome))
     if outcome.registered:
         print(outcome.registered)
     return _code(outcome, settings)
-
-
-def _print_analysis(found: Analysis) -> None:
-    usage = found.usage
-    print(f"{found.name}: {usage.effective_weights:,.4f} effective weights of "
-          f"{usage.weights:,}; run {found.run_id}")
-    print(_layers_text(usage))
-    for name, reason in usage.skipped.items():
-        print(f"  {name}: not analysed: {reason}")
-    for criterion, other in list(found.usages.items())[1:]:
-        print(f"{criterion}: {other.effective_weights:,.4f} effective weights of "
-              f"{other.weights:,}; {further_layers_table(criterion)}")
-    for remark in found.remarks:
-        print(remark)
-
-
-def _layers_text(usage: ModelUsage) -> str:
-    """A line a layer under a line of heads; what was not measured for any layer is left out."""
-    def told(layer: LayerUsage) -> list[str]:
-        null, dead, rank = layer.null, layer.dead_units, layer.effective_rank
-        return [f"  {layer.name}", f"{layer.entropy:.4f}", f"{layer.effective_weights:,.1f}",
-                f"{layer.weights:,}", f"{layer.effective_share:.1%}",
-                f"{null.low:.1%} - {null.high:.1%}" if null else "",
-                "" if dead is None else f"{dead} of {layer.units:,}",
-                "" if rank is None else f"{rank:.1f}"]
-
-    heads = ["  layer", "entropy", "effective", "weights", "share", "learned nothing", "dead units",
-             "rank"]
-    columns = [column for column in zip(heads, *map(told, usage.layers.values()), strict=True)
-               if any(column[1:])]
-    widths = [max(map(len, column)) for column in columns]
-    return "\n".join("  ".join(
-        cell.rjust(width) if place else cell.ljust(width)
-        for place, (cell, width) in enumerate(zip(line, widths, strict=True))).rstrip()
-        for line in zip(*columns, strict=True))
 
 
 def _run(store: Store, settings: Settings, as_json: bool) -> int:
     with _stdout_for(as_json):
         outcome = chain.run_pipeline(store, settings)
     if as_json:
-        verdicts = _verdicts(outcome.comparison) if outcome.slimmed.rounds else \
+        verdicts = verdicts_record(outcome.comparison) if outcome.slimmed.rounds else \
             {"verdict": None, "reason": outcome.slimmed.ended}
         print(json.dumps({
             "run_id": outcome.run_id,
@@ -187,7 +151,8 @@ def _code(outcome: chain.Outcome, settings: Settings) -> int:
 def _ui_command(store: Store) -> str:
     """What starts MLflow's UI on this store: in the repository ``make ui``, elsewhere MLflow's."""
     here = Path("Makefile").is_file() and Path("MLproject").is_file()
-    return "make ui" if here else f"mlflow ui --backend-store-uri {store.uri}"
+    uri = store.uri if shown_uri(store.uri) == store.uri else '"$MLFLOW_TRACKING_URI"'
+    return "make ui" if here else f"mlflow ui --backend-store-uri {uri}"
 
 
 def _check_experiment(settings: Settings, store: Store) -> None:
@@ -225,10 +190,10 @@ def _compare(
         original, slim, comparison = chain.compare_run(
             connected(settings), settings, explicit | configured - RECIPE)
     if as_json:
-        print(json.dumps(_verdicts(comparison), indent=1))
+        print(json.dumps(verdicts_record(comparison), indent=1))
     else:
         print(f"{slim.name} against {original.name}")
-        print(_verdicts_text(comparison))
+        print(verdicts_text(comparison))
     return EXIT_CODES[comparison.verdict.outcome]
 
 
@@ -239,7 +204,7 @@ def _compare_pair(
         contextlib.nullcontext()
     with step, _stdout_for(as_json):
         result = compare_any(pair[0], pair[1], settings, data_given=fresh)
-    print(json.dumps(_verdicts(result.comparison), indent=1) if as_json else result.text)
+    print(json.dumps(verdicts_record(result.comparison), indent=1) if as_json else result.text)
     return EXIT_CODES[result.comparison.artifact.outcome]
 
 
@@ -253,35 +218,11 @@ def connected(settings: Settings) -> Store:
         return connect(settings.experiment)
     except OSError as error:
         raise ValueError(f"MLFLOW_TRACKING_URI: expected a store that can be opened, but "
-                         f"{mlflow.get_tracking_uri()} cannot: {error}") from error
-
-
-def _verdicts_text(comparison: Comparison) -> str:
-    """Both verdicts, what would settle them, and on what budgets they rest."""
-    lines = [" ".join(filter(None, (verdict.sentence, verdict.settle)))
-             for verdict in (comparison.recipe, comparison.artifact) if verdict]
-    lines += [comparison.budget] if comparison.budget else []
-    return "\n".join([*lines, *([] if comparison.recipe else [NO_RECIPE])])
+                         f"{shown_uri()} cannot: {error}") from error
 
 
 def _stdout_for(as_json: bool) -> contextlib.AbstractContextManager[object]:
     """Where JSON is asked for, it alone goes to stdout: the user's own code may print too."""
     return contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
-
-
-def _verdicts(comparison: Comparison) -> dict[str, object]:
-    def shown(verdict: Verdict) -> dict[str, object]:
-        return {"outcome": verdict.outcome, "delta": verdict.delta, "low": verdict.low,
-                "high": verdict.high, "margin": verdict.margin, "confidence": verdict.confidence,
-                "examples": verdict.examples, "seeds": verdict.seeds,
-                "method": verdict.method, "sentence": verdict.sentence, "settle": verdict.settle}
-
-    return {
-        "verdict": comparison.verdict.outcome,
-        "artifact": shown(comparison.artifact),
-        "recipe": shown(comparison.recipe) if comparison.recipe else None,
-        "budget": comparison.budget,
-        "metrics": comparison.metrics,
-    }
 
 

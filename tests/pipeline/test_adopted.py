@@ -1,0 +1,284 @@
+"""A model that was trained elsewhere: a factory's module, a file of weights, data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from tests.pipeline.slimming_cases import (  # noqa: F401 - store is a fixture
+    HERE,
+    QUICK,
+    blobs,
+    net,
+    original_in,
+    store,
+    store_at,
+    tags_of,
+    text_of,
+)
+from wua_mlflow.cli import main
+from wua_mlflow.config import load_settings
+from wua_mlflow.pipeline import chain
+from wua_mlflow.pipeline.adopted import adopt, adopted_recipe, source_of
+from wua_mlflow.pipeline.chain import Outcome
+from wua_mlflow.pipeline.variant import load_variant
+from wua_mlflow.slimming import Specification, cut
+from wua_mlflow.tracking.names import ArtifactPath
+from wua_mlflow.tracking.runs import runs
+from wua_mlflow.tracking.store import Store
+
+OWN = {"model": f"{HERE}:net", "data": QUICK["data"], "null_draws": 0, "slim_hidden": "4",
+       "slim_epochs": 2, "batch_size": 32}
+
+
+def elsewhere() -> nn.Sequential:
+    """The factory's network, trained by somebody."""
+    torch.manual_seed(3)
+    model, (x, y) = net(), blobs(42)[0]
+    steps = torch.optim.Adam(model.parameters(), 0.05)
+    for _ in range(40):
+        steps.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        steps.step()
+    return model
+
+
+def slimmed(store: Store, **given: object) -> Outcome:  # noqa: F811
+    values = {**OWN, **given}
+    return chain.slim_run(store, load_settings(None, values), frozenset(values))
+
+
+@pytest.fixture(scope="module")
+def ran(
+    tmp_path_factory: pytest.TempPathFactory, migrated_database: Path
+) -> Iterator[tuple[Store, Outcome, nn.Module]]:
+    """Somebody's model, cut, with two rounds; training that changes no weight."""
+    with store_at(tmp_path_factory.mktemp("adopted"), migrated_database) as found:
+        model = elsewhere()
+        save_file(model.state_dict(), "w.safetensors")
+        yield found, slimmed(found, state="w.safetensors", optimizer="sgd", lr=1e-30), model
+
+
+def test_the_original_is_the_module_with_the_files_weights(
+    ran: tuple[Store, Outcome, nn.Module]
+) -> None:
+    store, outcome, model = ran  # noqa: F811
+    original = outcome.variants[0]
+    points, classes = blobs(42)[2]
+    right = (model(points).argmax(1) == classes).double().numpy()
+    assert np.array_equal(original.test.scores, right)
+    assert right.mean() > 0.8
+    tags = tags_of(store, original.run_id)
+    assert tags["wua.adopted"].endswith("/w.safetensors")
+    assert (original.variant, original.name, original.epochs_trained) == (
+        "oversized", "oversized 8", 0)
+    assert not [name for name in original.metrics if "training" in name], "nobody knows"
+
+
+def test_it_is_cut_and_there_are_no_controls(ran: tuple[Store, Outcome, nn.Module]) -> None:
+    """Nobody knows how it was trained, so nothing can be trained like it."""
+    store, outcome, model = ran  # noqa: F811
+    assert [one.variant for one in outcome.variants] == ["oversized", "slim"]
+    slim = outcome.variants[-1]
+    history = Specification.from_json(text_of(store, slim.run_id, ArtifactPath.STRUCTURE))
+    expected = cut(model, blobs(42)[0][0][:4], history.rounds[0]).model
+    for found, one in zip(slim.model.parameters(), expected.parameters(), strict=True):
+        assert torch.equal(found, one)
+    assert (slim.settings.epochs, slim.epochs_trained) == (2, 2)
+    assert text_of(store, slim.run_id, "config.yaml").splitlines()[:2] == [
+        f"# Cut from the network that run {outcome.variants[0].run_id} left (oversized 8, trained "
+        f"elsewhere).", "data: tests.pipeline.slimming_cases:blobs"]
+
+
+def test_the_verdict_is_the_artifacts_alone(ran: tuple[Store, Outcome, nn.Module]) -> None:
+    store, outcome, _ = ran  # noqa: F811
+    assert outcome.comparison.recipe is None
+    assert outcome.verdict.kind == "artifact"
+    assert (outcome.verdict.seeds, outcome.verdict.examples) == (1, 200)
+    tags = tags_of(store, outcome.run_id)
+    assert tags["wua.verdict"] == tags["wua.verdict.artifact"] == outcome.verdict.outcome
+    assert "wua.verdict.recipe" not in tags
+    assert "nothing is known of its budget" in tags["mlflow.note.content"]
+
+
+def test_both_are_loaded_from_their_runs_without_the_file(
+    ran: tuple[Store, Outcome, nn.Module]
+) -> None:
+    store, outcome, _ = ran  # noqa: F811
+    Path("w.safetensors").rename("gone")
+    try:
+        for one in outcome.variants:
+            again = load_variant(store, one.run_id)
+            inputs = one.recipe.split.test.inputs
+            assert torch.equal(again.model(inputs), one.model(inputs))
+            assert again.adopted is (one.variant == "oversized")
+    finally:
+        Path("gone").rename("w.safetensors")
+
+
+def test_an_adopted_run_is_slimmed_again_by_its_id(ran: tuple[Store, Outcome, nn.Module]) -> None:
+    """``how`` is prune without being asked for: nothing can be trained from scratch like it."""
+    store, outcome, model = ran  # noqa: F811
+    given = {"run_id": outcome.variants[0].run_id, "slim_hidden": "2", "slim_epochs": 1}
+    again = chain.slim_run(store, load_settings(None, given), frozenset(given))
+    assert [one.variant for one in again.variants] == ["oversized", "slim"]
+    assert again.variants[-1].model[0].out_features == 2  # type: ignore[index]
+
+
+def test_a_state_dict_of_torch_does_too(store: Store) -> None:  # noqa: F811
+    model = elsewhere()
+    torch.save(model.state_dict(), "w.pt")
+    settings = load_settings(None, {**OWN, "state": "w.pt"})
+    found = adopt(store, adopted_recipe(settings, frozenset({"model", "state"})))
+    for one, own in zip(found.model.parameters(), model.parameters(), strict=True):
+        assert torch.equal(one, own)
+
+
+def test_without_a_file_the_factorys_own_weights_are_taken(store: Store) -> None:  # noqa: F811
+    """A factory may load them itself."""
+    found = [adopt(store, adopted_recipe(load_settings(None, {**OWN, "seed": 5}),
+                                         frozenset({"model"}))) for _ in range(2)]
+    torch.manual_seed(5)
+    for one, other, own in zip(*(each.model.parameters() for each in found), net().parameters(),
+                               strict=True):
+        assert torch.equal(one, other) and torch.equal(one, own)
+
+
+@pytest.mark.parametrize(("given", "widths"), [
+    (frozenset({"model"}), ()),
+    (frozenset({"model", "hidden"}), (8,)),
+])
+def test_a_factory_gets_widths_where_they_were_given(
+    given: frozenset[str], widths: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tests.pipeline import slimming_cases
+
+    monkeypatch.setattr(slimming_cases, "either", lambda widths=(5,): nn.Sequential(
+        nn.Linear(6, widths[0]), nn.ReLU(), nn.Linear(widths[0], 3)), raising=False)
+    settings = load_settings(None, {**OWN, "model": f"{HERE}:either", "hidden": "8", "seeds": 7})
+    recipe = adopted_recipe(settings, given)
+    assert (recipe.settings.hidden, recipe.settings.seeds) == (widths, 1)
+    assert recipe.build(recipe.settings.hidden)[0].out_features == (8 if widths else 5)
+
+
+BAD = [
+    ({"state": "none.safetensors"},
+     "state: expected a .safetensors file, but '{folder}/none.safetensors' does not exist"),
+    ({"state": "none.pt"}, "state: expected a .safetensors file, but '{folder}/none.pt' does not "
+                           "exist"),
+    ({"state": "other.safetensors"}, "state: expected all tensors of the model, but "
+     "'{folder}/other.safetensors' has no '0.weight' (and 3 more); did you mean 'fc.weight'?"),
+    ({"state": "other.pt"}, "state: expected all tensors of the model, but '{folder}/other.pt' has "
+                            "no '0.weight' (and 3 more); did you mean 'fc.weight'?"),
+    ({"state": "wide.pt"}, "state: expected '0.weight' of shape (8, 6), as in the model, but "
+                           "'{folder}/wide.pt' has (9, 6)"),
+    ({"state": "whole.pt"}, "state: expected a state dict, but '{folder}/whole.pt' holds other "
+                            "objects, which are not unpickled; save model.state_dict() alone, best "
+                            "as safetensors"),
+    ({"state": "checkpoint.pt"}, "state: expected tensors alone, but '{folder}/checkpoint.pt' has "
+     "'epoch', a int; save model.state_dict() alone, best as safetensors"),
+    ({"state": "list.pt"}, "state: expected a state dict, but '{folder}/list.pt' holds a list; "
+                           "save model.state_dict() alone, best as safetensors"),
+    ({"state": "graph.pt2"}, "state: expected a .safetensors file, but '{folder}/graph.pt2' is an "
+     "exported graph, which has no layers to look at or to cut; save the state_dict() of the "
+     "module that it was exported from"),
+    ({"model": f"{HERE}:nett"}, "model: expected a name in the module {here} ({file}), but got "
+                                "'nett'; did you mean 'net'?"),
+    ({"model": "nowhere:net"}, "model: expected a module in the current folder or among the "
+                               "installed packages, but found none named 'nowhere'"),
+    ({"model": f"{HERE}:blobs"}, "model: expected {here}:blobs to return a "
+                                 "torch.nn.Module, but it returned list"),
+    ({"model": f"{HERE}:uncuttable"}, "how: prune found nothing to cut in {here}:uncuttable: 0: "
+                                      "its units are the network's outputs"),
+    ({"how": "rebuild"}, "how: rebuild expected a factory of widths, but {here}:net takes none; "
+                         "cut the trained network: --how prune"),
+    ({"data": "wine"}, "model: does not take the data's inputs of shape (batch, 13): "),
+    ({"slim_hidden": "9"}, "slim_hidden: expected widths of at most the original's (8), but got 9"),
+    ({"distill": True, "how": "rebuild"}, "distill: expected how=prune beside it, "),
+]
+
+
+def _files() -> None:
+    model = net()
+    other = nn.Sequential()
+    other.add_module("fc", nn.Linear(6, 3))
+    save_file(other.state_dict(), "other.safetensors")
+    torch.save(other.state_dict(), "other.pt")
+    torch.save({**model.state_dict(), "0.weight": torch.ones(9, 6)}, "wide.pt")
+    torch.save(model, "whole.pt")
+    torch.save({**model.state_dict(), "epoch": 3}, "checkpoint.pt")
+    torch.save([torch.ones(1)], "list.pt")
+    Path("graph.pt2").write_bytes(b"PK\x03\x04")
+
+
+@pytest.mark.parametrize(("given", "message"), BAD,
+                         ids=[str(next(iter(given.values()))) for given, _ in BAD])
+def test_what_cannot_be_adopted_is_said_in_one_line(
+    store: Store, given: dict[str, object], message: str  # noqa: F811
+) -> None:
+    _files()
+    with pytest.raises(ValueError) as caught:
+        slimmed(store, **given)
+    said = str(caught.value)
+    file = Path(__file__).with_name("slimming_cases.py")
+    expected = message.format(folder=Path.cwd(), here=HERE, file=file)
+    assert said == expected or (expected.endswith((": ", ", ")) and said.startswith(expected))
+    assert "\n" not in said
+    assert set(runs("slimming", "pipeline")["status"]) == {"FAILED"}
+
+
+def test_a_model_uri_leads_to_the_run_that_logged_it(
+    store: Store, capsys: pytest.CaptureFixture[str]  # noqa: F811
+) -> None:
+    original = original_in(store, epochs=1)
+    client, run = store.client, store.client.get_run(original.run_id)
+    (output,) = run.outputs.model_outputs
+    client.create_registered_model("blobs")
+    client.create_model_version("blobs", f"models:/{output.model_id}", original.run_id,
+                                model_id=output.model_id)
+    client.set_registered_model_alias("blobs", "oversized", "1")
+    uris = ["models:/blobs/1", "models:/blobs@oversized", f"models:/{output.model_id}",
+            f"runs:/{original.run_id}/model"]
+    assert [source_of(store, uri) for uri in uris] == [original.run_id] * 4
+    code = main(["slim", "--model-uri", uris[0], "--slim-hidden", "4", "--slim-epochs", "1",
+                 "--how", "prune", "--null-draws", "0", "--experiment", "slimming"])
+    assert code == 0, capsys.readouterr().err
+    (slim,) = [row for _, row in runs("slimming").iterrows() if row["wua.variant"] == "slim"]
+    assert slim["wua.baseline"] == original.run_id
+
+
+def test_a_slim_models_uri_is_no_originals(store: Store) -> None:  # noqa: F811
+    outcome = slimmed(store)
+    slim = outcome.variants[-1]
+    given = {"model_uri": f"runs:/{slim.run_id}/model", "slim_hidden": "2"}
+    with pytest.raises(ValueError) as caught:
+        chain.slim_run(store, load_settings(None, given), frozenset(given))
+    assert str(caught.value) == (f"run_id: expected the run of an original (oversized), but "
+                                 f"{slim.run_id} is slim 4")
+
+
+def test_a_graph_of_somebody_elses_is_refused(store: Store) -> None:  # noqa: F811
+    torch.export.save(torch.export.export(net().eval(), (torch.rand(4, 6),)), "graph.pt2")
+    with mlflow.start_run() as run:
+        logged = mlflow.pyfunc.log_model(name="model", python_model=_answer,
+                                         input_example=np.zeros((1, 6)), pip_requirements=[])
+    theirs = mlflow.register_model(logged.model_uri, "theirs").version
+    for uri in (logged.model_uri, f"runs:/{run.info.run_id}/model", f"models:/theirs/{theirs}",
+                "graph.pt2", "models:/none/1", "nonsense"):
+        with pytest.raises(ValueError) as caught:
+            source_of(store, uri)
+        assert str(caught.value) == (
+            f"model_uri: expected a model that a variant's run of wua logged, but {uri} is none; "
+            f"an exported graph (pt2) has no layers to cut: name the module and its weights "
+            f"(--model package.module:factory --state weights.safetensors --data DATA)")
+
+
+def _answer(model_input: np.ndarray) -> np.ndarray:
+    return model_input
