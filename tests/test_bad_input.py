@@ -168,7 +168,8 @@ def test_steps_of_a_variant_that_cannot_be_taken(
     run_id = variant.info.run_id
     assert line_of(["compare", "--run-id", run_id], 1, capsys).startswith(
         f"run_id: expected the run of a slim variant, but {run_id} is oversized 6")
-    assert line_of(["slim", "--run-id", run_id, "--slim-hidden", "9"], 1, capsys) == (
+    assert line_of(["slim", "--run-id", run_id, "--slim-hidden", "9", "--margin", "0.2"], 1,
+                   capsys) == (
         "slim_hidden: expected widths of at most the original's (6), but got 9")
     (here / "good.csv").write_text(table(61))
     assert line_of(["analyze", "--run-id", run_id], 1, capsys).endswith(

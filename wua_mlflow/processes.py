@@ -19,7 +19,8 @@ from wua_mlflow.sampling import Sampler
 from wua_mlflow.watching.layer import Alive, Layer, Total
 from wua_mlflow.watching.watch import Watch
 
-__all__ = ["first_error", "in_step", "is_sharded", "merge", "rank", "share_of"]
+__all__ = ["first_error", "in_step", "is_sharded", "merge", "processes", "rank",
+           "share_of"]
 
 T = TypeVar("T")
 
@@ -31,6 +32,15 @@ def rank() -> int:
     0
     """
     return dist.get_rank() if _several() else 0
+
+
+def processes() -> int:
+    """How many there are.
+
+    >>> processes()
+    1
+    """
+    return dist.get_world_size() if _several() else 1
 
 
 def share_of(batches: Iterable[T]) -> Iterable[T]:

@@ -254,8 +254,8 @@ def test_a_model_uri_leads_to_the_run_that_logged_it(
     assert slim["wua.baseline"] == original.run_id
 
 
-def test_a_slim_models_uri_is_no_originals(store: Store) -> None:  # noqa: F811
-    outcome = slimmed(store)
+def test_a_slim_models_uri_is_no_originals(ran: tuple[Store, Outcome, nn.Module]) -> None:
+    store, outcome, _ = ran  # noqa: F811
     slim = outcome.variants[-1]
     given = {"model_uri": f"runs:/{slim.run_id}/model", "slim_hidden": "2"}
     with pytest.raises(ValueError) as caught:

@@ -21,11 +21,15 @@ from tests.pipeline.slimming_cases import (  # noqa: F401 - store is a fixture
     store_at,
     tags_of,
     text_of,
+    variant_of,
 )
 from wua_mlflow.flops import count_flops
 from wua_mlflow.pipeline import slimming
+from wua_mlflow.pipeline.bench import Bench
 from wua_mlflow.pipeline.chain import Outcome, run_pipeline
+from wua_mlflow.pipeline.making import Cutting, pruned, remembered, scratch
 from wua_mlflow.pipeline.planning import Goal
+from wua_mlflow.pipeline.recipe import load_recipe
 from wua_mlflow.pipeline.variant import Variant, load_variant
 from wua_mlflow.slimming import Specification, cut, rebuild
 from wua_mlflow.tracking.names import ArtifactPath
@@ -122,9 +126,8 @@ def test_widths_are_told_with_what_they_were_read_from(ran: Rounds) -> None:
                                "units": first.widths[0], "width": second.widths[0]}]
 
 
+@pytest.mark.parametrize("ran", ["prune"], indirect=True)
 def test_each_round_is_cut_from_the_one_before(ran: Rounds) -> None:
-    if ran.outcome.slimmed.original.settings.how != "prune":
-        pytest.skip("nothing is cut")
     before = ran.outcome.variants[0]
     for number, name in enumerate(("slim", "slim-2", "slim-3"), 1):
         made = ran.named(name)
@@ -188,6 +191,23 @@ def test_rounds_end_where_nothing_narrower_is_left(
     assert tags_of(store, outcome.run_id)["wua.result"] == outcome.variants[-1].run_id
 
 
+def test_a_layer_with_one_unit_left_is_still_a_width() -> None:
+    """It is no dimension any more; the control from scratch has it all the same."""
+    settings = settings_of(hidden="4,8", how="prune", epochs=1)
+    recipe = load_recipe(settings)
+    root = remembered(scratch(recipe, (4, 8), 1))
+    original, parent = variant_of(recipe, root), variant_of(recipe, pruned(
+        recipe, root, root, Cutting({"fc1": 1, "fc2": 6}, 1)))
+    bench = Bench(settings, original, parent, parent.make, root)
+    (left,) = bench.dimensions
+    assert (left.name, left.units) == ("fc2", 6)
+    goal = Goal(bench.dimensions, (3,), "given")
+    assert bench.units(goal) == {"fc1": 1, "fc2": 3}
+    assert bench.factory_widths(goal) == (1, 3)
+    assert bench.cost((6,)) > bench.cost((3,)) == 2 * 2 * (6 * 1 + 1 * 3 + 3 * 3)
+
+
+@pytest.mark.slow
 def test_a_layer_with_one_unit_left_keeps_it(
     store: Store, monkeypatch: pytest.MonkeyPatch  # noqa: F811
 ) -> None:

@@ -20,10 +20,11 @@ from tests.pipeline.slimming_cases import (  # noqa: F401 - store is a fixture
 )
 from wua_mlflow.cli import main
 from wua_mlflow.config import load_settings
-from wua_mlflow.pipeline import chain
+from wua_mlflow.pipeline import chain, slimming
 from wua_mlflow.pipeline.chain import run_pipeline
 from wua_mlflow.pipeline.comparison import compare_evaluations
 from wua_mlflow.pipeline.slimming import check_slimming
+from wua_mlflow.pipeline.variant import load_variant
 from wua_mlflow.slimming import Specification
 from wua_mlflow.tracking.names import ArtifactPath
 from wua_mlflow.tracking.runs import runs
@@ -84,6 +85,7 @@ def test_the_networks_that_are_cut_are_those_that_were_judged(
     assert trained == [8, 8, 5, 5]  # the original, its control, the control from scratch, the cut
 
 
+@pytest.mark.slow
 def test_where_it_came_from_is_a_comment_in_the_config(store: Store) -> None:  # noqa: F811
     outcome = run_pipeline(store, settings_of(how="prune", slim_hidden="5", slim_epochs=1))
     original, slim = outcome.variants[0], outcome.variants[-1]
@@ -169,3 +171,44 @@ def test_the_step_slim_cuts_the_network_that_its_run_holds(store: Store) -> None
     assert history.summary == "fc1 3"
     assert (slim.settings.epochs, len(slim.replicates)) == (3, 2)
     assert slim.settings.distill
+
+
+def test_how_the_slim_network_is_trained_is_nothing_to_the_controls(
+    store: Store,  # noqa: F811
+) -> None:
+    """A learning rate for fine-tuning would make weak controls; another seed is of the search."""
+    original = original_in(store)
+    asked = settings_of(how="prune", slim_hidden="4", slim_epochs=1, lr=1e-30, seed=7, seeds=3,
+                        optimizer="sgd")
+    found = slimming.slim(store, original, None, settings=asked, pipeline=None)
+    *controls, slim = found.variants
+    for one in controls:
+        assert (one.settings.lr, one.settings.optimizer, one.settings.seed) == (0.03, "adam", 42)
+        assert one.test.score > 0.7
+    assert (slim.settings.lr, slim.settings.optimizer) == (1e-30, "sgd")
+    assert (slim.settings.seed, slim.settings.seeds) == (42, 1)
+    again = load_variant(store, slim.run_id)
+    inputs = slim.recipe.split.test.inputs
+    assert torch.equal(again.model(inputs), slim.model(inputs))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("given", [
+    {"data": "digits", "model": "cnn", "hidden": "8,12", "lr": 0.01, "distill": True},
+    {"data": "breast_cancer", "hidden": "16,8", "lr": 0.01, "rounds": 2, "distill": True},
+    {"data": "diabetes", "hidden": "16", "lr": 0.01, "distill": True},
+    {"data": "wine", "hidden": "16", "how": "rebuild", "width_method": "search", "search_runs": 4},
+], ids=["cnn", "binary", "regression", "search"])
+def test_real_data_from_the_original_to_the_recipes_verdict(
+    store: Store, given: dict[str, object]  # noqa: F811
+) -> None:
+    outcome = run_pipeline(store, settings_of(**{
+        "how": "prune", "epochs": 4, "slim_epochs": 2, "seeds": 5, "margin": 0.2, **given}))
+    assert outcome.comparison.recipe is not None
+    assert outcome.comparison.recipe.seeds == 5
+    original, slim = outcome.variants[0], outcome.variants[-1]
+    assert slim.metrics["params/total"] < original.metrics["params/total"]
+    assert slim.metrics["flops/forward"] < original.metrics["flops/forward"]
+    again = load_variant(store, slim.run_id)
+    inputs = slim.recipe.split.test.inputs
+    assert torch.equal(again.model(inputs), slim.model(inputs))

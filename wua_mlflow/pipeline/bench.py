@@ -1,6 +1,7 @@
 """What a round of slimming works with: the network to slim, and how those of other widths are made.
 
-May import: everything but cli. Tests: ``tests/pipeline/test_slimming.py``.
+May import: everything but cli. Tests: ``tests/pipeline/test_slimming.py``,
+``tests/pipeline/test_rounds.py``.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ from wua_mlflow.randomness import isolated
 from wua_mlflow.slimming import cut
 
 __all__ = ["Bench"]
+
+PARENTS = ("data", "target", "task", "model", "state", "hidden", "seed", "seeds")
+"""The settings that are the parent's own: its data, what builds it, its replicates."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +52,9 @@ class Bench:
 
     @cached_property
     def recipe(self) -> Recipe:
-        """The parent's, with what is asked of the slim network."""
+        """The parent's, with what is asked of the slim network: how it is trained and judged."""
         own = self.settings.model_copy(update={
-            name: getattr(self.parent.settings, name) for name in ("hidden", "data", "state")})
+            name: getattr(self.parent.settings, name) for name in PARENTS})
         return replace(self.parent.recipe, settings=own)
 
     @property

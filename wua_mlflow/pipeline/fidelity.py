@@ -10,6 +10,7 @@ from wua_mlflow.dotted import one_line
 from wua_mlflow.evaluation import loss_for
 from wua_mlflow.importance import CRITERIA
 from wua_mlflow.pipeline.variant import Variant
+from wua_mlflow.processes import processes
 from wua_mlflow.slimming import unit_groups, unit_importance
 from wua_mlflow.widths.fidelity import fidelity
 
@@ -26,6 +27,8 @@ def fidelity_metrics(variant: Variant, flops: float) -> tuple[dict[str, float], 
         variant: an original, on its device; left as found.
         flops: of its forward, one sample.
     """
+    if processes() > 1:
+        return {}, "Fidelity not measured: it is by one process alone, and there are several."
     split, device = variant.recipe.split, variant.recipe.device
     train, held_out = ((part.inputs.to(device), part.targets.to(device))
                        for part in (split.train, split.validation))

@@ -1,6 +1,7 @@
 """The step ``slim``: rebuild or prune, with its controls, in rounds, each against the original.
 
-May import: everything but cli and the chain. Tests: ``tests/pipeline/test_slimming.py``.
+May import: everything but cli and the chain. Tests: ``tests/pipeline/test_slimming.py``,
+``tests/pipeline/test_rounds.py``.
 """
 
 from __future__ import annotations
