@@ -1,7 +1,7 @@
 """Test score against FLOPs: each variant's mean over seeds, its interval, and every seed.
 
-May import: numpy, scipy inside ``pareto_data``, ``comparison`` for its types, ``canvas``;
-matplotlib inside functions. Test: ``tests/plots/test_pareto.py``.
+May import: numpy, scipy inside ``pareto_data``, ``comparison`` for its types, ``canvas``,
+``ticks``; matplotlib inside functions. Test: ``tests/plots/test_pareto.py``.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ import numpy as np
 from wua_mlflow.plots import canvas
 from wua_mlflow.plots.comparison import VariantFigures, points
 from wua_mlflow.plots.palette import INK, MUTED, RULE, WITHIN_MARGIN
+from wua_mlflow.plots.ticks import log_ticks, tick_words
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["ParetoData", "ParetoPoint", "log_ticks", "pareto_data", "plot_pareto"]
+__all__ = ["ParetoData", "ParetoPoint", "pareto_data", "plot_pareto"]
 
 _WIDTH_IN, _EDGE_IN, _LEFT_IN, _RIGHT_IN, _PLOT_IN = 9.0, 0.3, 1.0, 0.35, 3.3
 _HEAD_IN, _LABEL_ROW_IN, _FOOT_IN, _CAPTION_LINE_IN = 0.85, 0.36, 0.55, 0.155
@@ -34,8 +35,6 @@ _NARROWEST = 2.5
 _ALIKE = 0.02
 """FLOPs within this share of one another stand beside each other."""
 _LONGEST_NAME = 30
-_TICKS = ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 7), tuple(np.arange(10, 100) / 10))
-_MOST_TICKS = 7
 
 
 @dataclass(frozen=True)
@@ -140,25 +139,6 @@ def plot_pareto(data: ParetoData, ax: Axes | None = None) -> Figure:
     return page.figure
 
 
-def log_ticks(low: float, high: float) -> list[float]:
-    """Round numbers within the range, three to seven of them where there are so many.
-
-    >>> log_ticks(35, 75), log_ticks(1e3, 1e6)
-    ([40.0, 50.0, 70.0], [1000.0, 10000.0, 100000.0, 1000000.0])
-    """
-    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    found: list[float] = []
-    for steps in _TICKS:
-        finer = [float(f"{step * 10.0**decade:.12g}") for decade in decades for step in steps]
-        finer = [tick for tick in finer if low <= tick <= high]
-        if len(finer) > _MOST_TICKS:
-            return found or finer[:: math.ceil(len(finer) / _MOST_TICKS)]
-        found = finer
-        if len(found) >= 3:
-            break
-    return found
-
-
 def _point(variant: VariantFigures, confidence: float) -> ParetoPoint | None:
     flops = variant.metrics.get("flops/forward")
     value = variant.metrics.get("accuracy/test", variant.metrics.get("score/test"))
@@ -197,14 +177,6 @@ def _places(data: ParetoData) -> tuple[list[float], tuple[float, float]]:
     low, high = low / pad, high * pad
     step = _SLOT_IN / (_WIDTH_IN - _LEFT_IN - _RIGHT_IN) * math.log(high / low)
     return [point.flops * math.exp(point.slot * step) for point in data.points], (low, high)
-
-
-def _tick_words(ticks: Sequence[float], score: str) -> list[str]:
-    """All with as many decimals as tell them apart."""
-    scale, unit = (100, "%") if score == "accuracy" else (1, "")
-    values = [round(scale * tick, 9) + 0.0 for tick in ticks]
-    decimals = next(d for d in range(10) if all(round(v, d) == v for v in values))
-    return [f"{value:.{decimals}f}{unit}".replace("-", "−") for value in values]
 
 
 def _label(point: ParetoPoint, score: str) -> str:
@@ -276,7 +248,7 @@ def _draw_frame(ax: Axes, data: ParetoData, ends: tuple[float, float]) -> None:
     ax.set_ylim(low - pad, high + pad)
     ax.locator_params(axis="y", nbins=7)
     shown = [tick for tick in ax.get_yticks() if low - pad <= tick <= high + pad]
-    ax.set_yticks(shown, _tick_words(shown, data.score_name))
+    ax.set_yticks(shown, tick_words(shown, data.score_name))
     ax.grid(axis="y", color=RULE, linewidth=0.5)
     ax.set_axisbelow(True)
     if data.band:

@@ -1,0 +1,107 @@
+"""Score against FLOPs: means and intervals against scipy, marks where they are, words apart."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from matplotlib.collections import PathCollection
+from matplotlib.colors import to_hex
+from scipy import stats
+
+from wua_mlflow.plots import VariantFigures, pareto_data, plot_pareto
+from wua_mlflow.plots.ticks import log_ticks, tick_words
+
+OLD, NEW = "#5b7c99", "#d95f02"
+
+
+def _variant(name, flops, scores=(), colour=OLD, **metrics):
+    return VariantFigures(name, colour, {"flops/forward": flops, **metrics}, list(scores) or None)
+
+
+def test_mean_and_interval_are_students():
+    scores = [0.91, 0.95, 0.93, 0.90, 0.96]
+    data = pareto_data([_variant("old", 60, scores)], confidence=0.9)
+    point, = data.points
+    low, high = stats.t.interval(0.9, 4, loc=np.mean(scores), scale=stats.sem(scores))
+    assert (point.value, point.low, point.high) == pytest.approx((np.mean(scores), low, high))
+    assert point.replicates == tuple(scores)
+
+
+def test_one_model_has_no_interval_and_one_without_figures_no_point():
+    data = pareto_data([
+        _variant("old", 60, **{"accuracy/test": 0.9}), _variant("none", 50),
+        VariantFigures("no flops", NEW, {"accuracy/test": 0.8}), _variant("r", 9, [0.5])])
+    assert [(one.name, one.value, one.low) for one in data.points] == [
+        ("old", 0.9, None), ("r", 0.5, None)]
+
+
+def test_the_band_is_the_margin_below_the_original():
+    data = pareto_data([_variant("old", 60, **{"score/test": 0.9})], margin=0.05, score="R²")
+    assert data.band == pytest.approx((0.85, 0.9))
+
+
+def test_variants_of_the_same_flops_stand_beside_each_other():
+    data = pareto_data([_variant(str(i), flops, **{"accuracy/test": 0.9})
+                        for i, flops in enumerate([60, 30, 60.2, 60, 30])])
+    assert [one.slot for one in data.points] == [-1.0, -0.5, 0.0, 1.0, 0.5]
+    figure = plot_pareto(data)
+    marks = [mark.get_offsets() for mark in figure.axes[-1].collections
+             if mark.get_offsets().shape == (1, 2)]
+    across = sorted(float(at[0, 0]) for at in marks)
+    assert all(b / a > 1.01 for a, b in itertools.pairwise(across)), "none covers another"
+
+
+def test_marks_stand_at_flops_and_score():
+    figure = plot_pareto(pareto_data([
+        _variant("old", 1000, [0.90, 0.92]), _variant("new", 100, [0.89, 0.93], NEW)], margin=0.02))
+    found = {}
+    for mark in figure.axes[-1].collections:
+        offsets = np.asarray(mark.get_offsets())
+        if isinstance(mark, PathCollection) and mark.get_sizes()[0] == 70:
+            found[to_hex(mark.get_facecolor()[0])] = offsets[0].tolist()
+    assert found == {OLD: pytest.approx([1000, 0.91]), NEW: pytest.approx([100, 0.91])}
+
+
+@pytest.mark.parametrize(("variants", "message"), [
+    ([], "variants: expected the original's flops/forward and its score"),
+    ([_variant("old", 0, [0.5, 0.6])], "variants: expected the original's flops/forward"),
+    ([_variant("old", 60, [0.5, math.nan])], "variants: expected finite FLOPs and scores"),
+])
+def test_what_cannot_be_drawn(variants, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        pareto_data(variants)
+
+
+def test_what_it_says(legible):
+    said = " ".join(" ".join(legible(plot_pareto(pareto_data(
+        [_variant("oversized 10", 61, [0.90, 0.92]),
+         _variant("slim 7", 43, colour=NEW, **{"accuracy/test": 0.873})],
+        margin=0.01)))).split())
+    for words in ("Test accuracy against FLOPs of one sample", "oversized 10", "91.0%", "87.3%",
+                  "A point without a bar is one trained model.",
+                  "Shaded: down to 1 point below the original.",
+                  "bar: its 95% interval over seeds"):
+        assert words in said
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 6])
+@pytest.mark.parametrize("spread", [1.0, 1.3, 10.0, 1e4])
+def test_every_word_can_be_read(count, spread, legible):
+    draw = np.random.default_rng(count)
+    legible(plot_pareto(pareto_data([
+        _variant(f"oversized-same-budget {128 - i}-{64 - i}, 60 epochs", 1e5 / spread**(i / 5),
+                 0.9 + 0.02 * draw.normal(size=5)) for i in range(count)], margin=0.02)))
+
+
+@pytest.mark.parametrize(("ends", "ticks"), [
+    ((35, 75), [40, 50, 70]), ((1e3, 1e6), [1e3, 1e4, 1e5, 1e6]), ((1, 3), [1, 1.5, 2, 3])])
+def test_ticks_are_round(ends, ticks):
+    assert log_ticks(*ends) == ticks
+
+
+def test_ticks_have_as_many_decimals_as_tell_them_apart():
+    assert tick_words([0.9, 0.905, 0.91], "accuracy") == ["90.0%", "90.5%", "91.0%"]
+    assert tick_words([-0.5, 0.0], "R²") == ["−0.5", "0.0"]
