@@ -72,6 +72,17 @@ class Bench:
         self.networks = {seed: train_one(self.recipe, widths, task.epochs, seed=seed)
                          for seed in SEEDS}
         self.whole = self.flops(self.networks[SEEDS[0]].model)
+        self.first_cuts: dict[tuple[Cutter, float, int], nn.Module] = {}
+        self.shares: dict[float, dict[str, int]] = {}
+
+    def cut(self, cutter: Cutter, trained: Trained, most: float, seed: int) -> nn.Module:
+        """A copy of the cut network; those of the oversized ones are made once."""
+        if trained is not self.networks[seed]:
+            return cutter(self, trained, most, seed)
+        key = cutter, most, seed
+        if key not in self.first_cuts:
+            self.first_cuts[key] = cutter(self, trained, most, seed)
+        return copy.deepcopy(self.first_cuts[key])
 
     def flops(self, model: nn.Module) -> float:
         return float(count_flops(model, self.example, backward=False).forward_flops)
@@ -108,7 +119,10 @@ def ours(criterion: str) -> Cutter:
         structure = unit_groups(trained.model, bench.example)
         importance = unit_importance(trained.model, structure, (train.inputs, train.targets),
                                      bench.loss(trained), criterion=criterion, seed=seed)
-        widths = within(bench, {one.name: one.units for one in structure.groups}, most)
+        whole = {one.name: one.units for one in structure.groups}
+        if most not in bench.shares:  # of the oversized network, which is cut once
+            bench.shares[most] = within(bench, whole, most)
+        widths = bench.shares[most]
         keep = {name: most_important(one, widths[name]) for name, one in importance.items()}
         return cut(trained.model, bench.example, keep).model
 
@@ -176,13 +190,13 @@ def one(bench: Bench, method: str, ratio: float, rate: float, seed: int) -> Trai
     trained = bench.networks[seed]
     most = ratio * bench.whole
     if method == SCRATCH:
-        model = ONE_SHOT["random"](bench, trained, most, seed)
+        model = bench.cut(ONE_SHOT["random"], trained, most, seed)
         widths = tuple(_widths(model))
         return bench.tuned(lambda: bench.recipe.build(widths), bench.task.epochs, rate, seed)
     steps = STEPS if method in ITERATIVE else 1
     cutter = ITERATIVE.get(method) or ONE_SHOT[method]
     for step in range(1, steps + 1):
-        model = cutter(bench, trained, bench.whole * ratio ** (step / steps), seed)
+        model = bench.cut(cutter, trained, bench.whole * ratio ** (step / steps), seed)
         trained = bench.tuned(lambda made=model: copy.deepcopy(made), FINE_TUNING // steps, rate,
                               seed, bench.networks[seed].model if method == OURS[1] else None)
     return trained

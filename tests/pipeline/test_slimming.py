@@ -12,6 +12,7 @@ from tests.pipeline.slimming_cases import (  # noqa: F401 - store is a fixture
     QUICK,
     original_in,
     recipe_of,
+    same,
     settings_of,
     store,
     tags_of,
@@ -23,6 +24,7 @@ from wua_mlflow.config import load_settings
 from wua_mlflow.pipeline import chain, slimming
 from wua_mlflow.pipeline.chain import run_pipeline
 from wua_mlflow.pipeline.comparison import compare_evaluations
+from wua_mlflow.pipeline.making import Cutting, pruned
 from wua_mlflow.pipeline.slimming import check_slimming
 from wua_mlflow.pipeline.variant import load_variant
 from wua_mlflow.slimming import Specification
@@ -170,7 +172,9 @@ def test_the_step_slim_cuts_the_network_that_its_run_holds(store: Store) -> None
     history = Specification.from_json(text_of(store, slim.run_id, ArtifactPath.STRUCTURE))
     assert history.summary == "fc1 3"
     assert (slim.settings.epochs, len(slim.replicates)) == (3, 2)
-    assert slim.settings.distill
+    expected = [pruned(slim.recipe, original.make, original.make,
+                       Cutting({"fc1": 3}, 1, distill=distill))(0, 42) for distill in (True, False)]
+    assert [same(slim.model, one) for one in expected] == [True, False]
 
 
 def test_how_the_slim_network_is_trained_is_nothing_to_the_controls(

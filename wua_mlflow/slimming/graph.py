@@ -91,7 +91,7 @@ class Graph:
             elif isinstance(module, RECURRENT):
                 pruners[type(module)] = _recurrent_pruner(torch_pruning)
         arguments = example if isinstance(example, Mapping | tuple) else (example,)
-        with warnings.catch_warnings(), torch.enable_grad(), _states_from_outputs(model):
+        with warnings.catch_warnings(), torch.enable_grad(), _recurrent_as_one_step(model):
             warnings.simplefilter("ignore")
             self._graph.build_dependency(model, arguments, customized_pruners=pruners,
                                          verbose=False)
@@ -130,14 +130,21 @@ class Graph:
         return self._graph.get_pruning_group(module, pruner.prune_out_channels, list(units))
 
 
-@contextmanager
-def _states_from_outputs(model: nn.Module) -> Iterator[None]:
-    """Last states of one-way recurrent layers that the trace sees as coming from the outputs.
+class _Opaque(torch.autograd.Function):
+    """A recurrent layer as one step of the graph, from its inputs to its outputs."""
 
-    It follows a module's first result only; ``h_n`` has the same units.
+    @staticmethod
+    def forward(ctx: Any, outputs: Tensor, inputs: Tensor, weight: Tensor) -> Tensor:
+        return outputs.clone()
+
+
+@contextmanager
+def _recurrent_as_one_step(model: nn.Module) -> Iterator[None]:
+    """The trace does not look into recurrent layers, and sees their last states as outputs.
+
+    It follows a module's first result only; ``h_n`` of one-way layers has the same units.
     """
-    layers = [one for one in model.modules()
-              if isinstance(one, RECURRENT) and not one.bidirectional]
+    layers = [one for one in model.modules() if isinstance(one, RECURRENT)]
     try:
         for layer in layers:
             layer.__dict__["forward"] = partial(_seen, layer, layer.forward)
@@ -149,14 +156,16 @@ def _states_from_outputs(model: nn.Module) -> Iterator[None]:
 
 def _seen(layer: Any, forward: Any, *args: Any, **kwargs: Any) -> Any:
     outputs, states = forward(*args, **kwargs)
-    if not isinstance(outputs, Tensor):
+    inputs = args[0] if args else kwargs.get("input")
+    if not isinstance(outputs, Tensor) or not isinstance(inputs, Tensor):
         return outputs, states
-    outputs = outputs * 1  # one node for the layer, whichever result is used
+    outputs = _Opaque.apply(outputs.detach(), inputs, layer.weight_hh_l0)
     time = 0 if outputs.dim() == 2 or not layer.batch_first else 1
     nothing = torch.stack([outputs.sum(time) * 0] * layer.num_layers)
 
     def seen(state: Tensor) -> Tensor:
-        return state.detach() + nothing if state.shape == nothing.shape else state
+        found = state.detach()
+        return found + nothing if found.shape == nothing.shape else found
 
     return outputs, tuple(map(seen, states)) if isinstance(states, tuple) else seen(states)
 

@@ -101,9 +101,14 @@ def _tied_elsewhere(model: nn.Module, group: UnitGroup) -> str:
     aliases = names_by_tensor(model)
     for name, dim in sorted(held):
         for alias in aliases.get(name, ()):
-            if (alias, dim) not in held:
+            if (alias, dim) not in held and _holder(model, alias) is not _holder(model, name):
                 return f"{name} is tied to {alias}, which does not go with these units"
     return ""
+
+
+def _holder(model: nn.Module, parameter: str) -> nn.Module:
+    """The module that a parameter is in; one module may have several names."""
+    return model.get_submodule(parameter.rpartition(".")[0])
 
 
 def _refusal(coupled: Sequence[Coupled], makers: Sequence[Coupled]) -> str:

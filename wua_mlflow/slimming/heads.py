@@ -73,7 +73,7 @@ class FewerHeads(nn.Module):
         bias = whole.in_proj_bias
         self.in_proj_bias = None if bias is None else nn.Parameter(bias.detach()[three])
         out = whole.out_proj
-        self.out_proj = nn.Linear(len(rows), self.embed_dim, out.bias is not None,
+        self.out_proj = nn.Linear(len(rows), out.out_features, out.bias is not None,
                                   device=weight.device, dtype=weight.dtype)
         with torch.no_grad():
             self.out_proj.weight.copy_(out.weight[:, rows])

@@ -1,0 +1,191 @@
+"""Networks to be cut, each with its narrower self built by hand and its units removed by hooks.
+
+``build(**widths)`` makes the network of any widths, so that a cut one can be compared with what the
+factory makes; ``silent(model, removed)`` silences the units where they are read, by hooks of torch,
+and knows nothing of the package.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+Removed = Mapping[str, Sequence[int]]
+Where = Mapping[str, Sequence[str]]
+"""By group the modules whose input's channels the units are; ``name:dim`` for another dimension."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network, its widths, and what stays of it.
+
+    ``readers``: by group the modules that read its units.
+    """
+
+    build: Callable[..., nn.Module]
+    widths: Mapping[str, int]
+    keep: Mapping[str, Sequence[int]]
+    renamed: Mapping[str, str]
+    """By group the argument of ``build`` that sets its width."""
+    readers: Where
+    example: Callable[[int], Tensor]
+    fixed: Mapping[str, str] = field(default_factory=dict)
+
+    def whole(self, seed: int = 0) -> nn.Module:
+        torch.manual_seed(seed)
+        model = self.build(**self.widths)
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                nn.init.uniform_(module.running_mean, -0.3, 0.3)
+                nn.init.uniform_(module.running_var, 0.5, 2.0)
+        return model.eval()
+
+    def narrow(self) -> nn.Module:
+        """What the factory makes of the widths that are left."""
+        left = {self.renamed[group]: len(units) for group, units in self.keep.items()}
+        return self.build(**{**self.widths, **left}).eval()
+
+    def removed(self) -> dict[str, list[int]]:
+        return {group: [unit for unit in range(self.widths[self.renamed[group]])
+                        if unit not in set(units)] for group, units in self.keep.items()}
+
+
+@contextmanager
+def silent(model: nn.Module, readers: Where, removed: Removed) -> Iterator[nn.Module]:
+    """The model whose readers get zero for the units."""
+    handles = []
+    for group, units in removed.items():
+        for reader in readers[group]:
+            name, _, dim = reader.partition(":")
+            module = model.get_submodule(name)
+            handles.append(module.register_forward_pre_hook(_zeroing(list(units), int(dim or 1))))
+    try:
+        yield model
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _zeroing(units: list[int], dim: int) -> Callable[[nn.Module, tuple[Tensor]], tuple[Tensor]]:
+    def hook(module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+        values = inputs[0].clone()
+        values.index_fill_(dim, torch.tensor(units), 0)
+        return (values, *inputs[1:])
+
+    return hook
+
+
+class Residual(nn.Module):
+    """A stem, a block whose output is added to its input, a head."""
+
+    def __init__(self, stem: int, inner: int) -> None:
+        super().__init__()
+        self.stem, self.bn0 = nn.Conv2d(3, stem, 3, padding=1, bias=False), nn.BatchNorm2d(stem)
+        self.conv1 = nn.Conv2d(stem, inner, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(inner)
+        self.conv2 = nn.Conv2d(inner, stem, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(stem)
+        self.head = nn.Linear(stem, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        skip = self.bn0(self.stem(x)).relu()
+        inner = self.bn1(self.conv1(skip)).relu()
+        return self.head((skip + self.bn2(self.conv2(inner))).relu().mean((2, 3)))
+
+
+class Conv1D(nn.Module):
+    """As Hugging Face's: the weight has the shape (inputs, outputs)."""
+
+    def __init__(self, nf: int, nx: int) -> None:
+        super().__init__()
+        self.nf, self.nx = nf, nx
+        self.weight = nn.Parameter(torch.randn(nx, nf) * 0.3)
+        self.bias = nn.Parameter(torch.randn(nf) * 0.1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        shape = (*x.size()[:-1], self.nf)
+        return torch.addmm(self.bias, x.view(-1, x.size(-1)), self.weight).view(shape)
+
+
+class FeedForward(nn.Module):
+    """A block of GPT-2's kind."""
+
+    def __init__(self, inner: int) -> None:
+        super().__init__()
+        self.c_fc, self.act, self.c_proj = Conv1D(inner, 6), nn.GELU(), Conv1D(6, inner)
+        self.norm, self.head = nn.LayerNorm(6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head((x + self.c_proj(self.act(self.c_fc(self.norm(x))))).mean(1))
+
+
+class Twice(nn.Module):
+    """A layer that is called twice, on its own output."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first, self.again, self.last = nn.Linear(4, width), nn.Linear(width, width), \
+            nn.Linear(width, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x).relu()
+        return self.last(self.again(self.again(x).relu()).relu())
+
+
+def mlp(a: int, b: int) -> nn.Module:
+    return nn.Sequential(nn.Linear(4, a), nn.Sigmoid(), nn.Linear(a, b), nn.ReLU(), nn.Linear(b, 3))
+
+
+def convolutions(a: int, b: int) -> nn.Module:
+    """Batch norm, a depthwise layer, and a flattening that spreads a channel over 16 inputs."""
+    return nn.Sequential(
+        nn.Conv2d(3, a, 3, padding=1), nn.BatchNorm2d(a), nn.ReLU(),
+        nn.Conv2d(a, a, 3, stride=2, padding=1, groups=a), nn.Hardswish(),
+        nn.Conv2d(a, b, 1), nn.ReLU(), nn.Flatten(), nn.Linear(b * 16, 2))
+
+
+def transposed(a: int, b: int) -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, a, 3, stride=2, padding=1), nn.Tanh(),
+        nn.ConvTranspose2d(a, b, 2, stride=2), nn.ReLU(), nn.Conv2d(b, 3, 1))
+
+
+def signals(a: int) -> nn.Module:
+    return nn.Sequential(nn.Conv1d(2, a, 3), nn.ReLU(), nn.Conv1d(a, 2, 3))
+
+
+def volumes(a: int) -> nn.Module:
+    return nn.Sequential(nn.Conv3d(1, a, 2), nn.ReLU(), nn.Conv3d(a, 1, 2))
+
+
+def _rows(*shape: int) -> Callable[[int], Tensor]:
+    def draw(count: int) -> Tensor:
+        return torch.randn(count, *shape, generator=torch.Generator().manual_seed(count))
+
+    return draw
+
+
+CASES = {
+    "mlp": Case(mlp, {"a": 7, "b": 5}, {"0": [0, 3, 6], "2": [1, 4]}, {"0": "a", "2": "b"},
+                {"0": ["2"], "2": ["4"]}, _rows(4), {"4": "its units are the network's outputs"}),
+    "convolutions": Case(
+        convolutions, {"a": 8, "b": 6}, {"0": [1, 2, 5], "5": [0, 1, 2, 5]}, {"0": "a", "5": "b"},
+        {"0": ["5"], "5": ["7"]}, _rows(3, 8, 8)),
+    "residual": Case(
+        Residual, {"stem": 6, "inner": 5}, {"stem": [0, 1, 4], "conv1": [2, 3]},
+        {"stem": "stem", "conv1": "inner"}, {"stem": ["conv1", "head"], "conv1": ["conv2"]},
+        _rows(3, 8, 8)),
+    "transposed": Case(
+        transposed, {"a": 6, "b": 5}, {"0": [0, 5], "2": [1, 2, 3]}, {"0": "a", "2": "b"},
+        {"0": ["2"], "2": ["4"]}, _rows(3, 8, 8)),
+    "signals": Case(signals, {"a": 5}, {"0": [4]}, {"0": "a"}, {"0": ["2"]}, _rows(2, 12)),
+    "volumes": Case(volumes, {"a": 5}, {"0": [0, 2]}, {"0": "a"}, {"0": ["2"]}, _rows(1, 4, 4, 4)),
+    "Conv1D": Case(FeedForward, {"inner": 9}, {"c_fc": [0, 2, 8]}, {"c_fc": "inner"},
+                   {"c_fc": ["c_proj:2"]}, _rows(4, 6)),
+    "twice": Case(Twice, {"width": 6}, {"first": [0, 3, 5]}, {"first": "width"},
+                  {"first": ["again", "last"]}, _rows(4)),
+}

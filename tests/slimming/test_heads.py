@@ -1,0 +1,131 @@
+"""Attention with fewer heads, against torch's own module with the heads' outputs silenced."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from tests.networks import encoder, kept_streams, rows, snapshot
+from wua_mlflow import count_flops
+from wua_mlflow.slimming import cut, masked, unit_groups
+from wua_mlflow.slimming.heads import FewerHeads
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    with kept_streams():
+        torch.manual_seed(0)
+        yield
+
+
+class Attending(nn.Module):
+    """Self-attention with what it may look at, and a head."""
+
+    def __init__(self, heads=4, *, batch_first=True, bias=True, weights=False):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, heads, bias=bias, batch_first=batch_first)
+        self.head, self.weights = nn.Linear(8, 2), weights
+
+    def forward(self, x, mask=None):
+        found, _ = self.attention(x, x, x, need_weights=self.weights, attn_mask=mask)
+        return self.head(found)
+
+
+def without(model, heads):
+    """Torch's own module: what the heads give is not read."""
+    found = copy.deepcopy(model)
+    with torch.no_grad():
+        for head in heads:
+            found.attention.out_proj.weight[:, 2 * head: 2 * head + 2] = 0
+    return found.eval()
+
+
+@pytest.mark.parametrize("keep", [[0], [1, 3], [0, 2, 3]])
+@pytest.mark.parametrize("options", [{}, {"batch_first": False}, {"bias": False},
+                                     {"weights": True}], ids=str)
+def test_outputs_parameters_and_flops(keep, options):
+    model = Attending(**options).eval()
+    gone = [head for head in range(4) if head not in keep]
+    example = rows(3, 5, 8)
+    found = cut(model, example, {"attention": keep})
+    for batch in (rows(3, 5, 8), rows(2, 7, 8)):
+        with torch.no_grad():
+            torch.testing.assert_close(found.model(batch), without(model, gone)(batch),
+                                       rtol=1e-4, atol=1e-6)
+    size, bias = 2 * len(keep), options.get("bias", True)
+    expected = 3 * size * 8 + 8 * size + bias * (3 * size + 8) + 8 * 2 + 2
+    assert sum(one.numel() for one in found.model.parameters()) == expected
+    assert shapes_of(found.model.attention) == (3 * size, 8, 8, size)
+    tokens, length = 15, 3 if options.get("batch_first") is False else 5
+    products = tokens * 2 * (3 * size * 8 + size * 8 + 8 * 2) + tokens * length * 2 * 2 * size
+    assert found.flops_after == products
+    assert found.flops_after == count_flops(found.model, example, backward=False).forward_flops
+
+
+def shapes_of(attention):
+    return (*attention.in_proj_weight.shape, *attention.out_proj.weight.shape)
+
+
+def test_masks_are_respected():
+    model, example = Attending().eval(), rows(3, 5, 8)
+    causal = torch.full((5, 5), -torch.inf).triu(1)
+    found = cut(model, example, {"attention": [1, 2]}).model
+    with torch.no_grad():
+        torch.testing.assert_close(found(example, causal), without(model, [0, 3])(example, causal),
+                                   rtol=1e-4, atol=1e-6)
+        assert not torch.allclose(found(example, causal), found(example))
+
+
+def test_the_heads_and_the_feed_forward_of_an_encoder_layer():
+    model, tokens = encoder().eval(), torch.randint(20, (4, 6))
+    structure = unit_groups(model, tokens)
+    assert {group.name: (group.units, group.kind) for group in structure.groups} == {
+        "block.linear1": (16, "units"), "block.self_attn": (2, "heads")}
+    before = snapshot(model)
+    found = cut(model, tokens, {"block.linear1": [0, 3, 9], "block.self_attn": [1]})
+    assert snapshot(model) == before
+    assert found.params_before - found.params_after == 13 * (8 + 1 + 8) + 4 * 3 * (8 + 1) + 4 * 8
+    removed = {"block.linear1": [u for u in range(16) if u not in (0, 3, 9)],
+               "block.self_attn": [0]}
+    by_hand = copy.deepcopy(model)
+    with torch.no_grad():
+        by_hand.block.linear2.weight[:, removed["block.linear1"]] = 0
+        by_hand.block.self_attn.out_proj.weight[:, :4] = 0
+        for batch in (tokens, torch.randint(20, (1, 9))):
+            expected = by_hand(batch)
+            torch.testing.assert_close(found.model(batch), expected, rtol=1e-4, atol=1e-5)
+            with masked(model, structure, removed):
+                torch.testing.assert_close(model(batch), expected)
+
+
+def test_cut_heads_can_be_cut_again_and_trained():
+    found = cut(Attending(), rows(3, 5, 8), {"attention": [0, 1, 3]}).model
+    assert isinstance(found.attention, FewerHeads)
+    again = cut(found, rows(3, 5, 8), {"attention": [2]}).model
+    assert shapes_of(again.attention) == (6, 8, 8, 2)
+    again(rows(3, 5, 8)).square().mean().backward()
+    assert all(one.grad is not None for one in again.parameters())
+
+
+@pytest.mark.parametrize(("attention", "reason"), [
+    (nn.MultiheadAttention(8, 4, add_bias_kv=True, batch_first=True),
+     "it adds keys of its own (add_bias_kv, add_zero_attn)"),
+    (nn.MultiheadAttention(8, 4, kdim=8, vdim=4, batch_first=True),
+     "its keys or values have a size of their own (kdim, vdim)"),
+])
+def test_what_is_not_cut_says_why(attention, reason):
+    class Of(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention, self.head = attention, nn.Linear(8, 2)
+
+        def forward(self, x):
+            values = x[..., : attention.vdim]
+            return self.head(self.attention(x, x, values, need_weights=False)[0])
+
+    found = unit_groups(Of(), rows(3, 5, 8))
+    assert found.groups == ()
+    assert found.fixed["attention"] == reason

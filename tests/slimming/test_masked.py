@@ -1,0 +1,50 @@
+"""The masked original: silent where the units are read, and afterwards as before."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.networks import snapshot
+from tests.slimming.cutting_cases import CASES, silent
+from wua_mlflow.slimming import masked, unit_groups
+
+
+@pytest.fixture(params=CASES, ids=list(CASES))
+def case(request):
+    return CASES[request.param]
+
+
+def test_it_is_the_network_whose_readers_get_zero(case):
+    model, inputs = case.whole(), case.example(5)
+    structure, removed = unit_groups(model, case.example(4)), case.removed()
+    with torch.no_grad():
+        with silent(model, case.readers, removed):
+            expected = model(inputs)
+        with masked(model, structure, removed) as same:
+            assert same is model
+            torch.testing.assert_close(model(inputs), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_it_is_restored_bit_for_bit_also_when_the_body_raises(case):
+    model = case.whole()
+    structure, before = unit_groups(model, case.example(4)), snapshot(model)
+    with masked(model, structure, case.removed()):
+        assert snapshot(model) != before
+    assert snapshot(model) == before
+    with pytest.raises(KeyError), masked(model, structure, case.removed()):
+        raise KeyError
+    assert snapshot(model) == before
+
+
+@pytest.mark.parametrize(("removed", "message"), [
+    ({"0": [7]}, "units: expected numbers below 7 for 0, but got 7"),
+    ({"9": [0]}, "group: expected one of 0, 2, but got '9'"),
+])
+def test_what_is_refused(removed, message):
+    model = CASES["mlp"].whole()
+    structure, before = unit_groups(model, torch.zeros(2, 4)), snapshot(model)
+    with pytest.raises(ValueError) as raised, masked(model, structure, removed):
+        pass
+    assert str(raised.value).startswith(message)
+    assert snapshot(model) == before
