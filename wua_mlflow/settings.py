@@ -112,7 +112,8 @@ class Settings(BaseModel):
     model: str = Field("mlp", description="mlp, cnn, or package.module:factory of widths; "
                        "analyze, slim: or of nothing")
     state: str | None = Field(None, description="analyze, slim: the model's weights, a "
-                              ".safetensors file; as the factory made them, if unset")
+                              ".safetensors file, or a state dict that torch.save wrote (.pt, "
+                              ".pth, .bin); as the factory made them, if unset")
     model_uri: str | None = Field(None, description="slim: a model that a run of ours logged, "
                                   "e.g. models:/name/1")
     train: str | None = Field(None, description="your trainer: package.module:function of "

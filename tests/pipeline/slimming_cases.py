@@ -125,7 +125,7 @@ def same(one: Trained | nn.Module, other: Trained | nn.Module) -> bool:
 def without_pictures(patch: pytest.MonkeyPatch) -> None:
     """They take longer than the networks."""
     patch.setattr(analysing, "usage_pictures", lambda *_: {})
-    patch.setattr(publishing, "report_pictures", lambda *_: {"comparison": b"picture"})
+    patch.setattr(publishing, "report_pictures", lambda *_, **__: {"comparison": b"picture"})
 
 
 @pytest.fixture

@@ -231,7 +231,7 @@ CHAINS = {
 def test_the_whole_chain(name: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words, task, examples = CHAINS[name]
     assert main(["run", *words.split(), "--epochs", "3", "--seeds", "1", "--null-draws", "1",
-                 "--batch-size", "32", "--width-method", "effective"]) == 0
+                 "--batch-size", "32", "--width-method", "effective", "--margin", "0.2"]) == 0
     said = capsys.readouterr()
     assert said.err == ""
     assert f"{examples:,} test examples" in said.out

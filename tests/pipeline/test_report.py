@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from base64 import b64encode
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -11,11 +13,15 @@ import pytest
 from wua_mlflow.pipeline.comparison import Comparison
 from wua_mlflow.pipeline.report import (
     Report,
+    RoundRow,
+    WidthsFound,
+    description,
     html_report,
     markdown_report,
     table_text,
     terminal_reports,
 )
+from wua_mlflow.plots import LayerChange, SearchTrial, VerdictInterval
 from wua_mlflow.verdict import compare
 
 OLD = {"accuracy/test": 0.9, "accuracy/train": 0.95, "score/test": 0.9, "flops/forward": 60.0,
@@ -47,15 +53,21 @@ def test_what_is_saved_and_what_is_not() -> None:
         "The slim model: 1.2× more FLOPs, 1.4× fewer parameters, 1.5× slower at batch 1.")
 
 
-def test_markdown_leads_with_the_verdict_and_its_interval() -> None:
+def test_markdown_leads_with_the_sentence_its_figures_and_the_question() -> None:
     report = _report(SAVES, looks=3)
-    lines = markdown_report(report).splitlines()
-    assert lines[0].startswith("**As good within the margin: accuracy −0.5 points (95% interv")
-    assert lines[0].endswith("; margin 2 points; these two models)**")
-    assert re.search(r"95% interval −\d\.\d+ to −\d\.\d+", lines[0])
-    assert lines[2] == report.saved
-    assert "looked at for 3 verdicts" in markdown_report(report)
-    assert lines[-1] == "Again."
+    first, second, third = markdown_report(report).split("\n\n")[:3]
+    assert first == (
+        "**The slim model answers worse than the original, but by less than 2 points of accuracy "
+        "(95% confidence, these two saved models); neither its latency nor its size was measured; "
+        "whoever owns the product decides whether 1.4× fewer FLOPs alone are worth the change.**")
+    assert re.match(r"As good within the margin: accuracy −0\.5 points \(95% interval −\d\.\d+ to "
+                    r"−\d\.\d+; margin 2 points; these two models\)\. The slim model: 1\.4× fewer "
+                    r"FLOPs, 1\.4× fewer parameters\.$", second)
+    assert third == ("The question: Is new as good as old, to within 2 points of accuracy, and "
+                     "what does it save?")
+    text = markdown_report(report)
+    assert "looked at for 3 verdicts" in text
+    assert text.endswith("## Again\n\nAgain.\n")
 
 
 def test_markdown_table_has_as_many_cells_in_every_row() -> None:
@@ -79,7 +91,77 @@ def test_terminal_table_is_aligned() -> None:
 def test_terminal_says_the_verdict_last() -> None:
     text = terminal_reports(_report(SAVES))
     assert text.index("Accuracy: 0.9500 on the training data") < text.index("Verdict: As good w")
-    assert text.endswith(_report(SAVES).saved)
+    *_, said, short = text.split("\n\n")
+    assert said.endswith("The slim model: 1.4× fewer FLOPs, 1.4× fewer parameters.")
+    assert short.startswith("In short: The slim model answers worse than the original, but by less")
+
+
+def test_what_there_is_to_tell_of_a_cut_in_rounds() -> None:
+    """Each section, by words written down here."""
+    verdict = VerdictInterval("recipe", -0.001, -0.006, 0.004, 0.02, "non_inferior", "accuracy")
+    bad = replace(verdict, delta=-0.03, low=-0.04, high=-0.021, outcome="inferior")
+    report = replace(
+        _report(SAVES), layers=[LayerChange("fc1", 64, 16), LayerChange("fc|2", 10, 10)],
+        uncut={"fc3": "its units are the network's outputs", "fc4": "its units are the network's "
+               "outputs", "norm": "it normalises"},
+        rounds=[RoundRow("slim 16", verdict, 3.1, result=True), RoundRow("slim-2 4", bad, 12.0)],
+        widths=WidthsFound(
+            "search", [LayerChange("fc1", 64, 16)], trials=[
+                SearchTrial((64,), 8000, 0.97, 0, 0, 0, "original"),
+                SearchTrial((16,), 2000, 0.96, -0.01, -0.015, -0.005, "non_inferior"),
+                SearchTrial((4,), 500, 0.9, -0.07, -0.08, -0.06, "inferior")],
+            notes=["It took long."], skipped={"fc9": "it is never called"}, start="rank"),
+        slimmed_by="By a knife.", ended="There was nothing left.")
+    text = markdown_report(report).replace("\N{NO-BREAK SPACE}", "")
+    titles = re.findall("^## (.*)$", text, re.M)
+    assert titles == ["What the verdict rests on", "Rounds", "Layers before and after",
+                      "How the widths were found", "How it was slimmed", "Again"]
+    for line in (
+        "| fc1 | 64 | 16 | 25% |", "| fc\\|2 | 10 | 10 | as many |",
+        "- fc3, fc4: its units are the network's outputs.", "- norm: it normalises.",
+        "| **slim 16** | **as good within the margin** | **−0.1 (−0.6 to +0.4) points** "
+        "| **3.10×** | **the result** |",
+        "| slim-2 4 | not as good | −3.0 (−4.0 to −2.1) points | 12.00× |  |",
+        "There was no further round: There was nothing left.",
+        "| **16** | **2,000** | **0.9600** | **−0.0100 (−0.0150 to −0.0050)** "
+        "| **as good within the margin** |",
+        "| 64 | 8,000 | 0.9700 | – | original |", "- It took long.",
+        "- No width for fc9: it is never called.", "By a knife.",
+    ):
+        assert line in text.splitlines(), line
+
+
+def test_pictures_stand_in_their_places() -> None:
+    report = replace(_report(SAVES), layers=[LayerChange("fc1", 64, 16)])
+    page = html_report(report, {"comparison": b"one", "changes": b"two", "else": b"three"})
+    places = [page.index(b64encode(png).decode()) for png in (b"one", b"two", b"three")]
+    assert places == sorted(places)
+    assert page.index("Layers before and after") < places[1]
+    assert "<img" not in html_report(report, {})
+
+
+@pytest.mark.parametrize("layers", [5, 400])
+def test_a_description_is_no_longer_than_mlflow_keeps(layers: int) -> None:
+    report = replace(
+        _report(SAVES), layers=[LayerChange(f"stages.{i}.conv", 64, 16) for i in range(layers)],
+        uncut={f"stages.{i}.norm": f"reason {i}" for i in range(layers)})
+    said = description(report)
+    assert len(said) <= 8000
+    whole = markdown_report(report)
+    assert said.startswith(whole[:1500])
+    if layers == 5:
+        assert said == whole
+    else:
+        assert "and 388 more" in said or "and 396 more" in said
+        assert said.endswith("The rest is in this run's artifacts `report.md` and `report.html`.\n")
+
+
+def test_flops_that_fall_and_latency_that_does_not() -> None:
+    comparison = replace(_report(SAVES).comparison, latency_ratio=(1.02, 0.98, 1.05))
+    text = markdown_report(replace(_report(SAVES), comparison=comparison, measured_on="a CPU"))
+    assert "- FLOPs fall 1.4×, but latency at batch 1 does not: ratio 1.02 (0.98 to 1.05)." in text
+    assert ("- Latency on a CPU, the models timed in turns: original ÷ slim 1.02 (95% interval "
+            "0.98 to 1.05).") in text
 
 
 def test_html_is_well_formed_and_escapes() -> None:

@@ -12,7 +12,6 @@ import sys
 from pathlib import Path
 
 from wua_mlflow.cli.printing import (
-    NO_RECIPE,
     print_analysis,
     slimmed_text,
     verdicts_record,
@@ -103,7 +102,7 @@ def _slim(
     store: Store, settings: Settings, explicit: frozenset[str], configured: frozenset[str]
 ) -> int:
     named = settings.run_id is not None or settings.model_uri is not None
-    beside = sorted(explicit.intersection((*OWN_MODEL, "train")) - {"seed"})
+    beside = sorted(explicit.intersection((*OWN_MODEL, "train")))
     if named and beside:
         raise ConfigError(f"run_id: a variant is slimmed with its own model and data, so expected "
                           f"nothing like {beside[0]} beside it; a model of your own: "
@@ -133,7 +132,7 @@ def _run(store: Store, settings: Settings, as_json: bool) -> int:
         base = store.uri if store.uri.startswith("http") else LOCAL_UI
         print(terminal_reports(outcome.report))
         if outcome.comparison.recipe is None:
-            print(NO_RECIPE)
+            print(outcome.comparison.no_recipe)
         start = f"start the UI with `{_ui_command(store)}`, then " if base == LOCAL_UI else ""
         print(f"\nTo look: {start}open\n  {view_address(base, store.experiment_id, LATEST_KEY)}\n"
               f"The report:\n  {run_address(base, store.experiment_id, outcome.run_id)}")

@@ -12,9 +12,7 @@ from wua_mlflow.tracking.names import further_layers_table
 from wua_mlflow.usage import LayerUsage, ModelUsage
 from wua_mlflow.verdict import Verdict
 
-__all__ = ["NO_RECIPE", "print_analysis", "slimmed_text", "verdicts_record", "verdicts_text"]
-
-NO_RECIPE = "No recipe verdict: it needs at least 5 seeds (setting `seeds`)."
+__all__ = ["print_analysis", "slimmed_text", "verdicts_record", "verdicts_text"]
 
 
 def print_analysis(found: Analysis) -> None:
@@ -49,7 +47,7 @@ def verdicts_text(comparison: Comparison) -> str:
              for verdict in (comparison.recipe, comparison.artifact) if verdict]
     lines += [comparison.budget] if comparison.budget else []
     lines += comparison.notes
-    return "\n".join([*lines, *([] if comparison.recipe else [NO_RECIPE])])
+    return "\n".join([*lines, *([] if comparison.recipe else [comparison.no_recipe])])
 
 
 def verdicts_record(comparison: Comparison) -> dict[str, object]:

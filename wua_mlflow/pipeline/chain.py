@@ -17,7 +17,7 @@ from wua_mlflow.pipeline.analysing import Analysis, analyze
 from wua_mlflow.pipeline.claims import check_test_part
 from wua_mlflow.pipeline.comparison import Comparison, compare_variants
 from wua_mlflow.pipeline.launch import together
-from wua_mlflow.pipeline.making import scratch
+from wua_mlflow.pipeline.making import remembered, scratch
 from wua_mlflow.pipeline.models import check_widths
 from wua_mlflow.pipeline.publishing import publish, title_of
 from wua_mlflow.pipeline.recipe import load_recipe
@@ -80,9 +80,10 @@ def run_pipeline(store: Store, settings: Settings) -> Outcome:
         check_test_part(recipe.split, settings)
         if settings.how == "rebuild":
             check_widths(recipe.build, settings.hidden, settings.slim_hidden)
+        make = scratch(recipe, settings.hidden, settings.epochs)
         original = train(store, recipe, Plan(
             VariantName.OVERSIZED, settings.hidden, settings.epochs,
-            scratch(recipe, settings.hidden, settings.epochs), pipeline=run_id))
+            remembered(make) if settings.how == "prune" else make, pipeline=run_id))
         return _slimmed(store, original, settings, run_id)
 
 
@@ -163,8 +164,8 @@ def analyze_run(
     with contextlib.ExitStack() as stack:
         together(lambda: None if rank() else
                  stack.enter_context(step_run(store, settings, "analyze")))
-        store, variant = together(lambda: _named(store, settings, given, or_else=OR_A_MODEL))
-        return analyze(store, variant)
+        store, variant, own = together(lambda: _named(store, settings, given, or_else=OR_A_MODEL))
+        return analyze(store, _asked(variant, own))
 
 
 def slim_run(
@@ -185,12 +186,11 @@ def slim_run(
     if settings.run_id is None and given & {"model", "state"}:
         return _slim_adopted(store, settings, given)
     with step_run(store, settings, "slim"):
-        store, original = _named(store, settings, given, or_else=OR_A_MODEL)
+        store, original, own = _named(store, settings, given, or_else=OR_A_MODEL)
         if original.variant != VariantName.OVERSIZED:
             raise ValueError(f"run_id: expected the run of an original (oversized), but "
                              f"{original.run_id} is {original.name}")
-        settings = _resolved(original.settings,
-                             "prune" if original.adopted else "rebuild")
+        settings = _resolved(own, "prune" if original.adopted else "rebuild")
         check_test_part(original.recipe.split, settings)
         pipeline = original.tags.get(Tag.PIPELINE)
         slimmed = slim(store, original, None, settings=settings, pipeline=pipeline)
@@ -217,7 +217,8 @@ def compare_run(
         ValueError: the run is not a slim variant's.
     """
     with step_run(store, settings, "compare"):
-        store, slim = _named(store, settings, given)
+        store, found, own = _named(store, settings, given)
+        slim = _asked(found, own)
         if not is_slim(slim.variant) or Tag.BASELINE not in slim.tags:
             raise ValueError(f"run_id: expected the run of a slim variant, but {slim.run_id} is "
                              f"{slim.name}; any two runs: wua compare A B")
@@ -229,8 +230,8 @@ def compare_run(
         comparison = compare_variants(store, original, slim, beside=beside)
         pipeline = slim.tags.get(Tag.PIPELINE)
         if pipeline and result_of(store.client, pipeline) == slim.run_id:
-            found = Round(None, slim, tuple(beside), comparison)
-            _published(store, pipeline, Slimmed(original, (found,), {}))
+            alone = Round(None, slim, tuple(beside), comparison)
+            _published(store, pipeline, Slimmed(original, (alone,), {}))
         return original, slim, comparison
 
 
@@ -249,8 +250,8 @@ def step_run(store: Store, settings: Settings, step: str) -> Iterator[None]:
 
 def _named(
     store: Store, settings: Settings, given: frozenset[str], *, or_else: str = ""
-) -> tuple[Store, Variant]:
-    """The variant of ``run_id`` with the settings that were given in place of its own.
+) -> tuple[Store, Variant, Settings]:
+    """The variant of ``run_id``, and its settings with those that were given in place of its own.
 
     And the store in that run's experiment, where no other was given.
     """
@@ -265,4 +266,9 @@ def _named(
     if "experiment" not in given:
         store = replace(store, experiment_id=variant.experiment_id)
     own = variant.settings.model_copy(update={name: getattr(settings, name) for name in given})
-    return store, replace(variant, recipe=replace(variant.recipe, settings=own))
+    return store, variant, own
+
+
+def _asked(variant: Variant, settings: Settings) -> Variant:
+    """The same with other settings of what is measured, not of how it was made."""
+    return replace(variant, recipe=replace(variant.recipe, settings=settings))

@@ -6,7 +6,7 @@ May import: everything but cli and the chain. Tests: ``tests/pipeline/test_compa
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -31,6 +31,8 @@ __all__ = ["Comparison", "compare_evaluations", "compare_variants", "damage", "r
            "worst_class"]
 
 SEEDS_FOR_RECIPE = 5
+NO_RECIPE = f"No recipe verdict: it needs at least {SEEDS_FOR_RECIPE} seeds (setting `seeds`)."
+TRAINED_ELSEWHERE = "No recipe verdict: how the original was trained elsewhere is not known."
 LARGEST_BATCH = 1024
 NOTEWORTHY = 1.05
 """A ratio of FLOPs above this is expected to be felt."""
@@ -53,6 +55,8 @@ class Comparison:
             this is the first look.
         latency_ratio: original ÷ slim of the median latencies at batch 1, and its interval; None
             where not both were timed.
+        timed: by run the latencies that were taken in the same turns.
+        no_recipe: why there is no recipe verdict, where there is none.
     """
 
     artifact: Verdict
@@ -65,6 +69,12 @@ class Comparison:
     worst_class: str | None = None
     bonferroni: Verdict | None = None
     latency_ratio: tuple[float, float, float] | None = None
+    timed: Mapping[str, Mapping[str, float]] = field(default_factory=dict, repr=False)
+    no_recipe: str = NO_RECIPE
+
+    def with_latency(self, variant: Variant) -> dict[str, float]:
+        """A variant's metrics, the latency as it was in this comparison's turns."""
+        return {**variant.metrics, **self.timed.get(variant.run_id, {})}
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -147,7 +157,9 @@ def compare_variants(
             ratios(original.metrics, slim.metrics), budget_sentence((*others, slim)), worst,
             _for_all_looks(original, slim, looks),
             latency_ratio(timed[0][1], timed[-1][1], confidence=settings.confidence,
-                          seed=settings.seed))
+                          seed=settings.seed),
+            {one.run_id: latency_metrics(latency) for one, latency in timed},
+            TRAINED_ELSEWHERE if original.adopted else NO_RECIPE)
         for variant in unmeasured:
             write(store.client, variant.run_id, metrics=_latency_of(variant))
         tags = {**comparison.tags, step_tag("compare"): "done"}

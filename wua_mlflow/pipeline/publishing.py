@@ -64,7 +64,9 @@ def publish(  # noqa: PLR0913 - by name: what there is besides the two
     Args:
         store: where the runs are.
         run_id: the pipeline's.
-        variants: the original first, the slim one last, controls between.
+        variants: the original first, the result last, all others between. Where there are rounds
+            the report is of the original, the result and its controls; all are in the picture of
+            accuracy against FLOPs.
         comparison: of those two.
         usages: by variant's name; the report says where the original was little used.
         slimmed: the rounds; without, the report tells of the slim one alone.
@@ -72,8 +74,10 @@ def publish(  # noqa: PLR0913 - by name: what there is besides the two
     """
     original, slim = variants[0], variants[-1]
     told = Told(usages or {}, slimmed, _widths(store, slim, slimmed))
-    report = report_of(variants, comparison, told)
-    pictures = report_pictures(report, [_figures(variant) for variant in variants])
+    shown = (original, *slimmed.result.controls, slim) if slimmed else variants
+    report = report_of(shown, comparison, told)
+    pictures = report_pictures(report, [_figures(one, comparison) for one in shown],
+                               every=[_figures(one, comparison) for one in variants])
     write(store.client, run_id, metrics=comparison.metrics,
           tags={**comparison.tags, Tag.RESULT: slim.run_id,
                 "mlflow.note.content": description(report), "mlflow.runName": report.title},
@@ -90,19 +94,22 @@ def publish(  # noqa: PLR0913 - by name: what there is besides the two
     return report
 
 
-def report_pictures(report: Report, variants: Sequence[VariantFigures]) -> dict[str, bytes]:
+def report_pictures(
+    report: Report, variants: Sequence[VariantFigures], *, every: Sequence[VariantFigures]
+) -> dict[str, bytes]:
     """The report's pictures as PNG, by the key of their place; those that there are data for.
 
     Args:
         report: what they are of.
         variants: the original first, the slim one last.
+        every: these and those of other rounds.
     """
     verdict, comparison = report.comparison.verdict, report.comparison
     verdicts = [interval_of(one) for one in (comparison.artifact, comparison.recipe) if one]
     drawn = {"comparison": plot_comparison(comparison_data(variants, verdicts))}
     if Metric.FLOPS_FORWARD in variants[0].metrics:
         drawn["pareto"] = plot_pareto(pareto_data(
-            variants, margin=verdict.margin, confidence=verdict.confidence, score=verdict.score))
+            every, margin=verdict.margin, confidence=verdict.confidence, score=verdict.score))
     if 0 < len(report.layers) <= MOST_ROWS:
         drawn["changes"] = plot_changes(changes_data(report.layers))
     drawn |= _of_widths(report)
@@ -138,10 +145,10 @@ def _widths(store: Store, slim: Variant, slimmed: Slimmed | None) -> str | None:
     return None
 
 
-def _figures(variant: Variant) -> VariantFigures:
-    scores = [one.score for one in variant.replicates]
-    return VariantFigures(variant.name, variant_colour(variant.variant), variant.metrics,
-                          scores if len(scores) > 1 else None)
+def _figures(variant: Variant, comparison: Comparison) -> VariantFigures:
+    scores = [replicate.score for replicate in variant.replicates]
+    return VariantFigures(variant.name, variant_colour(variant.variant),
+                          comparison.with_latency(variant), scores if len(scores) > 1 else None)
 
 
 def _png(figure: Figure) -> bytes:

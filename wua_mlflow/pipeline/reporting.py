@@ -50,14 +50,15 @@ def report_of(variants: Sequence[Variant], comparison: Comparison, told: Told) -
     """The report of a pipeline.
 
     Args:
-        variants: the original first, the result last, all others between.
+        variants: the original first, the result last, its controls between.
         comparison: of the result with the original.
         told: what else is known.
     """
     original, slim = variants[0], variants[-1]
     return Report(
         title_of(slim.settings, original.widths, slim.widths),
-        [one.name for one in variants], [one.metrics for one in variants], comparison,
+        [one.name for one in variants], [comparison.with_latency(one) for one in variants],
+        comparison,
         usages=told.usages, again=AGAIN,
         layers=layer_changes(original, slim, told.usages),
         uncut=slim.trained.uncut,

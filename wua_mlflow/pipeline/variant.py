@@ -1,6 +1,6 @@
 """A variant: one trained network with its replicates, as its run holds it.
 
-May import: tracking, the recipe. Tests: ``tests/pipeline/test_variant.py``.
+May import: tracking, the recipe. Tests: ``tests/pipeline/test_steps.py``.
 """
 
 from __future__ import annotations

@@ -115,7 +115,7 @@ def plot_curves(data: CurvesData, ax: Axes | None = None) -> Figure:
     page = canvas.sheet(width, height, ax)
     page.write(_EDGE_IN, 0.2, f"The curve that each width was read from: {data.method}",
                size=canvas.TITLE, bold=True)
-    axis = ", ".join(dict.fromkeys(curve.axis for curve in data.curves))
+    axis = ", ".join(dict.fromkeys(curve.axis.partition(" (")[0] for curve in data.curves))
     page.write(_EDGE_IN, 0.48, f"up: {axis}; across: units kept of the layer",
                size=canvas.SUBTITLE)
     page.write(_EDGE_IN, caption_top, words, size=canvas.SMALL, colour=MUTED)

@@ -57,7 +57,7 @@ def _proof(report: Report) -> Section:
     comparison = report.comparison
     said = [comparison.verdict.sentence, comparison.budget, comparison.verdict.settle or ""]
     if comparison.recipe is None:
-        said.append("No recipe verdict: it needs at least 5 seeds (setting `seeds`).")
+        said.append(comparison.no_recipe)
     else:
         said.append(comparison.artifact.sentence)
     if comparison.churn is not None:
