@@ -48,6 +48,10 @@ $(VENV)/.bench: $(VENV)/.test
 bench: $(VENV)/.bench
 	python benchmarks/startup.py
 	python benchmarks/calibration.py --trials 2000
+	python benchmarks/remedies.py --trials 2000
+	python benchmarks/knee.py
+	python benchmarks/fidelity.py
+	python benchmarks/pruning.py
 	python benchmarks/report.py
 	python benchmarks/streaming.py
 	python benchmarks/flops.py --rounds 21

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -175,6 +175,9 @@ ONE_SHOT: dict[str, Cutter] = {
 ITERATIVE = {f"{name}, {STEPS} steps": ONE_SHOT[name] for name in IMPORTANCES}
 SCRATCH = "from scratch"
 METHODS = (*ONE_SHOT, *ITERATIVE, SCRATCH)
+VARIANTS = {"ours, magnitude": ours("magnitude"), f"ours, {STEPS} steps": ONE_SHOT["ours"],
+            f"ours, magnitude, {STEPS} steps": ours("magnitude")}
+"""Other ways of ours, for ``--variants``."""
 
 
 def one(bench: Bench, method: str, ratio: float, rate: float, seed: int) -> Trained:
@@ -185,8 +188,8 @@ def one(bench: Bench, method: str, ratio: float, rate: float, seed: int) -> Trai
         model = bench.cut(ONE_SHOT["random"], trained, most, seed)
         widths = tuple(_widths(model))
         return bench.tuned(lambda: bench.recipe.build(widths), bench.task.epochs, rate, seed)
-    steps = STEPS if method in ITERATIVE else 1
-    cutter = ITERATIVE.get(method) or ONE_SHOT[method]
+    steps = STEPS if method.endswith("steps") else 1
+    cutter = {**ONE_SHOT, **ITERATIVE, **VARIANTS}[method]
     for step in range(1, steps + 1):
         model = bench.cut(cutter, trained, bench.whole * ratio ** (step / steps), seed)
         trained = bench.tuned(lambda made=model: copy.deepcopy(made), FINE_TUNING // steps, rate,
@@ -225,21 +228,25 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tasks", nargs="+", type=int, default=range(len(TASKS)))
+    parser.add_argument("--ratios", nargs="+", type=float, default=RATIOS)
+    parser.add_argument("--variants", action="store_true", help="other ways of ours alone")
+    options = parser.parse_args()
+    methods = ("ours", *VARIANTS) if options.variants else METHODS
     torch.set_num_threads(1)
     print("| task | FLOPs | method | lr | accuracy, mean ± sd | FLOPs reached | ours − it, points "
           "| ours non-inferior by 2 points (Holm p) | by 3 points |\n"
           "|---|---:|---|---:|---:|---:|---:|---|---|")
-    for place in parser.parse_args().tasks:
+    for place in options.tasks:
         bench = Bench(TASKS[place])
         whole = np.stack([bench.scores(bench.networks[seed], "test") for seed in SEEDS])
         print(f"| {bench.task.name} | 1 | oversized | | {_shown(whole)} | 1 | | | |", flush=True)
-        for ratio in RATIOS:
-            _point(bench, ratio)
+        for ratio in options.ratios:
+            _point(bench, ratio, methods)
 
 
-def _point(bench: Bench, ratio: float) -> None:
+def _point(bench: Bench, ratio: float, methods: Sequence[str]) -> None:
     found, rates, reached = {}, {}, {}
-    for method in METHODS:
+    for method in methods:
         tried = {(rate, seed): one(bench, method, ratio, rate, seed)
                  for rate in RATES for seed in TUNING}
         rates[method] = max(RATES, key=lambda rate: np.mean([
@@ -248,10 +255,10 @@ def _point(bench: Bench, ratio: float) -> None:
                                                             seed) for seed in SEEDS]
         found[method] = np.stack([bench.scores(network, "test") for network in networks])
         reached[method] = np.mean([bench.flops(network.model) for network in networks])
-    others = [method for method in METHODS if method != "ours"]
+    others = [method for method in methods if method != "ours"]
     p = [holm({method: worse_by(margin, found["ours"] - found[method]) for method in others})
          for margin in MARGINS]
-    for method in METHODS:
+    for method in methods:
         against = ["", "", ""] if method == "ours" else [
             f"{100 * (found['ours'] - found[method]).mean():+.1f}",
             *(f"{'yes' if one[method] < 0.025 else 'no'} ({one[method]:.3f})" for one in p)]

@@ -1,0 +1,63 @@
+"""What a pipeline's run shows: the report's files, the description, which pictures there are."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.pipeline.conftest import Finished
+from wua_mlflow.pipeline.publishing import report_pictures
+from wua_mlflow.pipeline.report import WidthsFound
+from wua_mlflow.plots import LayerChange, SearchTrial, VariantFigures, WidthCurve
+from wua_mlflow.tracking.view import LATEST_KEY
+
+pytestmark = pytest.mark.xdist_group("usecase")
+FIGURES = [VariantFigures("old", "#5b7c99", {"flops/forward": 60, "accuracy/test": 0.9}, None),
+           VariantFigures("new", "#d95f02", {"flops/forward": 42, "accuracy/test": 0.89}, None)]
+
+
+def test_the_files_of_a_pipeline(usecase: Finished) -> None:
+    client, run_id = usecase.client, usecase.outcome.run_id
+    names = {one.path for one in client.list_artifacts(run_id)}
+    assert {"report.md", "report.html", "config.yaml", "plots"} <= names
+    page = Path(client.download_artifacts(run_id, "report.html")).read_text(encoding="utf-8")
+    assert page.count("data:image/png;base64,") >= 4
+    assert "Yes" not in page.split("<h1>")[1].split("</h1>")[0]
+    with Image.open(client.download_artifacts(run_id, "plots/comparison.png")) as picture:
+        assert picture.width > 800
+    tags = client.get_run(run_id).data.tags
+    assert tags["mlflow.runName"] == "usecase 10 → 7"
+    assert tags["wua.result"] == usecase.run("slim").info.run_id
+    experiment = client.get_experiment(usecase.store.experiment_id)
+    assert any(LATEST_KEY in name for name in experiment.tags)
+
+
+def test_only_pictures_that_there_are_data_for(usecase: Finished) -> None:
+    report = usecase.outcome.report
+    assert report is not None
+    bare = replace(report, layers=(), widths=None, usages={}, names=["old", "new"])
+    assert set(report_pictures(bare, FIGURES, every=FIGURES)) == {"comparison", "pareto"}
+    unknown = [replace(one, metrics={"accuracy/test": 0.9}) for one in FIGURES]
+    assert set(report_pictures(bare, unknown, every=unknown)) == {"comparison"}
+    curve = WidthCurve("fc1", 10, 7, 7, (7, 10), (0.9, 0.9), 0.88, "accuracy")
+    trials = [SearchTrial((10,), 60, 0.9, 0, 0, 0, "original"),
+              SearchTrial((7,), 42, 0.89, -0.01, -0.02, 0.0, "non_inferior")]
+    rich = replace(bare, layers=[LayerChange("fc1", 10, 7)],
+                   widths=WidthsFound("search", [LayerChange("fc1", 10, 7)], [curve], trials))
+    found = report_pictures(rich, FIGURES, every=FIGURES)
+    assert set(found) == {"comparison", "pareto", "changes", "curves", "trials"}
+    for png in found.values():
+        with Image.open(BytesIO(png)) as picture:
+            assert picture.format == "PNG"
+
+
+def test_the_original_alone_was_tried(usecase: Finished) -> None:
+    assert usecase.outcome.report is not None
+    alone = [SearchTrial((10,), 60, 0.9, 0, 0, 0, "original")]
+    report = replace(usecase.outcome.report, layers=(), usages={}, names=["old", "new"],
+                     widths=WidthsFound("search", trials=alone))
+    assert "trials" not in report_pictures(report, FIGURES, every=FIGURES)
