@@ -145,8 +145,7 @@ def test_a_pipeline_that_fails_half_way_keeps_what_was_done(
 
 def test_nothing_narrower_is_found(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["run", "--hidden", "1", "--seeds", "1", "--epochs", "1", "--null-draws", "0"]
-    said = ("The method effective finds no width below those that the network has (1). Another "
-            "method may (--width-method), or name the widths (--slim-hidden).")
+    said = "The network has one unit in every layer; no width is below that."
     assert main(words) == 0
     assert capsys.readouterr() == (f"{said}\n", "")
     pipeline, variant = all_runs()

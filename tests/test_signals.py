@@ -9,11 +9,15 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
+from sqlalchemy import event
+from sqlalchemy.engine import Engine
 
 from wua_mlflow.cli import main
 from wua_mlflow.stopping import Stopped, held, released, stoppable
@@ -205,6 +209,44 @@ def test_a_signal_while_a_run_is_made_or_ended_leaves_none_open(
     assert main(["run", "--seeds", "1", "--epochs", "1", "--slim-epochs", "1"]) == 143
     variant = "KILLED" if method == "create_run" else "FINISHED"
     assert (statuses("variant"), statuses("pipeline")) == ([variant], ["KILLED"])
+
+
+@pytest.mark.parametrize("table", ["params", "tags", "latest_metrics"])
+def test_a_signal_within_a_transaction_waits_for_its_end(
+    store_uri: str, table: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Broken off, it would keep the database locked and its runs open."""
+    executed, signals, sent = list[str](), list[str](), f"INSERT INTO {table} "
+
+    def after(*given: Any) -> None:
+        executed.append(given[2].partition("(")[0])
+        if (executed.count("INSERT INTO runs "), executed[-1]) == (2, sent) and not signals:
+            signals.append(sent)
+            signal.raise_signal(signal.SIGTERM)
+
+    event.listen(Engine, "after_cursor_execute", after)
+    try:
+        code = main(["run", "--seeds", "1", "--epochs", "1", "--null-draws", "0"])
+    finally:
+        event.remove(Engine, "after_cursor_execute", after)
+    assert (signals, code, capsys.readouterr().err) == ([sent], 143, "wua: terminated\n")
+    assert (statuses("variant"), statuses("pipeline")) == (["KILLED"], ["KILLED"])
+
+
+def test_another_threads_blocks_hold_nothing() -> None:
+    inside, done = threading.Event(), threading.Event()
+
+    def work() -> None:
+        with held():
+            inside.set()
+            done.wait(60)
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(work)
+        with pytest.raises(Stopped), stoppable():
+            inside.wait(60)
+            signal.raise_signal(signal.SIGTERM)
+        done.set()
 
 
 def test_the_run_of_mlflow_run_is_killed(

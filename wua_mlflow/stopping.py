@@ -10,7 +10,6 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
 from types import FrameType
 
 __all__ = ["Stopped", "held", "released", "stoppable"]
@@ -29,11 +28,10 @@ class Stopped(KeyboardInterrupt):
         self.exit_code = 128 + number
 
 
-@dataclass
-class _State:
-    held: int = 0
-    waiting: int = 0
-    number: int = 0
+class _State(threading.local):  # Python handles signals in the main thread alone
+    held = 0
+    waiting = 0
+    number = 0
 
 
 _state = _State()
@@ -65,23 +63,25 @@ def stoppable() -> Iterator[None]:
 @contextlib.contextmanager
 def held() -> Iterator[None]:
     """A block that is not interrupted: a signal that comes meanwhile is raised at its end."""
-    _state.held += 1
+    before = _state.held
+    _state.held = before + 1
     try:
         yield
     finally:
-        _state.held -= 1
+        _state.held = before  # also where a signal broke off a block within
         _raise_waiting()
 
 
 @contextlib.contextmanager
 def released() -> Iterator[None]:
     """A block within a ``held`` one that may be interrupted nevertheless."""
-    _state.held -= 1
+    before = _state.held
+    _state.held = before - 1
     try:
         _raise_waiting()
         yield
     finally:
-        _state.held += 1
+        _state.held = before
 
 
 def _stop(number: int, _frame: FrameType | None) -> None:

@@ -218,7 +218,7 @@ def test_the_address_that_is_shown_is_mlflows_own_where_none_is_named(store_uri)
 
 def test_what_the_environment_names_and_is_not_there_shows_no_password(store_uri, monkeypatch):
     monkeypatch.setattr(mlflow, "get_tracking_uri", lambda: "postgresql://ann:secret@db/mlflow")
-    monkeypatch.setattr("wua_mlflow.tracking.store.MlflowClient",
+    monkeypatch.setattr("wua_mlflow.tracking.store._WholeCalls",
                         lambda uri: MlflowClient(store_uri))
     for name in ("MLFLOW_EXPERIMENT_ID", "MLFLOW_RUN_ID"):
         monkeypatch.setenv(name, "123456")

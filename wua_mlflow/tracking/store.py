@@ -1,16 +1,19 @@
 """The connection to MLflow, and runs that always end: FINISHED, FAILED or KILLED.
 
-May import: mlflow, filelock, names. Tests: ``tests/tracking/test_store.py``.
+May import: mlflow, filelock, names, stopping. Tests: ``tests/tracking/test_store.py``.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import inspect
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import mlflow
 from filelock import FileLock
@@ -19,6 +22,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from sqlalchemy.engine import make_url
 
+from wua_mlflow.stopping import held
 from wua_mlflow.tracking.names import Tag
 
 __all__ = [
@@ -60,9 +64,30 @@ def connect(experiment: str | None = None) -> Store:
     if database := sqlite_file(uri):
         database.parent.mkdir(parents=True, exist_ok=True)
     with _opening(uri):
-        client = MlflowClient(uri)  # this opens the database already
+        client = _WholeCalls(uri)  # this opens the database already
         experiment_id = _experiment_id(client, experiment)
     return Store(client, experiment_id, uri)
+
+
+class _WholeCalls(MlflowClient):
+    """MLflow's client, but a signal is raised after the call under way, never within it.
+
+    A transaction that is broken off keeps the database locked for as long as the traceback holds
+    its session: the run could not be ended then.
+    """
+
+    def __getattribute__(self, name: str) -> Any:
+        found = super().__getattribute__(name)
+        return _whole(found) if inspect.ismethod(found) else found
+
+
+def _whole(call: Callable[..., object]) -> Callable[..., object]:
+    @functools.wraps(call)
+    def uninterrupted(*args: object, **named: object) -> object:
+        with held():
+            return call(*args, **named)
+
+    return uninterrupted
 
 
 def open_client() -> MlflowClient:
