@@ -85,7 +85,8 @@ def _mlflow_run(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "OMP_NUM_THREADS": "1",
     }
-    environment.pop("TQDM_DISABLE", None)
+    for name in ("TQDM_DISABLE", "MKL_CBWR"):  # the project sets what it needs by itself
+        environment.pop(name, None)
     return subprocess.run(
         ["mlflow", "run", str(ROOT), "--env-manager=local", "--experiment-name", "project",
          *arguments],

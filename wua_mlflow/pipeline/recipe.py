@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from wua_mlflow.config import Settings
+from wua_mlflow.config import TUTORIAL, Settings
 from wua_mlflow.distillation import distilling
 from wua_mlflow.dotted import load_object, one_line
 from wua_mlflow.evaluation import (
@@ -29,7 +29,7 @@ from wua_mlflow.evaluation import (
 )
 from wua_mlflow.hooks import evaluating
 from wua_mlflow.pipeline.data import DataSplit, Part, is_file, load_data
-from wua_mlflow.pipeline.machine import device_of, use_threads
+from wua_mlflow.pipeline.machine import device_of, same_on_every_processor, use_threads
 from wua_mlflow.pipeline.models import check_fit, factory, naming
 from wua_mlflow.pipeline.streams import Stream, restore, seed_all, stream_of
 from wua_mlflow.pipeline.trainer import Trainer, check_kept, trained_by
@@ -97,6 +97,8 @@ def load_recipe(settings: Settings) -> Recipe:
         ValueError: one line; something is not there, or does not fit.
     """
     use_threads(settings.threads)
+    if settings.data == TUTORIAL:
+        same_on_every_processor()
     split = load_data(settings.data, target=settings.target, seed=settings.seed,
                       image=settings.model == "cnn", task=settings.task)
     if is_file(settings.data):
