@@ -186,7 +186,7 @@ def test_models_that_cannot_be_compared(
         "data: expected inputs of shape (64,) in fresh.csv, as the model's own data have")
     rows(7).assign(y="maybe").drop(columns="z").to_csv(tmp_path / "unseen.csv", index=False)
     assert refused(runs["A"], runs["B"], "--data", "unseen.csv", "--target", "y") == (
-        "data: expected only classes that the training part has, but unseen.csv has 'maybe'")
+        "data: expected only the classes 'no', 'yes', but unseen.csv has 'maybe'")
     fresh = rows(7).drop(columns="z")
     fresh[["c", "a", "b", "y"]].to_csv(tmp_path / "turned.csv", index=False)
     assert refused(runs["A"], runs["B"], "--data", "turned.csv", "--target", "y") == (

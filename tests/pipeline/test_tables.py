@@ -244,8 +244,8 @@ def test_values_that_cannot_be_used(folder, ending, column, values, message):
 @pytest.mark.parametrize(("options", "message"), [
     ({"y": [np.nan] + [0.5, 1.5] * 20}, "target: expected finite numbers, but column 'y' of "
      "f.parquet has NaN in 1 of 41 rows"),
-    ({"y": [3] * 40}, "target: expected at least two different values in the data to train on, but "
-     "all are '3'"),
+    ({"y": [3] * 40}, "target: expected at least two different values, but all are "
+     "'3'"),
     ({"y": [0, 1] * 9}, "data: expected at least 20 rows to make three parts of, but got 18"),
     ({"y": [0] * 30 + [1] * 9}, "target: expected at least 10 rows of each class to have it in all "
      "three parts, but class '1' has 9; amounts want task=regression"),

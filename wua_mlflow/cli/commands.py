@@ -124,15 +124,17 @@ def _run(store: Store, settings: Settings, as_json: bool) -> int:
         print(json.dumps({
             "run_id": outcome.run_id,
             "variants": {v.name: {"run_id": v.run_id, **v.metrics} for v in outcome.variants},
-            **verdicts}, indent=1))
+            "registered": outcome.registered or None, **verdicts}, indent=1))
     elif not outcome.slimmed.rounds:
-        print(outcome.slimmed.ended)
+        print("\n".join(filter(None, (outcome.slimmed.ended, outcome.registered))))
     else:
         assert outcome.report is not None and outcome.run_id is not None, "a pipeline has both"
         base = store.uri if store.uri.startswith("http") else LOCAL_UI
         print(terminal_reports(outcome.report))
         if outcome.comparison.recipe is None:
             print(outcome.comparison.no_recipe)
+        if outcome.registered:
+            print(f"\n{outcome.registered}")
         start = f"start the UI with `{_ui_command(store)}`, then " if base == LOCAL_UI else ""
         print(f"\nTo look: {start}open\n  {view_address(base, store.experiment_id, LATEST_KEY)}\n"
               f"The report:\n  {run_address(base, store.experiment_id, outcome.run_id)}")

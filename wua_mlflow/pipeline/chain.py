@@ -21,7 +21,7 @@ from wua_mlflow.pipeline.making import remembered, scratch
 from wua_mlflow.pipeline.models import check_widths
 from wua_mlflow.pipeline.publishing import publish, title_of
 from wua_mlflow.pipeline.recipe import load_recipe
-from wua_mlflow.pipeline.registering import registered
+from wua_mlflow.pipeline.registering import nothing_to_register, registered
 from wua_mlflow.pipeline.report import Report
 from wua_mlflow.pipeline.slimming import Round, Slimmed, check_slimming, slim
 from wua_mlflow.pipeline.steps import Plan, opened, train
@@ -108,7 +108,7 @@ def _ended(
             write(store.client, run_id, files=files, tags={
                 "mlflow.note.content": f"**No narrower network.** {slimmed.ended}",
                 "mlflow.runName": title_of(settings, slimmed.original.widths)})
-        return Outcome(slimmed, run_id)
+        return Outcome(slimmed, run_id, registered=nothing_to_register(settings))
     said = registered(store, slimmed.result, settings)
     if run_id is None:
         return Outcome(slimmed, registered=said)

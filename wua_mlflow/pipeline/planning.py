@@ -90,7 +90,9 @@ def dimensions_of(variant: Variant, how: str) -> tuple[Dimension, ...]:
                      for number, (units, names) in enumerate(zip(hidden, layers, strict=True), 1))
     structure = unit_groups(variant.model, _example(variant))
     if not structure.groups:
-        reasons = "; ".join(f"{name}: {why}" for name, why in structure.fixed.items())
+        why = {reason: [name for name, one in structure.fixed.items() if one == reason]
+               for reason in structure.fixed.values()}
+        reasons = "; ".join(f"{', '.join(names)}: {reason}" for reason, names in why.items())
         if variant.trained.structure is not None:
             raise NoNarrowerError(f"Nothing is left to cut: {reasons}.")
         raise ValueError(f"how: prune found nothing to cut in {variant.settings.model}"

@@ -158,6 +158,7 @@ def train_made(  # noqa: PLR0913 - what is trained, for how long, from which str
             restore(stream, recipe.device)
         model = make().to(recipe.device)
         check_fit(model, split)
+        _warm_up(recipe.device)
         began = time.perf_counter()
         if recipe.trainer is not None:
             model = _by_user(recipe, model, make, epochs, seed)
@@ -174,6 +175,14 @@ def train_made(  # noqa: PLR0913 - what is trained, for how long, from which str
                     records.append(record)
         seconds = time.perf_counter() - began
         return Trained(model.eval(), kind, records, stream_of(recipe.device), seconds)
+
+
+def _warm_up(device: torch.device) -> None:
+    """One step of an optimizer: what torch loads at its first is not the first network's time."""
+    weight = nn.Parameter(torch.zeros(1, device=device))
+    optimizer = torch.optim.Adam([weight])
+    weight.sum().backward()
+    optimizer.step()
 
 
 def _aims(recipe: Recipe, kind: OutputKind, teacher: nn.Module | None) -> tuple[Any, Any, Any]:

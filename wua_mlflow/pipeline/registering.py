@@ -12,7 +12,7 @@ from wua_mlflow.tracking.names import Tag
 from wua_mlflow.tracking.registry import register
 from wua_mlflow.tracking.store import Store
 
-__all__ = ["registered"]
+__all__ = ["nothing_to_register", "registered"]
 
 
 def registered(store: Store, result: Round, settings: Settings) -> str:
@@ -31,3 +31,9 @@ def registered(store: Store, result: Round, settings: Settings) -> str:
     for one in filter(None, (run_id, result.variant.tags.get(Tag.PIPELINE))):
         store.client.set_tag(one, Tag.REGISTERED, found.sentence)
     return found.sentence
+
+
+def nothing_to_register(settings: Settings) -> str:
+    """The line where slimming has no result; "" where ``register`` asks for nothing."""
+    name = settings.register
+    return "" if name is None else f"Not registered as {name!r}: there is no slim model."

@@ -28,10 +28,9 @@ from wua_mlflow.tracking.names import Metric, Tag
 from wua_mlflow.usage import ModelUsage
 from wua_mlflow.verdict import Verdict
 
-__all__ = ["AGAIN", "Told", "interval_of", "layer_changes", "report_of", "slimming_words",
+__all__ = ["Told", "again", "interval_of", "layer_changes", "report_of", "slimming_words",
            "title_of", "widths_found"]
 
-AGAIN = "To run it again: `wua run --config config.yaml`, with this run's artifact of that name."
 _UNITS = ("out_features", "out_channels", "hidden_size", "embedding_dim")
 """The attribute of a layer that says how many units it has."""
 
@@ -59,7 +58,7 @@ def report_of(variants: Sequence[Variant], comparison: Comparison, told: Told) -
         title_of(slim.settings, original.widths, slim.widths),
         [one.name for one in variants], [comparison.with_latency(one) for one in variants],
         comparison,
-        usages=told.usages, again=AGAIN,
+        usages=told.usages, again=again(original),
         layers=layer_changes(original, slim, told.usages),
         uncut=slim.trained.uncut,
         rounds=_rounds(told.slimmed),
@@ -67,6 +66,13 @@ def report_of(variants: Sequence[Variant], comparison: Comparison, told: Told) -
         widths=None if told.widths is None else widths_found(told.widths),
         slimmed_by=slimming_words(original, slim, _parent(original, slim, told.slimmed)),
         measured_on=_machine(slim))
+
+
+def again(original: Variant) -> str:
+    """How to run it again; a model that was trained elsewhere is slimmed, not trained."""
+    command = "wua slim" if original.adopted else "wua run"
+    return (f"To run it again: `{command} --config config.yaml`, with this run's artifact of that "
+            f"name.")
 
 
 def title_of(settings: Settings, *widths: tuple[int, ...]) -> str:

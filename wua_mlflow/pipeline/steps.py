@@ -130,7 +130,8 @@ def train(store: Store, recipe: Recipe, plan: Plan) -> Variant:
         metrics |= sizes
         store.client.log_inputs(run_id, datasets=_datasets(recipe))
         done = {step_tag("train"): "done",
-                Tag.EPOCHS_TRAINED: str(_epochs_trained(trained, plan)),
+                **({} if plan.adopted else
+                   {Tag.EPOCHS_TRAINED: str(_epochs_trained(trained, plan))}),
                 **_cuts(trained), **refused}
         write(store.client, run_id, metrics=metrics, curves=_curves(trained), model_id=model_id,
               tags=done, files=files)

@@ -65,7 +65,7 @@ class Target:
         distinct, inverse = np.unique(targets, return_inverse=True)
         unseen = [_class_name(value) for value in distinct.tolist() if value not in place]
         if unseen:
-            raise ValueError(f"data: expected only classes that the training part has, but "
+            raise ValueError(f"data: expected only the classes {_listed(self.classes)}, but "
                              f"{where} has {_listed(unseen)}")
         return np.array([place[value] for value in distinct.tolist()], dtype=np.int64)[inverse]
 
@@ -93,8 +93,8 @@ def pose(
         raise ValueError(f"task: expected {', '.join(get_args(Task))}, but got {task!r}")
     values = np.unique(targets)
     if len(values) < 2:
-        raise ValueError("target: expected at least two different values in the data to train on, "
-                         f"but all are {_class_name(values.tolist()[0])!r}")
+        raise ValueError("target: expected at least two different values, but all are "
+                         f"{_class_name(values.tolist()[0])!r}")
     if task == "regression" or (task is None and not _are_classes(values, whole_are_classes)):
         _amounts(values, "the target")
         return Target("regression")

@@ -182,10 +182,19 @@ def resized(example: Any, samples: int) -> Any:
 
 
 def _noise(example: Any) -> Any:
-    """Floating-point tensors with the example's mean and spread, from a generator of its own."""
+    """Like the example, from a generator of its own: floating-point numbers of its mean and spread.
+
+    Whole numbers, which may be places in a table, change places with those of other samples.
+    """
     generator = torch.Generator().manual_seed(SEED)
 
     def drawn(one: Tensor) -> Tensor:
+        if one.dtype == torch.bool or one.is_complex() or not one.dim():
+            return one
+        whole = not one.is_floating_point() or bool((one == one.round()).all())
+        if whole and bool((one != one[0]).any()):
+            rows = torch.rand(one.shape, generator=generator).argsort(dim=0)
+            return one.gather(0, rows.to(one.device))
         if not one.is_floating_point():
             return one
         spread = one.double().std() if one.numel() > 1 else torch.tensor(1.0)

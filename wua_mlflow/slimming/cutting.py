@@ -17,7 +17,7 @@ from wua_mlflow.hooks import unwrapped
 from wua_mlflow.randomness import isolated
 from wua_mlflow.slimming.checking import Removed, WrongCutError, check_cut, ties_of
 from wua_mlflow.slimming.graph import Graph
-from wua_mlflow.slimming.grouping import found_groups, plain_copy
+from wua_mlflow.slimming.grouping import found_groups, makes_units, plain_copy
 from wua_mlflow.slimming.groups import Structure
 from wua_mlflow.slimming.heads import without_heads
 from wua_mlflow.slimming.masked import checked_units
@@ -71,9 +71,12 @@ def unit_groups(model: nn.Module, example: Any) -> Structure:
         structure = found_groups(copy.deepcopy(twin), example)
         last = {one.name: [one.units - 1] for one in structure.groups if one.units > 1}
         wrong = _wrong_groups(twin, example, structure, last)
-    groups = tuple(one for one in structure.groups if one.name not in wrong and one.units > 1)
-    alone = {one.name: "it has one unit" for one in structure.groups if one.units == 1}
-    return Structure(groups, {**structure.fixed, **alone, **wrong})
+    wrong |= {one.name: "it has one unit" for one in structure.groups if one.units == 1}
+    groups = tuple(one for one in structure.groups if one.name not in wrong)
+    left = {layer: wrong[one.name] for one in structure.groups if one.name in wrong
+            for layer in one.layers
+            if layer == one.name or makes_units(twin.get_submodule(layer))}
+    return Structure(groups, {**structure.fixed, **left})
 
 
 def cut(model: nn.Module, example: Any, keep: Mapping[str, Sequence[int]]) -> Cut:
@@ -176,8 +179,17 @@ def _failure(model: nn.Module, example: Any, structure: Structure, removed: Remo
     except WrongCutError as error:
         return str(error)
     except Exception as error:  # of the library, which fails in many ways
-        return f"{type(error).__name__}: {' '.join(str(error).split())[:150]}"
+        return _worded(error)
     return ""
+
+
+def _worded(error: Exception) -> str:
+    reason = f"{type(error).__name__}: {' '.join(str(error).split())[:150]}"
+    if isinstance(error, RuntimeError) and "is invalid for input of size" in reason:
+        return f"the forward divides its units by a fixed number, as into heads ({reason})"
+    if isinstance(error, KeyError) and "already exists" in reason:
+        return f"its weight is computed from others (parametrised, {reason})"
+    return reason
 
 
 def _kept(structure: Structure, name: str, units: Sequence[int]) -> list[int]:

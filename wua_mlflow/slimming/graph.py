@@ -122,7 +122,9 @@ class Graph:
 
     def remove(self, name: str, units: Sequence[int]) -> None:
         """Cut these units of a layer out of the model, and all that goes with them."""
-        self._group(name, units).prune()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of gradients of weights that are computed
+            self._group(name, units).prune()
 
     def _group(self, name: str, units: Sequence[int]) -> Any:
         module = self.model.get_submodule(name)

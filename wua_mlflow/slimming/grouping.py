@@ -24,7 +24,7 @@ from wua_mlflow.slimming.graph import (
 from wua_mlflow.slimming.groups import Reader, Structure, UnitGroup, names_by_tensor
 from wua_mlflow.slimming.heads import head_groups
 
-__all__ = ["found_groups", "plain_copy"]
+__all__ = ["found_groups", "makes_units", "plain_copy"]
 
 OUTPUTS = "its units are the network's outputs"
 
@@ -71,7 +71,7 @@ def found_groups(model: nn.Module, example: Any) -> Structure:
         makers = [one for one in coupled if isinstance(one.module, nn.Module)
                   and not one.reads and id(one.module) in names]
         seen |= {str(one.name) for one in makers}
-        layers = [str(one.name) for one in makers if _makes_units(one.module)]
+        layers = [str(one.name) for one in makers if makes_units(one.module)]
         if any(graph.ends(one) for one in coupled):
             fixed |= dict.fromkeys(layers, OUTPUTS)
             continue
@@ -90,7 +90,8 @@ def found_groups(model: nn.Module, example: Any) -> Structure:
     return Structure((*groups, *heads), {**fixed, **dict(_left_out(model, seen)), **whole})
 
 
-def _makes_units(module: nn.Module) -> bool:
+def makes_units(module: nn.Module) -> bool:
+    """Whether it is a layer with weights that make units, not a norm over them."""
     return axes_of(module) is not None or isinstance(module, (nn.Embedding, *RECURRENT))
 
 
@@ -142,7 +143,7 @@ def _left_out(model: nn.Module, seen: set[str]) -> Iterator[tuple[str, str]]:
         parts = name.split(".")
         inside = any(isinstance(model.get_submodule(".".join(parts[:end])), nn.MultiheadAttention)
                      for end in range(1, len(parts)))
-        if _makes_units(module) and name not in seen and not inside:
+        if makes_units(module) and name not in seen and not inside:
             found.append((name, "how the network's output comes from it cannot be followed"))
     return iter(found)
 

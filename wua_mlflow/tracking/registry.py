@@ -102,7 +102,9 @@ def register(
                               f"{Outcome.NON_INFERIOR}")
     model = _saved_model(client, run_id)
     if model is None:
-        return _refused(name, f"run {run_id} holds no model that MLflow can serve")
+        why = client.get_run(run_id).data.tags.get(Tag.UNEXPORTED, "")
+        return _refused(name, f"run {run_id} holds no model that MLflow can serve"
+                              f"{why and f' ({why})'}")
     _make(client, name)
     version = _version(client, name, model, _tags(verdict, comparison_run_id))
     keeper = _move_alias(client, name, version)

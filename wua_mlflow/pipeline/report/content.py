@@ -10,12 +10,13 @@ from dataclasses import dataclass, field
 
 from wua_mlflow.pipeline.comparison import Comparison
 from wua_mlflow.pipeline.report.figures import Row, table_rows
-from wua_mlflow.pipeline.report.summary import in_short, margin_words
+from wua_mlflow.pipeline.report.summary import in_short, latency_words, margin_words
 from wua_mlflow.plots.changes import LayerChange
 from wua_mlflow.plots.comparison import VerdictInterval
 from wua_mlflow.plots.curves import WidthCurve
 from wua_mlflow.plots.quantities import savings
 from wua_mlflow.plots.trials import SearchTrial
+from wua_mlflow.tracking.names import Metric
 from wua_mlflow.usage import ModelUsage
 
 __all__ = ["Report", "RoundRow", "WidthsFound"]
@@ -113,7 +114,13 @@ class Report:
     @property
     def saved(self) -> str:
         """What the slim model saves, or costs more, in one sentence."""
-        found = savings(self.metrics[0], self.metrics[-1])
+        original, slim = self.metrics[0], self.metrics[-1]
+        if self.comparison.latency_ratio is None:
+            found = savings(original, slim)
+        else:  # by its interval, as in the sentence for who decides
+            words = latency_words(self.comparison, original, slim)
+            rest = {name: value for name, value in slim.items() if name != Metric.LATENCY_P50}
+            found = ", ".join(filter(None, (savings(original, rest), words and words[0])))
         return f"The slim model: {found}." if found else "The slim model saves nothing."
 
     @property

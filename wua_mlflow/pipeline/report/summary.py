@@ -13,10 +13,13 @@ from wua_mlflow.tracking.names import Metric, Outcome
 from wua_mlflow.verdict import Verdict
 from wua_mlflow.wording import hopeless_sentence
 
-__all__ = ["caveats", "in_short", "margin_words"]
+__all__ = ["caveats", "in_short", "latency_words", "margin_words"]
 
 SAME_SIZE, SAME_LATENCY, FEWER = 1.005, 1.05, 1.005
 """Ratios nearer to 1 than these count as the same (latency: where it has no interval)."""
+
+VISIBLE = 1.005
+"""A latency ratio nearer to 1 is written 1.00, whatever its interval."""
 
 _OUTCOMES = {Outcome.NON_INFERIOR: "non-inferior", Outcome.INFERIOR: "inferior",
              Outcome.INCONCLUSIVE: "inconclusive"}
@@ -33,7 +36,8 @@ def in_short(
         slim: likewise.
     """
     verdict = comparison.verdict
-    found = [one for one in (_latency(comparison, original, slim), _size(original, slim)) if one]
+    both = (latency_words(comparison, original, slim), _size(original, slim))
+    found = [one for one in both if one]
     gained = any(good for _, good in found)
     said = f"{_quality(verdict)}{_and_is(verdict, found)}" if found else \
         f"{_quality(verdict)}; neither its latency nor its size was measured"
@@ -93,15 +97,15 @@ def _and_is(verdict: Verdict, found: list[tuple[str, bool]]) -> str:
     return f", is {said}" if good else f", but is {said}"
 
 
-def _latency(
+def latency_words(
     comparison: Comparison, original: Mapping[str, float], slim: Mapping[str, float]
 ) -> tuple[str, bool] | None:
     """Against the original's, and whether that is a gain; None where it was not measured."""
     if comparison.latency_ratio is not None:
         ratio, low, high = comparison.latency_ratio
-        if low > 1:
+        if low > 1 and ratio >= VISIBLE:
             return f"{_times(ratio)} faster per sample", True
-        if high < 1:
+        if high < 1 and 1 / ratio >= VISIBLE:
             return f"{_times(1 / ratio)} slower per sample", False
         return "not measurably faster per sample", False
     before, after = original.get(Metric.LATENCY_P50), slim.get(Metric.LATENCY_P50)

@@ -35,7 +35,7 @@ def terminal_reports(report: Report) -> str:
         verdict.append(report.comparison.budget)
     if report.comparison.recipe:
         verdict.append(report.comparison.artifact.sentence)
-    verdict += [*caveats(report.comparison), report.saved]
+    verdict += [*caveats(report.comparison), report.saved, *report.comparison.notes]
     return "\n\n".join([*_variants(report), "\n".join(verdict), f"In short: {report.in_short}"])
 
 
