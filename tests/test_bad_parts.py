@@ -144,10 +144,12 @@ def test_a_pipeline_that_fails_half_way_keeps_what_was_done(
 
 
 def test_nothing_narrower_is_found(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["run", "--hidden", "1", "--seeds", "1", "--epochs", "1", "--null-draws", "0"]
+    words = ["run", "--hidden", "1", "--seeds", "1", "--epochs", "1", "--null-draws", "0",
+             "--register", "narrow"]
     said = "The network has one unit in every layer; no width is below that."
     assert main(words) == 0
-    assert capsys.readouterr() == (f"{said}\n", "")
+    assert capsys.readouterr() == (
+        f"{said}\nNot registered as 'narrow': there is no slim model.\n", "")
     pipeline, variant = all_runs()
     assert [run.info.status for run in (pipeline, variant)] == ["FINISHED", "FINISHED"]
     assert pipeline.data.tags["mlflow.note.content"] == f"**No narrower network.** {said}"

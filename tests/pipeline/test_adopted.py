@@ -28,6 +28,7 @@ from wua_mlflow.config import load_settings
 from wua_mlflow.pipeline import chain
 from wua_mlflow.pipeline.adopted import adopt, adopted_recipe, source_of
 from wua_mlflow.pipeline.chain import Outcome
+from wua_mlflow.pipeline.reporting import again
 from wua_mlflow.pipeline.variant import load_variant
 from wua_mlflow.slimming import Specification, cut
 from wua_mlflow.tracking.names import ArtifactPath
@@ -121,6 +122,15 @@ def test_both_are_loaded_from_their_runs_without_the_file(
             assert again.adopted is (one.variant == "oversized")
     finally:
         Path("gone").rename("w.safetensors")
+
+
+def test_what_the_report_says_to_run_runs(ran: tuple[Store, Outcome, nn.Module]) -> None:
+    store, outcome, _ = ran  # noqa: F811
+    Path("config.yaml").write_text(text_of(store, outcome.run_id or outcome.variants[-1].run_id,
+                                           ArtifactPath.CONFIG))
+    said = again(outcome.variants[0])
+    assert said.startswith("To run it again: `wua slim --config config.yaml`, with this run's")
+    assert main(said.split("`")[1].split()[1:]) == 0
 
 
 def test_an_adopted_run_is_slimmed_again_by_its_id(ran: tuple[Store, Outcome, nn.Module]) -> None:

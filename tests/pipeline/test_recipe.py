@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from types import ModuleType
@@ -17,7 +18,7 @@ from torch.utils.data import TensorDataset
 from wua_mlflow.config import load_settings
 from wua_mlflow.pipeline.machine import device_of
 from wua_mlflow.pipeline.making import scratch
-from wua_mlflow.pipeline.recipe import Recipe, load_recipe, train_one
+from wua_mlflow.pipeline.recipe import Recipe, _warm_up, load_recipe, train_one
 from wua_mlflow.pipeline.replicates import train_replicates
 from wua_mlflow.randomness import Purpose, torch_generator
 from wua_mlflow.training import TrainingDiverged
@@ -84,6 +85,22 @@ def test_the_callers_streams_are_left_alone_and_do_not_matter() -> None:
     first, second = (list(one.model.parameters()) for one in results)
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
     assert torch.equal(results[0].stream["cpu"], results[1].stream["cpu"])
+
+
+def test_what_torch_loads_first_is_nobodys_training_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An optimizer's first step loads much; it is taken before the clock, and draws nothing."""
+    state, order = torch.get_rng_state(), []
+    step, clock = torch.optim.Adam.step, time.perf_counter
+    monkeypatch.setattr(torch.optim.Adam, "step", lambda *a, **k: (order.append("step"),
+                                                                   step(*a, **k))[1])
+    monkeypatch.setattr("wua_mlflow.pipeline.recipe.time.perf_counter",
+                        lambda: (order.append("clock"), clock())[1])
+    _warm_up(torch.device("cpu"))
+    assert torch.equal(torch.get_rng_state(), state)
+    recipe = recipe_of(epochs=1)
+    order.clear()
+    train_one(recipe, (5,), 1, seed=7)
+    assert order[:2] == ["step", "clock"]
 
 
 def test_a_slim_network_goes_on_from_the_stream() -> None:

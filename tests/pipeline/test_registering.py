@@ -13,7 +13,7 @@ import torch
 from tests.pipeline.slimming_cases import judging, settings_of, store_at, tags_of
 from wua_mlflow.pipeline import chain, slimming
 from wua_mlflow.pipeline.chain import Outcome, run_pipeline
-from wua_mlflow.pipeline.registering import registered
+from wua_mlflow.pipeline.registering import nothing_to_register, registered
 from wua_mlflow.pipeline.slimming import Round
 from wua_mlflow.tracking.store import Store
 from wua_mlflow.verdict import Verdict
@@ -86,6 +86,12 @@ def test_the_originals_alias_is_never_taken(ran: tuple[Store, Outcome]) -> None:
     aliases = store.client.get_registered_model("theirs").aliases
     assert {alias: str(version) for alias, version in aliases.items()} == {
         "champion": "1", "slim": "1"}
+
+
+def test_where_there_is_no_slim_model_it_says_so() -> None:
+    assert nothing_to_register(settings_of(register=NAME)) == (
+        f"Not registered as '{NAME}': there is no slim model.")
+    assert nothing_to_register(settings_of()) == ""
 
 
 def test_nothing_is_registered_unasked(ran: tuple[Store, Outcome]) -> None:

@@ -53,6 +53,21 @@ def test_what_is_saved_and_what_is_not() -> None:
         "The slim model: 1.2× more FLOPs, 1.4× fewer parameters, 1.5× slower at batch 1.")
 
 
+@pytest.mark.parametrize(("ratio", "words"), [
+    ((1.03, 1.01, 1.05), "1.03× faster per sample"),
+    ((1.001, 1.0005, 1.002), "not measurably faster per sample"),
+    ((0.999, 0.998, 0.9995), "not measurably faster per sample"),
+    ((0.8, 0.7, 0.9), "1.2× slower per sample")])
+def test_both_sentences_say_the_same_of_latency(ratio: tuple[float, ...], words: str) -> None:
+    report = _report(SAVES)
+    timed = replace(report.comparison, latency_ratio=ratio)
+    metrics = [{**OLD, "latency/p50_ms": ratio[0]}, {**NEW, "latency/p50_ms": 1.0}]
+    report = replace(report, comparison=timed, metrics=metrics)
+    assert report.saved == (
+        f"The slim model: 1.4× fewer FLOPs, 1.4× fewer parameters, {words}.")
+    assert words in report.in_short
+
+
 def test_markdown_leads_with_the_sentence_its_figures_and_the_question() -> None:
     report = _report(SAVES, looks=3)
     first, second, third = markdown_report(report).split("\n\n")[:3]

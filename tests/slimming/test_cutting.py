@@ -11,7 +11,7 @@ from torch import nn
 from tests.networks import kept_streams, snapshot
 from tests.slimming.cutting_cases import CASES, Twice, mlp, silent
 from wua_mlflow import count_flops
-from wua_mlflow.slimming import cut, unit_groups
+from wua_mlflow.slimming import checking, cut, unit_groups
 from wua_mlflow.slimming import cutting as module
 from wua_mlflow.slimming.checking import WrongCutError, check_cut, resized
 
@@ -181,6 +181,54 @@ def test_dtypes_are_kept():
     model = mlp(7, 5).double()
     found = cut(model, torch.zeros(2, 4, dtype=torch.float64), {"0": [1, 2]}).model
     assert {one.dtype for one in found.parameters()} == {torch.float64}
+
+
+class Tied(nn.Module):
+    """Tokens, a block, a head tied to the embedding."""
+
+    def __init__(self):
+        super().__init__()
+        self.emb, self.up, self.down = nn.Embedding(9, 6), nn.Linear(6, 8), nn.Linear(8, 6)
+        self.head = nn.Linear(6, 9, bias=False)
+        self.head.weight = self.emb.weight
+
+    def forward(self, x):
+        hidden = self.emb(x.long()).mean(1)
+        return self.head(hidden + self.down(torch.relu(self.up(hidden))))
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.float32])
+def test_tokens_stay_in_their_table(dtype):
+    """The noise that a cut is checked on are the example's own numbers, column by column."""
+    example = torch.randint(9, (5, 4)).to(dtype)
+    noise = checking._noise(example)
+    assert not torch.equal(noise, example)
+    assert torch.equal(noise.sort(dim=0).values, example.sort(dim=0).values)
+    found = cut(Tied(), example, {"up": [0, 2, 5]})
+    assert found.units["up"] == (8, 3)
+    assert found.model.head.weight is found.model.emb.weight
+
+
+class Heads(nn.Module):
+    """Attention written out: its units are divided among heads by fixed numbers."""
+
+    def __init__(self):
+        super().__init__()
+        self.q, self.k, self.v, self.o = (nn.Linear(8, 8) for _ in range(4))
+
+    def forward(self, x):
+        q, k, v = (layer(x).view(x.shape[0], -1, 2, 4).transpose(1, 2)
+                   for layer in (self.q, self.k, self.v))
+        mixed = torch.softmax(q @ k.transpose(2, 3), -1) @ v
+        return self.o(mixed.transpose(1, 2).reshape(x.shape[0], -1, 8))
+
+
+def test_every_layer_that_cannot_be_cut_is_named():
+    structure = unit_groups(Heads(), torch.rand(3, 5, 8))
+    assert structure.groups == ()
+    assert set(structure.fixed) == {"q", "k", "v", "o"}
+    assert structure.fixed["k"] == structure.fixed["q"]
+    assert "the forward divides its units by a fixed number, as into heads" in structure.fixed["q"]
 
 
 def test_resized_batches():

@@ -38,6 +38,22 @@ class Noisy(Branching):
         return self.layer(x) + torch.rand(1)
 
 
+class Counting(Branching):
+    """Its batch size would be a constant of the graph, were it not exported strictly."""
+
+    def forward(self, x):
+        return self.layer(x).reshape(len(x), 1)
+
+
+def test_a_batch_size_read_by_len_is_no_constant(run):
+    model = Counting()
+    loaded = load_exported(f"models:/{log(run, model, torch.rand(9, 2))[0]}")
+    assert set(loaded.state_dict()) == set(model.state_dict())
+    for batch in (1, 7, 100):
+        x = torch.rand(batch, 2)
+        torch.testing.assert_close(loaded(x), model(x))
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_it_loads_without_pickle_at_any_batch_size(run, name, monkeypatch):
     model, inputs = trained(name)

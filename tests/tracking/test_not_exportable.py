@@ -21,13 +21,6 @@ class FixedBatch(Branching):
         return self.layer(x) + x.reshape(4, 2).sum()
 
 
-class Counting(Branching):
-    """Its batch size is a constant of the exported graph."""
-
-    def forward(self, x):
-        return self.layer(x) + x.new_zeros(len(x), 1)
-
-
 class Tracing(Branching):
     """Computes another function while it is traced."""
 
@@ -62,8 +55,6 @@ class Summed(Branching):
     (Pair, "model: expected one tensor as its output, but got tuple"),
     (Summed, r"model: expected an output of 4 rows for 4 samples, but got one of shape \(\)"),
     (SingleRow, r"model: expected an output of 1 rows for 1 samples, but got one of shape \(\)"),
-    (Counting, r"model: expected one .* does not \(torch.export takes len\(x\) for a constant, "
-               r"x.shape\[0\] not\): Guard failed"),
     (Tracing, "model: torch.export makes something of it that computes another result"),
     (lambda: nn.Linear(3, 1), "model: cannot be copied and run on the CPU: mat1 and mat2 shapes"),
 ])

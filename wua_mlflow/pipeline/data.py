@@ -39,8 +39,8 @@ _PARTS = ("train", "validation", "test")
 class Part:
     """One part of the data; ``part[i]`` is a pair, so that a torch DataLoader takes it.
 
-    ``inputs`` are (n, *features) float32; ``targets`` (n, 1) float32 in binary tasks and
-    regressions, (n,) int64 in multiclass ones.
+    ``inputs`` are (n, *features) float32, or int64 where they are an embedding's; ``targets``
+    (n, 1) float32 in binary tasks and regressions, (n,) int64 in multiclass ones.
     """
 
     inputs: Tensor
@@ -235,13 +235,16 @@ def _pair(part: Any, where: str) -> tuple[Any, Any]:
                      f"of such pairs, but got {got}")
 
 
-def _stacked(dataset: Any, where: str) -> tuple[np.ndarray, np.ndarray]:
+def _stacked(dataset: Any, where: str) -> tuple[Any, np.ndarray]:
     def items() -> list[Any]:
         walked = isinstance(dataset, IterableDataset)
         return list(dataset) if walked else [dataset[i] for i in range(len(dataset))]
 
-    def columns() -> tuple[np.ndarray, np.ndarray]:
-        return np.stack([np.asarray(x) for x, _ in pairs]), np.asarray([y for _, y in pairs])
+    def columns() -> tuple[Any, np.ndarray]:
+        targets = np.asarray([y for _, y in pairs])
+        if all(isinstance(x, Tensor) for x, _ in pairs):
+            return torch.stack([x for x, _ in pairs]), targets
+        return np.stack([np.asarray(x) for x, _ in pairs]), targets
 
     pairs = _users(items, where)
     odd = [pair for pair in pairs if not isinstance(pair, tuple | list) or len(pair) != 2]
@@ -277,7 +280,8 @@ def _assembled(divided: Divided, name: str, *, source: str, image: bool) -> Data
 def part_of(rows: Rows, posed: Target, where: str) -> Part:
     """Rows as tensors; ``where`` names them in a message."""
     codes = posed.encoded(rows.targets, where=where)
-    inputs = torch.from_numpy(np.array(rows.inputs, dtype=np.float32, order="C"))
+    kept = np.int64 if rows.places else np.float32
+    inputs = torch.from_numpy(np.array(rows.inputs, dtype=kept, order="C"))
     if posed.task == "multiclass":
         return Part(inputs, torch.from_numpy(codes))
     return Part(inputs, torch.from_numpy(codes.astype(np.float32)[:, None]))

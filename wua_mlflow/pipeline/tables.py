@@ -32,10 +32,14 @@ _FEW = 20  # up to so many different whole numbers are classes; more are amounts
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Checked rows: ``inputs`` (n, *features), finite; ``targets`` (n,), numbers, bools or text."""
+    """Checked rows: ``inputs`` (n, *features), finite; ``targets`` (n,), numbers, bools or text.
+
+    ``places``: the inputs are whole numbers that an embedding looks up, so they stay int64.
+    """
 
     inputs: np.ndarray
     targets: np.ndarray
+    places: bool = False
 
 
 @dataclass(frozen=True)
@@ -134,7 +138,7 @@ def rows_of(inputs: Any, targets: Any, *, where: str) -> Rows:
     """Arrays, tensors or lists as checked rows.
 
     Args:
-        inputs: (n, *features), numbers.
+        inputs: (n, *features), numbers; those of an int32 or int64 tensor are places.
         targets: (n,) or (n, 1), numbers, bools or text.
         where: what holds them, for the messages.
 
@@ -156,7 +160,8 @@ def rows_of(inputs: Any, targets: Any, *, where: str) -> Rows:
         raise ValueError(f"data: expected numbers as the inputs of {where}, but got {x.dtype}, "
                          f"such as {reprlib.repr(x.reshape(-1).tolist()[0])}")
     _check_finite(x, f"the inputs of {where}")
-    return Rows(x, _labels(y.reshape(-1), f"the target of {where}"))
+    places = isinstance(inputs, Tensor) and inputs.dtype in (torch.int32, torch.int64)
+    return Rows(x, _labels(y.reshape(-1), f"the target of {where}"), places)
 
 
 def _npz_rows(path: Path, target: str) -> Rows:

@@ -17,7 +17,7 @@ from wua_mlflow.hooks import evaluating
 from wua_mlflow.slimming.groups import Structure, names_by_tensor
 from wua_mlflow.slimming.masked import columns_of, masked
 
-__all__ = ["WrongCutError", "check_cut", "planned_shapes", "resized", "ties_of"]
+__all__ = ["WrongCutError", "check_cut", "planned_shapes", "resized", "ties_of", "worded"]
 
 Removed = Mapping[str, Sequence[int]]
 SEED = 7
@@ -98,14 +98,23 @@ def _check_outputs(
             try:
                 found = _called(cut, inputs)
             except Exception as error:  # whatever the cut made of the forward
-                raise WrongCutError("its forward fails: " + " ".join(str(error).split())[:150]) \
-                    from error
+                raise WrongCutError(f"its forward fails: {worded(error)}") from error
         for one, other in zip(_tensors(expected), _tensors(found), strict=True):
             if one.shape != other.shape:
                 raise WrongCutError(f"it gives outputs of the shape {tuple(other.shape)} instead "
                                     f"of {tuple(one.shape)}")
             if one.is_floating_point() and not _close(one, other):
                 raise WrongCutError("its outputs are not those of the original without the units")
+
+
+def worded(error: Exception) -> str:
+    """An error of the library, or of a forward that was cut, in one line."""
+    reason = f"{type(error).__name__}: {' '.join(str(error).split())[:150]}"
+    if isinstance(error, RuntimeError) and "is invalid for input of size" in reason:
+        return f"the forward divides its units by a fixed number, as into heads ({reason})"
+    if isinstance(error, KeyError) and "already exists" in reason:
+        return f"its weight is computed from others (parametrised, {reason})"
+    return reason
 
 
 def _close(one: Tensor, other: Tensor) -> bool:

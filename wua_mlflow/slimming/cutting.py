@@ -15,7 +15,7 @@ from torch import nn
 
 from wua_mlflow.hooks import unwrapped
 from wua_mlflow.randomness import isolated
-from wua_mlflow.slimming.checking import Removed, WrongCutError, check_cut, ties_of
+from wua_mlflow.slimming.checking import Removed, WrongCutError, check_cut, ties_of, worded
 from wua_mlflow.slimming.graph import Graph
 from wua_mlflow.slimming.grouping import found_groups, makes_units, plain_copy
 from wua_mlflow.slimming.groups import Structure
@@ -179,17 +179,8 @@ def _failure(model: nn.Module, example: Any, structure: Structure, removed: Remo
     except WrongCutError as error:
         return str(error)
     except Exception as error:  # of the library, which fails in many ways
-        return _worded(error)
+        return worded(error)
     return ""
-
-
-def _worded(error: Exception) -> str:
-    reason = f"{type(error).__name__}: {' '.join(str(error).split())[:150]}"
-    if isinstance(error, RuntimeError) and "is invalid for input of size" in reason:
-        return f"the forward divides its units by a fixed number, as into heads ({reason})"
-    if isinstance(error, KeyError) and "already exists" in reason:
-        return f"its weight is computed from others (parametrised, {reason})"
-    return reason
 
 
 def _kept(structure: Structure, name: str, units: Sequence[int]) -> list[int]:

@@ -11,6 +11,7 @@ import copy
 import io
 import logging
 import os
+import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
@@ -106,15 +107,42 @@ def log_model(  # noqa: PLR0913 - where to, what, and what is shown beside it
 
 
 def _export(model: nn.Module, inputs: Tensor, path: Path, entry: Model) -> None:
-    """Write the model's folder, and see that what it holds computes the same at other sizes."""
+    """Write the model's folder, and see that what it holds computes the same at other sizes.
+
+    ``torch.export`` takes ``len(x)`` for a constant, but not where it reads the forward's bytecode
+    (``strict``), which is slower and takes fewer models: so that comes second.
+    """
     example = _example(inputs)
     with _refusing("cannot be copied and run on the CPU"), torch.no_grad():
         exported = copy.deepcopy(model).cpu().eval()
         outputs = exported(example)
     _check_rows(outputs, len(example))
+    try:
+        written = _written(exported, example, outputs, path, entry)
+        _compare(written, exported, example)
+    except NotExportable as refused:
+        try:
+            graph = torch.export.export(exported, (example,), strict=True,
+                                        dynamic_shapes=({0: torch.export.Dim("batch")},)).module()
+            shutil.rmtree(path, ignore_errors=True)
+            written = _written(graph, example, outputs, path, entry)
+            _compare(written, exported, example)
+        except OSError:
+            raise
+        except Exception:
+            raise refused from None
+    # the graph holds CPU tensors, and MLflow would take a GPU where there is one, and fail
+    entry.flavors["python_function"]["config"] = {"device": "cpu"}
+    entry.save(str(path / MLMODEL_FILE_NAME))
+
+
+def _written(
+    model: nn.Module, example: Tensor, outputs: Tensor, path: Path, entry: Model
+) -> nn.Module:
+    """What MLflow saves of a model, loaded again."""
     with _refusing("torch.export cannot save it as pt2"):
         mlflow.pytorch.save_model(
-            exported,
+            model,
             path,
             mlflow_model=entry,
             signature=ModelSignature(inputs=_schema(example), outputs=_schema(outputs)),
@@ -122,11 +150,7 @@ def _export(model: nn.Module, inputs: Tensor, path: Path, entry: Model) -> None:
             serialization_format="pt2",
             pip_requirements=_requirements(),
         )
-        written = torch.export.load(next(path.rglob("*.pt2"))).module()
-    # the graph holds CPU tensors, and MLflow would take a GPU where there is one, and fail
-    entry.flavors["python_function"]["config"] = {"device": "cpu"}
-    entry.save(str(path / MLMODEL_FILE_NAME))
-    _compare(written, exported, example)
+        return torch.export.load(next(path.rglob("*.pt2"))).module()
 
 
 def _example(inputs: Tensor) -> Tensor:
