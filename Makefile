@@ -49,6 +49,7 @@ bench: $(VENV)/.bench
 	python benchmarks/startup.py
 	python benchmarks/calibration.py --trials 2000
 	python benchmarks/remedies.py --trials 2000
+	python benchmarks/latency_interval.py
 	python benchmarks/knee.py
 	python benchmarks/fidelity.py
 	python benchmarks/pruning.py

@@ -162,8 +162,11 @@ def theirs(importance: Callable[[], object], *, gradients: bool = False) -> Cutt
     return cutter
 
 
+# since torch-pruning 1.6 MagnitudeImportance is GroupMagnitudeImportance, unless told to look at
+# the first layer of a group alone
 IMPORTANCES = {
-    "TP magnitude": (lambda: tp.importance.MagnitudeImportance(p=2), False),
+    "TP magnitude": (lambda: tp.importance.MagnitudeImportance(
+        p=2, group_reduction="first"), False),
     "TP Taylor": (lambda: tp.importance.TaylorImportance(), True),
     "TP group norm": (lambda: tp.importance.GroupMagnitudeImportance(p=2), False),
 }

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from wua_mlflow.latency import Latency, latency_ratio, measure_latency
+from wua_mlflow.latency import Latency, _waiting, latency_ratio, measure_latency
 
 
 class Clock:
@@ -172,3 +172,20 @@ def test_the_ratio_needs_the_same_rounds() -> None:
     with pytest.raises(ValueError, match="expected times of the same rounds, but got 3 and 4"):
         latency_ratio(one, other)
     assert latency_ratio(one, one) == (1.0, 1.0, 1.0)
+
+
+def test_work_that_a_gpu_was_only_given_is_waited_for(monkeypatch) -> None:
+    """A forward that returns at once, on a device that is done two milliseconds later."""
+    clock = Clock()
+
+    def wait() -> None:
+        clock.now += 0.002
+
+    monkeypatch.setattr("wua_mlflow.latency._waiting", lambda device: wait)
+    _, found = measured(clock, {"a": lambda number, size: 0.0}, rounds=12)
+    assert found["a"].p50_ms == pytest.approx(2.0)
+    monkeypatch.undo()
+    waited = []
+    monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
+    _waiting(torch.device("cuda", 0))()
+    assert waited == [torch.device("cuda", 0)]

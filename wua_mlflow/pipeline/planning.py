@@ -188,8 +188,9 @@ def _spread(
 def _recommended(settings: Settings, parent: Variant, method: str) -> WidthRecommendation:
     split, device = parent.recipe.split, parent.recipe.device
     data = split.validation.inputs.to(device), split.validation.targets.to(device)
+    fit = split.train.inputs.to(device) if method in ("rank", "projection") else None
     return recommend_widths(
-        parent.model, data, method=method, margin=settings.margin,
+        parent.model, data, method=method, margin=settings.margin, fit_data=fit,
         loss=loss_for(split.task, parent.kind), task=split.task, seed=settings.seed)
 
 

@@ -169,7 +169,7 @@ def _compare(written: nn.Module, model: nn.Module, example: Tensor) -> None:
     """Whether both compute the same at batch sizes that the export has not seen."""
     for batch in (example[:1], torch.cat([example, example[:1]])):
         with _refusing("expected one that takes batches of any size, but as exported it does not "
-                       "(torch.export takes len(x) for a constant, x.shape[0] not)"), \
+                       "(its forward takes the batch size for a constant)"), \
                 torch.no_grad():
             answers = []
             for one in (written, model):
