@@ -1,27 +1,31 @@
 """The same measurement on networks that learned nothing: what a share must be read beside.
 
-Each draw re-initialises the network (``reset_parameters``) and sees the same inputs; where a layer
-cannot be re-initialised, its own weights are permuted. May import: randomness, usage.
-Tests: ``tests/test_null.py``.
+Each draw re-initialises every module that has ``reset_parameters`` or ``_reset_parameters``, and
+sees the same inputs; of the layers whose weights that leaves as they were, the own weights are
+permuted. May import: randomness, usage.
+Tests: ``tests/test_null.py``, ``tests/test_null_layers.py``.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from wua_mlflow.randomness import Purpose, isolated, torch_generator
-from wua_mlflow.usage import ModelUsage, NullUsage
+from wua_mlflow.usage import PERMUTED, REINITIALISED, LayerUsage, ModelUsage, NullUsage
 
 __all__ = ["PERMUTED", "REINITIALISED", "with_null"]
 
-REINITIALISED = "re-initialised"
-PERMUTED = "permuted"
+RESETS = ("reset_parameters", "_reset_parameters")
+"""How a module is initialised anew: the first that it has."""
+VACUOUS = "magnitude"
+"""The criterion whose shares a permutation cannot change: permuted layers have no null then."""
 
 
 def with_null(
@@ -33,6 +37,9 @@ def with_null(
     seed: int,
 ) -> dict[str, ModelUsage]:
     """The usages with the null's range for the model and for each of its layers.
+
+    Under the criterion ``magnitude`` a permuted layer has none, since its share stays the same; nor
+    has the model where all of its layers are permuted.
 
     Args:
         usages: the measurements of ``model``, by criterion.
@@ -46,49 +53,123 @@ def with_null(
     """
     if draws < 1:
         raise ValueError(f"draws: expected a whole number of at least 1, but got {draws}")
-    kind = REINITIALISED if _can_reset(model) else PERMUTED
-    nulls: list[Mapping[str, ModelUsage]] = []
     with isolated(), torch.inference_mode(False):  # or the copies could have no gradients
-        generator = torch_generator(seed, Purpose.NULL)
-        blank = copy.deepcopy(model)
-        for _ in range(draws):
-            torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
-            _forget(blank, kind)
-            nulls.append(measure(blank))
-    return {name: _joined(usage, [null[name] for null in nulls], kind)
+        permuted = _permuted(model, {layer for usage in usages.values() for layer in usage.layers})
+        nulls = _draw(model, measure, permuted, draws, torch_generator(seed, Purpose.NULL))
+    return {name: _joined(usage, [null[name] for null in nulls], permuted)
             for name, usage in usages.items()}
 
 
-def _joined(usage: ModelUsage, nulls: Sequence[ModelUsage], kind: str) -> ModelUsage:
-    layers = {
-        name: replace(layer, null=_range(
-            kind, layer.entropy, [null.layers[name].effective_share for null in nulls],
-            [null.layers[name].entropy for null in nulls]))
-        for name, layer in usage.layers.items()
-    }
-    whole = _range(kind, usage.entropy, [null.effective_share for null in nulls],
-                   [null.entropy for null in nulls])
+def _draw(
+    model: nn.Module,
+    measure: Callable[[nn.Module], Mapping[str, ModelUsage]],
+    permuted: Mapping[str, Sequence[str]],
+    draws: int,
+    generator: torch.Generator,
+) -> list[Mapping[str, ModelUsage]]:
+    blank, found = copy.deepcopy(model), []
+    chosen = list(dict.fromkeys(name for names in permuted.values() for name in names))
+    for _ in range(draws):
+        torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+        _reset(blank)
+        _permute(_parameters(blank)[name] for name in chosen)
+        found.append(measure(blank))
+    return found
+
+
+def _joined(
+    usage: ModelUsage, nulls: Sequence[ModelUsage], permuted: Mapping[str, object]
+) -> ModelUsage:
+    layers = {name: replace(layer, null=_of_layer(
+        usage.criterion, layer, [null.layers[name] for null in nulls], name in permuted))
+        for name, layer in usage.layers.items()}
+    count = sum(name in permuted for name in usage.layers)
+    if count == len(layers) and usage.criterion == VACUOUS:
+        return replace(usage, layers=layers)
+    whole = _range(_kind(count, len(layers)), usage.entropy,
+                   [null.effective_share for null in nulls], [null.entropy for null in nulls])
     return replace(usage, layers=layers, null=whole)
 
 
-def _can_reset(model: nn.Module) -> bool:
-    return all(
-        callable(getattr(module, "reset_parameters", None))
-        for module in model.modules()
-        if any(True for _ in module.parameters(recurse=False))
-    )
+def _of_layer(
+    criterion: str, layer: LayerUsage, nulls: Sequence[LayerUsage], is_permuted: bool
+) -> NullUsage | None:
+    if is_permuted and criterion == VACUOUS:
+        return None
+    return _range(PERMUTED if is_permuted else REINITIALISED, layer.entropy,
+                  [null.effective_share for null in nulls], [null.entropy for null in nulls])
 
 
-def _forget(model: nn.Module, kind: str) -> None:
+def _kind(permuted: int, layers: int) -> str:
+    """Of the whole model.
+
+    >>> _kind(2, 7)
+    're-initialised, but 2 of 7 layers permuted'
+    """
+    if permuted in (0, layers):
+        return PERMUTED if permuted else REINITIALISED
+    return f"{REINITIALISED}, but {permuted:,} of {layers:,} layers {PERMUTED}"
+
+
+def _permuted(model: nn.Module, layers: Iterable[str]) -> dict[str, list[str]]:
+    """The layers that cannot be re-initialised, and their weights' parameters that cannot."""
+    kept = _kept(model)
+    found = {layer: [name for name in _weights(model, layer) if name in kept]
+             for layer in sorted(layers)}
+    return {layer: names for layer, names in found.items() if names}
+
+
+def _kept(model: nn.Module) -> set[str]:
+    """Names of the parameters that no module of the model initialises anew, tried on a copy."""
+    probe = copy.deepcopy(model)
     with torch.no_grad():
-        if kind == REINITIALISED:
-            for module in reversed(list(model.modules())):  # a parent has the last word
-                if callable(reset := getattr(module, "reset_parameters", None)):
-                    reset()
-            return
-        for parameter in model.parameters():
+        for parameter in probe.parameters():
+            if parameter.is_floating_point() or parameter.is_complex():
+                parameter.fill_(math.nan)
+    _reset(probe)
+    return {name for name, parameter in _parameters(probe).items()
+            if not parameter.is_floating_point() or bool(parameter.isnan().any())}
+
+
+def _weights(model: nn.Module, layer: str) -> list[str]:
+    """Names of the parameters that a layer's weight is, or is computed from."""
+    names, base = _parameters(model), layer.partition("[")[0]  # a slice's name: weight[12]
+    for name in (base, f"{base}.weight".lstrip(".")):
+        if name in names:
+            return [name]
+    modules = {_clean(name) for name, _ in model.named_modules()}
+    owner = base
+    while owner not in modules:
+        owner = owner.rpartition(".")[0]
+    inside = {name: name.removeprefix(f"{owner}.") if owner else name for name in names
+              if not owner or name.startswith(f"{owner}.")}
+    return [name for name, inner in inside.items() if names[name].dim() != 1
+            and ("." not in inner or inner.startswith("parametrizations."))]
+
+
+def _parameters(model: nn.Module) -> dict[str, Tensor]:
+    return {_clean(name): parameter
+            for name, parameter in model.named_parameters(remove_duplicate=False)}
+
+
+def _clean(name: str) -> str:
+    return ".".join(part for part in name.split(".") if part != "_orig_mod")
+
+
+def _reset(model: nn.Module) -> None:
+    with torch.no_grad():
+        for module in reversed(list(model.modules())):  # a parent has the last word
+            own = [getattr(module, name, None) for name in RESETS]
+            for reset in list(filter(callable, own))[:1]:
+                reset()
+
+
+def _permute(parameters: Iterable[Tensor]) -> None:
+    with torch.no_grad():
+        for parameter in parameters:
             flat = parameter.flatten()
-            parameter.copy_(flat[torch.randperm(flat.numel())].reshape(parameter.shape))
+            order = torch.randperm(flat.numel()).to(flat.device)
+            parameter.copy_(flat[order].reshape(parameter.shape))
 
 
 def _range(

@@ -11,7 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["Concentration", "Histogram", "LayerUsage", "ModelUsage", "NullUsage"]
+__all__ = ["PERMUTED", "REINITIALISED", "Concentration", "Histogram", "LayerUsage", "ModelUsage",
+           "NullUsage"]
+
+REINITIALISED = "re-initialised"
+PERMUTED = "permuted"
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,8 @@ class NullUsage:
 
     ``share`` is the mean over the draws, ``low`` and ``high`` the 2.5% and 97.5% quantiles,
     ``shift`` the mean null entropy minus the measured one, in nats (positive: more concentrated
-    than a network that learned nothing). ``kind`` names the null.
+    than a network that learned nothing). ``kind`` names the null: ``re-initialised``, ``permuted``,
+    or of a model both, with how many layers were permuted.
     """
 
     kind: str

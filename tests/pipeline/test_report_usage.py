@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from tests.plots.usages import layer, model
 from wua_mlflow.pipeline.comparison import Comparison
 from wua_mlflow.pipeline.report import Report
 from wua_mlflow.pipeline.report.blocks import Bullets, Table
-from wua_mlflow.pipeline.report.usage import CAUTION, usage_section
+from wua_mlflow.pipeline.report.usage import CAUTION, _permuted, usage_section
+from wua_mlflow.usage import PERMUTED
 from wua_mlflow.verdict import compare
 
 NULL = (0.6, 0.7)
@@ -40,6 +43,20 @@ def test_layers_below_the_nulls_range_the_most_concentrated_first():
                     "ReLU: b (2 of 10). On other data they can still fire.")
     assert caution == CAUTION
     assert "nothing is superfluous" in caution
+
+
+def test_layers_that_could_not_be_reinitialised_are_named():
+    layers = [_of("a", 0.65), _of("b", 0.65), _of("c", 0.65, null=None)]
+    layers[1] = replace(layers[1], null=replace(layers[1].null, kind=PERMUTED))
+    section = _section(*layers)
+    assert _points(section)[1] == (
+        "Compared with their own weights in another order, since they could not be "
+        "re-initialised: b.")
+    assert not any("Not compared" in point for point in _points(section))
+    usage = replace(model(layers), null=layers[0].null)
+    assert _permuted(usage)[1] == (
+        "Not compared with networks that learned nothing, since they could not be "
+        "re-initialised: c.")
 
 
 def test_no_layer_below_it():

@@ -160,6 +160,13 @@ def test_the_title_and_the_null_are_the_tutorials(legible):
     assert "by chance alone, about 14% of layers lie outside" in words
 
 
+def test_the_nulls_of_both_kinds_are_counted(legible):
+    layers = [_layer(name, 0.5, (0.4, 0.6)) for name in "abc"]
+    layers[1] = replace(layers[1], null=replace(layers[1].null, kind="permuted"))
+    words = " ".join(" ".join(legible(plot_layers(layers_data(_model(layers))))).split())
+    assert "(1 permuted, 20 draws; 2 reinitialised, 20 draws)" in words
+
+
 def test_layers_without_a_range_are_counted(legible):
     words = " ".join(legible(plot_layers(layers_data(_many(200)))))
     assert "Layers without a range: 28." in " ".join(words.split())

@@ -8,7 +8,8 @@ Test: ``tests/plots/test_layers.py``.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from wua_mlflow.usage import ModelUsage
+    from wua_mlflow.usage import ModelUsage, NullUsage
 
 __all__ = ["LayersData", "layers_data", "plot_layers"]
 
@@ -106,7 +107,7 @@ def layers_data(usage: ModelUsage, flops_by_layer: Mapping[str, int] | None = No
         weights=usage.weights,
         skipped=len(usage.skipped),
         criterion=usage.criterion,
-        null_words=", ".join(sorted({f"{n.kind}, {n.draws} draws" for n in nulls if n})),
+        null_words=_null_words([null for null in nulls if null]),
         by_chance=_by_chance([n.draws for n in nulls if n]),
     )
 
@@ -158,6 +159,14 @@ def _subtitle(data: LayersData) -> str:
     layers = "the layer has" if len(data.names) == 1 else (
         "1 layer has" if dead == 1 else f"{dead:,} layers have")
     return f"{said}; {layers} no importance at all"
+
+
+def _null_words(nulls: Sequence[NullUsage]) -> str:
+    kinds = Counter((null.kind, f"{null.draws} draws") for null in nulls)
+    if len(kinds) < 2:
+        return "".join(", ".join(kind) for kind in kinds)
+    return "; ".join(f"{count:,} {', '.join(kind)}"
+                     for kind, count in sorted(kinds.items()))
 
 
 def _against_null(data: LayersData) -> str:

@@ -204,6 +204,7 @@ def _row(layer: LayerUsage) -> dict[str, object]:
         "null_low": null.low if null else None,
         "null_high": null.high if null else None,
         "shift": null.shift if null else None,
+        "null_kind": null.kind if null else None,
         "top90_share": layer.top90_share,
         "low_share": layer.low_share,
         "dead": layer.dead,

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from wua_mlflow.pipeline.report.blocks import Block, Bullets, Picture, Section, Table
 from wua_mlflow.pipeline.report.content import Report
-from wua_mlflow.usage import LayerUsage, ModelUsage
+from wua_mlflow.usage import PERMUTED, LayerUsage, ModelUsage
 
 __all__ = ["usage_section"]
 
@@ -26,7 +26,7 @@ def usage_section(report: Report) -> Section | None:
         return None
     slim = report.usages.get(report.names[-1]) if len(report.names) > 1 else None
     blocks: list[Block] = [
-        Bullets((*_concentrated(usage), *_dead(usage), CAUTION)),
+        Bullets((*_concentrated(usage), *_permuted(usage), *_dead(usage), CAUTION)),
         _table(usage, slim),
         Picture("layers", "Effective share of each layer of the original, beside networks that "
                           "learned nothing."),
@@ -56,6 +56,20 @@ def _concentrated(usage: ModelUsage) -> list[str]:
     return [f"By the criterion {usage.criterion}, importance is most concentrated in "
             f"{_name(least)}: {least.effective_share:.0%} of its weights are effective. It was not "
             f"compared with networks that learned nothing."]
+
+
+def _permuted(usage: ModelUsage) -> list[str]:
+    """The layers whose weights no module could re-initialise; by magnitude they have no range."""
+    layers, said = usage.layers.values(), []
+    permuted = [_name(layer) for layer in layers if layer.null and layer.null.kind == PERMUTED]
+    if permuted:
+        said.append("Compared with their own weights in another order, since they could not be "
+                    f"re-initialised: {_listed(permuted[:MOST_NAMED], len(permuted))}.")
+    without = [_name(layer) for layer in layers if usage.null and not layer.null]
+    if without:
+        said.append("Not compared with networks that learned nothing, since they could not be "
+                    f"re-initialised: {_listed(without[:MOST_NAMED], len(without))}.")
+    return said
 
 
 def _dead(usage: ModelUsage) -> list[str]:

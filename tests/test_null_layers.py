@@ -1,0 +1,111 @@
+"""Which layers a null re-initialises, which it permutes, what it leaves, and what it says of it."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from tests.nulls import INPUTS, Scale, states, stuck, trained
+from wua_mlflow.analysis import analyze
+from wua_mlflow.null import PERMUTED, REINITIALISED
+
+
+def test_permuted_layers_have_no_null_by_magnitude():
+    """The same weights in another order have the same share: a range of no width says nothing."""
+    usage = analyze(stuck(), INPUTS, criterion=["magnitude", "output"], null=3)
+    assert usage["magnitude"].layers["0"].null is None
+    assert usage["magnitude"].layers["2"].null.kind == REINITIALISED
+    assert usage["magnitude"].null.kind == "re-initialised, but 1 of 2 layers permuted"
+    assert usage["output"].layers["0"].null.kind == PERMUTED
+    alone = analyze(stuck(), INPUTS, criterion="magnitude", layers=["0"], null=3)
+    assert alone.null is None and alone.layers["0"].null is None
+
+
+def test_only_the_layers_that_cannot_be_reinitialised_are_permuted():
+    model = stuck()
+    usage = analyze(model, INPUTS, null=3)
+    assert [layer.null.kind for layer in usage.layers.values()] == [PERMUTED, REINITIALISED]
+    assert usage.null.kind == "re-initialised, but 1 of 2 layers permuted"
+    assert analyze(model, INPUTS, layers=["0"], null=3).null.kind == PERMUTED
+    assert analyze(model, INPUTS, layers=["2"], null=3).null.kind == REINITIALISED
+    for state in states(model, INPUTS):
+        own = model[0].weight
+        assert not torch.equal(state["0.weight"], own)
+        assert torch.equal(state["0.weight"].flatten().sort().values, own.flatten().sort().values)
+        assert torch.equal(state["0.bias"], model[0].bias)
+        assert state["2.weight"].abs().max() <= 1 / math.sqrt(40)  # torch's own bound
+        assert not torch.equal(state["2.weight"], model[2].weight)
+
+
+class Vision(nn.Module):
+    """A class token beside an encoder's layer: attention has ``_reset_parameters`` only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token = nn.Parameter(torch.full((1, 1, 8), 7.0))
+        self.encoder = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        self.head = nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.cat([self.token.expand(len(x), -1, -1), x], 1)
+        return self.head(self.encoder(x)[:, 0])
+
+
+def test_an_encoders_layers_are_reinitialised_and_a_class_token_stays():
+    torch.manual_seed(0)
+    model, inputs = Vision(), torch.randn(20, 5, 8)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(7.0)
+        model.encoder.linear1.weight.copy_(torch.randn(16, 8).exp())
+    usage = analyze(model, inputs, null=2)
+    kinds = {layer.null.kind for layer in usage.layers.values()}
+    assert kinds == {usage.null.kind} == {REINITIALISED}
+    bounds = {"encoder.linear1.weight": 1 / math.sqrt(8),  # torch's own, and Glorot's
+              "encoder.linear2.weight": 1 / math.sqrt(16), "head.weight": 1 / math.sqrt(8),
+              "encoder.self_attn.in_proj_weight": math.sqrt(6 / (8 + 24))}
+    for state in states(model, inputs):
+        for name, bound in bounds.items():
+            assert 0.8 * bound < state[name].abs().max() <= bound
+            assert state[name].unique().numel() > 0.9 * state[name].numel()
+        assert (state["token"] == 7.0).all()
+
+
+def test_a_weight_norm_keeps_a_layer_from_being_reinitialised():
+    model = nn.Sequential(torch.nn.utils.parametrizations.weight_norm(nn.Linear(30, 40)),
+                          nn.ReLU(), nn.Linear(40, 20), nn.ReLU(), nn.Linear(20, 2))
+    usage = analyze(model, INPUTS, null=2)
+    assert usage.layers["0"].null.kind == PERMUTED
+    assert usage.layers["2"].null.kind == REINITIALISED
+    for state in states(model, INPUTS):
+        for key, own in model.state_dict().items():
+            if "original" in key:
+                assert not torch.equal(state[key], own)
+                assert torch.equal(state[key].flatten().sort().values, own.flatten().sort().values)
+
+
+def test_a_bare_matrix_of_the_model_itself_is_permuted():
+    class Bare(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.matrix = nn.Parameter(torch.randn(30, 8))
+            self.head = nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head((x @ self.matrix).relu())
+
+    model = Bare()
+    usage = analyze(model, INPUTS, layers=["matrix", "head"], null=2)
+    assert {name: layer.null.kind for name, layer in usage.layers.items()} == {
+        "matrix": PERMUTED, "head": REINITIALISED}
+
+
+def test_a_parameter_that_is_no_layers_weight_stays_as_it_is():
+    model = trained(Scale(40))
+    model[1].factor.data = torch.arange(40.0)
+    usage = analyze(model, INPUTS, null=2)
+    assert usage.layers["0"].null.kind == usage.null.kind == REINITIALISED
+    for state in states(model, INPUTS):
+        assert state["1.factor"].tolist() == list(range(40))
