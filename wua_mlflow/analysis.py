@@ -193,7 +193,7 @@ def _usages(
     seen: Observation, criteria: Mapping[str, Criterion], layers: Sequence[str] | None
 ) -> dict[str, ModelUsage]:
     others = [name for name in (*seen.layers, *seen.skipped)
-              if layers is not None and name not in layers]
+              if layers is not None and name not in layers and not name.endswith("[...]")]
     skipped = {**seen.skipped, **dict.fromkeys(others, NOT_ASKED)}
     called = [name for name in seen.layers if name not in others and name not in skipped]
     if layers is None and 0 < len(seen.last) < len(called):

@@ -6,6 +6,7 @@ Tests: ``tests/test_observing.py``.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -150,8 +151,10 @@ def _stream(
         if not batch.first.is_cuda or not (number + 1) & number:
             _check_finite(watch, batch, number)
         if gradients is not None:
+            calls = Counter(state.calls)
             value = loss_of(outputs, batch.targets, loss, number=number)
             gradients.add(value, watch, batch.samples)
+            state.calls = calls  # what is checkpointed ran again in the backward
         samples += batch.samples
     _check_finite(watch, None, None)
     return samples

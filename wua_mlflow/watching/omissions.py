@@ -17,6 +17,10 @@ from wua_mlflow.watching.owners import Owners
 __all__ = ["NEVER_CALLED", "omissions"]
 
 NEVER_CALLED = "never called in the forward"
+_ONCE = frozenset(kind.forward for kind in (
+    nn.Linear, nn.Embedding, nn.Bilinear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d,
+    nn.ConvTranspose2d, nn.ConvTranspose3d))
+"""Forwards that multiply with the weight once a call."""
 _QUANTISED = ("torch.ao.nn.quantized", "torch.nn.quantized", "torch.ao.nn.intrinsic.quantized")
 
 
@@ -41,6 +45,7 @@ def omissions(
     found = {layer.name: "its weight is computed anew from the data"
              for layer in layers.values() if layer.changes}
     found.update(refused)
+    holders = {one.rpartition(".")[0] for one in refused}
     for name, module in owners.modules.items():
         if _within(name, computed):
             if name in computed:
@@ -57,10 +62,12 @@ def omissions(
         matrices = {one: others.get(one) for one, is_matrix in left.items() if is_matrix}
         if len(left) < len(own) or (matrices and not name) or len(set(matrices.values())) > 1:
             found.update({one: _through(function) for one, function in matrices.items()})
-        elif left:
+        elif left and (matrices or name not in holders):
             found[name] = _of_module(module, matrices, calls.get(name, 0))
     found.update(_tied(owners, covered))
-    found.update(_in_part(owners, layers))
+    for part in (_in_part(owners, layers), _also(owners, layers, calls, others)):
+        for key, reason in part.items():
+            found[key] = f"{found[key]}; {reason}" if key in found else reason
     return found
 
 
@@ -123,4 +130,27 @@ def _in_part(owners: Owners, layers: Mapping[str, Layer]) -> dict[str, str]:
         if count < total:
             found[f"{parameter}[...]"] = \
                 f"{total - count} of its {total} weights are in no product that is analysed"
+    return found
+
+
+def _also(
+    owners: Owners, layers: Mapping[str, Layer], calls: Mapping[str, int],
+    others: Mapping[str, str],
+) -> dict[str, str]:
+    """Parameters that are analysed, but not in all that the forward did with them."""
+    products: Counter[str] = Counter()
+    for layer in layers.values():
+        if layer.view is not None:
+            products[layer.view.parameter] += layer.calls
+    found = {}
+    for parameter, seen in products.items():
+        owner, _, attribute = parameter.rpartition(".")
+        module, called = owners.modules.get(owner, nn.Module()), calls.get(owner, 0)
+        reasons = []
+        if parameter in others:
+            reasons.append(f"also used through {others[parameter]}, which is not counted")
+        if attribute == "weight" and 0 < seen < called and type(module).forward in _ONCE:
+            reasons.append(f"{called - seen} of {called} calls were not seen")
+        if reasons:
+            found[f"{parameter}[...]"] = "; ".join(reasons)
     return found

@@ -24,6 +24,7 @@ from wua_mlflow.watching.marks import mark, noted
 from wua_mlflow.watching.masks import Mask
 from wua_mlflow.watching.owners import Owners, View, kind_of, layer_name
 from wua_mlflow.watching.recurrent import RECURRENT, Recurrence, run_by_layer
+from wua_mlflow.watching.strangers import Strangers
 from wua_mlflow.watching.told import (
     Needs,
     Positions,
@@ -61,6 +62,7 @@ class Watch(TorchFunctionMode):
     def __init__(self, model: nn.Module, needs: Needs, wanted: Callable[[str], bool]) -> None:
         super().__init__()
         self.owners = Owners(model)
+        self.strangers = Strangers(self.owners)
         self.needs, self.wanted = needs, wanted
         self.running: list[str] = []
         self.layers: dict[str, Layer] = {}
@@ -132,11 +134,13 @@ class Watch(TorchFunctionMode):
         if not isinstance(output, Tensor) or not isinstance(weight, Tensor) or weight.dim() < 2:
             return False
         view = self.owners.find(weight, self.running)
-        if view is None and not self._computes(product):
-            buffer = self.owners.buffers.get(id(weight if weight._base is None else weight._base))
-            if buffer is not None:
-                self.refused.setdefault(buffer, "its weight is a buffer, not a parameter")
-            return False
+        if view is None:
+            made, running = self._computes(product), self.running
+            stranger = self.strangers.of(product, running[-1] if running else None, made=made)
+            if stranger is not None:
+                self.refused.setdefault(*stranger)
+            if stranger is not None or not made:
+                return False
         if view is not None and self.owners.find(product.inputs[0], self.running):
             return False  # two parameters make a weight
         for part, piece, place in self._thirds(product, output, view):
@@ -190,7 +194,8 @@ class Watch(TorchFunctionMode):
         if view is not None:
             owner, _, attribute = view.parameter.rpartition(".")
             module = self.owners.modules.get(owner, nn.Module())
-            name = self._named(layer_name(view.parameter, view, module), view)
+            name = self._named(layer_name(view.parameter, view, module), view,
+                               product.operation)
         else:
             module, attribute, owner = self.owners.modules[module_name], "weight", module_name
             others = sum(layer.module == module_name and layer.view is None
@@ -217,7 +222,7 @@ class Watch(TorchFunctionMode):
         self.layers[name] = layer
         return layer
 
-    def _named(self, name: str, view: View) -> str | None:
+    def _named(self, name: str, view: View, operation: str) -> str | None:
         """A name of its own for each view of a parameter; None for one that overlaps another."""
         alone = f"{name}[{view.offset}]"
         for layer in self.layers.values():
@@ -225,6 +230,8 @@ class Watch(TorchFunctionMode):
                 if layer.view.overlaps(view):
                     if not layer.view.is_same_as(view):
                         self.refused[alone] = f"overlaps '{layer.name}', which is counted"
+                    elif len(self.owners.aliases[view.parameter]) == 1:  # else a name says it
+                        self.others.setdefault(view.parameter, operation)
                     return None
                 name = name if name != layer.name else alone
         return name

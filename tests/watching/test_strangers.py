@@ -1,0 +1,138 @@
+"""Weights that a model does not register, and uses of a weight beside those that are analysed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from tests.model_forms import Layers, matrix, net, through
+from tests.networks import rows
+from wua_mlflow.analysis import analyze
+from wua_mlflow.usage import ModelUsage
+
+
+def used(run: Callable[..., Tensor], attributes=(), **parts) -> ModelUsage:
+    """The usage of first, then ``run``, then head."""
+    model = Layers(through(run), **net(**parts))
+    for name, value in dict(attributes).items():
+        setattr(model, name, value)
+    return analyze(model, rows(6, 3), criterion="wanda")
+
+
+class Quantised(nn.Module):
+    """Whole numbers and a scale, as weight-only quantisation leaves them."""
+
+    def __init__(self, *, parameter: bool, bias: bool) -> None:
+        super().__init__()
+        codes = torch.randint(-3, 3, (4, 4), dtype=torch.int8)
+        if parameter:
+            self.qweight = nn.Parameter(codes, requires_grad=False)
+        else:
+            self.register_buffer("qweight", codes)
+        self.register_buffer("scale", torch.full((4, 1), 0.1))
+        self.bias = nn.Parameter(torch.ones(4)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.linear(x, self.qweight.float() * self.scale, self.bias)
+
+
+BESIDE = {
+    "vmap": (lambda model, h: model.inner(h) + torch.vmap(model.inner)(h * 5),
+             ["linear inside torch.func", "1 of 2 calls were not seen"]),
+    "einsum": (lambda model, h: torch.einsum("bi,ij->bj", model.inner(h), model.inner.weight),
+               ["also used through einsum, which is not counted"]),
+    "transposed": (lambda model, h: functional.linear(model.inner(h), model.inner.weight.T),
+                   ["also used through linear, which is not counted"]),
+    "functorch": (lambda model, h: model.inner(h) + torch.vmap(
+        lambda weight: torch.func.functional_call(model.inner, {"weight": weight}, (h,)))(
+            model.inner.weight[None])[0], ["1 of 2 calls were not seen"]),
+}
+
+
+@pytest.mark.parametrize(("run", "reasons"), BESIDE.values(), ids=BESIDE)
+def test_other_uses_of_a_layer_are_named_beside_it(run, reasons):
+    usage = used(run, inner=nn.Linear(4, 4))
+    assert "inner" in usage.layers
+    for reason in reasons:
+        assert reason in usage.skipped["inner.weight[...]"]
+
+
+def test_a_table_that_is_looked_up_and_multiplied_is_named():
+    def run(model: Layers, h: Tensor) -> Tensor:
+        return torch.einsum("bi,ji->bj", model.table(h[:, 0].long().clamp(0, 3)),
+                            model.table.weight)
+
+    usage = used(run, table=nn.Embedding(4, 4))
+    assert "table" in usage.layers
+    assert usage.skipped["table.weight[...]"] == "also used through einsum, which is not counted"
+
+
+def test_another_use_is_named_where_only_its_layer_is_asked_for():
+    model = Layers(through(BESIDE["einsum"][0]), **net(inner=nn.Linear(4, 4)))
+    usage = analyze(model, rows(6, 3), layers=["inner"])
+    assert usage.skipped["inner.weight[...]"] == "also used through einsum, which is not counted"
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("parameter", [False, True])
+def test_a_weight_made_of_whole_numbers_is_named_once(parameter, bias):
+    usage = used(lambda model, h: model.inner(h), inner=Quantised(parameter=parameter, bias=bias))
+    assert {name: why for name, why in usage.skipped.items() if name.startswith("inner")} == {
+        "inner.qweight": "its weight is integer-quantised (int8)"}
+    assert list(usage.layers) == ["first"]
+
+
+HELD = {
+    "plain": (lambda model, h: h @ model.held, torch.ones(4, 4), "held",
+              "its weight is a plain tensor, not a parameter"),
+    "plain, transposed": (lambda model, h: functional.linear(h, model.held.T),
+                          torch.randn(4, 4).T, "held",
+                          "its weight is a plain tensor, not a parameter"),
+    "list": (lambda model, h: model.held[1](h), [None, nn.Linear(4, 4)], "held[1]",
+             "it is in a module that the model does not register"),
+    "dict": (lambda model, h: model.held["a"](h), {"a": nn.Linear(4, 4)}, "held[a]",
+             "it is in a module that the model does not register"),
+}
+
+
+@pytest.mark.parametrize(("run", "value", "name", "reason"), HELD.values(), ids=HELD)
+@pytest.mark.parametrize("own", [False, True])
+def test_what_is_not_registered_is_named_where_it_is_held(run, value, name, reason, own):
+    parts = {"gain": nn.Parameter(torch.ones(4))} if own and name != "held" else {}
+    usage = used(run, attributes={"held": value}, **parts)
+    assert list(usage.layers) == ["first"]
+    assert usage.skipped[name] == reason
+
+
+def test_any_other_weight_is_named_by_the_module_that_runs():
+    class Hidden(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return functional.linear(x, torch.full((4, 4), 0.5))
+
+    usage = used(lambda model, h: model.inner(h), inner=Hidden())
+    assert usage.skipped["inner"] == \
+        "the weight of its linear is neither a parameter nor a buffer"
+
+
+@pytest.mark.parametrize("criterion", ["wanda", "taylor"])
+def test_what_runs_again_or_several_times_is_no_omission(criterion):
+    def run(model: Layers, h: Tensor) -> Tensor:
+        return model.inner(checkpoint(model.inner, h, use_reentrant=False))
+
+    model = Layers(through(run), **net(inner=nn.Linear(4, 4)))
+    model.same = [model.inner]
+    data = [(rows(6, 3), torch.zeros(6, dtype=torch.long))] * 2
+    usage = analyze(model, data, criterion=criterion, loss=nn.functional.cross_entropy)
+    assert list(usage.layers) == ["first", "inner"]
+    assert list(usage.skipped) == ["head"]
+
+
+def test_a_parameter_of_its_own_that_was_not_used_is_still_named():
+    usage = used(lambda model, h: h @ model.own, own=matrix(4, 4), spare=matrix(2, 2))
+    assert dict(usage.skipped)["spare"] == "never used in the forward"
+    assert not any(name.endswith("[...]") for name in usage.skipped)
