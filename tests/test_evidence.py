@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from tests.networks import labels, mlp, rows
 from wua_mlflow.analysis import analyze, layer_importance
 from wua_mlflow.batches import Batches
 from wua_mlflow.evidence import Evidence, criteria_named, evidence_of, what_to_gather
 from wua_mlflow.importance import CRITERIA, magnitude, output, taylor, wanda
-from wua_mlflow.observing import observe
+from wua_mlflow.observing import Observation, observe
+from wua_mlflow.watching.layer import Layer
+from wua_mlflow.watching.owners import Owners
 
 UNITS, GROUPS, EACH = 6, 3, 8
 
@@ -219,3 +225,48 @@ def test_a_weight_that_the_data_make_is_left_out_by_name():
     assert usage.skipped["1"] == "its weight is computed anew from the data"
     with pytest.raises(ValueError, match="^layer 1: .* computed anew from the data$"):
         layer_importance(model, rows(12, 3).split(4), ["1"])
+
+
+class Largest(TorchDispatchMode):
+    """The most numbers that anything but a view read or made."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if not func.is_view:
+            tensors = [one for one in tree_leaves((args, kwargs, result))
+                       if isinstance(one, Tensor)]
+            self.numbers = max([self.numbers, *(one.numel() for one in tensors)])
+        return result
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", ["linear", "embedding", "transposed"])
+@pytest.mark.parametrize("value", [0.5, 6e4, math.nan, math.inf])
+def test_a_narrow_weight_is_looked_at_in_blocks(dtype, kind, value):
+    weight = torch.full((1500, 2000), 0.5, dtype=dtype)
+    weight[1499, 1999] = value
+    weight = weight.T.contiguous().T if kind == "transposed" else weight
+    model = nn.Embedding(1500, 2000) if kind == "embedding" else nn.Linear(2000, 1500)
+    model.weight = nn.Parameter(weight)
+    layer = Layer("a", "Linear", "", kind if kind == "embedding" else "linear", 1500,
+                  view=Owners(model).find(model.weight, []))
+    seen = Observation({"a": layer}, (), {}, 1, {"weight": model.weight}, None, None)
+    with Largest() as found:
+        if math.isfinite(value):
+            assert evidence_of(layer, seen).weight.data_ptr() == model.weight.data_ptr()
+        else:
+            with pytest.raises(ValueError, match="^layer a: expected a finite weight, but got NaN "
+                                                 "or infinity$"):
+                evidence_of(layer, seen)
+    assert 2**19 <= found.numbers <= 2**20
+
+
+def test_finite_weights_with_an_infinite_sum():
+    model = nn.Linear(3, 4)
+    with torch.no_grad():
+        model.weight.fill_(3e38)
+    layer = Layer("a", "Linear", "", "linear", 4, view=Owners(model).find(model.weight, []))
+    seen = Observation({"a": layer}, (), {}, 1, {"weight": model.weight}, None, None)
+    assert evidence_of(layer, seen).weight.isfinite().all()

@@ -6,7 +6,7 @@ Tests: ``tests/test_evidence.py``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -23,6 +23,8 @@ Part = Callable[[slice, slice], Tensor]
 """The importance of a tile: rows are units, columns a unit's weights."""
 _EXACT_UP_TO = 2**20
 """Layers of up to so many weights get their importance in float64, larger ones in float32."""
+_BLOCK = 2**20
+"""So many weights at a time are looked at for NaN and infinity."""
 
 
 @dataclass(frozen=True)
@@ -161,9 +163,7 @@ def evidence_of(layer: Layer, seen: Observation) -> Evidence:
         ValueError: the weight is NaN or infinite.
     """
     weight = _weight(layer, seen)
-    total = torch.linalg.vector_norm(weight, 1, dtype=torch.promote_types(
-        weight.dtype, torch.float32))
-    if not bool(torch.isfinite(total)) and not bool(torch.isfinite(weight).all()):
+    if not _is_finite(weight):
         raise ValueError(f"layer {layer.name}: expected a finite weight, but got NaN or infinity")
     ones, squares = layer.inputs[1], layer.inputs[2]
     found = Evidence(
@@ -180,6 +180,30 @@ def evidence_of(layer: Layer, seen: Observation) -> Evidence:
         bias_gradient = seen.gradients.of_bias(layer)
     return replace(found, gradient=seen.gradients.of_weight(layer), bias=bias,
                    bias_gradient=bias_gradient)
+
+
+def _is_finite(weight: Tensor) -> bool:
+    """Block by block: a weight of less than float32 is never copied whole; read back once."""
+    dtype = torch.promote_types(weight.dtype, torch.float32)
+    total = torch.zeros((), dtype=dtype, device=weight.device)
+    for block in _blocks(weight):
+        total += torch.linalg.vector_norm(block, 1, dtype=dtype)
+    if bool(torch.isfinite(total)):
+        return True
+    finite = torch.ones((), dtype=torch.bool, device=weight.device)
+    for block in _blocks(weight):  # finite ones can have an infinite sum
+        finite &= torch.isfinite(block).all()
+    return bool(finite)
+
+
+def _blocks(tensor: Tensor) -> Iterator[Tensor]:
+    """Views of all of a tensor, however it lies in memory, none above ``_BLOCK`` numbers."""
+    if tensor.numel() <= _BLOCK:
+        yield tensor
+        return
+    dim = max((dim for dim, size in enumerate(tensor.shape) if size > 1), key=tensor.stride)
+    for half in tensor.chunk(2, dim):
+        yield from _blocks(half)
 
 
 def whole(parameter: Tensor) -> Tensor:
