@@ -214,6 +214,25 @@ def test_everything_is_moved_to_the_models_device():
     assert {tensor.device.type for tensor in tensors} == {"meta"}
 
 
+@pytest.mark.parametrize("data", [X.to("meta"), [(X, Y.to("meta"))], [{"x": X.to("meta")}]],
+                         ids=["tensor", "target", "dict"])
+def test_data_on_the_meta_device(data):
+    with pytest.raises(ValueError, match="^data: expected tensors with values, but got one on the "
+                                         "meta device; make it on a real device$"):
+        list(Batches(data, Plain()))
+
+
+@pytest.mark.parametrize(("device", "expected"), [("cpu", False), ("mps", False), ("cuda", True)])
+def test_only_a_copy_to_cuda_does_not_block(device, expected, monkeypatch):
+    asked = []
+    batches = Batches(X, Plain())
+    batches._device = torch.device(device)
+    monkeypatch.setattr(Tensor, "to", lambda self, **how: asked.append(how) or self)
+    list(batches)
+    assert asked == [{"device": torch.device(device), "dtype": torch.float32,
+                      "non_blocking": expected}]
+
+
 def test_a_model_without_parameters_takes_float32():
     found, = Batches([X.double()], nn.ReLU())
     assert found.args[0].dtype == torch.float32

@@ -103,3 +103,30 @@ def test_hardly_anything_is_no_zero():
     assert not layer.dead
     expected = analyze(mlp(3, 4, 2), rows(5, 3), criterion="magnitude").layers["0"]
     assert layer.entropy == pytest.approx(expected.entropy, rel=1e-6)
+
+
+@pytest.mark.parametrize("criterion", ["wanda", ["input", "wanda"]])
+def test_finite_activations_whose_squares_overflow(criterion):
+    with pytest.raises(ValueError, match=(
+            "^layer second: expected inputs whose squares float32 can hold, but their sum "
+            "overflows by batch 1; scale the data down, choose criterion input, or run the model "
+            r"in float64 \(model.double\(\)\)$")):
+        analyze(Breaking(1e22), [rows(4, 3), rows(4, 3) + 10], criterion=criterion)
+    model, data = mlp(3, 4, 2), rows(5, 3) * 1e25
+    assert analyze(model.double(), data, criterion="wanda").layers["0"].effective_weights > 1
+    with pytest.raises(ValueError, match="^layer 0: expected inputs whose squares float64 can hold,"
+                                         ".* scale the data down, choose criterion input$"):
+        analyze(model, rows(5, 3).double() * 1e200, criterion="wanda")
+
+
+def test_states_of_a_recurrent_layer_whose_squares_overflow():
+    class Large(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn, self.head = nn.RNN(3, 4, nonlinearity="relu"), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.rnn(x)[0])
+
+    with pytest.raises(ValueError, match="^layer rnn.weight_hh_l0: expected inputs whose squares "):
+        analyze(Large(), rows(5, 2, 3) * 1e25, criterion="wanda", layers=["rnn.weight_hh_l0"])

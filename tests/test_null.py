@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import random
+import threading
 
 import numpy as np
 import pytest
@@ -211,3 +212,24 @@ def test_a_sampled_grouped_convolution(monkeypatch):
     sampled = analyze(model, images, criterion="wanda", null=4).layers["0"].null
     assert sampled.share == pytest.approx(whole.share, rel=0.05)
     assert sampled.share != whole.share
+
+
+class Locked(nn.Sequential):
+    def __init__(self, *modules: nn.Module) -> None:
+        super().__init__(*modules)
+        self.lock = threading.Lock()
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm")
+@pytest.mark.parametrize(("make", "reason"), [
+    (lambda: Locked(*trained()), "TypeError: cannot pickle '_thread.lock' object"),
+    (lambda: nn.Sequential(nn.utils.weight_norm(nn.Linear(30, 4)), nn.Linear(4, 2)),
+     "RuntimeError: Only Tensors created explicitly by the user .*"),
+], ids=["lock", "weight norm"])
+def test_a_model_that_cannot_be_copied(make, reason):
+    data = [(INPUTS, torch.arange(50) % 2)]
+    options = {"criterion": "taylor", "loss": nn.functional.cross_entropy}
+    assert analyze(make(), data, **options).layers
+    with pytest.raises(ValueError, match="^model: cannot be copied, which the null needs: "
+                                         f"{reason}; use null=0$"):
+        analyze(make(), data, null=2, **options)

@@ -132,9 +132,11 @@ class Batches:
     def _placed(self, value: Any) -> Any:
         """On the model's device; floating-point numbers in its dtype."""
         if isinstance(value, Tensor | np.ndarray):
-            value = _plain(value)
+            value = self._valued(value)
             dtype = self._dtype if value.is_floating_point() else value.dtype
-            return value.to(device=self._device, dtype=dtype, non_blocking=True)
+            # a copy to the CPU that does not block could be read before it is done
+            return value.to(device=self._device, dtype=dtype,
+                            non_blocking=self._device.type == "cuda")
         if isinstance(value, tuple | list):
             parts = map(self._placed, value)
             return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
@@ -142,9 +144,16 @@ class Batches:
             return {name: self._placed(part) for name, part in value.items()}
         return value
 
+    def _valued(self, value: Tensor | np.ndarray) -> Tensor:
+        plain = _plain(value)
+        if plain.is_meta and self._device.type != "meta":
+            raise ValueError("data: expected tensors with values, but got one on the meta device; "
+                             "make it on a real device")
+        return plain
+
     def _targets(self, targets: Any) -> Any:
         if isinstance(targets, Tensor | np.ndarray):
-            return _plain(targets).to(self._device)
+            return self._valued(targets).to(self._device)
         return targets
 
 

@@ -2,7 +2,7 @@
 
 Each draw re-initialises every module that has ``reset_parameters`` or ``_reset_parameters``, and
 sees the same inputs; of the layers whose weights that leaves as they were, the own weights are
-permuted. May import: randomness, usage.
+permuted. May import: dotted, randomness, usage.
 Tests: ``tests/test_null.py``, ``tests/test_null_layers.py``.
 """
 
@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from wua_mlflow.dotted import one_line
 from wua_mlflow.randomness import Purpose, isolated, torch_generator
 from wua_mlflow.usage import PERMUTED, REINITIALISED, LayerUsage, ModelUsage, NullUsage
 
@@ -49,7 +50,7 @@ def with_null(
         seed: of this function's own random numbers.
 
     Raises:
-        ValueError: ``draws`` below 1.
+        ValueError: ``draws`` below 1, or a model that cannot be copied.
     """
     if draws < 1:
         raise ValueError(f"draws: expected a whole number of at least 1, but got {draws}")
@@ -67,7 +68,7 @@ def _draw(
     draws: int,
     generator: torch.Generator,
 ) -> list[Mapping[str, ModelUsage]]:
-    blank, found = copy.deepcopy(model), []
+    blank, found = _copied(model), []
     chosen = list(dict.fromkeys(name for names in permuted.values() for name in names))
     for _ in range(draws):
         torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
@@ -119,9 +120,17 @@ def _permuted(model: nn.Module, layers: Iterable[str]) -> dict[str, list[str]]:
     return {layer: names for layer, names in found.items() if names}
 
 
+def _copied(model: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:
+        raise ValueError("model: cannot be copied, which the null needs: "
+                         f"{one_line(error)}; use null=0") from error
+
+
 def _kept(model: nn.Module) -> set[str]:
     """Names of the parameters that no module of the model initialises anew, tried on a copy."""
-    probe = copy.deepcopy(model)
+    probe = _copied(model)
     with torch.no_grad():
         for parameter in probe.parameters():
             if parameter.is_floating_point() or parameter.is_complex():

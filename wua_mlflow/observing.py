@@ -70,12 +70,16 @@ def observe(
         loss: for gradients.
 
     Raises:
-        ValueError: no samples, or a sum that is NaN or infinite: names the layer and the batch.
+        ValueError: no samples, a model on the meta device, or a sum that is NaN or infinite:
+            names the layer and the batch.
         Exception: whatever the model's forward raises; its message names the layer reached.
     """
     if any(map(is_lazy, (*model.parameters(), *model.buffers()))):
         raise ValueError("model: expected initialised parameters, but got lazy ones; call the "
                          "model once first")
+    if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
+        raise ValueError("model: expected parameters and buffers with values, but got some on the "
+                         "meta device; call model.to_empty(device=...) and load a state dict first")
     watch = Watch(model, needs, wanted)
     gradients = Gradients() if needs.gradient else None
     sampler = Sampler() if needs.rows else None
@@ -173,8 +177,19 @@ def _check_finite(watch: Watch, batch: Batch | None, number: int | None) -> None
             broken = next((name for name, parameter in watch.owners.parameters.items()
                            if not bool(torch.isfinite(parameter).all())), None)
             cause = "" if broken is None else f"; parameter '{broken}' is not finite"
-            raise ValueError(f"layer {layer.name}: expected a finite {what}, but got NaN or "
-                             f"infinity{where}{cause}")
+            if total is layer.inputs[2] and layer.overflow is not None:
+                raise ValueError(_overflow(layer.name, layer.overflow, where))
+            maybe = total is layer.inputs[2] and total.sums.is_cuda and not total.sums.isnan().any()
+            got = "infinity, or squares that overflow" if maybe else "NaN or infinity"
+            raise ValueError(f"layer {layer.name}: expected a finite {what}, but got {got}{where}"
+                             f"{cause}")
+
+
+def _overflow(name: str, dtype: torch.dtype, where: str) -> str:
+    kind = str(dtype).removeprefix("torch.")
+    wider = "" if dtype == torch.float64 else ", or run the model in float64 (model.double())"
+    return (f"layer {name}: expected inputs whose squares {kind} can hold, but their sum overflows"
+            f"{where}; scale the data down, choose criterion input{wider}")
 
 
 def _say_where(error: Exception, stack: list[str], number: int) -> None:

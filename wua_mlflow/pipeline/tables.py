@@ -32,10 +32,8 @@ _FEW = 20  # up to so many different whole numbers are classes; more are amounts
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Checked rows: ``inputs`` (n, *features), finite; ``targets`` (n,), numbers, bools or text.
-
-    ``places``: the inputs are whole numbers that an embedding looks up, so they stay int64.
-    """
+    """Checked rows: ``inputs`` (n, *features), finite; ``targets`` (n,), numbers, bools or text;
+    ``places``: the inputs are whole numbers that an embedding looks up, so they stay int64."""
 
     inputs: np.ndarray
     targets: np.ndarray

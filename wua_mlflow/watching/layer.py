@@ -77,7 +77,8 @@ class Layer:
     """A weight and its statistics; ``weight`` is a view of a parameter, or was ``computed``.
 
     ``operation`` is a product's, or ``recurrent`` with so many ``gates``. ``bias`` is a parameter's
-    view, or None where there is none that could be told.
+    view, or None where there is none that could be told. ``overflow`` is the dtype that could not
+    hold the squares of finite inputs, where that was seen.
     """
 
     name: str
@@ -100,6 +101,7 @@ class Layer:
     alive: Alive | None = None
     alive_after_relu: Alive | None = None
     changes: bool = False
+    overflow: torch.dtype | None = None
 
     @property
     def covers(self) -> str | None:

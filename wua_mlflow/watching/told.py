@@ -5,6 +5,7 @@ May import: torch, its own package. Tests: ``tests/watching/test_told.py``.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -54,7 +55,10 @@ def tell_product(
     if needs.output:
         layer.output.add(*output_sums(product, output, mask, time_first=first))
     for power in needs.powers:
-        layer.inputs[power].add(*input_sums(product, output, power, mask, time_first=first))
+        sums, count = input_sums(product, output, power, mask, time_first=first)
+        layer.inputs[power].add(sums, count)
+        if power == 2:
+            _see_overflow(layer, sums, product.inputs)
     rows = by_unit(output, product.spatial, product.unit_dim)
     if layer.alive is None:
         layer.alive = Alive(layer.units, output.device, above=False)
@@ -79,6 +83,15 @@ def tell_recurrence(
         else:
             sums, count = _of_packed_states(one, power)
         layer.inputs[power].add(sums.unsqueeze(0), count)
+        if power == 2:
+            _see_overflow(layer, sums, (cast(Tensor, one.given if met is None else met),))
+
+
+def _see_overflow(layer: Layer, sums: Tensor, inputs: Sequence[Tensor]) -> None:
+    """Are sums infinite though the inputs are finite? A GPU would have to wait: not asked there."""
+    if not sums.is_cuda and not bool(sums.isfinite().all()) \
+            and all(bool(one.isfinite().all()) for one in inputs):
+        layer.overflow = sums.dtype
 
 
 def _of_packed_states(one: Recurrence, power: int) -> tuple[Tensor, int]:

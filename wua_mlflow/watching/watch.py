@@ -207,6 +207,9 @@ class Watch(TorchFunctionMode):
             self.refused[name] = "its weight is complex" if weight.is_complex() else \
                 f"its weight is integer-quantised ({str(weight.dtype).removeprefix('torch.')})"
             return None
+        if not weight.numel():
+            self.refused[name] = f"it has no weights: its shape is {tuple(weight.shape)}"
+            return None
         if not self.wanted(name):
             return None
         geometry = product.geometry
