@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import scipy.stats
 import torch
 
+from wua_mlflow.analysis import analyze
 from wua_mlflow.concentration import histogram
-from wua_mlflow.usage import Histogram, LayerUsage, ModelUsage, NullUsage
+from wua_mlflow.usage import Concentration, Histogram, LayerUsage, ModelUsage, NullUsage
 
 
 def layer(name, weights, entropy, top90_share, low, null=None):
@@ -52,3 +54,40 @@ def test_a_model_no_weight_of_which_matters():
                       histogram(torch.zeros(4)), dead=True)
     usage = ModelUsage("output", 1, {"a": dead}, {})
     assert (usage.entropy, usage.effective_weights, usage.effective_share) == (0.0, 0.0, 0.0)
+
+
+def of_units(one, units, effective, dead):
+    usage = Concentration(units, math.log(effective), effective, 0.5, 0.0)
+    return replace(one, units=units, unit_usage=usage, dead_units=dead)
+
+
+def test_the_models_units_are_sums_over_its_layers():
+    plain = layer("a", 8, 1.0, 0.5, 0.25)
+    layers = {"a": of_units(plain, 4, 3.0, 1), "b": of_units(plain, 12, 5.5, 2),
+              "c": of_units(plain, 4, 1.5, None)}
+    usage = ModelUsage("output", 100, layers, {})
+    assert (usage.units, usage.effective_units, usage.effective_unit_share, usage.dead_units) == (
+        20, 10.0, 0.5, 3)
+
+
+def test_a_models_units_of_which_not_all_is_known():
+    plain = layer("a", 8, 1.0, 0.5, 0.25)
+    usage = ModelUsage("output", 100, {"a": of_units(plain, 4, 3.0, None), "b": plain}, {})
+    assert (usage.units, usage.effective_units, usage.effective_unit_share, usage.dead_units) == (
+        6, None, None, None)
+    nothing_dead = ModelUsage("output", 100, {"a": of_units(plain, 4, 3.0, 0)}, {})
+    assert nothing_dead.dead_units == 0
+
+
+def test_the_units_of_a_model_that_was_analysed():
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.ReLU(), torch.nn.Linear(5, 4),
+                                torch.nn.ReLU(), torch.nn.Linear(4, 2))
+    with torch.no_grad():
+        model[0].bias[1] = model[2].bias[2] = -100.0
+    usage = analyze(model, torch.rand(20, 3))
+    first, second = usage.layers.values()
+    assert (usage.units, usage.dead_units) == (9, first.dead_units + second.dead_units)
+    assert usage.dead_units >= 2
+    assert usage.effective_units == first.unit_usage.effective + second.unit_usage.effective
+    assert usage.effective_unit_share == usage.effective_units / 9

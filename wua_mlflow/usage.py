@@ -153,5 +153,30 @@ class ModelUsage:
         """Sum of the layers' low counts ÷ analysed weights."""
         return self._weighted("low_share")
 
+    @property
+    def units(self) -> int:
+        """Number of units of the analysed layers."""
+        return sum(layer.units for layer in self.layers.values())
+
+    @property
+    def effective_units(self) -> float | None:
+        """Sum over the layers of their effective units; None where a layer's are not known."""
+        known = [layer.unit_usage.effective for layer in self.layers.values()
+                 if layer.unit_usage is not None]
+        return sum(known) if len(known) == len(self.layers) else None
+
+    @property
+    def effective_unit_share(self) -> float | None:
+        """Effective units ÷ units; None where a layer's effective units are not known."""
+        effective = self.effective_units
+        return None if effective is None else effective / self.units
+
+    @property
+    def dead_units(self) -> int | None:
+        """Sum over the layers whose outputs were seen; None where no layer's were."""
+        known = [layer.dead_units for layer in self.layers.values()
+                 if layer.dead_units is not None]
+        return sum(known) if known else None
+
     def _weighted(self, what: str) -> float:
         return sum(getattr(la, what) * la.weights for la in self.layers.values()) / self.weights
