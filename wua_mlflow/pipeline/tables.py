@@ -32,12 +32,11 @@ _FEW = 20  # up to so many different whole numbers are classes; more are amounts
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Checked rows: ``inputs`` (n, *features), finite; ``targets`` (n,), numbers, bools or text;
-    ``places``: the inputs are whole numbers that an embedding looks up, so they stay int64."""
+    """Checked rows: ``inputs`` (n, *features), finite; ``targets`` (n,), numbers, bools or text."""
 
     inputs: np.ndarray
     targets: np.ndarray
-    places: bool = False
+    places: bool = False  # whole numbers that an embedding looks up: they stay int64
 
 
 @dataclass(frozen=True)
@@ -125,8 +124,8 @@ def read_rows(data: str, target: str | None) -> Rows:
     if ending not in ENDINGS:
         raise ValueError(f"data: expected a file ending in {', '.join(ENDINGS)}, but got {data!r}")
     if not path.is_file():
-        got = "is a folder" if path.is_dir() else "does not exist"
-        raise ValueError(f"data: expected a file, but {data!r} {got}")
+        raise ValueError(f"data: expected a file, but {data!r} "
+                         f"{'is a folder' if path.is_dir() else 'does not exist'}")
     if path.stat().st_size == 0:
         raise ValueError(f"data: expected rows in {data}, but the file is empty")
     return _npz_rows(path, target or "y") if ending == ".npz" else _table_rows(path, target)
@@ -170,7 +169,7 @@ def _npz_rows(path: Path, target: str) -> Rows:
             names = archive.files
             arrays = {name: archive[name] for name in names if name in ("X", target)}
     except Exception as error:  # zip, pickle and header errors of many kinds: all are the file's
-        raise _unreadable(path, error) from error
+        raise ValueError(f"data: could not read {path}: {one_line(error)}") from error
     for argument, name in (("data", "X"), ("target", target)):
         if name not in arrays:
             raise ValueError(f"{argument}: expected an array {name!r} in {path}, but it has "
@@ -205,7 +204,7 @@ def frame_of(path: Path) -> pd.DataFrame:
     try:
         frame = pd.read_csv(path, low_memory=False) if csv else pd.read_parquet(path)
     except Exception as error:  # each reader has kinds of its own: all are the file's
-        raise _unreadable(path, error) from error
+        raise ValueError(f"data: could not read {path}: {one_line(error)}") from error
     if csv and len(frame) and str(frame.columns[0]) == "Unnamed: 0":
         numbered = frame.iloc[:, 0].tolist() == list(range(len(frame)))
         frame = frame.iloc[:, 1:] if numbered else frame  # the index that pandas' to_csv wrote
@@ -278,9 +277,9 @@ def _check_finite(values: np.ndarray, where: str, argument: str = "data") -> Non
 
 
 def _are_classes(values: np.ndarray, whole_are_classes: bool) -> bool:
-    if values.dtype.kind not in "iuf" or (whole_are_classes and values.dtype.kind in "iu"):
-        return True
-    return len(values) <= _FEW and bool((values == np.round(values)).all())
+    whole = whole_are_classes and values.dtype.kind in "iu"
+    return whole or values.dtype.kind not in "iuf" or (
+        len(values) <= _FEW and bool((values == np.round(values)).all()))
 
 
 def _amounts(targets: np.ndarray, where: str) -> np.ndarray:
@@ -297,7 +296,3 @@ def _class_name(value: Any) -> str:
 def _listed(names: Sequence[str], most: int = 8) -> str:
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(repr(name) for name in names[:most]) + more
-
-
-def _unreadable(path: Path, error: Exception) -> ValueError:
-    return ValueError(f"data: could not read {path}: {one_line(error)}")
