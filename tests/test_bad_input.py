@@ -93,7 +93,7 @@ DATA = [
     ("few.csv --target y", "data: expected at least 20 rows to make three parts of, but got 12"),
     ("rare.csv --target y", "target: expected at least 10 rows of each class .* class 'maybe' has "
                             "1"),
-    ("one_class.csv --target y", "target: expected at least two different values .* all are 'no'"),
+    ("one_class.csv --target y", "target: expected at least two different values, .* all are 'no'"),
     ("diabetes --task binary", "task: binary expected two classes, but the target has"),
     ("good.csv --target y --task regression", "target: expected numbers in a regression"),
     ("good.csv --target y --model cnn", "data: expected images, .* shape \\(3,\\)"),
