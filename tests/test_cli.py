@@ -271,7 +271,8 @@ def test_a_server_makes_no_noise(store_uri: str, tmp_path: Path) -> None:
             time.sleep(0.1)
         done = subprocess.run(
             [sys.executable, "-m", "wua_mlflow", "run", "--data", "iris", "--hidden", "6",
-             "--epochs", "1", "--seeds", "1", "--null-draws", "1", "--json"], cwd=tmp_path,
+             "--epochs", "1", "--seeds", "1", "--null-draws", "1", "--json",
+             "--margin", "0.2"], cwd=tmp_path,
             env={**quiet, "MLFLOW_TRACKING_URI": f"http://127.0.0.1:{port}"}, capture_output=True,
             text=True, timeout=120)
     finally:
