@@ -73,7 +73,8 @@ def _draw(
     for _ in range(draws):
         torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
         _reset(blank)
-        _permute(_parameters(blank)[name] for name in chosen)
+        parameters = _parameters(blank)
+        _permute(parameters[name] for name in chosen)
         found.append(measure(blank))
     return found
 

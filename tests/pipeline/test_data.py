@@ -14,7 +14,7 @@ import torch
 from sklearn import datasets
 from torch import nn
 
-from wua_mlflow.pipeline.data import BUILT_IN, DataSplit, Part, load_data, split_of
+from wua_mlflow.pipeline.data import BUILT_IN, DataSplit, Part, load_data
 from wua_mlflow.randomness import isolated
 
 _numbers = itertools.count()
@@ -109,24 +109,6 @@ def test_usecase_imports_no_table_library():
             "seed=1); print({'sklearn', 'pandas', 'pyarrow', 'mlflow'} & set(sys.modules))")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
-
-
-# Places in a table
-@pytest.mark.parametrize("stacked", [False, True])
-@pytest.mark.parametrize(("given", "kept"), [
-    (torch.int64, torch.int64), (torch.int32, torch.int64), (torch.uint8, torch.float32),
-    (torch.float64, torch.float32)])
-def test_whole_numbers_of_tensors_are_places_of_an_embedding(given, kept, stacked):
-    parts = [(torch.randint(9, (30, 4)).to(given), torch.arange(30) % 3) for _ in range(3)]
-    three = [torch.utils.data.TensorDataset(*part) for part in parts] if stacked else parts
-    for part, (x, _) in zip(_three(split_of(three, "mine:data")), parts, strict=True):
-        assert part.inputs.dtype == kept
-        assert torch.equal(part.inputs, x.to(kept))
-
-
-def test_whole_numbers_of_arrays_are_numbers():
-    parts = [(np.arange(60).reshape(30, 2), np.arange(30) % 3) for _ in range(3)]
-    assert split_of(parts, "mine:data").train.inputs.dtype == torch.float32
 
 
 # Bundled sets

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from tests.networks import kept_streams, snapshot
-from tests.slimming.cutting_cases import CASES, Twice, mlp, silent
+from tests.slimming.cutting_cases import CASES, Tokens, Twice, mlp, silent
 from wua_mlflow import count_flops
 from wua_mlflow.slimming import checking, cut, unit_groups
 from wua_mlflow.slimming import cutting as module
@@ -183,20 +183,6 @@ def test_dtypes_are_kept():
     assert {one.dtype for one in found.parameters()} == {torch.float64}
 
 
-class Tied(nn.Module):
-    """Tokens, a block, a head tied to the embedding."""
-
-    def __init__(self):
-        super().__init__()
-        self.emb, self.up, self.down = nn.Embedding(9, 6), nn.Linear(6, 8), nn.Linear(8, 6)
-        self.head = nn.Linear(6, 9, bias=False)
-        self.head.weight = self.emb.weight
-
-    def forward(self, x):
-        hidden = self.emb(x.long()).mean(1)
-        return self.head(hidden + self.down(torch.relu(self.up(hidden))))
-
-
 @pytest.mark.parametrize("dtype", [torch.int64, torch.float32])
 def test_tokens_stay_in_their_table(dtype):
     """The noise that a cut is checked on are the example's own numbers, column by column."""
@@ -204,7 +190,7 @@ def test_tokens_stay_in_their_table(dtype):
     noise = checking._noise(example)
     assert not torch.equal(noise, example)
     assert torch.equal(noise.sort(dim=0).values, example.sort(dim=0).values)
-    found = cut(Tied(), example, {"up": [0, 2, 5]})
+    found = cut(Tokens(), example, {"up": [0, 2, 5]})
     assert found.units["up"] == (8, 3)
     assert found.model.head.weight is found.model.emb.weight
 
