@@ -6,7 +6,6 @@ May import: the report's content, names, tutorial. Tests: ``tests/pipeline/test_
 from __future__ import annotations
 
 from wua_mlflow.pipeline.report.content import Report
-from wua_mlflow.pipeline.report.summary import caveats
 from wua_mlflow.tracking.names import Metric
 from wua_mlflow.tutorial import flops_text, report_text
 
@@ -35,7 +34,7 @@ def terminal_reports(report: Report) -> str:
         verdict.append(report.comparison.budget)
     if report.comparison.recipe:
         verdict.append(report.comparison.artifact.sentence)
-    verdict += [*caveats(report.comparison), report.saved, *report.comparison.notes]
+    verdict += [report.saved, *report.comparison.notes]
     return "\n\n".join([*_variants(report), "\n".join(verdict), f"In short: {report.in_short}"])
 
 
