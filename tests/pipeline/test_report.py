@@ -109,6 +109,7 @@ def test_terminal_says_the_verdict_last() -> None:
     *_, said, short = text.split("\n\n")
     assert said.endswith("The slim model: 1.4× fewer FLOPs, 1.4× fewer parameters.")
     assert short.startswith("In short: The slim model answers worse than the original, but by less")
+    assert terminal_reports(_report(SAVES, looks=3)).count("looked at for 3 verdicts") == 1
 
 
 def test_what_there_is_to_tell_of_a_cut_in_rounds() -> None:
