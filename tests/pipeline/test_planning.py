@@ -64,7 +64,14 @@ def test_the_tutorials_rule(how: str) -> None:
     goal = found(how=how, width_method="effective", criterion="magnitude,output")
     assert goal.widths == expected < (12, 6)
     assert goal.keep == {"fc1": expected[0], "fc2": expected[1]}
-    assert (goal.method, goal.recommendation, goal.searched) == ("effective", None, None)
+    assert (goal.method, goal.searched) == ("effective", None)
+    assert goal.recommendation is not None
+    for one, name in zip(goal.recommendation.layers, ("fc1", "fc2"), strict=True):
+        most = np.sort(usage.layers[name].unit_importance)[::-1]
+        assert one.curve.widths == tuple(range(1, one.units + 1))
+        assert one.curve.scores == pytest.approx(
+            [most[:k].sum() / most.sum() for k in one.curve.widths])
+        assert one.curve.threshold == one.curve.scores[one.width - 1]
 
 
 def test_the_usage_that_is_there_is_not_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,39 +85,46 @@ def test_the_usage_that_is_there_is_not_measured_again(monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("how", ["prune", "rebuild"])
-def test_the_effective_rank_of_the_validation_part(how: str) -> None:
+def test_the_effective_rank_of_the_training_part(how: str) -> None:
     """exp of the entropy of the singular values' shares, of what the next layer reads."""
     variant = trained()
     state = variant.model.state_dict()
     goal = found(how=how, width_method="rank")
+    assert goal.recommendation is not None
+    curves = {one.layer: one.curve for one in goal.recommendation.layers}
     for name, reader, width in zip(("fc1", "fc2"), ("fc2", "fc3"), goal.widths, strict=True):
-        values = activations(variant, variant.recipe.split.validation)[name]
+        values = activations(variant, variant.recipe.split.train)[name]
         scale = np.linalg.norm(state[f"{reader}.weight"].double().numpy(), axis=0)
         singular = np.linalg.svd((values - values.mean(0)) * scale, compute_uv=False)
         shares = singular[singular > 0] / singular.sum()
         rank = np.exp(-(shares * np.log(shares)).sum())
         assert width == int(np.ceil(rank)), name
+        assert curves[name].scores[:4] == pytest.approx(np.cumsum(shares)[:4], rel=1e-5)
 
 
 @pytest.mark.parametrize("margin", [0.05, 0.4])
 def test_projection_keeps_the_score_of_the_validation_part(margin: float) -> None:
-    """The one hidden layer of 6-12-3, its activations projected by hand."""
+    """The one hidden layer of 6-12-3, projected by hand on the training part's directions."""
     variant = trained(hidden="12")
     goal = found(variant, hidden="12", width_method="projection", margin=margin)
-    part, state = variant.recipe.split.validation, variant.model.state_dict()
-    raw = part.inputs.double().numpy() @ state["fc1.weight"].double().numpy().T
-    values = np.maximum(raw + state["fc1.bias"].double().numpy(), 0)
-    centre = values.mean(0)
+    split, state = variant.recipe.split, variant.model.state_dict()
+    fit, values = (np.maximum(
+        part.inputs.double().numpy() @ state["fc1.weight"].double().numpy().T
+        + state["fc1.bias"].double().numpy(), 0) for part in (split.train, split.validation))
+    centre = fit.mean(0)
     scale = np.linalg.norm(state["fc2.weight"].double().numpy(), axis=0)
-    right = np.linalg.svd((values - centre) * scale, full_matrices=False)[2]
+    right = np.linalg.svd((fit - centre) * scale, full_matrices=False)[2]
 
     def score(k: int) -> float:
         kept = ((values - centre) * scale) @ right[:k].T @ right[:k] / scale + centre
         logits = kept @ state["fc2.weight"].double().numpy().T + state["fc2.bias"].numpy()
-        return float((logits.argmax(1) == part.targets.numpy()).mean())
+        return float((logits.argmax(1) == split.validation.targets.numpy()).mean())
 
     enough = [score(k) >= score(12) - margin - 1e-9 for k in range(1, 13)]
     assert goal.widths == (min(k for k in range(1, 13) if all(enough[k - 1:])),)
+    assert goal.recommendation is not None
+    curve = goal.recommendation.layers[0].curve
+    assert curve.scores == pytest.approx([score(k) for k in curve.widths])
     assert (goal.widths == (1,)) is (margin == 0.4)
     assert goal.widths < (12,)
 

@@ -145,8 +145,11 @@ def test_effective_is_the_tutorials_rule():
                         loss=nn.functional.cross_entropy)
         found = recommend_widths(model, data, method="effective", criterion=criterion)
         assert tuple(found.widths.values()) == effective_widths(usage, (16, 12), (("0",), ("2",)))
-        assert [one.curve.scores[0] for one in found.layers] == pytest.approx(
-            [usage.layers[name].effective_share for name in ("0", "2")])
+        for one in found.layers:
+            most = np.sort(usage.layers[one.layer].unit_importance)[::-1]
+            assert one.curve.scores == pytest.approx(np.cumsum(most) / most.sum(), rel=1e-5)
+            assert one.curve.threshold == one.curve.scores[one.width - 1]
+            assert f"{usage.layers[one.layer].effective_share:.4f}" in one.curve.axis
     assert recommend_widths(model, data, method="effective").widths == recommend_widths(
         model, data, method="effective", criterion="output").widths
 

@@ -22,6 +22,7 @@ from wua_mlflow.pipeline.variant import Variant
 from wua_mlflow.slimming import unit_groups
 from wua_mlflow.usage import ModelUsage
 from wua_mlflow.widths import WidthRecommendation, effective_widths, recommend_widths
+from wua_mlflow.widths.effective import effective_width
 from wua_mlflow.widths.searched import SearchResult
 
 __all__ = ["Dimension", "Goal", "NoNarrowerError", "dimensions_of", "goal_of"]
@@ -127,8 +128,11 @@ def goal_of(
         raise NoNarrowerError("The network has one unit in every layer; no width is below that.")
     method, recommendation, searched = _method(settings), None, None
     if method == "effective":
-        widths = effective_widths(usage or _usage_of(settings, parent), units,
-                                  [one.layers for one in dimensions])
+        usage = usage or _usage_of(settings, parent)
+        widths = effective_widths(usage, units, [one.layers for one in dimensions])
+        curves = (effective_width(usage, one.layers) for one in dimensions)
+        recommendation = WidthRecommendation(
+            method, settings.margin, tuple(filter(None, curves)), None, {})
     else:
         recommendation = _recommended(settings, parent,
                                       SEARCH_FROM if method == "search" else method)

@@ -1,6 +1,6 @@
 """The tutorial's rule: as many units as the share of effective weights says.
 
-May import: usage. Tests: ``tests/widths/test_effective.py``.
+May import: usage, the result types. Tests: ``tests/widths/test_effective.py``.
 """
 
 from __future__ import annotations
@@ -8,9 +8,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from wua_mlflow.usage import ModelUsage
+import numpy as np
 
-__all__ = ["effective_widths", "largest_share", "width_of_share"]
+from wua_mlflow.usage import ModelUsage
+from wua_mlflow.widths.recommendation import Curve, LayerWidth
+
+__all__ = ["effective_width", "effective_widths", "largest_share", "width_of_share"]
 
 _ROUNDING = 1e-9
 """Relative slack before rounding down: of 20 equal weights exp(entropy) is 19.999999999999996."""
@@ -53,6 +56,28 @@ def effective_widths(
                              f"slim_hidden={','.join(str(w) for w in original)}")
         widths.append(width_of_share(share, original[index]))
     return tuple(widths)
+
+
+def effective_width(usage: ModelUsage, layers: Sequence[str]) -> LayerWidth | None:
+    """The width of layers that share their units, with a curve; None, if none was analysed.
+
+    The rule looks at one number, the effective share. The curve says what importance the k most
+    important units hold, of the layer that is read.
+
+    Args:
+        usage: of the network.
+        layers: those that make the units; the one of the largest share is read.
+    """
+    known = [usage.layers[name] for name in layers if name in usage.layers]
+    if not known:
+        return None
+    read = max(known, key=lambda layer: layer.effective_share)
+    width = width_of_share(read.effective_share, read.units)
+    held = np.cumsum(np.sort(read.unit_importance.astype(np.float64))[::-1])
+    shares = (held / held[-1] if held[-1] else np.ones_like(held)).tolist()
+    axis = f"share of the importance (effective weights ÷ weights {read.effective_share:.4f})"
+    curve = Curve(tuple(range(1, read.units + 1)), tuple(shares), 1.0, shares[width - 1], axis)
+    return LayerWidth(read.name, read.units, width, curve, width, tuple(layers))
 
 
 def largest_share(usage: ModelUsage, layers: Sequence[str]) -> float | None:

@@ -28,7 +28,7 @@ from wua_mlflow.slimming import (
     unit_importance,
 )
 from wua_mlflow.widths.descent import Descent, Span, narrowest
-from wua_mlflow.widths.effective import largest_share, width_of_share
+from wua_mlflow.widths.effective import effective_width
 from wua_mlflow.widths.recommendation import Curve, LayerWidth, WidthRecommendation
 from wua_mlflow.widths.retrained import Search, retrained_widths
 from wua_mlflow.widths.scoring import Loss, Score, Scoring, scoring, tensors_of
@@ -176,13 +176,11 @@ def _effective(asked: _Asked) -> _Found:
                     loss=None if judge is None else judge.loss)
     layers, skipped = [], {}
     for name, group in asked.groups.items():
-        share = largest_share(usage, group.layers)
-        if share is None:
+        found = effective_width(usage, group.layers)
+        if found is None:
             skipped[name] = "none of its layers was analysed"
-            continue
-        width = width_of_share(share, group.units)
-        curve = Curve((group.units,), (share,), 1.0, share, "effective weights ÷ weights")
-        layers.append(LayerWidth(name, group.units, width, curve, width, group.layers))
+        else:
+            layers.append(replace(found, layer=name))
     return _Found(tuple(layers), skipped)
 
 

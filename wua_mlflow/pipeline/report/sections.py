@@ -19,10 +19,11 @@ __all__ = ["figures_table", "second_line", "sections"]
 METHODS = {
     "given": "The widths were given.",
     "effective": "The tutorial's rule: units × the share of effective weights, rounded down.",
-    "rank": "The effective rank of each layer's activations on validation data (Roy & Vetterli "
+    "rank": "The effective rank of each layer's activations on training data (Roy & Vetterli "
             "2007), rounded up.",
-    "projection": "The smallest number of principal directions that keeps the score within the "
-                  "margin, in inference, on validation data (Berngardt 2024, arXiv 2405.14147).",
+    "projection": "The smallest number of principal directions, of training data, that keeps the "
+                  "score within the margin, in inference, on validation data (Berngardt 2024, "
+                  "arXiv 2405.14147).",
     "ablation": "Units removed from the least important up, on validation data: the smallest "
                 "number that keeps the score within the margin, all layers at once.",
     "search": "Networks of other widths were trained and judged on validation data; the cheapest "
