@@ -82,7 +82,8 @@ CONTRACT_SLIM = {
     "compare/latency_ratio", "compare/latency_ratio_low", "compare/latency_ratio_high",
     "compare/training_time_ratio", "compare/churn", "compare/worst_class_delta", "compare/looks",
 }
-CONTRACT_OVERSIZED = {"fidelity/output", "fidelity/taylor", "fidelity/reliability"}
+CONTRACT_OVERSIZED = {"fidelity/output", "fidelity/taylor", "fidelity/reliability",
+                      "fidelity_area/output", "fidelity_area/taylor"}
 
 
 @pytest.mark.parametrize("variant", ["oversized", "oversized-same-budget", "slim"])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from scipy.stats import spearmanr
@@ -22,20 +24,19 @@ def oversized(usecase: Finished) -> Variant:
     return load_variant(usecase.store, usecase.run("oversized").info.run_id, {})
 
 
-def loss_without(variant: Variant, unit: int | None) -> float:
+def loss_without(variant: Variant, *units: int) -> float:
     fc1, fc2 = variant.model.fc1, variant.model.fc2
     part = variant.recipe.split.validation
     with torch.no_grad():
         hidden = fc1(part.inputs).relu()
-        if unit is not None:
-            hidden[:, unit] = 0
+        hidden[:, list(units)] = 0
         return float(binary_cross_entropy_with_logits(fc2(hidden), part.targets))
 
 
 def test_the_rank_correlation_with_leaving_each_unit_out(
     usecase: Finished, oversized: Variant
 ) -> None:
-    whole = loss_without(oversized, None)
+    whole = loss_without(oversized)
     changes = [loss_without(oversized, unit) - whole for unit in range(10)]
     train = oversized.recipe.split.train
     activation = oversized.model.fc1(train.inputs).relu().detach().requires_grad_()
@@ -50,8 +51,32 @@ def test_the_rank_correlation_with_leaving_each_unit_out(
     assert 0 < logged["fidelity/reliability"] <= 1
 
 
+def test_the_area_lies_between_chance_and_the_greedy_order(
+    usecase: Finished, oversized: Variant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Chance by many more orders than are drawn, so not to the last digit."""
+    def area(order: Sequence[int]) -> float:
+        return float(np.mean([loss_without(oversized, *order[:gone]) for gone in range(1, 10)]))
+
+    greedy: list[int] = []
+    while len(greedy) < 10:
+        left = set(range(10)).difference(greedy)
+        greedy.append(min(left, key=lambda unit: loss_without(oversized, *greedy, unit)))
+    draw = np.random.default_rng(0)
+    chance = [area(draw.permutation(10).tolist()) for _ in range(400)]
+    signed = oversized.model.fc1(oversized.recipe.split.train.inputs).mean(0).abs().detach()
+    output = (oversized.model.fc1.weight.abs() * signed[:, None]).sum(1).detach()
+    span = area(greedy) - np.mean(chance)
+    expected = (area(output.argsort().tolist()) - np.mean(chance)) / span
+    logged = usecase.run("oversized").data.metrics["fidelity_area/output"]
+    assert logged == pytest.approx(expected, abs=4 * np.std(chance) / 10**0.5 / abs(span))
+    assert 0 < logged <= 1
+    monkeypatch.setattr(pipeline_fidelity, "MOST_FORWARDS", 99)
+    assert not [name for name in fidelity_metrics(oversized, 1)[0] if "area" in name]
+
+
 def test_the_slim_one_has_none(usecase: Finished) -> None:
-    assert not [name for name in usecase.run("slim").data.metrics if name.startswith("fidelity/")]
+    assert not [name for name in usecase.run("slim").data.metrics if name.startswith("fidelity")]
 
 
 def test_what_takes_too_long_is_said(oversized: Variant, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,10 +18,17 @@ __all__ = ["fidelity_metrics"]
 
 MOST_FLOPS = 2e11
 """Of the forwards that leave a unit out each; above, the exact changes cost too much unasked."""
+MOST_FORWARDS = 500
+"""Of the greedy order; above, the ablation curves' areas cost too much unasked."""
+ORDERS = 10
+"""Random orders that the areas are set against."""
 
 
 def fidelity_metrics(variant: Variant, flops: float) -> tuple[dict[str, float], str]:
     """``fidelity/<criterion>`` of ``taylor`` and the settings' own criteria; or why there is none.
+
+    Of small networks also ``fidelity_area/<criterion>``: where the ablation curve lies between
+    random orders (0) and the greedy one (1).
 
     Args:
         variant: an original, on its device; left as found.
@@ -46,8 +53,10 @@ def fidelity_metrics(variant: Variant, flops: float) -> tuple[dict[str, float], 
                         f"wua_mlflow.widths.fidelity does it.")
         importances = {name: unit_importance(variant.model, structure, train, loss, criterion=name)
                        for name in sorted(asked)}
+        forwards = sum(group.units**2 for group in structure.groups)
         found = fidelity(variant.model, held_out, structure, importances, task=split.task,
-                         loss=loss, orders=0, seed=variant.settings.seed)
+                         loss=loss, orders=ORDERS if forwards <= MOST_FORWARDS else 0,
+                         seed=variant.settings.seed)
     except (RuntimeError, ValueError) as error:  # of the network's own forward, in other shapes
         return {}, f"Fidelity not measured: {one_line(error)}"
     return found.metrics(), ""

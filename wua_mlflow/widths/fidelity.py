@@ -26,7 +26,7 @@ __all__ = ["Fidelity", "GroupFidelity", "exact_changes", "fidelity"]
 MOST_POINTS = 64
 """Of an ablation curve; groups with more units are removed several at a time."""
 _FEWEST_UNITS = 3
-_PREFIX = "fidelity/"
+_PREFIX, _AREA = "fidelity/", "fidelity_area/"
 
 
 @dataclass(frozen=True)
@@ -82,9 +82,14 @@ class Fidelity:
         return 2 * self.reliability / (1 + self.reliability) if self.reliability > 0 else math.nan
 
     def metrics(self) -> dict[str, float]:
-        """``fidelity/<criterion>`` and ``fidelity/reliability``, but for those that are NaN."""
-        values = {**self.spearman, "reliability": self.reliability}
-        return {_PREFIX + name: value for name, value in values.items() if not math.isnan(value)}
+        """``fidelity/<criterion>``, ``fidelity/reliability`` and ``fidelity_area/<criterion>``.
+
+        Those that are NaN are left out.
+        """
+        values = {_PREFIX + name: value for name, value in self.spearman.items()}
+        values[f"{_PREFIX}reliability"] = self.reliability
+        values |= {_AREA + name: value for name, value in self.area.items()}
+        return {name: value for name, value in values.items() if not math.isnan(value)}
 
     @property
     def _criteria(self) -> list[str]:
@@ -134,7 +139,7 @@ def fidelity(  # noqa: PLR0913 - the options of one question, each by name
     >>> structure = unit_groups(model, data[0])
     >>> found = fidelity(model, data, structure, {"first last": {"0": torch.arange(6)}})
     >>> sorted(found.metrics())
-    ['fidelity/first last', 'fidelity/reliability']
+    ['fidelity/first last', 'fidelity/reliability', 'fidelity_area/first last']
     """
     for name, count, least in (("halves", halves, 1), ("orders", orders, 0)):
         if isinstance(count, bool) or not isinstance(count, int) or count < least:
