@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -247,6 +248,30 @@ def test_a_whole_transformer(batch_first):
     with torch.enable_grad():
         found = met_and_gave_with_gradients(model, model.head, x)
     assert_importance(model, x, "head", model.head.weight, *found)
+
+
+@pytest.mark.parametrize("criterion", ["wanda", "taylor"])
+def test_importance_of_heads(criterion):
+    """taylor: |Σ a·g| of the outputs of a head's rows, by autograd on them themselves."""
+    torch.manual_seed(0)
+    model, x = Attend(batch_first=True).double(), rows(5, 4, 8).double()
+    heads = model.attn.num_heads
+    found = analyze(model, [(x, x)] if criterion == "taylor" else x, criterion=criterion,
+                    loss=nn.functional.mse_loss, layers=["attn.v_proj", "attn.out_proj"]).layers
+    assert found["attn.out_proj"].head_importance is None
+    values = found["attn.v_proj"]
+    if criterion == "wanda":
+        expected = torch.from_numpy(values.unit_importance).reshape(heads, -1).sum(1)
+    else:
+        scale = torch.ones(heads, dtype=torch.float64, requires_grad=True)
+        by_row = torch.cat([torch.ones(16).double(), scale.repeat_interleave(8 // heads)])
+        changed = {"attn.in_proj_weight": model.attn.in_proj_weight * by_row[:, None],
+                   "attn.in_proj_bias": model.attn.in_proj_bias * by_row}
+        model.train()  # or the fused path would take no gradient
+        loss = nn.functional.mse_loss(torch.func.functional_call(model, changed, x), x)
+        expected = torch.autograd.grad(loss, scale)[0].abs()
+    np.testing.assert_allclose(values.head_importance, expected.detach(), rtol=1e-6)
+    assert values.head_importance.shape == (heads,)
 
 
 def test_the_units_of_a_head_are_rows_of_its_projection():

@@ -246,6 +246,7 @@ def _layer_usage(
         unit_usage=units.usage,
         dead_units=None if dead is None else int(dead.sum()),
         effective_rank=rank,
+        head_importance=evidence.of_heads(criterion, layer.heads, importance),
     )
 
 

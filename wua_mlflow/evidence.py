@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -73,6 +74,29 @@ class Evidence:
             None if self.bias is None else self.bias[a:b],
             None if self.bias_gradient is None else self.bias_gradient[a:b])
             for a, b in zip(ends, ends[1:], strict=False)])
+
+    def of_heads(
+        self, criterion: Criterion, heads: int, units: np.ndarray
+    ) -> np.ndarray | None:
+        """The importance of heads, shape (heads,), each of equally many units in a row.
+
+        The sum over a head's units, whose importance is ``units``; under ``taylor`` |Σ a·g| over
+        all of the head's outputs (as Michel et al. 2019, arXiv 1905.10650, weigh heads, but the
+        mean before the absolute value). None without heads.
+        """
+        if not heads:
+            return None
+        if criterion is not taylor or self.gradient is None:
+            return units.reshape(heads, -1).sum(1)
+        found = []
+        for rows in torch.arange(self.shape[0], device=self.weight.device).chunk(heads):
+            a, b = int(rows[0]), int(rows[-1]) + 1
+            bias = None if self.bias is None or self.bias_gradient is None else \
+                (self.bias[a:b] * self.bias_gradient[a:b]).sum().reshape(1)
+            found.append(taylor_units(
+                self.weight[a:b].reshape(1, -1), self.gradient[a:b].reshape(1, -1), bias,
+                None if bias is None else torch.ones_like(bias)))
+        return torch.cat(found).cpu().numpy()
 
     def sampled(self, units: Tensor) -> Evidence:
         """The same of some units only, by number."""

@@ -78,6 +78,7 @@ class LayerUsage:
     ``dead`` says that every importance of the layer is zero: effective weights are 0 then.
     ``dead_units`` counts the units whose output is zero for all data, or never above zero before
     a ReLU; None where outputs were not seen.
+    ``head_importance`` has shape (heads,), of an attention's query, key or value projection.
     ``effective_rank`` is that of the layer's centred activations, where it was asked for, at most
     the number of units.
     """
@@ -97,6 +98,7 @@ class LayerUsage:
     unit_usage: Concentration | None = None
     dead_units: int | None = None
     effective_rank: float | None = None
+    head_importance: np.ndarray | None = None
 
     @property
     def effective_share(self) -> float:

@@ -78,7 +78,8 @@ class Layer:
 
     ``operation`` is a product's, or ``recurrent`` with so many ``gates``. ``bias`` is a parameter's
     view, or None where there is none that could be told. ``overflow`` is the dtype that could not
-    hold the squares of finite inputs, where that was seen.
+    hold the squares of finite inputs, where that was seen. ``heads``: so many, of equally many
+    units in a row, of an attention's query, key or value; 0 elsewhere.
     """
 
     name: str
@@ -102,6 +103,7 @@ class Layer:
     alive_after_relu: Alive | None = None
     changes: bool = False
     overflow: torch.dtype | None = None
+    heads: int = 0
 
     @property
     def covers(self) -> str | None:

@@ -221,7 +221,8 @@ class Watch(TorchFunctionMode):
         layer = Layer(name, kind_of(module, attribute, product.operation), owner,
                       product.operation, units, product.spatial, view,
                       weight.detach() if view is None else None, bias, groups,
-                      transposed=transposed)
+                      transposed=transposed,
+                      heads=module.num_heads if isinstance(module, nn.MultiheadAttention) else 0)
         self.layers[name] = layer
         return layer
 
