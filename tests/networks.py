@@ -94,7 +94,8 @@ NETWORKS = {
 
 
 class Restless(nn.Module):
-    """Leaves traces whatever its mode: statistics, counters, random numbers, a buffer put anew."""
+    """Leaves traces whatever its mode: statistics, counters, random numbers, a buffer put anew,
+    a parameter frozen."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -112,6 +113,7 @@ class Restless(nn.Module):
         hidden = functional.batch_norm(hidden, self.norm.running_mean, self.norm.running_var,
                                        self.norm.weight, self.norm.bias, training=True)
         self.calls += 1
+        self.unused.bias.requires_grad_(False)
         self.last = hidden.detach().mean(0)
         self.absent = hidden.detach()
         self.norm.num_batches_tracked.data.add_(1)
@@ -130,6 +132,7 @@ def restless() -> Restless:
     model.norm.eval()
     model.twice.eval()
     model.unused.weight.requires_grad_(False)
+    model.unused.bias.requires_grad_(True)
     model.first.bias.requires_grad_(False)
     model.first.register_forward_hook(lambda module, inputs, output: None)
     return model

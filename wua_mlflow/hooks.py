@@ -44,7 +44,8 @@ def evaluating(model: nn.Module, *, grad: bool = False) -> Iterator[nn.Module]:
     """The model in eval mode; afterwards it is as before, also when the block raises.
 
     Every submodule's mode, every buffer, embeddings that a lookup renormalises, ``requires_grad``
-    and the global random streams are put back, whatever the forward does to them. A graph loaded
+    and the global random streams are put back, whatever the forward does to them; not the dtype,
+    where the forward itself converts the model, nor hooks that it registers. A graph loaded
     from ``pt2`` has a fixed mode and refuses ``eval()``; it is taken as it is. Compiled parts run
     as plain Python.
 
@@ -66,20 +67,22 @@ def evaluating(model: nn.Module, *, grad: bool = False) -> Iterator[nn.Module]:
         raise ValueError("model: expected parameters that can have gradients, but got some that "
                          "were made in inference mode; build or copy the model outside of it")
     modes = [(module, module.training) for module in model.modules()]
-    frozen = [p for p in model.parameters() if grad and not p.requires_grad and _can_have_grad(p)]
+    required = [(p, p.requires_grad) for p in model.parameters() if _can_have_grad(p)]
     try:
         for module, _ in modes:
             module.training = False
-        for parameter in frozen:
-            parameter.requires_grad_(True)
+        for parameter, was in required:
+            if grad and not was:
+                parameter.requires_grad_(True)
         with isolated(), _eager(), _buffers_kept(model), torch.inference_mode(False), \
                 torch.set_grad_enabled(grad):
             yield model
     finally:
         for module, training in modes:
             module.training = training
-        for parameter in frozen:
-            parameter.requires_grad_(False)
+        for parameter, was in required:
+            if parameter.requires_grad != was:
+                parameter.requires_grad_(was)
 
 
 @contextmanager
