@@ -5,6 +5,7 @@ May import: torch, its own package. Tests: ``tests/watching/test_told.py``.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -89,8 +90,9 @@ def tell_recurrence(
 
 def _see_overflow(layer: Layer, sums: Tensor, inputs: Sequence[Tensor]) -> None:
     """Are sums infinite though the inputs are finite? A GPU would have to wait: not asked there."""
-    if not sums.is_cuda and not bool(sums.isfinite().all()) \
-            and all(bool(one.isfinite().all()) for one in inputs):
+    if sums.is_cuda or math.isfinite(float(sums.detach().sum())):  # none is below 0
+        return
+    if not bool(sums.isfinite().all()) and all(bool(one.isfinite().all()) for one in inputs):
         layer.overflow = sums.dtype
 
 
