@@ -56,6 +56,7 @@ def of_outputs(outputs, targets): return outputs
 def squares(weight): return weight ** 2
 def greedy(weight, hessian): return weight ** 2
 def failing(weight): return weight / {}["none"]
+def failing_reader(batch): return {}["x"]
 '''
 OWN = ["analyze", "--model", "own_parts:net", "--data", "own_parts:pairs", "--null-draws", "0"]
 
@@ -111,6 +112,16 @@ WRONG = [
      "and data, so expected nothing like model beside it; "),
     ("--run-id abc --state a.safetensors", 2, "run_id: .* nothing like state beside it; "),
     ("--run-id abc --data digits", 2, "run_id: .* nothing like data beside it; "),
+    ("--run-id abc --layers a", 2, "run_id: .* nothing like layers beside it; "),
+    ("--run-id abc --batch-to-inputs own_parts:first", 2, "run_id: .* nothing like batch_to_inputs "
+                                                          "beside it; "),
+    ("--layers ,a", 1, "layers: expected names among a, b, c, but got ''$"),
+    ("--layers a,bb", 1, "layers: expected names among a, b, c, but got 'bb'; did you mean "
+                         "'b'\\?$"),
+    ("--batch-to-inputs own_parts:frist", 1, "batch_to_inputs: expected a name in the module "
+                                             "own_parts .*'frist'"),
+    ("--batch-to-inputs own_parts:failing_reader", 1, "batch_to_inputs: own_parts:failing_reader "
+                                                      "failed: KeyError: 'x'$"),
     ("--criterion wnada", 2, "criterion: expected output, .*, each once, but got 'wnada'; did "
                              "you mean 'wanda'\\?$"),
     ("--data digits", 1, "run_id: expected the id of a variant's run, but got none; .* or name a "

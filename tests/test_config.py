@@ -109,6 +109,8 @@ BAD = [
                                      "'taylor'?"),
     ({"criterion": "output,output"}, f"{CRITERION}, but got 'output,output'"),
     ({"criterion": 3}, f"{CRITERION}, but got 3"),
+    ({"layers": 3}, "layers: expected names of layers, e.g. fc1,fc2, but got 3"),
+    ({"layers": []}, "layers: expected names of layers, e.g. fc1,fc2, but got []"),
     ({"effective_rank": "perhaps"}, "effective_rank: expected true or false, but got 'perhaps'"),
     ({"batch_size": "-3"}, "batch_size: expected full, or a whole number of at least 1, but got "
                            "'-3'"),

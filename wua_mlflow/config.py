@@ -17,6 +17,7 @@ from wua_mlflow.settings import (
     COMMAND_FIELDS,
     CRITERIA,
     OWN_MODEL,
+    OWN_ONLY,
     TUTORIAL,
     WIDTH_METHODS,
     Settings,
@@ -27,6 +28,7 @@ __all__ = [
     "CONFIGS",
     "CRITERIA",
     "OWN_MODEL",
+    "OWN_ONLY",
     "TUTORIAL",
     "WIDTH_METHODS",
     "ConfigError",
@@ -151,6 +153,7 @@ def _expectation(field: str, problem: Mapping[str, Any]) -> str:
         "distill": "true or false",
         "search_seconds": "a number of seconds above 0",
         "register": "a name",
+        "layers": "names of layers, e.g. fc1,fc2",
         "criterion": f"{', '.join(CRITERIA)}, package.module:function, or several of them, each "
                      "once",
     }

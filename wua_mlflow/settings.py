@@ -14,13 +14,16 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from wua_mlflow.dotted import nearest
 
-__all__ = ["COMMAND_FIELDS", "CRITERIA", "OWN_MODEL", "TUTORIAL", "WIDTH_METHODS", "Settings"]
+__all__ = ["COMMAND_FIELDS", "CRITERIA", "OWN_MODEL", "OWN_ONLY", "TUTORIAL", "WIDTH_METHODS",
+           "Settings"]
 
 TUTORIAL = "usecase"
 CRITERIA = ("output", "input", "wanda", "magnitude", "taylor")
 """The criteria that have a name; a test holds them equal to ``importance.CRITERIA``."""
 OWN_MODEL = ("data", "target", "task", "model", "hidden", "state", "seed")
 """What names a model of ``analyze`` and ``slim`` without a run."""
+OWN_ONLY = ("layers", "batch_to_inputs")
+"""What ``analyze`` can be told of such a model only: a variant's figures are of all its layers."""
 WIDTH_METHODS = ("effective", "rank", "projection", "ablation", "search")
 
 _RECIPE = ("data", "target", "task", "model", "train", "hidden", "epochs", "optimizer",
@@ -35,7 +38,7 @@ _FINE_TUNING = ("train", "optimizer", "batch_size", "lr", "patience")
 COMMAND_FIELDS: dict[str, tuple[str, ...]] = {
     "run": (*_RECIPE, *_USAGE, *_SLIM, *_VERDICT, *_MACHINE, *_END),
     "train": (*_RECIPE, *_MACHINE),
-    "analyze": ("run_id", *OWN_MODEL, *_USAGE, *_MACHINE),
+    "analyze": ("run_id", *OWN_MODEL, *OWN_ONLY, *_USAGE, *_MACHINE),
     "slim": ("run_id", "model_uri", *OWN_MODEL, *_FINE_TUNING, *_USAGE, *_SLIM, *_VERDICT,
              *_MACHINE, *_END),
     "compare": ("run_id", "baseline", "candidate", "data", "target", "task", "seed", *_VERDICT,
@@ -74,6 +77,14 @@ def _criteria(value: Any) -> Any:
     if len(set(parts)) < len(parts):
         raise ValueError("")
     return ",".join(parts)
+
+
+def _names(value: Any) -> Any:
+    """``"fc1, fc2"`` or a list -> ``("fc1", "fc2")``, each of them once."""
+    parts = value.split(",") if isinstance(value, str) else value
+    if not isinstance(parts, list) or not all(isinstance(part, str) for part in parts):
+        raise ValueError("")
+    return tuple(dict.fromkeys(part.strip() for part in parts))
 
 
 def _finite(value: Any) -> Any:
@@ -145,6 +156,12 @@ class Settings(BaseModel):
     criterion: Criteria = Field(
         "output", description="what makes a weight important: output, input, wanda, magnitude, "
         "taylor, package.module:function, or several of them, e.g. output,wanda")
+    layers: Annotated[tuple[str, ...], BeforeValidator(_names), Field(min_length=1)] | None = \
+        Field(None, description="analyze: names of a model's layers, e.g. fc1,fc2; all but the "
+              "output layer, if unset")
+    batch_to_inputs: str | None = Field(None, description="analyze: package.module:function of "
+                                        "a batch -> the model's inputs: a tensor, a tuple of "
+                                        "arguments or a dict of them by name")
     loss: str | None = Field(None, description="taylor's loss: package.module:function of "
                              "(outputs, targets) -> mean; the task's own, if unset")
     effective_rank: bool = Field(False, description="also the effective rank of each layer's "

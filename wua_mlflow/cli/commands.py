@@ -17,7 +17,7 @@ from wua_mlflow.cli.printing import (
     verdicts_record,
     verdicts_text,
 )
-from wua_mlflow.config import OWN_MODEL, ConfigError, Settings
+from wua_mlflow.config import OWN_MODEL, OWN_ONLY, ConfigError, Settings
 from wua_mlflow.pipeline import chain
 from wua_mlflow.pipeline.analysing import analyze_model
 from wua_mlflow.pipeline.launch import is_first, process_group, started, together
@@ -77,7 +77,7 @@ def execute(
 
 def _analyze(settings: Settings, explicit: frozenset[str], configured: frozenset[str]) -> int:
     """Every process of ``torchrun`` comes here; the first one alone writes and prints."""
-    beside = sorted(explicit.intersection(OWN_MODEL))
+    beside = sorted(explicit.intersection((*OWN_MODEL, *OWN_ONLY)))
     if settings.run_id is not None and beside:
         raise ConfigError(f"run_id: a variant is analysed with its own model and data, so expected "
                           f"nothing like {beside[0]} beside it; a model of your own: "
@@ -92,7 +92,7 @@ def _analyze(settings: Settings, explicit: frozenset[str], configured: frozenset
             # the store is there by now, so that the other processes make nothing
             reader = together(lambda: store or connected(settings))
             found = chain.analyze_run(reader, settings,
-                                      explicit | configured.difference(OWN_MODEL))
+                                      explicit | configured.difference((*OWN_MODEL, *OWN_ONLY)))
     if is_first():
         print_analysis(found)
     return 0

@@ -7,7 +7,7 @@ May import: everything but cli. Tests: ``tests/pipeline/test_analysing.py``.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,12 +23,13 @@ from wua_mlflow.pipeline.data import DataSplit, is_file, takes
 from wua_mlflow.pipeline.fidelity import fidelity_metrics
 from wua_mlflow.pipeline.launch import together
 from wua_mlflow.pipeline.machine import device_of, use_threads
-from wua_mlflow.pipeline.measuring import first_criterion, loss_of, measured
+from wua_mlflow.pipeline.measuring import first_criterion, inputs_of, loss_of, measured
 from wua_mlflow.pipeline.models import BUILT_IN, factory, made_by, users_factory
 from wua_mlflow.pipeline.pictures import usage_pictures
 from wua_mlflow.pipeline.steps import marking, opened, shown_params, unheld
 from wua_mlflow.pipeline.streaming import (
     Feed,
+    call_with_two,
     example_of,
     load_feed,
     part_feed,
@@ -80,7 +81,8 @@ class Analysis:
 class Subject:
     """A model that a factory made, on its device, and the data for it.
 
-    ``widths`` are those that the factory was given, if any; ``example`` is a first batch.
+    ``widths`` are those that the factory was given, if any; ``example`` is a first batch, and
+    ``to_inputs`` makes the model's inputs of it, where it is of a kind of the user's own.
     """
 
     settings: Settings
@@ -90,6 +92,7 @@ class Subject:
     feed: Feed = field(repr=False)
     example: Any = field(repr=False)
     device: torch.device
+    to_inputs: Callable[[Any], Any] | None = None
 
     @property
     def split(self) -> DataSplit | None:
@@ -156,11 +159,12 @@ def analyze_model(
             stack.enter_context(opened(store, lambda: inherited, finish=False))
         subject = together(lambda: _prepared(settings, given))
         run_id = together(lambda: "" if store is None else _own_run(stack, store, subject))
+        model, settings = subject.model, subject.settings
         with isolated():  # the user's loaders may shuffle: alike in every process
             seed_all(settings.seed)
-            usages = measured(subject.model, _batches(subject), subject.settings,
-                              loss_of(subject.settings, subject.model, subject.split,
-                                      subject.device))
+            usages = measured(model, _batches(subject), settings,
+                              loss_of(settings, model, subject.split, subject.device),
+                              layers=settings.layers, batch_to_inputs=subject.to_inputs)
         return together(lambda: _logged(store, run_id, subject, usages))
 
 
@@ -174,6 +178,7 @@ def _prepared(settings: Settings, given: frozenset[str]) -> Subject:
     use_threads(settings.threads)
     device = device_of(settings.device)
     user = None if settings.model in BUILT_IN else users_factory(settings.model)
+    to_inputs = inputs_of(settings)
     feed = load_feed(settings)
     example, feed = example_of(feed)
     split = feed if isinstance(feed, DataSplit) else None
@@ -185,7 +190,8 @@ def _prepared(settings: Settings, given: frozenset[str]) -> Subject:
             model = factory(settings.model, split)(settings.hidden)
         else:
             widths = None if "hidden" not in given and takes(user) else widths
-            model = made_by(user, settings.model, widths, lambda made: _call(made, example))
+            model = made_by(user, settings.model, widths,
+                            lambda made: call_with_two(made, example, to_inputs))
     if settings.state is not None:
         load_weights(model, settings.state)
         settings = settings.model_copy(
@@ -194,12 +200,7 @@ def _prepared(settings: Settings, given: frozenset[str]) -> Subject:
         settings = settings.model_copy(update={"data": split.source})
     name = settings.model.rpartition(":")[2] if widths is None else \
         f"{VariantName.OVERSIZED} {'-'.join(map(str, widths))}"
-    return Subject(settings, name, model.to(device), widths, feed, example, device)
-
-
-def _call(model: nn.Module, example: Any) -> object:
-    arguments = two_samples(example, model)
-    return model(**arguments) if isinstance(arguments, Mapping) else model(*arguments)
+    return Subject(settings, name, model.to(device), widths, feed, example, device, to_inputs)
 
 
 def _batches(subject: Subject) -> Any:
@@ -272,8 +273,8 @@ def _logged(
 def _counted(subject: Subject) -> tuple[FlopCount | None, tuple[str, ...]]:
     """The FLOPs of two samples; or why there are none."""
     try:
-        return count_flops(subject.model, two_samples(subject.example, subject.model),
-                           backward=False), ()
+        return count_flops(subject.model, two_samples(subject.example, subject.model,
+                                                      subject.to_inputs), backward=False), ()
     except Exception as error:  # the user's forward: FLOPs are not what was asked for
         return None, (f"FLOPs not counted: {one_line(error)}",)
 

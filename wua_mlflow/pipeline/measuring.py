@@ -7,7 +7,7 @@ Tests: ``tests/pipeline/test_analysing.py``.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ from wua_mlflow.pipeline.data import DataSplit
 from wua_mlflow.pipeline.models import check_fit, naming
 from wua_mlflow.usage import ModelUsage
 
-__all__ = ["criteria_of", "first_criterion", "loss_of", "measured"]
+__all__ = ["criteria_of", "first_criterion", "inputs_of", "loss_of", "measured"]
 
 
 def first_criterion(settings: Settings) -> str:
@@ -46,6 +46,17 @@ def _theirs(name: str) -> Criterion:
         return rule
     needs(rule)
     return _named(rule, f"criterion: {name} failed")
+
+
+def inputs_of(settings: Settings) -> Callable[[Any], Any] | None:
+    """The user's function from a batch to the model's inputs, if there is one.
+
+    Raises:
+        ValueError: one line; it cannot be imported.
+    """
+    name = settings.batch_to_inputs
+    return None if name is None else _named(load_object(name, argument="batch_to_inputs"),
+                                            f"batch_to_inputs: {name} failed")
 
 
 def _named(function: Callable[..., Any], what: str) -> Callable[..., Any]:
@@ -90,12 +101,17 @@ def loss_of(
 
 
 def measured(
-    model: nn.Module, batches: Any, settings: Settings, loss: Loss | None
+    model: nn.Module, batches: Any, settings: Settings, loss: Loss | None, *,
+    layers: Sequence[str] | None = None, batch_to_inputs: Callable[[Any], Any] | None = None,
 ) -> dict[str, ModelUsage]:
     """The usage by criterion, in the order asked for; several processes get the same.
+
+    ``layers`` and ``batch_to_inputs`` are as for ``analyze``, which is told the rest by the
+    settings.
 
     Raises:
         ValueError: as ``analyze``.
     """
     return analyze(model, batches, criterion=criteria_of(settings), null=settings.null_draws,
-                   seed=settings.seed, loss=loss, effective_rank=settings.effective_rank)
+                   seed=settings.seed, loss=loss, effective_rank=settings.effective_rank,
+                   layers=layers, batch_to_inputs=batch_to_inputs)

@@ -7,7 +7,7 @@ Tests: ``tests/pipeline/test_streaming.py``.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,7 @@ from wua_mlflow.pipeline.progress import Watched
 from wua_mlflow.processes import share_of
 from wua_mlflow.randomness import isolated
 
-__all__ = ["Feed", "example_of", "load_feed", "part_feed", "shared", "two_samples"]
+__all__ = ["Feed", "call_with_two", "example_of", "load_feed", "part_feed", "shared", "two_samples"]
 
 Feed = DataSplit | Iterable[Any] | Dataset[Any]
 """Data in three parts as everywhere, or the user's own batches, untouched."""
@@ -85,7 +85,7 @@ def example_of(feed: Feed) -> tuple[Any, Feed]:
         ValueError: there is none.
     """
     if isinstance(feed, DataSplit):
-        return feed.train.inputs[:2], feed
+        return (feed.train.inputs[:2], feed.train.targets[:2]), feed
     if isinstance(feed, Tensor | np.ndarray):
         return feed[:2], feed
     source = DataLoader(feed, batch_size=2) if isinstance(feed, Dataset) else feed
@@ -102,9 +102,11 @@ def example_of(feed: Feed) -> tuple[Any, Feed]:
     return first, feed
 
 
-def two_samples(example: Any, model: nn.Module) -> tuple[Any, ...] | Mapping[str, Any]:
+def two_samples(
+    example: Any, model: nn.Module, to_inputs: Callable[[Any], Any] | None = None
+) -> tuple[Any, ...] | Mapping[str, Any]:
     """The arguments of a call with the first two samples of a batch."""
-    batch: Batch = next(iter(Batches([example], model)))
+    batch: Batch = next(iter(Batches([example], model, to_inputs)))
 
     def cut(value: Any) -> Any:
         if isinstance(value, Tensor) and value.dim() and len(value) == batch.samples:
@@ -116,6 +118,14 @@ def two_samples(example: Any, model: nn.Module) -> tuple[Any, ...] | Mapping[str
     if batch.kwargs:
         return {name: cut(value) for name, value in batch.kwargs.items()}
     return tuple(map(cut, batch.args))
+
+
+def call_with_two(
+    model: nn.Module, example: Any, to_inputs: Callable[[Any], Any] | None = None
+) -> object:
+    """What a model makes of the first two samples of a batch."""
+    arguments = two_samples(example, model, to_inputs)
+    return model(**arguments) if isinstance(arguments, Mapping) else model(*arguments)
 
 
 def part_feed(split: DataSplit, device: torch.device, *, passes: int, label: str) -> Iterable[Any]:
