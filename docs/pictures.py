@@ -71,8 +71,7 @@ def main() -> None:
 def draw(layers: str, model: nn.Module, inputs: Tensor) -> None:
     """The overview and the heat map of the model, beside networks that learned nothing."""
     usage = wua.analyze(model, inputs, null=20)
-    count = wua.count_flops(model, inputs[:1])
-    pictures = {"layers": plot_layers(layers_data(usage, count.by_module)),
+    pictures = {"layers": plot_layers(layers_data(usage)),
                 "units": plot_units(units_data(usage))}
     for name, figure in pictures.items():
         figure.savefig(PICTURES / f"{name}_{layers}.png")

@@ -162,7 +162,8 @@ def assert_alike(found: dict[str, Any], expected: dict[str, Any]) -> None:
             one = other.layers[name]
             assert one.entropy == pytest.approx(layer.entropy, rel=1e-6, abs=1e-9)
             assert one.unit_importance == pytest.approx(layer.unit_importance, rel=1e-6, abs=1e-12)
-            assert (one.dead_units, one.top90_share) == (layer.dead_units, layer.top90_share)
+            assert (one.dead_units, one.top90_share, one.forward_flops) == \
+                (layer.dead_units, layer.top90_share, layer.forward_flops)
             if layer.effective_rank is not None:
                 assert one.effective_rank == pytest.approx(layer.effective_rank, rel=1e-6)
             if layer.null:

@@ -209,7 +209,9 @@ def _usages(
             if reason:
                 left_out[name][layer_name] = reason
             else:
-                usages[name][layer_name] = _layer_usage(layer, evidence, rule, rank)
+                usages[name][layer_name] = replace(
+                    _layer_usage(layer, evidence, rule), effective_rank=rank,
+                    forward_flops=layer.flops / seen.samples)
     found = {}
     for name, usage in usages.items():
         if not usage:
@@ -222,9 +224,7 @@ def _usages(
     return found
 
 
-def _layer_usage(
-    layer: Layer, evidence: Evidence, criterion: Criterion, rank: float | None
-) -> LayerUsage:
+def _layer_usage(layer: Layer, evidence: Evidence, criterion: Criterion) -> LayerUsage:
     summary = _summary(layer, evidence, criterion)
     own = evidence.of_units(criterion)
     importance = summary.unit_importance if own is None else own.cpu().numpy()
@@ -245,7 +245,6 @@ def _layer_usage(
         dead=summary.dead,
         unit_usage=units.usage,
         dead_units=None if dead is None else int(dead.sum()),
-        effective_rank=rank,
         head_importance=evidence.of_heads(criterion, layer.heads, importance),
     )
 

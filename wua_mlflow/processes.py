@@ -192,6 +192,7 @@ def _described(layer: Layer) -> Layer:
 def _join(layer: Layer, others: list[Layer], sums: list[Tensor]) -> None:
     """One layer's counts and flags from all processes; its sums are left to be added up."""
     layer.calls = sum(other.calls for other in others)
+    layer.flops = sum(other.flops for other in others)
     layer.changes = any(other.changes for other in others)
     layer.alive = _either([other.alive for other in others])
     layer.alive_after_relu = _either([other.alive_after_relu for other in others])

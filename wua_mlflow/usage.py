@@ -79,6 +79,7 @@ class LayerUsage:
     ``dead_units`` counts the units whose output is zero for all data, or never above zero before
     a ReLU; None where outputs were not seen.
     ``head_importance`` has shape (heads,), of an attention's query, key or value projection.
+    ``forward_flops`` are those of the layer's products, of one sample, on average over the data.
     ``effective_rank`` is that of the layer's centred activations, where it was asked for, at most
     the number of units.
     """
@@ -99,6 +100,7 @@ class LayerUsage:
     dead_units: int | None = None
     effective_rank: float | None = None
     head_importance: np.ndarray | None = None
+    forward_flops: float | None = None
 
     @property
     def effective_share(self) -> float:

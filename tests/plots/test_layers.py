@@ -24,7 +24,7 @@ def test_rows_are_the_layers_in_their_order():
     assert data.null_low[0] == 0.4 and data.null_high[0] == 0.6
     assert np.isnan(data.null_low[1]) and np.isnan(data.null_high[1])
     assert data.effective_weights == pytest.approx(0.5 * 100 + 0.9 * 300)
-    assert data.weights == 400 and data.skipped == 1 and data.forward_flops is None
+    assert data.weights == 400 and data.skipped == 1
 
 
 def test_outside_is_strict_on_both_sides_and_never_without_a_null():
@@ -34,10 +34,9 @@ def test_outside_is_strict_on_both_sides_and_never_without_a_null():
     assert data.outside.tolist() == [True, False, False, True, False]
 
 
-def test_flops_are_matched_by_name():
-    usage = _model([_layer("a", 0.5, None), _layer("b", 0.5, None)])
-    flops = layers_data(usage, {"b": 7, "elsewhere": 9}).forward_flops
-    assert flops is not None and math.isnan(flops[0]) and flops[1] == 7
+def test_flops_are_the_layers():
+    flops = layers_data(_model([_layer("a"), _layer("b", flops=7)])).forward_flops
+    assert math.isnan(flops[0]) and flops[1] == 7
 
 
 def test_no_layer_raises():
@@ -70,8 +69,10 @@ def test_dead_units_and_dead_layers_are_the_usages():
 @pytest.mark.parametrize("with_flops", [False, True])
 def test_the_picture_is_legible_and_no_taller_than_a_page(count, with_flops, legible):
     usage = _many(count)
-    flops = {name: 10 ** (i % 9) for i, name in enumerate(usage.layers)} if with_flops else None
-    figure = plot_layers(layers_data(usage, flops))
+    if with_flops:
+        usage = _model([replace(one, forward_flops=10 ** (i % 9))
+                        for i, one in enumerate(usage.layers.values())], skipped=2)
+    figure = plot_layers(layers_data(usage))
     words = " ".join(" ".join(legible(figure)).split())
     assert figure.get_figheight() < 16 and figure.get_figwidth() < 19
     assert "depend on how the network is parametrised" in words
@@ -86,11 +87,10 @@ def test_columns_of_what_is_not_known_are_left_out(legible):
 
 
 def test_what_is_known_of_some_layers_is_blank_or_said_for_the_others(legible):
-    layers = [_layer("a", dead_units=4), _layer("b", dead_units=0), _layer("c")]
-    words = legible(plot_layers(layers_data(_model(layers), {"a": 1234567})))
+    layers = [_layer("a", dead_units=4, flops=1234567), _layer("b", dead_units=0), _layer("c")]
+    words = legible(plot_layers(layers_data(_model(layers))))
     assert words.count("4 of 10") == 1 and words.count("–") == 2
     assert "1.23 M" in words
-    assert "FLOPs –: not counted for this layer by itself." in " ".join(" ".join(words).split())
 
 
 def test_bars_end_at_the_share_and_ranges_span_the_null():
@@ -100,8 +100,9 @@ def test_bars_end_at_the_share_and_ranges_span_the_null():
 
 
 def test_bars_of_dead_units_and_flops_are_as_long_as_their_share_of_the_longest():
-    layers = [_layer("a", dead_units=5), _layer("b", dead_units=0), _layer("c", dead_units=10)]
-    figure = plot_layers(layers_data(_model(layers), {"a": 10, "b": 30}))
+    layers = [_layer("a", dead_units=5, flops=10), _layer("b", dead_units=0, flops=30),
+              _layer("c", dead_units=10)]
+    figure = plot_layers(layers_data(_model(layers)))
     dead, flops = figure.axes[0].collections
     longest = [np.diff(span).item() for span in _spans(dead)][2]
     assert [np.diff(s).item() / longest for s in _spans(dead)] == pytest.approx([0.5, 0, 1])
@@ -175,5 +176,5 @@ def test_layers_without_a_range_are_counted(legible):
 def test_it_draws_in_the_place_of_given_axes():
     figure = Figure(figsize=(10, 12))
     ax = figure.add_axes((0.0, 0.4, 1.0, 0.6))
-    assert plot_layers(layers_data(_many(5), {"fc1": 3}), ax) is figure
+    assert plot_layers(layers_data(_many(5)), ax) is figure
     assert all(axes.get_position().y0 > 0.4 for axes in figure.axes[1:])

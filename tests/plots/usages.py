@@ -20,6 +20,7 @@ def layer(  # noqa: PLR0913 - each by name
     units: np.ndarray | None = None,
     dead_units: int | None = None,
     unit_share: float | None = None,
+    flops: float | None = None,
 ) -> LayerUsage:
     importance = np.ones(10) if units is None else np.asarray(units, float)
     count = len(importance)
@@ -39,6 +40,7 @@ def layer(  # noqa: PLR0913 - each by name
         null=NullUsage("reinitialised", 20, sum(null) / 2, *null, 0.1) if null else None,
         unit_usage=Concentration(count, 0.0, effective, 0.5, 0.0) if unit_share else None,
         dead_units=dead_units,
+        forward_flops=flops,
     )
 
 

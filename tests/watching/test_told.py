@@ -124,7 +124,11 @@ def test_packed_states_lose_their_last_and_never_fall_below_zero():
 
 
 def test_what_a_projection_hides_is_not_told():
-    one = Layer("w", "LSTM", "rnn", "recurrent", 1)
-    hidden = Recurrence(torch.ones(1, 1), (), 1, None, None, None, True)
-    tell_recurrence(one, hidden, NEEDS, Positions())
-    assert (one.calls, one.alive, one.output.sums, one.inputs[1].sums) == (1, None, None, None)
+    steps = torch.ones(5, 2, 1)
+    cell, projection = (Layer("w", "LSTM", "rnn", "recurrent", 1) for _ in range(2))
+    tell_recurrence(cell, Recurrence(torch.ones(1, 1), (), 1, steps, None, None, True), NEEDS,
+                    Positions())
+    assert (cell.calls, cell.alive, cell.output.sums, cell.flops) == (1, None, None, 2 * 10)
+    tell_recurrence(projection, Recurrence(torch.ones(1, 1), (), 1, None, None, steps, True), NEEDS,
+                    Positions())
+    assert (projection.calls, projection.inputs[1].sums, projection.flops) == (1, None, 2 * 10)

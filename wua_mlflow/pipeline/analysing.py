@@ -128,7 +128,7 @@ def analyze(store: Store, variant: Variant) -> Analysis:
                 fidelity_metrics(variant, count.forward_flops / count.samples)
             metrics.update(foretold)
             write(store.client, variant.run_id, metrics=metrics, tags=tags,
-                  files=_files(variant.model, found, count))
+                  files=_files(variant.model, found))
             return remark
 
         remark = together(lambda: "" if rank() else add())
@@ -266,7 +266,7 @@ def _logged(
     settings = subject.settings
     write(store.client, run_id, metrics=metrics, tags=_tags(found.usage, first_criterion(settings)),
           files={ArtifactPath.CONFIG: settings_yaml(settings, _fields(subject)),
-                 **_files(subject.model, found, count)})
+                 **_files(subject.model, found)})
     return found
 
 
@@ -286,13 +286,11 @@ def _tags(usage: ModelUsage, criterion: str) -> dict[str, str]:
     return tags
 
 
-def _files(model: nn.Module, found: Analysis, count: FlopCount | None) -> Files:
+def _files(model: nn.Module, found: Analysis) -> Files:
     """The tables of all criteria, and the pictures of the first."""
     first, *others = found.usages.values()
-    flops = {} if count is None else \
-        {name: flops // count.samples for name, flops in count.by_module.items()}
     return {
         ArtifactPath.LAYERS_TABLE: layers_table(first),
         **{further_layers_table(usage.criterion): layers_table(usage) for usage in others},
-        **usage_pictures(model, first, flops or None),
+        **usage_pictures(model, first),
     }

@@ -5,7 +5,7 @@ May import: torch, plots, usage. Tests: ``tests/pipeline/test_pictures.py``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -39,7 +39,7 @@ MOST_WEIGHTS = 2_000_000
 
 
 def usage_pictures(
-    model: nn.Module, usage: ModelUsage, flops_by_layer: Mapping[str, int] | None = None
+    model: nn.Module, usage: ModelUsage
 ) -> dict[str, Callable[[Path], None]]:
     """The layers, their units, histograms, and the diagram of a small MLP, by artifact path.
 
@@ -48,13 +48,11 @@ def usage_pictures(
     Args:
         model: what was measured.
         usage: the measurement.
-        flops_by_layer: forward FLOPs of one sample, by the layer's name.
     """
     files = {}
     layers = list(usage.layers.values())
     if len(layers) <= MOST_ROWS:
-        files[ArtifactPath.LAYERS_PLOT] = draw(
-            lambda: plot_layers(layers_data(usage, flops_by_layer)))
+        files[ArtifactPath.LAYERS_PLOT] = draw(lambda: plot_layers(layers_data(usage)))
         if any(layer.units > 1 for layer in layers):
             files[ArtifactPath.UNITS_PLOT] = draw(lambda: plot_units(units_data(usage)))
     for layer in layers[:MOST_HISTOGRAMS]:

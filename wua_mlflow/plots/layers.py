@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -45,8 +45,8 @@ class LayersData:
 
     ``share`` is the effective share, 0..1; ``null_low`` and ``null_high`` the range of the null,
     NaN where none was drawn; ``dead`` where every importance of the layer is zero; ``dead_units``
-    is NaN where outputs were not seen; ``forward_flops`` is None where no counts were given, NaN
-    for a layer that they do not name. ``null_words`` says which null, ``by_chance`` which share of
+    is NaN where outputs were not seen; ``forward_flops`` are of one sample, NaN where they were not
+    counted. ``null_words`` says which null, ``by_chance`` which share of
     the layers of a network that learned nothing lies outside its range, NaN without a null.
     """
 
@@ -57,7 +57,7 @@ class LayersData:
     dead: np.ndarray
     units: np.ndarray
     dead_units: np.ndarray
-    forward_flops: np.ndarray | None
+    forward_flops: np.ndarray
     effective_weights: float
     weights: int
     skipped: int
@@ -76,12 +76,11 @@ class LayersData:
         return self.below | (self.share > self.null_high)
 
 
-def layers_data(usage: ModelUsage, flops_by_layer: Mapping[str, int] | None = None) -> LayersData:
+def layers_data(usage: ModelUsage) -> LayersData:
     """Rows of the picture.
 
     Args:
         usage: what ``analyze`` measured.
-        flops_by_layer: forward FLOPs of one sample, by the layer's name; other names are ignored.
 
     Raises:
         ValueError: no layer was analysed.
@@ -91,9 +90,7 @@ def layers_data(usage: ModelUsage, flops_by_layer: Mapping[str, int] | None = No
         raise ValueError("usage: expected at least one analysed layer, but got none")
     nulls = [layer.null for layer in layers]
     dead_units = [layer.dead_units for layer in layers]
-    flops = None
-    if flops_by_layer is not None:
-        flops = np.array([flops_by_layer.get(layer.name, math.nan) for layer in layers], float)
+    flops = [layer.forward_flops for layer in layers]
     return LayersData(
         names=tuple(layer.name for layer in layers),
         share=np.array([layer.effective_share for layer in layers]),
@@ -102,7 +99,7 @@ def layers_data(usage: ModelUsage, flops_by_layer: Mapping[str, int] | None = No
         dead=np.array([layer.dead for layer in layers]),
         units=np.array([layer.units for layer in layers]),
         dead_units=np.array([math.nan if n is None else n for n in dead_units], float),
-        forward_flops=flops,
+        forward_flops=np.array([math.nan if n is None else n for n in flops], float),
         effective_weights=usage.effective_weights,
         weights=usage.weights,
         skipped=len(usage.skipped),
@@ -190,8 +187,6 @@ def _caption(data: LayersData) -> str:
                     f"chance alone, about {data.by_chance:.0%} of layers lie outside.")
     if np.isfinite(data.dead_units).any():
         said.append("Dead units: zero for all data, or never above zero before a ReLU.")
-    if data.forward_flops is not None and np.isnan(data.forward_flops).any():
-        said.append("FLOPs –: not counted for this layer by itself.")
     without = int(np.isnan(data.null_low).sum())
     if data.null_words and without:
         said.append(f"Layers without a range: {without}.")
@@ -213,7 +208,7 @@ def _columns(data: LayersData) -> list[rows.Column]:
     columns = [rows.Column("share", shares)]
     if np.isfinite(data.dead_units).any():
         columns.append(_dead_units(data))
-    if data.forward_flops is not None:
+    if np.isfinite(data.forward_flops).any():
         columns.append(_flops(data.forward_flops))
     return columns
 

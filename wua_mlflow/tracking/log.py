@@ -214,6 +214,7 @@ def _row(layer: LayerUsage) -> dict[str, object]:
         "unit_low_share": units.low_share if units else None,
         "dead_units": layer.dead_units,
         "effective_rank": layer.effective_rank,
+        "forward_flops": layer.forward_flops,
     }
 
 

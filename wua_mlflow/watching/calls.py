@@ -63,6 +63,21 @@ class Product:
         """The number of a convolution's spatial dimensions, else 0."""
         return self.weight.dim() - 2 if self.operation == "conv" else 0
 
+    def flops(self, output: Tensor) -> int:
+        """FLOPs of the product, 2 a multiply-accumulate, as ``count_flops`` has them.
+
+        Each weight meets each position of the output once (transposed convolutions: of the input);
+        ``bilinear`` multiplies by its first input, and then the sums by its second.
+        """
+        shape = self.weight.shape
+        if self.operation == "embedding":
+            return 0
+        if self.operation == "bilinear":
+            return 2 * output.numel() * (shape[1] + 1) * shape[2]
+        if self.geometry is not None and self.geometry.transposed:
+            return 2 * self.inputs[0].numel() * self.weight[0].numel()
+        return 2 * output.numel() * self.weight[0].numel()
+
 
 Reader = Callable[[tuple[Any, ...], Mapping[str, Any]], list[Product]]
 """From a call's arguments to the products that it may be, the likelier first."""

@@ -79,7 +79,8 @@ class Layer:
     ``operation`` is a product's, or ``recurrent`` with so many ``gates``. ``bias`` is a parameter's
     view, or None where there is none that could be told. ``overflow`` is the dtype that could not
     hold the squares of finite inputs, where that was seen. ``heads``: so many, of equally many
-    units in a row, of an attention's query, key or value; 0 elsewhere.
+    units in a row, of an attention's query, key or value; 0 elsewhere. ``flops`` are those of its
+    products over all data.
     """
 
     name: str
@@ -104,6 +105,7 @@ class Layer:
     changes: bool = False
     overflow: torch.dtype | None = None
     heads: int = 0
+    flops: int = 0
 
     @property
     def covers(self) -> str | None:

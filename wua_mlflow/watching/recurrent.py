@@ -47,6 +47,13 @@ class Recurrence:
     time_first: bool | None
     backwards: bool = False
 
+    @property
+    def flops(self) -> int:
+        """FLOPs of the weight's products, 2 a multiply-accumulate: one a step and sample."""
+        seen = self.given if self.given is not None else self.outputs
+        assert seen is not None, "one of both is there"
+        return 2 * self.weight.numel() * seen[..., 0].numel()
+
     def met(self) -> Tensor | None:
         """What the weight multiplied at each step, as ``given`` lies; None if packed or hidden."""
         if self.given is None or self.ends is None:

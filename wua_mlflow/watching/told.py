@@ -51,6 +51,7 @@ def tell_product(
     """Add a product's sums to the layer's."""
     mask, first = positions.mask, positions.time_first
     layer.calls += 1
+    layer.flops += product.flops(output)
     if layer.computed is not None and layer.calls == 2:
         layer.changes = not torch.equal(layer.computed, product.weight.detach())
     if needs.output:
@@ -71,6 +72,7 @@ def tell_recurrence(
 ) -> None:
     """Add a recurrent layer's sums: of its hidden states, and of what its weight multiplies."""
     layer.calls += 1
+    layer.flops += one.flops
     if one.outputs is not None:
         rows = one.outputs.reshape(-1, layer.units)
         if needs.output:
