@@ -9,10 +9,9 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import torch
 from numba import njit
 
-from wua_mlflow.survey import Kept, NumpyKernels, Survey, Tiles, flat, logarithms, total_of, within
+from wua_mlflow.survey import Kept, NumpyKernels, Survey, Tiles, flat, logarithms, total_of
 
 __all__ = ["CompiledKernels"]
 
@@ -47,15 +46,36 @@ def _weighted(values, logs):  # type: ignore[no-untyped-def]
     return total
 
 
-@njit(cache=True, fastmath=True)
-def _number(values, scale, last, low, numbers):  # type: ignore[no-untyped-def]
-    """The number of each value's bin; gives how many lie below ``low``."""
-    below = 0
+@njit(cache=True)
+def _mark(values, low, high, flags):  # type: ignore[no-untyped-def]
+    """1 for each value within the window, else 0."""
     for i in range(values.size):
-        if values[i] < low:
-            below += 1
-        numbers[i] = min(np.int32(values[i] * scale), last)
-    return below
+        flags[i] = np.uint8((values[i] >= low) & (values[i] <= high))
+
+
+@njit(cache=True)
+def _gather(values, flags, words, found):  # type: ignore[no-untyped-def]
+    """The values that are marked, one after the other; gives how many.
+
+    ``words`` are the flags eight at a time: most of them are all zero.
+    """
+    count = 0
+    for word in range(words.size):
+        if words[word]:
+            for i in range(8 * word, 8 * word + 8):
+                found[count] = values[i]
+                count += flags[i]
+    for i in range(8 * words.size, values.size):
+        found[count] = values[i]
+        count += flags[i]
+    return count
+
+
+@njit(cache=True, fastmath=True)
+def _number(values, scale, last, numbers):  # type: ignore[no-untyped-def]
+    """The number of each value's bin."""
+    for i in range(values.size):
+        numbers[i] = np.uint8(min(np.int32(values[i] * scale), last))
 
 
 @njit(cache=True)
@@ -83,18 +103,18 @@ class CompiledKernels:
         total_weighted = above = inside_sum = 0.0
         least, largest, inside_least, inside_most = math.inf, -math.inf, math.inf, -math.inf
         above_count = inside_count = 0
-        kept = Kept()
+        kept, window = Kept(), _Window()
         for place, tile in tiles:
             values = flat(tile)
             kind = values.dtype.type
             _add_rows(tile.numpy(), by_row[place])
-            small, large = (one.item() for one in torch.aminmax(tile))
+            small, large = float(values.min()), float(values.max())
             least, largest = min(least, small), max(largest, large)  # NaN: the sum will tell
             total_weighted += _weighted(values, logarithms(values, small))
             if large > high:
                 more, count = _above(values, kind(high))
                 above, above_count = above + more, above_count + count
-            inside = within(values, kind(low), kind(high))
+            inside = window.of(values, kind(low), kind(high))
             if len(inside):
                 inside_count += len(inside)
                 inside_sum += total_of(inside)
@@ -110,14 +130,30 @@ class CompiledKernels:
     ) -> tuple[np.ndarray, int]:
         counts, below = np.zeros((8, bins), np.int64), 0
         scale = bins / top if top > 0 else 0.0
-        if not math.isfinite(scale) or bins > 2**15:
+        if not math.isfinite(scale) or bins > 2**8:
             return NumpyKernels().spread(tiles, bins, top, low)
-        numbers = np.empty(0, np.int16)
+        numbers = np.empty(0, np.uint8)
         for _, tile in tiles:
             values = flat(tile)
             kind = values.dtype.type
             if len(numbers) != len(values):
-                numbers = np.empty(len(values), np.int16)
-            below += int(_number(values, kind(scale), np.int32(bins - 1), kind(low), numbers))
+                numbers = np.empty(len(values), np.uint8)
+            below += int(np.count_nonzero(values < kind(low)))
+            _number(values, kind(scale), np.int32(bins - 1), numbers)
             _count(numbers, counts)
         return counts.sum(0), below
+
+
+class _Window:
+    """The values of a tile that lie within a window; its arrays are made once."""
+
+    def __init__(self) -> None:
+        self._flags, self._found = np.empty(0, np.uint8), np.empty(0, np.float32)
+
+    def of(self, values: np.ndarray, low: float, high: float) -> np.ndarray:
+        if len(self._flags) != len(values) or self._found.dtype != values.dtype:
+            self._flags = np.empty(len(values), np.uint8)
+            self._found = np.empty(len(values) + 1, values.dtype)
+        _mark(values, low, high, self._flags)
+        words = self._flags[:len(values) // 8 * 8].view(np.uint64)
+        return self._found[:_gather(values, self._flags, words, self._found)].copy()

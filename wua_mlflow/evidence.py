@@ -54,9 +54,18 @@ class Evidence:
 
     def importance(self, criterion: Criterion) -> Part:
         """The importance of any tile; a function of one's own is asked once, for all of them."""
+        names, wide, matrix = needs(criterion), self._wide(), _matrix(self.weight)
+
+        def tile(rows: slice, columns: slice) -> Tensor:
+            weight = self.weight[rows].flatten(1)[:, columns] if matrix is None else \
+                matrix[rows, columns]
+            given = {name: self._part(name, rows, columns).to(weight.device, wide)
+                     for name in names}
+            return criterion(weight.to(wide), **given)
+
         if criterion in CRITERIA.values():
-            return lambda rows, columns: self._tile(criterion, rows, columns)
-        whole = self._tile(criterion, slice(None), slice(None))
+            return tile
+        whole = tile(slice(None), slice(None))
         if not isinstance(whole, Tensor) or whole.shape != self.shape:
             got = tuple(whole.shape) if isinstance(whole, Tensor) else type(whole).__name__
             raise ValueError(f"criterion: expected importances of shape {self.shape}, but got "
@@ -109,14 +118,11 @@ class Evidence:
                        bias=some(self.bias), bias_gradient=some(self.bias_gradient),
                        group_of=groups)
 
-    def _tile(self, criterion: Criterion, rows: slice, columns: slice) -> Tensor:
-        weight = self.weight[rows].flatten(1)[:, columns]
-        wide = torch.promote_types(weight.dtype, torch.float32)
-        if self.weight.numel() <= _EXACT_UP_TO and weight.device.type != "mps":
-            wide = torch.float64
-        given = {name: self._part(name, rows, columns).to(weight.device, wide)
-                 for name in needs(criterion)}
-        return criterion(weight.to(wide), **given)
+    def _wide(self) -> torch.dtype:
+        """What the importance is computed in."""
+        if self.weight.numel() <= _EXACT_UP_TO and self.weight.device.type != "mps":
+            return torch.float64
+        return torch.promote_types(self.weight.dtype, torch.float32)
 
     def _part(self, name: str, rows: slice, columns: slice) -> Tensor:
         values: Tensor = getattr(self, name)
@@ -218,6 +224,14 @@ def _is_finite(weight: Tensor) -> bool:
     for block in _blocks(weight):  # finite ones can have an infinite sum
         finite &= torch.isfinite(block).all()
     return bool(finite)
+
+
+def _matrix(weight: Tensor) -> Tensor | None:
+    """The weight as (units, weights of a unit), without a copy; None where it lies otherwise."""
+    try:
+        return weight.view(weight.shape[0], -1)
+    except RuntimeError:
+        return None
 
 
 def _blocks(tensor: Tensor) -> Iterator[Tensor]:
