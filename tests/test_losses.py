@@ -42,6 +42,24 @@ def test_the_batch_whose_loss_is_not_finite():
                 loss=lambda outputs, targets: outputs.sum() * next(losses))
 
 
+class OnGpu(Tensor):
+    """Says that it lies on a GPU."""
+
+    @property
+    def is_cuda(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("number", range(8))
+def test_on_a_gpu_a_loss_is_read_back_seldom(number):
+    value = (torch.ones(1, requires_grad=True) * math.nan).as_subclass(OnGpu)
+    if number in (0, 1, 3, 7):
+        with pytest.raises(ValueError, match=f"but got nan for batch {number}$"):
+            loss_of(None, None, lambda outputs, targets: value, number=number)
+    else:
+        assert loss_of(None, None, lambda outputs, targets: value, number=number).isnan()
+
+
 def test_a_gradient_that_is_not_finite_names_its_layer():
     class Rooted(nn.Module):
         def __init__(self) -> None:

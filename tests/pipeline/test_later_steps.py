@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from wua_mlflow.config import load_settings
-from wua_mlflow.pipeline import chain
+from wua_mlflow.pipeline import analysing, chain
+from wua_mlflow.pipeline.measuring import measured
 from wua_mlflow.tracking.store import connect
 
 QUICK = {"seeds": 1, "null_draws": 1, "epochs": 2, "slim_epochs": 3}
@@ -79,6 +82,21 @@ def test_another_criterion_needs_its_own_null(done: tuple) -> None:
         chain.analyze_run(store, *_given(run_id=run_id, criterion="magnitude", null_draws=0))
     chain.analyze_run(store, *_given(run_id=run_id, criterion="magnitude", null_draws=1))
     assert _run(store, run_id).data.tags["wua.criterion"] == "magnitude"
+
+
+def test_a_null_is_not_kept_beside_a_criterion_that_has_none(
+    done: tuple, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, outcome = done
+    run_id = outcome.variants[0].run_id
+    held = _run(store, run_id).data.tags["wua.criterion"]
+    other = "magnitude" if held == "wanda" else "wanda"
+    monkeypatch.setattr(analysing, "measured", lambda *args, **options: {
+        name: replace(usage, null=None) for name, usage in measured(*args, **options).items()})
+    with pytest.raises(ValueError, match=f"criterion: .* holds the null of {held} and has none "
+                                         f"under {other}; "):
+        chain.analyze_run(store, *_given(run_id=run_id, criterion=other, null_draws=1))
+    assert _run(store, run_id).data.tags["wua.criterion"] == held
 
 
 def test_a_step_points_to_the_whole_id_of_its_variant(

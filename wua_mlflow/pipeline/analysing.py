@@ -104,7 +104,8 @@ def analyze(store: Store, variant: Variant) -> Analysis:
     """Measure how a variant's weights are used, on training data, and add it to its run.
 
     Raises:
-        ValueError: no null is asked for, and the run holds the null of another criterion.
+        ValueError: the run holds the null of another criterion, and this one gets none: none is
+            asked for, or the model has none under it.
     """
     settings, recipe = variant.settings, variant.recipe
     first = first_criterion(settings)
@@ -119,6 +120,9 @@ def analyze(store: Store, variant: Variant) -> Analysis:
                             label=f"analysing {variant.name}")
         usages = measured(variant.model, batches, settings, loss)
         found = Analysis(variant.run_id, variant.name, usages)
+        if found.usage.null is None and Tag.NULL_KIND in variant.tags and held != first:
+            raise ValueError(f"criterion: {variant.name} holds the null of {held} and has none "
+                             f"under {first}; analyse it as a model of its own: --model")
         metrics, tags = usage_metrics(found.usage), _tags(found.usage, first)
 
         def add() -> str:
