@@ -3,7 +3,8 @@
 Runs the tutorial's use case into a temporary store, starts `mlflow server` on it and opens the
 addresses that `wua run` prints in Chromium. ``--server`` takes the pictures from a server that runs
 already, of the last pipeline of ``--experiment``. Then the overview of the layers and the heat map
-of their units are drawn for two models whose weights are random, one of 5 layers and one of 200;
+of their units are drawn for two models whose weights are random, one of 5 layers and one of 200,
+the histogram of a layer of the first, and the diagram of an MLP too wide to show each unit;
 ``--drawn`` makes these alone, without a browser.
 """
 
@@ -26,13 +27,24 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from matplotlib.figure import Figure
 from mlflow.tracking import MlflowClient
 from playwright.sync_api import Browser, sync_playwright
 from torch import Tensor, nn
 
 import wua_mlflow as wua
-from wua_mlflow.plots import layers_data, plot_layers, plot_units, units_data
+from wua_mlflow.plots import (
+    histogram_data,
+    layers_data,
+    network_data,
+    plot_histogram,
+    plot_layers,
+    plot_network,
+    plot_units,
+    units_data,
+)
 from wua_mlflow.tracking.view import KEY, LATEST_KEY, run_address, view_address
+from wua_mlflow.usage import ModelUsage
 
 PICTURES = Path(__file__).parent / "pictures"
 CHROMIUM = os.environ.get("WUA_CHROMIUM") or shutil.which("chromium") or "/usr/bin/chromium"
@@ -64,18 +76,33 @@ def main() -> None:
     PICTURES.mkdir(exist_ok=True)
     if not options.drawn:
         photograph(options)
-    draw("5", small_convolutional(), torch.rand(256, 1, 12, 12))
+    usage = draw("5", small_convolutional(), torch.rand(256, 1, 12, 12))
     draw("200", Reader(blocks=33), torch.randint(500, (128, 12)))
+    layer = usage.layers["conv2"]
+    save("histogram", plot_histogram(histogram_data(layer.histogram, layer.entropy, name="conv2")))
+    save("network_wide", wide_diagram())
 
 
-def draw(layers: str, model: nn.Module, inputs: Tensor) -> None:
+def draw(layers: str, model: nn.Module, inputs: Tensor) -> ModelUsage:
     """The overview and the heat map of the model, beside networks that learned nothing."""
     usage = wua.analyze(model, inputs, null=20)
-    pictures = {"layers": plot_layers(layers_data(usage)),
-                "units": plot_units(units_data(usage))}
-    for name, figure in pictures.items():
-        figure.savefig(PICTURES / f"{name}_{layers}.png")
-        print(f"docs/pictures/{name}_{layers}.png  {len(usage.layers)} layers")
+    save(f"layers_{layers}", plot_layers(layers_data(usage)))
+    save(f"units_{layers}", plot_units(units_data(usage)))
+    return usage
+
+
+def save(name: str, figure: Figure) -> None:
+    """Write a figure into the documentation's folder."""
+    figure.savefig(PICTURES / f"{name}.png")
+    print(f"docs/pictures/{name}.png")
+
+
+def wide_diagram() -> Figure:
+    """An MLP of 64-200-120-10, its weights random: units are drawn in bundles."""
+    torch.manual_seed(0)
+    layers = {"fc1": nn.Linear(64, 200), "fc2": nn.Linear(200, 120), "out": nn.Linear(120, 10)}
+    weights = [layer.weight.detach().numpy() for layer in layers.values()]
+    return plot_network(network_data(weights, list(layers)))
 
 
 def small_convolutional() -> nn.Module:
