@@ -9,7 +9,6 @@ from torch.nn.functional import cross_entropy
 
 import wua_mlflow as wua
 from tests.networks import kept_streams, mlp, snapshot
-from tests.widths.network_cases import trained
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +39,7 @@ def test_the_units_that_stay_are_the_most_important():
 
 def test_a_methods_widths_and_no_more_parameters_than_planned():
     model = mlp(4, 32, 3)
-    recommended = wua.recommend_widths(model, DATA, method="rank").widths
+    recommended = wua.recommend_widths(model, DATA, method="ablation").widths
     found = wua.slim(model, DATA)
     assert {name: after for name, (_, after) in found.units.items()} == recommended
     width = recommended["0"]
@@ -85,10 +84,16 @@ def test_layers_that_share_their_units():
 
 
 def test_nothing_narrower():
-    model, data = trained(3, 2)
-    if wua.recommend_widths(model, data, method="rank").widths == {"0": 3, "2": 2}:
-        with pytest.raises(ValueError, match="^method: expected one that finds widths below"):
-            wua.slim(model, data)
+    """Each of two units tells one class from the others."""
+    model = mlp(2, 2, 3)
+    with torch.no_grad():
+        for layer, weight in ((model[0], torch.eye(2)), (model[2], torch.eye(3, 2))):
+            layer.weight.copy_(weight)
+            layer.bias.zero_()
+    model[2].bias.data[2] = 0.5
+    x = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]]).repeat(20, 1)
+    with pytest.raises(ValueError, match="^method: expected one that finds widths below"):
+        wua.slim(model, (x, torch.arange(3).repeat(20)))
 
 
 @pytest.mark.parametrize("criterion", ["taylor", "magnitude", "random", "output", "wanda"])

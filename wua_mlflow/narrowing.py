@@ -25,7 +25,7 @@ def slim(  # noqa: PLR0913 - the options of one question, each by name
     data: Any,
     *,
     widths: Mapping[str, int] | None = None,
-    method: str = "rank",
+    method: str = "ablation",
     margin: float = 0.02,
     criterion: str = "taylor",
     task: Task | None = None,
@@ -44,7 +44,9 @@ def slim(  # noqa: PLR0913 - the options of one question, each by name
         data: inputs and targets, each of shape (examples, ...): not the test data.
         widths: by name of a layer how many of its units stay, the others keep all; the method's,
             if None.
-        method: of ``recommend_widths``, but for ``search``, which trains networks.
+        method: of ``recommend_widths``, but for ``search``, which trains networks. ``ablation``
+            keeps much, but did not lose too much on any task that was measured
+            (``benchmarks/cut_knee.py``).
         margin: of the methods ``projection`` and ``ablation``.
         criterion: what makes a unit important: ``taylor``, ``magnitude``, ``random``, or a
             criterion of ``analyze``.

@@ -204,7 +204,11 @@ def test_a_search_goes_on_from_the_rank_and_stays_within_its_runs(how: str) -> N
 @pytest.mark.parametrize(("given", "method"), [
     ({"how": "rebuild"}, "search"),
     ({"how": "rebuild", "train": "own:trainer"}, "rank"),
-    ({"how": "prune"}, "rank"),
+    ({"how": "rebuild", "margin": 0.005}, "rank"),
+    ({"how": "prune"}, "search"),
+    ({"how": "prune", "train": "own:trainer"}, "ablation"),
+    ({"how": "prune", "margin": 0.02}, "ablation"),
+    ({"how": "prune", "margin": 0.0}, "ablation"),
     ({"how": "rebuild", "width_method": "effective"}, "effective"),
 ])
 def test_the_method_where_none_is_named(

@@ -16,9 +16,11 @@ from wua_mlflow.config import Settings
 from wua_mlflow.evaluation import loss_for
 from wua_mlflow.pipeline.measuring import first_criterion, loss_of, measured
 from wua_mlflow.pipeline.models import check_slim_widths, check_widths
+from wua_mlflow.pipeline.recipe import Recipe
 from wua_mlflow.pipeline.searching import Retraining, search
 from wua_mlflow.pipeline.streaming import part_feed
 from wua_mlflow.pipeline.variant import Variant
+from wua_mlflow.provable import too_small
 from wua_mlflow.slimming import unit_groups
 from wua_mlflow.usage import ModelUsage
 from wua_mlflow.widths import WidthRecommendation, effective_widths, recommend_widths
@@ -126,7 +128,7 @@ def goal_of(
         return Goal(dimensions, _given(settings, parent, dimensions), "given")
     if max(units) == 1:
         raise NoNarrowerError("The network has one unit in every layer; no width is below that.")
-    method, recommendation, searched = _method(settings), None, None
+    method, recommendation, searched = _method(settings, parent.recipe), None, None
     if method == "effective":
         usage = usage or _usage_of(settings, parent)
         widths = effective_widths(usage, units, [one.layers for one in dimensions])
@@ -148,11 +150,20 @@ def goal_of(
     return Goal(dimensions, tuple(widths), method, recommendation, searched)
 
 
-def _method(settings: Settings) -> str:
-    """The best one (``benchmarks/knee.py``) that does not call the user's trainer unasked."""
+def _method(settings: Settings, recipe: Recipe) -> str:
+    """The best one (``benchmarks/knee.py``, ``cut_knee.py``).
+
+    A search calls no trainer of the user's unasked, and needs data that can show something.
+    """
     if settings.width_method != "auto":
         return settings.width_method
-    return "search" if settings.how == "rebuild" and settings.train is None else "rank"
+    rebuilt, split = settings.how == "rebuild", recipe.split
+    examples = len(split.validation) + rebuilt * len(split.train)
+    shows = split.task == "regression" or \
+        too_small(examples, settings.margin, settings.confidence) is None
+    if settings.train is None and shows:
+        return "search"
+    return "rank" if rebuilt else "ablation"
 
 
 def _note(searched: SearchResult | None) -> str:
