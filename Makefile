@@ -51,6 +51,7 @@ bench: $(VENV)/.bench
 	python benchmarks/remedies.py --trials 2000
 	python benchmarks/latency_interval.py
 	python benchmarks/knee.py
+	python benchmarks/cut_knee.py
 	python benchmarks/fidelity.py
 	python benchmarks/pruning.py
 	python benchmarks/report.py

@@ -26,8 +26,7 @@ from wua_mlflow.evaluation import loss_for
 from wua_mlflow.flops import count_flops
 from wua_mlflow.intervals import crossed
 from wua_mlflow.pipeline.recipe import Recipe, Trained, load_recipe, train_made, train_one
-from wua_mlflow.slimming import Structure, cut, most_important, unit_groups, unit_importance
-from wua_mlflow.widths.spectrum import spectra
+from wua_mlflow.slimming import cut, most_important, unit_groups, unit_importance
 
 __all__ = ["holm", "main"]
 
@@ -117,35 +116,13 @@ def ours(criterion: str) -> Cutter:
     def cutter(bench: Bench, trained: Trained, most: float, seed: int) -> nn.Module:
         train = bench.recipe.split.train
         structure = unit_groups(trained.model, bench.example)
-        importance = spanning(trained.model, structure, train.inputs) \
-            if criterion == "spanning" else unit_importance(
-                trained.model, structure, (train.inputs, train.targets), bench.loss(trained),
-                criterion=criterion, seed=seed)
+        importance = unit_importance(trained.model, structure, (train.inputs, train.targets),
+                                     bench.loss(trained), criterion=criterion, seed=seed)
         widths = within(bench, {one.name: one.units for one in structure.groups}, most)
         keep = {name: most_important(one, widths[name]) for name, one in importance.items()}
         return cut(trained.model, bench.example, keep).model
 
     return cutter
-
-
-def spanning(model: nn.Module, structure: Structure, inputs: Tensor) -> dict[str, Tensor]:
-    """Units in the order in which each adds most to what those before it span.
-
-    Pivoted Cholesky decomposition of the scaled activations' scatter (as ThiNet and its kin choose
-    by what is lost, not by each unit alone).
-    """
-    groups = {group.name: group for group in structure.groups}
-    found, _ = spectra(model, groups, lambda: model(inputs))
-    orders = {}
-    for name, one in found.items():
-        left = one.directions * one.values.square() @ one.directions.T
-        order = torch.zeros(len(left), dtype=torch.float64)
-        for place in range(len(left), 0, -1):
-            best = int(torch.where(order > 0, -1.0, left.diagonal()).argmax())
-            order[best] = place
-            left = left - torch.outer(left[best], left[best]) / left[best, best].clamp_min(1e-30)
-        orders[name] = order
-    return orders
 
 
 def within(bench: Bench, whole: Mapping[str, int], most: float) -> dict[str, int]:
@@ -197,7 +174,7 @@ IMPORTANCES = {
     "TP group norm": (lambda: tp.importance.GroupMagnitudeImportance(p=2), False),
 }
 ONE_SHOT: dict[str, Cutter] = {
-    "ours": ours("taylor"),
+    "ours": ours("spanning"),
     **{name: theirs(make, gradients=graded) for name, (make, graded) in IMPORTANCES.items()},
     "random": ours("random"),
 }
@@ -205,10 +182,8 @@ ITERATIVE = {f"{name}, {STEPS} steps": ONE_SHOT[name] for name in IMPORTANCES}
 SCRATCH = "from scratch"
 SHORT_SCRATCH = f"from scratch, {FINE_TUNING} epochs"
 METHODS = (*ONE_SHOT, *ITERATIVE, SCRATCH, SHORT_SCRATCH)
-VARIANTS = {"ours, magnitude": ours("magnitude"), f"ours, {STEPS} steps": ONE_SHOT["ours"],
-            f"ours, magnitude, {STEPS} steps": ours("magnitude"),
-            "ours, spanning": ours("spanning"), "ours, distilled": ONE_SHOT["ours"],
-            "ours, spanning, distilled": ours("spanning")}
+VARIANTS = {"ours, Taylor": ours("taylor"), "ours, magnitude": ours("magnitude"),
+            f"ours, {STEPS} steps": ONE_SHOT["ours"], "ours, distilled": ONE_SHOT["ours"]}
 """Other ways of ours, for ``--variants``."""
 
 

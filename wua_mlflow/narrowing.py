@@ -27,7 +27,7 @@ def slim(  # noqa: PLR0913 - the options of one question, each by name
     widths: Mapping[str, int] | None = None,
     method: str = "ablation",
     margin: float = 0.02,
-    criterion: str = "taylor",
+    criterion: str = "spanning",
     task: Task | None = None,
     loss: Loss | None = None,
     seed: int = 0,
@@ -48,8 +48,8 @@ def slim(  # noqa: PLR0913 - the options of one question, each by name
             keeps much, but did not lose too much on any task that was measured
             (``benchmarks/cut_knee.py``).
         margin: of the methods ``projection`` and ``ablation``.
-        criterion: what makes a unit important: ``taylor``, ``magnitude``, ``random``, or a
-            criterion of ``analyze``.
+        criterion: what makes a unit important: ``spanning`` (what it adds to the others),
+            ``taylor``, ``magnitude``, ``random``, or a criterion of ``analyze``.
         task: ``binary``, ``multiclass`` or ``regression``; read from the data, if None.
         loss: of outputs and targets, the mean over examples; that of the task, if None.
         seed: of the criterion ``random``.

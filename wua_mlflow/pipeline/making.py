@@ -47,7 +47,7 @@ class Cutting:
 
     keep: Mapping[str, int]
     epochs: int
-    importance: str = "taylor"
+    importance: str = "spanning"
     distill: bool = False
 
 

@@ -1,4 +1,4 @@
-"""How important each unit of a group is: by the loss, by its weights, by an analysis, or by lot.
+"""How important each unit of a group is: by what it adds, by the loss, its weights, or by lot.
 
 May import: torch, numpy, analysis, batches, chunks, hooks, importance, randomness, slimming.
 Tests: ``tests/slimming/test_importance.py``.
@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from wua_mlflow.chunks import rows_at_once
 from wua_mlflow.hooks import evaluating, unwrapped
 from wua_mlflow.slimming.groups import Structure, UnitGroup
+from wua_mlflow.slimming.spanning import spanning
 
 __all__ = ["CRITERIA", "most_important", "unit_importance"]
 
-CRITERIA = ("taylor", "magnitude", "random")
+CRITERIA = ("spanning", "taylor", "magnitude", "random")
 """And every criterion of ``wua_mlflow.importance``, summed over the layers of a group."""
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -33,6 +34,9 @@ def unit_importance(
 ) -> dict[str, Tensor]:
     """The importance of every unit, by group; shape (units,), float64, on the CPU.
 
+    ``spanning``: what each unit's activations add to those before it, as ``slimming.spanning``
+    says; ``taylor`` for the groups whose activations cannot be seen (attention heads).
+
     ``taylor``: |mean of a·g|, a the unit's activation and g the loss's gradient with respect to
     it (Molchanov et al. 2017, arXiv 1611.06440, equation 8, without the square), taken from the
     weights that read it: Σ w·∂L/∂w over its columns. It does not change when a network is rescaled.
@@ -42,7 +46,7 @@ def unit_importance(
         model: the one that ``structure`` was found in; left as found.
         structure: its groups.
         data: inputs and targets, shape (samples, ...); not needed for magnitude and random.
-        loss: the mean loss of (outputs, targets); for ``taylor``.
+        loss: the mean loss of (outputs, targets); for ``taylor``, and where ``spanning`` takes it.
         criterion: one of ``CRITERIA``, or a criterion of an analysis.
         seed: of ``random``.
 
@@ -58,13 +62,18 @@ def unit_importance(
         return {one.name: _magnitude(plain, one) for one in structure.groups}
     if data is None:
         raise ValueError(f"data: expected inputs and targets for {criterion}, but got none")
-    if criterion != "taylor":
+    if criterion not in CRITERIA:
         return _analysed(plain, structure, data, criterion)
+    found = {} if criterion == "taylor" else \
+        spanning(plain, structure.groups, lambda: _forwards(plain, data[0]))
+    if len(found) == len(structure.groups):
+        return found
     if loss is None:
         raise ValueError("loss: expected the mean loss of (outputs, targets) for taylor, but got "
                          "none")
     gradients = _mean_gradients(plain, structure, data, loss)
-    return {one.name: _taylor(plain, one, gradients) for one in structure.groups}
+    return {one.name: found[one.name] if one.name in found else _taylor(plain, one, gradients)
+            for one in structure.groups}
 
 
 def most_important(importance: Tensor, count: int) -> list[int]:
@@ -75,6 +84,12 @@ def most_important(importance: Tensor, count: int) -> list[int]:
     """
     order = importance.argsort(descending=True, stable=True)
     return sorted(order[:count].tolist())
+
+
+def _forwards(model: nn.Module, inputs: Tensor) -> None:
+    with evaluating(model, grad=False):
+        for rows in inputs.split(rows_at_once(inputs.shape)):
+            model(rows)
 
 
 def _mean_gradients(

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from wua_mlflow.concentration import effective_count
-from wua_mlflow.widths.activations import Port, changing, moments, outgoing_norms, ports
+from wua_mlflow.slimming.activations import Port, changing, moments, outgoing_norms, ports
 from wua_mlflow.widths.recommendation import Curve, LayerWidth
 
 if TYPE_CHECKING:

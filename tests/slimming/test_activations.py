@@ -9,7 +9,7 @@ from torch import nn
 
 from tests.networks import numpys, rows
 from wua_mlflow.slimming import Reader, UnitGroup
-from wua_mlflow.widths.activations import Moments, changing, moments, outgoing_norms, ports
+from wua_mlflow.slimming.activations import Moments, changing, moments, outgoing_norms, ports
 
 
 def columns(units, each=1):

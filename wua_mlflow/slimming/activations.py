@@ -1,6 +1,6 @@
 """What a group's readers read: its units' activations, to measure or to change.
 
-May import: torch, dotted, hooks, slimming. Tests: ``tests/widths/test_activations.py``.
+May import: torch, dotted, hooks, slimming. Tests: ``tests/slimming/test_activations.py``.
 """
 
 from __future__ import annotations
