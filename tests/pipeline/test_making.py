@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional
 
 from tests.pipeline.slimming_cases import recipe_of, same, weights_of
+from tests.slimming.selection_cases import greedy
 from wua_mlflow.pipeline import making
 from wua_mlflow.pipeline.making import Cutting, pruned, remembered, scratch
 from wua_mlflow.pipeline.recipe import Recipe, Trained, train_made
@@ -38,15 +39,10 @@ def two_layers(model: nn.Module) -> tuple[np.ndarray, ...]:
 
 
 def most_important_by_hand(model: nn.Module, recipe: Recipe, count: int) -> list[int]:
-    """By |Σ over the reading weights of w·∂L/∂w|, the gradient worked out in numpy."""
-    x, y = recipe.split.train.inputs.numpy(), recipe.split.train.targets.numpy()
-    first, bias, second, last = two_layers(model)
-    hidden = np.maximum(x @ first.T + bias, 0)
-    logits = hidden @ second.T + last
-    shares = np.exp(logits - logits.max(1, keepdims=True))
-    shares /= shares.sum(1, keepdims=True)
-    gradient = (shares - np.eye(3)[y]).T @ hidden / len(x)
-    importance = np.abs((second * gradient).sum(0))
+    """By what each adds to the others, its activation times the norm of the reading weights."""
+    first, bias, second, _ = (one.astype(np.float64) for one in two_layers(model))
+    hidden = np.maximum(recipe.split.train.inputs.double().numpy() @ first.T + bias, 0)
+    importance = greedy(hidden * np.linalg.norm(second, axis=0))
     return sorted(np.argsort(-importance)[:count].tolist())
 
 

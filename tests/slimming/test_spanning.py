@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tests.slimming.selection_cases import greedy
 from wua_mlflow.slimming import cut, most_important, unit_groups, unit_importance
 from wua_mlflow.slimming.spanning import pivoted
 
@@ -26,26 +27,11 @@ def importance_of(model: nn.Module, x: Tensor, **options: object) -> dict[str, T
                            criterion="spanning", **options)  # type: ignore[arg-type]
 
 
-def by_hand(rows: np.ndarray) -> np.ndarray:
-    """Greedy: of which unit is most left after projecting on those chosen, by least squares."""
-    rows = rows - rows.mean(0)
-    found, chosen = np.zeros(rows.shape[1]), []
-    for _ in range(rows.shape[1]):
-        basis = rows[:, chosen]
-        left = rows - basis @ np.linalg.lstsq(basis, rows, rcond=None)[0] if chosen else rows
-        sums = (left ** 2).sum(0)
-        sums[chosen] = -1
-        best = int(sums.argmax())
-        found[best] = sums[best]
-        chosen.append(best)
-    return found
-
-
 def test_the_order_is_the_greedy_one():
     rows = np.random.default_rng(0).normal(size=(50, 9)) @ np.random.default_rng(1).normal(
         size=(9, 9))
     centred = torch.from_numpy(rows - rows.mean(0))
-    assert pivoted(centred.T @ centred).numpy() == pytest.approx(by_hand(rows), rel=1e-9)
+    assert pivoted(centred.T @ centred).numpy() == pytest.approx(greedy(rows), rel=1e-9)
 
 
 def test_units_are_scaled_by_the_weights_that_read_them():
@@ -53,7 +39,7 @@ def test_units_are_scaled_by_the_weights_that_read_them():
     found = importance_of(model, x)
     first = torch.relu(model[0](x)).detach().double().numpy()
     norms = model[2].weight.detach().double().norm(dim=0).numpy()
-    assert found["0"].numpy() == pytest.approx(by_hand(first * norms), rel=1e-5)
+    assert found["0"].numpy() == pytest.approx(greedy(first * norms), rel=1e-5)
     assert list(found) == ["0", "2"] and found["2"].shape == (6,)
 
 
@@ -92,7 +78,7 @@ def test_channels_are_seen_at_every_position():
     x = torch.randn(8, 2, 9, 9)
     maps = torch.relu(model[0](x)).detach().double().movedim(1, -1).reshape(-1, 4).numpy()
     norms = model[2].weight.detach().double().transpose(0, 1).flatten(1).norm(dim=1).numpy()
-    assert importance_of(model, x)["0"].numpy() == pytest.approx(by_hand(maps * norms), rel=1e-5)
+    assert importance_of(model, x)["0"].numpy() == pytest.approx(greedy(maps * norms), rel=1e-5)
 
 
 class Heads(nn.Module):
