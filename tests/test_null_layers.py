@@ -109,3 +109,60 @@ def test_a_parameter_that_is_no_layers_weight_stays_as_it_is():
     assert usage.layers["0"].null.kind == usage.null.kind == REINITIALISED
     for state in states(model, INPUTS):
         assert state["1.factor"].tolist() == list(range(40))
+
+
+class Own(nn.Module):
+    """A model with a way of its own to initialise: all weights of a matrix are equal."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.matrix = nn.Linear(4, 6), nn.Parameter(torch.randn(6, 5))
+        self.last = nn.Linear(5, 2)
+
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Linear):
+            nn.init.constant_(module.weight, 0.5)
+        if isinstance(module, Own):
+            nn.init.constant_(module.matrix, 2.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.first(x).relu() @ self.matrix)
+
+
+def test_a_models_own_initialiser_is_the_null():
+    """Of equal weights every one is effective; the bare matrix is re-initialised too."""
+    usage = analyze(Own(), torch.randn(20, 4), criterion="magnitude", null=2)
+    assert usage.null.kind == REINITIALISED
+    assert [layer.null.share for layer in usage.layers.values()] == [1.0, 1.0]
+
+
+def test_the_nearest_initialiser_has_the_last_word():
+    class Around(Own):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.after = Own(), nn.Linear(2, 3)
+
+        def _init_weights(self, module: nn.Module) -> None:
+            if isinstance(module, nn.Linear):
+                nn.init.uniform_(module.weight)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.after(self.inner(x))
+
+    usage = analyze(Around(), torch.randn(20, 4), criterion="magnitude", null=2,
+                    layers=["inner.first", "after"])
+    assert usage.layers["inner.first"].null.share == 1.0 > usage.layers["after"].null.share
+
+
+def test_an_initialiser_that_is_none_of_ours_is_passed_over():
+    class Other(Own):
+        def _init_weights(self) -> None:
+            raise AssertionError("not called: it takes no module")
+
+    class Failing(Own):
+        def _init_weights(self, module: nn.Module) -> None:
+            raise RuntimeError("cannot be called again")
+
+    for model in (Other(), Failing()):
+        usage = analyze(model, torch.randn(20, 4), null=2)
+        assert usage.null.kind == f"{REINITIALISED}, but 1 of 2 layers {PERMUTED}"

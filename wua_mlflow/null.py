@@ -1,14 +1,17 @@
 """The same measurement on networks that learned nothing: what a share must be read beside.
 
-Each draw re-initialises every module that has ``reset_parameters`` or ``_reset_parameters``, and
-sees the same inputs; of the layers whose weights that leaves as they were, the own weights are
-permuted. May import: dotted, randomness, usage.
+Each draw re-initialises every module that has ``reset_parameters`` or ``_reset_parameters``, then
+all that a model's own ``_init_weights`` does (transformers, timm), and sees the same inputs; of the
+layers whose weights that leaves as they were, the own weights are permuted.
+May import: dotted, randomness, usage.
 Tests: ``tests/test_null.py``, ``tests/test_null_layers.py``.
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -172,6 +175,30 @@ def _reset(model: nn.Module) -> None:
             own = [getattr(module, name, None) for name in RESETS]
             for reset in list(filter(callable, own))[:1]:
                 reset()
+        _initialise(model, None)
+
+
+def _initialise(module: nn.Module, initialiser: Callable[[nn.Module], object] | None) -> None:
+    """The model's own way: each module, after its children, by the nearest ``_init_weights``.
+
+    One that takes something else than a module, or fails, is passed over.
+    """
+    own = getattr(module, "_init_weights", None)
+    if callable(own) and _takes_a_module(own):
+        initialiser = own
+    for child in module.children():
+        _initialise(child, initialiser)
+    if initialiser is not None:
+        with contextlib.suppress(Exception):
+            initialiser(module)
+
+
+def _takes_a_module(function: Callable[..., object]) -> bool:
+    try:
+        inspect.signature(function).bind(None)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def _permute(parameters: Iterable[Tensor]) -> None:

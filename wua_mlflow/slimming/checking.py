@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from wua_mlflow.flops import FlopCount, count_flops
 from wua_mlflow.hooks import evaluating
+from wua_mlflow.slimming.caches import uncached
 from wua_mlflow.slimming.groups import Structure, names_by_tensor
 from wua_mlflow.slimming.masked import columns_of, masked
 
@@ -49,11 +50,13 @@ def check_cut(
     planned = planned_shapes(original, structure, removed)
     for name, shape in planned.items():
         if shapes.get(name) != shape:
-            raise WrongCutError(f"{name} has the shape {shapes.get(name)} instead of {shape}")
+            raise WrongCutError(f"{name} has the shape {shapes.get(name)} instead of {shape}: the "
+                                f"units are divided on their way, as into heads")
     if ties_of(cut) != ties_of(original):
         raise WrongCutError("weights that were tied are not any more")
-    _check_outputs(original, cut, structure, removed, example)
-    return _check_flops(original, cut, example)
+    with uncached(original, cut):
+        _check_outputs(original, cut, structure, removed, example)
+        return _check_flops(original, cut, example)
 
 
 def planned_shapes(

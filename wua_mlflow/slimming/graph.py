@@ -2,7 +2,7 @@
 
 The one file that imports it. Its own pruner fails on LSTMs and passes over GRUs and transformers'
 ``Conv1D``; the pruners here take their places.
-May import: torch, torch_pruning, hooks. Tests: ``tests/slimming/test_groups.py``.
+May import: torch, torch_pruning, caches. Tests: ``tests/slimming/test_groups.py``.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from wua_mlflow.slimming.caches import uncached
 
 __all__ = ["Coupled", "Graph", "axes_of", "is_conv1d"]
 
@@ -91,10 +93,13 @@ class Graph:
             elif isinstance(module, RECURRENT):
                 pruners[type(module)] = _recurrent_pruner(torch_pruning)
         arguments = example if isinstance(example, Mapping | tuple) else (example,)
-        with warnings.catch_warnings(), torch.enable_grad(), _recurrent_as_one_step(model):
+        with warnings.catch_warnings(), torch.enable_grad(), uncached(model), \
+                _recurrent_as_one_step(model):
             warnings.simplefilter("ignore")
             self._graph.build_dependency(model, arguments, customized_pruners=pruners,
                                          verbose=False)
+        self._highest = 4 * max((size for one in model.parameters() for size in one.shape),
+                                default=1)
         self._roots = (*CONVOLUTIONS, *TRANSPOSED, nn.Linear, nn.Embedding, *pruners)
 
     @property
@@ -129,7 +134,33 @@ class Graph:
     def _group(self, name: str, units: Sequence[int]) -> Any:
         module = self.model.get_submodule(name)
         pruner = self._graph.get_pruner_of_module(module)
-        return self._graph.get_pruning_group(module, pruner.prune_out_channels, list(units))
+        with _bounded(self._library, self._highest):
+            return self._graph.get_pruning_group(module, pruner.prune_out_channels, list(units))
+
+
+class EndlessError(ValueError):
+    """The library finds the same units again and again, at ever higher places."""
+
+
+@contextmanager
+def _bounded(library: Any, highest: int) -> Iterator[None]:
+    """The library's search for what goes with some units ends, where nothing has so many places.
+
+    It goes round in circles where heads share their keys (grouped-query attention).
+    """
+    module = library.dependency.graph
+
+    class Group(module.Group):  # type: ignore[name-defined]
+        def add_dep(self, dep: Any, idxs: Any) -> Any:
+            if any(index.idx > highest for index in idxs):
+                raise EndlessError("the units come round again and again")
+            return super().add_dep(dep, idxs)
+
+    before, module.Group = module.Group, Group
+    try:
+        yield
+    finally:
+        module.Group = before
 
 
 class _Opaque(torch.autograd.Function):

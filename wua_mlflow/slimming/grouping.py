@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from wua_mlflow.dotted import one_line
 from wua_mlflow.hooks import unwrapped
 from wua_mlflow.slimming.graph import (
     CONVOLUTIONS,
@@ -22,11 +23,12 @@ from wua_mlflow.slimming.graph import (
     axes_of,
 )
 from wua_mlflow.slimming.groups import Reader, Structure, UnitGroup, names_by_tensor
-from wua_mlflow.slimming.heads import head_groups
+from wua_mlflow.slimming.heads import FewerHeads, head_groups
 
 __all__ = ["found_groups", "makes_units", "plain_copy"]
 
 OUTPUTS = "its units are the network's outputs"
+ATTENTION = (nn.MultiheadAttention, FewerHeads)
 
 
 def plain_copy(model: nn.Module) -> nn.Module:
@@ -57,9 +59,7 @@ def found_groups(model: nn.Module, example: Any) -> Structure:
     try:
         graph = Graph(model, example)
     except Exception as error:  # the user's forward, or the library's tracing of it
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"model: its layers cannot be followed: {type(error).__name__}: "
-                         f"{reason}") from error
+        raise ValueError(f"model: its layers cannot be followed: {one_line(error)}") from error
     names = {id(module): name for name, module in model.named_modules()}
     groups: list[UnitGroup] = []
     fixed: dict[str, str] = {}
@@ -67,7 +67,11 @@ def found_groups(model: nn.Module, example: Any) -> Structure:
     for name, units in graph.roots:
         if name in seen:
             continue
-        coupled = graph.coupled(name, range(units))
+        try:
+            coupled = graph.coupled(name, range(units))
+        except Exception as error:  # of the library, which fails in many ways
+            fixed[name] = f"what reads its units cannot be followed ({one_line(error)})"
+            continue
         makers = [one for one in coupled if isinstance(one.module, nn.Module)
                   and not one.reads and id(one.module) in names]
         seen |= {str(one.name) for one in makers}
@@ -87,7 +91,8 @@ def found_groups(model: nn.Module, example: Any) -> Structure:
         else:
             groups.append(group)
     heads, whole = head_groups(model)
-    return Structure((*groups, *heads), {**fixed, **dict(_left_out(model, seen)), **whole})
+    left = dict(_left_out(model, seen | set(fixed)))
+    return Structure((*groups, *heads), {**fixed, **left, **whole})
 
 
 def makes_units(module: nn.Module) -> bool:
@@ -137,15 +142,19 @@ def _refusal(coupled: Sequence[Coupled], makers: Sequence[Coupled]) -> str:
 
 
 def _left_out(model: nn.Module, seen: set[str]) -> Iterator[tuple[str, str]]:
-    """Layers with a weight matrix that the graph does not hold."""
-    found = []
-    for name, module in model.named_modules():
+    """Layers with a weight matrix that the graph does not hold, and matrices that no layer has."""
+    for name, module in list(model.named_modules()):
         parts = name.split(".")
-        inside = any(isinstance(model.get_submodule(".".join(parts[:end])), nn.MultiheadAttention)
+        inside = any(isinstance(model.get_submodule(".".join(parts[:end])), ATTENTION)
                      for end in range(1, len(parts)))
-        if makes_units(module) and name not in seen and not inside:
-            found.append((name, "how the network's output comes from it cannot be followed"))
-    return iter(found)
+        if inside or isinstance(module, ATTENTION):
+            continue
+        if not makes_units(module):
+            for own, parameter in module.named_parameters(name, recurse=False):
+                if parameter.dim() > 1 and ".parametrizations." not in own:
+                    yield own, "no kind of layer that can be cut holds it"
+        elif name not in seen:
+            yield name, "how the network's output comes from it cannot be followed"
 
 
 def _group(
