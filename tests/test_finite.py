@@ -119,6 +119,19 @@ def test_finite_activations_whose_squares_overflow(criterion):
         analyze(model, rows(5, 3).double() * 1e200, criterion="wanda")
 
 
+@pytest.mark.parametrize(("model", "x"), [
+    (nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4)), torch.rand(64, 8)),
+    (nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.Flatten(), nn.Linear(144, 3)),
+     torch.rand(8, 2, 6, 6)),
+], ids=["linear", "convolution"])
+def test_squares_too_small_for_float32_are_not_lost(model: nn.Module, x: torch.Tensor):
+    """The share does not change with the scale of the data, down to float32's own end."""
+    near, far = (analyze(model, x * scale, criterion="wanda", layers=["0"]).layers["0"]
+                 for scale in (1.0, 1e-30))
+    assert near.effective_weights == pytest.approx(far.effective_weights, rel=1e-5)
+    assert not far.dead and far.unit_importance.sum() > 0
+
+
 def test_states_of_a_recurrent_layer_whose_squares_overflow():
     class Large(nn.Module):
         def __init__(self) -> None:

@@ -47,8 +47,9 @@ _WRITTEN_LIST = {
         _pack_padded_sequence _reshape_copy _stack _unique _unique2 _unsafe_index
         _unsafe_index_put _unsafe_masked_index _unsafe_masked_index_put_accumulate _unsafe_view
         _upsample_nearest_exact1d _upsample_nearest_exact2d _upsample_nearest_exact3d
-        as_strided_scatter block_diag bucketize cat channel_shuffle col2im constant_pad_nd detach
-        diag_embed diagonal diagonal_scatter embedding flip gather im2col index index_add
+        as_strided as_strided_scatter block_diag bucketize cat channel_shuffle col2im
+        constant_pad_nd detach diag_embed diagonal diagonal_scatter embedding flip gather im2col
+        index index_add
         index_copy index_fill index_put index_reduce index_select isin kthvalue masked_fill
         masked_scatter masked_select max_unpool2d max_unpool3d nonzero nonzero_static
         pixel_shuffle pixel_unshuffle put reflection_pad1d reflection_pad2d reflection_pad3d
@@ -153,6 +154,12 @@ def _int_mm(a: Shape, b: Shape, out_shape: Any = None) -> int:
     return 2 * prod(a) * b[-1]
 
 
+def _grouped_mm(a: Shape, b: Shape, *options: Any, out_shape: Any = None, **more: Any) -> int:
+    """A mixture of experts: each row of ``a`` meets one matrix of ``b``, or each one its own."""
+    batches = a[0] if len(a) == len(b) == 3 else 1
+    return 2 * batches * a[-2] * a[-1] * b[-1]
+
+
 def _attention(q: Shape, k: Shape, v: Shape, *options: Any, **more: Any) -> int:
     return int(sdpa_flop_count(q, k, v))
 
@@ -190,6 +197,7 @@ FORMULAS: dict[Any, Callable[..., int]] = {
     _aten.addr: _addr,
     _aten.addbmm: _addbmm,
     _aten._int_mm: _int_mm,
+    _aten._grouped_mm: _grouped_mm,
     _aten._trilinear: _trilinear,
     _aten._scaled_dot_product_flash_attention_for_cpu: _attention,
     _aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,

@@ -56,6 +56,14 @@ class FlopCount:
     samples: int
     on_meta: bool = True
 
+    @property
+    def caveats(self) -> tuple[str, ...]:
+        """What the count leaves out, in a line; none where every operator has a formula."""
+        if not self.uncounted:
+            return ()
+        calls = ", ".join(f"{name} ({calls} calls)" for name, calls in self.uncounted.items())
+        return (f"FLOPs are a lower bound: no formula for {calls}",)
+
 
 def count_flops(model: nn.Module, inputs: Inputs, *, backward: bool = True) -> FlopCount:
     """Counts the FLOPs of ``model(inputs)`` in eval mode, and of its backward.

@@ -104,8 +104,7 @@ def analyze(store: Store, variant: Variant) -> Analysis:
     """Measure how a variant's weights are used, on training data, and add it to its run.
 
     Raises:
-        ValueError: the run holds the null of another criterion, and this one gets none: none is
-            asked for, or the model has none under it.
+        ValueError: the run holds the null of another criterion, and gets none of this one.
     """
     settings, recipe = variant.settings, variant.recipe
     first = first_criterion(settings)
@@ -125,7 +124,7 @@ def analyze(store: Store, variant: Variant) -> Analysis:
                              f"under {first}; analyse it as a model of its own: --model")
         metrics, tags = usage_metrics(found.usage), _tags(found.usage, first)
 
-        def add() -> str:
+        def add() -> tuple[str, ...]:
             count = count_flops(variant.model, recipe.split.train.inputs[:2].to(recipe.device),
                                 backward=False)
             foretold, remark = ({}, "") if variant.variant != VariantName.OVERSIZED else \
@@ -133,12 +132,12 @@ def analyze(store: Store, variant: Variant) -> Analysis:
             metrics.update(foretold)
             write(store.client, variant.run_id, metrics=metrics, tags=tags,
                   files=_files(variant.model, found))
-            return remark
+            return (*count.caveats, *filter(None, [remark]))
 
-        remark = together(lambda: "" if rank() else add())
+        remarks = together(lambda: () if rank() else add())
     variant.metrics.update(metrics)
     variant.tags.update(tags)
-    return replace(found, remarks=(remark,) if remark else ())
+    return replace(found, remarks=remarks)
 
 
 def analyze_model(
@@ -277,10 +276,11 @@ def _logged(
 def _counted(subject: Subject) -> tuple[FlopCount | None, tuple[str, ...]]:
     """The FLOPs of two samples; or why there are none."""
     try:
-        return count_flops(subject.model, two_samples(subject.example, subject.model,
-                                                      subject.to_inputs), backward=False), ()
+        count = count_flops(subject.model, two_samples(
+            subject.example, subject.model, subject.to_inputs), backward=False)
     except Exception as error:  # the user's forward: FLOPs are not what was asked for
         return None, (f"FLOPs not counted: {one_line(error)}",)
+    return count, count.caveats
 
 
 def _tags(usage: ModelUsage, criterion: str) -> dict[str, str]:

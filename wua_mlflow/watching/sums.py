@@ -19,6 +19,8 @@ __all__ = ["by_unit", "input_sums", "kept", "output_sums"]
 
 _BLOCK = 2**17
 """So many numbers at a time."""
+_FAINT = 1e-30
+"""Sums of squares below this are taken again in float64: float32 has no squares below 1e-45."""
 _LONG_ROW = 2**14
 """From so many numbers in a row on, a row at a time."""
 Sums = tuple[Tensor, int]
@@ -80,7 +82,10 @@ def input_sums(
         real = mask.columns(output.shape) if mask and output.dim() == 3 else None
         if mask and real is not None and not product.geometry.transposed:
             return _real_kernel_sums(product, real, power), mask.kept
-        return _kernel_sums(x, product.weight, product.geometry, output, power)
+        sums, count = _kernel_sums(x, product.weight, product.geometry, output, power)
+        if _is_faint(sums, power):
+            return _kernel_sums(x.double(), product.weight, product.geometry, output, power)
+        return sums, count
     if product.operation == "embedding":
         return _entry_counts(x, product.weight.shape[0], mask)
     if product.operation == "bilinear":
@@ -92,7 +97,15 @@ def input_sums(
     if product.operation == "left_matmul":
         x = x.transpose(-1, -2)
     rows, count = kept(x.reshape(-1, x.shape[-1]), x.shape[:-1], mask, time_first=time_first)
-    return _power_sum(rows, power).unsqueeze(0), count
+    sums = _power_sum(rows, power)
+    return _power_sum(rows.double(), power).unsqueeze(0) if _is_faint(sums, power) else \
+        sums.unsqueeze(0), count
+
+
+def _is_faint(sums: Tensor, power: int) -> bool:
+    """Whether squares may have been lost for being too small; a GPU would have to wait to tell."""
+    return power == 2 and sums.dtype == torch.float32 and sums.device.type == "cpu" and \
+        sums.numel() > 0 and float(sums.detach().max()) < _FAINT
 
 
 def wide(tensor: Tensor) -> torch.dtype:
