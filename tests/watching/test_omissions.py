@@ -57,6 +57,16 @@ def test_the_other_matrices_of_a_module_each_have_their_reason():
     assert reasons(model, FIRST)["first.extra"] == "never used in the forward"
 
 
+def test_a_parameter_beside_submodules_goes_by_its_own_name():
+    model = Net()
+    model.scale = nn.Parameter(torch.ones(()))
+    found = reasons(model, FIRST, SECOND, calls={"": 1})
+    assert found["scale"] == "a parameter of its own that is no matrix" and "" not in found
+    model.table = nn.Parameter(torch.ones(3, 2))
+    del model.scale
+    assert reasons(model, FIRST, SECOND, calls={"": 1})["table"] == "never used in the forward"
+
+
 @pytest.mark.parametrize("name", ["first", "first.weight"])
 def test_a_weight_that_was_refused_keeps_its_reason(name):
     found = reasons(Net(), SECOND, calls={"first": 1}, refused={name: "its weight is complex"})

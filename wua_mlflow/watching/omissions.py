@@ -17,6 +17,7 @@ from wua_mlflow.watching.owners import Owners
 __all__ = ["NEVER_CALLED", "omissions"]
 
 NEVER_CALLED = "never called in the forward"
+NO_MATRIX = "a parameter of its own that is no matrix"
 _ONCE = frozenset(kind.forward for kind in (
     nn.Linear, nn.Embedding, nn.Bilinear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d,
     nn.ConvTranspose2d, nn.ConvTranspose3d))
@@ -62,6 +63,9 @@ def omissions(
         matrices = {one: others.get(one) for one, is_matrix in left.items() if is_matrix}
         if len(left) < len(own) or (matrices and not name) or len(set(matrices.values())) > 1:
             found.update({one: _through(function) for one, function in matrices.items()})
+        elif left and any(True for _ in module.children()):
+            found.update({one: _through(others.get(one)) if is_matrix else NO_MATRIX
+                          for one, is_matrix in left.items()})
         elif left and (matrices or name not in holders):
             found[name] = _of_module(module, matrices, calls.get(name, 0))
     found.update(_tied(owners, covered))
