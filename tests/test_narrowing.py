@@ -38,7 +38,7 @@ def test_the_units_that_stay_are_the_most_important():
 
 def test_a_methods_widths_and_no_more_parameters_than_planned():
     model = mlp(4, 32, 3)
-    recommended = wua.recommend_widths(model, DATA, method="ablation").widths
+    recommended = wua.recommend_widths(model, DATA, method="rank").widths
     found = wua.slim(model, DATA)
     assert {name: after for name, (_, after) in found.units.items()} == recommended
     width = recommended["0"]
@@ -92,7 +92,7 @@ def test_nothing_narrower():
     model[2].bias.data[2] = 0.5
     x = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]]).repeat(20, 1)
     with pytest.raises(ValueError, match="^method: expected one that finds widths below"):
-        wua.slim(model, (x, torch.arange(3).repeat(20)))
+        wua.slim(model, (x, torch.arange(3).repeat(20)), method="ablation")
 
 
 @pytest.mark.parametrize("criterion", ["spanning", "taylor", "magnitude", "random", "output",

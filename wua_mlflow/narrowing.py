@@ -25,7 +25,7 @@ def slim(  # noqa: PLR0913 - the options of one question, each by name
     data: Any,
     *,
     widths: Mapping[str, int] | None = None,
-    method: str = "ablation",
+    method: str = "rank",
     margin: float = 0.02,
     criterion: str = "spanning",
     task: Task | None = None,
@@ -44,9 +44,8 @@ def slim(  # noqa: PLR0913 - the options of one question, each by name
         data: inputs and targets, each of shape (examples, ...): not the test data.
         widths: by name of a layer how many of its units stay, the others keep all; the method's,
             if None.
-        method: of ``recommend_widths``, but for ``search``, which trains networks. ``ablation``
-            keeps much, but did not lose too much on any task that was measured
-            (``benchmarks/cut_knee.py``).
+        method: of ``recommend_widths``, but for ``search``, which trains networks; ``rank`` did
+            best of the others (``benchmarks/cut_knee.py``).
         margin: of the methods ``projection`` and ``ablation``.
         criterion: what makes a unit important: ``spanning`` (what it adds to the others),
             ``taylor``, ``magnitude``, ``random``, or a criterion of ``analyze``.

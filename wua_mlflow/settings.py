@@ -142,7 +142,7 @@ class Settings(BaseModel):
     width_method: Literal["auto", "effective", "rank", "projection", "ablation", "search"] = Field(
         "auto", description=f"how slim_hidden=auto finds the widths: {', '.join(WIDTH_METHODS)}; "
         "auto: search; where your own trainer would be called for every width, or the validation "
-        "data are too few to show anything, rank, or ablation where the network is cut")
+        "data are too few to show anything, rank")
     search_runs: Annotated[int, Field(ge=2)] = Field(
         12, description="search: at most so many widths are trained, the original's among them")
     search_seconds: Positive | None = Field(None, description="search: for at most so long")

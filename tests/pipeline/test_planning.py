@@ -206,9 +206,9 @@ def test_a_search_goes_on_from_the_rank_and_stays_within_its_runs(how: str) -> N
     ({"how": "rebuild", "train": "own:trainer"}, "rank"),
     ({"how": "rebuild", "margin": 0.005}, "rank"),
     ({"how": "prune"}, "search"),
-    ({"how": "prune", "train": "own:trainer"}, "ablation"),
-    ({"how": "prune", "margin": 0.02}, "ablation"),
-    ({"how": "prune", "margin": 0.0}, "ablation"),
+    ({"how": "prune", "train": "own:trainer"}, "rank"),
+    ({"how": "prune", "margin": 0.02}, "rank"),
+    ({"how": "prune", "margin": 0.0}, "rank"),
     ({"how": "rebuild", "width_method": "effective"}, "effective"),
 ])
 def test_the_method_where_none_is_named(

@@ -157,13 +157,11 @@ def _method(settings: Settings, recipe: Recipe) -> str:
     """
     if settings.width_method != "auto":
         return settings.width_method
-    rebuilt, split = settings.how == "rebuild", recipe.split
-    examples = len(split.validation) + rebuilt * len(split.train)
+    split = recipe.split
+    examples = len(split.validation) + (settings.how == "rebuild") * len(split.train)
     shows = split.task == "regression" or \
         too_small(examples, settings.margin, settings.confidence) is None
-    if settings.train is None and shows:
-        return "search"
-    return "rank" if rebuilt else "ablation"
+    return "search" if settings.train is None and shows else "rank"
 
 
 def _note(searched: SearchResult | None) -> str:
