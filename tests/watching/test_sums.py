@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import math
 import random
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
-from wua_mlflow.watching.calls import Geometry, Product
+from wua_mlflow.watching.calls import READERS, Geometry, Product
 from wua_mlflow.watching.masks import mask_of
 from wua_mlflow.watching.sums import by_unit, input_sums, kept, output_sums
 
@@ -195,3 +196,24 @@ def test_by_unit():
     assert by_unit(x, 0).equal(x.reshape(-1, 5))
     assert by_unit(x, 0, -2).equal(x.mT.reshape(-1, 4))
     assert by_unit(x[0, 0], 2).equal(x[0, 0])  # flattened since
+
+
+@pytest.mark.parametrize(("options", "shape"), [
+    ({"padding": 1}, (4, 2, 40, 40)), ({"stride": 2, "padding": 2}, (16, 2, 40, 40)),
+    ({"dilation": 2, "padding": (2, 0), "bias": False}, (4, 2, 40, 40)),
+    ({"padding": "same"}, (2, 80, 80)),
+])
+def test_outputs_of_a_convolution_that_makes_much_of_little_are_summed_by_its_inputs(
+    options: dict, shape: tuple[int, ...]
+):
+    """The outputs' values are not read: with NaN in their place the sums are the same."""
+    layer, x = nn.Conv2d(2, 40, 3, **options), torch.randn(shape)
+    output = layer(x).detach()
+    assert output.numel() >= 4 * x.numel()
+    spatial = {name: getattr(layer, name) for name in ("stride", "padding", "dilation", "groups")}
+    product, = READERS[functional.conv2d]((x, layer.weight, layer.bias), spatial)
+    expected = output.double().sum((-1, -2))
+    expected = expected.sum(0) if expected.dim() == 2 else expected
+    sums, count = output_sums(product, torch.full_like(output, math.nan), None)
+    torch.testing.assert_close(sums, expected, rtol=1e-4, atol=1e-6 * float(output.abs().sum()))
+    assert count == output.numel() // 40

@@ -21,6 +21,8 @@ _BLOCK = 2**17
 """So many numbers at a time."""
 _FAINT = 1e-30
 """Sums of squares below this are taken again in float64: float32 has no squares below 1e-45."""
+_MUCH = 2**16
+"""From so many outputs on it is worth to ask whether the inputs are fewer."""
 _LONG_ROW = 2**14
 """From so many numbers in a row on, a row at a time."""
 Sums = tuple[Tensor, int]
@@ -38,11 +40,32 @@ def output_sums(
         mask: the positions that count; all, if None.
         time_first: as ``Mask.rows`` takes it.
     """
+    if mask is None and _is_cheaper_by_inputs(product, output):
+        return _sums_by_inputs(product, output)
     rows = by_unit(output, product.spatial, product.unit_dim)
     real, count = kept(rows, product.lead(output), mask, time_first=time_first)
     if real.dim() == 3:  # a convolution's
         return real.sum(2, dtype=wide(rows)).sum(0), count
     return real.sum(0, dtype=wide(rows)), count
+
+
+def _is_cheaper_by_inputs(product: Product, output: Tensor) -> bool:
+    """A convolution that makes much of little: a mean of its outputs is one of its inputs."""
+    at = product.geometry
+    return at is not None and not at.transposed and at.groups == 1 \
+        and output.numel() >= _MUCH and output.numel() >= 4 * product.inputs[0].numel() \
+        and output.dtype in (torch.float32, torch.float64) and output.device.type != "mps"
+
+
+def _sums_by_inputs(product: Product, output: Tensor) -> Sums:
+    """Σ z = W Σ x + the bias a position: x by each weight, as for the sums of inputs."""
+    at, x = cast(Geometry, product.geometry), product.inputs[0].detach()
+    batched = x if x.dim() == product.weight.dim() else x.unsqueeze(0)
+    sums, count = _kernel_sums(batched.sum(0, dtype=wide(x)), x, product.weight, at, output)
+    total = product.weight.detach().flatten(1).double() @ sums[0].double()
+    if product.bias is not None:
+        total = total + product.bias.detach().double() * count
+    return total, count
 
 
 def by_unit(output: Tensor, spatial: int, unit_dim: int = -1) -> Tensor:
@@ -82,10 +105,11 @@ def input_sums(
         real = mask.columns(output.shape) if mask and output.dim() == 3 else None
         if mask and real is not None and not product.geometry.transposed:
             return _real_kernel_sums(product, real, power), mask.kept
-        sums, count = _kernel_sums(x, product.weight, product.geometry, output, power)
-        if _is_faint(sums, power):
-            return _kernel_sums(x.double(), product.weight, product.geometry, output, power)
-        return sums, count
+        batched = x if x.dim() == product.weight.dim() else x.unsqueeze(0)
+        by_place = _power_sum(batched, power)
+        if _is_faint(by_place, power):
+            by_place = _power_sum(batched.double(), power)
+        return _kernel_sums(by_place, x, product.weight, product.geometry, output)
     if product.operation == "embedding":
         return _entry_counts(x, product.weight.shape[0], mask)
     if product.operation == "bilinear":
@@ -179,16 +203,15 @@ def _entry_counts(indices: Tensor, entries: int, mask: Mask | None) -> Sums:
 
 
 def _kernel_sums(
-    x: Tensor, weight: Tensor, geometry: Geometry, output: Tensor, power: int
+    sums: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, output: Tensor
 ) -> Sums:
     """For each weight of a kernel, the sum over the inputs that it slides over.
 
-    The samples are summed first; what is left is small, and is summed dimension by dimension.
+    ``sums`` are those over the samples; what is left is small, and summed dimension by dimension.
     """
     dims = weight.dim() - 2
     if x.dim() == dims + 1:
         x, output = x.unsqueeze(0), output.unsqueeze(0)
-    sums = _power_sum(x, power)
     moving = x if geometry.transposed else output
     count = moving.shape[0] * math.prod(moving.shape[2:])
     for dim in range(dims):  # (channels, *done kernel sizes, this, *to come)
