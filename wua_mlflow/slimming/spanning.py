@@ -56,7 +56,7 @@ def pivoted(scatter: Tensor) -> Tensor:
         units that those before them explain wholly.
 
     >>> rows = torch.tensor([[3.0, 3.0, 0.0], [-3.0, -3.0, 0.0], [0.0, 0.0, 1.0]]).double()
-    >>> pivoted(rows.T @ rows).tolist()
+    >>> pivoted(rows.T @ rows).round(decimals=6).tolist()
     [18.0, 0.0, 1.0]
     """
     from scipy.linalg.lapack import dpstrf
