@@ -1,10 +1,10 @@
 """Which method recommends the widths that a trained network can be cut to? Judged by a sweep.
 
-As ``knee.py``, for cutting: the trained network loses its least important units (unit Taylor) and
-is fine-tuned. The knee: the smallest FLOPs, the same share of every group kept, from which every
-larger cut's isotonic mean test accuracy is at least that of the whole network − margin; the whole
-one is fine-tuned as long. A method is judged by the accuracy that networks lose which are cut to
-its widths, and by their FLOPs over the knee's.
+As ``knee.py``, for cutting: the trained network loses its least important units and is fine-tuned.
+The knee: the smallest FLOPs, the same share of every group kept, from which every larger cut's
+isotonic mean test accuracy is at least that of the whole network − margin; the whole one is
+fine-tuned as long. A method is judged by the accuracy that networks lose which are cut to its
+widths, and by their FLOPs over the knee's.
 Run: ``python benchmarks/cut_knee.py``; prints markdown.
 """
 
@@ -17,6 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pruning import TASKS as CUT_TASKS
+from pruning import Task
 from sklearn.isotonic import IsotonicRegression
 
 from wua_mlflow.config import load_settings
@@ -38,21 +40,7 @@ METHODS = ("effective", "rank", "projection", "ablation")
 Widths = Mapping[str, int]
 
 
-@dataclass(frozen=True)
-class Task:
-    """A network that is trained and cut."""
-
-    name: str
-    data: str
-    model: str
-    hidden: str
-    epochs: int
-
-
-TASKS = (Task("usecase, MLP 32-16", "usecase", "mlp", "32,16", 200),
-         Task("breast cancer, MLP 64-32", "breast_cancer", "mlp", "64,32", 60),
-         Task("digits, MLP 128-64", "digits", "mlp", "128,64", 60),
-         Task("digits, CNN 32-32", "digits", "cnn", "32,32", 30))
+TASKS = (Task("usecase, MLP 32-16", "usecase", "mlp", "32,16", 200), *CUT_TASKS)
 
 
 @dataclass(frozen=True)
@@ -76,7 +64,8 @@ def knee_of(swept: Swept, margin: float) -> float:
 class Bench:
     """A task's data, its trained networks, and what becomes of them when they are cut."""
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: Task, importance: str) -> None:
+        self.importance = importance
         self.recipe: Recipe = load_recipe(load_settings(None, {
             "data": task.data, "model": task.model, "hidden": task.hidden, "threads": 1,
             "epochs": task.epochs, "batch_size": 64, "lr": 0.003, "optimizer": "adam",
@@ -90,7 +79,8 @@ class Bench:
 
     def maker(self, recipe: Recipe, widths: Sequence[int]) -> Maker:
         keep = dict(zip(self.units, widths, strict=True))
-        return pruned(recipe, self.whole, self.whole, Cutting(keep, FINE_TUNING))
+        return pruned(recipe, self.whole, self.whole, Cutting(
+            keep, FINE_TUNING, importance=self.importance))
 
     def cut(self, number: int, widths: Widths) -> Trained:
         return self.maker(self.recipe, tuple(widths[name] for name in self.units))(
@@ -135,10 +125,12 @@ class Bench:
         return {name: found.widths.get(name, units) for name, units in self.units.items()}
 
 
-def lines(tasks: Sequence[int], methods: Sequence[str]) -> Iterator[tuple[str, str, float, float]]:
+def lines(
+    tasks: Sequence[int], methods: Sequence[str], importance: str
+) -> Iterator[tuple[str, str, float, float]]:
     """A line of the table, the method, its shortfall and its FLOPs over the knee's."""
     for task in (TASKS[number] for number in tasks):
-        bench = Bench(task)
+        bench = Bench(task, importance)
         swept = bench.sweep()
         knee, whole = knee_of(swept, MARGIN), swept.flops[-1]
         yield f"| {task.name} | {100 * knee / whole:.1f}% | the knee | | | |", "", 0, 1
@@ -158,12 +150,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tasks", nargs="+", type=int, default=range(len(TASKS)))
     parser.add_argument("--methods", nargs="+", default=[*METHODS, "search"])
+    parser.add_argument("--importance", default="spanning", help="by which units are cut")
     options = parser.parse_args()
     torch.set_num_threads(1)
     print("| task | FLOPs | method | widths, median | shortfall, points | FLOPs ÷ knee's |")
     print("|---|---:|---|---:|---:|---:|")
     found = []
-    for line, *figures in lines(options.tasks, options.methods):
+    for line, *figures in lines(options.tasks, options.methods, options.importance):
         print(line, flush=True)
         found.append(figures)
     print("\n| method | mean shortfall | worst | within the margin "

@@ -183,7 +183,10 @@ SCRATCH = "from scratch"
 SHORT_SCRATCH = f"from scratch, {FINE_TUNING} epochs"
 METHODS = (*ONE_SHOT, *ITERATIVE, SCRATCH, SHORT_SCRATCH)
 VARIANTS = {"ours, Taylor": ours("taylor"), "ours, magnitude": ours("magnitude"),
-            f"ours, {STEPS} steps": ONE_SHOT["ours"], "ours, distilled": ONE_SHOT["ours"]}
+            f"ours, {STEPS} steps": ONE_SHOT["ours"],
+            f"ours, Taylor, {STEPS} steps": ours("taylor"),
+            f"ours, magnitude, {STEPS} steps": ours("magnitude"),
+            "ours, distilled": ONE_SHOT["ours"]}
 """Other ways of ours, for ``--variants``."""
 
 

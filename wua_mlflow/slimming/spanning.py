@@ -36,8 +36,8 @@ def spanning(
     known = {group.name: group for group in groups}
     found = {name: ports(model, group) for name, group in known.items()}
     seen = {name: own for name, own in found.items() if not isinstance(own, str)}
-    result = {}
-    for name, own in moments(model, seen, run).items():
+    result: dict[str, Tensor] = {}
+    for name, own in moments(model, seen, run).items() if seen else ():
         if all(one.count for one in own):
             scale = outgoing_norms(model, known[name])
             scatter = torch.stack([one.scatter.cpu() for one in own]).sum(0)
