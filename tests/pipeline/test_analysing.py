@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import yaml
 from mlflow.entities import Run
 from safetensors.torch import save_file
 from torch import nn
@@ -64,12 +63,6 @@ def shuffled(seed):
     return DataLoader(TensorDataset(x, y), batch_size=16, shuffle=True)
 def cross_entropy(outputs, targets): return nn.functional.cross_entropy(outputs, targets)
 def squares(weight): return weight ** 2
-def records(seed): return [[{"pixels": torch.arange(64.) / 64, "id": n} for n in range(3)]] * 2
-def pixels(batch): return torch.stack([one["pixels"] for one in batch])
-def left_of_pair(batch):
-    inputs, targets = batch
-    assert len(inputs) == len(targets)
-    return inputs
 '''
 
 
@@ -125,30 +118,6 @@ def test_the_run_is_a_variant_that_holds_all_of_it(store: Store) -> None:
             "plots/network.png"} <= paths
     (dataset,) = run.inputs.dataset_inputs
     assert dataset.dataset.name == "digits train"
-
-
-def test_layers_and_batches_of_a_kind_of_ones_own(store: Store) -> None:
-    """The output layer where it is named; the run's configuration says both."""
-    found, run = analysed(store, model="own:net", data="own:records", layers="2, 0,2",
-                          batch_to_inputs="own:pixels")
-    assert list(found.usage.layers) == ["0", "2"]
-    torch.manual_seed(42)
-    model = nn.Sequential(nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10))
-    x = torch.arange(64.).repeat(6, 1) / 64
-    for name, layer, given in (("0", model[0], x), ("2", model[2], model[:2](x))):
-        mean = layer(given).mean(0).abs()[:, None]
-        assert found.usage.layers[name].effective_weights == pytest.approx(
-            effective((layer.weight.abs() * mean).detach().numpy()), rel=1e-5)
-    assert run.data.metrics["flops/forward"] == 2 * (64 * 16 + 16 * 10)
-    assert run.data.params["batch_to_inputs"] == "own:pixels"
-    again = load_settings(None, yaml.safe_load(file_of(store, run, "config.yaml")))
-    assert again.layers == ("2", "0")
-
-
-def test_the_function_is_given_whole_batches_of_a_split_too(store: Store) -> None:
-    found, _ = analysed(store, model="own:net", data="digits", batch_to_inputs="own:left_of_pair")
-    assert found.usage.layers["0"].weights == 64 * 16
-    assert not found.remarks, "FLOPs are counted"
 
 
 def test_the_configuration_gives_the_same_again(store: Store, tmp_path: Path) -> None:

@@ -202,18 +202,13 @@ def test_a_search_goes_on_from_the_rank_and_stays_within_its_runs(how: str) -> N
 
 
 @pytest.mark.parametrize(("given", "method"), [
-    ({"how": "rebuild"}, "search"),
-    ({"how": "rebuild", "train": "own:trainer"}, "rank"),
-    ({"how": "rebuild", "margin": 0.005}, "rank"),
-    ({"how": "prune"}, "search"),
-    ({"how": "prune", "train": "own:trainer"}, "rank"),
-    ({"how": "prune", "margin": 0.02}, "rank"),
-    ({"how": "prune", "margin": 0.0}, "rank"),
+    ({"how": "rebuild"}, "search"), ({"how": "prune"}, "search"),
     ({"how": "rebuild", "width_method": "effective"}, "effective"),
+    ({"how": "prune", "margin": 0.02}, "rank"), ({"how": "rebuild", "margin": 0.02}, "search"),
+    *(({"how": how, **given}, "rank") for how in ("rebuild", "prune")
+      for given in ({"train": "own:trainer"}, {"margin": 0.005}, {"margin": 0.0})),
 ])
-def test_the_method_where_none_is_named(
-    given: dict[str, object], method: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_default_method(given: dict, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(planning, "search", lambda *_: type("Found", (), {"widths": (3, 3)}))
     assert found(**given).method == method
 

@@ -233,9 +233,9 @@ def test_the_table_of_layers():
         "layer": "fc1", "kind": "Linear", "weights": 20, "units": 10, "entropy": math.log(16),
         "effective_weights": 16.0, "effective_share": 0.8, "null_share": 0.75, "null_low": 0.7,
         "null_high": 0.8, "shift": -0.1, "null_kind": "re-initialised", "top90_share": 0.65,
-        "low_share": 0.25, "dead": False, **dict.fromkeys((
-            "unit_entropy", "unit_top90_share", "effective_units", "unit_low_share", "dead_units",
-            "effective_rank", "forward_flops"))}
+        "low_share": 0.25, "dead": False, **dict.fromkeys([
+            *(f"unit_{what}" for what in ("entropy", "top90_share", "low_share")),
+            "effective_units", "dead_units", "effective_rank", "forward_flops"])}
     assert (rows[1]["layer"], rows[1]["null_share"], rows[1]["shift"]) == ("fc2", None, None)
     assert table["skipped"] == [{"layer": "fc2", "reason": "the output layer"}]
     assert (table["criterion"], table["samples"]) == ("output", 1000)
