@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from wua_mlflow.randomness import isolated
 
-__all__ = ["Running", "evaluating", "reading", "running", "unwrapped"]
+__all__ = ["Call", "Running", "evaluating", "noting", "reading", "running", "unwrapped"]
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -130,6 +130,41 @@ def reading(readers: Mapping[nn.Module, Callable[[Tensor], Tensor | None]]) -> I
             hook = _through(function)
             handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
         yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class Call(NamedTuple):
+    """A module's call, its first argument and what it returned; only those of tensors are noted."""
+
+    module: nn.Module
+    inputs: Tensor
+    outputs: Tensor
+
+
+@contextmanager
+def noting(modules: Iterable[nn.Module]) -> Iterator[list[Call]]:
+    """The calls of these modules, in their order, with the graph that autograd made of them.
+
+    >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU())
+    >>> with noting([net[0]]) as calls:
+    ...     _ = net(torch.zeros(1, 2))
+    >>> [tuple(call.outputs.shape) for call in calls]
+    [(1, 3)]
+    """
+    calls: list[Call] = []
+
+    def hook(module: nn.Module, args: Any, kwargs: Mapping[str, Any], outputs: Any) -> None:
+        first = args[0] if args else next(iter(kwargs.values()), None)
+        if isinstance(first, Tensor) and isinstance(outputs, Tensor):
+            calls.append(Call(module, first, outputs))
+
+    handles = []
+    try:
+        for module in modules:
+            handles.append(module.register_forward_hook(hook, with_kwargs=True))
+        yield calls
     finally:
         for handle in handles:
             handle.remove()

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from tests.networks import numpys, rows
-from wua_mlflow.slimming import Reader, UnitGroup
+from wua_mlflow.slimming import Places, UnitGroup
 from wua_mlflow.slimming.activations import Moments, changing, moments, outgoing_norms, ports
 
 
@@ -17,7 +17,7 @@ def columns(units, each=1):
 
 
 def group(parameter, units, *, each=1, dim=1, kind="units"):
-    return UnitGroup("made", ("made",), (Reader(parameter, dim, columns(units, each)),), units,
+    return UnitGroup("made", ("made",), (Places(parameter, dim, columns(units, each)),), units,
                      kind=kind)
 
 
@@ -71,7 +71,7 @@ def test_rows_of_units(model, inputs, own, expected):
 
 
 def test_units_at_some_columns_only():
-    own = UnitGroup("b", ("b",), (Reader("weight", 1, ((4,), (1,))),), 2)
+    own = UnitGroup("b", ("b",), (Places("weight", 1, ((4,), (1,))),), 2)
     port = the_port(nn.Linear(6, 2), own)
     inputs = rows(3, 6)
     assert torch.equal(port.rows(inputs), inputs[:, [4, 1]])
@@ -93,9 +93,9 @@ def test_moments_do_not_depend_on_batches(sizes):
 
 def test_norms_of_the_weights_that_read_a_unit():
     model = nn.Sequential(nn.Linear(12, 2), nn.Conv2d(3, 5, 3), nn.LSTM(3, 2))
-    own = UnitGroup("u", ("u",), (Reader("0.weight", 1, columns(3, 4)),
-                                  Reader("1.weight", 1, columns(3)),
-                                  Reader("2.weight_ih_l0", 1, columns(3))), 3)
+    own = UnitGroup("u", ("u",), (Places("0.weight", 1, columns(3, 4)),
+                                  Places("1.weight", 1, columns(3)),
+                                  Places("2.weight_ih_l0", 1, columns(3))), 3)
     by_hand = [np.sqrt((numpys(model[0].weight)[:, 4 * u:4 * u + 4] ** 2).sum()
                        + (numpys(model[1].weight)[:, u] ** 2).sum()
                        + (numpys(model[2].weight_ih_l0)[:, u] ** 2).sum()) for u in range(3)]
@@ -137,7 +137,7 @@ def test_inputs_given_by_name():
                                                                 "seen"),
     (nn.Conv2d(4, 4, 3, groups=2), group("weight", 2), "what weight reads cannot be seen"),
     (nn.MultiheadAttention(4, 2), group("in_proj_weight", 4), "what in_proj_weight reads cannot"),
-    (nn.Linear(4, 3), UnitGroup("a", ("a",), (Reader("weight", 1, ((0,), (1, 2, 3))),), 2),
+    (nn.Linear(4, 3), UnitGroup("a", ("a",), (Places("weight", 1, ((0,), (1, 2, 3))),), 2),
      "what weight reads cannot be seen"),
     (nn.Linear(4, 3), UnitGroup("a", ("a",), (), 2), "nothing but itself reads it"),
 ])

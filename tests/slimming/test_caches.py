@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from wua_mlflow.slimming import cut, grouping, unit_groups
+from wua_mlflow.slimming import cut, graph, grouping, unit_groups
 from wua_mlflow.slimming.caches import uncached
 
 
@@ -85,8 +85,12 @@ def test_what_keeps_a_cache_is_cut_all_the_same(keys: int) -> None:
 
 
 def test_heads_that_share_keys_end_the_search_with_a_reason() -> None:
-    fixed = unit_groups(Language(2).eval(), TOKENS).fixed
-    assert "EndlessError: the units come round again and again" in fixed["attention.k_proj"]
+    model = Language(2).eval()
+    found = graph.Graph(grouping.plain_copy(model), TOKENS)
+    with pytest.raises(graph.EndlessError, match="the units come round again and again"):
+        found.coupled("attention.k_proj", range(8))
+    assert "the forward divides its units by a fixed number, as into heads" in \
+        unit_groups(model, TOKENS).fixed["attention.k_proj"]
 
 
 def test_a_matrix_that_no_layer_holds_is_named() -> None:

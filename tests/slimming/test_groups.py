@@ -99,7 +99,7 @@ class Functional(nn.Module):
 
 @pytest.mark.parametrize(("model", "layer", "reason"), [
     (Normed(), "embed", "norm (LayerNorm) normalises over these units"),
-    (Positions(), "embed", "the parameter place holds these units beside the layers"),
+    (Positions(), "embed", "place of Positions has a place for each of these units, and how it"),
     (nn.Sequential(nn.Conv2d(3, 8, 1), nn.GroupNorm(2, 8), nn.Conv2d(8, 2, 1)), "0",
      "1 (GroupNorm) normalises over these units"),
     (nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 3, groups=4), nn.Conv2d(8, 2, 1)), "0",

@@ -7,14 +7,14 @@ hooks, importance, randomness. Tests: ``tests/slimming/``.
 from __future__ import annotations
 
 from wua_mlflow.slimming.cutting import Cut, cut, unit_groups
-from wua_mlflow.slimming.groups import Reader, Structure, UnitGroup
+from wua_mlflow.slimming.groups import Places, Structure, UnitGroup
 from wua_mlflow.slimming.importance import most_important, unit_importance
 from wua_mlflow.slimming.masked import masked
 from wua_mlflow.slimming.specification import Specification, rebuild
 
 __all__ = [
     "Cut",
-    "Reader",
+    "Places",
     "Specification",
     "Structure",
     "UnitGroup",

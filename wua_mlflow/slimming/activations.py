@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from wua_mlflow.hooks import reading
 
 if TYPE_CHECKING:
-    from wua_mlflow.slimming.groups import Reader, UnitGroup
+    from wua_mlflow.slimming.groups import Places, UnitGroup
 
 __all__ = ["Moments", "Port", "changing", "moments", "outgoing_norms", "ports"]
 
@@ -151,7 +151,7 @@ def changing(changes: list[Change]) -> AbstractContextManager[None]:
     return reading({module: changed(own) for module, own in by_module.items()})
 
 
-def _port(module: nn.Module, leaf: str, reader: Reader) -> Port | None:
+def _port(module: nn.Module, leaf: str, reader: Places) -> Port | None:
     widths = {len(columns) for columns in reader.columns}
     dim = _dim(module, leaf)
     if dim is None or len(widths) != 1 or not math.prod(widths):

@@ -16,7 +16,7 @@ from wua_mlflow.flops import FlopCount, count_flops
 from wua_mlflow.hooks import evaluating
 from wua_mlflow.slimming.caches import uncached
 from wua_mlflow.slimming.groups import Structure, names_by_tensor
-from wua_mlflow.slimming.masked import columns_of, masked
+from wua_mlflow.slimming.masked import masked
 
 __all__ = ["WrongCutError", "check_cut", "planned_shapes", "resized", "ties_of", "worded"]
 
@@ -68,10 +68,8 @@ def planned_shapes(
     same = names_by_tensor(model)
     for name, units in removed.items():
         group = structure.group(name)
-        lost = [(parameter, dim, span * len(units))
-                for parameter, (dim, span) in group.makers.items()]
-        lost += [(parameter, dim, len(places))
-                 for parameter, dim, places in columns_of(group, list(units))]
+        lost = [(one.parameter, one.dim, len(one.of(units)))
+                for one in (*group.makers, *group.readers)]
         taken = set()
         for parameter, dim, count in lost:
             for alias in same.get(parameter, [parameter]):
@@ -112,7 +110,8 @@ def _check_outputs(
 
 def worded(error: Exception) -> str:
     """An error of the library, or of a forward that was cut, in one line."""
-    reason = f"{type(error).__name__}: {' '.join(str(error).split())[:150]}"
+    said = " ".join(str(error).split())
+    reason = f"{type(error).__name__}: {said if len(said) <= 100 else f'{said[:99]}…'}"
     if isinstance(error, RuntimeError) and "is invalid for input of size" in reason:
         return f"the forward divides its units by a fixed number, as into heads ({reason})"
     if isinstance(error, KeyError) and "already exists" in reason:

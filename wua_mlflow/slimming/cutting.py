@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -15,15 +15,18 @@ from torch import nn
 
 from wua_mlflow.hooks import unwrapped
 from wua_mlflow.randomness import isolated
+from wua_mlflow.slimming.attention import spellings, without_projected_heads
 from wua_mlflow.slimming.checking import Removed, WrongCutError, check_cut, ties_of, worded
 from wua_mlflow.slimming.graph import Graph
 from wua_mlflow.slimming.grouping import found_groups, makes_units, plain_copy
-from wua_mlflow.slimming.groups import Structure
-from wua_mlflow.slimming.heads import without_heads
+from wua_mlflow.slimming.groups import Structure, UnitGroup
+from wua_mlflow.slimming.heads import ATTENTION, without_heads
 from wua_mlflow.slimming.masked import checked_units
 from wua_mlflow.slimming.specification import Specification
 
 __all__ = ["Cut", "cut", "cut_out", "unit_groups"]
+
+TRIAL = "cut on trial"
 
 
 @dataclass(frozen=True)
@@ -69,8 +72,10 @@ def unit_groups(model: nn.Module, example: Any) -> Structure:
     with isolated():
         twin = plain_copy(model)
         structure = found_groups(copy.deepcopy(twin), example)
-        last = {one.name: [one.units - 1] for one in structure.groups if one.units > 1}
-        wrong = _wrong_groups(twin, example, structure, last)
+        structure, wrong = _spelled(twin, example, structure)
+        last = {one.name: [one.units - 1] for one in structure.groups
+                if one.units > 1 and one.name not in wrong}
+        wrong |= _wrong_groups(twin, example, structure, last)
     wrong |= {one.name: "it has one unit" for one in structure.groups if one.units == 1}
     groups = tuple(one for one in structure.groups if one.name not in wrong)
     left = {layer: wrong[one.name] for one in structure.groups if one.name in wrong
@@ -112,7 +117,7 @@ def cut(model: nn.Module, example: Any, keep: Mapping[str, Sequence[int]]) -> Cu
                          "nothing would be cut")
     plain = unwrapped(model)
     with isolated():
-        made = cut_out(plain, example, removed)
+        made = cut_out(plain, example, structure, removed)
         try:
             before, after = check_cut(plain, made, structure, removed, example)
         except WrongCutError as error:
@@ -124,7 +129,9 @@ def cut(model: nn.Module, example: Any, keep: Mapping[str, Sequence[int]]) -> Cu
                structure.fixed)
 
 
-def cut_out(model: nn.Module, example: Any, removed: Removed) -> nn.Module:
+def cut_out(
+    model: nn.Module, example: Any, structure: Structure, removed: Removed
+) -> nn.Module:
     """A copy without these units, not verified; modes, ties and ``requires_grad`` are kept."""
     made = copy.deepcopy(model)
     modes = {name: module.training for name, module in made.named_modules()}
@@ -132,20 +139,22 @@ def cut_out(model: nn.Module, example: Any, removed: Removed) -> nn.Module:
               if not one.requires_grad}
     ties = ties_of(made)
     made.eval().requires_grad_(True)
-    heads = {name: units for name, units in removed.items() if _is_attention(made, name)}
-    if set(removed) - set(heads):
+    groups = {name: structure.group(name) for name in removed}
+    if any(one.kind != "heads" for one in groups.values()):
         graph = Graph(made, example)
         for name, units in removed.items():
-            if name not in heads:
+            if groups[name].kind != "heads":
                 layer = made.get_submodule(name)
                 hidden = getattr(layer, "hidden_size", 0)
                 both = [hidden + unit for unit in units] if \
                     getattr(layer, "bidirectional", False) else []
                 graph.remove(name, [*units, *both])
-    for name, units in heads.items():
-        attention: Any = made.get_submodule(name)
-        without_heads(made, name, [head for head in range(attention.num_heads)
-                                   if head not in units])
+    for name, units in removed.items():
+        if isinstance(made.get_submodule(name), ATTENTION):
+            kept = sorted(set(range(groups[name].units)) - set(units))
+            without_heads(made, name, kept)
+        elif groups[name].kind == "heads":
+            without_projected_heads(made, groups[name], units)
     _tied(made, ties)
     for name, module in made.named_modules():
         module.training = modes.get(name, modes.get(name.rpartition(".")[0], False))
@@ -157,6 +166,52 @@ def cut_out(model: nn.Module, example: Any, removed: Removed) -> nn.Module:
     return made
 
 
+def _spelled(
+    model: nn.Module, example: Any, structure: Structure
+) -> tuple[Structure, dict[str, str]]:
+    """The heads with the numbers of their modules that fall with them, by trial; and which fail.
+
+    Modules of one class are alike: cut half of them at a time, since heads that other modules
+    count on (a bias that a later layer takes over) show only where these keep theirs.
+    """
+    by_class: dict[type, list[UnitGroup]] = {}
+    for one in structure.groups:
+        module = model.get_submodule(one.name)
+        if one.kind == "heads" and not isinstance(module, ATTENTION):
+            by_class.setdefault(type(module), []).append(one)
+    wrong: dict[str, str] = {}
+    for alike in by_class.values():
+        for some in ([alike], [[one] for one in alike]):
+            tried = [_by_trial(model, example, structure, part) for part in some]
+            if not any(why for _, why in tried):
+                break
+        for found, why in tried:
+            chosen = {one.name: one for one in found}
+            structure = replace(structure, groups=tuple(
+                chosen.get(one.name, one) for one in structure.groups))
+            wrong |= dict.fromkeys(chosen, f"{TRIAL}, {why}") if why else {}
+    return structure, wrong
+
+
+def _by_trial(
+    model: nn.Module, example: Any, structure: Structure, alike: Sequence[UnitGroup]
+) -> tuple[Sequence[UnitGroup], str]:
+    """These heads, in the first spelling that a cut succeeds in; else the likeliest, and why."""
+    first: tuple[Sequence[UnitGroup], str] | None = None
+    for way in zip(*(list(spellings(model, one)) for one in alike), strict=False):
+        chosen = {one.name: one for one in way}
+        found = replace(structure, groups=tuple(
+            chosen.get(one.name, one) for one in structure.groups))
+        halves = [half for half in (way[::2], way[1::2]) if half]
+        why = next((why for half in halves if (why := _failure(
+            model, example, found, {one.name: [one.units - 1] for one in half}))), "")
+        if not why:
+            return way, ""
+        first = first or (way, why)
+    assert first is not None
+    return first
+
+
 def _wrong_groups(
     model: nn.Module, example: Any, structure: Structure, removed: Removed
 ) -> dict[str, str]:
@@ -165,17 +220,18 @@ def _wrong_groups(
         return {}
     found = {name: _failure(model, example, structure, {name: units})
              for name, units in removed.items()}
-    wrong = {name: f"tried out, the cut network is not what was planned: {why}"
+    wrong = {name: f"{TRIAL}, {why}"
              for name, why in found.items() if why}
     if not wrong:
         why = _failure(model, example, structure, removed)
-        return dict.fromkeys(removed, f"cut together with others it fails: {why}")
+        return dict.fromkeys(removed, f"{TRIAL} together with others, {why}")
     return wrong
 
 
 def _failure(model: nn.Module, example: Any, structure: Structure, removed: Removed) -> str:
     try:
-        check_cut(model, cut_out(model, example, removed), structure, removed, example)
+        made = cut_out(model, example, structure, removed)
+        check_cut(model, made, structure, removed, example)
     except WrongCutError as error:
         return str(error)
     except Exception as error:  # of the library, which fails in many ways
@@ -190,11 +246,6 @@ def _kept(structure: Structure, name: str, units: Sequence[int]) -> list[int]:
         raise ValueError(f"keep: expected at least one unit of {name}, but got none: the layer "
                          f"would be empty")
     return kept
-
-
-def _is_attention(model: nn.Module, name: str) -> bool:
-    module = model.get_submodule(name)
-    return isinstance(module, nn.MultiheadAttention) or type(module).__name__ == "FewerHeads"
 
 
 def _tied(model: nn.Module, ties: set[tuple[str, ...]]) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from wua_mlflow.dotted import one_line
 from wua_mlflow.hooks import unwrapped
+from wua_mlflow.slimming.attention import projected_heads
 from wua_mlflow.slimming.graph import (
     CONVOLUTIONS,
     RECURRENT,
@@ -22,13 +23,12 @@ from wua_mlflow.slimming.graph import (
     Graph,
     axes_of,
 )
-from wua_mlflow.slimming.groups import Reader, Structure, UnitGroup, names_by_tensor
-from wua_mlflow.slimming.heads import FewerHeads, head_groups
+from wua_mlflow.slimming.groups import Places, Structure, UnitGroup, names_by_tensor
+from wua_mlflow.slimming.heads import ATTENTION, head_groups
 
 __all__ = ["found_groups", "makes_units", "plain_copy"]
 
 OUTPUTS = "its units are the network's outputs"
-ATTENTION = (nn.MultiheadAttention, FewerHeads)
 
 
 def plain_copy(model: nn.Module) -> nn.Module:
@@ -79,7 +79,7 @@ def found_groups(model: nn.Module, example: Any) -> Structure:
         if any(graph.ends(one) for one in coupled):
             fixed |= dict.fromkeys(layers, OUTPUTS)
             continue
-        reason = _refusal(coupled, makers)
+        reason = _refusal(model, coupled, makers)
         group = None
         if not reason and any(one.reads for one in coupled):
             group = _group(name, units, coupled, makers)
@@ -91,8 +91,16 @@ def found_groups(model: nn.Module, example: Any) -> Structure:
         else:
             groups.append(group)
     heads, whole = head_groups(model)
+    heads += projected_heads(model, example)
     left = dict(_left_out(model, seen | set(fixed)))
-    return Structure((*groups, *heads), {**fixed, **left, **whole})
+    divided = {name: one.name for one in heads for name in one.layers}
+    for one in groups:
+        owners = [divided[name] for name in one.layers if name in divided]
+        fixed |= {name: f"all heads of {owner} read them" for owner in owners[:1]
+                  for name in one.layers if makes_units(model.get_submodule(name))}
+    groups = [one for one in groups if not set(divided) & set(one.layers)]
+    return Structure((*groups, *heads), {
+        name: why for name, why in {**fixed, **left, **whole}.items() if name not in divided})
 
 
 def makes_units(module: nn.Module) -> bool:
@@ -102,8 +110,7 @@ def makes_units(module: nn.Module) -> bool:
 
 def _tied_elsewhere(model: nn.Module, group: UnitGroup) -> str:
     """Why a group cannot be cut whose weights are also others', that do not go with its units."""
-    held = {(name, dim) for name, (dim, _) in group.makers.items()}
-    held |= {(reader.parameter, reader.dim) for reader in group.readers}
+    held = {(one.parameter, one.dim) for one in (*group.makers, *group.readers)}
     aliases = names_by_tensor(model)
     for name, dim in sorted(held):
         for alias in aliases.get(name, ()):
@@ -117,12 +124,14 @@ def _holder(model: nn.Module, parameter: str) -> nn.Module:
     return model.get_submodule(parameter.rpartition(".")[0])
 
 
-def _refusal(coupled: Sequence[Coupled], makers: Sequence[Coupled]) -> str:
+def _refusal(model: nn.Module, coupled: Sequence[Coupled], makers: Sequence[Coupled]) -> str:
     """Why these units cannot be cut, in a line; "" where they can."""
     for one in coupled:
         module: Any = one.module
         if isinstance(module, nn.Parameter):
-            return f"the parameter {one.name} holds these units beside the layers"
+            owner = model.get_submodule(str(one.name).rpartition(".")[0])
+            return (f"{one.name} of {type(owner).__name__} has a place for each of these units, "
+                    f"and how it is cut is not known")
         if isinstance(module, nn.LayerNorm | nn.GroupNorm):
             return (f"{one.name} ({type(module).__name__}) normalises over these units: without "
                     f"some the others change")
@@ -163,57 +172,63 @@ def _group(
     first: Any = makers[0].module
     hidden = first.hidden_size if isinstance(first, RECURRENT) else units
     readers = [reader for one in coupled if one.reads for reader in _readers(one, hidden)]
-    held: dict[str, tuple[int, int]] = {}
-    for one in makers:
-        held |= _held(one, hidden)
+    held = {place.parameter: place for one in makers for place in _held(one, hidden)}
     kind = "units"
     if isinstance(first, RECURRENT):
         kind, readers = "hidden", [*readers, *_own_readers(name, first)]
     return UnitGroup(name, tuple(str(one.name) for one in makers), tuple(readers), hidden, kind,
-                     held)
+                     tuple(held.values()))
 
 
-def _readers(one: Coupled, hidden: int) -> Iterator[Reader]:
+def _columns(one: Coupled, hidden: int) -> tuple[tuple[int, ...], ...]:
+    """By unit its positions along the layer's inputs or outputs."""
     columns: list[list[int]] = [[] for _ in range(hidden)]
     for position, root in zip(one.positions, one.roots, strict=True):
         columns[root % hidden].append(position)
-    found = tuple(tuple(sorted(some)) for some in columns)
+    return tuple(tuple(sorted(some)) for some in columns)
+
+
+def _readers(one: Coupled, hidden: int) -> Iterator[Places]:
+    found = _columns(one, hidden)
     if isinstance(one.module, RECURRENT):
         for parameter, _ in one.module.named_parameters(recurse=False):
             if parameter.startswith("weight_ih_l0"):
-                yield Reader(_of(one.name, parameter), 1, found)
+                yield Places(_of(one.name, parameter), 1, found)
     else:
         axes = axes_of(one.module)
         assert axes is not None, type(one.module)
-        yield Reader(_of(one.name, "weight"), axes[1], found)
+        yield Places(_of(one.name, "weight"), axes[1], found)
 
 
-def _own_readers(name: str, layer: Any) -> Iterator[Reader]:
+def _own_readers(name: str, layer: Any) -> Iterator[Places]:
     """A recurrent layer's own weights that read its hidden units."""
     hidden = layer.hidden_size
     for parameter, _ in layer.named_parameters(recurse=False):
         if parameter.startswith("weight_hh"):
-            yield Reader(_of(name, parameter), 1, tuple((unit,) for unit in range(hidden)))
+            yield Places(_of(name, parameter), 1, tuple((unit,) for unit in range(hidden)))
         elif parameter.startswith("weight_ih") and not parameter.startswith("weight_ih_l0"):
-            yield Reader(_of(name, parameter), 1, tuple(
+            yield Places(_of(name, parameter), 1, tuple(
                 (unit, hidden + unit) if layer.bidirectional else (unit,)
                 for unit in range(hidden)))
 
 
-def _held(one: Coupled, units: int) -> dict[str, tuple[int, int]]:
-    """By parameter and buffer that has a place for each unit: the dimension, and places a unit."""
+def _held(one: Coupled, units: int) -> Iterator[Places]:
+    """The layer's parameters and buffers that have a place for each unit."""
     module: Any = one.module
     if isinstance(one.module, RECURRENT):
-        gates = module.weight_hh_l0.shape[0] // module.hidden_size
-        return {_of(one.name, parameter): (0, gates)
-                for parameter, _ in module.named_parameters(recurse=False)}
+        rows = module.weight_hh_l0.shape[0]
+        columns = tuple(tuple(range(unit, rows, units)) for unit in range(units))
+        for parameter, _ in module.named_parameters(recurse=False):
+            yield Places(_of(one.name, parameter), 0, columns)
+        return
     axes = axes_of(module)
     depthwise = isinstance(module, TRANSPOSED) and module.groups > 1
     dim = 1 if isinstance(module, nn.Embedding) else 0 if axes is None or depthwise else axes[0]
-    span = len(one.positions) // units
+    columns = _columns(one, units)
     tensors = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
-    return {_of(one.name, name): (dim if name == "weight" else 0, span)
-            for name, tensor in tensors if isinstance(tensor, Tensor) and tensor.numel() > 1}
+    for name, tensor in tensors:
+        if isinstance(tensor, Tensor) and tensor.numel() > 1:
+            yield Places(_of(one.name, name), dim if name == "weight" else 0, columns)
 
 
 def _of(module: str | None, parameter: str) -> str:

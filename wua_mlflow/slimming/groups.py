@@ -5,29 +5,33 @@ May import: torch, dotted. Tests: ``tests/slimming/test_groups.py``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import nn
 
 from wua_mlflow.dotted import nearest
 
-__all__ = ["Reader", "Structure", "UnitGroup", "names_by_tensor"]
+__all__ = ["Places", "Structure", "UnitGroup", "names_by_tensor"]
 
 
 @dataclass(frozen=True)
-class Reader:
-    """A weight that reads the units of a group.
+class Places:
+    """Where a parameter or buffer holds the units of a group.
 
     Attributes:
         parameter: its name in the model.
         dim: the dimension of it along which the units lie.
-        columns: by unit the positions along ``dim`` that read it.
+        columns: by unit its positions along ``dim``.
     """
 
     parameter: str
     dim: int
     columns: tuple[tuple[int, ...], ...] = field(repr=False)
+
+    def of(self, units: Sequence[int]) -> list[int]:
+        """All positions of these units."""
+        return [place for unit in units for place in self.columns[unit]]
 
 
 @dataclass(frozen=True)
@@ -44,16 +48,17 @@ class UnitGroup:
         readers: all weights that read them.
         units: how many there are: neurons, channels, heads or hidden units.
         kind: ``units``, ``heads`` or ``hidden`` (of a recurrent layer).
-        makers: by name of a parameter the dimension along which the units lie, and how many
-            neighbouring positions a unit takes there.
+        makers: the parameters and buffers with a place for each unit in the layers that make them.
+        counts: attributes of the module ``name`` that fall with the number of units.
     """
 
     name: str
     layers: tuple[str, ...]
-    readers: tuple[Reader, ...]
+    readers: tuple[Places, ...]
     units: int
     kind: str = "units"
-    makers: Mapping[str, tuple[int, int]] = field(default_factory=dict, repr=False)
+    makers: tuple[Places, ...] = field(default=(), repr=False)
+    counts: tuple[str, ...] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from wua_mlflow.slimming.groups import Reader, UnitGroup
+from wua_mlflow.slimming.groups import Places, UnitGroup
 
-__all__ = ["FewerHeads", "head_groups", "without_heads"]
+__all__ = ["ATTENTION", "FewerHeads", "head_groups", "without_heads"]
 
 
 def head_groups(model: nn.Module) -> tuple[list[UnitGroup], dict[str, str]]:
@@ -43,11 +43,11 @@ def _refusal(module: nn.Module) -> str:
 def _group(name: str, module: Any) -> UnitGroup:
     size, heads = module.head_dim, module.num_heads
     columns = tuple(tuple(range(head * size, (head + 1) * size)) for head in range(heads))
-    held = {f"{name}.in_proj_weight": (0, 3 * size)}
-    if module.in_proj_bias is not None:
-        held[f"{name}.in_proj_bias"] = (0, 3 * size)
-    return UnitGroup(name, (name,), (Reader(f"{name}.out_proj.weight", 1, columns),), heads,
-                     "heads", held)
+    three = tuple(tuple(part * heads * size + place for part in range(3) for place in one)
+                  for one in columns)
+    held = ["in_proj_weight", *(["in_proj_bias"] if module.in_proj_bias is not None else [])]
+    return UnitGroup(name, (name,), (Places(f"{name}.out_proj.weight", 1, columns),), heads,
+                     "heads", tuple(Places(f"{name}.{one}", 0, three) for one in held))
 
 
 class FewerHeads(nn.Module):
@@ -140,6 +140,10 @@ class FewerHeads(nn.Module):
             hidden = hidden[:, None, None, :]
             total = hidden if total is None else total + hidden
         return total
+
+
+ATTENTION = (nn.MultiheadAttention, FewerHeads)
+"""Attention in one module, with weights of its own."""
 
 
 def _added(mask: Tensor, like: Tensor) -> Tensor:

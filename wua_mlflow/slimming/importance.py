@@ -6,14 +6,14 @@ Tests: ``tests/slimming/test_importance.py``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from wua_mlflow.chunks import rows_at_once
 from wua_mlflow.hooks import evaluating, unwrapped
-from wua_mlflow.slimming.groups import Structure, UnitGroup
+from wua_mlflow.slimming.groups import Places, Structure, UnitGroup
 from wua_mlflow.slimming.spanning import spanning
 
 __all__ = ["CRITERIA", "most_important", "unit_importance"]
@@ -112,37 +112,27 @@ def _mean_gradients(
 
 
 def _taylor(model: nn.Module, group: UnitGroup, gradients: Mapping[str, Tensor]) -> Tensor:
-    return _by_unit(group, lambda name: model.get_parameter(name).detach().double()
-                    * gradients[name]).abs()
+    return _by_unit(group.readers, group.units, lambda name:
+                    model.get_parameter(name).detach().double() * gradients[name]).abs()
 
 
 def _magnitude(model: nn.Module, group: UnitGroup) -> Tensor:
-    squares = _by_unit(group, lambda name: model.get_parameter(name).detach().double() ** 2)
     parameters = dict(model.named_parameters(remove_duplicate=False))
-    for name, (dim, span) in group.makers.items():
-        if name in parameters:
-            square = parameters[name].detach().double() ** 2
-            by_place = square.transpose(0, dim).flatten(1).sum(1) if square.dim() > 1 else square
-            squares += _per_unit(by_place, group, span).cpu()
-    return squares.sqrt()
+    makers = [one for one in group.makers if one.parameter in parameters]
+    return _by_unit((*makers, *group.readers), group.units, lambda name:
+                    parameters[name].detach().double() ** 2).sqrt()
 
 
-def _per_unit(by_place: Tensor, group: UnitGroup, span: int) -> Tensor:
-    """Sums over a unit's places: neighbours, or, of gates and of heads, strides."""
-    if group.kind == "hidden":
-        return by_place.reshape(span, group.units).sum(0)
-    if group.kind == "heads":
-        return by_place.reshape(3, group.units, span // 3).sum((0, 2))
-    return by_place.reshape(group.units, span).sum(1)
-
-
-def _by_unit(group: UnitGroup, values: Callable[[str], Tensor]) -> Tensor:
-    """The sums of a tensor over the columns that read each unit, of all readers."""
-    total = torch.zeros(group.units, dtype=torch.float64)
-    for reader in group.readers:
-        matrix = values(reader.parameter).transpose(0, reader.dim).flatten(1).sum(1).cpu()
-        places = [place for columns in reader.columns for place in columns]
-        units = [unit for unit, columns in enumerate(reader.columns) for _ in columns]
+def _by_unit(
+    places_in: Sequence[Places], count: int, values: Callable[[str], Tensor]
+) -> Tensor:
+    """The sums of tensors over each unit's places in them."""
+    total = torch.zeros(count, dtype=torch.float64)
+    for one in places_in:
+        found = values(one.parameter).movedim(one.dim, 0)
+        matrix = found.reshape(len(found), -1).sum(1).cpu()
+        places = [place for columns in one.columns for place in columns]
+        units = [unit for unit, columns in enumerate(one.columns) for _ in columns]
         total.index_add_(0, torch.tensor(units), matrix[torch.tensor(places)])
     return total
 

@@ -59,7 +59,7 @@ def columns_of(
 ) -> Iterator[tuple[str, int, list[int]]]:
     """By reader the parameter, its dimension, and the positions that read these units."""
     for reader in group.readers:
-        places = [place for unit in units for place in reader.columns[unit]]
+        places = reader.of(units)
         if places:
             yield reader.parameter, reader.dim, places
 

@@ -1,0 +1,167 @@
+"""Models of transformers themselves, of random weights: heads, masked batches, FLOPs.
+
+The package never imports transformers; what it does with single layers of theirs is tested on
+stand-ins elsewhere.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+
+import pytest
+import torch
+from torch import nn
+
+from tests.networks import kept_streams
+from wua_mlflow import analyze, count_flops
+from wua_mlflow.slimming import cut, unit_groups
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+transformers = pytest.importorskip("transformers")
+pytestmark = pytest.mark.xdist_group("transformers")
+
+SIZES = {"vocab_size": 97, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+         "num_attention_heads": 4}
+PLACES = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
+BUILDS = {
+    "bert": lambda: transformers.BertForSequenceClassification(transformers.BertConfig(**SIZES)),
+    "distilbert": lambda: transformers.DistilBertForSequenceClassification(
+        transformers.DistilBertConfig(vocab_size=97, dim=32, hidden_dim=48, n_layers=2, n_heads=4)),
+    "gpt2": lambda: transformers.GPT2LMHeadModel(transformers.GPT2Config(
+        vocab_size=97, n_embd=32, n_layer=2, n_head=4, **PLACES)),
+    "neox": lambda: transformers.GPTNeoXForCausalLM(transformers.GPTNeoXConfig(**SIZES, **PLACES)),
+    "llama": lambda: transformers.LlamaForCausalLM(transformers.LlamaConfig(
+        **SIZES, **PLACES, num_key_value_heads=2)),
+    "qwen": lambda: transformers.Qwen3ForCausalLM(transformers.Qwen3Config(
+        **SIZES, num_key_value_heads=2, head_dim=8)),
+    "opt": lambda: transformers.OPTForCausalLM(transformers.OPTConfig(
+        vocab_size=97, hidden_size=32, ffn_dim=48, num_hidden_layers=2, num_attention_heads=4,
+        word_embed_proj_dim=32, **PLACES)),
+    "t5": lambda: transformers.T5ForConditionalGeneration(transformers.T5Config(
+        vocab_size=97, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4)),
+    "vit": lambda: transformers.ViTForImageClassification(transformers.ViTConfig(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        image_size=32, patch_size=8)),
+    "bloom": lambda: transformers.BloomForCausalLM(transformers.BloomConfig(
+        vocab_size=97, hidden_size=32, n_layer=2, n_head=4, **PLACES)),
+}
+CUT = {
+    "bert": ("bert.encoder.layer.1.attention.self", "bert.encoder.layer.1.attention.output.dense",
+             4),
+    "distilbert": ("distilbert.transformer.layer.1.attention",
+                   "distilbert.transformer.layer.1.attention.out_lin", 4),
+    "gpt2": ("transformer.h.1.attn", "transformer.h.1.attn.c_proj", 4),
+    "neox": ("gpt_neox.layers.1.attention", "gpt_neox.layers.1.attention.dense", 4),
+    "llama": ("model.layers.1.self_attn", "model.layers.1.self_attn.o_proj", 2),
+    "qwen": ("model.layers.1.self_attn", "model.layers.1.self_attn.o_proj", 2),
+    "opt": ("model.decoder.layers.1.self_attn", "model.decoder.layers.1.self_attn.out_proj", 4),
+    "vit": ("vit.layers.1.attention", "vit.layers.1.attention.o_proj", 4),
+}
+"""By model a module with heads, the layer that reads them, and how many units there are."""
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    with kept_streams():
+        torch.manual_seed(0)
+        yield
+
+
+def built(name):
+    model = BUILDS[name]().eval()
+    if name == "vit":
+        return model, {"pixel_values": torch.randn(2, 3, 32, 32)}
+    batch = {"input_ids": torch.randint(3, 97, (2, 6))}
+    return model, batch | ({"decoder_input_ids": torch.randint(3, 97, (2, 5))}
+                           if name == "t5" else {})
+
+
+def outputs(model, batch):
+    with torch.no_grad():
+        return model(**batch).logits
+
+
+@pytest.mark.parametrize("name", CUT)
+def test_heads_are_cut(name):
+    """Half of the heads: the outputs of the whole model that does not read them, fewer weights."""
+    model, batch = built(name)
+    module, reader, units = CUT[name]
+    keep = [0, units - 1]
+    found = cut(model, batch, {module: keep[-1:] if units == 2 else keep})
+    silent = copy.deepcopy(model)
+    weight = silent.get_submodule(reader).weight.data
+    columns = weight if name == "gpt2" else weight.T  # Conv1D: (inputs, outputs)
+    columns[:16] = columns[:16] if units == 4 else 0
+    if units == 4:
+        columns[8:24] = 0
+    torch.testing.assert_close(outputs(found.model, batch), outputs(silent, batch),
+                               rtol=1e-3, atol=1e-5)
+    lost = 32 * 32 // 2 * (3 if units == 2 else 4)  # q, k, v, o; shared keys have half of the rows
+    biased = {"bert", "distilbert", "gpt2", "neox", "opt", "vit"}
+    lost += 3 * 16 if name in biased else 0
+    assert found.params_before - found.params_after == lost
+    assert found.flops_after < found.flops_before
+
+
+@pytest.mark.parametrize("name", BUILDS)
+def test_every_layer_is_in_a_group_or_named_with_the_reason(name):
+    model, batch = built(name)
+    found = unit_groups(model, batch)
+    held = {layer for one in found.groups for layer in one.layers} | set(found.fixed)
+    layers = {key for key, one in model.named_modules()
+              if isinstance(one, nn.Linear | nn.Embedding) or type(one).__name__ == "Conv1D"}
+    assert layers <= held
+    assert all(found.fixed.values())
+
+
+@pytest.mark.parametrize(("name", "layer"), [
+    ("bloom", "transformer.h.0.self_attention.query_key_value"),
+    ("t5", "encoder.block.1.layer.0.SelfAttention.q"),
+    ("t5", "encoder.block.0.layer.0.SelfAttention.k")])
+def test_heads_with_a_bias_from_elsewhere_are_refused(name, layer):
+    """Bloom's slopes are the model's; of T5's layers the first makes the bias of all."""
+    model, batch = built(name)
+    found = unit_groups(model, batch)
+    assert "heads" not in {one.kind for one in found.groups}
+    assert found.fixed[layer].startswith("cut on trial, its forward fails: RuntimeError")
+
+
+@pytest.mark.parametrize("name", ["bert", "distilbert"])
+def test_padding_that_the_mask_hides_changes_no_figure(name):
+    model, batch = built(name)
+    ids = batch["input_ids"]
+    padded = {"input_ids": torch.cat([ids, torch.full((2, 3), 2)], 1),
+              "attention_mask": torch.tensor([[1] * 6 + [0] * 3] * 2)}
+    plain = analyze(model, [{**batch, "attention_mask": torch.ones(2, 6)}], criterion="wanda")
+    masked = analyze(model, [padded], criterion="wanda")
+    assert set(plain.layers) == set(masked.layers)
+    for layer, one in plain.layers.items():
+        if "position" not in layer:
+            assert masked.layers[layer].effective_weights == \
+                pytest.approx(one.effective_weights, rel=1e-4), layer
+
+
+@pytest.mark.parametrize("name", BUILDS)
+def test_every_layer_is_analysed_or_named_with_the_reason(name):
+    model, batch = built(name)
+    found = analyze(model, [batch], criterion="wanda")
+    layers = {key for key, one in model.named_modules()
+              if isinstance(one, nn.Linear | nn.Embedding) or type(one).__name__ == "Conv1D"}
+    assert layers <= set(found.layers) | set(found.skipped)
+
+
+def test_flops_of_gpt2_and_llama_by_hand():
+    """Two a multiplication with an addition: projections, both products of attention, the head."""
+    tokens, length, width, inner, vocabulary = 12, 6, 32, 128, 97
+    attention = 2 * 2 * tokens * length * width
+    model, batch = built("gpt2")
+    layer = 2 * tokens * (4 * width * width + 2 * width * inner) + attention
+    assert count_flops(model, batch, backward=False).forward_flops == \
+        2 * layer + 2 * tokens * width * vocabulary
+    model, batch = built("llama")
+    inner = 48
+    layer = 2 * tokens * (3 * width * width + 3 * width * inner) + attention
+    rotary = 2 * 2 * length * 4  # positions times frequencies, once for the model
+    found = count_flops(model, batch, backward=False).forward_flops
+    assert found - (2 * layer + 2 * tokens * width * vocabulary) in (0, rotary // 2, rotary)

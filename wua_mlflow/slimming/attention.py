@@ -1,0 +1,243 @@
+"""The heads of attention that is written with layers of its own, as transformers' models are.
+
+Found by what depends on what, whatever the layers are called: the layer that reads the heads, and
+the rows of those before it that each head takes. May import: torch, hooks, slimming.
+Tests: ``tests/slimming/test_attention.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from wua_mlflow.hooks import Call, evaluating, noting
+from wua_mlflow.slimming.caches import uncached
+from wua_mlflow.slimming.graph import axes_of, is_conv1d
+from wua_mlflow.slimming.groups import Places, UnitGroup
+
+__all__ = ["projected_heads", "spellings", "without_projected_heads"]
+
+LIMIT = 1024
+"""Of the parts that the columns of a layer are divided into to find its heads."""
+NOT_COUNTS = ("dim", "size", "group", "idx", "index")
+"""In names of numbers that do not say how many heads there are."""
+
+
+def projected_heads(model: nn.Module, example: Any) -> list[UnitGroup]:
+    """A group of heads for each module of ``model`` that has some, in the model's order.
+
+    A unit is a head; where several share their keys and values (grouped-query attention, Ainslie
+    et al. 2023, arXiv 2305.13245), it is all of these with what they share. The columns with which
+    a layer reads the heads are divided into as many parts as numbers of the module suggest. What
+    a part depends on is seen in its gradient with respect to the outputs of the layers before;
+    parts that depend on a common output are one unit.
+
+    Args:
+        model: from ``plain_copy``.
+        example: a batch as the model takes it, of more than one position.
+    """
+    names = {module: name for name, module in model.named_modules()}
+    layers = [module for module in names if _projects(module)]
+    with evaluating(model, grad=True), uncached(model), noting(layers) as calls:
+        if isinstance(example, Mapping):
+            model(**example)
+        else:
+            model(*example) if isinstance(example, tuple) else model(example)
+        first: dict[nn.Module, Call] = {}
+        for call in calls:
+            first.setdefault(call.module, call)
+        order = list(first.values())
+        groups: list[UnitGroup] = []
+        taken: set[nn.Module] = set()
+        for module in reversed(names):  # the innermost first
+            own = [call for call in order if _inside(names[call.module], names[module])]
+            if not own or taken & {call.module for call in own} or not _numbers(module):
+                continue
+            found = _heads(module, own, order)
+            if found is not None:
+                taken |= {call.module for call in found.makers}
+                groups.append(_group(names[module], found, names))
+    position = {name: place for place, name in enumerate(names.values())}
+    return sorted(groups, key=lambda one: position[one.name])
+
+
+def spellings(model: nn.Module, group: UnitGroup) -> Iterator[UnitGroup]:
+    """The group with the attributes of its module that might fall with its heads, likeliest first.
+
+    Numbers that are as large as what the heads make or as they are read in all, and how many heads
+    there are; the latter alone; none, where the forward reads the number from the shapes.
+    """
+    module = model.get_submodule(group.name)
+    whole = {sum(map(len, one.columns)) for one in (*group.makers, *group.readers)}
+    numbers = _numbers(module)
+    counting = {name: value for name, value in numbers.items()
+                if not any(word in name for word in NOT_COUNTS)}
+    named = [name for name, value in counting.items()
+             if "head" in name and not value % group.units]
+    counts = tuple(named or [name for name, value in counting.items() if value == group.units])
+    widths = tuple(name for name, value in numbers.items()
+                   if value in whole and name not in counts)
+    seen = []
+    for chosen in ((*counts, *widths), counts, ()):
+        if chosen not in seen:
+            seen.append(chosen)
+            yield replace(group, counts=chosen)
+
+
+def without_projected_heads(model: nn.Module, group: UnitGroup, gone: Sequence[int]) -> None:
+    """Cut heads out of the layers that make and read them, and out of the module's numbers."""
+    for places in (*group.makers, *group.readers):
+        owner, _, leaf = places.parameter.rpartition(".")
+        layer, before = model.get_submodule(owner), model.get_parameter(places.parameter)
+        lost = set(places.of(gone))
+        left = [place for place in range(before.shape[places.dim]) if place not in lost]
+        rows = torch.tensor(left, device=before.device)
+        setattr(layer, leaf, nn.Parameter(before.detach().index_select(places.dim, rows)))
+        _resize(layer)
+    module = model.get_submodule(group.name)
+    for name in group.counts:
+        value = getattr(module, name)
+        setattr(module, name, value * (group.units - len(gone)) // group.units)
+
+
+def _resize(layer: Any) -> None:
+    """The sizes that a layer says it has are those of its weight."""
+    if isinstance(layer, nn.Linear):
+        layer.out_features, layer.in_features = layer.weight.shape
+    elif isinstance(layer, nn.Embedding):
+        layer.embedding_dim = layer.weight.shape[1]
+    else:
+        layer.nf = layer.weight.shape[1]
+        if hasattr(layer, "nx"):
+            layer.nx = layer.weight.shape[0]
+
+
+def _projects(module: nn.Module) -> bool:
+    return type(module) in (nn.Linear, nn.Embedding) or is_conv1d(module)
+
+
+def _inside(name: str, of: str) -> bool:
+    return name.startswith(f"{of}.") if of else bool(name)
+
+
+def _numbers(module: nn.Module) -> dict[str, int]:
+    """A module's own whole numbers above one."""
+    return {name: value for name, value in vars(module).items()
+            if type(value) is int and value > 1}
+
+
+@dataclass(frozen=True)
+class _Heads:
+    reader: Call
+    makers: tuple[Call, ...]
+    columns: tuple[tuple[int, ...], ...]
+    rows: tuple[tuple[tuple[int, ...], ...], ...]
+    """By maker and unit."""
+
+
+def _heads(module: nn.Module, own: Sequence[Call], order: Sequence[Call]) -> _Heads | None:
+    """The finest heads that the layers of a module make, for its last layer or the next one."""
+    last = next(place for place, call in enumerate(order) if call is own[-1])
+    pairs = [(own[-1], own[:-1]), *((order[last + 1], own) for _ in order[last + 1: last + 2])]
+    for reader, makers in pairs:
+        if not makers or isinstance(reader.module, nn.Embedding):
+            continue
+        size = reader.inputs.shape[-1]
+        found = [one for parts in _parts(module, size)
+                 if (one := _divided(reader, makers, parts)) is not None]
+        if found:
+            return max(found, key=lambda one: len(one.columns))
+    return None
+
+
+def _parts(module: nn.Module, size: int) -> list[int]:
+    """In how many parts of one size the columns might be divided into heads, by its numbers."""
+    found = set()
+    for numbers in (_numbers(module), _numbers_of_config(module)):
+        heads = {name: value for name, value in numbers.items() if "head" in name}
+        for value in (heads or numbers).values():
+            found |= {value, size // value}
+        found = {one for one in found if 1 < one < size and not size % one and one <= LIMIT}
+        if found:
+            break
+    return sorted(found)
+
+
+def _numbers_of_config(module: nn.Module) -> dict[str, int]:
+    config = getattr(module, "config", None)
+    found = vars(config) if hasattr(config, "__dict__") else {}
+    return {name: value for name, value in found.items()
+            if type(value) is int and value > 1 and "head" in name}
+
+
+def _divided(reader: Call, makers: Sequence[Call], parts: int) -> _Heads | None:
+    """The units, where each part depends on rows of its own of at least one layer, and mixes."""
+    size = reader.inputs.shape[-1] // parts
+    blocks = [range(part * size, (part + 1) * size) for part in range(parts)]
+    lone = _dependences(reader, range(1), makers)
+    if not any(1 < len(rows) < call.outputs.shape[-1]
+               for rows, call in zip(lone, makers, strict=True)):
+        return None  # each column depends on one place, as between other layers, or on all
+    own = [call for call, rows in zip(makers, _dependences(reader, blocks[0], makers), strict=True)
+           if 0 < len(rows) < call.outputs.shape[-1]]
+    by_block = [_dependences(reader, block, own) for block in blocks]
+    units = _joined(by_block)
+    rows = tuple(tuple(tuple(sorted(set().union(*(by_block[block][place] for block in unit))))
+                       for unit in units) for place in range(len(own)))
+    whole = all(sum(map(len, by_unit)) == call.outputs.shape[-1]
+                for by_unit, call in zip(rows, own, strict=True))
+    if not own or len(units) < 2 or not whole:
+        return None
+    columns = tuple(tuple(column for block in unit for column in blocks[block]) for unit in units)
+    return _Heads(reader, tuple(own), columns, rows)
+
+
+def _dependences(reader: Call, columns: range, makers: Sequence[Call]) -> list[set[int]]:
+    """By layer the places of its outputs that these columns of what is read depend on."""
+    read = reader.inputs[..., columns.start: columns.stop]
+    if not read.requires_grad:
+        return [set() for _ in makers]
+    weights = torch.linspace(0.5, 1.5, read.numel(), dtype=torch.float64).reshape(read.shape)
+    gradients = torch.autograd.grad(
+        read, [call.outputs for call in makers], weights.to(read), retain_graph=True,
+        allow_unused=True)
+    return [set() if one is None else _places(one) for one in gradients]
+
+
+def _places(gradient: Tensor) -> set[int]:
+    return set((gradient != 0).reshape(-1, gradient.shape[-1]).any(0).nonzero()[:, 0].tolist())
+
+
+def _joined(by_block: Sequence[Sequence[set[int]]]) -> list[list[int]]:
+    """Blocks by unit: those that share a place of one layer are one unit."""
+    units: list[tuple[list[int], list[set[int]]]] = []
+    for block, places in enumerate(by_block):
+        members, held = [block], [set(some) for some in places]
+        apart = []
+        for unit in units:
+            if any(mine & theirs for mine, theirs in zip(held, unit[1], strict=True)):
+                members = [*unit[0], *members]
+                held = [mine | theirs for mine, theirs in zip(held, unit[1], strict=True)]
+            else:
+                apart.append(unit)
+        units = [*apart, (members, held)]
+    return sorted(sorted(members) for members, _ in units)
+
+
+def _group(name: str, found: _Heads, names: Mapping[nn.Module, str]) -> UnitGroup:
+    makers = []
+    for call, rows in zip(found.makers, found.rows, strict=True):
+        layer: Any = call.module
+        axes = axes_of(layer)
+        makers.append(Places(f"{names[layer]}.weight", 1 if axes is None else axes[0], rows))
+        if getattr(layer, "bias", None) is not None:
+            makers.append(Places(f"{names[layer]}.bias", 0, rows))
+    axes = axes_of(found.reader.module)
+    assert axes is not None
+    reader = Places(f"{names[found.reader.module]}.weight", axes[1], found.columns)
+    return UnitGroup(name, tuple(names[call.module] for call in found.makers), (reader,),
+                     len(found.columns), "heads", tuple(makers))
