@@ -168,3 +168,38 @@ def test_an_initialiser_that_is_none_of_ours_is_passed_over():
     for model in (Other(), Failing()):
         usage = analyze(model, torch.randn(20, 4), null=2)
         assert usage.null.kind == f"{REINITIALISED}, but 1 of 2 layers {PERMUTED}"
+
+
+class Routed(nn.Module):
+    """Two experts, of which the router takes one for all rows; a third that only training took."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.router, self.head = nn.Linear(5, 2, bias=False), nn.Linear(4, 2)
+        self.experts = nn.ModuleList([nn.Linear(5, 4), nn.Linear(5, 4), nn.Linear(5, 4)])
+        self.rare = 50.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        score = self.router(x).sum(0)
+        hidden = self.experts[int(score.argmax())](x)
+        if score.abs().max() > self.rare:
+            hidden = hidden + self.experts[2](x)
+        return self.head(hidden)
+
+
+def test_experts_that_the_draws_seldom_call_have_a_null_of_these_or_none():
+    torch.manual_seed(0)
+    model, inputs = Routed(), torch.rand(30, 5)
+    with torch.no_grad():
+        model.router.weight[0] = 9.0
+    usage = analyze(model, inputs, null=20, seed=0)
+    assert set(usage.layers) >= {"router", "experts.0", "experts.2"}
+    draws = {name: layer.null and layer.null.draws for name, layer in usage.layers.items()}
+    called = sum(int((inputs @ state["router.weight"].T).sum(0).argmax() == 0)
+                 for state in states(model, inputs, draws=20))
+    assert draws["router"] == 20 and draws["experts.2"] is None
+    assert draws["experts.0"] == called and 0 < called < 20
+    assert usage.null is None, "no draw calls every layer that the model itself calls"
+    model.rare = math.inf
+    alone = analyze(model, inputs, null=20, seed=0)
+    assert alone.null.draws == alone.layers["experts.0"].null.draws == draws["experts.0"]

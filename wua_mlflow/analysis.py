@@ -274,7 +274,8 @@ def _with_nulls(
         seen = observe(blank, batches, needed, wanted=names.__contains__, loss=loss)
         return {name: replace(usage, layers={
             layer: _drawn(usage.layers[layer], seen, criteria[name], generator)
-            for layer in usage.layers}) for name, usage in usages.items()}
+            for layer in usage.layers if layer in seen.layers})
+            for name, usage in usages.items()}
 
     return with_null(usages, model, measure, draws=draws, seed=seed)
 
@@ -283,9 +284,6 @@ def _drawn(
     like: LayerUsage, seen: Observation, criterion: Criterion, generator: torch.Generator
 ) -> LayerUsage:
     """A null's layer; of a large one the entropy of some whole units stands for that of all."""
-    if like.name not in seen.layers:
-        raise ValueError(f"layer {like.name}: expected the forward of a re-initialised network to "
-                         "call it too, but it does not; ask for null=0")
     layer, evidence = seen.layers[like.name], evidence_of(seen.layers[like.name], seen)
     units, each = evidence.shape
     most = max(1, MOST_IN_A_DRAW // max(1, each))

@@ -43,7 +43,9 @@ def with_null(
     """The usages with the null's range for the model and for each of its layers.
 
     Under the criterion ``magnitude`` a permuted layer has none, since its share stays the same; nor
-    has the model where all of its layers are permuted.
+    has the model where all of its layers are permuted. A draw that does not call a layer, as a
+    mixture of experts that routes elsewhere, says nothing of it: a layer that no draw calls has
+    none, and the model's is of the draws that call all layers.
 
     Args:
         usages: the measurements of ``model``, by criterion.
@@ -86,20 +88,22 @@ def _joined(
     usage: ModelUsage, nulls: Sequence[ModelUsage], permuted: Mapping[str, object]
 ) -> ModelUsage:
     layers = {name: replace(layer, null=_of_layer(
-        usage.criterion, layer, [null.layers[name] for null in nulls], name in permuted))
-        for name, layer in usage.layers.items()}
+        usage.criterion, layer, [null.layers[name] for null in nulls if name in null.layers],
+        name in permuted)) for name, layer in usage.layers.items()}
     count = sum(name in permuted for name in usage.layers)
-    if count == len(layers) and usage.criterion == VACUOUS:
+    complete = [null for null in nulls if len(null.layers) == len(layers)]
+    if count == len(layers) and usage.criterion == VACUOUS or not complete:
         return replace(usage, layers=layers)
     whole = _range(_kind(count, len(layers)), usage.entropy,
-                   [null.effective_share for null in nulls], [null.entropy for null in nulls])
+                   [null.effective_share for null in complete],
+                   [null.entropy for null in complete])
     return replace(usage, layers=layers, null=whole)
 
 
 def _of_layer(
     criterion: str, layer: LayerUsage, nulls: Sequence[LayerUsage], is_permuted: bool
 ) -> NullUsage | None:
-    if is_permuted and criterion == VACUOUS:
+    if is_permuted and criterion == VACUOUS or not nulls:
         return None
     return _range(PERMUTED if is_permuted else REINITIALISED, layer.entropy,
                   [null.effective_share for null in nulls], [null.entropy for null in nulls])
