@@ -5,8 +5,8 @@ of the FLOPs by one counter, fine-tuned with equal updates, each with the learni
 best on the validation data of 3 seeds; 10 seeds, of which each has an oversized network of its own.
 "From scratch" has the widths of our cut and trains as long as the original did (Scratch-E, Liu et
 al. 2019), once more with no more updates than the fine-tuning has.
-Run: ``python benchmarks/pruning.py``; prints markdown. ``--blind``: on generated data that nothing was
-chosen on (``blind.py``).
+Run: ``python benchmarks/pruning.py``; prints markdown. ``--blind``: on generated data that nothing
+was chosen on (``blind.py``).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ __all__ = ["holm", "main"]
 
 RATIOS = (0.5, 0.25, 0.1)
 SEEDS = tuple(range(42, 52))
-TUNING = SEEDS[:3]
+TUNING = 3
 RATES = (0.001, 0.003, 0.01, 0.03)
 FINE_TUNING = 20
 STEPS = 5
@@ -245,6 +245,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tasks", nargs="+", type=int, default=range(len(TASKS)))
     parser.add_argument("--blind", action="store_true")
+    parser.add_argument("--tuning", type=int, default=TUNING, help="seeds that choose the rate")
     parser.add_argument("--ratios", nargs="+", type=float, default=RATIOS)
     parser.add_argument("--variants", nargs="*", help="other ways of ours alone: all, or some")
     options = parser.parse_args()
@@ -258,16 +259,18 @@ def main() -> None:
         whole = np.stack([bench.scores(bench.networks[seed], "test") for seed in SEEDS])
         print(f"| {bench.task.name} | 1 | oversized | | {_shown(whole)} | 1 | | | |", flush=True)
         for ratio in options.ratios:
-            _point(bench, ratio, methods)
+            _point(bench, ratio, methods, SEEDS[:options.tuning])
 
 
-def _point(bench: Bench, ratio: float, methods: Sequence[str]) -> None:
+def _point(
+    bench: Bench, ratio: float, methods: Sequence[str], tuning: Sequence[int]
+) -> None:
     found, rates, reached = {}, {}, {}
     for method in methods:
         tried = {(rate, seed): one(bench, method, ratio, rate, seed)
-                 for rate in RATES for seed in TUNING}
+                 for rate in RATES for seed in tuning}
         rates[method] = max(RATES, key=lambda rate: np.mean([
-            bench.scores(tried[rate, seed], "validation").mean() for seed in TUNING]))
+            bench.scores(tried[rate, seed], "validation").mean() for seed in tuning]))
         networks = [tried.get((rates[method], seed)) or one(bench, method, ratio, rates[method],
                                                             seed) for seed in SEEDS]
         found[method] = np.stack([bench.scores(network, "test") for network in networks])

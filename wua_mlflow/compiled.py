@@ -130,7 +130,7 @@ class CompiledKernels:
     ) -> tuple[np.ndarray, int]:
         counts, below = np.zeros((8, bins), np.int64), 0
         scale = bins / top if top > 0 else 0.0
-        if not math.isfinite(scale) or bins > 2**8:
+        if scale > float(np.finfo(np.float32).max) or bins > 2**8:
             return NumpyKernels().spread(tiles, bins, top, low)
         numbers = np.empty(0, np.uint8)
         for _, tile in tiles:

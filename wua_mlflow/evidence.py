@@ -1,19 +1,20 @@
 """What is known of a layer when the data have passed, and its importance, tile by tile.
 
-May import: torch, gradients, importance, observing, watching.
+May import: torch, finite, gradients, importance, observing, watching.
 Tests: ``tests/test_evidence.py``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from wua_mlflow.importance import CRITERIA, Criterion, needs, taylor, taylor_units
+from wua_mlflow.finite import is_finite
+from wua_mlflow.importance import CRITERIA, Criterion, Product, needs, taylor, taylor_units
 from wua_mlflow.observing import Observation
 from wua_mlflow.watching.layer import Layer
 from wua_mlflow.watching.told import Needs
@@ -24,8 +25,6 @@ Part = Callable[[slice, slice], Tensor]
 """The importance of a tile: rows are units, columns a unit's weights."""
 _EXACT_UP_TO = 2**20
 """Layers of up to so many weights get their importance in float64, larger ones in float32."""
-_BLOCK = 2**20
-"""So many weights at a time are looked at for NaN and infinity."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +54,9 @@ class Evidence:
     def importance(self, criterion: Criterion) -> Part:
         """The importance of any tile; a function of one's own is asked once, for all of them."""
         names, wide, matrix = needs(criterion), self._wide(), _matrix(self.weight)
+        product = self._product(names, wide, matrix) if criterion in CRITERIA.values() else None
+        if product is not None and product.is_plain:
+            return product
 
         def tile(rows: slice, columns: slice) -> Tensor:
             weight = self.weight[rows].flatten(1)[:, columns] if matrix is None else \
@@ -71,6 +73,18 @@ class Evidence:
             raise ValueError(f"criterion: expected importances of shape {self.shape}, but got "
                              f"{got}")
         return lambda rows, columns: whole[rows, columns]
+
+    def _product(
+        self, names: Sequence[str], wide: torch.dtype, matrix: Tensor | None
+    ) -> Product | None:
+        """The importance as a product, without a copy of the weight's size."""
+        if matrix is None or self.groups > 1 or wide != matrix.dtype:
+            return None
+        every, factor = slice(None), None
+        for name in names:
+            given = self._part(name, every, every)
+            factor = given if given.shape == matrix.shape else given.to(matrix.device, wide)
+        return Product(matrix, factor)
 
     def of_units(self, criterion: Criterion) -> Tensor | None:
         """The units' importance where a criterion has its own, else None; shape (units,)."""
@@ -193,7 +207,7 @@ def evidence_of(layer: Layer, seen: Observation) -> Evidence:
         ValueError: the weight is NaN or infinite.
     """
     weight = _weight(layer, seen)
-    if not _is_finite(weight):
+    if not is_finite(weight):
         raise ValueError(f"layer {layer.name}: expected a finite weight, but got NaN or infinity")
     ones, squares = layer.inputs[1], layer.inputs[2]
     found = Evidence(
@@ -212,36 +226,12 @@ def evidence_of(layer: Layer, seen: Observation) -> Evidence:
                    bias_gradient=bias_gradient)
 
 
-def _is_finite(weight: Tensor) -> bool:
-    """Block by block: a weight of less than float32 is never copied whole; read back once."""
-    dtype = torch.promote_types(weight.dtype, torch.float32)
-    total = torch.zeros((), dtype=dtype, device=weight.device)
-    for block in _blocks(weight):
-        total += torch.linalg.vector_norm(block, 1, dtype=dtype)
-    if bool(torch.isfinite(total)):
-        return True
-    finite = torch.ones((), dtype=torch.bool, device=weight.device)
-    for block in _blocks(weight):  # finite ones can have an infinite sum
-        finite &= torch.isfinite(block).all()
-    return bool(finite)
-
-
 def _matrix(weight: Tensor) -> Tensor | None:
     """The weight as (units, weights of a unit), without a copy; None where it lies otherwise."""
     try:
         return weight.view(weight.shape[0], -1)
     except RuntimeError:
         return None
-
-
-def _blocks(tensor: Tensor) -> Iterator[Tensor]:
-    """Views of all of a tensor, however it lies in memory, none above ``_BLOCK`` numbers."""
-    if tensor.numel() <= _BLOCK:
-        yield tensor
-        return
-    dim = max((dim for dim, size in enumerate(tensor.shape) if size > 1), key=tensor.stride)
-    for half in tensor.chunk(2, dim):
-        yield from _blocks(half)
 
 
 def whole(parameter: Tensor) -> Tensor:
@@ -286,5 +276,3 @@ def _outgoing(reader: Layer, source: Layer, seen: Observation) -> Tensor | None:
     if len(per_input) % source.units:
         return None
     return per_input.reshape(source.units, -1).sum(1)
-
-

@@ -20,13 +20,16 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 
+import torch
 from torch import Tensor
 
 __all__ = [
     "CRITERIA",
     "Criterion",
+    "Product",
     "activation",
     "magnitude",
     "needs",
@@ -134,6 +137,38 @@ CRITERIA: dict[str, Criterion] = {
     "magnitude": magnitude,
     "taylor": taylor,
 }
+
+
+@dataclass(frozen=True)
+class Product:
+    """The importance |weight · factor| of any tile, which every built-in criterion is.
+
+    Attributes:
+        weight: shape (units, weights of a unit).
+        factor: broadcasts against it; None for 1.
+
+    >>> import torch
+    >>> Product(torch.tensor([[1.0, -2.0]]), torch.tensor([[-3.0]]))(slice(None), slice(1, 2))
+    tensor([[6.]])
+    """
+
+    weight: Tensor
+    factor: Tensor | None
+
+    def __call__(self, rows: slice, columns: slice) -> Tensor:
+        tile = self.weight[rows, columns]
+        if self.factor is None:
+            return tile.abs()
+        height, width = self.factor.shape
+        return (tile * self.factor[rows if height > 1 else slice(None),
+                                   columns if width > 1 else slice(None)]).abs_()
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether both are float32 on a CPU and lie row by row in memory."""
+        return all(one.dtype == torch.float32 and one.device.type == "cpu" and one.dim() == 2
+                   and one.is_contiguous() for one in (self.weight, self.factor)
+                   if one is not None)
 
 
 @cache

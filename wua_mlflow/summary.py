@@ -1,7 +1,7 @@
 """``summarize``: how concentrated a layer's importance is, exact at any size, in bounded memory.
 
 The importance is asked for tile by tile and never held whole; two passes over it, seldom more.
-May import: torch, numpy, survey, usage. Tests: ``tests/test_summary.py``.
+May import: torch, numpy, importance, survey, usage. Tests: ``tests/test_summary.py``.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from wua_mlflow.importance import Product
 from wua_mlflow.survey import Kernels, Survey, kernels_for
 from wua_mlflow.usage import Concentration, Histogram
 
@@ -29,7 +30,7 @@ _SIMPLY_SORTED = 2**20
 _SAMPLE_CALLS, _SAMPLE_ROWS, _SAMPLE_COLUMNS = 64, 64, 16
 _SLACK = 0.01
 """How far from its place in a sample the border of the top 90% is looked for, a share of it."""
-_SORTED_AT_ONCE, _BINS = 2**14, 4096
+_SORTED_AT_ONCE, _BINS = 2**18, 4096
 _MOST_PASSES = 64
 
 Part = Callable[[slice, slice], Tensor]
@@ -68,7 +69,8 @@ def summarize(
 
     Args:
         part: the importance of rows and columns (slices, also with steps): float32 or float64,
-            finite, at least 0. Asked for each tile a few times.
+            finite, at least 0. Asked for each tile a few times. A ``Product`` that is plain goes
+            through kernels of its own, if compiled, on as many threads as torch has.
         shape: (units, weights of a unit).
         low: an importance below this is low; 1% of the mean, if None.
         by_column: whether a column lies together in memory, rather than a row.
@@ -91,7 +93,8 @@ def summarize(
     if count == 0:
         raise ValueError("importance: expected at least one weight, but got none")
     first = part(slice(0, 1), slice(0, 1))
-    kernels = kernels_for(first.device, count, compiled)
+    product = part if isinstance(part, Product) and part.is_plain else None
+    kernels = kernels_for(first.device, count, compiled, product)
     tiles = _Tiles(part, shape, by_column=by_column, cuda=first.is_cuda)
     survey, border = _surveyed(tiles, kernels, count)
     top = survey.largest

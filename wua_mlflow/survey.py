@@ -1,7 +1,7 @@
 """One pass over the tiles of an importance: sums, extremes, what lies above and within a window.
 
 Three ways with the same results: NumPy on a CPU, kernels that numba compiles, torch on a GPU.
-May import: torch, numpy, compiled (lazily). Tests: ``tests/test_summary.py``.
+May import: torch, numpy, importance; compiled and fused (lazily). Tests: ``tests/test_summary.py``.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from typing import Protocol
 import numpy as np
 import torch
 from torch import Tensor
+
+from wua_mlflow.importance import Product
 
 __all__ = ["Kept", "Kernels", "Survey", "kernels_for"]
 
@@ -60,8 +62,10 @@ class Kernels(Protocol):
         ...
 
 
-def kernels_for(device: torch.device, count: int, compiled: bool | None) -> Kernels:
-    """The kernels for importances on a device.
+def kernels_for(
+    device: torch.device, count: int, compiled: bool | None, product: Product | None = None
+) -> Kernels:
+    """The kernels for importances on a device; ``product``, if they are one that ``is_plain``.
 
     Raises:
         ValueError: compiled ones are asked for, and numba is not installed.
@@ -73,6 +77,10 @@ def kernels_for(device: torch.device, count: int, compiled: bool | None) -> Kern
         raise ValueError("compiled: expected numba to be installed, but it is not; "
                          "pip install 'wua-mlflow[fast]'")
     if compiled or compiled is None and installed and count >= WORTHWHILE:
+        if product is not None:
+            from wua_mlflow.fused import FusedKernels
+
+            return FusedKernels(product)
         from wua_mlflow.compiled import CompiledKernels
 
         return CompiledKernels()
@@ -141,7 +149,7 @@ class NumpyKernels:
     ) -> tuple[np.ndarray, int]:
         counts, below = np.zeros(bins, np.int64), 0
         scale = bins / top if top > 0 else 0.0
-        by_pairs = bins < 2**8 and math.isfinite(scale)
+        by_pairs = bins < 2**8 and scale <= float(np.finfo(np.float32).max)
         pairs = np.zeros((2**8, 2**8) if by_pairs else 0, np.int64)
         for _, tile in tiles:
             values = flat(tile)
@@ -194,7 +202,7 @@ def add_pairs(numbers: np.ndarray, pairs: np.ndarray) -> None:
 
 def binned(values: np.ndarray, scale: float, bins: int) -> np.ndarray:
     """How many values each of the bins holds; the largest value belongs to the last one."""
-    if not math.isfinite(scale):  # the reciprocal of a subnormal number
+    if scale > float(np.finfo(values.dtype).max):  # the reciprocal of a subnormal number
         above = np.count_nonzero(values > 0)
         return np.array([len(values) - above, *[0] * (bins - 2), above][:bins])
     counts = np.bincount((values * values.dtype.type(scale)).astype(np.int32), minlength=bins + 2)
