@@ -85,10 +85,12 @@ def test_it_prints_the_table_and_the_run(here: Path, capsys: pytest.CaptureFixtu
     assert lines[1].split() == ["layer", "entropy", "effective", "weights", "share", "dead",
                                 "units", "rank"]
     assert [line.split()[0] for line in lines[2:4]] == ["a", "b"]
-    assert lines[4] == "  c: not analysed: the output layer: its units are the model's outputs"
+    assert lines[4] == ("  not in this table: 24 of the model's 74 parameters "
+                        "(biases, norms, what is named below)")
+    assert lines[5] == "  c: not analysed: the output layer: its units are the model's outputs"
     assert re.fullmatch(r"squares: [\d.]+ effective weights of 50; usage/layers_squares.json",
-                        lines[5])
-    assert len(lines) == 6
+                        lines[6])
+    assert len(lines) == 7
     assert run.data.metrics["params/analyzed"] == 50
     columns = table_of(run)["columns"]
     assert table_of(run)["data"][0][columns.index("effective_rank")] > 1

@@ -11,12 +11,12 @@ import importlib
 import os
 import sys
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-__all__ = ["load_object", "nearest", "one_line"]
+__all__ = ["by_reason", "load_object", "nearest", "one_line"]
 
 _MISSING = object()
 
@@ -67,6 +67,21 @@ def nearest(name: str, names: Iterable[str]) -> str:
     """
     close = difflib.get_close_matches(name, list(names), n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def by_reason(reasons: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Names and the reason that holds for them; names alike but for their numbers are one.
+
+    >>> by_reason({"h.0.norm": "a norm", "h.1.norm": "a norm", "head": "the last", "": "a norm"})
+    [('h.*.norm (2), the model', 'a norm'), ('head', 'the last')]
+    """
+    found: dict[str, dict[str, list[str]]] = {}
+    for name, reason in reasons.items():
+        folded = ".".join("*" if part.isdigit() else part for part in name.split("."))
+        found.setdefault(reason, {}).setdefault(folded, []).append(name or "the model")
+    return [(", ".join(names[0] if len(names) == 1 else f"{folded} ({len(names)})"
+                       for folded, names in alike.items()), reason)
+            for reason, alike in found.items()]
 
 
 def one_line(error: BaseException) -> str:

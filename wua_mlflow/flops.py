@@ -26,7 +26,13 @@ from wua_mlflow.randomness import isolated
 from wua_mlflow.recurrence import AllStepsAtOnce
 from wua_mlflow.sandbox import borrowed, copier, meta_copy, plain_operators, real_copy
 
-__all__ = ["CONVENTION", "FlopCount", "count_flops", "ptflops_forward_flops"]
+__all__ = [
+    "CONVENTION",
+    "FlopCount",
+    "count_flops",
+    "count_parameters",
+    "ptflops_forward_flops",
+]
 
 CONVENTION = (
     "2 FLOPs per multiply-accumulate of matrix products, convolutions and attention"
@@ -63,6 +69,15 @@ class FlopCount:
             return ()
         calls = ", ".join(f"{name} ({calls} calls)" for name, calls in self.uncounted.items())
         return (f"FLOPs are a lower bound: no formula for {calls}",)
+
+
+def count_parameters(model: nn.Module) -> int:
+    """How many numbers its parameters hold; tied ones count once.
+
+    >>> count_parameters(nn.Linear(3, 2))
+    8
+    """
+    return sum(one.numel() for one in model.parameters())
 
 
 def count_flops(model: nn.Module, inputs: Inputs, *, backward: bool = True) -> FlopCount:

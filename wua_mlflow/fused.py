@@ -145,7 +145,7 @@ def _survey(product, rows, window, by_row, found):  # type: ignore[no-untyped-de
 def _spread(product, rows, scale, last, low, counts):  # type: ignore[no-untyped-def]
     """Adds a block's counts over equal bins, eight in turns; gives how many lie below ``low``."""
     values, numbers = np.empty(PIECE, np.float32), np.empty(PIECE, np.uint8)
-    below, columns = 0, product[0].shape[1]
+    below, columns = np.int64(0), product[0].shape[1]
     for row in range(rows[0], rows[1]):
         for left in range(0, columns, PIECE):
             size = min(PIECE, columns - left)

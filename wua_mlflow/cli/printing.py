@@ -5,6 +5,7 @@ May import: the pipeline's and the library's result types. Tests: ``tests/test_c
 
 from __future__ import annotations
 
+from wua_mlflow.dotted import by_reason
 from wua_mlflow.pipeline.analysing import Analysis
 from wua_mlflow.pipeline.chain import Outcome
 from wua_mlflow.pipeline.comparison import Comparison
@@ -21,8 +22,12 @@ def print_analysis(found: Analysis) -> None:
     print(f"{found.name}: {usage.effective_weights:,.4f} effective weights of "
           f"{usage.weights:,}; run {found.run_id}")
     print(_layers_text(usage))
-    for name, reason in usage.skipped.items():
-        print(f"  {name}: not analysed: {reason}")
+    others = found.parameters - usage.weights
+    if others > 0:
+        print(f"  not in this table: {others:,} of the model's {found.parameters:,} parameters "
+              f"(biases, norms, what is named below)")
+    for names, reason in by_reason(usage.skipped):
+        print(f"  {names}: not analysed: {reason}")
     for criterion, other in list(found.usages.items())[1:]:
         print(f"{criterion}: {other.effective_weights:,.4f} effective weights of "
               f"{other.weights:,}; {further_layers_table(criterion)}")
@@ -36,8 +41,8 @@ def slimmed_text(outcome: Outcome) -> str:
         return outcome.slimmed.ended
     lines = [f"{one.name}: {one.test.score:.4f} on the test part; run {one.run_id}"
              for one in outcome.variants[1:]]
-    lines += [f"  {layer}: not cut: {reason}"
-              for layer, reason in outcome.variants[-1].trained.uncut.items()]
+    lines += [f"  {layers}: not cut: {reason}"
+              for layers, reason in by_reason(outcome.variants[-1].trained.uncut)]
     return "\n".join([*lines, verdicts_text(outcome.comparison)])
 
 

@@ -18,7 +18,7 @@ from torch import nn
 from wua_mlflow import __version__
 from wua_mlflow.config import COMMAND_FIELDS, Settings, settings_yaml
 from wua_mlflow.dotted import one_line
-from wua_mlflow.flops import CONVENTION, FlopCount, count_flops
+from wua_mlflow.flops import CONVENTION, FlopCount, count_flops, count_parameters
 from wua_mlflow.pipeline.data import DataSplit, is_file, takes
 from wua_mlflow.pipeline.fidelity import fidelity_metrics
 from wua_mlflow.pipeline.launch import together
@@ -63,12 +63,13 @@ __all__ = ["Analysis", "analyze", "analyze_model"]
 class Analysis:
     """What was found of one model, by criterion, and the run that holds it.
 
-    ``remarks`` says what could not be had beside it, a line each.
+    ``parameters`` is how many the model has; ``remarks`` what could not be had, a line each.
     """
 
     run_id: str
     name: str
     usages: Mapping[str, ModelUsage]
+    parameters: int
     remarks: tuple[str, ...] = ()
 
     @property
@@ -118,7 +119,7 @@ def analyze(store: Store, variant: Variant) -> Analysis:
         batches = part_feed(recipe.split, recipe.device, passes=1 + settings.null_draws,
                             label=f"analysing {variant.name}")
         usages = measured(variant.model, batches, settings, loss)
-        found = Analysis(variant.run_id, variant.name, usages)
+        found = Analysis(variant.run_id, variant.name, usages, count_parameters(variant.model))
         if found.usage.null is None and Tag.NULL_KIND in variant.tags and held != first:
             raise ValueError(f"criterion: {variant.name} holds the null of {held} and has none "
                              f"under {first}; analyse it as a model of its own: --model")
@@ -252,13 +253,10 @@ def _logged(
     store: Store | None, run_id: str, subject: Subject, usages: Mapping[str, ModelUsage]
 ) -> Analysis:
     count, remarks = _counted(subject) if store is not None else (None, ())
-    found = Analysis(run_id, subject.name, usages, remarks)
+    found = Analysis(run_id, subject.name, usages, count_parameters(subject.model), remarks)
     if store is None:
         return found
-    metrics = {
-        **usage_metrics(found.usage),
-        Metric.PARAMS_TOTAL: sum(one.numel() for one in subject.model.parameters()),
-    }
+    metrics = {**usage_metrics(found.usage), Metric.PARAMS_TOTAL: found.parameters}
     if count is not None:
         metrics[Metric.FLOPS_FORWARD] = count.forward_flops / count.samples
     split = subject.split

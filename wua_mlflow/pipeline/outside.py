@@ -15,7 +15,7 @@ import torch
 from mlflow.tracking import MlflowClient
 
 from wua_mlflow.config import Settings
-from wua_mlflow.flops import count_flops
+from wua_mlflow.flops import count_flops, count_parameters
 from wua_mlflow.latency import measure_latency
 from wua_mlflow.pipeline.comparison import (
     Comparison,
@@ -147,7 +147,7 @@ def _measure(sides: Sequence[Side], device: torch.device) -> None:
         score = Metric.SCORE_TEST if side.evaluation.task == "regression" else Metric.ACCURACY_TEST
         side.metrics[score] = side.evaluation.score
         if side.network is not None:
-            side.metrics[Metric.PARAMS_TOTAL] = sum(p.numel() for p in side.network.parameters())
+            side.metrics[Metric.PARAMS_TOTAL] = count_parameters(side.network)
             count = count_flops(side.network, side.inputs[:2].to(device), backward=False)
             side.metrics[Metric.FLOPS_FORWARD] = count.forward_flops / count.samples
             networks[letter] = side.network

@@ -14,12 +14,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from torch import nn
 
 from wua_mlflow import __version__
 from wua_mlflow.config import Settings, settings_yaml
 from wua_mlflow.evaluation import Evaluation
-from wua_mlflow.flops import CONVENTION, count_flops, ptflops_forward_flops
+from wua_mlflow.flops import CONVENTION, count_flops, count_parameters, ptflops_forward_flops
 from wua_mlflow.pipeline.making import Maker
 from wua_mlflow.pipeline.recipe import Recipe, Trained
 from wua_mlflow.pipeline.replicates import Replicate, train_replicates
@@ -252,12 +251,8 @@ def _cost_metrics(recipe: Recipe, trained: Trained, plan: Plan) -> dict[str, flo
                     for name in _TRAINING_COSTS if name in metrics}
     if plan.adopted:
         metrics = {name: value for name, value in metrics.items() if name not in _TRAINING_COSTS}
-    metrics[Metric.PARAMS_TOTAL] = _parameters(trained.model)
+    metrics[Metric.PARAMS_TOTAL] = count_parameters(trained.model)
     return metrics
-
-
-def _parameters(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def _curves(trained: Trained) -> dict[str, list[float]]:

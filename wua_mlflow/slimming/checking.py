@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from wua_mlflow.flops import FlopCount, count_flops
+from wua_mlflow.flops import FlopCount, count_flops, count_parameters
 from wua_mlflow.hooks import evaluating
 from wua_mlflow.slimming.caches import uncached
 from wua_mlflow.slimming.groups import Structure, names_by_tensor
@@ -133,7 +133,7 @@ def _check_flops(
     arguments = example if isinstance(example, Mapping | tuple) else (example,)
     before = count_flops(original, arguments, backward=False)
     after = count_flops(cut, arguments, backward=False)
-    sizes = [sum(one.numel() for one in model.parameters()) for model in (original, cut)]
+    sizes = [count_parameters(model) for model in (original, cut)]
     if sizes[1] >= sizes[0] or after.forward_flops > before.forward_flops:
         raise WrongCutError(f"it has {sizes[1]:,} parameters and {after.forward_flops:,} FLOPs, "
                             f"not fewer than {sizes[0]:,} and {before.forward_flops:,}")

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from wua_mlflow.flops import count_parameters
 from wua_mlflow.hooks import unwrapped
 from wua_mlflow.randomness import isolated
 from wua_mlflow.slimming.attention import spellings, without_projected_heads
@@ -125,8 +126,8 @@ def cut(model: nn.Module, example: Any, keep: Mapping[str, Sequence[int]]) -> Cu
     return Cut(made, Specification(({name: tuple(kept[name]) for name in removed},)),
                {one.name: (one.units, one.units - len(removed.get(one.name, ())))
                 for one in structure.groups},
-               _parameters(plain), _parameters(made), before.forward_flops, after.forward_flops,
-               structure.fixed)
+               count_parameters(plain), count_parameters(made), before.forward_flops,
+               after.forward_flops, structure.fixed)
 
 
 def cut_out(
@@ -260,7 +261,3 @@ def _tied(model: nn.Module, ties: set[tuple[str, ...]]) -> None:
             if other is not first and other.shape == first.shape and torch.equal(other, first):
                 parent, _, last = name.rpartition(".")
                 setattr(model.get_submodule(parent), last, first)
-
-
-def _parameters(model: nn.Module) -> int:
-    return sum(one.numel() for one in model.parameters())

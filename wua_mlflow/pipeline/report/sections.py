@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from wua_mlflow.dotted import by_reason
 from wua_mlflow.pipeline.report.blocks import Block, Bullets, Picture, Section, Table, Text
 from wua_mlflow.pipeline.report.content import Report, RoundRow, WidthsFound
 from wua_mlflow.pipeline.report.summary import caveats, margin_words
@@ -184,11 +185,7 @@ def _skipped(report: Report) -> dict[str, str]:
 
 def _reasons(reasons: Mapping[str, str]) -> tuple[str, ...]:
     """By reason the layers that it holds for."""
-    by_reason: dict[str, list[str]] = {}
-    for layer, reason in reasons.items():
-        by_reason.setdefault(reason, []).append(layer or "the model")
-    return tuple(f"{', '.join(layers)}: {reason.rstrip('.')}."
-                 for reason, layers in by_reason.items())
+    return tuple(f"{layers}: {reason.rstrip('.')}." for layers, reason in by_reason(reasons))
 
 
 def _again(report: Report) -> Section | None:
