@@ -13,6 +13,7 @@ from torch.utils.data import TensorDataset
 
 from tests.pipeline.slimming_cases import store  # noqa: F401 - a fixture
 from tests.slimming.cutting_cases import Tokens
+from wua_mlflow.cli.printing import slimmed_text
 from wua_mlflow.config import load_settings
 from wua_mlflow.pipeline import chain
 from wua_mlflow.pipeline.data import split_of
@@ -47,7 +48,6 @@ def test_whole_numbers_of_arrays_are_numbers() -> None:
     assert split_of(parts, "mine:data").train.inputs.dtype == torch.float32
 
 
-@pytest.mark.filterwarnings("ignore:ptflops cannot count")
 def test_a_model_of_tokens_goes_all_the_way_to_the_registry(store: Store) -> None:  # noqa: F811
     torch.manual_seed(0)
     save_model(Tokens(), "w.safetensors")
@@ -58,6 +58,8 @@ def test_a_model_of_tokens_goes_all_the_way_to_the_registry(store: Store) -> Non
     slim = outcome.variants[-1].model
     assert (slim.up.out_features, slim.down.in_features) == (4, 4)
     assert slim.head.weight is slim.emb.weight
+    said = slimmed_text(outcome).splitlines()
+    assert said[1:3] == ["  up: 4 left", "  head: not cut: its units are the network's outputs"]
     assert outcome.registered == "Registered as 'texts' version 1, alias slim."
     inputs = texts(7)[2][0]
     served = mlflow.pyfunc.load_model("models:/texts@slim").predict(inputs[:3].numpy())

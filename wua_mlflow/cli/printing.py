@@ -41,8 +41,12 @@ def slimmed_text(outcome: Outcome) -> str:
         return outcome.slimmed.ended
     lines = [f"{one.name}: {one.test.score:.4f} on the test part; run {one.run_id}"
              for one in outcome.variants[1:]]
+    last = outcome.variants[-1].trained
+    if last.structure is not None:
+        left = {name: f"{count:,} left" for name, count in last.structure.left.items()}
+        lines += [f"  {layers}: {count}" for layers, count in by_reason(left)]
     lines += [f"  {layers}: not cut: {reason}"
-              for layers, reason in by_reason(outcome.variants[-1].trained.uncut)]
+              for layers, reason in by_reason(last.uncut)]
     return "\n".join([*lines, verdicts_text(outcome.comparison)])
 
 

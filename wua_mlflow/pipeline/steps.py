@@ -241,7 +241,9 @@ def _cost_metrics(recipe: Recipe, trained: Trained, plan: Plan) -> dict[str, flo
     epochs = _epochs_trained(trained, plan) - (before.epochs_trained if before else 0)
     count = count_flops(trained.model, recipe.split.train.inputs[:2].to(recipe.device))
     metrics = flop_metrics(count, train_samples=train_samples, epochs=epochs)
-    tutorial = ptflops_forward_flops(trained.model, recipe.split.features)
+    tutorial = None
+    if recipe.split.train.inputs.is_floating_point():  # ptflops knows no others
+        tutorial = ptflops_forward_flops(trained.model, recipe.split.features)
     if tutorial is not None:
         metrics[Metric.FLOPS_PTFLOPS_INFERENCE] = tutorial * train_samples
         metrics[Metric.FLOPS_PTFLOPS_TRAINING] = 2 * tutorial * train_samples * epochs

@@ -32,8 +32,12 @@ class Specification:
         >>> Specification(({"fc1": (0, 2, 5)},)).summary
         'fc1 3'
         """
-        left = {name: len(units) for kept in self.rounds for name, units in kept.items()}
-        return ", ".join(f"{name} {count}" for name, count in left.items())
+        return ", ".join(f"{name} {count}" for name, count in self.left.items())
+
+    @property
+    def left(self) -> dict[str, int]:
+        """By group that was cut, how many units are left."""
+        return {name: len(units) for kept in self.rounds for name, units in kept.items()}
 
     def then(self, later: Specification) -> Specification:
         """This, and after it what was cut later."""
