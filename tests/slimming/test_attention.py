@@ -150,9 +150,26 @@ class T5(nn.Module):
         return x + self.o(joined(attend(q, k, v, bias[None])))
 
 
-CLASSES = (Bert, Llama, Gpt2, Neox, Plain, T5)
+class Block(nn.Module):
+    """nanoGPT's short forms: attention and feed-forward in one module."""
+
+    def __init__(self, heads):
+        super().__init__()
+        self.n_head = heads
+        self.q, self.k, self.v = (nn.Linear(12, heads * SIZE) for _ in range(3))
+        self.o, self.norm = nn.Linear(heads * SIZE, 12), nn.LayerNorm(12)
+        self.up, self.down = nn.Linear(12, 16), nn.Linear(16, 12)
+
+    def forward(self, x):
+        q, k, v = (split(layer(x), self.n_head) for layer in (self.q, self.k, self.v))
+        x = self.norm(x + self.o(joined(attend(q, k, v))))
+        return x + self.down(self.up(x).relu())
+
+
+CLASSES = (Bert, Llama, Gpt2, Neox, Plain, T5, Block)
 NAMES = {Bert: "0.own"}
-READS = {Bert: "dense", Llama: "o_proj", Gpt2: "c_proj", Neox: "dense", Plain: "out", T5: "o"}
+READS = {Bert: "dense", Llama: "o_proj", Gpt2: "c_proj", Neox: "dense", Plain: "out", T5: "o",
+         Block: "o"}
 UNIT = {Llama: 2 * SIZE}
 """Columns that a unit takes of what reads it."""
 
@@ -270,6 +287,58 @@ def test_feed_forward_and_unmixed_layers_are_not_taken_for_heads():
     found = unit_groups(nn.Sequential(Feed(), nn.Linear(12, 2)), rows(3, 5, 12))
     assert {one.name: (one.kind, one.units) for one in found.groups} == {
         "0.first": ("units", 16)}
+
+
+def test_two_attentions_that_share_their_numbers_are_refused():
+    """One head count for both: cut alone, each would change it for the other."""
+
+    class Twice(Plain):
+        def __init__(self, heads):
+            super().__init__(heads)
+            self.second, self.last = nn.Linear(12, 3 * heads * SIZE), nn.Linear(heads * SIZE, 12)
+
+        def forward(self, x):
+            q, k, v = (split(one, self.h) for one in self.second(super().forward(x)).chunk(3, -1))
+            return x + self.last(joined(attend(q, k, v)))
+
+    found = unit_groups(stack(Twice), rows(3, 5, 12))
+    assert not [one for one in found.groups if one.kind == "heads"]
+    assert {"0.qkv", "0.second", "1.qkv", "1.second"} <= set(found.fixed)
+
+
+@pytest.mark.parametrize("batch", [lambda x, c: (x, c), lambda x, c: {"x": x, "context": c}],
+                         ids=["tuple", "dict"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_cross_attention_in_training_mode_of_any_dtype(batch, dtype):
+    """Keys from another input, dropout, frozen weights, a layer that is not called, a tuple."""
+
+    class Cross(nn.Module):
+        def __init__(self, heads):
+            super().__init__()
+            self.heads, self.drop = heads, nn.Dropout(0.5)
+            self.q, self.kv = nn.Linear(12, heads * SIZE), nn.Linear(10, 2 * heads * SIZE)
+            self.o, self.spare = nn.Linear(heads * SIZE, 12), nn.Linear(12, 12)
+
+        def forward(self, x, context):
+            k, v = (split(one, self.heads) for one in self.kv(context).chunk(2, -1))
+            return self.drop(self.o(joined(attend(split(self.q(x), self.heads), k, v)))), None
+
+    class Reads(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.cross, self.head = Cross(3), nn.Linear(12, 2)
+
+        def forward(self, x, context):
+            return self.head(self.cross(x, context)[0])
+
+    model = Reads().to(dtype).train()
+    model.cross.q.requires_grad_(False)
+    example = batch(rows(3, 5, 12).to(dtype), rows(3, 7, 10).to(dtype))
+    found = cut(model, example, {"cross": [0, 2]})
+    assert found.model.cross.heads == 2 and found.model.cross.kv.weight.shape == (16, 10)
+    assert found.model.training and not found.model.cross.q.weight.requires_grad
+    assert found.model.cross.kv.weight.requires_grad
+    assert "cross.spare" in found.fixed
 
 
 def test_a_module_that_is_called_twice_is_cut_once():

@@ -23,6 +23,8 @@ __all__ = ["projected_heads", "spellings", "without_projected_heads"]
 
 LIMIT = 1024
 """Of the parts that the columns of a layer are divided into to find its heads."""
+MOST_MAKERS = 8
+"""So many layers before the one that reads heads are looked at for those that make them."""
 NOT_COUNTS = ("dim", "size", "group", "idx", "index")
 """In names of numbers that do not say how many heads there are."""
 
@@ -140,18 +142,21 @@ class _Heads:
 
 
 def _heads(module: nn.Module, own: Sequence[Call], order: Sequence[Call]) -> _Heads | None:
-    """The finest heads that the layers of a module make, for its last layer or the next one."""
+    """The finest heads that the layers of a module make, for one of them or the next layer.
+
+    None, too, where two layers read heads: the numbers of the module are those of both.
+    """
     last = next(place for place, call in enumerate(order) if call is own[-1])
-    pairs = [(own[-1], own[:-1]), *((order[last + 1], own) for _ in order[last + 1: last + 2])]
-    for reader, makers in pairs:
-        if not makers or isinstance(reader.module, nn.Embedding):
+    calls, chosen = [*own, *order[last + 1: last + 2]], []
+    for place, reader in enumerate(calls[1:], start=1):
+        if isinstance(reader.module, nn.Embedding):
             continue
-        size = reader.inputs.shape[-1]
-        found = [one for parts in _parts(module, size)
+        makers = calls[max(0, place - MOST_MAKERS): place]
+        found = [one for parts in _parts(module, reader.inputs.shape[-1])
                  if (one := _divided(reader, makers, parts)) is not None]
         if found:
-            return max(found, key=lambda one: len(one.columns))
-    return None
+            chosen.append(max(found, key=lambda one: len(one.columns)))
+    return chosen[0] if len(chosen) == 1 else None
 
 
 def _parts(module: nn.Module, size: int) -> list[int]:
