@@ -166,6 +166,19 @@ def test_a_large_layer_goes_this_way_under_every_criterion(criterion, monkeypatc
     np.testing.assert_allclose(one.unit_importance, other.unit_importance, rtol=1e-12)
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("scale", [1e-16, 1e-20, 1e-26])
+def test_products_too_faint_for_float32(scale, compiled):
+    """Subnormal, or zero in float32: in float64 they have all of their digits."""
+    part = product((60, 70), "row")
+    faint = Product(part.weight * scale, part.factor * scale)
+    exact = faint.weight.double().numpy() * faint.factor.double().numpy()
+    found = summarize(faint, (60, 70), compiled=compiled)
+    assert found.usage.entropy == pytest.approx(scipy.stats.entropy(np.abs(exact).ravel()),
+                                                rel=1e-6)
+    assert round(found.usage.top90_share * exact.size) == top_count(np.abs(exact))
+
+
 def test_groups_and_small_layers_stay_in_float64_tiles():
     assert not isinstance(Evidence(torch.randn(8, 9)).importance(CRITERIA["magnitude"]), Product)
     grouped = Evidence(torch.randn(1200, 1000), groups=2, mean_input=torch.rand(2, 1000))

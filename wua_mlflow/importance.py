@@ -163,6 +163,13 @@ class Product:
         return (tile * self.factor[rows if height > 1 else slice(None),
                                    columns if width > 1 else slice(None)]).abs_()
 
+    def exact(self, rows: slice, columns: slice) -> Tensor:
+        """The same tile in float64."""
+        factor = None if self.factor is None else self.factor.double()
+        return Product(self.weight[rows, columns].double(), None if factor is None else factor[
+            rows if factor.shape[0] > 1 else slice(None),
+            columns if factor.shape[1] > 1 else slice(None)])(slice(None), slice(None))
+
     @property
     def is_plain(self) -> bool:
         """Whether both are float32 on a CPU and lie row by row in memory."""

@@ -32,6 +32,8 @@ _SLACK = 0.01
 """How far from its place in a sample the border of the top 90% is looked for, a share of it."""
 _SORTED_AT_ONCE, _BINS = 2**18, 4096
 _MOST_PASSES = 64
+_FAINT = 1e-30
+"""Products below it are computed in float64: in float32 they lose digits, or vanish."""
 
 Part = Callable[[slice, slice], Tensor]
 
@@ -97,6 +99,9 @@ def summarize(
     kernels = kernels_for(first.device, count, compiled, product)
     tiles = _Tiles(part, shape, by_column=by_column, cuda=first.is_cuda)
     survey, border = _surveyed(tiles, kernels, count)
+    if isinstance(part, Product) and first.dtype == torch.float32 and survey.largest < _FAINT:
+        return summarize(part.exact, shape, low=low, by_column=by_column, bins=bins,
+                         compiled=compiled)
     top = survey.largest
     cut = LOW_OF_MEAN * survey.total / count if low is None else low
     counts, below = kernels.spread(tiles, bins, top, cut)

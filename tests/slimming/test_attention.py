@@ -207,9 +207,12 @@ def test_a_cut_is_the_narrower_network_with_the_same_weights(kind, keep):
 
 
 def vars_of(module):
-    """The numbers of a module and of all in it, as the factory would have set them."""
+    """The numbers of a module and of all in it, as the factory would have set them.
+
+    Not ``embed_dim``, which the forward does not read: nothing says that it falls with the heads.
+    """
     return {(name, key): value for name, one in module.named_modules()
-            for key, value in vars(one).items() if isinstance(value, int)}
+            for key, value in vars(one).items() if isinstance(value, int) and key != "embed_dim"}
 
 
 @pytest.mark.parametrize("kind", CLASSES)
@@ -287,6 +290,78 @@ def test_feed_forward_and_unmixed_layers_are_not_taken_for_heads():
     found = unit_groups(nn.Sequential(Feed(), nn.Linear(12, 2)), rows(3, 5, 12))
     assert {one.name: (one.kind, one.units) for one in found.groups} == {
         "0.first": ("units", 16)}
+
+
+def test_numbers_that_only_look_alike_stay():
+    """A window as wide as the heads together, a longest length: masks at any length stay right."""
+
+    class Local(Plain):
+        def __init__(self, heads):
+            super().__init__(heads)
+            self.window = self.longest = heads * SIZE
+
+        def forward(self, x):
+            assert x.shape[1] <= self.longest
+            q, k, v = (split(one, self.h) for one in self.qkv(x).chunk(3, -1))
+            steps = torch.arange(x.shape[1])
+            near = (steps[:, None] - steps).abs() < self.window / 2
+            return x + self.out(joined(attend(q, k, v, near)))
+
+    model, example = stack(Local), rows(3, 5, 12)
+    structure = unit_groups(model, example)
+    for keep in ([0], [0, 1]):
+        found = cut(model, example, {"0": keep}).model
+        assert (found[0].window, found[0].longest, found[0].h) == (12, 12, len(keep))
+        batch = rows(2, 12, 12)
+        with masked(model, structure, {"0": sorted({0, 1, 2} - set(keep))}), torch.no_grad():
+            torch.testing.assert_close(found(batch), model(batch), rtol=1e-4, atol=1e-5)
+
+
+def test_a_gated_feed_forward_is_not_taken_for_heads():
+    """Its columns depend on two rows each, but of their own position alone."""
+
+    class Gated(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.width, self.inner = 12, 24
+            self.up, self.down = nn.Linear(12, 48), nn.Linear(24, 12)
+
+        def forward(self, x):
+            a, b = self.up(x).chunk(2, -1)
+            return x + self.down(a.sigmoid() * b)
+
+    found = unit_groups(nn.Sequential(Gated(), nn.Linear(12, 2)), rows(3, 5, 12))
+    assert not [one for one in found.groups if one.kind == "heads"]
+    assert "0.up" in found.fixed
+
+
+@pytest.mark.parametrize("how", ["no_grad", "in place"])
+def test_what_autograd_cannot_go_through_ends_nothing(how):
+    class Odd(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.width, self.before = 4, nn.Linear(12, 12)
+            self.a, self.b = nn.Linear(12, 16), nn.Linear(16, 2)
+
+        def forward(self, x):
+            with torch.set_grad_enabled(how != "no_grad" and torch.is_grad_enabled()):
+                x = self.before(x)
+            hidden = self.a(x).sigmoid()
+            if how == "in place":
+                hidden.mul_(2)
+            return self.b(hidden)
+
+    found = unit_groups(Odd(), rows(3, 5, 12))
+    assert "a" in {one.name for one in found.groups}
+    assert {"before", "b"} <= {*found.fixed, *(one.name for one in found.groups)}
+
+
+def test_heads_whose_weights_are_also_others_say_so():
+    model = stack(Bert)
+    model[0].own.query.weight = model[1].own.query.weight
+    found = unit_groups(model, rows(3, 5, 12))
+    assert not [one for one in found.groups if one.kind == "heads"]
+    assert "is tied to" in found.fixed["0.own.query"]
 
 
 def test_two_attentions_that_share_their_numbers_are_refused():

@@ -59,7 +59,10 @@ def projected_heads(model: nn.Module, example: Any) -> list[UnitGroup]:
             own = [call for call in order if _inside(names[call.module], names[module])]
             if not own or taken & {call.module for call in own} or not _numbers(module):
                 continue
-            found = _heads(module, own, order)
+            try:
+                found = _heads(module, own, order)
+            except RuntimeError:  # of autograd: its outputs were changed in place, or checkpointed
+                continue
             if found is not None:
                 taken |= {call.module for call in found.makers}
                 groups.append(_group(names[module], found, names))
@@ -70,8 +73,9 @@ def projected_heads(model: nn.Module, example: Any) -> list[UnitGroup]:
 def spellings(model: nn.Module, group: UnitGroup) -> Iterator[UnitGroup]:
     """The group with the attributes of its module that might fall with its heads, likeliest first.
 
-    Numbers that are as large as what the heads make or as they are read in all, and how many heads
-    there are; the latter alone; none, where the forward reads the number from the shapes.
+    How many heads there are; with one of the numbers that are as large as what the heads make in
+    all, since others of that size (a window, a longest length) mean something else; with all of
+    these; none, where the forward reads the number from the shapes.
     """
     module = model.get_submodule(group.name)
     whole = {sum(map(len, one.columns)) for one in (*group.makers, *group.readers)}
@@ -80,11 +84,13 @@ def spellings(model: nn.Module, group: UnitGroup) -> Iterator[UnitGroup]:
                 if not any(word in name for word in NOT_COUNTS)}
     named = [name for name, value in counting.items()
              if "head" in name and not value % group.units]
-    counts = tuple(named or [name for name, value in counting.items() if value == group.units])
-    widths = tuple(name for name, value in numbers.items()
-                   if value in whole and name not in counts)
-    seen = []
-    for chosen in ((*counts, *widths), counts, ()):
+    equal = [name for name, value in counting.items() if value == group.units]
+    counts = [tuple(named)] if named else [(), *((name,) for name in equal), tuple(equal)]
+    widths = [name for name, value in numbers.items() if value in whole and name not in named]
+    ways = [*counts, *((*some, name) for some in counts for name in widths if name not in some),
+            (*counts[-1], *(name for name in widths if name not in counts[-1])), ()]
+    seen: list[tuple[str, ...]] = []
+    for chosen in ways:
         if chosen not in seen:
             seen.append(chosen)
             yield replace(group, counts=chosen)
@@ -183,10 +189,8 @@ def _divided(reader: Call, makers: Sequence[Call], parts: int) -> _Heads | None:
     """The units, where each part depends on rows of its own of at least one layer, and mixes."""
     size = reader.inputs.shape[-1] // parts
     blocks = [range(part * size, (part + 1) * size) for part in range(parts)]
-    lone = _dependences(reader, range(1), makers)
-    if not any(1 < len(rows) < call.outputs.shape[-1]
-               for rows, call in zip(lone, makers, strict=True)):
-        return None  # each column depends on one place, as between other layers, or on all
+    if not _attends(reader, makers):
+        return None
     own = [call for call, rows in zip(makers, _dependences(reader, blocks[0], makers), strict=True)
            if 0 < len(rows) < call.outputs.shape[-1]]
     by_block = [_dependences(reader, block, own) for block in blocks]
@@ -195,22 +199,36 @@ def _divided(reader: Call, makers: Sequence[Call], parts: int) -> _Heads | None:
                        for unit in units) for place in range(len(own)))
     whole = all(sum(map(len, by_unit)) == call.outputs.shape[-1]
                 for by_unit, call in zip(rows, own, strict=True))
-    if not own or len(units) < 2 or not whole:
+    if not own or len(units) < 2 or not whole or not all(any(by[unit] for by in rows)
+                                                         for unit in range(len(units))):
         return None
     columns = tuple(tuple(column for block in unit for column in blocks[block]) for unit in units)
     return _Heads(reader, tuple(own), columns, rows)
 
 
+def _attends(reader: Call, makers: Sequence[Call]) -> bool:
+    """Whether a column at the last position depends on a part of what is made at several."""
+    read = reader.inputs.flatten(0, -2)[-1:, :1]
+    return any(bool(1 < len(_places(one)) < one.shape[-1]) and
+               int((one != 0).flatten(0, -2).any(-1).sum()) > 1
+               for one in _gradients(read, makers) if one is not None and one.dim() > 1)
+
+
+def _gradients(read: Tensor, makers: Sequence[Call]) -> list[Tensor | None]:
+    """Of what is read, weighted, with respect to each layer's outputs; None where it has none."""
+    able = [call.outputs for call in makers if call.outputs.requires_grad]
+    if not read.requires_grad or not able:
+        return [None] * len(makers)
+    weights = torch.linspace(0.5, 1.5, read.numel(), dtype=torch.float64).reshape(read.shape)
+    found = iter(torch.autograd.grad(read, able, weights.to(read), retain_graph=True,
+                                     allow_unused=True))
+    return [next(found) if call.outputs.requires_grad else None for call in makers]
+
+
 def _dependences(reader: Call, columns: range, makers: Sequence[Call]) -> list[set[int]]:
     """By layer the places of its outputs that these columns of what is read depend on."""
     read = reader.inputs[..., columns.start: columns.stop]
-    if not read.requires_grad:
-        return [set() for _ in makers]
-    weights = torch.linspace(0.5, 1.5, read.numel(), dtype=torch.float64).reshape(read.shape)
-    gradients = torch.autograd.grad(
-        read, [call.outputs for call in makers], weights.to(read), retain_graph=True,
-        allow_unused=True)
-    return [set() if one is None else _places(one) for one in gradients]
+    return [set() if one is None else _places(one) for one in _gradients(read, makers)]
 
 
 def _places(gradient: Tensor) -> set[int]:

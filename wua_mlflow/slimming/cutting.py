@@ -208,7 +208,8 @@ def _by_trial(
             model, example, found, {one.name: [one.units - 1] for one in half}))), "")
         if not why:
             return way, ""
-        first = first or (way, why)
+        if first is None or not any(one.counts for one in first[0]):
+            first = way, why
     assert first is not None
     return first
 

@@ -90,9 +90,19 @@ def found_groups(model: nn.Module, example: Any) -> Structure:
             fixed |= dict.fromkeys(layers, OUTPUTS)
         else:
             groups.append(group)
-    heads, whole = head_groups(model)
-    heads += projected_heads(model, example)
     left = dict(_left_out(model, seen | set(fixed)))
+    return _with_heads(model, example, groups, {**fixed, **left})
+
+
+def _with_heads(
+    model: nn.Module, example: Any, groups: list[UnitGroup], fixed: dict[str, str]
+) -> Structure:
+    """The groups with those of heads, which take layers from others."""
+    heads, whole = head_groups(model)
+    for one in projected_heads(model, example):
+        reason = _tied_elsewhere(model, one)
+        fixed |= dict.fromkeys(one.layers, reason) if reason else {}
+        heads += [] if reason else [one]
     divided = {name: one.name for one in heads for name in one.layers}
     for one in groups:
         owners = [divided[name] for name in one.layers if name in divided]
@@ -100,7 +110,7 @@ def found_groups(model: nn.Module, example: Any) -> Structure:
                   for name in one.layers if makes_units(model.get_submodule(name))}
     groups = [one for one in groups if not set(divided) & set(one.layers)]
     return Structure((*groups, *heads), {
-        name: why for name, why in {**fixed, **left, **whole}.items() if name not in divided})
+        name: why for name, why in {**fixed, **whole}.items() if name not in divided})
 
 
 def makes_units(module: nn.Module) -> bool:
