@@ -90,7 +90,7 @@ def _mlflow_run(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run(
         ["mlflow", "run", str(ROOT), "--env-manager=local", "--experiment-name", "project",
          *arguments],
-        cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+        cwd=folder, env=environment, capture_output=True, text=True, timeout=1200)
 
 
 def _runs(kind: str) -> list:
