@@ -200,7 +200,7 @@ def test_slim_of_a_model_trained_elsewhere(store_uri: str, tmp_path: Path) -> No
     assert pipeline.data.tags["wua.result"] == runs["slim"].info.run_id
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.project
 def test_digits_by_search(store_uri: str, tmp_path: Path) -> None:
     """A slim network, and a verdict that is not worse than the margin."""
