@@ -10,7 +10,7 @@ export MLFLOW_DISABLE_TELEMETRY ?= true
 export MLFLOW_SERVER_ENABLE_JOB_EXECUTION ?= false
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: setup run test test-slow test-soak test-all lint bench ui pictures clean
+.PHONY: setup run test test-slow test-all lint bench ui pictures clean
 
 setup: $(VENV)/.core
 
@@ -28,15 +28,12 @@ run: setup
 	mlflow run . --env-manager=local --experiment-name wua
 
 test: $(VENV)/.test
-	python -m pytest -n 2 --dist loadgroup -m "not slow and not soak"
+	python -m pytest -n 2 --dist loadgroup -m "not slow"
 
 test-slow: $(VENV)/.test
 	python -m pytest -n 2 --dist loadgroup -m slow
 
-test-soak: $(VENV)/.test
-	python -m pytest -m soak
-
-test-all: test test-slow test-soak
+test-all: test test-slow
 
 lint: $(VENV)/.test
 	ruff check .

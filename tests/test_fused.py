@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import scipy.stats
 import torch
 from torch import Tensor, nn
 
-from wua_mlflow import analyze, summary
+from wua_mlflow import analyze, summary, survey
 from wua_mlflow.evidence import Evidence
 from wua_mlflow.importance import CRITERIA, Product
 from wua_mlflow.summary import Summary, summarize
@@ -107,6 +108,31 @@ def test_the_same_figures_bit_by_bit_by_any_number_of_threads(monkeypatch):
         assert one.usage == found[0].usage and one.total == found[0].total
         assert one.histogram.counts.tolist() == found[0].histogram.counts.tolist()
         assert one.unit_importance.tolist() == found[0].unit_importance.tolist()
+
+
+def test_memory_is_bounded_also_where_everything_lies_within_the_window():
+    """All equal: what is found within is as much as the weights, which are 128 MB."""
+    weight = torch.full((8000, 4000), 0.5)
+    summarize(Product(weight[:300], None), (300, 4000), compiled=True)  # loads the code
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    tracemalloc.start()
+    try:
+        found = summarize(Product(weight, None), (8000, 4000), compiled=True)
+        held = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+        torch.set_num_threads(before)
+    assert held < 64 * 2**20
+    assert found.usage.top90_share == pytest.approx(0.9)
+
+
+def test_a_row_too_wide_to_be_one_block_goes_by_tiles(monkeypatch):
+    monkeypatch.setattr(survey, "_WIDEST", 100)
+    cpu = torch.device("cpu")
+    for width, name in ((100, "FusedKernels"), (101, "CompiledKernels")):
+        part = Product(torch.ones(3, width), None)
+        assert type(survey.kernels_for(cpu, 3 * width, True, part)).__name__ == name
 
 
 @pytest.mark.parametrize("wrong", [math.nan, math.inf, 3.4e38])

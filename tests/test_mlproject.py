@@ -79,7 +79,9 @@ def test_conda_environment_is_the_project_under_the_constraints() -> None:
     assert Version("3.11") in Requirement(f"x{PYPROJECT['requires-python']}").specifier
 
 
-def _mlflow_run(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
+def _mlflow_run(
+    folder: Path, *arguments: str, seconds: float = 300
+) -> subprocess.CompletedProcess:
     environment = {
         **os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}",
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
@@ -90,7 +92,7 @@ def _mlflow_run(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run(
         ["mlflow", "run", str(ROOT), "--env-manager=local", "--experiment-name", "project",
          *arguments],
-        cwd=folder, env=environment, capture_output=True, text=True, timeout=1200)
+        cwd=folder, env=environment, capture_output=True, text=True, timeout=seconds)
 
 
 def _runs(kind: str) -> list:
@@ -200,11 +202,12 @@ def test_slim_of_a_model_trained_elsewhere(store_uri: str, tmp_path: Path) -> No
     assert pipeline.data.tags["wua.result"] == runs["slim"].info.run_id
 
 
-@pytest.mark.soak
+@pytest.mark.slow
 @pytest.mark.project
 def test_digits_by_search(store_uri: str, tmp_path: Path) -> None:
     """A slim network, and a verdict that is not worse than the margin."""
-    done = _mlflow_run(tmp_path, "-P", "config=digits", "-P", "width_method=search")
+    done = _mlflow_run(tmp_path, "-P", "config=digits", "-P", "width_method=search",
+                       seconds=900)  # it trains some 320 networks
     assert done.returncode == 0, done.stderr
     runs = {run.data.tags["wua.variant"]: run for run in _runs("variant")}
     slim = runs["slim"].data

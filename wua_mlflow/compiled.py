@@ -13,7 +13,7 @@ from numba import njit
 
 from wua_mlflow.survey import Kept, NumpyKernels, Survey, Tiles, flat, logarithms, total_of
 
-__all__ = ["CompiledKernels"]
+__all__ = ["CompiledKernels", "above_sum", "count", "gather", "mark", "number"]
 
 
 @njit(cache=True, fastmath=True)
@@ -27,7 +27,7 @@ def _add_rows(values, by_row):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, fastmath=True)
-def _above(values, high):  # type: ignore[no-untyped-def]
+def above_sum(values, high):  # type: ignore[no-untyped-def]
     """The sum and the number of what lies above the window."""
     total, count = 0.0, 0
     for i in range(values.size):
@@ -47,14 +47,14 @@ def _weighted(values, logs):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _mark(values, low, high, flags):  # type: ignore[no-untyped-def]
+def mark(values, low, high, flags):  # type: ignore[no-untyped-def]
     """1 for each value within the window, else 0."""
     for i in range(values.size):
         flags[i] = np.uint8((values[i] >= low) & (values[i] <= high))
 
 
 @njit(cache=True)
-def _gather(values, flags, words, found):  # type: ignore[no-untyped-def]
+def gather(values, flags, words, found):  # type: ignore[no-untyped-def]
     """The values that are marked, one after the other; gives how many.
 
     ``words`` are the flags eight at a time: most of them are all zero.
@@ -72,14 +72,14 @@ def _gather(values, flags, words, found):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, fastmath=True)
-def _number(values, scale, last, numbers):  # type: ignore[no-untyped-def]
+def number(values, scale, last, numbers):  # type: ignore[no-untyped-def]
     """The number of each value's bin."""
     for i in range(values.size):
         numbers[i] = np.uint8(min(np.int32(values[i] * scale), last))
 
 
 @njit(cache=True)
-def _count(numbers, counts):  # type: ignore[no-untyped-def]
+def count(numbers, counts):  # type: ignore[no-untyped-def]
     """Adds to eight counts in turns, so that no addition waits for the one before."""
     whole = numbers.size // 8 * 8
     for i in range(0, whole, 8):
@@ -112,8 +112,8 @@ class CompiledKernels:
             least, largest = min(least, small), max(largest, large)  # NaN: the sum will tell
             total_weighted += _weighted(values, logarithms(values, small))
             if large > high:
-                more, count = _above(values, kind(high))
-                above, above_count = above + more, above_count + count
+                more, others = above_sum(values, kind(high))
+                above, above_count = above + more, above_count + others
             inside = window.of(values, kind(low), kind(high))
             if len(inside):
                 inside_count += len(inside)
@@ -139,8 +139,8 @@ class CompiledKernels:
             if len(numbers) != len(values):
                 numbers = np.empty(len(values), np.uint8)
             below += int(np.count_nonzero(values < kind(low)))
-            _number(values, kind(scale), np.int32(bins - 1), numbers)
-            _count(numbers, counts)
+            number(values, kind(scale), np.int32(bins - 1), numbers)
+            count(numbers, counts)
         return counts.sum(0), below
 
 
@@ -154,6 +154,6 @@ class _Window:
         if len(self._flags) != len(values) or self._found.dtype != values.dtype:
             self._flags = np.empty(len(values), np.uint8)
             self._found = np.empty(len(values) + 1, values.dtype)
-        _mark(values, low, high, self._flags)
+        mark(values, low, high, self._flags)
         words = self._flags[:len(values) // 8 * 8].view(np.uint64)
-        return self._found[:_gather(values, self._flags, words, self._found)].copy()
+        return self._found[:gather(values, self._flags, words, self._found)].copy()

@@ -2,7 +2,7 @@
 
 Every built-in criterion is such a product, so that large layers of float32 come this way; blocks of
 rows are shared out over torch's threads, and the figures do not depend on how many these are.
-Needs the extra ``fast``. May import: numba, numpy, torch, importance, survey.
+Needs the extra ``fast``. May import: numba, numpy, torch, compiled, importance, survey.
 Tests: ``tests/test_fused.py``.
 """
 
@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from numba import njit
 
+from wua_mlflow.compiled import above_sum, count, gather, mark, number
 from wua_mlflow.importance import Product
 from wua_mlflow.survey import Kept, NumpyKernels, Survey, Tiles, total_of
 
@@ -24,8 +25,10 @@ __all__ = ["FusedKernels"]
 
 PIECE = 4096
 """So many numbers at a time go through all of a pass's steps."""
-_BLOCK = 2**18
+_BLOCK = 2**17
 """About so many weights are a thread's work before it takes the next."""
+_AT_ONCE = 4
+"""So many blocks a thread are under way: what they find is kept until its turn."""
 ALIKE, BY_ROW, BY_COLUMN, BY_WEIGHT = range(4)
 """What a factor belongs to."""
 _LN2 = math.log(2)
@@ -81,43 +84,12 @@ def _weighted(values, bits, mantissas, size):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, fastmath=True, nogil=True)
-def _above(values, size, high):  # type: ignore[no-untyped-def]
-    """The sum and the number of what lies above the window."""
-    total, count = 0.0, np.int32(0)
-    for i in range(size):
-        value = values[i]
-        total += np.float64(value if value > high else np.float32(0))
-        count += np.int32(value > high)
-    return total, count
-
-
-@njit(cache=True, nogil=True)
-def _gather(values, size, window, flags, found, count):  # type: ignore[no-untyped-def]
-    """Appends what lies within the window; gives how many there are now.
-
-    The flags are looked at eight at a time: most of them are zero.
-    """
-    low, high = window
-    for i in range(size):
-        flags[i] = np.uint8((values[i] >= low) & (values[i] <= high))
-    words = flags.view(np.uint64)
-    for word in range(size // 8):
-        if words[word]:
-            for i in range(8 * word, 8 * word + 8):
-                found[count] = values[i]
-                count += flags[i]
-    for i in range(size // 8 * 8, size):
-        found[count] = values[i]
-        count += flags[i]
-    return count
-
-
-@njit(cache=True, fastmath=True, nogil=True)
 def _survey(product, rows, window, by_row, found):  # type: ignore[no-untyped-def]
     """Of a block of rows: Σ i ln i, sum and number above, number within, least and largest."""
     values, mantissas = np.empty(PIECE, np.float32), np.empty(PIECE, np.float32)
     bits, ends = values.view(np.int32), np.array(window, np.float32).view(np.int32)
     flags, columns = np.empty(PIECE, np.uint8), product[0].shape[1]
+    words = flags.view(np.uint64)
     weighted, above, above_count, inside = 0.0, 0.0, 0, 0
     least, largest = np.int32(2**31 - 1), np.int32(0)
     for row in range(rows[0], rows[1]):
@@ -132,10 +104,11 @@ def _survey(product, rows, window, by_row, found):  # type: ignore[no-untyped-de
             least, largest = min(least, small), max(largest, large)
             weighted += _weighted(values, bits, mantissas, size)
             if large > ends[1]:
-                more, count = _above(values, size, window[1])
-                above, above_count = above + more, above_count + count
+                more, others = above_sum(values[:size], window[1])
+                above, above_count = above + more, above_count + others
             if large >= ends[0] and small <= ends[1]:
-                inside = _gather(values, size, window, flags, found, inside)
+                mark(values[:size], window[0], window[1], flags)
+                inside += gather(values[:size], flags, words[:size // 8], found[inside:])
         by_row[row] = total
     extremes = np.array([least, largest], np.int32).view(np.float32)
     return weighted, above, above_count, inside, extremes[0], extremes[1]
@@ -153,20 +126,9 @@ def _spread(product, rows, scale, last, low, counts):  # type: ignore[no-untyped
             few = np.int32(0)
             for i in range(size):
                 few += np.int32(values[i] < low)
-                numbers[i] = np.uint8(min(np.int32(values[i] * scale), last))
             below += few
-            whole = size // 8 * 8
-            for i in range(0, whole, 8):
-                counts[0, numbers[i]] += 1
-                counts[1, numbers[i + 1]] += 1
-                counts[2, numbers[i + 2]] += 1
-                counts[3, numbers[i + 3]] += 1
-                counts[4, numbers[i + 4]] += 1
-                counts[5, numbers[i + 5]] += 1
-                counts[6, numbers[i + 6]] += 1
-                counts[7, numbers[i + 7]] += 1
-            for i in range(whole, size):
-                counts[0, numbers[i]] += 1
+            number(values[:size], scale, last, numbers)
+            count(numbers[:size], counts)
     return below
 
 
@@ -174,7 +136,7 @@ class FusedKernels:
     """For a CPU, from a million weights on, of one product.
 
     Args:
-        product: one that ``is_plain``.
+        product: one that ``is_plain``; a row of it is not divided.
     """
 
     def __init__(self, product: Product) -> None:
@@ -198,8 +160,8 @@ class FusedKernels:
 
         kept, sums = Kept(), np.zeros(5)  # weighted, above and their number, inside and theirs
         ends = np.array([math.inf, -math.inf] * 2)  # least and largest, of all and inside
-        for weighted, above, count, least, largest, held in self._shared(of):
-            sums += weighted, above, count, total_of(held), len(held)
+        for weighted, above, others, least, largest, held in self._shared(of):
+            sums += weighted, above, others, total_of(held), len(held)
             ends[:2] = min(ends[0], least), max(ends[1], largest)
             if len(held):
                 ends[2:] = min(ends[2], held.min()), max(ends[3], held.max())
@@ -234,8 +196,8 @@ class FusedKernels:
             yield from map(work, self._blocks)
             return
         with ThreadPoolExecutor(threads) as pool:
-            for start in range(0, len(self._blocks), 64 * threads):
-                yield from pool.map(work, self._blocks[start: start + 64 * threads])
+            for start in range(0, len(self._blocks), _AT_ONCE * threads):
+                yield from pool.map(work, self._blocks[start: start + _AT_ONCE * threads])
 
 
 def _kind(factor: np.ndarray) -> int:

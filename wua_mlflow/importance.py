@@ -156,19 +156,22 @@ class Product:
     factor: Tensor | None
 
     def __call__(self, rows: slice, columns: slice) -> Tensor:
+        factor = self._factor_of(rows, columns)
         tile = self.weight[rows, columns]
-        if self.factor is None:
-            return tile.abs()
-        height, width = self.factor.shape
-        return (tile * self.factor[rows if height > 1 else slice(None),
-                                   columns if width > 1 else slice(None)]).abs_()
+        return tile.abs() if factor is None else (tile * factor).abs_()
 
     def exact(self, rows: slice, columns: slice) -> Tensor:
         """The same tile in float64."""
-        factor = None if self.factor is None else self.factor.double()
-        return Product(self.weight[rows, columns].double(), None if factor is None else factor[
-            rows if factor.shape[0] > 1 else slice(None),
-            columns if factor.shape[1] > 1 else slice(None)])(slice(None), slice(None))
+        factor = self._factor_of(rows, columns)
+        tile = self.weight[rows, columns].double()
+        return tile.abs() if factor is None else (tile * factor.double()).abs_()
+
+    def _factor_of(self, rows: slice, columns: slice) -> Tensor | None:
+        if self.factor is None:
+            return None
+        height, width = self.factor.shape
+        return self.factor[rows if height > 1 else slice(None),
+                           columns if width > 1 else slice(None)]
 
     @property
     def is_plain(self) -> bool:

@@ -22,6 +22,8 @@ __all__ = ["Kept", "Kernels", "Survey", "kernels_for"]
 
 WORTHWHILE = 2**20
 """From so many weights on the compiled kernels are worth their start."""
+_WIDEST = 2**20
+"""Products with rows of more weights go tile by tile: the fused kernels do not divide a row."""
 _MOST_KEPT = 2**20
 Tiles = Iterable[tuple[slice, Tensor]]
 
@@ -77,7 +79,7 @@ def kernels_for(
         raise ValueError("compiled: expected numba to be installed, but it is not; "
                          "pip install 'wua-mlflow[fast]'")
     if compiled or compiled is None and installed and count >= WORTHWHILE:
-        if product is not None:
+        if product is not None and product.weight.shape[1] <= _WIDEST:
             from wua_mlflow.fused import FusedKernels
 
             return FusedKernels(product)

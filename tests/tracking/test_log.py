@@ -17,7 +17,6 @@ from wua_mlflow.analysis import analyze
 from wua_mlflow.flops import CONVENTION, FlopCount
 from wua_mlflow.latency import Latency
 from wua_mlflow.tracking import log
-from wua_mlflow.tracking.log import write
 from wua_mlflow.usage import Histogram, LayerUsage, ModelUsage, NullUsage
 from wua_mlflow.verdict import Verdict
 
@@ -83,7 +82,7 @@ def test_2500_metrics_are_three_calls_and_the_files_one(open_run):
     client, run_id, stored = open_run
     metrics = {f"m/{number}": float(number) for number in range(500)}
     curve = [1 / (epoch + 1) for epoch in range(2000)]
-    write(client, run_id, metrics=metrics, curves={"loss/train": curve},
+    log.write(client, run_id, metrics=metrics, curves={"loss/train": curve},
           tags={"wua.step.train": "done"}, params={"lr": 0.01},
           files={"a/b/text.md": "§ text", "bytes.bin": lambda path: path.write_bytes(b"\0\1")})
     assert client.names == ["log_artifacts", "log_batch", "log_batch", "log_batch"]
@@ -105,7 +104,7 @@ def test_2500_metrics_are_three_calls_and_the_files_one(open_run):
 
 def test_a_batch_holds_no_more_than_mlflow_takes(open_run):
     client, run_id, stored = open_run
-    write(client, run_id, metrics={f"m/{number}": 1.0 for number in range(1000)},
+    log.write(client, run_id, metrics={f"m/{number}": 1.0 for number in range(1000)},
           tags={"wua.step.train": "done"})
     assert client.names == ["log_batch", "log_batch"] and len(stored) == 2
     assert [len(kwargs["tags"]) for _, kwargs in client.calls] == [0, 1]
@@ -115,7 +114,7 @@ def test_many_params_and_tags_take_several_batches_the_tags_last(open_run):
     client, run_id, stored = open_run
     params = {f"p{number}": number for number in range(250)}
     tags = {f"t{number}": str(number) for number in range(130)}
-    write(client, run_id, params=params, tags=tags)
+    log.write(client, run_id, params=params, tags=tags)
     sent = [(len(kwargs["params"]), len(kwargs["tags"])) for _, kwargs in client.calls]
     assert sent == [(100, 0), (100, 0), (50, 100), (0, 30)]
     assert len(stored) == 4
@@ -126,7 +125,7 @@ def test_many_params_and_tags_take_several_batches_the_tags_last(open_run):
 
 def test_nothing_to_write_is_no_call(open_run):
     client, run_id, _ = open_run
-    write(client, run_id, metrics={}, curves={"loss/train": []}, params={}, tags={}, files={})
+    log.write(client, run_id, metrics={}, curves={"loss/train": []}, params={}, tags={}, files={})
     assert client.calls == []
 
 
@@ -137,20 +136,20 @@ def test_a_metric_that_is_no_number_raises_before_anything_is_sent(open_run, val
     given = {"curves": {"loss/train": [0.5, value]}} if curve \
         else {"metrics": {"loss/train": value}}
     with pytest.raises(ValueError, match="^metric loss/train: expected a finite number, but got"):
-        write(client, run_id, **given, tags={"done": "yes"}, files={"a.txt": "a"})
+        log.write(client, run_id, **given, tags={"done": "yes"}, files={"a.txt": "a"})
     assert client.calls == []
 
 
 def test_a_file_that_cannot_be_made_leaves_no_tag(open_run):
     client, run_id, _ = open_run
     with pytest.raises(ZeroDivisionError):
-        write(client, run_id, tags={"wua.step.train": "done"}, files={"a.png": lambda path: 1 / 0})
+        log.write(client, run_id, tags={"wua.step.train": "done"}, files={"a.png": lambda _: 1 / 0})
     assert client.calls == []
 
 
 def test_numbers_of_any_kind_are_taken(open_run):
     client, run_id, _ = open_run
-    write(client, run_id, metrics={"a": np.float32(0.5), "b": torch.tensor([2.0]), "c": True,
+    log.write(client, run_id, metrics={"a": np.float32(0.5), "b": torch.tensor([2.0]), "c": True,
                                    "d": np.int64(2**40)})
     assert client.client.get_run(run_id).data.metrics == {"a": 0.5, "b": 2.0, "c": 1.0, "d": 2**40}
 
@@ -162,9 +161,9 @@ def test_numbers_of_any_kind_are_taken(open_run):
 def test_what_mlflow_would_cut_raises(open_run, given, said):
     client, run_id, _ = open_run
     with pytest.raises(ValueError, match=said):
-        write(client, run_id, **given)
+        log.write(client, run_id, **given)
     assert client.calls == []
-    write(client, run_id, params={"p": "x" * 6000}, tags={"t": "y" * 8000})
+    log.write(client, run_id, params={"p": "x" * 6000}, tags={"t": "y" * 8000})
     data = client.client.get_run(run_id).data
     assert (len(data.params["p"]), len(data.tags["t"])) == (6000, 8000)
 
@@ -173,7 +172,7 @@ def test_what_mlflow_would_cut_raises(open_run, given, said):
 def test_a_description_that_is_too_long_says_that_it_is_cut(open_run, line):
     client, run_id, _ = open_run
     text = line * (9000 // len(line))
-    write(client, run_id, tags={"mlflow.note.content": text})
+    log.write(client, run_id, tags={"mlflow.note.content": text})
     held = client.client.get_run(run_id).data.tags["mlflow.note.content"]
     kept, _, note = held.rpartition("\n\n")
     assert 7800 < len(held) <= 8000
@@ -183,14 +182,14 @@ def test_a_description_that_is_too_long_says_that_it_is_cut(open_run, line):
 
 def test_a_description_that_fits_is_kept_as_it_is(open_run):
     client, run_id, _ = open_run
-    write(client, run_id, tags={"mlflow.note.content": "z" * 8000})
+    log.write(client, run_id, tags={"mlflow.note.content": "z" * 8000})
     assert client.client.get_run(run_id).data.tags["mlflow.note.content"] == "z" * 8000
 
 
 def test_metrics_of_a_model_are_shown_with_it_but_not_its_curves(open_run):
     client, run_id, _ = open_run
     model = client.client.create_logged_model("0", name="model", source_run_id=run_id)
-    write(client, run_id, metrics={"accuracy/test": 0.75}, curves={"loss/train": [2.0, 1.0]},
+    log.write(client, run_id, metrics={"accuracy/test": 0.75}, curves={"loss/train": [2.0, 1.0]},
           model_id=model.model_id)
     held = client.client.get_logged_model(model.model_id).metrics
     assert [(metric.key, metric.value) for metric in held] == [("accuracy/test", 0.75)]
@@ -233,9 +232,9 @@ def test_the_table_of_layers():
         "layer": "fc1", "kind": "Linear", "weights": 20, "units": 10, "entropy": math.log(16),
         "effective_weights": 16.0, "effective_share": 0.8, "null_share": 0.75, "null_low": 0.7,
         "null_high": 0.8, "shift": -0.1, "null_kind": "re-initialised", "top90_share": 0.65,
-        "low_share": 0.25, "dead": False, **dict.fromkeys([
-            *(f"unit_{what}" for what in ("entropy", "top90_share", "low_share")),
-            "effective_units", "dead_units", "effective_rank", "forward_flops"])}
+        "low_share": 0.25, "dead": False, **dict.fromkeys((
+            "unit_entropy", "unit_top90_share", "unit_low_share", "effective_units", "dead_units",
+            "effective_rank", "forward_flops"))}
     assert (rows[1]["layer"], rows[1]["null_share"], rows[1]["shift"]) == ("fc2", None, None)
     assert table["skipped"] == [{"layer": "fc2", "reason": "the output layer"}]
     assert (table["criterion"], table["samples"]) == ("output", 1000)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from wua_mlflow.hooks import Call, evaluating, noting
 from wua_mlflow.slimming.caches import uncached
+from wua_mlflow.slimming.checking import called
 from wua_mlflow.slimming.graph import axes_of, is_conv1d
 from wua_mlflow.slimming.groups import Places, UnitGroup
 
@@ -45,10 +46,7 @@ def projected_heads(model: nn.Module, example: Any) -> list[UnitGroup]:
     names = {module: name for name, module in model.named_modules()}
     layers = [module for module in names if _projects(module)]
     with evaluating(model, grad=True), uncached(model), noting(layers) as calls:
-        if isinstance(example, Mapping):
-            model(**example)
-        else:
-            model(*example) if isinstance(example, tuple) else model(example)
+        called(model, example)
         first: dict[nn.Module, Call] = {}
         for call in calls:
             first.setdefault(call.module, call)
@@ -155,9 +153,9 @@ def _heads(module: nn.Module, own: Sequence[Call], order: Sequence[Call]) -> _He
     last = next(place for place, call in enumerate(order) if call is own[-1])
     calls, chosen = [*own, *order[last + 1: last + 2]], []
     for place, reader in enumerate(calls[1:], start=1):
-        if isinstance(reader.module, nn.Embedding):
-            continue
         makers = calls[max(0, place - MOST_MAKERS): place]
+        if isinstance(reader.module, nn.Embedding) or not _attends(reader, makers):
+            continue
         found = [one for parts in _parts(module, reader.inputs.shape[-1])
                  if (one := _divided(reader, makers, parts)) is not None]
         if found:
@@ -186,11 +184,9 @@ def _numbers_of_config(module: nn.Module) -> dict[str, int]:
 
 
 def _divided(reader: Call, makers: Sequence[Call], parts: int) -> _Heads | None:
-    """The units, where each part depends on rows of its own of at least one layer, and mixes."""
+    """The units, where each part depends on rows of its own of at least one layer."""
     size = reader.inputs.shape[-1] // parts
     blocks = [range(part * size, (part + 1) * size) for part in range(parts)]
-    if not _attends(reader, makers):
-        return None
     own = [call for call, rows in zip(makers, _dependences(reader, blocks[0], makers), strict=True)
            if 0 < len(rows) < call.outputs.shape[-1]]
     by_block = [_dependences(reader, block, own) for block in blocks]

@@ -18,7 +18,7 @@ from wua_mlflow.slimming.caches import uncached
 from wua_mlflow.slimming.groups import Structure, names_by_tensor
 from wua_mlflow.slimming.masked import masked
 
-__all__ = ["WrongCutError", "check_cut", "planned_shapes", "resized", "ties_of", "worded"]
+__all__ = ["WrongCutError", "called", "check_cut", "planned_shapes", "resized", "ties_of", "worded"]
 
 Removed = Mapping[str, Sequence[int]]
 SEED = 7
@@ -95,9 +95,9 @@ def _check_outputs(
     for inputs in (example, _noise(example), *(resized(example, count) for count in (1, 2, 5))):
         with evaluating(original), evaluating(cut), torch.no_grad():
             with masked(original, structure, removed):
-                expected = _called(original, inputs)
+                expected = called(original, inputs)
             try:
-                found = _called(cut, inputs)
+                found = called(cut, inputs)
             except Exception as error:  # whatever the cut made of the forward
                 raise WrongCutError(f"its forward fails: {worded(error)}") from error
         for one, other in zip(_tensors(expected), _tensors(found), strict=True):
@@ -148,7 +148,8 @@ def _check_flops(
     return before, after
 
 
-def _called(model: nn.Module, example: Any) -> Any:
+def called(model: nn.Module, example: Any) -> Any:
+    """What the model makes of a batch: a tensor, a tuple of arguments, a dict of keywords."""
     if isinstance(example, Mapping):
         return model(**example)
     return model(*example) if isinstance(example, tuple) else model(example)

@@ -222,8 +222,7 @@ def _wrong_groups(
         return {}
     found = {name: _failure(model, example, structure, {name: units})
              for name, units in removed.items()}
-    wrong = {name: f"{TRIAL}, {why}"
-             for name, why in found.items() if why}
+    wrong = {name: f"{TRIAL}, {why}" for name, why in found.items() if why}
     if not wrong:
         why = _failure(model, example, structure, removed)
         return dict.fromkeys(removed, f"{TRIAL} together with others, {why}")
