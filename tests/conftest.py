@@ -68,3 +68,8 @@ def store_uri(
     still_open = client.search_runs(everywhere, "attributes.status = 'RUNNING'",
                                     run_view_type=ViewType.ALL)
     assert [run.info.run_name for run in still_open] == [], "the test left runs RUNNING"
+
+
+def pytest_collection_modifyitems(items):
+    """Whole runs of `mlflow run` first: the longest test leaves no worker alone at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("project") is None)

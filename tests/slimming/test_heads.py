@@ -84,6 +84,8 @@ def test_the_heads_and_the_feed_forward_of_an_encoder_layer():
     structure = unit_groups(model, tokens)
     assert {group.name: (group.units, group.kind) for group in structure.groups} == {
         "block.linear1": (16, "units"), "block.self_attn": (2, "heads")}
+    assert structure.fixed["block.self_attn.out_proj"] == \
+        "attention gives as many outputs as it reads"
     before = snapshot(model)
     found = cut(model, tokens, {"block.linear1": [0, 3, 9], "block.self_attn": [1]})
     assert snapshot(model) == before

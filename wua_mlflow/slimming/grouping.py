@@ -166,6 +166,8 @@ def _left_out(model: nn.Module, seen: set[str]) -> Iterator[tuple[str, str]]:
         parts = name.split(".")
         inside = any(isinstance(model.get_submodule(".".join(parts[:end])), ATTENTION)
                      for end in range(1, len(parts)))
+        if isinstance(module, ATTENTION) and f"{name}.out_proj" not in seen:
+            yield f"{name}.out_proj", "attention gives as many outputs as it reads"
         if inside or isinstance(module, ATTENTION):
             continue
         if not makes_units(module):
