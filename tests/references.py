@@ -40,7 +40,8 @@ def assert_importance(  # noqa: PLR0913 - a layer of a model, and what it met
 ) -> None:
     """The analysis of one layer equals what is computed by hand."""
     for criterion in only:
-        found = layer_importance(model, data, [name], criterion)[name].flatten(1)
+        found, = layer_importance(model, data, [name], criterion).values()
+        found = found.flatten(1)
         expected = by_hand(criterion, weight, met, gave)
         torch.testing.assert_close(found, expected, rtol=relative, atol=1e-7,
                                    msg=lambda text, what=criterion: f"{name}, {what}: {text}")
@@ -85,9 +86,9 @@ def unnamed(model: nn.Module, usage: ModelUsage, computed: tuple[str, ...] = ())
         usage: of it.
         computed: the modules whose weight is made of all their parameters.
     """
-    layers = {re.sub(r"\[\d+\]$", "", name) for name in usage.layers}
+    layers = {re.sub(r"\[[\d:, ]+\]$", "", name) for name in usage.layers}
     outputs = {name for name, why in usage.skipped.items() if why.startswith("the output layer")}
-    layers |= {re.sub(r"\[\d+\]$", "", name) for name in outputs}
+    layers |= {re.sub(r"\[[\d:, ]+\]$", "", name) for name in outputs}
     skipped = set(usage.skipped) - outputs
     found = []
     for name, parameter in model.named_parameters(remove_duplicate=False):

@@ -112,7 +112,8 @@ def test_a_parameter_through_any_product(function, shape, units_first):
     torch.testing.assert_close(gave, x @ weight.T + ("addmm" in function.__code__.co_names))
     assert_importance(model, x, "own", weight, x, gave)
     usage = analyze(model, x)
-    assert (usage.layers["own"].kind, usage.layers["own"].units) == ("Parameter", 4)
+    own, = usage.layers.values()
+    assert (own.name.partition("[")[0], own.kind, own.units) == ("own", "Parameter", 4)
     assert unnamed(model, usage) == []
 
 
@@ -131,8 +132,8 @@ class Slices(nn.Module):
 
 
 @pytest.mark.parametrize(("cuts", "names"), [
-    ((slice(0, 2), slice(2, 6)), ["own", "own[12]"]),
-    (((slice(0, 6), slice(0, 3)), (slice(0, 6), slice(3, 6))), ["own", "own[3]"]),
+    ((slice(0, 2), slice(2, 6)), ["own[0:2]", "own[2:6]"]),
+    (((slice(0, 6), slice(0, 3)), (slice(0, 6), slice(3, 6))), ["own[:, 0:3]", "own[:, 3:6]"]),
 ])
 def test_slices_of_a_parameter_are_layers_of_their_own(cuts, names):
     model = Slices(*cuts)
@@ -141,22 +142,25 @@ def test_slices_of_a_parameter_are_layers_of_their_own(cuts, names):
     usage = analyze(model, x, layers=None)
     found = [*usage.layers, *(name for name, why in usage.skipped.items() if "output" in why)]
     assert sorted(found) == names
-    seen = layer_importance(model, x, ["own"], "wanda")["own"]
-    torch.testing.assert_close(seen, (model.own[cuts[0]].abs() * x.square().sum(0).sqrt()).double(),
-                               rtol=1e-6, atol=0)
+    seen = layer_importance(model, x, ["own"], "wanda")  # all slices of it
+    assert list(seen) == names
+    for name, cut in zip(names, cuts, strict=True):
+        expected = (model.own[cut].abs() * x.square().sum(0).sqrt()).double()
+        torch.testing.assert_close(seen[name], expected, rtol=1e-6, atol=0)
+    assert list(layer_importance(model, x, names[1:])) == names[1:]
 
 
 def test_a_slice_that_overlaps_another_is_named():
     usage = analyze(Slices(slice(0, 3), slice(1, 6)), rows(5, 6))
-    assert list(usage.layers) == ["own"]
+    assert list(usage.layers) == ["own[0:3]"]
     assert usage.skipped == {
-        "own[6]": "overlaps 'own', which is counted",
+        "own[1:6]": "overlaps 'own[0:3]', which is counted",
         "own[...]": "18 of its 36 weights are in no product that is analysed"}
 
 
 def test_what_no_product_uses_of_a_parameter_is_named():
     usage = analyze(Slices(slice(0, 3)), rows(5, 6))
-    assert usage.layers["own"].weights == 18
+    assert usage.layers["own[0:3]"].weights == 18
     assert usage.skipped == {"own[...]": "18 of its 36 weights are in no product that is analysed"}
 
 
@@ -177,7 +181,7 @@ class Masked(nn.Linear):
 
 def test_a_subclass_with_a_forward_of_its_own():
     model, x = nn.Sequential(Masked(3, 4), nn.Linear(4, 2)), rows(5, 3)
-    assert_importance(model, x, "0", model[0].weight, 2 * x, 2 * x @ model[0].weight.T)
+    assert_importance(model, x, "0", model[0].weight, 2 * x, model[0](x))
     assert analyze(model, x).layers["0"].kind == "Masked"
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import Any, overload
 
 import torch
@@ -27,7 +28,7 @@ from wua_mlflow.gradients import Loss
 from wua_mlflow.hooks import unwrapped
 from wua_mlflow.importance import Criterion, output
 from wua_mlflow.null import with_null
-from wua_mlflow.observing import Observation, named_layers, observe
+from wua_mlflow.observing import Observation, named_layers, observe, parts_of
 from wua_mlflow.processes import is_sharded
 from wua_mlflow.randomness import Purpose, torch_generator
 from wua_mlflow.summary import Summary, summarize
@@ -160,7 +161,7 @@ def layer_importance(
     Args:
         model: any module.
         data: as for ``analyze``.
-        layers: names of layers.
+        layers: names of layers; that of a parameter stands for all its slices.
         criterion: as for ``analyze``.
         loss: as for ``analyze``.
 
@@ -172,11 +173,10 @@ def layer_importance(
     torch.Size([10, 2])
     """
     rule, = criteria_named([criterion]).values()
-    model, names = unwrapped(model), list(layers)
+    model, names, found = unwrapped(model), list(layers), {}
     seen = observe(model, Batches(data, model), what_to_gather([rule], rows=False),
                    wanted=named_layers(model, names), loss=loss)
-    found = {}
-    for name in names:
+    for name in chain.from_iterable(parts_of(one, seen.layers) for one in names):
         layer = seen.layers.get(name)
         reason = seen.skipped.get(name) or (layer and lacking(layer, rule))
         if layer is None or reason:
@@ -184,6 +184,7 @@ def layer_importance(
         evidence = evidence_of(layer, seen)
         part = evidence.importance(rule)(slice(None), slice(None))
         if not bool(((part >= 0) & part.isfinite()).all()):
+            evidence.refuse_broken()
             raise ValueError(f"layer {name}: expected finite importances of 0 or more, got others")
         found[name] = part.double().reshape(evidence.weight.shape)
     return found
@@ -193,7 +194,8 @@ def _usages(
     seen: Observation, criteria: Mapping[str, Criterion], layers: Sequence[str] | None
 ) -> dict[str, ModelUsage]:
     others = [name for name in (*seen.layers, *seen.skipped)
-              if layers is not None and name not in layers and not name.endswith("[...]")]
+              if layers is not None and not name.endswith("[...]")
+              and not {name, name.partition("[")[0]} & set(layers)]
     skipped = {**seen.skipped, **dict.fromkeys(others, NOT_ASKED)}
     called = [name for name in seen.layers if name not in others and name not in skipped]
     if layers is None and 0 < len(seen.last) < len(called):
@@ -255,6 +257,7 @@ def _summary(layer: Layer, evidence: Evidence, criterion: Criterion) -> Summary:
                          low=TUTORIAL_LOW if criterion is output else None,
                          by_column=layer.by_column)
     except ValueError as error:
+        evidence.refuse_broken()
         raise ValueError(f"layer {layer.name}: {error}") from error
 
 

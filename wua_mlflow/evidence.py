@@ -32,7 +32,9 @@ class Evidence:
     """A layer's weight, shape (units, ...), and what its criteria need beside it.
 
     ``mean_output`` has shape (units,), ``mean_input`` and ``input_norm`` (groups, weights of a
-    unit), ``gradient`` the weight's shape, ``bias`` and its gradient (units,).
+    unit), ``gradient`` the weight's shape, ``bias`` and its gradient (units,). ``felt``,
+    shape (units,), is the mean Σ a·g of the units where weight and bias do not tell it. ``name`` is
+    the layer's.
     """
 
     weight: Tensor
@@ -43,7 +45,9 @@ class Evidence:
     gradient: Tensor | None = None
     bias: Tensor | None = None
     bias_gradient: Tensor | None = None
+    felt: Tensor | None = None
     group_of: Tensor | None = None
+    name: str = ""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -67,6 +71,7 @@ class Evidence:
 
         if criterion in CRITERIA.values():
             return tile
+        self.refuse_broken()
         whole = tile(slice(None), slice(None))
         if not isinstance(whole, Tensor) or whole.shape != self.shape:
             got = tuple(whole.shape) if isinstance(whole, Tensor) else type(whole).__name__
@@ -88,15 +93,8 @@ class Evidence:
 
     def of_units(self, criterion: Criterion) -> Tensor | None:
         """The units' importance where a criterion has its own, else None; shape (units,)."""
-        if criterion is not taylor or self.gradient is None:
-            return None
-        steps = range(0, self.shape[0], max(1, 2**20 // max(1, self.shape[1])))
-        ends = [*steps, self.shape[0]]
-        return torch.cat([taylor_units(
-            self.weight[a:b].flatten(1), self.gradient[a:b].flatten(1),
-            None if self.bias is None else self.bias[a:b],
-            None if self.bias_gradient is None else self.bias_gradient[a:b])
-            for a, b in zip(ends, ends[1:], strict=False)])
+        signed = self._felt(criterion)
+        return None if signed is None else signed.abs()
 
     def of_heads(
         self, criterion: Criterion, heads: int, units: np.ndarray
@@ -109,17 +107,34 @@ class Evidence:
         """
         if not heads:
             return None
-        if criterion is not taylor or self.gradient is None:
+        signed = self._felt(criterion)
+        if signed is None:
             return units.reshape(heads, -1).sum(1)
-        found = []
-        for rows in torch.arange(self.shape[0], device=self.weight.device).chunk(heads):
-            a, b = int(rows[0]), int(rows[-1]) + 1
-            bias = None if self.bias is None or self.bias_gradient is None else \
-                (self.bias[a:b] * self.bias_gradient[a:b]).sum().reshape(1)
-            found.append(taylor_units(
-                self.weight[a:b].reshape(1, -1), self.gradient[a:b].reshape(1, -1), bias,
-                None if bias is None else torch.ones_like(bias)))
-        return torch.cat(found).cpu().numpy()
+        return signed.reshape(heads, -1).sum(1).abs().cpu().numpy()
+
+    def _felt(self, criterion: Criterion) -> Tensor | None:
+        """Σ a·g of each unit under ``taylor``, signed; None under any other criterion."""
+        if criterion is not taylor or self.gradient is None:
+            return None
+        if self.felt is not None:
+            return self.felt
+        steps = range(0, self.shape[0], max(1, 2**20 // max(1, self.shape[1])))
+        ends = [*steps, self.shape[0]]
+        return torch.cat([taylor_units(
+            self.weight[a:b].flatten(1), self.gradient[a:b].flatten(1),
+            None if self.bias is None else self.bias[a:b],
+            None if self.bias_gradient is None else self.bias_gradient[a:b])
+            for a, b in zip(ends, ends[1:], strict=False)])
+
+    def refuse_broken(self) -> None:
+        """Raises ValueError: the weight is NaN or infinite.
+
+        The built-in criteria show that in their sums; so it is looked for only to tell the cause,
+        and before a criterion of one's own, which may hide it.
+        """
+        if not is_finite(self.weight):
+            raise ValueError(f"layer {self.name}: expected a finite weight, but got NaN or "
+                             "infinity")
 
     def sampled(self, units: Tensor) -> Evidence:
         """The same of some units only, by number."""
@@ -130,7 +145,7 @@ class Evidence:
         return replace(self, weight=self.weight[units.to(self.weight.device)],
                        mean_output=some(self.mean_output), gradient=some(self.gradient),
                        bias=some(self.bias), bias_gradient=some(self.bias_gradient),
-                       group_of=groups)
+                       felt=some(self.felt), group_of=groups)
 
     def _wide(self) -> torch.dtype:
         """What the importance is computed in."""
@@ -201,17 +216,12 @@ def lacking(layer: Layer, criterion: Criterion) -> str | None:
 
 
 def evidence_of(layer: Layer, seen: Observation) -> Evidence:
-    """Gather a layer's weight and statistics; a sharded weight is gathered for as long as this.
-
-    Raises:
-        ValueError: the weight is NaN or infinite.
-    """
+    """Gather a layer's weight and statistics; a sharded weight is gathered for as long as this."""
     weight = _weight(layer, seen)
-    if not is_finite(weight):
-        raise ValueError(f"layer {layer.name}: expected a finite weight, but got NaN or infinity")
     ones, squares = layer.inputs[1], layer.inputs[2]
     found = Evidence(
         weight,
+        name=layer.name,
         groups=layer.groups,
         mean_output=layer.output.mean() if layer.output.sums is not None else None,
         mean_input=layer.of_fan_in(ones.mean()) if ones.sums is not None else None,
@@ -220,10 +230,10 @@ def evidence_of(layer: Layer, seen: Observation) -> Evidence:
         return found
     bias = bias_gradient = None
     if layer.bias is not None and layer.operation != "recurrent":
-        bias = layer.bias.of(whole(seen.parameters[layer.bias.parameter]))
+        bias = layer.bias.of(whole(seen.parameters[layer.bias.parameter])).reshape(-1)
         bias_gradient = seen.gradients.of_bias(layer)
     return replace(found, gradient=seen.gradients.of_weight(layer), bias=bias,
-                   bias_gradient=bias_gradient)
+                   bias_gradient=bias_gradient, felt=seen.gradients.of_units(layer))
 
 
 def _matrix(weight: Tensor) -> Tensor | None:

@@ -28,6 +28,7 @@ class Gradients:
     def __init__(self) -> None:
         self.parameters: dict[str, Tensor] = {}
         self.computed: dict[str, Tensor] = {}
+        self.units: dict[str, Tensor] = {}
         self.samples = 0
 
     def add(self, loss: Tensor, watch: Watch, samples: int) -> None:
@@ -35,10 +36,16 @@ class Gradients:
         names = _parameters(watch.layers.values())
         places = [(self.parameters, name, watch.owners.parameters[name]) for name in names]
         places += [(self.computed, layer.name, tensor) for layer, tensor in watch.used]
+        reading = watch.felt.reading()
         tensors = [tensor for *_, tensor in places if tensor.requires_grad]
+        tensors += [tensor for _, tensor in reading]
         found = iter(torch.autograd.grad(loss, tensors, allow_unused=True) if tensors else ())
         for sums, name, tensor in places:
             _add(sums, name, tensor, next(found) if tensor.requires_grad else None, samples)
+        for name, tensor in reading:
+            watch.felt.read(name, tensor, next(found))
+        for name, felt in watch.felt.sums.items():
+            _add(self.units, name, felt, felt, samples)
         self.samples += samples
 
     def described(self) -> dict[str, object]:
@@ -47,13 +54,14 @@ class Gradients:
             return {name: torch.empty_like(one, device="meta") for name, one in sums.items()}
 
         return {"samples": self.samples, "parameters": shapes(self.parameters),
-                "computed": shapes(self.computed)}
+                "computed": shapes(self.computed), "units": shapes(self.units)}
 
     def join(self, found: list[Any]) -> list[Tensor]:
         """Take in what other processes have; gives the sums, in one order for all of them."""
         self.samples = sum(one["samples"] for one in found)
         sums = []
-        for what, own in (("parameters", self.parameters), ("computed", self.computed)):
+        for what, own in (("parameters", self.parameters), ("computed", self.computed),
+                          ("units", self.units)):
             known = {name: like for one in found for name, like in one[what].items()}
             for name in sorted(known):
                 if name not in own:
@@ -63,7 +71,7 @@ class Gradients:
 
     def finish(self) -> None:
         """Make means of the sums, in place: nothing is added after."""
-        for sums in (*self.parameters.values(), *self.computed.values()):
+        for sums in (*self.parameters.values(), *self.computed.values(), *self.units.values()):
             sums /= max(1, self.samples)
 
     def of_weight(self, layer: Layer) -> Tensor:
@@ -73,10 +81,16 @@ class Gradients:
         return layer.units_first(layer.view.of(self.parameters[layer.view.parameter]))
 
     def of_bias(self, layer: Layer) -> Tensor | None:
-        """The mean gradient of a layer's bias, as the bias lies; None where it has none."""
+        """The mean gradient of a layer's bias, shape (units,); None where it has none."""
         if layer.bias is None:
             return None
-        return layer.bias.of(self.parameters[layer.bias.parameter])
+        return layer.bias.of(self.parameters[layer.bias.parameter]).reshape(-1)
+
+    def of_units(self, layer: Layer) -> Tensor | None:
+        """The mean Σ a·g of a layer's units, signed; None where it is that of weights and bias."""
+        if not layer.followed:
+            return None
+        return self.units.get(layer.name, torch.zeros(layer.units, dtype=torch.float64))
 
 
 def loss_of(outputs: Any, targets: Any, loss: Loss | None, *, number: int) -> Tensor:
@@ -115,7 +129,11 @@ def _parameters(layers: Iterable[Layer]) -> list[str]:
 def _add(
     sums: dict[str, Tensor], name: str, like: Tensor, gradient: Tensor | None, samples: int
 ) -> None:
-    if name not in sums:
+    first = name not in sums
+    if first and gradient is not None and like.is_contiguous() and gradient.is_contiguous():
+        sums[name] = gradient.detach().to(torch.float64, copy=True).mul_(samples)
+        return
+    if first:
         sums[name] = torch.zeros_like(like, dtype=torch.float64, requires_grad=False)
         if sums[name].stride() != like.stride():  # a parameter with gaps
             sums[name] = torch.empty_strided(

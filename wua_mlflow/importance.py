@@ -108,8 +108,9 @@ def taylor(weight: Tensor, gradient: Tensor) -> Tensor:
 def taylor_units(
     weight: Tensor, gradient: Tensor, bias: Tensor | None, bias_gradient: Tensor | None
 ) -> Tensor:
-    """|Σ a·g| of each unit's output a and its gradient g (Molchanov et al. 2017, arXiv 1611.06440,
-    equation 8): it does not change when a unit's weights are scaled and its readers' divided.
+    """Σ a·g of each unit's output a and its gradient g, signed: its absolute value is the unit's
+    importance (Molchanov et al. 2017, arXiv 1611.06440, equation 8). It does not change when a
+    unit's weights are scaled and its readers' divided.
 
     A unit's output is Σ w x + b and the gradient of w is Σ g x, so that Σ a·g over samples and
     positions is Σ w · gradient + b · its gradient: no activation need be kept.
@@ -122,12 +123,12 @@ def taylor_units(
 
     >>> import torch
     >>> taylor_units(torch.tensor([[1.0, -2.0]]), torch.tensor([[-0.5, 0.25]]), None, None)
-    tensor([1.], dtype=torch.float64)
+    tensor([-1.], dtype=torch.float64)
     """
     total = (weight.double() * gradient.double()).sum(1)
     if bias is not None and bias_gradient is not None:
         total = total + bias.double() * bias_gradient.double()
-    return total.abs()
+    return total
 
 
 CRITERIA: dict[str, Criterion] = {

@@ -150,7 +150,7 @@ def _kept(model: nn.Module) -> set[str]:
 
 def _weights(model: nn.Module, layer: str) -> list[str]:
     """Names of the parameters that a layer's weight is, or is computed from."""
-    names, base = _parameters(model), layer.partition("[")[0]  # a slice's name: weight[12]
+    names, base = _parameters(model), layer.partition("[")[0]  # a slice's name: weight[1:3]
     for name in (base, f"{base}.weight".lstrip(".")):
         if name in names:
             return [name]

@@ -7,7 +7,7 @@ Tests: ``tests/test_observing.py``.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,13 +20,14 @@ from wua_mlflow.gradients import Gradients, Loss, loss_of
 from wua_mlflow.hooks import Running, evaluating, running
 from wua_mlflow.processes import first_error, in_step, is_sharded, merge
 from wua_mlflow.sampling import Sampler
+from wua_mlflow.watching.felt import Felt
 from wua_mlflow.watching.layer import Layer
 from wua_mlflow.watching.omissions import omissions
 from wua_mlflow.watching.owners import layer_names
 from wua_mlflow.watching.told import Needs
 from wua_mlflow.watching.watch import Watch
 
-__all__ = ["Observation", "named_layers", "observe"]
+__all__ = ["Observation", "named_layers", "observe", "parts_of"]
 
 
 SCRIPTED = "it runs as TorchScript, which shows no product"
@@ -112,7 +113,7 @@ def observe(
 
 
 def named_layers(model: nn.Module, layers: Sequence[str] | None) -> Callable[[str], bool]:
-    """Whether a layer of this name was asked for; all are, if None.
+    """Whether a layer of this name was asked for, or all slices of its parameter; all, if None.
 
     Raises:
         ValueError: no layer of the model can have such a name.
@@ -127,12 +128,17 @@ def named_layers(model: nn.Module, layers: Sequence[str] | None) -> Callable[[st
         raise ValueError(f"layers: expected a list of names, but got '{layers}'; put it into one")
     names = layer_names(model)
     for name in layers:
-        if name.partition("[")[0] not in names:  # a slice's name: weight[12]
+        if name.partition("[")[0] not in names:  # a slice's name: weight[1:3]
             shown = ", ".join(names if len(names) <= 20 else [*names[:20], "…"])
             raise ValueError(f"layers: expected names among {shown}, but got '{name}'"
                              f"{nearest(name, names)}")
     chosen = set(layers)
-    return lambda name: name in chosen
+    return lambda name: name in chosen or name.partition("[")[0] in chosen
+
+
+def parts_of(name: str, layers: Iterable[str]) -> list[str]:
+    """Names of the layers that are slices of a parameter; its own name, where there are none."""
+    return [one for one in layers if one.partition("[")[0] == name] or [name]
 
 
 def _stream(
@@ -143,7 +149,7 @@ def _stream(
     samples = 0
     for number, batch in enumerate(in_step(data, sharded=is_sharded(model))):
         state.stack.clear()
-        watch.mask, watch.used = batch.mask, []
+        watch.mask, watch.used, watch.felt = batch.mask, [], Felt()
         if sampler is not None:
             sampler.begin(batch)
         try:

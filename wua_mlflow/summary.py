@@ -27,10 +27,13 @@ ROUNDING = 1e-12
 _TILE, _TILE_ON_GPU = 2**16, 2**24
 _SIMPLY_SORTED = 2**20
 """Up to so many importances are sorted whole."""
-_SAMPLE_CALLS, _SAMPLE_ROWS, _SAMPLE_COLUMNS = 64, 64, 16
-_SLACK = 0.01
-"""How far from its place in a sample the border of the top 90% is looked for, a share of it."""
-_SORTED_AT_ONCE, _BINS = 2**18, 4096
+_SAMPLE_CALLS, _SAMPLE_LINES = 64, 128
+"""A sample is so many times so many runs of a few numbers that lie side by side."""
+_LARGE = 2**23
+_FEW, _MANY = (2, 0.02), (8, 0.01)
+"""The numbers of a run, and how far from its place in the sample the border of the top 90% is
+looked for, a share of it: up to ``_LARGE`` importances, and above, where a pass costs more."""
+_SORTED_AT_ONCE, _BINS = 2**14, 4096
 _MOST_PASSES = 64
 _FAINT = 1e-30
 """Products below it are computed in float64: in float32 they lose digits, or vanish."""
@@ -123,7 +126,7 @@ class _Tiles:
     """The tiles of an importance, each small enough to stay in a processor's cache."""
 
     def __init__(self, part: Part, shape: tuple[int, int], *, by_column: bool, cuda: bool) -> None:
-        self.part, self.shape = part, shape
+        self.part, self.shape, self.by_column = part, shape, by_column
         most = _TILE_ON_GPU if cuda else _TILE
         rows, columns = shape
         if by_column:
@@ -140,15 +143,17 @@ class _Tiles:
             for left in range(0, self.shape[1], self.columns):
                 yield rows, _wide(self.part(rows, slice(left, left + self.columns)))
 
-    def sample(self) -> np.ndarray:
-        """Some importances from all over, sorted from the largest down, float64."""
-        rows, columns = self.shape
-        found = []
+    def sample(self, each: int) -> np.ndarray:
+        """Runs of ``each`` importances from all over, sorted from the largest down, float64."""
+        lines, run = reversed(self.shape) if self.by_column else self.shape
+        each, found = each * max(1, _SAMPLE_LINES // lines), []
         for call in range(_SAMPLE_CALLS):
             place = (call * 0.6180339887498949) % 1.0  # spread, in no period of the matrix's own
-            step, across = max(1, rows // _SAMPLE_ROWS), max(1, columns // _SAMPLE_COLUMNS)
-            found.append(_wide(self.part(slice(int(place * step), None, step), slice(
-                int(place * across), None, across))).double().flatten())
+            step = max(1, lines // _SAMPLE_LINES)
+            left = int((call * 0.7548776662466927) % 1.0 * max(1, run - each + 1))
+            chosen = slice(int(place * step), None, step), slice(left, left + each)
+            found.append(_wide(self.part(*(chosen[::-1] if self.by_column else chosen)))
+                         .double().flatten())
         return np.sort(torch.cat(found).cpu().numpy())[::-1]
 
 
@@ -158,7 +163,9 @@ def _wide(tile: Tensor) -> Tensor:
 
 def _surveyed(tiles: _Tiles, kernels: Kernels, count: int) -> tuple[Survey, int]:
     """What one pass finds, and how many of the largest importances hold 90% of their sum."""
-    window = (0.0, math.inf) if count <= _SIMPLY_SORTED else _window(tiles.sample(), None)
+    each, slack = _FEW if count <= _LARGE else _MANY
+    window = (0.0, math.inf) if count <= _SIMPLY_SORTED else \
+        _window(tiles.sample(each), None, slack)
     survey = _checked(kernels.survey(tiles, tiles.shape[0], *window))
     wanted = COVERAGE * survey.total * (1 - ROUNDING)
     if survey.total == 0:
@@ -178,7 +185,8 @@ def _surveyed(tiles: _Tiles, kernels: Kernels, count: int) -> tuple[Survey, int]
             if found is not None:
                 return survey, min(found, count)
             bracket = (max(bracket[0], window[0]), min(bracket[1], window[1]))
-            guess = _window(np.sort(looked.kept)[::-1], (wanted - looked.above) / looked.inside)
+            guess = _window(np.sort(looked.kept)[::-1], (wanted - looked.above) / looked.inside,
+                            slack / 4)
         narrower = (max(bracket[0], guess[0]), min(bracket[1], guess[1]))
         if narrower[0] > narrower[1] or narrower == window:
             narrower = (_middle(*bracket), bracket[1])
@@ -193,7 +201,7 @@ def _middle(low: float, high: float) -> float:
     return float(((ends[0] + ends[1]) // 2 + 1).view(np.float64))
 
 
-def _window(descending: np.ndarray, share: float | None) -> tuple[float, float]:
+def _window(descending: np.ndarray, share: float | None, slack: float) -> tuple[float, float]:
     """Between which importances the border lies, as a sample says; ``share`` of its sum is above.
 
     Raises:
@@ -201,9 +209,9 @@ def _window(descending: np.ndarray, share: float | None) -> tuple[float, float]:
     """
     held = descending.astype(np.float64).cumsum()
     place = int(np.searchsorted(held, held[-1] * (COVERAGE if share is None else share)))
-    slack = max(16, int((_SLACK if share is None else _SLACK / 4) * len(descending)))
-    high = float(descending[max(0, place - slack)])
-    low = float(descending[min(len(descending) - 1, place + slack)])
+    about = max(16, int(slack * len(descending)))
+    high = float(descending[max(0, place - about)])
+    low = float(descending[min(len(descending) - 1, place + about)])
     return low, high
 
 

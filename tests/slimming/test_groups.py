@@ -139,3 +139,28 @@ def test_what_is_refused_in_one_line(make, message):
         unit_groups(make(), rows(4, 3))
     assert str(raised.value).startswith(message)
     assert "\n" not in str(raised.value)
+
+
+class NotBoth(nn.Module):
+    """Each layer can be cut, the second and the third not together."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.third, self.fourth, self.head = (
+            nn.Linear(6, 6) for _ in range(5))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.second.out_features < 6 and self.third.out_features < 6:
+            raise ValueError("one of both has to be whole")
+        for layer in (self.first, self.second, self.third, self.fourth):
+            x = layer(x).relu()
+        return self.head(x)
+
+
+def test_what_cannot_be_cut_together_with_others_is_refused_alone():
+    found = unit_groups(NotBoth(), rows(4, 6))
+    assert [group.name for group in found.groups] == ["first", "second", "fourth"]
+    assert found.fixed == {
+        "third": "cut on trial together with others, its forward fails: ValueError: one of both "
+                 "has to be whole",
+        "head": "its units are the network's outputs"}

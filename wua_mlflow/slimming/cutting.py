@@ -217,15 +217,27 @@ def _by_trial(
 def _wrong_groups(
     model: nn.Module, example: Any, structure: Structure, removed: Removed
 ) -> dict[str, str]:
-    """The groups whose cut is not what was planned: tried all at once, then one by one."""
+    """The groups whose cut is not what was planned, alone or beside those before it."""
     if not removed or not _failure(model, example, structure, removed):
         return {}
-    found = {name: _failure(model, example, structure, {name: units})
+    alone = {name: _failure(model, example, structure, {name: units})
              for name, units in removed.items()}
-    wrong = {name: f"{TRIAL}, {why}" for name, why in found.items() if why}
-    if not wrong:
-        why = _failure(model, example, structure, removed)
-        return dict.fromkeys(removed, f"{TRIAL} together with others, {why}")
+    wrong = {name: f"{TRIAL}, {why}" for name, why in alone.items() if why}
+    good: dict[str, Sequence[int]] = {}
+
+    def add(names: Sequence[str]) -> None:
+        """Take them in: all at once, or else by halves."""
+        more = {name: removed[name] for name in names}
+        why = _failure(model, example, structure, {**good, **more}) if more else ""
+        if not why:
+            good.update(more)
+        elif len(names) == 1:
+            wrong[names[0]] = f"{TRIAL} together with others, {why}"
+        else:
+            add(names[:len(names) // 2])
+            add(names[len(names) // 2:])
+
+    add([name for name in removed if name not in wrong])
     return wrong
 
 

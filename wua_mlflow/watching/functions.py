@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-__all__ = ["PRODUCTS", "UNITS_STAY", "is_relu", "only_looks"]
+__all__ = ["PRODUCTS", "SUMS", "UNITS_STAY", "is_relu", "only_looks"]
 
 _LOOKS = frozenset([
     "__get__", "__set__", "__len__", "__getitem__", "__format__", "__repr__", "__hash__",
@@ -33,6 +33,8 @@ UNITS_STAY = frozenset([
 """Functions after which the units are still the same ones, each in its place."""
 PRODUCTS = frozenset(["einsum", "bmm", "baddbmm", "tensordot", "embedding_bag", "mv", "inner"])
 """Products that are not read: after one, the last layer seen is not the model's output."""
+SUMS = frozenset(["add", "add_", "__add__", "__radd__", "__iadd__"])
+"""Functions that may add a bias to a product."""
 _RELU = frozenset(["relu", "relu_", "relu6"])
 _LOWER = {"hardtanh": "min_val", "hardtanh_": "min_val", "clamp": "min", "clamp_": "min",
           "clamp_min": "min", "clamp_min_": "min"}

@@ -80,7 +80,7 @@ class Layer:
     view, or None where there is none that could be told. ``overflow`` is the dtype that could not
     hold the squares of finite inputs, where that was seen. ``heads``: so many, of equally many
     units in a row, of an attention's query, key or value; 0 elsewhere. ``flops`` are those of its
-    products over all data.
+    products over all data. ``followed``: Σ a·g of its units is summed on its own (``Felt``).
     """
 
     name: str
@@ -106,6 +106,7 @@ class Layer:
     overflow: torch.dtype | None = None
     heads: int = 0
     flops: int = 0
+    followed: bool = False
 
     @property
     def covers(self) -> str | None:

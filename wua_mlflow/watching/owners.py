@@ -5,6 +5,7 @@ May import: torch. Tests: ``tests/watching/test_owners.py``.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -37,6 +38,30 @@ class View:
     def is_same_as(self, other: View) -> bool:
         """Whether the two are the same weights, transposed or not."""
         return self.offset == other.offset and self._steps() == other._steps()
+
+    def index(self, parameter: Tensor) -> str | None:
+        """How the view is indexed in Python; its offset where it lies otherwise; None for all.
+
+        >>> whole = torch.zeros(4, 6)
+        >>> parts = whole[1:3], whole[2], whole[:, 3:], whole.T, whole.view(3, 8)[1:]
+        >>> views = [View("w", tuple(x.shape), x.stride(), x.storage_offset()) for x in parts]
+        >>> [view.index(whole) for view in views]
+        ['1:3', '2', ':, 3:6', None, '8']
+        """
+        if math.prod(self.size) == parameter.numel():
+            return None
+        left = {step: count for step, count in self._steps() if count > 1}
+        rest, shown = self.offset, []
+        for count, step in zip(parameter.shape, parameter.stride(), strict=True):
+            start, rest = divmod(rest, max(1, step))
+            own = left.pop(step, 1)
+            shown.append(":" if own == count else str(start) if own == 1 else
+                         f"{start}:{start + own}")
+            if start + own > count:
+                return str(self.offset)
+        while shown[-1] == ":":
+            shown.pop()
+        return str(self.offset) if left else ", ".join(shown)
 
     def _steps(self) -> list[tuple[int, int]]:
         return sorted(zip(self.stride, self.size, strict=True), reverse=True)

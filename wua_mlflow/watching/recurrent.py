@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["RECURRENT", "Recurrence", "run_by_layer"]
+__all__ = ["RECURRENT", "Readers", "Recurrence", "run_by_layer"]
 
 _aten = torch.ops.aten
 RECURRENT: frozenset[Any] = frozenset({
@@ -27,6 +27,21 @@ RECURRENT: frozenset[Any] = frozenset({
 
 
 @dataclass(frozen=True)
+class Readers:
+    """What reads the units of one direction of a recurrent layer.
+
+    Within the layer the columns of ``weight``; beyond it whatever is made of ``outputs``, shape
+    (..., units of all directions), and of the last states ``ends``, shape (directions, ...). Both
+    None where a projection is all that reads the units.
+    """
+
+    weight: Tensor
+    outputs: Tensor | None = None
+    ends: Tensor | None = None
+    direction: int = 0
+
+
+@dataclass(frozen=True)
 class Recurrence:
     """One weight of one recurrent layer in one direction, and what it met.
 
@@ -35,7 +50,7 @@ class Recurrence:
     first end comes before all of them, the second is the last and nobody's input. Both None:
     hidden. ``outputs`` is the hidden state of the units, or None where a projection hides it.
     ``time_first`` says how the leading dimensions lie (None: packed), ``backwards`` in which
-    direction the steps go.
+    direction the steps go, ``readers`` what reads the units.
     """
 
     weight: Tensor
@@ -46,6 +61,7 @@ class Recurrence:
     outputs: Tensor | None
     time_first: bool | None
     backwards: bool = False
+    readers: Readers | None = None
 
     @property
     def flops(self) -> int:
@@ -100,7 +116,7 @@ def run_by_layer(
         outputs, *ends = outcome
         for way in range(ways):
             _tell(own[way * each:(way + 1) * each], bias, (data, outputs),
-                  (start[0][way], ends[0][way]), (way, ways), time_first, seen)
+                  (start[0][way], ends[0]), (way, ways), time_first, seen)
         for kept, end in zip(finals, ends, strict=True):
             kept.append(end)
         data = outputs
@@ -121,13 +137,16 @@ def _tell(  # noqa: PLR0913 - one layer and direction of a recurrent call, part 
     projection = rest[-1] if len(rest) > (2 if bias else 0) else None
     width = hidden.shape[1]
     outputs = data[1].narrow(-1, way[0] * (data[1].shape[-1] // way[1]), width)
-    backwards = way[0] == 1
+    borders, backwards = (ends[0], ends[1][way[0]]), way[0] == 1
     units = projection.shape[1] if projection is not None else width
     gates = into.shape[0] // units
     shown = None if projection is not None else outputs
-    seen(Recurrence(into, biases[:1], gates, data[0], None, shown, time_first, backwards))
-    seen(Recurrence(hidden, biases[1:], gates, outputs, ends, shown, time_first, backwards))
+    of_states = Readers(hidden, data[1], ends[1], way[0])
+    readers = of_states if projection is None else Readers(projection)
+    seen(Recurrence(into, biases[:1], gates, data[0], None, shown, time_first, backwards, readers))
+    seen(Recurrence(hidden, biases[1:], gates, outputs, borders, shown, time_first, backwards,
+                    readers))
     if projection is not None:
-        seen(Recurrence(projection, (), 1, None, None, outputs, time_first, backwards))
+        seen(Recurrence(projection, (), 1, None, None, outputs, time_first, backwards, of_states))
 
 

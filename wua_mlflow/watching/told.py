@@ -20,7 +20,8 @@ from wua_mlflow.watching.masks import Mask
 from wua_mlflow.watching.recurrent import Recurrence
 from wua_mlflow.watching.sums import by_unit, input_sums, kept, output_sums
 
-__all__ = ["Needs", "Positions", "pass_on", "see_relu", "tell_product", "tell_recurrence"]
+__all__ = ["Needs", "Positions", "is_bias", "pass_on", "see_relu", "tell_bias", "tell_product",
+           "tell_recurrence"]
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,25 @@ def _summed(tensor: Tensor, power: int, positions: Positions) -> tuple[Tensor, i
     return sums.squeeze(0), count
 
 
+def is_bias(layer: Layer, tensor: Tensor) -> bool:
+    """Whether a tensor has one number a unit, in the dimension that counts a layer's units."""
+    place = tensor.dim() - 1 - layer.spatial
+    return place >= 0 and tensor.shape[place] == layer.units == tensor.numel()
+
+
+def tell_bias(
+    layer: Layer, bias: Tensor, result: Tensor, needs: Needs, positions: Positions
+) -> None:
+    """A product's own bias was added to it afterwards: as if the product had had it."""
+    rows, lead = by_unit(result.detach(), layer.spatial), result.shape[:-1]
+    if needs.output:
+        count = kept(rows, lead, positions.mask, time_first=positions.time_first)[1]
+        layer.output.add(bias.detach().reshape(-1).double() * count, 0)
+    if layer.alive is not None:
+        layer.alive.see(positions.masked(rows, lead))
+    mark(result, layer=layer, product=None)
+
+
 def pass_on(layer: Layer, result: Tensor, *, flat: bool) -> None:
     """After a function that leaves a layer's units in their places.
 
@@ -125,9 +145,9 @@ def pass_on(layer: Layer, result: Tensor, *, flat: bool) -> None:
     """
     if flat and layer.spatial > 0:
         if result.dim() == 2:
-            mark(result, layer=layer, flat=True)
+            mark(result, layer=layer, product=None, flat=True)
     else:
-        mark(result, layer=layer)
+        mark(result, layer=layer, product=None)
 
 
 def see_relu(tensor: Any, positions: Positions) -> None:

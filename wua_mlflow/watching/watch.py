@@ -7,18 +7,18 @@ May import: torch, its own package. Tests: ``tests/watching/test_watch.py``.
 
 from __future__ import annotations
 
-import types
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._C._functorch import is_functorch_wrapped_tensor
-from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from wua_mlflow.watching.attention import ATTENTION, attention, thirds
 from wua_mlflow.watching.calls import READERS, Product, name_of
-from wua_mlflow.watching.functions import PRODUCTS, UNITS_STAY, is_relu, only_looks
+from wua_mlflow.watching.felt import Felt
+from wua_mlflow.watching.functions import PRODUCTS, SUMS, UNITS_STAY, is_relu, only_looks
 from wua_mlflow.watching.layer import Layer
 from wua_mlflow.watching.marks import mark, noted
 from wua_mlflow.watching.masks import Mask
@@ -28,35 +28,21 @@ from wua_mlflow.watching.strangers import Strangers
 from wua_mlflow.watching.told import (
     Needs,
     Positions,
+    is_bias,
     pass_on,
     see_relu,
+    tell_bias,
     tell_product,
     tell_recurrence,
 )
 
 __all__ = ["Watch"]
 
-ATTENTION = functional.multi_head_attention_forward
-
-
-def _without_check(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The same Python function, without its own look for overrides, so that its calls are seen."""
-    plain = cast(types.FunctionType, function)
-    names = {**plain.__globals__, "has_torch_function": lambda *_: False}
-    copy = types.FunctionType(plain.__code__, names, plain.__name__, plain.__defaults__,
-                              plain.__closure__)
-    copy.__kwdefaults__ = plain.__kwdefaults__
-    return copy
-
-
-_attention = _without_check(ATTENTION)
-
-
 class Watch(TorchFunctionMode):
     """A mode to enter around each forward; ``layers`` fills in the order of the first calls.
 
-    Set ``mask`` and empty ``used`` before each. Inside, ``running`` names the modules whose
-    forward is under way (``hooks.running`` keeps it).
+    Before each, set ``mask`` and renew ``used`` and ``felt``. Inside, ``running`` names the modules
+    whose forward is under way (``hooks.running`` keeps it).
     """
 
     def __init__(self, model: nn.Module, needs: Needs, wanted: Callable[[str], bool]) -> None:
@@ -71,6 +57,7 @@ class Watch(TorchFunctionMode):
         self.others: dict[str, str] = {}
         self.mask: Mask | None = None
         self.used: list[tuple[Layer, Tensor]] = []
+        self.felt = Felt()
         self.told: Callable[[Layer, Product, Tensor, Positions], object] = lambda *_: None
         self._time_first = False
         self._keys: dict[object, Layer | None] = {}
@@ -85,16 +72,11 @@ class Watch(TorchFunctionMode):
             self.last = []
             return run_by_layer(func, args, self._recurrence)
         name = name_of(func)
-        cuts = is_relu(name, args, kwargs)
-        if cuts and args:
-            see_relu(args[0], self._positions())
-        stays = name in UNITS_STAY and bool(args)
-        layer, flat = (noted(args[0], "layer"), noted(args[0], "flat")) if stays else (None, None)
-        result = func(*args, **kwargs)
-        if isinstance(result, Tensor) and layer is not None:
-            pass_on(layer, result, flat=bool(flat) or name == "flatten")
-        if isinstance(result, Tensor) and cuts:
-            mark(result, positive=True)
+        if name in SUMS and not kwargs and (late := self._late_bias(args)):
+            result = func(*args)
+            tell_bias(*late, result, self.needs, self._positions())
+            return result
+        result = self._called(func, name, args, kwargs)
         reader = READERS.get(func)
         if reader is not None:
             if is_functorch_wrapped_tensor(result):
@@ -105,12 +87,38 @@ class Watch(TorchFunctionMode):
             self._note(name, args, kwargs)
         return result
 
+    def _called(self, func: Any, name: str, args: Any, kwargs: Mapping[str, Any]) -> Any:
+        """What a function gives; where it is one of units in their places, that is noted."""
+        cuts = is_relu(name, args, kwargs)
+        if cuts and args:
+            see_relu(args[0], self._positions())
+        stays = name in UNITS_STAY and bool(args)
+        layer, flat = (noted(args[0], "layer"), noted(args[0], "flat")) if stays else (None, None)
+        result = func(*args, **kwargs)
+        if isinstance(result, Tensor) and layer is not None:
+            pass_on(layer, result, flat=bool(flat) or name == "flatten")
+        if isinstance(result, Tensor) and cuts:
+            mark(result, positive=True)
+        return result
+
+    def _late_bias(self, args: Any) -> tuple[Layer, Tensor] | None:
+        """The layer of a product to which its own bias is added just now, and that bias."""
+        for product, bias in (args[:2], args[1::-1]):
+            layer = noted(product, "product")
+            if layer is None or not isinstance(bias, Tensor) or not is_bias(layer, bias):
+                continue
+            view = self.owners.find(bias, self.running)
+            if view is not None and layer.bias in (None, view):
+                layer.bias = view
+                return layer, bias
+        return None
+
     def _inside_attention(self, args: Any, kwargs: Mapping[str, Any]) -> Any:
         """Attention's own code with this mode on: its four projections are products like others."""
         before, self._time_first = self._time_first, True
         try:
             with self:
-                return _attention(*args, **kwargs)
+                return attention(*args, **kwargs)
         finally:
             self._time_first = before
 
@@ -143,7 +151,7 @@ class Watch(TorchFunctionMode):
                 return False
         if view is not None and self.owners.find(product.inputs[0], self.running):
             return False  # two parameters make a weight
-        for part, piece, place in self._thirds(product, output, view):
+        for part, piece, place in thirds(product, output, view, self.owners, self.running):
             layer = self._layer(part, place)
             if layer is not None:
                 self._tell(layer, part, piece)
@@ -159,23 +167,6 @@ class Watch(TorchFunctionMode):
         module = self.owners.modules[self.running[-1]]
         own = any(True for _ in module.parameters(recurse=False))
         return own or torch.nn.utils.parametrize.is_parametrized(module)
-
-    def _thirds(
-        self, product: Product, output: Tensor, view: View | None
-    ) -> list[tuple[Product, Tensor, View | None]]:
-        """The rows of attention's fused weight apart: queries, keys, values."""
-        owner, _, attribute = view.parameter.rpartition(".") if view else ("", "", "")
-        module = self.owners.modules.get(owner)
-        if attribute != "in_proj_weight" or not isinstance(module, nn.MultiheadAttention):
-            return [(product, output, view)]
-        width, parts = module.embed_dim, []
-        for start in range(0, product.weight.shape[0], width):
-            bias = product.bias
-            part = Product("linear", product.weight.narrow(0, start, width), product.inputs,
-                           None if bias is None else bias.narrow(0, start, width))
-            parts.append((part, output.narrow(-1, start, width),
-                          self.owners.find(part.weight, self.running)))
-        return parts
 
     def _layer(self, product: Product, view: View | None) -> Layer | None:
         """The layer of a weight, made at its first use; None where it is not to be told."""
@@ -222,22 +213,24 @@ class Watch(TorchFunctionMode):
                       product.operation, units, product.spatial, view,
                       weight.detach() if view is None else None, bias, groups,
                       transposed=transposed,
-                      heads=module.num_heads if isinstance(module, nn.MultiheadAttention) else 0)
+                      heads=module.num_heads if isinstance(module, nn.MultiheadAttention) else 0,
+                      followed=view is not None and len(self.owners.aliases[view.parameter]) > 1)
         self.layers[name] = layer
         return layer
 
     def _named(self, name: str, view: View, operation: str) -> str | None:
-        """A name of its own for each view of a parameter; None for one that overlaps another."""
-        alone = f"{name}[{view.offset}]"
+        """The name, with its index where it is of a part; None where it overlaps another."""
+        index = view.index(self.owners.parameters[view.parameter])
+        if index is not None and not view.parameter.endswith("in_proj_weight"):
+            name = f"{name}[{index}]"
         for layer in self.layers.values():
-            if layer.view and layer.view.parameter == view.parameter:
-                if layer.view.overlaps(view):
-                    if not layer.view.is_same_as(view):
-                        self.refused[alone] = f"overlaps '{layer.name}', which is counted"
-                    elif len(self.owners.aliases[view.parameter]) == 1:  # else a name says it
-                        self.others.setdefault(view.parameter, operation)
-                    return None
-                name = name if name != layer.name else alone
+            if layer.view and layer.view.parameter == view.parameter and layer.view.overlaps(view):
+                if not layer.view.is_same_as(view):
+                    shown = name if name != layer.name else f"{name}[{view.offset}]"
+                    self.refused[shown] = f"overlaps '{layer.name}', which is counted"
+                elif len(self.owners.aliases[view.parameter]) == 1:  # else a name says it
+                    self.others.setdefault(view.parameter, operation)
+                return None
         return name
 
     def _tell(self, layer: Layer, product: Product, result: Tensor) -> None:
@@ -248,8 +241,10 @@ class Watch(TorchFunctionMode):
         tell_product(layer, product, output, self.needs, positions)
         if self.needs.gradient and layer.computed is not None:
             self.used.append((layer, product.weight))
+        if self.needs.gradient and layer.followed:
+            self.felt.product(layer.name, product, result)
         if product.unit_dim == -1:
-            mark(result, layer=layer)
+            mark(result, layer=layer, product=layer)
 
     def _positions(self) -> Positions:
         first = self._time_first
@@ -266,6 +261,8 @@ class Watch(TorchFunctionMode):
         if layer is not None:
             self.last.append(layer)
             tell_recurrence(layer, one, self.needs, Positions(self.mask, one.time_first is True))
+            if self.needs.gradient and one.readers is not None:
+                self.felt.states(layer.name, layer.units, one.readers)
 
     def _recurrent_layer(self, one: Recurrence, view: View | None) -> Layer | None:
         if view is None or not self.wanted(view.parameter):
@@ -275,7 +272,7 @@ class Watch(TorchFunctionMode):
         layer = Layer(view.parameter, kind_of(self.owners.modules[owner], "weight", "recurrent"),
                       owner, "recurrent", one.weight.shape[0] // one.gates, view=view, bias=bias,
                       gates=one.gates, hidden_input=one.given is None,
-                      hidden_output=one.outputs is None)
+                      hidden_output=one.outputs is None, followed=True)
         self.layers[layer.name] = layer
         return layer
 

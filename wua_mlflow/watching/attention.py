@@ -1,0 +1,58 @@
+"""Attention's own code with its calls in sight, and its fused weight in three.
+
+May import: torch, calls, owners. Tests: ``tests/watching/test_attention.py``.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from wua_mlflow.watching.calls import Product
+from wua_mlflow.watching.owners import Owners, View
+
+__all__ = ["ATTENTION", "attention", "thirds"]
+
+ATTENTION = functional.multi_head_attention_forward
+
+
+def _without_check(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same Python function, without its own look for overrides, so that its calls are seen."""
+    plain = cast(types.FunctionType, function)
+    names = {**plain.__globals__, "has_torch_function": lambda *_: False}
+    copy = types.FunctionType(plain.__code__, names, plain.__name__, plain.__defaults__,
+                              plain.__closure__)
+    copy.__kwdefaults__ = plain.__kwdefaults__
+    return copy
+
+
+attention = _without_check(ATTENTION)
+
+
+def thirds(
+    product: Product, output: Tensor, view: View | None, owners: Owners, running: Sequence[str]
+) -> list[tuple[Product, Tensor, View | None]]:
+    """The rows of attention's fused weight apart: queries, keys, values; any other product alone.
+
+    Args:
+        product: of a weight whose parameter's ``view`` is given.
+        output: what it gave.
+        view: None for a computed weight.
+        owners: whose parameter that is.
+        running: the modules whose forward is under way.
+    """
+    owner, _, attribute = view.parameter.rpartition(".") if view else ("", "", "")
+    module = owners.modules.get(owner)
+    if attribute != "in_proj_weight" or not isinstance(module, nn.MultiheadAttention):
+        return [(product, output, view)]
+    width, parts = module.embed_dim, []
+    for start in range(0, product.weight.shape[0], width):
+        bias = product.bias
+        part = Product("linear", product.weight.narrow(0, start, width), product.inputs,
+                       None if bias is None else bias.narrow(0, start, width))
+        parts.append((part, output.narrow(-1, start, width), owners.find(part.weight, running)))
+    return parts

@@ -1,0 +1,75 @@
+"""Σ a·g of units whose own weights do not tell it: summed by hooks while the backward goes.
+
+A unit that is Σ w x + b has Σ a·g = Σ w · gradient + b · its gradient, which needs no activation.
+Not so the hidden state of a recurrent layer, nor a unit whose weight is used elsewhere too.
+May import: torch, its own package. Tests: ``tests/watching/test_felt.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from wua_mlflow.watching.calls import Product
+from wua_mlflow.watching.recurrent import Readers
+from wua_mlflow.watching.sums import by_unit, wide
+
+__all__ = ["Felt"]
+
+
+class Felt:
+    """Σ a·g of one batch, by a name, shape (units,); of the loss whose backward came last."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, Tensor] = {}
+        self._reading: dict[tuple[str, int], Tensor] = {}
+
+    def product(self, name: str, product: Product, output: Tensor) -> None:
+        """Follow a product's output, the units' own."""
+        def by_units(felt: Tensor) -> Tensor:
+            rows = by_unit(felt, product.spatial, product.unit_dim)
+            return rows.sum([0, 2] if rows.dim() == 3 else 0, dtype=wide(rows))
+
+        self._follow(name, output, by_units)
+
+    def states(self, name: str, units: int, readers: Readers) -> None:
+        """Follow the units of a recurrent layer to all that reads them.
+
+        Their a·g is summed over the readers: for an LSTM and a plain RNN that is the hidden state's
+        own. What a GRU's unit carries over by itself to its next step is no reader.
+        """
+        start = readers.direction * units
+
+        def of_steps(felt: Tensor) -> Tensor:
+            rows = felt.narrow(-1, start, units).reshape(-1, units)
+            return rows.sum(0, dtype=wide(rows))
+
+        def of_ends(felt: Tensor) -> Tensor:
+            rows = felt[readers.direction].reshape(-1, units)
+            return rows.sum(0, dtype=wide(rows))
+
+        for gave, rule in ((readers.outputs, of_steps), (readers.ends, of_ends)):
+            if gave is not None:
+                self._follow(name, gave, rule)
+        if readers.weight.requires_grad:
+            self._reading[name, id(readers.weight)] = readers.weight
+
+    def reading(self) -> list[tuple[str, Tensor]]:
+        """The weights whose gradients ``read`` wants, each with the name that it reads."""
+        return [(name, weight) for (name, _), weight in self._reading.items()]
+
+    def read(self, name: str, weight: Tensor, gradient: Tensor | None) -> None:
+        """Add what is felt of the units through the columns of a weight that reads them."""
+        if gradient is not None:
+            self._add(name, (weight.detach() * gradient.detach()).sum(0, dtype=wide(weight)))
+
+    def _follow(self, name: str, output: Tensor, rule: Callable[[Tensor], Tensor]) -> None:
+        if not output.requires_grad:
+            return
+        values = output.detach().clone()  # a function in place may change them
+        output.register_hook(lambda gradient: self._add(name, rule(values * gradient.detach())))
+
+    def _add(self, name: str, felt: Tensor) -> None:
+        exact = felt if felt.device.type == "mps" else felt.double()
+        self.sums[name] = self.sums[name] + exact if name in self.sums else exact
