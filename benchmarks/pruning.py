@@ -27,7 +27,7 @@ from wua_mlflow.evaluation import loss_for
 from wua_mlflow.flops import count_flops
 from wua_mlflow.intervals import crossed
 from wua_mlflow.pipeline.recipe import Recipe, Trained, load_recipe, train_made, train_one
-from wua_mlflow.slimming import cut, most_important, unit_groups, unit_importance
+from wua_mlflow.slimming import cut, folded, most_important, unit_groups, unit_importance
 
 __all__ = ["holm", "main"]
 
@@ -115,7 +115,7 @@ def widest(fits: Callable[[float], bool]) -> float:
     return low
 
 
-def ours(criterion: str) -> Cutter:
+def ours(criterion: str, *, fold: bool = False) -> Cutter:
     """This project's cut, the same share of every group by its unit importance."""
     def cutter(bench: Bench, trained: Trained, most: float, seed: int) -> nn.Module:
         train = bench.recipe.split.train
@@ -124,7 +124,8 @@ def ours(criterion: str) -> Cutter:
                                      bench.loss(trained), criterion=criterion, seed=seed)
         widths = within(bench, {one.name: one.units for one in structure.groups}, most)
         keep = {name: most_important(one, widths[name]) for name, one in importance.items()}
-        return cut(trained.model, bench.example, keep).model
+        begin = folded(trained.model, structure, keep, train.inputs) if fold else trained.model
+        return cut(begin, bench.example, keep).model
 
     return cutter
 
@@ -178,7 +179,7 @@ IMPORTANCES = {
     "TP group norm": (lambda: tp.importance.GroupMagnitudeImportance(p=2), False),
 }
 ONE_SHOT: dict[str, Cutter] = {
-    "ours": ours("spanning"),
+    "ours": ours("spanning", fold=True),
     **{name: theirs(make, gradients=graded) for name, (make, graded) in IMPORTANCES.items()},
     "random": ours("random"),
 }
@@ -186,7 +187,8 @@ ITERATIVE = {f"{name}, {STEPS} steps": ONE_SHOT[name] for name in IMPORTANCES}
 SCRATCH = "from scratch"
 SHORT_SCRATCH = f"from scratch, {FINE_TUNING} epochs"
 METHODS = (*ONE_SHOT, *ITERATIVE, SCRATCH, SHORT_SCRATCH)
-VARIANTS = {"ours, Taylor": ours("taylor"), "ours, magnitude": ours("magnitude"),
+VARIANTS = {"ours, not folded": ours("spanning"), "ours, Taylor": ours("taylor"),
+            "ours, Taylor, folded": ours("taylor", fold=True), "ours, magnitude": ours("magnitude"),
             f"ours, {STEPS} steps": ONE_SHOT["ours"],
             f"ours, Taylor, {STEPS} steps": ours("taylor"),
             f"ours, magnitude, {STEPS} steps": ours("magnitude"),

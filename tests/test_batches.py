@@ -168,8 +168,11 @@ def test_batch_to_inputs_of_other_kinds_of_batches():
     class Record:
         inputs = X
 
-    found, = Batches([Record()], Plain(), lambda record: record.inputs)
+    record = Record()
+    found, = Batches([record], Plain(), lambda one: one.inputs)
     assert torch.equal(found.args[0], X)
+    assert found.targets is record  # for the loss to take them from
+    found, = Batches([X], Plain(), lambda one: one)
     assert found.targets is NO_TARGETS
     found, = Batches([(Y, X)], Plain(), lambda pair: pair[1])
     assert torch.equal(found.args[0], X)

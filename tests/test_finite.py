@@ -143,3 +143,14 @@ def test_states_of_a_recurrent_layer_whose_squares_overflow():
 
     with pytest.raises(ValueError, match="^layer rnn.weight_hh_l0: expected inputs whose squares "):
         analyze(Large(), rows(5, 2, 3) * 1e25, criterion="wanda", layers=["rnn.weight_hh_l0"])
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_bias_that_is_not_finite(criterion, value):
+    model = nn.Sequential(nn.Linear(3, 4))
+    with torch.no_grad():
+        model[0].bias[1] = value
+    with pytest.raises(ValueError, match="^(layer 0: expected a finite|loss: expected a finite)"):
+        analyze(model, [(rows(5, 3), torch.zeros(5, dtype=torch.long))], criterion=criterion,
+                loss=nn.functional.cross_entropy)

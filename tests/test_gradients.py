@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tests.networks import NETWORKS, labels, mlp, rows
+from tests.networks import NETWORKS, labels, mlp, rows, tokens
 from wua_mlflow.analysis import analyze, layer_importance
 
 SAMPLES = 9
@@ -241,3 +241,15 @@ def test_a_computed_weight_that_is_detached_has_no_gradient():
     usage = analyze(Detached(), [(rows(SAMPLES, 3), labels(SAMPLES))], criterion="taylor",
                     loss=loss)
     assert (usage.layers["first"].dead, usage.layers["part"].dead) == (False, True)
+
+
+def test_a_table_whose_gradients_are_sparse():
+    def network(*, sparse: bool) -> nn.Sequential:
+        torch.manual_seed(5)
+        return nn.Sequential(nn.Embedding(20, 4, sparse=sparse), nn.Flatten(), nn.Linear(28, 2))
+
+    x, y = tokens(SAMPLES), labels(SAMPLES)
+    data = [(x[:4], y[:4]), (x[4:], y[4:])]
+    found, expected = (layer_importance(network(sparse=sparse), data, ["0"], "taylor",
+                                        loss=loss)["0"] for sparse in (True, False))
+    assert torch.equal(found, expected) and bool(expected.any())

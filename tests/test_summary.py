@@ -10,6 +10,7 @@ import scipy.stats
 import torch
 
 from wua_mlflow import summary, survey
+from wua_mlflow.importance import Product
 from wua_mlflow.summary import summarize
 from wua_mlflow.survey import Kept, NumpyKernels, TorchKernels, kernels_for
 
@@ -229,3 +230,19 @@ def test_too_many_are_thinned_evenly(monkeypatch):
     steps = np.diff(kept.values())
     assert len(kept.values()) <= 50
     assert len(set(steps)) == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("large", [0, 1, 20, 3000])
+def test_many_equal_importances_and_a_few_large_ones(dtype, compiled, large):
+    """What a sample sees is all alike: the border of the top 90% is looked for by halves."""
+    whole = torch.full((1000, 1100), 0.01, dtype=dtype)
+    whole.view(-1)[torch.randperm(whole.numel(), generator=torch.Generator().manual_seed(1))[
+        :large]] = 1e4
+    found = summarize(lambda a, b: whole[a, b], tuple(whole.shape), compiled=compiled)
+    descending = np.sort(whole.double().numpy().ravel())[::-1]
+    border = np.searchsorted(descending.cumsum(), 0.9 * descending.sum() * (1 - 1e-12)) + 1
+    assert round(found.usage.top90_share * whole.numel()) == border
+    fused = summarize(Product(whole, None), tuple(whole.shape), compiled=compiled)
+    assert fused.usage.top90_share == found.usage.top90_share

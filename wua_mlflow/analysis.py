@@ -28,7 +28,7 @@ from wua_mlflow.gradients import Loss
 from wua_mlflow.hooks import unwrapped
 from wua_mlflow.importance import Criterion, output
 from wua_mlflow.null import with_null
-from wua_mlflow.observing import Observation, named_layers, observe, parts_of
+from wua_mlflow.observing import Observation, is_part, named_layers, observe, parts_of
 from wua_mlflow.processes import is_sharded
 from wua_mlflow.randomness import Purpose, torch_generator
 from wua_mlflow.summary import Summary, summarize
@@ -129,10 +129,10 @@ def analyze(  # noqa: PLR0913 - the options of one question, each by name
     needed = what_to_gather(list(criteria.values()), rows=effective_rank)
     if is_sharded(model):
         _check_sharded(null, needed)
-    wanted = named_layers(model, layers)
-    if effective_rank:  # it is scaled by those that read a layer, asked for or not
-        wanted = named_layers(model, None)
-    seen = observe(model, batches, needed, wanted=wanted, loss=loss)
+    wanted = named_layers(model, layers)  # the rank is scaled by those that read a layer, too
+    seen = observe(model, batches, needed, loss=loss,
+                   wanted=named_layers(model, None) if effective_rank else wanted)
+    _ = [parts_of(name, seen) for name in layers or ()]  # are they there?
     found = _usages(seen, criteria, layers)
     if null:
         found = _with_nulls(found, model, batches, criteria, (null, seed, loss))
@@ -176,7 +176,7 @@ def layer_importance(
     model, names, found = unwrapped(model), list(layers), {}
     seen = observe(model, Batches(data, model), what_to_gather([rule], rows=False),
                    wanted=named_layers(model, names), loss=loss)
-    for name in chain.from_iterable(parts_of(one, seen.layers) for one in names):
+    for name in chain.from_iterable(parts_of(one, seen) for one in names):
         layer = seen.layers.get(name)
         reason = seen.skipped.get(name) or (layer and lacking(layer, rule))
         if layer is None or reason:
@@ -195,7 +195,7 @@ def _usages(
 ) -> dict[str, ModelUsage]:
     others = [name for name in (*seen.layers, *seen.skipped)
               if layers is not None and not name.endswith("[...]")
-              and not {name, name.partition("[")[0]} & set(layers)]
+              and not any(is_part(name, one) for one in layers)]
     skipped = {**seen.skipped, **dict.fromkeys(others, NOT_ASKED)}
     called = [name for name in seen.layers if name not in others and name not in skipped]
     if layers is None and 0 < len(seen.last) < len(called):

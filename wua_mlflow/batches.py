@@ -84,11 +84,13 @@ class Batches:
 
     def _read(self, batch: Any) -> Batch:
         if self._to_inputs is not None:
-            inputs = self._to_inputs(batch)
+            inputs, targets = self._to_inputs(batch), _target_of(batch)
+            if targets is NO_TARGETS and not isinstance(batch, Tensor | np.ndarray | tuple | list):
+                targets = batch  # an object of the user's own, from which the loss takes them
             if isinstance(inputs, Mapping):
-                return self._of_dict(inputs, _target_of(batch))
+                return self._of_dict(inputs, targets)
             parts = inputs if isinstance(inputs, tuple) and inputs else (inputs,)
-            return self._of_args(parts, _target_of(batch))
+            return self._of_args(parts, targets)
         if isinstance(batch, Mapping):
             return self._of_dict(batch, batch.get("labels", NO_TARGETS))
         if isinstance(batch, tuple | list):
@@ -133,7 +135,8 @@ class Batches:
         """On the model's device; floating-point numbers in its dtype."""
         if isinstance(value, Tensor | np.ndarray):
             value = self._valued(value)
-            dtype = self._dtype if value.is_floating_point() else value.dtype
+            asked = value.is_floating_point() and self._to_inputs is None
+            dtype = self._dtype if asked or value.dtype == torch.float64 else value.dtype
             # a copy to the CPU that does not block could be read before it is done
             return value.to(device=self._device, dtype=dtype,
                             non_blocking=self._device.type == "cuda")

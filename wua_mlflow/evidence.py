@@ -216,8 +216,14 @@ def lacking(layer: Layer, criterion: Criterion) -> str | None:
 
 
 def evidence_of(layer: Layer, seen: Observation) -> Evidence:
-    """Gather a layer's weight and statistics; a sharded weight is gathered for as long as this."""
+    """Gather a layer's weight and statistics; a sharded weight is gathered for as long as this.
+
+    Raises:
+        ValueError: its bias is NaN or infinite.
+    """
     weight = _weight(layer, seen)
+    if layer.bias is not None and not is_finite(whole(seen.parameters[layer.bias.parameter])):
+        raise ValueError(f"layer {layer.name}: expected a finite bias, but got NaN or infinity")
     ones, squares = layer.inputs[1], layer.inputs[2]
     found = Evidence(
         weight,

@@ -129,6 +129,8 @@ def _parameters(layers: Iterable[Layer]) -> list[str]:
 def _add(
     sums: dict[str, Tensor], name: str, like: Tensor, gradient: Tensor | None, samples: int
 ) -> None:
+    if gradient is not None and gradient.layout is not torch.strided:
+        gradient = gradient.to_dense()
     first = name not in sums
     if first and gradient is not None and like.is_contiguous() and gradient.is_contiguous():
         sums[name] = gradient.detach().to(torch.float64, copy=True).mul_(samples)

@@ -234,8 +234,15 @@ def _buffers_kept(model: nn.Module) -> Iterator[None]:
                 current.update(before)
         with torch.no_grad():
             for tensor, value in values.values():
-                if not torch.equal(tensor, value):  # batch norm's kernel does not count versions
-                    tensor.copy_(value)
+                _put_back(tensor, value)
+
+
+def _put_back(tensor: Tensor, value: Tensor) -> None:
+    """A buffer's values, whatever became of it; where they are as before it is not touched."""
+    if tensor.layout is not torch.strided or tensor.shape != value.shape:
+        tensor.data = value
+    elif not torch.equal(tensor, value):  # batch norm's kernel does not count versions
+        tensor.copy_(value)
 
 
 def _eager() -> AbstractContextManager[Any]:

@@ -13,7 +13,15 @@ from torch import Tensor, nn
 from wua_mlflow.dotted import nearest
 from wua_mlflow.evaluation import Task
 from wua_mlflow.hooks import unwrapped
-from wua_mlflow.slimming import Cut, Structure, cut, most_important, unit_groups, unit_importance
+from wua_mlflow.slimming import (
+    Cut,
+    Structure,
+    cut,
+    folded,
+    most_important,
+    unit_groups,
+    unit_importance,
+)
 from wua_mlflow.widths import recommend_widths
 from wua_mlflow.widths.scoring import Loss, Scoring, scoring
 
@@ -28,16 +36,18 @@ def slim(  # noqa: PLR0913 - the options of one question, each by name
     method: str = "rank",
     margin: float = 0.02,
     criterion: str = "spanning",
+    fold: bool = True,
     task: Task | None = None,
     loss: Loss | None = None,
     seed: int = 0,
 ) -> Cut:
     """A copy of a trained network with its least important units cut out, to be fine-tuned.
 
-    Of every group of units the most important stay. The cut is verified: shapes, parameters, FLOPs,
-    ties, and outputs equal to those of the original with the same units masked; what cannot be cut
-    is in ``fixed`` with the reason. That it is as good after fine-tuning is for ``compare`` to say,
-    on data that neither training nor this function saw.
+    Of every group of units the most important stay, and are read for the others too (``fold``). The
+    cut is verified: shapes, parameters, FLOPs, ties, and outputs equal to those of the network
+    before it with the same units masked; what cannot be cut is in ``fixed`` with the reason. That
+    it is as good after fine-tuning is for ``compare`` to say, on data that neither training nor
+    this function saw.
 
     Args:
         model: any module whose output is a tensor; left as found.
@@ -49,6 +59,8 @@ def slim(  # noqa: PLR0913 - the options of one question, each by name
         margin: of the methods ``projection`` and ``ablation``.
         criterion: what makes a unit important: ``spanning`` (what it adds to the others),
             ``taylor``, ``magnitude``, ``random``, or a criterion of ``analyze``.
+        fold: whether the weights that read a unit that goes are added to those of the units that
+            stay, by a linear fit on the data (``slimming.folded``); else they are dropped.
         task: ``binary``, ``multiclass`` or ``regression``; read from the data, if None.
         loss: of outputs and targets, the mean over examples; that of the task, if None.
         seed: of the criterion ``random``.
@@ -84,8 +96,9 @@ def slim(  # noqa: PLR0913 - the options of one question, each by name
                              f"has, but {method} finds none; name them: widths={{...}}")
     kept = _kept(structure, widths)
     importance = _importance(model, structure, judge, criterion, seed)
-    return cut(model, example, {name: most_important(importance[name], width)
-                                for name, width in kept.items()})
+    keep = {name: most_important(importance[name], width) for name, width in kept.items()}
+    begin = folded(model, structure, keep, judge.inputs) if fold else model
+    return cut(begin, example, keep)
 
 
 def _importance(

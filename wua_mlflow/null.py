@@ -3,7 +3,7 @@
 Each draw re-initialises every module that has ``reset_parameters`` or ``_reset_parameters``, then
 all that a model's own ``_init_weights`` does (transformers, timm), and sees the same inputs; of the
 layers whose weights that leaves as they were, the own weights are permuted.
-May import: dotted, randomness, usage.
+May import: dotted, randomness, usage, watching.
 Tests: ``tests/test_null.py``, ``tests/test_null_layers.py``.
 """
 
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from wua_mlflow.dotted import one_line
 from wua_mlflow.randomness import Purpose, isolated, torch_generator
 from wua_mlflow.usage import PERMUTED, REINITIALISED, LayerUsage, ModelUsage, NullUsage
+from wua_mlflow.watching.owners import clean
 
 __all__ = ["PERMUTED", "REINITIALISED", "with_null"]
 
@@ -154,7 +155,7 @@ def _weights(model: nn.Module, layer: str) -> list[str]:
     for name in (base, f"{base}.weight".lstrip(".")):
         if name in names:
             return [name]
-    modules = {_clean(name) for name, _ in model.named_modules()}
+    modules = {clean(name) for name, _ in model.named_modules()}
     owner = base
     while owner not in modules:
         owner = owner.rpartition(".")[0]
@@ -165,12 +166,8 @@ def _weights(model: nn.Module, layer: str) -> list[str]:
 
 
 def _parameters(model: nn.Module) -> dict[str, Tensor]:
-    return {_clean(name): parameter
+    return {clean(name): parameter
             for name, parameter in model.named_parameters(remove_duplicate=False)}
-
-
-def _clean(name: str) -> str:
-    return ".".join(part for part in name.split(".") if part != "_orig_mod")
 
 
 def _reset(model: nn.Module) -> None:

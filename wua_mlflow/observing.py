@@ -7,7 +7,7 @@ Tests: ``tests/test_observing.py``.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,11 +23,11 @@ from wua_mlflow.sampling import Sampler
 from wua_mlflow.watching.felt import Felt
 from wua_mlflow.watching.layer import Layer
 from wua_mlflow.watching.omissions import omissions
-from wua_mlflow.watching.owners import layer_names
+from wua_mlflow.watching.owners import clean, layer_names
 from wua_mlflow.watching.told import Needs
 from wua_mlflow.watching.watch import Watch
 
-__all__ = ["Observation", "named_layers", "observe", "parts_of"]
+__all__ = ["Observation", "is_part", "named_layers", "observe", "parts_of"]
 
 
 SCRIPTED = "it runs as TorchScript, which shows no product"
@@ -38,7 +38,8 @@ class Observation:
     """The layers in the order of their first calls, and what was not seen as one.
 
     ``last`` names the layers of the last product: the model's outputs are their units.
-    ``parameters`` holds the weights by name, the model's own tensors.
+    ``parameters`` holds the weights by name, the model's own tensors; ``unasked`` names layers that
+    were called and not wanted.
     """
 
     layers: Mapping[str, Layer]
@@ -48,6 +49,7 @@ class Observation:
     parameters: Mapping[str, torch.Tensor]
     gradients: Gradients | None
     sampler: Sampler | None
+    unasked: frozenset[str] = frozenset()
 
 
 def observe(
@@ -105,15 +107,17 @@ def observe(
                 layer.computed = weight.detach() if isinstance(weight, torch.Tensor) else None
         if gradients is not None:
             gradients.finish()
-        skipped = omissions(watch.owners, watch.layers, state.calls, watch.others, watch.refused)
+        skipped = omissions(watch.owners, watch.layers, state.calls, watch.others, watch.refused,
+                            unasked=watch.unasked)
     if not samples:
         raise ValueError("data: expected at least one sample, but got none")
     return Observation(watch.layers, tuple(layer.name for layer in watch.last), skipped, samples,
-                       watch.owners.parameters, gradients, sampler)
+                       watch.owners.parameters, gradients, sampler,
+                       frozenset(watch.unasked))
 
 
 def named_layers(model: nn.Module, layers: Sequence[str] | None) -> Callable[[str], bool]:
-    """Whether a layer of this name was asked for, or all slices of its parameter; all, if None.
+    """Whether a layer was asked for: by its name, its parameter's or its module's; all, if None.
 
     Raises:
         ValueError: no layer of the model can have such a name.
@@ -127,18 +131,39 @@ def named_layers(model: nn.Module, layers: Sequence[str] | None) -> Callable[[st
     if isinstance(layers, str):
         raise ValueError(f"layers: expected a list of names, but got '{layers}'; put it into one")
     names = layer_names(model)
+    parts = {clean(name) for name, _ in model.named_modules()} - {""}
     for name in layers:
-        if name.partition("[")[0] not in names:  # a slice's name: weight[1:3]
+        base, bracket, index = name.partition("[")  # a slice's name: weight[1:3]
+        if name not in (*names, *parts) and (base not in names or bracket and index[-1:] != "]"):
             shown = ", ".join(names if len(names) <= 20 else [*names[:20], "…"])
             raise ValueError(f"layers: expected names among {shown}, but got '{name}'"
                              f"{nearest(name, names)}")
-    chosen = set(layers)
-    return lambda name: name in chosen or name.partition("[")[0] in chosen
+    return lambda name: any(is_part(name, one) for one in layers)
 
 
-def parts_of(name: str, layers: Iterable[str]) -> list[str]:
-    """Names of the layers that are slices of a parameter; its own name, where there are none."""
-    return [one for one in layers if one.partition("[")[0] == name] or [name]
+def is_part(name: str, of: str) -> bool:
+    """Whether a layer is the one of a name, a slice of that parameter, or within that module.
+
+    >>> [is_part(name, "rnn") for name in ("rnn", "rnn.weight_ih_l0", "rnn[0:2]", "rnn2")]
+    [True, True, True, False]
+    """
+    return name in (of, f"{of}.") or name.startswith((f"{of}.", f"{of}["))
+
+
+def parts_of(name: str, seen: Observation) -> list[str]:
+    """The layers that a name stands for, or itself where it is a layer's that was left out.
+
+    Raises:
+        ValueError: a slice of a parameter that no product used.
+    """
+    found = [one for one in seen.layers if is_part(one, name)]
+    if not found and "[" in name and name not in seen.skipped:
+        base = name.partition("[")[0]
+        slices = [one for one in seen.layers if one.startswith(base)] or [
+            one for one in seen.unasked if one.startswith(base)]
+        raise ValueError(f"layers: expected a slice that the forward multiplies with, but got "
+                         f"'{name}'{nearest(name, slices)}")
+    return found or [name]
 
 
 def _stream(

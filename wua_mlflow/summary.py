@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -127,6 +128,8 @@ class _Tiles:
 
     def __init__(self, part: Part, shape: tuple[int, int], *, by_column: bool, cuda: bool) -> None:
         self.part, self.shape, self.by_column = part, shape, by_column
+        narrow = _wide(part(slice(0, 1), slice(0, 1))).dtype == torch.float32
+        self.kind: Any = np.float32 if narrow else np.float64
         most = _TILE_ON_GPU if cuda else _TILE
         rows, columns = shape
         if by_column:
@@ -142,6 +145,16 @@ class _Tiles:
             rows = slice(top, min(top + self.rows, self.shape[0]))
             for left in range(0, self.shape[1], self.columns):
                 yield rows, _wide(self.part(rows, slice(left, left + self.columns)))
+
+    def beside(self, value: float, towards: float) -> float:
+        """The next number of the importances' own type: kernels compare in it."""
+        return float(np.nextafter(self.kind(value), self.kind(towards)))
+
+    def middle(self, low: float, high: float) -> float:
+        """The number that has as many others of its type above it, up to ``high``, as below."""
+        whole = np.int32 if self.kind is np.float32 else np.int64
+        ends = [int(self.kind(end).view(whole)) for end in (low, high)]
+        return float(whole(sum(ends) // 2 + 1).view(self.kind))
 
     def sample(self, each: int) -> np.ndarray:
         """Runs of ``each`` importances from all over, sorted from the largest down, float64."""
@@ -173,12 +186,12 @@ def _surveyed(tiles: _Tiles, kernels: Kernels, count: int) -> tuple[Survey, int]
     looked, bracket = survey, (0.0, survey.largest)  # between which the border surely lies
     for _ in range(_MOST_PASSES):
         if looked.above >= wanted:
-            bracket = (math.nextafter(window[1], math.inf), bracket[1])
+            bracket = (tiles.beside(window[1], math.inf), bracket[1])
             guess = bracket
         elif looked.above + looked.inside < wanted:
             if window[0] <= 0:
                 return survey, count  # by rounding: everything is needed
-            bracket = (bracket[0], math.nextafter(window[0], 0.0))
+            bracket = (bracket[0], tiles.beside(window[0], 0.0))
             guess = bracket
         else:
             found = _place(looked, wanted)
@@ -189,16 +202,10 @@ def _surveyed(tiles: _Tiles, kernels: Kernels, count: int) -> tuple[Survey, int]
                             slack / 4)
         narrower = (max(bracket[0], guess[0]), min(bracket[1], guess[1]))
         if narrower[0] > narrower[1] or narrower == window:
-            narrower = (_middle(*bracket), bracket[1])
+            narrower = (tiles.middle(*bracket), bracket[1])
         window = narrower
         looked = kernels.survey(tiles, tiles.shape[0], *window)
     raise RuntimeError("the border of the top 90% was not found")
-
-
-def _middle(low: float, high: float) -> float:
-    """The number that has as many others above it, up to ``high``, as below, down to ``low``."""
-    ends = np.array([low, high]).view(np.int64)
-    return float(((ends[0] + ends[1]) // 2 + 1).view(np.float64))
 
 
 def _window(descending: np.ndarray, share: float | None, slack: float) -> tuple[float, float]:

@@ -46,6 +46,21 @@ def most_important_by_hand(model: nn.Module, recipe: Recipe, count: int) -> list
     return sorted(np.argsort(-importance)[:count].tolist())
 
 
+def folded_by_hand(
+    model: nn.Module, recipe: Recipe, kept: list[int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """The second layer, which reads the units that are cut by a ridge regression on the others."""
+    first, bias, second, last = (one.astype(np.float64) for one in two_layers(model))
+    hidden = np.maximum(recipe.split.train.inputs.double().numpy() @ first.T + bias, 0)
+    gone = [unit for unit in range(hidden.shape[1]) if unit not in kept]
+    mean = hidden.mean(0)
+    x, y = (hidden - mean)[:, kept], (hidden - mean)[:, gone]
+    ridge = 1e-3 * np.mean(np.sum(x * x, 0)) * np.eye(len(kept))
+    fit = np.linalg.solve(x.T @ x + ridge, x.T @ y)
+    return (second[:, kept] + second[:, gone] @ fit.T,
+            last + second[:, gone] @ (mean[gone] - mean[kept] @ fit))
+
+
 def test_what_is_cut_are_the_parents_least_important_units() -> None:
     """With no step of fine-tuning that counts: the weights are the parent's own, by hand."""
     recipe = recipe_of(lr=1e-30, optimizer="sgd")
@@ -54,12 +69,21 @@ def test_what_is_cut_are_the_parents_least_important_units() -> None:
     original = parent(0, 42).model
     kept = most_important_by_hand(original, recipe, 5)
     first, bias, second, last = two_layers(original)
-    expected = first[kept], bias[kept], second[:, kept], last
+    expected = first[kept], bias[kept], *folded_by_hand(original, recipe, kept)
     for found, one in zip(two_layers(trained.model), expected, strict=True):
-        assert np.array_equal(found, one)
+        assert found == pytest.approx(one, rel=1e-4, abs=1e-5)
+    assert not np.allclose(expected[2], second[:, kept]) and not np.allclose(expected[3], last)
     assert trained.structure is not None
     assert trained.structure.rounds == ({"fc1": tuple(kept)},)
     assert kept != list(range(5)), "or the first ones would do"
+
+
+def cut_by_hand(model: nn.Module, recipe: Recipe, kept: list[int]) -> nn.Module:
+    found = cut(model, recipe.split.train.inputs[:4], {"fc1": kept}).model
+    second, last = folded_by_hand(model, recipe, kept)
+    found.load_state_dict({"fc2.weight": torch.from_numpy(second),
+                           "fc2.bias": torch.from_numpy(last)}, strict=False)
+    return found
 
 
 def test_fine_tuning_is_the_loop_that_one_would_write() -> None:
@@ -69,7 +93,7 @@ def test_fine_tuning_is_the_loop_that_one_would_write() -> None:
     trained = pruned(recipe, parent, parent, Cutting({"fc1": 5}, 2))(0, 42)
     original = parent(0, 42).model
     kept = most_important_by_hand(original, recipe, 5)
-    model = cut(original, recipe.split.train.inputs[:4], {"fc1": kept}).model.train()
+    model = cut_by_hand(original, recipe, kept).train()
     steps = torch.optim.SGD(model.parameters(), 0.03, momentum=0.9)
     x, y = recipe.split.train.inputs, recipe.split.train.targets
     order = torch_generator(42, Purpose.LOADER)
@@ -131,8 +155,7 @@ def test_a_distillation_aims_at_the_originals_outputs_too(root_widths: tuple[int
     parent, root = scratch(recipe_of(), (8,), 3), scratch(recipe_of(), root_widths, 3)
     trained = pruned(recipe, parent, root, Cutting({"fc1": 4}, 1, distill=True))(0, 42)
     original = parent(0, 42).model
-    student = cut(original, recipe.split.train.inputs[:4],
-                  {"fc1": most_important_by_hand(original, recipe, 4)}).model
+    student = cut_by_hand(original, recipe, most_important_by_hand(original, recipe, 4))
     x, y = recipe.split.train.inputs, recipe.split.train.targets
     teacher = root(0, 42).model(x).detach()
     outputs = student(x)

@@ -206,3 +206,75 @@ def test_what_the_loss_does_not_depend_on_has_units_of_zero():
     usage = analyze(model, [(x, y)], criterion="taylor", layers=["one"],
                     loss=lambda outputs, targets: model.head.bias.sum())
     assert not usage.layers["one"].unit_importance.any()
+
+
+class Stepwise(Reader):
+    """The same, one call a step, each with the state that the one before left."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        states, state = [], None
+        for step in x.unbind(1):
+            one, state = self.rnn(step[:, None], state)
+            states.append(one)
+        every = self.head(torch.cat(states, 1).square()).sum(1)
+        last = state[0] if isinstance(state, tuple) else state
+        return every if self.reads == "every" else every + self.head(last[-1])
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+@pytest.mark.parametrize("reads", ["every", "both"])
+def test_a_state_that_is_handed_on_counts_once(kind, reads):
+    rnn = kind(INPUTS, UNITS, 2 if kind is nn.LSTM else 1, batch_first=True)
+    whole, steps = Reader(rnn, reads), Stepwise(rnn, reads)
+    steps.head = whole.head
+    x, y = rows(SAMPLES, STEPS, INPUTS), labels(SAMPLES)
+    if kind is nn.LSTM:  # its last layer's end alone
+        whole.reads = steps.reads = "every"
+    torch.testing.assert_close(steps(x), whole(x))
+    names = [f"rnn.{name}" for name, _ in rnn.named_parameters() if "weight" in name]
+    found, expected = (units_of(one, [(x, y)], names) for one in (steps, whole))
+    for name in names:
+        close(found[name], expected[name])
+
+
+class Shared(nn.Module):
+    """Two layers with one bias, and one whose bias is computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.made = nn.Linear(3, 4), nn.Linear(3, 4), nn.Linear(3, 4)
+        self.two.bias = self.one.bias
+        self.head = nn.Linear(4, 2)
+        self.masks: dict[str, Tensor] = {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = {
+            "one": self.one(x), "two": self.two(x),
+            "made": functional.linear(x, self.made.weight, self.made.bias * 2)}
+        return self.head(sum((one * self.masks.get(name, 1)).tanh()
+                             for name, one in found.items()))
+
+
+def test_biases_that_are_shared_or_computed():
+    model, x, y = Shared(), rows(SAMPLES, 3), labels(SAMPLES)
+    names = ["one", "two", "made"]
+    model.masks = {name: torch.ones(4, requires_grad=True) for name in names}
+    expected = torch.autograd.grad(loss(model(x), y), list(model.masks.values()))
+    model.masks = {}
+    found = units_of(model, [(x[:4], y[:4]), (x[4:], y[4:])], names)
+    for name, one in zip(names, expected, strict=True):
+        close(found[name], one.double().abs())
+
+
+def test_a_bias_added_to_a_tied_weight():
+    class Late(TwoBiases):
+        def forward(self, x: Tensor) -> Tensor:
+            mask = 1 if self.mask is None else self.mask
+            x = torch.tanh((functional.linear(x, self.one.weight) + self.one.bias) * mask)
+            return self.head(x)
+
+    model, x, y = Late(), rows(SAMPLES, 3), labels(SAMPLES)
+    model.mask = torch.ones(3, requires_grad=True)
+    expected, = torch.autograd.grad(loss(model(x), y), [model.mask])
+    model.mask = None
+    close(units_of(model, [(x, y)], ["one"])["one"], expected.double().abs())

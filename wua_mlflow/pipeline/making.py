@@ -17,7 +17,7 @@ from torch import nn
 from wua_mlflow.evaluation import loss_for
 from wua_mlflow.pipeline.recipe import Recipe, Trained, train_made, train_one
 from wua_mlflow.pipeline.streams import Stream
-from wua_mlflow.slimming import cut, unit_groups, unit_importance
+from wua_mlflow.slimming import cut, folded, unit_groups, unit_importance
 from wua_mlflow.slimming.groups import Structure
 from wua_mlflow.slimming.importance import most_important
 from wua_mlflow.slimming.specification import Specification
@@ -42,12 +42,14 @@ class Cutting:
         keep: by group of units how many stay; the most important ones.
         epochs: of fine-tuning.
         importance: what makes a unit important.
+        fold: whether what reads a unit that goes reads the others for it (``slimming.folded``).
         distill: whether the fine-tuning aims at the original's outputs too.
     """
 
     keep: Mapping[str, int]
     epochs: int
     importance: str = "spanning"
+    fold: bool = True
     distill: bool = False
 
 
@@ -121,7 +123,10 @@ def _cut(
     structure = unit_groups(source.model, _example(recipe))
     if all(count >= structure.group(name).units for name, count in cutting.keep.items()):
         return source.model, source.structure, structure.fixed
-    made = cut(source.model, _example(recipe), _kept(recipe, source, structure, cutting))
+    keep = _kept(recipe, source, structure, cutting)
+    inputs = recipe.split.train.inputs.to(recipe.device)
+    begin = folded(source.model, structure, keep, inputs) if cutting.fold else source.model
+    made = cut(begin, _example(recipe), keep)
     history = made.specification if source.structure is None else \
         source.structure.then(made.specification)
     return made.model, history, made.fixed

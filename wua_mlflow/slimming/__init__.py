@@ -7,6 +7,7 @@ hooks, importance, randomness. Tests: ``tests/slimming/``.
 from __future__ import annotations
 
 from wua_mlflow.slimming.cutting import Cut, cut, unit_groups
+from wua_mlflow.slimming.folding import folded
 from wua_mlflow.slimming.groups import Places, Structure, UnitGroup
 from wua_mlflow.slimming.importance import most_important, unit_importance
 from wua_mlflow.slimming.masked import masked
@@ -19,6 +20,7 @@ __all__ = [
     "Structure",
     "UnitGroup",
     "cut",
+    "folded",
     "masked",
     "most_important",
     "rebuild",

@@ -1,6 +1,6 @@
 """What a group's readers read: its units' activations, to measure or to change.
 
-May import: torch, dotted, hooks, slimming. Tests: ``tests/slimming/test_activations.py``.
+May import: torch, chunks, dotted, hooks, slimming. Tests: ``tests/slimming/test_activations.py``.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from wua_mlflow.hooks import reading
+from wua_mlflow.chunks import rows_at_once
+from wua_mlflow.hooks import evaluating, reading
 
 if TYPE_CHECKING:
     from wua_mlflow.slimming.groups import Places, UnitGroup
 
-__all__ = ["Moments", "Port", "changing", "moments", "outgoing_norms", "ports"]
+__all__ = ["Moments", "Port", "changing", "forwards", "moments", "outgoing_norms", "ports"]
 
 _NUMBERS_AT_ONCE = 2**22
 
@@ -128,6 +129,13 @@ def moments(
     with reading({module: all_of(takers) for module, takers in taking.items()}):
         run()
     return found
+
+
+def forwards(model: nn.Module, inputs: Tensor) -> None:
+    """Run a model over the inputs, a few at a time; left as found."""
+    with evaluating(model, grad=False):
+        for rows in inputs.split(rows_at_once(inputs.shape)):
+            model(rows)
 
 
 Change = tuple[Port, Callable[[Tensor], Tensor]]

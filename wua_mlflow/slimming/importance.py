@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from wua_mlflow.chunks import rows_at_once
 from wua_mlflow.hooks import evaluating, unwrapped
+from wua_mlflow.slimming.activations import forwards
 from wua_mlflow.slimming.groups import Places, Structure, UnitGroup
 from wua_mlflow.slimming.spanning import spanning
 
@@ -65,7 +66,7 @@ def unit_importance(
     if criterion not in CRITERIA:
         return _analysed(plain, structure, data, criterion)
     found = {} if criterion == "taylor" else \
-        spanning(plain, structure.groups, lambda: _forwards(plain, data[0]))
+        spanning(plain, structure.groups, lambda: forwards(plain, data[0]))
     if len(found) == len(structure.groups):
         return found
     if loss is None:
@@ -84,12 +85,6 @@ def most_important(importance: Tensor, count: int) -> list[int]:
     """
     order = importance.argsort(descending=True, stable=True)
     return sorted(order[:count].tolist())
-
-
-def _forwards(model: nn.Module, inputs: Tensor) -> None:
-    with evaluating(model, grad=False):
-        for rows in inputs.split(rows_at_once(inputs.shape)):
-            model(rows)
 
 
 def _mean_gradients(

@@ -25,8 +25,8 @@ def spanning(
     read it. The first unit is the one of the largest variance, each further one that of which most
     is left when those before it have explained it linearly; its importance is what was left. So of
     two units that say the same one is dispensable, however large both are. (The selection of the
-    interpolative decomposition: Chee et al. 2022, arXiv 2108.00065; without its correction of the
-    next layer's weights, which fine-tuning makes up for.)
+    interpolative decomposition: Chee et al. 2022, arXiv 2108.00065; its correction of the next
+    layer's weights is ``folding``.)
 
     Args:
         model: unwrapped.

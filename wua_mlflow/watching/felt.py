@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from wua_mlflow.watching.calls import Product
+from wua_mlflow.watching.layer import Layer
 from wua_mlflow.watching.recurrent import Readers
 from wua_mlflow.watching.sums import by_unit, wide
 
@@ -25,20 +25,25 @@ class Felt:
         self.sums: dict[str, Tensor] = {}
         self._reading: dict[tuple[str, int], Tensor] = {}
 
-    def product(self, name: str, product: Product, output: Tensor) -> None:
+    def product(self, layer: Layer, output: Tensor) -> None:
         """Follow a product's output, the units' own."""
-        def by_units(felt: Tensor) -> Tensor:
-            rows = by_unit(felt, product.spatial, product.unit_dim)
-            return rows.sum([0, 2] if rows.dim() == 3 else 0, dtype=wide(rows))
+        self._follow(layer.name, output, lambda felt: _by_units(layer, felt))
 
-        self._follow(name, output, by_units)
+    def bias(self, layer: Layer, bias: Tensor, result: Tensor) -> None:
+        """Follow what a bias adds to a product that is followed."""
+        if result.requires_grad:
+            values = bias.detach().reshape(-1).clone()
+            result.register_hook(
+                lambda gradient: self._add(layer.name, values * _by_units(layer, gradient)))
 
-    def states(self, name: str, units: int, readers: Readers) -> None:
+    def states(self, layer: Layer, readers: Readers) -> None:
         """Follow the units of a recurrent layer to all that reads them.
 
         Their a·g is summed over the readers: for an LSTM and a plain RNN that is the hidden state's
-        own. What a GRU's unit carries over by itself to its next step is no reader.
+        own. What a GRU's unit carries over by itself to its next step is no reader. A state that
+        the layer was given counts where it was made, not once more as what the weight reads.
         """
+        name, units = layer.name, layer.units
         start = readers.direction * units
 
         def of_steps(felt: Tensor) -> Tensor:
@@ -52,6 +57,8 @@ class Felt:
         for gave, rule in ((readers.outputs, of_steps), (readers.ends, of_ends)):
             if gave is not None:
                 self._follow(name, gave, rule)
+        if readers.start is not None:
+            self._follow(name, readers.start, lambda felt: -of_ends(felt))
         if readers.weight.requires_grad:
             self._reading[name, id(readers.weight)] = readers.weight
 
@@ -73,3 +80,8 @@ class Felt:
     def _add(self, name: str, felt: Tensor) -> None:
         exact = felt if felt.device.type == "mps" else felt.double()
         self.sums[name] = self.sums[name] + exact if name in self.sums else exact
+
+
+def _by_units(layer: Layer, felt: Tensor) -> Tensor:
+    rows = by_unit(felt, layer.spatial, layer.unit_dim)
+    return rows.sum([0, 2] if rows.dim() == 3 else 0, dtype=wide(rows))

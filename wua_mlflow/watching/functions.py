@@ -10,16 +10,16 @@ from typing import Any
 
 from torch import Tensor
 
-__all__ = ["PRODUCTS", "SUMS", "UNITS_STAY", "is_relu", "only_looks"]
+__all__ = ["PRODUCTS", "ROWS_STAY", "SUMS", "UNITS_STAY", "is_relu", "only_looks"]
 
 _LOOKS = frozenset([
     "__get__", "__set__", "__len__", "__getitem__", "__format__", "__repr__", "__hash__",
     "__deepcopy__", "_is_view", "bfloat16", "chunk", "contiguous", "data_ptr", "detach", "detach_",
     "dim", "double", "element_size", "expand", "flatten", "float", "half", "is_complex", "is_conj",
     "is_contiguous", "is_floating_point", "is_inference", "is_neg", "is_same_size", "movedim",
-    "narrow", "nelement", "numel", "permute", "requires_grad_", "reshape", "size", "split",
-    "squeeze", "storage_offset", "stride", "swapaxes", "t", "to", "transpose", "type", "type_as",
-    "unbind", "unflatten", "unsqueeze", "untyped_storage", "view", "view_as",
+    "narrow", "nelement", "numel", "permute", "requires_grad_", "reshape", "select", "size",
+    "split", "squeeze", "storage_offset", "stride", "swapaxes", "t", "to", "transpose", "type",
+    "type_as", "unbind", "unflatten", "unsqueeze", "untyped_storage", "view", "view_as",
 ])
 """Functions that look at a parameter without computing with it."""
 UNITS_STAY = frozenset([
@@ -33,6 +33,8 @@ UNITS_STAY = frozenset([
 """Functions after which the units are still the same ones, each in its place."""
 PRODUCTS = frozenset(["einsum", "bmm", "baddbmm", "tensordot", "embedding_bag", "mv", "inner"])
 """Products that are not read: after one, the last layer seen is not the model's output."""
+ROWS_STAY = frozenset(["view", "reshape"])
+"""Functions that may lay rows out otherwise, each whole."""
 SUMS = frozenset(["add", "add_", "__add__", "__radd__", "__iadd__"])
 """Functions that may add a bias to a product."""
 _RELU = frozenset(["relu", "relu_", "relu6"])

@@ -47,17 +47,25 @@ class Alive:
         self.flags = torch.zeros(units, dtype=torch.bool, device=device)
         self.above = above
         self.calls = 0
+        self.last = 0
         self._undecided = torch.arange(units, device=device)
 
     def to(self, device: torch.device) -> Alive:
         """The same on another device, decided or not."""
         moved = Alive(len(self.flags), device, above=self.above)
         moved.flags, moved.calls = self.flags.to(device, copy=True), self.calls
+        moved.last = self.last
         return moved
 
-    def see(self, rows: Tensor) -> None:
-        """Args: outputs by unit, shape (rows, units) or (samples, units, positions)."""
-        self.calls += 1
+    def see(self, rows: Tensor, call: int | None = None) -> None:
+        """Take in what came of one call of the layer.
+
+        Args:
+            rows: outputs by unit, shape (rows, units) or (samples, units, positions).
+            call: which one; the same once more is not counted again.
+        """
+        self.calls += call is None or call != self.last
+        self.last = self.last if call is None else call
         if not self._undecided.numel():
             return
         few = _A_FEW if rows.dim() == 2 else 1
@@ -112,6 +120,11 @@ class Layer:
     def covers(self) -> str | None:
         """The name of the parameter, where the weight is one's view."""
         return self.view.parameter if self.view else None
+
+    @property
+    def unit_dim(self) -> int:
+        """The dimension of a product's output that counts units, from its end."""
+        return -2 if self.operation == "left_matmul" else -1
 
     @property
     def by_column(self) -> bool:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from torch import nn
 
@@ -31,6 +31,8 @@ def omissions(
     calls: Mapping[str, int],
     others: Mapping[str, str],
     refused: Mapping[str, str],
+    *,
+    unasked: Collection[str] = (),
 ) -> dict[str, str]:
     """The reason by module, or by parameter where the rest of its module was analysed.
 
@@ -40,6 +42,7 @@ def omissions(
         calls: of each module.
         others: by parameter, the function that computed with it otherwise.
         refused: by layer, why its weight cannot be analysed.
+        unasked: layers that were called and not to be analysed.
     """
     covered = {layer.covers: layer.name for layer in layers.values() if layer.covers}
     computed = {layer.module for layer in layers.values() if layer.view is None}
@@ -69,7 +72,7 @@ def omissions(
         elif left and (matrices or name not in holders):
             found[name] = _of_module(module, matrices, calls.get(name, 0))
     found.update(_tied(owners, covered))
-    for part in (_in_part(owners, layers), _also(owners, layers, calls, others)):
+    for part in (_in_part(owners, layers, unasked), _also(owners, layers, calls, others)):
         for key, reason in part.items():
             found[key] = f"{found[key]}; {reason}" if key in found else reason
     return found
@@ -122,16 +125,18 @@ def _unused(
     return found
 
 
-def _in_part(owners: Owners, layers: Mapping[str, Layer]) -> dict[str, str]:
+def _in_part(
+    owners: Owners, layers: Mapping[str, Layer], unasked: Collection[str]
+) -> dict[str, str]:
     """Parameters of which only some slices were analysed."""
     seen: Counter[str] = Counter()
     for layer in layers.values():
         if layer.view is not None:
             seen[layer.view.parameter] += math.prod(layer.view.size)
-    found = {}
+    found, asked_in_part = {}, {one.partition("[")[0] for one in unasked if "[" in one}
     for parameter, count in seen.items():
         total = owners.parameters[parameter].numel()
-        if count < total:
+        if count < total and parameter.removesuffix(".weight") not in asked_in_part:
             found[f"{parameter}[...]"] = \
                 f"{total - count} of its {total} weights are in no product that is analysed"
     return found

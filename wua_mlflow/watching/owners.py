@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Owners", "View", "kind_of", "layer_name", "layer_names"]
+__all__ = ["Owners", "View", "clean", "kind_of", "layer_name", "layer_names"]
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,8 @@ class View:
                 return [self._span()]
             found.append((step, start, start + count))
             room = step
+        if room is not None and room > 1:  # one place along a last dimension
+            found.append((1, rest, rest + 1))
         return found
 
     def _span(self) -> tuple[int, int, int]:
@@ -89,19 +91,19 @@ class Owners:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self.modules = {_clean(name): module for name, module in model.named_modules()}
+        self.modules = {clean(name): module for name, module in model.named_modules()}
         self.parameters: dict[str, Tensor] = {}
         self.aliases: dict[str, list[str]] = {}
         self._names: dict[int, str] = {}
         self._swapped: dict[int, tuple[Tensor, str]] = {}
         for name, parameter in model.named_parameters(remove_duplicate=False):
-            first = self._names.setdefault(id(parameter), _clean(name))
+            first = self._names.setdefault(id(parameter), clean(name))
             self.parameters[first] = parameter
-            self.aliases.setdefault(first, []).append(_clean(name))
+            self.aliases.setdefault(first, []).append(clean(name))
         self._places = {parameter.data_ptr(): name for name, parameter in self.parameters.items()
                         if type(parameter) in (nn.Parameter, Tensor) and not parameter.is_meta
                         and parameter.layout is torch.strided}
-        self.buffers = {id(buffer): _clean(name) for name, buffer in model.named_buffers()}
+        self.buffers = {id(buffer): clean(name) for name, buffer in model.named_buffers()}
 
     def find(self, tensor: Tensor, running: Sequence[str]) -> View | None:
         """The view of a parameter that ``tensor`` is; None where it is none.
@@ -135,10 +137,14 @@ class Owners:
         for module_name in running[-1:]:
             for inner, parameter in self.modules[module_name].named_parameters():
                 if parameter is tensor:
-                    name = ".".join(filter(None, (module_name, _clean(inner))))
+                    name = ".".join(filter(None, (module_name, clean(inner))))
                     self._swapped[id(tensor)] = (tensor, name)  # held, so that the id stays its own
                     return name
         return None
+
+    def is_shared(self, view: View | None) -> bool:
+        """Whether the parameter has several names: its gradient is of all its uses."""
+        return view is not None and len(self.aliases[view.parameter]) > 1
 
     def _by_memory(self, tensor: Tensor) -> str | None:
         """A detached alias of a whole parameter."""
@@ -151,7 +157,7 @@ class Owners:
         return name if same and tensor.numel() else None
 
 
-def _clean(name: str) -> str:
+def clean(name: str) -> str:
     """Without what a wrapper puts into the names of a model's parts."""
     parts = [part for part in name.split(".") if part != "_orig_mod"]
     return ".".join(parts)
@@ -176,11 +182,12 @@ def layer_names(model: nn.Module) -> list[str]:
     """Every name that a layer of the model may have, before it was run."""
     names: dict[str, None] = {}
     for module_name, module in model.named_modules():
-        prefix = _clean(module_name)
+        prefix = clean(module_name)
         if any(True for _ in module.parameters(recurse=False)) or "parametrizations" in dir(module):
             names[prefix] = None
         for attribute, parameter in module.named_parameters(recurse=False):
-            if parameter.dim() > 1 and attribute != "weight":
+            fused = isinstance(module, nn.MultiheadAttention) and attribute == "in_proj_weight"
+            if parameter.dim() > 1 and attribute != "weight" and not fused:
                 names[".".join(filter(None, (prefix, attribute)))] = None
         if isinstance(module, nn.MultiheadAttention):
             names.update(dict.fromkeys(f"{prefix}.{q}_proj".lstrip(".") for q in "qkv"))

@@ -32,13 +32,15 @@ class Readers:
 
     Within the layer the columns of ``weight``; beyond it whatever is made of ``outputs``, shape
     (..., units of all directions), and of the last states ``ends``, shape (directions, ...). Both
-    None where a projection is all that reads the units.
+    None where a projection is all that reads the units. ``start`` are the states that the layer
+    began with, as ``ends`` lie.
     """
 
     weight: Tensor
     outputs: Tensor | None = None
     ends: Tensor | None = None
     direction: int = 0
+    start: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,7 @@ def run_by_layer(
         outputs, *ends = outcome
         for way in range(ways):
             _tell(own[way * each:(way + 1) * each], bias, (data, outputs),
-                  (start[0][way], ends[0]), (way, ways), time_first, seen)
+                  (start[0], ends[0]), (way, ways), time_first, seen)
         for kept, end in zip(finals, ends, strict=True):
             kept.append(end)
         data = outputs
@@ -137,11 +139,11 @@ def _tell(  # noqa: PLR0913 - one layer and direction of a recurrent call, part 
     projection = rest[-1] if len(rest) > (2 if bias else 0) else None
     width = hidden.shape[1]
     outputs = data[1].narrow(-1, way[0] * (data[1].shape[-1] // way[1]), width)
-    borders, backwards = (ends[0], ends[1][way[0]]), way[0] == 1
+    borders, backwards = (ends[0][way[0]], ends[1][way[0]]), way[0] == 1
     units = projection.shape[1] if projection is not None else width
     gates = into.shape[0] // units
     shown = None if projection is not None else outputs
-    of_states = Readers(hidden, data[1], ends[1], way[0])
+    of_states = Readers(hidden, data[1], ends[1], way[0], ends[0])
     readers = of_states if projection is None else Readers(projection)
     seen(Recurrence(into, biases[:1], gates, data[0], None, shown, time_first, backwards, readers))
     seen(Recurrence(hidden, biases[1:], gates, outputs, borders, shown, time_first, backwards,

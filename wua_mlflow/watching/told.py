@@ -20,7 +20,8 @@ from wua_mlflow.watching.masks import Mask
 from wua_mlflow.watching.recurrent import Recurrence
 from wua_mlflow.watching.sums import by_unit, input_sums, kept, output_sums
 
-__all__ = ["Needs", "Positions", "is_bias", "pass_on", "see_relu", "tell_bias", "tell_product",
+__all__ = ["Needs", "Positions", "late_bias", "pass_on", "pass_on_product",
+           "see_relu", "tell_bias", "tell_product",
            "tell_recurrence"]
 
 
@@ -116,9 +117,18 @@ def _summed(tensor: Tensor, power: int, positions: Positions) -> tuple[Tensor, i
     return sums.squeeze(0), count
 
 
-def is_bias(layer: Layer, tensor: Tensor) -> bool:
+def late_bias(terms: Sequence[Any]) -> tuple[Tensor, Layer, Tensor] | None:
+    """Of what is added up a product, its layer, and what may be its bias; None where neither is."""
+    for product, bias in (terms, terms[::-1]) if len(terms) == 2 else ():
+        layer = noted(product, "product")
+        if layer is not None and isinstance(bias, Tensor) and _is_by_unit(layer, bias):
+            return product, layer, bias
+    return None
+
+
+def _is_by_unit(layer: Layer, tensor: Tensor) -> bool:
     """Whether a tensor has one number a unit, in the dimension that counts a layer's units."""
-    place = tensor.dim() - 1 - layer.spatial
+    place = tensor.dim() - 1 - layer.spatial if layer.unit_dim == -1 else tensor.dim() - 2
     return place >= 0 and tensor.shape[place] == layer.units == tensor.numel()
 
 
@@ -126,28 +136,40 @@ def tell_bias(
     layer: Layer, bias: Tensor, result: Tensor, needs: Needs, positions: Positions
 ) -> None:
     """A product's own bias was added to it afterwards: as if the product had had it."""
-    rows, lead = by_unit(result.detach(), layer.spatial), result.shape[:-1]
+    rows = by_unit(result.detach(), layer.spatial, layer.unit_dim)
+    shape = result.shape
+    lead = shape[:-1] if layer.unit_dim == -1 else (*shape[:-2], shape[-1])
     if needs.output:
         count = kept(rows, lead, positions.mask, time_first=positions.time_first)[1]
         layer.output.add(bias.detach().reshape(-1).double() * count, 0)
     if layer.alive is not None:
         layer.alive.see(positions.masked(rows, lead))
-    mark(result, layer=layer, product=None)
+    if layer.unit_dim == -1:
+        mark(result, layer=layer, call=layer.calls, product=None)
 
 
-def pass_on(layer: Layer, result: Tensor, *, flat: bool) -> None:
+def pass_on(layer: Layer, result: Tensor, *, flat: bool, call: int | None = None) -> None:
     """After a function that leaves a layer's units in their places.
 
     Args:
         layer: whose units the function was given.
         result: what it made of them.
         flat: whether it laid images out in rows, or was given such rows.
+        call: of which call of the layer they came.
     """
     if flat and layer.spatial > 0:
         if result.dim() == 2:
-            mark(result, layer=layer, product=None, flat=True)
+            mark(result, layer=layer, call=call, product=None, flat=True)
     else:
-        mark(result, layer=layer, product=None)
+        mark(result, layer=layer, call=call, product=None)
+
+
+def pass_on_product(given: Tensor, result: Tensor) -> None:
+    """After a view that leaves a product's rows whole: a bias may still be added to it."""
+    layer = noted(given, "product")
+    if layer is not None and not layer.spatial and layer.unit_dim == -1 \
+            and result.shape[-1:] == given.shape[-1:]:
+        mark(result, layer=layer, call=noted(given, "call"), product=layer)
 
 
 def see_relu(tensor: Any, positions: Positions) -> None:
@@ -159,4 +181,4 @@ def see_relu(tensor: Any, positions: Positions) -> None:
     if rows.shape[1] == layer.units:
         if layer.alive_after_relu is None:
             layer.alive_after_relu = Alive(layer.units, tensor.device, above=True)
-        layer.alive_after_relu.see(positions.masked(rows, tensor.shape[:-1]))
+        layer.alive_after_relu.see(positions.masked(rows, tensor.shape[:-1]), noted(tensor, "call"))

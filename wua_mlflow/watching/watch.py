@@ -18,7 +18,14 @@ from torch.overrides import TorchFunctionMode
 from wua_mlflow.watching.attention import ATTENTION, attention, thirds
 from wua_mlflow.watching.calls import READERS, Product, name_of
 from wua_mlflow.watching.felt import Felt
-from wua_mlflow.watching.functions import PRODUCTS, SUMS, UNITS_STAY, is_relu, only_looks
+from wua_mlflow.watching.functions import (
+    PRODUCTS,
+    ROWS_STAY,
+    SUMS,
+    UNITS_STAY,
+    is_relu,
+    only_looks,
+)
 from wua_mlflow.watching.layer import Layer
 from wua_mlflow.watching.marks import mark, noted
 from wua_mlflow.watching.masks import Mask
@@ -28,8 +35,9 @@ from wua_mlflow.watching.strangers import Strangers
 from wua_mlflow.watching.told import (
     Needs,
     Positions,
-    is_bias,
+    late_bias,
     pass_on,
+    pass_on_product,
     see_relu,
     tell_bias,
     tell_product,
@@ -55,6 +63,7 @@ class Watch(TorchFunctionMode):
         self.last: list[Layer] = []
         self.refused: dict[str, str] = {}
         self.others: dict[str, str] = {}
+        self.unasked: set[str] = set()
         self.mask: Mask | None = None
         self.used: list[tuple[Layer, Tensor]] = []
         self.felt = Felt()
@@ -72,10 +81,9 @@ class Watch(TorchFunctionMode):
             self.last = []
             return run_by_layer(func, args, self._recurrence)
         name = name_of(func)
-        if name in SUMS and not kwargs and (late := self._late_bias(args)):
-            result = func(*args)
-            tell_bias(*late, result, self.needs, self._positions())
-            return result
+        if name in SUMS and (total := self._add_bias(func, args, kwargs)) is not None:
+            self._note(name, args, kwargs)
+            return total
         result = self._called(func, name, args, kwargs)
         reader = READERS.get(func)
         if reader is not None:
@@ -92,26 +100,32 @@ class Watch(TorchFunctionMode):
         cuts = is_relu(name, args, kwargs)
         if cuts and args:
             see_relu(args[0], self._positions())
-        stays = name in UNITS_STAY and bool(args)
-        layer, flat = (noted(args[0], "layer"), noted(args[0], "flat")) if stays else (None, None)
+        given = args[0] if args and name in UNITS_STAY else None
+        layer, call, flat = (noted(given, what) for what in ("layer", "call", "flat"))
         result = func(*args, **kwargs)
-        if isinstance(result, Tensor) and layer is not None:
-            pass_on(layer, result, flat=bool(flat) or name == "flatten")
+        if result is given and noted(given, "layer") is layer:
+            pass  # given back as it is, with its notes
+        elif isinstance(result, Tensor) and layer is not None:
+            pass_on(layer, result, flat=bool(flat) or name == "flatten", call=call)
+        elif isinstance(result, Tensor) and name in ROWS_STAY and args:
+            pass_on_product(args[0], result)
         if isinstance(result, Tensor) and cuts:
             mark(result, positive=True)
         return result
 
-    def _late_bias(self, args: Any) -> tuple[Layer, Tensor] | None:
-        """The layer of a product to which its own bias is added just now, and that bias."""
-        for product, bias in (args[:2], args[1::-1]):
-            layer = noted(product, "product")
-            if layer is None or not isinstance(bias, Tensor) or not is_bias(layer, bias):
-                continue
-            view = self.owners.find(bias, self.running)
-            if view is not None and layer.bias in (None, view):
-                layer.bias = view
-                return layer, bias
-        return None
+    def _add_bias(self, func: Any, args: Any, kwargs: Mapping[str, Any]) -> Any:
+        """What a sum gives, where it adds a product's own bias to it; else None."""
+        found = late_bias((*args, *kwargs.values()))
+        view = None if found is None else self.owners.find(found[2], self.running)
+        if found is None or view is None or found[1].bias not in (None, view):
+            return None
+        (product, layer, bias), result = found, func(*args, **kwargs)
+        layer.bias = view
+        mark(product, product=None)  # it may be added once more to the same product
+        tell_bias(layer, bias, result, self.needs, self._positions())
+        if self.needs.gradient and layer.followed:
+            self.felt.bias(layer, bias, result)
+        return result
 
     def _inside_attention(self, args: Any, kwargs: Mapping[str, Any]) -> Any:
         """Attention's own code with this mode on: its four projections are products like others."""
@@ -202,6 +216,7 @@ class Watch(TorchFunctionMode):
             self.refused[name] = f"it has no weights: its shape is {tuple(weight.shape)}"
             return None
         if not self.wanted(name):
+            self.unasked.add(name)
             return None
         geometry = product.geometry
         transposed = geometry is not None and geometry.transposed
@@ -214,7 +229,8 @@ class Watch(TorchFunctionMode):
                       weight.detach() if view is None else None, bias, groups,
                       transposed=transposed,
                       heads=module.num_heads if isinstance(module, nn.MultiheadAttention) else 0,
-                      followed=view is not None and len(self.owners.aliases[view.parameter]) > 1)
+                      followed=self.owners.is_shared(view) or product.bias is not None and (
+                          bias is None or self.owners.is_shared(bias)))
         self.layers[name] = layer
         return layer
 
@@ -242,9 +258,10 @@ class Watch(TorchFunctionMode):
         if self.needs.gradient and layer.computed is not None:
             self.used.append((layer, product.weight))
         if self.needs.gradient and layer.followed:
-            self.felt.product(layer.name, product, result)
+            self.felt.product(layer, result)
         if product.unit_dim == -1:
-            mark(result, layer=layer, product=layer)
+            mark(result, layer=layer, call=layer.calls)
+        mark(result, product=layer)
 
     def _positions(self) -> Positions:
         first = self._time_first
@@ -262,7 +279,7 @@ class Watch(TorchFunctionMode):
             self.last.append(layer)
             tell_recurrence(layer, one, self.needs, Positions(self.mask, one.time_first is True))
             if self.needs.gradient and one.readers is not None:
-                self.felt.states(layer.name, layer.units, one.readers)
+                self.felt.states(layer, one.readers)
 
     def _recurrent_layer(self, one: Recurrence, view: View | None) -> Layer | None:
         if view is None or not self.wanted(view.parameter):

@@ -1,0 +1,38 @@
+"""Batches that are objects of one's own: what the model and the loss get of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from tests.networks import labels, mlp, rows
+from wua_mlflow.analysis import analyze
+from wua_mlflow.batches import Batches
+
+
+@dataclass
+class Graphs:
+    x: Tensor
+    y: Tensor
+
+
+def test_the_loss_gets_the_batch_itself():
+    model, x, y = mlp(3, 5, 2), rows(8, 3), labels(8)
+    found = analyze(model, [Graphs(x[:3], y[:3]), Graphs(x[3:], y[3:])], criterion="taylor",
+                    batch_to_inputs=lambda batch: batch.x,
+                    loss=lambda outputs, batch: functional.cross_entropy(outputs, batch.y))
+    expected = analyze(model, [(x, y)], criterion="taylor", loss=functional.cross_entropy)
+    torch.testing.assert_close(torch.from_numpy(found.layers["0"].unit_importance),
+                               torch.from_numpy(expected.layers["0"].unit_importance))
+
+
+def test_tensors_of_ones_own_function_keep_their_precision():
+    model = nn.Linear(3, 2).bfloat16()
+    batches = Batches([(rows(4, 3), torch.arange(4.0))], model, lambda batch: (
+        batch[0].bfloat16(), batch[1] + 601.25, batch[0].double()))
+    first, step, wide = next(iter(batches)).args
+    assert (first.dtype, step.dtype, wide.dtype) == (torch.bfloat16, torch.float32, torch.bfloat16)
+    assert float(step[1]) == 602.25
