@@ -214,8 +214,9 @@ def test_recipe_settles_only_by_both():
 def test_nothing_settles_an_estimate_at_the_margin():
     artifact = compare(*outcomes(0, 5, 100), margin=0.05)
     assert artifact.settle == (
-        "No realistic number of test examples would settle it: the estimated difference itself "
-        "lies about at minus the margin."
+        "No realistic number of test examples would settle it, by what was seen here: more than "
+        "100 times those at hand. The estimated difference lies too near minus the margin for its "
+        "uncertainty."
     )
     recipe = compare(np.full((6, 100), 0.02), grown(BALANCED, (6, 100)), margin=0.02)
     assert recipe.settle is not None

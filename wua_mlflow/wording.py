@@ -117,11 +117,12 @@ def unseen_sentence(required: int, *, examples: int) -> str:
 
 
 def hopeless_sentence(*, recipe: bool) -> str:
-    """Where the estimate lies so close to −margin that no realistic number would do."""
+    """Where the estimate lies too close to −margin, for its uncertainty, for a realistic number."""
     what = "seeds or test examples" if recipe else "test examples"
     return (
-        f"No realistic number of {what} would settle it: the estimated difference itself lies "
-        "about at minus the margin."
+        f"No realistic number of {what} would settle it, by what was seen here: more than 100 "
+        "times those at hand. The estimated difference lies too near minus the margin for its "
+        "uncertainty."
     )
 
 

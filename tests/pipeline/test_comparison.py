@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +16,7 @@ from wua_mlflow.pipeline.budgets import budget_sentence
 from wua_mlflow.pipeline.comparison import (
     Comparison,
     _for_all_looks,
+    class_loss,
     compare_evaluations,
     damage,
     ratios,
@@ -152,6 +154,7 @@ class Trained:
     adopted: bool = False
     task: str = "multiclass"
     replicates: list[int] = field(default_factory=list)
+    metrics: dict[str, float] = field(default_factory=lambda: {"params/total": 594.0})
 
     @property
     def test(self) -> Trained:
@@ -168,6 +171,34 @@ SAME = trained("oversized-same-budget", 60, 0.98, seeds=1)
 SCRATCH = trained("from-scratch", 40, 0.9712)
 SCRATCH_SAID = ("From scratch at these widths for 40 epochs (Scratch-E, Liu et al. 2019) a network "
                 "scores 0.9712 on average over 10 seeds; the pruned one is 0.4 points above that.")
+
+
+def test_a_control_of_other_widths_is_not_said_to_have_these() -> None:
+    """One width of a factory sets several groups: the slim network's cannot be made by it."""
+    wider = replace(SCRATCH, metrics={"params/total": 2834.0})
+    assert "From scratch at the nearest widths that the factory can make (2,834 parameters, not " \
+        "594) for 40 epochs" in budget_sentence([BIG, wider, SLIM])
+    assert "at these widths" not in budget_sentence([BIG, wider, SLIM])
+
+
+@pytest.mark.parametrize(("lost", "gained", "of", "said"), [
+    (30, 0, 40, True), (12, 11, 40, False), (1, 0, 3, False), (8, 0, 400, False),
+    (9, 0, 400, True)])
+def test_a_class_that_loses_much_is_named(lost: int, gained: int, of: int, said: bool) -> None:
+    """The other class, of 1,000, is answered alike; McNemar's exact test, two classes."""
+    targets = np.r_[np.zeros(1000), np.ones(of)]
+    old, new = np.ones(1000 + of), np.ones(1000 + of)
+    new[1000:1000 + lost] = 0
+    old[1000 + lost:1000 + lost + gained] = 0
+    found = class_loss(*(Evaluation("binary", one, targets, 1 - one, one) for one in (old, new)),
+                       ("a", "rare"), 0.02)
+    p = 2 * sum(math.comb(lost + gained, k) for k in range(lost, lost + gained + 1)) / 2 ** (
+        lost + gained)
+    assert said == (p < 0.05 and (lost - gained) / of > 0.02)
+    assert bool(found) == said
+    if said:
+        assert found == (f"Single classes lose more than the margin: rare ({of:,} test examples) "
+                         f"−{100 * (lost - gained) / of:.1f} points.")
 
 
 def test_each_kind_of_control_is_named_for_what_it_is() -> None:

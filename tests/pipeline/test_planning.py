@@ -195,7 +195,7 @@ def test_a_search_goes_on_from_the_rank_and_stays_within_its_runs(how: str) -> N
     assert tried[:2] == [(12, 6), found(how=how, width_method="rank").widths]
     assert goal.widths in tried
     costs = {trial.widths: trial.cost for trial in goal.searched.trials}
-    assert costs == {(a, b): 2 * 2 * (6 * a + a * b + b * 3) for a, b in tried}, "two samples"
+    assert costs == {(a, b): 2 * (6 * a + a * b + b * 3) for a, b in tried}, "of one sample"
     told = json.loads(goal.to_json())
     assert told["search"]["looks"] == goal.searched.looks
     assert [one["width"] for one in told["widths"]] == list(goal.widths)

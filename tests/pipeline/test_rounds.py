@@ -206,7 +206,7 @@ def test_a_layer_with_one_unit_left_is_still_a_width() -> None:
     goal = Goal(bench.dimensions, (3,), "given")
     assert bench.units(goal) == {"fc1": 1, "fc2": 3}
     assert bench.factory_widths(goal) == (1, 3)
-    assert bench.cost((6,)) > bench.cost((3,)) == 2 * 2 * (6 * 1 + 1 * 3 + 3 * 3)
+    assert bench.cost((6,)) > bench.cost((3,)) == 2 * (6 * 1 + 1 * 3 + 3 * 3)
 
 
 @pytest.mark.slow

@@ -5,8 +5,10 @@ May import: everything but cli and the chain. Tests: ``tests/pipeline/test_adopt
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
+import numpy as np
 from torch import Tensor
 
 from wua_mlflow.config import Settings
@@ -63,9 +65,26 @@ def adopt(store: Store, recipe: Recipe, *, pipeline: str | None = None) -> Varia
 
     widths = settings.hidden or tuple(
         group.units for group in unit_groups(trained.model, _example(recipe)).groups)
-    return train(store, recipe, Plan(
+    variant = train(store, recipe, Plan(
         VariantName.OVERSIZED, widths, settings.epochs, make, hidden=settings.hidden,
         adopted=settings.state or settings.model, replicates=1, pipeline=pipeline))
+    doubt = _doubt(variant)
+    if doubt:
+        print(f"wua: note: {doubt}", file=sys.stderr)
+    return variant
+
+
+def _doubt(variant: Variant) -> str:
+    """A line, where the network answers worse than one that never looks at its inputs."""
+    score, least = variant.test.score, 0.0
+    if variant.test.task != "regression":
+        counts = np.unique(variant.test.targets, return_counts=True)[1]
+        least = float(counts.max() / counts.sum())
+    if score >= least:
+        return ""
+    return (f"the original scores {score:.4f} on the test part, where the same answer to "
+            f"everything scores {least:.4f}: are these data what it was trained on, in the same "
+            f"units? All that follows is beside that score")
 
 
 def source_of(store: Store, uri: str) -> str:

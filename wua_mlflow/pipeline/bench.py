@@ -85,7 +85,7 @@ class Bench:
         return max(1, math.floor(epochs * whole / _training_flops(recipe, widths)))
 
     def cost(self, widths: tuple[int, ...]) -> float:
-        """FLOPs of a forward."""
+        """FLOPs of one sample's forward."""
         inputs = self.recipe.split.train.inputs[:2]
         if self.settings.how == "rebuild":
             with isolated():
@@ -96,7 +96,8 @@ class Bench:
             keep = {one.name: range(width)
                     for one, width in zip(self.dimensions, widths, strict=True)}
             model = cut(self.parent.model, inputs.to(self.recipe.device), keep).model
-        return float(count_flops(model, inputs, backward=False).forward_flops)
+        count = count_flops(model, inputs, backward=False)
+        return count.forward_flops / count.samples
 
     def units(self, goal: Goal) -> dict[str, int]:
         """By dimension of the original how many units stay, also of those with one unit left."""

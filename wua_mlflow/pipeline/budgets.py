@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from wua_mlflow.evaluation import Task
 from wua_mlflow.pipeline.variant import Variant
+from wua_mlflow.tracking.names import Metric
 from wua_mlflow.tracking.names import Variant as VariantName
 
 __all__ = ["budget_sentence"]
@@ -49,7 +50,10 @@ def _same_budget(control: Variant, slim: Variant) -> str:
 
 def _from_scratch(control: Variant, slim: Variant) -> str:
     mean, seeds, gap = _against(control, slim)
-    return (f"From scratch at these widths for {_length(control)} (Scratch-E, Liu et al. 2019) a "
+    own, whole = (int(one.metrics[Metric.PARAMS_TOTAL]) for one in (slim, control))
+    where = "at these widths" if own == whole else \
+        f"at the nearest widths that the factory can make ({whole:,} parameters, not {own:,})"
+    return (f"From scratch {where} for {_length(control)} (Scratch-E, Liu et al. 2019) a "
             f"network scores {mean:.4f} {seeds}; the pruned one is {gap} that.")
 
 

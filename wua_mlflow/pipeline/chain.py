@@ -265,7 +265,8 @@ def _named(
         store.client.set_tag(inherited, Tag.TARGET_RUN, variant.run_id)
     if "experiment" not in given:
         store = replace(store, experiment_id=variant.experiment_id)
-    own = variant.settings.model_copy(update={name: getattr(settings, name) for name in given})
+    asked = {name: getattr(settings, name) for name in given | {"register", "gate"}}
+    own = variant.settings.model_copy(update=asked)  # what ends a pipeline is asked for each time
     return store, variant, own
 
 

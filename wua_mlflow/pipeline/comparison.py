@@ -27,8 +27,8 @@ from wua_mlflow.tracking.runs import count_looks
 from wua_mlflow.tracking.store import Store
 from wua_mlflow.verdict import Verdict, compare
 
-__all__ = ["Comparison", "compare_evaluations", "compare_variants", "damage", "ratios",
-           "worst_class"]
+__all__ = ["Comparison", "class_loss", "compare_evaluations", "compare_variants", "damage",
+           "ratios", "worst_class"]
 
 SEEDS_FOR_RECIPE = 5
 NO_RECIPE = f"No recipe verdict: it needs at least {SEEDS_FOR_RECIPE} seeds (setting `seeds`)."
@@ -36,6 +36,7 @@ TRAINED_ELSEWHERE = "No recipe verdict: how the original was trained elsewhere i
 LARGEST_BATCH = 1024
 NOTEWORTHY = 1.05
 """A ratio of FLOPs above this is expected to be felt."""
+CHANCE = 0.05
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ class Comparison:
             where not both were timed.
         timed: by run the latencies that were taken in the same turns.
         no_recipe: why there is no recipe verdict, where there is none.
+        class_loss: a sentence where single classes lose more than the margin.
     """
 
     artifact: Verdict
@@ -71,6 +73,7 @@ class Comparison:
     latency_ratio: tuple[float, float, float] | None = None
     timed: Mapping[str, Mapping[str, float]] = field(default_factory=dict, repr=False)
     no_recipe: str = NO_RECIPE
+    class_loss: str = ""
 
     def with_latency(self, variant: Variant) -> dict[str, float]:
         """A variant's metrics, the latency as it was in this comparison's turns."""
@@ -79,7 +82,7 @@ class Comparison:
     @property
     def notes(self) -> tuple[str, ...]:
         """What the verdict and the count of FLOPs do not say, a sentence each."""
-        found = []
+        found = [self.class_loss] if self.class_loss else []
         if self.looks > 1:
             found.append(wording.looks_sentence(self.looks, self.bonferroni))
         small = too_small(self.artifact.examples, self.artifact.margin, self.artifact.confidence) \
@@ -159,7 +162,8 @@ def compare_variants(
             latency_ratio(timed[0][1], timed[-1][1], confidence=settings.confidence,
                           seed=settings.seed),
             {one.run_id: latency_metrics(latency) for one, latency in timed},
-            TRAINED_ELSEWHERE if original.adopted else NO_RECIPE)
+            TRAINED_ELSEWHERE if original.adopted else NO_RECIPE,
+            class_loss(original.test, slim.test, slim.recipe.split.classes, settings.margin))
         for variant in unmeasured:
             write(store.client, variant.run_id, metrics=_latency_of(variant))
         tags = {**comparison.tags, step_tag("compare"): "done"}
@@ -198,6 +202,30 @@ def damage(original: Evaluation, slim: Evaluation) -> tuple[float | None, float 
     worst = min(float(difference[original.targets == label].mean())
                 for label in np.unique(original.targets))
     return churn, worst
+
+
+def class_loss(
+    original: Evaluation, slim: Evaluation, classes: Sequence[str], margin: float
+) -> str:
+    """A sentence where a class loses more than the margin, and not by chance; else "".
+
+    By chance: the exact one-sided test of McNemar on the examples that one of the two alone gets
+    right, at 5% for all classes together (Bonferroni).
+    """
+    if original.task == "regression":
+        return ""
+    from scipy.stats import binom
+
+    difference, said = slim.scores - original.scores, []
+    labels = np.unique(original.targets)
+    for label in labels:
+        own = difference[original.targets == label]
+        lost, differ = int((own < 0).sum()), int((own != 0).sum())
+        p = min(1.0, float(binom.sf(lost - 1, differ, 0.5)) * len(labels))
+        if own.mean() < -margin and p < CHANCE:
+            name = classes[int(label)] if int(label) < len(classes) else str(int(label))
+            said.append(f"{name} ({len(own):,} test examples) −{-100 * own.mean():.1f} points")
+    return f"Single classes lose more than the margin: {', '.join(said)}." if said else ""
 
 
 def worst_class(

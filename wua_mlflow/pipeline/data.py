@@ -86,8 +86,10 @@ class DataSplit:
     scaling: Scaling | None = None
 
 
-def load_data(data: str, *, target: str | None = None, seed: int, image: bool = False,
-              task: str | None = None) -> DataSplit:
+def load_data(
+    data: str, *, target: str | None = None, seed: int, image: bool = False,
+    task: str | None = None, standardise: bool = True,
+) -> DataSplit:
     """The data that ``data`` names, in three parts. The global random generators stay as they are.
 
     ``usecase`` is the tutorial's: 1,000 uniform points, 10,000 fresh ones to test, 1,000 to
@@ -106,6 +108,7 @@ def load_data(data: str, *, target: str | None = None, seed: int, image: bool = 
         seed: in [0, 2**32).
         image: inputs must be images (channels, height, width). The digits then are, divided by
             their largest value, 16, instead of standardised; (height, width) gets a channel.
+        standardise: whether the columns of files and bundled sets are, and a regression's targets.
         task: binary, multiclass or regression. If not given: text, bools and whole numbers of at
             most 20 different values are classes, in sorted order, and so are an integer tensor or
             a Dataset's integers whatever their number; anything else is a regression.
@@ -120,7 +123,8 @@ def load_data(data: str, *, target: str | None = None, seed: int, image: bool = 
     seed, target = checked_seed(seed), target or None
     with isolated():
         if is_file(data):
-            return _from_file(data, target, seed, image=image, task=task)
+            return _from_file(data, target, seed, image=image, task=task,
+                              standardise=standardise)
         if target is not None and (data in BUILT_IN or ":" in data):
             raise ValueError(f"target: expected none beside data {data!r}, but got {target!r}")
         if ":" in data:
@@ -128,7 +132,7 @@ def load_data(data: str, *, target: str | None = None, seed: int, image: bool = 
         if data == "usecase":
             return _usecase(seed, image=image, task=task)
         if data in BUILT_IN:
-            return _bundled(data, seed, image=image, task=task)
+            return _bundled(data, seed, image=image, task=task, standardise=standardise)
     raise ValueError(f"data: expected one of {', '.join(BUILT_IN)}, the path of a file ending in "
                      f"{', '.join(ENDINGS)}, or package.module:function, but got {data!r}"
                      f"{nearest(data, BUILT_IN)}")
@@ -142,9 +146,9 @@ def is_file(data: str) -> bool:
 
 
 def _from_file(data: str, target: str | None, seed: int, *, image: bool,
-               task: str | None) -> DataSplit:
+               task: str | None, standardise: bool) -> DataSplit:
     path = Path(data).expanduser()
-    divided = divide(read_rows(data, target), seed, task)
+    divided = divide(read_rows(data, target), seed, task, inputs=standardise, targets=standardise)
     return _assembled(divided, path.stem, source=str(path.absolute()), image=image)
 
 
@@ -158,13 +162,15 @@ def _usecase(seed: int, *, image: bool, task: str | None) -> DataSplit:
     return _assembled(Divided(parts, posed), "usecase", source="usecase", image=image)
 
 
-def _bundled(data: str, seed: int, *, image: bool, task: str | None) -> DataSplit:
+def _bundled(
+    data: str, seed: int, *, image: bool, task: str | None, standardise: bool
+) -> DataSplit:
     from sklearn import datasets
 
     loaded = getattr(datasets, f"load_{data}")()
     pixels = image and data == "digits"
     rows = Rows(loaded.images / 16 if pixels else loaded.data, loaded.target)
-    divided = divide(rows, seed, task, standardise=not pixels)
+    divided = divide(rows, seed, task, inputs=standardise and not pixels, targets=standardise)
     split = _assembled(divided, data, source=f"sklearn.datasets.load_{data}", image=image)
     names = tuple(str(name) for name in loaded.get("target_names", ()))
     return replace(split, classes=names) if split.classes and names else split

@@ -19,6 +19,7 @@ from wua_mlflow.flops import count_flops, count_parameters
 from wua_mlflow.latency import measure_latency
 from wua_mlflow.pipeline.comparison import (
     Comparison,
+    class_loss,
     compare_evaluations,
     damage,
     ratios,
@@ -94,6 +95,7 @@ def _compared(sides: Sequence[Side], settings: Settings, store: Store | None) ->
     comparison = Comparison(
         artifact, None, *damage(a.evaluation, b.evaluation), looks, ratios(a.metrics, b.metrics),
         worst_class=worst_class(a.evaluation, b.evaluation, classes),
+        class_loss=class_loss(a.evaluation, b.evaluation, classes, settings.margin),
         bonferroni=compare_evaluations(a.evaluation, b.evaluation, wide) if looks > 1 else None)
     report = Report("", [a.name, b.name], [a.metrics, b.metrics], comparison)
     verdict = "\n".join(filter(None, (report.headline, artifact.settle, *comparison.notes)))

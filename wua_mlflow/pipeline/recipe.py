@@ -100,7 +100,8 @@ def load_recipe(settings: Settings) -> Recipe:
     if settings.data == TUTORIAL:
         same_on_every_processor()
     split = load_data(settings.data, target=settings.target, seed=settings.seed,
-                      image=settings.model == "cnn", task=settings.task)
+                      image=settings.model == "cnn", task=settings.task,
+                      standardise=settings.state is None)
     if is_file(settings.data):
         settings = settings.model_copy(update={"data": split.source})  # holds in any folder
     recipe = Recipe(settings, split, factory(settings.model, split), device_of(settings.device))

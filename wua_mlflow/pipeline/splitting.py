@@ -67,8 +67,17 @@ class Divided:
     scaling: Scaling | None = None
 
 
-def divide(rows: Rows, seed: int, task: str | None, *, standardise: bool = True) -> Divided:
-    """The 60/10/30 split of ``rows``, and its task; a regression's targets are standardised.
+def divide(
+    rows: Rows, seed: int, task: str | None, *, inputs: bool = True, targets: bool = True
+) -> Divided:
+    """The 60/10/30 split of ``rows``, and its task.
+
+    Args:
+        rows: all there are.
+        seed: of the split.
+        task: as ``load_data`` takes it.
+        inputs: whether to standardise them, by the training part.
+        targets: whether to standardise a regression's.
 
     Raises:
         ValueError: too few rows, or too few of a class, to make three parts of.
@@ -80,8 +89,8 @@ def divide(rows: Rows, seed: int, task: str | None, *, standardise: bool = True)
     first = indices[0]
     regression = posed.task == "regression"
     scaling = Scaling(
-        Scaler.of(rows.inputs[first]) if standardise else None,
-        Scaler.of(codes[first][:, None]) if regression else None)
+        Scaler.of(rows.inputs[first]) if inputs else None,
+        Scaler.of(codes[first][:, None]) if regression and targets else None)
     parts = [scaling.applied(Rows(rows.inputs[i], (codes if regression else rows.targets)[i]))
              for i in indices]
     return Divided(parts, posed, scaling)

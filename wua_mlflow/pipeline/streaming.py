@@ -47,7 +47,8 @@ def load_feed(settings: Settings) -> Feed:
     reference = settings.data
     if settings.model in BUILT_IN or ":" not in reference:
         return load_data(reference, target=settings.target, seed=settings.seed,
-                         image=settings.model == "cnn", task=settings.task)
+                         image=settings.model == "cnn", task=settings.task,
+                         standardise=settings.state is None)
     if settings.target is not None:
         raise ValueError(f"target: expected none beside data {reference!r}, but got "
                          f"{settings.target!r}")

@@ -46,7 +46,7 @@ def in_short(
 
 def caveats(comparison: Comparison) -> list[str]:
     """Where the other reading of the same data comes to another outcome, a sentence each."""
-    said = []
+    said = [comparison.class_loss] if comparison.class_loss else []
     decided = comparison.verdict.outcome
     artifact, all_looks = comparison.artifact, comparison.bonferroni
     if artifact.outcome != decided:
