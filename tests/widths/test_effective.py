@@ -11,7 +11,7 @@ from torch import nn
 
 from wua_mlflow.analysis import analyze
 from wua_mlflow.usage import Histogram, LayerUsage, ModelUsage
-from wua_mlflow.widths import effective_widths
+from wua_mlflow.widths import effective_widths, layers_by_width
 
 
 @pytest.fixture(autouse=True)
@@ -79,3 +79,22 @@ def test_lengths_that_differ():
     usage = usage_of(fc1=(10.0, 20))
     with pytest.raises(ValueError, match="layers: expected 2 entries, one a width, but got 1"):
         effective_widths(usage, (10, 4), [["fc1"]])
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+def test_hidden_units_by_the_weights_of_their_layer(kind):
+    class Reader(nn.Module):
+        def __init__(self, widths):
+            super().__init__()
+            self.rnn = kind(3, widths[0], batch_first=True)
+            self.head = nn.Linear(widths[0], 2)
+
+        def forward(self, x):
+            return self.head(self.rnn(x)[0][:, -1])
+
+    torch.manual_seed(0)
+    usage = analyze(Reader([12]), torch.randn(40, 5, 3))
+    names = layers_by_width(Reader, [12])
+    assert names == (("rnn",),)
+    share = max(usage.layers[f"rnn.weight_{part}_l0"].effective_share for part in ("ih", "hh"))
+    assert effective_widths(usage, [12], names) == (max(1, int(share * 12)),)

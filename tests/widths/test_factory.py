@@ -69,7 +69,9 @@ def at_most_eight(widths):
         (heads, (8,), (("0", "1.out_proj"),)),
         (at_most_eight, (8,), (("",),)),
         (lambda w: nn.Sequential(nn.Linear(2, 4 * w[0]), nn.Linear(4 * w[0], 1)), (3,), (("0",),)),
-        (lambda w: nn.Sequential(nn.LSTM(2, w[0]), nn.Linear(w[0], 1)), (3,), ((),)),
+        (lambda w: nn.Sequential(nn.LSTM(2, w[0]), nn.Linear(w[0], 1)), (3,), (("0",),)),
+        (lambda w: nn.Sequential(nn.Embedding(9, w[0]), nn.Linear(w[0], 1)), (3,), (("0",),)),
+        (lambda w: nn.Sequential(nn.ConvTranspose1d(2, w[0], 2), nn.Flatten()), (3,), (("0",),)),
         (lambda w: nn.Linear(2, w[0]), (1,), (("",),)),
     ],
 )

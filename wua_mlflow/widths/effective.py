@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from wua_mlflow.usage import ModelUsage
+from wua_mlflow.usage import LayerUsage, ModelUsage
 from wua_mlflow.widths.recommendation import Curve, LayerWidth
 
 __all__ = ["effective_width", "effective_widths", "largest_share", "width_of_share"]
@@ -68,7 +68,7 @@ def effective_width(usage: ModelUsage, layers: Sequence[str]) -> LayerWidth | No
         usage: of the network.
         layers: those that make the units; the one of the largest share is read.
     """
-    known = [usage.layers[name] for name in layers if name in usage.layers]
+    known = _analysed(usage, layers)
     if not known:
         return None
     read = max(known, key=lambda layer: layer.effective_share)
@@ -82,8 +82,13 @@ def effective_width(usage: ModelUsage, layers: Sequence[str]) -> LayerWidth | No
 
 def largest_share(usage: ModelUsage, layers: Sequence[str]) -> float | None:
     """The largest effective share among those layers that were analysed; None, if none was."""
-    return max((usage.layers[name].effective_share for name in layers if name in usage.layers),
-               default=None)
+    return max((one.effective_share for one in _analysed(usage, layers)), default=None)
+
+
+def _analysed(usage: ModelUsage, layers: Sequence[str]) -> list[LayerUsage]:
+    """The layers of these names, and those within: the weights of an LSTM go by its parameters'."""
+    return [one for name, one in usage.layers.items()
+            if any(name == layer or name.startswith(f"{layer}.") for layer in layers)]
 
 
 def width_of_share(share: float, units: int) -> int:

@@ -16,6 +16,9 @@ __all__ = ["Factory", "layers_by_width"]
 Factory = Callable[[Sequence[int]], nn.Module]
 
 
+_COUNTS = ("out_features", "out_channels", "embedding_dim")
+
+
 def layers_by_width(factory: Factory, widths: Sequence[int]) -> tuple[tuple[str, ...], ...]:
     """Which layers each entry of ``widths`` sets: found by building the network one unit wider.
 
@@ -23,8 +26,8 @@ def layers_by_width(factory: Factory, widths: Sequence[int]) -> tuple[tuple[str,
     half the width are tried. The global random streams are left alone.
 
     Returns:
-        For each entry the names of the layers whose number of units it sets; none where it sets
-        only parameters of another kind, those of an ``LSTM`` for example.
+        For each entry the names of the layers whose number of units it sets (of an ``LSTM``: the
+        hidden ones); none where it sets only parameters of another kind.
 
     Raises:
         ValueError: an entry changes nothing, so the factory ignores it; or every other width near
@@ -67,6 +70,12 @@ def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
 
 def _units(model: nn.Module) -> dict[str, int]:
     """Number of units of each layer that has a weight of several dimensions."""
-    weights = {name: getattr(module, "weight", None) for name, module in model.named_modules()}
-    return {name: len(weight) for name, weight in weights.items()
-            if isinstance(weight, Tensor) and weight.dim() > 1}
+    found = {}
+    for name, module in model.named_modules():
+        weight = getattr(module, "weight", None)
+        if isinstance(module, nn.RNNBase):
+            found[name] = module.hidden_size
+        elif isinstance(weight, Tensor) and weight.dim() > 1:
+            known = (getattr(module, attribute, None) for attribute in _COUNTS)
+            found[name] = next((one for one in known if isinstance(one, int)), len(weight))
+    return found
