@@ -179,7 +179,7 @@ IMPORTANCES = {
     "TP group norm": (lambda: tp.importance.GroupMagnitudeImportance(p=2), False),
 }
 ONE_SHOT: dict[str, Cutter] = {
-    "ours": ours("spanning", fold=True),
+    "ours": ours("spanning"),
     **{name: theirs(make, gradients=graded) for name, (make, graded) in IMPORTANCES.items()},
     "random": ours("random"),
 }
@@ -187,7 +187,7 @@ ITERATIVE = {f"{name}, {STEPS} steps": ONE_SHOT[name] for name in IMPORTANCES}
 SCRATCH = "from scratch"
 SHORT_SCRATCH = f"from scratch, {FINE_TUNING} epochs"
 METHODS = (*ONE_SHOT, *ITERATIVE, SCRATCH, SHORT_SCRATCH)
-VARIANTS = {"ours, not folded": ours("spanning"), "ours, Taylor": ours("taylor"),
+VARIANTS = {"ours, folded": ours("spanning", fold=True), "ours, Taylor": ours("taylor"),
             "ours, Taylor, folded": ours("taylor", fold=True), "ours, magnitude": ours("magnitude"),
             f"ours, {STEPS} steps": ONE_SHOT["ours"],
             f"ours, Taylor, {STEPS} steps": ours("taylor"),

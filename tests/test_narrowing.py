@@ -28,13 +28,13 @@ def test_the_units_that_stay_are_the_most_important():
     before = snapshot(model)
     activations = model[0](DATA[0]).relu() * model[2].weight.norm(dim=0)
     stay = sorted(np.argsort(-greedy(activations.detach().double().numpy()))[:5].tolist())
-    found = wua.slim(model, DATA, widths={"0": 5}, fold=False)
+    found = wua.slim(model, DATA, widths={"0": 5})
     assert found.units == {"0": (16, 5)}
     assert torch.equal(found.model[0].weight, model[0].weight[stay])
     assert torch.equal(found.model[2].weight, model[2].weight[:, stay])
     assert found.specification.rounds == ({"0": tuple(stay)},)
     assert snapshot(model) == before
-    closer = wua.slim(model, DATA, widths={"0": 5}).model
+    closer = wua.slim(model, DATA, widths={"0": 5}, fold=True).model
     assert torch.equal(closer[0].weight, model[0].weight[stay])
     whole = model(DATA[0])
     lost = [(one(DATA[0]) - whole).square().mean().item() for one in (closer, found.model)]

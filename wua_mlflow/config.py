@@ -151,6 +151,7 @@ def _expectation(field: str, problem: Mapping[str, Any]) -> str:
         "gate": "true or false",
         "effective_rank": "true or false",
         "distill": "true or false",
+        "fold": "true or false",
         "search_seconds": "a number of seconds above 0",
         "register": "a name",
         "layers": "names of layers, e.g. fc1,fc2",

@@ -36,18 +36,17 @@ def slim(  # noqa: PLR0913 - the options of one question, each by name
     method: str = "rank",
     margin: float = 0.02,
     criterion: str = "spanning",
-    fold: bool = True,
+    fold: bool = False,
     task: Task | None = None,
     loss: Loss | None = None,
     seed: int = 0,
 ) -> Cut:
     """A copy of a trained network with its least important units cut out, to be fine-tuned.
 
-    Of every group of units the most important stay, and are read for the others too (``fold``). The
-    cut is verified: shapes, parameters, FLOPs, ties, and outputs equal to those of the network
-    before it with the same units masked; what cannot be cut is in ``fixed`` with the reason. That
-    it is as good after fine-tuning is for ``compare`` to say, on data that neither training nor
-    this function saw.
+    Of every group of units the most important stay. The cut is verified: shapes, parameters, FLOPs,
+    ties, and outputs equal to those of the original with the same units masked (with ``fold``: of
+    the folded one); what cannot be cut is in ``fixed`` with the reason. That it is as good after
+    fine-tuning is for ``compare`` to say, on data that neither training nor this function saw.
 
     Args:
         model: any module whose output is a tensor; left as found.
@@ -60,7 +59,9 @@ def slim(  # noqa: PLR0913 - the options of one question, each by name
         criterion: what makes a unit important: ``spanning`` (what it adds to the others),
             ``taylor``, ``magnitude``, ``random``, or a criterion of ``analyze``.
         fold: whether the weights that read a unit that goes are added to those of the units that
-            stay, by a linear fit on the data (``slimming.folded``); else they are dropped.
+            stay, by a linear fit on the data (``slimming.folded``); else they are dropped. What
+            comes of it is far nearer to the original before it is fine-tuned, and after it not
+            always better (``benchmarks/pruning.py``).
         task: ``binary``, ``multiclass`` or ``regression``; read from the data, if None.
         loss: of outputs and targets, the mean over examples; that of the task, if None.
         seed: of the criterion ``random``.

@@ -31,7 +31,7 @@ _RECIPE = ("data", "target", "task", "model", "train", "hidden", "epochs", "opti
 _MACHINE = ("device", "threads", "experiment")
 _USAGE = ("criterion", "loss", "effective_rank", "null_draws")
 _SLIM = ("how", "slim_hidden", "slim_epochs", "width_method", "search_runs", "search_seconds",
-         "budget", "distill", "rounds")
+         "budget", "distill", "fold", "rounds")
 _VERDICT = ("margin", "confidence")
 _END = ("register", "gate")
 _FINE_TUNING = ("train", "optimizer", "batch_size", "lr", "patience")
@@ -151,6 +151,8 @@ class Settings(BaseModel):
         "(where slim_epochs is unset)")
     distill: bool = Field(False, description="prune: fine-tune towards the original's outputs too: "
                           "true or false")
+    fold: bool = Field(False, description="prune: let what read a unit that is cut read the others "
+                       "for it, by a linear fit: true or false")
     rounds: Count = Field(1, description="slim again, at most so often, while the verdict is "
                           "non_inferior")
     criterion: Criteria = Field(

@@ -30,7 +30,7 @@ from wua_mlflow.pipeline.adopted import adopt, adopted_recipe, source_of
 from wua_mlflow.pipeline.chain import Outcome
 from wua_mlflow.pipeline.reporting import again
 from wua_mlflow.pipeline.variant import load_variant
-from wua_mlflow.slimming import Specification, cut, folded, unit_groups
+from wua_mlflow.slimming import Specification, cut
 from wua_mlflow.tracking.names import ArtifactPath
 from wua_mlflow.tracking.runs import runs
 from wua_mlflow.tracking.store import Store
@@ -89,9 +89,7 @@ def test_it_is_cut_and_there_are_no_controls(ran: tuple[Store, Outcome, nn.Modul
     assert [one.variant for one in outcome.variants] == ["oversized", "slim"]
     slim = outcome.variants[-1]
     history = Specification.from_json(text_of(store, slim.run_id, ArtifactPath.STRUCTURE))
-    inputs = torch.as_tensor(blobs(42)[0][0])
-    begin = folded(model, unit_groups(model, inputs[:4]), history.rounds[0], inputs)
-    expected = cut(begin, inputs[:4], history.rounds[0]).model
+    expected = cut(model, blobs(42)[0][0][:4], history.rounds[0]).model
     for found, one in zip(slim.model.parameters(), expected.parameters(), strict=True):
         assert torch.equal(found, one)
     assert (slim.settings.epochs, slim.epochs_trained) == (2, 2)

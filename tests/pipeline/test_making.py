@@ -61,29 +61,26 @@ def folded_by_hand(
             last + second[:, gone] @ (mean[gone] - mean[kept] @ fit))
 
 
-def test_what_is_cut_are_the_parents_least_important_units() -> None:
+@pytest.mark.parametrize("fold", [False, True])
+def test_what_is_cut_are_the_parents_least_important_units(fold: bool) -> None:
     """With no step of fine-tuning that counts: the weights are the parent's own, by hand."""
     recipe = recipe_of(lr=1e-30, optimizer="sgd")
     parent = scratch(recipe_of(), (8,), 3)
-    trained = pruned(recipe, parent, parent, Cutting({"fc1": 5}, 1))(0, 42)
+    trained = pruned(recipe, parent, parent, Cutting({"fc1": 5}, 1, fold=fold))(0, 42)
     original = parent(0, 42).model
     kept = most_important_by_hand(original, recipe, 5)
     first, bias, second, last = two_layers(original)
-    expected = first[kept], bias[kept], *folded_by_hand(original, recipe, kept)
+    expected = first[kept], bias[kept], second[:, kept], last
+    if fold:
+        by_hand = folded_by_hand(original, recipe, kept)
+        assert not any(np.allclose(a, b) for a, b in zip(by_hand, expected[2:], strict=True))
+        expected = *expected[:2], *by_hand
     for found, one in zip(two_layers(trained.model), expected, strict=True):
-        assert found == pytest.approx(one, rel=1e-4, abs=1e-5)
-    assert not np.allclose(expected[2], second[:, kept]) and not np.allclose(expected[3], last)
+        assert found == pytest.approx(one, rel=1e-4, abs=1e-5) if fold else \
+            np.array_equal(found, one)
     assert trained.structure is not None
     assert trained.structure.rounds == ({"fc1": tuple(kept)},)
     assert kept != list(range(5)), "or the first ones would do"
-
-
-def cut_by_hand(model: nn.Module, recipe: Recipe, kept: list[int]) -> nn.Module:
-    found = cut(model, recipe.split.train.inputs[:4], {"fc1": kept}).model
-    second, last = folded_by_hand(model, recipe, kept)
-    found.load_state_dict({"fc2.weight": torch.from_numpy(second),
-                           "fc2.bias": torch.from_numpy(last)}, strict=False)
-    return found
 
 
 def test_fine_tuning_is_the_loop_that_one_would_write() -> None:
@@ -93,7 +90,7 @@ def test_fine_tuning_is_the_loop_that_one_would_write() -> None:
     trained = pruned(recipe, parent, parent, Cutting({"fc1": 5}, 2))(0, 42)
     original = parent(0, 42).model
     kept = most_important_by_hand(original, recipe, 5)
-    model = cut_by_hand(original, recipe, kept).train()
+    model = cut(original, recipe.split.train.inputs[:4], {"fc1": kept}).model.train()
     steps = torch.optim.SGD(model.parameters(), 0.03, momentum=0.9)
     x, y = recipe.split.train.inputs, recipe.split.train.targets
     order = torch_generator(42, Purpose.LOADER)
@@ -155,7 +152,8 @@ def test_a_distillation_aims_at_the_originals_outputs_too(root_widths: tuple[int
     parent, root = scratch(recipe_of(), (8,), 3), scratch(recipe_of(), root_widths, 3)
     trained = pruned(recipe, parent, root, Cutting({"fc1": 4}, 1, distill=True))(0, 42)
     original = parent(0, 42).model
-    student = cut_by_hand(original, recipe, most_important_by_hand(original, recipe, 4))
+    student = cut(original, recipe.split.train.inputs[:4],
+                  {"fc1": most_important_by_hand(original, recipe, 4)}).model
     x, y = recipe.split.train.inputs, recipe.split.train.targets
     teacher = root(0, 42).model(x).detach()
     outputs = student(x)

@@ -110,6 +110,9 @@ def test_where_it_came_from_is_a_comment_in_the_config(store: Store) -> None:  #
      "from the data alone, but got how=rebuild"),
     ({"distill": True, "how": "prune", "train": "own:trainer"},
      "distill: expected the built-in trainer, but got train=own:trainer"),
+    ({"fold": True, "how": "rebuild"},
+     "fold: expected how=prune beside it, since in a rebuilt network there is nothing to fold, but "
+     "got how=rebuild"),
     ({"budget": "flops", "how": "prune"},
      "budget: expected epochs where the network is cut and fine-tuned, but got flops; equal "
      "training FLOPs are for how=rebuild"),

@@ -69,7 +69,8 @@ class Bench:
             return scratch(recipe, widths, epochs)
         keep = {one.name: width for one, width in zip(self.dimensions, widths, strict=True)}
         return pruned(recipe, self.make, self.root,
-                      Cutting(keep, epochs, distill=self.settings.distill))
+                      Cutting(keep, epochs, distill=self.settings.distill,
+                              fold=self.settings.fold))
 
     def epochs(self, recipe: Recipe, widths: tuple[int, ...]) -> int:
         """Of training, or of fine-tuning what was cut.

@@ -49,7 +49,7 @@ class Cutting:
     keep: Mapping[str, int]
     epochs: int
     importance: str = "spanning"
-    fold: bool = True
+    fold: bool = False
     distill: bool = False
 
 

@@ -139,12 +139,14 @@ def slimming_words(original: Variant, slim: Variant, parent: Variant | None) -> 
         aims = ", aimed at the original's outputs as well as at the targets (distillation)" \
             if settings.distill else ""
         source = parent.name if parent else "the trained network"
+        fitted = ", and what read the rest reads them for it, by a linear fit" \
+            if settings.fold else ""
+        uncut = "uncut network, so fitted" if settings.fold else "original"
         return (f"Cut from {source}: of every group those units stayed that add most to the "
-                f"others, on training data (attention heads: by |mean of activation × gradient|), "
-                f"and what read the rest reads them for it, by a linear fit. The cut was "
-                f"verified: shapes, parameters and FLOPs are what was planned, and before any "
-                f"fine-tuning the outputs were those of the uncut network, so fitted, with the "
-                f"rest masked. Then fine-tuned for {length}{onwards}{aims}.")
+                f"others, on training data (attention heads: by |mean of activation × gradient|)"
+                f"{fitted}. The cut was verified: shapes, parameters and FLOPs are what was "
+                f"planned, and before any fine-tuning the outputs were those of the {uncut} with "
+                f"the rest masked. Then fine-tuned for {length}{onwards}{aims}.")
     budget = _budget(original, slim)
     return (f"Rebuilt: `{settings.model}` with the new widths, trained from scratch for "
             f"{_length(slim, slim.epochs_trained)}; the original for "
