@@ -2,7 +2,7 @@
 
 Small data, so no more than that. digits (MLP and CNN) and breast cancer, cut to 0.5, 0.25 and 0.1
 of the FLOPs by one counter, fine-tuned with equal updates, each with the learning rate that does
-best on the validation data of 3 seeds; 10 seeds, of which each has an oversized network of its own.
+best on the validation data of all 10 seeds, of which each has an oversized network of its own.
 "From scratch" has the widths of our cut and trains as long as the original did (Scratch-E, Liu et
 al. 2019), once more with no more updates than the fine-tuning has.
 Run: ``python benchmarks/pruning.py``; prints markdown. ``--blind``: on generated data that nothing
@@ -14,26 +14,25 @@ from __future__ import annotations
 import argparse
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 import torch_pruning as tp
-from scipy import stats
+from holm import holm, worse_by
 from torch import Tensor, nn
 
 from wua_mlflow.config import load_settings
 from wua_mlflow.evaluation import loss_for
 from wua_mlflow.flops import count_flops
-from wua_mlflow.intervals import crossed
 from wua_mlflow.pipeline.recipe import Recipe, Trained, load_recipe, train_made, train_one
 from wua_mlflow.slimming import cut, folded, most_important, unit_groups, unit_importance
 
-__all__ = ["holm", "main"]
+__all__ = ["main"]
 
 RATIOS = (0.5, 0.25, 0.1)
 SEEDS = tuple(range(42, 52))
-TUNING = 3
+TUNING = len(SEEDS)
 RATES = (0.001, 0.003, 0.01, 0.03)
 FINE_TUNING = 20
 STEPS = 5
@@ -220,28 +219,6 @@ def _widths(model: nn.Module) -> list[int]:
     return [len(one.weight) for one in layers[:-1]]
 
 
-def holm(p: Mapping[str, float]) -> dict[str, float]:
-    """Adjusted p-values (Holm 1979).
-
-    >>> {name: round(value, 9) for name, value in holm({"a": 0.01, "b": 0.04, "c": 0.03}).items()}
-    {'a': 0.03, 'c': 0.06, 'b': 0.06}
-    """
-    adjusted, highest = {}, 0.0
-    for rank, (name, value) in enumerate(sorted(p.items(), key=lambda item: item[1])):
-        highest = max(highest, min(1.0, (len(p) - rank) * value))
-        adjusted[name] = highest
-    return adjusted
-
-
-def worse_by(margin: float, differences: np.ndarray) -> float:
-    """p of "ours is worse by the margin or more", seeds crossed with examples, t with S − 1."""
-    parts = crossed(differences)
-    error = parts.half_width(0.95) / stats.t.ppf(0.975, len(differences) - 1)
-    if error == 0:
-        return 0.0 if parts.mean > -margin else 1.0
-    return float(stats.t.sf((parts.mean + margin) / error, len(differences) - 1))
-
-
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -250,6 +227,8 @@ def main() -> None:
     parser.add_argument("--tuning", type=int, default=TUNING, help="seeds that choose the rate")
     parser.add_argument("--ratios", nargs="+", type=float, default=RATIOS)
     parser.add_argument("--variants", nargs="*", help="other ways of ours alone: all, or some")
+    parser.add_argument("--untuned", action="store_true",
+                        help="only what is left before any fine-tuning, dropped and folded")
     options = parser.parse_args()
     methods = METHODS if options.variants is None else ("ours", *(options.variants or VARIANTS))
     torch.set_num_threads(1)
@@ -260,7 +239,11 @@ def main() -> None:
         bench = Bench((BLIND if options.blind else TASKS)[place])
         whole = np.stack([bench.scores(bench.networks[seed], "test") for seed in SEEDS])
         print(f"| {bench.task.name} | 1 | oversized | | {_shown(whole)} | 1 | | | |", flush=True)
-        for ratio in options.ratios:
+        for ratio in options.ratios if options.untuned else ():
+            left = [_untuned(bench, method, ratio) for method in ("ours", "ours, folded")]
+            print(f"| {bench.task.name} | {ratio:g} | | | {left[0]} dropped, {left[1]} folded "
+                  "| | | | |", flush=True)
+        for ratio in () if options.untuned else options.ratios:
             _point(bench, ratio, methods, SEEDS[:options.tuning])
 
 
@@ -287,6 +270,14 @@ def _point(
         print(f"| {bench.task.name} | {ratio:g} | {method} | {rates[method]:g} "
               f"| {_shown(found[method])} | {reached[method] / bench.whole:.2f} "
               f"| {' | '.join(against)} |", flush=True)
+
+
+def _untuned(bench: Bench, method: str, ratio: float) -> str:
+    """Accuracy of the cut networks before they are fine-tuned."""
+    cutter = {**ONE_SHOT, **VARIANTS}[method]
+    networks = [replace(trained, model=bench.cut(cutter, trained, ratio * bench.whole, seed))
+                for seed, trained in bench.networks.items()]
+    return _shown(np.stack([bench.scores(network, "test") for network in networks]))
 
 
 def _shown(scores: np.ndarray) -> str:
