@@ -54,7 +54,7 @@ bench: $(VENV)/.bench
 	python benchmarks/cut_knee.py
 	python benchmarks/fidelity.py
 	python benchmarks/pruning.py
-	python benchmarks/pruning.py --blind --tuning 10
+	python benchmarks/pruning.py --blind
 	python benchmarks/report.py
 	python benchmarks/streaming.py
 	python benchmarks/flops.py --rounds 21

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from wua_mlflow.randomness import isolated
 
-__all__ = ["Call", "Running", "evaluating", "noting", "reading", "running", "unwrapped"]
+__all__ = ["Call", "Running", "evaluating", "noting", "on_gradient", "reading", "running",
+           "unwrapped"]
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -215,6 +216,14 @@ def _leaving(name: str, state: Running) -> Callable[..., None]:
 
 def _can_have_grad(parameter: nn.Parameter) -> bool:
     return parameter.is_leaf and (parameter.is_floating_point() or parameter.is_complex())
+
+
+def on_gradient(tensor: Tensor, function: Callable[[Tensor], object]) -> None:
+    """Give a function the gradient of a tensor, detached, when a backward comes by it."""
+    def hook(gradient: Tensor) -> None:
+        function(gradient.detach())
+
+    tensor.register_hook(hook)
 
 
 @contextmanager

@@ -156,7 +156,7 @@ def parts_of(name: str, seen: Observation) -> list[str]:
     Raises:
         ValueError: a slice of a parameter that no product used.
     """
-    found = [one for one in seen.layers if is_part(one, name)]
+    found = [name] if name in seen.layers else [one for one in seen.layers if is_part(one, name)]
     if not found and "[" in name and name not in seen.skipped:
         base = name.partition("[")[0]
         slices = [one for one in seen.layers if one.startswith(base)] or [

@@ -2,7 +2,7 @@
 
 A unit that is Σ w x + b has Σ a·g = Σ w · gradient + b · its gradient, which needs no activation.
 Not so the hidden state of a recurrent layer, nor a unit whose weight is used elsewhere too.
-May import: torch, its own package. Tests: ``tests/watching/test_felt.py``.
+May import: torch, hooks, its own package. Tests: ``tests/watching/test_felt.py``.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from wua_mlflow.hooks import on_gradient
 from wua_mlflow.watching.layer import Layer
 from wua_mlflow.watching.recurrent import Readers
 from wua_mlflow.watching.sums import by_unit, wide
@@ -33,8 +34,8 @@ class Felt:
         """Follow what a bias adds to a product that is followed."""
         if result.requires_grad:
             values = bias.detach().reshape(-1).clone()
-            result.register_hook(
-                lambda gradient: self._add(layer.name, values * _by_units(layer, gradient)))
+            on_gradient(result, lambda gradient: self._add(
+                layer.name, values * _by_units(layer, gradient)))
 
     def states(self, layer: Layer, readers: Readers) -> None:
         """Follow the units of a recurrent layer to all that reads them.
@@ -75,7 +76,7 @@ class Felt:
         if not output.requires_grad:
             return
         values = output.detach().clone()  # a function in place may change them
-        output.register_hook(lambda gradient: self._add(name, rule(values * gradient.detach())))
+        on_gradient(output, lambda gradient: self._add(name, rule(values * gradient)))
 
     def _add(self, name: str, felt: Tensor) -> None:
         exact = felt if felt.device.type == "mps" else felt.double()
