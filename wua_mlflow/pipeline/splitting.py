@@ -6,6 +6,7 @@ Tests: ``tests/pipeline/test_data.py``.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -56,6 +57,22 @@ class Scaling:
         if self.targets:
             y = self.targets.applied(y.astype(np.float64)[:, None])[:, 0]
         return Rows(x, y)
+
+
+    def to_json(self, classes: Sequence[str] = ()) -> str:
+        """What a row goes through before the model, and an answer after it.
+
+        ``inputs`` and ``targets``: (value − mean) ÷ scale, 0 where scale is null; null where they
+        are taken as they are. ``classes``: what the model's outputs stand for, in their order.
+        """
+        def shown(scaler: Scaler | None) -> dict[str, object] | None:
+            if scaler is None:
+                return None
+            scales = [float(one) if np.isfinite(one) else None for one in scaler.scale.ravel()]
+            return {"mean": scaler.mean.ravel().tolist(), "scale": scales}
+
+        return json.dumps({"inputs": shown(self.inputs), "targets": shown(self.targets),
+                           "classes": list(classes)}, indent=1)
 
 
 @dataclass(frozen=True, eq=False)

@@ -34,7 +34,8 @@ from wua_mlflow.tracking.store import Store, ended, inherited_run, new_run
 
 __all__ = ["Plan", "marking", "opened", "shown_params", "train", "unheld"]
 
-_WITH_THE_MODEL = (ArtifactPath.STATE, ArtifactPath.STRUCTURE, ArtifactPath.CONFIG)
+_WITH_THE_MODEL = (ArtifactPath.STATE, ArtifactPath.STRUCTURE, ArtifactPath.SCALING,
+                   ArtifactPath.CONFIG)
 _TRAINING_COSTS = (Metric.FLOPS_TRAINING, Metric.FLOPS_PTFLOPS_TRAINING, Metric.TRAINING_SECONDS)
 
 
@@ -124,7 +125,7 @@ def train(store: Store, recipe: Recipe, plan: Plan) -> Variant:
         files = {
             ArtifactPath.CONFIG: plan.origin + settings_yaml(settings),
             ArtifactPath.REPLICATES: replicates_table(replicates),
-            **variant_files(trained, test, replicates)}
+            **_scaling(recipe), **variant_files(trained, test, replicates)}
         model_id, sizes, refused = _logged_model(store, run_id, own, trained, plan, files)
         metrics |= sizes
         store.client.log_inputs(run_id, datasets=_datasets(recipe))
@@ -136,6 +137,12 @@ def train(store: Store, recipe: Recipe, plan: Plan) -> Variant:
               tags=done, files=files)
     return Variant(run_id, store.experiment_id, plan.name, plan.variant, own, trained, test,
                    replicates, {**tags, **done}, metrics, plan.make)
+
+
+def _scaling(recipe: Recipe) -> Files:
+    """Where the data were standardised: what a raw row goes through before the model."""
+    scaling = recipe.split.scaling
+    return {ArtifactPath.SCALING: scaling.to_json(recipe.split.classes)} if scaling else {}
 
 
 def _cuts(trained: Trained) -> dict[str, str]:

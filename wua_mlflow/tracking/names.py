@@ -168,6 +168,7 @@ class ArtifactPath:
     REPLICATES = "replicates.json"
     STATE = "state/model.safetensors"
     STRUCTURE = "state/structure.json"
+    SCALING = "state/scaling.json"
     RNG_STATE = "state/rng.safetensors"
     PREDICTIONS = "evaluation/test.safetensors"
     NETWORK_PLOT = "plots/network.png"
