@@ -21,7 +21,7 @@ from wua_mlflow.widths.fidelity import Fidelity, fidelity
 
 __all__ = ["main"]
 
-CRITERIA = ("taylor", "magnitude", "output", "wanda", "random")
+CRITERIA = ("spanning", "taylor", "magnitude", "output", "wanda", "random")
 HIDDEN = 64
 SEEDS = tuple(range(42, 47))
 

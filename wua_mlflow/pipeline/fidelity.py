@@ -25,7 +25,7 @@ ORDERS = 10
 
 
 def fidelity_metrics(variant: Variant, flops: float) -> tuple[dict[str, float], str]:
-    """``fidelity/<criterion>`` of ``taylor`` and the settings' own criteria; or why there is none.
+    """``fidelity/<criterion>`` of what units are cut by, and of the settings' criteria; or why not.
 
     Of small networks also ``fidelity_area/<criterion>``: where the ablation curve lies between
     random orders (0) and the greedy one (1).
@@ -40,7 +40,7 @@ def fidelity_metrics(variant: Variant, flops: float) -> tuple[dict[str, float], 
     train, held_out = ((part.inputs.to(device), part.targets.to(device))
                        for part in (split.train, split.validation))
     loss = loss_for(split.task, variant.kind)
-    asked = {"taylor", *(name for name in variant.settings.criterion.split(",")
+    asked = {"taylor", "spanning", *(name for name in variant.settings.criterion.split(",")
                          if name in CRITERIA)}
     try:
         structure = unit_groups(variant.model, train[0][:4])
