@@ -82,8 +82,9 @@ CONTRACT_SLIM = {
     "compare/latency_ratio", "compare/latency_ratio_low", "compare/latency_ratio_high",
     "compare/training_time_ratio", "compare/churn", "compare/worst_class_delta", "compare/looks",
 }
-CONTRACT_OVERSIZED = {"fidelity/output", "fidelity/taylor", "fidelity/reliability",
-                      "fidelity_area/output", "fidelity_area/taylor"}
+CONTRACT_OVERSIZED = {"fidelity/reliability", *(
+    f"{what}/{criterion}" for what in ("fidelity", "fidelity_area")
+    for criterion in ("output", "taylor", "spanning"))}
 
 
 @pytest.mark.parametrize("variant", ["oversized", "oversized-same-budget", "slim"])

@@ -12,6 +12,7 @@ from scipy.stats import spearmanr
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from tests.pipeline.conftest import Finished
+from tests.slimming.selection_cases import greedy
 from wua_mlflow.pipeline import fidelity as pipeline_fidelity
 from wua_mlflow.pipeline.fidelity import fidelity_metrics
 from wua_mlflow.pipeline.variant import Variant, load_variant
@@ -48,6 +49,9 @@ def test_the_rank_correlation_with_leaving_each_unit_out(
     logged = usecase.run("oversized").data.metrics
     assert logged["fidelity/taylor"] == pytest.approx(spearmanr(taylor, changes).statistic)
     assert logged["fidelity/output"] == pytest.approx(spearmanr(output, changes).statistic)
+    norms = oversized.model.fc2.weight.detach().double().norm(dim=0).numpy()
+    spanning = greedy(activation.detach().double().numpy() * norms)
+    assert logged["fidelity/spanning"] == pytest.approx(spearmanr(spanning, changes).statistic)
     assert 0 < logged["fidelity/reliability"] <= 1
 
 
