@@ -165,3 +165,35 @@ def test_flops_of_gpt2_and_llama_by_hand():
     rotary = 2 * 2 * length * 4  # positions times frequencies, once for the model
     found = count_flops(model, batch, backward=False).forward_flops
     assert found - (2 * layer + 2 * tokens * width * vocabulary) in (0, rotary // 2, rotary)
+
+
+PROJECTIONS = {
+    "bert": ("bert.encoder.layer.0.attention.self.", ("query", "key", "value"), (4, 4, 4)),
+    "distilbert": ("distilbert.transformer.layer.0.attention.", ("q_lin", "k_lin", "v_lin"),
+                   (4, 4, 4)),
+    "llama": ("model.layers.0.self_attn.", ("q_proj", "k_proj", "v_proj"), (4, 2, 2)),
+    "qwen": ("model.layers.0.self_attn.", ("q_proj", "k_proj", "v_proj"), (4, 2, 2)),
+    "opt": ("model.decoder.layers.0.self_attn.", ("q_proj", "k_proj", "v_proj"), (4, 4, 4)),
+    "t5": ("encoder.block.0.layer.0.SelfAttention.", ("q", "k", "v"), (4, 4, 4)),
+}
+
+
+@pytest.mark.parametrize("name", PROJECTIONS)
+def test_importance_of_heads(name: str) -> None:
+    """Each of so many units in a row; 8 a head."""
+    torch.manual_seed(0)
+    model, tokens = BUILDS[name]().eval(), torch.randint(3, 97, (3, 7))
+    data = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+    if name == "t5":
+        data["decoder_input_ids"] = tokens
+    prefix, projections, heads = PROJECTIONS[name]
+    usage = analyze(model, [data], criterion="magnitude")
+    for projection, count in zip(projections, heads, strict=True):
+        layer = usage.layers[prefix + projection]
+        weight = model.get_submodule(prefix + projection).weight.detach().abs().double()
+        expected = weight.sum(1).reshape(count, 8).sum(1)
+        assert layer.head_importance is not None and layer.head_importance.shape == (count,)
+        torch.testing.assert_close(torch.from_numpy(layer.head_importance), expected, rtol=1e-6,
+                                   atol=0)
+    assert not any(layer.head_importance is not None for one, layer in usage.layers.items()
+                   if not one.endswith(projections))

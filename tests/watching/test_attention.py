@@ -8,7 +8,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from tests.networks import rows
-from wua_mlflow.watching.attention import ATTENTION, attention, thirds
+from wua_mlflow.watching.attention import ATTENTION, attention, heads_of, thirds
 from wua_mlflow.watching.calls import Product
 from wua_mlflow.watching.owners import Owners
 
@@ -55,3 +55,25 @@ def test_any_other_weight_alone():
     view = owners.find(model[0].weight, [])
     assert thirds(product, x, view, owners, []) == [(product, x, view)]
     assert thirds(product, x, None, owners, []) == [(product, x, None)]
+
+
+class Written(nn.Module):
+    """Attention written by hand: its projections, and what tells of its heads."""
+
+    def __init__(self, **told: int) -> None:
+        super().__init__()
+        self.query, self.k_proj, self.out = (nn.Linear(8, units) for units in (8, 4, 8))
+        for name, value in told.items():
+            setattr(self, name, value)
+
+
+def test_the_heads_of_a_projection() -> None:
+    for told, expected in (({"head_dim": 2}, (4, 2, 0)), ({"num_attention_heads": 4}, (4, 4, 0)),
+                           ({"n_heads": 8}, (8, 0, 0)), ({}, (0, 0, 0)),
+                           ({"head_dim": 3}, (0, 0, 0))):
+        owners = Owners(nn.Sequential(Written(**told)))
+        found = tuple(heads_of(owners, f"0.{name}", units)
+                      for name, units in (("query", 8), ("k_proj", 4), ("out", 8)))
+        assert found == expected, told
+    owners = Owners(nn.Sequential(nn.MultiheadAttention(8, 2), nn.Linear(8, 8)))
+    assert [heads_of(owners, name, 8) for name in ("0", "0.out_proj", "1", "")] == [2, 0, 0, 0]

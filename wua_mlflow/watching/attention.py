@@ -1,10 +1,11 @@
-"""Attention's own code with its calls in sight, and its fused weight in three.
+"""Attention's own code with its calls in sight, its fused weight in three, and its heads.
 
 May import: torch, calls, owners. Tests: ``tests/watching/test_attention.py``.
 """
 
 from __future__ import annotations
 
+import re
 import types
 from collections.abc import Callable, Sequence
 from typing import Any, cast
@@ -15,7 +16,10 @@ from torch.nn import functional
 from wua_mlflow.watching.calls import Product
 from wua_mlflow.watching.owners import Owners, View
 
-__all__ = ["ATTENTION", "attention", "thirds"]
+__all__ = ["ATTENTION", "attention", "heads_of", "thirds"]
+
+_PROJECTION = re.compile(r"(to_)?(q|k|v|query|key|value)(_proj|_lin|_linear|_layer)?|w[qkv]")
+_HEADS = ("num_heads", "num_attention_heads", "n_heads", "n_head")
 
 ATTENTION = functional.multi_head_attention_forward
 
@@ -56,3 +60,29 @@ def thirds(
                        None if bias is None else bias.narrow(0, start, width))
         parts.append((part, output.narrow(-1, start, width), owners.find(part.weight, running)))
     return parts
+
+
+def heads_of(owners: Owners, module: str, units: int) -> int:
+    """How many heads share out the units of a projection; 0 where it is none, or that is not told.
+
+    Of ``nn.MultiheadAttention``, and of a layer that is called as queries, keys and values are in
+    a module that has the size of a head or the number of heads: ``transformers``' models.
+
+    Args:
+        owners: the model's modules.
+        module: the name of the one that holds the weight.
+        units: of the layer.
+    """
+    own = owners.modules.get(module)
+    if isinstance(own, nn.MultiheadAttention):
+        return own.num_heads
+    parent, _, leaf = module.rpartition(".")
+    around = owners.modules.get(parent)
+    if around is None or not _PROJECTION.fullmatch(leaf):
+        return 0
+    size = getattr(around, "head_dim", None)
+    if isinstance(size, int) and size > 0:
+        return units // size if units % size == 0 else 0
+    found = next((one for name in _HEADS
+                  if isinstance(one := getattr(around, name, None), int)), 0)
+    return found if found > 0 and units % found == 0 else 0

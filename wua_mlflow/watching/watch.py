@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.overrides import TorchFunctionMode
 
-from wua_mlflow.watching.attention import ATTENTION, attention, thirds
+from wua_mlflow.watching.attention import ATTENTION, attention, heads_of, thirds
 from wua_mlflow.watching.calls import READERS, Product, name_of
 from wua_mlflow.watching.felt import Felt
 from wua_mlflow.watching.functions import (
@@ -228,7 +228,7 @@ class Watch(TorchFunctionMode):
                       product.operation, units, product.spatial, view,
                       weight.detach() if view is None else None, bias, groups,
                       transposed=transposed,
-                      heads=module.num_heads if isinstance(module, nn.MultiheadAttention) else 0,
+                      heads=heads_of(self.owners, owner, units),
                       followed=self.owners.is_shared(view) or product.bias is not None and (
                           bias is None or self.owners.is_shared(bias)))
         self.layers[name] = layer
