@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,7 +24,7 @@ from tests.pipeline.slimming_cases import (  # noqa: F401 - store is a fixture
 )
 from wua_mlflow.cli import main
 from wua_mlflow.config import load_settings
-from wua_mlflow.pipeline import chain, slimming
+from wua_mlflow.pipeline import chain, planning, slimming
 from wua_mlflow.pipeline.chain import run_pipeline
 from wua_mlflow.pipeline.comparison import compare_evaluations
 from wua_mlflow.pipeline.making import Cutting, pruned
@@ -102,6 +105,23 @@ def test_where_it_came_from_is_a_comment_in_the_config(store: Store) -> None:  #
     for found, one in zip(again.variants[-1].model.parameters(), slim.model.parameters(),
                           strict=True):
         assert torch.equal(found, one)
+
+
+def test_what_a_method_saw_is_kept_where_it_finds_nothing(
+    store: Store, monkeypatch: pytest.MonkeyPatch  # noqa: F811
+) -> None:
+    def all_of_them(*given: Any, **named: Any) -> Any:
+        real = recommend(*given, **named)
+        return replace(real, layers=tuple(replace(one, width=one.units) for one in real.layers),
+                       skipped={"2.rnn": "no method sees it", "3.rnn": "no method sees it"})
+
+    recommend = planning.recommend_widths
+    monkeypatch.setattr(planning, "recommend_widths", all_of_them)
+    outcome = run_pipeline(store, settings_of(hidden="6", width_method="rank", epochs=1, seeds=1))
+    assert "; *.rnn (2): no method sees it." in outcome.slimmed.ended
+    kept = json.loads(text_of(store, str(outcome.run_id), ArtifactPath.WIDTHS))
+    assert [one["width"] for one in kept["widths"]] == [6]
+    assert kept["recommendation"]["layers"][0]["curve"]["widths"]
 
 
 @pytest.mark.parametrize(("given", "message"), [

@@ -105,7 +105,8 @@ def _ended(
     """
     if not slimmed.rounds:
         if run_id is not None:
-            write(store.client, run_id, files=files, tags={
+            seen = {ArtifactPath.WIDTHS: slimmed.last.to_json()} if slimmed.last else {}
+            write(store.client, run_id, files={**(files or {}), **seen}, tags={
                 "mlflow.note.content": f"**No narrower network.** {slimmed.ended}",
                 "mlflow.runName": title_of(settings, slimmed.original.widths)})
         return Outcome(slimmed, run_id, registered=nothing_to_register(settings))

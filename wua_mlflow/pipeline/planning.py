@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from wua_mlflow.config import Settings
+from wua_mlflow.dotted import by_reason
 from wua_mlflow.evaluation import loss_for
 from wua_mlflow.pipeline.measuring import first_criterion, loss_of, measured
 from wua_mlflow.pipeline.models import check_slim_widths, check_widths
@@ -22,6 +23,7 @@ from wua_mlflow.pipeline.streaming import part_feed
 from wua_mlflow.pipeline.variant import Variant
 from wua_mlflow.provable import too_small
 from wua_mlflow.slimming import unit_groups
+from wua_mlflow.slimming.grouping import OUTPUTS
 from wua_mlflow.usage import ModelUsage
 from wua_mlflow.widths import WidthRecommendation, effective_widths, recommend_widths
 from wua_mlflow.widths.effective import effective_width
@@ -34,7 +36,11 @@ SEARCH_FROM = "rank"
 
 
 class NoNarrowerError(ValueError):
-    """The method found nothing below the widths that the network has."""
+    """The method found nothing below the widths that the network has; ``goal``: what it saw."""
+
+    def __init__(self, message: str, goal: Goal | None = None) -> None:
+        super().__init__(message)
+        self.goal = goal
 
 
 @dataclass(frozen=True)
@@ -93,9 +99,7 @@ def dimensions_of(variant: Variant, how: str) -> tuple[Dimension, ...]:
                      for number, (units, names) in enumerate(zip(hidden, layers, strict=True), 1))
     structure = unit_groups(variant.model, _example(variant))
     if not structure.groups:
-        why = {reason: [name for name, one in structure.fixed.items() if one == reason]
-               for reason in structure.fixed.values()}
-        reasons = "; ".join(f"{', '.join(names)}: {reason}" for reason, names in why.items())
+        reasons = "; ".join(f"{names}: {why}" for names, why in by_reason(structure.fixed))
         if variant.trained.structure is not None:
             raise NoNarrowerError(f"Nothing is left to cut: {reasons}.")
         raise ValueError(f"how: prune found nothing to cut in {variant.settings.model}"
@@ -142,12 +146,13 @@ def goal_of(
     if method == "search":
         searched = search(settings, retraining, units, widths)
         widths = searched.widths
+    goal = Goal(dimensions, tuple(widths), method, recommendation, searched)
     if widths == units:
         raise NoNarrowerError(
             f"The method {method} finds no width below those that the network has "
-            f"({','.join(map(str, units))}){_note(searched)}. Another method may "
-            f"(--width-method), or name the widths (--slim-hidden).")
-    return Goal(dimensions, tuple(widths), method, recommendation, searched)
+            f"({','.join(map(str, units))}){_note(goal)}. Another method may "
+            f"(--width-method), or name the widths (--slim-hidden).", goal)
+    return goal
 
 
 def _method(settings: Settings, recipe: Recipe) -> str:
@@ -164,8 +169,12 @@ def _method(settings: Settings, recipe: Recipe) -> str:
     return "search" if settings.train is None and shows else "rank"
 
 
-def _note(searched: SearchResult | None) -> str:
-    return f": {searched.note}" if searched and searched.note else ""
+def _note(goal: Goal) -> str:
+    """What the search says, or why a method saw nothing of some layers."""
+    if goal.searched:
+        return f": {goal.searched.note}" if goal.searched.note else ""
+    skipped = goal.recommendation.skipped if goal.recommendation else {}
+    return "".join(f"; {names}: {why}" for names, why in by_reason(skipped) if why != OUTPUTS)
 
 
 def _given(

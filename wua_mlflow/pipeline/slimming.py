@@ -61,12 +61,14 @@ class Slimmed:
     """All rounds, and the usage of every variant in them that was analysed, by its name.
 
     ``ended`` says why there is no further round, where more were asked for; there may be none.
+    ``last`` is then what the method saw.
     """
 
     original: Variant
     rounds: tuple[Round, ...]
     usages: dict[str, ModelUsage] = field(repr=False)
     ended: str = ""
+    last: Goal | None = field(default=None, repr=False)
 
     @property
     def result(self) -> Round:
@@ -144,7 +146,7 @@ def slim(
         try:
             goal = goal_of(settings, bench.parent, bench.dimensions, bench.retraining, usage)
         except NoNarrowerError as error:
-            return Slimmed(original, tuple(rounds), usages, str(error))
+            return Slimmed(original, tuple(rounds), usages, str(error), error.goal)
         done = _round(store, bench, goal, number, pipeline)
         for one in (*done.controls, done.variant):
             if one.tags.get(step_tag("analyze")) != "done":

@@ -26,7 +26,7 @@ from wua_mlflow.slimming.graph import (
 from wua_mlflow.slimming.groups import Places, Structure, UnitGroup, names_by_tensor
 from wua_mlflow.slimming.heads import ATTENTION, head_groups
 
-__all__ = ["found_groups", "makes_units", "plain_copy"]
+__all__ = ["OUTPUTS", "found_groups", "makes_units", "plain_copy"]
 
 OUTPUTS = "its units are the network's outputs"
 
