@@ -1,4 +1,4 @@
-"""Dead units behind more than one ReLU."""
+"""Dead units behind more than one ReLU, or one by another name."""
 
 from __future__ import annotations
 
@@ -24,12 +24,15 @@ class Reused(nn.Module):
         z = self.first(x)
         if self.way == "twice in a row":
             return self.head(z.relu().relu())
+        if self.way == "by a threshold":
+            return self.head(functional.threshold(z, 0, value=0.0))
         if self.way == "with dropout between":
             return self.head(functional.relu6(functional.dropout(z.relu(), 0.5, training=False)))
         return self.head(z.relu() + torch.relu(z))
 
 
-@pytest.mark.parametrize("way", ["twice in a row", "with dropout between", "at two places"])
+@pytest.mark.parametrize("way", ["twice in a row", "with dropout between", "at two places",
+                                 "by a threshold"])
 def test_a_unit_that_is_cut_off_twice_is_dead_all_the_same(way):
     model, x = Reused(way), rows(50, 3)
     never = int((model.first(x) <= 0).all(0).sum())

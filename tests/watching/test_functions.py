@@ -31,7 +31,8 @@ def heard(function):
 @pytest.mark.parametrize("function", [
     functional.relu, torch.relu_, functional.relu6, torch.nn.ReLU6(), torch.nn.ReLU(inplace=True),
     lambda x: x.clamp(0), lambda x: x.clamp_(min=0.0), lambda x: torch.clamp_min(x, 0),
-    lambda x: functional.hardtanh(x, min_val=0, max_val=3)])
+    lambda x: functional.hardtanh(x, min_val=0, max_val=3), torch.nn.Threshold(0, 0.0),
+    lambda x: torch.threshold(x, 0, value=0), lambda x: torch.threshold_(x, 0, 0)])
 def test_what_cuts_off_below_zero(function):
     name, args, kwargs, result = heard(function)
     assert is_relu(name, args, kwargs)

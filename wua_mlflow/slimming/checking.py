@@ -51,7 +51,8 @@ def check_cut(
     for name, shape in planned.items():
         if shapes.get(name) != shape:
             raise WrongCutError(f"{name} has the shape {shapes.get(name)} instead of {shape}: the "
-                                f"units are divided on their way, as into heads")
+                                f"units are divided on their way, as into heads, or joined with "
+                                f"others")
     if ties_of(cut) != ties_of(original):
         raise WrongCutError("weights that were tied are not any more")
     with uncached(original, cut):

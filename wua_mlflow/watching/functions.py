@@ -28,7 +28,7 @@ UNITS_STAY = frozenset([
     "softplus", "batch_norm", "dropout", "dropout_", "dropout2d", "max_pool1d", "max_pool2d",
     "max_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d",
     "adaptive_avg_pool2d", "adaptive_avg_pool3d", "flatten", "contiguous", "clamp", "clamp_",
-    "clamp_min", "clamp_min_",
+    "clamp_min", "clamp_min_", "_threshold", "threshold", "threshold_",
 ])
 """Functions after which the units are still the same ones, each in its place."""
 PRODUCTS = frozenset(["einsum", "bmm", "baddbmm", "tensordot", "embedding_bag", "mv", "inner"])
@@ -38,6 +38,7 @@ ROWS_STAY = frozenset(["view", "reshape"])
 SUMS = frozenset(["add", "add_", "__add__", "__radd__", "__iadd__"])
 """Functions that may add a bias to a product."""
 _RELU = frozenset(["relu", "relu_", "relu6"])
+_THRESHOLDS = frozenset(["_threshold", "threshold", "threshold_"])
 _LOWER = {"hardtanh": "min_val", "hardtanh_": "min_val", "clamp": "min", "clamp_": "min",
           "clamp_min": "min", "clamp_min_": "min"}
 """A ReLU where this argument, the second one, is zero: ``nn.ReLU6`` is made so."""
@@ -64,6 +65,10 @@ def is_relu(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
     """
     if name in _RELU:
         return True
+    if name in _THRESHOLDS:  # nn.Threshold(0, 0)
+        numbers = [*args[1:3], *(kwargs[one] for one in ("threshold", "value") if one in kwargs)]
+        return len(numbers) == 2 and all(isinstance(one, int | float) and one == 0
+                                         for one in numbers)
     if name not in _LOWER:
         return False
     low = args[1] if len(args) > 1 else kwargs.get(_LOWER[name])
