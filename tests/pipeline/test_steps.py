@@ -13,6 +13,7 @@ from wua_mlflow.pipeline import chain
 from wua_mlflow.pipeline.making import scratch
 from wua_mlflow.pipeline.recipe import load_recipe, train_one
 from wua_mlflow.pipeline.steps import Plan, marking
+from wua_mlflow.tracking.runs import count_looks
 from wua_mlflow.tracking.store import connect
 
 QUICK = {"seeds": 1, "null_draws": 1}
@@ -39,6 +40,12 @@ def test_steps_days_apart_give_the_tutorials_figures(store_uri: str) -> None:
     run = store.client.get_run(slim.run_id)
     assert run.data.tags["wua.verdict"] == comparison.artifact.outcome
     assert run.data.metrics["compare/margin"] == 0.05
+    before = comparison.looks
+    for margin, more in ((0.05, 0), (0.2, 1), (0.2, 1)):  # another margin is another look
+        comparison = chain.compare_run(store, load_settings(
+            None, {"run_id": slim.run_id, "margin": margin}), frozenset({"margin"}))[2]
+        assert comparison.looks == before + more
+        assert count_looks(store.client, str(run.data.tags["wua.test_digest"])) == before + more
     assert run.data.tags["wua.baseline"] == original.run_id
     assert {run.info.status for run in store.client.search_runs([store.experiment_id])} == {
         "FINISHED"}

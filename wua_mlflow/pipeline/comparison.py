@@ -153,7 +153,9 @@ def compare_variants(
         timed = _latencies((*others, slim))
         for variant, latency in timed:
             variant.metrics.update(latency_metrics(latency))
-        looks = 1 + count_looks(store.client, slim.test.digest, besides=slim.run_id)
+        looked = sorted({f"{settings.margin:g} at {settings.confidence:g}",
+                         *filter(None, slim.tags.get(Tag.LOOKED, "").split(","))})
+        looks = len(looked) + count_looks(store.client, slim.test.digest, besides=slim.run_id)
         worst = worst_class(original.test, slim.test, slim.recipe.split.classes)
         comparison = Comparison(
             artifact, recipe, *damage(original.test, slim.test), looks,
@@ -166,7 +168,7 @@ def compare_variants(
             class_loss(original.test, slim.test, slim.recipe.split.classes, settings.margin))
         for variant in unmeasured:
             write(store.client, variant.run_id, metrics=_latency_of(variant))
-        tags = {**comparison.tags, step_tag("compare"): "done"}
+        tags = {**comparison.tags, Tag.LOOKED: ",".join(looked), step_tag("compare"): "done"}
         write(store.client, slim.run_id, tags=tags,
               metrics={**comparison.metrics, **_latency_of(slim)})
         slim.metrics.update(comparison.metrics)

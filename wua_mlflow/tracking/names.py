@@ -86,6 +86,8 @@ class Tag:
     """Fewer than the budget where training stopped early."""
     TEST_DIGEST = "wua.test_digest"
     """On a variant: digest of the test part, by which looks are counted."""
+    LOOKED = "wua.looked"
+    """On a slim variant: the margins and confidences of all its verdicts; each is a look."""
     STRUCTURE = "wua.structure"
     """On a variant that was cut: how many units stay, by group, e.g. ``fc1 40``."""
     ADOPTED = "wua.adopted"

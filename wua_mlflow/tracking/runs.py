@@ -172,11 +172,11 @@ def show_run(run: str | Run) -> pd.DataFrame:
 
 
 def count_looks(client: MlflowClient, digest: str, *, besides: str = "") -> int:
-    """How many runs of the whole store hold a verdict on the test set with this digest."""
-    found = _pages(client, _experiments(client, None),
-                   f"tags.`{Tag.TEST_DIGEST}` = '{digest}' AND tags.`{Tag.VERDICT}` != '' "
-                   f"AND tags.`{Tag.KIND}` = '{Kind.VARIANT}'", (), None)
-    return sum(run.info.run_id != besides for run in found)
+    """How many verdicts of the whole store are on the test set with this digest."""
+    clause = (f"tags.`{Tag.TEST_DIGEST}` = '{digest}' AND tags.`{Tag.VERDICT}` != '' "
+              f"AND tags.`{Tag.KIND}` = '{Kind.VARIANT}'")
+    return sum(1 + run.data.tags.get(Tag.LOOKED, "").count(",") for run in _pages(
+        client, _experiments(client, None), clause, (), None) if run.info.run_id != besides)
 
 
 def _search(
