@@ -103,7 +103,7 @@ class Batches:
     def _of_args(self, parts: tuple[Any, ...], targets: Any) -> Batch:
         args = tuple(self._placed(_tensor(part) if number == 0 else part)
                      for number, part in enumerate(parts))
-        return Batch(args, {}, self._targets(targets), len(args[0]))
+        return Batch(args, {}, self._targets(targets), _samples(args[0], targets))
 
     def _of_dict(self, batch: Mapping[str, Any], targets: Any) -> Batch:
         keys = frozenset(map(str, batch))
@@ -166,6 +166,13 @@ def _keywords(model: nn.Module) -> frozenset[str] | None:
     if any(p.kind is p.VAR_KEYWORD for p in found.values()):
         return None
     return frozenset(found)
+
+
+def _samples(inputs: Tensor, targets: Any) -> int:
+    """As many as the first dimension has; as targets, where these tell of time-first inputs."""
+    shape = tuple(targets.shape) if isinstance(targets, Tensor | np.ndarray) else ()
+    time_first = shape and inputs.dim() > 1 and len(inputs) != shape[0] == inputs.shape[1]
+    return shape[0] if time_first else len(inputs)
 
 
 def _target_of(batch: Any) -> Any:

@@ -46,6 +46,7 @@ from wua_mlflow.watching.told import (
 
 __all__ = ["Watch"]
 
+
 class Watch(TorchFunctionMode):
     """A mode to enter around each forward; ``layers`` fills in the order of the first calls.
 
@@ -103,9 +104,8 @@ class Watch(TorchFunctionMode):
         given = args[0] if args and name in UNITS_STAY else None
         layer, call, flat = (noted(given, what) for what in ("layer", "call", "flat"))
         result = func(*args, **kwargs)
-        if result is given and noted(given, "layer") is layer:
-            pass  # given back as it is, with its notes
-        elif isinstance(result, Tensor) and layer is not None:
+        kept = result is given and noted(given, "layer") is layer  # given back with its notes
+        if isinstance(result, Tensor) and layer is not None and not kept:
             pass_on(layer, result, flat=bool(flat) or name == "flatten", call=call)
         elif isinstance(result, Tensor) and name in ROWS_STAY and args:
             pass_on_product(args[0], result)
