@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from itertools import chain
 from typing import Any, overload
 
 import torch
@@ -176,7 +175,7 @@ def layer_importance(
     model, names, found = unwrapped(model), list(layers), {}
     seen = observe(model, Batches(data, model), what_to_gather([rule], rows=False),
                    wanted=named_layers(model, names), loss=loss)
-    for name in chain.from_iterable(parts_of(one, seen) for one in names):
+    for name in (part for one in names for part in parts_of(one, seen)):
         layer = seen.layers.get(name)
         reason = seen.skipped.get(name) or (layer and lacking(layer, rule))
         if layer is None or reason:
@@ -193,7 +192,8 @@ def layer_importance(
 def _usages(
     seen: Observation, criteria: Mapping[str, Criterion], layers: Sequence[str] | None
 ) -> dict[str, ModelUsage]:
-    others = [name for name in (*seen.layers, *seen.skipped)
+    slices = [name for name in seen.unasked if "[" in name]
+    others = [name for name in (*seen.layers, *seen.skipped, *slices)
               if layers is not None and not name.endswith("[...]")
               and not any(is_part(name, one) for one in layers)]
     skipped = {**seen.skipped, **dict.fromkeys(others, NOT_ASKED)}

@@ -147,7 +147,7 @@ def is_part(name: str, of: str) -> bool:
     >>> [is_part(name, "rnn") for name in ("rnn", "rnn.weight_ih_l0", "rnn[0:2]", "rnn2")]
     [True, True, True, False]
     """
-    return name in (of, f"{of}.") or name.startswith((f"{of}.", f"{of}["))
+    return name == of or name.startswith((f"{of}.", f"{of}["))
 
 
 def parts_of(name: str, seen: Observation) -> list[str]:

@@ -136,3 +136,9 @@ class Mine(nn.Linear):
     (nn.MultiheadAttention(4, 2), "in_proj_weight", "MultiheadAttention")])
 def test_kinds(module, attribute, expected):
     assert kind_of(module, attribute, "conv") == expected
+
+
+def test_the_index_of_a_view_that_repeats_a_row():
+    whole = torch.zeros(1, 4)
+    view = whole.expand(3, 4)
+    assert View("w", tuple(view.shape), view.stride(), 0).index(whole) == "0"

@@ -59,7 +59,7 @@ class View:
                          f"{start}:{start + own}")
             if start + own > count:
                 return str(self.offset)
-        while shown[-1] == ":":
+        while shown and shown[-1] == ":":
             shown.pop()
         return str(self.offset) if left else ", ".join(shown)
 
