@@ -128,7 +128,7 @@ def test_the_gpus_passes_compiled(monkeypatch):
 def assert_torch_finds_the_same(name, window, monkeypatch, kernels):
     monkeypatch.setattr(summary, "_TILE", 1000)
     whole = torch.from_numpy(LAYERS[name])
-    tiles = summary._Tiles(lambda r, c: whole[r, c], whole.shape, by_column=False, cuda=False)
+    tiles = summary._Tiles(lambda r, c: whole[r, c], whole.shape, whole, by_column=False)
     one = kernels.survey(tiles, len(whole), *window)
     other = NumpyKernels().survey(tiles, len(whole), *window)
     for field in ("total", "weighted", "by_row", "least", "largest", "above", "above_count",

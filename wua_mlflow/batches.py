@@ -135,8 +135,8 @@ class Batches:
         """On the model's device; floating-point numbers in its dtype."""
         if isinstance(value, Tensor | np.ndarray):
             value = self._valued(value)
-            asked = value.is_floating_point() and self._to_inputs is None
-            dtype = self._dtype if asked or value.dtype == torch.float64 else value.dtype
+            kept = self._to_inputs is not None and value.dtype != torch.float64
+            dtype = self._dtype if value.is_floating_point() and not kept else value.dtype
             # a copy to the CPU that does not block could be read before it is done
             return value.to(device=self._device, dtype=dtype,
                             non_blocking=self._device.type == "cuda")

@@ -101,7 +101,7 @@ def summarize(
     first = part(slice(0, 1), slice(0, 1))
     product = part if isinstance(part, Product) and part.is_plain else None
     kernels = kernels_for(first.device, count, compiled, product)
-    tiles = _Tiles(part, shape, by_column=by_column, cuda=first.is_cuda)
+    tiles = _Tiles(part, shape, first, by_column=by_column)
     survey, border = _surveyed(tiles, kernels, count)
     if isinstance(part, Product) and first.dtype == torch.float32 and survey.largest < _FAINT:
         return summarize(part.exact, shape, low=low, by_column=by_column, bins=bins,
@@ -126,11 +126,12 @@ def summarize(
 class _Tiles:
     """The tiles of an importance, each small enough to stay in a processor's cache."""
 
-    def __init__(self, part: Part, shape: tuple[int, int], *, by_column: bool, cuda: bool) -> None:
+    def __init__(
+        self, part: Part, shape: tuple[int, int], first: Tensor, *, by_column: bool
+    ) -> None:
         self.part, self.shape, self.by_column = part, shape, by_column
-        narrow = _wide(part(slice(0, 1), slice(0, 1))).dtype == torch.float32
-        self.kind: Any = np.float32 if narrow else np.float64
-        most = _TILE_ON_GPU if cuda else _TILE
+        self.kind: Any = np.float32 if _wide(first).dtype == torch.float32 else np.float64
+        most = _TILE_ON_GPU if first.is_cuda else _TILE
         rows, columns = shape
         if by_column:
             self.rows = min(rows, most)

@@ -230,9 +230,7 @@ def test_nothing_narrower(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert str(caught.value) == (
         f"The method {method} finds no width below those that the network has (12,6){note}. "
         f"Another method may (--width-method), or name the widths (--slim-hidden).")
-    assert caught.value.goal is not None
-    assert (caught.value.goal.method, caught.value.goal.widths) == (method, (12, 6))
-    assert caught.value.goal.recommendation is not None
+    assert caught.value.goal and caught.value.goal.widths == (12, 6)
 
 
 def test_a_search_that_can_show_nothing_says_what_it_takes() -> None:
