@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from tests.networks import NETWORKS, labels, mlp, rows, tokens
 from wua_mlflow.analysis import analyze, layer_importance
@@ -241,6 +242,27 @@ def test_a_computed_weight_that_is_detached_has_no_gradient():
     usage = analyze(Detached(), [(rows(SAMPLES, 3), labels(SAMPLES))], criterion="taylor",
                     loss=loss)
     assert (usage.layers["first"].dead, usage.layers["part"].dead) == (False, True)
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_weights_in_reentrant_checkpoints_are_refused(before):
+    class Checkpointed(nn.Module):
+        def __init__(self, reentrant: bool) -> None:
+            super().__init__()
+            self.reentrant = reentrant
+            self.stem, self.inner, self.head = nn.Linear(3, 3), nn.Linear(3, 4), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.stem(x) if before else x.detach().requires_grad_()
+            return self.head(checkpoint(self.inner, x, use_reentrant=self.reentrant).relu())
+
+    torch.manual_seed(5)
+    model, data = Checkpointed(True), [(rows(SAMPLES, 3), labels(SAMPLES))]
+    with pytest.raises(ValueError, match="^model: taylor needs .* use_reentrant=False"):
+        analyze(model, data, criterion="taylor", loss=loss)
+    assert not any(one.grad is not None for one in model.parameters())
+    model.reentrant = False
+    assert not analyze(model, data, criterion="taylor", loss=loss).layers["inner"].dead
 
 
 def test_a_table_whose_gradients_are_sparse():

@@ -62,6 +62,23 @@ class Forms(nn.Module):
         return self.form(self.left(x), self.right(x))
 
 
+def test_a_bilinear_form_under_autocast_is_summed_as_without():
+    class Pairs(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.form = nn.Bilinear(3, 4, 5)
+
+        def forward(self, left: Tensor, right: Tensor) -> Tensor:
+            return self.form(left, right)
+
+    model, data = Pairs(), [{"left": tensor(50, 3), "right": tensor(50, 4)}]
+    for criterion in ("input", "wanda"):
+        expected = layer_importance(model, data, ["form"], criterion)["form"]
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found = layer_importance(model, data, ["form"], criterion)["form"]
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
+
+
 def test_a_bilinear_form_multiplies_pairs():
     model, x = Forms(), rows(6, 2, 3)
     a, b = flat(model.left(x)), flat(model.right(x))

@@ -188,10 +188,25 @@ def test_a_weight_that_the_data_make_is_named():
             weight = self.maker(x.mean(0)).reshape(4, 3)
             return functional.linear(x, weight, self.bias)
 
-    model = two(Hyper())
-    usage = analyze(model, [rows(6, 3), rows(5, 3, seed=9)])
-    assert list(usage.layers) == ["0.maker"]
-    assert usage.skipped["0"] == "its weight is computed anew from the data"
+    model, x = two(Hyper()), rows(11, 3)
+    for batches in ([x[:6], x[6:]], [x], x, [x[:1]]):  # however the data are cut
+        usage = analyze(model, batches)
+        assert list(usage.layers) == ["0.maker"]
+        assert usage.skipped["0"] == "its weight is computed anew from the data"
+
+
+def test_a_module_that_takes_one_size_of_batch_alone_is_analysed():
+    class Fixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight, self.scale = nn.Parameter(torch.randn(4, 3)), nn.Parameter(torch.ones(()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return functional.linear(x.reshape(6, 3), self.weight * self.scale)
+
+    usage = analyze(two(Fixed()), rows(6, 3))
+    assert list(usage.layers) == ["0"]
+    assert usage.layers["0"].forward_flops == 2 * 12
 
 
 def test_a_weight_that_was_made_once_and_kept_is_one_layer():

@@ -232,6 +232,18 @@ def test_too_many_are_thinned_evenly(monkeypatch):
     assert len(set(steps)) == 1
 
 
+@pytest.mark.parametrize("scale", [1e-12, 1.0, 1e12])
+@pytest.mark.parametrize("peak", [1e1, 1e4, 1e8])
+def test_one_weight_that_holds_nearly_all(peak, scale, compiled):
+    """The entropy is small, and as exact to itself as any other."""
+    whole = torch.rand(40, 30, generator=torch.Generator().manual_seed(1)) * scale
+    whole[3, 4] = peak * whole.sum()
+    found = summarize(lambda a, b: whole[a, b], (40, 30), compiled=compiled)
+    p = whole.double().flatten() / whole.double().sum()
+    expected = -math.fsum(torch.special.xlogy(p, p).tolist())
+    assert found.usage.entropy == pytest.approx(expected, rel=1e-6)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("large", [0, 1, 20, 3000])

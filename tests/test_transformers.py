@@ -178,6 +178,41 @@ PROJECTIONS = {
 }
 
 
+FUSED = {"gpt2": ("transformer.h.0.attn", "c_attn", "c_proj"),
+         "neox": ("gpt_neox.layers.0.attention", "query_key_value", "dense"),
+         "bloom": ("transformer.h.0.self_attention", "query_key_value", "dense")}
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_importance_of_heads_whose_three_are_made_at_once(name: str) -> None:
+    """Which rows are a head's is read from gradients of what a head gives, not from the code."""
+    torch.manual_seed(0)
+    model, tokens = BUILDS[name]().eval(), torch.randint(3, 97, (3, 7))
+    module, fused, reader = FUSED[name]
+    layer, given = model.get_submodule(f"{module}.{fused}"), []
+    with torch.no_grad():
+        layer.weight.mul_(torch.rand_like(layer.weight) * 20)  # attention that is far from even
+    hooks = [layer.register_forward_hook(lambda _, args, out: given.append(out)),
+             model.get_submodule(f"{module}.{reader}").register_forward_pre_hook(
+                 lambda _, args: given.append(args[0]))]
+    model(tokens)
+    for hook in hooks:
+        hook.remove()
+    made, read = given
+    weight = (layer.weight.T if name == "gpt2" else layer.weight).detach().abs().double().sum(1)
+    expected = []
+    for head in range(4):
+        own, = torch.autograd.grad(read[..., 8 * head:8 * head + 8].square().sum(), made,
+                                   retain_graph=True)
+        rows = own.abs().sum((0, 1)) > 0
+        assert int(rows.sum()) == 24
+        expected.append(weight[rows].sum())
+    usage = analyze(model, [{"input_ids": tokens}], criterion="magnitude")
+    found = usage.layers[f"{module}.{fused}"].head_importance
+    assert found is not None
+    torch.testing.assert_close(torch.from_numpy(found), torch.stack(expected), rtol=1e-6, atol=0)
+
+
 @pytest.mark.parametrize("name", PROJECTIONS)
 def test_importance_of_heads(name: str) -> None:
     """Each of so many units in a row; 8 a head."""

@@ -247,7 +247,7 @@ def _layer_usage(layer: Layer, evidence: Evidence, criterion: Criterion) -> Laye
         dead=summary.dead,
         unit_usage=units.usage,
         dead_units=None if dead is None else int(dead.sum()),
-        head_importance=evidence.of_heads(criterion, layer.heads, importance),
+        head_importance=evidence.of_heads(criterion, layer, importance),
     )
 
 

@@ -190,6 +190,8 @@ def evaluate(
 def outputs_of(model: nn.Module, inputs: Tensor) -> Tensor:
     """The outputs of all inputs, in eval mode, without gradients, in chunks.
 
+    The inputs stay as they are, also where the model writes into what it is given.
+
     Raises:
         ValueError: there are no inputs, or an output is no tensor, NaN or infinite.
     """
@@ -197,7 +199,7 @@ def outputs_of(model: nn.Module, inputs: Tensor) -> Tensor:
         raise ValueError("inputs: expected at least one example, but got none")
     chunk = rows_at_once(inputs.shape)
     with evaluating(model):
-        outputs = torch.cat([_checked(model(part)) for part in inputs.split(chunk)])
+        outputs = torch.cat([_checked(model(part.clone())) for part in inputs.split(chunk)])
     if not bool(torch.isfinite(outputs).all()):
         raise ValueError("model: expected finite outputs, but got NaN or infinity")
     return outputs

@@ -97,20 +97,21 @@ class Evidence:
         return None if signed is None else signed.abs()
 
     def of_heads(
-        self, criterion: Criterion, heads: int, units: np.ndarray
+        self, criterion: Criterion, layer: Layer, units: np.ndarray
     ) -> np.ndarray | None:
-        """The importance of heads, shape (heads,), each of equally many units in a row.
+        """The importance of a layer's heads, shape (heads,), each of equally many units.
 
         The sum over a head's units, whose importance is ``units``; under ``taylor`` |Σ a·g| over
         all of the head's outputs (as Michel et al. 2019, arXiv 1905.10650, weigh heads, but the
         mean before the absolute value). None without heads.
         """
-        if not heads:
+        if not layer.heads:
             return None
+        shape = layer.head_parts, layer.heads, -1
         signed = self._felt(criterion)
         if signed is None:
-            return units.reshape(heads, -1).sum(1)
-        return signed.reshape(heads, -1).sum(1).abs().cpu().numpy()
+            return units.reshape(shape).sum((0, 2))
+        return signed.reshape(shape).sum((0, 2)).abs().cpu().numpy()
 
     def _felt(self, criterion: Criterion) -> Tensor | None:
         """Σ a·g of each unit under ``taylor``, signed; None under any other criterion."""

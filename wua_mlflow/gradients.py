@@ -5,7 +5,7 @@ May import: torch, batches, watching. Tests: ``tests/test_gradients.py``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -39,7 +39,7 @@ class Gradients:
         reading = watch.felt.reading()
         tensors = [tensor for *_, tensor in places if tensor.requires_grad]
         tensors += [tensor for _, tensor in reading]
-        found = iter(torch.autograd.grad(loss, tensors, allow_unused=True) if tensors else ())
+        found = iter(_gradients(loss, tensors) if tensors else ())
         for sums, name, tensor in places:
             _add(sums, name, tensor, next(found) if tensor.requires_grad else None, samples)
         for name, tensor in reading:
@@ -119,6 +119,33 @@ def loss_of(outputs: Any, targets: Any, loss: Loss | None, *, number: int) -> Te
         raise ValueError(f"loss: expected a finite number, but got {value.item()} for batch "
                          f"{number}")
     return value.reshape(())
+
+
+def _gradients(loss: Tensor, tensors: list[Tensor]) -> Sequence[Tensor | None]:
+    try:
+        found: Sequence[Tensor | None] = torch.autograd.grad(loss, tensors, allow_unused=True)
+    except RuntimeError:
+        if not _is_reentrant(loss):
+            raise
+        found = [None]
+    if any(one is None for one in found) and _is_reentrant(loss):
+        raise ValueError("model: taylor needs the gradients of weights, which do not come out of "
+                         "reentrant checkpoints; use checkpoint(..., use_reentrant=False)")
+    return found
+
+
+def _is_reentrant(loss: Tensor) -> bool:
+    """Whether a part of the forward was checkpointed in the way that hides its weights."""
+    seen, left = set(), [loss.grad_fn]
+    while left:
+        node = left.pop()
+        if node is None or node in seen:
+            continue
+        if node.name() == "CheckpointFunctionBackward":
+            return True
+        seen.add(node)
+        left += [one for one, _ in node.next_functions]
+    return False
 
 
 def _parameters(layers: Iterable[Layer]) -> list[str]:

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from typing import cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from wua_mlflow.batches import Batch, Batches
+from wua_mlflow.batches import Batch, Batches, Guard
 from wua_mlflow.dotted import nearest
 from wua_mlflow.gradients import Gradients, Loss, loss_of
 from wua_mlflow.hooks import Running, evaluating, running
@@ -170,29 +172,57 @@ def _stream(
     model: nn.Module, data: Batches, watch: Watch, state: Running,
     extras: tuple[Gradients | None, Sampler | None, Loss | None],
 ) -> int:
-    gradients, sampler, loss = extras
-    samples = 0
-    for number, batch in enumerate(in_step(data, sharded=is_sharded(model))):
+    samples, guard = 0, Guard()
+    given: Batch | None = None
+    for number, given in enumerate(in_step(data, sharded=is_sharded(model))):
         state.stack.clear()
-        watch.mask, watch.used, watch.felt = batch.mask, [], Felt()
-        if sampler is not None:
-            sampler.begin(batch)
-        try:
-            with watch:
-                outputs = model(*batch.args, **batch.kwargs)
-        except Exception as error:
-            _say_where(error, state.stack, number)
-            raise
-        if not batch.first.is_cuda or not (number + 1) & number:
-            _check_finite(watch, batch, number)
-        if gradients is not None:
-            calls = Counter(state.calls)
-            value = loss_of(outputs, batch.targets, loss, number=number)
-            gradients.add(value, watch, batch.samples)
-            state.calls = calls  # what is checkpointed ran again in the backward
-        samples += batch.samples
+        with guard.keeping(given) as batch:
+            _one(model, batch, number, watch, state, extras)
+        samples += given.samples
     _check_finite(watch, None, None)
+    if given is not None and not is_sharded(model):
+        _see_changes(model, given.other(), watch, state)
     return samples
+
+
+def _one(
+    model: nn.Module, batch: Batch, number: int, watch: Watch, state: Running,
+    extras: tuple[Gradients | None, Sampler | None, Loss | None],
+) -> None:
+    gradients, sampler, loss = extras
+    watch.mask, watch.used, watch.felt = batch.mask, [], Felt()
+    if sampler is not None:
+        sampler.begin(batch)
+    try:
+        with watch:
+            outputs = model(*batch.args, **batch.kwargs)
+    except Exception as error:
+        _say_where(error, state.stack, number)
+        raise
+    if not batch.first.is_cuda or not (number + 1) & number:
+        _check_finite(watch, batch, number)
+    if gradients is not None:
+        calls = Counter(state.calls)
+        value = loss_of(outputs, batch.targets, loss, number=number)
+        gradients.add(value, watch, batch.samples)
+        state.calls = calls  # what is checkpointed ran again in the backward
+
+
+def _see_changes(model: nn.Module, other: Batch, watch: Watch, state: Running) -> None:
+    """Weights that modules made of their parameters: are they the same for another batch?"""
+    made = [layer for layer in watch.layers.values() if layer.computed is not None]
+    if not made:
+        return
+    again, calls = Watch(model, Needs(output=False), watch.wanted), state.calls
+    again.running, state.calls = state.stack, Counter()
+    with suppress(Exception), again:  # not every model takes a batch of another size
+        model(*other.args, **other.kwargs)
+    state.stack.clear()
+    state.calls = calls
+    for layer in made:
+        like = again.layers.get(layer.name)
+        layer.changes |= like is not None and not torch.equal(
+            cast(Tensor, like.computed), cast(Tensor, layer.computed))
 
 
 def _check_finite(watch: Watch, batch: Batch | None, number: int | None) -> None:

@@ -36,6 +36,8 @@ _FEW, _MANY = (2, 0.02), (8, 0.01)
 looked for, a share of it: up to ``_LARGE`` importances, and above, where a pass costs more."""
 _SORTED_AT_ONCE, _BINS = 2**14, 4096
 _MOST_PASSES = 64
+_CANCELS = 0.2
+"""An entropy of less than so many times the mean logarithm would have lost digits to it."""
 _FAINT = 1e-30
 """Products below it are computed in float64: in float32 they lose digits, or vanish."""
 
@@ -110,7 +112,7 @@ def summarize(
     cut = LOW_OF_MEAN * survey.total / count if low is None else low
     counts, below = kernels.spread(tiles, bins, top, cut)
     dead = survey.total == 0
-    entropy = 0.0 if dead else max(0.0, math.log(survey.total) - survey.weighted / survey.total)
+    entropy = 0.0 if dead else _entropy(tiles, survey)
     edges = np.linspace(0.0, top / survey.total if not dead else 1.0, bins + 1)
     return Summary(
         count=count,
@@ -121,6 +123,16 @@ def summarize(
         unit_importance=survey.by_row,
         dead=dead,
     )
+
+
+def _entropy(tiles: _Tiles, survey: Survey) -> float:
+    """ln T − Σ i ln i / T; where these nearly cancel, −Σ p ln p in float64, by one more pass."""
+    mean_log = survey.weighted / survey.total
+    entropy = math.log(survey.total) - mean_log
+    if entropy < _CANCELS * abs(mean_log):
+        shares = (tile.double() / survey.total for _, tile in tiles)
+        entropy = -math.fsum(float(torch.special.xlogy(p, p).sum()) for p in shares)
+    return max(0.0, entropy)
 
 
 class _Tiles:

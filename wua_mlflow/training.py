@@ -157,7 +157,7 @@ def _epoch(
     inputs, targets = train
     losses, sizes = [], []
     for rows in batches if batches is not None else [None]:
-        x, y = (inputs, targets) if rows is None else (inputs[rows], _at(targets, rows))
+        x, y = (inputs.clone(), targets) if rows is None else (inputs[rows], _at(targets, rows))
         optimizer.zero_grad()
         batch_loss = loss(model(x), y)
         batch_loss.backward()

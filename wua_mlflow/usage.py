@@ -78,7 +78,8 @@ class LayerUsage:
     ``dead`` says that every importance of the layer is zero: effective weights are 0 then.
     ``dead_units`` counts the units whose output is zero for all data, or never above zero before
     a ReLU; None where outputs were not seen.
-    ``head_importance`` has shape (heads,), of an attention's query, key or value projection.
+    ``head_importance`` has shape (heads,), of an attention's query, key or value projection, or
+    of one that makes all three.
     ``forward_flops`` are those of the layer's products, of one sample, on average over the data.
     ``effective_rank`` is that of the layer's centred activations, where it was asked for, at most
     the number of units.

@@ -11,9 +11,10 @@ from torch import nn
 from tests.networks import kept_streams, snapshot
 from tests.slimming.cutting_cases import CASES, Tokens, Twice, mlp, silent
 from wua_mlflow import count_flops
-from wua_mlflow.slimming import checking, cut, unit_groups
+from wua_mlflow.slimming import cut, unit_groups
 from wua_mlflow.slimming import cutting as module
-from wua_mlflow.slimming.checking import WrongCutError, check_cut, resized
+from wua_mlflow.slimming.checking import WrongCutError, check_cut
+from wua_mlflow.slimming.examples import noise_like
 
 
 @pytest.fixture(autouse=True)
@@ -187,7 +188,7 @@ def test_dtypes_are_kept():
 def test_tokens_stay_in_their_table(dtype):
     """The noise that a cut is checked on are the example's own numbers, column by column."""
     example = torch.randint(9, (5, 4)).to(dtype)
-    noise = checking._noise(example)
+    noise = noise_like(example)
     assert not torch.equal(noise, example)
     assert torch.equal(noise.sort(dim=0).values, example.sort(dim=0).values)
     found = cut(Tokens(), example, {"up": [0, 2, 5]})
@@ -215,9 +216,3 @@ def test_every_layer_that_cannot_be_cut_is_named():
     assert set(structure.fixed) == {"q", "k", "v", "o"}
     assert structure.fixed["k"] == structure.fixed["q"]
     assert "the forward divides its units by a fixed number, as into heads" in structure.fixed["q"]
-
-
-def test_resized_batches():
-    rows = torch.arange(6).reshape(3, 2)
-    assert resized(rows, 1).tolist() == [[0, 1]]
-    assert resized(rows, 5).tolist() == [[0, 1], [2, 3], [4, 5], [0, 1], [2, 3]]

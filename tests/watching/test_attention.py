@@ -72,8 +72,22 @@ def test_the_heads_of_a_projection() -> None:
                            ({"n_heads": 8}, (8, 0, 0)), ({}, (0, 0, 0)),
                            ({"head_dim": 3}, (0, 0, 0))):
         owners = Owners(nn.Sequential(Written(**told)))
-        found = tuple(heads_of(owners, f"0.{name}", units)
+        found = tuple(heads_of(owners, f"0.{name}", units)[0]
                       for name, units in (("query", 8), ("k_proj", 4), ("out", 8)))
         assert found == expected, told
     owners = Owners(nn.Sequential(nn.MultiheadAttention(8, 2), nn.Linear(8, 8)))
-    assert [heads_of(owners, name, 8) for name in ("0", "0.out_proj", "1", "")] == [2, 0, 0, 0]
+    assert [heads_of(owners, name, 8) for name in ("0", "0.out_proj", "1", "")] == [
+        (2, 1), (0, 1), (0, 1), (0, 1)]
+
+
+def test_the_heads_of_what_makes_all_three() -> None:
+    for told, expected in (({"num_heads": 4, "head_dim": 2}, [(4, 3), (4, 1), (0, 1)]),
+                           ({"num_heads": 4}, [(4, 3), (4, 1), (0, 1)]),
+                           ({"num_heads": 4, "head_dim": 4}, [(0, 1)] * 3),  # keys are shared
+                           ({"num_heads": 5}, [(0, 1)] * 3), ({}, [(0, 1)] * 3)):
+        module = Written(**told)
+        module.c_attn = module.query_key_value = module.c_proj = nn.Linear(8, 24)
+        owners = Owners(nn.Sequential(module))
+        found = [heads_of(owners, f"0.{name}", 24)
+                 for name in ("c_attn", "query_key_value", "c_proj")]
+        assert found == expected, told

@@ -266,6 +266,35 @@ def test_biases_that_are_shared_or_computed():
         close(found[name], one.double().abs())
 
 
+class Lent(nn.Module):
+    """Two weights and one bias in one module, added by the function or afterwards."""
+
+    def __init__(self, late: bool) -> None:
+        super().__init__()
+        self.late = late
+        self.one, self.two = (nn.Parameter(torch.randn(4, 3)) for _ in range(2))
+        self.bias, self.head = nn.Parameter(torch.randn(4)), nn.Linear(4, 2)
+        self.masks: dict[str, Tensor] = {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = {name: functional.linear(x, weight) + self.bias if self.late
+                 else functional.linear(x, weight, self.bias)
+                 for name, weight in (("one", self.one), ("two", self.two))}
+        return self.head(sum((one * self.masks.get(name, 1)).tanh()
+                             for name, one in found.items()))
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_bias_that_two_products_of_a_module_share(late):
+    model, x, y = Lent(late), rows(SAMPLES, 3), labels(SAMPLES)
+    model.masks = {name: torch.ones(4, requires_grad=True) for name in ("one", "two")}
+    expected = torch.autograd.grad(loss(model(x), y), list(model.masks.values()))
+    model.masks = {}
+    found = units_of(model, [(x[:4], y[:4]), (x[4:], y[4:])], ["one", "two"])
+    for name, one in zip(("one", "two"), expected, strict=True):
+        close(found[name], one.double().abs())
+
+
 def test_a_bias_added_to_a_tied_weight():
     class Late(TwoBiases):
         def forward(self, x: Tensor) -> Tensor:

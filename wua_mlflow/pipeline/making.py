@@ -113,7 +113,7 @@ def _weights(trained: Trained) -> int:
 
 
 def _example(recipe: Recipe) -> torch.Tensor:
-    return recipe.split.train.inputs[:4].to(recipe.device)
+    return recipe.split.train.inputs[:4].to(recipe.device, copy=True)
 
 
 def _cut(

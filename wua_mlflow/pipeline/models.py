@@ -174,7 +174,7 @@ def check_fit(model: nn.Module, split: DataSplit) -> None:
         raise ValueError("model: expected a module with parameters, but it has none")
     try:
         with isolated(), evaluating(model):
-            outputs = model(probe.to(parameter.device))
+            outputs = model(probe.to(parameter.device, copy=True))
     except Exception as error:  # the user's forward: any error is theirs to see, in one line
         reason = " ".join(str(error).split())
         raise ValueError(f"model: does not take the data's inputs of shape "

@@ -237,7 +237,7 @@ def _finite(recipe: Recipe, model: nn.Module) -> bool:
 
 
 def _probe(recipe: Recipe) -> Tensor:
-    return recipe.split.train.inputs[:PROBES].to(recipe.device)
+    return recipe.split.train.inputs[:PROBES].to(recipe.device, copy=True)
 
 
 def _progress(

@@ -179,7 +179,7 @@ def _by_outputs(side: Side, model: nn.Module, test: TestData) -> TestData:
     """
     probe = test.part.inputs[:2]
     with _taking(side, probe), evaluating(model):
-        outputs = model(probe.to(_device(model)))
+        outputs = model(probe.to(_device(model), copy=True))
     if test.task == "regression" or outputs.ndim != 2 or outputs.shape[1] < 2:
         return test
     count, values = outputs.shape[1], test.posed.values

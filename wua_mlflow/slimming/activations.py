@@ -135,7 +135,7 @@ def forwards(model: nn.Module, inputs: Tensor) -> None:
     """Run a model over the inputs, a few at a time; left as found."""
     with evaluating(model, grad=False):
         for rows in inputs.split(rows_at_once(inputs.shape)):
-            model(rows)
+            model(rows.clone())
 
 
 Change = tuple[Port, Callable[[Tensor], Tensor]]

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from wua_mlflow.hooks import Call, evaluating, noting
 from wua_mlflow.slimming.caches import uncached
-from wua_mlflow.slimming.checking import called
+from wua_mlflow.slimming.examples import called
 from wua_mlflow.slimming.graph import axes_of, is_conv1d
 from wua_mlflow.slimming.groups import Places, UnitGroup
 

@@ -6,7 +6,7 @@ slimming. Tests: ``tests/slimming/test_cutting.py``.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from wua_mlflow.flops import FlopCount, count_flops, count_parameters
 from wua_mlflow.hooks import evaluating
 from wua_mlflow.slimming.caches import uncached
+from wua_mlflow.slimming.examples import called, noise_like, resized, tensors_in
 from wua_mlflow.slimming.groups import Structure, names_by_tensor
 from wua_mlflow.slimming.masked import masked
 
-__all__ = ["WrongCutError", "called", "check_cut", "planned_shapes", "resized", "ties_of", "worded"]
+__all__ = ["WrongCutError", "check_cut", "planned_shapes", "ties_of", "worded"]
 
 Removed = Mapping[str, Sequence[int]]
-SEED = 7
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 """Of the outputs, relative to the largest of them: fewer summands are added in another order."""
 
@@ -93,7 +93,7 @@ def _check_outputs(
     original: nn.Module, cut: nn.Module, structure: Structure, removed: Removed, example: Any
 ) -> None:
     """At several batch sizes, on the example and on noise like it, against the masked original."""
-    for inputs in (example, _noise(example), *(resized(example, count) for count in (1, 2, 5))):
+    for inputs in (example, noise_like(example), *(resized(example, count) for count in (1, 2, 5))):
         with evaluating(original), evaluating(cut), torch.no_grad():
             with masked(original, structure, removed):
                 expected = called(original, inputs)
@@ -101,7 +101,7 @@ def _check_outputs(
                 found = called(cut, inputs)
             except Exception as error:  # whatever the cut made of the forward
                 raise WrongCutError(f"its forward fails: {worded(error)}") from error
-        for one, other in zip(_tensors(expected), _tensors(found), strict=True):
+        for one, other in zip(tensors_in(expected), tensors_in(found), strict=True):
             if one.shape != other.shape:
                 raise WrongCutError(f"it gives outputs of the shape {tuple(other.shape)} instead "
                                     f"of {tuple(one.shape)}")
@@ -147,71 +147,3 @@ def _check_flops(
                 raise WrongCutError(f"{name} takes {after.by_module.get(name, 0):,} FLOPs instead "
                                     f"of {planned:,.0f}")
     return before, after
-
-
-def called(model: nn.Module, example: Any) -> Any:
-    """What the model makes of a batch: a tensor, a tuple of arguments, a dict of keywords."""
-    if isinstance(example, Mapping):
-        return model(**example)
-    return model(*example) if isinstance(example, tuple) else model(example)
-
-
-def _tensors(outputs: Any) -> Iterator[Tensor]:
-    if isinstance(outputs, Tensor):
-        yield outputs
-    elif isinstance(outputs, Mapping):
-        for one in outputs.values():
-            yield from _tensors(one)
-    elif isinstance(outputs, tuple | list):
-        for one in outputs:
-            yield from _tensors(one)
-
-
-def _mapped(example: Any, change: Any) -> Any:
-    if isinstance(example, Tensor):
-        return change(example)
-    if isinstance(example, Mapping):
-        return {name: _mapped(one, change) for name, one in example.items()}
-    if isinstance(example, tuple | list):
-        return type(example)(_mapped(one, change) for one in example)
-    return example
-
-
-def resized(example: Any, samples: int) -> Any:
-    """The example with so many samples: the first ones, again from the start where it has fewer.
-
-    >>> resized((torch.arange(3), "fast"), 5)
-    (tensor([0, 1, 2, 0, 1]), 'fast')
-    """
-    first = next(_tensors(example if isinstance(example, Mapping) else (example,)), None)
-    if first is None or not first.dim():
-        return example
-    rows = torch.arange(samples) % len(first)
-
-    def taken(one: Tensor) -> Tensor:
-        return one[rows.to(one.device)] if one.dim() and len(one) == len(first) else one
-
-    return _mapped(example, taken)
-
-
-def _noise(example: Any) -> Any:
-    """Like the example, from a generator of its own: floating-point numbers of its mean and spread.
-
-    Whole numbers, which may be places in a table, change places with those of other samples.
-    """
-    generator = torch.Generator().manual_seed(SEED)
-
-    def drawn(one: Tensor) -> Tensor:
-        if one.dtype == torch.bool or one.is_complex() or not one.dim():
-            return one
-        whole = not one.is_floating_point() or bool((one == one.round()).all())
-        if whole and bool((one != one[0]).any()):
-            rows = torch.rand(one.shape, generator=generator).argsort(dim=0)
-            return one.gather(0, rows.to(one.device))
-        if not one.is_floating_point():
-            return one
-        spread = one.double().std() if one.numel() > 1 else torch.tensor(1.0)
-        noise = torch.randn(one.shape, generator=generator, dtype=torch.float64)
-        return (one.double().mean().cpu() + (spread.cpu() + 1e-3) * noise).to(one)
-
-    return _mapped(example, drawn)

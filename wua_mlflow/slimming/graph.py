@@ -2,7 +2,7 @@
 
 The one file that imports it. Its own pruner fails on LSTMs and passes over GRUs and transformers'
 ``Conv1D``; the pruners here take their places.
-May import: torch, torch_pruning, caches. Tests: ``tests/slimming/test_groups.py``.
+May import: torch, torch_pruning, caches, examples. Tests: ``tests/slimming/test_groups.py``.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from wua_mlflow.slimming.caches import uncached
+from wua_mlflow.slimming.examples import copied
 
 __all__ = ["Coupled", "Graph", "axes_of", "is_conv1d"]
 
@@ -92,6 +93,7 @@ class Graph:
                 pruners[type(module)] = _linear_pruner(torch_pruning)
             elif isinstance(module, RECURRENT):
                 pruners[type(module)] = _recurrent_pruner(torch_pruning)
+        example = copied(example)
         arguments = example if isinstance(example, Mapping | tuple) else (example,)
         with warnings.catch_warnings(), torch.enable_grad(), uncached(model), \
                 _recurrent_as_one_step(model):

@@ -19,6 +19,9 @@ from wua_mlflow.watching.owners import Owners, View
 __all__ = ["ATTENTION", "attention", "heads_of", "thirds"]
 
 _PROJECTION = re.compile(r"(to_)?(q|k|v|query|key|value)(_proj|_lin|_linear|_layer)?|w[qkv]")
+_FUSED = {"c_attn": 3, "qkv": 3, "query_key_value": 1}
+"""By name what makes queries, keys and values at once, and in how many blocks of all heads."""
+_SIZES = ("head_dim", "head_size")
 _HEADS = ("num_heads", "num_attention_heads", "n_heads", "n_head")
 
 ATTENTION = functional.multi_head_attention_forward
@@ -62,27 +65,41 @@ def thirds(
     return parts
 
 
-def heads_of(owners: Owners, module: str, units: int) -> int:
-    """How many heads share out the units of a projection; 0 where it is none, or that is not told.
+def heads_of(owners: Owners, module: str, units: int) -> tuple[int, int]:
+    """How many heads share out the units of a projection, and in how many blocks they all lie.
 
     Of ``nn.MultiheadAttention``, and of a layer that is called as queries, keys and values are in
-    a module that has the size of a head or the number of heads: ``transformers``' models.
+    a module that has the size of a head or the number of heads: ``transformers``' models. What
+    makes all three at once has a block of all heads for each (GPT-2's ``c_attn``, timm's ``qkv``),
+    or lays out a head's three together (``query_key_value`` of GPT-NeoX and BLOOM).
 
     Args:
         owners: the model's modules.
         module: the name of the one that holds the weight.
         units: of the layer.
+
+    Returns:
+        (0, 1) where it has no heads, or how many is not told.
     """
     own = owners.modules.get(module)
     if isinstance(own, nn.MultiheadAttention):
-        return own.num_heads
+        return own.num_heads, 1
     parent, _, leaf = module.rpartition(".")
     around = owners.modules.get(parent)
-    if around is None or not _PROJECTION.fullmatch(leaf):
-        return 0
-    size = getattr(around, "head_dim", None)
-    if isinstance(size, int) and size > 0:
-        return units // size if units % size == 0 else 0
-    found = next((one for name in _HEADS
-                  if isinstance(one := getattr(around, name, None), int)), 0)
-    return found if found > 0 and units % found == 0 else 0
+    fused = _FUSED.get(leaf)
+    if around is None or not (fused or _PROJECTION.fullmatch(leaf)):
+        return 0, 1
+    size, told = _told(around, _SIZES), _told(around, _HEADS)
+    if fused:
+        told = told or (units // (3 * size) if size else 0)
+        whole = told and (units == 3 * told * size if size else units % (told * fused) == 0)
+        return (told, fused) if whole else (0, 1)  # else heads share their keys
+    if size:  # keys and values may have fewer heads
+        told = units // size if units % size == 0 else 0
+    return (told, 1) if told and units % told == 0 else (0, 1)
+
+
+def _told(module: nn.Module, names: Sequence[str]) -> int:
+    """The first of these attributes that is a number; 0 where none is."""
+    found = (getattr(module, name, None) for name in names)
+    return next((one for one in found if isinstance(one, int) and one > 0), 0)

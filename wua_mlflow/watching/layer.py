@@ -87,8 +87,9 @@ class Layer:
     ``operation`` is a product's, or ``recurrent`` with so many ``gates``. ``bias`` is a parameter's
     view, or None where there is none that could be told. ``overflow`` is the dtype that could not
     hold the squares of finite inputs, where that was seen. ``heads``: so many, of equally many
-    units in a row, of an attention's query, key or value; 0 elsewhere. ``flops`` are those of its
-    products over all data. ``followed``: Σ a·g of its units is summed on its own (``Felt``).
+    units in a row, of an attention's query, key or value; 0 elsewhere; where one layer makes all
+    three, in so many blocks of all heads (``head_parts``). ``flops`` are those of its products over
+    all data. ``followed``: Σ a·g of its units is summed on its own (``Felt``).
     """
 
     name: str
@@ -113,6 +114,7 @@ class Layer:
     changes: bool = False
     overflow: torch.dtype | None = None
     heads: int = 0
+    head_parts: int = 1
     flops: int = 0
     followed: bool = False
 

@@ -146,6 +146,20 @@ class Owners:
         """Whether the parameter has several names: its gradient is of all its uses."""
         return view is not None and len(self.aliases[view.parameter]) > 1
 
+    def is_lent(self, bias: View | None, module: str) -> bool:
+        """Whether the bias of a module's weight may be that of other products, too.
+
+        Args:
+            bias: None where there is none, or it is yet to be added.
+            module: the name of the one that holds the weight.
+        """
+        own = self.modules.get(module, nn.Module())
+        several = sum(one.dim() > 1 for one in own.parameters(recurse=False)) > 1
+        if several and not type(own).__module__.startswith("torch.nn."):
+            return True
+        return bias is not None and (
+            self.is_shared(bias) or bias.parameter.rpartition(".")[0] != module)
+
     def _by_memory(self, tensor: Tensor) -> str | None:
         """A detached alias of a whole parameter."""
         if tensor.is_meta or type(tensor) is not Tensor:

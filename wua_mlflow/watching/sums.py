@@ -116,7 +116,7 @@ def input_sums(
         (left, count), (right, _) = (
             kept(one.reshape(-1, one.shape[-1]), one.shape[:-1], mask, time_first=time_first)
             for one in product.inputs)
-        sums = _power(left, power).T @ _power(right, power)
+        sums = _exact(_power(left, power)).T @ _exact(_power(right, power))
         return sums.reshape(1, -1), count
     if product.operation == "left_matmul":
         x = x.transpose(-1, -2)
@@ -135,6 +135,11 @@ def _is_faint(sums: Tensor, power: int) -> bool:
 def wide(tensor: Tensor) -> torch.dtype:
     """float32, or float64 where the tensor has it."""
     return torch.promote_types(tensor.dtype, torch.float32)
+
+
+def _exact(rows: Tensor) -> Tensor:
+    """For a product, which the caller's autocast leaves alone in float64; a Mac's GPU has none."""
+    return rows if rows.device.type == "mps" else rows.double()
 
 
 def _power(rows: Tensor, power: int) -> Tensor:

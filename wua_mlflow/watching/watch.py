@@ -101,7 +101,7 @@ class Watch(TorchFunctionMode):
         cuts = is_relu(name, args, kwargs)
         if cuts and args:
             see_relu(args[0], self._positions())
-        given = args[0] if args and name in UNITS_STAY else None
+        given = args[0] if args and (cuts or name in UNITS_STAY) else None
         layer, call, flat = (noted(given, what) for what in ("layer", "call", "flat"))
         result = func(*args, **kwargs)
         kept = result is given and noted(given, "layer") is layer  # given back with its notes
@@ -224,13 +224,13 @@ class Watch(TorchFunctionMode):
         units = weight.shape[1] * groups if transposed else weight.shape[
             1 if product.operation == "embedding" else 0]
         bias = None if product.bias is None else self.owners.find(product.bias, self.running)
+        heads, parts = heads_of(self.owners, owner, units)
         layer = Layer(name, kind_of(module, attribute, product.operation), owner,
                       product.operation, units, product.spatial, view,
                       weight.detach() if view is None else None, bias, groups,
-                      transposed=transposed,
-                      heads=heads_of(self.owners, owner, units),
-                      followed=self.owners.is_shared(view) or product.bias is not None and (
-                          bias is None or self.owners.is_shared(bias)))
+                      transposed=transposed, heads=heads, head_parts=parts,
+                      followed=self.owners.is_shared(view) or self.owners.is_lent(bias, owner)
+                      or (bias is None and product.bias is not None))
         self.layers[name] = layer
         return layer
 
