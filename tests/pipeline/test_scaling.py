@@ -1,4 +1,4 @@
-"""What a raw row goes through before a saved model, from the file beside it alone."""
+"""A saved model takes rows as they were read; the file beside it says what it does to them."""
 
 from __future__ import annotations
 
@@ -8,11 +8,18 @@ from pathlib import Path
 import mlflow
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
 from tests.pipeline.slimming_cases import store  # noqa: F401 - a fixture
 from wua_mlflow.config import load_settings
+from wua_mlflow.evaluation import outputs_of
 from wua_mlflow.pipeline.chain import run_pipeline
 from wua_mlflow.pipeline.data import load_data
+from wua_mlflow.pipeline.rawrows import OnRawRows, OnScaledRows, raw_rows
+from wua_mlflow.pipeline.sides import evaluated, give_tests, opened_side
+from wua_mlflow.pipeline.splitting import Scaler, Scaling
+from wua_mlflow.pipeline.variant import load_variant
 from wua_mlflow.tracking.store import Store
 
 
@@ -48,16 +55,55 @@ def test_raw_rows_by_the_file_beside_the_model(
     rows = scaled(inputs, scaling["inputs"])
     known = {row.tobytes() for row in split.test.inputs.numpy()}
     assert sum(row.tobytes() in known for row in rows) >= len(known) - 1
-    model = mlflow.pyfunc.load_model(
-        f"models:/{store.client.get_run(run).outputs.model_outputs[0].model_id}")
-    answers = np.asarray(model.predict(rows)).ravel()
+    uri = f"models:/{store.client.get_run(run).outputs.model_outputs[0].model_id}"
+    model = mlflow.pyfunc.load_model(uri)
+    answers = np.asarray(model.predict(inputs.astype(np.float32))).ravel()
+    network = load_variant(store, run).trained.model
+    plain = outputs_of(network, torch.from_numpy(rows)).numpy().ravel()
     if task == "regression":
-        assert scaling["classes"] == []
         by = scaling["targets"]
-        found = answers * by["scale"][0] + by["mean"][0]
-        assert np.corrcoef(found, targets)[0, 1] > 0.95
-        assert abs(found.mean() - targets.mean()) < 0.1 * targets.std()
+        assert scaling["classes"] == []
+        np.testing.assert_allclose(answers, plain * by["scale"][0] + by["mean"][0], rtol=1e-4)
+        assert np.corrcoef(answers, targets)[0, 1] > 0.95
+        assert abs(answers.mean() - targets.mean()) < 0.1 * targets.std()
     else:
         assert scaling["targets"] is None
+        np.testing.assert_allclose(answers, plain, atol=1e-4)
         named = np.array(scaling["classes"])[(answers > 0.5).astype(int)]
         assert (named == targets).mean() > 0.9
+
+
+@pytest.mark.parametrize("task", ["binary", "regression"])
+def test_a_saved_model_is_compared_as_its_run_is(
+    store: Store, tmp_path: Path, task: str  # noqa: F811
+) -> None:
+    path, fresh = tmp_path / "rows.csv", tmp_path / "fresh.csv"
+    raw(path, task)
+    raw(fresh, task)
+    outcome = run_pipeline(store, load_settings(None, {
+        "data": str(path), "target": "y", "task": task, "model": "mlp", "hidden": "8", "epochs": 20,
+        "lr": 0.01, "seeds": 1, "null_draws": 0, "slim_hidden": "6"}))
+    run = outcome.variants[-1].run_id
+    uri = f"models:/{store.client.get_run(run).outputs.model_outputs[0].model_id}"
+    for given in ({}, {"data": str(fresh), "target": "y"}):
+        settings = load_settings(None, {"task": task, **given})
+        sides = [opened_side(reference, store, settings) for reference in (run, uri)]
+        give_tests(sides, settings, fresh=bool(given))
+        scores = [evaluated(side, fresh=bool(given)) for side in sides]
+        np.testing.assert_allclose(scores[1].losses, scores[0].losses, rtol=1e-2, atol=1e-5)
+        np.testing.assert_allclose(scores[1].scores, scores[0].scores, rtol=1e-2, atol=1e-5)
+
+
+def test_constant_columns_and_large_offsets_survive_the_way_back() -> None:
+    rng = np.random.default_rng(0)
+    rows = np.c_[rng.normal(1e4, 1, 50), np.full(50, 3.0)]
+    scaling = Scaling(Scaler.of(rows), Scaler.of(rows[:, :1]))
+    given = torch.from_numpy(rows.astype(np.float32))
+    scaled = torch.from_numpy(scaling.inputs.applied(rows))
+    torch.testing.assert_close(raw_rows(scaled, scaling), given, rtol=1e-6, atol=0)
+    network = nn.Linear(2, 1)
+    served = OnRawRows(network, scaling)
+    torch.testing.assert_close(OnScaledRows(served, scaling)(scaled), network(scaled), rtol=1e-2,
+                               atol=1e-2)
+    without = Scaling(None, None)
+    assert torch.equal(OnRawRows(network, without)(scaled), network(scaled))

@@ -24,6 +24,7 @@ from wua_mlflow.hooks import evaluating
 from wua_mlflow.pipeline.data import DataSplit
 from wua_mlflow.pipeline.machine import device_of
 from wua_mlflow.pipeline.predictions import Predictions, read_predictions
+from wua_mlflow.pipeline.rawrows import OnScaledRows
 from wua_mlflow.pipeline.tables import ENDINGS, Rows, Target
 from wua_mlflow.pipeline.testdata import (
     TestData,
@@ -109,6 +110,9 @@ def opened_side(reference: str, store: Store | None, settings: Settings) -> Side
     model = load_exported(reference).to(device_of(settings.device))
     run_id = source_run(store, reference)
     source = load_variant(store, run_id, machine) if store and run_id else None
+    scaling = source.recipe.split.scaling if source else None
+    if scaling and (get_model_info(reference).metadata or {}).get(Tag.TAKES_RAW_ROWS):
+        model = OnScaledRows(model, scaling)  # what it is tested on is scaled
     return Side(reference, reference, source, model=model,
                  network=source.model if source else model)
 

@@ -19,7 +19,9 @@ from wua_mlflow import __version__
 from wua_mlflow.config import Settings, settings_yaml
 from wua_mlflow.evaluation import Evaluation
 from wua_mlflow.flops import CONVENTION, count_flops, count_parameters, ptflops_forward_flops
+from wua_mlflow.hooks import unwrapped
 from wua_mlflow.pipeline.making import Maker
+from wua_mlflow.pipeline.rawrows import OnRawRows, raw_rows
 from wua_mlflow.pipeline.recipe import Recipe, Trained
 from wua_mlflow.pipeline.replicates import Replicate, train_replicates
 from wua_mlflow.pipeline.variant import Variant, replicates_table, variant_files
@@ -27,7 +29,7 @@ from wua_mlflow.plots.palette import variant_colour
 from wua_mlflow.stopping import held, released
 from wua_mlflow.tracking.datasets import dataset_inputs
 from wua_mlflow.tracking.log import Files, flop_metrics, write
-from wua_mlflow.tracking.models import NotExportable, log_model
+from wua_mlflow.tracking.models import EXAMPLES, NotExportable, log_model
 from wua_mlflow.tracking.names import ArtifactPath, Kind, Metric, Tag, step_tag
 from wua_mlflow.tracking.names import Variant as VariantName
 from wua_mlflow.tracking.store import Store, ended, inherited_run, new_run
@@ -176,9 +178,14 @@ def _logged_model(
 ) -> tuple[str | None, dict[str, float], dict[str, str]]:
     """The LoggedModel's id and its size; without them, where torch.export refuses, why."""
     beside = {path: files[path] for path in _WITH_THE_MODEL if path in files}
+    model, inputs, scaling = trained.model, recipe.split.train.inputs, recipe.split.scaling
+    metadata = {Tag.TAKES_RAW_ROWS: "true"} if scaling else {}
+    if scaling:
+        model = OnRawRows(unwrapped(model), scaling)
+        inputs = raw_rows(inputs[:EXAMPLES], scaling)
     try:
         model_id, size = log_model(
-            store.client, run_id, store.experiment_id, trained.model, recipe.split.train.inputs,
+            store.client, run_id, store.experiment_id, model, inputs, metadata=metadata,
             params=_params(recipe.settings), tags={Tag.VARIANT: plan.variant}, files=beside)
     except NotExportable as error:
         return None, {}, {Tag.UNEXPORTED: str(error)}

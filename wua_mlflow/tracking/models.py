@@ -31,7 +31,8 @@ from wua_mlflow.hooks import unwrapped
 from wua_mlflow.randomness import isolated
 from wua_mlflow.tracking.log import Files, write_files
 
-__all__ = ["NotExportable", "load_exported", "log_model", "read_tensors", "write_tensors"]
+__all__ = ["EXAMPLES", "NotExportable", "load_exported", "log_model", "read_tensors",
+           "write_tensors"]
 
 MODEL_NAME = "model"
 ALLOW_PICKLE = "MLFLOW_ALLOW_PICKLE_DESERIALIZATION"
@@ -55,6 +56,7 @@ def log_model(  # noqa: PLR0913 - where to, what, and what is shown beside it
     params: Mapping[str, object] | None = None,
     tags: Mapping[str, str] | None = None,
     files: Files | None = None,
+    metadata: Mapping[str, str] | None = None,
 ) -> tuple[str, int]:
     """Save ``model`` as a LoggedModel of the run, in ``pt2``, with a dynamic batch size.
 
@@ -72,6 +74,7 @@ def log_model(  # noqa: PLR0913 - where to, what, and what is shown beside it
         tags: shown with the model.
         files: kept in the model's folder too, as ``log.write`` takes them: its weights and what
             it is built from, for whoever has this folder alone.
+        metadata: kept in its ``MLmodel``, where ``mlflow.models.get_model_info`` finds it.
 
     Returns:
         The model's id and the size of its ``pt2`` file in bytes.
@@ -93,7 +96,8 @@ def log_model(  # noqa: PLR0913 - where to, what, and what is shown beside it
             path = Path(folder) / "model"
             with isolated(), _quiet():
                 _export(model, inputs, path,
-                        Model(run_id=run_id, model_id=logged.model_id, model_uuid=logged.model_id))
+                        Model(run_id=run_id, model_id=logged.model_id, model_uuid=logged.model_id,
+                              metadata=dict(metadata or {})))
             size = sum(file.stat().st_size for file in path.rglob("*.pt2"))
             write_files(path, files or {})
             client.log_model_artifacts(logged.model_id, str(path))

@@ -92,6 +92,8 @@ class Tag:
     """On a variant that was cut: how many units stay, by group, e.g. ``fc1 40``."""
     ADOPTED = "wua.adopted"
     """On an original that was trained elsewhere: where its weights came from."""
+    TAKES_RAW_ROWS = "wua.takes_raw_rows"
+    """In a saved model's metadata, ``true``: it scales rows by itself, as its data were."""
     UNEXPORTED = "wua.unexported"
     """On a variant that torch.export refused: why; its weights and its structure are kept."""
     RESULT = "wua.result"
