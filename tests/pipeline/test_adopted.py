@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,10 +31,12 @@ from wua_mlflow.pipeline.adopted import adopt, adopted_recipe, source_of
 from wua_mlflow.pipeline.chain import Outcome
 from wua_mlflow.pipeline.reporting import again
 from wua_mlflow.pipeline.variant import load_variant
+from wua_mlflow.randomness import Purpose, torch_generator
 from wua_mlflow.slimming import Specification, cut
 from wua_mlflow.tracking.names import ArtifactPath
 from wua_mlflow.tracking.runs import runs
 from wua_mlflow.tracking.store import Store
+from wua_mlflow.training import Budget, fit
 
 OWN = {"model": f"{HERE}:net", "data": QUICK["data"], "null_draws": 0, "slim_hidden": "4",
        "slim_epochs": 2, "batch_size": 32}
@@ -83,10 +86,13 @@ def test_the_original_is_the_module_with_the_files_weights(
     assert not [name for name in original.metrics if "training" in name], "nobody knows"
 
 
-def test_it_is_cut_and_there_are_no_controls(ran: tuple[Store, Outcome, nn.Module]) -> None:
+def test_it_is_cut_and_nothing_is_trained_from_scratch(
+    ran: tuple[Store, Outcome, nn.Module]
+) -> None:
     """Nobody knows how it was trained, so nothing can be trained like it."""
     store, outcome, model = ran  # noqa: F811
-    assert [one.variant for one in outcome.variants] == ["oversized", "slim"]
+    assert [one.variant for one in outcome.variants] == ["oversized", "oversized-same-budget",
+                                                         "slim"]
     slim = outcome.variants[-1]
     history = Specification.from_json(text_of(store, slim.run_id, ArtifactPath.STRUCTURE))
     expected = cut(model, blobs(42)[0][0][:4], history.rounds[0]).model
@@ -96,6 +102,35 @@ def test_it_is_cut_and_there_are_no_controls(ran: tuple[Store, Outcome, nn.Modul
     assert text_of(store, slim.run_id, "config.yaml").splitlines()[:2] == [
         f"# Cut from the network that run {outcome.variants[0].run_id} left (oversized 8, trained "
         f"elsewhere).", "data: tests.pipeline.slimming_cases:blobs"]
+
+
+def test_the_original_is_trained_on_beside_what_was_cut_of_it(
+    ran: tuple[Store, Outcome, nn.Module]
+) -> None:
+    """As long, by the same trainer, from the same weights: what fine-tuning alone would bring."""
+    store, outcome, model = ran  # noqa: F811
+    original, control, slim = outcome.variants
+    assert control.variant == "oversized-same-budget"
+    assert tags_of(store, control.run_id)["mlflow.runName"] == "oversized 8, 2 more epochs"
+    split = original.recipe.split
+    budget = Budget(2, slim.settings.lr, slim.settings.optimizer, slim.settings.batch_size)
+    twin = copy.deepcopy(original.model)
+    for _ in fit(twin, (split.train.inputs, split.train.targets), nn.functional.cross_entropy,
+                 budget, generator=torch_generator(slim.settings.seed, Purpose.LOADER)):
+        pass
+    for one, own in zip(control.model.parameters(), twin.parameters(), strict=True):
+        assert torch.equal(one, own)
+    for one, own in zip(original.model.parameters(), model.parameters(), strict=True):
+        assert torch.equal(one, own)  # it is left as it was
+    note = tags_of(store, outcome.run_id)["mlflow.note.content"]
+    assert "Trained on for 2 epochs too, the original scores" in note
+    again = load_variant(store, control.run_id)
+    inputs = split.test.inputs
+    assert torch.equal(again.model(inputs), control.model(inputs))
+    assert not again.adopted
+    assert again.metrics["flops/training"] == pytest.approx(
+        2 * slim.metrics["flops/training"] / slim.metrics["flops/forward"]
+        * control.metrics["flops/forward"] / 2, rel=0.2)
 
 
 def test_the_verdict_is_the_artifacts_alone(ran: tuple[Store, Outcome, nn.Module]) -> None:
@@ -138,7 +173,7 @@ def test_an_adopted_run_is_slimmed_again_by_its_id(ran: tuple[Store, Outcome, nn
     store, outcome, model = ran  # noqa: F811
     given = {"run_id": outcome.variants[0].run_id, "slim_hidden": "2", "slim_epochs": 1}
     again = chain.slim_run(store, load_settings(None, given), frozenset(given))
-    assert [one.variant for one in again.variants] == ["oversized", "slim"]
+    assert [one.variant for one in again.variants] == ["oversized", "oversized-same-budget", "slim"]
     assert again.variants[-1].model[0].out_features == 2  # type: ignore[index]
 
 

@@ -163,6 +163,29 @@ def test_nothing_is_logged_or_trained(
     assert _artifacts(made) == files
 
 
+def test_each_comparison_is_a_look_at_its_test_data(
+    runs: dict[str, str], compare: Compare
+) -> None:
+    """The same one again is none; another margin, or other data, is."""
+    def looks(*arguments: str) -> int:
+        return int(compare(runs["A"], runs["B"], *arguments)["metrics"]["compare/looks"])
+
+    first = looks("--margin", "0.031")
+    assert looks("--margin", "0.031") == first
+    assert looks("--margin", "0.032") == first + 1
+    assert compare(runs["B"], runs["A"], "--margin", "0.032")["metrics"]["compare/looks"] == \
+        first + 2
+    fresh = looks("--margin", "0.031", *FRESH)
+    assert looks("--margin", "0.033", *FRESH) == fresh + 1
+    assert looks("--margin", "0.031") == first + 2
+
+
+def test_the_ratio_of_latencies_has_its_interval(runs: dict[str, str], compare: Compare) -> None:
+    found = compare(runs["A"], runs["B"])["metrics"]
+    low, ratio, high = (found[f"compare/latency_ratio{end}"] for end in ("_low", "", "_high"))
+    assert 0 < low <= ratio <= high
+
+
 def test_a_store_that_is_not_there_is_not_made(
     store_uri: str, tmp_path: Path, refused: Refused
 ) -> None:

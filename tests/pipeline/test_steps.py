@@ -13,7 +13,7 @@ from wua_mlflow.pipeline import chain
 from wua_mlflow.pipeline.making import scratch
 from wua_mlflow.pipeline.recipe import load_recipe, train_one
 from wua_mlflow.pipeline.steps import Plan, marking
-from wua_mlflow.tracking.runs import count_looks
+from wua_mlflow.tracking.looks import count_looks
 from wua_mlflow.tracking.store import connect
 
 QUICK = {"seeds": 1, "null_draws": 1}

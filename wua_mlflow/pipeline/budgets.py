@@ -26,7 +26,8 @@ def budget_sentence(variants: Sequence[Variant]) -> str:
     for control in variants[1:-1]:
         if control.variant == VariantName.SAME_BUDGET and \
                 control.settings.epochs == slim.settings.epochs:
-            said.append(_same_budget(control, slim))
+            onwards = original.adopted and slim.trained.structure is not None
+            said.append(_same_budget(control, slim, onwards=onwards))
         elif control.variant == VariantName.FROM_SCRATCH:
             said.append(_from_scratch(control, slim))
     return " ".join(filter(None, said))
@@ -42,10 +43,11 @@ def _unequal(original: Variant, slim: Variant) -> str:
             f"{_length(slim)}.")
 
 
-def _same_budget(control: Variant, slim: Variant) -> str:
+def _same_budget(control: Variant, slim: Variant, *, onwards: bool) -> str:
     mean, seeds, gap = _against(control, slim)
-    return (f"Trained for {_length(control)} too, the original scores {mean:.4f} {seeds}; the slim "
-            f"one is {gap} that.")
+    on = " on" if onwards else ""
+    return (f"Trained{on} for {_length(control)} too, the original scores {mean:.4f} {seeds}; the "
+            f"slim one is {gap} that.")
 
 
 def _from_scratch(control: Variant, slim: Variant) -> str:

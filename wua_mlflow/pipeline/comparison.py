@@ -22,8 +22,8 @@ from wua_mlflow.pipeline.variant import Variant
 from wua_mlflow.provable import too_small
 from wua_mlflow.randomness import Purpose, torch_generator
 from wua_mlflow.tracking.log import latency_metrics, verdict_metrics, write
+from wua_mlflow.tracking.looks import count_looks, look_of
 from wua_mlflow.tracking.names import Metric, Tag, step_tag
-from wua_mlflow.tracking.runs import count_looks
 from wua_mlflow.tracking.store import Store
 from wua_mlflow.verdict import Verdict, compare
 
@@ -153,7 +153,7 @@ def compare_variants(
         timed = _latencies((*others, slim))
         for variant, latency in timed:
             variant.metrics.update(latency_metrics(latency))
-        looked = sorted({f"{settings.margin:g} at {settings.confidence:g}",
+        looked = sorted({look_of(settings.margin, settings.confidence),
                          *filter(None, slim.tags.get(Tag.LOOKED, "").split(","))})
         looks = len(looked) + count_looks(store.client, slim.test.digest, besides=slim.run_id)
         worst = worst_class(original.test, slim.test, slim.recipe.split.classes)

@@ -11,12 +11,11 @@ from dataclasses import dataclass
 
 import mlflow
 import numpy as np
-import torch
 from mlflow.tracking import MlflowClient
 
 from wua_mlflow.config import Settings
 from wua_mlflow.flops import count_flops, count_parameters
-from wua_mlflow.latency import measure_latency
+from wua_mlflow.latency import latency_ratio, measure_latency
 from wua_mlflow.pipeline.comparison import (
     Comparison,
     class_loss,
@@ -36,8 +35,8 @@ from wua_mlflow.pipeline.sides import (
     opened_side,
 )
 from wua_mlflow.tracking.log import latency_metrics
-from wua_mlflow.tracking.names import Metric
-from wua_mlflow.tracking.runs import count_looks
+from wua_mlflow.tracking.looks import count_looks, look_of, record_pair
+from wua_mlflow.tracking.names import Metric, Tag
 from wua_mlflow.tracking.store import Store, sqlite_file
 
 __all__ = ["Outside", "compare_any"]
@@ -55,6 +54,9 @@ class Outside:
 
 def compare_any(a: str, b: str, settings: Settings, *, data_given: bool) -> Outside:
     """The artifact's verdict on B against A; nothing is trained, and nothing logged.
+
+    Where there is a store that knows of one of the two, its experiment counts the look at the test
+    data (``count_looks``).
 
     Args:
         a: the original: a run id, a model URI, or a file with the columns ``prediction`` and,
@@ -79,28 +81,42 @@ def compare_any(a: str, b: str, settings: Settings, *, data_given: bool) -> Outs
     if sides[0].name == sides[1].name:
         for side, letter in zip(sides, "AB", strict=True):
             side.name = f"{letter}: {side.name}"
-    _measure(sides, device_of(settings.device))
-    return _compared(sides, settings, store)
+    ratio = _measure(sides, settings)
+    return _compared(sides, settings, store, ratio)
 
 
-def _compared(sides: Sequence[Side], settings: Settings, store: Store | None) -> Outside:
+def _compared(
+    sides: Sequence[Side], settings: Settings, store: Store | None,
+    ratio: tuple[float, float, float] | None,
+) -> Outside:
     a, b = sides
     artifact = compare_evaluations(a.evaluation, b.evaluation, settings)
-    looks = 1
-    if store is not None:
-        own = b.variant.run_id if b.variant else ""
-        looks += count_looks(store.client, a.evaluation.digest, besides=own)
+    looks = 1 if store is None else _looks(store, a, b, settings)
     classes = next((side.variant.recipe.split.classes for side in sides if side.variant), ())
     wide = settings.model_copy(update={"confidence": 1 - (1 - settings.confidence) / looks})
     comparison = Comparison(
         artifact, None, *damage(a.evaluation, b.evaluation), looks, ratios(a.metrics, b.metrics),
         worst_class=worst_class(a.evaluation, b.evaluation, classes),
         class_loss=class_loss(a.evaluation, b.evaluation, classes, settings.margin),
-        bonferroni=compare_evaluations(a.evaluation, b.evaluation, wide) if looks > 1 else None)
+        bonferroni=compare_evaluations(a.evaluation, b.evaluation, wide) if looks > 1 else None,
+        latency_ratio=ratio)
     report = Report("", [a.name, b.name], [a.metrics, b.metrics], comparison)
     verdict = "\n".join(filter(None, (report.headline, artifact.settle, *comparison.notes)))
     text = "\n\n".join(filter(None, (verdict, table_text(report), _caution(a, b))))
     return Outside(comparison, text)
+
+
+def _looks(store: Store, a: Side, b: Side, settings: Settings) -> int:
+    """How many verdicts there are on these test data, this one included."""
+    digest, look = a.evaluation.digest, look_of(settings.margin, settings.confidence)
+    logged = a.variant and b.variant and b.variant.tags.get(Tag.BASELINE) == a.variant.run_id \
+        and b.variant.tags.get(Tag.TEST_DIGEST) == digest \
+        and look in b.variant.tags.get(Tag.LOOKED, "").split(",")
+    known = next((side.variant.experiment_id for side in (b, a) if side.variant), None)
+    if known and not logged:
+        pair = [one.variant.run_id if one.variant else one.reference for one in (a, b)]
+        record_pair(store.client, known, digest, pair, look)
+    return max(1, count_looks(store.client, digest) + (not known))
 
 
 def _caution(*sides: Side) -> str:
@@ -142,9 +158,15 @@ def _check_alike(a: Side, b: Side) -> None:
                          f"--data")
 
 
-def _measure(sides: Sequence[Side], device: torch.device) -> None:
-    """The score of each; parameters and FLOPs of networks; latency where both are networks."""
-    networks = {}
+def _measure(
+    sides: Sequence[Side], settings: Settings
+) -> tuple[float, float, float] | None:
+    """The score of each; parameters and FLOPs of networks; latency where both are networks.
+
+    Returns:
+        The ratio of latencies, with its interval.
+    """
+    networks, device = {}, device_of(settings.device)
     for side, letter in zip(sides, "AB", strict=True):
         score = Metric.SCORE_TEST if side.evaluation.task == "regression" else Metric.ACCURACY_TEST
         side.metrics[score] = side.evaluation.score
@@ -158,3 +180,6 @@ def _measure(sides: Sequence[Side], device: torch.device) -> None:
         timed = measure_latency(networks, inputs)
         for side, letter in zip(sides, "AB", strict=True):
             side.metrics.update(latency_metrics(timed[letter]))
+        return latency_ratio(timed["A"], timed["B"], confidence=settings.confidence,
+                             seed=settings.seed)
+    return None

@@ -13,7 +13,7 @@ from wua_mlflow.config import Settings
 from wua_mlflow.pipeline.analysing import analyze
 from wua_mlflow.pipeline.bench import Bench
 from wua_mlflow.pipeline.comparison import Comparison, compare_variants
-from wua_mlflow.pipeline.making import remembered, scratch
+from wua_mlflow.pipeline.making import Cutting, pruned, remembered, scratch
 from wua_mlflow.pipeline.planning import Goal, NoNarrowerError, goal_of
 from wua_mlflow.pipeline.steps import Plan, train
 from wua_mlflow.pipeline.variant import Variant, load_variant
@@ -192,13 +192,15 @@ def _judged(store: Store, bench: Bench, done: _Done) -> Round:
 def _controls(store: Store, bench: Bench, plan: Plan, goal: Goal) -> Iterator[Variant]:
     """The original at the slim one's budget; beside a cut network one of its widths from scratch.
 
-    Where nobody knows how the original was trained there are none.
+    Where nobody knows how the original was trained there is the first alone: it is trained on for
+    as long as what was cut of it, or from scratch as long as what was rebuilt.
     """
     settings, original = bench.settings, bench.original
     if original.adopted:
+        yield _same_budget(store, original, plan, bench)
         return
     if plan.epochs != original.settings.epochs:
-        yield _same_budget(store, original, plan)
+        yield _same_budget(store, original, plan, bench)
     widths = bench.factory_widths(goal)
     if settings.how == "prune" and widths:
         epochs = original.settings.epochs
@@ -207,16 +209,23 @@ def _controls(store: Store, bench: Bench, plan: Plan, goal: Goal) -> Iterator[Va
             baseline=original.run_id, pipeline=plan.pipeline))
 
 
-def _same_budget(store: Store, original: Variant, plan: Plan) -> Variant:
+def _same_budget(store: Store, original: Variant, plan: Plan, bench: Bench) -> Variant:
     """An earlier control of these epochs, or a new one."""
-    settings = original.settings
-    earlier = find_control(store.client, store.experiment_id, original.run_id, plan.epochs)
+    settings, recipe = original.settings, original.recipe
+    onwards = original.adopted and bench.settings.how == "prune"
+    earlier = None if original.adopted else \
+        find_control(store.client, store.experiment_id, original.run_id, plan.epochs)
     if earlier:
         return load_variant(store, earlier,
                             {"device": settings.device, "threads": settings.threads})
-    return train(store, original.recipe, Plan(
-        VariantName.SAME_BUDGET, settings.hidden, plan.epochs,
-        scratch(original.recipe, settings.hidden, plan.epochs), pipeline=plan.pipeline,
+    if original.adopted:
+        recipe = replace(recipe, settings=bench.recipe.settings.model_copy(
+            update={"hidden": settings.hidden}))
+    make = pruned(recipe, original.make, original.make, Cutting({}, plan.epochs)) if onwards else \
+        scratch(recipe, settings.hidden, plan.epochs)
+    return train(store, recipe, Plan(
+        VariantName.SAME_BUDGET, original.widths if onwards else settings.hidden, plan.epochs, make,
+        parent=original if onwards else None, hidden=settings.hidden, pipeline=plan.pipeline,
         baseline=original.run_id))
 
 

@@ -76,7 +76,8 @@ class Plan:
         """The run's name: ``oversized 10``, ``slim 7``, ``oversized 10, 60 epochs``."""
         widths = "-".join(str(width) for width in self.widths)
         if self.variant == VariantName.SAME_BUDGET:
-            return f"oversized {widths}, {self.epochs} epochs"
+            more = " more" if self.parent else ""
+            return f"oversized {widths}, {self.epochs}{more} epochs"
         return f"{self.variant} {widths}"
 
 

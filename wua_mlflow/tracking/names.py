@@ -19,6 +19,7 @@ __all__ = [
     "further_layers_table",
     "importance_plot",
     "layer_metric",
+    "looks_tag",
     "step_tag",
 ]
 
@@ -207,6 +208,11 @@ def layer_metric(layer: str, what: str) -> str:
     ('layers/encoder.fc1/units', 'layers/model/units')
     """
     return f"layers/{_allowed(layer)}/{what}"
+
+
+def looks_tag(digest: str) -> str:
+    """Name of the experiment's tag that holds looks at a test set by ``wua compare A B``."""
+    return f"wua.looks.{digest[:16]}"
 
 
 def step_tag(step: str) -> str:

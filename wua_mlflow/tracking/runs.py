@@ -1,6 +1,6 @@
 """All reading of runs: tables by the contract's names, with filters pushed down to MLflow.
 
-May import: mlflow, pandas, dotted, names, store. Tests: ``tests/tracking/test_runs.py``.
+May import: mlflow, pandas, dotted, names, pages, store. Tests: ``tests/tracking/test_runs.py``.
 """
 
 from __future__ import annotations
@@ -10,17 +10,17 @@ from collections.abc import Iterable, Sequence
 
 import mlflow
 import pandas as pd
-from mlflow.entities import LifecycleStage, Run
+from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from wua_mlflow.dotted import nearest
 from wua_mlflow.tracking.names import KINDS, Kind, Metric, Outcome, Tag
+from wua_mlflow.tracking.pages import experiment_ids, pages
 from wua_mlflow.tracking.store import open_client, shown_uri, sqlite_file
 
-__all__ = ["best", "compare_runs", "count_looks", "find_run", "runs", "show_run"]
+__all__ = ["best", "compare_runs", "find_run", "runs", "show_run"]
 
-PAGE = 1000
 UNSET = ("", "None")
 WHOLE = (Metric.FLOPS_FORWARD, Metric.FLOPS_INFERENCE, Metric.FLOPS_TRAINING,
          Metric.FLOPS_PTFLOPS_INFERENCE, Metric.FLOPS_PTFLOPS_TRAINING, Metric.PARAMS_TOTAL,
@@ -121,7 +121,7 @@ def find_run(run_id: str) -> Run:
     client = open_client()
     if not re.fullmatch("[0-9a-f]{4,31}", run_id):
         return _exactly(client, run_id)
-    found = _pages(client, _experiments(client, None),
+    found = pages(client, experiment_ids(client, None),
                    f"attributes.run_id LIKE '{run_id}%'", (), limit=3)
     if not found:
         raise ValueError(f"run: no run's id begins with '{run_id}' in {store}")
@@ -171,14 +171,6 @@ def show_run(run: str | Run) -> pd.DataFrame:
     return pd.DataFrame({"value": table.astype(object).iloc[0]}).rename_axis("name")
 
 
-def count_looks(client: MlflowClient, digest: str, *, besides: str = "") -> int:
-    """How many verdicts of the whole store are on the test set with this digest."""
-    clause = (f"tags.`{Tag.TEST_DIGEST}` = '{digest}' AND tags.`{Tag.VERDICT}` != '' "
-              f"AND tags.`{Tag.KIND}` = '{Kind.VARIANT}'")
-    return sum(1 + run.data.tags.get(Tag.LOOKED, "").count(",") for run in _pages(
-        client, _experiments(client, None), clause, (), None) if run.info.run_id != besides)
-
-
 def _search(
     experiment: str | Sequence[str] | None,
     clause: str,
@@ -191,59 +183,13 @@ def _search(
         raise ValueError(f"experiment: expected the name of one, but got '{experiment}': there is "
                          f"no {shown_uri()}")
     client = open_client()
-    return _pages(client, _experiments(client, experiment), clause, order_by, limit)
+    return pages(client, experiment_ids(client, experiment), clause, order_by, limit)
 
 
 def _nothing_there() -> bool:
     """Whether the store is a SQLite file that nobody has made yet; a search would make it."""
     file = sqlite_file(mlflow.get_tracking_uri())
     return file is not None and not file.exists()
-
-
-def _pages(
-    client: MlflowClient,
-    experiments: Sequence[str],
-    clause: str,
-    order_by: Sequence[str],
-    limit: int | None,
-) -> list[Run]:
-    found: list[Run] = []
-    token = None
-    while experiments and (limit is None or len(found) < limit):
-        size = PAGE if limit is None else min(PAGE, limit - len(found))
-        page = client.search_runs(list(experiments), clause, order_by=list(order_by),
-                                  max_results=size, page_token=token)
-        found.extend(page)
-        token = page.token
-        if not token:
-            break
-    return found
-
-
-def _experiments(client: MlflowClient, experiment: str | Sequence[str] | None) -> list[str]:
-    if experiment is None:
-        return list(_active(client).values())
-    ids = []
-    for name in [experiment] if isinstance(experiment, str) else experiment:
-        found = client.get_experiment_by_name(name)
-        if found is None:
-            raise ValueError(f"experiment: none is called '{name}' in {shown_uri()}"
-                             f"{nearest(name, _active(client))}")
-        if found.lifecycle_stage != LifecycleStage.ACTIVE:
-            raise ValueError(f"experiment: '{name}' is deleted")
-        ids.append(found.experiment_id)
-    return ids
-
-
-def _active(client: MlflowClient) -> dict[str, str]:
-    ids: dict[str, str] = {}
-    token = None
-    while True:
-        page = client.search_experiments(page_token=token)
-        ids |= {found.name: found.experiment_id for found in page}
-        token = page.token
-        if not token:
-            return ids
 
 
 def _exactly(client: MlflowClient, run_id: str) -> Run:
