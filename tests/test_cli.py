@@ -155,6 +155,9 @@ def test_steps_of_the_command_line(store: Made, capsys: pytest.CaptureFixture[st
     slim = next(run for run in all_runs("variant") if run.info.run_name == "slim 3")
     assert f"run {slim.info.run_id}\n" in said
     assert "Artifact verdict (these two saved models, " in said
+    assert "\nThe slim model: 3.3× fewer FLOPs, " in said
+    assert "\nIn short: " in said
+    assert f"/runs/{store.pipeline}?" in said
     code = main(["compare", "--run-id", slim.info.run_id, "--margin", "0.9"])
     assert code == 0
     said = capsys.readouterr().out

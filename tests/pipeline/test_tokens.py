@@ -59,7 +59,7 @@ def test_a_model_of_tokens_goes_all_the_way_to_the_registry(store: Store) -> Non
     assert (slim.up.out_features, slim.down.in_features) == (4, 4)
     assert slim.head.weight is slim.emb.weight
     said = slimmed_text(outcome).splitlines()
-    assert said[1:3] == ["  up: 4 left", "  head: not cut: its units are the network's outputs"]
+    assert said[2:4] == ["  up: 4 left", "  head: not cut: its units are the network's outputs"]
     assert outcome.registered == "Registered as 'texts' version 1, alias slim."
     inputs = texts(7)[2][0]
     served = mlflow.pyfunc.load_model("models:/texts@slim").predict(inputs[:3].numpy())

@@ -109,9 +109,8 @@ def _slim(
                           f"wua slim --model package.module:factory --data DATA")
     given = explicit | (configured.difference(OWN_MODEL) if named else configured)
     outcome = chain.slim_run(store, settings, given)
-    print(slimmed_text(outcome))
-    if outcome.registered:
-        print(outcome.registered)
+    print("\n".join(filter(None, (slimmed_text(outcome), outcome.registered,
+                                  _to_look(store, outcome)))))
     return _code(outcome, settings)
 
 
@@ -128,17 +127,25 @@ def _run(store: Store, settings: Settings, as_json: bool) -> int:
     elif not outcome.slimmed.rounds:
         print("\n".join(filter(None, (outcome.slimmed.ended, outcome.registered))))
     else:
-        assert outcome.report is not None and outcome.run_id is not None, "a pipeline has both"
-        base = store.uri if store.uri.startswith("http") else LOCAL_UI
+        assert outcome.report is not None, "a pipeline has one"
         print(terminal_reports(outcome.report))
         if outcome.comparison.recipe is None:
             print(outcome.comparison.no_recipe)
         if outcome.registered:
             print(f"\n{outcome.registered}")
-        start = f"start the UI with `{_ui_command(store)}`, then " if base == LOCAL_UI else ""
-        print(f"\nTo look: {start}open\n  {view_address(base, store.experiment_id, LATEST_KEY)}\n"
-              f"The report:\n  {run_address(base, store.experiment_id, outcome.run_id)}")
+        print(_to_look(store, outcome))
     return _code(outcome, settings)
+
+
+def _to_look(store: Store, outcome: chain.Outcome) -> str:
+    """Where in MLflow's UI a pipeline's variants lie side by side, and its report."""
+    if outcome.run_id is None or not outcome.slimmed.rounds:
+        return ""
+    experiment = outcome.variants[0].experiment_id
+    base = store.uri if store.uri.startswith("http") else LOCAL_UI
+    start = f"start the UI with `{_ui_command(store)}`, then " if base == LOCAL_UI else ""
+    return (f"\nTo look: {start}open\n  {view_address(base, experiment, LATEST_KEY)}\n"
+            f"The report:\n  {run_address(base, experiment, outcome.run_id)}")
 
 
 def _code(outcome: chain.Outcome, settings: Settings) -> int:

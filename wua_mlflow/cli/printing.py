@@ -9,6 +9,7 @@ from wua_mlflow.dotted import by_reason
 from wua_mlflow.pipeline.analysing import Analysis
 from wua_mlflow.pipeline.chain import Outcome
 from wua_mlflow.pipeline.comparison import Comparison
+from wua_mlflow.pipeline.report import Report
 from wua_mlflow.tracking.names import further_layers_table
 from wua_mlflow.usage import LayerUsage, ModelUsage
 from wua_mlflow.verdict import Verdict
@@ -36,7 +37,7 @@ def print_analysis(found: Analysis) -> None:
 
 
 def slimmed_text(outcome: Outcome) -> str:
-    """Each network that was trained, what was not cut of the result, and the verdicts."""
+    """Each network that was trained, what was not cut of the result, the verdicts, the savings."""
     if not outcome.slimmed.rounds:
         return outcome.slimmed.ended
     lines = [f"{one.name}: {one.test.score:.4f} on the test part; run {one.run_id}"
@@ -47,7 +48,11 @@ def slimmed_text(outcome: Outcome) -> str:
         lines += [f"  {layers}: {count}" for layers, count in by_reason(left)]
     lines += [f"  {layers}: not cut: {reason}"
               for layers, reason in by_reason(last.uncut)]
-    return "\n".join([*lines, verdicts_text(outcome.comparison)])
+    ends = outcome.variants[0], outcome.variants[-1]
+    report = outcome.report or Report(
+        "", [one.name for one in ends], [one.metrics for one in ends], outcome.comparison)
+    return "\n".join([*lines, verdicts_text(outcome.comparison), report.saved,
+                      f"In short: {report.in_short}"])
 
 
 def verdicts_text(comparison: Comparison) -> str:

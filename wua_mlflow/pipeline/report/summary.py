@@ -16,10 +16,7 @@ from wua_mlflow.wording import hopeless_sentence
 __all__ = ["caveats", "in_short", "latency_words", "margin_words"]
 
 SAME_SIZE, SAME_LATENCY, FEWER = 1.005, 1.05, 1.005
-"""Ratios nearer to 1 than these count as the same (latency: where it has no interval)."""
-
-VISIBLE = 1.005
-"""A latency ratio nearer to 1 is written 1.00, whatever its interval."""
+"""Ratios nearer to 1 than these count as the same, whatever their interval; so do the pictures."""
 
 _OUTCOMES = {Outcome.NON_INFERIOR: "non-inferior", Outcome.INFERIOR: "inferior",
              Outcome.INCONCLUSIVE: "inconclusive"}
@@ -103,15 +100,16 @@ def latency_words(
     """Against the original's, and whether that is a gain; None where it was not measured."""
     if comparison.latency_ratio is not None:
         ratio, low, high = comparison.latency_ratio
-        if low > 1 and ratio >= VISIBLE:
-            return f"{_times(ratio)} faster per sample", True
-        if high < 1 and 1 / ratio >= VISIBLE:
-            return f"{_times(1 / ratio)} slower per sample", False
-        return "not measurably faster per sample", False
+        if low <= 1 <= high:
+            return "not measurably faster per sample", False
+        return _speed(ratio)
     before, after = original.get(Metric.LATENCY_P50), slim.get(Metric.LATENCY_P50)
     if not before or not after:
         return None
-    ratio = before / after
+    return _speed(before / after)
+
+
+def _speed(ratio: float) -> tuple[str, bool]:
     if ratio >= SAME_LATENCY:
         return f"{_times(ratio)} faster per sample", True
     if ratio <= 1 / SAME_LATENCY:
