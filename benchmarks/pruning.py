@@ -14,12 +14,12 @@ from __future__ import annotations
 
 import argparse
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-import torch_pruning as tp
+from cutters import CHOICE, ITERATIVE, ONE_SHOT, STEPS, VARIANTS, Cutter
 from holm import holm, worse_by
 from torch import Tensor, nn
 
@@ -27,7 +27,6 @@ from wua_mlflow.config import load_settings
 from wua_mlflow.evaluation import loss_for
 from wua_mlflow.flops import count_flops
 from wua_mlflow.pipeline.recipe import Recipe, Trained, load_recipe, train_made, train_one
-from wua_mlflow.slimming import cut, folded, most_important, unit_groups, unit_importance
 
 __all__ = ["main"]
 
@@ -36,7 +35,6 @@ SEEDS = tuple(range(42, 52))
 TUNING = len(SEEDS)
 RATES = (0.001, 0.003, 0.01, 0.03)
 FINE_TUNING = 20
-STEPS = 5
 MARGINS = (0.02, 0.03)
 """The second because the first is below what breast cancer's 171 test examples can show."""
 
@@ -58,10 +56,6 @@ TASKS = (Task("breast cancer, MLP 64-32", "breast_cancer", "mlp", "64,32", 60),
 BLIND = (Task("gratings, CNN 32-32", "blind:gratings", "cnn", "32,32", 30),
          Task("teacher, MLP 128-64", "blind:teacher", "mlp", "128,64", 60),
          Task("mixture, MLP 128-64", "blind:mixture", "mlp", "128,64", 60))
-
-Cutter = Callable[["Bench", Trained, float, int], nn.Module]
-"""(bench, trained network, FLOPs at most, seed) -> the network, cut."""
-
 
 class Bench:
     """A task's data, and the FLOPs of its oversized network."""
@@ -106,96 +100,9 @@ class Bench:
                                     trained.kind).scores
 
 
-def widest(fits: Callable[[float], bool]) -> float:
-    """The largest share in (0, 1] that fits, by bisection."""
-    low, high = 0.0, 1.0
-    for _ in range(12):
-        middle = (low + high) / 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    return low
-
-
-def ours(criterion: str, *, fold: bool = False) -> Cutter:
-    """This project's cut, the same share of every group by its unit importance."""
-    def cutter(bench: Bench, trained: Trained, most: float, seed: int) -> nn.Module:
-        train = bench.recipe.split.train
-        structure = unit_groups(trained.model, bench.example)
-        importance = unit_importance(trained.model, structure, (train.inputs, train.targets),
-                                     bench.loss(trained), criterion=criterion, seed=seed)
-        widths = within(bench, {one.name: one.units for one in structure.groups}, most)
-        keep = {name: most_important(one, widths[name]) for name, one in importance.items()}
-        begin = folded(trained.model, structure, keep, train.inputs) if fold else trained.model
-        return cut(begin, bench.example, keep).model
-
-    return cutter
-
-
-def within(bench: Bench, whole: Mapping[str, int], most: float) -> dict[str, int]:
-    """The same share of every group, and then single units where there is room for one more."""
-    def fits(widths: Mapping[str, int]) -> bool:
-        return bench.flops(bench.recipe.build(tuple(widths.values()))) <= most
-
-    def shared(share: float) -> dict[str, int]:
-        return {name: max(1, round(share * units)) for name, units in whole.items()}
-
-    widths = shared(widest(lambda share: fits(shared(share))))
-    room = True
-    while room:
-        room = False
-        for name in sorted(whole, key=lambda name: widths[name] / whole[name]):
-            more = {**widths, name: widths[name] + 1}
-            if more[name] <= whole[name] and fits(more):
-                widths, room = more, True
-    return widths
-
-
-def theirs(importance: Callable[[], object], *, gradients: bool = False) -> Cutter:
-    """Torch-Pruning's global pruning, as narrow as the FLOPs ask for."""
-    def cutter(bench: Bench, trained: Trained, most: float, seed: int) -> nn.Module:
-        def made(ratio: float) -> nn.Module:
-            model = copy.deepcopy(trained.model).eval()
-            last = [one for one in model.modules() if isinstance(one, nn.Linear)][-1]
-            if gradients:
-                train = bench.recipe.split.train
-                bench.loss(trained)(model(train.inputs), train.targets).backward()
-            pruner = tp.pruner.MetaPruner(
-                model, bench.example, importance=importance(), global_pruning=True,
-                pruning_ratio=ratio, ignored_layers=[last])
-            pruner.step()
-            model.zero_grad(set_to_none=True)
-            return model
-
-        return made(1 - widest(lambda share: bench.flops(made(1 - share)) <= most))
-
-    return cutter
-
-
-# since torch-pruning 1.6 MagnitudeImportance is GroupMagnitudeImportance, unless told to look at
-# the first layer of a group alone
-IMPORTANCES = {
-    "TP magnitude": (lambda: tp.importance.MagnitudeImportance(
-        p=2, group_reduction="first"), False),
-    "TP Taylor": (lambda: tp.importance.TaylorImportance(), True),
-    "TP group norm": (lambda: tp.importance.GroupMagnitudeImportance(p=2), False),
-}
-ONE_SHOT: dict[str, Cutter] = {
-    "ours, dropped": ours("spanning"),
-    "ours, folded": ours("spanning", fold=True),
-    **{name: theirs(make, gradients=graded) for name, (make, graded) in IMPORTANCES.items()},
-    "random": ours("random"),
-}
-ITERATIVE = {f"{name}, {STEPS} steps": ONE_SHOT[name] for name in IMPORTANCES}
 SCRATCH = "from scratch"
 SHORT_SCRATCH = f"from scratch, {FINE_TUNING} epochs"
-CHOICE = ("ours, dropped", "ours, folded")
-METHODS = (*ONE_SHOT, *ITERATIVE, SCRATCH, SHORT_SCRATCH)
-VARIANTS = {"ours, Taylor": ours("taylor"),
-            "ours, Taylor, folded": ours("taylor", fold=True), "ours, magnitude": ours("magnitude"),
-            f"ours, {STEPS} steps": ONE_SHOT["ours, dropped"],
-            f"ours, Taylor, {STEPS} steps": ours("taylor"),
-            f"ours, magnitude, {STEPS} steps": ours("magnitude"),
-            "ours, distilled": ONE_SHOT["ours, dropped"]}
-"""Other ways of ours, for ``--variants``."""
+METHODS = (*(name for name in ONE_SHOT if name not in CHOICE), *ITERATIVE, SCRATCH, SHORT_SCRATCH)
 
 
 def one(bench: Bench, method: str, ratio: float, rate: float, seed: int) -> Trained:
@@ -230,10 +137,13 @@ def main() -> None:
     parser.add_argument("--tuning", type=int, default=TUNING, help="seeds that choose the rate")
     parser.add_argument("--ratios", nargs="+", type=float, default=RATIOS)
     parser.add_argument("--variants", nargs="*", help="other ways of ours alone: all, or some")
+    parser.add_argument("--ours", nargs="+", default=CHOICE, metavar="WAY",
+                        help="of which ways the best one on validation data is ours")
     parser.add_argument("--untuned", action="store_true",
                         help="only what is left before any fine-tuning, dropped and folded")
     options = parser.parse_args()
-    methods = METHODS if options.variants is None else (*CHOICE, *(options.variants or VARIANTS))
+    methods = (*options.ours, *(METHODS if options.variants is None else
+                                options.variants or VARIANTS))
     torch.set_num_threads(1)
     print("| task | FLOPs | method | lr | accuracy, mean ± sd | FLOPs reached | ours − it, points "
           "| ours non-inferior by 2 points (Holm p) | by 3 points |\n"
@@ -247,11 +157,11 @@ def main() -> None:
             print(f"| {bench.task.name} | {ratio:g} | | | {left[0]} dropped, {left[1]} folded "
                   "| | | | |", flush=True)
         for ratio in () if options.untuned else options.ratios:
-            _point(bench, ratio, methods, SEEDS[:options.tuning])
+            _point(bench, ratio, methods, options.ours, SEEDS[:options.tuning])
 
 
 def _point(
-    bench: Bench, ratio: float, methods: Sequence[str], tuning: Sequence[int]
+    bench: Bench, ratio: float, methods: Sequence[str], choice: Sequence[str], tuning: Sequence[int]
 ) -> None:
     found, rates, reached = {}, {}, {}
     validated: dict[str, float] = {}
@@ -266,12 +176,12 @@ def _point(
                                                             seed) for seed in SEEDS]
         found[method] = np.stack([bench.scores(network, "test") for network in networks])
         reached[method] = np.mean([bench.flops(network.model) for network in networks])
-    chosen = max(CHOICE, key=lambda method: validated[method])
-    others = [method for method in methods if method not in CHOICE]
+    chosen = max(choice, key=lambda method: validated[method])
+    others = [method for method in methods if method not in choice]
     p = [holm({method: worse_by(margin, found[chosen] - found[method]) for method in others})
          for margin in MARGINS]
     for method in methods:
-        against = ["", "", ""] if method in CHOICE else [
+        against = ["", "", ""] if method in choice else [
             f"{100 * (found[chosen] - found[method]).mean():+.1f}",
             *(f"{'yes' if one[method] < 0.025 else 'no'} ({one[method]:.3f})" for one in p)]
         name = f"{method} (taken)" if method == chosen else method

@@ -189,7 +189,7 @@ def test_slim_of_a_model_trained_elsewhere(store_uri: str, tmp_path: Path) -> No
                        "-P", "task=multiclass")
     assert done.returncode == 0, done.stderr
     runs = {run.data.tags["wua.variant"]: run for run in _runs("variant")}
-    assert set(runs) == {"oversized", "slim"}
+    assert set(runs) == {"oversized", "oversized-same-budget", "slim"}
     assert runs["oversized"].data.metrics["accuracy/test"] == 1.0
     assert runs["oversized"].data.tags["wua.adopted"].endswith("weights.safetensors")
     slim = runs["slim"].data

@@ -21,6 +21,7 @@ from wua_mlflow.settings import (
     TUTORIAL,
     WIDTH_METHODS,
     Settings,
+    yes_or_no,
 )
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "given_fields",
     "load_settings",
     "settings_yaml",
+    "yes_or_no",
 ]
 
 CONFIGS = Path(__file__).parent / "pipeline" / "configs"
@@ -119,8 +121,7 @@ def _read(config: str) -> dict[str, Any]:
 
 def _validated(values: Mapping[str, Any]) -> Settings:
     for name, value in values.items():
-        if isinstance(value, bool) and name in Settings.model_fields \
-                and Settings.model_fields[name].annotation is not bool:
+        if isinstance(value, bool) and name in Settings.model_fields and not yes_or_no(name):
             raise ConfigError(f"{name}: expected a value, but got {str(value).lower()} (YAML reads "
                               f"yes, no, on and off so)")
     try:
@@ -151,7 +152,7 @@ def _expectation(field: str, problem: Mapping[str, Any]) -> str:
         "gate": "true or false",
         "effective_rank": "true or false",
         "distill": "true or false",
-        "fold": "true or false",
+        "fold": "auto, true or false",
         "search_seconds": "a number of seconds above 0",
         "register": "a name",
         "layers": "names of layers, e.g. fc1,fc2",

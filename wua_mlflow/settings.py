@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from wua_mlflow.dotted import nearest
 
 __all__ = ["COMMAND_FIELDS", "CRITERIA", "OWN_MODEL", "OWN_ONLY", "TUTORIAL", "WIDTH_METHODS",
-           "Settings"]
+           "Settings", "yes_or_no"]
 
 TUTORIAL = "usecase"
 CRITERIA = ("output", "input", "wanda", "magnitude", "taylor")
@@ -151,8 +151,10 @@ class Settings(BaseModel):
         "(where slim_epochs is unset)")
     distill: bool = Field(False, description="prune: fine-tune towards the original's outputs too: "
                           "true or false")
-    fold: bool = Field(False, description="prune: let what read a unit that is cut read the others "
-                       "for it, by a linear fit: true or false")
+    fold: Literal["auto"] | bool = Field(
+        "auto", description="prune: let what read a unit that is cut read the others for it, by a "
+        "linear fit: true, false, or auto: fine-tuned both ways, the better one on validation data "
+        "(false with your own trainer)")
     rounds: Count = Field(1, description="slim again, at most so often, while the verdict is "
                           "non_inferior")
     criterion: Criteria = Field(
@@ -197,3 +199,13 @@ class Settings(BaseModel):
     def slim_budget(self) -> int:
         """Epochs of the slim variant."""
         return self.slim_epochs if self.slim_epochs is not None else self.epochs
+
+
+def yes_or_no(field: str) -> bool:
+    """Whether a setting may be true or false.
+
+    >>> yes_or_no("gate"), yes_or_no("fold"), yes_or_no("how")
+    (True, True, False)
+    """
+    kind = Settings.model_fields[field].annotation
+    return kind is bool or bool in get_args(kind)

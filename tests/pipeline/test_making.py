@@ -83,6 +83,34 @@ def test_what_is_cut_are_the_parents_least_important_units(fold: bool) -> None:
     assert kept != list(range(5)), "or the first ones would do"
 
 
+@pytest.mark.parametrize("seed", [42, 43, 44])
+def test_of_both_ways_the_better_one_on_validation_data(seed: int) -> None:
+    recipe = recipe_of(optimizer="sgd")
+    parent = scratch(recipe, (8,), 3)
+    both, dropped, fitted = (
+        pruned(recipe, parent, parent, Cutting({"fc1": 2}, 2, fold=fold))(0, seed)
+        for fold in (None, False, True))
+    scores = [recipe.evaluate(one.model, recipe.split.validation, one.kind).score
+              for one in (dropped, fitted)]
+    expected = fitted if scores[1] > scores[0] else dropped
+    assert (dropped.folded, fitted.folded) == (False, True)
+    assert both.folded is expected.folded
+    assert same(both, expected)
+    assert not same(dropped, fitted)
+    assert both.structure == dropped.structure
+
+
+def test_what_cannot_be_fitted_is_not_trained_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe, trained = recipe_of(), []
+    parent = scratch(recipe, (8,), 2)
+    original = parent(0, 42)
+    monkeypatch.setattr(making, "folded", lambda model, *_: copy.deepcopy(model))
+    monkeypatch.setattr(making, "train_made",
+                        lambda *given, **_: trained.append(given) or original)
+    pruned(recipe, lambda *_: original, parent, Cutting({"fc1": 2}, 2, fold=None))(0, 42)
+    assert len(trained) == 1
+
+
 def test_fine_tuning_is_the_loop_that_one_would_write() -> None:
     """From the cut network, in the loaders' order, as many epochs as asked for."""
     recipe = recipe_of(optimizer="sgd")

@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from wua_mlflow.config import COMMAND_FIELDS, ConfigError, Settings
+from wua_mlflow.config import COMMAND_FIELDS, ConfigError, Settings, yes_or_no
 from wua_mlflow.dotted import nearest
 
 __all__ = ["COMMANDS", "QUERIES", "parse"]
@@ -108,8 +108,7 @@ def _settings_options(command: argparse.ArgumentParser, name: str) -> None:
     command.add_argument("--config", help="a shipped configuration (usecase, digits, "
                          "breast_cancer) or a YAML file")
     for field in COMMAND_FIELDS[name]:
-        yes_or_no = Settings.model_fields[field].annotation is bool
-        flag: dict[str, Any] = {"nargs": "?", "const": "true"} if yes_or_no else {}
+        flag: dict[str, Any] = {"nargs": "?", "const": "true"} if yes_or_no(field) else {}
         command.add_argument(f"--{field.replace('_', '-')}", dest=field, metavar="VALUE", **flag,
                              help=Settings.model_fields[field].description)
         if "_" in field:

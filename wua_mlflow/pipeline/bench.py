@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 
 from wua_mlflow.config import Settings
 from wua_mlflow.flops import count_flops
@@ -60,17 +60,27 @@ class Bench:
     @property
     def retraining(self) -> Retraining:
         """For a search."""
-        return Retraining(self.recipe, self.maker, self.cost, anew=self.settings.how == "rebuild")
+        return Retraining(self.recipe, partial(self.maker, fold=self.settings.fold is True),
+                          self.cost, anew=self.settings.how == "rebuild")
 
-    def maker(self, recipe: Recipe, widths: tuple[int, ...]) -> Maker:
-        """What trains networks of these widths on the recipe's data."""
+    def maker(
+        self, recipe: Recipe, widths: tuple[int, ...], *, fold: bool | None = None
+    ) -> Maker:
+        """What trains networks of these widths on the recipe's data; ``fold``: as set, if None."""
         epochs = self.epochs(recipe, widths)
         if self.settings.how == "rebuild":
             return scratch(recipe, widths, epochs)
         keep = {one.name: width for one, width in zip(self.dimensions, widths, strict=True)}
         return pruned(recipe, self.make, self.root,
                       Cutting(keep, epochs, distill=self.settings.distill,
-                              fold=self.settings.fold))
+                              fold=self._fold if fold is None else fold))
+
+    @property
+    def _fold(self) -> bool | None:
+        """None for both ways, which the user's own trainer is spared."""
+        if self.settings.fold != "auto":
+            return self.settings.fold
+        return False if self.recipe.trainer else None
 
     def epochs(self, recipe: Recipe, widths: tuple[int, ...]) -> int:
         """Of training, or of fine-tuning what was cut.

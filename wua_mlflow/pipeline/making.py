@@ -7,8 +7,9 @@ May import: the leaves, slimming, the recipe. Tests: ``tests/pipeline/test_makin
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -20,7 +21,6 @@ from wua_mlflow.pipeline.streams import Stream
 from wua_mlflow.slimming import cut, folded, unit_groups, unit_importance
 from wua_mlflow.slimming.groups import Structure
 from wua_mlflow.slimming.importance import most_important
-from wua_mlflow.slimming.specification import Specification
 
 __all__ = ["Cutting", "Maker", "pruned", "remembered", "scratch"]
 
@@ -42,14 +42,15 @@ class Cutting:
         keep: by group of units how many stay; the most important ones.
         epochs: of fine-tuning.
         importance: what makes a unit important.
-        fold: whether what reads a unit that goes reads the others for it (``slimming.folded``).
+        fold: whether what reads a unit that goes reads the others for it (``slimming.folded``);
+            None for both, of which that stays which does better on validation data.
         distill: whether the fine-tuning aims at the original's outputs too.
     """
 
     keep: Mapping[str, int]
     epochs: int
     importance: str = "spanning"
-    fold: bool = False
+    fold: bool | None = False
     distill: bool = False
 
 
@@ -77,13 +78,20 @@ def pruned(recipe: Recipe, parent: Maker, root: Maker, cutting: Cutting) -> Make
     """
     def make(number: int, seed: int, label: str | None = None) -> Trained:
         source = parent(number, seed)
-        begin, history, uncut = _cut(recipe, source, cutting)
         teacher = root(number, seed).model if cutting.distill else None
-        trained = train_made(recipe, lambda: copy.deepcopy(begin), cutting.epochs, seed=seed,
-                             stream=source.stream, label=label, teacher=teacher)
-        return replace(trained, structure=history, uncut=uncut)
+        tried = [replace(train_made(
+            recipe, partial(copy.deepcopy, begin.model), cutting.epochs, seed=seed,
+            stream=source.stream, label=label, teacher=teacher),
+            structure=begin.structure, uncut=begin.uncut, folded=begin.folded)
+            for begin in _beginnings(recipe, source, cutting)]
+        best = max(tried, key=partial(_validated, recipe)) if len(tried) > 1 else tried[0]
+        return replace(best, seconds=sum(one.seconds for one in tried))
 
     return make
+
+
+def _validated(recipe: Recipe, trained: Trained) -> float:
+    return recipe.evaluate(trained.model, recipe.split.validation, trained.kind).score
 
 
 def remembered(maker: Maker, *, first: Trained | None = None) -> Maker:
@@ -116,20 +124,27 @@ def _example(recipe: Recipe) -> torch.Tensor:
     return recipe.split.train.inputs[:4].to(recipe.device, copy=True)
 
 
-def _cut(
-    recipe: Recipe, source: Trained, cutting: Cutting
-) -> tuple[nn.Module, Specification | None, Mapping[str, str]]:
-    """The network to begin with, what was cut from the factory's in all, and what could not be."""
+def _beginnings(recipe: Recipe, source: Trained, cutting: Cutting) -> Iterator[Trained]:
+    """What fine-tuning begins with: the network cut, not folded and folded where both are asked."""
     structure = unit_groups(source.model, _example(recipe))
     if all(count >= structure.group(name).units for name, count in cutting.keep.items()):
-        return source.model, source.structure, structure.fixed
+        yield replace(source, uncut=structure.fixed)
+        return
     keep = _kept(recipe, source, structure, cutting)
-    inputs = recipe.split.train.inputs.to(recipe.device)
-    begin = folded(source.model, structure, keep, inputs) if cutting.fold else source.model
-    made = cut(begin, _example(recipe), keep)
-    history = made.specification if source.structure is None else \
-        source.structure.then(made.specification)
-    return made.model, history, made.fixed
+    for fold in (False, True) if cutting.fold is None else (cutting.fold,):
+        begin = source.model
+        if fold:
+            begin = folded(begin, structure, keep, recipe.split.train.inputs.to(recipe.device))
+            if cutting.fold is None and _same(begin, source.model):
+                return  # nothing that reads the units can be seen
+        made = cut(begin, _example(recipe), keep)
+        history = made.specification if source.structure is None else \
+            source.structure.then(made.specification)
+        yield replace(source, model=made.model, structure=history, uncut=made.fixed, folded=fold)
+
+
+def _same(one: nn.Module, other: nn.Module) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
 
 
 def _kept(

@@ -78,7 +78,8 @@ class Trained:
     """A trained network (eval mode), its epochs, and the random stream as training left it.
 
     ``seconds`` is how long training took; ``structure`` what was cut from what the factory makes,
-    ``uncut`` what could not be, and why.
+    ``uncut`` what could not be, and why; ``folded`` says that what read the units that went reads
+    the others for them.
     """
 
     model: nn.Module
@@ -88,6 +89,7 @@ class Trained:
     seconds: float = 0.0
     structure: Specification | None = None
     uncut: Mapping[str, str] = field(default_factory=dict)
+    folded: bool = False
 
 
 def load_recipe(settings: Settings) -> Recipe:

@@ -139,14 +139,17 @@ def slimming_words(original: Variant, slim: Variant, parent: Variant | None) -> 
         aims = ", aimed at the original's outputs as well as at the targets (distillation)" \
             if settings.distill else ""
         source = parent.name if parent else "the trained network"
-        fitted = ", and what read the rest reads them for it, by a linear fit" \
-            if settings.fold else ""
-        uncut = "uncut network, so fitted" if settings.fold else "original"
+        folded = slim.tags.get(Tag.FOLDED) == "true"
+        fitted = ", and what read the rest reads them for it, by a linear fit" if folded else ""
+        uncut = "uncut network, so fitted" if folded else "original"
+        chosen = "" if settings.fold != "auto" or settings.train else (
+            f"; of this and one {'without' if folded else 'with'} a linear fit in place of the "
+            f"rest it did {'better' if folded else 'no worse'} on validation data")
         return (f"Cut from {source}: of every group those units stayed that add most to the "
                 f"others, on training data (attention heads: by |mean of activation × gradient|)"
                 f"{fitted}. The cut was verified: shapes, parameters and FLOPs are what was "
                 f"planned, and before any fine-tuning the outputs were those of the {uncut} with "
-                f"the rest masked. Then fine-tuned for {length}{onwards}{aims}.")
+                f"the rest masked. Then fine-tuned for {length}{onwards}{aims}{chosen}.")
     budget = _budget(original, slim)
     return (f"Rebuilt: `{settings.model}` with the new widths, trained from scratch for "
             f"{_length(slim, slim.epochs_trained)}; the original for "

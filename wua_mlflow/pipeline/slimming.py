@@ -101,7 +101,7 @@ def check_slimming(settings: Settings) -> None:
     if settings.distill and settings.how != "prune":
         raise ValueError("distill: expected how=prune beside it, since a rebuilt network is the "
                          "control that learns from the data alone, but got how=rebuild")
-    if settings.fold and settings.how != "prune":
+    if settings.fold is True and settings.how != "prune":
         raise ValueError("fold: expected how=prune beside it, since in a rebuilt network there is "
                          "nothing to fold, but got how=rebuild")
     if settings.distill and settings.train:

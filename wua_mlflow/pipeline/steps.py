@@ -149,7 +149,8 @@ def _scaling(recipe: Recipe) -> Files:
 
 
 def _cuts(trained: Trained) -> dict[str, str]:
-    return {} if trained.structure is None else {Tag.STRUCTURE: trained.structure.summary}
+    return {} if trained.structure is None else {
+        Tag.STRUCTURE: trained.structure.summary, Tag.FOLDED: str(trained.folded).lower()}
 
 
 def _epochs_trained(trained: Trained, plan: Plan) -> int:

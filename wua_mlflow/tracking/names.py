@@ -91,6 +91,9 @@ class Tag:
     """On a slim variant: the margins and confidences of all its verdicts; each is a look."""
     STRUCTURE = "wua.structure"
     """On a variant that was cut: how many units stay, by group, e.g. ``fc1 40``."""
+    FOLDED = "wua.folded"
+    """On a variant that was cut: ``true`` where what read the units that went reads the others for
+    them, by a linear fit, else ``false``."""
     ADOPTED = "wua.adopted"
     """On an original that was trained elsewhere: where its weights came from."""
     TAKES_RAW_ROWS = "wua.takes_raw_rows"
