@@ -233,7 +233,7 @@ def test_only_a_copy_to_cuda_does_not_block(device, expected, monkeypatch):
     monkeypatch.setattr(Tensor, "to", lambda self, **how: asked.append(how) or self)
     list(batches)
     assert asked == [{"device": torch.device(device), "dtype": torch.float32,
-                      "non_blocking": expected}]
+                      "copy": True, "non_blocking": expected}]
 
 
 def test_a_model_without_parameters_takes_float32():

@@ -195,18 +195,45 @@ def test_a_weight_that_the_data_make_is_named():
         assert usage.skipped["0"] == "its weight is computed anew from the data"
 
 
-def test_a_module_that_takes_one_size_of_batch_alone_is_analysed():
-    class Fixed(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.weight, self.scale = nn.Parameter(torch.randn(4, 3)), nn.Parameter(torch.ones(()))
+class Gated(nn.Module):
+    """A weight times what the data say of it on average, for one size of batch alone."""
 
-        def forward(self, x: Tensor) -> Tensor:
-            return functional.linear(x.reshape(6, 3), self.weight * self.scale)
+    def __init__(self, samples: int, *, by_data: bool) -> None:
+        super().__init__()
+        self.samples, self.by_data = samples, by_data
+        self.weight, self.scale = nn.Parameter(torch.randn(4, 3)), nn.Parameter(torch.ones(()))
 
-    usage = analyze(two(Fixed()), rows(6, 3))
-    assert list(usage.layers) == ["0"]
+    def forward(self, x: Tensor) -> Tensor:
+        gate = x.mean() if self.by_data else 2
+        shape = (*x.shape[:-2], self.samples, 3)
+        return functional.linear(x.reshape(shape), self.weight * self.scale * gate)
+
+
+@pytest.mark.parametrize("samples", [1, 6])
+def test_a_gate_of_a_model_that_takes_one_size_of_batch_alone(samples):
+    for by_data in (True, False):
+        usage = analyze(nn.Sequential(Gated(samples, by_data=by_data), nn.Linear(4, 4),
+                                      nn.Linear(4, 2)), rows(samples, 3))
+        assert ("0" in usage.skipped) is by_data
+        assert ("0" in usage.layers) is not by_data
     assert usage.layers["0"].forward_flops == 2 * 12
+
+
+def test_a_gate_over_data_whose_time_comes_first():
+    model = nn.Sequential(Gated(4, by_data=True), nn.Linear(4, 4), nn.Linear(4, 2))
+    usage = analyze(model, [(rows(9, 4, 3), torch.zeros(4))])  # 9 steps of 4 samples
+    assert usage.skipped["0"] == "its weight is computed anew from the data"
+
+
+def test_a_weight_that_is_made_only_for_some_batches():
+    class Sometimes(Gated):
+        def forward(self, x: Tensor) -> Tensor:
+            return functional.linear(x, self.weight * 2 if len(x) > 2 and float(x[0, 0]) ==
+                                     float(rows(6, 3)[0, 0]) and float(x[-1, 0]) ==
+                                     float(rows(6, 3)[-1, 0]) else self.weight)
+
+    usage = analyze(two(Sometimes(6, by_data=False)), rows(6, 3))
+    assert "0" in usage.layers
 
 
 def test_a_weight_that_was_made_once_and_kept_is_one_layer():

@@ -12,6 +12,7 @@ from torch.nn import functional
 from tests.networks import labels, rows
 from wua_mlflow.analysis import analyze
 from wua_mlflow.evaluation import outputs_of
+from wua_mlflow.latency import measure_latency
 from wua_mlflow.training import Budget, fit
 from wua_mlflow.widths import recommend_widths
 
@@ -76,14 +77,60 @@ def test_the_batch_is_as_it_was_where_the_forward_raises():
     assert torch.equal(x, kept)
 
 
-def test_a_model_that_begins_to_write_later_is_refused():
+def test_a_model_that_writes_into_some_batches_alone():
     class Late(Standardising):
         def forward(self, x: Tensor) -> Tensor:
             self.in_place = len(x) < 10
             return super().forward(x)
 
-    with pytest.raises(ValueError, match="^model: expected one that leaves its inputs alone"):
-        analyze(Late(in_place=False), [rows(12, 3), rows(8, 3)])
+    _, plain = pair()
+    late = Late(in_place=False)
+    late.load_state_dict(plain.state_dict())
+    batches = [rows(12, 3), rows(8, 3, seed=1)]
+    kept = copy.deepcopy(batches)
+    found, expected = (analyze(model, batches, null=2).layers["first"] for model in (late, plain))
+    assert (found.entropy, found.null) == (expected.entropy, expected.null)
+    assert all(map(torch.equal, batches, kept))
+
+
+def test_targets_that_are_the_inputs_themselves():
+    """An autoencoder's: however the batches are cut."""
+    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        return (outputs - targets[:, :2]).square().mean()
+
+    writing, plain = pair()
+    x = rows(20, 3)
+    for size in (20, 5):
+        batches = [(one, one) for one in x.split(size)]
+        found, expected = (analyze(model, batches, criterion="taylor", loss=loss).layers["first"]
+                           for model in (writing, plain))
+        assert found.entropy == expected.entropy
+
+
+def test_expanded_and_sparse_tensors_are_given_to_the_model_too():
+    class Graph(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.head = nn.Linear(3, 4), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor, adjacency: Tensor, step: Tensor) -> Tensor:
+            step += 1
+            x[0] += 1
+            return self.head(adjacency @ self.first(x).relu())
+
+    step, x = torch.zeros(()), torch.ones(1, 3).expand(6, 3)
+    for adjacency in (torch.eye(6), torch.eye(6).to_sparse()):
+        batches = [{"x": x, "adjacency": adjacency, "step": step}]
+        assert list(analyze(Graph(), batches).layers) == ["first"]
+    assert step == 0
+    assert bool((x == 1).all())
+
+
+def test_latency_is_measured_on_a_copy():
+    x = rows(4, 3)
+    kept = x.clone()
+    measure_latency({"a": pair()[0]}, x, rounds=3)
+    assert torch.equal(x, kept)
 
 
 def test_predictions_training_and_widths():

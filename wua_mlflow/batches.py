@@ -1,13 +1,12 @@
 """Data in any usual form, batch by batch: arguments of the model, targets, mask, samples.
 
-May import: torch, numpy, chunks, watching. Tests: ``tests/test_batches.py``.
+May import: torch, numpy, chunks, nested, watching. Tests: ``tests/test_batches.py``.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,9 +16,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from wua_mlflow.chunks import rows_at_once
+from wua_mlflow.nested import mapped
 from wua_mlflow.watching.masks import Mask, mask_of
 
-__all__ = ["NO_TARGETS", "Batch", "Batches", "Guard"]
+__all__ = ["NO_TARGETS", "Batch", "Batches"]
 
 NO_TARGETS = object()
 """The targets of a batch that has none."""
@@ -43,71 +43,24 @@ class Batch:
                     if isinstance(value, Tensor) and value.dim())
 
     def other(self) -> Batch:
-        """One that says something else: half of its samples; a single one the other way round."""
-        def changed(one: Tensor) -> Tensor:
-            if self.samples < 2:
-                return one.flip(-1)
-            return one[:self.samples // 2] if len(one) == self.samples else one
+        """One of the same shape that says something else.
 
-        return self._of(changed)
-
-    def copy(self) -> Batch:
-        """One with tensors of its own."""
-        return self._of(Tensor.clone)
-
-    def tensors(self) -> list[Tensor]:
-        """All of its arguments."""
-        found: list[Tensor] = []
-
-        def noted(one: Tensor) -> Tensor:
-            found.append(one)
-            return one
-
-        self._of(noted)
-        return found
-
-    def _of(self, change: Callable[[Tensor], Tensor]) -> Batch:
-        def changed(value: Tensor | np.ndarray) -> Any:
-            return change(value) if isinstance(value, Tensor) and value.dim() else value
-
-        return replace(self, args=_each(self.args, changed),
-                       kwargs=_each(dict(self.kwargs), changed))
-
-
-class Guard:
-    """Batches as they were, though a model may write into what it is given.
-
-    The first one is copied; where the model wrote into it, each one is from then on.
-    """
-
-    def __init__(self) -> None:
-        self._writes: bool | None = None
-
-    @contextmanager
-    def keeping(self, batch: Batch) -> Iterator[Batch]:
-        """A block that gives the model the batch, or a copy; afterwards it is as it was.
-
-        Raises:
-            ValueError: a later batch was written into, but the first one was not.
+        Its first half twice; of a single sample the numbers the other way round, and halved.
         """
-        if self._writes:
-            yield batch.copy()
-            return
-        before = None if self._writes is False else batch.copy()
-        tensors = batch.tensors()
-        versions = [one._version for one in tensors]
-        try:
-            yield batch
-        finally:
-            written = [one._version for one in tensors] != versions
-            if before is not None and written:
-                with torch.no_grad():
-                    for one, was in zip(tensors, before.tensors(), strict=True):
-                        one.copy_(was)
-            self._writes = bool(self._writes) or written
-        if written and before is None:
-            raise ValueError("model: expected one that leaves its inputs alone, or writes into "
-                             "those of the first batch too, but a later batch was written into")
+        few, half = self.samples, max(1, self.samples // 2)
+
+        def changed(one: Tensor) -> Tensor:
+            if not one.dim():
+                return one
+            if few < 2:
+                return one.flip(-1) / 2 if one.is_floating_point() else one.flip(-1)
+            place = next((dim for dim in (0, 1) if one.shape[dim:dim + 1] == (few,)), None)
+            if place is None:
+                return one
+            return one.index_select(place, torch.arange(few, device=one.device) % half)
+
+        return replace(self, args=mapped(self.args, Tensor, changed),
+                       kwargs=mapped(dict(self.kwargs), Tensor, changed))
 
 
 class Batches:
@@ -200,15 +153,15 @@ class Batches:
         return Batch((), kwargs, self._targets(targets), len(tensors[0]), found)
 
     def _placed(self, value: Any) -> Any:
-        """On the model's device; floating-point numbers in its dtype."""
-        return _each(value, self._moved)
+        """On the model's device, floating-point numbers in its dtype; the model's own to write."""
+        return mapped(value, (Tensor, np.ndarray), self._moved)
 
     def _moved(self, value: Tensor | np.ndarray) -> Tensor:
         plain = self._valued(value)
         kept = self._to_inputs is not None and plain.dtype != torch.float64
         dtype = self._dtype if plain.is_floating_point() and not kept else plain.dtype
         # a copy to the CPU that does not block could be read before it is done
-        return plain.to(device=self._device, dtype=dtype,
+        return plain.to(device=self._device, dtype=dtype, copy=plain is value,
                         non_blocking=self._device.type == "cuda")
 
     def _valued(self, value: Tensor | np.ndarray) -> Tensor:
@@ -222,18 +175,6 @@ class Batches:
         if isinstance(targets, Tensor | np.ndarray):
             return self._valued(targets).to(self._device)
         return targets
-
-
-def _each(value: Any, change: Callable[[Tensor | np.ndarray], Any]) -> Any:
-    """A value with its tensors and arrays changed, also those in tuples, lists and dicts."""
-    if isinstance(value, Tensor | np.ndarray):
-        return change(value)
-    if isinstance(value, tuple | list):
-        parts = (_each(part, change) for part in value)
-        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
-    if isinstance(value, dict):
-        return {name: _each(part, change) for name, part in value.items()}
-    return value
 
 
 def _keywords(model: nn.Module) -> frozenset[str] | None:

@@ -71,6 +71,7 @@ def measure_latency(
                          f"{len(models)} and {len(inputs)}")
     if rounds < 1:
         raise ValueError(f"rounds: expected a whole number of at least 1, but got {rounds}")
+    inputs = inputs.clone()  # a model may write into them
     with ExitStack() as stack:
         for model in models.values():
             stack.enter_context(evaluating(model))

@@ -10,13 +10,12 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parameter import is_lazy
 
-from wua_mlflow.batches import Batch, Batches, Guard
+from wua_mlflow.batches import Batch, Batches
 from wua_mlflow.dotted import nearest
 from wua_mlflow.gradients import Gradients, Loss, loss_of
 from wua_mlflow.hooks import Running, evaluating, running
@@ -172,16 +171,15 @@ def _stream(
     model: nn.Module, data: Batches, watch: Watch, state: Running,
     extras: tuple[Gradients | None, Sampler | None, Loss | None],
 ) -> int:
-    samples, guard = 0, Guard()
-    given: Batch | None = None
-    for number, given in enumerate(in_step(data, sharded=is_sharded(model))):
+    samples = 0
+    batch: Batch | None = None
+    for number, batch in enumerate(in_step(data, sharded=is_sharded(model))):
         state.stack.clear()
-        with guard.keeping(given) as batch:
-            _one(model, batch, number, watch, state, extras)
-        samples += given.samples
+        _one(model, batch, number, watch, state, extras)
+        samples += batch.samples
     _check_finite(watch, None, None)
-    if given is not None and not is_sharded(model):
-        _see_changes(model, given.other(), watch, state)
+    if batch is not None and not is_sharded(model):
+        _see_changes(model, batch, watch, state)
     return samples
 
 
@@ -208,21 +206,26 @@ def _one(
         state.calls = calls  # what is checkpointed ran again in the backward
 
 
-def _see_changes(model: nn.Module, other: Batch, watch: Watch, state: Running) -> None:
-    """Weights that modules made of their parameters: are they the same for another batch?"""
+def _see_changes(model: nn.Module, last: Batch, watch: Watch, state: Running) -> None:
+    """Weights that modules made of their parameters: are they the same for another batch?
+
+    A model that does not take that other batch is taken to make them of its parameters alone.
+    """
     made = [layer for layer in watch.layers.values() if layer.computed is not None]
     if not made:
         return
     again, calls = Watch(model, Needs(output=False), watch.wanted), state.calls
     again.running, state.calls = state.stack, Counter()
-    with suppress(Exception), again:  # not every model takes a batch of another size
-        model(*other.args, **other.kwargs)
+    with suppress(Exception):
+        other = last.other()
+        with again:
+            model(*other.args, **other.kwargs)
     state.stack.clear()
     state.calls = calls
     for layer in made:
-        like = again.layers.get(layer.name)
-        layer.changes |= like is not None and not torch.equal(
-            cast(Tensor, like.computed), cast(Tensor, layer.computed))
+        like, weight = again.layers.get(layer.name), layer.computed
+        if like is not None and like.computed is not None and weight is not None:
+            layer.changes |= not torch.equal(like.computed, weight)
 
 
 def _check_finite(watch: Watch, batch: Batch | None, number: int | None) -> None:

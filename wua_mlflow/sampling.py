@@ -102,9 +102,12 @@ class Sampler:
         """A batch's samples get their keys: a hash of the inputs."""
         self._keys = torch.zeros(batch.samples, dtype=torch.int64, device=batch.first.device)
         for value in (*batch.args, *batch.kwargs.values()):
-            if isinstance(value, Tensor) and value.layout is torch.strided and value.dim() \
-                    and len(value) == batch.samples:
-                self._keys = _mixed(self._keys) + _hashed(value)
+            if not isinstance(value, Tensor) or value.layout is not torch.strided:
+                continue
+            place = next((dim for dim in (0, 1) if value.shape[dim:dim + 1] == (batch.samples,)),
+                         None)  # 1: time comes first
+            if place is not None:
+                self._keys = _mixed(self._keys) + _hashed(value.movedim(place, 0))
 
     def see(self, layer: Layer, product: Product, output: Tensor, positions: Positions) -> None:
         """Take rows of a product's output, and of its input if another layer's units came in."""
@@ -149,7 +152,7 @@ class Sampler:
         if rows.dim() == 3:  # (samples, units, positions)
             rows = rows.transpose(1, 2).reshape(-1, rows.shape[1])
         each, left = divmod(len(rows), len(self._keys))
-        if left:  # rows that are no samples' positions
+        if left or positions.packed:  # rows that are no samples' positions
             keys = _hashed(rows)
         else:
             keys = _mixed(self._keys[:, None] + torch.arange(each, device=rows.device))

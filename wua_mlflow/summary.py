@@ -130,7 +130,7 @@ def _entropy(tiles: _Tiles, survey: Survey) -> float:
     mean_log = survey.weighted / survey.total
     entropy = math.log(survey.total) - mean_log
     if entropy < _CANCELS * abs(mean_log):
-        shares = (tile.double() / survey.total for _, tile in tiles)
+        shares = (_exact(tile) / survey.total for _, tile in tiles)
         entropy = -math.fsum(float(torch.special.xlogy(p, p).sum()) for p in shares)
     return max(0.0, entropy)
 
@@ -181,6 +181,11 @@ class _Tiles:
             found.append(_wide(self.part(*(chosen[::-1] if self.by_column else chosen)))
                          .double().flatten())
         return np.sort(torch.cat(found).cpu().numpy())[::-1]
+
+
+def _exact(tile: Tensor) -> Tensor:
+    """In float64, which a Mac's GPU does not have."""
+    return (tile.cpu() if tile.device.type == "mps" else tile).double()
 
 
 def _wide(tile: Tensor) -> Tensor:

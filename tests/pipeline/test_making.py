@@ -18,6 +18,7 @@ from wua_mlflow.pipeline.making import Cutting, pruned, remembered, scratch
 from wua_mlflow.pipeline.recipe import Recipe, Trained, train_made
 from wua_mlflow.randomness import Purpose, torch_generator
 from wua_mlflow.slimming import cut, rebuild
+from wua_mlflow.training import TrainingDiverged
 
 
 def calls_of(recipe: Recipe, calls: list[int], widths: tuple[int, ...] = (8,)) -> making.Maker:
@@ -98,6 +99,31 @@ def test_of_both_ways_the_better_one_on_validation_data(seed: int) -> None:
     assert same(both, expected)
     assert not same(dropped, fitted)
     assert both.structure == dropped.structure
+    assert (both.tries, dropped.tries) == (2, 1)
+    assert both.seconds > max(dropped.seconds, fitted.seconds) / 2
+
+
+@pytest.mark.parametrize("fails", [1, 2])
+def test_where_one_way_fails_the_other_is_taken(
+    fails: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = recipe_of()
+    parent = scratch(recipe, (8,), 2)
+    original, calls = parent(0, 42), []
+    make = pruned(recipe, lambda *_: original, parent, Cutting({"fc1": 2}, 1, fold=None))
+
+    def failing(*given: object, **named: object) -> Trained:
+        calls.append(given)
+        if len(calls) == fails or fails == 3:
+            raise TrainingDiverged("diverged")
+        return train_made(*given, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(making, "train_made", failing)
+    found = make(0, 42)
+    assert (found.folded, found.tries, len(calls)) == (fails == 1, 1, 2)
+    fails = 3
+    with pytest.raises(TrainingDiverged, match="^diverged$"):
+        make(0, 42)
 
 
 def test_what_cannot_be_fitted_is_not_trained_twice(monkeypatch: pytest.MonkeyPatch) -> None:

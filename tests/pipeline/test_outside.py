@@ -8,6 +8,7 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
+from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from safetensors.numpy import load_file
 
@@ -178,6 +179,33 @@ def test_each_comparison_is_a_look_at_its_test_data(
     fresh = looks("--margin", "0.031", *FRESH)
     assert looks("--margin", "0.033", *FRESH) == fresh + 1
     assert looks("--margin", "0.031") == first + 2
+
+
+def test_a_file_that_was_written_anew_is_another_look(
+    runs: dict[str, str], compare: Compare
+) -> None:
+    kept = load_file(MlflowClient().download_artifacts(
+        runs["A"], "evaluation/test.safetensors"))
+    found = []
+    for flipped in (3, 4, 4):
+        predictions = kept["predictions"].copy()
+        predictions[:flipped] = 1 - predictions[:flipped]
+        pd.DataFrame({"prediction": predictions, "target": kept["targets"]}).to_csv(
+            "written.csv", index=False)
+        found.append(int(compare(runs["A"], "written.csv")["metrics"]["compare/looks"]))
+    assert found == [found[0], found[0] + 1, found[0] + 1]
+
+
+def test_where_nothing_can_be_noted_the_look_counts_all_the_same(
+    runs: dict[str, str], compare: Compare, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object) -> None:
+        raise MlflowException("read only")
+
+    before = compare(runs["A"], runs["B"], "--margin", "0.041")["metrics"]["compare/looks"]
+    monkeypatch.setattr(MlflowClient, "set_experiment_tag", refused)
+    found = compare(runs["A"], runs["B"], "--margin", "0.042")
+    assert found["metrics"]["compare/looks"] == before + 1
 
 
 def test_the_ratio_of_latencies_has_its_interval(runs: dict[str, str], compare: Compare) -> None:

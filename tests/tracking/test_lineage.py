@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from wua_mlflow.tracking.lineage import find_control, result_of
+from wua_mlflow.tracking.lineage import controls_of, find_control, result_of
 from wua_mlflow.tracking.store import connect, new_run
 
 
@@ -25,6 +25,19 @@ def test_a_control_has_the_same_original_the_same_budget_and_is_trained(store_ur
     assert find_control(store.client, store.experiment_id, "a", 5) is None
     right = _made(store, control, baseline="a", epochs="5")
     assert find_control(store.client, store.experiment_id, "a", 5) == right
+
+
+def test_the_controls_of_a_slim_one_are_those_that_it_notes(store_uri):
+    store = connect("lineage")
+    first, second = (_made(store, "oversized-same-budget", baseline="a") for _ in range(2))
+    slim = _made(store, "slim", baseline="a", controls=f"{first},{second}")
+    assert controls_of(store.client, store.experiment_id, slim) == [first, second]
+    store.client.delete_run(first)
+    assert controls_of(store.client, store.experiment_id, slim) == [second]
+    older = _made(store, "slim", baseline="a")
+    assert controls_of(store.client, store.experiment_id, older) == [second]
+    alone = _made(store, "slim", baseline="b")
+    assert controls_of(store.client, store.experiment_id, alone) == []
 
 
 def test_the_result_of_a_pipeline_is_what_its_own_run_says(store_uri):

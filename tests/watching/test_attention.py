@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from tests.example_modules import Conv1D
 from tests.networks import rows
 from wua_mlflow.watching.attention import ATTENTION, attention, heads_of, thirds
 from wua_mlflow.watching.calls import Product
@@ -86,8 +87,11 @@ def test_the_heads_of_what_makes_all_three() -> None:
                            ({"num_heads": 4, "head_dim": 4}, [(0, 1)] * 3),  # keys are shared
                            ({"num_heads": 5}, [(0, 1)] * 3), ({}, [(0, 1)] * 3)):
         module = Written(**told)
-        module.c_attn = module.query_key_value = module.c_proj = nn.Linear(8, 24)
+        module.query_key_value, module.c_proj = nn.Linear(8, 24), nn.Linear(8, 24)
+        module.c_attn = Conv1D(8, 24)
         owners = Owners(nn.Sequential(module))
         found = [heads_of(owners, f"0.{name}", 24)
                  for name in ("c_attn", "query_key_value", "c_proj")]
         assert found == expected, told
+        module.c_attn = nn.Linear(8, 24)  # laid out in another way
+        assert heads_of(Owners(nn.Sequential(module)), "0.c_attn", 24) == (0, 1)

@@ -28,7 +28,7 @@ from wua_mlflow.pipeline.steps import Plan, opened, train
 from wua_mlflow.pipeline.variant import Variant, load_variant
 from wua_mlflow.plots.palette import MUTED
 from wua_mlflow.processes import rank
-from wua_mlflow.tracking.lineage import find_control, is_slim, result_of
+from wua_mlflow.tracking.lineage import controls_of, is_slim, result_of
 from wua_mlflow.tracking.log import Files, write
 from wua_mlflow.tracking.names import ArtifactPath, Kind, Tag
 from wua_mlflow.tracking.names import Variant as VariantName
@@ -225,9 +225,8 @@ def compare_run(
                              f"{slim.name}; any two runs: wua compare A B")
         machine = {name: getattr(slim.settings, name) for name in ("device", "threads")}
         original = load_variant(store, slim.tags[Tag.BASELINE], machine)
-        control = find_control(store.client, store.experiment_id, original.run_id,
-                               slim.settings.epochs)
-        beside = [load_variant(store, control, machine)] if control else []
+        beside = [load_variant(store, one, machine)
+                  for one in controls_of(store.client, store.experiment_id, slim.run_id)]
         comparison = compare_variants(store, original, slim, beside=beside)
         pipeline = slim.tags.get(Tag.PIPELINE)
         if pipeline and result_of(store.client, pipeline) == slim.run_id:

@@ -7,7 +7,7 @@ May import: the leaves, slimming, the recipe. Tests: ``tests/pipeline/test_makin
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol
@@ -79,13 +79,22 @@ def pruned(recipe: Recipe, parent: Maker, root: Maker, cutting: Cutting) -> Make
     def make(number: int, seed: int, label: str | None = None) -> Trained:
         source = parent(number, seed)
         teacher = root(number, seed).model if cutting.distill else None
-        tried = [replace(train_made(
-            recipe, partial(copy.deepcopy, begin.model), cutting.epochs, seed=seed,
-            stream=source.stream, label=label, teacher=teacher),
-            structure=begin.structure, uncut=begin.uncut, folded=begin.folded)
-            for begin in _beginnings(recipe, source, cutting)]
+        tried: list[Trained] = []
+        failed: list[ValueError] = []
+        for begin in _beginnings(recipe, source, cutting):
+            try:
+                cut_one = begin()
+                trained = train_made(
+                    recipe, partial(copy.deepcopy, cut_one.model), cutting.epochs, seed=seed,
+                    stream=source.stream, label=label, teacher=teacher)
+                tried.append(replace(trained, structure=cut_one.structure, uncut=cut_one.uncut,
+                                     folded=cut_one.folded))
+            except ValueError as error:  # the other way may be cut, or trained, all the same
+                failed.append(error)
+        if not tried:
+            raise failed[0]
         best = max(tried, key=partial(_validated, recipe)) if len(tried) > 1 else tried[0]
-        return replace(best, seconds=sum(one.seconds for one in tried))
+        return replace(best, seconds=sum(one.seconds for one in tried), tries=len(tried))
 
     return make
 
@@ -124,23 +133,32 @@ def _example(recipe: Recipe) -> torch.Tensor:
     return recipe.split.train.inputs[:4].to(recipe.device, copy=True)
 
 
-def _beginnings(recipe: Recipe, source: Trained, cutting: Cutting) -> Iterator[Trained]:
-    """What fine-tuning begins with: the network cut, not folded and folded where both are asked."""
+def _beginnings(
+    recipe: Recipe, source: Trained, cutting: Cutting
+) -> list[Callable[[], Trained]]:
+    """What fine-tuning may begin with: the network cut, not folded and folded where both are asked.
+
+    Where all units stay, or folding changes nothing, there is one beginning.
+    """
     structure = unit_groups(source.model, _example(recipe))
     if all(count >= structure.group(name).units for name, count in cutting.keep.items()):
-        yield replace(source, uncut=structure.fixed)
-        return
+        return [lambda: replace(source, uncut=structure.fixed)]
     keep = _kept(recipe, source, structure, cutting)
-    for fold in (False, True) if cutting.fold is None else (cutting.fold,):
-        begin = source.model
-        if fold:
-            begin = folded(begin, structure, keep, recipe.split.train.inputs.to(recipe.device))
-            if cutting.fold is None and _same(begin, source.model):
-                return  # nothing that reads the units can be seen
-        made = cut(begin, _example(recipe), keep)
+
+    def cut_from(model: nn.Module, *, fold: bool) -> Trained:
+        made = cut(model, _example(recipe), keep)
         history = made.specification if source.structure is None else \
             source.structure.then(made.specification)
-        yield replace(source, model=made.model, structure=history, uncut=made.fixed, folded=fold)
+        return replace(source, model=made.model, structure=history, uncut=made.fixed, folded=fold)
+
+    found: list[Callable[[], Trained]] = []
+    if not cutting.fold:
+        found.append(partial(cut_from, source.model, fold=False))
+    if cutting.fold is not False:
+        fitted = folded(source.model, structure, keep, recipe.split.train.inputs.to(recipe.device))
+        if cutting.fold or not _same(fitted, source.model):
+            found.append(partial(cut_from, fitted, fold=True))
+    return found
 
 
 def _same(one: nn.Module, other: nn.Module) -> bool:

@@ -15,9 +15,10 @@ __all__ = ["OnRawRows", "OnScaledRows", "raw_rows"]
 
 
 class OnRawRows(nn.Module):
-    """A network that was trained on standardised rows, for rows as they were read.
+    """A network that was trained on standardised rows, for rows as they were read, float64.
 
-    The scaling is computed in float64, as it was of the training data.
+    The scaling is computed in float64, as it was of the training data: a large column (a time in
+    seconds) has no digits to lose.
     """
 
     def __init__(self, network: nn.Module, scaling: Scaling) -> None:
@@ -26,27 +27,28 @@ class OnRawRows(nn.Module):
         self.inputs, self.targets = _Scale.of(scaling.inputs), _Scale.of(scaling.targets)
 
     def forward(self, rows: Tensor) -> Tensor:
-        answers = self.network(self.inputs(rows) if self.inputs else rows)
-        return self.targets.undone(answers) if self.targets else answers
+        answers = self.network(self.inputs(rows) if self.inputs else rows.float())
+        return self.targets.undone(answers).float() if self.targets else answers
 
 
 class OnScaledRows(nn.Module):
-    """The other way round: a model of ours as it was saved, for standardised rows."""
+    """The other way round: a model of ours as it was saved, for rows that were scaled, or not."""
 
-    def __init__(self, saved: nn.Module, scaling: Scaling) -> None:
+    def __init__(self, saved: nn.Module, scaling: Scaling | None) -> None:
         super().__init__()
         self.saved = saved
+        scaling = scaling or Scaling(None, None)
         self.inputs, self.targets = _Scale.of(scaling.inputs), _Scale.of(scaling.targets)
 
     def forward(self, rows: Tensor) -> Tensor:
-        answers = self.saved(self.inputs.undone(rows) if self.inputs else rows)
+        answers = self.saved(self.inputs.undone(rows) if self.inputs else rows.double())
         return self.targets(answers) if self.targets else answers
 
 
 def raw_rows(rows: Tensor, scaling: Scaling) -> Tensor:
-    """Standardised rows as they were read, float32."""
+    """Standardised rows as they were read, float64."""
     scale = _Scale.of(scaling.inputs)
-    return scale.undone(rows) if scale else rows
+    return scale.undone(rows) if scale else rows.double()
 
 
 class _Scale(nn.Module):
@@ -67,4 +69,4 @@ class _Scale(nn.Module):
 
     def undone(self, values: Tensor) -> Tensor:
         spread = torch.where(self.scale.isfinite(), self.scale, 0)
-        return (values.double() * spread + self.mean).float()
+        return values.double() * spread + self.mean

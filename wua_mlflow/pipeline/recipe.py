@@ -79,7 +79,7 @@ class Trained:
 
     ``seconds`` is how long training took; ``structure`` what was cut from what the factory makes,
     ``uncut`` what could not be, and why; ``folded`` says that what read the units that went reads
-    the others for them.
+    the others for them; ``tries`` is how many were trained, of which this one was chosen.
     """
 
     model: nn.Module
@@ -90,6 +90,7 @@ class Trained:
     structure: Specification | None = None
     uncut: Mapping[str, str] = field(default_factory=dict)
     folded: bool = False
+    tries: int = 1
 
 
 def load_recipe(settings: Settings) -> Recipe:

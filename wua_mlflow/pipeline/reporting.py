@@ -139,12 +139,13 @@ def slimming_words(original: Variant, slim: Variant, parent: Variant | None) -> 
         aims = ", aimed at the original's outputs as well as at the targets (distillation)" \
             if settings.distill else ""
         source = parent.name if parent else "the trained network"
-        folded = slim.tags.get(Tag.FOLDED) == "true"
+        told = slim.tags.get(Tag.FOLDED, "true" if settings.fold is True else "false")
+        folded = told.startswith("true")
         fitted = ", and what read the rest reads them for it, by a linear fit" if folded else ""
         uncut = "uncut network, so fitted" if folded else "original"
-        chosen = "" if settings.fold != "auto" or settings.train else (
-            f"; of this and one {'without' if folded else 'with'} a linear fit in place of the "
-            f"rest it did {'better' if folded else 'no worse'} on validation data")
+        chosen = "" if not told.endswith("chosen") else (
+            f"; so was one {'without' if folded else 'with'} a linear fit in place of the rest, "
+            f"and this one did {'better' if folded else 'no worse'} on validation data")
         return (f"Cut from {source}: of every group those units stayed that add most to the "
                 f"others, on training data (attention heads: by |mean of activation × gradient|)"
                 f"{fitted}. The cut was verified: shapes, parameters and FLOPs are what was "

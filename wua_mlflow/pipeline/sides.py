@@ -49,8 +49,9 @@ RUN_ID = re.compile(r"[0-9a-f]{4,32}")
 class Side:
     """One of the two: what it is, how it does, what it costs.
 
-    ``variant`` is the run of ours that it comes from; ``model`` what is tested, ``network`` what is
-    counted and timed: the plain network behind an exported one, where that can be built.
+    ``variant`` is the run of ours that it comes from; ``model`` what is tested (``raw``: it takes
+    rows as they were read), ``network`` what is counted and timed: the plain network behind an
+    exported one, where that can be built.
     """
 
     reference: str
@@ -60,6 +61,7 @@ class Side:
     test: TestData | None = None
     model: nn.Module | None = None
     network: nn.Module | None = None
+    raw: bool = False
     metrics: dict[str, float] = field(default_factory=dict)
     found: Evaluation | None = None
 
@@ -110,10 +112,8 @@ def opened_side(reference: str, store: Store | None, settings: Settings) -> Side
     model = load_exported(reference).to(device_of(settings.device))
     run_id = source_run(store, reference)
     source = load_variant(store, run_id, machine) if store and run_id else None
-    scaling = source.recipe.split.scaling if source else None
-    if scaling and (get_model_info(reference).metadata or {}).get(Tag.TAKES_RAW_ROWS):
-        model = OnScaledRows(model, scaling)  # what it is tested on is scaled
-    return Side(reference, reference, source, model=model,
+    raw = bool((get_model_info(reference).metadata or {}).get(Tag.TAKES_RAW_ROWS))
+    return Side(reference, reference, source, model=model, raw=raw,
                  network=source.model if source else model)
 
 
@@ -152,6 +152,11 @@ def give_tests(sides: Sequence[Side], settings: Settings, *, fresh: bool) -> Non
                          "but got none")
     else:
         sides[0].test = sides[1].test = _targets_among(sides, settings)
+    for side in sides:
+        if side.raw and side.model is not None and side.test is not None:
+            saved = side.model
+            side.model = OnScaledRows(saved, side.test.scaling).to(_device(saved))
+            side.network = side.model if side.network is saved else side.network
 
 
 def _fresh_test(

@@ -50,6 +50,10 @@ class Scaling:
     inputs: Scaler | None
     targets: Scaler | None
 
+    def __bool__(self) -> bool:
+        """Whether anything was standardised."""
+        return self.inputs is not None or self.targets is not None
+
     def applied(self, rows: Rows) -> Rows:
         """Fresh rows, on the same footing."""
         x = self.inputs.applied(rows.inputs) if self.inputs else rows.inputs

@@ -145,12 +145,13 @@ def train(store: Store, recipe: Recipe, plan: Plan) -> Variant:
 def _scaling(recipe: Recipe) -> Files:
     """Where the data were standardised: what a raw row goes through before the model."""
     scaling = recipe.split.scaling
-    return {ArtifactPath.SCALING: scaling.to_json(recipe.split.classes)} if scaling else {}
+    return {} if scaling is None else {ArtifactPath.SCALING: scaling.to_json(recipe.split.classes)}
 
 
 def _cuts(trained: Trained) -> dict[str, str]:
     return {} if trained.structure is None else {
-        Tag.STRUCTURE: trained.structure.summary, Tag.FOLDED: str(trained.folded).lower()}
+        Tag.STRUCTURE: trained.structure.summary,
+        Tag.FOLDED: str(trained.folded).lower() + (", chosen" if trained.tries > 1 else "")}
 
 
 def _epochs_trained(trained: Trained, plan: Plan) -> int:
@@ -251,11 +252,12 @@ def _score_metrics(
 
 
 def _cost_metrics(recipe: Recipe, trained: Trained, plan: Plan) -> dict[str, float]:
-    """What training cost includes what the network that it was cut from cost."""
+    """What training cost includes what the network that it was cut from cost, and each try."""
     train_samples = len(recipe.split.train.inputs)
     before = plan.parent
     epochs = _epochs_trained(trained, plan) - (before.epochs_trained if before else 0)
     count = count_flops(trained.model, recipe.split.train.inputs[:2].to(recipe.device))
+    epochs *= trained.tries
     metrics = flop_metrics(count, train_samples=train_samples, epochs=epochs)
     tutorial = None
     if recipe.split.train.inputs.is_floating_point():  # ptflops knows no others

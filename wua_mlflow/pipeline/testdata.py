@@ -14,6 +14,7 @@ import numpy as np
 from wua_mlflow.dotted import nearest, one_line
 from wua_mlflow.evaluation import Task
 from wua_mlflow.pipeline.data import DataSplit, Part, is_file, load_data, part_of
+from wua_mlflow.pipeline.splitting import Scaling
 from wua_mlflow.pipeline.tables import ENDINGS, Rows, Target, frame_of, pose, read_rows, rows_of
 
 __all__ = ["TestData", "check_columns", "columns_of", "own_test", "prepared", "rows_in",
@@ -25,7 +26,8 @@ class TestData:
     """One part to test on, its task, and the classes in the order of the model's outputs.
 
     ``digest`` is of the rows as they were read, whatever scaling a model's own data then asked for;
-    ``truth`` (n,) are the classes' numbers, or a regression's targets in the data's own unit.
+    ``truth`` (n,) are the classes' numbers, or a regression's targets in the data's own unit;
+    ``scaling`` is how the part's rows were scaled, if they were.
     """
 
     __test__ = False  # not a test class, whatever its name says to pytest
@@ -34,6 +36,7 @@ class TestData:
     posed: Target
     truth: np.ndarray
     digest: str
+    scaling: Scaling | None = None
 
     @property
     def task(self) -> Task:
@@ -47,7 +50,7 @@ def own_test(split: DataSplit) -> TestData:
     scaler = split.scaling.targets if split.scaling else None
     if scaler is not None:
         truth = truth * scaler.scale.item() + scaler.mean.item()
-    return TestData(split.test, split.posed, truth, split.test.digest)
+    return TestData(split.test, split.posed, truth, split.test.digest, split.scaling)
 
 
 def rows_in(data: str, target: str | None) -> Rows | None:
@@ -107,6 +110,7 @@ def prepared(
             found = own_test(load_data(data, seed=seed, task=task,
                                        image=like is not None and len(like.features) == 3))
         return replace(found, digest=_digest(data.encode(), found.truth))
+    scaling = None
     if like is None:
         posed = pose(rows.targets, task=task)
         part = part_of(rows, posed, data)
@@ -114,9 +118,9 @@ def prepared(
         raise ValueError(f"data: expected rows that training never saw, but {data} is what the "
                          f"model was trained on; without --data its own test part is taken")
     else:
-        posed, part = like.posed, _scaled(rows, data, like)
+        posed, part, scaling = like.posed, _scaled(rows, data, like), like.scaling
     truth = posed.encoded(rows.targets, where=data).astype(np.float64)
-    return TestData(part, posed, truth, _digest(rows.inputs, rows.targets))
+    return TestData(part, posed, truth, _digest(rows.inputs, rows.targets), scaling)
 
 
 def check_columns(data: str, target: str | None, own: str, own_target: str | None) -> None:

@@ -1,6 +1,6 @@
 """A batch as a model takes it: a tensor, a tuple of arguments, or a dict of keywords.
 
-May import: torch. Tests: ``tests/slimming/test_examples.py``.
+May import: torch, nested. Tests: ``tests/slimming/test_examples.py``.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from wua_mlflow.nested import mapped
 
 __all__ = ["called", "copied", "noise_like", "resized", "tensors_in"]
 
@@ -26,7 +28,7 @@ def called(model: nn.Module, example: Any) -> Any:
 
 def copied(example: Any) -> Any:
     """The same with tensors of its own: a model may write into what it is given."""
-    return _mapped(example, Tensor.clone)
+    return mapped(example, Tensor, Tensor.clone)
 
 
 def tensors_in(outputs: Any) -> Iterator[Tensor]:
@@ -39,16 +41,6 @@ def tensors_in(outputs: Any) -> Iterator[Tensor]:
     elif isinstance(outputs, tuple | list):
         for one in outputs:
             yield from tensors_in(one)
-
-
-def _mapped(example: Any, change: Any) -> Any:
-    if isinstance(example, Tensor):
-        return change(example)
-    if isinstance(example, Mapping):
-        return {name: _mapped(one, change) for name, one in example.items()}
-    if isinstance(example, tuple | list):
-        return type(example)(_mapped(one, change) for one in example)
-    return example
 
 
 def resized(example: Any, samples: int) -> Any:
@@ -65,7 +57,7 @@ def resized(example: Any, samples: int) -> Any:
     def taken(one: Tensor) -> Tensor:
         return one[rows.to(one.device)] if one.dim() and len(one) == len(first) else one
 
-    return _mapped(example, taken)
+    return mapped(example, Tensor, taken)
 
 
 def noise_like(example: Any) -> Any:
@@ -88,4 +80,4 @@ def noise_like(example: Any) -> Any:
         noise = torch.randn(one.shape, generator=generator, dtype=torch.float64)
         return (one.double().mean().cpu() + (spread.cpu() + 1e-3) * noise).to(one)
 
-    return _mapped(example, drawn)
+    return mapped(example, Tensor, drawn)

@@ -1,18 +1,20 @@
 """Which runs belong together: the controls of an original, the result of a pipeline.
 
-May import: mlflow's client as a type, names. Tests: ``tests/tracking/test_lineage.py``.
+May import: mlflow, names. Tests: ``tests/tracking/test_lineage.py``.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from mlflow.entities import LifecycleStage
+
 from wua_mlflow.tracking.names import Tag, Variant, step_tag
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
-__all__ = ["find_control", "is_slim", "result_of"]
+__all__ = ["controls_of", "find_control", "is_slim", "result_of"]
 
 
 def is_slim(variant: str) -> bool:
@@ -35,6 +37,21 @@ def find_control(
                       f"tags.`{step_tag('train')}` = 'done'")
     same = [run.info.run_id for run in found if run.data.params.get("epochs") == str(epochs)]
     return same[0] if same else None
+
+
+def controls_of(client: MlflowClient, experiment_id: str, slim: str) -> list[str]:
+    """The runs of what was trained beside a slim variant, those that are still there.
+
+    One from before they were noted has the control of its epochs.
+    """
+    run = client.get_run(slim)
+    told = run.data.tags.get(Tag.CONTROLS)
+    if told is None:
+        found = find_control(client, experiment_id, run.data.tags.get(Tag.BASELINE, ""),
+                             int(run.data.params.get("epochs", 0)))
+        return [found] if found else []
+    return [one for one in told.split(",")
+            if client.get_run(one).info.lifecycle_stage == LifecycleStage.ACTIVE]
 
 
 def result_of(client: MlflowClient, pipeline: str) -> str | None:

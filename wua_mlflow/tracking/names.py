@@ -93,7 +93,9 @@ class Tag:
     """On a variant that was cut: how many units stay, by group, e.g. ``fc1 40``."""
     FOLDED = "wua.folded"
     """On a variant that was cut: ``true`` where what read the units that went reads the others for
-    them, by a linear fit, else ``false``."""
+    them, by a linear fit, else ``false``; ``, chosen`` after it where both ways were trained."""
+    CONTROLS = "wua.controls"
+    """On a slim variant: the runs of what was trained beside it."""
     ADOPTED = "wua.adopted"
     """On an original that was trained elsewhere: where its weights came from."""
     TAKES_RAW_ROWS = "wua.takes_raw_rows"

@@ -16,11 +16,11 @@ from torch.nn import functional
 from wua_mlflow.watching.calls import Product
 from wua_mlflow.watching.owners import Owners, View
 
-__all__ = ["ATTENTION", "attention", "heads_of", "thirds"]
+__all__ = ["ATTENTION", "attention", "heads_of", "is_time_first", "thirds"]
 
 _PROJECTION = re.compile(r"(to_)?(q|k|v|query|key|value)(_proj|_lin|_linear|_layer)?|w[qkv]")
-_FUSED = {"c_attn": 3, "qkv": 3, "query_key_value": 1}
-"""By name what makes queries, keys and values at once, and in how many blocks of all heads."""
+_FUSED = {("c_attn", "Conv1D"): 3, ("query_key_value", "Linear"): 1}
+"""By name and class what makes queries, keys and values at once, in so many blocks of all heads."""
 _SIZES = ("head_dim", "head_size")
 _HEADS = ("num_heads", "num_attention_heads", "n_heads", "n_head")
 
@@ -70,8 +70,8 @@ def heads_of(owners: Owners, module: str, units: int) -> tuple[int, int]:
 
     Of ``nn.MultiheadAttention``, and of a layer that is called as queries, keys and values are in
     a module that has the size of a head or the number of heads: ``transformers``' models. What
-    makes all three at once has a block of all heads for each (GPT-2's ``c_attn``, timm's ``qkv``),
-    or lays out a head's three together (``query_key_value`` of GPT-NeoX and BLOOM).
+    makes all three at once has a block of all heads for each (GPT-2's ``c_attn``), or
+    lays out a head's three together (``query_key_value`` of GPT-NeoX and BLOOM).
 
     Args:
         owners: the model's modules.
@@ -86,7 +86,7 @@ def heads_of(owners: Owners, module: str, units: int) -> tuple[int, int]:
         return own.num_heads, 1
     parent, _, leaf = module.rpartition(".")
     around = owners.modules.get(parent)
-    fused = _FUSED.get(leaf)
+    fused = _FUSED.get((leaf, type(own).__name__))
     if around is None or not (fused or _PROJECTION.fullmatch(leaf)):
         return 0, 1
     size, told = _told(around, _SIZES), _told(around, _HEADS)
@@ -103,3 +103,9 @@ def _told(module: nn.Module, names: Sequence[str]) -> int:
     """The first of these attributes that is a number; 0 where none is."""
     found = (getattr(module, name, None) for name in names)
     return next((one for one in found if isinstance(one, int) and one > 0), 0)
+
+
+def is_time_first(module: nn.Module) -> bool:
+    """Whether everything in a module has positions before samples."""
+    return isinstance(module, nn.TransformerEncoderLayer | nn.TransformerDecoderLayer) \
+        and not module.self_attn.batch_first

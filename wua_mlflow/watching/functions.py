@@ -38,7 +38,6 @@ ROWS_STAY = frozenset(["view", "reshape"])
 SUMS = frozenset(["add", "add_", "__add__", "__radd__", "__iadd__"])
 """Functions that may add a bias to a product."""
 _RELU = frozenset(["relu", "relu_", "relu6"])
-_MAXIMUM = frozenset(["maximum", "max"])
 _THRESHOLDS = frozenset(["_threshold", "threshold", "threshold_"])
 _LOWER = {"hardtanh": "min_val", "hardtanh_": "min_val", "clamp": "min", "clamp_": "min",
           "clamp_min": "min", "clamp_min_": "min"}
@@ -70,9 +69,6 @@ def is_relu(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
         numbers = [*args[1:3], *(kwargs[one] for one in ("threshold", "value") if one in kwargs)]
         return len(numbers) == 2 and all(isinstance(one, int | float) and one == 0
                                          for one in numbers)
-    if name in _MAXIMUM:  # torch.maximum(x, zeros)
-        other = args[1] if len(args) > 1 else kwargs.get("other")
-        return isinstance(other, Tensor) and not other.is_cuda and not bool(other.any())
     if name not in _LOWER:
         return False
     low = args[1] if len(args) > 1 else kwargs.get(_LOWER[name])

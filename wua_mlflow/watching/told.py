@@ -37,10 +37,14 @@ class Needs:
 
 @dataclass(frozen=True)
 class Positions:
-    """Which positions of the batch count, and whether they come before the samples just now."""
+    """Which positions of the batch count, and whether they come before the samples just now.
+
+    ``packed``: rows are of sequences of several lengths, and of no sample that could be told.
+    """
 
     mask: Mask | None = None
     time_first: bool = False
+    packed: bool = False
 
     def masked(self, rows: Tensor, lead: Any) -> Tensor:
         """Activations by unit with those that do not count set to zero."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.overrides import TorchFunctionMode
 
-from wua_mlflow.watching.attention import ATTENTION, attention, heads_of, thirds
+from wua_mlflow.watching.attention import ATTENTION, attention, heads_of, is_time_first, thirds
 from wua_mlflow.watching.calls import READERS, Product, name_of
 from wua_mlflow.watching.felt import Felt
 from wua_mlflow.watching.functions import (
@@ -101,7 +101,7 @@ class Watch(TorchFunctionMode):
         cuts = is_relu(name, args, kwargs)
         if cuts and args:
             see_relu(args[0], self._positions())
-        given = args[0] if args and (cuts or name in UNITS_STAY) else None
+        given = args[0] if args and name in UNITS_STAY else None
         layer, call, flat = (noted(given, what) for what in ("layer", "call", "flat"))
         result = func(*args, **kwargs)
         kept = result is given and noted(given, "layer") is layer  # given back with its notes
@@ -266,7 +266,7 @@ class Watch(TorchFunctionMode):
     def _positions(self) -> Positions:
         first = self._time_first
         if self.mask is not None and not first:
-            first = any(_is_time_first(self.owners.modules[name]) for name in self.running)
+            first = any(is_time_first(self.owners.modules[name]) for name in self.running)
         return Positions(self.mask, first)
 
     def _recurrence(self, one: Recurrence) -> None:
@@ -277,7 +277,11 @@ class Watch(TorchFunctionMode):
         layer = self._keys[key]
         if layer is not None:
             self.last.append(layer)
-            tell_recurrence(layer, one, self.needs, Positions(self.mask, one.time_first is True))
+            positions = Positions(self.mask, one.time_first is True, one.time_first is None)
+            if self.needs.rows and one.outputs is not None:
+                self.told(layer, Product("linear", one.weight, (one.outputs,)),
+                          one.outputs.detach(), positions)
+            tell_recurrence(layer, one, self.needs, positions)
             if self.needs.gradient and one.readers is not None:
                 self.felt.states(layer, one.readers)
 
@@ -292,9 +296,3 @@ class Watch(TorchFunctionMode):
                       hidden_output=one.outputs is None, followed=True)
         self.layers[layer.name] = layer
         return layer
-
-
-def _is_time_first(module: nn.Module) -> bool:
-    """Whether everything in a module has positions before samples."""
-    return isinstance(module, nn.TransformerEncoderLayer | nn.TransformerDecoderLayer) \
-        and not module.self_attn.batch_first
