@@ -12,7 +12,7 @@ from scipy import stats
 
 from wua_mlflow.intervals import crossed
 
-__all__ = ["holm", "worse_by"]
+__all__ = ["holm", "standard_error", "worse_by"]
 
 
 def holm(p: Mapping[str, float]) -> dict[str, float]:
@@ -28,10 +28,15 @@ def holm(p: Mapping[str, float]) -> dict[str, float]:
     return adjusted
 
 
+def standard_error(differences: np.ndarray) -> float:
+    """Of their mean, shape (seeds, examples), seeds crossed with examples."""
+    half = crossed(differences).half_width(0.95)
+    return float(half / stats.t.ppf(0.975, len(differences) - 1))
+
+
 def worse_by(margin: float, differences: np.ndarray) -> float:
     """p of "ours is worse by the margin or more", seeds crossed with examples, t with S − 1."""
-    parts = crossed(differences)
-    error = parts.half_width(0.95) / stats.t.ppf(0.975, len(differences) - 1)
+    mean, error = crossed(differences).mean, standard_error(differences)
     if error == 0:
-        return 0.0 if parts.mean > -margin else 1.0
-    return float(stats.t.sf((parts.mean + margin) / error, len(differences) - 1))
+        return 0.0 if mean > -margin else 1.0
+    return float(stats.t.sf((mean + margin) / error, len(differences) - 1))

@@ -3,7 +3,8 @@
 Small data, so no more than that. digits (MLP and CNN) and breast cancer, cut to 0.5, 0.25 and 0.1
 of the FLOPs by one counter, fine-tuned with equal updates, each with the learning rate that does
 best on the validation data of all 10 seeds, of which each has an oversized network of its own. Ours
-chooses in the same way between dropping units and folding them; both are rows of their own, too.
+drops units, unless folding them is ahead on the same data by more than a standard error; both are
+rows of their own, too.
 "From scratch" has the widths of our cut and trains as long as the original did (Scratch-E, Liu et
 al. 2019), once more with no more updates than the fine-tuning has.
 Run: ``python benchmarks/pruning.py``; prints markdown. ``--blind``: on generated data that nothing
@@ -20,7 +21,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from cutters import CHOICE, ITERATIVE, ONE_SHOT, STEPS, VARIANTS, Cutter
-from holm import holm, worse_by
+from holm import holm, standard_error, worse_by
 from torch import Tensor, nn
 
 from wua_mlflow.config import load_settings
@@ -164,19 +165,22 @@ def _point(
     bench: Bench, ratio: float, methods: Sequence[str], choice: Sequence[str], tuning: Sequence[int]
 ) -> None:
     found, rates, reached = {}, {}, {}
-    validated: dict[str, float] = {}
+    validated: dict[str, np.ndarray] = {}
     for method in methods:
         tried = {(rate, seed): one(bench, method, ratio, rate, seed)
                  for rate in RATES for seed in tuning}
-        by_rate = {rate: float(np.mean([bench.scores(tried[rate, seed], "validation").mean()
-                                        for seed in tuning])) for rate in RATES}
-        rates[method] = max(RATES, key=lambda rate, known=by_rate: known[rate])
+        by_rate = {rate: np.stack([bench.scores(tried[rate, seed], "validation")
+                                   for seed in tuning]) for rate in RATES}
+        rates[method] = max(RATES, key=lambda rate, known=by_rate: known[rate].mean())
         validated[method] = by_rate[rates[method]]
         networks = [tried.get((rates[method], seed)) or one(bench, method, ratio, rates[method],
                                                             seed) for seed in SEEDS]
         found[method] = np.stack([bench.scores(network, "test") for network in networks])
         reached[method] = np.mean([bench.flops(network.model) for network in networks])
-    chosen = max(choice, key=lambda method: validated[method])
+    chosen = choice[0]
+    for method in choice[1:]:
+        ahead = validated[method] - validated[chosen]
+        chosen = method if ahead.mean() > standard_error(ahead) else chosen
     others = [method for method in methods if method not in choice]
     p = [holm({method: worse_by(margin, found[chosen] - found[method]) for method in others})
          for margin in MARGINS]

@@ -153,8 +153,8 @@ class Settings(BaseModel):
                           "true or false")
     fold: Literal["auto"] | bool = Field(
         "auto", description="prune: let what read a unit that is cut read the others for it, by a "
-        "linear fit: true, false, or auto: fine-tuned both ways, the better one on validation data "
-        "(false with your own trainer)")
+        "linear fit: true, false, or auto: both ways are fine-tuned, and the fit stays where it is "
+        "ahead on validation data by more than a standard error (false with your own trainer)")
     rounds: Count = Field(1, description="slim again, at most so often, while the verdict is "
                           "non_inferior")
     criterion: Criteria = Field(

@@ -190,8 +190,8 @@ def test_a_file_that_was_written_anew_is_another_look(
     for flipped in (3, 4, 4):
         predictions = kept["predictions"].copy()
         predictions[:flipped] = 1 - predictions[:flipped]
-        pd.DataFrame({"prediction": predictions, "target": kept["targets"]}).to_csv(
-            "written.csv", index=False)
+        names = np.array(["no", "yes"])[predictions.astype(int)]
+        pd.DataFrame({"prediction": names}).to_csv("written.csv", index=False)
         found.append(int(compare(runs["A"], "written.csv")["metrics"]["compare/looks"]))
     assert found == [found[0], found[0] + 1, found[0] + 1]
 

@@ -43,7 +43,8 @@ class Cutting:
         epochs: of fine-tuning.
         importance: what makes a unit important.
         fold: whether what reads a unit that goes reads the others for it (``slimming.folded``);
-            None for both, of which that stays which does better on validation data.
+            None for both, of which the first stays unless the second is ahead on validation data
+            by more than a standard error.
         distill: whether the fine-tuning aims at the original's outputs too.
     """
 
@@ -93,14 +94,24 @@ def pruned(recipe: Recipe, parent: Maker, root: Maker, cutting: Cutting) -> Make
                 failed.append(error)
         if not tried:
             raise failed[0]
-        best = max(tried, key=partial(_validated, recipe)) if len(tried) > 1 else tried[0]
+        best = tried[0]
+        for other in tried[1:]:
+            best = other if _is_better(recipe, other, best) else best
         return replace(best, seconds=sum(one.seconds for one in tried), tries=len(tried))
 
     return make
 
 
-def _validated(recipe: Recipe, trained: Trained) -> float:
-    return recipe.evaluate(trained.model, recipe.split.validation, trained.kind).score
+def _is_better(recipe: Recipe, one: Trained, other: Trained) -> bool:
+    """Whether a network is ahead on validation data by more than a standard error.
+
+    The rule of one standard error: of two that data hardly tell apart the plainer one (Breiman et
+    al. 1984, Classification and Regression Trees, section 3.4.3).
+    """
+    first, second = (recipe.evaluate(each.model, recipe.split.validation, each.kind).scores
+                     for each in (one, other))
+    ahead = first - second
+    return bool(ahead.mean() > ahead.std(ddof=1) / len(ahead) ** 0.5) if len(ahead) > 1 else False
 
 
 def remembered(maker: Maker, *, first: Trained | None = None) -> Maker:

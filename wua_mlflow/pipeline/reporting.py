@@ -145,7 +145,8 @@ def slimming_words(original: Variant, slim: Variant, parent: Variant | None) -> 
         uncut = "uncut network, so fitted" if folded else "original"
         chosen = "" if not told.endswith("chosen") else (
             f"; so was one {'without' if folded else 'with'} a linear fit in place of the rest, "
-            f"and this one did {'better' if folded else 'no worse'} on validation data")
+            f"which was {'behind' if folded else 'not ahead'} on validation data by more than a "
+            f"standard error")
         return (f"Cut from {source}: of every group those units stayed that add most to the "
                 f"others, on training data (attention heads: by |mean of activation × gradient|)"
                 f"{fitted}. The cut was verified: shapes, parameters and FLOPs are what was "

@@ -19,7 +19,7 @@ from wua_mlflow.pipeline.steps import Plan, train
 from wua_mlflow.pipeline.variant import Variant, load_variant
 from wua_mlflow.tracking.lineage import find_control
 from wua_mlflow.tracking.log import write
-from wua_mlflow.tracking.names import ArtifactPath, Outcome, Tag, step_tag
+from wua_mlflow.tracking.names import ArtifactPath, Outcome, step_tag
 from wua_mlflow.tracking.names import Variant as VariantName
 from wua_mlflow.tracking.registry import check_name
 from wua_mlflow.tracking.store import Store
@@ -179,9 +179,9 @@ def _round(
                 baseline=original.run_id, pipeline=pipeline,
                 origin=_origin(settings, parent, goal, epochs))
     controls = tuple(_controls(store, bench, plan, goal))
-    variant = train(store, bench.recipe, plan)
-    write(store.client, variant.run_id, files={ArtifactPath.WIDTHS: goal.to_json()},
-          tags={Tag.CONTROLS: ",".join(one.run_id for one in controls)} if controls else {})
+    variant = train(store, bench.recipe, replace(plan, controls=tuple(
+        one.run_id for one in controls)))
+    write(store.client, variant.run_id, files={ArtifactPath.WIDTHS: goal.to_json()})
     return _Done(goal, variant, controls)
 
 

@@ -70,6 +70,7 @@ class Plan:
     baseline: str | None = None
     pipeline: str | None = None
     origin: str = ""
+    controls: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -212,6 +213,8 @@ def _tags(recipe: Recipe, plan: Plan) -> dict[str, str]:
         tags[Tag.PIPELINE] = plan.pipeline
     if plan.baseline:
         tags[Tag.BASELINE] = plan.baseline
+    if plan.controls:
+        tags[Tag.CONTROLS] = ",".join(plan.controls)
     if plan.adopted:
         tags[Tag.ADOPTED] = plan.adopted
     return tags
