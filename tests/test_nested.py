@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict, namedtuple
+from collections import OrderedDict, UserDict, namedtuple
 from dataclasses import dataclass
 
 from wua_mlflow.nested import mapped
@@ -24,6 +24,12 @@ def test_containers_stay_what_they_are():
     assert isinstance(found["p"], pair) and isinstance(found["b"], Batch)
     assert found["b"].first == 20
     assert given["b"].first == 2 and given["o"]["z"][0] == 3
+
+
+def test_what_a_tokenizer_gives_is_a_mapping_and_no_dict():
+    given = UserDict(a=[1], b="x")
+    assert mapped((given, 2), int, lambda one: one * 10) == ({"a": [10], "b": "x"}, 20)
+    assert given["a"] == [1]
 
 
 def test_other_objects_are_let_through():

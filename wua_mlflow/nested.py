@@ -6,7 +6,7 @@ Imports nothing but the standard library. Tests: ``tests/test_nested.py``.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 __all__ = ["mapped"]
@@ -16,8 +16,8 @@ def mapped(value: Any, kinds: type | tuple[type, ...], change: Callable[[Any], A
     """The value with everything of these kinds changed, in containers of the same kinds.
 
     Args:
-        value: one of ``kinds``, a tuple (named, too), list or dict (of any class) of such, or
-            something else, which stays as it is.
+        value: one of ``kinds``, a tuple (named, too), list or dict (of any class) of such, another
+            mapping, which becomes a dict, or something else, which stays as it is.
         kinds: what is changed.
         change: of one of them.
 
@@ -34,4 +34,6 @@ def mapped(value: Any, kinds: type | tuple[type, ...], change: Callable[[Any], A
         for name, part in value.items():
             found[name] = mapped(part, kinds, change)
         return found
+    if isinstance(value, Mapping):  # a tokenizer's batch, which is no dict
+        return {name: mapped(part, kinds, change) for name, part in value.items()}
     return value

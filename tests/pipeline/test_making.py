@@ -128,6 +128,19 @@ def test_where_one_way_fails_the_other_is_taken(
         make(0, 42)
 
 
+def test_a_fit_that_fails_leaves_the_other_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    def singular(*_: object) -> nn.Module:
+        raise torch.linalg.LinAlgError("singular")
+
+    recipe = recipe_of()
+    parent = scratch(recipe, (8,), 2)
+    monkeypatch.setattr(making, "folded", singular)
+    found = pruned(recipe, parent, parent, Cutting({"fc1": 2}, 1, fold=None))(0, 42)
+    assert (found.folded, found.tries) == (False, 1)
+    with pytest.raises(torch.linalg.LinAlgError, match="singular"):
+        pruned(recipe, parent, parent, Cutting({"fc1": 2}, 1, fold=True))(0, 42)
+
+
 def test_what_cannot_be_fitted_is_not_trained_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     recipe, trained = recipe_of(), []
     parent = scratch(recipe, (8,), 2)

@@ -136,3 +136,22 @@ def test_a_saved_model_of_another_store_is_not_given_scaled_rows(
     found = [evaluated(side, fresh=False) for side in sides]
     assert found[1].score == pytest.approx(found[0].score, abs=1e-3)
     assert count_flops(sides[1].network, sides[1].inputs[:2]).forward_flops > 0
+
+
+@pytest.mark.parametrize("task", ["binary", "regression"])
+def test_a_saved_model_whose_run_is_gone_on_fresh_rows(
+    store: Store, tmp_path: Path, task: str  # noqa: F811
+) -> None:
+    path, fresh = tmp_path / "rows.csv", tmp_path / "fresh.csv"
+    raw(path, task)
+    raw(fresh, task)
+    given = {"data": str(path), "target": "y", "task": task, "model": "mlp", "hidden": "8",
+             "epochs": 40, "lr": 0.01, "seeds": 1, "null_draws": 0}
+    run = train_run(store, load_settings(None, given)).run_id
+    uri = f"models:/{store.client.get_run(run).outputs.model_outputs[0].model_id}"
+    settings = load_settings(None, {"task": task, "data": str(fresh), "target": "y"})
+    sides = [opened_side(uri, store, settings) for _ in range(2)]
+    for side in sides:
+        side.variant, side.network = None, side.model
+    give_tests(sides, settings, fresh=True)
+    assert min(evaluated(side, fresh=True).score for side in sides) > 0.8

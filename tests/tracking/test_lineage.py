@@ -34,6 +34,8 @@ def test_the_controls_of_a_slim_one_are_those_that_it_notes(store_uri):
     assert controls_of(store.client, store.experiment_id, slim) == [first, second]
     store.client.delete_run(first)
     assert controls_of(store.client, store.experiment_id, slim) == [second]
+    gone = _made(store, "slim", baseline="a", controls=f"{'0' * 32},{second}")
+    assert controls_of(store.client, store.experiment_id, gone) == [second]
     older = _made(store, "slim", baseline="a")
     assert controls_of(store.client, store.experiment_id, older) == [second]
     alone = _made(store, "slim", baseline="b")

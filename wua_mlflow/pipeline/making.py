@@ -81,16 +81,18 @@ def pruned(recipe: Recipe, parent: Maker, root: Maker, cutting: Cutting) -> Make
         source = parent(number, seed)
         teacher = root(number, seed).model if cutting.distill else None
         tried: list[Trained] = []
-        failed: list[ValueError] = []
+        failed: list[Exception] = []
         for begin in _beginnings(recipe, source, cutting):
             try:
                 cut_one = begin()
+                if cut_one is None:
+                    continue
                 trained = train_made(
                     recipe, partial(copy.deepcopy, cut_one.model), cutting.epochs, seed=seed,
                     stream=source.stream, label=label, teacher=teacher)
                 tried.append(replace(trained, structure=cut_one.structure, uncut=cut_one.uncut,
                                      folded=cut_one.folded))
-            except ValueError as error:  # the other way may be cut, or trained, all the same
+            except (ValueError, torch.linalg.LinAlgError) as error:  # the other way may do
                 failed.append(error)
         if not tried:
             raise failed[0]
@@ -146,10 +148,10 @@ def _example(recipe: Recipe) -> torch.Tensor:
 
 def _beginnings(
     recipe: Recipe, source: Trained, cutting: Cutting
-) -> list[Callable[[], Trained]]:
+) -> list[Callable[[], Trained | None]]:
     """What fine-tuning may begin with: the network cut, not folded and folded where both are asked.
 
-    Where all units stay, or folding changes nothing, there is one beginning.
+    Where all units stay there is one beginning; where folding changes nothing the second is None.
     """
     structure = unit_groups(source.model, _example(recipe))
     if all(count >= structure.group(name).units for name, count in cutting.keep.items()):
@@ -162,14 +164,16 @@ def _beginnings(
             source.structure.then(made.specification)
         return replace(source, model=made.model, structure=history, uncut=made.fixed, folded=fold)
 
-    found: list[Callable[[], Trained]] = []
-    if not cutting.fold:
-        found.append(partial(cut_from, source.model, fold=False))
-    if cutting.fold is not False:
-        fitted = folded(source.model, structure, keep, recipe.split.train.inputs.to(recipe.device))
-        if cutting.fold or not _same(fitted, source.model):
-            found.append(partial(cut_from, fitted, fold=True))
-    return found
+    def fitted() -> Trained | None:
+        inputs = recipe.split.train.inputs.to(recipe.device)
+        model = folded(source.model, structure, keep, inputs)
+        if cutting.fold is None and _same(model, source.model):
+            return None
+        return cut_from(model, fold=True)
+
+    both: list[Callable[[], Trained | None]] = [
+        partial(cut_from, source.model, fold=False), fitted]
+    return both if cutting.fold is None else both[1:] if cutting.fold else both[:1]
 
 
 def _same(one: nn.Module, other: nn.Module) -> bool:

@@ -168,7 +168,9 @@ def _fresh_test(
         check_columns(settings.data, settings.target, own.split.source, own.settings.target)
     like = own.split if own is not None else known if rows is None else None
     test = prepared(rows, settings.data, seed=settings.seed, task=settings.task, like=like)
-    return test if like is not None or side.model is None else _by_outputs(side, side.model, test)
+    if like is not None or side.model is None:
+        return test
+    return _by_outputs(side, OnScaledRows(side.model, None) if side.raw else side.model, test)
 
 
 def _targets_among(sides: Sequence[Side], settings: Settings) -> TestData:

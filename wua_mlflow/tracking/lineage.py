@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mlflow.entities import LifecycleStage
+from mlflow.exceptions import MlflowException
 
 from wua_mlflow.tracking.names import Tag, Variant, step_tag
 
@@ -50,8 +51,16 @@ def controls_of(client: MlflowClient, experiment_id: str, slim: str) -> list[str
         found = find_control(client, experiment_id, run.data.tags.get(Tag.BASELINE, ""),
                              int(run.data.params.get("epochs", 0)))
         return [found] if found else []
-    return [one for one in told.split(",")
-            if client.get_run(one).info.lifecycle_stage == LifecycleStage.ACTIVE]
+    return [one for one in told.split(",") if _is_there(client, one)]
+
+
+def _is_there(client: MlflowClient, run_id: str) -> bool:
+    try:
+        return client.get_run(run_id).info.lifecycle_stage == LifecycleStage.ACTIVE
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return False  # removed for good
 
 
 def result_of(client: MlflowClient, pipeline: str) -> str | None:

@@ -86,7 +86,8 @@ def _quality(verdict: Verdict) -> str:
 def _and_is(verdict: Verdict, found: list[tuple[str, bool]]) -> str:
     good = [words for words, is_good in found if is_good]
     bad = [words for words, is_good in found if not is_good]
-    said = " but ".join(" and ".join(part) for part in (good, bad) if part)
+    joint = " though " if verdict.outcome == Outcome.INFERIOR else " but "
+    said = joint.join(" and ".join(part) for part in (good, bad) if part)
     if verdict.outcome == Outcome.INCONCLUSIVE:
         return f"; it is {said}"
     if verdict.outcome == Outcome.INFERIOR:
