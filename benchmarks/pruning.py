@@ -140,6 +140,8 @@ def main() -> None:
     parser.add_argument("--variants", nargs="*", help="other ways of ours alone: all, or some")
     parser.add_argument("--ours", nargs="+", default=CHOICE, metavar="WAY",
                         help="of which ways the best one on validation data is ours")
+    parser.add_argument("--errors", type=float, default=1.0,
+                        help="by so many standard errors a later way is to be ahead to be ours")
     parser.add_argument("--untuned", action="store_true",
                         help="only what is left before any fine-tuning, dropped and folded")
     options = parser.parse_args()
@@ -158,11 +160,12 @@ def main() -> None:
             print(f"| {bench.task.name} | {ratio:g} | | | {left[0]} dropped, {left[1]} folded "
                   "| | | | |", flush=True)
         for ratio in () if options.untuned else options.ratios:
-            _point(bench, ratio, methods, options.ours, SEEDS[:options.tuning])
+            _point(bench, ratio, methods, (options.ours, options.errors), SEEDS[:options.tuning])
 
 
 def _point(
-    bench: Bench, ratio: float, methods: Sequence[str], choice: Sequence[str], tuning: Sequence[int]
+    bench: Bench, ratio: float, methods: Sequence[str], rule: tuple[Sequence[str], float],
+    tuning: Sequence[int],
 ) -> None:
     found, rates, reached = {}, {}, {}
     validated: dict[str, np.ndarray] = {}
@@ -177,10 +180,11 @@ def _point(
                                                             seed) for seed in SEEDS]
         found[method] = np.stack([bench.scores(network, "test") for network in networks])
         reached[method] = np.mean([bench.flops(network.model) for network in networks])
+    choice, errors = rule
     chosen = choice[0]
     for method in choice[1:]:
         ahead = validated[method] - validated[chosen]
-        chosen = method if ahead.mean() > standard_error(ahead) else chosen
+        chosen = method if ahead.mean() > errors * standard_error(ahead) else chosen
     others = [method for method in methods if method not in choice]
     p = [holm({method: worse_by(margin, found[chosen] - found[method]) for method in others})
          for margin in MARGINS]

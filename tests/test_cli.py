@@ -5,15 +5,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pytest
 import yaml
 from mlflow.entities import Run
@@ -253,51 +250,3 @@ def test_debug_shows_the_traceback_and_the_line(
     said = capsys.readouterr().err
     assert said.startswith("Traceback (most recent call last):")
     assert said.endswith(line)
-
-
-@pytest.mark.slow
-def test_a_server_makes_no_noise(store_uri: str, tmp_path: Path) -> None:
-    """MLflow prints an address for each run that ends; JSON would not be JSON any more."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    quiet = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    server = subprocess.Popen(
-        [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store_uri, "--workers",
-         "1", "--artifacts-destination", "artifacts", "--port", str(port)], cwd=tmp_path, env=quiet,
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        for _ in range(600):
-            with socket.socket() as knock:
-                if knock.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            time.sleep(0.1)
-        done = subprocess.run(
-            [sys.executable, "-m", "wua_mlflow", "run", "--data", "iris", "--hidden", "6",
-             "--epochs", "1", "--seeds", "1", "--null-draws", "1", "--json",
-             "--margin", "0.2"], cwd=tmp_path,
-            env={**quiet, "MLFLOW_TRACKING_URI": f"http://127.0.0.1:{port}"}, capture_output=True,
-            text=True, timeout=120)
-    finally:
-        server.terminate()
-        server.wait(30)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert json.loads(done.stdout)["artifact"]["examples"] == 45
-
-
-def test_a_fresh_store_makes_no_noise(tmp_path: Path) -> None:
-    """Nothing but the answer: no migrations, no warnings of third parties."""
-    draw = np.random.default_rng(0)
-    rows = draw.normal(size=(120, 3)).round(3)
-    lines = ["a,b,c,y", *(f"{a},{b},{c},{'no' if a > b else 'yes'}" for a, b, c in rows)]
-    (tmp_path / "some.csv").write_text("\n".join(lines))
-    environment = {name: value for name, value in os.environ.items() if "MLFLOW" not in name}
-    done = subprocess.run(
-        [sys.executable, "-m", "wua_mlflow", "run", "--data", "some.csv", "--target", "y",
-         "--hidden", "6,4", "--epochs", "2", "--seeds", "5", "--null-draws", "1", "--margin", "0.2",
-         "--slim-hidden", "3,2", "--json"],
-        cwd=tmp_path, env={**environment, "MLFLOW_DISABLE_TELEMETRY": "true"},
-        capture_output=True, text=True, timeout=120)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert json.loads(done.stdout)["recipe"]["seeds"] == 5
-    assert (tmp_path / "mlflow.db").exists()

@@ -36,6 +36,14 @@ def raw(path: Path, task: str) -> tuple[np.ndarray, np.ndarray]:
     return np.round(inputs, 6), targets
 
 
+def trained_on(store: Store, path: Path, task: str) -> tuple[str, str]:  # noqa: F811
+    """An original's run, and the address of its saved model."""
+    run = train_run(store, load_settings(None, {
+        "data": str(path), "target": "y", "task": task, "model": "mlp", "hidden": "8", "epochs": 40,
+        "lr": 0.01, "seeds": 1, "null_draws": 0})).run_id
+    return run, f"models:/{store.client.get_run(run).outputs.model_outputs[0].model_id}"
+
+
 @pytest.mark.filterwarnings("ignore:The given NumPy array is not writable")  # MLflow's, of a table
 @pytest.mark.parametrize("task", ["binary", "regression"])
 def test_raw_rows_by_the_file_beside_the_model(
@@ -85,11 +93,7 @@ def test_a_saved_model_is_compared_as_its_run_is(
     path, fresh = tmp_path / "rows.csv", tmp_path / "fresh.csv"
     raw(path, task)
     raw(fresh, task)
-    outcome = run_pipeline(store, load_settings(None, {
-        "data": str(path), "target": "y", "task": task, "model": "mlp", "hidden": "8", "epochs": 20,
-        "lr": 0.01, "seeds": 1, "null_draws": 0, "slim_hidden": "6"}))
-    run = outcome.variants[-1].run_id
-    uri = f"models:/{store.client.get_run(run).outputs.model_outputs[0].model_id}"
+    run, uri = trained_on(store, path, task)
     for given in ({}, {"data": str(fresh), "target": "y"}):
         settings = load_settings(None, {"task": task, **given})
         sides = [opened_side(reference, store, settings) for reference in (run, uri)]
@@ -125,10 +129,7 @@ def test_a_saved_model_of_another_store_is_not_given_scaled_rows(
     """Its run is not known here, so its data are not: the test part is that of the other side."""
     path = tmp_path / "rows.csv"
     raw(path, "regression")
-    given = {"data": str(path), "target": "y", "task": "regression", "model": "mlp", "hidden": "8",
-             "epochs": 20, "lr": 0.01, "seeds": 1, "null_draws": 0}
-    run = train_run(store, load_settings(None, given)).run_id
-    uri = f"models:/{store.client.get_run(run).outputs.model_outputs[0].model_id}"
+    run, uri = trained_on(store, path, "regression")
     settings = load_settings(None, {"task": "regression"})
     sides = [opened_side(reference, store, settings) for reference in (run, uri)]
     sides[1].variant, sides[1].network = None, sides[1].model
@@ -145,10 +146,7 @@ def test_a_saved_model_whose_run_is_gone_on_fresh_rows(
     path, fresh = tmp_path / "rows.csv", tmp_path / "fresh.csv"
     raw(path, task)
     raw(fresh, task)
-    given = {"data": str(path), "target": "y", "task": task, "model": "mlp", "hidden": "8",
-             "epochs": 40, "lr": 0.01, "seeds": 1, "null_draws": 0}
-    run = train_run(store, load_settings(None, given)).run_id
-    uri = f"models:/{store.client.get_run(run).outputs.model_outputs[0].model_id}"
+    _, uri = trained_on(store, path, task)
     settings = load_settings(None, {"task": task, "data": str(fresh), "target": "y"})
     sides = [opened_side(uri, store, settings) for _ in range(2)]
     for side in sides:
