@@ -1,0 +1,273 @@
+"""A store that an earlier version wrote is read, judged again and added to.
+
+The figures are those of ``tests/old_store/store.zip``, as ``tests/old_store/make.py`` made it.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from mlflow.tracking import MlflowClient
+
+from tests.old_store.make import ARCHIVE, DATABASE, ROOT, move_root
+from wua_mlflow.cli import main
+from wua_mlflow.tracking import best, compare_runs, runs
+
+pytestmark = pytest.mark.xdist_group("old_store")
+
+REBUILT, PRUNED = "rebuilt", "pruned"
+"""The two experiments, with a pipeline each."""
+PIPELINES = {REBUILT: "136f2c7a026f49a7ac5b8c8aaf7dac00",
+             PRUNED: "e1480c15947e47a28cf14ae0daceb4b5"}
+ORIGINALS = {REBUILT: "e2d8cef514a04d39b671f388c71e3e37",
+             PRUNED: "c9c607bb18e64fb79b80e78d06819090"}
+CONTROLS = {REBUILT: ["4602bab95b7146a3977135e3752714b8"],
+            PRUNED: ["a6d707f8972a4717a74f6e310536b00f", "efbff62c1b114031a3cf4d63a5a40aac"]}
+SLIM = {REBUILT: "14dc1caf702643b3926892e11d665189",
+        PRUNED: "54a2067621f1445891e29fc5711b7e2c"}
+NAMES = {
+    "e2d8cef514a04d39b671f388c71e3e37": "oversized 10",
+    "4602bab95b7146a3977135e3752714b8": "oversized 10, 60 epochs",
+    "14dc1caf702643b3926892e11d665189": "slim 7",
+    "c9c607bb18e64fb79b80e78d06819090": "oversized 12-8",
+    "a6d707f8972a4717a74f6e310536b00f": "oversized 12-8, 25 epochs",
+    "efbff62c1b114031a3cf4d63a5a40aac": "from-scratch 8-4",
+    "54a2067621f1445891e29fc5711b7e2c": "slim 8-4",
+}
+"""The variants, oldest first."""
+FIGURES: dict[str, list[float]] = {
+    "accuracy/train": [0.885, 0.908, 0.873, 0.9736070381231672, 0.9736070381231672,
+                       0.9618768328445748, 0.9706744868035191],
+    "accuracy/test": [0.8785, 0.9024, 0.8766, 0.9532163742690059, 0.9649122807017544,
+                      0.9590643274853801, 0.9532163742690059],
+    "accuracy/test_mean": [0.8863, 0.9093, 0.8378000000000001, 0.9649122807017544,
+                           0.9707602339181287, 0.9590643274853801, 0.9619883040935673],
+    "flops/forward": [60, 60, 42, 928, 928, 552, 552],
+    "flops/training": [7000000, 8400000, 5880000, 14076480, 17595600, 8020320, 18086640],
+    "flops_ptflops/training": [12200000, 14640000, 10320000, 14322000, 17902500, 8538640,
+                               18591320],
+    "params/total": [41, 41, 29, 485, 485, 289, 289],
+    "size/bytes": [13463, 13463, 13463, 31739, 31739, 31035, 31035],
+    "usage/effective_weights": [15.77510078174609, 15.780273167008783, 11.236120981707751,
+                                298.2266192462102, 290.87545944013834, 169.70292011578925,
+                                209.39308057258955],
+    "usage/null_share": [0.626952496348832, 0.626952496348832, 0.6121386456333673,
+                         0.6601656616680478, 0.6601656616680478, 0.7036357522137526,
+                         0.7036357522137526],
+    "latency/p50_ms": [0.018951500010189193, 0.015180499985945062, 0.01503350000575665,
+                       0.031119999960083078, 0.03181549999453637, 0.03142349999052385,
+                       0.028194000037728983],
+}
+COMPARED: dict[str, dict[str, float]] = {
+    REBUILT: {"compare/artifact_delta": -0.0019,
+              "compare/artifact_delta_low": -0.010103522926124018,
+              "compare/artifact_delta_high": 0.006301547679775055, "compare/margin": 0.02,
+              "compare/flops_ratio": 60 / 42, "compare/params_ratio": 41 / 29,
+              "compare/churn": 0.1749},
+    PRUNED: {"compare/artifact_delta": 0.0, "compare/artifact_delta_low": -0.0219710979684382,
+             "compare/artifact_delta_high": 0.0219710979684382, "compare/margin": 0.1,
+             "compare/flops_ratio": 928 / 552, "compare/params_ratio": 485 / 289,
+             "compare/churn": 0.0},
+}
+
+
+@pytest.fixture
+def old_store(store_uri: str, tmp_path: Path) -> Iterator[MlflowClient]:
+    """The store, unpacked where the test runs."""
+    with zipfile.ZipFile(ARCHIVE) as archive:
+        archive.extractall(tmp_path)
+    move_root(tmp_path / DATABASE, ROOT, str(tmp_path))
+    yield MlflowClient(store_uri)
+
+
+def _printed(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0) -> str:
+    """What a command prints to standard output, and nothing else."""
+    capsys.readouterr()
+    assert main(list(arguments)) == code, capsys.readouterr()
+    out, err = capsys.readouterr()
+    assert "Traceback" not in err and "wua: error" not in err
+    return out
+
+
+def test_the_archive_holds_no_path_of_a_machine() -> None:
+    """A path of the database or of a file in it; saved models hold neutral ones."""
+    foreign = re.compile(rb"/(?:home|root|tmp|usr|opt|work|Users)/[\w.-]+")
+    with zipfile.ZipFile(ARCHIVE) as archive:
+        hits = {name: foreign.findall(archive.read(name)) for name in archive.namelist()}
+    assert len(hits) > 80
+    assert {name: paths for name, paths in hits.items() if paths} == {}
+    assert ARCHIVE.stat().st_size < 2**20
+
+
+def test_runs(old_store: MlflowClient, capsys: pytest.CaptureFixture[str]) -> None:
+    table = runs(order_by="attributes.start_time ASC")
+    assert dict(zip(table["run_id"], table["name"], strict=True)) == NAMES
+    assert {name: table[name].tolist() for name in FIGURES} == FIGURES
+    assert table["wua.verdict"].dropna().tolist() == ["non_inferior", "non_inferior"]
+    assert table["wua.structure"].dropna().tolist() == ["fc1 8, fc2 4"]
+    assert table["hidden"].tolist() == ["10", "10", "7", "12,8", "12,8", "8,4", "12,8"]
+    printed = json.loads(_printed(capsys, "runs", "--json"))
+    assert {row["run_id"]: row["name"] for row in printed} == NAMES
+    assert {name: [row[name] for row in reversed(printed)] for name in FIGURES} == FIGURES
+    lines = csv.DictReader(io.StringIO(_printed(capsys, "runs", "--csv", "--experiment", PRUNED)))
+    assert [row["name"] for row in lines] == list(NAMES.values())[:2:-1]
+    shown = _printed(capsys, "runs").splitlines()
+    assert shown[1].split() == [
+        SLIM[PRUNED], "slim", "8-4", "non_inferior", "breast_cancer", "0.9532", "552", "289",
+        "209.4", "0.02819"]
+
+
+def test_pipelines(old_store: MlflowClient, capsys: pytest.CaptureFixture[str]) -> None:
+    table = runs(kind="pipeline", order_by="attributes.start_time ASC")
+    assert table["run_id"].tolist() == list(PIPELINES.values())
+    assert table["name"].tolist() == ["usecase 10 → 7", "breast_cancer 12-8 → 8-4"]
+    assert table["wua.result"].tolist() == list(SLIM.values())
+    assert table["compare/artifact_delta"].tolist() == [-0.0019, 0.0]
+    rows = json.loads(_printed(capsys, "runs", "--kind", "pipeline", "--json"))
+    assert [row["compare/flops_ratio"] for row in rows] == [928 / 552, 60 / 42]
+
+
+def test_best(old_store: MlflowClient, capsys: pytest.CaptureFixture[str]) -> None:
+    smallest = best()
+    assert smallest is not None and smallest["run_id"] == SLIM[REBUILT]
+    of_pruned = best(PRUNED)
+    assert of_pruned is not None and of_pruned["run_id"] == SLIM[PRUNED]
+    printed = json.loads(_printed(capsys, "best", "--json"))
+    assert (printed["run_id"], printed["flops/forward"]) == (SLIM[REBUILT], 42)
+    assert SLIM[PRUNED] in _printed(capsys, "best", "--experiment", PRUNED)
+    _printed(capsys, "best", "--where", "metrics.`accuracy/test` > 0.99", code=1)
+
+
+@pytest.mark.parametrize("experiment", [REBUILT, PRUNED])
+def test_show(
+    old_store: MlflowClient, capsys: pytest.CaptureFixture[str], experiment: str
+) -> None:
+    slim, original = SLIM[experiment], ORIGINALS[experiment]
+    one = json.loads(_printed(capsys, "show", slim, "--json"))
+    assert {name: one[name] for name in COMPARED[experiment]} == COMPARED[experiment]
+    assert one["wua.verdict"] == one["wua.verdict.artifact"] == "non_inferior"
+    assert one["wua.baseline"] == original
+    assert one["wua.controls"].split(",") == CONTROLS[experiment]
+    assert f"name                          {NAMES[slim]}\n" in _printed(capsys, "show", slim[:8])
+    two = json.loads(_printed(capsys, "show", original, slim, "--json"))
+    assert [run["name"] for run in two["runs"]] == [NAMES[original], NAMES[slim]]
+    assert two["ratio"]["flops/forward"] == COMPARED[experiment]["compare/flops_ratio"]
+    table = compare_runs(original, slim)
+    place = list(NAMES).index(slim)
+    assert table.loc["accuracy/test", NAMES[slim]] == FIGURES["accuracy/test"][place]
+    assert table.loc["params/total", "ratio"] == COMPARED[experiment]["compare/params_ratio"]
+    shown = [line.split() for line in _printed(capsys, "show", original, slim).splitlines()]
+    assert ["flops/forward", *SHOWN_FLOPS[experiment]] in shown
+
+
+SHOWN_FLOPS = {REBUILT: ("60", "42", "1.4286"), PRUNED: ("928", "552", "1.6812")}
+
+
+def _inputs(experiment: str) -> torch.Tensor:
+    if experiment == REBUILT:
+        return torch.tensor([[0.2, 0.3], [0.6, 0.5]])
+    from sklearn.datasets import load_breast_cancer
+
+    return torch.tensor(load_breast_cancer().data[[0, 20]])
+
+
+OUTPUTS = {
+    "oversized 10": [0.30084, 0.649034],
+    "oversized 10, 60 epochs": [0.249656, 0.658679],
+    "slim 7": [0.353684, 0.584972],
+    "oversized 12-8": [0.00019, 0.905154],
+    "oversized 12-8, 25 epochs": [0.000039, 0.944246],
+    "from-scratch 8-4": [0.000079, 0.803765],
+    "slim 8-4": [0.003847, 0.953129],
+}
+
+
+def test_saved_models_answer_as_they_did(
+    old_store: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mlflow
+
+    monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+    for run_id, name in NAMES.items():
+        (logged,) = old_store.get_run(run_id).outputs.model_outputs
+        model = mlflow.pytorch.load_model(f"models:/{logged.model_id}")
+        experiment = REBUILT if list(NAMES).index(run_id) < 3 else PRUNED
+        answers = model(_inputs(experiment)).flatten().tolist()
+        assert answers == pytest.approx(OUTPUTS[name], abs=1e-5), name
+
+
+def _report(client: MlflowClient, run_id: str) -> str:
+    return Path(client.download_artifacts(run_id, "report.md")).read_text(encoding="utf-8")
+
+
+WIDTH_ROWS = {
+    REBUILT: {("fc1", "10", "7")},
+    PRUNED: {("fc1", "12", "8"), ("fc2", "8", "4"),
+             ("12-8", "928", "0.9825", "–"),
+             ("9-6", "660", "1.0000", "+0.0175 (−0.0467 to +0.0929)"),
+             ("**8-4**", "**552**", "**1.0000**", "**+0.0175 (−0.0467 to +0.0929)**"),
+             ("6-3", "402", "0.9474", "−0.0351 (−0.1192 to +0.0303)")},
+}
+"""Rows of the report, of at most four cells, that come from ``widths.json``."""
+
+
+@pytest.mark.parametrize("experiment", [REBUILT, PRUNED])
+def test_compare_judges_the_slim_variant_again(
+    old_store: MlflowClient, capsys: pytest.CaptureFixture[str], experiment: str
+) -> None:
+    slim = SLIM[experiment]
+    before = _report(old_store, PIPELINES[experiment])
+    _printed(capsys, "compare", "--run-id", slim)
+    run = old_store.get_run(slim).data
+    again = {name: run.metrics[name] for name in COMPARED[experiment]}
+    assert again == pytest.approx(COMPARED[experiment], abs=1e-12)
+    assert run.tags["wua.verdict"] == run.tags["wua.verdict.artifact"] == "non_inferior"
+    pipeline = old_store.get_run(PIPELINES[experiment])
+    assert (pipeline.info.status, pipeline.data.tags["wua.result"]) == ("FINISHED", slim)
+    report = _report(old_store, PIPELINES[experiment])
+    assert report != before, "no report of this verdict"
+    rows = {tuple(cell.strip() for cell in line.split("|")[1:-1][:4])
+            for line in report.splitlines() if line.startswith("|")}
+    assert WIDTH_ROWS[experiment] <= rows
+
+
+SLIMMER: dict[str, dict[str, Any]] = {
+    REBUILT: {
+        "arguments": ("--how", "rebuild", "--slim-hidden", "4"), "code": 3,
+        "wua.verdict": "inferior", "name": "slim 4", "wua.epochs_trained": "2",
+        "accuracy/test": 0.5067, "compare/artifact_delta": -0.3718,
+        "compare/margin": 0.02, "flops/forward": 24, "params/total": 17},
+    PRUNED: {
+        "arguments": ("--how", "prune", "--slim-hidden", "6,3", "--fold", "false"), "code": 0,
+        "wua.verdict": "non_inferior", "name": "slim 6-3", "wua.epochs_trained": "22",
+        "wua.structure": "fc1 6, fc2 3", "compare/margin": 0.1, "flops/forward": 402,
+        "params/total": 211},
+}
+"""By experiment what is asked for, and what comes of it. The margin is the pipeline's own."""
+
+
+@pytest.mark.parametrize("experiment", [REBUILT, PRUNED])
+def test_slim_derives_another_variant(
+    old_store: MlflowClient, capsys: pytest.CaptureFixture[str], experiment: str
+) -> None:
+    arguments, code, *_ = SLIMMER[experiment].values()
+    _printed(capsys, "slim", "--run-id", ORIGINALS[experiment], *arguments, "--slim-epochs", "2",
+             "--null-draws", "1", "--gate", code=code)
+    slimmer = runs(experiment, where="tags.`wua.variant` = 'slim'", limit=1).iloc[0]
+    expected = {name: value for name, value in SLIMMER[experiment].items()
+                if name not in ("arguments", "code")}
+    assert {name: slimmer[name] for name in expected} == pytest.approx(expected)
+    assert slimmer["wua.baseline"] == ORIGINALS[experiment]
+    assert slimmer["compare/looks"] == 2, "the look of the stored verdict counts"
+    pipeline = old_store.get_run(PIPELINES[experiment])
+    assert pipeline.data.tags["wua.result"] == slimmer["run_id"]
+    assert pipeline.data.metrics["compare/artifact_delta"] == slimmer["compare/artifact_delta"]
