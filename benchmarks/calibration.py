@@ -14,8 +14,8 @@ from statistics import NormalDist
 
 import numpy as np
 
-from wua_mlflow.bootstrap import widened_interval
-from wua_mlflow.verdict import compare
+from wua_mlflow.verdict.compare import compare
+from wua_mlflow.verdict.intervals import inflated_bootstrap_t
 
 __all__ = ["MARGINS", "main"]
 
@@ -87,7 +87,7 @@ def seldom_lost(rng: np.random.Generator, loss: float, n: int, margin: float) ->
     """All of the loss lies in a few examples, of which a test set may draw none; small noise."""
     share = SELDOM[n]
     d = rng.normal(0, 0.003, n) - (rng.random(n) < share) * loss / share
-    low, _ = widened_interval(d, confidence=0.95, seed=int(rng.integers(2**31)),
+    low, _ = inflated_bootstrap_t(d, confidence=0.95, seed=int(rng.integers(2**31)),
                               resamples=RESAMPLES[n])
     return low > -margin
 
@@ -99,7 +99,7 @@ def bootstrap(
 
     def claims(rng: np.random.Generator, loss: float, n: int, margin: float) -> bool:
         seed = int(rng.integers(2**31))
-        low, _ = widened_interval(
+        low, _ = inflated_bootstrap_t(
             noise(rng, n) - loss, confidence=0.95, seed=seed, resamples=RESAMPLES[n]
         )
         return low > -margin

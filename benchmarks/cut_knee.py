@@ -22,13 +22,19 @@ from pruning import Task
 from sklearn.isotonic import IsotonicRegression
 
 from wua_mlflow.config import load_settings
-from wua_mlflow.evaluation import loss_for
+from wua_mlflow.data.tasks import loss_for
 from wua_mlflow.flops import count_flops
-from wua_mlflow.pipeline.making import Cutting, Maker, pruned, remembered, scratch
+from wua_mlflow.pipeline.networks import (
+    NetworkFactory,
+    PruningPlan,
+    cached,
+    from_scratch,
+    pruned_and_tuned,
+)
 from wua_mlflow.pipeline.recipe import Recipe, Trained, load_recipe
-from wua_mlflow.pipeline.searching import Retraining, search
-from wua_mlflow.slimming import unit_groups
-from wua_mlflow.widths import recommend_widths
+from wua_mlflow.pipeline.target_widths import SearchSetup, search
+from wua_mlflow.pruning.cut import unit_groups
+from wua_mlflow.widths.recommend import recommend_widths
 
 __all__ = ["Swept", "knee_of", "main"]
 
@@ -71,15 +77,15 @@ class Bench:
             "epochs": task.epochs, "batch_size": 64, "lr": 0.003, "optimizer": "adam",
             "seeds": SEEDS, "margin": MARGIN}))
         hidden = self.recipe.settings.hidden
-        self.whole = remembered(scratch(self.recipe, hidden, task.epochs))
+        self.whole = cached(from_scratch(self.recipe, hidden, task.epochs))
         self.networks = [self.whole(number, self.recipe.settings.seed + number)
                          for number in range(SEEDS)]
         groups = unit_groups(self.networks[0].model, self.recipe.split.train.inputs[:4]).groups
         self.units = {group.name: group.units for group in groups}
 
-    def maker(self, recipe: Recipe, widths: Sequence[int]) -> Maker:
+    def maker(self, recipe: Recipe, widths: Sequence[int]) -> NetworkFactory:
         keep = dict(zip(self.units, widths, strict=True))
-        return pruned(recipe, self.whole, self.whole, Cutting(
+        return pruned_and_tuned(recipe, self.whole, self.whole, PruningPlan(
             keep, FINE_TUNING, importance=self.importance))
 
     def cut(self, number: int, widths: Widths) -> Trained:
@@ -109,7 +115,7 @@ class Bench:
         """A network's widths; ``search`` finds those of all of them at once."""
         if method == "search":
             suggested = self._recommended("rank", 0)
-            retraining = Retraining(self.recipe, self.maker, self.flops, anew=False)
+            retraining = SearchSetup(self.recipe, self.maker, self.flops, anew=False)
             found = search(self.recipe.settings, retraining, tuple(self.units.values()),
                            tuple(suggested.values())).widths
             return [dict(zip(self.units, found, strict=True))] * SEEDS

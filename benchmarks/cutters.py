@@ -14,7 +14,9 @@ import torch_pruning as tp
 from torch import nn
 
 from wua_mlflow.pipeline.recipe import Trained
-from wua_mlflow.slimming import cut, folded, most_important, unit_groups, unit_importance
+from wua_mlflow.pruning.compensation import folded
+from wua_mlflow.pruning.cut import cut, unit_groups
+from wua_mlflow.pruning.importance import most_important, unit_importance
 
 if TYPE_CHECKING:
     from pruning import Bench

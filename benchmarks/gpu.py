@@ -18,8 +18,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from models import GPT2
 
-from wua_mlflow import analyze
-from wua_mlflow.summary import summarize
+from wua_mlflow.usage.analyze import analyze
+from wua_mlflow.usage.statistics import summarize
 
 
 def seconds(job: Callable[[], object], rounds: int) -> float:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import numpy as np
 from scipy import stats
 
-from wua_mlflow.intervals import crossed
+from wua_mlflow.verdict.intervals import crossed
 
 __all__ = ["holm", "standard_error", "worse_by"]
 

@@ -21,11 +21,11 @@ from knee_sweep import FILE, TASKS, Task, recipe_of
 from numpy.typing import NDArray
 from sklearn.isotonic import IsotonicRegression
 
-from wua_mlflow.evaluation import loss_for
-from wua_mlflow.pipeline.making import scratch
+from wua_mlflow.data.tasks import loss_for
+from wua_mlflow.pipeline.networks import from_scratch
 from wua_mlflow.pipeline.recipe import Recipe, Trained, train_one
-from wua_mlflow.pipeline.searching import Retraining, search
-from wua_mlflow.widths import recommend_widths
+from wua_mlflow.pipeline.target_widths import SearchSetup, search
+from wua_mlflow.widths.recommend import recommend_widths
 
 __all__ = ["Knee", "Sweep", "knee_of", "main", "read_sweep", "shortfall"]
 
@@ -133,7 +133,7 @@ def _searched(task: Task, recipe: Recipe, original: int) -> int:
         update={"seeds": len(SEEDS), "margin": MARGIN, "search_runs": SEARCH_RUNS})
     trained = train_one(recipe, (original,), task.epochs, seed=SEEDS[0])
     start = _recommended(recipe, trained, "rank", SEEDS[0])
-    retraining = Retraining(recipe, lambda one, widths: scratch(one, widths, task.epochs),
+    retraining = SearchSetup(recipe, lambda one, widths: from_scratch(one, widths, task.epochs),
                             lambda widths: float(widths[0]), anew=True)
     return search(settings, retraining, (original,), (start,)).widths[0]
 

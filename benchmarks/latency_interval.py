@@ -11,7 +11,7 @@ import argparse
 
 import numpy as np
 
-from wua_mlflow.latency import Latency, latency_ratio
+from wua_mlflow.training.latency import Latency, latency_ratio
 
 RATIO, NOISE, SPIKES, DRIFT, KEPT = 1.3, 0.05, 0.02, 0.03, 0.97
 

@@ -25,7 +25,7 @@ from holm import holm, standard_error, worse_by
 from torch import Tensor, nn
 
 from wua_mlflow.config import load_settings
-from wua_mlflow.evaluation import loss_for
+from wua_mlflow.data.tasks import loss_for
 from wua_mlflow.flops import count_flops
 from wua_mlflow.pipeline.recipe import Recipe, Trained, load_recipe, train_made, train_one
 

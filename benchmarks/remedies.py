@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from calibration import EFFECTS, MARGINS, rare_losses, squared_errors
 
-from wua_mlflow import intervals
-from wua_mlflow.bootstrap import bootstrap_t_interval
+from wua_mlflow.verdict import intervals
+from wua_mlflow.verdict.intervals import bootstrap_t_interval
 
 __all__ = ["main"]
 
@@ -43,8 +43,8 @@ def crossed_halves(differences: np.ndarray) -> Halves:
         "t, C · (1 + 2/k)": t * math.sqrt(parts.variance + columns),
         "3/S of the seeds may collapse unseen": plain + 3 / seeds * COLLAPSE,
     }
-    _, unseen, _ = intervals.spans(np.zeros_like(differences), differences)
-    reach = unseen * intervals.unseen_reach(n, confidence=CONFIDENCE)
+    _, unseen, _ = intervals.score_range(np.zeros_like(differences), differences)
+    reach = unseen * intervals.zero_event_limit(n, confidence=CONFIDENCE)
     return {name: max(half, reach) for name, half in found.items()}
 
 
@@ -54,12 +54,12 @@ def artifact_halves(differences: np.ndarray) -> Halves:
     n, mean = values.size, values.mean()
     error = values.std(ddof=1) / math.sqrt(n)
     low, _ = bootstrap_t_interval(values, confidence=CONFIDENCE, seed=n, resamples=1_000)
-    carried = intervals.carriers(values)
+    carried = intervals.effective_examples(values)
     few = intervals.t_quantile(CONFIDENCE, max(1, math.floor(carried) - 1)) * error
     student = intervals.t_quantile(CONFIDENCE, n - 1) * error
     return {
         "bootstrap-t alone": mean - low,
-        "widened": math.sqrt(intervals.unseen_factor(carried)) * max(mean - low, student),
+        "widened": math.sqrt(intervals.variance_inflation(carried)) * max(mean - low, student),
         "the farther of it and t(n − 1)": max(mean - low, student),
         "the farther of it and t with k − 1 degrees": max(mean - low, few),
     }

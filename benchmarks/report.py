@@ -21,8 +21,8 @@ import scipy.stats
 import torch
 from torch import Tensor
 
-from wua_mlflow.importance import Product
-from wua_mlflow.summary import Summary, summarize
+from wua_mlflow.usage.criteria import WeightedImportance
+from wua_mlflow.usage.statistics import Summary, summarize
 
 UNITS, INPUTS = 10_000, 4_000
 
@@ -47,7 +47,9 @@ def tutorials_way(weight: Tensor, scale: Tensor) -> dict[str, float]:
 
 
 def ours(weight: Tensor, scale: Tensor, *, compiled: bool) -> Summary:
-    return summarize(Product(weight, scale), tuple(weight.shape), low=0.01, compiled=compiled)
+    return summarize(
+        WeightedImportance(weight, scale), tuple(weight.shape), low=0.01, compiled=compiled
+    )
 
 
 def speed(rounds: int) -> None:

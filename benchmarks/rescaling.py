@@ -14,9 +14,9 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-from wua_mlflow import analyze
-from wua_mlflow.importance import CRITERIA
-from wua_mlflow.usage import LayerUsage
+from wua_mlflow.usage.analyze import analyze
+from wua_mlflow.usage.criteria import CRITERIA
+from wua_mlflow.usage.results import LayerUsage
 
 FACTORS = (1, 4, 16)
 SHOWN = ("output", "input", "wanda", "magnitude", "taylor")

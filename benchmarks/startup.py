@@ -31,7 +31,7 @@ import torch
 lap("import torch")
 import mlflow
 lap("import mlflow")
-from wua_mlflow.cli import commands
+from wua_mlflow.cli.main import commands
 from wua_mlflow.pipeline import chain, comparison, recipe, steps, variant
 lap("import wua_mlflow")
 from wua_mlflow.config import load_settings

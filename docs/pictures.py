@@ -33,18 +33,11 @@ from playwright.sync_api import Browser, sync_playwright
 from torch import Tensor, nn
 
 import wua_mlflow as wua
-from wua_mlflow.plots import (
-    histogram_data,
-    layers_data,
-    network_data,
-    plot_histogram,
-    plot_layers,
-    plot_network,
-    plot_units,
-    units_data,
-)
-from wua_mlflow.tracking.view import KEY, LATEST_KEY, run_address, view_address
-from wua_mlflow.usage import ModelUsage
+from wua_mlflow.plots.histogram import histogram_data, plot_histogram
+from wua_mlflow.plots.network import network_data, plot_network
+from wua_mlflow.plots.usage import layers_data, plot_layers, plot_units, units_data
+from wua_mlflow.tracking.ui_view import KEY, LATEST_KEY, run_address, view_address
+from wua_mlflow.usage.results import ModelUsage
 
 PICTURES = Path(__file__).parent / "pictures"
 CHROMIUM = os.environ.get("WUA_CHROMIUM") or shutil.which("chromium") or "/usr/bin/chromium"

@@ -2,7 +2,7 @@
 
 import sys
 
-from wua_mlflow.cli import entry
+from wua_mlflow.cli.main import entry
 
 if __name__ == "__main__":
     raise SystemExit(entry(["run", *sys.argv[1:]]))

@@ -12,7 +12,7 @@ import pytest
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
-from wua_mlflow.cli import main
+from wua_mlflow.cli.main import main
 
 PARTS = '''
 import sys

@@ -7,9 +7,9 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from wua_mlflow.analysis import analyze
-from wua_mlflow.null import with_null
-from wua_mlflow.usage import ModelUsage
+from wua_mlflow.usage.analyze import analyze
+from wua_mlflow.usage.null import with_null
+from wua_mlflow.usage.results import ModelUsage
 
 
 class Plain(nn.Module):

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from wua_mlflow.analysis import layer_importance
-from wua_mlflow.usage import ModelUsage
+from wua_mlflow.usage.analyze import layer_importance
+from wua_mlflow.usage.results import ModelUsage
 
 CRITERIA = ("output", "input", "wanda", "magnitude")
 

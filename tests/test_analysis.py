@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from tests.networks import mlp, numpys, rows
-from wua_mlflow.analysis import OUTPUT_LAYER, analyze, layer_importance
+from wua_mlflow.usage.analyze import OUTPUT_LAYER, analyze, layer_importance
 
 
 def two_layers_by_hand(model: nn.Sequential, inputs: torch.Tensor) -> dict[str, np.ndarray]:

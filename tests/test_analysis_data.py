@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from tests.networks import mlp, numpys, rows
-from wua_mlflow.analysis import analyze, layer_importance
+from wua_mlflow.usage.analyze import analyze, layer_importance
 
 PLAIN = mlp(3, 4, 2)
 

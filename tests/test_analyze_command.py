@@ -18,7 +18,7 @@ from mlflow.tracking import MlflowClient
 from safetensors.torch import save_file
 
 from tests.mistakes import all_runs, line_of
-from wua_mlflow.cli import main
+from wua_mlflow.cli.main import main
 
 PARTS = '''
 import os

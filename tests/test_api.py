@@ -96,7 +96,7 @@ def test_importing_the_package_is_light():
 
 
 def test_importing_the_command_line_is_light():
-    assert not modules_after("import wua_mlflow.cli").intersection(["torch", "mlflow"])
+    assert not modules_after("import wua_mlflow.cli.main").intersection(["torch", "mlflow"])
 
 
 def test_the_library_never_loads_mlflow():

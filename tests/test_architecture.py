@@ -19,25 +19,25 @@ FILES = {
 SCRIPTS = sorted((ROOT / "pipelines").glob("*.py"))
 
 ONLY_IN = {
-    "mlflow": ("wua_mlflow.tracking", "wua_mlflow.pipeline", "wua_mlflow.cli"),
+    "mlflow": ("wua_mlflow.tracking", "wua_mlflow.pipeline", "wua_mlflow.cli.main"),
     "lightning": ("wua_mlflow.integrations",),
     "pytorch_lightning": ("wua_mlflow.integrations",),
     "transformers": ("wua_mlflow.integrations",),
     "torch_pruning": ("wua_mlflow.slimming",),
     "ray": ("wua_mlflow.pipeline.sweep",),
-    "optuna": ("wua_mlflow.pipeline.sweep", "wua_mlflow.widths.search"),
+    "optuna": ("wua_mlflow.pipeline.sweep", "wua_mlflow.widths.retrain_search"),
     "ptflops": ("wua_mlflow.flops",),
-    "pydantic": ("wua_mlflow.config", "wua_mlflow.settings"),
+    "pydantic": ("wua_mlflow.config", "wua_mlflow.config"),
     "matplotlib": ("wua_mlflow.plots", "wua_mlflow.pipeline", "wua_mlflow.tutorial",
                    "wua_mlflow.tracking"),
 }
 """Where a third party's package may be imported, for types or for use."""
 
-SHELL = ("wua_mlflow.__main__", "wua_mlflow.cli")
+SHELL = ("wua_mlflow.__main__", "wua_mlflow.cli.main")
 MAY_IMPORT = {
-    "pipeline": ("wua_mlflow.pipeline", "wua_mlflow.cli"),
+    "pipeline": ("wua_mlflow.pipeline", "wua_mlflow.cli.main"),
     "tracking": ("wua_mlflow.tracking", "wua_mlflow.integrations", "wua_mlflow.pipeline",
-                 "wua_mlflow.cli"),
+                 "wua_mlflow.cli.main"),
     "cli": ("wua_mlflow.__main__",),
 }
 """Who may import each part of the shell, besides itself."""
@@ -96,8 +96,8 @@ CORE = [module for module in FILES if module.count(".") == 1
 
 
 def test_there_is_something_to_read():
-    assert {"wua_mlflow", "wua_mlflow.usage", "wua_mlflow.tracking.log"} <= set(FILES)
-    assert {"wua_mlflow.analysis", "wua_mlflow.hooks", "wua_mlflow.tutorial"} <= set(CORE)
+    assert {"wua_mlflow", "wua_mlflow.usage.results", "wua_mlflow.tracking.log"} <= set(FILES)
+    assert {"wua_mlflow.usage.analyze", "wua_mlflow.hooks", "wua_mlflow.tutorial"} <= set(CORE)
     assert any(one.name == "mlflow" for one in imports_of(FILES["wua_mlflow.tracking.runs"]))
     assert SCRIPTS
 
@@ -123,14 +123,14 @@ def test_nothing_imports_the_scripts_and_they_import_the_command_line_alone():
         assert not [one for one in imports_of(path) if inside(one.name, ("pipelines",))], path
     for script in SCRIPTS:
         names = [one.name for one in imports_of(script) if one.name != "sys"]
-        assert names == ["wua_mlflow.cli"], script
+        assert names == ["wua_mlflow.cli.main"], script
 
 
 def test_plots_import_no_more_than_result_types():
     for module in FILES:
         if inside(module, ("wua_mlflow.plots",)):
             for one in own_imports(module):
-                allowed = ("wua_mlflow.plots", "wua_mlflow.usage")
+                allowed = ("wua_mlflow.plots", "wua_mlflow.usage.results")
                 assert inside(one.name, allowed), f"{module} imports {one.name}"
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from wua_mlflow.cli import main
-from wua_mlflow.cli.arguments import COMMANDS, parse
+from wua_mlflow.cli.main import main
+from wua_mlflow.cli.options import COMMANDS, parse
 from wua_mlflow.config import COMMAND_FIELDS, ConfigError
 
 

@@ -19,7 +19,7 @@ from tests.references import (
     recorded,
     unnamed,
 )
-from wua_mlflow.analysis import analyze, layer_importance
+from wua_mlflow.usage.analyze import analyze, layer_importance
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.test_batches import Plain, X, Y
-from wua_mlflow.batches import Batches
+from wua_mlflow.usage.batches import Batches
 
 
 @pytest.mark.parametrize(("data", "message"), [

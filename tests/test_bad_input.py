@@ -10,7 +10,7 @@ from mlflow.tracking import MlflowClient
 
 from tests import mistakes
 from tests.mistakes import all_runs, line_of, table
-from wua_mlflow.cli import main
+from wua_mlflow.cli.main import main
 
 here = mistakes.here
 

@@ -10,7 +10,9 @@ import pytest
 
 from tests import mistakes
 from tests.mistakes import all_runs, line_of
-from wua_mlflow.cli import main
+from wua_mlflow.cli.main import main
+from wua_mlflow.pipeline import recipe
+from wua_mlflow.training import fit
 
 here = mistakes.here
 
@@ -109,16 +111,16 @@ def test_training_that_fails_fails_variant_and_pipeline(
 def test_a_replicate_that_diverges_is_named(
     here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from wua_mlflow.pipeline import making, recipe
+    from wua_mlflow.pipeline import networks
 
-    real = making.train_one
+    real = recipe.train_one
 
     def second_fails(*args: object, **kwargs: int) -> object:
         if kwargs["seed"] == 43:
-            raise recipe.TrainingDiverged("training: the loss became nan in epoch 9")
+            raise fit.TrainingDiverged("training: the loss became nan in epoch 9")
         return real(*args, **kwargs)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(making, "train_one", second_fails)
+    monkeypatch.setattr(networks, "train_one", second_fails)
     line = line_of(["train", "--seeds", "3", "--epochs", "1"], 1, capsys)
     assert line == "training: the loss became nan in epoch 9 (in replicate 1, seed 43)"
     (variant,) = all_runs()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
-from wua_mlflow.batches import NO_TARGETS, Batches
+from wua_mlflow.usage.batches import NO_TARGETS, Batches
 
 X = torch.rand(10, 3, generator=torch.Generator().manual_seed(0))
 Y = torch.arange(10)

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tests.networks import labels, mlp, rows
-from wua_mlflow.analysis import analyze
-from wua_mlflow.batches import Batches
+from wua_mlflow.usage.analyze import analyze
+from wua_mlflow.usage.batches import Batches
 
 
 @dataclass

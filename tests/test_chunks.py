@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from wua_mlflow.analysis import analyze
-from wua_mlflow.chunks import MOST_NUMBERS, MOST_ROWS, rows_at_once
-from wua_mlflow.evaluation import evaluate
-from wua_mlflow.pipeline.progress import Watched
-from wua_mlflow.training import Budget, fit
+from wua_mlflow.data.loaders import Watched
+from wua_mlflow.device import MOST_NUMBERS, MOST_ROWS, rows_at_once
+from wua_mlflow.training.evaluation import evaluate
+from wua_mlflow.training.fit import Budget, fit
+from wua_mlflow.usage.analyze import analyze
 
 
 @pytest.mark.parametrize("shape", [(5, 1), (10**6, 3), (100, 3, 64, 64), (3, 2**25), (1, 0)])

@@ -16,7 +16,7 @@ import yaml
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
-from wua_mlflow.cli import main
+from wua_mlflow.cli.main import main
 from wua_mlflow.config import COMMAND_FIELDS
 
 PARTS = """
@@ -88,7 +88,7 @@ def all_runs(kind: str = "") -> list[Run]:
 
 
 def test_help_is_light() -> None:
-    script = ("import sys\nfrom wua_mlflow.cli import main\nassert main(['--help']) == 0\n"
+    script = ("import sys\nfrom wua_mlflow.cli.main import main\nassert main(['--help']) == 0\n"
               "assert main(['run', '--help']) == 0\nassert main(['run', '--epohcs', '1']) == 2\n"
               "print(sorted({'torch', 'mlflow', 'numpy', 'pandas'} & set(sys.modules)))")
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True,

@@ -10,7 +10,7 @@ import pytest
 import scipy.stats
 import torch
 
-from wua_mlflow.concentration import (
+from wua_mlflow.usage.statistics import (
     effective_count,
     entropy_nats,
     histogram,

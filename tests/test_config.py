@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import yaml
 
-from wua_mlflow import importance
 from wua_mlflow.config import (
     COMMAND_FIELDS,
     CONFIGS,
@@ -18,6 +17,7 @@ from wua_mlflow.config import (
     load_settings,
     settings_yaml,
 )
+from wua_mlflow.usage import criteria as criteria_module
 
 
 def test_usecase_is_the_tutorials_recipe() -> None:
@@ -70,7 +70,7 @@ def test_criteria_are_names_functions_or_several(given: object, criteria: str) -
 
 
 def test_the_named_criteria_are_the_librarys() -> None:
-    assert tuple(importance.CRITERIA) == CRITERIA
+    assert tuple(criteria_module.CRITERIA) == CRITERIA
 
 
 def test_only_some_fields_are_written(tmp_path: Path) -> None:

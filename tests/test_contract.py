@@ -41,7 +41,7 @@ from wua_mlflow.tracking import names
 
 # isort: split
 # The imports that follow the code's layout, and are no part of the contract.
-from wua_mlflow.cli import main
+from wua_mlflow.cli.main import main
 from wua_mlflow.config import (
     COMMAND_FIELDS,
     CRITERIA,
@@ -50,7 +50,7 @@ from wua_mlflow.config import (
     config_names,
     load_settings,
 )
-from wua_mlflow.randomness import Purpose
+from wua_mlflow.rng import Purpose
 
 ROOT = Path(__file__).resolve().parent.parent
 CONTRACT = Path(__file__).with_name("contract.json")

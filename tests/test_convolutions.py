@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from tests.networks import rows
 from tests.references import assert_importance, by_hand
-from wua_mlflow.analysis import analyze, layer_importance
+from wua_mlflow.usage.analyze import analyze, layer_importance
 
 
 @pytest.fixture(autouse=True)

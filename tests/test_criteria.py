@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tests.networks import NETWORKS, labels, mlp, numpys, rows
-from wua_mlflow.analysis import analyze, layer_importance
-from wua_mlflow.importance import CRITERIA
-from wua_mlflow.usage import ModelUsage
+from wua_mlflow.usage.analyze import analyze, layer_importance
+from wua_mlflow.usage.criteria import CRITERIA
+from wua_mlflow.usage.results import ModelUsage
 
 
 def loss(outputs: Tensor, targets: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tests.networks import rows
-from wua_mlflow.analysis import analyze
+from wua_mlflow.usage.analyze import analyze
 
 
 class Reused(nn.Module):

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from wua_mlflow.distillation import distilling
-from wua_mlflow.training import Budget, fit
+from wua_mlflow.training.distillation import distilling
+from wua_mlflow.training.fit import Budget, fit
 
 
 def draw(*shape: int, seed: int) -> torch.Tensor:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from wua_mlflow.cli.arguments import COMMANDS
+from wua_mlflow.cli.options import COMMANDS
 from wua_mlflow.config import COMMAND_FIELDS, Settings, config_names
 from wua_mlflow.tracking.names import Metric
 

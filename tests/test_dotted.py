@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from wua_mlflow.dotted import load_object, nearest, one_line
+from wua_mlflow.errors import did_you_mean, one_line
+from wua_mlflow.imports import load_object
 
 _numbers = itertools.count()
 
@@ -152,7 +153,7 @@ def test_something_that_cannot_be_called(folder):
 
 
 def test_nearest_and_one_line():
-    assert nearest("wien", ["wine", "iris"]) == "; did you mean 'wine'?"
-    assert nearest("zzz", ["wine", "iris"]) == ""
+    assert did_you_mean("wien", ["wine", "iris"]) == "; did you mean 'wine'?"
+    assert did_you_mean("zzz", ["wine", "iris"]) == ""
     assert one_line(ValueError("a\n\tb")) == "ValueError: a b"
     assert len(one_line(ValueError("word " * 1000))) < 320

@@ -11,13 +11,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from wua_mlflow.evaluation import (
-    evaluate,
-    example_scores,
-    loss_for,
-    output_kind,
-    score_name,
-)
+from wua_mlflow.data.tasks import example_scores, loss_for, output_kind, score_name
+from wua_mlflow.training.evaluation import evaluate
 
 
 class Ending(nn.Module):

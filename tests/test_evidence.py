@@ -11,30 +11,35 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from tests.networks import labels, mlp, rows
-from wua_mlflow.analysis import analyze, layer_importance
-from wua_mlflow.batches import Batches
-from wua_mlflow.evidence import Evidence, criteria_named, evidence_of, what_to_gather
-from wua_mlflow.importance import CRITERIA, magnitude, output, taylor, wanda
-from wua_mlflow.observing import Observation, observe
-from wua_mlflow.watching.layer import Layer
-from wua_mlflow.watching.owners import Owners
+from wua_mlflow.usage.analyze import analyze, layer_importance
+from wua_mlflow.usage.batches import Batches
+from wua_mlflow.usage.criteria import CRITERIA, magnitude, output, taylor, wanda
+from wua_mlflow.usage.layer_statistics import (
+    LayerStatistics,
+    layer_statistics,
+    required_stats,
+    resolve_criteria,
+)
+from wua_mlflow.usage.run import PassStatistics, run_pass
+from wua_mlflow.usage.tracing.layer import TracedLayer
+from wua_mlflow.usage.tracing.parameters import ParameterIndex
 
 UNITS, GROUPS, EACH = 6, 3, 8
 
 
-def evidence(groups: int = GROUPS) -> Evidence:
+def evidence(groups: int = GROUPS) -> LayerStatistics:
     """Of a grouped convolution with kernels of shape (2, 2, 2)."""
     generator = torch.Generator().manual_seed(0)
 
     def drawn(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator, dtype=torch.float64)
 
-    return Evidence(drawn(UNITS, 2, 2, 2).float(), groups, drawn(UNITS),
+    return LayerStatistics(drawn(UNITS, 2, 2, 2).float(), groups, drawn(UNITS),
                     drawn(groups, EACH).abs(), drawn(groups, EACH).abs(), drawn(UNITS, 2, 2, 2),
                     drawn(UNITS), drawn(UNITS))
 
 
-def whole_by_hand(known: Evidence, name: str) -> Tensor:
+def whole_by_hand(known: LayerStatistics, name: str) -> Tensor:
     """All importances at once, each group's statistics written out for each of its units."""
     weight = known.weight.double().flatten(1)
     each = UNITS // known.groups
@@ -84,7 +89,7 @@ def test_some_units_are_those_of_the_whole(name, groups):
     (2**20 + 4, torch.bfloat16, torch.float32), (2**20 + 4, torch.float64, torch.float64),
     (8, torch.float16, torch.float64)])
 def test_importances_are_float64_up_to_a_million_weights(weights, dtype, expected):
-    known = Evidence(torch.ones(4, weights // 4, dtype=dtype), mean_output=torch.ones(4))
+    known = LayerStatistics(torch.ones(4, weights // 4, dtype=dtype), mean_output=torch.ones(4))
     assert known.importance(output)(slice(0, 1), slice(0, 5)).dtype == expected
 
 
@@ -115,7 +120,7 @@ def test_only_taylor_has_a_measure_of_units_of_its_own():
 def test_the_units_measure_of_a_large_layer_in_pieces():
     generator = torch.Generator().manual_seed(1)
     weight, gradient = torch.randn(2, 5, 2**19, generator=generator)
-    found = Evidence(weight, gradient=gradient).of_units(taylor)
+    found = LayerStatistics(weight, gradient=gradient).of_units(taylor)
     expected = (weight.double() * gradient.double()).sum(1).abs()
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
 
@@ -135,7 +140,7 @@ GATHERED = {
 @pytest.mark.parametrize("wanted_rows", [False, True])
 def test_what_one_pass_must_gather(criteria, outputs, powers, gradient, wanted_rows):
     """Outputs or inputs are summed in any case: a NaN must show."""
-    found = what_to_gather(list(criteria_named(criteria).values()), rows=wanted_rows)
+    found = required_stats(list(resolve_criteria(criteria).values()), rows=wanted_rows)
     assert (found.output, set(found.powers), found.gradient, found.rows) == (
         outputs, powers, gradient, wanted_rows)
 
@@ -144,27 +149,27 @@ def test_names_of_criteria():
     def mine(weight: Tensor) -> Tensor:
         return weight
 
-    found = criteria_named(["wanda", mine, magnitude])
+    found = resolve_criteria(["wanda", mine, magnitude])
     assert found == {"wanda": wanda, "mine": mine, "magnitude": magnitude}
-    assert list(criteria_named(["taylor", "output"])) == ["taylor", "output"]
+    assert list(resolve_criteria(["taylor", "output"])) == ["taylor", "output"]
 
 
 def test_an_own_function_called_like_a_criterion_beside_it():
     def wanda(weight: Tensor) -> Tensor:
         return weight.abs()
 
-    assert criteria_named([wanda]) == {"wanda": wanda}
+    assert resolve_criteria([wanda]) == {"wanda": wanda}
     with pytest.raises(ValueError, match="^criterion: expected functions of different names, but "
                                          "got two of 'wanda'$"):
-        criteria_named(["wanda", wanda])
+        resolve_criteria(["wanda", wanda])
 
 
 def test_what_is_known_of_a_layer_after_a_pass():
     model, x, y = mlp(3, 8, 2), rows(20, 3), labels(20)
     criteria = list(CRITERIA.values())
-    seen = observe(model, Batches([(x[:9], y[:9]), (x[9:], y[9:])], model),
-                   what_to_gather(criteria, rows=False), loss=lambda out, target: out.sum(1).mean())
-    known = evidence_of(seen.layers["0"], seen)
+    seen = run_pass(model, Batches([(x[:9], y[:9]), (x[9:], y[9:])], model),
+                   required_stats(criteria, rows=False), loss=lambda out, target: out.sum(1).mean())
+    known = layer_statistics(seen.layers["0"], seen)
     z = model[0](x).detach().double()
     assert known.weight.data_ptr() == model[0].weight.data_ptr()
     torch.testing.assert_close(known.mean_output, z.mean(0), rtol=1e-6, atol=1e-7)
@@ -250,11 +255,11 @@ def test_a_narrow_weight_is_looked_at_in_blocks(dtype, kind, value):
     weight = weight.T.contiguous().T if kind == "transposed" else weight
     model = nn.Embedding(1500, 2000) if kind == "embedding" else nn.Linear(2000, 1500)
     model.weight = nn.Parameter(weight)
-    layer = Layer("a", "Linear", "", kind if kind == "embedding" else "linear", 1500,
-                  view=Owners(model).find(model.weight, []))
-    seen = Observation({"a": layer}, (), {}, 1, {"weight": model.weight}, None, None)
+    layer = TracedLayer("a", "Linear", "", kind if kind == "embedding" else "linear", 1500,
+                  view=ParameterIndex(model).find(model.weight, []))
+    seen = PassStatistics({"a": layer}, (), {}, 1, {"weight": model.weight}, None, None)
     with Largest() as found:
-        evidence = evidence_of(layer, seen)
+        evidence = layer_statistics(layer, seen)
         assert evidence.weight.data_ptr() == model.weight.data_ptr()
         if math.isfinite(value):
             evidence.refuse_broken()
@@ -269,6 +274,8 @@ def test_finite_weights_with_an_infinite_sum():
     model = nn.Linear(3, 4)
     with torch.no_grad():
         model.weight.fill_(3e38)
-    layer = Layer("a", "Linear", "", "linear", 4, view=Owners(model).find(model.weight, []))
-    seen = Observation({"a": layer}, (), {}, 1, {"weight": model.weight}, None, None)
-    evidence_of(layer, seen).refuse_broken()
+    layer = TracedLayer(
+        "a", "Linear", "", "linear", 4, view=ParameterIndex(model).find(model.weight, [])
+    )
+    seen = PassStatistics({"a": layer}, (), {}, 1, {"weight": model.weight}, None, None)
+    layer_statistics(layer, seen).refuse_broken()

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from tests.networks import labels, mlp, rows
-from wua_mlflow.analysis import analyze
-from wua_mlflow.importance import CRITERIA
+from wua_mlflow.usage.analyze import analyze
+from wua_mlflow.usage.criteria import CRITERIA
 
 
 def squares(outputs: Tensor, targets: Tensor) -> Tensor:

@@ -11,29 +11,30 @@ import scipy.stats
 import torch
 from torch import Tensor, nn
 
-from wua_mlflow import analyze, summary, survey
-from wua_mlflow.evidence import Evidence
-from wua_mlflow.importance import CRITERIA, Product
-from wua_mlflow.summary import Summary, summarize
+from wua_mlflow.usage import statistics
+from wua_mlflow.usage.analyze import analyze
+from wua_mlflow.usage.criteria import CRITERIA, WeightedImportance
+from wua_mlflow.usage.layer_statistics import LayerStatistics
+from wua_mlflow.usage.statistics import Summary, summarize
 
-fused = pytest.importorskip("wua_mlflow.fused", exc_type=ImportError)
+fused = pytest.importorskip("wua_mlflow.usage.statistics", exc_type=ImportError)
 
 SHAPES = [(1, 1), (1, 70), (3000, 1), (37, 129), (6, 10_001), (64, 4096)]
 FACTORS = {"none": None, "all": (1, 1), "row": (0, 1), "column": (1, 0), "weight": (0, 0)}
 """0 for as many as the weight has."""
 
 
-def product(shape: tuple[int, int], factor: str, seed: int = 0) -> Product:
+def product(shape: tuple[int, int], factor: str, seed: int = 0) -> WeightedImportance:
     generator = torch.Generator().manual_seed(seed)
     weight = torch.randn(shape, generator=generator)
     sizes = FACTORS[factor]
     if sizes is None:
-        return Product(weight, None)
+        return WeightedImportance(weight, None)
     given = [own or whole for own, whole in zip(sizes, shape, strict=True)]
-    return Product(weight, torch.randn(given, generator=generator))
+    return WeightedImportance(weight, torch.randn(given, generator=generator))
 
 
-def values(part: Product) -> np.ndarray:
+def values(part: WeightedImportance) -> np.ndarray:
     """In float64 of the float32 products."""
     return part(slice(None), slice(None)).double().numpy()
 
@@ -56,7 +57,7 @@ def check(found: Summary, whole: np.ndarray, low: float) -> None:
 @pytest.fixture(params=["sorted whole", "by window"])
 def _window(request, monkeypatch):
     if request.param == "by window":
-        monkeypatch.setattr(summary, "_SIMPLY_SORTED", 0)
+        monkeypatch.setattr(statistics, "_SIMPLY_SORTED", 0)
 
 
 @pytest.mark.usefixtures("_window")
@@ -86,7 +87,7 @@ EDGES = {
 @pytest.mark.usefixtures("_window")
 @pytest.mark.parametrize("name", EDGES)
 def test_edges(name):
-    part = Product(EDGES[name], None)
+    part = WeightedImportance(EDGES[name], None)
     found, whole = summarize(part, tuple(part.weight.shape), low=0.01, compiled=True), values(part)
     if not whole.any():
         assert found.dead and found.usage.top90_share == found.usage.entropy == 0
@@ -96,7 +97,7 @@ def test_edges(name):
 
 def test_the_same_figures_bit_by_bit_by_any_number_of_threads(monkeypatch):
     monkeypatch.setattr(fused, "_BLOCK", 3000)
-    monkeypatch.setattr(summary, "_SIMPLY_SORTED", 0)
+    monkeypatch.setattr(statistics, "_SIMPLY_SORTED", 0)
     part, before, found = product((500, 301), "weight"), torch.get_num_threads(), []
     try:
         for threads in (1, 2, 5):
@@ -113,12 +114,12 @@ def test_the_same_figures_bit_by_bit_by_any_number_of_threads(monkeypatch):
 def test_memory_is_bounded_also_where_everything_lies_within_the_window():
     """All equal: what is found within is as much as the weights, which are 128 MB."""
     weight = torch.full((8000, 4000), 0.5)
-    summarize(Product(weight[:300], None), (300, 4000), compiled=True)  # loads the code
+    summarize(WeightedImportance(weight[:300], None), (300, 4000), compiled=True)  # loads the code
     before = torch.get_num_threads()
     torch.set_num_threads(4)
     tracemalloc.start()
     try:
-        found = summarize(Product(weight, None), (8000, 4000), compiled=True)
+        found = summarize(WeightedImportance(weight, None), (8000, 4000), compiled=True)
         held = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -128,11 +129,11 @@ def test_memory_is_bounded_also_where_everything_lies_within_the_window():
 
 
 def test_a_row_too_wide_to_be_one_block_goes_by_tiles(monkeypatch):
-    monkeypatch.setattr(survey, "_WIDEST", 100)
+    monkeypatch.setattr(statistics, "_WIDEST", 100)
     cpu = torch.device("cpu")
     for width, name in ((100, "FusedKernels"), (101, "CompiledKernels")):
-        part = Product(torch.ones(3, width), None)
-        assert type(survey.kernels_for(cpu, 3 * width, True, part)).__name__ == name
+        part = WeightedImportance(torch.ones(3, width), None)
+        assert type(statistics.kernels_for(cpu, 3 * width, True, part)).__name__ == name
 
 
 @pytest.mark.parametrize("wrong", [math.nan, math.inf, 3.4e38])
@@ -140,7 +141,7 @@ def test_what_is_not_finite_is_refused(wrong):
     weight = torch.ones(20, 30)
     weight[7, 3] = wrong
     with pytest.raises(ValueError, match="importance: expected finite numbers"):
-        summarize(Product(weight, torch.full((20, 1), 1e5)), (20, 30), compiled=True)
+        summarize(WeightedImportance(weight, torch.full((20, 1), 1e5)), (20, 30), compiled=True)
 
 
 @pytest.mark.parametrize(("weight", "factor"), [
@@ -149,7 +150,7 @@ def test_what_is_not_finite_is_refused(wrong):
     (torch.ones(4, 5), torch.ones(4, 1, dtype=torch.float64)),
     (torch.ones(4, 5, device="meta"), None)])
 def test_what_does_not_lie_plainly_is_left_to_the_tiles(weight, factor):
-    assert not Product(weight, factor).is_plain
+    assert not WeightedImportance(weight, factor).is_plain
 
 
 def test_as_fine_as_the_bins_may_be():
@@ -159,7 +160,7 @@ def test_as_fine_as_the_bins_may_be():
         counts = summarize(part, (50, 40), bins=bins, compiled=True).histogram.counts
         assert counts.tolist() == summarize(part, (50, 40), bins=bins,
                                             compiled=False).histogram.counts.tolist()
-    tiny = Product(torch.tensor([[1e-40, 0.0]]), None)
+    tiny = WeightedImportance(torch.tensor([[1e-40, 0.0]]), None)
     assert summarize(tiny, (1, 2), compiled=True).histogram.counts.tolist()[-1] == 1
 
 
@@ -172,10 +173,10 @@ def test_a_large_layer_goes_this_way_under_every_criterion(criterion, monkeypatc
         return torch.randn(shape, generator=generator, dtype=torch.float64)
 
     weight = drawn(1100, 1000).float()
-    evidence = Evidence(weight, mean_output=drawn(1100), mean_input=drawn(1, 1000).abs(),
+    evidence = LayerStatistics(weight, mean_output=drawn(1100), mean_input=drawn(1, 1000).abs(),
                         input_norm=drawn(1, 1000).abs(), gradient=drawn(1100, 1000).float())
     part = evidence.importance(CRITERIA[criterion])
-    assert isinstance(part, Product) and part.is_plain
+    assert isinstance(part, WeightedImportance) and part.is_plain
     assert part.weight.data_ptr() == weight.data_ptr()
     if criterion == "taylor":
         assert part.factor.data_ptr() == evidence.gradient.data_ptr()
@@ -197,7 +198,7 @@ def test_a_large_layer_goes_this_way_under_every_criterion(criterion, monkeypatc
 def test_products_too_faint_for_float32(scale, compiled):
     """Subnormal, or zero in float32: in float64 they have all of their digits."""
     part = product((60, 70), "row")
-    faint = Product(part.weight * scale, part.factor * scale)
+    faint = WeightedImportance(part.weight * scale, part.factor * scale)
     exact = faint.weight.double().numpy() * faint.factor.double().numpy()
     found = summarize(faint, (60, 70), compiled=compiled)
     assert found.usage.entropy == pytest.approx(scipy.stats.entropy(np.abs(exact).ravel()),
@@ -206,9 +207,11 @@ def test_products_too_faint_for_float32(scale, compiled):
 
 
 def test_groups_and_small_layers_stay_in_float64_tiles():
-    assert not isinstance(Evidence(torch.randn(8, 9)).importance(CRITERIA["magnitude"]), Product)
-    grouped = Evidence(torch.randn(1200, 1000), groups=2, mean_input=torch.rand(2, 1000))
-    assert not isinstance(grouped.importance(CRITERIA["input"]), Product)
+    assert not isinstance(
+        LayerStatistics(torch.randn(8, 9)).importance(CRITERIA["magnitude"]), WeightedImportance
+    )
+    grouped = LayerStatistics(torch.randn(1200, 1000), groups=2, mean_input=torch.rand(2, 1000))
+    assert not isinstance(grouped.importance(CRITERIA["input"]), WeightedImportance)
 
 
 def test_an_analysis_of_a_large_layer(monkeypatch):

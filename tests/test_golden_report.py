@@ -39,9 +39,9 @@ def make_reports() -> dict[str, str]:
     """Run the use case in the tracking store that is set; gives the masked reports by name."""
     from mlflow.tracking import MlflowClient
 
-    from wua_mlflow.cli import main
-    from wua_mlflow.latency import measure_latency
-    from wua_mlflow.tracking import runs
+    from wua_mlflow.cli.main import main
+    from wua_mlflow.tracking.runs import runs
+    from wua_mlflow.training.latency import measure_latency
 
     ticks = itertools.count()
     clock = mock.patch.dict(measure_latency.__kwdefaults__, clock=lambda: next(ticks) * TICK_S)

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from wua_mlflow.importance import (
+from wua_mlflow.usage.criteria import (
     CRITERIA,
     activation,
+    inputs_of,
     magnitude,
-    needs,
     output,
     taylor,
     taylor_units,
@@ -30,7 +30,7 @@ def drawn(name: str, dtype: torch.dtype = torch.float64):
     generator = torch.Generator().manual_seed(3)
     weight = torch.randn(UNITS, EACH, generator=generator, dtype=dtype)
     given = {what: torch.randn(SHAPES[what], generator=generator, dtype=dtype)
-             for what in needs(CRITERIA[name])}
+             for what in inputs_of(CRITERIA[name])}
     for what in ("mean_input", "input_norm"):
         if what in given:
             given[what] = given[what].abs()
@@ -118,10 +118,10 @@ def test_what_a_criterion_needs_are_its_parameters():
     def own(weight, gradient, mean_output):
         return weight
 
-    assert needs(own) == ("gradient", "mean_output")
-    assert needs(functools.partial(own, gradient=None)) == ("gradient", "mean_output")
-    assert needs(lambda weight, *, input_norm: weight) == ("input_norm",)
-    assert [needs(criterion) for criterion in CRITERIA.values()] == [
+    assert inputs_of(own) == ("gradient", "mean_output")
+    assert inputs_of(functools.partial(own, gradient=None)) == ("gradient", "mean_output")
+    assert inputs_of(lambda weight, *, input_norm: weight) == ("input_norm",)
+    assert [inputs_of(criterion) for criterion in CRITERIA.values()] == [
         ("mean_output",), ("mean_input",), ("input_norm",), (), ("gradient",)]
 
 
@@ -137,4 +137,4 @@ def test_a_function_whose_parameters_are_others(criterion, shown):
     with pytest.raises(ValueError, match="^criterion: expected a function of weight and some of "
                                          "mean_output, mean_input, input_norm, gradient, but got "
                                          f"one of {shown}$"):
-        needs(criterion)
+        inputs_of(criterion)

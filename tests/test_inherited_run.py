@@ -10,7 +10,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from tests import mistakes
-from wua_mlflow.cli import main
+from wua_mlflow.cli.main import main
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def test_mlflow_run_works_in_the_folder_where_it_was_typed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The parent's folder, if this one is a project's; else MLFLOW_RUN_ID came otherwise."""
-    from wua_mlflow import cli
+    from wua_mlflow.cli import main as main_module
 
     typed, project = tmp_path / "typed", tmp_path / "project"
     typed.mkdir()
@@ -80,10 +80,10 @@ def test_mlflow_run_works_in_the_folder_where_it_was_typed(
             monkeypatch.setattr(os, "getppid", lambda: parent.pid)
             monkeypatch.setenv("MLFLOW_RUN_ID", "of mlflow run")
             monkeypatch.chdir(project)
-            cli._go_where_asked()
+            main_module._go_where_asked()
             assert Path.cwd() == project
             (project / "MLproject").write_text("name: x\n")
-            cli._go_where_asked()
+            main_module._go_where_asked()
             assert Path.cwd() == typed
         finally:
             parent.kill()

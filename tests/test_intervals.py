@@ -13,8 +13,8 @@ import pytest
 from scipy import stats
 from scipy.optimize import brentq, minimize_scalar
 
-from wua_mlflow import bootstrap, intervals
-from wua_mlflow.randomness import Purpose
+from wua_mlflow.rng import Purpose
+from wua_mlflow.verdict import intervals
 
 # Tango's score interval
 
@@ -75,7 +75,7 @@ def test_tango_without_discordant_pairs_is_the_wilson_limit(examples):
     wilson = stats.binomtest(0, examples).proportion_ci(0.95, method="wilson").high
     interval = intervals.tango_interval(0, 0, examples, confidence=0.95)
     assert interval == pytest.approx((-wilson, wilson), rel=1e-12)
-    assert intervals.unseen_reach(examples, confidence=0.95) == pytest.approx(wilson, rel=1e-12)
+    assert intervals.zero_event_limit(examples, confidence=0.95) == pytest.approx(wilson, rel=1e-12)
 
 
 @pytest.mark.parametrize("gained_share", [0.0, 0.02, 0.1])
@@ -101,7 +101,7 @@ def test_tango_seldom_claims_non_inferiority_at_the_margin(examples, margin, gai
 
 def test_bootstrap_t_agrees_with_normal_theory_on_a_big_sample():
     values = np.random.default_rng(1).normal(0.01, 0.2, size=3000)
-    low, high = bootstrap.bootstrap_t_interval(values, confidence=0.95, seed=0)
+    low, high = intervals.bootstrap_t_interval(values, confidence=0.95, seed=0)
     theory = stats.ttest_1samp(values, 0).confidence_interval(0.95)
     error = values.std(ddof=1) / math.sqrt(values.size)
     assert (low, high) == pytest.approx((theory.low, theory.high), abs=0.1 * error)
@@ -109,7 +109,7 @@ def test_bootstrap_t_agrees_with_normal_theory_on_a_big_sample():
 
 def test_bootstrap_t_takes_the_quantiles_of_all_resamples():
     values = np.array([-0.3, 0.1, 0.15, 0.4, 1.1, 0.05])
-    low, high = bootstrap.bootstrap_t_interval(values, confidence=0.9, seed=3)
+    low, high = intervals.bootstrap_t_interval(values, confidence=0.9, seed=3)
     error, t = values.std(ddof=1) / math.sqrt(6), []
     for resample in itertools.product(values, repeat=6):
         spread = np.std(resample, ddof=1) if len(set(resample)) > 1 else 0.0
@@ -123,7 +123,7 @@ def test_bootstrap_t_takes_the_quantiles_of_all_resamples():
 def test_bootstrap_t_covers_the_mean_of_a_skewed_distribution():
     rng, covered = np.random.default_rng(5), []
     for trial in range(400):
-        low, high = bootstrap.bootstrap_t_interval(
+        low, high = intervals.bootstrap_t_interval(
             1 - rng.exponential(size=40), confidence=0.95, seed=trial, resamples=999
         )
         covered.append(low <= 0 <= high)
@@ -132,32 +132,32 @@ def test_bootstrap_t_covers_the_mean_of_a_skewed_distribution():
 
 def test_bootstrap_t_is_antisymmetric_and_equivariant():
     values = np.random.default_rng(2).gamma(2.0, size=50)
-    low, high = bootstrap.bootstrap_t_interval(values, confidence=0.95, seed=4)
-    swapped = bootstrap.bootstrap_t_interval(-values, confidence=0.95, seed=4)
+    low, high = intervals.bootstrap_t_interval(values, confidence=0.95, seed=4)
+    swapped = intervals.bootstrap_t_interval(-values, confidence=0.95, seed=4)
     assert swapped == pytest.approx((-high, -low))
-    moved = bootstrap.bootstrap_t_interval(0.01 * values - 3, confidence=0.95, seed=4)
+    moved = intervals.bootstrap_t_interval(0.01 * values - 3, confidence=0.95, seed=4)
     assert moved == pytest.approx((0.01 * low - 3, 0.01 * high - 3))
 
 
 def test_bootstrap_t_in_chunks_is_the_same(monkeypatch):
     values = np.random.default_rng(2).gamma(2.0, size=33)
-    whole = bootstrap.bootstrap_t_interval(values, confidence=0.95, seed=4)
-    monkeypatch.setattr(bootstrap, "_CHUNK_DRAWS", 500)
-    assert bootstrap.bootstrap_t_interval(values, confidence=0.95, seed=4) == whole
+    whole = intervals.bootstrap_t_interval(values, confidence=0.95, seed=4)
+    monkeypatch.setattr(intervals, "_CHUNK_DRAWS", 500)
+    assert intervals.bootstrap_t_interval(values, confidence=0.95, seed=4) == whole
 
 
 def test_bootstrap_t_draws_from_the_stream_for_resampling():
-    assert bootstrap._RESAMPLING == Purpose.RESAMPLING
+    assert intervals._RESAMPLING == Purpose.RESAMPLING
 
 
 def test_bootstrap_t_stays_finite_and_wide_where_resamples_have_no_spread():
     values = np.zeros(100)
     values[7] = -0.5
-    low, high = bootstrap.bootstrap_t_interval(values, confidence=0.95, seed=0)
+    low, high = intervals.bootstrap_t_interval(values, confidence=0.95, seed=0)
     student = stats.ttest_1samp(values, 0).confidence_interval(0.95)
     assert low == -0.5
     assert student.low < high <= student.high
-    pair = bootstrap.bootstrap_t_interval(np.array([0.1, 0.3]), confidence=0.95, seed=0)
+    pair = intervals.bootstrap_t_interval(np.array([0.1, 0.3]), confidence=0.95, seed=0)
     assert pair == pytest.approx(
         tuple(stats.ttest_1samp([0.1, 0.3], 0).confidence_interval(0.95)), rel=1e-9
     )
@@ -231,12 +231,12 @@ def test_carriers_count_those_that_stand_out():
     """Two of eight at 1: mean 1/4, deviations 3/4 twice and −1/4 six times."""
     values = np.repeat([0.0, 1.0], [6, 2])
     second, fourth = 2 * (3 / 4) ** 2 + 6 / 16, 2 * (3 / 4) ** 4 + 6 / 4**4
-    assert intervals.carriers(values) == pytest.approx(second**2 / fourth)
-    assert intervals.carriers(5 - 3 * values) == pytest.approx(second**2 / fourth)
+    assert intervals.effective_examples(values) == pytest.approx(second**2 / fourth)
+    assert intervals.effective_examples(5 - 3 * values) == pytest.approx(second**2 / fourth)
     normal = np.random.default_rng(0).normal(size=100_000)
     kurtosis = stats.kurtosis(normal, fisher=False)
-    assert intervals.carriers(normal) == pytest.approx(100_000 / kurtosis)
-    assert intervals.carriers(np.full(7, 0.25)) == 1.0
+    assert intervals.effective_examples(normal) == pytest.approx(100_000 / kurtosis)
+    assert intervals.effective_examples(np.full(7, 0.25)) == 1.0
 
 
 def test_crossed_interval_of_many_seeds_is_widened_where_few_examples_differ():
@@ -256,14 +256,14 @@ def test_crossed_interval_of_many_seeds_is_widened_where_few_examples_differ():
 
 def test_bootstrap_interval_is_widened_and_never_narrower_than_students():
     values = 1 - np.random.default_rng(5).exponential(size=30)
-    low, high = bootstrap.bootstrap_t_interval(values, confidence=0.95, seed=0)
+    low, high = intervals.bootstrap_t_interval(values, confidence=0.95, seed=0)
     student = stats.ttest_1samp(values, 0).confidence_interval(0.95)
     means = values - values.mean()
     factor = math.sqrt(1 + 3 * np.sum(means**4) / np.sum(means**2) ** 2)
     expected = (values.mean() + factor * (min(low, student.low) - values.mean()),
                 values.mean() + factor * (max(high, student.high) - values.mean()))
     assert low < student.low and high < student.high
-    found = bootstrap.widened_interval(values, confidence=0.95, seed=0)
+    found = intervals.inflated_bootstrap_t(values, confidence=0.95, seed=0)
     assert found == pytest.approx(expected)
 
 
@@ -287,5 +287,5 @@ def test_bootstrap_interval_beyond_its_resamples_is_students_at_least():
     values = np.random.default_rng(1).normal(size=200)
     confidence = 1 - 0.05 / 5000
     student = stats.ttest_1samp(values, 0).confidence_interval(confidence)
-    low, high = bootstrap.widened_interval(values, confidence=confidence, seed=0)
+    low, high = intervals.inflated_bootstrap_t(values, confidence=confidence, seed=0)
     assert low < student.low < student.high < high

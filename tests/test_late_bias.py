@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from tests.networks import rows
 from tests.references import unnamed
-from wua_mlflow.analysis import analyze, layer_importance
+from wua_mlflow.usage.analyze import analyze, layer_importance
 
 
 def tensor(*shape: int) -> Tensor:

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from tests.example_modules import Conv1D
-from wua_mlflow.analysis import analyze
 from wua_mlflow.flops import count_flops
+from wua_mlflow.usage.analyze import analyze
 
 MODULES = {
     "linear": (nn.Linear(6, 5), (4, 3, 6)),

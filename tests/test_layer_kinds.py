@@ -10,7 +10,7 @@ from torch.nn import functional
 from tests.example_modules import Conv1D
 from tests.networks import rows, tokens
 from tests.references import assert_importance, flat, met_and_gave, unnamed
-from wua_mlflow.analysis import analyze, layer_importance
+from wua_mlflow.usage.analyze import analyze, layer_importance
 
 
 @pytest.fixture(autouse=True)

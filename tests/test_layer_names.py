@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.networks import rows, tokens
-from wua_mlflow.analysis import NOT_ASKED, analyze, layer_importance
+from wua_mlflow.usage.analyze import NOT_ASKED, analyze, layer_importance
 
 
 class Stack(nn.Module):

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tests.networks import labels, mlp, rows
-from wua_mlflow.analysis import analyze
-from wua_mlflow.gradients import loss_of
+from wua_mlflow.usage.analyze import analyze
+from wua_mlflow.usage.gradients import loss_of
 
 loss = functional.cross_entropy
 PLAIN = mlp(3, 4, 2)

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from tests.model_forms import FORMS, Layers, matrix, net, through
 from tests.networks import mlp, rows
 from tests.references import CRITERIA, assert_importance, unnamed
-from wua_mlflow.analysis import analyze, layer_importance
 from wua_mlflow.hooks import unwrapped
+from wua_mlflow.usage.analyze import analyze, layer_importance
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning"),

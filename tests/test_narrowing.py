@@ -103,7 +103,8 @@ def test_nothing_narrower():
 @pytest.mark.parametrize("criterion", ["spanning", "taylor", "magnitude", "random", "output",
                                        "wanda"])
 def test_each_criterion_cuts_by_its_own_order(criterion):
-    from wua_mlflow.slimming import unit_groups, unit_importance
+    from wua_mlflow.pruning.cut import unit_groups
+    from wua_mlflow.pruning.importance import unit_importance
 
     model = mlp(4, 16, 3)
     order = unit_importance(model, unit_groups(model, DATA[0][:4]), DATA, cross_entropy,

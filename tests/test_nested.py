@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict, UserDict, namedtuple
 from dataclasses import dataclass
 
-from wua_mlflow.nested import mapped
+from wua_mlflow.usage.batches import mapped
 
 
 class Batch(dict):

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from tests.networks import labels, rows
-from wua_mlflow.analysis import analyze
-from wua_mlflow.importance import CRITERIA
+from wua_mlflow.usage.analyze import analyze
+from wua_mlflow.usage.criteria import CRITERIA
 
 
 @pytest.mark.parametrize("part", ["all", "buffer"])

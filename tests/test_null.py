@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from tests.nulls import INPUTS, stuck, trained
-from wua_mlflow import analysis
-from wua_mlflow.analysis import analyze
-from wua_mlflow.null import PERMUTED, REINITIALISED, with_null
-from wua_mlflow.summary import summarize
-from wua_mlflow.usage import ModelUsage
+from wua_mlflow.usage import analyze as analyze_module
+from wua_mlflow.usage.analyze import analyze
+from wua_mlflow.usage.null import with_null
+from wua_mlflow.usage.results import PERMUTED, REINITIALISED, ModelUsage
+from wua_mlflow.usage.statistics import summarize
 
 UNIFORM_SHARE = math.exp(0.5) / 2
 """exp(entropy) ÷ n of |w| drawn uniformly from an interval around 0, as n grows: by integration."""
@@ -190,9 +190,9 @@ def test_a_large_layer_is_sampled_by_whole_units(criterion, monkeypatch):
     data = [(INPUTS, torch.arange(50) % 2)]
     options = {"criterion": criterion, "null": 4, "seed": 8, "loss": nn.functional.cross_entropy}
     whole = analyze(model, data, **options).layers["0"].null
-    monkeypatch.setattr(analysis, "MOST_IN_A_DRAW", 120 * 30)
+    monkeypatch.setattr(analyze_module, "MOST_IN_A_DRAW", 120 * 30)
     seen = []
-    monkeypatch.setattr(analysis, "summarize", lambda part, shape, **how: seen.append(shape)
+    monkeypatch.setattr(analyze_module, "summarize", lambda part, shape, **how: seen.append(shape)
                         or summarize(part, shape, **how))
     sampled = analyze(model, data, **options).layers["0"].null
     assert seen.count((120, 30)) == 4
@@ -208,7 +208,7 @@ def test_a_sampled_grouped_convolution(monkeypatch):
                           nn.Linear(64 * 16, 2))
     images = torch.rand(10, 8, 6, 6, generator=torch.Generator().manual_seed(4))
     whole = analyze(model, images, criterion="wanda", null=4).layers["0"].null
-    monkeypatch.setattr(analysis, "MOST_IN_A_DRAW", 16 * 18)
+    monkeypatch.setattr(analyze_module, "MOST_IN_A_DRAW", 16 * 18)
     sampled = analyze(model, images, criterion="wanda", null=4).layers["0"].null
     assert sampled.share == pytest.approx(whole.share, rel=0.05)
     assert sampled.share != whole.share

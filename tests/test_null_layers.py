@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from tests.nulls import INPUTS, Scale, states, stuck, trained
-from wua_mlflow.analysis import analyze
-from wua_mlflow.null import PERMUTED, REINITIALISED
+from wua_mlflow.usage.analyze import analyze
+from wua_mlflow.usage.results import PERMUTED, REINITIALISED
 
 
 def test_permuted_layers_have_no_null_by_magnitude():

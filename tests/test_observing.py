@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from tests.networks import kept_streams, labels, mlp, restless, rows, snapshot
-from wua_mlflow import analysis
-from wua_mlflow.analysis import analyze, layer_importance
-from wua_mlflow.importance import CRITERIA
-from wua_mlflow.observing import named_layers
+from wua_mlflow.usage import analyze as analyze_module
+from wua_mlflow.usage import statistics
+from wua_mlflow.usage.analyze import analyze, layer_importance
+from wua_mlflow.usage.criteria import CRITERIA
+from wua_mlflow.usage.run import layer_filter
 
 
 @pytest.fixture(autouse=True)
@@ -114,8 +115,8 @@ def test_the_model_is_left_as_found_when_the_report_or_a_null_raises(caller, mon
                 raise OwnError("report")
             return summarize(evidence, *args, **kwargs)
 
-        summarize = analysis.summarize
-        monkeypatch.setattr(analysis, "summarize", measured)
+        summarize = statistics.summarize
+        monkeypatch.setattr(analyze_module, "summarize", measured)
         with pytest.raises(OwnError, match="report"):
             analyze(model, batches(), **EVERYTHING, layers=["first", "twice"], null=2)
         assert snapshot(model) == before
@@ -234,17 +235,17 @@ def test_a_part_in_torchscript_is_named_as_left_out():
 
 def test_names_of_layers():
     model = nn.ModuleDict({"fc1": nn.Linear(3, 2), "attention": nn.MultiheadAttention(4, 1)})
-    wanted = named_layers(model, ["fc1", "attention.q_proj"])
+    wanted = layer_filter(model, ["fc1", "attention.q_proj"])
     assert [name for name in ("fc1", "attention.q_proj", "attention.k_proj") if wanted(name)] == [
         "fc1", "attention.q_proj"]
-    assert named_layers(model, None)("anything")
+    assert layer_filter(model, None)("anything")
     with pytest.raises(ValueError, match=r"but got 'fc_1'; did you mean 'fc1'\?$"):
-        named_layers(model, ["fc_1"])
+        layer_filter(model, ["fc_1"])
     with pytest.raises(ValueError, match="^layers: expected a list of names, but got 'fc1'"):
-        named_layers(model, "fc1")
+        layer_filter(model, "fc1")
     many = nn.Sequential(*(nn.Linear(1, 1) for _ in range(30)))
     with pytest.raises(ValueError, match="among 0, 1, .* 19, …, but got 'x'$"):
-        named_layers(many, ["x"])
+        layer_filter(many, ["x"])
 
 
 def tensors_alive() -> tuple[int, int]:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.networks import rows
-from wua_mlflow.analysis import analyze
+from wua_mlflow.usage.analyze import analyze
 
 
 class Graph(nn.Module):

@@ -19,8 +19,8 @@ import torch
 from mlflow.tracking import MlflowClient
 
 from tests.old_store.make import ARCHIVE, DATABASE, ROOT, move_root
-from wua_mlflow.cli import main
-from wua_mlflow.tracking import best, compare_runs, runs
+from wua_mlflow.cli.main import main
+from wua_mlflow.tracking.runs import best, compare_runs, runs
 
 pytestmark = pytest.mark.xdist_group("old_store")
 

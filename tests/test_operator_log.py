@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from wua_mlflow.flops import _tensors
-from wua_mlflow.operator_log import OperatorLog
+from wua_mlflow.flops.meta_run import OperatorLog
 
 
 class Ran(TorchDispatchMode):

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from wua_mlflow.evaluation import output_kind
+from wua_mlflow.data.tasks import output_kind
 
 
 class Ending(nn.Module):

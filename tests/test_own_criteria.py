@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy as loss
 
 from tests.networks import labels, mlp, numpys, rows
-from wua_mlflow.analysis import analyze, layer_importance
+from wua_mlflow.usage.analyze import analyze, layer_importance
 
 
 def test_a_criterion_of_ones_own():

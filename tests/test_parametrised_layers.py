@@ -10,7 +10,7 @@ from torch.nn.utils import parametrizations, parametrize
 
 from tests.networks import rows
 from tests.references import CRITERIA, assert_importance, flat, unnamed
-from wua_mlflow.analysis import analyze, layer_importance
+from wua_mlflow.usage.analyze import analyze, layer_importance
 
 
 @pytest.fixture(autouse=True)

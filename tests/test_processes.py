@@ -15,8 +15,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn import functional
 
-from wua_mlflow.analysis import analyze
-from wua_mlflow.processes import rank, share_of
+from wua_mlflow.distributed import rank, shard_batches
+from wua_mlflow.usage.analyze import analyze
 
 CRITERIA = ("output", "input", "wanda", "magnitude", "taylor")
 
@@ -52,7 +52,7 @@ def whole() -> dict[str, Any]:
 
 
 def of_share() -> object:
-    return analyze(Net(), share_of(batches()), criterion=CRITERIA, null=2,
+    return analyze(Net(), shard_batches(batches()), criterion=CRITERIA, null=2,
                    loss=functional.cross_entropy, effective_rank=True)
 
 
@@ -105,7 +105,7 @@ def of_shards() -> object:
 
     model = sharded()
     DTensor.full_tensor = full_tensor  # type: ignore[method-assign]
-    usage = analyze(model, share_of(inputs().split(5)), criterion=("output", "wanda"))
+    usage = analyze(model, shard_batches(inputs().split(5)), criterion=("output", "wanda"))
     still = all(isinstance(p, DTensor) for p in model.parameters())
     return usage, still, [size.numel() for size in gathered]
 
@@ -225,4 +225,4 @@ def test_what_a_sharded_model_cannot_do_is_one_line(job, message, tmp_path):
 def test_alone_a_process_has_rank_0_and_all_the_data():
     data = [1, 2, 3]
     assert rank() == 0
-    assert share_of(data) is data
+    assert shard_batches(data) is data

@@ -14,7 +14,8 @@ import pytest
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.tracking import MlflowClient
 
-from wua_mlflow.cli import main, queries
+from wua_mlflow.cli import commands
+from wua_mlflow.cli.main import main
 from wua_mlflow.tracking.runs import runs
 from wua_mlflow.tracking.store import sqlite_file
 
@@ -137,7 +138,7 @@ def test_regressions_have_a_score(made, capsys):
     (None, 32, 9), (140, 32, 9), (110, 8, 9), (90, 8, 8), (80, 8, 7), (70, 8, 6), (20, 8, 5)])
 def test_a_narrow_terminal_shortens_ids_and_then_drops_columns(
         made, capsys, monkeypatch, width, longest_id, columns):
-    monkeypatch.setattr(queries, "_width", lambda: width)
+    monkeypatch.setattr(commands, "_width", lambda: width)
     lines = _lines(capsys, "runs", "--where", "attributes.status = 'FINISHED'")
     assert {len(_cells(line)[0]) for line in lines[1:]} == {longest_id}
     assert len(_cells(lines[0])) == columns

@@ -8,13 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from wua_mlflow.randomness import (
-    Purpose,
-    checked_seed,
-    isolated,
-    numpy_generator,
-    torch_generator,
-)
+from wua_mlflow.rng import Purpose, checked_seed, isolated, numpy_generator, torch_generator
 
 
 def _global_draws() -> tuple[float, float, float]:

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from tests.example_modules import Inner
 from wua_mlflow import flops
 from wua_mlflow.flops import FlopCount, count_flops
-from wua_mlflow.operator_log import OperatorLog
-from wua_mlflow.recurrence import AllStepsAtOnce
+from wua_mlflow.flops.meta_run import FusedTimeSteps, OperatorLog
 
 zeros = torch.zeros
 KINDS = {
@@ -124,13 +123,13 @@ def test_outputs_have_the_shapes_of_the_layers_own(kind: str) -> None:
             with torch.device("meta"):
                 layer, x = KINDS[kind](**options), zeros(shape)
             expected = shapes(layer(x))
-            with AllStepsAtOnce():
+            with FusedTimeSteps():
                 assert shapes(layer(x)) == expected
 
 
 def test_as_many_operators_for_any_number_of_steps() -> None:
     def operators(steps: int) -> int:
-        with torch.device("meta"), AllStepsAtOnce(), OperatorLog() as log:
+        with torch.device("meta"), FusedTimeSteps(), OperatorLog() as log:
             nn.LSTM(6, 8)(zeros(steps, 2, 6))
         return sum(log.calls.values())
 
@@ -141,7 +140,7 @@ def test_real_tensors_keep_their_values() -> None:
     torch.manual_seed(0)
     layer, x = nn.LSTM(6, 8), torch.randn(4, 2, 6)
     expected = layer(x)[0]
-    with AllStepsAtOnce():
+    with FusedTimeSteps():
         assert torch.equal(layer(x)[0], expected)
 
 

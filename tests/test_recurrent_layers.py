@@ -9,7 +9,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 from tests.networks import rows
 from tests.references import assert_importance, flat, unnamed
-from wua_mlflow.analysis import analyze, layer_importance
+from wua_mlflow.usage.analyze import analyze, layer_importance
 
 GATES = {nn.LSTM: 4, nn.GRU: 3, nn.RNN: 1}
 KINDS = pytest.mark.parametrize("kind", list(GATES), ids=lambda kind: kind.__name__)

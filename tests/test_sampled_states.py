@@ -10,7 +10,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from tests.networks import rows
 from tests.test_sampling import numpys_rank, ranks
-from wua_mlflow.analysis import analyze
+from wua_mlflow.usage.analyze import analyze
 
 UNITS, STEPS = 5, 6
 

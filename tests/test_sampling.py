@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from tests.networks import NETWORKS, cnn, mlp, numpys, rows
-from wua_mlflow.analysis import analyze
-from wua_mlflow.sampling import MOST_ROWS, effective_rank
+from wua_mlflow.usage.activation_sample import MOST_ROWS, effective_rank
+from wua_mlflow.usage.analyze import analyze
 
 
 def numpys_rank(activations: np.ndarray, scale: np.ndarray | float = 1.0) -> float:

@@ -13,14 +13,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from wua_mlflow import intervals, settling
-from wua_mlflow.bootstrap import widened_interval
-from wua_mlflow.verdict import (
-    Verdict,
-    compare,
-    required_examples_without_discordance,
-    too_small,
-)
+from wua_mlflow.verdict import intervals, sample_size
+from wua_mlflow.verdict.compare import Verdict, compare
+from wua_mlflow.verdict.intervals import inflated_bootstrap_t
+from wua_mlflow.verdict.sample_size import required_examples_without_discordance, too_few_examples
 
 
 def outcomes(gained: int, lost: int, examples: int) -> tuple[np.ndarray, np.ndarray]:
@@ -83,7 +79,7 @@ def test_examples_for_an_artifact_by_hand():
     variances 2q − 0.0204 = 0.035097 and 0.03 − 0.01² = 0.0299;
     n > ((1.95996 · 0.187342 + 0.84162 · 0.172916) ÷ 0.01)² = 2628.8.
     """
-    assert settling.tango_examples(0.01, 0.02, margin=0.02, confidence=0.95) == 2629
+    assert sample_size.required_tango(0.01, 0.02, margin=0.02, confidence=0.95) == 2629
 
 
 @pytest.mark.parametrize("margin", [0.001, 0.01, 0.025, 0.5])
@@ -93,7 +89,7 @@ def test_examples_without_discordance_are_the_fewest(margin):
     fewer = compare(np.ones(n - 1), np.ones(n - 1), margin=margin)
     assert fewer.outcome == "inconclusive"
     assert numbers(fewer.settle) == [n - 1, n]
-    assert settling.tango_examples(0.0, 0.0, margin=margin, confidence=0.95) == n
+    assert sample_size.required_tango(0.0, 0.0, margin=margin, confidence=0.95) == n
 
 
 def test_examples_without_discordance_for_one_point():
@@ -102,21 +98,23 @@ def test_examples_without_discordance_for_one_point():
 
 
 def test_a_test_set_too_small_says_how_large_it_must_be():
-    assert too_small(380, 0.01) == (
+    assert too_few_examples(380, 0.01) == (
         "test data: expected at least 381 examples to show even of equal models that they are "
         "within a margin of 0.01, but got 380; take more, or a margin of at least 0.0101")
-    assert too_small(381, 0.01) is None
-    assert too_small(267, 0.01, 0.9) is not None and too_small(268, 0.01, 0.9) is None
-    assert (too_small(10_000, 0.0) or "").startswith("margin: expected above 0, since at 0 no")
+    assert too_few_examples(381, 0.01) is None
+    assert too_few_examples(267, 0.01, 0.9) is not None and too_few_examples(268, 0.01, 0.9) is None
+    assert (too_few_examples(10_000, 0.0) or "").startswith(
+        "margin: expected above 0, since at 0 no"
+    )
 
 
 @pytest.mark.parametrize(("examples", "margin"), [(30, 0.02), (114, 0.01), (540, 0.001)])
 def test_the_margin_that_is_offered_instead_can_be_shown(examples, margin):
-    line = too_small(examples, margin)
+    line = too_few_examples(examples, margin)
     assert line is not None
     offered = float(line.rsplit(" ", 1)[1])
-    assert too_small(examples, offered) is None
-    assert too_small(examples, 0.98 * offered) is not None
+    assert too_few_examples(examples, offered) is None
+    assert too_few_examples(examples, 0.98 * offered) is not None
     assert compare(np.ones(examples), np.ones(examples), margin=offered).outcome == "non_inferior"
 
 
@@ -130,7 +128,7 @@ def test_four_of_five_regressions_are_settled_at_the_examples_named():
     assert now == 80
     spread, settled = differences.std(ddof=1), []
     for trial in range(300):
-        low, high = widened_interval(
+        low, high = inflated_bootstrap_t(
             rng.normal(0, spread, size=needed), confidence=0.95, seed=trial, resamples=500)
         settled.append(low > -0.05 or high < -0.05)
     assert np.mean(settled) == pytest.approx(0.8, abs=0.07)
@@ -248,7 +246,7 @@ def test_crossed_need_by_linear_search(share):
         return float(beyond)
 
     distance = share * parts.half_width(0.95)
-    need = settling.crossed_need(parts, distance, confidence=0.95)
+    need = sample_size.required_crossed(parts, distance, confidence=0.95)
     more_seeds = (s for s in range(seeds, 101) if chance(s, examples) >= 0.8)
     more_examples = (n for n in range(examples, 1001) if chance(seeds, n) >= 0.8)
     both = (s for s in range(seeds, 501) if chance(s, 12 * s) >= 0.8)

@@ -19,8 +19,8 @@ from mlflow.tracking import MlflowClient
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
-from wua_mlflow.cli import main
-from wua_mlflow.stopping import Stopped, held, released, stoppable
+from wua_mlflow.cli.main import main
+from wua_mlflow.signals import Stopped, allow_signals, defer_signals, handle_signals
 
 NUMBERS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 
@@ -79,7 +79,7 @@ def statuses(kind: str) -> list[str]:
 
 @pytest.mark.parametrize("number", NUMBERS)
 def test_a_signal_is_raised_with_the_shells_exit_code(number: signal.Signals) -> None:
-    with pytest.raises(Stopped, match=number.name) as stop, stoppable():
+    with pytest.raises(Stopped, match=number.name) as stop, handle_signals():
         signal.raise_signal(number)
     assert stop.value.exit_code == 128 + number
     assert isinstance(stop.value, KeyboardInterrupt)
@@ -89,7 +89,7 @@ def test_handlers_are_put_back_and_an_ignored_signal_stays_ignored() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         others = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
-        with stoppable():
+        with handle_signals():
             signal.raise_signal(signal.SIGHUP)
             assert signal.getsignal(signal.SIGTERM) != others[0]
         assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == others
@@ -102,7 +102,7 @@ def test_another_thread_leaves_the_handlers_alone() -> None:
     seen = []
 
     def work() -> None:
-        with stoppable():
+        with handle_signals():
             seen.append(signal.getsignal(signal.SIGTERM))
 
     thread = threading.Thread(target=work)
@@ -113,8 +113,8 @@ def test_another_thread_leaves_the_handlers_alone() -> None:
 
 def test_a_held_block_is_finished_first() -> None:
     done = []
-    with pytest.raises(Stopped), stoppable():
-        with held():
+    with pytest.raises(Stopped), handle_signals():
+        with defer_signals():
             signal.raise_signal(signal.SIGTERM)
             done.append("to the end")
         done.append("not here")
@@ -123,9 +123,9 @@ def test_a_held_block_is_finished_first() -> None:
 
 def test_a_released_block_within_is_not() -> None:
     done = []
-    with pytest.raises(Stopped), stoppable(), held():
+    with pytest.raises(Stopped), handle_signals(), defer_signals():
         try:
-            with released():
+            with allow_signals():
                 signal.raise_signal(signal.SIGTERM)
                 done.append("not here")
         finally:
@@ -136,23 +136,23 @@ def test_a_released_block_within_is_not() -> None:
 
 def test_a_signal_that_waits_is_raised_where_the_block_is_released() -> None:
     done = []
-    with pytest.raises(Stopped), stoppable(), held():
+    with pytest.raises(Stopped), handle_signals(), defer_signals():
         signal.raise_signal(signal.SIGTERM)
         done.append("still held")
-        with released():
+        with allow_signals():
             done.append("not here")
     assert done == ["still held"]
 
 
 def test_an_error_in_a_held_block_gives_way_to_the_signal() -> None:
-    with pytest.raises(Stopped) as stop, stoppable(), held():
+    with pytest.raises(Stopped) as stop, handle_signals(), defer_signals():
         signal.raise_signal(signal.SIGTERM)
         raise ValueError("of the block")
     assert isinstance(stop.value.__context__, ValueError)
 
 
 def test_three_signals_end_even_a_held_block() -> None:
-    script = ("import signal\nfrom wua_mlflow.stopping import *\n"
+    script = ("import signal\nfrom wua_mlflow.signals import *\n"
               "with stoppable(), held():\n"
               "    for _ in range(9):\n"
               "        signal.raise_signal(signal.SIGTERM); print('held', flush=True)\n")
@@ -237,13 +237,13 @@ def test_another_threads_blocks_hold_nothing() -> None:
     inside, done = threading.Event(), threading.Event()
 
     def work() -> None:
-        with held():
+        with defer_signals():
             inside.set()
             done.wait(60)
 
     with ThreadPoolExecutor(1) as pool:
         pool.submit(work)
-        with pytest.raises(Stopped), stoppable():
+        with pytest.raises(Stopped), handle_signals():
             inside.wait(60)
             signal.raise_signal(signal.SIGTERM)
         done.set()
@@ -266,12 +266,12 @@ def test_the_run_of_mlflow_run_is_killed(
 def test_the_run_of_mlflow_run_is_killed_where_the_command_never_got_to_it(
     store_uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from wua_mlflow import cli
+    from wua_mlflow.cli import main as main_module
 
     client = MlflowClient()
     inherited = client.create_run("0").info.run_id
     monkeypatch.setenv("MLFLOW_RUN_ID", inherited)
-    monkeypatch.setattr(cli, "_execute", lambda _: signal.raise_signal(signal.SIGTERM))
+    monkeypatch.setattr(main_module, "_execute", lambda _: signal.raise_signal(signal.SIGTERM))
     assert main(["run"]) == 143
     assert client.get_run(inherited).info.status == "KILLED"
 

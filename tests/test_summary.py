@@ -9,10 +9,15 @@ import pytest
 import scipy.stats
 import torch
 
-from wua_mlflow import summary, survey
-from wua_mlflow.importance import Product
-from wua_mlflow.summary import summarize
-from wua_mlflow.survey import Kept, NumpyKernels, TorchKernels, kernels_for
+from wua_mlflow.usage import statistics
+from wua_mlflow.usage.criteria import WeightedImportance
+from wua_mlflow.usage.statistics import (
+    NumpyKernels,
+    ThinnedValues,
+    TorchKernels,
+    kernels_for,
+    summarize,
+)
 
 
 def drawn(seed: int) -> np.random.Generator:
@@ -58,12 +63,12 @@ def compiled(request):
 @pytest.fixture(params=["sorted whole", "by window"])
 def _small_tiles(request, monkeypatch):
     """Tiles of 512 numbers; and, by window, what a layer of more than a million goes through."""
-    monkeypatch.setattr(summary, "_TILE", 512)
+    monkeypatch.setattr(statistics, "_TILE", 512)
     if request.param == "by window":
-        monkeypatch.setattr(summary, "_SIMPLY_SORTED", 0)
-        monkeypatch.setattr(summary, "_SORTED_AT_ONCE", 16)
-        monkeypatch.setattr(summary, "_BINS", 32)
-        monkeypatch.setattr(survey, "_MOST_KEPT", 100)
+        monkeypatch.setattr(statistics, "_SIMPLY_SORTED", 0)
+        monkeypatch.setattr(statistics, "_SORTED_AT_ONCE", 16)
+        monkeypatch.setattr(statistics, "_BINS", 32)
+        monkeypatch.setattr(statistics, "_MOST_KEPT", 100)
 
 
 @pytest.mark.usefixtures("_small_tiles")
@@ -103,7 +108,7 @@ def test_the_histogram_is_numpys(name, compiled):
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_a_column_first_layer_is_the_same(name, monkeypatch):
-    monkeypatch.setattr(summary, "_TILE", 512)
+    monkeypatch.setattr(statistics, "_TILE", 512)
     array = LAYERS[name]
     whole = torch.from_numpy(np.asfortranarray(array))
     found = summarize(lambda r, c: whole[r, c], whole.shape, by_column=True)
@@ -126,9 +131,9 @@ def test_the_gpus_passes_compiled(monkeypatch):
 
 
 def assert_torch_finds_the_same(name, window, monkeypatch, kernels):
-    monkeypatch.setattr(summary, "_TILE", 1000)
+    monkeypatch.setattr(statistics, "_TILE", 1000)
     whole = torch.from_numpy(LAYERS[name])
-    tiles = summary._Tiles(lambda r, c: whole[r, c], whole.shape, whole, by_column=False)
+    tiles = statistics._Tiles(lambda r, c: whole[r, c], whole.shape, whole, by_column=False)
     one = kernels.survey(tiles, len(whole), *window)
     other = NumpyKernels().survey(tiles, len(whole), *window)
     for field in ("total", "weighted", "by_row", "least", "largest", "above", "above_count",
@@ -216,15 +221,15 @@ def test_numba_is_used_for_large_layers_alone(monkeypatch):
     cpu = torch.device("cpu")
     assert type(kernels_for(cpu, 2**20 - 1, None)).__name__ == "NumpyKernels"
     assert type(kernels_for(cpu, 2**20, None)).__name__ == "CompiledKernels"
-    monkeypatch.setattr(survey.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(statistics.importlib.util, "find_spec", lambda name: None)
     assert type(kernels_for(cpu, 2**20, None)).__name__ == "NumpyKernels"
     with pytest.raises(ValueError, match="compiled: expected numba to be installed"):
         kernels_for(cpu, 1, True)
 
 
 def test_too_many_are_thinned_evenly(monkeypatch):
-    monkeypatch.setattr(survey, "_MOST_KEPT", 50)
-    kept = Kept()
+    monkeypatch.setattr(statistics, "_MOST_KEPT", 50)
+    kept = ThinnedValues()
     for start in range(0, 1000, 7):
         kept.add(np.arange(start, min(start + 7, 1000), dtype=np.float32))
     steps = np.diff(kept.values())
@@ -256,5 +261,5 @@ def test_many_equal_importances_and_a_few_large_ones(dtype, compiled, large):
     descending = np.sort(whole.double().numpy().ravel())[::-1]
     border = np.searchsorted(descending.cumsum(), 0.9 * descending.sum() * (1 - 1e-12)) + 1
     assert round(found.usage.top90_share * whole.numel()) == border
-    fused = summarize(Product(whole, None), tuple(whole.shape), compiled=compiled)
+    fused = summarize(WeightedImportance(whole, None), tuple(whole.shape), compiled=compiled)
     assert fused.usage.top90_share == found.usage.top90_share

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from wua_mlflow.training import Budget, EpochRecord, TrainingDiverged, fit
+from wua_mlflow.training.fit import Budget, EpochRecord, TrainingDiverged, fit
 
 
 def network(seed: int = 0, *, dropout: float = 0.0) -> nn.Sequential:

@@ -14,8 +14,9 @@ import torch
 from torch import nn
 
 from tests.networks import kept_streams
-from wua_mlflow import analyze, count_flops
-from wua_mlflow.slimming import cut, unit_groups
+from wua_mlflow.flops import count_flops
+from wua_mlflow.pruning.cut import cut, unit_groups
+from wua_mlflow.usage.analyze import analyze
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 transformers = pytest.importorskip("transformers")

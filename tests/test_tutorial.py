@@ -13,8 +13,8 @@ from torch import nn
 
 import wua_mlflow as wua
 from wua_mlflow.tutorial import flops_text, report_text
-from wua_mlflow.usage import ModelUsage
-from wua_mlflow.widths import effective_widths, recommend_widths
+from wua_mlflow.usage.results import ModelUsage
+from wua_mlflow.widths.recommend import effective_widths, recommend_widths
 
 
 def train(hidden: int, epochs: int, x: torch.Tensor, y: torch.Tensor) -> nn.Sequential:

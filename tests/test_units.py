@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tests.networks import NETWORKS, labels, mlp, numpys, rows, tokens
-from wua_mlflow.analysis import analyze
-from wua_mlflow.importance import CRITERIA
+from wua_mlflow.usage.analyze import analyze
+from wua_mlflow.usage.criteria import CRITERIA
 
 
 @pytest.mark.parametrize("network", NETWORKS)

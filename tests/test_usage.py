@@ -10,9 +10,9 @@ import pytest
 import scipy.stats
 import torch
 
-from wua_mlflow.analysis import analyze
-from wua_mlflow.concentration import histogram
-from wua_mlflow.usage import Concentration, Histogram, LayerUsage, ModelUsage, NullUsage
+from wua_mlflow.usage.analyze import analyze
+from wua_mlflow.usage.results import Concentration, Histogram, LayerUsage, ModelUsage, NullUsage
+from wua_mlflow.usage.statistics import histogram
 
 
 def layer(name, weights, entropy, top90_share, low, null=None):

@@ -15,13 +15,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from wua_mlflow import intervals
-from wua_mlflow.verdict import (
-    Verdict,
-    compare,
-    required_examples_without_discordance,
-    too_small,
-)
+from wua_mlflow.verdict import intervals
+from wua_mlflow.verdict.compare import Verdict, compare
+from wua_mlflow.verdict.sample_size import required_examples_without_discordance, too_few_examples
 
 
 @dataclass(frozen=True)
@@ -194,7 +190,7 @@ def test_margin_outside_its_range(margin):
     with pytest.raises(ValueError, match=r"^margin: expected a number in \[0, 1\), but got "):
         compare([0, 1], [1, 1], margin=margin)
     with pytest.raises(ValueError, match=r"^margin: expected a number in \[0, 1\), but got "):
-        too_small(100, margin)
+        too_few_examples(100, margin)
 
 
 @pytest.mark.parametrize("confidence", [0, 1, 95, math.nan])
@@ -204,7 +200,7 @@ def test_confidence_outside_its_range(confidence):
     with pytest.raises(ValueError, match=r"^confidence: expected a number in \(0, 1\), but got "):
         required_examples_without_discordance(0.01, confidence)
     with pytest.raises(ValueError, match=r"^confidence: expected a number in \(0, 1\), but got "):
-        too_small(100, 0.01, confidence)
+        too_few_examples(100, 0.01, confidence)
 
 
 def test_margin_of_zero_is_never_shown_without_discordance():
@@ -277,7 +273,7 @@ def test_verdicts_alone_import_neither_scipy_nor_torch():
     code = (
         "import sys, types; package = types.ModuleType('wua_mlflow');"
         f"package.__path__ = [{str(Path(intervals.__file__).parent)!r}];"
-        "sys.modules['wua_mlflow'] = package; import wua_mlflow.verdict as verdict;"
+        "sys.modules['wua_mlflow'] = package; import wua_mlflow.verdict.compare as verdict;"
         "print(verdict.compare([1, 1], [1, 0], margin=0.5).outcome);"
         "print([m for m in ('scipy', 'torch', 'mlflow') if m in sys.modules])"
     )

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tests.networks import labels, rows
-from wua_mlflow.analysis import analyze
-from wua_mlflow.evaluation import outputs_of
-from wua_mlflow.latency import measure_latency
-from wua_mlflow.training import Budget, fit
-from wua_mlflow.widths import recommend_widths
+from wua_mlflow.training.evaluation import outputs_of
+from wua_mlflow.training.fit import Budget, fit
+from wua_mlflow.training.latency import measure_latency
+from wua_mlflow.usage.analyze import analyze
+from wua_mlflow.widths.recommend import recommend_widths
 
 
 class Standardising(nn.Module):

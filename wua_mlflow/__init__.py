@@ -10,9 +10,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from wua_mlflow.analysis import analyze
     from wua_mlflow.flops import count_flops
-    from wua_mlflow.narrowing import slim
+    from wua_mlflow.slimming import slim
     from wua_mlflow.tutorial import (
         compute_weight_importance,
         estimate_flops,
@@ -22,14 +21,15 @@ if TYPE_CHECKING:
         print_report,
         show,
     )
-    from wua_mlflow.verdict import compare
-    from wua_mlflow.widths import recommend_widths
+    from wua_mlflow.usage.analyze import analyze
+    from wua_mlflow.verdict.compare import compare
+    from wua_mlflow.widths.recommend import recommend_widths
 
 __version__ = "0.1.0"
 
 _HOME = {
-    "analyze": "analysis",
-    "compare": "verdict",
+    "analyze": "usage.analyze",
+    "compare": "verdict.compare",
     "compute_weight_importance": "tutorial",
     "count_flops": "flops",
     "estimate_flops": "tutorial",
@@ -37,25 +37,15 @@ _HOME = {
     "plot_importance_histogram": "tutorial",
     "print_flops_report": "tutorial",
     "print_report": "tutorial",
-    "recommend_widths": "widths",
+    "recommend_widths": "widths.recommend",
     "show": "tutorial",
-    "slim": "narrowing",
+    "slim": "slimming",
 }
 
 __all__ = [
-    "__version__",
-    "analyze",
-    "compare",
-    "compute_weight_importance",
-    "count_flops",
-    "estimate_flops",
-    "generate_report",
-    "plot_importance_histogram",
-    "print_flops_report",
-    "print_report",
-    "recommend_widths",
-    "show",
-    "slim",
+    "__version__", "analyze", "compare", "compute_weight_importance", "count_flops",
+    "estimate_flops", "generate_report", "plot_importance_histogram", "print_flops_report",
+    "print_report", "recommend_widths", "show", "slim",
 ]
 
 

@@ -1,5 +1,7 @@
 """``python -m wua_mlflow``: the same as ``wua``."""
 
-from wua_mlflow.cli import entry
+from __future__ import annotations
+
+from wua_mlflow.cli.main import entry
 
 raise SystemExit(entry())

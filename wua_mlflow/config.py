@@ -1,45 +1,222 @@
-"""Typed, strict configuration: schema defaults, then a YAML file, then what was given explicitly.
+"""The settings: every field with its type, its default and what it means; defaults live here alone.
 
-May import: pydantic, yaml, settings, dotted. Tests: ``tests/test_config.py``.
+The fields of ``Settings`` are MLproject's parameters and the command line's options; a test holds
+the three together. May import: pydantic, dotted. Tests: ``tests/test_config.py``.
 """
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from wua_mlflow.dotted import nearest
-from wua_mlflow.settings import (
-    COMMAND_FIELDS,
-    CRITERIA,
-    OWN_MODEL,
-    OWN_ONLY,
-    TUTORIAL,
-    WIDTH_METHODS,
-    Settings,
-    yes_or_no,
-)
+from wua_mlflow.errors import did_you_mean
 
 __all__ = [
-    "COMMAND_FIELDS",
-    "CONFIGS",
-    "CRITERIA",
-    "OWN_MODEL",
-    "OWN_ONLY",
-    "TUTORIAL",
-    "WIDTH_METHODS",
-    "ConfigError",
-    "Settings",
-    "config_names",
-    "given_fields",
-    "load_settings",
-    "settings_yaml",
+    "COMMAND_FIELDS", "CONFIGS", "CRITERIA", "ConfigError", "OWN_MODEL", "OWN_ONLY", "Settings",
+    "TUTORIAL", "WIDTH_METHODS", "config_names", "given_fields", "load_settings", "settings_yaml",
     "yes_or_no",
 ]
+
+
+TUTORIAL = "usecase"
+CRITERIA = ("output", "input", "wanda", "magnitude", "taylor")
+"""The criteria that have a name; a test holds them equal to ``importance.CRITERIA``."""
+OWN_MODEL = ("data", "target", "task", "model", "hidden", "state", "seed")
+"""What names a model of ``analyze`` and ``slim`` without a run."""
+OWN_ONLY = ("layers", "batch_to_inputs")
+"""What ``analyze`` can be told of such a model only: a variant's figures are of all its layers."""
+WIDTH_METHODS = ("effective", "rank", "projection", "ablation", "search")
+
+_RECIPE = ("data", "target", "task", "model", "train", "hidden", "epochs", "optimizer",
+           "batch_size", "lr", "patience", "seed", "seeds")
+_MACHINE = ("device", "threads", "experiment")
+_USAGE = ("criterion", "loss", "effective_rank", "null_draws")
+_SLIM = ("how", "slim_hidden", "slim_epochs", "width_method", "search_runs", "search_seconds",
+         "budget", "distill", "fold", "rounds")
+_VERDICT = ("margin", "confidence")
+_END = ("register", "gate")
+_FINE_TUNING = ("train", "optimizer", "batch_size", "lr", "patience")
+COMMAND_FIELDS: dict[str, tuple[str, ...]] = {
+    "run": (*_RECIPE, *_USAGE, *_SLIM, *_VERDICT, *_MACHINE, *_END),
+    "train": (*_RECIPE, *_MACHINE),
+    "analyze": ("run_id", *OWN_MODEL, *OWN_ONLY, *_USAGE, *_MACHINE),
+    "slim": ("run_id", "model_uri", *OWN_MODEL, *_FINE_TUNING, *_USAGE, *_SLIM, *_VERDICT,
+             *_MACHINE, *_END),
+    "compare": ("run_id", "baseline", "candidate", "data", "target", "task", "seed", *_VERDICT,
+                *_MACHINE),
+}
+"""The fields that each command takes: its options, and the parameters of its entry point."""
+
+
+def _widths(value: Any) -> Any:
+    """``"64,32"``, ``64`` or ``[64, 32]`` -> ``(64, 32)``."""
+    if isinstance(value, str):
+        value = [part.strip() for part in value.split(",")]
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = [value]
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _widths_or_auto(value: Any) -> Any:
+    return value if value == "auto" else _widths(value)
+
+
+def _number_or_full(value: Any) -> Any:
+    return int(value) if isinstance(value, str) and value.strip().isdigit() else value
+
+
+def _criteria(value: Any) -> Any:
+    """``"output, mine:rule"`` or a list -> ``"output,mine:rule"``, each of them once."""
+    parts = value.split(",") if isinstance(value, str) else value
+    if not isinstance(parts, list) or not all(isinstance(part, str) for part in parts):
+        raise ValueError("")
+    parts = [part.strip() for part in parts]
+    for part in parts:
+        module, _, name = part.partition(":")
+        if part not in CRITERIA and not (name.isidentifier() and module):
+            raise ValueError(did_you_mean(part, CRITERIA))
+    if len(set(parts)) < len(parts):
+        raise ValueError("")
+    return ",".join(parts)
+
+
+def _names(value: Any) -> Any:
+    """``"fc1, fc2"`` or a list -> ``("fc1", "fc2")``, each of them once."""
+    parts = value.split(",") if isinstance(value, str) else value
+    if not isinstance(parts, list) or not all(isinstance(part, str) for part in parts):
+        raise ValueError("")
+    return tuple(dict.fromkeys(part.strip() for part in parts))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, str | float) and not isinstance(value, bool):
+        number = float(value)
+        if not math.isfinite(number):
+            raise ValueError("expected a finite number")
+    return value
+
+
+Count = Annotated[int, Field(ge=1)]
+Widths = Annotated[tuple[Count, ...], BeforeValidator(_widths), Field(min_length=1)]
+SlimWidths = Annotated[
+    Literal["auto"] | tuple[Count, ...], BeforeValidator(_widths_or_auto), Field(min_length=1)
+]
+BatchSize = Annotated[Literal["full"] | Count, BeforeValidator(_number_or_full)]
+Criteria = Annotated[str, BeforeValidator(_criteria)]
+Positive = Annotated[float, BeforeValidator(_finite), Field(gt=0)]
+
+
+# BaseModel inherits ABCMeta.register, which nobody calls on it
+warnings.filterwarnings("ignore", message='Field name "register" in "Settings" shadows')
+
+
+class Settings(BaseModel):
+    """Everything that a pipeline can be told; see ``docs/configuration.md``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    data: str = Field("usecase", description="a bundled set, a .csv/.parquet/.npz file, or "
+                      "package.module:function of seed -> (train, validation, test); analyze: "
+                      "or batches")
+    target: str | None = Field(None, description="the target's column in a file")
+    task: Literal["binary", "multiclass", "regression"] | None = Field(
+        None, description="binary, multiclass or regression, where the target leaves it open")
+    model: str = Field("mlp", description="mlp, cnn, or package.module:factory of widths; "
+                       "analyze, slim: or of nothing")
+    state: str | None = Field(None, description="analyze, slim: the model's weights, a "
+                              ".safetensors file, or a state dict that torch.save wrote (.pt, "
+                              ".pth, .bin); as the factory made them, if unset")
+    model_uri: str | None = Field(None, description="slim: a model that a run of ours logged, "
+                                  "e.g. models:/name/1")
+    train: str | None = Field(None, description="your trainer: package.module:function of "
+                              "(model, data, budget, seed) -> model")
+    hidden: Annotated[tuple[Count, ...], BeforeValidator(_widths)] = Field(
+        (64, 32), description="hidden widths of the original, e.g. 64,32; [] in YAML: the factory "
+        "takes none")
+    epochs: Count = Field(50, description="epochs of the original")
+    slim_hidden: SlimWidths = Field("auto", description="auto, or the slim widths, e.g. 40,20")
+    slim_epochs: Count | None = Field(None, description="epochs of the slim one (as epochs)")
+    how: Literal["auto", "rebuild", "prune"] = Field(
+        "auto", description="rebuild: the factory with the slim widths, trained from scratch; "
+        "prune: the trained network cut, then fine-tuned; auto: prune what was trained elsewhere, "
+        "rebuild all else")
+    width_method: Literal["auto", "effective", "rank", "projection", "ablation", "search"] = Field(
+        "auto", description=f"how slim_hidden=auto finds the widths: {', '.join(WIDTH_METHODS)}; "
+        "auto: search; where your own trainer would be called for every width, or the validation "
+        "data are too few to show anything, rank")
+    search_runs: Annotated[int, Field(ge=2)] = Field(
+        12, description="search: at most so many widths are trained, the original's among them")
+    search_seconds: Positive | None = Field(None, description="search: for at most so long")
+    budget: Literal["epochs", "flops"] = Field(
+        "epochs", description="rebuild: as many epochs as the original, or as many training FLOPs "
+        "(where slim_epochs is unset)")
+    distill: bool = Field(False, description="prune: fine-tune towards the original's outputs too: "
+                          "true or false")
+    fold: Literal["auto"] | bool = Field(
+        "auto", description="prune: let what read a unit that is cut read the others for it, by a "
+        "linear fit: true, false, or auto: both ways are fine-tuned, and the fit stays where it is "
+        "ahead on validation data by more than a standard error (false with your own trainer)")
+    rounds: Count = Field(1, description="slim again, at most so often, while the verdict is "
+                          "non_inferior")
+    criterion: Criteria = Field(
+        "output", description="what makes a weight important: output, input, wanda, magnitude, "
+        "taylor, package.module:function, or several of them, e.g. output,wanda")
+    layers: Annotated[tuple[str, ...], BeforeValidator(_names), Field(min_length=1)] | None = \
+        Field(None, description="analyze: names of a model's layers, e.g. fc1,fc2; all but the "
+              "output layer, if unset")
+    batch_to_inputs: str | None = Field(None, description="analyze: package.module:function of "
+                                        "a batch -> the model's inputs: a tensor, a tuple of "
+                                        "arguments or a dict of them by name")
+    loss: str | None = Field(None, description="taylor's loss: package.module:function of "
+                             "(outputs, targets) -> mean; the task's own, if unset")
+    effective_rank: bool = Field(False, description="also the effective rank of each layer's "
+                                 "activations: true or false")
+    null_draws: Annotated[int, Field(ge=0)] = Field(
+        20, description="networks that learned nothing, drawn beside the analysis")
+    optimizer: Literal["adam", "sgd"] = Field("adam", description="adam or sgd")
+    batch_size: BatchSize = Field(64, description="samples a step, or full")
+    lr: Positive = Field(0.003, description="learning rate of the built-in trainer")
+    patience: Count | None = Field(None, description="stop early after so many epochs without a "
+                                   "better validation loss, and keep the best")
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(42, description="of everything random")
+    seeds: Count = Field(5, description="replicates of the recipe; the recipe verdict needs 5")
+    margin: Annotated[float, BeforeValidator(_finite), Field(ge=0, lt=1)] = Field(
+        0.02, description="how much worse is still as good: a fraction of 1 in accuracy or R²")
+    confidence: Annotated[float, BeforeValidator(_finite), Field(gt=0, lt=1)] = Field(
+        0.95, description="confidence of the interval")
+    device: str = Field("cpu", pattern=r"^(cpu|auto|cuda(:\d+)?|mps)$", description="cpu, cuda, "
+                        "cuda:N, mps, or auto")
+    threads: Count | None = Field(None, description="torch's threads; its own choice, if unset")
+    experiment: str = Field("wua", min_length=1, description="MLflow experiment")
+    run_id: str | None = Field(None, description="the variant that a step adds to")
+    baseline: str | None = Field(None, description="compare: the original, as A")
+    candidate: str | None = Field(None, description="compare: the slim one, as B")
+    register: str | None = Field(None, min_length=1, description="register the slim model under "
+                                 "this name, if its artifact verdict is non_inferior")
+    gate: bool = Field(False, description="end with the verdict's exit code: 0 non_inferior, "
+                       "3 inferior, 4 inconclusive")
+
+    @property
+    def slim_budget(self) -> int:
+        """Epochs of the slim variant."""
+        return self.slim_epochs if self.slim_epochs is not None else self.epochs
+
+
+def yes_or_no(field: str) -> bool:
+    """Whether a setting may be true or false.
+
+    >>> yes_or_no("gate"), yes_or_no("fold"), yes_or_no("how")
+    (True, True, False)
+    """
+    kind = Settings.model_fields[field].annotation
+    return kind is bool or bool in get_args(kind)
+
 
 CONFIGS = Path(__file__).parent / "pipeline" / "configs"
 """The folder of the shipped configurations."""
@@ -100,7 +277,7 @@ def _read(config: str) -> dict[str, Any]:
     if path.suffix not in (".yaml", ".yml"):
         raise ConfigError(
             f"config: expected a YAML file or one of {', '.join(config_names())}, "
-            f"but got '{config}'{nearest(config, config_names())}"
+            f"but got '{config}'{did_you_mean(config, config_names())}"
         )
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -134,7 +311,7 @@ def _one_line(error: ValidationError, values: Mapping[str, Any]) -> str:
     problem = error.errors()[0]
     field = str(problem["loc"][0])
     if problem["type"] == "extra_forbidden":
-        return f"{field}: no such setting{nearest(field, Settings.model_fields)}"
+        return f"{field}: no such setting{did_you_mean(field, Settings.model_fields)}"
     meant = str(problem["msg"]).partition("error, ")[2] if field == "criterion" else ""
     return (f"{field}: expected {_expectation(field, problem)}, but got {_shown(values[field])}"
             f"{meant}")

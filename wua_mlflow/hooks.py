@@ -16,10 +16,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from wua_mlflow.randomness import isolated
+from wua_mlflow.rng import isolated
 
-__all__ = ["Call", "Running", "evaluating", "noting", "on_gradient", "reading", "running",
-           "unwrapped"]
+__all__ = [
+    "Call", "Running", "evaluating", "noting", "on_gradient", "reading", "running", "unwrapped",
+]
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

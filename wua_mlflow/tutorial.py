@@ -12,26 +12,21 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from wua_mlflow.analysis import layer_importance
-from wua_mlflow.concentration import effective_count, entropy_nats, low_share, top_share
 from wua_mlflow.flops import ptflops_forward_flops
 from wua_mlflow.hooks import unwrapped
-from wua_mlflow.plots import histogram_data, network_data, plot_histogram, plot_network
+from wua_mlflow.plots.histogram import histogram_data, plot_histogram
+from wua_mlflow.plots.network import network_data, plot_network
+from wua_mlflow.usage.analyze import layer_importance
+from wua_mlflow.usage.statistics import effective_count, entropy_nats, low_share, top_share
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = [
-    "compute_weight_importance",
-    "estimate_flops",
-    "flops_text",
-    "generate_report",
-    "plot_importance_histogram",
-    "print_flops_report",
-    "print_report",
-    "report_text",
-    "show",
+    "compute_weight_importance", "estimate_flops", "flops_text", "generate_report",
+    "plot_importance_histogram", "print_flops_report", "print_report", "report_text", "show",
 ]
+
 
 LOW = 0.01
 

@@ -12,7 +12,7 @@ from mlflow.entities import Metric, Run, RunTag
 from mlflow.tracking import MlflowClient
 from playwright.sync_api import Locator, Page, TimeoutError, expect
 
-from wua_mlflow.tracking.view import KEY, LATEST_KEY, latest_view, view_address
+from wua_mlflow.tracking.ui_view import KEY, LATEST_KEY, latest_view, view_address
 
 expect.set_options(timeout=30_000)
 pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.xdist_group("browser")]

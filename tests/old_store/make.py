@@ -90,7 +90,7 @@ def _make() -> None:
     folder = Path(tempfile.mkdtemp()).resolve()
     os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder / DATABASE}"
     os.chdir(folder)
-    from wua_mlflow.cli import main
+    from wua_mlflow.cli.main import main
 
     for command in COMMANDS:
         assert main(command) == 0, command

@@ -20,9 +20,9 @@ from safetensors.numpy import load_file
 from torch import nn
 
 import wua_mlflow as wua
-from wua_mlflow.cli import main
+from wua_mlflow.cli.main import main
 from wua_mlflow.config import load_settings
-from wua_mlflow.pipeline import chain
+from wua_mlflow.pipeline import workflow
 from wua_mlflow.tracking.store import connect
 
 EXIT = {"non_inferior": 0, "inferior": 3, "inconclusive": 4}
@@ -80,7 +80,7 @@ def _trained(folder: Path) -> Made:
     mlflow.set_tracking_uri(f"sqlite:///{folder / 'mlflow.db'}")
     try:
         store = connect("variants")
-        return Made(folder, {letter: chain.train_run(store, load_settings(None, recipe)).run_id
+        return Made(folder, {letter: workflow.train_run(store, load_settings(None, recipe)).run_id
                              for letter, recipe in recipes.items()})
     finally:
         os.chdir(before[0])

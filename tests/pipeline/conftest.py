@@ -13,7 +13,7 @@ from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
 from wua_mlflow.config import load_settings
-from wua_mlflow.pipeline.chain import Outcome, run_pipeline
+from wua_mlflow.pipeline.workflow import SlimmingResult, run_pipeline
 from wua_mlflow.tracking.store import Store, connect
 
 SEEDS = 6
@@ -23,7 +23,7 @@ SEEDS = 6
 class Finished:
     """A pipeline that ran, and the store that it ran in."""
 
-    outcome: Outcome
+    outcome: SlimmingResult
     store: Store
     folder: Path
     calls: dict[str, list[str]]
@@ -67,7 +67,7 @@ def usecase(
 
 def count_calls(patch: pytest.MonkeyPatch) -> dict[str, list[str]]:
     """Names of the client's methods that are called from outside it, by the step under way."""
-    from wua_mlflow.pipeline import chain, slimming
+    from wua_mlflow.pipeline import slim, workflow
 
     calls: dict[str, list[str]] = {}
     state = {"depth": 0, "step": "chain", "number": 0}
@@ -97,8 +97,8 @@ def count_calls(patch: pytest.MonkeyPatch) -> dict[str, list[str]]:
     for name, method in vars(MlflowClient).items():
         if callable(method) and not name.startswith("_"):
             patch.setattr(MlflowClient, name, counted(name, method))
-    for module, names in ((chain, ("train", "analyze")),
-                          (slimming, ("train", "analyze", "compare_variants"))):
+    for module, names in ((workflow, ("train", "analyze")),
+                          (slim, ("train", "analyze", "compare_variants"))):
         for name in names:
             patch.setattr(module, name, stepping(name, getattr(module, name)))
     return calls

@@ -18,14 +18,13 @@ import torch
 from torch import nn
 
 from wua_mlflow.config import Settings, load_settings
-from wua_mlflow.pipeline import analysing, publishing
-from wua_mlflow.pipeline.comparison import Comparison, compare_variants
-from wua_mlflow.pipeline.data import DataSplit
-from wua_mlflow.pipeline.making import Maker, scratch
-from wua_mlflow.pipeline.recipe import Recipe, Trained, load_recipe
-from wua_mlflow.pipeline.replicates import train_replicates
-from wua_mlflow.pipeline.steps import Plan, train
-from wua_mlflow.pipeline.variant import Variant
+from wua_mlflow.data.datasets import DataSplit
+from wua_mlflow.pipeline import analyze, publish
+from wua_mlflow.pipeline.compare import Comparison, compare_variants
+from wua_mlflow.pipeline.networks import NetworkFactory, from_scratch
+from wua_mlflow.pipeline.recipe import Recipe, Trained, load_recipe, train_replicates
+from wua_mlflow.pipeline.train import TrainingPlan, train_variant
+from wua_mlflow.pipeline.variant import ModelVariant
 from wua_mlflow.tracking.store import Store, connect
 
 HERE = "tests.pipeline.slimming_cases"
@@ -85,27 +84,27 @@ def recipe_of(**given: object) -> Recipe:
     return load_recipe(settings_of(**given))
 
 
-def variant_of(recipe: Recipe, make: Maker | None = None) -> Variant:
+def variant_of(recipe: Recipe, make: NetworkFactory | None = None) -> ModelVariant:
     """An original that was trained and is in no store; its networks are made anew each time."""
     settings = recipe.settings
-    make = make or scratch(recipe, settings.hidden, settings.epochs)
+    make = make or from_scratch(recipe, settings.hidden, settings.epochs)
     trained = make(0, settings.seed)
     test = recipe.evaluate(trained.model, recipe.split.test, trained.kind)
     replicates = train_replicates(recipe, make, (trained, test), count=settings.seeds)
     tags = {"wua.widths": ",".join(map(str, settings.hidden))}
-    return Variant("0" * 32, "0", "oversized", "oversized", recipe, trained, test, replicates,
+    return ModelVariant("0" * 32, "0", "oversized", "oversized", recipe, trained, test, replicates,
                    tags, {}, make)
 
 
-def original_in(store: Store, **given: object) -> Variant:
+def original_in(store: Store, **given: object) -> ModelVariant:
     """An original that was trained, with its run."""
     settings = settings_of(**given)
     recipe = load_recipe(settings)
-    return train(store, recipe, Plan("oversized", settings.hidden, settings.epochs,
-                                     scratch(recipe, settings.hidden, settings.epochs)))
+    return train_variant(store, recipe, TrainingPlan("oversized", settings.hidden, settings.epochs,
+                                     from_scratch(recipe, settings.hidden, settings.epochs)))
 
 
-def with_split(variant: Variant, change: Callable[[DataSplit], DataSplit]) -> Variant:
+def with_split(variant: ModelVariant, change: Callable[[DataSplit], DataSplit]) -> ModelVariant:
     """The same variant on other data."""
     return replace(variant, recipe=replace(variant.recipe, split=change(variant.recipe.split)))
 
@@ -124,8 +123,8 @@ def same(one: Trained | nn.Module, other: Trained | nn.Module) -> bool:
 
 def without_pictures(patch: pytest.MonkeyPatch) -> None:
     """They take longer than the networks."""
-    patch.setattr(analysing, "usage_pictures", lambda *_: {})
-    patch.setattr(publishing, "report_pictures", lambda *_, **__: {"comparison": b"picture"})
+    patch.setattr(analyze, "usage_pictures", lambda *_: {})
+    patch.setattr(publish, "report_pictures", lambda *_, **__: {"comparison": b"picture"})
 
 
 @pytest.fixture
@@ -167,7 +166,11 @@ def judging(outcomes: Sequence[str], seen: list[tuple[str, str]]) -> Callable[..
     left = iter(outcomes)
 
     def compared(
-        store: Store, original: Variant, slim: Variant, *, beside: Sequence[Variant] = ()
+        store: Store,
+        original: ModelVariant,
+        slim: ModelVariant,
+        *,
+        beside: Sequence[ModelVariant] = (),
     ) -> Comparison:
         found = compare_variants(store, original, slim, beside=beside)
         seen.append((original.run_id, slim.run_id))

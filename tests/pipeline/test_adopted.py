@@ -24,19 +24,19 @@ from tests.pipeline.slimming_cases import (  # noqa: F401 - store is a fixture
     tags_of,
     text_of,
 )
-from wua_mlflow.cli import main
+from wua_mlflow.cli.main import main
 from wua_mlflow.config import load_settings
-from wua_mlflow.pipeline import chain
-from wua_mlflow.pipeline.adopted import source_of
-from wua_mlflow.pipeline.chain import Outcome
-from wua_mlflow.pipeline.reporting import again
+from wua_mlflow.pipeline import workflow
+from wua_mlflow.pipeline.pretrained import source_of
 from wua_mlflow.pipeline.variant import load_variant
-from wua_mlflow.randomness import Purpose, torch_generator
-from wua_mlflow.slimming import Specification, cut
+from wua_mlflow.pipeline.workflow import SlimmingResult
+from wua_mlflow.pruning.cut import Specification, cut
+from wua_mlflow.report.build import again
+from wua_mlflow.rng import Purpose, torch_generator
 from wua_mlflow.tracking.names import ArtifactPath
 from wua_mlflow.tracking.runs import runs
 from wua_mlflow.tracking.store import Store
-from wua_mlflow.training import Budget, fit
+from wua_mlflow.training.fit import Budget, fit
 
 OWN = {"model": f"{HERE}:net", "data": QUICK["data"], "null_draws": 0, "slim_hidden": "4",
        "slim_epochs": 2, "batch_size": 32}
@@ -54,15 +54,15 @@ def elsewhere() -> nn.Sequential:
     return model
 
 
-def slimmed(store: Store, **given: object) -> Outcome:  # noqa: F811
+def slimmed(store: Store, **given: object) -> SlimmingResult:  # noqa: F811
     values = {**OWN, **given}
-    return chain.slim_run(store, load_settings(None, values), frozenset(values))
+    return workflow.slim_run(store, load_settings(None, values), frozenset(values))
 
 
 @pytest.fixture(scope="module")
 def ran(
     tmp_path_factory: pytest.TempPathFactory, migrated_database: Path
-) -> Iterator[tuple[Store, Outcome, nn.Module]]:
+) -> Iterator[tuple[Store, SlimmingResult, nn.Module]]:
     """Somebody's model, cut, with two rounds; training that changes no weight."""
     with store_at(tmp_path_factory.mktemp("adopted"), migrated_database) as found:
         model = elsewhere()
@@ -71,7 +71,7 @@ def ran(
 
 
 def test_the_original_is_the_module_with_the_files_weights(
-    ran: tuple[Store, Outcome, nn.Module]
+    ran: tuple[Store, SlimmingResult, nn.Module]
 ) -> None:
     store, outcome, model = ran  # noqa: F811
     original = outcome.variants[0]
@@ -87,7 +87,7 @@ def test_the_original_is_the_module_with_the_files_weights(
 
 
 def test_it_is_cut_and_nothing_is_trained_from_scratch(
-    ran: tuple[Store, Outcome, nn.Module]
+    ran: tuple[Store, SlimmingResult, nn.Module]
 ) -> None:
     """Nobody knows how it was trained, so nothing can be trained like it."""
     store, outcome, model = ran  # noqa: F811
@@ -105,7 +105,7 @@ def test_it_is_cut_and_nothing_is_trained_from_scratch(
 
 
 def test_the_original_is_trained_on_beside_what_was_cut_of_it(
-    ran: tuple[Store, Outcome, nn.Module]
+    ran: tuple[Store, SlimmingResult, nn.Module]
 ) -> None:
     """As long, by the same trainer, from the same weights: what fine-tuning alone would bring."""
     store, outcome, model = ran  # noqa: F811
@@ -133,7 +133,7 @@ def test_the_original_is_trained_on_beside_what_was_cut_of_it(
         each * control.metrics["flops/forward"], rel=0.2)
 
 
-def test_the_verdict_is_the_artifacts_alone(ran: tuple[Store, Outcome, nn.Module]) -> None:
+def test_the_verdict_is_the_artifacts_alone(ran: tuple[Store, SlimmingResult, nn.Module]) -> None:
     store, outcome, _ = ran  # noqa: F811
     assert outcome.comparison.recipe is None
     assert outcome.verdict.kind == "artifact"
@@ -145,7 +145,7 @@ def test_the_verdict_is_the_artifacts_alone(ran: tuple[Store, Outcome, nn.Module
 
 
 def test_both_are_loaded_from_their_runs_without_the_file(
-    ran: tuple[Store, Outcome, nn.Module]
+    ran: tuple[Store, SlimmingResult, nn.Module]
 ) -> None:
     store, outcome, _ = ran  # noqa: F811
     Path("w.safetensors").rename("gone")
@@ -159,7 +159,7 @@ def test_both_are_loaded_from_their_runs_without_the_file(
         Path("gone").rename("w.safetensors")
 
 
-def test_what_the_report_says_to_run_runs(ran: tuple[Store, Outcome, nn.Module]) -> None:
+def test_what_the_report_says_to_run_runs(ran: tuple[Store, SlimmingResult, nn.Module]) -> None:
     store, outcome, _ = ran  # noqa: F811
     Path("config.yaml").write_text(text_of(store, outcome.run_id or outcome.variants[-1].run_id,
                                            ArtifactPath.CONFIG))
@@ -168,11 +168,13 @@ def test_what_the_report_says_to_run_runs(ran: tuple[Store, Outcome, nn.Module])
     assert main(said.split("`")[1].split()[1:]) == 0
 
 
-def test_an_adopted_run_is_slimmed_again_by_its_id(ran: tuple[Store, Outcome, nn.Module]) -> None:
+def test_an_adopted_run_is_slimmed_again_by_its_id(
+    ran: tuple[Store, SlimmingResult, nn.Module],
+) -> None:
     """``how`` is prune without being asked for: nothing can be trained from scratch like it."""
     store, outcome, model = ran  # noqa: F811
     given = {"run_id": outcome.variants[0].run_id, "slim_hidden": "2", "slim_epochs": 1}
-    again = chain.slim_run(store, load_settings(None, given), frozenset(given))
+    again = workflow.slim_run(store, load_settings(None, given), frozenset(given))
     assert [one.variant for one in again.variants] == ["oversized", "oversized-same-budget", "slim"]
     assert again.variants[-1].model[0].out_features == 2  # type: ignore[index]
 
@@ -197,12 +199,12 @@ def test_a_model_uri_leads_to_the_run_that_logged_it(
     assert slim["wua.baseline"] == original.run_id
 
 
-def test_a_slim_models_uri_is_no_originals(ran: tuple[Store, Outcome, nn.Module]) -> None:
+def test_a_slim_models_uri_is_no_originals(ran: tuple[Store, SlimmingResult, nn.Module]) -> None:
     store, outcome, _ = ran  # noqa: F811
     slim = outcome.variants[-1]
     given = {"model_uri": f"runs:/{slim.run_id}/model", "slim_hidden": "2"}
     with pytest.raises(ValueError) as caught:
-        chain.slim_run(store, load_settings(None, given), frozenset(given))
+        workflow.slim_run(store, load_settings(None, given), frozenset(given))
     assert str(caught.value) == (f"run_id: expected the run of an original (oversized), but "
                                  f"{slim.run_id} is slim 4")
 

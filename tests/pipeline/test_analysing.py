@@ -15,14 +15,13 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional
 
-from wua_mlflow.analysis import analyze
 from wua_mlflow.config import load_settings
-from wua_mlflow.pipeline import chain
-from wua_mlflow.pipeline.analysing import Analysis, analyze_model
-from wua_mlflow.pipeline.data import load_data
-from wua_mlflow.pipeline.measuring import loss_of
+from wua_mlflow.data.datasets import load_data
+from wua_mlflow.pipeline import workflow
+from wua_mlflow.pipeline.analyze import Analysis, analyze_model, loss_of
 from wua_mlflow.tracking.store import Store, connect
-from wua_mlflow.widths import effective_widths
+from wua_mlflow.usage.analyze import analyze
+from wua_mlflow.widths.recommend import effective_widths
 
 PARTS = '''
 import torch
@@ -251,10 +250,10 @@ def test_the_run_of_mlflow_run_is_the_variant(
 
 def test_a_trained_run_takes_the_new_options_too(store: Store) -> None:
     quick = {"seeds": 1, "null_draws": 0, "epochs": 2}
-    original = chain.train_run(store, load_settings(None, quick))
+    original = workflow.train_run(store, load_settings(None, quick))
     given = {"run_id": original.run_id, "criterion": "output,taylor", "effective_rank": "true",
              "null_draws": 0}
-    found = chain.analyze_run(store, load_settings(None, given), frozenset(given))
+    found = workflow.analyze_run(store, load_settings(None, given), frozenset(given))
     model, train = original.model, original.recipe.split.train
     model.zero_grad()
     functional.binary_cross_entropy(model(train.inputs), train.targets).backward()
@@ -268,11 +267,11 @@ def test_a_trained_run_takes_the_new_options_too(store: Store) -> None:
 
 
 def test_widths_by_the_first_criterion_where_slim_measures_itself(store: Store) -> None:
-    original = chain.train_run(store, load_settings(None, {"seeds": 1, "epochs": 2}))
+    original = workflow.train_run(store, load_settings(None, {"seeds": 1, "epochs": 2}))
     given = {"run_id": original.run_id, "criterion": "taylor,output", "null_draws": 0,
              "slim_epochs": 2}
-    slim = chain.slim_run(store, load_settings(None, given), frozenset(given)).variants[-1]
-    found = chain.analyze_run(store, load_settings(None, given), frozenset(given))
+    slim = workflow.slim_run(store, load_settings(None, given), frozenset(given)).variants[-1]
+    found = workflow.analyze_run(store, load_settings(None, given), frozenset(given))
     rule = {name: effective_widths(usage, (10,), (("fc1",),))
             for name, usage in found.usages.items()}
     assert rule["taylor"] != rule["output"], "or this shows nothing"
@@ -284,4 +283,4 @@ def test_a_run_that_was_only_analysed_is_no_trained_one(store: Store) -> None:
     with pytest.raises(ValueError, match=f"^run_id: expected a variant that was trained here, but "
                                          f"{found.run_id} \\(net\\) was only analysed; name the "
                                          "model again: wua analyze --model ...$"):
-        chain.analyze_run(store, load_settings(None, {"run_id": found.run_id}))
+        workflow.analyze_run(store, load_settings(None, {"run_id": found.run_id}))

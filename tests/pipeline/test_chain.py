@@ -14,8 +14,8 @@ import yaml
 
 from tests.pipeline.conftest import SEEDS, Finished
 from wua_mlflow.config import load_settings
-from wua_mlflow.pipeline.report import terminal_reports
 from wua_mlflow.pipeline.variant import load_variant
+from wua_mlflow.report.render import terminal_reports
 from wua_mlflow.tracking.names import Metric
 
 pytestmark = pytest.mark.xdist_group("usecase")
@@ -238,7 +238,7 @@ def test_the_readme_shows_what_is_printed(usecase: Finished) -> None:
 
 
 def test_looks_are_counted_over_the_whole_store(usecase: Finished) -> None:
-    from wua_mlflow.tracking.looks import count_looks
+    from wua_mlflow.tracking.runs import count_looks
 
     digest = usecase.run("slim").data.tags["wua.test_digest"]
     assert usecase.run("slim").data.metrics[Metric.LOOKS] == 1

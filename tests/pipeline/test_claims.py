@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from wua_mlflow.config import load_settings
-from wua_mlflow.pipeline.claims import check_classes, check_test_part
-from wua_mlflow.pipeline.data import load_data
+from wua_mlflow.data.datasets import load_data
+from wua_mlflow.pipeline.compare import check_classes, check_test_part
 
 
 @pytest.mark.parametrize(("data", "margin", "said"), [

@@ -11,18 +11,18 @@ import numpy as np
 import pytest
 
 from wua_mlflow.config import Settings
-from wua_mlflow.evaluation import Evaluation
-from wua_mlflow.pipeline.budgets import budget_sentence
-from wua_mlflow.pipeline.comparison import (
+from wua_mlflow.pipeline.compare import (
     Comparison,
     _for_all_looks,
+    budget_sentence,
     class_loss,
     compare_evaluations,
     damage,
     ratios,
     worst_class,
 )
-from wua_mlflow.verdict import compare
+from wua_mlflow.training.evaluation import Evaluation
+from wua_mlflow.verdict.compare import compare
 
 
 def _evaluation(predictions: list[int], targets: list[int], task: str = "multiclass") -> Evaluation:

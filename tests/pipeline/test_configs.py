@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from wua_mlflow.config import load_settings
-from wua_mlflow.pipeline.chain import run_pipeline
+from wua_mlflow.pipeline.workflow import run_pipeline
 from wua_mlflow.tracking.store import connect
 
 

@@ -14,8 +14,8 @@ import torch
 from sklearn import datasets
 from torch import nn
 
-from wua_mlflow.pipeline.data import BUILT_IN, DataSplit, Part, load_data
-from wua_mlflow.randomness import isolated
+from wua_mlflow.data.datasets import BUILT_IN, DataSplit, Part, load_data
+from wua_mlflow.rng import isolated
 
 _numbers = itertools.count()
 USER = """
@@ -105,7 +105,7 @@ def test_usecase_trains_to_the_tutorials_accuracy():
 
 
 def test_usecase_imports_no_table_library():
-    code = ("import sys; from wua_mlflow.pipeline.data import load_data; load_data('usecase', "
+    code = ("import sys; from wua_mlflow.data.datasets import load_data; load_data('usecase', "
             "seed=1); print({'sklearn', 'pandas', 'pyarrow', 'mlflow'} & set(sys.modules))")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

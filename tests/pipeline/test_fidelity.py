@@ -13,19 +13,19 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from tests.pipeline.conftest import Finished
 from tests.slimming.selection_cases import greedy
-from wua_mlflow.pipeline import fidelity as pipeline_fidelity
-from wua_mlflow.pipeline.fidelity import fidelity_metrics
-from wua_mlflow.pipeline.variant import Variant, load_variant
+from wua_mlflow.pipeline import analyze as pipeline_fidelity
+from wua_mlflow.pipeline.analyze import fidelity_metrics
+from wua_mlflow.pipeline.variant import ModelVariant, load_variant
 
 pytestmark = pytest.mark.xdist_group("usecase")
 
 
 @pytest.fixture(scope="module")
-def oversized(usecase: Finished) -> Variant:
+def oversized(usecase: Finished) -> ModelVariant:
     return load_variant(usecase.store, usecase.run("oversized").info.run_id, {})
 
 
-def loss_without(variant: Variant, *units: int) -> float:
+def loss_without(variant: ModelVariant, *units: int) -> float:
     fc1, fc2 = variant.model.fc1, variant.model.fc2
     part = variant.recipe.split.validation
     with torch.no_grad():
@@ -35,7 +35,7 @@ def loss_without(variant: Variant, *units: int) -> float:
 
 
 def test_the_rank_correlation_with_leaving_each_unit_out(
-    usecase: Finished, oversized: Variant
+    usecase: Finished, oversized: ModelVariant
 ) -> None:
     whole = loss_without(oversized)
     changes = [loss_without(oversized, unit) - whole for unit in range(10)]
@@ -56,7 +56,7 @@ def test_the_rank_correlation_with_leaving_each_unit_out(
 
 
 def test_the_area_lies_between_chance_and_the_greedy_order(
-    usecase: Finished, oversized: Variant, monkeypatch: pytest.MonkeyPatch
+    usecase: Finished, oversized: ModelVariant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Chance by many more orders than are drawn, so not to the last digit."""
     def area(order: Sequence[int]) -> float:
@@ -83,7 +83,9 @@ def test_the_slim_one_has_none(usecase: Finished) -> None:
     assert not [name for name in usecase.run("slim").data.metrics if name.startswith("fidelity")]
 
 
-def test_what_takes_too_long_is_said(oversized: Variant, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_takes_too_long_is_said(
+    oversized: ModelVariant, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(pipeline_fidelity, "MOST_FLOPS", 10 * 1000 * 100 - 1)
     assert fidelity_metrics(oversized, 100) == ({}, (
         "Fidelity not measured: leaving out each of 10 units on 1,000 examples takes too long "
@@ -92,7 +94,7 @@ def test_what_takes_too_long_is_said(oversized: Variant, monkeypatch: pytest.Mon
     assert fidelity_metrics(oversized, 100)[0]
 
 
-def test_nothing_to_leave_out(oversized: Variant) -> None:
+def test_nothing_to_leave_out(oversized: ModelVariant) -> None:
     bare = replace(oversized, trained=replace(oversized.trained, model=torch.nn.Linear(2, 1)))
     assert fidelity_metrics(bare, 4) == (
         {}, "Fidelity not measured: the network has no units that can be removed.")

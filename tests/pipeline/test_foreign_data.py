@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from wua_mlflow.config import Settings, load_settings
-from wua_mlflow.pipeline import chain
-from wua_mlflow.pipeline.adopted import _doubt
-from wua_mlflow.pipeline.data import load_data
+from wua_mlflow.data.datasets import load_data
+from wua_mlflow.pipeline import workflow
+from wua_mlflow.pipeline.pretrained import _doubt
 from wua_mlflow.pipeline.recipe import load_recipe
 
 
@@ -61,10 +61,10 @@ def test_an_original_worse_than_no_model_is_doubted(task: str, score: float, sai
 def test_neither_registration_nor_gate_is_inherited(monkeypatch: pytest.MonkeyPatch) -> None:
     before = Settings(register="house", gate=True, margin=0.03)
     variant = SimpleNamespace(settings=before, experiment_id="0", run_id="r")
-    monkeypatch.setattr(chain, "load_variant", lambda *_: variant)
-    monkeypatch.setattr(chain, "inherited_run", lambda: None)
+    monkeypatch.setattr(workflow, "load_variant", lambda *_: variant)
+    monkeypatch.setattr(workflow, "inherited_run", lambda: None)
     for asked in ({}, {"register": "flat"}):
         settings = Settings(run_id="r", **asked)
         given = frozenset({"run_id", "experiment", *asked})
-        own = chain._named(SimpleNamespace(), settings, given)[2]  # type: ignore[arg-type]
+        own = workflow._named(SimpleNamespace(), settings, given)[2]  # type: ignore[arg-type]
         assert (own.register, own.gate, own.margin) == (asked.get("register"), False, 0.03)

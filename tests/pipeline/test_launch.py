@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from torch import distributed as dist
 
-from wua_mlflow.pipeline.launch import VARIABLES, is_first, process_group, started, together
+from wua_mlflow.distributed import VARIABLES, is_first, on_all_ranks, process_group, started
 
 
 def of_two(monkeypatch: pytest.MonkeyPatch, rank: str = "1") -> None:
@@ -38,4 +38,4 @@ def test_one_process_of_one_needs_no_group(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_an_error_alone_is_raised_as_it_is() -> None:
     with pytest.raises(KeyError, match="mine"):
-        together(lambda: {}["mine"])
+        on_all_ranks(lambda: {}["mine"])

@@ -14,17 +14,19 @@ from torch.nn import functional
 
 from tests.pipeline.slimming_cases import recipe_of, same, weights_of
 from tests.slimming.selection_cases import greedy
-from wua_mlflow.pipeline import making
-from wua_mlflow.pipeline.making import Cutting, pruned, remembered, scratch
+from wua_mlflow.pipeline import networks
+from wua_mlflow.pipeline.networks import PruningPlan, cached, from_scratch, pruned_and_tuned
 from wua_mlflow.pipeline.recipe import Recipe, Trained, train_made
-from wua_mlflow.randomness import Purpose, torch_generator
-from wua_mlflow.slimming import cut, rebuild
-from wua_mlflow.training import TrainingDiverged
+from wua_mlflow.pruning.cut import cut, rebuild
+from wua_mlflow.rng import Purpose, torch_generator
+from wua_mlflow.training.fit import TrainingDiverged
 
 
-def calls_of(recipe: Recipe, calls: list[int], widths: tuple[int, ...] = (8,)) -> making.Maker:
+def calls_of(
+    recipe: Recipe, calls: list[int], widths: tuple[int, ...] = (8,)
+) -> networks.NetworkFactory:
     """A maker that writes down whose networks it was asked for."""
-    make = scratch(recipe, widths, 2)
+    make = from_scratch(recipe, widths, 2)
 
     def counted(number: int, seed: int, label: str | None = None) -> Trained:
         calls.append(number)
@@ -67,8 +69,8 @@ def folded_by_hand(
 def test_what_is_cut_are_the_parents_least_important_units(fold: bool) -> None:
     """With no step of fine-tuning that counts: the weights are the parent's own, by hand."""
     recipe = recipe_of(lr=1e-30, optimizer="sgd")
-    parent = scratch(recipe_of(), (8,), 3)
-    trained = pruned(recipe, parent, parent, Cutting({"fc1": 5}, 1, fold=fold))(0, 42)
+    parent = from_scratch(recipe_of(), (8,), 3)
+    trained = pruned_and_tuned(recipe, parent, parent, PruningPlan({"fc1": 5}, 1, fold=fold))(0, 42)
     original = parent(0, 42).model
     kept = most_important_by_hand(original, recipe, 5)
     first, bias, second, last = two_layers(original)
@@ -89,12 +91,12 @@ def test_what_is_cut_are_the_parents_least_important_units(fold: bool) -> None:
 def test_of_both_ways_the_better_one_on_validation_data(
     seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(making, "train_made", lambda *given, **named: replace(
+    monkeypatch.setattr(networks, "train_made", lambda *given, **named: replace(
         train_made(*given, **named), seconds=1.5))
     recipe = recipe_of(optimizer="sgd")
-    parent = scratch(recipe, (8,), 3)
+    parent = from_scratch(recipe, (8,), 3)
     both, dropped, fitted = (
-        pruned(recipe, parent, parent, Cutting({"fc1": 2}, 2, fold=fold))(0, seed)
+        pruned_and_tuned(recipe, parent, parent, PruningPlan({"fc1": 2}, 2, fold=fold))(0, seed)
         for fold in (None, False, True))
     scores = [recipe.evaluate(one.model, recipe.split.validation, one.kind).scores
               for one in (dropped, fitted)]
@@ -115,9 +117,11 @@ def test_where_one_way_fails_the_other_is_taken(
     fails: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = recipe_of()
-    parent = scratch(recipe, (8,), 2)
+    parent = from_scratch(recipe, (8,), 2)
     original, calls = parent(0, 42), []
-    make = pruned(recipe, lambda *_: original, parent, Cutting({"fc1": 2}, 1, fold=None))
+    make = pruned_and_tuned(
+        recipe, lambda *_: original, parent, PruningPlan({"fc1": 2}, 1, fold=None)
+    )
 
     def failing(*given: object, **named: object) -> Trained:
         calls.append(given)
@@ -125,7 +129,7 @@ def test_where_one_way_fails_the_other_is_taken(
             raise TrainingDiverged("diverged")
         return train_made(*given, **named)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(making, "train_made", failing)
+    monkeypatch.setattr(networks, "train_made", failing)
     found = make(0, 42)
     assert (found.folded, found.tries, len(calls)) == (fails == 1, 1, 2)
     fails = 3
@@ -138,30 +142,32 @@ def test_a_fit_that_fails_leaves_the_other_way(monkeypatch: pytest.MonkeyPatch) 
         raise torch.linalg.LinAlgError("singular")
 
     recipe = recipe_of()
-    parent = scratch(recipe, (8,), 2)
-    monkeypatch.setattr(making, "folded", singular)
-    found = pruned(recipe, parent, parent, Cutting({"fc1": 2}, 1, fold=None))(0, 42)
+    parent = from_scratch(recipe, (8,), 2)
+    monkeypatch.setattr(networks, "folded", singular)
+    found = pruned_and_tuned(recipe, parent, parent, PruningPlan({"fc1": 2}, 1, fold=None))(0, 42)
     assert (found.folded, found.tries) == (False, 1)
     with pytest.raises(torch.linalg.LinAlgError, match="singular"):
-        pruned(recipe, parent, parent, Cutting({"fc1": 2}, 1, fold=True))(0, 42)
+        pruned_and_tuned(recipe, parent, parent, PruningPlan({"fc1": 2}, 1, fold=True))(0, 42)
 
 
 def test_what_cannot_be_fitted_is_not_trained_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     recipe, trained = recipe_of(), []
-    parent = scratch(recipe, (8,), 2)
+    parent = from_scratch(recipe, (8,), 2)
     original = parent(0, 42)
-    monkeypatch.setattr(making, "folded", lambda model, *_: copy.deepcopy(model))
-    monkeypatch.setattr(making, "train_made",
+    monkeypatch.setattr(networks, "folded", lambda model, *_: copy.deepcopy(model))
+    monkeypatch.setattr(networks, "train_made",
                         lambda *given, **_: trained.append(given) or original)
-    pruned(recipe, lambda *_: original, parent, Cutting({"fc1": 2}, 2, fold=None))(0, 42)
+    pruned_and_tuned(recipe, lambda *_: original, parent, PruningPlan({"fc1": 2}, 2, fold=None))(
+        0, 42
+    )
     assert len(trained) == 1
 
 
 def test_fine_tuning_is_the_loop_that_one_would_write() -> None:
     """From the cut network, in the loaders' order, as many epochs as asked for."""
     recipe = recipe_of(optimizer="sgd")
-    parent = scratch(recipe, (8,), 3)
-    trained = pruned(recipe, parent, parent, Cutting({"fc1": 5}, 2))(0, 42)
+    parent = from_scratch(recipe, (8,), 3)
+    trained = pruned_and_tuned(recipe, parent, parent, PruningPlan({"fc1": 5}, 2))(0, 42)
     original = parent(0, 42).model
     kept = most_important_by_hand(original, recipe, 5)
     model = cut(original, recipe.split.train.inputs[:4], {"fc1": kept}).model.train()
@@ -180,9 +186,9 @@ def test_fine_tuning_is_the_loop_that_one_would_write() -> None:
 
 def test_each_replicate_is_cut_from_its_own_parent() -> None:
     recipe = recipe_of(lr=1e-30, optimizer="sgd")
-    parent, asked = scratch(recipe_of(), (8,), 2), []
-    make = pruned(recipe, lambda *given: asked.append(given) or parent(*given), parent,
-                  Cutting({"fc1": 3}, 1))
+    parent, asked = from_scratch(recipe_of(), (8,), 2), []
+    make = pruned_and_tuned(recipe, lambda *given: asked.append(given) or parent(*given), parent,
+                  PruningPlan({"fc1": 3}, 1))
     for number, seed in ((0, 42), (3, 45)):
         original = parent(number, seed).model
         kept = most_important_by_hand(original, recipe, 3)
@@ -194,9 +200,9 @@ def test_each_replicate_is_cut_from_its_own_parent() -> None:
 def test_a_second_cut_is_told_after_the_first() -> None:
     """The specification of both makes the module again, whose weights then give the answers."""
     recipe = recipe_of()
-    root = scratch(recipe, (8,), 2)
-    once = pruned(recipe, root, root, Cutting({"fc1": 6}, 1))
-    twice = pruned(recipe, once, root, Cutting({"fc1": 2}, 1))(0, 42)
+    root = from_scratch(recipe, (8,), 2)
+    once = pruned_and_tuned(recipe, root, root, PruningPlan({"fc1": 6}, 1))
+    twice = pruned_and_tuned(recipe, once, root, PruningPlan({"fc1": 2}, 1))(0, 42)
     assert twice.structure is not None
     assert [len(units["fc1"]) for units in twice.structure.rounds] == [6, 2]
     again = rebuild(recipe.build((8,)), recipe.split.train.inputs[:2], twice.structure)
@@ -209,8 +215,8 @@ def test_a_second_cut_is_told_after_the_first() -> None:
 def test_where_nothing_is_cut_the_parent_is_trained_on() -> None:
     """The search's first candidate: the original at the same budget of fine-tuning."""
     recipe = recipe_of()
-    parent = scratch(recipe, (8,), 2)
-    found = pruned(recipe, parent, parent, Cutting({"fc1": 8}, 2))(0, 42)
+    parent = from_scratch(recipe, (8,), 2)
+    found = pruned_and_tuned(recipe, parent, parent, PruningPlan({"fc1": 8}, 2))(0, 42)
     start = parent(0, 42)
     expected = train_made(recipe, lambda: copy.deepcopy(start.model), 2, seed=42,
                           stream=start.stream)
@@ -223,8 +229,10 @@ def test_where_nothing_is_cut_the_parent_is_trained_on() -> None:
 def test_a_distillation_aims_at_the_originals_outputs_too(root_widths: tuple[int, ...]) -> None:
     """The first step, worked out: half the cross entropy, half 4·KL of probabilities at 2."""
     recipe = recipe_of(optimizer="sgd", lr=0.5, batch_size="full")
-    parent, root = scratch(recipe_of(), (8,), 3), scratch(recipe_of(), root_widths, 3)
-    trained = pruned(recipe, parent, root, Cutting({"fc1": 4}, 1, distill=True))(0, 42)
+    parent, root = from_scratch(recipe_of(), (8,), 3), from_scratch(recipe_of(), root_widths, 3)
+    trained = pruned_and_tuned(recipe, parent, root, PruningPlan({"fc1": 4}, 1, distill=True))(
+        0, 42
+    )
     original = parent(0, 42).model
     student = cut(original, recipe.split.train.inputs[:4],
                   {"fc1": most_important_by_hand(original, recipe, 4)}).model
@@ -243,7 +251,7 @@ def test_a_distillation_aims_at_the_originals_outputs_too(root_widths: tuple[int
 
 def test_what_was_made_is_made_once() -> None:
     calls: list[int] = []
-    make = remembered(calls_of(recipe_of(), calls))
+    make = cached(calls_of(recipe_of(), calls))
     first, second = make(0, 42), make(1, 43)
     assert make(0, 42) is first
     assert make(1, 43) is second
@@ -252,9 +260,9 @@ def test_what_was_made_is_made_once() -> None:
 
 def test_no_more_is_remembered_than_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     """A network of 6-8-3 has 83 weights: two of them, and no third."""
-    monkeypatch.setattr(making, "MOST_WEIGHTS", 2 * 83)
+    monkeypatch.setattr(networks, "MOST_WEIGHTS", 2 * 83)
     calls: list[int] = []
-    make = remembered(calls_of(recipe_of(), calls))
+    make = cached(calls_of(recipe_of(), calls))
     for number in (0, 1, 2, 0, 1, 2):
         make(number, 42 + number)
     assert calls == [0, 1, 2, 2]
@@ -262,11 +270,11 @@ def test_no_more_is_remembered_than_the_limit(monkeypatch: pytest.MonkeyPatch) -
 
 def test_the_network_that_is_there_is_not_trained_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """However large it is."""
-    monkeypatch.setattr(making, "MOST_WEIGHTS", 10)
+    monkeypatch.setattr(networks, "MOST_WEIGHTS", 10)
     calls: list[int] = []
     recipe = recipe_of()
-    there = scratch(recipe, (8,), 1)(0, 42)
-    make = remembered(calls_of(recipe, calls), first=there)
+    there = from_scratch(recipe, (8,), 1)(0, 42)
+    make = cached(calls_of(recipe, calls), first=there)
     assert make(0, 42) is there
     make(1, 43)
     assert calls == [1]
@@ -274,9 +282,9 @@ def test_the_network_that_is_there_is_not_trained_again(monkeypatch: pytest.Monk
 
 def test_from_scratch_takes_the_replicates_stream() -> None:
     recipe = recipe_of()
-    streams = [scratch(recipe, (8,), 1)(number, 42 + number).stream for number in (0, 1)]
-    make = scratch(recipe, (4,), 1, streams)
-    alike = partial(scratch(recipe, (4,), 1), 1, 43)
+    streams = [from_scratch(recipe, (8,), 1)(number, 42 + number).stream for number in (0, 1)]
+    make = from_scratch(recipe, (4,), 1, streams)
+    alike = partial(from_scratch(recipe, (4,), 1), 1, 43)
     assert same(make(1, 43), make(1, 43))
     assert not same(make(1, 43), alike())
-    assert not same(scratch(recipe, (4,), 1, streams[::-1])(1, 43), make(1, 43))
+    assert not same(from_scratch(recipe, (4,), 1, streams[::-1])(1, 43), make(1, 43))

@@ -14,8 +14,8 @@ import torch
 from mlflow.tracking import MlflowClient
 from torch import nn
 
-from wua_mlflow.cli import main
-from wua_mlflow.pipeline.data import DataSplit, load_data
+from wua_mlflow.cli.main import main
+from wua_mlflow.data.datasets import DataSplit, load_data
 from wua_mlflow.pipeline.models import check_fit, check_widths, cnn, factory, mlp, naming
 
 

@@ -31,7 +31,7 @@ from tests.pipeline.comparing import (
     rows,
     scaling,
 )
-from wua_mlflow.cli import main
+from wua_mlflow.cli.main import main
 from wua_mlflow.tracking.store import connect
 
 made, runs, compare, refused = comparing.made, comparing.runs, comparing.compare, comparing.refused

@@ -14,7 +14,7 @@ from mlflow.entities import Run
 from torch import nn
 
 from wua_mlflow.config import load_settings
-from wua_mlflow.pipeline.analysing import Analysis, analyze_model
+from wua_mlflow.pipeline.analyze import Analysis, analyze_model
 from wua_mlflow.tracking.store import Store, connect
 
 PARTS = '''

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from wua_mlflow.analysis import analyze
 from wua_mlflow.pipeline.pictures import usage_pictures
-from wua_mlflow.usage import ModelUsage
+from wua_mlflow.usage.analyze import analyze
+from wua_mlflow.usage.results import ModelUsage
 
 PNG = b"\x89PNG\r\n\x1a\n"
 

@@ -13,20 +13,26 @@ import torch
 from torch.nn import functional
 
 from tests.pipeline.slimming_cases import HERE, recipe_of, settings_of, variant_of, with_split
-from wua_mlflow.analysis import analyze
 from wua_mlflow.config import Settings
-from wua_mlflow.pipeline import planning
-from wua_mlflow.pipeline.bench import Bench
-from wua_mlflow.pipeline.data import DataSplit, Part
-from wua_mlflow.pipeline.making import remembered
-from wua_mlflow.pipeline.planning import Goal, NoNarrowerError, dimensions_of, goal_of
-from wua_mlflow.pipeline.variant import Variant
+from wua_mlflow.data.datasets import DataSplit, Part
+from wua_mlflow.pipeline import target_widths
+from wua_mlflow.pipeline.networks import cached
+from wua_mlflow.pipeline.slim import SlimmingContext
+from wua_mlflow.pipeline.target_widths import (
+    NoNarrowerError,
+    TargetWidths,
+    choose_widths,
+    dimensions_of,
+)
+from wua_mlflow.pipeline.variant import ModelVariant
+from wua_mlflow.usage.analyze import analyze
+from wua_mlflow.widths import recommend as recommend_module
 
 METHODS = ("effective", "rank", "projection", "ablation", "search")
 
 
 @cache
-def trained(**given: object) -> Variant:
+def trained(**given: object) -> ModelVariant:
     return variant_of(recipe_of(**{"hidden": "12,6", "epochs": 8, **given}))
 
 
@@ -35,18 +41,18 @@ def asked(**given: object) -> Settings:
                           "how": "prune", **given})
 
 
-def bench_of(settings: Settings, variant: Variant) -> Bench:
-    make = remembered(variant.make, first=variant.trained)
-    return Bench(settings, variant, variant, make, make)
+def bench_of(settings: Settings, variant: ModelVariant) -> SlimmingContext:
+    make = cached(variant.make, first=variant.trained)
+    return SlimmingContext(settings, variant, variant, make, make)
 
 
-def found(variant: Variant | None = None, **given: object) -> Goal:
+def found(variant: ModelVariant | None = None, **given: object) -> TargetWidths:
     settings, variant = asked(**given), variant or trained()
     bench = bench_of(settings, variant)
-    return goal_of(settings, variant, bench.dimensions, bench.retraining)
+    return choose_widths(settings, variant, bench.dimensions, bench.retraining)
 
 
-def activations(variant: Variant, part: Part) -> dict[str, np.ndarray]:
+def activations(variant: ModelVariant, part: Part) -> dict[str, np.ndarray]:
     """After each ReLU, in float64."""
     state = {name: one.double().numpy() for name, one in variant.model.state_dict().items()}
     first = np.maximum(part.inputs.double().numpy() @ state["fc1.weight"].T + state["fc1.bias"], 0)
@@ -77,9 +83,9 @@ def test_the_tutorials_rule(how: str) -> None:
 def test_the_usage_that_is_there_is_not_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:
     variant, settings = trained(), asked(width_method="effective")
     usage = analyze(variant.model, variant.recipe.split.train.inputs, criterion="wanda")
-    monkeypatch.delattr(planning, "measured")
+    monkeypatch.delattr(target_widths, "measured")
     bench = bench_of(settings, variant)
-    goal = goal_of(settings, variant, bench.dimensions, bench.retraining, usage)
+    goal = choose_widths(settings, variant, bench.dimensions, bench.retraining, usage)
     assert goal.widths == tuple(int(usage.layers[name].effective_share * units + 1e-9)
                                 for name, units in (("fc1", 12), ("fc2", 6)))
 
@@ -209,7 +215,7 @@ def test_a_search_goes_on_from_the_rank_and_stays_within_its_runs(how: str) -> N
       for given in ({"train": "own:trainer"}, {"margin": 0.005}, {"margin": 0.0})),
 ])
 def test_the_default_method(given: dict, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(planning, "search", lambda *_: type("Found", (), {"widths": (3, 3)}))
+    monkeypatch.setattr(target_widths, "search", lambda *_: type("Found", (), {"widths": (3, 3)}))
     assert found(**given).method == method
 
 
@@ -219,10 +225,10 @@ def test_nothing_narrower(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
         real = recommend(*given, **named)
         return replace(real, layers=tuple(replace(one, width=one.units) for one in real.layers))
 
-    recommend = planning.recommend_widths
-    monkeypatch.setattr(planning, "recommend_widths", nothing)
+    recommend = recommend_module.recommend_widths
+    monkeypatch.setattr(target_widths, "recommend_widths", nothing)
     if method == "search":
-        monkeypatch.setattr(planning, "search", lambda *_: type(
+        monkeypatch.setattr(target_widths, "search", lambda *_: type(
             "Found", (), {"widths": (12, 6), "note": "nearest came 11,6"}))
     with pytest.raises(NoNarrowerError) as caught:
         found(width_method=method)
@@ -250,11 +256,11 @@ def test_a_factorys_width_is_spread_over_the_groups_that_it_sets() -> None:
     variant = variant_of(recipe_of(model=f"{HERE}:branched", hidden="8"))
     settings = asked(model=f"{HERE}:branched", hidden="8", slim_hidden="5")
     bench = bench_of(settings, variant)
-    goal = goal_of(settings, variant, bench.dimensions, bench.retraining)
+    goal = choose_widths(settings, variant, bench.dimensions, bench.retraining)
     assert goal.keep == {"0": 5, "2": 10}
     assert bench.factory_widths(goal) == (5,)
     each = asked(model=f"{HERE}:branched", hidden="8", slim_hidden="3,9")
-    goal = goal_of(each, variant, bench.dimensions, bench.retraining)
+    goal = choose_widths(each, variant, bench.dimensions, bench.retraining)
     assert goal.keep == {"0": 3, "2": 9}
     assert bench.factory_widths(goal) == (5,), "9 of 16 is more than 4 of 8"
     rebuilt = bench_of(asked(how="rebuild", model=f"{HERE}:branched", hidden="8"), variant)

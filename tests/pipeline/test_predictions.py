@@ -17,7 +17,7 @@ from tests.pipeline.comparing import (
     Refused,
     assert_same_verdict,
 )
-from wua_mlflow.cli import main
+from wua_mlflow.cli.main import main
 
 compare, refused = comparing.compare, comparing.refused
 

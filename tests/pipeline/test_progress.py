@@ -12,15 +12,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from wua_mlflow.pipeline.progress import Watched
+from wua_mlflow.data.loaders import Watched
 
 SCRIPT = """
 from wua_mlflow.config import load_settings
-from wua_mlflow.pipeline.progress import Watched
-from wua_mlflow.pipeline.making import scratch
+from wua_mlflow.data.loaders import Watched
+from wua_mlflow.pipeline.networks import scratch
 from wua_mlflow.pipeline.recipe import load_recipe, train_one
-from wua_mlflow.pipeline.replicates import train_replicates
-from wua_mlflow.analysis import analyze
+from wua_mlflow.pipeline.recipe import train_replicates
+from wua_mlflow.usage.analyze import analyze
 recipe = load_recipe(load_settings(None, {"seeds": 3}))
 one = train_one(recipe, (10,), 30, seed=42, label="training a")
 test = recipe.evaluate(one.model, recipe.split.test, one.kind)

@@ -10,10 +10,11 @@ import pytest
 from PIL import Image
 
 from tests.pipeline.conftest import Finished
-from wua_mlflow.pipeline.publishing import report_pictures
-from wua_mlflow.pipeline.report import WidthsFound
-from wua_mlflow.plots import LayerChange, SearchTrial, VariantFigures, WidthCurve
-from wua_mlflow.tracking.view import LATEST_KEY
+from wua_mlflow.pipeline.publish import report_pictures
+from wua_mlflow.plots.comparison import VariantFigures
+from wua_mlflow.plots.widths import LayerChange, SearchTrial, WidthCurve
+from wua_mlflow.report.content import WidthsFound
+from wua_mlflow.tracking.ui_view import LATEST_KEY
 
 pytestmark = pytest.mark.xdist_group("usecase")
 FIGURES = [VariantFigures("old", "#5b7c99", {"flops/forward": 60, "accuracy/test": 0.9}, None),

@@ -16,12 +16,11 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from wua_mlflow.config import load_settings
-from wua_mlflow.pipeline.machine import device_of
-from wua_mlflow.pipeline.making import scratch
-from wua_mlflow.pipeline.recipe import Recipe, _warm_up, load_recipe, train_one
-from wua_mlflow.pipeline.replicates import train_replicates
-from wua_mlflow.randomness import Purpose, torch_generator
-from wua_mlflow.training import TrainingDiverged
+from wua_mlflow.device import device_of
+from wua_mlflow.pipeline.networks import from_scratch
+from wua_mlflow.pipeline.recipe import Recipe, _warm_up, load_recipe, train_one, train_replicates
+from wua_mlflow.rng import Purpose, torch_generator
+from wua_mlflow.training.fit import TrainingDiverged
 
 SMALL = {"data": "wine", "hidden": 5, "epochs": 3, "seeds": 1}
 
@@ -120,7 +119,7 @@ def test_replicates_repeat_the_recipe_with_the_next_seeds() -> None:
     recipe = recipe_of(seeds=3, seed=2**32 - 2, batch_size="full", lr=0.02)
     main = train_one(recipe, (5,), 3, seed=2**32 - 2)
     test = recipe.evaluate(main.model, recipe.split.test, main.kind)
-    found = train_replicates(recipe, scratch(recipe, (5,), 3), (main, test), count=3)
+    found = train_replicates(recipe, from_scratch(recipe, (5,), 3), (main, test), count=3)
     assert [one.seed for one in found] == [2**32 - 2, 2**32 - 1, 0]
     x, y = recipe.split.test.inputs, recipe.split.test.targets
     for one in found:
@@ -137,7 +136,7 @@ def test_replicates_of_a_slim_network_go_on_from_the_streams() -> None:
     main = train_one(recipe, (3,), 1, seed=42)
     test = recipe.evaluate(main.model, recipe.split.test, main.kind)
     streams = [main.stream, train_one(recipe, (5,), 1, seed=43).stream]
-    make = scratch(recipe, (3,), 1, streams)
+    make = from_scratch(recipe, (3,), 1, streams)
     _, second = train_replicates(recipe, make, (main, test), count=2)
     alone = train_one(recipe, (3,), 1, seed=43, stream=streams[1])
     again = recipe.evaluate(alone.model, recipe.split.test, alone.kind)

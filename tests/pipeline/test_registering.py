@@ -11,12 +11,13 @@ import pytest
 import torch
 
 from tests.pipeline.slimming_cases import judging, settings_of, store_at, tags_of
-from wua_mlflow.pipeline import chain, slimming
-from wua_mlflow.pipeline.chain import Outcome, run_pipeline
-from wua_mlflow.pipeline.registering import nothing_to_register, registered
-from wua_mlflow.pipeline.slimming import Round
+from wua_mlflow.pipeline import slim as slim_module
+from wua_mlflow.pipeline import workflow
+from wua_mlflow.pipeline.publish import nothing_to_register, registered
+from wua_mlflow.pipeline.slim import Round
+from wua_mlflow.pipeline.workflow import SlimmingResult, run_pipeline
 from wua_mlflow.tracking.store import Store
-from wua_mlflow.verdict import Verdict
+from wua_mlflow.verdict.compare import Verdict
 
 NAME = "blobs"
 
@@ -24,11 +25,11 @@ NAME = "blobs"
 @pytest.fixture(scope="module")
 def ran(
     tmp_path_factory: pytest.TempPathFactory, migrated_database: Path
-) -> Iterator[tuple[Store, Outcome]]:
+) -> Iterator[tuple[Store, SlimmingResult]]:
     """A pipeline to be registered from; its artifact's verdict is non_inferior."""
     with store_at(tmp_path_factory.mktemp("registering"), migrated_database) as found:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(slimming, "compare_variants", judging(["non_inferior"], []))
+            patch.setattr(slim_module, "compare_variants", judging(["non_inferior"], []))
             outcome = run_pipeline(found, settings_of(slim_hidden="4", register=NAME))
         yield found, outcome
 
@@ -38,7 +39,7 @@ def judged(result: Round, change: Callable[[Verdict], Verdict]) -> Round:
     return replace(result, comparison=replace(comparison, artifact=change(comparison.artifact)))
 
 
-def test_a_slim_model_that_is_as_good_is_registered(ran: tuple[Store, Outcome]) -> None:
+def test_a_slim_model_that_is_as_good_is_registered(ran: tuple[Store, SlimmingResult]) -> None:
     store, outcome = ran
     slim = outcome.variants[-1]
     assert outcome.registered == f"Registered as '{NAME}' version 1, alias slim."
@@ -55,7 +56,7 @@ def test_a_slim_model_that_is_as_good_is_registered(ran: tuple[Store, Outcome]) 
 
 
 @pytest.mark.parametrize("outcome", ["inferior", "inconclusive"])
-def test_else_it_is_not_and_it_says_why(ran: tuple[Store, Outcome], outcome: str) -> None:
+def test_else_it_is_not_and_it_says_why(ran: tuple[Store, SlimmingResult], outcome: str) -> None:
     """Also where the recipe's verdict would allow it: it is this model that would be served."""
     store, found = ran
     result = found.slimmed.result
@@ -70,7 +71,7 @@ def test_else_it_is_not_and_it_says_why(ran: tuple[Store, Outcome], outcome: str
     assert "other" not in [one.name for one in store.client.search_registered_models()]
 
 
-def test_the_originals_alias_is_never_taken(ran: tuple[Store, Outcome]) -> None:
+def test_the_originals_alias_is_never_taken(ran: tuple[Store, SlimmingResult]) -> None:
     """Somebody's version has every alias there is; the slim one gets a version and none of them."""
     store, found = ran
     original, result = found.variants[0], found.slimmed.result
@@ -94,7 +95,7 @@ def test_where_there_is_no_slim_model_it_says_so() -> None:
     assert nothing_to_register(settings_of()) == ""
 
 
-def test_nothing_is_registered_unasked(ran: tuple[Store, Outcome]) -> None:
+def test_nothing_is_registered_unasked(ran: tuple[Store, SlimmingResult]) -> None:
     store, found = ran
     before = tags_of(store, found.variants[-1].run_id)
     assert registered(store, found.slimmed.result, settings_of()) == ""
@@ -102,14 +103,14 @@ def test_nothing_is_registered_unasked(ran: tuple[Store, Outcome]) -> None:
 
 
 def test_the_result_is_what_is_registered_not_the_last_round(
-    ran: tuple[Store, Outcome], monkeypatch: pytest.MonkeyPatch
+    ran: tuple[Store, SlimmingResult], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store, found = ran
     asked = []
     first = found.slimmed.result
     worse = judged(first, lambda verdict: replace(verdict, outcome="inferior"))
     both = replace(found.slimmed, rounds=(first, worse))
-    monkeypatch.setattr(chain, "registered", lambda _, result, __: asked.append(result) or "")
-    monkeypatch.setattr(chain, "slim", lambda *_, **__: both)
+    monkeypatch.setattr(workflow, "registered", lambda _, result, __: asked.append(result) or "")
+    monkeypatch.setattr(workflow, "slim", lambda *_, **__: both)
     run_pipeline(store, settings_of(slim_hidden="4", epochs=1))
     assert asked == [first]

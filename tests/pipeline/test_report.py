@@ -10,19 +10,18 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from wua_mlflow.pipeline.comparison import Comparison
-from wua_mlflow.pipeline.report import (
-    Report,
-    RoundRow,
-    WidthsFound,
+from wua_mlflow.pipeline.compare import Comparison
+from wua_mlflow.plots.comparison import VerdictInterval
+from wua_mlflow.plots.widths import LayerChange, SearchTrial
+from wua_mlflow.report.content import Report, RoundRow, WidthsFound
+from wua_mlflow.report.render import (
     description,
     html_report,
     markdown_report,
     table_text,
     terminal_reports,
 )
-from wua_mlflow.plots import LayerChange, SearchTrial, VerdictInterval
-from wua_mlflow.verdict import compare
+from wua_mlflow.verdict.compare import compare
 
 OLD = {"accuracy/test": 0.9, "accuracy/train": 0.95, "score/test": 0.9, "flops/forward": 60.0,
        "params/total": 41.0, "latency/samples_per_s": 1000.0, "usage/top90_share": 0.65}

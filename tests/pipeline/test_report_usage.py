@@ -7,12 +7,11 @@ from dataclasses import replace
 import numpy as np
 
 from tests.plots.usages import layer, model
-from wua_mlflow.pipeline.comparison import Comparison
-from wua_mlflow.pipeline.report import Report
-from wua_mlflow.pipeline.report.blocks import Bullets, Table
-from wua_mlflow.pipeline.report.usage import CAUTION, _permuted, usage_section
-from wua_mlflow.usage import PERMUTED
-from wua_mlflow.verdict import compare
+from wua_mlflow.pipeline.compare import Comparison
+from wua_mlflow.report.content import Bullets, Report, Table
+from wua_mlflow.report.sections import CAUTION, _permuted, usage_section
+from wua_mlflow.usage.results import PERMUTED
+from wua_mlflow.verdict.compare import compare
 
 NULL = (0.6, 0.7)
 

@@ -8,15 +8,15 @@ import pytest
 
 from tests.pipeline.conftest import Finished
 from wua_mlflow.config import load_settings
-from wua_mlflow.pipeline.reporting import (
-    Told,
+from wua_mlflow.plots.widths import LayerChange
+from wua_mlflow.report.build import (
+    ReportInputs,
     layer_changes,
     report_of,
     slimming_words,
     title_of,
     widths_found,
 )
-from wua_mlflow.plots import LayerChange
 
 pytestmark = pytest.mark.xdist_group("usecase")
 
@@ -30,7 +30,7 @@ def test_the_title(data: str, title: str) -> None:
 
 def test_of_a_network_that_was_rebuilt(usecase: Finished) -> None:
     original, *_, slim = usecase.outcome.variants
-    report = report_of((original, slim), usecase.outcome.comparison, Told())
+    report = report_of((original, slim), usecase.outcome.comparison, ReportInputs())
     assert report.names == ["oversized 10", "slim 7"]
     assert report.title == "usecase 10 → 7"
     assert report.layers == [LayerChange("fc1", 10, 7), LayerChange("fc2", 1, 1)]
@@ -47,7 +47,7 @@ def test_latencies_are_those_of_the_comparisons_turns(usecase: Finished) -> None
     kept = dict(original.metrics)
     original.metrics["latency/p50_ms"] = -1.0
     try:
-        report = report_of((original, slim), comparison, Told())
+        report = report_of((original, slim), comparison, ReportInputs())
     finally:
         original.metrics.update(kept)
     timed = comparison.timed[original.run_id]["latency/p50_ms"]

@@ -24,14 +24,14 @@ from tests.pipeline.slimming_cases import (  # noqa: F401 - store is a fixture
     variant_of,
 )
 from wua_mlflow.flops import count_flops
-from wua_mlflow.pipeline import slimming
-from wua_mlflow.pipeline.bench import Bench
-from wua_mlflow.pipeline.chain import Outcome, run_pipeline
-from wua_mlflow.pipeline.making import Cutting, pruned, remembered, scratch
-from wua_mlflow.pipeline.planning import Goal
+from wua_mlflow.pipeline import slim as slim_module
+from wua_mlflow.pipeline.networks import PruningPlan, cached, from_scratch, pruned_and_tuned
 from wua_mlflow.pipeline.recipe import load_recipe
-from wua_mlflow.pipeline.variant import Variant, load_variant
-from wua_mlflow.slimming import Specification, cut, rebuild
+from wua_mlflow.pipeline.slim import SlimmingContext
+from wua_mlflow.pipeline.target_widths import TargetWidths
+from wua_mlflow.pipeline.variant import ModelVariant, load_variant
+from wua_mlflow.pipeline.workflow import SlimmingResult, run_pipeline
+from wua_mlflow.pruning.cut import Specification, cut, rebuild
 from wua_mlflow.tracking.names import ArtifactPath
 from wua_mlflow.tracking.runs import runs
 from wua_mlflow.tracking.store import Store
@@ -46,10 +46,10 @@ class Rounds:
     """A pipeline of several rounds, and what was compared with what."""
 
     store: Store
-    outcome: Outcome
+    outcome: SlimmingResult
     compared: list[tuple[str, str]]
 
-    def named(self, name: str) -> Variant:
+    def named(self, name: str) -> ModelVariant:
         (found,) = [one for one in self.outcome.variants if one.variant == name]
         return found
 
@@ -63,7 +63,7 @@ def ran(
     seen: list[tuple[str, str]] = []
     with store_at(tmp_path_factory.mktemp("rounds"), migrated_database) as found:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(slimming, "compare_variants", judging([GOOD, GOOD, BAD], seen))
+            patch.setattr(slim_module, "compare_variants", judging([GOOD, GOOD, BAD], seen))
             outcome = run_pipeline(found, settings_of(
                 **STILL, how=request.param, rounds=4, hidden="16", seeds=2, slim_epochs=2))
         yield Rounds(found, outcome, seen)
@@ -157,7 +157,7 @@ def test_controls_of_equal_budget(ran: Rounds) -> None:
 
 def test_training_costs_what_it_was_cut_from_cost_too(ran: Rounds) -> None:
     """Forward and backward of a sample by the counter, times samples, times epochs."""
-    def a_sample(variant: Variant) -> float:
+    def a_sample(variant: ModelVariant) -> float:
         count = count_flops(variant.model, variant.recipe.split.train.inputs[:1])
         return count.forward_flops + count.backward_flops
 
@@ -170,7 +170,7 @@ def test_training_costs_what_it_was_cut_from_cost_too(ran: Rounds) -> None:
 
 def test_no_round_is_as_good(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
     """Then the first is the result, and there is no second."""
-    monkeypatch.setattr(slimming, "compare_variants", judging(["inconclusive"], []))
+    monkeypatch.setattr(slim_module, "compare_variants", judging(["inconclusive"], []))
     outcome = run_pipeline(store, settings_of(**STILL, rounds=3))
     assert [one.variant.variant for one in outcome.slimmed.rounds] == ["slim"]
     assert tags_of(store, outcome.run_id)["wua.result"] == outcome.variants[-1].run_id
@@ -184,7 +184,7 @@ def test_no_round_is_as_good(store: Store, monkeypatch: pytest.MonkeyPatch) -> N
 def test_rounds_end_where_nothing_narrower_is_left(
     store: Store, monkeypatch: pytest.MonkeyPatch, how: str, said: str  # noqa: F811
 ) -> None:
-    monkeypatch.setattr(slimming, "compare_variants", judging([GOOD], []))
+    monkeypatch.setattr(slim_module, "compare_variants", judging([GOOD], []))
     outcome = run_pipeline(store, settings_of(**STILL, how=how, hidden="2", rounds=3, epochs=1))
     assert [one.variant.widths for one in outcome.slimmed.rounds] == [(1,)]
     assert outcome.slimmed.ended == said
@@ -195,13 +195,13 @@ def test_a_layer_with_one_unit_left_is_still_a_width() -> None:
     """It is no dimension any more; the control from scratch has it all the same."""
     settings = settings_of(hidden="4,8", how="prune", epochs=1)
     recipe = load_recipe(settings)
-    root = remembered(scratch(recipe, (4, 8), 1))
-    original, parent = variant_of(recipe, root), variant_of(recipe, pruned(
-        recipe, root, root, Cutting({"fc1": 1, "fc2": 6}, 1)))
-    bench = Bench(settings, original, parent, parent.make, root)
+    root = cached(from_scratch(recipe, (4, 8), 1))
+    original, parent = variant_of(recipe, root), variant_of(recipe, pruned_and_tuned(
+        recipe, root, root, PruningPlan({"fc1": 1, "fc2": 6}, 1)))
+    bench = SlimmingContext(settings, original, parent, parent.make, root)
     (left,) = bench.dimensions
     assert (left.name, left.units) == ("fc2", 6)
-    goal = Goal(bench.dimensions, (3,), "given")
+    goal = TargetWidths(bench.dimensions, (3,), "given")
     assert bench.units(goal) == {"fc1": 1, "fc2": 3}
     assert bench.factory_widths(goal) == (1, 3)
     assert bench.cost((6,)) > bench.cost((3,)) == 2 * (6 * 1 + 1 * 3 + 3 * 3)
@@ -214,13 +214,13 @@ def test_a_layer_with_one_unit_left_keeps_it(
     """It is no dimension any more, and still a width of the network and of its control."""
     goals = iter([{"fc1": 1, "fc2": 6}, {"fc2": 3}])
 
-    def given(settings: object, parent: object, dimensions: tuple, *_: object) -> Goal:
+    def given(settings: object, parent: object, dimensions: tuple, *_: object) -> TargetWidths:
         keep = next(goals)
         assert [one.name for one in dimensions] == list(keep)
-        return Goal(dimensions, tuple(keep.values()), "given")
+        return TargetWidths(dimensions, tuple(keep.values()), "given")
 
-    monkeypatch.setattr(slimming, "compare_variants", judging([GOOD, GOOD], []))
-    monkeypatch.setattr(slimming, "goal_of", given)
+    monkeypatch.setattr(slim_module, "compare_variants", judging([GOOD, GOOD], []))
+    monkeypatch.setattr(slim_module, "goal_of", given)
     outcome = run_pipeline(store, settings_of(**STILL, how="prune", hidden="4,8", rounds=2,
                                               epochs=1))
     second = outcome.slimmed.result

@@ -14,15 +14,14 @@ from torch import nn
 
 from tests.pipeline.slimming_cases import store  # noqa: F401 - a fixture
 from wua_mlflow.config import load_settings
-from wua_mlflow.evaluation import outputs_of
+from wua_mlflow.data.datasets import load_data
+from wua_mlflow.data.scaling import Scaler, Scaling, WithInputScaling, WithoutInputScaling, raw_rows
 from wua_mlflow.flops import count_flops
-from wua_mlflow.pipeline.chain import run_pipeline, train_run
-from wua_mlflow.pipeline.data import load_data
-from wua_mlflow.pipeline.rawrows import OnRawRows, OnScaledRows, raw_rows
-from wua_mlflow.pipeline.sides import evaluated, give_tests, opened_side
-from wua_mlflow.pipeline.splitting import Scaler, Scaling
+from wua_mlflow.pipeline.compare_external import evaluated, give_tests, opened_side
 from wua_mlflow.pipeline.variant import load_variant
+from wua_mlflow.pipeline.workflow import run_pipeline, train_run
 from wua_mlflow.tracking.store import Store
+from wua_mlflow.training.evaluation import outputs_of
 
 
 def raw(path: Path, task: str) -> tuple[np.ndarray, np.ndarray]:
@@ -110,16 +109,17 @@ def test_constant_columns_and_large_offsets_survive_the_way_back() -> None:
     scaled = torch.from_numpy(scaling.inputs.applied(rows))
     torch.testing.assert_close(raw_rows(scaled, scaling), torch.from_numpy(rows), rtol=1e-9, atol=0)
     network = nn.Linear(2, 1)
-    served = OnRawRows(network, scaling)
+    served = WithInputScaling(network, scaling)
     by = scaling.targets
     expected = network(scaled).detach().numpy() * by.scale + by.mean
     np.testing.assert_allclose(served(torch.from_numpy(rows)).detach(), expected, rtol=1e-5)
-    torch.testing.assert_close(OnScaledRows(served, scaling)(scaled), network(scaled), rtol=1e-4,
-                               atol=1e-5)
+    torch.testing.assert_close(
+        WithoutInputScaling(served, scaling)(scaled), network(scaled), rtol=1e-4, atol=1e-5
+    )
     without = Scaling(None, None)
     assert not without
     for none in (without, None):
-        plain = OnScaledRows(OnRawRows(network, without), none)
+        plain = WithoutInputScaling(WithInputScaling(network, without), none)
         assert torch.equal(plain(scaled), network(scaled))
 
 

@@ -11,17 +11,17 @@ import pytest
 import torch
 
 from tests.pipeline.slimming_cases import HERE, recipe_of, settings_of
-from wua_mlflow.pipeline.making import Maker, scratch
+from wua_mlflow.pipeline.networks import NetworkFactory, from_scratch
 from wua_mlflow.pipeline.recipe import Recipe, Trained, train_one
-from wua_mlflow.pipeline.searching import Retraining, folds_of, search, validation_scores
+from wua_mlflow.pipeline.target_widths import SearchSetup, folds_of, search, validation_scores
 
 Seen = list[tuple[tuple[int, ...], int, int, Recipe]]
 
 
-def watched(seen: Seen, epochs: int = 1) -> Callable[[Recipe, tuple[int, ...]], Maker]:
+def watched(seen: Seen, epochs: int = 1) -> Callable[[Recipe, tuple[int, ...]], NetworkFactory]:
     """Makers from scratch that write down the widths, the replicate, its seed and the recipe."""
-    def make(recipe: Recipe, widths: tuple[int, ...]) -> Maker:
-        train = scratch(recipe, widths, epochs)
+    def make(recipe: Recipe, widths: tuple[int, ...]) -> NetworkFactory:
+        train = from_scratch(recipe, widths, epochs)
 
         def one(number: int, seed: int, label: str | None = None) -> Trained:
             seen.append((widths, number, seed, recipe))
@@ -32,8 +32,8 @@ def watched(seen: Seen, epochs: int = 1) -> Callable[[Recipe, tuple[int, ...]], 
     return make
 
 
-def retraining(seen: Seen, *, anew: bool = True, **given: object) -> Retraining:
-    return Retraining(recipe_of(**given), watched(seen), lambda widths: float(sum(widths)), anew)
+def retraining(seen: Seen, *, anew: bool = True, **given: object) -> SearchSetup:
+    return SearchSetup(recipe_of(**given), watched(seen), lambda widths: float(sum(widths)), anew)
 
 
 def rows_of(part: object) -> Counter[tuple[float, ...]]:
@@ -123,7 +123,7 @@ def test_scores_of_the_folds_follow_each_other() -> None:
     recipe = recipe_of()
     folds = folds_of(recipe.split, 2, seed=1)
     recipes = [replace(recipe, split=split) for split in folds]
-    found = validation_scores([(one, scratch(one, (4,), 2)) for one in recipes], 2)
+    found = validation_scores([(one, from_scratch(one, (4,), 2)) for one in recipes], 2)
     assert found.shape == (2, 240)
     for number in range(2):
         right = []

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from wua_mlflow.pipeline.models import cnn, mlp
-from wua_mlflow.slimming import cut
+from wua_mlflow.pruning.cut import cut
 from wua_mlflow.tracking.models import log_model
 from wua_mlflow.tracking.store import connect, ended, new_run
 

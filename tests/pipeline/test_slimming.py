@@ -22,18 +22,21 @@ from tests.pipeline.slimming_cases import (  # noqa: F401 - store is a fixture
     text_of,
     variant_of,
 )
-from wua_mlflow.cli import main
+from wua_mlflow.cli.main import main
 from wua_mlflow.config import load_settings
-from wua_mlflow.pipeline import chain, planning, slimming
-from wua_mlflow.pipeline.chain import run_pipeline
-from wua_mlflow.pipeline.comparison import compare_evaluations
-from wua_mlflow.pipeline.making import Cutting, pruned
-from wua_mlflow.pipeline.slimming import check_slimming
+from wua_mlflow.pipeline import slim as slim_module
+from wua_mlflow.pipeline import target_widths, workflow
+from wua_mlflow.pipeline.compare import compare_evaluations
+from wua_mlflow.pipeline.networks import PruningPlan, pruned_and_tuned
+from wua_mlflow.pipeline.slim import check_slimming
 from wua_mlflow.pipeline.variant import load_variant
-from wua_mlflow.slimming import Specification
+from wua_mlflow.pipeline.workflow import run_pipeline
+from wua_mlflow.pruning.cut import Specification
 from wua_mlflow.tracking.names import ArtifactPath
 from wua_mlflow.tracking.runs import runs
 from wua_mlflow.tracking.store import Store
+from wua_mlflow.training import fit as fit_module
+from wua_mlflow.widths import recommend as recommend_module
 
 
 @pytest.mark.parametrize("gate", [True, False])
@@ -83,7 +86,7 @@ def test_the_networks_that_are_cut_are_those_that_were_judged(
     from wua_mlflow.pipeline import recipe
 
     trained = []
-    fit = recipe.fit
+    fit = fit_module.fit
     monkeypatch.setattr(recipe, "fit", lambda model, *given, **named:
                         trained.append(model[0].out_features) or fit(model, *given, **named))
     run_pipeline(store, settings_of(how="prune", slim_hidden="5", slim_epochs=1))
@@ -115,8 +118,8 @@ def test_what_a_method_saw_is_kept_where_it_finds_nothing(
         return replace(real, layers=tuple(replace(one, width=one.units) for one in real.layers),
                        skipped={"2.rnn": "no method sees it", "3.rnn": "no method sees it"})
 
-    recommend = planning.recommend_widths
-    monkeypatch.setattr(planning, "recommend_widths", all_of_them)
+    recommend = recommend_module.recommend_widths
+    monkeypatch.setattr(target_widths, "recommend_widths", all_of_them)
     outcome = run_pipeline(store, settings_of(hidden="6", width_method="rank", epochs=1, seeds=1))
     assert "; *.rnn (2): no method sees it." in outcome.slimmed.ended
     kept = json.loads(text_of(store, str(outcome.run_id), ArtifactPath.WIDTHS))
@@ -191,12 +194,16 @@ def test_the_step_slim_cuts_the_network_that_its_run_holds(store: Store) -> None
     original = original_in(store, seeds=2, epochs=2)
     given = {"run_id": original.run_id, "how": "prune", "slim_hidden": "3", "slim_epochs": "1",
              "distill": "true", "fold": "false"}
-    slim = chain.slim_run(store, load_settings(None, given), frozenset(given)).variants[-1]
+    slim = workflow.slim_run(store, load_settings(None, given), frozenset(given)).variants[-1]
     history = Specification.from_json(text_of(store, slim.run_id, ArtifactPath.STRUCTURE))
     assert history.summary == "fc1 3"
     assert (slim.settings.epochs, len(slim.replicates)) == (3, 2)
-    expected = [pruned(slim.recipe, original.make, original.make,
-                       Cutting({"fc1": 3}, 1, distill=distill))(0, 42) for distill in (True, False)]
+    expected = [
+        pruned_and_tuned(
+            slim.recipe, original.make, original.make, PruningPlan({"fc1": 3}, 1, distill=distill)
+        )(0, 42)
+        for distill in (True, False)
+    ]
     assert [same(slim.model, one) for one in expected] == [True, False]
 
 
@@ -207,7 +214,7 @@ def test_how_the_slim_network_is_trained_is_nothing_to_the_controls(
     original = original_in(store)
     asked = settings_of(how="prune", slim_hidden="4", slim_epochs=1, lr=1e-30, seed=7, seeds=3,
                         optimizer="sgd")
-    found = slimming.slim(store, original, None, settings=asked, pipeline=None)
+    found = slim_module.slim_variant(store, original, None, settings=asked, pipeline=None)
     *controls, slim = found.variants
     for one in controls:
         assert (one.settings.lr, one.settings.optimizer, one.settings.seed) == (0.03, "adam", 42)

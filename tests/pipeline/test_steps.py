@@ -9,11 +9,11 @@ import torch
 from torch.utils.data import DataLoader
 
 from wua_mlflow.config import load_settings
-from wua_mlflow.pipeline import chain
-from wua_mlflow.pipeline.making import scratch
+from wua_mlflow.pipeline import workflow
+from wua_mlflow.pipeline.networks import from_scratch
 from wua_mlflow.pipeline.recipe import load_recipe, train_one
-from wua_mlflow.pipeline.steps import Plan, marking
-from wua_mlflow.tracking.looks import count_looks
+from wua_mlflow.pipeline.train import TrainingPlan, step_status
+from wua_mlflow.tracking.runs import count_looks
 from wua_mlflow.tracking.store import connect
 
 QUICK = {"seeds": 1, "null_draws": 1}
@@ -23,17 +23,17 @@ def test_steps_days_apart_give_the_tutorials_figures(store_uri: str) -> None:
     """``slim`` goes on from the random stream that ``train`` kept, whatever was drawn since."""
     store = connect("steps")
     settings = load_settings(None, QUICK)
-    original = chain.train_run(store, settings)
+    original = workflow.train_run(store, settings)
     torch.manual_seed(0)
     torch.rand(1000)
     named = load_settings(None, {"run_id": original.run_id})
-    found = chain.analyze_run(store, named)
+    found = workflow.analyze_run(store, named)
     assert found.run_id == original.run_id
     assert f"{found.usage.layers['fc1'].effective_weights:.4f}" == "15.7751"
-    _, control, slim = chain.slim_run(store, named).variants
+    _, control, slim = workflow.slim_run(store, named).variants
     assert (control.variant, slim.name) == ("oversized-same-budget", "slim 7")
     assert f"{slim.metrics['accuracy/train']:.4f}" == "0.8730"
-    old, new, comparison = chain.compare_run(
+    old, new, comparison = workflow.compare_run(
         store, load_settings(None, {"run_id": slim.run_id, "margin": 0.05}), frozenset({"margin"}))
     assert (old.run_id, new.run_id) == (original.run_id, slim.run_id)
     assert comparison.recipe is None
@@ -42,7 +42,7 @@ def test_steps_days_apart_give_the_tutorials_figures(store_uri: str) -> None:
     assert run.data.metrics["compare/margin"] == 0.05
     before = comparison.looks
     for margin, more in ((0.05, 0), (0.2, 1), (0.2, 1)):  # another margin is another look
-        comparison = chain.compare_run(store, load_settings(
+        comparison = workflow.compare_run(store, load_settings(
             None, {"run_id": slim.run_id, "margin": margin}), frozenset({"margin"}))[2]
         assert comparison.looks == before + more
         assert count_looks(store.client, str(run.data.tags["wua.test_digest"])) == before + more
@@ -74,18 +74,18 @@ def test_the_slim_accuracy_hangs_on_the_random_stream(
 
 def test_a_step_keeps_the_runs_settings_unless_told_otherwise(store_uri: str) -> None:
     store = connect("steps")
-    original = chain.train_run(
+    original = workflow.train_run(
         store, load_settings(None, {**QUICK, "epochs": 2, "criterion": "magnitude"}))
-    found = chain.analyze_run(store, load_settings(None, {"run_id": original.run_id}))
+    found = workflow.analyze_run(store, load_settings(None, {"run_id": original.run_id}))
     assert found.usage.criterion == "magnitude"
     given = {"run_id": original.run_id, "criterion": "output"}
-    found = chain.analyze_run(store, load_settings(None, given), frozenset(given))
+    found = workflow.analyze_run(store, load_settings(None, given), frozenset(given))
     assert found.usage.criterion == "output"
 
 
 def test_equal_budgets_need_no_control(store_uri: str) -> None:
     store = connect("steps")
-    outcome = chain.run_pipeline(
+    outcome = workflow.run_pipeline(
         store, load_settings(None, {**QUICK, "epochs": 2, "slim_epochs": 2}))
     assert [variant.variant for variant in outcome.variants] == ["oversized", "slim"]
     assert "Budgets differ" not in outcome.report.comparison.budget
@@ -102,23 +102,26 @@ def test_given_widths_are_checked_against_the_original(
     store_uri: str, widths: str, message: str
 ) -> None:
     store = connect("steps")
-    original = chain.train_run(store, load_settings(None, {**QUICK, "epochs": 1}))
+    original = workflow.train_run(store, load_settings(None, {**QUICK, "epochs": 1}))
     given = {"run_id": original.run_id, "slim_hidden": widths}
     with pytest.raises(ValueError, match=f"^{message}$"):
-        chain.slim_run(store, load_settings(None, given), frozenset(given))
+        workflow.slim_run(store, load_settings(None, given), frozenset(given))
 
 
 def test_plans_are_named_by_widths_and_budget() -> None:
-    make = scratch(load_recipe(load_settings(None, QUICK)), (7,), 60)
-    assert Plan("oversized", (64, 32), 5, make).name == "oversized 64-32"
-    assert Plan("slim", (7,), 60, make).name == "slim 7"
-    assert Plan("oversized-same-budget", (10,), 60, make).name == "oversized 10, 60 epochs"
+    make = from_scratch(load_recipe(load_settings(None, QUICK)), (7,), 60)
+    assert TrainingPlan("oversized", (64, 32), 5, make).name == "oversized 64-32"
+    assert TrainingPlan("slim", (7,), 60, make).name == "slim 7"
+    assert TrainingPlan("oversized-same-budget", (10,), 60, make).name == "oversized 10, 60 epochs"
 
 
 def test_a_step_that_fails_says_so_on_its_run(store_uri: str) -> None:
     store = connect("steps")
     run = store.client.create_run(store.experiment_id)
-    with pytest.raises(RuntimeError, match="broken"), marking(store, run.info.run_id, "analyze"):
+    with (
+        pytest.raises(RuntimeError, match="broken"),
+        step_status(store, run.info.run_id, "analyze"),
+    ):
         raise RuntimeError("broken")
     store.client.set_terminated(run.info.run_id)
     tags = store.client.get_run(run.info.run_id).data.tags
@@ -128,7 +131,7 @@ def test_a_step_that_fails_says_so_on_its_run(store_uri: str) -> None:
 def test_a_second_pipeline_on_the_same_test_set_is_a_second_look(store_uri: str) -> None:
     store = connect("steps")
     settings = load_settings(None, {**QUICK, "epochs": 1, "slim_epochs": 1})
-    looks = [chain.run_pipeline(store, settings).report.comparison.looks for _ in range(2)]
+    looks = [workflow.run_pipeline(store, settings).report.comparison.looks for _ in range(2)]
     assert looks == [1, 2]
     other = load_settings(None, {**QUICK, "epochs": 1, "slim_epochs": 1, "seed": 7})
-    assert chain.run_pipeline(store, other).report.comparison.looks == 1
+    assert workflow.run_pipeline(store, other).report.comparison.looks == 1

@@ -14,8 +14,8 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, TensorDataset
 
 from wua_mlflow.config import load_settings
-from wua_mlflow.pipeline.data import DataSplit
-from wua_mlflow.pipeline.streaming import example_of, load_feed, shared, two_samples
+from wua_mlflow.data.datasets import DataSplit
+from wua_mlflow.data.loaders import example_of, load_feed, shared, two_samples
 
 PARTS = '''
 import numpy as np

@@ -11,7 +11,7 @@ import pytest
 import torch
 from sklearn.preprocessing import StandardScaler
 
-from wua_mlflow.pipeline.data import DataSplit, Part, load_data
+from wua_mlflow.data.datasets import DataSplit, Part, load_data
 
 
 @pytest.fixture

@@ -13,10 +13,10 @@ from torch.utils.data import TensorDataset
 
 from tests.pipeline.slimming_cases import store  # noqa: F401 - a fixture
 from tests.slimming.cutting_cases import Tokens
-from wua_mlflow.cli.printing import slimmed_text
+from wua_mlflow.cli.output import slimmed_text
 from wua_mlflow.config import load_settings
-from wua_mlflow.pipeline import chain
-from wua_mlflow.pipeline.data import split_of
+from wua_mlflow.data.datasets import split_of
+from wua_mlflow.pipeline import workflow
 from wua_mlflow.tracking.store import Store
 
 HERE, TOKENS = "tests.pipeline.test_tokens", 9
@@ -54,7 +54,7 @@ def test_a_model_of_tokens_goes_all_the_way_to_the_registry(store: Store) -> Non
     given = {"model": f"{HERE}:Tokens", "state": "w.safetensors", "data": f"{HERE}:texts",
              "slim_hidden": "6,4", "slim_epochs": 2, "null_draws": 0, "margin": 0.5,
              "register": "texts"}
-    outcome = chain.slim_run(store, load_settings(None, given), frozenset(given))
+    outcome = workflow.slim_run(store, load_settings(None, given), frozenset(given))
     slim = outcome.variants[-1].model
     assert (slim.up.out_features, slim.down.in_features) == (4, 4)
     assert slim.head.weight is slim.emb.weight

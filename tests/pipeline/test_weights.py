@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file, save_model
 from torch import Tensor, nn
 
-from wua_mlflow.pipeline.weights import load_weights
+from wua_mlflow.pipeline.pretrained import load_weights
 
 
 def net(seed: int = 0) -> nn.Sequential:

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from wua_mlflow.plots import LayerChange, changes_data, plot_changes
-from wua_mlflow.plots.palette import VARIANT_COLOURS
+from wua_mlflow.plots.style import VARIANT_COLOURS
+from wua_mlflow.plots.widths import LayerChange, changes_data, plot_changes
 
 
 def _many(count: int) -> list[LayerChange]:

@@ -14,16 +14,16 @@ from matplotlib.figure import Figure
 
 import wua_mlflow.plots
 from tests.plots.sight import SEEN, linear
-from wua_mlflow.plots import (
-    VARIANT_COLOURS,
+from wua_mlflow.plots.comparison import (
+    QUANTITIES,
     VariantFigures,
     VerdictInterval,
     comparison_data,
+    interval_words,
+    outcome_words,
     plot_comparison,
-    variant_colour,
 )
-from wua_mlflow.plots.comparison import interval_words, outcome_words
-from wua_mlflow.plots.quantities import QUANTITIES
+from wua_mlflow.plots.style import VARIANT_COLOURS, variant_colour
 
 _BIG = {
     "accuracy/test": 0.8850,

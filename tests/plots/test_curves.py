@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from wua_mlflow.plots import WidthCurve, curves_data, plot_curves
-from wua_mlflow.plots.curves import MOST_PANELS
-from wua_mlflow.plots.palette import INK, MEASURED, VARIANT_COLOURS
+from wua_mlflow.plots.style import INK, MEASURED, VARIANT_COLOURS
+from wua_mlflow.plots.widths import MOST_PANELS, WidthCurve, curves_data, plot_curves
 
 ONE = WidthCurve("fc1", 64, 12, 8, (1, 8, 12, 64), (0.5, 0.94, 0.95, 0.96), 0.94, "accuracy")
 

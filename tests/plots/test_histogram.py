@@ -10,9 +10,9 @@ import torch
 from matplotlib.figure import Figure
 from scipy.stats import entropy as scipy_entropy
 
-from wua_mlflow.concentration import histogram
-from wua_mlflow.plots import histogram_data, plot_histogram
-from wua_mlflow.usage import Histogram
+from wua_mlflow.plots.histogram import histogram_data, plot_histogram
+from wua_mlflow.usage.results import Histogram
+from wua_mlflow.usage.statistics import histogram
 
 
 def _normalized(count: int, seed: int = 0) -> np.ndarray:

@@ -9,7 +9,7 @@ _DRAW = """
 import sys
 import numpy as np
 from wua_mlflow.plots import *
-from wua_mlflow.usage import Histogram, LayerUsage, ModelUsage
+from wua_mlflow.usage.results import Histogram, LayerUsage, ModelUsage
 assert not {"matplotlib", "torch"} & set(sys.modules)
 import matplotlib
 before = matplotlib.rcParams.copy()

@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from tests.plots.usages import layer as _layer
 from tests.plots.usages import many as _many
 from tests.plots.usages import model as _model
-from wua_mlflow.plots import layers_data, plot_layers
-from wua_mlflow.plots.palette import ALARM
+from wua_mlflow.plots.style import ALARM
+from wua_mlflow.plots.usage import layers_data, plot_layers
 
 
 def test_rows_are_the_layers_in_their_order():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.plots.usages import names
-from wua_mlflow.plots.naming import RowNames, row_names, shortened
+from wua_mlflow.plots.layer_rows import RowNames, row_names, shortened
 
 
 def test_a_transformers_layers_are_named_by_block():

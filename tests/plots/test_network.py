@@ -8,7 +8,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 
-from wua_mlflow.plots import network_data, plot_network
+from wua_mlflow.plots.network import network_data, plot_network
 
 
 def _weights(*units: int, seed: int = 0) -> list[np.ndarray]:

@@ -11,8 +11,9 @@ from matplotlib.collections import PathCollection
 from matplotlib.colors import to_hex
 from scipy import stats
 
-from wua_mlflow.plots import VariantFigures, pareto_data, plot_pareto
-from wua_mlflow.plots.ticks import log_ticks, tick_words
+from wua_mlflow.plots.comparison import VariantFigures
+from wua_mlflow.plots.pareto import pareto_data, plot_pareto
+from wua_mlflow.plots.style import log_ticks, tick_words
 
 OLD, NEW = "#5b7c99", "#d95f02"
 

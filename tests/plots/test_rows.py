@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tests.plots.usages import PARTS, many, names
-from wua_mlflow.plots import layers_data, plot_layers, plot_units, units_data
-from wua_mlflow.plots.naming import row_names
-from wua_mlflow.plots.rows import are_crowded, panels_of
+from wua_mlflow.plots.layer_rows import are_crowded, panels_of, row_names
+from wua_mlflow.plots.usage import layers_data, plot_layers, plot_units, units_data
 
 
 def _sizes(parts: list[slice]) -> list[int]:

@@ -6,8 +6,8 @@ import matplotlib.colors
 import numpy as np
 import pytest
 
-from wua_mlflow.plots import SearchTrial, plot_trials, trials_data
-from wua_mlflow.plots.palette import VARIANT_COLOURS
+from wua_mlflow.plots.style import VARIANT_COLOURS
+from wua_mlflow.plots.widths import SearchTrial, plot_trials, trials_data
 
 ORIGINAL = SearchTrial((128, 64), 35_000, 0.97, 0.0, 0.0, 0.0, "original")
 TRIED = [

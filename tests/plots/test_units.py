@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 
 from tests.plots.sight import SEEN, lab, linear
 from tests.plots.usages import layer, many, model
-from wua_mlflow.plots import plot_units, units_data
-from wua_mlflow.plots.palette import NO_IMPORTANCE, UNIT_COLOURS
+from wua_mlflow.plots.style import NO_IMPORTANCE, UNIT_COLOURS
+from wua_mlflow.plots.usage import plot_units, units_data
 
 
 def _of(*importances: object):

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from wua_mlflow.usage import Concentration, Histogram, LayerUsage, ModelUsage, NullUsage
+from wua_mlflow.usage.results import Concentration, Histogram, LayerUsage, ModelUsage, NullUsage
 
 NO_HISTOGRAM = Histogram(np.array([0.0, 1.0]), np.array([1]), 0.0)
 

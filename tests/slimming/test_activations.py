@@ -8,8 +8,14 @@ import torch
 from torch import nn
 
 from tests.networks import numpys, rows
-from wua_mlflow.slimming import Places, UnitGroup
-from wua_mlflow.slimming.activations import Moments, changing, moments, outgoing_norms, ports
+from wua_mlflow.pruning.activations import (
+    Moments,
+    consumer_inputs,
+    modified_inputs,
+    moments,
+    outgoing_norms,
+)
+from wua_mlflow.pruning.unit_groups import ParameterSlice, UnitGroup
 
 
 def columns(units, each=1):
@@ -17,12 +23,13 @@ def columns(units, each=1):
 
 
 def group(parameter, units, *, each=1, dim=1, kind="units"):
-    return UnitGroup("made", ("made",), (Places(parameter, dim, columns(units, each)),), units,
-                     kind=kind)
+    return UnitGroup(
+        "made", ("made",), (ParameterSlice(parameter, dim, columns(units, each)),), units, kind=kind
+    )
 
 
 def the_port(model, own):
-    found = ports(model, own)
+    found = consumer_inputs(model, own)
     assert not isinstance(found, str), found
     return found[0]
 
@@ -71,7 +78,7 @@ def test_rows_of_units(model, inputs, own, expected):
 
 
 def test_units_at_some_columns_only():
-    own = UnitGroup("b", ("b",), (Places("weight", 1, ((4,), (1,))),), 2)
+    own = UnitGroup("b", ("b",), (ParameterSlice("weight", 1, ((4,), (1,))),), 2)
     port = the_port(nn.Linear(6, 2), own)
     inputs = rows(3, 6)
     assert torch.equal(port.rows(inputs), inputs[:, [4, 1]])
@@ -93,9 +100,9 @@ def test_moments_do_not_depend_on_batches(sizes):
 
 def test_norms_of_the_weights_that_read_a_unit():
     model = nn.Sequential(nn.Linear(12, 2), nn.Conv2d(3, 5, 3), nn.LSTM(3, 2))
-    own = UnitGroup("u", ("u",), (Places("0.weight", 1, columns(3, 4)),
-                                  Places("1.weight", 1, columns(3)),
-                                  Places("2.weight_ih_l0", 1, columns(3))), 3)
+    own = UnitGroup("u", ("u",), (ParameterSlice("0.weight", 1, columns(3, 4)),
+                                  ParameterSlice("1.weight", 1, columns(3)),
+                                  ParameterSlice("2.weight_ih_l0", 1, columns(3))), 3)
     by_hand = [np.sqrt((numpys(model[0].weight)[:, 4 * u:4 * u + 4] ** 2).sum()
                        + (numpys(model[1].weight)[:, u] ** 2).sum()
                        + (numpys(model[2].weight_ih_l0)[:, u] ** 2).sum()) for u in range(3)]
@@ -107,7 +114,7 @@ def test_inputs_are_changed_within_the_block_alone():
     port = the_port(model, group("0.weight", 4))
     x = rows(5, 4)
     before = model(x)
-    with changing([(port, lambda r: r + 1), (port, lambda r: r * 2)]):
+    with modified_inputs([(port, lambda r: r + 1), (port, lambda r: r * 2)]):
         assert torch.allclose(model(x), model[0].weight.T.new_tensor(
             (numpys(x) + 1) * 2 @ numpys(model[0].weight).T, dtype=torch.float32), atol=1e-5)
     assert torch.equal(model(x), before)
@@ -117,7 +124,7 @@ def test_inputs_are_changed_within_the_block_alone():
 def test_inputs_are_changed_no_more_when_the_block_raises():
     model = nn.Linear(4, 3)
     port = the_port(model, group("weight", 4))
-    with pytest.raises(RuntimeError), changing([(port, lambda r: r)]):
+    with pytest.raises(RuntimeError), modified_inputs([(port, lambda r: r)]):
         model(torch.rand(2, 5))
     assert not model._forward_pre_hooks
 
@@ -126,7 +133,7 @@ def test_inputs_given_by_name():
     model = nn.Linear(4, 3)
     port = the_port(model, group("weight", 4))
     x = rows(5, 4)
-    with changing([(port, torch.zeros_like)]):
+    with modified_inputs([(port, torch.zeros_like)]):
         assert torch.equal(model(input=x), model.bias.expand(5, 3))
 
 
@@ -137,10 +144,10 @@ def test_inputs_given_by_name():
                                                                 "seen"),
     (nn.Conv2d(4, 4, 3, groups=2), group("weight", 2), "what weight reads cannot be seen"),
     (nn.MultiheadAttention(4, 2), group("in_proj_weight", 4), "what in_proj_weight reads cannot"),
-    (nn.Linear(4, 3), UnitGroup("a", ("a",), (Places("weight", 1, ((0,), (1, 2, 3))),), 2),
+    (nn.Linear(4, 3), UnitGroup("a", ("a",), (ParameterSlice("weight", 1, ((0,), (1, 2, 3))),), 2),
      "what weight reads cannot be seen"),
     (nn.Linear(4, 3), UnitGroup("a", ("a",), (), 2), "nothing but itself reads it"),
 ])
 def test_what_cannot_be_seen_is_said(model, own, why):
-    found = ports(model, own)
+    found = consumer_inputs(model, own)
     assert isinstance(found, str) and found.startswith(why)

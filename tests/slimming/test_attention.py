@@ -25,8 +25,10 @@ from tests.slimming.attention_cases import (
     split,
     stack,
 )
-from wua_mlflow import count_flops
-from wua_mlflow.slimming import cut, masked, most_important, rebuild, unit_groups, unit_importance
+from wua_mlflow.flops import count_flops
+from wua_mlflow.pruning.cut import cut, rebuild, unit_groups
+from wua_mlflow.pruning.importance import most_important, unit_importance
+from wua_mlflow.pruning.masking import masked
 
 
 @pytest.fixture(autouse=True)

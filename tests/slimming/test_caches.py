@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from wua_mlflow.slimming import cut, graph, grouping, unit_groups
-from wua_mlflow.slimming.caches import uncached
+from wua_mlflow.pruning import dependency_graph, find_groups
+from wua_mlflow.pruning.cut import cut, unit_groups
+from wua_mlflow.pruning.dependency_graph import uncached
 
 
 @pytest.fixture(autouse=True)
@@ -86,8 +87,8 @@ def test_what_keeps_a_cache_is_cut_all_the_same(keys: int) -> None:
 
 def test_heads_that_share_keys_end_the_search_with_a_reason() -> None:
     model = Language(2).eval()
-    found = graph.Graph(grouping.plain_copy(model), TOKENS)
-    with pytest.raises(graph.EndlessError, match="the units come round again and again"):
+    found = dependency_graph.Graph(find_groups.plain_copy(model), TOKENS)
+    with pytest.raises(dependency_graph.EndlessError, match="the units come round again and again"):
         found.coupled("attention.k_proj", range(8))
     assert "the forward divides its units by a fixed number, as into heads" in \
         unit_groups(model, TOKENS).fixed["attention.k_proj"]
@@ -99,14 +100,16 @@ def test_a_matrix_that_no_layer_holds_is_named() -> None:
 
 
 def test_where_the_library_fails_the_layer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    coupled = grouping.Graph.coupled
+    coupled = dependency_graph.Graph.coupled
 
-    def failing(graph: grouping.Graph, name: str, units: range) -> list[grouping.Coupled]:
+    def failing(
+        graph: dependency_graph.Graph, name: str, units: range
+    ) -> list[dependency_graph.GroupMember]:
         if name == "up":
             raise IndexError("list index out of range")
         return coupled(graph, name, units)
 
-    monkeypatch.setattr(grouping.Graph, "coupled", failing)
+    monkeypatch.setattr(dependency_graph.Graph, "coupled", failing)
     assert unit_groups(Language().eval(), TOKENS).fixed["up"] == \
         "what reads its units cannot be followed (IndexError: list index out of range)"
 

@@ -10,11 +10,11 @@ from torch import nn
 
 from tests.networks import kept_streams, snapshot
 from tests.slimming.cutting_cases import CASES, Tokens, Twice, mlp, silent
-from wua_mlflow import count_flops
-from wua_mlflow.slimming import cut, unit_groups
-from wua_mlflow.slimming import cutting as module
-from wua_mlflow.slimming.checking import WrongCutError, check_cut
-from wua_mlflow.slimming.examples import noise_like
+from wua_mlflow.flops import count_flops
+from wua_mlflow.pruning import cut as module
+from wua_mlflow.pruning.cut import cut, unit_groups
+from wua_mlflow.pruning.examples import noise_like
+from wua_mlflow.pruning.verify import WrongCutError, check_cut
 
 
 @pytest.fixture(autouse=True)

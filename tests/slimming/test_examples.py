@@ -6,8 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from tests.networks import rows
-from wua_mlflow.slimming import cut, folded, unit_groups, unit_importance
-from wua_mlflow.slimming.examples import called, copied, noise_like, resized
+from wua_mlflow.pruning.compensation import folded
+from wua_mlflow.pruning.cut import cut, unit_groups
+from wua_mlflow.pruning.examples import called, copied, noise_like, resized
+from wua_mlflow.pruning.importance import unit_importance
 
 
 def test_resized_batches():

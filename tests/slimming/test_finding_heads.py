@@ -20,7 +20,7 @@ from tests.slimming.attention_cases import (
     split,
     stack,
 )
-from wua_mlflow.slimming import cut, unit_groups
+from wua_mlflow.pruning.cut import cut, unit_groups
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from wua_mlflow.slimming import cut, folded, masked, unit_groups
+from wua_mlflow.pruning.compensation import folded
+from wua_mlflow.pruning.cut import cut, unit_groups
+from wua_mlflow.pruning.masking import masked
 
 
 @pytest.fixture(autouse=True)

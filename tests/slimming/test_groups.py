@@ -8,7 +8,7 @@ from torch import nn
 
 from tests.networks import kept_streams, rows, snapshot
 from tests.slimming.cutting_cases import CASES, Residual
-from wua_mlflow.slimming import unit_groups
+from wua_mlflow.pruning.cut import unit_groups
 
 
 @pytest.fixture(autouse=True)

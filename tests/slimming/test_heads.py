@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 from tests.networks import encoder, kept_streams, rows, snapshot
-from wua_mlflow import count_flops
-from wua_mlflow.slimming import cut, masked, unit_groups
-from wua_mlflow.slimming.heads import FewerHeads
+from wua_mlflow.flops import count_flops
+from wua_mlflow.pruning.cut import cut, unit_groups
+from wua_mlflow.pruning.heads import PrunedMultiheadAttention
+from wua_mlflow.pruning.masking import masked
 
 
 @pytest.fixture(autouse=True)
@@ -105,7 +106,7 @@ def test_the_heads_and_the_feed_forward_of_an_encoder_layer():
 
 def test_cut_heads_can_be_cut_again_and_trained():
     found = cut(Attending(), rows(3, 5, 8), {"attention": [0, 1, 3]}).model
-    assert isinstance(found.attention, FewerHeads)
+    assert isinstance(found.attention, PrunedMultiheadAttention)
     again = cut(found, rows(3, 5, 8), {"attention": [2]}).model
     assert shapes_of(again.attention) == (6, 8, 8, 2)
     again(rows(3, 5, 8)).square().mean().backward()

@@ -7,7 +7,8 @@ import torch
 
 from tests.networks import snapshot
 from tests.slimming.cutting_cases import CASES, silent
-from wua_mlflow.slimming import masked, unit_groups
+from wua_mlflow.pruning.cut import unit_groups
+from wua_mlflow.pruning.masking import masked
 
 
 @pytest.fixture(params=CASES, ids=list(CASES))

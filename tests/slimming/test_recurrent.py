@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from tests.networks import kept_streams, rows
-from wua_mlflow import count_flops
-from wua_mlflow.slimming import cut, unit_groups
+from wua_mlflow.flops import count_flops
+from wua_mlflow.pruning.cut import cut, unit_groups
 
 
 @pytest.fixture(autouse=True)

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tests.slimming.selection_cases import greedy
-from wua_mlflow.slimming import cut, most_important, unit_groups, unit_importance
-from wua_mlflow.slimming.spanning import pivoted
+from wua_mlflow.pruning.cut import cut, unit_groups
+from wua_mlflow.pruning.importance import most_important, pivoted, unit_importance
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,7 @@ import torch
 from tests.networks import kept_streams
 from tests.slimming.cutting_cases import CASES
 from tests.slimming.test_heads import Attending
-from wua_mlflow.slimming import Specification, cut, rebuild
+from wua_mlflow.pruning.cut import Specification, cut, rebuild
 
 
 @pytest.fixture(autouse=True)

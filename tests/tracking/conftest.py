@@ -8,7 +8,7 @@ import pytest
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.tracking import MlflowClient
 
-from wua_mlflow.tracking import runs as the_function
+from wua_mlflow.tracking.runs import runs as the_function
 from wua_mlflow.tracking.store import sqlite_file
 
 READING = the_function.__globals__

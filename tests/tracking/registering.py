@@ -12,7 +12,7 @@ from torch import nn
 from wua_mlflow.tracking.models import log_model
 from wua_mlflow.tracking.registry import Registration, register
 from wua_mlflow.tracking.store import Store, connect, ended, new_run
-from wua_mlflow.verdict import compare
+from wua_mlflow.verdict.compare import compare
 
 GOOD = compare(np.ones(1000), np.where(np.arange(1000) < 5, 0, 1), margin=0.02)
 COMPARISON = "c" * 32

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from wua_mlflow.tracking.datasets import dataset_inputs
+from wua_mlflow.tracking.log import dataset_inputs
 from wua_mlflow.tracking.store import connect, ended, new_run
 
 DIGEST = "0123456789abcdef" * 4

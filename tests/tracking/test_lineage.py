@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from wua_mlflow.tracking.lineage import controls_of, find_control, result_of
+from wua_mlflow.tracking.runs import controls_of, find_control, result_of
 from wua_mlflow.tracking.store import connect, new_run
 
 

@@ -13,12 +13,12 @@ from mlflow.tracking import MlflowClient
 from mlflow.utils import validation
 from torch import nn
 
-from wua_mlflow.analysis import analyze
 from wua_mlflow.flops import CONVENTION, FlopCount
-from wua_mlflow.latency import Latency
 from wua_mlflow.tracking import log
-from wua_mlflow.usage import Histogram, LayerUsage, ModelUsage, NullUsage
-from wua_mlflow.verdict import Verdict
+from wua_mlflow.training.latency import Latency
+from wua_mlflow.usage.analyze import analyze
+from wua_mlflow.usage.results import Histogram, LayerUsage, ModelUsage, NullUsage
+from wua_mlflow.verdict.compare import Verdict
 
 
 class Counted:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mlflow.tracking import MlflowClient
 
-from wua_mlflow.tracking.looks import count_looks, look_of, record_pair
+from wua_mlflow.tracking.runs import count_looks, look_of, record_pair
 
 
 def test_a_pair_is_a_look_once_and_another_margin_is_another(populated):
@@ -21,7 +21,7 @@ def test_a_pair_is_a_look_once_and_another_margin_is_another(populated):
 
 
 def test_more_than_a_tag_holds_are_not_kept(populated, monkeypatch):
-    monkeypatch.setattr("wua_mlflow.tracking.looks._MOST", 3)
+    monkeypatch.setattr("wua_mlflow.tracking.runs._MOST", 3)
     client = MlflowClient()
     experiment = client.create_experiment("many")
     for number in range(5):

@@ -32,7 +32,7 @@ from dataclasses import replace
 import numpy as np
 from wua_mlflow.tracking.registry import register
 from wua_mlflow.tracking.store import connect
-from wua_mlflow.verdict import compare
+from wua_mlflow.verdict.compare import compare
 
 client = connect("registry").client
 verdict = compare(np.ones(1000), np.ones(1000), margin=0.02)

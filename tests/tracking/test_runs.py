@@ -11,8 +11,7 @@ import pytest
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from wua_mlflow.tracking import best, runs
-from wua_mlflow.tracking.runs import show_run
+from wua_mlflow.tracking.runs import best, runs, show_run
 
 READING = runs.__globals__
 
@@ -84,7 +83,7 @@ def test_a_call_a_page_and_none_a_run(writer, calls, monkeypatch, limit, sizes):
     names = [f"run {number}" for number in range(12)]
     for name in names:
         writer.run(name)
-    monkeypatch.setattr("wua_mlflow.tracking.pages.PAGE", 5)
+    monkeypatch.setattr("wua_mlflow.tracking.store.PAGE", 5)
     assert runs("Default", limit=limit)["name"].tolist() == names[::-1][:limit]
     assert [name for name, _ in calls] == ["get_experiment_by_name"] + ["search_runs"] * len(sizes)
     assert [kwargs["max_results"] for _, kwargs in calls[1:]] == sizes

@@ -10,9 +10,7 @@ import pytest
 from mlflow.store.tracking import sqlalchemy_store
 from mlflow.tracking import MlflowClient
 
-from wua_mlflow.tracking import best, compare_runs, runs
-from wua_mlflow.tracking.looks import count_looks
-from wua_mlflow.tracking.runs import find_run, show_run
+from wua_mlflow.tracking.runs import best, compare_runs, count_looks, find_run, runs, show_run
 
 
 def test_the_best_is_the_smallest_that_is_non_inferior(populated, calls):

@@ -12,14 +12,7 @@ import pytest
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from wua_mlflow.tracking.store import (
-    connect,
-    ended,
-    new_run,
-    one_line,
-    shown_uri,
-    sqlite_file,
-)
+from wua_mlflow.tracking.store import connect, ended, new_run, one_line, shown_uri, sqlite_file
 
 
 def test_an_experiment_is_made_once(store_uri):

@@ -10,7 +10,7 @@ import pytest
 from mlflow.entities import Metric
 from mlflow.tracking import MlflowClient
 
-from wua_mlflow.tracking.view import (
+from wua_mlflow.tracking.ui_view import (
     KEY,
     LATEST_KEY,
     ensure_view,

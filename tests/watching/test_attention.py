@@ -9,9 +9,9 @@ from torch.overrides import TorchFunctionMode
 
 from tests.example_modules import Conv1D
 from tests.networks import rows
-from wua_mlflow.watching.attention import ATTENTION, attention, heads_of, thirds
-from wua_mlflow.watching.calls import Product
-from wua_mlflow.watching.owners import Owners
+from wua_mlflow.usage.tracing.attention import ATTENTION, attention, heads_of, split_qkv
+from wua_mlflow.usage.tracing.calls import WeightCall
+from wua_mlflow.usage.tracing.parameters import ParameterIndex
 
 
 class Calls(TorchFunctionMode):
@@ -40,10 +40,12 @@ def test_the_same_code_with_its_projections_in_sight():
 
 def test_the_fused_weight_in_three():
     model = nn.Sequential(nn.MultiheadAttention(4, 2), nn.Linear(4, 4))
-    owners, x = Owners(model), rows(5, 4)
+    owners, x = ParameterIndex(model), rows(5, 4)
     fused, bias = model[0].in_proj_weight, model[0].in_proj_bias
     output = functional.linear(x, fused, bias)
-    found = thirds(Product("linear", fused, (x,), bias), output, owners.find(fused, []), owners, [])
+    found = split_qkv(
+        WeightCall("linear", fused, (x,), bias), output, owners.find(fused, []), owners, []
+    )
     assert [view.offset for *_, view in found] == [0, 16, 32]
     for part, piece, view in found:
         assert torch.equal(functional.linear(x, part.weight, part.bias), piece)
@@ -52,10 +54,10 @@ def test_the_fused_weight_in_three():
 
 def test_any_other_weight_alone():
     model, x = nn.Sequential(nn.Linear(4, 4)), rows(5, 4)
-    owners, product = Owners(model), Product("linear", model[0].weight, (x,))
+    owners, product = ParameterIndex(model), WeightCall("linear", model[0].weight, (x,))
     view = owners.find(model[0].weight, [])
-    assert thirds(product, x, view, owners, []) == [(product, x, view)]
-    assert thirds(product, x, None, owners, []) == [(product, x, None)]
+    assert split_qkv(product, x, view, owners, []) == [(product, x, view)]
+    assert split_qkv(product, x, None, owners, []) == [(product, x, None)]
 
 
 class Written(nn.Module):
@@ -72,11 +74,11 @@ def test_the_heads_of_a_projection() -> None:
     for told, expected in (({"head_dim": 2}, (4, 2, 0)), ({"num_attention_heads": 4}, (4, 4, 0)),
                            ({"n_heads": 8}, (8, 0, 0)), ({}, (0, 0, 0)),
                            ({"head_dim": 3}, (0, 0, 0))):
-        owners = Owners(nn.Sequential(Written(**told)))
+        owners = ParameterIndex(nn.Sequential(Written(**told)))
         found = tuple(heads_of(owners, f"0.{name}", units)[0]
                       for name, units in (("query", 8), ("k_proj", 4), ("out", 8)))
         assert found == expected, told
-    owners = Owners(nn.Sequential(nn.MultiheadAttention(8, 2), nn.Linear(8, 8)))
+    owners = ParameterIndex(nn.Sequential(nn.MultiheadAttention(8, 2), nn.Linear(8, 8)))
     assert [heads_of(owners, name, 8) for name in ("0", "0.out_proj", "1", "")] == [
         (2, 1), (0, 1), (0, 1), (0, 1)]
 
@@ -89,9 +91,9 @@ def test_the_heads_of_what_makes_all_three() -> None:
         module = Written(**told)
         module.query_key_value, module.c_proj = nn.Linear(8, 24), nn.Linear(8, 24)
         module.c_attn = Conv1D(8, 24)
-        owners = Owners(nn.Sequential(module))
+        owners = ParameterIndex(nn.Sequential(module))
         found = [heads_of(owners, f"0.{name}", 24)
                  for name in ("c_attn", "query_key_value", "c_proj")]
         assert found == expected, told
         module.c_attn = nn.Linear(8, 24)  # laid out in another way
-        assert heads_of(Owners(nn.Sequential(module)), "0.c_attn", 24) == (0, 1)
+        assert heads_of(ParameterIndex(nn.Sequential(module)), "0.c_attn", 24) == (0, 1)

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from wua_mlflow.watching.calls import READERS, Geometry, name_of
+from wua_mlflow.usage.tracing.calls import CALL_PARSERS, ConvGeometry, name_of
 
 aten = torch.ops.aten
 W, X = torch.randn(4, 3), torch.randn(5, 3)
@@ -23,7 +23,7 @@ class Heard(TorchFunctionMode):
         self.calls: list[tuple[object, tuple, dict]] = []
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        if func in READERS:
+        if func in CALL_PARSERS:
             self.calls.append((func, args, kwargs or {}))
         return func(*args, **(kwargs or {}))
 
@@ -32,7 +32,7 @@ def read(call):
     with Heard() as heard:
         result = call()
     (func, args, kwargs), = heard.calls
-    return READERS[func](args, kwargs), result
+    return CALL_PARSERS[func](args, kwargs), result
 
 
 LINEAR = {
@@ -82,27 +82,49 @@ def test_vectors_and_stacks_are_no_weights(call):
 
 
 CONVOLUTIONS = {
-    "defaults": (lambda: functional.conv1d(I, K), Geometry((1,), (0,), (1,), 1, False)),
-    "numbers": (lambda: torch.conv1d(I, K, None, 2, 1, 3), Geometry((2,), (1,), (3,), 1, False)),
-    "groups": (lambda: functional.conv1d(torch.randn(5, 4, 9), K, groups=2),
-               Geometry((1,), (0,), (1,), 2, False)),
-    "valid": (lambda: functional.conv1d(I, K, padding="valid"),
-              Geometry((1,), (0,), (1,), 1, False)),
-    "same": (lambda: functional.conv1d(I, K, padding="same", dilation=2),
-             Geometry((1,), (2,), (2,), 1, False)),
-    "two dimensions": (lambda: functional.conv2d(I[..., None], K[..., None], stride=(2, 1),
-                                                 padding=1, dilation=[1, 2]),
-                       Geometry((2, 1), (1, 1), (1, 2), 1, False)),
-    "three dimensions": (lambda: functional.conv3d(I[..., None, None], K[..., None, None]),
-                         Geometry((1,) * 3, (0,) * 3, (1,) * 3, 1, False)),
-    "transposed": (lambda: functional.conv_transpose1d(torch.randn(5, 4, 9), K, None, 2, 1, 1, 1,
-                                                       2), Geometry((2,), (1,), (2,), 1, True)),
-    "any": (lambda: torch.convolution(I, K, None, [2], [1], [1], False, [0], 1),
-            Geometry((2,), (1,), (1,), 1, False)),
-    "aten": (lambda: aten.conv1d.default(I, K, None, [2], [1]),
-             Geometry((2,), (1,), (1,), 1, False)),
-    "aten by words": (lambda: aten.conv1d.padding(I, K, None, [1], "same"),
-                      Geometry((1,), (1,), (1,), 1, False)),
+    "defaults": (lambda: functional.conv1d(I, K), ConvGeometry((1,), (0,), (1,), 1, False)),
+    "numbers": (
+        lambda: torch.conv1d(I, K, None, 2, 1, 3),
+        ConvGeometry((2,), (1,), (3,), 1, False),
+    ),
+    "groups": (
+        lambda: functional.conv1d(torch.randn(5, 4, 9), K, groups=2),
+        ConvGeometry((1,), (0,), (1,), 2, False),
+    ),
+    "valid": (
+        lambda: functional.conv1d(I, K, padding="valid"),
+        ConvGeometry((1,), (0,), (1,), 1, False),
+    ),
+    "same": (
+        lambda: functional.conv1d(I, K, padding="same", dilation=2),
+        ConvGeometry((1,), (2,), (2,), 1, False),
+    ),
+    "two dimensions": (
+        lambda: functional.conv2d(
+            I[..., None], K[..., None], stride=(2, 1), padding=1, dilation=[1, 2]
+        ),
+        ConvGeometry((2, 1), (1, 1), (1, 2), 1, False),
+    ),
+    "three dimensions": (
+        lambda: functional.conv3d(I[..., None, None], K[..., None, None]),
+        ConvGeometry((1,) * 3, (0,) * 3, (1,) * 3, 1, False),
+    ),
+    "transposed": (
+        lambda: functional.conv_transpose1d(torch.randn(5, 4, 9), K, None, 2, 1, 1, 1, 2),
+        ConvGeometry((2,), (1,), (2,), 1, True),
+    ),
+    "any": (
+        lambda: torch.convolution(I, K, None, [2], [1], [1], False, [0], 1),
+        ConvGeometry((2,), (1,), (1,), 1, False),
+    ),
+    "aten": (
+        lambda: aten.conv1d.default(I, K, None, [2], [1]),
+        ConvGeometry((2,), (1,), (1,), 1, False),
+    ),
+    "aten by words": (
+        lambda: aten.conv1d.padding(I, K, None, [1], "same"),
+        ConvGeometry((1,), (1,), (1,), 1, False),
+    ),
 }
 
 

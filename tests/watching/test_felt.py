@@ -9,7 +9,7 @@ from torch.nn import functional
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from tests.networks import labels, rows, tokens
-from wua_mlflow.analysis import analyze
+from wua_mlflow.usage.analyze import analyze
 
 SAMPLES, STEPS, INPUTS, UNITS = 9, 5, 3, 4
 

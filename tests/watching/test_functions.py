@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from wua_mlflow.watching.calls import name_of
-from wua_mlflow.watching.functions import PRODUCTS, UNITS_STAY, is_relu, only_looks
+from wua_mlflow.usage.tracing.calls import name_of
+from wua_mlflow.usage.tracing.op_tables import PRODUCTS, UNITWISE_OPS, is_metadata_op, is_relu
 
 
 class Heard(TorchFunctionMode):
@@ -37,7 +37,7 @@ def test_what_cuts_off_below_zero(function):
     name, args, kwargs, result = heard(function)
     assert is_relu(name, args, kwargs)
     assert result.min() == 0 < result.max()
-    assert name in UNITS_STAY
+    assert name in UNITWISE_OPS
 
 
 @pytest.mark.parametrize("function", [
@@ -53,7 +53,7 @@ def test_what_does_not(function):
     lambda x: x.detach(), lambda x: x.dtype, lambda x: x.chunk(2)])
 def test_what_only_looks(function):
     name, _, _, result = heard(function)
-    assert only_looks(name, result)
+    assert is_metadata_op(name, result)
 
 
 @pytest.mark.parametrize("function", [
@@ -61,8 +61,8 @@ def test_what_only_looks(function):
     lambda x: torch.cat([x, x])])
 def test_what_computes(function):
     name, _, _, result = heard(function)
-    assert not only_looks(name, result)
+    assert not is_metadata_op(name, result)
 
 
 def test_products_that_are_not_read_are_no_looks():
-    assert not [name for name in PRODUCTS if only_looks(name, None)]
+    assert not [name for name in PRODUCTS if is_metadata_op(name, None)]

@@ -6,21 +6,21 @@ import pytest
 import torch
 from torch import nn
 
-from wua_mlflow.watching.layer import Alive, Layer, Total
-from wua_mlflow.watching.owners import View
+from wua_mlflow.usage.tracing.layer import FiredUnits, RunningSum, TracedLayer
+from wua_mlflow.usage.tracing.parameters import ParameterView
 
 
-def layer(operation: str = "linear", **options) -> Layer:
-    return Layer("name", "kind", "module", operation, 4, **options)
+def layer(operation: str = "linear", **options) -> TracedLayer:
+    return TracedLayer("name", "kind", "module", operation, 4, **options)
 
 
 def test_a_total_is_float64_and_none_of_the_tensors_it_was_given():
-    total, part = Total(), torch.tensor([1.0, 2.0])
+    total, part = RunningSum(), torch.tensor([1.0, 2.0])
     for _ in range(3):
         total.add(part, 2)
     assert total.mean().tolist() == [0.5, 1.0]
     assert (total.count, total.sums.dtype, part.tolist()) == (6, torch.float64, [1.0, 2.0])
-    exact = Total()
+    exact = RunningSum()
     exact.add(torch.tensor([2.0**30]), 1)
     exact.add(torch.tensor([2.0**-20]), 1)
     assert exact.sums.item() == 2.0**30 + 2.0**-20
@@ -28,8 +28,8 @@ def test_a_total_is_float64_and_none_of_the_tensors_it_was_given():
 
 def test_a_mean_over_nothing():
     with pytest.raises(ValueError, match="something added"):
-        Total().mean()
-    empty = Total()
+        RunningSum().mean()
+    empty = RunningSum()
     empty.add(torch.zeros(2), 0)
     assert empty.mean().tolist() == [0, 0]
 
@@ -38,7 +38,7 @@ def test_a_mean_over_nothing():
 @pytest.mark.parametrize("shape", [(300, 5), (7, 5, 40)], ids=["rows", "positions"])
 def test_units_that_live_in_any_batch(above, shape):
     torch.manual_seed(0)
-    alive, seen = Alive(5, torch.device("cpu"), above=above), []
+    alive, seen = FiredUnits(5, torch.device("cpu"), above=above), []
     for number in range(4):
         rows = torch.zeros(shape)
         if number:  # unit 0 never; one in the first rows, one in the last, one below zero only
@@ -54,7 +54,7 @@ def test_units_that_live_in_any_batch(above, shape):
 
 
 def test_no_rows_decide_nothing():
-    alive = Alive(3, torch.device("cpu"), above=False)
+    alive = FiredUnits(3, torch.device("cpu"), above=False)
     alive.see(torch.zeros(0, 3))
     assert alive.flags.tolist() == [False] * 3
 
@@ -62,11 +62,11 @@ def test_no_rows_decide_nothing():
 def test_a_relu_says_more_than_zero_if_it_comes_after_every_call():
     one = layer()
     assert one.dead_units() is None
-    one.alive = Alive(4, torch.device("cpu"), above=False)
+    one.alive = FiredUnits(4, torch.device("cpu"), above=False)
     one.alive.see(torch.tensor([[-1.0, 0.0, 1.0, -2.0]]))
     one.calls = 1
     assert one.dead_units().tolist() == [False, True, False, False]
-    one.alive_after_relu = Alive(4, torch.device("cpu"), above=True)
+    one.alive_after_relu = FiredUnits(4, torch.device("cpu"), above=True)
     one.alive_after_relu.see(torch.tensor([[-1.0, 0.0, 1.0, -2.0]]))
     assert one.dead_units().tolist() == [True, True, False, True]
     one.calls = 2
@@ -94,7 +94,7 @@ def test_units_first_of_a_transposed_convolution(groups):
 
 def test_what_lies_together_in_memory():
     def seen(size, stride):
-        return layer(view=View("own", size, stride, 0))
+        return layer(view=ParameterView("own", size, stride, 0))
 
     assert seen((3, 4), (1, 3)).by_column
     assert not seen((3, 4), (4, 1)).by_column

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from wua_mlflow.watching.masks import mask_of
+from wua_mlflow.usage.tracing.sums import mask_of
 
 GIVEN = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 0], [1, 0, 0, 0]])
 

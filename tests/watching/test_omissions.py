@@ -7,9 +7,9 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from wua_mlflow.watching.layer import Layer
-from wua_mlflow.watching.omissions import NEVER_CALLED, omissions
-from wua_mlflow.watching.owners import Owners, View
+from wua_mlflow.usage.tracing.layer import TracedLayer
+from wua_mlflow.usage.tracing.parameters import ParameterIndex, ParameterView
+from wua_mlflow.usage.tracing.skipped import NEVER_CALLED, explain_skipped
 
 
 class Net(nn.Module):
@@ -20,14 +20,21 @@ class Net(nn.Module):
 
 
 def layer(name: str, parameter: str | None = None, size: tuple[int, ...] = (4, 3),
-          **options) -> Layer:
-    view = None if parameter is None else View(parameter, size, (size[1], 1), 0)
-    return Layer(name, "kind", name, "linear", size[0], view=view, **options)
+          **options) -> TracedLayer:
+    view = None if parameter is None else ParameterView(parameter, size, (size[1], 1), 0)
+    return TracedLayer(name, "kind", name, "linear", size[0], view=view, **options)
 
 
-def reasons(model: nn.Module, *layers: Layer, calls=(), others=(), refused=()) -> dict[str, str]:
-    return omissions(Owners(model), {one.name: one for one in layers}, dict(calls), dict(others),
-                     dict(refused))
+def reasons(
+    model: nn.Module, *layers: TracedLayer, calls=(), others=(), refused=()
+) -> dict[str, str]:
+    return explain_skipped(
+        ParameterIndex(model),
+        {one.name: one for one in layers},
+        dict(calls),
+        dict(others),
+        dict(refused),
+    )
 
 
 FIRST = layer("first", "first.weight")

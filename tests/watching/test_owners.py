@@ -7,7 +7,13 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from wua_mlflow.watching.owners import Owners, View, kind_of, layer_name, layer_names
+from wua_mlflow.usage.tracing.parameters import (
+    ParameterIndex,
+    ParameterView,
+    kind_of,
+    layer_name,
+    layer_names,
+)
 
 
 def weights(*shape: int) -> nn.Module:
@@ -33,7 +39,7 @@ VIEWS = {
 def test_a_view_finds_its_parameter_and_the_same_view_of_another_tensor(view, grad):
     model = weights(4, 6)
     with torch.set_grad_enabled(grad):
-        found = Owners(model).find(view(model.own), [])
+        found = ParameterIndex(model).find(view(model.own), [])
     assert found is not None
     assert found.parameter == "own"
     other = torch.randn(4, 6)
@@ -42,7 +48,7 @@ def test_a_view_finds_its_parameter_and_the_same_view_of_another_tensor(view, gr
 
 def test_what_is_no_view_of_a_parameter():
     model = weights(4, 6)
-    owners = Owners(model)
+    owners = ParameterIndex(model)
     for tensor in (model.own * 1, model.own.clone(), torch.randn(4, 6), model.own[0] + 0):
         assert owners.find(tensor, []) is None
     assert owners.find(model.own.detach(), []).parameter == "own"
@@ -58,7 +64,7 @@ CUTS = [(slice(0, 2), slice(0, 6)), (slice(2, 4), slice(0, 6)), (slice(0, 4), sl
 @pytest.mark.parametrize("other", CUTS, ids=str)
 def test_overlaps_are_told_exactly_for_slices(one, other, transposed):
     model = weights(4, 6)
-    owners, first, second = Owners(model), model.own[one], model.own[other]
+    owners, first, second = ParameterIndex(model), model.own[one], model.own[other]
     shared = set(first.flatten().tolist()) & set(second.flatten().tolist())
     views = owners.find(first, []), owners.find(second.T if transposed else second, [])
     assert views[0].overlaps(views[1]) == views[1].overlaps(views[0]) == bool(shared)
@@ -68,7 +74,7 @@ def test_overlaps_are_told_exactly_for_slices(one, other, transposed):
 
 def test_overlaps_of_other_strides_are_never_missed():
     model = weights(12, 4)
-    owners = Owners(model)
+    owners = ParameterIndex(model)
     slices = [model.own[a::b, c::d] for a in (0, 1, 2) for b in (1, 2, 3) for c in (0, 1)
               for d in (1, 2)] + [model.own.view(6, 8)[:, 2:6], model.own.view(-1)[7:30, None]]
     for one in slices:
@@ -81,14 +87,14 @@ def test_overlaps_of_other_strides_are_never_missed():
 def test_a_tied_weight_goes_by_its_first_name():
     model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
     model[1].weight = model[0].weight
-    owners = Owners(model)
+    owners = ParameterIndex(model)
     assert owners.find(model[1].weight, []).parameter == "0.weight"
     assert owners.aliases["0.weight"] == ["0.weight", "1.weight"]
 
 
 def test_a_parameter_that_is_swapped_during_a_forward_goes_by_its_module():
     model = nn.Sequential(nn.Linear(3, 3))
-    owners = Owners(model)
+    owners = ParameterIndex(model)
     model[0].weight = nn.Parameter(torch.ones(3, 3))
     assert owners.find(model[0].weight, []) is None
     assert owners.find(model[0].weight, ["", "0"]).parameter == "0.weight"
@@ -96,7 +102,7 @@ def test_a_parameter_that_is_swapped_during_a_forward_goes_by_its_module():
 
 def test_a_wrapped_part_has_its_plain_names():
     model = nn.Sequential(torch.compile(nn.Linear(3, 4), backend="eager"))
-    owners = Owners(model)
+    owners = ParameterIndex(model)
     assert set(owners.parameters) == {"0.weight", "0.bias"}
     assert "0.weight" in layer_names(model) or "0" in layer_names(model)
 
@@ -111,7 +117,9 @@ def test_a_wrapped_part_has_its_plain_names():
     ("a.k_proj_weight", 0, nn.MultiheadAttention(4, 2, kdim=3), "a.k_proj"),
 ])
 def test_names(parameter, offset, module, expected):
-    assert layer_name(parameter, View(parameter, (4, 4), (4, 1), offset), module) == expected
+    assert (
+        layer_name(parameter, ParameterView(parameter, (4, 4), (4, 1), offset), module) == expected
+    )
 
 
 def test_names_that_a_layer_may_have():
@@ -141,4 +149,4 @@ def test_kinds(module, attribute, expected):
 def test_the_index_of_a_view_that_repeats_a_row():
     whole = torch.zeros(1, 4)
     view = whole.expand(3, 4)
-    assert View("w", tuple(view.shape), view.stride(), 0).index(whole) == "0"
+    assert ParameterView("w", tuple(view.shape), view.stride(), 0).index(whole) == "0"

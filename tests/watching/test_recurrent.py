@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 from torch.overrides import TorchFunctionMode
 
-from wua_mlflow.watching.recurrent import RECURRENT, Recurrence, run_by_layer
+from wua_mlflow.usage.tracing.recurrent import RECURRENT, RecurrentCall, run_by_layer
 
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported")
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not sup
 class ByLayer(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
-        self.seen: list[Recurrence] = []
+        self.seen: list[RecurrentCall] = []
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if func in RECURRENT:
@@ -61,12 +61,13 @@ def test_gradients_go_through():
     torch.testing.assert_close(torch.autograd.grad(total, list(rnn.parameters())), expected)
 
 
-def steps(time_first: bool, backwards: bool) -> Recurrence:
+def steps(time_first: bool, backwards: bool) -> RecurrentCall:
     states = torch.arange(6.0).view(3, 2, 1) + 1  # three steps, two samples: 1 2 | 3 4 | 5 6
     given = states if time_first else states.transpose(0, 1)
     last = states[0] if backwards else states[-1]
-    return Recurrence(torch.ones(1, 1), (), 1, given, (torch.zeros(2, 1), last), given, time_first,
-                      backwards)
+    return RecurrentCall(
+        torch.ones(1, 1), (), 1, given, (torch.zeros(2, 1), last), given, time_first, backwards
+    )
 
 
 @pytest.mark.parametrize(("backwards", "expected"), [
@@ -79,6 +80,6 @@ def test_a_hidden_weight_meets_the_state_before(time_first, backwards, expected)
 
 def test_what_is_packed_or_hidden_is_not_laid_out():
     state = torch.ones(4, 1)
-    assert Recurrence(state, (), 1, state, (state, state), state, None).met() is None
-    assert Recurrence(state, (), 1, None, None, state, True).met() is None
-    assert Recurrence(state, (), 1, state, None, state, True).met() is state
+    assert RecurrentCall(state, (), 1, state, (state, state), state, None).met() is None
+    assert RecurrentCall(state, (), 1, None, None, state, True).met() is None
+    assert RecurrentCall(state, (), 1, state, None, state, True).met() is state

@@ -12,8 +12,8 @@ from torch.utils.checkpoint import checkpoint
 
 from tests.model_forms import Layers, matrix, net, through
 from tests.networks import rows
-from wua_mlflow.analysis import analyze
-from wua_mlflow.usage import ModelUsage
+from wua_mlflow.usage.analyze import analyze
+from wua_mlflow.usage.results import ModelUsage
 
 
 def used(run: Callable[..., Tensor], attributes=(), **parts) -> ModelUsage:

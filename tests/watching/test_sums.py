@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from wua_mlflow.watching.calls import READERS, Geometry, Product
-from wua_mlflow.watching.masks import mask_of
-from wua_mlflow.watching.sums import by_unit, input_sums, kept, output_sums
+from wua_mlflow.usage.tracing.calls import CALL_PARSERS, ConvGeometry, WeightCall
+from wua_mlflow.usage.tracing.sums import by_unit, input_sums, kept, mask_of, output_sums
 
 
 @pytest.fixture(autouse=True)
@@ -24,7 +23,7 @@ def _seeded():
 
 
 def brute(
-    x: Tensor, weight: Tensor, at: Geometry, out_shape: tuple[int, ...], power: int
+    x: Tensor, weight: Tensor, at: ConvGeometry, out_shape: tuple[int, ...], power: int
 ) -> Tensor:
     """Σ |x|^power by (group, channel of the group, *kernel), entry by entry."""
     batched = x if x.dim() == weight.dim() else x.unsqueeze(0)
@@ -44,7 +43,7 @@ def brute(
     return sums.reshape(at.groups, -1)
 
 
-def random_case(seed: int) -> tuple[Tensor, Tensor, Geometry, Tensor]:
+def random_case(seed: int) -> tuple[Tensor, Tensor, ConvGeometry, Tensor]:
     """(x, weight, geometry, output) of a convolution, plain or transposed, with a batch or none."""
     pick = random.Random(seed)
     dims, transposed = pick.choice([1, 1, 2, 2, 3]), pick.random() < 0.4
@@ -65,13 +64,13 @@ def random_case(seed: int) -> tuple[Tensor, Tensor, Geometry, Tensor]:
         weight = torch.randn(3 * groups, 2, *kernel)
         function = (functional.conv1d, functional.conv2d, functional.conv3d)[dims - 1]
         output = function(x, weight, None, stride, padding, dilation, groups)
-    return x, weight, Geometry(stride, padding, dilation, groups, transposed), output
+    return x, weight, ConvGeometry(stride, padding, dilation, groups, transposed), output
 
 
 @pytest.mark.parametrize("seed", range(60))
 def test_a_convolution_of_any_geometry(seed):
     x, weight, at, output = random_case(seed)
-    product = Product("conv", weight, (x,), geometry=at)
+    product = WeightCall("conv", weight, (x,), geometry=at)
     spatial = output.shape[-product.spatial:]
     moving = x.shape[-product.spatial:] if at.transposed else spatial
     samples = len(x) if x.dim() == weight.dim() else 1
@@ -89,7 +88,7 @@ def test_a_convolution_of_any_geometry(seed):
 @pytest.mark.parametrize("shape", [(3,), (5, 3), (2, 5, 3), (0, 3), (2, 0, 3), (70_000, 3)])
 def test_rows_of_any_shape(shape):
     x, weight = torch.randn(shape), torch.randn(4, 3)
-    product, rows = Product("linear", weight, (x,)), x.reshape(-1, 3).double()
+    product, rows = WeightCall("linear", weight, (x,)), x.reshape(-1, 3).double()
     output = x @ weight.T
     for power in (1, 2):
         sums, count = input_sums(product, output, power, None)
@@ -103,7 +102,7 @@ def test_rows_of_any_shape(shape):
 
 def test_rows_wider_than_a_block():
     x = torch.randn(3, 2**17 + 5)
-    sums, _ = input_sums(Product("linear", x, (x,)), x, 2, None)
+    sums, _ = input_sums(WeightCall("linear", x, (x,)), x, 2, None)
     torch.testing.assert_close(sums[0], x.square().sum(0))
 
 
@@ -112,7 +111,7 @@ def test_rows_wider_than_a_block():
     (torch.float32, torch.float32), (torch.float64, torch.float64)])
 def test_no_sum_is_in_half_precision(dtype, summed):
     x = torch.full((5000, 2), 0.1).to(dtype)
-    product = Product("linear", x, (x,))
+    product = WeightCall("linear", x, (x,))
     for sums, count in (input_sums(product, x, 1, None), output_sums(product, x, None)):
         assert sums.dtype == summed
         torch.testing.assert_close(sums.flatten() / count, x[0].to(summed), rtol=1e-5, atol=0)
@@ -126,21 +125,21 @@ def test_padding_counts_in_no_linear_layer():
     x, weight = torch.randn(3, 4, 2), torch.randn(5, 2)
     x[~REAL] = torch.inf
     output, mask = x @ weight.T, mask_of(GIVEN)
-    product = Product("linear", weight, (x,))
+    product = WeightCall("linear", weight, (x,))
     sums, count = input_sums(product, output, 2, mask)
     torch.testing.assert_close(sums[0], x[REAL].square().sum(0))
     assert count == 6
     sums, count = output_sums(product, output, mask)
     torch.testing.assert_close(sums, output[REAL].sum(0))
     assert count == 6
-    first = Product("linear", weight, (x.transpose(0, 1),))
+    first = WeightCall("linear", weight, (x.transpose(0, 1),))
     sums, _ = input_sums(first, output.transpose(0, 1), 1, mask, time_first=True)
     torch.testing.assert_close(sums[0], x[REAL].abs().sum(0))
 
 
 def test_padding_counts_in_no_product_from_the_left():
     x, weight = torch.randn(3, 2, 4), torch.randn(5, 2)
-    product, output, mask = Product("left_matmul", weight, (x,)), weight @ x, mask_of(GIVEN)
+    product, output, mask = WeightCall("left_matmul", weight, (x,)), weight @ x, mask_of(GIVEN)
     sums, count = input_sums(product, output, 1, mask)
     torch.testing.assert_close(sums[0], x.mT[REAL].abs().sum(0))
     assert count == 6
@@ -151,13 +150,13 @@ def test_padding_counts_in_no_product_from_the_left():
 
 def test_padding_counts_in_no_lookup_and_no_form():
     ids, table = torch.randint(5, (3, 4)), torch.randn(5, 2)
-    product = Product("embedding", table, (ids,))
+    product = WeightCall("embedding", table, (ids,))
     for mask, real in ((None, torch.ones(3, 4, dtype=torch.bool)), (mask_of(GIVEN), REAL)):
         sums, count = input_sums(product, table[ids], 1, mask)
         assert sums.tolist() == [torch.bincount(ids[real], minlength=5).tolist()]
         assert count == real.sum()
     a, b, form = torch.randn(3, 4, 2), torch.randn(3, 4, 3), torch.randn(5, 2, 3)
-    product = Product("bilinear", form, (a, b))
+    product = WeightCall("bilinear", form, (a, b))
     sums, count = input_sums(product, torch.empty(0), 2, mask_of(GIVEN))
     expected = torch.einsum("ni,nj->ij", a[REAL].square(), b[REAL].square())
     torch.testing.assert_close(sums, expected.reshape(1, -1).double())
@@ -170,7 +169,7 @@ def test_padding_counts_in_no_convolution_of_a_sequence(kernel, stride, padding,
     x, weight = torch.randn(3, 4, 4), torch.randn(6, 2, kernel)
     output = functional.conv1d(x, weight, None, stride, padding, dilation, 2)
     assert output.shape[2] == 4
-    product = Product("conv", weight, (x,), geometry=Geometry(
+    product = WeightCall("conv", weight, (x,), geometry=ConvGeometry(
         (stride,), (padding,), (dilation,), 2, False))
     columns = functional.unfold(x.unsqueeze(2), (1, kernel), dilation=(1, dilation),
                                 padding=(0, padding), stride=(1, stride))
@@ -211,7 +210,7 @@ def test_outputs_of_a_convolution_that_makes_much_of_little_are_summed_by_its_in
     output = layer(x).detach()
     assert output.numel() >= 4 * x.numel()
     spatial = {name: getattr(layer, name) for name in ("stride", "padding", "dilation", "groups")}
-    product, = READERS[functional.conv2d]((x, layer.weight, layer.bias), spatial)
+    product, = CALL_PARSERS[functional.conv2d]((x, layer.weight, layer.bias), spatial)
     expected = output.double().sum((-1, -2))
     expected = expected.sum(0) if expected.dim() == 2 else expected
     sums, count = output_sums(product, torch.full_like(output, math.nan), None)

@@ -11,16 +11,16 @@ from torch.overrides import _get_current_function_mode_stack
 from tests.model_forms import Layers, matrix, net, through
 from tests.networks import mlp, rows
 from wua_mlflow.hooks import running
-from wua_mlflow.watching.masks import mask_of
-from wua_mlflow.watching.told import Needs
-from wua_mlflow.watching.watch import Watch
+from wua_mlflow.usage.tracing.layer import RequiredStats
+from wua_mlflow.usage.tracing.sums import mask_of
+from wua_mlflow.usage.tracing.tracer import WeightTracer
 
-NEEDS = Needs(powers=frozenset({1, 2}))
+NEEDS = RequiredStats(powers=frozenset({1, 2}))
 
 
-def watched(model: nn.Module, *batches, needs: Needs = NEEDS, mask=None,
-            wanted=lambda _: True) -> Watch:
-    watch = Watch(model.eval(), needs, wanted)
+def watched(model: nn.Module, *batches, needs: RequiredStats = NEEDS, mask=None,
+            wanted=lambda _: True) -> WeightTracer:
+    watch = WeightTracer(model.eval(), needs, wanted)
     watch.mask = mask
     names = {module: name for name, module in watch.owners.modules.items()}
     with running(model, names) as state, torch.no_grad():
@@ -43,7 +43,7 @@ def test_layers_in_the_order_of_their_first_calls_and_the_last():
 def test_the_output_is_what_it_is_without_watching():
     model, x = mlp(3, 5, 2), rows(6, 3)
     plain = model(x)
-    watch = Watch(model, NEEDS, lambda _: True)
+    watch = WeightTracer(model, NEEDS, lambda _: True)
     with watch:
         assert model(x).equal(plain)
     assert _get_current_function_mode_stack() == []
@@ -141,6 +141,6 @@ def test_used_weights_are_kept_for_gradients_only_where_they_are_computed():
         return functional.linear(h, model.own * 2)
 
     watch = watched(Layers(through(run), **net(own=matrix(4, 4))), rows(6, 3),
-                    needs=Needs(gradient=True))
+                    needs=RequiredStats(gradient=True))
     assert [(layer.name, weight.shape) for layer, weight in watch.used] == [("", (4, 4))]
     assert watch.layers[""].view is None

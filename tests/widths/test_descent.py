@@ -7,7 +7,13 @@ import math
 import numpy as np
 import pytest
 
-from wua_mlflow.widths.descent import MOST_ON_THE_GRID, Descent, Span, chain, narrowest
+from wua_mlflow.widths.margin_search import (
+    MOST_ON_THE_GRID,
+    GroupSize,
+    MarginSearch,
+    narrowest,
+    width_path,
+)
 
 
 def alone(scores, margin=0.1):
@@ -19,7 +25,9 @@ def alone(scores, margin=0.1):
         tried.append(width)
         return float(scores[width - 1])
 
-    found = Descent(probe, float(scores[-1]), margin, "accuracy").alone(Span("a", len(scores)))
+    found = MarginSearch(probe, float(scores[-1]), margin, "accuracy").alone(
+        GroupSize("a", len(scores))
+    )
     assert len(tried) == len(set(tried))
     assert set(found.curve.widths) == {*tried, len(scores)}
     return found
@@ -66,7 +74,9 @@ def test_a_baseline_is_its_own_when_nothing_may_be_lost():
 
 
 def test_the_way_from_all_units_to_what_each_keeps_alone():
-    ways = chain({"a": 4, "b": 2, "c": 3}, [Span("a", 16), Span("b", 32), Span("c", 3)])
+    ways = width_path(
+        {"a": 4, "b": 2, "c": 3}, [GroupSize("a", 16), GroupSize("b", 32), GroupSize("c", 3)]
+    )
     assert ways[0] == {"a": 4, "b": 2, "c": 3}
     assert ways[-1] == {"a": 16, "b": 32, "c": 3}
     for narrow, wide in zip(ways, ways[1:], strict=False):
@@ -80,7 +90,7 @@ def test_the_way_from_all_units_to_what_each_keeps_alone():
 
 
 def test_the_way_of_groups_that_cannot_shrink():
-    assert chain({"a": 2}, [Span("a", 2)]) == [{"a": 2}]
+    assert width_path({"a": 2}, [GroupSize("a", 2)]) == [{"a": 2}]
 
 
 def additive(lost):
@@ -89,15 +99,15 @@ def additive(lost):
 
 
 def test_together_the_losses_add_up():
-    spans = [Span("a", 64, ("a", "norm")), Span("b", 64)]
+    spans = [GroupSize("a", 64, ("a", "norm")), GroupSize("b", 64)]
     lost = {"a": lambda k: 0.9 * (1 - k / 64) ** 2, "b": lambda k: 0.3 * (1 - k / 64) ** 2}
-    descent = Descent(additive(lost), 1.0, 0.1, "accuracy")
+    descent = MarginSearch(additive(lost), 1.0, 0.1, "accuracy")
     layers, joint = narrowest(descent, spans, jointly=True)
     by_hand = [next(k for k in range(1, 65) if lost[name](k) <= 0.1) for name in "ab"]
     assert [one.alone for one in layers] == by_hand
     widths = {one.layer: one.width for one in layers}
     assert additive(lost)(widths) >= 0.9 > additive(lost)(dict(zip("ab", by_hand, strict=True)))
-    ways = chain(dict(zip("ab", by_hand, strict=True)), spans)
+    ways = width_path(dict(zip("ab", by_hand, strict=True)), spans)
     best = next(way for way in ways if additive(lost)(way) >= 0.9)
     assert widths == best
     assert joint.widths[-1] == 128 and joint.scores[-1] == 1.0
@@ -106,15 +116,15 @@ def test_together_the_losses_add_up():
 
 def test_together_they_are_what_they_are_alone_where_nothing_adds_up():
     lost = {"a": lambda k: 0.2 * (k < 3), "b": lambda k: 0.2 * (k < 5)}
-    layers, joint = narrowest(Descent(additive(lost), 1.0, 0.1, "x"),
-                              [Span("a", 8), Span("b", 8)], jointly=True)
+    layers, joint = narrowest(MarginSearch(additive(lost), 1.0, 0.1, "x"),
+                              [GroupSize("a", 8), GroupSize("b", 8)], jointly=True)
     assert [(one.alone, one.width) for one in layers] == [(3, 3), (5, 5)]
     assert joint.widths[0] == 8
 
 
 def test_alone_where_it_is_asked_for_or_there_is_one_group():
     lost = {"a": lambda k: 0.06 * (k < 3), "b": lambda k: 0.06 * (k < 5)}
-    descent = Descent(additive(lost), 1.0, 0.1, "x")
-    layers, joint = narrowest(descent, [Span("a", 8), Span("b", 8)], jointly=False)
+    descent = MarginSearch(additive(lost), 1.0, 0.1, "x")
+    layers, joint = narrowest(descent, [GroupSize("a", 8), GroupSize("b", 8)], jointly=False)
     assert [one.width for one in layers] == [1, 1] and joint is None
-    assert narrowest(descent, [Span("a", 8)], jointly=True)[1] is None
+    assert narrowest(descent, [GroupSize("a", 8)], jointly=True)[1] is None

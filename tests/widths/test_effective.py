@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from wua_mlflow.analysis import analyze
-from wua_mlflow.usage import Histogram, LayerUsage, ModelUsage
-from wua_mlflow.widths import effective_widths, layers_by_width
+from wua_mlflow.usage.analyze import analyze
+from wua_mlflow.usage.results import Histogram, LayerUsage, ModelUsage
+from wua_mlflow.widths.factory import layers_by_width
+from wua_mlflow.widths.recommend import effective_widths
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from wua_mlflow.pipeline.models import cnn, mlp
-from wua_mlflow.widths import layers_by_width
+from wua_mlflow.widths.factory import layers_by_width
 
 
 @pytest.fixture(autouse=True)

@@ -12,10 +12,11 @@ from torch import nn
 
 from tests.networks import kept_streams, labels, rows, snapshot
 from tests.widths.network_cases import trained, without
-from wua_mlflow.randomness import Purpose, numpy_generator
-from wua_mlflow.slimming import unit_groups, unit_importance
+from wua_mlflow.pruning.cut import unit_groups
+from wua_mlflow.pruning.importance import unit_importance
+from wua_mlflow.rng import Purpose, numpy_generator
 from wua_mlflow.widths.fidelity import Fidelity, GroupFidelity, exact_changes, fidelity
-from wua_mlflow.widths.scoring import scoring
+from wua_mlflow.widths.margin_search import scoring
 
 
 @pytest.fixture(autouse=True)

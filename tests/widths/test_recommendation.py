@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from wua_mlflow.widths import Curve, LayerWidth, WidthRecommendation
+from wua_mlflow.widths.results import Curve, LayerWidth, WidthRecommendation
 
 CURVE = Curve((3, 5, 8), (0.84, 0.89, 0.9), 0.9, 0.88, "accuracy")
 FOUND = WidthRecommendation(

@@ -11,9 +11,10 @@ from torch import nn
 
 from tests.networks import kept_streams, labels, mlp, rows, snapshot
 from tests.widths.network_cases import rescaled, trained, with_copies, without
-from wua_mlflow.analysis import analyze
-from wua_mlflow.slimming import unit_groups
-from wua_mlflow.widths import WidthRecommendation, effective_widths, recommend_widths
+from wua_mlflow.pruning.cut import unit_groups
+from wua_mlflow.usage.analyze import analyze
+from wua_mlflow.widths.recommend import effective_widths, recommend_widths
+from wua_mlflow.widths.results import WidthRecommendation
 
 
 @pytest.fixture(autouse=True)

@@ -8,9 +8,8 @@ from torch import nn
 
 from tests.networks import kept_streams, labels, mlp, restless, rows, snapshot
 from tests.widths.network_cases import trained
-from wua_mlflow.slimming import unit_groups
-from wua_mlflow.widths import recommend_widths
-from wua_mlflow.widths.recommending import METHODS
+from wua_mlflow.pruning.cut import unit_groups
+from wua_mlflow.widths.recommend import METHODS, recommend_widths
 
 UNTRAINED = [method for method in METHODS if method != "search"]
 

@@ -8,8 +8,8 @@ import torch
 
 from tests.networks import kept_streams, mlp
 from tests.widths.network_cases import trained
-from wua_mlflow import recommend_widths
-from wua_mlflow.widths import Search
+from wua_mlflow.widths.recommend import recommend_widths
+from wua_mlflow.widths.retrain_search import Search
 
 
 @pytest.fixture(autouse=True)

@@ -9,9 +9,10 @@ from torch import nn
 from torch.nn import functional
 
 from tests.networks import labels, mlp, rows
-from wua_mlflow import chunks
-from wua_mlflow.evaluation import evaluate, loss_for
-from wua_mlflow.widths.scoring import scoring, tensors_of
+from wua_mlflow import device
+from wua_mlflow.data.tasks import loss_for
+from wua_mlflow.training.evaluation import evaluate
+from wua_mlflow.widths.margin_search import scoring, tensors_of
 
 CASES = {
     "multiclass": (mlp(4, 6, 3), labels(50, 3)),
@@ -56,7 +57,7 @@ def test_chunks_give_what_the_whole_gives(monkeypatch):
     model, targets = CASES["multiclass"]
     judge = scoring(model, (rows(50, 4), targets))
     whole = judge.outputs(model)
-    monkeypatch.setattr(chunks, "MOST_ROWS", 7)
+    monkeypatch.setattr(device, "MOST_ROWS", 7)
     assert torch.allclose(judge.outputs(model), whole, atol=1e-6)
 
 

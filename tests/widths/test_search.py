@@ -13,8 +13,8 @@ import optuna
 import pytest
 import torch
 
-from wua_mlflow.verdict import compare
-from wua_mlflow.widths.search import search_widths
+from wua_mlflow.verdict.compare import compare
+from wua_mlflow.widths.retrain_search import search_widths
 
 EXAMPLES = 1000
 

@@ -9,8 +9,9 @@ from torch import nn
 
 from tests.networks import numpys, rows
 from tests.widths.network_cases import trained, with_copies
-from wua_mlflow.sampling import effective_rank
-from wua_mlflow.slimming import Places, UnitGroup, unit_groups
+from wua_mlflow.pruning.cut import unit_groups
+from wua_mlflow.pruning.unit_groups import ParameterSlice, UnitGroup
+from wua_mlflow.usage.activation_sample import effective_rank
 from wua_mlflow.widths.spectrum import projected, rank_width, spectra
 
 
@@ -132,7 +133,7 @@ class CalledByHand(nn.Module):
 
 def test_a_layer_that_is_not_called_shows_nothing():
     model, inputs = CalledByHand(), rows(5, 3)
-    readers = (Places("second.weight", 1, tuple((unit,) for unit in range(4))),)
+    readers = (ParameterSlice("second.weight", 1, tuple((unit,) for unit in range(4))),)
     own = UnitGroup("first", ("first",), readers, 4)
     found, skipped = spectra(model, {"first": own}, lambda: model(inputs))
     assert found == {} and skipped == {"first": "a layer that reads it is not called as a module"}

@@ -5,29 +5,42 @@ May import: everything. Tests: ``tests/test_cli.py``.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from wua_mlflow.cli.printing import (
+import pandas as pd
+
+from wua_mlflow.cli.output import (
+    _grid,
+    _plain,
+    _print_csv,
+    _print_json,
+    _terminal,
+    _text,
+    _width,
     print_analysis,
     slimmed_text,
     verdicts_record,
     verdicts_text,
 )
 from wua_mlflow.config import OWN_MODEL, OWN_ONLY, ConfigError, Settings
-from wua_mlflow.pipeline import chain
-from wua_mlflow.pipeline.analysing import analyze_model
-from wua_mlflow.pipeline.launch import is_first, process_group, started, together
-from wua_mlflow.pipeline.outside import compare_any
-from wua_mlflow.pipeline.report import terminal_reports
-from wua_mlflow.tracking.names import Outcome
+from wua_mlflow.distributed import is_first, on_all_ranks, process_group, started
+from wua_mlflow.pipeline import workflow
+from wua_mlflow.pipeline.analyze import analyze_model
+from wua_mlflow.pipeline.compare_external import compare_external
+from wua_mlflow.report.render import terminal_reports
+from wua_mlflow.tracking.names import Outcome, Tag, step_tag
+from wua_mlflow.tracking.runs import COLUMNS, best, compare_runs, find_run, runs, show_run
 from wua_mlflow.tracking.store import Store, connect, inherited_run, shown_uri
-from wua_mlflow.tracking.view import LATEST_KEY, run_address, view_address
+from wua_mlflow.tracking.ui_view import LATEST_KEY, run_address, view_address
 
-__all__ = ["execute"]
+__all__ = ["answer", "execute"]
+
 
 EXIT_CODES = {Outcome.NON_INFERIOR: 0, Outcome.INFERIOR: 3, Outcome.INCONCLUSIVE: 4}
 RECIPE = frozenset({"data", "target", "task", "seed"})
@@ -68,7 +81,7 @@ def execute(
     if command == "run":
         return _run(store, settings, as_json)
     if command == "train":
-        variant = chain.train_run(store, settings)
+        variant = workflow.train_run(store, settings)
         print(f"{variant.name}: {variant.test.score:.4f} on the test part; run {variant.run_id}")
         print(f"Next: wua analyze --run-id {variant.run_id}")
         return 0
@@ -83,15 +96,15 @@ def _analyze(settings: Settings, explicit: frozenset[str], configured: frozenset
                           f"nothing like {beside[0]} beside it; a model of your own: "
                           f"wua analyze --model package.module:factory --data DATA")
     with process_group(settings.device):
-        store = together(lambda: connected(settings) if is_first() else None)
+        store = on_all_ranks(lambda: connected(settings) if is_first() else None)
         if store is not None and inherited_run() and "experiment" in explicit:
             _check_experiment(settings, store)
         if settings.run_id is None and {"model", "state"} & (explicit | configured):
             found = analyze_model(store, settings, explicit | configured)
         else:
             # the store is there by now, so that the other processes make nothing
-            reader = together(lambda: store or connected(settings))
-            found = chain.analyze_run(reader, settings,
+            reader = on_all_ranks(lambda: store or connected(settings))
+            found = workflow.analyze_run(reader, settings,
                                       explicit | configured.difference((*OWN_MODEL, *OWN_ONLY)))
     if is_first():
         print_analysis(found)
@@ -108,7 +121,7 @@ def _slim(
                           f"nothing like {beside[0]} beside it; a model of your own: "
                           f"wua slim --model package.module:factory --data DATA")
     given = explicit | (configured.difference(OWN_MODEL) if named else configured)
-    outcome = chain.slim_run(store, settings, given)
+    outcome = workflow.slim_run(store, settings, given)
     print("\n".join(filter(None, (slimmed_text(outcome), outcome.registered,
                                   _to_look(store, outcome)))))
     return _code(outcome, settings)
@@ -116,7 +129,7 @@ def _slim(
 
 def _run(store: Store, settings: Settings, as_json: bool) -> int:
     with _stdout_for(as_json):
-        outcome = chain.run_pipeline(store, settings)
+        outcome = workflow.run_pipeline(store, settings)
     if as_json:
         verdicts = verdicts_record(outcome.comparison) if outcome.slimmed.rounds else \
             {"verdict": None, "reason": outcome.slimmed.ended}
@@ -137,7 +150,7 @@ def _run(store: Store, settings: Settings, as_json: bool) -> int:
     return _code(outcome, settings)
 
 
-def _to_look(store: Store, outcome: chain.Outcome) -> str:
+def _to_look(store: Store, outcome: workflow.SlimmingResult) -> str:
     """Where in MLflow's UI a pipeline's variants lie side by side, and its report."""
     if outcome.run_id is None or not outcome.slimmed.rounds:
         return ""
@@ -148,7 +161,7 @@ def _to_look(store: Store, outcome: chain.Outcome) -> str:
             f"The report:\n  {run_address(base, experiment, outcome.run_id)}")
 
 
-def _code(outcome: chain.Outcome, settings: Settings) -> int:
+def _code(outcome: workflow.SlimmingResult, settings: Settings) -> int:
     """With ``gate`` the verdict's; no narrower network leaves the question open."""
     if not settings.gate:
         return 0
@@ -195,7 +208,7 @@ def _compare(
                           f"part, so expected nothing like {too_many[0]} beside it; any two models "
                           f"and any data: wua compare A B --data DATA")
     with _stdout_for(as_json):
-        original, slim, comparison = chain.compare_run(
+        original, slim, comparison = workflow.compare_run(
             connected(settings), settings, explicit | configured - RECIPE)
     if as_json:
         print(json.dumps(verdicts_record(comparison), indent=1))
@@ -208,10 +221,10 @@ def _compare(
 def _compare_pair(
     settings: Settings, pair: tuple[str, ...], *, fresh: bool, as_json: bool
 ) -> int:
-    step = chain.step_run(connected(settings), settings, "compare") if inherited_run() else \
+    step = workflow.step_run(connected(settings), settings, "compare") if inherited_run() else \
         contextlib.nullcontext()
     with step, _stdout_for(as_json):
-        result = compare_any(pair[0], pair[1], settings, data_given=fresh)
+        result = compare_external(pair[0], pair[1], settings, data_given=fresh)
     print(json.dumps(verdicts_record(result.comparison), indent=1) if as_json else result.text)
     return EXIT_CODES[result.comparison.artifact.outcome]
 
@@ -234,3 +247,96 @@ def _stdout_for(as_json: bool) -> contextlib.AbstractContextManager[object]:
     return contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
 
 
+UNLIKE_ANYWAY = ("name", "start_time", Tag.PIPELINE, Tag.BASELINE, step_tag("train"),
+                 step_tag("analyze"), step_tag("compare"))
+"""What differs between any two runs, or is in the table's head."""
+
+
+def answer(options: argparse.Namespace) -> int:
+    """Print what ``options.command`` asks for; gives the exit code."""
+    if options.command == "show":
+        return _show(options)
+    if options.command == "best":
+        return _best(options)
+    table = runs(options.experiment, options.kind, options.where, order_by=options.order_by or (),
+                 limit=options.limit)
+    if options.json:
+        _print_json(_records(table))
+    elif options.csv:
+        _print_csv(table)
+    elif table.empty:
+        print(f"wua: no run of kind '{options.kind}' in {shown_uri()}")
+    else:
+        print(_terminal(table, _width()))
+        if len(table) == options.limit:
+            print(f"No more than {options.limit} are shown; --limit N shows more.")
+    return 0
+
+
+def _best(options: argparse.Namespace) -> int:
+    found = best(options.experiment, where=options.where)
+    table = pd.DataFrame(columns=list(COLUMNS)) if found is None else found.to_frame().T
+    if options.json:
+        _print_json(None if found is None else _records(table)[0])
+    elif options.csv:
+        _print_csv(table)
+    elif found is None:
+        print(f"wua: no variant has the verdict non_inferior in {shown_uri()}")
+    else:
+        print(_terminal(table, _width()))
+    return 1 if found is None else 0
+
+
+def _show(options: argparse.Namespace) -> int:
+    if len(options.run) > 2:
+        raise ValueError(f"show: expected one run or two, but got {len(options.run)}")
+    found = [find_run(run) for run in options.run]
+    said = [show_run(run)["value"] for run in found]
+    if len(found) == 1:
+        if options.json:
+            _print_json(_plain(said[0]))
+        elif options.csv:
+            _print_csv(said[0].reset_index())
+        else:
+            print(_one(said[0]))
+        return 0
+    table = compare_runs(*found)
+    if options.json:
+        _print_json({"runs": [_plain(values) for values in said], "ratio": _plain(table["ratio"])})
+    elif options.csv:
+        _print_csv(table.reset_index())
+    else:
+        print(_two(said, table))
+    return 0
+
+
+def _records(table: pd.DataFrame) -> list[dict[str, object]]:
+    return [_plain(record) for record in table.to_dict(orient="records")]
+
+
+def _one(said: pd.Series) -> str:
+    """What one run says: itself, its tags, its params, its metrics."""
+    blocks: list[list[tuple[str, str]]] = [[], [], [], []]
+    for name, value in said.items():
+        place = 0 if name in COLUMNS else 1 if name.startswith("wua.") else 3 if "/" in name else 2
+        if not pd.isna(value):
+            blocks[place].append((name, _text(name, value)))
+    width = max(len(name) for block in blocks for name, _ in block)
+    parts = []
+    for place, block in enumerate(blocks):
+        edge = max((len(text) for _, text in block), default=0) if place == 3 else 0
+        parts.append("\n".join(f"{name.ljust(width)}  {text.rjust(edge)}" for name, text in block))
+    return "\n\n".join(filter(None, parts))
+
+
+def _two(said: Sequence[pd.Series], table: pd.DataFrame) -> str:
+    """What two runs say otherwise, then their metrics and the ratio of them."""
+    lines = [("", *table.columns)]
+    for name in dict.fromkeys([*said[0].index, *said[1].index]):
+        texts = [_text(name, values.get(name)) for values in said]
+        if name not in table.index and name not in UNLIKE_ANYWAY and texts[0] != texts[1]:
+            lines.append((name, *texts, ""))
+    lines.append(("",) * 4)
+    lines += [(name, *(_text(name, values.get(name)) for values in said),
+               _text(name, table["ratio"][name], ratio=True)) for name in table.index]
+    return _grid(lines, (False, True, True, True))

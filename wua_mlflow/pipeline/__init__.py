@@ -1,1 +1,1 @@
-"""The steps of the use case, in one process, and what they read: data, models, configurations."""
+"""The steps of a run in one process: train, analyze, slim, compare, publish."""

@@ -14,14 +14,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from wua_mlflow.dotted import load_object, nearest, one_line
+from wua_mlflow.data.datasets import DataSplit
+from wua_mlflow.errors import did_you_mean, one_line
 from wua_mlflow.hooks import evaluating
-from wua_mlflow.pipeline.data import DataSplit
-from wua_mlflow.randomness import isolated
-from wua_mlflow.widths import Factory, layers_by_width
+from wua_mlflow.imports import load_object
+from wua_mlflow.rng import isolated
+from wua_mlflow.widths.factory import Factory, layers_by_width
 
-__all__ = ["BUILT_IN", "check_fit", "check_slim_widths", "check_widths", "cnn", "factory",
-           "made_by", "mlp", "naming", "users_factory"]
+__all__ = [
+    "BUILT_IN", "check_fit", "check_slim_widths", "check_widths", "cnn", "factory", "made_by",
+    "mlp", "naming", "users_factory",
+]
 
 
 def factory(model: str, split: DataSplit) -> Factory:
@@ -53,7 +56,7 @@ def users_factory(model: str) -> Callable[..., object]:
     """
     if ":" not in model:
         raise ValueError(f"model: expected {', '.join(BUILT_IN)} or package.module:factory, "
-                         f"but got '{model}'{nearest(model, BUILT_IN)}")
+                         f"but got '{model}'{did_you_mean(model, BUILT_IN)}")
     user: Callable[..., object] = load_object(model, argument="model")
     return user
 

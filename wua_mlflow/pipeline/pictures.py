@@ -12,23 +12,17 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from wua_mlflow.plots import (
-    histogram_data,
-    layers_data,
-    network_data,
-    plot_histogram,
-    plot_layers,
-    plot_network,
-    plot_units,
-    units_data,
-)
+from wua_mlflow.plots.histogram import histogram_data, plot_histogram
+from wua_mlflow.plots.network import network_data, plot_network
+from wua_mlflow.plots.usage import layers_data, plot_layers, plot_units, units_data
 from wua_mlflow.tracking.names import ArtifactPath, importance_plot
-from wua_mlflow.usage import LayerUsage, ModelUsage
+from wua_mlflow.usage.results import LayerUsage, ModelUsage
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = ["draw", "usage_pictures"]
+
 
 MOST_HISTOGRAMS = 20
 MOST_ROWS = 1000

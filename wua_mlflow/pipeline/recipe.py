@@ -1,6 +1,7 @@
-"""A recipe: data, factory and trainer; training one network of it, from scratch or as it is made.
+"""The user's own trainer: calling it, and seeing that what it returns can be kept.
 
-May import: the leaves, the pipeline's data and models. Tests: ``tests/pipeline/test_recipe.py``.
+May import: torch, dotted, hooks, the pipeline's data and models.
+Tests: ``tests/pipeline/test_recipe.py``.
 """
 
 from __future__ import annotations
@@ -12,40 +13,78 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.data import TensorDataset
 from tqdm import tqdm
 
 from wua_mlflow.config import TUTORIAL, Settings
-from wua_mlflow.distillation import distilling
-from wua_mlflow.dotted import load_object, one_line
-from wua_mlflow.evaluation import (
-    Evaluation,
-    OutputKind,
-    evaluate,
-    loss_for,
-    output_kind,
-    outputs_of,
-)
-from wua_mlflow.hooks import evaluating
-from wua_mlflow.pipeline.data import DataSplit, Part, is_file, load_data
-from wua_mlflow.pipeline.machine import device_of, same_on_every_processor, use_threads
+from wua_mlflow.data.datasets import DataSplit, Part, is_file, load_data
+from wua_mlflow.data.tasks import OutputKind, loss_for, output_kind
+from wua_mlflow.device import device_of, same_on_every_processor, use_threads
+from wua_mlflow.errors import one_line
+from wua_mlflow.hooks import evaluating, unwrapped
+from wua_mlflow.imports import load_object
 from wua_mlflow.pipeline.models import check_fit, factory, naming
-from wua_mlflow.pipeline.streams import Stream, restore, seed_all, stream_of
-from wua_mlflow.pipeline.trainer import Trainer, check_kept, trained_by
-from wua_mlflow.randomness import Purpose, isolated, torch_generator
-from wua_mlflow.slimming.specification import Specification
-from wua_mlflow.training import Budget, EpochRecord, TrainingDiverged, fit
-from wua_mlflow.widths import Factory
+from wua_mlflow.pruning.cut import Specification
+from wua_mlflow.rng import Purpose, Stream, isolated, restore, seed_all, stream_of, torch_generator
+from wua_mlflow.training.distillation import distilling
+from wua_mlflow.training.evaluation import Evaluation, evaluate, outputs_of
+from wua_mlflow.training.fit import Budget, EpochRecord, TrainingDiverged, fit
+from wua_mlflow.widths.factory import Factory
 
 __all__ = [
-    "Making",
-    "Recipe",
-    "Trained",
-    "load_recipe",
-    "train_made",
-    "train_one",
+    "Making", "Recipe", "Replicate", "Trained", "Trainer", "check_kept", "load_recipe",
+    "naming_replicate", "replicate_seed", "train_made", "train_one", "train_replicates",
+    "trained_by",
 ]
+
+
+Trainer = Callable[[nn.Module, tuple[TensorDataset, TensorDataset], int, int], nn.Module]
+"""(model, (train, validation), epochs, seed) -> the model, trained."""
+
+
+def trained_by(
+    trainer: Trainer, name: str, model: nn.Module, split: DataSplit, *, epochs: int, seed: int
+) -> nn.Module:
+    """What ``trainer``, called ``name``, makes of ``model``; a compiled one is unwrapped.
+
+    Raises:
+        ValueError: it raises anything, or returns no module.
+    """
+    data = (TensorDataset(split.train.inputs, split.train.targets),
+            TensorDataset(split.validation.inputs, split.validation.targets))
+    with naming(f"train: {name} failed", ours=False):
+        trained = trainer(model, data, epochs, seed)
+    if not isinstance(trained, nn.Module):
+        raise ValueError(f"train: expected {name} to return the trained torch.nn.Module, but it "
+                         f"returned {type(trained).__name__}")
+    return unwrapped(trained)
+
+
+def check_kept(name: str, trained: nn.Module, again: nn.Module, inputs: Tensor) -> None:
+    """Whether factory and state alone make the trained network again, since a run keeps no more.
+
+    Args:
+        name: of the trainer.
+        trained: what it returned.
+        again: a network fresh from the factory, which is given the state of ``trained``.
+        inputs: some, on which the two must agree.
+
+    Raises:
+        ValueError: the trainer returned another network than the one it was given.
+    """
+    what = f"train: expected {name} to return the network it was given, trained, but it returned"
+    try:
+        again.load_state_dict(trained.state_dict())
+    except RuntimeError as error:
+        raise ValueError(f"{what} one of other parameters: {one_line(error)}") from error
+    with naming(f"{what} one that fails"), evaluating(trained), evaluating(again):
+        outputs = trained(inputs), again(inputs)
+        if not torch.allclose(*outputs, rtol=1e-3, atol=1e-5, equal_nan=True):
+            raise ValueError(f"{what} one that computes something else")
+
 
 PROBES = 1024
 """Training samples on which the outputs of a network are looked at."""
@@ -256,3 +295,62 @@ def _progress(
 
 def _on(part: Part, device: torch.device) -> tuple[Tensor, Tensor]:
     return part.inputs.to(device), part.targets.to(device)
+
+
+@dataclass(frozen=True)
+class Replicate:
+    """One repetition of the recipe: its seed, scores by test example, mean loss, stream."""
+
+    seed: int
+    scores: np.ndarray
+    loss: float
+    stream: Stream = field(repr=False)
+
+    @property
+    def score(self) -> float:
+        """Accuracy, or R²."""
+        return float(self.scores.mean())
+
+
+def train_replicates(
+    recipe: Recipe,
+    one: Callable[[int, int], Trained],
+    main: tuple[Trained, Evaluation],
+    *,
+    count: int,
+    label: str = "replicates",
+) -> list[Replicate]:
+    """The main network as replicate 0, and ``count − 1`` more repetitions.
+
+    Args:
+        recipe: what is trained on what.
+        one: trains a network, given the replicate's number and its seed.
+        main: the main network and its evaluation on the test part.
+        count: how many, the main network among them.
+        label: of the progress bar.
+    """
+    trained, evaluation = main
+    settings = recipe.settings
+    found = [Replicate(settings.seed, evaluation.scores, evaluation.loss, trained.stream)]
+    for number in tqdm(range(1, count), desc=label, disable=None, leave=False, unit="seed"):
+        seed = replicate_seed(settings.seed, number)
+        with naming_replicate(number, seed):
+            trained = one(number, seed)
+            result = recipe.evaluate(trained.model, recipe.split.test, trained.kind)
+        found.append(Replicate(seed, result.scores, result.loss, trained.stream))
+    return found
+
+
+def replicate_seed(seed: int, number: int) -> int:
+    """The torch seed of a replicate: ``seed + number``, in [0, 2**32)."""
+    return (seed + number) % 2**32
+
+
+@contextmanager
+def naming_replicate(number: int, seed: int) -> Iterator[None]:
+    """An error within names the replicate."""
+    try:
+        yield
+    except ValueError as error:
+        kind = TrainingDiverged if isinstance(error, TrainingDiverged) else ValueError
+        raise kind(f"{error} (in replicate {number}, seed {seed})") from error

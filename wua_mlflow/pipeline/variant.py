@@ -19,28 +19,28 @@ from mlflow.exceptions import MlflowException
 from torch import nn
 
 from wua_mlflow.config import Settings, load_settings
-from wua_mlflow.evaluation import Evaluation, OutputKind, output_kind
+from wua_mlflow.data.tasks import OutputKind, output_kind
 from wua_mlflow.hooks import unwrapped
-from wua_mlflow.pipeline.making import Maker, scratch
-from wua_mlflow.pipeline.recipe import Recipe, Trained, load_recipe
-from wua_mlflow.pipeline.replicates import Replicate
-from wua_mlflow.pipeline.streams import Stream
-from wua_mlflow.randomness import isolated
-from wua_mlflow.slimming.specification import Specification, rebuild
+from wua_mlflow.pipeline.networks import NetworkFactory, from_scratch
+from wua_mlflow.pipeline.recipe import Recipe, Replicate, Trained, load_recipe
+from wua_mlflow.pruning.cut import Specification, rebuild
+from wua_mlflow.rng import Stream, isolated
 from wua_mlflow.tracking.log import Files
 from wua_mlflow.tracking.models import read_tensors, write_tensors
 from wua_mlflow.tracking.names import ArtifactPath, Kind, Tag, step_tag
 from wua_mlflow.tracking.runs import find_run
 from wua_mlflow.tracking.store import Store
+from wua_mlflow.training.evaluation import Evaluation
 
-__all__ = ["Variant", "load_variant", "replicates_table", "variant_files"]
+__all__ = ["ModelVariant", "load_variant", "replicates_table", "variant_files"]
+
 
 LONGEST_BEGINNING = 31
 """Characters of a run's id that are not yet the whole."""
 
 
 @dataclass(frozen=True)
-class Variant:
+class ModelVariant:
     """A trained network, where it came from, and how it does on the test part.
 
     ``recipe.settings`` are the variant's own: ``hidden`` what its factory is given, ``epochs`` its
@@ -57,7 +57,7 @@ class Variant:
     replicates: Sequence[Replicate]
     tags: dict[str, str]
     metrics: dict[str, float]
-    make: Maker
+    make: NetworkFactory
 
     @property
     def model(self) -> nn.Module:
@@ -136,7 +136,7 @@ def _compact(scores: np.ndarray) -> np.ndarray:
 
 def load_variant(
     store: Store, run_id: str, machine: Mapping[str, Any] | None = None
-) -> Variant:
+) -> ModelVariant:
     """Rebuild a variant from its run: config, state, predictions, random streams.
 
     Args:
@@ -175,14 +175,24 @@ def load_variant(
                          f"{run_id} was made: {' '.join(str(error).split())}") from error
     kind = output_kind(model, recipe.split.train.inputs[:2].to(recipe.device), recipe.split.task)
     trained = Trained(model.eval(), kind, (), replicates[0].stream, structure=structure)
-    return Variant(run_id, run.info.experiment_id, run.info.run_name, run.data.tags[Tag.VARIANT],
-                   recipe, trained, test, replicates, dict(run.data.tags),
-                   dict(run.data.metrics), _making(recipe, trained))
+    return ModelVariant(
+        run_id,
+        run.info.experiment_id,
+        run.info.run_name,
+        run.data.tags[Tag.VARIANT],
+        recipe,
+        trained,
+        test,
+        replicates,
+        dict(run.data.tags),
+        dict(run.data.metrics),
+        _making(recipe, trained),
+    )
 
 
-def _making(recipe: Recipe, trained: Trained) -> Maker:
+def _making(recipe: Recipe, trained: Trained) -> NetworkFactory:
     """Of an original: the network that was loaded, and its replicates trained again."""
-    again = scratch(recipe, recipe.settings.hidden, recipe.settings.epochs)
+    again = from_scratch(recipe, recipe.settings.hidden, recipe.settings.epochs)
 
     def make(number: int, seed: int, label: str | None = None) -> Trained:
         return trained if number == 0 else again(number, seed, label)

@@ -11,17 +11,18 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
-from wua_mlflow.plots import canvas
-from wua_mlflow.plots.palette import INK, MEASURED, MUTED, RULE
+from wua_mlflow.plots import style
+from wua_mlflow.plots.style import INK, MEASURED, MUTED, RULE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from numpy.typing import ArrayLike
 
-    from wua_mlflow.usage import Histogram
+    from wua_mlflow.usage.results import Histogram
 
 __all__ = ["HistogramData", "histogram_data", "plot_histogram"]
+
 
 _FEWEST_BINS = 10
 _SUM_SLACK = 1e-3
@@ -109,9 +110,9 @@ def plot_histogram(data: HistogramData, ax: Axes | None = None) -> Figure:
     """Draw the histogram on ``ax``, or on a new figure of 7 × 4.3 inches."""
     left_points = 0.0
     if ax is None:
-        ax = canvas.sheet(7.0, 4.3).axes(0.9, 0.8, 5.8, 2.55)
+        ax = style.sheet(7.0, 4.3).axes(0.9, 0.8, 5.8, 2.55)
         left_points = -72 * 0.7
-    canvas.strip_axes(ax)
+    style.strip_axes(ax)
     _draw_bars(ax, data)
     if data.counts[-1]:
         _draw_uniform(ax, data)
@@ -119,14 +120,14 @@ def plot_histogram(data: HistogramData, ax: Axes | None = None) -> Figure:
         _draw_dead(ax, data)
     exponent = _exponent(data.edges[-1])
     ax.xaxis.set_major_formatter(lambda value, _: f"{value / 10.0**exponent:.4g}")
-    ax.yaxis.set_major_formatter(lambda value, _: canvas.number(value))
-    unit = f" ({canvas.power_of_ten(exponent)})" if exponent else ""
-    ax.set_xlabel(f"normalized importance of a weight{unit}", fontsize=canvas.LABEL, color=INK)
+    ax.yaxis.set_major_formatter(lambda value, _: style.number(value))
+    unit = f" ({style.power_of_ten(exponent)})" if exponent else ""
+    ax.set_xlabel(f"normalized importance of a weight{unit}", fontsize=style.LABEL, color=INK)
     scale = ", logarithmic" if data.log_counts else ""
-    ax.set_ylabel(f"number of weights{scale}", fontsize=canvas.LABEL, color=INK)
-    canvas.title(ax, *_titles(data), left_points=left_points)
-    canvas.caption(ax, _CAPTION, below_points=42, left_points=left_points)
-    return canvas.root_figure(ax)
+    ax.set_ylabel(f"number of weights{scale}", fontsize=style.LABEL, color=INK)
+    style.title(ax, *_titles(data), left_points=left_points)
+    style.caption(ax, _CAPTION, below_points=42, left_points=left_points)
+    return style.root_figure(ax)
 
 
 def _titles(data: HistogramData) -> tuple[str, str]:
@@ -139,7 +140,7 @@ def _titles(data: HistogramData) -> tuple[str, str]:
         most = math.log(data.weights)
         more = f"{share}; entropy {data.entropy:.4f} nats of at most {most:.4f}"
     if len(data.name) > _SHORT_NAME:
-        return canvas.elide(data.name, _LONG_NAME), f"{figure}; {more}"
+        return style.elide(data.name, _LONG_NAME), f"{figure}; {more}"
     return f"{data.name}: {figure}" if data.name else f"E{figure[1:]}", more
 
 
@@ -190,7 +191,7 @@ def _beside_line(ax: Axes, x: float, words: str, *, right: bool) -> None:
         textcoords="offset points",
         ha="left" if right else "right",
         va="top",
-        fontsize=canvas.SMALL,
+        fontsize=style.SMALL,
         color=MUTED,
         annotation_clip=False,
         bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5},
@@ -241,7 +242,7 @@ def _entropy(values: np.ndarray) -> float:
 
 def _count(weights: float) -> str:
     if weights >= 1000 or weights == int(weights):
-        return canvas.number(round(weights))
+        return style.number(round(weights))
     return f"{weights:.1f}"
 
 

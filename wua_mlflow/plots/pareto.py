@@ -14,16 +14,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from wua_mlflow.plots import canvas
+from wua_mlflow.plots import style
 from wua_mlflow.plots.comparison import VariantFigures, points
-from wua_mlflow.plots.palette import INK, MUTED, RULE, WITHIN_MARGIN
-from wua_mlflow.plots.ticks import log_ticks, tick_words
+from wua_mlflow.plots.style import INK, MUTED, RULE, WITHIN_MARGIN, log_ticks, tick_words
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 __all__ = ["ParetoData", "ParetoPoint", "pareto_data", "plot_pareto"]
+
 
 _WIDTH_IN, _EDGE_IN, _LEFT_IN, _RIGHT_IN, _PLOT_IN = 9.0, 0.3, 1.0, 0.35, 3.3
 _HEAD_IN, _LABEL_ROW_IN, _FOOT_IN, _CAPTION_LINE_IN = 0.85, 0.36, 0.55, 0.155
@@ -121,12 +121,12 @@ def plot_pareto(data: ParetoData, ax: Axes | None = None) -> Figure:
     top = _HEAD_IN + rows * _LABEL_ROW_IN + 0.08
     words = textwrap.fill(_caption(data), 145)
     height = top + _PLOT_IN + _FOOT_IN + _CAPTION_LINE_IN * (1 + words.count("\n")) + 0.15
-    page = canvas.sheet(_WIDTH_IN, height, ax)
+    page = style.sheet(_WIDTH_IN, height, ax)
     title = f"Test {data.score_name} against FLOPs of one sample"
-    page.write(_EDGE_IN, 0.2, title, size=canvas.TITLE, bold=True)
+    page.write(_EDGE_IN, 0.2, title, size=style.TITLE, bold=True)
     page.write(_EDGE_IN, 0.48, "further left: fewer FLOPs; further up: better",
-               size=canvas.SUBTITLE)
-    page.write(_EDGE_IN, top + _PLOT_IN + _FOOT_IN, words, size=canvas.SMALL, colour=MUTED)
+               size=style.SUBTITLE)
+    page.write(_EDGE_IN, top + _PLOT_IN + _FOOT_IN, words, size=style.SMALL, colour=MUTED)
     axes = page.axes(_LEFT_IN, top, inches, _PLOT_IN)
     _draw_frame(axes, data, (low, high))
     for point, x in zip(data.points, at, strict=True):
@@ -180,8 +180,8 @@ def _places(data: ParetoData) -> tuple[list[float], tuple[float, float]]:
 
 
 def _label(point: ParetoPoint, score: str) -> str:
-    name = canvas.elide(point.name, _LONGEST_NAME)
-    return f"{name}\n{canvas.number(point.flops)} FLOPs · {_value(point.value, score)}"
+    name = style.elide(point.name, _LONGEST_NAME)
+    return f"{name}\n{style.number(point.flops)} FLOPs · {_value(point.value, score)}"
 
 
 def _value(value: float, score: str) -> str:
@@ -189,7 +189,7 @@ def _value(value: float, score: str) -> str:
 
 
 def _label_in(label: str) -> float:
-    return canvas.text_width(label.split("\n"), canvas.SMALL) + 0.02
+    return style.text_width(label.split("\n"), style.SMALL) + 0.02
 
 
 def _placed(labels: Sequence[str], centres: Sequence[float]) -> list[tuple[int, float]]:
@@ -232,14 +232,14 @@ def _caption(data: ParetoData) -> str:
 
 
 def _draw_frame(ax: Axes, data: ParetoData, ends: tuple[float, float]) -> None:
-    canvas.strip_axes(ax)
+    style.strip_axes(ax)
     ax.set_xscale("log")
     ax.set_xlim(*ends)
     ax.minorticks_off()
     ticks = log_ticks(*ends)
-    ax.set_xticks(ticks, [canvas.number(tick) for tick in ticks])
-    ax.set_xlabel("FLOPs of one sample, forward (logarithmic)", fontsize=canvas.SMALL, color=MUTED)
-    ax.set_ylabel(f"test {data.score_name}", fontsize=canvas.SMALL, color=MUTED)
+    ax.set_xticks(ticks, [style.number(tick) for tick in ticks])
+    ax.set_xlabel("FLOPs of one sample, forward (logarithmic)", fontsize=style.SMALL, color=MUTED)
+    ax.set_ylabel(f"test {data.score_name}", fontsize=style.SMALL, color=MUTED)
     drawn = [n for point in data.points for n in
              (point.value, point.low, point.high, *point.replicates) if n is not None]
     drawn += data.band or ()
@@ -286,6 +286,6 @@ def _draw_label(
     for line, (words, colour) in enumerate(zip(label.split("\n"), (INK, MUTED), strict=True)):
         ax.annotate(words, xy=(across, up), xycoords="axes fraction",
                     xytext=(0, 12.5 - 11.5 * line + 2), textcoords="offset points", ha="center",
-                    va="bottom", fontsize=canvas.SMALL, color=colour, annotation_clip=False,
+                    va="bottom", fontsize=style.SMALL, color=colour, annotation_clip=False,
                     parse_math=False, weight="normal" if line else "bold",
                     bbox={"facecolor": "white", "linewidth": 0, "pad": 0.6})

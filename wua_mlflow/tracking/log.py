@@ -1,7 +1,6 @@
-"""All writing to runs: results become metrics, params, tags and files, and go out in batches.
+"""The parts of a data set as MLflow's run inputs.
 
-``*_metrics`` are pure; ``write`` sends. May import: mlflow, names, the result types.
-Tests: ``tests/tracking/test_log.py``.
+May import: mlflow, numpy. Tests: ``tests/tracking/test_datasets.py``.
 """
 
 from __future__ import annotations
@@ -10,30 +9,67 @@ import json
 import math
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+from mlflow.data.code_dataset_source import CodeDatasetSource
+from mlflow.data.dataset_source import DatasetSource
+from mlflow.data.dataset_source_registry import resolve_dataset_source
+from mlflow.data.numpy_dataset import from_numpy
+from mlflow.entities import DatasetInput, InputTag, Param, RunTag
 from mlflow.entities import Metric as MetricEntity
-from mlflow.entities import Param, RunTag
 from mlflow.tracking import MlflowClient
 
 from wua_mlflow.flops import CONVENTION, FlopCount
-from wua_mlflow.latency import Latency
 from wua_mlflow.tracking.names import ArtifactPath, Metric, Tag, layer_metric
-from wua_mlflow.usage import LayerUsage, ModelUsage
-from wua_mlflow.verdict import Verdict
+from wua_mlflow.training.latency import Latency
+from wua_mlflow.usage.results import LayerUsage, ModelUsage
+from wua_mlflow.verdict.compare import Verdict
 
 __all__ = [
-    "flop_metrics",
-    "latency_metrics",
-    "layers_table",
-    "log_flops",
-    "log_usage",
-    "usage_metrics",
-    "verdict_metrics",
-    "write",
-    "write_files",
+    "dataset_inputs", "flop_metrics", "latency_metrics", "layers_table", "log_flops", "log_usage",
+    "usage_metrics", "verdict_metrics", "write", "write_files",
 ]
+
+
+CONTEXT = "mlflow.data.context"
+
+
+def dataset_inputs(
+    name: str, source: str, parts: Iterable[tuple[str, np.ndarray, np.ndarray, str]]
+) -> list[DatasetInput]:
+    """What ``client.log_inputs`` takes.
+
+    Args:
+        name: of the data set.
+        source: a file's path, or words for what made the data (shown as the code's name).
+        parts: context (``train``, ``validation``, ``test``), inputs, targets, digest; MLflow keeps
+            12 characters of the digest.
+    """
+    origin = _origin(source)
+    return [
+        DatasetInput(
+            from_numpy(inputs, targets=targets, source=origin, digest=digest[:12],
+                       name=f"{name} {context}")._to_mlflow_entity(),
+            tags=[InputTag(CONTEXT, context)],
+        )
+        for context, inputs, targets, digest in parts
+    ]
+
+
+def _origin(source: str) -> DatasetSource:
+    try:
+        is_file = Path(source).is_file()
+    except OSError:  # too long for a path
+        is_file = False
+    if not is_file:
+        return CodeDatasetSource({"mlflow.source.name": source})
+    with warnings.catch_warnings():  # MLflow has two sources of the same name for a file
+        warnings.simplefilter("ignore")
+        return resolve_dataset_source(source)
+
 
 ENTITIES_A_BATCH = 1000
 """MLflow's limit on the metrics, params and tags of one batch together."""

@@ -28,11 +28,13 @@ from mlflow.types.schema import Schema, TensorSpec
 from torch import Tensor, nn
 
 from wua_mlflow.hooks import unwrapped
-from wua_mlflow.randomness import isolated
+from wua_mlflow.rng import isolated
 from wua_mlflow.tracking.log import Files, write_files
 
-__all__ = ["EXAMPLES", "NotExportable", "load_exported", "log_model", "read_tensors",
-           "write_tensors"]
+__all__ = [
+    "EXAMPLES", "NotExportable", "load_exported", "log_model", "read_tensors", "write_tensors",
+]
+
 
 MODEL_NAME = "model"
 ALLOW_PICKLE = "MLFLOW_ALLOW_PICKLE_DESERIALIZATION"

@@ -9,18 +9,8 @@ from __future__ import annotations
 import re
 
 __all__ = [
-    "KINDS",
-    "ArtifactPath",
-    "Kind",
-    "Metric",
-    "Outcome",
-    "Tag",
-    "Variant",
-    "further_layers_table",
-    "importance_plot",
-    "layer_metric",
-    "looks_tag",
-    "step_tag",
+    "ArtifactPath", "KINDS", "Kind", "Metric", "Outcome", "Tag", "Variant", "further_layers_table",
+    "importance_plot", "layer_metric", "looks_tag", "step_tag",
 ]
 
 

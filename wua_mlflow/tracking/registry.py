@@ -20,9 +20,10 @@ from wua_mlflow.tracking.names import Metric, Outcome, Tag, Variant
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
-    from wua_mlflow.verdict import Verdict
+    from wua_mlflow.verdict.compare import Verdict
 
 __all__ = ["Registration", "check_name", "register"]
+
 
 ALIAS = Variant.SLIM
 LONGEST_NAME = 256

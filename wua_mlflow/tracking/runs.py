@@ -5,21 +5,41 @@ May import: mlflow, pandas, dotted, names, pages, store. Tests: ``tests/tracking
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterable, Sequence
 
 import mlflow
 import pandas as pd
-from mlflow.entities import Run
+from mlflow.entities import LifecycleStage, Run
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from wua_mlflow.dotted import nearest
-from wua_mlflow.tracking.names import KINDS, Kind, Metric, Outcome, Tag
-from wua_mlflow.tracking.pages import experiment_ids, pages
-from wua_mlflow.tracking.store import open_client, shown_uri, sqlite_file
+from wua_mlflow.errors import did_you_mean
+from wua_mlflow.tracking.names import (
+    KINDS,
+    Kind,
+    Metric,
+    Outcome,
+    Tag,
+    Variant,
+    looks_tag,
+    step_tag,
+)
+from wua_mlflow.tracking.store import (
+    active,
+    experiment_ids,
+    open_client,
+    pages,
+    shown_uri,
+    sqlite_file,
+)
 
-__all__ = ["best", "compare_runs", "find_run", "runs", "show_run"]
+__all__ = [
+    "best", "compare_runs", "controls_of", "count_looks", "find_control", "find_run", "is_slim",
+    "look_of", "record_pair", "result_of", "runs", "show_run",
+]
+
 
 UNSET = ("", "None")
 WHOLE = (Metric.FLOPS_FORWARD, Metric.FLOPS_INFERENCE, Metric.FLOPS_TRAINING,
@@ -65,7 +85,8 @@ def runs(
     """
     if kind not in KINDS:
         raise ValueError(
-            f"kind: expected one of {', '.join(KINDS)}, but got '{kind}'{nearest(kind, KINDS)}")
+            f"kind: expected one of {', '.join(KINDS)}, but got '{kind}'{did_you_mean(kind, KINDS)}"
+        )
     if limit is not None and limit < 1:
         raise ValueError(f"limit: expected a whole number of at least 1, but got {limit}")
     order = [order_by] if isinstance(order_by, str) else list(order_by)
@@ -105,7 +126,7 @@ def best(
         return None
     if by not in table:  # MLflow puts the runs without it last, so none has it
         raise ValueError(f"by: expected a metric of the variants, but got '{by}'"
-                         f"{nearest(by, table.columns)}")
+                         f"{did_you_mean(by, table.columns)}")
     return table.iloc[0]
 
 
@@ -244,3 +265,103 @@ def _unquoted(value: str) -> str | None:
 
 def _in_order(metrics: Iterable[str]) -> list[str]:
     return sorted(metrics, key=lambda name: (ORDER.get(name, len(ORDER)), name))
+
+
+def is_slim(variant: str) -> bool:
+    """Whether a value of the tag ``wua.variant`` is a slim one's: ``slim``, ``slim-2``, …
+
+    >>> is_slim("slim-2"), is_slim("oversized-same-budget")
+    (True, False)
+    """
+    return variant == Variant.SLIM or variant.startswith(f"{Variant.SLIM}-")
+
+
+def find_control(
+    client: MlflowClient, experiment_id: str, original: str, epochs: int
+) -> str | None:
+    """The trained control of ``original`` with that budget, in one search; None where none is."""
+    found = client.search_runs(
+        [experiment_id], order_by=["attributes.start_time DESC"],
+        filter_string=f"tags.`{Tag.BASELINE}` = '{original}' AND "
+                      f"tags.`{Tag.VARIANT}` = '{Variant.SAME_BUDGET}' AND "
+                      f"tags.`{step_tag('train')}` = 'done'")
+    same = [run.info.run_id for run in found if run.data.params.get("epochs") == str(epochs)]
+    return same[0] if same else None
+
+
+def controls_of(client: MlflowClient, experiment_id: str, slim: str) -> list[str]:
+    """The runs of what was trained beside a slim variant, those that are still there.
+
+    One from before they were noted has the control of its epochs.
+    """
+    run = client.get_run(slim)
+    told = run.data.tags.get(Tag.CONTROLS)
+    if told is None:
+        found = find_control(client, experiment_id, run.data.tags.get(Tag.BASELINE, ""),
+                             int(run.data.params.get("epochs", 0)))
+        return [found] if found else []
+    return [one for one in told.split(",") if _is_there(client, one)]
+
+
+def _is_there(client: MlflowClient, run_id: str) -> bool:
+    try:
+        return client.get_run(run_id).info.lifecycle_stage == LifecycleStage.ACTIVE
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return False  # removed for good
+
+
+def result_of(client: MlflowClient, pipeline: str) -> str | None:
+    """The run of the slim variant that the pipeline's own run shows."""
+    return client.get_run(pipeline).data.tags.get(Tag.RESULT)
+
+
+_MOST = 500
+"""Pairs that an experiment's tag has room for; further ones are not kept apart."""
+
+
+def look_of(margin: float, confidence: float) -> str:
+    """What makes a verdict on the same two models another look."""
+    return f"{margin:g} at {confidence:g}"
+
+
+def count_looks(client: MlflowClient, digest: str, *, besides: str = "") -> int:
+    """How many verdicts of the whole store are on the test set with this digest.
+
+    Args:
+        client: MLflow's.
+        digest: of the test set.
+        besides: the run of a slim variant whose verdicts are not counted.
+    """
+    clause = (f"tags.`{Tag.TEST_DIGEST}` = '{digest}' AND tags.`{Tag.VERDICT}` != '' "
+              f"AND tags.`{Tag.KIND}` = '{Kind.VARIANT}'")
+    experiments = active(client)
+    found = pages(client, [one.experiment_id for one in experiments], clause, (), None)
+    variants = sum(1 + run.data.tags.get(Tag.LOOKED, "").count(",") for run in found
+                   if run.info.run_id != besides)
+    pairs = {pair for one in experiments for pair in _pairs(one.tags.get(looks_tag(digest)))}
+    return variants + len(pairs)
+
+
+def record_pair(
+    client: MlflowClient, experiment_id: str, digest: str, pair: Sequence[str], look: str
+) -> None:
+    """Note a verdict on any two models in an experiment's tag; the same one once.
+
+    Args:
+        client: MLflow's.
+        experiment_id: where it is kept.
+        digest: of the test set.
+        pair: how the two were named.
+        look: as ``look_of`` gives it.
+    """
+    tag = looks_tag(digest)
+    known = _pairs(client.get_experiment(experiment_id).tags.get(tag))
+    own = hashlib.sha256("\n".join((*pair, look)).encode()).hexdigest()[:8]
+    if own not in known and len(known) < _MOST:
+        client.set_experiment_tag(experiment_id, tag, ",".join([*known, own]))
+
+
+def _pairs(tag: str | None) -> list[str]:
+    return tag.split(",") if tag else []

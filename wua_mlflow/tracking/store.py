@@ -10,31 +10,25 @@ import functools
 import inspect
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import mlflow
 from filelock import FileLock
-from mlflow.entities import Experiment, LifecycleStage, RunStatus
+from mlflow.entities import Experiment, LifecycleStage, Run, RunStatus
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from sqlalchemy.engine import make_url
 
-from wua_mlflow.stopping import held
+from wua_mlflow.errors import did_you_mean
+from wua_mlflow.signals import defer_signals
 from wua_mlflow.tracking.names import Tag
 
 __all__ = [
-    "Store",
-    "connect",
-    "ended",
-    "inherited_run",
-    "new_run",
-    "one_line",
-    "open_client",
-    "shown_uri",
-    "sqlite_file",
+    "Store", "active", "connect", "ended", "experiment_ids", "inherited_run", "new_run", "one_line",
+    "open_client", "pages", "shown_uri", "sqlite_file",
 ]
 
 
@@ -84,7 +78,7 @@ class _WholeCalls(MlflowClient):
 def _whole(call: Callable[..., object]) -> Callable[..., object]:
     @functools.wraps(call)
     def uninterrupted(*args: object, **named: object) -> object:
-        with held():
+        with defer_signals():
             return call(*args, **named)
 
     return uninterrupted
@@ -215,3 +209,59 @@ def one_line(error: BaseException) -> str:
 
 def _terminate(store: Store, run_id: str, status: int) -> None:
     store.client.set_terminated(run_id, RunStatus.to_string(status))
+
+
+PAGE = 1000
+
+
+def pages(
+    client: MlflowClient,
+    experiments: Sequence[str],
+    clause: str,
+    order_by: Sequence[str],
+    limit: int | None,
+) -> list[Run]:
+    """The runs of these experiments that a clause of MLflow's finds, at most ``limit``."""
+    found: list[Run] = []
+    token = None
+    while experiments and (limit is None or len(found) < limit):
+        size = PAGE if limit is None else min(PAGE, limit - len(found))
+        page = client.search_runs(list(experiments), clause, order_by=list(order_by),
+                                  max_results=size, page_token=token)
+        found.extend(page)
+        token = page.token
+        if not token:
+            break
+    return found
+
+
+def experiment_ids(client: MlflowClient, experiment: str | Sequence[str] | None) -> list[str]:
+    """Of the experiment or experiments of these names; of all that are not deleted, if None.
+
+    Raises:
+        ValueError: there is none of a name, or it is deleted.
+    """
+    if experiment is None:
+        return [found.experiment_id for found in active(client)]
+    ids = []
+    for name in [experiment] if isinstance(experiment, str) else experiment:
+        found = client.get_experiment_by_name(name)
+        if found is None:
+            raise ValueError(f"experiment: none is called '{name}' in {shown_uri()}"
+                             f"{did_you_mean(name, [one.name for one in active(client)])}")
+        if found.lifecycle_stage != LifecycleStage.ACTIVE:
+            raise ValueError(f"experiment: '{name}' is deleted")
+        ids.append(found.experiment_id)
+    return ids
+
+
+def active(client: MlflowClient) -> list[Experiment]:
+    """All experiments that are not deleted."""
+    found: list[Experiment] = []
+    token = None
+    while True:
+        page = client.search_experiments(page_token=token)
+        found.extend(page)
+        token = page.token
+        if not token:
+            return found

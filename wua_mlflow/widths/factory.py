@@ -9,9 +9,10 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
-from wua_mlflow.randomness import isolated
+from wua_mlflow.rng import isolated
 
 __all__ = ["Factory", "layers_by_width"]
+
 
 Factory = Callable[[Sequence[int]], nn.Module]
 

@@ -15,13 +15,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from wua_mlflow.evaluation import Task
+from wua_mlflow.data.tasks import Task
 from wua_mlflow.hooks import unwrapped
-from wua_mlflow.randomness import Purpose, numpy_generator
-from wua_mlflow.slimming import Structure, masked
-from wua_mlflow.widths.scoring import Loss, Scoring, scoring
+from wua_mlflow.pruning.masking import masked
+from wua_mlflow.pruning.unit_groups import UnitGroups
+from wua_mlflow.rng import Purpose, numpy_generator
+from wua_mlflow.widths.margin_search import Loss, Scoring, scoring
 
 __all__ = ["Fidelity", "GroupFidelity", "exact_changes", "fidelity"]
+
 
 MOST_POINTS = 64
 """Of an ablation curve; groups with more units are removed several at a time."""
@@ -106,7 +108,7 @@ class Fidelity:
 def fidelity(  # noqa: PLR0913 - the options of one question, each by name
     model: nn.Module,
     data: Any,
-    structure: Structure,
+    structure: UnitGroups,
     importances: Mapping[str, Mapping[str, Tensor]],
     *,
     task: Task | None = None,
@@ -166,7 +168,7 @@ def fidelity(  # noqa: PLR0913 - the options of one question, each by name
 
 
 def exact_changes(
-    model: nn.Module, judge: Scoring, structure: Structure, group: str,
+    model: nn.Module, judge: Scoring, structure: UnitGroups, group: str,
     parts: Iterable[Tensor | None] = (None,),
 ) -> np.ndarray:
     """Mean loss without each unit − mean loss, shape (parts, units); a part None is all the data.
@@ -196,7 +198,7 @@ class _Curves:
 
     model: nn.Module
     judge: Scoring
-    structure: Structure
+    structure: UnitGroups
     group: str
     units: int
 
@@ -244,7 +246,7 @@ def _spearman(left: np.ndarray, right: np.ndarray) -> float:
 
 
 def _by_group(
-    structure: Structure, importances: Mapping[str, Mapping[str, Tensor]]
+    structure: UnitGroups, importances: Mapping[str, Mapping[str, Tensor]]
 ) -> dict[str, dict[str, np.ndarray]]:
     return {group.name: {criterion: _checked(criterion, own, group.name, group.units)
                          for criterion, own in importances.items()}

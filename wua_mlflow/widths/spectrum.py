@@ -13,14 +13,21 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from wua_mlflow.concentration import effective_count
-from wua_mlflow.slimming.activations import Port, changing, moments, outgoing_norms, ports
-from wua_mlflow.widths.recommendation import Curve, LayerWidth
+from wua_mlflow.pruning.activations import (
+    ConsumerInput,
+    consumer_inputs,
+    modified_inputs,
+    moments,
+    outgoing_norms,
+)
+from wua_mlflow.usage.statistics import effective_count
+from wua_mlflow.widths.results import Curve, LayerWidth
 
 if TYPE_CHECKING:
-    from wua_mlflow.slimming.groups import UnitGroup
+    from wua_mlflow.pruning.unit_groups import UnitGroup
 
 __all__ = ["Spectrum", "projected", "rank_width", "spectra"]
+
 
 _EPS = torch.finfo(torch.float64).eps
 _ROUNDING = 1e-3
@@ -45,7 +52,7 @@ class Spectrum:
     """
 
     group: UnitGroup
-    ports: tuple[Port, ...]
+    ports: tuple[ConsumerInput, ...]
     means: tuple[Tensor, ...]
     scale: Tensor
     values: Tensor
@@ -72,7 +79,7 @@ def spectra(
         groups: by name.
         run: runs the model over the data.
     """
-    found = {name: ports(model, group) for name, group in groups.items()}
+    found = {name: consumer_inputs(model, group) for name, group in groups.items()}
     skipped = {name: own for name, own in found.items() if isinstance(own, str)}
     seen = {name: own for name, own in found.items() if not isinstance(own, str)}
     result = {}
@@ -117,7 +124,7 @@ def projected(
         if kept < one.group.units:
             changes += [(port, _projection(one, mean, kept))
                         for port, mean in zip(one.ports, one.means, strict=True)]
-    with changing(changes):
+    with modified_inputs(changes):
         return score()
 
 

@@ -1,0 +1,223 @@
+"""What the commands print: an analysis by layer, the verdicts as sentences or as JSON.
+
+May import: the pipeline's and the library's result types. Tests: ``tests/test_cli.py``.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from wua_mlflow.errors import group_by_reason
+from wua_mlflow.pipeline.analyze import Analysis
+from wua_mlflow.pipeline.compare import Comparison
+from wua_mlflow.pipeline.workflow import SlimmingResult
+from wua_mlflow.report.content import Report
+from wua_mlflow.tracking.names import Kind, Metric, Tag, further_layers_table
+from wua_mlflow.usage.results import LayerUsage, ModelUsage
+from wua_mlflow.verdict.compare import Verdict
+
+__all__ = ["print_analysis", "slimmed_text", "verdicts_record", "verdicts_text"]
+
+
+def print_analysis(found: Analysis) -> None:
+    """A line for the model, one a layer, and what was left out or could not be had."""
+    usage = found.usage
+    print(f"{found.name}: {usage.effective_weights:,.4f} effective weights of "
+          f"{usage.weights:,}; run {found.run_id}")
+    print(_layers_text(usage))
+    others = found.parameters - usage.weights
+    if others > 0:
+        print(f"  not in this table: {others:,} of the model's {found.parameters:,} parameters "
+              f"(biases, norms, what is named below)")
+    for names, reason in group_by_reason(usage.skipped):
+        print(f"  {names}: not analysed: {reason}")
+    for criterion, other in list(found.usages.items())[1:]:
+        print(f"{criterion}: {other.effective_weights:,.4f} effective weights of "
+              f"{other.weights:,}; {further_layers_table(criterion)}")
+    for remark in found.remarks:
+        print(remark)
+
+
+def slimmed_text(outcome: SlimmingResult) -> str:
+    """Each network that was trained, what was not cut of the result, the verdicts, the savings."""
+    if not outcome.slimmed.rounds:
+        return outcome.slimmed.ended
+    lines = [f"{one.name}: {one.test.score:.4f} on the test part; run {one.run_id}"
+             for one in outcome.variants[1:]]
+    last = outcome.variants[-1].trained
+    if last.structure is not None:
+        left = {name: f"{count:,} left" for name, count in last.structure.left.items()}
+        lines += [f"  {layers}: {count}" for layers, count in group_by_reason(left)]
+    lines += [f"  {layers}: not cut: {reason}"
+              for layers, reason in group_by_reason(last.uncut)]
+    ends = outcome.variants[0], outcome.variants[-1]
+    report = outcome.report or Report(
+        "", [one.name for one in ends], [one.metrics for one in ends], outcome.comparison)
+    return "\n".join([*lines, verdicts_text(outcome.comparison), report.saved,
+                      f"In short: {report.in_short}"])
+
+
+def verdicts_text(comparison: Comparison) -> str:
+    """Both verdicts, what would settle them, on what budgets they rest, what they do not say."""
+    lines = [" ".join(filter(None, (verdict.sentence, verdict.settle)))
+             for verdict in (comparison.recipe, comparison.artifact) if verdict]
+    lines += [comparison.budget] if comparison.budget else []
+    lines += comparison.notes
+    return "\n".join([*lines, *([] if comparison.recipe else [comparison.no_recipe])])
+
+
+def verdicts_record(comparison: Comparison) -> dict[str, object]:
+    """For JSON."""
+    def shown(verdict: Verdict) -> dict[str, object]:
+        return {"outcome": verdict.outcome, "delta": verdict.delta, "low": verdict.low,
+                "high": verdict.high, "margin": verdict.margin, "confidence": verdict.confidence,
+                "examples": verdict.examples, "seeds": verdict.seeds,
+                "method": verdict.method, "sentence": verdict.sentence, "settle": verdict.settle}
+
+    return {
+        "verdict": comparison.verdict.outcome,
+        "artifact": shown(comparison.artifact),
+        "recipe": shown(comparison.recipe) if comparison.recipe else None,
+        "budget": comparison.budget,
+        "metrics": comparison.metrics,
+    }
+
+
+def _layers_text(usage: ModelUsage) -> str:
+    """A line a layer under a line of heads; what was not measured for any layer is left out."""
+    def told(layer: LayerUsage) -> list[str]:
+        null, dead, rank = layer.null, layer.dead_units, layer.effective_rank
+        return [f"  {layer.name}", f"{layer.entropy:.4f}", f"{layer.effective_weights:,.1f}",
+                f"{layer.weights:,}", f"{layer.effective_share:.1%}",
+                f"{null.low:.1%} - {null.high:.1%}" if null else "",
+                "" if dead is None else f"{dead} of {layer.units:,}",
+                "" if rank is None else f"{rank:.1f}"]
+
+    heads = ["  layer", "entropy", "effective", "weights", "share", "learned nothing", "dead units",
+             "rank"]
+    columns = [column for column in zip(heads, *map(told, usage.layers.values()), strict=True)
+               if any(column[1:])]
+    widths = [max(map(len, column)) for column in columns]
+    return "\n".join("  ".join(
+        cell.rjust(width) if place else cell.ljust(width)
+        for place, (cell, width) in enumerate(zip(line, widths, strict=True))).rstrip()
+        for line in zip(*columns, strict=True))
+
+
+NOTHING = "–"
+SHOWN = {
+    "run_id": ("run", ""), "name": ("name", ""), Tag.VERDICT: ("verdict", ""),
+    Tag.TARGET_RUN: ("of run", ""), "data": ("data", ""),
+    Metric.ACCURACY_TEST: ("accuracy", ".4f"), Metric.SCORE_TEST: ("score", ".4f"),
+    Metric.FLOPS_FORWARD: ("FLOPs", ",.0f"), Metric.PARAMS_TOTAL: ("parameters", ",.0f"),
+    Metric.USAGE_EFFECTIVE_WEIGHTS: ("effective", ",.1f"), Metric.LATENCY_P50: ("p50 ms", ",.4g"),
+    "status": ("status", ""), Tag.ERROR: ("error", ""),
+}
+"""Columns of the terminal's table: the heading, and how numbers are written."""
+SHOWN_OF_PIPELINES = {
+    "run_id": ("run", ""), "name": ("name", ""), Tag.VERDICT: ("verdict", ""),
+    Metric.FLOPS_RATIO: ("FLOPs ÷", ".2f"), Metric.PARAMS_RATIO: ("params ÷", ".2f"),
+    Metric.SIZE_RATIO: ("size ÷", ".2f"), Metric.LATENCY_RATIO: ("p50 ÷", ".2f"),
+    "status": ("status", ""), Tag.ERROR: ("error", ""),
+}
+"""Ratios are original ÷ slim."""
+FIRST_TO_GO = (Metric.USAGE_EFFECTIVE_WEIGHTS, Metric.LATENCY_P50, Metric.PARAMS_TOTAL, "data",
+               Metric.SIZE_RATIO)
+"""Columns that a narrow terminal does without, after the ids were shortened."""
+SHORT_ID, LONGEST_DATA, LONGEST_CELL = 8, 24, 60
+
+
+Cells = Sequence[Sequence[str]]
+
+
+def _plain(values: Mapping[Any, Any] | pd.Series) -> dict[str, object]:
+    """As JSON has it: NA as null, times in ISO 8601, numbers in full."""
+    def plain(value: Any) -> object:
+        if pd.isna(value):
+            return None
+        if isinstance(value, pd.Timestamp):
+            return value.isoformat()
+        return value.item() if hasattr(value, "item") else value
+
+    return {str(name): plain(value) for name, value in values.items()}
+
+
+def _print_json(value: object) -> None:
+    print(json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False))
+
+
+def _print_csv(table: pd.DataFrame) -> None:
+    print(table.to_csv(index=False), end="")
+
+
+def _width() -> int | None:
+    """Of the terminal; None where the output goes elsewhere, and need not fit."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def _terminal(table: pd.DataFrame, width: int | None) -> str:
+    """The table's main columns, those without a value left out, within ``width`` where possible."""
+    pipelines = Tag.KIND in table and bool((table[Tag.KIND] == Kind.PIPELINE).all())
+    shown = {name: _column(table[name], form)
+             for name, (_, form) in (SHOWN_OF_PIPELINES if pipelines else SHOWN).items()
+             if name in table and bool(table[name].notna().any())}
+    if NOTHING in shown.get(Metric.ACCURACY_TEST, [NOTHING]):
+        shown.pop(Metric.ACCURACY_TEST, None)
+    else:
+        shown.pop(Metric.SCORE_TEST, None)
+    if "data" in shown:
+        shown["data"] = [cell if len(cell) <= LONGEST_DATA
+                         else f"…/{cell.rpartition('/')[2][-LONGEST_DATA:]}"
+                         for cell in shown["data"]]
+    if set(shown["status"]) == {"FINISHED"}:
+        del shown["status"]
+    text = _aligned(shown)
+    for name in ("run_id", *FIRST_TO_GO):
+        if width is None or len(text.partition("\n")[0]) <= width:
+            break
+        if name == "run_id":
+            shown[name] = [cell[:SHORT_ID] for cell in shown[name]]
+        else:
+            shown.pop(name, None)
+        text = _aligned(shown)
+    return text
+
+
+def _column(values: Iterable[Any], form: str) -> list[str]:
+    """The cells, none of them very long."""
+    return [NOTHING if pd.isna(value) else format(value, form) if form
+            else str(value)[:LONGEST_CELL] for value in values]
+
+
+def _aligned(shown: Mapping[str, list[str]]) -> str:
+    named = {**SHOWN, **SHOWN_OF_PIPELINES}
+    columns = [[named[name][0], *cells] for name, cells in shown.items()]
+    return _grid(list(zip(*columns, strict=True)), [bool(named[name][1]) for name in shown])
+
+
+def _grid(lines: Cells, right: Sequence[bool]) -> str:
+    """Lines of cells under each other; ``right`` says which columns are set to the right."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(cell.rjust(width) if flag else cell.ljust(width)
+                  for cell, width, flag in zip(line, widths, right, strict=True)).rstrip()
+        for line in lines)
+
+
+def _text(name: str, value: Any, *, ratio: bool = False) -> str:
+    if pd.isna(value):
+        return "" if ratio else NOTHING
+    if isinstance(value, pd.Timestamp):
+        return f"{value:%Y-%m-%d %H:%M:%S} UTC"
+    if isinstance(value, str) or "/" not in name:
+        return str(value)
+    if isinstance(value, int):
+        return f"{value:,}"
+    large, small = abs(value) >= 1000, 0 < abs(value) < 0.001
+    return f"{value:,.1f}" if large else f"{value:.3g}" if small else f"{value:.4f}"

@@ -1,0 +1,1 @@
+"""Data sets: reading, splitting, scaling, batching, and the task that they pose."""

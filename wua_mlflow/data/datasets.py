@@ -1,0 +1,298 @@
+"""The data of a pipeline in three parts: the tutorial's, bundled sets, files, the user's function.
+
+scikit-learn and pandas are imported where a set needs them: ``usecase`` imports neither.
+May import: numpy, torch, dotted, evaluation, randomness, splitting, tables.
+Tests: ``tests/pipeline/test_data.py``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, IterableDataset
+
+from wua_mlflow.data.scaling import Scaling
+from wua_mlflow.data.splitting import SplitRows, divide
+from wua_mlflow.data.tables import ENDINGS, Rows, read_rows, rows_of
+from wua_mlflow.data.tasks import Task, TaskSpec, infer_task
+from wua_mlflow.errors import did_you_mean, one_line
+from wua_mlflow.imports import load_object
+from wua_mlflow.rng import Purpose, checked_seed, isolated, numpy_generator
+
+__all__ = [
+    "BUILT_IN", "DataSplit", "Part", "called", "is_file", "load_data", "part_of", "split_of",
+    "takes",
+]
+
+
+BUILT_IN = ("usecase", "digits", "breast_cancer", "wine", "iris", "diabetes")
+
+_PARTS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """One part of the data; ``part[i]`` is a pair, so that a torch DataLoader takes it.
+
+    ``inputs`` are (n, *features) float32, or int64 where they are an embedding's; ``targets``
+    (n, 1) float32 in binary tasks and regressions, (n,) int64 in multiclass ones.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def __getitem__(self, index: Any) -> tuple[Tensor, Tensor]:
+        return self.inputs[index], self.targets[index]
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256, in hexadecimal, of the shapes, the types and the bytes of both tensors."""
+        sha = hashlib.sha256()
+        for tensor in (self.inputs, self.targets):
+            array = tensor.detach().cpu().contiguous().numpy()
+            sha.update(f"{array.dtype.str}{array.shape}".encode())
+            sha.update(array.data.cast("B"))
+        return sha.hexdigest()
+
+
+@dataclass(frozen=True, eq=False)
+class DataSplit:
+    """Data for one task, in three parts.
+
+    ``features`` is the shape of one input; ``outputs`` the model's output units, 1 in binary tasks
+    and regressions, else the number of classes; ``classes`` their names, none in a regression;
+    ``source`` says where the data came from: a path, a scikit-learn function, the user's function.
+    ``posed`` and ``scaling`` are what fresh rows go through to be like these.
+    """
+
+    name: str
+    task: Task
+    train: Part
+    validation: Part
+    test: Part
+    features: tuple[int, ...]
+    outputs: int
+    classes: tuple[str, ...]
+    source: str
+    posed: TaskSpec
+    scaling: Scaling | None = None
+
+
+def load_data(
+    data: str, *, target: str | None = None, seed: int, image: bool = False,
+    task: str | None = None, standardise: bool = True,
+) -> DataSplit:
+    """The data that ``data`` names, in three parts. The global random generators stay as they are.
+
+    ``usecase`` is the tutorial's: 1,000 uniform points, 10,000 fresh ones to test, 1,000 to
+    validate. The other bundled sets (scikit-learn's) and files are split 60/10/30 into training,
+    validation and test, stratified by class; every column is standardised by the training part's
+    mean and standard deviation, and is 0 where it is constant there. Images in an .npz file are
+    standardised by channel (axis 1 of four axes, all alike of three). The targets of a regression
+    are standardised too, which leaves R² as it is. What the user's function returns is not changed.
+
+    Args:
+        data: a bundled set (``BUILT_IN``), the path of a .csv, .parquet or .npz file, or
+            ``package.module:function`` of the seed that gives (train, validation, test), each a
+            pair of arrays (inputs, targets) or a torch Dataset of such pairs. While it runs, the
+            global generators are seeded with ``seed``, so that it gives the same data each time.
+        target: the column of a file to predict; in an .npz file the array, ``y`` if not given.
+        seed: in [0, 2**32).
+        image: inputs must be images (channels, height, width). The digits then are, divided by
+            their largest value, 16, instead of standardised; (height, width) gets a channel.
+        standardise: whether the columns of files and bundled sets are, and a regression's targets.
+        task: binary, multiclass or regression. If not given: text, bools and whole numbers of at
+            most 20 different values are classes, in sorted order, and so are an integer tensor or
+            a Dataset's integers whatever their number; anything else is a regression.
+
+    Raises:
+        ValueError: one line naming the argument, what was expected and what came.
+
+    >>> split = load_data("usecase", seed=42)
+    >>> tuple(split.train.inputs.shape), len(split.validation), len(split.test), split.task
+    ((1000, 2), 1000, 10000, 'binary')
+    """
+    seed, target = checked_seed(seed), target or None
+    with isolated():
+        if is_file(data):
+            return _from_file(data, target, seed, image=image, task=task,
+                              standardise=standardise)
+        if target is not None and (data in BUILT_IN or ":" in data):
+            raise ValueError(f"target: expected none beside data {data!r}, but got {target!r}")
+        if ":" in data:
+            return split_of(called(data, seed), data, image=image, task=task)
+        if data == "usecase":
+            return _usecase(seed, image=image, task=task)
+        if data in BUILT_IN:
+            return _bundled(data, seed, image=image, task=task, standardise=standardise)
+    raise ValueError(f"data: expected one of {', '.join(BUILT_IN)}, the path of a file ending in "
+                     f"{', '.join(ENDINGS)}, or package.module:function, but got {data!r}"
+                     f"{did_you_mean(data, BUILT_IN)}")
+
+
+def is_file(data: str) -> bool:
+    """Whether ``data`` names a file, there or not, rather than a bundled set or a function."""
+    if Path(data).suffix.lower() in ENDINGS:
+        return True
+    return ":" not in data and data not in BUILT_IN and ("/" in data or Path(data).is_file())
+
+
+def _from_file(data: str, target: str | None, seed: int, *, image: bool,
+               task: str | None, standardise: bool) -> DataSplit:
+    path = Path(data).expanduser()
+    divided = divide(read_rows(data, target), seed, task, inputs=standardise, targets=standardise)
+    return _assembled(divided, path.stem, source=str(path.absolute()), image=image)
+
+
+def _usecase(seed: int, *, image: bool, task: str | None) -> DataSplit:
+    """The training part is ``np.random.seed(seed); np.random.rand(1000, 2)``: RandomState's."""
+    points = (np.random.RandomState(seed).rand(1000, 2),
+              numpy_generator(seed, Purpose.VALIDATION_DATA).random((1000, 2)),
+              numpy_generator(seed, Purpose.TEST_DATA).random((10_000, 2)))
+    parts = [Rows(x, (x[:, 0] + x[:, 1] > 1).astype(np.int64)) for x in points]
+    posed = infer_task(parts[0].targets, task=task)
+    return _assembled(SplitRows(parts, posed), "usecase", source="usecase", image=image)
+
+
+def _bundled(
+    data: str, seed: int, *, image: bool, task: str | None, standardise: bool
+) -> DataSplit:
+    from sklearn import datasets
+
+    loaded = getattr(datasets, f"load_{data}")()
+    pixels = image and data == "digits"
+    rows = Rows(loaded.images / 16 if pixels else loaded.data, loaded.target)
+    divided = divide(rows, seed, task, inputs=standardise and not pixels, targets=standardise)
+    split = _assembled(divided, data, source=f"sklearn.datasets.load_{data}", image=image)
+    names = tuple(str(name) for name in loaded.get("target_names", ()))
+    return replace(split, classes=names) if split.classes and names else split
+
+
+def called(reference: str, seed: int) -> Any:
+    """What the user's function of the seed (or of nothing) returns; seeds the global generators.
+
+    Raises:
+        ValueError: it is not there, or fails.
+    """
+    function = load_object(reference, argument="data")
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    given = () if takes(function) and not takes(function, seed) else (seed,)
+    return _users(lambda: function(*given), reference)
+
+
+def takes(function: Callable[..., Any], *values: object) -> bool:
+    """Whether a function can be called with these arguments, as far as its signature says.
+
+    >>> takes(abs, 3), takes(lambda widths: widths)
+    (True, False)
+    """
+    try:
+        inspect.signature(function).bind(*values)
+    except TypeError:
+        return False
+    except ValueError:  # it has no signature, as some builtins
+        return bool(values)
+    return True
+
+
+def split_of(
+    three: Any, reference: str, *, image: bool = False, task: str | None = None
+) -> DataSplit:
+    """What the user's function returned, (train, validation, test), as data for one task.
+
+    Raises:
+        ValueError: it is anything else, or does not fit the task.
+    """
+    if not isinstance(three, tuple | list) or len(three) != 3:
+        got = f"{len(three)} parts" if isinstance(three, tuple | list) else type(three).__name__
+        raise ValueError(f"data: expected {reference} to return (train, validation, test), "
+                         f"but got {got}")
+    pairs = [_pair(part, where) for part, where in zip(three, _PARTS, strict=True)]
+    parts = [rows_of(x, y, where=where) for (x, y), where in zip(pairs, _PARTS, strict=True)]
+    typed = isinstance(three[0], Dataset) or isinstance(pairs[0][1], Tensor)
+    posed = infer_task(parts[0].targets, task=task, whole_are_classes=typed)
+    return _assembled(SplitRows(parts, posed), reference, source=reference, image=image)
+
+
+def _users(call: Callable[[], Any], what: str) -> Any:
+    try:
+        return call()
+    except Exception as error:  # the user's own code may raise anything
+        raise ValueError(f"data: expected data from {what}, but got {one_line(error)}") from error
+
+
+def _pair(part: Any, where: str) -> tuple[Any, Any]:
+    if isinstance(part, Dataset):
+        return _stacked(part, where)
+    if isinstance(part, tuple | list) and len(part) == 2:
+        return part[0], part[1]
+    got = f"{len(part)} values" if isinstance(part, tuple | list) else type(part).__name__
+    raise ValueError(f"data: expected {where} to be a pair (inputs, targets) or a torch Dataset "
+                     f"of such pairs, but got {got}")
+
+
+def _stacked(dataset: Any, where: str) -> tuple[Any, np.ndarray]:
+    def items() -> list[Any]:
+        walked = isinstance(dataset, IterableDataset)
+        return list(dataset) if walked else [dataset[i] for i in range(len(dataset))]
+
+    def columns() -> tuple[Any, np.ndarray]:
+        targets = np.asarray([y for _, y in pairs])
+        if all(isinstance(x, Tensor) for x, _ in pairs):
+            return torch.stack([x for x, _ in pairs]), targets
+        return np.stack([np.asarray(x) for x, _ in pairs]), targets
+
+    pairs = _users(items, where)
+    odd = [pair for pair in pairs if not isinstance(pair, tuple | list) or len(pair) != 2]
+    if odd or not pairs:
+        got = f"items that are none, {len(odd)} of them" if odd else "no items"
+        raise ValueError(f"data: expected {where} to hold pairs (input, target), but got {got}")
+    return _users(columns, where)
+
+
+def _as_images(rows: Rows) -> Rows:
+    if rows.inputs.ndim not in (3, 4):
+        raise ValueError("data: expected images, (height, width) or (channels, height, width), for "
+                         f"this model, but each input has the shape {rows.inputs.shape[1:]}")
+    return rows if rows.inputs.ndim == 4 else replace(rows, inputs=rows.inputs[:, None])
+
+
+def _assembled(divided: SplitRows, name: str, *, source: str, image: bool) -> DataSplit:
+    posed = divided.posed
+    parts = [_as_images(rows) for rows in divided.parts] if image else divided.parts
+    shapes = [rows.inputs.shape[1:] for rows in parts]
+    for where, shape in zip(_PARTS, shapes, strict=True):
+        if shape != shapes[0]:
+            raise ValueError(f"data: expected inputs of shape {shapes[0]} in {where}, as in train, "
+                             f"but got {shape}")
+    train, validation, test = (part_of(rows, posed, where)
+                               for rows, where in zip(parts, _PARTS, strict=True))
+    outputs = len(posed.classes) if posed.task == "multiclass" else 1
+    return DataSplit(name=name, task=posed.task, train=train, validation=validation, test=test,
+                     features=shapes[0], outputs=outputs, classes=posed.classes, source=source,
+                     posed=posed, scaling=divided.scaling)
+
+
+def part_of(rows: Rows, posed: TaskSpec, where: str) -> Part:
+    """Rows as tensors; ``where`` names them in a message."""
+    codes = posed.encoded(rows.targets, where=where)
+    kept = np.int64 if rows.places else np.float32
+    inputs = torch.from_numpy(np.array(rows.inputs, dtype=kept, order="C"))
+    if posed.task == "multiclass":
+        return Part(inputs, torch.from_numpy(codes))
+    return Part(inputs, torch.from_numpy(codes.astype(np.float32)[:, None]))

@@ -1,0 +1,220 @@
+"""Rows of inputs and targets: reading them from files, checking them, and the task they pose.
+
+pandas and pyarrow are imported where a file needs them, not before. Every error is one line.
+May import: numpy, torch, dotted, evaluation. Tests: ``tests/pipeline/test_tables.py``.
+"""
+
+from __future__ import annotations
+
+import reprlib
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from wua_mlflow.errors import did_you_mean, one_line
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["ENDINGS", "Rows", "frame_of", "read_rows", "rows_of"]
+
+
+ENDINGS = (".csv", ".parquet", ".npz")
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Checked rows: ``inputs`` (n, *features), finite; ``targets`` (n,), numbers, bools or text."""
+
+    inputs: np.ndarray
+    targets: np.ndarray
+    places: bool = False  # whole numbers that an embedding looks up: they stay int64
+
+
+def read_rows(data: str, target: str | None) -> Rows:
+    """The rows of a .csv, .parquet or .npz file.
+
+    A first .csv column without a name that counts 0, 1, 2, … is a row number, and is left out.
+
+    Args:
+        data: the file's path, relative to the current folder or absolute.
+        target: the column to predict; in an .npz file the array to predict (``y`` where not
+            given) from the array ``X``, (n, *features).
+
+    Raises:
+        ValueError: no such file, not to be read, no rows, no such target, or a column that is not
+            finite numbers throughout.
+    """
+    path = Path(data).expanduser()
+    ending = path.suffix.lower()
+    if ending not in ENDINGS:
+        raise ValueError(f"data: expected a file ending in {', '.join(ENDINGS)}, but got {data!r}")
+    if not path.is_file():
+        raise ValueError(f"data: expected a file, but {data!r} "
+                         f"{'is a folder' if path.is_dir() else 'does not exist'}")
+    if path.stat().st_size == 0:
+        raise ValueError(f"data: expected rows in {data}, but the file is empty")
+    return _npz_rows(path, target or "y") if ending == ".npz" else _table_rows(path, target)
+
+
+def rows_of(inputs: Any, targets: Any, *, where: str) -> Rows:
+    """Arrays, tensors or lists as checked rows.
+
+    Args:
+        inputs: (n, *features), numbers; those of an int32 or int64 tensor are places.
+        targets: (n,) or (n, 1), numbers, bools or text.
+        where: what holds them, for the messages.
+
+    Raises:
+        ValueError: other shapes or lengths, no rows, NaN, infinity or text among the inputs, a
+            target missing.
+    """
+    x, y = _array(inputs, where), _array(targets, where)
+    if x.ndim < 2 or 0 in x.shape[1:]:
+        raise ValueError(f"data: expected inputs of shape (n, features, ...) in {where}, "
+                         f"but got {x.shape}")
+    if y.ndim != 1 and y.shape[1:] != (1,):
+        raise ValueError(f"data: expected targets of shape (n,) or (n, 1) in {where}, "
+                         f"but got {y.shape}")
+    if len(x) != len(y) or len(x) == 0:
+        raise ValueError(f"data: expected inputs and as many targets in {where}, "
+                         f"but got {len(x)} inputs and {len(y)} targets")
+    if x.dtype.kind not in "biuf":
+        raise ValueError(f"data: expected numbers as the inputs of {where}, but got {x.dtype}, "
+                         f"such as {reprlib.repr(x.reshape(-1).tolist()[0])}")
+    _check_finite(x, f"the inputs of {where}")
+    places = isinstance(inputs, Tensor) and inputs.dtype in (torch.int32, torch.int64)
+    return Rows(x, _labels(y.reshape(-1), f"the target of {where}"), places)
+
+
+def _npz_rows(path: Path, target: str) -> Rows:
+    if not zipfile.is_zipfile(path):
+        raise ValueError(f"data: expected an archive as numpy.savez writes it, but {path} is none")
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            names = archive.files
+            arrays = {name: archive[name] for name in names if name in ("X", target)}
+    except Exception as error:  # zip, pickle and header errors of many kinds: all are the file's
+        raise ValueError(f"data: could not read {path}: {one_line(error)}") from error
+    for argument, name in (("data", "X"), ("target", target)):
+        if name not in arrays:
+            raise ValueError(f"{argument}: expected an array {name!r} in {path}, but it has "
+                             f"{_listed(names)}{did_you_mean(name, names)}")
+    return rows_of(arrays["X"], arrays[target], where=str(path))
+
+
+def _table_rows(path: Path, target: str | None) -> Rows:
+    frame = frame_of(path)
+    columns = list(frame.columns)
+    if not len(frame):
+        raise ValueError(f"data: expected rows in {path}, but it has only a header")
+    if target not in columns:
+        got = "none" if target is None else repr(target)
+        close = did_you_mean(target, columns) if target and len(columns) > 1 else ""
+        raise ValueError(f"target: expected a column of {path}, which has {_listed(columns)}, "
+                         f"but got {got}{close}")
+    features = [name for name in columns if name != target]
+    if not features:
+        raise ValueError(f"data: expected columns beside the target {target!r} in {path}, "
+                         "but got none")
+    inputs = np.column_stack([_feature(frame[name], path) for name in features])
+    where = f"column {target!r} of {path}"
+    return Rows(inputs, _labels(frame[target].to_numpy(), where, "target"))
+
+
+def frame_of(path: Path) -> pd.DataFrame:
+    """The rows of a .csv or .parquet file, without pandas' own row numbers."""
+    import pandas as pd
+
+    csv = path.suffix.lower() == ".csv"
+    try:
+        frame = pd.read_csv(path, low_memory=False) if csv else pd.read_parquet(path)
+    except Exception as error:  # each reader has kinds of its own: all are the file's
+        raise ValueError(f"data: could not read {path}: {one_line(error)}") from error
+    if csv and len(frame) and str(frame.columns[0]) == "Unnamed: 0":
+        numbered = frame.iloc[:, 0].tolist() == list(range(len(frame)))
+        frame = frame.iloc[:, 1:] if numbered else frame  # the index that pandas' to_csv wrote
+    return frame.rename(columns=str)
+
+
+def _feature(column: pd.Series, path: Path) -> np.ndarray:
+    import pandas as pd
+
+    where = f"column {column.name!r} of {path}"
+    numbers = column
+    if column.dtype.kind == "O":
+        numbers = pd.to_numeric(column.astype(object), errors="coerce")
+        text = column[numbers.isna() & column.notna()]
+        if len(text):
+            raise ValueError(f"data: expected numbers, but {where} has text in {len(text)} of "
+                             f"{len(column)} rows, such as {reprlib.repr(text.iloc[0])}")
+    elif column.dtype.kind not in "biuf":
+        raise ValueError(f"data: expected numbers, but {where} is {column.dtype}")
+    values = numbers.to_numpy(dtype=np.float64, na_value=np.nan)
+    _check_finite(values, where)
+    return values
+
+
+def _array(values: Any, where: str) -> np.ndarray:
+    try:
+        if isinstance(values, Tensor):
+            values = values.detach().cpu()
+            return (values.float() if values.dtype == torch.bfloat16 else values).numpy()
+        return np.asarray(values)
+    except Exception as error:  # a ragged list, a sparse tensor, or the user's own array type
+        raise ValueError(f"data: expected arrays in {where}, but got {one_line(error)}") from error
+
+
+def _labels(values: np.ndarray, where: str, argument: str = "data") -> np.ndarray:
+    """Targets (n,) as numbers, bools or ``str``; Python objects as what they are."""
+    if values.dtype.kind == "S":
+        return np.char.decode(values, "utf-8", "replace")
+    if values.dtype.kind == "O":
+        values = _from_objects(values, where, argument)
+    if values.dtype.kind not in "biufU":
+        raise ValueError(f"{argument}: expected numbers or text, but {where} is {values.dtype}")
+    if values.dtype.kind == "f":
+        _check_finite(values, where, argument)
+    return values
+
+
+def _from_objects(values: np.ndarray, where: str, argument: str) -> np.ndarray:
+    import pandas as pd
+
+    missing = int(pd.isna(values).sum())
+    if missing:
+        raise ValueError(f"{argument}: expected a value in every row, but {where} has none in "
+                         f"{missing} of {len(values)} rows")
+    plain = np.asarray(values.tolist())
+    try:
+        return plain if plain.dtype.kind != "O" else plain.astype(np.float64)  # decimals
+    except (TypeError, ValueError):
+        return plain
+
+
+def _check_finite(values: np.ndarray, where: str, argument: str = "data") -> None:
+    """float32 must hold every value: the models compute in it."""
+    with np.errstate(over="ignore"):
+        bad = ~np.isfinite(values.astype(np.float32)).reshape(len(values), -1).all(axis=1)
+    if bad.any():
+        got = "NaN" if np.isnan(values[bad]).any() else "infinity, or more than float32 holds,"
+        raise ValueError(f"{argument}: expected finite numbers, but {where} has {got} in "
+                         f"{bad.sum()} of {len(values)} rows")
+
+
+def _amounts(targets: np.ndarray, where: str) -> np.ndarray:
+    if targets.dtype.kind not in "biuf":
+        raise ValueError(f"target: expected numbers in a regression, but {where} has text, such "
+                         f"as {reprlib.repr(targets.tolist()[0])}")
+    return targets.astype(np.float64)
+
+
+def _listed(names: Sequence[str], most: int = 8) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(repr(name) for name in names[:most]) + more

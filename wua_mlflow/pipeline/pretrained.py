@@ -1,0 +1,220 @@
+"""A model's weights from a file, strictly: every tensor, by its name and shape.
+
+The file is safetensors', or a state dict that ``torch.save`` wrote; no object is unpickled.
+
+May import: torch, safetensors, dotted, hooks. Tests: ``tests/pipeline/test_weights.py``.
+"""
+
+from __future__ import annotations
+
+import pickle
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from wua_mlflow.config import Settings
+from wua_mlflow.data.datasets import takes
+from wua_mlflow.data.tasks import output_kind
+from wua_mlflow.errors import did_you_mean, one_line
+from wua_mlflow.hooks import unwrapped
+from wua_mlflow.pipeline.compare_external import source_run
+from wua_mlflow.pipeline.models import BUILT_IN, check_fit, users_factory
+from wua_mlflow.pipeline.recipe import Recipe, Trained, load_recipe
+from wua_mlflow.pipeline.train import TrainingPlan, train_variant
+from wua_mlflow.pipeline.variant import ModelVariant
+from wua_mlflow.pruning.cut import unit_groups
+from wua_mlflow.rng import isolated, seed_all, stream_of
+from wua_mlflow.tracking.names import Variant as VariantName
+from wua_mlflow.tracking.store import Store
+
+__all__ = ["adopted_recipe", "import_pretrained", "load_weights", "source_of"]
+
+
+PICKLED = (".pt", ".pth", ".bin")
+"""Endings of state dicts that ``torch.save`` wrote."""
+
+
+def load_weights(model: nn.Module, state: str) -> None:
+    """Copy the file's tensors into the model; of safetensors no second copy is held.
+
+    A tensor that the model holds under several names (tied weights) may be in the file under any
+    of them.
+
+    Args:
+        model: its parameters and buffers are overwritten.
+        state: the path of the file: a state dict where it ends in .pt, .pth or .bin, else
+            safetensors.
+
+    Raises:
+        ValueError: there is no such file, it holds anything but tensors, or a name or a shape is
+            not the model's; the first tensor is named, and nothing is overwritten.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = Path(state).expanduser()
+    if not path.is_file():
+        reason = "is a folder" if path.is_dir() else "does not exist"
+        raise ValueError(f"state: expected a .safetensors file, but '{state}' {reason}")
+    if path.suffix == ".pt2":
+        raise ValueError(f"state: expected a .safetensors file, but '{state}' is an exported "
+                         f"graph, which has no layers to look at or to cut; save the state_dict() "
+                         f"of the module that it was exported from")
+    own = {name: tensor for name, tensor in unwrapped(model).state_dict().items()
+           if isinstance(tensor, Tensor)}
+    if path.suffix in PICKLED:
+        found = _state_dict(path, state)
+        _check(own, {name: tuple(tensor.shape) for name, tensor in found.items()}, state)
+        with torch.no_grad():
+            for name, tensor in found.items():
+                own[name].copy_(tensor)
+        return
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = file.keys()
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names}
+            _check(own, shapes, state)
+            with torch.no_grad():
+                for name in names:
+                    own[name].copy_(file.get_tensor(name))
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"state: expected a .safetensors file, but '{state}' cannot be read as "
+                         f"one: {one_line(error)}") from error
+
+
+def _state_dict(path: Path, state: str) -> Mapping[str, Tensor]:
+    save = "; save model.state_dict() alone, best as safetensors"
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise ValueError(f"state: expected a state dict, but '{state}' holds other objects, which "
+                         f"are not unpickled{save}") from None
+    except Exception as error:  # of a file that is none of torch's: of many kinds
+        raise ValueError(f"state: expected a state dict, but '{state}' cannot be read as one: "
+                         f"{one_line(error)}") from error
+    if not isinstance(found, Mapping):
+        raise ValueError(f"state: expected a state dict, but '{state}' holds a "
+                         f"{type(found).__name__}{save}")
+    for name, one in found.items():
+        if not isinstance(one, Tensor):
+            raise ValueError(f"state: expected tensors alone, but '{state}' has {name!r}, a "
+                             f"{type(one).__name__}{save}")
+    return found
+
+
+def _check(own: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], state: str) -> None:
+    tied = {_place(own[name]) for name in shapes if name in own}
+    missing = [name for name, tensor in own.items()
+               if name not in shapes and _place(tensor) not in tied]
+    strange = [name for name in shapes if name not in own]
+    if missing:
+        more = f" (and {len(missing) - 1} more)" if missing[1:] else ""
+        raise ValueError(f"state: expected all tensors of the model, but '{state}' has no "
+                         f"'{missing[0]}'{more}{did_you_mean(missing[0], strange)}")
+    if strange:
+        more = f" (and {len(strange) - 1} more)" if strange[1:] else ""
+        raise ValueError(f"state: expected the model's tensors alone, but '{state}' has "
+                         f"'{strange[0]}' too{more}")
+    for name, shape in shapes.items():
+        if shape != tuple(own[name].shape):
+            raise ValueError(f"state: expected '{name}' of shape {tuple(own[name].shape)}, as in "
+                             f"the model, but '{state}' has {shape}")
+
+
+def _place(tensor: Tensor) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
+    """The same for tensors that are one in memory; one without memory is alike with itself only."""
+    return tensor.data_ptr() or id(tensor), tuple(tensor.shape), tensor.stride()
+
+
+def adopted_recipe(settings: Settings, given: frozenset[str]) -> Recipe:
+    """The data and the factory that the settings name.
+
+    Args:
+        settings: ``model``, ``data`` and what goes with them.
+        given: names of the settings that were given; a factory gets widths where ``hidden`` is
+            among them, or where it can do with nothing less.
+
+    Raises:
+        ValueError: one line; something is not there, or does not fit.
+    """
+    own = settings.model not in BUILT_IN
+    if own and "hidden" not in given and takes(users_factory(settings.model)):
+        settings = settings.model_copy(update={"hidden": ()})
+    if settings.state is not None:
+        path = str(Path(settings.state).expanduser().absolute())
+        settings = settings.model_copy(update={"state": path})
+    return load_recipe(settings.model_copy(update={"seeds": 1}))
+
+
+def import_pretrained(store: Store, recipe: Recipe, *, pipeline: str | None = None) -> ModelVariant:
+    """Log the factory's module, with the weights of ``state``, as an original's run.
+
+    There is one network and no replicate of it; nobody knows what its training cost.
+
+    Raises:
+        ValueError: one line; the weights do not fit the module, or the module not the data.
+    """
+    trained = _loaded(recipe)
+    settings = recipe.settings
+
+    def make(number: int, seed: int, label: str | None = None) -> Trained:
+        return trained
+
+    widths = settings.hidden or tuple(
+        group.units for group in unit_groups(trained.model, _example(recipe)).groups)
+    variant = train_variant(store, recipe, TrainingPlan(
+        VariantName.OVERSIZED, widths, settings.epochs, make, hidden=settings.hidden,
+        adopted=settings.state or settings.model, replicates=1, pipeline=pipeline))
+    doubt = _doubt(variant)
+    if doubt:
+        print(f"wua: note: {doubt}", file=sys.stderr)
+    return variant
+
+
+def _doubt(variant: ModelVariant) -> str:
+    """A line, where the network answers worse than one that never looks at its inputs."""
+    score, least = variant.test.score, 0.0
+    if variant.test.task != "regression":
+        counts = np.unique(variant.test.targets, return_counts=True)[1]
+        least = float(counts.max() / counts.sum())
+    if score >= least:
+        return ""
+    return (f"the original scores {score:.4f} on the test part, where the same answer to "
+            f"everything scores {least:.4f}: are these data what it was trained on, in the same "
+            f"units? All that follows is beside that score")
+
+
+def source_of(store: Store, uri: str) -> str:
+    """The run of ours that logged the model behind ``uri``.
+
+    Raises:
+        ValueError: one line; there is no such model, or it was not logged by a variant's run: its
+            exported graph has no layers that could be cut.
+    """
+    run_id = source_run(store, uri)
+    if run_id is None:
+        raise ValueError(f"model_uri: expected a model that a variant's run of wua logged, but "
+                         f"{uri} is none; an exported graph (pt2) has no layers to cut: name the "
+                         f"module and its weights (--model package.module:factory "
+                         f"--state weights.safetensors --data DATA)")
+    return run_id
+
+
+def _loaded(recipe: Recipe) -> Trained:
+    settings, split = recipe.settings, recipe.split
+    with isolated():
+        seed_all(settings.seed)
+        model = recipe.build(settings.hidden)
+        stream = stream_of(recipe.device)
+    if settings.state is not None:
+        load_weights(model, settings.state)
+    model = model.to(recipe.device).eval()
+    check_fit(model, split)
+    return Trained(model, output_kind(model, _example(recipe)[:2], split.task), (), stream)
+
+
+def _example(recipe: Recipe) -> Tensor:
+    return recipe.split.train.inputs[:4].to(recipe.device)

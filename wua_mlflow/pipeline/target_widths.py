@@ -1,0 +1,346 @@
+"""The method ``search`` in a pipeline: networks of other widths, trained and validated.
+
+Selection never sees the test part. Where the validation part is too small to show anything at the
+margin, networks that are rebuilt are cross-validated over training and validation part together.
+May import: everything but cli. Tests: ``tests/pipeline/test_searching.py``.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from wua_mlflow.config import Settings
+from wua_mlflow.data.datasets import DataSplit, Part
+from wua_mlflow.data.loaders import part_feed
+from wua_mlflow.data.tasks import loss_for
+from wua_mlflow.errors import group_by_reason
+from wua_mlflow.pipeline.analyze import first_criterion, loss_of, measured
+from wua_mlflow.pipeline.models import check_slim_widths, check_widths
+from wua_mlflow.pipeline.networks import NetworkFactory
+from wua_mlflow.pipeline.recipe import Recipe, naming_replicate, replicate_seed
+from wua_mlflow.pipeline.variant import ModelVariant
+from wua_mlflow.pruning.cut import unit_groups
+from wua_mlflow.pruning.find_groups import OUTPUTS
+from wua_mlflow.rng import Purpose, torch_generator
+from wua_mlflow.usage.results import ModelUsage
+from wua_mlflow.verdict.sample_size import required_examples_without_discordance, too_few_examples
+from wua_mlflow.widths.recommend import effective_width, effective_widths, recommend_widths
+from wua_mlflow.widths.results import SearchResult, WidthRecommendation
+from wua_mlflow.widths.retrain_search import search_widths
+
+__all__ = [
+    "NoNarrowerError", "SearchSetup", "TargetWidths", "WidthParameter", "choose_widths",
+    "dimensions_of", "folds_of", "search", "validation_scores",
+]
+
+
+FOLDS = 5
+SEEDS = 5
+"""Replicates of each candidate: as many as a recipe verdict needs."""
+ROOM = 4
+"""A validation part is large enough with so many times the examples that no difference needs."""
+
+Makers = Callable[[Recipe, tuple[int, ...]], NetworkFactory]
+"""What trains networks of the given widths on the recipe's data."""
+
+
+@dataclass(frozen=True)
+class SearchSetup:
+    """How networks of other widths are trained.
+
+    ``cost`` gives the FLOPs of a forward; ``anew`` says whether networks are trained from scratch,
+    so that other parts of the data may validate them.
+    """
+
+    recipe: Recipe
+    make: Makers
+    cost: Callable[[tuple[int, ...]], float]
+    anew: bool
+
+
+def search(
+    settings: Settings, retraining: SearchSetup, units: Sequence[int], suggestion: Sequence[int]
+) -> SearchResult:
+    """The smallest widths whose networks are as good as those of ``units``, on validation data."""
+    seeds = SEEDS if settings.seeds >= SEEDS else 1
+    recipes = list(_recipes(settings, retraining))
+    with tqdm(total=settings.search_runs, desc="searching widths", disable=None, leave=False,
+              unit="width") as bar:
+        def score(widths: tuple[int, ...]) -> np.ndarray:
+            bar.set_postfix(widths="-".join(map(str, widths)))
+            found = validation_scores(
+                [(recipe, retraining.make(recipe, widths)) for recipe in recipes], seeds)
+            bar.update()
+            return found
+
+        return search_widths(score, units, suggestion, margin=settings.margin,
+                             confidence=settings.confidence, runs=settings.search_runs,
+                             seconds=settings.search_seconds, cost=retraining.cost,
+                             seed=settings.seed)
+
+
+def validation_scores(recipes: Sequence[tuple[Recipe, NetworkFactory]], seeds: int) -> np.ndarray:
+    """Scores of the validation examples, shape (seeds, examples); the folds follow each other."""
+    rows = []
+    for number in range(seeds):
+        row = []
+        for recipe, make in recipes:
+            seed = replicate_seed(recipe.settings.seed, number)
+            with naming_replicate(number, seed):
+                trained = make(number, seed)
+                row.append(recipe.evaluate(trained.model, recipe.split.validation,
+                                           trained.kind).scores)
+        rows.append(np.concatenate(row))
+    return np.stack(rows)
+
+
+def _recipes(settings: Settings, retraining: SearchSetup) -> Iterator[Recipe]:
+    """The recipe as it is, or one a fold, where its validation part is too small."""
+    recipe = retraining.recipe
+    enough = settings.margin > 0 and len(recipe.split.validation) >= ROOM * \
+        required_examples_without_discordance(settings.margin, settings.confidence)
+    if enough or not retraining.anew:
+        yield recipe
+        return
+    for split in folds_of(recipe.split, FOLDS, settings.seed):
+        yield replace(recipe, split=split)
+
+
+def folds_of(split: DataSplit, folds: int, seed: int) -> list[DataSplit]:
+    """Training and validation part together, divided at random: each example validates once.
+
+    The test part stays what it is.
+    """
+    inputs = torch.cat([split.train.inputs, split.validation.inputs])
+    targets = torch.cat([split.train.targets, split.validation.targets])
+    order = torch.randperm(len(inputs), generator=torch_generator(seed, Purpose.FOLDS))
+    parts = order.tensor_split(folds)
+
+    def part(rows: Tensor) -> Part:
+        return Part(inputs[rows], targets[rows])
+
+    return [replace(split, validation=part(rows),
+                    train=part(torch.cat([other for other in parts if other is not rows])))
+            for rows in parts]
+
+
+SEARCH_FROM = "rank"
+"""The method whose widths the search sets out for."""
+
+
+class NoNarrowerError(ValueError):
+    """The method found nothing below the widths that the network has; ``goal``: what it saw."""
+
+    def __init__(self, message: str, goal: TargetWidths | None = None) -> None:
+        super().__init__(message)
+        self.goal = goal
+
+
+@dataclass(frozen=True)
+class WidthParameter:
+    """One number to choose: ``units`` is what it is now, ``layers`` those that have these units."""
+
+    name: str
+    units: int
+    layers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class TargetWidths:
+    """The widths of the slim network, by dimension, and what they were read from.
+
+    ``recommendation`` is None where the widths were given; ``searched`` is what a search tried.
+    """
+
+    dimensions: tuple[WidthParameter, ...]
+    widths: tuple[int, ...]
+    method: str
+    recommendation: WidthRecommendation | None = None
+    searched: SearchResult | None = None
+
+    @property
+    def keep(self) -> dict[str, int]:
+        """The widths by the dimension's name."""
+        return {one.name: width for one, width in zip(self.dimensions, self.widths, strict=True)}
+
+    def to_json(self) -> str:
+        """All of it, for an artifact."""
+        return json.dumps({
+            "method": self.method,
+            "widths": [{"name": one.name, "layers": one.layers, "units": one.units, "width": width}
+                       for one, width in zip(self.dimensions, self.widths, strict=True)],
+            "recommendation": self.recommendation and json.loads(self.recommendation.to_json()),
+            "search": self.searched and json.loads(self.searched.to_json()),
+        }, indent=1)
+
+
+def dimensions_of(variant: ModelVariant, how: str) -> tuple[WidthParameter, ...]:
+    """What can be chosen in the variant's network.
+
+    Raises:
+        ValueError: one line; the factory takes no widths or ignores them, or nothing can be cut.
+        NoNarrowerError: nothing can be cut any more.
+    """
+    hidden = variant.settings.hidden
+    if how == "rebuild":
+        if not hidden:
+            raise ValueError(f"how: rebuild expected a factory of widths, but "
+                             f"{variant.settings.model} takes none; cut the trained network: "
+                             f"--how prune")
+        layers = check_widths(variant.recipe.build, hidden, "auto")
+        return tuple(WidthParameter(names[0] if names else f"width {number}", units, names)
+                     for number, (units, names) in enumerate(zip(hidden, layers, strict=True), 1))
+    structure = unit_groups(variant.model, _example(variant))
+    if not structure.groups:
+        reasons = "; ".join(f"{names}: {why}" for names, why in group_by_reason(structure.fixed))
+        if variant.trained.structure is not None:
+            raise NoNarrowerError(f"Nothing is left to cut: {reasons}.")
+        raise ValueError(f"how: prune found nothing to cut in {variant.settings.model}"
+                         f"{': ' if reasons else ''}{reasons}")
+    return tuple(
+        WidthParameter(group.name, group.units, group.layers) for group in structure.groups
+    )
+
+
+def choose_widths(
+    settings: Settings,
+    parent: ModelVariant,
+    dimensions: tuple[WidthParameter, ...],
+    retraining: SearchSetup,
+    usage: ModelUsage | None = None,
+) -> TargetWidths:
+    """The widths given, or the method's.
+
+    Args:
+        settings: what was asked for.
+        parent: the network to be slimmed.
+        dimensions: of it.
+        retraining: how a search trains networks of other widths.
+        usage: of the parent, for the method ``effective``; measured here, if None.
+
+    Raises:
+        NoNarrowerError: the method found no width below the parent's.
+        ValueError: one line; the widths given do not fit, or a method fails.
+    """
+    units = tuple(one.units for one in dimensions)
+    if settings.slim_hidden != "auto":
+        return TargetWidths(dimensions, _given(settings, parent, dimensions), "given")
+    if max(units) == 1:
+        raise NoNarrowerError("The network has one unit in every layer; no width is below that.")
+    method, recommendation, searched = _method(settings, parent.recipe), None, None
+    if method == "effective":
+        usage = usage or _usage_of(settings, parent)
+        widths = effective_widths(usage, units, [one.layers for one in dimensions])
+        curves = (effective_width(usage, one.layers) for one in dimensions)
+        recommendation = WidthRecommendation(
+            method, settings.margin, tuple(filter(None, curves)), None, {})
+    else:
+        recommendation = _recommended(settings, parent,
+                                      SEARCH_FROM if method == "search" else method)
+        widths = _by_dimension(recommendation, dimensions)
+    if method == "search":
+        searched = search(settings, retraining, units, widths)
+        widths = searched.widths
+    goal = TargetWidths(dimensions, tuple(widths), method, recommendation, searched)
+    if widths == units:
+        raise NoNarrowerError(
+            f"The method {method} finds no width below those that the network has "
+            f"({','.join(map(str, units))}){_note(goal)}. Another method may "
+            f"(--width-method), or name the widths (--slim-hidden).", goal)
+    return goal
+
+
+def _method(settings: Settings, recipe: Recipe) -> str:
+    """The best one (``benchmarks/knee.py``, ``cut_knee.py``).
+
+    A search calls no trainer of the user's unasked, and needs data that can show something.
+    """
+    if settings.width_method != "auto":
+        return settings.width_method
+    split = recipe.split
+    examples = len(split.validation) + (settings.how == "rebuild") * len(split.train)
+    shows = split.task == "regression" or \
+        too_few_examples(examples, settings.margin, settings.confidence) is None
+    return "search" if settings.train is None and shows else "rank"
+
+
+def _note(goal: TargetWidths) -> str:
+    """What the search says, or why a method saw nothing of some layers."""
+    if goal.searched:
+        return f": {goal.searched.note}" if goal.searched.note else ""
+    skipped = goal.recommendation.skipped if goal.recommendation else {}
+    return "".join(f"; {names}: {why}" for names, why in group_by_reason(skipped) if why != OUTPUTS)
+
+
+def _given(
+    settings: Settings, parent: ModelVariant, dimensions: Sequence[WidthParameter]
+) -> tuple[int, ...]:
+    """The widths given: one a dimension; or, of a network that is cut, one a factory's width."""
+    slim = settings.slim_hidden
+    assert slim != "auto"
+    units = tuple(one.units for one in dimensions)
+    hidden = parent.settings.hidden
+    if settings.how == "prune" and len(hidden) == len(slim) != len(dimensions):
+        check_slim_widths(hidden, slim)
+        return _spread(parent, dimensions, slim)
+    check_slim_widths(units, slim)
+    return slim
+
+
+def _spread(
+    parent: ModelVariant, dimensions: Sequence[WidthParameter], slim: Sequence[int]
+) -> tuple[int, ...]:
+    """By group the share that its entry of the factory's widths keeps."""
+    hidden = parent.settings.hidden
+    layers = check_widths(parent.recipe.build, hidden, "auto")
+
+    def kept(dimension: WidthParameter) -> int:
+        shares = [new / old for old, new, names in zip(hidden, slim, layers, strict=True)
+                  if set(names) & set(dimension.layers)]
+        return max(1, math.ceil(max(shares, default=1.0) * dimension.units - 1e-9))
+
+    return tuple(map(kept, dimensions))
+
+
+def _recommended(settings: Settings, parent: ModelVariant, method: str) -> WidthRecommendation:
+    split, device = parent.recipe.split, parent.recipe.device
+    data = split.validation.inputs.to(device), split.validation.targets.to(device)
+    fit = split.train.inputs.to(device) if method in ("rank", "projection") else None
+    return recommend_widths(
+        parent.model, data, method=method, margin=settings.margin, fit_data=fit,
+        loss=loss_for(split.task, parent.kind), task=split.task, seed=settings.seed)
+
+
+def _by_dimension(
+    found: WidthRecommendation, dimensions: Sequence[WidthParameter]
+) -> tuple[int, ...]:
+    """By dimension the largest share that a group of its layers keeps; all, where there is none."""
+    def width(dimension: WidthParameter) -> int:
+        shares = [one.width / one.units for one in found.layers
+                  if {one.layer, *one.layers} & set(dimension.layers)]
+        return min(dimension.units, math.ceil(max(shares, default=1.0) * dimension.units - 1e-9))
+
+    return tuple(map(width, dimensions))
+
+
+def _usage_of(settings: Settings, variant: ModelVariant) -> ModelUsage:
+    """The usage by the first criterion alone, for the widths: no null, nothing logged."""
+    settings = settings.model_copy(update={
+        "criterion": first_criterion(settings), "null_draws": 0, "effective_rank": False})
+    split, device = variant.recipe.split, variant.recipe.device
+    loss = loss_of(settings, variant.model, split, device, kind=variant.kind)
+    usage, = measured(variant.model, part_feed(split, device, passes=1, label="widths"), settings,
+                      loss).values()
+    return usage
+
+
+def _example(variant: ModelVariant) -> object:
+    return variant.recipe.split.train.inputs[:4].to(variant.recipe.device)

@@ -1,0 +1,296 @@
+"""Making a variant and logging it as one run, and what every step's run needs.
+
+At most ten tracking calls a step, plus one per thousand metrics. ``analyze`` is in
+``analysing.py``, ``slim`` in ``slimming.py``, ``compare`` in ``comparison.py``, the order of the
+steps in ``chain.py``.
+May import: everything but cli. Tests: ``tests/pipeline/test_steps.py``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from wua_mlflow import __version__
+from wua_mlflow.config import Settings, settings_yaml
+from wua_mlflow.data.scaling import WithInputScaling, raw_rows
+from wua_mlflow.flops import CONVENTION, count_flops, count_parameters, ptflops_forward_flops
+from wua_mlflow.hooks import unwrapped
+from wua_mlflow.pipeline.networks import NetworkFactory
+from wua_mlflow.pipeline.recipe import Recipe, Replicate, Trained, train_replicates
+from wua_mlflow.pipeline.variant import ModelVariant, replicates_table, variant_files
+from wua_mlflow.plots.style import variant_colour
+from wua_mlflow.signals import allow_signals, defer_signals
+from wua_mlflow.tracking.log import Files, dataset_inputs, flop_metrics, write
+from wua_mlflow.tracking.models import EXAMPLES, NotExportable, log_model
+from wua_mlflow.tracking.names import ArtifactPath, Kind, Metric, Tag, step_tag
+from wua_mlflow.tracking.names import Variant as VariantName
+from wua_mlflow.tracking.store import Store, ended, inherited_run, new_run
+from wua_mlflow.training.evaluation import Evaluation
+
+__all__ = [
+    "TrainingPlan", "missing_params", "run_scope", "shown_params", "step_status", "train_variant",
+]
+
+
+_WITH_THE_MODEL = (ArtifactPath.STATE, ArtifactPath.STRUCTURE, ArtifactPath.SCALING,
+                   ArtifactPath.CONFIG)
+_TRAINING_COSTS = (Metric.FLOPS_TRAINING, Metric.FLOPS_PTFLOPS_TRAINING, Metric.TRAINING_SECONDS)
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """One network to make: which variant it is, how wide, by whom, and what it goes on from.
+
+    Attributes:
+        variant: the value of its tag.
+        widths: what the run shows: the factory's, or how many units stay of each group.
+        epochs: in all, those of the network that it was cut from included.
+        make: trains the networks.
+        parent: what it was cut from, if it was.
+        hidden: what the factory is given, where that is not ``widths``.
+        adopted: where its weights came from, if it was trained elsewhere.
+        replicates: at most so many.
+        baseline: run of the original.
+        pipeline: its run.
+        origin: a comment for ``config.yaml``: what else it takes to make this variant again.
+    """
+
+    variant: str
+    widths: tuple[int, ...]
+    epochs: int
+    make: NetworkFactory
+    parent: ModelVariant | None = None
+    hidden: tuple[int, ...] | None = None
+    adopted: str = ""
+    replicates: int | None = None
+    baseline: str | None = None
+    pipeline: str | None = None
+    origin: str = ""
+    controls: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The run's name: ``oversized 10``, ``slim 7``, ``oversized 10, 60 epochs``."""
+        widths = "-".join(str(width) for width in self.widths)
+        if self.variant == VariantName.SAME_BUDGET:
+            more = " more" if self.parent else ""
+            return f"oversized {widths}, {self.epochs}{more} epochs"
+        return f"{self.variant} {widths}"
+
+
+@contextlib.contextmanager
+def run_scope(store: Store, make: Callable[[], str], *, finish: bool = True) -> Iterator[str]:
+    """The run that ``make`` makes; it ends as FINISHED, FAILED or KILLED, whenever a signal comes.
+
+    Args:
+        store: where the run is.
+        make: gives the run's id.
+        finish: whether a block that succeeds ends the run.
+    """
+    with defer_signals(), ended(store, make(), finish=finish) as run_id, allow_signals():
+        yield run_id
+
+
+@contextlib.contextmanager
+def step_status(store: Store, run_id: str, step: str) -> Iterator[None]:
+    """Mark a step of a run as failed where the block raises; ``done`` goes with its results."""
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(Exception):  # the store's own failure must not hide the error
+            store.client.set_tag(run_id, step_tag(step), "failed")
+        raise
+
+
+def train_variant(store: Store, recipe: Recipe, plan: TrainingPlan) -> ModelVariant:
+    """Make a variant and its replicates, count what it costs, and log all of it as one run.
+
+    The run that ``mlflow run -e train`` made is the variant's; else one is made.
+    """
+    hidden = plan.widths if plan.hidden is None else plan.hidden
+    settings = recipe.settings.model_copy(
+        update={"hidden": hidden, "epochs": plan.epochs, "run_id": None})
+    own = replace(recipe, settings=settings)
+    tags = _tags(recipe, plan)
+    with run_scope(store, lambda: _run_of(store, plan, tags)) as run_id, \
+            step_status(store, run_id, "train"):
+        write(store.client, run_id, params=missing_params(store, run_id, _params(settings)))
+        trained = plan.make(0, settings.seed, f"training {plan.name}")
+        test = recipe.evaluate(trained.model, recipe.split.test, trained.kind)
+        count = settings.seeds if plan.replicates is None else min(settings.seeds, plan.replicates)
+        replicates = train_replicates(recipe, plan.make, (trained, test), count=count,
+                                      label=f"replicates of {plan.name}")
+        metrics = {**_score_metrics(recipe, trained, test, replicates),
+                   **_cost_metrics(recipe, trained, plan)}
+        files = {
+            ArtifactPath.CONFIG: plan.origin + settings_yaml(settings),
+            ArtifactPath.REPLICATES: replicates_table(replicates),
+            **_scaling(recipe), **variant_files(trained, test, replicates)}
+        model_id, sizes, refused = _logged_model(store, run_id, own, trained, plan, files)
+        metrics |= sizes
+        store.client.log_inputs(run_id, datasets=_datasets(recipe))
+        done = {step_tag("train"): "done",
+                **({} if plan.adopted else
+                   {Tag.EPOCHS_TRAINED: str(_epochs_trained(trained, plan))}),
+                **_cuts(trained), **refused}
+        write(store.client, run_id, metrics=metrics, curves=_curves(trained), model_id=model_id,
+              tags=done, files=files)
+    return ModelVariant(run_id, store.experiment_id, plan.name, plan.variant, own, trained, test,
+                   replicates, {**tags, **done}, metrics, plan.make)
+
+
+def _scaling(recipe: Recipe) -> Files:
+    """Where the data were standardised: what a raw row goes through before the model."""
+    scaling = recipe.split.scaling
+    return {} if scaling is None else {ArtifactPath.SCALING: scaling.to_json(recipe.split.classes)}
+
+
+def _cuts(trained: Trained) -> dict[str, str]:
+    return {} if trained.structure is None else {
+        Tag.STRUCTURE: trained.structure.summary,
+        Tag.FOLDED: str(trained.folded).lower() + (", chosen" if trained.tries > 1 else "")}
+
+
+def _epochs_trained(trained: Trained, plan: TrainingPlan) -> int:
+    """In all: fewer than planned where training stopped early."""
+    if not trained.records:
+        return plan.epochs
+    return len(trained.records) + (plan.parent.epochs_trained if plan.parent else 0)
+
+
+def _run_of(store: Store, plan: TrainingPlan, tags: Mapping[str, str]) -> str:
+    """The variant's run: a new one, or that of ``mlflow run -e train``."""
+    inherited = inherited_run()
+    if inherited and plan.variant == VariantName.OVERSIZED and plan.pipeline is None:
+        write(store.client, inherited, tags={**tags, "mlflow.runName": plan.name})
+        return inherited
+    return new_run(store, plan.name, tags, parent=plan.pipeline)
+
+
+def missing_params(store: Store, run_id: str, params: Mapping[str, str]) -> dict[str, str]:
+    """The params that the run does not hold yet, as one that ``mlflow run`` made may do."""
+    held_ones = store.client.get_run(run_id).data.params if run_id == inherited_run() else {}
+    return {name: value for name, value in params.items() if name not in held_ones}
+
+
+def _logged_model(
+    store: Store, run_id: str, recipe: Recipe, trained: Trained, plan: TrainingPlan, files: Files
+) -> tuple[str | None, dict[str, float], dict[str, str]]:
+    """The LoggedModel's id and its size; without them, where torch.export refuses, why."""
+    beside = {path: files[path] for path in _WITH_THE_MODEL if path in files}
+    model, inputs, scaling = trained.model, recipe.split.train.inputs, recipe.split.scaling
+    metadata = {Tag.TAKES_RAW_ROWS: "true"} if scaling else {}
+    if scaling:
+        model = WithInputScaling(unwrapped(model), scaling)
+        inputs = raw_rows(inputs[:EXAMPLES], scaling)
+    try:
+        model_id, size = log_model(
+            store.client, run_id, store.experiment_id, model, inputs, metadata=metadata,
+            params=_params(recipe.settings), tags={Tag.VARIANT: plan.variant}, files=beside)
+    except NotExportable as error:
+        return None, {}, {Tag.UNEXPORTED: str(error)}
+    return model_id, {Metric.SIZE_BYTES: size}, {}
+
+
+def _tags(recipe: Recipe, plan: TrainingPlan) -> dict[str, str]:
+    tags = {
+        Tag.KIND: Kind.VARIANT,
+        Tag.VARIANT: plan.variant,
+        Tag.VERSION: __version__,
+        Tag.TASK: recipe.split.task,
+        Tag.WIDTHS: ",".join(str(width) for width in plan.widths),
+        Tag.TEST_DIGEST: recipe.split.test.digest,
+        Tag.FLOP_CONVENTION: CONVENTION,
+        step_tag("train"): "running",
+        "mlflow.runColor": variant_colour(plan.variant),
+        "mlflow.runType": "evaluation",  # the UI shows parents of such runs expanded
+    }
+    if plan.pipeline:
+        tags[Tag.PIPELINE] = plan.pipeline
+    if plan.baseline:
+        tags[Tag.BASELINE] = plan.baseline
+    if plan.controls:
+        tags[Tag.CONTROLS] = ",".join(plan.controls)
+    if plan.adopted:
+        tags[Tag.ADOPTED] = plan.adopted
+    return tags
+
+
+def _params(settings: Settings) -> dict[str, str]:
+    """The settings that made the network, as text."""
+    return shown_params(settings, (
+        "data", "target", "model", "train", "hidden", "epochs", "criterion", "optimizer",
+        "batch_size", "lr", "patience", "seed", "seeds", "device", "threads"))
+
+
+def shown_params(settings: Settings, fields: Iterable[str]) -> dict[str, str]:
+    """Settings as text, for a run's params; those that are unset are left out."""
+    values = {name: getattr(settings, name) for name in fields}
+    return {name: ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+            for name, value in values.items() if value is not None}
+
+
+def _score_metrics(
+    recipe: Recipe, trained: Trained, test: Evaluation, replicates: Sequence[Replicate]
+) -> dict[str, float]:
+    split = recipe.split
+    scores = {
+        "train": recipe.evaluate(trained.model, split.train, trained.kind).score,
+        "validation": recipe.evaluate(trained.model, split.validation, trained.kind).score,
+        "test": test.score,
+    }
+    metrics = {f"score/{part}": score for part, score in scores.items()}
+    metrics[Metric.LOSS_TEST] = test.loss
+    if split.task != "regression":
+        metrics |= {f"accuracy/{part}": score for part, score in scores.items()}
+        if len(replicates) > 1:
+            all_scores = [replicate.score for replicate in replicates]
+            metrics[Metric.ACCURACY_TEST_MEAN] = float(np.mean(all_scores))
+            metrics[Metric.ACCURACY_TEST_STD] = float(np.std(all_scores, ddof=1))
+    return metrics
+
+
+def _cost_metrics(recipe: Recipe, trained: Trained, plan: TrainingPlan) -> dict[str, float]:
+    """What training cost includes what the network that it was cut from cost, and each try."""
+    train_samples = len(recipe.split.train.inputs)
+    before = plan.parent
+    epochs = _epochs_trained(trained, plan) - (before.epochs_trained if before else 0)
+    count = count_flops(trained.model, recipe.split.train.inputs[:2].to(recipe.device))
+    epochs *= trained.tries
+    metrics = flop_metrics(count, train_samples=train_samples, epochs=epochs)
+    tutorial = None
+    if recipe.split.train.inputs.is_floating_point():  # ptflops knows no others
+        tutorial = ptflops_forward_flops(trained.model, recipe.split.features)
+    if tutorial is not None:
+        metrics[Metric.FLOPS_PTFLOPS_INFERENCE] = tutorial * train_samples
+        metrics[Metric.FLOPS_PTFLOPS_TRAINING] = 2 * tutorial * train_samples * epochs
+    metrics[Metric.TRAINING_SECONDS] = trained.seconds
+    if before:
+        metrics |= {name: metrics[name] + before.metrics.get(name, 0.0)
+                    for name in _TRAINING_COSTS if name in metrics}
+    if plan.adopted:
+        metrics = {name: value for name, value in metrics.items() if name not in _TRAINING_COSTS}
+    metrics[Metric.PARAMS_TOTAL] = count_parameters(trained.model)
+    return metrics
+
+
+def _curves(trained: Trained) -> dict[str, list[float]]:
+    curves = {
+        Metric.LOSS_TRAIN: [record.train_loss for record in trained.records],
+        Metric.LOSS_VALIDATION: [record.validation_loss for record in trained.records
+                                 if record.validation_loss is not None],
+    }
+    return {name: values for name, values in curves.items() if values}
+
+
+def _datasets(recipe: Recipe) -> list[Any]:
+    split = recipe.split
+    parts = {"train": split.train, "validation": split.validation, "test": split.test}
+    return dataset_inputs(split.name, split.source, [
+        (context, part.inputs.numpy(), part.targets.numpy(), part.digest)
+        for context, part in parts.items()])

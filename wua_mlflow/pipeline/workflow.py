@@ -1,0 +1,290 @@
+"""The whole chain in one process: train, analyze, slim, analyze, compare, report.
+
+And each step on its own, for its entry point. May import: everything but cli.
+Tests: ``tests/pipeline/test_chain.py``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from wua_mlflow import __version__
+from wua_mlflow.config import Settings, settings_yaml
+from wua_mlflow.distributed import on_all_ranks, rank
+from wua_mlflow.pipeline.analyze import Analysis, analyze_variant
+from wua_mlflow.pipeline.compare import Comparison, check_test_part, compare_variants
+from wua_mlflow.pipeline.models import check_widths
+from wua_mlflow.pipeline.networks import cached, from_scratch
+from wua_mlflow.pipeline.pretrained import adopted_recipe, import_pretrained, source_of
+from wua_mlflow.pipeline.publish import nothing_to_register, publish, registered
+from wua_mlflow.pipeline.recipe import load_recipe
+from wua_mlflow.pipeline.slim import Round, Slimmed, check_slimming, slim_variant
+from wua_mlflow.pipeline.train import TrainingPlan, run_scope, train_variant
+from wua_mlflow.pipeline.variant import ModelVariant, load_variant
+from wua_mlflow.plots.style import MUTED
+from wua_mlflow.report.build import title_of
+from wua_mlflow.report.content import Report
+from wua_mlflow.tracking.log import Files, write
+from wua_mlflow.tracking.names import ArtifactPath, Kind, Tag
+from wua_mlflow.tracking.names import Variant as VariantName
+from wua_mlflow.tracking.runs import controls_of, is_slim, result_of
+from wua_mlflow.tracking.store import Store, inherited_run, new_run
+from wua_mlflow.usage.results import ModelUsage
+from wua_mlflow.verdict.compare import Verdict
+
+__all__ = [
+    "SlimmingResult", "analyze_run", "compare_run", "run_pipeline", "slim_run", "step_run",
+    "train_run",
+]
+
+
+OR_A_MODEL = "; or name a model: --model package.module:factory --data DATA"
+
+
+@dataclass(frozen=True)
+class SlimmingResult:
+    """What slimming ends with; the result's slim variant is the last of ``variants``.
+
+    ``run_id`` and ``report`` are the pipeline's, if there is one; ``registered`` says in a line
+    what became of the registration that was asked for.
+    """
+
+    slimmed: Slimmed
+    run_id: str | None = None
+    report: Report | None = None
+    registered: str = ""
+
+    @property
+    def variants(self) -> tuple[ModelVariant, ...]:
+        """The original first, the result last."""
+        return (self.slimmed.original, *self.slimmed.variants)
+
+    @property
+    def comparison(self) -> Comparison:
+        """The result against the original."""
+        return self.slimmed.result.comparison
+
+    @property
+    def verdict(self) -> Verdict:
+        """The result's."""
+        return self.comparison.verdict
+
+
+def run_pipeline(store: Store, settings: Settings) -> SlimmingResult:
+    """The use case from the oversized model to the verdict, as one pipeline run."""
+    settings = _resolved(settings, "rebuild")
+    with run_scope(store, lambda: _pipeline(store, settings)) as run_id:
+        check_slimming(settings)
+        recipe = load_recipe(settings)
+        check_test_part(recipe.split, settings)
+        if settings.how == "rebuild":
+            check_widths(recipe.build, settings.hidden, settings.slim_hidden)
+        make = from_scratch(recipe, settings.hidden, settings.epochs)
+        original = train_variant(store, recipe, TrainingPlan(
+            VariantName.OVERSIZED, settings.hidden, settings.epochs,
+            cached(make) if settings.how == "prune" else make, pipeline=run_id))
+        return _slimmed(store, original, settings, run_id)
+
+
+def _slimmed(
+    store: Store, original: ModelVariant, settings: Settings, run_id: str
+) -> SlimmingResult:
+    """The rest of a pipeline once there is an original."""
+    usage = analyze_variant(store, original).usage
+    slimmed = slim_variant(store, original, usage, settings=settings, pipeline=run_id)
+    return _ended(store, run_id, slimmed, {original.name: usage, **slimmed.usages}, settings,
+                  {ArtifactPath.CONFIG: settings_yaml(settings)})
+
+
+def _ended(
+    store: Store, run_id: str | None, slimmed: Slimmed, usages: dict[str, ModelUsage],
+    settings: Settings, files: Files | None = None,
+) -> SlimmingResult:
+    """Register the result where that is asked for, and publish it where there is a pipeline.
+
+    Where there is no result, since no width below the original's was found, the pipeline says so.
+    """
+    if not slimmed.rounds:
+        if run_id is not None:
+            seen = {ArtifactPath.WIDTHS: slimmed.last.to_json()} if slimmed.last else {}
+            write(store.client, run_id, files={**(files or {}), **seen}, tags={
+                "mlflow.note.content": f"**No narrower network.** {slimmed.ended}",
+                "mlflow.runName": title_of(settings, slimmed.original.widths)})
+        return SlimmingResult(slimmed, run_id, registered=nothing_to_register(settings))
+    said = registered(store, slimmed.result, settings)
+    if run_id is None:
+        return SlimmingResult(slimmed, registered=said)
+    report = _published(store, run_id, slimmed, usages=usages, files=files)
+    return SlimmingResult(slimmed, run_id, report, said)
+
+
+def _published(
+    store: Store, run_id: str, slimmed: Slimmed, *,
+    usages: dict[str, ModelUsage] | None = None, files: Files | None = None,
+) -> Report:
+    return publish(store, run_id, (slimmed.original, *slimmed.variants),
+                   slimmed.result.comparison, usages=usages, slimmed=slimmed, files=files)
+
+
+def _resolved(settings: Settings, how: str) -> Settings:
+    """The settings with ``how`` in place of auto."""
+    return settings.model_copy(update={"how": how}) if settings.how == "auto" else settings
+
+
+def _pipeline(store: Store, settings: Settings) -> str:
+    """The pipeline's run: a new one, or that of ``mlflow run``."""
+    tags = {Tag.KIND: Kind.PIPELINE, Tag.VERSION: __version__, "mlflow.runColor": MUTED}
+    run_id = inherited_run()
+    if not run_id:
+        return new_run(store, title_of(settings, settings.hidden), tags)
+    write(store.client, run_id, tags=tags)
+    return run_id
+
+
+def train_run(store: Store, settings: Settings) -> ModelVariant:
+    """The step ``train`` on its own; its run is the variant's."""
+    inherited = inherited_run()
+    with run_scope(store, lambda: str(inherited), finish=False) if inherited else \
+            contextlib.nullcontext():
+        recipe = load_recipe(settings)
+    return train_variant(
+        store,
+        recipe,
+        TrainingPlan(
+            VariantName.OVERSIZED,
+            settings.hidden,
+            settings.epochs,
+            from_scratch(recipe, settings.hidden, settings.epochs),
+        ),
+    )
+
+
+def analyze_run(
+    store: Store, settings: Settings, given: frozenset[str] = frozenset()
+) -> Analysis:
+    """The step ``analyze`` on its own: adds to the variant that ``run_id`` names.
+
+    Of several processes each reads the run, and the first writes to it.
+
+    Args:
+        store: where the runs are.
+        settings: ``run_id``, and what is to differ from the run's own settings.
+        given: names of the settings that were given explicitly and so differ.
+    """
+    with contextlib.ExitStack() as stack:
+        on_all_ranks(lambda: None if rank() else
+                 stack.enter_context(step_run(store, settings, "analyze")))
+        store, variant, own = on_all_ranks(
+            lambda: _named(store, settings, given, or_else=OR_A_MODEL)
+        )
+        return analyze_variant(store, _asked(variant, own))
+
+
+def slim_run(
+    store: Store, settings: Settings, given: frozenset[str] = frozenset()
+) -> SlimmingResult:
+    """The step ``slim`` on its own, to the verdict: of the original that ``run_id`` names.
+
+    Or of a model that was trained elsewhere (``model``, ``state``, ``data``), which becomes an
+    original of its own in a pipeline of its own.
+
+    Raises:
+        ValueError: the run is not an original: a slim variant of a slim one would be judged
+            against that, and margins would add up.
+    """
+    if settings.model_uri is not None:
+        settings = settings.model_copy(update={"run_id": source_of(store, settings.model_uri)})
+        given = (given - {"model_uri"}) | {"run_id"}
+    if settings.run_id is None and given & {"model", "state"}:
+        return _slim_adopted(store, settings, given)
+    with step_run(store, settings, "slim"):
+        store, original, own = _named(store, settings, given, or_else=OR_A_MODEL)
+        if original.variant != VariantName.OVERSIZED:
+            raise ValueError(f"run_id: expected the run of an original (oversized), but "
+                             f"{original.run_id} is {original.name}")
+        settings = _resolved(own, "prune" if original.adopted else "rebuild")
+        check_test_part(original.recipe.split, settings)
+        pipeline = original.tags.get(Tag.PIPELINE)
+        slimmed = slim_variant(store, original, None, settings=settings, pipeline=pipeline)
+        return _ended(store, pipeline, slimmed, slimmed.usages, settings)
+
+
+def _slim_adopted(store: Store, settings: Settings, given: frozenset[str]) -> SlimmingResult:
+    settings = _resolved(settings, "prune")
+    with run_scope(store, lambda: _pipeline(store, settings)) as run_id:
+        check_slimming(settings)
+        recipe = adopted_recipe(settings, given)
+        check_test_part(recipe.split, settings)
+        return _slimmed(
+            store, import_pretrained(store, recipe, pipeline=run_id), recipe.settings, run_id
+        )
+
+
+def compare_run(
+    store: Store, settings: Settings, given: frozenset[str] = frozenset()
+) -> tuple[ModelVariant, ModelVariant, Comparison]:
+    """The step ``compare`` on its own: the slim variant ``run_id`` against its original.
+
+    The pipeline's run follows where this is its last slim variant.
+
+    Raises:
+        ValueError: the run is not a slim variant's.
+    """
+    with step_run(store, settings, "compare"):
+        store, found, own = _named(store, settings, given)
+        slim = _asked(found, own)
+        if not is_slim(slim.variant) or Tag.BASELINE not in slim.tags:
+            raise ValueError(f"run_id: expected the run of a slim variant, but {slim.run_id} is "
+                             f"{slim.name}; any two runs: wua compare A B")
+        machine = {name: getattr(slim.settings, name) for name in ("device", "threads")}
+        original = load_variant(store, slim.tags[Tag.BASELINE], machine)
+        beside = [load_variant(store, one, machine)
+                  for one in controls_of(store.client, store.experiment_id, slim.run_id)]
+        comparison = compare_variants(store, original, slim, beside=beside)
+        pipeline = slim.tags.get(Tag.PIPELINE)
+        if pipeline and result_of(store.client, pipeline) == slim.run_id:
+            alone = Round(None, slim, tuple(beside), comparison)
+            _published(store, pipeline, Slimmed(original, (alone,), {}))
+        return original, slim, comparison
+
+
+@contextlib.contextmanager
+def step_run(store: Store, settings: Settings, step: str) -> Iterator[None]:
+    """The run that ``mlflow run -e STEP`` made: tagged as a step, pointing to its variant."""
+    inherited = inherited_run()
+    if inherited is None:
+        yield
+        return
+    tags = {Tag.KIND: Kind.STEP, Tag.VERSION: __version__, "mlflow.runName": step}
+    with run_scope(store, lambda: str(inherited)):
+        write(store.client, inherited, tags=tags)
+        yield
+
+
+def _named(
+    store: Store, settings: Settings, given: frozenset[str], *, or_else: str = ""
+) -> tuple[Store, ModelVariant, Settings]:
+    """The variant of ``run_id``, and its settings with those that were given in place of its own.
+
+    And the store in that run's experiment, where no other was given.
+    """
+    if not settings.run_id:
+        raise ValueError("run_id: expected the id of a variant's run, but got none; `wua runs` "
+                         f"lists them{or_else}")
+    machine = {name: getattr(settings, name) for name in given & {"device", "threads"}}
+    variant = load_variant(store, settings.run_id, machine)
+    inherited = inherited_run()
+    if inherited and not rank():
+        store.client.set_tag(inherited, Tag.TARGET_RUN, variant.run_id)
+    if "experiment" not in given:
+        store = replace(store, experiment_id=variant.experiment_id)
+    asked = {name: getattr(settings, name) for name in given | {"register", "gate"}}
+    own = variant.settings.model_copy(update=asked)  # what ends a pipeline is asked for each time
+    return store, variant, own
+
+
+def _asked(variant: ModelVariant, settings: Settings) -> ModelVariant:
+    """The same with other settings of what is measured, not of how it was made."""
+    return replace(variant, recipe=replace(variant.recipe, settings=settings))

@@ -1,0 +1,1 @@
+"""A pipeline's report: what it says, in which order, as markdown, HTML and plain text."""

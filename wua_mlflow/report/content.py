@@ -1,0 +1,173 @@
+"""What a report's section is made of; ``markup.py`` writes it as markdown and HTML.
+
+Imports the standard library only. Tests: ``tests/pipeline/test_report.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from wua_mlflow.pipeline.compare import Comparison
+from wua_mlflow.plots.comparison import VerdictInterval, savings
+from wua_mlflow.plots.widths import LayerChange, SearchTrial, WidthCurve
+from wua_mlflow.report.summary import Row, in_short, latency_words, margin_words, table_rows
+from wua_mlflow.tracking.names import Metric
+from wua_mlflow.usage.results import ModelUsage
+
+__all__ = [
+    "Block", "Bullets", "Picture", "Report", "RoundRow", "Section", "Table", "Text", "WidthsFound",
+]
+
+
+@dataclass(frozen=True)
+class Text:
+    """A paragraph."""
+
+    words: str
+
+
+@dataclass(frozen=True)
+class Bullets:
+    """Points of a list."""
+
+    points: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows under a head; the first column is words, the others figures; one row may stand out.
+
+    ``may_be_cut``: whether rows may go where there is little room.
+    """
+
+    head: tuple[str, ...]
+    rows: Sequence[tuple[str, ...]]
+    strong: int | None = None
+    may_be_cut: bool = True
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture by its key; left out where there is none of that key."""
+
+    key: str
+    says: str
+
+
+Block = Text | Bullets | Table | Picture
+
+
+@dataclass(frozen=True)
+class Section:
+    """Blocks under a title; the first section has none."""
+
+    title: str
+    blocks: tuple[Block, ...]
+
+
+@dataclass(frozen=True)
+class RoundRow:
+    """One round of slimming: the variant, its verdict against the original, what it saves.
+
+    ``flops_ratio`` is original ÷ slim; ``result`` says whether this round is what came out.
+    """
+
+    name: str
+    verdict: VerdictInterval
+    flops_ratio: float | None = None
+    result: bool = False
+
+
+@dataclass(frozen=True)
+class WidthsFound:
+    """How the widths of the slim network were found.
+
+    Attributes:
+        method: its name; ``given`` where the user named them.
+        chosen: what is set, how many units it had, and how many it is to have.
+        curves: by layer the curve that the method read; of a search, that it set out from.
+        trials: what a search tried.
+        skipped: layers that have no width, with the reason.
+        notes: what else there is to know.
+        start: of a search, the method whose widths it set out for.
+    """
+
+    method: str
+    chosen: Sequence[LayerChange] = ()
+    curves: Sequence[WidthCurve] = ()
+    trials: Sequence[SearchTrial] = ()
+    skipped: Mapping[str, str] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+    start: str = ""
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything that the report says.
+
+    Attributes:
+        title: of the pipeline.
+        names: of the variants, the original first, the slim one last.
+        metrics: by the contract's names, a dict a variant.
+        comparison: of the first and the last.
+        usages: by variant's name.
+        again: how to run it again.
+        question: what was asked; made from the names and the margin, if empty.
+        layers: units by layer, before and after.
+        uncut: layers that were not cut, with the reason.
+        rounds: all of them, in order.
+        ended: why there was no further round, where more were asked for.
+        widths: how they were found.
+        slimmed_by: how the network was made slim, in sentences.
+        measured_on: the device that the latencies are of.
+    """
+
+    title: str
+    names: Sequence[str]
+    metrics: Sequence[Mapping[str, float]]
+    comparison: Comparison
+    usages: Mapping[str, ModelUsage] = field(default_factory=dict)
+    again: str = ""
+    question: str = ""
+    layers: Sequence[LayerChange] = ()
+    uncut: Mapping[str, str] = field(default_factory=dict)
+    rounds: Sequence[RoundRow] = ()
+    ended: str = ""
+    widths: WidthsFound | None = None
+    slimmed_by: str = ""
+    measured_on: str = ""
+
+    @property
+    def headline(self) -> str:
+        """The verdict in a line, with its interval; the recipe's where there is one."""
+        return self.comparison.verdict.headline
+
+    @property
+    def in_short(self) -> str:
+        """The verdict in one sentence for who has to decide: quality, latency, bytes."""
+        return in_short(self.comparison, self.metrics[0], self.metrics[-1])
+
+    @property
+    def asked(self) -> str:
+        """The question."""
+        return self.question or (
+            f"Is {self.names[-1]} as good as {self.names[0]}, to within "
+            f"{margin_words(self.comparison.verdict)}, and what does it save?")
+
+    @property
+    def saved(self) -> str:
+        """What the slim model saves, or costs more, in one sentence."""
+        original, slim = self.metrics[0], self.metrics[-1]
+        if self.comparison.latency_ratio is None:
+            found = savings(original, slim)
+        else:  # by its interval, as in the sentence for who decides
+            words = latency_words(self.comparison, original, slim)
+            rest = {name: value for name, value in slim.items() if name != Metric.LATENCY_P50}
+            found = ", ".join(filter(None, (savings(original, rest), words and words[0])))
+        return f"The slim model: {found}." if found else "The slim model saves nothing."
+
+    @property
+    def rows(self) -> list[Row]:
+        """The table."""
+        return table_rows(self.metrics)

@@ -1,0 +1,101 @@
+"""Stopping by a signal: it is raised where it can be dealt with, so that no run is left open.
+
+Imports the standard library only. Tests: ``tests/test_signals.py``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from types import FrameType
+
+__all__ = ["Stopped", "allow_signals", "defer_signals", "handle_signals"]
+
+
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP")
+                if hasattr(signal, name))
+IMPATIENT = 3
+"""So many signals within one held block end the process at once."""
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal asked the process to end; ``exit_code`` is the shell's for it, 130 for Ctrl-C."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.exit_code = 128 + number
+
+
+class _State(threading.local):  # Python handles signals in the main thread alone
+    held = 0
+    waiting = 0
+    number = 0
+
+
+_state = _State()
+
+
+@contextlib.contextmanager
+def handle_signals() -> Iterator[None]:
+    """SIGINT, SIGTERM and SIGHUP raise ``Stopped`` in this block, which must be the main thread's.
+
+    A signal that the process was started to ignore (``nohup``, a job in the background) stays
+    ignored; handlers are put back afterwards.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: handler for number in SIGNALS
+              if (handler := signal.getsignal(number))
+              in (signal.SIG_DFL, signal.default_int_handler)}
+    _state.held = _state.waiting = 0
+    for number in before:
+        signal.signal(number, _stop)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def defer_signals() -> Iterator[None]:
+    """A block that is not interrupted: a signal that comes meanwhile is raised at its end."""
+    before = _state.held
+    _state.held = before + 1
+    try:
+        yield
+    finally:
+        _state.held = before  # also where a signal broke off a block within
+        _raise_waiting()
+
+
+@contextlib.contextmanager
+def allow_signals() -> Iterator[None]:
+    """A block within a ``held`` one that may be interrupted nevertheless."""
+    before = _state.held
+    _state.held = before - 1
+    try:
+        _raise_waiting()
+        yield
+    finally:
+        _state.held = before
+
+
+def _stop(number: int, _frame: FrameType | None) -> None:
+    if not _state.held:
+        raise Stopped(number)
+    _state.waiting += 1
+    _state.number = number
+    if _state.waiting >= IMPATIENT:
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+
+
+def _raise_waiting() -> None:
+    if _state.waiting and not _state.held:
+        _state.waiting = 0
+        raise Stopped(_state.number)

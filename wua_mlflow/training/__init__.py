@@ -1,0 +1,1 @@
+"""Training a network, evaluating it, and measuring its latency."""

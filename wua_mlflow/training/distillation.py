@@ -1,0 +1,71 @@
+"""Distillation: a loss that aims at the targets and at the outputs of a larger, trained network.
+
+May import: torch, evaluation. Tests: ``tests/test_distillation.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from wua_mlflow.data.tasks import OutputKind, Task
+
+__all__ = ["distilling"]
+
+
+SHARE, TEMPERATURE = 0.5, 2.0
+Aims = tuple[Tensor, Tensor]
+"""(targets, outputs of the teacher), by sample."""
+
+
+def distilling(
+    loss: Callable[[Tensor, Tensor], Tensor], task: Task, kind: OutputKind, *,
+    share: float = SHARE, temperature: float = TEMPERATURE,
+) -> Callable[[Tensor, Aims], Tensor]:
+    """(1 − share) · loss + share · the distance to the teacher (Hinton et al. 2015, section 2).
+
+    The distance of classifiers is T² · KL(teacher ‖ student) of the probabilities at temperature T
+    (T = 1 where the outputs are probabilities); of regressions the mean squared difference.
+
+    Args:
+        loss: of (outputs, targets), the mean.
+        task: the task.
+        kind: what the outputs of both networks are.
+        share: of the distance, in [0, 1].
+        temperature: above 0.
+
+    Returns:
+        A loss of (outputs, (targets, teacher's outputs)).
+
+    >>> aim = distilling(functional.cross_entropy, "multiclass", "logits", share=1.0)
+    >>> outputs = torch.tensor([[2.0, -1.0]])
+    >>> float(aim(outputs, (torch.tensor([1]), outputs)))
+    0.0
+    """
+    heat = 1.0 if kind == "probabilities" else temperature
+
+    def total(outputs: Tensor, aims: Aims) -> Tensor:
+        targets, taught = aims
+        if task == "regression":
+            distance = functional.mse_loss(outputs, taught)
+        else:
+            ours, theirs = (_log_probabilities(values, task, kind, heat)
+                            for values in (outputs, taught))
+            distance = heat**2 * functional.kl_div(ours, theirs, reduction="batchmean",
+                                                   log_target=True)
+        return (1 - share) * loss(outputs, targets) + share * distance
+
+    return total
+
+
+def _log_probabilities(outputs: Tensor, task: Task, kind: OutputKind, heat: float) -> Tensor:
+    """Shape (samples, classes); a binary classifier's single output becomes two."""
+    if kind == "probabilities":
+        both = torch.cat([1 - outputs, outputs], 1) if task == "binary" else outputs
+        return both.clamp_min(torch.finfo(outputs.dtype).tiny).log()
+    if task == "binary":
+        outputs = torch.cat([torch.zeros_like(outputs), outputs], 1)
+    return functional.log_softmax(outputs / heat, dim=1)

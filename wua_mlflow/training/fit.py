@@ -1,0 +1,185 @@
+"""The built-in training loop: yields a record an epoch, logs nothing.
+
+May import: torch, chunks, hooks. Tests: ``tests/test_training.py``.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from numbers import Integral
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from wua_mlflow.device import rows_at_once
+from wua_mlflow.hooks import evaluating
+
+__all__ = ["Budget", "EpochRecord", "Loss", "TrainingDiverged", "fit"]
+
+
+OPTIMIZERS = ("adam", "sgd")
+Loss = Callable[[Tensor, Any], Tensor]
+"""(outputs, targets) -> the mean loss, a scalar."""
+Targets = Tensor | tuple[Tensor, ...]
+"""By sample; several tensors reach the loss as a tuple."""
+
+
+class TrainingDiverged(ValueError):  # noqa: N818 - says what happened; the name is public
+    """The loss became NaN or infinite."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long and how to train.
+
+    ``batch_size`` is ``"full"`` or a number of samples; ``patience`` the number of epochs without a
+    better validation loss after which training stops and the best weights are kept (None: never).
+
+    Raises:
+        ValueError: a count below 1, a learning rate that is not finite and positive, or an unknown
+            optimizer.
+    """
+
+    epochs: int
+    lr: float = 0.01
+    optimizer: Literal["adam", "sgd"] = "adam"
+    batch_size: int | Literal["full"] = "full"
+    patience: int | None = None
+
+    def __post_init__(self) -> None:
+        counts = {"epochs": self.epochs, "patience": 1 if self.patience is None else self.patience,
+                  "batch_size": 1 if self.batch_size == "full" else self.batch_size}
+        for name, count in counts.items():
+            if not isinstance(count, Integral) or count < 1:
+                raise ValueError(f"{name}: expected a whole number of at least 1, but got {count}")
+        if not 0 < self.lr < math.inf:
+            raise ValueError(f"lr: expected a finite number above 0, but got {self.lr}")
+        if self.optimizer not in OPTIMIZERS:
+            raise ValueError(f"optimizer: expected one of {', '.join(OPTIMIZERS)}, "
+                             f"but got '{self.optimizer}'")
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """Mean training loss over an epoch's batches (before each step), and the validation loss."""
+
+    epoch: int
+    train_loss: float
+    validation_loss: float | None = None
+
+
+def fit(
+    model: nn.Module,
+    train: tuple[Tensor, Targets],
+    loss: Loss,
+    budget: Budget,
+    *,
+    generator: torch.Generator,
+    validation: tuple[Tensor, Targets] | None = None,
+) -> Iterator[EpochRecord]:
+    """Train ``model`` in place; exhaust the iterator to finish.
+
+    Torch's global random stream is drawn from by the model alone (dropout); the order of the
+    batches comes from ``generator``. The model ends in eval mode.
+
+    Args:
+        model: on the device of the data.
+        train: inputs, shape (samples, ...), and targets, or a tuple of such.
+        loss: the mean loss.
+        budget: epochs, optimizer, batches, patience.
+        generator: a CPU generator for the order of the samples; not used for full batches.
+        validation: inputs and targets to watch; needed for ``patience``.
+
+    Yields:
+        A record an epoch.
+
+    Raises:
+        TrainingDiverged: the training or the validation loss became NaN or infinite.
+        ValueError: no training data, or ``patience`` without validation data.
+
+    >>> x = torch.rand(20, 2)
+    >>> epochs = fit(nn.Linear(2, 1), (x, x.sum(1, keepdim=True)), nn.functional.mse_loss,
+    ...              Budget(epochs=3), generator=torch.Generator())
+    >>> [record.epoch for record in epochs]
+    [1, 2, 3]
+    """
+    if budget.patience is not None and validation is None:
+        raise ValueError("patience: expected validation data to watch, but got none")
+    if not len(train[0]):
+        raise ValueError("train: expected at least one sample, but got none")
+    optimizer = _optimizer(model, budget)
+    best, best_state, waited = math.inf, None, 0
+    for epoch in range(1, budget.epochs + 1):
+        model.train()
+        batches = _batches(len(train[0]), budget, generator)
+        train_loss = _epoch(model, train, loss, optimizer, batches)
+        model.eval()
+        watched = _validation_loss(model, validation, loss)
+        for what, value in (("loss", train_loss), ("validation loss", watched or 0.0)):
+            if not math.isfinite(value):
+                raise TrainingDiverged(f"training: the {what} became {value} in epoch {epoch}; a "
+                                       f"smaller learning rate than lr={budget.lr:g} may help")
+        yield EpochRecord(epoch, train_loss, watched)
+        if budget.patience is None or watched is None:
+            continue
+        if watched < best:
+            best, best_state, waited = watched, copy.deepcopy(model.state_dict()), 0
+        else:
+            waited += 1
+        if waited >= budget.patience:
+            break
+    if best_state is not None:
+        model.load_state_dict(best_state)
+
+
+def _optimizer(model: nn.Module, budget: Budget) -> torch.optim.Optimizer:
+    if budget.optimizer == "sgd":
+        return torch.optim.SGD(model.parameters(), lr=budget.lr, momentum=0.9)
+    return torch.optim.Adam(model.parameters(), lr=budget.lr)
+
+
+def _batches(samples: int, budget: Budget, generator: torch.Generator) -> list[Tensor] | None:
+    if budget.batch_size == "full" or budget.batch_size >= samples:
+        return None
+    return list(torch.randperm(samples, generator=generator).split(budget.batch_size))
+
+
+def _epoch(
+    model: nn.Module,
+    train: tuple[Tensor, Targets],
+    loss: Loss,
+    optimizer: torch.optim.Optimizer,
+    batches: list[Tensor] | None,
+) -> float:
+    inputs, targets = train
+    losses, sizes = [], []
+    for rows in batches if batches is not None else [None]:
+        x, y = (inputs.clone(), targets) if rows is None else (inputs[rows], _at(targets, rows))
+        optimizer.zero_grad()
+        batch_loss = loss(model(x), y)
+        batch_loss.backward()
+        optimizer.step()
+        losses.append(batch_loss.detach())  # read after the epoch: a GPU is not waited for
+        sizes.append(len(x))
+    by_sample = torch.stack(losses).cpu().double() * torch.tensor(sizes)
+    return by_sample.sum().item() / len(inputs)
+
+
+def _validation_loss(
+    model: nn.Module, validation: tuple[Tensor, Targets] | None, loss: Loss
+) -> float | None:
+    if validation is None:
+        return None
+    inputs, targets = validation
+    chunks = torch.arange(len(inputs), device=inputs.device).split(rows_at_once(inputs.shape))
+    with evaluating(model):
+        return sum(loss(model(inputs[rows]), _at(targets, rows)).item() * (len(rows) / len(inputs))
+                   for rows in chunks)
+
+
+def _at(targets: Targets, rows: Tensor) -> Targets:
+    return targets[rows] if isinstance(targets, Tensor) else tuple(one[rows] for one in targets)

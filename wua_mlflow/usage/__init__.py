@@ -1,0 +1,1 @@
+"""How a model's weights are used: importance, entropy and effective weights, layer by layer."""

@@ -1,0 +1,300 @@
+"""``analyze``: how a model's weights are used, in one streaming pass over the data.
+
+May import: batches, evidence, gradients, hooks, importance, null, observing, processes, randomness,
+summary, usage, watching. Tests: ``tests/test_analysis.py``, ``tests/test_analysis_data.py``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, overload
+
+import torch
+from torch import Tensor, nn
+
+from wua_mlflow.distributed import is_sharded
+from wua_mlflow.hooks import unwrapped
+from wua_mlflow.rng import Purpose, torch_generator
+from wua_mlflow.usage.batches import Batches
+from wua_mlflow.usage.criteria import Criterion, output
+from wua_mlflow.usage.gradients import Loss
+from wua_mlflow.usage.layer_statistics import (
+    LayerStatistics,
+    layer_statistics,
+    rank_of,
+    reason_not_applicable,
+    required_stats,
+    resolve_criteria,
+)
+from wua_mlflow.usage.null import with_null
+from wua_mlflow.usage.results import LayerUsage, ModelUsage
+from wua_mlflow.usage.run import PassStatistics, is_part, layer_filter, parts_of, run_pass
+from wua_mlflow.usage.statistics import Summary, summarize
+from wua_mlflow.usage.tracing.layer import RequiredStats, TracedLayer
+
+__all__ = ["OUTPUT_LAYER", "analyze", "layer_importance"]
+
+
+OUTPUT_LAYER = "the output layer: its units are the model's outputs"
+NOT_ASKED = "not among the layers asked for"
+TUTORIAL_LOW = 0.01
+"""Criterion ``output``: an importance below this is low, as in the tutorial."""
+MOST_IN_A_DRAW = 2**22
+"""A null's layer with more weights than this is sampled by whole units."""
+
+
+@overload
+def analyze(
+    model: nn.Module, data: Any, *, criterion: str | Criterion = ..., layers: Sequence[str] | None
+    = ..., null: int = ..., seed: int = ..., loss: Loss | None = ...,
+    batch_to_inputs: Callable[[Any], Any] | None = ..., effective_rank: bool = ...,
+) -> ModelUsage: ...
+
+
+@overload
+def analyze(
+    model: nn.Module, data: Any, *, criterion: Sequence[str | Criterion], layers: Sequence[str] |
+    None = ..., null: int = ..., seed: int = ..., loss: Loss | None = ...,
+    batch_to_inputs: Callable[[Any], Any] | None = ..., effective_rank: bool = ...,
+) -> dict[str, ModelUsage]: ...
+
+
+def analyze(  # noqa: PLR0913 - the options of one question, each by name
+    model: nn.Module,
+    data: Any,
+    *,
+    criterion: str | Criterion | Sequence[str | Criterion] = "output",
+    layers: Sequence[str] | None = None,
+    null: int = 0,
+    seed: int = 0,
+    loss: Loss | None = None,
+    batch_to_inputs: Callable[[Any], Any] | None = None,
+    effective_rank: bool = False,
+) -> ModelUsage | dict[str, ModelUsage]:
+    """How concentrated each layer's importance is, beside networks that learned nothing.
+
+    Every weight that is multiplied with activations in the *real* forward, in eval mode, makes a
+    layer: those of linear, convolutional, embedding, attention, recurrent and bilinear modules, of
+    subclasses of them, and parameters that the model's own code multiplies. What is left out is in
+    ``skipped``, with the reason; so is the output layer where there is another one (name it in
+    ``layers`` to have it). The model is left as found, also when its forward raises.
+
+    Inside an initialised ``torch.distributed`` each process streams its own share of the data, and
+    all of them get the figures of the whole.
+
+    Args:
+        model: any module. A compiled, ``DataParallel`` or ``DistributedDataParallel`` one is
+            unwrapped; one sharded by FSDP2 is gathered layer by layer.
+        data: a tensor or array, shape (samples, ...), a ``Dataset``, or an iterable of batches:
+            of tensors or arrays, of tuples (the input first, the target second), or of dicts
+            (keyword arguments; ``attention_mask`` says what is padding, ``labels`` are targets).
+        criterion: a key of ``importance.CRITERIA``, a function of one's own (see there), or
+            several of them for one pass; then the result is a dict by name.
+        layers: names of the layers to analyse; all but the output layer, if None.
+        null: how many networks that learned nothing to draw beside it; 0 for none. Each goes over
+            the data again.
+        seed: of the nulls' own random numbers; the global random streams are left alone.
+        loss: for ``taylor``: of the model's outputs and a batch's targets, the mean over its
+            samples; not needed where the outputs have a ``loss`` of their own.
+        batch_to_inputs: from a batch of another kind to a tensor, a tuple of positional arguments
+            or a dict of keyword arguments.
+        effective_rank: also the effective rank of each layer's activations, from at most 2,048
+            sampled rows.
+
+    Returns:
+        The usage by layer, in forward order, and what was skipped and why.
+
+    Raises:
+        ValueError: one line that names the argument, or the layer and the batch: unknown criterion
+            or layer, no data or data of another kind, nothing to analyse, targets lacking, or
+            weights, activations or data that are NaN or infinite.
+
+    >>> model = nn.Sequential(nn.Linear(2, 10), nn.ReLU(), nn.Linear(10, 1))
+    >>> usage = analyze(model, torch.rand(100, 2))
+    >>> usage.layers["0"].weights, dict(usage.skipped)
+    (20, {'2': "the output layer: its units are the model's outputs"})
+    """
+    several = not isinstance(criterion, str) and not callable(criterion)
+    criteria = resolve_criteria(criterion if several else [criterion])  # type: ignore[arg-type, list-item]
+    if not isinstance(null, int) or null < 0:
+        raise ValueError(f"null: expected a whole number of at least 0, but got {null}")
+    model = unwrapped(model)
+    batches = Batches(data, model, batch_to_inputs)
+    if null and batches.once:
+        raise ValueError("data: expected batches that can be gone over again, since null asks for "
+                         "more passes, but got an iterator; give a DataLoader or a list")
+    needed = required_stats(list(criteria.values()), rows=effective_rank)
+    if is_sharded(model):
+        _check_sharded(null, needed)
+    wanted = layer_filter(model, layers)  # the rank is scaled by those that read a layer, too
+    seen = run_pass(model, batches, needed, loss=loss,
+                   wanted=layer_filter(model, None) if effective_rank else wanted)
+    _ = [parts_of(name, seen) for name in layers or ()]  # are they there?
+    found = _usages(seen, criteria, layers)
+    if null:
+        found = _with_nulls(found, model, batches, criteria, (null, seed, loss))
+    return found if several else next(iter(found.values()))
+
+
+def _check_sharded(null: int, needed: RequiredStats) -> None:
+    if null:
+        raise ValueError("null: expected 0 for a sharded model, which cannot be re-initialised, "
+                         f"but got {null}")
+    if needed.gradient:
+        raise ValueError("criterion: taylor needs gradients, which a sharded model has in pieces "
+                         "only; choose another, or a model that is not sharded")
+
+
+def layer_importance(
+    model: nn.Module,
+    data: Any,
+    layers: Iterable[str],
+    criterion: str | Criterion = "output",
+    *,
+    loss: Loss | None = None,
+) -> dict[str, Tensor]:
+    """The importance of each weight of the named layers, shape (units, ...), float64.
+
+    Args:
+        model: any module.
+        data: as for ``analyze``.
+        layers: names of layers; that of a parameter stands for all its slices.
+        criterion: as for ``analyze``.
+        loss: as for ``analyze``.
+
+    Raises:
+        ValueError: as ``analyze``, or a layer that the forward never calls.
+
+    >>> model = nn.Sequential(nn.Linear(2, 10), nn.ReLU(), nn.Linear(10, 1))
+    >>> layer_importance(model, torch.rand(100, 2), ["0"])["0"].shape
+    torch.Size([10, 2])
+    """
+    rule, = resolve_criteria([criterion]).values()
+    model, names, found = unwrapped(model), list(layers), {}
+    seen = run_pass(model, Batches(data, model), required_stats([rule], rows=False),
+                   wanted=layer_filter(model, names), loss=loss)
+    for name in (part for one in names for part in parts_of(one, seen)):
+        layer = seen.layers.get(name)
+        reason = seen.skipped.get(name) or (layer and reason_not_applicable(layer, rule))
+        if layer is None or reason:
+            raise ValueError(f"layer {name}: expected one that can be analysed, but got: {reason}")
+        evidence = layer_statistics(layer, seen)
+        part = evidence.importance(rule)(slice(None), slice(None))
+        if not bool(((part >= 0) & part.isfinite()).all()):
+            evidence.refuse_broken()
+            raise ValueError(f"layer {name}: expected finite importances of 0 or more, got others")
+        found[name] = part.double().reshape(evidence.weight.shape)
+    return found
+
+
+def _usages(
+    seen: PassStatistics, criteria: Mapping[str, Criterion], layers: Sequence[str] | None
+) -> dict[str, ModelUsage]:
+    slices = [name for name in seen.unasked if "[" in name]
+    others = [name for name in (*seen.layers, *seen.skipped, *slices)
+              if layers is not None and not name.endswith("[...]")
+              and not any(is_part(name, one) for one in layers)]
+    skipped = {**seen.skipped, **dict.fromkeys(others, NOT_ASKED)}
+    called = [name for name in seen.layers if name not in others and name not in skipped]
+    if layers is None and 0 < len(seen.last) < len(called):
+        skipped.update(dict.fromkeys(seen.last, OUTPUT_LAYER))
+        called = [name for name in called if name not in seen.last]
+    usages: dict[str, dict[str, LayerUsage]] = {name: {} for name in criteria}
+    left_out: dict[str, dict[str, str]] = {name: {} for name in criteria}
+    for layer_name in called:
+        layer, evidence = seen.layers[layer_name], layer_statistics(seen.layers[layer_name], seen)
+        rank = rank_of(layer, seen)
+        for name, rule in criteria.items():
+            reason = reason_not_applicable(layer, rule)
+            if reason:
+                left_out[name][layer_name] = reason
+            else:
+                usages[name][layer_name] = replace(
+                    _layer_usage(layer, evidence, rule), effective_rank=rank,
+                    forward_flops=layer.flops / seen.samples)
+    found = {}
+    for name, usage in usages.items():
+        if not usage:
+            why = "; ".join(f"{layer}: {reason}" for layer, reason in
+                            list({**left_out[name], **skipped}.items())[:3])
+            raise ValueError("model: expected a layer whose weights the forward multiplies with "
+                             f"activations, but found none{f' ({why})' if why else ''}")
+        found[name] = ModelUsage(criterion=name, samples=seen.samples, layers=usage,
+                                 skipped={**skipped, **left_out[name]})
+    return found
+
+
+def _layer_usage(layer: TracedLayer, evidence: LayerStatistics, criterion: Criterion) -> LayerUsage:
+    summary = _summary(layer, evidence, criterion)
+    own = evidence.of_units(criterion)
+    importance = summary.unit_importance if own is None else own.cpu().numpy()
+    row = torch.from_numpy(importance).reshape(1, -1)
+    units = summarize(lambda rows, columns: row[rows, columns], (1, layer.units))
+    dead = layer.dead_units()
+    return LayerUsage(
+        name=layer.name,
+        kind=layer.kind,
+        weights=summary.count,
+        units=layer.units,
+        entropy=summary.usage.entropy,
+        effective_weights=summary.usage.effective,
+        top90_share=summary.usage.top90_share,
+        low_share=summary.usage.low_share,
+        unit_importance=importance,
+        histogram=summary.histogram,
+        dead=summary.dead,
+        unit_usage=units.usage,
+        dead_units=None if dead is None else int(dead.sum()),
+        head_importance=evidence.of_heads(criterion, layer, importance),
+    )
+
+
+def _summary(layer: TracedLayer, evidence: LayerStatistics, criterion: Criterion) -> Summary:
+    try:
+        return summarize(evidence.importance(criterion), evidence.shape,
+                         low=TUTORIAL_LOW if criterion is output else None,
+                         by_column=layer.by_column)
+    except ValueError as error:
+        evidence.refuse_broken()
+        raise ValueError(f"layer {layer.name}: {error}") from error
+
+
+def _with_nulls(
+    usages: Mapping[str, ModelUsage],
+    model: nn.Module,
+    batches: Batches,
+    criteria: Mapping[str, Criterion],
+    options: tuple[int, int, Loss | None],
+) -> dict[str, ModelUsage]:
+    draws, seed, loss = options
+    needed = required_stats(list(criteria.values()), rows=False)
+    names = {layer for usage in usages.values() for layer in usage.layers}
+    generator = torch_generator(seed, Purpose.NULL_UNITS)
+
+    def measure(blank: nn.Module) -> dict[str, ModelUsage]:
+        seen = run_pass(blank, batches, needed, wanted=names.__contains__, loss=loss)
+        return {name: replace(usage, layers={
+            layer: _drawn(usage.layers[layer], seen, criteria[name], generator)
+            for layer in usage.layers if layer in seen.layers})
+            for name, usage in usages.items()}
+
+    return with_null(usages, model, measure, draws=draws, seed=seed)
+
+
+def _drawn(
+    like: LayerUsage, seen: PassStatistics, criterion: Criterion, generator: torch.Generator
+) -> LayerUsage:
+    """A null's layer; of a large one the entropy of some whole units stands for that of all."""
+    layer, evidence = seen.layers[like.name], layer_statistics(seen.layers[like.name], seen)
+    units, each = evidence.shape
+    most = max(1, MOST_IN_A_DRAW // max(1, each))
+    if units > most:
+        chosen = torch.randperm(units, generator=generator)[:most].sort().values
+        evidence = evidence.sampled(chosen)
+    summary = _summary(layer, evidence, criterion)
+    scale = units / evidence.shape[0]
+    effective = summary.usage.effective * scale
+    return replace(like, entropy=math.log(effective) if effective > 0 else 0.0,
+                   effective_weights=effective, dead=summary.dead)

@@ -1,0 +1,185 @@
+"""The mean gradient of a loss with respect to the weights that a forward used.
+
+May import: torch, batches, watching. Tests: ``tests/test_gradients.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from wua_mlflow.usage.batches import NO_TARGETS
+from wua_mlflow.usage.tracing.layer import TracedLayer
+from wua_mlflow.usage.tracing.tracer import WeightTracer
+
+__all__ = ["Gradients", "Loss", "loss_of"]
+
+
+_BLOCK = 2**16
+Loss = Callable[[Any, Any], Tensor]
+"""Of the model's outputs and a batch's targets: the mean over the batch's samples, a scalar."""
+
+
+class Gradients:
+    """Sums over samples of the gradients: float64, laid out in memory as the parameters are."""
+
+    def __init__(self) -> None:
+        self.parameters: dict[str, Tensor] = {}
+        self.computed: dict[str, Tensor] = {}
+        self.units: dict[str, Tensor] = {}
+        self.samples = 0
+
+    def add(self, loss: Tensor, watch: WeightTracer, samples: int) -> None:
+        """The gradients of one batch's mean loss, for every layer that was seen."""
+        names = _parameters(watch.layers.values())
+        places = [(self.parameters, name, watch.owners.parameters[name]) for name in names]
+        places += [(self.computed, layer.name, tensor) for layer, tensor in watch.used]
+        reading = watch.felt.reading()
+        tensors = [tensor for *_, tensor in places if tensor.requires_grad]
+        tensors += [tensor for _, tensor in reading]
+        found = iter(_gradients(loss, tensors) if tensors else ())
+        for sums, name, tensor in places:
+            _add(sums, name, tensor, next(found) if tensor.requires_grad else None, samples)
+        for name, tensor in reading:
+            watch.felt.read(name, tensor, next(found))
+        for name, felt in watch.felt.sums.items():
+            _add(self.units, name, felt, felt, samples)
+        self.samples += samples
+
+    def described(self) -> dict[str, object]:
+        """How many samples, and which sums of which shape and strides: to send to others."""
+        def shapes(sums: dict[str, Tensor]) -> dict[str, Tensor]:
+            return {name: torch.empty_like(one, device="meta") for name, one in sums.items()}
+
+        return {"samples": self.samples, "parameters": shapes(self.parameters),
+                "computed": shapes(self.computed), "units": shapes(self.units)}
+
+    def join(self, found: list[Any]) -> list[Tensor]:
+        """Take in what other processes have; gives the sums, in one order for all of them."""
+        self.samples = sum(one["samples"] for one in found)
+        sums = []
+        for what, own in (("parameters", self.parameters), ("computed", self.computed),
+                          ("units", self.units)):
+            known = {name: like for one in found for name, like in one[what].items()}
+            for name in sorted(known):
+                if name not in own:
+                    own[name] = torch.zeros_like(known[name], device="cpu")
+                sums.append(own[name])
+        return sums
+
+    def finish(self) -> None:
+        """Make means of the sums, in place: nothing is added after."""
+        for sums in (*self.parameters.values(), *self.computed.values(), *self.units.values()):
+            sums /= max(1, self.samples)
+
+    def of_weight(self, layer: TracedLayer) -> Tensor:
+        """The mean gradient of a layer's weight, shape (units, ...)."""
+        if layer.view is None:
+            return layer.units_first(self.computed[layer.name])
+        return layer.units_first(layer.view.of(self.parameters[layer.view.parameter]))
+
+    def of_bias(self, layer: TracedLayer) -> Tensor | None:
+        """The mean gradient of a layer's bias, shape (units,); None where it has none."""
+        if layer.bias is None:
+            return None
+        return layer.bias.of(self.parameters[layer.bias.parameter]).reshape(-1)
+
+    def of_units(self, layer: TracedLayer) -> Tensor | None:
+        """The mean Σ a·g of a layer's units, signed; None where it is that of weights and bias."""
+        if not layer.followed:
+            return None
+        return self.units.get(layer.name, torch.zeros(layer.units, dtype=torch.float64))
+
+
+def loss_of(outputs: Any, targets: Any, loss: Loss | None, *, number: int) -> Tensor:
+    """The loss of a batch: the user's function's, or the one that the model itself gave.
+
+    On a GPU it is read back, to see whether it is finite, for batches 0, 1, 3, 7, … only.
+
+    Raises:
+        ValueError: there is neither a loss nor a target, or the loss is no finite scalar.
+    """
+    if loss is None:
+        value = getattr(outputs, "loss", None)
+        if value is None:
+            raise ValueError("loss: the criterion taylor needs a function of outputs and targets, "
+                             "or a model whose outputs have a loss, but got neither")
+    elif targets is NO_TARGETS:
+        raise ValueError("data: the criterion taylor needs targets, but the batches are inputs "
+                         "alone; give (inputs, targets), or dicts with labels")
+    else:
+        value = loss(outputs, targets)
+    if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
+        raise ValueError(f"loss: expected a scalar tensor that depends on the model's weights, but "
+                         f"got {_shown(value)}")
+    read_back = not value.is_cuda or not (number + 1) & number
+    if read_back and not bool(torch.isfinite(value)):
+        raise ValueError(f"loss: expected a finite number, but got {value.item()} for batch "
+                         f"{number}")
+    return value.reshape(())
+
+
+def _gradients(loss: Tensor, tensors: list[Tensor]) -> Sequence[Tensor | None]:
+    try:
+        found: Sequence[Tensor | None] = torch.autograd.grad(loss, tensors, allow_unused=True)
+    except RuntimeError:
+        if not _is_reentrant(loss):
+            raise
+        found = [None]
+    if any(one is None for one in found) and _is_reentrant(loss):
+        raise ValueError("model: taylor needs the gradients of weights, which do not come out of "
+                         "reentrant checkpoints; use checkpoint(..., use_reentrant=False)")
+    return found
+
+
+def _is_reentrant(loss: Tensor) -> bool:
+    """Whether a part of the forward was checkpointed in the way that hides its weights."""
+    seen, left = set(), [loss.grad_fn]
+    while left:
+        node = left.pop()
+        if node is None or node in seen:
+            continue
+        if node.name() == "CheckpointFunctionBackward":
+            return True
+        seen.add(node)
+        left += [one for one, _ in node.next_functions]
+    return False
+
+
+def _parameters(layers: Iterable[TracedLayer]) -> list[str]:
+    views = [view for layer in layers for view in (layer.view, layer.bias) if view is not None]
+    return list(dict.fromkeys(view.parameter for view in views))
+
+
+def _add(
+    sums: dict[str, Tensor], name: str, like: Tensor, gradient: Tensor | None, samples: int
+) -> None:
+    if gradient is not None and gradient.layout is not torch.strided:
+        gradient = gradient.to_dense()
+    first = name not in sums
+    if first and gradient is not None and like.is_contiguous() and gradient.is_contiguous():
+        sums[name] = gradient.detach().to(torch.float64, copy=True).mul_(samples)
+        return
+    if first:
+        sums[name] = torch.zeros_like(like, dtype=torch.float64, requires_grad=False)
+        if sums[name].stride() != like.stride():  # a parameter with gaps
+            sums[name] = torch.empty_strided(
+                like.shape, like.stride(), dtype=torch.float64, device=like.device).zero_()
+    if gradient is None:
+        return
+    total, more = sums[name], gradient.detach()
+    if more.is_cuda or not total.is_contiguous():
+        total.add_(more, alpha=samples)
+        return
+    pieces = zip(total.view(-1).split(_BLOCK), more.reshape(-1).split(_BLOCK), strict=True)
+    for into, piece in pieces:  # five times as fast as adding float32 to float64 in one go
+        into.add_(piece.double(), alpha=samples)
+
+
+def _shown(value: Any) -> str:
+    if not isinstance(value, Tensor):
+        return type(value).__name__
+    return f"shape {tuple(value.shape)}" if value.numel() != 1 else "one without a gradient"

@@ -1,0 +1,225 @@
+"""The same measurement on networks that learned nothing: what a share must be read beside.
+
+Each draw re-initialises every module that has ``reset_parameters`` or ``_reset_parameters``, then
+all that a model's own ``_init_weights`` does (transformers, timm), and sees the same inputs; of the
+layers whose weights that leaves as they were, the own weights are permuted.
+May import: dotted, randomness, usage, watching.
+Tests: ``tests/test_null.py``, ``tests/test_null_layers.py``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import inspect
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from wua_mlflow.errors import one_line
+from wua_mlflow.rng import Purpose, isolated, torch_generator
+from wua_mlflow.usage.results import PERMUTED, REINITIALISED, LayerUsage, ModelUsage, NullUsage
+from wua_mlflow.usage.tracing.parameters import clean
+
+__all__ = ["with_null"]
+
+
+RESETS = ("reset_parameters", "_reset_parameters")
+"""How a module is initialised anew: the first that it has."""
+VACUOUS = "magnitude"
+"""The criterion whose shares a permutation cannot change: permuted layers have no null then."""
+
+
+def with_null(
+    usages: Mapping[str, ModelUsage],
+    model: nn.Module,
+    measure: Callable[[nn.Module], Mapping[str, ModelUsage]],
+    *,
+    draws: int,
+    seed: int,
+) -> dict[str, ModelUsage]:
+    """The usages with the null's range for the model and for each of its layers.
+
+    Under the criterion ``magnitude`` a permuted layer has none, since its share stays the same; nor
+    has the model where all of its layers are permuted. A draw that does not call a layer, as a
+    mixture of experts that routes elsewhere, says nothing of it: a layer that no draw calls has
+    none, and the model's is of the draws that call all layers.
+
+    Args:
+        usages: the measurements of ``model``, by criterion.
+        model: left as found; the draws work on one copy.
+        measure: the same measurements, of a copy that has forgotten.
+        draws: how many networks, at least 1.
+        seed: of this function's own random numbers.
+
+    Raises:
+        ValueError: ``draws`` below 1, or a model that cannot be copied.
+    """
+    if draws < 1:
+        raise ValueError(f"draws: expected a whole number of at least 1, but got {draws}")
+    with isolated(), torch.inference_mode(False):  # or the copies could have no gradients
+        permuted = _permuted(model, {layer for usage in usages.values() for layer in usage.layers})
+        nulls = _draw(model, measure, permuted, draws, torch_generator(seed, Purpose.NULL))
+    return {name: _joined(usage, [null[name] for null in nulls], permuted)
+            for name, usage in usages.items()}
+
+
+def _draw(
+    model: nn.Module,
+    measure: Callable[[nn.Module], Mapping[str, ModelUsage]],
+    permuted: Mapping[str, Sequence[str]],
+    draws: int,
+    generator: torch.Generator,
+) -> list[Mapping[str, ModelUsage]]:
+    blank, found = _copied(model), []
+    chosen = list(dict.fromkeys(name for names in permuted.values() for name in names))
+    for _ in range(draws):
+        torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+        _reset(blank)
+        parameters = _parameters(blank)
+        _permute(parameters[name] for name in chosen)
+        found.append(measure(blank))
+    return found
+
+
+def _joined(
+    usage: ModelUsage, nulls: Sequence[ModelUsage], permuted: Mapping[str, object]
+) -> ModelUsage:
+    layers = {name: replace(layer, null=_of_layer(
+        usage.criterion, layer, [null.layers[name] for null in nulls if name in null.layers],
+        name in permuted)) for name, layer in usage.layers.items()}
+    count = sum(name in permuted for name in usage.layers)
+    complete = [null for null in nulls if len(null.layers) == len(layers)]
+    if count == len(layers) and usage.criterion == VACUOUS or not complete:
+        return replace(usage, layers=layers)
+    whole = _range(_kind(count, len(layers)), usage.entropy,
+                   [null.effective_share for null in complete],
+                   [null.entropy for null in complete])
+    return replace(usage, layers=layers, null=whole)
+
+
+def _of_layer(
+    criterion: str, layer: LayerUsage, nulls: Sequence[LayerUsage], is_permuted: bool
+) -> NullUsage | None:
+    if is_permuted and criterion == VACUOUS or not nulls:
+        return None
+    return _range(PERMUTED if is_permuted else REINITIALISED, layer.entropy,
+                  [null.effective_share for null in nulls], [null.entropy for null in nulls])
+
+
+def _kind(permuted: int, layers: int) -> str:
+    """Of the whole model.
+
+    >>> _kind(2, 7)
+    're-initialised, but 2 of 7 layers permuted'
+    """
+    if permuted in (0, layers):
+        return PERMUTED if permuted else REINITIALISED
+    return f"{REINITIALISED}, but {permuted:,} of {layers:,} layers {PERMUTED}"
+
+
+def _permuted(model: nn.Module, layers: Iterable[str]) -> dict[str, list[str]]:
+    """The layers that cannot be re-initialised, and their weights' parameters that cannot."""
+    kept = _kept(model)
+    found = {layer: [name for name in _weights(model, layer) if name in kept]
+             for layer in sorted(layers)}
+    return {layer: names for layer, names in found.items() if names}
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:
+        raise ValueError("model: cannot be copied, which the null needs: "
+                         f"{one_line(error)}; use null=0") from error
+
+
+def _kept(model: nn.Module) -> set[str]:
+    """Names of the parameters that no module of the model initialises anew, tried on a copy."""
+    probe = _copied(model)
+    with torch.no_grad():
+        for parameter in probe.parameters():
+            if parameter.is_floating_point() or parameter.is_complex():
+                parameter.fill_(math.nan)
+    _reset(probe)
+    return {name for name, parameter in _parameters(probe).items()
+            if not parameter.is_floating_point() or bool(parameter.isnan().any())}
+
+
+def _weights(model: nn.Module, layer: str) -> list[str]:
+    """Names of the parameters that a layer's weight is, or is computed from."""
+    names, base = _parameters(model), layer.partition("[")[0]  # a slice's name: weight[1:3]
+    for name in (base, f"{base}.weight".lstrip(".")):
+        if name in names:
+            return [name]
+    modules = {clean(name) for name, _ in model.named_modules()}
+    owner = base
+    while owner not in modules:
+        owner = owner.rpartition(".")[0]
+    inside = {name: name.removeprefix(f"{owner}.") if owner else name for name in names
+              if not owner or name.startswith(f"{owner}.")}
+    return [name for name, inner in inside.items() if names[name].dim() != 1
+            and ("." not in inner or inner.startswith("parametrizations."))]
+
+
+def _parameters(model: nn.Module) -> dict[str, Tensor]:
+    return {clean(name): parameter
+            for name, parameter in model.named_parameters(remove_duplicate=False)}
+
+
+def _reset(model: nn.Module) -> None:
+    with torch.no_grad():
+        for module in reversed(list(model.modules())):  # a parent has the last word
+            own = [getattr(module, name, None) for name in RESETS]
+            for reset in list(filter(callable, own))[:1]:
+                reset()
+        _initialise(model, None)
+
+
+def _initialise(module: nn.Module, initialiser: Callable[[nn.Module], object] | None) -> None:
+    """The model's own way: each module, after its children, by the nearest ``_init_weights``.
+
+    One that takes something else than a module, or fails, is passed over.
+    """
+    own = getattr(module, "_init_weights", None)
+    if callable(own) and _takes_a_module(own):
+        initialiser = own
+    for child in module.children():
+        _initialise(child, initialiser)
+    if initialiser is not None:
+        with contextlib.suppress(Exception):
+            initialiser(module)
+
+
+def _takes_a_module(function: Callable[..., object]) -> bool:
+    try:
+        inspect.signature(function).bind(None)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def _permute(parameters: Iterable[Tensor]) -> None:
+    with torch.no_grad():
+        for parameter in parameters:
+            flat = parameter.flatten()
+            order = torch.randperm(flat.numel()).to(flat.device)
+            parameter.copy_(flat[order].reshape(parameter.shape))
+
+
+def _range(
+    kind: str, entropy: float, shares: Sequence[float], entropies: Sequence[float]
+) -> NullUsage:
+    low, high = np.quantile(shares, [0.025, 0.975])
+    return NullUsage(
+        kind=kind,
+        draws=len(shares),
+        share=float(np.mean(shares)),
+        low=float(low),
+        high=float(high),
+        shift=float(np.mean(entropies)) - entropy,
+    )

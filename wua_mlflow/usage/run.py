@@ -1,0 +1,270 @@
+"""One streaming pass over the data: what every weight met, and what was left out and why.
+
+May import: batches, dotted, gradients, hooks, processes, sampling, watching.
+Tests: ``tests/test_observing.py``.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from wua_mlflow.distributed import all_reduce, is_sharded, raise_first_error, synchronized_batches
+from wua_mlflow.errors import did_you_mean
+from wua_mlflow.hooks import Running, evaluating, running
+from wua_mlflow.usage.activation_sample import ActivationSampler
+from wua_mlflow.usage.batches import Batch, Batches
+from wua_mlflow.usage.gradients import Gradients, Loss, loss_of
+from wua_mlflow.usage.tracing.layer import RequiredStats, TracedLayer
+from wua_mlflow.usage.tracing.parameters import clean, layer_names
+from wua_mlflow.usage.tracing.skipped import explain_skipped
+from wua_mlflow.usage.tracing.tracer import WeightTracer
+from wua_mlflow.usage.tracing.unit_taylor import UnitTaylor
+
+__all__ = ["PassStatistics", "is_part", "layer_filter", "parts_of", "run_pass"]
+
+
+SCRIPTED = "it runs as TorchScript, which shows no product"
+
+
+@dataclass(frozen=True)
+class PassStatistics:
+    """The layers in the order of their first calls, and what was not seen as one.
+
+    ``last`` names the layers of the last product: the model's outputs are their units.
+    ``parameters`` holds the weights by name, the model's own tensors; ``unasked`` names layers that
+    were called and not wanted.
+    """
+
+    layers: Mapping[str, TracedLayer]
+    last: tuple[str, ...]
+    skipped: Mapping[str, str]
+    samples: int
+    parameters: Mapping[str, torch.Tensor]
+    gradients: Gradients | None
+    sampler: ActivationSampler | None
+    unasked: frozenset[str] = frozenset()
+
+
+def run_pass(
+    model: nn.Module,
+    data: Batches,
+    needs: RequiredStats,
+    *,
+    wanted: Callable[[str], bool] = lambda _: True,
+    loss: Loss | None = None,
+) -> PassStatistics:
+    """Run the model over the data and gather what ``needs`` names.
+
+    Inside an initialised ``torch.distributed`` each process streams its own share, and the sums
+    are joined at the end; then every process has the same observation.
+
+    Args:
+        model: left as found, also when its forward raises.
+        data: the batches.
+        needs: what to gather.
+        wanted: whether a layer of this name is to be observed.
+        loss: for gradients.
+
+    Raises:
+        ValueError: no samples, a model on the meta device, or a sum that is NaN or infinite:
+            names the layer and the batch.
+        Exception: whatever the model's forward raises; its message names the layer reached.
+    """
+    if any(map(is_lazy, (*model.parameters(), *model.buffers()))):
+        raise ValueError("model: expected initialised parameters, but got lazy ones; call the "
+                         "model once first")
+    if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
+        raise ValueError("model: expected parameters and buffers with values, but got some on the "
+                         "meta device; call model.to_empty(device=...) and load a state dict first")
+    watch = WeightTracer(model, needs, wanted)
+    gradients = Gradients() if needs.gradient else None
+    sampler = ActivationSampler() if needs.rows else None
+    if sampler is not None:
+        watch.told = sampler.see
+    names = {module: name for name, module in watch.owners.modules.items()
+             if not isinstance(module, torch.jit.ScriptModule)}
+    watch.refused.update({name: SCRIPTED for name, module in watch.owners.modules.items()
+                          if module not in names and any(True for _ in module.parameters(False))})
+    samples, error = 0, None
+    with evaluating(model, grad=needs.gradient), running(model, names) as state:
+        watch.running = state.stack
+        try:
+            samples = _stream(model, data, watch, state, (gradients, sampler, loss))
+        except Exception as caught:
+            error = caught
+        raise_first_error(error)
+        samples = all_reduce(watch, state.calls, samples, gradients, sampler)
+        for layer in watch.layers.values():
+            if layer.view is None and layer.computed is None:  # only another process came by it
+                weight = getattr(watch.owners.modules[layer.module], "weight", None)
+                layer.computed = weight.detach() if isinstance(weight, torch.Tensor) else None
+        if gradients is not None:
+            gradients.finish()
+        skipped = explain_skipped(
+            watch.owners,
+            watch.layers,
+            state.calls,
+            watch.others,
+            watch.refused,
+            unasked=watch.unasked,
+        )
+    if not samples:
+        raise ValueError("data: expected at least one sample, but got none")
+    return PassStatistics(watch.layers, tuple(layer.name for layer in watch.last), skipped, samples,
+                       watch.owners.parameters, gradients, sampler,
+                       frozenset(watch.unasked))
+
+
+def layer_filter(model: nn.Module, layers: Sequence[str] | None) -> Callable[[str], bool]:
+    """Whether a layer was asked for: by its name, its parameter's or its module's; all, if None.
+
+    Raises:
+        ValueError: no layer of the model can have such a name.
+
+    >>> wanted = layer_filter(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), ["1"])
+    >>> wanted("0"), wanted("1")
+    (False, True)
+    """
+    if layers is None:
+        return lambda _: True
+    if isinstance(layers, str):
+        raise ValueError(f"layers: expected a list of names, but got '{layers}'; put it into one")
+    names = layer_names(model)
+    parts = {clean(name) for name, _ in model.named_modules()} - {""}
+    for name in layers:
+        base, bracket, index = name.partition("[")  # a slice's name: weight[1:3]
+        if name not in (*names, *parts) and (base not in names or bracket and index[-1:] != "]"):
+            shown = ", ".join(names if len(names) <= 20 else [*names[:20], "…"])
+            raise ValueError(f"layers: expected names among {shown}, but got '{name}'"
+                             f"{did_you_mean(name, names)}")
+    return lambda name: any(is_part(name, one) for one in layers)
+
+
+def is_part(name: str, of: str) -> bool:
+    """Whether a layer is the one of a name, a slice of that parameter, or within that module.
+
+    >>> [is_part(name, "rnn") for name in ("rnn", "rnn.weight_ih_l0", "rnn[0:2]", "rnn2")]
+    [True, True, True, False]
+    """
+    return name == of or name.startswith((f"{of}.", f"{of}["))
+
+
+def parts_of(name: str, seen: PassStatistics) -> list[str]:
+    """The layers that a name stands for, or itself where it is a layer's that was left out.
+
+    Raises:
+        ValueError: a slice of a parameter that no product used.
+    """
+    found = [name] if name in seen.layers else [one for one in seen.layers if is_part(one, name)]
+    if not found and "[" in name and name not in seen.skipped:
+        base = name.partition("[")[0]
+        slices = [one for one in seen.layers if one.startswith(base)] or [
+            one for one in seen.unasked if one.startswith(base)]
+        raise ValueError(f"layers: expected a slice that the forward multiplies with, but got "
+                         f"'{name}'{did_you_mean(name, slices)}")
+    return found or [name]
+
+
+def _stream(
+    model: nn.Module, data: Batches, watch: WeightTracer, state: Running,
+    extras: tuple[Gradients | None, ActivationSampler | None, Loss | None],
+) -> int:
+    samples = 0
+    batch: Batch | None = None
+    for number, batch in enumerate(synchronized_batches(data, sharded=is_sharded(model))):
+        state.stack.clear()
+        _one(model, batch, number, watch, state, extras)
+        samples += batch.samples
+    _check_finite(watch, None, None)
+    if batch is not None and not is_sharded(model):
+        _see_changes(model, batch, watch, state)
+    return samples
+
+
+def _one(
+    model: nn.Module, batch: Batch, number: int, watch: WeightTracer, state: Running,
+    extras: tuple[Gradients | None, ActivationSampler | None, Loss | None],
+) -> None:
+    gradients, sampler, loss = extras
+    watch.mask, watch.used, watch.felt = batch.mask, [], UnitTaylor()
+    if sampler is not None:
+        sampler.begin(batch)
+    try:
+        with watch:
+            outputs = model(*batch.args, **batch.kwargs)
+    except Exception as error:
+        _say_where(error, state.stack, number)
+        raise
+    if not batch.first.is_cuda or not (number + 1) & number:
+        _check_finite(watch, batch, number)
+    if gradients is not None:
+        calls = Counter(state.calls)
+        value = loss_of(outputs, batch.targets, loss, number=number)
+        gradients.add(value, watch, batch.samples)
+        state.calls = calls  # what is checkpointed ran again in the backward
+
+
+def _see_changes(model: nn.Module, last: Batch, watch: WeightTracer, state: Running) -> None:
+    """Weights that modules made of their parameters: are they the same for another batch?
+
+    A model that does not take that other batch is taken to make them of its parameters alone.
+    """
+    made = [layer for layer in watch.layers.values() if layer.computed is not None]
+    if not made:
+        return
+    again, calls = WeightTracer(model, RequiredStats(output=False), watch.wanted), state.calls
+    again.running, state.calls = state.stack, Counter()
+    with suppress(Exception):
+        other = last.other()
+        with again:
+            model(*other.args, **other.kwargs)
+    state.stack.clear()
+    state.calls = calls
+    for layer in made:
+        like, weight = again.layers.get(layer.name), layer.computed
+        if like is not None and like.computed is not None and weight is not None:
+            layer.changes |= not torch.equal(like.computed, weight)
+
+
+def _check_finite(watch: WeightTracer, batch: Batch | None, number: int | None) -> None:
+    """Sums show every NaN and infinity; on a GPU they are read after 1, 2, 4, 8, … batches."""
+    for layer in watch.layers.values():
+        for what, total in (("output", layer.output), ("input", layer.inputs[1]),
+                            ("input", layer.inputs[2])):
+            if total.sums is None or bool(torch.isfinite(total.sums.sum())):
+                continue
+            where = "" if number is None else f" by batch {number}"
+            if batch is not None and not bool(torch.isfinite(batch.first).all()):
+                where += ", which is not finite itself"
+            broken = next((name for name, parameter in watch.owners.parameters.items()
+                           if not bool(torch.isfinite(parameter).all())), None)
+            cause = "" if broken is None else f"; parameter '{broken}' is not finite"
+            if total is layer.inputs[2] and layer.overflow is not None:
+                raise ValueError(_overflow(layer.name, layer.overflow, where))
+            maybe = total is layer.inputs[2] and total.sums.is_cuda and not total.sums.isnan().any()
+            got = "infinity, or squares that overflow" if maybe else "NaN or infinity"
+            raise ValueError(f"layer {layer.name}: expected a finite {what}, but got {got}{where}"
+                             f"{cause}")
+
+
+def _overflow(name: str, dtype: torch.dtype, where: str) -> str:
+    kind = str(dtype).removeprefix("torch.")
+    wider = "" if dtype == torch.float64 else ", or run the model in float64 (model.double())"
+    return (f"layer {name}: expected inputs whose squares {kind} can hold, but their sum overflows"
+            f"{where}; scale the data down, choose criterion input{wider}")
+
+
+def _say_where(error: Exception, stack: list[str], number: int) -> None:
+    """Add the layer that the forward had reached to an error's own message."""
+    reached = f"layer '{stack[-1]}'" if stack and stack[-1] else "the model's own forward"
+    if error.args and isinstance(error.args[0], str):
+        error.args = (f"{error.args[0]} (in {reached}, batch {number})", *error.args[1:])
+    else:
+        error.add_note(f"in {reached}, batch {number}")

@@ -1,0 +1,1 @@
+"""Which weight met which activations in a forward pass, read from the function calls themselves."""

@@ -1,0 +1,116 @@
+"""Attention's own code with its calls in sight, its fused weight in three, and its heads.
+
+May import: torch, calls, owners. Tests: ``tests/watching/test_attention.py``.
+"""
+
+from __future__ import annotations
+
+import re
+import types
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from wua_mlflow.usage.tracing.calls import WeightCall
+from wua_mlflow.usage.tracing.parameters import ParameterIndex, ParameterView
+
+__all__ = ["ATTENTION", "attention", "heads_of", "is_time_first", "split_qkv"]
+
+
+_PROJECTION = re.compile(r"(to_)?(q|k|v|query|key|value)(_proj|_lin|_linear|_layer)?|w[qkv]")
+_FUSED = {("c_attn", "Conv1D"): 3, ("query_key_value", "Linear"): 1}
+"""By name and class what makes queries, keys and values at once, in so many blocks of all heads."""
+_SIZES = ("head_dim", "head_size")
+_HEADS = ("num_heads", "num_attention_heads", "n_heads", "n_head")
+
+ATTENTION = functional.multi_head_attention_forward
+
+
+def _without_check(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same Python function, without its own look for overrides, so that its calls are seen."""
+    plain = cast(types.FunctionType, function)
+    names = {**plain.__globals__, "has_torch_function": lambda *_: False}
+    copy = types.FunctionType(plain.__code__, names, plain.__name__, plain.__defaults__,
+                              plain.__closure__)
+    copy.__kwdefaults__ = plain.__kwdefaults__
+    return copy
+
+
+attention = _without_check(ATTENTION)
+
+
+def split_qkv(
+    product: WeightCall,
+    output: Tensor,
+    view: ParameterView | None,
+    owners: ParameterIndex,
+    running: Sequence[str],
+) -> list[tuple[WeightCall, Tensor, ParameterView | None]]:
+    """The rows of attention's fused weight apart: queries, keys, values; any other product alone.
+
+    Args:
+        product: of a weight whose parameter's ``view`` is given.
+        output: what it gave.
+        view: None for a computed weight.
+        owners: whose parameter that is.
+        running: the modules whose forward is under way.
+    """
+    owner, _, attribute = view.parameter.rpartition(".") if view else ("", "", "")
+    module = owners.modules.get(owner)
+    if attribute != "in_proj_weight" or not isinstance(module, nn.MultiheadAttention):
+        return [(product, output, view)]
+    width, parts = module.embed_dim, []
+    for start in range(0, product.weight.shape[0], width):
+        bias = product.bias
+        part = WeightCall("linear", product.weight.narrow(0, start, width), product.inputs,
+                       None if bias is None else bias.narrow(0, start, width))
+        parts.append((part, output.narrow(-1, start, width), owners.find(part.weight, running)))
+    return parts
+
+
+def heads_of(owners: ParameterIndex, module: str, units: int) -> tuple[int, int]:
+    """How many heads share out the units of a projection, and in how many blocks they all lie.
+
+    Of ``nn.MultiheadAttention``, and of a layer that is called as queries, keys and values are in
+    a module that has the size of a head or the number of heads: ``transformers``' models. What
+    makes all three at once has a block of all heads for each (GPT-2's ``c_attn``), or
+    lays out a head's three together (``query_key_value`` of GPT-NeoX and BLOOM).
+
+    Args:
+        owners: the model's modules.
+        module: the name of the one that holds the weight.
+        units: of the layer.
+
+    Returns:
+        (0, 1) where it has no heads, or how many is not told.
+    """
+    own = owners.modules.get(module)
+    if isinstance(own, nn.MultiheadAttention):
+        return own.num_heads, 1
+    parent, _, leaf = module.rpartition(".")
+    around = owners.modules.get(parent)
+    fused = _FUSED.get((leaf, type(own).__name__))
+    if around is None or not (fused or _PROJECTION.fullmatch(leaf)):
+        return 0, 1
+    size, told = _told(around, _SIZES), _told(around, _HEADS)
+    if fused:
+        told = told or (units // (3 * size) if size else 0)
+        whole = told and (units == 3 * told * size if size else units % (told * fused) == 0)
+        return (told, fused) if whole else (0, 1)  # else heads share their keys
+    if size:  # keys and values may have fewer heads
+        told = units // size if units % size == 0 else 0
+    return (told, 1) if told and units % told == 0 else (0, 1)
+
+
+def _told(module: nn.Module, names: Sequence[str]) -> int:
+    """The first of these attributes that is a number; 0 where none is."""
+    found = (getattr(module, name, None) for name in names)
+    return next((one for one in found if isinstance(one, int) and one > 0), 0)
+
+
+def is_time_first(module: nn.Module) -> bool:
+    """Whether everything in a module has positions before samples."""
+    return isinstance(module, nn.TransformerEncoderLayer | nn.TransformerDecoderLayer) \
+        and not module.self_attn.batch_first

@@ -1,0 +1,76 @@
+"""What functions other than products do with a parameter, or with what a layer gave; by name.
+
+May import: torch. Tests: ``tests/watching/test_functions.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+__all__ = ["PRODUCTS", "RESHAPE_OPS", "SUMS", "UNITWISE_OPS", "is_metadata_op", "is_relu"]
+
+
+_LOOKS = frozenset([
+    "__get__", "__set__", "__len__", "__getitem__", "__format__", "__repr__", "__hash__",
+    "__deepcopy__", "_is_view", "bfloat16", "chunk", "contiguous", "data_ptr", "detach", "detach_",
+    "dim", "double", "element_size", "expand", "flatten", "float", "half", "is_complex", "is_conj",
+    "is_contiguous", "is_floating_point", "is_inference", "is_neg", "is_same_size", "movedim",
+    "narrow", "nelement", "numel", "permute", "requires_grad_", "reshape", "select", "size",
+    "split", "squeeze", "storage_offset", "stride", "swapaxes", "t", "to", "transpose", "type",
+    "type_as", "unbind", "unflatten", "unsqueeze", "untyped_storage", "view", "view_as",
+])
+"""Functions that look at a parameter without computing with it."""
+UNITWISE_OPS = frozenset([
+    "relu", "relu_", "relu6", "gelu", "silu", "silu_", "tanh", "sigmoid", "leaky_relu",
+    "leaky_relu_", "elu", "elu_", "hardtanh", "hardtanh_", "hardswish", "hardswish_", "mish",
+    "softplus", "batch_norm", "dropout", "dropout_", "dropout2d", "max_pool1d", "max_pool2d",
+    "max_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d",
+    "adaptive_avg_pool2d", "adaptive_avg_pool3d", "flatten", "contiguous", "clamp", "clamp_",
+    "clamp_min", "clamp_min_", "_threshold", "threshold", "threshold_",
+])
+"""Functions after which the units are still the same ones, each in its place."""
+PRODUCTS = frozenset(["einsum", "bmm", "baddbmm", "tensordot", "embedding_bag", "mv", "inner"])
+"""Products that are not read: after one, the last layer seen is not the model's output."""
+RESHAPE_OPS = frozenset(["view", "reshape"])
+"""Functions that may lay rows out otherwise, each whole."""
+SUMS = frozenset(["add", "add_", "__add__", "__radd__", "__iadd__"])
+"""Functions that may add a bias to a product."""
+_RELU = frozenset(["relu", "relu_", "relu6"])
+_THRESHOLDS = frozenset(["_threshold", "threshold", "threshold_"])
+_LOWER = {"hardtanh": "min_val", "hardtanh_": "min_val", "clamp": "min", "clamp_": "min",
+          "clamp_min": "min", "clamp_min_": "min"}
+"""A ReLU where this argument, the second one, is zero: ``nn.ReLU6`` is made so."""
+
+
+def is_metadata_op(name: str, result: Any) -> bool:
+    """Whether a function looks at its tensors without computing; indexing may look or copy.
+
+    >>> import torch
+    >>> table = torch.ones(3, 2)
+    >>> [is_metadata_op("__getitem__", one) for one in (table[1], table[torch.tensor([1])])]
+    [True, False]
+    """
+    if name == "__getitem__":
+        return not isinstance(result, Tensor) or result._base is not None
+    return name in _LOOKS
+
+
+def is_relu(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Whether a call cuts its first argument off below zero.
+
+    >>> is_relu("relu", (), {}), is_relu("clamp", (), {"min": 0}), is_relu("clamp", (None, 1), {})
+    (True, True, False)
+    """
+    if name in _RELU:
+        return True
+    if name in _THRESHOLDS:  # nn.Threshold(0, 0)
+        numbers = [*args[1:3], *(kwargs[one] for one in ("threshold", "value") if one in kwargs)]
+        return len(numbers) == 2 and all(isinstance(one, int | float) and one == 0
+                                         for one in numbers)
+    if name not in _LOWER:
+        return False
+    low = args[1] if len(args) > 1 else kwargs.get(_LOWER[name])
+    return isinstance(low, int | float) and low == 0

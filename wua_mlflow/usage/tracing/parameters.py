@@ -1,0 +1,321 @@
+"""Whose weight a tensor in a function call is: the parameter behind it, and how it is named.
+
+May import: torch. Tests: ``tests/watching/test_owners.py``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from wua_mlflow.usage.tracing.calls import WeightCall
+
+__all__ = [
+    "ParameterIndex", "ParameterView", "UnregisteredWeights", "clean", "kind_of", "layer_name",
+    "layer_names",
+]
+
+
+@dataclass(frozen=True)
+class ParameterView:
+    """A view of a parameter: all of it, a transpose, some rows. Hashable, holds no tensor."""
+
+    parameter: str
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+    offset: int
+
+    def of(self, tensor: Tensor) -> Tensor:
+        """The same view of a tensor that lies in memory as the parameter does."""
+        return tensor.as_strided(self.size, self.stride, tensor.storage_offset() + self.offset)
+
+    def overlaps(self, other: ParameterView) -> bool:
+        """Whether the two share weights: exact for slices, cautious for views of other strides."""
+        boxes = self._box(), other._box()
+        if [step for step, *_ in boxes[0]] != [step for step, *_ in boxes[1]]:
+            boxes = [self._span()], [other._span()]
+        return all(a < d and c < b for (_, a, b), (_, c, d) in zip(*boxes, strict=True))
+
+    def is_same_as(self, other: ParameterView) -> bool:
+        """Whether the two are the same weights, transposed or not."""
+        return self.offset == other.offset and self._steps() == other._steps()
+
+    def index(self, parameter: Tensor) -> str | None:
+        """How the view is indexed in Python; its offset where it lies otherwise; None for all.
+
+        >>> whole = torch.zeros(4, 6)
+        >>> parts = whole[1:3], whole[2], whole[:, 3:], whole.T, whole.view(3, 8)[1:]
+        >>> views = [ParameterView("w", tuple(x.shape), x.stride(), x.storage_offset())
+        ...          for x in parts]
+        >>> [view.index(whole) for view in views]
+        ['1:3', '2', ':, 3:6', None, '8']
+        """
+        if math.prod(self.size) == parameter.numel():
+            return None
+        left = {step: count for step, count in self._steps() if count > 1}
+        rest, shown = self.offset, []
+        for count, step in zip(parameter.shape, parameter.stride(), strict=True):
+            start, rest = divmod(rest, max(1, step))
+            own = left.pop(step, 1)
+            shown.append(":" if own == count else str(start) if own == 1 else
+                         f"{start}:{start + own}")
+            if start + own > count:
+                return str(self.offset)
+        while shown and shown[-1] == ":":
+            shown.pop()
+        return str(self.offset) if left else ", ".join(shown)
+
+    def _steps(self) -> list[tuple[int, int]]:
+        return sorted(zip(self.stride, self.size, strict=True), reverse=True)
+
+    def _box(self) -> list[tuple[int, int, int]]:
+        """(stride, start, end) by dimension, the widest first; as one where rows run on."""
+        rest, room, found = self.offset, None, []
+        for step, count in self._steps():
+            start, rest = divmod(rest, max(1, step))
+            if room is not None and (start + count) * step > room:
+                return [self._span()]
+            found.append((step, start, start + count))
+            room = step
+        if room is not None and room > 1:  # one place along a last dimension
+            found.append((1, rest, rest + 1))
+        return found
+
+    def _span(self) -> tuple[int, int, int]:
+        last = sum((count - 1) * step for step, count in self._steps())
+        return 0, self.offset, self.offset + last + 1
+
+
+class ParameterIndex:
+    """The parameters of a model by identity, and the modules that hold them.
+
+    A parameter that has several names (a tied weight, a shared module) goes by the first.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.modules = {clean(name): module for name, module in model.named_modules()}
+        self.parameters: dict[str, Tensor] = {}
+        self.aliases: dict[str, list[str]] = {}
+        self._names: dict[int, str] = {}
+        self._swapped: dict[int, tuple[Tensor, str]] = {}
+        for name, parameter in model.named_parameters(remove_duplicate=False):
+            first = self._names.setdefault(id(parameter), clean(name))
+            self.parameters[first] = parameter
+            self.aliases.setdefault(first, []).append(clean(name))
+        self._places = {parameter.data_ptr(): name for name, parameter in self.parameters.items()
+                        if type(parameter) in (nn.Parameter, Tensor) and not parameter.is_meta
+                        and parameter.layout is torch.strided}
+        self.buffers = {id(buffer): clean(name) for name, buffer in model.named_buffers()}
+
+    def find(self, tensor: Tensor, running: Sequence[str]) -> ParameterView | None:
+        """The view of a parameter that ``tensor`` is; None where it is none.
+
+        Args:
+            tensor: as it was passed to a function.
+            running: names of the modules whose forward is under way, the innermost last. Their
+                own parameters are looked at too: sharded ones are swapped for a forward's time.
+        """
+        if tensor.layout is not torch.strided:
+            return None
+        base = tensor if tensor._base is None else tensor._base
+        name = self.name(tensor, running)
+        if name is not None:
+            base = tensor
+        else:
+            name = self.name(base, running) or self._by_memory(tensor)
+        if name is None:
+            return None
+        offset = int(tensor.storage_offset()) - int(base.storage_offset())
+        return ParameterView(name, tuple(tensor.shape), tuple(tensor.stride()), offset)
+
+    def name(self, tensor: Tensor, running: Sequence[str] = ()) -> str | None:
+        """The name of a parameter; None where the tensor is none."""
+        if id(tensor) in self._names:
+            return self._names[id(tensor)]
+        if not isinstance(tensor, nn.Parameter):
+            return None
+        if id(tensor) in self._swapped:
+            return self._swapped[id(tensor)][1]
+        for module_name in running[-1:]:
+            for inner, parameter in self.modules[module_name].named_parameters():
+                if parameter is tensor:
+                    name = ".".join(filter(None, (module_name, clean(inner))))
+                    self._swapped[id(tensor)] = (tensor, name)  # held, so that the id stays its own
+                    return name
+        return None
+
+    def is_shared(self, view: ParameterView | None) -> bool:
+        """Whether the parameter has several names: its gradient is of all its uses."""
+        return view is not None and len(self.aliases[view.parameter]) > 1
+
+    def is_lent(self, bias: ParameterView | None, module: str) -> bool:
+        """Whether the bias of a module's weight may be that of other products, too.
+
+        Args:
+            bias: None where there is none, or it is yet to be added.
+            module: the name of the one that holds the weight.
+        """
+        own = self.modules.get(module, nn.Module())
+        several = sum(one.dim() > 1 for one in own.parameters(recurse=False)) > 1
+        if several and not type(own).__module__.startswith("torch.nn."):
+            return True
+        return bias is not None and (
+            self.is_shared(bias) or bias.parameter.rpartition(".")[0] != module)
+
+    def _by_memory(self, tensor: Tensor) -> str | None:
+        """A detached alias of a whole parameter."""
+        if tensor.is_meta or type(tensor) is not Tensor:
+            return None
+        name = self._places.get(tensor.data_ptr())
+        parameter = tensor if name is None else self.parameters[name]
+        same = (parameter.data_ptr(), parameter.shape, parameter.stride()) == (
+            tensor.data_ptr(), tensor.shape, tensor.stride())
+        return name if same and tensor.numel() else None
+
+
+def clean(name: str) -> str:
+    """Without what a wrapper puts into the names of a model's parts."""
+    parts = [part for part in name.split(".") if part != "_orig_mod"]
+    return ".".join(parts)
+
+
+def layer_name(parameter: str, view: ParameterView, module: nn.Module) -> str:
+    """What the layer of a weight is called.
+
+    A ``weight`` goes by its module's name, a projection of ``nn.MultiheadAttention`` by
+    ``q_proj``, ``k_proj`` or ``v_proj`` beside its ``out_proj``; any other parameter by its own.
+    """
+    owner, _, attribute = parameter.rpartition(".")
+    if isinstance(module, nn.MultiheadAttention):
+        if attribute == "in_proj_weight":
+            third = view.offset // max(1, module.embed_dim * module.embed_dim)
+            attribute = f"{'qkv'[min(third, 2)]}_proj"
+        return f"{owner}.{attribute.removesuffix('_weight')}".lstrip(".")
+    return owner if attribute == "weight" else parameter
+
+
+def layer_names(model: nn.Module) -> list[str]:
+    """Every name that a layer of the model may have, before it was run."""
+    names: dict[str, None] = {}
+    for module_name, module in model.named_modules():
+        prefix = clean(module_name)
+        if any(True for _ in module.parameters(recurse=False)) or "parametrizations" in dir(module):
+            names[prefix] = None
+        for attribute, parameter in module.named_parameters(recurse=False):
+            fused = isinstance(module, nn.MultiheadAttention) and attribute == "in_proj_weight"
+            if parameter.dim() > 1 and attribute != "weight" and not fused:
+                names[".".join(filter(None, (prefix, attribute)))] = None
+        if isinstance(module, nn.MultiheadAttention):
+            names.update(dict.fromkeys(f"{prefix}.{q}_proj".lstrip(".") for q in "qkv"))
+    return list(names)
+
+
+def kind_of(module: nn.Module, attribute: str, operation: str) -> str:
+    """What kind of layer it is: its module's class, without what a parametrisation made of it.
+
+    A weight of another name in a module of another kind is a ``Parameter``; in an exported graph,
+    whose modules have no class of their own, the operation says what it is.
+    """
+    cls: type[nn.Module] = type(module)
+    if torch.nn.utils.parametrize.is_parametrized(module):
+        cls = cls.__bases__[0]
+    if issubclass(cls, nn.Linear) and cls.__module__.startswith("torch."):
+        return "Linear"
+    if attribute != "weight" and not isinstance(module, nn.MultiheadAttention | nn.RNNBase):
+        return "Parameter"
+    return operation.capitalize() if cls is nn.Module else cls.__name__
+
+
+OWN_FORWARD = "the model's own forward"
+_MOST_LOOKED_AT = 1000
+_DEEPEST = 2
+
+
+class UnregisteredWeights:
+    """What a model multiplies with and does not register, found before it runs.
+
+    Plain tensors among a module's attributes, parameters of modules in a plain list or dict, and
+    the whole numbers that a module may make its weight of.
+    """
+
+    def __init__(self, owners: ParameterIndex) -> None:
+        self._owners = owners
+        self._held: dict[int, tuple[str, Tensor]] = {}  # the tensor too, so that the id stays its
+        self._codes: dict[str, tuple[str, str]] = {}
+        for name, module in owners.modules.items():
+            if code := _codes(name, module):
+                self._codes[name] = code
+            for attribute, value in vars(module).items():
+                for held, tensor in _tensors(_joined(name, attribute), value):
+                    if tensor.dim() > 1 and owners.name(tensor) is None:
+                        self._held.setdefault(id(_base(tensor)), (held, tensor))
+
+    def of(self, product: WeightCall, module: str | None, *, made: bool) -> tuple[str, str] | None:
+        """What to call a weight that is no parameter of the model, and why it is not analysed.
+
+        Args:
+            product: of such a weight, or of activations alone.
+            module: the innermost one that is running.
+            made: whether the weight is taken for one that this module made of its parameters.
+
+        Returns:
+            None where it is to be analysed, or is no weight.
+        """
+        base = _base(product.weight)
+        name, held = self._held.get(id(base), ("", base))
+        if name and isinstance(_base(held), nn.Parameter):
+            return name, "it is in a module that the model does not register"
+        if name and not made:
+            return name, "its weight is a plain tensor, not a parameter"
+        buffer = self._owners.buffers.get(id(base))
+        if buffer is not None and not made:
+            return buffer, "its weight is a buffer, not a parameter"
+        if not product.sure or module is None:
+            return None
+        if module in self._codes:
+            return self._codes[module]
+        if made:
+            return None
+        return module or OWN_FORWARD, \
+            f"the weight of its {product.operation} is neither a parameter nor a buffer"
+
+
+def _base(tensor: Tensor) -> Tensor:
+    return tensor if tensor._base is None else tensor._base
+
+
+def _joined(module: str, attribute: str) -> str:
+    return f"{module}.{attribute}" if module else attribute
+
+
+def _codes(name: str, module: nn.Module) -> tuple[str, str] | None:
+    """The largest matrix of whole numbers that a module has itself, and what it says of it."""
+    own = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
+    found = {attribute: tensor for attribute, tensor in own if tensor.dim() > 1
+             and "int" in str(tensor.dtype)}
+    if not found:
+        return None
+    largest = max(found, key=lambda one: found[one].numel())
+    dtype = str(found[largest].dtype).removeprefix("torch.")
+    return _joined(name, largest), f"its weight is integer-quantised ({dtype})"
+
+
+def _tensors(name: str, value: Any, depth: int = 0) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of an attribute that registers none, by name."""
+    if name.rpartition(".")[2] in ("_parameters", "_buffers", "_modules"):
+        return
+    if isinstance(value, Tensor):
+        yield name, value
+    elif isinstance(value, nn.Module):
+        for inner, parameter in value.named_parameters():
+            yield f"{name}.{inner}".removesuffix(".weight"), parameter
+    elif isinstance(value, list | tuple | Mapping) and depth < _DEEPEST:
+        parts = value.items() if isinstance(value, Mapping) else enumerate(value)
+        for key, part in islice(parts, _MOST_LOOKED_AT):
+            yield from _tensors(f"{name}[{key}]", part, depth + 1)

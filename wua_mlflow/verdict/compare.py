@@ -1,0 +1,278 @@
+"""Verdicts: is the candidate as good as the baseline, within a margin and at a confidence?
+
+``compare`` takes per-example scores and gives a ``Verdict``. Definitions: ``docs/conventions.md``.
+May import: numpy, ``bootstrap``, ``intervals``, ``provable``, ``settling``, ``wording``.
+Tests: ``tests/test_verdict.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from wua_mlflow.verdict import intervals, sample_size, text
+from wua_mlflow.verdict.intervals import inflated_bootstrap_t
+from wua_mlflow.verdict.sample_size import RequiredSampleSize, check_share
+
+__all__ = ["Scored", "Verdict", "compare"]
+
+
+Floats = NDArray[np.float64]
+
+_MIN_SEEDS = 5
+"""Fewer seeds give no recipe verdict."""
+
+_HOPELESS = 0.1
+"""An estimate nearer to −margin than this share of the half width needs 100 times the data."""
+
+
+class Scored(Protocol):
+    """What ``compare`` accepts in place of an array: an object with per-example scores.
+
+    It may also have ``digest``, a string that names the test set.
+    """
+
+    @property
+    def scores(self) -> Any:
+        """Shape (n,) or (seeds, n), higher is better."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a candidate is as good as a baseline, on the same test examples.
+
+    Attributes:
+        kind: ``artifact`` (two saved models) or ``recipe`` (both trained with the same seeds).
+        outcome: ``non_inferior`` if low > −margin, ``inferior`` if high < −margin, else
+            ``inconclusive``.
+        delta: candidate minus baseline, mean of the per-example difference, as a fraction.
+        low: lower limit of the two-sided interval of ``delta``.
+        high: its upper limit.
+        margin: the loss that is accepted, as a fraction.
+        confidence: of the interval.
+        examples: number of test examples.
+        seeds: number of seeds; 1 for an artifact.
+        method: how the interval was made.
+        score: the score's name in sentences.
+        settle: where inconclusive, one sentence on what would settle it (``settling.py``).
+    """
+
+    kind: str
+    outcome: str
+    delta: float
+    low: float
+    high: float
+    margin: float
+    confidence: float
+    examples: int
+    seeds: int
+    method: str
+    score: str
+    settle: str | None
+
+    @property
+    def sentence(self) -> str:
+        """The verdict in one sentence; accuracies are in percentage points."""
+        return text.verdict_sentence(self)
+
+    @property
+    def headline(self) -> str:
+        """The verdict in a few words, with the difference, its interval and the margin."""
+        return text.verdict_headline(self)
+
+
+def compare(
+    baseline: ArrayLike | Scored,
+    candidate: ArrayLike | Scored,
+    *,
+    margin: float,
+    confidence: float = 0.95,
+    score: str = "accuracy",
+    seed: int = 0,
+) -> Verdict:
+    """Compare two models (artifact) or two recipes over seeds (recipe) on the same test examples.
+
+    Scores are per example, higher is better: 1 or 0 for right or wrong; for regression
+    1 − squared error / Var(y), whose mean is R² (Var(y) is taken as known).
+
+    * shape (n,) or (1, n), all 0 or 1: Tango's score interval;
+    * shape (n,) or (1, n), other values: paired bootstrap-t, 10,000 resamples;
+    * shape (S, n), S ≥ 5: seeds and examples crossed, Student's t with S − 1 degrees of freedom.
+
+    Both of the last are widened where few examples carry the spread (``unseen_factor``).
+    In the last two, where fewer than five examples tell the candidate from the baseline, the
+    interval reaches at least span · z²/(n + z²) to either side (span: of the scores, at least 1),
+    as Tango's does without discordant pairs. What did not happen in any seed is in no interval: a
+    collapse of the candidate alone in one seed of twenty goes unseen in a third of 20-seed runs.
+
+    Args:
+        baseline: scores, or an object with ``.scores`` (and ``.digest``, which must agree).
+        candidate: the same, of the same examples in the same order (and the same seeds).
+        margin: the loss that is accepted, in [0, 1), as a fraction.
+        confidence: of the two-sided interval, in (0, 1).
+        score: the score's name in sentences; ``accuracy`` is shown in percentage points.
+        seed: of the bootstrap's own generator.
+
+    Raises:
+        ValueError: a margin, confidence, shape or value outside the above, 2 to 4 seeds, fewer
+            than two examples, or two different test sets.
+
+    >>> full = np.ones(1000)
+    >>> slim = np.where(np.arange(1000) < 5, 0, 1)
+    >>> compare(full, slim, margin=0.02).outcome
+    'non_inferior'
+    >>> compare(full, slim, margin=0.01).outcome
+    'inconclusive'
+    """
+    check_share("margin", margin, zero=True)
+    check_share("confidence", confidence, zero=False)
+    old, new = _paired(baseline, candidate)
+    if len(old) > 1:
+        found = _crossed(old, new, margin, confidence)
+    elif bool(np.isin([old, new], (0.0, 1.0)).all()):
+        found = _tango(old[0], new[0], margin, confidence)
+    else:
+        found = _bootstrap(old[0], new[0], margin, confidence, seed)
+    seeds, examples = old.shape
+    outcome = _outcome(found.low, found.high, margin)
+    return Verdict(
+        kind="recipe" if seeds > 1 else "artifact",
+        outcome=outcome,
+        delta=found.delta,
+        low=found.low,
+        high=found.high,
+        margin=float(margin),
+        confidence=float(confidence),
+        examples=examples,
+        seeds=seeds,
+        method=found.method,
+        score=score,
+        settle=_settle(found, old.shape, margin, confidence) if outcome == "inconclusive" else None,
+    )
+
+
+@dataclass(frozen=True)
+class _Found:
+    """An interval, and how to find what would take it off −margin, given the distance to it."""
+
+    method: str
+    delta: float
+    low: float
+    high: float
+    span: float
+    same: bool
+    need: Callable[[float], RequiredSampleSize]
+
+
+def _tango(old: Floats, new: Floats, margin: float, confidence: float) -> _Found:
+    n = old.size
+    gained, lost = int((new > old).sum()), int((new < old).sum())
+    low, high = intervals.tango_interval(gained, lost, n, confidence=confidence)
+
+    def need(distance: float) -> RequiredSampleSize:
+        shares = gained / n, lost / n
+        return RequiredSampleSize(
+            examples=sample_size.required_tango(*shares, margin=margin, confidence=confidence)
+        )
+
+    delta, same = (gained - lost) / n, gained + lost == 0
+    return _Found("Tango score interval", delta, low, high, 1.0, same, need)
+
+
+def _bootstrap(old: Floats, new: Floats, margin: float, confidence: float, seed: int) -> _Found:
+    differences, n = new - old, old.size
+    delta = float(differences.mean())
+    low, high = inflated_bootstrap_t(differences, confidence=confidence, seed=seed)
+    half = delta - low if delta > -margin else high - delta
+    error = float(differences.std(ddof=1)) / n**0.5
+    span, unseen, same = intervals.score_range(old, new)
+    reach = unseen * intervals.zero_event_limit(n, confidence=confidence)
+
+    def need(distance: float) -> RequiredSampleSize:
+        by_spread = sample_size.required_mean(half, error, distance, n)
+        by_reach = sample_size.required_zero_events(distance, span=unseen, confidence=confidence)
+        return RequiredSampleSize(examples=max(by_spread, by_reach))
+
+    low, high = min(low, delta - reach), max(high, delta + reach)
+    return _Found("paired bootstrap-t", delta, low, high, span, same, need)
+
+
+def _crossed(old: Floats, new: Floats, margin: float, confidence: float) -> _Found:
+    parts = intervals.crossed(new - old)
+    span, unseen, same = intervals.score_range(old, new)
+    reach = unseen * intervals.zero_event_limit(parts.examples, confidence=confidence)
+    half = max(parts.half_width(confidence), reach)
+
+    def need(distance: float) -> RequiredSampleSize:
+        return sample_size.required_crossed(
+            parts, distance, confidence=confidence, unseen_span=unseen
+        )
+
+    low, high = parts.mean - half, parts.mean + half
+    return _Found("crossed two-way, t", parts.mean, low, high, span, same, need)
+
+
+def _outcome(low: float, high: float, margin: float) -> str:
+    if low > -margin:
+        return "non_inferior"
+    return "inferior" if high < -margin else "inconclusive"
+
+
+def _settle(found: _Found, shape: tuple[int, ...], margin: float, confidence: float) -> str:
+    seeds, examples = shape
+    recipe = seeds > 1
+    if found.same and margin > 0:
+        required = sample_size.required_zero_events(margin, span=found.span, confidence=confidence)
+        return text.no_difference_seen(required, examples=examples)
+    above = found.delta > -margin
+    half = found.delta - found.low if above else found.high - found.delta
+    distance = abs(found.delta + margin)
+    if distance <= _HOPELESS * half:
+        return text.no_realistic_n(recipe=recipe)
+    need = found.need(distance)
+    return text.required_n_sentence(need, examples=examples, seeds=seeds, recipe=recipe)
+
+
+def _paired(baseline: Any, candidate: Any) -> tuple[Floats, Floats]:
+    """Both scores in the shape (seeds, examples), checked."""
+    digests = [getattr(results, "digest", None) for results in (baseline, candidate)]
+    if None not in digests and digests[0] != digests[1]:
+        raise ValueError(
+            "baseline and candidate: expected the same test set, but got the digests "
+            f"{digests[0]} and {digests[1]}"
+        )
+    old, new = _scores("baseline", baseline), _scores("candidate", candidate)
+    for what, axis in (("test examples", 1), ("seeds", 0)):
+        if old.shape[axis] != new.shape[axis]:
+            raise ValueError(
+                f"baseline and candidate: expected scores of the same {what}, but got "
+                f"{old.shape[axis]} and {new.shape[axis]}"
+            )
+    seeds, examples = old.shape
+    if examples < 2:
+        raise ValueError(f"examples: expected at least 2, but got {examples}")
+    if 1 < seeds < _MIN_SEEDS:
+        raise ValueError(
+            f"seeds: expected at least {_MIN_SEEDS} for a recipe verdict, or a single one for an "
+            f"artifact verdict, but got {seeds}"
+        )
+    return old, new
+
+
+def _scores(name: str, results: Any) -> Floats:
+    try:
+        scores = np.asarray(getattr(results, "scores", results), dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name}: expected an array of numbers, but got {error}") from None
+    if scores.ndim not in (1, 2) or scores.shape[0] == 0:
+        raise ValueError(
+            f"{name}: expected scores of shape (examples,) or (seeds, examples), but got "
+            f"{scores.shape}"
+        )
+    if not np.isfinite(scores).all():
+        raise ValueError(f"{name}: expected finite scores, but got NaN or infinity")
+    return np.atleast_2d(scores)

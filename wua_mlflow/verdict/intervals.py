@@ -1,0 +1,364 @@
+"""Confidence intervals for the mean of a paired difference, candidate minus baseline.
+
+Two designs: 0/1 scores (Tango), and seeds crossed with examples; what both need of quantiles.
+May import: numpy, scipy (inside functions). Tests: ``tests/test_intervals.py``; error rates:
+``benchmarks/calibration.py``.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = [
+    "Crossed", "bootstrap_t_interval", "crossed", "effective_examples", "inflated_bootstrap_t",
+    "normal_quantile", "restricted_mle_variance", "score_range", "t_power", "t_quantile",
+    "tango_interval", "variance_inflation", "zero_event_limit",
+]
+
+
+Floats = NDArray[np.float64]
+
+_FEW = 5
+"""With fewer differing examples, what may have gone unseen bounds the interval."""
+
+_MORE = 3
+"""So many examples like those that carry the spread may be unseen (``benchmarks/``)."""
+
+_SAME = 1e-6
+"""Differences up to this share of the scores' span count as none: rounding of float32."""
+
+
+def normal_quantile(confidence: float) -> float:
+    """z such that a standard normal lies within ±z with probability ``confidence``."""
+    return NormalDist().inv_cdf((1 + confidence) / 2)
+
+
+def t_quantile(confidence: float, freedom: int) -> float:
+    """The same for Student's t with ``freedom`` degrees of freedom."""
+    from scipy.special import stdtrit
+
+    return float(stdtrit(freedom, (1 + confidence) / 2))
+
+
+def t_power(ratio: float, quantile: float, freedom: float) -> float:
+    """The chance that an interval leaves a point out on the side of the truth.
+
+    The interval is the estimate ± ``quantile`` · its estimated standard error: noncentral t.
+
+    Args:
+        ratio: distance of the truth from the point, in standard errors.
+        quantile: above 0.
+        freedom: degrees of freedom of the estimated variance.
+
+    >>> round(t_power(2.0, 2.093, 19), 2), round(t_power(0.0, 2.093, 19), 3)
+    (0.48, 0.025)
+    """
+    from scipy.special import nctdtr
+
+    return 1 - float(nctdtr(freedom, ratio, quantile))
+
+
+def effective_examples(values: Floats) -> float:
+    """How many of the values carry their spread: (Σe²)² ÷ Σe⁴ of the deviations e from the mean.
+
+    n ÷ 3 of n normal ones, m of m equal ones that stand out from many more others; 1 where none
+    deviates.
+
+    >>> round(effective_examples(np.repeat([0.0, 1.0], [997, 3])), 1)
+    3.0
+    """
+    squares = np.square(values - values.mean())
+    fourth = float(squares @ squares)
+    return float(squares.sum()) ** 2 / fourth if fourth > 0 else 1.0
+
+
+def variance_inflation(carried_by: float) -> float:
+    """What a variance is multiplied by, since examples like those that carry it may be unseen.
+
+    1 + 3/k: as if three more such had turned up. A spread that few examples carry is
+    underestimated just where few of them were drawn, which is where the mean is too good.
+    """
+    return 1 + _MORE / carried_by
+
+
+def tango_interval(
+    gained: float, lost: float, examples: int, *, confidence: float
+) -> tuple[float, float]:
+    """Tango's score interval for the difference of two paired proportions.
+
+    The limits are the differences at which the score statistic, its variance taken at the
+    constrained maximum likelihood, equals ±z (Tango 1998, Statistics in Medicine 17:891, eq. 6-8).
+    Right also without discordant pairs: ±z²/(n + z²) then.
+
+    Args:
+        gained: examples that only the candidate gets right.
+        lost: examples that only the baseline gets right.
+        examples: all examples.
+        confidence: of the two-sided interval.
+
+    Returns:
+        The lower and the upper limit of (gained − lost) / examples, within [−1, 1].
+
+    >>> [round(limit, 3) for limit in tango_interval(9, 3, 32, confidence=0.95)]
+    [-0.027, 0.39]
+    """
+    z = normal_quantile(confidence)
+    return (
+        _tango_low(gained / examples, lost / examples, examples, z),
+        -_tango_low(lost / examples, gained / examples, examples, z),
+    )
+
+
+def restricted_mle_variance(delta: float, gained: float, lost: float) -> float:
+    """Variance of one difference if its mean were ``delta``, by constrained likelihood.
+
+    ``gained`` and ``lost`` are shares. The estimate q of the probability of "lost" is the larger
+    root of 2q² + bq + c; it is written so that nothing cancels.
+    """
+    b = -gained - lost + (2 - gained + lost) * delta
+    c = -lost * delta * (1 - delta)
+    root = math.sqrt(max(b * b - 8 * c, 0.0))
+    q = -2 * c / (b + root) if b > 0 else (root - b) / 4
+    return 2 * q + delta * (1 - delta)
+
+
+def zero_event_limit(examples: int, *, confidence: float) -> float:
+    """The share of examples that may differ though none of ``examples`` did: z²/(n + z²).
+
+    It is the limit of Tango's (and of Wilson's) interval for no event in n.
+    """
+    z2 = normal_quantile(confidence) ** 2
+    return z2 / (examples + z2)
+
+
+def score_range(old: Floats, new: Floats) -> tuple[float, float, bool]:
+    """How much a single example could change the difference, and whether that matters.
+
+    Args:
+        old: the baseline's scores, shape (n,) or (S, n).
+        new: the candidate's, the same shape.
+
+    Returns:
+        The scores' span (at least 1, the span of right and wrong); the same where fewer than five
+        examples differ from the typical one in their mean difference, else 0: times
+        ``unseen_reach`` the least that an interval must reach; whether no score differs at all.
+
+    >>> score_range(np.array([0.5, 0.25, 0.125]), np.array([0.5, 0.25, 0.25]))
+    (1.0, 1.0, False)
+    """
+    span = max(1.0, float(max(old.max(), new.max()) - min(old.min(), new.min())))
+    differences = np.atleast_2d(new - old)
+    by_example = differences.mean(axis=0)
+    differing = int((np.abs(by_example - np.median(by_example)) > _SAME * span).sum())
+    same = float(np.abs(differences).max()) <= _SAME * span
+    return span, span if differing < _FEW else 0.0, same
+
+
+@dataclass(frozen=True)
+class Crossed:
+    """Variance components of differences d[seed, example], seeds and examples crossed.
+
+    With d = μ + α_seed + β_example + γ, the three mean squares in units of one difference:
+    ``seed_means_variance`` (sample variance of the S row means) estimates σ²_α + σ²_γ/n,
+    ``example_means_variance`` (of the n column means) σ²_β + σ²_γ/S, and ``residual_variance``
+    (interaction mean square, (S−1)(n−1) degrees of freedom) σ²_γ. ``carried_by``: how many
+    examples carry C.
+    """
+
+    seeds: int
+    examples: int
+    mean: float
+    seed_means_variance: float
+    example_means_variance: float
+    residual_variance: float
+    carried_by: float = math.inf
+
+    @property
+    def variance(self) -> float:
+        """Of the mean: max(R/S + C/n − E/(S·n), R/S, C/n), R, C, E being the three fields.
+
+        The mean has the variance σ²_α/S + σ²_β/n + σ²_γ/(S·n). R/S + C/n holds σ²_γ/(S·n) twice,
+        once from the rows and once from the columns, so E/(S·n) is taken off once (Owen 2007,
+        arXiv:0712.1111; Owen & Eckles 2012, arXiv:1106.2125).
+        """
+        return self._variance(1.0)
+
+    def half_width(self, confidence: float) -> float:
+        """Of the interval around the mean: t(S − 1) · √variance.
+
+        Never below z · √variance with C multiplied by ``unseen_factor``: with many seeds and few
+        examples t(S − 1) knows nothing of how uncertain C is.
+        """
+        widened = self._variance(variance_inflation(self.carried_by))
+        return max(
+            t_quantile(confidence, self.seeds - 1) * math.sqrt(self.variance),
+            normal_quantile(confidence) * math.sqrt(widened),
+        )
+
+    def _variance(self, factor: float) -> float:
+        rows = self.seed_means_variance / self.seeds
+        columns = factor * self.example_means_variance / self.examples
+        shared = self.residual_variance / (self.seeds * self.examples)
+        return max(rows + columns - shared, rows, columns)
+
+    @property
+    def freedom(self) -> float:
+        """Degrees of freedom of ``variance`` as an estimate, by Satterthwaite (1946)."""
+        rows = self.seed_means_variance / self.seeds
+        columns = self.example_means_variance / self.examples
+        shared = self.residual_variance / (self.seeds * self.examples)
+        s, n = self.seeds - 1, self.examples - 1
+        return self.variance**2 / (rows**2 / s + columns**2 / n + shared**2 / (s * n))
+
+    def predicted(self, seeds: int, examples: int) -> Crossed:
+        """What other numbers of seeds and examples would show, the components staying as seen."""
+        residual = self.residual_variance
+        between_seeds = max(0.0, self.seed_means_variance - residual / self.examples)
+        between_examples = max(0.0, self.example_means_variance - residual / self.seeds)
+        return Crossed(
+            seeds=seeds,
+            examples=examples,
+            mean=self.mean,
+            seed_means_variance=between_seeds + residual / examples,
+            example_means_variance=between_examples + residual / seeds,
+            residual_variance=residual,
+            carried_by=self.carried_by * examples / self.examples,
+        )
+
+
+def crossed(differences: Floats) -> Crossed:
+    """Variance components of ``differences``, shape (seeds, examples), at least 2 by 2.
+
+    >>> parts = crossed(np.array([[0.0, 1.0, 2.0], [1.0, 2.0, 3.0]]))
+    >>> parts.mean, parts.seed_means_variance, parts.example_means_variance
+    (1.5, 0.5, 1.0)
+    >>> parts.residual_variance
+    0.0
+    """
+    seeds, examples = differences.shape
+    rows, columns = differences.mean(axis=1), differences.mean(axis=0)
+    mean = float(rows.mean())
+    residual = differences - rows[:, None] - columns[None, :] + mean
+    return Crossed(
+        seeds=seeds,
+        examples=examples,
+        mean=mean,
+        seed_means_variance=float(rows.var(ddof=1)),
+        example_means_variance=float(columns.var(ddof=1)),
+        residual_variance=float(np.square(residual).sum()) / ((seeds - 1) * (examples - 1)),
+        carried_by=effective_examples(columns),
+    )
+
+
+def _tango_low(gained: float, lost: float, examples: int, z: float) -> float:
+    """The lower limit by bisection: below it the statistic exceeds z, between it and delta not."""
+    delta = gained - lost
+    low, high = -1.0, delta
+    for _ in range(60):
+        middle = (low + high) / 2
+        variance = max(restricted_mle_variance(middle, gained, lost), 0.0)
+        if delta - middle > z * math.sqrt(variance / examples):
+            low = middle
+        else:
+            high = middle
+    return (low + high) / 2
+
+
+
+
+_CHUNK_DRAWS = 2**21
+"""Draws held in memory at once while resampling: about 40 MB."""
+
+_TOTAL_DRAWS = 10**9
+"""Above this many draws the number of resamples is lowered, to no fewer than 1,000."""
+
+_RESAMPLING = 7
+"""``Purpose.RESAMPLING`` of ``randomness.py``, which imports torch; this file does not."""
+
+
+def inflated_bootstrap_t(
+    differences: Floats, *, confidence: float, seed: int, resamples: int = 10_000
+) -> tuple[float, float]:
+    """The farther of bootstrap-t and Student's t to either side, times √``unseen_factor``.
+
+    On small test sets the bootstrap-t alone claims too much (``benchmarks/calibration.py``).
+
+    Args:
+        differences: shape (n,), n ≥ 2, finite.
+        confidence: of the two-sided interval.
+        seed: as in ``bootstrap_t_interval``.
+        resamples: as there.
+
+    Returns:
+        The lower and the upper limit of the mean.
+    """
+    n, mean = differences.size, float(differences.mean())
+    low, high = bootstrap_t_interval(
+        differences, confidence=confidence, seed=seed, resamples=resamples)
+    student = t_quantile(confidence, n - 1) * float(differences.std(ddof=1)) / math.sqrt(n)
+    factor = math.sqrt(variance_inflation(effective_examples(differences)))
+    return (mean - factor * max(mean - low, student), mean + factor * max(high - mean, student))
+
+
+def bootstrap_t_interval(
+    differences: Floats, *, confidence: float, seed: int, resamples: int = 10_000
+) -> tuple[float, float]:
+    """Studentized bootstrap interval for a mean (Efron & Tibshirani 1993, section 12.5).
+
+    Where so many resamples consist of one value that the quantile of t is infinite, the limit is
+    the farther of Student's t limit and the smallest (largest) difference seen. Differences that
+    are all equal give an interval of no width: see ``unseen_reach`` for what that leaves open.
+
+    Args:
+        differences: shape (n,), n ≥ 2, finite.
+        confidence: of the two-sided interval.
+        seed: at least 0; the generator is ``default_rng([seed, Purpose.RESAMPLING])``.
+        resamples: lowered so that n · resamples stays near 10⁹, to 1,000 at the least.
+
+    Returns:
+        The lower and the upper limit of the mean.
+
+    >>> values = np.array([0.1, -0.2, 0.4, 0.0, 0.3, -0.1, 0.2, 0.1])
+    >>> low, high = bootstrap_t_interval(values, confidence=0.95, seed=0)
+    >>> bool(low < values.mean() < high)
+    True
+    """
+    n = differences.size
+    mean, deviation = float(differences.mean()), float(differences.std(ddof=1))
+    if deviation <= 1e-12 * float(np.abs(differences).max()):
+        return mean, mean
+    resamples = max(min(resamples, 1_000), min(resamples, _TOTAL_DRAWS // n))
+    rng = np.random.default_rng([seed, _RESAMPLING])
+    t = np.sort(_resampled_t((differences - mean) / deviation, resamples, rng))
+    tail = max(0, math.floor((resamples + 1) * (1 - confidence) / 2) - 1)
+    error = deviation / math.sqrt(n)
+    low, high = mean - float(t[-1 - tail]) * error, mean - float(t[tail]) * error
+    reach = t_quantile(confidence, n - 1) * error
+    if not math.isfinite(low):
+        low = min(float(differences.min()), mean - reach)
+    if not math.isfinite(high):
+        high = max(float(differences.max()), mean + reach)
+    return low, high
+
+
+def _resampled_t(standardized: Floats, resamples: int, rng: np.random.Generator) -> Floats:
+    """t of each resample of values with mean 0; ±inf where a resample has no spread."""
+    n = standardized.size
+    rows = max(1, _CHUNK_DRAWS // n)
+    chunks = []
+    for start in range(0, resamples, rows):
+        picks = rng.integers(n, size=(min(rows, resamples - start), n), dtype=np.int32)
+        values = standardized[picks]
+        means = values.mean(axis=1)
+        squares = np.einsum("ij,ij->i", values, values) / n
+        spread = squares - means**2
+        spread[spread < 1e-12 * squares] = 0.0
+        with np.errstate(divide="ignore", invalid="ignore"):
+            t = means / np.sqrt(spread / (n - 1))
+        chunks.append(np.nan_to_num(t, nan=0.0, posinf=np.inf, neginf=-np.inf))
+    return np.concatenate(chunks)

@@ -1,0 +1,194 @@
+"""How large a test set must be for any claim at a margin, before anything is trained.
+
+May import: ``intervals``, ``settling``. Tests: ``tests/test_settling.py``,
+``tests/test_verdict.py``.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from dataclasses import dataclass
+from numbers import Real
+from statistics import NormalDist
+
+from wua_mlflow.verdict import intervals
+from wua_mlflow.verdict.intervals import (
+    Crossed,
+    normal_quantile,
+    restricted_mle_variance,
+    t_power,
+    zero_event_limit,
+)
+
+__all__ = [
+    "POWER", "RequiredSampleSize", "check_share", "required_crossed",
+    "required_examples_without_discordance", "required_mean", "required_tango",
+    "required_zero_events", "too_few_examples",
+]
+
+
+def check_share(name: str, value: float, *, zero: bool) -> None:
+    """Raise unless 0 < ``value`` < 1 (0 included if ``zero``)."""
+    number = isinstance(value, Real) and not isinstance(value, bool)
+    if not number or not (0 < value < 1 or (zero and value == 0)):
+        raise ValueError(
+            f"{name}: expected a number in {'[' if zero else '('}0, 1), but got {value!r}"
+        )
+
+
+def required_examples_without_discordance(margin: float, confidence: float = 0.95) -> int:
+    """The fewest examples on which two models that never differ are shown non-inferior.
+
+    Tango's lower limit without discordant pairs is −z²/(n + z²), so n > z²(1 − margin)/margin.
+
+    Args:
+        margin: in (0, 1), as a fraction.
+        confidence: of the two-sided interval, in (0, 1).
+
+    Raises:
+        ValueError: an argument outside these.
+
+    >>> required_examples_without_discordance(0.01)
+    381
+    """
+    check_share("margin", margin, zero=False)
+    check_share("confidence", confidence, zero=False)
+    return required_zero_events(margin, span=1.0, confidence=confidence)
+
+
+def too_few_examples(examples: int, margin: float, confidence: float = 0.95) -> str | None:
+    """Whether a test set is too small to show that two models that never differ are as good.
+
+    Args:
+        examples: in the test set.
+        margin: in [0, 1), as a fraction.
+        confidence: of the two-sided interval, in (0, 1).
+
+    Returns:
+        One line that says how large it must be; None where it is large enough.
+
+    Raises:
+        ValueError: an argument outside these.
+
+    >>> too_few_examples(381, 0.01)
+    >>> too_few_examples(300, 0.01).partition(", but got ")[2]
+    '300; take more, or a margin of at least 0.0127'
+    """
+    check_share("margin", margin, zero=True)
+    check_share("confidence", confidence, zero=False)
+    if margin == 0:
+        return ("margin: expected above 0, since at 0 no test set is large enough to show that two "
+                "equal models are, but got 0")
+    required = required_examples_without_discordance(margin, confidence)
+    if examples >= required:
+        return None
+    reach = intervals.zero_event_limit(examples, confidence=confidence)
+    digits = 2 - math.floor(math.log10(reach))
+    return (f"test data: expected at least {required:,} examples to show even of equal models "
+            f"that they are within a margin of {margin:g}, but got {examples:,}; take more, or a "
+            f"margin of at least {math.ceil(reach * 10**digits) / 10**digits:g}")
+
+
+POWER = 0.8
+"""The chance that a verdict on so many is settled."""
+_POWER_QUANTILE = NormalDist().inv_cdf(POWER)
+_REALISTIC_FACTOR = 100
+"""More than so many times the examples or seeds at hand are not offered."""
+
+
+@dataclass(frozen=True)
+class RequiredSampleSize:
+    """Numbers that would settle a verdict; None where no realistic one would.
+
+    ``seeds``: so many on the same examples; ``examples``: so many with the same seeds;
+    ``both``: (seeds, examples), grown by the same factor.
+    """
+
+    seeds: int | None = None
+    examples: int | None = None
+    both: tuple[int, int] | None = None
+
+
+def required_tango(gained: float, lost: float, *, margin: float, confidence: float) -> int:
+    """The n at which Tango's interval leaves −margin out with the chance ``POWER``.
+
+    n > ((z · √variance if delta were −margin + z_power · √variance as seen) ÷ (delta + margin))²,
+    the sample size of his score test (Nam 1997, Biometrics 53:1422). Where nothing differs it
+    is certain: ``unseen_examples``.
+
+    Args:
+        gained: share of examples that only the candidate gets right.
+        lost: share that only the baseline gets right; lost − gained differs from the margin.
+        margin: as a fraction.
+        confidence: of the two-sided interval.
+
+    >>> required_tango(0.01, 0.02, margin=0.02, confidence=0.95)
+    2629
+    >>> required_tango(0.0, 0.0, margin=0.01, confidence=0.95)
+    381
+    """
+    z = normal_quantile(confidence)
+    distance = gained - lost + margin
+    seen = gained + lost - (gained - lost) ** 2
+    spread = z * math.sqrt(
+        restricted_mle_variance(-margin, gained, lost)
+    ) + _POWER_QUANTILE * math.sqrt(seen)
+    return math.floor(spread**2 / distance**2) + 1
+
+
+def required_zero_events(distance: float, *, span: float, confidence: float) -> int:
+    """The smallest n at which ``span`` times ``unseen_reach`` is below ``distance`` (above 0)."""
+    z2 = normal_quantile(confidence) ** 2
+    return max(0, math.floor(z2 * (span - distance) / distance)) + 1
+
+
+def required_mean(half_width: float, error: float, distance: float, examples: int) -> int:
+    """The n at which an interval for a mean leaves −margin out with the chance ``POWER``.
+
+    Args:
+        half_width: with ``examples`` examples, on the side of −margin; shrinks with √n.
+        error: the standard error with as many.
+        distance: from the mean to −margin, above 0.
+        examples: the number at hand.
+
+    >>> required_mean(0.2, 0.0, 0.1, 50), required_mean(0.2, 0.1, 0.1, 50)
+    (201, 404)
+    """
+    return math.floor(examples * ((half_width + _POWER_QUANTILE * error) / distance) ** 2) + 1
+
+
+def required_crossed(
+    parts: Crossed, distance: float, *, confidence: float, unseen_span: float = 0.0
+) -> RequiredSampleSize:
+    """The smallest numbers at which a crossed interval leaves −margin out with that chance.
+
+    Args:
+        parts: the variance components seen.
+        distance: from the estimate to −margin, above 0.
+        confidence: of the two-sided interval.
+        unseen_span: where above 0, the interval reaches ``unseen_span · unseen_reach`` at least.
+    """
+
+    def enough(seeds: int, examples: int) -> bool:
+        reach = unseen_span * zero_event_limit(examples, confidence=confidence)
+        there = parts.predicted(seeds, examples)
+        error = math.sqrt(there.variance)
+        if reach + _POWER_QUANTILE * error >= distance:
+            return False
+        quantile = there.half_width(confidence) / error if error else 0.0
+        return error == 0 or t_power(distance / error, quantile, there.freedom) >= POWER
+
+    def grown(seeds: int) -> int:
+        return math.ceil(parts.examples * seeds / parts.seeds)
+
+    seeds = range(parts.seeds + 1, _REALISTIC_FACTOR * parts.seeds + 1)
+    examples = range(parts.examples + 1, _REALISTIC_FACTOR * parts.examples + 1)
+    s = bisect_left(seeds, True, key=lambda more: enough(more, parts.examples))
+    n = bisect_left(examples, True, key=lambda more: enough(parts.seeds, more))
+    b = bisect_left(seeds, True, key=lambda more: enough(more, grown(more)))
+    return RequiredSampleSize(
+        seeds=seeds[s] if s < len(seeds) else None,
+        examples=examples[n] if n < len(examples) else None,
+        both=(seeds[b], grown(seeds[b])) if b < len(seeds) else None,
+    )

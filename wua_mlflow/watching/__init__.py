@@ -1,1 +1,0 @@
-"""Which weight met which activations in a forward, seen from the function calls themselves."""
