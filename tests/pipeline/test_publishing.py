@@ -12,9 +12,10 @@ from PIL import Image
 from tests.pipeline.conftest import Finished
 from wua_mlflow.pipeline.publish import report_pictures
 from wua_mlflow.plots.comparison import VariantFigures
-from wua_mlflow.plots.widths import LayerChange, SearchTrial, WidthCurve
+from wua_mlflow.plots.widths import LayerChange
 from wua_mlflow.report.content import WidthsFound
 from wua_mlflow.tracking.ui_view import LATEST_KEY
+from wua_mlflow.widths.results import Curve, LayerWidth, Trial
 
 pytestmark = pytest.mark.xdist_group("usecase")
 FIGURES = [VariantFigures("old", "#5b7c99", {"flops/forward": 60, "accuracy/test": 0.9}, None),
@@ -44,9 +45,9 @@ def test_only_pictures_that_there_are_data_for(usecase: Finished) -> None:
     assert set(report_pictures(bare, FIGURES, every=FIGURES)) == {"comparison", "pareto"}
     unknown = [replace(one, metrics={"accuracy/test": 0.9}) for one in FIGURES]
     assert set(report_pictures(bare, unknown, every=unknown)) == {"comparison"}
-    curve = WidthCurve("fc1", 10, 7, 7, (7, 10), (0.9, 0.9), 0.88, "accuracy")
-    trials = [SearchTrial((10,), 60, 0.9, 0, 0, 0, "original"),
-              SearchTrial((7,), 42, 0.89, -0.01, -0.02, 0.0, "non_inferior")]
+    curve = LayerWidth("fc1", 10, 7, Curve((7, 10), (0.9, 0.9), 0.9, 0.88, "accuracy"), 7)
+    trials = [Trial((10,), 60, "original", 0, 0, 0, 0.9),
+              Trial((7,), 42, "non_inferior", -0.01, -0.02, 0.0, 0.89)]
     rich = replace(bare, layers=[LayerChange("fc1", 10, 7)],
                    widths=WidthsFound("search", [LayerChange("fc1", 10, 7)], [curve], trials))
     found = report_pictures(rich, FIGURES, every=FIGURES)
@@ -58,7 +59,7 @@ def test_only_pictures_that_there_are_data_for(usecase: Finished) -> None:
 
 def test_the_original_alone_was_tried(usecase: Finished) -> None:
     assert usecase.outcome.report is not None
-    alone = [SearchTrial((10,), 60, 0.9, 0, 0, 0, "original")]
+    alone = [Trial((10,), 60, "original", 0, 0, 0, 0.9)]
     report = replace(usecase.outcome.report, layers=(), usages={}, names=["old", "new"],
                      widths=WidthsFound("search", trials=alone))
     assert "trials" not in report_pictures(report, FIGURES, every=FIGURES)

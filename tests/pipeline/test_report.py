@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 from wua_mlflow.pipeline.compare import Comparison
-from wua_mlflow.plots.comparison import VerdictInterval
-from wua_mlflow.plots.widths import LayerChange, SearchTrial
+from wua_mlflow.plots.widths import LayerChange
 from wua_mlflow.report.content import Report, RoundRow, WidthsFound
 from wua_mlflow.report.render import (
     description,
@@ -21,7 +20,8 @@ from wua_mlflow.report.render import (
     table_text,
     terminal_reports,
 )
-from wua_mlflow.verdict.compare import compare
+from wua_mlflow.verdict.compare import Verdict, compare
+from wua_mlflow.widths.results import Trial
 
 OLD = {"accuracy/test": 0.9, "accuracy/train": 0.95, "score/test": 0.9, "flops/forward": 60.0,
        "params/total": 41.0, "latency/samples_per_s": 1000.0, "usage/top90_share": 0.65}
@@ -115,7 +115,8 @@ def test_terminal_says_the_verdict_last() -> None:
 
 def test_what_there_is_to_tell_of_a_cut_in_rounds() -> None:
     """Each section, by words written down here."""
-    verdict = VerdictInterval("recipe", -0.001, -0.006, 0.004, 0.02, "non_inferior", "accuracy")
+    verdict = Verdict("recipe", "non_inferior", -0.001, -0.006, 0.004, 0.02, 0.95, 1000, 5,
+                      "by hand", "accuracy", None)
     bad = replace(verdict, delta=-0.03, low=-0.04, high=-0.021, outcome="inferior")
     report = replace(
         _report(SAVES), layers=[LayerChange("fc1", 64, 16), LayerChange("fc|2", 10, 10)],
@@ -124,9 +125,9 @@ def test_what_there_is_to_tell_of_a_cut_in_rounds() -> None:
         rounds=[RoundRow("slim 16", verdict, 3.1, result=True), RoundRow("slim-2 4", bad, 12.0)],
         widths=WidthsFound(
             "search", [LayerChange("fc1", 64, 16)], trials=[
-                SearchTrial((64,), 8000, 0.97, 0, 0, 0, "original"),
-                SearchTrial((16,), 2000, 0.96, -0.01, -0.015, -0.005, "non_inferior"),
-                SearchTrial((4,), 500, 0.9, -0.07, -0.08, -0.06, "inferior")],
+                Trial((64,), 8000, "original", 0, 0, 0, 0.97),
+                Trial((16,), 2000, "non_inferior", -0.01, -0.015, -0.005, 0.96),
+                Trial((4,), 500, "inferior", -0.07, -0.08, -0.06, 0.9)],
             notes=["It took long."], skipped={"fc9": "it is never called"}, start="rank"),
         slimmed_by="By a knife.", ended="There was nothing left.")
     text = markdown_report(report).replace("\N{NO-BREAK SPACE}", "")

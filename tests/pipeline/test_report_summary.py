@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from wua_mlflow.pipeline.compare import Comparison
-from wua_mlflow.report.summary import caveats, in_short, margin_words
+from wua_mlflow.report.summary import caveats, in_short
 from wua_mlflow.verdict.compare import compare
+from wua_mlflow.verdict.text import margin_words
 
 BASE = compare(np.ones(2000), np.ones(2000), margin=0.02)
 OLD = {"latency/p50_ms": 3.0, "size/bytes": 9000.0}

@@ -6,14 +6,23 @@ import numpy as np
 import pytest
 
 from wua_mlflow.plots.style import INK, MEASURED, VARIANT_COLOURS
-from wua_mlflow.plots.widths import MOST_PANELS, WidthCurve, curves_data, plot_curves
+from wua_mlflow.plots.widths import MOST_PANELS, curves_data, plot_curves
+from wua_mlflow.widths.results import Curve, LayerWidth
 
-ONE = WidthCurve("fc1", 64, 12, 8, (1, 8, 12, 64), (0.5, 0.94, 0.95, 0.96), 0.94, "accuracy")
+
+def _width(  # noqa: PLR0913 - each by name
+    layer: str, units: int, width: int, alone: int, widths: tuple[int, ...],
+    scores: tuple[float, ...], threshold: float, axis: str = "accuracy"
+) -> LayerWidth:
+    return LayerWidth(layer, units, width, Curve(widths, scores, 0.96, threshold, axis), alone)
 
 
-def _many(count: int) -> list[WidthCurve]:
+ONE = _width("fc1", 64, 12, 8, (1, 8, 12, 64), (0.5, 0.94, 0.95, 0.96), 0.94)
+
+
+def _many(count: int) -> list[LayerWidth]:
     draw = np.random.default_rng(0)
-    return [WidthCurve(f"stages.{i // 4}.{i % 4}.conv", 32, 9, 9, (1, 4, 9, 32),
+    return [_width(f"stages.{i // 4}.{i % 4}.conv", 32, 9, 9, (1, 4, 9, 32),
                        tuple(np.sort(draw.random(4)).tolist()), 0.5, "accuracy")
             for i in range(count)]
 
@@ -44,7 +53,7 @@ def test_what_it_says(legible):
 
 
 def test_no_more_is_said_than_there_is(legible):
-    alike = WidthCurve("fc1", 64, 12, 12, (12, 64), (0.95, 0.96), 0.94, "accuracy")
+    alike = _width("fc1", 64, 12, 12, (12, 64), (0.95, 0.96), 0.94, "accuracy")
     said = " ".join(legible(plot_curves(curves_data([alike], method="rank"))))
     assert "alone" not in said
 
@@ -58,10 +67,8 @@ def test_layers_without_a_panel_are_counted(legible):
 
 @pytest.mark.parametrize(("curves", "message"), [
     ([], "curves: expected at least one with a point, but got none"),
-    ([WidthCurve("a", 3, 1, 1, (), (), 0.5, "x")], "curves: expected at least one with a point"),
-    ([WidthCurve("a", 3, 1, 1, (1, 2), (0.5,), 0.5, "x")],
-     "curves: expected as many scores as widths, but a has 1 and 2"),
-    ([WidthCurve("a", 3, 1, 1, (1,), (float("nan"),), 0.5, "x")],
+    ([_width("a", 3, 1, 1, (), (), 0.5, "x")], "curves: expected at least one with a point"),
+    ([_width("a", 3, 1, 1, (1,), (float("nan"),), 0.5, "x")],
      "curves: expected finite scores, but those of a are not"),
 ])
 def test_what_cannot_be_drawn(curves, message):

@@ -7,19 +7,20 @@ import numpy as np
 import pytest
 
 from wua_mlflow.plots.style import VARIANT_COLOURS
-from wua_mlflow.plots.widths import SearchTrial, plot_trials, trials_data
+from wua_mlflow.plots.widths import plot_trials, trials_data
+from wua_mlflow.widths.results import Trial
 
-ORIGINAL = SearchTrial((128, 64), 35_000, 0.97, 0.0, 0.0, 0.0, "original")
+ORIGINAL = Trial((128, 64), 35_000, "original", 0.0, 0.0, 0.0, 0.97)
 TRIED = [
-    SearchTrial((8, 4), 1_000, 0.90, -0.07, -0.08, -0.06, "inferior"),
-    SearchTrial((32, 16), 6_000, 0.969, -0.001, -0.004, 0.002, "non_inferior"),
-    SearchTrial((16, 8), 2_500, 0.95, -0.018, -0.03, -0.006, "inconclusive"),
+    Trial((8, 4), 1_000, "inferior", -0.07, -0.08, -0.06, 0.90),
+    Trial((32, 16), 6_000, "non_inferior", -0.001, -0.004, 0.002, 0.969),
+    Trial((16, 8), 2_500, "inconclusive", -0.018, -0.03, -0.006, 0.95),
 ]
 
 
-def _many(count: int) -> list[SearchTrial]:
-    return [SearchTrial((10 + i, 5 + i), 1_000.0 + i, 0.9, -0.01, -0.02 - i / 1000, 0.0,
-                        "inconclusive") for i in range(count)]
+def _many(count: int) -> list[Trial]:
+    return [Trial((10 + i, 5 + i), 1_000.0 + i, "inconclusive", -0.01, -0.02 - i / 1000, 0.0, 0.9)
+            for i in range(count)]
 
 
 def test_dearest_first_without_the_original():
@@ -62,7 +63,7 @@ def test_of_another_score(legible):
 @pytest.mark.parametrize(("trials", "message"), [
     ([], "trials: expected at least one besides the original, but got none"),
     ([ORIGINAL], "trials: expected at least one besides the original, but got none"),
-    ([SearchTrial((1,), float("inf"), 0, 0, 0, 0, "inferior")], "trials: expected finite figures"),
+    ([Trial((1,), float("inf"), "inferior", 0, 0, 0, 0)], "trials: expected finite figures"),
 ])
 def test_what_cannot_be_drawn(trials, message):
     with pytest.raises(ValueError, match=f"^{message}$"):

@@ -32,7 +32,7 @@ from wua_mlflow.plots.widths import (
     plot_trials,
     trials_data,
 )
-from wua_mlflow.report.build import ReportInputs, interval_of, report_of
+from wua_mlflow.report.build import ReportInputs, report_of
 from wua_mlflow.report.content import Report
 from wua_mlflow.report.render import description, html_report, markdown_report
 from wua_mlflow.tracking.log import Files, write
@@ -128,7 +128,7 @@ def report_pictures(
         every: these and those of other rounds.
     """
     verdict, comparison = report.comparison.verdict, report.comparison
-    verdicts = [interval_of(one) for one in (comparison.artifact, comparison.recipe) if one]
+    verdicts = list(filter(None, (comparison.artifact, comparison.recipe)))
     drawn = {"comparison": plot_comparison(comparison_data(variants, verdicts))}
     if Metric.FLOPS_FORWARD in variants[0].metrics:
         drawn["pareto"] = plot_pareto(pareto_data(

@@ -14,16 +14,24 @@ import numpy as np
 
 from wua_mlflow.plots import style
 from wua_mlflow.plots.style import INK, MUTED, RULE, WITHIN_MARGIN
+from wua_mlflow.verdict.text import (
+    interval_words,
+    outcome_words,
+    points,
+    question_answered,
+    ratio_words,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     from wua_mlflow.plots.style import Sheet
+    from wua_mlflow.verdict.compare import Verdict
 
 __all__ = [
     "Bar", "BarPanel", "ComparisonData", "QUANTITIES", "Quantity", "ScoreRow", "VariantFigures",
-    "VerdictInterval", "against", "comparison_data", "draw_comparison", "plot_comparison",
+    "against", "comparison_data", "draw_comparison", "plot_comparison",
     "savings",
 ]
 
@@ -97,14 +105,10 @@ def savings(original: Mapping[str, float], candidate: Mapping[str, float]) -> st
 
 
 def _ratio_words(ratio: float, quantity: Quantity) -> str:
-    times, word = (ratio, quantity.less) if ratio >= 1 else (1 / ratio, quantity.more)
-    if times < quantity.same_within:
-        return quantity.same
-    digits = 2 if times < 1.095 else 1 if times < 9.95 else 0
-    return f"{times:,.{digits}f}× {word}"
+    return ratio_words(ratio, quantity.less, quantity.more, same_within=quantity.same_within,
+                       same=quantity.same)
 
 
-OUTCOMES = ("non_inferior", "inferior", "inconclusive")
 _ACCURACY, _SCORE = "accuracy/test", "score/test"
 
 
@@ -119,33 +123,6 @@ class VariantFigures:
     colour: str
     metrics: Mapping[str, float]
     replicate_scores: Sequence[float] | None = None
-
-
-@dataclass(frozen=True)
-class VerdictInterval:
-    """One verdict: the difference in ``score``, candidate minus original, and its interval.
-
-    ``label`` is ``artifact`` (the two saved models) or ``recipe`` (over seeds). All numbers are in
-    the score's own unit (accuracy as a share, 0.02 for two points), higher is better.
-    """
-
-    label: str
-    delta: float
-    low: float
-    high: float
-    margin: float
-    outcome: str
-    score: str = "accuracy"
-
-    def __post_init__(self) -> None:
-        if self.outcome not in OUTCOMES:
-            raise ValueError(f"outcome: expected one of {OUTCOMES}, but got {self.outcome!r}")
-        numbers = (self.delta, self.low, self.high, self.margin)
-        if not all(map(math.isfinite, numbers)) or self.low > self.high or self.margin < 0:
-            raise ValueError(
-                "delta, low, high, margin: expected finite numbers, low ≤ high and margin ≥ 0, "
-                f"but got {numbers}"
-            )
 
 
 @dataclass(frozen=True)
@@ -197,12 +174,12 @@ class ComparisonData:
     score_name: str
     scores: tuple[ScoreRow, ...]
     panels: tuple[BarPanel, ...]
-    verdicts: tuple[VerdictInterval, ...]
+    verdicts: tuple[Verdict, ...]
 
 
 def comparison_data(
     variants: Sequence[VariantFigures],
-    verdict: VerdictInterval | Sequence[VerdictInterval] | None = None,
+    verdicts: Sequence[Verdict] = (),
 ) -> ComparisonData:
     """Bars, scores, intervals and words of the picture.
 
@@ -212,7 +189,7 @@ def comparison_data(
 
     Args:
         variants: at least two, the original first, the candidate last.
-        verdict: none, one or several intervals.
+        verdicts: of the candidate against the original; of the artifact, the recipe, or none.
 
     Raises:
         ValueError: fewer than two variants, two of one name, or a figure that is not finite.
@@ -223,7 +200,6 @@ def comparison_data(
     '86 · 1.4× fewer'
     """
     _check(variants)
-    verdicts = (verdict,) if isinstance(verdict, VerdictInterval) else tuple(verdict or ())
     original, candidate = variants[0], variants[-1]
     classified = any(_ACCURACY in v.metrics for v in variants)
     panels = (_panel(quantity, variants) for quantity in QUANTITIES)
@@ -235,7 +211,7 @@ def comparison_data(
         score_name=verdicts[0].score if verdicts else ("accuracy" if classified else "score"),
         scores=tuple(_score(v, _ACCURACY if classified else _SCORE) for v in variants),
         panels=tuple(panel for panel in panels if any(b.value is not None for b in panel.bars)),
-        verdicts=verdicts,
+        verdicts=tuple(verdicts),
     )
 
 
@@ -245,73 +221,11 @@ def plot_comparison(data: ComparisonData, ax: Axes | None = None) -> Figure:
     return draw_comparison(data, ax)
 
 
-def points(value: float, score: str) -> str:
-    """A margin or a tick, rounding noise removed; accuracy in points (0.02 is 2 points).
-
-    >>> points(-0.02, "accuracy"), points(0.05, "R²")
-    ('−2', '0.05')
-    """
-    scaled = (100 if score == "accuracy" else 1) * value + 0.0  # + 0.0: no sign on a zero
-    return f"{scaled:.4g}".replace("-", "−")
-
-
-def interval_words(verdict: VerdictInterval) -> str:
-    """Difference and interval, with as many decimals as show each limit on its side of the margin.
-
-    >>> interval_words(VerdictInterval("artifact", -0.012, -0.0199, 0.004, 0.02, "non_inferior"))
-    '−1.20 (−1.99 to +0.40)'
-    """
-    scale, first = (100.0, 1) if verdict.score == "accuracy" else (1.0, 3)
-    limits = np.round(np.array([verdict.low, verdict.high]) * scale, 9)
-    bounds = np.round(np.array([[-verdict.margin], [0.0]]) * scale, 9)
-    decimals = first
-    for decimals in range(first, 9):
-        shown = np.array([float(f"{limit:.{decimals}f}") for limit in limits])
-        if (np.sign(shown - bounds) == np.sign(limits - bounds)).all():
-            break
-    delta, low, high = (
-        _signed(scale * value, decimals) for value in (verdict.delta, verdict.low, verdict.high)
-    )
-    return f"{delta} ({low} to {high})"
-
-
-def _signed(value: float, decimals: int) -> str:
-    text = f"{value:+.{decimals}f}".replace("-", "−")
-    return text if float(f"{value:.{decimals}f}") else text[1:]
-
-
-def outcome_words(verdict: VerdictInterval) -> str:
-    """The outcome as an interval shows it."""
-    if verdict.outcome == "non_inferior":
-        return "worse, within the margin" if verdict.high < 0 else "non-inferior"
-    return verdict.outcome
-
-
-def deciding(verdicts: Sequence[VerdictInterval]) -> VerdictInterval | None:
-    """The recipe's verdict where there is one, else the first."""
-    return next((v for v in verdicts if v.label == "recipe"), verdicts[0] if verdicts else None)
-
-
-def _headline(original: str, candidate: str, verdicts: Sequence[VerdictInterval]) -> str:
-    verdict = deciding(verdicts)
-    if verdict is None:
+def _headline(original: str, candidate: str, verdicts: Sequence[Verdict]) -> str:
+    deciding = sorted(verdicts, key=lambda verdict: verdict.kind != "recipe")
+    if not deciding:
         return f"{candidate} beside {original}; no verdict"
-    margin = points(verdict.margin, verdict.score)
-    unit = f"of {verdict.score}"
-    if verdict.score == "accuracy":
-        unit = "point of accuracy" if margin == "1" else "points of accuracy"
-    pair = "" if verdict.label == "recipe" else " (these two models)"
-    return _answer(original, candidate, verdict).format(f"{margin} {unit}") + pair
-
-
-def _answer(original: str, candidate: str, verdict: VerdictInterval) -> str:
-    if verdict.outcome == "inferior":
-        return f"No: {candidate} is worse than {original} by more than {{}}"
-    if verdict.outcome == "inconclusive":
-        return f"Undecided: {candidate} may be worse than {original} by more than {{}}"
-    if verdict.high < 0:
-        return f"Worse, but within the margin: {candidate} is behind {original} by less than {{}}"
-    return f"Yes: {candidate} is as good as {original}, to within {{}}"
+    return question_answered(original, candidate, deciding[0])
 
 
 def _panel(quantity: Quantity, variants: Sequence[VariantFigures]) -> BarPanel:
@@ -395,7 +309,7 @@ def _draw_quality(page: Sheet, data: ComparisonData, left: float, height: float)
         _draw_scores(page.axes(left, top, width, height), data)
 
 
-def _lines(verdicts: tuple[VerdictInterval, ...]) -> list[str]:
+def _lines(verdicts: tuple[Verdict, ...]) -> list[str]:
     return [line for verdict in verdicts for line in _verdict_words(verdict).split("\n")]
 
 
@@ -499,14 +413,14 @@ def _tick(value: float, score: str) -> str:
     return f"+{words}" if value > 1e-12 else words
 
 
-def _verdict_words(verdict: VerdictInterval) -> str:
+def _verdict_words(verdict: Verdict) -> str:
     who = {"artifact": "these two models", "recipe": "recipe, over seeds"}
     outcome = outcome_words(verdict)
     numbers = interval_words(verdict)
-    return f"{who.get(verdict.label, verdict.label)}:\n{outcome}\n{numbers}"
+    return f"{who.get(verdict.kind, verdict.kind)}:\n{outcome}\n{numbers}"
 
 
-def _draw_interval(ax: Axes, row: int, verdict: VerdictInterval, colour: str) -> None:
+def _draw_interval(ax: Axes, row: int, verdict: Verdict, colour: str) -> None:
     ax.hlines(row, verdict.low, verdict.high, color=colour, linewidth=2.6, zorder=2)
     ax.vlines([verdict.low, verdict.high], row - 0.1, row + 0.1, color=colour, linewidth=2.6)
     ax.scatter([verdict.delta], [row], s=52, color=colour, edgecolors="white", zorder=3)

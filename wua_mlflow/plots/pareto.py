@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from wua_mlflow.plots import style
-from wua_mlflow.plots.comparison import VariantFigures, points
+from wua_mlflow.plots.comparison import VariantFigures
 from wua_mlflow.plots.style import INK, MUTED, RULE, WITHIN_MARGIN, log_ticks, tick_words
+from wua_mlflow.verdict.text import points
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -15,17 +15,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from wua_mlflow.plots import layer_rows, style
-from wua_mlflow.plots.comparison import points
 from wua_mlflow.plots.layer_rows import row_names
 from wua_mlflow.plots.style import INK, MEASURED, MUTED, RULE, VARIANT_COLOURS, WITHIN_MARGIN
+from wua_mlflow.verdict.text import points
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from wua_mlflow.widths.results import LayerWidth, Trial
+
 __all__ = [
-    "ChangesData", "CurvesData", "LayerChange", "MOST_PANELS", "SearchTrial", "TrialsData",
-    "WidthCurve", "changes_data", "curves_data", "plot_changes", "plot_curves", "plot_trials",
+    "ChangesData", "CurvesData", "LayerChange", "MOST_PANELS", "TrialsData",
+    "changes_data", "curves_data", "plot_changes", "plot_curves", "plot_trials",
     "trials_data",
 ]
 
@@ -188,35 +190,10 @@ _LOGARITHMIC = 12
 
 
 @dataclass(frozen=True)
-class WidthCurve:
-    """A layer's curve and what was read from it.
-
-    Attributes:
-        layer: its name.
-        units: how many it has.
-        width: how many are to stay.
-        alone: the width read from this curve; ``width`` may be larger, where losses add up.
-        widths: the widths looked at, ascending.
-        scores: the score of each.
-        threshold: what the score has to reach.
-        axis: what the scores are.
-    """
-
-    layer: str
-    units: int
-    width: int
-    alone: int
-    widths: tuple[int, ...]
-    scores: tuple[float, ...]
-    threshold: float
-    axis: str
-
-
-@dataclass(frozen=True)
 class CurvesData:
     """The panels that are drawn, how many more layers there are, and how the widths were found."""
 
-    curves: tuple[WidthCurve, ...]
+    curves: tuple[LayerWidth, ...]
     left_out: int
     method: str
 
@@ -226,7 +203,7 @@ class CurvesData:
         return any(curve.width != curve.alone for curve in self.curves)
 
 
-def curves_data(curves: Sequence[WidthCurve], *, method: str) -> CurvesData:
+def curves_data(curves: Sequence[LayerWidth], *, method: str) -> CurvesData:
     """The panels of the picture.
 
     Args:
@@ -234,22 +211,19 @@ def curves_data(curves: Sequence[WidthCurve], *, method: str) -> CurvesData:
         method: what the title calls the way the widths were found.
 
     Raises:
-        ValueError: no curve has a point, or one has not as many scores as widths, or a number in
-            it is not finite.
+        ValueError: no curve has a point, or a number in one is not finite.
 
-    >>> curves_data([WidthCurve("fc1", 8, 3, 3, (2, 3, 8), (.5, .9, .9), .88, "accuracy")],
-    ...             method="ablation").left_out
+    >>> from wua_mlflow.widths.results import Curve, LayerWidth
+    >>> curve = Curve((2, 3, 8), (.5, .9, .9), .9, .88, "accuracy")
+    >>> curves_data([LayerWidth("fc1", 8, 3, curve, 3)], method="ablation").left_out
     0
     """
-    known = [curve for curve in curves if curve.widths]
+    known = [layer for layer in curves if layer.curve.widths]
     if not known:
         raise ValueError("curves: expected at least one with a point, but got none")
-    for curve in known:
-        if len(curve.widths) != len(curve.scores):
-            raise ValueError(f"curves: expected as many scores as widths, but {curve.layer} has "
-                             f"{len(curve.scores)} and {len(curve.widths)}")
-        if not all(map(math.isfinite, (*curve.scores, curve.threshold))):
-            raise ValueError(f"curves: expected finite scores, but those of {curve.layer} are not")
+    for layer in known:
+        if not all(map(math.isfinite, (*layer.curve.scores, layer.curve.threshold))):
+            raise ValueError(f"curves: expected finite scores, but those of {layer.layer} are not")
     return CurvesData(tuple(known[:MOST_PANELS]), max(0, len(known) - MOST_PANELS), method)
 
 
@@ -268,7 +242,7 @@ def plot_curves(data: CurvesData, ax: Axes | None = None) -> Figure:
     page = style.sheet(width, height, ax)
     page.write(_EDGE_IN, 0.2, f"The curve that each width was read from: {data.method}",
                size=style.TITLE, bold=True)
-    axis = ", ".join(dict.fromkeys(curve.axis.partition(" (")[0] for curve in data.curves))
+    axis = ", ".join(dict.fromkeys(layer.curve.axis.partition(" (")[0] for layer in data.curves))
     page.write(_EDGE_IN, 0.48, f"up: {axis}; across: units kept of the layer",
                size=style.SUBTITLE)
     page.write(_EDGE_IN, caption_top, words, size=style.SMALL, colour=MUTED)
@@ -296,9 +270,10 @@ def _caption(data: CurvesData) -> str:
     return " ".join(said)
 
 
-def _draw_curve(ax: Axes, curve: WidthCurve, name: str) -> None:
+def _draw_curve(ax: Axes, layer: LayerWidth, name: str) -> None:
+    curve = layer.curve
     style.strip_axes(ax)
-    low, high = min(*curve.widths, curve.width, curve.alone), max(*curve.widths, curve.units)
+    low, high = min(*curve.widths, layer.width, layer.alone), max(*curve.widths, layer.units)
     if high / low >= _LOGARITHMIC:
         ax.set_xscale("log")
         pad = (high / low) ** 0.06
@@ -308,12 +283,12 @@ def _draw_curve(ax: Axes, curve: WidthCurve, name: str) -> None:
         ax.set_xlim(low - pad, high + pad)
     ax.minorticks_off()
     ax.axhline(curve.threshold, color=INK, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
-    ax.axvline(curve.width, color=_CHOSEN_WIDTH, linewidth=1.8, zorder=2)
+    ax.axvline(layer.width, color=_CHOSEN_WIDTH, linewidth=1.8, zorder=2)
     ax.plot(curve.widths, curve.scores, color=MEASURED, linewidth=1.4, marker="o", markersize=3.2,
             zorder=3)
-    at = dict(zip(curve.widths, curve.scores, strict=True)).get(curve.alone)
+    at = dict(zip(curve.widths, curve.scores, strict=True)).get(layer.alone)
     if at is not None:
-        ax.scatter([curve.alone], [at], s=44, facecolors="white", edgecolors=_CHOSEN_WIDTH,
+        ax.scatter([layer.alone], [at], s=44, facecolors="white", edgecolors=_CHOSEN_WIDTH,
                    linewidths=1.8, zorder=4)
     drawn = (*curve.scores, curve.threshold)
     pad = 0.12 * (max(drawn) - min(drawn)) or 0.01
@@ -323,8 +298,8 @@ def _draw_curve(ax: Axes, curve: WidthCurve, name: str) -> None:
                   [f"{low:,}", f"{high:,}"] if high > low else [f"{low:,}"])
     ax.yaxis.set_major_formatter(lambda value, _: f"{value:.4g}".replace("-", "−"))
     _note(ax, name, 16, INK, "bold")
-    _note(ax, f"{curve.width:,} of {curve.units:,} units"
-          + (f" (alone {curve.alone:,})" if curve.alone != curve.width else ""), 4, MUTED, "normal")
+    _note(ax, f"{layer.width:,} of {layer.units:,} units"
+          + (f" (alone {layer.alone:,})" if layer.alone != layer.width else ""), 4, MUTED, "normal")
 
 
 def _note(ax: Axes, words: str, above: float, colour: str, weight: str) -> None:
@@ -366,34 +341,17 @@ _WORDS = {"non_inferior": "as good", "inferior": "worse", "inconclusive": "open"
 
 
 @dataclass(frozen=True)
-class SearchTrial:
-    """Widths that were trained: what they cost, and the difference from the original.
-
-    ``cost`` is in FLOPs of a sample's forward; ``delta``, ``low`` and ``high`` are of the mean
-    score on validation data, as fractions; ``score`` is that mean.
-    """
-
-    widths: tuple[int, ...]
-    cost: float
-    score: float
-    delta: float
-    low: float
-    high: float
-    outcome: str
-
-
-@dataclass(frozen=True)
 class TrialsData:
     """The rows, dearest first; ``chosen`` says which one the search ended with."""
 
-    trials: tuple[SearchTrial, ...]
+    trials: tuple[Trial, ...]
     chosen: int | None
     margin: float
     score_name: str
 
 
 def trials_data(
-    trials: Sequence[SearchTrial],
+    trials: Sequence[Trial],
     *,
     chosen: Sequence[int],
     margin: float,
@@ -410,9 +368,10 @@ def trials_data(
     Raises:
         ValueError: nothing but the original was tried, or a figure is not finite.
 
-    >>> tried = [SearchTrial((64,), 8e3, .97, 0, 0, 0, "original"),
-    ...          SearchTrial((8,), 1e3, .95, -.02, -.03, -.01, "inconclusive"),
-    ...          SearchTrial((20,), 2.5e3, .97, 0, -.01, .01, "non_inferior")]
+    >>> from wua_mlflow.widths.results import Trial
+    >>> tried = [Trial((64,), 8e3, "original", 0, 0, 0, .97),
+    ...          Trial((8,), 1e3, "inconclusive", -.02, -.03, -.01, .95),
+    ...          Trial((20,), 2.5e3, "non_inferior", 0, -.01, .01, .97)]
     >>> data = trials_data(tried, chosen=(20,), margin=0.02)
     >>> [trial.widths for trial in data.trials], data.chosen
     ([(20,), (8,)], 0)

@@ -19,15 +19,14 @@ from wua_mlflow.hooks import unwrapped
 from wua_mlflow.pipeline.compare import Comparison
 from wua_mlflow.pipeline.slim import Slimmed
 from wua_mlflow.pipeline.variant import ModelVariant
-from wua_mlflow.plots.comparison import VerdictInterval
-from wua_mlflow.plots.widths import LayerChange, SearchTrial, WidthCurve
+from wua_mlflow.plots.widths import LayerChange
 from wua_mlflow.report.content import Report, RoundRow, WidthsFound
 from wua_mlflow.tracking.names import Metric, Tag
 from wua_mlflow.usage.results import ModelUsage
-from wua_mlflow.verdict.compare import Verdict
+from wua_mlflow.widths.results import Curve, LayerWidth, Trial
 
 __all__ = [
-    "ReportInputs", "again", "interval_of", "layer_changes", "report_of", "slimming_words",
+    "ReportInputs", "again", "layer_changes", "report_of", "slimming_words",
     "title_of", "widths_found",
 ]
 
@@ -85,12 +84,6 @@ def title_of(settings: Settings, *widths: tuple[int, ...]) -> str:
     return f"{data} {' → '.join('-'.join(map(str, units)) for units in widths)}"
 
 
-def interval_of(verdict: Verdict) -> VerdictInterval:
-    """A verdict as the pictures take it."""
-    return VerdictInterval(verdict.kind, verdict.delta, verdict.low, verdict.high, verdict.margin,
-                           verdict.outcome, verdict.score)
-
-
 def layer_changes(
     original: ModelVariant, slim: ModelVariant, usages: Mapping[str, ModelUsage]
 ) -> list[LayerChange]:
@@ -117,9 +110,8 @@ def widths_found(text: str) -> WidthsFound:
         method=found["method"],
         chosen=[LayerChange(one["name"], one["units"], one["width"]) for one in found["widths"]],
         curves=[curve for one in recommended.get("layers", ()) if (curve := _curve(one))],
-        trials=[SearchTrial(tuple(one["widths"]), one["cost"], one["score"], one["delta"],
-                            one["low"], one["high"], one["outcome"])
-                for one in searched.get("trials", ())],
+        trials=[Trial(**{**trial, "widths": tuple(trial["widths"])})
+                for trial in searched.get("trials", ())],
         skipped=recommended.get("skipped", {}),
         notes=[note for note in notes if note],
         start=recommended.get("method", "") if searched else "")
@@ -195,19 +187,20 @@ def _rounds(slimmed: Slimmed | None) -> list[RoundRow]:
     if slimmed is None or not slimmed.rounds:
         return []
     result = slimmed.result.variant.run_id
-    return [RoundRow(one.variant.name, interval_of(one.comparison.verdict),
+    return [RoundRow(one.variant.name, one.comparison.verdict,
                      one.comparison.ratios.get(Metric.FLOPS_RATIO), one.variant.run_id == result)
             for one in slimmed.rounds]
 
 
-def _curve(one: Mapping[str, Any]) -> WidthCurve | None:
+def _curve(one: Mapping[str, Any]) -> LayerWidth | None:
     curve = one["curve"]
     numbers = (*curve["scores"], curve["threshold"])
     if not curve["widths"] or not all(map(math.isfinite, numbers)):
         return None
-    return WidthCurve(one["layer"], one["units"], one["width"], one["alone"],
-                      tuple(curve["widths"]), tuple(curve["scores"]), curve["threshold"],
-                      curve["axis"])
+    return LayerWidth(
+        one["layer"], one["units"], one["width"],
+        Curve(tuple(curve["widths"]), tuple(curve["scores"]), curve["baseline"],
+              curve["threshold"], curve["axis"]), one["alone"], tuple(one.get("layers", ())))
 
 
 def _units(model: nn.Module) -> dict[str, int]:

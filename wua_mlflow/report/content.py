@@ -9,11 +9,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from wua_mlflow.pipeline.compare import Comparison
-from wua_mlflow.plots.comparison import VerdictInterval, savings
-from wua_mlflow.plots.widths import LayerChange, SearchTrial, WidthCurve
-from wua_mlflow.report.summary import Row, in_short, latency_words, margin_words, table_rows
+from wua_mlflow.plots.comparison import savings
+from wua_mlflow.plots.widths import LayerChange
+from wua_mlflow.report.summary import Row, in_short, latency_words, table_rows
 from wua_mlflow.tracking.names import Metric
 from wua_mlflow.usage.results import ModelUsage
+from wua_mlflow.verdict.compare import Verdict
+from wua_mlflow.verdict.text import margin_words
+from wua_mlflow.widths.results import LayerWidth, Trial
 
 __all__ = [
     "Block", "Bullets", "Picture", "Report", "RoundRow", "Section", "Table", "Text", "WidthsFound",
@@ -74,7 +77,7 @@ class RoundRow:
     """
 
     name: str
-    verdict: VerdictInterval
+    verdict: Verdict
     flops_ratio: float | None = None
     result: bool = False
 
@@ -95,8 +98,8 @@ class WidthsFound:
 
     method: str
     chosen: Sequence[LayerChange] = ()
-    curves: Sequence[WidthCurve] = ()
-    trials: Sequence[SearchTrial] = ()
+    curves: Sequence[LayerWidth] = ()
+    trials: Sequence[Trial] = ()
     skipped: Mapping[str, str] = field(default_factory=dict)
     notes: Sequence[str] = ()
     start: str = ""

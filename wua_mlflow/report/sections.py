@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from wua_mlflow.errors import group_by_reason
-from wua_mlflow.plots.comparison import interval_words
 from wua_mlflow.report.content import (
     Block,
     Bullets,
@@ -20,9 +19,10 @@ from wua_mlflow.report.content import (
     Text,
     WidthsFound,
 )
-from wua_mlflow.report.summary import caveats, margin_words
+from wua_mlflow.report.summary import caveats
 from wua_mlflow.tracking.names import Outcome
 from wua_mlflow.usage.results import PERMUTED, LayerUsage, ModelUsage
+from wua_mlflow.verdict.text import interval_words, margin_words
 
 __all__ = ["figures_table", "second_line", "sections", "usage_section"]
 

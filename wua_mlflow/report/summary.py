@@ -9,12 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from wua_mlflow.pipeline.compare import Comparison
-from wua_mlflow.plots.comparison import points
 from wua_mlflow.tracking.names import Metric, Outcome
 from wua_mlflow.verdict.compare import Verdict
-from wua_mlflow.verdict.text import no_realistic_n
+from wua_mlflow.verdict.text import margin_words, no_realistic_n, ratio_words
 
-__all__ = ["Row", "caveats", "in_short", "latency_words", "margin_words", "table_rows"]
+__all__ = ["Row", "caveats", "in_short", "latency_words", "table_rows"]
 
 
 SAME_SIZE, SAME_LATENCY, FEWER = 1.005, 1.05, 1.005
@@ -55,16 +54,6 @@ def caveats(comparison: Comparison) -> list[str]:
         said.append(f"Read for all {comparison.looks:,} looks at this test set it is "
                     f"{_OUTCOMES[all_looks.outcome]}.")
     return said
-
-
-def margin_words(verdict: Verdict, *, of: bool = True) -> str:
-    """The margin with its unit: ``2 points of accuracy``, ``0.02 of R²``; the short form is
-    ``2 points``."""
-    margin = points(verdict.margin, verdict.score)
-    if verdict.score != "accuracy":
-        return f"{margin} of {verdict.score}"
-    unit = "point" if margin == "1" else "points"
-    return f"{margin} {unit} of accuracy" if of else f"{margin} {unit}"
 
 
 def _quality(verdict: Verdict) -> str:
@@ -113,28 +102,17 @@ def latency_words(
 
 
 def _speed(ratio: float) -> tuple[str, bool]:
-    if ratio >= SAME_LATENCY:
-        return f"{_times(ratio)} faster per sample", True
-    if ratio <= 1 / SAME_LATENCY:
-        return f"{_times(1 / ratio)} slower per sample", False
-    return "about as fast per sample", False
+    words = ratio_words(ratio, "faster", "slower", same_within=SAME_LATENCY, same="about as fast")
+    return f"{words} per sample", ratio >= SAME_LATENCY
 
 
 def _size(original: Mapping[str, float], slim: Mapping[str, float]) -> tuple[str, bool] | None:
     before, after = original.get(Metric.SIZE_BYTES), slim.get(Metric.SIZE_BYTES)
     if not before or not after:
         return None
-    ratio = before / after
-    if ratio >= SAME_SIZE:
-        return f"{_times(ratio)} smaller on disk", True
-    if ratio <= 1 / SAME_SIZE:
-        return f"{_times(1 / ratio)} larger on disk", False
-    return "no smaller on disk", False
-
-
-def _times(ratio: float) -> str:
-    digits = 2 if ratio < 1.095 else 1 if ratio < 9.95 else 0
-    return f"{ratio:,.{digits}f}×"
+    words = ratio_words(before / after, "smaller", "larger", same_within=SAME_SIZE,
+                        same="no smaller")
+    return f"{words} on disk", before / after >= SAME_SIZE
 
 
 def _decision(comparison: Comparison, gained: bool) -> str:
@@ -152,7 +130,8 @@ def _decision(comparison: Comparison, gained: bool) -> str:
         return f"{owner} decides whether {margin_words(verdict, of=False)} is the right margin"
     flops = comparison.ratios.get(Metric.FLOPS_RATIO, 1.0)
     if flops > FEWER:
-        return f"{owner} decides whether {_times(flops)} fewer FLOPs alone are worth the change"
+        fewer = ratio_words(flops, "fewer", "more")
+        return f"{owner} decides whether {fewer} FLOPs alone are worth the change"
     return "there is nothing to gain by it"
 
 

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from wua_mlflow.verdict.compare import Verdict
 
 __all__ = [
-    "looks_sentence", "no_difference_seen", "no_realistic_n", "required_n_sentence",
+    "interval_words", "looks_sentence", "margin_words", "no_difference_seen", "no_realistic_n",
+    "outcome_words", "points", "question_answered", "ratio_words", "required_n_sentence",
     "verdict_headline", "verdict_sentence",
 ]
 
@@ -60,6 +61,76 @@ def looks_sentence(looks: int, verdict: Verdict | None = None) -> str:
         f"{said} Read for {looks:,} looks (Bonferroni, {_percent(verdict.confidence)}% interval "
         f"{interval}): {_outcome_in_words(verdict)}."
     )
+
+
+def question_answered(original: str, candidate: str, verdict: Verdict) -> str:
+    """Whether the candidate is as good as the original, by their names: a picture's headline."""
+    margin = margin_words(verdict)
+    if verdict.outcome == "inferior":
+        answer = f"No: {candidate} is worse than {original} by more than {margin}"
+    elif verdict.outcome == "inconclusive":
+        answer = f"Undecided: {candidate} may be worse than {original} by more than {margin}"
+    elif verdict.high < 0:
+        answer = f"Worse, but within the margin: {candidate} is behind {original} by less than " \
+                 f"{margin}"
+    else:
+        answer = f"Yes: {candidate} is as good as {original}, to within {margin}"
+    return answer if verdict.kind == "recipe" else f"{answer} (these two models)"
+
+
+def outcome_words(verdict: Verdict) -> str:
+    """The outcome in a few words, beside its interval."""
+    if verdict.outcome == "non_inferior":
+        return "worse, within the margin" if verdict.high < 0 else "non-inferior"
+    return verdict.outcome
+
+
+def interval_words(verdict: Verdict) -> str:
+    """Difference and interval without a unit, ``−1.2 (−3.1 to +0.7)``; accuracy in points.
+
+    There are as many decimals as show each limit on its side of the margin.
+    """
+    delta, interval, _ = _figures(verdict)
+    return f"{delta.removesuffix(' points')} ({interval})"
+
+
+def margin_words(verdict: Verdict, *, of: bool = True) -> str:
+    """The margin with its unit: ``2 points of accuracy``, ``0.02 of R²``.
+
+    Args:
+        verdict: whose margin.
+        of: whether an accuracy is named; else ``2 points``.
+    """
+    margin = points(verdict.margin, verdict.score)
+    if verdict.score != "accuracy":
+        return f"{margin} of {verdict.score}"
+    unit = "point" if margin == "1" else "points"
+    return f"{margin} {unit} of accuracy" if of else f"{margin} {unit}"
+
+
+def points(value: float, score: str) -> str:
+    """A margin or a difference without rounding noise; accuracy in points (0.02 is 2 points).
+
+    >>> points(-0.02, "accuracy"), points(0.05, "R²")
+    ('−2', '0.05')
+    """
+    scaled = (100 if score == "accuracy" else 1) * value + 0.0  # + 0.0: no sign on a zero
+    return f"{scaled:.4g}".replace("-", "−")
+
+
+def ratio_words(
+    ratio: float, less: str, more: str, *, same_within: float = 1.005, same: str = "same"
+) -> str:
+    """A ratio original ÷ slim in words; one nearer to 1 than ``same_within`` is ``same``.
+
+    >>> ratio_words(122 / 86, "fewer", "more"), ratio_words(0.5, "faster", "slower")
+    ('1.4× fewer', '2.0× slower')
+    """
+    times, word = (ratio, less) if ratio >= 1 else (1 / ratio, more)
+    if times < same_within:
+        return same
+    digits = 2 if times < 1.095 else 1 if times < 9.95 else 0
+    return f"{times:,.{digits}f}× {word}"
 
 
 def _figures(verdict: Verdict) -> tuple[str, str, str]:
@@ -165,7 +236,7 @@ def _margin(scale: float, margin: float) -> float:
 def _decimals(verdict: Verdict, scale: float, *, first: int) -> int:
     """The fewest decimals at which both limits are shown on their side of −margin and of 0."""
     bounds = (-_margin(scale, verdict.margin), 0.0)
-    limits = (scale * verdict.low, scale * verdict.high)
+    limits = (round(scale * verdict.low, 9), round(scale * verdict.high, 9))
     for decimals in range(first, 9):
         shown = [round(limit, decimals) for limit in limits]
         if all(
