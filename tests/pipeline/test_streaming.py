@@ -15,7 +15,8 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, TensorData
 
 from wua_mlflow.config import load_settings
 from wua_mlflow.data.datasets import DataSplit
-from wua_mlflow.data.loaders import example_of, load_feed, shared, two_samples
+from wua_mlflow.data.loaders import load_feed, shared
+from wua_mlflow.pipeline.analyze import example_of, two_samples
 
 PARTS = '''
 import numpy as np

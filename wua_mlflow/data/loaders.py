@@ -5,13 +5,12 @@ May import: torch, tqdm, chunks, processes. Tests: ``tests/pipeline/test_progres
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch import distributed as dist
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from tqdm import tqdm
@@ -20,15 +19,9 @@ from wua_mlflow.config import Settings
 from wua_mlflow.data.datasets import DataSplit, called, load_data, split_of
 from wua_mlflow.device import rows_at_once
 from wua_mlflow.distributed import rank, shard_batches
-from wua_mlflow.errors import one_line
-from wua_mlflow.pipeline.models import BUILT_IN
 from wua_mlflow.rng import isolated
-from wua_mlflow.usage.batches import Batch, Batches
 
-__all__ = [
-    "Feed", "Watched", "call_with_two", "example_of", "load_feed", "part_feed", "shared",
-    "two_samples",
-]
+__all__ = ["Feed", "Watched", "load_feed", "part_feed", "shared"]
 
 
 class Watched:
@@ -76,7 +69,7 @@ def load_feed(settings: Settings) -> Feed:
         ValueError: one line; there are no such data, or what the function returned is none.
     """
     reference = settings.data
-    if settings.model in BUILT_IN or ":" not in reference:
+    if ":" not in settings.model or ":" not in reference:  # a built-in model takes a split alone
         return load_data(reference, target=settings.target, seed=settings.seed,
                          image=settings.model == "cnn", task=settings.task,
                          standardise=settings.state is None)
@@ -108,56 +101,6 @@ def _batches(made: Any, reference: str) -> Iterable[Any] | Dataset[Any]:
         raise ValueError(f"data: expected {reference} to return {what}, but got "
                          f"{type(made).__name__}")
     return made
-
-
-def example_of(feed: Feed) -> tuple[Any, Feed]:
-    """The first batch (of ours and of a tensor two samples), and the data with it.
-
-    Raises:
-        ValueError: there is none.
-    """
-    if isinstance(feed, DataSplit):
-        return (feed.train.inputs[:2], feed.train.targets[:2]), feed
-    if isinstance(feed, Tensor | np.ndarray):
-        return feed[:2], feed
-    source = DataLoader(feed, batch_size=2) if isinstance(feed, Dataset) else feed
-    with isolated():
-        try:
-            iterator = iter(source)
-            first = next(iterator, None)
-        except Exception as error:  # the user's own code may raise anything
-            raise ValueError(f"data: expected batches, but got {one_line(error)}") from error
-    if first is None:
-        raise ValueError("data: expected at least one batch, but got none")
-    if isinstance(feed, Iterator):
-        return first, itertools.chain([first], feed)
-    return first, feed
-
-
-def two_samples(
-    example: Any, model: nn.Module, to_inputs: Callable[[Any], Any] | None = None
-) -> tuple[Any, ...] | Mapping[str, Any]:
-    """The arguments of a call with the first two samples of a batch."""
-    batch: Batch = next(iter(Batches([example], model, to_inputs)))
-
-    def cut(value: Any) -> Any:
-        if isinstance(value, Tensor) and value.dim() and len(value) == batch.samples:
-            return value[:2]
-        if isinstance(value, tuple | list) and not hasattr(value, "_fields"):
-            return type(value)(map(cut, value))
-        return value
-
-    if batch.kwargs:
-        return {name: cut(value) for name, value in batch.kwargs.items()}
-    return tuple(map(cut, batch.args))
-
-
-def call_with_two(
-    model: nn.Module, example: Any, to_inputs: Callable[[Any], Any] | None = None
-) -> object:
-    """What a model makes of the first two samples of a batch."""
-    arguments = two_samples(example, model, to_inputs)
-    return model(**arguments) if isinstance(arguments, Mapping) else model(*arguments)
 
 
 def part_feed(split: DataSplit, device: torch.device, *, passes: int, label: str) -> Iterable[Any]:

@@ -8,26 +8,21 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
 from wua_mlflow import __version__
 from wua_mlflow.config import COMMAND_FIELDS, Settings, settings_yaml
 from wua_mlflow.data.datasets import DataSplit, is_file, takes
-from wua_mlflow.data.loaders import (
-    Feed,
-    call_with_two,
-    example_of,
-    load_feed,
-    part_feed,
-    shared,
-    two_samples,
-)
+from wua_mlflow.data.loaders import Feed, load_feed, part_feed, shared
 from wua_mlflow.data.tasks import OutputKind, loss_for, output_kind
 from wua_mlflow.device import device_of, use_threads
 from wua_mlflow.distributed import on_all_ranks, processes, rank
@@ -55,14 +50,16 @@ from wua_mlflow.tracking.names import (
 from wua_mlflow.tracking.names import Variant as VariantName
 from wua_mlflow.tracking.store import Store, inherited_run, new_run
 from wua_mlflow.usage.analyze import analyze
+from wua_mlflow.usage.batches import Batch, Batches
 from wua_mlflow.usage.criteria import CRITERIA, Criterion, inputs_of
 from wua_mlflow.usage.gradients import Loss
 from wua_mlflow.usage.results import ModelUsage
 from wua_mlflow.widths.fidelity import fidelity
 
 __all__ = [
-    "Analysis", "analyze_model", "analyze_variant", "batch_to_inputs", "criteria_of",
-    "fidelity_metrics", "first_criterion", "loss_of", "measured",
+    "Analysis", "analyze_model", "analyze_variant", "batch_to_inputs", "call_with_two",
+    "criteria_of", "example_of", "fidelity_metrics", "first_criterion", "loss_of", "measured",
+    "two_samples",
 ]
 
 
@@ -349,6 +346,56 @@ def _prepared(settings: Settings, given: frozenset[str]) -> Subject:
     name = settings.model.rpartition(":")[2] if widths is None else \
         f"{VariantName.OVERSIZED} {'-'.join(map(str, widths))}"
     return Subject(settings, name, model.to(device), widths, feed, example, device, to_inputs)
+
+
+def example_of(feed: Feed) -> tuple[Any, Feed]:
+    """The first batch (of ours and of a tensor two samples), and the data with it.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if isinstance(feed, DataSplit):
+        return (feed.train.inputs[:2], feed.train.targets[:2]), feed
+    if isinstance(feed, Tensor | np.ndarray):
+        return feed[:2], feed
+    source = DataLoader(feed, batch_size=2) if isinstance(feed, Dataset) else feed
+    with isolated():
+        try:
+            iterator = iter(source)
+            first = next(iterator, None)
+        except Exception as error:  # the user's own code may raise anything
+            raise ValueError(f"data: expected batches, but got {one_line(error)}") from error
+    if first is None:
+        raise ValueError("data: expected at least one batch, but got none")
+    if isinstance(feed, Iterator):
+        return first, itertools.chain([first], feed)
+    return first, feed
+
+
+def two_samples(
+    example: Any, model: nn.Module, to_inputs: Callable[[Any], Any] | None = None
+) -> tuple[Any, ...] | Mapping[str, Any]:
+    """The arguments of a call with the first two samples of a batch."""
+    batch: Batch = next(iter(Batches([example], model, to_inputs)))
+
+    def cut(value: Any) -> Any:
+        if isinstance(value, Tensor) and value.dim() and len(value) == batch.samples:
+            return value[:2]
+        if isinstance(value, tuple | list) and not hasattr(value, "_fields"):
+            return type(value)(map(cut, value))
+        return value
+
+    if batch.kwargs:
+        return {name: cut(value) for name, value in batch.kwargs.items()}
+    return tuple(map(cut, batch.args))
+
+
+def call_with_two(
+    model: nn.Module, example: Any, to_inputs: Callable[[Any], Any] | None = None
+) -> object:
+    """What a model makes of the first two samples of a batch."""
+    arguments = two_samples(example, model, to_inputs)
+    return model(**arguments) if isinstance(arguments, Mapping) else model(*arguments)
 
 
 def _batches(subject: Subject) -> Any:
