@@ -97,8 +97,8 @@ def count_calls(patch: pytest.MonkeyPatch) -> dict[str, list[str]]:
     for name, method in vars(MlflowClient).items():
         if callable(method) and not name.startswith("_"):
             patch.setattr(MlflowClient, name, counted(name, method))
-    for module, names in ((workflow, ("train", "analyze")),
-                          (slim, ("train", "analyze", "compare_variants"))):
+    for module, names in ((workflow, ("train_variant", "analyze_variant")),
+                          (slim, ("train_variant", "analyze_variant", "compare_variants"))):
         for name in names:
             patch.setattr(module, name, stepping(name, getattr(module, name)))
     return calls

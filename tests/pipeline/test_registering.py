@@ -111,6 +111,6 @@ def test_the_result_is_what_is_registered_not_the_last_round(
     worse = judged(first, lambda verdict: replace(verdict, outcome="inferior"))
     both = replace(found.slimmed, rounds=(first, worse))
     monkeypatch.setattr(workflow, "registered", lambda _, result, __: asked.append(result) or "")
-    monkeypatch.setattr(workflow, "slim", lambda *_, **__: both)
+    monkeypatch.setattr(workflow, "slim_variant", lambda *_, **__: both)
     run_pipeline(store, settings_of(slim_hidden="4", epochs=1))
     assert asked == [first]
