@@ -115,7 +115,7 @@ def test_predictions_against_a_run(
     assert compare("b.npz", runs["A"])["artifact"] == compare(runs["B"], runs["A"])["artifact"]
     scaler = load_variant(connect("variants"), runs["Q"]).recipe.split.scaling.targets
     kept = load_file(MlflowClient().download_artifacts(runs["Q"], "evaluation/test.safetensors"))
-    unit = (float(scaler.mean.item()), float(scaler.scale.item()))
+    unit = (float(scaler.mean.item()), float(scaler.deviation.item()))
     pd.DataFrame({name: kept[f"{name}s"] * unit[1] + unit[0] for name in ("prediction", "target")}
                  ).to_csv(tmp_path / "q.csv", index=False)
     by_file, by_run = compare(runs["P"], "q.csv"), compare(runs["P"], runs["Q"])

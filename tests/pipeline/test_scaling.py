@@ -105,13 +105,13 @@ def test_a_saved_model_is_compared_as_its_run_is(
 def test_constant_columns_and_large_offsets_survive_the_way_back() -> None:
     rng = np.random.default_rng(0)
     rows = np.c_[rng.normal(1.7e9, 300, 50), np.full(50, 3.0)]
-    scaling = Scaling(Scaler.of(rows), Scaler.of(rows[:, 1:] + rng.normal(size=(50, 1))))
-    scaled = torch.from_numpy(scaling.inputs.applied(rows))
+    scaling = Scaling(Scaler.fit(rows), Scaler.fit(rows[:, 1:] + rng.normal(size=(50, 1))))
+    scaled = torch.from_numpy(scaling.inputs.scale(rows))
     torch.testing.assert_close(raw_rows(scaled, scaling), torch.from_numpy(rows), rtol=1e-9, atol=0)
     network = nn.Linear(2, 1)
     served = WithInputScaling(network, scaling)
     by = scaling.targets
-    expected = network(scaled).detach().numpy() * by.scale + by.mean
+    expected = network(scaled).detach().numpy() * by.deviation + by.mean
     np.testing.assert_allclose(served(torch.from_numpy(rows)).detach(), expected, rtol=1e-5)
     torch.testing.assert_close(
         WithoutInputScaling(served, scaling)(scaled), network(scaled), rtol=1e-4, atol=1e-5

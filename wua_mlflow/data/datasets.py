@@ -1,8 +1,7 @@
-"""The data of a pipeline in three parts: the tutorial's, bundled sets, files, the user's function.
+"""Data in three parts: the tutorial's, bundled sets, files, and those of the user's function.
 
 scikit-learn and pandas are imported where a set needs them: ``usecase`` imports neither.
-May import: numpy, torch, dotted, evaluation, randomness, splitting, tables.
-Tests: ``tests/pipeline/test_data.py``.
+Tests: ``tests/data/test_datasets.py``.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -22,7 +21,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
 from wua_mlflow.data.scaling import Scaling
-from wua_mlflow.data.splitting import SplitRows, divide
+from wua_mlflow.data.splitting import SplitRows, split_rows
 from wua_mlflow.data.tables import ENDINGS, Rows, read_rows, rows_of
 from wua_mlflow.data.tasks import Task, TaskSpec, infer_task
 from wua_mlflow.errors import did_you_mean, one_line
@@ -30,13 +29,13 @@ from wua_mlflow.imports import load_object
 from wua_mlflow.rng import Purpose, checked_seed, isolated, numpy_generator
 
 __all__ = [
-    "BUILT_IN", "DataSplit", "Part", "called", "is_file", "load_data", "part_of", "split_of",
-    "takes",
+    "BUILT_IN", "DataSplit", "Part", "call_data_function", "is_file", "load_data", "part_of",
+    "split_of", "takes",
 ]
 
 
 BUILT_IN = ("usecase", "digits", "breast_cancer", "wine", "iris", "diabetes")
-
+T = TypeVar("T")
 _PARTS = ("train", "validation", "test")
 
 
@@ -72,23 +71,30 @@ class Part:
 class DataSplit:
     """Data for one task, in three parts.
 
-    ``features`` is the shape of one input; ``outputs`` the model's output units, 1 in binary tasks
-    and regressions, else the number of classes; ``classes`` their names, none in a regression;
+    ``features`` is the shape of one input; ``classes`` the classes' names, none in a regression;
     ``source`` says where the data came from: a path, a scikit-learn function, the user's function.
-    ``posed`` and ``scaling`` are what fresh rows go through to be like these.
+    ``spec`` and ``scaling`` are what fresh rows go through to be like these.
     """
 
     name: str
-    task: Task
     train: Part
     validation: Part
     test: Part
     features: tuple[int, ...]
-    outputs: int
     classes: tuple[str, ...]
     source: str
-    posed: TaskSpec
+    spec: TaskSpec
     scaling: Scaling | None = None
+
+    @property
+    def task(self) -> Task:
+        """Binary, multiclass or regression."""
+        return self.spec.task
+
+    @property
+    def outputs(self) -> int:
+        """The model's output units: 1 in binary tasks and regressions, else one a class."""
+        return len(self.spec.values) if self.task == "multiclass" else 1
 
 
 def load_data(
@@ -128,14 +134,18 @@ def load_data(
     seed, target = checked_seed(seed), target or None
     with isolated():
         if is_file(data):
-            return _from_file(data, target, seed, image=image, task=task,
-                              standardise=standardise)
+            path = Path(data).expanduser()
+            parts = split_rows(read_rows(data, target), seed, task, scale_inputs=standardise,
+                               scale_targets=standardise)
+            return _data_split(parts, path.stem, source=str(path.absolute()), image=image)
         if target is not None and (data in BUILT_IN or ":" in data):
             raise ValueError(f"target: expected none beside data {data!r}, but got {target!r}")
         if ":" in data:
-            return split_of(called(data, seed), data, image=image, task=task)
+            three = call_data_function(data, seed)
+            return split_of(three, data, image=image, task=task)
         if data == "usecase":
-            return _usecase(seed, image=image, task=task)
+            parts = _usecase(seed, task)
+            return _data_split(parts, "usecase", source="usecase", image=image)
         if data in BUILT_IN:
             return _bundled(data, seed, image=image, task=task, standardise=standardise)
     raise ValueError(f"data: expected one of {', '.join(BUILT_IN)}, the path of a file ending in "
@@ -150,21 +160,13 @@ def is_file(data: str) -> bool:
     return ":" not in data and data not in BUILT_IN and ("/" in data or Path(data).is_file())
 
 
-def _from_file(data: str, target: str | None, seed: int, *, image: bool,
-               task: str | None, standardise: bool) -> DataSplit:
-    path = Path(data).expanduser()
-    divided = divide(read_rows(data, target), seed, task, inputs=standardise, targets=standardise)
-    return _assembled(divided, path.stem, source=str(path.absolute()), image=image)
-
-
-def _usecase(seed: int, *, image: bool, task: str | None) -> DataSplit:
+def _usecase(seed: int, task: str | None) -> SplitRows:
     """The training part is ``np.random.seed(seed); np.random.rand(1000, 2)``: RandomState's."""
     points = (np.random.RandomState(seed).rand(1000, 2),
               numpy_generator(seed, Purpose.VALIDATION_DATA).random((1000, 2)),
               numpy_generator(seed, Purpose.TEST_DATA).random((10_000, 2)))
     parts = [Rows(x, (x[:, 0] + x[:, 1] > 1).astype(np.int64)) for x in points]
-    posed = infer_task(parts[0].targets, task=task)
-    return _assembled(SplitRows(parts, posed), "usecase", source="usecase", image=image)
+    return SplitRows(parts, infer_task(parts[0].targets, task=task))
 
 
 def _bundled(
@@ -175,13 +177,14 @@ def _bundled(
     loaded = getattr(datasets, f"load_{data}")()
     pixels = image and data == "digits"
     rows = Rows(loaded.images / 16 if pixels else loaded.data, loaded.target)
-    divided = divide(rows, seed, task, inputs=standardise and not pixels, targets=standardise)
-    split = _assembled(divided, data, source=f"sklearn.datasets.load_{data}", image=image)
+    parts = split_rows(rows, seed, task, scale_inputs=standardise and not pixels,
+                       scale_targets=standardise)
+    split = _data_split(parts, data, source=f"sklearn.datasets.load_{data}", image=image)
     names = tuple(str(name) for name in loaded.get("target_names", ()))
     return replace(split, classes=names) if split.classes and names else split
 
 
-def called(reference: str, seed: int) -> Any:
+def call_data_function(reference: str, seed: int) -> Any:
     """What the user's function of the seed (or of nothing) returns; seeds the global generators.
 
     Raises:
@@ -191,8 +194,8 @@ def called(reference: str, seed: int) -> Any:
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
-    given = () if takes(function) and not takes(function, seed) else (seed,)
-    return _users(lambda: function(*given), reference)
+    arguments = () if takes(function) and not takes(function, seed) else (seed,)
+    return _user_data(lambda: function(*arguments), reference)
 
 
 def takes(function: Callable[..., Any], *values: object) -> bool:
@@ -225,11 +228,11 @@ def split_of(
     pairs = [_pair(part, where) for part, where in zip(three, _PARTS, strict=True)]
     parts = [rows_of(x, y, where=where) for (x, y), where in zip(pairs, _PARTS, strict=True)]
     typed = isinstance(three[0], Dataset) or isinstance(pairs[0][1], Tensor)
-    posed = infer_task(parts[0].targets, task=task, whole_are_classes=typed)
-    return _assembled(SplitRows(parts, posed), reference, source=reference, image=image)
+    spec = infer_task(parts[0].targets, task=task, whole_are_classes=typed)
+    return _data_split(SplitRows(parts, spec), reference, source=reference, image=image)
 
 
-def _users(call: Callable[[], Any], what: str) -> Any:
+def _user_data(call: Callable[[], T], what: str) -> T:
     try:
         return call()
     except Exception as error:  # the user's own code may raise anything
@@ -248,8 +251,8 @@ def _pair(part: Any, where: str) -> tuple[Any, Any]:
 
 def _stacked(dataset: Any, where: str) -> tuple[Any, np.ndarray]:
     def items() -> list[Any]:
-        walked = isinstance(dataset, IterableDataset)
-        return list(dataset) if walked else [dataset[i] for i in range(len(dataset))]
+        iterable = isinstance(dataset, IterableDataset)
+        return list(dataset) if iterable else [dataset[i] for i in range(len(dataset))]
 
     def columns() -> tuple[Any, np.ndarray]:
         targets = np.asarray([y for _, y in pairs])
@@ -257,12 +260,12 @@ def _stacked(dataset: Any, where: str) -> tuple[Any, np.ndarray]:
             return torch.stack([x for x, _ in pairs]), targets
         return np.stack([np.asarray(x) for x, _ in pairs]), targets
 
-    pairs = _users(items, where)
+    pairs = _user_data(items, where)
     odd = [pair for pair in pairs if not isinstance(pair, tuple | list) or len(pair) != 2]
     if odd or not pairs:
         got = f"items that are none, {len(odd)} of them" if odd else "no items"
         raise ValueError(f"data: expected {where} to hold pairs (input, target), but got {got}")
-    return _users(columns, where)
+    return _user_data(columns, where)
 
 
 def _as_images(rows: Rows) -> Rows:
@@ -272,27 +275,24 @@ def _as_images(rows: Rows) -> Rows:
     return rows if rows.inputs.ndim == 4 else replace(rows, inputs=rows.inputs[:, None])
 
 
-def _assembled(divided: SplitRows, name: str, *, source: str, image: bool) -> DataSplit:
-    posed = divided.posed
-    parts = [_as_images(rows) for rows in divided.parts] if image else divided.parts
+def _data_split(split: SplitRows, name: str, *, source: str, image: bool) -> DataSplit:
+    parts = [_as_images(rows) for rows in split.parts] if image else split.parts
     shapes = [rows.inputs.shape[1:] for rows in parts]
     for where, shape in zip(_PARTS, shapes, strict=True):
         if shape != shapes[0]:
             raise ValueError(f"data: expected inputs of shape {shapes[0]} in {where}, as in train, "
                              f"but got {shape}")
-    train, validation, test = (part_of(rows, posed, where)
+    train, validation, test = (part_of(rows, split.spec, where)
                                for rows, where in zip(parts, _PARTS, strict=True))
-    outputs = len(posed.classes) if posed.task == "multiclass" else 1
-    return DataSplit(name=name, task=posed.task, train=train, validation=validation, test=test,
-                     features=shapes[0], outputs=outputs, classes=posed.classes, source=source,
-                     posed=posed, scaling=divided.scaling)
+    return DataSplit(name, train, validation, test, shapes[0], split.spec.classes, source,
+                     split.spec, split.scaling)
 
 
-def part_of(rows: Rows, posed: TaskSpec, where: str) -> Part:
+def part_of(rows: Rows, spec: TaskSpec, where: str) -> Part:
     """Rows as tensors; ``where`` names them in a message."""
-    codes = posed.encoded(rows.targets, where=where)
-    kept = np.int64 if rows.places else np.float32
-    inputs = torch.from_numpy(np.array(rows.inputs, dtype=kept, order="C"))
-    if posed.task == "multiclass":
+    codes = spec.encode(rows.targets, where=where)
+    dtype = np.int64 if rows.indices else np.float32
+    inputs = torch.from_numpy(np.array(rows.inputs, dtype=dtype, order="C"))
+    if spec.task == "multiclass":
         return Part(inputs, torch.from_numpy(codes))
     return Part(inputs, torch.from_numpy(codes.astype(np.float32)[:, None]))

@@ -1,6 +1,6 @@
-"""A progress bar over the passes of an analysis, when a person is watching.
+"""The data of an analysis in batches, with a progress bar: ours, or the user's own batches.
 
-May import: torch, tqdm, chunks, processes. Tests: ``tests/pipeline/test_progress.py``.
+Tests: ``tests/data/test_loaders.py``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from tqdm import tqdm
 
 from wua_mlflow.config import Settings
-from wua_mlflow.data.datasets import DataSplit, called, load_data, split_of
+from wua_mlflow.data.datasets import DataSplit, call_data_function, load_data, split_of
 from wua_mlflow.device import rows_at_once
 from wua_mlflow.distributed import rank, shard_batches
 from wua_mlflow.rng import isolated
@@ -77,7 +77,7 @@ def load_feed(settings: Settings) -> Feed:
         raise ValueError(f"target: expected none beside data {reference!r}, but got "
                          f"{settings.target!r}")
     with isolated():
-        made = called(reference, settings.seed)
+        made = call_data_function(reference, settings.seed)
         if isinstance(made, tuple) and len(made) == 3 and all(map(_is_pair, made)):
             return split_of(made, reference, task=settings.task)
     return _batches(made, reference)

@@ -1,7 +1,6 @@
-"""Rows in three parts, 60/10/30, stratified by class, standardised by the training part.
+"""Rows split 60/10/30 by class into training, validation and test part, and standardised.
 
-May import: numpy, randomness, tables; scikit-learn where rows are split.
-Tests: ``tests/pipeline/test_data.py``.
+scikit-learn is imported where rows are split. Tests: ``tests/data/test_tables.py``.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from wua_mlflow.data.tables import Rows
 from wua_mlflow.data.tasks import TaskSpec, infer_task
 from wua_mlflow.rng import Purpose, numpy_generator
 
-__all__ = ["SplitRows", "divide"]
+__all__ = ["SplitRows", "split_rows"]
 
 
 _FEWEST_ROWS = 20
@@ -26,62 +25,67 @@ _FEWEST_OF_A_CLASS = 10
 
 @dataclass(frozen=True, eq=False)
 class SplitRows:
-    """The three parts as rows, the task that they pose, and how they were scaled."""
+    """Training, validation and test rows, the task of their targets, and how they were scaled."""
 
     parts: Sequence[Rows]
-    posed: TaskSpec
+    spec: TaskSpec
     scaling: Scaling | None = None
 
 
-def divide(
-    rows: Rows, seed: int, task: str | None, *, inputs: bool = True, targets: bool = True
+def split_rows(
+    rows: Rows, seed: int, task: str | None, *, scale_inputs: bool = True,
+    scale_targets: bool = True,
 ) -> SplitRows:
-    """The 60/10/30 split of ``rows``, and its task.
+    """The 60/10/30 split of ``rows``, stratified by class, and its task.
 
     Args:
         rows: all there are.
         seed: of the split.
         task: as ``load_data`` takes it.
-        inputs: whether to standardise them, by the training part.
-        targets: whether to standardise a regression's.
+        scale_inputs: whether to standardise the inputs, by the training part.
+        scale_targets: whether to standardise a regression's targets.
 
     Raises:
         ValueError: too few rows, or too few of a class, to make three parts of.
     """
-    posed = infer_task(rows.targets, task=task)
-    codes = posed.encoded(rows.targets, where="the data")
-    _check_enough(posed, codes)
-    indices = _indices(codes, seed, stratified=posed.task != "regression")
-    first = indices[0]
-    regression = posed.task == "regression"
+    spec = infer_task(rows.targets, task=task)
+    codes = spec.encode(rows.targets, where="the data")
+    _check_enough(spec, codes)
+    regression = spec.task == "regression"
+    indices = _indices(codes, seed, stratified=not regression)
+    train = indices[0]
     scaling = Scaling(
-        Scaler.of(rows.inputs[first]) if inputs else None,
-        Scaler.of(codes[first][:, None]) if regression and targets else None)
-    parts = [scaling.applied(Rows(rows.inputs[i], (codes if regression else rows.targets)[i]))
-             for i in indices]
-    return SplitRows(parts, posed, scaling)
+        Scaler.fit(rows.inputs[train]) if scale_inputs else None,
+        Scaler.fit(codes[train][:, None]) if regression and scale_targets else None)
+    targets = codes if regression else rows.targets
+    parts = [scaling.scale(Rows(rows.inputs[part], targets[part])) for part in indices]
+    return SplitRows(parts, spec, scaling)
 
 
-def _check_enough(posed: TaskSpec, codes: np.ndarray) -> None:
+def _check_enough(spec: TaskSpec, codes: np.ndarray) -> None:
     if len(codes) < _FEWEST_ROWS:
         raise ValueError(f"data: expected at least {_FEWEST_ROWS} rows to make three parts of, "
                          f"but got {len(codes)}")
-    counts = np.bincount(codes) if posed.classes else np.array([len(codes)])
+    if spec.task == "regression":
+        return
+    counts = np.bincount(codes)
     rarest = int(counts.argmin())
     if counts[rarest] < _FEWEST_OF_A_CLASS:
-        hint = "" if isinstance(posed.values[0], str | bool) else "; amounts want task=regression"
+        hint = "" if isinstance(spec.values[0], str | bool) else "; amounts want task=regression"
         raise ValueError(f"target: expected at least {_FEWEST_OF_A_CLASS} rows of each class to "
-                         f"have it in all three parts, but class {posed.classes[rarest]!r} has "
+                         f"have it in all three parts, but class {spec.classes[rarest]!r} has "
                          f"{counts[rarest]}{hint}")
 
 
 def _indices(codes: np.ndarray, seed: int, *, stratified: bool) -> list[np.ndarray]:
+    """Row numbers of the training, the validation and the test part."""
     from sklearn.model_selection import train_test_split
 
     n, draw = len(codes), numpy_generator(seed, Purpose.SPLIT)
-    rest, taken = np.arange(n), []
+    train, parts = np.arange(n), []
     for size in (-(-3 * n // 10), -(-n // 10)):
-        rest, part = train_test_split(rest, test_size=size, random_state=int(draw.integers(2**32)),
-                                      stratify=codes[rest] if stratified else None)
-        taken.append(part)
-    return [rest, taken[1], taken[0]]
+        train, part = train_test_split(
+            train, test_size=size, random_state=int(draw.integers(2**32)),
+            stratify=codes[train] if stratified else None)
+        parts.append(part)
+    return [train, parts[1], parts[0]]

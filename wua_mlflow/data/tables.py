@@ -1,14 +1,14 @@
-"""Rows of inputs and targets: reading them from files, checking them, and the task they pose.
+"""Rows of inputs and targets, read from files or given as arrays, and checked.
 
 pandas and pyarrow are imported where a file needs them, not before. Every error is one line.
-May import: numpy, torch, dotted, evaluation. Tests: ``tests/pipeline/test_tables.py``.
+Tests: ``tests/data/test_tables.py``.
 """
 
 from __future__ import annotations
 
 import reprlib
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,7 @@ from wua_mlflow.errors import did_you_mean, one_line
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["ENDINGS", "Rows", "frame_of", "read_rows", "rows_of"]
+__all__ = ["ENDINGS", "Rows", "listed", "read_columns", "read_rows", "rows_of"]
 
 
 ENDINGS = (".csv", ".parquet", ".npz")
@@ -34,7 +34,7 @@ class Rows:
 
     inputs: np.ndarray
     targets: np.ndarray
-    places: bool = False  # whole numbers that an embedding looks up: they stay int64
+    indices: bool = False  # the inputs are an embedding's whole numbers: they stay int64
 
 
 def read_rows(data: str, target: str | None) -> Rows:
@@ -67,7 +67,7 @@ def rows_of(inputs: Any, targets: Any, *, where: str) -> Rows:
     """Arrays, tensors or lists as checked rows.
 
     Args:
-        inputs: (n, *features), numbers; those of an int32 or int64 tensor are places.
+        inputs: (n, *features), numbers; those of an int32 or int64 tensor are an embedding's.
         targets: (n,) or (n, 1), numbers, bools or text.
         where: what holds them, for the messages.
 
@@ -89,35 +89,64 @@ def rows_of(inputs: Any, targets: Any, *, where: str) -> Rows:
         raise ValueError(f"data: expected numbers as the inputs of {where}, but got {x.dtype}, "
                          f"such as {reprlib.repr(x.reshape(-1).tolist()[0])}")
     _check_finite(x, f"the inputs of {where}")
-    places = isinstance(inputs, Tensor) and inputs.dtype in (torch.int32, torch.int64)
-    return Rows(x, _labels(y.reshape(-1), f"the target of {where}"), places)
+    indices = isinstance(inputs, Tensor) and inputs.dtype in (torch.int32, torch.int64)
+    return Rows(x, _targets(y.reshape(-1), f"the target of {where}"), indices)
+
+
+def read_columns(path: Path, *, argument: str) -> dict[str, np.ndarray]:
+    """The columns of a .csv or .parquet file, or the arrays of an .npz one, as they are.
+
+    Raises:
+        ValueError: one line that begins with ``argument``; the file cannot be read.
+    """
+    if path.suffix.lower() == ".npz":
+        return _read_npz(path, argument)[0]
+    frame = _read_table(path, argument)
+    return {str(name): frame[name].to_numpy() for name in frame.columns}
+
+
+def listed(names: Sequence[str], most: int = 8) -> str:
+    """Names in quotes for a message, the first few of many.
+
+    >>> listed(["a", "b", "c"], most=2)
+    "'a', 'b' and 1 more"
+    """
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(repr(name) for name in names[:most]) + more
 
 
 def _npz_rows(path: Path, target: str) -> Rows:
     if not zipfile.is_zipfile(path):
         raise ValueError(f"data: expected an archive as numpy.savez writes it, but {path} is none")
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            names = archive.files
-            arrays = {name: archive[name] for name in names if name in ("X", target)}
-    except Exception as error:  # zip, pickle and header errors of many kinds: all are the file's
-        raise ValueError(f"data: could not read {path}: {one_line(error)}") from error
+    arrays, names = _read_npz(path, "data", only=("X", target))
     for argument, name in (("data", "X"), ("target", target)):
         if name not in arrays:
             raise ValueError(f"{argument}: expected an array {name!r} in {path}, but it has "
-                             f"{_listed(names)}{did_you_mean(name, names)}")
+                             f"{listed(names)}{did_you_mean(name, names)}")
     return rows_of(arrays["X"], arrays[target], where=str(path))
 
 
+def _read_npz(
+    path: Path, argument: str, only: Collection[str] | None = None
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """The arrays (``only`` these, if given), and the names of all."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            names = list(archive.files)
+            return {name: archive[name] for name in names if only is None or name in only}, names
+    except Exception as error:  # zip, pickle and header errors of many kinds: all are the file's
+        raise ValueError(f"{argument}: could not read {path}: {one_line(error)}") from error
+
+
 def _table_rows(path: Path, target: str | None) -> Rows:
-    frame = frame_of(path)
+    frame = _read_table(path, "data")
     columns = list(frame.columns)
     if not len(frame):
         raise ValueError(f"data: expected rows in {path}, but it has only a header")
     if target not in columns:
         got = "none" if target is None else repr(target)
         close = did_you_mean(target, columns) if target and len(columns) > 1 else ""
-        raise ValueError(f"target: expected a column of {path}, which has {_listed(columns)}, "
+        raise ValueError(f"target: expected a column of {path}, which has {listed(columns)}, "
                          f"but got {got}{close}")
     features = [name for name in columns if name != target]
     if not features:
@@ -125,10 +154,10 @@ def _table_rows(path: Path, target: str | None) -> Rows:
                          "but got none")
     inputs = np.column_stack([_feature(frame[name], path) for name in features])
     where = f"column {target!r} of {path}"
-    return Rows(inputs, _labels(frame[target].to_numpy(), where, "target"))
+    return Rows(inputs, _targets(frame[target].to_numpy(), where, "target"))
 
 
-def frame_of(path: Path) -> pd.DataFrame:
+def _read_table(path: Path, argument: str) -> pd.DataFrame:
     """The rows of a .csv or .parquet file, without pandas' own row numbers."""
     import pandas as pd
 
@@ -136,7 +165,7 @@ def frame_of(path: Path) -> pd.DataFrame:
     try:
         frame = pd.read_csv(path, low_memory=False) if csv else pd.read_parquet(path)
     except Exception as error:  # each reader has kinds of its own: all are the file's
-        raise ValueError(f"data: could not read {path}: {one_line(error)}") from error
+        raise ValueError(f"{argument}: could not read {path}: {one_line(error)}") from error
     if csv and len(frame) and str(frame.columns[0]) == "Unnamed: 0":
         numbered = frame.iloc[:, 0].tolist() == list(range(len(frame)))
         frame = frame.iloc[:, 1:] if numbered else frame  # the index that pandas' to_csv wrote
@@ -156,7 +185,7 @@ def _feature(column: pd.Series, path: Path) -> np.ndarray:
                              f"{len(column)} rows, such as {reprlib.repr(text.iloc[0])}")
     elif column.dtype.kind not in "biuf":
         raise ValueError(f"data: expected numbers, but {where} is {column.dtype}")
-    values = numbers.to_numpy(dtype=np.float64, na_value=np.nan)
+    values: np.ndarray = numbers.to_numpy(dtype=np.float64, na_value=np.nan)
     _check_finite(values, where)
     return values
 
@@ -165,13 +194,13 @@ def _array(values: Any, where: str) -> np.ndarray:
     try:
         if isinstance(values, Tensor):
             values = values.detach().cpu()
-            return (values.float() if values.dtype == torch.bfloat16 else values).numpy()
+            values = (values.float() if values.dtype == torch.bfloat16 else values).numpy()
         return np.asarray(values)
     except Exception as error:  # a ragged list, a sparse tensor, or the user's own array type
         raise ValueError(f"data: expected arrays in {where}, but got {one_line(error)}") from error
 
 
-def _labels(values: np.ndarray, where: str, argument: str = "data") -> np.ndarray:
+def _targets(values: np.ndarray, where: str, argument: str = "data") -> np.ndarray:
     """Targets (n,) as numbers, bools or ``str``; Python objects as what they are."""
     if values.dtype.kind == "S":
         return np.char.decode(values, "utf-8", "replace")
@@ -199,22 +228,10 @@ def _from_objects(values: np.ndarray, where: str, argument: str) -> np.ndarray:
 
 
 def _check_finite(values: np.ndarray, where: str, argument: str = "data") -> None:
-    """float32 must hold every value: the models compute in it."""
+    """Raise unless float32 holds every value: the models compute in it."""
     with np.errstate(over="ignore"):
         bad = ~np.isfinite(values.astype(np.float32)).reshape(len(values), -1).all(axis=1)
     if bad.any():
         got = "NaN" if np.isnan(values[bad]).any() else "infinity, or more than float32 holds,"
         raise ValueError(f"{argument}: expected finite numbers, but {where} has {got} in "
                          f"{bad.sum()} of {len(values)} rows")
-
-
-def _amounts(targets: np.ndarray, where: str) -> np.ndarray:
-    if targets.dtype.kind not in "biuf":
-        raise ValueError(f"target: expected numbers in a regression, but {where} has text, such "
-                         f"as {reprlib.repr(targets.tolist()[0])}")
-    return targets.astype(np.float64)
-
-
-def _listed(names: Sequence[str], most: int = 8) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(repr(name) for name in names[:most]) + more

@@ -1,38 +1,42 @@
-"""Rows of inputs and targets: reading them from files, checking them, and the task they pose.
+"""The task of targets, the kind of a model's outputs, the loss and the per-example score that fit.
 
-pandas and pyarrow are imported where a file needs them, not before. Every error is one line.
-May import: numpy, torch, dotted, evaluation. Tests: ``tests/pipeline/test_tables.py``.
+Tests: ``tests/data/test_output_kind.py``, ``tests/data/test_tables.py``.
 """
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from wua_mlflow.data.tables import _amounts, _listed
+from wua_mlflow.data.tables import listed
 from wua_mlflow.hooks import evaluating, unwrapped
 
-if TYPE_CHECKING:
-    pass
-
 __all__ = [
-    "OutputKind", "Task", "TaskSpec", "example_scores", "infer_task", "loss_for", "output_kind",
-    "score_name",
+    "OutputKind", "Task", "TaskSpec", "checked_output", "example_scores", "infer_task", "loss_for",
+    "output_kind", "predictions_of", "score_name",
 ]
 
 
+Task = Literal["binary", "multiclass", "regression"]
+OutputKind = Literal["probabilities", "logits", "values"]
+
 _FEW = 20  # up to so many different whole numbers are classes; more are amounts
+_PASS_THROUGH = ("View", "UnsafeView", "Reshape", "Squeeze", "Unsqueeze", "Alias", "Select",
+                 "Slice", "ToCopy", "Clone", "Transpose", "TBackward", "Permute", "Expand", "Clamp")
+"""What may stand between a sigmoid and the output: starts of the names of autograd's nodes."""
+_PROBABILITY = {"binary": ("Sigmoid", "Hardsigmoid"), "multiclass": ("Softmax",)}
 
 
 @dataclass(frozen=True)
 class TaskSpec:
-    """The task that targets pose; ``values``: the classes in order, none in a regression."""
+    """A task, and its classes' values in the order of the outputs (none in a regression)."""
 
     task: Task
     values: tuple[Any, ...] = ()
@@ -42,38 +46,62 @@ class TaskSpec:
         """The classes' names."""
         return tuple(_class_name(value) for value in self.values)
 
-    def encoded(self, targets: np.ndarray, *, where: str) -> np.ndarray:
+    def encode(self, targets: np.ndarray, *, where: str) -> np.ndarray:
         """Targets (n,) as the class's place in ``values``, int64; in a regression as float64.
 
         Raises:
             ValueError: a class that is not in ``values``, or text in a regression.
 
-        >>> TaskSpec("multiclass", ("a", "b", "c")).encoded(np.array(["b", "a"]), where="test")
+        >>> TaskSpec("multiclass", ("a", "b", "c")).encode(np.array(["b", "a"]), where="test")
         array([1, 0])
         """
         if self.task == "regression":
             return _amounts(targets, where)
         place = {value: number for number, value in enumerate(self.values)}
         distinct, inverse = np.unique(targets, return_inverse=True)
-        unseen = [_class_name(value) for value in distinct.tolist() if value not in place]
-        if unseen:
-            raise ValueError(f"data: expected only the classes {_listed(self.classes)}, but "
-                             f"{where} has {_listed(unseen)}")
+        unknown = [_class_name(value) for value in distinct.tolist() if value not in place]
+        if unknown:
+            raise ValueError(f"data: expected only the classes {listed(self.classes)}, but "
+                             f"{where} has {listed(unknown)}")
         return np.array([place[value] for value in distinct.tolist()], dtype=np.int64)[inverse]
+
+    def for_outputs(self, count: int) -> TaskSpec:
+        """The task with its classes numbered as a classifier of ``count`` outputs has them.
+
+        Whole numbers below ``count`` are the outputs' places, whichever of them the targets have;
+        other classes must be as many as the outputs, and stay in their order.
+
+        Raises:
+            ValueError: the classes cannot be those of the outputs.
+
+        >>> TaskSpec("binary", (0, 2)).for_outputs(3).values
+        (0, 1, 2)
+        """
+        if all(isinstance(value, int | float) and value in range(count) for value in self.values):
+            return TaskSpec("multiclass", tuple(range(count)))
+        if len(self.values) != count:
+            raise ValueError(f"data: expected a class for each of the model's {count} outputs, but "
+                             f"the test data have {len(self.values)}")
+        return TaskSpec("multiclass", self.values)
 
 
 def infer_task(
-    targets: np.ndarray, *, task: str | None = None, whole_are_classes: bool = False
+    targets: np.ndarray, *, task: str | None = None, whole_are_classes: bool = False,
+    outputs: int | None = None,
 ) -> TaskSpec:
-    """The task that ``targets`` (n,) pose: their own, or ``task`` where it is given.
+    """The task of ``targets``: as they look, or ``task`` where it is given.
 
     Text, bools and whole numbers of at most 20 different values are classes, in sorted order: two
     are a binary task, more a multiclass one. Other numbers are amounts, a regression.
 
+    Beside a model's outputs the targets are numbers as its loss takes them: whole numbers (n,)
+    beside several outputs are classes, 0 and 1 a binary task, all else a regression.
+
     Args:
-        targets: as ``Rows`` holds them.
+        targets: (n,), as ``Rows`` holds them; beside ``outputs`` also (n, 1).
         task: binary, multiclass or regression.
         whole_are_classes: integers are classes however many different values they have.
+        outputs: how many outputs an example the model has, where the model is there already.
 
     Raises:
         ValueError: no such task, the targets do not fit it, or they are all alike.
@@ -82,9 +110,13 @@ def infer_task(
     ('no', 'yes')
     >>> infer_task(np.array([0.5, 1.0, 2.0])).task
     'regression'
+    >>> infer_task(np.array([3, 1, 2]), outputs=1).task
+    'regression'
     """
     if task is not None and task not in get_args(Task):
-        raise ValueError(f"task: expected {', '.join(get_args(Task))}, but got {task!r}")
+        raise ValueError(f"task: expected one of {', '.join(get_args(Task))}, but got {task!r}")
+    if outputs is not None:
+        return _task_beside(targets, outputs, task)
     values = np.unique(targets)
     if len(values) < 2:
         raise ValueError("target: expected at least two different values, but all are "
@@ -98,6 +130,16 @@ def infer_task(
     return TaskSpec("binary" if binary else "multiclass", tuple(values.tolist()))
 
 
+def _task_beside(targets: np.ndarray, outputs: int, task: str | None) -> TaskSpec:
+    if task is None and outputs > 1 and targets.ndim == 1 and targets.dtype.kind in "biu":
+        task = "multiclass"
+    if task == "multiclass":
+        return TaskSpec("multiclass", tuple(range(outputs)))
+    if task == "binary" or (task is None and bool(np.isin(targets, (0, 1)).all())):
+        return TaskSpec("binary", (0, 1))
+    return TaskSpec("regression")
+
+
 def _are_classes(values: np.ndarray, whole_are_classes: bool) -> bool:
     whole = whole_are_classes and values.dtype.kind in "iu"
     return whole or values.dtype.kind not in "iuf" or (
@@ -108,22 +150,15 @@ def _class_name(value: Any) -> str:
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
-Task = Literal["binary", "multiclass", "regression"]
-OutputKind = Literal["probabilities", "logits", "values"]
-
-_PASS_THROUGH = ("View", "UnsafeView", "Reshape", "Squeeze", "Unsqueeze", "Alias", "Select",
-                 "Slice", "ToCopy", "Clone", "Transpose", "TBackward", "Permute", "Expand", "Clamp")
-"""What may stand between a sigmoid and the output: starts of the names of autograd's nodes."""
-_PROBABILITY = {"binary": ("Sigmoid", "Hardsigmoid"), "multiclass": ("Softmax",)}
-
-
-def score_name(task: Task) -> str:
-    """The word for the score: ``accuracy`` or ``R²``."""
-    return "R²" if task == "regression" else "accuracy"
+def _amounts(targets: np.ndarray, where: str) -> np.ndarray:
+    if targets.dtype.kind not in "biuf":
+        raise ValueError(f"target: expected numbers in a regression, but {where} has text, such "
+                         f"as {reprlib.repr(targets.tolist()[0])}")
+    return targets.astype(np.float64)
 
 
 def output_kind(model: nn.Module, inputs: Tensor, task: Task) -> OutputKind:
-    """Whether a binary classifier's single output is a probability or a logit.
+    """Whether a classifier's outputs are probabilities or logits.
 
     Read from the graph: a probability is what leaves a sigmoid, whether that is a module or a
     function call. Regression gives ``values``, multi-class ``logits`` (cross-entropy is the same
@@ -149,7 +184,7 @@ def output_kind(model: nn.Module, inputs: Tensor, task: Task) -> OutputKind:
         probe.requires_grad_()
     model = unwrapped(model)
     with evaluating(model), torch.enable_grad():
-        outputs = _checked(model(probe))
+        outputs = checked_output(model(probe))
     node = outputs.grad_fn
     if node is None:
         return _kind_by_values(outputs, task)
@@ -163,6 +198,17 @@ def _kind_by_values(outputs: Tensor, task: Task) -> OutputKind:
     if task == "multiclass":
         likely = likely and bool((outputs.sum(1) - 1).abs().max() < 1e-3)
     return "probabilities" if likely else "logits"
+
+
+def checked_output(outputs: object) -> Tensor:
+    """A model's outputs, which must be a tensor.
+
+    Raises:
+        ValueError: they are not.
+    """
+    if not isinstance(outputs, Tensor):
+        raise ValueError(f"model: expected a tensor as output, but got {type(outputs).__name__}")
+    return outputs
 
 
 def loss_for(task: Task, kind: OutputKind) -> Callable[..., Tensor]:
@@ -185,14 +231,24 @@ def _nll_of_probabilities(outputs: Tensor, targets: Tensor, reduction: str = "me
     return functional.nll_loss(logs, targets, reduction=reduction)
 
 
-def _checked(outputs: object) -> Tensor:
-    if not isinstance(outputs, Tensor):
-        raise ValueError(f"model: expected a tensor as output, but got {type(outputs).__name__}")
-    return outputs
+def predictions_of(outputs: Tensor, task: Task, kind: OutputKind) -> np.ndarray:
+    """A model's predictions, shape (examples,): class numbers, or amounts in float64.
+
+    >>> predictions_of(torch.tensor([[-1.0], [2.0]]), "binary", "logits").tolist()
+    [0, 1]
+    """
+    if task == "multiclass":
+        return outputs.argmax(1).cpu().numpy()
+    values = outputs.reshape(-1).cpu()
+    if task == "binary":
+        return (values > (0.5 if kind == "probabilities" else 0.0)).long().numpy()
+    return values.double().numpy()
 
 
 def example_scores(predictions: np.ndarray, targets: np.ndarray, task: Task) -> np.ndarray:
-    """Scores of each example, shape (examples,): right or wrong, or a share of R².
+    """The score of each example, shape (examples,); the mean is accuracy, or R².
+
+    Of classes 1 or 0 for right or wrong; of amounts 1 − squared error ÷ variance of the targets.
 
     Raises:
         ValueError: regression, and all targets are equal.
@@ -201,7 +257,12 @@ def example_scores(predictions: np.ndarray, targets: np.ndarray, task: Task) -> 
     [1.0, 0.0]
     """
     if task != "regression":
-        return (predictions == targets).astype(np.float64)
+        return np.asarray(predictions == targets, dtype=np.float64)
     if targets.min() == targets.max():
         raise ValueError("targets: expected at least two different values, but got one")
     return np.asarray(1.0 - (targets - predictions) ** 2 / targets.var())
+
+
+def score_name(task: Task) -> str:
+    """The word for the score: ``accuracy`` or ``R²``."""
+    return "R²" if task == "regression" else "accuracy"

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from wua_mlflow.config import Settings
 from wua_mlflow.data.datasets import DataSplit
 from wua_mlflow.data.scaling import WithoutInputScaling
-from wua_mlflow.data.tables import ENDINGS, Rows, rows_of
+from wua_mlflow.data.tables import ENDINGS, Rows, read_columns, rows_of
 from wua_mlflow.data.tasks import TaskSpec, example_scores, output_kind
 from wua_mlflow.device import device_of, use_threads
 from wua_mlflow.errors import did_you_mean, one_line
@@ -43,7 +43,6 @@ from wua_mlflow.pipeline.compare import (
 from wua_mlflow.pipeline.test_sets import (
     TestData,
     check_columns,
-    columns_of,
     own_test,
     prepared,
     rows_in,
@@ -97,7 +96,7 @@ class Predictions:
             raise ValueError(f"compare: expected {expected} in {self.source}, but got "
                              f"{len(self.prediction)}")
         if self.target is not None:
-            own = test.posed.encoded(self.target, where=self.source).astype(np.float64)
+            own = test.posed.encode(self.target, where=self.source).astype(np.float64)
             other = ~np.isclose(own, test.truth, rtol=ROUNDING, atol=ROUNDING * test.truth.std())
             if other.any():
                 raise ValueError(f"compare: expected the test data's targets in {self.source}, in "
@@ -117,7 +116,7 @@ def read_predictions(data: str) -> Predictions:
     if not path.is_file():
         raise ValueError(f"compare: expected a file of predictions, but '{data}' "
                          f"{'is a folder' if path.is_dir() else 'does not exist'}")
-    columns = columns_of(path, argument="compare")
+    columns = read_columns(path, argument="compare")
     if "prediction" not in columns:
         raise ValueError(f"compare: expected a column 'prediction' in {data}, but it has "
                          f"{', '.join(columns) or 'none'}{did_you_mean('prediction', columns)}")

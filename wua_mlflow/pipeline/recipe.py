@@ -29,7 +29,7 @@ from wua_mlflow.imports import load_object
 from wua_mlflow.pipeline.models import check_fit, factory, naming
 from wua_mlflow.pruning.cut import Specification
 from wua_mlflow.rng import Purpose, Stream, isolated, restore, seed_all, stream_of, torch_generator
-from wua_mlflow.training.distillation import distilling
+from wua_mlflow.training.distillation import distillation_loss
 from wua_mlflow.training.evaluation import Evaluation, evaluate, outputs_of
 from wua_mlflow.training.fit import Budget, EpochRecord, TrainingDiverged, fit
 from wua_mlflow.widths.factory import Factory
@@ -237,7 +237,7 @@ def _aims(recipe: Recipe, kind: OutputKind, teacher: nn.Module | None) -> tuple[
         return train, validation, loss
     taught = [(inputs, (targets, outputs_of(teacher, inputs)))
               for inputs, targets in (train, validation)]
-    return taught[0], taught[1], distilling(loss, recipe.split.task, kind)
+    return taught[0], taught[1], distillation_loss(loss, recipe.split.task, kind)
 
 
 def _by_user(

@@ -13,12 +13,12 @@ import numpy as np
 
 from wua_mlflow.data.datasets import DataSplit, Part, is_file, load_data, part_of
 from wua_mlflow.data.scaling import Scaling
-from wua_mlflow.data.tables import ENDINGS, Rows, frame_of, read_rows, rows_of
+from wua_mlflow.data.tables import ENDINGS, Rows, read_columns, read_rows, rows_of
 from wua_mlflow.data.tasks import Task, TaskSpec, infer_task
-from wua_mlflow.errors import did_you_mean, one_line
+from wua_mlflow.errors import did_you_mean
 
 __all__ = [
-    "TestData", "check_columns", "columns_of", "own_test", "prepared", "rows_in", "targets_of",
+    "TestData", "check_columns", "own_test", "prepared", "rows_in", "targets_of",
 ]
 
 
@@ -48,10 +48,9 @@ class TestData:
 def own_test(split: DataSplit) -> TestData:
     """The test part of a run's own data."""
     truth = split.test.targets.numpy().reshape(-1).astype(np.float64)
-    scaler = split.scaling.targets if split.scaling else None
-    if scaler is not None:
-        truth = truth * scaler.scale.item() + scaler.mean.item()
-    return TestData(split.test, split.posed, truth, split.test.digest, split.scaling)
+    if split.scaling and split.scaling.targets:
+        truth = split.scaling.targets.unscale(truth[:, None])[:, 0]
+    return TestData(split.test, split.spec, truth, split.test.digest, split.scaling)
 
 
 def rows_in(data: str, target: str | None) -> Rows | None:
@@ -76,7 +75,7 @@ def targets_of(data: str, target: str | None) -> Rows | None:
     path = Path(data).expanduser()
     if not is_file(data) or path.suffix.lower() not in ENDINGS or not path.is_file():
         return rows_in(data, target)
-    columns = columns_of(path, argument="data")
+    columns = read_columns(path, argument="data")
     name = target or ("y" if path.suffix.lower() == ".npz" else "")
     if name not in columns:
         raise ValueError(f"target: expected a column of {data}, which has {', '.join(columns)}, "
@@ -119,8 +118,8 @@ def prepared(
         raise ValueError(f"data: expected rows that training never saw, but {data} is what the "
                          f"model was trained on; without --data its own test part is taken")
     else:
-        posed, part, scaling = like.posed, _scaled(rows, data, like), like.scaling
-    truth = posed.encoded(rows.targets, where=data).astype(np.float64)
+        posed, part, scaling = like.spec, _scaled(rows, data, like), like.scaling
+    truth = posed.encode(rows.targets, where=data).astype(np.float64)
     return TestData(part, posed, truth, _digest(rows.inputs, rows.targets), scaling)
 
 
@@ -149,7 +148,7 @@ def _features(data: str, target: str | None) -> list[str] | None:
     path = Path(data).expanduser()
     if not is_file(data) or path.suffix.lower() not in (".csv", ".parquet") or not path.is_file():
         return None
-    return [name for name in columns_of(path, argument="data") if name != target]
+    return [name for name in read_columns(path, argument="data") if name != target]
 
 
 def _scaled(rows: Rows, data: str, like: DataSplit) -> Part:
@@ -158,10 +157,10 @@ def _scaled(rows: Rows, data: str, like: DataSplit) -> Part:
     if rows.inputs.shape[1:] != (features[1:] if channel else features):
         raise ValueError(f"data: expected inputs of shape {features} in {data}, as the model's own "
                          f"data have, but got {rows.inputs.shape[1:]}")
-    scaled = like.scaling.applied(rows) if like.scaling else rows
+    scaled = like.scaling.scale(rows) if like.scaling else rows
     if channel:
         scaled = replace(scaled, inputs=scaled.inputs[:, None])
-    return part_of(scaled, like.posed, data)
+    return part_of(scaled, like.spec, data)
 
 
 def _digest(*parts: np.ndarray | bytes) -> str:
@@ -173,22 +172,3 @@ def _digest(*parts: np.ndarray | bytes) -> str:
             part = np.ascontiguousarray(part).tobytes()
         sha.update(part)
     return sha.hexdigest()
-
-
-def columns_of(path: Path, *, argument: str) -> dict[str, np.ndarray]:
-    """The columns of a .csv or .parquet file, or the arrays of an .npz one, as they are.
-
-    Raises:
-        ValueError: one line that begins with ``argument``; the file cannot be read.
-    """
-    try:
-        if path.suffix.lower() == ".npz":
-            with np.load(path, allow_pickle=False) as archive:
-                return {name: archive[name] for name in archive.files}
-    except Exception as error:  # zip, pickle and header errors of many kinds: all are the file's
-        raise ValueError(f"{argument}: could not read {path}: {one_line(error)}") from error
-    try:
-        frame = frame_of(path)
-    except ValueError as error:
-        raise ValueError(f"{argument}: {str(error).removeprefix('data: ')}") from error
-    return {str(name): frame[name].to_numpy() for name in frame.columns}

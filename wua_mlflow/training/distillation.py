@@ -1,6 +1,6 @@
 """Distillation: a loss that aims at the targets and at the outputs of a larger, trained network.
 
-May import: torch, evaluation. Tests: ``tests/test_distillation.py``.
+Tests: ``tests/training/test_distillation.py``.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from wua_mlflow.data.tasks import OutputKind, Task
 
-__all__ = ["distilling"]
+__all__ = ["distillation_loss"]
 
 
 SHARE, TEMPERATURE = 0.5, 2.0
@@ -21,7 +21,7 @@ Aims = tuple[Tensor, Tensor]
 """(targets, outputs of the teacher), by sample."""
 
 
-def distilling(
+def distillation_loss(
     loss: Callable[[Tensor, Tensor], Tensor], task: Task, kind: OutputKind, *,
     share: float = SHARE, temperature: float = TEMPERATURE,
 ) -> Callable[[Tensor, Aims], Tensor]:
@@ -40,32 +40,33 @@ def distilling(
     Returns:
         A loss of (outputs, (targets, teacher's outputs)).
 
-    >>> aim = distilling(functional.cross_entropy, "multiclass", "logits", share=1.0)
+    >>> aim = distillation_loss(functional.cross_entropy, "multiclass", "logits", share=1.0)
     >>> outputs = torch.tensor([[2.0, -1.0]])
     >>> float(aim(outputs, (torch.tensor([1]), outputs)))
     0.0
     """
-    heat = 1.0 if kind == "probabilities" else temperature
+    if kind == "probabilities":
+        temperature = 1.0
 
     def total(outputs: Tensor, aims: Aims) -> Tensor:
-        targets, taught = aims
+        targets, teacher = aims
         if task == "regression":
-            distance = functional.mse_loss(outputs, taught)
+            distance = functional.mse_loss(outputs, teacher)
         else:
-            ours, theirs = (_log_probabilities(values, task, kind, heat)
-                            for values in (outputs, taught))
-            distance = heat**2 * functional.kl_div(ours, theirs, reduction="batchmean",
-                                                   log_target=True)
+            log_p = _log_probabilities(outputs, task, kind, temperature)
+            log_q = _log_probabilities(teacher, task, kind, temperature)
+            distance = temperature**2 * functional.kl_div(log_p, log_q, reduction="batchmean",
+                                                          log_target=True)
         return (1 - share) * loss(outputs, targets) + share * distance
 
     return total
 
 
-def _log_probabilities(outputs: Tensor, task: Task, kind: OutputKind, heat: float) -> Tensor:
+def _log_probabilities(outputs: Tensor, task: Task, kind: OutputKind, temperature: float) -> Tensor:
     """Shape (samples, classes); a binary classifier's single output becomes two."""
     if kind == "probabilities":
         both = torch.cat([1 - outputs, outputs], 1) if task == "binary" else outputs
         return both.clamp_min(torch.finfo(outputs.dtype).tiny).log()
     if task == "binary":
         outputs = torch.cat([torch.zeros_like(outputs), outputs], 1)
-    return functional.log_softmax(outputs / heat, dim=1)
+    return functional.log_softmax(outputs / temperature, dim=1)

@@ -1,7 +1,6 @@
-"""Per-example predictions, losses and scores of a model; the loss that fits its outputs.
+"""Predictions, losses and scores of a model for every example of some data.
 
-May import: torch, numpy, chunks, hooks. Tests: ``tests/test_evaluation.py``,
-``tests/test_output_kind.py``.
+Tests: ``tests/training/test_evaluation.py``.
 """
 
 from __future__ import annotations
@@ -12,7 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from wua_mlflow.data.tasks import OutputKind, Task, _checked, example_scores, loss_for
+from wua_mlflow.data.tasks import (
+    OutputKind,
+    Task,
+    checked_output,
+    example_scores,
+    loss_for,
+    predictions_of,
+)
 from wua_mlflow.device import rows_at_once
 from wua_mlflow.hooks import evaluating
 
@@ -82,21 +88,9 @@ def evaluate(
     _check_shapes(outputs, targets, task)
     losses = loss_for(task, kind)(outputs, targets, reduction="none").reshape(-1)
     truth = targets.reshape(-1).cpu().double().numpy()
-    if task == "multiclass":
-        predictions = outputs.argmax(1).cpu().numpy()
-    elif task == "binary":
-        threshold = 0.5 if kind == "probabilities" else 0.0
-        predictions = (outputs.reshape(-1) > threshold).long().cpu().numpy()
-    else:
-        predictions = outputs.reshape(-1).cpu().double().numpy()
-    return Evaluation(
-        task=task,
-        predictions=predictions,
-        targets=truth,
-        losses=losses.cpu().double().numpy(),
-        scores=example_scores(predictions, truth, task),
-        digest=digest,
-    )
+    predictions = predictions_of(outputs, task, kind)
+    return Evaluation(task, predictions, truth, losses.cpu().double().numpy(),
+                      example_scores(predictions, truth, task), digest)
 
 
 def outputs_of(model: nn.Module, inputs: Tensor) -> Tensor:
@@ -111,7 +105,7 @@ def outputs_of(model: nn.Module, inputs: Tensor) -> Tensor:
         raise ValueError("inputs: expected at least one example, but got none")
     chunk = rows_at_once(inputs.shape)
     with evaluating(model):
-        outputs = torch.cat([_checked(model(part.clone())) for part in inputs.split(chunk)])
+        outputs = torch.cat([checked_output(model(part.clone())) for part in inputs.split(chunk)])
     if not bool(torch.isfinite(outputs).all()):
         raise ValueError("model: expected finite outputs, but got NaN or infinity")
     return outputs

@@ -1,6 +1,6 @@
 """The built-in training loop: yields a record an epoch, logs nothing.
 
-May import: torch, chunks, hooks. Tests: ``tests/test_training.py``.
+Tests: ``tests/training/test_fit.py``.
 """
 
 from __future__ import annotations
@@ -118,16 +118,16 @@ def fit(
         batches = _batches(len(train[0]), budget, generator)
         train_loss = _epoch(model, train, loss, optimizer, batches)
         model.eval()
-        watched = _validation_loss(model, validation, loss)
-        for what, value in (("loss", train_loss), ("validation loss", watched or 0.0)):
+        validation_loss = _validation_loss(model, validation, loss)
+        for what, value in (("loss", train_loss), ("validation loss", validation_loss or 0.0)):
             if not math.isfinite(value):
                 raise TrainingDiverged(f"training: the {what} became {value} in epoch {epoch}; a "
                                        f"smaller learning rate than lr={budget.lr:g} may help")
-        yield EpochRecord(epoch, train_loss, watched)
-        if budget.patience is None or watched is None:
+        yield EpochRecord(epoch, train_loss, validation_loss)
+        if budget.patience is None or validation_loss is None:
             continue
-        if watched < best:
-            best, best_state, waited = watched, copy.deepcopy(model.state_dict()), 0
+        if validation_loss < best:
+            best, best_state, waited = validation_loss, copy.deepcopy(model.state_dict()), 0
         else:
             waited += 1
         if waited >= budget.patience:
@@ -182,4 +182,6 @@ def _validation_loss(
 
 
 def _at(targets: Targets, rows: Tensor) -> Targets:
-    return targets[rows] if isinstance(targets, Tensor) else tuple(one[rows] for one in targets)
+    if isinstance(targets, Tensor):
+        return targets[rows]
+    return tuple(tensor[rows] for tensor in targets)

@@ -1,6 +1,6 @@
 """Latency and throughput of models, measured in turns so that noise falls on all alike.
 
-May import: torch, numpy, hooks, randomness. Tests: ``tests/test_latency.py``.
+Tests: ``tests/training/test_latency.py``.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def measure_latency(
             p95_ms=float(np.quantile(single[name], 0.95)) * 1e3,
             samples_per_s=len(inputs) / float(np.quantile(batch[name], 0.5)),
             rounds=len(single[name]),
-            times_ms=tuple(1e3 * one for one in single[name]),
+            times_ms=tuple(1e3 * seconds for seconds in single[name]),
         )
         for name in models
     }
@@ -123,16 +123,16 @@ def latency_ratio(
     block = max(1, round(rounds**0.5))
     rng = numpy_generator(seed, Purpose.LATENCY_RATIO)
     starts = rng.integers(rounds - block + 1, size=(RESAMPLES, -(-rounds // block)))
-    rows = (starts[:, :, None] + np.arange(block)).reshape(RESAMPLES, -1)[:, :rounds]
-    medians = np.median(times[:, rows], axis=2)
+    drawn = (starts[:, :, None] + np.arange(block)).reshape(RESAMPLES, -1)[:, :rounds]
+    resampled = np.median(times[:, drawn], axis=2)
     tail = (1 - confidence) / 2
-    low, high = np.quantile(medians[0] / medians[1], (tail, 1 - tail))
-    whole = np.median(times, axis=1)
-    return float(whole[0] / whole[1]), float(low), float(high)
+    low, high = np.quantile(resampled[0] / resampled[1], (tail, 1 - tail))
+    medians = np.median(times, axis=1)
+    return float(medians[0] / medians[1]), float(low), float(high)
 
 
-def _waiting(device: torch.device) -> Callable[[], None]:
-    """What waits for the work that the device was given: a launch alone is no forward."""
+def _synchronizer(device: torch.device) -> Callable[[], None]:
+    """A function that waits until the device has done its work: a launch alone is no forward."""
     if device.type == "cuda":
         return partial(torch.cuda.synchronize, device)
     return torch.mps.synchronize if device.type == "mps" else (lambda: None)
@@ -145,20 +145,20 @@ def _time(
     budget_s: float,
     clock: Callable[[], float],
 ) -> dict[str, list[float]]:
-    wait = _waiting(inputs.device)
+    synchronize = _synchronizer(inputs.device)
     names = list(models)
     for model in models.values():
         for _ in range(3):
             model(inputs)
-    wait()
+    synchronize()
     times: dict[str, list[float]] = {name: [] for name in names}
     began = clock()
     for turn in range(rounds):
-        for place in range(len(names)):
-            name = names[(place + turn) % len(names)]
+        first = turn % len(names)
+        for name in names[first:] + names[:first]:
             start = clock()
             models[name](inputs)
-            wait()
+            synchronize()
             times[name].append(clock() - start)
         if turn >= 9 and clock() - began > budget_s:
             break

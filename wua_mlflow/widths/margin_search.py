@@ -8,14 +8,22 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from wua_mlflow.data.tasks import Task, loss_for, output_kind, score_name
+from wua_mlflow.data.tasks import (
+    OutputKind,
+    Task,
+    example_scores,
+    infer_task,
+    loss_for,
+    output_kind,
+    predictions_of,
+    score_name,
+)
 from wua_mlflow.training.evaluation import outputs_of
 from wua_mlflow.widths.results import Curve, LayerWidth
 
@@ -106,20 +114,18 @@ def scoring(
     'accuracy'
     """
     inputs, targets = tensors_of(data, model)
-    if task is not None and task not in get_args(Task):
-        raise ValueError(f"task: expected one of {', '.join(get_args(Task))}, but got {task!r}")
     if task is None and loss is not None and score is not None:
         return Scoring(inputs, targets, loss, score, "mean score")
     outputs = outputs_of(model, inputs[:2])
-    task = task or _task(outputs, targets)
+    columns = outputs.shape[1] if outputs.dim() == 2 else 1
+    task = infer_task(_array(targets), task=task, outputs=columns).task
     if task != "multiclass":
         targets = targets.reshape(len(targets), -1).to(outputs.dtype)
     _check_fit(outputs, targets, task)
     kind = output_kind(model, inputs, task)
-    half = 0.5 if kind == "probabilities" else 0.0
     return Scoring(
         inputs, targets, loss=_in_columns(loss or loss_for(task, kind), task),
-        score=score or _score_for(task, targets, half),
+        score=score or _score_for(task, kind),
         axis="mean score" if score else score_name(task))
 
 
@@ -155,13 +161,8 @@ def _tensor(part: Any, name: str) -> Tensor:
     return part.detach()
 
 
-def _task(outputs: Tensor, targets: Tensor) -> Task:
-    if outputs.dim() == 2 and outputs.shape[1] > 1 and targets.dim() == 1 \
-            and not targets.is_floating_point():
-        return "multiclass"
-    if bool(((targets == 0) | (targets == 1)).all()):
-        return "binary"
-    return "regression"
+def _array(targets: Tensor) -> np.ndarray:
+    return (targets.double() if targets.is_floating_point() else targets).cpu().numpy()
 
 
 def _check_fit(outputs: Tensor, targets: Tensor, task: Task) -> None:
@@ -188,20 +189,12 @@ def _in_columns(loss: Callable[..., Tensor], task: Task) -> Loss:
     return lambda outputs, targets: loss(outputs.reshape(len(outputs), -1), targets)
 
 
-def _score_for(task: Task, targets: Tensor, half: float) -> Score:
-    if task == "multiclass":
-        return lambda outputs, targets: (outputs.argmax(1) == targets).double()
-    if task == "binary":
-        return lambda outputs, targets: (
-            (outputs.reshape(-1) > half) == (targets.reshape(-1) > 0.5)).double()
-    variance = targets.double().var(correction=0)
+def _score_for(task: Task, kind: OutputKind) -> Score:
+    def score(outputs: Tensor, targets: Tensor) -> Tensor:
+        truth = _array(targets.reshape(-1) > 0.5 if task == "binary" else targets.reshape(-1))
+        return torch.from_numpy(example_scores(predictions_of(outputs, task, kind), truth, task))
 
-    def share_of_r2(outputs: Tensor, targets: Tensor) -> Tensor:
-        errors = functional.mse_loss(outputs.reshape(-1).double(), targets.reshape(-1).double(),
-                                     reduction="none")
-        return 1 - errors / variance
-
-    return share_of_r2
+    return score
 
 
 MOST_ON_THE_GRID = 16

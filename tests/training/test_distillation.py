@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from wua_mlflow.training.distillation import distilling
+from wua_mlflow.training.distillation import distillation_loss
 from wua_mlflow.training.fit import Budget, fit
 
 
@@ -21,7 +21,8 @@ def test_several_classes_by_hand() -> None:
     p, q = (theirs / 3).softmax(1), (ours / 3).softmax(1)
     distance = 9 * (p * (p / q).log()).sum(1).mean()
     expected = 0.7 * functional.cross_entropy(ours, targets) + 0.3 * distance
-    aim = distilling(functional.cross_entropy, "multiclass", "logits", share=0.3, temperature=3)
+    aim = distillation_loss(functional.cross_entropy, "multiclass", "logits", share=0.3,
+                            temperature=3)
     assert aim(ours, (targets, theirs)).item() == pytest.approx(expected.item(), rel=1e-12)
 
 
@@ -32,20 +33,20 @@ def test_a_binary_output_is_two_classes(kind: str) -> None:
     p, q = (theirs / heat).sigmoid(), (ours / heat).sigmoid()
     distance = heat**2 * (p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()).mean()
     outputs, taught = (ours, theirs) if kind == "logits" else (ours.sigmoid(), theirs.sigmoid())
-    aim = distilling(functional.mse_loss, "binary", kind, share=1.0)  # type: ignore[arg-type]
+    aim = distillation_loss(functional.mse_loss, "binary", kind, share=1.0)  # type: ignore[arg-type]
     found = aim(outputs, (torch.zeros(5, 1), taught))
     assert found.item() == pytest.approx(distance.item(), rel=1e-9)
 
 
 def test_probabilities_of_zero_are_no_infinity() -> None:
     outputs, taught = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])
-    aim = distilling(functional.mse_loss, "multiclass", "probabilities", share=1.0)
+    aim = distillation_loss(functional.mse_loss, "multiclass", "probabilities", share=1.0)
     assert torch.isfinite(aim(outputs, (torch.zeros(1, 2), taught)))
 
 
 def test_a_regression_aims_at_the_teachers_values() -> None:
     ours, theirs, targets = draw(5, 1, seed=1), draw(5, 1, seed=2), draw(5, 1, seed=3)
-    aim = distilling(functional.mse_loss, "regression", "values")
+    aim = distillation_loss(functional.mse_loss, "regression", "values")
     expected = 0.5 * ((ours - targets) ** 2).mean() + 0.5 * ((ours - theirs) ** 2).mean()
     assert aim(ours, (targets, theirs)).item() == pytest.approx(expected.item(), rel=1e-12)
 
@@ -61,7 +62,7 @@ def test_a_network_learns_the_teacher_where_the_targets_are_noise(batch_size: ob
         taught = teacher(inputs)
     noise = torch.randn(40, 1, generator=generator)
     student = nn.Linear(3, 1)
-    aim = distilling(functional.mse_loss, "regression", "values", share=1.0)
+    aim = distillation_loss(functional.mse_loss, "regression", "values", share=1.0)
     budget = Budget(epochs=400, lr=0.05, batch_size=batch_size)  # type: ignore[arg-type]
     for _ in fit(student, (inputs, (noise, taught)), aim, budget, generator=generator,
                  validation=(inputs, (noise, taught))):

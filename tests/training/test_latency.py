@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from wua_mlflow.training.latency import Latency, _waiting, latency_ratio, measure_latency
+from wua_mlflow.training.latency import Latency, _synchronizer, latency_ratio, measure_latency
 
 
 class Clock:
@@ -181,11 +181,11 @@ def test_work_that_a_gpu_was_only_given_is_waited_for(monkeypatch) -> None:
     def wait() -> None:
         clock.now += 0.002
 
-    monkeypatch.setattr("wua_mlflow.training.latency._waiting", lambda device: wait)
+    monkeypatch.setattr("wua_mlflow.training.latency._synchronizer", lambda device: wait)
     _, found = measured(clock, {"a": lambda number, size: 0.0}, rounds=12)
     assert found["a"].p50_ms == pytest.approx(2.0)
     monkeypatch.undo()
     waited = []
     monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
-    _waiting(torch.device("cuda", 0))()
+    _synchronizer(torch.device("cuda", 0))()
     assert waited == [torch.device("cuda", 0)]

@@ -243,7 +243,8 @@ def test_an_unknown_name_lists_what_there_is(folder, data, got):
 
 @pytest.mark.parametrize(("options", "message"), [
     ({"target": "y"}, "target: expected none beside data 'iris', but got 'y'"),
-    ({"task": "classify"}, "task: expected binary, multiclass, regression, but got 'classify'"),
+    ({"task": "classify"}, "task: expected one of binary, multiclass, regression, but got "
+                           "'classify'"),
     ({"task": "binary"}, "task: binary expected two classes, but the target has 3"),
     ({"seed": -1}, "seed: expected a whole number in [0, 2**32), but got -1"),
 ])
