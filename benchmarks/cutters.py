@@ -14,7 +14,7 @@ import torch_pruning as tp
 from torch import nn
 
 from wua_mlflow.pipeline.recipe import Trained
-from wua_mlflow.pruning.compensation import folded
+from wua_mlflow.pruning.compensation import compensated
 from wua_mlflow.pruning.cut import cut, unit_groups
 from wua_mlflow.pruning.importance import most_important, unit_importance
 
@@ -47,7 +47,7 @@ def ours(criterion: str, *, fold: bool = False) -> Cutter:
                                      bench.loss(trained), criterion=criterion, seed=seed)
         widths = within(bench, {one.name: one.units for one in structure.groups}, most)
         keep = {name: most_important(one, widths[name]) for name, one in importance.items()}
-        begin = folded(trained.model, structure, keep, train.inputs) if fold else trained.model
+        begin = compensated(trained.model, structure, keep, train.inputs) if fold else trained.model
         return cut(begin, bench.example, keep).model
 
     return cutter

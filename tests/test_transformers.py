@@ -109,11 +109,11 @@ def test_heads_are_cut(name):
 def test_every_layer_is_in_a_group_or_named_with_the_reason(name):
     model, batch = built(name)
     found = unit_groups(model, batch)
-    held = {layer for one in found.groups for layer in one.layers} | set(found.fixed)
+    held = {layer for one in found.groups for layer in one.layers} | set(found.not_prunable)
     layers = {key for key, one in model.named_modules()
               if isinstance(one, nn.Linear | nn.Embedding) or type(one).__name__ == "Conv1D"}
     assert layers <= held
-    assert all(found.fixed.values())
+    assert all(found.not_prunable.values())
 
 
 @pytest.mark.parametrize(("name", "layer"), [
@@ -125,7 +125,7 @@ def test_heads_with_a_bias_from_elsewhere_are_refused(name, layer):
     model, batch = built(name)
     found = unit_groups(model, batch)
     assert "heads" not in {one.kind for one in found.groups}
-    assert found.fixed[layer].startswith("cut on trial, its forward fails: RuntimeError")
+    assert found.not_prunable[layer].startswith("cut on trial, its forward fails: RuntimeError")
 
 
 @pytest.mark.parametrize("name", ["bert", "distilbert"])

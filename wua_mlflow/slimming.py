@@ -1,26 +1,33 @@
-"""``slim``: a trained network cut to the widths that are given, or that a method finds.
+"""``wua.slim``: a trained network, cut to the widths that are given or that a method finds.
 
-May import: torch, dotted, evaluation, hooks, slimming, widths. Tests: ``tests/test_narrowing.py``.
+Tests: ``tests/test_slimming.py``.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
+from types import ModuleType
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from wua_mlflow.data.tasks import Task
-from wua_mlflow.errors import did_you_mean
 from wua_mlflow.hooks import unwrapped
-from wua_mlflow.pruning.compensation import folded
+from wua_mlflow.pruning.compensation import compensated
 from wua_mlflow.pruning.cut import Cut, cut, unit_groups
+from wua_mlflow.pruning.heads import PrunedMultiheadAttention
 from wua_mlflow.pruning.importance import most_important, unit_importance
 from wua_mlflow.pruning.unit_groups import UnitGroups
-from wua_mlflow.widths.margin_search import Loss, Scoring, scoring
+from wua_mlflow.widths.margin_search import Loss, scoring
 from wua_mlflow.widths.recommend import recommend_widths
 
 __all__ = ["slim"]
+
+
+heads = ModuleType(f"{__name__}.heads", "Names that older versions pickled.")
+vars(heads)["FewerHeads"] = PrunedMultiheadAttention
+sys.modules[heads.__name__] = heads
 
 
 def slim(  # noqa: PLR0913 - the options of one question, each by name
@@ -40,8 +47,9 @@ def slim(  # noqa: PLR0913 - the options of one question, each by name
 
     Of every group of units the most important stay. The cut is verified: shapes, parameters, FLOPs,
     ties, and outputs equal to those of the original with the same units masked (with ``fold``: of
-    the folded one); what cannot be cut is in ``fixed`` with the reason. That it is as good after
-    fine-tuning is for ``compare`` to say, on data that neither training nor this function saw.
+    the compensated one); what cannot be cut is in ``fixed`` with the reason. That it is as good
+    after fine-tuning is for ``compare`` to say, on data that neither training nor this function
+    saw.
 
     Args:
         model: any module whose output is a tensor; left as found.
@@ -53,10 +61,11 @@ def slim(  # noqa: PLR0913 - the options of one question, each by name
         margin: of the methods ``projection`` and ``ablation``.
         criterion: what makes a unit important: ``spanning`` (what it adds to the others),
             ``taylor``, ``magnitude``, ``random``, or a criterion of ``analyze``.
-        fold: whether the weights that read a unit that goes are added to those of the units that
-            stay, by a linear fit on the data (``slimming.folded``); else they are dropped. What
-            comes of it is far nearer to the original before it is fine-tuned, and after it not
-            always better (``benchmarks/pruning.py``).
+        fold: whether the next layers compensate for the removed units: the weights that read them
+            are added to those of the units that stay, by least squares on the data
+            (``pruning.compensation``); else they are dropped. The result is far nearer to the
+            original before it is fine-tuned, and after it not always better
+            (``benchmarks/pruning.py``).
         task: ``binary``, ``multiclass`` or ``regression``; read from the data, if None.
         loss: of outputs and targets, the mean over examples; that of the task, if None.
         seed: of the criterion ``random``.
@@ -83,41 +92,30 @@ def slim(  # noqa: PLR0913 - the options of one question, each by name
     example = judge.inputs[:4]
     structure = unit_groups(model, example)
     if widths is None:
-        found = recommend_widths(model, data, method=method, margin=margin, task=task, loss=loss,
-                                 structure=structure, seed=seed)
-        units = {group.name: group.units for group in structure.groups}
-        widths = {name: width for name, width in found.widths.items() if width < units[name]}
+        recommended = recommend_widths(model, data, method=method, margin=margin, task=task,
+                                       loss=loss, structure=structure, seed=seed)
+        widths = {name: width for name, width in recommended.widths.items()
+                  if width < structure.group(name).units}
         if not widths:
             raise ValueError(f"method: expected one that finds widths below those that the network "
                              f"has, but {method} finds none; name them: widths={{...}}")
-    kept = _kept(structure, widths)
-    importance = _importance(model, structure, judge, criterion, seed)
-    keep = {name: most_important(importance[name], width) for name, width in kept.items()}
-    begin = folded(model, structure, keep, judge.inputs) if fold else model
-    return cut(begin, example, keep)
+    by_group = _widths_by_group(structure, widths)
+    importance = unit_importance(model, structure, (judge.inputs, judge.targets), judge.loss,
+                                 criterion=criterion, seed=seed)
+    keep = {name: most_important(importance[name], width) for name, width in by_group.items()}
+    if fold:
+        model = compensated(model, structure, keep, judge.inputs)
+    return cut(model, example, keep, structure)
 
 
-def _importance(
-    model: nn.Module, structure: UnitGroups, judge: Scoring, criterion: str, seed: int
-) -> dict[str, Tensor]:
-    return unit_importance(model, structure, (judge.inputs, judge.targets), judge.loss,
-                           criterion=criterion, seed=seed)
-
-
-def _kept(structure: UnitGroups, widths: Mapping[str, int]) -> dict[str, int]:
-    """The widths by name of a group."""
-    groups = {name: group for group in structure.groups for name in (group.name, *group.layers)}
-    kept: dict[str, int] = {}
+def _widths_by_group(structure: UnitGroups, widths: Mapping[str, int]) -> dict[str, int]:
+    by_group: dict[str, int] = {}
     for name, width in widths.items():
-        if name not in groups:
-            why = structure.fixed.get(name)
-            raise ValueError(f"widths: expected layers whose units can be cut, but got '{name}'"
-                             + (f" ({why})" if why else did_you_mean(name, groups)))
-        group = groups[name]
+        group = structure.group_of_layer(name, argument="widths")
         if isinstance(width, bool) or not isinstance(width, int) or not 1 <= width <= group.units:
             raise ValueError(f"widths: expected 1 to {group.units} units of {name}, but got "
                              f"{width!r}")
-        if kept.setdefault(group.name, width) != width:
+        if by_group.setdefault(group.name, width) != width:
             raise ValueError(f"widths: expected one width for {', '.join(group.layers)}, which "
-                             f"share their units, but got {kept[group.name]} and {width}")
-    return kept
+                             f"share their units, but got {by_group[group.name]} and {width}")
+    return by_group

@@ -12,7 +12,7 @@ from scipy.stats import spearmanr
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from tests.pipeline.conftest import Finished
-from tests.slimming.selection_cases import greedy
+from tests.pruning.selection_cases import greedy
 from wua_mlflow.pipeline import analyze as pipeline_fidelity
 from wua_mlflow.pipeline.analyze import fidelity_metrics
 from wua_mlflow.pipeline.variant import ModelVariant, load_variant

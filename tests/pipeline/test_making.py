@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional
 
 from tests.pipeline.slimming_cases import recipe_of, same, weights_of
-from tests.slimming.selection_cases import greedy
+from tests.pruning.selection_cases import greedy
 from wua_mlflow.pipeline import networks
 from wua_mlflow.pipeline.networks import PruningPlan, cached, from_scratch, pruned_and_tuned
 from wua_mlflow.pipeline.recipe import Recipe, Trained, train_made
@@ -143,7 +143,7 @@ def test_a_fit_that_fails_leaves_the_other_way(monkeypatch: pytest.MonkeyPatch) 
 
     recipe = recipe_of()
     parent = from_scratch(recipe, (8,), 2)
-    monkeypatch.setattr(networks, "folded", singular)
+    monkeypatch.setattr(networks, "compensated", singular)
     found = pruned_and_tuned(recipe, parent, parent, PruningPlan({"fc1": 2}, 1, fold=None))(0, 42)
     assert (found.folded, found.tries) == (False, 1)
     with pytest.raises(torch.linalg.LinAlgError, match="singular"):
@@ -154,7 +154,7 @@ def test_what_cannot_be_fitted_is_not_trained_twice(monkeypatch: pytest.MonkeyPa
     recipe, trained = recipe_of(), []
     parent = from_scratch(recipe, (8,), 2)
     original = parent(0, 42)
-    monkeypatch.setattr(networks, "folded", lambda model, *_: copy.deepcopy(model))
+    monkeypatch.setattr(networks, "compensated", lambda model, *_: copy.deepcopy(model))
     monkeypatch.setattr(networks, "train_made",
                         lambda *given, **_: trained.append(given) or original)
     pruned_and_tuned(recipe, lambda *_: original, parent, PruningPlan({"fc1": 2}, 2, fold=None))(

@@ -12,7 +12,7 @@ from safetensors.torch import save_model
 from torch.utils.data import TensorDataset
 
 from tests.pipeline.slimming_cases import store  # noqa: F401 - a fixture
-from tests.slimming.cutting_cases import Tokens
+from tests.pruning.cutting_cases import Tokens
 from wua_mlflow.cli.output import slimmed_text
 from wua_mlflow.config import load_settings
 from wua_mlflow.data.datasets import split_of

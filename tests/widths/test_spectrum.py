@@ -12,12 +12,12 @@ from tests.widths.network_cases import trained, with_copies
 from wua_mlflow.pruning.cut import unit_groups
 from wua_mlflow.pruning.unit_groups import ParameterSlice, UnitGroup
 from wua_mlflow.usage.activation_sample import effective_rank
-from wua_mlflow.widths.spectrum import projected, rank_width, spectra
+from wua_mlflow.widths.spectrum import rank_width, score_projected, spectra
 
 
 def spectrum(model, inputs, name="0"):
     groups = {group.name: group for group in unit_groups(model, inputs[:2]).groups}
-    found, skipped = spectra(model, {name: groups[name]}, lambda: model(inputs))
+    found, skipped = spectra(model, [groups[name]], lambda: model(inputs))
     assert skipped == {}
     return found[name]
 
@@ -43,7 +43,7 @@ def test_a_projection_by_hand(kept):
     wanted = mean + (hidden - mean) * scale @ directions[:kept].T @ directions[:kept] / scale
     outputs = wanted @ numpys(model[2].weight).T + numpys(model[2].bias)
     seen = []
-    projected({"0": found}, {"0": kept}, lambda: seen.append(model(inputs)) or 0.0)
+    score_projected({"0": found}, {"0": kept}, lambda: seen.append(model(inputs)) or 0.0)
     assert numpys(seen[0]) == pytest.approx(outputs, abs=1e-4)
 
 
@@ -51,7 +51,7 @@ def test_all_units_are_left_as_they_are():
     model, (inputs, _) = trained(7)
     found = spectrum(model, inputs)
     before, seen = model(inputs), []
-    projected({"0": found}, {"0": 7}, lambda: seen.append(model(inputs)) or 0.0)
+    score_projected({"0": found}, {"0": 7}, lambda: seen.append(model(inputs)) or 0.0)
     assert torch.equal(seen[0], before)
 
 
@@ -102,7 +102,7 @@ def test_a_unit_that_nothing_reads_becomes_its_mean():
     model, (inputs, _) = with_copies(read=False)
     found = spectrum(model, inputs)
     hidden = model[:2](inputs)
-    back = found.project(hidden, found.means[0], 3)
+    back = found.project(hidden, mean=found.means[0], kept=3)
     assert torch.allclose(back[:, :3], hidden[:, :3].double(), atol=1e-5)
     assert torch.allclose(back[:, 3:], hidden.double().mean(0)[3:].expand(200, -1), atol=1e-5)
 
@@ -135,5 +135,5 @@ def test_a_layer_that_is_not_called_shows_nothing():
     model, inputs = CalledByHand(), rows(5, 3)
     readers = (ParameterSlice("second.weight", 1, tuple((unit,) for unit in range(4))),)
     own = UnitGroup("first", ("first",), readers, 4)
-    found, skipped = spectra(model, {"first": own}, lambda: model(inputs))
+    found, skipped = spectra(model, [own], lambda: model(inputs))
     assert found == {} and skipped == {"first": "a layer that reads it is not called as a module"}

@@ -17,7 +17,7 @@ from torch import nn
 
 from wua_mlflow.data.tasks import loss_for
 from wua_mlflow.pipeline.recipe import Recipe, Trained, train_made, train_one
-from wua_mlflow.pruning.compensation import folded
+from wua_mlflow.pruning.compensation import compensated
 from wua_mlflow.pruning.cut import cut, unit_groups
 from wua_mlflow.pruning.importance import most_important, unit_importance
 from wua_mlflow.pruning.unit_groups import UnitGroups
@@ -44,7 +44,7 @@ class PruningPlan:
         keep: by group of units how many stay; the most important ones.
         epochs: of fine-tuning.
         importance: what makes a unit important.
-        fold: whether what reads a unit that goes reads the others for it (``slimming.folded``);
+        fold: whether the next layers compensate for removed units (``pruning.compensation``);
             None for both, of which the first stays unless the second is ahead on validation data
             by more than a standard error.
         distill: whether the fine-tuning aims at the original's outputs too.
@@ -159,18 +159,18 @@ def _beginnings(
     """
     structure = unit_groups(source.model, _example(recipe))
     if all(count >= structure.group(name).units for name, count in cutting.keep.items()):
-        return [lambda: replace(source, uncut=structure.fixed)]
+        return [lambda: replace(source, uncut=structure.not_prunable)]
     keep = _kept(recipe, source, structure, cutting)
 
     def cut_from(model: nn.Module, *, fold: bool) -> Trained:
-        made = cut(model, _example(recipe), keep)
+        made = cut(model, _example(recipe), keep, structure)
         history = made.specification if source.structure is None else \
             source.structure.then(made.specification)
         return replace(source, model=made.model, structure=history, uncut=made.fixed, folded=fold)
 
     def fitted() -> Trained | None:
         inputs = recipe.split.train.inputs.to(recipe.device)
-        model = folded(source.model, structure, keep, inputs)
+        model = compensated(source.model, structure, keep, inputs)
         if cutting.fold is None and _same(model, source.model):
             return None
         return cut_from(model, fold=True)

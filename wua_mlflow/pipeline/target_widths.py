@@ -200,7 +200,8 @@ def dimensions_of(variant: ModelVariant, how: str) -> tuple[WidthParameter, ...]
                      for number, (units, names) in enumerate(zip(hidden, layers, strict=True), 1))
     structure = unit_groups(variant.model, _example(variant))
     if not structure.groups:
-        reasons = "; ".join(f"{names}: {why}" for names, why in group_by_reason(structure.fixed))
+        reasons = "; ".join(f"{names}: {why}" for names, why
+                            in group_by_reason(structure.not_prunable))
         if variant.trained.structure is not None:
             raise NoNarrowerError(f"Nothing is left to cut: {reasons}.")
         raise ValueError(f"how: prune found nothing to cut in {variant.settings.model}"

@@ -1,12 +1,11 @@
-"""What a group's readers read: its units' activations, to measure or to change.
+"""The activations that the readers of a group's units take in, to measure or to change.
 
-May import: torch, chunks, dotted, hooks, slimming. Tests: ``tests/slimming/test_activations.py``.
+Tests: ``tests/pruning/test_activations.py``.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -21,8 +20,8 @@ if TYPE_CHECKING:
     from wua_mlflow.pruning.unit_groups import ParameterSlice, UnitGroup
 
 __all__ = [
-    "ConsumerInput", "Moments", "consumer_inputs", "forwards", "modified_inputs", "moments",
-    "outgoing_norms",
+    "ConsumerInput", "Moments", "consumer_inputs", "measure_moments", "modified_inputs",
+    "outgoing_norms", "run_in_chunks",
 ]
 
 
@@ -31,20 +30,24 @@ _NUMBERS_AT_ONCE = 2**22
 
 @dataclass(frozen=True)
 class ConsumerInput:
-    """Where a module's input holds a group's units.
+    """Where the input of a module that reads a group holds its units.
 
-    ``columns`` has shape (units, positions of a unit) and indexes the input's dimension ``dim``,
-    counted from the end.
+    Attributes:
+        module: the layer that reads them.
+        columns: shape (units, positions of a unit); along the input's dimension ``dim``.
+        dim: counted from the end.
+        reader: the weights that read them.
     """
 
     module: nn.Module
     columns: Tensor
     dim: int
+    reader: ParameterSlice
 
     def rows(self, inputs: Tensor) -> Tensor:
         """The units' activations, shape (rows, units): one row a sample and position."""
-        found = inputs.movedim(self.dim, -1)[..., self.columns.to(inputs.device)]
-        return found.transpose(-1, -2).reshape(-1, len(self.columns))
+        activations = inputs.movedim(self.dim, -1)[..., self.columns.to(inputs.device)]
+        return activations.transpose(-1, -2).reshape(-1, len(self.columns))
 
     def with_rows(self, inputs: Tensor, rows: Tensor) -> Tensor:
         """A copy of the inputs that holds other rows."""
@@ -68,15 +71,15 @@ class Moments:
 
     def add(self, rows: Tensor) -> None:
         """Take in rows of shape (rows, units) (Chan, Golub & LeVeque 1983)."""
-        for piece in rows.split(max(1, _NUMBERS_AT_ONCE // max(1, rows.shape[1]))):
-            some = piece.double()
-            mean = some.mean(0)
-            apart = some - mean
+        for chunk in torch.split(rows, max(1, _NUMBERS_AT_ONCE // max(1, rows.shape[1]))):
+            values = chunk.double()
+            mean = values.mean(0)
+            deviations = values - mean
             shift = mean - self.mean
-            total = self.count + len(some)
-            self.scatter += apart.T @ apart
-            self.scatter += torch.outer(shift, shift) * (self.count * len(some) / total)
-            self.mean += shift * (len(some) / total)
+            total = self.count + len(values)
+            self.scatter += deviations.T @ deviations
+            self.scatter += torch.outer(shift, shift) * (self.count * len(values) / total)
+            self.mean += shift * (len(values) / total)
             self.count = total
 
 
@@ -88,16 +91,30 @@ def consumer_inputs(model: nn.Module, group: UnitGroup) -> list[ConsumerInput] |
     """
     if group.kind == "heads":
         return "its units are heads, not activations"
-    found = []
+    consumers = []
     for reader in group.readers:
-        owner, _, leaf = reader.parameter.rpartition(".")
-        if leaf.startswith("weight_hh"):
+        if reader.attribute.startswith("weight_hh"):
             continue
-        port = _port(model.get_submodule(owner), leaf, reader)
-        if port is None:
+        module = model.get_submodule(reader.module)
+        dim = _input_dim(module, reader.attribute)
+        positions = {len(columns) for columns in reader.columns}
+        if dim is None or len(positions) != 1 or positions == {0}:
             return f"what {reader.parameter} reads cannot be seen"
-        found.append(port)
-    return found or "nothing but itself reads it"
+        consumers.append(ConsumerInput(module, torch.tensor(reader.columns), dim, reader))
+    return consumers or "nothing but itself reads it"
+
+
+def _input_dim(module: nn.Module, attribute: str) -> int | None:
+    """Along which dimension, from the end, a module's input holds what the weight reads."""
+    if isinstance(module, nn.RNNBase):
+        return -1 if attribute in ("weight_ih_l0", "weight_ih_l0_reverse") else None
+    if attribute != "weight":
+        return None
+    if isinstance(module, nn.modules.conv._ConvNd):
+        return -1 - len(module.kernel_size) if module.groups == 1 else None
+    if isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D":
+        return -1
+    return None
 
 
 def outgoing_norms(model: nn.Module, group: UnitGroup) -> Tensor:
@@ -110,85 +127,74 @@ def outgoing_norms(model: nn.Module, group: UnitGroup) -> Tensor:
     return total.sqrt()
 
 
-def moments(
-    model: nn.Module, groups: Mapping[str, list[ConsumerInput]], run: Callable[[], object]
-) -> dict[str, list[Moments]]:
-    """The moments of what comes to each port while ``run`` runs the model.
+Measured = dict[str, list[tuple[ConsumerInput, Moments]]]
+"""By group the moments of what comes to each of its consumers; a count of 0 where nothing does."""
 
-    A port that nothing comes to has a count of 0.
+
+def measure_moments(
+    model: nn.Module, groups: Iterable[UnitGroup], run: Callable[[], object]
+) -> tuple[Measured, dict[str, str]]:
+    """The moments of the groups' activations; and the groups without, with the reason.
+
+    Args:
+        model: unwrapped.
+        groups: the units.
+        run: runs the model over the data.
     """
-    found = {name: [_nothing(port) for port in own] for name, own in groups.items()}
-    taking: dict[nn.Module, list[Callable[[Tensor], None]]] = {}
-    for name, own in groups.items():
-        for port, one in zip(own, found[name], strict=True):
-            taking.setdefault(port.module, []).append(_taker(port, one))
+    measured: Measured = {}
+    skipped: dict[str, str] = {}
+    adders: dict[nn.Module, list[tuple[ConsumerInput, Moments]]] = {}
+    for group in groups:
+        consumers = consumer_inputs(model, group)
+        if isinstance(consumers, str):
+            skipped[group.name] = consumers
+            continue
+        measured[group.name] = [(consumer, _no_moments(consumer)) for consumer in consumers]
+        for consumer, moments in measured[group.name]:
+            adders.setdefault(consumer.module, []).append((consumer, moments))
 
-    def all_of(takers: list[Callable[[Tensor], None]]) -> Callable[[Tensor], None]:
-        def take(inputs: Tensor) -> None:
-            for taker in takers:
-                taker(inputs)
+    def adding(pairs: list[tuple[ConsumerInput, Moments]]) -> Callable[[Tensor], None]:
+        def add_all(inputs: Tensor) -> None:
+            for consumer, moments in pairs:
+                moments.add(consumer.rows(inputs.detach()))
 
-        return take
+        return add_all
 
-    with reading({module: all_of(takers) for module, takers in taking.items()}):
-        run()
-    return found
+    if adders:
+        with reading({module: adding(pairs) for module, pairs in adders.items()}):
+            run()
+    return measured, skipped
 
 
-def forwards(model: nn.Module, inputs: Tensor) -> None:
+def _no_moments(consumer: ConsumerInput) -> Moments:
+    device = next((parameter.device for parameter in consumer.module.parameters()), None)
+    mean = torch.zeros(len(consumer.columns), dtype=torch.float64, device=device)
+    return Moments(0, mean, torch.outer(mean, mean))
+
+
+def run_in_chunks(model: nn.Module, inputs: Tensor) -> None:
     """Run a model over the inputs, a few at a time; left as found."""
     with evaluating(model, grad=False):
-        for rows in inputs.split(rows_at_once(inputs.shape)):
+        for rows in torch.split(inputs, rows_at_once(inputs.shape)):
             model(rows.clone())
 
 
 Change = tuple[ConsumerInput, Callable[[Tensor], Tensor]]
-"""A port, and a function of its rows."""
+"""Where units are read, and a function of their rows."""
 
 
-def modified_inputs(changes: list[Change]) -> AbstractContextManager[None]:
-    """A block in which each port's rows pass through its function before they are read."""
+def modified_inputs(changes: Iterable[Change]) -> AbstractContextManager[None]:
+    """A block in which the rows of each consumer pass through its function before they are read."""
     by_module: dict[nn.Module, list[Change]] = {}
-    for port, change in changes:
-        by_module.setdefault(port.module, []).append((port, change))
+    for consumer, change in changes:
+        by_module.setdefault(consumer.module, []).append((consumer, change))
 
-    def changed(own: list[Change]) -> Callable[[Tensor], Tensor]:
+    def changing(module_changes: list[Change]) -> Callable[[Tensor], Tensor]:
         def change_all(inputs: Tensor) -> Tensor:
-            for port, change in own:
-                inputs = port.with_rows(inputs, change(port.rows(inputs)))
+            for consumer, change in module_changes:
+                inputs = consumer.with_rows(inputs, change(consumer.rows(inputs)))
             return inputs
 
         return change_all
 
-    return reading({module: changed(own) for module, own in by_module.items()})
-
-
-def _port(module: nn.Module, leaf: str, reader: ParameterSlice) -> ConsumerInput | None:
-    widths = {len(columns) for columns in reader.columns}
-    dim = _dim(module, leaf)
-    if dim is None or len(widths) != 1 or not math.prod(widths):
-        return None
-    return ConsumerInput(module, torch.tensor(reader.columns), dim)
-
-
-def _dim(module: nn.Module, leaf: str) -> int | None:
-    """Along which dimension, from the end, a module's input holds what the weight reads."""
-    if isinstance(module, nn.RNNBase):
-        return -1 if leaf in ("weight_ih_l0", "weight_ih_l0_reverse") else None
-    if leaf != "weight":
-        return None
-    if isinstance(module, nn.modules.conv._ConvNd):
-        return -1 - len(module.kernel_size) if module.groups == 1 else None
-    if isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D":
-        return -1
-    return None
-
-
-def _nothing(port: ConsumerInput) -> Moments:
-    device = next((parameter.device for parameter in port.module.parameters()), None)
-    mean = torch.zeros(len(port.columns), dtype=torch.float64, device=device)
-    return Moments(0, mean, torch.outer(mean, mean))
-
-
-def _taker(port: ConsumerInput, found: Moments) -> Callable[[Tensor], None]:
-    return lambda inputs: found.add(port.rows(inputs.detach()))
+    return reading({module: changing(changes) for module, changes in by_module.items()})

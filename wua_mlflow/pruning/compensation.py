@@ -1,7 +1,7 @@
-"""What reads units that are cut reads the others for them, as far as these tell: a linear fit.
+"""Compensation of removed units in the layers that read them, by least squares.
 
-The correction of the next weights that belongs to a selection by ``spanning``.
-May import: torch, its own package. Tests: ``tests/slimming/test_folding.py``.
+The correction of the next weights that belongs to a selection by the criterion ``spanning``.
+Tests: ``tests/pruning/test_compensation.py``.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from wua_mlflow.pruning.activations import Moments, consumer_inputs, forwards, moments
-from wua_mlflow.pruning.unit_groups import ParameterSlice, UnitGroups, names_by_tensor
+from wua_mlflow.pruning.activations import Moments, measure_moments, run_in_chunks
+from wua_mlflow.pruning.unit_groups import ParameterSlice, UnitGroups, tied_names
 
-__all__ = ["folded"]
+__all__ = ["compensated"]
 
 
 _RIDGE = 1e-3
 """Added to the diagonal of the normal equations, a share of its mean."""
 
 
-def folded(
+def compensated(
     model: nn.Module,
     structure: UnitGroups,
     keep: Mapping[str, Sequence[int]],
@@ -46,64 +46,62 @@ def folded(
         keep: by name of a group the units that stay.
         inputs: shape (samples, ...), of training data.
 
-    >>> from wua_mlflow.slimming import unit_groups
+    >>> from wua_mlflow.pruning.cut import unit_groups
     >>> net = nn.Sequential(nn.Linear(1, 2), nn.ReLU(), nn.Linear(2, 1, bias=False))
     >>> for weight, value in zip(net.parameters(), ([[1.0], [2.0]], [0.0, 0.0], [[5.0, 3.0]])):
     ...     _ = weight.data.copy_(torch.tensor(value))
     >>> groups, x = unit_groups(net, torch.zeros(2, 1)), torch.tensor([[0.5], [1.0]])
-    >>> folded(net, groups, {"0": [1]}, x)[2].weight.round(decimals=2).tolist()
+    >>> compensated(net, groups, {"0": [1]}, x)[2].weight.round(decimals=2).tolist()
     [[5.0, 5.5]]
     """
-    made = copy.deepcopy(model)
-    groups = {name: structure.group(name) for name in keep}
-    found = {name: consumer_inputs(made, group) for name, group in groups.items()}
-    seen = {name: own for name, own in found.items() if not isinstance(own, str)}
-    aliases = names_by_tensor(made)
-    known = moments(made, seen, lambda: forwards(made, inputs)) if seen else {}
-    for name, own in known.items():
-        stay = sorted(keep[name])
-        go = sorted(set(range(groups[name].units)) - set(stay))
-        readers = [one for one in groups[name].readers
-                   if not one.parameter.rpartition(".")[2].startswith("weight_hh")]
-        for reader, one in zip(readers, own, strict=True):
-            if go and one.count and len(aliases[reader.parameter]) == 1:
-                _fold(made, reader, one, (stay, go))
-    return made
+    result = copy.deepcopy(model)
+    aliases = tied_names(result)
+    groups = [structure.group(name) for name in keep]
+    measured, _ = measure_moments(result, groups, lambda: run_in_chunks(result, inputs))
+    for name, consumers in measured.items():
+        kept = sorted(keep[name])
+        removed = structure.group(name).others(kept)
+        for consumer, moments in consumers:
+            if removed and moments.count and len(aliases[consumer.reader.parameter]) == 1:
+                _compensate(result, consumer.reader, moments, (kept, removed))
+    return result
 
 
-def _fold(
-    model: nn.Module, reader: ParameterSlice, seen: Moments, units: tuple[list[int], list[int]]
+def _compensate(
+    model: nn.Module, reader: ParameterSlice, moments: Moments, units: tuple[list[int], list[int]]
 ) -> None:
-    stay, go = units
-    module = model.get_submodule(reader.parameter.rpartition(".")[0])
+    """Add to the reader's weights of the units that are kept those of the removed ones, fitted."""
+    kept, removed = units
+    module = model.get_submodule(reader.module)
     bias = getattr(module, "bias", None)
     shifts = isinstance(bias, nn.Parameter) and not _pads(module)
-    mean, scatter = seen.mean.cpu(), seen.scatter.cpu()
+    mean, scatter = moments.mean.cpu(), moments.scatter.cpu()
     if not shifts:
-        scatter = scatter + seen.count * torch.outer(mean, mean)
-    fit = _fitted(scatter, stay, go)
+        scatter = scatter + moments.count * torch.outer(mean, mean)
+    fit = _fit(scatter, kept, removed)
     if fit is None:
         return
     weight = model.get_parameter(reader.parameter)
-    rows = weight.detach().movedim(reader.dim, 0).double().cpu()  # by what they read
-    places = torch.tensor(reader.columns)
+    by_input = weight.detach().movedim(reader.dim, 0).double().cpu()
+    columns = torch.tensor(reader.columns)
     with torch.no_grad():
-        for gone, kept in zip(places[go].T, places[stay].T, strict=True):
+        for lost, staying in zip(columns[removed].T, columns[kept].T, strict=True):
             if shifts:
-                left = torch.tensordot(mean[go] - fit.T @ mean[stay], rows[gone], 1)
-                bias += left.flatten(1).sum(1).to(bias) if left.dim() > 1 else left.to(bias)
-            rows[kept] += torch.tensordot(fit, rows[gone], 1)
-        weight.copy_(rows.movedim(0, reader.dim))
+                rest = torch.tensordot(mean[removed] - fit.T @ mean[kept], by_input[lost], 1)
+                bias += rest.flatten(1).sum(1).to(bias) if rest.dim() > 1 else rest.to(bias)
+            by_input[staying] += torch.tensordot(fit, by_input[lost], 1)
+        weight.copy_(by_input.movedim(0, reader.dim))
 
 
-def _fitted(scatter: Tensor, stay: list[int], go: list[int]) -> Tensor | None:
-    """How those that go come of those that stay, shape (stay, go); None where none varies."""
-    own = scatter[stay][:, stay]
-    ridge = _RIDGE * own.diagonal().mean()
+def _fit(scatter: Tensor, kept: list[int], removed: list[int]) -> Tensor | None:
+    """The removed units as sums of those kept, shape (kept, removed); None where none varies."""
+    normal = scatter[kept][:, kept]
+    ridge = _RIDGE * normal.diagonal().mean()
     if not bool(ridge > 0):
         return None
-    eye = torch.eye(len(stay), dtype=own.dtype)
-    return torch.linalg.solve(own + ridge * eye, scatter[stay][:, go])
+    eye = torch.eye(len(kept), dtype=normal.dtype)
+    fit: Tensor = torch.linalg.solve(normal + ridge * eye, scatter[kept][:, removed])
+    return fit
 
 
 def _pads(module: Any) -> bool:

@@ -1,6 +1,6 @@
-"""Cutting units out of a trained network, and seeing that the cut is what was planned.
+"""Cutting units out of a trained network; each cut is verified to be what was planned.
 
-May import: torch, flops, hooks, slimming. Tests: ``tests/slimming/test_cutting.py``.
+Tests: ``tests/pruning/test_cut.py``, ``tests/pruning/test_specification.py``.
 """
 
 from __future__ import annotations
@@ -9,27 +9,29 @@ import copy
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import nn
 
-from wua_mlflow.flops import count_parameters
+from wua_mlflow.flops import FlopCount, count_parameters
 from wua_mlflow.hooks import unwrapped
 from wua_mlflow.pruning.dependency_graph import Graph
-from wua_mlflow.pruning.find_groups import found_groups, makes_units, plain_copy
-from wua_mlflow.pruning.heads import (
-    ATTENTION,
-    head_attribute_candidates,
-    without_heads,
-    without_projected_heads,
-)
-from wua_mlflow.pruning.masking import checked_units
+from wua_mlflow.pruning.find_groups import find_groups, makes_units, prunable_copy
+from wua_mlflow.pruning.heads import ATTENTION, head_attribute_candidates, prune_heads
 from wua_mlflow.pruning.unit_groups import UnitGroup, UnitGroups
-from wua_mlflow.pruning.verify import Removed, WrongCutError, check_cut, ties_of, worded
+from wua_mlflow.pruning.verify import (
+    Removed,
+    WrongCutError,
+    check_cut,
+    describe_failure,
+    forward_flops,
+    ties_of,
+)
 from wua_mlflow.rng import isolated
 
-__all__ = ["Cut", "Specification", "cut", "cut_out", "rebuild", "unit_groups"]
+__all__ = ["Cut", "Specification", "cut", "rebuild", "remove_units", "unit_groups"]
 
 
 TRIAL = "cut on trial"
@@ -71,26 +73,30 @@ def unit_groups(model: nn.Module, example: Any) -> UnitGroups:
         ValueError: the model cannot be followed, or is an exported graph.
 
     >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
-    >>> found = unit_groups(net, torch.zeros(4, 2))
-    >>> found.groups[0].name, found.groups[0].units, found.groups[0].readers[0].parameter
+    >>> group = unit_groups(net, torch.zeros(4, 2)).groups[0]
+    >>> group.name, group.units, group.readers[0].parameter
     ('0', 3, '2.weight')
     """
     with isolated():
-        twin = plain_copy(model)
-        structure = found_groups(copy.deepcopy(twin), example)
-        structure, wrong = resolve_head_attributes(twin, example, structure)
-        last = {one.name: [one.units - 1] for one in structure.groups
-                if one.units > 1 and one.name not in wrong}
-        wrong |= _wrong_groups(twin, example, structure, last)
-    wrong |= {one.name: "it has one unit" for one in structure.groups if one.units == 1}
-    groups = tuple(one for one in structure.groups if one.name not in wrong)
-    left = {layer: wrong[one.name] for one in structure.groups if one.name in wrong
-            for layer in one.layers
-            if layer == one.name or makes_units(twin.get_submodule(layer))}
-    return UnitGroups(groups, {**structure.fixed, **left})
+        plain = prunable_copy(model)
+        trial = _Trial(plain, example)
+        structure = find_groups(copy.deepcopy(plain), example)
+        structure, refused = resolve_head_attributes(trial, structure)
+        last_units = {group.name: [group.units - 1] for group in structure.groups
+                      if group.units > 1 and group.name not in refused}
+        refused |= _failing_groups(trial, structure, last_units)
+    refused |= {group.name: "it has one unit" for group in structure.groups if group.units == 1}
+    not_prunable = {layer: refused[group.name] for group in structure.groups
+                    if group.name in refused for layer in group.layers
+                    if layer == group.name or makes_units(plain.get_submodule(layer))}
+    return UnitGroups(tuple(group for group in structure.groups if group.name not in refused),
+                      {**structure.not_prunable, **not_prunable})
 
 
-def cut(model: nn.Module, example: Any, keep: Mapping[str, Sequence[int]]) -> Cut:
+def cut(
+    model: nn.Module, example: Any, keep: Mapping[str, Sequence[int]],
+    structure: UnitGroups | None = None,
+) -> Cut:
     """The network with these units of each group alone; groups that are not named keep all.
 
     Verified after the cut, at several batch sizes: shapes, parameters and FLOPs are what was
@@ -100,6 +106,7 @@ def cut(model: nn.Module, example: Any, keep: Mapping[str, Sequence[int]]) -> Cu
         model: any module; left as found.
         example: a batch as the model takes it.
         keep: by name of a group the units that stay.
+        structure: the groups of this network, where ``unit_groups`` has found them already.
 
     Raises:
         ValueError: no such group or unit, a group would be emptied, nothing would be cut, or the
@@ -113,67 +120,92 @@ def cut(model: nn.Module, example: Any, keep: Mapping[str, Sequence[int]]) -> Cu
       (2): Linear(in_features=2, out_features=1, bias=True)
     )
     """
-    structure = unit_groups(model, example)
-    kept = {name: _kept(structure, name, units) for name, units in keep.items()}
-    removed = {name: sorted(set(range(structure.group(name).units)) - set(units))
-               for name, units in kept.items()}
-    removed = {name: units for name, units in removed.items() if units}
+    structure = structure or unit_groups(model, example)
+    kept: dict[str, tuple[int, ...]] = {}
+    removed: dict[str, list[int]] = {}
+    for name, units in keep.items():
+        group = structure.group(name)
+        staying = group.check_units(units)
+        if not staying:
+            raise ValueError(f"keep: expected at least one unit of {name}, but got none: the layer "
+                             f"would be empty")
+        if len(staying) < group.units:
+            kept[name], removed[name] = tuple(staying), group.others(staying)
     if not removed:
         raise ValueError("keep: expected fewer units than there are in at least one group, but "
                          "nothing would be cut")
-    plain = unwrapped(model)
+    original = unwrapped(model)
     with isolated():
-        made = cut_out(plain, example, structure, removed)
+        pruned = remove_units(original, example, structure, removed)
         try:
-            before, after = check_cut(plain, made, structure, removed, example)
+            before, after = check_cut(original, pruned, structure, removed, example)
         except WrongCutError as error:
             raise ValueError(f"model: cut as asked it is not what was planned: {error}") from error
-    return Cut(made, Specification(({name: tuple(kept[name]) for name in removed},)),
-               {one.name: (one.units, one.units - len(removed.get(one.name, ())))
-                for one in structure.groups},
-               count_parameters(plain), count_parameters(made), before.forward_flops,
-               after.forward_flops, structure.fixed)
+    units_of = {group.name: (group.units, len(kept.get(group.name, range(group.units))))
+                for group in structure.groups}
+    return Cut(pruned, Specification((kept,)), units_of, count_parameters(original),
+               count_parameters(pruned), before.forward_flops, after.forward_flops,
+               structure.not_prunable)
 
 
-def cut_out(
+def remove_units(
     model: nn.Module, example: Any, structure: UnitGroups, removed: Removed
 ) -> nn.Module:
     """A copy without these units, not verified; modes, ties and ``requires_grad`` are kept."""
-    made = copy.deepcopy(model)
-    modes = {name: module.training for name, module in made.named_modules()}
-    frozen = {name for name, one in made.named_parameters(remove_duplicate=False)
-              if not one.requires_grad}
-    ties = ties_of(made)
-    made.eval().requires_grad_(True)
-    groups = {name: structure.group(name) for name in removed}
-    if any(one.kind != "heads" for one in groups.values()):
-        graph = Graph(made, example)
-        for name, units in removed.items():
-            if groups[name].kind != "heads":
-                layer = made.get_submodule(name)
-                hidden = getattr(layer, "hidden_size", 0)
-                both = [hidden + unit for unit in units] if \
+    pruned = copy.deepcopy(model)
+    modes = {name: module.training for name, module in pruned.named_modules()}
+    frozen = {name for name, parameter in pruned.named_parameters(remove_duplicate=False)
+              if not parameter.requires_grad}
+    ties = ties_of(pruned)
+    pruned.eval().requires_grad_(True)
+    groups = [(structure.group(name), units) for name, units in removed.items()]
+    if any(group.kind != "heads" for group, _ in groups):
+        graph = Graph(pruned, example)
+        for group, units in groups:
+            if group.kind != "heads":
+                layer: Any = pruned.get_submodule(group.name)
+                backward = [layer.hidden_size + unit for unit in units] if \
                     getattr(layer, "bidirectional", False) else []
-                graph.remove(name, [*units, *both])
-    for name, units in removed.items():
-        if isinstance(made.get_submodule(name), ATTENTION):
-            kept = sorted(set(range(groups[name].units)) - set(units))
-            without_heads(made, name, kept)
-        elif groups[name].kind == "heads":
-            without_projected_heads(made, groups[name], units)
-    _tied(made, ties)
-    for name, module in made.named_modules():
+                graph.remove(group.name, [*units, *backward])
+    for group, units in groups:
+        if group.kind == "heads":
+            prune_heads(pruned, group, units)
+    _restore_ties(pruned, ties)
+    for name, module in pruned.named_modules():
         module.training = modes.get(name, modes.get(name.rpartition(".")[0], False))
         if isinstance(module, nn.RNNBase):
             module.flatten_parameters()
-    for name, one in made.named_parameters(remove_duplicate=False):
-        one.requires_grad_(name not in frozen)
-        one.grad = None
-    return made
+    for name, parameter in pruned.named_parameters(remove_duplicate=False):
+        parameter.requires_grad_(name not in frozen)
+        parameter.grad = None
+    return pruned
+
+
+@dataclass
+class _Trial:
+    """A network whose units are cut on trial."""
+
+    model: nn.Module
+    example: Any
+
+    @cached_property
+    def flops(self) -> FlopCount:
+        return forward_flops(self.model, self.example)
+
+    def failure(self, structure: UnitGroups, removed: Removed) -> str:
+        """What is wrong with the network without these units; "" where it is as planned."""
+        try:
+            pruned = remove_units(self.model, self.example, structure, removed)
+            check_cut(self.model, pruned, structure, removed, self.example, before=self.flops)
+        except WrongCutError as error:
+            return str(error)
+        except Exception as error:  # of the library, which fails in many ways
+            return describe_failure(error)
+        return ""
 
 
 def resolve_head_attributes(
-    model: nn.Module, example: Any, structure: UnitGroups
+    trial: _Trial, structure: UnitGroups
 ) -> tuple[UnitGroups, dict[str, str]]:
     """The heads with the numbers of their modules that fall with them, by trial; and which fail.
 
@@ -181,107 +213,91 @@ def resolve_head_attributes(
     count on (a bias that a later layer takes over) show only where these keep theirs.
     """
     by_class: dict[type, list[UnitGroup]] = {}
-    for one in structure.groups:
-        module = model.get_submodule(one.name)
-        if one.kind == "heads" and not isinstance(module, ATTENTION):
-            by_class.setdefault(type(module), []).append(one)
-    wrong: dict[str, str] = {}
+    for group in structure.groups:
+        module = trial.model.get_submodule(group.name)
+        if group.kind == "heads" and not isinstance(module, ATTENTION):
+            by_class.setdefault(type(module), []).append(group)
+    refused: dict[str, str] = {}
     for alike in by_class.values():
-        for some in ([alike], [[one] for one in alike]):
-            tried = [_by_trial(model, example, structure, part) for part in some]
-            if not any(why for _, why in tried):
-                break
-        for found, why in tried:
-            chosen = {one.name: one for one in found}
-            structure = replace(structure, groups=tuple(
-                chosen.get(one.name, one) for one in structure.groups))
-            wrong |= dict.fromkeys(chosen, f"{TRIAL}, {why}") if why else {}
-    return structure, wrong
+        results = [_resolve_by_trial(trial, structure, alike)]
+        if results[0][1]:
+            results = [_resolve_by_trial(trial, structure, [group]) for group in alike]
+        for groups, failure in results:
+            structure = _with_groups(structure, groups)
+            if failure:
+                refused |= {group.name: f"{TRIAL}, {failure}" for group in groups}
+    return structure, refused
 
 
-def _by_trial(
-    model: nn.Module, example: Any, structure: UnitGroups, alike: Sequence[UnitGroup]
+def _resolve_by_trial(
+    trial: _Trial, structure: UnitGroups, alike: Sequence[UnitGroup]
 ) -> tuple[Sequence[UnitGroup], str]:
-    """These heads, in the first spelling that a cut succeeds in; else the likeliest, and why."""
-    first: tuple[Sequence[UnitGroup], str] | None = None
-    for way in zip(*(list(head_attribute_candidates(model, one)) for one in alike), strict=False):
-        chosen = {one.name: one for one in way}
-        found = replace(structure, groups=tuple(
-            chosen.get(one.name, one) for one in structure.groups))
-        halves = [half for half in (way[::2], way[1::2]) if half]
-        why = next((why for half in halves if (why := _failure(
-            model, example, found, {one.name: [one.units - 1] for one in half}))), "")
-        if not why:
-            return way, ""
-        if first is None or not any(one.counts for one in first[0]):
-            first = way, why
-    assert first is not None
-    return first
+    """These heads, with the first attributes that a cut succeeds with; else the likeliest, and why.
+    """
+    likeliest: tuple[Sequence[UnitGroup], str] | None = None
+    candidates = (list(head_attribute_candidates(trial.model, group)) for group in alike)
+    for groups in zip(*candidates, strict=False):
+        resolved = _with_groups(structure, groups)
+        failure = next(filter(None, (
+            trial.failure(resolved, {group.name: [group.units - 1] for group in half})
+            for half in (groups[::2], groups[1::2]) if half)), "")
+        if not failure:
+            return groups, ""
+        if likeliest is None or not any(group.counts for group in likeliest[0]):
+            likeliest = groups, failure
+    assert likeliest is not None
+    return likeliest
 
 
-def _wrong_groups(
-    model: nn.Module, example: Any, structure: UnitGroups, removed: Removed
+def _with_groups(structure: UnitGroups, groups: Sequence[UnitGroup]) -> UnitGroups:
+    """The structure with these groups in the place of those of the same names."""
+    by_name = {group.name: group for group in groups}
+    return replace(structure, groups=tuple(
+        by_name.get(group.name, group) for group in structure.groups))
+
+
+def _failing_groups(
+    trial: _Trial, structure: UnitGroups, removed: Removed
 ) -> dict[str, str]:
     """The groups whose cut is not what was planned, alone or beside those before it."""
-    if not removed or not _failure(model, example, structure, removed):
+    if not removed or not trial.failure(structure, removed):
         return {}
-    alone = {name: _failure(model, example, structure, {name: units})
-             for name, units in removed.items()}
-    wrong = {name: f"{TRIAL}, {why}" for name, why in alone.items() if why}
-    good: dict[str, Sequence[int]] = {}
+    alone = {name: trial.failure(structure, {name: units}) for name, units in removed.items()}
+    failing = {name: f"{TRIAL}, {failure}" for name, failure in alone.items() if failure}
+    working: dict[str, Sequence[int]] = {}
 
     def add(names: Sequence[str]) -> None:
         """Take them in: all at once, or else by halves."""
-        more = {name: removed[name] for name in names}
-        why = _failure(model, example, structure, {**good, **more}) if more else ""
-        if not why:
-            good.update(more)
+        added = {name: removed[name] for name in names}
+        failure = trial.failure(structure, {**working, **added}) if added else ""
+        if not failure:
+            working.update(added)
         elif len(names) == 1:
-            wrong[names[0]] = f"{TRIAL} together with others, {why}"
+            failing[names[0]] = f"{TRIAL} together with others, {failure}"
         else:
             add(names[:len(names) // 2])
             add(names[len(names) // 2:])
 
-    add([name for name in removed if name not in wrong])
-    return wrong
+    add([name for name in removed if name not in failing])
+    return failing
 
 
-def _failure(model: nn.Module, example: Any, structure: UnitGroups, removed: Removed) -> str:
-    try:
-        made = cut_out(model, example, structure, removed)
-        check_cut(model, made, structure, removed, example)
-    except WrongCutError as error:
-        return str(error)
-    except Exception as error:  # of the library, which fails in many ways
-        return worded(error)
-    return ""
-
-
-def _kept(structure: UnitGroups, name: str, units: Sequence[int]) -> list[int]:
-    group = structure.group(name)
-    kept = checked_units(group, list(units))
-    if not kept:
-        raise ValueError(f"keep: expected at least one unit of {name}, but got none: the layer "
-                         f"would be empty")
-    return kept
-
-
-def _tied(model: nn.Module, ties: set[tuple[str, ...]]) -> None:
+def _restore_ties(model: nn.Module, ties: set[tuple[str, ...]]) -> None:
     """Tie parameters again that the library took apart, where they still are alike."""
-    names = dict(model.named_parameters(remove_duplicate=False))
-    for tie in ties:
-        if not all(name in names for name in tie):
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    for names in ties:
+        if not all(name in parameters for name in names):
             continue
-        first = names[tie[0]]
-        for name in tie[1:]:
-            other = names[name]
+        first = parameters[names[0]]
+        for name in names[1:]:
+            other = parameters[name]
             if other is not first and other.shape == first.shape and torch.equal(other, first):
-                parent, _, last = name.rpartition(".")
-                setattr(model.get_submodule(parent), last, first)
+                parent, _, attribute = name.rpartition(".")
+                setattr(model.get_submodule(parent), attribute, first)
 
 
 FORMAT = 1
-Kept = Mapping[str, tuple[int, ...]]
+Keep = Mapping[str, tuple[int, ...]]
 """By group the units that stay."""
 
 
@@ -289,7 +305,7 @@ Kept = Mapping[str, tuple[int, ...]]
 class Specification:
     """The units that were kept, by group; a mapping for each time that the network was cut."""
 
-    rounds: tuple[Kept, ...]
+    rounds: tuple[Keep, ...]
 
     @property
     def summary(self) -> str:
@@ -303,7 +319,7 @@ class Specification:
     @property
     def left(self) -> dict[str, int]:
         """By group that was cut, how many units are left."""
-        return {name: len(units) for kept in self.rounds for name, units in kept.items()}
+        return {name: len(units) for keep in self.rounds for name, units in keep.items()}
 
     def then(self, later: Specification) -> Specification:
         """This, and after it what was cut later."""
@@ -312,7 +328,7 @@ class Specification:
     def to_json(self) -> str:
         """As text, from which ``from_json`` makes it again."""
         return json.dumps({"format": FORMAT, "kept": [
-            {name: list(units) for name, units in kept.items()} for kept in self.rounds]})
+            {name: list(units) for name, units in keep.items()} for keep in self.rounds]})
 
     @classmethod
     def from_json(cls, text: str) -> Specification:
@@ -321,16 +337,16 @@ class Specification:
         Raises:
             ValueError: it is no such text.
 
-        >>> one = Specification(({"fc1": (0, 2)},))
-        >>> Specification.from_json(one.to_json()) == one
+        >>> specification = Specification(({"fc1": (0, 2)},))
+        >>> Specification.from_json(specification.to_json()) == specification
         True
         """
         try:
-            found = json.loads(text)
-            if found["format"] != FORMAT:
-                raise ValueError(f"format {found['format']}")
-            return cls(tuple({str(name): tuple(map(int, units)) for name, units in kept.items()}
-                             for kept in found["kept"]))
+            content = json.loads(text)
+            if content["format"] != FORMAT:
+                raise ValueError(f"format {content['format']}")
+            return cls(tuple({str(name): tuple(map(int, units)) for name, units in keep.items()}
+                             for keep in content["kept"]))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"structure: expected a specification of format {FORMAT}, but got "
                              f"{type(error).__name__}: {error}") from error
@@ -347,8 +363,6 @@ def rebuild(model: nn.Module, example: Any, specification: Specification) -> nn.
     Raises:
         ValueError: the factory makes another network than the one that was cut.
     """
-    pass
-
-    for kept in specification.rounds:
-        model = cut(model, example, kept).model
+    for keep in specification.rounds:
+        model = cut(model, example, keep).model
     return model

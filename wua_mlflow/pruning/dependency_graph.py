@@ -1,6 +1,6 @@
-"""Models that keep what they computed for the next call: off, while a cut is looked for and tried.
+"""Which parts of a model go with a unit: the dependency graph of the library torch-pruning.
 
-May import: torch. Tests: ``tests/slimming/test_caches.py``.
+Tests: ``tests/pruning/test_dependency_graph.py``.
 """
 
 from __future__ import annotations
@@ -15,44 +15,54 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from wua_mlflow.pruning.examples import copied
+from wua_mlflow.usage.batches import mapped
 
-__all__ = ["Graph", "GroupMember", "axes_of", "is_conv1d", "uncached"]
+__all__ = [
+    "Graph", "GroupMember", "call_model", "caches_off", "is_conv1d", "select", "weight_dims",
+]
 
 
 @contextmanager
-def uncached(*models: nn.Module) -> Iterator[None]:
-    """The configurations' ``use_cache``, as transformers' models have it, False for so long.
+def caches_off(*models: nn.Module) -> Iterator[None]:
+    """The models without their caches: ``use_cache`` of a configuration is False in the block.
 
-    With it on, a forward returns keys and values beside its outputs, which the graph of a model
-    cannot be followed through; its outputs are the same.
+    With it on, as transformers' models have it, a forward returns keys and values beside its
+    outputs, which the graph of a model cannot be followed through; its outputs are the same.
 
     >>> net = nn.Linear(1, 1)
     >>> net.config = type("Config", (), {"use_cache": True})()
-    >>> with uncached(net):
+    >>> with caches_off(net):
     ...     net.config.use_cache
     False
     >>> net.config.use_cache
     True
     """
-    found: list[Any] = [getattr(module, "config", None) for model in models
-                        for module in model.modules()]
-    configs = {id(one): one for one in found if getattr(one, "use_cache", None) is True}
+    configs: list[Any] = [getattr(module, "config", None)
+                          for model in models for module in model.modules()]
+    cached = [config for config in configs if getattr(config, "use_cache", None) is True]
     try:
-        for config in configs.values():
+        for config in cached:
             config.use_cache = False
         yield
     finally:
-        for config in configs.values():
+        for config in cached:
             config.use_cache = True
+
+
+def call_model(model: nn.Module, example: Any) -> Any:
+    """The model's outputs for a batch: a tensor, a tuple of arguments, or a dict of keywords.
+
+    The batch is copied first, since a model may write into its inputs.
+    """
+    arguments = mapped(example, Tensor, Tensor.clone)
+    if isinstance(arguments, Mapping):
+        return model(**arguments)
+    return model(*arguments) if isinstance(arguments, tuple) else model(arguments)
 
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 RECURRENT = (nn.LSTM, nn.GRU, nn.RNN)
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.InstanceNorm1d, nn.InstanceNorm2d,
-         nn.InstanceNorm3d, nn.PReLU)
-"""What works on each unit alone."""
 
 
 def is_conv1d(module: nn.Module) -> bool:
@@ -66,13 +76,19 @@ def is_conv1d(module: nn.Module) -> bool:
         weight.dim() == 2 and getattr(module, "nf", None) == weight.shape[1]
 
 
-def axes_of(module: nn.Module) -> tuple[int, int] | None:
+def weight_dims(module: nn.Module) -> tuple[int, int] | None:
     """The dimensions of ``module.weight`` along which its outputs and its inputs lie."""
     if isinstance(module, (nn.Linear, *CONVOLUTIONS)):
         return 0, 1
     if isinstance(module, TRANSPOSED) or is_conv1d(module):
         return 1, 0
     return None
+
+
+def select(parameter: Tensor, dim: int, positions: Sequence[int]) -> nn.Parameter:
+    """A new parameter with these positions along ``dim`` alone."""
+    index = torch.tensor(positions, dtype=torch.long, device=parameter.device)
+    return nn.Parameter(parameter.detach().index_select(dim, index))
 
 
 @dataclass(frozen=True)
@@ -84,14 +100,14 @@ class GroupMember:
         module: the layer, the parameter, or an operation of the graph.
         reads: whether it reads the units, rather than makes or passes them on.
         positions: along its inputs or outputs.
-        roots: by position the unit of the first layer that it belongs to; -1 where unknown.
+        units: by position the unit of the first layer that it belongs to; -1 where unknown.
     """
 
     name: str | None
     module: Any
     reads: bool
     positions: tuple[int, ...]
-    roots: tuple[int, ...]
+    units: tuple[int, ...]
 
 
 class Graph:
@@ -115,79 +131,80 @@ class Graph:
         pruners: dict[Any, Any] = {}
         for module in model.modules():
             if is_conv1d(module):
-                pruners[type(module)] = _linear_pruner(torch_pruning)
+                pruners[type(module)] = _conv1d_pruner(torch_pruning)
             elif isinstance(module, RECURRENT):
                 pruners[type(module)] = _recurrent_pruner(torch_pruning)
-        example = copied(example)
+        example = mapped(example, Tensor, Tensor.clone)
         arguments = example if isinstance(example, Mapping | tuple) else (example,)
-        with warnings.catch_warnings(), torch.enable_grad(), uncached(model), \
-                _recurrent_as_one_step(model):
+        with warnings.catch_warnings(), torch.enable_grad(), caches_off(model), \
+                _recurrent_layers_opaque(model):
             warnings.simplefilter("ignore")
             self._graph.build_dependency(model, arguments, customized_pruners=pruners,
                                          verbose=False)
-        self._highest = 4 * max((size for one in model.parameters() for size in one.shape),
-                                default=1)
-        self._roots = (*CONVOLUTIONS, *TRANSPOSED, nn.Linear, nn.Embedding, *pruners)
+        self._largest = 4 * max((size for parameter in model.parameters()
+                                 for size in parameter.shape), default=1)
+        self._unit_layers = (*CONVOLUTIONS, *TRANSPOSED, nn.Linear, nn.Embedding, *pruners)
 
     @property
-    def roots(self) -> Iterator[tuple[str, int]]:
+    def unit_layers(self) -> Iterator[tuple[str, int]]:
         """Every layer that makes units, and how many, in the model's order."""
         for module, name in self.names.items():
-            if isinstance(module, self._roots) and module in self._graph.module2node:
+            if isinstance(module, self._unit_layers) and module in self._graph.module2node:
                 yield name, int(self._graph.get_out_channels(module))
 
-    def coupled(self, name: str, units: Sequence[int]) -> list[GroupMember]:
+    def members(self, name: str, units: Sequence[int]) -> list[GroupMember]:
         """Everything that goes with these units of a layer."""
-        group = self._group(name, units)
         names = {id(module): known for module, known in self.names.items()}
-        names |= {id(one): known for known, one in self.model.named_parameters()}
-        reads = self._graph.is_in_channel_pruning_fn
+        names |= {id(parameter): known for known, parameter in self.model.named_parameters()}
+        graph = self._graph
         return [GroupMember(
             names.get(id(item.dep.target.module)), item.dep.target.module,
-            reads(item.dep.handler) and not self._graph.is_out_channel_pruning_fn(item.dep.handler),
+            graph.is_in_channel_pruning_fn(item.dep.handler)
+            and not graph.is_out_channel_pruning_fn(item.dep.handler),
             tuple(item.idxs),
-            tuple(-1 if root is None else root for root in item.root_idxs)) for item in group]
+            tuple(-1 if root is None else root for root in item.root_idxs))
+            for item in self._pruning_group(name, units)]
 
-    def ends(self, one: GroupMember) -> bool:
+    def is_output(self, member: GroupMember) -> bool:
         """Whether it is an output of the model."""
-        return isinstance(one.module, self._library.ops._OutputOp)
+        return isinstance(member.module, self._library.ops._OutputOp)
 
     def remove(self, name: str, units: Sequence[int]) -> None:
         """Cut these units of a layer out of the model, and all that goes with them."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of gradients of weights that are computed
-            self._group(name, units).prune()
+            self._pruning_group(name, units).prune()
 
-    def _group(self, name: str, units: Sequence[int]) -> Any:
+    def _pruning_group(self, name: str, units: Sequence[int]) -> Any:
         module = self.model.get_submodule(name)
         pruner = self._graph.get_pruner_of_module(module)
-        with _bounded(self._library, self._highest):
+        with _bounded_search(self._library, self._largest):
             return self._graph.get_pruning_group(module, pruner.prune_out_channels, list(units))
 
 
 class EndlessError(ValueError):
-    """The library finds the same units again and again, at ever higher places."""
+    """The library finds the same units again and again, at ever higher positions."""
 
 
 @contextmanager
-def _bounded(library: Any, highest: int) -> Iterator[None]:
-    """The library's search for what goes with some units ends, where nothing has so many places.
+def _bounded_search(library: Any, largest: int) -> Iterator[None]:
+    """End the library's search for what goes with some units at positions that no layer has.
 
-    It goes round in circles where heads share their keys (grouped-query attention).
+    It never ends where heads share their keys (grouped-query attention).
     """
     module = library.dependency.graph
 
-    class Group(module.Group):  # type: ignore[name-defined]
+    class Group(module.Group):  # type: ignore[misc, name-defined]
         def add_dep(self, dep: Any, idxs: Any) -> Any:
-            if any(index.idx > highest for index in idxs):
+            if any(index.idx > largest for index in idxs):
                 raise EndlessError("the units come round again and again")
             return super().add_dep(dep, idxs)
 
-    before, module.Group = module.Group, Group
+    original, module.Group = module.Group, Group
     try:
         yield
     finally:
-        module.Group = before
+        module.Group = original
 
 
 class _Opaque(torch.autograd.Function):
@@ -199,61 +216,59 @@ class _Opaque(torch.autograd.Function):
 
 
 @contextmanager
-def _recurrent_as_one_step(model: nn.Module) -> Iterator[None]:
-    """The trace does not look into recurrent layers, and sees their last states as outputs.
+def _recurrent_layers_opaque(model: nn.Module) -> Iterator[None]:
+    """The trace does not look into recurrent layers, and takes their last states as outputs.
 
     It follows a module's first result only; ``h_n`` of one-way layers has the same units.
     """
-    layers = [one for one in model.modules() if isinstance(one, RECURRENT)]
+    layers = [module for module in model.modules() if isinstance(module, RECURRENT)]
     try:
         for layer in layers:
-            layer.__dict__["forward"] = partial(_seen, layer, layer.forward)
+            layer.__dict__["forward"] = partial(_opaque_forward, layer, layer.forward)
         yield
     finally:
         for layer in layers:
             layer.__dict__.pop("forward", None)
 
 
-def _seen(layer: Any, forward: Any, *args: Any, **kwargs: Any) -> Any:
+def _opaque_forward(layer: Any, forward: Any, *args: Any, **kwargs: Any) -> Any:
     outputs, states = forward(*args, **kwargs)
     inputs = args[0] if args else kwargs.get("input")
     if not isinstance(outputs, Tensor) or not isinstance(inputs, Tensor):
         return outputs, states
-    outputs = _Opaque.apply(outputs.detach(), inputs, layer.weight_hh_l0)
+    opaque: Any = _Opaque.apply
+    outputs = opaque(outputs.detach(), inputs, layer.weight_hh_l0)
     time = 0 if outputs.dim() == 2 or not layer.batch_first else 1
-    nothing = torch.stack([outputs.sum(time) * 0] * layer.num_layers)
+    zeros = torch.stack([outputs.sum(time) * 0] * layer.num_layers)
 
-    def seen(state: Tensor) -> Tensor:
-        found = state.detach()
-        return found + nothing if found.shape == nothing.shape else found
+    def tied_to_outputs(state: Tensor) -> Tensor:
+        values = state.detach()
+        return values + zeros if values.shape == zeros.shape else values
 
-    return outputs, tuple(map(seen, states)) if isinstance(states, tuple) else seen(states)
-
-
-def _left(count: int, gone: Sequence[int]) -> Tensor:
-    return torch.tensor(sorted(set(range(count)) - set(gone)), dtype=torch.long)
+    return outputs, (tuple(map(tied_to_outputs, states)) if isinstance(states, tuple)
+                     else tied_to_outputs(states))
 
 
-def _chosen(parameter: Tensor, dim: int, left: Tensor) -> nn.Parameter:
-    return nn.Parameter(parameter.detach().index_select(dim, left.to(parameter.device)))
+def _remaining(count: int, removed: Sequence[int]) -> list[int]:
+    return sorted(set(range(count)) - set(removed))
 
 
-def _linear_pruner(library: Any) -> Any:
-    class Conv1DPruner(library.pruner.function.BasePruningFunc):
+def _conv1d_pruner(library: Any) -> Any:
+    class Conv1DPruner(library.pruner.function.BasePruningFunc):  # type: ignore[misc]
         """transformers' Conv1D: weight (inputs, outputs)."""
 
         def prune_out_channels(self, layer: Any, idxs: Sequence[int]) -> Any:
-            left = _left(layer.weight.shape[1], idxs)
-            layer.weight = _chosen(layer.weight, 1, left)
-            layer.bias = _chosen(layer.bias, 0, left)
-            layer.nf = len(left)
+            remaining = _remaining(layer.weight.shape[1], idxs)
+            layer.weight = select(layer.weight, 1, remaining)
+            layer.bias = select(layer.bias, 0, remaining)
+            layer.nf = len(remaining)
             return layer
 
         def prune_in_channels(self, layer: Any, idxs: Sequence[int]) -> Any:
-            left = _left(layer.weight.shape[0], idxs)
-            layer.weight = _chosen(layer.weight, 0, left)
+            remaining = _remaining(layer.weight.shape[0], idxs)
+            layer.weight = select(layer.weight, 0, remaining)
             if hasattr(layer, "nx"):
-                layer.nx = len(left)
+                layer.nx = len(remaining)
             return layer
 
         def get_out_channels(self, layer: Any) -> int:
@@ -266,31 +281,30 @@ def _linear_pruner(library: Any) -> Any:
 
 
 def _recurrent_pruner(library: Any) -> Any:
-    class RecurrentPruner(library.pruner.function.BasePruningFunc):
+    class RecurrentPruner(library.pruner.function.BasePruningFunc):  # type: ignore[misc]
         """LSTM, GRU, RNN: outputs j and hidden + j of a bidirectional layer are hidden unit j."""
 
         def prune_out_channels(self, layer: Any, idxs: Sequence[int]) -> Any:
-            hidden = layer.hidden_size
-            left = _left(hidden, [position % hidden for position in idxs])
-            gates = layer.weight_hh_l0.shape[0] // hidden
-            rows = torch.cat([left + gate * hidden for gate in range(gates)])
-            both = torch.cat([left, left + hidden]) if layer.bidirectional else left
+            hidden, rows = layer.hidden_size, layer.weight_hh_l0.shape[0]
+            units = _remaining(hidden, [position % hidden for position in idxs])
+            gate_rows = [first + unit for first in range(0, rows, hidden) for unit in units]
+            both = [*units, *(hidden + unit for unit in units)] if layer.bidirectional else units
             for name, parameter in list(layer.named_parameters(recurse=False)):
-                chosen = _chosen(parameter, 0, rows)
+                pruned = select(parameter, 0, gate_rows)
                 if name.startswith("weight_hh"):
-                    chosen = _chosen(chosen, 1, left)
+                    pruned = select(pruned, 1, units)
                 elif name.startswith("weight_ih") and not name.startswith("weight_ih_l0"):
-                    chosen = _chosen(chosen, 1, both)
-                setattr(layer, name, chosen)
-            layer.hidden_size = len(left)
+                    pruned = select(pruned, 1, both)
+                setattr(layer, name, pruned)
+            layer.hidden_size = len(units)
             return layer
 
         def prune_in_channels(self, layer: Any, idxs: Sequence[int]) -> Any:
-            left = _left(layer.input_size, idxs)
+            remaining = _remaining(layer.input_size, idxs)
             for name, parameter in list(layer.named_parameters(recurse=False)):
                 if name.startswith("weight_ih_l0"):
-                    setattr(layer, name, _chosen(parameter, 1, left))
-            layer.input_size = len(left)
+                    setattr(layer, name, select(parameter, 1, remaining))
+            layer.input_size = len(remaining)
             return layer
 
         def get_out_channels(self, layer: Any) -> int:

@@ -1,6 +1,6 @@
-"""The groups of a model: found in the dependency graph, tried out, refused where a cut fails.
+"""The groups of units of a model, read from its dependency graph; and the layers that have none.
 
-May import: torch, hooks, slimming. Tests: ``tests/slimming/test_groups.py``.
+Tests: ``tests/pruning/test_unit_groups.py``.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from wua_mlflow.errors import one_line
 from wua_mlflow.hooks import unwrapped
@@ -20,19 +20,19 @@ from wua_mlflow.pruning.dependency_graph import (
     TRANSPOSED,
     Graph,
     GroupMember,
-    axes_of,
+    weight_dims,
 )
-from wua_mlflow.pruning.heads import ATTENTION, head_groups, projected_heads
-from wua_mlflow.pruning.unit_groups import ParameterSlice, UnitGroup, UnitGroups, names_by_tensor
+from wua_mlflow.pruning.heads import ATTENTION, attention_groups, projected_head_groups
+from wua_mlflow.pruning.unit_groups import ParameterSlice, UnitGroup, UnitGroups, tied_names
 
-__all__ = ["OUTPUTS", "found_groups", "makes_units", "plain_copy"]
+__all__ = ["OUTPUTS", "find_groups", "makes_units", "prunable_copy"]
 
 
 OUTPUTS = "its units are the network's outputs"
 
 
-def plain_copy(model: nn.Module) -> nn.Module:
-    """A copy in eval mode whose floating-point parameters take gradients.
+def prunable_copy(model: nn.Module) -> nn.Module:
+    """A copy in eval mode whose parameters take gradients.
 
     Raises:
         ValueError: it is an exported graph, or holds weights that cannot be cut.
@@ -46,12 +46,11 @@ def plain_copy(model: nn.Module) -> nn.Module:
         if not parameter.is_floating_point():
             raise ValueError(f"model: expected floating-point weights, but {name} is "
                              f"{str(parameter.dtype).removeprefix('torch.')}")
-    twin = copy.deepcopy(model).eval()
-    return twin.requires_grad_(True)
+    return copy.deepcopy(model).eval().requires_grad_(True)
 
 
-def found_groups(model: nn.Module, example: Any) -> UnitGroups:
-    """Every group of units of a model from ``plain_copy``, before any is tried out.
+def find_groups(model: nn.Module, example: Any) -> UnitGroups:
+    """Every group of units of a model from ``prunable_copy``, before any is tried out.
 
     Raises:
         ValueError: the model cannot be traced.
@@ -60,190 +59,197 @@ def found_groups(model: nn.Module, example: Any) -> UnitGroups:
         graph = Graph(model, example)
     except Exception as error:  # the user's forward, or the library's tracing of it
         raise ValueError(f"model: its layers cannot be followed: {one_line(error)}") from error
-    names = {id(module): name for name, module in model.named_modules()}
+    modules = {id(module) for module in model.modules()}
     groups: list[UnitGroup] = []
-    fixed: dict[str, str] = {}
-    seen: set[str] = set()
-    for name, units in graph.roots:
-        if name in seen:
+    not_prunable: dict[str, str] = {}
+    traced: set[str] = set()
+    for name, units in graph.unit_layers:
+        if name in traced:
             continue
         try:
-            coupled = graph.coupled(name, range(units))
+            members = graph.members(name, range(units))
         except Exception as error:  # of the library, which fails in many ways
-            fixed[name] = f"what reads its units cannot be followed ({one_line(error)})"
+            not_prunable[name] = f"what reads its units cannot be followed ({one_line(error)})"
             continue
-        makers = [one for one in coupled if isinstance(one.module, nn.Module)
-                  and not one.reads and id(one.module) in names]
-        seen |= {str(one.name) for one in makers}
-        layers = [str(one.name) for one in makers if makes_units(one.module)]
-        if any(graph.ends(one) for one in coupled):
-            fixed |= dict.fromkeys(layers, OUTPUTS)
-            continue
-        reason = _refusal(model, coupled, makers)
-        group = None
-        if not reason and any(one.reads for one in coupled):
-            group = _group(name, units, coupled, makers)
-            reason = _tied_elsewhere(model, group)
-        if reason:
-            fixed |= dict.fromkeys(layers, reason)
-        elif group is None:
-            fixed |= dict.fromkeys(layers, OUTPUTS)
-        else:
+        makers = [member for member in members if isinstance(member.module, nn.Module)
+                  and not member.reads and id(member.module) in modules]
+        traced |= {str(maker.name) for maker in makers}
+        group, reason = None, OUTPUTS
+        if not any(map(graph.is_output, members)):
+            group, reason = _group(model, (name, units), members, makers)
+        if group is not None:
             groups.append(group)
-    left = dict(_left_out(model, seen | set(fixed)))
-    return _with_heads(model, example, groups, {**fixed, **left})
+        else:
+            not_prunable |= {str(maker.name): reason for maker in makers
+                             if makes_units(maker.module)}
+    untraced = dict(_untraced(model, traced | set(not_prunable)))
+    return _with_heads(model, example, groups, {**not_prunable, **untraced})
+
+
+def _group(
+    model: nn.Module, layer: tuple[str, int], members: Sequence[GroupMember],
+    makers: Sequence[GroupMember],
+) -> tuple[UnitGroup | None, str]:
+    """The group of a layer's units; None and the reason, where they cannot be cut."""
+    reason = _not_prunable(model, members, makers)
+    if reason:
+        return None, reason
+    if not any(member.reads for member in members):
+        return None, OUTPUTS
+    name, units = layer
+    first: Any = makers[0].module
+    recurrent = isinstance(first, RECURRENT)
+    if recurrent:
+        units = first.hidden_size
+    readers = [reader for member in members if member.reads for reader in _readers(member, units)]
+    held = {slice_.parameter: slice_ for maker in makers for slice_ in _held(maker, units)}
+    if recurrent:
+        readers += _recurrent_readers(name, first)
+    group = UnitGroup(name, tuple(str(maker.name) for maker in makers), tuple(readers), units,
+                      "hidden" if recurrent else "units", tuple(held.values()))
+    reason = _tied_elsewhere(model, group)
+    return (None, reason) if reason else (group, "")
 
 
 def _with_heads(
-    model: nn.Module, example: Any, groups: list[UnitGroup], fixed: dict[str, str]
+    model: nn.Module, example: Any, groups: list[UnitGroup], not_prunable: dict[str, str]
 ) -> UnitGroups:
     """The groups with those of heads, which take layers from others."""
-    heads, whole = head_groups(model)
-    for one in projected_heads(model, example):
-        reason = _tied_elsewhere(model, one)
-        fixed |= dict.fromkeys(one.layers, reason) if reason else {}
-        heads += [] if reason else [one]
-    divided = {name: one.name for one in heads for name in one.layers}
-    for one in groups:
-        owners = [divided[name] for name in one.layers if name in divided]
-        fixed |= {name: f"all heads of {owner} read them" for owner in owners[:1]
-                  for name in one.layers if makes_units(model.get_submodule(name))}
-    groups = [one for one in groups if not set(divided) & set(one.layers)]
+    heads, refused = attention_groups(model)
+    for group in projected_head_groups(model, example):
+        reason = _tied_elsewhere(model, group)
+        if reason:
+            not_prunable |= dict.fromkeys(group.layers, reason)
+        else:
+            heads.append(group)
+    module_of = {layer: group.name for group in heads for layer in group.layers}
+    for group in groups:
+        modules = [module_of[layer] for layer in group.layers if layer in module_of]
+        if modules:
+            not_prunable |= {layer: f"all heads of {modules[0]} read them" for layer in group.layers
+                             if makes_units(model.get_submodule(layer))}
+    groups = [group for group in groups if not set(module_of) & set(group.layers)]
     return UnitGroups((*groups, *heads), {
-        name: why for name, why in {**fixed, **whole}.items() if name not in divided})
+        layer: reason for layer, reason in {**not_prunable, **refused}.items()
+        if layer not in module_of})
 
 
 def makes_units(module: nn.Module) -> bool:
     """Whether it is a layer with weights that make units, not a norm over them."""
-    return axes_of(module) is not None or isinstance(module, (nn.Embedding, *RECURRENT))
+    return weight_dims(module) is not None or isinstance(module, (nn.Embedding, *RECURRENT))
 
 
 def _tied_elsewhere(model: nn.Module, group: UnitGroup) -> str:
     """Why a group cannot be cut whose weights are also others', that do not go with its units."""
-    held = {(one.parameter, one.dim) for one in (*group.makers, *group.readers)}
-    aliases = names_by_tensor(model)
+    held = {(slice_.parameter, slice_.dim) for slice_ in (*group.makers, *group.readers)}
+    aliases = tied_names(model)
     for name, dim in sorted(held):
         for alias in aliases.get(name, ()):
-            if (alias, dim) not in held and _holder(model, alias) is not _holder(model, name):
+            if (alias, dim) not in held and _module_of(model, alias) is not _module_of(model, name):
                 return f"{name} is tied to {alias}, which does not go with these units"
     return ""
 
 
-def _holder(model: nn.Module, parameter: str) -> nn.Module:
+def _module_of(model: nn.Module, parameter: str) -> nn.Module:
     """The module that a parameter is in; one module may have several names."""
     return model.get_submodule(parameter.rpartition(".")[0])
 
 
-def _refusal(
-    model: nn.Module, coupled: Sequence[GroupMember], makers: Sequence[GroupMember]
+def _not_prunable(
+    model: nn.Module, members: Sequence[GroupMember], makers: Sequence[GroupMember]
 ) -> str:
     """Why these units cannot be cut, in a line; "" where they can."""
-    for one in coupled:
-        module: Any = one.module
+    for member in members:
+        module: Any = member.module
         if isinstance(module, nn.Parameter):
-            owner = model.get_submodule(str(one.name).rpartition(".")[0])
-            return (f"{one.name} of {type(owner).__name__} has a place for each of these units, "
-                    f"and how it is cut is not known")
+            return (f"{member.name} of {type(_module_of(model, str(member.name))).__name__} has a "
+                    f"place for each of these units, and how it is cut is not known")
         if isinstance(module, nn.LayerNorm | nn.GroupNorm):
-            return (f"{one.name} ({type(module).__name__}) normalises over these units: without "
+            return (f"{member.name} ({type(module).__name__}) normalises over these units: without "
                     f"some the others change")
         if isinstance(module, nn.MultiheadAttention):
-            return f"they are what the heads of {one.name} (MultiheadAttention) divide"
+            return f"they are what the heads of {member.name} (MultiheadAttention) divide"
         if isinstance(module, (*CONVOLUTIONS, *TRANSPOSED)) and \
                 1 < module.groups != module.out_channels:
-            return f"{one.name} is a grouped convolution, which shares them out evenly"
-        if -1 in one.roots and (one.reads or one in makers):
-            return f"what {one.name} does with these units cannot be followed"
-    recurrent = [one for one in makers if isinstance(one.module, RECURRENT)]
+            return f"{member.name} is a grouped convolution, which shares them out evenly"
+        if -1 in member.units and (member.reads or member in makers):
+            return f"what {member.name} does with these units cannot be followed"
+    recurrent = [maker.module for maker in makers if isinstance(maker.module, RECURRENT)]
     if recurrent and len(makers) > 1:
         return "a recurrent layer's units are tied to those of another layer"
-    if any(one.module.proj_size for one in recurrent):
+    if any(layer.proj_size for layer in recurrent):
         return "the LSTM projects its hidden units"
     return ""
 
 
-def _left_out(model: nn.Module, seen: set[str]) -> Iterator[tuple[str, str]]:
+def _untraced(model: nn.Module, traced: set[str]) -> Iterator[tuple[str, str]]:
     """Layers with a weight matrix that the graph does not hold, and matrices that no layer has."""
-    for name, module in list(model.named_modules()):
-        parts = name.split(".")
-        inside = any(isinstance(model.get_submodule(".".join(parts[:end])), ATTENTION)
-                     for end in range(1, len(parts)))
-        if isinstance(module, ATTENTION) and f"{name}.out_proj" not in seen:
+    attention = [name for name, module in model.named_modules() if isinstance(module, ATTENTION)]
+    for name, module in model.named_modules():
+        if name in attention and f"{name}.out_proj" not in traced:
             yield f"{name}.out_proj", "attention gives as many outputs as it reads"
-        if inside or isinstance(module, ATTENTION):
+        if any(f"{name}.".startswith(f"{prefix}.") for prefix in attention):
             continue
         if not makes_units(module):
-            for own, parameter in module.named_parameters(name, recurse=False):
-                if parameter.dim() > 1 and ".parametrizations." not in own:
-                    yield own, "no kind of layer that can be cut holds it"
-        elif name not in seen:
+            for parameter_name, parameter in module.named_parameters(name, recurse=False):
+                if parameter.dim() > 1 and ".parametrizations." not in parameter_name:
+                    yield parameter_name, "no kind of layer that can be cut holds it"
+        elif name not in traced:
             yield name, "how the network's output comes from it cannot be followed"
 
 
-def _group(
-    name: str, units: int, coupled: Sequence[GroupMember], makers: Sequence[GroupMember]
-) -> UnitGroup:
-    first: Any = makers[0].module
-    hidden = first.hidden_size if isinstance(first, RECURRENT) else units
-    readers = [reader for one in coupled if one.reads for reader in _readers(one, hidden)]
-    held = {place.parameter: place for one in makers for place in _held(one, hidden)}
-    kind = "units"
-    if isinstance(first, RECURRENT):
-        kind, readers = "hidden", [*readers, *_own_readers(name, first)]
-    return UnitGroup(name, tuple(str(one.name) for one in makers), tuple(readers), hidden, kind,
-                     tuple(held.values()))
-
-
-def _columns(one: GroupMember, hidden: int) -> tuple[tuple[int, ...], ...]:
+def _columns(member: GroupMember, units: int) -> tuple[tuple[int, ...], ...]:
     """By unit its positions along the layer's inputs or outputs."""
-    columns: list[list[int]] = [[] for _ in range(hidden)]
-    for position, root in zip(one.positions, one.roots, strict=True):
-        columns[root % hidden].append(position)
-    return tuple(tuple(sorted(some)) for some in columns)
+    columns: list[list[int]] = [[] for _ in range(units)]
+    for position, unit in zip(member.positions, member.units, strict=True):
+        columns[unit % units].append(position)
+    return tuple(tuple(sorted(positions)) for positions in columns)
 
 
-def _readers(one: GroupMember, hidden: int) -> Iterator[ParameterSlice]:
-    found = _columns(one, hidden)
-    if isinstance(one.module, RECURRENT):
-        for parameter, _ in one.module.named_parameters(recurse=False):
+def _readers(member: GroupMember, units: int) -> Iterator[ParameterSlice]:
+    """The weights with which a layer reads the units."""
+    columns = _columns(member, units)
+    if isinstance(member.module, RECURRENT):
+        for parameter, _ in member.module.named_parameters(recurse=False):
             if parameter.startswith("weight_ih_l0"):
-                yield ParameterSlice(_of(one.name, parameter), 1, found)
+                yield ParameterSlice(_qualified(member.name, parameter), 1, columns)
     else:
-        axes = axes_of(one.module)
-        assert axes is not None, type(one.module)
-        yield ParameterSlice(_of(one.name, "weight"), axes[1], found)
+        dims = weight_dims(member.module)
+        assert dims is not None, type(member.module)
+        yield ParameterSlice(_qualified(member.name, "weight"), dims[1], columns)
 
 
-def _own_readers(name: str, layer: Any) -> Iterator[ParameterSlice]:
+def _recurrent_readers(name: str, layer: Any) -> Iterator[ParameterSlice]:
     """A recurrent layer's own weights that read its hidden units."""
     hidden = layer.hidden_size
+    once = tuple((unit,) for unit in range(hidden))
+    both = tuple((unit, hidden + unit) for unit in range(hidden)) if layer.bidirectional else once
     for parameter, _ in layer.named_parameters(recurse=False):
         if parameter.startswith("weight_hh"):
-            yield ParameterSlice(_of(name, parameter), 1, tuple((unit,) for unit in range(hidden)))
+            yield ParameterSlice(_qualified(name, parameter), 1, once)
         elif parameter.startswith("weight_ih") and not parameter.startswith("weight_ih_l0"):
-            yield ParameterSlice(_of(name, parameter), 1, tuple(
-                (unit, hidden + unit) if layer.bidirectional else (unit,)
-                for unit in range(hidden)))
+            yield ParameterSlice(_qualified(name, parameter), 1, both)
 
 
-def _held(one: GroupMember, units: int) -> Iterator[ParameterSlice]:
+def _held(maker: GroupMember, units: int) -> Iterator[ParameterSlice]:
     """The layer's parameters and buffers that have a place for each unit."""
-    module: Any = one.module
-    if isinstance(one.module, RECURRENT):
+    module: Any = maker.module
+    if isinstance(maker.module, RECURRENT):
         rows = module.weight_hh_l0.shape[0]
         columns = tuple(tuple(range(unit, rows, units)) for unit in range(units))
         for parameter, _ in module.named_parameters(recurse=False):
-            yield ParameterSlice(_of(one.name, parameter), 0, columns)
+            yield ParameterSlice(_qualified(maker.name, parameter), 0, columns)
         return
-    axes = axes_of(module)
+    dims = weight_dims(module)
     depthwise = isinstance(module, TRANSPOSED) and module.groups > 1
-    dim = 1 if isinstance(module, nn.Embedding) else 0 if axes is None or depthwise else axes[0]
-    columns = _columns(one, units)
+    dim = 1 if isinstance(module, nn.Embedding) else 0 if dims is None or depthwise else dims[0]
+    columns = _columns(maker, units)
     tensors = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
     for name, tensor in tensors:
-        if isinstance(tensor, Tensor) and tensor.numel() > 1:
-            yield ParameterSlice(_of(one.name, name), dim if name == "weight" else 0, columns)
+        if tensor.numel() > 1:
+            yield ParameterSlice(_qualified(maker.name, name), dim if name == "weight" else 0,
+                                 columns)
 
 
-def _of(module: str | None, parameter: str) -> str:
+def _qualified(module: str | None, parameter: str) -> str:
     return f"{module}.{parameter}" if module else parameter

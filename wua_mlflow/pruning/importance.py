@@ -1,73 +1,21 @@
-"""Units by what each adds to what the others span: column subset selection.
+"""How important each unit of a group is: what decides which units are cut.
 
-May import: torch, scipy, its own package. Tests: ``tests/slimming/test_spanning.py``.
+Tests: ``tests/pruning/test_importance.py``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from wua_mlflow.device import rows_at_once
 from wua_mlflow.hooks import evaluating, unwrapped
-from wua_mlflow.pruning.activations import consumer_inputs, forwards, moments, outgoing_norms
+from wua_mlflow.pruning.activations import measure_moments, outgoing_norms, run_in_chunks
 from wua_mlflow.pruning.unit_groups import ParameterSlice, UnitGroup, UnitGroups
 
-__all__ = ["CRITERIA", "most_important", "pivoted", "spanning", "unit_importance"]
-
-
-def spanning(
-    model: nn.Module, groups: Sequence[UnitGroup], run: Callable[[], object]
-) -> dict[str, Tensor]:
-    """Importance by group, shape (units,), float64; groups that cannot be seen are left out.
-
-    The activations as the next layers read them, centred, each times the norm of the weights that
-    read it. The first unit is the one of the largest variance, each further one that of which most
-    is left when those before it have explained it linearly; its importance is what was left. So of
-    two units that say the same one is dispensable, however large both are. (The selection of the
-    interpolative decomposition: Chee et al. 2022, arXiv 2108.00065; its correction of the next
-    layer's weights is ``folding``.)
-
-    Args:
-        model: unwrapped.
-        groups: the units.
-        run: runs the model over the data.
-    """
-    known = {group.name: group for group in groups}
-    found = {name: consumer_inputs(model, group) for name, group in known.items()}
-    seen = {name: own for name, own in found.items() if not isinstance(own, str)}
-    result: dict[str, Tensor] = {}
-    for name, own in moments(model, seen, run).items() if seen else ():
-        if all(one.count for one in own):
-            scale = outgoing_norms(model, known[name])
-            scatter = torch.stack([one.scatter.cpu() for one in own]).sum(0)
-            result[name] = pivoted(scatter * torch.outer(scale, scale))
-    return result
-
-
-def pivoted(scatter: Tensor) -> Tensor:
-    """What is left of each unit's sum of squares when it is chosen, the largest first.
-
-    Args:
-        scatter: of centred rows, symmetric, shape (units, units), float64.
-
-    Returns:
-        Shape (units,): the squared diagonal of its Cholesky factor with complete pivoting; 0 for
-        units that those before them explain wholly.
-
-    >>> rows = torch.tensor([[3.0, 3.0, 0.0], [-3.0, -3.0, 0.0], [0.0, 0.0, 1.0]]).double()
-    >>> pivoted(rows.T @ rows).round(decimals=6).tolist()
-    [18.0, 0.0, 1.0]
-    """
-    from scipy.linalg.lapack import dpstrf
-
-    factor, order, rank, _ = dpstrf(scatter.numpy())
-    found = torch.zeros(len(scatter), dtype=torch.float64)
-    chosen = torch.from_numpy(order[:rank] - 1).long()
-    found[chosen] = torch.from_numpy(factor.diagonal()[:rank].copy()).square()
-    return found
+__all__ = ["CRITERIA", "most_important", "pivoted_cholesky", "unit_importance"]
 
 
 CRITERIA = ("spanning", "taylor", "magnitude", "random")
@@ -86,8 +34,14 @@ def unit_importance(
 ) -> dict[str, Tensor]:
     """The importance of every unit, by group; shape (units,), float64, on the CPU.
 
-    ``spanning``: what each unit's activations add to those before it, as ``slimming.spanning``
-    says; ``taylor`` for the groups whose activations cannot be seen (attention heads).
+    ``spanning``: what each unit's activations add to those of more important ones. The activations
+    as the next layers read them, centred, each times the norm of the weights that read it. The
+    first unit is the one of the largest variance, each further one that of which most is left when
+    those before it have explained it linearly; its importance is what was left. So of two units
+    that say the same one is dispensable, however large both are. (The selection of the
+    interpolative decomposition: Chee et al. 2022, arXiv 2108.00065; its correction of the next
+    layer's weights is ``pruning.compensation``.) ``taylor`` for the groups whose activations cannot
+    be seen (attention heads).
 
     ``taylor``: |mean of a·g|, a the unit's activation and g the loss's gradient with respect to
     it (Molchanov et al. 2017, arXiv 1611.06440, equation 8, without the square), taken from the
@@ -105,27 +59,26 @@ def unit_importance(
     Raises:
         ValueError: unknown criterion, or data or loss are lacking.
     """
-    plain = unwrapped(model)
+    model = unwrapped(model)
+    groups = structure.groups
     if criterion == "random":
         generator = torch.Generator().manual_seed(seed)
-        return {one.name: torch.rand(one.units, generator=generator, dtype=torch.float64)
-                for one in structure.groups}
+        return {group.name: torch.rand(group.units, generator=generator, dtype=torch.float64)
+                for group in groups}
     if criterion == "magnitude":
-        return {one.name: _magnitude(plain, one) for one in structure.groups}
+        return {group.name: _magnitude(model, group) for group in groups}
     if data is None:
         raise ValueError(f"data: expected inputs and targets for {criterion}, but got none")
     if criterion not in CRITERIA:
-        return _analysed(plain, structure, data, criterion)
-    found = {} if criterion == "taylor" else \
-        spanning(plain, structure.groups, lambda: forwards(plain, data[0]))
-    if len(found) == len(structure.groups):
-        return found
-    if loss is None:
+        return _by_usage(model, groups, data[0], criterion)
+    importance = _spanning(model, groups, data[0]) if criterion == "spanning" else {}
+    others = [group for group in groups if group.name not in importance]
+    if others and loss is None:
         raise ValueError("loss: expected the mean loss of (outputs, targets) for taylor, but got "
                          "none")
-    gradients = _mean_gradients(plain, structure, data, loss)
-    return {one.name: found[one.name] if one.name in found else _taylor(plain, one, gradients)
-            for one in structure.groups}
+    if others and loss is not None:
+        importance |= _taylor(model, others, data, loss)
+    return {group.name: importance[group.name] for group in groups}
 
 
 def most_important(importance: Tensor, count: int) -> list[int]:
@@ -138,64 +91,109 @@ def most_important(importance: Tensor, count: int) -> list[int]:
     return sorted(order[:count].tolist())
 
 
-def _mean_gradients(
-    model: nn.Module, structure: UnitGroups, data: tuple[Tensor, Tensor], loss: Loss
+def _spanning(
+    model: nn.Module, groups: Sequence[UnitGroup], inputs: Tensor
 ) -> dict[str, Tensor]:
-    """Of the mean loss with respect to every weight that reads units, float64."""
-    names = {reader.parameter for group in structure.groups for reader in group.readers}
+    """Of the groups whose activations can be seen."""
+    measured, _ = measure_moments(model, groups, lambda: run_in_chunks(model, inputs))
+    importance: dict[str, Tensor] = {}
+    for group in groups:
+        moments = [moments for _, moments in measured.get(group.name, ())]
+        if moments and all(moment.count for moment in moments):
+            scale = outgoing_norms(model, group)
+            scatter = torch.stack([moment.scatter.cpu() for moment in moments]).sum(0)
+            importance[group.name] = pivoted_cholesky(scatter * torch.outer(scale, scale))
+    return importance
+
+
+def pivoted_cholesky(scatter: Tensor) -> Tensor:
+    """What is left of each unit's sum of squares when it is chosen, the largest first.
+
+    Args:
+        scatter: of centred rows, symmetric, shape (units, units), float64.
+
+    Returns:
+        Shape (units,): the squared diagonal of its Cholesky factor with complete pivoting; 0 for
+        units that those before them explain wholly.
+
+    >>> rows = torch.tensor([[3.0, 3.0, 0.0], [-3.0, -3.0, 0.0], [0.0, 0.0, 1.0]]).double()
+    >>> pivoted_cholesky(rows.T @ rows).round(decimals=6).tolist()
+    [18.0, 0.0, 1.0]
+    """
+    from scipy.linalg.lapack import dpstrf
+
+    factor, order, rank, _ = dpstrf(scatter.numpy())
+    remainders = torch.zeros(len(scatter), dtype=torch.float64)
+    chosen = torch.from_numpy(order[:rank] - 1).long()
+    remainders[chosen] = torch.from_numpy(factor.diagonal()[:rank].copy()).square()
+    return remainders
+
+
+def _taylor(
+    model: nn.Module, groups: Sequence[UnitGroup], data: tuple[Tensor, Tensor], loss: Loss
+) -> dict[str, Tensor]:
+    names = {reader.parameter for group in groups for reader in group.readers}
+    weights = {name: model.get_parameter(name) for name in sorted(names)}
+    gradients = _mean_gradients(model, weights, data, loss)
+    products = {name: weight.detach().double() * gradients[name]
+                for name, weight in weights.items()}
+    return {group.name: _sum_by_unit(group.readers, group.units, products).abs()
+            for group in groups}
+
+
+def _mean_gradients(
+    model: nn.Module, weights: Mapping[str, Tensor], data: tuple[Tensor, Tensor], loss: Loss
+) -> dict[str, Tensor]:
+    """Of the mean loss with respect to each of the weights, float64."""
     inputs, targets = data
-    rows = torch.arange(len(inputs), device=inputs.device).split(rows_at_once(inputs.shape))
+    total = {name: torch.zeros_like(weight, dtype=torch.float64)
+             for name, weight in weights.items()}
+    every_row = torch.arange(len(inputs), device=inputs.device)
     with evaluating(model, grad=True):
-        weights = {name: model.get_parameter(name) for name in sorted(names)}
-        found = {name: torch.zeros_like(one, dtype=torch.float64) for name, one in weights.items()}
-        for chosen in rows:
-            value = loss(model(inputs[chosen]), targets[chosen])
+        for rows in torch.split(every_row, rows_at_once(inputs.shape)):
+            value = loss(model(inputs[rows]), targets[rows])
             gradients = torch.autograd.grad(value, list(weights.values()), allow_unused=True)
             for name, gradient in zip(weights, gradients, strict=True):
                 if gradient is not None:
-                    found[name] += gradient.double() * (len(chosen) / len(inputs))
-    return found
-
-
-def _taylor(model: nn.Module, group: UnitGroup, gradients: Mapping[str, Tensor]) -> Tensor:
-    return _by_unit(group.readers, group.units, lambda name:
-                    model.get_parameter(name).detach().double() * gradients[name]).abs()
+                    total[name] += gradient.double() * (len(rows) / len(inputs))
+    return total
 
 
 def _magnitude(model: nn.Module, group: UnitGroup) -> Tensor:
     parameters = dict(model.named_parameters(remove_duplicate=False))
-    makers = [one for one in group.makers if one.parameter in parameters]
-    return _by_unit((*makers, *group.readers), group.units, lambda name:
-                    parameters[name].detach().double() ** 2).sqrt()
+    weights = [slice_ for slice_ in (*group.makers, *group.readers)
+               if slice_.parameter in parameters]
+    squares = {slice_.parameter: parameters[slice_.parameter].detach().double() ** 2
+               for slice_ in weights}
+    return _sum_by_unit(weights, group.units, squares).sqrt()
 
 
-def _by_unit(
-    places_in: Sequence[ParameterSlice], count: int, values: Callable[[str], Tensor]
+def _sum_by_unit(
+    slices: Iterable[ParameterSlice], count: int, values: Mapping[str, Tensor]
 ) -> Tensor:
-    """The sums of tensors over each unit's places in them."""
+    """The sums of tensors, by parameter, over each unit's places in them."""
     total = torch.zeros(count, dtype=torch.float64)
-    for one in places_in:
-        found = values(one.parameter).movedim(one.dim, 0)
-        matrix = found.reshape(len(found), -1).sum(1).cpu()
-        places = [place for columns in one.columns for place in columns]
-        units = [unit for unit, columns in enumerate(one.columns) for _ in columns]
-        total.index_add_(0, torch.tensor(units), matrix[torch.tensor(places)])
+    for slice_ in slices:
+        along_dim = values[slice_.parameter].movedim(slice_.dim, 0)
+        sums = along_dim.reshape(len(along_dim), -1).sum(1).cpu()
+        positions = [position for columns in slice_.columns for position in columns]
+        units = [unit for unit, columns in enumerate(slice_.columns) for _ in columns]
+        total.index_add_(0, torch.tensor(units), sums[torch.tensor(positions)])
     return total
 
 
-def _analysed(
-    model: nn.Module, structure: UnitGroups, data: tuple[Tensor, Tensor], criterion: str
+def _by_usage(
+    model: nn.Module, groups: Sequence[UnitGroup], inputs: Tensor, criterion: str
 ) -> dict[str, Tensor]:
+    """By a criterion of an analysis: the sums over a unit's weights in the layers that make it."""
     from wua_mlflow.usage.analyze import layer_importance
 
-    inputs, _ = data
     weights = {name: getattr(model.get_submodule(name), "weight", None)
-               for group in structure.groups for name in group.layers}
-    names = [name for name, weight in weights.items()
-             if isinstance(weight, Tensor) and weight.dim() > 1]
-    found = layer_importance(model, inputs, names, criterion)
-    by_unit = {name: one.double().flatten(1).sum(1).cpu() for name, one in found.items()}
-    return {group.name: torch.stack([by_unit.get(name, torch.zeros(group.units,
-                                                                   dtype=torch.float64))
-                                     for name in group.layers]).sum(0)
-            for group in structure.groups}
+               for group in groups for name in group.layers}
+    layers = [name for name, weight in weights.items()
+              if isinstance(weight, Tensor) and weight.dim() > 1]
+    by_layer = {name: importance.double().flatten(1).sum(1).cpu() for name, importance
+                in layer_importance(model, inputs, layers, criterion).items()}
+    return {group.name: sum((by_layer[name] for name in group.layers if name in by_layer),
+                            torch.zeros(group.units, dtype=torch.float64))
+            for group in groups}

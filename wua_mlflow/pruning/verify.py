@@ -1,12 +1,11 @@
 """Whether a cut network is what was planned: shapes, parameters, FLOPs, ties, batches, outputs.
 
-Independent of the library that did the cutting. May import: torch, flops, hooks, randomness,
-slimming. Tests: ``tests/slimming/test_cutting.py``.
+Independent of the library that did the cutting. Tests: ``tests/pruning/test_verify.py``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,17 +13,20 @@ from torch import Tensor, nn
 
 from wua_mlflow.flops import FlopCount, count_flops, count_parameters
 from wua_mlflow.hooks import evaluating
-from wua_mlflow.pruning.dependency_graph import uncached
-from wua_mlflow.pruning.examples import called, noise_like, resized, tensors_in
-from wua_mlflow.pruning.masking import masked
-from wua_mlflow.pruning.unit_groups import UnitGroups, names_by_tensor
+from wua_mlflow.pruning.dependency_graph import caches_off, call_model
+from wua_mlflow.pruning.unit_groups import UnitGroups, masked, tied_names
+from wua_mlflow.usage.batches import mapped
 
-__all__ = ["WrongCutError", "check_cut", "planned_shapes", "ties_of", "worded"]
+__all__ = [
+    "WrongCutError", "check_cut", "describe_failure", "forward_flops", "planned_shapes", "ties_of",
+]
 
 
 Removed = Mapping[str, Sequence[int]]
+"""By group the units that are removed."""
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 """Of the outputs, relative to the largest of them: fewer summands are added in another order."""
+NOISE_SEED = 7
 
 
 class WrongCutError(Exception):
@@ -32,52 +34,61 @@ class WrongCutError(Exception):
 
 
 def check_cut(
-    original: nn.Module, cut: nn.Module, structure: UnitGroups, removed: Removed, example: Any
+    original: nn.Module, pruned: nn.Module, structure: UnitGroups, removed: Removed, example: Any,
+    *, before: FlopCount | None = None,
 ) -> tuple[FlopCount, FlopCount]:
     """The FLOPs of both networks, where the cut one is what was planned.
 
     Args:
         original: left as found.
-        cut: the same without the units.
+        pruned: the same without the units.
         structure: of the original.
         removed: by group the units that went.
         example: a batch as the model takes it.
+        before: the FLOPs of the original, where ``forward_flops`` has counted them already.
 
     Raises:
         WrongCutError: it is not.
     """
-    shapes = {name: tuple(one.shape) for name, one in cut.state_dict().items()
-              if isinstance(one, Tensor)}
-    planned = planned_shapes(original, structure, removed)
-    for name, shape in planned.items():
+    shapes = {name: tuple(value.shape) for name, value in pruned.state_dict().items()
+              if isinstance(value, Tensor)}
+    for name, shape in planned_shapes(original, structure, removed).items():
         if shapes.get(name) != shape:
             raise WrongCutError(f"{name} has the shape {shapes.get(name)} instead of {shape}: the "
                                 f"units are divided on their way, as into heads, or joined with "
                                 f"others")
-    if ties_of(cut) != ties_of(original):
+    if ties_of(pruned) != ties_of(original):
         raise WrongCutError("weights that were tied are not any more")
-    with uncached(original, cut):
-        _check_outputs(original, cut, structure, removed, example)
-        return _check_flops(original, cut, example)
+    with caches_off(original, pruned):
+        _check_outputs(original, pruned, structure, removed, example)
+        before = before or forward_flops(original, example)
+        after = forward_flops(pruned, example)
+    _check_flops(original, pruned, before, after)
+    return before, after
+
+
+def forward_flops(model: nn.Module, example: Any) -> FlopCount:
+    """The FLOPs of a forward on the example."""
+    arguments = example if isinstance(example, Mapping | tuple) else (example,)
+    with caches_off(model):
+        return count_flops(model, arguments, backward=False)
 
 
 def planned_shapes(
     model: nn.Module, structure: UnitGroups, removed: Removed
 ) -> dict[str, tuple[int, ...]]:
     """The shapes of all parameters and buffers without these units, by hand."""
-    shapes = {name: list(one.shape) for name, one in model.state_dict(keep_vars=True).items()
-              if isinstance(one, Tensor)}
-    same = names_by_tensor(model)
+    shapes = {name: list(value.shape) for name, value in model.state_dict(keep_vars=True).items()
+              if isinstance(value, Tensor)}
+    aliases = tied_names(model)
     for name, units in removed.items():
         group = structure.group(name)
-        lost = [(one.parameter, one.dim, len(one.of(units)))
-                for one in (*group.makers, *group.readers)]
-        taken = set()
-        for parameter, dim, count in lost:
-            for alias in same.get(parameter, [parameter]):
-                if (alias, dim) not in taken and alias in shapes:
-                    shapes[alias][dim] -= count
-                    taken.add((alias, dim))
+        shortened = set()
+        for slice_ in (*group.makers, *group.readers):
+            for alias in aliases.get(slice_.parameter, [slice_.parameter]):
+                if (alias, slice_.dim) not in shortened and alias in shapes:
+                    shapes[alias][slice_.dim] -= len(slice_.positions(units))
+                    shortened.add((alias, slice_.dim))
     return {name: tuple(shape) for name, shape in shapes.items()}
 
 
@@ -86,34 +97,78 @@ def ties_of(model: nn.Module) -> set[tuple[str, ...]]:
     modules: dict[int, list[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         modules.setdefault(id(module), []).append(name)
-    groups = [*names_by_tensor(model).values(), *modules.values()]
-    return {tuple(sorted(names)) for names in groups if len(names) > 1}
+    return {tuple(sorted(names)) for names in (*tied_names(model).values(), *modules.values())
+            if len(names) > 1}
 
 
 def _check_outputs(
-    original: nn.Module, cut: nn.Module, structure: UnitGroups, removed: Removed, example: Any
+    original: nn.Module, pruned: nn.Module, structure: UnitGroups, removed: Removed, example: Any
 ) -> None:
     """At several batch sizes, on the example and on noise like it, against the masked original."""
-    for inputs in (example, noise_like(example), *(resized(example, count) for count in (1, 2, 5))):
-        with evaluating(original), evaluating(cut), torch.no_grad():
+    batches = (example, _noise_like(example), *(_resized(example, count) for count in (1, 2, 5)))
+    for inputs in batches:
+        with evaluating(original), evaluating(pruned), torch.no_grad():
             with masked(original, structure, removed):
-                expected = called(original, inputs)
+                expected = call_model(original, inputs)
             try:
-                found = called(cut, inputs)
+                outputs = call_model(pruned, inputs)
             except Exception as error:  # whatever the cut made of the forward
-                raise WrongCutError(f"its forward fails: {worded(error)}") from error
-        for one, other in zip(tensors_in(expected), tensors_in(found), strict=True):
-            if one.shape != other.shape:
-                raise WrongCutError(f"it gives outputs of the shape {tuple(other.shape)} instead "
-                                    f"of {tuple(one.shape)}")
-            if one.is_floating_point() and not _close(one, other):
+                raise WrongCutError(f"its forward fails: {describe_failure(error)}") from error
+        for before, after in zip(_tensors_in(expected), _tensors_in(outputs), strict=True):
+            if before.shape != after.shape:
+                raise WrongCutError(f"it gives outputs of the shape {tuple(after.shape)} instead "
+                                    f"of {tuple(before.shape)}")
+            if before.is_floating_point() and not _close(before, after):
                 raise WrongCutError("its outputs are not those of the original without the units")
 
 
-def worded(error: Exception) -> str:
-    """An error of the library, or of a forward that was cut, in one line."""
-    said = " ".join(str(error).split())
-    reason = f"{type(error).__name__}: {said if len(said) <= 100 else f'{said[:99]}…'}"
+def _tensors_in(value: Any) -> Iterator[Tensor]:
+    """All tensors of what a model takes or gives."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping | tuple | list):
+        for part in value.values() if isinstance(value, Mapping) else value:
+            yield from _tensors_in(part)
+
+
+def _resized(example: Any, samples: int) -> Any:
+    """The example with so many samples: the first ones, again from the start where it has fewer."""
+    first = next(_tensors_in(example if isinstance(example, Mapping) else (example,)), None)
+    if first is None or not first.dim():
+        return example
+    rows = torch.arange(samples) % len(first)
+    return mapped(example, Tensor, lambda value: value[rows.to(value.device)]
+                  if value.dim() and len(value) == len(first) else value)
+
+
+def _noise_like(example: Any) -> Any:
+    """Like the example, from a generator of its own: floating-point numbers of its mean and spread.
+
+    Whole numbers, which may be places in a table, change places with those of other samples.
+    """
+    generator = torch.Generator().manual_seed(NOISE_SEED)
+
+    def noise(value: Tensor) -> Tensor:
+        if value.dtype == torch.bool or value.is_complex() or not value.dim():
+            return value
+        whole = not value.is_floating_point() or bool((value == value.round()).all())
+        if whole and bool((value != value[0]).any()):
+            rows = torch.rand(value.shape, generator=generator).argsort(dim=0)
+            return value.gather(0, rows.to(value.device))
+        if not value.is_floating_point():
+            return value
+        spread = value.double().std() if value.numel() > 1 else torch.tensor(1.0)
+        normal = torch.randn(value.shape, generator=generator, dtype=torch.float64)
+        return (value.double().mean().cpu() + (spread.cpu() + 1e-3) * normal).to(value)
+
+    return mapped(example, Tensor, noise)
+
+
+def describe_failure(error: Exception) -> str:
+    """An error of the library, or of the forward of a cut network, in one line."""
+    message = " ".join(str(error).split())
+    message = message if len(message) <= 100 else f"{message[:99]}…"
+    reason = f"{type(error).__name__}: {message}"
     if isinstance(error, RuntimeError) and "is invalid for input of size" in reason:
         return f"the forward divides its units by a fixed number, as into heads ({reason})"
     if isinstance(error, KeyError) and "already exists" in reason:
@@ -121,30 +176,26 @@ def worded(error: Exception) -> str:
     return reason
 
 
-def _close(one: Tensor, other: Tensor) -> bool:
-    finite = one[torch.isfinite(one)]
+def _close(expected: Tensor, outputs: Tensor) -> bool:
+    finite = expected[torch.isfinite(expected)]
     scale = float(finite.abs().max()) if len(finite) else 1.0
-    tolerance = TOLERANCE.get(one.dtype, 1e-4)
-    return torch.allclose(other, one, rtol=tolerance, atol=tolerance * scale, equal_nan=True)
+    tolerance = TOLERANCE.get(expected.dtype, 1e-4)
+    return torch.allclose(outputs, expected, rtol=tolerance, atol=tolerance * scale, equal_nan=True)
 
 
 def _check_flops(
-    original: nn.Module, cut: nn.Module, example: Any
-) -> tuple[FlopCount, FlopCount]:
+    original: nn.Module, pruned: nn.Module, before: FlopCount, after: FlopCount
+) -> None:
     """FLOPs and parameters fall; those of a layer as its weights."""
-    arguments = example if isinstance(example, Mapping | tuple) else (example,)
-    before = count_flops(original, arguments, backward=False)
-    after = count_flops(cut, arguments, backward=False)
-    sizes = [count_parameters(model) for model in (original, cut)]
+    sizes = [count_parameters(model) for model in (original, pruned)]
     if sizes[1] >= sizes[0] or after.forward_flops > before.forward_flops:
         raise WrongCutError(f"it has {sizes[1]:,} parameters and {after.forward_flops:,} FLOPs, "
                             f"not fewer than {sizes[0]:,} and {before.forward_flops:,}")
-    weights = dict(original.named_modules())
-    for name, module in cut.named_modules():
+    originals = dict(original.named_modules())
+    for name, module in pruned.named_modules():
         if isinstance(module, nn.Linear) and before.by_module.get(name):
             planned = before.by_module[name] * module.weight.numel() / \
-                weights[name].weight.numel()
+                originals[name].weight.numel()
             if after.by_module.get(name, 0) != planned:
                 raise WrongCutError(f"{name} takes {after.by_module.get(name, 0):,} FLOPs instead "
                                     f"of {planned:,.0f}")
-    return before, after

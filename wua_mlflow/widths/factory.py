@@ -1,6 +1,6 @@
-"""Which layers each of a factory's widths sets.
+"""Which layers each number of a model factory's widths sets: found by building it one unit wider.
 
-May import: torch, randomness. Tests: ``tests/widths/test_factory.py``.
+Tests: ``tests/widths/test_factory.py``.
 """
 
 from __future__ import annotations
@@ -39,10 +39,11 @@ def layers_by_width(factory: Factory, widths: Sequence[int]) -> tuple[tuple[str,
     """
     with isolated():
         original = factory(tuple(widths))
-        return tuple(_set_by(factory, widths, index, original) for index in range(len(widths)))
+        return tuple(_layers_set_by(factory, widths, index, original)
+                     for index in range(len(widths)))
 
 
-def _set_by(
+def _layers_set_by(
     factory: Factory, widths: Sequence[int], index: int, original: nn.Module
 ) -> tuple[str, ...]:
     error: Exception | None = None
@@ -71,12 +72,12 @@ def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
 
 def _units(model: nn.Module) -> dict[str, int]:
     """Number of units of each layer that has a weight of several dimensions."""
-    found = {}
+    units = {}
     for name, module in model.named_modules():
         weight = getattr(module, "weight", None)
         if isinstance(module, nn.RNNBase):
-            found[name] = module.hidden_size
+            units[name] = module.hidden_size
         elif isinstance(weight, Tensor) and weight.dim() > 1:
-            known = (getattr(module, attribute, None) for attribute in _COUNTS)
-            found[name] = next((one for one in known if isinstance(one, int)), len(weight))
-    return found
+            counts = (getattr(module, attribute, None) for attribute in _COUNTS)
+            units[name] = next((count for count in counts if isinstance(count, int)), len(weight))
+    return units

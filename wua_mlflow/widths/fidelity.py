@@ -1,6 +1,5 @@
-"""How well an importance foretells what the loss loses without a unit, on held-out data.
+"""How well an importance predicts the change of the loss without a unit, on held-out data.
 
-May import: torch, numpy, scipy, evaluation, hooks, randomness, slimming.
 Tests: ``tests/widths/test_fidelity.py``.
 """
 
@@ -17,23 +16,22 @@ from torch import Tensor, nn
 
 from wua_mlflow.data.tasks import Task
 from wua_mlflow.hooks import unwrapped
-from wua_mlflow.pruning.masking import masked
-from wua_mlflow.pruning.unit_groups import UnitGroups
+from wua_mlflow.pruning.unit_groups import UnitGroup, UnitGroups, masked
 from wua_mlflow.rng import Purpose, numpy_generator
 from wua_mlflow.widths.margin_search import Loss, Scoring, scoring
 
 __all__ = ["Fidelity", "GroupFidelity", "exact_changes", "fidelity"]
 
 
-MOST_POINTS = 64
+MAX_POINTS = 64
 """Of an ablation curve; groups with more units are removed several at a time."""
-_FEWEST_UNITS = 3
+_MIN_UNITS = 3
 _PREFIX, _AREA = "fidelity/", "fidelity_area/"
 
 
 @dataclass(frozen=True)
 class GroupFidelity:
-    """Of one group of units; NaN where it cannot be told (fewer than three units, or all alike).
+    """Of one group of units; NaN where it is undefined (fewer than three units, or all alike).
 
     Attributes:
         name: the group's.
@@ -54,7 +52,7 @@ class GroupFidelity:
 
 @dataclass(frozen=True)
 class Fidelity:
-    """Means over the groups that can be told, weighted by their units; NaN where none can."""
+    """Means over the groups where it is defined, weighted by their units; NaN where none is."""
 
     groups: tuple[GroupFidelity, ...]
 
@@ -98,11 +96,12 @@ class Fidelity:
         return list(self.groups[0].spearman) if self.groups else []
 
     def _mean(self, values: Sequence[float]) -> float:
-        told = [(value, group.units) for value, group in zip(values, self.groups, strict=True)
-                if not math.isnan(value)]
-        if not told:
+        defined = [(value, group.units) for value, group in zip(values, self.groups, strict=True)
+                   if not math.isnan(value)]
+        if not defined:
             return math.nan
-        return float(np.average([value for value, _ in told], weights=[units for _, units in told]))
+        numbers, weights = zip(*defined, strict=True)
+        return float(np.average(numbers, weights=weights))
 
 
 def fidelity(  # noqa: PLR0913 - the options of one question, each by name
@@ -134,13 +133,13 @@ def fidelity(  # noqa: PLR0913 - the options of one question, each by name
     Raises:
         ValueError: one line; bad data, or an importance lacks a group or has other units.
 
-    >>> from wua_mlflow.slimming import unit_groups
+    >>> from wua_mlflow.pruning.cut import unit_groups
     >>> _ = torch.manual_seed(0)
     >>> model = nn.Sequential(nn.Linear(2, 6), nn.Tanh(), nn.Linear(6, 2))
     >>> data = torch.rand(32, 2), torch.randint(2, (32,))
     >>> structure = unit_groups(model, data[0])
-    >>> found = fidelity(model, data, structure, {"first last": {"0": torch.arange(6)}})
-    >>> sorted(found.metrics())
+    >>> result = fidelity(model, data, structure, {"first last": {"0": torch.arange(6)}})
+    >>> sorted(result.metrics())
     ['fidelity/first last', 'fidelity/reliability', 'fidelity_area/first last']
     """
     for name, count, least in (("halves", halves, 1), ("orders", orders, 0)):
@@ -148,23 +147,26 @@ def fidelity(  # noqa: PLR0913 - the options of one question, each by name
             raise ValueError(f"{name}: expected a whole number of at least {least}, but got "
                              f"{count!r}")
     model = unwrapped(model)
-    by_group = _by_group(structure, importances)
+    by_group = {group.name: {criterion: _checked(criterion, importance, group)
+                             for criterion, importance in importances.items()}
+                for group in structure.groups}
     judge = scoring(model, data, task=task, loss=loss)
     random = numpy_generator(seed, Purpose.RESAMPLING)
     parts = [part for _ in range(halves)
              for part in torch.from_numpy(random.permutation(len(judge.inputs))).tensor_split(2)]
-    found = []
+    results = []
     for group in structure.groups:
-        changes = exact_changes(model, judge, structure, group.name, [None, *parts])
+        changes, *of_parts = exact_changes(model, judge, structure, group.name, [None, *parts])
+        values = by_group[group.name]
+        halves_agree = [_spearman(first, second)
+                        for first, second in zip(of_parts[::2], of_parts[1::2], strict=True)]
         curves = _Curves(model, judge, structure, group.name, group.units)
-        own = by_group[group.name]
-        found.append(GroupFidelity(
-            group.name, group.units, tuple(changes[0].tolist()),
-            {name: _spearman(values, changes[0]) for name, values in own.items()},
-            float(np.mean([_spearman(changes[1 + 2 * i], changes[2 + 2 * i])
-                           for i in range(halves)])),
-            curves.areas(own, orders, random) if orders else {}))
-    return Fidelity(tuple(found))
+        results.append(GroupFidelity(
+            group.name, group.units, tuple(changes.tolist()),
+            {name: _spearman(value, changes) for name, value in values.items()},
+            float(np.mean(halves_agree)),
+            curves.areas(values, orders, random) if orders else {}))
+    return Fidelity(tuple(results))
 
 
 def exact_changes(
@@ -187,9 +189,10 @@ def exact_changes(
             outputs = judge.outputs(model)
         return [judge.mean_loss(outputs, part) for part in rows]
 
-    units = next(one.units for one in structure.groups if one.name == group)
-    whole = losses([])
-    return np.array([losses([unit]) for unit in range(units)]).T - np.array(whole)[:, None]
+    unmasked = losses([])
+    without = [losses([unit]) for unit in range(structure.group(group).units)]
+    changes: np.ndarray = np.array(without).T - np.array(unmasked)[:, None]
+    return changes
 
 
 @dataclass(frozen=True)
@@ -206,13 +209,14 @@ class _Curves:
     def points(self) -> list[int]:
         """Numbers removed, from 1 to all but one."""
         last = self.units - 1
-        return np.unique(np.linspace(1, last, min(last, MOST_POINTS)).round().astype(int)).tolist()
+        points = np.linspace(1, last, min(last, MAX_POINTS)).round().astype(int)
+        return sorted(set(points.tolist()))
 
     def areas(
         self, importances: Mapping[str, np.ndarray], orders: int, random: np.random.Generator
     ) -> dict[str, float]:
         """By criterion, 0 at the random orders' mean and 1 at the greedy order."""
-        if self.units < _FEWEST_UNITS:
+        if self.units < _MIN_UNITS:
             return dict.fromkeys(importances, math.nan)
         chance = float(np.mean([self._area(random.permutation(self.units))
                                 for _ in range(orders)]))
@@ -228,37 +232,33 @@ class _Curves:
             return self.judge.mean_loss(self.judge.outputs(self.model))
 
     def _greedy(self) -> np.ndarray:
-        """At each point the units go whose removal costs least beside those gone before."""
-        gone: list[int] = []
+        """At each point the units go whose removal costs least beside those removed before."""
+        removed: list[int] = []
         for count in self.points:
-            left = [unit for unit in range(self.units) if unit not in gone]
-            costs = [self._loss(np.array([*gone, unit])) for unit in left]
-            gone += [left[place] for place in np.argsort(costs, kind="stable")[:count - len(gone)]]
-        return np.array(gone)
+            remaining = [unit for unit in range(self.units) if unit not in removed]
+            costs = [self._loss(np.array([*removed, unit])) for unit in remaining]
+            cheapest = np.argsort(costs, kind="stable")[:count - len(removed)]
+            removed += [remaining[place] for place in cheapest]
+        return np.array(removed)
 
 
-def _spearman(left: np.ndarray, right: np.ndarray) -> float:
-    if len(left) < _FEWEST_UNITS or np.ptp(left) == 0 or np.ptp(right) == 0:
+def _spearman(first: np.ndarray, second: np.ndarray) -> float:
+    if len(first) < _MIN_UNITS or np.ptp(first) == 0 or np.ptp(second) == 0:
         return math.nan
     from scipy.stats import spearmanr
 
-    return float(spearmanr(left, right).statistic)
+    return float(spearmanr(first, second).statistic)
 
 
-def _by_group(
-    structure: UnitGroups, importances: Mapping[str, Mapping[str, Tensor]]
-) -> dict[str, dict[str, np.ndarray]]:
-    return {group.name: {criterion: _checked(criterion, own, group.name, group.units)
-                         for criterion, own in importances.items()}
-            for group in structure.groups}
-
-
-def _checked(criterion: str, own: Mapping[str, Tensor], group: str, units: int) -> np.ndarray:
-    if group not in own:
-        raise ValueError(f"importances: expected one of every group, but {criterion} lacks {group}")
-    values: np.ndarray = torch.as_tensor(own[group]).detach().double().cpu().numpy()
-    if values.shape != (units,) or not np.isfinite(values).all():
-        got = f"shape {values.shape}" if values.shape != (units,) else "NaN or infinity"
-        raise ValueError(f"importances: expected {units} finite numbers for {group}, but "
-                         f"{criterion} gave {got}")
+def _checked(
+    criterion: str, importance: Mapping[str, Tensor], group: UnitGroup
+) -> np.ndarray:
+    if group.name not in importance:
+        raise ValueError(f"importances: expected one of every group, but {criterion} lacks "
+                         f"{group.name}")
+    values: np.ndarray = torch.as_tensor(importance[group.name]).detach().double().cpu().numpy()
+    if values.shape != (group.units,) or not np.isfinite(values).all():
+        got = f"shape {values.shape}" if values.shape != (group.units,) else "NaN or infinity"
+        raise ValueError(f"importances: expected {group.units} finite numbers for {group.name}, "
+                         f"but {criterion} gave {got}")
     return values

@@ -1,13 +1,13 @@
-"""What is kept when units go: the mean score and the mean loss on the data that were given.
+"""The smallest widths whose mean score stays within a margin, and how a model is scored.
 
-May import: torch, numpy, evaluation, hooks. Tests: ``tests/widths/test_scoring.py``.
+Tests: ``tests/widths/test_margin_search.py``, ``tests/widths/test_scoring.py``.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,12 +24,12 @@ from wua_mlflow.data.tasks import (
     predictions_of,
     score_name,
 )
+from wua_mlflow.pruning.unit_groups import UnitGroup
 from wua_mlflow.training.evaluation import outputs_of
 from wua_mlflow.widths.results import Curve, LayerWidth
 
 __all__ = [
-    "GroupSize", "Loss", "MOST_ON_THE_GRID", "MarginSearch", "Score", "Scoring", "narrowest",
-    "scoring", "tensors_of", "width_path",
+    "GRID_SIZE", "Loss", "MarginSearch", "Score", "Scoring", "scoring", "tensors_of", "width_path",
 ]
 
 
@@ -124,7 +124,7 @@ def scoring(
     _check_fit(outputs, targets, task)
     kind = output_kind(model, inputs, task)
     return Scoring(
-        inputs, targets, loss=_in_columns(loss or loss_for(task, kind), task),
+        inputs, targets, loss=_reshaping(loss or loss_for(task, kind), task),
         score=score or _score_for(task, kind),
         axis="mean score" if score else score_name(task))
 
@@ -138,19 +138,18 @@ def tensors_of(data: Any, model: nn.Module) -> tuple[Tensor, Tensor]:
     if not isinstance(data, tuple | list) or len(data) != 2:
         got = f"{len(data)} parts" if isinstance(data, tuple | list) else type(data).__name__
         raise ValueError(f"data: expected a pair (inputs, targets), but got {got}")
-    inputs, targets = (_tensor(part, name) for part, name in zip(data, ("inputs", "targets"),
-                                                                 strict=True))
+    inputs, targets = _checked_tensor(data[0], "inputs"), _checked_tensor(data[1], "targets")
     if len(inputs) != len(targets):
         raise ValueError(f"data: expected as many targets as inputs, but got {len(inputs)} inputs "
                          f"and {len(targets)} targets")
     if len(inputs) < 2:
         raise ValueError(f"data: expected at least two examples, but got {len(inputs)}")
-    place = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
-    dtype = place.dtype if inputs.is_floating_point() else inputs.dtype
-    return inputs.to(place.device, dtype), targets.to(place.device)
+    weights = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+    dtype = weights.dtype if inputs.is_floating_point() else inputs.dtype
+    return inputs.to(weights.device, dtype), targets.to(weights.device)
 
 
-def _tensor(part: Any, name: str) -> Tensor:
+def _checked_tensor(part: Any, name: str) -> Tensor:
     if isinstance(part, np.ndarray) and part.dtype.kind in "fiub":
         part = torch.from_numpy(np.array(part))
     if not isinstance(part, Tensor) or part.layout is not torch.strided or not part.dim():
@@ -182,7 +181,7 @@ def _check_fit(outputs: Tensor, targets: Tensor, task: Task) -> None:
         raise ValueError("data: expected at least two different targets, but got one")
 
 
-def _in_columns(loss: Callable[..., Tensor], task: Task) -> Loss:
+def _reshaping(loss: Callable[..., Tensor], task: Task) -> Loss:
     """Outputs of a binary task or a regression are given the targets' shape."""
     if task == "multiclass":
         return loss
@@ -197,7 +196,7 @@ def _score_for(task: Task, kind: OutputKind) -> Score:
     return score
 
 
-MOST_ON_THE_GRID = 16
+GRID_SIZE = 16
 """At most so many widths are tried before bisection."""
 _SLACK = 1e-9
 """In floating point 21/40 − 0.05 is more than 19/40."""
@@ -207,122 +206,112 @@ Probe = Callable[[Mapping[str, int]], float]
 
 
 @dataclass(frozen=True)
-class GroupSize:
-    """A group's name, its units, and the layers that they belong to."""
-
-    name: str
-    units: int
-    layers: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
 class MarginSearch:
-    """How far down widths go: by at most ``margin`` below ``baseline``, the probe's whole score."""
+    """Searches the smallest widths whose score is at most ``margin`` below ``baseline``.
+
+    Attributes:
+        probe: the mean score of widths.
+        baseline: the score of all units.
+        margin: how much of it may be lost.
+        axis: what the score is.
+    """
 
     probe: Probe
     baseline: float
     margin: float
     axis: str
 
-    def alone(self, span: GroupSize) -> LayerWidth:
-        """The width of one group, where every other one keeps all its units."""
-        index, scores = _smallest(
-            lambda number: self.probe({span.name: number + 1}), span.units,
-            self.baseline, self._threshold)
-        curve = self._curve([number + 1 for number in scores], scores)
-        return LayerWidth(span.name, span.units, index + 1, curve, index + 1, span.layers)
+    def search(
+        self, groups: Sequence[UnitGroup], *, jointly: bool
+    ) -> tuple[tuple[LayerWidth, ...], Curve | None]:
+        """The width of each group alone, or of all together.
 
-    def together(self, found: Sequence[LayerWidth], spans: Sequence[GroupSize]) -> tuple[
-            tuple[LayerWidth, ...], Curve]:
-        """Widths of all groups at once, on the way from all units to what each keeps alone.
+        >>> def probe(widths):
+        ...     return 1 - 0.1 * (widths.get("a", 4) < 2) - 0.1 * (widths.get("b", 4) < 3)
+        >>> groups = [UnitGroup(name, (name,), (), 4) for name in "ab"]
+        >>> layers, _ = MarginSearch(probe, 1.0, 0.05, "accuracy").search(groups, jointly=True)
+        >>> [layer.width for layer in layers]
+        [2, 3]
+        """
+        layers = tuple(map(self._alone, groups))
+        return self._together(layers, groups) if jointly and len(layers) > 1 else (layers, None)
+
+    def _alone(self, group: UnitGroup) -> LayerWidth:
+        """The width of one group, where every other one keeps all its units."""
+        index, scores = self._smallest(lambda index: self.probe({group.name: index + 1}),
+                                       group.units)
+        curve = self._curve([index + 1 for index in scores], scores)
+        return LayerWidth(group.name, group.units, index + 1, curve, index + 1, group.layers)
+
+    def _together(
+        self, layers: Sequence[LayerWidth], groups: Sequence[UnitGroup]
+    ) -> tuple[tuple[LayerWidth, ...], Curve]:
+        """Widths of all groups at once, on the path from what each keeps alone to all units.
 
         What each group loses alone adds up, so those widths together may cost more than the
         margin; and none can be below its own, which alone costs as much as is allowed. Between the
-        two the way is the one on which every group has gone the same share of its own way, in
+        two the path is the one on which every group has gone the same share of its own way, in
         logarithms: which layer gives much and which little is what the exact curves of each say,
         not a comparison of importances over layers. The widths kept are those of the smallest
         network on it that was tried, it and all larger ones being within the margin.
         """
-        ways = width_path({one.layer: one.alone for one in found}, spans)
-        index, scores = _smallest(lambda number: self.probe(ways[number]), len(ways),
-                                  self.baseline, self._threshold)
-        curve = self._curve([sum(ways[number].values()) for number in scores], scores)
-        layers = tuple(LayerWidth(one.layer, one.units, ways[index][one.layer], one.curve,
-                                  one.alone, one.layers) for one in found)
-        return layers, curve
-
-    @property
-    def _threshold(self) -> float:
-        return self.baseline - self.margin
+        path = width_path({layer.layer: layer.alone for layer in layers}, groups)
+        index, scores = self._smallest(lambda index: self.probe(path[index]), len(path))
+        curve = self._curve([sum(path[index].values()) for index in scores], scores)
+        return tuple(replace(layer, width=path[index][layer.layer]) for layer in layers), curve
 
     def _curve(self, widths: Sequence[int], scores: Mapping[int, float]) -> Curve:
-        return Curve(tuple(widths), tuple(scores.values()), self.baseline, self._threshold,
-                     self.axis)
+        return Curve(tuple(widths), tuple(scores.values()), self.baseline,
+                     self.baseline - self.margin, self.axis)
+
+    def _smallest(
+        self, score: Callable[[int], float], count: int
+    ) -> tuple[int, dict[int, float]]:
+        """The smallest index from which on every one that was tried is within the margin.
+
+        Up to ``GRID_SIZE``, geometrically spaced where there are more, are tried first; then those
+        between the largest that fails and the next that was tried, by bisection. The last one is
+        the baseline, and is not tried.
+
+        Returns:
+            The index, and the score of each that was tried, ascending.
+        """
+        grid = range(count) if count <= GRID_SIZE else [
+            int(width) - 1 for width in np.unique(np.geomspace(1, count, GRID_SIZE).round())]
+        scores = {index: score(index) for index in grid if index < count - 1}
+        scores[count - 1] = self.baseline
+        least = self.baseline - self.margin - _SLACK
+        low = max((index for index, value in scores.items() if value < least), default=-1)
+        high = min(index for index in scores if index > low)
+        while high - low > 1:
+            middle = (low + high) // 2
+            scores[middle] = score(middle)
+            if scores[middle] >= least:
+                high = middle
+            else:
+                low = middle
+        return high, dict(sorted(scores.items()))
 
 
-def narrowest(
-    descent: MarginSearch, spans: Sequence[GroupSize], *, jointly: bool
-) -> tuple[tuple[LayerWidth, ...], Curve | None]:
-    """The width of each group alone, or of all together.
-
-    >>> probe = lambda widths: 1.0 - 0.1 * (widths.get("a", 4) < 2) - 0.1 * (widths.get("b", 4) < 3)
-    >>> descent = MarginSearch(probe, 1.0, 0.05, "accuracy")
-    >>> layers, _ = narrowest(descent, [GroupSize("a", 4), GroupSize("b", 4)], jointly=True)
-    >>> [one.width for one in layers]
-    [2, 3]
-    """
-    found = tuple(descent.alone(span) for span in spans)
-    if not jointly or len(found) < 2:
-        return found, None
-    return descent.together(found, spans)
-
-
-def width_path(alone: Mapping[str, int], spans: Sequence[GroupSize]) -> list[dict[str, int]]:
+def width_path(alone: Mapping[str, int], groups: Sequence[UnitGroup]) -> list[dict[str, int]]:
     """Widths of all groups from ``alone`` up to all units, each step at least one unit wider.
 
     A group that has gone the share t of its way keeps at least units · (alone ÷ units)ᵗ units.
 
-    >>> width_path({"a": 1, "b": 2}, [GroupSize("a", 4), GroupSize("b", 2)])
+    >>> groups = [UnitGroup("a", ("a",), (), 4), UnitGroup("b", ("b",), (), 2)]
+    >>> width_path({"a": 1, "b": 2}, groups)
     [{'a': 1, 'b': 2}, {'a': 2, 'b': 2}, {'a': 3, 'b': 2}, {'a': 4, 'b': 2}]
     """
-    marks = sorted(
-        (math.log(span.units / width) / math.log(span.units / alone[span.name]), span.name, width)
-        for span in spans for width in range(alone[span.name], span.units))
-    ways = [{span.name: span.units for span in spans}]
-    last = None
-    for share, name, width in marks:
-        if last is not None and math.isclose(share, last, abs_tol=1e-12):
-            ways[-1] = {**ways[-1], name: width}
+    steps = sorted(
+        (math.log(group.units / width) / math.log(group.units / alone[group.name]), group.name,
+         width)
+        for group in groups for width in range(alone[group.name], group.units))
+    path = [{group.name: group.units for group in groups}]
+    last_share = None
+    for share, name, width in steps:
+        if last_share is not None and math.isclose(share, last_share, abs_tol=1e-12):
+            path[-1] = {**path[-1], name: width}
         else:
-            ways.append({**ways[-1], name: width})
-        last = share
-    return ways[::-1]
-
-
-def _smallest(
-    score: Callable[[int], float], count: int, baseline: float, threshold: float
-) -> tuple[int, dict[int, float]]:
-    """The smallest index from which on every one that was tried reaches the threshold.
-
-    Up to ``MOST_ON_THE_GRID``, geometrically spaced where there are more, are tried first; then
-    those between the largest that fails and the next that was tried, by bisection. The last one is
-    the baseline, and is not tried.
-
-    Returns:
-        The index, and the score of each that was tried, ascending.
-    """
-    grid = range(count) if count <= MOST_ON_THE_GRID else [
-        int(number) - 1 for number in np.unique(np.geomspace(1, count, MOST_ON_THE_GRID).round())]
-    scores = {number: score(number) for number in grid if number < count - 1}
-    scores[count - 1] = baseline
-    reached = {number: value >= threshold - _SLACK for number, value in scores.items()}
-    low = max((number for number, fine in reached.items() if not fine), default=-1)
-    high = min(number for number in scores if number > low)
-    while high - low > 1:
-        middle = (low + high) // 2
-        scores[middle] = score(middle)
-        if scores[middle] >= threshold - _SLACK:
-            high = middle
-        else:
-            low = middle
-    return high, dict(sorted(scores.items()))
+            path.append({**path[-1], name: width})
+        last_share = share
+    return path[::-1]

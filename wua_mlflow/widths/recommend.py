@@ -1,6 +1,6 @@
-"""The tutorial's rule: as many units as the share of effective weights says.
+"""A width for each group of units, by one of several methods; ``wua.recommend_widths``.
 
-May import: usage, the result types. Tests: ``tests/widths/test_effective.py``.
+Tests: ``tests/widths/test_recommend.py``, ``tests/widths/test_effective.py``.
 """
 
 from __future__ import annotations
@@ -20,29 +20,26 @@ from wua_mlflow.errors import did_you_mean
 from wua_mlflow.hooks import unwrapped
 from wua_mlflow.pruning.cut import unit_groups
 from wua_mlflow.pruning.importance import most_important, unit_importance
-from wua_mlflow.pruning.masking import masked
-from wua_mlflow.pruning.unit_groups import UnitGroup, UnitGroups
+from wua_mlflow.pruning.unit_groups import UnitGroup, UnitGroups, masked
 from wua_mlflow.rng import checked_seed
 from wua_mlflow.training.evaluation import outputs_of
 from wua_mlflow.usage.analyze import analyze
 from wua_mlflow.usage.results import LayerUsage, ModelUsage
 from wua_mlflow.widths.margin_search import (
-    GroupSize,
     Loss,
     MarginSearch,
+    Probe,
     Score,
     Scoring,
-    narrowest,
     scoring,
     tensors_of,
 )
 from wua_mlflow.widths.results import Curve, LayerWidth, WidthRecommendation
 from wua_mlflow.widths.retrain_search import Search, retrained_widths
-from wua_mlflow.widths.spectrum import projected, rank_width, spectra
+from wua_mlflow.widths.spectrum import Spectrum, rank_width, score_projected, spectra
 
 __all__ = [
-    "METHODS", "effective_width", "effective_widths", "largest_share", "recommend_widths",
-    "width_of_share",
+    "METHODS", "effective_width", "effective_widths", "recommend_widths", "width_of_share",
 ]
 
 
@@ -80,7 +77,7 @@ def effective_widths(
                          f"but got {len(layers)}")
     widths = []
     for index, names in enumerate(layers):
-        share = largest_share(usage, names)
+        share = max((layer.effective_share for layer in _analysed(usage, names)), default=None)
         if share is None:
             raise ValueError(f"slim_hidden: no width can be derived for entry {index + 1}, since "
                              f"none of its layers was analysed; give the widths, e.g. "
@@ -99,26 +96,21 @@ def effective_width(usage: ModelUsage, layers: Sequence[str]) -> LayerWidth | No
         usage: of the network.
         layers: those that make the units; the one of the largest share is read.
     """
-    known = _analysed(usage, layers)
-    if not known:
+    analysed = _analysed(usage, layers)
+    if not analysed:
         return None
-    read = max(known, key=lambda layer: layer.effective_share)
-    width = width_of_share(read.effective_share, read.units)
-    held = np.cumsum(np.sort(read.unit_importance.astype(np.float64))[::-1])
-    shares = (held / held[-1] if held[-1] else np.ones_like(held)).tolist()
-    axis = f"share of the importance (effective weights ÷ weights {read.effective_share:.4f})"
-    curve = Curve(tuple(range(1, read.units + 1)), tuple(shares), 1.0, shares[width - 1], axis)
-    return LayerWidth(read.name, read.units, width, curve, width, tuple(layers))
-
-
-def largest_share(usage: ModelUsage, layers: Sequence[str]) -> float | None:
-    """The largest effective share among those layers that were analysed; None, if none was."""
-    return max((one.effective_share for one in _analysed(usage, layers)), default=None)
+    layer = max(analysed, key=lambda layer: layer.effective_share)
+    width = width_of_share(layer.effective_share, layer.units)
+    sums = np.cumsum(np.sort(layer.unit_importance.astype(np.float64))[::-1])
+    shares = (sums / sums[-1] if sums[-1] else np.ones_like(sums)).tolist()
+    axis = f"share of the importance (effective weights ÷ weights {layer.effective_share:.4f})"
+    curve = Curve(tuple(range(1, layer.units + 1)), tuple(shares), 1.0, shares[width - 1], axis)
+    return LayerWidth(layer.name, layer.units, width, curve, width, tuple(layers))
 
 
 def _analysed(usage: ModelUsage, layers: Sequence[str]) -> list[LayerUsage]:
-    """The layers of these names, and those within: the weights of an LSTM go by its parameters'."""
-    return [one for name, one in usage.layers.items()
+    """The layers of these names, and within: the weights of an LSTM have its parameters' names."""
+    return [usage_of_layer for name, usage_of_layer in usage.layers.items()
             if any(name == layer or name.startswith(f"{layer}.") for layer in layers)]
 
 
@@ -138,12 +130,13 @@ _NO_TARGETS_NEEDED = ("output", "input", "wanda", "magnitude")
 
 
 @dataclass(frozen=True)
-class _Asked:
-    """What a method works on: the model, the groups asked for, and how it is asked."""
+class _Request:
+    """The model, its groups, and how widths are asked for: what a method works on."""
 
     model: nn.Module
     data: Any
     structure: UnitGroups
+    method: str
     margin: float
     jointly: bool
     criterion: str
@@ -154,23 +147,31 @@ class _Asked:
     fit: Tensor | None
     search: Search | None
 
-    @property
-    def groups(self) -> dict[str, UnitGroup]:
-        return {group.name: group for group in self.structure.groups}
-
     def scoring(self) -> Scoring:
         return scoring(self.model, self.data, task=self.task, loss=self.loss, score=self.score)
 
-    def directions_from(self) -> Tensor:
-        return tensors_of(self.data, self.model)[0] if self.fit is None else self.fit
+    def spectra(
+        self, groups: Sequence[UnitGroup]
+    ) -> tuple[dict[str, Spectrum], dict[str, str]]:
+        """Of the activations on the data that directions are fitted on."""
+        inputs = tensors_of(self.data, self.model)[0] if self.fit is None else self.fit
+        return spectra(self.model, groups, partial(outputs_of, self.model, inputs))
 
+    def result(
+        self, layers: Sequence[LayerWidth], skipped: Mapping[str, str],
+        joint: Curve | None = None, note: str = "",
+    ) -> WidthRecommendation:
+        return WidthRecommendation(self.method, self.margin, tuple(layers), joint,
+                                   {**self.structure.not_prunable, **skipped}, note)
 
-@dataclass(frozen=True)
-class _Found:
-    layers: tuple[LayerWidth, ...]
-    skipped: Mapping[str, str]
-    joint: Curve | None = None
-    note: str = ""
+    def within_margin(
+        self, judge: Scoring, groups: Sequence[UnitGroup], probe: Probe,
+        skipped: Mapping[str, str],
+    ) -> WidthRecommendation:
+        """The smallest widths whose score, by the probe, is within the margin."""
+        search = MarginSearch(probe, judge.mean_score(self.model), self.margin, judge.axis)
+        layers, joint = search.search(groups, jointly=self.jointly)
+        return self.result(layers, skipped, joint)
 
 
 def recommend_widths(  # noqa: PLR0913 - the options of one question, each by name
@@ -240,8 +241,8 @@ def recommend_widths(  # noqa: PLR0913 - the options of one question, each by na
     >>> _ = torch.manual_seed(0)
     >>> model = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 2))
     >>> data = torch.rand(64, 2), torch.randint(2, (64,))
-    >>> found = recommend_widths(model, data, method="rank")
-    >>> list(found.widths), 1 <= found.widths["0"] <= 8
+    >>> recommendation = recommend_widths(model, data, method="rank")
+    >>> list(recommendation.widths), 1 <= recommendation.widths["0"] <= 8
     (['0'], True)
     """
     _check(method, margin, criterion, fit_data)
@@ -254,109 +255,87 @@ def recommend_widths(  # noqa: PLR0913 - the options of one question, each by na
     inputs, _ = tensors_of(data, model)
     structure = unit_groups(model, inputs[:2]) if structure is None else structure
     fit = None if fit_data is None else tensors_of((fit_data, fit_data), model)[0]
-    asked = _Asked(
-        model, data, _wanted(structure, layers), float(margin), jointly,
+    return _BY_METHOD[method](_Request(
+        model, data, _selected(structure, layers), method, float(margin), jointly,
         criterion or _DEFAULT_CRITERION.get(method, ""), checked_seed(seed), task, loss, score, fit,
-        search)
-    found = _BY_METHOD[method](asked)
-    return WidthRecommendation(method, float(margin), found.layers, found.joint,
-                               {**structure.fixed, **found.skipped}, found.note)
+        search))
 
 
-def _effective(asked: _Asked) -> _Found:
-    inputs, targets = tensors_of(asked.data, asked.model)
-    judge = asked.scoring() if asked.criterion not in _NO_TARGETS_NEEDED else None
-    data = inputs if judge is None else [(judge.inputs, judge.targets)]
-    usage = analyze(asked.model, data, criterion=asked.criterion,
-                    loss=None if judge is None else judge.loss)
-    layers, skipped = [], {}
-    for name, group in asked.groups.items():
-        found = effective_width(usage, group.layers)
-        if found is None:
-            skipped[name] = "none of its layers was analysed"
-        else:
-            layers.append(replace(found, layer=name))
-    return _Found(tuple(layers), skipped)
+def _effective(request: _Request) -> WidthRecommendation:
+    if request.criterion in _NO_TARGETS_NEEDED:
+        inputs, _ = tensors_of(request.data, request.model)
+        usage = analyze(request.model, inputs, criterion=request.criterion)
+    else:
+        judge = request.scoring()
+        usage = analyze(request.model, [(judge.inputs, judge.targets)],
+                        criterion=request.criterion, loss=judge.loss)
+    widths = {group.name: effective_width(usage, group.layers)
+              for group in request.structure.groups}
+    return request.result(
+        [replace(width, layer=name) for name, width in widths.items() if width is not None],
+        {name: "none of its layers was analysed" for name, width in widths.items()
+         if width is None})
 
 
-def _rank(asked: _Asked) -> _Found:
-    found, skipped = spectra(asked.model, asked.groups,
-                             partial(outputs_of, asked.model, asked.directions_from()))
-    return _Found(tuple(rank_width(one) for one in found.values()), skipped)
+def _rank(request: _Request) -> WidthRecommendation:
+    by_group, skipped = request.spectra(request.structure.groups)
+    return request.result([rank_width(spectrum) for spectrum in by_group.values()], skipped)
 
 
-def _projection(asked: _Asked) -> _Found:
-    judge = asked.scoring()
-    groups = {name: group for name, group in asked.groups.items() if group.kind != "hidden"}
-    skipped = {name: "its units are read by their own layer at the next step"
-               for name in asked.groups if name not in groups}
-    found, unseen = spectra(asked.model, groups,
-                            partial(outputs_of, asked.model, asked.directions_from()))
+def _projection(request: _Request) -> WidthRecommendation:
+    judge = request.scoring()
+    groups = [group for group in request.structure.groups if group.kind != "hidden"]
+    skipped = {group.name: "its units are read by their own layer at the next step"
+               for group in request.structure.groups if group.kind == "hidden"}
+    by_group, unseen = request.spectra(groups)
 
     def probe(widths: Mapping[str, int]) -> float:
-        return projected(found, widths, lambda: judge.mean_score(asked.model))
+        return score_projected(by_group, widths, lambda: judge.mean_score(request.model))
 
-    return _descended(asked, judge, [groups[name] for name in found], probe, {**skipped, **unseen})
+    return request.within_margin(judge, [spectrum.group for spectrum in by_group.values()], probe,
+                                 {**skipped, **unseen})
 
 
-def _ablation(asked: _Asked) -> _Found:
-    judge = asked.scoring()
+def _ablation(request: _Request) -> WidthRecommendation:
+    judge, structure = request.scoring(), request.structure
     importance = unit_importance(
-        asked.model, asked.structure, (judge.inputs, judge.targets), judge.loss,
-        criterion=asked.criterion, seed=asked.seed)
-
-    def removed(name: str, kept: int) -> list[int]:
-        stay = set(most_important(importance[name], kept))
-        return [unit for unit in range(len(importance[name])) if unit not in stay]
+        request.model, structure, (judge.inputs, judge.targets), judge.loss,
+        criterion=request.criterion, seed=request.seed)
 
     def probe(widths: Mapping[str, int]) -> float:
-        gone = {name: removed(name, kept) for name, kept in widths.items()}
-        with masked(asked.model, asked.structure, gone):
-            return judge.mean_score(asked.model)
+        removed = {name: structure.group(name).others(most_important(importance[name], kept))
+                   for name, kept in widths.items()}
+        with masked(request.model, structure, removed):
+            return judge.mean_score(request.model)
 
-    return _descended(asked, judge, asked.structure.groups, probe, {})
-
-
-def _descended(
-    asked: _Asked, judge: Scoring, groups: Sequence[UnitGroup], probe: Any,
-    skipped: Mapping[str, str],
-) -> _Found:
-    descent = MarginSearch(probe, judge.mean_score(asked.model), asked.margin, judge.axis)
-    spans = [GroupSize(one.name, one.units, one.layers) for one in groups]
-    layers, joint = narrowest(descent, spans, jointly=asked.jointly)
-    return _Found(layers, skipped, joint)
+    return request.within_margin(judge, structure.groups, probe, {})
 
 
-def _search(asked: _Asked) -> _Found:
-    assert asked.search is not None, "checked before"
-    suggested = _rank(asked)
-    layers, note = retrained_widths(asked.search, suggested.layers, margin=asked.margin,
-                                    seed=asked.seed)
-    return _Found(layers, suggested.skipped, note=note)
+def _search(request: _Request) -> WidthRecommendation:
+    assert request.search is not None, "checked before"
+    suggested = _rank(request)
+    layers, note = retrained_widths(request.search, suggested.layers, margin=request.margin,
+                                    seed=request.seed)
+    return replace(suggested, layers=layers, note=note)
 
 
 _BY_METHOD = {"effective": _effective, "rank": _rank, "projection": _projection,
               "ablation": _ablation, "search": _search}
 
 
-def _wanted(structure: UnitGroups, layers: Sequence[str] | None) -> UnitGroups:
+def _selected(structure: UnitGroups, layers: Sequence[str] | None) -> UnitGroups:
+    """The groups of these layers; all, if None."""
     if not structure.groups:
-        reasons = "; ".join(f"{name}: {why}" for name, why in structure.fixed.items())
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in structure.not_prunable.items())
         raise ValueError("model: expected a layer whose units can be removed, but got none"
                          + (f" ({reasons})" if reasons else ""))
     if layers is None:
         return structure
-    known = {name: group for group in structure.groups for name in (group.name, *group.layers)}
-    for name in layers:
-        if name not in known:
-            why = structure.fixed.get(name)
-            raise ValueError(f"layers: expected names of layers whose units can be removed, but "
-                             f"got '{name}'" + (f" ({why})" if why else did_you_mean(name, known)))
-    chosen = {known[name].name for name in layers}
-    if not chosen:
+    names = {structure.group_of_layer(name, argument="layers").name for name in layers}
+    if not names:
         raise ValueError("layers: expected at least one name, but got none")
-    kept = tuple(group for group in structure.groups if group.name in chosen)
-    return replace(structure, groups=kept)
+    return replace(structure, groups=tuple(
+        group for group in structure.groups if group.name in names))
 
 
 def _check(method: str, margin: float, criterion: str | None, fit_data: Any) -> None:

@@ -1,6 +1,6 @@
-"""The result types: a width for each group of units, and the curve that it was read from.
+"""What a width method finds: a width for each group of units, its curve, and trials of a search.
 
-Imports the standard library only. Tests: ``tests/widths/test_recommendation.py``.
+Plain data; imports the standard library only. Tests: ``tests/widths/test_results.py``.
 """
 
 from __future__ import annotations
@@ -8,8 +8,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
-__all__ = ["Curve", "LayerWidth", "SearchResult", "Trial", "WidthRecommendation", "listed"]
+__all__ = [
+    "Curve", "LayerWidth", "SearchResult", "Trial", "WidthRecommendation", "comma_separated",
+    "json_fields",
+]
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,7 @@ class WidthRecommendation:
     @property
     def widths(self) -> dict[str, int]:
         """The widths by the name of the layer that makes the units."""
-        return {one.layer: one.width for one in self.layers}
+        return {layer.layer: layer.width for layer in self.layers}
 
     def table(self) -> str:
         """The widths as a table in markdown, with what was skipped below it.
@@ -91,10 +95,10 @@ class WidthRecommendation:
         - fc2: no width (the output layer)
         """
         lines = ["| layer | units | width | alone | read from |", "|---|---|---|---|---|"]
-        lines += [f"| {one.layer} | {one.units} | {one.width} | {one.alone} | {_read(one)} |"
-                  for one in self.layers]
+        lines += [f"| {layer.layer} | {layer.units} | {layer.width} | {layer.alone} "
+                  f"| {_read_from(layer)} |" for layer in self.layers]
         notes = [self.note] if self.note else []
-        notes += [f"{name}: no width ({why})" for name, why in self.skipped.items()]
+        notes += [f"{name}: no width ({reason})" for name, reason in self.skipped.items()]
         return "\n".join([*lines, *([""] if notes else []), *(f"- {note}" for note in notes)])
 
     def to_json(self) -> str:
@@ -103,15 +107,14 @@ class WidthRecommendation:
         >>> WidthRecommendation("rank", 0.02, (), None, {"fc2": "why"}).to_json().splitlines()[1]
         ' "method": "rank",'
         """
-        return json.dumps({**asdict(self), "skipped": dict(self.skipped), "widths": self.widths},
-                          indent=1)
+        return json.dumps(json_fields(self), indent=1)
 
 
-def _read(one: LayerWidth) -> str:
-    curve = one.curve
-    found = dict(zip(curve.widths, curve.scores, strict=True)).get(one.alone)
-    value = "" if found is None else f" {found:.4f} at {one.alone} of {one.units}"
-    return (f"{curve.axis}{value} (all: {curve.baseline:.4f}, at least {curve.threshold:.4f})")
+def _read_from(layer: LayerWidth) -> str:
+    curve = layer.curve
+    score = dict(zip(curve.widths, curve.scores, strict=True)).get(layer.alone)
+    value = "" if score is None else f" {score:.4f} at {layer.alone} of {layer.units}"
+    return f"{curve.axis}{value} (all: {curve.baseline:.4f}, at least {curve.threshold:.4f})"
 
 
 @dataclass(frozen=True)
@@ -135,10 +138,10 @@ class SearchResult:
     """What a search found.
 
     Attributes:
-        widths: the cheapest ones that hold; the original's, where none do.
+        widths: the cheapest ones that are as good; the original's, where none are.
         trials: in the order they were trained, the original first.
         stopped: ``budget`` or ``converged``.
-        note: what else there is to know, in a line; why none hold, where that is so.
+        note: what else there is to know, in a line; why none are as good, where that is so.
         margin: that was judged by.
         rule: ``non_inferior`` or ``mean``.
     """
@@ -159,20 +162,31 @@ class SearchResult:
         """The trials as a table in markdown."""
         lines = ["| widths | cost | mean score | difference (interval) | outcome |",
                  "|---|---:|---:|---:|---|"]
-        lines += [f"| {listed(one.widths)} | {one.cost:,.0f} | {one.score:.4f} "
-                  f"| {one.delta:+.4f} ({one.low:+.4f} to {one.high:+.4f}) | {one.outcome} |"
-                  for one in self.trials]
+        lines += [f"| {comma_separated(trial.widths)} | {trial.cost:,.0f} | {trial.score:.4f} "
+                  f"| {trial.delta:+.4f} ({trial.low:+.4f} to {trial.high:+.4f}) "
+                  f"| {trial.outcome} |" for trial in self.trials]
         return "\n".join([*lines, *(["", f"- {self.note}"] if self.note else [])])
 
     def to_json(self) -> str:
-        """All of it."""
-        return json.dumps({**asdict(self), "looks": self.looks}, indent=1)
+        """All of it, for an artifact."""
+        return json.dumps(json_fields(self), indent=1)
 
 
-def listed(widths: Sequence[int]) -> str:
+def json_fields(result: WidthRecommendation | SearchResult) -> dict[str, Any]:
+    """All of a result as an artifact holds it: its fields, and what follows from them.
+
+    >>> json_fields(SearchResult((8,), (), "budget", "", 0.02, "mean"))["widths"]
+    (8,)
+    """
+    if isinstance(result, SearchResult):
+        return {**asdict(result), "looks": result.looks}
+    return {**asdict(result), "skipped": dict(result.skipped), "widths": result.widths}
+
+
+def comma_separated(widths: Sequence[int]) -> str:
     """Widths as they are written in a setting.
 
-    >>> listed((64, 32))
+    >>> comma_separated((64, 32))
     '64,32'
     """
     return ",".join(map(str, widths))

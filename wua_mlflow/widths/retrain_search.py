@@ -1,7 +1,6 @@
 """The method ``search``: networks of other widths are trained, and judged on validation data.
 
-Trains nothing itself: the caller scores widths. May import: numpy, optuna, verdict.
-Tests: ``tests/widths/test_search.py``.
+Trains nothing itself: the caller scores widths. Tests: ``tests/widths/test_retrain_search.py``.
 """
 
 from __future__ import annotations
@@ -9,15 +8,15 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from wua_mlflow.verdict.compare import Verdict, compare
+from wua_mlflow.verdict.compare import compare
 from wua_mlflow.verdict.sample_size import required_examples_without_discordance
-from wua_mlflow.widths.results import Curve, LayerWidth, SearchResult, Trial, listed
+from wua_mlflow.widths.results import Curve, LayerWidth, SearchResult, Trial, comma_separated
 
 __all__ = ["Retrain", "Search", "retrained_widths", "search_widths"]
 
@@ -29,7 +28,7 @@ POINTS = 1024
 
 
 @dataclass
-class _Search:
+class _Trials:
     """The trials so far; a width is never trained twice."""
 
     score: Callable[[Widths], ArrayLike]
@@ -41,47 +40,59 @@ class _Search:
     until: float
     clock: Callable[[], float]
     baseline: np.ndarray = field(default_factory=lambda: np.empty(0))
-    trials: dict[Widths, Trial] = field(default_factory=dict)
+    by_widths: dict[Widths, Trial] = field(default_factory=dict)
 
     @property
     def spent(self) -> bool:
-        return len(self.trials) >= self.runs or (len(self.trials) > 1
-                                                 and self.clock() >= self.until)
+        """Whether the budget is."""
+        return len(self.by_widths) >= self.runs or (len(self.by_widths) > 1
+                                                    and self.clock() >= self.until)
+
+    @property
+    def best(self) -> Trial:
+        """The cheapest trial that is as good and has no ``inferior`` one above it."""
+        return min((trial for trial in self.by_widths.values()
+                    if self.is_as_good(trial) and not self.is_hopeless(trial.widths)),
+                   key=lambda trial: (trial.cost, trial.widths))
 
     def begin(self, original: Widths) -> None:
-        self.baseline = self._scored(original)
-        self.trials[original] = Trial(original, self.cost(original), "original", 0.0, 0.0, 0.0,
-                                      float(self.baseline.mean()))
+        self.baseline = self._checked_scores(original)
+        self.by_widths[original] = Trial(original, self.cost(original), "original", 0.0, 0.0, 0.0,
+                                         float(self.baseline.mean()))
 
-    def holds(self, widths: Widths) -> bool | None:
-        """Whether these widths do; None where the budget is spent."""
-        if widths not in self.trials:
+    def try_widths(self, widths: Widths) -> bool | None:
+        """Whether these widths are as good as the original's; None where the budget is spent."""
+        if widths not in self.by_widths:
             if self.spent:
                 return None
-            self.trials[widths] = self._judged(widths)
-        return self.held(self.trials[widths])
+            scores = self._checked_scores(widths)
+            verdict = compare(self.baseline, scores, margin=self.margin, confidence=self.confidence)
+            self.by_widths[widths] = Trial(
+                widths, self.cost(widths), verdict.outcome, verdict.delta, verdict.low,
+                verdict.high, float(scores.mean()))
+        return self.is_as_good(self.by_widths[widths])
 
-    def held(self, trial: Trial) -> bool:
+    def is_as_good(self, trial: Trial) -> bool:
         if trial.outcome == "original":
             return True
         return trial.outcome == "non_inferior" if self.rule == "non_inferior" else \
             trial.delta >= -self.margin
 
-    def _judged(self, widths: Widths) -> Trial:
-        scores = self._scored(widths)
-        verdict: Verdict = compare(self.baseline, scores, margin=self.margin,
-                                   confidence=self.confidence)
-        return Trial(widths, self.cost(widths), verdict.outcome, verdict.delta, verdict.low,
-                     verdict.high, float(scores.mean()))
+    def is_hopeless(self, widths: Widths) -> bool:
+        """Whether a network at least as wide in every layer was worse than the margin for sure."""
+        return any(trial.outcome == "inferior"
+                   and all(new <= old for new, old in zip(widths, trial.widths, strict=True))
+                   for trial in self.by_widths.values())
 
-    def _scored(self, widths: Widths) -> np.ndarray:
+    def _checked_scores(self, widths: Widths) -> np.ndarray:
         scores = np.asarray(self.score(widths), dtype=np.float64)
         if self.baseline.size and scores.shape != self.baseline.shape:
             raise ValueError(f"score: expected the shape {self.baseline.shape} for the widths "
-                             f"{listed(widths)} too, but got {scores.shape}")
+                             f"{comma_separated(widths)} too, but got {scores.shape}")
         if not scores.size or not np.isfinite(scores).all():
-            raise ValueError(f"score: expected finite scores for the widths {listed(widths)}, "
-                             f"but got {'none' if not scores.size else 'NaN or infinity'}")
+            raise ValueError(f"score: expected finite scores for the widths "
+                             f"{comma_separated(widths)}, but got "
+                             f"{'none' if not scores.size else 'NaN or infinity'}")
         return scores
 
 
@@ -135,29 +146,30 @@ def search_widths(  # noqa: PLR0913 - what is searched, by what rule, within wha
     >>> search_widths(score, [64], [32], margin=0.02).widths
     (8,)
     """
-    start, aim = _checked(original, suggestion, rule, runs, seconds)
-    state = _Search(score, cost or (lambda widths: float(sum(widths))), margin, confidence, rule,
-                    runs or 10**9, clock() + (seconds or math.inf), clock)
-    state.begin(start)
-    path = list(_path(start, aim))
-    _along(state, path, path.index(aim) if aim in path else len(path) // 2)
-    if len(start) > 1 and not state.spent:
-        _apart(state, start, seed)
-    best = _best(state)
-    stopped = "budget" if state.spent else "converged"
-    return SearchResult(best.widths, tuple(state.trials.values()), stopped,
-                        _note(state, best, start), margin, rule)
+    start, target = _checked(original, suggestion, rule, runs, seconds)
+    trials = _Trials(score, cost or (lambda widths: float(sum(widths))), margin, confidence, rule,
+                     runs or 10**9, clock() + (seconds or math.inf), clock)
+    trials.begin(start)
+    path = list(_path(start, target))
+    _bisect(trials, path, path.index(target) if target in path else len(path) // 2)
+    if len(start) > 1 and not trials.spent:
+        _vary_each(trials, start, seed)
+    best = trials.best
+    stopped = "budget" if trials.spent else "converged"
+    return SearchResult(best.widths, tuple(trials.by_widths.values()), stopped,
+                        _note(trials, best, start), margin, rule)
 
 
 def _checked(
     original: Sequence[int], suggestion: Sequence[int], rule: str, runs: int | None,
     seconds: float | None,
 ) -> tuple[Widths, Widths]:
-    start, aim = tuple(map(int, original)), tuple(map(int, suggestion))
-    if not start or len(start) != len(aim) or min(start) < 1 or min(aim) < 1 \
-            or any(new > old for new, old in zip(aim, start, strict=False)):
+    start, target = tuple(map(int, original)), tuple(map(int, suggestion))
+    if not start or len(start) != len(target) or min(start) < 1 or min(target) < 1 \
+            or any(new > old for new, old in zip(target, start, strict=False)):
         raise ValueError(f"suggestion: expected {len(start)} widths of at least 1 and at most the "
-                         f"original's ({listed(start)}), but got {listed(aim)}")
+                         f"original's ({comma_separated(start)}), but got "
+                         f"{comma_separated(target)}")
     if rule not in RULES:
         raise ValueError(f"rule: expected {' or '.join(RULES)}, but got '{rule}'")
     if runs is not None and runs < 2:
@@ -165,20 +177,20 @@ def _checked(
                          f"{runs}")
     if seconds is not None and not seconds > 0:
         raise ValueError(f"seconds: expected a number above 0, but got {seconds}")
-    return start, aim
+    return start, target
 
 
-def _path(start: Widths, aim: Widths) -> Iterator[Widths]:
+def _path(start: Widths, target: Widths) -> Iterator[Widths]:
     """Widths from the original through the suggestion to ones, each narrower than the one before.
 
     >>> list(_path((4, 2), (2, 1)))
     [(4, 2), (3, 2), (3, 1), (2, 1), (1, 1)]
     """
-    if aim == start:
-        aim = tuple(1 for _ in start)
+    ones = tuple(1 for _ in start)
+    if target == start:
+        target = ones
     last: Widths = ()
-    legs = ((start, aim), (aim, tuple(1 for _ in start)))
-    for begin, end in legs:
+    for begin, end in ((start, target), (target, ones)):
         for step in range(POINTS + 1):
             t = step / POINTS
             widths = tuple(max(1, round(math.exp((1 - t) * math.log(a) + t * math.log(b))))
@@ -189,18 +201,18 @@ def _path(start: Widths, aim: Widths) -> Iterator[Widths]:
                 last = widths
 
 
-def _along(state: _Search, path: Sequence[Widths], first: int) -> None:
-    """Bisection: ``good`` is the last place known to hold, ``bad`` the first known not to."""
+def _bisect(trials: _Trials, path: Sequence[Widths], first: int) -> None:
+    """``good`` is the last place known to be as good, ``bad`` the first known not to be."""
     good, bad, probe = 0, len(path), max(first, 1)
     while bad - good > 1:
-        found = state.holds(path[probe])
-        if found is None:
+        as_good = trials.try_widths(path[probe])
+        if as_good is None:
             return
-        good, bad = (probe, bad) if found else (good, probe)
+        good, bad = (probe, bad) if as_good else (good, probe)
         probe = (good + bad) // 2
 
 
-def _apart(state: _Search, start: Widths, seed: int) -> None:
+def _vary_each(trials: _Trials, start: Widths, seed: int) -> None:
     """Each width for itself: Optuna among the candidates that cost less than the best so far."""
     import optuna
 
@@ -212,68 +224,51 @@ def _apart(state: _Search, start: Widths, seed: int) -> None:
         space: dict[str, Any] = {
             str(place): optuna.distributions.IntDistribution(1, width, log=True)
             for place, width in enumerate(start)}
-        for trial in state.trials.values():
+        for trial in trials.by_widths.values():
+            params = {str(place): width for place, width in enumerate(trial.widths)}
             study.add_trial(optuna.trial.create_trial(
-                params=_named(trial.widths), distributions=space, value=_value(state, trial)))
+                params=params, distributions=space, value=_objective(trials, trial)))
         idle = 0
-        while not state.spent and idle < 50:
-            asked = study.ask(space)
-            widths = tuple(asked.params[str(place)] for place in range(len(start)))
-            if widths in state.trials or state.cost(widths) >= _best(state).cost \
-                    or _hopeless(state, widths):
+        while not trials.spent and idle < 50:
+            proposal = study.ask(space)
+            widths = tuple(proposal.params[str(place)] for place in range(len(start)))
+            cost, best = trials.cost(widths), trials.best
+            if widths in trials.by_widths or cost >= best.cost or trials.is_hopeless(widths):
                 idle += 1
-                study.tell(asked, state.cost(widths) + _best(state).cost)
+                study.tell(proposal, cost + best.cost)
                 continue
             idle = 0
-            if state.holds(widths) is not None:
-                study.tell(asked, _value(state, state.trials[widths]))
+            if trials.try_widths(widths) is not None:
+                study.tell(proposal, _objective(trials, trials.by_widths[widths]))
     finally:
         optuna.logging.set_verbosity(verbosity)
 
 
-def _hopeless(state: _Search, widths: Widths) -> bool:
-    """Whether a wider network in every layer was worse than the margin beyond doubt."""
-    return any(trial.outcome == "inferior"
-               and all(new <= old for new, old in zip(widths, trial.widths, strict=True))
-               for trial in state.trials.values())
-
-
-def _value(state: _Search, trial: Trial) -> float:
-    """What Optuna minimises: the cost; where it does not hold, above all costs by what is missing.
-    """
-    if state.held(trial):
+def _objective(trials: _Trials, trial: Trial) -> float:
+    """What Optuna minimises: the cost; where a trial is not as good, more than all trials cost."""
+    if trials.is_as_good(trial):
         return trial.cost
-    most = max(one.cost for one in state.trials.values())
-    missing = -state.margin - (trial.low if state.rule == "non_inferior" else trial.delta)
-    return most * (1 + max(0.0, missing))
+    most = max(other.cost for other in trials.by_widths.values())
+    shortfall = -trials.margin - (trial.low if trials.rule == "non_inferior" else trial.delta)
+    return most * (1 + max(0.0, shortfall))
 
 
-def _named(widths: Widths) -> dict[str, Any]:
-    return {str(place): width for place, width in enumerate(widths)}
-
-
-def _best(state: _Search) -> Trial:
-    """The cheapest trial that holds and has no ``inferior`` one above it."""
-    held = [trial for trial in state.trials.values()
-            if state.held(trial) and not _hopeless(state, trial.widths)]
-    return min(held, key=lambda trial: (trial.cost, trial.widths))
-
-
-def _note(state: _Search, best: Trial, start: Widths) -> str:
+def _note(trials: _Trials, best: Trial, start: Widths) -> str:
+    """Where nothing narrower is as good: which came nearest, and whether the data could show it."""
     if best.widths != start:
         return ""
-    tried = [trial for trial in state.trials.values() if trial.outcome != "original"]
+    tried = [trial for trial in trials.by_widths.values() if trial.outcome != "original"]
     nearest = max(tried, key=lambda trial: trial.low, default=None)
-    note = "" if nearest is None else \
-        f"nearest came {listed(nearest.widths)}: {100 * nearest.delta:+.1f} points " \
-        f"({100 * nearest.low:+.1f} to {100 * nearest.high:+.1f})"
-    examples = state.baseline.shape[-1]
-    needed = required_examples_without_discordance(state.margin, state.confidence) \
-        if 0 < state.margin < 1 else None
-    if state.rule == "non_inferior" and needed is not None and examples < needed:
-        note += f"; {examples:,} validation examples show nothing at this margin: it takes " \
-                f"at least {needed:,}"
-    return note.removeprefix("; ")
+    parts = [] if nearest is None else [
+        f"nearest came {comma_separated(nearest.widths)}: {100 * nearest.delta:+.1f} points "
+        f"({100 * nearest.low:+.1f} to {100 * nearest.high:+.1f})"]
+    examples = trials.baseline.shape[-1]
+    needed = required_examples_without_discordance(trials.margin, trials.confidence) \
+        if 0 < trials.margin < 1 else None
+    if trials.rule == "non_inferior" and needed is not None and examples < needed:
+        parts.append(f"{examples:,} validation examples show nothing at this margin: it takes at "
+                     f"least {needed:,}")
+    return "; ".join(parts)
 
 
 Retrain = Callable[[Mapping[str, int]], ArrayLike]
@@ -309,31 +304,32 @@ def retrained_widths(
     Raises:
         ValueError: as ``search_widths``.
     """
-    names = [one.layer for one in suggested]
+    names = [layer.layer for layer in suggested]
     cost = search.cost
 
-    def named(widths: tuple[int, ...]) -> dict[str, int]:
+    def named(widths: Widths) -> dict[str, int]:
         return dict(zip(names, widths, strict=True))
 
-    found = search_widths(
-        lambda widths: search.retrain(named(widths)), [one.units for one in suggested],
-        [one.width for one in suggested], margin=margin, confidence=search.confidence,
+    result = search_widths(
+        lambda widths: search.retrain(named(widths)), [layer.units for layer in suggested],
+        [layer.width for layer in suggested], margin=margin, confidence=search.confidence,
         runs=search.runs, seconds=search.seconds, seed=seed,
         cost=None if cost is None else lambda widths: cost(named(widths)))
     layers = tuple(
-        LayerWidth(one.layer, one.units, width, _curve(found, place), one.width, one.layers)
-        for place, (one, width) in enumerate(zip(suggested, found.widths, strict=True)))
-    tried = f"{found.looks} narrower networks were tried; the search ended by its budget" if \
-        found.stopped == "budget" else f"{found.looks} narrower networks were tried"
-    return layers, ". ".join(filter(None, (tried, found.note)))
+        replace(layer, width=width, alone=layer.width, curve=_curve(result, place))
+        for place, (layer, width) in enumerate(zip(suggested, result.widths, strict=True)))
+    ended = "; the search ended by its budget" if result.stopped == "budget" else ""
+    return layers, ". ".join(filter(None, (
+        f"{result.looks} narrower networks were tried{ended}", result.note)))
 
 
-def _curve(found: SearchResult, place: int) -> Curve:
+def _curve(result: SearchResult, place: int) -> Curve:
+    """The best score of the networks with each width of one group."""
     best: dict[int, float] = {}
-    for trial in found.trials:
+    for trial in result.trials:
         width = trial.widths[place]
         best[width] = max(trial.score, best.get(width, trial.score))
-    baseline = found.trials[0].score
+    baseline = result.trials[0].score
     widths = tuple(sorted(best))
-    return Curve(widths, tuple(best[width] for width in widths), baseline, baseline - found.margin,
-                 AXIS)
+    return Curve(widths, tuple(best[width] for width in widths), baseline,
+                 baseline - result.margin, AXIS)

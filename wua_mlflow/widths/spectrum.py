@@ -1,32 +1,30 @@
 """The methods ``rank`` and ``projection``: how many directions a group's activations take.
 
-May import: torch, concentration, hooks, slimming. Tests: ``tests/widths/test_spectrum.py``.
+Tests: ``tests/widths/test_spectrum.py``.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from wua_mlflow.pruning.activations import (
+    Change,
     ConsumerInput,
-    consumer_inputs,
+    measure_moments,
     modified_inputs,
-    moments,
     outgoing_norms,
 )
+from wua_mlflow.pruning.unit_groups import UnitGroup
 from wua_mlflow.usage.statistics import effective_count
 from wua_mlflow.widths.results import Curve, LayerWidth
 
-if TYPE_CHECKING:
-    from wua_mlflow.pruning.unit_groups import UnitGroup
-
-__all__ = ["Spectrum", "projected", "rank_width", "spectra"]
+__all__ = ["Spectrum", "rank_width", "score_projected", "spectra"]
 
 
 _EPS = torch.finfo(torch.float64).eps
@@ -38,27 +36,28 @@ _ROUNDING = 1e-3
 class Spectrum:
     """The directions that a group's activations take, the largest first.
 
-    The activations are those that come to ``ports``, each port's about its own mean (``means``),
+    The activations are those that come to ``consumers``, each one's about its own mean (``means``),
     each unit times ``scale``, the norm of the weights that read it: so a unit that is written
-    twice as large and read half as strongly counts the same. Several ports share the directions.
+    twice as large and read half as strongly counts the same. Several consumers share the
+    directions.
 
     Attributes:
         group: the group.
-        ports: where its units are read.
-        means: one a port, shape (units,).
+        consumers: where its units are read.
+        means: one a consumer, shape (units,).
         scale: shape (units,).
         values: singular values of all rows, shape (units,), descending.
         directions: shape (units, units); a column each.
     """
 
     group: UnitGroup
-    ports: tuple[ConsumerInput, ...]
+    consumers: tuple[ConsumerInput, ...]
     means: tuple[Tensor, ...]
     scale: Tensor
     values: Tensor
     directions: Tensor
 
-    def project(self, rows: Tensor, mean: Tensor, kept: int) -> Tensor:
+    def project(self, rows: Tensor, *, mean: Tensor, kept: int) -> Tensor:
         """Rows of shape (rows, units) on the first ``kept`` directions about their mean.
 
         A unit that no weight reads becomes its mean.
@@ -70,31 +69,32 @@ class Spectrum:
 
 
 def spectra(
-    model: nn.Module, groups: Mapping[str, UnitGroup], run: Callable[[], object]
+    model: nn.Module, groups: Sequence[UnitGroup], run: Callable[[], object]
 ) -> tuple[dict[str, Spectrum], dict[str, str]]:
     """The spectrum of each group, from one pass; and the groups that have none, with the reason.
 
     Args:
         model: unwrapped.
-        groups: by name.
+        groups: the units.
         run: runs the model over the data.
     """
-    found = {name: consumer_inputs(model, group) for name, group in groups.items()}
-    skipped = {name: own for name, own in found.items() if isinstance(own, str)}
-    seen = {name: own for name, own in found.items() if not isinstance(own, str)}
-    result = {}
-    for name, own in moments(model, seen, run).items():
-        if any(not one.count for one in own):
-            skipped[name] = "a layer that reads it is not called as a module"
+    measured, skipped = measure_moments(model, groups, run)
+    by_group = {}
+    for group in groups:
+        if group.name in skipped:
             continue
-        scale = outgoing_norms(model, groups[name]).to(own[0].mean.device)
-        scatter = sum((one.scatter for one in own), torch.zeros_like(own[0].scatter))
+        consumers, moments = zip(*measured[group.name], strict=True)
+        if not all(moment.count for moment in moments):
+            skipped[group.name] = "a layer that reads it is not called as a module"
+            continue
+        scale = outgoing_norms(model, group).to(moments[0].mean.device)
+        scatter = torch.stack([moment.scatter for moment in moments]).sum(0)
         squares, directions = torch.linalg.eigh(scatter * torch.outer(scale, scale))
         squares = squares.flip(0).clamp_min(0)
         squares = torch.where(squares > squares[0] * len(squares) * _EPS, squares, 0.0)
-        result[name] = Spectrum(groups[name], tuple(seen[name]), tuple(one.mean for one in own),
-                                scale, squares.sqrt(), directions.flip(1))
-    return result, {name: skipped[name] for name in groups if name in skipped}
+        by_group[group.name] = Spectrum(group, consumers, tuple(moment.mean for moment in moments),
+                                        scale, squares.sqrt(), directions.flip(1))
+    return by_group, {group.name: skipped[group.name] for group in groups if group.name in skipped}
 
 
 def rank_width(spectrum: Spectrum) -> LayerWidth:
@@ -114,19 +114,15 @@ def rank_width(spectrum: Spectrum) -> LayerWidth:
     return LayerWidth(group.name, group.units, width, curve, width, group.layers)
 
 
-def projected(
-    found: Mapping[str, Spectrum], widths: Mapping[str, int], score: Callable[[], float]
+def score_projected(
+    spectra: Mapping[str, Spectrum], widths: Mapping[str, int], score: Callable[[], float]
 ) -> float:
     """The score while each group named in ``widths`` is projected on so many directions."""
-    changes = []
+    changes: list[Change] = []
     for name, kept in widths.items():
-        one = found[name]
-        if kept < one.group.units:
-            changes += [(port, _projection(one, mean, kept))
-                        for port, mean in zip(one.ports, one.means, strict=True)]
+        spectrum = spectra[name]
+        if kept < spectrum.group.units:
+            changes += [(consumer, partial(spectrum.project, mean=mean, kept=kept))
+                        for consumer, mean in zip(spectrum.consumers, spectrum.means, strict=True)]
     with modified_inputs(changes):
         return score()
-
-
-def _projection(spectrum: Spectrum, mean: Tensor, kept: int) -> Callable[[Tensor], Tensor]:
-    return lambda rows: spectrum.project(rows, mean, kept)

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from wua_mlflow.pruning import dependency_graph, find_groups
 from wua_mlflow.pruning.cut import cut, unit_groups
-from wua_mlflow.pruning.dependency_graph import uncached
+from wua_mlflow.pruning.dependency_graph import caches_off
 
 
 @pytest.fixture(autouse=True)
@@ -75,7 +75,7 @@ def test_what_keeps_a_cache_is_cut_all_the_same(keys: int) -> None:
     model = Language(keys).eval()
     structure = unit_groups(model, TOKENS)
     assert [group.name for group in structure.groups] == ["up"]
-    assert set(structure.fixed) >= {f"attention.{part}_proj" for part in "qkvo"}
+    assert set(structure.not_prunable) >= {f"attention.{part}_proj" for part in "qkvo"}
     found = cut(model, TOKENS, {"up": list(range(10))}).model
     assert model.config.use_cache is found.config.use_cache is True
     expected = Language(keys).eval()
@@ -87,20 +87,20 @@ def test_what_keeps_a_cache_is_cut_all_the_same(keys: int) -> None:
 
 def test_heads_that_share_keys_end_the_search_with_a_reason() -> None:
     model = Language(2).eval()
-    found = dependency_graph.Graph(find_groups.plain_copy(model), TOKENS)
+    found = dependency_graph.Graph(find_groups.prunable_copy(model), TOKENS)
     with pytest.raises(dependency_graph.EndlessError, match="the units come round again and again"):
-        found.coupled("attention.k_proj", range(8))
+        found.members("attention.k_proj", range(8))
     assert "the forward divides its units by a fixed number, as into heads" in \
-        unit_groups(model, TOKENS).fixed["attention.k_proj"]
+        unit_groups(model, TOKENS).not_prunable["attention.k_proj"]
 
 
 def test_a_matrix_that_no_layer_holds_is_named() -> None:
-    assert unit_groups(Language().eval(), TOKENS).fixed["position"] == \
+    assert unit_groups(Language().eval(), TOKENS).not_prunable["position"] == \
         "no kind of layer that can be cut holds it"
 
 
 def test_where_the_library_fails_the_layer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    coupled = dependency_graph.Graph.coupled
+    coupled = dependency_graph.Graph.members
 
     def failing(
         graph: dependency_graph.Graph, name: str, units: range
@@ -109,8 +109,8 @@ def test_where_the_library_fails_the_layer_is_named(monkeypatch: pytest.MonkeyPa
             raise IndexError("list index out of range")
         return coupled(graph, name, units)
 
-    monkeypatch.setattr(dependency_graph.Graph, "coupled", failing)
-    assert unit_groups(Language().eval(), TOKENS).fixed["up"] == \
+    monkeypatch.setattr(dependency_graph.Graph, "members", failing)
+    assert unit_groups(Language().eval(), TOKENS).not_prunable["up"] == \
         "what reads its units cannot be followed (IndexError: list index out of range)"
 
 
@@ -118,7 +118,7 @@ def test_caches_are_on_again_also_when_the_block_raises() -> None:
     first, second = Language(), Language()
     second.config = first.config
     first.attention.config = SimpleNamespace(use_cache=False)
-    with pytest.raises(KeyError), uncached(first, second):
+    with pytest.raises(KeyError), caches_off(first, second):
         assert not first.config.use_cache and not first.attention.config.use_cache
         raise KeyError
     assert first.config.use_cache and not first.attention.config.use_cache

@@ -86,7 +86,7 @@ def test_the_kind_of_the_group_and_what_projects():
 
     found = unit_groups(Projected(), rows(4, 5, 3))
     assert found.groups == ()
-    assert found.fixed["rnn"] == "the LSTM projects its hidden units"
+    assert found.not_prunable["rnn"] == "the LSTM projects its hidden units"
 
 
 def test_two_recurrent_layers_after_each_other():

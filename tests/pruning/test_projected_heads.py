@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from tests.networks import kept_streams, rows
-from tests.slimming.attention_cases import (
+from tests.pruning.attention_cases import (
     CLASSES,
     NAMES,
     SIZE,
@@ -36,12 +36,12 @@ def test_all_layers_of_it_are_in_the_group_or_named(kind):
     heads = [one for one in found.groups if one.kind == "heads"]
     assert [one.name for one in heads] == [NAMES.get(kind, "0"), NAMES.get(kind, "0").replace(
         "0", "1", 1)]
-    held = {name for one in found.groups for name in one.layers} | set(found.fixed)
+    held = {name for one in found.groups for name in one.layers} | set(found.not_prunable)
     model = stack(kind)
     layers = {name for name, one in model.named_modules()
               if isinstance(one, (nn.Linear, nn.Embedding, Conv1D))}
     assert held == layers
-    assert not {name for one in heads for name in one.layers} & set(found.fixed)
+    assert not {name for one in heads for name in one.layers} & set(found.not_prunable)
 
 
 def test_shared_keys_make_one_unit_of_the_heads_that_share_them():
@@ -88,7 +88,7 @@ def test_heads_that_a_table_of_fixed_size_looks_after_are_refused():
 
     found = unit_groups(stack(Biased), rows(3, 5, 12))
     assert not [one for one in found.groups if one.kind == "heads"]
-    assert found.fixed["0.qkv"].startswith("cut on trial, its forward fails: RuntimeError")
+    assert found.not_prunable["0.qkv"].startswith("cut on trial, its forward fails: RuntimeError")
 
 
 def test_feed_forward_and_unmixed_layers_are_not_taken_for_heads():
@@ -122,7 +122,7 @@ def test_a_gated_feed_forward_is_not_taken_for_heads():
 
     found = unit_groups(nn.Sequential(Gated(), nn.Linear(12, 2)), rows(3, 5, 12))
     assert not [one for one in found.groups if one.kind == "heads"]
-    assert "0.up" in found.fixed
+    assert "0.up" in found.not_prunable
 
 
 @pytest.mark.parametrize("how", ["no_grad", "in place"])
@@ -143,7 +143,7 @@ def test_what_autograd_cannot_go_through_ends_nothing(how):
 
     found = unit_groups(Odd(), rows(3, 5, 12))
     assert "a" in {one.name for one in found.groups}
-    assert {"before", "b"} <= {*found.fixed, *(one.name for one in found.groups)}
+    assert {"before", "b"} <= {*found.not_prunable, *(one.name for one in found.groups)}
 
 
 def test_heads_whose_weights_are_also_others_say_so():
@@ -151,7 +151,7 @@ def test_heads_whose_weights_are_also_others_say_so():
     model[0].own.query.weight = model[1].own.query.weight
     found = unit_groups(model, rows(3, 5, 12))
     assert not [one for one in found.groups if one.kind == "heads"]
-    assert "is tied to" in found.fixed["0.own.query"]
+    assert "is tied to" in found.not_prunable["0.own.query"]
 
 
 def test_two_attentions_that_share_their_numbers_are_refused():
@@ -168,11 +168,11 @@ def test_two_attentions_that_share_their_numbers_are_refused():
 
     found = unit_groups(stack(Twice), rows(3, 5, 12))
     assert not [one for one in found.groups if one.kind == "heads"]
-    assert {"0.qkv", "0.second", "1.qkv", "1.second"} <= set(found.fixed)
+    assert {"0.qkv", "0.second", "1.qkv", "1.second"} <= set(found.not_prunable)
 
 
 def test_one_position_shows_no_heads_and_nothing_is_claimed():
     """Attention over one position depends on the values alone."""
     found = unit_groups(stack(Bert), rows(3, 1, 12))
     assert not [one for one in found.groups if one.kind == "heads"]
-    assert "0.own.query" in found.fixed
+    assert "0.own.query" in found.not_prunable

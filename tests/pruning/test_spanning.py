@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tests.slimming.selection_cases import greedy
+from tests.pruning.selection_cases import greedy
 from wua_mlflow.pruning.cut import cut, unit_groups
-from wua_mlflow.pruning.importance import most_important, pivoted, unit_importance
+from wua_mlflow.pruning.importance import most_important, pivoted_cholesky, unit_importance
 
 
 @pytest.fixture(autouse=True)
@@ -31,7 +31,7 @@ def test_the_order_is_the_greedy_one():
     rows = np.random.default_rng(0).normal(size=(50, 9)) @ np.random.default_rng(1).normal(
         size=(9, 9))
     centred = torch.from_numpy(rows - rows.mean(0))
-    assert pivoted(centred.T @ centred).numpy() == pytest.approx(greedy(rows), rel=1e-9)
+    assert pivoted_cholesky(centred.T @ centred).numpy() == pytest.approx(greedy(rows), rel=1e-9)
 
 
 def test_units_are_scaled_by_the_weights_that_read_them():

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from tests.networks import kept_streams, labels, mlp, rows, snapshot
-from tests.slimming.cutting_cases import Residual
+from tests.pruning.cutting_cases import Residual
 from wua_mlflow.pruning.cut import unit_groups
 from wua_mlflow.pruning.importance import most_important, unit_importance
 from wua_mlflow.usage.analyze import analyze

@@ -77,9 +77,8 @@ GOOD = rows(10, 3), labels(10, 2)
     ({"criterion": "taylor"}, "criterion: expected none for the method rank"),
     ({"method": "ablation", "criterion": "tailor"}, "criterion: expected .*but got 'tailor'"),
     ({"method": "effective", "criterion": "tailor"}, "criterion: expected .*but got 'tailor'"),
-    ({"layers": ["0", "3"]}, "layers: expected names of layers whose units can be removed, but got "
-                             "'3'"),
-    ({"layers": ["2"]}, "layers: expected names of layers whose units can be removed, but got '2'"),
+    ({"layers": ["0", "3"]}, "layers: expected layers whose units can be cut, but got '3'"),
+    ({"layers": ["2"]}, "layers: expected layers whose units can be cut, but got '2'"),
     ({"layers": []}, "layers: expected at least one name, but got none"),
     ({"seed": -1}, "seed: expected a whole number"),
     ({"task": "words"}, "task: expected one of binary, multiclass, regression, but got 'words'"),

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from tests.networks import kept_streams, rows, snapshot
-from tests.slimming.attention_cases import (
+from tests.pruning.attention_cases import (
     CLASSES,
     NAMES,
     READS,
@@ -28,7 +28,7 @@ from tests.slimming.attention_cases import (
 from wua_mlflow.flops import count_flops
 from wua_mlflow.pruning.cut import cut, rebuild, unit_groups
 from wua_mlflow.pruning.importance import most_important, unit_importance
-from wua_mlflow.pruning.masking import masked
+from wua_mlflow.pruning.unit_groups import masked
 
 
 @pytest.fixture(autouse=True)

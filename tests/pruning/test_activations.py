@@ -11,8 +11,8 @@ from tests.networks import numpys, rows
 from wua_mlflow.pruning.activations import (
     Moments,
     consumer_inputs,
+    measure_moments,
     modified_inputs,
-    moments,
     outgoing_norms,
 )
 from wua_mlflow.pruning.unit_groups import ParameterSlice, UnitGroup
@@ -70,7 +70,9 @@ def test_rows_of_units(model, inputs, own, expected):
     assert torch.equal(port.with_rows(inputs, wanted), inputs)
     doubled = port.with_rows(inputs, 2 * wanted)
     assert torch.equal(doubled, 2 * inputs)
-    found = moments(model, {"made": [port]}, lambda: model(inputs))["made"][0]
+    measured, skipped = measure_moments(model, [own], lambda: model(inputs))
+    (_, found), = measured["made"]
+    assert not skipped
     assert found.count == len(wanted)
     assert numpys(found.mean) == pytest.approx(numpys(wanted).mean(0), abs=1e-7)
     assert numpys(found.scatter) / (len(wanted) - 1) == pytest.approx(

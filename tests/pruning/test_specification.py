@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from tests.networks import kept_streams
-from tests.slimming.cutting_cases import CASES
-from tests.slimming.test_heads import Attending
+from tests.pruning.cutting_cases import CASES
+from tests.pruning.test_heads import Attending
 from wua_mlflow.pruning.cut import Specification, cut, rebuild
 
 

@@ -7,13 +7,12 @@ import math
 import numpy as np
 import pytest
 
-from wua_mlflow.widths.margin_search import (
-    MOST_ON_THE_GRID,
-    GroupSize,
-    MarginSearch,
-    narrowest,
-    width_path,
-)
+from wua_mlflow.pruning.unit_groups import UnitGroup
+from wua_mlflow.widths.margin_search import GRID_SIZE, MarginSearch, width_path
+
+
+def group(name, units, layers=()):
+    return UnitGroup(name, layers, (), units)
 
 
 def alone(scores, margin=0.1):
@@ -25,9 +24,9 @@ def alone(scores, margin=0.1):
         tried.append(width)
         return float(scores[width - 1])
 
-    found = MarginSearch(probe, float(scores[-1]), margin, "accuracy").alone(
-        GroupSize("a", len(scores))
-    )
+    search = MarginSearch(probe, float(scores[-1]), margin, "accuracy")
+    (found,), joint = search.search([group("a", len(scores))], jointly=True)
+    assert joint is None
     assert len(tried) == len(set(tried))
     assert set(found.curve.widths) == {*tried, len(scores)}
     return found
@@ -43,7 +42,7 @@ def test_of_a_rising_score_the_smallest_of_all(units, seed):
 
 @pytest.mark.parametrize("seed", range(20))
 def test_of_up_to_16_units_each_is_tried_and_the_rule_is_exact(seed):
-    scores = np.random.default_rng(seed).random(MOST_ON_THE_GRID) * 0.15
+    scores = np.random.default_rng(seed).random(GRID_SIZE) * 0.15
     within = scores >= scores[-1] - 0.1
     exact = next(k for k in range(1, 17) if within[k - 1:].all())
     found = alone(scores)
@@ -60,7 +59,7 @@ def test_of_a_score_that_goes_up_and_down_all_larger_that_were_tried_are_within(
     if found.width > 1:  # the next smaller one was tried, and is not
         assert tried[found.width - 1] < found.curve.threshold
     assert found.curve.scores == tuple(scores[k - 1] for k in found.curve.widths)
-    assert len(tried) <= MOST_ON_THE_GRID + math.ceil(math.log2(100))
+    assert len(tried) <= GRID_SIZE + math.ceil(math.log2(100))
 
 
 def test_a_margin_is_met_exactly_in_spite_of_rounding():
@@ -75,7 +74,7 @@ def test_a_baseline_is_its_own_when_nothing_may_be_lost():
 
 def test_the_way_from_all_units_to_what_each_keeps_alone():
     ways = width_path(
-        {"a": 4, "b": 2, "c": 3}, [GroupSize("a", 16), GroupSize("b", 32), GroupSize("c", 3)]
+        {"a": 4, "b": 2, "c": 3}, [group("a", 16), group("b", 32), group("c", 3)]
     )
     assert ways[0] == {"a": 4, "b": 2, "c": 3}
     assert ways[-1] == {"a": 16, "b": 32, "c": 3}
@@ -90,7 +89,7 @@ def test_the_way_from_all_units_to_what_each_keeps_alone():
 
 
 def test_the_way_of_groups_that_cannot_shrink():
-    assert width_path({"a": 2}, [GroupSize("a", 2)]) == [{"a": 2}]
+    assert width_path({"a": 2}, [group("a", 2)]) == [{"a": 2}]
 
 
 def additive(lost):
@@ -99,10 +98,10 @@ def additive(lost):
 
 
 def test_together_the_losses_add_up():
-    spans = [GroupSize("a", 64, ("a", "norm")), GroupSize("b", 64)]
+    spans = [group("a", 64, ("a", "norm")), group("b", 64)]
     lost = {"a": lambda k: 0.9 * (1 - k / 64) ** 2, "b": lambda k: 0.3 * (1 - k / 64) ** 2}
     descent = MarginSearch(additive(lost), 1.0, 0.1, "accuracy")
-    layers, joint = narrowest(descent, spans, jointly=True)
+    layers, joint = descent.search(spans, jointly=True)
     by_hand = [next(k for k in range(1, 65) if lost[name](k) <= 0.1) for name in "ab"]
     assert [one.alone for one in layers] == by_hand
     widths = {one.layer: one.width for one in layers}
@@ -116,8 +115,8 @@ def test_together_the_losses_add_up():
 
 def test_together_they_are_what_they_are_alone_where_nothing_adds_up():
     lost = {"a": lambda k: 0.2 * (k < 3), "b": lambda k: 0.2 * (k < 5)}
-    layers, joint = narrowest(MarginSearch(additive(lost), 1.0, 0.1, "x"),
-                              [GroupSize("a", 8), GroupSize("b", 8)], jointly=True)
+    layers, joint = MarginSearch(additive(lost), 1.0, 0.1, "x").search(
+        [group("a", 8), group("b", 8)], jointly=True)
     assert [(one.alone, one.width) for one in layers] == [(3, 3), (5, 5)]
     assert joint.widths[0] == 8
 
@@ -125,6 +124,6 @@ def test_together_they_are_what_they_are_alone_where_nothing_adds_up():
 def test_alone_where_it_is_asked_for_or_there_is_one_group():
     lost = {"a": lambda k: 0.06 * (k < 3), "b": lambda k: 0.06 * (k < 5)}
     descent = MarginSearch(additive(lost), 1.0, 0.1, "x")
-    layers, joint = narrowest(descent, [GroupSize("a", 8), GroupSize("b", 8)], jointly=False)
+    layers, joint = descent.search([group("a", 8), group("b", 8)], jointly=False)
     assert [one.width for one in layers] == [1, 1] and joint is None
-    assert narrowest(descent, [GroupSize("a", 8)], jointly=True)[1] is None
+    assert descent.search([group("a", 8)], jointly=True)[1] is None

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +16,8 @@ from torch.nn.functional import cross_entropy
 
 import wua_mlflow as wua
 from tests.networks import kept_streams, mlp, snapshot
-from tests.slimming.selection_cases import greedy
+from tests.pruning.selection_cases import greedy
+from wua_mlflow.pruning.heads import PrunedMultiheadAttention
 
 
 @pytest.fixture(autouse=True)
@@ -20,6 +27,7 @@ def _seeded():
         yield
 
 
+ROOT = Path(wua.__file__).parents[1]
 DATA = torch.randn(60, 4), torch.arange(60) % 3
 
 
@@ -111,3 +119,18 @@ def test_each_criterion_cuts_by_its_own_order(criterion):
                             criterion=criterion)["0"].argsort(descending=True)
     found = wua.slim(model, DATA, widths={"0": 4}, criterion=criterion)
     assert found.specification.rounds[0]["0"] == tuple(sorted(order[:4].tolist()))
+
+
+def test_an_old_pickle_of_attention_with_fewer_heads_is_read_in_a_fresh_process(tmp_path):
+    """Earlier versions had the class at another path, which is in whole pickled modules."""
+    attention = nn.MultiheadAttention(8, 4, batch_first=True)
+    content = pickle.dumps(PrunedMultiheadAttention(attention, [0, 2]), protocol=2)
+    old = content.replace(b"cwua_mlflow.pruning.heads\nPrunedMultiheadAttention\n",
+                          b"cwua_mlflow.slimming.heads\nFewerHeads\n")
+    assert old != content
+    (tmp_path / "old.pkl").write_bytes(old)
+    script = ("import pickle; model = pickle.load(open('old.pkl', 'rb')); "
+              "print(model.num_heads, tuple(model.out_proj.weight.shape))")
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True,
+                          text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False)
+    assert done.stdout == "2 (8, 4)\n", done.stderr

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from tests.networks import snapshot
-from tests.slimming.cutting_cases import CASES, silent
+from tests.pruning.cutting_cases import CASES, silent
 from wua_mlflow.pruning.cut import unit_groups
-from wua_mlflow.pruning.masking import masked
+from wua_mlflow.pruning.unit_groups import masked
 
 
 @pytest.fixture(params=CASES, ids=list(CASES))

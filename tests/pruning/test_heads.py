@@ -12,7 +12,7 @@ from tests.networks import encoder, kept_streams, rows, snapshot
 from wua_mlflow.flops import count_flops
 from wua_mlflow.pruning.cut import cut, unit_groups
 from wua_mlflow.pruning.heads import PrunedMultiheadAttention
-from wua_mlflow.pruning.masking import masked
+from wua_mlflow.pruning.unit_groups import masked
 
 
 @pytest.fixture(autouse=True)
@@ -85,7 +85,7 @@ def test_the_heads_and_the_feed_forward_of_an_encoder_layer():
     structure = unit_groups(model, tokens)
     assert {group.name: (group.units, group.kind) for group in structure.groups} == {
         "block.linear1": (16, "units"), "block.self_attn": (2, "heads")}
-    assert structure.fixed["block.self_attn.out_proj"] == \
+    assert structure.not_prunable["block.self_attn.out_proj"] == \
         "attention gives as many outputs as it reads"
     before = snapshot(model)
     found = cut(model, tokens, {"block.linear1": [0, 3, 9], "block.self_attn": [1]})
@@ -131,4 +131,4 @@ def test_what_is_not_cut_says_why(attention, reason):
 
     found = unit_groups(Of(), rows(3, 5, 8))
     assert found.groups == ()
-    assert found.fixed["attention"] == reason
+    assert found.not_prunable["attention"] == reason

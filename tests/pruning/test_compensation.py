@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from wua_mlflow.pruning.compensation import folded
+from wua_mlflow.pruning.compensation import compensated
 from wua_mlflow.pruning.cut import cut, unit_groups
-from wua_mlflow.pruning.masking import masked
+from wua_mlflow.pruning.unit_groups import masked
 
 
 @pytest.fixture(autouse=True)
@@ -31,7 +31,7 @@ def outputs(model: nn.Module, structure, gone: dict[str, list[int]], x: Tensor) 
 def test_a_linear_reader_by_numpy(bias: bool) -> None:
     model, x = mlp(bias=bias), torch.randn(300, 5)
     structure, keep, go = unit_groups(model, x[:4]), [0, 2, 3, 6], [1, 4, 5, 7]
-    made = folded(model, structure, {"0": keep}, x)
+    made = compensated(model, structure, {"0": keep}, x)
     hidden = torch.relu(model[0](x)).detach().double().numpy()
     known = np.c_[hidden[:, keep], np.ones(300)] if bias else hidden[:, keep]
     fit = np.linalg.lstsq(known, hidden[:, go], rcond=None)[0]
@@ -55,7 +55,7 @@ def test_a_copy_and_a_constant_can_go_without_a_loss() -> None:
         model[0].weight[4], model[0].bias[4] = 0.0, 7.0
     structure, whole = unit_groups(model, x[:4]), model(x).detach()
     keep = [0, 1, 2, 3, 5, 7]
-    made = folded(model, structure, {"0": keep}, x)
+    made = compensated(model, structure, {"0": keep}, x)
     lost = float((outputs(model, structure, {"0": [4, 6]}, x) - whole).abs().max())
     left = float((outputs(made, structure, {"0": [4, 6]}, x) - whole).abs().max())
     assert left < 0.01 * lost  # the ridge
@@ -71,7 +71,7 @@ def convolutions(padding: int, *, bias: bool = True) -> nn.Sequential:
 def test_a_convolution_by_numpy(padding: int, bias: bool) -> None:
     model, x = convolutions(padding, bias=bias), torch.randn(60, 2, 8, 8)
     structure, keep, go = unit_groups(model, x[:4]), [0, 2, 5], [1, 3, 4]
-    made = folded(model, structure, {"0": keep}, x)
+    made = compensated(model, structure, {"0": keep}, x)
     maps = torch.relu(model[0](x)).detach().double()
     rows = maps.movedim(1, -1).reshape(-1, 6).numpy()
     centred = bias and not padding
@@ -94,7 +94,7 @@ def test_cut_and_folded_it_is_verified_and_closer_to_what_it_was() -> None:
                           nn.Linear(12, 3))
     x, keep = torch.randn(400, 5), {"0": list(range(0, 16, 2)), "2": list(range(6))}
     structure, whole = unit_groups(model, x[:4]), model(x).detach()
-    begin = folded(model, structure, keep, x)
+    begin = compensated(model, structure, keep, x)
     found, plain = (cut(one, x[:4], keep).model for one in (begin, model))
     assert [tuple(one.shape) for one in found.parameters()] == [
         tuple(one.shape) for one in plain.parameters()]
@@ -121,7 +121,7 @@ def test_what_is_tied_or_cannot_be_seen_is_left_alone() -> None:
     group = structure.groups[0]
     renamed = type(group)("first", ("first",), tuple(
         type(one)("reader.weight", one.dim, one.columns) for one in group.readers), 6)
-    made = folded(model, type(structure)((renamed,), {}), {"first": [0, 1]}, x)
+    made = compensated(model, type(structure)((renamed,), {}), {"first": [0, 1]}, x)
     assert torch.equal(made.reader.weight, model.reader.weight)
     assert made.reader.weight is made.table.weight
     heads = nn.TransformerEncoderLayer(8, 2, 12, batch_first=True).eval()
@@ -129,7 +129,7 @@ def test_what_is_tied_or_cannot_be_seen_is_left_alone() -> None:
     found = unit_groups(heads, x)
     keep = {group.name: [0] for group in found.groups if group.kind == "heads"}
     assert keep
-    made = folded(heads, found, keep, x)
+    made = compensated(heads, found, keep, x)
     assert all(torch.equal(a, b) for a, b in
                zip(made.parameters(), heads.parameters(), strict=True))
 
@@ -140,7 +140,7 @@ def test_dead_units_and_groups_that_keep_all() -> None:
         model[0].bias.fill_(-100.0)
     structure = unit_groups(model, x[:4])
     for keep in ([0, 1], list(range(8))):
-        made = folded(model, structure, {"0": keep}, x)
+        made = compensated(model, structure, {"0": keep}, x)
         assert torch.equal(made[2].weight, model[2].weight)
         assert torch.equal(made[2].bias, model[2].bias)
 
@@ -148,7 +148,7 @@ def test_dead_units_and_groups_that_keep_all() -> None:
 def test_the_model_is_left_as_found() -> None:
     model, x = mlp().train(), torch.randn(50, 5)
     before = {name: one.clone() for name, one in model.state_dict().items()}
-    made = folded(model, unit_groups(model, x[:4]), {"0": [0, 1]}, x)
+    made = compensated(model, unit_groups(model, x[:4]), {"0": [0, 1]}, x)
     assert model.training and made.training
     assert not any(module._forward_pre_hooks for module in (*model.modules(), *made.modules()))
     assert all(torch.equal(before[name], one) for name, one in model.state_dict().items())
@@ -159,6 +159,6 @@ def test_the_model_is_left_as_found() -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_in_any_precision(dtype: torch.dtype) -> None:
     model, x = mlp().to(dtype), torch.randn(200, 5).to(dtype)
-    made = folded(model, unit_groups(model, x[:4]), {"0": [0, 2, 4, 6]}, x)
+    made = compensated(model, unit_groups(model, x[:4]), {"0": [0, 2, 4, 6]}, x)
     assert {one.dtype for one in made.parameters()} == {dtype}
     assert all(bool(one.isfinite().all()) for one in made.parameters())

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from tests.networks import kept_streams, rows, snapshot
-from tests.slimming.cutting_cases import CASES, Residual
+from tests.pruning.cutting_cases import CASES, Residual
 from wua_mlflow.pruning.cut import unit_groups
 
 
@@ -27,12 +27,12 @@ def test_every_group_and_nothing_else(name):
     assert snapshot(model) == before and torch.equal(torch.get_rng_state(), state)
     assert {group.name: group.units for group in found.groups} == {
         group: case.widths[case.renamed[group]] for group in case.keep}
-    layers = {layer for group in found.groups for layer in group.layers} | set(found.fixed)
+    layers = {layer for group in found.groups for layer in group.layers} | set(found.not_prunable)
     weighted = {name for name, module in model.named_modules()
                 if isinstance(getattr(module, "weight", None), nn.Parameter)
                 and module.weight.dim() > 1}
     assert weighted <= layers, "what is not cut is named"
-    assert all(reason and "\n" not in reason for reason in found.fixed.values())
+    assert all(reason and "\n" not in reason for reason in found.not_prunable.values())
 
 
 def test_what_a_residual_sum_ties_and_who_reads_it():
@@ -112,7 +112,7 @@ def test_what_is_not_cut_is_named_with_the_reason(model, layer, reason):
     shape = (4, 3, 8, 8) if isinstance(model[0] if isinstance(model, nn.Sequential) else None,
                                        nn.Conv2d) else (4, 3)
     found = unit_groups(model, rows(*shape))
-    assert found.fixed[layer].startswith(reason)
+    assert found.not_prunable[layer].startswith(reason)
     assert layer not in {group.name for group in found.groups}
 
 
@@ -125,7 +125,7 @@ def test_what_cannot_be_followed_is_never_cut(model, layer):
     """Whatever the library makes of it: the trial cut fails, or it is refused at once."""
     found = unit_groups(model, rows(4, 3))
     assert found.groups == ()
-    assert layer in found.fixed
+    assert layer in found.not_prunable
 
 
 @pytest.mark.parametrize(("make", "message"), [
@@ -160,7 +160,7 @@ class NotBoth(nn.Module):
 def test_what_cannot_be_cut_together_with_others_is_refused_alone():
     found = unit_groups(NotBoth(), rows(4, 6))
     assert [group.name for group in found.groups] == ["first", "second", "fourth"]
-    assert found.fixed == {
+    assert found.not_prunable == {
         "third": "cut on trial together with others, its forward fails: ValueError: one of both "
                  "has to be whole",
         "head": "its units are the network's outputs"}
