@@ -153,9 +153,9 @@ FILE_ERRORS = [
                                 "a_names.csv, as this is a regression, but got "),
     ("alike.csv alike.csv", "target: expected at least two different values"),
     ("b.csv b.csv --data truth.csv --target q", "target: expected a column of truth.csv, which "
-                                                "has what, y, name, but got q"),
-    ("b.csv b.csv --data truth.csv", "target: expected a column of truth.csv, which has what, y, "
-                                     "name, but got none"),
+                                                "has 'what', 'y', 'name', but got 'q'"),
+    ("b.csv b.csv --data truth.csv", "target: expected a column of truth.csv, which has 'what', "
+                                     "'y', 'name', but got none"),
     ("b.csv b.csv --data none.csv --target y", "data: expected a file, but 'none.csv' does not"),
     ("b.csv b.csv --data digits", "compare: expected a prediction for each of the 540 test "),
     ("b.csv b.csv --data digits --target y", "target: expected none beside data 'digits'"),

@@ -29,8 +29,8 @@ from wua_mlflow.imports import load_object
 from wua_mlflow.rng import Purpose, checked_seed, isolated, numpy_generator
 
 __all__ = [
-    "BUILT_IN", "DataSplit", "Part", "call_data_function", "is_file", "load_data", "part_of",
-    "split_of", "takes",
+    "BUILT_IN", "DataSplit", "Part", "call_data_function", "digest_of", "is_file", "load_data",
+    "part_of", "split_of", "takes",
 ]
 
 
@@ -59,12 +59,8 @@ class Part:
     @cached_property
     def digest(self) -> str:
         """SHA-256, in hexadecimal, of the shapes, the types and the bytes of both tensors."""
-        sha = hashlib.sha256()
-        for tensor in (self.inputs, self.targets):
-            array = tensor.detach().cpu().contiguous().numpy()
-            sha.update(f"{array.dtype.str}{array.shape}".encode())
-            sha.update(array.data.cast("B"))
-        return sha.hexdigest()
+        return digest_of(*(tensor.detach().cpu().contiguous().numpy()
+                           for tensor in (self.inputs, self.targets)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +69,8 @@ class DataSplit:
 
     ``features`` is the shape of one input; ``classes`` the classes' names, none in a regression;
     ``source`` says where the data came from: a path, a scikit-learn function, the user's function.
-    ``spec`` and ``scaling`` are what fresh rows go through to be like these.
+    ``spec`` and ``scaling`` are what fresh rows go through to be like these; ``columns`` a table's
+    names of the inputs.
     """
 
     name: str
@@ -85,6 +82,7 @@ class DataSplit:
     source: str
     spec: TaskSpec
     scaling: Scaling | None = None
+    columns: tuple[str, ...] = ()
 
     @property
     def task(self) -> Task:
@@ -151,6 +149,17 @@ def load_data(
     raise ValueError(f"data: expected one of {', '.join(BUILT_IN)}, the path of a file ending in "
                      f"{', '.join(ENDINGS)}, or package.module:function, but got {data!r}"
                      f"{did_you_mean(data, BUILT_IN)}")
+
+
+def digest_of(*parts: np.ndarray | bytes) -> str:
+    """SHA-256, in hexadecimal, of arrays with their shapes and types, and of bytes."""
+    sha = hashlib.sha256()
+    for part in parts:
+        if not isinstance(part, bytes):
+            sha.update(f"{part.dtype.str}{part.shape}".encode())
+            part = np.ascontiguousarray(part).tobytes()
+        sha.update(part)
+    return sha.hexdigest()
 
 
 def is_file(data: str) -> bool:
@@ -285,7 +294,7 @@ def _data_split(split: SplitRows, name: str, *, source: str, image: bool) -> Dat
     train, validation, test = (part_of(rows, split.spec, where)
                                for rows, where in zip(parts, _PARTS, strict=True))
     return DataSplit(name, train, validation, test, shapes[0], split.spec.classes, source,
-                     split.spec, split.scaling)
+                     split.spec, split.scaling, split.columns)
 
 
 def part_of(rows: Rows, spec: TaskSpec, where: str) -> Part:

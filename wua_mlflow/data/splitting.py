@@ -25,11 +25,15 @@ _FEWEST_OF_A_CLASS = 10
 
 @dataclass(frozen=True, eq=False)
 class SplitRows:
-    """Training, validation and test rows, the task of their targets, and how they were scaled."""
+    """Training, validation and test rows, the task of their targets, and how they were scaled.
+
+    ``columns`` are a table's names of the inputs.
+    """
 
     parts: Sequence[Rows]
     spec: TaskSpec
     scaling: Scaling | None = None
+    columns: tuple[str, ...] = ()
 
 
 def split_rows(
@@ -59,7 +63,7 @@ def split_rows(
         Scaler.fit(codes[train][:, None]) if regression and scale_targets else None)
     targets = codes if regression else rows.targets
     parts = [scaling.scale(Rows(rows.inputs[part], targets[part])) for part in indices]
-    return SplitRows(parts, spec, scaling)
+    return SplitRows(parts, spec, scaling, rows.columns)
 
 
 def _check_enough(spec: TaskSpec, codes: np.ndarray) -> None:

@@ -22,7 +22,8 @@ from wua_mlflow.errors import did_you_mean, one_line
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["ENDINGS", "Rows", "listed", "read_columns", "read_rows", "rows_of"]
+__all__ = ["ENDINGS", "Rows", "listed", "read_columns", "read_rows", "rows_of",
+           "rows_without_inputs"]
 
 
 ENDINGS = (".csv", ".parquet", ".npz")
@@ -30,14 +31,20 @@ ENDINGS = (".csv", ".parquet", ".npz")
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Checked rows: ``inputs`` (n, *features), finite; ``targets`` (n,), numbers, bools or text."""
+    """Checked rows.
+
+    ``inputs`` are (n, *features), finite; ``targets`` (n,), numbers, bools or text; ``indices``
+    says that the inputs are an embedding's whole numbers, which stay int64; ``columns`` are a
+    table's names of the inputs.
+    """
 
     inputs: np.ndarray
     targets: np.ndarray
-    indices: bool = False  # the inputs are an embedding's whole numbers: they stay int64
+    indices: bool = False
+    columns: tuple[str, ...] = ()
 
 
-def read_rows(data: str, target: str | None) -> Rows:
+def read_rows(data: str, target: str | None, *, targets_only: bool = False) -> Rows:
     """The rows of a .csv, .parquet or .npz file.
 
     A first .csv column without a name that counts 0, 1, 2, … is a row number, and is left out.
@@ -46,6 +53,7 @@ def read_rows(data: str, target: str | None) -> Rows:
         data: the file's path, relative to the current folder or absolute.
         target: the column to predict; in an .npz file the array to predict (``y`` where not
             given) from the array ``X``, (n, *features).
+        targets_only: read no inputs, whatever the other columns hold; the rows have zeros instead.
 
     Raises:
         ValueError: no such file, not to be read, no rows, no such target, or a column that is not
@@ -60,7 +68,14 @@ def read_rows(data: str, target: str | None) -> Rows:
                          f"{'is a folder' if path.is_dir() else 'does not exist'}")
     if path.stat().st_size == 0:
         raise ValueError(f"data: expected rows in {data}, but the file is empty")
-    return _npz_rows(path, target or "y") if ending == ".npz" else _table_rows(path, target)
+    if ending == ".npz":
+        return _npz_rows(path, target or "y", targets_only)
+    return _table_rows(path, target, targets_only)
+
+
+def rows_without_inputs(targets: np.ndarray, *, where: str) -> Rows:
+    """Checked targets (n,), with zeros as inputs."""
+    return rows_of(np.zeros((len(targets), 1)), targets, where=where)
 
 
 def rows_of(inputs: Any, targets: Any, *, where: str) -> Rows:
@@ -115,14 +130,16 @@ def listed(names: Sequence[str], most: int = 8) -> str:
     return ", ".join(repr(name) for name in names[:most]) + more
 
 
-def _npz_rows(path: Path, target: str) -> Rows:
+def _npz_rows(path: Path, target: str, targets_only: bool) -> Rows:
     if not zipfile.is_zipfile(path):
         raise ValueError(f"data: expected an archive as numpy.savez writes it, but {path} is none")
     arrays, names = _read_npz(path, "data", only=("X", target))
-    for argument, name in (("data", "X"), ("target", target)):
+    for argument, name in (("data", "X"), ("target", target))[targets_only:]:
         if name not in arrays:
             raise ValueError(f"{argument}: expected an array {name!r} in {path}, but it has "
                              f"{listed(names)}{did_you_mean(name, names)}")
+    if targets_only:
+        return rows_without_inputs(arrays[target], where=str(path))
     return rows_of(arrays["X"], arrays[target], where=str(path))
 
 
@@ -138,7 +155,7 @@ def _read_npz(
         raise ValueError(f"{argument}: could not read {path}: {one_line(error)}") from error
 
 
-def _table_rows(path: Path, target: str | None) -> Rows:
+def _table_rows(path: Path, target: str | None, targets_only: bool) -> Rows:
     frame = _read_table(path, "data")
     columns = list(frame.columns)
     if not len(frame):
@@ -148,13 +165,16 @@ def _table_rows(path: Path, target: str | None) -> Rows:
         close = did_you_mean(target, columns) if target and len(columns) > 1 else ""
         raise ValueError(f"target: expected a column of {path}, which has {listed(columns)}, "
                          f"but got {got}{close}")
+    if targets_only:
+        return rows_without_inputs(frame[target].to_numpy(), where=str(path))
     features = [name for name in columns if name != target]
     if not features:
         raise ValueError(f"data: expected columns beside the target {target!r} in {path}, "
                          "but got none")
     inputs = np.column_stack([_feature(frame[name], path) for name in features])
     where = f"column {target!r} of {path}"
-    return Rows(inputs, _targets(frame[target].to_numpy(), where, "target"))
+    targets = _targets(frame[target].to_numpy(), where, "target")
+    return Rows(inputs, targets, columns=tuple(features))
 
 
 def _read_table(path: Path, argument: str) -> pd.DataFrame:

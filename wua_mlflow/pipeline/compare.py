@@ -1,13 +1,13 @@
-"""What a test part can show at all, before anything is trained on its account.
+"""Judging a slim variant against the original: verdicts, classes, budgets, latency, looks.
 
-May import: numpy, config, provable, the pipeline's data. Tests: ``tests/pipeline/test_claims.py``.
+Tests: ``tests/pipeline/test_compare.py``.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -30,8 +30,8 @@ from wua_mlflow.verdict.compare import Verdict, compare
 from wua_mlflow.verdict.sample_size import too_few_examples
 
 __all__ = [
-    "Comparison", "budget_sentence", "check_classes", "check_test_part", "class_loss",
-    "compare_evaluations", "compare_variants", "damage", "ratios", "worst_class",
+    "Comparison", "budget_sentence", "check_classes", "check_test_part", "compare_evaluations",
+    "compare_variants", "judge", "ratios",
 ]
 
 
@@ -44,9 +44,9 @@ def check_test_part(split: DataSplit, settings: Settings) -> None:
     if split.task == "regression":
         return
     check_classes(split.test.targets.numpy())
-    said = too_few_examples(len(split.test), settings.margin, settings.confidence)
-    if said:
-        print(f"wua: note: {said}", file=sys.stderr)
+    note = too_few_examples(len(split.test), settings.margin, settings.confidence)
+    if note:
+        print(f"wua: note: {note}", file=sys.stderr)
 
 
 def check_classes(targets: np.ndarray) -> None:
@@ -65,18 +65,18 @@ def budget_sentence(variants: Sequence[ModelVariant]) -> str:
         variants: the original first, the slim one last, controls between.
     """
     original, slim = variants[0], variants[-1]
-    said = [_unequal(original, slim)]
+    sentences = [_unequal_budgets(original, slim)]
     for control in variants[1:-1]:
         if control.variant == VariantName.SAME_BUDGET and \
                 control.settings.epochs == slim.settings.epochs:
             onwards = original.adopted and slim.trained.structure is not None
-            said.append(_same_budget(control, slim, onwards=onwards))
+            sentences.append(_same_budget(control, slim, onwards=onwards))
         elif control.variant == VariantName.FROM_SCRATCH:
-            said.append(_from_scratch(control, slim))
-    return " ".join(filter(None, said))
+            sentences.append(_from_scratch(control, slim))
+    return " ".join(filter(None, sentences))
 
 
-def _unequal(original: ModelVariant, slim: ModelVariant) -> str:
+def _unequal_budgets(original: ModelVariant, slim: ModelVariant) -> str:
     if original.adopted:
         return "The original was trained elsewhere, so nothing is known of its budget."
     if (original.settings.epochs, original.epochs_trained) == (
@@ -95,21 +95,21 @@ def _same_budget(control: ModelVariant, slim: ModelVariant, *, onwards: bool) ->
 
 def _from_scratch(control: ModelVariant, slim: ModelVariant) -> str:
     mean, seeds, gap = _against(control, slim)
-    own, whole = (int(one.metrics[Metric.PARAMS_TOTAL]) for one in (slim, control))
-    where = "at these widths" if own == whole else \
-        f"at the nearest widths that the factory can make ({whole:,} parameters, not {own:,})"
+    pruned, rebuilt = (int(variant.metrics[Metric.PARAMS_TOTAL]) for variant in (slim, control))
+    where = "at these widths" if pruned == rebuilt else \
+        f"at the nearest widths that the factory can make ({rebuilt:,} parameters, not {pruned:,})"
     return (f"From scratch {where} for {_length(control)} (Scratch-E, Liu et al. 2019) a "
             f"network scores {mean:.4f} {seeds}; the pruned one is {gap} that.")
 
 
 def _against(control: ModelVariant, slim: ModelVariant) -> tuple[float, str, str]:
     mean = float(control.replicate_scores.mean())
-    gap = _said(float(slim.replicate_scores.mean()) - mean, slim.test.task)
+    gap = _gap_words(float(slim.replicate_scores.mean()) - mean, slim.test.task)
     count = len(control.replicates)
     return mean, f"on average over {count} seeds" if count > 1 else "with its one seed", gap
 
 
-def _said(gap: float, task: Task) -> str:
+def _gap_words(gap: float, task: Task) -> str:
     """A difference in words: in points where the score is an accuracy."""
     amount = f"{abs(gap):.3f}" if task == "regression" else f"{100 * abs(gap):.1f} points"
     return f"{amount} {'below' if gap < 0 else 'above'}"
@@ -239,27 +239,24 @@ def compare_variants(
     """
     store.client.set_tag(slim.run_id, step_tag("compare"), "running")
     with step_status(store, slim.run_id, "compare"):
-        settings = slim.settings
-        artifact = compare_evaluations(original.test, slim.test, settings)
-        recipe = _recipe_verdict(original, slim)
+        settings, split = slim.settings, slim.recipe.split
         others = (original, *beside)
-        unmeasured = [one for one in others if Metric.LATENCY_P50 not in one.metrics]
-        timed = _latencies((*others, slim))
-        for variant, latency in timed:
-            variant.metrics.update(latency_metrics(latency))
+        unmeasured = [variant for variant in others if Metric.LATENCY_P50 not in variant.metrics]
         looked = sorted({look_of(settings.margin, settings.confidence),
                          *filter(None, slim.tags.get(Tag.LOOKED, "").split(","))})
         looks = len(looked) + count_looks(store.client, slim.test.digest, besides=slim.run_id)
-        worst = worst_class(original.test, slim.test, slim.recipe.split.classes)
-        comparison = Comparison(
-            artifact, recipe, *damage(original.test, slim.test), looks,
-            ratios(original.metrics, slim.metrics), budget_sentence((*others, slim)), worst,
-            _for_all_looks(original, slim, looks),
-            latency_ratio(timed[0][1], timed[-1][1], confidence=settings.confidence,
-                          seed=settings.seed),
-            {one.run_id: latency_metrics(latency) for one, latency in timed},
-            TRAINED_ELSEWHERE if original.adopted else NO_RECIPE,
-            class_loss(original.test, slim.test, slim.recipe.split.classes, settings.margin))
+        comparison = judge(original.test, slim.test, settings, classes=split.classes, looks=looks,
+                           replicates=(original.replicate_scores, slim.replicate_scores))
+        timed = _latencies((*others, slim))
+        for variant, latency in timed:
+            variant.metrics.update(latency_metrics(latency))
+        comparison = replace(
+            comparison, ratios=ratios(original.metrics, slim.metrics),
+            budget=budget_sentence((*others, slim)),
+            latency_ratio=latency_ratio(timed[0][1], timed[-1][1], confidence=settings.confidence,
+                                        seed=settings.seed),
+            timed={variant.run_id: latency_metrics(latency) for variant, latency in timed},
+            no_recipe=TRAINED_ELSEWHERE if original.adopted else NO_RECIPE)
         for variant in unmeasured:
             write(store.client, variant.run_id, metrics=_latency_of(variant))
         tags = {**comparison.tags, Tag.LOOKED: ",".join(looked), step_tag("compare"): "done"}
@@ -279,85 +276,102 @@ def compare_evaluations(
         ValueError: the two were not tested on the same examples or not for the same score, or all
             examples are of one class.
     """
-    one, other = score_name(original.task), score_name(slim.task)
-    if one != other:
+    scores = score_name(original.task), score_name(slim.task)
+    if scores[0] != scores[1]:
         raise ValueError(f"compare: expected two models of the same outputs, but one is scored by "
-                         f"{one} and the other by {other}")
+                         f"{scores[0]} and the other by {scores[1]}")
     if original.task != "regression":
         check_classes(original.targets)
     return compare(original, slim, margin=settings.margin, confidence=settings.confidence,
-                   score=score_name(original.task), seed=settings.seed)
+                   score=scores[0], seed=settings.seed)
 
 
-def damage(original: Evaluation, slim: Evaluation) -> tuple[float | None, float | None]:
-    """Churn and the worst class's change in accuracy; None and None for regression."""
+def judge(
+    original: Evaluation, slim: Evaluation, settings: Settings, *, classes: Sequence[str],
+    looks: int, replicates: tuple[np.ndarray, np.ndarray] | None = None,
+) -> Comparison:
+    """The verdicts and what changes by class; costs and budgets are not looked at.
+
+    Args:
+        original: on the test examples.
+        slim: on the same ones.
+        settings: margin, confidence and seed.
+        classes: their names.
+        looks: how many verdicts there are on these test examples, this one included.
+        replicates: of each the scores by seed and example, shape (seeds, examples).
+
+    Raises:
+        ValueError: as ``compare_evaluations``.
+    """
+    artifact = compare_evaluations(original, slim, settings)
+    recipe = _recipe_verdict(replicates, original.task, settings)
+    bonferroni = None
+    if looks > 1:
+        confidence = 1 - (1 - settings.confidence) / looks
+        strict = settings.model_copy(update={"confidence": confidence})
+        bonferroni = _recipe_verdict(replicates, original.task, strict) or compare_evaluations(
+            original, slim, strict)
+    comparison = Comparison(artifact, recipe, None, None, looks, {}, bonferroni=bonferroni)
     if original.task == "regression":
-        return None, None
-    churn = float(np.mean(original.predictions != slim.predictions))
-    difference = slim.scores - original.scores
-    worst = min(float(difference[original.targets == label].mean())
-                for label in np.unique(original.targets))
-    return churn, worst
+        return comparison
+    changes = _class_changes(original, slim, classes)
+    worst = min(changes, key=lambda change: change.mean)
+    return replace(
+        comparison, churn=float(np.mean(original.predictions != slim.predictions)),
+        worst_class_delta=worst.mean, worst_class=f"{worst.name}, {worst.examples:,} test examples",
+        class_loss=_class_loss(changes, settings.margin))
 
 
-def class_loss(
-    original: Evaluation, slim: Evaluation, classes: Sequence[str], margin: float
-) -> str:
+@dataclass(frozen=True)
+class _ClassChange:
+    """One class: the mean change of its examples' scores, and how many are lost and differ."""
+
+    name: str
+    examples: int
+    mean: float
+    lost: int
+    differing: int
+
+
+def _class_changes(
+    original: Evaluation, slim: Evaluation, classes: Sequence[str]
+) -> list[_ClassChange]:
+    changes = []
+    for label in np.unique(original.targets):
+        difference = (slim.scores - original.scores)[original.targets == label]
+        number = int(label)
+        changes.append(_ClassChange(
+            classes[number] if number < len(classes) else str(number), len(difference),
+            float(difference.mean()), int((difference < 0).sum()), int((difference != 0).sum())))
+    return changes
+
+
+def _class_loss(changes: Sequence[_ClassChange], margin: float) -> str:
     """A sentence where a class loses more than the margin, and not by chance; else "".
 
     By chance: the exact one-sided test of McNemar on the examples that one of the two alone gets
     right, at 5% for all classes together (Bonferroni).
     """
-    if original.task == "regression":
-        return ""
     from scipy.stats import binom
 
-    difference, said = slim.scores - original.scores, []
-    labels = np.unique(original.targets)
-    for label in labels:
-        own = difference[original.targets == label]
-        lost, differ = int((own < 0).sum()), int((own != 0).sum())
-        p = min(1.0, float(binom.sf(lost - 1, differ, 0.5)) * len(labels))
-        if own.mean() < -margin and p < CHANCE:
-            name = classes[int(label)] if int(label) < len(classes) else str(int(label))
-            said.append(f"{name} ({len(own):,} test examples) −{-100 * own.mean():.1f} points")
-    return f"Single classes lose more than the margin: {', '.join(said)}." if said else ""
-
-
-def worst_class(
-    original: Evaluation, slim: Evaluation, classes: Sequence[str]
-) -> str | None:
-    """The class that loses most, with its number of test examples; None for regression."""
-    if original.task == "regression":
-        return None
-    difference = slim.scores - original.scores
-    labels, counts = np.unique(original.targets, return_counts=True)
-    worst = int(np.argmin([difference[original.targets == label].mean() for label in labels]))
-    label = int(labels[worst])
-    name = classes[label] if label < len(classes) else str(label)
-    return f"{name}, {counts[worst]:,} test examples"
-
-
-def _for_all_looks(original: ModelVariant, slim: ModelVariant, looks: int) -> Verdict | None:
-    """The verdict at Bonferroni's confidence; None at the first look."""
-    if looks < 2:
-        return None
-    confidence = 1 - (1 - slim.settings.confidence) / looks
-    settings = slim.settings.model_copy(update={"confidence": confidence})
-    return _recipe_verdict(original, slim, settings) or compare_evaluations(
-        original.test, slim.test, settings)
+    losses = []
+    for change in changes:
+        p = min(1.0, float(binom.sf(change.lost - 1, change.differing, 0.5)) * len(changes))
+        if change.mean < -margin and p < CHANCE:
+            losses.append(f"{change.name} ({change.examples:,} test examples) "
+                          f"−{-100 * change.mean:.1f} points")
+    return f"Single classes lose more than the margin: {', '.join(losses)}." if losses else ""
 
 
 def _recipe_verdict(
-    original: ModelVariant, slim: ModelVariant, settings: Settings | None = None
+    replicates: tuple[np.ndarray, np.ndarray] | None, task: Task, settings: Settings
 ) -> Verdict | None:
-    count = min(len(original.replicates), len(slim.replicates))
-    if count < SEEDS_FOR_RECIPE:
+    count = min(map(len, replicates)) if replicates else 0
+    if replicates is None or count < SEEDS_FOR_RECIPE:
         return None
-    settings = settings or slim.settings
-    return compare(original.replicate_scores[:count], slim.replicate_scores[:count],
-                   margin=settings.margin, confidence=settings.confidence,
-                   score=score_name(original.test.task), seed=settings.seed)
+    original, slim = replicates
+    return compare(original[:count], slim[:count], margin=settings.margin,
+                   confidence=settings.confidence, score=score_name(task), seed=settings.seed)
 
 
 def _latencies(variants: Sequence[ModelVariant]) -> list[tuple[ModelVariant, Latency]]:

@@ -1,7 +1,8 @@
-"""Files of per-example predictions: reading them, and holding them against the truth.
+"""``wua compare A B``: any two models on the same test data; nothing is trained or logged.
 
-May import: numpy, pandas, evaluation, the pipeline's test data.
-Tests: ``tests/pipeline/test_outside.py``.
+A and B are each a run, a logged model or a file of predictions (``ComparedModel``). Both get the
+test data in the form that they take, are evaluated, and are judged by the paired verdict.
+Tests: ``tests/pipeline/test_compare_external.py``.
 """
 
 from __future__ import annotations
@@ -9,14 +10,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import mlflow
 import numpy as np
-import pandas as pd
 import torch
 from mlflow.exceptions import MlflowException
 from mlflow.models import get_model_info
@@ -24,29 +24,22 @@ from mlflow.tracking import MlflowClient
 from torch import Tensor, nn
 
 from wua_mlflow.config import Settings
-from wua_mlflow.data.datasets import DataSplit
-from wua_mlflow.data.scaling import WithoutInputScaling
-from wua_mlflow.data.tables import ENDINGS, Rows, read_columns, rows_of
-from wua_mlflow.data.tasks import TaskSpec, example_scores, output_kind
+from wua_mlflow.data import datasets
+from wua_mlflow.data.scaling import Scaling, WithoutInputScaling
+from wua_mlflow.data.tables import ENDINGS, read_rows
+from wua_mlflow.data.tasks import checked_output, output_kind
 from wua_mlflow.device import device_of, use_threads
-from wua_mlflow.errors import did_you_mean, one_line
+from wua_mlflow.errors import one_line
 from wua_mlflow.flops import count_flops, count_parameters
 from wua_mlflow.hooks import evaluating
-from wua_mlflow.pipeline.compare import (
-    Comparison,
-    class_loss,
-    compare_evaluations,
-    damage,
-    ratios,
-    worst_class,
-)
+from wua_mlflow.pipeline.compare import Comparison, check_classes, judge, ratios
 from wua_mlflow.pipeline.test_sets import (
-    TestData,
-    check_columns,
-    own_test,
-    prepared,
-    rows_in,
-    targets_of,
+    Predictions,
+    TestSet,
+    file_test_set,
+    named_test_set,
+    own_test_set,
+    read_predictions,
 )
 from wua_mlflow.pipeline.variant import ModelVariant, load_variant
 from wua_mlflow.report.content import Report
@@ -60,326 +53,13 @@ from wua_mlflow.training.evaluation import Evaluation, evaluate
 from wua_mlflow.training.latency import latency_ratio, measure_latency
 
 __all__ = [
-    "ComparedModel", "ExternalComparison", "Predictions", "check_reference", "compare_external",
-    "evaluated", "give_tests", "is_file", "opened_side", "read_predictions", "source_run",
+    "ComparedModel", "ExternalComparison", "compare_external", "evaluate_model", "is_file",
+    "open_model", "source_run", "choose_test_sets",
 ]
 
 
-ROUNDING = 1e-5
-"""Relative: a run keeps its targets in float32."""
-
-
-@dataclass(frozen=True, eq=False)
-class Predictions:
-    """A file's columns ``prediction`` and perhaps ``target``, each (n,)."""
-
-    source: str
-    prediction: np.ndarray
-    target: np.ndarray | None
-
-    @property
-    def rows(self) -> Rows | None:
-        """The file's own targets, with nothing as inputs."""
-        if self.target is None:
-            return None
-        return rows_of(np.zeros((len(self.target), 1)), self.target, where=self.source)
-
-    def against(self, test: TestData) -> Evaluation:
-        """How the predictions do; a regression's in the data's own unit.
-
-        Raises:
-            ValueError: of another length than the test data, other targets than theirs, or
-                predictions that are no classes (or amounts) like the targets.
-        """
-        expected = f"a prediction for each of the {len(test.truth)} test examples"
-        if len(self.prediction) != len(test.truth):
-            raise ValueError(f"compare: expected {expected} in {self.source}, but got "
-                             f"{len(self.prediction)}")
-        if self.target is not None:
-            own = test.posed.encode(self.target, where=self.source).astype(np.float64)
-            other = ~np.isclose(own, test.truth, rtol=ROUNDING, atol=ROUNDING * test.truth.std())
-            if other.any():
-                raise ValueError(f"compare: expected the test data's targets in {self.source}, in "
-                                 f"the same order, but {other.sum()} of {len(own)} are others")
-        guesses = _classes(self, test) if test.posed.values else _amounts(self)
-        scores = example_scores(guesses, test.truth, test.task)
-        return Evaluation(test.task, guesses, test.truth, 1.0 - scores, scores, test.digest)
-
-
-def read_predictions(data: str) -> Predictions:
-    """The columns of a .csv, .parquet or .npz file of predictions, a row an example.
-
-    Raises:
-        ValueError: no such file, not to be read, no column ``prediction``, or a value missing.
-    """
-    path = Path(data).expanduser()
-    if not path.is_file():
-        raise ValueError(f"compare: expected a file of predictions, but '{data}' "
-                         f"{'is a folder' if path.is_dir() else 'does not exist'}")
-    columns = read_columns(path, argument="compare")
-    if "prediction" not in columns:
-        raise ValueError(f"compare: expected a column 'prediction' in {data}, but it has "
-                         f"{', '.join(columns) or 'none'}{did_you_mean('prediction', columns)}")
-    found = {name: _complete(columns[name], name, data)
-             for name in ("prediction", "target") if name in columns}
-    if "target" in found and len(found["target"]) != len(found["prediction"]):
-        raise ValueError(f"compare: expected a target for each prediction in {data}, but got "
-                         f"{len(found['target'])} and {len(found['prediction'])}")
-    return Predictions(data, found["prediction"], found.get("target"))
-
-
-def _complete(values: np.ndarray, name: str, data: str) -> np.ndarray:
-    """One value an example, none missing: numbers, bools or text."""
-    if values.ndim == 2 and values.shape[1] == 1:
-        values = values[:, 0]
-    if values.ndim != 1 or not len(values):
-        raise ValueError(f"compare: expected one {name} an example in {data}, but got an array of "
-                         f"shape {values.shape}")
-    missing = int(pd.isna(values).sum())
-    if missing:
-        raise ValueError(f"compare: expected a {name} in every row of {data}, but {missing} of "
-                         f"{len(values)} are missing")
-    if values.dtype.kind == "S":
-        return np.char.decode(values, "utf-8", "replace")
-    if values.dtype.kind != "O":
-        return values
-    plain = np.asarray(values.tolist())
-    return plain if plain.dtype.kind != "O" else values.astype(str)
-
-
-def _classes(found: Predictions, test: TestData) -> np.ndarray:
-    """Predicted classes as their numbers; a class that no target has is −1, and wrong."""
-    predictions, classes = found.prediction, test.posed.values
-    if predictions.dtype.kind == "f" and (odd := predictions[predictions % 1 != 0]).size:
-        raise ValueError(f"compare: expected predicted classes in {found.source}, but got "
-                         f"{odd[0]:g}; turn probabilities into classes first")
-    numbers = {value: number for number, value in enumerate(classes)}
-    codes = np.array([numbers.get(value, -1) for value in predictions.tolist()], dtype=float)
-    if (codes < 0).all():
-        raise ValueError(f"compare: expected predicted classes such as {classes[0]!r} in "
-                         f"{found.source}, as the targets are, but got {predictions.tolist()[0]!r}")
-    return codes
-
-
-def _amounts(found: Predictions) -> np.ndarray:
-    predictions = found.prediction
-    if predictions.dtype.kind not in "biuf" or not np.isfinite(predictions).all():
-        odd = next(value for value in predictions.tolist()
-                   if not isinstance(value, int | float) or not np.isfinite(value))
-        raise ValueError(f"compare: expected finite numbers as the predictions in {found.source}, "
-                         f"as this is a regression, but got {odd!r}")
-    return predictions.astype(np.float64)
-
-
-RUN_ID = re.compile(r"[0-9a-f]{4,32}")
-
-
-@dataclass
-class ComparedModel:
-    """One of the two: what it is, how it does, what it costs.
-
-    ``variant`` is the run of ours that it comes from; ``model`` what is tested (``raw``: it takes
-    rows as they were read), ``network`` what is counted and timed: the plain network behind an
-    exported one, where that can be built.
-    """
-
-    reference: str
-    name: str
-    variant: ModelVariant | None = None
-    predictions: Predictions | None = None
-    test: TestData | None = None
-    model: nn.Module | None = None
-    network: nn.Module | None = None
-    raw: bool = False
-    metrics: dict[str, float] = field(default_factory=dict)
-    found: Evaluation | None = None
-
-    @property
-    def evaluation(self) -> Evaluation:
-        """How it does."""
-        assert self.found is not None
-        return self.found
-
-    @property
-    def inputs(self) -> Tensor:
-        """What it is tested on."""
-        assert self.test is not None
-        return self.test.part.inputs
-
-
-def is_file(reference: str) -> bool:
-    """Whether it names a file of predictions."""
-    return Path(reference).suffix.lower() in ENDINGS and ":/" not in reference
-
-
-def check_reference(reference: str) -> None:
-    """Whether it names anything that can be compared.
-
-    Raises:
-        ValueError: it does not.
-    """
-    if not (is_file(reference) or ":/" in reference or RUN_ID.fullmatch(reference)):
-        raise ValueError(f"compare: expected a run id, a model URI such as models:/name/1, or a "
-                         f"file ending in {', '.join(ENDINGS)}, but got '{reference}'")
-
-
-def opened_side(reference: str, store: Store | None, settings: Settings) -> ComparedModel:
-    """What ``reference`` names: predictions, a run's variant, or a logged model.
-
-    Raises:
-        ValueError: one line; it is not there, or cannot be read.
-    """
-    if is_file(reference):
-        return ComparedModel(
-            reference, Path(reference).name, predictions=read_predictions(reference)
-        )
-    machine = {"device": settings.device, "threads": settings.threads}
-    if RUN_ID.fullmatch(reference):
-        if store is None:
-            raise ValueError(f"compare: no run has the id '{reference}': there is no "
-                             f"{shown_uri()}")
-        variant = load_variant(store, reference, machine)
-        return ComparedModel(
-            reference, variant.name, variant, model=variant.model, network=variant.model
-        )
-    model = load_exported(reference).to(device_of(settings.device))
-    run_id = source_run(store, reference)
-    source = load_variant(store, run_id, machine) if store and run_id else None
-    raw = bool((get_model_info(reference).metadata or {}).get(Tag.TAKES_RAW_ROWS))
-    return ComparedModel(reference, reference, source, model=model, raw=raw,
-                 network=source.model if source else model)
-
-
-def source_run(store: Store | None, uri: str) -> str | None:
-    """The variant's run that the model was logged by, if it was one of ours."""
-    if store is None:
-        return None
-    try:
-        run_id = get_model_info(uri).run_id
-        tags = store.client.get_run(run_id).data.tags if run_id else {}
-    except MlflowException:
-        return None
-    return run_id if tags.get(Tag.KIND) == Kind.VARIANT else None
-
-
-def give_tests(sides: Sequence[ComparedModel], settings: Settings, *, fresh: bool) -> None:
-    """What each is tested on.
-
-    A network of ours gets a file's rows scaled as its own data were, one from elsewhere gets them
-    as they are. Where no file is named, one from elsewhere takes the other's test part.
-
-    Raises:
-        ValueError: one line; there is nothing to test on, or it does not fit.
-    """
-    known = next((side.variant.recipe.split for side in sides if side.variant), None)
-    if fresh:
-        read = rows_in if any(side.model for side in sides) else targets_of
-        rows = read(settings.data, settings.target)
-        for side in sides:
-            side.test = _fresh_test(side, rows, settings, known)
-    elif known is not None:
-        for side in sides:
-            side.test = own_test(side.variant.recipe.split if side.variant else known)
-    elif any(side.model for side in sides):
-        raise ValueError("data: expected the test data that the models are compared on (--data), "
-                         "but got none")
-    else:
-        sides[0].test = sides[1].test = _targets_among(sides, settings)
-    for side in sides:
-        if side.raw and side.model is not None and side.test is not None:
-            saved = side.model
-            side.model = WithoutInputScaling(saved, side.test.scaling).to(_device(saved))
-            side.network = side.model if side.network is saved else side.network
-
-
-def _fresh_test(
-    side: ComparedModel, rows: Rows | None, settings: Settings, known: DataSplit | None
-) -> TestData:
-    """``rows`` as the side takes them; ``known``: the data of either side's run."""
-    own = side.variant.recipe if side.variant else None
-    if own is not None and rows is not None:
-        check_columns(settings.data, settings.target, own.split.source, own.settings.target)
-    like = own.split if own is not None else known if rows is None else None
-    test = prepared(rows, settings.data, seed=settings.seed, task=settings.task, like=like)
-    if like is not None or side.model is None:
-        return test
-    return _by_outputs(
-        side, WithoutInputScaling(side.model, None) if side.raw else side.model, test
-    )
-
-
-def _targets_among(sides: Sequence[ComparedModel], settings: Settings) -> TestData:
-    """The targets that come with predictions: those of the first file that has any."""
-    for side in sides:
-        if side.predictions and (own := side.predictions.rows) is not None:
-            return prepared(own, side.reference, seed=settings.seed, task=settings.task, like=None)
-    raise ValueError("compare: expected a column 'target' in one of the two files, or the test "
-                     "data (--data and --target), but got neither")
-
-
-def _by_outputs(side: ComparedModel, model: nn.Module, test: TestData) -> TestData:
-    """The test data with the classes numbered as a model from elsewhere has them.
-
-    Whole numbers below the number of outputs are the outputs' places; other classes must be as many
-    as the outputs, and are in sorted order.
-    """
-    probe = test.part.inputs[:2]
-    with _taking(side, probe), evaluating(model):
-        outputs = model(probe.to(_device(model), copy=True))
-    if test.task == "regression" or outputs.ndim != 2 or outputs.shape[1] < 2:
-        return test
-    count, values = outputs.shape[1], test.posed.values
-    whole = all(isinstance(value, int | float) and value == int(value) for value in values)
-    if whole and min(values) >= 0 and max(values) < count:
-        numbers = np.array(values)[test.truth.astype(int)].astype(np.int64)
-        posed = TaskSpec("multiclass", tuple(range(count)))
-    elif len(values) == count:
-        numbers, posed = test.truth.astype(np.int64), TaskSpec("multiclass", values)
-    else:
-        raise ValueError(f"data: expected a class for each of the model's {count} outputs, but "
-                         f"the test data have {len(values)}")
-    return replace(test, posed=posed, truth=numbers.astype(np.float64),
-                   part=replace(test.part, targets=torch.from_numpy(numbers)))
-
-
-def evaluated(side: ComparedModel, *, fresh: bool) -> Evaluation:
-    """How a side does on its test data; a run's variant as it did, unless these are ``fresh``.
-
-    Raises:
-        ValueError: one line; the predictions or the model do not fit the data.
-    """
-    assert side.test is not None
-    if side.predictions is not None:
-        return side.predictions.against(side.test)
-    if side.variant is not None and side.model is side.variant.model and not fresh:
-        side.metrics = dict(side.variant.metrics)
-        return side.variant.test
-    assert side.model is not None
-    device = _device(side.model)
-    inputs, targets = side.inputs.to(device), side.test.part.targets.to(device)
-    with _taking(side, inputs):
-        kind = output_kind(side.model, inputs[:2], side.test.task)
-        return evaluate(side.model, inputs, targets, task=side.test.task, kind=kind,
-                        digest=side.test.digest)
-
-
-@contextmanager
-def _taking(side: ComparedModel, inputs: Tensor) -> Iterator[None]:
-    """Any error of a model as one that names it, with the shape of what it was given."""
-    try:
-        yield
-    except Exception as error:
-        shape = str(("batch", *inputs.shape[1:])).replace("'", "")
-        raise ValueError(f"{side.reference}: does not take the data's inputs of shape {shape}: "
-                         f"{one_line(error)}") from error
-
-
-def _device(model: nn.Module) -> torch.device:
-    tensor = next(model.parameters(), None)
-    return tensor.device if tensor is not None else torch.device("cpu")
-
-
 LATENCY_BATCH = 64
+RUN_ID = re.compile(r"[0-9a-f]{4,32}")
 
 
 @dataclass(frozen=True)
@@ -388,6 +68,48 @@ class ExternalComparison:
 
     comparison: Comparison
     text: str
+
+
+@dataclass(frozen=True, eq=False)
+class ComparedModel:
+    """A or B: a variant's run, a model as it was exported (perhaps by such a run), or predictions.
+
+    ``raw`` says that the exported model takes rows as they were read.
+    """
+
+    reference: str
+    name: str
+    predictions: Predictions | None = None
+    variant: ModelVariant | None = None
+    exported: nn.Module | None = None
+    raw: bool = False
+
+    @property
+    def split(self) -> datasets.DataSplit | None:
+        """The data of its run."""
+        return self.variant.recipe.split if self.variant else None
+
+    def module(self, scaling: Scaling | None) -> nn.Module | None:
+        """What is tested, for rows that were standardised by ``scaling``; None of predictions."""
+        if self.exported is None:
+            return self.variant.model if self.variant else None
+        if not self.raw:
+            return self.exported
+        return WithoutInputScaling(self.exported, scaling).to(_device(self.exported))
+
+    def network(self, scaling: Scaling | None) -> nn.Module | None:
+        """What is counted and timed: an exported model's plain network, where that is known."""
+        return self.variant.model if self.variant else self.module(scaling)
+
+    @contextmanager
+    def naming(self, inputs: Tensor) -> Iterator[None]:
+        """Any error of the model as one that names it, with the shape of what it was given."""
+        try:
+            yield
+        except Exception as error:
+            shape = str(("batch", *inputs.shape[1:])).replace("'", "")
+            raise ValueError(f"{self.reference}: does not take the data's inputs of shape {shape}: "
+                             f"{one_line(error)}") from error
 
 
 def compare_external(a: str, b: str, settings: Settings, *, data_given: bool) -> ExternalComparison:
@@ -407,125 +129,261 @@ def compare_external(a: str, b: str, settings: Settings, *, data_given: bool) ->
         ValueError: one line; a side cannot be read, or the two were not tested on the same data.
     """
     for reference in (a, b):
-        check_reference(reference)
+        _check_reference(reference)
     use_threads(settings.threads)
-    store = None if all(map(is_file, (a, b))) else _to_read()
-    sides = [opened_side(reference, store, settings) for reference in (a, b)]
-    give_tests(sides, settings, fresh=data_given)
-    for side in sides:
-        side.found = evaluated(side, fresh=data_given)
-    _check_alike(*sides)
-    if sides[0].name == sides[1].name:
-        for side, letter in zip(sides, "AB", strict=True):
-            side.name = f"{letter}: {side.name}"
-    ratio = _measure(sides, settings)
-    return _compared(sides, settings, store, ratio)
+    store = None if is_file(a) and is_file(b) else _existing_store()
+    models = [open_model(reference, store, settings) for reference in (a, b)]
+    tests = choose_test_sets(models, settings, data_given=data_given)
+    evaluations = [evaluate_model(model, test, data_given=data_given)
+                   for model, test in zip(models, tests, strict=True)]
+    _check_same_examples(models, evaluations)
+    costs, latencies = _costs(models, tests, settings)
+    metrics = [_metrics(model, evaluation, cost, data_given=data_given)
+               for model, evaluation, cost in zip(models, evaluations, costs, strict=True)]
+    looks = _count_looks(store, models, evaluations, settings) if store else 1
+    classes = next((model.split.classes for model in models if model.split), ())
+    comparison = replace(
+        judge(*evaluations, settings, classes=classes, looks=looks),
+        ratios=ratios(*metrics), latency_ratio=latencies)
+    names = [model.name for model in models]
+    if names[0] == names[1]:
+        names = [f"A: {names[0]}", f"B: {names[1]}"]
+    report = Report("", names, metrics, comparison)
+    verdict = (report.headline, comparison.artifact.settle, *comparison.notes)
+    caution = _latency_caution(models, tests, names)
+    blocks = ("\n".join(filter(None, verdict)), table_text(report), caution)
+    return ExternalComparison(comparison, "\n\n".join(filter(None, blocks)))
 
 
-def _compared(
-    sides: Sequence[ComparedModel], settings: Settings, store: Store | None,
-    ratio: tuple[float, float, float] | None,
-) -> ExternalComparison:
-    a, b = sides
-    artifact = compare_evaluations(a.evaluation, b.evaluation, settings)
-    looks = 1 if store is None else _looks(store, a, b, settings)
-    classes = next((side.variant.recipe.split.classes for side in sides if side.variant), ())
-    wide = settings.model_copy(update={"confidence": 1 - (1 - settings.confidence) / looks})
-    comparison = Comparison(
-        artifact, None, *damage(a.evaluation, b.evaluation), looks, ratios(a.metrics, b.metrics),
-        worst_class=worst_class(a.evaluation, b.evaluation, classes),
-        class_loss=class_loss(a.evaluation, b.evaluation, classes, settings.margin),
-        bonferroni=compare_evaluations(a.evaluation, b.evaluation, wide) if looks > 1 else None,
-        latency_ratio=ratio)
-    report = Report("", [a.name, b.name], [a.metrics, b.metrics], comparison)
-    verdict = "\n".join(filter(None, (report.headline, artifact.settle, *comparison.notes)))
-    text = "\n\n".join(filter(None, (verdict, table_text(report), _caution(a, b))))
-    return ExternalComparison(comparison, text)
+# What A and B are
 
 
-def _looks(store: Store, a: ComparedModel, b: ComparedModel, settings: Settings) -> int:
-    """How many verdicts there are on these test data, this one included."""
-    digest, look = a.evaluation.digest, look_of(settings.margin, settings.confidence)
-    logged = a.variant and b.variant and b.variant.tags.get(Tag.BASELINE) == a.variant.run_id \
-        and b.variant.tags.get(Tag.TEST_DIGEST) == digest \
-        and look in b.variant.tags.get(Tag.LOOKED, "").split(",")
-    known = next((side.variant.experiment_id for side in (b, a) if side.variant), None)
-    noted = bool(logged)
-    if known and not logged:
-        with contextlib.suppress(MlflowException):  # a store that may only be read
-            record_pair(store.client, known, digest, [_identity(a), _identity(b)], look)
-            noted = True
-    return count_looks(store.client, digest) + (not noted)
+def is_file(reference: str) -> bool:
+    """Whether it names a file of predictions."""
+    return Path(reference).suffix.lower() in ENDINGS and ":/" not in reference
 
 
-def _identity(side: ComparedModel) -> str:
-    """A run's id; of anything else what it answered, since a file's name may hold others."""
-    if side.variant is not None:
-        return side.variant.run_id
-    return hashlib.sha256(np.ascontiguousarray(side.evaluation.losses).tobytes()).hexdigest()
+def _check_reference(reference: str) -> None:
+    if not (is_file(reference) or ":/" in reference or RUN_ID.fullmatch(reference)):
+        raise ValueError(f"compare: expected a run id, a model URI such as models:/name/1, or a "
+                         f"file ending in {', '.join(ENDINGS)}, but got '{reference}'")
 
 
-def _caution(*sides: ComparedModel) -> str:
-    """A sentence where two latencies are of different things."""
-    exported = [side.name for side in sides if side.network and not side.variant]
-    if not all(side.network for side in sides):
-        return ""
-    if not _same_inputs(*sides):
-        return "Latency was not measured: the two take inputs of different shapes."
-    if len(exported) != 1:
-        return ""
-    return (f"The latencies are not alike: {exported[0]} is an exported graph, which checks its "
-            f"inputs before each forward; the other is a plain network.")
-
-
-def _to_read() -> Store | None:
+def _existing_store() -> Store | None:
     """The store as it is, if it is there: no experiment is made, and no database."""
     uri = mlflow.get_tracking_uri()
     file = sqlite_file(uri)
     return None if file and not file.exists() else Store(MlflowClient(uri), "", uri)
 
 
-def _same_inputs(a: ComparedModel, b: ComparedModel) -> bool:
-    return a.inputs.shape == b.inputs.shape
+def open_model(reference: str, store: Store | None, settings: Settings) -> ComparedModel:
+    """What ``reference`` names: predictions, a run's variant, or a logged model.
 
-
-def _check_alike(a: ComparedModel, b: ComparedModel) -> None:
-    """Whether the two were tested on the same examples, with the classes numbered alike."""
-    one, other = a.evaluation, b.evaluation
-    if len(one.scores) != len(other.scores):
-        raise ValueError(f"compare: expected both to be tested on the same examples, but "
-                         f"{a.reference} was on {len(one.scores)} and {b.reference} on "
-                         f"{len(other.scores)}; name one test set with --data")
-    amounts = [found.task == "regression" for found in (one, other)]
-    alike = all(amounts) or (not any(amounts) and np.array_equal(one.targets, other.targets))
-    if one.digest != other.digest or not alike:
-        raise ValueError(f"compare: expected both to be tested on the same examples, but the test "
-                         f"data of {a.reference} and {b.reference} differ; name one test set with "
-                         f"--data")
-
-
-def _measure(
-    sides: Sequence[ComparedModel], settings: Settings
-) -> tuple[float, float, float] | None:
-    """The score of each; parameters and FLOPs of networks; latency where both are networks.
-
-    Returns:
-        The ratio of latencies, with its interval.
+    Raises:
+        ValueError: one line; it is not there, or cannot be read.
     """
-    networks, device = {}, device_of(settings.device)
-    for side, letter in zip(sides, "AB", strict=True):
-        score = Metric.SCORE_TEST if side.evaluation.task == "regression" else Metric.ACCURACY_TEST
-        side.metrics[score] = side.evaluation.score
-        if side.network is not None:
-            side.metrics[Metric.PARAMS_TOTAL] = count_parameters(side.network)
-            count = count_flops(side.network, side.inputs[:2].to(device), backward=False)
-            side.metrics[Metric.FLOPS_FORWARD] = count.forward_flops / count.samples
-            networks[letter] = side.network
-    if len(networks) == len(sides) and _same_inputs(*sides):
-        inputs = sides[0].inputs[:LATENCY_BATCH].to(device)
-        timed = measure_latency(networks, inputs)
-        for side, letter in zip(sides, "AB", strict=True):
-            side.metrics.update(latency_metrics(timed[letter]))
-        return latency_ratio(timed["A"], timed["B"], confidence=settings.confidence,
-                             seed=settings.seed)
-    return None
+    if is_file(reference):
+        predictions = read_predictions(reference)
+        return ComparedModel(reference, Path(reference).name, predictions=predictions)
+    machine = {"device": settings.device, "threads": settings.threads}
+    if RUN_ID.fullmatch(reference):
+        if store is None:
+            raise ValueError(f"compare: no run has the id '{reference}': there is no "
+                             f"{shown_uri()}")
+        variant = load_variant(store, reference, machine)
+        return ComparedModel(reference, variant.name, variant=variant)
+    exported = load_exported(reference).to(device_of(settings.device))
+    run_id = source_run(store, reference)
+    return ComparedModel(
+        reference, reference, exported=exported,
+        variant=load_variant(store, run_id, machine) if store and run_id else None,
+        raw=bool((get_model_info(reference).metadata or {}).get(Tag.TAKES_RAW_ROWS)))
+
+
+def source_run(store: Store | None, uri: str) -> str | None:
+    """The variant's run that the model was logged by, if it was one of ours."""
+    if store is None:
+        return None
+    try:
+        run_id = get_model_info(uri).run_id
+        tags = store.client.get_run(run_id).data.tags if run_id else {}
+    except MlflowException:
+        return None
+    return run_id if tags.get(Tag.KIND) == Kind.VARIANT else None
+
+
+def _device(model: nn.Module) -> torch.device:
+    parameter = next(model.parameters(), None)
+    return torch.device("cpu") if parameter is None else parameter.device
+
+
+# What they are tested on
+
+
+def choose_test_sets(
+    models: Sequence[ComparedModel], settings: Settings, *, data_given: bool
+) -> list[TestSet]:
+    """What each model is tested on.
+
+    A network of ours gets a file's rows scaled as its own data were, one from elsewhere gets them
+    as they are. Where no data are named, one from elsewhere takes the other's test part.
+
+    Raises:
+        ValueError: one line; there is nothing to test on, or it does not fit.
+    """
+    known = next((model.split for model in models if model.split), None)
+    networks = any(model.predictions is None for model in models)
+    if data_given and datasets.is_file(settings.data):
+        fresh = read_rows(settings.data, settings.target, targets_only=not networks)
+        return [_by_outputs(model, file_test_set(fresh, settings.data, settings.task, model.split),
+                            model.split) for model in models]
+    if data_given:
+        return [_by_outputs(model, named_test_set(settings, model.split or known), known)
+                for model in models]
+    if known is not None:
+        return [own_test_set(model.split or known) for model in models]
+    if networks:
+        raise ValueError("data: expected the test data that the models are compared on (--data), "
+                         "but got none")
+    for model in models:
+        rows = model.predictions.rows if model.predictions else None
+        if rows is not None:
+            return [file_test_set(rows, model.reference, settings.task, None)] * len(models)
+    raise ValueError("compare: expected a column 'target' in one of the two files, or the test "
+                     "data (--data and --target), but got neither")
+
+
+def _by_outputs(
+    model: ComparedModel, test: TestSet, trained_on: datasets.DataSplit | None
+) -> TestSet:
+    """The classes in the order of a model's outputs, where its own data do not say it."""
+    module = None if trained_on is not None else model.module(None)
+    if module is None:
+        return test
+    probe = test.part.inputs[:2]
+    with model.naming(probe), evaluating(module):
+        outputs = checked_output(module(probe.to(_device(module), copy=True)))
+    if test.task == "regression" or outputs.ndim != 2 or outputs.shape[1] < 2:
+        return test
+    return test.for_outputs(outputs.shape[1])
+
+
+def evaluate_model(model: ComparedModel, test: TestSet, *, data_given: bool) -> Evaluation:
+    """How a model does on its test data; a run as it did then, unless data were given.
+
+    Raises:
+        ValueError: one line; the predictions or the model do not fit the data.
+    """
+    if model.predictions is not None:
+        return model.predictions.evaluate(test)
+    if model.variant is not None and model.exported is None and not data_given:
+        return model.variant.test
+    module = model.module(test.scaling)
+    assert module is not None
+    device = _device(module)
+    inputs, targets = test.part.inputs.to(device), test.part.targets.to(device)
+    with model.naming(inputs):
+        kind = output_kind(module, inputs[:2], test.task)
+        return evaluate(module, inputs, targets, task=test.task, kind=kind, digest=test.digest)
+
+
+def _check_same_examples(
+    models: Sequence[ComparedModel], evaluations: Sequence[Evaluation]
+) -> None:
+    """Raise unless both were tested on the same examples, with the classes numbered alike."""
+    a, b = evaluations
+    first, second = (model.reference for model in models)
+    if len(a.scores) != len(b.scores):
+        raise ValueError(f"compare: expected both to be tested on the same examples, but "
+                         f"{first} was on {len(a.scores)} and {second} on "
+                         f"{len(b.scores)}; name one test set with --data")
+    amounts = [evaluation.task == "regression" for evaluation in evaluations]
+    alike = all(amounts) or (not any(amounts) and np.array_equal(a.targets, b.targets))
+    if a.digest != b.digest or not alike:
+        raise ValueError(f"compare: expected both to be tested on the same examples, but the test "
+                         f"data of {first} and {second} differ; name one test set with --data")
+    if not any(amounts):
+        check_classes(a.targets)
+
+
+# What they cost, and how often the test data were looked at
+
+
+def _costs(
+    models: Sequence[ComparedModel], tests: Sequence[TestSet], settings: Settings
+) -> tuple[list[dict[str, float]], tuple[float, float, float] | None]:
+    """Parameters and FLOPs of networks; latencies and their ratio where both are networks."""
+    device = device_of(settings.device)
+    networks, metrics = {}, []
+    for letter, model, test in zip("AB", models, tests, strict=True):
+        network = model.network(test.scaling)
+        values: dict[str, float] = {}
+        if network is not None:
+            count = count_flops(network, test.part.inputs[:2].to(device), backward=False)
+            values = {Metric.PARAMS_TOTAL: count_parameters(network),
+                      Metric.FLOPS_FORWARD: count.forward_flops / count.samples}
+            networks[letter] = network
+        metrics.append(values)
+    if len(networks) < len(models) or not _same_inputs(tests):
+        return metrics, None
+    timed = measure_latency(networks, tests[0].part.inputs[:LATENCY_BATCH].to(device))
+    for letter, values in zip("AB", metrics, strict=True):
+        values |= latency_metrics(timed[letter])
+    return metrics, latency_ratio(timed["A"], timed["B"], confidence=settings.confidence,
+                                  seed=settings.seed)
+
+
+def _metrics(
+    model: ComparedModel, evaluation: Evaluation, cost: Mapping[str, float], *, data_given: bool
+) -> dict[str, float]:
+    """Score and cost; all that a run has, where it answers with the predictions that it keeps."""
+    as_kept = model.variant is not None and model.exported is None and not data_given
+    regression = evaluation.task == "regression"
+    return {**(model.variant.metrics if model.variant and as_kept else {}), **cost,
+            Metric.SCORE_TEST if regression else Metric.ACCURACY_TEST: evaluation.score}
+
+
+def _same_inputs(tests: Sequence[TestSet]) -> bool:
+    return tests[0].part.inputs.shape == tests[1].part.inputs.shape
+
+
+def _latency_caution(
+    models: Sequence[ComparedModel], tests: Sequence[TestSet], names: Sequence[str]
+) -> str:
+    """A sentence where two latencies are of different things."""
+    if any(model.predictions for model in models):
+        return ""
+    if not _same_inputs(tests):
+        return "Latency was not measured: the two take inputs of different shapes."
+    graphs = [name for name, model in zip(names, models, strict=True) if not model.variant]
+    if len(graphs) != 1:
+        return ""
+    return (f"The latencies are not alike: {graphs[0]} is an exported graph, which checks its "
+            f"inputs before each forward; the other is a plain network.")
+
+
+def _count_looks(
+    store: Store, models: Sequence[ComparedModel], evaluations: Sequence[Evaluation],
+    settings: Settings,
+) -> int:
+    """How many verdicts there are on these test data, this one included."""
+    digest, look = evaluations[0].digest, look_of(settings.margin, settings.confidence)
+    a, b = (model.variant for model in models)
+    counted = bool(
+        a and b and b.tags.get(Tag.BASELINE) == a.run_id and b.tags.get(Tag.TEST_DIGEST) == digest
+        and look in b.tags.get(Tag.LOOKED, "").split(","))
+    variant = b or a
+    if variant and not counted:
+        pair = [_identity(model, evaluation)
+                for model, evaluation in zip(models, evaluations, strict=True)]
+        with contextlib.suppress(MlflowException):  # a store that may only be read
+            record_pair(store.client, variant.experiment_id, digest, pair, look)
+            counted = True
+    return count_looks(store.client, digest) + (not counted)
+
+
+def _identity(model: ComparedModel, evaluation: Evaluation) -> str:
+    """A run's id; of anything else what it answered, since a file's name may hold others."""
+    if model.variant is not None:
+        return model.variant.run_id
+    return hashlib.sha256(np.ascontiguousarray(evaluation.losses).tobytes()).hexdigest()

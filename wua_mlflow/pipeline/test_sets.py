@@ -1,30 +1,37 @@
-"""Test data for models that exist already.
+"""What models that exist already are tested on, and files of their predictions.
 
-May import: numpy, the pipeline's data and tables. Tests: ``tests/pipeline/test_outside.py``.
+Tests: ``tests/pipeline/test_predictions.py``, ``tests/pipeline/test_compare_external.py``.
 """
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
+import torch
 
-from wua_mlflow.data.datasets import DataSplit, Part, is_file, load_data, part_of
+from wua_mlflow.config import Settings
+from wua_mlflow.data.datasets import DataSplit, Part, digest_of, load_data, part_of
 from wua_mlflow.data.scaling import Scaling
-from wua_mlflow.data.tables import ENDINGS, Rows, read_columns, read_rows, rows_of
-from wua_mlflow.data.tasks import Task, TaskSpec, infer_task
+from wua_mlflow.data.tables import Rows, read_columns, rows_without_inputs
+from wua_mlflow.data.tasks import Task, TaskSpec, example_scores, infer_task
 from wua_mlflow.errors import did_you_mean
+from wua_mlflow.training.evaluation import Evaluation
 
 __all__ = [
-    "TestData", "check_columns", "own_test", "prepared", "rows_in", "targets_of",
+    "Predictions", "TestSet", "file_test_set", "named_test_set", "own_test_set", "read_predictions",
 ]
 
 
+_ROUNDING = 1e-5
+"""Relative: a run keeps its targets in float32."""
+
+
 @dataclass(frozen=True, eq=False)
-class TestData:
-    """One part to test on, its task, and the classes in the order of the model's outputs.
+class TestSet:
+    """One part to test on, and its task with the classes in the order of the model's outputs.
 
     ``digest`` is of the rows as they were read, whatever scaling a model's own data then asked for;
     ``truth`` (n,) are the classes' numbers, or a regression's targets in the data's own unit;
@@ -34,7 +41,7 @@ class TestData:
     __test__ = False  # not a test class, whatever its name says to pytest
 
     part: Part
-    posed: TaskSpec
+    spec: TaskSpec
     truth: np.ndarray
     digest: str
     scaling: Scaling | None = None
@@ -42,133 +49,187 @@ class TestData:
     @property
     def task(self) -> Task:
         """The task."""
-        return self.posed.task
+        return self.spec.task
+
+    def for_outputs(self, count: int) -> TestSet:
+        """With the classes numbered as a classifier of ``count`` outputs has them.
+
+        Raises:
+            ValueError: the classes cannot be those of the outputs.
+        """
+        spec = self.spec.for_outputs(count)
+        values = np.array(self.spec.values)[self.truth.astype(int)]
+        codes = spec.encode(values, where="the test data")
+        part = Part(self.part.inputs, torch.from_numpy(codes))
+        return replace(self, spec=spec, truth=codes.astype(np.float64), part=part)
 
 
-def own_test(split: DataSplit) -> TestData:
+def own_test_set(split: DataSplit) -> TestSet:
     """The test part of a run's own data."""
     truth = split.test.targets.numpy().reshape(-1).astype(np.float64)
     if split.scaling and split.scaling.targets:
         truth = split.scaling.targets.unscale(truth[:, None])[:, 0]
-    return TestData(split.test, split.spec, truth, split.test.digest, split.scaling)
+    return TestSet(split.test, split.spec, truth, split.test.digest, split.scaling)
 
 
-def rows_in(data: str, target: str | None) -> Rows | None:
-    """The rows of a file, whole and as they are; None for what is no file.
+def named_test_set(settings: Settings, trained_on: DataSplit | None) -> TestSet:
+    """The test part of a bundled set or of the user's function, which ``settings.data`` names.
+
+    It is the model's own test part where the model was trained on that.
 
     Raises:
         ValueError: one line, as ``load_data``.
     """
-    if is_file(data):
-        return read_rows(data, target)
-    if target:
-        raise ValueError(f"target: expected none beside data {data!r}, but got {target!r}")
-    return None
+    data = settings.data
+    if settings.target:
+        raise ValueError(f"target: expected none beside data {data!r}, but got {settings.target!r}")
+    split = trained_on
+    if split is None or split.source not in (data, f"sklearn.datasets.load_{data}"):
+        image = split is not None and len(split.features) == 3
+        split = load_data(data, seed=settings.seed, task=settings.task, image=image)
+    test = own_test_set(split)
+    return replace(test, digest=digest_of(data.encode(), test.truth))
 
 
-def targets_of(data: str, target: str | None) -> Rows | None:
-    """As ``rows_in``, the target alone: what predictions need, whatever the other columns hold.
-
-    Raises:
-        ValueError: one line; no such file or column, or a value is missing.
-    """
-    path = Path(data).expanduser()
-    if not is_file(data) or path.suffix.lower() not in ENDINGS or not path.is_file():
-        return rows_in(data, target)
-    columns = read_columns(path, argument="data")
-    name = target or ("y" if path.suffix.lower() == ".npz" else "")
-    if name not in columns:
-        raise ValueError(f"target: expected a column of {data}, which has {', '.join(columns)}, "
-                         f"but got {name or 'none'}{did_you_mean(name, columns)}")
-    return rows_of(np.zeros((len(columns[name]), 1)), columns[name], where=data)
-
-
-def prepared(
-    rows: Rows | None, data: str, *, seed: int, task: str | None, like: DataSplit | None
-) -> TestData:
-    """What one model is tested on.
-
-    Rows of a file go through the scaling and the classes of the model's own data (``like``), where
-    those are known. Of a bundled set or the user's function it is the test part: the model's own,
-    where it was trained on that.
+def file_test_set(rows: Rows, data: str, task: str | None, trained_on: DataSplit | None) -> TestSet:
+    """All rows of a file, with the scaling and the classes of the model's own data.
 
     Args:
-        rows: those of a file.
-        data: its path; or a bundled set or the user's function.
-        seed: of the split.
+        rows: of the file.
+        data: its path.
         task: the task, where the targets leave it open.
-        like: the data that the model was trained on.
+        trained_on: the data of the model, where they are known.
 
     Raises:
-        ValueError: one line, as ``load_data``; the model was trained on this very file, or its data
-            lack a class or have another shape.
+        ValueError: one line; the model was trained on this very file, or its data lack a class or
+            have other columns or another shape.
     """
-    if rows is None:
-        if like is not None and like.source in (data, f"sklearn.datasets.load_{data}"):
-            found = own_test(like)
-        else:
-            found = own_test(load_data(data, seed=seed, task=task,
-                                       image=like is not None and len(like.features) == 3))
-        return replace(found, digest=_digest(data.encode(), found.truth))
     scaling = None
-    if like is None:
-        posed = infer_task(rows.targets, task=task)
-        part = part_of(rows, posed, data)
-    elif Path(data).expanduser().absolute() == Path(like.source):
+    if trained_on is None:
+        spec = infer_task(rows.targets, task=task)
+        part = part_of(rows, spec, data)
+    else:
+        spec, scaling = trained_on.spec, trained_on.scaling
+        part = part_of(_rows_like(rows, data, trained_on), spec, data)
+    truth = spec.encode(rows.targets, where=data).astype(np.float64)
+    return TestSet(part, spec, truth, digest_of(rows.inputs, rows.targets), scaling)
+
+
+def _rows_like(rows: Rows, data: str, trained_on: DataSplit) -> Rows:
+    """Fresh rows in the shape and the scale of the data that a model was trained on."""
+    if rows.columns and trained_on.columns and rows.columns != trained_on.columns:
+        same = sorted(rows.columns) == sorted(trained_on.columns)
+        got = "them in another order" if same else ", ".join(rows.columns)
+        raise ValueError(f"data: expected the columns {', '.join(trained_on.columns)} in {data}, "
+                         f"as in {trained_on.source}, which the model was trained on, but got "
+                         f"{got}")
+    if Path(data).expanduser().absolute() == Path(trained_on.source):
         raise ValueError(f"data: expected rows that training never saw, but {data} is what the "
                          f"model was trained on; without --data its own test part is taken")
-    else:
-        posed, part, scaling = like.spec, _scaled(rows, data, like), like.scaling
-    truth = posed.encode(rows.targets, where=data).astype(np.float64)
-    return TestData(part, posed, truth, _digest(rows.inputs, rows.targets), scaling)
-
-
-def check_columns(data: str, target: str | None, own: str, own_target: str | None) -> None:
-    """Whether a table has the columns, in their order, of the one that a model was trained on.
-
-    Args:
-        data: the fresh rows' file.
-        target: its target.
-        own: what the model was trained on; nothing is checked where that is no table.
-        own_target: the target there.
-
-    Raises:
-        ValueError: it has not; the network would take one column for another.
-    """
-    fresh, trained = _features(data, target), _features(own, own_target)
-    if fresh is None or trained is None or fresh == trained:
-        return
-    there = "them in another order" if sorted(fresh) == sorted(trained) else ", ".join(fresh)
-    raise ValueError(f"data: expected the columns {', '.join(trained)} in {data}, as in {own}, "
-                     f"which the model was trained on, but got {there}")
-
-
-def _features(data: str, target: str | None) -> list[str] | None:
-    """The names of a table's columns but the target; None of what is no table."""
-    path = Path(data).expanduser()
-    if not is_file(data) or path.suffix.lower() not in (".csv", ".parquet") or not path.is_file():
-        return None
-    return [name for name in read_columns(path, argument="data") if name != target]
-
-
-def _scaled(rows: Rows, data: str, like: DataSplit) -> Part:
-    features = like.features
+    features = trained_on.features
     channel = len(features) == rows.inputs.ndim == 3 and features[0] == 1
     if rows.inputs.shape[1:] != (features[1:] if channel else features):
         raise ValueError(f"data: expected inputs of shape {features} in {data}, as the model's own "
                          f"data have, but got {rows.inputs.shape[1:]}")
-    scaled = like.scaling.scale(rows) if like.scaling else rows
-    if channel:
-        scaled = replace(scaled, inputs=scaled.inputs[:, None])
-    return part_of(scaled, like.spec, data)
+    scaled = trained_on.scaling.scale(rows) if trained_on.scaling else rows
+    return replace(scaled, inputs=scaled.inputs[:, None]) if channel else scaled
 
 
-def _digest(*parts: np.ndarray | bytes) -> str:
-    """SHA-256 of arrays with their shapes and types, and of bytes."""
-    sha = hashlib.sha256()
-    for part in parts:
-        if not isinstance(part, bytes):
-            sha.update(f"{part.dtype.str}{part.shape}".encode())
-            part = np.ascontiguousarray(part).tobytes()
-        sha.update(part)
-    return sha.hexdigest()
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """A file's columns ``prediction`` and perhaps ``target``, each (n,)."""
+
+    source: str
+    prediction: np.ndarray
+    target: np.ndarray | None
+
+    @property
+    def rows(self) -> Rows | None:
+        """The file's own targets, with zeros as inputs."""
+        return None if self.target is None else rows_without_inputs(self.target, where=self.source)
+
+    def evaluate(self, test: TestSet) -> Evaluation:
+        """How the predictions do; a regression's in the data's own unit.
+
+        Raises:
+            ValueError: of another length than the test data, other targets than theirs, or
+                predictions that are no classes (or amounts) like the targets.
+        """
+        count = len(test.truth)
+        if len(self.prediction) != count:
+            raise ValueError(f"compare: expected a prediction for each of the {count} test "
+                             f"examples in {self.source}, but got {len(self.prediction)}")
+        if self.target is not None:
+            targets = test.spec.encode(self.target, where=self.source).astype(np.float64)
+            same = np.isclose(targets, test.truth, rtol=_ROUNDING,
+                              atol=_ROUNDING * test.truth.std())
+            if not same.all():
+                raise ValueError(f"compare: expected the test data's targets in {self.source}, in "
+                                 f"the same order, but {(~same).sum()} of {count} are others")
+        values = test.spec.values
+        predictions = self._classes(values) if values else self._amounts()
+        scores = example_scores(predictions, test.truth, test.task)
+        return Evaluation(test.task, predictions, test.truth, 1.0 - scores, scores, test.digest)
+
+    def _classes(self, values: tuple[object, ...]) -> np.ndarray:
+        """Predicted classes as their numbers; a class that no target has is −1, and wrong."""
+        predictions = self.prediction
+        if predictions.dtype.kind == "f" and (odd := predictions[predictions % 1 != 0]).size:
+            raise ValueError(f"compare: expected predicted classes in {self.source}, but got "
+                             f"{odd[0]:g}; turn probabilities into classes first")
+        numbers = {value: number for number, value in enumerate(values)}
+        codes = np.array([numbers.get(value, -1) for value in predictions.tolist()], dtype=float)
+        if (codes < 0).all():
+            raise ValueError(f"compare: expected predicted classes such as {values[0]!r} in "
+                             f"{self.source}, as the targets are, but got "
+                             f"{predictions.tolist()[0]!r}")
+        return codes
+
+    def _amounts(self) -> np.ndarray:
+        numbers = self.prediction.dtype.kind in "biuf"
+        if not numbers or not np.isfinite(self.prediction).all():
+            odd = self.prediction[~np.isfinite(self.prediction) if numbers else slice(None)]
+            raise ValueError(f"compare: expected finite numbers as the predictions in "
+                             f"{self.source}, as this is a regression, but got {odd.tolist()[0]!r}")
+        return self.prediction.astype(np.float64)
+
+
+def read_predictions(data: str) -> Predictions:
+    """The columns of a .csv, .parquet or .npz file of predictions, a row an example.
+
+    Raises:
+        ValueError: no such file, not to be read, no column ``prediction``, or a value missing.
+    """
+    path = Path(data).expanduser()
+    if not path.is_file():
+        raise ValueError(f"compare: expected a file of predictions, but '{data}' "
+                         f"{'is a folder' if path.is_dir() else 'does not exist'}")
+    columns = read_columns(path, argument="compare")
+    if "prediction" not in columns:
+        raise ValueError(f"compare: expected a column 'prediction' in {data}, but it has "
+                         f"{', '.join(columns) or 'none'}{did_you_mean('prediction', columns)}")
+    prediction = _complete(columns["prediction"], "prediction", data)
+    target = _complete(columns["target"], "target", data) if "target" in columns else None
+    if target is not None and len(target) != len(prediction):
+        raise ValueError(f"compare: expected a target for each prediction in {data}, but got "
+                         f"{len(target)} and {len(prediction)}")
+    return Predictions(data, prediction, target)
+
+
+def _complete(values: np.ndarray, name: str, data: str) -> np.ndarray:
+    """One value an example, none missing: numbers, bools or text."""
+    if values.ndim == 2 and values.shape[1] == 1:
+        values = values[:, 0]
+    if values.ndim != 1 or not len(values):
+        raise ValueError(f"compare: expected one {name} an example in {data}, but got an array of "
+                         f"shape {values.shape}")
+    missing = int(pd.isna(values).sum())
+    if missing:
+        raise ValueError(f"compare: expected a {name} in every row of {data}, but {missing} of "
+                         f"{len(values)} are missing")
+    if values.dtype.kind == "S":
+        return np.char.decode(values, "utf-8", "replace")
+    if values.dtype.kind == "O":
+        plain = np.asarray(values.tolist())
+        return plain if plain.dtype.kind != "O" else values.astype(str)
+    return values

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import mlflow
@@ -13,15 +14,20 @@ import torch
 from torch import nn
 
 from tests.pipeline.slimming_cases import store  # noqa: F401 - a fixture
-from wua_mlflow.config import load_settings
+from wua_mlflow.config import Settings, load_settings
 from wua_mlflow.data.datasets import load_data
 from wua_mlflow.data.scaling import Scaler, Scaling, WithInputScaling, WithoutInputScaling, raw_rows
 from wua_mlflow.flops import count_flops
-from wua_mlflow.pipeline.compare_external import evaluated, give_tests, opened_side
+from wua_mlflow.pipeline.compare_external import (
+    ComparedModel,
+    choose_test_sets,
+    evaluate_model,
+    open_model,
+)
 from wua_mlflow.pipeline.variant import load_variant
 from wua_mlflow.pipeline.workflow import run_pipeline, train_run
 from wua_mlflow.tracking.store import Store
-from wua_mlflow.training.evaluation import outputs_of
+from wua_mlflow.training.evaluation import Evaluation, outputs_of
 
 
 def raw(path: Path, task: str) -> tuple[np.ndarray, np.ndarray]:
@@ -33,6 +39,14 @@ def raw(path: Path, task: str) -> tuple[np.ndarray, np.ndarray]:
              for row, y in zip(inputs, targets, strict=True)]
     path.write_text("\n".join(["a,b,c,y", *lines]))
     return np.round(inputs, 6), targets
+
+
+def evaluations(
+    models: list[ComparedModel], settings: Settings, *, data_given: bool
+) -> list[Evaluation]:
+    tests = choose_test_sets(models, settings, data_given=data_given)
+    return [evaluate_model(model, test, data_given=data_given)
+            for model, test in zip(models, tests, strict=True)]
 
 
 def trained_on(store: Store, path: Path, task: str) -> tuple[str, str]:  # noqa: F811
@@ -95,9 +109,8 @@ def test_a_saved_model_is_compared_as_its_run_is(
     run, uri = trained_on(store, path, task)
     for given in ({}, {"data": str(fresh), "target": "y"}):
         settings = load_settings(None, {"task": task, **given})
-        sides = [opened_side(reference, store, settings) for reference in (run, uri)]
-        give_tests(sides, settings, fresh=bool(given))
-        scores = [evaluated(side, fresh=bool(given)) for side in sides]
+        models = [open_model(reference, store, settings) for reference in (run, uri)]
+        scores = evaluations(models, settings, data_given=bool(given))
         np.testing.assert_allclose(scores[1].losses, scores[0].losses, rtol=1e-2, atol=1e-5)
         np.testing.assert_allclose(scores[1].scores, scores[0].scores, rtol=1e-2, atol=1e-5)
 
@@ -131,12 +144,13 @@ def test_a_saved_model_of_another_store_is_not_given_scaled_rows(
     raw(path, "regression")
     run, uri = trained_on(store, path, "regression")
     settings = load_settings(None, {"task": "regression"})
-    sides = [opened_side(reference, store, settings) for reference in (run, uri)]
-    sides[1].variant, sides[1].network = None, sides[1].model
-    give_tests(sides, settings, fresh=False)
-    found = [evaluated(side, fresh=False) for side in sides]
+    models = [open_model(reference, store, settings) for reference in (run, uri)]
+    models[1] = replace(models[1], variant=None)
+    found = evaluations(models, settings, data_given=False)
     assert found[1].score == pytest.approx(found[0].score, abs=1e-3)
-    assert count_flops(sides[1].network, sides[1].inputs[:2]).forward_flops > 0
+    (test, _) = choose_test_sets(models, settings, data_given=False)
+    network = models[1].network(test.scaling)
+    assert count_flops(network, test.part.inputs[:2]).forward_flops > 0
 
 
 @pytest.mark.parametrize("task", ["binary", "regression"])
@@ -148,8 +162,6 @@ def test_a_saved_model_whose_run_is_gone_on_fresh_rows(
     raw(fresh, task)
     _, uri = trained_on(store, path, task)
     settings = load_settings(None, {"task": task, "data": str(fresh), "target": "y"})
-    sides = [opened_side(uri, store, settings) for _ in range(2)]
-    for side in sides:
-        side.variant, side.network = None, side.model
-    give_tests(sides, settings, fresh=True)
-    assert min(evaluated(side, fresh=True).score for side in sides) > 0.8
+    model = replace(open_model(uri, store, settings), variant=None)
+    found = evaluations([model] * 2, settings, data_given=True)
+    assert min(evaluation.score for evaluation in found) > 0.8

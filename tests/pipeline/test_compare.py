@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,13 +12,10 @@ import pytest
 from wua_mlflow.config import Settings
 from wua_mlflow.pipeline.compare import (
     Comparison,
-    _for_all_looks,
     budget_sentence,
-    class_loss,
     compare_evaluations,
-    damage,
+    judge,
     ratios,
-    worst_class,
 )
 from wua_mlflow.training.evaluation import Evaluation
 from wua_mlflow.verdict.compare import compare
@@ -36,18 +32,19 @@ def test_churn_and_the_worst_class() -> None:
     targets = [0, 0, 0, 0, 1, 1]
     old = _evaluation([0, 0, 0, 1, 1, 0], targets)
     new = _evaluation([0, 1, 1, 2, 1, 1], targets)
-    churn, worst = damage(old, new)
-    assert churn == pytest.approx(4 / 6)
-    assert worst == pytest.approx(1 / 4 - 3 / 4)
-    assert worst_class(old, new, ("cat", "dog")) == "cat, 4 test examples"
-    assert worst_class(new, old, ("cat", "dog")) == "dog, 2 test examples"
-    assert worst_class(old, new, ()) == "0, 4 test examples"
+    found = judge(old, new, Settings(), classes=("cat", "dog"), looks=1)
+    assert found.churn == pytest.approx(4 / 6)
+    assert found.worst_class_delta == pytest.approx(1 / 4 - 3 / 4)
+    assert found.worst_class == "cat, 4 test examples"
+    for classes, name in ((("cat", "dog"), "dog"), ((), "1")):
+        back = judge(new, old, Settings(), classes=classes, looks=1)
+        assert back.worst_class == f"{name}, 2 test examples"
 
 
 def test_regression_has_neither() -> None:
-    one = _evaluation([1, 2], [1, 2], "regression")
-    assert damage(one, one) == (None, None)
-    assert worst_class(one, one, ()) is None
+    amounts = _evaluation([1, 2], [1, 2], "regression")
+    found = judge(amounts, amounts, Settings(), classes=(), looks=1)
+    assert (found.churn, found.worst_class_delta, found.worst_class) == (None, None, None)
 
 
 def test_ratios_are_original_over_slim_of_what_both_measured() -> None:
@@ -120,19 +117,18 @@ def test_ten_looks_are_read_at_a_tenth_of_the_error() -> None:
 def test_bonferronis_reading_is_of_the_same_verdict(seeds: int, kind: str) -> None:
     draw = np.random.default_rng(1)
     old, new = ((draw.random((seeds, 60)) < share).astype(float) for share in (0.9, 0.8))
-    big, slim = (_variant(scores) for scores in (old, new))
-    assert _for_all_looks(big, slim, 1) is None
-    found = _for_all_looks(big, slim, 4)
-    pair = (old, new) if kind == "recipe" else (old[0], new[0])
-    assert found == compare(*pair, margin=0.02, confidence=1 - 0.05 / 4, seed=42)
-    assert found is not None and found.kind == kind
-
-
-def _variant(scores: np.ndarray) -> Any:
     targets = np.arange(60) % 2
-    test = Evaluation("multiclass", targets, targets, 1 - scores[0], scores[0], "digest")
-    return SimpleNamespace(test=test, settings=Settings(margin=0.02, seed=42),
-                           replicates=range(len(scores)), replicate_scores=scores)
+    pair = [Evaluation("multiclass", targets, targets, 1 - scores[0], scores[0], "digest")
+            for scores in (old, new)]
+    settings = Settings(margin=0.02, seed=42)
+    for looks in (1, 4):
+        found = judge(*pair, settings, classes=(), looks=looks, replicates=(old, new)).bonferroni
+        if looks == 1:
+            assert found is None
+            continue
+        scores = (old, new) if kind == "recipe" else (old[0], new[0])
+        assert found == compare(*scores, margin=0.02, confidence=1 - 0.05 / 4, seed=42)
+        assert found is not None and found.kind == kind
 
 
 # Budgets
@@ -190,8 +186,8 @@ def test_a_class_that_loses_much_is_named(lost: int, gained: int, of: int, said:
     old, new = np.ones(1000 + of), np.ones(1000 + of)
     new[1000:1000 + lost] = 0
     old[1000 + lost:1000 + lost + gained] = 0
-    found = class_loss(*(Evaluation("binary", one, targets, 1 - one, one) for one in (old, new)),
-                       ("a", "rare"), 0.02)
+    pair = [Evaluation("binary", scores, targets, 1 - scores, scores) for scores in (old, new)]
+    found = judge(*pair, Settings(margin=0.02), classes=("a", "rare"), looks=1).class_loss
     p = 2 * sum(math.comb(lost + gained, k) for k in range(lost, lost + gained + 1)) / 2 ** (
         lost + gained)
     assert said == (p < 0.05 and (lost - gained) / of > 0.02)
