@@ -10,6 +10,7 @@ import torch
 from matplotlib.figure import Figure
 from scipy.stats import entropy as scipy_entropy
 
+from tests.plots.usages import words_of
 from wua_mlflow.plots.histogram import histogram_data, plot_histogram
 from wua_mlflow.usage.results import Histogram
 from wua_mlflow.usage.statistics import histogram
@@ -70,12 +71,14 @@ def test_a_ready_histogram_says_what_the_values_say():
     assert ready.entropy == pytest.approx(direct.entropy, rel=1e-12)
 
 
-def test_a_layer_of_zeros_has_no_effective_weights_and_no_uniform_line(legible):
+def test_a_layer_of_zeros_has_no_effective_weights_and_no_uniform_line():
     for data in (histogram_data(np.zeros(20)), histogram_data(histogram(torch.zeros(20)))):
         assert data.effective_weights == 0 and data.weights == 20
-        words = legible(plot_histogram(data))
-        assert "Effective weights 0 of 20" in words
-        assert not any("all were equal" in text for text in words)
+        figure = plot_histogram(data)
+        words = words_of(figure)
+        assert "Effective weights 0 of 20" in words and "all were equal" not in words
+        assert "20 weights, each of importance 0" in words
+        assert [tick.get_text() for tick in figure.axes[0].get_xticklabels()] == ["0"]
 
 
 def test_one_weight_with_everything_is_one_effective_weight():
@@ -108,17 +111,24 @@ def test_no_bins_raise():
         histogram_data([1.0], bins=0)
 
 
-@pytest.mark.parametrize("count", [1, 20, 2000, 200_000])
+@pytest.mark.parametrize("count", [1, 20, 200_000])
 def test_the_picture_is_legible_and_marks_the_uniform_value(count, legible):
     figure = plot_histogram(histogram_data(_normalized(count), name="encoder.layers.11.dense.out"))
     words = legible(figure)
     assert any(f"of {count:,}" in text for text in words)
-    (line,) = [line for line in figure.axes[0].lines if line.get_linestyle() != "-"]
+    (line,) = figure.axes[0].lines
     assert list(line.get_xdata()) == [1 / count, 1 / count]
 
 
-def test_the_title_tells_the_tutorials_numbers(legible):
-    words = legible(plot_histogram(histogram_data(_normalized(20), 2.7584, name="fc1")))
+def test_bars_are_the_counts():
+    data = histogram_data(_normalized(20))
+    bars = plot_histogram(data).axes[0].patches
+    assert [bar.get_height() for bar in bars] == data.counts.tolist()
+    assert [bar.get_x() for bar in bars] == pytest.approx(data.edges[:-1])
+
+
+def test_the_title_tells_the_tutorials_numbers():
+    words = words_of(plot_histogram(histogram_data(_normalized(20), 2.7584, name="fc1")))
     assert "fc1: effective weights 15.8 of 20" in words
     assert "share 78.9%; entropy 2.7584 nats of at most 2.9957" in words
 
@@ -142,15 +152,8 @@ def test_where_all_lies_in_the_first_bar_no_line_is_drawn_on_the_axis(legible):
     assert "Effective weights 13 M of 40 M" in words
 
 
-def test_a_layer_of_zeros_is_said_to_be_one(legible):
-    figure = plot_histogram(histogram_data(np.zeros(20), name="fc2"))
-    words = legible(figure)
-    assert "20 weights, each of importance 0" in words
-    assert [tick.get_text() for tick in figure.axes[0].get_xticklabels()] == ["0"]
-
-
-def test_it_draws_on_given_axes():
-    figure = Figure()
-    ax = figure.subplots()
+def test_it_draws_in_the_place_of_given_axes():
+    figure = Figure(figsize=(7, 9))
+    ax = figure.add_axes((0.0, 0.5, 1.0, 0.5))
     assert plot_histogram(histogram_data(_normalized(20)), ax) is figure
-    assert figure.axes == [ax] and ax.get_xlabel().startswith("normalized importance")
+    assert all(axes.get_position().y0 > 0.5 for axes in figure.axes[1:])

@@ -8,6 +8,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 
+from tests.plots.usages import words_of
 from wua_mlflow.plots.network import network_data, plot_network
 
 
@@ -90,12 +91,6 @@ def test_a_wide_layer_of_zeros_has_the_thinnest_lines():
     assert set(data.widths_points) == {0.2} and not data.strong.any()
 
 
-def test_blocks_taller_than_the_reading_window_are_whole():
-    (matrix,) = _weights(3, 1300)
-    data = network_data([matrix], max_units=1)
-    assert data.weights == pytest.approx([np.abs(matrix.astype(np.float64)).mean()], rel=1e-6)
-
-
 def test_columns_are_centred_and_stay_in_the_frame():
     data = network_data(_weights(2, 10, 1, 100))
     for number in range(4):
@@ -137,35 +132,34 @@ def test_the_ink_is_the_data(legible):
     assert "One circle a unit, one line a weight." in words
 
 
-def test_what_was_grouped_is_said_over_its_column_and_below(legible):
-    words = legible(plot_network(network_data(_weights(64, 300, 10), ["fc1", "out"])))
-    assert {"input\n64 values\ngroups of 4", "fc1\n300 units\ngroups of 15",
-            "out\n10 units"} <= set(words)
-    assert "3 times the layer's mean |w| and above" in words
+def test_what_was_grouped_is_said_over_its_column_and_below():
+    words = words_of(plot_network(network_data(_weights(64, 300, 10), ["fc1", "out"])))
+    for said in ("input 64 values groups of 4", "fc1 300 units groups of 15", "out 10 units",
+                 "3 times the layer's mean |w| and above", "in groups of consecutive units"):
+        assert said in words
     assert "|w| of 1 and above" not in words
-    assert "drawn in groups of consecutive units" in " ".join(" ".join(words).split())
 
 
-def test_where_only_some_lines_are_grouped_both_rules_are_said(legible):
-    words = legible(plot_network(network_data(_weights(64, 30, 10))))
-    assert "|w| of 1 and above" in words
-    assert "red above 1.5 times it" in " ".join(" ".join(words).split())
+def test_where_only_some_lines_are_grouped_both_rules_are_said():
+    words = words_of(plot_network(network_data(_weights(64, 30, 10))))
+    assert "|w| of 1 and above" in words and "red above 1.5 times it" in words
 
 
-@pytest.mark.parametrize("units", [(1, 1), (2, 10, 1), (64, 32, 10), (8,) * 21, (300, 300, 170, 1),
-                                   (784, 1000, 1000, 10), (200,) * 12])
+@pytest.mark.parametrize("units", [(1, 1), (8,) * 21, (300, 300, 170, 1), (200,) * 12])
 def test_the_picture_is_legible(units, legible):
     names = [f"encoder.block.{i}.linear" for i in range(len(units) - 1)]
     assert legible(plot_network(network_data(_weights(*units), names)))
 
 
-def test_columns_are_told_apart_by_what_their_names_do_not_share(legible):
+def test_columns_are_told_apart_by_what_their_names_do_not_share():
     names = [f"encoder.block_of_the_network.{i}.linear" for i in range(6)]
-    words = legible(plot_network(network_data(_weights(*(5,) * 7), names)))
-    assert {f"{i}.linear\n5 units" for i in range(6)} <= set(words)
+    words = words_of(plot_network(network_data(_weights(*(5,) * 7), names)))
+    for i in range(6):
+        assert f" {i}.linear 5 units" in words
 
 
-def test_it_draws_on_given_axes():
-    figure = Figure()
-    ax = figure.subplots()
-    assert plot_network(network_data(_weights(2, 3)), ax) is figure and figure.axes == [ax]
+def test_it_draws_in_the_place_of_given_axes():
+    figure = Figure(figsize=(7, 9))
+    ax = figure.add_axes((0.0, 0.5, 1.0, 0.5))
+    assert plot_network(network_data(_weights(2, 3)), ax) is figure
+    assert all(axes.get_position().y0 > 0.5 for axes in figure.axes[1:])

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+import re
 
 import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from wua_mlflow.usage.results import Concentration, Histogram, LayerUsage, ModelUsage, NullUsage
 from wua_mlflow.verdict.compare import Verdict
@@ -86,3 +89,9 @@ def verdict(
     """With a margin of 0.02; the difference is the middle of the interval."""
     return Verdict(kind, outcome, (low + high) / 2, low, high, 0.02, 0.95, 1000, 5, "by hand",
                    score, None)
+
+
+def words_of(figure: Figure) -> str:
+    """All that a figure says, without drawing it; line breaks are spaces."""
+    texts = (text.get_text() for text in figure.findobj(Text))
+    return re.sub(r"\s+", " ", " ".join(texts))

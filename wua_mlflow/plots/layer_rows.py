@@ -1,42 +1,40 @@
-"""Names of layers as rows are labelled: the block apart, what all share left out, long ones cut.
+"""Figures with a row a layer: short names, panels beside each other, columns of figures.
 
-Imports ``canvas`` for the cut. Test: ``tests/plots/test_naming.py``.
+Tests: ``tests/plots/test_layer_rows.py``.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-import textwrap
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import os.path
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from wua_mlflow.plots import style
-from wua_mlflow.plots.style import BAND, INK, MUTED, RULE
+from wua_mlflow.plots.style import BAND, EDGE_IN, INK, MUTED, RULE
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
 
     from wua_mlflow.plots.style import Sheet
 
-__all__ = [
-    "Column", "Panel", "RowNames", "Table", "Words", "are_crowded", "panels_of", "row_names",
-    "shortened", "table",
-]
+__all__ = ["Column", "RowFigure", "RowNames", "are_crowded", "panels_of", "row_names", "shortened"]
 
 
-_LONGEST_BLOCK, _LONGEST_NAME = 24, 30
-_LONGEST_ALONE = 38
+_LONGEST_BLOCK, _LONGEST_NAME, _LONGEST_ALONE = 24, 30, 38
 _CUTS = (0.5, 0.25, 0.75)
 """Where a long name is cut, as a share of what stays; the first that keeps names apart."""
 
 
 @dataclass(frozen=True)
 class RowNames:
-    """One entry a row. A name in full is ``prefix``, its block, a dot, and its name, cuts aside.
+    """Labels of the rows. A full name is ``prefix``, its block, a dot, and its name, cuts aside.
 
     ``blocks`` is empty for a row that stands alone; rows of one block follow one another.
     """
@@ -59,16 +57,17 @@ def row_names(names: Sequence[str], *, by_block: bool = True) -> RowNames:
     >>> row_names(["net.0.k_proj", "net.0.fc", "net.head"])
     RowNames(prefix='net.', blocks=('0', '0', ''), names=('k_proj', 'fc', 'head'))
     """
-    prefix = _shared(names)
+    shared = os.path.commonprefix([name.split(".")[:-1] for name in names]) \
+        if len(names) > 1 else []
+    prefix = "".join(f"{part}." for part in shared)
     rest = [name[len(prefix) :] or "model" for name in names]
     blocks: list[str] = []
-    for block, run in itertools.groupby(_block(name) if by_block else "" for name in rest):
-        rows = len(list(run))
-        blocks += [block if rows > 1 else ""] * rows
-    own = [
-        name[len(block) + 1 :] if block else name for name, block in zip(rest, blocks, strict=True)
-    ]
-    short = shortened(own, _LONGEST_NAME if any(blocks) else _LONGEST_ALONE)
+    for block, rows in itertools.groupby(_block(name) if by_block else "" for name in rest):
+        count = len(list(rows))
+        blocks += [block if count > 1 else ""] * count
+    within = [name[len(block) + 1 :] if block else name
+              for name, block in zip(rest, blocks, strict=True)]
+    short = shortened(within, _LONGEST_NAME if any(blocks) else _LONGEST_ALONE)
     return RowNames(prefix, tuple(shortened(blocks, _LONGEST_BLOCK)), tuple(short))
 
 
@@ -78,7 +77,7 @@ def shortened(names: Sequence[str], longest: int) -> list[str]:
     >>> shortened(["encoder.layers.0.out_proj", "encoder.layers.1.out_proj"], 12)
     ['enc…0.out_proj', 'enc…1.out_proj']
     """
-    different = dict.fromkeys(names)
+    different = set(names)
     for length in itertools.count(longest, 2):
         for cut in _CUTS:
             short = {name: style.elide(name, length, cut) for name in different}
@@ -87,114 +86,21 @@ def shortened(names: Sequence[str], longest: int) -> list[str]:
     raise AssertionError("unreachable: at some length no name is cut")
 
 
-def _shared(names: Sequence[str]) -> str:
-    """The whole parts, dots included, with which every name begins."""
-    if len(names) < 2:
-        return ""
-    parts = [name.split(".")[:-1] for name in names]
-    same = itertools.takewhile(lambda column: len(set(column)) == 1, zip(*parts, strict=False))
-    return "".join(f"{column[0]}." for column in same)
-
-
 def _block(name: str) -> str:
     parts = name.split(".")[:-1]
-    number = next((i for i, part in enumerate(parts) if part.isdigit()), None)
-    return "" if number is None else ".".join(parts[: number + 1])
+    number = next((i for i, part in enumerate(parts) if part.isdigit()), -1)
+    return ".".join(parts[: number + 1])
 
 
 MOST_ROWS, MOST_PANELS = 110, 4
 """Rows of a panel that names each (a few more where that keeps a block whole), and panels."""
 
 _TALLEST_ROW_IN, _NAMED_ROW_IN, _TALLEST_IN, _ROOMY_IN = 0.32, 0.118, 13.0, 10.0
-_EDGE_IN, _PANEL_GAP_IN, _COLUMN_GAP_IN, _NAME_GAP_IN = 0.25, 0.5, 0.22, 0.08
-_TITLE_IN, _SUBTITLE_IN, _HEAD_IN, _TICKS_IN = 0.22, 0.5, 1.2, 0.32
-_CAPTION_LINE_IN, _CHARACTERS_PER_IN, _LONGEST_LINE = 0.155, 18, 145
+_PANEL_GAP_IN, _COLUMN_GAP_IN, _NAME_GAP_IN = 0.5, 0.22, 0.08
+_HEAD_IN, _TICKS_IN = 1.2, 0.32
 _BAR_IN, _BAR_GAP_IN, _NARROWEST_IN = 0.5, 0.08, 7.2
 _THICKNESS = 0.62
 """Of a bar, in rows."""
-
-
-@dataclass(frozen=True)
-class Column:
-    """Figures beside the rows: a text each and, where ``lengths`` are given, a bar in 0..1.
-
-    A text whose entry of ``strong`` is true is drawn in ``colour``, any other in grey.
-    """
-
-    heading: str
-    texts: Sequence[str]
-    strong: Sequence[bool] | None = None
-    lengths: np.ndarray | None = None
-    colour: str = INK
-    bar_colour: str = RULE
-
-
-@dataclass(frozen=True)
-class Words:
-    """What stands around the rows; ``legend_in`` inches are left free above the caption."""
-
-    title: str
-    subtitle: str
-    heading: str
-    caption: str
-    legend_in: float
-
-
-@dataclass(frozen=True)
-class Panel:
-    """Some of the rows: ``rows`` says which, ``axes`` is where they are drawn, row i at y = i."""
-
-    rows: slice
-    axes: Axes
-
-
-@dataclass(frozen=True)
-class Table:
-    """A drawn table; the legend may be put at (``legend_left``, ``legend_top``) of ``page``."""
-
-    page: Sheet
-    panels: tuple[Panel, ...]
-    row_in: float
-    legend_left: float
-    legend_top: float
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """The names, and all sizes in inches; ``every``: one row in so many is named."""
-
-    names: RowNames
-    parts: list[slice]
-    row_in: float
-    every: int
-    size: float
-    block_in: float
-    name_in: float
-    drawing_in: float
-    columns_in: tuple[float, ...]
-
-    @property
-    def left_in(self) -> float:
-        """From a panel's left edge to its drawing."""
-        return self.block_in + self.name_in + _NAME_GAP_IN
-
-    @property
-    def panel_in(self) -> float:
-        columns = sum(self.columns_in) + _COLUMN_GAP_IN * len(self.columns_in)
-        return self.left_in + self.drawing_in + columns
-
-    @property
-    def width_in(self) -> float:
-        panels = len(self.parts) * (self.panel_in + _PANEL_GAP_IN) - _PANEL_GAP_IN
-        return panels + 2 * _EDGE_IN
-
-    def rows_in(self, part: slice) -> float:
-        """Height of a panel."""
-        return (part.stop - part.start) * self.row_in
-
-    @property
-    def tallest_in(self) -> float:
-        return max(map(self.rows_in, self.parts))
 
 
 def are_crowded(rows: int) -> bool:
@@ -211,161 +117,206 @@ def panels_of(names: RowNames) -> list[slice]:
     rows = len(names.names)
     count = min(MOST_PANELS, math.ceil(rows / MOST_ROWS))
     near = rows // count // 20
-    cuts = [0]
+    starts = [0]
     for i in range(1, count):
         ideal = round(i * rows / count)
-        around = range(ideal - near, ideal + near + 1)
-        starts = [row for row in around if names.starts_block(row)]
-        cuts.append(min(starts, key=lambda row: abs(row - ideal), default=ideal))
-    return [slice(a, b) for a, b in zip(cuts, [*cuts[1:], rows], strict=True)]
+        blocks = filter(names.starts_block, range(ideal - near, ideal + near + 1))
+        starts.append(min(blocks, key=lambda row: abs(row - ideal), default=ideal))
+    return [slice(*ends) for ends in itertools.pairwise([*starts, rows])]
 
 
-def table(
-    layers: Sequence[str],
-    columns: Sequence[Column],
-    words: Words,
-    drawing_in: float,
-    ax: Axes | None = None,
-) -> Table:
-    """Lay out the rows, and draw all but what belongs into ``Panel.axes`` and the legend.
+@dataclass(frozen=True)
+class Column:
+    """Figures beside the rows: a text each and, where ``lengths`` are given, a bar in 0..1.
 
-    Args:
-        layers: names of the layers, in the forward's order.
-        columns: figures to the right of the drawing; each has an entry a layer.
-        words: what stands around.
-        drawing_in: width of each panel's drawing, or more where the titles need it.
-        ax: on a new figure where None, else in the place of these axes.
+    A text whose entry of ``strong`` is true is drawn in ``colour``, any other in grey.
     """
-    plan = _planned(layers, columns, drawing_in)
-    wanted = max(_NARROWEST_IN, 2 * _EDGE_IN + _widest(words))
-    lacking = max(0.0, wanted - plan.width_in)
-    plan = replace(plan, drawing_in=drawing_in + lacking / len(plan.parts))
-    width = plan.width_in
-    caption = words.caption
-    if plan.every > 1:
-        caption = f"{caption} One layer in {plan.every} is named."
-    fitting = int(_CHARACTERS_PER_IN * (width - 2 * _EDGE_IN))
-    caption = textwrap.fill(caption, min(_LONGEST_LINE, fitting))
-    legend_top = _HEAD_IN + plan.tallest_in + _TICKS_IN
-    caption_top = legend_top + words.legend_in
-    height = caption_top + _CAPTION_LINE_IN * (1 + caption.count("\n")) + 0.15
-    page = style.sheet(width, height, ax)
-    page.write(_EDGE_IN, _TITLE_IN, words.title, size=style.TITLE, bold=True)
-    page.write(_EDGE_IN, _SUBTITLE_IN, words.subtitle, size=style.SUBTITLE)
-    page.write(_EDGE_IN, caption_top, caption, size=style.SMALL, colour=MUTED)
-    panels = []
-    for i, part in enumerate(plan.parts):
-        left = _EDGE_IN + i * (plan.panel_in + _PANEL_GAP_IN)
-        _draw_frame(page.axes(left, _HEAD_IN, plan.panel_in, plan.rows_in(part)), plan, part,
-                    columns, words.heading)
-        drawing = page.axes(left + plan.left_in, _HEAD_IN, plan.drawing_in, plan.rows_in(part))
-        drawing.patch.set_visible(False)
-        style.strip_axes(drawing, keep=())
-        _show_rows(drawing, part)
-        drawing.set_yticks([])
-        panels.append(Panel(part, drawing))
-    return Table(page, tuple(panels), plan.row_in, _EDGE_IN + plan.left_in, legend_top)
+
+    heading: str
+    texts: Sequence[str]
+    strong: Sequence[bool] | None = None
+    lengths: np.ndarray | None = None
+    colour: str = INK
+    bar_colour: str = RULE
+
+    def width_in(self, size: float) -> float:
+        """Width with the heading."""
+        bar = 0.0 if self.lengths is None else _BAR_IN + _BAR_GAP_IN
+        return max(style.text_width(self.texts, size) + bar,
+                   style.text_width(self.heading.split("\n"), style.SMALL))
 
 
-def _planned(layers: Sequence[str], columns: Sequence[Column], drawing_in: float) -> _Plan:
-    names = row_names(layers)
-    parts = panels_of(names)
-    most = max(part.stop - part.start for part in parts)
-    row_in = min(_TALLEST_ROW_IN, max(_NAMED_ROW_IN, _ROOMY_IN / most), _TALLEST_IN / most)
-    every = 1
-    if are_crowded(len(layers)):
-        every = math.ceil(_NAMED_ROW_IN / row_in)
-        names = row_names(layers, by_block=False)
-    size = min(style.LABEL, 72 * row_in * every * 0.83)
-    blocks_in = style.text_width(names.blocks, size) + 0.2 if any(names.blocks) else 0.0
-    prefix_in = style.text_width([_prefix(names)], style.SMALL) - blocks_in
-    return _Plan(
-        names=names,
-        parts=parts,
-        row_in=row_in,
-        every=every,
-        size=size,
-        block_in=blocks_in,
-        name_in=max(prefix_in, style.text_width(names.names, size)),
-        drawing_in=drawing_in,
-        columns_in=tuple(_column_in(column, size) for column in columns),
-    )
+@dataclass(frozen=True)
+class RowFigure:
+    """A figure with a row a layer, before it is drawn.
 
+    Attributes:
+        layers: names of the layers, in the forward's order.
+        columns: figures to the right of the drawing, with an entry a layer.
+        title: the first line.
+        subtitle: the second.
+        heading: over the drawing.
+        caption: under all.
+        legend: entries of the legend.
+        legend_in: height that is left for it.
+        drawing_in: width of the drawing, and where panels stand beside each other; more where the
+            title needs it.
+    """
 
-def _prefix(names: RowNames) -> str:
-    return f"all in {style.elide(names.prefix[:-1], 34)}" if names.prefix else ""
+    layers: Sequence[str]
+    columns: Sequence[Column]
+    title: str
+    subtitle: str
+    heading: str
+    caption: str
+    legend: Sequence[Artist] = ()
+    legend_in: float = 0.32
+    drawing_in: tuple[float, float] = (4.4, 3.1)
 
+    def draw(
+        self, draw_rows: Callable[[Axes, slice], None], ax: Axes | None = None
+    ) -> tuple[Sheet, float, float]:
+        """Draw it on a new figure, or in the place of ``ax``.
 
-def _column_in(column: Column, size: float) -> float:
-    bar = _BAR_IN + _BAR_GAP_IN if column.lengths is not None else 0.0
-    texts = style.text_width(column.texts, min(size, style.SMALL))
-    return max(texts + bar, style.text_width(column.heading.split("\n"), style.SMALL))
+        Args:
+            draw_rows: draws some of the rows into axes in which row i lies at y = i.
+            ax: text keeps its size in points, so it should be about 9 inches wide, and as high as
+                its rows.
 
+        Returns:
+            The page, and the left upper corner of the legend on it, in inches.
+        """
+        drawing_in = self._drawing_in
+        panel_in = self._panel_in + drawing_in
+        width = len(self.panels) * (panel_in + _PANEL_GAP_IN) - _PANEL_GAP_IN + 2 * EDGE_IN
+        named = f" One layer in {self.every} is named." if self.every > 1 else ""
+        caption, caption_in = style.wrapped(self.caption + named, width)
+        legend_top = _HEAD_IN + self._most_rows * self.row_in + _TICKS_IN
+        caption_top = legend_top + self.legend_in
+        page = style.sheet(width, caption_top + caption_in + 0.15, ax)
+        page.title(self.title, self.subtitle)
+        page.write(EDGE_IN, caption_top, caption)
+        for i, panel in enumerate(self.panels):
+            left, high = EDGE_IN + i * (panel_in + _PANEL_GAP_IN), self.row_in
+            high *= panel.stop - panel.start
+            frame = page.axes(left, _HEAD_IN, panel_in, high)
+            frame.set_axis_off()
+            frame.set_xlim(0, panel_in)
+            drawing = page.axes(left + self._left_in, _HEAD_IN, drawing_in, high)
+            drawing.patch.set_visible(False)
+            style.strip_axes(drawing, keep=())
+            for axes in (frame, drawing):
+                axes.set_ylim(panel.stop - 0.5, panel.start - 0.5)
+            drawing.set_yticks([])
+            self._draw_names(frame, panel)
+            self._draw_columns(frame, panel, self._left_in + drawing_in)
+            draw_rows(drawing, panel)
+        if self.legend:
+            page.legend(EDGE_IN + self._left_in, legend_top, self.legend)
+        return page, EDGE_IN + self._left_in, legend_top
 
-def _widest(words: Words) -> float:
-    title_in = style.text_width([words.title], style.TITLE, "bold")
-    return 1.05 * max(title_in, style.text_width([words.subtitle], style.SUBTITLE))
+    @property
+    def crowded(self) -> bool:
+        """Whether not every row has a name."""
+        return are_crowded(len(self.layers))
 
+    @cached_property
+    def names(self) -> RowNames:
+        """The labels."""
+        return row_names(self.layers, by_block=not self.crowded)
 
-def _show_rows(ax: Axes, part: slice) -> None:
-    ax.set_ylim(part.stop - 0.5, part.start - 0.5)
+    @cached_property
+    def panels(self) -> list[slice]:
+        """The rows of each panel."""
+        return panels_of(row_names(self.layers))
 
+    @property
+    def _most_rows(self) -> int:
+        """Of a panel."""
+        rows: int = max(panel.stop - panel.start for panel in self.panels)
+        return rows
 
-def _draw_frame(
-    ax: Axes, plan: _Plan, part: slice, columns: Sequence[Column], heading: str
-) -> None:
-    """Bands, names, headings and figures; the horizontal unit is the inch."""
-    ax.set_axis_off()
-    ax.set_xlim(0, plan.panel_in)
-    _show_rows(ax, part)
-    _draw_names(ax, plan, part)
-    style.heading(ax, 0.0, _prefix(plan.names))
-    style.heading(ax, plan.left_in, heading)
-    right = plan.left_in + plan.drawing_in
-    for column, width in zip(columns, plan.columns_in, strict=True):
-        right += _COLUMN_GAP_IN + width
-        _draw_column(ax, plan, part, column, (right - width, right))
+    @cached_property
+    def row_in(self) -> float:
+        """Height of a row."""
+        most = self._most_rows
+        return min(_TALLEST_ROW_IN, max(_NAMED_ROW_IN, _ROOMY_IN / most), _TALLEST_IN / most)
 
+    @property
+    def every(self) -> int:
+        """One row in so many is named."""
+        return math.ceil(_NAMED_ROW_IN / self.row_in) if self.crowded else 1
 
-def _draw_names(ax: Axes, plan: _Plan, part: slice) -> None:
-    names, band = plan.names, False
-    for row in range(part.start, part.stop):
-        starts = names.starts_block(row)
-        band ^= starts and bool(names.blocks[row])
-        if band and names.blocks[row]:
-            ax.axhspan(row - 0.5, row + 0.5, color=BAND, linewidth=0, zorder=0)
-        if (row - part.start) % plan.every:
-            continue
-        if names.blocks[row] and (starts or row == part.start):
-            _text(ax, (0.06, row), names.blocks[row], plan.size, ha="left")
-        edge = plan.left_in - _NAME_GAP_IN
-        _text(ax, (edge, row), names.names[row], plan.size)
+    @cached_property
+    def _size(self) -> float:
+        return min(style.LABEL, 72 * self.row_in * self.every * 0.83)
 
+    @property
+    def _prefix(self) -> str:
+        prefix = self.names.prefix[:-1]
+        return f"all in {style.elide(prefix, 34)}" if prefix else ""
 
-def _draw_column(
-    ax: Axes, plan: _Plan, part: slice, column: Column, edges: tuple[float, float]
-) -> None:
-    left, right = edges
-    if column.lengths is None:
-        style.heading(ax, right, column.heading, ha="right")
-    else:
-        style.heading(ax, left, column.heading)
-        rows = np.arange(part.start, part.stop, dtype=float)
-        start = np.full(len(rows), right - _BAR_IN)
-        spans = (start, start + _BAR_IN * np.nan_to_num(column.lengths[part]))
-        style.bars(ax, rows, spans, _THICKNESS, column.bar_colour)
-        right -= _BAR_IN + _BAR_GAP_IN
-    for row in range(part.start, part.stop, plan.every):
-        strong = column.strong is None or column.strong[row]
-        colour = column.colour if strong else MUTED
-        size = min(plan.size, style.SMALL)
-        _text(ax, (right, row), column.texts[row], size, colour=colour)
+    @cached_property
+    def _left_in(self) -> float:
+        """Width of the names, from a panel's left edge to its drawing."""
+        names_in = style.text_width(self.names.names, self._size)
+        if any(self.names.blocks):
+            names_in += style.text_width(self.names.blocks, self._size) + 0.2
+        return max(names_in, style.text_width([self._prefix], style.SMALL)) + _NAME_GAP_IN
 
+    @cached_property
+    def _columns_in(self) -> list[float]:
+        return [column.width_in(min(self._size, style.SMALL)) for column in self.columns]
 
-def _text(
-    ax: Axes, at: tuple[float, float], text: str, size: float, *, ha: str = "right",
-    colour: str = INK,
-) -> None:
-    if text:
-        ax.text(*at, text, fontsize=size, ha=ha, va="center_baseline", color=colour,
-                parse_math=False)
+    @property
+    def _panel_in(self) -> float:
+        """Width of a panel without its drawing."""
+        return self._left_in + sum(self._columns_in) + _COLUMN_GAP_IN * len(self.columns)
+
+    @property
+    def _drawing_in(self) -> float:
+        panels = len(self.panels)
+        title_in = style.text_width([self.title], style.TITLE, "bold")
+        widest = 1.05 * max(title_in, style.text_width([self.subtitle], style.SUBTITLE))
+        inner = max(_NARROWEST_IN - 2 * EDGE_IN, widest) - (panels - 1) * _PANEL_GAP_IN
+        return max(self.drawing_in[panels > 1], inner / panels - self._panel_in)
+
+    def _draw_names(self, ax: Axes, panel: slice) -> None:
+        """Bands behind blocks, the names and the headings; the horizontal unit is the inch."""
+        names, band = self.names, False
+        style.note(ax, self._prefix, (0, 1), (0, 5), ("data", "axes fraction"))
+        style.note(ax, self.heading, (self._left_in, 1), (0, 5), ("data", "axes fraction"))
+        for row in range(panel.start, panel.stop):
+            starts, block = names.starts_block(row), names.blocks[row]
+            band ^= starts and bool(block)
+            if band and block:
+                ax.axhspan(row - 0.5, row + 0.5, color=BAND, linewidth=0, zorder=0)
+            if block and (starts or row == panel.start):
+                self._text(ax, (0.06, row), block, ha="left")
+            if (row - panel.start) % self.every == 0:
+                self._text(ax, (self._left_in - _NAME_GAP_IN, row), names.names[row])
+
+    def _draw_columns(self, ax: Axes, panel: slice, right: float) -> None:
+        for column, width in zip(self.columns, self._columns_in, strict=True):
+            right += _COLUMN_GAP_IN + width
+            texts_right, bar = right, column.lengths is not None
+            style.note(ax, column.heading, (right - width if bar else right, 1), (0, 5),
+                       ("data", "axes fraction"), ha="left" if bar else "right")
+            if column.lengths is not None:
+                rows = np.arange(panel.start, panel.stop, dtype=float)
+                start = np.full(len(rows), right - _BAR_IN)
+                ends = start + _BAR_IN * np.nan_to_num(column.lengths[panel])
+                style.bars(ax, rows, start, ends, _THICKNESS, column.bar_colour)
+                texts_right -= _BAR_IN + _BAR_GAP_IN
+            for row in range(panel.start, panel.stop, self.every):
+                strong = column.strong is None or column.strong[row]
+                self._text(ax, (texts_right, row), column.texts[row], most=style.SMALL,
+                           color=column.colour if strong else MUTED)
+
+    def _text(
+        self, ax: Axes, at: tuple[float, float], text: str, *, ha: str = "right",
+        most: float = style.LABEL, color: str = INK,
+    ) -> None:
+        if text:
+            ax.text(*at, text, fontsize=min(self._size, most), ha=ha, va="center_baseline",
+                    color=color, parse_math=False)

@@ -1,13 +1,11 @@
 """The network diagram: circles for units, lines for weights; wide layers drawn in groups.
 
-The types and the data; ``diagram.py`` draws. May import: numpy.
-Test: ``tests/plots/test_network.py``.
+Tests: ``tests/plots/test_network.py``.
 """
 
 from __future__ import annotations
 
 import math
-import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -16,13 +14,14 @@ import numpy as np
 
 from wua_mlflow.plots import style
 from wua_mlflow.plots.layer_rows import row_names
-from wua_mlflow.plots.style import INK, NODE, STRONG_WEIGHT, WEAK_WEIGHT
+from wua_mlflow.plots.style import EDGE_IN, INK, NODE, STRONG_WEIGHT, WEAK_WEIGHT
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["NetworkColumn", "NetworkData", "draw_network", "network_data", "plot_network"]
+__all__ = ["NetworkColumn", "NetworkData", "network_data", "plot_network"]
 
 
 STRONG_ABOVE = 0.1
@@ -36,7 +35,10 @@ STRONG_TIMES = 1.5
 """To or from a group, a line is red where it is above so many times the layer's mean |w|, and as
 wide as a third of that multiple's square, so that 3 times the mean has the full width."""
 
-_BLOCK_ROWS = 512
+_WIDEST_FIGURE_IN = 16.0
+_MOST_LABELS = 12
+_OPAQUE_LINES = 400
+"""More lines than this between two columns are translucent, so that dense ones stay readable."""
 
 
 @dataclass(frozen=True)
@@ -125,9 +127,27 @@ def network_data(
 
 
 def plot_network(data: NetworkData, ax: Axes | None = None) -> Figure:
-    """Draw the diagram on ``ax``, or on a new figure that grows with the number of layers."""
-
-    return draw_network(data, ax)
+    """Draw the diagram on a new figure that grows with the layers, or in the place of ``ax``."""
+    tallest = max(column.circles for column in data.columns)
+    width = min(_WIDEST_FIGURE_IN, max(6.5, 2.0 * len(data.columns) + 0.5))
+    height = min(6.0, max(2.2, 0.3 * tallest))
+    top = 1.25 if data.aggregated else 1.0
+    caption, caption_in = style.wrapped(_caption(data), width)
+    page = style.sheet(width, top + height + 0.45 + caption_in + 0.12, ax)
+    page.title(_headline(data))
+    page.legend(EDGE_IN, top + height + 0.15, _legend(data))
+    page.write(EDGE_IN, top + height + 0.42, caption)
+    axes = page.axes(0.25, top, width - 0.5, height)
+    axes.set_axis_off()
+    axes.set_xlim(-0.45, len(data.columns) - 0.55)
+    axes.set_ylim(-0.54, 0.54)
+    _draw_lines(axes, data)
+    diameter = min(17.0, 0.66 * 72 * height / (1.08 * max(tallest, 2)))
+    x, y = data.positions.T
+    axes.scatter(x, y, s=diameter**2, c=NODE, edgecolors=INK, linewidths=0.9,
+                 zorder=2, clip_on=False)
+    _label_columns(axes, data, (width - 0.5) / (len(data.columns) - 0.1))
+    return page.figure
 
 
 def _checked(weights: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -177,152 +197,66 @@ def _edges(
         ends.append(np.stack([first[i] + source, first[i + 1] + to], axis=1))
         strengths.append(means.ravel())
         grouped = left.group_size > 1 or right.group_size > 1
-        mean = _block_means(matrix, *matrix.shape).item() or 1.0 if grouped else math.nan
+        mean = np.abs(matrix).mean(dtype=np.float64) or 1.0 if grouped else math.nan
         times.append(means.ravel() / mean)
     return np.concatenate(ends), np.concatenate(strengths), np.concatenate(times)
 
 
 def _block_means(matrix: np.ndarray, rows: int, columns: int) -> np.ndarray:
-    """Mean |w| over blocks of ``rows`` × ``columns``; few rows at a time, so no whole copy."""
-    starts = np.arange(0, matrix.shape[1], columns)
-    means = []
-    for top in range(0, matrix.shape[0], rows):
-        band = matrix[top : top + rows]
-        total = sum(
-            np.abs(band[k : k + _BLOCK_ROWS]).sum(axis=0, dtype=np.float64)
-            for k in range(0, len(band), _BLOCK_ROWS)
-        )
-        sizes = np.diff([*starts, matrix.shape[1]]) * len(band)
-        means.append(np.add.reduceat(total, starts) / sizes)
-    return np.stack(means)
-
-
-_WIDEST_FIGURE_IN = 16.0
-_CHARACTERS_PER_IN = 15
-_OPAQUE_LINES = 400
-"""More lines than this between two columns are translucent, so that dense ones stay readable."""
-
-
-def draw_network(data: NetworkData, ax: Axes | None = None) -> Figure:
-    """Draw the diagram on ``ax``, or on a new figure that grows with the number of layers."""
-    above = 62 if data.aggregated else 46
-    if ax is None:
-        width, height = _size_in(data)
-        top = 0.36 + above / 72
-        page = style.sheet(width, height + top + _footer_in(data))
-        ax = page.axes(0.25, top, width - 0.5, height)
-    ax.set_axis_off()
-    ax.set_xlim(-0.45, len(data.columns) - 0.55)
-    ax.set_ylim(-0.54, 0.54)
-    _draw_lines(ax, data)
-    _draw_circles(ax, data)
-    _label_columns(ax, data)
-    _legend(ax, data)
-    style.title(ax, _headline(data), left_points=0, above_points=above)
-    style.caption(ax, _caption(data), below_points=30)
-    return style.root_figure(ax)
-
-
-def _size_in(data: NetworkData) -> tuple[float, float]:
-    tallest = max(column.circles for column in data.columns)
-    width = min(_WIDEST_FIGURE_IN, max(6.5, 2.0 * len(data.columns) + 0.5))
-    return width, min(6.0, max(2.2, 0.3 * tallest))
-
-
-def _footer_in(data: NetworkData) -> float:
-    return 30 / 72 + 0.16 * (1 + _caption(data).count("\n")) + 0.12
+    """Mean |w| over blocks of ``rows`` × ``columns``, fewer at the lower and right edges."""
+    tops, lefts = np.arange(0, matrix.shape[0], rows), np.arange(0, matrix.shape[1], columns)
+    bands = np.add.reduceat(np.abs(matrix), tops, axis=0, dtype=np.float64)
+    heights, widths = (np.diff([*tops, matrix.shape[0]]), np.diff([*lefts, matrix.shape[1]]))
+    means: np.ndarray = np.add.reduceat(bands, lefts, axis=1) / np.outer(heights, widths)
+    return means
 
 
 def _headline(data: NetworkData) -> str:
     units = [f"{column.units:,}" for column in data.columns]
-    return " → ".join(units if len(units) <= 12 else [*units[:5], "…", *units[-5:]])
+    return " → ".join(units if len(units) <= _MOST_LABELS else [*units[:5], "…", *units[-5:]])
 
 
 def _caption(data: NetworkData) -> str:
     if not data.aggregated:
         return "One circle a unit, one line a weight."
-    said = (
-        "Wide layers are drawn in groups of consecutive units. A line to or from a group is the "
-        "mean |w| of all weights between the two, drawn relative to the layer's mean |w|"
-    )
-    if data.grouped.all():
-        said += "."
-    else:
-        said += ": hairline at the mean, "
-        said += f"red above {STRONG_TIMES} times it, full width at 3 times."
-    return textwrap.fill(said, width=int(_CHARACTERS_PER_IN * _size_in(data)[0]))
+    scale = "" if data.grouped.all() else (
+        f": hairline at the mean, red above {STRONG_TIMES} times it, full width at 3 times")
+    return ("Wide layers are drawn in groups of consecutive units. A line to or from a group is "
+            "the mean |w| of all weights between the two, drawn relative to the layer's mean |w|"
+            f"{scale}.")
 
 
 def _draw_lines(ax: Axes, data: NetworkData) -> None:
+    """The heaviest on top; where many lie between two columns, all there are translucent."""
     from matplotlib.collections import LineCollection
 
     order = np.argsort(data.weights, kind="stable")
-    ax.add_collection(
-        LineCollection(
-            list(data.positions[data.edges[order]]),
-            linewidths=data.widths_points[order],
-            alpha=_opacity(data)[order],
-            colors=np.where(data.strong, STRONG_WEIGHT, WEAK_WEIGHT)[order].tolist(),
-            zorder=1,
-        )
-    )
+    column = data.positions[data.edges[:, 0], 0].astype(int)
+    opacity = np.clip(_OPAQUE_LINES / np.bincount(column), 0.3, 1.0)[column]
+    ax.add_collection(LineCollection(
+        list(data.positions[data.edges[order]]), linewidths=data.widths_points[order],
+        alpha=opacity[order], zorder=1,
+        colors=np.where(data.strong, STRONG_WEIGHT, WEAK_WEIGHT)[order].tolist()))
 
 
-def _opacity(data: NetworkData) -> np.ndarray:
-    """Shape (lines,): lower where many lines lie between the same two columns."""
-    gap = data.positions[data.edges[:, 0], 0].astype(int)
-    opacity: np.ndarray = np.clip(_OPAQUE_LINES / np.bincount(gap), 0.3, 1.0)
-    return opacity[gap]
-
-
-def _draw_circles(ax: Axes, data: NetworkData) -> None:
-    tallest = max(column.circles for column in data.columns)
-    figure = style.root_figure(ax)
-    height_points = 72 * figure.get_figheight() * ax.get_position().height
-    diameter = min(17.0, 0.66 * height_points / (1.08 * max(tallest, 2)))
-    x, y = data.positions.T
-    ax.scatter(x, y, s=diameter**2, c=NODE, edgecolors=INK, linewidths=0.9, zorder=2, clip_on=False)
-
-
-def _label_columns(ax: Axes, data: NetworkData) -> None:
-    every = -(-len(data.columns) // 12)
-    longest = _label_characters(ax, len(data.columns), every)
+def _label_columns(ax: Axes, data: NetworkData, column_in: float) -> None:
+    """Name and units over a column; of many columns, not over each."""
+    every = -(-len(data.columns) // _MOST_LABELS)
+    room_in = min(every * column_in, 0.9 * column_in + 0.4)
+    longest = max(8, min(24, int(room_in / 0.09)))
     first, *layers = (column.name for column in data.columns)
     names = [first, *row_names(layers, by_block=False).names]
     for i in range(0, len(data.columns), every):
-        label = ax.annotate(
-            _column_words(data.columns[i], style.elide(names[i], longest), value=i == 0),
-            xy=(i, 1),
-            xycoords=("data", "axes fraction"),
-            xytext=(0, 45 if data.aggregated else 32),
-            textcoords="offset points",
-            ha="center",
-            va="top",
-            fontsize=style.LABEL,
-            color=INK,
-            annotation_clip=False,
-        )
-        label.set_parse_math(False)
+        units, size = data.columns[i].units, data.columns[i].group_size
+        noun = ("unit" if i else "value") + ("" if units == 1 else "s")
+        lines = [style.elide(names[i], longest), f"{units:,} {noun}"]
+        lines += [f"groups of {size:,}"] if size > 1 else []
+        style.note(ax, "\n".join(lines), (i, 1), (0, 45 if data.aggregated else 32),
+                   ("data", "axes fraction"), ha="center", va="top", fontsize=style.LABEL,
+                   color=INK)
 
 
-def _column_words(column: NetworkColumn, name: str, *, value: bool) -> str:
-    noun = ("value" if value else "unit") + ("" if column.units == 1 else "s")
-    lines = [name, f"{column.units:,} {noun}"]
-    if column.group_size > 1:
-        lines.append(f"groups of {column.group_size:,}")
-    return "\n".join(lines)
-
-
-def _label_characters(ax: Axes, columns: int, every: int) -> int:
-    """How many characters of a name fit over a column, those at the figure's edges too."""
-    width_in = style.root_figure(ax).get_figwidth() * ax.get_position().width
-    column_in = width_in / (columns - 0.1)
-    return max(8, min(24, int(min(every * column_in, 0.9 * column_in + 0.4) / 0.09)))
-
-
-def _legend(ax: Axes, data: NetworkData) -> None:
-    from matplotlib.lines import Line2D
-
+def _legend(data: NetworkData) -> list[Artist]:
     samples = [
         (STRONG_WEIGHT, 3.0, "|w| of 1 and above"),
         (STRONG_WEIGHT, 0.9, "|w| = 0.3"),
@@ -334,5 +268,4 @@ def _legend(ax: Axes, data: NetworkData) -> None:
             (STRONG_WEIGHT, STRONG_TIMES**2 / 3, f"{STRONG_TIMES} times"),
             (WEAK_WEIGHT, 1 / 3, "the mean"),
         ]
-    handles = [Line2D([], [], color=c, linewidth=width, label=words) for c, width, words in samples]
-    style.legend_below(ax, handles, points=12)
+    return [style.legend_mark(colour, words, linewidth=width) for colour, width, words in samples]

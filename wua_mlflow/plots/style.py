@@ -1,17 +1,20 @@
-"""Colours of the pictures, and of the runs in MLflow's charts; safe for colour-blind readers.
+"""What all figures share: colours, font sizes, a page measured in inches, short numbers.
 
-Imports nothing. Test: ``tests/plots/test_comparison.py``.
+The colours are safe for colour-blind readers. Tests: ``tests/plots/test_style.py``.
 """
 
 from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from wua_mlflow.verdict.text import points
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -19,9 +22,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = [
-    "Sheet", "VARIANT_COLOURS", "bars", "caption", "elide", "heading", "legend_below", "log_ticks",
-    "number", "power_of_ten", "root_figure", "sheet", "strip_axes", "text_width", "tick_words",
-    "title", "variant_colour",
+    "Sheet", "VARIANT_COLOURS", "bars", "difference_axis", "elide", "legend_mark", "log_axis",
+    "note", "number", "score_text", "sheet", "strip_axes", "text_width", "variant_colour",
+    "wrapped",
 ]
 
 
@@ -32,12 +35,10 @@ VARIANT_COLOURS = {
     "from-scratch": "#4d3b6b",
 }
 """Colour of each ``wua.variant``; the original and its control of equal budget share a hue."""
-
 _LATER_ROUNDS = ("#a6430a", "#f0a35e", "#7a3b12")
 
-INK = "#23282d"
-MUTED = "#68717a"
-RULE = "#c9ced3"
+INK, MUTED, RULE = "#23282d", "#68717a", "#c9ced3"
+"""Text and axes; secondary text; grid lines."""
 MEASURED = "#5b7c99"
 INSIDE, OUTSIDE = "#b4c6d6", "#4a6f92"
 """Bars of a measure that lies inside, or outside, the range of its null."""
@@ -45,14 +46,22 @@ NULL_RANGE = "#e0a020"
 BAND = "#f3f5f7"
 """Behind every second block of rows."""
 UNIT_COLOURS, NO_IMPORTANCE = "viridis", "#d62728"
-"""Matplotlib's map of unit importance, uniform to the eye, and a colour that is far from all of it
+"""Matplotlib's perceptually uniform map of unit importance, and a colour that is far from all of it
 for colour-blind readers too."""
 ALARM = "#c0271d"
 """What has no importance at all, or is dead."""
-STRONG_WEIGHT = "#d62728"
-WEAK_WEIGHT = "#b9bfc5"
-NODE = "#ffffff"
+STRONG_WEIGHT, WEAK_WEIGHT, NODE = "#d62728", "#b9bfc5", "#ffffff"
 WITHIN_MARGIN = "#e6f0e4"
+
+DPI = 110
+TITLE, SUBTITLE, LABEL, SMALL = 12.0, 9.5, 9.0, 8.0
+"""Font sizes in points."""
+DASHED = (0, (4, 3))
+EDGE_IN, LINE_IN = 0.3, 0.155
+"""Margin of a page; height of a line of its caption."""
+_CHARACTERS_PER_IN, _LONGEST_LINE = 18, 145
+_MEASURED_TEXTS = 24
+_MOST_TICKS = 8
 
 
 def variant_colour(variant: str) -> str:
@@ -67,25 +76,15 @@ def variant_colour(variant: str) -> str:
     >>> variant_colour("slim")
     '#d95f02'
     """
-    if variant in VARIANT_COLOURS:
-        return VARIANT_COLOURS[variant]
     base, _, number = variant.rpartition("-")
     if base == "slim" and number.isdigit():
         return _LATER_ROUNDS[int(number) % len(_LATER_ROUNDS)]
-    return MUTED
-
-
-DPI = 110
-TITLE, SUBTITLE, LABEL, SMALL = 12.0, 9.5, 9.0, 8.0
-"""Font sizes in points."""
-
-_MEASURED = 24
-_SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+    return VARIANT_COLOURS.get(variant, MUTED)
 
 
 @dataclass(frozen=True)
 class Sheet:
-    """A rectangle of a figure on which panels and text are placed in inches, from the upper left.
+    """A rectangle of a figure on which axes and text are placed in inches, from the upper left.
 
     ``bounds`` are its left, bottom, width and height as fractions of the figure.
     """
@@ -95,42 +94,37 @@ class Sheet:
     width_in: float
     height_in: float
 
+    def point(self, left: float, top: float) -> tuple[float, float]:
+        """A place in inches as fractions of the figure."""
+        x0, y0, width, height = self.bounds
+        return x0 + width * left / self.width_in, y0 + height * (1 - top / self.height_in)
+
     def axes(self, left: float, top: float, width: float, height: float) -> Axes:
         """New axes whose upper left corner is (``left``, ``top``), in inches."""
         x, y = self.point(left, top + height)
         across, up = self.bounds[2] / self.width_in, self.bounds[3] / self.height_in
         return self.figure.add_axes((x, y, width * across, height * up))
 
-    def point(self, left: float, top: float) -> tuple[float, float]:
-        """A place in inches as fractions of the figure."""
-        x0, y0, width, height = self.bounds
-        return x0 + width * left / self.width_in, y0 + height * (1 - top / self.height_in)
-
-    def write(
-        self,
-        left: float,
-        top: float,
-        text: str,
-        *,
-        size: float,
-        bold: bool = False,
-        colour: str = INK,
-    ) -> None:
+    def write(self, left: float, top: float, text: str, size: float = SMALL, **look: Any) -> None:
         """Text whose upper left corner is (``left``, ``top``), smaller where it would not fit."""
-        weight = "bold" if bold else "normal"
-        room = 0.96 * (self.width_in - 2 * left) / text_width(text.split("\n"), size, weight)
-        x, y = self.point(left, top)
-        self.figure.text(
-            x,
-            y,
-            text,
-            fontsize=size * min(1.0, room),
-            color=colour,
-            weight=weight,
-            va="top",
-            linespacing=1.35,
-            parse_math=False,
-        )
+        widest = text_width(text.split("\n"), size, look.get("weight", "normal"))
+        shrink = min(1.0, 0.96 * (self.width_in - 2 * left) / widest)
+        look = {"color": MUTED, "va": "top", "linespacing": 1.35, "parse_math": False, **look}
+        self.figure.text(*self.point(left, top), text, fontsize=size * shrink, **look)
+
+    def title(self, title: str, subtitle: str = "") -> None:
+        """The bold first line, and a plain one under it."""
+        self.write(EDGE_IN, 0.2, title, TITLE, color=INK, weight="bold")
+        self.write(EDGE_IN, 0.48, subtitle, SUBTITLE, color=INK)
+
+    def legend(
+        self, left: float, top: float, handles: Sequence[Artist], *, columns: int | None = None
+    ) -> None:
+        """Legend entries, in one row unless ``columns`` are given."""
+        self.figure.legend(
+            handles=handles, loc="upper left", bbox_to_anchor=self.point(left, top),
+            ncols=columns or max(1, len(handles)), frameon=False, fontsize=SMALL,
+            labelcolor=MUTED, borderpad=0, borderaxespad=0, columnspacing=1.4, handlelength=1.6)
 
 
 def sheet(width_in: float, height_in: float, ax: Axes | None = None) -> Sheet:
@@ -140,130 +134,103 @@ def sheet(width_in: float, height_in: float, ax: Axes | None = None) -> Sheet:
     if ax is None:
         figure = Figure(figsize=(width_in, height_in), dpi=DPI, facecolor="white")
         return Sheet(figure, (0.0, 0.0, 1.0, 1.0), width_in, height_in)
+    root = ax.get_figure(root=True)
+    if root is None:
+        raise ValueError("ax: expected axes of a figure, but these were removed from theirs")
     ax.set_axis_off()
-    box = ax.get_position()
-    bounds = (box.x0, box.y0, box.width, box.height)
-    return Sheet(root_figure(ax), bounds, width_in, height_in)
+    return Sheet(root, ax.get_position().bounds, width_in, height_in)
 
 
-def root_figure(ax: Axes) -> Figure:
-    """The figure that holds ``ax``, subfigures passed over."""
-    figure = ax.get_figure(root=True)
-    if figure is None:
-        raise ValueError(
-            "ax: expected axes of a figure, but got axes that were removed from theirs"
-        )
-    return figure
+def wrapped(text: str, width_in: float) -> tuple[str, float]:
+    """A caption in lines for a page of this width, and the height of the lines in inches."""
+    fitting = int(_CHARACTERS_PER_IN * (width_in - 2 * EDGE_IN))
+    lines = textwrap.wrap(text, min(_LONGEST_LINE, fitting))
+    return "\n".join(lines), LINE_IN * len(lines)
 
 
-def strip_axes(ax: Axes, *, keep: Sequence[str] = ("left", "bottom")) -> None:
-    """Quiet axes: only the spines named in ``keep``, small grey tick labels, no tick marks."""
+def strip_axes(ax: Axes, *, keep: Sequence[str] = ("left", "bottom"), grid: str = "") -> None:
+    """Quiet axes: only the spines named in ``keep``, small grey tick labels, no tick marks.
+
+    Args:
+        ax: the axes.
+        keep: sides whose spine stays.
+        grid: ``x`` or ``y``: with thin lines behind the data, at that axis's ticks.
+    """
     for side, spine in ax.spines.items():
-        spine.set_visible(side in keep)
-        spine.set_color(RULE)
+        spine.set(visible=side in keep, color=RULE)
     ax.tick_params(which="both", labelsize=SMALL, labelcolor=MUTED, color=RULE, length=0, pad=4)
+    if grid:
+        ax.grid(axis="x" if grid == "x" else "y", color=RULE, linewidth=0.5)
+        ax.set_axisbelow(True)
 
 
-def title(
-    ax: Axes,
-    text: str,
-    subtitle: str = "",
-    *,
-    left_points: float = 0.0,
-    above_points: float = 8.0,
+def note(
+    ax: Axes, text: str, xy: tuple[float, float], offset: tuple[float, float] = (0, 0),
+    coords: str | tuple[str, str] = "axes fraction", **look: Any,
 ) -> None:
-    """A bold line ``above_points`` over ``ax``, or over the plain line that is put between."""
-    if subtitle:
-        _note(ax, subtitle, (left_points, above_points + 2), (0, 1), "bottom", SUBTITLE)
-        above_points += 19
-    _note(ax, text, (left_points, above_points), (0, 1), "bottom", TITLE, bold=True)
-
-
-def caption(ax: Axes, text: str, *, below_points: float, left_points: float = 0.0) -> None:
-    """Grey small lines ``below_points`` under the lower edge of ``ax``."""
-    _note(ax, text, (left_points, -below_points), (0, 0), "top", SMALL, colour=MUTED)
-
-
-def heading(ax: Axes, x: float, text: str, *, ha: str = "left") -> None:
-    """Small grey words over the upper edge of ``ax``, at ``x`` in its data."""
-    note = ax.annotate(
-        text,
-        xy=(x, 1),
-        xycoords=("data", "axes fraction"),
-        xytext=(0, 5),
-        textcoords="offset points",
-        ha=ha,
-        va="bottom",
-        fontsize=SMALL,
-        color=MUTED,
-        annotation_clip=False,
-    )
-    note.set_parse_math(False)
-
-
-def _note(  # noqa: PLR0913 (title and caption are its short forms)
-    ax: Axes,
-    text: str,
-    offset: tuple[float, float],
-    corner: tuple[int, int],
-    vertical: str,
-    size: float,
-    *,
-    bold: bool = False,
-    colour: str = INK,
-) -> None:
-    note = ax.annotate(
-        text,
-        xy=corner,
-        xycoords="axes fraction",
-        xytext=offset,
-        textcoords="offset points",
-        va=vertical,
-        fontsize=size,
-        color=colour,
-        weight="bold" if bold else "normal",
-        annotation_clip=False,
-        linespacing=1.35,
-    )
-    note.set_parse_math(False)
+    """Small words at ``xy`` of ``coords``, moved by ``offset`` points; they may leave the axes."""
+    ax.annotate(text, xy, xycoords=coords, xytext=offset, textcoords="offset points",
+                annotation_clip=False, **{"fontsize": SMALL, "color": MUTED, "parse_math": False,
+                                          **look})
 
 
 def bars(
-    ax: Axes,
-    centres: np.ndarray,
-    spans: tuple[np.ndarray, np.ndarray],
-    thickness: float,
+    ax: Axes, centres: np.ndarray, low: np.ndarray, high: np.ndarray, thickness: float,
     colours: Sequence[str] | str,
 ) -> None:
-    """Horizontal bars from ``spans[0]`` to ``spans[1]``, as one collection (200 cost as one)."""
+    """Horizontal bars from ``low`` to ``high``, as one collection: hundreds cost no more than one.
+    """
     from matplotlib.collections import PolyCollection
 
-    low, high = spans
     down, up = centres - thickness / 2, centres + thickness / 2
     corners = np.stack([low, down, high, down, high, up, low, up], axis=1).reshape(-1, 4, 2)
     ax.add_collection(PolyCollection(list(corners), facecolors=colours, linewidths=0))
 
 
-def legend_below(ax: Axes, handles: Sequence[Artist], *, points: float) -> None:
-    """One row of legend entries, ``points`` under the lower edge of ``ax``."""
-    from matplotlib.transforms import ScaledTranslation
+def difference_axis(ax: Axes, limits: Iterable[float], margin: float, score: str) -> None:
+    """Make the horizontal axis one of score differences; shaded: better, or within the margin.
 
-    inches = root_figure(ax).dpi_scale_trans
-    legend = ax.legend(
-        handles=handles,
-        loc="upper left",
-        bbox_to_anchor=(0, 0),
-        bbox_transform=ax.transAxes + ScaledTranslation(0, -points / 72, inches),
-        ncols=len(handles),
-        frameon=False,
-        fontsize=SMALL,
-        labelcolor=MUTED,
-        borderpad=0,
-        borderaxespad=0,
-        columnspacing=1.4,
-        handlelength=1.6,
-    )
-    legend.set_zorder(3)
+    Args:
+        ax: the axes.
+        limits: what has to be within the axis, besides the margin.
+        margin: the loss that is accepted, as a fraction.
+        score: its name; an accuracy is labelled in points.
+    """
+    limits = (-margin, margin, *limits)
+    pad = 0.1 * (max(limits) - min(limits)) or 0.01
+    right = max(limits) + pad
+    ax.set_xlim(min(limits) - pad, right)
+    ax.axvspan(-margin, right, color=WITHIN_MARGIN, linewidth=0, zorder=0)
+    ax.axvline(-margin, color=INK, linewidth=1.4, zorder=1)
+    ax.axvline(0, color=MUTED, linewidth=0.8, linestyle=(0, (3, 3)), zorder=1)
+    ax.locator_params(axis="x", nbins=6)
+    ax.xaxis.set_major_formatter(lambda value, _: _signed_points(round(value, 12), score))
+
+
+def _signed_points(value: float, score: str) -> str:
+    return f"{'+' if value > 0 else ''}{points(value, score)}"
+
+
+def log_axis(ax: Axes, low: float, high: float) -> None:
+    """Make the horizontal axis logarithmic, with three or more round ticks where they fit."""
+    ax.set_xscale("log")
+    ax.set_xlim(low, high)
+    ax.minorticks_off()
+    decades = 10.0 ** np.arange(math.floor(math.log10(low)), math.floor(math.log10(high)) + 1)
+    for factors in ((1,), (1, 3), (1, 2, 5), range(1, 10)):
+        ticks = np.outer(decades, factors).ravel()
+        ticks = ticks[(low <= ticks) & (ticks <= high)]
+        if len(ticks) >= 3:
+            break
+    ticks = ticks[:: -(-len(ticks) // _MOST_TICKS)]
+    ax.set_xticks(ticks, [number(tick) for tick in ticks])
+
+
+def legend_mark(colour: str, label: str, **look: Any) -> Artist:
+    """A line, a marker, or both, as an entry of a legend."""
+    from matplotlib.lines import Line2D
+
+    return Line2D([], [], color=colour, label=label, **look)
 
 
 def text_width(texts: Sequence[str], size: float, weight: str = "normal") -> float:
@@ -274,9 +241,10 @@ def text_width(texts: Sequence[str], size: float, weight: str = "normal") -> flo
     from matplotlib.backends.backend_agg import RendererAgg
     from matplotlib.font_manager import FontProperties
 
-    measure: Any = RendererAgg(1, 1, DPI)
+    renderer: Any = RendererAgg
+    measure = renderer(1, 1, DPI)
     font = FontProperties(size=size, weight=weight)
-    longest = heapq.nlargest(_MEASURED, set(texts), key=len)
+    longest = heapq.nlargest(_MEASURED_TEXTS, set(texts), key=len)
     widths = [measure.get_text_width_height_descent(text, font, False)[0] for text in longest]
     return float(max(1.0, *widths)) / DPI
 
@@ -309,37 +277,10 @@ def number(value: float) -> str:
     return f"{value:.3g}"
 
 
-def power_of_ten(exponent: int) -> str:
-    """``×10⁻⁶`` for −6, in plain characters (matplotlib's formulas take 50 ms on first use)."""
-    return "×10" + str(exponent).translate(_SUPERSCRIPT)
+def score_text(value: float, score: str) -> str:
+    """A test or validation score; an accuracy in percent.
 
-
-_TICKS = ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 7), tuple(np.arange(10, 100) / 10))
-_MOST_TICKS = 7
-
-
-def log_ticks(low: float, high: float) -> list[float]:
-    """Round numbers within the range, three to seven of them where there are so many.
-
-    >>> log_ticks(35, 75), log_ticks(1e3, 1e6)
-    ([40.0, 50.0, 70.0], [1000.0, 10000.0, 100000.0, 1000000.0])
+    >>> score_text(0.873, "accuracy"), score_text(-0.5, "R²")
+    ('87.3%', '−0.500')
     """
-    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    found: list[float] = []
-    for steps in _TICKS:
-        finer = [float(f"{step * 10.0**decade:.12g}") for decade in decades for step in steps]
-        finer = [tick for tick in finer if low <= tick <= high]
-        if len(finer) > _MOST_TICKS:
-            return found or finer[:: math.ceil(len(finer) / _MOST_TICKS)]
-        found = finer
-        if len(found) >= 3:
-            break
-    return found
-
-
-def tick_words(ticks: Sequence[float], score: str) -> list[str]:
-    """All with as many decimals as tell them apart."""
-    scale, unit = (100, "%") if score == "accuracy" else (1, "")
-    values = [round(scale * tick, 9) + 0.0 for tick in ticks]
-    decimals = next(d for d in range(10) if all(round(v, d) == v for v in values))
-    return [f"{value:.{decimals}f}{unit}".replace("-", "−") for value in values]
+    return f"{100 * value:.1f}%" if score == "accuracy" else f"{value:.3f}".replace("-", "−")

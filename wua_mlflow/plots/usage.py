@@ -1,8 +1,8 @@
-"""Effective share of each layer's weights beside what a network that learned nothing shows.
+"""How the weights and the units of each layer are used: a row a layer.
 
-With the units that are dead and the FLOPs, where known.
-May import: numpy, result types, ``rows``; matplotlib inside ``plot_layers``.
-Test: ``tests/plots/test_layers.py``.
+``plot_layers`` shows the effective share of each layer's weights beside the range of networks that
+learned nothing, with dead units and FLOPs where known; ``plot_units`` is a heat map of the units'
+importance. Tests: ``tests/plots/test_usage.py``.
 """
 
 from __future__ import annotations
@@ -20,11 +20,9 @@ from wua_mlflow.plots.style import (
     ALARM,
     INK,
     INSIDE,
-    MUTED,
     NO_IMPORTANCE,
     NULL_RANGE,
     OUTSIDE,
-    RULE,
     UNIT_COLOURS,
 )
 
@@ -39,9 +37,6 @@ if TYPE_CHECKING:
 __all__ = ["LayersData", "UnitsData", "layers_data", "plot_layers", "plot_units", "units_data"]
 
 
-_SHARES_IN, _SHARES_BESIDE_IN = 4.4, 3.1
-"""Width of the shares' drawing, and where panels stand beside each other."""
-_LEGEND_IN = 0.4
 MOST_NAMES = 5
 """Layers without importance that the caption names, where the rows are too many for words."""
 _RANGE = "the range of networks that learned nothing"
@@ -98,49 +93,54 @@ def layers_data(usage: ModelUsage) -> LayersData:
     Raises:
         ValueError: no layer was analysed.
     """
-    layers = list(usage.layers.values())
-    if not layers:
-        raise ValueError("usage: expected at least one analysed layer, but got none")
+    layers = _layers(usage)
     nulls = [layer.null for layer in layers]
-    dead_units = [layer.dead_units for layer in layers]
-    flops = [layer.forward_flops for layer in layers]
+    drawn = [null for null in nulls if null]
     return LayersData(
         names=tuple(layer.name for layer in layers),
         share=np.array([layer.effective_share for layer in layers]),
-        null_low=np.array([null.low if null else math.nan for null in nulls]),
-        null_high=np.array([null.high if null else math.nan for null in nulls]),
+        null_low=np.array([null and null.low for null in nulls], float),
+        null_high=np.array([null and null.high for null in nulls], float),
         dead=np.array([layer.dead for layer in layers]),
         units=np.array([layer.units for layer in layers]),
-        dead_units=np.array([math.nan if n is None else n for n in dead_units], float),
-        forward_flops=np.array([math.nan if n is None else n for n in flops], float),
+        dead_units=np.array([layer.dead_units for layer in layers], float),
+        forward_flops=np.array([layer.forward_flops for layer in layers], float),
         effective_weights=usage.effective_weights,
         weights=usage.weights,
         skipped=len(usage.skipped),
         criterion=usage.criterion,
-        null_words=_null_words([null for null in nulls if null]),
-        by_chance=_by_chance([n.draws for n in nulls if n]),
+        null_words=_null_words(drawn),
+        by_chance=_by_chance([null.draws for null in drawn]),
     )
 
 
 def plot_layers(data: LayersData, ax: Axes | None = None) -> Figure:
-    """Draw a row a layer on a new figure, or in the place of ``ax``.
+    """Draw a row a layer on a new figure, or in the place of ``ax``."""
+    from matplotlib.patches import Patch
 
-    Text keeps its size in points, so ``ax`` should be about 9 inches wide, and as high as its rows.
-    """
-    words = layer_rows.Words(
+    entries = [
+        (INSIDE, "measured", not data.outside.all()),
+        (OUTSIDE, "measured, outside the range", data.outside.any()),
+        (NULL_RANGE, "range of networks that learned nothing", bool(data.null_words)),
+    ]
+    rows = layer_rows.RowFigure(
+        layers=data.names,
+        columns=_columns(data),
         title=_title(data),
         subtitle=_subtitle(data),
         heading="effective weights ÷ weights of the layer",
         caption=_caption(data),
-        legend_in=_LEGEND_IN,
+        legend=[Patch(color=colour, label=words) for colour, words, shown in entries if shown],
     )
-    beside = len(data.names) > layer_rows.MOST_ROWS
-    drawing_in = _SHARES_BESIDE_IN if beside else _SHARES_IN
-    table = layer_rows.table(data.names, _columns(data), words, drawing_in, ax)
-    for panel in table.panels:
-        _draw_shares(panel.axes, data, panel.rows)
-    _legend(table, data)
-    return table.page.figure
+    page, _, _ = rows.draw(lambda axes, part: _draw_shares(axes, data, part), ax)
+    return page.figure
+
+
+def _layers(usage: ModelUsage) -> list[LayerUsage]:
+    layers = list(usage.layers.values())
+    if not layers:
+        raise ValueError("usage: expected at least one analysed layer, but got none")
+    return layers
 
 
 def _by_chance(draws: list[int]) -> float:
@@ -162,21 +162,19 @@ def _title(data: LayersData) -> str:
 
 
 def _subtitle(data: LayersData) -> str:
-    said = _against_null(data)
     dead = int(data.dead.sum())
     if not dead:
-        return said
-    layers = "the layer has" if len(data.names) == 1 else (
-        "1 layer has" if dead == 1 else f"{dead:,} layers have")
-    return f"{said}; {layers} no importance at all"
+        return _against_null(data)
+    which = "the layer has" if len(data.names) == 1 else \
+        "1 layer has" if dead == 1 else f"{dead:,} layers have"
+    return f"{_against_null(data)}; {which} no importance at all"
 
 
 def _null_words(nulls: Sequence[NullUsage]) -> str:
-    kinds = Counter((null.kind, f"{null.draws} draws") for null in nulls)
+    kinds = Counter(f"{null.kind}, {null.draws} draws" for null in nulls)
     if len(kinds) < 2:
-        return "".join(", ".join(kind) for kind in kinds)
-    return "; ".join(f"{count:,} {', '.join(kind)}"
-                     for kind, count in sorted(kinds.items()))
+        return "".join(kinds)
+    return "; ".join(f"{count:,} {kind}" for kind, count in sorted(kinds.items()))
 
 
 def _against_null(data: LayersData) -> str:
@@ -194,86 +192,65 @@ def _against_null(data: LayersData) -> str:
 
 
 def _caption(data: LayersData) -> str:
-    said = [_CAPTION.format(data.criterion)]
-    if data.null_words:
-        said.append(f"Range: 2.5–97.5% of networks that learned nothing ({data.null_words}); by "
-                    f"chance alone, about {data.by_chance:.0%} of layers lie outside.")
-    if np.isfinite(data.dead_units).any():
-        said.append("Dead units: zero for all data, or never above zero before a ReLU.")
+    sentences = [_CAPTION.format(data.criterion)]
     without = int(np.isnan(data.null_low).sum())
+    if data.null_words:
+        sentences.append(
+            f"Range: 2.5–97.5% of networks that learned nothing ({data.null_words}); by "
+            f"chance alone, about {data.by_chance:.0%} of layers lie outside.")
+    if np.isfinite(data.dead_units).any():
+        sentences.append("Dead units: zero for all data, or never above zero before a ReLU.")
     if data.null_words and without:
-        said.append(f"Layers without a range: {without}.")
+        sentences.append(f"Layers without a range: {without}.")
     if layer_rows.are_crowded(len(data.names)) and data.dead.any():
-        said.append(f"No importance at all: {_some_names(data)}.")
+        dead = [style.elide(data.names[i]) for i in np.flatnonzero(data.dead)]
+        more = f" and {len(dead) - MOST_NAMES:,} more" if len(dead) > MOST_NAMES else ""
+        sentences.append(f"No importance at all: {', '.join(dead[:MOST_NAMES])}{more}.")
     if data.skipped:
-        said.append(f"Modules not analysed: {data.skipped}.")
-    return " ".join(said)
-
-
-def _some_names(data: LayersData) -> str:
-    dead = [style.elide(data.names[i]) for i in np.flatnonzero(data.dead)]
-    more = f" and {len(dead) - MOST_NAMES:,} more" if len(dead) > MOST_NAMES else ""
-    return ", ".join(dead[:MOST_NAMES]) + more
+        sentences.append(f"Modules not analysed: {data.skipped}.")
+    return " ".join(sentences)
 
 
 def _columns(data: LayersData) -> list[layer_rows.Column]:
-    shares = [f"{share:.1%}" for share in data.share]
-    columns = [layer_rows.Column("share", shares)]
+    columns = [layer_rows.Column("share", [f"{share:.1%}" for share in data.share])]
     if np.isfinite(data.dead_units).any():
-        columns.append(_dead_units(data))
-    if np.isfinite(data.forward_flops).any():
-        columns.append(_flops(data.forward_flops))
+        texts = ["" if math.isnan(dead) else f"{dead:,.0f} of {units:,}" if dead else "0"
+                 for dead, units in zip(data.dead_units, data.units, strict=True)]
+        columns.append(layer_rows.Column("dead units", texts, (data.dead_units > 0).tolist(),
+                                         data.dead_units / data.units, ALARM, ALARM))
+    known = np.isfinite(data.forward_flops)
+    if known.any():
+        flops = data.forward_flops
+        texts = [style.number(count) if math.isfinite(count) else "–" for count in flops]
+        columns.append(layer_rows.Column("forward FLOPs\nof one sample", texts, known.tolist(),
+                                         flops / float(np.nanmax(flops, initial=1.0))))
     return columns
 
 
-def _dead_units(data: LayersData) -> layer_rows.Column:
-    texts = [
-        "" if math.isnan(dead) else f"{dead:,.0f} of {units:,}" if dead else "0"
-        for dead, units in zip(data.dead_units, data.units, strict=True)
-    ]
-    some = (data.dead_units > 0).tolist()
-    lengths = data.dead_units / data.units
-    return layer_rows.Column("dead units", texts, some, lengths, ALARM, ALARM)
-
-
-def _flops(flops: np.ndarray) -> layer_rows.Column:
-    largest = float(np.nanmax(flops, initial=1.0))
-    known = np.isfinite(flops)
-    texts = [style.number(n) if math.isfinite(n) else "–" for n in flops]
-    return layer_rows.Column("forward FLOPs\nof one sample", texts, known.tolist(), flops / largest)
-
-
 def _draw_shares(ax: Axes, data: LayersData, part: slice) -> None:
-    at = np.arange(part.start, part.stop, dtype=float)
-    share, low, high = data.share[part], data.null_low[part], data.null_high[part]
+    rows = np.arange(part.start, part.stop, dtype=float)
+    low, high = data.null_low[part], data.null_high[part]
     known = np.isfinite(low)
     colours = np.where(data.outside[part], OUTSIDE, INSIDE).tolist()
-    style.bars(ax, at, (np.zeros_like(at), share), 0.66, colours)
-    style.bars(ax, at[known], (low[known], high[known]), 0.26, NULL_RANGE)
+    style.bars(ax, rows, np.zeros_like(rows), data.share[part], 0.66, colours)
+    style.bars(ax, rows[known], low[known], high[known], 0.26, NULL_RANGE)
+    style.strip_axes(ax, keep=(), grid="x")
+    _percent_axis(ax)
+    _write_dead(ax, data.dead, part, ALARM)
+
+
+def _percent_axis(ax: Axes) -> None:
     ax.set_xlim(0, 1)
     ax.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "25%", "50%", "75%", "100%"])
-    ax.grid(axis="x", color=RULE, linewidth=0.5)
-    ax.set_axisbelow(True)
-    if layer_rows.are_crowded(len(data.names)):
+
+
+def _write_dead(ax: Axes, dead: np.ndarray, part: slice, colour: str) -> None:
+    """Words in the rows without importance, where the rows are high enough for words."""
+    if layer_rows.are_crowded(len(dead)):
         return
-    for row in np.flatnonzero(data.dead[part]) + part.start:
-        ax.text(0.012, row, "no importance at all", fontsize=style.SMALL * 0.9, color=ALARM,
+    for row in np.flatnonzero(dead[part]) + part.start:
+        ax.text(0.012, row, "no importance at all", fontsize=style.SMALL * 0.9, color=colour,
                 weight="bold", va="center_baseline")
-
-
-def _legend(table: layer_rows.Table, data: LayersData) -> None:
-    from matplotlib.patches import Patch
-
-    outside, known = data.outside, np.isfinite(data.null_low)
-    entries = [
-        (INSIDE, "measured", bool((~outside).any())),
-        (OUTSIDE, "measured, outside the range", bool(outside.any())),
-        (NULL_RANGE, "range of networks that learned nothing", bool(known.any())),
-    ]
-    handles = [Patch(color=colour, label=words) for colour, words, there in entries if there]
-    box = table.page.axes(table.legend_left, table.legend_top, 1.0, 0.1)
-    box.set_axis_off()
-    style.legend_below(box, handles, points=0)
 
 
 MOST_CELLS = 200
@@ -284,13 +261,12 @@ MOST_TIMES = 10
 _ROUNDING = 1e-12
 _PIXELS = 1200
 """Steps of a row's picture: finer than it is drawn."""
-_MAP_IN, _MAP_BESIDE_IN = 5.2, 3.8
 _SCALE_IN = 2.6
-_GAPS_FROM_IN = 0.09
+_MOST_SEPARATED_ROWS = 144
+"""Panels of more rows have no gaps between them."""
 _SEPARATE_UNITS = 32
 """A layer of at most so many units shows each as a cell of its own."""
 _SCALE_WORDS = "importance of a unit, as a multiple of its layer's mean"
-_HALF_WORDS = "left of the line: half of the layer's importance"
 _UNITS_CAPTION = (
     "A row is a layer; its units (neurons, channels) are sorted, so a place in it is a rank, not a "
     "unit. Colours compare the units of one layer (criterion: {}), not layers with each other. "
@@ -334,45 +310,40 @@ def units_data(usage: ModelUsage) -> UnitsData:
     Raises:
         ValueError: no layer was analysed.
     """
-    layers = list(usage.layers.values())
-    if not layers:
-        raise ValueError("usage: expected at least one analysed layer, but got none")
-    importance = [_descending(layer) for layer in layers]
-    known = [layer.unit_usage for layer in layers]
+    layers = _layers(usage)
+    importance = [np.sort(np.asarray(layer.unit_importance, np.float64).ravel())[::-1]
+                  for layer in layers]
+    concentrations = [layer.unit_usage for layer in layers]
     return UnitsData(
         names=tuple(layer.name for layer in layers),
         units=np.array([values.size for values in importance]),
         cells=tuple(_cells(values) for values in importance),
         half=np.array([_half(values) for values in importance]),
         zero=np.array([int((values == 0).sum()) for values in importance]),
-        effective_share=np.array([unit.effective_share if unit else math.nan for unit in known]),
+        effective_share=np.array([units and units.effective_share for units in concentrations],
+                                 float),
         criterion=usage.criterion,
     )
 
 
 def plot_units(data: UnitsData, ax: Axes | None = None) -> Figure:
-    """Draw a row a layer on a new figure, or in the place of ``ax``.
-
-    Text keeps its size in points, so ``ax`` should be about 9 inches wide, and as high as its rows.
-    """
-    words = layer_rows.Words(
+    """Draw a row a layer on a new figure, or in the place of ``ax``."""
+    rows = layer_rows.RowFigure(
+        layers=data.names,
+        columns=_units_columns(data),
         title=_units_title(data),
         subtitle=_units_subtitle(data),
         heading="units of the layer, the most important first",
         caption=_units_caption(data),
         legend_in=0.8,
+        drawing_in=(5.2, 3.8),
     )
-    beside = len(data.names) > layer_rows.MOST_ROWS
-    map_in = _MAP_BESIDE_IN if beside else _MAP_IN
-    table = layer_rows.table(data.names, _units_columns(data), words, map_in, ax)
-    for panel in table.panels:
-        _draw_cells(panel.axes, data, panel.rows, table.row_in)
-    _units_legend(table, data)
-    return table.page.figure
-
-
-def _descending(layer: LayerUsage) -> np.ndarray:
-    return np.sort(np.asarray(layer.unit_importance, dtype=np.float64).ravel())[::-1]
+    page, left, top = rows.draw(lambda axes, part: _draw_units(axes, data, part), ax)
+    page.write(left, top, _SCALE_WORDS)
+    _draw_scale(page.axes(left, top + 0.2, _SCALE_IN, 0.13))
+    legend_left = left + style.text_width([_SCALE_WORDS], style.SMALL) + 0.4
+    page.legend(legend_left, top, _units_legend(data), columns=1)
+    return page.figure
 
 
 def _cells(importance: np.ndarray) -> np.ndarray:
@@ -402,21 +373,17 @@ def _units_subtitle(data: UnitsData) -> str:
         return "every importance is zero"
     half, units = int(data.half.sum()), int(data.units[alive].sum())
     shares = (data.half / data.units)[alive & (data.units > 1)]
-    said = f"the fewest that hold half of {_layers(data)} importance: {half:,} of {units:,}"
-    if len(shares) > 1:
-        said += f", by layer {shares.min():.0%} to {shares.max():.0%}"
-    return f"{said}; if all were equal, about 50%"
-
-
-def _layers(data: UnitsData) -> str:
-    return "the layer's" if len(data.names) == 1 else "each layer's"
+    by_layer = f", by layer {shares.min():.0%} to {shares.max():.0%}" if len(shares) > 1 else ""
+    whose = "the layer's" if len(data.names) == 1 else "each layer's"
+    return (f"the fewest that hold half of {whose} importance: {half:,} of {units:,}{by_layer}; "
+            "if all were equal, about 50%")
 
 
 def _units_caption(data: UnitsData) -> str:
-    said = _UNITS_CAPTION.format(data.criterion)
+    caption = _UNITS_CAPTION.format(data.criterion)
     if (data.units > MOST_CELLS).any():
-        said += f" Layers of more than {MOST_CELLS} units: a cell is the mean of neighbours."
-    return said
+        caption += f" Layers of more than {MOST_CELLS} units: a cell is the mean of neighbours."
+    return caption
 
 
 def _units_columns(data: UnitsData) -> list[layer_rows.Column]:
@@ -433,7 +400,8 @@ def _colours() -> Colormap:
     return matplotlib.colormaps[UNIT_COLOURS].with_extremes(bad=NO_IMPORTANCE)
 
 
-def _draw_cells(ax: Axes, data: UnitsData, part: slice, row_in: float) -> None:
+def _draw_units(ax: Axes, data: UnitsData, part: slice) -> None:
+    """The cells; a line where half of the importance is reached."""
     at = (np.arange(_PIXELS) + 0.5) / _PIXELS
     image = np.stack([cells[(at * cells.size).astype(int)] for cells in data.cells[part]])
     with np.errstate(divide="ignore"):
@@ -442,62 +410,46 @@ def _draw_cells(ax: Axes, data: UnitsData, part: slice, row_in: float) -> None:
     bounds = (0, 1, part.stop - 0.5, part.start - 0.5)
     ax.imshow(powers, _colours(), aspect="auto", extent=bounds, vmin=-most, vmax=most,
               interpolation="nearest")
-    ax.set_xlim(0, 1)
-    ax.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "25%", "50%", "75%", "100%"])
-    if row_in > _GAPS_FROM_IN:
-        _draw_gaps(ax, data.units[part], part, row_in)
-    place = data.half[part] / data.units[part]
-    here = np.arange(part.start, part.stop, dtype=float)[place > 0]
+    _percent_axis(ax)
+    if part.stop - part.start <= _MOST_SEPARATED_ROWS:
+        _draw_gaps(ax, data.units, part)
+    half = data.half[part] / data.units[part]
+    rows = np.arange(part.start, part.stop, dtype=float)[half > 0]
     for colour, width in (("white", 3.4), (INK, 1.4)):
-        ax.vlines(place[place > 0], here - 0.5, here + 0.5, color=colour, linewidth=width)
-    if layer_rows.are_crowded(len(data.names)):
-        return
-    for row in np.flatnonzero(data.half[part] == 0) + part.start:
-        ax.text(0.012, row, "no importance at all", fontsize=style.SMALL * 0.9, color="white",
-                weight="bold", va="center_baseline")
+        ax.vlines(half[half > 0], rows - 0.5, rows + 0.5, color=colour, linewidth=width)
+    _write_dead(ax, data.half == 0, part, "white")
 
 
-def _draw_gaps(ax: Axes, units: np.ndarray, part: slice, row_in: float) -> None:
+def _draw_gaps(ax: Axes, units: np.ndarray, part: slice) -> None:
     """White lines between rows, and between the units of a layer that has few."""
-    ax.hlines(np.arange(part.start + 1, part.stop) - 0.5, 0, 1, color="white",
-              linewidth=min(3.0, 72 * row_in * 0.14))
-    for row in np.flatnonzero(units <= _SEPARATE_UNITS):
+    edges = np.arange(part.start + 1, part.stop) - 0.5
+    style.bars(ax, edges, np.zeros_like(edges), np.ones_like(edges), 0.14, "white")
+    for row in np.flatnonzero(units[part] <= _SEPARATE_UNITS) + part.start:
         inner = np.arange(1, units[row]) / units[row]
-        at = row + part.start
-        ax.vlines(inner, at - 0.5, at + 0.5, color="white", linewidth=0.7)
+        ax.vlines(inner, row - 0.5, row + 0.5, color="white", linewidth=0.7)
 
 
-def _units_legend(table: layer_rows.Table, data: UnitsData) -> None:
-    from matplotlib.lines import Line2D
+def _draw_scale(ax: Axes) -> None:
+    most = math.log10(MOST_TIMES)
+    ax.imshow(np.linspace(-most, most, 256)[None], _colours(), aspect="auto",
+              extent=(-most, most, 0, 1))
+    style.strip_axes(ax, keep=())
+    ax.set_yticks([])
+    ticks = {1 / MOST_TIMES: f"≤{1 / MOST_TIMES:g}", 0.3: "0.3", 1: "1", 3: "3",
+             MOST_TIMES: f"≥{MOST_TIMES}"}
+    ax.set_xticks(np.log10(list(ticks)), list(ticks.values()))
+
+
+def _units_legend(data: UnitsData) -> list[Artist]:
     from matplotlib.patches import Patch
 
-    page, left, top = table.page, table.legend_left, table.legend_top
-    page.write(left, top + 0.1, _SCALE_WORDS, size=style.SMALL, colour=MUTED)
-    most = math.log10(MOST_TIMES)
-    scale = page.axes(left, top + 0.3, _SCALE_IN, 0.13)
-    scale.imshow(np.linspace(-most, most, 256)[None], _colours(), aspect="auto",
-                 extent=(-most, most, 0, 1))
-    style.strip_axes(scale, keep=())
-    scale.set_yticks([])
-    ticks = [1 / MOST_TIMES, 0.3, 1, 3, MOST_TIMES]
-    texts = [f"≤{ticks[0]:g}", "0.3", "1", "3", f"≥{MOST_TIMES}"]
-    scale.set_xticks(np.log10(ticks), texts)
-    right = left + style.text_width([_SCALE_WORDS], style.SMALL) + 0.4
-    note = page.axes(right, top + 0.1, 1.0, 0.35)
-    note.set_axis_off()
+    zero = int(data.zero.sum())
     handles: list[Artist] = []
-    words = []
     if data.half.any():
-        handles.append(Line2D([], [], color=INK, marker="|", markersize=9, markeredgewidth=1.4,
-                              linestyle=""))
-        words.append(_HALF_WORDS)
-    if data.zero.any():
-        handles.append(Patch(color=NO_IMPORTANCE))
-        words.append(f"no importance: {_count(int(data.zero.sum()))}")
-    note.legend(handles, words, loc="upper left", bbox_to_anchor=(0, 1), frameon=False,
-                fontsize=style.SMALL, labelcolor=MUTED, borderpad=0, borderaxespad=0,
-                handlelength=1.2)
-
-
-def _count(units: int) -> str:
-    return f"{units:,} {'unit' if units == 1 else 'units'}"
+        handles.append(style.legend_mark(
+            INK, "left of the line: half of the layer's importance", linestyle="", marker="|",
+            markersize=9, markeredgewidth=1.4))
+    if zero:
+        handles.append(Patch(color=NO_IMPORTANCE, label=f"no importance: {zero:,} "
+                                                        f"{'unit' if zero == 1 else 'units'}"))
+    return handles

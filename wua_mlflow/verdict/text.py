@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from wua_mlflow.verdict.compare import Verdict
 
 __all__ = [
-    "interval_words", "looks_sentence", "margin_words", "no_difference_seen", "no_realistic_n",
-    "outcome_words", "points", "question_answered", "ratio_words", "required_n_sentence",
-    "verdict_headline", "verdict_sentence",
+    "interval_words", "looks_sentence", "margin_text", "margin_words", "no_difference_seen",
+    "no_realistic_n", "outcome_words", "points", "question_answered", "ratio_words",
+    "required_n_sentence", "verdict_headline", "verdict_sentence",
 ]
 
 
@@ -95,17 +95,22 @@ def interval_words(verdict: Verdict) -> str:
 
 
 def margin_words(verdict: Verdict, *, of: bool = True) -> str:
-    """The margin with its unit: ``2 points of accuracy``, ``0.02 of R²``.
+    """A verdict's margin with its unit, as ``margin_text`` writes it."""
+    return margin_text(verdict.margin, verdict.score, of=of)
 
-    Args:
-        verdict: whose margin.
-        of: whether an accuracy is named; else ``2 points``.
+
+def margin_text(margin: float, score: str, *, of: bool = True) -> str:
+    """A margin with its unit; that of an accuracy in points, named unless not ``of``.
+
+    >>> margin_text(0.02, "accuracy"), margin_text(0.01, "accuracy", of=False)
+    ('2 points of accuracy', '1 point')
+    >>> margin_text(0.02, "R²")
+    '0.02 of R²'
     """
-    margin = points(verdict.margin, verdict.score)
-    if verdict.score != "accuracy":
-        return f"{margin} of {verdict.score}"
-    unit = "point" if margin == "1" else "points"
-    return f"{margin} {unit} of accuracy" if of else f"{margin} {unit}"
+    words = points(margin, score)
+    if score != "accuracy":
+        return f"{words} of {score}"
+    return f"{words} point{'' if words == '1' else 's'}{' of accuracy' if of else ''}"
 
 
 def points(value: float, score: str) -> str:

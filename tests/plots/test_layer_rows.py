@@ -1,12 +1,64 @@
-"""Labels of rows: by hand for the usual models, and apart from each other for any."""
+"""Rows: labels that stay apart; panels in which every layer stands once, blocks whole."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from tests.plots.usages import names
-from wua_mlflow.plots.layer_rows import RowNames, row_names, shortened
+from tests.plots.usages import PARTS, many, names, words_of
+from wua_mlflow.plots.layer_rows import RowNames, are_crowded, panels_of, row_names, shortened
+from wua_mlflow.plots.usage import layers_data, plot_layers, plot_units, units_data
+
+
+def _sizes(parts: list[slice]) -> list[int]:
+    assert parts[0].start == 0
+    for part, after in zip(parts, parts[1:], strict=False):
+        assert part.stop == after.start
+    return [part.stop - part.start for part in parts]
+
+
+@pytest.mark.parametrize(
+    ("count", "sizes"),
+    [(1, [1]), (110, [110]), (111, [56, 55]), (220, [110, 110]), (222, [74] * 3), (440, [110] * 4),
+     (1000, [250] * 4)],
+)
+def test_rows_are_shared_out_evenly(count, sizes):
+    assert _sizes(panels_of(row_names([f"fc{i}" for i in range(count)]))) == sizes
+
+
+def test_a_panel_begins_with_a_block_where_one_begins_near_by():
+    rows = row_names(names(200))
+    parts = panels_of(rows)
+    assert _sizes(parts) == [97, 103]
+    assert rows.blocks[96:98] == ("encoder.layers.15", "encoder.layers.16")
+
+
+def test_a_block_longer_than_that_is_split():
+    rows = row_names([f"net.{i // 90}.part{i}" for i in range(180)] + ["head"])
+    assert _sizes(panels_of(rows)) == [90, 91]
+    rows = row_names([f"net.{i // 150}.part{i}" for i in range(150)] + ["net.head"])
+    assert _sizes(panels_of(rows)) == [76, 75]
+
+
+@pytest.mark.parametrize(("count", "crowded"), [(200, False), (440, False), (441, True)])
+def test_rows_are_crowded_above_what_four_panels_name(count, crowded):
+    assert are_crowded(count) is crowded
+
+
+def test_at_200_layers_every_one_is_named_within_its_block(legible):
+    words = legible(plot_units(units_data(many(200))))
+    for part in PARTS:
+        assert words.count(part) == 33
+    assert {f"encoder.layers.{block}" for block in range(33)} <= set(words)
+    assert words.count("all in model") == 2
+
+
+def test_of_500_layers_some_are_named_in_full_and_the_caption_says_so():
+    words = words_of(plot_layers(layers_data(many(500))))
+    assert "One layer in 2 is named." in words
+    named = [name for name in names(500)[1:-1] if name.removeprefix("model.") in words]
+    assert 0 < len(named) < 498
+    assert words.count("no importance at all") == 1, "in the subtitle"
 
 
 def test_a_transformers_layers_are_named_by_block():
@@ -30,7 +82,7 @@ def test_a_resnets_layers_are_named_by_block():
 
 
 @pytest.mark.parametrize(
-    ("given", "prefix", "written"),
+    ("full", "prefix", "written"),
     [
         (["fc1", "fc2"], "", ("fc1", "fc2")),
         (["0", "2", "4"], "", ("0", "2", "4")),
@@ -39,8 +91,8 @@ def test_a_resnets_layers_are_named_by_block():
         ([""], "", ("model",)),
     ],
 )
-def test_a_network_without_blocks(given, prefix, written):
-    assert row_names(given) == RowNames(prefix, ("",) * len(given), written)
+def test_a_network_without_blocks(full, prefix, written):
+    assert row_names(full) == RowNames(prefix, ("",) * len(full), written)
 
 
 def test_without_blocks_a_name_is_whole_but_for_what_all_share():
@@ -52,7 +104,7 @@ def test_without_blocks_a_name_is_whole_but_for_what_all_share():
 def test_what_differs_looks_different_and_what_does_not_the_same(longest):
     rng = np.random.default_rng(0)
     alphabet = list("abc.01_")
-    full = ["".join(rng.choice(alphabet, size=rng.integers(1, 60))) for _ in range(300)]
+    full = ["".join(rng.choice(alphabet, size=rng.integers(1, 60))) for _ in range(100)]
     full += full[:20]
     short = shortened(full, longest)
     for i, name in enumerate(full):

@@ -1,0 +1,114 @@
+"""Colours, ticks, and that drawing leaves matplotlib's global state alone."""
+
+from __future__ import annotations
+
+import itertools
+import subprocess
+import sys
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pytest
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+
+from tests.plots.sight import SEEN, lab, linear
+from wua_mlflow.plots.style import (
+    NO_IMPORTANCE,
+    UNIT_COLOURS,
+    VARIANT_COLOURS,
+    difference_axis,
+    log_axis,
+    sheet,
+    variant_colour,
+)
+from wua_mlflow.tracking.names import Variant
+
+_DRAW = """
+import sys
+import numpy as np
+from wua_mlflow.plots.comparison import VariantFigures, comparison_data, plot_comparison
+from wua_mlflow.plots.histogram import histogram_data, plot_histogram
+from wua_mlflow.plots.network import network_data, plot_network
+from wua_mlflow.plots.pareto import pareto_data, plot_pareto
+from wua_mlflow.plots.usage import layers_data, plot_layers, plot_units, units_data
+from wua_mlflow.plots.widths import LayerChange, changes_data, plot_changes
+from wua_mlflow.usage.results import Histogram, LayerUsage, ModelUsage
+assert not {"matplotlib", "torch"} & set(sys.modules)
+import matplotlib
+before = matplotlib.rcParams.copy()
+two = [VariantFigures(n, "#000000", {"flops/forward": 1.0, "score/test": 0.5}) for n in ("a", "b")]
+histogram = Histogram(np.array([0.0, 1.0]), np.array([4]), 0.0)
+layer = LayerUsage("fc", "Linear", 4, 2, 1.0, 2.7, 0.5, 0.0, np.ones(2), histogram)
+usage = ModelUsage("output", 9, {"fc": layer}, {})
+for figure in (plot_histogram(histogram_data(np.full(8, 1 / 8))),
+               plot_network(network_data([np.ones((3, 2))])), plot_pareto(pareto_data(two)),
+               plot_comparison(comparison_data(two)), plot_layers(layers_data(usage)),
+               plot_units(units_data(usage)), plot_changes(changes_data([LayerChange("a", 2, 1)]))):
+    figure.savefig(sys.argv[1])
+assert "matplotlib.pyplot" not in sys.modules
+assert matplotlib.rcParams.copy() == before
+print("drawn")
+"""
+
+
+def test_import_is_light_and_drawing_leaves_no_trace(tmp_path: Path) -> None:
+    command = [sys.executable, "-W", "error", "-c", _DRAW, str(tmp_path / "figure.png")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.stdout == "drawn\n", done.stderr
+    assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_every_variant_has_a_colour_and_strangers_are_grey() -> None:
+    names = {value for key, value in vars(Variant).items() if not key.startswith("_")}
+    assert set(VARIANT_COLOURS) == names
+    colours = [variant_colour(f"slim-{i}") for i in (2, 3, 4)]
+    assert len({*colours, variant_colour("slim")}) == 4
+    assert variant_colour("elsewhere") == "#68717a"
+
+
+@pytest.mark.parametrize("sight", SEEN)
+def test_variants_differ_for_colour_blind_readers(sight: str) -> None:
+    seen = [np.array(SEEN[sight]) @ linear(to_rgb(colour)) for colour in VARIANT_COLOURS.values()]
+    for colour, other in itertools.combinations(seen, 2):
+        assert np.linalg.norm(colour - other) > 0.2
+
+
+@pytest.mark.parametrize("sight", [*SEEN, "trichromat"])
+def test_no_importance_looks_like_no_importance_to_any_reader(sight: str) -> None:
+    seen = np.array(SEEN.get(sight, np.eye(3)))
+    scale = lab(linear(matplotlib.colormaps[UNIT_COLOURS](np.linspace(0, 1, 256))[:, :3]) @ seen.T)
+    none = lab(linear(to_rgb(NO_IMPORTANCE)) @ seen.T)
+    assert np.linalg.norm(scale - none, axis=1).min() > 20
+    assert (np.diff(scale[:, 0]) > 0).mean() > 0.97
+
+
+@pytest.mark.parametrize(("ends", "ticks"), [
+    ((35, 75), ["40", "50", "60", "70"]), ((1e3, 1e6), ["1,000", "10,000", "100,000", "1 M"]),
+    ((0.8, 13), ["1", "3", "10"]), ((30, 280), ["50", "100", "200"])])
+def test_ticks_of_a_logarithmic_axis_are_round(
+    ends: tuple[float, float], ticks: list[str]
+) -> None:
+    ax = Figure().subplots()
+    log_axis(ax, *ends)
+    assert [label.get_text() for label in ax.get_xticklabels()] == ticks
+
+
+def test_a_difference_is_shaded_from_minus_the_margin() -> None:
+    ax = Figure().subplots()
+    difference_axis(ax, (-0.05, 0.01), 0.02, "accuracy")
+    (shade,) = ax.patches
+    assert shade.get_x() == pytest.approx(-0.02)
+    assert shade.get_x() + shade.get_width() >= ax.get_xlim()[1] - 1e-12
+    assert [line.get_xdata()[0] for line in ax.lines] == [-0.02, 0]
+    assert ax.get_xlim()[0] < -0.05
+    formatted = ax.xaxis.get_major_formatter().format_ticks([-0.02, 1e-17, 0.005])
+    assert formatted == ["−2", "0", "+0.5"]
+
+
+def test_axes_without_a_figure_are_no_place_to_draw_in() -> None:
+    ax = Figure().subplots()
+    ax.remove()
+    with pytest.raises(ValueError, match="ax: expected axes of a figure"):
+        sheet(7, 4, ax)
