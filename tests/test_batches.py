@@ -138,12 +138,12 @@ def test_a_mask_says_what_is_padding_even_where_the_forward_does_not_take_it():
     found, = Batches([{"x": X[:2], "attention_mask": mask}], Plain())
     assert list(found.kwargs) == ["x"]
     assert found.mask.keep.tolist() == [[True, True, False], [True, False, False]]
-    assert found.mask.kept == 3
+    assert found.mask.count == 3
     for nothing in (torch.ones(2, 3), None, torch.zeros(2, 1, 3, 3)):
         found, = Batches([{"x": X[:2], "attention_mask": nothing}], Plain())
         assert found.mask is None
     found, = Batches([{"x": X[:2], "attention_mask": mask.numpy()}], Plain())
-    assert found.mask.kept == 3
+    assert found.mask.count == 3
 
 
 TO_INPUTS = {

@@ -133,9 +133,9 @@ def all_reduce(
     found: list[Mapping[str, Any]] = _gathered({
         "samples": samples,
         "calls": calls,
-        "last": [layer.name for layer in watch.last],
-        "others": watch.others,
-        "refused": watch.refused,
+        "last": [layer.name for layer in watch.output_layers],
+        "others": watch.other_uses,
+        "refused": watch.unsupported,
         "layers": [_described(layer) for layer in watch.layers.values()],
         "gradients": None if gradients is None else gradients.described(),
         "rows": None if sampler is None else sampler.samples(),
@@ -143,10 +143,10 @@ def all_reduce(
     calls.clear()
     for one in reversed(found):
         calls.update(one["calls"])
-        watch.others.update(one["others"])
-        watch.refused.update(one["refused"])
+        watch.other_uses.update(one["others"])
+        watch.unsupported.update(one["refused"])
     sums = _join_layers(watch, [one["layers"] for one in found])
-    watch.last = [watch.layers[name] for name in
+    watch.output_layers = [watch.layers[name] for name in
                   next((one["last"] for one in found if one["samples"]), [])]
     if gradients is not None:
         sums += gradients.join([one["gradients"] for one in found])
@@ -192,7 +192,7 @@ def _described(layer: TracedLayer) -> TracedLayer:
 
     return replace(layer, computed=None, output=bare(layer.output),
                    inputs={power: bare(total) for power, total in layer.inputs.items()},
-                   alive=kept(layer.alive), alive_after_relu=kept(layer.alive_after_relu))
+                   fired=kept(layer.fired), fired_in_relu=kept(layer.fired_in_relu))
 
 
 def _join(layer: TracedLayer, others: list[TracedLayer], sums: list[Tensor]) -> None:
@@ -200,8 +200,8 @@ def _join(layer: TracedLayer, others: list[TracedLayer], sums: list[Tensor]) -> 
     layer.calls = sum(other.calls for other in others)
     layer.flops = sum(other.flops for other in others)
     layer.changes = any(other.changes for other in others)
-    layer.alive = _either([other.alive for other in others])
-    layer.alive_after_relu = _either([other.alive_after_relu for other in others])
+    layer.fired = _either([other.fired for other in others])
+    layer.fired_in_relu = _either([other.fired_in_relu for other in others])
     for read in (lambda one: one.output, lambda one: one.inputs[1], lambda one: one.inputs[2]):
         total, known = read(layer), [read(other) for other in others]
         like = next((one.sums for one in known if one.sums is not None), None)

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from wua_mlflow.usage.batches import Batch
 from wua_mlflow.usage.tracing.calls import WeightCall
-from wua_mlflow.usage.tracing.layer import TracedLayer, ValidPositions
-from wua_mlflow.usage.tracing.sums import by_unit
+from wua_mlflow.usage.tracing.layer import TracedLayer
+from wua_mlflow.usage.tracing.sums import ValidPositions, by_unit
 from wua_mlflow.usage.tracing.tags import tag_of
 
 __all__ = ["ActivationSampler", "MOST_ROWS", "effective_rank"]
@@ -113,12 +113,12 @@ class ActivationSampler:
         self, layer: TracedLayer, product: WeightCall, output: Tensor, positions: ValidPositions
     ) -> None:
         """Take rows of a product's output, and of its input if another layer's units came in."""
-        rows = by_unit(output, product.spatial, product.unit_dim)
+        rows = by_unit(output, layer.spatial, layer.unit_dim)
         self._take(self.given, layer.name, rows, positions)
-        source = tag_of(product.inputs[0], "layer")
-        if not isinstance(source, TracedLayer) or product.unit_dim != -1:
+        source = tag_of(product.inputs[0]).layer
+        if source is None or layer.unit_dim != -1:
             return
-        taken = _as_units(product, source)
+        taken = _as_units(product.inputs[0], layer, source)
         if taken is None:
             return
         readers = self.readers.setdefault(source.name, [])
@@ -173,10 +173,9 @@ def _sample(samples: dict[str, _Sample], name: str, rows: Tensor) -> _Sample:
     return samples[name]
 
 
-def _as_units(product: WeightCall, source: TracedLayer) -> Tensor | None:
-    """A product's input as rows of the source's units; None where they are not in place."""
-    x = product.inputs[0].detach()
-    rows = by_unit(x, product.spatial)
+def _as_units(x: Tensor, layer: TracedLayer, source: TracedLayer) -> Tensor | None:
+    """A layer's input as rows of the source's units; None where they are not in place."""
+    rows = by_unit(x.detach(), layer.spatial)
     if rows.dim() == 3:
         return rows if rows.shape[1] == source.units else None
     if rows.shape[1] == source.units:

@@ -176,7 +176,7 @@ class Batches:
         mask = batch.get("attention_mask")
         found = mask_of(torch.as_tensor(mask)) if mask is not None else None
         if found is not None:
-            found = PaddingMask(found.keep.to(self._device), found.kept)
+            found = PaddingMask(found.keep.to(self._device), found.count)
         kwargs = {name: self._placed(value) for name, value in kept.items()}
         return Batch((), kwargs, self._targets(targets), len(tensors[0]), found)
 

@@ -35,17 +35,17 @@ class Gradients:
     def add(self, loss: Tensor, watch: WeightTracer, samples: int) -> None:
         """The gradients of one batch's mean loss, for every layer that was seen."""
         names = _parameters(watch.layers.values())
-        places = [(self.parameters, name, watch.owners.parameters[name]) for name in names]
-        places += [(self.computed, layer.name, tensor) for layer, tensor in watch.used]
-        reading = watch.felt.reading()
+        places = [(self.parameters, name, watch.index.parameters[name]) for name in names]
+        places += [(self.computed, layer.name, tensor) for layer, tensor in watch.computed_weights]
+        reading = watch.unit_taylor.weights()
         tensors = [tensor for *_, tensor in places if tensor.requires_grad]
         tensors += [tensor for _, tensor in reading]
         found = iter(_gradients(loss, tensors) if tensors else ())
         for sums, name, tensor in places:
             _add(sums, name, tensor, next(found) if tensor.requires_grad else None, samples)
         for name, tensor in reading:
-            watch.felt.read(name, tensor, next(found))
-        for name, felt in watch.felt.sums.items():
+            watch.unit_taylor.add_gradient(name, tensor, next(found))
+        for name, felt in watch.unit_taylor.sums.items():
             _add(self.units, name, felt, felt, samples)
         self.samples += samples
 
@@ -89,7 +89,7 @@ class Gradients:
 
     def of_units(self, layer: TracedLayer) -> Tensor | None:
         """The mean Σ a·g of a layer's units, signed; None where it is that of weights and bias."""
-        if not layer.followed:
+        if not layer.has_own_taylor:
             return None
         return self.units.get(layer.name, torch.zeros(layer.units, dtype=torch.float64))
 

@@ -87,10 +87,10 @@ def run_pass(
     gradients = Gradients() if needs.gradient else None
     sampler = ActivationSampler() if needs.rows else None
     if sampler is not None:
-        watch.told = sampler.see
-    names = {module: name for name, module in watch.owners.modules.items()
+        watch.on_call = sampler.see
+    names = {module: name for name, module in watch.index.modules.items()
              if not isinstance(module, torch.jit.ScriptModule)}
-    watch.refused.update({name: SCRIPTED for name, module in watch.owners.modules.items()
+    watch.unsupported.update({name: SCRIPTED for name, module in watch.index.modules.items()
                           if module not in names and any(True for _ in module.parameters(False))})
     samples, error = 0, None
     with evaluating(model, grad=needs.gradient), running(model, names) as state:
@@ -103,23 +103,23 @@ def run_pass(
         samples = all_reduce(watch, state.calls, samples, gradients, sampler)
         for layer in watch.layers.values():
             if layer.view is None and layer.computed is None:  # only another process came by it
-                weight = getattr(watch.owners.modules[layer.module], "weight", None)
+                weight = getattr(watch.index.modules[layer.module], "weight", None)
                 layer.computed = weight.detach() if isinstance(weight, torch.Tensor) else None
         if gradients is not None:
             gradients.finish()
         skipped = explain_skipped(
-            watch.owners,
+            watch.index,
             watch.layers,
             state.calls,
-            watch.others,
-            watch.refused,
-            unasked=watch.unasked,
+            watch.other_uses,
+            watch.unsupported,
+            not_requested=watch.not_requested,
         )
     if not samples:
         raise ValueError("data: expected at least one sample, but got none")
-    return PassStatistics(watch.layers, tuple(layer.name for layer in watch.last), skipped, samples,
-                       watch.owners.parameters, gradients, sampler,
-                       frozenset(watch.unasked))
+    last = tuple(layer.name for layer in watch.output_layers)
+    return PassStatistics(watch.layers, last, skipped, samples, watch.index.parameters, gradients,
+                          sampler, frozenset(watch.not_requested))
 
 
 def layer_filter(model: nn.Module, layers: Sequence[str] | None) -> Callable[[str], bool]:
@@ -193,7 +193,7 @@ def _one(
     extras: tuple[Gradients | None, ActivationSampler | None, Loss | None],
 ) -> None:
     gradients, sampler, loss = extras
-    watch.mask, watch.used, watch.felt = batch.mask, [], UnitTaylor()
+    watch.mask, watch.computed_weights, watch.unit_taylor = batch.mask, [], UnitTaylor()
     if sampler is not None:
         sampler.begin(batch)
     try:
@@ -219,7 +219,7 @@ def _see_changes(model: nn.Module, last: Batch, watch: WeightTracer, state: Runn
     made = [layer for layer in watch.layers.values() if layer.computed is not None]
     if not made:
         return
-    again, calls = WeightTracer(model, RequiredStats(output=False), watch.wanted), state.calls
+    again, calls = WeightTracer(model, RequiredStats(output=False), watch.is_requested), state.calls
     again.running, state.calls = state.stack, Counter()
     with suppress(Exception):
         other = last.other()
@@ -243,7 +243,7 @@ def _check_finite(watch: WeightTracer, batch: Batch | None, number: int | None) 
             where = "" if number is None else f" by batch {number}"
             if batch is not None and not bool(torch.isfinite(batch.first).all()):
                 where += ", which is not finite itself"
-            broken = next((name for name, parameter in watch.owners.parameters.items()
+            broken = next((name for name, parameter in watch.index.parameters.items()
                            if not bool(torch.isfinite(parameter).all())), None)
             cause = "" if broken is None else f"; parameter '{broken}' is not finite"
             if total is layer.inputs[2] and layer.overflow is not None:

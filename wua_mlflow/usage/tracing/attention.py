@@ -1,6 +1,6 @@
-"""Attention's own code with its calls in sight, its fused weight in three, and its heads.
+"""Attention: torch's own code run so that its calls are seen, its fused weight, and its heads.
 
-May import: torch, calls, owners. Tests: ``tests/watching/test_attention.py``.
+Tests: ``tests/usage/tracing/test_attention.py``.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ ATTENTION = functional.multi_head_attention_forward
 
 
 def _without_check(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The same Python function, without its own look for overrides, so that its calls are seen."""
+    """The same Python function without its check for overrides, so that a mode sees its calls."""
     plain = cast(types.FunctionType, function)
     names = {**plain.__globals__, "has_torch_function": lambda *_: False}
     copy = types.FunctionType(plain.__code__, names, plain.__name__, plain.__defaults__,
@@ -42,72 +42,71 @@ attention = _without_check(ATTENTION)
 
 
 def split_qkv(
-    product: WeightCall,
+    call: WeightCall,
     output: Tensor,
     view: ParameterView | None,
-    owners: ParameterIndex,
+    index: ParameterIndex,
     running: Sequence[str],
 ) -> list[tuple[WeightCall, Tensor, ParameterView | None]]:
     """The rows of attention's fused weight apart: queries, keys, values; any other product alone.
 
     Args:
-        product: of a weight whose parameter's ``view`` is given.
+        call: of the weight.
         output: what it gave.
-        view: None for a computed weight.
-        owners: whose parameter that is.
+        view: of the weight's parameter; None for a computed weight.
+        index: of the model.
         running: the modules whose forward is under way.
     """
     owner, _, attribute = view.parameter.rpartition(".") if view else ("", "", "")
-    module = owners.modules.get(owner)
+    module = index.modules.get(owner)
     if attribute != "in_proj_weight" or not isinstance(module, nn.MultiheadAttention):
-        return [(product, output, view)]
+        return [(call, output, view)]
     width, parts = module.embed_dim, []
-    for start in range(0, product.weight.shape[0], width):
-        bias = product.bias
-        part = WeightCall("linear", product.weight.narrow(0, start, width), product.inputs,
-                       None if bias is None else bias.narrow(0, start, width))
-        parts.append((part, output.narrow(-1, start, width), owners.find(part.weight, running)))
+    for start in range(0, call.weight.shape[0], width):
+        bias = None if call.bias is None else call.bias.narrow(0, start, width)
+        part = WeightCall("linear", call.weight.narrow(0, start, width), call.inputs, bias)
+        parts.append((part, output.narrow(-1, start, width), index.find(part.weight, running)))
     return parts
 
 
-def heads_of(owners: ParameterIndex, module: str, units: int) -> tuple[int, int]:
+def heads_of(index: ParameterIndex, module: str, units: int) -> tuple[int, int]:
     """How many heads share out the units of a projection, and in how many blocks they all lie.
 
-    Of ``nn.MultiheadAttention``, and of a layer that is called as queries, keys and values are in
-    a module that has the size of a head or the number of heads: ``transformers``' models. What
-    makes all three at once has a block of all heads for each (GPT-2's ``c_attn``), or
+    Known of ``nn.MultiheadAttention``, and of a layer that is called as queries, keys and values
+    are in a module that has the size of a head or the number of heads: ``transformers``' models. A
+    layer that makes all three at once has a block of all heads for each (GPT-2's ``c_attn``), or
     lays out a head's three together (``query_key_value`` of GPT-NeoX and BLOOM).
 
     Args:
-        owners: the model's modules.
+        index: of the model.
         module: the name of the one that holds the weight.
         units: of the layer.
 
     Returns:
-        (0, 1) where it has no heads, or how many is not told.
+        (0, 1) where it has no heads, or how many is not known.
     """
-    own = owners.modules.get(module)
-    if isinstance(own, nn.MultiheadAttention):
-        return own.num_heads, 1
+    projection = index.modules.get(module)
+    if isinstance(projection, nn.MultiheadAttention):
+        return projection.num_heads, 1
     parent, _, leaf = module.rpartition(".")
-    around = owners.modules.get(parent)
-    fused = _FUSED.get((leaf, type(own).__name__))
-    if around is None or not (fused or _PROJECTION.fullmatch(leaf)):
+    attention_module = index.modules.get(parent)
+    fused = _FUSED.get((leaf, type(projection).__name__))
+    if attention_module is None or not (fused or _PROJECTION.fullmatch(leaf)):
         return 0, 1
-    size, told = _told(around, _SIZES), _told(around, _HEADS)
+    size, heads = (_first_number(attention_module, names) for names in (_SIZES, _HEADS))
     if fused:
-        told = told or (units // (3 * size) if size else 0)
-        whole = told and (units == 3 * told * size if size else units % (told * fused) == 0)
-        return (told, fused) if whole else (0, 1)  # else heads share their keys
+        heads = heads or (units // (3 * size) if size else 0)
+        whole = heads and (units == 3 * heads * size if size else units % (heads * fused) == 0)
+        return (heads, fused) if whole else (0, 1)  # else heads share their keys
     if size:  # keys and values may have fewer heads
-        told = units // size if units % size == 0 else 0
-    return (told, 1) if told and units % told == 0 else (0, 1)
+        heads = units // size if units % size == 0 else 0
+    return (heads, 1) if heads and units % heads == 0 else (0, 1)
 
 
-def _told(module: nn.Module, names: Sequence[str]) -> int:
-    """The first of these attributes that is a number; 0 where none is."""
-    found = (getattr(module, name, None) for name in names)
-    return next((one for one in found if isinstance(one, int) and one > 0), 0)
+def _first_number(module: nn.Module, names: Sequence[str]) -> int:
+    """The first of these attributes that is a positive integer; 0 where none is."""
+    values = (getattr(module, name, None) for name in names)
+    return next((value for value in values if isinstance(value, int) and value > 0), 0)
 
 
 def is_time_first(module: nn.Module) -> bool:

@@ -1,6 +1,7 @@
-"""A function call read as a product of a weight with activations; pure, no model and no state.
+"""Which function calls multiply a weight with activations, and which of their arguments is which.
 
-May import: torch. Tests: ``tests/watching/test_calls.py``.
+Pure functions of a call's arguments: no model and no state.
+Tests: ``tests/usage/tracing/test_calls.py``.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ __all__ = ["CALL_PARSERS", "ConvGeometry", "WeightCall", "name_of"]
 
 @dataclass(frozen=True)
 class ConvGeometry:
-    """How a convolution's kernel lies on its input, an entry a spatial dimension.
+    """A convolution's options, one entry for each spatial dimension.
 
     ``padding`` is that on the left; ``transposed`` swaps input and output.
     """
@@ -32,13 +33,18 @@ class ConvGeometry:
 
 @dataclass(frozen=True)
 class WeightCall:
-    """One product: ``weight`` as it was passed, the activations that it met, how they lie.
+    """A function call that multiplies a weight with activations.
 
-    ``operation`` is ``linear`` (weight (units, in), activations (..., in)), ``left_matmul``
-    (weight (units, in), activations (..., in, columns)), ``conv`` (weight as
-    ``nn.Conv2d`` or, transposed, ``nn.ConvTranspose2d`` has it), ``embedding`` (weight (entries,
-    units), activations are indices) or ``bilinear`` (weight (units, in1, in2)). ``sure`` says that
-    the function always takes a weight; a plain matrix product may be one of activations alone.
+    Attributes:
+        operation: ``linear`` (weight (units, in), activations (..., in)), ``left_matmul`` (weight
+            (units, in), activations (..., in, columns)), ``conv`` (weight as ``nn.Conv2d`` or,
+            transposed, ``nn.ConvTranspose2d`` has it), ``embedding`` (weight (entries, units),
+            activations are indices) or ``bilinear`` (weight (units, in1, in2)).
+        weight: as it was passed.
+        inputs: the activations.
+        bias: that the call adds.
+        geometry: of a convolution.
+        always_a_weight: False for a plain matrix product, which may be one of two activations.
     """
 
     operation: str
@@ -46,22 +52,7 @@ class WeightCall:
     inputs: tuple[Tensor, ...]
     bias: Tensor | None = None
     geometry: ConvGeometry | None = None
-    sure: bool = True
-
-    @property
-    def unit_dim(self) -> int:
-        """The dimension of the output that counts units, from its end; a convolution's: -1."""
-        return -2 if self.operation == "left_matmul" else -1
-
-    def lead(self, output: Tensor) -> tuple[int, ...]:
-        """The shape of an output but for its units, in the order of its rows."""
-        shape = tuple(output.shape)
-        return (*shape[:-2], shape[-1]) if self.unit_dim == -2 else shape[:-1]
-
-    @property
-    def spatial(self) -> int:
-        """The number of a convolution's spatial dimensions, else 0."""
-        return self.weight.dim() - 2 if self.operation == "conv" else 0
+    always_a_weight: bool = True
 
     def flops(self, output: Tensor) -> int:
         """FLOPs of the product, 2 a multiply-accumulate, as ``count_flops`` has them.
@@ -92,35 +83,45 @@ def name_of(func: Any) -> str:
     return str(getattr(func, "__name__", "")).partition(".")[0]
 
 
-def _bound(
-    names: Sequence[str], args: Sequence[Any], kwargs: Mapping[str, Any]
-) -> dict[str, Any]:
-    return {**dict(zip(names, args, strict=False)), **kwargs}
+def _parser(operation: str, *names: str, transposed: bool = False) -> CallParser:
+    """The parser of a function whose argument ``weight`` is always one.
+
+    Args:
+        operation: as in ``WeightCall``.
+        names: of the function's arguments in order; those of activations begin with ``in``.
+        transposed: whether it is a transposed convolution, unless an argument says so.
+    """
+    def parse(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[WeightCall]:
+        bound = {**dict(zip(names, args, strict=False)), **kwargs}
+        inputs = tuple(bound[name] for name in names if name.startswith("in"))
+        geometry = None
+        if operation == "conv":
+            geometry = _geometry({"transposed": transposed, **bound})
+        return [WeightCall(operation, bound["weight"], inputs, bound.get("bias"), geometry)]
+
+    return parse
 
 
-def _linear(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[WeightCall]:
-    got = _bound(("input", "weight", "bias"), args, kwargs)
-    return [WeightCall("linear", got["weight"], (got["input"],), got.get("bias"))]
+def _geometry(bound: Mapping[str, Any]) -> ConvGeometry:
+    """The options of a convolution from its arguments by name."""
+    kernel = bound["weight"].shape[2:]
 
+    def per_dim(value: Any) -> tuple[int, ...]:
+        values = tuple(value) if isinstance(value, Sequence) else (value,)
+        return values * len(kernel) if len(values) == 1 else values
 
-def _embedding(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[WeightCall]:
-    got = _bound(("input", "weight"), args, kwargs)
-    return [WeightCall("embedding", got["weight"], (got["input"],))]
-
-
-def _aten_embedding(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[WeightCall]:
-    got = _bound(("weight", "indices"), args, kwargs)
-    return [WeightCall("embedding", got["weight"], (got["indices"],))]
-
-
-def _bilinear(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[WeightCall]:
-    got = _bound(("input1", "input2", "weight", "bias"), args, kwargs)
-    return [WeightCall("bilinear", got["weight"], (got["input1"], got["input2"]), got.get("bias"))]
+    dilation, padding = per_dim(bound.get("dilation", 1)), bound.get("padding", 0)
+    if padding == "same":  # what is odd goes to the right
+        padding = tuple(d * (k - 1) // 2 for d, k in zip(dilation, kernel, strict=True))
+    elif padding == "valid":
+        padding = 0
+    return ConvGeometry(per_dim(bound.get("stride", 1)), per_dim(padding), dilation,
+                        int(bound.get("groups", 1)), bool(bound["transposed"]))
 
 
 def _matmul(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[WeightCall]:
-    values = [*args, *kwargs.values()]
-    return _either(values[0], values[1], None) if len(values) > 1 else []
+    factors = [*args, *kwargs.values()]
+    return _either_factor(factors[0], factors[1], None) if len(factors) > 1 else []
 
 
 def _reversed_matmul(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[WeightCall]:
@@ -128,112 +129,58 @@ def _reversed_matmul(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[W
 
 
 def _addmm(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[WeightCall]:
-    got = _bound(("input", "mat1", "mat2"), args, kwargs)
-    return _either(got["mat1"], got["mat2"], got["input"])
+    bound = {**dict(zip(("input", "mat1", "mat2"), args, strict=False)), **kwargs}
+    return _either_factor(bound["mat1"], bound["mat2"], bound["input"])
 
 
-def _either(left: Any, right: Any, bias: Any) -> list[WeightCall]:
+def _either_factor(left: Any, right: Any, bias: Any) -> list[WeightCall]:
     """Either factor may be the weight; only a matrix is taken for one."""
     if not isinstance(left, Tensor) or not isinstance(right, Tensor):
         return []
-    found = []
+    calls = []
     if right.dim() == 2 and left.dim():
-        found.append(WeightCall("linear", right.T, (left,), bias, sure=False))
+        calls.append(WeightCall("linear", right.T, (left,), bias, always_a_weight=False))
     if left.dim() == 2 and right.dim() > 1:
-        found.append(WeightCall("left_matmul", left, (right,), sure=False))
-    return found
-
-
-def _convolution(dims: int) -> CallParser:
-    def read(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[WeightCall]:
-        names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
-        got = _bound(names, args, kwargs)
-        return [_conv(got, dims, transposed=False)]
-
-    return read
-
-
-def _transposed_convolution(dims: int) -> CallParser:
-    def read(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[WeightCall]:
-        names = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups",
-                 "dilation")
-        return [_conv(_bound(names, args, kwargs), dims, transposed=True)]
-
-    return read
-
-
-def _any_convolution(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[WeightCall]:
-    names = ("input", "weight", "bias", "stride", "padding", "dilation", "transposed",
-             "output_padding", "groups")
-    got = _bound(names, args, kwargs)
-    return [_conv(got, got["weight"].dim() - 2, transposed=bool(got["transposed"]))]
-
-
-def _conv(got: Mapping[str, Any], dims: int, *, transposed: bool) -> WeightCall:
-    weight = got["weight"]
-    dilation = _each(got.get("dilation", 1), dims)
-    padding = got.get("padding", 0)
-    if padding == "same":  # what is odd goes to the right
-        kernel = weight.shape[2:]
-        padding = tuple(d * (k - 1) // 2 for d, k in zip(dilation, kernel, strict=True))
-    elif padding == "valid":
-        padding = 0
-    geometry = ConvGeometry(_each(got.get("stride", 1), dims), _each(padding, dims), dilation,
-                        int(got.get("groups", 1)), transposed)
-    return WeightCall("conv", weight, (got["input"],), got.get("bias"), geometry)
-
-
-def _each(value: Any, dims: int) -> tuple[int, ...]:
-    """An option of a convolution, which may be one number for all spatial dimensions."""
-    values = tuple(value) if isinstance(value, Sequence) else (value,)
-    return values * dims if len(values) == 1 else values
+        calls.append(WeightCall("left_matmul", left, (right,), always_a_weight=False))
+    return calls
 
 
 _aten = torch.ops.aten
+_linear = _parser("linear", "input", "weight", "bias")
+_bilinear = _parser("bilinear", "input1", "input2", "weight", "bias")
+_embedding = _parser("embedding", "input", "weight")
+_aten_embedding = _parser("embedding", "weight", "indices")
+_conv = _parser("conv", "input", "weight", "bias", "stride", "padding", "dilation", "groups")
+_conv_transpose = _parser("conv", "input", "weight", "bias", "stride", "padding",
+                          "output_padding", "groups", "dilation", transposed=True)
+_any_conv = _parser("conv", "input", "weight", "bias", "stride", "padding", "dilation",
+                    "transposed", "output_padding", "groups")
 
 CALL_PARSERS: dict[Any, CallParser] = {
-    functional.linear: _linear,
-    functional.embedding: _embedding,
-    functional.bilinear: _bilinear,
-    functional.conv1d: _convolution(1),
-    functional.conv2d: _convolution(2),
-    functional.conv3d: _convolution(3),
-    functional.conv_transpose1d: _transposed_convolution(1),
-    functional.conv_transpose2d: _transposed_convolution(2),
-    functional.conv_transpose3d: _transposed_convolution(3),
-    torch.conv1d: _convolution(1),
-    torch.conv2d: _convolution(2),
-    torch.conv3d: _convolution(3),
-    torch.conv_transpose1d: _transposed_convolution(1),
-    torch.conv_transpose2d: _transposed_convolution(2),
-    torch.conv_transpose3d: _transposed_convolution(3),
-    torch.convolution: _any_convolution,
-    torch.bilinear: _bilinear,
-    torch.embedding: _aten_embedding,
-    torch.matmul: _matmul,
-    torch.mm: _matmul,
-    torch.addmm: _addmm,
-    Tensor.matmul: _matmul,
-    Tensor.mm: _matmul,
-    Tensor.addmm: _addmm,
-    Tensor.__matmul__: _matmul,
-    Tensor.__rmatmul__: _reversed_matmul,
-    # the operators of a graph that torch.export made
-    _aten.linear.default: _linear,
-    _aten.embedding.default: _aten_embedding,
-    _aten.bilinear.default: _bilinear,
-    _aten.conv1d.default: _convolution(1),
-    _aten.conv2d.default: _convolution(2),
-    _aten.conv3d.default: _convolution(3),
-    _aten.conv1d.padding: _convolution(1),
-    _aten.conv2d.padding: _convolution(2),
-    _aten.conv3d.padding: _convolution(3),
-    _aten.conv_transpose1d.default: _transposed_convolution(1),
-    _aten.conv_transpose2d.input: _transposed_convolution(2),
-    _aten.conv_transpose3d.input: _transposed_convolution(3),
-    _aten.convolution.default: _any_convolution,
-    _aten.matmul.default: _matmul,
-    _aten.mm.default: _matmul,
-    _aten.addmm.default: _addmm,
+    func: parser
+    for parser, functions in {
+        _linear: (functional.linear, _aten.linear.default),
+        _bilinear: (functional.bilinear, torch.bilinear, _aten.bilinear.default),
+        _embedding: (functional.embedding,),
+        _aten_embedding: (torch.embedding, _aten.embedding.default),
+        _conv: (functional.conv1d, functional.conv2d, functional.conv3d,
+                torch.conv1d, torch.conv2d, torch.conv3d,
+                _aten.conv1d.default, _aten.conv2d.default, _aten.conv3d.default,
+                _aten.conv1d.padding, _aten.conv2d.padding, _aten.conv3d.padding),
+        _conv_transpose: (functional.conv_transpose1d, functional.conv_transpose2d,
+                          functional.conv_transpose3d, torch.conv_transpose1d,
+                          torch.conv_transpose2d, torch.conv_transpose3d,
+                          _aten.conv_transpose1d.default, _aten.conv_transpose2d.input,
+                          _aten.conv_transpose3d.input),
+        _any_conv: (torch.convolution, _aten.convolution.default),
+        _matmul: (torch.matmul, torch.mm, Tensor.matmul, Tensor.mm, Tensor.__matmul__,
+                  _aten.matmul.default, _aten.mm.default),
+        _reversed_matmul: (Tensor.__rmatmul__,),
+        _addmm: (torch.addmm, Tensor.addmm, _aten.addmm.default),
+    }.items()
+    for func in functions
 }
-"""The functions that multiply a weight with activations, as ``TorchFunctionMode`` names them."""
+"""The functions that multiply a weight with activations, as ``TorchFunctionMode`` names them.
+
+Those of ``aten`` are the operators of a graph that ``torch.export`` made.
+"""

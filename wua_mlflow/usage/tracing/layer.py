@@ -1,6 +1,6 @@
-"""One layer under observation: its weight, and what was summed of the activations that it met.
+"""A traced layer: one weight of the model, and the sums of the activations that it met.
 
-May import: torch, calls, owners. Tests: ``tests/watching/test_layer.py``.
+Tests: ``tests/usage/tracing/test_layer.py``.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -16,17 +15,40 @@ from torch import Tensor
 from wua_mlflow.usage.tracing.calls import WeightCall
 from wua_mlflow.usage.tracing.parameters import ParameterView
 from wua_mlflow.usage.tracing.recurrent import RecurrentCall
-from wua_mlflow.usage.tracing.sums import PaddingMask, by_unit, input_sums, kept, output_sums
+from wua_mlflow.usage.tracing.sums import (
+    Sums,
+    ValidPositions,
+    by_unit,
+    feature_sums,
+    input_sums,
+    is_cheaper_by_inputs,
+    masked_rows,
+    output_sums_by_inputs,
+    unit_sums,
+)
 from wua_mlflow.usage.tracing.tags import tag, tag_of
 
-__all__ = [
-    "FiredUnits", "RequiredStats", "RunningSum", "TracedLayer", "ValidPositions", "add_bias",
-    "add_call", "add_recurrent_call", "find_added_bias", "propagate_output", "propagate_units",
-    "record_relu_input",
-]
+__all__ = ["FiredUnits", "RequiredStats", "RunningSum", "TracedLayer"]
 
 
-_A_FEW = 64
+_FIRST_ROWS = 64
+
+
+@dataclass(frozen=True)
+class RequiredStats:
+    """Which statistics are gathered.
+
+    Attributes:
+        output: sums of outputs.
+        powers: sums of |x|^power of inputs, for these powers.
+        gradient: gradients of a loss.
+        rows: a sample of activations.
+    """
+
+    output: bool = True
+    powers: frozenset[int] = frozenset()
+    gradient: bool = False
+    rows: bool = False
 
 
 @dataclass
@@ -37,7 +59,9 @@ class RunningSum:
     count: int = 0
 
     def add(self, sums: Tensor, count: int) -> None:
-        exact = _off_mps(sums.detach()).double()
+        """Add a batch's sums over so many samples and positions."""
+        sums = sums.detach()
+        exact = (sums.cpu() if sums.device.type == "mps" else sums).double()  # MPS: no float64
         self.sums = exact if self.sums is None else self.sums.add_(exact)
         self.count += count
 
@@ -58,49 +82,70 @@ class FiredUnits:
         self.flags = torch.zeros(units, dtype=torch.bool, device=device)
         self.above = above
         self.calls = 0
-        self.last = 0
+        self.last_call = 0
         self._undecided = torch.arange(units, device=device)
 
     def to(self, device: torch.device) -> FiredUnits:
-        """The same on another device, decided or not."""
+        """A copy on another device."""
         moved = FiredUnits(len(self.flags), device, above=self.above)
         moved.flags, moved.calls = self.flags.to(device, copy=True), self.calls
-        moved.last = self.last
+        moved.last_call = self.last_call
         return moved
 
-    def see(self, rows: Tensor, call: int | None = None) -> None:
-        """Take in what came of one call of the layer.
+    def update(self, rows: Tensor, call: int | None = None) -> None:
+        """Take in the outputs of one call of the layer.
 
         Args:
             rows: outputs by unit, shape (rows, units) or (samples, units, positions).
             call: which one; the same once more is not counted again.
         """
-        self.calls += call is None or call != self.last
-        self.last = self.last if call is None else call
+        self.calls += call is None or call != self.last_call
+        self.last_call = self.last_call if call is None else call
         if not self._undecided.numel():
             return
-        few = _A_FEW if rows.dim() == 2 else 1
-        for some in (rows[:few], rows[few:]):  # the first rows decide most units
-            left = self._undecided
-            if not left.numel() or not len(some):
+        first = _FIRST_ROWS if rows.dim() == 2 else 1
+        for part in (rows[:first], rows[first:]):  # the first rows decide most units
+            undecided = self._undecided
+            if not undecided.numel() or not len(part):
                 return
-            chosen = some if len(left) == len(self.flags) else some.index_select(1, left)
-            hits = chosen > 0 if self.above else chosen != 0
-            self.flags[left] |= hits.any(0) if hits.dim() == 2 else hits.any(2).any(0)
+            values = part if len(undecided) == len(self.flags) else part.index_select(1, undecided)
+            hits = values > 0 if self.above else values != 0
+            self.flags[undecided] |= hits.any(0) if hits.dim() == 2 else hits.any(2).any(0)
             if not rows.is_cuda or not self.calls & (self.calls - 1):
-                self._undecided = left[~self.flags[left]]
+                self._undecided = undecided[~self.flags[undecided]]
 
 
 @dataclass
 class TracedLayer:
-    """A weight and its statistics; ``weight`` is a view of a parameter, or was ``computed``.
+    """A weight and its statistics.
 
-    ``operation`` is a product's, or ``recurrent`` with so many ``gates``. ``bias`` is a parameter's
-    view, or None where there is none that could be told. ``overflow`` is the dtype that could not
-    hold the squares of finite inputs, where that was seen. ``heads``: so many, of equally many
-    units in a row, of an attention's query, key or value; 0 elsewhere; where one layer makes all
-    three, in so many blocks of all heads (``head_parts``). ``flops`` are those of its products over
-    all data. ``followed``: Σ a·g of its units is summed on its own (``Felt``).
+    Attributes:
+        name: of the layer.
+        kind: of its module, like ``Linear``.
+        module: the name of the module that holds the weight.
+        operation: as in ``WeightCall``, or ``recurrent``.
+        units: how many.
+        spatial: the number of a convolution's spatial dimensions, else 0.
+        view: of the parameter that the weight is; None where a module computes the weight.
+        computed: the weight that a module computed, at the first call.
+        bias: a parameter's view; None where there is none that is known.
+        groups: of a convolution.
+        gates: of a recurrent layer.
+        transposed: whether a convolution is.
+        output: Σ of the units' outputs.
+        inputs: Σ |x|^power of what each weight multiplies, by power.
+        hidden_input: whether what the weight multiplies cannot be seen.
+        hidden_output: whether the units' outputs cannot be seen.
+        calls: how often it was called.
+        fired: which units were ever other than zero.
+        fired_in_relu: which units were ever above zero where a ReLU read them.
+        changes: whether a computed weight was another for other data.
+        overflow: the dtype that could not hold the squares of finite inputs, where that was seen.
+        heads: how many, of equally many units in a row, where it makes an attention's queries,
+            keys or values; 0 elsewhere.
+        head_parts: where it makes all three, in how many blocks of all heads.
+        flops: of its products, over all data.
+        has_own_taylor: whether Σ a·g of its units is summed by hooks (``UnitTaylor``).
     """
 
     name: str
@@ -122,23 +167,23 @@ class TracedLayer:
     hidden_input: bool = False
     hidden_output: bool = False
     calls: int = 0
-    alive: FiredUnits | None = None
-    alive_after_relu: FiredUnits | None = None
+    fired: FiredUnits | None = None
+    fired_in_relu: FiredUnits | None = None
     changes: bool = False
     overflow: torch.dtype | None = None
     heads: int = 0
     head_parts: int = 1
     flops: int = 0
-    followed: bool = False
+    has_own_taylor: bool = False
 
     @property
-    def covers(self) -> str | None:
+    def parameter(self) -> str | None:
         """The name of the parameter, where the weight is one's view."""
         return self.view.parameter if self.view else None
 
     @property
     def unit_dim(self) -> int:
-        """The dimension of a product's output that counts units, from its end."""
+        """The dimension of the output that counts units, from its end; a convolution's: -1."""
         return -2 if self.operation == "left_matmul" else -1
 
     @property
@@ -166,187 +211,120 @@ class TracedLayer:
 
     def dead_units(self) -> Tensor | None:
         """Which units were zero for all data, or never above zero before a ReLU."""
-        after = self.alive_after_relu
-        if after is not None and after.calls == self.calls:
-            return ~after.flags
-        return None if self.alive is None else ~self.alive.flags
+        in_relu = self.fired_in_relu
+        if in_relu is not None and in_relu.calls == self.calls:
+            return ~in_relu.flags
+        return None if self.fired is None else ~self.fired.flags
+
+    def rows(self, output: Tensor, positions: ValidPositions) -> Sums:
+        """The outputs by unit, zero at positions that do not count, and how many count."""
+        rows = by_unit(output, self.spatial, self.unit_dim)
+        lead = output.shape[:-1] if self.unit_dim == -1 else (*output.shape[:-2], output.shape[-1])
+        return masked_rows(rows, lead, positions)
+
+    def add_call(
+        self, call: WeightCall, output: Tensor, required: RequiredStats, positions: ValidPositions
+    ) -> None:
+        """Add a product of the weight to the sums.
+
+        Args:
+            call: the product.
+            output: what it gave, detached.
+            required: which sums.
+            positions: those of the batch that count.
+        """
+        self.calls += 1
+        self.flops += call.flops(output)
+        if self.computed is not None and self.calls == 2:
+            self.changes = not torch.equal(self.computed, call.weight.detach())
+        rows, count = self.rows(output, positions)
+        if required.output:
+            by_inputs = positions.mask is None and is_cheaper_by_inputs(call, output)
+            self.output.add(output_sums_by_inputs(call, output) if by_inputs else unit_sums(rows),
+                            count)
+        for power in required.powers:
+            sums, count = input_sums(call, output, power, positions)
+            self._add_inputs(power, sums, count, call.inputs)
+        if self.fired is None:
+            self.fired = FiredUnits(self.units, output.device, above=False)
+        self.fired.update(rows)
+
+    def add_recurrent_call(
+        self, call: RecurrentCall, required: RequiredStats, positions: ValidPositions
+    ) -> None:
+        """Add the hidden states of a recurrent layer, and what its weight multiplied, to the sums.
+
+        Args:
+            call: of the weight.
+            required: which sums.
+            positions: those of the batch that count.
+        """
+        self.calls += 1
+        self.flops += call.flops
+        if call.outputs is not None:
+            rows, count = self.rows(call.outputs, positions)
+            if required.output:
+                self.output.add(unit_sums(rows), count)
+            self.fired = self.fired or FiredUnits(self.units, rows.device, above=False)
+            self.fired.update(rows)
+        if call.inputs is None:
+            return
+        multiplied = call.multiplied() if required.powers else None
+        for power in required.powers:
+            sums, count = _packed_state_sums(call, power) if multiplied is None else \
+                feature_sums(multiplied, power, positions)
+            inputs = call.inputs if multiplied is None else multiplied
+            self._add_inputs(power, sums.unsqueeze(0), count, [inputs])
+
+    def _add_inputs(
+        self, power: int, sums: Tensor, count: int, inputs: Sequence[Tensor]
+    ) -> None:
+        """Add sums of inputs; note where they are infinite though the inputs are finite.
+
+        A GPU would have to wait for the answer: it is not asked there.
+        """
+        self.inputs[power].add(sums, count)
+        if power == 2 and not sums.is_cuda \
+                and not math.isfinite(float(sums.detach().sum())) \
+                and not bool(sums.isfinite().all()) \
+                and all(bool(tensor.isfinite().all()) for tensor in inputs):
+            self.overflow = sums.dtype
+
+    def add_bias(
+        self, bias: Tensor, result: Tensor, required: RequiredStats, positions: ValidPositions
+    ) -> None:
+        """Take in a bias that was added after the product, as if the product had had it.
+
+        Args:
+            bias: one number a unit.
+            result: of the sum.
+            required: which sums.
+            positions: those of the batch that count.
+        """
+        rows, count = self.rows(result.detach(), positions)
+        if required.output:
+            self.output.add(bias.detach().reshape(-1).double() * count, 0)
+        if self.fired is not None:
+            self.fired.update(rows)
+        if self.unit_dim == -1:
+            tag(result, layer=self, call=self.calls, product=None)
+
+    def record_relu_input(self, tensor: Tensor, positions: ValidPositions) -> None:
+        """Note which units are above zero where a ReLU is about to read them."""
+        rows, _ = self.rows(tensor.detach(), positions)
+        if rows.shape[1] == self.units:
+            if self.fired_in_relu is None:
+                self.fired_in_relu = FiredUnits(self.units, tensor.device, above=True)
+            self.fired_in_relu.update(rows, tag_of(tensor).call)
 
 
-def _off_mps(tensor: Tensor) -> Tensor:
-    """On the CPU, where the tensor's device has no float64."""
-    return tensor.cpu() if tensor.device.type == "mps" else tensor
+def _packed_state_sums(call: RecurrentCall, power: int) -> Sums:
+    """Σ |h|^power of the states before each step of packed sequences.
 
-
-@dataclass(frozen=True)
-class RequiredStats:
-    """What is gathered: sums of outputs, sums of |x|^power of inputs, gradients, sampled rows."""
-
-    output: bool = True
-    powers: frozenset[int] = frozenset()
-    gradient: bool = False
-    rows: bool = False
-
-
-@dataclass(frozen=True)
-class ValidPositions:
-    """Which positions of the batch count, and whether they come before the samples just now.
-
-    ``packed``: rows are of sequences of several lengths, and of no sample that could be told.
+    That is all states and the one before them, without the last; never below zero by rounding.
     """
-
-    mask: PaddingMask | None = None
-    time_first: bool = False
-    packed: bool = False
-
-    def masked(self, rows: Tensor, lead: Any) -> Tensor:
-        """Activations by unit with those that do not count set to zero."""
-        return kept(rows, lead, self.mask, time_first=self.time_first)[0]
-
-
-def add_call(
-    layer: TracedLayer,
-    product: WeightCall,
-    output: Tensor,
-    needs: RequiredStats,
-    positions: ValidPositions,
-) -> None:
-    """Add a product's sums to the layer's."""
-    mask, first = positions.mask, positions.time_first
-    layer.calls += 1
-    layer.flops += product.flops(output)
-    if layer.computed is not None and layer.calls == 2:
-        layer.changes = not torch.equal(layer.computed, product.weight.detach())
-    if needs.output:
-        layer.output.add(*output_sums(product, output, mask, time_first=first))
-    for power in needs.powers:
-        sums, count = input_sums(product, output, power, mask, time_first=first)
-        layer.inputs[power].add(sums, count)
-        if power == 2:
-            _see_overflow(layer, sums, product.inputs)
-    rows = by_unit(output, product.spatial, product.unit_dim)
-    if layer.alive is None:
-        layer.alive = FiredUnits(layer.units, output.device, above=False)
-    layer.alive.see(positions.masked(rows, product.lead(output)))
-
-
-def add_recurrent_call(
-    layer: TracedLayer, one: RecurrentCall, needs: RequiredStats, positions: ValidPositions
-) -> None:
-    """Add a recurrent layer's sums: of its hidden states, and of what its weight multiplies."""
-    layer.calls += 1
-    layer.flops += one.flops
-    if one.outputs is not None:
-        rows = one.outputs.reshape(-1, layer.units)
-        if needs.output:
-            layer.output.add(*_summed(one.outputs, 0, positions))
-        layer.alive = layer.alive or FiredUnits(layer.units, rows.device, above=False)
-        layer.alive.see(positions.masked(rows, one.outputs.shape[:-1]))
-    met = one.met() if needs.powers else None
-    for power in needs.powers if one.given is not None else ():
-        if met is not None:
-            sums, count = _summed(met, power, positions)
-        else:
-            sums, count = _of_packed_states(one, power)
-        layer.inputs[power].add(sums.unsqueeze(0), count)
-        if power == 2:
-            _see_overflow(layer, sums, (cast(Tensor, one.given if met is None else met),))
-
-
-def _see_overflow(layer: TracedLayer, sums: Tensor, inputs: Sequence[Tensor]) -> None:
-    """Are sums infinite though the inputs are finite? A GPU would have to wait: not asked there."""
-    if sums.is_cuda or math.isfinite(float(sums.detach().sum())):  # none is below 0
-        return
-    if not bool(sums.isfinite().all()) and all(bool(one.isfinite().all()) for one in inputs):
-        layer.overflow = sums.dtype
-
-
-def _of_packed_states(one: RecurrentCall, power: int) -> tuple[Tensor, int]:
-    """All states and the one before them, without the last ones; never below zero by rounding."""
-    given, (first, last) = cast(Tensor, one.given), cast(tuple[Tensor, Tensor], one.ends)
-    sums, count = _summed(given, power, ValidPositions())
-    before, after = (_summed(end, power, ValidPositions())[0] for end in (first, last))
-    return (sums + before - after).clamp_min(0), count
-
-
-def _summed(tensor: Tensor, power: int, positions: ValidPositions) -> tuple[Tensor, int]:
-    """Σ x (power 0) or Σ |x|^power of the last dimension's entries."""
-    product, first = WeightCall("linear", tensor, (tensor,)), positions.time_first
-    if power == 0:
-        return output_sums(product, tensor, positions.mask, time_first=first)
-    sums, count = input_sums(product, tensor, power, positions.mask, time_first=first)
-    return sums.squeeze(0), count
-
-
-def find_added_bias(terms: Sequence[Any]) -> tuple[Tensor, TracedLayer, Tensor] | None:
-    """Of what is added up a product, its layer, and what may be its bias; None where neither is."""
-    for product, bias in (terms, terms[::-1]) if len(terms) == 2 else ():
-        layer = tag_of(product, "product")
-        if layer is not None and isinstance(bias, Tensor) and _is_by_unit(layer, bias):
-            return product, layer, bias
-    return None
-
-
-def _is_by_unit(layer: TracedLayer, tensor: Tensor) -> bool:
-    """Whether a tensor has one number a unit, in the dimension that counts a layer's units."""
-    place = tensor.dim() - 1 - layer.spatial if layer.unit_dim == -1 else tensor.dim() - 2
-    return place >= 0 and tensor.shape[place] == layer.units == tensor.numel()
-
-
-def add_bias(
-    layer: TracedLayer,
-    bias: Tensor,
-    result: Tensor,
-    needs: RequiredStats,
-    positions: ValidPositions,
-) -> None:
-    """A product's own bias was added to it afterwards: as if the product had had it."""
-    rows = by_unit(result.detach(), layer.spatial, layer.unit_dim)
-    shape = result.shape
-    lead = shape[:-1] if layer.unit_dim == -1 else (*shape[:-2], shape[-1])
-    if needs.output:
-        count = kept(rows, lead, positions.mask, time_first=positions.time_first)[1]
-        layer.output.add(bias.detach().reshape(-1).double() * count, 0)
-    if layer.alive is not None:
-        layer.alive.see(positions.masked(rows, lead))
-    if layer.unit_dim == -1:
-        tag(result, layer=layer, call=layer.calls, product=None)
-
-
-def propagate_units(
-    layer: TracedLayer, result: Tensor, *, flat: bool, call: int | None = None
-) -> None:
-    """After a function that leaves a layer's units in their places.
-
-    Args:
-        layer: whose units the function was given.
-        result: what it made of them.
-        flat: whether it laid images out in rows, or was given such rows.
-        call: of which call of the layer they came.
-    """
-    if flat and layer.spatial > 0:
-        if result.dim() == 2:
-            tag(result, layer=layer, call=call, product=None, flat=True)
-    else:
-        tag(result, layer=layer, call=call, product=None)
-
-
-def propagate_output(given: Tensor, result: Tensor) -> None:
-    """After a view that leaves a product's rows whole: a bias may still be added to it."""
-    layer = tag_of(given, "product")
-    if layer is not None and not layer.spatial and layer.unit_dim == -1 \
-            and result.shape[-1:] == given.shape[-1:]:
-        tag(result, layer=layer, call=tag_of(given, "call"), product=layer)
-
-
-def record_relu_input(tensor: Any, positions: ValidPositions) -> None:
-    """A ReLU is about to be applied to what a layer gave: is any of its units above zero?"""
-    layer = tag_of(tensor, "layer")
-    if layer is None or tag_of(tensor, "flat"):
-        return
-    rows = by_unit(tensor.detach(), layer.spatial)
-    if rows.shape[1] == layer.units:
-        if layer.alive_after_relu is None:
-            layer.alive_after_relu = FiredUnits(layer.units, tensor.device, above=True)
-        layer.alive_after_relu.see(
-            positions.masked(rows, tensor.shape[:-1]), tag_of(tensor, "call")
-        )
+    assert call.inputs is not None and call.border_states is not None, "states are not hidden"
+    (states, count), (first, _), (last, _) = (
+        feature_sums(tensor, power, ValidPositions())
+        for tensor in (call.inputs, *call.border_states))
+    return (states + first - last).clamp_min(0), count

@@ -1,6 +1,6 @@
-"""What functions other than products do with a parameter, or with what a layer gave; by name.
+"""Tables of functions by name: what they do with a parameter or with a layer's units.
 
-May import: torch. Tests: ``tests/watching/test_functions.py``.
+Tests: ``tests/usage/tracing/test_op_tables.py``.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 __all__ = ["PRODUCTS", "RESHAPE_OPS", "SUMS", "UNITWISE_OPS", "is_metadata_op", "is_relu"]
 
 
-_LOOKS = frozenset([
+_METADATA_OPS = frozenset([
     "__get__", "__set__", "__len__", "__getitem__", "__format__", "__repr__", "__hash__",
     "__deepcopy__", "_is_view", "bfloat16", "chunk", "contiguous", "data_ptr", "detach", "detach_",
     "dim", "double", "element_size", "expand", "flatten", "float", "half", "is_complex", "is_conj",
@@ -22,7 +22,7 @@ _LOOKS = frozenset([
     "split", "squeeze", "storage_offset", "stride", "swapaxes", "t", "to", "transpose", "type",
     "type_as", "unbind", "unflatten", "unsqueeze", "untyped_storage", "view", "view_as",
 ])
-"""Functions that look at a parameter without computing with it."""
+"""Functions that read a parameter or its metadata without computing with it."""
 UNITWISE_OPS = frozenset([
     "relu", "relu_", "relu6", "gelu", "silu", "silu_", "tanh", "sigmoid", "leaky_relu",
     "leaky_relu_", "elu", "elu_", "hardtanh", "hardtanh_", "hardswish", "hardswish_", "mish",
@@ -31,11 +31,11 @@ UNITWISE_OPS = frozenset([
     "adaptive_avg_pool2d", "adaptive_avg_pool3d", "flatten", "contiguous", "clamp", "clamp_",
     "clamp_min", "clamp_min_", "_threshold", "threshold", "threshold_",
 ])
-"""Functions after which the units are still the same ones, each in its place."""
+"""Functions after which a layer's units are still the same ones, each in its place."""
 PRODUCTS = frozenset(["einsum", "bmm", "baddbmm", "tensordot", "embedding_bag", "mv", "inner"])
-"""Products that are not read: after one, the last layer seen is not the model's output."""
+"""Products that are not analysed: the layer before one does not make the model's output."""
 RESHAPE_OPS = frozenset(["view", "reshape"])
-"""Functions that may lay rows out otherwise, each whole."""
+"""Functions that may rearrange rows, each row whole."""
 SUMS = frozenset(["add", "add_", "__add__", "__radd__", "__iadd__"])
 """Functions that may add a bias to a product."""
 _RELU = frozenset(["relu", "relu_", "relu6"])
@@ -46,20 +46,20 @@ _LOWER = {"hardtanh": "min_val", "hardtanh_": "min_val", "clamp": "min", "clamp_
 
 
 def is_metadata_op(name: str, result: Any) -> bool:
-    """Whether a function looks at its tensors without computing; indexing may look or copy.
+    """Whether a function reads its tensors without computing; indexing may view or copy.
 
     >>> import torch
     >>> table = torch.ones(3, 2)
-    >>> [is_metadata_op("__getitem__", one) for one in (table[1], table[torch.tensor([1])])]
+    >>> [is_metadata_op("__getitem__", result) for result in (table[1], table[torch.tensor([1])])]
     [True, False]
     """
     if name == "__getitem__":
         return not isinstance(result, Tensor) or result._base is not None
-    return name in _LOOKS
+    return name in _METADATA_OPS
 
 
 def is_relu(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
-    """Whether a call cuts its first argument off below zero.
+    """Whether a call sets what is below zero of its first argument to zero.
 
     >>> is_relu("relu", (), {}), is_relu("clamp", (), {"min": 0}), is_relu("clamp", (None, 1), {})
     (True, True, False)
@@ -67,9 +67,9 @@ def is_relu(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
     if name in _RELU:
         return True
     if name in _THRESHOLDS:  # nn.Threshold(0, 0)
-        numbers = [*args[1:3], *(kwargs[one] for one in ("threshold", "value") if one in kwargs)]
-        return len(numbers) == 2 and all(isinstance(one, int | float) and one == 0
-                                         for one in numbers)
+        numbers = [*args[1:3], *(kwargs[key] for key in ("threshold", "value") if key in kwargs)]
+        return len(numbers) == 2 and all(isinstance(number, int | float) and number == 0
+                                         for number in numbers)
     if name not in _LOWER:
         return False
     low = args[1] if len(args) > 1 else kwargs.get(_LOWER[name])

@@ -1,6 +1,6 @@
-"""Whose weight a tensor in a function call is: the parameter behind it, and how it is named.
+"""Which parameter a tensor in a function call is a view of, and what its layer is called.
 
-May import: torch. Tests: ``tests/watching/test_owners.py``.
+Tests: ``tests/usage/tracing/test_parameters.py``.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from torch import Tensor, nn
 from wua_mlflow.usage.tracing.calls import WeightCall
 
 __all__ = [
-    "ParameterIndex", "ParameterView", "UnregisteredWeights", "clean", "kind_of", "layer_name",
-    "layer_names",
+    "ParameterIndex", "ParameterView", "UnregisteredWeights", "clean", "integer_quantised",
+    "kind_of", "layer_name", "layer_names",
 ]
 
 
 @dataclass(frozen=True)
 class ParameterView:
-    """A view of a parameter: all of it, a transpose, some rows. Hashable, holds no tensor."""
+    """A view of a parameter (all of it, a transpose, some rows); hashable, holds no tensor."""
 
     parameter: str
     size: tuple[int, ...]
@@ -46,46 +46,46 @@ class ParameterView:
         """Whether the two are the same weights, transposed or not."""
         return self.offset == other.offset and self._steps() == other._steps()
 
-    def index(self, parameter: Tensor) -> str | None:
+    def subscript(self, parameter: Tensor) -> str | None:
         """How the view is indexed in Python; its offset where it lies otherwise; None for all.
 
         >>> whole = torch.zeros(4, 6)
         >>> parts = whole[1:3], whole[2], whole[:, 3:], whole.T, whole.view(3, 8)[1:]
         >>> views = [ParameterView("w", tuple(x.shape), x.stride(), x.storage_offset())
         ...          for x in parts]
-        >>> [view.index(whole) for view in views]
+        >>> [view.subscript(whole) for view in views]
         ['1:3', '2', ':, 3:6', None, '8']
         """
         if math.prod(self.size) == parameter.numel():
             return None
-        left = {step: count for step, count in self._steps() if count > 1}
-        rest, shown = self.offset, []
-        for count, step in zip(parameter.shape, parameter.stride(), strict=True):
+        counts = {step: count for step, count in self._steps() if count > 1}
+        rest, indices = self.offset, []
+        for size, step in zip(parameter.shape, parameter.stride(), strict=True):
             start, rest = divmod(rest, max(1, step))
-            own = left.pop(step, 1)
-            shown.append(":" if own == count else str(start) if own == 1 else
-                         f"{start}:{start + own}")
-            if start + own > count:
+            count = counts.pop(step, 1)
+            indices.append(":" if count == size else str(start) if count == 1 else
+                           f"{start}:{start + count}")
+            if start + count > size:
                 return str(self.offset)
-        while shown and shown[-1] == ":":
-            shown.pop()
-        return str(self.offset) if left else ", ".join(shown)
+        while indices and indices[-1] == ":":
+            indices.pop()
+        return str(self.offset) if counts else ", ".join(indices)
 
     def _steps(self) -> list[tuple[int, int]]:
         return sorted(zip(self.stride, self.size, strict=True), reverse=True)
 
     def _box(self) -> list[tuple[int, int, int]]:
-        """(stride, start, end) by dimension, the widest first; as one where rows run on."""
-        rest, room, found = self.offset, None, []
+        """(stride, start, end) by dimension, the widest first; one span where rows run on."""
+        rest, room, box = self.offset, None, []
         for step, count in self._steps():
             start, rest = divmod(rest, max(1, step))
             if room is not None and (start + count) * step > room:
                 return [self._span()]
-            found.append((step, start, start + count))
+            box.append((step, start, start + count))
             room = step
         if room is not None and room > 1:  # one place along a last dimension
-            found.append((1, rest, rest + 1))
-        return found
+            box.append((1, rest, rest + 1))
+        return box
 
     def _span(self) -> tuple[int, int, int]:
         last = sum((count - 1) * step for step, count in self._steps())
@@ -102,15 +102,16 @@ class ParameterIndex:
         self.modules = {clean(name): module for name, module in model.named_modules()}
         self.parameters: dict[str, Tensor] = {}
         self.aliases: dict[str, list[str]] = {}
-        self._names: dict[int, str] = {}
-        self._swapped: dict[int, tuple[Tensor, str]] = {}
+        self._name_by_id: dict[int, str] = {}
+        self._swapped_in: dict[int, tuple[Tensor, str]] = {}
         for name, parameter in model.named_parameters(remove_duplicate=False):
-            first = self._names.setdefault(id(parameter), clean(name))
+            first = self._name_by_id.setdefault(id(parameter), clean(name))
             self.parameters[first] = parameter
             self.aliases.setdefault(first, []).append(clean(name))
-        self._places = {parameter.data_ptr(): name for name, parameter in self.parameters.items()
-                        if type(parameter) in (nn.Parameter, Tensor) and not parameter.is_meta
-                        and parameter.layout is torch.strided}
+        self._name_by_address = {
+            parameter.data_ptr(): name for name, parameter in self.parameters.items()
+            if type(parameter) in (nn.Parameter, Tensor) and not parameter.is_meta
+            and parameter.layout is torch.strided}
         self.buffers = {id(buffer): clean(name) for name, buffer in model.named_buffers()}
 
     def find(self, tensor: Tensor, running: Sequence[str]) -> ParameterView | None:
@@ -123,12 +124,11 @@ class ParameterIndex:
         """
         if tensor.layout is not torch.strided:
             return None
-        base = tensor if tensor._base is None else tensor._base
-        name = self.name(tensor, running)
-        if name is not None:
-            base = tensor
-        else:
-            name = self.name(base, running) or self._by_memory(tensor)
+        base, name = tensor, self.name(tensor, running)
+        if name is None:
+            base = _base(tensor)
+            name = None if base is tensor else self.name(base, running)
+            name = name or self._name_by_memory(tensor)
         if name is None:
             return None
         offset = int(tensor.storage_offset()) - int(base.storage_offset())
@@ -136,43 +136,43 @@ class ParameterIndex:
 
     def name(self, tensor: Tensor, running: Sequence[str] = ()) -> str | None:
         """The name of a parameter; None where the tensor is none."""
-        if id(tensor) in self._names:
-            return self._names[id(tensor)]
+        if id(tensor) in self._name_by_id:
+            return self._name_by_id[id(tensor)]
         if not isinstance(tensor, nn.Parameter):
             return None
-        if id(tensor) in self._swapped:
-            return self._swapped[id(tensor)][1]
+        if id(tensor) in self._swapped_in:
+            return self._swapped_in[id(tensor)][1]
         for module_name in running[-1:]:
             for inner, parameter in self.modules[module_name].named_parameters():
                 if parameter is tensor:
                     name = ".".join(filter(None, (module_name, clean(inner))))
-                    self._swapped[id(tensor)] = (tensor, name)  # held, so that the id stays its own
+                    self._swapped_in[id(tensor)] = tensor, name  # held, so that the id stays its
                     return name
         return None
 
-    def is_shared(self, view: ParameterView | None) -> bool:
+    def is_tied(self, view: ParameterView | None) -> bool:
         """Whether the parameter has several names: its gradient is of all its uses."""
         return view is not None and len(self.aliases[view.parameter]) > 1
 
-    def is_lent(self, bias: ParameterView | None, module: str) -> bool:
-        """Whether the bias of a module's weight may be that of other products, too.
+    def may_share_bias(self, bias: ParameterView | None, module: str) -> bool:
+        """Whether the bias of a module's weight may be added to other products, too.
 
         Args:
             bias: None where there is none, or it is yet to be added.
             module: the name of the one that holds the weight.
         """
-        own = self.modules.get(module, nn.Module())
-        several = sum(one.dim() > 1 for one in own.parameters(recurse=False)) > 1
-        if several and not type(own).__module__.startswith("torch.nn."):
+        holder = self.modules.get(module, nn.Module())
+        matrices = sum(parameter.dim() > 1 for parameter in holder.parameters(recurse=False))
+        if matrices > 1 and not type(holder).__module__.startswith("torch.nn."):
             return True
         return bias is not None and (
-            self.is_shared(bias) or bias.parameter.rpartition(".")[0] != module)
+            self.is_tied(bias) or bias.parameter.rpartition(".")[0] != module)
 
-    def _by_memory(self, tensor: Tensor) -> str | None:
-        """A detached alias of a whole parameter."""
+    def _name_by_memory(self, tensor: Tensor) -> str | None:
+        """The name of the parameter of which a tensor is a detached alias."""
         if tensor.is_meta or type(tensor) is not Tensor:
             return None
-        name = self._places.get(tensor.data_ptr())
+        name = self._name_by_address.get(tensor.data_ptr())
         parameter = tensor if name is None else self.parameters[name]
         same = (parameter.data_ptr(), parameter.shape, parameter.stride()) == (
             tensor.data_ptr(), tensor.shape, tensor.stride())
@@ -180,7 +180,7 @@ class ParameterIndex:
 
 
 def clean(name: str) -> str:
-    """Without what a wrapper puts into the names of a model's parts."""
+    """A module's or parameter's name without what ``torch.compile`` puts into it."""
     parts = [part for part in name.split(".") if part != "_orig_mod"]
     return ".".join(parts)
 
@@ -233,57 +233,55 @@ def kind_of(module: nn.Module, attribute: str, operation: str) -> str:
 
 
 OWN_FORWARD = "the model's own forward"
-_MOST_LOOKED_AT = 1000
-_DEEPEST = 2
+_MOST_ENTRIES = 1000
+_DEPTH = 2
 
 
 class UnregisteredWeights:
     """What a model multiplies with and does not register, found before it runs.
 
     Plain tensors among a module's attributes, parameters of modules in a plain list or dict, and
-    the whole numbers that a module may make its weight of.
+    the integers that a module may make its weight of.
     """
 
-    def __init__(self, owners: ParameterIndex) -> None:
-        self._owners = owners
+    def __init__(self, index: ParameterIndex) -> None:
+        self._index = index
         self._held: dict[int, tuple[str, Tensor]] = {}  # the tensor too, so that the id stays its
-        self._codes: dict[str, tuple[str, str]] = {}
-        for name, module in owners.modules.items():
-            if code := _codes(name, module):
-                self._codes[name] = code
+        for module_name, module in index.modules.items():
             for attribute, value in vars(module).items():
-                for held, tensor in _tensors(_joined(name, attribute), value):
-                    if tensor.dim() > 1 and owners.name(tensor) is None:
-                        self._held.setdefault(id(_base(tensor)), (held, tensor))
+                for name, tensor in _tensors(_joined(module_name, attribute), value):
+                    if tensor.dim() > 1 and index.name(tensor) is None:
+                        self._held.setdefault(id(_base(tensor)), (name, tensor))
 
-    def of(self, product: WeightCall, module: str | None, *, made: bool) -> tuple[str, str] | None:
+    def explain(
+        self, call: WeightCall, module: str | None, *, computed: bool
+    ) -> tuple[str, str] | None:
         """What to call a weight that is no parameter of the model, and why it is not analysed.
 
         Args:
-            product: of such a weight, or of activations alone.
+            call: of such a weight, or of activations alone.
             module: the innermost one that is running.
-            made: whether the weight is taken for one that this module made of its parameters.
+            computed: whether that module may have computed the weight of its parameters.
 
         Returns:
             None where it is to be analysed, or is no weight.
         """
-        base = _base(product.weight)
+        base = _base(call.weight)
         name, held = self._held.get(id(base), ("", base))
         if name and isinstance(_base(held), nn.Parameter):
             return name, "it is in a module that the model does not register"
-        if name and not made:
+        if name and not computed:
             return name, "its weight is a plain tensor, not a parameter"
-        buffer = self._owners.buffers.get(id(base))
-        if buffer is not None and not made:
+        buffer = self._index.buffers.get(id(base))
+        if buffer is not None and not computed:
             return buffer, "its weight is a buffer, not a parameter"
-        if not product.sure or module is None:
+        if not call.always_a_weight or module is None:
             return None
-        if module in self._codes:
-            return self._codes[module]
-        if made:
-            return None
+        quantised = _integer_weight(module, self._index.modules[module])
+        if quantised is not None or computed:
+            return quantised
         return module or OWN_FORWARD, \
-            f"the weight of its {product.operation} is neither a parameter nor a buffer"
+            f"the weight of its {call.operation} is neither a parameter nor a buffer"
 
 
 def _base(tensor: Tensor) -> Tensor:
@@ -294,20 +292,24 @@ def _joined(module: str, attribute: str) -> str:
     return f"{module}.{attribute}" if module else attribute
 
 
-def _codes(name: str, module: nn.Module) -> tuple[str, str] | None:
-    """The largest matrix of whole numbers that a module has itself, and what it says of it."""
-    own = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
-    found = {attribute: tensor for attribute, tensor in own if tensor.dim() > 1
-             and "int" in str(tensor.dtype)}
-    if not found:
+def _integer_weight(name: str, module: nn.Module) -> tuple[str, str] | None:
+    """The largest integer matrix that a module itself holds, and why it is not analysed."""
+    held = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
+    matrices = {attribute: tensor for attribute, tensor in held if tensor.dim() > 1
+                and "int" in str(tensor.dtype)}
+    if not matrices:
         return None
-    largest = max(found, key=lambda one: found[one].numel())
-    dtype = str(found[largest].dtype).removeprefix("torch.")
-    return _joined(name, largest), f"its weight is integer-quantised ({dtype})"
+    largest = max(matrices, key=lambda attribute: matrices[attribute].numel())
+    return _joined(name, largest), integer_quantised(matrices[largest].dtype)
+
+
+def integer_quantised(dtype: torch.dtype) -> str:
+    """Why a weight of integers is not analysed."""
+    return f"its weight is integer-quantised ({str(dtype).removeprefix('torch.')})"
 
 
 def _tensors(name: str, value: Any, depth: int = 0) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of an attribute that registers none, by name."""
+    """The tensors, by name, of an attribute that registers none."""
     if name.rpartition(".")[2] in ("_parameters", "_buffers", "_modules"):
         return
     if isinstance(value, Tensor):
@@ -315,7 +317,7 @@ def _tensors(name: str, value: Any, depth: int = 0) -> Iterator[tuple[str, Tenso
     elif isinstance(value, nn.Module):
         for inner, parameter in value.named_parameters():
             yield f"{name}.{inner}".removesuffix(".weight"), parameter
-    elif isinstance(value, list | tuple | Mapping) and depth < _DEEPEST:
+    elif isinstance(value, list | tuple | Mapping) and depth < _DEPTH:
         parts = value.items() if isinstance(value, Mapping) else enumerate(value)
-        for key, part in islice(parts, _MOST_LOOKED_AT):
+        for key, part in islice(parts, _MOST_ENTRIES):
             yield from _tensors(f"{name}[{key}]", part, depth + 1)

@@ -1,14 +1,14 @@
-"""Recurrent layers run layer by layer, so that each one's hidden states can be seen.
+"""Recurrent networks run layer by layer, so that the hidden states of every layer can be read.
 
-The fused call of ``nn.LSTM``, ``nn.GRU`` and ``nn.RNN`` gives the last layer's states only; the
+The fused call of ``nn.LSTM``, ``nn.GRU`` and ``nn.RNN`` returns the last layer's states only; the
 same kernel called once a layer gives the same numbers and all of them.
-May import: torch. Tests: ``tests/watching/test_recurrent.py``.
+Tests: ``tests/usage/tracing/test_recurrent.py``.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,127 +31,144 @@ RECURRENT: frozenset[Any] = frozenset({
 class UnitConsumers:
     """What reads the units of one direction of a recurrent layer.
 
-    Within the layer the columns of ``weight``; beyond it whatever is made of ``outputs``, shape
-    (..., units of all directions), and of the last states ``ends``, shape (directions, ...). Both
-    None where a projection is all that reads the units. ``start`` are the states that the layer
-    began with, as ``ends`` lie.
+    Attributes:
+        weight: reads them within the layer, through its columns.
+        outputs: of the layer, shape (..., units of all directions): what is made of them reads
+            the units. None where a projection alone reads them.
+        last_states: shape (directions, ...), read like ``outputs``.
+        direction: which of the directions.
+        first_states: that the layer began with, shaped like ``last_states``.
     """
 
     weight: Tensor
     outputs: Tensor | None = None
-    ends: Tensor | None = None
+    last_states: Tensor | None = None
     direction: int = 0
-    start: Tensor | None = None
+    first_states: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class RecurrentCall:
-    """One weight of one recurrent layer in one direction, and what it met.
+    """One weight of one recurrent layer in one direction, and what it multiplied.
 
-    ``weight`` has shape (gates · units, in), gates first. It multiplies the last dimension of
-    ``given`` or, where there are ``ends``, of the states one step before those of ``given``: the
-    first end comes before all of them, the second is the last and nobody's input. Both None:
-    hidden. ``outputs`` is the hidden state of the units, or None where a projection hides it.
-    ``time_first`` says how the leading dimensions lie (None: packed), ``backwards`` in which
-    direction the steps go, ``readers`` what reads the units.
+    Attributes:
+        weight: shape (gates · units, in), gates first. It multiplies the last dimension of
+            ``inputs``.
+        biases: that belong to it.
+        gates: how many.
+        inputs: activations; where there are ``border_states``, the weight multiplies the states
+            one step before these instead. None: hidden.
+        border_states: the state before all of ``inputs``, and the last one, which no step reads.
+        outputs: the hidden states of the units; None where a projection hides them.
+        time_first: whether steps come before samples; None: packed.
+        backwards: whether the steps go from the last to the first.
+        consumers: what reads the units.
     """
 
     weight: Tensor
     biases: tuple[Tensor, ...]
     gates: int
-    given: Tensor | None
-    ends: tuple[Tensor, Tensor] | None
+    inputs: Tensor | None
+    border_states: tuple[Tensor, Tensor] | None
     outputs: Tensor | None
     time_first: bool | None
     backwards: bool = False
-    readers: UnitConsumers | None = None
+    consumers: UnitConsumers | None = None
 
     @property
     def flops(self) -> int:
         """FLOPs of the weight's products, 2 a multiply-accumulate: one a step and sample."""
-        seen = self.given if self.given is not None else self.outputs
-        assert seen is not None, "one of both is there"
-        return 2 * self.weight.numel() * seen[..., 0].numel()
+        steps = self.inputs if self.inputs is not None else self.outputs
+        assert steps is not None, "one of both is there"
+        return 2 * self.weight.numel() * steps[..., 0].numel()
 
-    def met(self) -> Tensor | None:
-        """What the weight multiplied at each step, as ``given`` lies; None if packed or hidden."""
-        if self.given is None or self.ends is None:
-            return self.given
+    def multiplied(self) -> Tensor | None:
+        """What the weight multiplied, laid out as ``inputs``; None if packed or hidden."""
+        if self.inputs is None or self.border_states is None:
+            return self.inputs
         if self.time_first is None:
             return None
         time = 0 if self.time_first else 1
-        steps, first = self.given.shape[time], self.ends[0].unsqueeze(time)
+        steps, first = self.inputs.shape[time], self.border_states[0].unsqueeze(time)
         if self.backwards:
-            return torch.cat([self.given.narrow(time, 1, steps - 1), first], time)
-        return torch.cat([first, self.given.narrow(time, 0, steps - 1)], time)
+            return torch.cat([self.inputs.narrow(time, 1, steps - 1), first], time)
+        return torch.cat([first, self.inputs.narrow(time, 0, steps - 1)], time)
 
 
 def run_by_layer(
-    func: Callable[..., Any], args: Sequence[Any], seen: Callable[[RecurrentCall], object]
+    func: Callable[..., Any], args: Sequence[Any], on_call: Callable[[RecurrentCall], object]
 ) -> tuple[Any, ...]:
-    """The result of ``func(*args)``, each of its layers run on its own and told to ``seen``.
+    """The result of ``func(*args)``, each of its layers run on its own.
 
     Args:
         func: one of ``RECURRENT``.
         args: as ``nn.LSTM`` passes them.
-        seen: called for each weight of each layer and direction.
+        on_call: called for each weight of each layer and direction.
     """
     packed = isinstance(args[3], list | tuple)
     if packed:
-        data, sizes, state, weights, bias, layers, _, _, two_ways = args[:9]
+        data, sizes, state, weights, has_bias, layers, _, _, bidirectional = args[:9]
         time_first: bool | None = None
     else:
-        data, state, weights, bias, layers, _, _, two_ways, batch_first = args[:9]
+        data, state, weights, has_bias, layers, _, _, bidirectional, batch_first = args[:9]
         time_first = not batch_first
     states = list(state) if isinstance(state, list | tuple) else [state]
-    ways = 2 if two_ways else 1
-    each = len(weights) // (layers * ways)
-    finals: list[list[Tensor]] = [[] for _ in states]
+    directions = 2 if bidirectional else 1
+    per_direction = len(weights) // (layers * directions)
+    last_states: list[list[Tensor]] = [[] for _ in states]
     for layer in range(layers):
-        start = [part[layer * ways:(layer + 1) * ways].contiguous() for part in states]
-        own = list(weights[layer * ways * each:(layer + 1) * ways * each])
-        given = start if isinstance(state, list | tuple) else start[0]
-        tail = (bias, 1, 0.0, False, bool(two_ways))
+        first = [part[layer * directions:(layer + 1) * directions].contiguous() for part in states]
+        start = layer * directions * per_direction
+        layer_weights = list(weights[start:start + directions * per_direction])
+        initial = first if isinstance(state, list | tuple) else first[0]
+        options = (has_bias, 1, 0.0, False, bool(bidirectional))
         with warnings.catch_warnings():  # cuDNN: the weights of one layer are no chunk of their own
             warnings.filterwarnings("ignore", message="RNN module weights are not part of single")
-            outcome = (func(data, sizes, given, own, *tail) if packed
-                       else func(data, given, own, *tail, not time_first))
-        outputs, *ends = outcome
-        for way in range(ways):
-            _tell(own[way * each:(way + 1) * each], bias, (data, outputs),
-                  (start[0], ends[0]), (way, ways), time_first, seen)
-        for kept, end in zip(finals, ends, strict=True):
-            kept.append(end)
+            outputs, *last = (func(data, sizes, initial, layer_weights, *options) if packed else
+                              func(data, initial, layer_weights, *options, not time_first))
+        for direction in range(directions):
+            own = layer_weights[direction * per_direction:(direction + 1) * per_direction]
+            consumers = UnitConsumers(own[1], outputs, last[0], direction, first[0])
+            for call in _calls(own, has_bias, data, time_first, consumers):
+                on_call(call)
+        for ends, end in zip(last_states, last, strict=True):
+            ends.append(end)
         data = outputs
-    return (data, *(torch.cat(kept) for kept in finals))
+    return (data, *(torch.cat(ends) for ends in last_states))
 
 
-def _tell(  # noqa: PLR0913 - one layer and direction of a recurrent call, part by part
+def _calls(
     weights: Sequence[Tensor],
-    bias: bool,
-    data: tuple[Tensor, Tensor],
-    ends: tuple[Tensor, Tensor],
-    way: tuple[int, int],
+    has_bias: bool,
+    inputs: Tensor,
     time_first: bool | None,
-    seen: Callable[[RecurrentCall], object],
-) -> None:
-    into, hidden, *rest = weights
-    biases = tuple(rest[:2]) if bias else ()
-    projection = rest[-1] if len(rest) > (2 if bias else 0) else None
-    width = hidden.shape[1]
-    outputs = data[1].narrow(-1, way[0] * (data[1].shape[-1] // way[1]), width)
-    borders, backwards = (ends[0][way[0]], ends[1][way[0]]), way[0] == 1
-    units = projection.shape[1] if projection is not None else width
-    gates = into.shape[0] // units
-    shown = None if projection is not None else outputs
-    of_states = UnitConsumers(hidden, data[1], ends[1], way[0], ends[0])
-    readers = of_states if projection is None else UnitConsumers(projection)
-    seen(
-        RecurrentCall(into, biases[:1], gates, data[0], None, shown, time_first, backwards, readers)
-    )
-    seen(RecurrentCall(hidden, biases[1:], gates, outputs, borders, shown, time_first, backwards,
-                    readers))
+    consumers: UnitConsumers,
+) -> Iterator[RecurrentCall]:
+    """The calls of one layer in one direction: of its inputs, its states, and its projection.
+
+    Args:
+        weights: ``weight_ih``, ``weight_hh``, the biases and the projection, as far as they are.
+        has_bias: whether two biases are among them.
+        inputs: of the layer.
+        time_first: as in ``RecurrentCall``.
+        consumers: what reads the layer's outputs.
+    """
+    of_inputs, of_states, *rest = weights
+    biases = tuple(rest[:2]) if has_bias else ()
+    projection = rest[-1] if len(rest) > len(biases) else None
+    direction, width = consumers.direction, of_states.shape[1]
+    assert consumers.outputs is not None and consumers.last_states is not None
+    assert consumers.first_states is not None, "a layer has outputs and states"
+    states = consumers.outputs.narrow(-1, direction * width, width)
+    borders = consumers.first_states[direction], consumers.last_states[direction]
+    gates = of_inputs.shape[0] // (width if projection is None else projection.shape[1])
+    outputs = states if projection is None else None
+    backwards = direction == 1
+    unit_consumers = consumers if projection is None else UnitConsumers(projection)
+    yield RecurrentCall(of_inputs, biases[:1], gates, inputs, None, outputs, time_first, backwards,
+                        unit_consumers)
+    yield RecurrentCall(of_states, biases[1:], gates, states, borders, outputs, time_first,
+                        backwards, unit_consumers)
     if projection is not None:
-        seen(
-            RecurrentCall(projection, (), 1, None, None, outputs, time_first, backwards, of_states)
-        )
+        yield RecurrentCall(projection, (), 1, None, None, states, time_first, backwards,
+                            consumers)

@@ -1,6 +1,6 @@
-"""What was not analysed, module by module, and why: nothing is left out silently.
+"""Why a part of the model was not analysed, module by module: nothing is left out silently.
 
-May import: torch, its own package. Tests: ``tests/watching/test_omissions.py``.
+Tests: ``tests/usage/tracing/test_skipped.py``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ __all__ = ["NEVER_CALLED", "explain_skipped"]
 
 NEVER_CALLED = "never called in the forward"
 NO_MATRIX = "a parameter of its own that is no matrix"
-_ONCE = frozenset(kind.forward for kind in (
+_ONE_PRODUCT = frozenset(kind.forward for kind in (
     nn.Linear, nn.Embedding, nn.Bilinear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d,
     nn.ConvTranspose2d, nn.ConvTranspose3d))
 """Forwards that multiply with the weight once a call."""
@@ -27,68 +27,70 @@ _QUANTISED = ("torch.ao.nn.quantized", "torch.nn.quantized", "torch.ao.nn.intrin
 
 
 def explain_skipped(
-    owners: ParameterIndex,
+    index: ParameterIndex,
     layers: Mapping[str, TracedLayer],
     calls: Mapping[str, int],
-    others: Mapping[str, str],
-    refused: Mapping[str, str],
+    other_uses: Mapping[str, str],
+    unsupported: Mapping[str, str],
     *,
-    unasked: Collection[str] = (),
+    not_requested: Collection[str] = (),
 ) -> dict[str, str]:
     """The reason by module, or by parameter where the rest of its module was analysed.
 
     Args:
-        owners: the model's parameters.
+        index: the model's parameters.
         layers: what was analysed, or would have been if it had been asked for.
         calls: of each module.
-        others: by parameter, the function that computed with it otherwise.
-        refused: by layer, why its weight cannot be analysed.
-        unasked: layers that were called and not to be analysed.
+        other_uses: by parameter, the function that computed with it otherwise.
+        unsupported: by layer, why its weight cannot be analysed.
+        not_requested: layers that were called and not to be analysed.
     """
-    covered = {layer.covers: layer.name for layer in layers.values() if layer.covers}
-    computed = {layer.module for layer in layers.values() if layer.view is None}
-    found = {layer.name: "its weight is computed anew from the data"
-             for layer in layers.values() if layer.changes}
-    found.update(refused)
-    holders = {one.rpartition(".")[0] for one in refused}
-    for name, module in owners.modules.items():
-        if _within(name, computed):
-            if name in computed:
-                found.update(_unused(owners, name, covered, others))
+    traced = {layer.parameter: layer.name for layer in layers.values() if layer.parameter}
+    computing = {layer.module for layer in layers.values() if layer.view is None}
+    reasons = {layer.name: "its weight is computed anew from the data"
+               for layer in layers.values() if layer.changes}
+    reasons.update(unsupported)
+    holders = {name.rpartition(".")[0] for name in unsupported}
+    for name, module in index.modules.items():
+        if any(name == other or name.startswith(f"{other}.parametrizations".lstrip("."))
+               for other in computing):
+            if name in computing:
+                reasons.update(_unused_parameters(index, name, traced, other_uses))
             continue
         if type(module).__module__.startswith(_QUANTISED) and hasattr(module, "weight"):
-            found[name] = "its weight is integer-quantised"
+            reasons[name] = "its weight is integer-quantised"
             continue
-        own = {owners.name(parameter) or "": parameter.dim() > 1
-               for parameter in module.parameters(recurse=False)}
-        weight = f"{name}.weight" if name in refused else ""
-        left = {one: is_matrix for one, is_matrix in own.items()
-                if one not in covered and one not in refused and one != weight}
-        matrices = {one: others.get(one) for one, is_matrix in left.items() if is_matrix}
-        if len(left) < len(own) or (matrices and not name) or len(set(matrices.values())) > 1:
-            found.update({one: _through(function) for one, function in matrices.items()})
-        elif left and any(True for _ in module.children()):
-            found.update({one: _through(others.get(one)) if is_matrix else NO_MATRIX
-                          for one, is_matrix in left.items()})
-        elif left and (matrices or name not in holders):
-            found[name] = _of_module(module, matrices, calls.get(name, 0))
-    found.update(_tied(owners, covered))
-    for part in (_in_part(owners, layers, unasked), _also(owners, layers, calls, others)):
-        for key, reason in part.items():
-            found[key] = f"{found[key]}; {reason}" if key in found else reason
-    return found
+        parameters = {index.name(parameter) or "": parameter.dim() > 1
+                      for parameter in module.parameters(recurse=False)}
+        weight = f"{name}.weight" if name in unsupported else ""
+        untraced = {parameter: is_matrix for parameter, is_matrix in parameters.items()
+                    if parameter not in traced and parameter not in unsupported
+                    and parameter != weight}
+        matrices = {parameter: other_uses.get(parameter)
+                    for parameter, is_matrix in untraced.items() if is_matrix}
+        if len(untraced) < len(parameters) or (matrices and not name) \
+                or len(set(matrices.values())) > 1:
+            reasons.update({parameter: _used_through(function)
+                            for parameter, function in matrices.items()})
+        elif untraced and any(True for _ in module.children()):
+            reasons.update({
+                parameter: _used_through(other_uses.get(parameter)) if is_matrix else NO_MATRIX
+                for parameter, is_matrix in untraced.items()})
+        elif untraced and (matrices or name not in holders):
+            reasons[name] = _module_reason(module, matrices, calls.get(name, 0))
+    reasons.update(_tied_names(index, traced))
+    for parameter, partial in _partly_traced(
+            index, layers, calls, other_uses, not_requested).items():
+        key = f"{parameter}[...]"
+        reasons[key] = f"{reasons[key]}; {partial}" if key in reasons else partial
+    return reasons
 
 
-def _within(name: str, computed: set[str]) -> bool:
-    return any(name == one or name.startswith(f"{one}.parametrizations".lstrip("."))
-               for one in computed)
-
-
-def _of_module(module: nn.Module, matrices: Mapping[str, str | None], calls: int) -> str:
-    """For all of a module, whose matrices have one reason."""
+def _module_reason(module: nn.Module, matrices: Mapping[str, str | None], calls: int) -> str:
+    """The reason for all of a module, whose matrices have the same one."""
     kind, function = type(module).__name__, next(iter(matrices.values()), None)
     if function is not None:
-        return _through(function)
+        return _used_through(function)
     if not calls:
         return NEVER_CALLED
     if matrices:
@@ -96,71 +98,60 @@ def _of_module(module: nn.Module, matrices: Mapping[str, str | None], calls: int
     return f"{kind} is not a kind of layer that is analysed"
 
 
-def _through(function: str | None) -> str:
+def _used_through(function: str | None) -> str:
     if function is None:
         return "never used in the forward"
     return f"used through {function}, which is not a product that is analysed"
 
 
-def _tied(owners: ParameterIndex, covered: Mapping[str, str]) -> dict[str, str]:
+def _tied_names(index: ParameterIndex, traced: Mapping[str, str]) -> dict[str, str]:
     """The other names of a weight that was counted."""
-    found = {}
-    for parameter, layer in covered.items():
-        for alias in owners.aliases.get(parameter, [])[1:]:
+    reasons = {}
+    for parameter, layer in traced.items():
+        for alias in index.aliases.get(parameter, [])[1:]:
             owner, _, attribute = alias.rpartition(".")
             if attribute != "bias":
-                found[owner if attribute == "weight" else alias] = \
+                reasons[owner if attribute == "weight" else alias] = \
                     f"shares its weight with '{layer}', where it is counted"
-    return found
+    return reasons
 
 
-def _unused(
-    owners: ParameterIndex, name: str, covered: Mapping[str, str], others: Mapping[str, str]
+def _unused_parameters(
+    index: ParameterIndex, name: str, traced: Mapping[str, str], other_uses: Mapping[str, str]
 ) -> dict[str, str]:
-    """Of a module that computes its weight, the parameters that nothing was computed with."""
-    found = {}
-    for own in owners.modules[name].parameters(recurse=False):
-        parameter = owners.name(own)
-        if parameter and own.dim() > 1 and parameter not in covered and parameter not in others:
-            found[parameter] = _through(None)
-    return found
+    """Of a module that computes its weight, the matrices that nothing was computed with."""
+    names = [index.name(parameter) for parameter in index.modules[name].parameters(recurse=False)
+             if parameter.dim() > 1]
+    return {parameter: _used_through(None) for parameter in names
+            if parameter and parameter not in traced and parameter not in other_uses}
 
 
-def _in_part(
-    owners: ParameterIndex, layers: Mapping[str, TracedLayer], unasked: Collection[str]
+def _partly_traced(
+    index: ParameterIndex, layers: Mapping[str, TracedLayer], calls: Mapping[str, int],
+    other_uses: Mapping[str, str], not_requested: Collection[str],
 ) -> dict[str, str]:
-    """Parameters of which only some slices were analysed."""
-    seen: Counter[str] = Counter()
-    for layer in layers.values():
-        if layer.view is not None:
-            seen[layer.view.parameter] += math.prod(layer.view.size)
-    found, asked_in_part = {}, {one.partition("[")[0] for one in unasked if "[" in one}
-    for parameter, count in seen.items():
-        total = owners.parameters[parameter].numel()
-        if count < total and parameter.removesuffix(".weight") not in asked_in_part:
-            found[f"{parameter}[...]"] = \
-                f"{total - count} of its {total} weights are in no product that is analysed"
-    return found
-
-
-def _also(
-    owners: ParameterIndex, layers: Mapping[str, TracedLayer], calls: Mapping[str, int],
-    others: Mapping[str, str],
-) -> dict[str, str]:
-    """Parameters that are analysed, but not in all that the forward did with them."""
+    """Parameters of which only slices were analysed, or not all that the forward did with them."""
+    weights: Counter[str] = Counter()
     products: Counter[str] = Counter()
     for layer in layers.values():
         if layer.view is not None:
+            weights[layer.view.parameter] += math.prod(layer.view.size)
             products[layer.view.parameter] += layer.calls
-    found = {}
-    for parameter, seen in products.items():
+    sliced = {name.partition("[")[0] for name in not_requested if "[" in name}
+    reasons = {}
+    for parameter, count in weights.items():
         owner, _, attribute = parameter.rpartition(".")
-        module, called = owners.modules.get(owner, nn.Module()), calls.get(owner, 0)
-        reasons = []
-        if parameter in others:
-            reasons.append(f"also used through {others[parameter]}, which is not counted")
-        if attribute == "weight" and 0 < seen < called and type(module).forward in _ONCE:
-            reasons.append(f"{called - seen} of {called} calls were not seen")
-        if reasons:
-            found[f"{parameter}[...]"] = "; ".join(reasons)
-    return found
+        module, module_calls = index.modules.get(owner, nn.Module()), calls.get(owner, 0)
+        total, partial = index.parameters[parameter].numel(), []
+        if count < total and parameter.removesuffix(".weight") not in sliced:
+            partial.append(f"{total - count} of its {total} weights are in no product that is "
+                           "analysed")
+        if parameter in other_uses:
+            partial.append(f"also used through {other_uses[parameter]}, which is not counted")
+        if attribute == "weight" and 0 < products[parameter] < module_calls \
+                and type(module).forward in _ONE_PRODUCT:
+            partial.append(f"{module_calls - products[parameter]} of {module_calls} calls were "
+                           "not seen")
+        if partial:
+            reasons[parameter] = "; ".join(partial)
+    return reasons

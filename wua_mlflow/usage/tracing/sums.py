@@ -1,6 +1,6 @@
-"""Which positions of a padded batch are real, and where they lie in a layer's activations.
+"""Sums over samples and positions of a layer's outputs and inputs, padding left out.
 
-May import: torch. Tests: ``tests/watching/test_masks.py``.
+Tests: ``tests/usage/tracing/test_sums.py``.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -16,15 +16,23 @@ from torch import Tensor
 from wua_mlflow.usage.tracing.calls import ConvGeometry, WeightCall
 from wua_mlflow.usage.tracing.tags import tag_of
 
-__all__ = ["PaddingMask", "by_unit", "input_sums", "kept", "mask_of", "output_sums"]
+__all__ = [
+    "PaddingMask", "ValidPositions", "by_unit", "feature_sums", "input_sums",
+    "is_cheaper_by_inputs", "mask_of", "masked_rows", "output_sums_by_inputs", "unit_sums", "wide",
+]
 
 
 @dataclass(frozen=True)
 class PaddingMask:
-    """``keep`` has shape (samples, positions), True where a position is real; ``kept`` of them."""
+    """Which positions of a padded batch are real.
+
+    Attributes:
+        keep: shape (samples, positions), True where a position is real.
+        count: how many are.
+    """
 
     keep: Tensor
-    kept: int
+    count: int
 
     def rows(self, lead: Sequence[int], *, time_first: bool) -> tuple[Tensor, int] | None:
         """For activations of shape (*lead, features): which of their rows are real, and how many.
@@ -45,9 +53,9 @@ class PaddingMask:
             if tuple(lead[:2]) == tuple(keep.shape):
                 each = math.prod(lead[2:])
                 flat = keep.reshape(-1)
-                return (flat.repeat_interleave(each) if each > 1 else flat), self.kept * each
+                return (flat.repeat_interleave(each) if each > 1 else flat), self.count * each
             if tuple(lead) == (self.keep.numel(),):
-                return keep.reshape(-1), self.kept
+                return keep.reshape(-1), self.count
         return None
 
     def columns(self, shape: Sequence[int]) -> Tensor | None:
@@ -67,59 +75,61 @@ def mask_of(attention_mask: Tensor) -> PaddingMask | None:
     if attention_mask.dim() != 2:
         return None
     keep = attention_mask != 0
-    kept = int(keep.sum())
-    return None if kept == keep.numel() else PaddingMask(keep, kept)
+    count = int(keep.sum())
+    return None if count == keep.numel() else PaddingMask(keep, count)
+
+
+@dataclass(frozen=True)
+class ValidPositions:
+    """Which positions of the batch count, and how they lie in the activations of one call.
+
+    Attributes:
+        mask: the positions that count; all, if None.
+        time_first: whether positions come before samples.
+        packed: whether the rows are those of a packed sequence, whose samples are not known.
+    """
+
+    mask: PaddingMask | None = None
+    time_first: bool = False
+    packed: bool = False
 
 
 _BLOCK = 2**17
-"""So many numbers at a time."""
-_FAINT = 1e-30
+"""Numbers that are summed at a time."""
+_TINY = 1e-30
 """Sums of squares below this are taken again in float64: float32 has no squares below 1e-45."""
-_MUCH = 2**16
+_MANY_OUTPUTS = 2**16
 """From so many outputs on it is worth to ask whether the inputs are fewer."""
 _LONG_ROW = 2**14
-"""From so many numbers in a row on, a row at a time."""
+"""Rows from this length on are summed one at a time."""
 Sums = tuple[Tensor, int]
 """The sums, and over how many samples and positions."""
 
 
-def output_sums(
-    product: WeightCall, output: Tensor, mask: PaddingMask | None, *, time_first: bool = False
-) -> Sums:
-    """Σ z of each unit's signed output, shape (units,), over samples and positions.
-
-    Args:
-        product: says which dimension of the output counts units.
-        output: what the product gave.
-        mask: the positions that count; all, if None.
-        time_first: as ``Mask.rows`` takes it.
-    """
-    if mask is None and _is_cheaper_by_inputs(product, output):
-        return _sums_by_inputs(product, output)
-    rows = by_unit(output, product.spatial, product.unit_dim)
-    real, count = kept(rows, product.lead(output), mask, time_first=time_first)
-    if real.dim() == 3:  # a convolution's
-        return real.sum(2, dtype=wide(rows)).sum(0), count
-    return real.sum(0, dtype=wide(rows)), count
+def unit_sums(rows: Tensor) -> Tensor:
+    """Σ over samples and positions, shape (units,), of ``rows`` as ``by_unit`` gives them."""
+    if rows.dim() == 3:  # a convolution's
+        return rows.sum(2, dtype=wide(rows)).sum(0)
+    return rows.sum(0, dtype=wide(rows))
 
 
-def _is_cheaper_by_inputs(product: WeightCall, output: Tensor) -> bool:
-    """A convolution that makes much of little: a mean of its outputs is one of its inputs."""
-    at = product.geometry
-    return at is not None and not at.transposed and at.groups == 1 \
-        and output.numel() >= _MUCH and output.numel() >= 4 * product.inputs[0].numel() \
+def is_cheaper_by_inputs(call: WeightCall, output: Tensor) -> bool:
+    """Whether a convolution has so many more outputs than inputs that these are summed faster."""
+    geometry = call.geometry
+    return geometry is not None and not geometry.transposed and geometry.groups == 1 \
+        and output.numel() >= _MANY_OUTPUTS and output.numel() >= 4 * call.inputs[0].numel() \
         and output.dtype in (torch.float32, torch.float64) and output.device.type != "mps"
 
 
-def _sums_by_inputs(product: WeightCall, output: Tensor) -> Sums:
-    """Σ z = W Σ x + the bias a position: x by each weight, as for the sums of inputs."""
-    at, x = cast(ConvGeometry, product.geometry), product.inputs[0].detach()
-    batched = x if x.dim() == product.weight.dim() else x.unsqueeze(0)
-    sums, count = _kernel_sums(batched.sum(0, dtype=wide(x)), x, product.weight, at, output)
-    total = product.weight.detach().flatten(1).double() @ sums[0].double()
-    if product.bias is not None:
-        total = total + product.bias.detach().double() * count
-    return total, count
+def output_sums_by_inputs(call: WeightCall, output: Tensor) -> Tensor:
+    """Σ of a convolution's outputs by unit: W Σ x + the bias, Σ x by each weight of the kernel."""
+    geometry, x = cast(ConvGeometry, call.geometry), call.inputs[0].detach()
+    batched = x if x.dim() == call.weight.dim() else x.unsqueeze(0)
+    sums, count = _kernel_sums(batched.sum(0, dtype=wide(x)), x, call.weight, geometry, output)
+    total = call.weight.detach().flatten(1).double() @ sums[0].double()
+    if call.bias is not None:
+        total = total + call.bias.detach().double() * count
+    return total
 
 
 def by_unit(output: Tensor, spatial: int, unit_dim: int = -1) -> Tensor:
@@ -140,55 +150,58 @@ def by_unit(output: Tensor, spatial: int, unit_dim: int = -1) -> Tensor:
 
 
 def input_sums(
-    product: WeightCall,
-    output: Tensor,
-    power: int,
-    mask: PaddingMask | None,
-    *,
-    time_first: bool = False,
+    call: WeightCall, output: Tensor, power: int, positions: ValidPositions
 ) -> Sums:
     """Σ |x|^power of what each weight multiplies, over samples and output positions.
 
     Args:
-        product: the weight and what it met.
-        output: what the product gave; its shape says which input each weight of a kernel meets.
+        call: the weight and its activations.
+        output: of the call; its shape says which input each weight of a kernel meets.
         power: 1 or 2.
-        mask: the positions that count; all, if None.
-        time_first: as ``Mask.rows`` takes it.
+        positions: those that count.
 
     Returns:
         Shape (groups, weights of a unit): padding counts as zero, exactly as unfolding would.
     """
-    x = product.inputs[0]
-    if product.geometry is not None:
-        real = mask.columns(output.shape) if mask and output.dim() == 3 else None
-        if mask and real is not None and not product.geometry.transposed:
-            return _real_kernel_sums(product, real, power), mask.kept
-        batched = x if x.dim() == product.weight.dim() else x.unsqueeze(0)
-        by_place = _power_sum(batched, power)
-        if _is_faint(by_place, power):
-            by_place = _power_sum(batched.double(), power)
-        return _kernel_sums(by_place, x, product.weight, product.geometry, output)
-    if product.operation == "embedding":
-        return _entry_counts(x, product.weight.shape[0], mask)
-    if product.operation == "bilinear":
+    x, mask = call.inputs[0], positions.mask
+    if call.geometry is not None:
+        valid = mask.columns(output.shape) if mask and output.dim() == 3 else None
+        if mask and valid is not None and not call.geometry.transposed:
+            return _masked_kernel_sums(call, valid, power), mask.count
+        batched = x if x.dim() == call.weight.dim() else x.unsqueeze(0)
+        sums = _exact_power_sum(batched, power)
+        return _kernel_sums(sums, x, call.weight, call.geometry, output)
+    if call.operation == "embedding":
+        return _entry_counts(x, call.weight.shape[0], mask)
+    if call.operation == "bilinear":
         (left, count), (right, _) = (
-            kept(one.reshape(-1, one.shape[-1]), one.shape[:-1], mask, time_first=time_first)
-            for one in product.inputs)
-        sums = _exact(_power(left, power)).T @ _exact(_power(right, power))
+            masked_rows(side.reshape(-1, side.shape[-1]), side.shape[:-1], positions)
+            for side in call.inputs)
+        sums = _float64(left.to(wide(left)).abs() ** power).T @ \
+            _float64(right.to(wide(right)).abs() ** power)
         return sums.reshape(1, -1), count
-    if product.operation == "left_matmul":
+    if call.operation == "left_matmul":
         x = x.transpose(-1, -2)
-    rows, count = kept(x.reshape(-1, x.shape[-1]), x.shape[:-1], mask, time_first=time_first)
+    sums, count = feature_sums(x, power, positions)
+    return sums.unsqueeze(0), count
+
+
+def feature_sums(x: Tensor, power: int, positions: ValidPositions) -> Sums:
+    """Σ |x|^power of the last dimension's entries, over all the others."""
+    rows, count = masked_rows(x.reshape(-1, x.shape[-1]), x.shape[:-1], positions)
+    return _exact_power_sum(rows, power), count
+
+
+def _exact_power_sum(rows: Tensor, power: int) -> Tensor:
+    """``_power_sum``, in float64 where float32 may lose squares for being too small.
+
+    Not asked on a GPU, which would have to wait for the answer.
+    """
     sums = _power_sum(rows, power)
-    return _power_sum(rows.double(), power).unsqueeze(0) if _is_faint(sums, power) else \
-        sums.unsqueeze(0), count
-
-
-def _is_faint(sums: Tensor, power: int) -> bool:
-    """Whether squares may have been lost for being too small; a GPU would have to wait to tell."""
-    return power == 2 and sums.dtype == torch.float32 and sums.device.type == "cpu" and \
-        sums.numel() > 0 and float(sums.detach().max()) < _FAINT
+    if power == 2 and sums.dtype == torch.float32 and sums.device.type == "cpu" \
+            and sums.numel() and float(sums.detach().max()) < _TINY:
+        return _power_sum(rows.double(), power)
+    return sums
 
 
 def wide(tensor: Tensor) -> torch.dtype:
@@ -196,13 +209,9 @@ def wide(tensor: Tensor) -> torch.dtype:
     return torch.promote_types(tensor.dtype, torch.float32)
 
 
-def _exact(rows: Tensor) -> Tensor:
+def _float64(rows: Tensor) -> Tensor:
     """For a product, which the caller's autocast leaves alone in float64; a Mac's GPU has none."""
     return rows if rows.device.type == "mps" else rows.double()
-
-
-def _power(rows: Tensor, power: int) -> Tensor:
-    return rows.to(wide(rows)).abs() ** power
 
 
 def _power_sum(rows: Tensor, power: int) -> Tensor:
@@ -215,7 +224,7 @@ def _power_sum(rows: Tensor, power: int) -> Tensor:
     if rows.is_cuda:
         norm = torch.linalg.vector_norm(rows, power, dim=0, dtype=dtype)
         return norm if power == 1 else norm.square()
-    if power == 1 and tag_of(rows, "positive"):
+    if power == 1 and tag_of(rows).positive:
         return rows.sum(0, dtype=dtype)
     flat = rows.flatten(1)
     sums = torch.zeros(flat.shape[1], dtype=dtype, device=rows.device)
@@ -225,45 +234,43 @@ def _power_sum(rows: Tensor, power: int) -> Tensor:
         return sums.reshape(rows.shape[1:])
     columns = min(_BLOCK, max(1, flat.shape[1]))
     step = max(1, _BLOCK // columns)
-    for left in range(0, flat.shape[1], columns):
-        into = sums[left:left + columns]
-        for block in flat[:, left:left + columns].split(step):
+    for start in range(0, flat.shape[1], columns):
+        total = sums[start:start + columns]
+        for block in flat[:, start:start + columns].split(step):
             block = block.to(dtype)
-            into += (block.abs() if power == 1 else block.square()).sum(0)
+            total += (block.abs() if power == 1 else block.square()).sum(0)
     return sums.reshape(rows.shape[1:])
 
 
-def kept(
-    rows: Tensor, lead: Any, mask: PaddingMask | None, *, time_first: bool = False
-) -> tuple[Tensor, int]:
+def masked_rows(rows: Tensor, lead: Sequence[int], positions: ValidPositions) -> Sums:
     """Activations with the positions that do not count set to zero, and how many count.
 
     Args:
         rows: as ``by_unit`` gives them.
         lead: the shape that they had, but for the last dimension.
-        mask: the positions that count; all, if None.
-        time_first: as ``Mask.rows`` takes it.
+        positions: those that count.
     """
+    mask = positions.mask
     if rows.dim() == 3:
-        real = mask.columns(rows.shape) if mask and len(lead) == 2 else None
-        if mask and real is not None:
-            return rows.masked_fill(~real, 0), mask.kept
+        valid = mask.columns(rows.shape) if mask and len(lead) == 2 else None
+        if mask and valid is not None:
+            return rows.masked_fill(~valid, 0), mask.count
         return rows, rows.shape[0] * rows.shape[2]
-    found = mask.rows(lead, time_first=time_first) if mask else None
-    if found is None:
+    valid_rows = mask.rows(lead, time_first=positions.time_first) if mask else None
+    if valid_rows is None:
         return rows, len(rows)
-    return rows.masked_fill(~found[0].unsqueeze(-1), 0), found[1]
+    return rows.masked_fill(~valid_rows[0].unsqueeze(-1), 0), valid_rows[1]
 
 
 def _entry_counts(indices: Tensor, entries: int, mask: PaddingMask | None) -> Sums:
     """How often each entry was looked up: the sum of one-hot inputs, of any power."""
     flat = indices.reshape(-1)
-    found = mask.rows(indices.shape, time_first=False) if mask else None
+    valid = mask.rows(indices.shape, time_first=False) if mask else None
     ones = torch.ones(flat.shape, device=flat.device)
-    if found is not None:
-        ones = ones * found[0]
+    if valid is not None:
+        ones = ones * valid[0]
     counts = torch.zeros(entries, device=flat.device).index_add_(0, flat, ones)
-    return counts.unsqueeze(0), found[1] if found is not None else flat.numel()
+    return counts.unsqueeze(0), valid[1] if valid is not None else flat.numel()
 
 
 def _kernel_sums(
@@ -271,7 +278,13 @@ def _kernel_sums(
 ) -> Sums:
     """For each weight of a kernel, the sum over the inputs that it slides over.
 
-    ``sums`` are those over the samples; what is left is small, and summed dimension by dimension.
+    Args:
+        sums: those over the samples, shape (channels, *input size); summed on, dimension by
+            dimension.
+        x: the inputs.
+        weight: the kernel.
+        geometry: how it slides.
+        output: of the convolution.
     """
     dims = weight.dim() - 2
     if x.dim() == dims + 1:
@@ -287,24 +300,24 @@ def _kernel_sums(
     return sums.reshape(geometry.groups, -1), count
 
 
-def _real_kernel_sums(product: WeightCall, real: Tensor, power: int) -> Tensor:
-    """Those of a sequence with padding: only the outputs that are ``real`` have met something.
+def _masked_kernel_sums(call: WeightCall, valid: Tensor, power: int) -> Tensor:
+    """The same for a padded sequence: only what the valid outputs are made of.
 
     Args:
-        product: a convolution along one dimension.
-        real: shape (samples, 1, output positions).
+        call: a convolution along one dimension.
+        valid: shape (samples, 1, output positions).
         power: 1 or 2.
     """
-    x, at = product.inputs[0], cast(ConvGeometry, product.geometry)
-    found = []
-    for offset in range(product.weight.shape[2]):
-        window = _window(0, offset, at, x.shape[2], real.shape[2])
+    x, geometry = call.inputs[0], cast(ConvGeometry, call.geometry)
+    sums = []
+    for offset in range(call.weight.shape[2]):
+        window = _window(0, offset, geometry, x.shape[2], valid.shape[2])
         part = x[:, :, window or slice(0)]
-        shift = offset * at.dilation[0] - at.padding[0]
-        start = (window.start - shift) // at.stride[0] if window else 0
-        met = part.masked_fill(~real[:, :, start:start + part.shape[2]], 0)
-        found.append(_power_sum(met.transpose(1, 2).flatten(0, 1), power))
-    return torch.stack(found, 1).reshape(at.groups, -1)
+        shift = offset * geometry.dilation[0] - geometry.padding[0]
+        start = (window.start - shift) // geometry.stride[0] if window else 0
+        inputs = part.masked_fill(~valid[:, :, start:start + part.shape[2]], 0)
+        sums.append(_power_sum(inputs.transpose(1, 2).flatten(0, 1), power))
+    return torch.stack(sums, 1).reshape(geometry.groups, -1)
 
 
 def _window(

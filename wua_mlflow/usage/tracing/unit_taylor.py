@@ -1,8 +1,9 @@
-"""Σ a·g of units whose own weights do not tell it: summed by hooks while the backward goes.
+"""First-order Taylor terms Σ a·g of units, where the gradients of their weights do not give them.
 
-A unit that is Σ w x + b has Σ a·g = Σ w · gradient + b · its gradient, which needs no activation.
-Not so the hidden state of a recurrent layer, nor a unit whose weight is used elsewhere too.
-May import: torch, hooks, its own package. Tests: ``tests/watching/test_felt.py``.
+For a unit Σ w x + b, Σ a·g is Σ w · gradient + b · gradient: no activation is needed. That fails
+for the hidden state of a recurrent layer and for a unit whose weight is used elsewhere too: there
+hooks sum the products of activation and gradient while the backward runs.
+Tests: ``tests/usage/tracing/test_unit_taylor.py``.
 """
 
 from __future__ import annotations
@@ -14,75 +15,68 @@ from torch import Tensor
 from wua_mlflow.hooks import on_gradient
 from wua_mlflow.usage.tracing.layer import TracedLayer
 from wua_mlflow.usage.tracing.recurrent import UnitConsumers
-from wua_mlflow.usage.tracing.sums import by_unit, wide
+from wua_mlflow.usage.tracing.sums import by_unit, unit_sums, wide
 
 __all__ = ["UnitTaylor"]
 
 
 class UnitTaylor:
-    """Σ a·g of one batch, by a name, shape (units,); of the loss whose backward came last."""
+    """Σ a·g of one batch, by layer, shape (units,); of the loss whose backward came last."""
 
     def __init__(self) -> None:
         self.sums: dict[str, Tensor] = {}
-        self._reading: dict[tuple[str, int], Tensor] = {}
+        self._weights: dict[tuple[str, int], Tensor] = {}
 
-    def product(self, layer: TracedLayer, output: Tensor) -> None:
-        """Follow a product's output, the units' own."""
-        self._follow(layer.name, output, lambda felt: _by_units(layer, felt))
+    def track_output(self, layer: TracedLayer, output: Tensor) -> None:
+        """Sum over a product's output, the activations of the units."""
+        self._track(layer.name, output,
+                    lambda terms: unit_sums(by_unit(terms, layer.spatial, layer.unit_dim)))
 
-    def bias(self, layer: TracedLayer, bias: Tensor, result: Tensor) -> None:
-        """Follow what a bias adds to a product that is followed."""
+    def track_bias(self, layer: TracedLayer, bias: Tensor, result: Tensor) -> None:
+        """Add what a bias that is added later contributes to an output that is tracked."""
         if result.requires_grad:
             values = bias.detach().reshape(-1).clone()
-            on_gradient(result, lambda gradient: self._add(
-                layer.name, values * _by_units(layer, gradient)))
+            on_gradient(result, lambda gradient: self._add(layer.name, values * unit_sums(
+                by_unit(gradient, layer.spatial, layer.unit_dim))))
 
-    def states(self, layer: TracedLayer, readers: UnitConsumers) -> None:
-        """Follow the units of a recurrent layer to all that reads them.
+    def track_states(self, layer: TracedLayer, consumers: UnitConsumers) -> None:
+        """Sum over all that reads the units of a recurrent layer.
 
-        Their a·g is summed over the readers: for an LSTM and a plain RNN that is the hidden state's
-        own. What a GRU's unit carries over by itself to its next step is no reader. A state that
-        the layer was given counts where it was made, not once more as what the weight reads.
+        For an LSTM and a plain RNN the sum is the hidden state's own. What a GRU's unit carries
+        over by itself to its next step is no reader. A state that the layer was given counts where
+        it was made, not once more as what the weight multiplies.
         """
-        name, units = layer.name, layer.units
-        start = readers.direction * units
+        direction, units = consumers.direction, layer.units
 
-        def of_steps(felt: Tensor) -> Tensor:
-            rows = felt.narrow(-1, start, units).reshape(-1, units)
-            return rows.sum(0, dtype=wide(rows))
+        def over_steps(terms: Tensor) -> Tensor:
+            return unit_sums(terms.narrow(-1, direction * units, units).reshape(-1, units))
 
-        def of_ends(felt: Tensor) -> Tensor:
-            rows = felt[readers.direction].reshape(-1, units)
-            return rows.sum(0, dtype=wide(rows))
+        def over_samples(terms: Tensor) -> Tensor:
+            return unit_sums(terms[direction].reshape(-1, units))
 
-        for gave, rule in ((readers.outputs, of_steps), (readers.ends, of_ends)):
-            if gave is not None:
-                self._follow(name, gave, rule)
-        if readers.start is not None:
-            self._follow(name, readers.start, lambda felt: -of_ends(felt))
-        if readers.weight.requires_grad:
-            self._reading[name, id(readers.weight)] = readers.weight
+        if consumers.outputs is not None:
+            self._track(layer.name, consumers.outputs, over_steps)
+        if consumers.last_states is not None:
+            self._track(layer.name, consumers.last_states, over_samples)
+        if consumers.first_states is not None:
+            self._track(layer.name, consumers.first_states, lambda terms: -over_samples(terms))
+        if consumers.weight.requires_grad:
+            self._weights[layer.name, id(consumers.weight)] = consumers.weight
 
-    def reading(self) -> list[tuple[str, Tensor]]:
-        """The weights whose gradients ``read`` wants, each with the name that it reads."""
-        return [(name, weight) for (name, _), weight in self._reading.items()]
+    def weights(self) -> list[tuple[str, Tensor]]:
+        """Each layer's name with the weight that reads its units; ``add_gradient`` wants these."""
+        return [(name, weight) for (name, _), weight in self._weights.items()]
 
-    def read(self, name: str, weight: Tensor, gradient: Tensor | None) -> None:
-        """Add what is felt of the units through the columns of a weight that reads them."""
+    def add_gradient(self, name: str, weight: Tensor, gradient: Tensor | None) -> None:
+        """Add the terms of a layer's units that a weight reads through its columns."""
         if gradient is not None:
             self._add(name, (weight.detach() * gradient.detach()).sum(0, dtype=wide(weight)))
 
-    def _follow(self, name: str, output: Tensor, rule: Callable[[Tensor], Tensor]) -> None:
-        if not output.requires_grad:
-            return
-        values = output.detach().clone()  # a function in place may change them
-        on_gradient(output, lambda gradient: self._add(name, rule(values * gradient)))
+    def _track(self, name: str, output: Tensor, by_units: Callable[[Tensor], Tensor]) -> None:
+        if output.requires_grad:
+            values = output.detach().clone()  # a function in place may change them
+            on_gradient(output, lambda gradient: self._add(name, by_units(values * gradient)))
 
-    def _add(self, name: str, felt: Tensor) -> None:
-        exact = felt if felt.device.type == "mps" else felt.double()
+    def _add(self, name: str, sums: Tensor) -> None:
+        exact = sums if sums.device.type == "mps" else sums.double()
         self.sums[name] = self.sums[name] + exact if name in self.sums else exact
-
-
-def _by_units(layer: TracedLayer, felt: Tensor) -> Tensor:
-    rows = by_unit(felt, layer.spatial, layer.unit_dim)
-    return rows.sum([0, 2] if rows.dim() == 3 else 0, dtype=wide(rows))
