@@ -1,8 +1,7 @@
 """FLOPs of a model: forward, backward, by module, by operator, and what was not counted.
 
 The convention is stated here once (``CONVENTION``) and logged beside every number.
-May import: torch, ptflops (lazily), ``flop_formulas``, ``hooks``, ``operator_log``, ``randomness``,
-``recurrence``, ``sandbox``. Tests: ``tests/test_flops.py``, ``tests/test_flop_formulas.py``.
+Tests: ``tests/flops/test_flops.py``.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from __future__ import annotations
 import io
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
@@ -78,11 +77,11 @@ def count_parameters(model: nn.Module) -> int:
     >>> count_parameters(nn.Linear(3, 2))
     8
     """
-    return sum(one.numel() for one in model.parameters())
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def count_flops(model: nn.Module, inputs: Inputs, *, backward: bool = True) -> FlopCount:
-    """Counts the FLOPs of ``model(inputs)`` in eval mode, and of its backward.
+    """Count the FLOPs of ``model(inputs)`` in eval mode, and of its backward.
 
     The call runs on meta tensors: nothing is computed and no weights are allocated. Where that
     fails (a path that depends on the data, a tensor that the model holds outside its modules),
@@ -114,12 +113,12 @@ def count_flops(model: nn.Module, inputs: Inputs, *, backward: bool = True) -> F
     model = _checked_model(model)
     args, kwargs = _arguments(inputs)
     with suppress(Exception):
-        return _count(model, args, kwargs, copy=meta_copy, backward=backward)
-    return _count(model, args, kwargs, copy=real_copy, backward=backward)
+        return _count(model, args, kwargs, meta=True, backward=backward)
+    return _count(model, args, kwargs, meta=False, backward=backward)
 
 
 def ptflops_forward_flops(model: nn.Module, input_shape: Sequence[int]) -> int | None:
-    """The tutorial's count for one sample: 2 × the multiply-accumulates that ptflops counts.
+    """FLOPs of one sample as the tutorial has them: 2 × the multiply-accumulates of ptflops.
 
     Its "pytorch" backend counts biases and activations too, some of them twice. It runs the model
     once, for real, on copies of its tensors; the model stays as it was.
@@ -157,14 +156,14 @@ def _count(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     *,
-    copy: Callable[[Tensor], Tensor],
+    meta: bool,
     backward: bool,
 ) -> FlopCount:
-    """Runs the call on copies made by ``copy`` and counts it."""
-    meta = copy is meta_copy
+    """Count the call, run on copies of all tensors: empty ones on the meta device, or real ones."""
+    copy = meta_copy if meta else real_copy
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     copied = tensor_copier(lambda x: copy(x).detach().to("meta" if meta else device))
-    log = OperatorLog(remember=meta)
+    log = OperatorLog(reuse=meta)
     counter = FlopCounterMode(display=False, custom_mapping=FORMULAS)
     recurrent = any(isinstance(module, nn.RNNBase) for module in model.modules())
     with decomposed_ops(grad=backward, meta=meta), swapped_tensors(model, copy):
@@ -173,7 +172,8 @@ def _count(
             outputs = model(*inputs[0], **inputs[1])
             forward = counter.get_flop_counts()
             if backward:
-                _run_backward(outputs)
+                roots = [tensor for tensor in tensors_in(outputs) if tensor.requires_grad]
+                torch.autograd.backward(roots, [torch.ones_like(root) for root in roots])
         by_module = _by_module(model, forward)
     by_operator = {str(operator): n for operator, n in forward.get("Global", {}).items()}
     return FlopCount(
@@ -182,18 +182,13 @@ def _count(
         by_module=by_module,
         by_operator=by_operator,
         uncounted=log.uncounted(counter.flop_registry),
-        samples=_samples(_tensors((args, kwargs))),
+        samples=_samples(tensors_in((args, kwargs))),
         on_meta=meta,
     )
 
 
-def _run_backward(outputs: Any) -> None:
-    """The backward of the sum of all outputs, for the parameters that require a gradient."""
-    roots = [tensor for tensor in _tensors(outputs) if tensor.requires_grad]
-    torch.autograd.backward(roots, [torch.ones_like(root) for root in roots])
-
-
-def _tensors(value: Any) -> list[Tensor]:
+def tensors_in(value: Any) -> list[Tensor]:
+    """The tensors in nested mappings, lists, tuples and dataclasses."""
     if isinstance(value, Tensor):
         return [value]
     items: list[Any] = []
@@ -203,26 +198,19 @@ def _tensors(value: Any) -> list[Tensor]:
         items = list(value)
     elif is_dataclass(value) and not isinstance(value, type):
         items = [getattr(value, field.name) for field in fields(value)]
-    return [tensor for item in items for tensor in _tensors(item)]
+    return [tensor for item in items for tensor in tensors_in(item)]
 
 
 def _by_module(model: nn.Module, counts: Mapping[str, Mapping[Any, int]]) -> dict[str, int]:
-    """Translates the counter's names (``Net.encoder.0``, any alias) to qualified names."""
+    """Forward FLOPs by qualified name, from the counter's names (``Net.encoder.0``, any alias)."""
     names = {module: name for name, module in model.named_modules()}
+    modules = {f"{type(model).__name__}.{alias}": module
+               for alias, module in model.named_modules(remove_duplicate=False)}
     flops = Counter({"": sum(counts.get("Global", {}).values())})
-    root = type(model).__name__
     for tracked, operators in counts.items():
-        path = tracked.removeprefix(f"{root}.")
-        if path != tracked and (module := _submodule(model, path)) is not None:
-            flops[names[module]] += sum(operators.values())
+        if tracked in modules:
+            flops[names[modules[tracked]]] += sum(operators.values())
     return dict(flops)
-
-
-def _submodule(model: nn.Module, path: str) -> nn.Module | None:
-    try:
-        return model.get_submodule(path)
-    except AttributeError:
-        return None
 
 
 def _checked_model(model: nn.Module) -> nn.Module:
@@ -246,7 +234,7 @@ def _arguments(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
             "inputs: expected a tensor, a tuple of tensors or a dict of tensors, but got"
             f" {type(inputs).__name__}"
         )
-    tensors = _tensors(inputs)
+    tensors = tensors_in(inputs)
     if not tensors:
         raise ValueError("inputs: expected at least one tensor, but got none")
     if _samples(tensors) == 0:
@@ -269,11 +257,11 @@ def _ptflops_macs(model: nn.Module, shape: tuple[int, ...]) -> tuple[int | None,
 
     if any(tensor.is_meta for tensor in [*model.parameters(), *model.buffers()]):
         return None, "its tensors are on the meta device"
-    said = io.StringIO()
+    printed = io.StringIO()
     with (
         warnings.catch_warnings(action="ignore"),
-        redirect_stdout(said),
-        redirect_stderr(said),
+        redirect_stdout(printed),
+        redirect_stderr(printed),
         isolated(),
         torch.no_grad(),
         swapped_tensors(model, real_copy),
@@ -284,4 +272,4 @@ def _ptflops_macs(model: nn.Module, shape: tuple[int, ...]) -> tuple[int | None,
             )
         except Exception as error:
             return None, f"{type(error).__name__}: {error}"
-    return macs, said.getvalue().strip().rpartition("\n")[2]
+    return macs, printed.getvalue().strip().rpartition("\n")[2]

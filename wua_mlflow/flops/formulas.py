@@ -1,7 +1,7 @@
 """FLOPs of single operators: corrections to torch's own formulas, and the operators left out.
 
-Pure functions of shapes; ``wua_mlflow/flops.py`` hands them to torch's counter.
-May import: torch. Tests: ``tests/test_flop_formulas.py``.
+Pure functions of shapes, for torch's counter.
+Tests: ``tests/flops/test_formulas.py``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ __all__ = ["FORMULAS", "is_left_out"]
 
 Shape = Sequence[int]
 
-_WRITTEN_LIST = {
+_NOT_COUNTED = {
     "elementwise": """
         __and__ __or__ __xor__ _add_relu _fused_dropout _masked_scale _prelu_kernel
         _thnn_fused_gru_cell _thnn_fused_lstm_cell _to_copy _transform_bias_rescale_qkv
@@ -81,8 +81,8 @@ _WRITTEN_LIST = {
 An in-place or backward variant goes with its operator.
 """
 
-_LEFT_OUT = frozenset(name for names in _WRITTEN_LIST.values() for name in names.split())
-_LEFT_OUT_TAGS = {torch.Tag.pointwise, torch.Tag.view_copy}
+_NOT_COUNTED_NAMES = frozenset(name for names in _NOT_COUNTED.values() for name in names.split())
+_NOT_COUNTED_TAGS = {torch.Tag.pointwise, torch.Tag.view_copy}
 _VARIANT = re.compile(r"(_forward|_(dense_)?backward(_data|_impl)?|_)$")
 
 
@@ -98,11 +98,11 @@ def is_left_out(operator: torch._ops.OpOverload) -> bool:
         return True
     if operator.namespace != "aten":
         return False
-    if operator.is_view or _LEFT_OUT_TAGS & set(operator.tags):
+    if operator.is_view or _NOT_COUNTED_TAGS & set(operator.tags):
         return True
     name = operator._schema.name.removeprefix("aten::")
     base = _VARIANT.sub("", name)
-    return bool({name, base} & _LEFT_OUT) or (base != name and _is_pointwise(base))
+    return bool({name, base} & _NOT_COUNTED_NAMES) or (base != name and _is_pointwise(base))
 
 
 def _is_pointwise(name: str) -> bool:

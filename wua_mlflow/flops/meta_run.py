@@ -1,6 +1,6 @@
-"""Every operator that runs, counted by its calls; on meta tensors, run once for each signature.
+"""A model's call run on meta tensors: every operator is logged, nothing is computed.
 
-May import: torch, ``flop_formulas``. Tests: ``tests/test_operator_log.py``.
+Tests: ``tests/flops/test_meta_run.py``.
 """
 
 from __future__ import annotations
@@ -30,13 +30,14 @@ Replay = Callable[[tuple[Any, ...]], Any]
 
 
 class OperatorLog(TorchDispatchMode):
-    """Counts the calls of each operator; entered before torch's counter, it sees the operators
-    after that one has decomposed them.
+    """Counts the calls of each operator.
 
-    With ``remember``, for meta tensors only: an operator called again on tensors of the same
-    metadata and the same other arguments is not run again, its outputs are made from the metadata
-    of the first call's. Most of torch's meta kernels are slow: they are written in Python. Views
-    run each time, and whatever changes the metadata of its arguments.
+    Entered before torch's counter, it sees the operators after that one has decomposed them.
+
+    With ``reuse``, for meta tensors only: an operator called again on tensors of the same metadata
+    and the same other arguments is not run again, its outputs are made from the metadata of the
+    first call's. Most of torch's meta kernels are slow: they are written in Python. Views run each
+    time, and whatever changes the metadata of its arguments.
 
     >>> with OperatorLog() as log:
     ...     _ = torch.ones(2) + torch.ones(2)
@@ -46,16 +47,18 @@ class OperatorLog(TorchDispatchMode):
 
     supports_higher_order_operators = True
 
-    def __init__(self, *, remember: bool = False) -> None:
+    def __init__(self, *, reuse: bool = False) -> None:
         super().__init__()
         self.calls: Counter[Any] = Counter()
-        self._remember = remember
+        self._reuse = reuse
         self._replays: dict[Any, Replay] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.calls[func] += 1
         kwargs = kwargs or {}
-        if not self._remember or not _depends_on_metadata_only(func):
+        depends_on_metadata_only = isinstance(func, torch._ops.OpOverload) \
+            and func.namespace == "aten" and not func.is_view
+        if not self._reuse or not depends_on_metadata_only:
             return func(*args, **kwargs)
         key = func, _signature(args), _signature(tuple(kwargs.items()))
         replay = self._replays.get(key)
@@ -72,14 +75,10 @@ class OperatorLog(TorchDispatchMode):
         calls: Counter[str] = Counter()
         for operator, n in self.calls.items():
             packet = getattr(operator, "_overloadpacket", operator)
-            simple = isinstance(operator, torch._ops.OpOverload) and is_left_out(operator)
-            if packet not in counted and not simple:
+            left_out = isinstance(operator, torch._ops.OpOverload) and is_left_out(operator)
+            if packet not in counted and not left_out:
                 calls[str(packet)] += n
         return dict(calls)
-
-
-def _depends_on_metadata_only(func: Any) -> bool:
-    return isinstance(func, torch._ops.OpOverload) and func.namespace == "aten" and not func.is_view
 
 
 def _signature(value: Any) -> Any:
@@ -99,17 +98,18 @@ def _replay(args: tuple[Any, ...], result: Any) -> Replay | None:
     if args and result is args[0]:
         return lambda args: args[0]
     if isinstance(result, Tensor):
-        make = _maker(result)
+        make = _empty_like(result)
         return (lambda _: make()) if make else None
     if type(result) is not tuple:
         return None
-    makers = [_maker(item) if isinstance(item, Tensor) else None for item in result]
+    makers = [_empty_like(item) if isinstance(item, Tensor) else None for item in result]
     if any(item is not None and make is None for item, make in zip(result, makers, strict=True)):
         return None
     return lambda _: tuple([make() if make else None for make in makers])
 
 
-def _maker(tensor: Tensor) -> Callable[[], Tensor] | None:
+def _empty_like(tensor: Tensor) -> Callable[[], Tensor] | None:
+    """A function that makes tensors of this metadata; None where a copy would differ."""
     if _signature(tensor) != _signature(tensor):
         return None
     size, stride, dtype = tensor.shape, tensor.stride(), tensor.dtype
@@ -121,7 +121,7 @@ _STATES = {torch.lstm: 2, torch.gru: 1, torch.rnn_tanh: 1, torch.rnn_relu: 1}
 
 
 class FusedTimeSteps(TorchFunctionMode):
-    """``nn.LSTM``, ``nn.GRU`` and ``nn.RNN`` on meta tensors, with the products that they do.
+    """Runs ``nn.LSTM``, ``nn.GRU`` and ``nn.RNN`` on meta tensors with all time steps at once.
 
     A step multiplies its input, the state before it, and, where it projects, its hidden units.
     Their rows are stacked over the steps: the same multiply-accumulates, forward and backward, in
@@ -149,17 +149,17 @@ def _can_be_stacked(args: Sequence[Any]) -> bool:
 
 def _all_steps(states: int, x: Tensor, start: Any, parameters: Sequence[Tensor], *options: Any
                ) -> tuple[Tensor, ...]:
-    """The layer's outputs, as torch's own function gives them for the same arguments."""
+    """Outputs of the shapes that torch's own function gives for the same arguments."""
     biases, layers, _, _, bidirectional, batch_first = options
     starts = start if states == 2 else [start]
     directions = 2 if bidirectional else 1
-    each = len(parameters) // (layers * directions)
+    per_direction = len(parameters) // (layers * directions)
     x = x.transpose(0, 1) if batch_first else x
     ends = []
     for layer in range(layers):
         outputs = []
         for i in range(layer * directions, (layer + 1) * directions):
-            weights = parameters[i * each:(i + 1) * each]
+            weights = parameters[i * per_direction:(i + 1) * per_direction]
             output, *end = _direction(x, [s[i] for s in starts], weights, biases)
             outputs.append(output)
             ends.append(end)
@@ -169,9 +169,9 @@ def _all_steps(states: int, x: Tensor, start: Any, parameters: Sequence[Tensor],
 
 def _direction(x: Tensor, start: list[Tensor], weights: Sequence[Tensor], biases: bool
                ) -> tuple[Tensor, ...]:
-    """One layer in one direction: its outputs (steps × batch × state), then its states at the end.
+    """One layer in one direction: its outputs (steps × batch × state), then its last states.
 
-    The values mean nothing, the shapes and what depends on what do.
+    The values are not the layer's; the shapes and what depends on what are.
     """
     by_x, by_h, *more = weights
     bias_x, bias_h = more[:2] if biases else (None, None)
@@ -189,10 +189,10 @@ def _direction(x: Tensor, start: list[Tensor], weights: Sequence[Tensor], biases
 
 @contextmanager
 def decomposed_ops(*, grad: bool, meta: bool) -> Iterator[None]:
-    """Torch's global settings such that every operator shows as what it is, put back afterwards.
+    """Torch's global settings such that encoder, attention and recurrent layers run decomposed.
 
-    Encoder layers, attention and recurrent layers run as plain products; tensors made on the way
-    are on the meta device if ``meta``. The random streams are put back too.
+    They run as plain products, each of which is logged. Tensors made on the way are on the meta
+    device if ``meta``. Settings and random streams are put back afterwards.
     """
     fast_path = torch.backends.mha.get_fastpath_enabled()
     with ExitStack() as stack:
@@ -204,14 +204,14 @@ def decomposed_ops(*, grad: bool, meta: bool) -> Iterator[None]:
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         if meta:
             stack.enter_context(torch.device("meta"))
-            _set(stack, nn.modules.transformer, "_detect_is_causal_mask", _as_told)
+            _set(stack, nn.modules.transformer, "_detect_is_causal_mask", _is_causal)
         else:
             _set(stack, torch.backends.mkldnn, "enabled", False)
             _set(stack, torch.backends.cudnn, "enabled", False)
         yield
 
 
-def _as_told(mask: Tensor | None, is_causal: bool | None = None, size: int | None = None) -> bool:
+def _is_causal(mask: Tensor | None, is_causal: bool | None = None, size: int | None = None) -> bool:
     """In place of torch's own, which compares the mask's values; the products are the same."""
     return bool(is_causal)
 
@@ -223,27 +223,27 @@ def _set(stack: ExitStack, owner: Any, name: str, value: object) -> None:
 
 @contextmanager
 def swapped_tensors(model: nn.Module, copy: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Puts a copy in place of every tensor of ``model``, in eval mode; puts all back at the end.
+    """Put a copy in place of every tensor of ``model``, in eval mode; put all back at the end.
 
     Works on the modules' own dicts, so that it bypasses what a module does on assignment and
     ``eval()``, and undoes whatever the forward assigns. Tied tensors stay tied. What the model
     reaches otherwise (a closure, an object that is no module) is left in place.
     """
     copied = tensor_copier(copy)
-    found = [(vars(module), dict(vars(module))) for module in _modules(model)]
+    saved = [(vars(module), dict(vars(module))) for module in _modules(model)]
     contents = [
         (value, value.copy())
-        for _, before in found
+        for _, before in saved
         for value in before.values()
         if type(value) in (dict, OrderedDict)
     ]
     try:
-        for attributes, before in found:
+        for attributes, before in saved:
             attributes.update({name: copied(value) for name, value in before.items()})
             attributes["training"] = False
         yield
     finally:
-        for attributes, before in found:
+        for attributes, before in saved:
             attributes.clear()
             attributes.update(before)
         for container, content in contents:  # a hook that removed itself did so in here
@@ -253,22 +253,22 @@ def swapped_tensors(model: nn.Module, copy: Callable[[Tensor], Tensor]) -> Itera
 
 def _modules(value: Any) -> list[nn.Module]:
     """The modules in ``value``, each once, those held in plain lists, tuples and dicts too."""
-    found: list[nn.Module] = []
-    seen: set[int] = set()
-    left = [value]
-    while left:
-        item = left.pop()
-        if id(item) in seen:
+    modules: list[nn.Module] = []
+    visited: set[int] = set()
+    stack = [value]
+    while stack:
+        item = stack.pop()
+        if id(item) in visited:
             continue
-        seen.add(id(item))
+        visited.add(id(item))
         if isinstance(item, nn.Module):
-            found.append(item)
-            left.extend(vars(item).values())
+            modules.append(item)
+            stack.extend(vars(item).values())
         elif type(item) in (list, tuple, set):
-            left.extend(item)
+            stack.extend(item)
         elif type(item) in (dict, OrderedDict):
-            left.extend(item.values())
-    return found
+            stack.extend(item.values())
+    return modules
 
 
 def tensor_copier(copy: Callable[[Tensor], Tensor]) -> Callable[[Any], Any]:

@@ -126,7 +126,7 @@ class ParameterIndex:
             return None
         base, name = tensor, self.name(tensor, running)
         if name is None:
-            base = _base(tensor)
+            base = tensor if tensor._base is None else tensor._base
             name = None if base is tensor else self.name(base, running)
             name = name or self._name_by_memory(tensor)
         if name is None:
@@ -249,7 +249,7 @@ class UnregisteredWeights:
         self._held: dict[int, tuple[str, Tensor]] = {}  # the tensor too, so that the id stays its
         for module_name, module in index.modules.items():
             for attribute, value in vars(module).items():
-                for name, tensor in _tensors(_joined(module_name, attribute), value):
+                for name, tensor in _tensors(f"{module_name}.{attribute}".lstrip("."), value):
                     if tensor.dim() > 1 and index.name(tensor) is None:
                         self._held.setdefault(id(_base(tensor)), (name, tensor))
 
@@ -288,10 +288,6 @@ def _base(tensor: Tensor) -> Tensor:
     return tensor if tensor._base is None else tensor._base
 
 
-def _joined(module: str, attribute: str) -> str:
-    return f"{module}.{attribute}" if module else attribute
-
-
 def _integer_weight(name: str, module: nn.Module) -> tuple[str, str] | None:
     """The largest integer matrix that a module itself holds, and why it is not analysed."""
     held = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
@@ -300,7 +296,7 @@ def _integer_weight(name: str, module: nn.Module) -> tuple[str, str] | None:
     if not matrices:
         return None
     largest = max(matrices, key=lambda attribute: matrices[attribute].numel())
-    return _joined(name, largest), integer_quantised(matrices[largest].dtype)
+    return f"{name}.{largest}".lstrip("."), integer_quantised(matrices[largest].dtype)
 
 
 def integer_quantised(dtype: torch.dtype) -> str:

@@ -246,8 +246,9 @@ class WeightTracer(TorchFunctionMode):
     def _new_layer(
         self, call: WeightCall, view: ParameterView | None, module_name: str
     ) -> TracedLayer | None:
-        owner, attribute, name = module_name, "weight", self._computed_name(module_name)
-        if view is not None:
+        if view is None:
+            owner, attribute, name = module_name, "weight", self._computed_name(module_name)
+        else:
             owner, _, attribute = view.parameter.rpartition(".")
             name = self._name_of_view(view, call.operation)
         if name is None or not self._can_analyse(name, call.weight):

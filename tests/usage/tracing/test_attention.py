@@ -2,62 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from torch import nn
-from torch.nn import functional
-from torch.overrides import TorchFunctionMode
 
 from tests.example_modules import Conv1D
-from tests.networks import rows
-from wua_mlflow.usage.tracing.attention import ATTENTION, attention, heads_of, split_qkv
-from wua_mlflow.usage.tracing.calls import WeightCall
+from wua_mlflow.usage.tracing.attention import heads_of
 from wua_mlflow.usage.tracing.parameters import ParameterIndex
-
-
-class Calls(TorchFunctionMode):
-    """Notes each call; runs attention's code inside, if told to."""
-
-    def __init__(self, *, inside: bool) -> None:
-        super().__init__()
-        self.inside, self.names = inside, []
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        self.names.append(getattr(func, "__name__", ""))
-        if func is ATTENTION and self.inside:
-            with self:
-                return attention(*args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
-
-
-def test_the_same_code_with_its_projections_in_sight():
-    module, x = nn.MultiheadAttention(8, 2).eval(), rows(5, 3, 8)
-    plain = module(x, x, x)[0]
-    for inside in (False, True):
-        with Calls(inside=inside) as calls:
-            assert torch.equal(module(x, x, x)[0], plain)
-        assert calls.names.count("linear") == (2 if inside else 0)  # the fused one, out_proj
-
-
-def test_the_fused_weight_in_three():
-    model = nn.Sequential(nn.MultiheadAttention(4, 2), nn.Linear(4, 4))
-    owners, x = ParameterIndex(model), rows(5, 4)
-    fused, bias = model[0].in_proj_weight, model[0].in_proj_bias
-    output = functional.linear(x, fused, bias)
-    found = split_qkv(
-        WeightCall("linear", fused, (x,), bias), output, owners.find(fused, []), owners, []
-    )
-    assert [view.offset for *_, view in found] == [0, 16, 32]
-    for part, piece, view in found:
-        assert torch.equal(functional.linear(x, part.weight, part.bias), piece)
-        assert torch.equal(view.of(fused.detach()), part.weight)
-
-
-def test_any_other_weight_alone():
-    model, x = nn.Sequential(nn.Linear(4, 4)), rows(5, 4)
-    owners, product = ParameterIndex(model), WeightCall("linear", model[0].weight, (x,))
-    view = owners.find(model[0].weight, [])
-    assert split_qkv(product, x, view, owners, []) == [(product, x, view)]
-    assert split_qkv(product, x, None, owners, []) == [(product, x, None)]
 
 
 class Written(nn.Module):

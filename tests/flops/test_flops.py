@@ -289,3 +289,9 @@ def test_wrong_input_shape_is_named(shape: Any) -> None:
 def test_models_own_error_comes_through() -> None:
     with pytest.raises(RuntimeError, match="mat1 and mat2 shapes cannot be multiplied"):
         count_flops(mlp(), zeros(1, 3))
+
+
+def test_what_has_no_formula_is_said_in_a_line() -> None:
+    count = count_flops(Apply(lambda x: torch.fft.fft(torch.fft.fft(x))), zeros(4, 8))
+    assert count.caveats == ("FLOPs are a lower bound: no formula for aten._fft_r2c (1 calls), "
+                             "aten._fft_c2c (1 calls)",)

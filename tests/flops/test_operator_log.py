@@ -1,4 +1,4 @@
-"""Operators that are remembered give what running them again would give."""
+"""Operators whose outputs are reused give what running them again would give."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch.nn.functional as F  # noqa: N812 -- torch's own habit
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from wua_mlflow.flops import _tensors
+from wua_mlflow.flops import tensors_in
 from wua_mlflow.flops.meta_run import OperatorLog
 
 
@@ -35,7 +35,7 @@ def on_meta() -> Iterator[None]:
 
 def metadata(value: Any) -> list[Any]:
     return [(t.shape, t.stride(), t.dtype, t.device, t.is_conj(), t.requires_grad)
-            for t in _tensors(value)]
+            for t in tensors_in(value)]
 
 
 def x(*shape: int, dtype: torch.dtype = torch.float32, grad: bool = False) -> Tensor:
@@ -67,7 +67,7 @@ NEAR_ALIKE: dict[str, list[Callable[[], Any]]] = {
 @pytest.mark.filterwarnings("ignore:An output with one or more elements was resized")
 def test_calls_that_are_near_alike_are_told_apart(name: str) -> None:
     expected = [metadata(function()) for function in NEAR_ALIKE[name]]
-    with OperatorLog(remember=True):
+    with OperatorLog(reuse=True):
         first = [metadata(function()) for function in NEAR_ALIKE[name]]
         again = [metadata(function()) for function in NEAR_ALIKE[name]]
     assert first == again == expected
@@ -75,7 +75,7 @@ def test_calls_that_are_near_alike_are_told_apart(name: str) -> None:
 
 def test_an_operator_runs_once_for_each_signature() -> None:
     weight, bias = x(4, 5, grad=True), x(5)
-    with Ran() as ran, OperatorLog(remember=True) as log:
+    with Ran() as ran, OperatorLog(reuse=True) as log:
         for rows in (3, 3, 3, 7):
             torch.addmm(bias, x(rows, 4), weight).relu_()
     addmm, relu = torch.ops.aten.addmm.default, torch.ops.aten.relu_.default
@@ -84,7 +84,7 @@ def test_an_operator_runs_once_for_each_signature() -> None:
 
 
 def test_tensors_are_told_apart_views_share_and_in_place_returns_the_same() -> None:
-    with OperatorLog(remember=True):
+    with OperatorLog(reuse=True):
         a, b = (x(3) + 1 for _ in range(2))
         assert a is not b
         for _ in range(2):
@@ -100,7 +100,7 @@ def test_tensors_are_told_apart_views_share_and_in_place_returns_the_same() -> N
 
 def test_backward_gives_gradients_of_the_right_shape() -> None:
     weights = [x(4, 4, grad=True) for _ in range(3)]
-    with OperatorLog(remember=True):
+    with OperatorLog(reuse=True):
         y = x(2, 4)
         for weight in weights:
             y = torch.tanh(y @ weight)
@@ -110,7 +110,7 @@ def test_backward_gives_gradients_of_the_right_shape() -> None:
 
 
 def test_what_fails_fails_again() -> None:
-    with OperatorLog(remember=True):
+    with OperatorLog(reuse=True):
         for _ in range(2):
             with pytest.raises(RuntimeError, match="shapes cannot be multiplied|a and b must have"):
                 x(2, 3) @ x(2, 3)
@@ -118,7 +118,7 @@ def test_what_fails_fails_again() -> None:
 
 def test_a_real_index_is_looked_at_each_time() -> None:
     masks = [torch.tensor(mask, device="cpu") for mask in ([True, False], [True, True])]
-    with OperatorLog(remember=True):
+    with OperatorLog(reuse=True):
         assert [x(2, 3)[mask].shape[0] for mask in masks] == [1, 2]
 
 

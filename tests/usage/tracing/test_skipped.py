@@ -26,14 +26,14 @@ def layer(name: str, parameter: str | None = None, size: tuple[int, ...] = (4, 3
 
 
 def reasons(
-    model: nn.Module, *layers: TracedLayer, calls=(), others=(), refused=()
+    model: nn.Module, *layers: TracedLayer, calls=(), other_uses=(), unsupported=()
 ) -> dict[str, str]:
     return explain_skipped(
         ParameterIndex(model),
-        {one.name: one for one in layers},
+        {layer.name: layer for layer in layers},
         dict(calls),
-        dict(others),
-        dict(refused),
+        dict(other_uses),
+        dict(unsupported),
     )
 
 
@@ -44,7 +44,7 @@ THROUGH = "used through {}, which is not a product that is analysed"
 
 def test_modules_that_were_called_and_not():
     found = reasons(Net(), FIRST, calls={"first": 2, "second": 3, "norm": 1},
-                    others={"cell.weight_hh": "gru_cell", "cell.weight_ih": "gru_cell"})
+                    other_uses={"cell.weight_hh": "gru_cell", "cell.weight_ih": "gru_cell"})
     assert found == {
         "second": "Linear was called 3 times, but no product of its weight was seen",
         "norm": "LayerNorm is not a kind of layer that is analysed",
@@ -56,7 +56,7 @@ def test_the_other_matrices_of_a_module_each_have_their_reason():
     model = Net()
     model.ein, model.spare = nn.Parameter(torch.ones(2, 2)), nn.Parameter(torch.ones(2, 2))
     model.vector = nn.Parameter(torch.ones(2))
-    found = reasons(model, FIRST, calls={"": 1}, others={"ein": "einsum"})
+    found = reasons(model, FIRST, calls={"": 1}, other_uses={"ein": "einsum"})
     assert found["ein"] == THROUGH.format("einsum")
     assert found["spare"] == "never used in the forward"
     assert not {"", "vector"} & set(found)
@@ -76,7 +76,7 @@ def test_a_parameter_beside_submodules_goes_by_its_own_name():
 
 @pytest.mark.parametrize("name", ["first", "first.weight"])
 def test_a_weight_that_was_refused_keeps_its_reason(name):
-    found = reasons(Net(), SECOND, calls={"first": 1}, refused={name: "its weight is complex"})
+    found = reasons(Net(), SECOND, calls={"first": 1}, unsupported={name: "its weight is complex"})
     assert {key: value for key, value in found.items() if key.startswith("first")} == {
         name: "its weight is complex"}
 
@@ -103,7 +103,7 @@ def test_a_module_that_makes_its_weight_covers_what_it_is_made_of():
     model.second.spare = nn.Parameter(torch.ones(2, 2))
     found = reasons(model, layer("first", computed=torch.ones(4, 3)),
                     layer("second", computed=torch.ones(4, 4), changes=True),
-                    others={"second.weight": "mul"})
+                    other_uses={"second.weight": "mul"})
     assert not any(name.startswith("first") for name in found)
     assert found["second"] == "its weight is computed anew from the data"
     assert found["second.spare"] == "never used in the forward"

@@ -38,36 +38,36 @@ def test_a_mean_over_nothing():
 @pytest.mark.parametrize("shape", [(300, 5), (7, 5, 40)], ids=["rows", "positions"])
 def test_units_that_live_in_any_batch(above, shape):
     torch.manual_seed(0)
-    alive, seen = FiredUnits(5, torch.device("cpu"), above=above), []
+    fired, seen = FiredUnits(5, torch.device("cpu"), above=above), []
     for number in range(4):
         rows = torch.zeros(shape)
         if number:  # unit 0 never; one in the first rows, one in the last, one below zero only
             rows[0, 1], rows[-1, number] = 1.0, 2.0
             rows[:, 4] = -1.0
-        alive.see(rows)
+        fired.update(rows)
         seen.append(rows.transpose(0, 1).reshape(5, -1))
     every = torch.cat(seen, 1)
     expected = (every > 0).any(1) if above else (every != 0).any(1)
-    assert alive.flags.tolist() == expected.tolist()
-    assert alive.calls == 4
-    assert alive.to(torch.device("cpu")).flags.tolist() == expected.tolist()
+    assert fired.flags.tolist() == expected.tolist()
+    assert fired.calls == 4
+    assert fired.to(torch.device("cpu")).flags.tolist() == expected.tolist()
 
 
 def test_no_rows_decide_nothing():
-    alive = FiredUnits(3, torch.device("cpu"), above=False)
-    alive.see(torch.zeros(0, 3))
-    assert alive.flags.tolist() == [False] * 3
+    fired = FiredUnits(3, torch.device("cpu"), above=False)
+    fired.update(torch.zeros(0, 3))
+    assert fired.flags.tolist() == [False] * 3
 
 
 def test_a_relu_says_more_than_zero_if_it_comes_after_every_call():
     one = layer()
     assert one.dead_units() is None
-    one.alive = FiredUnits(4, torch.device("cpu"), above=False)
-    one.alive.see(torch.tensor([[-1.0, 0.0, 1.0, -2.0]]))
+    one.fired = FiredUnits(4, torch.device("cpu"), above=False)
+    one.fired.update(torch.tensor([[-1.0, 0.0, 1.0, -2.0]]))
     one.calls = 1
     assert one.dead_units().tolist() == [False, True, False, False]
-    one.alive_after_relu = FiredUnits(4, torch.device("cpu"), above=True)
-    one.alive_after_relu.see(torch.tensor([[-1.0, 0.0, 1.0, -2.0]]))
+    one.fired_in_relu = FiredUnits(4, torch.device("cpu"), above=True)
+    one.fired_in_relu.update(torch.tensor([[-1.0, 0.0, 1.0, -2.0]]))
     assert one.dead_units().tolist() == [True, True, False, True]
     one.calls = 2
     assert one.dead_units().tolist() == [False, True, False, False]
@@ -100,4 +100,4 @@ def test_what_lies_together_in_memory():
     assert not seen((3, 4), (4, 1)).by_column
     assert layer("embedding").by_column
     assert not layer().by_column
-    assert (seen((3, 4), (4, 1)).covers, layer().covers) == ("own", None)
+    assert (seen((3, 4), (4, 1)).parameter, layer().parameter) == ("own", None)

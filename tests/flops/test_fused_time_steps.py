@@ -22,11 +22,8 @@ KINDS = {
     "RNN": lambda **options: nn.RNN(6, 8, nonlinearity="relu", **options),
 }
 OPTIONS = [
-    {"num_layers": layers, "bidirectional": both, "bias": bias, "batch_first": first}
-    for layers, both, bias, first in [
-        (1, False, True, False), (1, True, False, True), (2, False, False, True),
-        (3, False, True, True), (2, True, True, False),
-    ]
+    {"num_layers": 1, "bidirectional": False, "bias": True, "batch_first": False},
+    {"num_layers": 2, "bidirectional": True, "bias": False, "batch_first": True},
 ]
 
 
@@ -60,7 +57,7 @@ class Started(nn.Module):
 def both_ways(model: nn.Module, x: Tensor, monkeypatch: pytest.MonkeyPatch) -> list[FlopCount]:
     counts = [count_flops(model, x)]
     with monkeypatch.context() as patch:
-        patch.setattr(flops, "AllStepsAtOnce", nullcontext)
+        patch.setattr(flops, "FusedTimeSteps", nullcontext)
         counts.append(count_flops(model, x))
     assert all(count.on_meta and count.forward_flops for count in counts)
     return counts
@@ -68,37 +65,35 @@ def both_ways(model: nn.Module, x: Tensor, monkeypatch: pytest.MonkeyPatch) -> l
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("options", OPTIONS)
-@pytest.mark.parametrize("steps", [1, 4])
+@pytest.mark.parametrize("steps", [1, 3])
 def test_counts_equal_those_step_by_step(
     kind: str, options: dict[str, Any], steps: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shape = (2, steps, 6) if options["batch_first"] else (steps, 2, 6)
-    for model in (KINDS[kind](**options), Inner(KINDS[kind](**options))):
-        ours, torchs = both_ways(model, zeros(shape), monkeypatch)
-        assert ours.forward_flops == torchs.forward_flops
-        assert ours.backward_flops == torchs.backward_flops
-        assert ours.by_module == torchs.by_module
-        assert ours.uncounted == torchs.uncounted == {}
+    ours, torchs = both_ways(Inner(KINDS[kind](**options)), zeros(shape), monkeypatch)
+    assert ours.forward_flops == torchs.forward_flops
+    assert ours.backward_flops == torchs.backward_flops
+    assert ours.by_module == torchs.by_module
+    assert ours.uncounted == torchs.uncounted == {}
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("what", ["all", "first step", "last step", "h", "c", "layer"])
+@pytest.mark.parametrize("kind", ["projected", "GRU"])
+@pytest.mark.parametrize("what", ["first step", "last step", "c", "layer"])
 def test_backward_from_some_of_the_outputs(
     kind: str, what: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = Keep(KINDS[kind](num_layers=2), what)
-    ours, torchs = both_ways(model, zeros(4, 2, 6), monkeypatch)
+    ours, torchs = both_ways(model, zeros(3, 2, 6), monkeypatch)
     assert ours.backward_flops == torchs.backward_flops > 0
 
 
-@pytest.mark.parametrize("kind", ["LSTM", "projected"])
 @pytest.mark.parametrize("which", [(True, True), (True, False), (False, True)])
 @pytest.mark.parametrize("frozen", [False, True])
 def test_backward_to_a_trained_start(
-    kind: str, which: tuple[bool, bool], frozen: bool, monkeypatch: pytest.MonkeyPatch
+    which: tuple[bool, bool], frozen: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = Started(KINDS[kind]().requires_grad_(not frozen), which)
-    ours, torchs = both_ways(model, zeros(4, 2, 6), monkeypatch)
+    model = Started(KINDS["projected"]().requires_grad_(not frozen), which)
+    ours, torchs = both_ways(model, zeros(3, 2, 6), monkeypatch)
     assert ours.backward_flops == torchs.backward_flops > 0
 
 
@@ -109,14 +104,14 @@ def test_backward_to_some_of_the_parameters(
 ) -> None:
     model = KINDS["projected"]().requires_grad_(frozen)
     model.get_parameter(name).requires_grad_(not frozen)
-    ours, torchs = both_ways(model, zeros(4, 2, 6), monkeypatch)
+    ours, torchs = both_ways(model, zeros(3, 2, 6), monkeypatch)
     assert ours.backward_flops == torchs.backward_flops > 0
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_outputs_have_the_shapes_of_the_layers_own(kind: str) -> None:
     def shapes(outputs: Any) -> list[torch.Size]:
-        return [tensor.shape for tensor in flops._tensors(outputs)]
+        return [tensor.shape for tensor in flops.tensors_in(outputs)]
 
     for options in OPTIONS:
         for shape in ((4, 2, 6), (4, 6)):

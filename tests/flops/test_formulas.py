@@ -289,6 +289,21 @@ def test_written_list_holds_operators_that_exist_and_have_no_formula() -> None:
         name.split("::")[1].split(".")[0] for name in torch._C._dispatch_get_all_op_names()
     }
     bases = {formulas._VARIANT.sub("", name) for name in operators} | operators
-    assert bases >= formulas._LEFT_OUT
+    assert bases >= formulas._NOT_COUNTED_NAMES
     counted = {str(op).removeprefix("aten.") for op in [*flop_registry, *formulas.FORMULAS]}
-    assert not counted & formulas._LEFT_OUT
+    assert not counted & formulas._NOT_COUNTED_NAMES
+
+
+@pytest.mark.parametrize(("a", "b", "rows"), [
+    ((24, 16), (3, 16, 8), (24, 16, 8)), ((3, 24, 16), (3, 16, 8), (3 * 24, 16, 8)),
+    ((24, 48), (48, 8), (24, 48, 8)), ((3, 24, 16), (16, 24), (24, 16, 24))])
+def test_the_experts_of_a_mixture(a: tuple, b: tuple, rows: tuple[int, int, int]) -> None:
+    """Of groups of rows or of columns: each row meets the matrix of its own group alone."""
+    offs = torch.tensor([8, 16, 24], dtype=torch.int32)
+    if a == (24, 48):
+        offs = torch.tensor([16, 32, 48], dtype=torch.int32)
+    options = {} if len(a) == len(b) == 3 else {"offs": offs}
+    count = count_flops(Apply(lambda x, y: torch._grouped_mm(x, y, **options)),
+                        (zeros(*a, dtype=torch.bfloat16), zeros(*b, dtype=torch.bfloat16)),
+                        backward=False)
+    assert (count.forward_flops, count.caveats) == (2 * rows[0] * rows[1] * rows[2], ())

@@ -196,6 +196,8 @@ def test_no_real_tensor_is_made_for_a_transformer(device: str) -> None:
     with Allocations() as ours:
         count = count_flops(model, inputs)
     assert count.forward_flops == 2 * 2 * (12 * 16 * 64**2 + 2 * 16**2 * 64)
+    first_input = 3 * 16 * 64**2  # the model's input needs no gradient
+    assert count.backward_flops == 2 * count.forward_flops - 2 * first_input
     assert max(ours.entries) == 0
 
 
@@ -204,19 +206,6 @@ def test_the_fallback_copies_each_weight_once() -> None:
     with Allocations() as real:
         assert not count_flops(model, x, backward=False).on_meta
     assert [entries for entries in real.entries if entries >= 64**2] == [64**2]
-
-
-def test_transformer_of_6_billion_weights_that_were_never_made() -> None:
-    width, depth, tokens = 4096, 32, 512
-    with torch.device("meta"):
-        layer = nn.TransformerEncoderLayer(width, 32, 4 * width, batch_first=True)
-        model = nn.TransformerEncoder(layer, depth)
-    assert sum(weight.numel() for weight in model.parameters()) > 6e9
-    count = count_flops(model, zeros(1, tokens, width, device="meta"))
-    products, attention = 12 * tokens * width**2, 2 * tokens**2 * width
-    assert count.forward_flops == 2 * depth * (products + attention)
-    first_input = 3 * tokens * width**2  # the model's input needs no gradient
-    assert count.backward_flops == 2 * count.forward_flops - 2 * first_input
 
 
 def test_tied_weights_stay_tied() -> None:
