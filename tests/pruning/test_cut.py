@@ -12,7 +12,7 @@ from tests.networks import kept_streams, snapshot
 from tests.pruning.cutting_cases import CASES, Tokens, Twice, mlp, silent
 from wua_mlflow.flops import count_flops
 from wua_mlflow.pruning import cut as module
-from wua_mlflow.pruning.cut import cut, unit_groups
+from wua_mlflow.pruning.cut import Specification, cut, rebuild, unit_groups
 from wua_mlflow.pruning.verify import WrongCutError, check_cut
 
 
@@ -23,50 +23,59 @@ def _seeded():
         yield
 
 
-@pytest.fixture(params=CASES, ids=list(CASES))
-def case(request):
-    return CASES[request.param]
-
-
 def shapes(model):
-    return {name: tuple(one.shape) for name, one in model.state_dict().items()}
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
-def test_shapes_parameters_and_flops_are_those_of_a_network_built_narrow(case):
-    model, narrow, example = case.whole(), case.narrow(), case.example(4)
-    found = cut(model, example, case.keep)
-    assert shapes(found.model) == shapes(narrow)
-    assert found.params_before == sum(one.numel() for one in model.parameters())
-    assert found.params_after == sum(one.numel() for one in narrow.parameters())
-    assert found.flops_before == count_flops(model, example, backward=False).forward_flops
-    assert found.flops_after == count_flops(narrow, example, backward=False).forward_flops
-    assert found.flops_after < found.flops_before
-    assert found.units == {group: (case.widths[case.renamed[group]], len(units))
-                           for group, units in case.keep.items()}
+def test_shapes_parameters_and_flops_are_those_of_a_network_built_narrow(pruned):
+    case, model, result = pruned.case, pruned.model, pruned.result
+    narrow, example = case.narrow(), case.example(4)
+    assert shapes(result.model) == shapes(narrow)
+    assert result.params_before == sum(weight.numel() for weight in model.parameters())
+    assert result.params_after == sum(weight.numel() for weight in narrow.parameters())
+    assert result.flops_before == count_flops(model, example, backward=False).forward_flops
+    assert result.flops_after == count_flops(narrow, example, backward=False).forward_flops
+    assert result.flops_after < result.flops_before
+    assert result.units == {group: (case.widths[case.renamed[group]], len(units))
+                            for group, units in case.keep.items()}
 
 
-@pytest.mark.parametrize("batch", [1, 3, 17])
-def test_outputs_are_those_of_the_original_with_the_units_silenced(case, batch):
-    model = case.whole()
-    found, inputs = cut(model, case.example(4), case.keep).model, case.example(batch)
-    with torch.no_grad(), silent(model, case.readers, case.removed()):
-        expected = model(inputs)
+def test_outputs_are_those_of_the_original_with_the_units_silenced(pruned):
+    case, model = pruned.case, pruned.model
+    for batch in (1, 3, 17):
+        inputs = case.example(batch)
+        with torch.no_grad(), silent(model, case.readers, case.removed()):
+            expected = model(inputs)
+        with torch.no_grad():
+            assert not torch.allclose(model(inputs), expected, atol=1e-3), "the units matter"
+            torch.testing.assert_close(pruned.result.model(inputs), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_fresh_network_from_the_specification_takes_the_weights(pruned):
+    case, result = pruned.case, pruned.result
+    specification = Specification.from_json(result.specification.to_json())
+    fresh, inputs = rebuild(case.whole(seed=9), case.example(4), specification), case.example(7)
     with torch.no_grad():
-        assert not torch.allclose(model(inputs), expected, atol=1e-3), "the units matter"
-        torch.testing.assert_close(found(inputs), expected, rtol=1e-4, atol=1e-5)
+        expected = result.model(inputs)
+        assert not torch.allclose(fresh(inputs), expected)
+        fresh.load_state_dict(result.model.state_dict(), strict=True)
+        assert torch.equal(fresh(inputs), expected)
 
 
-def test_the_original_is_left_bit_for_bit(case):
+@pytest.mark.parametrize("name", ["residual", "Conv1D"])
+def test_the_original_is_left_bit_for_bit(name):
+    case = CASES[name]
     model = case.whole().train()
     next(model.parameters()).requires_grad_(False)
     before, state = snapshot(model), torch.get_rng_state()
     found = cut(model, case.example(4), case.keep).model
     assert snapshot(model) == before
     assert torch.equal(torch.get_rng_state(), state)
-    assert found.training and all(one.training for one in found.modules())
+    assert found.training and all(module.training for module in found.modules())
     assert not next(found.parameters()).requires_grad
-    assert all(one.grad is None for one in found.parameters())
-    assert not {id(one) for one in found.parameters()} & {id(one) for one in model.parameters()}
+    assert all(weight.grad is None for weight in found.parameters())
+    assert not {id(weight) for weight in found.parameters()} & {
+        id(weight) for weight in model.parameters()}
 
 
 def test_the_units_that_stay_keep_their_weights():
@@ -78,18 +87,19 @@ def test_the_units_that_stay_keep_their_weights():
     assert torch.equal(found[4].weight, model[4].weight)
 
 
-def test_a_cut_network_can_be_trained_and_cut_again(case):
-    found = cut(case.whole(), case.example(4), case.keep).model.train()
-    loss = found(case.example(6)).square().mean()
-    loss.backward()
-    assert all(one.grad is not None and one.grad.shape == one.shape
-               for one in found.parameters())
-    group = next((name for name, units in case.keep.items() if len(units) > 1), None)
-    if group is None:
-        assert set(unit_groups(found, case.example(4)).not_prunable.values()) >= {"it has one unit"}
-        return
-    again = cut(found, case.example(4), {group: [0]})
-    assert again.units[group] == (len(case.keep[group]), 1)
+def test_a_cut_network_can_be_trained(pruned):
+    found = copy.deepcopy(pruned.result.model).train()
+    found(pruned.case.example(6)).square().mean().backward()
+    assert all(weight.grad is not None and weight.grad.shape == weight.shape
+               for weight in found.parameters())
+
+
+def test_a_cut_network_can_be_cut_again_down_to_one_unit():
+    case = CASES["residual"]
+    found = cut(case.whole(), case.example(4), case.keep).model
+    again = cut(found, case.example(4), {"stem": [0]})
+    assert again.units["stem"] == (3, 1)
+    assert unit_groups(again.model, case.example(4)).not_prunable["stem"] == "it has one unit"
 
 
 def test_what_is_tied_stays_tied():

@@ -44,9 +44,9 @@ def without(model, heads):
     return found.eval()
 
 
-@pytest.mark.parametrize("keep", [[0], [1, 3], [0, 2, 3]])
-@pytest.mark.parametrize("options", [{}, {"batch_first": False}, {"bias": False},
-                                     {"weights": True}], ids=str)
+@pytest.mark.parametrize(("keep", "options"), [
+    ([0], {}), ([0, 2, 3], {}), ([1, 3], {"batch_first": False}), ([1, 3], {"bias": False}),
+    ([0, 2, 3], {"weights": True})], ids=str)
 def test_outputs_parameters_and_flops(keep, options):
     model = Attending(**options).eval()
     gone = [head for head in range(4) if head not in keep]

@@ -1,4 +1,4 @@
-"""The masked original: silent where the units are read, and afterwards as before."""
+"""Pruning by masking: silent where the units are read, and afterwards as before."""
 
 from __future__ import annotations
 
@@ -11,29 +11,17 @@ from wua_mlflow.pruning.cut import unit_groups
 from wua_mlflow.pruning.unit_groups import masked
 
 
-@pytest.fixture(params=CASES, ids=list(CASES))
-def case(request):
-    return CASES[request.param]
-
-
-def test_it_is_the_network_whose_readers_get_zero(case):
-    model, inputs = case.whole(), case.example(5)
-    structure, removed = unit_groups(model, case.example(4)), case.removed()
+def test_it_is_the_network_whose_readers_get_zero_and_then_as_before(pruned):
+    case, model, removed = pruned.case, pruned.model, pruned.case.removed()
+    inputs, before = case.example(5), snapshot(model)
     with torch.no_grad():
         with silent(model, case.readers, removed):
             expected = model(inputs)
-        with masked(model, structure, removed) as same:
-            assert same is model
+        with masked(model, pruned.structure, removed) as same:
+            assert same is model and snapshot(model) != before
             torch.testing.assert_close(model(inputs), expected, rtol=1e-5, atol=1e-6)
-
-
-def test_it_is_restored_bit_for_bit_also_when_the_body_raises(case):
-    model = case.whole()
-    structure, before = unit_groups(model, case.example(4)), snapshot(model)
-    with masked(model, structure, case.removed()):
-        assert snapshot(model) != before
     assert snapshot(model) == before
-    with pytest.raises(KeyError), masked(model, structure, case.removed()):
+    with pytest.raises(KeyError), masked(model, pruned.structure, removed):
         raise KeyError
     assert snapshot(model) == before
 

@@ -8,11 +8,8 @@ from torch import nn
 
 from tests.networks import kept_streams, rows
 from tests.pruning.attention_cases import (
-    CLASSES,
-    NAMES,
     SIZE,
     Bert,
-    Conv1D,
     Llama,
     Plain,
     attend,
@@ -28,20 +25,6 @@ def _seeded():
     with kept_streams():
         torch.manual_seed(0)
         yield
-
-
-@pytest.mark.parametrize("kind", CLASSES)
-def test_all_layers_of_it_are_in_the_group_or_named(kind):
-    found = unit_groups(stack(kind), rows(3, 5, 12))
-    heads = [one for one in found.groups if one.kind == "heads"]
-    assert [one.name for one in heads] == [NAMES.get(kind, "0"), NAMES.get(kind, "0").replace(
-        "0", "1", 1)]
-    held = {name for one in found.groups for name in one.layers} | set(found.not_prunable)
-    model = stack(kind)
-    layers = {name for name, one in model.named_modules()
-              if isinstance(one, (nn.Linear, nn.Embedding, Conv1D))}
-    assert held == layers
-    assert not {name for one in heads for name in one.layers} & set(found.not_prunable)
 
 
 def test_shared_keys_make_one_unit_of_the_heads_that_share_them():

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from functools import cache
+
 import torch
 from torch import Tensor, nn
 
@@ -30,7 +33,16 @@ def with_copies(*, read: bool) -> tuple[nn.Sequential, tuple[Tensor, Tensor]]:
 def trained(
     *widths: int, seed: int = 0, steps: int = 150
 ) -> tuple[nn.Sequential, tuple[Tensor, Tensor]]:
-    """An MLP trained on three rings of points, and 120 further points."""
+    """An MLP trained on three rings of points, and 120 further points; trained once."""
+    torch.manual_seed(seed)
+    model, data = _trained(widths, seed, steps)
+    return copy.deepcopy(model), data
+
+
+@cache
+def _trained(
+    widths: tuple[int, ...], seed: int, steps: int
+) -> tuple[nn.Sequential, tuple[Tensor, Tensor]]:
     torch.manual_seed(seed)
     layers: list[nn.Module] = []
     for left, right in zip((2, *widths), (*widths, 3), strict=True):

@@ -102,7 +102,7 @@ def test_the_same_seed_gives_the_same_search_and_no_global_stream_moves() -> Non
     random.seed(1)
     before = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
     level = optuna.logging.get_verbosity()
-    results = [search_widths(scoring(useful_first), [32, 32], [16, 16], margin=0.02, runs=20,
+    results = [search_widths(scoring(useful_first), [32, 32], [16, 16], margin=0.02, runs=12,
                              seed=3) for _ in range(2)]
     assert results[0] == results[1]
     assert torch.equal(torch.get_rng_state(), before[0])
@@ -115,7 +115,7 @@ def test_optuna_says_nothing(caplog: pytest.LogCaptureFixture) -> None:
     optuna.logging.enable_propagation()
     try:
         with caplog.at_level(logging.INFO):
-            search_widths(scoring(useful_first), [32, 32], [16, 16], margin=0.02, runs=15)
+            search_widths(scoring(useful_first), [32, 32], [16, 16], margin=0.02, runs=10)
     finally:
         optuna.logging.disable_propagation()
     assert [record for record in caplog.records if record.name.startswith("optuna")] == []
