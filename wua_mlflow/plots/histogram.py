@@ -113,9 +113,11 @@ def plot_histogram(data: HistogramData, ax: Axes | None = None) -> Figure:
     page.write(EDGE_IN, 3.88, _CAPTION)
     axes = page.axes(0.9, 0.8, 5.8, 2.55)
     style.strip_axes(axes, grid="y")
-    axes.bar(data.edges[:-1], data.counts, np.diff(data.edges), align="edge", color=MEASURED,
-             edgecolor="white", linewidth=0.6, log=data.log_counts)
     low, room = (0.6, 3.0) if data.log_counts else (0.0, 1.14)
+    axes.set_yscale("log" if data.log_counts else "linear")
+    axes.stairs(data.counts, data.edges, baseline=low, fill=True, color=MEASURED, linewidth=0)
+    axes.vlines(data.edges, low, np.maximum([low, *data.counts], [*data.counts, low]),
+                color="white", linewidth=0.6)
     axes.set_ylim(low, room * float(data.counts.max()))
     axes.set_xlim(0, data.edges[-1])
     axes.ticklabel_format(axis="x", scilimits=(-3, 4), useOffset=False)
