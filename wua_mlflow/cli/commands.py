@@ -135,7 +135,8 @@ def _run(store: Store, settings: Settings, as_json: bool) -> int:
             {"verdict": None, "reason": outcome.slimmed.ended}
         print(json.dumps({
             "run_id": outcome.run_id,
-            "variants": {v.name: {"run_id": v.run_id, **v.metrics} for v in outcome.variants},
+            "variants": {v.name: {"run_id": v.run_id, **v.metrics}
+                         for v in outcome.slimmed.variants},
             "registered": outcome.registered or None, **verdicts}, indent=1))
     elif not outcome.slimmed.rounds:
         print("\n".join(filter(None, (outcome.slimmed.ended, outcome.registered))))
@@ -154,7 +155,7 @@ def _to_look(store: Store, outcome: workflow.SlimmingResult) -> str:
     """Where in MLflow's UI a pipeline's variants lie side by side, and its report."""
     if outcome.run_id is None or not outcome.slimmed.rounds:
         return ""
-    experiment = outcome.variants[0].experiment_id
+    experiment = outcome.slimmed.original.experiment_id
     base = store.uri if store.uri.startswith("http") else LOCAL_UI
     start = f"start the UI with `{_ui_command(store)}`, then " if base == LOCAL_UI else ""
     return (f"\nTo look: {start}open\n  {view_address(base, experiment, LATEST_KEY)}\n"

@@ -15,9 +15,9 @@ import pandas as pd
 
 from wua_mlflow.errors import group_by_reason
 from wua_mlflow.pipeline.analyze import Analysis
-from wua_mlflow.pipeline.compare import Comparison
 from wua_mlflow.pipeline.workflow import SlimmingResult
 from wua_mlflow.report.content import Report
+from wua_mlflow.results import Comparison
 from wua_mlflow.tracking.names import Kind, Metric, Tag, further_layers_table
 from wua_mlflow.usage.results import LayerUsage, ModelUsage
 from wua_mlflow.verdict.compare import Verdict
@@ -48,15 +48,14 @@ def slimmed_text(outcome: SlimmingResult) -> str:
     """Each network that was trained, what was not cut of the result, the verdicts, the savings."""
     if not outcome.slimmed.rounds:
         return outcome.slimmed.ended
-    lines = [f"{one.name}: {one.test.score:.4f} on the test part; run {one.run_id}"
-             for one in outcome.variants[1:]]
-    last = outcome.variants[-1].trained
-    if last.structure is not None:
-        left = {name: f"{count:,} left" for name, count in last.structure.left.items()}
-        lines += [f"  {layers}: {count}" for layers, count in group_by_reason(left)]
-    lines += [f"  {layers}: not cut: {reason}"
-              for layers, reason in group_by_reason(last.uncut)]
-    ends = outcome.variants[0], outcome.variants[-1]
+    original, *trained = outcome.slimmed.variants
+    slim = outcome.slimmed.result.variant
+    lines = [f"{variant.name}: {variant.test_score:.4f} on the test part; run {variant.run_id}"
+             for variant in trained]
+    remaining = {name: f"{count:,} left" for name, count in slim.units_left.items()}
+    lines += [f"  {layers}: {count}" for layers, count in group_by_reason(remaining)]
+    lines += [f"  {layers}: not cut: {reason}" for layers, reason in group_by_reason(slim.uncut)]
+    ends = original, slim
     report = outcome.report or Report(
         "", [one.name for one in ends], [one.metrics for one in ends], outcome.comparison)
     return "\n".join([*lines, verdicts_text(outcome.comparison), report.saved,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -17,8 +17,9 @@ from wua_mlflow.data.datasets import DataSplit
 from wua_mlflow.data.tasks import Task, score_name
 from wua_mlflow.pipeline.train import step_status
 from wua_mlflow.pipeline.variant import ModelVariant
+from wua_mlflow.results import Comparison
 from wua_mlflow.rng import Purpose, torch_generator
-from wua_mlflow.tracking.log import latency_metrics, verdict_metrics, write
+from wua_mlflow.tracking.log import latency_metrics, write
 from wua_mlflow.tracking.names import Metric, Tag, step_tag
 from wua_mlflow.tracking.names import Variant as VariantName
 from wua_mlflow.tracking.runs import count_looks, look_of
@@ -30,7 +31,7 @@ from wua_mlflow.verdict.compare import Verdict, compare
 from wua_mlflow.verdict.sample_size import too_few_examples
 
 __all__ = [
-    "Comparison", "budget_sentence", "check_classes", "check_test_part", "compare_evaluations",
+    "budget_sentence", "check_classes", "check_test_part", "compare_evaluations",
     "compare_variants", "judge", "ratios",
 ]
 
@@ -122,102 +123,8 @@ def _length(variant: ModelVariant) -> str:
 
 
 SEEDS_FOR_RECIPE = 5
-NO_RECIPE = f"No recipe verdict: it needs at least {SEEDS_FOR_RECIPE} seeds (setting `seeds`)."
-TRAINED_ELSEWHERE = "No recipe verdict: how the original was trained elsewhere is not known."
 LARGEST_BATCH = 1024
-NOTEWORTHY = 1.05
-"""A ratio of FLOPs above this is expected to be felt."""
 CHANCE = 0.05
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """What comparing two models on the same test examples found.
-
-    Attributes:
-        artifact: of the two saved models.
-        recipe: over seeds, where there are enough.
-        churn: share of examples whose prediction differs; None for regression.
-        worst_class_delta: the largest loss of accuracy within one class; None for regression.
-        looks: how many verdicts on this test set the store holds, this one included.
-        ratios: original ÷ slim.
-        budget: sentences where the two did not train for as long, or are not alike in another way.
-        worst_class: the class of ``worst_class_delta``, and how many test examples it has.
-        bonferroni: ``verdict`` read for all looks, at confidence 1 − (1 − c) ÷ looks; None where
-            this is the first look.
-        latency_ratio: original ÷ slim of the median latencies at batch 1, and its interval; None
-            where not both were timed.
-        timed: by run the latencies that were taken in the same turns.
-        no_recipe: why there is no recipe verdict, where there is none.
-        class_loss: a sentence where single classes lose more than the margin.
-    """
-
-    artifact: Verdict
-    recipe: Verdict | None
-    churn: float | None
-    worst_class_delta: float | None
-    looks: int
-    ratios: Mapping[str, float]
-    budget: str = ""
-    worst_class: str | None = None
-    bonferroni: Verdict | None = None
-    latency_ratio: tuple[float, float, float] | None = None
-    timed: Mapping[str, Mapping[str, float]] = field(default_factory=dict, repr=False)
-    no_recipe: str = NO_RECIPE
-    class_loss: str = ""
-
-    def with_latency(self, variant: ModelVariant) -> dict[str, float]:
-        """A variant's metrics, the latency as it was in this comparison's turns."""
-        return {**variant.metrics, **self.timed.get(variant.run_id, {})}
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """What the verdict and the count of FLOPs do not say, a sentence each."""
-        found = [self.class_loss] if self.class_loss else []
-        if self.looks > 1:
-            found.append(text.looks_sentence(self.looks, self.bonferroni))
-        small = (
-            too_few_examples(self.artifact.examples, self.artifact.margin, self.artifact.confidence)
-            if self.artifact.score == "accuracy"
-            else None
-        )
-        if small:
-            found.append(f"{small[:1].upper()}{small[1:]}.")
-        flops = self.ratios.get(Metric.FLOPS_RATIO, 1.0)
-        if self.latency_ratio is not None and flops > NOTEWORTHY and self.latency_ratio[1] <= 1:
-            ratio, low, high = self.latency_ratio
-            found.append(f"FLOPs fall {flops:.1f}×, but latency at batch 1 does not: ratio "
-                         f"{ratio:.2f} ({low:.2f} to {high:.2f}).")
-        return tuple(found)
-
-    @property
-    def verdict(self) -> Verdict:
-        """The recipe's verdict where there is one, else the artifact's."""
-        return self.recipe or self.artifact
-
-    @property
-    def metrics(self) -> dict[str, float]:
-        """Under the contract's names."""
-        metrics = {**verdict_metrics(self.artifact), **self.ratios, Metric.LOOKS: self.looks}
-        if self.recipe:
-            metrics |= verdict_metrics(self.recipe)
-        if self.churn is not None:
-            metrics[Metric.CHURN] = self.churn
-        if self.worst_class_delta is not None:
-            metrics[Metric.WORST_CLASS_DELTA] = self.worst_class_delta
-        if self.latency_ratio is not None:
-            keys = Metric.LATENCY_RATIO, Metric.LATENCY_RATIO_LOW, Metric.LATENCY_RATIO_HIGH
-            metrics.update(zip(keys, self.latency_ratio, strict=True))
-        return metrics
-
-    @property
-    def tags(self) -> dict[str, str]:
-        """Under the contract's names."""
-        tags = {Tag.VERDICT: self.verdict.outcome, Tag.VERDICT_ARTIFACT: self.artifact.outcome,
-                Tag.CONFIDENCE: str(self.verdict.confidence)}
-        if self.recipe:
-            tags[Tag.VERDICT_RECIPE] = self.recipe.outcome
-        return tags
 
 
 def compare_variants(
@@ -256,7 +163,7 @@ def compare_variants(
             latency_ratio=latency_ratio(timed[0][1], timed[-1][1], confidence=settings.confidence,
                                         seed=settings.seed),
             timed={variant.run_id: latency_metrics(latency) for variant, latency in timed},
-            no_recipe=TRAINED_ELSEWHERE if original.adopted else NO_RECIPE)
+            no_recipe=text.TRAINED_ELSEWHERE if original.adopted else text.TOO_FEW_SEEDS)
         for variant in unmeasured:
             write(store.client, variant.run_id, metrics=_latency_of(variant))
         tags = {**comparison.tags, Tag.LOOKED: ",".join(looked), step_tag("compare"): "done"}

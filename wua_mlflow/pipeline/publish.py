@@ -6,21 +6,18 @@ Tests: ``tests/pipeline/test_registering.py``.
 
 from __future__ import annotations
 
-import contextlib
-import tempfile
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Sequence
 from io import BytesIO
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mlflow.exceptions import MlflowException
-
 from wua_mlflow.config import Settings
-from wua_mlflow.pipeline.compare import Comparison
 from wua_mlflow.pipeline.pictures import MOST_ROWS
-from wua_mlflow.pipeline.slim import Round, Slimmed
-from wua_mlflow.pipeline.variant import ModelVariant
-from wua_mlflow.plots.comparison import VariantFigures, comparison_data, plot_comparison
+from wua_mlflow.plots.comparison import (
+    VariantFigures,
+    comparison_data,
+    plot_comparison,
+)
 from wua_mlflow.plots.pareto import pareto_data, plot_pareto
 from wua_mlflow.plots.style import variant_colour
 from wua_mlflow.plots.usage import layers_data, plot_layers
@@ -32,15 +29,16 @@ from wua_mlflow.plots.widths import (
     plot_trials,
     trials_data,
 )
-from wua_mlflow.report.build import ReportInputs, report_of
+from wua_mlflow.report.build import report_of
 from wua_mlflow.report.content import Report
 from wua_mlflow.report.render import description, html_report, markdown_report
+from wua_mlflow.results import Comparison, Round, Slimmed, VariantResult
 from wua_mlflow.tracking.log import Files, write
 from wua_mlflow.tracking.names import ArtifactPath, Metric, Tag
 from wua_mlflow.tracking.registry import register
 from wua_mlflow.tracking.store import Store
 from wua_mlflow.tracking.ui_view import ensure_view, latest_view
-from wua_mlflow.usage.results import ModelUsage
+from wua_mlflow.widths.results import Curve
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -61,8 +59,8 @@ def registered(store: Store, result: Round, settings: Settings) -> str:
     run_id = result.variant.run_id
     found = register(store.client, settings.register, run_id=run_id,
                      verdict=result.comparison.artifact, comparison_run_id=run_id)
-    for one in filter(None, (run_id, result.variant.tags.get(Tag.PIPELINE))):
-        store.client.set_tag(one, Tag.REGISTERED, found.sentence)
+    for tagged in filter(None, (run_id, result.variant.tags.get(Tag.PIPELINE))):
+        store.client.set_tag(tagged, Tag.REGISTERED, found.sentence)
     return found.sentence
 
 
@@ -72,37 +70,26 @@ def nothing_to_register(settings: Settings) -> str:
     return "" if name is None else f"Not registered as {name!r}: there is no slim model."
 
 
-def publish(  # noqa: PLR0913 - by name: what there is besides the two
-    store: Store,
-    run_id: str,
-    variants: Sequence[ModelVariant],
-    comparison: Comparison,
-    *,
-    usages: Mapping[str, ModelUsage] | None = None,
-    slimmed: Slimmed | None = None,
-    files: Files | None = None,
-) -> Report:
+def publish(store: Store, run_id: str, slimmed: Slimmed, *, files: Files | None = None) -> Report:
     """Copy the verdict to the pipeline's run, with the report and ``files``, and set the views.
+
+    The report is of the original, the result and the result's controls; the variants of all rounds
+    are in the picture of accuracy against FLOPs.
 
     Args:
         store: where the runs are.
         run_id: the pipeline's.
-        variants: the original first, the result last, all others between. Where there are rounds
-            the report is of the original, the result and its controls; all are in the picture of
-            accuracy against FLOPs.
-        comparison: of those two.
-        usages: by variant's name; the report says where the original was little used.
-        slimmed: the rounds; without, the report tells of the slim one alone.
+        slimmed: at least one round.
         files: further ones to log.
     """
-    original, slim = variants[0], variants[-1]
-    told = ReportInputs(usages or {}, slimmed, _widths(store, slim, slimmed))
-    shown = (original, *slimmed.result.controls, slim) if slimmed else variants
-    report = report_of(shown, comparison, told)
-    pictures = report_pictures(report, [_figures(one, comparison) for one in shown],
-                               every=[_figures(one, comparison) for one in variants])
+    result, comparison = slimmed.result, slimmed.result.comparison
+    report = report_of(slimmed)
+    shown = (slimmed.original, *result.controls, result.variant)
+    pictures = report_pictures(
+        report, [_figures(variant, comparison) for variant in shown],
+        every=[_figures(variant, comparison) for variant in slimmed.variants])
     write(store.client, run_id, metrics=comparison.metrics,
-          tags={**comparison.tags, Tag.RESULT: slim.run_id,
+          tags={**comparison.tags, Tag.RESULT: result.variant.run_id,
                 "mlflow.note.content": description(report), "mlflow.runName": report.title},
           files={
               ArtifactPath.REPORT_MARKDOWN: f"# {report.title}\n\n{markdown_report(report)}",
@@ -113,7 +100,7 @@ def publish(  # noqa: PLR0913 - by name: what there is besides the two
           })
     ensure_view(store.client, store.experiment_id)
     latest_view(store.client, store.experiment_id, run_id, report.title,
-                classification=Metric.ACCURACY_TEST in original.metrics)
+                classification=Metric.ACCURACY_TEST in slimmed.original.metrics)
     return report
 
 
@@ -143,35 +130,30 @@ def report_pictures(
 
 
 def _of_widths(report: Report) -> dict[str, Figure]:
-    found, drawn = report.widths, {}
-    if found is None:
+    widths, figures = report.widths, {}
+    if widths is None:
         return {}
     verdict = report.comparison.verdict
-    if any(trial.outcome != "original" for trial in found.trials):
-        drawn["trials"] = plot_trials(trials_data(
-            found.trials, chosen=[one.after for one in found.chosen], margin=verdict.margin,
-            score=verdict.score))
-    if found.curves:
-        drawn["curves"] = plot_curves(curves_data(found.curves,
-                                                  method=found.start or found.method))
-    return drawn
+    trials = widths.searched.trials if widths.searched else ()
+    if any(trial.outcome != "original" for trial in trials):
+        figures["trials"] = plot_trials(trials_data(
+            trials, chosen=widths.widths, margin=verdict.margin, score=verdict.score))
+    recommendation = widths.recommendation
+    curves = [layer for layer in recommendation.layers if _can_be_drawn(layer.curve)] \
+        if recommendation else []
+    if recommendation and curves:
+        figures["curves"] = plot_curves(curves_data(curves, method=recommendation.method))
+    return figures
 
 
-def _widths(store: Store, slim: ModelVariant, slimmed: Slimmed | None) -> str | None:
-    """``widths.json`` of the slim variant; None of one that has none."""
-    for one in slimmed.rounds if slimmed else ():
-        if one.variant.run_id == slim.run_id and one.goal is not None:
-            return one.goal.to_json()
-    with contextlib.suppress(MlflowException, OSError), tempfile.TemporaryDirectory() as folder:
-        path = store.client.download_artifacts(slim.run_id, ArtifactPath.WIDTHS, folder)
-        return Path(path).read_text(encoding="utf-8")
-    return None
+def _can_be_drawn(curve: Curve) -> bool:
+    return bool(curve.widths) and all(map(math.isfinite, (*curve.scores, curve.threshold)))
 
 
-def _figures(variant: ModelVariant, comparison: Comparison) -> VariantFigures:
-    scores = [replicate.score for replicate in variant.replicates]
-    return VariantFigures(variant.name, variant_colour(variant.variant),
-                          comparison.with_latency(variant), scores if len(scores) > 1 else None)
+def _figures(variant: VariantResult, comparison: Comparison) -> VariantFigures:
+    scores = list(variant.scores) if len(variant.scores) > 1 else None
+    return VariantFigures(variant.name, variant_colour(variant.kind),
+                          comparison.metrics_of(variant), scores)
 
 
 def _png(figure: Figure) -> bytes:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
 from wua_mlflow.config import Settings
 from wua_mlflow.flops import count_flops
 from wua_mlflow.pipeline.analyze import analyze_variant
-from wua_mlflow.pipeline.compare import Comparison, compare_variants
+from wua_mlflow.pipeline.compare import compare_variants
 from wua_mlflow.pipeline.models import check_widths
 from wua_mlflow.pipeline.networks import (
     NetworkFactory,
@@ -27,24 +27,23 @@ from wua_mlflow.pipeline.recipe import Recipe
 from wua_mlflow.pipeline.target_widths import (
     NoNarrowerError,
     SearchSetup,
-    TargetWidths,
-    WidthParameter,
     choose_widths,
     dimensions_of,
 )
 from wua_mlflow.pipeline.train import TrainingPlan, train_variant
 from wua_mlflow.pipeline.variant import ModelVariant, load_variant
 from wua_mlflow.pruning.cut import cut
+from wua_mlflow.results import Round, Slimmed, TargetWidths, WidthParameter
 from wua_mlflow.rng import isolated
 from wua_mlflow.tracking.log import write
-from wua_mlflow.tracking.names import ArtifactPath, Outcome, step_tag
+from wua_mlflow.tracking.names import ArtifactPath, step_tag
 from wua_mlflow.tracking.names import Variant as VariantName
 from wua_mlflow.tracking.registry import check_name
 from wua_mlflow.tracking.runs import find_control
 from wua_mlflow.tracking.store import Store
 from wua_mlflow.usage.results import ModelUsage
 
-__all__ = ["Round", "Slimmed", "SlimmingContext", "check_slimming", "slim_variant"]
+__all__ = ["SlimmingContext", "check_slimming", "slim_variant"]
 
 
 PARENTS = ("data", "target", "task", "model", "state", "hidden", "seed", "seeds")
@@ -165,65 +164,12 @@ def _training_flops(recipe: Recipe, widths: tuple[int, ...]) -> float:
 
 
 @dataclass(frozen=True)
-class Round:
-    """One slim variant, what it was to be (None: not known), and how it did against the original.
-
-    ``controls`` were trained beside it: the original at an equal budget, and, where the network
-    was cut, one of the slim widths from scratch.
-    """
-
-    goal: TargetWidths | None
-    variant: ModelVariant
-    controls: tuple[ModelVariant, ...]
-    comparison: Comparison
-
-    @property
-    def as_good(self) -> bool:
-        """Whether the verdict is ``non_inferior``."""
-        return self.comparison.verdict.outcome == Outcome.NON_INFERIOR
-
-
-@dataclass(frozen=True)
 class _Done:
     """A round that has no verdict yet."""
 
     goal: TargetWidths
     variant: ModelVariant
     controls: tuple[ModelVariant, ...]
-
-
-@dataclass(frozen=True)
-class Slimmed:
-    """All rounds, and the usage of every variant in them that was analysed, by its name.
-
-    ``ended`` says why there is no further round, where more were asked for; there may be none.
-    ``last`` is then what the method saw.
-    """
-
-    original: ModelVariant
-    rounds: tuple[Round, ...]
-    usages: dict[str, ModelUsage] = field(repr=False)
-    ended: str = ""
-    last: TargetWidths | None = field(default=None, repr=False)
-
-    @property
-    def result(self) -> Round:
-        """The last round that is as good as the original; the first, where none is.
-
-        Raises:
-            IndexError: there are no rounds.
-        """
-        return next((one for one in reversed(self.rounds) if one.as_good), self.rounds[0])
-
-    @property
-    def variants(self) -> tuple[ModelVariant, ...]:
-        """All that was trained, the result last."""
-        if not self.rounds:
-            return ()
-        result = self.result
-        found = [one for each in self.rounds for one in (*each.controls, each.variant)]
-        others = {one.run_id: one for one in found if one.run_id != result.variant.run_id}
-        return (*others.values(), result.variant)
 
 
 def check_slimming(settings: Settings) -> None:
@@ -260,7 +206,7 @@ def slim_variant(
     *,
     settings: Settings,
     pipeline: str | None,
-) -> Slimmed:
+) -> tuple[Slimmed, dict[str, ModelVariant]]:
     """Slim variants of the original until one is not as good, or the rounds are over.
 
     Args:
@@ -270,30 +216,37 @@ def slim_variant(
         settings: what is asked for.
         pipeline: the pipeline's run.
 
+    Returns:
+        What was found, and by run all networks, the original included.
+
     Raises:
-        ValueError: one line; as ``goal_of``.
+        ValueError: one line; as ``choose_widths``.
     """
     check_slimming(settings)
     root = cached(original.make, first=original.trained)
     bench = SlimmingContext(settings, original, original, root, root)
-    usages: dict[str, ModelUsage] = {}
+    usages = {} if usage is None else {original.name: usage}
     rounds: list[Round] = []
+    networks = {original.run_id: original}
+    ended: tuple[str, TargetWidths | None] = "", None
     for number in range(1, settings.rounds + 1):
         try:
             goal = choose_widths(settings, bench.parent, bench.dimensions, bench.retraining, usage)
         except NoNarrowerError as error:
-            return Slimmed(original, tuple(rounds), usages, str(error), error.goal)
+            ended = str(error), error.goal
+            break
         done = _round(store, bench, goal, number, pipeline)
         for one in (*done.controls, done.variant):
             if one.tags.get(step_tag("analyze")) != "done":
                 usages[one.name] = analyze_variant(store, one).usage
+            networks[one.run_id] = one
         rounds.append(_judged(store, bench, done))
         if not rounds[-1].as_good:
             break
         usage = usages[done.variant.name]
         bench = replace(bench, parent=done.variant,
                         make=cached(done.variant.make, first=done.variant.trained))
-    return Slimmed(original, tuple(rounds), usages)
+    return Slimmed(original.result(), tuple(rounds), usages, *ended), networks
 
 
 def _round(
@@ -323,7 +276,8 @@ def _round(
 
 def _judged(store: Store, bench: SlimmingContext, done: _Done) -> Round:
     comparison = compare_variants(store, bench.original, done.variant, beside=done.controls)
-    return Round(done.goal, done.variant, done.controls, comparison)
+    return Round(done.goal, done.variant.result(),
+                 tuple(control.result() for control in done.controls), comparison)
 
 
 def _controls(

@@ -7,13 +7,16 @@ May import: everything but cli. Tests: ``tests/pipeline/test_searching.py``.
 
 from __future__ import annotations
 
-import json
+import contextlib
 import math
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
+from mlflow.exceptions import MlflowException
 from torch import Tensor
 from tqdm import tqdm
 
@@ -29,7 +32,10 @@ from wua_mlflow.pipeline.recipe import Recipe, naming_replicate, replicate_seed
 from wua_mlflow.pipeline.variant import ModelVariant
 from wua_mlflow.pruning.cut import unit_groups
 from wua_mlflow.pruning.find_groups import OUTPUTS
+from wua_mlflow.results import TargetWidths, WidthParameter
 from wua_mlflow.rng import Purpose, torch_generator
+from wua_mlflow.tracking.names import ArtifactPath
+from wua_mlflow.tracking.store import Store
 from wua_mlflow.usage.results import ModelUsage
 from wua_mlflow.verdict.sample_size import required_examples_without_discordance, too_few_examples
 from wua_mlflow.widths.recommend import effective_width, effective_widths, recommend_widths
@@ -37,8 +43,8 @@ from wua_mlflow.widths.results import SearchResult, WidthRecommendation
 from wua_mlflow.widths.retrain_search import search_widths
 
 __all__ = [
-    "NoNarrowerError", "SearchSetup", "TargetWidths", "WidthParameter", "choose_widths",
-    "dimensions_of", "folds_of", "search", "validation_scores",
+    "NoNarrowerError", "SearchSetup", "choose_widths", "dimensions_of", "folds_of",
+    "logged_widths", "search", "validation_scores",
 ]
 
 
@@ -144,42 +150,12 @@ class NoNarrowerError(ValueError):
         self.goal = goal
 
 
-@dataclass(frozen=True)
-class WidthParameter:
-    """One number to choose: ``units`` is what it is now, ``layers`` those that have these units."""
-
-    name: str
-    units: int
-    layers: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class TargetWidths:
-    """The widths of the slim network, by dimension, and what they were read from.
-
-    ``recommendation`` is None where the widths were given; ``searched`` is what a search tried.
-    """
-
-    dimensions: tuple[WidthParameter, ...]
-    widths: tuple[int, ...]
-    method: str
-    recommendation: WidthRecommendation | None = None
-    searched: SearchResult | None = None
-
-    @property
-    def keep(self) -> dict[str, int]:
-        """The widths by the dimension's name."""
-        return {one.name: width for one, width in zip(self.dimensions, self.widths, strict=True)}
-
-    def to_json(self) -> str:
-        """All of it, for an artifact."""
-        return json.dumps({
-            "method": self.method,
-            "widths": [{"name": one.name, "layers": one.layers, "units": one.units, "width": width}
-                       for one, width in zip(self.dimensions, self.widths, strict=True)],
-            "recommendation": self.recommendation and json.loads(self.recommendation.to_json()),
-            "search": self.searched and json.loads(self.searched.to_json()),
-        }, indent=1)
+def logged_widths(store: Store, run_id: str) -> TargetWidths | None:
+    """The widths that a slim variant's run keeps; None of one that has none."""
+    with contextlib.suppress(MlflowException, OSError), tempfile.TemporaryDirectory() as folder:
+        path = store.client.download_artifacts(run_id, ArtifactPath.WIDTHS, folder)
+        return TargetWidths.from_json(Path(path).read_text(encoding="utf-8"))
+    return None
 
 
 def dimensions_of(variant: ModelVariant, how: str) -> tuple[WidthParameter, ...]:

@@ -24,6 +24,7 @@ from wua_mlflow.hooks import unwrapped
 from wua_mlflow.pipeline.networks import NetworkFactory, from_scratch
 from wua_mlflow.pipeline.recipe import Recipe, Replicate, Trained, load_recipe
 from wua_mlflow.pruning.cut import Specification, rebuild
+from wua_mlflow.results import VariantResult
 from wua_mlflow.rng import Stream, isolated
 from wua_mlflow.tracking.log import Files
 from wua_mlflow.tracking.models import read_tensors, write_tensors
@@ -35,6 +36,8 @@ from wua_mlflow.training.evaluation import Evaluation
 __all__ = ["ModelVariant", "load_variant", "replicates_table", "variant_files"]
 
 
+UNIT_ATTRIBUTES = ("out_features", "out_channels", "hidden_size", "embedding_dim")
+"""The attributes of a module that say how many units it has."""
 LONGEST_BEGINNING = 31
 """Characters of a run's id that are not yet the whole."""
 
@@ -94,10 +97,34 @@ class ModelVariant:
             return 0
         return int(self.tags.get(Tag.EPOCHS_TRAINED, self.settings.epochs))
 
+    def result(self) -> VariantResult:
+        """The variant as plain data, as it stands now."""
+        structure = self.trained.structure
+        return VariantResult(
+            run_id=self.run_id, experiment_id=self.experiment_id, name=self.name,
+            kind=self.variant, settings=self.settings, tags=dict(self.tags),
+            metrics=dict(self.metrics),
+            scores=tuple(replicate.score for replicate in self.replicates),
+            training_examples=len(self.recipe.split.train),
+            device=str(self.recipe.device), threads=torch.get_num_threads(),
+            layer_units=_layer_units(self.model), uncut=dict(self.trained.uncut),
+            units_left=structure.left if structure else {})
+
     @property
     def replicate_scores(self) -> np.ndarray:
         """Scores by replicate and test example, shape (replicates, examples)."""
         return np.stack([replicate.scores for replicate in self.replicates])
+
+
+def _layer_units(model: nn.Module) -> dict[str, int]:
+    """Units by layer, as the attributes of the modules say."""
+    units: dict[str, int] = {}
+    for name, module in unwrapped(model).named_modules():
+        sizes = (getattr(module, attribute, None) for attribute in UNIT_ATTRIBUTES)
+        size = next((size for size in sizes if isinstance(size, int)), None)
+        if size is not None and getattr(module, "weight", True) is not None:
+            units[name] = size
+    return units
 
 
 def variant_files(

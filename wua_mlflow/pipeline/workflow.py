@@ -7,31 +7,32 @@ Tests: ``tests/pipeline/test_chain.py``.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
 from wua_mlflow import __version__
 from wua_mlflow.config import Settings, settings_yaml
 from wua_mlflow.distributed import on_all_ranks, rank
 from wua_mlflow.pipeline.analyze import Analysis, analyze_variant
-from wua_mlflow.pipeline.compare import Comparison, check_test_part, compare_variants
+from wua_mlflow.pipeline.compare import check_test_part, compare_variants
 from wua_mlflow.pipeline.models import check_widths
 from wua_mlflow.pipeline.networks import cached, from_scratch
 from wua_mlflow.pipeline.pretrained import adopted_recipe, import_pretrained, source_of
 from wua_mlflow.pipeline.publish import nothing_to_register, publish, registered
 from wua_mlflow.pipeline.recipe import load_recipe
-from wua_mlflow.pipeline.slim import Round, Slimmed, check_slimming, slim_variant
+from wua_mlflow.pipeline.slim import check_slimming, slim_variant
+from wua_mlflow.pipeline.target_widths import logged_widths
 from wua_mlflow.pipeline.train import TrainingPlan, run_scope, train_variant
 from wua_mlflow.pipeline.variant import ModelVariant, load_variant
 from wua_mlflow.plots.style import MUTED
 from wua_mlflow.report.build import title_of
 from wua_mlflow.report.content import Report
+from wua_mlflow.results import Comparison, Round, Slimmed
 from wua_mlflow.tracking.log import Files, write
 from wua_mlflow.tracking.names import ArtifactPath, Kind, Tag
 from wua_mlflow.tracking.names import Variant as VariantName
 from wua_mlflow.tracking.runs import controls_of, is_slim, result_of
 from wua_mlflow.tracking.store import Store, inherited_run, new_run
-from wua_mlflow.usage.results import ModelUsage
 from wua_mlflow.verdict.compare import Verdict
 
 __all__ = [
@@ -45,21 +46,26 @@ OR_A_MODEL = "; or name a model: --model package.module:factory --data DATA"
 
 @dataclass(frozen=True)
 class SlimmingResult:
-    """What slimming ends with; the result's slim variant is the last of ``variants``.
+    """What slimming ends with.
 
-    ``run_id`` and ``report`` are the pipeline's, if there is one; ``registered`` says in a line
-    what became of the registration that was asked for.
+    Attributes:
+        slimmed: what was found.
+        networks: all that were trained, by run.
+        run_id: the pipeline's run, if there is one.
+        report: of the pipeline.
+        registered: what became of the registration that was asked for, in a line.
     """
 
     slimmed: Slimmed
+    networks: Mapping[str, ModelVariant] = field(repr=False)
     run_id: str | None = None
     report: Report | None = None
     registered: str = ""
 
     @property
     def variants(self) -> tuple[ModelVariant, ...]:
-        """The original first, the result last."""
-        return (self.slimmed.original, *self.slimmed.variants)
+        """The networks, the original first, the result last."""
+        return tuple(self.networks[variant.run_id] for variant in self.slimmed.variants)
 
     @property
     def comparison(self) -> Comparison:
@@ -93,39 +99,29 @@ def _slimmed(
 ) -> SlimmingResult:
     """The rest of a pipeline once there is an original."""
     usage = analyze_variant(store, original).usage
-    slimmed = slim_variant(store, original, usage, settings=settings, pipeline=run_id)
-    return _ended(store, run_id, slimmed, {original.name: usage, **slimmed.usages}, settings,
-                  {ArtifactPath.CONFIG: settings_yaml(settings)})
+    slimmed, networks = slim_variant(store, original, usage, settings=settings, pipeline=run_id)
+    result = SlimmingResult(slimmed, networks, run_id)
+    return _ended(store, result, settings, {ArtifactPath.CONFIG: settings_yaml(settings)})
 
 
 def _ended(
-    store: Store, run_id: str | None, slimmed: Slimmed, usages: dict[str, ModelUsage],
-    settings: Settings, files: Files | None = None,
+    store: Store, result: SlimmingResult, settings: Settings, files: Files | None = None
 ) -> SlimmingResult:
     """Register the result where that is asked for, and publish it where there is a pipeline.
 
     Where there is no result, since no width below the original's was found, the pipeline says so.
     """
+    slimmed, run_id = result.slimmed, result.run_id
     if not slimmed.rounds:
         if run_id is not None:
-            seen = {ArtifactPath.WIDTHS: slimmed.last.to_json()} if slimmed.last else {}
-            write(store.client, run_id, files={**(files or {}), **seen}, tags={
+            widths = {ArtifactPath.WIDTHS: slimmed.last.to_json()} if slimmed.last else {}
+            write(store.client, run_id, files={**(files or {}), **widths}, tags={
                 "mlflow.note.content": f"**No narrower network.** {slimmed.ended}",
                 "mlflow.runName": title_of(settings, slimmed.original.widths)})
-        return SlimmingResult(slimmed, run_id, registered=nothing_to_register(settings))
-    said = registered(store, slimmed.result, settings)
-    if run_id is None:
-        return SlimmingResult(slimmed, registered=said)
-    report = _published(store, run_id, slimmed, usages=usages, files=files)
-    return SlimmingResult(slimmed, run_id, report, said)
-
-
-def _published(
-    store: Store, run_id: str, slimmed: Slimmed, *,
-    usages: dict[str, ModelUsage] | None = None, files: Files | None = None,
-) -> Report:
-    return publish(store, run_id, (slimmed.original, *slimmed.variants),
-                   slimmed.result.comparison, usages=usages, slimmed=slimmed, files=files)
+        return replace(result, registered=nothing_to_register(settings))
+    registration = registered(store, slimmed.result, settings)
+    report = None if run_id is None else publish(store, run_id, slimmed, files=files)
+    return replace(result, report=report, registered=registration)
 
 
 def _resolved(settings: Settings, how: str) -> Settings:
@@ -207,8 +203,9 @@ def slim_run(
         settings = _resolved(own, "prune" if original.adopted else "rebuild")
         check_test_part(original.recipe.split, settings)
         pipeline = original.tags.get(Tag.PIPELINE)
-        slimmed = slim_variant(store, original, None, settings=settings, pipeline=pipeline)
-        return _ended(store, pipeline, slimmed, slimmed.usages, settings)
+        slimmed, networks = slim_variant(store, original, None, settings=settings,
+                                         pipeline=pipeline)
+        return _ended(store, SlimmingResult(slimmed, networks, pipeline), settings)
 
 
 def _slim_adopted(store: Store, settings: Settings, given: frozenset[str]) -> SlimmingResult:
@@ -245,8 +242,9 @@ def compare_run(
         comparison = compare_variants(store, original, slim, beside=beside)
         pipeline = slim.tags.get(Tag.PIPELINE)
         if pipeline and result_of(store.client, pipeline) == slim.run_id:
-            alone = Round(None, slim, tuple(beside), comparison)
-            _published(store, pipeline, Slimmed(original, (alone,), {}))
+            only = Round(logged_widths(store, slim.run_id), slim.result(),
+                         tuple(control.result() for control in beside), comparison)
+            publish(store, pipeline, Slimmed(original.result(), (only,)))
         return original, slim, comparison
 
 

@@ -5,74 +5,44 @@ May import: everything but cli and the chain. Tests: ``tests/pipeline/test_repor
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
-
-import torch
-from torch import nn
+from collections.abc import Mapping
 
 from wua_mlflow.config import Settings
-from wua_mlflow.hooks import unwrapped
-from wua_mlflow.pipeline.compare import Comparison
-from wua_mlflow.pipeline.slim import Slimmed
-from wua_mlflow.pipeline.variant import ModelVariant
 from wua_mlflow.plots.widths import LayerChange
-from wua_mlflow.report.content import Report, RoundRow, WidthsFound
-from wua_mlflow.tracking.names import Metric, Tag
+from wua_mlflow.report.content import Report
+from wua_mlflow.results import Slimmed, VariantResult
+from wua_mlflow.tracking.names import Tag
+from wua_mlflow.tracking.names import Variant as VariantName
 from wua_mlflow.usage.results import ModelUsage
-from wua_mlflow.widths.results import Curve, LayerWidth, Trial
 
-__all__ = [
-    "ReportInputs", "again", "layer_changes", "report_of", "slimming_words",
-    "title_of", "widths_found",
-]
+__all__ = ["again", "layer_changes", "report_of", "slimming_words", "title_of"]
 
 
-_UNITS = ("out_features", "out_channels", "hidden_size", "embedding_dim")
-"""The attribute of a layer that says how many units it has."""
-
-
-@dataclass(frozen=True)
-class ReportInputs:
-    """What is known besides the variants: usage by variant's name, the rounds, how the widths were
-    found (``widths.json``)."""
-
-    usages: Mapping[str, ModelUsage] = field(default_factory=dict)
-    slimmed: Slimmed | None = None
-    widths: str | None = None
-
-
-def report_of(
-    variants: Sequence[ModelVariant], comparison: Comparison, told: ReportInputs
-) -> Report:
-    """The report of a pipeline.
+def report_of(slimmed: Slimmed) -> Report:
+    """The report of a pipeline: the original, the result of slimming, and the result's controls.
 
     Args:
-        variants: the original first, the result last, its controls between.
-        comparison: of the result with the original.
-        told: what else is known.
+        slimmed: at least one round.
     """
-    original, slim = variants[0], variants[-1]
+    original, result = slimmed.original, slimmed.result
+    slim, comparison = result.variant, result.comparison
+    shown = (original, *result.controls, slim)
     return Report(
         title_of(slim.settings, original.widths, slim.widths),
-        [one.name for one in variants], [comparison.with_latency(one) for one in variants],
+        [variant.name for variant in shown],
+        [comparison.metrics_of(variant) for variant in shown],
         comparison,
-        usages=told.usages, again=again(original),
-        layers=layer_changes(original, slim, told.usages),
-        uncut=slim.trained.uncut,
-        rounds=_rounds(told.slimmed),
-        ended=told.slimmed.ended if told.slimmed else "",
-        widths=None if told.widths is None else widths_found(told.widths),
-        slimmed_by=slimming_words(original, slim, _parent(original, slim, told.slimmed)),
+        usages=slimmed.usages, again=again(original),
+        layers=layer_changes(original, slim, slimmed.usages),
+        uncut=slim.uncut, rounds=slimmed.rounds, ended=slimmed.ended, widths=result.goal,
+        slimmed_by=slimming_words(original, slim, _parent(slimmed)),
         measured_on=_machine(slim))
 
 
-def again(original: ModelVariant) -> str:
+def again(original: VariantResult) -> str:
     """How to run it again; a model that was trained elsewhere is slimmed, not trained."""
-    command = "wua slim" if original.adopted else "wua run"
+    command = "wua slim" if original.pretrained else "wua run"
     return (f"To run it again: `{command} --config config.yaml`, with this run's artifact of that "
             f"name.")
 
@@ -85,39 +55,25 @@ def title_of(settings: Settings, *widths: tuple[int, ...]) -> str:
 
 
 def layer_changes(
-    original: ModelVariant, slim: ModelVariant, usages: Mapping[str, ModelUsage]
+    original: VariantResult, slim: VariantResult, usages: Mapping[str, ModelUsage]
 ) -> list[LayerChange]:
     """Units by layer, of the layers that both networks have.
 
     As analysed, where both were; else as the layers' own attributes say.
     """
-    both = [usages.get(one.name) for one in (original, slim)]
-    known = [{name: layer.units for name, layer in usage.layers.items()} for usage in both if usage]
-    if len(known) < 2:
-        known = [_units(one.model) for one in (original, slim)]
-    before, after = known
+    analysed = [usages[variant.name] for variant in (original, slim) if variant.name in usages]
+    if len(analysed) == 2:
+        before, after = ({name: layer.units for name, layer in usage.layers.items()}
+                         for usage in analysed)
+    else:
+        before, after = dict(original.layer_units), dict(slim.layer_units)
     return [LayerChange(name, units, after[name]) for name, units in before.items()
             if after.get(name) and units]
 
 
-def widths_found(text: str) -> WidthsFound:
-    """How the widths were found, from ``widths.json``."""
-    found = json.loads(text)
-    recommended: dict[str, Any] = found.get("recommendation") or {}
-    searched: dict[str, Any] = found.get("search") or {}
-    notes = (recommended.get("note"), searched.get("note"))
-    return WidthsFound(
-        method=found["method"],
-        chosen=[LayerChange(one["name"], one["units"], one["width"]) for one in found["widths"]],
-        curves=[curve for one in recommended.get("layers", ()) if (curve := _curve(one))],
-        trials=[Trial(**{**trial, "widths": tuple(trial["widths"])})
-                for trial in searched.get("trials", ())],
-        skipped=recommended.get("skipped", {}),
-        notes=[note for note in notes if note],
-        start=recommended.get("method", "") if searched else "")
-
-
-def slimming_words(original: ModelVariant, slim: ModelVariant, parent: ModelVariant | None) -> str:
+def slimming_words(
+    original: VariantResult, slim: VariantResult, parent: VariantResult | None
+) -> str:
     """How the slim network was made and trained, against the original.
 
     Args:
@@ -126,10 +82,10 @@ def slimming_words(original: ModelVariant, slim: ModelVariant, parent: ModelVari
         parent: what it was cut from, if that is known and it was cut.
     """
     settings = slim.settings
-    if Tag.STRUCTURE in slim.tags:
-        before = 0 if parent is None or parent.adopted else parent.epochs_trained
+    if slim.was_cut:
+        before = 0 if parent is None or parent.pretrained else parent.epochs_trained
         length = _length(slim, slim.epochs_trained - before)
-        onwards = "" if parent is not None or original.adopted else \
+        onwards = "" if parent is not None or original.pretrained else \
             ", those of the networks that it was cut from included"
         aims = ", aimed at the original's outputs as well as at the targets (distillation)" \
             if settings.distill else ""
@@ -153,16 +109,16 @@ def slimming_words(original: ModelVariant, slim: ModelVariant, parent: ModelVari
             f"{_length(original, original.epochs_trained)}{budget}.")
 
 
-def _budget(original: ModelVariant, slim: ModelVariant) -> str:
+def _budget(original: VariantResult, slim: VariantResult) -> str:
     if slim.settings.budget == "flops" and slim.settings.slim_epochs is None:
         return ": about equal training FLOPs (Scratch-B, Liu et al. 2019)"
     same = original.settings.epochs == slim.settings.epochs
     return ": equal epochs (Scratch-E, Liu et al. 2019)" if same else ""
 
 
-def _length(variant: ModelVariant, epochs: int) -> str:
+def _length(variant: VariantResult, epochs: int) -> str:
     """Epochs, and updates where the built-in trainer made them."""
-    settings, samples = variant.settings, len(variant.recipe.split.train)
+    settings, samples = variant.settings, variant.training_examples
     said = f"{epochs:,} epochs" if epochs != 1 else "1 epoch"
     if settings.train is not None:
         return f"{said} by {settings.train}"
@@ -171,51 +127,16 @@ def _length(variant: ModelVariant, epochs: int) -> str:
     return f"{said} ({updates:,} updates)" if updates != 1 else f"{said} (1 update)"
 
 
-def _parent(
-    original: ModelVariant, slim: ModelVariant, slimmed: Slimmed | None
-) -> ModelVariant | None:
+def _parent(slimmed: Slimmed) -> VariantResult | None:
     """The network that the result was cut from; None where that is not known."""
-    if slim.variant == "slim":
-        return original
-    variants = [one.variant for one in slimmed.rounds] if slimmed else []
-    ids = [one.run_id for one in variants]
-    place = ids.index(slim.run_id) if slim.run_id in ids else 0
+    slim, variants = slimmed.result.variant, [each.variant for each in slimmed.rounds]
+    if slim.kind == VariantName.SLIM:
+        return slimmed.original
+    place = [variant.run_id for variant in variants].index(slim.run_id)
     return variants[place - 1] if place else None
 
 
-def _rounds(slimmed: Slimmed | None) -> list[RoundRow]:
-    if slimmed is None or not slimmed.rounds:
-        return []
-    result = slimmed.result.variant.run_id
-    return [RoundRow(one.variant.name, one.comparison.verdict,
-                     one.comparison.ratios.get(Metric.FLOPS_RATIO), one.variant.run_id == result)
-            for one in slimmed.rounds]
-
-
-def _curve(one: Mapping[str, Any]) -> LayerWidth | None:
-    curve = one["curve"]
-    numbers = (*curve["scores"], curve["threshold"])
-    if not curve["widths"] or not all(map(math.isfinite, numbers)):
-        return None
-    return LayerWidth(
-        one["layer"], one["units"], one["width"],
-        Curve(tuple(curve["widths"]), tuple(curve["scores"]), curve["baseline"],
-              curve["threshold"], curve["axis"]), one["alone"], tuple(one.get("layers", ())))
-
-
-def _units(model: nn.Module) -> dict[str, int]:
-    found = {}
-    for name, module in unwrapped(model).named_modules():
-        units = next((getattr(module, one) for one in _UNITS
-                      if isinstance(getattr(module, one, None), int)), None)
-        if units is not None and getattr(module, "weight", True) is not None:
-            found[name] = int(units)
-    return found
-
-
-def _machine(variant: ModelVariant) -> str:
-    device = variant.recipe.device
-    if device.type == "cpu":
-        threads = torch.get_num_threads()
-        return f"a CPU ({threads} thread{'s' if threads > 1 else ''})"
-    return str(device)
+def _machine(variant: VariantResult) -> str:
+    if variant.device == "cpu":
+        return f"a CPU ({variant.threads} thread{'s' if variant.threads > 1 else ''})"
+    return variant.device

@@ -8,19 +8,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from wua_mlflow.pipeline.compare import Comparison
 from wua_mlflow.plots.comparison import savings
 from wua_mlflow.plots.widths import LayerChange
 from wua_mlflow.report.summary import Row, in_short, latency_words, table_rows
+from wua_mlflow.results import Comparison, Round, TargetWidths
 from wua_mlflow.tracking.names import Metric
 from wua_mlflow.usage.results import ModelUsage
-from wua_mlflow.verdict.compare import Verdict
 from wua_mlflow.verdict.text import margin_words
-from wua_mlflow.widths.results import LayerWidth, Trial
 
-__all__ = [
-    "Block", "Bullets", "Picture", "Report", "RoundRow", "Section", "Table", "Text", "WidthsFound",
-]
+__all__ = ["Block", "Bullets", "Picture", "Report", "Section", "Table", "Text"]
 
 
 @dataclass(frozen=True)
@@ -70,42 +66,6 @@ class Section:
 
 
 @dataclass(frozen=True)
-class RoundRow:
-    """One round of slimming: the variant, its verdict against the original, what it saves.
-
-    ``flops_ratio`` is original ÷ slim; ``result`` says whether this round is what came out.
-    """
-
-    name: str
-    verdict: Verdict
-    flops_ratio: float | None = None
-    result: bool = False
-
-
-@dataclass(frozen=True)
-class WidthsFound:
-    """How the widths of the slim network were found.
-
-    Attributes:
-        method: its name; ``given`` where the user named them.
-        chosen: what is set, how many units it had, and how many it is to have.
-        curves: by layer the curve that the method read; of a search, that it set out from.
-        trials: what a search tried.
-        skipped: layers that have no width, with the reason.
-        notes: what else there is to know.
-        start: of a search, the method whose widths it set out for.
-    """
-
-    method: str
-    chosen: Sequence[LayerChange] = ()
-    curves: Sequence[LayerWidth] = ()
-    trials: Sequence[Trial] = ()
-    skipped: Mapping[str, str] = field(default_factory=dict)
-    notes: Sequence[str] = ()
-    start: str = ""
-
-
-@dataclass(frozen=True)
 class Report:
     """Everything that the report says.
 
@@ -135,9 +95,9 @@ class Report:
     question: str = ""
     layers: Sequence[LayerChange] = ()
     uncut: Mapping[str, str] = field(default_factory=dict)
-    rounds: Sequence[RoundRow] = ()
+    rounds: Sequence[Round] = ()
     ended: str = ""
-    widths: WidthsFound | None = None
+    widths: TargetWidths | None = None
     slimmed_by: str = ""
     measured_on: str = ""
 

@@ -13,16 +13,16 @@ from wua_mlflow.report.content import (
     Bullets,
     Picture,
     Report,
-    RoundRow,
     Section,
     Table,
     Text,
-    WidthsFound,
 )
 from wua_mlflow.report.summary import caveats
-from wua_mlflow.tracking.names import Outcome
+from wua_mlflow.results import Round, TargetWidths
+from wua_mlflow.tracking.names import Metric, Outcome
 from wua_mlflow.usage.results import PERMUTED, LayerUsage, ModelUsage
 from wua_mlflow.verdict.text import interval_words, margin_words
+from wua_mlflow.widths.results import Trial
 
 __all__ = ["figures_table", "second_line", "sections", "usage_section"]
 
@@ -214,25 +214,25 @@ def _rounds(report: Report) -> Section | None:
     blocks: list[Block] = []
     if len(report.rounds) > 1:
         margin = margin_words(report.comparison.verdict)
-        result = next((one.name for one in report.rounds if one.result), report.names[-1])
+        result = report.names[-1]
         blocks.append(Text(f"Each round slims the network of the round before, and is judged "
                            f"against the original, with a margin of {margin}. The result is "
                            f"{result}."))
-        strong = [i for i, one in enumerate(report.rounds) if one.result]
+        strong = [i for i, each in enumerate(report.rounds) if each.variant.name == result]
         blocks.append(Table(("round", "verdict", "difference (interval)", "fewer FLOPs", ""),
-                            [_round(one) for one in report.rounds],
+                            [_round(each, each.variant.name == result) for each in report.rounds],
                             strong=strong[0] if strong else None, may_be_cut=False))
     if report.ended:
         blocks.append(Text(f"There was no further round: {report.ended}"))
     return Section("Rounds", tuple(blocks))
 
 
-def _round(one: RoundRow) -> tuple[str, ...]:
-    verdict = one.verdict
-    ratio = "–" if one.flops_ratio is None else f"{one.flops_ratio:.2f}×"
+def _round(row: Round, is_result: bool) -> tuple[str, ...]:
+    verdict = row.comparison.verdict
+    ratio = row.comparison.ratios.get(Metric.FLOPS_RATIO)
     unit = " points" if verdict.score == "accuracy" else ""
-    return (one.name, _OUTCOMES[verdict.outcome], interval_words(verdict) + unit, ratio,
-            "the result" if one.result else "")
+    return (row.variant.name, _OUTCOMES[verdict.outcome], interval_words(verdict) + unit,
+            "–" if ratio is None else f"{ratio:.2f}×", "the result" if is_result else "")
 
 
 def _pareto(report: Report) -> Section:
@@ -256,36 +256,38 @@ def _layers(report: Report) -> Section | None:
     return Section("Layers before and after", tuple(blocks))
 
 
-def _widths(found: WidthsFound | None) -> Section | None:
+def _widths(found: TargetWidths | None) -> Section | None:
     if found is None:
         return None
     blocks: list[Block] = [Text(METHODS.get(found.method, f"Method: {found.method}."))]
-    if found.chosen:
-        blocks.append(Table(("what", "units", "chosen"),
-                            [(one.layer or "the model", f"{one.before:,}", f"{one.after:,}")
-                             for one in found.chosen]))
+    if found.dimensions:
+        blocks.append(Table(("what", "units", "chosen"), [
+            (parameter.name or "the model", f"{parameter.units:,}", f"{width:,}")
+            for parameter, width in zip(found.dimensions, found.widths, strict=True)]))
     blocks.append(Picture("trials", "The widths that the search tried, each against the original "
                                     "on validation data."))
-    if found.trials:
-        blocks.append(_trials(found))
-    if found.start:
-        blocks.append(Text(f"The search set out for the widths of the method {found.start}: "
-                           f"{METHODS.get(found.start, '')}"))
+    recommendation, searched = found.recommendation, found.searched
+    if searched and searched.trials:
+        blocks.append(_trials(searched.trials, found.widths))
+    if searched and recommendation:
+        blocks.append(Text(f"The search set out for the widths of the method "
+                           f"{recommendation.method}: {METHODS.get(recommendation.method, '')}"))
     blocks.append(Picture("curves", "By layer, the curve that the width was read from."))
-    notes = (*found.notes, *(f"No width for {one}" for one in _reasons(found.skipped)))
+    notes = [source.note for source in (recommendation, searched) if source and source.note]
+    skipped = recommendation.skipped if recommendation else {}
+    notes += [f"No width for {layers}" for layers in _reasons(skipped)]
     if notes:
-        blocks.append(Bullets(notes))
+        blocks.append(Bullets(tuple(notes)))
     return Section("How the widths were found", tuple(blocks))
 
 
-def _trials(found: WidthsFound) -> Table:
-    tried = sorted(found.trials, key=lambda one: -one.cost)
-    chosen = tuple(one.after for one in found.chosen)
-    rows = [("-".join(map(str, one.widths)), f"{one.cost:,.0f}", f"{one.score:.4f}",
-             "–" if one.outcome == "original" else
-             f"{one.delta:+.4f} ({one.low:+.4f} to {one.high:+.4f})".replace("-", "−"),
-             _OUTCOMES.get(one.outcome, one.outcome)) for one in tried]
-    strong = [i for i, one in enumerate(tried) if one.widths == chosen]
+def _trials(trials: Sequence[Trial], chosen: tuple[int, ...]) -> Table:
+    tried = sorted(trials, key=lambda trial: -trial.cost)
+    rows = [("-".join(map(str, trial.widths)), f"{trial.cost:,.0f}", f"{trial.score:.4f}",
+             "–" if trial.outcome == "original" else
+             f"{trial.delta:+.4f} ({trial.low:+.4f} to {trial.high:+.4f})".replace("-", "−"),
+             _OUTCOMES.get(trial.outcome, trial.outcome)) for trial in tried]
+    strong = [i for i, trial in enumerate(tried) if trial.widths == chosen]
     return Table(("widths tried", "FLOPs, one sample", "score, validation",
                   "difference (interval)", "found"), rows, strong=strong[0] if strong else None)
 

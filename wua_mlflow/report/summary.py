@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from wua_mlflow.pipeline.compare import Comparison
+from wua_mlflow.results import Comparison
 from wua_mlflow.tracking.names import Metric, Outcome
 from wua_mlflow.verdict.compare import Verdict
 from wua_mlflow.verdict.text import margin_words, no_realistic_n, ratio_words

@@ -26,11 +26,10 @@ from wua_mlflow.flops import CONVENTION, FlopCount
 from wua_mlflow.tracking.names import ArtifactPath, Metric, Tag, layer_metric
 from wua_mlflow.training.latency import Latency
 from wua_mlflow.usage.results import LayerUsage, ModelUsage
-from wua_mlflow.verdict.compare import Verdict
 
 __all__ = [
     "dataset_inputs", "flop_metrics", "latency_metrics", "layers_table", "log_flops", "log_usage",
-    "usage_metrics", "verdict_metrics", "write", "write_files",
+    "usage_metrics", "write", "write_files",
 ]
 
 
@@ -272,16 +271,6 @@ def latency_metrics(latency: Latency) -> dict[str, float]:
         Metric.LATENCY_P95: latency.p95_ms,
         Metric.LATENCY_THROUGHPUT: latency.samples_per_s,
     }
-
-
-def verdict_metrics(verdict: Verdict) -> dict[str, float]:
-    """The difference and its interval, under the artifact's or the recipe's names."""
-    if verdict.kind == "artifact":
-        names = (Metric.ARTIFACT_DELTA, Metric.ARTIFACT_LOW, Metric.ARTIFACT_HIGH)
-    else:
-        names = (Metric.RECIPE_DELTA, Metric.RECIPE_LOW, Metric.RECIPE_HIGH)
-    values = dict(zip(names, (verdict.delta, verdict.low, verdict.high), strict=True))
-    return {**values, Metric.MARGIN: verdict.margin}
 
 
 def log_usage(usage: ModelUsage, *, run_id: str | None = None) -> None:

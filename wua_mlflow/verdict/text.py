@@ -17,12 +17,17 @@ if TYPE_CHECKING:
     from wua_mlflow.verdict.compare import Verdict
 
 __all__ = [
-    "interval_words", "looks_sentence", "margin_text", "margin_words", "no_difference_seen",
-    "no_realistic_n", "outcome_words", "points", "question_answered", "ratio_words",
-    "required_n_sentence", "verdict_headline", "verdict_sentence",
+    "TOO_FEW_SEEDS", "TRAINED_ELSEWHERE", "interval_words", "latency_unlike_flops",
+    "looks_sentence", "margin_text", "margin_words", "no_difference_seen", "no_realistic_n",
+    "outcome_words", "points", "question_answered", "ratio_words", "required_n_sentence",
+    "verdict_headline", "verdict_sentence",
 ]
 
 
+TOO_FEW_SEEDS = "No recipe verdict: it needs at least 5 seeds (setting `seeds`)."
+TRAINED_ELSEWHERE = "No recipe verdict: how the original was trained elsewhere is not known."
+NOTEWORTHY_RATIO = 1.05
+"""FLOPs that fall by more than this are expected to show in the latency."""
 _AS_SEEN = "with a chance of 80%, if the true difference and its spread are as seen"
 
 
@@ -136,6 +141,22 @@ def ratio_words(
         return same
     digits = 2 if times < 1.095 else 1 if times < 9.95 else 0
     return f"{times:,.{digits}f}× {word}"
+
+
+def latency_unlike_flops(
+    flops_ratio: float, latency_ratio: tuple[float, float, float] | None
+) -> str:
+    """A sentence where FLOPs fall and the latency is not shown to fall; else "".
+
+    Args:
+        flops_ratio: original ÷ slim.
+        latency_ratio: the same of the latencies at batch 1, with its interval.
+    """
+    if latency_ratio is None or flops_ratio <= NOTEWORTHY_RATIO or latency_ratio[1] > 1:
+        return ""
+    ratio, low, high = latency_ratio
+    return (f"FLOPs fall {flops_ratio:.1f}×, but latency at batch 1 does not: ratio {ratio:.2f} "
+            f"({low:.2f} to {high:.2f}).")
 
 
 def _figures(verdict: Verdict) -> tuple[str, str, str]:
