@@ -20,11 +20,12 @@ from torch import nn
 from wua_mlflow.config import Settings, load_settings
 from wua_mlflow.data.datasets import DataSplit
 from wua_mlflow.pipeline import analyze, publish
-from wua_mlflow.pipeline.compare import Comparison, compare_variants
+from wua_mlflow.pipeline.compare import compare_variants
 from wua_mlflow.pipeline.networks import NetworkFactory, from_scratch
 from wua_mlflow.pipeline.recipe import Recipe, Trained, load_recipe, train_replicates
 from wua_mlflow.pipeline.train import TrainingPlan, train_variant
 from wua_mlflow.pipeline.variant import ModelVariant
+from wua_mlflow.results import Comparison
 from wua_mlflow.tracking.store import Store, connect
 
 HERE = "tests.pipeline.slimming_cases"

@@ -163,7 +163,7 @@ def test_what_the_report_says_to_run_runs(ran: tuple[Store, SlimmingResult, nn.M
     store, outcome, _ = ran  # noqa: F811
     Path("config.yaml").write_text(text_of(store, outcome.run_id or outcome.variants[-1].run_id,
                                            ArtifactPath.CONFIG))
-    said = again(outcome.variants[0])
+    said = again(outcome.slimmed.original)
     assert said.startswith("To run it again: `wua slim --config config.yaml`, with this run's")
     assert main(said.split("`")[1].split()[1:]) == 0
 

@@ -11,12 +11,12 @@ import pytest
 
 from wua_mlflow.config import Settings
 from wua_mlflow.pipeline.compare import (
-    Comparison,
     budget_sentence,
     compare_evaluations,
     judge,
     ratios,
 )
+from wua_mlflow.results import Comparison
 from wua_mlflow.training.evaluation import Evaluation
 from wua_mlflow.verdict.compare import compare
 

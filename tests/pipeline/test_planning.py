@@ -20,11 +20,11 @@ from wua_mlflow.pipeline.networks import cached
 from wua_mlflow.pipeline.slim import SlimmingContext
 from wua_mlflow.pipeline.target_widths import (
     NoNarrowerError,
-    TargetWidths,
     choose_widths,
     dimensions_of,
 )
 from wua_mlflow.pipeline.variant import ModelVariant
+from wua_mlflow.results import TargetWidths
 from wua_mlflow.usage.analyze import analyze
 from wua_mlflow.widths import recommend as recommend_module
 

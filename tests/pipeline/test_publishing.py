@@ -10,12 +10,11 @@ import pytest
 from PIL import Image
 
 from tests.pipeline.conftest import Finished
+from tests.report.cases import widths_of_a_search
 from wua_mlflow.pipeline.publish import report_pictures
 from wua_mlflow.plots.comparison import VariantFigures
 from wua_mlflow.plots.widths import LayerChange
-from wua_mlflow.report.content import WidthsFound
 from wua_mlflow.tracking.ui_view import LATEST_KEY
-from wua_mlflow.widths.results import Curve, LayerWidth, Trial
 
 pytestmark = pytest.mark.xdist_group("usecase")
 FIGURES = [VariantFigures("old", "#5b7c99", {"flops/forward": 60, "accuracy/test": 0.9}, None),
@@ -38,6 +37,15 @@ def test_the_files_of_a_pipeline(usecase: Finished) -> None:
     assert any(LATEST_KEY in name for name in experiment.tags)
 
 
+def test_a_variant_as_plain_data(usecase: Finished) -> None:
+    network, plain = usecase.outcome.variants[-1], usecase.outcome.slimmed.result.variant
+    assert plain.layer_units == {"fc1": 7, "fc2": 1}
+    assert (plain.run_id, plain.kind, plain.widths) == (network.run_id, "slim", (7,))
+    assert plain.test_score == network.test.score
+    assert plain.metrics.items() <= usecase.run("slim").data.metrics.items()
+    assert plain.epochs_trained == 60
+
+
 def test_only_pictures_that_there_are_data_for(usecase: Finished) -> None:
     report = usecase.outcome.report
     assert report is not None
@@ -45,21 +53,13 @@ def test_only_pictures_that_there_are_data_for(usecase: Finished) -> None:
     assert set(report_pictures(bare, FIGURES, every=FIGURES)) == {"comparison", "pareto"}
     unknown = [replace(one, metrics={"accuracy/test": 0.9}) for one in FIGURES]
     assert set(report_pictures(bare, unknown, every=unknown)) == {"comparison"}
-    curve = LayerWidth("fc1", 10, 7, Curve((7, 10), (0.9, 0.9), 0.9, 0.88, "accuracy"), 7)
-    trials = [Trial((10,), 60, "original", 0, 0, 0, 0.9),
-              Trial((7,), 42, "non_inferior", -0.01, -0.02, 0.0, 0.89)]
-    rich = replace(bare, layers=[LayerChange("fc1", 10, 7)],
-                   widths=WidthsFound("search", [LayerChange("fc1", 10, 7)], [curve], trials))
+    widths = widths_of_a_search()
+    rich = replace(bare, layers=[LayerChange("fc1", 10, 7)], widths=widths)
     found = report_pictures(rich, FIGURES, every=FIGURES)
     assert set(found) == {"comparison", "pareto", "changes", "curves", "trials"}
     for png in found.values():
         with Image.open(BytesIO(png)) as picture:
             assert picture.format == "PNG"
-
-
-def test_the_original_alone_was_tried(usecase: Finished) -> None:
-    assert usecase.outcome.report is not None
-    alone = [Trial((10,), 60, "original", 0, 0, 0, 0.9)]
-    report = replace(usecase.outcome.report, layers=(), usages={}, names=["old", "new"],
-                     widths=WidthsFound("search", trials=alone))
-    assert "trials" not in report_pictures(report, FIGURES, every=FIGURES)
+    alone = replace(widths.searched, trials=widths.searched.trials[:1])
+    assert set(report_pictures(replace(bare, widths=replace(widths, searched=alone)), FIGURES,
+                               every=FIGURES)) == {"comparison", "pareto", "curves"}

@@ -14,8 +14,8 @@ from tests.pipeline.slimming_cases import judging, settings_of, store_at, tags_o
 from wua_mlflow.pipeline import slim as slim_module
 from wua_mlflow.pipeline import workflow
 from wua_mlflow.pipeline.publish import nothing_to_register, registered
-from wua_mlflow.pipeline.slim import Round
 from wua_mlflow.pipeline.workflow import SlimmingResult, run_pipeline
+from wua_mlflow.results import Round
 from wua_mlflow.tracking.store import Store
 from wua_mlflow.verdict.compare import Verdict
 
@@ -111,6 +111,6 @@ def test_the_result_is_what_is_registered_not_the_last_round(
     worse = judged(first, lambda verdict: replace(verdict, outcome="inferior"))
     both = replace(found.slimmed, rounds=(first, worse))
     monkeypatch.setattr(workflow, "registered", lambda _, result, __: asked.append(result) or "")
-    monkeypatch.setattr(workflow, "slim_variant", lambda *_, **__: both)
+    monkeypatch.setattr(workflow, "slim_variant", lambda *_, **__: (both, found.networks))
     run_pipeline(store, settings_of(slim_hidden="4", epochs=1))
     assert asked == [first]

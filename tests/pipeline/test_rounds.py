@@ -28,10 +28,10 @@ from wua_mlflow.pipeline import slim as slim_module
 from wua_mlflow.pipeline.networks import PruningPlan, cached, from_scratch, pruned_and_tuned
 from wua_mlflow.pipeline.recipe import load_recipe
 from wua_mlflow.pipeline.slim import SlimmingContext
-from wua_mlflow.pipeline.target_widths import TargetWidths
 from wua_mlflow.pipeline.variant import ModelVariant, load_variant
 from wua_mlflow.pipeline.workflow import SlimmingResult, run_pipeline
 from wua_mlflow.pruning.cut import Specification, cut, rebuild
+from wua_mlflow.results import TargetWidths
 from wua_mlflow.tracking.names import ArtifactPath
 from wua_mlflow.tracking.runs import runs
 from wua_mlflow.tracking.store import Store
@@ -71,14 +71,14 @@ def ran(
 
 def test_rounds_end_at_the_first_that_is_not_as_good(ran: Rounds) -> None:
     rounds = ran.outcome.slimmed.rounds
-    assert [one.variant.variant for one in rounds] == ["slim", "slim-2", "slim-3"]
+    assert [each.variant.kind for each in rounds] == ["slim", "slim-2", "slim-3"]
     assert [one.as_good for one in rounds] == [True, True, False]
     widths = [one.variant.widths for one in rounds]
     assert (16,) > widths[0] > widths[1] > widths[2]
 
 
 def test_each_round_is_compared_with_the_original(ran: Rounds) -> None:
-    original, slims = ran.outcome.variants[0], [one.variant for one in ran.outcome.slimmed.rounds]
+    original, slims = ran.outcome.variants[0], [each.variant for each in ran.outcome.slimmed.rounds]
     assert original.variant == "oversized"
     assert ran.compared == [(original.run_id, one.run_id) for one in slims]
     assert {tags_of(ran.store, one.run_id)["wua.baseline"] for one in slims} == {original.run_id}
@@ -86,7 +86,7 @@ def test_each_round_is_compared_with_the_original(ran: Rounds) -> None:
 
 def test_the_result_is_the_last_good_one_and_is_what_is_shown(ran: Rounds) -> None:
     second = ran.named("slim-2")
-    assert ran.outcome.slimmed.result.variant is second
+    assert ran.outcome.slimmed.result.variant.run_id == second.run_id
     assert ran.outcome.variants[-1] is second
     tags = tags_of(ran.store, ran.outcome.run_id)
     assert tags["wua.result"] == second.run_id
@@ -172,7 +172,7 @@ def test_no_round_is_as_good(store: Store, monkeypatch: pytest.MonkeyPatch) -> N
     """Then the first is the result, and there is no second."""
     monkeypatch.setattr(slim_module, "compare_variants", judging(["inconclusive"], []))
     outcome = run_pipeline(store, settings_of(**STILL, rounds=3))
-    assert [one.variant.variant for one in outcome.slimmed.rounds] == ["slim"]
+    assert [each.variant.kind for each in outcome.slimmed.rounds] == ["slim"]
     assert tags_of(store, outcome.run_id)["wua.result"] == outcome.variants[-1].run_id
 
 
@@ -225,7 +225,7 @@ def test_a_layer_with_one_unit_left_keeps_it(
                                               epochs=1))
     second = outcome.slimmed.result
     assert second.variant.name == "slim-2 1-3"
-    assert [one.name for one in second.controls if one.variant == "from-scratch"] == [
+    assert [one.name for one in second.controls if one.kind == "from-scratch"] == [
         "from-scratch 1-3"]
-    assert [tuple(one.shape) for one in second.variant.model.parameters()] == [
+    assert [tuple(one.shape) for one in outcome.variants[-1].model.parameters()] == [
         (1, 6), (1,), (3, 1), (3,), (3, 3), (3,)]

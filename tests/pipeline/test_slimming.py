@@ -214,8 +214,9 @@ def test_how_the_slim_network_is_trained_is_nothing_to_the_controls(
     original = original_in(store)
     asked = settings_of(how="prune", slim_hidden="4", slim_epochs=1, lr=1e-30, seed=7, seeds=3,
                         optimizer="sgd")
-    found = slim_module.slim_variant(store, original, None, settings=asked, pipeline=None)
-    *controls, slim = found.variants
+    found, networks = slim_module.slim_variant(store, original, None, settings=asked,
+                                               pipeline=None)
+    *controls, slim = [networks[each.run_id] for each in found.variants[1:]]
     for one in controls:
         assert (one.settings.lr, one.settings.optimizer, one.settings.seed) == (0.03, "adam", 42)
         assert one.test.score > 0.7

@@ -18,7 +18,6 @@ from wua_mlflow.tracking import log
 from wua_mlflow.training.latency import Latency
 from wua_mlflow.usage.analyze import analyze
 from wua_mlflow.usage.results import Histogram, LayerUsage, ModelUsage, NullUsage
-from wua_mlflow.verdict.compare import Verdict
 
 
 class Counted:
@@ -254,16 +253,6 @@ def test_flops_of_the_tutorials_network_by_hand():
 def test_latency():
     assert log.latency_metrics(Latency(p50_ms=0.5, p95_ms=2.0, samples_per_s=64.0, rounds=10)) == {
         "latency/p50_ms": 0.5, "latency/p95_ms": 2.0, "latency/samples_per_s": 64.0}
-
-
-@pytest.mark.parametrize("kind", ["artifact", "recipe"])
-def test_verdicts(kind):
-    verdict = Verdict(kind=kind, outcome="non_inferior", delta=-0.01, low=-0.015, high=0.002,
-                      margin=0.02, confidence=0.95, examples=540, seeds=10, method="", score="",
-                      settle=None)
-    assert log.verdict_metrics(verdict) == {
-        f"compare/{kind}_delta": -0.01, f"compare/{kind}_delta_low": -0.015,
-        f"compare/{kind}_delta_high": 0.002, "compare/margin": 0.02}
 
 
 def test_a_library_user_logs_to_the_active_run(store_uri):

@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from wua_mlflow.pipeline.compare import Comparison
 from wua_mlflow.report.summary import caveats, in_short
+from wua_mlflow.results import Comparison
 from wua_mlflow.verdict.compare import compare
 from wua_mlflow.verdict.text import margin_words
 

@@ -7,9 +7,9 @@ from dataclasses import replace
 import numpy as np
 
 from tests.plots.usages import layer, model
-from wua_mlflow.pipeline.compare import Comparison
 from wua_mlflow.report.content import Bullets, Report, Table
 from wua_mlflow.report.sections import CAUTION, _permuted, usage_section
+from wua_mlflow.results import Comparison
 from wua_mlflow.usage.results import PERMUTED
 from wua_mlflow.verdict.compare import compare
 

@@ -10,9 +10,9 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from wua_mlflow.pipeline.compare import Comparison
+from tests.report.cases import round_of, verdict, widths_of_a_search
 from wua_mlflow.plots.widths import LayerChange
-from wua_mlflow.report.content import Report, RoundRow, WidthsFound
+from wua_mlflow.report.content import Report
 from wua_mlflow.report.render import (
     description,
     html_report,
@@ -20,8 +20,8 @@ from wua_mlflow.report.render import (
     table_text,
     terminal_reports,
 )
-from wua_mlflow.verdict.compare import Verdict, compare
-from wua_mlflow.widths.results import Trial
+from wua_mlflow.results import Comparison
+from wua_mlflow.verdict.compare import compare
 
 OLD = {"accuracy/test": 0.9, "accuracy/train": 0.95, "score/test": 0.9, "flops/forward": 60.0,
        "params/total": 41.0, "latency/samples_per_s": 1000.0, "usage/top90_share": 0.65}
@@ -115,21 +115,15 @@ def test_terminal_says_the_verdict_last() -> None:
 
 def test_what_there_is_to_tell_of_a_cut_in_rounds() -> None:
     """Each section, by words written down here."""
-    verdict = Verdict("recipe", "non_inferior", -0.001, -0.006, 0.004, 0.02, 0.95, 1000, 5,
-                      "by hand", "accuracy", None)
-    bad = replace(verdict, delta=-0.03, low=-0.04, high=-0.021, outcome="inferior")
+    good = verdict(delta=-0.001, low=-0.006, high=0.004)
+    bad = verdict("inferior", delta=-0.03, low=-0.04, high=-0.021)
     report = replace(
-        _report(SAVES), layers=[LayerChange("fc1", 64, 16), LayerChange("fc|2", 10, 10)],
+        _report(SAVES), names=["old", "slim 16"],
+        layers=[LayerChange("fc1", 64, 16), LayerChange("fc|2", 10, 10)],
         uncut={"fc3": "its units are the network's outputs", "fc4": "its units are the network's "
                "outputs", "norm": "it normalises"},
-        rounds=[RoundRow("slim 16", verdict, 3.1, result=True), RoundRow("slim-2 4", bad, 12.0)],
-        widths=WidthsFound(
-            "search", [LayerChange("fc1", 64, 16)], trials=[
-                Trial((64,), 8000, "original", 0, 0, 0, 0.97),
-                Trial((16,), 2000, "non_inferior", -0.01, -0.015, -0.005, 0.96),
-                Trial((4,), 500, "inferior", -0.07, -0.08, -0.06, 0.9)],
-            notes=["It took long."], skipped={"fc9": "it is never called"}, start="rank"),
-        slimmed_by="By a knife.", ended="There was nothing left.")
+        rounds=[round_of("slim 16", (16,), good, 3.1), round_of("slim-2 4", (4,), bad, 12.0)],
+        widths=widths_of_a_search(), slimmed_by="By a knife.", ended="There was nothing left.")
     text = markdown_report(report).replace("\N{NO-BREAK SPACE}", "")
     titles = re.findall("^## (.*)$", text, re.M)
     assert titles == ["What the verdict rests on", "Rounds", "Layers before and after",
@@ -206,9 +200,9 @@ def test_headlines_of_the_other_outcomes(outcome: str) -> None:
     old = np.ones(400)
     new = np.ones(400)
     new[: 60 if outcome == "inferior" else 8] = 0
-    verdict = compare(old, new, margin=0.02)
-    assert verdict.outcome == outcome
-    report = Report("t", ["a", "b"], [OLD, NEW], Comparison(verdict, None, 0.0, 0.0, 1, {}))
+    judged = compare(old, new, margin=0.02)
+    assert judged.outcome == outcome
+    report = Report("t", ["a", "b"], [OLD, NEW], Comparison(judged, None, 0.0, 0.0, 1, {}))
     first = {"inferior": "Not as good: ", "inconclusive": "Inconclusive: "}[outcome]
     assert report.headline.startswith(first)
-    assert (verdict.settle or "never") in terminal_reports(report) or outcome == "inferior"
+    assert (judged.settle or "never") in terminal_reports(report) or outcome == "inferior"

@@ -1,0 +1,51 @@
+"""What a pipeline found: the widths as JSON and back, names of metrics, the order of variants."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from tests.report.cases import round_of, variant, verdict, widths_of_a_search
+from wua_mlflow.results import Slimmed, TargetWidths, verdict_metrics
+
+
+def test_widths_come_back_from_the_artifact() -> None:
+    widths = widths_of_a_search()
+    assert TargetWidths.from_json(widths.to_json()) == widths
+    given = replace(widths, method="given", recommendation=None, searched=None)
+    assert TargetWidths.from_json(given.to_json()) == given
+    assert given.keep == {"fc1": 16}
+
+
+def test_widths_of_an_artifact_with_fewer_entries() -> None:
+    """As the first version wrote it."""
+    record = json.loads(widths_of_a_search().to_json())
+    del record["widths"][0]["layers"], record["search"]["rule"], record["recommendation"]["joint"]
+    widths = TargetWidths.from_json(json.dumps(record))
+    assert (widths.dimensions[0].layers, widths.searched.rule) == ((), "")
+    assert widths.searched.trials == widths_of_a_search().searched.trials
+
+
+@pytest.mark.parametrize("kind", ["artifact", "recipe"])
+def test_metrics_of_a_verdict(kind: str) -> None:
+    judged = verdict(kind=kind, delta=-0.01, low=-0.015, high=0.002)
+    assert verdict_metrics(judged) == {
+        f"compare/{kind}_delta": -0.01, f"compare/{kind}_delta_low": -0.015,
+        f"compare/{kind}_delta_high": 0.002, "compare/margin": 0.02}
+
+
+def test_the_result_is_the_last_good_round_and_comes_last() -> None:
+    """A control that two rounds share is there once."""
+    control = variant("oversized-same-budget 10", (10,))
+    outcomes = ("non_inferior", "non_inferior", "inferior")
+    rounds = tuple(
+        replace(round_of(f"slim-{i}", (9 - i,), verdict(outcome), 2.0), controls=(control,))
+        for i, outcome in enumerate(outcomes))
+    slimmed = Slimmed(variant("oversized 10", (10,)), rounds)
+    assert slimmed.result is rounds[1]
+    assert [each.name for each in slimmed.variants] == [
+        "oversized 10", "oversized-same-budget 10", "slim-0", "slim-2", "slim-1"]
+    assert replace(slimmed, rounds=rounds[2:]).result is rounds[2]
+    assert replace(slimmed, rounds=()).variants == (slimmed.original,)
