@@ -272,7 +272,7 @@ def test_verdicts_alone_import_neither_scipy_nor_torch():
     """The package's own ``__init__`` is left out: other parts of it need torch."""
     code = (
         "import sys, types; package = types.ModuleType('wua_mlflow');"
-        f"package.__path__ = [{str(Path(intervals.__file__).parent)!r}];"
+        f"package.__path__ = [{str(Path(intervals.__file__).parents[1])!r}];"
         "sys.modules['wua_mlflow'] = package; import wua_mlflow.verdict.compare as verdict;"
         "print(verdict.compare([1, 1], [1, 0], margin=0.5).outcome);"
         "print([m for m in ('scipy', 'torch', 'mlflow') if m in sys.modules])"
