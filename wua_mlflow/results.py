@@ -17,7 +17,14 @@ from wua_mlflow.usage.results import ModelUsage
 from wua_mlflow.verdict import text
 from wua_mlflow.verdict.compare import Verdict
 from wua_mlflow.verdict.sample_size import too_few_examples
-from wua_mlflow.widths.results import Curve, LayerWidth, SearchResult, Trial, WidthRecommendation
+from wua_mlflow.widths.results import (
+    Curve,
+    LayerWidth,
+    SearchResult,
+    Trial,
+    WidthRecommendation,
+    json_fields,
+)
 
 __all__ = [
     "Comparison", "Round", "Slimmed", "TargetWidths", "VariantResult", "WidthParameter",
@@ -130,8 +137,8 @@ class TargetWidths:
             "widths": [{"name": parameter.name, "layers": parameter.layers,
                         "units": parameter.units, "width": width}
                        for parameter, width in zip(self.dimensions, self.widths, strict=True)],
-            "recommendation": self.recommendation and json.loads(self.recommendation.to_json()),
-            "search": self.searched and json.loads(self.searched.to_json()),
+            "recommendation": self.recommendation and json_fields(self.recommendation),
+            "search": self.searched and json_fields(self.searched),
         }, indent=1)
 
     @classmethod
