@@ -124,8 +124,8 @@ def test_keys_that_are_padded_change_what_comes_out(batch_first, wants):
                       flat(gave))
 
 
-@pytest.mark.parametrize("samples", [3, 5])  # as many as positions, too
-@pytest.mark.parametrize("batch_first", [True, False], ids=["batch first", "time first"])
+@pytest.mark.parametrize(("samples", "batch_first"), [  # as many as positions, too
+    (3, True), (5, True), (5, False)])
 def test_padded_positions_count_in_no_projection(samples, batch_first):
     model, x = Attend(batch_first=batch_first), rows(samples, 5, 8)
     mask = torch.arange(5) < torch.tensor([2, 5, 4, 1, 3][:samples])[:, None]
@@ -193,8 +193,7 @@ class Language(nn.Module):
         return self.head(x if self.batch_first else x.transpose(0, 1))
 
 
-@pytest.mark.parametrize("batch_first", [True, False], ids=["batch first", "time first"])
-@pytest.mark.parametrize("samples", [3, 5])
+@pytest.mark.parametrize(("samples", "batch_first"), [(3, True), (5, False)])
 def test_a_padded_batch_is_its_sequences_one_by_one(samples, batch_first):
     model = Language(batch_first=batch_first)
     lengths = [2, 5, 4, 1, 3][:samples]

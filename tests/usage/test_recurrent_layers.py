@@ -103,8 +103,8 @@ def assert_by_hand(
 
 
 @KINDS
-@pytest.mark.parametrize("bidirectional", [False, True], ids=["one way", "both ways"])
-@pytest.mark.parametrize("batch_first", [False, True], ids=["time first", "batch first"])
+@pytest.mark.parametrize(("bidirectional", "batch_first"), [(False, False), (True, True)],
+                         ids=["one way, time first", "both ways, batch first"])
 def test_two_layers_step_by_step(kind, bidirectional, batch_first):
     model = Only(kind(3, 4, 2, batch_first=batch_first, bidirectional=bidirectional))
     x = rows(5, 6, 3)  # five samples, six steps

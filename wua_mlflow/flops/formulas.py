@@ -124,7 +124,7 @@ def _convolution_backward(
     """
     transposed, output_mask = arguments[4], arguments[7]
     forward: int = conv_flop_count(list(x), list(weight), list(grad_out), transposed=transposed)
-    return forward * sum(output_mask[:2])
+    return forward * int(sum(output_mask[:2]))
 
 
 def _mv(matrix: Shape, vector: Shape, out_shape: Any = None) -> int:

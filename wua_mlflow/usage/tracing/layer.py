@@ -199,10 +199,11 @@ class TracedLayer:
         if self.operation == "embedding":
             return tensor.T
         if self.operation == "recurrent":
-            return tensor.unflatten(0, (self.gates, -1)).transpose(0, 1)
+            by_gate: Tensor = tensor.unflatten(0, (self.gates, -1))
+            return by_gate.transpose(0, 1)
         if self.transposed:
-            grouped = tensor.unflatten(0, (self.groups, -1)).transpose(1, 2)
-            return tensor.transpose(0, 1) if self.groups == 1 else grouped.flatten(0, 1)
+            grouped: Tensor = tensor.unflatten(0, (self.groups, -1))
+            return grouped.transpose(1, 2).flatten(0, 1)
         return tensor
 
     def of_fan_in(self, sums: Tensor) -> Tensor:

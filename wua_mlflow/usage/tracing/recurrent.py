@@ -127,9 +127,10 @@ def run_by_layer(
             outputs, *last = (func(data, sizes, initial, layer_weights, *options) if packed else
                               func(data, initial, layer_weights, *options, not time_first))
         for direction in range(directions):
-            own = layer_weights[direction * per_direction:(direction + 1) * per_direction]
-            consumers = UnitConsumers(own[1], outputs, last[0], direction, first[0])
-            for call in _calls(own, has_bias, data, time_first, consumers):
+            direction_weights = layer_weights[
+                direction * per_direction:(direction + 1) * per_direction]
+            consumers = UnitConsumers(direction_weights[1], outputs, last[0], direction, first[0])
+            for call in _calls(direction_weights, has_bias, data, time_first, consumers):
                 on_call(call)
         for ends, end in zip(last_states, last, strict=True):
             ends.append(end)

@@ -222,7 +222,7 @@ def _power_sum(rows: Tensor, power: int) -> Tensor:
     """
     dtype = wide(rows)
     if rows.is_cuda:
-        norm = torch.linalg.vector_norm(rows, power, dim=0, dtype=dtype)
+        norm: Tensor = torch.linalg.vector_norm(rows, power, dim=0, dtype=dtype)
         return norm if power == 1 else norm.square()
     if power == 1 and tag_of(rows).positive:
         return rows.sum(0, dtype=dtype)

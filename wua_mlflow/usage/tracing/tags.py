@@ -78,11 +78,11 @@ def propagate_units(source: UnitTag, result: Tensor, *, flattened: bool) -> None
 
 def propagate_output(source: Tensor, result: Tensor) -> None:
     """Tag the view of a product that leaves its rows whole: a bias may still be added to it."""
-    given = tag_of(source)
-    layer = given.product
+    source_tag = tag_of(source)
+    layer = source_tag.product
     if layer is not None and not layer.spatial and layer.unit_dim == -1 \
             and result.shape[-1:] == source.shape[-1:]:
-        tag(result, layer=layer, call=given.call, product=layer)
+        tag(result, layer=layer, call=source_tag.call, product=layer)
 
 
 def find_added_bias(terms: tuple[Any, ...]) -> tuple[Tensor, TracedLayer, Tensor] | None:

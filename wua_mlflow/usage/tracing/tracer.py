@@ -123,7 +123,7 @@ class WeightTracer(TorchFunctionMode):
         """The function's result, tagged where it has a layer's units in their places."""
         if name not in UNITWISE_OPS and name not in RESHAPE_OPS:
             return func(*args, **kwargs)
-        source = args[0] if args else None
+        source: Any = args[0] if args else None
         before, relu = tag_of(source), is_relu(name, args, kwargs)
         if relu and before.layer is not None and not before.flat:
             before.layer.record_relu_input(source, self._valid_positions())
@@ -246,6 +246,7 @@ class WeightTracer(TorchFunctionMode):
     def _new_layer(
         self, call: WeightCall, view: ParameterView | None, module_name: str
     ) -> TracedLayer | None:
+        name: str | None
         if view is None:
             owner, attribute, name = module_name, "weight", self._computed_name(module_name)
         else:
@@ -255,7 +256,8 @@ class WeightTracer(TorchFunctionMode):
             return None
         shape, geometry = call.weight.shape, call.geometry
         groups, transposed = (geometry.groups, geometry.transposed) if geometry else (1, False)
-        units = shape[1] * groups if transposed else shape[call.operation == "embedding"]
+        units = shape[1] * groups if transposed else shape[
+            1 if call.operation == "embedding" else 0]
         bias = None if call.bias is None else self.index.find(call.bias, self.running)
         heads, head_parts = heads_of(self.index, owner, units)
         return TracedLayer(
