@@ -45,6 +45,33 @@ def test_explicit_beats_yaml_beats_schema(tmp_path: Path) -> None:
     assert settings.batch_size == Settings().batch_size
 
 
+def test_settings_know_which_were_given(tmp_path: Path) -> None:
+    """The tutorial's configuration is nobody's wish; beside a run the model is the run's own."""
+    path = tmp_path / "own.yaml"
+    path.write_text("epochs: 3\nmodel: a:b\nseed: 1\nmargin: 0.1\nlayers: [fc1]\n")
+    assert load_settings("usecase", {"lr": 1, "target": ""}).given == {"lr"}
+    own = load_settings(str(path), {"lr": 1})
+    assert own.given == {"epochs", "model", "seed", "margin", "layers", "lr"}
+    assert (own.epochs, own.lr, own.optimizer) == (3, 1.0, "adam")
+    assert load_settings(str(path), {}, "compare").given == {"seed", "margin"}
+    beside = load_settings(str(path), {"run_id": "r", "seed": 2}, "compare")
+    assert (beside.given, beside.seed) == ({"run_id", "seed", "margin"}, 2)
+
+
+@pytest.mark.parametrize(("command", "given", "message"), [
+    ("analyze", {"run_id": "r", "layers": "a"}, "run_id: a variant is analysed with its own model "
+     "and data, so expected nothing like layers beside it; a model of your own: wua analyze "
+     "--model package.module:factory --data DATA"),
+    ("slim", {"model_uri": "models:/a/1", "train": "a:b", "seed": 1}, "run_id: a variant is "
+     "slimmed with its own model and data, so expected nothing like seed beside it; a model of "
+     "your own: wua slim --model package.module:factory --data DATA"),
+])
+def test_nothing_of_its_own_beside_a_run(command: str, given: dict, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_settings(None, given, command)
+    assert str(caught.value) == message
+
+
 def test_empty_means_as_configured() -> None:
     assert load_settings("usecase", {"epochs": "", "hidden": None}) == load_settings("usecase")
 

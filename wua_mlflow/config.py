@@ -203,6 +203,11 @@ class Settings(BaseModel):
                        "3 inferior, 4 inconclusive")
 
     @property
+    def given(self) -> frozenset[str]:
+        """Names of the settings that were asked for; all others have their defaults."""
+        return frozenset(self.model_fields_set)
+
+    @property
     def slim_budget(self) -> int:
         """Epochs of the slim variant."""
         return self.slim_epochs if self.slim_epochs is not None else self.epochs
@@ -231,24 +236,55 @@ def config_names() -> list[str]:
     return sorted(path.stem for path in CONFIGS.glob("*.yaml"))
 
 
-def load_settings(config: str | None = None, given: Mapping[str, Any] | None = None) -> Settings:
+def load_settings(
+    config: str | None = None, given: Mapping[str, Any] | None = None, command: str | None = None
+) -> Settings:
     """The settings of a configuration, with ``given`` over it.
+
+    ``Settings.given`` of the result are the names of ``given``, and of those settings that a
+    configuration of the user's own sets. Beside a run, what a configuration says of the model and
+    its data does not count: the run has its own.
 
     Args:
         config: the name of a shipped configuration or the path of a YAML file; None and
             ``usecase`` mean the tutorial's, unless ``given`` names other data, for which the
             schema's own defaults hold.
         given: explicit values by field name; None and the empty string mean "as configured".
+        command: only its fields count among those of the configuration; all, if None.
 
     Raises:
         ConfigError: one line that names the setting, what was expected and what came.
     """
     explicit = given_fields(given or {})
-    if config in (None, "", TUTORIAL) and explicit.get("data", TUTORIAL) != TUTORIAL:
-        base: dict[str, Any] = {}
-    else:
-        base = _read(config or TUTORIAL)
-    return _validated({**base, **explicit})
+    tutorial = config in (None, "", TUTORIAL)
+    other_data = explicit.get("data", TUTORIAL) != TUTORIAL
+    base = {} if tutorial and other_data else _read(config or TUTORIAL)
+    settings = _validated({**base, **explicit})
+    configured = set() if tutorial else set(base)
+    if command is not None:
+        configured.intersection_update(COMMAND_FIELDS[command])
+        _check_beside_run(command, settings, set(explicit))
+    if settings.run_id is not None or settings.model_uri is not None:
+        configured.difference_update(OWN_MODEL, OWN_ONLY)
+    return Settings.model_construct(_fields_set=configured | set(explicit), **dict(settings))
+
+
+_BESIDE_RUN = {"analyze": ("analysed", (*OWN_MODEL, *OWN_ONLY)),
+               "slim": ("slimmed", (*OWN_MODEL, "train"))}
+"""By command what is done with a run's variant, and the fields that are the variant's own then."""
+
+
+def _check_beside_run(command: str, settings: Settings, explicit: set[str]) -> None:
+    """Whether nothing is given beside a run that is the run's own."""
+    named = settings.run_id is not None or (command == "slim" and settings.model_uri is not None)
+    if not named or command not in _BESIDE_RUN:
+        return
+    verb, fields = _BESIDE_RUN[command]
+    beside = sorted(explicit.intersection(fields))
+    if beside:
+        raise ConfigError(f"run_id: a variant is {verb} with its own model and data, so expected "
+                          f"nothing like {beside[0]} beside it; a model of your own: "
+                          f"wua {command} --model package.module:factory --data DATA")
 
 
 def given_fields(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -56,7 +56,7 @@ def elsewhere() -> nn.Sequential:
 
 def slimmed(store: Store, **given: object) -> SlimmingResult:  # noqa: F811
     values = {**OWN, **given}
-    return workflow.slim_run(store, load_settings(None, values), frozenset(values))
+    return workflow.slim_run(store, load_settings(None, values))
 
 
 @pytest.fixture(scope="module")
@@ -174,7 +174,7 @@ def test_an_adopted_run_is_slimmed_again_by_its_id(
     """``how`` is prune without being asked for: nothing can be trained from scratch like it."""
     store, outcome, model = ran  # noqa: F811
     given = {"run_id": outcome.variants[0].run_id, "slim_hidden": "2", "slim_epochs": 1}
-    again = workflow.slim_run(store, load_settings(None, given), frozenset(given))
+    again = workflow.slim_run(store, load_settings(None, given))
     assert [one.variant for one in again.variants] == ["oversized", "oversized-same-budget", "slim"]
     assert again.variants[-1].model[0].out_features == 2  # type: ignore[index]
 
@@ -204,7 +204,7 @@ def test_a_slim_models_uri_is_no_originals(ran: tuple[Store, SlimmingResult, nn.
     slim = outcome.variants[-1]
     given = {"model_uri": f"runs:/{slim.run_id}/model", "slim_hidden": "2"}
     with pytest.raises(ValueError) as caught:
-        workflow.slim_run(store, load_settings(None, given), frozenset(given))
+        workflow.slim_run(store, load_settings(None, given))
     assert str(caught.value) == (f"run_id: expected the run of an original (oversized), but "
                                  f"{slim.run_id} is slim 4")
 

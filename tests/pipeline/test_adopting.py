@@ -26,15 +26,15 @@ def test_a_state_dict_of_torch_does_too(store: Store) -> None:  # noqa: F811
     model = elsewhere()
     torch.save(model.state_dict(), "w.pt")
     settings = load_settings(None, {**OWN, "state": "w.pt"})
-    found = import_pretrained(store, adopted_recipe(settings, frozenset({"model", "state"})))
+    found = import_pretrained(store, adopted_recipe(settings))
     for one, own in zip(found.model.parameters(), model.parameters(), strict=True):
         assert torch.equal(one, own)
 
 
 def test_without_a_file_the_factorys_own_weights_are_taken(store: Store) -> None:  # noqa: F811
     """A factory may load them itself."""
-    found = [import_pretrained(store, adopted_recipe(load_settings(None, {**OWN, "seed": 5}),
-                                         frozenset({"model"}))) for _ in range(2)]
+    found = [import_pretrained(store, adopted_recipe(
+        load_settings(None, {**OWN, "seed": 5}))) for _ in range(2)]
     torch.manual_seed(5)
     for one, other, own in zip(*(each.model.parameters() for each in found), net().parameters(),
                                strict=True):
@@ -42,18 +42,18 @@ def test_without_a_file_the_factorys_own_weights_are_taken(store: Store) -> None
 
 
 @pytest.mark.parametrize(("given", "widths"), [
-    (frozenset({"model"}), ()),
-    (frozenset({"model", "hidden"}), (8,)),
+    ({}, ()),
+    ({"hidden": "8"}, (8,)),
 ])
 def test_a_factory_gets_widths_where_they_were_given(
-    given: frozenset[str], widths: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+    given: dict[str, str], widths: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from tests.pipeline import slimming_cases
 
     monkeypatch.setattr(slimming_cases, "either", lambda widths=(5,): nn.Sequential(
         nn.Linear(6, widths[0]), nn.ReLU(), nn.Linear(widths[0], 3)), raising=False)
-    settings = load_settings(None, {**OWN, "model": f"{HERE}:either", "hidden": "8", "seeds": 7})
-    recipe = adopted_recipe(settings, given)
+    settings = load_settings(None, {**OWN, "model": f"{HERE}:either", "seeds": 7, **given})
+    recipe = adopted_recipe(settings)
     assert (recipe.settings.hidden, recipe.settings.seeds) == (widths, 1)
     assert recipe.build(recipe.settings.hidden)[0].out_features == (8 if widths else 5)
 

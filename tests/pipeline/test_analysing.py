@@ -75,7 +75,7 @@ def store(store_uri: str, tmp_path: Path) -> Iterator[Store]:
 
 
 def analysed(store: Store, **given: object) -> tuple[Analysis, Run]:
-    found = analyze_model(store, load_settings(None, {"null_draws": 0, **given}), frozenset(given))
+    found = analyze_model(store, load_settings(None, {"null_draws": 0, **given}))
     return found, store.client.get_run(found.run_id)
 
 
@@ -131,7 +131,7 @@ def test_the_configuration_gives_the_same_again(store: Store, tmp_path: Path) ->
     path = Path(store.client.download_artifacts(run.info.run_id, "config.yaml", str(tmp_path)))
     settings = load_settings(str(path))
     assert settings.state == str(tmp_path / "mine.safetensors")
-    again = analyze_model(store, settings, frozenset(settings.model_fields_set))
+    again = analyze_model(store, settings)
     assert again.usage.effective_weights == found.usage.effective_weights
 
 
@@ -253,7 +253,7 @@ def test_a_trained_run_takes_the_new_options_too(store: Store) -> None:
     original = workflow.train_run(store, load_settings(None, quick))
     given = {"run_id": original.run_id, "criterion": "output,taylor", "effective_rank": "true",
              "null_draws": 0}
-    found = workflow.analyze_run(store, load_settings(None, given), frozenset(given))
+    found = workflow.analyze_run(store, load_settings(None, given))
     model, train = original.model, original.recipe.split.train
     model.zero_grad()
     functional.binary_cross_entropy(model(train.inputs), train.targets).backward()
@@ -270,8 +270,8 @@ def test_widths_by_the_first_criterion_where_slim_measures_itself(store: Store) 
     original = workflow.train_run(store, load_settings(None, {"seeds": 1, "epochs": 2}))
     given = {"run_id": original.run_id, "criterion": "taylor,output", "null_draws": 0,
              "slim_epochs": 2}
-    slim = workflow.slim_run(store, load_settings(None, given), frozenset(given)).variants[-1]
-    found = workflow.analyze_run(store, load_settings(None, given), frozenset(given))
+    slim = workflow.slim_run(store, load_settings(None, given)).variants[-1]
+    found = workflow.analyze_run(store, load_settings(None, given))
     rule = {name: effective_widths(usage, (10,), (("fc1",),))
             for name, usage in found.usages.items()}
     assert rule["taylor"] != rule["output"], "or this shows nothing"

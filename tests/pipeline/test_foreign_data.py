@@ -64,7 +64,6 @@ def test_neither_registration_nor_gate_is_inherited(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(workflow, "load_variant", lambda *_: variant)
     monkeypatch.setattr(workflow, "inherited_run", lambda: None)
     for asked in ({}, {"register": "flat"}):
-        settings = Settings(run_id="r", **asked)
-        given = frozenset({"run_id", "experiment", *asked})
-        own = workflow._named(SimpleNamespace(), settings, given)[2]  # type: ignore[arg-type]
+        settings = Settings(run_id="r", experiment="wua", **asked)
+        own = workflow._named(SimpleNamespace(), settings)[2]  # type: ignore[arg-type]
         assert (own.register, own.gate, own.margin) == (asked.get("register"), False, 0.03)

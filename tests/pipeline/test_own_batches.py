@@ -41,7 +41,7 @@ def store(store_uri: str, tmp_path: Path) -> Iterator[Store]:
 
 
 def analysed(store: Store, **given: object) -> tuple[Analysis, Run]:
-    found = analyze_model(store, load_settings(None, {"null_draws": 0, **given}), frozenset(given))
+    found = analyze_model(store, load_settings(None, {"null_draws": 0, **given}))
     return found, store.client.get_run(found.run_id)
 
 

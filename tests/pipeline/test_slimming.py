@@ -194,7 +194,7 @@ def test_the_step_slim_cuts_the_network_that_its_run_holds(store: Store) -> None
     original = original_in(store, seeds=2, epochs=2)
     given = {"run_id": original.run_id, "how": "prune", "slim_hidden": "3", "slim_epochs": "1",
              "distill": "true", "fold": "false"}
-    slim = workflow.slim_run(store, load_settings(None, given), frozenset(given)).variants[-1]
+    slim = workflow.slim_run(store, load_settings(None, given)).variants[-1]
     history = Specification.from_json(text_of(store, slim.run_id, ArtifactPath.STRUCTURE))
     assert history.summary == "fc1 3"
     assert (slim.settings.epochs, len(slim.replicates)) == (3, 2)

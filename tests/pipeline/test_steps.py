@@ -34,7 +34,7 @@ def test_steps_days_apart_give_the_tutorials_figures(store_uri: str) -> None:
     assert (control.variant, slim.name) == ("oversized-same-budget", "slim 7")
     assert f"{slim.metrics['accuracy/train']:.4f}" == "0.8730"
     old, new, comparison = workflow.compare_run(
-        store, load_settings(None, {"run_id": slim.run_id, "margin": 0.05}), frozenset({"margin"}))
+        store, load_settings(None, {"run_id": slim.run_id, "margin": 0.05}))
     assert (old.run_id, new.run_id) == (original.run_id, slim.run_id)
     assert comparison.recipe is None
     run = store.client.get_run(slim.run_id)
@@ -43,7 +43,7 @@ def test_steps_days_apart_give_the_tutorials_figures(store_uri: str) -> None:
     before = comparison.looks
     for margin, more in ((0.05, 0), (0.2, 1), (0.2, 1)):  # another margin is another look
         comparison = workflow.compare_run(store, load_settings(
-            None, {"run_id": slim.run_id, "margin": margin}), frozenset({"margin"}))[2]
+            None, {"run_id": slim.run_id, "margin": margin}))[2]
         assert comparison.looks == before + more
         assert count_looks(store.client, str(run.data.tags["wua.test_digest"])) == before + more
     assert run.data.tags["wua.baseline"] == original.run_id
@@ -79,7 +79,7 @@ def test_a_step_keeps_the_runs_settings_unless_told_otherwise(store_uri: str) ->
     found = workflow.analyze_run(store, load_settings(None, {"run_id": original.run_id}))
     assert found.usage.criterion == "magnitude"
     given = {"run_id": original.run_id, "criterion": "output"}
-    found = workflow.analyze_run(store, load_settings(None, given), frozenset(given))
+    found = workflow.analyze_run(store, load_settings(None, given))
     assert found.usage.criterion == "output"
 
 
@@ -105,7 +105,7 @@ def test_given_widths_are_checked_against_the_original(
     original = workflow.train_run(store, load_settings(None, {**QUICK, "epochs": 1}))
     given = {"run_id": original.run_id, "slim_hidden": widths}
     with pytest.raises(ValueError, match=f"^{message}$"):
-        workflow.slim_run(store, load_settings(None, given), frozenset(given))
+        workflow.slim_run(store, load_settings(None, given))
 
 
 def test_plans_are_named_by_widths_and_budget() -> None:

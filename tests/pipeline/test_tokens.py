@@ -54,7 +54,7 @@ def test_a_model_of_tokens_goes_all_the_way_to_the_registry(store: Store) -> Non
     given = {"model": f"{HERE}:Tokens", "state": "w.safetensors", "data": f"{HERE}:texts",
              "slim_hidden": "6,4", "slim_epochs": 2, "null_draws": 0, "margin": 0.5,
              "register": "texts"}
-    outcome = workflow.slim_run(store, load_settings(None, given), frozenset(given))
+    outcome = workflow.slim_run(store, load_settings(None, given))
     slim = outcome.variants[-1].model
     assert (slim.up.out_features, slim.down.in_features) == (4, 4)
     assert slim.head.weight is slim.emb.weight

@@ -28,7 +28,7 @@ from wua_mlflow.cli.output import (
     verdicts_record,
     verdicts_text,
 )
-from wua_mlflow.config import OWN_MODEL, OWN_ONLY, ConfigError, Settings
+from wua_mlflow.config import ConfigError, Settings
 from wua_mlflow.distributed import is_first, on_all_ranks, process_group, started
 from wua_mlflow.pipeline import workflow
 from wua_mlflow.pipeline.analyze import analyze_model
@@ -36,24 +36,20 @@ from wua_mlflow.pipeline.compare_external import compare_external
 from wua_mlflow.report.render import terminal_reports
 from wua_mlflow.tracking.names import Outcome, Tag, step_tag
 from wua_mlflow.tracking.runs import COLUMNS, best, compare_runs, find_run, runs, show_run
-from wua_mlflow.tracking.store import Store, connect, inherited_run, shown_uri
+from wua_mlflow.tracking.store import Store, connect, inherited_run, open_client, shown_uri
 from wua_mlflow.tracking.ui_view import LATEST_KEY, run_address, view_address
 
-__all__ = ["answer", "execute"]
+__all__ = ["answer", "check_experiment", "execute"]
 
 
 EXIT_CODES = {Outcome.NON_INFERIOR: 0, Outcome.INFERIOR: 3, Outcome.INCONCLUSIVE: 4}
-RECIPE = frozenset({"data", "target", "task", "seed"})
-"""What a configuration says of the recipe is no news to a variant that was made by one."""
 LOCAL_UI = "http://127.0.0.1:5000"
 
 
 def execute(
     command: str,
     settings: Settings,
-    explicit: frozenset[str],
     *,
-    configured: frozenset[str] = frozenset(),
     as_json: bool = False,
     models: tuple[str, ...] = (),
 ) -> int:
@@ -61,23 +57,18 @@ def execute(
 
     Args:
         command: ``run``, ``train``, ``analyze``, ``slim`` or ``compare``.
-        settings: all of them.
-        explicit: names of those given on the command line.
-        configured: names of those in a configuration that was named; a step on a run keeps the
-            run's settings but for these and the explicit ones.
+        settings: a step on a run keeps the run's but for those that were given.
         as_json: print JSON.
         models: ``compare``'s A and B.
     """
     if command == "analyze":
-        return _analyze(settings, explicit, configured)
+        return _analyze(settings)
     if "TORCHELASTIC_RUN_ID" in os.environ and started() > 1:
         raise ConfigError(f"{command}: expected one process, but torchrun started {started()}; "
                           f"several are for analyze alone")
     if command == "compare":
-        return _compare(settings, explicit, configured, models, as_json=as_json)
+        return _compare(settings, models, as_json=as_json)
     store = connected(settings)
-    if inherited_run() and "experiment" in explicit:
-        _check_experiment(settings, store)
     if command == "run":
         return _run(store, settings, as_json)
     if command == "train":
@@ -85,43 +76,26 @@ def execute(
         print(f"{variant.name}: {variant.test.score:.4f} on the test part; run {variant.run_id}")
         print(f"Next: wua analyze --run-id {variant.run_id}")
         return 0
-    return _slim(store, settings, explicit, configured)
+    return _slim(store, settings)
 
 
-def _analyze(settings: Settings, explicit: frozenset[str], configured: frozenset[str]) -> int:
+def _analyze(settings: Settings) -> int:
     """Every process of ``torchrun`` comes here; the first one alone writes and prints."""
-    beside = sorted(explicit.intersection((*OWN_MODEL, *OWN_ONLY)))
-    if settings.run_id is not None and beside:
-        raise ConfigError(f"run_id: a variant is analysed with its own model and data, so expected "
-                          f"nothing like {beside[0]} beside it; a model of your own: "
-                          f"wua analyze --model package.module:factory --data DATA")
     with process_group(settings.device):
         store = on_all_ranks(lambda: connected(settings) if is_first() else None)
-        if store is not None and inherited_run() and "experiment" in explicit:
-            _check_experiment(settings, store)
-        if settings.run_id is None and {"model", "state"} & (explicit | configured):
-            found = analyze_model(store, settings, explicit | configured)
+        if settings.run_id is None and {"model", "state"} & settings.given:
+            found = analyze_model(store, settings)
         else:
             # the store is there by now, so that the other processes make nothing
             reader = on_all_ranks(lambda: store or connected(settings))
-            found = workflow.analyze_run(reader, settings,
-                                      explicit | configured.difference((*OWN_MODEL, *OWN_ONLY)))
+            found = workflow.analyze_run(reader, settings)
     if is_first():
         print_analysis(found)
     return 0
 
 
-def _slim(
-    store: Store, settings: Settings, explicit: frozenset[str], configured: frozenset[str]
-) -> int:
-    named = settings.run_id is not None or settings.model_uri is not None
-    beside = sorted(explicit.intersection((*OWN_MODEL, "train")))
-    if named and beside:
-        raise ConfigError(f"run_id: a variant is slimmed with its own model and data, so expected "
-                          f"nothing like {beside[0]} beside it; a model of your own: "
-                          f"wua slim --model package.module:factory --data DATA")
-    given = explicit | (configured.difference(OWN_MODEL) if named else configured)
-    outcome = workflow.slim_run(store, settings, given)
+def _slim(store: Store, settings: Settings) -> int:
+    outcome = workflow.slim_run(store, settings)
     print("\n".join(filter(None, (slimmed_text(outcome), outcome.registered,
                                   _to_look(store, outcome)))))
     return _code(outcome, settings)
@@ -177,18 +151,24 @@ def _ui_command(store: Store) -> str:
     return "make ui" if here else f"mlflow ui --backend-store-uri {uri}"
 
 
-def _check_experiment(settings: Settings, store: Store) -> None:
-    """``mlflow run`` has chosen the experiment already; another one cannot be had any more."""
-    name = store.client.get_experiment(store.experiment_id).name
-    if name != settings.experiment:
+def check_experiment(experiment: str) -> None:
+    """``mlflow run`` has chosen the experiment already; another one cannot be had any more.
+
+    Raises:
+        ConfigError: it is another one.
+    """
+    run_id = inherited_run()
+    if run_id is None:
+        return
+    client = open_client()
+    name = client.get_experiment(client.get_run(run_id).info.experiment_id).name
+    if name != experiment:
         raise ConfigError(f"experiment: expected '{name}', in which `mlflow run` made this run, "
-                          f"but got '{settings.experiment}'; choose it with --experiment-name")
+                          f"but got '{experiment}'; choose it with --experiment-name")
 
 
 def _compare(
     settings: Settings,
-    explicit: frozenset[str],
-    configured: frozenset[str],
     models: tuple[str, ...],
     *,
     as_json: bool,
@@ -200,17 +180,15 @@ def _compare(
         if len(pair) != 2:
             raise ConfigError(f"compare: expected two models, A and B, or the run of a slim "
                               f"variant (--run-id), but got {' and '.join(pair) or 'none'}")
-        return _compare_pair(settings, pair, fresh="data" in explicit | configured,
-                             as_json=as_json)
+        return _compare_pair(settings, pair, as_json=as_json)
     too_many = [*models, *(name for name in ("baseline", "candidate") if getattr(settings, name)),
-                *sorted({"data", "target", "task"} & explicit)]
+                *sorted({"data", "target", "task"} & settings.given)]
     if too_many:
         raise ConfigError(f"run_id: a variant is compared with its original on their own test "
                           f"part, so expected nothing like {too_many[0]} beside it; any two models "
                           f"and any data: wua compare A B --data DATA")
     with _stdout_for(as_json):
-        original, slim, comparison = workflow.compare_run(
-            connected(settings), settings, explicit | configured - RECIPE)
+        original, slim, comparison = workflow.compare_run(connected(settings), settings)
     if as_json:
         print(json.dumps(verdicts_record(comparison), indent=1))
     else:
@@ -219,13 +197,11 @@ def _compare(
     return EXIT_CODES[comparison.verdict.outcome]
 
 
-def _compare_pair(
-    settings: Settings, pair: tuple[str, ...], *, fresh: bool, as_json: bool
-) -> int:
+def _compare_pair(settings: Settings, pair: tuple[str, ...], *, as_json: bool) -> int:
     step = workflow.step_run(connected(settings), settings, "compare") if inherited_run() else \
         contextlib.nullcontext()
     with step, _stdout_for(as_json):
-        result = compare_external(pair[0], pair[1], settings, data_given=fresh)
+        result = compare_external(pair[0], pair[1], settings, data_given="data" in settings.given)
     print(json.dumps(verdicts_record(result.comparison), indent=1) if as_json else result.text)
     return EXIT_CODES[result.comparison.artifact.outcome]
 

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from wua_mlflow.cli.options import QUERIES, parse
-from wua_mlflow.config import COMMAND_FIELDS, TUTORIAL, ConfigError, given_fields, load_settings
+from wua_mlflow.config import COMMAND_FIELDS, ConfigError, given_fields, load_settings
 from wua_mlflow.distributed import is_first
 from wua_mlflow.signals import handle_signals
 
@@ -111,16 +111,15 @@ def _answer(options: argparse.Namespace) -> int:
 def _execute(options: argparse.Namespace) -> int:
     fields = COMMAND_FIELDS[options.command]
     explicit = given_fields({field: getattr(options, field) for field in fields})
-    settings = load_settings(options.config, explicit)
-    own = options.config not in (None, "", TUTORIAL)  # mlflow run always names a configuration
-    configured = settings.model_fields_set.intersection(fields) if own else ()
+    settings = load_settings(options.config, explicit, options.command)
     models = tuple(getattr(options, "models", ()))
     if not models or not all(model.lower().endswith(FILES) for model in models):
         _check_server()
     from wua_mlflow.cli import commands
 
-    return commands.execute(options.command, settings, frozenset(explicit), models=models,
-                            configured=frozenset(configured),
+    if "experiment" in explicit:
+        commands.check_experiment(settings.experiment)
+    return commands.execute(options.command, settings, models=models,
                             as_json=getattr(options, "json", False))
 
 

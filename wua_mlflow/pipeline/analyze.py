@@ -282,18 +282,15 @@ def analyze_variant(store: Store, variant: ModelVariant) -> Analysis:
     return replace(found, remarks=remarks)
 
 
-def analyze_model(
-    store: Store | None, settings: Settings, given: frozenset[str] = frozenset()
-) -> Analysis:
+def analyze_model(store: Store | None, settings: Settings) -> Analysis:
     """Measure a model that the factory makes, with the weights of ``state``, as a new variant.
 
     The run that ``mlflow run -e analyze`` made is the variant's; else one is made.
 
     Args:
         store: where to; None in every process but the first.
-        settings: what the model, its weights and its data are.
-        given: names of the settings that were given; a factory gets widths where ``hidden`` is
-            among them, or where it can do with nothing less.
+        settings: what the model, its weights and its data are; a factory gets widths where
+            ``hidden`` is given, or where it can do with nothing less.
 
     Raises:
         ValueError: one line that names the setting.
@@ -302,7 +299,7 @@ def analyze_model(
     with contextlib.ExitStack() as stack:
         if store is not None and inherited:
             stack.enter_context(run_scope(store, lambda: inherited, finish=False))
-        subject = on_all_ranks(lambda: _prepared(settings, given))
+        subject = on_all_ranks(lambda: _prepared(settings))
         run_id = on_all_ranks(lambda: "" if store is None else _own_run(stack, store, subject))
         model, settings = subject.model, subject.settings
         with isolated():  # the user's loaders may shuffle: alike in every process
@@ -318,7 +315,7 @@ def _begin(stack: contextlib.ExitStack, store: Store, run_id: str) -> None:
     stack.enter_context(step_status(store, run_id, "analyze"))
 
 
-def _prepared(settings: Settings, given: frozenset[str]) -> Subject:
+def _prepared(settings: Settings) -> Subject:
     """Load the data, make the model, load its weights."""
     use_threads(settings.threads)
     device = device_of(settings.device)
@@ -334,7 +331,7 @@ def _prepared(settings: Settings, given: frozenset[str]) -> Subject:
             assert split is not None, "built-in models are made for a split"
             model = factory(settings.model, split)(settings.hidden)
         else:
-            widths = None if "hidden" not in given and takes(user) else widths
+            widths = None if "hidden" not in settings.given and takes(user) else widths
             model = made_by(user, settings.model, widths,
                             lambda made: call_with_two(made, example, to_inputs))
     if settings.state is not None:

@@ -129,19 +129,18 @@ def _place(tensor: Tensor) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
     return tensor.data_ptr() or id(tensor), tuple(tensor.shape), tensor.stride()
 
 
-def adopted_recipe(settings: Settings, given: frozenset[str]) -> Recipe:
+def adopted_recipe(settings: Settings) -> Recipe:
     """The data and the factory that the settings name.
 
     Args:
-        settings: ``model``, ``data`` and what goes with them.
-        given: names of the settings that were given; a factory gets widths where ``hidden`` is
-            among them, or where it can do with nothing less.
+        settings: ``model``, ``data`` and what goes with them; a factory gets widths where
+            ``hidden`` is given, or where it can do with nothing less.
 
     Raises:
         ValueError: one line; something is not there, or does not fit.
     """
     own = settings.model not in BUILT_IN
-    if own and "hidden" not in given and takes(users_factory(settings.model)):
+    if own and "hidden" not in settings.given and takes(users_factory(settings.model)):
         settings = settings.model_copy(update={"hidden": ()})
     if settings.state is not None:
         path = str(Path(settings.state).expanduser().absolute())

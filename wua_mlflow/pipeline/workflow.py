@@ -157,30 +157,23 @@ def train_run(store: Store, settings: Settings) -> ModelVariant:
     )
 
 
-def analyze_run(
-    store: Store, settings: Settings, given: frozenset[str] = frozenset()
-) -> Analysis:
+def analyze_run(store: Store, settings: Settings) -> Analysis:
     """The step ``analyze`` on its own: adds to the variant that ``run_id`` names.
 
     Of several processes each reads the run, and the first writes to it.
 
     Args:
         store: where the runs are.
-        settings: ``run_id``, and what is to differ from the run's own settings.
-        given: names of the settings that were given explicitly and so differ.
+        settings: ``run_id``, and those given, which are to differ from the run's own.
     """
     with contextlib.ExitStack() as stack:
         on_all_ranks(lambda: None if rank() else
                  stack.enter_context(step_run(store, settings, "analyze")))
-        store, variant, own = on_all_ranks(
-            lambda: _named(store, settings, given, or_else=OR_A_MODEL)
-        )
+        store, variant, own = on_all_ranks(lambda: _named(store, settings, or_else=OR_A_MODEL))
         return analyze_variant(store, _asked(variant, own))
 
 
-def slim_run(
-    store: Store, settings: Settings, given: frozenset[str] = frozenset()
-) -> SlimmingResult:
+def slim_run(store: Store, settings: Settings) -> SlimmingResult:
     """The step ``slim`` on its own, to the verdict: of the original that ``run_id`` names.
 
     Or of a model that was trained elsewhere (``model``, ``state``, ``data``), which becomes an
@@ -192,11 +185,10 @@ def slim_run(
     """
     if settings.model_uri is not None:
         settings = settings.model_copy(update={"run_id": source_of(store, settings.model_uri)})
-        given = (given - {"model_uri"}) | {"run_id"}
-    if settings.run_id is None and given & {"model", "state"}:
-        return _slim_adopted(store, settings, given)
+    if settings.run_id is None and settings.given & {"model", "state"}:
+        return _slim_adopted(store, settings)
     with step_run(store, settings, "slim"):
-        store, original, own = _named(store, settings, given, or_else=OR_A_MODEL)
+        store, original, own = _named(store, settings, or_else=OR_A_MODEL)
         if original.variant != VariantName.OVERSIZED:
             raise ValueError(f"run_id: expected the run of an original (oversized), but "
                              f"{original.run_id} is {original.name}")
@@ -208,11 +200,11 @@ def slim_run(
         return _ended(store, SlimmingResult(slimmed, networks, pipeline), settings)
 
 
-def _slim_adopted(store: Store, settings: Settings, given: frozenset[str]) -> SlimmingResult:
+def _slim_adopted(store: Store, settings: Settings) -> SlimmingResult:
     settings = _resolved(settings, "prune")
     with run_scope(store, lambda: _pipeline(store, settings)) as run_id:
         check_slimming(settings)
-        recipe = adopted_recipe(settings, given)
+        recipe = adopted_recipe(settings)
         check_test_part(recipe.split, settings)
         return _slimmed(
             store, import_pretrained(store, recipe, pipeline=run_id), recipe.settings, run_id
@@ -220,7 +212,7 @@ def _slim_adopted(store: Store, settings: Settings, given: frozenset[str]) -> Sl
 
 
 def compare_run(
-    store: Store, settings: Settings, given: frozenset[str] = frozenset()
+    store: Store, settings: Settings
 ) -> tuple[ModelVariant, ModelVariant, Comparison]:
     """The step ``compare`` on its own: the slim variant ``run_id`` against its original.
 
@@ -230,7 +222,7 @@ def compare_run(
         ValueError: the run is not a slim variant's.
     """
     with step_run(store, settings, "compare"):
-        store, found, own = _named(store, settings, given)
+        store, found, own = _named(store, settings)
         slim = _asked(found, own)
         if not is_slim(slim.variant) or Tag.BASELINE not in slim.tags:
             raise ValueError(f"run_id: expected the run of a slim variant, but {slim.run_id} is "
@@ -262,7 +254,7 @@ def step_run(store: Store, settings: Settings, step: str) -> Iterator[None]:
 
 
 def _named(
-    store: Store, settings: Settings, given: frozenset[str], *, or_else: str = ""
+    store: Store, settings: Settings, *, or_else: str = ""
 ) -> tuple[Store, ModelVariant, Settings]:
     """The variant of ``run_id``, and its settings with those that were given in place of its own.
 
@@ -271,14 +263,15 @@ def _named(
     if not settings.run_id:
         raise ValueError("run_id: expected the id of a variant's run, but got none; `wua runs` "
                          f"lists them{or_else}")
-    machine = {name: getattr(settings, name) for name in given & {"device", "threads"}}
+    machine = {name: getattr(settings, name) for name in settings.given & {"device", "threads"}}
     variant = load_variant(store, settings.run_id, machine)
     inherited = inherited_run()
     if inherited and not rank():
         store.client.set_tag(inherited, Tag.TARGET_RUN, variant.run_id)
-    if "experiment" not in given:
+    if "experiment" not in settings.given:
         store = replace(store, experiment_id=variant.experiment_id)
-    asked = {name: getattr(settings, name) for name in given | {"register", "gate"}}
+    changed = settings.given - {"model_uri"} | {"register", "gate"}
+    asked = {name: getattr(settings, name) for name in changed}
     own = variant.settings.model_copy(update=asked)  # what ends a pipeline is asked for each time
     return store, variant, own
 
