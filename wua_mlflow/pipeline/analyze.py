@@ -32,13 +32,19 @@ from wua_mlflow.imports import load_object
 from wua_mlflow.pipeline.models import BUILT_IN, check_fit, factory, made_by, naming, users_factory
 from wua_mlflow.pipeline.pictures import usage_pictures
 from wua_mlflow.pipeline.pretrained import load_weights
-from wua_mlflow.pipeline.train import missing_params, run_scope, shown_params, step_status
+from wua_mlflow.pipeline.train import (
+    datasets_of,
+    missing_params,
+    run_scope,
+    shown_params,
+    step_status,
+)
 from wua_mlflow.pipeline.variant import ModelVariant
 from wua_mlflow.plots.style import variant_colour
 from wua_mlflow.pruning.cut import unit_groups
 from wua_mlflow.pruning.importance import unit_importance
 from wua_mlflow.rng import isolated, seed_all
-from wua_mlflow.tracking.log import Files, dataset_inputs, layers_table, usage_metrics, write
+from wua_mlflow.tracking.log import Files, layers_table, usage_metrics, write
 from wua_mlflow.tracking.names import (
     ArtifactPath,
     Kind,
@@ -48,7 +54,7 @@ from wua_mlflow.tracking.names import (
     step_tag,
 )
 from wua_mlflow.tracking.names import Variant as VariantName
-from wua_mlflow.tracking.store import Store, inherited_run, new_run
+from wua_mlflow.tracking.store import Store
 from wua_mlflow.usage.analyze import analyze
 from wua_mlflow.usage.batches import Batch, Batches
 from wua_mlflow.usage.criteria import CRITERIA, Criterion, inputs_of
@@ -295,10 +301,7 @@ def analyze_model(store: Store | None, settings: Settings) -> Analysis:
     Raises:
         ValueError: one line that names the setting.
     """
-    inherited = inherited_run()
     with contextlib.ExitStack() as stack:
-        if store is not None and inherited:
-            stack.enter_context(run_scope(store, lambda: inherited, finish=False))
         subject = on_all_ranks(lambda: _prepared(settings))
         run_id = on_all_ranks(lambda: "" if store is None else _own_run(stack, store, subject))
         model, settings = subject.model, subject.settings
@@ -410,21 +413,14 @@ def _own_run(stack: contextlib.ExitStack, store: Store, subject: Subject) -> str
         Tag.VERSION: __version__,
         Tag.FLOP_CONVENTION: CONVENTION,
         step_tag("analyze"): "running",
+        "mlflow.runName": subject.name,
         "mlflow.runColor": variant_colour(VariantName.OVERSIZED),
     }
     if subject.widths is not None:
         tags[Tag.WIDTHS] = ",".join(map(str, subject.widths))
     if subject.split is not None:
         tags[Tag.TASK] = subject.split.task
-
-    def make() -> str:
-        inherited = inherited_run()
-        if not inherited:
-            return new_run(store, subject.name, tags)
-        write(store.client, inherited, tags={**tags, "mlflow.runName": subject.name})
-        return inherited
-
-    run_id = stack.enter_context(run_scope(store, make))
+    run_id = stack.enter_context(run_scope(store, subject.name, tags))
     stack.enter_context(step_status(store, run_id, "analyze"))
     params = shown_params(subject.settings, _fields(subject))
     write(store.client, run_id, params=missing_params(store, run_id, params))
@@ -447,11 +443,8 @@ def _logged(
     metrics = {**usage_metrics(found.usage), Metric.PARAMS_TOTAL: found.parameters}
     if count is not None:
         metrics[Metric.FLOPS_FORWARD] = count.forward_flops / count.samples
-    split = subject.split
-    if split is not None:
-        store.client.log_inputs(run_id, datasets=dataset_inputs(split.name, split.source, [
-            ("train", split.train.inputs.numpy(), split.train.targets.numpy(),
-             split.train.digest)]))
+    if subject.split is not None:
+        store.client.log_inputs(run_id, datasets=datasets_of(subject.split, "train"))
     settings = subject.settings
     write(store.client, run_id, metrics=metrics, tags=_tags(found.usage, first_criterion(settings)),
           files={ArtifactPath.CONFIG: settings_yaml(settings, _fields(subject)),

@@ -1,19 +1,18 @@
 """How a variant's networks are made: trained from scratch, or cut from a parent's and fine-tuned.
 
-A maker trains the network of one replicate; number 0 is the variant itself.
-May import: the leaves, slimming, the recipe. Tests: ``tests/pipeline/test_making.py``.
+A network factory trains the network of one replicate of the recipe; number 0 is the variant itself.
+Tests: ``tests/pipeline/test_networks.py``.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol
 
 import torch
-from torch import nn
 
 from wua_mlflow.data.tasks import loss_for
 from wua_mlflow.pipeline.recipe import Recipe, Trained, train_made, train_one
@@ -27,7 +26,7 @@ __all__ = ["NetworkFactory", "PruningPlan", "cached", "from_scratch", "pruned_an
 
 
 MOST_WEIGHTS = 2**26
-"""Networks of replicates are kept for a later cut as long as they have fewer weights together."""
+"""The networks of replicates are kept for a later cut while they have fewer weights together."""
 
 
 class NetworkFactory(Protocol):
@@ -38,16 +37,16 @@ class NetworkFactory(Protocol):
 
 @dataclass(frozen=True)
 class PruningPlan:
-    """What is cut from every replicate, and how it is trained on.
+    """What is cut from every replicate, and how it is fine-tuned.
 
     Attributes:
         keep: by group of units how many stay; the most important ones.
         epochs: of fine-tuning.
-        importance: what makes a unit important.
-        fold: whether the next layers compensate for removed units (``pruning.compensation``);
-            None for both, of which the first stays unless the second is ahead on validation data
-            by more than a standard error.
-        distill: whether the fine-tuning aims at the original's outputs too.
+        importance: the criterion of a unit's importance.
+        fold: whether the next layer's weights compensate for the removed units by least squares;
+            None for both ways, of which the one without compensation stays unless the other is
+            ahead on validation data by more than a standard error.
+        distill: whether fine-tuning also aims at the original's outputs.
     """
 
     keep: Mapping[str, int]
@@ -56,11 +55,23 @@ class PruningPlan:
     fold: bool | None = False
     distill: bool = False
 
+    @property
+    def ways(self) -> tuple[bool, ...]:
+        """The values of ``fold`` to try."""
+        return (False, True) if self.fold is None else (self.fold,)
+
 
 def from_scratch(
     recipe: Recipe, widths: Sequence[int], epochs: int, streams: Sequence[Stream] | None = None
 ) -> NetworkFactory:
-    """From scratch: each from its own seed, or from the stream that it goes on from."""
+    """Networks trained from scratch, each from its own seed or from a saved random stream.
+
+    Args:
+        recipe: what is trained on what.
+        widths: of the networks.
+        epochs: of training.
+        streams: by replicate the state of the random stream to begin with; seeded, if None.
+    """
     def make(number: int, seed: int, label: str | None = None) -> Trained:
         return train_one(recipe, widths, epochs, seed=seed, label=label,
                          stream=None if streams is None else streams[number])
@@ -69,127 +80,112 @@ def from_scratch(
 
 
 def pruned_and_tuned(
-    recipe: Recipe, parent: NetworkFactory, root: NetworkFactory, cutting: PruningPlan
+    recipe: Recipe, parent: NetworkFactory, root: NetworkFactory, plan: PruningPlan
 ) -> NetworkFactory:
     """The parent's network of the same replicate, cut, then fine-tuned from its random stream.
 
-    Where all units stay it is trained on as it is: what a search compares cut networks with.
+    Where all units stay, the network is trained on as it is: a search compares with that.
 
     Args:
         recipe: what it is trained on.
         parent: makes the networks to cut.
-        root: makes the oversized ones, the teachers of a distillation.
-        cutting: what is cut.
+        root: makes the oversized networks, the teachers of a distillation.
+        plan: what is cut.
     """
     def make(number: int, seed: int, label: str | None = None) -> Trained:
         source = parent(number, seed)
-        teacher = root(number, seed).model if cutting.distill else None
-        tried: list[Trained] = []
-        failed: list[Exception] = []
-        for begin in _beginnings(recipe, source, cutting):
+        teacher = root(number, seed).model if plan.distill else None
+        example = recipe.split.train.inputs[:4].to(recipe.device, copy=True)
+        structure = unit_groups(source.model, example)
+        keep = _units_to_keep(recipe, source, structure, plan)
+        candidates: list[Trained] = []
+        errors: list[Exception] = []
+        for fold in plan.ways if keep else plan.ways[:1]:
             try:
-                cut_one = begin()
-                if cut_one is None:
+                start = _pruned(recipe, source, structure, keep, plan, fold=fold)
+                if start is None:
                     continue
                 trained = train_made(
-                    recipe, partial(copy.deepcopy, cut_one.model), cutting.epochs, seed=seed,
+                    recipe, partial(copy.deepcopy, start.model), plan.epochs, seed=seed,
                     stream=source.stream, label=label, teacher=teacher)
-                tried.append(replace(trained, structure=cut_one.structure, uncut=cut_one.uncut,
-                                     folded=cut_one.folded))
-            except (ValueError, torch.linalg.LinAlgError) as error:  # the other way may do
-                failed.append(error)
-        if not tried:
-            raise failed[0]
-        best = tried[0]
-        for other in tried[1:]:
-            best = other if _is_better(recipe, other, best) else best
-        return replace(best, seconds=sum(one.seconds for one in tried), tries=len(tried))
+                candidates.append(replace(trained, structure=start.structure, uncut=start.uncut,
+                                          folded=start.folded))
+            except (ValueError, torch.linalg.LinAlgError) as error:  # the other way may work
+                errors.append(error)
+        if not candidates:
+            raise errors[0]
+        first, last = candidates[0], candidates[-1]
+        best = last if last is not first and _is_better(recipe, last, first) else first
+        return replace(best, seconds=sum(each.seconds for each in candidates),
+                       tries=len(candidates))
 
     return make
 
 
-def _is_better(recipe: Recipe, one: Trained, other: Trained) -> bool:
+def _is_better(recipe: Recipe, candidate: Trained, other: Trained) -> bool:
     """Whether a network is ahead on validation data by more than a standard error.
 
-    The rule of one standard error: of two that data hardly tell apart the plainer one (Breiman et
-    al. 1984, Classification and Regression Trees, section 3.4.3).
+    The rule of one standard error: of two that the data hardly tell apart, take the plainer one
+    (Breiman et al. 1984, Classification and Regression Trees, section 3.4.3).
     """
-    first, second = (recipe.evaluate(each.model, recipe.split.validation, each.kind).scores
-                     for each in (one, other))
-    ahead = first - second
+    scores, other_scores = (
+        recipe.evaluate(each.model, recipe.split.validation, each.kind).scores
+        for each in (candidate, other))
+    ahead = scores - other_scores
     return bool(ahead.mean() > ahead.std(ddof=1) / len(ahead) ** 0.5) if len(ahead) > 1 else False
 
 
-def cached(maker: NetworkFactory, *, first: Trained | None = None) -> NetworkFactory:
-    """The same maker; what it made is kept for the next time, as long as that is not much.
+def cached(factory: NetworkFactory, *, first: Trained | None = None) -> NetworkFactory:
+    """The same factory, which keeps its networks for the next time, within a limit of memory.
 
     Args:
-        maker: trains the networks.
+        factory: trains the networks.
         first: the network of replicate 0, if there is one already; it is not made again.
     """
-    kept: dict[int, Trained] = {}
+    networks: dict[int, Trained] = {}
 
     def make(number: int, seed: int, label: str | None = None) -> Trained:
         if number == 0 and first is not None:
             return first
-        if number in kept:
-            return kept[number]
-        made = maker(number, seed, label)
-        if sum(map(_weights, [*kept.values(), made])) <= MOST_WEIGHTS:
-            kept[number] = made
-        return made
+        if number in networks:
+            return networks[number]
+        network = factory(number, seed, label)
+        weights = sum(weight.numel() for each in (*networks.values(), network)
+                      for weight in each.model.parameters())
+        if weights <= MOST_WEIGHTS:
+            networks[number] = network
+        return network
 
     return make
 
 
-def _weights(trained: Trained) -> int:
-    return sum(one.numel() for one in trained.model.parameters())
-
-
-def _example(recipe: Recipe) -> torch.Tensor:
-    return recipe.split.train.inputs[:4].to(recipe.device, copy=True)
-
-
-def _beginnings(
-    recipe: Recipe, source: Trained, cutting: PruningPlan
-) -> list[Callable[[], Trained | None]]:
-    """What fine-tuning may begin with: the network cut, not folded and folded where both are asked.
-
-    Where all units stay there is one beginning; where folding changes nothing the second is None.
-    """
-    structure = unit_groups(source.model, _example(recipe))
-    if all(count >= structure.group(name).units for name, count in cutting.keep.items()):
-        return [lambda: replace(source, uncut=structure.not_prunable)]
-    keep = _kept(recipe, source, structure, cutting)
-
-    def cut_from(model: nn.Module, *, fold: bool) -> Trained:
-        made = cut(model, _example(recipe), keep, structure)
-        history = made.specification if source.structure is None else \
-            source.structure.then(made.specification)
-        return replace(source, model=made.model, structure=history, uncut=made.fixed, folded=fold)
-
-    def fitted() -> Trained | None:
-        inputs = recipe.split.train.inputs.to(recipe.device)
-        model = compensated(source.model, structure, keep, inputs)
-        if cutting.fold is None and _same(model, source.model):
-            return None
-        return cut_from(model, fold=True)
-
-    both: list[Callable[[], Trained | None]] = [
-        partial(cut_from, source.model, fold=False), fitted]
-    return both if cutting.fold is None else both[1:] if cutting.fold else both[:1]
-
-
-def _same(one: nn.Module, other: nn.Module) -> bool:
-    return all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
-
-
-def _kept(
-    recipe: Recipe, source: Trained, structure: UnitGroups, cutting: PruningPlan
+def _units_to_keep(
+    recipe: Recipe, source: Trained, structure: UnitGroups, plan: PruningPlan
 ) -> dict[str, list[int]]:
-    """By group the units that stay: the most important on the training data."""
+    """By group the most important units on the training data; nothing where all units stay."""
+    if all(count >= structure.group(name).units for name, count in plan.keep.items()):
+        return {}
     train = recipe.split.train
-    found = unit_importance(
+    importance = unit_importance(
         source.model, structure, (train.inputs.to(recipe.device), train.targets.to(recipe.device)),
-        loss_for(recipe.split.task, source.kind), criterion=cutting.importance)
-    return {name: most_important(found[name], count) for name, count in cutting.keep.items()}
+        loss_for(recipe.split.task, source.kind), criterion=plan.importance)
+    return {name: most_important(importance[name], count) for name, count in plan.keep.items()}
+
+
+def _pruned(
+    recipe: Recipe, source: Trained, structure: UnitGroups, keep: Mapping[str, list[int]],
+    plan: PruningPlan, *, fold: bool,
+) -> Trained | None:
+    """The network that fine-tuning begins with; None where compensation would change nothing."""
+    if not keep:
+        return replace(source, uncut=structure.not_prunable)
+    inputs, model = recipe.split.train.inputs, source.model
+    if fold:
+        model = compensated(model, structure, keep, inputs.to(recipe.device))
+        unchanged = all(map(torch.equal, model.parameters(), source.model.parameters()))
+        if unchanged and plan.fold is None:
+            return None
+    pruned = cut(model, inputs[:4].to(recipe.device, copy=True), keep, structure)
+    history = pruned.specification if source.structure is None else \
+        source.structure.then(pruned.specification)
+    return replace(source, model=pruned.model, structure=history, uncut=pruned.fixed, folded=fold)

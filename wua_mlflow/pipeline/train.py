@@ -1,22 +1,21 @@
-"""Making a variant and logging it as one run, and what every step's run needs.
+"""Training a variant and logging it as one MLflow run; and what the run of any step needs.
 
-At most ten tracking calls a step, plus one per thousand metrics. ``analyze`` is in
-``analysing.py``, ``slim`` in ``slimming.py``, ``compare`` in ``comparison.py``, the order of the
-steps in ``chain.py``.
-May import: everything but cli. Tests: ``tests/pipeline/test_steps.py``.
+A step makes at most ten tracking calls, plus one per thousand metrics.
+Tests: ``tests/pipeline/test_train.py``.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
+from mlflow.entities import DatasetInput
 
 from wua_mlflow import __version__
 from wua_mlflow.config import Settings, settings_yaml
+from wua_mlflow.data.datasets import DataSplit
 from wua_mlflow.data.scaling import WithInputScaling, raw_rows
 from wua_mlflow.flops import CONVENTION, count_flops, count_parameters, ptflops_forward_flops
 from wua_mlflow.hooks import unwrapped
@@ -33,7 +32,8 @@ from wua_mlflow.tracking.store import Store, ended, inherited_run, new_run
 from wua_mlflow.training.evaluation import Evaluation
 
 __all__ = [
-    "TrainingPlan", "missing_params", "run_scope", "shown_params", "step_status", "train_variant",
+    "TrainingPlan", "datasets_of", "missing_params", "run_scope", "shown_params", "step_status",
+    "train_variant",
 ]
 
 
@@ -44,20 +44,21 @@ _TRAINING_COSTS = (Metric.FLOPS_TRAINING, Metric.FLOPS_PTFLOPS_TRAINING, Metric.
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """One network to make: which variant it is, how wide, by whom, and what it goes on from.
+    """One variant to train: which one it is, how wide, for how long, and from what.
 
     Attributes:
         variant: the value of its tag.
         widths: what the run shows: the factory's, or how many units stay of each group.
-        epochs: in all, those of the network that it was cut from included.
+        epochs: in all, with those of the network that it was cut from.
         make: trains the networks.
-        parent: what it was cut from, if it was.
-        hidden: what the factory is given, where that is not ``widths``.
+        parent: the network that it was cut from, if any.
+        hidden: the widths that the factory is given, where they are not ``widths``.
         adopted: where its weights came from, if it was trained elsewhere.
         replicates: at most so many.
         baseline: run of the original.
-        pipeline: its run.
+        pipeline: run of the pipeline.
         origin: a comment for ``config.yaml``: what else it takes to make this variant again.
+        controls: runs of the networks that were trained to compare with.
     """
 
     variant: str
@@ -84,21 +85,33 @@ class TrainingPlan:
 
 
 @contextlib.contextmanager
-def run_scope(store: Store, make: Callable[[], str], *, finish: bool = True) -> Iterator[str]:
-    """The run that ``make`` makes; it ends as FINISHED, FAILED or KILLED, whenever a signal comes.
+def run_scope(
+    store: Store, name: str, tags: Mapping[str, str], *, parent: str | None = None,
+    inherit: bool = True,
+) -> Iterator[str]:
+    """A run for the block: a new one, or the one that ``mlflow run`` made for this process.
+
+    It ends as FINISHED, FAILED or KILLED, whenever a signal comes.
 
     Args:
         store: where the run is.
-        make: gives the run's id.
-        finish: whether a block that succeeds ends the run.
+        name: of a new run.
+        tags: are set on either.
+        parent: the run that a new one is nested under.
+        inherit: whether the run of ``mlflow run`` may be taken.
     """
-    with defer_signals(), ended(store, make(), finish=finish) as run_id, allow_signals():
+    inherited = inherited_run() if inherit else None
+    with defer_signals(), \
+            ended(store, inherited or new_run(store, name, tags, parent=parent)) as run_id, \
+            allow_signals():
+        if inherited:
+            write(store.client, run_id, tags=tags)
         yield run_id
 
 
 @contextlib.contextmanager
 def step_status(store: Store, run_id: str, step: str) -> Iterator[None]:
-    """Mark a step of a run as failed where the block raises; ``done`` goes with its results."""
+    """Tag a step of a run as failed where the block raises; its results bring the tag ``done``."""
     try:
         yield
     except BaseException:
@@ -108,16 +121,17 @@ def step_status(store: Store, run_id: str, step: str) -> Iterator[None]:
 
 
 def train_variant(store: Store, recipe: Recipe, plan: TrainingPlan) -> ModelVariant:
-    """Make a variant and its replicates, count what it costs, and log all of it as one run.
+    """Train a variant and its replicates, count what it costs, and log all of it as one run.
 
     The run that ``mlflow run -e train`` made is the variant's; else one is made.
     """
     hidden = plan.widths if plan.hidden is None else plan.hidden
     settings = recipe.settings.model_copy(
         update={"hidden": hidden, "epochs": plan.epochs, "run_id": None})
-    own = replace(recipe, settings=settings)
+    variant_recipe = replace(recipe, settings=settings)
     tags = _tags(recipe, plan)
-    with run_scope(store, lambda: _run_of(store, plan, tags)) as run_id, \
+    inherit = plan.variant == VariantName.OVERSIZED and plan.pipeline is None
+    with run_scope(store, plan.name, tags, parent=plan.pipeline, inherit=inherit) as run_id, \
             step_status(store, run_id, "train"):
         write(store.client, run_id, params=missing_params(store, run_id, _params(settings)))
         trained = plan.make(0, settings.seed, f"training {plan.name}")
@@ -131,29 +145,33 @@ def train_variant(store: Store, recipe: Recipe, plan: TrainingPlan) -> ModelVari
             ArtifactPath.CONFIG: plan.origin + settings_yaml(settings),
             ArtifactPath.REPLICATES: replicates_table(replicates),
             **_scaling(recipe), **variant_files(trained, test, replicates)}
-        model_id, sizes, refused = _logged_model(store, run_id, own, trained, plan, files)
+        model_id, sizes, unexported = _logged_model(
+            store, run_id, variant_recipe, trained, plan, files)
         metrics |= sizes
-        store.client.log_inputs(run_id, datasets=_datasets(recipe))
-        done = {step_tag("train"): "done",
-                **({} if plan.adopted else
-                   {Tag.EPOCHS_TRAINED: str(_epochs_trained(trained, plan))}),
-                **_cuts(trained), **refused}
+        store.client.log_inputs(
+            run_id, datasets=datasets_of(recipe.split, "train", "validation", "test"))
+        results = {**_result_tags(trained, plan), **unexported}
         write(store.client, run_id, metrics=metrics, curves=_curves(trained), model_id=model_id,
-              tags=done, files=files)
-    return ModelVariant(run_id, store.experiment_id, plan.name, plan.variant, own, trained, test,
-                   replicates, {**tags, **done}, metrics, plan.make)
+              tags=results, files=files)
+    return ModelVariant(run_id, store.experiment_id, plan.name, plan.variant, variant_recipe,
+                        trained, test, replicates, {**tags, **results}, metrics, plan.make)
 
 
 def _scaling(recipe: Recipe) -> Files:
-    """Where the data were standardised: what a raw row goes through before the model."""
+    """The file of the inputs' means and scales, where the data were standardised."""
     scaling = recipe.split.scaling
     return {} if scaling is None else {ArtifactPath.SCALING: scaling.to_json(recipe.split.classes)}
 
 
-def _cuts(trained: Trained) -> dict[str, str]:
-    return {} if trained.structure is None else {
-        Tag.STRUCTURE: trained.structure.summary,
-        Tag.FOLDED: str(trained.folded).lower() + (", chosen" if trained.tries > 1 else "")}
+def _result_tags(trained: Trained, plan: TrainingPlan) -> dict[str, str]:
+    """Tags that are known after training."""
+    tags = {step_tag("train"): "done"}
+    if not plan.adopted:
+        tags[Tag.EPOCHS_TRAINED] = str(_epochs_trained(trained, plan))
+    if trained.structure is not None:
+        tags[Tag.STRUCTURE] = trained.structure.summary
+        tags[Tag.FOLDED] = str(trained.folded).lower() + (", chosen" if trained.tries > 1 else "")
+    return tags
 
 
 def _epochs_trained(trained: Trained, plan: TrainingPlan) -> int:
@@ -163,26 +181,16 @@ def _epochs_trained(trained: Trained, plan: TrainingPlan) -> int:
     return len(trained.records) + (plan.parent.epochs_trained if plan.parent else 0)
 
 
-def _run_of(store: Store, plan: TrainingPlan, tags: Mapping[str, str]) -> str:
-    """The variant's run: a new one, or that of ``mlflow run -e train``."""
-    inherited = inherited_run()
-    if inherited and plan.variant == VariantName.OVERSIZED and plan.pipeline is None:
-        write(store.client, inherited, tags={**tags, "mlflow.runName": plan.name})
-        return inherited
-    return new_run(store, plan.name, tags, parent=plan.pipeline)
-
-
 def missing_params(store: Store, run_id: str, params: Mapping[str, str]) -> dict[str, str]:
-    """The params that the run does not hold yet, as one that ``mlflow run`` made may do."""
-    held_ones = store.client.get_run(run_id).data.params if run_id == inherited_run() else {}
-    return {name: value for name, value in params.items() if name not in held_ones}
+    """The params that the run does not hold yet; one that ``mlflow run`` made holds some."""
+    present = store.client.get_run(run_id).data.params if run_id == inherited_run() else {}
+    return {name: value for name, value in params.items() if name not in present}
 
 
 def _logged_model(
     store: Store, run_id: str, recipe: Recipe, trained: Trained, plan: TrainingPlan, files: Files
 ) -> tuple[str | None, dict[str, float], dict[str, str]]:
-    """The LoggedModel's id and its size; without them, where torch.export refuses, why."""
-    beside = {path: files[path] for path in _WITH_THE_MODEL if path in files}
+    """The LoggedModel's id, its size as metrics, and a tag where torch.export refuses it."""
     model, inputs, scaling = trained.model, recipe.split.train.inputs, recipe.split.scaling
     metadata = {Tag.TAKES_RAW_ROWS: "true"} if scaling else {}
     if scaling:
@@ -191,13 +199,15 @@ def _logged_model(
     try:
         model_id, size = log_model(
             store.client, run_id, store.experiment_id, model, inputs, metadata=metadata,
-            params=_params(recipe.settings), tags={Tag.VARIANT: plan.variant}, files=beside)
+            params=_params(recipe.settings), tags={Tag.VARIANT: plan.variant},
+            files={path: files[path] for path in _WITH_THE_MODEL if path in files})
     except NotExportable as error:
         return None, {}, {Tag.UNEXPORTED: str(error)}
     return model_id, {Metric.SIZE_BYTES: size}, {}
 
 
 def _tags(recipe: Recipe, plan: TrainingPlan) -> dict[str, str]:
+    """Tags that are known before training."""
     tags = {
         Tag.KIND: Kind.VARIANT,
         Tag.VARIANT: plan.variant,
@@ -207,6 +217,7 @@ def _tags(recipe: Recipe, plan: TrainingPlan) -> dict[str, str]:
         Tag.TEST_DIGEST: recipe.split.test.digest,
         Tag.FLOP_CONVENTION: CONVENTION,
         step_tag("train"): "running",
+        "mlflow.runName": plan.name,
         "mlflow.runColor": variant_colour(plan.variant),
         "mlflow.runType": "evaluation",  # the UI shows parents of such runs expanded
     }
@@ -256,10 +267,13 @@ def _score_metrics(
 
 
 def _cost_metrics(recipe: Recipe, trained: Trained, plan: TrainingPlan) -> dict[str, float]:
-    """What training cost includes what the network that it was cut from cost, and each try."""
+    """FLOPs, seconds and parameters.
+
+    The cost of training includes that of the network that it was cut from, and of each try.
+    """
     train_samples = len(recipe.split.train.inputs)
-    before = plan.parent
-    epochs = _epochs_trained(trained, plan) - (before.epochs_trained if before else 0)
+    parent = plan.parent
+    epochs = _epochs_trained(trained, plan) - (parent.epochs_trained if parent else 0)
     count = count_flops(trained.model, recipe.split.train.inputs[:2].to(recipe.device))
     epochs *= trained.tries
     metrics = flop_metrics(count, train_samples=train_samples, epochs=epochs)
@@ -270,8 +284,8 @@ def _cost_metrics(recipe: Recipe, trained: Trained, plan: TrainingPlan) -> dict[
         metrics[Metric.FLOPS_PTFLOPS_INFERENCE] = tutorial * train_samples
         metrics[Metric.FLOPS_PTFLOPS_TRAINING] = 2 * tutorial * train_samples * epochs
     metrics[Metric.TRAINING_SECONDS] = trained.seconds
-    if before:
-        metrics |= {name: metrics[name] + before.metrics.get(name, 0.0)
+    if parent:
+        metrics |= {name: metrics[name] + parent.metrics.get(name, 0.0)
                     for name in _TRAINING_COSTS if name in metrics}
     if plan.adopted:
         metrics = {name: value for name, value in metrics.items() if name not in _TRAINING_COSTS}
@@ -288,9 +302,9 @@ def _curves(trained: Trained) -> dict[str, list[float]]:
     return {name: values for name, values in curves.items() if values}
 
 
-def _datasets(recipe: Recipe) -> list[Any]:
-    split = recipe.split
-    parts = {"train": split.train, "validation": split.validation, "test": split.test}
+def datasets_of(split: DataSplit, *contexts: str) -> list[DatasetInput]:
+    """The parts of the data (``train``, ``validation``, ``test``) as inputs of a run."""
+    parts = {context: getattr(split, context) for context in contexts}
     return dataset_inputs(split.name, split.source, [
         (context, part.inputs.numpy(), part.targets.numpy(), part.digest)
         for context, part in parts.items()])

@@ -32,7 +32,7 @@ from wua_mlflow.tracking.log import Files, write
 from wua_mlflow.tracking.names import ArtifactPath, Kind, Tag
 from wua_mlflow.tracking.names import Variant as VariantName
 from wua_mlflow.tracking.runs import controls_of, is_slim, result_of
-from wua_mlflow.tracking.store import Store, inherited_run, new_run
+from wua_mlflow.tracking.store import Store, inherited_run
 from wua_mlflow.verdict.compare import Verdict
 
 __all__ = [
@@ -81,7 +81,7 @@ class SlimmingResult:
 def run_pipeline(store: Store, settings: Settings) -> SlimmingResult:
     """The use case from the oversized model to the verdict, as one pipeline run."""
     settings = _resolved(settings, "rebuild")
-    with run_scope(store, lambda: _pipeline(store, settings)) as run_id:
+    with _pipeline_scope(store, settings) as run_id:
         check_slimming(settings)
         recipe = load_recipe(settings)
         check_test_part(recipe.split, settings)
@@ -129,32 +129,18 @@ def _resolved(settings: Settings, how: str) -> Settings:
     return settings.model_copy(update={"how": how}) if settings.how == "auto" else settings
 
 
-def _pipeline(store: Store, settings: Settings) -> str:
-    """The pipeline's run: a new one, or that of ``mlflow run``."""
+def _pipeline_scope(store: Store, settings: Settings) -> contextlib.AbstractContextManager[str]:
+    """The pipeline's run."""
     tags = {Tag.KIND: Kind.PIPELINE, Tag.VERSION: __version__, "mlflow.runColor": MUTED}
-    run_id = inherited_run()
-    if not run_id:
-        return new_run(store, title_of(settings, settings.hidden), tags)
-    write(store.client, run_id, tags=tags)
-    return run_id
+    return run_scope(store, title_of(settings, settings.hidden), tags)
 
 
 def train_run(store: Store, settings: Settings) -> ModelVariant:
     """The step ``train`` on its own; its run is the variant's."""
-    inherited = inherited_run()
-    with run_scope(store, lambda: str(inherited), finish=False) if inherited else \
-            contextlib.nullcontext():
-        recipe = load_recipe(settings)
-    return train_variant(
-        store,
-        recipe,
-        TrainingPlan(
-            VariantName.OVERSIZED,
-            settings.hidden,
-            settings.epochs,
-            from_scratch(recipe, settings.hidden, settings.epochs),
-        ),
-    )
+    recipe = load_recipe(settings)
+    return train_variant(store, recipe, TrainingPlan(
+        VariantName.OVERSIZED, settings.hidden, settings.epochs,
+        from_scratch(recipe, settings.hidden, settings.epochs)))
 
 
 def analyze_run(store: Store, settings: Settings) -> Analysis:
@@ -202,7 +188,7 @@ def slim_run(store: Store, settings: Settings) -> SlimmingResult:
 
 def _slim_adopted(store: Store, settings: Settings) -> SlimmingResult:
     settings = _resolved(settings, "prune")
-    with run_scope(store, lambda: _pipeline(store, settings)) as run_id:
+    with _pipeline_scope(store, settings) as run_id:
         check_slimming(settings)
         recipe = adopted_recipe(settings)
         check_test_part(recipe.split, settings)
@@ -243,13 +229,11 @@ def compare_run(
 @contextlib.contextmanager
 def step_run(store: Store, settings: Settings, step: str) -> Iterator[None]:
     """The run that ``mlflow run -e STEP`` made: tagged as a step, pointing to its variant."""
-    inherited = inherited_run()
-    if inherited is None:
+    if inherited_run() is None:
         yield
         return
     tags = {Tag.KIND: Kind.STEP, Tag.VERSION: __version__, "mlflow.runName": step}
-    with run_scope(store, lambda: str(inherited)):
-        write(store.client, inherited, tags=tags)
+    with run_scope(store, step, tags):
         yield
 
 
