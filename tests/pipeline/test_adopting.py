@@ -17,7 +17,7 @@ from tests.pipeline.slimming_cases import (  # noqa: F401 - store is a fixture
 )
 from tests.pipeline.test_adopted import OWN, elsewhere, slimmed
 from wua_mlflow.config import load_settings
-from wua_mlflow.pipeline.pretrained import adopted_recipe, import_pretrained
+from wua_mlflow.pipeline.pretrained import import_pretrained, pretrained_recipe
 from wua_mlflow.tracking.runs import runs
 from wua_mlflow.tracking.store import Store
 
@@ -26,14 +26,14 @@ def test_a_state_dict_of_torch_does_too(store: Store) -> None:  # noqa: F811
     model = elsewhere()
     torch.save(model.state_dict(), "w.pt")
     settings = load_settings(None, {**OWN, "state": "w.pt"})
-    found = import_pretrained(store, adopted_recipe(settings))
+    found = import_pretrained(store, pretrained_recipe(settings))
     for one, own in zip(found.model.parameters(), model.parameters(), strict=True):
         assert torch.equal(one, own)
 
 
 def test_without_a_file_the_factorys_own_weights_are_taken(store: Store) -> None:  # noqa: F811
     """A factory may load them itself."""
-    found = [import_pretrained(store, adopted_recipe(
+    found = [import_pretrained(store, pretrained_recipe(
         load_settings(None, {**OWN, "seed": 5}))) for _ in range(2)]
     torch.manual_seed(5)
     for one, other, own in zip(*(each.model.parameters() for each in found), net().parameters(),
@@ -53,7 +53,7 @@ def test_a_factory_gets_widths_where_they_were_given(
     monkeypatch.setattr(slimming_cases, "either", lambda widths=(5,): nn.Sequential(
         nn.Linear(6, widths[0]), nn.ReLU(), nn.Linear(widths[0], 3)), raising=False)
     settings = load_settings(None, {**OWN, "model": f"{HERE}:either", "seeds": 7, **given})
-    recipe = adopted_recipe(settings)
+    recipe = pretrained_recipe(settings)
     assert (recipe.settings.hidden, recipe.settings.seeds) == (widths, 1)
     assert recipe.build(recipe.settings.hidden)[0].out_features == (8 if widths else 5)
 

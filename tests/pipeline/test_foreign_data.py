@@ -11,7 +11,7 @@ import pytest
 from wua_mlflow.config import Settings, load_settings
 from wua_mlflow.data.datasets import load_data
 from wua_mlflow.pipeline import workflow
-from wua_mlflow.pipeline.pretrained import _doubt
+from wua_mlflow.pipeline.pretrained import _low_score_warning
 from wua_mlflow.pipeline.recipe import load_recipe
 
 
@@ -50,10 +50,10 @@ def test_a_regressions_targets_as_they_are(table: str) -> None:
 @pytest.mark.parametrize(("task", "score", "said"), [
     ("binary", 0.7, False), ("binary", 0.55, True), ("regression", 0.1, False),
     ("regression", -0.2, True)])
-def test_an_original_worse_than_no_model_is_doubted(task: str, score: float, said: bool) -> None:
+def test_an_original_worse_than_no_model_is_low_score_warninged(task: str, score: float, said: bool) -> None:
     targets = np.array([0, 0, 0, 1, 1])  # the more frequent class: 0.6
     variant = SimpleNamespace(test=SimpleNamespace(task=task, score=score, targets=targets))
-    found = _doubt(variant)  # type: ignore[arg-type]
+    found = _low_score_warning(variant)  # type: ignore[arg-type]
     assert ("are these data what it was trained on" in found) == said
     assert "\n" not in found
 

@@ -1,7 +1,7 @@
-"""One analysis as the settings ask for it: the criteria, the loss, the null, the effective rank.
+"""The step ``analyze``: how a variant's weights, or those of any other model, are used.
 
-May import: torch, analysis, dotted, evaluation, importance, usage, the pipeline's data and models.
-Tests: ``tests/pipeline/test_analysing.py``.
+What is measured are the settings' criteria, by their loss, beside the null and the effective rank
+that they ask for. Tests: ``tests/pipeline/test_analyze.py``.
 """
 
 from __future__ import annotations
@@ -70,25 +70,26 @@ __all__ = [
 
 
 def first_criterion(settings: Settings) -> str:
-    """The criterion whose figures become the run's metrics."""
+    """The first of the criteria: its figures are the run's metrics."""
     return settings.criterion.partition(",")[0]
 
 
 def criteria_of(settings: Settings) -> list[str | Criterion]:
-    """The criteria that are asked for: names, and the user's functions.
+    """The criteria of the settings: names, and the user's functions.
 
     Raises:
         ValueError: one line; a function cannot be imported, or asks for what is not there.
     """
-    return [name if name in CRITERIA else _theirs(name) for name in settings.criterion.split(",")]
+    return [name if name in CRITERIA else _user_criterion(name)
+            for name in settings.criterion.split(",")]
 
 
-def _theirs(name: str) -> Criterion:
-    rule = load_object(name, argument="criterion")
-    if rule in CRITERIA.values():
-        return rule
-    inputs_of(rule)
-    return _named(rule, f"criterion: {name} failed")
+def _user_criterion(name: str) -> Criterion:
+    criterion = load_object(name, argument="criterion")
+    if criterion in CRITERIA.values():
+        return criterion
+    inputs_of(criterion)
+    return _with_named_errors(criterion, f"criterion: {name} failed")
 
 
 def batch_to_inputs(settings: Settings) -> Callable[[Any], Any] | None:
@@ -98,12 +99,12 @@ def batch_to_inputs(settings: Settings) -> Callable[[Any], Any] | None:
         ValueError: one line; it cannot be imported.
     """
     name = settings.batch_to_inputs
-    return None if name is None else _named(load_object(name, argument="batch_to_inputs"),
-                                            f"batch_to_inputs: {name} failed")
+    return None if name is None else _with_named_errors(
+        load_object(name, argument="batch_to_inputs"), f"batch_to_inputs: {name} failed")
 
 
-def _named(function: Callable[..., Any], what: str) -> Callable[..., Any]:
-    """The user's function, its errors in one line that begins with ``what``."""
+def _with_named_errors(function: Callable[..., Any], what: str) -> Callable[..., Any]:
+    """The user's function, whose errors become one line that begins with ``what``."""
     @functools.wraps(function)
     def call(*values: Any, **named: Any) -> Any:
         with naming(what, ours=False):
@@ -133,9 +134,11 @@ def loss_of(
         ValueError: one line; it cannot be imported, or the outputs do not fit the task.
     """
     if settings.loss is not None:
-        return _named(load_object(settings.loss, argument="loss"), f"loss: {settings.loss} failed")
-    asked = [CRITERIA[rule] if isinstance(rule, str) else rule for rule in criteria_of(settings)]
-    if split is None or not any("gradient" in inputs_of(rule) for rule in asked):
+        return _with_named_errors(load_object(settings.loss, argument="loss"),
+                                  f"loss: {settings.loss} failed")
+    criteria = [CRITERIA[each] if isinstance(each, str) else each
+                for each in criteria_of(settings)]
+    if split is None or not any("gradient" in inputs_of(each) for each in criteria):
         return None
     if kind is None:
         check_fit(model, split)
@@ -147,10 +150,15 @@ def measured(
     model: nn.Module, batches: Any, settings: Settings, loss: Loss | None, *,
     layers: Sequence[str] | None = None, batch_to_inputs: Callable[[Any], Any] | None = None,
 ) -> dict[str, ModelUsage]:
-    """The usage by criterion, in the order asked for; several processes get the same.
+    """The usage by criterion, in the settings' order; alike in every process.
 
-    ``layers`` and ``batch_to_inputs`` are as for ``analyze``, which is told the rest by the
-    settings.
+    Args:
+        model: what is analysed.
+        batches: this process's share of the data.
+        settings: criteria, null draws, seed, effective rank.
+        loss: for criteria of gradients.
+        layers: as for ``analyze``.
+        batch_to_inputs: as for ``analyze``.
 
     Raises:
         ValueError: as ``analyze``.
@@ -161,18 +169,19 @@ def measured(
 
 
 MOST_FLOPS = 2e11
-"""Of the forwards that leave a unit out each; above, the exact changes cost too much unasked."""
+"""Above so many FLOPs of forwards that leave out one unit each, fidelity is not measured."""
 MOST_FORWARDS = 500
-"""Of the greedy order; above, the ablation curves' areas cost too much unasked."""
+"""Above so many forwards of the greedy order, the areas under ablation curves are not measured."""
 ORDERS = 10
-"""Random orders that the areas are set against."""
+"""Random orders of removal that the areas are compared with."""
 
 
 def fidelity_metrics(variant: ModelVariant, flops: float) -> tuple[dict[str, float], str]:
-    """``fidelity/<criterion>`` of what units are cut by, and of the settings' criteria; or why not.
+    """How well criteria predict the exact change of the loss when a unit is removed; or why not.
 
-    Of small networks also ``fidelity_area/<criterion>``: where the ablation curve lies between
-    random orders (0) and the greedy one (1).
+    As the metrics ``fidelity/<criterion>``, of the criteria that units are cut by and of the
+    settings' own. Of small networks also ``fidelity_area/<criterion>``: where the ablation curve
+    lies between random orders (0) and the greedy one (1).
 
     Args:
         variant: an original, on its device; left as found.
@@ -184,8 +193,7 @@ def fidelity_metrics(variant: ModelVariant, flops: float) -> tuple[dict[str, flo
     train, held_out = ((part.inputs.to(device), part.targets.to(device))
                        for part in (split.train, split.validation))
     loss = loss_for(split.task, variant.kind)
-    asked = {"taylor", "spanning", *(name for name in variant.settings.criterion.split(",")
-                         if name in CRITERIA)}
+    criteria = {"taylor", "spanning", *CRITERIA.keys() & variant.settings.criterion.split(",")}
     try:
         structure = unit_groups(variant.model, train[0][:4])
         units = sum(group.units for group in structure.groups)
@@ -196,21 +204,26 @@ def fidelity_metrics(variant: ModelVariant, flops: float) -> tuple[dict[str, flo
                         f"{len(held_out[0]):,} examples takes too long unasked; "
                         f"wua_mlflow.widths.fidelity does it.")
         importances = {name: unit_importance(variant.model, structure, train, loss, criterion=name)
-                       for name in sorted(asked)}
+                       for name in sorted(criteria)}
         forwards = sum(group.units**2 for group in structure.groups)
-        found = fidelity(variant.model, held_out, structure, importances, task=split.task,
-                         loss=loss, orders=ORDERS if forwards <= MOST_FORWARDS else 0,
-                         seed=variant.settings.seed)
+        result = fidelity(variant.model, held_out, structure, importances, task=split.task,
+                          loss=loss, orders=ORDERS if forwards <= MOST_FORWARDS else 0,
+                          seed=variant.settings.seed)
     except (RuntimeError, ValueError) as error:  # of the network's own forward, in other shapes
         return {}, f"Fidelity not measured: {one_line(error)}"
-    return found.metrics(), ""
+    return result.metrics(), ""
 
 
 @dataclass(frozen=True)
 class Analysis:
-    """What was found of one model, by criterion, and the run that holds it.
+    """The usage of one model by criterion, and the run that holds it.
 
-    ``parameters`` is how many the model has; ``remarks`` what could not be had, a line each.
+    Attributes:
+        run_id: the run.
+        name: of the model.
+        usages: by criterion.
+        parameters: how many the model has.
+        remarks: what could not be measured, a line each.
     """
 
     run_id: str
@@ -226,11 +239,18 @@ class Analysis:
 
 
 @dataclass(frozen=True)
-class Subject:
+class AnalyzedModel:
     """A model that a factory made, on its device, and the data for it.
 
-    ``widths`` are those that the factory was given, if any; ``example`` is a first batch, and
-    ``to_inputs`` makes the model's inputs of it, where it is of a kind of the user's own.
+    Attributes:
+        settings: what was asked for.
+        name: of its run.
+        model: on ``device``.
+        widths: what the factory was given; None where it takes none.
+        feed: the data.
+        example: a first batch.
+        device: the model's.
+        to_inputs: the user's function of a batch, if there is one.
     """
 
     settings: Settings
@@ -248,44 +268,48 @@ class Subject:
         return self.feed if isinstance(self.feed, DataSplit) else None
 
 
-def analyze_variant(store: Store, variant: ModelVariant) -> Analysis:
+def analyze_variant(store: Store, variant: ModelVariant) -> tuple[Analysis, ModelVariant]:
     """Measure how a variant's weights are used, on training data, and add it to its run.
+
+    Returns:
+        The analysis, and the variant as its run holds it now.
 
     Raises:
         ValueError: the run holds the null of another criterion, and gets none of this one.
     """
     settings, recipe = variant.settings, variant.recipe
-    first = first_criterion(settings)
-    held = variant.tags.get(Tag.CRITERION, first)
-    if not settings.null_draws and Tag.NULL_KIND in variant.tags and held != first:
+    criterion = first_criterion(settings)
+    null_of = variant.tags.get(Tag.CRITERION, criterion)
+    other_null = Tag.NULL_KIND in variant.tags and null_of != criterion
+    if other_null and not settings.null_draws:
         raise ValueError(f"null_draws: expected at least 1, since {variant.name} holds the null of "
-                         f"the criterion {held}, but got 0")
+                         f"the criterion {null_of}, but got 0")
     with contextlib.ExitStack() as stack:
-        on_all_ranks(lambda: None if rank() else _begin(stack, store, variant.run_id))
+        on_all_ranks(lambda: None if rank() else stack.enter_context(
+            step_status(store, variant.run_id, "analyze", begin=True)))
         loss = loss_of(settings, variant.model, recipe.split, recipe.device, kind=variant.kind)
         batches = part_feed(recipe.split, recipe.device, passes=1 + settings.null_draws,
                             label=f"analysing {variant.name}")
         usages = measured(variant.model, batches, settings, loss)
-        found = Analysis(variant.run_id, variant.name, usages, count_parameters(variant.model))
-        if found.usage.null is None and Tag.NULL_KIND in variant.tags and held != first:
-            raise ValueError(f"criterion: {variant.name} holds the null of {held} and has none "
-                             f"under {first}; analyse it as a model of its own: --model")
-        metrics, tags = usage_metrics(found.usage), _tags(found.usage, first)
+        analysis = Analysis(variant.run_id, variant.name, usages, count_parameters(variant.model))
+        if other_null and analysis.usage.null is None:
+            raise ValueError(f"criterion: {variant.name} holds the null of {null_of} and has none "
+                             f"under {criterion}; analyse it as a model of its own: --model")
+        metrics, tags = usage_metrics(analysis.usage), _tags(analysis.usage, criterion)
 
         def add() -> tuple[str, ...]:
             count = count_flops(variant.model, recipe.split.train.inputs[:2].to(recipe.device),
                                 backward=False)
-            foretold, remark = ({}, "") if variant.variant != VariantName.OVERSIZED else \
-                fidelity_metrics(variant, count.forward_flops / count.samples)
-            metrics.update(foretold)
+            remark = ""
+            if variant.variant == VariantName.OVERSIZED:
+                fidelities, remark = fidelity_metrics(variant, count.forward_flops / count.samples)
+                metrics.update(fidelities)
             write(store.client, variant.run_id, metrics=metrics, tags=tags,
-                  files=_files(variant.model, found))
+                  files=_files(variant.model, analysis))
             return (*count.caveats, *filter(None, [remark]))
 
         remarks = on_all_ranks(lambda: () if rank() else add())
-    variant.metrics.update(metrics)
-    variant.tags.update(tags)
-    return replace(found, remarks=remarks)
+    return replace(analysis, remarks=remarks), variant.logged(tags, metrics)
 
 
 def analyze_model(store: Store | None, settings: Settings) -> Analysis:
@@ -303,7 +327,7 @@ def analyze_model(store: Store | None, settings: Settings) -> Analysis:
     """
     with contextlib.ExitStack() as stack:
         subject = on_all_ranks(lambda: _prepared(settings))
-        run_id = on_all_ranks(lambda: "" if store is None else _own_run(stack, store, subject))
+        run_id = on_all_ranks(lambda: "" if store is None else _enter_run(stack, store, subject))
         model, settings = subject.model, subject.settings
         with isolated():  # the user's loaders may shuffle: alike in every process
             seed_all(settings.seed)
@@ -313,12 +337,7 @@ def analyze_model(store: Store | None, settings: Settings) -> Analysis:
         return on_all_ranks(lambda: _logged(store, run_id, subject, usages))
 
 
-def _begin(stack: contextlib.ExitStack, store: Store, run_id: str) -> None:
-    store.client.set_tag(run_id, step_tag("analyze"), "running")
-    stack.enter_context(step_status(store, run_id, "analyze"))
-
-
-def _prepared(settings: Settings) -> Subject:
+def _prepared(settings: Settings) -> AnalyzedModel:
     """Load the data, make the model, load its weights."""
     use_threads(settings.threads)
     device = device_of(settings.device)
@@ -345,7 +364,8 @@ def _prepared(settings: Settings) -> Subject:
         settings = settings.model_copy(update={"data": split.source})
     name = settings.model.rpartition(":")[2] if widths is None else \
         f"{VariantName.OVERSIZED} {'-'.join(map(str, widths))}"
-    return Subject(settings, name, model.to(device), widths, feed, example, device, to_inputs)
+    return AnalyzedModel(settings, name, model.to(device), widths, feed, example, device,
+                         to_inputs)
 
 
 def example_of(feed: Feed) -> tuple[Any, Feed]:
@@ -398,15 +418,15 @@ def call_with_two(
     return model(**arguments) if isinstance(arguments, Mapping) else model(*arguments)
 
 
-def _batches(subject: Subject) -> Any:
+def _batches(subject: AnalyzedModel) -> Any:
     if subject.split is None:
         return shared(subject.feed)  # type: ignore[arg-type]
     return part_feed(subject.split, subject.device, passes=1 + subject.settings.null_draws,
                      label=f"analysing {subject.name}")
 
 
-def _own_run(stack: contextlib.ExitStack, store: Store, subject: Subject) -> str:
-    """Open the variant's run; it ends with the stack."""
+def _enter_run(stack: contextlib.ExitStack, store: Store, subject: AnalyzedModel) -> str:
+    """Open the model's run; it ends with the stack."""
     tags = {
         Tag.KIND: Kind.VARIANT,
         Tag.VARIANT: VariantName.OVERSIZED,
@@ -427,32 +447,35 @@ def _own_run(stack: contextlib.ExitStack, store: Store, subject: Subject) -> str
     return run_id
 
 
-def _fields(subject: Subject) -> list[str]:
-    """The settings that say what was analysed and how; from them the same can be had again."""
-    leave = {"run_id", "experiment"} | (set() if subject.widths else {"hidden"})
-    return [name for name in COMMAND_FIELDS["analyze"] if name not in leave]
+def _fields(subject: AnalyzedModel) -> list[str]:
+    """The settings from which the same analysis can be made again."""
+    others = {"run_id", "experiment"} | (set() if subject.widths else {"hidden"})
+    return [name for name in COMMAND_FIELDS["analyze"] if name not in others]
 
 
 def _logged(
-    store: Store | None, run_id: str, subject: Subject, usages: Mapping[str, ModelUsage]
+    store: Store | None, run_id: str, subject: AnalyzedModel, usages: Mapping[str, ModelUsage]
 ) -> Analysis:
-    count, remarks = _counted(subject) if store is not None else (None, ())
-    found = Analysis(run_id, subject.name, usages, count_parameters(subject.model), remarks)
+    """The analysis; where there is a store its run holds it now."""
+    parameters = count_parameters(subject.model)
     if store is None:
-        return found
-    metrics = {**usage_metrics(found.usage), Metric.PARAMS_TOTAL: found.parameters}
+        return Analysis(run_id, subject.name, usages, parameters)
+    count, remarks = _counted(subject)
+    analysis = Analysis(run_id, subject.name, usages, parameters, remarks)
+    metrics = {**usage_metrics(analysis.usage), Metric.PARAMS_TOTAL: parameters}
     if count is not None:
         metrics[Metric.FLOPS_FORWARD] = count.forward_flops / count.samples
     if subject.split is not None:
         store.client.log_inputs(run_id, datasets=datasets_of(subject.split, "train"))
     settings = subject.settings
-    write(store.client, run_id, metrics=metrics, tags=_tags(found.usage, first_criterion(settings)),
+    write(store.client, run_id, metrics=metrics,
+          tags=_tags(analysis.usage, first_criterion(settings)),
           files={ArtifactPath.CONFIG: settings_yaml(settings, _fields(subject)),
-                 **_files(subject.model, found)})
-    return found
+                 **_files(subject.model, analysis)})
+    return analysis
 
 
-def _counted(subject: Subject) -> tuple[FlopCount | None, tuple[str, ...]]:
+def _counted(subject: AnalyzedModel) -> tuple[FlopCount | None, tuple[str, ...]]:
     """The FLOPs of two samples; or why there are none."""
     try:
         count = count_flops(subject.model, two_samples(
@@ -469,9 +492,9 @@ def _tags(usage: ModelUsage, criterion: str) -> dict[str, str]:
     return tags
 
 
-def _files(model: nn.Module, found: Analysis) -> Files:
+def _files(model: nn.Module, analysis: Analysis) -> Files:
     """The tables of all criteria, and the pictures of the first."""
-    first, *others = found.usages.values()
+    first, *others = analysis.usages.values()
     return {
         ArtifactPath.LAYERS_TABLE: layers_table(first),
         **{further_layers_table(usage.criterion): layers_table(usage) for usage in others},

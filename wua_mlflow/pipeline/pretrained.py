@@ -1,8 +1,8 @@
-"""A model's weights from a file, strictly: every tensor, by its name and shape.
+"""A model that was trained elsewhere becomes an original: its weights from a file, its run.
 
-The file is safetensors', or a state dict that ``torch.save`` wrote; no object is unpickled.
-
-May import: torch, safetensors, dotted, hooks. Tests: ``tests/pipeline/test_weights.py``.
+Weights are loaded strictly: every tensor, by its name and shape. The file is safetensors', or a
+state dict that ``torch.save`` wrote; no object is unpickled.
+Tests: ``tests/pipeline/test_pretrained.py``, ``tests/pipeline/test_weights.py``.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from wua_mlflow.rng import isolated, seed_all, stream_of
 from wua_mlflow.tracking.names import Variant as VariantName
 from wua_mlflow.tracking.store import Store
 
-__all__ = ["adopted_recipe", "import_pretrained", "load_weights", "source_of"]
+__all__ = ["import_pretrained", "load_weights", "pretrained_recipe", "source_of"]
 
 
 PICKLED = (".pt", ".pth", ".bin")
@@ -63,23 +63,24 @@ def load_weights(model: nn.Module, state: str) -> None:
         raise ValueError(f"state: expected a .safetensors file, but '{state}' is an exported "
                          f"graph, which has no layers to look at or to cut; save the state_dict() "
                          f"of the module that it was exported from")
-    own = {name: tensor for name, tensor in unwrapped(model).state_dict().items()
-           if isinstance(tensor, Tensor)}
+    targets = {name: tensor for name, tensor in unwrapped(model).state_dict().items()
+               if isinstance(tensor, Tensor)}
     if path.suffix in PICKLED:
-        found = _state_dict(path, state)
-        _check(own, {name: tuple(tensor.shape) for name, tensor in found.items()}, state)
+        weights = _state_dict(path, state)
+        _check_names_and_shapes(
+            targets, {name: tuple(tensor.shape) for name, tensor in weights.items()}, state)
         with torch.no_grad():
-            for name, tensor in found.items():
-                own[name].copy_(tensor)
+            for name, tensor in weights.items():
+                targets[name].copy_(tensor)
         return
     try:
         with safe_open(path, framework="pt") as file:
             names = file.keys()
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names}
-            _check(own, shapes, state)
+            _check_names_and_shapes(targets, shapes, state)
             with torch.no_grad():
                 for name in names:
-                    own[name].copy_(file.get_tensor(name))
+                    targets[name].copy_(file.get_tensor(name))
     except (SafetensorError, OSError) as error:
         raise ValueError(f"state: expected a .safetensors file, but '{state}' cannot be read as "
                          f"one: {one_line(error)}") from error
@@ -88,48 +89,52 @@ def load_weights(model: nn.Module, state: str) -> None:
 def _state_dict(path: Path, state: str) -> Mapping[str, Tensor]:
     save = "; save model.state_dict() alone, best as safetensors"
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise ValueError(f"state: expected a state dict, but '{state}' holds other objects, which "
                          f"are not unpickled{save}") from None
     except Exception as error:  # of a file that is none of torch's: of many kinds
         raise ValueError(f"state: expected a state dict, but '{state}' cannot be read as one: "
                          f"{one_line(error)}") from error
-    if not isinstance(found, Mapping):
+    if not isinstance(content, Mapping):
         raise ValueError(f"state: expected a state dict, but '{state}' holds a "
-                         f"{type(found).__name__}{save}")
-    for name, one in found.items():
-        if not isinstance(one, Tensor):
+                         f"{type(content).__name__}{save}")
+    for name, value in content.items():
+        if not isinstance(value, Tensor):
             raise ValueError(f"state: expected tensors alone, but '{state}' has {name!r}, a "
-                             f"{type(one).__name__}{save}")
-    return found
+                             f"{type(value).__name__}{save}")
+    return content
 
 
-def _check(own: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], state: str) -> None:
-    tied = {_place(own[name]) for name in shapes if name in own}
-    missing = [name for name, tensor in own.items()
-               if name not in shapes and _place(tensor) not in tied]
-    strange = [name for name in shapes if name not in own]
+def _check_names_and_shapes(
+    targets: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], state: str
+) -> None:
+    """Whether the file's tensors are all of the model's, and no others."""
+    tied = {_memory(targets[name]) for name in shapes if name in targets}
+    missing = [name for name, tensor in targets.items()
+               if name not in shapes and _memory(tensor) not in tied]
+    unknown = [name for name in shapes if name not in targets]
     if missing:
         more = f" (and {len(missing) - 1} more)" if missing[1:] else ""
         raise ValueError(f"state: expected all tensors of the model, but '{state}' has no "
-                         f"'{missing[0]}'{more}{did_you_mean(missing[0], strange)}")
-    if strange:
-        more = f" (and {len(strange) - 1} more)" if strange[1:] else ""
+                         f"'{missing[0]}'{more}{did_you_mean(missing[0], unknown)}")
+    if unknown:
+        more = f" (and {len(unknown) - 1} more)" if unknown[1:] else ""
         raise ValueError(f"state: expected the model's tensors alone, but '{state}' has "
-                         f"'{strange[0]}' too{more}")
+                         f"'{unknown[0]}' too{more}")
     for name, shape in shapes.items():
-        if shape != tuple(own[name].shape):
-            raise ValueError(f"state: expected '{name}' of shape {tuple(own[name].shape)}, as in "
+        if shape != tuple(targets[name].shape):
+            expected = tuple(targets[name].shape)
+            raise ValueError(f"state: expected '{name}' of shape {expected}, as in "
                              f"the model, but '{state}' has {shape}")
 
 
-def _place(tensor: Tensor) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
-    """The same for tensors that are one in memory; one without memory is alike with itself only."""
+def _memory(tensor: Tensor) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
+    """Equal for two tensors of the same memory; a tensor without memory equals itself alone."""
     return tensor.data_ptr() or id(tensor), tuple(tensor.shape), tensor.stride()
 
 
-def adopted_recipe(settings: Settings) -> Recipe:
+def pretrained_recipe(settings: Settings) -> Recipe:
     """The data and the factory that the settings name.
 
     Args:
@@ -139,8 +144,8 @@ def adopted_recipe(settings: Settings) -> Recipe:
     Raises:
         ValueError: one line; something is not there, or does not fit.
     """
-    own = settings.model not in BUILT_IN
-    if own and "hidden" not in settings.given and takes(users_factory(settings.model)):
+    if settings.model not in BUILT_IN and "hidden" not in settings.given and \
+            takes(users_factory(settings.model)):
         settings = settings.model_copy(update={"hidden": ()})
     if settings.state is not None:
         path = str(Path(settings.state).expanduser().absolute())
@@ -151,7 +156,7 @@ def adopted_recipe(settings: Settings) -> Recipe:
 def import_pretrained(store: Store, recipe: Recipe, *, pipeline: str | None = None) -> ModelVariant:
     """Log the factory's module, with the weights of ``state``, as an original's run.
 
-    There is one network and no replicate of it; nobody knows what its training cost.
+    There is one network and no replicate of it. What its training cost is not known.
 
     Raises:
         ValueError: one line; the weights do not fit the module, or the module not the data.
@@ -167,14 +172,14 @@ def import_pretrained(store: Store, recipe: Recipe, *, pipeline: str | None = No
     variant = train_variant(store, recipe, TrainingPlan(
         VariantName.OVERSIZED, widths, settings.epochs, make, hidden=settings.hidden,
         adopted=settings.state or settings.model, replicates=1, pipeline=pipeline))
-    doubt = _doubt(variant)
-    if doubt:
-        print(f"wua: note: {doubt}", file=sys.stderr)
+    warning = _low_score_warning(variant)
+    if warning:
+        print(f"wua: note: {warning}", file=sys.stderr)
     return variant
 
 
-def _doubt(variant: ModelVariant) -> str:
-    """A line, where the network answers worse than one that never looks at its inputs."""
+def _low_score_warning(variant: ModelVariant) -> str:
+    """A line, where the network answers worse than one that ignores its inputs."""
     score, least = variant.test.score, 0.0
     if variant.test.task != "regression":
         counts = np.unique(variant.test.targets, return_counts=True)[1]

@@ -110,8 +110,17 @@ def run_scope(
 
 
 @contextlib.contextmanager
-def step_status(store: Store, run_id: str, step: str) -> Iterator[None]:
-    """Tag a step of a run as failed where the block raises; its results bring the tag ``done``."""
+def step_status(store: Store, run_id: str, step: str, *, begin: bool = False) -> Iterator[None]:
+    """Tag a step of a run as failed where the block raises; its results bring the tag ``done``.
+
+    Args:
+        store: where the run is.
+        run_id: the run.
+        step: its name.
+        begin: whether to tag it as running first; a new run has that tag already.
+    """
+    if begin:
+        store.client.set_tag(run_id, step_tag(step), "running")
     try:
         yield
     except BaseException:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +58,8 @@ class ModelVariant:
     trained: Trained
     test: Evaluation
     replicates: Sequence[Replicate]
-    tags: dict[str, str]
-    metrics: dict[str, float]
+    tags: Mapping[str, str]
+    metrics: Mapping[str, float]
     make: NetworkFactory
 
     @property
@@ -109,6 +109,10 @@ class ModelVariant:
             device=str(self.recipe.device), threads=torch.get_num_threads(),
             layer_units=_layer_units(self.model), uncut=dict(self.trained.uncut),
             units_left=structure.left if structure else {})
+
+    def logged(self, tags: Mapping[str, str], metrics: Mapping[str, float]) -> ModelVariant:
+        """The variant with what was added to its run."""
+        return replace(self, tags={**self.tags, **tags}, metrics={**self.metrics, **metrics})
 
     @property
     def replicate_scores(self) -> np.ndarray:

@@ -17,7 +17,7 @@ from wua_mlflow.pipeline.analyze import Analysis, analyze_variant
 from wua_mlflow.pipeline.compare import check_test_part, compare_variants
 from wua_mlflow.pipeline.models import check_widths
 from wua_mlflow.pipeline.networks import cached, from_scratch
-from wua_mlflow.pipeline.pretrained import adopted_recipe, import_pretrained, source_of
+from wua_mlflow.pipeline.pretrained import import_pretrained, pretrained_recipe, source_of
 from wua_mlflow.pipeline.publish import nothing_to_register, publish, registered
 from wua_mlflow.pipeline.recipe import load_recipe
 from wua_mlflow.pipeline.slim import check_slimming, slim_variant
@@ -190,7 +190,7 @@ def _slim_adopted(store: Store, settings: Settings) -> SlimmingResult:
     settings = _resolved(settings, "prune")
     with _pipeline_scope(store, settings) as run_id:
         check_slimming(settings)
-        recipe = adopted_recipe(settings)
+        recipe = pretrained_recipe(settings)
         check_test_part(recipe.split, settings)
         return _slimmed(
             store, import_pretrained(store, recipe, pipeline=run_id), recipe.settings, run_id
