@@ -46,10 +46,10 @@ def test_explicit_beats_yaml_beats_schema(tmp_path: Path) -> None:
 
 
 def test_settings_know_which_were_given(tmp_path: Path) -> None:
-    """The tutorial's configuration is nobody's wish; beside a run the model is the run's own."""
+    """The default configuration is not given; beside a run the model is the run's own."""
     path = tmp_path / "own.yaml"
     path.write_text("epochs: 3\nmodel: a:b\nseed: 1\nmargin: 0.1\nlayers: [fc1]\n")
-    assert load_settings("usecase", {"lr": 1, "target": ""}).given == {"lr"}
+    assert load_settings(None, {"lr": 1, "target": ""}).given == {"lr"}
     own = load_settings(str(path), {"lr": 1})
     assert own.given == {"epochs", "model", "seed", "margin", "layers", "lr"}
     assert (own.epochs, own.lr, own.optimizer) == (3, 1.0, "adam")

@@ -241,9 +241,9 @@ def load_settings(
 ) -> Settings:
     """The settings of a configuration, with ``given`` over it.
 
-    ``Settings.given`` of the result are the names of ``given``, and of those settings that a
-    configuration of the user's own sets. Beside a run, what a configuration says of the model and
-    its data does not count: the run has its own.
+    ``Settings.given`` of the result are the names of ``given``, and of the settings that a named
+    configuration sets. Beside a run, what a configuration says of the model and its data does not
+    count: the run has its own.
 
     Args:
         config: the name of a shipped configuration or the path of a YAML file; None and
@@ -256,11 +256,10 @@ def load_settings(
         ConfigError: one line that names the setting, what was expected and what came.
     """
     explicit = given_fields(given or {})
-    tutorial = config in (None, "", TUTORIAL)
     other_data = explicit.get("data", TUTORIAL) != TUTORIAL
-    base = {} if tutorial and other_data else _read(config or TUTORIAL)
+    base = {} if config in (None, "", TUTORIAL) and other_data else _read(config or TUTORIAL)
     settings = _validated({**base, **explicit})
-    configured = set() if tutorial else set(base)
+    configured = set(base) if config else set()
     if command is not None:
         configured.intersection_update(COMMAND_FIELDS[command])
         _check_beside_run(command, settings, set(explicit))

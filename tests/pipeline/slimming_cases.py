@@ -162,7 +162,9 @@ def store_at(folder: Path, migrated: Path) -> Iterator[Store]:
             sys.path[:] = path
 
 
-def judging(outcomes: Sequence[str], seen: list[tuple[str, str]]) -> Callable[..., Comparison]:
+def judging(
+    outcomes: Sequence[str], seen: list[tuple[str, str]]
+) -> Callable[..., tuple[Comparison, list[ModelVariant]]]:
     """``compare_variants`` with these outcomes, one a call; what it was given is written down."""
     left = iter(outcomes)
 
@@ -172,9 +174,10 @@ def judging(outcomes: Sequence[str], seen: list[tuple[str, str]]) -> Callable[..
         slim: ModelVariant,
         *,
         beside: Sequence[ModelVariant] = (),
-    ) -> Comparison:
-        found = compare_variants(store, original, slim, beside=beside)
+    ) -> tuple[Comparison, list[ModelVariant]]:
+        found, variants = compare_variants(store, original, slim, beside=beside)
         seen.append((original.run_id, slim.run_id))
-        return replace(found, recipe=None, artifact=replace(found.artifact, outcome=next(left)))
+        artifact = replace(found.artifact, outcome=next(left))
+        return replace(found, recipe=None, artifact=artifact), variants
 
     return compared

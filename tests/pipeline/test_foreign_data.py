@@ -50,7 +50,9 @@ def test_a_regressions_targets_as_they_are(table: str) -> None:
 @pytest.mark.parametrize(("task", "score", "said"), [
     ("binary", 0.7, False), ("binary", 0.55, True), ("regression", 0.1, False),
     ("regression", -0.2, True)])
-def test_an_original_worse_than_no_model_is_low_score_warninged(task: str, score: float, said: bool) -> None:
+def test_an_original_worse_than_no_model_gets_a_warning(
+    task: str, score: float, said: bool
+) -> None:
     targets = np.array([0, 0, 0, 1, 1])  # the more frequent class: 0.6
     variant = SimpleNamespace(test=SimpleNamespace(task=task, score=score, targets=targets))
     found = _low_score_warning(variant)  # type: ignore[arg-type]
@@ -65,5 +67,5 @@ def test_neither_registration_nor_gate_is_inherited(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(workflow, "inherited_run", lambda: None)
     for asked in ({}, {"register": "flat"}):
         settings = Settings(run_id="r", experiment="wua", **asked)
-        own = workflow._named(SimpleNamespace(), settings)[2]  # type: ignore[arg-type]
+        own = workflow._variant_and_settings(SimpleNamespace(), settings)[2]  # type: ignore[arg-type]
         assert (own.register, own.gate, own.margin) == (asked.get("register"), False, 0.03)

@@ -198,7 +198,7 @@ def _compare(
 
 
 def _compare_pair(settings: Settings, pair: tuple[str, ...], *, as_json: bool) -> int:
-    step = workflow.step_run(connected(settings), settings, "compare") if inherited_run() else \
+    step = workflow.step_run(connected(settings), "compare") if inherited_run() else \
         contextlib.nullcontext()
     with step, _stdout_for(as_json):
         result = compare_external(pair[0], pair[1], settings, data_given="data" in settings.given)

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from wua_mlflow.cli.options import QUERIES, parse
-from wua_mlflow.config import COMMAND_FIELDS, ConfigError, given_fields, load_settings
+from wua_mlflow.config import COMMAND_FIELDS, TUTORIAL, ConfigError, given_fields, load_settings
 from wua_mlflow.distributed import is_first
 from wua_mlflow.signals import handle_signals
 
@@ -111,7 +111,9 @@ def _answer(options: argparse.Namespace) -> int:
 def _execute(options: argparse.Namespace) -> int:
     fields = COMMAND_FIELDS[options.command]
     explicit = given_fields({field: getattr(options, field) for field in fields})
-    settings = load_settings(options.config, explicit, options.command)
+    # `mlflow run` names the tutorial's configuration where the user named none
+    config = None if options.config == TUTORIAL else options.config
+    settings = load_settings(config, explicit, options.command)
     models = tuple(getattr(options, "models", ()))
     if not models or not all(model.lower().endswith(FILES) for model in models):
         _check_server()

@@ -129,7 +129,7 @@ CHANCE = 0.05
 
 def compare_variants(
     store: Store, original: ModelVariant, slim: ModelVariant, *, beside: Sequence[ModelVariant] = ()
-) -> Comparison:
+) -> tuple[Comparison, list[ModelVariant]]:
     """Judge a slim variant against the original, measure the latency of all, and log it.
 
     The verdict goes to the slim run; the latency to it and to those of the others that have none
@@ -141,37 +141,38 @@ def compare_variants(
         slim: the slim one.
         beside: controls: measured in the same turns, named in the sentence on budgets.
 
+    Returns:
+        The comparison, and the original, the controls and the slim one as they are now.
+
     Raises:
         ValueError: they were not tested on the same data.
     """
-    store.client.set_tag(slim.run_id, step_tag("compare"), "running")
-    with step_status(store, slim.run_id, "compare"):
+    with step_status(store, slim.run_id, "compare", begin=True):
         settings, split = slim.settings, slim.recipe.split
-        others = (original, *beside)
-        unmeasured = [variant for variant in others if Metric.LATENCY_P50 not in variant.metrics]
+        unmeasured = {variant.run_id for variant in (original, *beside)
+                      if Metric.LATENCY_P50 not in variant.metrics}
         looked = sorted({look_of(settings.margin, settings.confidence),
                          *filter(None, slim.tags.get(Tag.LOOKED, "").split(","))})
         looks = len(looked) + count_looks(store.client, slim.test.digest, besides=slim.run_id)
         comparison = judge(original.test, slim.test, settings, classes=split.classes, looks=looks,
                            replicates=(original.replicate_scores, slim.replicate_scores))
-        timed = _latencies((*others, slim))
-        for variant, latency in timed:
-            variant.metrics.update(latency_metrics(latency))
+        timed = _latencies((original, *beside, slim))
+        original, *beside, slim = (variant.logged({}, latency_metrics(latency))
+                                   for variant, latency in timed)
         comparison = replace(
             comparison, ratios=ratios(original.metrics, slim.metrics),
-            budget=budget_sentence((*others, slim)),
+            budget=budget_sentence((original, *beside, slim)),
             latency_ratio=latency_ratio(timed[0][1], timed[-1][1], confidence=settings.confidence,
                                         seed=settings.seed),
             timed={variant.run_id: latency_metrics(latency) for variant, latency in timed},
             no_recipe=text.TRAINED_ELSEWHERE if original.adopted else text.TOO_FEW_SEEDS)
-        for variant in unmeasured:
-            write(store.client, variant.run_id, metrics=_latency_of(variant))
+        for variant in (original, *beside):
+            if variant.run_id in unmeasured:
+                write(store.client, variant.run_id, metrics=_latency_of(variant))
         tags = {**comparison.tags, Tag.LOOKED: ",".join(looked), step_tag("compare"): "done"}
         write(store.client, slim.run_id, tags=tags,
               metrics={**comparison.metrics, **_latency_of(slim)})
-        slim.metrics.update(comparison.metrics)
-        slim.tags.update(tags)
-    return comparison
+    return comparison, [original, *beside, slim.logged(tags, comparison.metrics)]
 
 
 def compare_evaluations(

@@ -1,7 +1,6 @@
-"""What a round of slimming works with: the network to slim, and how those of other widths are made.
+"""The step ``slim``: rounds of choosing widths, training a slim variant and its controls, judging.
 
-May import: everything but cli. Tests: ``tests/pipeline/test_slimming.py``,
-``tests/pipeline/test_rounds.py``.
+Tests: ``tests/pipeline/test_slim.py``, ``tests/pipeline/test_slim_rounds.py``.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ from wua_mlflow.pipeline.target_widths import (
     dimensions_of,
 )
 from wua_mlflow.pipeline.train import TrainingPlan, train_variant
-from wua_mlflow.pipeline.variant import ModelVariant, load_variant
+from wua_mlflow.pipeline.variant import MACHINE, ModelVariant, load_variant
 from wua_mlflow.pruning.cut import cut
 from wua_mlflow.results import Round, Slimmed, TargetWidths, WidthParameter
 from wua_mlflow.rng import isolated
@@ -47,15 +46,15 @@ __all__ = ["SlimmingContext", "check_slimming", "slim_variant"]
 
 
 PARENTS = ("data", "target", "task", "model", "state", "hidden", "seed", "seeds")
-"""The settings that are the parent's own: its data, what builds it, its replicates."""
+"""The settings that a slim variant takes from its parent: data, factory, replicates."""
 
 
 @dataclass(frozen=True)
 class SlimmingContext:
-    """The original, the network to slim, and what is asked for.
+    """What a round of slimming works with.
 
     Attributes:
-        settings: what is asked for.
+        settings: of the step.
         original: what every verdict is against.
         parent: the network to slim: the original, or the slim one of the round before.
         make: makes the parent's replicates.
@@ -75,38 +74,47 @@ class SlimmingContext:
 
     @cached_property
     def recipe(self) -> Recipe:
-        """The parent's, with what is asked of the slim network: how it is trained and judged."""
-        own = self.settings.model_copy(update={
+        """Of the slim networks: the parent's data, trained and judged as the settings say."""
+        settings = self.settings.model_copy(update={
             name: getattr(self.parent.settings, name) for name in PARENTS})
-        return replace(self.parent.recipe, settings=own)
+        return replace(self.parent.recipe, settings=settings)
 
     @property
-    def retraining(self) -> SearchSetup:
-        """For a search."""
-        return SearchSetup(self.recipe, partial(self.maker, fold=self.settings.fold is True),
-                          self.cost, anew=self.settings.how == "rebuild")
+    def search_setup(self) -> SearchSetup:
+        """How a search of widths trains its candidates."""
+        return SearchSetup(self.recipe, partial(self.factory, fold=self.settings.fold is True),
+                           self.cost, anew=self.settings.how == "rebuild")
 
-    def maker(
+    def factory(
         self, recipe: Recipe, widths: tuple[int, ...], *, fold: bool | None = None
     ) -> NetworkFactory:
-        """What trains networks of these widths on the recipe's data; ``fold``: as set, if None."""
+        """Trains networks of these widths on the recipe's data.
+
+        ``fold`` None tries both ways, as ``PruningPlan`` says.
+        """
         epochs = self.epochs(recipe, widths)
         if self.settings.how == "rebuild":
             return from_scratch(recipe, widths, epochs)
-        keep = {one.name: width for one, width in zip(self.dimensions, widths, strict=True)}
-        return pruned_and_tuned(recipe, self.make, self.root,
-                      PruningPlan(keep, epochs, distill=self.settings.distill,
-                              fold=self._fold if fold is None else fold))
+        keep = self._keep(widths)
+        return pruned_and_tuned(recipe, self.make, self.root, PruningPlan(
+            keep, epochs, distill=self.settings.distill, fold=fold))
+
+    def _keep(self, widths: tuple[int, ...]) -> dict[str, int]:
+        return {parameter.name: width
+                for parameter, width in zip(self.dimensions, widths, strict=True)}
 
     @property
-    def _fold(self) -> bool | None:
-        """None for both ways, which the user's own trainer is spared."""
+    def fold(self) -> bool | None:
+        """Whether removed units are compensated; None for both ways.
+
+        The user's own trainer is not called for both.
+        """
         if self.settings.fold != "auto":
             return self.settings.fold
         return False if self.recipe.trainer else None
 
     def epochs(self, recipe: Recipe, widths: tuple[int, ...]) -> int:
-        """Of training, or of fine-tuning what was cut.
+        """Epochs of training, or of fine-tuning after a cut.
 
         At equal training FLOPs (Scratch-B, Liu et al. 2019) as many as the original's FLOPs allow.
         """
@@ -124,56 +132,48 @@ class SlimmingContext:
         if self.settings.how == "rebuild":
             with isolated():
                 model = self.recipe.build(widths)
-        elif widths == tuple(one.units for one in self.dimensions):
+        elif widths == tuple(parameter.units for parameter in self.dimensions):
             model = self.parent.model
         else:
-            keep = {one.name: range(width)
-                    for one, width in zip(self.dimensions, widths, strict=True)}
+            keep = {name: range(width) for name, width in self._keep(widths).items()}
             model = cut(self.parent.model, inputs.to(self.recipe.device), keep).model
         count = count_flops(model, inputs, backward=False)
         return count.forward_flops / count.samples
 
     def units(self, goal: TargetWidths) -> dict[str, int]:
-        """By dimension of the original how many units stay, also of those with one unit left."""
-        cuts = self.parent.trained.structure
-        left = {one.name: one.units for one in dimensions_of(self.original, self.settings.how)}
-        for kept in cuts.rounds if cuts else ():
-            left.update({name: len(units) for name, units in kept.items()})
-        return {**left, **goal.keep}
+        """By group of the original how many units stay, also of groups with one unit left."""
+        units = {parameter.name: parameter.units
+                 for parameter in dimensions_of(self.original, self.settings.how)}
+        structure = self.parent.trained.structure
+        for cut_groups in structure.rounds if structure else ():
+            units.update({name: len(remaining) for name, remaining in cut_groups.items()})
+        return {**units, **goal.keep}
 
     def factory_widths(self, goal: TargetWidths) -> tuple[int, ...]:
         """What the factory is given for a network of these widths; none, if it takes none."""
         hidden = self.original.settings.hidden
         if self.settings.how == "rebuild" or not hidden:
             return goal.widths if hidden else ()
-        whole, left = dimensions_of(self.original, self.settings.how), self.units(goal)
-        layers = check_widths(self.original.recipe.build, hidden, "auto")
-        found = []
-        for old, names in zip(hidden, layers, strict=True):
-            shares = [left[one.name] / one.units for one in whole if set(names) & set(one.layers)]
-            found.append(max(1, math.ceil(max(shares, default=1.0) * old - 1e-9)))
-        return tuple(found)
+        groups, units = dimensions_of(self.original, self.settings.how), self.units(goal)
+        widths = []
+        for width, layers in zip(
+                hidden, check_widths(self.original.recipe.build, hidden, "auto"), strict=True):
+            shares = [units[group.name] / group.units for group in groups
+                      if set(layers) & set(group.layers)]
+            widths.append(max(1, math.ceil(max(shares, default=1.0) * width - 1e-9)))
+        return tuple(widths)
 
 
 def _training_flops(recipe: Recipe, widths: tuple[int, ...]) -> float:
-    """Of one sample, forward and backward."""
+    """FLOPs of training on one sample: forward and backward."""
     inputs = recipe.split.train.inputs[:2]
     with isolated():
         count = count_flops(recipe.build(widths), inputs)
     return (count.forward_flops + count.backward_flops) / count.samples
 
 
-@dataclass(frozen=True)
-class _Done:
-    """A round that has no verdict yet."""
-
-    goal: TargetWidths
-    variant: ModelVariant
-    controls: tuple[ModelVariant, ...]
-
-
 def check_slimming(settings: Settings) -> None:
-    """Whether what is asked of the step fits together, before anything is trained.
+    """Whether the settings of the step fit together, before anything is trained.
 
     Raises:
         ValueError: one line.
@@ -224,107 +224,97 @@ def slim_variant(
     """
     check_slimming(settings)
     root = cached(original.make, first=original.trained)
-    bench = SlimmingContext(settings, original, original, root, root)
+    context = SlimmingContext(settings, original, original, root, root)
     usages = {} if usage is None else {original.name: usage}
-    rounds: list[Round] = []
     networks = {original.run_id: original}
+    rounds: list[Round] = []
     ended: tuple[str, TargetWidths | None] = "", None
-    for number in range(1, settings.rounds + 1):
+    while len(rounds) < settings.rounds and all(each.as_good for each in rounds):
+        parent = context.parent
         try:
-            goal = choose_widths(settings, bench.parent, bench.dimensions, bench.retraining, usage)
+            goal = choose_widths(settings, parent, context.dimensions, context.search_setup,
+                                 usages.get(parent.name))
         except NoNarrowerError as error:
             ended = str(error), error.goal
             break
-        done = _round(store, bench, goal, number, pipeline)
-        for one in (*done.controls, done.variant):
-            if one.tags.get(step_tag("analyze")) != "done":
-                usages[one.name] = analyze_variant(store, one).usage
-            networks[one.run_id] = one
-        rounds.append(_judged(store, bench, done))
-        if not rounds[-1].as_good:
-            break
-        usage = usages[done.variant.name]
-        bench = replace(bench, parent=done.variant,
-                        make=cached(done.variant.make, first=done.variant.trained))
+        trained = []
+        for variant in _trained(store, context, goal, len(rounds) + 1, pipeline):
+            if variant.tags.get(step_tag("analyze")) != "done":
+                analysis, variant = analyze_variant(store, variant)
+                usages[variant.name] = analysis.usage
+            trained.append(variant)
+        *controls, slim = trained
+        comparison, (original, *controls, slim) = compare_variants(
+            store, context.original, slim, beside=controls)
+        networks |= {variant.run_id: variant for variant in (original, *controls, slim)}
+        rounds.append(Round(goal, slim.result(), tuple(each.result() for each in controls),
+                            comparison))
+        context = SlimmingContext(settings, original, slim, cached(slim.make, first=slim.trained),
+                                  root)
     return Slimmed(original.result(), tuple(rounds), usages, *ended), networks
 
 
-def _round(
-    store: Store, bench: SlimmingContext, goal: TargetWidths, number: int, pipeline: str | None
-) -> _Done:
-    """Train the slim variant of a round, after its controls."""
-    settings, original, parent = bench.settings, bench.original, bench.parent
-    name = VariantName.SLIM if number == 1 else f"{VariantName.SLIM}-{number}"
-    epochs = bench.epochs(bench.recipe, goal.widths)
-    before = parent.settings.epochs if settings.how == "prune" and not parent.adopted else 0
-    streams = [one.stream for one in parent.replicates]
-    make = cached(bench.maker(bench.recipe, goal.widths)) if settings.how == "prune" else \
-        from_scratch(bench.recipe, goal.widths, epochs, streams)
-    widths = tuple(bench.units(goal).values()) if settings.how == "prune" else goal.widths
-    plan = TrainingPlan(name, widths, before + epochs, make,
-                parent=parent if settings.how == "prune" else None,
-                hidden=parent.settings.hidden if settings.how == "prune" else None,
-                replicates=len(streams),
-                baseline=original.run_id, pipeline=pipeline,
-                origin=_origin(settings, parent, goal, epochs))
-    controls = tuple(_controls(store, bench, plan, goal))
-    variant = train_variant(store, bench.recipe, replace(plan, controls=tuple(
-        one.run_id for one in controls)))
-    write(store.client, variant.run_id, files={ArtifactPath.WIDTHS: goal.to_json()})
-    return _Done(goal, variant, controls)
+def _trained(
+    store: Store, context: SlimmingContext, goal: TargetWidths, number: int, pipeline: str | None
+) -> list[ModelVariant]:
+    """The controls of a round, then its slim variant."""
+    settings, original, parent = context.settings, context.original, context.parent
+    pruning = settings.how == "prune"
+    epochs = context.epochs(context.recipe, goal.widths)
+    streams = [replicate.stream for replicate in parent.replicates]
+    plan = TrainingPlan(
+        VariantName.SLIM if number == 1 else f"{VariantName.SLIM}-{number}",
+        tuple(context.units(goal).values()) if pruning else goal.widths,
+        epochs + (parent.settings.epochs if pruning and not parent.adopted else 0),
+        cached(context.factory(context.recipe, goal.widths, fold=context.fold)) if pruning else
+        from_scratch(context.recipe, goal.widths, epochs, streams),
+        parent=parent if pruning else None, hidden=parent.settings.hidden if pruning else None,
+        replicates=len(streams), baseline=original.run_id, pipeline=pipeline,
+        origin=_origin(settings, parent, goal, epochs))
+    controls = []
+    for recipe, control in _control_plans(context, plan, goal):
+        earlier = None if original.adopted or control.variant != VariantName.SAME_BUDGET else \
+            find_control(store.client, store.experiment_id, original.run_id, control.epochs)
+        controls.append(train_variant(store, recipe, control) if earlier is None else load_variant(
+            store, earlier, {name: getattr(original.settings, name) for name in MACHINE}))
+    slim = train_variant(store, context.recipe, replace(
+        plan, controls=tuple(control.run_id for control in controls)))
+    write(store.client, slim.run_id, files={ArtifactPath.WIDTHS: goal.to_json()})
+    return [*controls, slim]
 
 
-def _judged(store: Store, bench: SlimmingContext, done: _Done) -> Round:
-    comparison = compare_variants(store, bench.original, done.variant, beside=done.controls)
-    return Round(done.goal, done.variant.result(),
-                 tuple(control.result() for control in done.controls), comparison)
+def _control_plans(
+    context: SlimmingContext, plan: TrainingPlan, goal: TargetWidths
+) -> Iterator[tuple[Recipe, TrainingPlan]]:
+    """What to train beside a slim variant, to tell the effect of its budget and of its weights.
 
-
-def _controls(
-    store: Store, bench: SlimmingContext, plan: TrainingPlan, goal: TargetWidths
-) -> Iterator[ModelVariant]:
-    """The original at the slim one's budget; beside a cut network one of its widths from scratch.
-
-    Where nobody knows how the original was trained there is the first alone: it is trained on for
-    as long as what was cut of it, or from scratch as long as what was rebuilt.
+    The original at the slim variant's budget; beside a cut network also one of its widths from
+    scratch. Of an original that was trained elsewhere nobody knows how, so there is the first
+    control alone: the original trained on for as long as the cut network was fine-tuned, or from
+    scratch for as long as the rebuilt one.
     """
-    settings, original = bench.settings, bench.original
-    if original.adopted:
-        yield _same_budget(store, original, plan, bench)
-        return
-    if plan.epochs != original.settings.epochs:
-        yield _same_budget(store, original, plan, bench)
-    widths = bench.factory_widths(goal)
-    if settings.how == "prune" and widths:
-        epochs = original.settings.epochs
-        yield train_variant(store, original.recipe, TrainingPlan(
-            VariantName.FROM_SCRATCH, widths, epochs, from_scratch(original.recipe, widths, epochs),
-            baseline=original.run_id, pipeline=plan.pipeline))
-
-
-def _same_budget(
-    store: Store, original: ModelVariant, plan: TrainingPlan, bench: SlimmingContext
-) -> ModelVariant:
-    """An earlier control of these epochs, or a new one."""
+    original = context.original
     settings, recipe = original.settings, original.recipe
-    onwards = original.adopted and bench.settings.how == "prune"
-    earlier = None if original.adopted else \
-        find_control(store.client, store.experiment_id, original.run_id, plan.epochs)
-    if earlier:
-        return load_variant(store, earlier,
-                            {"device": settings.device, "threads": settings.threads})
+    control = partial(TrainingPlan, baseline=original.run_id, pipeline=plan.pipeline)
     if original.adopted:
-        recipe = replace(recipe, settings=bench.recipe.settings.model_copy(
+        recipe = replace(recipe, settings=context.recipe.settings.model_copy(
             update={"hidden": settings.hidden}))
-    make = (
-        pruned_and_tuned(recipe, original.make, original.make, PruningPlan({}, plan.epochs))
-        if onwards
-        else from_scratch(recipe, settings.hidden, plan.epochs)
-    )
-    return train_variant(store, recipe, TrainingPlan(
-        VariantName.SAME_BUDGET, original.widths if onwards else settings.hidden, plan.epochs, make,
-        parent=original if onwards else None, hidden=settings.hidden, pipeline=plan.pipeline,
-        baseline=original.run_id))
+        if context.settings.how == "prune":
+            yield recipe, control(
+                VariantName.SAME_BUDGET, original.widths, plan.epochs,
+                pruned_and_tuned(recipe, original.make, original.make,
+                                 PruningPlan({}, plan.epochs)),
+                parent=original, hidden=settings.hidden)
+            return
+    if original.adopted or plan.epochs != settings.epochs:
+        yield recipe, control(
+            VariantName.SAME_BUDGET, settings.hidden, plan.epochs,
+            from_scratch(recipe, settings.hidden, plan.epochs))
+    widths = () if original.adopted else context.factory_widths(goal)
+    if context.settings.how == "prune" and widths:
+        yield recipe, control(
+            VariantName.FROM_SCRATCH, widths, settings.epochs,
+            from_scratch(recipe, widths, settings.epochs))
 
 
 def _origin(settings: Settings, parent: ModelVariant, goal: TargetWidths, epochs: int) -> str:
@@ -332,9 +322,9 @@ def _origin(settings: Settings, parent: ModelVariant, goal: TargetWidths, epochs
     begin = "Cut from the network" if settings.how == "prune" else \
         "Trained from the random stream"
     budget = "trained elsewhere" if parent.adopted else f"{parent.settings.epochs} epochs"
-    lines = f"# {begin} that run {parent.run_id} left ({parent.name}, {budget}).\n"
+    comment = f"# {begin} that run {parent.run_id} left ({parent.name}, {budget}).\n"
     if parent.variant != VariantName.OVERSIZED or parent.adopted:
-        return lines
+        return comment
     slim = ",".join(map(str, goal.widths))
-    return (f"{lines}# Both again: the original's config.yaml with how: {settings.how}, "
+    return (f"{comment}# Both again: the original's config.yaml with how: {settings.how}, "
             f"slim_hidden: [{slim}], slim_epochs: {epochs}\n")

@@ -33,11 +33,13 @@ from wua_mlflow.tracking.runs import find_run
 from wua_mlflow.tracking.store import Store
 from wua_mlflow.training.evaluation import Evaluation
 
-__all__ = ["ModelVariant", "load_variant", "replicates_table", "variant_files"]
+__all__ = ["MACHINE", "ModelVariant", "load_variant", "replicates_table", "variant_files"]
 
 
 UNIT_ATTRIBUTES = ("out_features", "out_channels", "hidden_size", "embedding_dim")
 """The attributes of a module that say how many units it has."""
+MACHINE = ("device", "threads")
+"""The settings that are of the machine, not of how a variant was made."""
 LONGEST_BEGINNING = 31
 """Characters of a run's id that are not yet the whole."""
 
@@ -109,6 +111,10 @@ class ModelVariant:
             device=str(self.recipe.device), threads=torch.get_num_threads(),
             layer_units=_layer_units(self.model), uncut=dict(self.trained.uncut),
             units_left=structure.left if structure else {})
+
+    def with_settings(self, settings: Settings) -> ModelVariant:
+        """The variant with other settings for what is measured, not for how it was made."""
+        return replace(self, recipe=replace(self.recipe, settings=settings))
 
     def logged(self, tags: Mapping[str, str], metrics: Mapping[str, float]) -> ModelVariant:
         """The variant with what was added to its run."""

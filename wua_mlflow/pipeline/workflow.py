@@ -1,7 +1,7 @@
-"""The whole chain in one process: train, analyze, slim, analyze, compare, report.
+"""The whole pipeline in one process: train, analyze, slim, analyze, compare, report.
 
-And each step on its own, for its entry point. May import: everything but cli.
-Tests: ``tests/pipeline/test_chain.py``.
+And each of its steps on its own. Tests: ``tests/pipeline/test_workflow.py``,
+``tests/pipeline/test_workflow_steps.py``.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from wua_mlflow.pipeline.recipe import load_recipe
 from wua_mlflow.pipeline.slim import check_slimming, slim_variant
 from wua_mlflow.pipeline.target_widths import logged_widths
 from wua_mlflow.pipeline.train import TrainingPlan, run_scope, train_variant
-from wua_mlflow.pipeline.variant import ModelVariant, load_variant
+from wua_mlflow.pipeline.variant import MACHINE, ModelVariant, load_variant
 from wua_mlflow.plots.style import MUTED
 from wua_mlflow.report.build import title_of
 from wua_mlflow.report.content import Report
 from wua_mlflow.results import Comparison, Round, Slimmed
-from wua_mlflow.tracking.log import Files, write
+from wua_mlflow.tracking.log import write
 from wua_mlflow.tracking.names import ArtifactPath, Kind, Tag
 from wua_mlflow.tracking.names import Variant as VariantName
 from wua_mlflow.tracking.runs import controls_of, is_slim, result_of
@@ -91,31 +91,34 @@ def run_pipeline(store: Store, settings: Settings) -> SlimmingResult:
         original = train_variant(store, recipe, TrainingPlan(
             VariantName.OVERSIZED, settings.hidden, settings.epochs,
             cached(make) if settings.how == "prune" else make, pipeline=run_id))
-        return _slimmed(store, original, settings, run_id)
+        analysis, original = analyze_variant(store, original)
+        slimmed = slim_variant(
+            store, original, analysis.usage, settings=settings, pipeline=run_id)
+        return _finished(store, *slimmed, settings, run_id)
 
 
-def _slimmed(
-    store: Store, original: ModelVariant, settings: Settings, run_id: str
-) -> SlimmingResult:
-    """The rest of a pipeline once there is an original."""
-    usage = analyze_variant(store, original).usage
-    slimmed, networks = slim_variant(store, original, usage, settings=settings, pipeline=run_id)
-    result = SlimmingResult(slimmed, networks, run_id)
-    return _ended(store, result, settings, {ArtifactPath.CONFIG: settings_yaml(settings)})
-
-
-def _ended(
-    store: Store, result: SlimmingResult, settings: Settings, files: Files | None = None
+def _finished(
+    store: Store, slimmed: Slimmed, networks: Mapping[str, ModelVariant], settings: Settings,
+    run_id: str | None, *, new: bool = True,
 ) -> SlimmingResult:
     """Register the result where that is asked for, and publish it where there is a pipeline.
 
-    Where there is no result, since no width below the original's was found, the pipeline says so.
+    Where no width below the original's was found there is no result, and the pipeline says so.
+
+    Args:
+        store: where the runs are.
+        slimmed: what was found.
+        networks: by run.
+        settings: of the step.
+        run_id: the pipeline's run, if there is one.
+        new: whether the pipeline is this one, whose settings are a file of it.
     """
-    slimmed, run_id = result.slimmed, result.run_id
+    result = SlimmingResult(slimmed, networks, run_id)
+    files = {ArtifactPath.CONFIG: settings_yaml(settings)} if new else {}
     if not slimmed.rounds:
         if run_id is not None:
             widths = {ArtifactPath.WIDTHS: slimmed.last.to_json()} if slimmed.last else {}
-            write(store.client, run_id, files={**(files or {}), **widths}, tags={
+            write(store.client, run_id, files={**files, **widths}, tags={
                 "mlflow.note.content": f"**No narrower network.** {slimmed.ended}",
                 "mlflow.runName": title_of(settings, slimmed.original.widths)})
         return replace(result, registered=nothing_to_register(settings))
@@ -125,7 +128,7 @@ def _ended(
 
 
 def _resolved(settings: Settings, how: str) -> Settings:
-    """The settings with ``how`` in place of auto."""
+    """The settings, with ``how`` where they leave it open."""
     return settings.model_copy(update={"how": how}) if settings.how == "auto" else settings
 
 
@@ -154,9 +157,10 @@ def analyze_run(store: Store, settings: Settings) -> Analysis:
     """
     with contextlib.ExitStack() as stack:
         on_all_ranks(lambda: None if rank() else
-                 stack.enter_context(step_run(store, settings, "analyze")))
-        store, variant, own = on_all_ranks(lambda: _named(store, settings, or_else=OR_A_MODEL))
-        return analyze_variant(store, _asked(variant, own))
+                 stack.enter_context(step_run(store, "analyze")))
+        store, variant, settings = on_all_ranks(
+            lambda: _variant_and_settings(store, settings, hint=OR_A_MODEL))
+        return analyze_variant(store, variant.with_settings(settings))[0]
 
 
 def slim_run(store: Store, settings: Settings) -> SlimmingResult:
@@ -172,29 +176,30 @@ def slim_run(store: Store, settings: Settings) -> SlimmingResult:
     if settings.model_uri is not None:
         settings = settings.model_copy(update={"run_id": source_of(store, settings.model_uri)})
     if settings.run_id is None and settings.given & {"model", "state"}:
-        return _slim_adopted(store, settings)
-    with step_run(store, settings, "slim"):
-        store, original, own = _named(store, settings, or_else=OR_A_MODEL)
+        return _slim_pretrained(store, settings)
+    with step_run(store, "slim"):
+        store, original, settings = _variant_and_settings(store, settings, hint=OR_A_MODEL)
         if original.variant != VariantName.OVERSIZED:
             raise ValueError(f"run_id: expected the run of an original (oversized), but "
                              f"{original.run_id} is {original.name}")
-        settings = _resolved(own, "prune" if original.adopted else "rebuild")
+        settings = _resolved(settings, "prune" if original.adopted else "rebuild")
         check_test_part(original.recipe.split, settings)
         pipeline = original.tags.get(Tag.PIPELINE)
-        slimmed, networks = slim_variant(store, original, None, settings=settings,
-                                         pipeline=pipeline)
-        return _ended(store, SlimmingResult(slimmed, networks, pipeline), settings)
+        slimmed = slim_variant(store, original, None, settings=settings, pipeline=pipeline)
+        return _finished(store, *slimmed, settings, pipeline, new=False)
 
 
-def _slim_adopted(store: Store, settings: Settings) -> SlimmingResult:
+def _slim_pretrained(store: Store, settings: Settings) -> SlimmingResult:
     settings = _resolved(settings, "prune")
     with _pipeline_scope(store, settings) as run_id:
         check_slimming(settings)
         recipe = pretrained_recipe(settings)
         check_test_part(recipe.split, settings)
-        return _slimmed(
-            store, import_pretrained(store, recipe, pipeline=run_id), recipe.settings, run_id
-        )
+        original = import_pretrained(store, recipe, pipeline=run_id)
+        analysis, original = analyze_variant(store, original)
+        slimmed = slim_variant(
+            store, original, analysis.usage, settings=recipe.settings, pipeline=run_id)
+        return _finished(store, *slimmed, recipe.settings, run_id)
 
 
 def compare_run(
@@ -207,28 +212,28 @@ def compare_run(
     Raises:
         ValueError: the run is not a slim variant's.
     """
-    with step_run(store, settings, "compare"):
-        store, found, own = _named(store, settings)
-        slim = _asked(found, own)
+    with step_run(store, "compare"):
+        store, slim, settings = _variant_and_settings(store, settings)
+        slim = slim.with_settings(settings)
         if not is_slim(slim.variant) or Tag.BASELINE not in slim.tags:
             raise ValueError(f"run_id: expected the run of a slim variant, but {slim.run_id} is "
                              f"{slim.name}; any two runs: wua compare A B")
-        machine = {name: getattr(slim.settings, name) for name in ("device", "threads")}
-        original = load_variant(store, slim.tags[Tag.BASELINE], machine)
-        beside = [load_variant(store, one, machine)
-                  for one in controls_of(store.client, store.experiment_id, slim.run_id)]
-        comparison = compare_variants(store, original, slim, beside=beside)
+        machine = {name: getattr(settings, name) for name in MACHINE}
+        original, *controls = (load_variant(store, run_id, machine) for run_id in (
+            slim.tags[Tag.BASELINE], *controls_of(store.client, store.experiment_id, slim.run_id)))
+        comparison, (original, *controls, slim) = compare_variants(
+            store, original, slim, beside=controls)
         pipeline = slim.tags.get(Tag.PIPELINE)
         if pipeline and result_of(store.client, pipeline) == slim.run_id:
             only = Round(logged_widths(store, slim.run_id), slim.result(),
-                         tuple(control.result() for control in beside), comparison)
+                         tuple(control.result() for control in controls), comparison)
             publish(store, pipeline, Slimmed(original.result(), (only,)))
         return original, slim, comparison
 
 
 @contextlib.contextmanager
-def step_run(store: Store, settings: Settings, step: str) -> Iterator[None]:
-    """The run that ``mlflow run -e STEP`` made: tagged as a step, pointing to its variant."""
+def step_run(store: Store, step: str) -> Iterator[None]:
+    """The run that ``mlflow run -e STEP`` made, tagged as a step's; nothing, without one."""
     if inherited_run() is None:
         yield
         return
@@ -237,29 +242,23 @@ def step_run(store: Store, settings: Settings, step: str) -> Iterator[None]:
         yield
 
 
-def _named(
-    store: Store, settings: Settings, *, or_else: str = ""
+def _variant_and_settings(
+    store: Store, settings: Settings, *, hint: str = ""
 ) -> tuple[Store, ModelVariant, Settings]:
-    """The variant of ``run_id``, and its settings with those that were given in place of its own.
+    """The variant of ``run_id``, and the settings in force: its own but for those given.
 
-    And the store in that run's experiment, where no other was given.
+    And the store in that run's experiment, where no other experiment was given.
     """
     if not settings.run_id:
         raise ValueError("run_id: expected the id of a variant's run, but got none; `wua runs` "
-                         f"lists them{or_else}")
-    machine = {name: getattr(settings, name) for name in settings.given & {"device", "threads"}}
+                         f"lists them{hint}")
+    machine = {name: getattr(settings, name) for name in settings.given.intersection(MACHINE)}
     variant = load_variant(store, settings.run_id, machine)
     inherited = inherited_run()
     if inherited and not rank():
         store.client.set_tag(inherited, Tag.TARGET_RUN, variant.run_id)
     if "experiment" not in settings.given:
         store = replace(store, experiment_id=variant.experiment_id)
-    changed = settings.given - {"model_uri"} | {"register", "gate"}
-    asked = {name: getattr(settings, name) for name in changed}
-    own = variant.settings.model_copy(update=asked)  # what ends a pipeline is asked for each time
-    return store, variant, own
-
-
-def _asked(variant: ModelVariant, settings: Settings) -> ModelVariant:
-    """The same with other settings of what is measured, not of how it was made."""
-    return replace(variant, recipe=replace(variant.recipe, settings=settings))
+    changed = settings.given - {"model_uri"} | {"register", "gate"}  # these two are never inherited
+    return store, variant, variant.settings.model_copy(
+        update={name: getattr(settings, name) for name in changed})
