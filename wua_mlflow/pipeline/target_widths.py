@@ -1,8 +1,9 @@
-"""The method ``search`` in a pipeline: networks of other widths, trained and validated.
+"""Choosing the widths of the slim network: those given, a method's, or a search's.
 
-Selection never sees the test part. Where the validation part is too small to show anything at the
-margin, networks that are rebuilt are cross-validated over training and validation part together.
-May import: everything but cli. Tests: ``tests/pipeline/test_searching.py``.
+A search trains networks of other widths and validates them. It never sees the test part. Where the
+validation part is too small to show anything at the margin, networks that are rebuilt are
+cross-validated over training and validation part together.
+Tests: ``tests/pipeline/test_target_widths.py``, ``tests/pipeline/test_width_search.py``.
 """
 
 from __future__ import annotations
@@ -51,45 +52,49 @@ __all__ = [
 FOLDS = 5
 SEEDS = 5
 """Replicates of each candidate: as many as a recipe verdict needs."""
-ROOM = 4
+ENOUGH_EXAMPLES = 4
 """A validation part is large enough with so many times the examples that no difference needs."""
 
-Makers = Callable[[Recipe, tuple[int, ...]], NetworkFactory]
+FactoryOfWidths = Callable[[Recipe, tuple[int, ...]], NetworkFactory]
 """What trains networks of the given widths on the recipe's data."""
 
 
 @dataclass(frozen=True)
 class SearchSetup:
-    """How networks of other widths are trained.
+    """How a search trains networks of other widths.
 
-    ``cost`` gives the FLOPs of a forward; ``anew`` says whether networks are trained from scratch,
-    so that other parts of the data may validate them.
+    Attributes:
+        recipe: what is trained on what.
+        make: gives the factory of networks of some widths.
+        cost: FLOPs of a forward, by widths.
+        anew: whether networks are trained from scratch, so that other parts of the data may
+            validate them.
     """
 
     recipe: Recipe
-    make: Makers
+    make: FactoryOfWidths
     cost: Callable[[tuple[int, ...]], float]
     anew: bool
 
 
 def search(
-    settings: Settings, retraining: SearchSetup, units: Sequence[int], suggestion: Sequence[int]
+    settings: Settings, setup: SearchSetup, units: Sequence[int], suggestion: Sequence[int]
 ) -> SearchResult:
     """The smallest widths whose networks are as good as those of ``units``, on validation data."""
     seeds = SEEDS if settings.seeds >= SEEDS else 1
-    recipes = list(_recipes(settings, retraining))
+    recipes = list(_recipes(settings, setup))
     with tqdm(total=settings.search_runs, desc="searching widths", disable=None, leave=False,
               unit="width") as bar:
         def score(widths: tuple[int, ...]) -> np.ndarray:
             bar.set_postfix(widths="-".join(map(str, widths)))
-            found = validation_scores(
-                [(recipe, retraining.make(recipe, widths)) for recipe in recipes], seeds)
+            scores = validation_scores(
+                [(recipe, setup.make(recipe, widths)) for recipe in recipes], seeds)
             bar.update()
-            return found
+            return scores
 
         return search_widths(score, units, suggestion, margin=settings.margin,
                              confidence=settings.confidence, runs=settings.search_runs,
-                             seconds=settings.search_seconds, cost=retraining.cost,
+                             seconds=settings.search_seconds, cost=setup.cost,
                              seed=settings.seed)
 
 
@@ -108,12 +113,12 @@ def validation_scores(recipes: Sequence[tuple[Recipe, NetworkFactory]], seeds: i
     return np.stack(rows)
 
 
-def _recipes(settings: Settings, retraining: SearchSetup) -> Iterator[Recipe]:
-    """The recipe as it is, or one a fold, where its validation part is too small."""
-    recipe = retraining.recipe
-    enough = settings.margin > 0 and len(recipe.split.validation) >= ROOM * \
+def _recipes(settings: Settings, setup: SearchSetup) -> Iterator[Recipe]:
+    """The recipe as it is; or one for each fold, where its validation part is too small."""
+    recipe = setup.recipe
+    enough = settings.margin > 0 and len(recipe.split.validation) >= ENOUGH_EXAMPLES * \
         required_examples_without_discordance(settings.margin, settings.confidence)
-    if enough or not retraining.anew:
+    if enough or not setup.anew:
         yield recipe
         return
     for split in folds_of(recipe.split, FOLDS, settings.seed):
@@ -121,7 +126,7 @@ def _recipes(settings: Settings, retraining: SearchSetup) -> Iterator[Recipe]:
 
 
 def folds_of(split: DataSplit, folds: int, seed: int) -> list[DataSplit]:
-    """Training and validation part together, divided at random: each example validates once.
+    """Splits for cross-validation over training and validation part: each example validates once.
 
     The test part stays what it is.
     """
@@ -139,11 +144,11 @@ def folds_of(split: DataSplit, folds: int, seed: int) -> list[DataSplit]:
 
 
 SEARCH_FROM = "rank"
-"""The method whose widths the search sets out for."""
+"""The method whose widths a search tries first."""
 
 
 class NoNarrowerError(ValueError):
-    """The method found nothing below the widths that the network has; ``goal``: what it saw."""
+    """No width below the network's own was found; ``goal`` is what the method found instead."""
 
     def __init__(self, message: str, goal: TargetWidths | None = None) -> None:
         super().__init__(message)
@@ -159,7 +164,7 @@ def logged_widths(store: Store, run_id: str) -> TargetWidths | None:
 
 
 def dimensions_of(variant: ModelVariant, how: str) -> tuple[WidthParameter, ...]:
-    """What can be chosen in the variant's network.
+    """The widths that can be chosen: the factory's, or the groups of units that can be cut.
 
     Raises:
         ValueError: one line; the factory takes no widths or ignores them, or nothing can be cut.
@@ -191,23 +196,23 @@ def choose_widths(
     settings: Settings,
     parent: ModelVariant,
     dimensions: tuple[WidthParameter, ...],
-    retraining: SearchSetup,
+    setup: SearchSetup,
     usage: ModelUsage | None = None,
 ) -> TargetWidths:
-    """The widths given, or the method's.
+    """The widths of the slim network: those given, or the method's.
 
     Args:
-        settings: what was asked for.
+        settings: of the step.
         parent: the network to be slimmed.
         dimensions: of it.
-        retraining: how a search trains networks of other widths.
+        setup: how a search trains networks of other widths.
         usage: of the parent, for the method ``effective``; measured here, if None.
 
     Raises:
         NoNarrowerError: the method found no width below the parent's.
         ValueError: one line; the widths given do not fit, or a method fails.
     """
-    units = tuple(one.units for one in dimensions)
+    units = tuple(dimension.units for dimension in dimensions)
     if settings.slim_hidden != "auto":
         return TargetWidths(dimensions, _given(settings, parent, dimensions), "given")
     if max(units) == 1:
@@ -215,8 +220,8 @@ def choose_widths(
     method, recommendation, searched = _method(settings, parent.recipe), None, None
     if method == "effective":
         usage = usage or _usage_of(settings, parent)
-        widths = effective_widths(usage, units, [one.layers for one in dimensions])
-        curves = (effective_width(usage, one.layers) for one in dimensions)
+        widths = effective_widths(usage, units, [dimension.layers for dimension in dimensions])
+        curves = (effective_width(usage, dimension.layers) for dimension in dimensions)
         recommendation = WidthRecommendation(
             method, settings.margin, tuple(filter(None, curves)), None, {})
     else:
@@ -224,7 +229,7 @@ def choose_widths(
                                       SEARCH_FROM if method == "search" else method)
         widths = _by_dimension(recommendation, dimensions)
     if method == "search":
-        searched = search(settings, retraining, units, widths)
+        searched = search(settings, setup, units, widths)
         widths = searched.widths
     goal = TargetWidths(dimensions, tuple(widths), method, recommendation, searched)
     if widths == units:
@@ -236,21 +241,22 @@ def choose_widths(
 
 
 def _method(settings: Settings, recipe: Recipe) -> str:
-    """The best one (``benchmarks/knee.py``, ``cut_knee.py``).
+    """The method of the settings; for ``auto`` a search, the best one by ``benchmarks/knee.py``.
 
-    A search calls no trainer of the user's unasked, and needs data that can show something.
+    A search does not call the user's trainer unasked, and needs enough data to show anything;
+    else it is ``rank``.
     """
     if settings.width_method != "auto":
         return settings.width_method
     split = recipe.split
     examples = len(split.validation) + (settings.how == "rebuild") * len(split.train)
-    shows = split.task == "regression" or \
+    informative = split.task == "regression" or \
         too_few_examples(examples, settings.margin, settings.confidence) is None
-    return "search" if settings.train is None and shows else "rank"
+    return "search" if settings.train is None and informative else "rank"
 
 
 def _note(goal: TargetWidths) -> str:
-    """What the search says, or why a method saw nothing of some layers."""
+    """The search's note, or why a method has nothing on some layers."""
     if goal.searched:
         return f": {goal.searched.note}" if goal.searched.note else ""
     skipped = goal.recommendation.skipped if goal.recommendation else {}
@@ -263,7 +269,7 @@ def _given(
     """The widths given: one a dimension; or, of a network that is cut, one a factory's width."""
     slim = settings.slim_hidden
     assert slim != "auto"
-    units = tuple(one.units for one in dimensions)
+    units = tuple(dimension.units for dimension in dimensions)
     hidden = parent.settings.hidden
     if settings.how == "prune" and len(hidden) == len(slim) != len(dimensions):
         check_slim_widths(hidden, slim)
@@ -275,16 +281,16 @@ def _given(
 def _spread(
     parent: ModelVariant, dimensions: Sequence[WidthParameter], slim: Sequence[int]
 ) -> tuple[int, ...]:
-    """By group the share that its entry of the factory's widths keeps."""
+    """The factory's slim widths as widths of the groups that can be cut, by the same shares."""
     hidden = parent.settings.hidden
     layers = check_widths(parent.recipe.build, hidden, "auto")
 
-    def kept(dimension: WidthParameter) -> int:
+    def width(dimension: WidthParameter) -> int:
         shares = [new / old for old, new, names in zip(hidden, slim, layers, strict=True)
                   if set(names) & set(dimension.layers)]
         return max(1, math.ceil(max(shares, default=1.0) * dimension.units - 1e-9))
 
-    return tuple(map(kept, dimensions))
+    return tuple(map(width, dimensions))
 
 
 def _recommended(settings: Settings, parent: ModelVariant, method: str) -> WidthRecommendation:
@@ -297,19 +303,20 @@ def _recommended(settings: Settings, parent: ModelVariant, method: str) -> Width
 
 
 def _by_dimension(
-    found: WidthRecommendation, dimensions: Sequence[WidthParameter]
+    recommendation: WidthRecommendation, dimensions: Sequence[WidthParameter]
 ) -> tuple[int, ...]:
-    """By dimension the largest share that a group of its layers keeps; all, where there is none."""
+    """By dimension the largest share that is recommended of its layers; all units, where none is.
+    """
     def width(dimension: WidthParameter) -> int:
-        shares = [one.width / one.units for one in found.layers
-                  if {one.layer, *one.layers} & set(dimension.layers)]
+        shares = [layer.width / layer.units for layer in recommendation.layers
+                  if {layer.layer, *layer.layers} & set(dimension.layers)]
         return min(dimension.units, math.ceil(max(shares, default=1.0) * dimension.units - 1e-9))
 
     return tuple(map(width, dimensions))
 
 
 def _usage_of(settings: Settings, variant: ModelVariant) -> ModelUsage:
-    """The usage by the first criterion alone, for the widths: no null, nothing logged."""
+    """The usage by the first criterion alone, for the method ``effective``: nothing is logged."""
     settings = settings.model_copy(update={
         "criterion": first_criterion(settings), "null_draws": 0, "effective_rank": False})
     split, device = variant.recipe.split, variant.recipe.device

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional
 
+from tests.pipeline.slimming_cases import without_pictures
 from wua_mlflow.config import load_settings
 from wua_mlflow.data.datasets import load_data
 from wua_mlflow.pipeline import workflow
@@ -66,7 +67,12 @@ def squares(weight): return weight ** 2
 
 
 @pytest.fixture
-def store(store_uri: str, tmp_path: Path) -> Iterator[Store]:
+def store(
+    store_uri: str, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Store]:
+    """A store beside a module ``own``; no pictures but in the test that looks for them."""
+    if request.node.name != "test_the_run_is_a_variant_that_holds_all_of_it":
+        without_pictures(monkeypatch)
     (tmp_path / "own.py").write_text(PARTS)
     path = list(sys.path)
     yield connect("own")

@@ -41,15 +41,15 @@ def asked(**given: object) -> Settings:
                           "how": "prune", **given})
 
 
-def bench_of(settings: Settings, variant: ModelVariant) -> SlimmingContext:
+def context_of(settings: Settings, variant: ModelVariant) -> SlimmingContext:
     make = cached(variant.make, first=variant.trained)
     return SlimmingContext(settings, variant, variant, make, make)
 
 
 def found(variant: ModelVariant | None = None, **given: object) -> TargetWidths:
     settings, variant = asked(**given), variant or trained()
-    bench = bench_of(settings, variant)
-    return choose_widths(settings, variant, bench.dimensions, bench.retraining)
+    context = context_of(settings, variant)
+    return choose_widths(settings, variant, context.dimensions, context.search_setup)
 
 
 def activations(variant: ModelVariant, part: Part) -> dict[str, np.ndarray]:
@@ -84,8 +84,8 @@ def test_the_usage_that_is_there_is_not_measured_again(monkeypatch: pytest.Monke
     variant, settings = trained(), asked(width_method="effective")
     usage = analyze(variant.model, variant.recipe.split.train.inputs, criterion="wanda")
     monkeypatch.delattr(target_widths, "measured")
-    bench = bench_of(settings, variant)
-    goal = choose_widths(settings, variant, bench.dimensions, bench.retraining, usage)
+    context = context_of(settings, variant)
+    goal = choose_widths(settings, variant, context.dimensions, context.search_setup, usage)
     assert goal.widths == tuple(int(usage.layers[name].effective_share * units + 1e-9)
                                 for name, units in (("fc1", 12), ("fc2", 6)))
 
@@ -255,15 +255,15 @@ def test_given_widths_are_taken_as_they_are() -> None:
 def test_a_factorys_width_is_spread_over_the_groups_that_it_sets() -> None:
     variant = variant_of(recipe_of(model=f"{HERE}:branched", hidden="8"))
     settings = asked(model=f"{HERE}:branched", hidden="8", slim_hidden="5")
-    bench = bench_of(settings, variant)
-    goal = choose_widths(settings, variant, bench.dimensions, bench.retraining)
+    context = context_of(settings, variant)
+    goal = choose_widths(settings, variant, context.dimensions, context.search_setup)
     assert goal.keep == {"0": 5, "2": 10}
-    assert bench.factory_widths(goal) == (5,)
+    assert context.factory_widths(goal) == (5,)
     each = asked(model=f"{HERE}:branched", hidden="8", slim_hidden="3,9")
-    goal = choose_widths(each, variant, bench.dimensions, bench.retraining)
+    goal = choose_widths(each, variant, context.dimensions, context.search_setup)
     assert goal.keep == {"0": 3, "2": 9}
-    assert bench.factory_widths(goal) == (5,), "9 of 16 is more than 4 of 8"
-    rebuilt = bench_of(asked(how="rebuild", model=f"{HERE}:branched", hidden="8"), variant)
+    assert context.factory_widths(goal) == (5,), "9 of 16 is more than 4 of 8"
+    rebuilt = context_of(asked(how="rebuild", model=f"{HERE}:branched", hidden="8"), variant)
     (one,) = rebuilt.dimensions
     assert (one.units, set(one.layers)) == (8, {"0", "2"})
 

@@ -19,6 +19,8 @@ from wua_mlflow.results import Round
 from wua_mlflow.tracking.store import Store
 from wua_mlflow.verdict.compare import Verdict
 
+pytestmark = pytest.mark.xdist_group("registry")
+
 NAME = "blobs"
 
 
@@ -63,11 +65,11 @@ def test_else_it_is_not_and_it_says_why(ran: tuple[Store, SlimmingResult], outco
     good = replace(result.comparison.artifact, kind="recipe", outcome="non_inferior")
     result = judged(result, lambda verdict: replace(verdict, outcome=outcome))
     result = replace(result, comparison=replace(result.comparison, recipe=good))
-    said = registered(store, result, settings_of(register="other"))
-    assert said == (f"Not registered as 'other': its artifact verdict is {outcome}, not "
+    line = registered(store, result, settings_of(register="other"))
+    assert line == (f"Not registered as 'other': its artifact verdict is {outcome}, not "
                     f"non_inferior.")
-    assert tags_of(store, result.variant.run_id)["wua.registered"] == said
-    assert tags_of(store, found.run_id)["wua.registered"] == said
+    assert tags_of(store, result.variant.run_id)["wua.registered"] == line
+    assert tags_of(store, found.run_id)["wua.registered"] == line
     assert "other" not in [one.name for one in store.client.search_registered_models()]
 
 
@@ -81,8 +83,8 @@ def test_the_originals_alias_is_never_taken(ran: tuple[Store, SlimmingResult]) -
                                       model_id=output.model_id)
     for alias in ("champion", "slim"):
         store.client.set_registered_model_alias("theirs", alias, "1")
-    said = registered(store, result, settings_of(register="theirs"))
-    assert said == ("Registered as 'theirs' version 2; the alias slim stays at version 1, which "
+    line = registered(store, result, settings_of(register="theirs"))
+    assert line == ("Registered as 'theirs' version 2; the alias slim stays at version 1, which "
                     "somebody else registered.")
     aliases = store.client.get_registered_model("theirs").aliases
     assert {alias: str(version) for alias, version in aliases.items()} == {

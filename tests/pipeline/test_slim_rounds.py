@@ -36,6 +36,8 @@ from wua_mlflow.tracking.names import ArtifactPath
 from wua_mlflow.tracking.runs import runs
 from wua_mlflow.tracking.store import Store
 
+pytestmark = pytest.mark.xdist_group("rounds")
+
 GOOD, BAD = "non_inferior", "inferior"
 STILL = {"optimizer": "sgd", "lr": 1e-30, "width_method": "effective", "fold": "false"}
 """Training that changes no weight: what was cut is there to be seen."""
@@ -198,13 +200,13 @@ def test_a_layer_with_one_unit_left_is_still_a_width() -> None:
     root = cached(from_scratch(recipe, (4, 8), 1))
     original, parent = variant_of(recipe, root), variant_of(recipe, pruned_and_tuned(
         recipe, root, root, PruningPlan({"fc1": 1, "fc2": 6}, 1)))
-    bench = SlimmingContext(settings, original, parent, parent.make, root)
-    (left,) = bench.dimensions
+    context = SlimmingContext(settings, original, parent, parent.make, root)
+    (left,) = context.dimensions
     assert (left.name, left.units) == ("fc2", 6)
-    goal = TargetWidths(bench.dimensions, (3,), "given")
-    assert bench.units(goal) == {"fc1": 1, "fc2": 3}
-    assert bench.factory_widths(goal) == (1, 3)
-    assert bench.cost((6,)) > bench.cost((3,)) == 2 * (6 * 1 + 1 * 3 + 3 * 3)
+    goal = TargetWidths(context.dimensions, (3,), "given")
+    assert context.units(goal) == {"fc1": 1, "fc2": 3}
+    assert context.factory_widths(goal) == (1, 3)
+    assert context.cost((6,)) > context.cost((3,)) == 2 * (6 * 1 + 1 * 3 + 3 * 3)
 
 
 @pytest.mark.slow
@@ -220,7 +222,7 @@ def test_a_layer_with_one_unit_left_keeps_it(
         return TargetWidths(dimensions, tuple(keep.values()), "given")
 
     monkeypatch.setattr(slim_module, "compare_variants", judging([GOOD, GOOD], []))
-    monkeypatch.setattr(slim_module, "goal_of", given)
+    monkeypatch.setattr(slim_module, "choose_widths", given)
     outcome = run_pipeline(store, settings_of(**STILL, how="prune", hidden="4,8", rounds=2,
                                               epochs=1))
     second = outcome.slimmed.result

@@ -19,7 +19,7 @@ from wua_mlflow.data.datasets import split_of
 from wua_mlflow.pipeline import workflow
 from wua_mlflow.tracking.store import Store
 
-HERE, TOKENS = "tests.pipeline.test_tokens", 9
+HERE, TOKENS = "tests.pipeline.test_workflow_tokens", 9
 
 
 def texts(seed: int) -> list[tuple[Any, Any]]:

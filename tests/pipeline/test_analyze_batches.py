@@ -13,6 +13,7 @@ import yaml
 from mlflow.entities import Run
 from torch import nn
 
+from tests.pipeline.slimming_cases import without_pictures
 from wua_mlflow.config import load_settings
 from wua_mlflow.pipeline.analyze import Analysis, analyze_model
 from wua_mlflow.tracking.store import Store, connect
@@ -32,7 +33,10 @@ def left_of_pair(batch):
 
 
 @pytest.fixture
-def store(store_uri: str, tmp_path: Path) -> Iterator[Store]:
+def store(
+    store_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Store]:
+    without_pictures(monkeypatch)
     (tmp_path / "kinds.py").write_text(PARTS)
     path = list(sys.path)
     yield connect("own")
