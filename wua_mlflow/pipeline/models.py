@@ -1,6 +1,6 @@
 """The models that a pipeline can build: ``mlp``, ``cnn``, or the user's own factory.
 
-May import: torch, the pipeline's data, dotted. Tests: ``tests/pipeline/test_models.py``.
+Tests: ``tests/pipeline/test_models.py``.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ __all__ = [
 
 
 def factory(model: str, split: DataSplit) -> Factory:
-    """The function of widths that ``model`` names, for the shape of ``split``.
+    """The function from widths to a model that ``model`` names, for the shape of ``split``.
 
-    Where it is given no widths, the user's own is called with nothing.
+    Without widths, the user's own factory is called with no argument.
 
     Raises:
         ValueError: no such model, or it cannot be imported.
@@ -38,11 +38,11 @@ def factory(model: str, split: DataSplit) -> Factory:
     if model in BUILT_IN:
         built_in = BUILT_IN[model]
 
-        def ours(widths: Sequence[int]) -> nn.Module:
+        def build(widths: Sequence[int]) -> nn.Module:
             with naming(f"hidden: no {model} of the widths {_listed(widths)} can be made"):
                 return built_in(widths, split.features, split.outputs, split.task)
 
-        return ours
+        return build
     user = users_factory(model)
     return lambda widths: made_by(user, model, widths or None,
                                   lambda made: made(split.train.inputs[:2]))
@@ -67,7 +67,7 @@ def made_by(
     widths: Sequence[int] | None,
     forward: Callable[[nn.Module], object],
 ) -> nn.Module:
-    """The model that the user's factory makes, its lazy parameters initialised.
+    """The model that the user's factory makes, with its lazy parameters initialised.
 
     Args:
         user: the factory, of widths or of nothing.
@@ -148,11 +148,11 @@ BUILT_IN: dict[str, Callable[..., nn.Module]] = {"mlp": mlp, "cnn": cnn}
 
 @contextmanager
 def naming(what: str, *, ours: bool = True) -> Iterator[None]:
-    """An error of the user's code, or torch's within it, as one line that begins with ``what``.
+    """Errors of the user's code, or of torch within it, become one line that begins with ``what``.
 
     Args:
         what: names the setting and what failed.
-        ours: whether a ValueError is worded for the user already, and passes as it is.
+        ours: whether a ValueError comes from this package, worded for the user, and passes as is.
 
     Raises:
         ValueError: in place of any error, and of a call of ``sys.exit``.

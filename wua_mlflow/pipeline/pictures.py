@@ -1,7 +1,4 @@
-"""A variant's pictures as files to log: what is drawn for which model.
-
-May import: torch, plots, usage. Tests: ``tests/pipeline/test_pictures.py``.
-"""
+"""The pictures of one analysis, as files to log. Tests: ``tests/pipeline/test_pictures.py``."""
 
 from __future__ import annotations
 
@@ -26,18 +23,18 @@ __all__ = ["draw", "usage_pictures"]
 
 MOST_HISTOGRAMS = 20
 MOST_ROWS = 1000
-"""A model of more layers gets no picture with a row a layer: it would be a pattern of lines."""
+"""A model of more layers gets no picture with a row for each layer: it could not be read."""
 MOST_COLUMNS = 20
 MOST_WEIGHTS = 2_000_000
-"""The diagram is for small networks: not for one of more layers, or more weights, than this."""
+"""A network of more layers, or more weights, gets no diagram."""
 
 
 def usage_pictures(
     model: nn.Module, usage: ModelUsage
 ) -> dict[str, Callable[[Path], None]]:
-    """The layers, their units, histograms, and the diagram of a small MLP, by artifact path.
+    """By artifact path: the layers, their units, histograms, and the diagram of a small MLP.
 
-    What could not be read is left out: see the limits above. The histograms are the first layers'.
+    Histograms are of the first layers; what could not be read is left out.
 
     Args:
         model: what was measured.

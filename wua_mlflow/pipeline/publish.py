@@ -1,7 +1,6 @@
-"""Registering the result of slimming, if its artifact verdict allows it.
+"""Publishing the result of a pipeline: its report, pictures and views, its model in the registry.
 
-May import: tracking, config, the pipeline's slimming.
-Tests: ``tests/pipeline/test_registering.py``.
+Tests: ``tests/pipeline/test_publish.py``, ``tests/pipeline/test_publish_registry.py``.
 """
 
 from __future__ import annotations
@@ -47,9 +46,10 @@ __all__ = ["nothing_to_register", "publish", "registered", "report_pictures"]
 
 
 def registered(store: Store, result: Round, settings: Settings) -> str:
-    """What became of the registration that ``register`` asks for, in a line; "" where it asks none.
+    """Register the slim model where ``register`` names one; gives a line on what became of it.
 
-    The line is a tag of the slim run too, and of its pipeline's.
+    The line is also a tag of the slim run and of its pipeline's. It is empty where nothing was
+    to be registered.
 
     Raises:
         MlflowException: the registry refuses.
@@ -57,11 +57,11 @@ def registered(store: Store, result: Round, settings: Settings) -> str:
     if settings.register is None:
         return ""
     run_id = result.variant.run_id
-    found = register(store.client, settings.register, run_id=run_id,
-                     verdict=result.comparison.artifact, comparison_run_id=run_id)
+    registration = register(store.client, settings.register, run_id=run_id,
+                            verdict=result.comparison.artifact, comparison_run_id=run_id)
     for tagged in filter(None, (run_id, result.variant.tags.get(Tag.PIPELINE))):
-        store.client.set_tag(tagged, Tag.REGISTERED, found.sentence)
-    return found.sentence
+        store.client.set_tag(tagged, Tag.REGISTERED, registration.sentence)
+    return registration.sentence
 
 
 def nothing_to_register(settings: Settings) -> str:

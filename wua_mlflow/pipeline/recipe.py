@@ -1,7 +1,7 @@
-"""The user's own trainer: calling it, and seeing that what it returns can be kept.
+"""A recipe: data, a factory of models and a trainer; how its networks and replicates are trained.
 
-May import: torch, dotted, hooks, the pipeline's data and models.
-Tests: ``tests/pipeline/test_recipe.py``.
+The trainer is the built-in one or the user's own, of which it is checked that its network can be
+kept. Tests: ``tests/pipeline/test_recipe.py``.
 """
 
 from __future__ import annotations
@@ -35,9 +35,8 @@ from wua_mlflow.training.fit import Budget, EpochRecord, TrainingDiverged, fit
 from wua_mlflow.widths.factory import Factory
 
 __all__ = [
-    "Making", "Recipe", "Replicate", "Trained", "Trainer", "check_kept", "load_recipe",
-    "naming_replicate", "replicate_seed", "train_made", "train_one", "train_replicates",
-    "trained_by",
+    "Making", "Recipe", "Replicate", "Trained", "Trainer", "load_recipe", "naming_replicate",
+    "replicate_seed", "train_made", "train_one", "train_replicates",
 ]
 
 
@@ -45,49 +44,8 @@ Trainer = Callable[[nn.Module, tuple[TensorDataset, TensorDataset], int, int], n
 """(model, (train, validation), epochs, seed) -> the model, trained."""
 
 
-def trained_by(
-    trainer: Trainer, name: str, model: nn.Module, split: DataSplit, *, epochs: int, seed: int
-) -> nn.Module:
-    """What ``trainer``, called ``name``, makes of ``model``; a compiled one is unwrapped.
-
-    Raises:
-        ValueError: it raises anything, or returns no module.
-    """
-    data = (TensorDataset(split.train.inputs, split.train.targets),
-            TensorDataset(split.validation.inputs, split.validation.targets))
-    with naming(f"train: {name} failed", ours=False):
-        trained = trainer(model, data, epochs, seed)
-    if not isinstance(trained, nn.Module):
-        raise ValueError(f"train: expected {name} to return the trained torch.nn.Module, but it "
-                         f"returned {type(trained).__name__}")
-    return unwrapped(trained)
-
-
-def check_kept(name: str, trained: nn.Module, again: nn.Module, inputs: Tensor) -> None:
-    """Whether factory and state alone make the trained network again, since a run keeps no more.
-
-    Args:
-        name: of the trainer.
-        trained: what it returned.
-        again: a network fresh from the factory, which is given the state of ``trained``.
-        inputs: some, on which the two must agree.
-
-    Raises:
-        ValueError: the trainer returned another network than the one it was given.
-    """
-    what = f"train: expected {name} to return the network it was given, trained, but it returned"
-    try:
-        again.load_state_dict(trained.state_dict())
-    except RuntimeError as error:
-        raise ValueError(f"{what} one of other parameters: {one_line(error)}") from error
-    with naming(f"{what} one that fails"), evaluating(trained), evaluating(again):
-        outputs = trained(inputs), again(inputs)
-        if not torch.allclose(*outputs, rtol=1e-3, atol=1e-5, equal_nan=True):
-            raise ValueError(f"{what} one that computes something else")
-
-
 PROBES = 1024
-"""Training samples on which the outputs of a network are looked at."""
+"""So many training samples show whether outputs are finite, and whether two networks agree."""
 
 
 @dataclass(frozen=True)
@@ -114,11 +72,18 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained network (eval mode), its epochs, and the random stream as training left it.
+    """A trained network, in eval mode.
 
-    ``seconds`` is how long training took; ``structure`` what was cut from what the factory makes,
-    ``uncut`` what could not be, and why; ``folded`` says that what read the units that went reads
-    the others for them; ``tries`` is how many were trained, of which this one was chosen.
+    Attributes:
+        model: the network.
+        kind: what its outputs are.
+        records: of its epochs.
+        stream: the random stream as training left it.
+        seconds: how long training took.
+        structure: what was cut from the module that the factory makes.
+        uncut: layers that could not be cut, with the reason.
+        folded: whether the next layers compensate for the units that were cut.
+        tries: how many networks were trained, of which this one was chosen.
     """
 
     model: nn.Module
@@ -152,7 +117,7 @@ def load_recipe(settings: Settings) -> Recipe:
 
 
 Making = Callable[[], nn.Module]
-"""What makes a network, on any device; it may draw from torch's global stream."""
+"""Makes a network, on any device; it may draw from torch's global random stream."""
 
 
 def train_one(
@@ -186,9 +151,9 @@ def train_made(  # noqa: PLR0913 - what is trained, for how long, from which str
         make: gives the network.
         epochs: at most so many.
         seed: of torch's stream, where ``stream`` does not go on from one; of the loaders always.
-        stream: the state to start from: the oversized network's, for the slim one.
+        stream: the random state to begin with: the oversized network's, for the slim one.
         label: of the progress bar; no bar, if None.
-        teacher: a network on the recipe's device whose outputs are aimed at too.
+        teacher: a network on the recipe's device whose outputs are also aimed at.
 
     Raises:
         ValueError: the model does not fit the data, or the trainer fails.
@@ -204,13 +169,14 @@ def train_made(  # noqa: PLR0913 - what is trained, for how long, from which str
         _warm_up(recipe.device)
         began = time.perf_counter()
         if recipe.trainer is not None:
-            model = _by_user(recipe, model, make, epochs, seed)
+            model = _train_by_user(
+                recipe, recipe.trainer, make, model=model, epochs=epochs, seed=seed)
         kind = output_kind(model, _probe(recipe)[:2], split.task)
         records: list[EpochRecord] = []
         if recipe.trainer is None:
             budget = Budget(epochs, settings.lr, settings.optimizer, settings.batch_size,
                             settings.patience)
-            train, validation, loss = _aims(recipe, kind, teacher)
+            train, validation, loss = _data_and_loss(recipe, kind, teacher)
             steps = fit(model, train, loss, budget, generator=torch_generator(seed, Purpose.LOADER),
                         validation=validation if settings.patience else None)
             with _explained(recipe, model, records):
@@ -221,17 +187,20 @@ def train_made(  # noqa: PLR0913 - what is trained, for how long, from which str
 
 
 def _warm_up(device: torch.device) -> None:
-    """One step of an optimizer: what torch loads at its first is not the first network's time."""
+    """One step of an optimizer, so that what torch loads then is not counted as training time."""
     weight = nn.Parameter(torch.zeros(1, device=device))
     optimizer = torch.optim.Adam([weight])
-    weight.sum().backward()
+    weight.sum().backward()  # type: ignore[no-untyped-call]
     optimizer.step()
 
 
-def _aims(recipe: Recipe, kind: OutputKind, teacher: nn.Module | None) -> tuple[Any, Any, Any]:
-    """The training part, the validation part and the loss; with the teacher's outputs beside."""
-    train, validation = (_on(part, recipe.device)
-                         for part in (recipe.split.train, recipe.split.validation))
+def _data_and_loss(
+    recipe: Recipe, kind: OutputKind, teacher: nn.Module | None
+) -> tuple[Any, Any, Any]:
+    """Training part, validation part and loss; with a teacher its outputs are targets too."""
+    train, validation = (
+        (part.inputs.to(recipe.device), part.targets.to(recipe.device))
+        for part in (recipe.split.train, recipe.split.validation))
     loss = loss_for(recipe.split.task, kind)
     if teacher is None:
         return train, validation, loss
@@ -240,24 +209,54 @@ def _aims(recipe: Recipe, kind: OutputKind, teacher: nn.Module | None) -> tuple[
     return taught[0], taught[1], distillation_loss(loss, recipe.split.task, kind)
 
 
-def _by_user(
-    recipe: Recipe, model: nn.Module, make: Making, epochs: int, seed: int
+def _train_by_user(
+    recipe: Recipe, trainer: Trainer, make: Making, *, model: nn.Module, epochs: int, seed: int
 ) -> nn.Module:
-    trainer, name = recipe.trainer, str(recipe.settings.train)
-    assert trainer is not None
-    model = trained_by(trainer, name, model, recipe.split, epochs=epochs, seed=seed)
-    model = model.to(recipe.device)
+    """The network that the user's trainer returns, on the recipe's device; not a compiled one.
+
+    Raises:
+        ValueError: it raises anything, or returns no module, or another than it was given.
+    """
+    name, split = str(recipe.settings.train), recipe.split
+    with naming(f"train: {name} failed", ours=False):
+        trained = trainer(model, (TensorDataset(split.train.inputs, split.train.targets),
+                                  TensorDataset(split.validation.inputs, split.validation.targets)),
+                          epochs, seed)
+    if not isinstance(trained, nn.Module):
+        raise ValueError(f"train: expected {name} to return the trained torch.nn.Module, but it "
+                         f"returned {type(trained).__name__}")
+    trained = unwrapped(trained).to(recipe.device)
     with isolated():
-        again = make().to(recipe.device)
-    check_kept(name, model, again, _probe(recipe))
-    return model
+        fresh = make().to(recipe.device)
+    _check_reproducible(name, trained, fresh, _probe(recipe))
+    return trained
+
+
+def _check_reproducible(name: str, trained: nn.Module, fresh: nn.Module, inputs: Tensor) -> None:
+    """Whether the factory and the state alone make the trained network again: a run keeps no more.
+
+    Args:
+        name: of the trainer.
+        trained: what it returned.
+        fresh: a network from the factory, which is given the state of ``trained``.
+        inputs: some, on which the two must agree.
+    """
+    what = f"train: expected {name} to return the network it was given, trained, but it returned"
+    try:
+        fresh.load_state_dict(trained.state_dict())
+    except RuntimeError as error:
+        raise ValueError(f"{what} one of other parameters: {one_line(error)}") from error
+    with naming(f"{what} one that fails"), evaluating(trained), evaluating(fresh):
+        outputs = trained(inputs), fresh(inputs)
+        if not torch.allclose(*outputs, rtol=1e-3, atol=1e-5, equal_nan=True):
+            raise ValueError(f"{what} one that computes something else")
 
 
 @contextmanager
 def _explained(
     recipe: Recipe, model: nn.Module, records: Sequence[EpochRecord]
 ) -> Iterator[None]:
-    """What the forward, the loss or the optimizer raise, in one line that names a setting."""
+    """Errors of the forward, the loss or the optimizer become one line that names a setting."""
     try:
         yield
     except TrainingDiverged:
@@ -293,13 +292,9 @@ def _progress(
         yield record
 
 
-def _on(part: Part, device: torch.device) -> tuple[Tensor, Tensor]:
-    return part.inputs.to(device), part.targets.to(device)
-
-
 @dataclass(frozen=True)
 class Replicate:
-    """One repetition of the recipe: its seed, scores by test example, mean loss, stream."""
+    """One repetition of the recipe: its seed, scores by test example, mean loss, random stream."""
 
     seed: int
     scores: np.ndarray
@@ -314,7 +309,7 @@ class Replicate:
 
 def train_replicates(
     recipe: Recipe,
-    one: Callable[[int, int], Trained],
+    make: Callable[[int, int], Trained],
     main: tuple[Trained, Evaluation],
     *,
     count: int,
@@ -324,21 +319,21 @@ def train_replicates(
 
     Args:
         recipe: what is trained on what.
-        one: trains a network, given the replicate's number and its seed.
+        make: trains a network, given the replicate's number and its seed.
         main: the main network and its evaluation on the test part.
         count: how many, the main network among them.
         label: of the progress bar.
     """
     trained, evaluation = main
     settings = recipe.settings
-    found = [Replicate(settings.seed, evaluation.scores, evaluation.loss, trained.stream)]
+    replicates = [Replicate(settings.seed, evaluation.scores, evaluation.loss, trained.stream)]
     for number in tqdm(range(1, count), desc=label, disable=None, leave=False, unit="seed"):
         seed = replicate_seed(settings.seed, number)
         with naming_replicate(number, seed):
-            trained = one(number, seed)
+            trained = make(number, seed)
             result = recipe.evaluate(trained.model, recipe.split.test, trained.kind)
-        found.append(Replicate(seed, result.scores, result.loss, trained.stream))
-    return found
+        replicates.append(Replicate(seed, result.scores, result.loss, trained.stream))
+    return replicates
 
 
 def replicate_seed(seed: int, number: int) -> int:

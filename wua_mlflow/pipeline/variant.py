@@ -1,6 +1,6 @@
-"""A variant: one trained network with its replicates, as its run holds it.
+"""A variant: one trained network with its replicates, in memory and as its run holds it.
 
-May import: tracking, the recipe. Tests: ``tests/pipeline/test_steps.py``.
+Tests: ``tests/pipeline/test_workflow.py``, ``tests/pipeline/test_workflow_steps.py``.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ UNIT_ATTRIBUTES = ("out_features", "out_channels", "hidden_size", "embedding_dim
 MACHINE = ("device", "threads")
 """The settings that are of the machine, not of how a variant was made."""
 LONGEST_BEGINNING = 31
-"""Characters of a run's id that are not yet the whole."""
+"""So many characters are a shortened run id; a whole one has 32."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class ModelVariant:
 
     @property
     def adopted(self) -> bool:
-        """Whether it was trained elsewhere, nobody knows how."""
+        """Whether it was trained elsewhere; nothing is known of that training."""
         return Tag.ADOPTED in self.tags
 
     @property
@@ -223,12 +223,12 @@ def load_variant(
         replicates,
         dict(run.data.tags),
         dict(run.data.metrics),
-        _making(recipe, trained),
+        _loaded_or_trained_again(recipe, trained),
     )
 
 
-def _making(recipe: Recipe, trained: Trained) -> NetworkFactory:
-    """Of an original: the network that was loaded, and its replicates trained again."""
+def _loaded_or_trained_again(recipe: Recipe, trained: Trained) -> NetworkFactory:
+    """Gives the network that was loaded; its replicates are trained again."""
     again = from_scratch(recipe, recipe.settings.hidden, recipe.settings.epochs)
 
     def make(number: int, seed: int, label: str | None = None) -> Trained:
@@ -238,7 +238,7 @@ def _making(recipe: Recipe, trained: Trained) -> NetworkFactory:
 
 
 def _structure(store: Store, run: Run, folder: str) -> Specification | None:
-    """What was cut from what the factory makes; None where nothing was."""
+    """What was cut from the module that the factory makes; None where nothing was."""
     if Tag.STRUCTURE not in run.data.tags:
         return None
     path = store.client.download_artifacts(run.info.run_id, ArtifactPath.STRUCTURE, folder)
@@ -268,9 +268,10 @@ def _read_results(
 
 
 def _run(store: Store, run_id: str) -> Run:
+    """The run of a variant that is trained."""
     try:
-        whole = len(run_id) > LONGEST_BEGINNING
-        run = store.client.get_run(run_id) if whole else find_run(run_id)
+        shortened = len(run_id) <= LONGEST_BEGINNING
+        run = find_run(run_id) if shortened else store.client.get_run(run_id)
     except MlflowException as error:
         if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             raise
