@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from wua_mlflow import __version__
 from wua_mlflow.config import COMMAND_FIELDS, Settings, settings_yaml
 from wua_mlflow.data.datasets import DataSplit, is_file, takes
 from wua_mlflow.data.loaders import Feed, load_feed, part_feed, shared
@@ -27,27 +26,25 @@ from wua_mlflow.data.tasks import OutputKind, loss_for, output_kind
 from wua_mlflow.device import device_of, use_threads
 from wua_mlflow.distributed import on_all_ranks, processes, rank
 from wua_mlflow.errors import one_line
-from wua_mlflow.flops import CONVENTION, FlopCount, count_flops, count_parameters
+from wua_mlflow.flops import FlopCount, count_flops, count_parameters
 from wua_mlflow.imports import load_object
 from wua_mlflow.pipeline.models import BUILT_IN, check_fit, factory, made_by, naming, users_factory
 from wua_mlflow.pipeline.pictures import usage_pictures
 from wua_mlflow.pipeline.pretrained import load_weights
 from wua_mlflow.pipeline.train import (
     datasets_of,
-    missing_params,
     run_scope,
-    shown_params,
     step_status,
+    variant_tags,
+    write_params,
 )
 from wua_mlflow.pipeline.variant import ModelVariant
-from wua_mlflow.plots.style import variant_colour
 from wua_mlflow.pruning.cut import unit_groups
 from wua_mlflow.pruning.importance import unit_importance
 from wua_mlflow.rng import isolated, seed_all
 from wua_mlflow.tracking.log import Files, layers_table, usage_metrics, write
 from wua_mlflow.tracking.names import (
     ArtifactPath,
-    Kind,
     Metric,
     Tag,
     further_layers_table,
@@ -427,23 +424,14 @@ def _batches(subject: AnalyzedModel) -> Any:
 
 def _enter_run(stack: contextlib.ExitStack, store: Store, subject: AnalyzedModel) -> str:
     """Open the model's run; it ends with the stack."""
-    tags = {
-        Tag.KIND: Kind.VARIANT,
-        Tag.VARIANT: VariantName.OVERSIZED,
-        Tag.VERSION: __version__,
-        Tag.FLOP_CONVENTION: CONVENTION,
-        step_tag("analyze"): "running",
-        "mlflow.runName": subject.name,
-        "mlflow.runColor": variant_colour(VariantName.OVERSIZED),
-    }
+    tags = variant_tags(VariantName.OVERSIZED, subject.name, "analyze")
     if subject.widths is not None:
         tags[Tag.WIDTHS] = ",".join(map(str, subject.widths))
     if subject.split is not None:
         tags[Tag.TASK] = subject.split.task
     run_id = stack.enter_context(run_scope(store, subject.name, tags))
     stack.enter_context(step_status(store, run_id, "analyze"))
-    params = shown_params(subject.settings, _fields(subject))
-    write(store.client, run_id, params=missing_params(store, run_id, params))
+    write_params(store, run_id, subject.settings, _fields(subject))
     return run_id
 
 

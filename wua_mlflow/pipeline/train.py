@@ -32,11 +32,14 @@ from wua_mlflow.tracking.store import Store, ended, inherited_run, new_run
 from wua_mlflow.training.evaluation import Evaluation
 
 __all__ = [
-    "TrainingPlan", "datasets_of", "missing_params", "run_scope", "shown_params", "step_status",
-    "train_variant",
+    "TrainingPlan", "datasets_of", "run_scope", "step_status", "train_variant", "variant_tags",
+    "write_params",
 ]
 
 
+_PARAMS = ("data", "target", "model", "train", "hidden", "epochs", "criterion", "optimizer",
+           "batch_size", "lr", "patience", "seed", "seeds", "device", "threads")
+"""The settings that made a network: the params of its run."""
 _WITH_THE_MODEL = (ArtifactPath.STATE, ArtifactPath.STRUCTURE, ArtifactPath.SCALING,
                    ArtifactPath.CONFIG)
 _TRAINING_COSTS = (Metric.FLOPS_TRAINING, Metric.FLOPS_PTFLOPS_TRAINING, Metric.TRAINING_SECONDS)
@@ -142,7 +145,7 @@ def train_variant(store: Store, recipe: Recipe, plan: TrainingPlan) -> ModelVari
     inherit = plan.variant == VariantName.OVERSIZED and plan.pipeline is None
     with run_scope(store, plan.name, tags, parent=plan.pipeline, inherit=inherit) as run_id, \
             step_status(store, run_id, "train"):
-        write(store.client, run_id, params=missing_params(store, run_id, _params(settings)))
+        write_params(store, run_id, settings, _PARAMS)
         trained = plan.make(0, settings.seed, f"training {plan.name}")
         test = recipe.evaluate(trained.model, recipe.split.test, trained.kind)
         count = settings.seeds if plan.replicates is None else min(settings.seeds, plan.replicates)
@@ -150,10 +153,12 @@ def train_variant(store: Store, recipe: Recipe, plan: TrainingPlan) -> ModelVari
                                       label=f"replicates of {plan.name}")
         metrics = {**_score_metrics(recipe, trained, test, replicates),
                    **_cost_metrics(recipe, trained, plan)}
+        scaling = recipe.split.scaling
         files = {
+            **({ArtifactPath.SCALING: scaling.to_json(recipe.split.classes)} if scaling else {}),
             ArtifactPath.CONFIG: plan.origin + settings_yaml(settings),
             ArtifactPath.REPLICATES: replicates_table(replicates),
-            **_scaling(recipe), **variant_files(trained, test, replicates)}
+            **variant_files(trained, test, replicates)}
         model_id, sizes, unexported = _logged_model(
             store, run_id, variant_recipe, trained, plan, files)
         metrics |= sizes
@@ -164,12 +169,6 @@ def train_variant(store: Store, recipe: Recipe, plan: TrainingPlan) -> ModelVari
               tags=results, files=files)
     return ModelVariant(run_id, store.experiment_id, plan.name, plan.variant, variant_recipe,
                         trained, test, replicates, {**tags, **results}, metrics, plan.make)
-
-
-def _scaling(recipe: Recipe) -> Files:
-    """The file of the inputs' means and scales, where the data were standardised."""
-    scaling = recipe.split.scaling
-    return {} if scaling is None else {ArtifactPath.SCALING: scaling.to_json(recipe.split.classes)}
 
 
 def _result_tags(trained: Trained, plan: TrainingPlan) -> dict[str, str]:
@@ -190,10 +189,12 @@ def _epochs_trained(trained: Trained, plan: TrainingPlan) -> int:
     return len(trained.records) + (plan.parent.epochs_trained if plan.parent else 0)
 
 
-def missing_params(store: Store, run_id: str, params: Mapping[str, str]) -> dict[str, str]:
-    """The params that the run does not hold yet; one that ``mlflow run`` made holds some."""
+def write_params(store: Store, run_id: str, settings: Settings, fields: Iterable[str]) -> None:
+    """Log settings as params of a run, but for those that ``mlflow run`` has logged already."""
     present = store.client.get_run(run_id).data.params if run_id == inherited_run() else {}
-    return {name: value for name, value in params.items() if name not in present}
+    params = _as_text(settings, fields)
+    write(store.client, run_id, params={
+        name: text for name, text in params.items() if name not in present})
 
 
 def _logged_model(
@@ -208,7 +209,7 @@ def _logged_model(
     try:
         model_id, size = log_model(
             store.client, run_id, store.experiment_id, model, inputs, metadata=metadata,
-            params=_params(recipe.settings), tags={Tag.VARIANT: plan.variant},
+            params=_as_text(recipe.settings, _PARAMS), tags={Tag.VARIANT: plan.variant},
             files={path: files[path] for path in _WITH_THE_MODEL if path in files})
     except NotExportable as error:
         return None, {}, {Tag.UNEXPORTED: str(error)}
@@ -218,16 +219,10 @@ def _logged_model(
 def _tags(recipe: Recipe, plan: TrainingPlan) -> dict[str, str]:
     """Tags that are known before training."""
     tags = {
-        Tag.KIND: Kind.VARIANT,
-        Tag.VARIANT: plan.variant,
-        Tag.VERSION: __version__,
+        **variant_tags(plan.variant, plan.name, "train"),
         Tag.TASK: recipe.split.task,
         Tag.WIDTHS: ",".join(str(width) for width in plan.widths),
         Tag.TEST_DIGEST: recipe.split.test.digest,
-        Tag.FLOP_CONVENTION: CONVENTION,
-        step_tag("train"): "running",
-        "mlflow.runName": plan.name,
-        "mlflow.runColor": variant_colour(plan.variant),
         "mlflow.runType": "evaluation",  # the UI shows parents of such runs expanded
     }
     if plan.pipeline:
@@ -241,15 +236,16 @@ def _tags(recipe: Recipe, plan: TrainingPlan) -> dict[str, str]:
     return tags
 
 
-def _params(settings: Settings) -> dict[str, str]:
-    """The settings that made the network, as text."""
-    return shown_params(settings, (
-        "data", "target", "model", "train", "hidden", "epochs", "criterion", "optimizer",
-        "batch_size", "lr", "patience", "seed", "seeds", "device", "threads"))
+def variant_tags(variant: str, name: str, step: str) -> dict[str, str]:
+    """Tags of every variant's run, which begins with ``step``."""
+    return {
+        Tag.KIND: Kind.VARIANT, Tag.VARIANT: variant, Tag.VERSION: __version__,
+        Tag.FLOP_CONVENTION: CONVENTION, step_tag(step): "running", "mlflow.runName": name,
+        "mlflow.runColor": variant_colour(variant)}
 
 
-def shown_params(settings: Settings, fields: Iterable[str]) -> dict[str, str]:
-    """Settings as text, for a run's params; those that are unset are left out."""
+def _as_text(settings: Settings, fields: Iterable[str]) -> dict[str, str]:
+    """Settings as params; those that are unset are left out."""
     values = {name: getattr(settings, name) for name in fields}
     return {name: ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
             for name, value in values.items() if value is not None}

@@ -1,8 +1,9 @@
-"""Weights from a safetensors file: all of them, by name and shape, or none."""
+"""Weights from a file: all of them, by name and shape, or none."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -91,3 +92,35 @@ def test_what_is_no_file_of_tensors(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises(ValueError, match="^state: expected a .safetensors file, but '.' is a "
                                          "folder$"):
         load_weights(net(), ".")
+
+
+SAVE = "; save model.state_dict() alone, best as safetensors"
+
+
+@pytest.mark.parametrize(("content", "message"), [
+    (lambda model: model, "state: expected a state dict, but 'a.pt' holds other objects, which are "
+                          f"not unpickled{SAVE}"),
+    (lambda model: {**model.state_dict(), "epoch": 3},
+     f"state: expected tensors alone, but 'a.pt' has 'epoch', a int{SAVE}"),
+    (lambda model: [torch.ones(1)],
+     f"state: expected a state dict, but 'a.pt' holds a list{SAVE}"),
+    (lambda model: without(model.state_dict(), "0.bias"),
+     "state: expected all tensors of the model, but 'a.pt' has no '0.bias'"),
+], ids=["module", "checkpoint", "list", "lacks"])
+def test_what_is_no_state_dict_is_named_and_not_unpickled(
+    content: Callable[[nn.Module], object], message: str, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save(content(net(1)), "a.pt")
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        load_weights(net(2), "a.pt")
+
+
+def test_an_exported_graph_has_no_layers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a.pt2").write_bytes(b"PK\x03\x04")
+    with pytest.raises(ValueError, match="'a.pt2' is an exported graph, which has no layers"):
+        load_weights(net(), "a.pt2")
+    with pytest.raises(ValueError, match="'none.pt' does not exist"):
+        load_weights(net(), "none.pt")
