@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +33,6 @@ class Case:
     """By group the argument of ``build`` that sets its width."""
     readers: Where
     example: Callable[[int], Tensor]
-    fixed: Mapping[str, str] = field(default_factory=dict)
 
     def whole(self, seed: int = 0) -> nn.Module:
         torch.manual_seed(seed)
@@ -185,7 +184,7 @@ def _rows(*shape: int) -> Callable[[int], Tensor]:
 
 CASES = {
     "mlp": Case(mlp, {"a": 7, "b": 5}, {"0": [0, 3, 6], "2": [1, 4]}, {"0": "a", "2": "b"},
-                {"0": ["2"], "2": ["4"]}, _rows(4), {"4": "its units are the network's outputs"}),
+                {"0": ["2"], "2": ["4"]}, _rows(4)),
     "convolutions": Case(
         convolutions, {"a": 8, "b": 6}, {"0": [1, 2, 5], "5": [0, 1, 2, 5]}, {"0": "a", "5": "b"},
         {"0": ["5"], "5": ["7"]}, _rows(3, 8, 8)),

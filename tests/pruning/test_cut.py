@@ -170,6 +170,29 @@ def test_a_cut_that_is_not_what_was_planned_is_refused(monkeypatch, spoil):
         check_cut(model, made, structure, removed, example)
 
 
+@pytest.mark.parametrize(("spoil", "message"), [
+    (lambda made: setattr(made.head, "weight", nn.Parameter(made.emb.weight.detach().clone())),
+     "weights that were tied are not any more"),
+    (lambda made: made.register_forward_hook(lambda *call: call[2][:, :2]),
+     "it gives outputs of the shape (4, 2) instead of (4, 9)"),
+    (lambda made: made.register_forward_hook(lambda *call: 1 / 0),
+     "its forward fails: ZeroDivisionError: division by zero"),
+])
+def test_a_wrong_cut_ends_with_what_is_wrong(monkeypatch, spoil, message):
+    model, example = Tokens(), torch.randint(9, (4, 4))
+    structure, real = unit_groups(model, example), module.remove_units
+
+    def wrong(*arguments):
+        made = real(*arguments)
+        spoil(made)
+        return made
+
+    monkeypatch.setattr(module, "remove_units", wrong)
+    with pytest.raises(ValueError) as raised:
+        cut(model, example, {"up": [0, 3]}, structure)
+    assert str(raised.value) == f"model: cut as asked it is not what was planned: {message}"
+
+
 def test_a_library_that_cuts_wrongly_is_noticed_in_advance(monkeypatch):
     """A group whose trial cut fails is not offered, and says why."""
     real = module.remove_units

@@ -172,11 +172,10 @@ def test_a_module_that_is_called_twice_is_cut_once():
     assert found[0].c_attn.weight.shape == (12, 24)
 
 
-@pytest.mark.parametrize("kind", [Gpt2, Llama])
-def test_it_is_made_again_from_its_specification_and_exported(kind):
-    model, example = stack(kind), rows(3, 5, 12)
+def test_it_is_made_again_from_its_specification_and_exported():
+    model, example = stack(Gpt2), rows(3, 5, 12)
     done = cut(model, example, {"0": [0, 2]})
-    again = rebuild(stack(kind), example, done.specification)
+    again = rebuild(stack(Gpt2), example, done.specification)
     again.load_state_dict(done.model.state_dict())
     samples = torch.export.Dim("samples", min=1, max=4096)
     program = torch.export.export(again, (example,), dynamic_shapes=({0: samples},), strict=False)
@@ -186,12 +185,12 @@ def test_it_is_made_again_from_its_specification_and_exported(kind):
 
 
 def test_it_is_cut_again_from_round_to_round():
-    model, example = stack(Llama), rows(3, 5, 12)
+    """In two modules of one class with different numbers of heads."""
+    model, example = nn.Sequential(Llama(3), Llama(2), nn.Linear(12, 2)).eval(), rows(3, 5, 12)
     once = cut(model, example, {"0": [0, 2]})
     twice = cut(once.model, example, {"0": [1], "1": [0]})
-    assert twice.units["0"] == (2, 1)
-    both = rebuild(stack(Llama), example, once.specification.then(twice.specification))
-    both.load_state_dict(twice.model.state_dict())
+    assert (once.units["0"], twice.units) == ((3, 2), {"0": (2, 1), "1": (2, 1)})
+    assert twice.model[0].q_proj.out_features == twice.model[1].q_proj.out_features == 2 * SIZE
 
 
 def test_importance_of_a_head_is_its_gradient_along_what_it_gives(stacked):

@@ -80,6 +80,45 @@ def test_masks_are_respected():
         assert not torch.allclose(found(example, causal), found(example))
 
 
+def per_head(samples, heads):
+    """A mask for each sample and head; the first source is never masked."""
+    mask = rows(samples * heads, 5, 6) > 0.8
+    mask[..., 0] = False
+    return mask
+
+
+@pytest.mark.parametrize("options", [
+    {}, {"need_weights": False}, {"average_attn_weights": False},
+    {"key_padding_mask": torch.tensor([[False] * 4 + [True] * 2] * 3)},
+    {"attn_mask": per_head(3, 4)[0]}, {"attn_mask": per_head(3, 4), "need_weights": False},
+    {"attn_mask": rows(5, 6), "key_padding_mask": torch.tensor([[False] * 5 + [True]] * 3)},
+], ids=lambda options: ",".join(options))
+@pytest.mark.parametrize("form", ["batch first", "batch second", "one sample"])
+@pytest.mark.filterwarnings("ignore:Support for mismatched key_padding_mask and attn_mask")
+def test_with_all_heads_it_is_torchs_own(form, options):
+    original = nn.MultiheadAttention(8, 4, batch_first=form == "batch first").eval()
+    ours = PrunedMultiheadAttention(original, range(4))
+    query, key, value = rows(3, 5, 8), rows(3, 6, 8), rows(3, 6, 8, seed=4)
+    if form == "batch second":
+        query, key, value = (part.transpose(0, 1) for part in (query, key, value))
+    elif form == "one sample":
+        query, key, value = query[0], key[0], value[0]
+        options = {name: option[0] if name == "key_padding_mask" else option[:4]
+                   if name == "attn_mask" and option.dim() == 3 else option
+                   for name, option in options.items()}
+    expected, outputs = original(query, key, value, **options), ours(query, key, value, **options)
+    torch.testing.assert_close(outputs[0], expected[0], rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(outputs[1], expected[1], rtol=1e-4, atol=1e-6)
+
+
+def test_masks_of_another_number_of_heads_are_refused():
+    ours = PrunedMultiheadAttention(nn.MultiheadAttention(8, 4, batch_first=True), [0, 1])
+    x = rows(3, 5, 8)
+    with pytest.raises(ValueError, match="^attn_mask: expected one mask a head of 2 heads, or one "
+                                         "for all, but got 4$"):
+        ours(x, x, x, attn_mask=per_head(3, 4)[..., :5])
+
+
 def test_the_heads_and_the_feed_forward_of_an_encoder_layer():
     model, tokens = encoder().eval(), torch.randint(20, (4, 6))
     structure = unit_groups(model, tokens)

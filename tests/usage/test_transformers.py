@@ -97,7 +97,8 @@ def test_heads_are_cut(name):
     model, batch = built(name)
     module, reader, units = CUT[name]
     keep = [0, units - 1]
-    found = cut(model, batch, {module: keep[-1:] if units == 2 else keep})
+    kept = keep[-1:] if units == 2 else keep
+    found = cut(model, batch, {module: kept}, structure=grouped(name)[1])
     silent = copy.deepcopy(model)
     weight = silent.get_submodule(reader).weight.data
     columns = weight if name == "gpt2" else weight.T  # Conv1D: (inputs, outputs)

@@ -10,14 +10,13 @@ import pytest
 import torch
 from torch import nn
 
-from tests.networks import kept_streams, labels, rows, snapshot
+from tests.networks import kept_streams, snapshot
 from tests.widths.network_cases import trained, without
 from wua_mlflow.pruning.cut import unit_groups
 from wua_mlflow.pruning.importance import unit_importance
 from wua_mlflow.rng import Purpose, numpy_generator
 from wua_mlflow.widths import fidelity as fidelity_module
-from wua_mlflow.widths.fidelity import Fidelity, GroupFidelity, exact_changes, fidelity
-from wua_mlflow.widths.margin_search import scoring
+from wua_mlflow.widths.fidelity import Fidelity, GroupFidelity, fidelity
 
 
 @pytest.fixture(autouse=True)
@@ -59,33 +58,6 @@ def test_exact_changes_are_those_of_units_deleted_by_hand():
                                               abs=1e-6)
 
 
-def test_channels_before_batch_norm_deleted_by_hand():
-    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 3, 2),
-                          nn.Flatten(), nn.Linear(27, 3)).eval()
-    with torch.no_grad():
-        model[1].running_mean.uniform_(-0.2, 0.2)
-        model[1].weight.uniform_(0.5, 2)
-        model[1].bias.uniform_(0, 0.5)
-    data = rows(20, 1, 6, 6), labels(20, 3)
-
-    def narrower(unit):
-        kept = [other for other in range(4) if other != unit]
-        small = nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Conv2d(3, 3, 2),
-                              *model[4:]).eval()
-        state = {**{f"0.{n}": p[kept] for n, p in model[0].state_dict().items()},
-                 **{f"1.{n}": p[kept] if p.dim() else p for n, p in model[1].state_dict().items()},
-                 "3.weight": model[3].weight[:, kept], "3.bias": model[3].bias,
-                 **{f"5.{n}": p for n, p in model[5].state_dict().items()}}
-        small.load_state_dict(state)
-        return loss_of(small, data) - loss_of(model, data)
-
-    by_hand = [narrower(unit) for unit in range(4)]
-    structure = unit_groups(model, data[0][:2])
-    name = next(group.name for group in structure.groups if "0" in group.layers)
-    found = exact_changes(model, scoring(model, data), structure, name)
-    assert found[0].tolist() == pytest.approx(by_hand, abs=1e-6)
-
-
 @pytest.mark.parametrize("criterion", ["taylor", "magnitude"])
 def test_the_correlation_is_spearmans(criterion):
     model, data = trained(9, 7)
@@ -117,12 +89,6 @@ def test_reliability_is_the_correlation_of_halves():
     assert found.reliability_of_whole == pytest.approx(
         2 * np.mean(by_hand) / (1 + np.mean(by_hand)))
     assert found.metrics() == {"fidelity/reliability": found.reliability}
-
-
-def test_the_same_examples_over_and_over_are_reliable():
-    model, data = trained(9)
-    same = data[0][:1].expand(30, -1), data[1][:1].expand(30)
-    assert judged(model, same, {}, orders=0).reliability == pytest.approx(1.0, abs=0.05)
 
 
 def area_by_hand(model, data, order):
@@ -242,10 +208,3 @@ def test_what_is_wrong_in_one_line(importances, options, message):
     with pytest.raises(ValueError, match=message) as raised:
         judged(model, data, importances, **options)
     assert "\n" not in str(raised.value)
-
-
-def test_a_single_example_cannot_be_halved():
-    model, data = trained(6, steps=1)
-    structure = unit_groups(model, data[0][:2])
-    with pytest.raises(ValueError, match="data: expected at least two examples, but got 1"):
-        fidelity(model, (data[0][:1], data[1][:1]), structure, {})

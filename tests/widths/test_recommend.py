@@ -178,13 +178,6 @@ def test_some_layers_only():
     assert found.widths["2"] == apart.widths["2"]
 
 
-def test_structure_may_be_given():
-    model, data = trained(16, 12)
-    structure = unit_groups(model, data[0][:2])
-    found = recommend_widths(model, data, structure=structure, method="ablation")
-    assert found == recommend_widths(model, data, method="ablation")
-
-
 @pytest.mark.parametrize("criterion", ["magnitude", "wanda", "output"])
 def test_units_in_the_order_of_another_criterion(criterion):
     model, data = trained(10)

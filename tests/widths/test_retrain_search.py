@@ -47,13 +47,9 @@ def test_one_width_is_what_brute_force_finds(suggestion: int, seeds: int) -> Non
     assert found.widths == (smallest,)
     assert found.stopped == "converged"
     assert found.looks == len(found.trials) - 1 <= 2 + math.ceil(math.log2(65))
-
-
-def test_nothing_is_trained_twice_and_the_original_comes_first() -> None:
-    score = scoring(saturating)
-    found = search_widths(score, [64], [32], margin=0.02)
-    assert score.calls[:2] == [(64,), (32,)]  # type: ignore[attr-defined]
-    assert len(set(score.calls)) == len(score.calls) == len(found.trials)  # type: ignore[attr-defined]
+    trained = score.calls[:len(found.trials)]  # type: ignore[attr-defined]
+    assert trained[:2] == [(64,), (suggestion,)] or suggestion == 64
+    assert len(set(trained)) == len(trained)
 
 
 @pytest.mark.parametrize("runs", [2, 3, 5])
@@ -96,29 +92,27 @@ def test_layers_of_different_use_move_apart() -> None:
     assert len(found.trials) <= 40
 
 
-def test_the_same_seed_gives_the_same_search_and_no_global_stream_moves() -> None:
+def test_the_same_seed_gives_the_same_search_in_silence_and_no_global_stream_moves(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     torch.manual_seed(1)
     np.random.seed(1)
     random.seed(1)
     before = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
     level = optuna.logging.get_verbosity()
-    results = [search_widths(scoring(useful_first), [32, 32], [16, 16], margin=0.02, runs=12,
-                             seed=3) for _ in range(2)]
+    optuna.logging.enable_propagation()
+    try:
+        with caplog.at_level(logging.INFO):
+            results = [search_widths(scoring(useful_first), [32, 32], [16, 16], margin=0.02,
+                                     runs=12, seed=3) for _ in range(2)]
+    finally:
+        optuna.logging.disable_propagation()
     assert results[0] == results[1]
+    assert [record for record in caplog.records if record.name.startswith("optuna")] == []
     assert torch.equal(torch.get_rng_state(), before[0])
     assert np.array_equal(np.random.get_state()[1], before[1])
     assert random.getstate() == before[2]
     assert optuna.logging.get_verbosity() == level
-
-
-def test_optuna_says_nothing(caplog: pytest.LogCaptureFixture) -> None:
-    optuna.logging.enable_propagation()
-    try:
-        with caplog.at_level(logging.INFO):
-            search_widths(scoring(useful_first), [32, 32], [16, 16], margin=0.02, runs=10)
-    finally:
-        optuna.logging.disable_propagation()
-    assert [record for record in caplog.records if record.name.startswith("optuna")] == []
 
 
 def test_a_lucky_narrow_network_under_a_failing_wider_one_is_not_chosen() -> None:
@@ -187,11 +181,3 @@ def test_scores_that_do_not_fit_are_named(scores: np.ndarray, message: str) -> N
     with pytest.raises(ValueError, match=f"^{message}"):
         search_widths(lambda widths: np.ones(4) if widths == (64,) else scores, [64], [32],
                       margin=0.02)
-
-
-def test_an_error_of_the_training_passes() -> None:
-    def score(widths: tuple[int, ...]) -> np.ndarray:
-        raise RuntimeError("out of memory")
-
-    with pytest.raises(RuntimeError, match="out of memory"):
-        search_widths(score, [64], [32], margin=0.02)
