@@ -137,14 +137,15 @@ def compare_external(a: str, b: str, settings: Settings, *, data_given: bool) ->
     tests = choose_test_sets(models, settings, data_given=data_given)
     evaluations = [evaluate_model(model, test, data_given=data_given)
                    for model, test in zip(models, tests, strict=True)]
-    _check_same_examples(models, evaluations)
+    first, second = evaluations
+    _check_same_examples(models, first, second)
     costs, latencies = _costs(models, tests, settings)
     metrics = [_metrics(model, evaluation, cost, data_given=data_given)
                for model, evaluation, cost in zip(models, evaluations, costs, strict=True)]
     looks = _count_looks(store, models, evaluations, settings) if store else 1
     classes = next((model.split.classes for model in models if model.split), ())
     comparison = replace(
-        judge(*evaluations, settings, classes=classes, looks=looks),
+        judge(first, second, settings, classes=classes, looks=looks),
         ratios=ratios(*metrics), latency_ratio=latencies)
     names = [model.name for model in models]
     if names[0] == names[1]:
@@ -288,17 +289,14 @@ def evaluate_model(model: ComparedModel, test: TestSet, *, data_given: bool) -> 
         return evaluate(module, inputs, targets, task=test.task, kind=kind, digest=test.digest)
 
 
-def _check_same_examples(
-    models: Sequence[ComparedModel], evaluations: Sequence[Evaluation]
-) -> None:
+def _check_same_examples(models: Sequence[ComparedModel], a: Evaluation, b: Evaluation) -> None:
     """Raise unless both were tested on the same examples, with the classes numbered alike."""
-    a, b = evaluations
     first, second = (model.reference for model in models)
     if len(a.scores) != len(b.scores):
         raise ValueError(f"compare: expected both to be tested on the same examples, but "
                          f"{first} was on {len(a.scores)} and {second} on "
                          f"{len(b.scores)}; name one test set with --data")
-    amounts = [evaluation.task == "regression" for evaluation in evaluations]
+    amounts = [evaluation.task == "regression" for evaluation in (a, b)]
     alike = all(amounts) or (not any(amounts) and np.array_equal(a.targets, b.targets))
     if a.digest != b.digest or not alike:
         raise ValueError(f"compare: expected both to be tested on the same examples, but the test "

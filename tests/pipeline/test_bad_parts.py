@@ -51,15 +51,17 @@ EARLY = [
 ]
 
 
-@pytest.mark.parametrize(("words", "message"), EARLY, ids=[words for words, _ in EARLY])
 def test_what_can_be_known_before_training_fails_before(
-    words: str, message: str, here: Path, capsys: pytest.CaptureFixture[str]
+    here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    line = line_of(["run", "--seeds", "1", *words.split()], 1, capsys)
-    assert re.match(message, line), line
-    (run,) = all_runs()
-    assert (run.info.status, run.data.tags["wua.kind"]) == ("FAILED", "pipeline")
-    assert run.data.tags["wua.error"] == line
+    lines = []
+    for words, message in EARLY:
+        lines.append(line_of(["run", "--seeds", "1", *words.split()], 1, capsys))
+        assert re.match(message, lines[-1]), (words, lines[-1])
+    runs = all_runs()
+    assert [(run.info.status, run.data.tags["wua.kind"]) for run in runs] == [
+        ("FAILED", "pipeline")] * len(EARLY)
+    assert [run.data.tags["wua.error"] for run in runs] == lines
 
 
 FINE = "--model bad_parts:fine"
@@ -93,19 +95,21 @@ TRAINING = [
 ]
 
 
-@pytest.mark.parametrize(("words", "message"), TRAINING, ids=[words for words, _ in TRAINING])
 def test_training_that_fails_fails_variant_and_pipeline(
-    words: str, message: str, here: Path, capsys: pytest.CaptureFixture[str]
+    here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    line = line_of(["run", "--seeds", "1", "--epochs", "4", *words.split()], 1, capsys)
-    assert re.match(message, line), line
-    pipeline, variant = all_runs()
-    assert [run.data.tags["wua.kind"] for run in (pipeline, variant)] == ["pipeline", "variant"]
-    for run in (pipeline, variant):
-        assert run.info.status == "FAILED"
-        assert line.startswith(run.data.tags["wua.error"][:490])
-    assert variant.data.tags["wua.step.train"] == "failed"
-    assert pipeline.info.run_name == "usecase 10"
+    lines = []
+    for words, message in TRAINING:
+        lines.append(line_of(["run", "--seeds", "1", "--epochs", "4", *words.split()], 1, capsys))
+        assert re.match(message, lines[-1]), (words, lines[-1])
+    runs = all_runs()
+    for line, pipeline, variant in zip(lines, runs[::2], runs[1::2], strict=True):
+        assert [run.data.tags["wua.kind"] for run in (pipeline, variant)] == ["pipeline", "variant"]
+        for run in (pipeline, variant):
+            assert run.info.status == "FAILED"
+            assert line.startswith(run.data.tags["wua.error"][:490])
+        assert variant.data.tags["wua.step.train"] == "failed"
+        assert pipeline.info.run_name == "usecase 10"
 
 
 def test_a_replicate_that_diverges_is_named(

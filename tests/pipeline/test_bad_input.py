@@ -63,11 +63,10 @@ SETTINGS = [
 ]
 
 
-@pytest.mark.parametrize(("words", "message"), SETTINGS, ids=[words for words, _ in SETTINGS])
-def test_a_wrong_setting_starts_nothing(
-    words: str, message: str, here: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert line_of(["run", *words.split()], 2, capsys).startswith(message)
+def test_a_wrong_setting_starts_nothing(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for words, message in SETTINGS:
+        line = line_of(["run", *words.split()], 2, capsys)
+        assert line.startswith(message), words
     assert all_runs() == []
 
 
@@ -111,51 +110,51 @@ DATA = [
 ]
 
 
-@pytest.mark.parametrize(("words", "message"), DATA, ids=[words for words, _ in DATA])
-def test_wrong_data_fail_the_pipeline(
-    words: str, message: str, here: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    line = line_of(["run", "--seeds", "1", "--data", *words.split()], 1, capsys)
-    assert re.match(message, line), line
-    (run,) = all_runs()
-    assert (run.info.status, run.data.tags["wua.kind"]) == ("FAILED", "pipeline")
-    assert run.data.tags["wua.error"] in (line, "SystemExit: 3")
+def test_wrong_data_fail_the_pipeline(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = []
+    for words, message in DATA:
+        lines.append(line_of(["run", "--seeds", "1", "--data", *words.split()], 1, capsys))
+        assert re.match(message, lines[-1]), (words, lines[-1])
+    runs = all_runs()
+    assert [run.info.status for run in runs] == ["FAILED"] * len(DATA)
+    for run, line in zip(runs, lines, strict=True):
+        assert run.data.tags["wua.kind"] == "pipeline"
+        assert run.data.tags["wua.error"] in (line, "SystemExit: 3")
 
 
 @pytest.mark.parametrize("command", ["analyze", "slim", "compare"])
-@pytest.mark.parametrize(("run_id", "message"), [
-    ("nope", "run_id: no run has the id 'nope' in this store|run_id: no run has the id 'nope'"),
-    ("f" * 32, f"run_id: no run has the id '{'f' * 32}' in this store; `wua runs` lists them"),
-    ("abcd", "run_id: no run's id begins with 'abcd'"),
-    ("../mlruns", "run_id: no run has the id '../mlruns'"),
-])
-def test_an_unknown_run(
-    command: str, run_id: str, message: str, here: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    line = line_of([command, "--run-id", run_id], 1, capsys)
-    assert re.match(message, line), line
+def test_an_unknown_run(command: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for run_id, message in [
+        ("nope", "run_id: no run has the id 'nope'"),
+        ("f" * 32, f"run_id: no run has the id '{'f' * 32}' in this store; `wua runs` lists them"),
+        ("abcd", "run_id: no run's id begins with 'abcd'"),
+        ("../mlruns", "run_id: no run has the id '../mlruns'"),
+    ]:
+        line = line_of([command, "--run-id", run_id], 1, capsys)
+        assert line.startswith(message), line
     assert all_runs() == []
 
 
-@pytest.mark.parametrize("command", ["analyze", "slim", "compare"])
 def test_a_run_that_is_no_trained_variant(
-    command: str, here: Path, capsys: pytest.CaptureFixture[str]
+    here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     main(["run", "--data", "bad_parts:data", "--hidden", "6", "--epochs", "2", "--seeds", "1",
           "--model", "bad_parts:nan"])
     capsys.readouterr()
     pipeline, variant = all_runs()
-    ids = pipeline.info.run_id, variant.info.run_id
-    assert line_of([command, "--run-id", ids[0]], 1, capsys) == (
-        f"run_id: expected a variant's run, but {ids[0]} (bad_parts:data 6) is a pipeline's; "
-        f"`wua runs` lists the variants")
-    assert line_of([command, "--run-id", ids[1]], 1, capsys) == (
-        f"run_id: expected a trained variant, but the training of {ids[1]} (oversized 6) is failed")
     other = MlflowClient().create_run("0", run_name="of another tool").info.run_id
     MlflowClient().set_terminated(other)
-    assert line_of([command, "--run-id", other], 1, capsys) == (
-        f"run_id: expected a variant's run, but {other} (of another tool) was not made by wua; "
-        f"`wua runs` lists the variants")
+    ids = pipeline.info.run_id, variant.info.run_id
+    for command in ("analyze", "slim", "compare"):
+        assert line_of([command, "--run-id", ids[0]], 1, capsys) == (
+            f"run_id: expected a variant's run, but {ids[0]} (bad_parts:data 6) is a pipeline's; "
+            f"`wua runs` lists the variants")
+        assert line_of([command, "--run-id", ids[1]], 1, capsys) == (
+            f"run_id: expected a trained variant, but the training of {ids[1]} (oversized 6) is "
+            f"failed")
+        assert line_of([command, "--run-id", other], 1, capsys) == (
+            f"run_id: expected a variant's run, but {other} (of another tool) was not made by "
+            f"wua; `wua runs` lists the variants")
 
 
 def test_steps_of_a_variant_that_cannot_be_taken(
