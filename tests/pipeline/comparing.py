@@ -28,6 +28,7 @@ from wua_mlflow.tracking.store import connect
 EXIT = {"non_inferior": 0, "inferior": 3, "inconclusive": 4}
 FEATURES = ["a", "b", "c"]
 FRESH = ("--data", "fresh.csv", "--target", "y")
+FRESH_AMOUNTS = ("--data", "amounts.parquet", "--target", "z")
 
 
 def rows(seed: int, count: int = 300) -> pd.DataFrame:
@@ -66,13 +67,13 @@ def made(tmp_path_factory: pytest.TempPathFactory, migrated_database: Path) -> M
 def _trained(folder: Path) -> Made:
     rows(0).drop(columns="z").to_csv(folder / "classes.csv", index=False)
     rows(0).drop(columns="y").to_csv(folder / "amounts.csv", index=False)
-    common = {"seeds": 1, "epochs": 6, "lr": 0.02, "batch_size": 32}
+    common = {"seeds": 1, "epochs": 20, "lr": 0.02, "batch_size": 32}
     classes = {"data": str(folder / "classes.csv"), "target": "y", **common}
     amounts = {"data": str(folder / "amounts.csv"), "target": "z", **common}
     recipes = {
         "A": {**classes, "hidden": 6, "seed": 1}, "B": {**classes, "hidden": 3, "seed": 1},
         "C": {**classes, "hidden": 3, "seed": 2}, "P": {**amounts, "hidden": 6},
-        "Q": {**amounts, "hidden": 2}, "D": {"data": "digits", **common, "hidden": 16},
+        "Q": {**amounts, "hidden": 2}, "D": {"data": "digits", **common, "hidden": 16, "epochs": 3},
         "E": {"data": "digits", "model": "cnn", **common, "hidden": 4, "epochs": 1},
     }
     before = os.getcwd(), mlflow.get_tracking_uri()

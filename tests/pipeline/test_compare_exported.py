@@ -1,11 +1,14 @@
-"""``wua compare A B`` of logged models, ours and those from elsewhere."""
+"""Saved models: the rows that they take, and ``wua compare A B`` of ours and of others."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import mlflow
 import numpy as np
 import pandas as pd
+import pytest
 import torch
 from mlflow.tracking import MlflowClient
 from torch import nn
@@ -14,6 +17,7 @@ from tests.pipeline import comparing
 from tests.pipeline.comparing import (
     FEATURES,
     FRESH,
+    FRESH_AMOUNTS,
     PARTIAL,
     WHOLE,
     Compare,
@@ -22,6 +26,7 @@ from tests.pipeline.comparing import (
     Weighing,
     assert_same_verdict,
     by_weights,
+    forward,
     fresh_scores,
     log_model,
     model_of,
@@ -29,6 +34,7 @@ from tests.pipeline.comparing import (
     rows,
 )
 
+pytestmark = pytest.mark.xdist_group("compared")
 made, runs, compare, refused = comparing.made, comparing.runs, comparing.compare, comparing.refused
 
 
@@ -59,12 +65,57 @@ def test_a_model_that_a_run_of_ours_logged_is_taken_as_the_run_is(
 ) -> None:
     """On the run's own test part, or with its scaling of fresh rows."""
     address = {letter: model_of(runs[letter]) for letter in "ABC"}
-    for more in ((), FRESH):
-        as_runs = compare(runs["A"], runs["B"], *more)
-        assert compare(address["A"], address["B"], *more)["artifact"] == as_runs["artifact"]
-        assert compare(runs["A"], address["B"], *more)["artifact"] == as_runs["artifact"]
+    as_runs = compare(runs["A"], runs["B"])
+    assert compare(address["A"], address["B"])["artifact"] == as_runs["artifact"]
+    assert compare(runs["A"], address["B"])["artifact"] == as_runs["artifact"]
     as_runs = compare(runs["A"], runs["C"], *FRESH)
     assert compare(address["A"], address["C"], *FRESH)["artifact"] == as_runs["artifact"]
+
+
+@pytest.mark.parametrize(("pair", "fresh"), [("AB", FRESH), ("PQ", FRESH_AMOUNTS)])
+def test_saved_models_whose_runs_are_not_known(
+    pair: str, fresh: tuple[str, ...], runs: dict[str, str], compare: Compare
+) -> None:
+    """They take raw rows; where no data are named, the other side's test part as it was read."""
+    first, second = (runs[letter] for letter in pair)
+    addresses = model_of(first), model_of(second)
+    by_runs = [compare(first, second, *words)["artifact"] for words in ((), fresh)]
+    MlflowClient().set_tag(first, "wua.kind", "of another store")
+    found = compare(addresses[0], second)
+    assert found["metrics"]["compare/flops_ratio"] > 1
+    MlflowClient().set_tag(second, "wua.kind", "of another store")
+    for artifact, expected in zip((found["artifact"], compare(*addresses, *fresh)["artifact"]),
+                                  by_runs, strict=True):
+        for name in ("delta", "low", "high"):
+            assert artifact[name] == pytest.approx(expected[name], abs=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore:The given NumPy array is not writable")  # MLflow's, of a table
+@pytest.mark.parametrize("letter", ["A", "P"])
+def test_a_saved_model_takes_raw_rows_as_the_file_beside_it_says(
+    letter: str, runs: dict[str, str], tmp_path: Path
+) -> None:
+    folder = Path(MlflowClient().download_artifacts(runs[letter], "state", str(tmp_path)))
+    scaling = json.loads((folder / "scaling.json").read_text())
+    frame = rows(0)
+    inputs = frame[FEATURES].to_numpy()
+    model = mlflow.pyfunc.load_model(model_of(runs[letter]))
+    answers = np.asarray(model.predict(inputs)).ravel()
+    by_table = np.asarray(model.predict(pd.DataFrame(inputs))).ravel()
+    np.testing.assert_array_equal(by_table, answers)
+    by = scaling["inputs"]
+    outputs = forward(runs[letter], (inputs - by["mean"]) / by["scale"])
+    if letter == "P":
+        by = scaling["targets"]
+        assert scaling["classes"] == []
+        np.testing.assert_allclose(answers, outputs * by["scale"][0] + by["mean"][0], rtol=1e-4)
+        assert np.corrcoef(answers, frame["z"])[0, 1] > 0.9
+        assert abs(answers.mean() - frame["z"].mean()) < 0.1 * frame["z"].std()
+    else:
+        assert scaling["targets"] is None
+        np.testing.assert_allclose(answers, 1 / (1 + np.exp(-outputs)), atol=1e-4)
+        names = np.array(scaling["classes"])[(answers > 0.5).astype(int)]
+        assert (names == frame["y"]).mean() > 0.85
 
 
 def test_classes_of_a_model_from_elsewhere_are_its_outputs_places(

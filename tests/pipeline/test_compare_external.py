@@ -17,6 +17,7 @@ from tests.pipeline import comparing
 from tests.pipeline.comparing import (
     FEATURES,
     FRESH,
+    FRESH_AMOUNTS,
     WHOLE,
     Compare,
     Made,
@@ -34,6 +35,7 @@ from tests.pipeline.comparing import (
 from wua_mlflow.cli.main import main
 from wua_mlflow.tracking.store import connect
 
+pytestmark = pytest.mark.xdist_group("compared")
 made, runs, compare, refused = comparing.made, comparing.runs, comparing.compare, comparing.refused
 
 
@@ -69,8 +71,7 @@ def test_fresh_rows_go_through_each_runs_own_scaling(
 
 def test_fresh_amounts(made: Made, runs: dict[str, str], compare: Compare) -> None:
     """R² in the data's own unit, by hand; the networks were trained on standardised targets."""
-    found = compare(runs["P"], runs["Q"], "--data", "amounts.parquet", "--target", "z",
-                    "--margin", "0.3")
+    found = compare(runs["P"], runs["Q"], *FRESH_AMOUNTS, "--margin", "0.3")
     fresh = rows(7, 400)
     truth = fresh["z"].to_numpy()
     scores = []
