@@ -30,7 +30,7 @@ _NUMBERS_AT_ONCE = 2**22
 
 @dataclass(frozen=True)
 class ConsumerInput:
-    """Where the input of a module that reads a group holds its units.
+    """Where a layer's input holds the units of a group that it reads.
 
     Attributes:
         module: the layer that reads them.
@@ -60,7 +60,7 @@ class ConsumerInput:
 
 @dataclass
 class Moments:
-    """Count, mean and scatter of rows, in float64, whatever the batches.
+    """Running count, mean and scatter matrix of rows, in float64; the batch split does not matter.
 
     ``scatter`` is the sum of the outer products of the rows' deviations from ``mean``.
     """
@@ -70,7 +70,7 @@ class Moments:
     scatter: Tensor
 
     def add(self, rows: Tensor) -> None:
-        """Take in rows of shape (rows, units) (Chan, Golub & LeVeque 1983)."""
+        """Update with rows of shape (rows, units) (Chan, Golub & LeVeque 1983)."""
         for chunk in torch.split(rows, max(1, _NUMBERS_AT_ONCE // max(1, rows.shape[1]))):
             values = chunk.double()
             mean = values.mean(0)
@@ -84,7 +84,7 @@ class Moments:
 
 
 def consumer_inputs(model: nn.Module, group: UnitGroup) -> list[ConsumerInput] | str:
-    """Where the group's readers take it in; or, in one line, why that cannot be seen.
+    """The layer inputs that hold the group's units; or, in one line, why there are none to observe.
 
     Weights with which a recurrent layer reads its own units are left out: the same activations
     come to the other readers.
@@ -105,7 +105,7 @@ def consumer_inputs(model: nn.Module, group: UnitGroup) -> list[ConsumerInput] |
 
 
 def _input_dim(module: nn.Module, attribute: str) -> int | None:
-    """Along which dimension, from the end, a module's input holds what the weight reads."""
+    """The dimension, from the end, of a module's input that holds the features of the weight."""
     if isinstance(module, nn.RNNBase):
         return -1 if attribute in ("weight_ih_l0", "weight_ih_l0_reverse") else None
     if attribute != "weight":
@@ -118,7 +118,7 @@ def _input_dim(module: nn.Module, attribute: str) -> int | None:
 
 
 def outgoing_norms(model: nn.Module, group: UnitGroup) -> Tensor:
-    """The norm of the weights that read each unit, over all readers; float64, shape (units,)."""
+    """The L2 norm of each unit's outgoing weights, over all readers; float64, shape (units,)."""
     total = torch.zeros(group.units, dtype=torch.float64)
     for reader in group.readers:
         weight = model.get_parameter(reader.parameter).detach().double().cpu()
@@ -134,7 +134,7 @@ Measured = dict[str, list[tuple[ConsumerInput, Moments]]]
 def measure_moments(
     model: nn.Module, groups: Iterable[UnitGroup], run: Callable[[], object]
 ) -> tuple[Measured, dict[str, str]]:
-    """The moments of the groups' activations; and the groups without, with the reason.
+    """The moments of each group's activations; and the groups that have none, with the reason.
 
     Args:
         model: unwrapped.
@@ -173,7 +173,7 @@ def _no_moments(consumer: ConsumerInput) -> Moments:
 
 
 def run_in_chunks(model: nn.Module, inputs: Tensor) -> None:
-    """Run a model over the inputs, a few at a time; left as found."""
+    """Run a model over the inputs in chunks; it is left as found."""
     with evaluating(model, grad=False):
         for rows in torch.split(inputs, rows_at_once(inputs.shape)):
             model(rows.clone())
@@ -184,7 +184,7 @@ Change = tuple[ConsumerInput, Callable[[Tensor], Tensor]]
 
 
 def modified_inputs(changes: Iterable[Change]) -> AbstractContextManager[None]:
-    """A block in which the rows of each consumer pass through its function before they are read."""
+    """A block in which a function changes the activations that each consumer reads."""
     by_module: dict[nn.Module, list[Change]] = {}
     for consumer, change in changes:
         by_module.setdefault(consumer.module, []).append((consumer, change))

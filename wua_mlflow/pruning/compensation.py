@@ -29,7 +29,7 @@ def compensated(
     keep: Mapping[str, Sequence[int]],
     inputs: Tensor,
 ) -> nn.Module:
-    """A copy whose units that stay are read for those that go, too; it still has all units.
+    """A copy whose next layers compensate for the units to be removed; it still has all units.
 
     Each unit that goes is fitted to those of its group that stay, by least squares over all that
     the readers read; a reader's weights of it are added, by that fit, to its weights of the others,
@@ -70,7 +70,7 @@ def compensated(
 def _compensate(
     model: nn.Module, reader: ParameterSlice, moments: Moments, units: tuple[list[int], list[int]]
 ) -> None:
-    """Add to the reader's weights of the units that are kept those of the removed ones, fitted."""
+    """Add the weights of the removed units, times the fit, to those of the units that are kept."""
     kept, removed = units
     module = model.get_submodule(reader.module)
     bias = getattr(module, "bias", None)
@@ -94,7 +94,7 @@ def _compensate(
 
 
 def _fit(scatter: Tensor, kept: list[int], removed: list[int]) -> Tensor | None:
-    """The removed units as sums of those kept, shape (kept, removed); None where none varies."""
+    """Least-squares coefficients, shape (kept, removed); None where no kept unit varies."""
     normal = scatter[kept][:, kept]
     ridge = _RIDGE * normal.diagonal().mean()
     if not bool(ridge > 0):
@@ -105,7 +105,7 @@ def _fit(scatter: Tensor, kept: list[int], removed: list[int]) -> Tensor | None:
 
 
 def _pads(module: Any) -> bool:
-    """Whether some outputs of a convolution read zeros that stand for no activation."""
+    """Whether a convolution reads padding, or outputs that only some kernel positions reach."""
     if not isinstance(module, nn.modules.conv._ConvNd):
         return False
     padding = module.padding

@@ -39,7 +39,7 @@ TRIAL = "cut on trial"
 
 @dataclass(frozen=True)
 class Cut:
-    """A network that was cut, and verified.
+    """A pruned network, verified to be what was planned, and what was cut.
 
     Attributes:
         model: the cut network, on the device and in the modes of the original.
@@ -63,7 +63,7 @@ class Cut:
 
 
 def unit_groups(model: nn.Module, example: Any) -> UnitGroups:
-    """The groups of units that can be cut, each tried out; and the layers that cannot, with why.
+    """The groups of units that can be cut, by trial; and the layers that cannot, with reasons.
 
     Args:
         model: any module; left as found.
@@ -97,7 +97,7 @@ def cut(
     model: nn.Module, example: Any, keep: Mapping[str, Sequence[int]],
     structure: UnitGroups | None = None,
 ) -> Cut:
-    """The network with these units of each group alone; groups that are not named keep all.
+    """A copy of the network with only these units of each group; groups not named keep all.
 
     Verified after the cut, at several batch sizes: shapes, parameters and FLOPs are what was
     planned, weights that were tied still are, and the outputs are those of the masked original.
@@ -207,7 +207,9 @@ class _Trial:
 def resolve_head_attributes(
     trial: _Trial, structure: UnitGroups
 ) -> tuple[UnitGroups, dict[str, str]]:
-    """The heads with the numbers of their modules that fall with them, by trial; and which fail.
+    """Find by trial which attributes of a module (as ``num_heads``) must change when heads are cut.
+
+    Returns the structure with these, and the groups for which no choice works, with the reason.
 
     Modules of one class are alike: cut half of them at a time, since heads that other modules
     count on (a bias that a later layer takes over) show only where these keep theirs.
@@ -232,8 +234,7 @@ def resolve_head_attributes(
 def _resolve_by_trial(
     trial: _Trial, structure: UnitGroups, alike: Sequence[UnitGroup]
 ) -> tuple[Sequence[UnitGroup], str]:
-    """These heads, with the first attributes that a cut succeeds with; else the likeliest, and why.
-    """
+    """The groups with the first attributes that work; else the likeliest ones, and the error."""
     likeliest: tuple[Sequence[UnitGroup], str] | None = None
     candidates = (list(head_attribute_candidates(trial.model, group)) for group in alike)
     for groups in zip(*candidates, strict=False):
@@ -250,7 +251,7 @@ def _resolve_by_trial(
 
 
 def _with_groups(structure: UnitGroups, groups: Sequence[UnitGroup]) -> UnitGroups:
-    """The structure with these groups in the place of those of the same names."""
+    """The structure with these groups instead of those of the same names."""
     by_name = {group.name: group for group in groups}
     return replace(structure, groups=tuple(
         by_name.get(group.name, group) for group in structure.groups))
@@ -259,7 +260,7 @@ def _with_groups(structure: UnitGroups, groups: Sequence[UnitGroup]) -> UnitGrou
 def _failing_groups(
     trial: _Trial, structure: UnitGroups, removed: Removed
 ) -> dict[str, str]:
-    """The groups whose cut is not what was planned, alone or beside those before it."""
+    """The groups whose cut goes wrong, alone or together with others, with the reason."""
     if not removed or not trial.failure(structure, removed):
         return {}
     alone = {name: trial.failure(structure, {name: units}) for name, units in removed.items()}
@@ -267,7 +268,7 @@ def _failing_groups(
     working: dict[str, Sequence[int]] = {}
 
     def add(names: Sequence[str]) -> None:
-        """Take them in: all at once, or else by halves."""
+        """Add these groups to those that work together: all at once, or else by halves."""
         added = {name: removed[name] for name in names}
         failure = trial.failure(structure, {**working, **added}) if added else ""
         if not failure:
@@ -283,7 +284,7 @@ def _failing_groups(
 
 
 def _restore_ties(model: nn.Module, ties: set[tuple[str, ...]]) -> None:
-    """Tie parameters again that the library took apart, where they still are alike."""
+    """Tie parameters again that pruning separated, where they are still equal."""
     parameters = dict(model.named_parameters(remove_duplicate=False))
     for names in ties:
         if not all(name in parameters for name in names):
@@ -322,7 +323,7 @@ class Specification:
         return {name: len(units) for keep in self.rounds for name, units in keep.items()}
 
     def then(self, later: Specification) -> Specification:
-        """This, and after it what was cut later."""
+        """This, followed by a later specification."""
         return Specification((*self.rounds, *later.rounds))
 
     def to_json(self) -> str:
@@ -353,7 +354,7 @@ class Specification:
 
 
 def rebuild(model: nn.Module, example: Any, specification: Specification) -> nn.Module:
-    """The cut module, made again from what the factory makes; its weights mean nothing yet.
+    """The pruned architecture again, from a new network of the factory; its weights mean nothing.
 
     Args:
         model: fresh from the factory; left as found.

@@ -93,7 +93,7 @@ def select(parameter: Tensor, dim: int, positions: Sequence[int]) -> nn.Paramete
 
 @dataclass(frozen=True)
 class GroupMember:
-    """One layer of a group: what of it goes with the units.
+    """A layer in a dependency group, and which of its inputs or outputs go with the units.
 
     Attributes:
         name: of the module; a parameter's own, where no module owns it.
@@ -188,7 +188,7 @@ class EndlessError(ValueError):
 
 @contextmanager
 def _bounded_search(library: Any, largest: int) -> Iterator[None]:
-    """End the library's search for what goes with some units at positions that no layer has.
+    """Stop the library's search for dependencies at positions that no layer has.
 
     It never ends where heads share their keys (grouped-query attention).
     """
@@ -217,7 +217,7 @@ class _Opaque(torch.autograd.Function):
 
 @contextmanager
 def _recurrent_layers_opaque(model: nn.Module) -> Iterator[None]:
-    """The trace does not look into recurrent layers, and takes their last states as outputs.
+    """Trace each recurrent layer as one step, whose last states depend on its outputs.
 
     It follows a module's first result only; ``h_n`` of one-way layers has the same units.
     """

@@ -1,6 +1,6 @@
 """The groups of units of a model, read from its dependency graph; and the layers that have none.
 
-Tests: ``tests/pruning/test_unit_groups.py``.
+Tests: ``tests/pruning/test_find_groups.py``.
 """
 
 from __future__ import annotations
@@ -50,7 +50,11 @@ def prunable_copy(model: nn.Module) -> nn.Module:
 
 
 def find_groups(model: nn.Module, example: Any) -> UnitGroups:
-    """Every group of units of a model from ``prunable_copy``, before any is tried out.
+    """All groups of units by the dependency graph of a model, before any trial cut.
+
+    Args:
+        model: from ``prunable_copy``.
+        example: a batch as the model takes it.
 
     Raises:
         ValueError: the model cannot be traced.
@@ -114,7 +118,7 @@ def _group(
 def _with_heads(
     model: nn.Module, example: Any, groups: list[UnitGroup], not_prunable: dict[str, str]
 ) -> UnitGroups:
-    """The groups with those of heads, which take layers from others."""
+    """Add the groups of attention heads; layers that make heads are in no other group."""
     heads, refused = attention_groups(model)
     for group in projected_head_groups(model, example):
         reason = _tied_elsewhere(model, group)
@@ -140,7 +144,7 @@ def makes_units(module: nn.Module) -> bool:
 
 
 def _tied_elsewhere(model: nn.Module, group: UnitGroup) -> str:
-    """Why a group cannot be cut whose weights are also others', that do not go with its units."""
+    """Why tied weights forbid cutting a group; "" where none do."""
     held = {(slice_.parameter, slice_.dim) for slice_ in (*group.makers, *group.readers)}
     aliases = tied_names(model)
     for name, dim in sorted(held):
@@ -183,7 +187,7 @@ def _not_prunable(
 
 
 def _untraced(model: nn.Module, traced: set[str]) -> Iterator[tuple[str, str]]:
-    """Layers with a weight matrix that the graph does not hold, and matrices that no layer has."""
+    """Layers that the graph misses, and weight matrices outside layers, with the reason."""
     attention = [name for name, module in model.named_modules() if isinstance(module, ATTENTION)]
     for name, module in model.named_modules():
         if name in attention and f"{name}.out_proj" not in traced:
@@ -199,7 +203,7 @@ def _untraced(model: nn.Module, traced: set[str]) -> Iterator[tuple[str, str]]:
 
 
 def _columns(member: GroupMember, units: int) -> tuple[tuple[int, ...], ...]:
-    """By unit its positions along the layer's inputs or outputs."""
+    """The positions of each unit along the layer's inputs or outputs."""
     columns: list[list[int]] = [[] for _ in range(units)]
     for position, unit in zip(member.positions, member.units, strict=True):
         columns[unit % units].append(position)

@@ -159,7 +159,7 @@ ATTENTION = (nn.MultiheadAttention, PrunedMultiheadAttention)
 
 
 def _as_logits(mask: Tensor, like: Tensor) -> Tensor:
-    """What a mask adds to the logits: where it is of booleans, minus infinity for True."""
+    """A mask as numbers to add to the logits: minus infinity where a boolean mask is True."""
     if mask.dtype != torch.bool:
         return mask.to(like.dtype)
     return torch.zeros_like(mask, dtype=like.dtype).masked_fill(mask, float("-inf"))
@@ -188,7 +188,7 @@ def prune_heads(model: nn.Module, group: UnitGroup, removed: Sequence[int]) -> N
 
 
 def _update_sizes(layer: Any) -> None:
-    """Make the sizes that a layer states those of its weight."""
+    """Set the sizes that a layer states to those of its weight."""
     if isinstance(layer, nn.Linear):
         layer.out_features, layer.in_features = layer.weight.shape
     elif isinstance(layer, nn.Embedding):
@@ -208,7 +208,7 @@ NOT_COUNTS = ("dim", "size", "group", "idx", "index")
 
 
 def projected_head_groups(model: nn.Module, example: Any) -> list[UnitGroup]:
-    """A group of heads for each module that makes them with layers of its own, in order.
+    """The groups of heads of modules with separate layers for queries, keys and values, in order.
 
     A unit is a head; where several share their keys and values (grouped-query attention, Ainslie
     et al. 2023, arXiv 2305.13245), it is all of these with what they share. The columns with which
@@ -246,7 +246,7 @@ def projected_head_groups(model: nn.Module, example: Any) -> list[UnitGroup]:
 
 
 def head_attribute_candidates(model: nn.Module, group: UnitGroup) -> Iterator[UnitGroup]:
-    """The group with the attributes of its module that might fall with its heads, likeliest first.
+    """Guesses of which attributes of a module count its heads or their total size, likeliest first.
 
     How many heads there are; with one of the numbers that are as large as what the heads make in
     all, since others of that size (a window, a longest length) mean something else; with all of
@@ -301,7 +301,7 @@ class _Heads:
 def _find_heads(
     module: nn.Module, within: Sequence[Call], order: Sequence[Call]
 ) -> _Heads | None:
-    """The finest heads that the layers of a module make, for one of them or the next layer.
+    """The heads that a module's layers make and that one of them, or the next layer, reads.
 
     None, too, where two layers read heads: the numbers of the module are those of both.
     """
@@ -320,7 +320,7 @@ def _find_heads(
 
 
 def _numbers_of_parts(module: nn.Module, size: int) -> list[int]:
-    """In how many parts of one size the columns might be divided into heads, by its numbers."""
+    """Into how many equal parts a layer's inputs may divide, by the module's whole numbers."""
     config = getattr(module, "config", None)
     of_config = {name: value for name, value in getattr(config, "__dict__", {}).items()
                  if type(value) is int and value > 1 and "head" in name}
@@ -336,7 +336,7 @@ def _numbers_of_parts(module: nn.Module, size: int) -> list[int]:
 
 
 def _divide(reader: Call, makers: Sequence[Call], parts: int) -> _Heads | None:
-    """The units, where each part depends on rows of its own of at least one layer."""
+    """Divide the inputs into parts; None unless each depends on outputs of its own."""
     size = reader.inputs.shape[-1] // parts
     blocks = [range(part * size, (part + 1) * size) for part in range(parts)]
     used = [call for call, rows in zip(makers, _dependences(reader, blocks[0], makers), strict=True)
@@ -355,7 +355,7 @@ def _divide(reader: Call, makers: Sequence[Call], parts: int) -> _Heads | None:
 
 
 def _attends(reader: Call, makers: Sequence[Call]) -> bool:
-    """Whether a column at the last position depends on a part of what is made at several."""
+    """Whether an input at the last position depends on outputs at several, as in attention."""
     column = reader.inputs.flatten(0, -2)[-1:, :1]
     return any(bool(1 < len(_nonzero(gradient)) < gradient.shape[-1]) and
                int((gradient != 0).flatten(0, -2).any(-1).sum()) > 1
@@ -364,7 +364,7 @@ def _attends(reader: Call, makers: Sequence[Call]) -> bool:
 
 
 def _gradients(inputs: Tensor, makers: Sequence[Call]) -> list[Tensor | None]:
-    """Of the inputs, weighted, with respect to each layer's outputs; None where it has none."""
+    """Gradients of the inputs' weighted sum by each layer's outputs; None where there is none."""
     outputs = [call.outputs for call in makers if call.outputs.requires_grad]
     if not inputs.requires_grad or not outputs:
         return [None] * len(makers)
@@ -375,7 +375,7 @@ def _gradients(inputs: Tensor, makers: Sequence[Call]) -> list[Tensor | None]:
 
 
 def _dependences(reader: Call, columns: range, makers: Sequence[Call]) -> list[set[int]]:
-    """By layer which of its outputs these columns of the reader's inputs depend on."""
+    """Which outputs of each layer these columns of the reader's inputs depend on."""
     inputs = reader.inputs[..., columns.start: columns.stop]
     return [set() if gradient is None else _nonzero(gradient)
             for gradient in _gradients(inputs, makers)]
@@ -387,7 +387,7 @@ def _nonzero(gradient: Tensor) -> set[int]:
 
 
 def _join_blocks(by_block: Sequence[Sequence[set[int]]]) -> list[list[int]]:
-    """Blocks by unit: those that share an output of one layer are one unit."""
+    """Join blocks that depend on a common output of a layer into units."""
     units: list[tuple[list[int], list[set[int]]]] = []
     for block, rows in enumerate(by_block):
         members, joined = [block], list(rows)

@@ -1,6 +1,6 @@
 """How important each unit of a group is: what decides which units are cut.
 
-Tests: ``tests/pruning/test_importance.py``.
+Tests: ``tests/pruning/test_importance.py``, ``tests/pruning/test_importance_spanning.py``.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def most_important(importance: Tensor, count: int) -> list[int]:
 def _spanning(
     model: nn.Module, groups: Sequence[UnitGroup], inputs: Tensor
 ) -> dict[str, Tensor]:
-    """Of the groups whose activations can be seen."""
+    """The criterion ``spanning``, of the groups whose activations can be observed."""
     measured, _ = measure_moments(model, groups, lambda: run_in_chunks(model, inputs))
     importance: dict[str, Tensor] = {}
     for group in groups:
@@ -107,7 +107,7 @@ def _spanning(
 
 
 def pivoted_cholesky(scatter: Tensor) -> Tensor:
-    """What is left of each unit's sum of squares when it is chosen, the largest first.
+    """Each unit's unexplained sum of squares when greedy selection chooses it, the largest first.
 
     Args:
         scatter: of centred rows, symmetric, shape (units, units), float64.
@@ -144,7 +144,7 @@ def _taylor(
 def _mean_gradients(
     model: nn.Module, weights: Mapping[str, Tensor], data: tuple[Tensor, Tensor], loss: Loss
 ) -> dict[str, Tensor]:
-    """Of the mean loss with respect to each of the weights, float64."""
+    """Gradients of the mean loss with respect to each of the weights, float64."""
     inputs, targets = data
     total = {name: torch.zeros_like(weight, dtype=torch.float64)
              for name, weight in weights.items()}
@@ -171,7 +171,7 @@ def _magnitude(model: nn.Module, group: UnitGroup) -> Tensor:
 def _sum_by_unit(
     slices: Iterable[ParameterSlice], count: int, values: Mapping[str, Tensor]
 ) -> Tensor:
-    """The sums of tensors, by parameter, over each unit's places in them."""
+    """The sum over each unit's entries in tensors of the parameters' shapes."""
     total = torch.zeros(count, dtype=torch.float64)
     for slice_ in slices:
         along_dim = values[slice_.parameter].movedim(slice_.dim, 0)
@@ -185,7 +185,7 @@ def _sum_by_unit(
 def _by_usage(
     model: nn.Module, groups: Sequence[UnitGroup], inputs: Tensor, criterion: str
 ) -> dict[str, Tensor]:
-    """By a criterion of an analysis: the sums over a unit's weights in the layers that make it."""
+    """A criterion of ``wua.analyze``, summed over a unit's weights in the layers that make it."""
     from wua_mlflow.usage.analyze import layer_importance
 
     weights = {name: getattr(model.get_submodule(name), "weight", None)

@@ -48,7 +48,7 @@ class ParameterSlice:
 
 @dataclass(frozen=True)
 class UnitGroup:
-    """Units that exist once in the network, whichever layers make them.
+    """Units (neurons, channels, heads) that can only be pruned together.
 
     To remove a unit is to set ``columns[unit]`` of every reader to zero: exact, whatever
     activation stands between. Where the network is cut, these columns go, and the units' rows in
@@ -73,7 +73,7 @@ class UnitGroup:
     counts: tuple[str, ...] = field(default=(), repr=False)
 
     def check_units(self, units: Sequence[int]) -> list[int]:
-        """The units in order, each once.
+        """The units sorted, each once.
 
         Raises:
             ValueError: the group has no such unit.
@@ -127,7 +127,7 @@ class UnitGroups:
 
 
 def tied_names(model: nn.Module) -> dict[str, list[str]]:
-    """By each name of a parameter all names of the same tensor.
+    """All names of the tensor of each parameter: several where weights are tied.
 
     >>> net = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False))
     >>> net[1].weight = net[0].weight
@@ -144,7 +144,7 @@ def tied_names(model: nn.Module) -> dict[str, list[str]]:
 def masked(
     model: nn.Module, structure: UnitGroups, removed: Mapping[str, Sequence[int]]
 ) -> Iterator[nn.Module]:
-    """The model without these units, while the block runs: the weights that read them are zero.
+    """The model without these units while the block runs: their outgoing weights are zero.
 
     Afterwards its weights are bit for bit as before.
 

@@ -37,7 +37,7 @@ def check_cut(
     original: nn.Module, pruned: nn.Module, structure: UnitGroups, removed: Removed, example: Any,
     *, before: FlopCount | None = None,
 ) -> tuple[FlopCount, FlopCount]:
-    """The FLOPs of both networks, where the cut one is what was planned.
+    """Check that a pruned network is what was planned; returns the FLOPs of both networks.
 
     Args:
         original: left as found.
@@ -93,7 +93,7 @@ def planned_shapes(
 
 
 def ties_of(model: nn.Module) -> set[tuple[str, ...]]:
-    """The names of each parameter and of each module that has several."""
+    """The sets of names of parameters and modules that have several."""
     modules: dict[int, list[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         modules.setdefault(id(module), []).append(name)
@@ -104,7 +104,7 @@ def ties_of(model: nn.Module) -> set[tuple[str, ...]]:
 def _check_outputs(
     original: nn.Module, pruned: nn.Module, structure: UnitGroups, removed: Removed, example: Any
 ) -> None:
-    """At several batch sizes, on the example and on noise like it, against the masked original."""
+    """Compare with the masked original: the example, noise like it, and several batch sizes."""
     batches = (example, _noise_like(example), *(_resized(example, count) for count in (1, 2, 5)))
     for inputs in batches:
         with evaluating(original), evaluating(pruned), torch.no_grad():
@@ -123,7 +123,7 @@ def _check_outputs(
 
 
 def _tensors_in(value: Any) -> Iterator[Tensor]:
-    """All tensors of what a model takes or gives."""
+    """All tensors in a model's inputs or outputs."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, Mapping | tuple | list):
@@ -132,7 +132,7 @@ def _tensors_in(value: Any) -> Iterator[Tensor]:
 
 
 def _resized(example: Any, samples: int) -> Any:
-    """The example with so many samples: the first ones, again from the start where it has fewer."""
+    """The example with another number of samples: its first ones, repeated where it has fewer."""
     first = next(_tensors_in(example if isinstance(example, Mapping) else (example,)), None)
     if first is None or not first.dim():
         return example
@@ -142,7 +142,7 @@ def _resized(example: Any, samples: int) -> Any:
 
 
 def _noise_like(example: Any) -> Any:
-    """Like the example, from a generator of its own: floating-point numbers of its mean and spread.
+    """Noise of the example's shape, mean and standard deviation, from a generator of its own.
 
     Whole numbers, which may be places in a table, change places with those of other samples.
     """
@@ -186,7 +186,7 @@ def _close(expected: Tensor, outputs: Tensor) -> bool:
 def _check_flops(
     original: nn.Module, pruned: nn.Module, before: FlopCount, after: FlopCount
 ) -> None:
-    """FLOPs and parameters fall; those of a layer as its weights."""
+    """Check that parameters and FLOPs fall, those of a Linear in proportion to its weights."""
     sizes = [count_parameters(model) for model in (original, pruned)]
     if sizes[1] >= sizes[0] or after.forward_flops > before.forward_flops:
         raise WrongCutError(f"it has {sizes[1]:,} parameters and {after.forward_flops:,} FLOPs, "

@@ -31,7 +31,7 @@ _PREFIX, _AREA = "fidelity/", "fidelity_area/"
 
 @dataclass(frozen=True)
 class GroupFidelity:
-    """Of one group of units; NaN where it is undefined (fewer than three units, or all alike).
+    """The fidelity in one group of units; NaN where undefined (under three units, or all alike).
 
     Attributes:
         name: the group's.
@@ -52,13 +52,13 @@ class GroupFidelity:
 
 @dataclass(frozen=True)
 class Fidelity:
-    """Means over the groups where it is defined, weighted by their units; NaN where none is."""
+    """The fidelity of importances: means over groups, weighted by units; NaN where undefined."""
 
     groups: tuple[GroupFidelity, ...]
 
     @property
     def spearman(self) -> dict[str, float]:
-        """By criterion."""
+        """The rank correlation by criterion."""
         return {name: self._mean([group.spearman[name] for group in self.groups])
                 for name in self._criteria}
 
@@ -75,7 +75,7 @@ class Fidelity:
 
     @property
     def reliability_of_whole(self) -> float:
-        """That of all the data, by Spearman and Brown: 2 r ÷ (1 + r).
+        """The reliability of all the data, by Spearman and Brown: 2 r ÷ (1 + r).
 
         Its square root bounds what a perfect importance could reach here.
         """

@@ -41,7 +41,7 @@ Score = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Scoring:
-    """Data, and how a model's outputs on them are judged; ``axis`` names the score."""
+    """Data with a loss and a score of a model's outputs on them; ``axis`` names the score."""
 
     inputs: Tensor
     targets: Tensor
@@ -54,7 +54,7 @@ class Scoring:
         return outputs_of(model, self.inputs)
 
     def mean_score(self, model: nn.Module) -> float:
-        """The mean over all examples, in float64.
+        """The mean score over all examples, in float64.
 
         Raises:
             ValueError: the score is not one finite number an example.
@@ -70,7 +70,7 @@ class Scoring:
         return mean
 
     def mean_loss(self, outputs: Tensor, rows: Tensor | None = None) -> float:
-        """Of all examples, or of those at ``rows``.
+        """The mean loss of all examples, or of those at ``rows``.
 
         Raises:
             ValueError: the loss is no finite scalar.
@@ -94,7 +94,7 @@ def scoring(
     loss: Loss | None = None,
     score: Score | None = None,
 ) -> Scoring:
-    """The data on the model's device, with the score and the loss that fit.
+    """The data on the model's device, with the score and the loss of their task.
 
     Args:
         model: any module whose output is a tensor.
@@ -182,7 +182,7 @@ def _check_fit(outputs: Tensor, targets: Tensor, task: Task) -> None:
 
 
 def _reshaping(loss: Callable[..., Tensor], task: Task) -> Loss:
-    """Outputs of a binary task or a regression are given the targets' shape."""
+    """The loss with outputs in the targets' shape, for a binary task or a regression."""
     if task == "multiclass":
         return loss
     return lambda outputs, targets: loss(outputs.reshape(len(outputs), -1), targets)

@@ -109,7 +109,7 @@ def effective_width(usage: ModelUsage, layers: Sequence[str]) -> LayerWidth | No
 
 
 def _analysed(usage: ModelUsage, layers: Sequence[str]) -> list[LayerUsage]:
-    """The layers of these names, and within: the weights of an LSTM have its parameters' names."""
+    """The layers of these names; an LSTM's weights are below its name."""
     return [usage_of_layer for name, usage_of_layer in usage.layers.items()
             if any(name == layer or name.startswith(f"{layer}.") for layer in layers)]
 
@@ -131,7 +131,7 @@ _NO_TARGETS_NEEDED = ("output", "input", "wanda", "magnitude")
 
 @dataclass(frozen=True)
 class _Request:
-    """The model, its groups, and how widths are asked for: what a method works on."""
+    """The arguments of ``recommend_widths``, checked, as a method takes them."""
 
     model: nn.Module
     data: Any
@@ -153,7 +153,7 @@ class _Request:
     def spectra(
         self, groups: Sequence[UnitGroup]
     ) -> tuple[dict[str, Spectrum], dict[str, str]]:
-        """Of the activations on the data that directions are fitted on."""
+        """The spectra of the groups' activations on ``fit``, or else on the inputs."""
         inputs = tensors_of(self.data, self.model)[0] if self.fit is None else self.fit
         return spectra(self.model, groups, partial(outputs_of, self.model, inputs))
 

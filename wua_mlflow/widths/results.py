@@ -18,7 +18,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Curve:
-    """What a width was read from: a point a width that was looked at, ascending.
+    """The scores of the widths that were tried, from which a width was read; widths ascend.
 
     Attributes:
         widths: units kept.
@@ -59,7 +59,7 @@ class LayerWidth:
 
 @dataclass(frozen=True)
 class WidthRecommendation:
-    """Widths by one method.
+    """The widths that one method recommends.
 
     Attributes:
         method: its name.
@@ -119,7 +119,7 @@ def _read_from(layer: LayerWidth) -> str:
 
 @dataclass(frozen=True)
 class Trial:
-    """Widths that were trained, and their verdict against the original on validation data.
+    """A network of other widths that was trained, and its verdict against the original.
 
     ``outcome`` is ``original`` for the original's own; ``score`` the mean validation score.
     """
@@ -135,7 +135,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class SearchResult:
-    """What a search found.
+    """The result of a search over widths.
 
     Attributes:
         widths: the cheapest ones that are as good; the original's, where none are.

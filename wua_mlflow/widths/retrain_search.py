@@ -44,7 +44,7 @@ class _Trials:
 
     @property
     def spent(self) -> bool:
-        """Whether the budget is."""
+        """Whether the budget is spent."""
         return len(self.by_widths) >= self.runs or (len(self.by_widths) > 1
                                                     and self.clock() >= self.until)
 
@@ -202,7 +202,7 @@ def _path(start: Widths, target: Widths) -> Iterator[Widths]:
 
 
 def _bisect(trials: _Trials, path: Sequence[Widths], first: int) -> None:
-    """``good`` is the last place known to be as good, ``bad`` the first known not to be."""
+    """Bisection of the path: ``good`` is the last place as good, ``bad`` the first that is not."""
     good, bad, probe = 0, len(path), max(first, 1)
     while bad - good > 1:
         as_good = trials.try_widths(path[probe])
@@ -213,7 +213,7 @@ def _bisect(trials: _Trials, path: Sequence[Widths], first: int) -> None:
 
 
 def _vary_each(trials: _Trials, start: Widths, seed: int) -> None:
-    """Each width for itself: Optuna among the candidates that cost less than the best so far."""
+    """Vary each width separately by Optuna, among candidates cheaper than the best so far."""
     import optuna
 
     verbosity = optuna.logging.get_verbosity()
@@ -324,7 +324,7 @@ def retrained_widths(
 
 
 def _curve(result: SearchResult, place: int) -> Curve:
-    """The best score of the networks with each width of one group."""
+    """The best score at each width of one group."""
     best: dict[int, float] = {}
     for trial in result.trials:
         width = trial.widths[place]

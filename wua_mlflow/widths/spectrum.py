@@ -34,7 +34,7 @@ _ROUNDING = 1e-3
 
 @dataclass(frozen=True)
 class Spectrum:
-    """The directions that a group's activations take, the largest first.
+    """The principal directions of a group's activations, the largest singular value first.
 
     The activations are those that come to ``consumers``, each one's about its own mean (``means``),
     each unit times ``scale``, the norm of the weights that read it: so a unit that is written
@@ -58,7 +58,7 @@ class Spectrum:
     directions: Tensor
 
     def project(self, rows: Tensor, *, mean: Tensor, kept: int) -> Tensor:
-        """Rows of shape (rows, units) on the first ``kept`` directions about their mean.
+        """Project rows of shape (rows, units) on the first ``kept`` directions about their mean.
 
         A unit that no weight reads becomes its mean.
         """
@@ -98,7 +98,7 @@ def spectra(
 
 
 def rank_width(spectrum: Spectrum) -> LayerWidth:
-    """The effective rank, rounded up, at least 1.
+    """The width of a group by the effective rank of its activations, rounded up, at least 1.
 
     exp of the entropy of the normalized singular values (Roy & Vetterli 2007, equation 3). The
     curve is the share of the sum of the singular values that the first k hold.
@@ -117,7 +117,7 @@ def rank_width(spectrum: Spectrum) -> LayerWidth:
 def score_projected(
     spectra: Mapping[str, Spectrum], widths: Mapping[str, int], score: Callable[[], float]
 ) -> float:
-    """The score while each group named in ``widths`` is projected on so many directions."""
+    """The score while the activations of groups are projected on as many directions as named."""
     changes: list[Change] = []
     for name, kept in widths.items():
         spectrum = spectra[name]
