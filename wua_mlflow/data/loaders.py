@@ -21,16 +21,18 @@ from wua_mlflow.device import rows_at_once
 from wua_mlflow.distributed import rank, shard_batches
 from wua_mlflow.rng import isolated
 
-__all__ = ["Feed", "Watched", "load_feed", "part_feed", "shared"]
+__all__ = [
+    "AnalysisData", "BatchesWithBar", "load_analysis_data", "local_share", "training_batches",
+]
 
 
-class Watched:
-    """Inputs in chunks, to be gone over several times; a bar counts the chunks of all passes.
+class BatchesWithBar:
+    """Inputs in batches for several passes, with a progress bar over all of them.
 
-    With targets the chunks are pairs (inputs, targets). There is no bar where standard error is
+    With targets the batches are pairs (inputs, targets). There is no bar where standard error is
     not a terminal, and in every process but the first.
 
-    >>> len(list(Watched(__import__("torch").zeros(5000, 2), passes=1, label="demo")))
+    >>> len(list(BatchesWithBar(__import__("torch").zeros(5000, 2), passes=1, label="demo")))
     5
     """
 
@@ -52,12 +54,12 @@ class Watched:
             self.bar.close()
 
 
-Feed: TypeAlias = DataSplit | Iterable[Any] | Dataset[Any]
+AnalysisData: TypeAlias = DataSplit | Iterable[Any] | Dataset[Any]
 """Data in three parts as everywhere, or the user's own batches, untouched."""
 DATASET_BATCH = 64
 
 
-def load_feed(settings: Settings) -> Feed:
+def load_analysis_data(settings: Settings) -> AnalysisData:
     """The data that ``data`` names, for an analysis.
 
     What it names elsewhere gives a ``DataSplit``. A user's function may also return batches: a
@@ -103,14 +105,15 @@ def _batches(made: Any, reference: str) -> Iterable[Any] | Dataset[Any]:
     return made
 
 
-def part_feed(split: DataSplit, device: torch.device, *, passes: int, label: str) -> Iterable[Any]:
+def training_batches(
+    split: DataSplit, device: torch.device, *, passes: int, label: str
+) -> Iterable[Any]:
     """This process's share of our training part, in batches (inputs, targets), with a bar."""
-    train = split.train
-    return shard_batches(Watched(train.inputs.to(device), train.targets.to(device), passes=passes,
-                            label=label))
+    inputs, targets = split.train.inputs.to(device), split.train.targets.to(device)
+    return shard_batches(BatchesWithBar(inputs, targets, passes=passes, label=label))
 
 
-def shared(batches: Iterable[Any] | Dataset[Any]) -> Iterable[Any] | Dataset[Any]:
+def local_share(batches: Iterable[Any] | Dataset[Any]) -> Iterable[Any] | Dataset[Any]:
     """This process's share of the user's batches; untouched, where it is alone.
 
     A tensor or a Dataset is cut into batches first, alike in every process. A DataLoader whose

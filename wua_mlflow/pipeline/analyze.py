@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from wua_mlflow.config import COMMAND_FIELDS, Settings, settings_yaml
 from wua_mlflow.data.datasets import DataSplit, is_file, takes
-from wua_mlflow.data.loaders import Feed, load_feed, part_feed, shared
+from wua_mlflow.data.loaders import AnalysisData, load_analysis_data, local_share, training_batches
 from wua_mlflow.data.tasks import OutputKind, loss_for, output_kind
 from wua_mlflow.device import device_of, use_threads
 from wua_mlflow.distributed import on_all_ranks, processes, rank
@@ -254,7 +254,7 @@ class AnalyzedModel:
     name: str
     model: nn.Module
     widths: tuple[int, ...] | None
-    feed: Feed = field(repr=False)
+    feed: AnalysisData = field(repr=False)
     example: Any = field(repr=False)
     device: torch.device
     to_inputs: Callable[[Any], Any] | None = None
@@ -285,7 +285,7 @@ def analyze_variant(store: Store, variant: ModelVariant) -> tuple[Analysis, Mode
         on_all_ranks(lambda: None if rank() else stack.enter_context(
             step_status(store, variant.run_id, "analyze", begin=True)))
         loss = loss_of(settings, variant.model, recipe.split, recipe.device, kind=variant.kind)
-        batches = part_feed(recipe.split, recipe.device, passes=1 + settings.null_draws,
+        batches = training_batches(recipe.split, recipe.device, passes=1 + settings.null_draws,
                             label=f"analysing {variant.name}")
         usages = measured(variant.model, batches, settings, loss)
         analysis = Analysis(variant.run_id, variant.name, usages, count_parameters(variant.model))
@@ -340,7 +340,7 @@ def _prepared(settings: Settings) -> AnalyzedModel:
     device = device_of(settings.device)
     user = None if settings.model in BUILT_IN else users_factory(settings.model)
     to_inputs = batch_to_inputs(settings)
-    feed = load_feed(settings)
+    feed = load_analysis_data(settings)
     example, feed = example_of(feed)
     split = feed if isinstance(feed, DataSplit) else None
     widths: tuple[int, ...] | None = settings.hidden
@@ -365,7 +365,7 @@ def _prepared(settings: Settings) -> AnalyzedModel:
                          to_inputs)
 
 
-def example_of(feed: Feed) -> tuple[Any, Feed]:
+def example_of(feed: AnalysisData) -> tuple[Any, AnalysisData]:
     """The first batch (of ours and of a tensor two samples), and the data with it.
 
     Raises:
@@ -417,8 +417,8 @@ def call_with_two(
 
 def _batches(subject: AnalyzedModel) -> Any:
     if subject.split is None:
-        return shared(subject.feed)  # type: ignore[arg-type]
-    return part_feed(subject.split, subject.device, passes=1 + subject.settings.null_draws,
+        return local_share(subject.feed)  # type: ignore[arg-type]
+    return training_batches(subject.split, subject.device, passes=1 + subject.settings.null_draws,
                      label=f"analysing {subject.name}")
 
 

@@ -168,7 +168,7 @@ def import_pretrained(store: Store, recipe: Recipe, *, pipeline: str | None = No
         return trained
 
     widths = settings.hidden or tuple(
-        group.units for group in unit_groups(trained.model, _example(recipe)).groups)
+        group.units for group in unit_groups(trained.model, recipe.example).groups)
     variant = train_variant(store, recipe, TrainingPlan(
         VariantName.OVERSIZED, widths, settings.epochs, make, hidden=settings.hidden,
         adopted=settings.state or settings.model, replicates=1, pipeline=pipeline))
@@ -217,8 +217,4 @@ def _loaded(recipe: Recipe) -> Trained:
         load_weights(model, settings.state)
     model = model.to(recipe.device).eval()
     check_fit(model, split)
-    return Trained(model, output_kind(model, _example(recipe)[:2], split.task), (), stream)
-
-
-def _example(recipe: Recipe) -> Tensor:
-    return recipe.split.train.inputs[:4].to(recipe.device)
+    return Trained(model, output_kind(model, recipe.example, split.task), (), stream)

@@ -63,6 +63,11 @@ class Recipe:
         name = self.settings.train
         return load_object(name, argument="train") if name else None
 
+    @property
+    def example(self) -> Tensor:
+        """A few training inputs, on the device."""
+        return self.split.train.inputs[:4].to(self.device)
+
     def evaluate(self, model: nn.Module, part: Part, kind: OutputKind) -> Evaluation:
         """The model's predictions, losses and scores on a part."""
         with naming(f"model: {self.settings.model} cannot be evaluated"):

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from wua_mlflow.config import Settings
 from wua_mlflow.data.datasets import DataSplit, Part
-from wua_mlflow.data.loaders import part_feed
+from wua_mlflow.data.loaders import training_batches
 from wua_mlflow.data.tasks import loss_for
 from wua_mlflow.errors import group_by_reason
 from wua_mlflow.pipeline.analyze import first_criterion, loss_of, measured
@@ -179,7 +179,7 @@ def dimensions_of(variant: ModelVariant, how: str) -> tuple[WidthParameter, ...]
         layers = check_widths(variant.recipe.build, hidden, "auto")
         return tuple(WidthParameter(names[0] if names else f"width {number}", units, names)
                      for number, (units, names) in enumerate(zip(hidden, layers, strict=True), 1))
-    structure = unit_groups(variant.model, _example(variant))
+    structure = unit_groups(variant.model, variant.recipe.example)
     if not structure.groups:
         reasons = "; ".join(f"{names}: {why}" for names, why
                             in group_by_reason(structure.not_prunable))
@@ -321,10 +321,6 @@ def _usage_of(settings: Settings, variant: ModelVariant) -> ModelUsage:
         "criterion": first_criterion(settings), "null_draws": 0, "effective_rank": False})
     split, device = variant.recipe.split, variant.recipe.device
     loss = loss_of(settings, variant.model, split, device, kind=variant.kind)
-    usage, = measured(variant.model, part_feed(split, device, passes=1, label="widths"), settings,
-                      loss).values()
+    batches = training_batches(split, device, passes=1, label="widths")
+    usage, = measured(variant.model, batches, settings, loss).values()
     return usage
-
-
-def _example(variant: ModelVariant) -> object:
-    return variant.recipe.split.train.inputs[:4].to(variant.recipe.device)

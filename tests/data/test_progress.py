@@ -11,12 +11,12 @@ from pathlib import Path
 
 import torch
 
-from wua_mlflow.data.loaders import Watched
+from wua_mlflow.data.loaders import BatchesWithBar
 
 SCRIPT = """
 import contextlib, sys
 from wua_mlflow.config import load_settings
-from wua_mlflow.data.loaders import Watched
+from wua_mlflow.data.loaders import BatchesWithBar
 from wua_mlflow.pipeline.networks import from_scratch
 from wua_mlflow.pipeline.recipe import load_recipe, train_one, train_replicates
 from wua_mlflow.usage.analyze import analyze
@@ -27,7 +27,7 @@ def work():
     test = recipe.evaluate(network.model, recipe.split.test, network.kind)
     train_replicates(recipe, from_scratch(recipe, (10,), 3), (network, test), count=3,
                      label="replicates of a")
-    analyze(network.model, Watched(recipe.split.train.inputs, passes=3, label="analysing a"),
+    analyze(network.model, BatchesWithBar(recipe.split.train.inputs, passes=3, label="analysing a"),
             null=2)
 
 work()
@@ -59,6 +59,6 @@ def test_bars_at_a_terminal_and_none_in_a_log(tmp_path: Path) -> None:
 
 def test_watched_inputs_are_whole_in_every_pass() -> None:
     inputs = torch.arange(10_000.0)[:, None]
-    watched = Watched(inputs, passes=2, label="demo")
+    watched = BatchesWithBar(inputs, passes=2, label="demo")
     for _ in range(2):
         assert torch.equal(torch.cat(list(watched)), inputs)

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, TensorData
 
 from wua_mlflow.config import load_settings
 from wua_mlflow.data.datasets import DataSplit
-from wua_mlflow.data.loaders import load_feed, shared
+from wua_mlflow.data.loaders import load_analysis_data, local_share
 from wua_mlflow.pipeline.analyze import example_of, two_samples
 
 PARTS = '''
@@ -58,7 +58,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def feed(name: str, **given: object):
-    return load_feed(load_settings(None, {"model": "mine:net", "data": f"feeds:{name}", **given}))
+    settings = load_settings(None, {"model": "mine:net", "data": f"feeds:{name}", **given})
+    return load_analysis_data(settings)
 
 
 @pytest.mark.parametrize(("name", "kind"), [
@@ -133,14 +134,14 @@ def test_shares_are_the_whole(make, monkeypatch: pytest.MonkeyPatch) -> None:
     found = []
     for rank in (0, 1):
         _Two(monkeypatch, rank)
-        found.append(rows(shared(make(whole))))
+        found.append(rows(local_share(make(whole))))
     assert min(map(len, found)) > 0
     assert sorted(found[0] + found[1]) == whole[:, 0].tolist()
 
 
 def test_alone_the_data_are_untouched() -> None:
     data = [np.zeros((3, 2))]
-    assert shared(data) is data
+    assert local_share(data) is data
 
 
 def test_a_distributed_sampler_gives_shares_already(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,4 +149,4 @@ def test_a_distributed_sampler_gives_shares_already(monkeypatch: pytest.MonkeyPa
     sampler: DistributedSampler = DistributedSampler(data, num_replicas=2, rank=0, shuffle=False)
     loader = DataLoader(data, batch_size=2, sampler=sampler)
     _Two(monkeypatch, 0)
-    assert rows(shared(loader)) == [0, 2, 4, 6, 8]
+    assert rows(local_share(loader)) == [0, 2, 4, 6, 8]
