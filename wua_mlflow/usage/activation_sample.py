@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from wua_mlflow.usage.batches import Batch
+from wua_mlflow.usage.statistics import effective_count
 from wua_mlflow.usage.tracing.calls import WeightCall
 from wua_mlflow.usage.tracing.layer import TracedLayer
 from wua_mlflow.usage.tracing.sums import ValidPositions, by_unit
@@ -52,10 +53,7 @@ def effective_rank(
         centred = centred * scale.double()
     values = torch.linalg.svdvals(centred)
     values = values[values > values.max() * max(centred.shape) * torch.finfo(torch.float64).eps]
-    if not len(values):
-        return 0.0
-    p = values / values.sum()
-    return float(torch.exp(-(p * p.log()).sum()))
+    return effective_count(values) if len(values) else 0.0
 
 
 @dataclass
