@@ -11,7 +11,8 @@ from collections.abc import Sequence
 
 import torch
 
-__all__ = ["device_of", "rows_at_once", "same_on_every_processor", "use_threads"]
+__all__ = ["device_of", "rows_at_once", "same_on_every_processor", "take_own_gpu",
+           "use_threads"]
 
 
 MOST_THREADS = 1024
@@ -32,6 +33,25 @@ def device_of(name: str) -> torch.device:
         reason = " ".join(str(error).split())
         raise ValueError(f"device: {name} cannot be used here: {reason}") from None
     return torch.device(name)
+
+
+def take_own_gpu(name: str, processes: int) -> bool:
+    """Make the GPU of ``LOCAL_RANK`` this process's own; whether the device is a GPU at all.
+
+    Raises:
+        ValueError: a GPU is named by its number, or there are fewer than processes.
+    """
+    if device_of(name).type != "cuda":
+        return False
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    if ":" in name:
+        raise ValueError(f"device: expected cuda, cpu or auto for {processes} processes, each of "
+                         f"which takes a GPU of its own, but got {name}")
+    if local >= torch.cuda.device_count():
+        raise ValueError(f"device: expected a GPU for each process, but process {local} of this "
+                         f"machine has none: there are {torch.cuda.device_count()}")
+    torch.cuda.set_device(local)
+    return True
 
 
 def use_threads(count: int | None) -> None:

@@ -1,34 +1,28 @@
-"""Several processes over one data set: what they gathered is joined once, at the end.
+"""Several processes over one data set: ranks, shards of the batches, sums over all processes.
 
-May import: torch, gradients, sampling, watching. Tests: ``tests/test_processes.py``.
+Tests: ``tests/test_distributed.py``.
 """
 
 from __future__ import annotations
 
 import os
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import torch
-from torch import Tensor, nn
-from torch import distributed as dist
-
-from wua_mlflow.usage.activation_sample import ActivationSampler
-from wua_mlflow.usage.gradients import Gradients
-from wua_mlflow.usage.tracing.layer import FiredUnits, RunningSum, TracedLayer
-from wua_mlflow.usage.tracing.tracer import WeightTracer
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 __all__ = [
-    "all_reduce", "is_first", "is_sharded", "on_all_ranks", "process_group", "processes",
-    "raise_first_error", "rank", "shard_batches", "started", "synchronized_batches",
+    "all_reduce", "gather_objects", "is_first", "is_sharded", "on_all_ranks", "process_group",
+    "processes", "raise_first_error", "rank", "shard_batches", "started", "synchronized_batches",
 ]
 
 
 T = TypeVar("T")
+SMALL = 2**20
+"""Tensors of up to so many numbers are added up in one message."""
 
 
 def rank() -> int:
@@ -37,7 +31,9 @@ def rank() -> int:
     >>> rank()
     0
     """
-    return dist.get_rank() if _several() else 0
+    from torch import distributed as dist
+
+    return dist.get_rank() if processes() > 1 else 0
 
 
 def processes() -> int:
@@ -46,7 +42,9 @@ def processes() -> int:
     >>> processes()
     1
     """
-    return dist.get_world_size() if _several() else 1
+    from torch import distributed as dist
+
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def shard_batches(batches: Iterable[T]) -> Iterable[T]:
@@ -55,12 +53,10 @@ def shard_batches(batches: Iterable[T]) -> Iterable[T]:
     >>> list(shard_batches([1, 2, 3]))
     [1, 2, 3]
     """
-    if not _several():
-        return batches
-    return _Share(batches, dist.get_rank(), dist.get_world_size())
+    return batches if processes() == 1 else _Shard(batches, rank(), processes())
 
 
-class _Share(Iterable[T]):
+class _Shard(Iterable[T]):
     def __init__(self, batches: Iterable[T], first: int, step: int) -> None:
         self._batches, self._first, self._step = batches, first, step
 
@@ -81,21 +77,21 @@ def synchronized_batches(batches: Iterable[T], *, sharded: bool) -> Iterator[T]:
     Raises:
         ValueError: some processes have more batches than others; on all of them.
     """
-    if not sharded or not _several():
+    if not sharded or processes() == 1:
         yield from batches
         return
     iterator, none = iter(batches), object()
     while True:
         batch = next(iterator, none)
-        left = _gathered(batch is not none)
-        failed = [text for text in left if isinstance(text, str)]
-        if failed:  # another process is in first_error already
-            raise _OtherProcessError(f"process {left.index(failed[0])}: {failed[0]}")
-        if not any(left):
+        answers: list[Any] = gather_objects(batch is not none)
+        failed = [text for text in answers if isinstance(text, str)]
+        if failed:  # another process is in raise_first_error already
+            raise _OtherProcessError(f"process {answers.index(failed[0])}: {failed[0]}")
+        if not any(answers):
             return
-        if not all(left):
+        if not all(answers):
             raise ValueError("data: expected as many batches in every process, since the model is "
-                             f"sharded, but process {left.index(False)} has fewer")
+                             f"sharded, but process {answers.index(False)} has fewer")
         yield batch  # type: ignore[misc]
 
 
@@ -107,137 +103,51 @@ def raise_first_error(error: Exception | None) -> None:
     """Raise ``error``, or the first that another process met: none waits for one that stopped."""
     if isinstance(error, _OtherProcessError):
         raise RuntimeError(str(error)) from None
-    met = _gathered(None if error is None else f"{type(error).__name__}: {error}") \
-        if _several() else []
+    errors = gather_objects(None if error is None else f"{type(error).__name__}: {error}")
     if error is not None:
         raise error
-    for number, text in enumerate(met):
+    for number, text in enumerate(errors):
         if text is not None:
             raise RuntimeError(f"process {number}: {text}")
 
 
-def all_reduce(
-    watch: WeightTracer,
-    calls: Counter[str],
-    samples: int,
-    gradients: Gradients | None,
-    sampler: ActivationSampler | None,
-) -> int:
-    """Join what every process gathered, in place; gives the number of samples of all.
+def gather_objects(value: T) -> list[T]:
+    """The value of every process, in the order of their ranks.
 
-    A layer that a process never met (its share of the data took another path, or was empty) is
-    made from another's description.
+    >>> gather_objects("a")
+    ['a']
     """
-    if not _several():
-        return samples
-    found: list[Mapping[str, Any]] = _gathered({
-        "samples": samples,
-        "calls": calls,
-        "last": [layer.name for layer in watch.output_layers],
-        "others": watch.other_uses,
-        "refused": watch.unsupported,
-        "layers": [_described(layer) for layer in watch.layers.values()],
-        "gradients": None if gradients is None else gradients.described(),
-        "rows": None if sampler is None else sampler.samples(),
-    })
-    calls.clear()
-    for one in reversed(found):
-        calls.update(one["calls"])
-        watch.other_uses.update(one["others"])
-        watch.unsupported.update(one["refused"])
-    sums = _join_layers(watch, [one["layers"] for one in found])
-    watch.output_layers = [watch.layers[name] for name in
-                  next((one["last"] for one in found if one["samples"]), [])]
-    if gradients is not None:
-        sums += gradients.join([one["gradients"] for one in found])
-    if sampler is not None:
-        sampler.join([one["rows"] for one in found])
-    _add_up(sums)
-    return sum(one["samples"] for one in found)
+    if processes() == 1:
+        return [value]
+    from torch import distributed as dist
+
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
 
 
-def _join_layers(watch: WeightTracer, found: list[list[TracedLayer]]) -> list[Tensor]:
-    """The layers of all processes in the order of the first; gives the sums to be added up."""
-    sums: list[Tensor] = []
-    by_name: dict[str, list[TracedLayer]] = {}
-    for layers in found:
-        for layer in layers:
-            by_name.setdefault(layer.name, []).append(layer)
-    mine = dict(watch.layers)
-    watch.layers.clear()
-    for name, others in by_name.items():
-        watch.layers[name] = mine.get(name) or replace(others[0])
-        _join(watch.layers[name], others, sums)
-    return sums
+def all_reduce(tensors: list[Tensor]) -> None:
+    """Add up each tensor over the processes, in place; large ones on their own, without a copy."""
+    if processes() == 1:
+        return
+    import torch
+    from torch import distributed as dist
 
-
-def _several() -> bool:
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-
-
-def _gathered(value: Any) -> list[Any]:
-    found: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(found, value)
-    return found
-
-
-def _described(layer: TracedLayer) -> TracedLayer:
-    """A layer without its sums, but their shapes and counts: small enough to send."""
-    def bare(total: RunningSum) -> RunningSum:
-        shape = None if total.sums is None else torch.empty(total.sums.shape, device="meta")
-        return RunningSum(shape, total.count)
-
-    def kept(alive: FiredUnits | None) -> FiredUnits | None:
-        return None if alive is None else alive.to(torch.device("cpu"))
-
-    return replace(layer, computed=None, output=bare(layer.output),
-                   inputs={power: bare(total) for power, total in layer.inputs.items()},
-                   fired=kept(layer.fired), fired_in_relu=kept(layer.fired_in_relu))
-
-
-def _join(layer: TracedLayer, others: list[TracedLayer], sums: list[Tensor]) -> None:
-    """One layer's counts and flags from all processes; its sums are left to be added up."""
-    layer.calls = sum(other.calls for other in others)
-    layer.flops = sum(other.flops for other in others)
-    layer.changes = any(other.changes for other in others)
-    layer.fired = _either([other.fired for other in others])
-    layer.fired_in_relu = _either([other.fired_in_relu for other in others])
-    for read in (lambda one: one.output, lambda one: one.inputs[1], lambda one: one.inputs[2]):
-        total, known = read(layer), [read(other) for other in others]
-        like = next((one.sums for one in known if one.sums is not None), None)
-        total.count = sum(one.count for one in known)
-        if like is None:
-            continue
-        if total.sums is None or total.sums.is_meta:
-            total.sums = torch.zeros(like.shape, dtype=torch.float64)
-        sums.append(total.sums)
-
-
-def _either(found: list[FiredUnits | None]) -> FiredUnits | None:
-    known = [one for one in found if one is not None]
-    if not known:
-        return None
-    joined = known[0].to(torch.device("cpu"))
-    joined.flags = torch.stack([one.flags for one in known]).any(0)
-    joined.calls = sum(one.calls for one in known)
-    return joined
-
-
-def _add_up(sums: list[Tensor]) -> None:
-    """One sum over the processes for everything; large tensors on their own, without a copy."""
     device = torch.device("cuda", torch.cuda.current_device()) \
         if dist.get_backend() == "nccl" else torch.device("cpu")
-    small = [one for one in sums if one.numel() <= 2**20]
+    small = [tensor for tensor in tensors if tensor.numel() <= SMALL]
     if small:
-        flat = torch.cat([one.reshape(-1).to(device) for one in small])
+        flat = torch.cat([tensor.reshape(-1).to(device) for tensor in small])
         dist.all_reduce(flat)
-        for one, part in zip(small, flat.split([one.numel() for one in small]), strict=True):
-            one.copy_(part.view(one.shape))
-    for one in sums:
-        if one.numel() > 2**20:
-            moved = one.to(device)
+        start = 0
+        for tensor in small:
+            tensor.copy_(flat[start:start + tensor.numel()].view(tensor.shape))
+            start += tensor.numel()
+    for tensor in tensors:
+        if tensor.numel() > SMALL:
+            moved = tensor.to(device)
             dist.all_reduce(moved)
-            one.copy_(moved)
+            tensor.copy_(moved)
 
 
 VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -284,9 +194,13 @@ def process_group(device: str) -> Iterator[None]:
     if started() == 1 or dist.is_initialized():
         yield
         return
-    backend = _backend(device)
+    from torch.distributed.rendezvous import rendezvous
+
+    from wua_mlflow.device import take_own_gpu
+
+    backend = "nccl" if take_own_gpu(device, started()) else "gloo"
     try:
-        store, rank, count = next(dist.rendezvous("env://"))
+        store, rank, count = next(rendezvous("env://"))
         dist.init_process_group(backend, store=store, rank=rank, world_size=count)
     except (RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
@@ -306,24 +220,6 @@ def process_group(device: str) -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def _backend(device: str) -> str:
-    import torch
-
-    from wua_mlflow.device import device_of
-
-    if device_of(device).type != "cuda":
-        return "gloo"
-    local = int(os.environ.get("LOCAL_RANK", "0"))
-    if ":" in device:
-        raise ValueError(f"device: expected cuda, cpu or auto for {started()} processes, each of "
-                         f"which takes a GPU of its own, but got {device}")
-    if local >= torch.cuda.device_count():
-        raise ValueError(f"device: expected a GPU for each process, but process {local} of this "
-                         f"machine has none: there are {torch.cuda.device_count()}")
-    torch.cuda.set_device(local)
-    return "nccl"
-
-
 def on_all_ranks(work: Callable[[], T]) -> T:
     """Do ``work`` in every process; an error in one of them is an error in all.
 
@@ -334,8 +230,6 @@ def on_all_ranks(work: Callable[[], T]) -> T:
         Exception: this process's own error.
         RuntimeError: another process's, in one line.
     """
-    pass
-
     error: Exception | None = None
     try:
         result = work()

@@ -1,7 +1,7 @@
 """The one place that hooks a model, switches its mode, or turns gradients on and off.
 
 Success or exception, the model and the global random streams are left as found.
-May import: torch, ``randomness``. Tests: ``tests/test_hooks.py``.
+Tests: ``tests/test_hooks.py``.
 """
 
 from __future__ import annotations

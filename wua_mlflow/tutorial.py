@@ -1,7 +1,7 @@
 """The tutorial's functions, with its names and results; thin over the library.
 
 They keep its tuples and dicts. Definitions: ``docs/conventions.md``.
-May import: analysis, concentration, flops, hooks, plots. Tests: ``tests/test_tutorial.py``.
+Tests: ``tests/test_tutorial.py``.
 """
 
 from __future__ import annotations

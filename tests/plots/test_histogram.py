@@ -13,7 +13,11 @@ from scipy.stats import entropy as scipy_entropy
 from tests.plots.usages import words_of
 from wua_mlflow.plots.histogram import histogram_data, plot_histogram
 from wua_mlflow.usage.results import Histogram
-from wua_mlflow.usage.statistics import histogram
+from wua_mlflow.usage.statistics import summarize
+
+
+def histogram(values: torch.Tensor) -> Histogram:
+    return summarize(lambda _, columns: values[None, columns], (1, len(values))).histogram
 
 
 def _normalized(count: int, seed: int = 0) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 Which rows are taken depends on the inputs alone, so that batches may be cut and ordered at will;
 what comes several times is taken once, and counted.
-May import: torch, batches, watching. Tests: ``tests/test_sampling.py``.
+Tests: ``tests/usage/test_activation_sample.py``.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """``analyze``: how a model's weights are used, in one streaming pass over the data.
 
-May import: batches, evidence, gradients, hooks, importance, null, observing, processes, randomness,
-summary, usage, watching. Tests: ``tests/test_analysis.py``, ``tests/test_analysis_data.py``.
+Tests: ``tests/usage/test_analyze.py``, ``tests/usage/test_analyze_data.py``.
 """
 
 from __future__ import annotations

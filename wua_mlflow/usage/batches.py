@@ -1,6 +1,6 @@
 """Tensors in tuples, lists and dicts, as models take and give them.
 
-Imports nothing but the standard library. Tests: ``tests/test_nested.py``.
+Tests: ``tests/usage/test_batches.py``, ``tests/usage/test_mapped.py``.
 """
 
 from __future__ import annotations

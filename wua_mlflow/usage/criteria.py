@@ -12,8 +12,7 @@ Each names in its parameters what it needs beside the ``weight``; so may a funct
     ‖x‖₂ over all samples and positions of the same; broadcasts against ``weight``.
 ``gradient``
     shape of ``weight``: the mean over samples of the loss's gradient.
-
-May import: torch. Tests: ``tests/test_importance.py``.
+Tests: ``tests/usage/test_criteria.py``.
 """
 
 from __future__ import annotations

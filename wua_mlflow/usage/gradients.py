@@ -1,6 +1,6 @@
 """The mean gradient of a loss with respect to the weights that a forward used.
 
-May import: torch, batches, watching. Tests: ``tests/test_gradients.py``.
+Tests: ``tests/usage/test_gradients.py``.
 """
 
 from __future__ import annotations

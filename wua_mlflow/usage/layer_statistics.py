@@ -1,7 +1,6 @@
 """What is known of a layer when the data have passed, and its importance, tile by tile.
 
-May import: torch, finite, gradients, importance, observing, watching.
-Tests: ``tests/test_evidence.py``.
+Tests: ``tests/usage/test_layer_statistics.py``.
 """
 
 from __future__ import annotations

@@ -3,8 +3,7 @@
 Each draw re-initialises every module that has ``reset_parameters`` or ``_reset_parameters``, then
 all that a model's own ``_init_weights`` does (transformers, timm), and sees the same inputs; of the
 layers whose weights that leaves as they were, the own weights are permuted.
-May import: dotted, randomness, usage, watching.
-Tests: ``tests/test_null.py``, ``tests/test_null_layers.py``.
+Tests: ``tests/usage/test_null.py``, ``tests/usage/test_null_layers.py``.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """The result types of an analysis: what is known of a layer's and of a model's weights.
 
-Definitions: ``docs/conventions.md``. May import: numpy. Tests: ``tests/test_usage.py``.
+Definitions: ``docs/conventions.md``.
+Tests: ``tests/usage/test_results.py``.
 """
 
 from __future__ import annotations

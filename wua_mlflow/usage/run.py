@@ -1,7 +1,6 @@
 """One streaming pass over the data: what every weight met, and what was left out and why.
 
-May import: batches, dotted, gradients, hooks, processes, sampling, watching.
-Tests: ``tests/test_observing.py``.
+Tests: ``tests/usage/test_run.py``.
 """
 
 from __future__ import annotations
@@ -9,19 +8,27 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from wua_mlflow.distributed import all_reduce, is_sharded, raise_first_error, synchronized_batches
+from wua_mlflow.distributed import (
+    all_reduce,
+    gather_objects,
+    is_sharded,
+    processes,
+    raise_first_error,
+    synchronized_batches,
+)
 from wua_mlflow.errors import did_you_mean
 from wua_mlflow.hooks import Running, evaluating, running
 from wua_mlflow.usage.activation_sample import ActivationSampler
 from wua_mlflow.usage.batches import Batch, Batches
 from wua_mlflow.usage.gradients import Gradients, Loss, loss_of
-from wua_mlflow.usage.tracing.layer import RequiredStats, TracedLayer
+from wua_mlflow.usage.tracing.layer import FiredUnits, RequiredStats, RunningSum, TracedLayer
 from wua_mlflow.usage.tracing.parameters import clean, layer_names
 from wua_mlflow.usage.tracing.skipped import explain_skipped
 from wua_mlflow.usage.tracing.tracer import WeightTracer
@@ -100,7 +107,7 @@ def run_pass(
         except Exception as caught:
             error = caught
         raise_first_error(error)
-        samples = all_reduce(watch, state.calls, samples, gradients, sampler)
+        samples = _merge_processes(watch, state.calls, samples, gradients, sampler)
         for layer in watch.layers.values():
             if layer.view is None and layer.computed is None:  # only another process came by it
                 weight = getattr(watch.index.modules[layer.module], "weight", None)
@@ -209,6 +216,104 @@ def _one(
         value = loss_of(outputs, batch.targets, loss, number=number)
         gradients.add(value, watch, batch.samples)
         state.calls = calls  # what is checkpointed ran again in the backward
+
+
+def _merge_processes(
+    tracer: WeightTracer,
+    calls: Counter[str],
+    samples: int,
+    gradients: Gradients | None,
+    sampler: ActivationSampler | None,
+) -> int:
+    """Merge what every process gathered, in place; gives the number of samples of all.
+
+    A layer that a process never met (its share of the data took another path, or was empty) is
+    made from another's description.
+    """
+    if processes() == 1:
+        return samples
+    gathered: list[dict[str, Any]] = gather_objects({
+        "samples": samples,
+        "calls": calls,
+        "output_layers": [layer.name for layer in tracer.output_layers],
+        "other_uses": tracer.other_uses,
+        "unsupported": tracer.unsupported,
+        "layers": [_without_sums(layer) for layer in tracer.layers.values()],
+        "gradients": None if gradients is None else gradients.described(),
+        "rows": None if sampler is None else sampler.samples(),
+    })
+    calls.clear()
+    for process in reversed(gathered):
+        calls.update(process["calls"])
+        tracer.other_uses.update(process["other_uses"])
+        tracer.unsupported.update(process["unsupported"])
+    sums = _merge_layers(tracer, [process["layers"] for process in gathered])
+    names: list[list[str]] = [process["output_layers"] for process in gathered
+                              if process["samples"]]
+    tracer.output_layers = [tracer.layers[name] for name in (names or [[]])[0]]
+    if gradients is not None:
+        sums += gradients.join([process["gradients"] for process in gathered])
+    if sampler is not None:
+        sampler.join([process["rows"] for process in gathered])
+    all_reduce(sums)
+    return sum(process["samples"] for process in gathered)
+
+
+def _merge_layers(tracer: WeightTracer, by_process: list[list[TracedLayer]]) -> list[Tensor]:
+    """The layers of all processes in the order of the first; gives the sums to be added up."""
+    sums: list[Tensor] = []
+    by_name: dict[str, list[TracedLayer]] = {}
+    for layers in by_process:
+        for layer in layers:
+            by_name.setdefault(layer.name, []).append(layer)
+    local = dict(tracer.layers)
+    tracer.layers.clear()
+    for name, layers in by_name.items():
+        tracer.layers[name] = local.get(name) or replace(layers[0])
+        _merge_layer(tracer.layers[name], layers, sums)
+    return sums
+
+
+def _without_sums(layer: TracedLayer) -> TracedLayer:
+    """A layer with the shapes of its sums alone: small enough to send."""
+    def bare(total: RunningSum) -> RunningSum:
+        shape = None if total.sums is None else torch.empty(total.sums.shape, device="meta")
+        return RunningSum(shape, total.count)
+
+    cpu = torch.device("cpu")
+    return replace(layer, computed=None, output=bare(layer.output),
+                   inputs={power: bare(total) for power, total in layer.inputs.items()},
+                   fired=layer.fired and layer.fired.to(cpu),
+                   fired_in_relu=layer.fired_in_relu and layer.fired_in_relu.to(cpu))
+
+
+def _merge_layer(layer: TracedLayer, copies: list[TracedLayer], sums: list[Tensor]) -> None:
+    """One layer's counts and flags from all processes; its sums are left to be added up."""
+    layer.calls = sum(copy.calls for copy in copies)
+    layer.flops = sum(copy.flops for copy in copies)
+    layer.changes = any(copy.changes for copy in copies)
+    layer.fired = _merge_fired([copy.fired for copy in copies])
+    layer.fired_in_relu = _merge_fired([copy.fired_in_relu for copy in copies])
+    totals = [[copy.output, copy.inputs[1], copy.inputs[2]] for copy in copies]
+    for total, *others in zip([layer.output, layer.inputs[1], layer.inputs[2]], *totals,
+                              strict=True):
+        like = next((other.sums for other in others if other.sums is not None), None)
+        total.count = sum(other.count for other in others)
+        if like is None:
+            continue
+        if total.sums is None or total.sums.is_meta:
+            total.sums = torch.zeros(like.shape, dtype=torch.float64)
+        sums.append(total.sums)
+
+
+def _merge_fired(copies: list[FiredUnits | None]) -> FiredUnits | None:
+    known = [fired for fired in copies if fired is not None]
+    if not known:
+        return None
+    merged = known[0].to(torch.device("cpu"))
+    merged.flags = torch.stack([fired.flags for fired in known]).any(0)
+    merged.calls = sum(fired.calls for fired in known)
+    return merged
 
 
 def _see_changes(model: nn.Module, last: Batch, watch: WeightTracer, state: Running) -> None:

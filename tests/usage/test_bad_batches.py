@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.test_batches import Plain, X, Y
+from tests.usage.test_batches import Plain, X, Y
 from wua_mlflow.usage.batches import Batches
 
 

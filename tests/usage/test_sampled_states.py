@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from tests.networks import rows
-from tests.test_sampling import numpys_rank, ranks
+from tests.usage.test_activation_sample import numpys_rank, ranks
 from wua_mlflow.usage.analyze import analyze
 
 UNITS, STEPS = 5, 6

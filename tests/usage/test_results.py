@@ -12,7 +12,6 @@ import torch
 
 from wua_mlflow.usage.analyze import analyze
 from wua_mlflow.usage.results import Concentration, Histogram, LayerUsage, ModelUsage, NullUsage
-from wua_mlflow.usage.statistics import histogram
 
 
 def layer(name, weights, entropy, top90_share, low, null=None):
@@ -51,7 +50,7 @@ def test_the_models_entropy_is_the_largest_that_any_weighting_of_the_layers_give
 
 def test_a_model_no_weight_of_which_matters():
     dead = LayerUsage("a", "Linear", 4, 2, 0.0, 0.0, 0.0, 1.0, np.zeros(2),
-                      histogram(torch.zeros(4)), dead=True)
+                      Histogram(np.linspace(0, 1, 3), np.array([4, 0]), 0.0), dead=True)
     usage = ModelUsage("output", 1, {"a": dead}, {})
     assert (usage.entropy, usage.effective_weights, usage.effective_share) == (0.0, 0.0, 0.0)
 
