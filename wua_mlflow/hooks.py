@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -69,7 +70,8 @@ def evaluating(model: nn.Module, *, grad: bool = False) -> Iterator[nn.Module]:
         raise ValueError("model: expected parameters that can have gradients, but got some that "
                          "were made in inference mode; build or copy the model outside of it")
     modes = [(module, module.training) for module in model.modules()]
-    required = [(p, p.requires_grad) for p in model.parameters() if _can_have_grad(p)]
+    required = [(p, p.requires_grad) for p in model.parameters()
+                if p.is_leaf and (p.is_floating_point() or p.is_complex())]
     try:
         for module, _ in modes:
             module.training = False
@@ -105,8 +107,8 @@ def running(model: nn.Module, names: Mapping[nn.Module, str]) -> Iterator[Runnin
     handles = []
     try:
         for module, name in names.items():
-            handles.append(module.register_forward_pre_hook(_entering(name, state)))
-            handles.append(module.register_forward_hook(_leaving(name, state)))
+            handles.append(module.register_forward_pre_hook(partial(state.enter, name)))
+            handles.append(module.register_forward_hook(partial(state.leave, name)))
         yield state
     finally:
         for handle in handles:
@@ -196,27 +198,14 @@ class Running:
     stack: list[str] = field(default_factory=list)
     calls: Counter[str] = field(default_factory=Counter)
 
+    def enter(self, name: str, *_: Any) -> None:
+        self.stack.append(name)
+        self.calls[name] += 1
 
-def _entering(name: str, state: Running) -> Callable[..., None]:
-    def hook(*_: Any) -> None:
-        state.stack.append(name)
-        state.calls[name] += 1
-
-    return hook
-
-
-def _leaving(name: str, state: Running) -> Callable[..., None]:
-    """A forward hook; it returns None, since anything else would replace the module's output."""
-
-    def hook(*_: Any) -> None:
-        while state.stack and state.stack.pop() != name:
-            pass  # left over by a module that raised, in a forward that went on
-
-    return hook
-
-
-def _can_have_grad(parameter: nn.Parameter) -> bool:
-    return parameter.is_leaf and (parameter.is_floating_point() or parameter.is_complex())
+    def leave(self, name: str, *_: Any) -> None:
+        """It returns None: anything else would replace the module's output."""
+        while self.stack and self.stack.pop() != name:
+            pass  # of a module that raised, in a forward that went on
 
 
 def on_gradient(tensor: Tensor, function: Callable[[Tensor], object]) -> None:

@@ -52,6 +52,7 @@ def mapped(value: Any, kinds: type | tuple[type, ...], change: Callable[[Any], A
 NO_TARGETS = object()
 """The targets of a batch that has none."""
 _DATASET_BATCH = 64
+NUMBERS = (Tensor, np.ndarray)
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,7 @@ class Batches:
         return self._of_args((batch,), NO_TARGETS)
 
     def _of_args(self, parts: tuple[Any, ...], targets: Any) -> Batch:
-        args = tuple(self._placed(_tensor(part) if number == 0 else part)
+        args = tuple(mapped(_tensor(part) if number == 0 else part, NUMBERS, self._moved)
                      for number, part in enumerate(parts))
         return Batch(args, {}, self._targets(targets), _samples(args[0], targets))
 
@@ -177,31 +178,33 @@ class Batches:
         found = mask_of(torch.as_tensor(mask)) if mask is not None else None
         if found is not None:
             found = PaddingMask(found.keep.to(self._device), found.count)
-        kwargs = {name: self._placed(value) for name, value in kept.items()}
+        kwargs = {name: mapped(value, NUMBERS, self._moved) for name, value in kept.items()}
         return Batch((), kwargs, self._targets(targets), len(tensors[0]), found)
 
-    def _placed(self, value: Any) -> Any:
-        """On the model's device, floating-point numbers in its dtype; the model's own to write."""
-        return mapped(value, (Tensor, np.ndarray), self._moved)
-
     def _moved(self, value: Tensor | np.ndarray) -> Tensor:
-        plain = self._valued(value)
-        kept = self._to_inputs is not None and plain.dtype != torch.float64
-        dtype = self._dtype if plain.is_floating_point() and not kept else plain.dtype
+        """On the model's device, floating-point numbers in its dtype; the model's own to write."""
+        tensor = self._tensor_of(value)
+        keeps_dtype = self._to_inputs is not None and tensor.dtype != torch.float64
+        dtype = self._dtype if tensor.is_floating_point() and not keeps_dtype else tensor.dtype
         # a copy to the CPU that does not block could be read before it is done
-        return plain.to(device=self._device, dtype=dtype, copy=plain is value,
-                        non_blocking=self._device.type == "cuda")
+        return tensor.to(device=self._device, dtype=dtype, copy=tensor is value,
+                         non_blocking=self._device.type == "cuda")
 
-    def _valued(self, value: Tensor | np.ndarray) -> Tensor:
-        plain = _plain(value)
-        if plain.is_meta and self._device.type != "meta":
+    def _tensor_of(self, value: Tensor | np.ndarray) -> Tensor:
+        """Gradients can be taken through it; an array is copied, which may be read-only."""
+        if not isinstance(value, Tensor):
+            if value.dtype.kind not in "fiubc":
+                raise ValueError("data: expected arrays of numbers, but got one of dtype "
+                                 f"{value.dtype}")
+            return torch.from_numpy(np.array(value))
+        if value.is_meta and self._device.type != "meta":
             raise ValueError("data: expected tensors with values, but got one on the meta device; "
                              "make it on a real device")
-        return plain
+        return value.clone() if value.is_inference() else value
 
     def _targets(self, targets: Any) -> Any:
         if isinstance(targets, Tensor | np.ndarray):
-            return self._valued(targets).to(self._device)
+            return self._tensor_of(targets).to(self._device)
         return targets
 
 
@@ -237,15 +240,6 @@ def _split(data: Any) -> Iterable[Any]:
         return data
     raise ValueError("data: expected a tensor or array of shape (samples, ...), a Dataset, or an "
                      f"iterable of batches, but got {type(data).__name__}")
-
-
-def _plain(value: Tensor | np.ndarray) -> Tensor:
-    """A tensor that gradients can be taken through; a copy of an array, which may be read-only."""
-    if isinstance(value, Tensor):
-        return value.clone() if value.is_inference() else value
-    if value.dtype.kind not in "fiubc":
-        raise ValueError(f"data: expected arrays of numbers, but got one of dtype {value.dtype}")
-    return torch.from_numpy(np.array(value))
 
 
 def _tensor(batch: Any) -> Tensor | np.ndarray:
