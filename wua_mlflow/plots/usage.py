@@ -29,7 +29,7 @@ from wua_mlflow.plots.style import (
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
-    from matplotlib.colors import Colormap
+    from matplotlib.colors import Colormap, Normalize
     from matplotlib.figure import Figure
 
     from wua_mlflow.usage.results import LayerUsage, ModelUsage, NullUsage
@@ -335,12 +335,12 @@ def plot_units(data: UnitsData, ax: Axes | None = None) -> Figure:
         subtitle=_units_subtitle(data),
         heading="units of the layer, the most important first",
         caption=_units_caption(data),
-        legend_in=0.8,
+        legend_in=0.65,
         drawing_in=(5.2, 3.8),
     )
     page, left, top = rows.draw(lambda axes, part: _draw_units(axes, data, part), ax)
     page.write(left, top, _SCALE_WORDS)
-    _draw_scale(page.axes(left, top + 0.2, _SCALE_IN, 0.13))
+    _draw_scale(page.figure, page.axes(left, top + 0.2, _SCALE_IN, 0.13))
     legend_left = left + style.text_width([_SCALE_WORDS], style.SMALL) + 0.4
     page.legend(legend_left, top, _units_legend(data), columns=1)
     return page.figure
@@ -394,22 +394,21 @@ def _units_columns(data: UnitsData) -> list[layer_rows.Column]:
     return columns
 
 
-def _colours() -> Colormap:
+def _colours() -> tuple[Colormap, Normalize]:
+    """From a multiple of the layer's mean to its colour; 0, masked, has one of its own."""
     import matplotlib
+    from matplotlib.colors import LogNorm
 
-    return matplotlib.colormaps[UNIT_COLOURS].with_extremes(bad=NO_IMPORTANCE)
+    colours = matplotlib.colormaps[UNIT_COLOURS].with_extremes(bad=NO_IMPORTANCE)
+    return colours, LogNorm(1 / MOST_TIMES, MOST_TIMES)
 
 
 def _draw_units(ax: Axes, data: UnitsData, part: slice) -> None:
     """The cells; a line where half of the importance is reached."""
     at = (np.arange(_PIXELS) + 0.5) / _PIXELS
     image = np.stack([cells[(at * cells.size).astype(int)] for cells in data.cells[part]])
-    with np.errstate(divide="ignore"):
-        powers = np.ma.masked_invalid(np.log10(image))
-    most = math.log10(MOST_TIMES)
-    bounds = (0, 1, part.stop - 0.5, part.start - 0.5)
-    ax.imshow(powers, _colours(), aspect="auto", extent=bounds, vmin=-most, vmax=most,
-              interpolation="nearest")
+    ax.imshow(np.ma.masked_equal(image, 0), *_colours(), aspect="auto", interpolation="nearest",
+              extent=(0, 1, part.stop - 0.5, part.start - 0.5))
     _percent_axis(ax)
     if part.stop - part.start <= _MOST_SEPARATED_ROWS:
         _draw_gaps(ax, data.units, part)
@@ -429,15 +428,17 @@ def _draw_gaps(ax: Axes, units: np.ndarray, part: slice) -> None:
         ax.vlines(inner, row - 0.5, row + 0.5, color="white", linewidth=0.7)
 
 
-def _draw_scale(ax: Axes) -> None:
-    most = math.log10(MOST_TIMES)
-    ax.imshow(np.linspace(-most, most, 256)[None], _colours(), aspect="auto",
-              extent=(-most, most, 0, 1))
-    style.strip_axes(ax, keep=())
-    ax.set_yticks([])
+def _draw_scale(figure: Figure, ax: Axes) -> None:
+    from matplotlib.cm import ScalarMappable
+
+    colours, norm = _colours()
     ticks = {1 / MOST_TIMES: f"≤{1 / MOST_TIMES:g}", 0.3: "0.3", 1: "1", 3: "3",
              MOST_TIMES: f"≥{MOST_TIMES}"}
-    ax.set_xticks(np.log10(list(ticks)), list(ticks.values()))
+    scale = figure.colorbar(ScalarMappable(norm, colours), cax=ax, orientation="horizontal")
+    scale.set_ticks(list(ticks), labels=list(ticks.values()))
+    scale.minorticks_off()
+    scale.outline.set(visible=False)
+    style.strip_axes(ax, keep=())
 
 
 def _units_legend(data: UnitsData) -> list[Artist]:
