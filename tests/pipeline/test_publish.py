@@ -10,15 +10,14 @@ import pytest
 from PIL import Image
 
 from tests.pipeline.conftest import Finished
-from tests.report.cases import widths_of_a_search
+from tests.report.cases import variant, widths_of_a_search
 from wua_mlflow.pipeline.publish import report_pictures
-from wua_mlflow.plots.comparison import VariantFigures
 from wua_mlflow.plots.widths import LayerChange
 from wua_mlflow.tracking.ui_view import LATEST_KEY
 
 pytestmark = pytest.mark.xdist_group("usecase")
-FIGURES = [VariantFigures("old", "#5b7c99", {"flops/forward": 60, "accuracy/test": 0.9}, None),
-           VariantFigures("new", "#d95f02", {"flops/forward": 42, "accuracy/test": 0.89}, None)]
+VARIANTS = [variant("old", (10,), metrics={"flops/forward": 60, "accuracy/test": 0.9}),
+            variant("new", (7,), metrics={"flops/forward": 42, "accuracy/test": 0.89})]
 
 
 def test_the_files_of_a_pipeline(usecase: Finished) -> None:
@@ -50,16 +49,16 @@ def test_only_pictures_that_there_are_data_for(usecase: Finished) -> None:
     report = usecase.outcome.report
     assert report is not None
     bare = replace(report, layers=(), widths=None, usages={}, names=["old", "new"])
-    assert set(report_pictures(bare, FIGURES, every=FIGURES)) == {"comparison", "pareto"}
-    unknown = [replace(one, metrics={"accuracy/test": 0.9}) for one in FIGURES]
+    assert set(report_pictures(bare, VARIANTS, every=VARIANTS)) == {"comparison", "pareto"}
+    unknown = [replace(one, metrics={"accuracy/test": 0.9}) for one in VARIANTS]
     assert set(report_pictures(bare, unknown, every=unknown)) == {"comparison"}
     widths = widths_of_a_search()
     rich = replace(bare, layers=[LayerChange("fc1", 10, 7)], widths=widths)
-    found = report_pictures(rich, FIGURES, every=FIGURES)
+    found = report_pictures(rich, VARIANTS, every=VARIANTS)
     assert set(found) == {"comparison", "pareto", "changes", "curves", "trials"}
     for png in found.values():
         with Image.open(BytesIO(png)) as picture:
             assert picture.format == "PNG"
     alone = replace(widths.searched, trials=widths.searched.trials[:1])
-    assert set(report_pictures(replace(bare, widths=replace(widths, searched=alone)), FIGURES,
-                               every=FIGURES)) == {"comparison", "pareto", "curves"}
+    assert set(report_pictures(replace(bare, widths=replace(widths, searched=alone)), VARIANTS,
+                               every=VARIANTS)) == {"comparison", "pareto", "curves"}

@@ -8,13 +8,9 @@ import pytest
 from matplotlib.figure import Figure
 
 from tests.plots.usages import verdict, words_of
-from wua_mlflow.plots.comparison import (
-    QUANTITIES,
-    VariantFigures,
-    comparison_data,
-    plot_comparison,
-)
-from wua_mlflow.plots.style import variant_colour
+from tests.report.cases import variant
+from wua_mlflow.plots.comparison import QUANTITIES, comparison_data, plot_comparison
+from wua_mlflow.results import VariantResult
 from wua_mlflow.tracking.names import Metric
 from wua_mlflow.verdict.text import interval_words, outcome_words
 
@@ -39,11 +35,11 @@ _SMALL = {
 _SEEDS = (0.885, 0.91, 0.84, 0.95, 0.80)
 
 
-def _variant(name: str, metrics: dict[str, float], seeds=None) -> VariantFigures:
-    return VariantFigures(name, variant_colour(name), metrics, seeds)
+def _variant(name: str, metrics: dict[str, float], seeds=()) -> VariantResult:
+    return variant(name, (10,), metrics=metrics, scores=tuple(seeds))
 
 
-def _pair(big=_BIG, small=_SMALL, seeds=None) -> list[VariantFigures]:
+def _pair(big=_BIG, small=_SMALL, seeds=()) -> list[VariantResult]:
     return [_variant("oversized", big, seeds), _variant("slim", small, seeds)]
 
 
@@ -112,8 +108,7 @@ def test_replicates_have_the_mean_and_the_spread_of_the_statistics_module():
     row = comparison_data(_pair(seeds=_SEEDS)).scores[0]
     assert row.mean == pytest.approx(statistics.fmean(_SEEDS))
     assert row.std == pytest.approx(statistics.stdev(_SEEDS))
-    single = comparison_data(_pair(seeds=[0.9])).scores[0]
-    assert single.mean == 0.9 and single.std is None
+    assert row.replicated and not comparison_data(_pair(seeds=[0.9])).scores[0].replicated
 
 
 def test_a_regression_is_compared_by_its_score():

@@ -12,14 +12,15 @@ from matplotlib.colors import to_hex
 from scipy import stats
 
 from tests.plots.usages import words_of
-from wua_mlflow.plots.comparison import VariantFigures
+from tests.report.cases import variant
 from wua_mlflow.plots.pareto import pareto_data, plot_pareto
+from wua_mlflow.plots.style import VARIANT_COLOURS
 
-OLD, NEW = "#5b7c99", "#d95f02"
+OLD, NEW = VARIANT_COLOURS["oversized"], VARIANT_COLOURS["slim"]
 
 
-def _variant(name, flops, scores=(), colour=OLD, **metrics):
-    return VariantFigures(name, colour, {"flops/forward": flops, **metrics}, list(scores) or None)
+def _variant(name, flops, scores=(), **metrics):
+    return variant(name, (10,), metrics={"flops/forward": flops, **metrics}, scores=tuple(scores))
 
 
 def test_mean_and_interval_are_students():
@@ -34,7 +35,7 @@ def test_mean_and_interval_are_students():
 def test_one_model_has_no_interval_and_one_without_figures_no_point():
     data = pareto_data([
         _variant("old", 60, **{"accuracy/test": 0.9}), _variant("none", 50),
-        VariantFigures("no flops", NEW, {"accuracy/test": 0.8}), _variant("r", 9, [0.5])])
+        variant("no flops", (10,), metrics={"accuracy/test": 0.8}), _variant("r", 9, [0.5])])
     assert [(point.name, point.value, point.low) for point in data.points] == [
         ("old", 0.9, None), ("r", 0.5, None)]
 
@@ -56,8 +57,8 @@ def test_variants_of_the_same_flops_stand_beside_each_other():
 
 
 def test_marks_stand_at_flops_and_score():
-    figure = plot_pareto(pareto_data([
-        _variant("old", 1000, [0.90, 0.92]), _variant("new", 100, [0.89, 0.93], NEW)], margin=0.02))
+    figure = plot_pareto(pareto_data([_variant("oversized", 1000, [0.90, 0.92]),
+                                      _variant("slim", 100, [0.89, 0.93])], margin=0.02))
     found = {}
     for mark in figure.axes[-1].collections:
         offsets = np.asarray(mark.get_offsets())
@@ -79,7 +80,7 @@ def test_what_cannot_be_drawn(variants, message):
 def test_what_it_says():
     said = words_of(plot_pareto(pareto_data(
         [_variant("oversized 10", 61, [0.90, 0.92]),
-         _variant("slim 7", 43, colour=NEW, **{"accuracy/test": 0.873})], margin=0.01)))
+         _variant("slim 7", 43, **{"accuracy/test": 0.873})], margin=0.01)))
     for words in ("Test accuracy against FLOPs of one sample", "oversized 10", "91.0%", "87.3%",
                   "A point without a bar is one trained model.",
                   "Shaded: down to 1 point below the original.",

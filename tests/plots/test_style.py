@@ -28,7 +28,7 @@ from wua_mlflow.tracking.names import Variant
 _DRAW = """
 import sys
 import numpy as np
-from wua_mlflow.plots.comparison import VariantFigures, comparison_data, plot_comparison
+from wua_mlflow.plots.comparison import comparison_data, plot_comparison
 from wua_mlflow.plots.histogram import histogram_data, plot_histogram
 from wua_mlflow.plots.network import network_data, plot_network
 from wua_mlflow.plots.pareto import pareto_data, plot_pareto
@@ -37,8 +37,11 @@ from wua_mlflow.plots.widths import LayerChange, changes_data, plot_changes
 from wua_mlflow.usage.results import Histogram, LayerUsage, ModelUsage
 assert not {"matplotlib", "torch"} & set(sys.modules)
 import matplotlib
+from wua_mlflow.results import VariantResult
 before = matplotlib.rcParams.copy()
-two = [VariantFigures(n, "#000000", {"flops/forward": 1.0, "score/test": 0.5}) for n in ("a", "b")]
+metrics = {"flops/forward": 1.0, "score/test": 0.5}
+two = [VariantResult(name, "0", name, "slim", None, {}, metrics, (0.5,), 9, "cpu", 1)
+       for name in ("a", "b")]
 histogram = Histogram(np.array([0.0, 1.0]), np.array([4]), 0.0)
 layer = LayerUsage("fc", "Linear", 4, 2, 1.0, 2.7, 0.5, 0.0, np.ones(2), histogram)
 usage = ModelUsage("output", 9, {"fc": layer}, {})

@@ -7,18 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from io import BytesIO
 from typing import TYPE_CHECKING
 
 from wua_mlflow.config import Settings
 from wua_mlflow.pipeline.pictures import MOST_ROWS
-from wua_mlflow.plots.comparison import (
-    VariantFigures,
-    comparison_data,
-    plot_comparison,
-)
+from wua_mlflow.plots.comparison import comparison_data, plot_comparison
 from wua_mlflow.plots.pareto import pareto_data, plot_pareto
-from wua_mlflow.plots.style import variant_colour
 from wua_mlflow.plots.usage import layers_data, plot_layers
 from wua_mlflow.plots.widths import (
     changes_data,
@@ -31,7 +27,7 @@ from wua_mlflow.plots.widths import (
 from wua_mlflow.report.build import report_of
 from wua_mlflow.report.content import Report
 from wua_mlflow.report.render import description, html_report, markdown_report
-from wua_mlflow.results import Comparison, Round, Slimmed, VariantResult
+from wua_mlflow.results import Round, Slimmed, VariantResult
 from wua_mlflow.tracking.log import Files, write
 from wua_mlflow.tracking.names import ArtifactPath, Metric, Tag
 from wua_mlflow.tracking.registry import register
@@ -84,10 +80,8 @@ def publish(store: Store, run_id: str, slimmed: Slimmed, *, files: Files | None 
     """
     result, comparison = slimmed.result, slimmed.result.comparison
     report = report_of(slimmed)
-    shown = (slimmed.original, *result.controls, result.variant)
-    pictures = report_pictures(
-        report, [_figures(variant, comparison) for variant in shown],
-        every=[_figures(variant, comparison) for variant in slimmed.variants])
+    pictures = report_pictures(report, (slimmed.original, *result.controls, result.variant),
+                               every=slimmed.variants)
     write(store.client, run_id, metrics=comparison.metrics,
           tags={**comparison.tags, Tag.RESULT: result.variant.run_id,
                 "mlflow.note.content": description(report), "mlflow.runName": report.title},
@@ -105,7 +99,7 @@ def publish(store: Store, run_id: str, slimmed: Slimmed, *, files: Files | None 
 
 
 def report_pictures(
-    report: Report, variants: Sequence[VariantFigures], *, every: Sequence[VariantFigures]
+    report: Report, variants: Sequence[VariantResult], *, every: Sequence[VariantResult]
 ) -> dict[str, bytes]:
     """The report's pictures as PNG, by the key of their place; those that there are data for.
 
@@ -116,7 +110,8 @@ def report_pictures(
     """
     verdict, comparison = report.comparison.verdict, report.comparison
     verdicts = list(filter(None, (comparison.artifact, comparison.recipe)))
-    drawn = {"comparison": plot_comparison(comparison_data(variants, verdicts))}
+    timed = [replace(variant, metrics=comparison.metrics_of(variant)) for variant in variants]
+    drawn = {"comparison": plot_comparison(comparison_data(timed, verdicts))}
     if Metric.FLOPS_FORWARD in variants[0].metrics:
         drawn["pareto"] = plot_pareto(pareto_data(
             every, margin=verdict.margin, confidence=verdict.confidence, score=verdict.score))
@@ -148,12 +143,6 @@ def _of_widths(report: Report) -> dict[str, Figure]:
 
 def _can_be_drawn(curve: Curve) -> bool:
     return bool(curve.widths) and all(map(math.isfinite, (*curve.scores, curve.threshold)))
-
-
-def _figures(variant: VariantResult, comparison: Comparison) -> VariantFigures:
-    scores = list(variant.scores) if len(variant.scores) > 1 else None
-    return VariantFigures(variant.name, variant_colour(variant.kind),
-                          comparison.metrics_of(variant), scores)
 
 
 def _png(figure: Figure) -> bytes:

@@ -27,10 +27,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from wua_mlflow.plots.style import Sheet
+    from wua_mlflow.results import VariantResult
     from wua_mlflow.verdict.compare import Verdict
 
 __all__ = [
-    "BarPanel", "ComparisonData", "QUANTITIES", "Quantity", "ScoreRow", "VariantFigures",
+    "BarPanel", "ComparisonData", "QUANTITIES", "Quantity", "ScoreRow",
     "comparison_data", "difference_words", "plot_comparison", "savings",
 ]
 
@@ -102,19 +103,6 @@ def savings(original: Mapping[str, float], candidate: Mapping[str, float]) -> st
 
 
 @dataclass(frozen=True)
-class VariantFigures:
-    """What is known of one variant; ``metrics`` is keyed by the contract's names.
-
-    ``replicate_scores`` are the test scores of the replicates over seeds, the main one included.
-    """
-
-    name: str
-    colour: str
-    metrics: Mapping[str, float]
-    replicate_scores: Sequence[float] | None = None
-
-
-@dataclass(frozen=True)
 class BarPanel:
     """One quantity: by variant its value (None: not measured) and the words beside the bar."""
 
@@ -126,20 +114,25 @@ class BarPanel:
 
 @dataclass(frozen=True)
 class ScoreRow:
-    """A variant's test score (None: not measured), and those of its replicates."""
+    """A variant's test score (None: not measured), and those of all seeds, the main one's first."""
 
     value: float | None
-    replicates: tuple[float, ...]
+    seeds: tuple[float, ...]
 
     @property
-    def mean(self) -> float | None:
-        """Mean over the replicates, where there are any."""
-        return float(np.mean(self.replicates)) if self.replicates else None
+    def replicated(self) -> bool:
+        """Whether there are several seeds, so a mean and a spread."""
+        return len(self.seeds) > 1
 
     @property
-    def std(self) -> float | None:
-        """Standard deviation over the replicates (ddof 1), where there are two or more."""
-        return float(np.std(self.replicates, ddof=1)) if len(self.replicates) > 1 else None
+    def mean(self) -> float:
+        """Mean over the seeds."""
+        return float(np.mean(self.seeds))
+
+    @property
+    def std(self) -> float:
+        """Standard deviation over the seeds (ddof 1)."""
+        return float(np.std(self.seeds, ddof=1))
 
 
 @dataclass(frozen=True)
@@ -160,7 +153,7 @@ class ComparisonData:
 
 
 def comparison_data(
-    variants: Sequence[VariantFigures], verdicts: Sequence[Verdict] = ()
+    variants: Sequence[VariantResult], verdicts: Sequence[Verdict] = ()
 ) -> ComparisonData:
     """Bars, scores, intervals and words of the figure.
 
@@ -174,28 +167,22 @@ def comparison_data(
 
     Raises:
         ValueError: fewer than two variants, or a figure that is not finite.
-
-    >>> big = VariantFigures("oversized", "#5b7c99", {"flops/forward": 122.0})
-    >>> slim = VariantFigures("slim", "#d95f02", {"flops/forward": 86.0})
-    >>> comparison_data([big, slim]).panels[0].labels
-    ('122', '86 · 1.4× fewer')
     """
     if len(variants) < 2:
         raise ValueError(f"variants: expected at least two, but got {len(variants)}")
     for variant in variants:
-        if not all(map(math.isfinite, (*variant.metrics.values(),
-                                       *(variant.replicate_scores or ())))):
+        if not all(map(math.isfinite, (*variant.metrics.values(), *variant.scores))):
             raise ValueError(f"variants: expected finite figures, but {variant.name} has another")
     original, candidate = variants[0], variants[-1]
     classified = any("accuracy/test" in variant.metrics for variant in variants)
     metric = "accuracy/test" if classified else "score/test"
     return ComparisonData(
         names=tuple(variant.name for variant in variants),
-        colours=tuple(variant.colour for variant in variants),
+        colours=tuple(style.variant_colour(variant.kind) for variant in variants),
         headline=_headline(original.name, candidate.name, verdicts),
         savings=savings(original.metrics, candidate.metrics),
         score_name=verdicts[0].score if verdicts else metric.removesuffix("/test"),
-        scores=tuple(ScoreRow(variant.metrics.get(metric), tuple(variant.replicate_scores or ()))
+        scores=tuple(ScoreRow(variant.metrics.get(metric), variant.scores)
                      for variant in variants),
         panels=tuple(_panel(quantity, variants) for quantity in QUANTITIES
                      if any(quantity.metric in variant.metrics for variant in variants)),
@@ -210,7 +197,7 @@ def _headline(original: str, candidate: str, verdicts: Sequence[Verdict]) -> str
     return question_answered(original, candidate, recipe_first[0])
 
 
-def _panel(quantity: Quantity, variants: Sequence[VariantFigures]) -> BarPanel:
+def _panel(quantity: Quantity, variants: Sequence[VariantResult]) -> BarPanel:
     values = tuple(variant.metrics.get(quantity.metric) for variant in variants)
     labels = []
     for i, value in enumerate(values):
@@ -236,7 +223,7 @@ def plot_comparison(data: ComparisonData, ax: Axes | None = None) -> Figure:
     left = EDGE_IN + style.text_width(names, style.LABEL) + 0.12
     quality_in = max(1.1, _ROW_IN * max(len(names), len(data.verdicts)))
     bar_in = _BAR_ROW_IN * len(names)
-    scored = any(score.value is not None or score.replicates for score in data.scores)
+    scored = any(score.value is not None or score.replicated for score in data.scores)
     bars_top = _QUALITY_TOP_IN
     if scored or data.verdicts:
         bars_top += _HEAD_IN + quality_in + 1.0
@@ -280,7 +267,7 @@ def _draw_quality(
     if scored:
         axes = page.axes(left, top, right - _SCORE_WORDS_IN - left, height)
         _draw_scores(axes, data)
-        if any(score.replicates for score in data.scores):
+        if any(score.replicated for score in data.scores):
             _score_legend(page, left, top + height + 0.5)
 
 
@@ -304,18 +291,16 @@ def _score_legend(page: Sheet, left: float, top: float) -> None:
 
 
 def _draw_score(ax: Axes, row: int, score: ScoreRow, colour: str) -> None:
-    words = ["not measured"]
-    if score.mean is not None:
-        spread = 0.2 * np.sin(2.4 * np.arange(len(score.replicates)))
-        ax.scatter(score.replicates, row + spread, s=16, facecolors="none", edgecolors=colour,
-                   alpha=0.8)
-        ax.vlines(score.mean, row - 0.34, row + 0.34, color=colour, linewidth=2.2)
+    words = "not measured"
     if score.value is not None:
         ax.scatter([score.value], [row], s=80, color=colour, edgecolors="white", zorder=3)
-        words = [f"{score.value:.4f}"]
-    if score.std is not None:
-        words.append(f"{len(score.replicates)} seeds: {score.mean:.3f} ± {score.std:.3f}")
-    style.note(ax, "\n".join(words), (1, row), (10, 0), ("axes fraction", "data"), va="center",
+        words = f"{score.value:.4f}"
+    if score.replicated:
+        spread = 0.2 * np.sin(2.4 * np.arange(len(score.seeds)))
+        ax.scatter(score.seeds, row + spread, s=16, facecolors="none", edgecolors=colour, alpha=0.8)
+        ax.vlines(score.mean, row - 0.34, row + 0.34, color=colour, linewidth=2.2)
+        words += f"\n{len(score.seeds)} seeds: {score.mean:.3f} ± {score.std:.3f}"
+    style.note(ax, words, (1, row), (10, 0), ("axes fraction", "data"), va="center",
                color=INK)
 
 

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from wua_mlflow.plots import style
-from wua_mlflow.plots.comparison import VariantFigures
 from wua_mlflow.plots.style import DASHED, EDGE_IN, INK, MUTED, RULE, WITHIN_MARGIN
 from wua_mlflow.verdict.text import margin_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+    from wua_mlflow.results import VariantResult
 
 __all__ = ["ParetoData", "ParetoPoint", "pareto_data", "plot_pareto"]
 
@@ -72,7 +73,7 @@ class ParetoData:
 
 
 def pareto_data(
-    variants: Sequence[VariantFigures],
+    variants: Sequence[VariantResult],
     *,
     margin: float | None = None,
     confidence: float = 0.95,
@@ -91,12 +92,6 @@ def pareto_data(
 
     Raises:
         ValueError: the original has no FLOPs or no score, or a figure is not finite.
-
-    >>> old = VariantFigures("old", "#5b7c99", {"flops/forward": 60}, [0.8, 0.9])
-    >>> new = VariantFigures("new", "#d95f02", {"flops/forward": 42, "accuracy/test": 0.85})
-    >>> data = pareto_data([old, new], margin=0.02)
-    >>> [(point.flops, round(point.value, 2)) for point in data.points]
-    [(60.0, 0.85), (42.0, 0.85)]
     """
     placed = [_point(variant, confidence) for variant in variants]
     if not placed or placed[0] is None:
@@ -109,22 +104,22 @@ def pareto_data(
     return ParetoData(_with_slots(known), score, margin, confidence)
 
 
-def _point(variant: VariantFigures, confidence: float) -> ParetoPoint | None:
+def _point(variant: VariantResult, confidence: float) -> ParetoPoint | None:
     flops = variant.metrics.get("flops/forward")
     value = variant.metrics.get("accuracy/test", variant.metrics.get("score/test"))
-    seeds = np.array(variant.replicate_scores or (), float)
+    seeds = np.array(variant.scores, float)
     if not flops or (value is None and not seeds.size):
         return None
+    name, colour, flops = variant.name, style.variant_colour(variant.kind), float(flops)
     if seeds.size < 2:
         score = float(seeds[0]) if value is None else float(value)
-        return ParetoPoint(variant.name, variant.colour, float(flops), score, None, None, ())
+        return ParetoPoint(name, colour, flops, score, None, None, ())
     from scipy.special import stdtrit
 
     mean = float(seeds.mean())
     error = float(seeds.std(ddof=1)) / math.sqrt(seeds.size)
     half = float(stdtrit(seeds.size - 1, (1 + confidence) / 2)) * error
-    return ParetoPoint(variant.name, variant.colour, float(flops), mean, mean - half, mean + half,
-                       tuple(map(float, seeds)))
+    return ParetoPoint(name, colour, flops, mean, mean - half, mean + half, variant.scores)
 
 
 def _with_slots(points: Sequence[ParetoPoint]) -> tuple[ParetoPoint, ...]:
