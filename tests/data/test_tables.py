@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from decimal import Decimal
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -11,7 +12,9 @@ import pytest
 import torch
 from sklearn.preprocessing import StandardScaler
 
+from wua_mlflow.config import load_settings
 from wua_mlflow.data.datasets import DataSplit, Part, load_data
+from wua_mlflow.pipeline.recipe import load_recipe
 
 
 @pytest.fixture
@@ -298,3 +301,38 @@ def test_paths_are_taken_from_the_current_folder_and_from_home(folder, monkeypat
               ("f.csv", str(folder / "f.csv"), "./home/../f.csv", "~/g.CSV")]
     assert len({tuple(_digests(split)) for split in splits}) == 1
     assert splits[3].source == str(folder / "home" / "g.CSV")
+
+
+# Data of a model that was trained elsewhere: as they are
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> str:
+    """Two columns in the hundreds, a class, and an amount in the thousands."""
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(100, 20, 200), rng.normal(300, 5, 200)
+    lines = [f"{x:.3f},{y:.3f},{'yes' if x > 100 else 'no'}" for x, y in zip(a, b, strict=True)]
+    path = tmp_path / "rows.csv"
+    path.write_text("\n".join(["a,b,bought", *lines]))
+    return str(path)
+
+
+@pytest.mark.parametrize("state", [None, "weights.safetensors"])
+def test_files_are_standardised_but_for_a_model_with_weights_of_its_own(
+    table: str, state: str | None
+) -> None:
+    recipe = load_recipe(load_settings(None, {
+        "data": table, "target": "bought", "model": "mlp", "hidden": "4", "state": state}))
+    means = recipe.split.train.inputs.mean(0)
+    expected = pytest.approx([100, 300], abs=5) if state else pytest.approx([0, 0], abs=1e-5)
+    assert means.tolist() == expected
+
+
+def test_a_regressions_targets_as_they_are(table: str) -> None:
+    numbers = Path(table).with_name("numbers.csv")
+    numbers.write_text("\n".join(line.rpartition(",")[0] for line in
+                                 Path(table).read_text().splitlines()))
+    found = [load_data(str(numbers), target="b", task="regression", seed=1, standardise=one)
+             for one in (True, False)]
+    assert [float(one.train.targets.mean()) for one in found] == pytest.approx([0, 300], abs=5)
+    assert found[0].test.inputs.shape == found[1].test.inputs.shape

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import mlflow
 import numpy as np
@@ -25,9 +26,14 @@ from tests.pipeline.slimming_cases import (  # noqa: F401 - store is a fixture
     text_of,
 )
 from wua_mlflow.cli.main import main
-from wua_mlflow.config import load_settings
+from wua_mlflow.config import Settings, load_settings
 from wua_mlflow.pipeline import workflow
-from wua_mlflow.pipeline.pretrained import import_pretrained, pretrained_recipe, source_of
+from wua_mlflow.pipeline.pretrained import (
+    _low_score_warning,
+    import_pretrained,
+    pretrained_recipe,
+    source_of,
+)
 from wua_mlflow.pipeline.variant import load_variant
 from wua_mlflow.pipeline.workflow import SlimmingResult
 from wua_mlflow.pruning.cut import Specification, cut
@@ -302,3 +308,27 @@ def test_what_cannot_be_an_original_is_line_in_one_line(
     assert line == expected or (expected.endswith((": ", ", ")) and line.startswith(expected))
     assert "\n" not in line
     assert set(runs("slimming", "pipeline")["status"]) == {"FAILED"}
+
+
+@pytest.mark.parametrize(("task", "score", "said"), [
+    ("binary", 0.7, False), ("binary", 0.55, True), ("regression", 0.1, False),
+    ("regression", -0.2, True)])
+def test_an_original_worse_than_no_model_gets_a_warning(
+    task: str, score: float, said: bool
+) -> None:
+    targets = np.array([0, 0, 0, 1, 1])  # the more frequent class: 0.6
+    variant = SimpleNamespace(test=SimpleNamespace(task=task, score=score, targets=targets))
+    found = _low_score_warning(variant)  # type: ignore[arg-type]
+    assert ("are these data what it was trained on" in found) == said
+    assert "\n" not in found
+
+
+def test_neither_registration_nor_gate_is_inherited(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = Settings(register="house", gate=True, margin=0.03)
+    variant = SimpleNamespace(settings=before, experiment_id="0", run_id="r")
+    monkeypatch.setattr(workflow, "load_variant", lambda *_: variant)
+    monkeypatch.setattr(workflow, "inherited_run", lambda: None)
+    for asked in ({}, {"register": "flat"}):
+        settings = Settings(run_id="r", experiment="wua", **asked)
+        own = workflow._variant_and_settings(SimpleNamespace(), settings)[2]  # type: ignore[arg-type]
+        assert (own.register, own.gate, own.margin) == (asked.get("register"), False, 0.03)
