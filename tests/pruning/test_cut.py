@@ -223,25 +223,3 @@ def test_tokens_stay_in_their_table(dtype):
     found = cut(Tokens(), example, {"up": [0, 2, 5]})
     assert found.units["up"] == (8, 3)
     assert found.model.head.weight is found.model.emb.weight
-
-
-class Heads(nn.Module):
-    """Attention written out: its units are divided among heads by fixed numbers."""
-
-    def __init__(self):
-        super().__init__()
-        self.q, self.k, self.v, self.o = (nn.Linear(8, 8) for _ in range(4))
-
-    def forward(self, x):
-        q, k, v = (layer(x).view(x.shape[0], -1, 2, 4).transpose(1, 2)
-                   for layer in (self.q, self.k, self.v))
-        mixed = torch.softmax(q @ k.transpose(2, 3), -1) @ v
-        return self.o(mixed.transpose(1, 2).reshape(x.shape[0], -1, 8))
-
-
-def test_every_layer_that_cannot_be_cut_is_named():
-    structure = unit_groups(Heads(), torch.rand(3, 5, 8))
-    assert structure.groups == ()
-    assert set(structure.not_prunable) == {"q", "k", "v", "o"}
-    assert structure.not_prunable["k"] == structure.not_prunable["q"]
-    assert "the forward divides its units by a fixed number" in structure.not_prunable["q"]

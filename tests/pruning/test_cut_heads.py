@@ -19,7 +19,6 @@ from tests.pruning.attention_cases import (
     Conv1D,
     Gpt2,
     Llama,
-    Neox,
     Plain,
     attend,
     joined,
@@ -211,11 +210,3 @@ def test_importance_of_a_head_is_its_gradient_along_what_it_gives(stacked):
     expected = products.reshape(3, -1).sum(1).abs()
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-9)
     assert most_important(found, 3) == [0, 1, 2]
-
-
-def test_the_masked_original_reads_no_head_that_went():
-    model, example = stack(Neox), rows(3, 5, 12)
-    structure = unit_groups(model, example)
-    with masked(model, structure, {"0": [1]}):
-        assert not model[0].dense.weight[:, SIZE: 2 * SIZE].any()
-        assert model[0].dense.weight[:, :SIZE].all()
