@@ -1,6 +1,6 @@
 """A model's call run on meta tensors: every operator is logged, nothing is computed.
 
-Tests: ``tests/flops/test_meta_run.py``.
+Tests: ``tests/flops/test_meta_run.py``, ``test_operator_log.py``, ``test_fused_time_steps.py``.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Which parameter a tensor in a function call is a view of, and what its layer is called.
 
-Tests: ``tests/usage/tracing/test_parameters.py``.
+Tests: ``tests/usage/tracing/test_parameters.py``, ``test_unregistered_weights.py``.
 """
 
 from __future__ import annotations
