@@ -34,8 +34,8 @@ class Gradients:
 
     def add(self, loss: Tensor, watch: WeightTracer, samples: int) -> None:
         """The gradients of one batch's mean loss, for every layer that was seen."""
-        names = _parameters(watch.layers.values())
-        places = [(self.parameters, name, watch.index.parameters[name]) for name in names]
+        names = _parameters(watch.registry.layers.values())
+        places = [(self.parameters, name, watch.registry.index.parameters[name]) for name in names]
         places += [(self.computed, layer.name, tensor) for layer, tensor in watch.computed_weights]
         reading = watch.unit_taylor.weights()
         tensors = [tensor for *_, tensor in places if tensor.requires_grad]

@@ -30,6 +30,7 @@ from wua_mlflow.usage.batches import Batch, Batches
 from wua_mlflow.usage.gradients import Gradients, Loss, loss_of
 from wua_mlflow.usage.tracing.layer import FiredUnits, RequiredStats, RunningSum, TracedLayer
 from wua_mlflow.usage.tracing.parameters import clean, layer_names
+from wua_mlflow.usage.tracing.registry import LayerRegistry
 from wua_mlflow.usage.tracing.skipped import explain_skipped
 from wua_mlflow.usage.tracing.tracer import WeightTracer
 from wua_mlflow.usage.tracing.unit_taylor import UnitTaylor
@@ -90,14 +91,15 @@ def run_pass(
     if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
         raise ValueError("model: expected parameters and buffers with values, but got some on the "
                          "meta device; call model.to_empty(device=...) and load a state dict first")
-    watch = WeightTracer(model, needs, wanted)
+    registry = LayerRegistry(model, wanted)
+    watch = WeightTracer(registry, needs)
     gradients = Gradients() if needs.gradient else None
     sampler = ActivationSampler() if needs.rows else None
     if sampler is not None:
         watch.on_call = sampler.see
-    names = {module: name for name, module in watch.index.modules.items()
+    names = {module: name for name, module in registry.index.modules.items()
              if not isinstance(module, torch.jit.ScriptModule)}
-    watch.unsupported.update({name: SCRIPTED for name, module in watch.index.modules.items()
+    registry.unsupported.update({name: SCRIPTED for name, module in registry.index.modules.items()
                           if module not in names and any(True for _ in module.parameters(False))})
     samples, error = 0, None
     with evaluating(model, grad=needs.gradient), running(model, names) as state:
@@ -108,25 +110,18 @@ def run_pass(
             error = caught
         raise_first_error(error)
         samples = _merge_processes(watch, state.calls, samples, gradients, sampler)
-        for layer in watch.layers.values():
+        for layer in registry.layers.values():
             if layer.view is None and layer.computed is None:  # only another process came by it
-                weight = getattr(watch.index.modules[layer.module], "weight", None)
+                weight = getattr(registry.index.modules[layer.module], "weight", None)
                 layer.computed = weight.detach() if isinstance(weight, torch.Tensor) else None
         if gradients is not None:
             gradients.finish()
-        skipped = explain_skipped(
-            watch.index,
-            watch.layers,
-            state.calls,
-            watch.other_uses,
-            watch.unsupported,
-            not_requested=watch.not_requested,
-        )
+        skipped = explain_skipped(registry, state.calls)
     if not samples:
         raise ValueError("data: expected at least one sample, but got none")
     last = tuple(layer.name for layer in watch.output_layers)
-    return PassStatistics(watch.layers, last, skipped, samples, watch.index.parameters, gradients,
-                          sampler, frozenset(watch.not_requested))
+    return PassStatistics(registry.layers, last, skipped, samples, registry.index.parameters,
+                          gradients, sampler, frozenset(registry.not_requested))
 
 
 def layer_filter(model: nn.Module, layers: Sequence[str] | None) -> Callable[[str], bool]:
@@ -236,21 +231,21 @@ def _merge_processes(
         "samples": samples,
         "calls": calls,
         "output_layers": [layer.name for layer in tracer.output_layers],
-        "other_uses": tracer.other_uses,
-        "unsupported": tracer.unsupported,
-        "layers": [_without_sums(layer) for layer in tracer.layers.values()],
+        "other_uses": tracer.registry.other_uses,
+        "unsupported": tracer.registry.unsupported,
+        "layers": [_without_sums(layer) for layer in tracer.registry.layers.values()],
         "gradients": None if gradients is None else gradients.described(),
         "rows": None if sampler is None else sampler.samples(),
     })
     calls.clear()
     for process in reversed(gathered):
         calls.update(process["calls"])
-        tracer.other_uses.update(process["other_uses"])
-        tracer.unsupported.update(process["unsupported"])
+        tracer.registry.other_uses.update(process["other_uses"])
+        tracer.registry.unsupported.update(process["unsupported"])
     sums = _merge_layers(tracer, [process["layers"] for process in gathered])
     names: list[list[str]] = [process["output_layers"] for process in gathered
                               if process["samples"]]
-    tracer.output_layers = [tracer.layers[name] for name in (names or [[]])[0]]
+    tracer.output_layers = [tracer.registry.layers[name] for name in (names or [[]])[0]]
     if gradients is not None:
         sums += gradients.join([process["gradients"] for process in gathered])
     if sampler is not None:
@@ -266,11 +261,11 @@ def _merge_layers(tracer: WeightTracer, by_process: list[list[TracedLayer]]) -> 
     for layers in by_process:
         for layer in layers:
             by_name.setdefault(layer.name, []).append(layer)
-    local = dict(tracer.layers)
-    tracer.layers.clear()
+    local = dict(tracer.registry.layers)
+    tracer.registry.layers.clear()
     for name, layers in by_name.items():
-        tracer.layers[name] = local.get(name) or replace(layers[0])
-        _merge_layer(tracer.layers[name], layers, sums)
+        tracer.registry.layers[name] = local.get(name) or replace(layers[0])
+        _merge_layer(tracer.registry.layers[name], layers, sums)
     return sums
 
 
@@ -321,10 +316,12 @@ def _see_changes(model: nn.Module, last: Batch, watch: WeightTracer, state: Runn
 
     A model that does not take that other batch is taken to make them of its parameters alone.
     """
-    made = [layer for layer in watch.layers.values() if layer.computed is not None]
+    made = [layer for layer in watch.registry.layers.values() if layer.computed is not None]
     if not made:
         return
-    again, calls = WeightTracer(model, RequiredStats(output=False), watch.is_requested), state.calls
+    again = WeightTracer(LayerRegistry(model, watch.registry.is_requested),
+                         RequiredStats(output=False))
+    calls = state.calls
     again.running, state.calls = state.stack, Counter()
     with suppress(Exception):
         other = last.other()
@@ -333,14 +330,14 @@ def _see_changes(model: nn.Module, last: Batch, watch: WeightTracer, state: Runn
     state.stack.clear()
     state.calls = calls
     for layer in made:
-        like, weight = again.layers.get(layer.name), layer.computed
+        like, weight = again.registry.layers.get(layer.name), layer.computed
         if like is not None and like.computed is not None and weight is not None:
             layer.changes |= not torch.equal(like.computed, weight)
 
 
 def _check_finite(watch: WeightTracer, batch: Batch | None, number: int | None) -> None:
     """Sums show every NaN and infinity; on a GPU they are read after 1, 2, 4, 8, … batches."""
-    for layer in watch.layers.values():
+    for layer in watch.registry.layers.values():
         for what, total in (("output", layer.output), ("input", layer.inputs[1]),
                             ("input", layer.inputs[2])):
             if total.sums is None or bool(torch.isfinite(total.sums.sum())):
@@ -348,7 +345,7 @@ def _check_finite(watch: WeightTracer, batch: Batch | None, number: int | None) 
             where = "" if number is None else f" by batch {number}"
             if batch is not None and not bool(torch.isfinite(batch.first).all()):
                 where += ", which is not finite itself"
-            broken = next((name for name, parameter in watch.index.parameters.items()
+            broken = next((name for name, parameter in watch.registry.index.parameters.items()
                            if not bool(torch.isfinite(parameter).all())), None)
             cause = "" if broken is None else f"; parameter '{broken}' is not finite"
             if total is layer.inputs[2] and layer.overflow is not None:

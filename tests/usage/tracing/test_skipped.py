@@ -8,7 +8,8 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 from wua_mlflow.usage.tracing.layer import TracedLayer
-from wua_mlflow.usage.tracing.parameters import ParameterIndex, ParameterView
+from wua_mlflow.usage.tracing.parameters import ParameterView
+from wua_mlflow.usage.tracing.registry import LayerRegistry
 from wua_mlflow.usage.tracing.skipped import NEVER_CALLED, explain_skipped
 
 
@@ -28,13 +29,10 @@ def layer(name: str, parameter: str | None = None, size: tuple[int, ...] = (4, 3
 def reasons(
     model: nn.Module, *layers: TracedLayer, calls=(), other_uses=(), unsupported=()
 ) -> dict[str, str]:
-    return explain_skipped(
-        ParameterIndex(model),
-        {layer.name: layer for layer in layers},
-        dict(calls),
-        dict(other_uses),
-        dict(unsupported),
-    )
+    registry = LayerRegistry(model, lambda _: True)
+    registry.layers = {layer.name: layer for layer in layers}
+    registry.other_uses, registry.unsupported = dict(other_uses), dict(unsupported)
+    return explain_skipped(registry, dict(calls))
 
 
 FIRST = layer("first", "first.weight")

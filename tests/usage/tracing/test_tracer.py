@@ -12,12 +12,14 @@ from tests.model_forms import Layers, matrix, net, through
 from tests.networks import mlp, rows
 from wua_mlflow.hooks import running
 from wua_mlflow.usage.tracing.layer import RequiredStats
+from wua_mlflow.usage.tracing.registry import LayerRegistry
 from wua_mlflow.usage.tracing.tracer import WeightTracer
 
 
 def traced(model: nn.Module, x: Tensor, requested=lambda _: True) -> WeightTracer:
-    tracer = WeightTracer(model.eval(), RequiredStats(), requested)
-    names = {module: name for name, module in tracer.index.modules.items()}
+    registry = LayerRegistry(model.eval(), requested)
+    tracer = WeightTracer(registry, RequiredStats())
+    names = {module: name for name, module in registry.index.modules.items()}
     with running(model, names) as state, torch.no_grad():
         plain = model(x)
         tracer.running = state.stack
@@ -29,24 +31,24 @@ def traced(model: nn.Module, x: Tensor, requested=lambda _: True) -> WeightTrace
 
 def test_layers_in_the_order_of_their_calls_and_the_one_of_the_outputs():
     tracer = traced(mlp(3, 5, 4, 2), rows(6, 3))
-    assert list(tracer.layers) == ["0", "2", "4"]
+    assert list(tracer.registry.layers) == ["0", "2", "4"]
     assert [layer.name for layer in tracer.output_layers] == ["4"]
-    assert tracer.layers["0"].bias.parameter == "0.bias"
-    assert tracer.layers["0"].output.count == 6
+    assert tracer.registry.layers["0"].bias.parameter == "0.bias"
+    assert tracer.registry.layers["0"].output.count == 6
 
 
 def test_a_layer_that_is_not_requested_may_make_the_outputs():
     tracer = traced(mlp(3, 5, 4, 2), rows(6, 3), lambda name: name == "2")
-    assert list(tracer.layers) == ["2"]
+    assert list(tracer.registry.layers) == ["2"]
     assert tracer.output_layers == []
-    assert tracer.not_requested == {"0", "4"}
+    assert tracer.registry.not_requested == {"0", "4"}
 
 
 def test_products_of_activations_alone_make_no_layer():
     model = Layers(through(lambda model, h: (h @ h.T) @ h + functional.linear(h, h.T @ h)), **net())
     tracer = traced(model, rows(6, 3))
-    assert list(tracer.layers) == ["first", "head"]
-    assert tracer.other_uses == {}
+    assert list(tracer.registry.layers) == ["first", "head"]
+    assert tracer.registry.other_uses == {}
 
 
 @pytest.mark.parametrize(("run", "function"), [
@@ -57,8 +59,8 @@ def test_products_of_activations_alone_make_no_layer():
     (lambda model, h: h.matmul(model.own[0])[:, None].expand(-1, 4), "matmul")])
 def test_other_uses_of_a_parameter(run, function):
     tracer = traced(Layers(through(run), **net(own=matrix(4, 4))), rows(6, 3))
-    assert tracer.other_uses == {"own": function}
-    assert list(tracer.layers) == ["first", "head"]
+    assert tracer.registry.other_uses == {"own": function}
+    assert list(tracer.registry.layers) == ["first", "head"]
 
 
 def test_after_a_product_that_is_not_analysed_no_layer_makes_the_outputs():

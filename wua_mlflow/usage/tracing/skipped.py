@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 
 from torch import nn
 
-from wua_mlflow.usage.tracing.layer import TracedLayer
 from wua_mlflow.usage.tracing.parameters import ParameterIndex
+from wua_mlflow.usage.tracing.registry import LayerRegistry
 
 __all__ = ["NEVER_CALLED", "explain_skipped"]
 
@@ -26,25 +26,15 @@ _ONE_PRODUCT = frozenset(kind.forward for kind in (
 _QUANTISED = ("torch.ao.nn.quantized", "torch.nn.quantized", "torch.ao.nn.intrinsic.quantized")
 
 
-def explain_skipped(
-    index: ParameterIndex,
-    layers: Mapping[str, TracedLayer],
-    calls: Mapping[str, int],
-    other_uses: Mapping[str, str],
-    unsupported: Mapping[str, str],
-    *,
-    not_requested: Collection[str] = (),
-) -> dict[str, str]:
+def explain_skipped(registry: LayerRegistry, calls: Mapping[str, int]) -> dict[str, str]:
     """The reason by module, or by parameter where the rest of its module was analysed.
 
     Args:
-        index: the model's parameters.
-        layers: what was analysed, or would have been if it had been asked for.
+        registry: of the model's layers, after the forward.
         calls: of each module.
-        other_uses: by parameter, the function that computed with it otherwise.
-        unsupported: by layer, why its weight cannot be analysed.
-        not_requested: layers that were called and not to be analysed.
     """
+    index, other_uses, unsupported = registry.index, registry.other_uses, registry.unsupported
+    layers = registry.layers
     traced = {layer.parameter: layer.name for layer in layers.values() if layer.parameter}
     computing = {layer.module for layer in layers.values() if layer.view is None}
     reasons = {layer.name: "its weight is computed anew from the data"
@@ -79,8 +69,7 @@ def explain_skipped(
         elif untraced and (matrices or name not in holders):
             reasons[name] = _module_reason(module, matrices, calls.get(name, 0))
     reasons.update(_tied_names(index, traced))
-    for parameter, partial in _partly_traced(
-            index, layers, calls, other_uses, not_requested).items():
+    for parameter, partial in _partly_traced(registry, calls).items():
         key = f"{parameter}[...]"
         reasons[key] = f"{reasons[key]}; {partial}" if key in reasons else partial
     return reasons
@@ -126,18 +115,16 @@ def _unused_parameters(
             if parameter and parameter not in traced and parameter not in other_uses}
 
 
-def _partly_traced(
-    index: ParameterIndex, layers: Mapping[str, TracedLayer], calls: Mapping[str, int],
-    other_uses: Mapping[str, str], not_requested: Collection[str],
-) -> dict[str, str]:
+def _partly_traced(registry: LayerRegistry, calls: Mapping[str, int]) -> dict[str, str]:
     """Parameters of which only slices were analysed, or not all that the forward did with them."""
+    index, other_uses = registry.index, registry.other_uses
     weights: Counter[str] = Counter()
     products: Counter[str] = Counter()
-    for layer in layers.values():
+    for layer in registry.layers.values():
         if layer.view is not None:
             weights[layer.view.parameter] += math.prod(layer.view.size)
             products[layer.view.parameter] += layer.calls
-    sliced = {name.partition("[")[0] for name in not_requested if "[" in name}
+    sliced = {name.partition("[")[0] for name in registry.not_requested if "[" in name}
     reasons = {}
     for parameter, count in weights.items():
         owner, _, attribute = parameter.rpartition(".")

@@ -10,18 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.overrides import TorchFunctionMode
 
-from wua_mlflow.usage.tracing.attention import (
-    ATTENTION,
-    attention,
-    heads_of,
-    is_time_first,
-    split_qkv,
-)
+from wua_mlflow.usage.tracing.attention import ATTENTION, attention, is_time_first, split_qkv
 from wua_mlflow.usage.tracing.calls import CALL_PARSERS, WeightCall, name_of
 from wua_mlflow.usage.tracing.layer import RequiredStats, TracedLayer
 from wua_mlflow.usage.tracing.op_tables import (
@@ -32,15 +25,8 @@ from wua_mlflow.usage.tracing.op_tables import (
     is_metadata_op,
     is_relu,
 )
-from wua_mlflow.usage.tracing.parameters import (
-    ParameterIndex,
-    ParameterView,
-    UnregisteredWeights,
-    integer_quantised,
-    kind_of,
-    layer_name,
-)
 from wua_mlflow.usage.tracing.recurrent import RECURRENT, RecurrentCall, run_by_layer
+from wua_mlflow.usage.tracing.registry import LayerRegistry
 from wua_mlflow.usage.tracing.sums import PaddingMask, ValidPositions
 from wua_mlflow.usage.tracing.tags import (
     find_added_bias,
@@ -58,14 +44,9 @@ class WeightTracer(TorchFunctionMode):
     """A mode to enter around each forward; before each set ``mask``, ``unit_taylor`` and the like.
 
     Attributes:
-        index: the model's parameters and modules.
+        registry: the model's layers; it fills as they are called.
         required: which statistics are gathered.
-        is_requested: whether a layer of a name is to be analysed.
-        layers: by name, in the order of their first calls.
         output_layers: those of the last product so far; the model's outputs are their units.
-        unsupported: by layer, why its weight cannot be analysed.
-        other_uses: by parameter, the function that computed with it in another way.
-        not_requested: layers that were called and are not to be analysed.
         running: the modules whose forward is under way, the innermost last (``hooks.running``).
         mask: which positions of the batch are real; all, if None.
         computed_weights: of the batch: the weights that modules computed, each with its layer.
@@ -73,26 +54,17 @@ class WeightTracer(TorchFunctionMode):
         on_call: called with a layer, its call, its output and the positions that count.
     """
 
-    def __init__(
-        self, model: nn.Module, required: RequiredStats, is_requested: Callable[[str], bool]
-    ) -> None:
+    def __init__(self, registry: LayerRegistry, required: RequiredStats) -> None:
         super().__init__()
-        self.index = ParameterIndex(model)
-        self.required, self.is_requested = required, is_requested
-        self.layers: dict[str, TracedLayer] = {}
+        self.registry, self.required = registry, required
         self.output_layers: list[TracedLayer] = []
-        self.unsupported: dict[str, str] = {}
-        self.other_uses: dict[str, str] = {}
-        self.not_requested: set[str] = set()
         self.running: list[str] = []
         self.mask: PaddingMask | None = None
         self.computed_weights: list[tuple[TracedLayer, Tensor]] = []
         self.unit_taylor = UnitTaylor()
         self.on_call: Callable[[TracedLayer, WeightCall, Tensor, ValidPositions], object] | None \
             = None
-        self._unregistered = UnregisteredWeights(self.index)
         self._time_first = False
-        self._layer_by_weight: dict[object, TracedLayer | None] = {}
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
@@ -150,7 +122,7 @@ class WeightTracer(TorchFunctionMode):
     def _add_late_bias(self, func: Any, args: Any, kwargs: Mapping[str, Any]) -> Any:
         """The result of a sum that adds a bias to a layer's product; None for any other sum."""
         terms = find_added_bias((*args, *kwargs.values()))
-        view = None if terms is None else self.index.find(terms[2], self.running)
+        view = None if terms is None else self.registry.index.find(terms[2], self.running)
         if terms is None or view is None or terms[1].bias not in (None, view):
             return None
         (product, layer, bias), result = terms, func(*args, **kwargs)
@@ -169,9 +141,9 @@ class WeightTracer(TorchFunctionMode):
                     continue
                 source = tensor if tensor._base is None else tensor._base
                 if isinstance(source, nn.Parameter) and source.dim() > 1:
-                    parameter = self.index.name(source, self.running)
+                    parameter = self.registry.index.name(source, self.running)
                     if parameter is not None:
-                        self.other_uses.setdefault(parameter, name)
+                        self.registry.other_uses.setdefault(parameter, name)
                         if name in PRODUCTS:
                             self.output_layers = []
 
@@ -180,33 +152,16 @@ class WeightTracer(TorchFunctionMode):
         weight = call.weight
         if not isinstance(output, Tensor) or not isinstance(weight, Tensor) or weight.dim() < 2:
             return False
-        view = self.index.find(weight, self.running)
-        if view is None and not self._is_computed_weight(call):
+        index = self.registry.index
+        view = index.find(weight, self.running)
+        if not self.registry.is_weight(call, view, self.running):
             return False
-        if view is not None and self.index.find(call.inputs[0], self.running):
-            return False  # two parameters make a weight
-        for part, part_output, part_view in split_qkv(
-                call, output, view, self.index, self.running):
-            layer = self._layer_of(part, part_view)
+        for part, part_output, part_view in split_qkv(call, output, view, index, self.running):
+            layer = self.registry.layer_of(part, part_view, self.running)
+            self.output_layers = [] if layer is None else [layer]
             if layer is not None:
                 self._add_to_layer(layer, part, part_output)
         return True
-
-    def _is_computed_weight(self, call: WeightCall) -> bool:
-        """Whether a weight that is no parameter was computed by the running module.
-
-        Functions that always take a weight are trusted to; a plain matrix product is not.
-        """
-        module_name = self.running[-1] if self.running else None
-        computed = False
-        if module_name is not None and call.always_a_weight:
-            module = self.index.modules[module_name]
-            computed = any(True for _ in module.parameters(recurse=False)) \
-                or torch.nn.utils.parametrize.is_parametrized(module)
-        reason = self._unregistered.explain(call, module_name, computed=computed)
-        if reason is not None:
-            self.unsupported.setdefault(*reason)
-        return computed and reason is None
 
     def _add_to_layer(self, layer: TracedLayer, call: WeightCall, result: Tensor) -> None:
         output, positions = result.detach(), self._valid_positions()
@@ -225,103 +180,13 @@ class WeightTracer(TorchFunctionMode):
     def _valid_positions(self) -> ValidPositions:
         time_first = self._time_first
         if self.mask is not None and not time_first:
-            time_first = any(is_time_first(self.index.modules[name]) for name in self.running)
+            modules = self.registry.index.modules
+            time_first = any(is_time_first(modules[name]) for name in self.running)
         return ValidPositions(self.mask, time_first)
-
-    def _layer_of(self, call: WeightCall, view: ParameterView | None) -> TracedLayer | None:
-        """The layer of a call's weight, made at its first call; None if it is not analysed."""
-        module_name = self.running[-1] if self.running else ""
-        weight, geometry = call.weight, call.geometry
-        identity = view or (module_name, tuple(weight.shape), weight.storage_offset())
-        key = (identity, call.operation, geometry and (geometry.transposed, geometry.groups))
-        if key not in self._layer_by_weight:
-            layer = self._new_layer(call, view, module_name)
-            if layer is not None:
-                self.layers[layer.name] = layer
-            self._layer_by_weight[key] = layer
-        layer = self._layer_by_weight[key]
-        self.output_layers = [] if layer is None else [layer]
-        return layer
-
-    def _new_layer(
-        self, call: WeightCall, view: ParameterView | None, module_name: str
-    ) -> TracedLayer | None:
-        name: str | None
-        if view is None:
-            owner, attribute, name = module_name, "weight", self._computed_name(module_name)
-        else:
-            owner, _, attribute = view.parameter.rpartition(".")
-            name = self._name_of_view(view, call.operation)
-        if name is None or not self._can_analyse(name, call.weight):
-            return None
-        shape, geometry = call.weight.shape, call.geometry
-        groups, transposed = (geometry.groups, geometry.transposed) if geometry else (1, False)
-        units = shape[1] * groups if transposed else shape[
-            1 if call.operation == "embedding" else 0]
-        bias = None if call.bias is None else self.index.find(call.bias, self.running)
-        heads, head_parts = heads_of(self.index, owner, units)
-        return TracedLayer(
-            name,
-            kind_of(self.index.modules.get(owner, nn.Module()), attribute, call.operation),
-            owner,
-            call.operation,
-            units,
-            spatial=len(shape) - 2 if geometry else 0,
-            view=view,
-            computed=call.weight.detach() if view is None else None,
-            bias=bias,
-            groups=groups,
-            transposed=transposed,
-            heads=heads,
-            head_parts=head_parts,
-            has_own_taylor=self.index.is_tied(view) or self.index.may_share_bias(bias, owner)
-            or (bias is None and call.bias is not None),
-        )
-
-    def _computed_name(self, module_name: str) -> str:
-        """The name of a weight that a module computed, numbered from its second one on."""
-        others = sum(layer.module == module_name and layer.view is None
-                     for layer in self.layers.values())
-        return f"{module_name}[{others + 1}]" if others else module_name
-
-    def _name_of_view(self, view: ParameterView, operation: str) -> str | None:
-        """The name, with its indices where it is of a slice; None where it overlaps another."""
-        module = self.index.modules.get(view.parameter.rpartition(".")[0], nn.Module())
-        name = layer_name(view.parameter, view, module)
-        subscript = view.subscript(self.index.parameters[view.parameter])
-        if subscript is not None and not view.parameter.endswith("in_proj_weight"):
-            name = f"{name}[{subscript}]"
-        for layer in self.layers.values():
-            if layer.view and layer.view.parameter == view.parameter and layer.view.overlaps(view):
-                if not layer.view.is_same_as(view):
-                    shown = name if name != layer.name else f"{name}[{view.offset}]"
-                    self.unsupported[shown] = f"overlaps '{layer.name}', which is counted"
-                elif len(self.index.aliases[view.parameter]) == 1:  # else a name says it
-                    self.other_uses.setdefault(view.parameter, operation)
-                return None
-        return name
-
-    def _can_analyse(self, name: str, weight: Tensor) -> bool:
-        """Whether a weight can be analysed and is to be; the reason is recorded if not."""
-        if weight.is_complex():
-            self.unsupported[name] = "its weight is complex"
-        elif not weight.is_floating_point():
-            self.unsupported[name] = integer_quantised(weight.dtype)
-        elif not weight.numel():
-            self.unsupported[name] = f"it has no weights: its shape is {tuple(weight.shape)}"
-        elif not self.is_requested(name):
-            self.not_requested.add(name)
-        else:
-            return True
-        return False
 
     def _add_recurrent_call(self, call: RecurrentCall) -> None:
         """Add the call of one weight of a recurrent network to its layer."""
-        view = self.index.find(call.weight, self.running)
-        key = (view, "recurrent")
-        if key not in self._layer_by_weight:
-            self._layer_by_weight[key] = self._new_recurrent_layer(call, view)
-        layer = self._layer_by_weight[key]
+        layer = self.registry.recurrent_layer_of(call, self.running)
         if layer is None:
             return
         self.output_layers.append(layer)
@@ -332,25 +197,3 @@ class WeightTracer(TorchFunctionMode):
         layer.add_recurrent_call(call, self.required, positions)
         if self.required.gradient and call.consumers is not None:
             self.unit_taylor.track_states(layer, call.consumers)
-
-    def _new_recurrent_layer(
-        self, call: RecurrentCall, view: ParameterView | None
-    ) -> TracedLayer | None:
-        if view is None or not self.is_requested(view.parameter):
-            return None
-        owner = view.parameter.rpartition(".")[0]
-        layer = TracedLayer(
-            view.parameter,
-            kind_of(self.index.modules[owner], "weight", "recurrent"),
-            owner,
-            "recurrent",
-            call.weight.shape[0] // call.gates,
-            view=view,
-            bias=self.index.find(call.biases[0], self.running) if call.biases else None,
-            gates=call.gates,
-            hidden_input=call.inputs is None,
-            hidden_output=call.outputs is None,
-            has_own_taylor=True,
-        )
-        self.layers[layer.name] = layer
-        return layer
