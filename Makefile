@@ -38,6 +38,7 @@ test-all: test test-slow
 lint: $(VENV)/.test
 	ruff check .
 	mypy
+	lint-imports
 
 # calflops declares packages that it does not need
 $(VENV)/.bench: $(VENV)/.test

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,18 @@ def test_links_and_pictures_exist() -> None:
     for path, text in DOCS.items():
         for target in re.findall(r"\]\((?!http)([^)#]+)\)", text):
             assert (path.parent / target).exists(), f"{path.name}: {target}"
+
+
+def test_the_readmes_addresses_work_on_pypi_and_name_files_of_the_repository() -> None:
+    urls = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]
+    page, raw = f"{urls['Repository']}/blob/main/", urls["Repository"].replace(
+        "github.com", "raw.githubusercontent.com") + "/main/"
+    targets = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", README)
+    assert [target for target in targets if not target.startswith("http")] == []
+    own = [target.removeprefix(page).removeprefix(raw) for target in targets
+           if target.startswith((page, raw))]
+    assert len([target for target in own if target.endswith(".png")]) >= 5
+    assert [target for target in own if not (ROOT / target).exists()] == []
 
 
 def test_the_make_targets_that_the_readme_names_exist() -> None:
