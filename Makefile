@@ -10,7 +10,7 @@ export MLFLOW_DISABLE_TELEMETRY ?= true
 export MLFLOW_SERVER_ENABLE_JOB_EXECUTION ?= false
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: setup run test test-slow test-all lint bench ui pictures clean
+.PHONY: setup run test test-slow test-all lint bench bench-toy ui pictures clean
 
 setup: $(VENV)/.core
 
@@ -47,20 +47,11 @@ $(VENV)/.bench: $(VENV)/.test
 	touch $@
 
 bench: $(VENV)/.bench
-	python benchmarks/startup.py
-	python benchmarks/calibration.py --trials 2000
-	python benchmarks/remedies.py --trials 2000
-	python benchmarks/latency_interval.py
-	python benchmarks/knee.py
-	python benchmarks/cut_knee.py
-	python benchmarks/fidelity.py
-	python benchmarks/pruning.py
-	python benchmarks/pruning.py --blind
-	python benchmarks/report.py
-	python benchmarks/streaming.py
-	python benchmarks/flops.py --rounds 21
-	python benchmarks/rescaling.py
-	python benchmarks/gpu.py
+	python benchmarks
+
+# every benchmark for a few seconds, to see that it runs; the figures mean nothing
+bench-toy: $(VENV)/.test
+	python benchmarks --toy
 
 ui: setup
 	mlflow ui --backend-store-uri sqlite:///mlflow.db --host $(ADDRESS) --port $(PORT)

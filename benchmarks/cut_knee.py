@@ -47,6 +47,9 @@ Widths = Mapping[str, int]
 
 
 TASKS = (Task("usecase, MLP 32-16", "usecase", "mlp", "32,16", 200), *CUT_TASKS)
+TOY = {"SEEDS": 2, "FINE_TUNING": 1, "SHARES": (1.0, 0.5),
+       "TASKS": (Task("usecase, MLP 8-4", "usecase", "mlp", "8,4", 1),)}
+"""What ``--toy`` makes of these."""
 
 
 @dataclass(frozen=True)
@@ -157,7 +160,11 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", type=int, default=range(len(TASKS)))
     parser.add_argument("--methods", nargs="+", default=[*METHODS, "search"])
     parser.add_argument("--importance", default="spanning", help="by which units are cut")
+    parser.add_argument("--toy", action="store_true", help="seconds, to see that it runs")
     options = parser.parse_args()
+    if options.toy:
+        globals().update(TOY)
+        options.tasks, options.methods = [0], ["rank", "search"]
     torch.set_num_threads(1)
     print("| task | FLOPs | method | widths, median | shortfall, points | FLOPs ÷ knee's |")
     print("|---|---:|---|---:|---:|---:|")

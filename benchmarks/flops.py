@@ -148,12 +148,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--large", nargs=2, metavar=("DEVICE", "LAYERS"), help=argparse.SUPPRESS)
+    parser.add_argument("--toy", action="store_true", help="seconds, to see that it runs")
     arguments = parser.parse_args()
+    if arguments.toy:
+        arguments.rounds = 1
+        BILLIONS.clear()
     torch.set_num_threads(1)
     if arguments.large:
         measure_large(arguments.large[0], int(arguments.large[1]))
         return
     logging.disable()
+    for name, peer in list(PEERS.items()):
+        if importlib.util.find_spec(peer.package.replace("-", "_")) is None:
+            print(f"{name} is left out: {peer.package} is not installed; "
+                  "`make bench` installs it.\n")
+            del PEERS[name]
     results = {name: run(example, arguments.rounds) for name, example in MODELS.items()}
     print_counts(results)
     print_times(results)

@@ -66,6 +66,7 @@ def streaming(rounds: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--toy", action="store_true", help="seconds, to see that it runs")
     options = parser.parse_args()
     if not torch.cuda.is_available():
         print("No GPU here: the report and the streaming on a GPU were not measured.")

@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import csv
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -35,6 +35,9 @@ ORIGINALS = (32, 128)
 SEEDS = tuple(range(42, 47))
 METHODS = ("effective", "rank", "projection", "ablation")
 SEARCH_RUNS = 10
+TOY = {"ORIGINALS": (8,), "SEEDS": (42, 43), "SEARCH_RUNS": 2,
+       "TASKS": {"wine": replace(TASKS["wine"], epochs=1)}}
+"""What ``--toy`` makes of these."""
 
 
 @dataclass(frozen=True)
@@ -158,7 +161,11 @@ def main() -> None:
     """Print the table, and what the default is chosen by."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--methods", nargs="+", default=[*METHODS, "search"])
-    methods = parser.parse_args().methods
+    parser.add_argument("--toy", action="store_true", help="seconds, to see that it runs")
+    options = parser.parse_args()
+    methods = options.methods
+    if options.toy:
+        globals().update(TOY)
     torch.set_num_threads(1)
     print("| task | original | knee (95%) | method | width | shortfall, points | FLOPs ÷ knee's |")
     print("|---|---:|---:|---|---:|---:|---:|")

@@ -7,7 +7,9 @@ takes about 20 minutes. Run: ``python benchmarks/knee_sweep.py``; writes ``data/
 
 from __future__ import annotations
 
+import argparse
 import csv
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,6 +41,8 @@ TASKS = {task.data: task for task in (
     Task("breast_cancer", 300, 0.003),
     Task("digits", 200, 0.003),
 )}
+TOY = {"WIDTHS": (1, 2), "SEEDS": (42, 43), "TASKS": {"wine": Task("wine", 1, 0.003)}}
+"""What ``--toy`` makes of these."""
 
 
 def settings_of(task: Task) -> Settings:
@@ -56,6 +60,10 @@ def recipe_of(task: Task) -> Recipe:
 
 def main() -> None:
     """Train what the file does not hold yet."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--toy", action="store_true", help="seconds, to see that it runs")
+    if parser.parse_args().toy:
+        globals().update(TOY, FILE=Path(tempfile.mkdtemp()) / "knee.csv")
     torch.set_num_threads(1)
     FILE.parent.mkdir(exist_ok=True)
     done = set()

@@ -42,7 +42,9 @@ def coverage(rounds: int, drifting: bool, trials: int) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--trials", type=int, default=1000)
-    trials = parser.parse_args().trials
+    parser.add_argument("--toy", action="store_true", help="seconds, to see that it runs")
+    options = parser.parse_args()
+    trials = 2 if options.toy else options.trials
     print("| rounds | steady machine | drifting load |\n|---:|---:|---:|")
     for rounds in (10, 50, 300):
         print(f"| {rounds} | {coverage(rounds, False, trials):.1%} | "

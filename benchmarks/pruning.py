@@ -57,6 +57,10 @@ TASKS = (Task("breast cancer, MLP 64-32", "breast_cancer", "mlp", "64,32", 60),
 BLIND = (Task("gratings, CNN 32-32", "blind:gratings", "cnn", "32,32", 30),
          Task("teacher, MLP 128-64", "blind:teacher", "mlp", "128,64", 60),
          Task("mixture, MLP 128-64", "blind:mixture", "mlp", "128,64", 60))
+TOY = {"SEEDS": (42, 43), "RATES": (0.003,), "FINE_TUNING": 1,
+       "TASKS": (Task("breast cancer, MLP 8-4", "breast_cancer", "mlp", "8,4", 1),)}
+"""What ``--toy`` makes of these."""
+
 
 class Bench:
     """A task's data, and the FLOPs of its oversized network."""
@@ -144,7 +148,11 @@ def main() -> None:
                         help="by so many standard errors a later way is to be ahead to be ours")
     parser.add_argument("--untuned", action="store_true",
                         help="only what is left before any fine-tuning, dropped and folded")
+    parser.add_argument("--toy", action="store_true", help="seconds, to see that it runs")
     options = parser.parse_args()
+    if options.toy:
+        globals().update(TOY)
+        options.tasks, options.ratios, options.tuning = [0], (0.5,), 2
     methods = (*options.ours, *(METHODS if options.variants is None else
                                 options.variants or VARIANTS))
     torch.set_num_threads(1)

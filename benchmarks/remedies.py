@@ -109,7 +109,9 @@ def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--trials", type=int, default=2_000, help="per cell and rate")
-    trials = parser.parse_args().trials
+    parser.add_argument("--toy", action="store_true", help="seconds, to see that it runs")
+    options = parser.parse_args()
+    trials = 2 if options.toy else options.trials
     if trials < 1:
         parser.error(f"trials: expected at least 1, but got {trials}")
     show("two saved models", {

@@ -57,7 +57,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--epochs", type=int, default=60)
     parser.add_argument("--hidden", type=int, default=64)
+    parser.add_argument("--toy", action="store_true", help="seconds, to see that it runs")
     arguments = parser.parse_args()
+    if arguments.toy:
+        arguments.epochs, arguments.hidden = 1, 4
     torch.set_num_threads(1)
     digits, classes = load_digits(return_X_y=True)
     inputs, targets = torch.tensor(digits / 16, dtype=torch.float32), torch.tensor(classes)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import gc
 import importlib
+import importlib.util
 import io
 import statistics
 import time
@@ -27,9 +28,9 @@ import wua_mlflow as wua
 Job = Callable[[], object]
 
 
-def mlp() -> nn.Module:
-    """20 million weights."""
-    widths = [1024, 2048, 4096, 2048, 1000]
+def mlp(divisor: int = 1) -> nn.Module:
+    """20 million weights, with every width divided by ``divisor``."""
+    widths = [width // divisor for width in (1024, 2048, 4096, 2048, 1000)]
     layers: list[nn.Module] = []
     for left, right in zip(widths, widths[1:], strict=False):
         layers += [nn.Linear(left, right), nn.ReLU()]
@@ -61,6 +62,12 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "dense CNN": (cnn, (16, 3, 64, 64)),
     "depthwise CNN": (depthwise, (16, 3, 48, 48)),
 }
+
+
+STREAMED = (1_000, 100_000)
+"""Batches streamed, for the memory."""
+CHANNELS = (64, 128, 256, 512, 1024, 192)
+"""Of the CNN that the peers score."""
 
 
 def in_turns(jobs: Mapping[str, Job], rounds: int) -> dict[str, list[float]]:
@@ -145,7 +152,7 @@ def memory() -> None:
             yield x
 
     tracemalloc.start()
-    for number in (1_000, 100_000):
+    for number in STREAMED:
         wua.analyze(model, batches(number))
     tracemalloc.stop()
     print("\n| batches streamed | live tensors | Python memory, kB |\n|---:|---:|---:|")
@@ -162,7 +169,7 @@ def peers(rounds: int) -> None:
     """Like work: each starts from the network and a batch, and ends with a score for each unit."""
     tp = importlib.import_module("torch_pruning")
     torch.manual_seed(0)
-    model = cnn((64, 128, 256, 512, 1024, 192)).eval()
+    model = cnn(CHANNELS).eval()
     x, y = torch.randn(4, 3, 32, 32), torch.randint(10, (4,))
     weights = sum(p.numel() for p in model.parameters())
 
@@ -191,7 +198,10 @@ def peers(rounds: int) -> None:
         "Torch-Pruning, Taylor": lambda: torch_pruning(taylor, gradient=True),
     }
     found = in_turns(jobs, rounds)
-    found |= in_turns({"WeightWatcher": weightwatcher}, 1)
+    if importlib.util.find_spec("weightwatcher"):
+        found |= in_turns({"WeightWatcher": weightwatcher}, 1)
+    else:
+        print("\nWeightWatcher is left out: it is not installed; `make bench` installs it.")
     against = statistics.median(found["ours, magnitude"])
     delivers = {
         "ours, magnitude": "score of each weight and unit, entropy, effective weights, top 90%, "
@@ -217,7 +227,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=6.0)
     parser.add_argument("--network", default="", help="only those with this in their name")
+    parser.add_argument("--toy", action="store_true", help="seconds, to see that it runs")
     options = parser.parse_args()
+    if options.toy:
+        options.rounds, options.seconds = 1, 0.01
+        NETWORKS.update({"MLP, 20M weights": (lambda: mlp(64), (4, 16))})
+        globals().update(STREAMED=(10, 100), CHANNELS=(4, 8))
     torch.set_num_threads(1)
     costs(options.rounds, options.seconds, options.network)
     if not options.network:
