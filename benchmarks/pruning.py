@@ -57,7 +57,7 @@ TASKS = (Task("breast cancer, MLP 64-32", "breast_cancer", "mlp", "64,32", 60),
 BLIND = (Task("gratings, CNN 32-32", "blind:gratings", "cnn", "32,32", 30),
          Task("teacher, MLP 128-64", "blind:teacher", "mlp", "128,64", 60),
          Task("mixture, MLP 128-64", "blind:mixture", "mlp", "128,64", 60))
-TOY = {"SEEDS": (42, 43), "RATES": (0.003,), "FINE_TUNING": 1,
+TOY = {"SEEDS": (42, 43), "RATES": (0.003,), "FINE_TUNING": 5,
        "TASKS": (Task("breast cancer, MLP 8-4", "breast_cancer", "mlp", "8,4", 1),)}
 """What ``--toy`` makes of these."""
 

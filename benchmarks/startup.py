@@ -126,7 +126,9 @@ def main() -> None:
 def run(command: list[str], folder: Path, environment: dict[str, str]) -> float:
     """Seconds of the whole process."""
     began = time.perf_counter()
-    subprocess.run(command, cwd=folder, env=environment, check=True, capture_output=True)
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)} failed: {done.stderr}")
     return time.perf_counter() - began
 
 
