@@ -22,6 +22,7 @@ from wua_mlflow.pipeline.compare import (
 from wua_mlflow.results import Comparison
 from wua_mlflow.training.evaluation import Evaluation
 from wua_mlflow.verdict.compare import compare
+from wua_mlflow.verdict.text import looks_sentence
 
 
 def _evaluation(predictions: list[int], targets: list[int], task: str = "multiclass") -> Evaluation:
@@ -108,11 +109,9 @@ def test_ten_looks_are_read_at_a_tenth_of_the_error() -> None:
     plain = compare(old, new, margin=0.0235)
     strict = compare(old, new, margin=0.0235, confidence=1 - 0.05 / 10)
     assert (plain.outcome, strict.outcome) == ("non_inferior", "inconclusive")
-    (said,) = Comparison(plain, None, 0.0, 0.0, 10, {}, bonferroni=strict).notes
-    assert said == (
-        "This test set has been looked at for 10 verdicts: the more looks, the likelier that one "
-        "is good by luck. Read for 10 looks (Bonferroni, 99.5% interval −2.4 to −1.6): the data "
-        "cannot tell whether the loss stays within the margin (inconclusive).")
+    (note,) = Comparison(plain, None, 0.0, 0.0, 10, {}, bonferroni=strict).notes
+    assert note == looks_sentence(10, strict)
+    assert "99.5% interval −2.4 to −1.6" in note
     assert _alone().notes == ()
 
 

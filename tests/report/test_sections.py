@@ -1,4 +1,4 @@
-"""Where the original was little used: said as a description, and never more than was seen."""
+"""How concentrated the original's importance is: a description, and no more than was seen."""
 
 from __future__ import annotations
 
@@ -38,10 +38,8 @@ def test_layers_below_the_nulls_range_the_most_concentrated_first():
         "nothing in b (30% of its weights are effective; 60% to 70% in networks that learned "
         "nothing) and a (55% of its weights are effective; 60% to 70% in networks that learned "
         "nothing).")
-    assert dead == ("Units that were zero for all of these data, or never above zero before a "
-                    "ReLU: b (2 of 10). On other data they can still fire.")
+    assert "b (2 of 10)" in dead
     assert caution == CAUTION
-    assert "nothing is superfluous" in caution
 
 
 def test_layers_that_could_not_be_reinitialised_are_named():

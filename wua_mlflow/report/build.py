@@ -1,6 +1,6 @@
-"""What a report is made from, out of the variants and the rounds of slimming.
+"""Makes the report of a pipeline from what slimming found.
 
-May import: everything but cli and the chain. Tests: ``tests/pipeline/test_reporting.py``.
+Tests: ``tests/report/test_build.py``.
 """
 
 from __future__ import annotations
@@ -90,19 +90,21 @@ def slimming_words(
         aims = ", aimed at the original's outputs as well as at the targets (distillation)" \
             if settings.distill else ""
         source = parent.name if parent else "the trained network"
-        told = slim.tags.get(Tag.FOLDED, "true" if settings.fold is True else "false")
-        folded = told.startswith("true")
-        fitted = ", and what read the rest reads them for it, by a linear fit" if folded else ""
-        uncut = "uncut network, so fitted" if folded else "original"
-        chosen = "" if not told.endswith("chosen") else (
-            f"; so was one {'without' if folded else 'with'} a linear fit in place of the rest, "
-            f"which was {'behind' if folded else 'not ahead'} on validation data by more than a "
-            f"standard error")
-        return (f"Cut from {source}: of every group those units stayed that add most to the "
-                f"others, on training data (attention heads: by |mean of activation × gradient|)"
-                f"{fitted}. The cut was verified: shapes, parameters and FLOPs are what was "
-                f"planned, and before any fine-tuning the outputs were those of the {uncut} with "
-                f"the rest masked. Then fine-tuned for {length}{onwards}{aims}{chosen}.")
+        folding = slim.tags.get(Tag.FOLDED, "true" if settings.fold is True else "false")
+        folded = folding.startswith("true")
+        compensated = ", and the weights that read them were fitted by least squares to make up " \
+            "for the removed units" if folded else ""
+        uncut = "uncut network, fitted likewise," if folded else "original"
+        alternative = "" if not folding.endswith("chosen") else (
+            f"; a network {'without' if folded else 'with'} that fit was fine-tuned too, and was "
+            f"{'worse' if folded else 'not better'} on validation data by more than a standard "
+            f"error")
+        return (f"Cut from {source}: in every group of units those were kept that add most to the "
+                f"units already kept, on training data (attention heads: those of the largest "
+                f"|mean of activation × gradient|){compensated}. The cut was verified: shapes, "
+                f"parameters and FLOPs are as planned, and before fine-tuning the outputs equal "
+                f"those of the {uncut} with the removed units masked. Then fine-tuned for "
+                f"{length}{onwards}{aims}{alternative}.")
     budget = _budget(original, slim)
     return (f"Rebuilt: `{settings.model}` with the new widths, trained from scratch for "
             f"{_length(slim, slim.epochs_trained)}; the original for "
@@ -119,12 +121,12 @@ def _budget(original: VariantResult, slim: VariantResult) -> str:
 def _length(variant: VariantResult, epochs: int) -> str:
     """Epochs, and updates where the built-in trainer made them."""
     settings, samples = variant.settings, variant.training_examples
-    said = f"{epochs:,} epochs" if epochs != 1 else "1 epoch"
+    length = f"{epochs:,} epochs" if epochs != 1 else "1 epoch"
     if settings.train is not None:
-        return f"{said} by {settings.train}"
+        return f"{length} by {settings.train}"
     updates = epochs * (1 if settings.batch_size == "full" else
                         math.ceil(samples / settings.batch_size))
-    return f"{said} ({updates:,} updates)" if updates != 1 else f"{said} (1 update)"
+    return f"{length} ({updates:,} update{'s' if updates != 1 else ''})"
 
 
 def _parent(slimmed: Slimmed) -> VariantResult | None:

@@ -1,6 +1,6 @@
-"""What a report's section is made of; ``markup.py`` writes it as markdown and HTML.
+"""What a report holds, and the blocks that its sections are made of.
 
-Imports the standard library only. Tests: ``tests/pipeline/test_report.py``.
+Tests: ``tests/report/test_content.py``.
 """
 
 from __future__ import annotations
@@ -10,11 +10,10 @@ from dataclasses import dataclass, field
 
 from wua_mlflow.plots.comparison import savings
 from wua_mlflow.plots.widths import LayerChange
-from wua_mlflow.report.summary import Row, in_short, latency_words, table_rows
 from wua_mlflow.results import Comparison, Round, TargetWidths
 from wua_mlflow.tracking.names import Metric
 from wua_mlflow.usage.results import ModelUsage
-from wua_mlflow.verdict.text import margin_words
+from wua_mlflow.verdict.text import decision_sentence, latency_gain, margin_words, size_gain
 
 __all__ = ["Block", "Bullets", "Picture", "Report", "Section", "Table", "Text"]
 
@@ -51,7 +50,7 @@ class Picture:
     """A picture by its key; left out where there is none of that key."""
 
     key: str
-    says: str
+    caption: str
 
 
 Block = Text | Bullets | Table | Picture
@@ -109,7 +108,17 @@ class Report:
     @property
     def in_short(self) -> str:
         """The verdict in one sentence for who has to decide: quality, latency, bytes."""
-        return in_short(self.comparison, self.metrics[0], self.metrics[-1])
+        original, slim = self.metrics[0], self.metrics[-1]
+        size = size_gain(original.get(Metric.SIZE_BYTES), slim.get(Metric.SIZE_BYTES))
+        gains = list(filter(None, (self._latency_gain, size)))
+        flops_ratio = self.comparison.ratios.get(Metric.FLOPS_RATIO, 1.0)
+        return decision_sentence(self.comparison.verdict, gains, flops_ratio)
+
+    @property
+    def _latency_gain(self) -> tuple[str, bool] | None:
+        original, slim = (metrics.get(Metric.LATENCY_P50)
+                          for metrics in (self.metrics[0], self.metrics[-1]))
+        return latency_gain(original, slim, self.comparison.latency_ratio)
 
     @property
     def asked(self) -> str:
@@ -123,14 +132,9 @@ class Report:
         """What the slim model saves, or costs more, in one sentence."""
         original, slim = self.metrics[0], self.metrics[-1]
         if self.comparison.latency_ratio is None:
-            found = savings(original, slim)
+            words = savings(original, slim)
         else:  # by its interval, as in the sentence for who decides
-            words = latency_words(self.comparison, original, slim)
             rest = {name: value for name, value in slim.items() if name != Metric.LATENCY_P50}
-            found = ", ".join(filter(None, (savings(original, rest), words and words[0])))
-        return f"The slim model: {found}." if found else "The slim model saves nothing."
-
-    @property
-    def rows(self) -> list[Row]:
-        """The table."""
-        return table_rows(self.metrics)
+            gain = self._latency_gain
+            words = ", ".join(filter(None, (savings(original, rest), gain and gain[0])))
+        return f"The slim model: {words}." if words else "The slim model saves nothing."

@@ -1,22 +1,24 @@
-"""A report's sections as markdown, for MLflow's description too, and as one HTML page.
+"""A report as markdown, as MLflow's description, as one HTML page, and as text for a terminal.
 
-May import: the report's content. Tests: ``tests/pipeline/test_report.py``.
+Tests: ``tests/report/test_render.py``.
 """
 
 from __future__ import annotations
 
 import base64
-import html
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from wua_mlflow.report.content import Block, Bullets, Picture, Report, Section, Table, Text
-from wua_mlflow.report.sections import second_line, sections
+from wua_mlflow.report.sections import figures_table, second_line, sections
 from wua_mlflow.tracking.names import Metric
 from wua_mlflow.tutorial import flops_text, report_text
 
-__all__ = ["description", "html_report", "markdown_report", "table_text", "terminal_reports"]
+__all__ = [
+    "aligned", "description", "html_report", "markdown_report", "table_text", "terminal_reports",
+]
 
 
 ROOM = 7_800
@@ -54,23 +56,40 @@ def description(report: Report) -> str:
 
 
 def html_report(report: Report, pictures: Mapping[str, bytes]) -> str:
-    """The same as one HTML page, with the pictures, PNG, by the key of their place.
+    """The same as one HTML page.
 
-    A picture of another key stands at the end.
+    Args:
+        report: what it says.
+        pictures: PNG, by the key of their place; one of another key stands at the end.
     """
-    found = sections(report)
-    placed = {block.key for one in found for block in one.blocks if isinstance(block, Picture)}
-    body = "".join(_html_section(one, pictures) for one in found)
-    body += "".join(_figure(key, png) for key, png in pictures.items() if key not in placed)
-    outcome = report.comparison.verdict.outcome
-    return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" '
-        f'content="width=device-width"><title>{html.escape(report.title)}</title>'
-        f"<style>{_STYLE}</style><h1>{html.escape(report.title)}</h1>"
-        f'<p class="asked">{html.escape(report.asked)}</p>'
-        f'<div class="verdict {html.escape(outcome)}"><p><strong>{html.escape(report.in_short)}'
-        f"</strong></p><p>{html.escape(second_line(report))}</p></div>{body}</html>\n"
-    )
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
+    environment.filters["with_code"] = _with_code
+    content = [_with_pictures(section, pictures) for section in sections(report)]
+    placed = {block.key for section in content for block in section.blocks
+              if isinstance(block, Picture)}
+    return environment.get_template("report.html.j2").render(
+        report=report, second_line=second_line(report),
+        sections=[section for section in content if section.blocks],
+        pictures={key: base64.b64encode(png).decode() for key, png in pictures.items()},
+        further_pictures=[key for key in pictures if key not in placed])
+
+
+def _with_pictures(section: Section, pictures: Mapping[str, bytes]) -> Section:
+    """The section without the places of pictures that there are not."""
+    return replace(section, blocks=tuple(
+        block for block in section.blocks
+        if not isinstance(block, Picture) or block.key in pictures))
+
+
+def _with_code(words: str) -> str:
+    """Escaped, with what stands in backticks as code."""
+    from markupsafe import Markup, escape
+
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(words))))
 
 
 def _markdown(report: Report, found: Sequence[Section]) -> str:
@@ -111,65 +130,24 @@ def _cut(block: Block, rows: int) -> Block:
     return replace(block, rows=[*block.rows[:rows], (left, *blank)])
 
 
-def _html_section(one: Section, pictures: Mapping[str, bytes]) -> str:
-    inside = "".join(_html_block(block, pictures) for block in one.blocks)
-    if not inside:
-        return ""
-    title = f"<h2>{html.escape(one.title)}</h2>" if one.title else ""
-    return f"<section>{title}{inside}</section>"
-
-
-def _html_block(block: Block, pictures: Mapping[str, bytes]) -> str:
-    if isinstance(block, Text):
-        return f"<p>{_inline(block.words)}</p>"
-    if isinstance(block, Bullets):
-        return f"<ul>{''.join(f'<li>{_inline(point)}</li>' for point in block.points)}</ul>"
-    if isinstance(block, Picture):
-        return _figure(block.says, pictures[block.key]) if block.key in pictures else ""
-    head = "".join(f"<th>{html.escape(cell)}</th>" for cell in block.head)
-    rows = "".join(
-        f"<tr{' class=strong' if i == block.strong else ''}>"
-        + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>"
-        for i, row in enumerate(block.rows))
-    return (f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
-            f"</div>")
-
-
-def _inline(words: str) -> str:
-    """Escaped, with what stands in backticks as code."""
-    return re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(words))
-
-
-def _figure(says: str, png: bytes) -> str:
-    return (f'<figure><img alt="{html.escape(says)}" src="data:image/png;base64,'
-            f'{base64.b64encode(png).decode()}"></figure>')
-
-
-_STYLE = (
-    "body{font:15px/1.55 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1.2rem;"
-    "color:#23282d}h1{font-size:1.5rem;margin:0 0 .2rem}h2{font-size:1.12rem;margin:2.4rem 0 .6rem;"
-    "padding-top:.7rem;border-top:1px solid #d9dee3}.asked{color:#68717a;margin:0 0 1rem}"
-    ".verdict{border-left:5px solid #68717a;background:#f3f5f7;padding:.7rem 1.1rem;"
-    "margin:1rem 0 1.4rem}.verdict p{margin:.25rem 0}.verdict strong{font-size:1.08rem}"
-    ".non_inferior{border-color:#4f8a4a;background:#eef5ec}.inferior{border-color:#c0271d;"
-    "background:#fbefee}.wide{overflow-x:auto}table{border-collapse:collapse;margin:.8rem 0;"
-    "font-variant-numeric:tabular-nums}td,th{padding:.25rem .8rem;border-bottom:1px solid #d9dee3;"
-    "text-align:right;white-space:nowrap}th{color:#68717a;font-weight:600}"
-    "td:first-child,th:first-child{text-align:left}.strong td{font-weight:600;background:#fdf3ea}"
-    "figure{margin:1.2rem 0}img{max-width:100%}ul{padding-left:1.2rem}li{margin:.25rem 0}"
-    "code{background:#f1f3f5;padding:.1rem .3rem}"
-)
-
-
 def table_text(report: Report) -> str:
-    """The table in aligned columns."""
-    cells = [["", *report.names, "change"],
-             *([row.label, *row.values, row.change] for row in report.rows)]
-    widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
+    """The table of figures in aligned columns."""
+    table = figures_table(report)
+    return aligned([table.head, *table.rows], [False] + [True] * (len(table.head) - 1))
+
+
+def aligned(lines: Sequence[Sequence[str]], right: Sequence[bool]) -> str:
+    """Lines of cells as columns of text; ``right`` says which columns are aligned to the right.
+
+    >>> print(aligned([("layer", "units"), ("fc1", "10")], (False, True)))
+    layer  units
+    fc1       10
+    """
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
-        "  ".join([line[0].ljust(widths[0]),
-                   *(text.rjust(width) for text, width in zip(line[1:], widths[1:], strict=True))])
-        .rstrip() for line in cells)
+        "  ".join(cell.rjust(width) if to_right else cell.ljust(width)
+                  for cell, width, to_right in zip(line, widths, right, strict=True)).rstrip()
+        for line in lines)
 
 
 def terminal_reports(report: Report) -> str:

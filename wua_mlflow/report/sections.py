@@ -1,6 +1,6 @@
-"""Where the original was little used: a description, layer by layer.
+"""The sections of a report: the variants' figures, the verdict, rounds, widths, usage.
 
-May import: the report's content and blocks, usage. Tests: ``tests/pipeline/test_report_usage.py``.
+Tests: ``tests/report/test_sections.py``.
 """
 
 from __future__ import annotations
@@ -17,20 +17,19 @@ from wua_mlflow.report.content import (
     Table,
     Text,
 )
-from wua_mlflow.report.summary import caveats
 from wua_mlflow.results import Round, TargetWidths
-from wua_mlflow.tracking.names import Metric, Outcome
+from wua_mlflow.tracking.names import Metric
 from wua_mlflow.usage.results import PERMUTED, LayerUsage, ModelUsage
-from wua_mlflow.verdict.text import interval_words, margin_words
+from wua_mlflow.verdict.text import interval_words, margin_words, other_readings, short_outcome
 from wua_mlflow.widths.results import Trial
 
 __all__ = ["figures_table", "second_line", "sections", "usage_section"]
 
 
 MOST_NAMED = 5
-CAUTION = ("Effective weights describe how concentrated the importance is; on their account alone "
-           "nothing is superfluous. They depend on how the network is parametrised, and mean "
-           "something only beside the untrained networks' value.")
+CAUTION = ("Effective weights measure how concentrated the importance is. A low number alone does "
+           "not show that weights can be removed. It depends on how the network is parametrised, "
+           "so compare it with the value of untrained networks.")
 
 
 def usage_section(report: Report) -> Section | None:
@@ -45,7 +44,7 @@ def usage_section(report: Report) -> Section | None:
         Picture("layers", "Effective share of each layer of the original, beside networks that "
                           "learned nothing."),
     ]
-    return Section("Where the original was little used", tuple(blocks))
+    return Section("How concentrated the original's importance is", tuple(blocks))
 
 
 def _concentrated(usage: ModelUsage) -> list[str]:
@@ -93,8 +92,8 @@ def _dead(usage: ModelUsage) -> list[str]:
     if some:
         named = [f"{_name(layer)} ({layer.dead_units:,} of {layer.units:,})"
                  for layer in some[:MOST_NAMED]]
-        said.append(f"Units that were zero for all of these data, or never above zero before a "
-                    f"ReLU: {_listed(named, len(some))}. On other data they can still fire.")
+        said.append(f"Dead units, zero on all of these data or never above zero before a ReLU: "
+                    f"{_listed(named, len(some))}. Other data may still activate them.")
     silent = [_name(layer) for layer in usage.layers.values() if layer.dead]
     if silent:
         said.append(f"No importance at all: {_listed(silent[:MOST_NAMED], len(silent))}.")
@@ -151,11 +150,9 @@ METHODS = {
                   "arXiv 2405.14147).",
     "ablation": "Units removed from the least important up, on validation data: the smallest "
                 "number that keeps the score within the margin, all layers at once.",
-    "search": "Networks of other widths were trained and judged on validation data; the cheapest "
-              "one as good as the original was taken, and judged once on test data.",
+    "search": "Networks of other widths were trained and compared with the original on validation "
+              "data; the cheapest one that is as good was taken, and compared once on test data.",
 }
-_OUTCOMES = {Outcome.NON_INFERIOR: "as good within the margin", Outcome.INFERIOR: "not as good",
-             Outcome.INCONCLUSIVE: "inconclusive"}
 
 
 def sections(report: Report) -> list[Section]:
@@ -168,10 +165,54 @@ def sections(report: Report) -> list[Section]:
     return [one for one in found if one and one.blocks]
 
 
+_ROWS = (
+    (Metric.ACCURACY_TEST, "accuracy, test", "{:.4f}", "difference"),
+    (Metric.ACCURACY_TEST_MEAN, "accuracy, test, mean over seeds", "{:.4f}", "difference"),
+    (Metric.ACCURACY_TEST_STD, "its standard deviation over seeds", "{:.4f}", ""),
+    (Metric.ACCURACY_TRAIN, "accuracy, training data", "{:.4f}", "difference"),
+    (Metric.SCORE_TEST, "R², test", "{:.4f}", "difference"),
+    (Metric.SCORE_TRAIN, "R², training data", "{:.4f}", "difference"),
+    (Metric.FLOPS_FORWARD, "FLOPs, one sample", "{:,.0f}", "ratio"),
+    (Metric.FLOPS_TRAINING, "FLOPs, training", "{:,.0f}", "ratio"),
+    (Metric.FLOPS_PTFLOPS_INFERENCE, "FLOPs, inference, tutorial's count", "{:,.0f}", "ratio"),
+    (Metric.FLOPS_PTFLOPS_TRAINING, "FLOPs, training, tutorial's count", "{:,.0f}", "ratio"),
+    (Metric.PARAMS_TOTAL, "parameters", "{:,.0f}", "ratio"),
+    (Metric.SIZE_BYTES, "bytes on disk", "{:,.0f}", "ratio"),
+    (Metric.LATENCY_P50, "latency, p50, ms", "{:.4f}", "ratio"),
+    (Metric.LATENCY_P95, "latency, p95, ms", "{:.4f}", "ratio"),
+    (Metric.LATENCY_THROUGHPUT, "samples a second, batched", "{:,.0f}", "inverse"),
+    (Metric.TRAINING_SECONDS, "training, seconds", "{:,.2f}", "ratio"),
+    (Metric.USAGE_ENTROPY, "entropy, nats", "{:.4f}", ""),
+    (Metric.USAGE_EFFECTIVE_WEIGHTS, "effective weights", "{:,.4f}", ""),
+    (Metric.USAGE_EFFECTIVE_SHARE, "effective share", "{:.3f}", ""),
+    (Metric.USAGE_NULL_SHARE, "the same in untrained networks", "{:.3f}", ""),
+    (Metric.USAGE_TOP90_SHARE, "share of weights that holds 90%", "{:.2%}", ""),
+    (Metric.USAGE_LOW_SHARE, "share of low weights", "{:.2%}", ""),
+)
+
+
 def figures_table(report: Report) -> Table:
-    """The table of the variants' figures."""
-    return Table(("", *report.names, "change"),
-                 [(row.label, *row.values, row.change) for row in report.rows], may_be_cut=False)
+    """The figures of all variants; a quantity that none of them has is left out."""
+    metrics = report.metrics
+    rows = []
+    for key, label, form, change in _ROWS:
+        values = [of_variant.get(key) for of_variant in metrics]
+        other_task = key.startswith("score/") and Metric.ACCURACY_TEST in metrics[0]
+        if other_task or all(value is None for value in values):
+            continue
+        cells = ("–" if value is None else form.format(value) for value in values)
+        rows.append((label, *cells, _change(values[0], values[-1], change)))
+    return Table(("", *report.names, "change"), rows, may_be_cut=False)
+
+
+def _change(first: float | None, last: float | None, change: str) -> str:
+    """The difference, or the ratio original ÷ slim (``inverse``: of what should be large)."""
+    if first is None or last is None or not change:
+        return ""
+    if change == "difference":
+        return f"{last - first:+.4f}".replace("-", "−")
+    ratio = first / last if last else 0.0
+    return f"{1 / ratio if change == 'inverse' and ratio else ratio:.2f}×"
 
 
 def _found(report: Report) -> Section:
@@ -192,7 +233,7 @@ def _proof(report: Report) -> Section:
     if comparison.worst_class_delta is not None:
         change = f"{100 * comparison.worst_class_delta:+.1f}".replace("-", "−")
         which = f" ({comparison.worst_class})" if comparison.worst_class else ""
-        said.append(f"The class that changes worst{which}: {change} points of accuracy.")
+        said.append(f"The class with the worst change{which}: {change} points of accuracy.")
     said += comparison.notes
     said.append(_latency(report))
     return Section("What the verdict rests on", (Bullets(tuple(filter(None, said))),))
@@ -231,7 +272,7 @@ def _round(row: Round, is_result: bool) -> tuple[str, ...]:
     verdict = row.comparison.verdict
     ratio = row.comparison.ratios.get(Metric.FLOPS_RATIO)
     unit = " points" if verdict.score == "accuracy" else ""
-    return (row.variant.name, _OUTCOMES[verdict.outcome], interval_words(verdict) + unit,
+    return (row.variant.name, short_outcome(verdict.outcome), interval_words(verdict) + unit,
             "–" if ratio is None else f"{ratio:.2f}×", "the result" if is_result else "")
 
 
@@ -270,7 +311,7 @@ def _widths(found: TargetWidths | None) -> Section | None:
     if searched and searched.trials:
         blocks.append(_trials(searched.trials, found.widths))
     if searched and recommendation:
-        blocks.append(Text(f"The search set out for the widths of the method "
+        blocks.append(Text(f"The search began with the widths of the method "
                            f"{recommendation.method}: {METHODS.get(recommendation.method, '')}"))
     blocks.append(Picture("curves", "By layer, the curve that the width was read from."))
     notes = [source.note for source in (recommendation, searched) if source and source.note]
@@ -286,7 +327,7 @@ def _trials(trials: Sequence[Trial], chosen: tuple[int, ...]) -> Table:
     rows = [("-".join(map(str, trial.widths)), f"{trial.cost:,.0f}", f"{trial.score:.4f}",
              "–" if trial.outcome == "original" else
              f"{trial.delta:+.4f} ({trial.low:+.4f} to {trial.high:+.4f})".replace("-", "−"),
-             _OUTCOMES.get(trial.outcome, trial.outcome)) for trial in tried]
+             short_outcome(trial.outcome)) for trial in tried]
     strong = [i for i, trial in enumerate(tried) if trial.widths == chosen]
     return Table(("widths tried", "FLOPs, one sample", "score, validation",
                   "difference (interval)", "found"), rows, strong=strong[0] if strong else None)
@@ -315,9 +356,13 @@ def _reasons(reasons: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def _again(report: Report) -> Section | None:
-    return Section("Again", (Text(report.again),)) if report.again else None
+    return Section("Run it again", (Text(report.again),)) if report.again else None
 
 
 def second_line(report: Report) -> str:
     """The verdict's figures, what another reading of them says, and what is saved."""
-    return " ".join([f"{report.headline}.", *caveats(report.comparison), report.saved])
+    comparison = report.comparison
+    readings = other_readings(comparison.verdict, comparison.artifact, comparison.looks,
+                              comparison.bonferroni)
+    sentences = (f"{report.headline}.", comparison.class_loss, *readings, report.saved)
+    return " ".join(filter(None, sentences))

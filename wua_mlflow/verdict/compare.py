@@ -1,8 +1,7 @@
 """Verdicts: is the candidate as good as the baseline, within a margin and at a confidence?
 
 ``compare`` takes per-example scores and gives a ``Verdict``. Definitions: ``docs/conventions.md``.
-May import: numpy, ``bootstrap``, ``intervals``, ``provable``, ``settling``, ``wording``.
-Tests: ``tests/test_verdict.py``.
+Tests: ``tests/verdict/test_compare.py``.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ Floats = NDArray[np.float64]
 _MIN_SEEDS = 5
 """Fewer seeds give no recipe verdict."""
 
-_HOPELESS = 0.1
+_TOO_CLOSE = 0.1
 """An estimate nearer to −margin than this share of the half width needs 100 times the data."""
 
 
@@ -58,7 +57,7 @@ class Verdict:
         seeds: number of seeds; 1 for an artifact.
         method: how the interval was made.
         score: the score's name in sentences.
-        settle: where inconclusive, one sentence on what would settle it (``settling.py``).
+        settle: where inconclusive, one sentence on what would settle it (``sample_size.py``).
     """
 
     kind: str
@@ -103,7 +102,7 @@ def compare(
     * shape (n,) or (1, n), other values: paired bootstrap-t, 10,000 resamples;
     * shape (S, n), S ≥ 5: seeds and examples crossed, Student's t with S − 1 degrees of freedom.
 
-    Both of the last are widened where few examples carry the spread (``unseen_factor``).
+    Both of the last are widened where few examples carry the spread (``variance_inflation``).
     In the last two, where fewer than five examples tell the candidate from the baseline, the
     interval reaches at least span · z²/(n + z²) to either side (span: of the scores, at least 1),
     as Tango's does without discordant pairs. What did not happen in any seed is in no interval: a
@@ -132,32 +131,37 @@ def compare(
     check_share("confidence", confidence, zero=False)
     old, new = _paired(baseline, candidate)
     if len(old) > 1:
-        found = _crossed(old, new, margin, confidence)
+        interval = _crossed(old, new, margin, confidence)
     elif bool(np.isin([old, new], (0.0, 1.0)).all()):
-        found = _tango(old[0], new[0], margin, confidence)
+        interval = _tango(old[0], new[0], margin, confidence)
     else:
-        found = _bootstrap(old[0], new[0], margin, confidence, seed)
+        interval = _bootstrap(old[0], new[0], margin, confidence, seed)
     seeds, examples = old.shape
-    outcome = _outcome(found.low, found.high, margin)
+    outcome = _outcome(interval.low, interval.high, margin)
     return Verdict(
         kind="recipe" if seeds > 1 else "artifact",
         outcome=outcome,
-        delta=found.delta,
-        low=found.low,
-        high=found.high,
+        delta=interval.delta,
+        low=interval.low,
+        high=interval.high,
         margin=float(margin),
         confidence=float(confidence),
         examples=examples,
         seeds=seeds,
-        method=found.method,
+        method=interval.method,
         score=score,
-        settle=_settle(found, old.shape, margin, confidence) if outcome == "inconclusive" else None,
+        settle=_settle(interval, old.shape, margin, confidence)
+        if outcome == "inconclusive" else None,
     )
 
 
 @dataclass(frozen=True)
-class _Found:
-    """An interval, and how to find what would take it off −margin, given the distance to it."""
+class _Interval:
+    """A mean difference with its interval, and the sample size that would exclude −margin.
+
+    ``required`` gives that size from the distance of the mean to −margin; ``span`` is the range of
+    the scores, ``same`` says that no score differs.
+    """
 
     method: str
     delta: float
@@ -165,25 +169,25 @@ class _Found:
     high: float
     span: float
     same: bool
-    need: Callable[[float], RequiredSampleSize]
+    required: Callable[[float], RequiredSampleSize]
 
 
-def _tango(old: Floats, new: Floats, margin: float, confidence: float) -> _Found:
+def _tango(old: Floats, new: Floats, margin: float, confidence: float) -> _Interval:
     n = old.size
     gained, lost = int((new > old).sum()), int((new < old).sum())
     low, high = intervals.tango_interval(gained, lost, n, confidence=confidence)
 
-    def need(distance: float) -> RequiredSampleSize:
+    def required(distance: float) -> RequiredSampleSize:
         shares = gained / n, lost / n
         return RequiredSampleSize(
             examples=sample_size.required_tango(*shares, margin=margin, confidence=confidence)
         )
 
     delta, same = (gained - lost) / n, gained + lost == 0
-    return _Found("Tango score interval", delta, low, high, 1.0, same, need)
+    return _Interval("Tango score interval", delta, low, high, 1.0, same, required)
 
 
-def _bootstrap(old: Floats, new: Floats, margin: float, confidence: float, seed: int) -> _Found:
+def _bootstrap(old: Floats, new: Floats, margin: float, confidence: float, seed: int) -> _Interval:
     differences, n = new - old, old.size
     delta = float(differences.mean())
     low, high = inflated_bootstrap_t(differences, confidence=confidence, seed=seed)
@@ -192,28 +196,28 @@ def _bootstrap(old: Floats, new: Floats, margin: float, confidence: float, seed:
     span, unseen, same = intervals.score_range(old, new)
     reach = unseen * intervals.zero_event_limit(n, confidence=confidence)
 
-    def need(distance: float) -> RequiredSampleSize:
+    def required(distance: float) -> RequiredSampleSize:
         by_spread = sample_size.required_mean(half, error, distance, n)
         by_reach = sample_size.required_zero_events(distance, span=unseen, confidence=confidence)
         return RequiredSampleSize(examples=max(by_spread, by_reach))
 
     low, high = min(low, delta - reach), max(high, delta + reach)
-    return _Found("paired bootstrap-t", delta, low, high, span, same, need)
+    return _Interval("paired bootstrap-t", delta, low, high, span, same, required)
 
 
-def _crossed(old: Floats, new: Floats, margin: float, confidence: float) -> _Found:
+def _crossed(old: Floats, new: Floats, margin: float, confidence: float) -> _Interval:
     parts = intervals.crossed(new - old)
     span, unseen, same = intervals.score_range(old, new)
     reach = unseen * intervals.zero_event_limit(parts.examples, confidence=confidence)
     half = max(parts.half_width(confidence), reach)
 
-    def need(distance: float) -> RequiredSampleSize:
+    def required(distance: float) -> RequiredSampleSize:
         return sample_size.required_crossed(
             parts, distance, confidence=confidence, unseen_span=unseen
         )
 
     low, high = parts.mean - half, parts.mean + half
-    return _Found("crossed two-way, t", parts.mean, low, high, span, same, need)
+    return _Interval("crossed two-way, t", parts.mean, low, high, span, same, required)
 
 
 def _outcome(low: float, high: float, margin: float) -> str:
@@ -222,19 +226,20 @@ def _outcome(low: float, high: float, margin: float) -> str:
     return "inferior" if high < -margin else "inconclusive"
 
 
-def _settle(found: _Found, shape: tuple[int, ...], margin: float, confidence: float) -> str:
+def _settle(interval: _Interval, shape: tuple[int, ...], margin: float, confidence: float) -> str:
     seeds, examples = shape
     recipe = seeds > 1
-    if found.same and margin > 0:
-        required = sample_size.required_zero_events(margin, span=found.span, confidence=confidence)
-        return text.no_difference_seen(required, examples=examples)
-    above = found.delta > -margin
-    half = found.delta - found.low if above else found.high - found.delta
-    distance = abs(found.delta + margin)
-    if distance <= _HOPELESS * half:
+    if interval.same and margin > 0:
+        fewest = sample_size.required_zero_events(
+            margin, span=interval.span, confidence=confidence)
+        return text.no_difference_seen(fewest, examples=examples)
+    above = interval.delta > -margin
+    half = interval.delta - interval.low if above else interval.high - interval.delta
+    distance = abs(interval.delta + margin)
+    if distance <= _TOO_CLOSE * half:
         return text.no_realistic_n(recipe=recipe)
-    need = found.need(distance)
-    return text.required_n_sentence(need, examples=examples, seeds=seeds, recipe=recipe)
+    size = interval.required(distance)
+    return text.required_n_sentence(size, examples=examples, seeds=seeds, recipe=recipe)
 
 
 def _paired(baseline: Any, candidate: Any) -> tuple[Floats, Floats]:

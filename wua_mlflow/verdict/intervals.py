@@ -1,8 +1,7 @@
 """Confidence intervals for the mean of a paired difference, candidate minus baseline.
 
-Two designs: 0/1 scores (Tango), and seeds crossed with examples; what both need of quantiles.
-May import: numpy, scipy (inside functions). Tests: ``tests/test_intervals.py``; error rates:
-``benchmarks/calibration.py``.
+Three designs: 0/1 scores (Tango), other scores (bootstrap-t), seeds crossed with examples.
+Tests: ``tests/verdict/test_intervals.py``; error rates: ``benchmarks/calibration.py``.
 """
 
 from __future__ import annotations
@@ -146,7 +145,8 @@ def score_range(old: Floats, new: Floats) -> tuple[float, float, bool]:
     Returns:
         The scores' span (at least 1, the span of right and wrong); the same where fewer than five
         examples differ from the typical one in their mean difference, else 0: times
-        ``unseen_reach`` the least that an interval must reach; whether no score differs at all.
+        ``zero_event_limit`` this is the least that an interval must reach; whether no score
+        differs at all.
 
     >>> score_range(np.array([0.5, 0.25, 0.125]), np.array([0.5, 0.25, 0.25]))
     (1.0, 1.0, False)
@@ -191,8 +191,8 @@ class Crossed:
     def half_width(self, confidence: float) -> float:
         """Of the interval around the mean: t(S − 1) · √variance.
 
-        Never below z · √variance with C multiplied by ``unseen_factor``: with many seeds and few
-        examples t(S − 1) knows nothing of how uncertain C is.
+        Never below z · √variance with C multiplied by ``variance_inflation``: with many seeds and
+        few examples t(S − 1) does not account for how uncertain C is.
         """
         widened = self._variance(variance_inflation(self.carried_by))
         return max(
@@ -269,8 +269,6 @@ def _tango_low(gained: float, lost: float, examples: int, z: float) -> float:
     return (low + high) / 2
 
 
-
-
 _CHUNK_DRAWS = 2**21
 """Draws held in memory at once while resampling: about 40 MB."""
 
@@ -278,13 +276,13 @@ _TOTAL_DRAWS = 10**9
 """Above this many draws the number of resamples is lowered, to no fewer than 1,000."""
 
 _RESAMPLING = 7
-"""``Purpose.RESAMPLING`` of ``randomness.py``, which imports torch; this file does not."""
+"""``Purpose.RESAMPLING`` of ``rng.py``, which imports torch; this file does not."""
 
 
 def inflated_bootstrap_t(
     differences: Floats, *, confidence: float, seed: int, resamples: int = 10_000
 ) -> tuple[float, float]:
-    """The farther of bootstrap-t and Student's t to either side, times √``unseen_factor``.
+    """The farther of bootstrap-t and Student's t to either side, times √``variance_inflation``.
 
     On small test sets the bootstrap-t alone claims too much (``benchmarks/calibration.py``).
 
@@ -312,7 +310,7 @@ def bootstrap_t_interval(
 
     Where so many resamples consist of one value that the quantile of t is infinite, the limit is
     the farther of Student's t limit and the smallest (largest) difference seen. Differences that
-    are all equal give an interval of no width: see ``unseen_reach`` for what that leaves open.
+    are all equal give an interval of no width: see ``zero_event_limit`` for what that leaves open.
 
     Args:
         differences: shape (n,), n ≥ 2, finite.

@@ -1,7 +1,6 @@
-"""How large a test set must be for any claim at a margin, before anything is trained.
+"""Required sample sizes: for any claim at a margin, and to settle an inconclusive verdict.
 
-May import: ``intervals``, ``settling``. Tests: ``tests/test_settling.py``,
-``tests/test_verdict.py``.
+Tests: ``tests/verdict/test_sample_size.py``.
 """
 
 from __future__ import annotations
@@ -115,7 +114,7 @@ def required_tango(gained: float, lost: float, *, margin: float, confidence: flo
 
     n > ((z · √variance if delta were −margin + z_power · √variance as seen) ÷ (delta + margin))²,
     the sample size of his score test (Nam 1997, Biometrics 53:1422). Where nothing differs it
-    is certain: ``unseen_examples``.
+    is certain: ``required_zero_events``.
 
     Args:
         gained: share of examples that only the candidate gets right.
@@ -138,7 +137,7 @@ def required_tango(gained: float, lost: float, *, margin: float, confidence: flo
 
 
 def required_zero_events(distance: float, *, span: float, confidence: float) -> int:
-    """The smallest n at which ``span`` times ``unseen_reach`` is below ``distance`` (above 0)."""
+    """The smallest n at which ``span`` × ``zero_event_limit`` is below ``distance`` (above 0)."""
     z2 = normal_quantile(confidence) ** 2
     return max(0, math.floor(z2 * (span - distance) / distance)) + 1
 
@@ -167,7 +166,8 @@ def required_crossed(
         parts: the variance components seen.
         distance: from the estimate to −margin, above 0.
         confidence: of the two-sided interval.
-        unseen_span: where above 0, the interval reaches ``unseen_span · unseen_reach`` at least.
+        unseen_span: where above 0, the interval reaches at least ``unseen_span`` times
+            ``zero_event_limit``.
     """
 
     def enough(seeds: int, examples: int) -> bool:

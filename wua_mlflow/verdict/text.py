@@ -1,12 +1,12 @@
-"""The sentences of a verdict: what was found, and what would settle an inconclusive one.
+"""The words of a verdict: outcome, figures, what would settle it, what is gained, what to decide.
 
-For readers who know the margin but no statistics. May import: numpy, ``settling``.
-Tests: ``tests/test_verdict.py``.
+For readers who know the margin but no statistics. Tests: ``tests/verdict/test_text.py``.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,17 +17,18 @@ if TYPE_CHECKING:
     from wua_mlflow.verdict.compare import Verdict
 
 __all__ = [
-    "TOO_FEW_SEEDS", "TRAINED_ELSEWHERE", "interval_words", "latency_unlike_flops",
-    "looks_sentence", "margin_text", "margin_words", "no_difference_seen", "no_realistic_n",
-    "outcome_words", "points", "question_answered", "ratio_words", "required_n_sentence",
+    "SAME_LATENCY", "TOO_FEW_SEEDS", "TRAINED_ELSEWHERE", "decision_sentence", "interval_words",
+    "latency_gain", "latency_unlike_flops", "looks_sentence", "margin_text", "margin_words",
+    "no_difference_seen", "no_realistic_n", "other_readings", "outcome_words", "points",
+    "question_answered", "ratio_words", "required_n_sentence", "short_outcome", "size_gain",
     "verdict_headline", "verdict_sentence",
 ]
 
 
 TOO_FEW_SEEDS = "No recipe verdict: it needs at least 5 seeds (setting `seeds`)."
 TRAINED_ELSEWHERE = "No recipe verdict: how the original was trained elsewhere is not known."
-NOTEWORTHY_RATIO = 1.05
-"""FLOPs that fall by more than this are expected to show in the latency."""
+SAME_COST, SAME_LATENCY = 1.005, 1.05
+"""Ratios nearer to 1 than these are no difference."""
 _AS_SEEN = "with a chance of 80%, if the true difference and its spread are as seen"
 
 
@@ -44,27 +45,157 @@ def verdict_sentence(verdict: Verdict) -> str:
 def verdict_headline(verdict: Verdict) -> str:
     """The verdict as a headline: outcome, difference, interval, margin, what it rests on."""
     delta, interval, margin = _figures(verdict)
-    word = {"non_inferior": "As good within the margin", "inferior": "Not as good"}.get(
-        verdict.outcome, "Inconclusive")
+    word = short_outcome(verdict.outcome)
     rests = f"{verdict.seeds:,} seeds" if verdict.kind == "recipe" else "these two models"
     return (
-        f"{word}: {verdict.score} {delta} ({_percent(verdict.confidence)}% interval {interval}; "
-        f"margin {margin}; {rests})"
+        f"{word[:1].upper()}{word[1:]}: {verdict.score} {delta} "
+        f"({_percent(verdict.confidence)}% interval {interval}; margin {margin}; {rests})"
     )
+
+
+def short_outcome(outcome: str) -> str:
+    """An outcome in plain words.
+
+    >>> short_outcome("non_inferior"), short_outcome("original")
+    ('as good within the margin', 'original')
+    """
+    return {"non_inferior": "as good within the margin", "inferior": "not as good"}.get(
+        outcome, outcome)
+
+
+def other_readings(
+    verdict: Verdict, artifact: Verdict, looks: int, bonferroni: Verdict | None
+) -> list[str]:
+    """Where other readings of the same data come to another outcome, a sentence each.
+
+    Args:
+        verdict: the one that decides.
+        artifact: of the two saved models.
+        looks: how many verdicts there are on the test set.
+        bonferroni: corrected for these.
+    """
+    sentences = []
+    if artifact.outcome != verdict.outcome:
+        sentences.append(f"That is the recipe's verdict, over seeds; of the two saved models alone "
+                         f"it is {artifact.outcome.replace('_', '-')}.")
+    if bonferroni is not None and bonferroni.outcome != verdict.outcome:
+        sentences.append(f"Corrected for all {looks:,} verdicts on this test set it is "
+                         f"{bonferroni.outcome.replace('_', '-')}.")
+    return sentences
+
+
+def decision_sentence(
+    verdict: Verdict, gains: Sequence[tuple[str, bool]], flops_ratio: float
+) -> str:
+    """One sentence for who has to decide: quality, what else was measured, what to decide.
+
+    Args:
+        verdict: the one that decides.
+        gains: what was measured of latency and size, and whether that is a gain.
+        flops_ratio: original ÷ slim.
+    """
+    measured = _gain_words(verdict, gains) if gains else \
+        "; neither its latency nor its size was measured"
+    decision = _decision(verdict, any(is_gain for _, is_gain in gains), flops_ratio)
+    return f"{_quality(verdict)}{measured}; {decision}."
+
+
+def _quality(verdict: Verdict) -> str:
+    does = "answers" if verdict.score == "accuracy" else "predicts"
+    rests = f"{verdict.seeds:,} seeds" if verdict.kind == "recipe" else "these two saved models"
+    sure = f"({100 * verdict.confidence:.4g}% confidence, {rests})"
+    margin = margin_words(verdict)
+    if verdict.outcome == "inconclusive":
+        return (f"It is not settled whether the slim model {does} as well as the original within "
+                f"{margin} {sure}")
+    if verdict.outcome == "inferior":
+        by = f", by more than {margin}" if verdict.margin else ""
+        return f"The slim model {does} worse than the original{by} {sure}"
+    if verdict.low > 0:
+        return f"The slim model {does} better than the original {sure}"
+    if verdict.high < 0:
+        return f"The slim model {does} worse than the original, but by less than {margin} {sure}"
+    return f"The slim model {does} as well as the original within {margin} {sure}"
+
+
+def _gain_words(verdict: Verdict, gains: Sequence[tuple[str, bool]]) -> str:
+    good = [words for words, is_gain in gains if is_gain]
+    bad = [words for words, is_gain in gains if not is_gain]
+    contrast = " though " if verdict.outcome == "inferior" else " but "
+    words = contrast.join(" and ".join(part) for part in (good, bad) if part)
+    if verdict.outcome == "inconclusive":
+        return f"; it is {words}"
+    if verdict.outcome == "inferior":
+        return f", but is {words}" if good else f", and is {words}"
+    return f", is {words}" if good else f", but is {words}"
+
+
+def _decision(verdict: Verdict, gained: bool, flops_ratio: float) -> str:
+    if verdict.outcome == "inconclusive":
+        recipe = verdict.kind == "recipe"
+        if verdict.settle == no_realistic_n(recipe=recipe):
+            return ("more data would hardly settle it, so the choice is to accept that risk or to "
+                    "keep the original")
+        more = "more seeds or test examples" if recipe else "more test examples"
+        return f"the choice is to accept that risk or to test with {more}"
+    if verdict.outcome == "inferior":
+        return "to use it is to accept that loss" if gained else \
+            "by the margin set, the original stays"
+    if gained and verdict.low > 0:
+        return "it can take the original's place"
+    if gained:
+        margin = margin_words(verdict, of=False)
+        return f"it can take the original's place if {margin} is the right margin"
+    if flops_ratio > SAME_COST:
+        fewer = ratio_words(flops_ratio, "fewer", "more")
+        return f"its only gain is {fewer} FLOPs"
+    return "there is nothing to gain by it"
+
+
+def latency_gain(
+    original_ms: float | None,
+    slim_ms: float | None,
+    ratio: tuple[float, float, float] | None,
+) -> tuple[str, bool] | None:
+    """The latency against the original's, and whether it is a gain; None if not measured.
+
+    Args:
+        original_ms: median.
+        slim_ms: median.
+        ratio: original ÷ slim with its interval, where both were timed in turns.
+    """
+    if ratio is not None:
+        if ratio[1] <= 1 <= ratio[2]:
+            return "not measurably faster per sample", False
+        speedup = ratio[0]
+    elif original_ms and slim_ms:
+        speedup = original_ms / slim_ms
+    else:
+        return None
+    words = ratio_words(speedup, "faster", "slower", same_within=SAME_LATENCY, same="about as fast")
+    return f"{words} per sample", speedup >= SAME_LATENCY
+
+
+def size_gain(original: float | None, slim: float | None) -> tuple[str, bool] | None:
+    """The bytes on disk against the original's, and whether that is a gain."""
+    if not original or not slim:
+        return None
+    words = ratio_words(original / slim, "smaller", "larger", same="no smaller")
+    return f"{words} on disk", original / slim >= SAME_COST
 
 
 def looks_sentence(looks: int, verdict: Verdict | None = None) -> str:
     """How often the test set was looked at, and the verdict read for so many looks."""
-    said = (
-        f"This test set has been looked at for {looks:,} verdicts: the more looks, the likelier "
-        "that one is good by luck."
+    sentence = (
+        f"This test set has been used for {looks:,} verdicts: the more there are, the likelier "
+        "that one is good by chance."
     )
     if verdict is None:
-        return said
+        return sentence
     _, interval, _ = _figures(verdict)
     return (
-        f"{said} Read for {looks:,} looks (Bonferroni, {_percent(verdict.confidence)}% interval "
-        f"{interval}): {_outcome_in_words(verdict)}."
+        f"{sentence} Corrected for {looks:,} verdicts (Bonferroni, "
+        f"{_percent(verdict.confidence)}% interval {interval}): {_outcome_in_words(verdict)}."
     )
 
 
@@ -129,7 +260,7 @@ def points(value: float, score: str) -> str:
 
 
 def ratio_words(
-    ratio: float, less: str, more: str, *, same_within: float = 1.005, same: str = "same"
+    ratio: float, less: str, more: str, *, same_within: float = SAME_COST, same: str = "same"
 ) -> str:
     """A ratio original ÷ slim in words; one nearer to 1 than ``same_within`` is ``same``.
 
@@ -152,7 +283,7 @@ def latency_unlike_flops(
         flops_ratio: original ÷ slim.
         latency_ratio: the same of the latencies at batch 1, with its interval.
     """
-    if latency_ratio is None or flops_ratio <= NOTEWORTHY_RATIO or latency_ratio[1] > 1:
+    if latency_ratio is None or flops_ratio <= SAME_LATENCY or latency_ratio[1] > 1:
         return ""
     ratio, low, high = latency_ratio
     return (f"FLOPs fall {flops_ratio:.1f}×, but latency at batch 1 does not: ratio {ratio:.2f} "
@@ -171,34 +302,34 @@ def _figures(verdict: Verdict) -> tuple[str, str, str]:
 
 
 def required_n_sentence(
-    need: RequiredSampleSize, *, examples: int, seeds: int, recipe: bool
+    size: RequiredSampleSize, *, examples: int, seeds: int, recipe: bool
 ) -> str:
-    """``need`` in one sentence, beside the ``examples`` and ``seeds`` at hand."""
+    """``size`` in one sentence, beside the ``examples`` and ``seeds`` at hand."""
     if not recipe:
         return (
-            f"About {need.examples:,} test examples (now {examples:,}) would settle it, {_AS_SEEN}."
+            f"About {size.examples:,} test examples (now {examples:,}) would settle it, {_AS_SEEN}."
         )
-    if need.seeds and need.examples:
+    if size.seeds and size.examples:
         return (
-            f"About {need.seeds:,} seeds (now {seeds:,}) on the same test examples, or about "
-            f"{need.examples:,} test examples (now {examples:,}) with the same seeds, would settle "
+            f"About {size.seeds:,} seeds (now {seeds:,}) on the same test examples, or about "
+            f"{size.examples:,} test examples (now {examples:,}) with the same seeds, would settle "
             f"it, {_AS_SEEN}."
         )
-    if need.seeds:
+    if size.seeds:
         return (
-            f"About {need.seeds:,} seeds (now {seeds:,}) would settle it, {_AS_SEEN}; more test "
+            f"About {size.seeds:,} seeds (now {seeds:,}) would settle it, {_AS_SEEN}; more test "
             "examples alone cannot: the spread between seeds is too large."
         )
-    if need.examples:
+    if size.examples:
         return (
-            f"About {need.examples:,} test examples (now {examples:,}) would settle it, {_AS_SEEN};"
+            f"About {size.examples:,} test examples (now {examples:,}) would settle it, {_AS_SEEN};"
             " more seeds alone may not: too few test examples tell the two apart, or the examples "
             "differ too much."
         )
-    if need.both:
+    if size.both:
         return (
             "Neither more seeds nor more test examples alone would settle it; about "
-            f"{need.both[0]:,} seeds with {need.both[1]:,} test examples (now {seeds:,} and "
+            f"{size.both[0]:,} seeds with {size.both[1]:,} test examples (now {seeds:,} and "
             f"{examples:,}) would, {_AS_SEEN}."
         )
     return no_realistic_n(recipe=recipe)

@@ -1,0 +1,186 @@
+"""The sentences of a verdict: these alone are asserted word by word, here."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from wua_mlflow.verdict.compare import Verdict, compare
+from wua_mlflow.verdict.text import (
+    decision_sentence,
+    latency_gain,
+    latency_unlike_flops,
+    looks_sentence,
+    margin_words,
+    no_realistic_n,
+    other_readings,
+    size_gain,
+)
+
+BASE = compare(np.ones(2000), np.ones(2000), margin=0.02)
+
+
+def of(outcome: str = "non_inferior", **fields: object) -> Verdict:
+    return replace(BASE, outcome=outcome, **{"low": -0.01, "high": 0.01, **fields})
+
+
+FASTER = [("3.0× faster per sample", True), ("3.0× smaller on disk", True)]
+SAME = [("about as fast per sample", False), ("no smaller on disk", False)]
+
+
+@pytest.mark.parametrize(("verdict", "gains", "flops", "sentence"), [
+    (of(), FASTER, 1.0,
+     "The slim model answers as well as the original within 2 points of accuracy (95% confidence, "
+     "these two saved models), is 3.0× faster per sample and 3.0× smaller on disk; it can take the "
+     "original's place if 2 points is the right margin."),
+    (of(low=0.001), FASTER, 1.0,
+     "The slim model answers better than the original (95% confidence, these two saved models), is "
+     "3.0× faster per sample and 3.0× smaller on disk; it can take the original's place."),
+    (of(high=-0.001), FASTER, 1.0,
+     "The slim model answers worse than the original, but by less than 2 points of accuracy (95% "
+     "confidence, these two saved models), is 3.0× faster per sample and 3.0× smaller on disk; it "
+     "can take the original's place if 2 points is the right margin."),
+    (of("inferior", low=-0.05, high=-0.03), FASTER, 1.0,
+     "The slim model answers worse than the original, by more than 2 points of accuracy (95% "
+     "confidence, these two saved models), but is 3.0× faster per sample and 3.0× smaller on disk; "
+     "to use it is to accept that loss."),
+    (of("inferior", low=-0.05, high=-0.03), [FASTER[0], SAME[1]], 1.0,
+     "The slim model answers worse than the original, by more than 2 points of accuracy (95% "
+     "confidence, these two saved models), but is 3.0× faster per sample though no smaller on "
+     "disk; to use it is to accept that loss."),
+    (of("inferior", low=-0.05, high=-0.03), SAME, 1.0,
+     "The slim model answers worse than the original, by more than 2 points of accuracy (95% "
+     "confidence, these two saved models), and is about as fast per sample and no smaller on disk; "
+     "by the margin set, the original stays."),
+    (of("inconclusive", low=-0.05), FASTER, 1.0,
+     "It is not settled whether the slim model answers as well as the original within 2 points of "
+     "accuracy (95% confidence, these two saved models); it is 3.0× faster per sample and 3.0× "
+     "smaller on disk; the choice is to accept that risk or to test with more test examples."),
+    (of("inconclusive", low=-0.05, kind="recipe", settle=no_realistic_n(recipe=True)), SAME, 1.0,
+     "It is not settled whether the slim model answers as well as the original within 2 points of "
+     "accuracy (95% confidence, 1 seeds); it is about as fast per sample and no smaller on disk; "
+     "more data would hardly settle it, so the choice is to accept that risk or to keep the "
+     "original."),
+    (of(), SAME, 6.0,
+     "The slim model answers as well as the original within 2 points of accuracy (95% confidence, "
+     "these two saved models), but is about as fast per sample and no smaller on disk; its only "
+     "gain is 6.0× fewer FLOPs."),
+    (of(score="R²", kind="recipe", seeds=7, margin=0.05), [], 1.0,
+     "The slim model predicts as well as the original within 0.05 of R² (95% confidence, 7 seeds); "
+     "neither its latency nor its size was measured; there is nothing to gain by it."),
+])
+def test_the_sentence_for_who_decides(verdict, gains, flops, sentence):
+    assert decision_sentence(verdict, gains, flops) == sentence
+
+
+@pytest.mark.parametrize(("ratio", "words", "gain"), [
+    ((1.08, 1.06, 1.10), "1.08× faster per sample", True),
+    ((1.03, 1.01, 1.05), "about as fast per sample", False),
+    ((0.999, 0.998, 0.9995), "about as fast per sample", False),
+    ((1.03, 0.98, 1.07), "not measurably faster per sample", False),
+    ((0.8, 0.7, 0.9), "1.2× slower per sample", False)])
+def test_latency_by_its_interval(ratio, words, gain):
+    assert latency_gain(2.0, 1.0, ratio) == (words, gain)
+
+
+def test_gains_without_an_interval():
+    assert latency_gain(3.0, 1.0, None) == ("3.0× faster per sample", True)
+    assert latency_gain(None, 1.0, None) is None
+    assert size_gain(9000.0, 3000.0) == ("3.0× smaller on disk", True)
+    assert size_gain(9000.0, 18_000.0) == ("2.0× larger on disk", False)
+    assert size_gain(9000.0, 9001.0) == ("no smaller on disk", False)
+    assert size_gain(9000.0, None) is None
+
+
+@pytest.mark.parametrize(("margin", "score", "words"), [
+    (0.02, "accuracy", "2 points of accuracy"), (0.01, "accuracy", "1 point of accuracy"),
+    (0.005, "accuracy", "0.5 points of accuracy"), (0.05, "R²", "0.05 of R²")])
+def test_the_margins_unit(margin, score, words):
+    assert margin_words(replace(BASE, margin=margin, score=score)) == words
+
+
+def test_another_reading_of_the_same_data():
+    recipe = of(kind="recipe", seeds=5)
+    assert other_readings(recipe, of("inconclusive"), 4, of("inconclusive")) == [
+        "That is the recipe's verdict, over seeds; of the two saved models alone it is "
+        "inconclusive.",
+        "Corrected for all 4 verdicts on this test set it is inconclusive."]
+    assert other_readings(recipe, of(), 1, None) == []
+
+
+def test_looks_at_a_test_set():
+    assert looks_sentence(10, of("inconclusive", low=-0.024, high=-0.016, confidence=0.995)) == (
+        "This test set has been used for 10 verdicts: the more there are, the likelier that one "
+        "is good by chance. Corrected for 10 verdicts (Bonferroni, 99.5% interval −2.4 to −1.6): "
+        "the data cannot tell whether the loss stays within the margin (inconclusive).")
+    assert looks_sentence(2).endswith("by chance.")
+
+
+def test_flops_that_fall_and_latency_that_does_not():
+    assert latency_unlike_flops(1.43, (1.02, 0.98, 1.05)) == (
+        "FLOPs fall 1.4×, but latency at batch 1 does not: ratio 1.02 (0.98 to 1.05).")
+    for flops, latency in ((1.43, None), (1.04, (1.02, 0.98, 1.05)), (1.43, (1.2, 1.1, 1.3))):
+        assert latency_unlike_flops(flops, latency) == ""
+
+
+VERDICT = Verdict(
+    kind="artifact",
+    outcome="non_inferior",
+    delta=-0.012,
+    low=-0.018,
+    high=-0.006,
+    margin=0.02,
+    confidence=0.95,
+    examples=2000,
+    seeds=1,
+    method="Tango score interval",
+    score="accuracy",
+    settle=None,
+)
+
+
+def test_sentences():
+    assert VERDICT.sentence == (
+        "Artifact verdict (these two saved models, 2,000 test examples): the slim model's accuracy "
+        "minus the original's is −1.2 points (95% interval −1.8 to −0.6), against a margin of "
+        "2 points: worse, but within the margin (non-inferior)."
+    )
+    recipe = replace(
+        VERDICT, kind="recipe", seeds=20, high=0.0, low=-0.02, outcome="inconclusive", score="R²"
+    )
+    assert recipe.sentence == (
+        "Recipe verdict (both trained with 20 seeds, 2,000 test examples): on average the "
+        "slim model's R² minus the original's is −0.012 (95% interval −0.020 to 0.000), against a "
+        "margin of 0.02: the data cannot tell whether the loss stays within the margin "
+        "(inconclusive)."
+    )
+    assert "of 1 point:" in replace(VERDICT, margin=0.01).sentence
+    assert "90% interval" in replace(VERDICT, confidence=0.9).sentence
+    assert "99.99833% interval" in replace(VERDICT, confidence=1 - 0.05 / 3000).sentence
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "shown"),
+    [
+        (-0.01996, 0.01, "−1.200 points (95% interval −1.996 to +1.000)"),
+        (-0.0199, -0.0001, "−1.20 points (95% interval −1.99 to −0.01)"),
+        (-0.015, -0.0001, "−1.20 points (95% interval −1.50 to −0.01)"),
+        (-0.0184, 0.0, "−1.2 points (95% interval −1.8 to 0.0)"),
+    ],
+)
+def test_limits_are_shown_on_their_side_of_the_margin_and_of_zero(low, high, shown):
+    assert shown in replace(VERDICT, low=low, high=high).sentence
+
+
+@pytest.mark.parametrize(("lost", "first"), [
+    (0, "As good within the margin: accuracy 0.0 points (95% interval "),
+    (600, "Not as good: accuracy −30.0 points (95% interval "),
+])
+def test_headlines(lost: int, first: str) -> None:
+    old = np.ones(2000)
+    new = np.concatenate([np.zeros(lost), np.ones(2000 - lost)])
+    headline = compare(old, new, margin=0.02).headline
+    assert headline.startswith(first)
+    assert headline.endswith("; margin 2 points; these two models)")
