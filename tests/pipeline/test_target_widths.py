@@ -273,22 +273,6 @@ def test_what_can_be_chosen() -> None:
             ("fc1", 12, ("fc1",)), ("fc2", 6, ("fc2",))]
 
 
-@pytest.mark.parametrize(("given", "how", "message"), [
-    ({"model": f"{HERE}:uncuttable"}, "prune",
-     f"how: prune found nothing to cut in {HERE}:uncuttable: 0: its units are the network's "
-     f"outputs"),
-    ({"model": f"{HERE}:net"}, "rebuild",
-     f"how: rebuild expected a factory of widths, but {HERE}:net takes none; cut the trained "
-     f"network: --how prune"),
-])
-def test_nothing_can_be_chosen(given: dict[str, object], how: str, message: str) -> None:
-    recipe = recipe_of(**given)
-    recipe = replace(recipe, settings=recipe.settings.model_copy(update={"hidden": ()}))
-    with pytest.raises(ValueError) as caught:
-        dimensions_of(variant_of(recipe), how)
-    assert str(caught.value) == message
-
-
 def test_a_factory_that_ignores_its_widths() -> None:
     variant = variant_of(recipe_of(model=f"{HERE}:ignoring", hidden="8"))
     with pytest.raises(ValueError) as caught:
