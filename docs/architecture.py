@@ -19,7 +19,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "wua_mlflow"
 LEFT_OUT = ("__main__",)
 BOX_IN = (1.75, 0.5)
-ROW_IN = 0.98
+ROW_IN = 0.9
+SWING = (0, 0, -1.1, 1.1, 0, -1.1, 1.1, 0, -1.1, 0)
 
 
 def layers() -> list[list[str]]:
@@ -59,15 +60,20 @@ def draw() -> Figure:
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set(xlim=(0, width), ylim=(0, height))
     axes.axis("off")
-    centres = {name: (width / 2 + (place - (len(row) - 1) / 2) * (BOX_IN[0] + 0.55),
-                      height - 0.1 - (number + 0.5) * ROW_IN)
-               for number, row in enumerate(rows) for place, name in enumerate(row)}
+    step = BOX_IN[0] + 0.55
+    centres = {}
+    for number, row in enumerate(rows):
+        # rows of one box swing from side to side, so that arrows pass beside them
+        swing = SWING[number % len(SWING)] * step if len(row) == 1 else 0.0
+        for place, name in enumerate(row):
+            centres[name] = (width / 2 + swing + (place - (len(row) - 1) / 2) * step,
+                             height - 0.1 - (number + 0.5) * ROW_IN)
     for importer, imported in imports().edges:
         (x0, y0), (x1, y1) = centres[importer], centres[imported]
-        bend = 0.0 if abs(x0 - x1) > 0.1 or y0 - y1 < 1.5 * ROW_IN else 0.28
+        bend = 0.25 if abs(x0 - x1) < 0.1 and y0 - y1 > 1.5 * ROW_IN else 0.04
         axes.add_patch(FancyArrowPatch(
-            (x0, y0 - BOX_IN[1] / 2), (x1, y1 + BOX_IN[1] / 2), arrowstyle="-|>", color="0.6",
-            mutation_scale=9, linewidth=0.8, connectionstyle=f"arc3,rad={bend}", zorder=1))
+            (x0, y0 - BOX_IN[1] / 2), (x1, y1 + BOX_IN[1] / 2), arrowstyle="-|>", color="#7a8794",
+            mutation_scale=10, linewidth=0.9, connectionstyle=f"arc3,rad={bend}", zorder=1))
     for name, (x, y) in centres.items():
         axes.add_patch(FancyBboxPatch(
             (x - BOX_IN[0] / 2, y - BOX_IN[1] / 2), *BOX_IN, boxstyle="round,pad=0.02",

@@ -82,3 +82,30 @@ def test_nothing_in_the_repository_speaks_of_this_machine() -> None:
     hits = [name for name in files if name.endswith((".py", ".md", ".toml", ".yaml", ".txt", "run"))
             and pattern.search((ROOT / name).read_text(errors="ignore"))]
     assert hits == []
+
+
+def test_the_architecture_names_every_package_and_the_benchmarks_run_is_complete() -> None:
+    page = DOCS[ROOT / "docs" / "architecture.md"]
+    names = {path.stem for path in (ROOT / "wua_mlflow").iterdir()
+             if path.suffix == ".py" or (path / "__init__.py").exists()}
+    assert [name for name in names - {"__init__", "__main__"} if f"`{name}`" not in page] == []
+    scripts = {path.stem for path in (ROOT / "benchmarks").glob("*.py")
+               if "def main(" in path.read_text() and path.stem != "__main__"}
+    runner = (ROOT / "benchmarks" / "__main__.py").read_text()
+    assert {name for name in scripts if f'"{name}"' not in runner} == set()
+
+
+def test_the_places_that_the_contributing_page_and_the_architecture_name_exist() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text() + DOCS[ROOT / "docs" / "architecture.md"]
+    named = re.findall(r"`([\w/]+\.(?:py|md|json)|tests/[\w/]+)`", text)
+    assert len(named) > 20
+    folders = (ROOT, ROOT / "wua_mlflow")
+    assert [n for n in named if not any((folder / n).exists() for folder in folders)] == []
+    places = re.findall(r"`((?:\w+/)+\w+)(?:\.(\w+))?(?:\.\w+)?`", text)
+    for place, name in places:
+        files = [ROOT / "wua_mlflow" / f"{place}.py", ROOT / "wua_mlflow" / place]
+        if place.startswith(("tests", "docs", "wua_mlflow")):
+            continue
+        assert any(file.exists() for file in files), place
+        if name and name != "py" and files[0].exists():
+            assert re.search(rf"^(def|class) {name}\b", files[0].read_text(), re.M), (place, name)
