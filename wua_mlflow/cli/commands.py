@@ -5,13 +5,13 @@ May import: everything. Tests: ``tests/test_cli.py``.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 
@@ -229,7 +229,7 @@ UNLIKE_ANYWAY = ("name", "start_time", Tag.PIPELINE, Tag.BASELINE, step_tag("tra
 """What differs between any two runs, or is in the table's head."""
 
 
-def answer(options: argparse.Namespace) -> int:
+def answer(options: SimpleNamespace) -> int:
     """Print what ``options.command`` asks for; gives the exit code."""
     if options.command == "show":
         return _show(options)
@@ -250,7 +250,7 @@ def answer(options: argparse.Namespace) -> int:
     return 0
 
 
-def _best(options: argparse.Namespace) -> int:
+def _best(options: SimpleNamespace) -> int:
     found = best(options.experiment, where=options.where)
     table = pd.DataFrame(columns=list(COLUMNS)) if found is None else found.to_frame().T
     if options.json:
@@ -264,7 +264,7 @@ def _best(options: argparse.Namespace) -> int:
     return 1 if found is None else 0
 
 
-def _show(options: argparse.Namespace) -> int:
+def _show(options: SimpleNamespace) -> int:
     if len(options.run) > 2:
         raise ValueError(f"show: expected one run or two, but got {len(options.run)}")
     found = [find_run(run) for run in options.run]

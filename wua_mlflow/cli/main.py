@@ -5,7 +5,6 @@ Imports torch and mlflow only once a command needs them. Tests: ``tests/test_cli
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import gc
 import logging
@@ -15,6 +14,7 @@ import traceback
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 from wua_mlflow.cli.options import QUERIES, parse
 from wua_mlflow.config import COMMAND_FIELDS, TUTORIAL, ConfigError, given_fields, load_settings
@@ -82,11 +82,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _say(line: str) -> None:
     """To standard error; of several processes the first alone speaks."""
+    from wua_mlflow.distributed import is_first
+
     if is_first():
         print(f"wua: {line}", file=sys.stderr)
 
 
-def _dispatch(options: argparse.Namespace) -> int:
+def _dispatch(options: SimpleNamespace) -> int:
     if options.version:
         from wua_mlflow import __version__
 
@@ -101,14 +103,14 @@ def _dispatch(options: argparse.Namespace) -> int:
         raise RuntimeError(f"sys.exit({stop.code!r}) was called on the way") from stop
 
 
-def _answer(options: argparse.Namespace) -> int:
+def _answer(options: SimpleNamespace) -> int:
     _check_server()
     from wua_mlflow.cli import commands
 
     return commands.answer(options)
 
 
-def _execute(options: argparse.Namespace) -> int:
+def _execute(options: SimpleNamespace) -> int:
     fields = COMMAND_FIELDS[options.command]
     explicit = given_fields({field: getattr(options, field) for field in fields})
     # `mlflow run` names the tutorial's configuration where the user named none
@@ -172,12 +174,14 @@ def _check_server() -> None:
 
 def _end_inherited(error: BaseException) -> None:
     """End the run that ``mlflow run`` made, where the command never got to it."""
-    if not os.environ.get("MLFLOW_RUN_ID") or isinstance(error, _NoServerError) \
-            or not is_first():
+    if not os.environ.get("MLFLOW_RUN_ID") or isinstance(error, _NoServerError):
         return
     with contextlib.suppress(Exception, KeyboardInterrupt):
+        from wua_mlflow.distributed import is_first
         from wua_mlflow.tracking.store import connect, ended, inherited_run
 
+        if not is_first():
+            return
         store, run_id = connect(), str(inherited_run())
         if store.client.get_run(run_id).info.status == "RUNNING":
             with ended(store, run_id):

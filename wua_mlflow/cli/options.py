@@ -1,23 +1,23 @@
-"""The words of the command line: commands, options, and what is wrong with them.
+"""The commands and options of ``wua``, read by click; the settings' options come from ``Settings``.
 
-May import: config, dotted. Tests: ``tests/test_arguments.py``.
+Tests: ``tests/cli/test_options.py``.
 """
 
 from __future__ import annotations
 
-import argparse
-import re
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from types import SimpleNamespace
+from typing import Any
+
+import click
 
 from wua_mlflow.config import COMMAND_FIELDS, ConfigError, Settings, yes_or_no
 from wua_mlflow.errors import did_you_mean
 
 __all__ = ["COMMANDS", "QUERIES", "parse"]
 
-
 COMMANDS = {
-    "run": "the whole chain: train, analyze, slim, compare, report",
+    "run": "the whole pipeline: train, analyze, slim, compare, report",
     "train": "train the original as a run of its own",
     "analyze": "measure how the weights of the variant --run-id, or of --model, are used",
     "slim": "derive a slimmer network from the variant --run-id, and train it",
@@ -28,18 +28,20 @@ COMMANDS = {
 }
 QUERIES = ("runs", "best", "show")
 """The commands that only read."""
+DESCRIPTION = ("Is my PyTorch model bigger than it needs to be, how much smaller can it get, and "
+               "is the smaller one as good?")
+CONTEXT: dict[str, Any] = {
+    "token_normalize_func": lambda token: token.replace("_", "-"), "max_content_width": 100}
+"""``--run_id`` means ``--run-id``: MLflow passes parameters on with underscores."""
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        lacking = re.fullmatch(r"argument (--[\w-]+).*: expected one argument", message)
-        if lacking:
-            message = f"{lacking[1]}: expected a value, but got none"
-        raise ConfigError(message.removeprefix("argument "))
+class _Group(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
 
 
-def parse(words: Sequence[str]) -> argparse.Namespace:
-    """The options by name; ``command`` is None where all is said once the help is printed.
+def parse(words: Sequence[str]) -> SimpleNamespace:
+    """The options by name; ``command`` is None where the help or the version was all, and is shown.
 
     Raises:
         ConfigError: an unknown command or option, with the nearest; or a value is missing.
@@ -47,94 +49,92 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     >>> parse(["analyze", "--run_id", "a1b2"]).run_id
     'a1b2'
     """
-    command = next((word for word in words if not word.startswith("-")), None)
-    if command is not None and command not in COMMANDS:
-        raise ConfigError(f"command: expected one of {', '.join(COMMANDS)}, but got '{command}'"
-                          f"{did_you_mean(command, COMMANDS)}")
-    parser = _parser()
+    place = next((i for i, word in enumerate(words) if not word.startswith("-")), len(words))
+    name = words[place] if place < len(words) else None
+    if name is not None and name not in COMMANDS:
+        raise ConfigError(f"command: expected one of {', '.join(COMMANDS)}, but got '{name}'"
+                          f"{did_you_mean(name, COMMANDS)}")
+    command: click.Command = _group()
     try:
-        options, left = parser.parse_known_args(_joined(words))
-    except SystemExit:  # --help was asked for, and is printed
-        return argparse.Namespace(command=None, version=False)
-    unknown = next((word for word in left if word.startswith("-")), None)
-    if unknown is not None:
-        name = unknown.partition("=")[0]
-        known = [f"--{field.replace('_', '-')}" for field in vars(options)
-                 if field not in ("command", "models", "run")]
-        raise ConfigError(f"{name}: no such option of wua {command or ''}".rstrip()
-                          + did_you_mean(name.replace("_", "-"), known))
-    if left and command == "compare":  # argparse takes them only if they stand together
-        options.models += left
-    elif left:
-        raise ConfigError(f"{left[0]}: expected options only after wua {command}")
-    if command is None and not options.version:
-        parser.print_help()
-    return options
+        context = command.make_context("wua", list(words[:place]), **CONTEXT)
+        if name is not None:
+            command = _command(name)
+            context = command.make_context(name, list(words[place + 1:]), parent=context)
+        elif not context.params["version"]:
+            click.echo(context.get_help())
+    except click.exceptions.Exit:  # --help was asked for, and is printed
+        return SimpleNamespace(command=None, version=False)
+    except click.UsageError as error:
+        raise ConfigError(_message(error, command)) from None
+    return SimpleNamespace(**{"command": name, "version": False, **context.params})
 
 
-def _joined(words: Sequence[str]) -> list[str]:
-    """A value that begins with a minus, as in ``--hidden -1,5``, joined to its option."""
-    joined: list[str] = []
-    for word in words:
-        if joined and re.match(r"-(\.?\d|inf|nan)", word, re.IGNORECASE) \
-                and re.fullmatch(r"--[\w-]+", joined[-1]):
-            joined[-1] += f"={word}"
-        else:
-            joined.append(word)
-    return joined
+def _message(error: click.UsageError, command: click.Command) -> str:
+    """What is wrong with an option or an argument, in one line that begins with its name."""
+    if isinstance(error, click.NoSuchOption):
+        known = [name for option in command.params for name in option.opts if name[:2] == "--"]
+        where = "wua" if command.name == "wua" else f"wua {command.name}"
+        return (f"{error.option_name}: no such option of {where}"
+                f"{did_you_mean(error.option_name, known)}")
+    if isinstance(error, click.BadOptionUsage):
+        return f"{error.option_name}: expected a value, but got none"
+    if isinstance(error, click.MissingParameter) and error.param:
+        return f"{error.param.human_readable_name}: expected a value, but got none"
+    if isinstance(error, click.BadParameter) and error.param:
+        return f"{error.param.opts[0]}: {error.message.rstrip('.')}"
+    if error.message.startswith("Got unexpected extra argument"):
+        extra = error.message.partition("(")[2].split(")")[0].split()[0]
+        return f"{extra}: expected options only after wua {command.name}"
+    return error.message
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="wua", allow_abbrev=False, description="Is my PyTorch model bigger than "
-                     "it needs to be, how much smaller can it get, and is the smaller one as good?")
-    parser.add_argument("--version", action="store_true", help="print the version")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
-    for name, text in COMMANDS.items():
-        command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:],
-                                      allow_abbrev=False)
-        command.add_argument("--debug", action="store_true", default=argparse.SUPPRESS,
-                             help="show the traceback of an error")
-        if name in QUERIES:
-            _query_options(command, name)
-        else:
-            _settings_options(command, name)
-    return parser
+def _group() -> click.Group:
+    commands = [click.Command(name, short_help=text) for name, text in COMMANDS.items()]
+    return _Group("wua", commands={str(each.name): each for each in commands},
+                       help=DESCRIPTION, invoke_without_command=True, params=[
+        click.Option(["--version"], is_flag=True, help="print the version"), _debug()])
 
 
-def _settings_options(command: argparse.ArgumentParser, name: str) -> None:
+def _command(name: str) -> click.Command:
+    params = _query_params(name) if name in QUERIES else _settings_params(name)
+    return click.Command(name, params=[*params, _debug()],
+                         help=COMMANDS[name][0].upper() + COMMANDS[name][1:])
+
+
+def _debug() -> click.Option:
+    return click.Option(["--debug"], is_flag=True, help="show the traceback of an error")
+
+
+def _settings_params(name: str) -> list[click.Parameter]:
+    params: list[click.Parameter] = [_value(
+        "config", "a shipped configuration (usecase, digits, breast_cancer) or a YAML file")]
     if name == "compare":
-        command.add_argument("models", nargs="*", metavar="A B", help="the original and the slim "
-                             "one; none: the variant --run-id against its original")
-    command.add_argument("--config", help="a shipped configuration (usecase, digits, "
-                         "breast_cancer) or a YAML file")
-    for field in COMMAND_FIELDS[name]:
-        flag: dict[str, Any] = {"nargs": "?", "const": "true"} if yes_or_no(field) else {}
-        command.add_argument(f"--{field.replace('_', '-')}", dest=field, metavar="VALUE", **flag,
-                             help=Settings.model_fields[field].description)
-        if "_" in field:
-            command.add_argument(f"--{field}", dest=field, help=argparse.SUPPRESS)
+        params.insert(0, click.Argument(["models"], nargs=-1, metavar="[A B]"))
+    params += [_value(field, Settings.model_fields[field].description or "",
+                      flag=yes_or_no(field)) for field in COMMAND_FIELDS[name]]
     if name in ("run", "compare"):
-        command.add_argument("--json", action="store_true", help="the result as JSON")
+        params.append(click.Option(["--json"], is_flag=True, help="the result as JSON"))
+    return params
 
 
-def _query_options(command: argparse.ArgumentParser, name: str) -> None:
+def _query_params(name: str) -> list[click.Parameter]:
+    params: list[click.Parameter] = []
     if name == "show":
-        command.add_argument("run", nargs="+", metavar="RUN", help="a run's id, or two")
+        params.append(click.Argument(["run"], nargs=-1, required=True, metavar="RUN"))
     else:
-        command.add_argument("--experiment", help="its name; every experiment, if not given")
-        command.add_argument("--where", help="MLflow's filter, e.g. \"metrics.`accuracy/test` > "
-                             "0.9\"")
+        params += [_value("experiment", "its name; every experiment, if not given"),
+                   _value("where", "MLflow's filter, e.g. \"metrics.`accuracy/test` > 0.9\"")]
     if name == "runs":
-        command.add_argument("--kind", default="variant", help="variant, pipeline, step")
-        command.add_argument("--order-by", help="e.g. \"metrics.`flops/forward` ASC\"")
-        command.add_argument("--limit", type=_count, default=50, help="at most so many (50)")
-    command.add_argument("--json", action="store_true", help="as JSON")
-    command.add_argument("--csv", action="store_true", help="as CSV, every column")
+        params += [
+            click.Option(["--kind"], default="variant", help="variant, pipeline, step"),
+            _value("order_by", "e.g. \"metrics.`flops/forward` ASC\""),
+            click.Option(["--limit"], type=int, default=50, help="at most so many (50)")]
+    return [*params, click.Option(["--json"], is_flag=True, help="as JSON"),
+            click.Option(["--csv"], is_flag=True, help="as CSV, every column")]
 
 
-def _count(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"expected a whole number, but got '{text}'") from None
+def _value(field: str, text: str, *, flag: bool = False) -> click.Option:
+    """An option that takes a value; with ``flag`` it means true where it stands alone."""
+    alone: dict[str, Any] = {"is_flag": False, "flag_value": "true"} if flag else {}
+    return click.Option([f"--{field.replace('_', '-')}", field], metavar="VALUE", help=text,
+                        default=None, **alone)

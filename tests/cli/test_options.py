@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
+
 import pytest
 
 from wua_mlflow.cli.main import main
@@ -12,7 +16,7 @@ from wua_mlflow.config import COMMAND_FIELDS, ConfigError
 def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     whole = capsys.readouterr().out
-    assert all(f"\n    {name} " in whole for name in COMMANDS)
+    assert re.findall(r"^  (\w+)  ", whole.partition("Commands:")[2], re.M) == list(COMMANDS)
     assert main([]) == 0
     assert capsys.readouterr().out == whole
     assert main(["--version"]) == 0
@@ -25,28 +29,35 @@ def test_help_of_a_command_lists_every_field_once(
 ) -> None:
     assert main([command, "--help"]) == 0
     text = capsys.readouterr().out
-    assert text.startswith(f"usage: wua {command}")
+    assert text.startswith(f"Usage: wua {command} ")
     assert COMMANDS[command].split()[-1] in text
     for field in COMMAND_FIELDS.get(command, ()):
         assert f"  --{field.replace('_', '-')} " in text
         assert "_" not in field or f"--{field}" not in text
 
 
+def test_the_help_imports_neither_torch_nor_mlflow() -> None:
+    code = ("import sys; from wua_mlflow.cli.main import main; main(['--help']); "
+            "print({'torch', 'mlflow', 'matplotlib', 'pandas'} & set(sys.modules))")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("set()\n")
+
+
 @pytest.mark.parametrize(("words", "message"), [
     (["run", "--epohcs", "5"], "--epohcs: no such option of wua run; did you mean '--epochs'?"),
     (["run", "--epohcs=5"], "--epohcs: no such option of wua run; did you mean '--epochs'?"),
     (["run", "--slim_hiden", "5"],
-     "--slim_hiden: no such option of wua run; did you mean '--slim-hidden'?"),
+     "--slim-hiden: no such option of wua run; did you mean '--slim-hidden'?"),
     (["runs", "--lmit", "5"], "--lmit: no such option of wua runs; did you mean '--limit'?"),
     (["train", "--slim-hidden", "5"],
      "--slim-hidden: no such option of wua train; did you mean '--hidden'?"),
     (["--vresion"], "--vresion: no such option of wua; did you mean '--version'?"),
     (["run", "--epochs"], "--epochs: expected a value, but got none"),
-    (["analyze", "--run_id"], "--run_id: expected a value, but got none"),
-    (["run", "--epochs", "--json"], "--epochs: expected a value, but got none"),
+    (["analyze", "--run_id"], "--run-id: expected a value, but got none"),
+    (["run", "--epochs", "--json"], "epochs: expected a whole number, but got '--json'"),
     (["run", "digits"], "digits: expected options only after wua run"),
-    (["runs", "--limit", "x"], "--limit: expected a whole number, but got 'x'"),
-    (["show"], "the following arguments are required: RUN"),
+    (["runs", "--limit", "x"], "--limit: 'x' is not a valid integer"),
+    (["show"], "RUN: expected a value, but got none"),
     (["compare"], "compare: expected two models, A and B, or the run of a slim variant (--run-id), "
                   "but got none"),
     (["compare", "a.csv"], "compare: expected two models, A and B, but got 1"),
@@ -90,7 +101,7 @@ def test_a_value_may_begin_with_a_minus(
 def test_models_and_options_of_compare_in_any_order() -> None:
     for words in (["a", "b", "--data", "d"], ["--data", "d", "a", "b"], ["a", "--data", "d", "b"]):
         options = parse(["compare", *words])
-        assert (options.models, options.data) == (["a", "b"], "d")
+        assert (options.models, options.data) == (("a", "b"), "d")
 
 
 @pytest.mark.parametrize(("words", "gate"), [
