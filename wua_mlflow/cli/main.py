@@ -1,6 +1,6 @@
 """The console script ``wua``: parse, call, print. ``mlflow run`` goes through it too.
 
-Imports torch and mlflow only once a command needs them. Tests: ``tests/test_cli.py``.
+Imports torch and mlflow only once a command needs them. Tests: ``tests/cli/test_main.py``.
 """
 
 from __future__ import annotations
@@ -82,8 +82,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _say(line: str) -> None:
     """To standard error; of several processes the first alone speaks."""
-    from wua_mlflow.distributed import is_first
-
     if is_first():
         print(f"wua: {line}", file=sys.stderr)
 
@@ -177,7 +175,6 @@ def _end_inherited(error: BaseException) -> None:
     if not os.environ.get("MLFLOW_RUN_ID") or isinstance(error, _NoServerError):
         return
     with contextlib.suppress(Exception, KeyboardInterrupt):
-        from wua_mlflow.distributed import is_first
         from wua_mlflow.tracking.store import connect, ended, inherited_run
 
         if not is_first():

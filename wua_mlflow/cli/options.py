@@ -91,7 +91,7 @@ def _message(error: click.UsageError, command: click.Command) -> str:
 def _group() -> click.Group:
     commands = [click.Command(name, short_help=text) for name, text in COMMANDS.items()]
     return _Group("wua", commands={str(each.name): each for each in commands},
-                       help=DESCRIPTION, invoke_without_command=True, params=[
+                  help=DESCRIPTION, invoke_without_command=True, params=[
         click.Option(["--version"], is_flag=True, help="print the version"), _debug()])
 
 
