@@ -18,7 +18,6 @@ from types import SimpleNamespace
 
 from wua_mlflow.cli.options import QUERIES, parse
 from wua_mlflow.config import COMMAND_FIELDS, TUTORIAL, ConfigError, given_fields, load_settings
-from wua_mlflow.distributed import is_first
 from wua_mlflow.signals import handle_signals
 
 __all__ = ["entry", "main"]
@@ -82,6 +81,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _say(line: str) -> None:
     """To standard error; of several processes the first alone speaks."""
+    from wua_mlflow.distributed import is_first
+
     if is_first():
         print(f"wua: {line}", file=sys.stderr)
 
@@ -175,6 +176,7 @@ def _end_inherited(error: BaseException) -> None:
     if not os.environ.get("MLFLOW_RUN_ID") or isinstance(error, _NoServerError):
         return
     with contextlib.suppress(Exception, KeyboardInterrupt):
+        from wua_mlflow.distributed import is_first
         from wua_mlflow.tracking.store import connect, ended, inherited_run
 
         if not is_first():

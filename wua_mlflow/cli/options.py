@@ -137,4 +137,11 @@ def _value(field: str, text: str, *, flag: bool = False) -> click.Option:
     """An option that takes a value; with ``flag`` it means true where it stands alone."""
     alone: dict[str, Any] = {"is_flag": False, "flag_value": "true"} if flag else {}
     return click.Option([f"--{field.replace('_', '-')}", field], metavar="VALUE", help=text,
-                        default=None, **alone)
+                        default=None, callback=_not_an_option, **alone)
+
+
+def _not_an_option(context: click.Context, option: click.Parameter, value: Any) -> Any:
+    """The value as it came; click would take the next option as the value of one without."""
+    if isinstance(value, str) and value.startswith("--"):
+        raise click.BadOptionUsage(option.opts[0], "", context)
+    return value
