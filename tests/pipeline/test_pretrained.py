@@ -296,7 +296,7 @@ BAD = [
 
 @pytest.mark.parametrize(("given", "message"), BAD,
                          ids=[str(next(iter(given.values()))) for given, _ in BAD])
-def test_what_cannot_be_an_original_is_line_in_one_line(
+def test_what_cannot_be_an_original_is_refused_in_one_line(
     store: Store, given: dict[str, object], message: str  # noqa: F811
 ) -> None:
     torch.save({**net().state_dict(), "0.weight": torch.ones(9, 6)}, "wide.pt")
