@@ -36,6 +36,8 @@ WHOLE_UP_TO = 2**20
 """Up to so many weights the importance is held whole, in float64."""
 TILE, TILE_ON_GPU = 2**17, 2**24
 """Numbers of a tile: on a CPU it stays in the cache."""
+WAITING = 2**16
+"""So many numbers are collected before their digits are counted."""
 FINITE_BLOCK = 2**20
 CANCELS = 0.2
 """An entropy of less than so many times the mean logarithm would have lost digits to it."""
@@ -375,7 +377,9 @@ def _first_pass(tiles: _Tiles) -> tuple[_Sums, _Digits]:
     digits = _Digits(tiles, 0, 8 * tiles.dtype.itemsize - DIGIT)
     by_row = torch.zeros(tiles.shape[0], dtype=torch.float64, device=tiles.device)
     weighted = torch.zeros((), dtype=torch.float64, device=tiles.device)
-    extremes, tiny = [], torch.finfo(tiles.dtype).tiny  # of 0 the logarithm is -inf: 0 ln 0 = 0
+    # nothing small is allocated to stay between tiles: the memory would be broken up
+    least = torch.full((), math.inf, dtype=tiles.dtype, device=tiles.device)
+    largest, tiny = -least, torch.finfo(tiles.dtype).tiny  # of 0 the logarithm is -inf: 0 ln 0 = 0
     for place, tile in tiles:
         logarithms = tiles.scratch("logarithms", tile, tile.dtype)
         if tiles.compiled:
@@ -384,7 +388,8 @@ def _first_pass(tiles: _Tiles) -> tuple[_Sums, _Digits]:
             weighted += _compiled(_add_rows)(array, logs, by_row.numpy()[place])
             _compiled(_add_digits)(_flat(_bits(tile)).numpy(), _flat(tile).numpy(), digits.shift,
                                    digits.sums.numpy())
-            extremes.append(torch.tensor([array.min(), array.max()]))
+            least.numpy()[...] = np.minimum(least.numpy(), array.min())
+            largest.numpy()[...] = np.maximum(largest.numpy(), array.max())
             continue
         torch.clamp(tile, min=tiny, out=logarithms).log_()
         exact = tiles.scratch("exact", tile, torch.float64).copy_(tile)
@@ -392,10 +397,10 @@ def _first_pass(tiles: _Tiles) -> tuple[_Sums, _Digits]:
         digits.add_first(tile, exact)
         wide = tiles.scratch("wide", tile, torch.float64).copy_(logarithms)
         weighted += torch.dot(_flat(exact), _flat(wide))
-        extremes.append(torch.stack(tile.aminmax()))
-    ends = torch.stack(extremes)
-    sums = _Sums(by_row.cpu().numpy(), float(by_row.sum()), float(ends.max()), float(weighted))
-    _check_sums(sums.total, float(ends.min()))
+        torch.minimum(least, tile.amin(), out=least)
+        torch.maximum(largest, tile.amax(), out=largest)
+    sums = _Sums(by_row.cpu().numpy(), float(by_row.sum()), float(largest), float(weighted))
+    _check_sums(sums.total, float(least))
     return sums, digits
 
 
@@ -423,7 +428,8 @@ class _Digits:
         if shift + DIGIT < 8 * size:  # from which number to which the prefix is the same
             ends = np.array([prefix, prefix + 1], f"i{size}") << shift + DIGIT
             self._least, self._end = ends.view(f"f{size}").tolist()
-        self._waiting: list[Tensor] = []
+        self._waiting = torch.empty(WAITING, dtype=tiles.dtype, device=tiles.device)
+        self._filled = 0
 
     def add_first(self, tile: Tensor, exact: Tensor) -> None:
         """The sums alone, of the first digits: ``exact`` is the tile in float64."""
@@ -441,16 +447,17 @@ class _Digits:
         else:
             self.larger += torch.count_nonzero(values >= end)
             inside = ((values >= least) & (values < end)).nonzero().squeeze(1)
-        self._waiting.append(values[inside])
-        if sum(map(len, self._waiting)) > WHOLE_UP_TO:
-            self._count()
+        for some in inside.split(WAITING):  # type: ignore[no-untyped-call]
+            if self._filled + len(some) > WAITING:
+                self._count()
+            self._waiting[self._filled:self._filled + len(some)] = values[some]
+            self._filled += len(some)
 
     def _count(self) -> None:
-        if self._waiting:
-            values, self._waiting = torch.cat(self._waiting), []
-            digits = (_bits(values) >> self.shift & 2**DIGIT - 1).long()
-            self.counts.scatter_add_(0, digits, torch.ones_like(digits))
-            self.sums.scatter_add_(0, digits, values.double())
+        values, self._filled = self._waiting[:self._filled], 0
+        digits = (_bits(values) >> self.shift & 2**DIGIT - 1).long()
+        self.counts.scatter_add_(0, digits, torch.ones_like(digits))
+        self.sums.scatter_add_(0, digits, values.double())
 
     def border(self, wanted: float, above: float) -> tuple[int, float]:
         """The digit down to which the sum of the largest numbers is ``wanted``.
