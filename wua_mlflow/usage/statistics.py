@@ -447,7 +447,7 @@ class _Digits:
         else:
             self.larger += torch.count_nonzero(values >= end)
             inside = ((values >= least) & (values < end)).nonzero().squeeze(1)
-        for some in inside.split(WAITING):  # type: ignore[no-untyped-call]
+        for some in inside.split(WAITING):
             if self._filled + len(some) > WAITING:
                 self._count()
             self._waiting[self._filled:self._filled + len(some)] = values[some]
