@@ -37,7 +37,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
     if not isinstance(model, nn.Module) or isinstance(model, torch.jit.ScriptModule):
         raise ValueError("model: expected a torch.nn.Module that runs in Python, but got "
                          f"{type(model).__name__}")
-    parallel = nn.DataParallel | nn.parallel.DistributedDataParallel
+    parallel = (nn.DataParallel, nn.parallel.DistributedDataParallel)
     inner = model.module if isinstance(model, parallel) else getattr(model, "_orig_mod", None)
     return unwrapped(inner) if isinstance(inner, nn.Module) else model
 
@@ -248,4 +248,5 @@ def _eager() -> AbstractContextManager[Any]:
     """Compiled functions run as Python, if any were compiled in this process."""
     if "torch._dynamo" not in sys.modules:
         return nullcontext()
-    return torch.compiler.set_stance("force_eager")
+    stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+    return stance

@@ -48,7 +48,7 @@ class OperatorLog(TorchDispatchMode):
     supports_higher_order_operators = True
 
     def __init__(self, *, reuse: bool = False) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.calls: Counter[Any] = Counter()
         self._reuse = reuse
         self._replays: dict[Any, Replay] = {}

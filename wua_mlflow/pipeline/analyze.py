@@ -82,7 +82,7 @@ def criteria_of(settings: Settings) -> list[str | Criterion]:
 
 
 def _user_criterion(name: str) -> Criterion:
-    criterion = load_object(name, argument="criterion")
+    criterion: Criterion = load_object(name, argument="criterion")
     if criterion in CRITERIA.values():
         return criterion
     inputs_of(criterion)

@@ -110,7 +110,9 @@ def pruned_and_tuned(
                     stream=source.stream, label=label, teacher=teacher)
                 candidates.append(replace(trained, structure=start.structure, uncut=start.uncut,
                                           folded=start.folded))
-            except (ValueError, torch.linalg.LinAlgError) as error:  # the other way may work
+            except (  # the other way may work
+                ValueError, torch.linalg.LinAlgError,  # type: ignore[attr-defined]
+            ) as error:
                 errors.append(error)
         if not candidates:
             raise errors[0]

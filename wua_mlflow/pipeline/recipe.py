@@ -195,7 +195,7 @@ def _warm_up(device: torch.device) -> None:
     """One step of an optimizer, so that what torch loads then is not counted as training time."""
     weight = nn.Parameter(torch.zeros(1, device=device))
     optimizer = torch.optim.Adam([weight])
-    weight.sum().backward()  # type: ignore[no-untyped-call]
+    weight.sum().backward()
     optimizer.step()
 
 

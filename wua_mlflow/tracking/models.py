@@ -244,7 +244,8 @@ def load_exported(uri: str) -> nn.Module:
     os.environ[ALLOW_PICKLE] = previous or "false"
     try:
         with _said(f"model URI {uri}: cannot be loaded"):
-            return mlflow.pytorch.load_model(uri)
+            module: nn.Module = mlflow.pytorch.load_model(uri)
+            return module
     finally:
         if previous is None:
             del os.environ[ALLOW_PICKLE]

@@ -179,7 +179,8 @@ def _as_units(x: Tensor, layer: TracedLayer, source: TracedLayer) -> Tensor | No
     if rows.shape[1] == source.units:
         return rows
     if source.spatial and rows.shape[1] % source.units == 0:  # flattened images
-        return rows.unflatten(1, (source.units, -1))
+        units: Tensor = rows.unflatten(1, (source.units, -1))
+        return units
     return None
 
 

@@ -118,9 +118,9 @@ class LayerStatistics:
             return None
         shape = layer.head_parts, layer.heads, -1
         signed = self._felt(criterion)
-        if signed is None:
-            return units.reshape(shape).sum((0, 2))
-        return signed.reshape(shape).sum((0, 2)).abs().cpu().numpy()
+        by_head: np.ndarray = units.reshape(shape).sum((0, 2)) if signed is None else \
+            signed.reshape(shape).sum((0, 2)).abs().cpu().numpy()
+        return by_head
 
     def _felt(self, criterion: Criterion) -> Tensor | None:
         """Σ a·g of each unit under ``taylor``, signed; None under any other criterion."""

@@ -188,4 +188,5 @@ class ModelUsage:
         return sum(known) if known else None
 
     def _weighted(self, what: str) -> float:
-        return sum(getattr(la, what) * la.weights for la in self.layers.values()) / self.weights
+        total = sum(getattr(layer, what) * layer.weights for layer in self.layers.values())
+        return float(total / self.weights)
