@@ -1,6 +1,6 @@
 """The commands that train, analyze, slim and compare: call the chain, print what it found.
 
-May import: everything. Tests: ``tests/test_cli.py``.
+May import: everything. Tests: ``tests/cli/test_main.py``.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What the commands print: an analysis by layer, the verdicts as sentences or as JSON.
 
-May import: the pipeline's and the library's result types. Tests: ``tests/test_cli.py``.
+May import: the pipeline's and the library's result types. Tests: ``tests/cli/test_main.py``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The command line: words in; exit code, text and JSON out."""
+"""The command ``wua``: words in; exit code, text and JSON out."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
 from wua_mlflow.cli.main import main
-from wua_mlflow.config import COMMAND_FIELDS
+from wua_mlflow.config import COMMAND_FIELDS, load_settings
+
+pytestmark = pytest.mark.xdist_group("cli")
 
 PARTS = """
 import numpy as np
@@ -46,22 +48,25 @@ class Made:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory, migrated_database: Path) -> Made:
-    """``wua run`` in a process of its own, on the tutorial's data."""
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """``wua run`` in a process of its own, on a store that is not there yet.
+
+    It prints its JSON and nothing else: no migrations, no warnings of third parties.
+    """
     folder = tmp_path_factory.mktemp("made")
-    shutil.copy(migrated_database, folder / "mlflow.db")
-    uri = f"sqlite:///{folder / 'mlflow.db'}"
+    environment = {name: value for name, value in os.environ.items() if "MLFLOW" not in name}
     done = subprocess.run(
         [sys.executable, "-m", "wua_mlflow", "run", "--seeds", "1", "--epochs", "2",
-         "--slim-epochs", "2", "--null-draws", "1"],
-        cwd=folder, env={**os.environ, "MLFLOW_TRACKING_URI": uri}, capture_output=True, text=True,
-        timeout=120)
+         "--slim-epochs", "2", "--null-draws", "1", "--json"],
+        cwd=folder, env={**environment, "MLFLOW_DISABLE_TELEMETRY": "true"}, capture_output=True,
+        text=True, timeout=240)
     assert (done.returncode, done.stderr) == (0, "")
-    assert "No recipe verdict: it needs at least 5 seeds" in done.stdout
-    client = MlflowClient(uri)
-    found = {run.data.tags.get("wua.variant", "pipeline"): run.info.run_id
-             for run in client.search_runs(["1"])}
-    return Made(folder, found["pipeline"], found["oversized"], found["slim"])
+    result = json.loads(done.stdout)
+    assert (result["artifact"]["seeds"], result["recipe"]) == (1, None)
+    ids = {run.data.tags.get("wua.variant", "pipeline"): run.info.run_id
+           for run in MlflowClient(f"sqlite:///{folder / 'mlflow.db'}").search_runs(["1"])}
+    assert result["run_id"] == ids["pipeline"]
+    return Made(folder, ids["pipeline"], ids["oversized"], ids["slim"])
 
 
 @pytest.fixture
@@ -82,7 +87,7 @@ def parts(store_uri: str, tmp_path: Path) -> Iterator[None]:
 
 def all_runs(kind: str = "") -> list[Run]:
     client = MlflowClient()
-    everywhere = [found.experiment_id for found in client.search_experiments()]
+    everywhere = [result.experiment_id for result in client.search_experiments()]
     clause = f"tags.`wua.kind` = '{kind}'" if kind else ""
     return list(client.search_runs(everywhere, clause, order_by=["attributes.start_time DESC"]))
 
@@ -104,62 +109,65 @@ def test_the_module_is_the_command() -> None:
                            "runs, best, show, but got 'rnu'; did you mean 'run'?\n")
 
 
-@pytest.mark.parametrize(("gate", "codes"), [
-    (["--gate"], {"non_inferior": 0, "inferior": 3, "inconclusive": 4}),
-    (["--gate", "false"], {"non_inferior": 0, "inferior": 0, "inconclusive": 0}),
-    (["--gate", ""], {"non_inferior": 0, "inferior": 0, "inconclusive": 0})])
 def test_run_in_json_and_the_gates_exit_code(
-    gate: list[str], codes: dict[str, int], parts: None, capsys: pytest.CaptureFixture[str]
+    parts: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Sixty test examples are too few for a margin of two points, whatever the networks do."""
-    code = main(["run", *WHOLE, "--json", *gate])
-    said = capsys.readouterr()
-    found = json.loads(said.out)
+    code = main(["run", *WHOLE, "--seeds", "5", "--json", "--gate"])
+    printed = capsys.readouterr()
+    result = json.loads(printed.out)
     (pipeline,) = all_runs("pipeline")
-    assert found["run_id"] == pipeline.info.run_id
-    assert found["verdict"] == pipeline.data.tags["wua.verdict"] != "non_inferior"
-    assert code == codes[found["verdict"]]
-    assert set(found["variants"]) == {run.info.run_name for run in all_runs("variant")}
-    assert found["artifact"]["examples"] == 60
-    assert (found["artifact"]["seeds"], found["recipe"]) == (1, None)
-    own, note = said.err.splitlines()
-    assert own == "a line of the user's own"
+    assert result["run_id"] == pipeline.info.run_id
+    assert result["verdict"] == pipeline.data.tags["wua.verdict"] != "non_inferior"
+    assert code == {"inferior": 3, "inconclusive": 4}[result["verdict"]]
+    assert set(result["variants"]) == {run.info.run_name for run in all_runs("variant")}
+    assert (result["artifact"]["examples"], result["recipe"]["seeds"]) == (60, 5)
+    users_line, note = printed.err.splitlines()
+    assert users_line == "a line of the user's own"
     assert note.startswith("wua: note: test data: expected at least 189 examples")
 
 
+@pytest.mark.parametrize("gate", ["false", ""])
+def test_a_gate_that_is_open(gate: str) -> None:
+    assert not load_settings(None, {"gate": gate}, "run").gate
+
+
 def test_run_for_a_person(parts: None, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["run", *WHOLE]) == 0
-    said = capsys.readouterr()
-    assert said.err.startswith("wua: note: test data: expected at least 189 examples to show even")
-    assert said.err.count("\n") == 1
-    assert "Verdict: " in said.out
-    assert "No recipe verdict: it needs at least 5 seeds (setting `seeds`)." in said.out
-    assert "viewStateShareKey=" in said.out
+    """With the gate open, whatever the verdict."""
+    assert main(["run", *WHOLE, "--gate", "false"]) == 0
+    printed = capsys.readouterr()
+    assert printed.err.startswith("wua: note: test data: expected at least 189 examples to show "
+                                  "even")
+    assert printed.err.count("\n") == 1
+    assert "Verdict: " in printed.out
+    assert "No recipe verdict: it needs at least 5 seeds (setting `seeds`)." in printed.out
+    assert "viewStateShareKey=" in printed.out
     (pipeline,) = all_runs("pipeline")
-    assert pipeline.info.run_id in said.out
+    assert pipeline.data.tags["wua.verdict"] != "non_inferior"
+    assert pipeline.info.run_id in printed.out
     assert "No recipe verdict" in pipeline.data.tags["mlflow.note.content"]
 
 
 def test_steps_of_the_command_line(store: Made, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["analyze", "--run-id", store.oversized, "--null-draws", "0"]) == 0
-    said = capsys.readouterr().out
-    assert said.startswith("oversized 10: ")
-    assert "  fc2: not analysed: " in said
+    text = capsys.readouterr().out
+    assert text.startswith("oversized 10: ")
+    assert "  fc2: not analysed: " in text
     assert main(["slim", "--run_id", store.oversized, "--slim_hidden", "3", "--slim_epochs", "2",
                  "--null-draws", "0"]) == 0
-    said = capsys.readouterr().out
-    assert said.startswith("slim 3: ")
+    text = capsys.readouterr().out
+    assert text.startswith("slim 3: ")
     slim = next(run for run in all_runs("variant") if run.info.run_name == "slim 3")
-    assert f"run {slim.info.run_id}\n" in said
-    assert "Artifact verdict (these two saved models, " in said
-    assert "\nThe slim model: 3.3× fewer FLOPs, " in said
-    assert "\nIn short: " in said
-    assert f"/runs/{store.pipeline}?" in said
+    assert f"run {slim.info.run_id}\n" in text
+    assert "Artifact verdict (these two saved models, " in text
+    assert "\nThe slim model: 3.3× fewer FLOPs, " in text
+    assert "\nIn short: " in text
+    assert f"/runs/{store.pipeline}?" in text
     code = main(["compare", "--run-id", slim.info.run_id, "--margin", "0.9"])
     assert code == 0
-    said = capsys.readouterr().out
-    assert said.startswith("slim 3 against oversized 10\n")
-    assert "No recipe verdict" in said
+    text = capsys.readouterr().out
+    assert text.startswith("slim 3 against oversized 10\n")
+    assert "No recipe verdict" in text
     assert MlflowClient().get_run(slim.info.run_id).data.metrics["compare/margin"] == 0.9
 
 
@@ -168,26 +176,6 @@ def test_train_alone(parts: None, capsys: pytest.CaptureFixture[str]) -> None:
     (variant,) = all_runs("variant")
     assert f"Next: wua analyze --run-id {variant.info.run_id}" in capsys.readouterr().out
     assert (variant.info.status, len(all_runs())) == ("FINISHED", 1)
-
-
-def test_compare_of_a_run_in_json(store: Made, capsys: pytest.CaptureFixture[str]) -> None:
-    code = main(["compare", "--run-id", store.slim[:8], "--json"])
-    found = json.loads(capsys.readouterr().out)
-    verdict = MlflowClient().get_run(store.slim).data.tags["wua.verdict"]
-    assert found["verdict"] == verdict
-    assert code == {"non_inferior": 0, "inferior": 3, "inconclusive": 4}[verdict]
-    assert found["metrics"]["compare/margin"] == 0.02
-
-
-def test_compare_leaves_the_pipelines_settings_alone(store: Made) -> None:
-    def config() -> dict:
-        path = MlflowClient().download_artifacts(store.pipeline, "config.yaml")
-        return yaml.safe_load(Path(path).read_text())
-
-    before = config()
-    assert before["hidden"] == [10]
-    main(["compare", "--run-id", store.slim, "--margin", "0.5"])
-    assert config() == before
 
 
 @pytest.mark.parametrize("words", [
@@ -200,16 +188,31 @@ def test_a_run_is_compared_on_its_own_test_part(
                                               "original on their own test part, so expected ")
 
 
-def test_what_a_configuration_says_holds_for_a_step_too(store: Made, tmp_path: Path) -> None:
-    """Also beside settings of the recipe, which the run was made by."""
+def test_what_a_configuration_says_holds_for_a_step_too(
+    store: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also beside settings of the recipe, which the run was made by; the pipeline's own stay."""
+    client = MlflowClient()
+
+    def pipelines_settings() -> dict:
+        path = client.download_artifacts(store.pipeline, "config.yaml")
+        return yaml.safe_load(Path(path).read_text())
+
+    before = pipelines_settings()
+    assert before["hidden"] == [10]
     (tmp_path / "strict.yaml").write_text("margin: 0.3\ndata: digits\nepochs: 7\n")
     main(["compare", "--run-id", store.slim, "--config", "strict.yaml"])
-    client = MlflowClient()
     assert client.get_run(store.slim).data.metrics["compare/margin"] == 0.3
     main(["compare", "--run-id", store.slim, "--config", "strict.yaml", "--margin", "0.4"])
     assert client.get_run(store.slim).data.metrics["compare/margin"] == 0.4
-    main(["compare", "--run-id", store.slim, "--config", "usecase"])
-    assert client.get_run(store.slim).data.metrics["compare/margin"] == 0.02
+    capsys.readouterr()
+    code = main(["compare", "--run-id", store.slim[:8], "--config", "usecase", "--json"])
+    result = json.loads(capsys.readouterr().out)
+    slim = client.get_run(store.slim).data
+    assert slim.metrics["compare/margin"] == result["metrics"]["compare/margin"] == 0.02
+    assert result["verdict"] == slim.tags["wua.verdict"]
+    assert code == {"non_inferior": 0, "inferior": 3, "inconclusive": 4}[result["verdict"]]
+    assert pipelines_settings() == before
 
 
 def test_empty_values_mean_as_configured(parts: None, tmp_path: Path) -> None:
@@ -228,8 +231,8 @@ def test_empty_values_mean_as_configured(parts: None, tmp_path: Path) -> None:
 
 def test_queries(store: Made, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["runs", "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert {row["run_id"] for row in found} == {run.info.run_id for run in all_runs("variant")}
+    result = json.loads(capsys.readouterr().out)
+    assert {row["run_id"] for row in result} == {run.info.run_id for run in all_runs("variant")}
     assert main(["show", store.slim, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["run_id"] == store.slim
     verdict = MlflowClient().get_run(store.slim).data.tags["wua.verdict"]
@@ -247,6 +250,6 @@ def test_debug_shows_the_traceback_and_the_line(
     assert line.count("\n") == 1
     debug = ["--debug", *words] if place == "before" else [*words, "--debug"]
     assert main(debug) == code == 1
-    said = capsys.readouterr().err
-    assert said.startswith("Traceback (most recent call last):")
-    assert said.endswith(line)
+    text = capsys.readouterr().err
+    assert text.startswith("Traceback (most recent call last):")
+    assert text.endswith(line)

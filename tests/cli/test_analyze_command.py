@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -209,39 +210,56 @@ def test_torchrun_is_for_analyze_alone(
     assert all_runs() == []
 
 
-def torchrun(folder: Path, *words: str) -> subprocess.CompletedProcess:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2",
-               "--master-addr", "127.0.0.1", "--master-port", str(port), "-m", "wua_mlflow", *words]
-    return subprocess.run(command, cwd=folder, env={**os.environ, "OMP_NUM_THREADS": "1"},
-                          capture_output=True, text=True, timeout=120)
+DRIVER = """
+import contextlib, json, os, sys
+from pathlib import Path
+from wua_mlflow.cli.main import main
 
-
+rank = os.environ["RANK"]
+os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "False"
+for place, (port, words) in enumerate(json.loads(Path("commands.json").read_text())):
+    os.environ["MASTER_PORT"] = str(port)
+    with open(f"{place}.{rank}.out", "w") as out, open(f"{place}.{rank}.err", "w") as err, \\
+            contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = main(words)
+    Path(f"{place}.{rank}.code").write_text(str(code))
+"""
 ALIKE = ["--criterion", "output,input,wanda,magnitude,taylor", "--loss", "own_parts:cross_entropy",
          "--effective-rank", "--null-draws", "2"]
+ON_RUN = ["--criterion", "output,taylor", "--null-draws", "1"]
+
+
+def free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for free in sockets:
+            free.bind(("127.0.0.1", 0))
+        return [free.getsockname()[1] for free in sockets]
+
+
+def torchrun(folder: Path, commands: Sequence[Sequence[str]]) -> list[list[dict[str, str]]]:
+    """Each command in two processes that ``torchrun`` starts once.
+
+    Gives by command and process the exit code, the standard output and the standard error.
+    """
+    (folder / "driver.py").write_text(DRIVER)
+    port, *ports = free_ports(len(commands) + 1)
+    (folder / "commands.json").write_text(json.dumps(list(zip(ports, commands, strict=True))))
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-addr",
+         "127.0.0.1", "--master-port", str(port), "driver.py"],
+        cwd=folder, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    return [[{kind: (folder / f"{place}.{rank}.{kind}").read_text()
+              for kind in ("code", "out", "err")} for rank in (0, 1)]
+            for place in range(len(commands))]
 
 
 def figures(run: Run) -> dict[str, object]:
     """All that the run holds: the metrics, and the tables of all criteria."""
-    names = ("layers", *(f"layers_{one}" for one in ("input", "wanda", "magnitude", "taylor")))
+    names = ("layers", *(f"layers_{name}" for name in ("input", "wanda", "magnitude", "taylor")))
     return {**run.data.metrics, **{name: table_of(run, name)["data"] for name in names}}
-
-
-def test_two_processes_give_the_figures_of_one(here: Path) -> None:
-    """On a store that is there but lacks the experiment; the first process alone writes."""
-    done = torchrun(here, *OWN[:5], *ALIKE)
-    assert done.returncode == 0, done.stderr
-    assert main([*OWN[:5], *ALIKE]) == 0
-    one, two = all_runs()[::-1]
-    assert done.stdout.count(" effective weights of 50; run ") == 1
-    assert two.info.run_id in done.stdout
-    assert figures(one).keys() == figures(two).keys()
-    for name, value in figures(one).items():
-        assert_close(figures(two)[name], value)
-    assert two.data.metrics["flops/forward"] == 2 * (6 * 5 + 5 * 4 + 4 * 3)
-    assert table_of(two)["samples"] == 56
 
 
 def assert_close(a: object, b: object) -> None:
@@ -255,40 +273,73 @@ def assert_close(a: object, b: object) -> None:
         assert a == b
 
 
-def test_two_processes_add_to_a_run(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def runs_in(experiment: str) -> list[Run]:
+    client = MlflowClient()
+    entry = client.get_experiment_by_name(experiment)
+    return list(client.search_runs([entry.experiment_id])) if entry else []
+
+
+def test_two_processes(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A model, a run, an error of one process before its run, and one on the way.
+
+    The first process alone writes and prints, also an experiment that the store lacks.
+    """
     assert main(["train", "--epochs", "2", "--seeds", "1"]) == 0
-    (run,) = all_runs()
-    done = torchrun(here, "analyze", "--run-id", run.info.run_id, "--criterion", "output,taylor",
-                    "--null-draws", "1")
-    assert done.returncode == 0, done.stderr
-    two = MlflowClient().get_run(run.info.run_id)
-    shares = MlflowClient().get_metric_history(run.info.run_id, "usage/effective_weights")
+    (variant,) = all_runs()
+    run_id = variant.info.run_id
+    of_model, of_run, not_made, not_finite = torchrun(here, [
+        [*OWN[:5], *ALIKE, "--experiment", "two"],
+        ["analyze", "--run-id", run_id, *ON_RUN],
+        [*OWN[:2], "own_parts:in_the_second", *OWN[3:], "--experiment", "not made"],
+        [*OWN[:4], "own_parts:nan", *OWN[5:], "--experiment", "not finite"]])
+    _same_figures_of_a_model(of_model)
+    _same_figures_of_a_run(of_run, run_id)
+    _one_line_and_no_run(not_made)
+    _one_line_and_a_failed_run(not_finite)
+
+
+def _same_figures_of_a_model(outputs: list[dict[str, str]]) -> None:
+    assert [output["code"] for output in outputs] == ["0", "0"], outputs
+    assert main([*OWN[:5], *ALIKE, "--experiment", "one"]) == 0
+    (one,), (two,) = runs_in("one"), runs_in("two")
+    assert outputs[0]["out"].count(" effective weights of 50; run ") == 1
+    assert two.info.run_id in outputs[0]["out"]
+    assert outputs[1]["out"] == ""
+    assert figures(one).keys() == figures(two).keys()
+    for name, value in figures(one).items():
+        assert_close(figures(two)[name], value)
+    assert two.data.metrics["flops/forward"] == 2 * (6 * 5 + 5 * 4 + 4 * 3)
+    assert table_of(two)["samples"] == 56
+
+
+def _same_figures_of_a_run(outputs: list[dict[str, str]], run_id: str) -> None:
+    assert [output["code"] for output in outputs] == ["0", "0"], outputs
+    client = MlflowClient()
+    run = client.get_run(run_id)
+    shares = client.get_metric_history(run_id, "usage/effective_weights")
     assert len(shares) == 1, "one process wrote"
-    tables = [table_of(two, name) for name in ("layers", "layers_taylor")]
-    assert main(["analyze", "--run-id", run.info.run_id, "--criterion", "output,taylor",
-                 "--null-draws", "1"]) == 0
+    tables = [table_of(run, name) for name in ("layers", "layers_taylor")]
+    assert main(["analyze", "--run-id", run_id, *ON_RUN]) == 0
     for before, name in zip(tables, ("layers", "layers_taylor"), strict=True):
         assert before["samples"] == 1000
-        assert_close(table_of(two, name)["data"], before["data"])
+        assert_close(table_of(run, name)["data"], before["data"])
 
 
-def test_an_error_of_one_process_ends_all_with_one_line(here: Path) -> None:
-    done = torchrun(here, *OWN[:2], "own_parts:in_the_second", *OWN[3:])
-    assert done.returncode == 1
-    lines = [line for line in done.stderr.splitlines() if line.startswith("wua: ")]
-    assert lines == ["wua: RuntimeError: process 1: ValueError: model: own_parts:in_the_second "
-                     "failed: RuntimeError: only here"]
-    assert done.stderr.count("exitcode  : 1 ") >= 1, "the other may have been ended by torchrun"
-    assert done.stdout == ""
-    assert all_runs() == []
+def _one_line_and_no_run(outputs: list[dict[str, str]]) -> None:
+    assert [output["code"] for output in outputs] == ["1", "1"], outputs
+    assert [output["err"] for output in outputs] == [
+        "wua: RuntimeError: process 1: ValueError: model: own_parts:in_the_second failed: "
+        "RuntimeError: only here\n", ""]
+    assert [output["out"] for output in outputs] == ["", ""]
+    assert runs_in("not made") == []
 
 
-def test_an_error_on_the_way_fails_the_run(here: Path) -> None:
+def _one_line_and_a_failed_run(outputs: list[dict[str, str]]) -> None:
     """The second process has the batch that is not finite."""
-    done = torchrun(here, *OWN[:4], "own_parts:nan", *OWN[5:])
-    assert done.returncode == 1
-    (line,) = [line for line in done.stderr.splitlines() if line.startswith("wua: ")]
+    assert [output["code"] for output in outputs] == ["1", "1"], outputs
+    (line,) = [line for output in outputs for line in output["err"].splitlines()
+               if line.startswith("wua: ")]
     assert "process 1: ValueError: layer a: expected a finite" in line
-    (run,) = all_runs()
+    (run,) = runs_in("not finite")
     assert run.info.status == "FAILED"
     assert line.removeprefix("wua: ") == run.data.tags["wua.error"]
