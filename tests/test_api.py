@@ -44,7 +44,7 @@ def modules_after(code: str) -> set[str]:
     """Top-level modules that a fresh interpreter has loaded after ``code``."""
     script = f"import json, sys\n{code}\nprint(json.dumps(list(sys.modules)))"
     done = subprocess.run([sys.executable, "-W", "error", "-c", script], capture_output=True,
-                          text=True, check=True, timeout=120)
+                          text=True, check=True, timeout=600)
     return {name.split(".")[0] for name in json.loads(done.stdout.splitlines()[-1])}
 
 

@@ -251,7 +251,7 @@ assert compiled == [1], "the stance was not put back"
 
 def test_compiled_parts_run_as_python_and_compile_again_afterwards():
     done = subprocess.run([sys.executable, "-c", COMPILED], capture_output=True, text=True,
-                          timeout=120, check=False)
+                          timeout=600, check=False)
     assert done.returncode == 0, done.stderr
 
 

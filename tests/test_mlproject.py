@@ -80,7 +80,7 @@ def test_conda_environment_is_the_project_under_the_constraints() -> None:
 
 
 def _mlflow_run(
-    folder: Path, *arguments: str, seconds: float = 300
+    folder: Path, *arguments: str, seconds: float = 900
 ) -> subprocess.CompletedProcess:
     environment = {
         **os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}",
@@ -138,30 +138,6 @@ def test_steps_one_by_one(store_uri: str, tmp_path: Path) -> None:
     (variant,) = _runs("variant")
     assert variant.data.tags["wua.step.analyze"] == "done"
     assert variant.data.metrics["usage/effective_weights"] == pytest.approx(15.7751, abs=5e-5)
-    done = _mlflow_run(tmp_path, "-e", "slim", "-P", f"run_id={variant.info.run_id}", "-P",
-                       "how=prune", "-P", "slim_hidden=4", "-P", "slim_epochs=5")
-    assert done.returncode == 0, done.stderr
-    (slim,) = (run for run in _runs("variant") if run.data.tags["wua.variant"] == "slim")
-    assert slim.data.tags["wua.structure"] == "fc1 4"
-    assert slim.data.tags["wua.baseline"] == variant.info.run_id
-    assert slim.data.tags["wua.verdict"] in ("non_inferior", "inferior", "inconclusive")
-
-
-@pytest.mark.project
-def test_analyze_of_a_factorys_model(store_uri: str, tmp_path: Path) -> None:
-    """Its own run is the variant, as train's is."""
-    (tmp_path / "parts.py").write_text(
-        "import torch\nfrom torch import nn\n"
-        "def net(): return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))\n"
-        "def data(seed): return [torch.rand(16, 4) for _ in range(5)]\n")
-    done = _mlflow_run(tmp_path, "-e", "analyze", "-P", "model=parts:net", "-P", "data=parts:data",
-                       "-P", "criterion=output,wanda", "-P", "null_draws=2")
-    assert done.returncode == 0, done.stderr
-    (variant,) = _runs("variant")
-    assert (variant.info.run_name, variant.info.status) == ("net", "FINISHED")
-    assert variant.data.tags["mlflow.project.entryPoint"] == "analyze"
-    assert variant.data.metrics["params/analyzed"] == 32
-    assert variant.data.params["model"] == "parts:net"
 
 
 @pytest.mark.project
@@ -207,7 +183,7 @@ def test_slim_of_a_model_trained_elsewhere(store_uri: str, tmp_path: Path) -> No
 def test_digits_by_search(store_uri: str, tmp_path: Path) -> None:
     """A slim network, and a verdict that is not worse than the margin."""
     done = _mlflow_run(tmp_path, "-P", "config=digits", "-P", "width_method=search",
-                       seconds=900)  # it trains some 320 networks
+                       seconds=1800)  # it trains some 320 networks
     assert done.returncode == 0, done.stderr
     runs = {run.data.tags["wua.variant"]: run for run in _runs("variant")}
     slim = runs["slim"].data

@@ -24,7 +24,7 @@ CHROMIUM = os.environ.get("WUA_CHROMIUM") or shutil.which("chromium") or "/usr/b
 REQUIRED = os.environ.get("WUA_REQUIRE_BROWSER") == "1"
 QUIET = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
          "--disable-background-networking", "--disable-component-update", "--disable-sync")
-SECONDS = 30
+SECONDS = 600
 
 
 @dataclass(frozen=True)

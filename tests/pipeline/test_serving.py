@@ -27,7 +27,7 @@ from wua_mlflow.tracking.models import log_model
 from wua_mlflow.tracking.store import connect, ended, new_run
 
 BATCHES = (1, 3, 64)
-SECONDS = 120
+SECONDS = 600
 
 BLOCKED = '''
 import sys
@@ -194,10 +194,10 @@ def _serving(uri: str, environment: dict[str, str], folder: Path) -> Iterator[st
     finally:
         os.killpg(server.pid, signal.SIGTERM)
         try:
-            server.wait(30)
+            server.wait(600)
         except subprocess.TimeoutExpired:
             os.killpg(server.pid, signal.SIGKILL)
-            server.wait(30)
+            server.wait(600)
 
 
 def _wait(server: subprocess.Popen[bytes], address: str, log: Path) -> None:
@@ -215,5 +215,5 @@ def _post(address: str, content: dict[str, object]) -> dict[str, object]:
     request = urllib.request.Request(
         f"{address}/invocations", json.dumps(content).encode(),
         {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=60) as answer:
+    with urllib.request.urlopen(request, timeout=600) as answer:
         return json.load(answer)

@@ -55,11 +55,11 @@ def test_several_processes_at_once(store):
         for worker in workers:
             worker.stdin.write("go\n")
             worker.stdin.flush()
-        said = [worker.communicate(timeout=120)[0].split("\n")[:-1] for worker in workers]
+        said = [worker.communicate(timeout=600)[0].split("\n")[:-1] for worker in workers]
     finally:
         for worker in workers:
             worker.kill()
-            worker.wait(30)
+            worker.wait(600)
     assert [len(lines) for lines in said] == [4] * 4
     numbers = sorted(int(line.split()[0]) for lines in said for line in lines)
     assert numbers == list(range(1, 17))
@@ -94,7 +94,7 @@ def test_through_a_server(store_uri, tmp_path, monkeypatch, capfd):
         _register_through(connect("registry"), capfd)
     finally:
         server.terminate()
-        server.wait(30)
+        server.wait(600)
         mlflow.set_tracking_uri(store_uri)
 
 

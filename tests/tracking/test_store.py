@@ -182,7 +182,7 @@ def test_processes_that_start_on_a_fresh_database_all_succeed(tmp_path):
     processes = [subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE,
                                   env={**kept, "MLFLOW_TRACKING_URI": uri}, text=True)
                  for _ in range(4)]
-    errors = [process.communicate(timeout=300)[1] for process in processes]
+    errors = [process.communicate(timeout=600)[1] for process in processes]
     assert [process.returncode for process in processes] == [0] * 4, errors
     client = MlflowClient(uri)
     shared = client.get_experiment_by_name("shared").experiment_id
