@@ -115,14 +115,15 @@ IMPORTANCES = {
 }
 ONE_SHOT: dict[str, Cutter] = {
     "ours, dropped": ours("spanning"),
-    "ours, folded": ours("spanning", fold=True),
+    "ours, compensated": ours("spanning", fold=True),
     **{name: theirs(make, gradients=graded) for name, (make, graded) in IMPORTANCES.items()},
     "random": ours("random"),
 }
 ITERATIVE = {f"{name}, {STEPS} steps": ONE_SHOT[name] for name in IMPORTANCES}
-CHOICE = ("ours, dropped", "ours, folded")
+CHOICE = ("ours, dropped", "ours, compensated")
 VARIANTS = {"ours, shrunk": shrunk(0.5), "ours, Taylor": ours("taylor"),
-            "ours, Taylor, folded": ours("taylor", fold=True), "ours, magnitude": ours("magnitude"),
+            "ours, Taylor, compensated": ours("taylor", fold=True),
+            "ours, magnitude": ours("magnitude"),
             f"ours, {STEPS} steps": ONE_SHOT["ours, dropped"],
             f"ours, Taylor, {STEPS} steps": ours("taylor"),
             f"ours, magnitude, {STEPS} steps": ours("magnitude"),

@@ -3,8 +3,8 @@
 Small data, so no more than that. digits (MLP and CNN) and breast cancer, cut to 0.5, 0.25 and 0.1
 of the FLOPs by one counter, fine-tuned with equal updates, each with the learning rate that does
 best on the validation data of all 10 seeds, of which each has an oversized network of its own. Ours
-drops units, unless folding them is ahead on the same data by more than a standard error; both are
-rows of their own, too.
+drops units, unless compensating for them is ahead on the same data by more than a standard error;
+both are rows of their own, too.
 "From scratch" has the widths of our cut and trains as long as the original did (Scratch-E, Liu et
 al. 2019), once more with no more updates than the fine-tuning has.
 Run: ``python benchmarks/pruning.py``; prints markdown. ``--blind``: on generated data that nothing
@@ -147,7 +147,7 @@ def main() -> None:
     parser.add_argument("--errors", type=float, default=1.0,
                         help="by so many standard errors a later way is to be ahead to be ours")
     parser.add_argument("--untuned", action="store_true",
-                        help="only what is left before any fine-tuning, dropped and folded")
+                        help="only what is left before any fine-tuning, dropped and compensated")
     parser.add_argument("--toy", action="store_true", help="seconds, to see that it runs")
     options = parser.parse_args()
     if options.toy:
@@ -165,7 +165,7 @@ def main() -> None:
         print(f"| {bench.task.name} | 1 | oversized | | {_shown(whole)} | 1 | | | |", flush=True)
         for ratio in options.ratios if options.untuned else ():
             left = [_untuned(bench, method, ratio) for method in CHOICE]
-            print(f"| {bench.task.name} | {ratio:g} | | | {left[0]} dropped, {left[1]} folded "
+            print(f"| {bench.task.name} | {ratio:g} | | | {left[0]} dropped, {left[1]} compensated "
                   "| | | | |", flush=True)
         for ratio in () if options.untuned else options.ratios:
             _point(bench, ratio, methods, (options.ours, options.errors), SEEDS[:options.tuning])
