@@ -99,16 +99,16 @@ def test_handlers_are_put_back_and_an_ignored_signal_stays_ignored() -> None:
 
 
 def test_another_thread_leaves_the_handlers_alone() -> None:
-    seen = []
+    handlers = []
 
     def work() -> None:
         with handle_signals():
-            seen.append(signal.getsignal(signal.SIGTERM))
+            handlers.append(signal.getsignal(signal.SIGTERM))
 
     thread = threading.Thread(target=work)
     thread.start()
     thread.join()
-    assert seen == [signal.getsignal(signal.SIGTERM)]
+    assert handlers == [signal.getsignal(signal.SIGTERM)]
 
 
 def test_a_held_block_is_finished_first() -> None:
@@ -153,7 +153,7 @@ def test_an_error_in_a_held_block_gives_way_to_the_signal() -> None:
 
 def test_three_signals_end_even_a_held_block() -> None:
     script = ("import signal\nfrom wua_mlflow.signals import *\n"
-              "with stoppable(), held():\n"
+              "with handle_signals(), defer_signals():\n"
               "    for _ in range(9):\n"
               "        signal.raise_signal(signal.SIGTERM); print('held', flush=True)\n")
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True,
@@ -276,11 +276,8 @@ def test_the_run_of_mlflow_run_is_killed_where_the_command_never_got_to_it(
     assert client.get_run(inherited).info.status == "KILLED"
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_the_command_itself(
-    store_uri: str, tmp_path: Path, number: signal.Signals, code: int
-) -> None:
-    """A process of its own, signalled while it trains replicate after replicate."""
+def test_the_command_itself(store_uri: str, tmp_path: Path) -> None:
+    """A process of its own, interrupted while it trains replicate after replicate."""
     process = subprocess.Popen(
         [sys.executable, "-m", "wua_mlflow", "run", "--seeds", "1000000"], cwd=tmp_path,
         env={**os.environ, "OMP_NUM_THREADS": "1"}, text=True, stdout=subprocess.PIPE,
@@ -289,12 +286,11 @@ def test_the_command_itself(
         for _ in range(600):
             if statuses("variant") == ["RUNNING"] or process.poll() is not None:
                 break
-            time.sleep(0.1)
+            time.sleep(0.2)
         assert process.poll() is None, process.stderr.read() if process.stderr else ""
-        process.send_signal(number)
-        _, stderr = process.communicate(timeout=60)
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=120)
     finally:
         process.kill()
-    assert process.returncode == code
-    assert stderr in ("wua: interrupted\n", "wua: terminated\n")
+    assert (process.returncode, stderr) == (130, "wua: interrupted\n")
     assert (statuses("variant"), statuses("pipeline")) == (["KILLED"], ["KILLED"])

@@ -1,16 +1,17 @@
-"""The user's own parts, each named ``package.module:name``: finding and importing them.
+"""What error messages share: the nearest name, names grouped by reason, an error in one line.
 
-Also what every message about a user's own part needs: the nearest name, an error in one line.
-Imports the standard library only. Tests: ``tests/test_dotted.py``.
+Imports the standard library only. Tests: ``tests/test_errors.py``.
 """
 
 from __future__ import annotations
 
 import difflib
-import textwrap
 from collections.abc import Iterable, Mapping
 
-__all__ = ["did_you_mean", "group_by_reason", "one_line"]
+__all__ = ["WORDED", "did_you_mean", "group_by_reason", "one_line"]
+
+WORDED = (ValueError, FileNotFoundError)
+"""Kinds of errors whose messages are written for the user."""
 
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:
@@ -30,20 +31,31 @@ def group_by_reason(reasons: Mapping[str, str]) -> list[tuple[str, str]]:
     ...                  "": "a norm"})
     [('h.*.norm (2), the model', 'a norm'), ('head', 'the last')]
     """
-    found: dict[str, dict[str, list[str]]] = {}
+    names_by_reason: dict[str, dict[str, list[str]]] = {}
     for name, reason in reasons.items():
         folded = ".".join("*" if part.isdigit() else part for part in name.split("."))
-        found.setdefault(reason, {}).setdefault(folded, []).append(name or "the model")
+        names_by_reason.setdefault(reason, {}).setdefault(folded, []).append(name or "the model")
     return [(", ".join(names[0] if len(names) == 1 else f"{folded} ({len(names)})"
                        for folded, names in alike.items()), reason)
-            for reason, alike in found.items()]
+            for reason, alike in names_by_reason.items()]
 
 
-def one_line(error: BaseException) -> str:
-    r"""Kind and message of ``error`` in one line of at most 300 characters.
+def one_line(
+    error: BaseException, *, limit: int = 300, bare: tuple[type[BaseException], ...] = ()
+) -> str:
+    r"""Kind and message of ``error`` in one line.
+
+    Args:
+        error: any exception.
+        limit: the most characters of the line.
+        bare: kinds of errors whose message stands alone.
 
     >>> one_line(KeyError("a")), one_line(ValueError("two\n lines")), one_line(EOFError())
     ("KeyError: 'a'", 'ValueError: two lines', 'EOFError')
+    >>> one_line(ValueError("epochs: too many"), limit=10, bare=WORDED)
+    'epochs: t…'
     """
-    message = textwrap.shorten(str(error), 300, placeholder=" …")
-    return f"{type(error).__name__}: {message}" if message else type(error).__name__
+    message = " ".join(str(error).split())
+    kind = "" if message and isinstance(error, bare) else type(error).__name__
+    line = ": ".join(filter(None, (kind, message)))
+    return line if len(line) <= limit else f"{line[:limit - 1]}…"

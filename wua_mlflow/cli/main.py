@@ -18,6 +18,7 @@ from types import SimpleNamespace
 
 from wua_mlflow.cli.options import QUERIES, parse
 from wua_mlflow.config import COMMAND_FIELDS, TUTORIAL, ConfigError, given_fields, load_settings
+from wua_mlflow.errors import WORDED, one_line
 from wua_mlflow.signals import handle_signals
 
 __all__ = ["entry", "main"]
@@ -192,13 +193,10 @@ def _worded(error: Exception) -> str:
     package = type(error).__module__.partition(".")[0]
     if package in STORES:
         uri = os.environ.get("MLFLOW_TRACKING_URI") or "the tracking store"
-        text = " ".join(str(error).split()).partition(" [SQL: ")[0][:500]
-        return f"{_shown(uri)}: {type(error).__name__}: {text}"
+        return f"{_shown(uri)}: {one_line(error, limit=500).partition(' [SQL: ')[0]}"
     if isinstance(error, ConfigError | _NoServerError):
         return str(error)
-    from wua_mlflow.tracking.store import one_line as worded
-
-    return worded(error)
+    return one_line(error, limit=500, bare=WORDED)
 
 
 def _shown(uri: str) -> str:

@@ -22,12 +22,12 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from sqlalchemy.engine import make_url
 
-from wua_mlflow.errors import did_you_mean
+from wua_mlflow.errors import WORDED, did_you_mean, one_line
 from wua_mlflow.signals import defer_signals
 from wua_mlflow.tracking.names import Tag
 
 __all__ = [
-    "Store", "active", "connect", "ended", "experiment_ids", "inherited_run", "new_run", "one_line",
+    "Store", "active", "connect", "ended", "experiment_ids", "inherited_run", "new_run",
     "open_client", "pages", "shown_uri", "sqlite_file",
 ]
 
@@ -192,19 +192,13 @@ def ended(store: Store, run_id: str, *, finish: bool = True) -> Iterator[str]:
         killed = isinstance(error, KeyboardInterrupt)
         with contextlib.suppress(Exception):  # the store's own failure must not hide the error
             if not killed:
-                store.client.set_tag(run_id, Tag.ERROR, one_line(error))
+                store.client.set_tag(run_id, Tag.ERROR,
+                                     one_line(error, limit=500, bare=WORDED))
         with contextlib.suppress(Exception):
             _terminate(store, run_id, RunStatus.KILLED if killed else RunStatus.FAILED)
         raise
     if finish:
         _terminate(store, run_id, RunStatus.FINISHED)
-
-
-def one_line(error: BaseException) -> str:
-    """The error as one line of at most 500 characters, its type named unless it is ours to word."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    known = isinstance(error, ValueError | FileNotFoundError)
-    return (text if known else f"{type(error).__name__}: {text}")[:500]
 
 
 def _terminate(store: Store, run_id: str, status: int) -> None:
