@@ -1,7 +1,7 @@
 """The settings: every field with its type, its default and what it means; defaults live here alone.
 
 The fields of ``Settings`` are MLproject's parameters and the command line's options; a test holds
-the three together. May import: pydantic, dotted. Tests: ``tests/test_config.py``.
+the three together. Tests: ``tests/test_config.py``.
 """
 
 from __future__ import annotations
@@ -159,8 +159,8 @@ class Settings(BaseModel):
     distill: bool = Field(False, description="prune: fine-tune towards the original's outputs too: "
                           "true or false")
     fold: Literal["auto"] | bool = Field(
-        "auto", description="prune: let what read a unit that is cut read the others for it, by a "
-        "linear fit: true, false, or auto: both ways are fine-tuned, and the fit stays where it is "
+        "auto", description="prune: compensate removed units in the next layer by least squares: "
+        "true, false, or auto: both ways are fine-tuned, and the compensation stays where it is "
         "ahead on validation data by more than a standard error (false with your own trainer)")
     rounds: Count = Field(1, description="slim again, at most so often, while the verdict is "
                           "non_inferior")
@@ -223,7 +223,7 @@ def yes_or_no(field: str) -> bool:
     return kind is bool or bool in get_args(kind)
 
 
-CONFIGS = Path(__file__).parent / "pipeline" / "configs"
+CONFIGS = Path(__file__).parent / "configs"
 """The folder of the shipped configurations."""
 
 

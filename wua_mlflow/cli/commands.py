@@ -1,6 +1,6 @@
-"""The commands that train, analyze, slim and compare: call the chain, print what it found.
+"""What each command does: call the pipeline, print its result; queries of the store.
 
-May import: everything. Tests: ``tests/cli/test_main.py``.
+Tests: ``tests/cli/test_main.py``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from types import SimpleNamespace
 import pandas as pd
 
 from wua_mlflow.cli.output import (
-    _grid,
     _plain,
     _print_csv,
     _print_json,
@@ -33,7 +32,7 @@ from wua_mlflow.distributed import is_first, on_all_ranks, process_group, starte
 from wua_mlflow.pipeline import workflow
 from wua_mlflow.pipeline.analyze import analyze_model
 from wua_mlflow.pipeline.compare_external import compare_external
-from wua_mlflow.report.render import terminal_reports
+from wua_mlflow.report.render import aligned, terminal_reports
 from wua_mlflow.tracking.names import Outcome, Tag, step_tag
 from wua_mlflow.tracking.runs import COLUMNS, best, compare_runs, find_run, runs, show_run
 from wua_mlflow.tracking.store import Store, connect, inherited_run, open_client, shown_uri
@@ -316,4 +315,4 @@ def _two(said: Sequence[pd.Series], table: pd.DataFrame) -> str:
     lines.append(("",) * 4)
     lines += [(name, *(_text(name, values.get(name)) for values in said),
                _text(name, table["ratio"][name], ratio=True)) for name in table.index]
-    return _grid(lines, (False, True, True, True))
+    return aligned(lines, (False, True, True, True))

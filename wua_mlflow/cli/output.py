@@ -1,6 +1,6 @@
 """What the commands print: an analysis by layer, the verdicts as sentences or as JSON.
 
-May import: the pipeline's and the library's result types. Tests: ``tests/cli/test_main.py``.
+Tests: ``tests/cli/test_main.py``.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pandas as pd
@@ -17,6 +17,7 @@ from wua_mlflow.errors import group_by_reason
 from wua_mlflow.pipeline.analyze import Analysis
 from wua_mlflow.pipeline.workflow import SlimmingResult
 from wua_mlflow.report.content import Report
+from wua_mlflow.report.render import aligned
 from wua_mlflow.results import Comparison
 from wua_mlflow.tracking.names import Kind, Metric, Tag, further_layers_table
 from wua_mlflow.usage.results import LayerUsage, ModelUsage
@@ -90,7 +91,7 @@ def verdicts_record(comparison: Comparison) -> dict[str, object]:
 
 def _layers_text(usage: ModelUsage) -> str:
     """A line a layer under a line of heads; what was not measured for any layer is left out."""
-    def told(layer: LayerUsage) -> list[str]:
+    def cells(layer: LayerUsage) -> list[str]:
         null, dead, rank = layer.null, layer.dead_units, layer.effective_rank
         return [f"  {layer.name}", f"{layer.entropy:.4f}", f"{layer.effective_weights:,.1f}",
                 f"{layer.weights:,}", f"{layer.effective_share:.1%}",
@@ -100,13 +101,9 @@ def _layers_text(usage: ModelUsage) -> str:
 
     heads = ["  layer", "entropy", "effective", "weights", "share", "learned nothing", "dead units",
              "rank"]
-    columns = [column for column in zip(heads, *map(told, usage.layers.values()), strict=True)
+    columns = [column for column in zip(heads, *map(cells, usage.layers.values()), strict=True)
                if any(column[1:])]
-    widths = [max(map(len, column)) for column in columns]
-    return "\n".join("  ".join(
-        cell.rjust(width) if place else cell.ljust(width)
-        for place, (cell, width) in enumerate(zip(line, widths, strict=True))).rstrip()
-        for line in zip(*columns, strict=True))
+    return aligned(list(zip(*columns, strict=True)), [False] + [True] * (len(columns) - 1))
 
 
 NOTHING = "–"
@@ -130,9 +127,6 @@ FIRST_TO_GO = (Metric.USAGE_EFFECTIVE_WEIGHTS, Metric.LATENCY_P50, Metric.PARAMS
                Metric.SIZE_RATIO)
 """Columns that a narrow terminal does without, after the ids were shortened."""
 SHORT_ID, LONGEST_DATA, LONGEST_CELL = 8, 24, 60
-
-
-Cells = Sequence[Sequence[str]]
 
 
 def _plain(values: Mapping[Any, Any] | pd.Series) -> dict[str, object]:
@@ -197,16 +191,7 @@ def _column(values: Iterable[Any], form: str) -> list[str]:
 def _aligned(shown: Mapping[str, list[str]]) -> str:
     named = {**SHOWN, **SHOWN_OF_PIPELINES}
     columns = [[named[name][0], *cells] for name, cells in shown.items()]
-    return _grid(list(zip(*columns, strict=True)), [bool(named[name][1]) for name in shown])
-
-
-def _grid(lines: Cells, right: Sequence[bool]) -> str:
-    """Lines of cells under each other; ``right`` says which columns are set to the right."""
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join(cell.rjust(width) if flag else cell.ljust(width)
-                  for cell, width, flag in zip(line, widths, right, strict=True)).rstrip()
-        for line in lines)
+    return aligned(list(zip(*columns, strict=True)), [bool(named[name][1]) for name in shown])
 
 
 def _text(name: str, value: Any, *, ratio: bool = False) -> str:
