@@ -14,10 +14,10 @@ import yaml
 from torch import nn
 
 from tests.pipeline.conftest import SEEDS, Finished
+from wua_mlflow.cli.output import pipeline_text
 from wua_mlflow.config import load_settings
 from wua_mlflow.pipeline.recipe import load_recipe, train_one
 from wua_mlflow.pipeline.variant import load_variant
-from wua_mlflow.report.render import terminal_reports
 from wua_mlflow.tracking.names import ArtifactPath, Metric
 
 pytestmark = pytest.mark.xdist_group("usecase")
@@ -236,7 +236,7 @@ def test_the_readme_shows_what_is_printed(usecase: Finished) -> None:
     readme = (Path(__file__).resolve().parents[2] / "README.md").read_text()
     block = re.search(r"<!-- tutorial figures -->\n```\n(.*?)```", readme, re.S)
     assert block
-    assert terminal_reports(usecase.outcome.report).startswith(block.group(1))
+    assert pipeline_text(usecase.outcome.report).startswith(block.group(1))
 
 
 def test_looks_are_counted_over_the_whole_store(usecase: Finished) -> None:

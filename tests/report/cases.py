@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from wua_mlflow.config import load_settings
+from wua_mlflow.report.content import Report
 from wua_mlflow.results import Comparison, Round, TargetWidths, VariantResult, WidthParameter
 from wua_mlflow.verdict.compare import Verdict, compare
 from wua_mlflow.widths.results import Curve, LayerWidth, SearchResult, Trial, WidthRecommendation
@@ -52,3 +53,21 @@ def widths_of_a_search(layer: str = "fc1") -> TargetWidths:
         WidthRecommendation("rank", 0.02, (LayerWidth(layer, 64, 16, curve, 16, (layer,)),), None,
                             {"fc9": "it is never called"}),
         SearchResult((16,), trials, "converged", "It took long.", 0.02, "non_inferior"))
+
+
+OLD = {"accuracy/test": 0.9, "accuracy/train": 0.95, "score/test": 0.9, "flops/forward": 60.0,
+       "params/total": 41.0, "latency/samples_per_s": 1000.0, "usage/top90_share": 0.65}
+NEW = {"accuracy/test": 0.89, "accuracy/train": 0.93, "score/test": 0.89, "flops/forward": 42.0,
+       "params/total": 29.0, "latency/samples_per_s": 1500.0}
+
+
+def report_with(ratios: dict[str, float], looks: int = 1) -> Report:
+    old = np.ones(2000)
+    new = np.ones(2000)
+    new[:10] = 0
+    comparison = Comparison(compare(old, new, margin=0.02), None, 0.005, -0.01, looks, ratios)
+    return Report("demo 10 → 7", ["old", "new"], [OLD, NEW], comparison, again="Again.")
+
+
+SAVES = {"compare/flops_ratio": 60 / 42, "compare/params_ratio": 41 / 29,
+         "compare/size_ratio": 1.01, "compare/latency_ratio": 1.3}

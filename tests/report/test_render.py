@@ -10,41 +10,19 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from tests.report.cases import round_of, verdict, widths_of_a_search
+from tests.report.cases import NEW, OLD, SAVES, report_with, round_of, verdict, widths_of_a_search
+from wua_mlflow.cli.output import pipeline_text
 from wua_mlflow.plots.widths import LayerChange
 from wua_mlflow.report.content import Report
-from wua_mlflow.report.render import (
-    description,
-    html_report,
-    markdown_report,
-    table_text,
-    terminal_reports,
-)
+from wua_mlflow.report.render import description, html_report, markdown_report
 from wua_mlflow.results import Comparison
 from wua_mlflow.verdict.compare import compare
 
-OLD = {"accuracy/test": 0.9, "accuracy/train": 0.95, "score/test": 0.9, "flops/forward": 60.0,
-       "params/total": 41.0, "latency/samples_per_s": 1000.0, "usage/top90_share": 0.65}
-NEW = {"accuracy/test": 0.89, "accuracy/train": 0.93, "score/test": 0.89, "flops/forward": 42.0,
-       "params/total": 29.0, "latency/samples_per_s": 1500.0}
-
-
-def _report(ratios: dict[str, float], looks: int = 1) -> Report:
-    old = np.ones(2000)
-    new = np.ones(2000)
-    new[:10] = 0
-    comparison = Comparison(compare(old, new, margin=0.02), None, 0.005, -0.01, looks, ratios)
-    return Report("demo 10 → 7", ["old", "new"], [OLD, NEW], comparison, again="Again.")
-
-
-SAVES = {"compare/flops_ratio": 60 / 42, "compare/params_ratio": 41 / 29,
-         "compare/size_ratio": 1.01, "compare/latency_ratio": 1.3}
-
 
 def test_what_is_saved_and_what_is_not() -> None:
-    assert _report(SAVES).saved == (
+    assert report_with(SAVES).saved == (
         "The slim model: 1.4× fewer FLOPs, 1.4× fewer parameters.")
-    same = Report("t", ["a", "b"], [OLD, OLD], _report({}).comparison)
+    same = Report("t", ["a", "b"], [OLD, OLD], report_with({}).comparison)
     assert same.saved == "The slim model saves nothing."
     slower = {**NEW, "flops/forward": 70.0, "latency/p50_ms": 3.0}
     worse = Report("t", ["a", "b"], [{**OLD, "latency/p50_ms": 2.0}, slower], same.comparison)
@@ -54,7 +32,7 @@ def test_what_is_saved_and_what_is_not() -> None:
 
 def test_both_sentences_say_the_same_of_latency() -> None:
     """By the interval of the ratio, not by the two medians."""
-    report = _report(SAVES)
+    report = report_with(SAVES)
     timed = replace(report.comparison, latency_ratio=(1.03, 0.98, 1.07))
     metrics = [{**OLD, "latency/p50_ms": 3.0}, {**NEW, "latency/p50_ms": 1.0}]
     report = replace(report, comparison=timed, metrics=metrics)
@@ -63,7 +41,7 @@ def test_both_sentences_say_the_same_of_latency() -> None:
 
 
 def test_markdown_leads_with_the_sentence_its_figures_and_the_question() -> None:
-    report = _report(SAVES, looks=3)
+    report = report_with(SAVES, looks=3)
     first, second, third = markdown_report(report).split("\n\n")[:3]
     assert first == f"**{report.in_short}**"
     assert "1.4× fewer FLOPs" in first
@@ -78,7 +56,7 @@ def test_markdown_leads_with_the_sentence_its_figures_and_the_question() -> None
 
 
 def test_markdown_table_has_as_many_cells_in_every_row() -> None:
-    text = markdown_report(_report(SAVES)).replace("\N{NO-BREAK SPACE}", "")
+    text = markdown_report(report_with(SAVES)).replace("\N{NO-BREAK SPACE}", "")
     rows = [line for line in text.splitlines() if line.startswith("|")]
     assert len({row.count("|") for row in rows}) == 1
     assert "| accuracy, test | 0.9000 | 0.8900 | −0.0100 |" in rows
@@ -88,28 +66,12 @@ def test_markdown_table_has_as_many_cells_in_every_row() -> None:
     assert not any("R²" in row for row in rows)
 
 
-def test_terminal_table_is_aligned() -> None:
-    lines = table_text(_report(SAVES)).splitlines()
-    ends = {line.rindex("0.8900") + 6 for line in lines if "0.8900" in line}
-    ends |= {line.rindex(" 42") + 3 for line in lines if line.startswith("FLOPs, one")}
-    assert len(ends) == 1
-
-
-def test_terminal_says_the_verdict_last() -> None:
-    text = terminal_reports(_report(SAVES))
-    assert text.index("Accuracy: 0.9500 on the training data") < text.index("Verdict: As good w")
-    *_, said, short = text.split("\n\n")
-    assert said.endswith("The slim model: 1.4× fewer FLOPs, 1.4× fewer parameters.")
-    assert short == f"In short: {_report(SAVES).in_short}"
-    assert terminal_reports(_report(SAVES, looks=3)).count("used for 3 verdicts") == 1
-
-
 def test_what_there_is_to_tell_of_a_cut_in_rounds() -> None:
     """Each section, by words written down here."""
     good = verdict(delta=-0.001, low=-0.006, high=0.004)
     bad = verdict("inferior", delta=-0.03, low=-0.04, high=-0.021)
     report = replace(
-        _report(SAVES), names=["old", "slim 16"],
+        report_with(SAVES), names=["old", "slim 16"],
         layers=[LayerChange("fc1", 64, 16), LayerChange("fc|2", 10, 10)],
         uncut={"fc3": "its units are the network's outputs", "fc4": "its units are the network's "
                "outputs", "norm": "it normalises"},
@@ -135,7 +97,7 @@ def test_what_there_is_to_tell_of_a_cut_in_rounds() -> None:
 
 
 def test_pictures_stand_in_their_places() -> None:
-    report = replace(_report(SAVES), layers=[LayerChange("fc1", 64, 16)])
+    report = replace(report_with(SAVES), layers=[LayerChange("fc1", 64, 16)])
     page = html_report(report, {"comparison": b"one", "changes": b"two", "else": b"three"})
     places = [page.index(b64encode(png).decode()) for png in (b"one", b"two", b"three")]
     assert places == sorted(places)
@@ -146,7 +108,7 @@ def test_pictures_stand_in_their_places() -> None:
 @pytest.mark.parametrize("layers", [5, 400])
 def test_a_description_is_no_longer_than_mlflow_keeps(layers: int) -> None:
     report = replace(
-        _report(SAVES), layers=[LayerChange(f"stages.{i}.conv", 64, 16) for i in range(layers)],
+        report_with(SAVES), layers=[LayerChange(f"stages.{i}.conv", 64, 16) for i in range(layers)],
         uncut={f"stages.{i}.norm": f"reason {i}" for i in range(layers)})
     said = description(report)
     assert len(said) <= 8000
@@ -160,13 +122,13 @@ def test_a_description_is_no_longer_than_mlflow_keeps(layers: int) -> None:
 
 
 def test_latency_is_told_with_its_interval() -> None:
-    comparison = replace(_report(SAVES).comparison, latency_ratio=(1.02, 0.98, 1.05))
-    text = markdown_report(replace(_report(SAVES), comparison=comparison, measured_on="a CPU"))
+    comparison = replace(report_with(SAVES).comparison, latency_ratio=(1.02, 0.98, 1.05))
+    text = markdown_report(replace(report_with(SAVES), comparison=comparison, measured_on="a CPU"))
     assert "original ÷ slim 1.02 (95% interval 0.98 to 1.05)." in text
 
 
 def test_html_is_well_formed_and_escapes() -> None:
-    report = Report("<demo>", ["a&b", "new"], [OLD, NEW], _report(SAVES).comparison,
+    report = Report("<demo>", ["a&b", "new"], [OLD, NEW], report_with(SAVES).comparison,
                     again="Run `wua run` & <b>wait</b>.")
     page = html_report(report, {})
     assert "<h1>&lt;demo&gt;</h1>" in page
@@ -196,4 +158,4 @@ def test_headlines_of_the_other_outcomes(outcome: str) -> None:
     report = Report("t", ["a", "b"], [OLD, NEW], Comparison(judged, None, 0.0, 0.0, 1, {}))
     first = {"inferior": "Not as good: ", "inconclusive": "Inconclusive: "}[outcome]
     assert report.headline.startswith(first)
-    assert (judged.settle or "never") in terminal_reports(report) or outcome == "inferior"
+    assert (judged.settle or "never") in pipeline_text(report) or outcome == "inferior"

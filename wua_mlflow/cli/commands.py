@@ -22,8 +22,11 @@ from wua_mlflow.cli.output import (
     _terminal,
     _text,
     _width,
+    external_text,
+    pipeline_text,
     print_analysis,
     slimmed_text,
+    table_text,
     verdicts_record,
     verdicts_text,
 )
@@ -32,7 +35,6 @@ from wua_mlflow.distributed import is_first, on_all_ranks, process_group, starte
 from wua_mlflow.pipeline import workflow
 from wua_mlflow.pipeline.analyze import analyze_model
 from wua_mlflow.pipeline.compare_external import compare_external
-from wua_mlflow.report.render import aligned, terminal_reports
 from wua_mlflow.tracking.names import Outcome, Tag, step_tag
 from wua_mlflow.tracking.runs import COLUMNS, best, compare_runs, find_run, runs, show_run
 from wua_mlflow.tracking.store import Store, connect, inherited_run, open_client, shown_uri
@@ -115,7 +117,7 @@ def _run(store: Store, settings: Settings, as_json: bool) -> int:
         print("\n".join(filter(None, (outcome.slimmed.ended, outcome.registered))))
     else:
         assert outcome.report is not None, "a pipeline has one"
-        print(terminal_reports(outcome.report))
+        print(pipeline_text(outcome.report))
         if outcome.comparison.recipe is None:
             print(outcome.comparison.no_recipe)
         if outcome.registered:
@@ -201,7 +203,8 @@ def _compare_pair(settings: Settings, pair: tuple[str, ...], *, as_json: bool) -
         contextlib.nullcontext()
     with step, _stdout_for(as_json):
         result = compare_external(pair[0], pair[1], settings, data_given="data" in settings.given)
-    print(json.dumps(verdicts_record(result.comparison), indent=1) if as_json else result.text)
+    print(json.dumps(verdicts_record(result.comparison), indent=1) if as_json else
+          external_text(result))
     return EXIT_CODES[result.comparison.artifact.outcome]
 
 
@@ -315,4 +318,4 @@ def _two(said: Sequence[pd.Series], table: pd.DataFrame) -> str:
     lines.append(("",) * 4)
     lines += [(name, *(_text(name, values.get(name)) for values in said),
                _text(name, table["ratio"][name], ratio=True)) for name in table.index]
-    return aligned(lines, (False, True, True, True))
+    return table_text(lines, (False, True, True, True))

@@ -8,22 +8,27 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
 from wua_mlflow.errors import group_by_reason
 from wua_mlflow.pipeline.analyze import Analysis
+from wua_mlflow.pipeline.compare_external import ExternalComparison
 from wua_mlflow.pipeline.workflow import SlimmingResult
 from wua_mlflow.report.content import Report
-from wua_mlflow.report.render import aligned
+from wua_mlflow.report.sections import figures_table
 from wua_mlflow.results import Comparison
 from wua_mlflow.tracking.names import Kind, Metric, Tag, further_layers_table
+from wua_mlflow.tutorial import flops_text, report_text
 from wua_mlflow.usage.results import LayerUsage, ModelUsage
 from wua_mlflow.verdict.compare import Verdict
 
-__all__ = ["print_analysis", "slimmed_text", "verdicts_record", "verdicts_text"]
+__all__ = [
+    "external_text", "figures_text", "pipeline_text", "print_analysis", "slimmed_text",
+    "table_text", "verdicts_record", "verdicts_text",
+]
 
 
 def print_analysis(found: Analysis) -> None:
@@ -61,6 +66,70 @@ def slimmed_text(outcome: SlimmingResult) -> str:
         "", [one.name for one in ends], [one.metrics for one in ends], outcome.comparison)
     return "\n".join([*lines, verdicts_text(outcome.comparison), report.saved,
                       f"In short: {report.in_short}"])
+
+
+def figures_text(report: Report) -> str:
+    """The table of figures in aligned columns."""
+    table = figures_table(report)
+    return table_text([table.head, *table.rows], [False] + [True] * (len(table.head) - 1))
+
+
+def table_text(lines: Sequence[Sequence[str]], right: Sequence[bool]) -> str:
+    """Lines of cells as columns of text; ``right`` says which columns are aligned to the right.
+
+    >>> print(table_text([("layer", "units"), ("fc1", "10")], (False, True)))
+    layer  units
+    fc1       10
+    """
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(cell.rjust(width) if to_right else cell.ljust(width)
+                  for cell, width, to_right in zip(line, widths, right, strict=True)).rstrip()
+        for line in lines)
+
+
+def pipeline_text(report: Report) -> str:
+    """The report of each variant, then the verdict, last the sentence for who decides."""
+    verdict = [f"Verdict: {report.headline}", report.comparison.verdict.sentence]
+    if report.comparison.verdict.settle:
+        verdict.append(report.comparison.verdict.settle)
+    if report.comparison.budget:
+        verdict.append(report.comparison.budget)
+    if report.comparison.recipe:
+        verdict.append(report.comparison.artifact.sentence)
+    verdict += [report.saved, *report.comparison.notes]
+    return "\n\n".join([*_variants(report), "\n".join(verdict), f"In short: {report.in_short}"])
+
+
+def _variants(report: Report) -> list[str]:
+    blocks = []
+    for name, metrics in zip(report.names, report.metrics, strict=True):
+        usage = report.usages.get(name)
+        block = [name, "=" * len(name)]
+        if Metric.FLOPS_PTFLOPS_TRAINING in metrics:
+            block.append(flops_text(metrics[Metric.FLOPS_PTFLOPS_TRAINING],
+                                    metrics[Metric.FLOPS_PTFLOPS_INFERENCE]))
+        score = Metric.ACCURACY_TRAIN if Metric.ACCURACY_TRAIN in metrics else Metric.SCORE_TRAIN
+        word = "Accuracy" if score == Metric.ACCURACY_TRAIN else "R²"
+        test = score.replace("train", "test")
+        block.append(f"{word}: {metrics[score]:.4f} on the training data, {metrics[test]:.4f} on "
+                     f"data that training never saw")
+        for layer in usage.layers.values() if usage else ():
+            block += [f"-- {layer.name}", report_text({
+                "total_weights": layer.weights, "nodes": layer.units, "entropy": layer.entropy,
+                "effective_weights": layer.effective_weights,
+                "top_90_percent_contrib": layer.top90_share,
+                "low_contrib_percentage": 100 * layer.low_share})]
+        blocks.append("\n".join(block))
+    return blocks
+
+
+def external_text(result: ExternalComparison) -> str:
+    """The comparison of any two models: the verdict, what settles it, the figures of both."""
+    comparison = result.comparison
+    verdict = (result.report.headline, comparison.artifact.settle, *comparison.notes)
+    blocks = ("\n".join(filter(None, verdict)), figures_text(result.report), result.caution)
+    return "\n\n".join(filter(None, blocks))
 
 
 def verdicts_text(comparison: Comparison) -> str:
@@ -103,7 +172,7 @@ def _layers_text(usage: ModelUsage) -> str:
              "rank"]
     columns = [column for column in zip(heads, *map(cells, usage.layers.values()), strict=True)
                if any(column[1:])]
-    return aligned(list(zip(*columns, strict=True)), [False] + [True] * (len(columns) - 1))
+    return table_text(list(zip(*columns, strict=True)), [False] + [True] * (len(columns) - 1))
 
 
 NOTHING = "–"
@@ -191,7 +260,7 @@ def _column(values: Iterable[Any], form: str) -> list[str]:
 def _aligned(shown: Mapping[str, list[str]]) -> str:
     named = {**SHOWN, **SHOWN_OF_PIPELINES}
     columns = [[named[name][0], *cells] for name, cells in shown.items()]
-    return aligned(list(zip(*columns, strict=True)), [bool(named[name][1]) for name in shown])
+    return table_text(list(zip(*columns, strict=True)), [bool(named[name][1]) for name in shown])
 
 
 def _text(name: str, value: Any, *, ratio: bool = False) -> str:

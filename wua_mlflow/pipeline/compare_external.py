@@ -43,7 +43,6 @@ from wua_mlflow.pipeline.test_sets import (
 )
 from wua_mlflow.pipeline.variant import ModelVariant, load_variant
 from wua_mlflow.report.content import Report
-from wua_mlflow.report.render import table_text
 from wua_mlflow.results import Comparison
 from wua_mlflow.tracking.log import latency_metrics
 from wua_mlflow.tracking.models import load_exported
@@ -65,10 +64,17 @@ RUN_ID = re.compile(r"[0-9a-f]{4,32}")
 
 @dataclass(frozen=True)
 class ExternalComparison:
-    """What comparing two models from anywhere found, and the text to print."""
+    """What comparing two models from anywhere found.
+
+    Attributes:
+        comparison: the verdict, and what the slim one saves.
+        report: the same with both models' figures.
+        caution: why a latency is not to be trusted, if so.
+    """
 
     comparison: Comparison
-    text: str
+    report: Report
+    caution: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,11 +156,8 @@ def compare_external(a: str, b: str, settings: Settings, *, data_given: bool) ->
     names = [model.name for model in models]
     if names[0] == names[1]:
         names = [f"A: {names[0]}", f"B: {names[1]}"]
-    report = Report("", names, metrics, comparison)
-    verdict = (report.headline, comparison.artifact.settle, *comparison.notes)
-    caution = _latency_caution(models, tests, names)
-    blocks = ("\n".join(filter(None, verdict)), table_text(report), caution)
-    return ExternalComparison(comparison, "\n\n".join(filter(None, blocks)))
+    return ExternalComparison(comparison, Report("", names, metrics, comparison),
+                              _latency_caution(models, tests, names))
 
 
 # What A and B are

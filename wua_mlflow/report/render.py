@@ -1,4 +1,4 @@
-"""A report as markdown, as MLflow's description, as one HTML page, and as text for a terminal.
+"""A report as markdown, as MLflow's description, and as one HTML page.
 
 Tests: ``tests/report/test_render.py``.
 """
@@ -12,13 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from wua_mlflow.report.content import Block, Bullets, Picture, Report, Section, Table, Text
-from wua_mlflow.report.sections import figures_table, second_line, sections
-from wua_mlflow.tracking.names import Metric
-from wua_mlflow.tutorial import flops_text, report_text
+from wua_mlflow.report.sections import second_line, sections
 
-__all__ = [
-    "aligned", "description", "html_report", "markdown_report", "table_text", "terminal_reports",
-]
+__all__ = ["description", "html_report", "markdown_report"]
 
 
 ROOM = 7_800
@@ -128,61 +124,3 @@ def _cut(block: Block, rows: int) -> Block:
     left = f"… and {len(block.rows) - rows:,} more"
     blank = ("",) * (len(block.head) - 1)
     return replace(block, rows=[*block.rows[:rows], (left, *blank)])
-
-
-def table_text(report: Report) -> str:
-    """The table of figures in aligned columns."""
-    table = figures_table(report)
-    return aligned([table.head, *table.rows], [False] + [True] * (len(table.head) - 1))
-
-
-def aligned(lines: Sequence[Sequence[str]], right: Sequence[bool]) -> str:
-    """Lines of cells as columns of text; ``right`` says which columns are aligned to the right.
-
-    >>> print(aligned([("layer", "units"), ("fc1", "10")], (False, True)))
-    layer  units
-    fc1       10
-    """
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join(cell.rjust(width) if to_right else cell.ljust(width)
-                  for cell, width, to_right in zip(line, widths, right, strict=True)).rstrip()
-        for line in lines)
-
-
-def terminal_reports(report: Report) -> str:
-    """The tutorial's reports of each variant, then the verdict, its sentence for who decides last.
-
-    """
-    verdict = [f"Verdict: {report.headline}", report.comparison.verdict.sentence]
-    if report.comparison.verdict.settle:
-        verdict.append(report.comparison.verdict.settle)
-    if report.comparison.budget:
-        verdict.append(report.comparison.budget)
-    if report.comparison.recipe:
-        verdict.append(report.comparison.artifact.sentence)
-    verdict += [report.saved, *report.comparison.notes]
-    return "\n\n".join([*_variants(report), "\n".join(verdict), f"In short: {report.in_short}"])
-
-
-def _variants(report: Report) -> list[str]:
-    blocks = []
-    for name, metrics in zip(report.names, report.metrics, strict=True):
-        usage = report.usages.get(name)
-        block = [name, "=" * len(name)]
-        if Metric.FLOPS_PTFLOPS_TRAINING in metrics:
-            block.append(flops_text(metrics[Metric.FLOPS_PTFLOPS_TRAINING],
-                                    metrics[Metric.FLOPS_PTFLOPS_INFERENCE]))
-        score = Metric.ACCURACY_TRAIN if Metric.ACCURACY_TRAIN in metrics else Metric.SCORE_TRAIN
-        word = "Accuracy" if score == Metric.ACCURACY_TRAIN else "R²"
-        test = score.replace("train", "test")
-        block.append(f"{word}: {metrics[score]:.4f} on the training data, {metrics[test]:.4f} on "
-                     f"data that training never saw")
-        for layer in usage.layers.values() if usage else ():
-            block += [f"-- {layer.name}", report_text({
-                "total_weights": layer.weights, "nodes": layer.units, "entropy": layer.entropy,
-                "effective_weights": layer.effective_weights,
-                "top_90_percent_contrib": layer.top90_share,
-                "low_contrib_percentage": 100 * layer.low_share})]
-        blocks.append("\n".join(block))
-    return blocks
