@@ -1,6 +1,6 @@
 """What of this machine torch may use: the device, how many threads, which kernels.
 
-May import: torch. Tests: ``tests/pipeline/test_recipe.py``.
+Tests: ``tests/pipeline/test_recipe.py``.
 """
 
 from __future__ import annotations

@@ -1,6 +1,5 @@
 """The user's own parts, each named ``package.module:name``: finding and importing them.
 
-Also what every message about a user's own part needs: the nearest name, an error in one line.
 Imports the standard library only. Tests: ``tests/test_imports.py``.
 """
 

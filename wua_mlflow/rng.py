@@ -1,7 +1,7 @@
 """Who may draw random numbers: a generator for each purpose, and blocks that disturb no other.
 
 torch's global stream serves initialisation and training only; all else draws from generators here.
-May import: torch, numpy. Tests: ``tests/test_rng.py``.
+Tests: ``tests/test_rng.py``.
 """
 
 from __future__ import annotations

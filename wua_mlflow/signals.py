@@ -1,4 +1,4 @@
-"""Stopping by a signal: it is raised where it can be dealt with, so that no run is left open.
+"""SIGINT, SIGTERM and SIGHUP as exceptions, deferred while a run is written or ended.
 
 Imports the standard library only. Tests: ``tests/test_signals.py``.
 """

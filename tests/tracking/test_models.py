@@ -99,26 +99,6 @@ def test_what_the_store_holds_of_a_model(run):
         f"numpy=={np.__version__}"]
 
 
-def test_the_signature_and_the_example(run):
-    model, inputs = trained("cnn with batch norm and dropout")
-    model_id, _ = log(run, model, inputs)
-    info = mlflow.models.get_model_info(f"models:/{model_id}")
-    assert [(spec.type.name, spec.shape) for spec in info.signature.inputs.inputs] \
-        == [("float32", (-1, 1, 8, 8))]
-    assert [spec.shape for spec in info.signature.outputs.inputs] == [(-1, 3)]
-    loaded = mlflow.pyfunc.load_model(f"models:/{model_id}")
-    np.testing.assert_array_equal(loaded.input_example, inputs[:4].numpy())
-    with pytest.raises(MlflowException, match="schema"):
-        loaded.predict(np.zeros((2, 3, 8, 8), np.float32))
-
-
-def test_it_loads_by_the_run_too(run):
-    model, inputs = trained("mlp")
-    log(run, model, inputs)
-    loaded = mlflow.pytorch.load_model(f"runs:/{run[1]}/model")
-    torch.testing.assert_close(loaded(inputs), model.eval()(inputs))
-
-
 def test_one_sample_is_enough_of_an_example(run):
     model, inputs = trained("mlp")
     model_id, _ = log(run, model, inputs[:1])
@@ -151,20 +131,22 @@ def test_recurrent_models_at_any_batch_size(run, kind, options):
         np.testing.assert_allclose(predict(x.numpy()), model(x).detach(), rtol=1e-5, atol=1e-6)
 
 
-def test_it_is_served_on_the_cpu_where_there_is_a_gpu_too(run, monkeypatch):
+def test_it_loads_by_the_run_and_on_the_cpu_where_there_is_a_gpu_too(run, monkeypatch):
     """Left to itself, MLflow takes a GPU where it finds one, and then refuses a graph of the CPU's.
     """
     model, inputs = trained("mlp")
     model_id, _ = log(run, model, inputs)
+    expected = model.eval()(inputs).detach()
+    by_run = mlflow.pytorch.load_model(f"runs:/{run[1]}/model")
+    torch.testing.assert_close(by_run(inputs).detach(), expected)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     loaded = mlflow.pyfunc.load_model(f"models:/{model_id}")
-    np.testing.assert_allclose(loaded.predict(inputs.numpy()), model.eval()(inputs).detach(),
-                               rtol=1e-6)
+    np.testing.assert_allclose(loaded.predict(inputs.numpy()), expected, rtol=1e-6)
     with pytest.raises(MlflowException, match="can't be loaded on 'cuda'"):
         mlflow.pyfunc.load_model(f"models:/{model_id}", model_config={"device": "cuda"})
 
 
-def test_the_models_folder_is_enough_to_build_it_again(run):
+def test_signature_example_and_a_folder_that_is_enough_to_build_it_again(run):
     """With safetensors and torch alone: neither MLflow nor this package reads these files."""
     from safetensors.torch import load_file
 
@@ -180,6 +162,14 @@ def test_the_models_folder_is_enough_to_build_it_again(run):
     exported = load_exported(f"models:/{model_id}")
     torch.testing.assert_close(again.eval()(inputs), model.eval()(inputs), rtol=0, atol=0)
     torch.testing.assert_close(again(inputs), exported(inputs))
+    info = mlflow.models.get_model_info(f"models:/{model_id}")
+    assert [(spec.type.name, spec.shape) for spec in info.signature.inputs.inputs] \
+        == [("float32", (-1, 1, 8, 8))]
+    assert [spec.shape for spec in info.signature.outputs.inputs] == [(-1, 3)]
+    loaded = mlflow.pyfunc.load_model(f"models:/{model_id}")
+    np.testing.assert_array_equal(loaded.input_example, inputs[:4].numpy())
+    with pytest.raises(MlflowException, match="schema"):
+        loaded.predict(np.zeros((2, 3, 8, 8), np.float32))
 
 
 @pytest.mark.parametrize("wrap", [

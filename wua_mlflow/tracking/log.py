@@ -1,6 +1,6 @@
-"""The parts of a data set as MLflow's run inputs.
+"""Writing to a run: data sets as inputs, params, metrics, tags, tables and files, in few calls.
 
-May import: mlflow, numpy. Tests: ``tests/tracking/test_datasets.py``.
+Tests: ``tests/tracking/test_log.py``, ``tests/tracking/test_datasets.py``.
 """
 
 from __future__ import annotations

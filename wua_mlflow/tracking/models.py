@@ -1,6 +1,5 @@
 """Saving a model so that it loads anywhere, and loading it: pt2 as a LoggedModel, safetensors.
 
-May import: mlflow, torch, safetensors, hooks, randomness, log.
 Tests: ``tests/tracking/test_models.py``, served: ``tests/pipeline/test_serving.py``.
 """
 

@@ -1,6 +1,6 @@
 """MLflow's model registry: a slim model goes in only where it was shown to be as good.
 
-May import: mlflow, names, and a verdict as a type. Tests: ``tests/tracking/test_registry.py``.
+Tests: ``tests/tracking/test_registry.py``.
 """
 
 from __future__ import annotations

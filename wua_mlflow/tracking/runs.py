@@ -1,6 +1,6 @@
 """All reading of runs: tables by the contract's names, with filters pushed down to MLflow.
 
-May import: mlflow, pandas, dotted, names, pages, store. Tests: ``tests/tracking/test_runs.py``.
+Tests: ``tests/tracking/test_runs.py``.
 """
 
 from __future__ import annotations

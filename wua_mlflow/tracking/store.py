@@ -1,6 +1,6 @@
 """The connection to MLflow, and runs that always end: FINISHED, FAILED or KILLED.
 
-May import: mlflow, filelock, names, stopping. Tests: ``tests/tracking/test_store.py``.
+Tests: ``tests/tracking/test_store.py``.
 """
 
 from __future__ import annotations

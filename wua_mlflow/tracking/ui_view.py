@@ -1,7 +1,7 @@
 """The experiment's saved views: what a reader sees in MLflow's UI without a click, and addresses.
 
 A view is a tag on the experiment; it holds the state of the UI's runs page as JSON. MLflow does
-not document that state, so a browser test holds it. May import: mlflow's client as a type, names.
+not document that state, so a browser test holds it.
 Tests: ``tests/tracking/test_view.py`` and, in Chromium, ``tests/browser/test_ui.py``.
 """
 
