@@ -9,11 +9,13 @@ import shutil
 import signal
 from pathlib import Path
 
+import mlflow
 import pandas as pd
 import pytest
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.tracking import MlflowClient
 
+from tests.conftest import MLFLOW_VARIABLES
 from wua_mlflow.cli import commands
 from wua_mlflow.cli.main import main
 from wua_mlflow.tracking.runs import runs
@@ -69,11 +71,21 @@ def written(tmp_path_factory, migrated_database) -> tuple[Path, dict[str, str]]:
 
 
 @pytest.fixture
-def made(store_uri, written) -> dict[str, str]:
-    """The ids by name, and the store that has the runs."""
+def made(written, tmp_path, monkeypatch) -> dict[str, str]:
+    """The ids by name; the store that has the runs is shared, so only read it."""
     database, ids = written
-    shutil.copy(database, sqlite_file(store_uri))
+    for name in MLFLOW_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{database}")
+    monkeypatch.chdir(tmp_path)
+    mlflow.set_tracking_uri(None)
     return ids
+
+
+@pytest.fixture
+def made_to_write(store_uri, written) -> None:
+    """A copy of the store."""
+    shutil.copy(written[0], sqlite_file(store_uri))
 
 
 def _lines(capsys, *arguments: str, code: int = 0) -> list[str]:
@@ -122,7 +134,7 @@ def test_columns_stand_under_each_other(made, capsys):
     assert [line[:end].split()[-1] for line in lines] == ["FLOPs", "17,420", "34,048"]
 
 
-def test_regressions_have_a_score(made, capsys):
+def test_regressions_have_a_score(made_to_write, capsys):
     client = MlflowClient()
     run_id = client.create_run("0", run_name="oversized 8").info.run_id
     client.log_batch(run_id, [Metric("score/test", 0.5, 0, 0)], [],
@@ -190,10 +202,10 @@ def test_the_best(made, capsys):
     assert table["run_id"].tolist() == [made["slim 75-46"]]
 
 
-def test_no_best(made, capsys, store_uri):
+def test_no_best(made, capsys, written):
     none = ("best", "--where", "metrics.`accuracy/test` > 0.9")
     assert _lines(capsys, *none, code=1) == [
-        f"wua: no variant has the verdict non_inferior in {store_uri}"]
+        f"wua: no variant has the verdict non_inferior in sqlite:///{written[0]}"]
     assert _lines(capsys, *none, "--json", code=1) == ["null"]
     assert _lines(capsys, *none, "--csv", code=1) == ["run_id,name,status,start_time"]
 
