@@ -1,4 +1,4 @@
-"""``analyze``: how a model's weights are used, in one streaming pass over the data.
+"""``analyze``: how concentrated a model's importance is, from one streaming pass over the data.
 
 Tests: ``tests/usage/test_analyze.py``, ``tests/usage/test_analyze_data.py``.
 """
@@ -41,7 +41,7 @@ NOT_ASKED = "not among the layers asked for"
 TUTORIAL_LOW = 0.01
 """Criterion ``output``: an importance below this is low, as in the tutorial."""
 MOST_IN_A_DRAW = 2**22
-"""A null's layer with more weights than this is sampled by whole units."""
+"""Of a layer with more weights than this, a null draw analyses a sample of units."""
 
 
 @overload
@@ -128,13 +128,14 @@ def analyze(  # noqa: PLR0913 - the options of one question, each by name
     if is_sharded(model):
         _check_sharded(null, needed)
     wanted = layer_filter(model, layers)  # the rank is scaled by those that read a layer, too
-    seen = run_pass(model, batches, needed, loss=loss,
-                   wanted=layer_filter(model, None) if effective_rank else wanted)
-    _ = [parts_of(name, seen) for name in layers or ()]  # are they there?
-    found = _usages(seen, criteria, layers)
+    pass_stats = run_pass(model, batches, needed, loss=loss,
+                          wanted=layer_filter(model, None) if effective_rank else wanted)
+    for name in layers or ():
+        parts_of(name, pass_stats)  # raises where a slice was not used
+    usages = _model_usages(pass_stats, criteria, layers)
     if null:
-        found = _with_nulls(found, model, batches, criteria, (null, seed, loss))
-    return found if several else next(iter(found.values()))
+        usages = _with_nulls(usages, model, batches, criteria, (null, seed, loss))
+    return usages if several else next(iter(usages.values()))
 
 
 def _check_sharded(null: int, needed: RequiredStats) -> None:
@@ -171,64 +172,68 @@ def layer_importance(
     torch.Size([10, 2])
     """
     rule, = resolve_criteria([criterion]).values()
-    model, names, found = unwrapped(model), list(layers), {}
-    seen = run_pass(model, Batches(data, model), required_stats([rule], rows=False),
-                   wanted=layer_filter(model, names), loss=loss)
-    for name in (part for one in names for part in parts_of(one, seen)):
-        layer = seen.layers.get(name)
-        reason = seen.skipped.get(name) or (layer and reason_not_applicable(layer, rule))
+    model, names = unwrapped(model), list(layers)
+    importances: dict[str, Tensor] = {}
+    pass_stats = run_pass(model, Batches(data, model), required_stats([rule], rows=False),
+                          wanted=layer_filter(model, names), loss=loss)
+    for name in (part for requested in names for part in parts_of(requested, pass_stats)):
+        layer = pass_stats.layers.get(name)
+        reason = pass_stats.skipped.get(name) or (layer and reason_not_applicable(layer, rule))
         if layer is None or reason:
             raise ValueError(f"layer {name}: expected one that can be analysed, but got: {reason}")
-        evidence = layer_statistics(layer, seen)
-        part = evidence.importance(rule)(slice(None), slice(None))
-        if not bool(((part >= 0) & part.isfinite()).all()):
-            evidence.refuse_broken()
+        statistics = layer_statistics(layer, pass_stats)
+        importance = statistics.importance(rule)(slice(None), slice(None))
+        if not bool(((importance >= 0) & importance.isfinite()).all()):
+            statistics.refuse_broken()
             raise ValueError(f"layer {name}: expected finite importances of 0 or more, got others")
-        found[name] = part.double().reshape(evidence.weight.shape)
-    return found
+        importances[name] = importance.double().reshape(statistics.weight.shape)
+    return importances
 
 
-def _usages(
-    seen: PassStatistics, criteria: Mapping[str, Criterion], layers: Sequence[str] | None
+def _model_usages(
+    pass_stats: PassStatistics, criteria: Mapping[str, Criterion], layers: Sequence[str] | None
 ) -> dict[str, ModelUsage]:
-    slices = [name for name in seen.unasked if "[" in name]
-    others = [name for name in (*seen.layers, *seen.skipped, *slices)
-              if layers is not None and not name.endswith("[...]")
-              and not any(is_part(name, one) for one in layers)]
-    skipped = {**seen.skipped, **dict.fromkeys(others, NOT_ASKED)}
-    called = [name for name in seen.layers if name not in others and name not in skipped]
-    if layers is None and 0 < len(seen.last) < len(called):
-        skipped.update(dict.fromkeys(seen.last, OUTPUT_LAYER))
-        called = [name for name in called if name not in seen.last]
+    slices = [name for name in pass_stats.not_requested if "[" in name]
+    not_requested = [name for name in (*pass_stats.layers, *pass_stats.skipped, *slices)
+                     if layers is not None and not name.endswith("[...]")
+                     and not any(is_part(name, requested) for requested in layers)]
+    skipped = {**pass_stats.skipped, **dict.fromkeys(not_requested, NOT_ASKED)}
+    analyzed = [name for name in pass_stats.layers if name not in skipped]
+    if layers is None and 0 < len(pass_stats.last) < len(analyzed):
+        skipped.update(dict.fromkeys(pass_stats.last, OUTPUT_LAYER))
+        analyzed = [name for name in analyzed if name not in pass_stats.last]
     usages: dict[str, dict[str, LayerUsage]] = {name: {} for name in criteria}
-    left_out: dict[str, dict[str, str]] = {name: {} for name in criteria}
-    for layer_name in called:
-        layer, evidence = seen.layers[layer_name], layer_statistics(seen.layers[layer_name], seen)
-        rank = rank_of(layer, seen)
+    inapplicable: dict[str, dict[str, str]] = {name: {} for name in criteria}
+    for layer_name in analyzed:
+        layer = pass_stats.layers[layer_name]
+        statistics = layer_statistics(layer, pass_stats)
+        rank = rank_of(layer, pass_stats)
         for name, rule in criteria.items():
             reason = reason_not_applicable(layer, rule)
             if reason:
-                left_out[name][layer_name] = reason
+                inapplicable[name][layer_name] = reason
             else:
                 usages[name][layer_name] = replace(
-                    _layer_usage(layer, evidence, rule), effective_rank=rank,
-                    forward_flops=layer.flops / seen.samples)
-    found = {}
+                    _layer_usage(layer, statistics, rule), effective_rank=rank,
+                    forward_flops=layer.flops / pass_stats.samples)
+    by_criterion = {}
     for name, usage in usages.items():
         if not usage:
-            why = "; ".join(f"{layer}: {reason}" for layer, reason in
-                            list({**left_out[name], **skipped}.items())[:3])
+            reasons = "; ".join(f"{layer}: {reason}" for layer, reason in
+                            list({**inapplicable[name], **skipped}.items())[:3])
             raise ValueError("model: expected a layer whose weights the forward multiplies with "
-                             f"activations, but found none{f' ({why})' if why else ''}")
-        found[name] = ModelUsage(criterion=name, samples=seen.samples, layers=usage,
-                                 skipped={**skipped, **left_out[name]})
-    return found
+                             f"activations, but found none{f' ({reasons})' if reasons else ''}")
+        by_criterion[name] = ModelUsage(criterion=name, samples=pass_stats.samples, layers=usage,
+                                        skipped={**skipped, **inapplicable[name]})
+    return by_criterion
 
 
-def _layer_usage(layer: TracedLayer, evidence: LayerStatistics, criterion: Criterion) -> LayerUsage:
-    summary = _summary(layer, evidence, criterion)
-    own = evidence.of_units(criterion)
-    importance = summary.unit_importance if own is None else own.cpu().numpy()
+def _layer_usage(
+    layer: TracedLayer, statistics: LayerStatistics, criterion: Criterion
+) -> LayerUsage:
+    summary = _summarize_layer(layer, statistics, criterion)
+    of_units = statistics.of_units(criterion)
+    importance = summary.unit_importance if of_units is None else of_units.cpu().numpy()
     row = torch.from_numpy(importance).reshape(1, -1)
     units = summarize(lambda rows, columns: row[rows, columns], (1, layer.units))
     dead = layer.dead_units()
@@ -246,17 +251,19 @@ def _layer_usage(layer: TracedLayer, evidence: LayerStatistics, criterion: Crite
         dead=summary.dead,
         unit_usage=units.usage,
         dead_units=None if dead is None else int(dead.sum()),
-        head_importance=evidence.of_heads(criterion, layer, importance),
+        head_importance=statistics.of_heads(criterion, layer, importance),
     )
 
 
-def _summary(layer: TracedLayer, evidence: LayerStatistics, criterion: Criterion) -> Summary:
+def _summarize_layer(
+    layer: TracedLayer, statistics: LayerStatistics, criterion: Criterion
+) -> Summary:
     try:
-        return summarize(evidence.importance(criterion), evidence.shape,
+        return summarize(statistics.importance(criterion), statistics.shape,
                          low=TUTORIAL_LOW if criterion is output else None,
                          by_column=layer.by_column)
     except ValueError as error:
-        evidence.refuse_broken()
+        statistics.refuse_broken()
         raise ValueError(f"layer {layer.name}: {error}") from error
 
 
@@ -272,28 +279,28 @@ def _with_nulls(
     names = {layer for usage in usages.values() for layer in usage.layers}
     generator = torch_generator(seed, Purpose.NULL_UNITS)
 
-    def measure(blank: nn.Module) -> dict[str, ModelUsage]:
-        seen = run_pass(blank, batches, needed, wanted=names.__contains__, loss=loss)
+    def measure(untrained: nn.Module) -> dict[str, ModelUsage]:
+        pass_stats = run_pass(untrained, batches, needed, wanted=names.__contains__, loss=loss)
         return {name: replace(usage, layers={
-            layer: _drawn(usage.layers[layer], seen, criteria[name], generator)
-            for layer in usage.layers if layer in seen.layers})
+            layer: _null_layer(usage.layers[layer], pass_stats, criteria[name], generator)
+            for layer in usage.layers if layer in pass_stats.layers})
             for name, usage in usages.items()}
 
     return with_null(usages, model, measure, draws=draws, seed=seed)
 
 
-def _drawn(
-    like: LayerUsage, seen: PassStatistics, criterion: Criterion, generator: torch.Generator
+def _null_layer(
+    usage: LayerUsage, pass_stats: PassStatistics, criterion: Criterion, generator: torch.Generator
 ) -> LayerUsage:
-    """A null's layer; of a large one the entropy of some whole units stands for that of all."""
-    layer, evidence = seen.layers[like.name], layer_statistics(seen.layers[like.name], seen)
-    units, each = evidence.shape
-    most = max(1, MOST_IN_A_DRAW // max(1, each))
-    if units > most:
-        chosen = torch.randperm(units, generator=generator)[:most].sort().values
-        evidence = evidence.sampled(chosen)
-    summary = _summary(layer, evidence, criterion)
-    scale = units / evidence.shape[0]
-    effective = summary.usage.effective * scale
-    return replace(like, entropy=math.log(effective) if effective > 0 else 0.0,
+    """The layer's usage in one null draw; that of a large layer is scaled up from sampled units."""
+    layer = pass_stats.layers[usage.name]
+    statistics = layer_statistics(layer, pass_stats)
+    units, weights_a_unit = statistics.shape
+    most_units = max(1, MOST_IN_A_DRAW // max(1, weights_a_unit))
+    if units > most_units:
+        sample = torch.randperm(units, generator=generator)[:most_units].sort().values
+        statistics = statistics.sampled(sample)
+    summary = _summarize_layer(layer, statistics, criterion)
+    effective = summary.usage.effective * (units / statistics.shape[0])
+    return replace(usage, entropy=math.log(effective) if effective > 0 else 0.0,
                    effective_weights=effective, dead=summary.dead)

@@ -1,4 +1,4 @@
-"""Tensors in tuples, lists and dicts, as models take and give them.
+"""Batches of a user's data as a model's arguments: device, dtype, targets and padding.
 
 Tests: ``tests/usage/test_batches.py``, ``tests/usage/test_mapped.py``.
 """
@@ -23,15 +23,15 @@ __all__ = ["Batch", "Batches", "NO_TARGETS", "mapped"]
 
 
 def mapped(value: Any, kinds: type | tuple[type, ...], change: Callable[[Any], Any]) -> Any:
-    """The value with everything of these kinds changed, in containers of the same kinds.
+    """Apply a function to every value of some types in nested tuples, lists and dicts.
 
     Args:
-        value: one of ``kinds``, a tuple (named, too), list or dict (of any class) of such, another
-            mapping, which becomes a dict, or something else, which stays as it is.
-        kinds: what is changed.
-        change: of one of them.
+        value: one of ``kinds``, or a container of such: a tuple (named, too), a list, a dict (of
+            any class) or another mapping, which becomes a dict. Anything else stays as it is.
+        kinds: the types to change.
+        change: is given a value of these types and returns the new one.
 
-    >>> mapped({"a": [1, "x"], "b": (2, None)}, int, lambda one: one + 1)
+    >>> mapped({"a": [1, "x"], "b": (2, None)}, int, lambda number: number + 1)
     {'a': [2, 'x'], 'b': (3, None)}
     """
     if isinstance(value, kinds):
@@ -40,10 +40,10 @@ def mapped(value: Any, kinds: type | tuple[type, ...], change: Callable[[Any], A
         parts = [mapped(part, kinds, change) for part in value]
         return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
     if isinstance(value, dict):
-        found = copy.copy(value)
+        changed = copy.copy(value)
         for name, part in value.items():
-            found[name] = mapped(part, kinds, change)
-        return found
+            changed[name] = mapped(part, kinds, change)
+        return changed
     if isinstance(value, Mapping):  # a tokenizer's batch, which is no dict
         return {name: mapped(part, kinds, change) for name, part in value.items()}
     return value
@@ -72,28 +72,30 @@ class Batch:
                     if isinstance(value, Tensor) and value.dim())
 
     def other(self) -> Batch:
-        """One of the same shape that says something else.
+        """A batch of the same shapes with other values.
 
-        Its first half twice; of a single sample the numbers the other way round, and halved.
+        The first half twice; a single sample is reversed and halved.
         """
-        few, half = self.samples, max(1, self.samples // 2)
+        half = max(1, self.samples // 2)
 
-        def changed(one: Tensor) -> Tensor:
-            if not one.dim():
-                return one
-            if few < 2:
-                return one.flip(-1) / 2 if one.is_floating_point() else one.flip(-1)
-            place = next((dim for dim in (0, 1) if one.shape[dim:dim + 1] == (few,)), None)
-            if place is None:
-                return one
-            return one.index_select(place, torch.arange(few, device=one.device) % half)
+        def changed(tensor: Tensor) -> Tensor:
+            if not tensor.dim():
+                return tensor
+            if self.samples < 2:
+                return tensor.flip(-1) / 2 if tensor.is_floating_point() else tensor.flip(-1)
+            sample_dim = next((dim for dim in (0, 1)
+                               if tensor.shape[dim:dim + 1] == (self.samples,)), None)
+            if sample_dim is None:
+                return tensor
+            return tensor.index_select(
+                sample_dim, torch.arange(self.samples, device=tensor.device) % half)
 
         return replace(self, args=mapped(self.args, Tensor, changed),
                        kwargs=mapped(dict(self.kwargs), Tensor, changed))
 
 
 class Batches:
-    """An iterable of ``Batch``, anew for each pass.
+    """A user's data as an iterable of ``Batch``; each iteration is a new pass over it.
 
     Args:
         data: a tensor or array, shape (samples, ...), a ``Dataset``, or an iterable of batches: of
@@ -109,53 +111,53 @@ class Batches:
         self, data: Any, model: nn.Module, batch_to_inputs: Callable[[Any], Any] | None = None
     ) -> None:
         self.data, self._to_inputs = data, batch_to_inputs
-        place = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
-        self._device, self._dtype = place.device, place.dtype
-        self._takes = _keywords(model)
+        like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+        self._device, self._dtype = like.device, like.dtype
+        self._keywords = _forward_keywords(model)
         self._keys: frozenset[str] | None = None
-        self._had_some = False
+        self._had_samples = False
 
     def __iter__(self) -> Iterator[Batch]:
         samples = 0
-        for batch in _split(self.data):
-            read = self._read(batch)
-            samples += read.samples
-            if read.samples:
-                yield read
-        if self._had_some and not samples:
+        for raw_batch in _iterate_batches(self.data):
+            batch = self._convert(raw_batch)
+            samples += batch.samples
+            if batch.samples:
+                yield batch
+        if self._had_samples and not samples:
             raise ValueError("data: expected batches that can be gone over again, but got none in "
                              "a later pass; give a DataLoader or a list")
-        self._had_some = samples > 0
+        self._had_samples = samples > 0
 
     @property
     def once(self) -> bool:
         """Whether the data can be gone over only once."""
         return isinstance(self.data, Iterator)
 
-    def _read(self, batch: Any) -> Batch:
+    def _convert(self, batch: Any) -> Batch:
         if self._to_inputs is not None:
             inputs, targets = self._to_inputs(batch), _target_of(batch)
             if targets is NO_TARGETS and not isinstance(batch, Tensor | np.ndarray | tuple | list):
                 targets = batch  # an object of the user's own, from which the loss takes them
             if isinstance(inputs, Mapping):
-                return self._of_dict(inputs, targets)
+                return self._from_dict(inputs, targets)
             parts = inputs if isinstance(inputs, tuple) and inputs else (inputs,)
-            return self._of_args(parts, targets)
+            return self._from_args(parts, targets)
         if isinstance(batch, Mapping):
-            return self._of_dict(batch, batch.get("labels", NO_TARGETS))
+            return self._from_dict(batch, batch.get("labels", NO_TARGETS))
         if isinstance(batch, tuple | list):
             first = batch[0] if batch else batch
             if isinstance(first, Mapping):
-                return self._of_dict(first, _target_of(batch))
-            return self._of_args((first,), _target_of(batch))
-        return self._of_args((batch,), NO_TARGETS)
+                return self._from_dict(first, _target_of(batch))
+            return self._from_args((first,), _target_of(batch))
+        return self._from_args((batch,), NO_TARGETS)
 
-    def _of_args(self, parts: tuple[Any, ...], targets: Any) -> Batch:
-        args = tuple(mapped(_tensor(part) if number == 0 else part, NUMBERS, self._moved)
-                     for number, part in enumerate(parts))
-        return Batch(args, {}, self._targets(targets), _samples(args[0], targets))
+    def _from_args(self, parts: tuple[Any, ...], targets: Any) -> Batch:
+        parts = (_checked_tensor(parts[0]), *parts[1:])
+        args = tuple(mapped(part, NUMBERS, self._move_input) for part in parts)
+        return Batch(args, {}, self._move_targets(targets), _count_samples(args[0], targets))
 
-    def _of_dict(self, batch: Mapping[str, Any], targets: Any) -> Batch:
+    def _from_dict(self, batch: Mapping[str, Any], targets: Any) -> Batch:
         keys = frozenset(map(str, batch))
         if self._keys is None:
             self._keys = keys
@@ -163,35 +165,36 @@ class Batches:
             raise ValueError(f"data: expected batches with the same keys "
                              f"({', '.join(sorted(self._keys))}), but got "
                              f"{', '.join(sorted(keys)) or 'none'}")
-        kept = {name: value for name, value in batch.items()
-                if self._takes is None or name in self._takes}
-        tensors = [value for value in kept.values()
+        accepted = {name: value for name, value in batch.items()
+                if self._keywords is None or name in self._keywords}
+        tensors = [value for value in accepted.values()
                    if isinstance(value, Tensor | np.ndarray) and np.ndim(value)]
-        if not kept:
+        if not accepted:
             raise ValueError("data: expected keys that the model's forward takes "
-                             f"({', '.join(sorted(self._takes or ()))}), but got "
+                             f"({', '.join(sorted(self._keywords or ()))}), but got "
                              f"{', '.join(sorted(keys)) or 'none'}")
         if not tensors:
             raise ValueError("data: expected batches of tensors or arrays of shape (samples, ...), "
                              f"but got {dict(batch)!r:.60}")
-        mask = batch.get("attention_mask")
-        found = mask_of(torch.as_tensor(mask)) if mask is not None else None
-        if found is not None:
-            found = PaddingMask(found.keep.to(self._device), found.count)
-        kwargs = {name: mapped(value, NUMBERS, self._moved) for name, value in kept.items()}
-        return Batch((), kwargs, self._targets(targets), len(tensors[0]), found)
+        attention = batch.get("attention_mask")
+        mask = mask_of(torch.as_tensor(attention)) if attention is not None else None
+        if mask is not None:
+            mask = PaddingMask(mask.keep.to(self._device), mask.count)
+        kwargs = {name: mapped(value, NUMBERS, self._move_input)
+                  for name, value in accepted.items()}
+        return Batch((), kwargs, self._move_targets(targets), len(tensors[0]), mask)
 
-    def _moved(self, value: Tensor | np.ndarray) -> Tensor:
-        """On the model's device, floating-point numbers in its dtype; the model's own to write."""
-        tensor = self._tensor_of(value)
+    def _move_input(self, value: Tensor | np.ndarray) -> Tensor:
+        """A copy on the model's device, floating-point numbers in the model's dtype."""
+        tensor = self._as_tensor(value)
         keeps_dtype = self._to_inputs is not None and tensor.dtype != torch.float64
         dtype = self._dtype if tensor.is_floating_point() and not keeps_dtype else tensor.dtype
         # a copy to the CPU that does not block could be read before it is done
         return tensor.to(device=self._device, dtype=dtype, copy=tensor is value,
                          non_blocking=self._device.type == "cuda")
 
-    def _tensor_of(self, value: Tensor | np.ndarray) -> Tensor:
-        """Gradients can be taken through it; an array is copied, which may be read-only."""
+    def _as_tensor(self, value: Tensor | np.ndarray) -> Tensor:
+        """A tensor that autograd accepts; an array is copied, since it may be read-only."""
         if not isinstance(value, Tensor):
             if value.dtype.kind not in "fiubc":
                 raise ValueError("data: expected arrays of numbers, but got one of dtype "
@@ -202,22 +205,22 @@ class Batches:
                              "make it on a real device")
         return value.clone() if value.is_inference() else value
 
-    def _targets(self, targets: Any) -> Any:
+    def _move_targets(self, targets: Any) -> Any:
         if isinstance(targets, Tensor | np.ndarray):
-            return self._tensor_of(targets).to(self._device)
+            return self._as_tensor(targets).to(self._device)
         return targets
 
 
-def _keywords(model: nn.Module) -> frozenset[str] | None:
+def _forward_keywords(model: nn.Module) -> frozenset[str] | None:
     """The keyword arguments of a model's forward; None where it takes any."""
-    found = inspect.signature(model.forward).parameters
-    if any(p.kind is p.VAR_KEYWORD for p in found.values()):
+    parameters = inspect.signature(model.forward).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         return None
-    return frozenset(found)
+    return frozenset(parameters)
 
 
-def _samples(inputs: Tensor, targets: Any) -> int:
-    """As many as the first dimension has; as targets, where these tell of time-first inputs."""
+def _count_samples(inputs: Tensor, targets: Any) -> int:
+    """Number of samples: the first dimension's size, or the targets', if inputs are time-first."""
     shape = tuple(targets.shape) if isinstance(targets, Tensor | np.ndarray) else ()
     time_first = shape and inputs.dim() > 1 and len(inputs) != shape[0] == inputs.shape[1]
     return shape[0] if time_first else len(inputs)
@@ -229,9 +232,9 @@ def _target_of(batch: Any) -> Any:
     return batch[1] if isinstance(batch, tuple | list) and len(batch) > 1 else NO_TARGETS
 
 
-def _split(data: Any) -> Iterable[Any]:
+def _iterate_batches(data: Any) -> Iterable[Any]:
     if isinstance(data, Tensor | np.ndarray) and data.ndim:
-        _tensor(data)
+        _checked_tensor(data)
         step = rows_at_once(data.shape)
         return (data[start:start + step] for start in range(0, len(data), step))
     if isinstance(data, Dataset):
@@ -242,7 +245,7 @@ def _split(data: Any) -> Iterable[Any]:
                      f"iterable of batches, but got {type(data).__name__}")
 
 
-def _tensor(batch: Any) -> Tensor | np.ndarray:
+def _checked_tensor(batch: Any) -> Tensor | np.ndarray:
     if not isinstance(batch, Tensor | np.ndarray) or not batch.ndim:
         raise ValueError("data: expected batches of tensors or arrays of shape (samples, ...), but "
                          f"got {batch!r:.60}")

@@ -1,6 +1,6 @@
-"""What makes a weight important: the criteria, as pure functions of tensors.
+"""Importance criteria of weights, as pure functions of tensors.
 
-Each names in its parameters what it needs beside the ``weight``; so may a function of your own:
+The parameters of a criterion name what it needs. A function of your own may use the same names:
 
 ``weight``
     shape (units, weights of a unit), a convolution's kernels flattened.
@@ -134,7 +134,7 @@ CRITERIA: dict[str, Criterion] = {
 
 @dataclass(frozen=True)
 class WeightedImportance:
-    """The importance |weight · factor| of any tile, which every built-in criterion is.
+    """The importance |weight · factor| of any tile; every built-in criterion has this form.
 
     Attributes:
         weight: shape (units, weights of a unit).
@@ -150,17 +150,17 @@ class WeightedImportance:
     factor: Tensor | None
 
     def __call__(self, rows: slice, columns: slice) -> Tensor:
-        factor = self._factor_of(rows, columns)
+        factor = self._factor_tile(rows, columns)
         tile = self.weight[rows, columns]
         return tile.abs() if factor is None else (tile * factor).abs_()
 
     def exact(self, rows: slice, columns: slice) -> Tensor:
         """The same tile in float64."""
-        factor = self._factor_of(rows, columns)
+        factor = self._factor_tile(rows, columns)
         tile = self.weight[rows, columns].double()
         return tile.abs() if factor is None else (tile * factor.double()).abs_()
 
-    def _factor_of(self, rows: slice, columns: slice) -> Tensor | None:
+    def _factor_tile(self, rows: slice, columns: slice) -> Tensor | None:
         if self.factor is None:
             return None
         height, width = self.factor.shape
@@ -169,10 +169,10 @@ class WeightedImportance:
 
     @property
     def is_plain(self) -> bool:
-        """Whether both are float32 on a CPU and lie row by row in memory."""
-        return all(one.dtype == torch.float32 and one.device.type == "cpu" and one.dim() == 2
-                   and one.is_contiguous() for one in (self.weight, self.factor)
-                   if one is not None)
+        """Whether both are contiguous float32 matrices on a CPU."""
+        return all(tensor.dtype == torch.float32 and tensor.device.type == "cpu"
+                   and tensor.dim() == 2 and tensor.is_contiguous()
+                   for tensor in (self.weight, self.factor) if tensor is not None)
 
 
 @cache

@@ -24,7 +24,7 @@ Loss = Callable[[Any, Any], Tensor]
 
 
 class Gradients:
-    """Sums over samples of the gradients: float64, laid out in memory as the parameters are."""
+    """Gradients summed over samples, in float64 and in the parameters' memory layout."""
 
     def __init__(self) -> None:
         self.parameters: dict[str, Tensor] = {}
@@ -32,46 +32,50 @@ class Gradients:
         self.units: dict[str, Tensor] = {}
         self.samples = 0
 
-    def add(self, loss: Tensor, watch: WeightTracer, samples: int) -> None:
-        """The gradients of one batch's mean loss, for every layer that was seen."""
-        names = _parameters(watch.registry.layers.values())
-        places = [(self.parameters, name, watch.registry.index.parameters[name]) for name in names]
-        places += [(self.computed, layer.name, tensor) for layer, tensor in watch.computed_weights]
-        reading = watch.unit_taylor.weights()
-        tensors = [tensor for *_, tensor in places if tensor.requires_grad]
-        tensors += [tensor for _, tensor in reading]
-        found = iter(_gradients(loss, tensors) if tensors else ())
-        for sums, name, tensor in places:
-            _add(sums, name, tensor, next(found) if tensor.requires_grad else None, samples)
-        for name, tensor in reading:
-            watch.unit_taylor.add_gradient(name, tensor, next(found))
-        for name, felt in watch.unit_taylor.sums.items():
-            _add(self.units, name, felt, felt, samples)
+    def add(self, loss: Tensor, tracer: WeightTracer, samples: int) -> None:
+        """Add the gradients of one batch's mean loss, for every traced layer."""
+        names = _parameter_names(tracer.registry.layers.values())
+        targets = [(self.parameters, name, tracer.registry.index.parameters[name])
+                   for name in names]
+        targets += [(self.computed, layer.name, tensor)
+                    for layer, tensor in tracer.computed_weights]
+        consumers = tracer.unit_taylor.weights()
+        tensors = [tensor for *_, tensor in targets if tensor.requires_grad]
+        tensors += [tensor for _, tensor in consumers]
+        gradients = iter(_gradients(loss, tensors) if tensors else ())
+        for sums, name, tensor in targets:
+            gradient = next(gradients) if tensor.requires_grad else None
+            _add_gradient(sums, name, tensor, gradient, samples)
+        for name, tensor in consumers:
+            tracer.unit_taylor.add_gradient(name, tensor, next(gradients))
+        for name, unit_sums in tracer.unit_taylor.sums.items():
+            _add_gradient(self.units, name, unit_sums, unit_sums, samples)
         self.samples += samples
 
     def described(self) -> dict[str, object]:
-        """How many samples, and which sums of which shape and strides: to send to others."""
+        """The number of samples, and the sums' shapes and strides, to send to other processes."""
         def shapes(sums: dict[str, Tensor]) -> dict[str, Tensor]:
-            return {name: torch.empty_like(one, device="meta") for name, one in sums.items()}
+            return {name: torch.empty_like(total, device="meta") for name, total in sums.items()}
 
         return {"samples": self.samples, "parameters": shapes(self.parameters),
                 "computed": shapes(self.computed), "units": shapes(self.units)}
 
-    def join(self, found: list[Any]) -> list[Tensor]:
-        """Take in what other processes have; gives the sums, in one order for all of them."""
-        self.samples = sum(one["samples"] for one in found)
-        sums = []
-        for what, own in (("parameters", self.parameters), ("computed", self.computed),
-                          ("units", self.units)):
-            known = {name: like for one in found for name, like in one[what].items()}
-            for name in sorted(known):
-                if name not in own:
-                    own[name] = torch.zeros_like(known[name], device="cpu")
-                sums.append(own[name])
-        return sums
+    def join(self, by_process: list[Any]) -> list[Tensor]:
+        """Take in the ``described()`` of all processes; gives the sums, in one order for all."""
+        self.samples = sum(described["samples"] for described in by_process)
+        all_sums = []
+        for kind, sums in (("parameters", self.parameters), ("computed", self.computed),
+                           ("units", self.units)):
+            shapes = {name: shape for described in by_process
+                      for name, shape in described[kind].items()}
+            for name in sorted(shapes):
+                if name not in sums:
+                    sums[name] = torch.zeros_like(shapes[name], device="cpu")
+                all_sums.append(sums[name])
+        return all_sums
 
     def finish(self) -> None:
-        """Make means of the sums, in place: nothing is added after."""
+        """Divide the sums by the number of samples, in place: nothing is added after."""
         for sums in (*self.parameters.values(), *self.computed.values(), *self.units.values()):
             sums /= max(1, self.samples)
 
@@ -88,14 +92,14 @@ class Gradients:
         return layer.bias.of(self.parameters[layer.bias.parameter]).reshape(-1)
 
     def of_units(self, layer: TracedLayer) -> Tensor | None:
-        """The mean Σ a·g of a layer's units, signed; None where it is that of weights and bias."""
+        """The mean Σ a·g of a layer's units, signed; None where weight and bias give it."""
         if not layer.has_own_taylor:
             return None
         return self.units.get(layer.name, torch.zeros(layer.units, dtype=torch.float64))
 
 
 def loss_of(outputs: Any, targets: Any, loss: Loss | None, *, number: int) -> Tensor:
-    """The loss of a batch: the user's function's, or the one that the model itself gave.
+    """The loss of a batch, from the user's function or from the model's own outputs.
 
     On a GPU it is read back, to see whether it is finite, for batches 0, 1, 3, 7, … only.
 
@@ -114,7 +118,7 @@ def loss_of(outputs: Any, targets: Any, loss: Loss | None, *, number: int) -> Te
         value = loss(outputs, targets)
     if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
         raise ValueError(f"loss: expected a scalar tensor that depends on the model's weights, but "
-                         f"got {_shown(value)}")
+                         f"got {_describe_value(value)}")
     read_back = not value.is_cuda or not (number + 1) & number
     if read_back and not bool(torch.isfinite(value)):
         raise ValueError(f"loss: expected a finite number, but got {value.item()} for batch "
@@ -124,62 +128,63 @@ def loss_of(outputs: Any, targets: Any, loss: Loss | None, *, number: int) -> Te
 
 def _gradients(loss: Tensor, tensors: list[Tensor]) -> Sequence[Tensor | None]:
     try:
-        found: Sequence[Tensor | None] = torch.autograd.grad(loss, tensors, allow_unused=True)
+        gradients: Sequence[Tensor | None] = torch.autograd.grad(
+            loss, tensors, allow_unused=True)
     except RuntimeError:
         if not _is_reentrant(loss):
             raise
-        found = [None]
-    if any(one is None for one in found) and _is_reentrant(loss):
+        gradients = [None]
+    if any(gradient is None for gradient in gradients) and _is_reentrant(loss):
         raise ValueError("model: taylor needs the gradients of weights, which do not come out of "
                          "reentrant checkpoints; use checkpoint(..., use_reentrant=False)")
-    return found
+    return gradients
 
 
 def _is_reentrant(loss: Tensor) -> bool:
-    """Whether a part of the forward was checkpointed in the way that hides its weights."""
-    seen, left = set(), [loss.grad_fn]
-    while left:
-        node = left.pop()
-        if node is None or node in seen:
+    """Whether a part of the forward used a reentrant checkpoint, which hides its weights."""
+    visited, pending = set(), [loss.grad_fn]
+    while pending:
+        node = pending.pop()
+        if node is None or node in visited:
             continue
         if node.name() == "CheckpointFunctionBackward":
             return True
-        seen.add(node)
-        left += [one for one, _ in node.next_functions]
+        visited.add(node)
+        pending += [parent for parent, _ in node.next_functions]
     return False
 
 
-def _parameters(layers: Iterable[TracedLayer]) -> list[str]:
+def _parameter_names(layers: Iterable[TracedLayer]) -> list[str]:
     views = [view for layer in layers for view in (layer.view, layer.bias) if view is not None]
     return list(dict.fromkeys(view.parameter for view in views))
 
 
-def _add(
+def _add_gradient(
     sums: dict[str, Tensor], name: str, like: Tensor, gradient: Tensor | None, samples: int
 ) -> None:
     if gradient is not None and gradient.layout is not torch.strided:
         gradient = gradient.to_dense()
-    first = name not in sums
-    if first and gradient is not None and like.is_contiguous() and gradient.is_contiguous():
+    is_first = name not in sums
+    if is_first and gradient is not None and like.is_contiguous() and gradient.is_contiguous():
         sums[name] = gradient.detach().to(torch.float64, copy=True).mul_(samples)
         return
-    if first:
+    if is_first:
         sums[name] = torch.zeros_like(like, dtype=torch.float64, requires_grad=False)
         if sums[name].stride() != like.stride():  # a parameter with gaps
             sums[name] = torch.empty_strided(
                 like.shape, like.stride(), dtype=torch.float64, device=like.device).zero_()
     if gradient is None:
         return
-    total, more = sums[name], gradient.detach()
-    if more.is_cuda or not total.is_contiguous():
-        total.add_(more, alpha=samples)
+    total, gradient = sums[name], gradient.detach()
+    if gradient.is_cuda or not total.is_contiguous():
+        total.add_(gradient, alpha=samples)
         return
-    pieces = zip(total.view(-1).split(_BLOCK), more.reshape(-1).split(_BLOCK), strict=True)
-    for into, piece in pieces:  # five times as fast as adding float32 to float64 in one go
-        into.add_(piece.double(), alpha=samples)
+    blocks = zip(total.view(-1).split(_BLOCK), gradient.reshape(-1).split(_BLOCK), strict=True)
+    for total_block, block in blocks:  # five times as fast as adding float32 to float64 in one go
+        total_block.add_(block.double(), alpha=samples)
 
 
-def _shown(value: Any) -> str:
+def _describe_value(value: Any) -> str:
     if not isinstance(value, Tensor):
         return type(value).__name__
     return f"shape {tuple(value.shape)}" if value.numel() != 1 else "one without a gradient"

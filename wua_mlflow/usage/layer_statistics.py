@@ -1,12 +1,13 @@
-"""What is known of a layer when the data have passed, and its importance, tile by tile.
+"""A layer's statistics after the pass over the data, and its importance, tile by tile.
 
 Tests: ``tests/usage/test_layer_statistics.py``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from wua_mlflow.usage.criteria import (
     taylor_units,
 )
 from wua_mlflow.usage.run import PassStatistics
-from wua_mlflow.usage.statistics import is_finite
+from wua_mlflow.usage.statistics import Part, is_finite
 from wua_mlflow.usage.tracing.layer import RequiredStats, TracedLayer
 
 __all__ = [
@@ -30,8 +31,6 @@ __all__ = [
 ]
 
 
-Part = Callable[[slice, slice], Tensor]
-"""The importance of a tile: rows are units, columns a unit's weights."""
 _EXACT_UP_TO = 2**20
 """Layers of up to so many weights get their importance in float64, larger ones in float32."""
 
@@ -41,8 +40,8 @@ class LayerStatistics:
     """A layer's weight, shape (units, ...), and what its criteria need beside it.
 
     ``mean_output`` has shape (units,), ``mean_input`` and ``input_norm`` (groups, weights of a
-    unit), ``gradient`` the weight's shape, ``bias`` and its gradient (units,). ``felt``,
-    shape (units,), is the mean Σ a·g of the units where weight and bias do not tell it. ``name`` is
+    unit), ``gradient`` the weight's shape, ``bias`` and its gradient (units,). ``unit_taylor``,
+    shape (units,), is the mean Σ a·g of the units where weight and bias do not give it. ``name`` is
     the layer's.
     """
 
@@ -54,7 +53,7 @@ class LayerStatistics:
     gradient: Tensor | None = None
     bias: Tensor | None = None
     bias_gradient: Tensor | None = None
-    felt: Tensor | None = None
+    unit_taylor: Tensor | None = None
     group_of: Tensor | None = None
     name: str = ""
 
@@ -65,44 +64,47 @@ class LayerStatistics:
         return units, self.weight.numel() // max(1, units)
 
     def importance(self, criterion: Criterion) -> Part:
-        """The importance of any tile; a function of one's own is asked once, for all of them."""
-        names, wide, matrix = inputs_of(criterion), self._wide(), _matrix(self.weight)
-        product = self._product(names, wide, matrix) if criterion in CRITERIA.values() else None
-        if product is not None and product.is_plain:
-            return product
+        """The importance of any tile; a criterion of the user's own is called once, for all."""
+        names, dtype, matrix = inputs_of(criterion), self._dtype(), _as_matrix(self.weight)
+        is_built_in = criterion in CRITERIA.values()
+        weighted = self._weighted_importance(names, dtype, matrix) if is_built_in else None
+        if weighted is not None and weighted.is_plain:
+            return weighted
 
         def tile(rows: slice, columns: slice) -> Tensor:
             weight = self.weight[rows].flatten(1)[:, columns] if matrix is None else \
                 matrix[rows, columns]
-            given = {name: self._part(name, rows, columns).to(weight.device, wide)
-                     for name in names}
-            return criterion(weight.to(wide), **given)
+            evidence = {name: self._evidence_tile(name, rows, columns).to(weight.device, dtype)
+                        for name in names}
+            return criterion(weight.to(dtype), **evidence)
 
-        if criterion in CRITERIA.values():
+        if is_built_in:
             return tile
         self.refuse_broken()
-        whole = tile(slice(None), slice(None))
-        if not isinstance(whole, Tensor) or whole.shape != self.shape:
-            got = tuple(whole.shape) if isinstance(whole, Tensor) else type(whole).__name__
+        importance = tile(slice(None), slice(None))
+        if not isinstance(importance, Tensor) or importance.shape != self.shape:
+            is_tensor = isinstance(importance, Tensor)
+            result = tuple(importance.shape) if is_tensor else type(importance).__name__
             raise ValueError(f"criterion: expected importances of shape {self.shape}, but got "
-                             f"{got}")
-        return lambda rows, columns: whole[rows, columns]
+                             f"{result}")
+        return lambda rows, columns: importance[rows, columns]
 
-    def _product(
-        self, names: Sequence[str], wide: torch.dtype, matrix: Tensor | None
+    def _weighted_importance(
+        self, names: Sequence[str], dtype: torch.dtype, matrix: Tensor | None
     ) -> WeightedImportance | None:
-        """The importance as a product, without a copy of the weight's size."""
-        if matrix is None or self.groups > 1 or wide != matrix.dtype:
+        """The importance as weight times factor, without a copy of the weight's size."""
+        if matrix is None or self.groups > 1 or dtype != matrix.dtype:
             return None
-        every, factor = slice(None), None
+        factor = None
         for name in names:
-            given = self._part(name, every, every)
-            factor = given if given.shape == matrix.shape else given.to(matrix.device, wide)
+            factor = self._evidence_tile(name, slice(None), slice(None))
+            if factor.shape != matrix.shape:
+                factor = factor.to(matrix.device, dtype)
         return WeightedImportance(matrix, factor)
 
     def of_units(self, criterion: Criterion) -> Tensor | None:
-        """The units' importance where a criterion has its own, else None; shape (units,)."""
-        signed = self._felt(criterion)
+        """The units' importance, shape (units,), if the criterion defines one; else None."""
+        signed = self._signed_unit_taylor(criterion)
         return None if signed is None else signed.abs()
 
     def of_heads(
@@ -117,53 +119,53 @@ class LayerStatistics:
         if not layer.heads:
             return None
         shape = layer.head_parts, layer.heads, -1
-        signed = self._felt(criterion)
+        signed = self._signed_unit_taylor(criterion)
         by_head: np.ndarray = units.reshape(shape).sum((0, 2)) if signed is None else \
             signed.reshape(shape).sum((0, 2)).abs().cpu().numpy()
         return by_head
 
-    def _felt(self, criterion: Criterion) -> Tensor | None:
+    def _signed_unit_taylor(self, criterion: Criterion) -> Tensor | None:
         """Σ a·g of each unit under ``taylor``, signed; None under any other criterion."""
         if criterion is not taylor or self.gradient is None:
             return None
-        if self.felt is not None:
-            return self.felt
-        steps = range(0, self.shape[0], max(1, 2**20 // max(1, self.shape[1])))
-        ends = [*steps, self.shape[0]]
+        if self.unit_taylor is not None:
+            return self.unit_taylor
+        units_a_block = max(1, 2**20 // max(1, self.shape[1]))
+        edges = [*range(0, self.shape[0], units_a_block), self.shape[0]]
         return torch.cat([taylor_units(
-            self.weight[a:b].flatten(1), self.gradient[a:b].flatten(1),
-            None if self.bias is None else self.bias[a:b],
-            None if self.bias_gradient is None else self.bias_gradient[a:b])
-            for a, b in zip(ends, ends[1:], strict=False)])
+            self.weight[start:end].flatten(1), self.gradient[start:end].flatten(1),
+            None if self.bias is None else self.bias[start:end],
+            None if self.bias_gradient is None else self.bias_gradient[start:end])
+            for start, end in pairwise(edges)])
 
     def refuse_broken(self) -> None:
-        """Raises ValueError: the weight is NaN or infinite.
+        """Raise ValueError if the weight is NaN or infinite.
 
-        The built-in criteria show that in their sums; so it is looked for only to tell the cause,
-        and before a criterion of one's own, which may hide it.
+        The built-in criteria show that in their sums, so this check only names the cause. It also
+        comes before a criterion of the user's own, which may hide it.
         """
         if not is_finite(self.weight):
             raise ValueError(f"layer {self.name}: expected a finite weight, but got NaN or "
                              "infinity")
 
     def sampled(self, units: Tensor) -> LayerStatistics:
-        """The same of some units only, by number."""
-        def some(tensor: Tensor | None) -> Tensor | None:
+        """The statistics of these units only, by index."""
+        def select(tensor: Tensor | None) -> Tensor | None:
             return None if tensor is None else tensor[units.to(tensor.device)]
 
         groups = units // max(1, self.shape[0] // self.groups)
         return replace(self, weight=self.weight[units.to(self.weight.device)],
-                       mean_output=some(self.mean_output), gradient=some(self.gradient),
-                       bias=some(self.bias), bias_gradient=some(self.bias_gradient),
-                       felt=some(self.felt), group_of=groups)
+                       mean_output=select(self.mean_output), gradient=select(self.gradient),
+                       bias=select(self.bias), bias_gradient=select(self.bias_gradient),
+                       unit_taylor=select(self.unit_taylor), group_of=groups)
 
-    def _wide(self) -> torch.dtype:
-        """What the importance is computed in."""
+    def _dtype(self) -> torch.dtype:
+        """The dtype that the importance is computed in."""
         if self.weight.numel() <= _EXACT_UP_TO and self.weight.device.type != "mps":
             return torch.float64
         return torch.promote_types(self.weight.dtype, torch.float32)
 
-    def _part(self, name: str, rows: slice, columns: slice) -> Tensor:
+    def _evidence_tile(self, name: str, rows: slice, columns: slice) -> Tensor:
         values: Tensor = getattr(self, name)
         if name == "mean_output":
             return values[rows].unsqueeze(1)
@@ -174,13 +176,13 @@ class LayerStatistics:
         if self.group_of is not None:
             groups = self.group_of[rows]
         else:
-            each = self.shape[0] // self.groups
-            groups = torch.arange(self.shape[0])[rows] // each
+            units_a_group = self.shape[0] // self.groups
+            groups = torch.arange(self.shape[0])[rows] // units_a_group
         return values[groups.to(values.device)][:, columns]
 
 
 def resolve_criteria(criteria: Sequence[str | Criterion]) -> dict[str, Criterion]:
-    """Criteria by name; a function of one's own goes by its own name.
+    """Criteria by name; a function of the user's own is named by its ``__name__``.
 
     Raises:
         ValueError: no such criterion, none at all, or two of one name.
@@ -188,7 +190,7 @@ def resolve_criteria(criteria: Sequence[str | Criterion]) -> dict[str, Criterion
     if not isinstance(criteria, Iterable):
         raise ValueError(f"criterion: expected a name, a function, or several of them, but got "
                          f"{criteria!r}")
-    found: dict[str, Criterion] = {}
+    by_name: dict[str, Criterion] = {}
     for criterion in criteria:
         if callable(criterion):
             inputs_of(criterion)
@@ -198,104 +200,108 @@ def resolve_criteria(criteria: Sequence[str | Criterion]) -> dict[str, Criterion
         else:
             raise ValueError(f"criterion: expected one of {', '.join(CRITERIA)}, or a function, "
                              f"but got {criterion!r}")
-        if found.setdefault(name, rule) is not rule:
+        if by_name.setdefault(name, rule) is not rule:
             raise ValueError(f"criterion: expected functions of different names, but got two of "
                              f"'{name}'")
-    if not found:
+    if not by_name:
         raise ValueError("criterion: expected at least one, but got none")
-    return found
+    return by_name
 
 
 def required_stats(criteria: Sequence[Criterion], *, rows: bool) -> RequiredStats:
-    """What one pass must gather for all of these criteria."""
-    wanted = {name for criterion in criteria for name in inputs_of(criterion)}
-    powers = {1} & ({1} if "mean_input" in wanted else set())
-    powers |= {2} if "input_norm" in wanted else set()
-    return RequiredStats(output="mean_output" in wanted or not powers, powers=frozenset(powers),
-                 gradient="gradient" in wanted, rows=rows)
+    """The statistics that one pass must gather for all of these criteria."""
+    names = {name for criterion in criteria for name in inputs_of(criterion)}
+    powers = frozenset(power for name, power in (("mean_input", 1), ("input_norm", 2))
+                       if name in names)
+    return RequiredStats(output="mean_output" in names or not powers, powers=powers,
+                         gradient="gradient" in names, rows=rows)
 
 
 def reason_not_applicable(layer: TracedLayer, criterion: Criterion) -> str | None:
-    """Why a criterion makes no sense for a layer; None where it does."""
-    asked = inputs_of(criterion)
-    if layer.hidden_output and "mean_output" in asked:
+    """Why a criterion does not apply to a layer; None if it does."""
+    names = inputs_of(criterion)
+    if layer.hidden_output and "mean_output" in names:
         return "its units' outputs are hidden by a projection: no mean output"
-    if layer.hidden_input and {"mean_input", "input_norm"} & set(asked):
+    if layer.hidden_input and {"mean_input", "input_norm"} & set(names):
         return "what its weights multiply is hidden within the cell"
     return None
 
 
-def layer_statistics(layer: TracedLayer, seen: PassStatistics) -> LayerStatistics:
-    """Gather a layer's weight and statistics; a sharded weight is gathered for as long as this.
+def layer_statistics(layer: TracedLayer, pass_stats: PassStatistics) -> LayerStatistics:
+    """A layer's weight and the statistics of the pass; a sharded weight is gathered first.
 
     Raises:
         ValueError: its bias is NaN or infinite.
     """
-    weight = _weight(layer, seen)
-    if layer.bias is not None and not is_finite(whole(seen.parameters[layer.bias.parameter])):
+    weight = _gathered_weight(layer, pass_stats)
+    bias = None if layer.bias is None else gathered(pass_stats.parameters[layer.bias.parameter])
+    if bias is not None and not is_finite(bias):
         raise ValueError(f"layer {layer.name}: expected a finite bias, but got NaN or infinity")
-    ones, squares = layer.inputs[1], layer.inputs[2]
-    found = LayerStatistics(
+    absolute, squares = layer.inputs[1], layer.inputs[2]
+    statistics = LayerStatistics(
         weight,
         name=layer.name,
         groups=layer.groups,
         mean_output=layer.output.mean() if layer.output.sums is not None else None,
-        mean_input=layer.of_fan_in(ones.mean()) if ones.sums is not None else None,
+        mean_input=layer.of_fan_in(absolute.mean()) if absolute.sums is not None else None,
         input_norm=layer.of_fan_in(squares.sums).sqrt() if squares.sums is not None else None)
-    if seen.gradients is None:
-        return found
-    bias = bias_gradient = None
-    if layer.bias is not None and layer.operation != "recurrent":
-        bias = layer.bias.of(whole(seen.parameters[layer.bias.parameter])).reshape(-1)
-        bias_gradient = seen.gradients.of_bias(layer)
-    return replace(found, gradient=seen.gradients.of_weight(layer), bias=bias,
-                   bias_gradient=bias_gradient, felt=seen.gradients.of_units(layer))
+    if pass_stats.gradients is None:
+        return statistics
+    statistics = replace(statistics, gradient=pass_stats.gradients.of_weight(layer),
+                         unit_taylor=pass_stats.gradients.of_units(layer))
+    if layer.bias is None or bias is None or layer.operation == "recurrent":
+        return statistics
+    return replace(statistics, bias=layer.bias.of(bias).reshape(-1),
+                   bias_gradient=pass_stats.gradients.of_bias(layer))
 
 
-def _matrix(weight: Tensor) -> Tensor | None:
-    """The weight as (units, weights of a unit), without a copy; None where it lies otherwise."""
+def _as_matrix(weight: Tensor) -> Tensor | None:
+    """A view of the weight as (units, weights of a unit); None if that needs a copy."""
     try:
         return weight.view(weight.shape[0], -1)
     except RuntimeError:
         return None
 
 
-def whole(parameter: Tensor) -> Tensor:
-    """A parameter's values; of a sharded one, gathered from all processes."""
+def gathered(parameter: Tensor) -> Tensor:
+    """A parameter's values; a sharded one is gathered from all processes."""
     detached = parameter.detach()
     full = getattr(detached, "full_tensor", None)
     return full() if full is not None else detached
 
 
-def _weight(layer: TracedLayer, seen: PassStatistics) -> Tensor:
+def _gathered_weight(layer: TracedLayer, pass_stats: PassStatistics) -> Tensor:
     if layer.view is not None:
-        return layer.units_first(layer.view.of(whole(seen.parameters[layer.view.parameter])))
+        parameter = gathered(pass_stats.parameters[layer.view.parameter])
+        return layer.units_first(layer.view.of(parameter))
     if layer.computed is None:
         raise ValueError(f"layer {layer.name}: expected a weight of this process, but it was only "
                          "seen by another")
     return layer.units_first(layer.computed)
 
 
-def rank_of(layer: TracedLayer, seen: PassStatistics) -> float | None:
-    """The effective rank of a layer's activations, scaled by the norm of what reads them.
+def rank_of(layer: TracedLayer, pass_stats: PassStatistics) -> float | None:
+    """The effective rank of a layer's activations, scaled by the norm of their outgoing weights.
 
-    Where no layer is seen to read the units in place, the layer's own outputs, not scaled.
+    If no layer was seen to take the units as input, that of the layer's own outputs, unscaled.
     """
-    if seen.sampler is None or layer.name not in seen.sampler.given:
+    if pass_stats.sampler is None or layer.name not in pass_stats.sampler.outputs:
         return None
-    readers = [seen.layers[name] for name in seen.sampler.readers.get(layer.name, ())
-               if name in seen.layers]
-    squares = [_outgoing(one, layer, seen) for one in readers]
-    known = [one for one in squares if one is not None]
-    if layer.name in seen.sampler.taken and known:
+    readers = [pass_stats.layers[name] for name in pass_stats.sampler.readers.get(layer.name, ())
+               if name in pass_stats.layers]
+    squares = [_outgoing_squares(reader, layer, pass_stats) for reader in readers]
+    known = [of_reader for of_reader in squares if of_reader is not None]
+    if layer.name in pass_stats.sampler.received and known:
         scale = torch.stack(known).sum(0).sqrt()
-        return seen.sampler.taken[layer.name].effective_rank(scale)
-    return seen.sampler.given[layer.name].effective_rank()
+        return pass_stats.sampler.received[layer.name].effective_rank(scale)
+    return pass_stats.sampler.outputs[layer.name].effective_rank()
 
 
-def _outgoing(reader: TracedLayer, source: TracedLayer, seen: PassStatistics) -> Tensor | None:
-    """Σ w² of the weights that read each unit; None where they cannot be told apart."""
-    weight = _weight(reader, seen).double()
+def _outgoing_squares(
+    reader: TracedLayer, source: TracedLayer, pass_stats: PassStatistics
+) -> Tensor | None:
+    """Σ w² of each unit's outgoing weights; None where they cannot be assigned to units."""
+    weight = _gathered_weight(reader, pass_stats).double()
     if reader.groups > 1:
         weight = weight.unflatten(0, (reader.groups, -1)).transpose(0, 1).flatten(1, 2)
     per_input = weight.square().sum([0, *range(2, weight.dim())])

@@ -1,8 +1,8 @@
-"""The same measurement on networks that learned nothing: what a share must be read beside.
+"""The null distribution of a usage: the same measurement on networks that learned nothing.
 
-Each draw re-initialises every module that has ``reset_parameters`` or ``_reset_parameters``, then
-all that a model's own ``_init_weights`` does (transformers, timm), and sees the same inputs; of the
-layers whose weights that leaves as they were, the own weights are permuted.
+Each draw re-initialises every module that has ``reset_parameters`` or ``_reset_parameters``. Then
+it calls a model's own ``_init_weights`` (transformers, timm). It sees the same inputs. A layer
+whose weights none of these changes has its weights permuted.
 Tests: ``tests/usage/test_null.py``, ``tests/usage/test_null_layers.py``.
 """
 
@@ -28,7 +28,7 @@ __all__ = ["with_null"]
 
 
 RESETS = ("reset_parameters", "_reset_parameters")
-"""How a module is initialised anew: the first that it has."""
+"""Methods that re-initialise a module; the first that it has is called."""
 VACUOUS = "magnitude"
 """The criterion whose shares a permutation cannot change: permuted layers have no null then."""
 
@@ -41,7 +41,7 @@ def with_null(
     draws: int,
     seed: int,
 ) -> dict[str, ModelUsage]:
-    """The usages with the null's range for the model and for each of its layers.
+    """The usages, with the null's range added to the model and to each of its layers.
 
     Under the criterion ``magnitude`` a permuted layer has none, since its share stays the same; nor
     has the model where all of its layers are permuted. A draw that does not call a layer, as a
@@ -61,59 +61,60 @@ def with_null(
     if draws < 1:
         raise ValueError(f"draws: expected a whole number of at least 1, but got {draws}")
     with isolated(), torch.inference_mode(False):  # or the copies could have no gradients
-        permuted = _permuted(model, {layer for usage in usages.values() for layer in usage.layers})
-        nulls = _draw(model, measure, permuted, draws, torch_generator(seed, Purpose.NULL))
-    return {name: _joined(usage, [null[name] for null in nulls], permuted)
+        layers = {layer for usage in usages.values() for layer in usage.layers}
+        permuted = _find_permuted(model, layers)
+        nulls = _draw_nulls(model, measure, permuted, draws, torch_generator(seed, Purpose.NULL))
+    return {name: _add_null(usage, [null[name] for null in nulls], permuted)
             for name, usage in usages.items()}
 
 
-def _draw(
+def _draw_nulls(
     model: nn.Module,
     measure: Callable[[nn.Module], Mapping[str, ModelUsage]],
     permuted: Mapping[str, Sequence[str]],
     draws: int,
     generator: torch.Generator,
 ) -> list[Mapping[str, ModelUsage]]:
-    blank, found = _copied(model), []
-    chosen = list(dict.fromkeys(name for names in permuted.values() for name in names))
+    untrained, nulls = _copy_model(model), []
+    names_to_permute = list(dict.fromkeys(name for names in permuted.values() for name in names))
     for _ in range(draws):
         torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
-        _reset(blank)
-        parameters = _parameters(blank)
-        _permute(parameters[name] for name in chosen)
-        found.append(measure(blank))
-    return found
+        _reset(untrained)
+        parameters = _parameters_by_name(untrained)
+        _permute(parameters[name] for name in names_to_permute)
+        nulls.append(measure(untrained))
+    return nulls
 
 
-def _joined(
+def _add_null(
     usage: ModelUsage, nulls: Sequence[ModelUsage], permuted: Mapping[str, object]
 ) -> ModelUsage:
-    layers = {name: replace(layer, null=_of_layer(
+    layers = {name: replace(layer, null=_layer_null(
         usage.criterion, layer, [null.layers[name] for null in nulls if name in null.layers],
         name in permuted)) for name, layer in usage.layers.items()}
     count = sum(name in permuted for name in usage.layers)
     complete = [null for null in nulls if len(null.layers) == len(layers)]
     if count == len(layers) and usage.criterion == VACUOUS or not complete:
         return replace(usage, layers=layers)
-    whole = _range(_kind(count, len(layers)), usage.entropy,
+    model_null = _null_range(_model_null_kind(count, len(layers)), usage.entropy,
                    [null.effective_share for null in complete],
                    [null.entropy for null in complete])
-    return replace(usage, layers=layers, null=whole)
+    return replace(usage, layers=layers, null=model_null)
 
 
-def _of_layer(
+def _layer_null(
     criterion: str, layer: LayerUsage, nulls: Sequence[LayerUsage], is_permuted: bool
 ) -> NullUsage | None:
     if is_permuted and criterion == VACUOUS or not nulls:
         return None
-    return _range(PERMUTED if is_permuted else REINITIALISED, layer.entropy,
+    return _null_range(PERMUTED if is_permuted else REINITIALISED, layer.entropy,
                   [null.effective_share for null in nulls], [null.entropy for null in nulls])
 
 
-def _kind(permuted: int, layers: int) -> str:
-    """Of the whole model.
+def _model_null_kind(permuted: int, layers: int) -> str:
+    """How the nulls of a whole model were made.
 
-    >>> _kind(2, 7)
+    >>> _model_null_kind(2, 7)
     're-initialised, but 2 of 7 layers permuted'
     """
     if permuted in (0, layers):
@@ -121,15 +122,15 @@ def _kind(permuted: int, layers: int) -> str:
     return f"{REINITIALISED}, but {permuted:,} of {layers:,} layers {PERMUTED}"
 
 
-def _permuted(model: nn.Module, layers: Iterable[str]) -> dict[str, list[str]]:
-    """The layers that cannot be re-initialised, and their weights' parameters that cannot."""
-    kept = _kept(model)
-    found = {layer: [name for name in _weights(model, layer) if name in kept]
-             for layer in sorted(layers)}
-    return {layer: names for layer, names in found.items() if names}
+def _find_permuted(model: nn.Module, layers: Iterable[str]) -> dict[str, list[str]]:
+    """By layer, the parameters of its weight that cannot be re-initialised, where there are any."""
+    not_reset = _parameters_not_reset(model)
+    by_layer = {layer: [name for name in _weight_parameters(model, layer) if name in not_reset]
+                for layer in sorted(layers)}
+    return {layer: names for layer, names in by_layer.items() if names}
 
 
-def _copied(model: nn.Module) -> nn.Module:
+def _copy_model(model: nn.Module) -> nn.Module:
     try:
         return copy.deepcopy(model)
     except Exception as error:
@@ -137,35 +138,36 @@ def _copied(model: nn.Module) -> nn.Module:
                          f"{one_line(error)}; use null=0") from error
 
 
-def _kept(model: nn.Module) -> set[str]:
-    """Names of the parameters that no module of the model initialises anew, tried on a copy."""
-    probe = _copied(model)
+def _parameters_not_reset(model: nn.Module) -> set[str]:
+    """Names of the parameters that no module of the model re-initialises, tried on a copy."""
+    probe = _copy_model(model)
     with torch.no_grad():
         for parameter in probe.parameters():
             if parameter.is_floating_point() or parameter.is_complex():
                 parameter.fill_(math.nan)
     _reset(probe)
-    return {name for name, parameter in _parameters(probe).items()
+    return {name for name, parameter in _parameters_by_name(probe).items()
             if not parameter.is_floating_point() or bool(parameter.isnan().any())}
 
 
-def _weights(model: nn.Module, layer: str) -> list[str]:
+def _weight_parameters(model: nn.Module, layer: str) -> list[str]:
     """Names of the parameters that a layer's weight is, or is computed from."""
-    names, base = _parameters(model), layer.partition("[")[0]  # a slice's name: weight[1:3]
+    parameters = _parameters_by_name(model)
+    base = layer.partition("[")[0]  # a slice's name: weight[1:3]
     for name in (base, f"{base}.weight".lstrip(".")):
-        if name in names:
+        if name in parameters:
             return [name]
     modules = {clean(name) for name, _ in model.named_modules()}
     owner = base
     while owner not in modules:
         owner = owner.rpartition(".")[0]
-    inside = {name: name.removeprefix(f"{owner}.") if owner else name for name in names
+    inside = {name: name.removeprefix(f"{owner}.") if owner else name for name in parameters
               if not owner or name.startswith(f"{owner}.")}
-    return [name for name, inner in inside.items() if names[name].dim() != 1
+    return [name for name, inner in inside.items() if parameters[name].dim() != 1
             and ("." not in inner or inner.startswith("parametrizations."))]
 
 
-def _parameters(model: nn.Module) -> dict[str, Tensor]:
+def _parameters_by_name(model: nn.Module) -> dict[str, Tensor]:
     return {clean(name): parameter
             for name, parameter in model.named_parameters(remove_duplicate=False)}
 
@@ -173,22 +175,24 @@ def _parameters(model: nn.Module) -> dict[str, Tensor]:
 def _reset(model: nn.Module) -> None:
     with torch.no_grad():
         for module in reversed(list(model.modules())):  # a parent has the last word
-            own = [getattr(module, name, None) for name in RESETS]
-            for reset in list(filter(callable, own))[:1]:
+            resets = [getattr(module, name, None) for name in RESETS]
+            for reset in list(filter(callable, resets))[:1]:
                 reset()
-        _initialise(model, None)
+        _run_init_weights(model, None)
 
 
-def _initialise(module: nn.Module, initialiser: Callable[[nn.Module], object] | None) -> None:
-    """The model's own way: each module, after its children, by the nearest ``_init_weights``.
+def _run_init_weights(
+    module: nn.Module, initialiser: Callable[[nn.Module], object] | None
+) -> None:
+    """Call the nearest ``_init_weights`` on each module, after its children.
 
-    One that takes something else than a module, or fails, is passed over.
+    One that does not take a module, or fails, is skipped.
     """
-    own = getattr(module, "_init_weights", None)
-    if callable(own) and _takes_a_module(own):
-        initialiser = own
+    init_weights = getattr(module, "_init_weights", None)
+    if callable(init_weights) and _takes_a_module(init_weights):
+        initialiser = init_weights
     for child in module.children():
-        _initialise(child, initialiser)
+        _run_init_weights(child, initialiser)
     if initialiser is not None:
         with contextlib.suppress(Exception):
             initialiser(module)
@@ -210,7 +214,7 @@ def _permute(parameters: Iterable[Tensor]) -> None:
             parameter.copy_(flat[order].reshape(parameter.shape))
 
 
-def _range(
+def _null_range(
     kind: str, entropy: float, shares: Sequence[float], entropies: Sequence[float]
 ) -> NullUsage:
     low, high = np.quantile(shares, [0.025, 0.975])

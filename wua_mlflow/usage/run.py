@@ -1,4 +1,4 @@
-"""One streaming pass over the data: what every weight met, and what was left out and why.
+"""One streaming pass over the data: each layer's statistics, and what was skipped and why.
 
 Tests: ``tests/usage/test_run.py``.
 """
@@ -43,11 +43,11 @@ SCRIPTED = "it runs as TorchScript, which shows no product"
 
 @dataclass(frozen=True)
 class PassStatistics:
-    """The layers in the order of their first calls, and what was not seen as one.
+    """The traced layers, in the order of their first calls, and what was skipped and why.
 
     ``last`` names the layers of the last product: the model's outputs are their units.
-    ``parameters`` holds the weights by name, the model's own tensors; ``unasked`` names layers that
-    were called and not wanted.
+    ``parameters`` holds the weights by name, the model's own tensors; ``not_requested`` names
+    layers that were called but not requested.
     """
 
     layers: Mapping[str, TracedLayer]
@@ -57,7 +57,7 @@ class PassStatistics:
     parameters: Mapping[str, torch.Tensor]
     gradients: Gradients | None
     sampler: ActivationSampler | None
-    unasked: frozenset[str] = frozenset()
+    not_requested: frozenset[str] = frozenset()
 
 
 def run_pass(
@@ -92,26 +92,27 @@ def run_pass(
         raise ValueError("model: expected parameters and buffers with values, but got some on the "
                          "meta device; call model.to_empty(device=...) and load a state dict first")
     registry = LayerRegistry(model, wanted)
-    watch = WeightTracer(registry, needs)
+    tracer = WeightTracer(registry, needs)
     gradients = Gradients() if needs.gradient else None
     sampler = ActivationSampler() if needs.rows else None
     if sampler is not None:
-        watch.on_call = sampler.see
+        tracer.on_call = sampler.see
     names = {module: name for name, module in registry.index.modules.items()
              if not isinstance(module, torch.jit.ScriptModule)}
-    registry.unsupported.update({name: SCRIPTED for name, module in registry.index.modules.items()
-                          if module not in names and any(True for _ in module.parameters(False))})
+    registry.unsupported.update({
+        name: SCRIPTED for name, module in registry.index.modules.items()
+        if module not in names and any(True for _ in module.parameters(False))})
     samples, error = 0, None
     with evaluating(model, grad=needs.gradient), running(model, names) as state:
-        watch.running = state.stack
+        tracer.running = state.stack
         try:
-            samples = _stream(model, data, watch, state, (gradients, sampler, loss))
+            samples = _run_batches(model, data, tracer, state, (gradients, sampler, loss))
         except Exception as caught:
             error = caught
         raise_first_error(error)
-        samples = _merge_processes(watch, state.calls, samples, gradients, sampler)
+        samples = _merge_processes(tracer, state.calls, samples, gradients, sampler)
         for layer in registry.layers.values():
-            if layer.view is None and layer.computed is None:  # only another process came by it
+            if layer.view is None and layer.computed is None:  # only another process called it
                 weight = getattr(registry.index.modules[layer.module], "weight", None)
                 layer.computed = weight.detach() if isinstance(weight, torch.Tensor) else None
         if gradients is not None:
@@ -119,13 +120,15 @@ def run_pass(
         skipped = explain_skipped(registry, state.calls)
     if not samples:
         raise ValueError("data: expected at least one sample, but got none")
-    last = tuple(layer.name for layer in watch.output_layers)
+    last = tuple(layer.name for layer in tracer.output_layers)
     return PassStatistics(registry.layers, last, skipped, samples, registry.index.parameters,
                           gradients, sampler, frozenset(registry.not_requested))
 
 
 def layer_filter(model: nn.Module, layers: Sequence[str] | None) -> Callable[[str], bool]:
-    """Whether a layer was asked for: by its name, its parameter's or its module's; all, if None.
+    """A test of whether a layer is requested, by its, its parameter's or its module's name.
+
+    All layers are, if ``layers`` is None.
 
     Raises:
         ValueError: no layer of the model can have such a name.
@@ -139,18 +142,18 @@ def layer_filter(model: nn.Module, layers: Sequence[str] | None) -> Callable[[st
     if isinstance(layers, str):
         raise ValueError(f"layers: expected a list of names, but got '{layers}'; put it into one")
     names = layer_names(model)
-    parts = {clean(name) for name, _ in model.named_modules()} - {""}
+    modules = {clean(name) for name, _ in model.named_modules()} - {""}
     for name in layers:
         base, bracket, index = name.partition("[")  # a slice's name: weight[1:3]
-        if name not in (*names, *parts) and (base not in names or bracket and index[-1:] != "]"):
+        if name not in (*names, *modules) and (base not in names or bracket and index[-1:] != "]"):
             shown = ", ".join(names if len(names) <= 20 else [*names[:20], "…"])
             raise ValueError(f"layers: expected names among {shown}, but got '{name}'"
                              f"{did_you_mean(name, names)}")
-    return lambda name: any(is_part(name, one) for one in layers)
+    return lambda name: any(is_part(name, requested) for requested in layers)
 
 
 def is_part(name: str, of: str) -> bool:
-    """Whether a layer is the one of a name, a slice of that parameter, or within that module.
+    """Whether a layer has this name, is a slice of that parameter, or lies in that module.
 
     >>> [is_part(name, "rnn") for name in ("rnn", "rnn.weight_ih_l0", "rnn[0:2]", "rnn2")]
     [True, True, True, False]
@@ -158,58 +161,59 @@ def is_part(name: str, of: str) -> bool:
     return name == of or name.startswith((f"{of}.", f"{of}["))
 
 
-def parts_of(name: str, seen: PassStatistics) -> list[str]:
-    """The layers that a name stands for, or itself where it is a layer's that was left out.
+def parts_of(name: str, pass_stats: PassStatistics) -> list[str]:
+    """The layers that a name stands for; the name itself, if that layer was skipped.
 
     Raises:
         ValueError: a slice of a parameter that no product used.
     """
-    found = [name] if name in seen.layers else [one for one in seen.layers if is_part(one, name)]
-    if not found and "[" in name and name not in seen.skipped:
+    parts = [name] if name in pass_stats.layers else [
+        layer for layer in pass_stats.layers if is_part(layer, name)]
+    if not parts and "[" in name and name not in pass_stats.skipped:
         base = name.partition("[")[0]
-        slices = [one for one in seen.layers if one.startswith(base)] or [
-            one for one in seen.unasked if one.startswith(base)]
+        slices = [layer for layer in pass_stats.layers if layer.startswith(base)] or [
+            layer for layer in pass_stats.not_requested if layer.startswith(base)]
         raise ValueError(f"layers: expected a slice that the forward multiplies with, but got "
                          f"'{name}'{did_you_mean(name, slices)}")
-    return found or [name]
+    return parts or [name]
 
 
-def _stream(
-    model: nn.Module, data: Batches, watch: WeightTracer, state: Running,
+def _run_batches(
+    model: nn.Module, data: Batches, tracer: WeightTracer, state: Running,
     extras: tuple[Gradients | None, ActivationSampler | None, Loss | None],
 ) -> int:
     samples = 0
     batch: Batch | None = None
     for number, batch in enumerate(synchronized_batches(data, sharded=is_sharded(model))):
         state.stack.clear()
-        _one(model, batch, number, watch, state, extras)
+        _run_batch(model, batch, number, tracer, state, extras)
         samples += batch.samples
-    _check_finite(watch, None, None)
+    _check_finite(tracer, None, None)
     if batch is not None and not is_sharded(model):
-        _see_changes(model, batch, watch, state)
+        _compare_computed_weights(model, batch, tracer, state)
     return samples
 
 
-def _one(
-    model: nn.Module, batch: Batch, number: int, watch: WeightTracer, state: Running,
+def _run_batch(
+    model: nn.Module, batch: Batch, number: int, tracer: WeightTracer, state: Running,
     extras: tuple[Gradients | None, ActivationSampler | None, Loss | None],
 ) -> None:
     gradients, sampler, loss = extras
-    watch.mask, watch.computed_weights, watch.unit_taylor = batch.mask, [], UnitTaylor()
+    tracer.mask, tracer.computed_weights, tracer.unit_taylor = batch.mask, [], UnitTaylor()
     if sampler is not None:
         sampler.begin(batch)
     try:
-        with watch:
+        with tracer:
             outputs = model(*batch.args, **batch.kwargs)
     except Exception as error:
-        _say_where(error, state.stack, number)
+        _add_location(error, state.stack, number)
         raise
-    if not batch.first.is_cuda or not (number + 1) & number:
-        _check_finite(watch, batch, number)
+    if not batch.first.is_cuda or not (number + 1) & number:  # to read from a GPU takes time
+        _check_finite(tracer, batch, number)
     if gradients is not None:
         calls = Counter(state.calls)
         value = loss_of(outputs, batch.targets, loss, number=number)
-        gradients.add(value, watch, batch.samples)
+        gradients.add(value, tracer, batch.samples)
         state.calls = calls  # what is checkpointed ran again in the backward
 
 
@@ -311,60 +315,63 @@ def _merge_fired(copies: list[FiredUnits | None]) -> FiredUnits | None:
     return merged
 
 
-def _see_changes(model: nn.Module, last: Batch, watch: WeightTracer, state: Running) -> None:
-    """Weights that modules made of their parameters: are they the same for another batch?
+def _compare_computed_weights(
+    model: nn.Module, last: Batch, tracer: WeightTracer, state: Running
+) -> None:
+    """Run another batch to see whether weights computed from parameters depend on the data.
 
-    A model that does not take that other batch is taken to make them of its parameters alone.
+    If the model fails on that batch, they are taken to depend on the parameters alone.
     """
-    made = [layer for layer in watch.registry.layers.values() if layer.computed is not None]
-    if not made:
+    computed = [layer for layer in tracer.registry.layers.values() if layer.computed is not None]
+    if not computed:
         return
-    again = WeightTracer(LayerRegistry(model, watch.registry.is_requested),
-                         RequiredStats(output=False))
+    retracer = WeightTracer(LayerRegistry(model, tracer.registry.is_requested),
+                            RequiredStats(output=False))
     calls = state.calls
-    again.running, state.calls = state.stack, Counter()
+    retracer.running, state.calls = state.stack, Counter()
     with suppress(Exception):
         other = last.other()
-        with again:
+        with retracer:
             model(*other.args, **other.kwargs)
     state.stack.clear()
     state.calls = calls
-    for layer in made:
-        like, weight = again.registry.layers.get(layer.name), layer.computed
-        if like is not None and like.computed is not None and weight is not None:
-            layer.changes |= not torch.equal(like.computed, weight)
+    for layer in computed:
+        retraced, weight = retracer.registry.layers.get(layer.name), layer.computed
+        if retraced is not None and retraced.computed is not None and weight is not None:
+            layer.changes |= not torch.equal(retraced.computed, weight)
 
 
-def _check_finite(watch: WeightTracer, batch: Batch | None, number: int | None) -> None:
-    """Sums show every NaN and infinity; on a GPU they are read after 1, 2, 4, 8, … batches."""
-    for layer in watch.registry.layers.values():
-        for what, total in (("output", layer.output), ("input", layer.inputs[1]),
+def _check_finite(tracer: WeightTracer, batch: Batch | None, number: int | None) -> None:
+    """Raise ValueError if a layer's sum is NaN or infinite: a sum shows each of them."""
+    for layer in tracer.registry.layers.values():
+        for kind, total in (("output", layer.output), ("input", layer.inputs[1]),
                             ("input", layer.inputs[2])):
             if total.sums is None or bool(torch.isfinite(total.sums.sum())):
                 continue
             where = "" if number is None else f" by batch {number}"
             if batch is not None and not bool(torch.isfinite(batch.first).all()):
                 where += ", which is not finite itself"
-            broken = next((name for name, parameter in watch.registry.index.parameters.items()
+            broken = next((name for name, parameter in tracer.registry.index.parameters.items()
                            if not bool(torch.isfinite(parameter).all())), None)
             cause = "" if broken is None else f"; parameter '{broken}' is not finite"
             if total is layer.inputs[2] and layer.overflow is not None:
-                raise ValueError(_overflow(layer.name, layer.overflow, where))
-            maybe = total is layer.inputs[2] and total.sums.is_cuda and not total.sums.isnan().any()
-            got = "infinity, or squares that overflow" if maybe else "NaN or infinity"
-            raise ValueError(f"layer {layer.name}: expected a finite {what}, but got {got}{where}"
+                raise ValueError(_overflow_message(layer.name, layer.overflow, where))
+            may_overflow = (total is layer.inputs[2] and total.sums.is_cuda
+                            and not total.sums.isnan().any())
+            value = "infinity, or squares that overflow" if may_overflow else "NaN or infinity"
+            raise ValueError(f"layer {layer.name}: expected a finite {kind}, but got {value}{where}"
                              f"{cause}")
 
 
-def _overflow(name: str, dtype: torch.dtype, where: str) -> str:
-    kind = str(dtype).removeprefix("torch.")
-    wider = "" if dtype == torch.float64 else ", or run the model in float64 (model.double())"
-    return (f"layer {name}: expected inputs whose squares {kind} can hold, but their sum overflows"
-            f"{where}; scale the data down, choose criterion input{wider}")
+def _overflow_message(name: str, dtype: torch.dtype, where: str) -> str:
+    dtype_name = str(dtype).removeprefix("torch.")
+    remedy = "" if dtype == torch.float64 else ", or run the model in float64 (model.double())"
+    return (f"layer {name}: expected inputs whose squares {dtype_name} can hold, but their sum "
+            f"overflows{where}; scale the data down, choose criterion input{remedy}")
 
 
-def _say_where(error: Exception, stack: list[str], number: int) -> None:
-    """Add the layer that the forward had reached to an error's own message."""
+def _add_location(error: Exception, stack: list[str], number: int) -> None:
+    """Append the layer that the forward had reached, and the batch, to an error's message."""
     reached = f"layer '{stack[-1]}'" if stack and stack[-1] else "the model's own forward"
     if error.args and isinstance(error.args[0], str):
         error.args = (f"{error.args[0]} (in {reached}, batch {number})", *error.args[1:])
