@@ -57,7 +57,7 @@ def defined(tree: ast.Module) -> set[str]:
 
 def defines_something(tree: ast.Module) -> bool:
     return any(isinstance(node, ast.ClassDef | ast.FunctionDef | ast.Assign | ast.AnnAssign)
-               for node in tree.body)
+               and not ast.unparse(node).startswith("__all__") for node in tree.body)
 
 
 def docstring_of(tree: ast.Module | ast.ClassDef | ast.FunctionDef) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+
 from mlflow.tracking import MlflowClient
 
 from wua_mlflow.tracking.runs import count_looks, look_of, record_pair
@@ -21,7 +23,8 @@ def test_a_pair_is_a_look_once_and_another_margin_is_another(populated):
 
 
 def test_more_than_a_tag_holds_are_not_kept(populated, monkeypatch):
-    monkeypatch.setattr("wua_mlflow.tracking.runs._MOST", 3)
+    # the package has a function of that name, too
+    monkeypatch.setattr(importlib.import_module("wua_mlflow.tracking.runs"), "_MOST", 3)
     client = MlflowClient()
     experiment = client.create_experiment("many")
     for number in range(5):

@@ -1,6 +1,6 @@
 """What a report holds, and the blocks that its sections are made of.
 
-Tests: ``tests/report/test_content.py``.
+Tests: ``tests/report/test_render.py``.
 """
 
 from __future__ import annotations
