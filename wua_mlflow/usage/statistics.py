@@ -1,8 +1,8 @@
 """How concentrated an importance is: entropy, effective count, top-90 share, histogram.
 
-Up to a million weights are taken whole. More are read tile by tile, in bounded memory: the float
-numbers are sorted into classes by their bits, 16 at a time, which finds the border of the top 90%
-exactly (a radix select). From a million weights on numba's loops count, where it is installed.
+Up to a million weights are held in memory at once. More are read tile by tile, in bounded memory:
+a radix select over the numbers' bits, 16 at a time, finds the border of the top 90% exactly. If
+numba is installed, it compiles the loops of this case.
 Tests: ``tests/usage/test_statistics.py``.
 """
 
@@ -33,18 +33,18 @@ LOW_OF_MEAN = 0.01
 ROUNDING = 1e-12
 """Relative slack of a float64 cumulative sum, so that nine of ten equal weights reach 90%."""
 WHOLE_UP_TO = 2**20
-"""Up to so many weights the importance is held whole, in float64."""
+"""Up to so many weights the importance is held in memory at once, in float64."""
 TILE, TILE_ON_GPU = 2**17, 2**24
-"""Numbers of a tile: on a CPU it stays in the cache."""
-WAITING = 2**16
-"""So many numbers are collected before their digits are counted."""
+"""Numbers in a tile: on a CPU a tile fits into the cache."""
+BUFFER_SIZE = 2**16
+"""So many numbers are buffered before their digits are counted."""
 FINITE_BLOCK = 2**20
 CANCELS = 0.2
-"""An entropy of less than so many times the mean logarithm would have lost digits to it."""
+"""Below so many times the mean logarithm, the entropy loses digits to cancellation."""
 FAINT = 1e-30
-"""Products below it are computed in float64: in float32 they lose digits, or vanish."""
+"""Products below this are computed in float64: in float32 they lose digits, or underflow."""
 DIGIT = 16
-"""So many bits at a time say where a number lies among the others."""
+"""Bits of one digit of the radix select."""
 BITS = {torch.float32: torch.int32, torch.float64: torch.int64}
 
 Part = Callable[[slice, slice], Tensor]
@@ -53,7 +53,7 @@ Part = Callable[[slice, slice], Tensor]
 
 @dataclass(frozen=True)
 class Summary:
-    """What is reported of one layer under one criterion.
+    """The statistics of one layer's importance under one criterion.
 
     ``usage`` is of its weights; ``unit_importance`` has shape (units,), each the sum over a unit's
     weights, float64; ``dead`` says that every importance is zero.
@@ -82,11 +82,11 @@ def entropy_nats(importance: Tensor | np.ndarray) -> float:
     >>> round(entropy_nats(torch.ones(2, 4)), 4)
     2.0794
     """
-    return _entropy(*_checked(importance))
+    return _entropy(*_checked_values(importance))
 
 
 def effective_count(importance: Tensor | np.ndarray) -> float:
-    """exp(entropy): as many equally important weights have this entropy; 0 where all are zero.
+    """exp(entropy): the number of equally important weights of this entropy; 0 if all are zero.
 
     Raises:
         ValueError: as ``entropy_nats``.
@@ -94,7 +94,7 @@ def effective_count(importance: Tensor | np.ndarray) -> float:
     >>> round(effective_count(torch.tensor([1.0, 1.0, 0.0])), 4)
     2.0
     """
-    values, total = _checked(importance)
+    values, total = _checked_values(importance)
     return math.exp(_entropy(values, total)) if total > 0 else 0.0
 
 
@@ -116,7 +116,7 @@ def top_share(importance: Tensor | np.ndarray, coverage: float = COVERAGE) -> fl
     """
     if not 0 < coverage <= 1:
         raise ValueError(f"coverage: expected a number in (0, 1], but got {coverage}")
-    values, total = _checked(importance)
+    values, total = _checked_values(importance)
     return _top_count(values, coverage * total * (1 - ROUNDING)) / values.size
 
 
@@ -131,7 +131,7 @@ def low_share(importance: Tensor | np.ndarray, *, below: float) -> float:
     """
     if math.isnan(below):
         raise ValueError("below: expected a number, but got NaN")
-    values, _ = _checked(importance)
+    values, _ = _checked_values(importance)
     return float(np.count_nonzero(values < below)) / values.size
 
 
@@ -175,11 +175,11 @@ def summarize(
                          "pip install 'wua-mlflow[fast]'")
     if shape[0] * shape[1] <= WHOLE_UP_TO:
         return _summary_of_whole(part(slice(None), slice(None)), shape, low, bins)
-    return _summary_of_tiles(_tiles(part, shape, by_column, compiled), low, bins)
+    return _summary_of_tiles(_make_tiles(part, shape, by_column, compiled), low, bins)
 
 
 def is_finite(weight: Tensor) -> bool:
-    """Whether all of a weight is finite, block by block, without a copy of it."""
+    """Whether all of a weight is finite; checked block by block, without a copy."""
     dtype = torch.promote_types(weight.dtype, torch.float32)
     total = torch.zeros((), dtype=dtype, device=weight.device)
     for block in _blocks(weight):
@@ -202,26 +202,26 @@ def _blocks(tensor: Tensor) -> Iterator[Tensor]:
         yield from _blocks(half)
 
 
-# An importance that is held whole: NumPy, float64
+# An importance that is held in memory at once: NumPy, float64
 
 
 def _summary_of_whole(
     importance: Tensor, shape: tuple[int, int], low: float | None, bins: int
 ) -> Summary:
-    values, total = _checked(importance)
+    values, total = _checked_values(importance)
     sums = _Sums(values.reshape(shape).sum(1), total, float(values.max()))
-    cut = _low_limit(low, total / values.size, importance.dtype)
-    places = (values / (sums.largest or 1.0) * bins).astype(np.int64)
-    return _summary(
+    limit = _low_limit(low, total / values.size, importance.dtype)
+    bin_numbers = (values / (sums.largest or 1.0) * bins).astype(np.int64)
+    return _make_summary(
         values.size, sums, _entropy(values, total),
         (_top_count(values, COVERAGE * total * (1 - ROUNDING)),
-         int(np.count_nonzero(values < cut))),
-        np.bincount(np.minimum(places, bins - 1), minlength=bins))
+         int(np.count_nonzero(values < limit))),
+        np.bincount(np.minimum(bin_numbers, bins - 1), minlength=bins))
 
 
 @dataclass(frozen=True)
 class _Sums:
-    """Of all importances: the sums of the rows, the sum, the largest, and Σ i ln i."""
+    """Sums over all importances i: by row, the total, the largest one, and Σ i ln i."""
 
     by_row: np.ndarray
     total: float
@@ -229,17 +229,17 @@ class _Sums:
     weighted: float = 0.0
 
 
-def _summary(
-    count: int, sums: _Sums, entropy: float, shares: tuple[int, int], bin_counts: np.ndarray
+def _make_summary(
+    count: int, sums: _Sums, entropy: float, top_and_low: tuple[int, int], bin_counts: np.ndarray
 ) -> Summary:
-    """The summary; ``shares`` are the numbers of the top 90% and of the low ones."""
+    """The summary; ``top_and_low`` counts the weights of the top 90%, and the low ones."""
     dead = sums.total == 0
     edges = np.linspace(0.0, 1.0 if dead else sums.largest / sums.total, len(bin_counts) + 1)
     return Summary(
         count=count,
         total=sums.total,
         usage=Concentration(count, entropy, 0.0 if dead else math.exp(entropy),
-                            shares[0] / count, shares[1] / count),
+                            top_and_low[0] / count, top_and_low[1] / count),
         histogram=Histogram(edges, bin_counts, entropy),
         unit_importance=sums.by_row,
         dead=dead,
@@ -247,12 +247,12 @@ def _summary(
 
 
 def _low_limit(low: float | None, mean: float, dtype: torch.dtype) -> float:
-    """Below what an importance is low, rounded as the importances are."""
+    """The limit below which an importance is low, rounded to the importances' dtype."""
     limit = LOW_OF_MEAN * mean if low is None else low
     return float(np.float32(limit)) if dtype.itemsize <= 4 else limit
 
 
-def _checked(importance: Tensor | np.ndarray) -> tuple[np.ndarray, float]:
+def _checked_values(importance: Tensor | np.ndarray) -> tuple[np.ndarray, float]:
     """The importance as a flat float64 array, and its sum."""
     if isinstance(importance, Tensor):
         importance = importance.detach().cpu().double().numpy()
@@ -283,16 +283,16 @@ def _top_count(values: np.ndarray, wanted: float) -> int:
     """How many of the largest values have a sum of at least ``wanted``; 0 where that is 0."""
     if wanted <= 0:
         return 0
-    held = np.sort(values)[::-1].cumsum()
-    return min(int(np.searchsorted(held, wanted)) + 1, values.size)
+    cumulative = np.sort(values)[::-1].cumsum()
+    return min(int(np.searchsorted(cumulative, wanted)) + 1, values.size)
 
 
-# A large importance: tile by tile, on the device that it lies on
+# A large importance: tile by tile, on its own device
 
 
 @dataclass(frozen=True)
 class _Tiles:
-    """The tiles of an importance, each small enough to stay in a processor's cache."""
+    """The tiles of a large importance, each small enough for a processor's cache."""
 
     part: Part
     shape: tuple[int, int]
@@ -303,14 +303,14 @@ class _Tiles:
     _scratch: dict[str, Tensor] = field(default_factory=dict)
 
     def scratch(self, name: str, like: Tensor, dtype: torch.dtype) -> Tensor:
-        """Memory of a tile's shape, used again for each: to allocate it costs more than to fill."""
-        kept = self._scratch.get(name)
-        if kept is None or kept.shape != like.shape or like.stride() != kept.stride():
-            kept = self._scratch[name] = torch.empty_like(like, dtype=dtype)
-        return kept
+        """A buffer of a tile's shape, reused for each tile: allocating costs more than filling."""
+        buffer = self._scratch.get(name)
+        if buffer is None or buffer.shape != like.shape or like.stride() != buffer.stride():
+            buffer = self._scratch[name] = torch.empty_like(like, dtype=dtype)
+        return buffer
 
     def __iter__(self) -> Iterator[tuple[slice, Tensor]]:
-        """Each tile with the rows that it is of; float32 or float64."""
+        """Each tile (float32 or float64) with the slice of its rows."""
         most = TILE if self.device.type == "cpu" else TILE_ON_GPU
         (rows, columns), (height, width) = self.shape, self.shape
         if self.by_column:
@@ -320,13 +320,14 @@ class _Tiles:
             width = min(columns, most)
             height = min(rows, max(1, most // width))
         for top in range(0, rows, height):
-            place = slice(top, min(top + height, rows))
-            for left in range(0, columns, width):
-                tile = self.part(place, slice(left, min(left + width, columns)))
-                yield place, tile.detach().to(self.device, self.dtype)
+            tile_rows = slice(top, min(top + height, rows))
+            for first_column in range(0, columns, width):
+                tile = self.part(
+                    tile_rows, slice(first_column, min(first_column + width, columns)))
+                yield tile_rows, tile.detach().to(self.device, self.dtype)
 
 
-def _tiles(
+def _make_tiles(
     part: Part, shape: tuple[int, int], by_column: bool, compiled: bool | None
 ) -> _Tiles:
     first = part(slice(0, 1), slice(0, 1))
@@ -344,7 +345,7 @@ def _summary_of_tiles(tiles: _Tiles, low: float | None, bins: int) -> Summary:
         and tiles.dtype == torch.float32
         and sums.largest < FAINT
     ):
-        exact = _tiles(tiles.part.exact, tiles.shape, tiles.by_column, tiles.compiled)
+        exact = _make_tiles(tiles.part.exact, tiles.shape, tiles.by_column, tiles.compiled)
         return _summary_of_tiles(exact, low, bins)
     limit = _low_limit(low, sums.total / count, tiles.dtype)
     histogram = _BinCounts(tiles, bins, sums.largest, limit)
@@ -364,12 +365,12 @@ def _summary_of_tiles(tiles: _Tiles, low: float | None, bins: int) -> Summary:
         equal = int(digits.counts[digit])
         value = float(digits.sums[digit]) / equal
         top += min(math.ceil((wanted - above) / value), equal) if value else equal
-    return _summary(count, sums, _entropy_of_tiles(tiles, sums), (top, int(histogram.below)),
+    return _make_summary(count, sums, _entropy_of_tiles(tiles, sums), (top, int(histogram.below)),
                     histogram.result())
 
 
 def _first_pass(tiles: _Tiles) -> tuple[_Sums, _Digits]:
-    """The sums, and the sums by the first digit.
+    """All sums, and the sums by the numbers' first digit.
 
     Raises:
         ValueError: the sum is not finite, or an importance is negative.
@@ -380,12 +381,12 @@ def _first_pass(tiles: _Tiles) -> tuple[_Sums, _Digits]:
     # nothing small is allocated to stay between tiles: the memory would be broken up
     least = torch.full((), math.inf, dtype=tiles.dtype, device=tiles.device)
     largest, tiny = -least, torch.finfo(tiles.dtype).tiny  # of 0 the logarithm is -inf: 0 ln 0 = 0
-    for place, tile in tiles:
+    for rows, tile in tiles:
         logarithms = tiles.scratch("logarithms", tile, tile.dtype)
         if tiles.compiled:
             array, logs = tile.numpy(), logarithms.numpy()
             np.log(np.maximum(array, array.dtype.type(tiny), out=logs), out=logs)
-            weighted += _compiled(_add_rows)(array, logs, by_row.numpy()[place])
+            weighted += _compiled(_add_rows)(array, logs, by_row.numpy()[rows])
             _compiled(_add_digits)(_flat(_bits(tile)).numpy(), _flat(tile).numpy(), digits.shift,
                                    digits.sums.numpy())
             least.numpy()[...] = np.minimum(least.numpy(), array.min())
@@ -393,7 +394,7 @@ def _first_pass(tiles: _Tiles) -> tuple[_Sums, _Digits]:
             continue
         torch.clamp(tile, min=tiny, out=logarithms).log_()
         exact = tiles.scratch("exact", tile, torch.float64).copy_(tile)
-        by_row[place] += exact.sum(1)
+        by_row[rows] += exact.sum(1)
         digits.add_first(tile, exact)
         wide = tiles.scratch("wide", tile, torch.float64).copy_(logarithms)
         weighted += torch.dot(_flat(exact), _flat(wide))
@@ -409,14 +410,14 @@ def _on_cpu(values: Tensor) -> bool:
 
 
 def _bits(values: Tensor) -> Tensor:
-    return values.view(torch.int32 if values.dtype == torch.float32 else torch.int64)
+    return values.view(BITS[values.dtype])
 
 
 class _Digits:
     """Counts and sums of the numbers whose bits begin with ``prefix``, by their next 16 bits.
 
-    Of floating-point numbers of at least 0 the bits have the order of the numbers. ``larger``
-    counts the numbers that begin with a larger prefix.
+    Floating-point numbers of at least 0 have the same order as their bits. ``larger`` counts the
+    numbers that begin with a larger prefix.
     """
 
     def __init__(self, tiles: _Tiles, prefix: int, shift: int) -> None:
@@ -425,20 +426,22 @@ class _Digits:
         self.sums = torch.zeros(2**DIGIT, dtype=torch.float64, device=tiles.device)
         self.larger: Tensor | int = 0
         size = tiles.dtype.itemsize
-        if shift + DIGIT < 8 * size:  # from which number to which the prefix is the same
+        if shift + DIGIT < 8 * size:  # the range of numbers with this prefix
             ends = np.array([prefix, prefix + 1], f"i{size}") << shift + DIGIT
             self._least, self._end = ends.view(f"f{size}").tolist()
-        self._waiting = torch.empty(WAITING, dtype=tiles.dtype, device=tiles.device)
+        self._buffer = torch.empty(BUFFER_SIZE, dtype=tiles.dtype, device=tiles.device)
         self._filled = 0
 
     def add_first(self, tile: Tensor, exact: Tensor) -> None:
-        """The sums alone, of the first digits: ``exact`` is the tile in float64."""
-        bits, places = _bits(tile), self._tiles.scratch("places", tile, torch.int64)
+        """Add a tile to the sums by first digit; ``exact`` is the tile in float64."""
+        bits, first_digits = _bits(tile), self._tiles.scratch("digits", tile, torch.int64)
         shifted = self._tiles.scratch("shifted", bits, bits.dtype)
-        places.copy_(torch.bitwise_right_shift(bits, self.shift, out=shifted)).clamp_(min=0)  # -0.0
-        self.sums.scatter_add_(0, _flat(places), _flat(exact))
+        torch.bitwise_right_shift(bits, self.shift, out=shifted)
+        first_digits.copy_(shifted).clamp_(min=0)  # -0.0
+        self.sums.scatter_add_(0, _flat(first_digits), _flat(exact))
 
     def add(self, values: Tensor) -> None:
+        """Count the larger numbers, and buffer those with the prefix."""
         least, end = self._least, self._end
         if _on_cpu(values):  # NumPy compares several times as fast
             array = values.numpy()
@@ -447,37 +450,38 @@ class _Digits:
         else:
             self.larger += torch.count_nonzero(values >= end)
             inside = ((values >= least) & (values < end)).nonzero().squeeze(1)
-        for some in inside.split(WAITING):
-            if self._filled + len(some) > WAITING:
-                self._count()
-            self._waiting[self._filled:self._filled + len(some)] = values[some]
-            self._filled += len(some)
+        for indices in inside.split(BUFFER_SIZE):
+            if self._filled + len(indices) > BUFFER_SIZE:
+                self._count_buffer()
+            self._buffer[self._filled:self._filled + len(indices)] = values[indices]
+            self._filled += len(indices)
 
-    def _count(self) -> None:
-        values, self._filled = self._waiting[:self._filled], 0
+    def _count_buffer(self) -> None:
+        values, self._filled = self._buffer[:self._filled], 0
         digits = (_bits(values) >> self.shift & 2**DIGIT - 1).long()
         self.counts.scatter_add_(0, digits, torch.ones_like(digits))
         self.sums.scatter_add_(0, digits, values.double())
 
     def border(self, wanted: float, above: float) -> tuple[int, float]:
-        """The digit down to which the sum of the largest numbers is ``wanted``.
+        """The digit at which the sum of the numbers, from the largest down, reaches ``wanted``.
 
-        ``above`` is the sum of those with a larger prefix; with it comes that of those with a
-        larger digit.
+        ``above`` is the sum of the numbers with a larger prefix. Returned with the digit is the
+        sum of the numbers with a larger digit.
         """
-        self._count()
+        self._count_buffer()
         sums = self.sums.flip(0).cpu().numpy()
-        held = above + sums.cumsum()
+        cumulative = above + sums.cumsum()
         last = np.flatnonzero(sums)[-1:].tolist() or [2**DIGIT - 1]
-        place = min(int(np.searchsorted(held, wanted)), *last)
-        return 2**DIGIT - 1 - place, float(held[place] - sums[place])
+        index = min(int(np.searchsorted(cumulative, wanted)), *last)
+        return 2**DIGIT - 1 - index, float(cumulative[index] - sums[index])
 
     def count_above(self, digit: int) -> int:
+        """How many numbers have a larger prefix or digit."""
         return int(self.larger) + int(self.counts[digit + 1:].sum())
 
 
 class _BinCounts:
-    """How many numbers lie in each of equal bins from 0 to the largest, and below a limit."""
+    """Counts of the numbers in equal bins from 0 to the largest, and of those below a limit."""
 
     def __init__(self, tiles: _Tiles, bins: int, largest: float, limit: float) -> None:
         self.below: Tensor | int = 0
@@ -490,6 +494,7 @@ class _BinCounts:
         self._pairs = np.zeros(2**16 if by_pairs else 0, np.int64)
 
     def add(self, values: Tensor) -> None:
+        """Count these numbers."""
         if self._tiles.compiled and not self._overflows:
             array = values.numpy()
             scale, limit = array.dtype.type(self._scale), array.dtype.type(self._limit)
@@ -522,12 +527,12 @@ class _BinCounts:
 
 
 def _flat(tile: Tensor) -> Tensor:
-    """A tile's numbers in the order of memory, without a copy where it is dense."""
+    """A tile's numbers in memory order; no copy if the tile is dense."""
     return (tile if tile.is_contiguous() else tile.T).reshape(-1)
 
 
 def _entropy_of_tiles(tiles: _Tiles, sums: _Sums) -> float:
-    """ln T − Σ i ln i / T; where these nearly cancel, −Σ p ln p in float64, by one more pass."""
+    """ln T − Σ i ln i / T; if these nearly cancel, −Σ p ln p in float64, by one more pass."""
     if sums.total == 0:
         return 0.0
     mean_log = sums.weighted / sums.total
@@ -554,7 +559,7 @@ def _compiled(loop: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _add_rows(tile: np.ndarray, logarithms: np.ndarray, by_row: np.ndarray) -> float:
-    """Add the sum of each row; gives the sum of all numbers times their logarithms."""
+    """Add the sum of each row to ``by_row``; returns Σ number · logarithm."""
     weighted = 0.0
     for row in range(tile.shape[0]):
         total = 0.0
@@ -573,9 +578,9 @@ def _add_digits(bits: np.ndarray, values: np.ndarray, shift: int, sums: np.ndarr
 
 
 def _add_bins(values: np.ndarray, scale: Any, limit: Any, counts: np.ndarray) -> int:
-    """Count the numbers in each bin, in turns, so that no addition waits for the one before.
+    """Add the count of numbers in each bin to ``counts``; returns how many lie below the limit.
 
-    Gives how many lie below the limit.
+    Four sets of counts are used in turn, so that no addition waits for the previous one.
     """
     below = 0
     bins, turns = np.empty(4096, np.int32), np.zeros((4, counts.size), np.int64)
