@@ -8,7 +8,7 @@ import numpy as np
 
 from tests.plots.usages import layer, model
 from wua_mlflow.report.content import Bullets, Report, Table
-from wua_mlflow.report.sections import CAUTION, _permuted, usage_section
+from wua_mlflow.report.sections import CAUTION, _permuted_layers, usage_section
 from wua_mlflow.results import Comparison
 from wua_mlflow.usage.results import PERMUTED
 from wua_mlflow.verdict.compare import compare
@@ -51,7 +51,7 @@ def test_layers_that_could_not_be_reinitialised_are_named():
         "re-initialised: b.")
     assert not any("Not compared" in point for point in _points(section))
     usage = replace(model(layers), null=layers[0].null)
-    assert _permuted(usage)[1] == (
+    assert _permuted_layers(usage)[1] == (
         "Not compared with networks that learned nothing, since they could not be "
         "re-initialised: c.")
 

@@ -18,7 +18,7 @@ __all__ = ["description", "html_report", "markdown_report"]
 
 
 ROOM = 7_800
-"""Characters of a description: MLflow cuts a tag's value after 8,000, without a word."""
+"""Characters of a description: MLflow silently truncates a tag's value after 8,000."""
 FEWER_ROWS = (12, 4)
 MORE = "The rest is in this run's artifacts `report.md` and `report.html`."
 
@@ -26,7 +26,7 @@ _SPACE = "\N{NO-BREAK SPACE}" * 4
 
 
 def markdown_report(report: Report) -> str:
-    """First the verdict in one sentence, then its figures, the question, the table, and the rest.
+    """The report as markdown: the verdict in one sentence, its figures, the question, the sections.
 
     Pictures are left out.
     """
@@ -34,29 +34,29 @@ def markdown_report(report: Report) -> str:
 
 
 def description(report: Report) -> str:
-    """The same, with fewer rows and sections where it would be longer than MLflow keeps."""
+    """The report as markdown, with fewer rows and sections if it is too long for MLflow."""
     whole = markdown_report(report)
     if len(whole) <= ROOM:
         return whole
-    found = sections(report)
+    content = sections(report)
     for rows in FEWER_ROWS:
-        fewer = [replace(one, blocks=tuple(_cut(block, rows) for block in one.blocks))
-                 for one in found]
-        said = f"{_markdown(report, fewer)}\n{MORE}\n"
-        if len(said) <= ROOM:
-            return said
-    while len(said) > ROOM and fewer:
-        fewer.pop()
-        said = f"{_markdown(report, fewer)}\n{MORE}\n"
-    return said if len(said) <= ROOM else f"{said[: ROOM - len(MORE) - 4].rstrip()} …\n\n{MORE}\n"
+        shortened = [replace(section, blocks=tuple(_cut(block, rows) for block in section.blocks))
+                     for section in content]
+        text = f"{_markdown(report, shortened)}\n{MORE}\n"
+        if len(text) <= ROOM:
+            return text
+    while len(text) > ROOM and shortened:
+        shortened.pop()
+        text = f"{_markdown(report, shortened)}\n{MORE}\n"
+    return text if len(text) <= ROOM else f"{text[: ROOM - len(MORE) - 4].rstrip()} …\n\n{MORE}\n"
 
 
 def html_report(report: Report, pictures: Mapping[str, bytes]) -> str:
-    """The same as one HTML page.
+    """The report as one HTML page.
 
     Args:
-        report: what it says.
-        pictures: PNG, by the key of their place; one of another key stands at the end.
+        report: the content.
+        pictures: PNG by the key of their ``Picture`` block; those of other keys come at the end.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -75,25 +75,25 @@ def html_report(report: Report, pictures: Mapping[str, bytes]) -> str:
 
 
 def _with_pictures(section: Section, pictures: Mapping[str, bytes]) -> Section:
-    """The section without the places of pictures that there are not."""
+    """The section without the ``Picture`` blocks that have no picture."""
     return replace(section, blocks=tuple(
         block for block in section.blocks
         if not isinstance(block, Picture) or block.key in pictures))
 
 
 def _with_code(words: str) -> str:
-    """Escaped, with what stands in backticks as code."""
+    """HTML-escaped text, with text in backticks as ``<code>``."""
     from markupsafe import Markup, escape
 
     return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(words))))
 
 
-def _markdown(report: Report, found: Sequence[Section]) -> str:
+def _markdown(report: Report, content: Sequence[Section]) -> str:
     parts = [f"**{report.in_short}**", second_line(report), f"The question: {report.asked}"]
-    for one in found:
-        blocks = [text for block in one.blocks if (text := _markdown_block(block))]
+    for section in content:
+        blocks = [text for block in section.blocks if (text := _markdown_block(block))]
         if blocks:
-            parts += [f"## {one.title}", *blocks] if one.title else blocks
+            parts += [f"## {section.title}", *blocks] if section.title else blocks
     return "\n\n".join(parts) + "\n"
 
 
@@ -105,22 +105,23 @@ def _markdown_block(block: Block) -> str:
     if isinstance(block, Table):
         rows = [tuple(f"**{cell}**" if cell else "" for cell in row) if i == block.strong else row
                 for i, row in enumerate(block.rows)]
-        return "\n".join([_cells(block.head), "|---" * len(block.head) + "|", *map(_cells, rows)])
+        rule = "|---" * len(block.head) + "|"
+        return "\n".join([_table_line(block.head), rule, *map(_table_line, rows)])
     return ""
 
 
-def _cells(cells: Sequence[str]) -> str:
-    """A line of a table; MLflow shows no space between cells, so they bring their own."""
-    safe = [cell.replace("|", "\\|") for cell in cells]
-    return f"| {' | '.join(f'{cell}{_SPACE}' if cell else '' for cell in safe)} |"
+def _table_line(cells: Sequence[str]) -> str:
+    """A markdown table row; MLflow shows no space between cells, so each ends with some."""
+    escaped = [cell.replace("|", "\\|") for cell in cells]
+    return f"| {' | '.join(f'{cell}{_SPACE}' if cell else '' for cell in escaped)} |"
 
 
 def _cut(block: Block, rows: int) -> Block:
     if isinstance(block, Bullets) and len(block.points) > 2 * rows:
-        left = f"… and {len(block.points) - 2 * rows:,} more"
-        return Bullets((*block.points[: 2 * rows], left))
+        more = f"… and {len(block.points) - 2 * rows:,} more"
+        return Bullets((*block.points[: 2 * rows], more))
     if not isinstance(block, Table) or not block.may_be_cut or len(block.rows) <= rows:
         return block
-    left = f"… and {len(block.rows) - rows:,} more"
+    more = f"… and {len(block.rows) - rows:,} more"
     blank = ("",) * (len(block.head) - 1)
-    return replace(block, rows=[*block.rows[:rows], (left, *blank)])
+    return replace(block, rows=[*block.rows[:rows], (more, *blank)])

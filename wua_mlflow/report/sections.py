@@ -33,32 +33,33 @@ CAUTION = ("Effective weights measure how concentrated the importance is. A low 
 
 
 def usage_section(report: Report) -> Section | None:
-    """Of the original; None where it was not analysed."""
+    """The section on the usage of the original's weights; None if it was not analysed."""
     usage = report.usages.get(report.names[0])
     if usage is None or not usage.layers:
         return None
     slim = report.usages.get(report.names[-1]) if len(report.names) > 1 else None
     blocks: list[Block] = [
-        Bullets((*_concentrated(usage), *_permuted(usage), *_dead(usage), CAUTION)),
-        _table(usage, slim),
+        Bullets((*_concentrated_layers(usage), *_permuted_layers(usage), *_dead_layers(usage),
+                 CAUTION)),
+        _usage_table(usage, slim),
         Picture("layers", "Effective share of each layer of the original, beside networks that "
                           "learned nothing."),
     ]
     return Section("How concentrated the original's importance is", tuple(blocks))
 
 
-def _concentrated(usage: ModelUsage) -> list[str]:
-    """The layers below the range of their null, the most concentrated first; else the lowest."""
+def _concentrated_layers(usage: ModelUsage) -> list[str]:
+    """Names the layers below the range of their null; if none is, the most concentrated one."""
     layers = [layer for layer in usage.layers.values() if not layer.dead]
     known = [(layer, layer.null) for layer in layers if layer.null]
     below = [(layer, null) for layer, null in known if layer.effective_share < null.low]
     below.sort(key=lambda pair: pair[0].effective_share / pair[1].low)
     if below:
-        named = [f"{_name(layer)} ({layer.effective_share:.0%} of its weights are effective; "
+        named = [f"{_layer_name(layer)} ({layer.effective_share:.0%} of its weights are effective; "
                  f"{null.low:.0%} to {null.high:.0%} in networks that learned nothing)"
                  for layer, null in below[:MOST_NAMED]]
         return [f"By the criterion {usage.criterion}, importance is more concentrated than in "
-                f"networks that learned nothing in {_listed(named, len(below))}."]
+                f"networks that learned nothing in {_join_names(named, len(below))}."]
     if known:
         which = "the layer lies" if len(known) == 1 else f"all {len(known):,} layers lie"
         return [f"By the criterion {usage.criterion}, importance is nowhere more concentrated than "
@@ -67,63 +68,65 @@ def _concentrated(usage: ModelUsage) -> list[str]:
         return []
     least = min(layers, key=lambda layer: layer.effective_share)
     return [f"By the criterion {usage.criterion}, importance is most concentrated in "
-            f"{_name(least)}: {least.effective_share:.0%} of its weights are effective. It was not "
-            f"compared with networks that learned nothing."]
+            f"{_layer_name(least)}: {least.effective_share:.0%} of its weights are effective. It "
+            f"was not compared with networks that learned nothing."]
 
 
-def _permuted(usage: ModelUsage) -> list[str]:
-    """The layers whose weights no module could re-initialise; by magnitude they have no range."""
-    layers, said = usage.layers.values(), []
-    permuted = [_name(layer) for layer in layers if layer.null and layer.null.kind == PERMUTED]
+def _permuted_layers(usage: ModelUsage) -> list[str]:
+    """Names the layers whose weights could not be re-initialised, with or without a null."""
+    layers, points = usage.layers.values(), []
+    permuted = [_layer_name(layer) for layer in layers
+                if layer.null and layer.null.kind == PERMUTED]
     if permuted:
-        said.append("Compared with their own weights in another order, since they could not be "
-                    f"re-initialised: {_listed(permuted[:MOST_NAMED], len(permuted))}.")
-    without = [_name(layer) for layer in layers if usage.null and not layer.null]
+        points.append("Compared with their own weights in another order, since they could not be "
+                    f"re-initialised: {_join_names(permuted[:MOST_NAMED], len(permuted))}.")
+    without = [_layer_name(layer) for layer in layers if usage.null and not layer.null]
     if without:
-        said.append("Not compared with networks that learned nothing, since they could not be "
-                    f"re-initialised: {_listed(without[:MOST_NAMED], len(without))}.")
-    return said
+        points.append("Not compared with networks that learned nothing, since they could not be "
+                    f"re-initialised: {_join_names(without[:MOST_NAMED], len(without))}.")
+    return points
 
 
-def _dead(usage: ModelUsage) -> list[str]:
-    some = [layer for layer in usage.layers.values() if layer.dead_units]
-    some.sort(key=lambda layer: -(layer.dead_units or 0) / layer.units)
-    said = []
-    if some:
-        named = [f"{_name(layer)} ({layer.dead_units:,} of {layer.units:,})"
-                 for layer in some[:MOST_NAMED]]
-        said.append(f"Dead units, zero on all of these data or never above zero before a ReLU: "
-                    f"{_listed(named, len(some))}. Other data may still activate them.")
-    silent = [_name(layer) for layer in usage.layers.values() if layer.dead]
+def _dead_layers(usage: ModelUsage) -> list[str]:
+    """Names the layers with dead units, and those without any importance."""
+    with_dead = [layer for layer in usage.layers.values() if layer.dead_units]
+    with_dead.sort(key=lambda layer: -(layer.dead_units or 0) / layer.units)
+    points = []
+    if with_dead:
+        named = [f"{_layer_name(layer)} ({layer.dead_units:,} of {layer.units:,})"
+                 for layer in with_dead[:MOST_NAMED]]
+        points.append(f"Dead units, zero on all of these data or never above zero before a ReLU: "
+                    f"{_join_names(named, len(with_dead))}. Other data may still activate them.")
+    silent = [_layer_name(layer) for layer in usage.layers.values() if layer.dead]
     if silent:
-        said.append(f"No importance at all: {_listed(silent[:MOST_NAMED], len(silent))}.")
-    return said
+        points.append(f"No importance at all: {_join_names(silent[:MOST_NAMED], len(silent))}.")
+    return points
 
 
-def _listed(named: Sequence[str], count: int) -> str:
+def _join_names(named: Sequence[str], count: int) -> str:
     more = count - len(named)
     if more:
         return f"{', '.join(named)} and {more:,} more"
     return " and ".join(filter(None, (", ".join(named[:-1]), named[-1])))
 
 
-def _table(usage: ModelUsage, slim: ModelUsage | None) -> Table:
+def _usage_table(usage: ModelUsage, slim: ModelUsage | None) -> Table:
     layers = list(usage.layers.values())
     columns = [
-        ("layer", [_name(layer) for layer in layers]),
+        ("layer", [_layer_name(layer) for layer in layers]),
         ("weights", [f"{layer.weights:,}" for layer in layers]),
         ("effective share", [f"{layer.effective_share:.1%}" for layer in layers]),
-        ("learned nothing", [_null(layer) for layer in layers]),
+        ("learned nothing", [_null_range(layer) for layer in layers]),
         ("share that holds 90%", [f"{layer.top90_share:.1%}" for layer in layers]),
         ("dead units", [_dead_units(layer) for layer in layers]),
-        ("slim: effective share", [_share_in(slim, layer.name) for layer in layers]),
+        ("slim: effective share", [_effective_share(slim, layer.name) for layer in layers]),
     ]
-    told = [(head, texts) for head, texts in columns if any(texts)]
-    return Table(tuple(head for head, _ in told),
-                 list(zip(*(texts for _, texts in told), strict=True)))
+    filled = [(head, texts) for head, texts in columns if any(texts)]
+    return Table(tuple(head for head, _ in filled),
+                 list(zip(*(texts for _, texts in filled), strict=True)))
 
 
-def _null(layer: LayerUsage) -> str:
+def _null_range(layer: LayerUsage) -> str:
     return f"{layer.null.low:.1%} to {layer.null.high:.1%}" if layer.null else ""
 
 
@@ -131,12 +134,12 @@ def _dead_units(layer: LayerUsage) -> str:
     return "" if layer.dead_units is None else f"{layer.dead_units:,} of {layer.units:,}"
 
 
-def _share_in(usage: ModelUsage | None, name: str) -> str:
-    found = usage.layers.get(name) if usage else None
-    return f"{found.effective_share:.1%}" if found else ""
+def _effective_share(usage: ModelUsage | None, name: str) -> str:
+    layer = usage.layers.get(name) if usage else None
+    return f"{layer.effective_share:.1%}" if layer else ""
 
 
-def _name(layer: LayerUsage) -> str:
+def _layer_name(layer: LayerUsage) -> str:
     return layer.name or "the model"
 
 
@@ -156,13 +159,13 @@ METHODS = {
 
 
 def sections(report: Report) -> list[Section]:
-    """All that there is to say, the most important first; the first one is the table's."""
-    found = [
-        _found(report), _proof(report), _rounds(report), _pareto(report), _layers(report),
+    """All sections of the report, the most important first; the first holds the figures table."""
+    all_sections = [
+        _figures(report), _verdict(report), _rounds(report), _pareto(report), _layers(report),
         _widths(report.widths), _slimmed(report), usage_section(report),
-        _left_out("What was not analysed", _skipped(report)), _again(report),
+        _not_analysed(report), _again(report),
     ]
-    return [one for one in found if one and one.blocks]
+    return [section for section in all_sections if section and section.blocks]
 
 
 _ROWS = (
@@ -192,11 +195,11 @@ _ROWS = (
 
 
 def figures_table(report: Report) -> Table:
-    """The figures of all variants; a quantity that none of them has is left out."""
+    """The figures of all variants; a metric that none of them has is omitted."""
     metrics = report.metrics
     rows = []
     for key, label, form, change in _ROWS:
-        values = [of_variant.get(key) for of_variant in metrics]
+        values = [variant.get(key) for variant in metrics]
         other_task = key.startswith("score/") and Metric.ACCURACY_TEST in metrics[0]
         if other_task or all(value is None for value in values):
             continue
@@ -206,7 +209,7 @@ def figures_table(report: Report) -> Table:
 
 
 def _change(first: float | None, last: float | None, change: str) -> str:
-    """The difference, or the ratio original ÷ slim (``inverse``: of what should be large)."""
+    """The difference, or the ratio original ÷ slim (``inverse``: slim ÷ original)."""
     if first is None or last is None or not change:
         return ""
     if change == "difference":
@@ -215,31 +218,31 @@ def _change(first: float | None, last: float | None, change: str) -> str:
     return f"{1 / ratio if change == 'inverse' and ratio else ratio:.2f}×"
 
 
-def _found(report: Report) -> Section:
+def _figures(report: Report) -> Section:
     return Section("", (figures_table(report),
                         Picture("comparison", "The verdict's interval, and what is saved.")))
 
 
-def _proof(report: Report) -> Section:
+def _verdict(report: Report) -> Section:
     comparison = report.comparison
-    said = [comparison.verdict.sentence, comparison.budget, comparison.verdict.settle or ""]
+    points = [comparison.verdict.sentence, comparison.budget, comparison.verdict.settle or ""]
     if comparison.recipe is None:
-        said.append(comparison.no_recipe)
+        points.append(comparison.no_recipe)
     else:
-        said.append(comparison.artifact.sentence)
+        points.append(comparison.artifact.sentence)
     if comparison.churn is not None:
-        said.append(f"The two models' predictions differ on {100 * comparison.churn:.1f}% of the "
+        points.append(f"The two models' predictions differ on {100 * comparison.churn:.1f}% of the "
                     f"test examples.")
     if comparison.worst_class_delta is not None:
         change = f"{100 * comparison.worst_class_delta:+.1f}".replace("-", "−")
         which = f" ({comparison.worst_class})" if comparison.worst_class else ""
-        said.append(f"The class with the worst change{which}: {change} points of accuracy.")
-    said += comparison.notes
-    said.append(_latency(report))
-    return Section("What the verdict rests on", (Bullets(tuple(filter(None, said))),))
+        points.append(f"The class with the worst change{which}: {change} points of accuracy.")
+    points += comparison.notes
+    points.append(_latency_point(report))
+    return Section("What the verdict rests on", (Bullets(tuple(filter(None, points))),))
 
 
-def _latency(report: Report) -> str:
+def _latency_point(report: Report) -> str:
     if report.comparison.latency_ratio is None:
         return ""
     ratio, low, high = report.comparison.latency_ratio
@@ -259,16 +262,17 @@ def _rounds(report: Report) -> Section | None:
         blocks.append(Text(f"Each round slims the network of the round before, and is judged "
                            f"against the original, with a margin of {margin}. The result is "
                            f"{result}."))
-        strong = [i for i, each in enumerate(report.rounds) if each.variant.name == result]
+        is_result = [row.variant.name == result for row in report.rounds]
         blocks.append(Table(("round", "verdict", "difference (interval)", "fewer FLOPs", ""),
-                            [_round(each, each.variant.name == result) for each in report.rounds],
-                            strong=strong[0] if strong else None, may_be_cut=False))
+                            list(map(_round_row, report.rounds, is_result)),
+                            strong=is_result.index(True) if any(is_result) else None,
+                            may_be_cut=False))
     if report.ended:
         blocks.append(Text(f"There was no further round: {report.ended}"))
     return Section("Rounds", tuple(blocks))
 
 
-def _round(row: Round, is_result: bool) -> tuple[str, ...]:
+def _round_row(row: Round, is_result: bool) -> tuple[str, ...]:
     verdict = row.comparison.verdict
     ratio = row.comparison.ratios.get(Metric.FLOPS_RATIO)
     unit = " points" if verdict.score == "accuracy" else ""
@@ -286,72 +290,69 @@ def _pareto(report: Report) -> Section:
 def _layers(report: Report) -> Section | None:
     blocks: list[Block] = []
     if report.layers:
-        rows = [(one.layer or "the model", f"{one.before:,}", f"{one.after:,}",
-                 "as many" if one.before == one.after else f"{one.share:.0%}")
-                for one in report.layers]
+        rows = [(change.layer or "the model", f"{change.before:,}", f"{change.after:,}",
+                 "as many" if change.before == change.after else f"{change.share:.0%}")
+                for change in report.layers]
         blocks.append(Picture("changes", "Units of each layer, before and after."))
         blocks.append(Table(("layer", "units, original", "units, slim", "kept"), rows))
     if report.uncut:
         blocks.append(Text("Not cut:"))
-        blocks.append(Bullets(_reasons(report.uncut)))
+        blocks.append(Bullets(_reason_points(report.uncut)))
     return Section("Layers before and after", tuple(blocks))
 
 
-def _widths(found: TargetWidths | None) -> Section | None:
-    if found is None:
+def _widths(target: TargetWidths | None) -> Section | None:
+    if target is None:
         return None
-    blocks: list[Block] = [Text(METHODS.get(found.method, f"Method: {found.method}."))]
-    if found.dimensions:
+    blocks: list[Block] = [Text(METHODS.get(target.method, f"Method: {target.method}."))]
+    if target.dimensions:
         blocks.append(Table(("what", "units", "chosen"), [
             (parameter.name or "the model", f"{parameter.units:,}", f"{width:,}")
-            for parameter, width in zip(found.dimensions, found.widths, strict=True)]))
+            for parameter, width in zip(target.dimensions, target.widths, strict=True)]))
     blocks.append(Picture("trials", "The widths that the search tried, each against the original "
                                     "on validation data."))
-    recommendation, searched = found.recommendation, found.searched
+    recommendation, searched = target.recommendation, target.searched
     if searched and searched.trials:
-        blocks.append(_trials(searched.trials, found.widths))
+        blocks.append(_trials_table(searched.trials, target.widths))
     if searched and recommendation:
         blocks.append(Text(f"The search began with the widths of the method "
                            f"{recommendation.method}: {METHODS.get(recommendation.method, '')}"))
     blocks.append(Picture("curves", "By layer, the curve that the width was read from."))
     notes = [source.note for source in (recommendation, searched) if source and source.note]
     skipped = recommendation.skipped if recommendation else {}
-    notes += [f"No width for {layers}" for layers in _reasons(skipped)]
+    notes += [f"No width for {layers}" for layers in _reason_points(skipped)]
     if notes:
         blocks.append(Bullets(tuple(notes)))
     return Section("How the widths were found", tuple(blocks))
 
 
-def _trials(trials: Sequence[Trial], chosen: tuple[int, ...]) -> Table:
+def _trials_table(trials: Sequence[Trial], chosen: tuple[int, ...]) -> Table:
     tried = sorted(trials, key=lambda trial: -trial.cost)
     rows = [("-".join(map(str, trial.widths)), f"{trial.cost:,.0f}", f"{trial.score:.4f}",
              "–" if trial.outcome == "original" else
              f"{trial.delta:+.4f} ({trial.low:+.4f} to {trial.high:+.4f})".replace("-", "−"),
              short_outcome(trial.outcome)) for trial in tried]
-    strong = [i for i, trial in enumerate(tried) if trial.widths == chosen]
+    strong = next((i for i, trial in enumerate(tried) if trial.widths == chosen), None)
     return Table(("widths tried", "FLOPs, one sample", "score, validation",
-                  "difference (interval)", "found"), rows, strong=strong[0] if strong else None)
+                  "difference (interval)", "found"), rows, strong=strong)
 
 
 def _slimmed(report: Report) -> Section | None:
     return Section("How it was slimmed", (Text(report.slimmed_by),)) if report.slimmed_by else None
 
 
-def _left_out(title: str, reasons: Mapping[str, str]) -> Section | None:
-    return Section(title, (Bullets(_reasons(reasons)),)) if reasons else None
-
-
-def _skipped(report: Report) -> dict[str, str]:
-    """What was not analysed, each once; of a slim variant only what the original does not have."""
-    found: dict[str, str] = {}
+def _not_analysed(report: Report) -> Section | None:
+    """The layers that were skipped, each once, with the reason of the first variant that has it."""
+    reasons: dict[str, str] = {}
     for usage in report.usages.values():
         for layer, reason in usage.skipped.items():
-            found.setdefault(layer, reason)
-    return found
+            reasons.setdefault(layer, reason)
+    return Section("What was not analysed", (Bullets(_reason_points(reasons)),)) if reasons \
+        else None
 
 
-def _reasons(reasons: Mapping[str, str]) -> tuple[str, ...]:
-    """By reason the layers that it holds for."""
+def _reason_points(reasons: Mapping[str, str]) -> tuple[str, ...]:
+    """A point for each reason, with the layers that it applies to."""
     return tuple(f"{layers}: {reason.rstrip('.')}." for layers, reason in group_by_reason(reasons))
 
 
@@ -360,7 +361,7 @@ def _again(report: Report) -> Section | None:
 
 
 def second_line(report: Report) -> str:
-    """The verdict's figures, what another reading of them says, and what is saved."""
+    """The verdict's figures, other readings of them, and the savings."""
     comparison = report.comparison
     readings = other_readings(comparison.verdict, comparison.artifact, comparison.looks,
                               comparison.bonferroni)
