@@ -89,7 +89,7 @@ def analyze(  # noqa: PLR0913 - the options of one question, each by name
         data: a tensor or array, shape (samples, ...), a ``Dataset``, or an iterable of batches:
             of tensors or arrays, of tuples (the input first, the target second), or of dicts
             (keyword arguments; ``attention_mask`` says what is padding, ``labels`` are targets).
-        criterion: a key of ``importance.CRITERIA``, a function of one's own (see there), or
+        criterion: a key of ``criteria.CRITERIA``, a function of your own (see there), or
             several of them for one pass; then the result is a dict by name.
         layers: names of the layers to analyse; all but the output layer, if None.
         null: how many networks that learned nothing to draw beside it; 0 for none. Each goes over
