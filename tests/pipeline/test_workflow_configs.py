@@ -32,7 +32,8 @@ def test_a_shipped_configuration_with_a_short_search(store_uri: str) -> None:
 def test_a_shipped_configuration_that_is_cut(store_uri: str) -> None:
     store = connect("configs")
     outcome = run_pipeline(store, load_settings("breast_cancer", {
-        "seeds": 5, "null_draws": 0, "how": "prune", "width_method": "rank"}))
+        "seeds": 5, "null_draws": 0, "how": "prune", "width_method": "rank",
+        "fold": "false"}))
     original, scratch, slim = (
         next(store.client.get_run(one.run_id).data for one in outcome.variants
              if one.variant == name) for name in ("oversized", "from-scratch", "slim"))
