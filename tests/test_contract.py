@@ -15,6 +15,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -326,7 +327,11 @@ def _exit_codes() -> dict[str, int]:
              "compare a.csv --margin 0.02 wrong.csv", "compare --baseline a.csv --candidate a.csv",
              "analyze", "slim", "train --data no_such_file.csv",
              "train --data contract_user:interrupted", "train --data contract_user:terminated"]
-    return {line: wua_command(*line.split())[0] for line in lines}
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
+    try:
+        return {line: wua_command(*line.split())[0] for line in lines}
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _written(folder: Path, run: Run) -> Section:

@@ -26,7 +26,7 @@ __all__ = [
 
 TUTORIAL = "usecase"
 CRITERIA = ("output", "input", "wanda", "magnitude", "taylor")
-"""The criteria that have a name; a test holds them equal to ``importance.CRITERIA``."""
+"""The criteria that have a name; a test holds them equal to ``usage.criteria.CRITERIA``."""
 OWN_MODEL = ("data", "target", "task", "model", "hidden", "state", "seed")
 """What names a model of ``analyze`` and ``slim`` without a run."""
 OWN_ONLY = ("layers", "batch_to_inputs")
