@@ -11,22 +11,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from tests.networks import Ending
 from wua_mlflow.data.tasks import example_scores, loss_for, output_kind, score_name
 from wua_mlflow.training.evaluation import evaluate
-
-
-class Ending(nn.Module):
-    """A Linear layer, and what a function makes of its outputs."""
-
-    def __init__(self, ending, outputs: int = 1) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.head = nn.Linear(3, outputs)
-        self.ending = ending
-
-    def forward(self, x):
-        return self.ending(self.head(x))
-
 
 INPUTS = torch.randn(40, 3, generator=torch.Generator().manual_seed(1))
 
