@@ -157,7 +157,7 @@ def test_three_signals_end_even_a_held_block() -> None:
               "    for _ in range(9):\n"
               "        signal.raise_signal(signal.SIGTERM); print('held', flush=True)\n")
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True,
-                          timeout=60)
+                          timeout=600)
     assert done.returncode == -signal.SIGTERM
     assert done.stdout.splitlines() == ["held", "held"]
 
@@ -239,12 +239,12 @@ def test_another_threads_blocks_hold_nothing() -> None:
     def work() -> None:
         with defer_signals():
             inside.set()
-            done.wait(60)
+            done.wait(600)
 
     with ThreadPoolExecutor(1) as pool:
         pool.submit(work)
         with pytest.raises(Stopped), handle_signals():
-            inside.wait(60)
+            inside.wait(600)
             signal.raise_signal(signal.SIGTERM)
         done.set()
 
@@ -289,7 +289,7 @@ def test_the_command_itself(store_uri: str, tmp_path: Path) -> None:
             time.sleep(0.2)
         assert process.poll() is None, process.stderr.read() if process.stderr else ""
         process.send_signal(signal.SIGINT)
-        _, stderr = process.communicate(timeout=120)
+        _, stderr = process.communicate(timeout=600)
     finally:
         process.kill()
     assert (process.returncode, stderr) == (130, "wua: interrupted\n")

@@ -249,7 +249,7 @@ def torchrun(folder: Path, commands: Sequence[Sequence[str]]) -> list[list[dict[
         [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-addr",
          "127.0.0.1", "--master-port", str(port), "driver.py"],
         cwd=folder, env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True, text=True, timeout=240)
+        capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     return [[{kind: (folder / f"{place}.{rank}.{kind}").read_text()
               for kind in ("code", "out", "err")} for rank in (0, 1)]

@@ -59,7 +59,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
         [sys.executable, "-m", "wua_mlflow", "run", "--seeds", "1", "--epochs", "2",
          "--slim-epochs", "2", "--null-draws", "1", "--json"],
         cwd=folder, env={**environment, "MLFLOW_DISABLE_TELEMETRY": "true"}, capture_output=True,
-        text=True, timeout=240)
+        text=True, timeout=600)
     assert (done.returncode, done.stderr) == (0, "")
     result = json.loads(done.stdout)
     assert (result["artifact"]["seeds"], result["recipe"]) == (1, None)
@@ -97,13 +97,13 @@ def test_help_is_light() -> None:
               "assert main(['run', '--help']) == 0\nassert main(['run', '--epohcs', '1']) == 2\n"
               "print(sorted({'torch', 'mlflow', 'numpy', 'pandas'} & set(sys.modules)))")
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True,
-                          timeout=60)
+                          timeout=600)
     assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "[]")
 
 
 def test_the_module_is_the_command() -> None:
     done = subprocess.run([sys.executable, "-m", "wua_mlflow", "rnu"], capture_output=True,
-                          text=True, timeout=60)
+                          text=True, timeout=600)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == ("wua: command: expected one of run, train, analyze, slim, compare, "
                            "runs, best, show, but got 'rnu'; did you mean 'run'?\n")
