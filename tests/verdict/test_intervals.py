@@ -16,18 +16,13 @@ from scipy.optimize import brentq, minimize_scalar
 from wua_mlflow.rng import Purpose
 from wua_mlflow.verdict import intervals
 
-# Tango's score interval
 
-
-@pytest.mark.parametrize(
-    ("gained", "lost", "examples", "confidence", "published"),
-    [
-        (9, 3, 32, 0.95, (-0.027, 0.390)),  # Tango 1998
-        (0, 1, 44, 0.90, (-0.096, 0.037)),  # Tango 1998
-        (16, 8, 86, 0.95, (-0.020, 0.207)),  # Agresti & Min 2005
-        (1, 7, 21, 0.95, (-0.517, -0.026)),  # Fagerland, Lydersen & Laake 2014
-    ],
-)
+@pytest.mark.parametrize(("gained", "lost", "examples", "confidence", "published"), [
+    (9, 3, 32, 0.95, (-0.027, 0.390)),  # Tango 1998
+    (0, 1, 44, 0.90, (-0.096, 0.037)),  # Tango 1998
+    (16, 8, 86, 0.95, (-0.020, 0.207)),  # Agresti & Min 2005
+    (1, 7, 21, 0.95, (-0.517, -0.026)),  # Fagerland, Lydersen & Laake 2014
+])
 def test_tango_gives_the_published_intervals(gained, lost, examples, confidence, published):
     interval = intervals.tango_interval(gained, lost, examples, confidence=confidence)
     assert tuple(round(limit, 3) for limit in interval) == published
@@ -46,10 +41,8 @@ def score_statistic(delta: float, gained: int, lost: int, examples: int) -> floa
 
 
 @pytest.mark.parametrize("confidence", [0.8, 0.95])
-@pytest.mark.parametrize(
-    ("gained", "lost", "examples"),
-    [(0, 0, 25), (0, 3, 30), (3, 0, 30), (1, 1, 12), (4, 11, 114), (2, 40, 60), (5, 5, 10)],
-)
+@pytest.mark.parametrize(("gained", "lost", "examples"), [
+    (0, 0, 25), (0, 3, 30), (3, 0, 30), (1, 1, 12), (4, 11, 114), (2, 40, 60), (5, 5, 10)])
 def test_tango_inverts_the_score_test(gained, lost, examples, confidence):
     z, delta = stats.norm.ppf((1 + confidence) / 2), (gained - lost) / examples
 
@@ -78,75 +71,63 @@ def test_tango_without_discordant_pairs_is_the_wilson_limit(examples):
     assert intervals.zero_event_limit(examples, confidence=0.95) == pytest.approx(wilson, rel=1e-12)
 
 
-@pytest.mark.parametrize("gained_share", [0.0, 0.02, 0.1])
+@pytest.mark.parametrize("gained_share", [0.0, 0.1])
 @pytest.mark.parametrize(("examples", "margin"), [(30, 0.12), (114, 0.05)])
 def test_tango_seldom_claims_non_inferiority_at_the_margin(examples, margin, gained_share):
     """The exact probability of the false claim, summed over all outcomes."""
-    lost_share, claimed = gained_share + margin, 0.0
-    for gained, lost in itertools.product(range(examples + 1), repeat=2):
-        if gained + lost > examples:
-            continue
-        cell = (gained, lost, examples - gained - lost)
-        p = stats.multinomial.pmf(
-            cell, examples, (gained_share, lost_share, 1 - gained_share - lost_share)
-        )
-        if p > 1e-7:
-            low, _ = intervals.tango_interval(gained, lost, examples, confidence=0.95)
-            claimed += p * (low > -margin)
+    counts = np.array([(gained, lost, examples - gained - lost) for gained in range(examples + 1)
+                       for lost in range(examples + 1 - gained)])
+    shares = gained_share, gained_share + margin, 1 - 2 * gained_share - margin
+    chances = stats.multinomial.pmf(counts, examples, shares)
+    claimed = sum(
+        chance * (intervals.tango_interval(gained, lost, examples, confidence=0.95)[0] > -margin)
+        for chance, (gained, lost, _) in zip(chances, counts, strict=True) if chance > 1e-7)
     assert 0.001 < claimed < 0.03
 
 
-# Paired bootstrap-t
+def student(values: np.ndarray, confidence: float = 0.95) -> tuple[float, float]:
+    return tuple(stats.ttest_1samp(values, 0).confidence_interval(confidence))
 
 
 def test_bootstrap_t_agrees_with_normal_theory_on_a_big_sample():
-    values = np.random.default_rng(1).normal(0.01, 0.2, size=3000)
-    low, high = intervals.bootstrap_t_interval(values, confidence=0.95, seed=0)
-    theory = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    values = np.random.default_rng(1).normal(0.01, 0.2, size=800)
+    interval = intervals.bootstrap_t_interval(values, confidence=0.95, seed=0)
     error = values.std(ddof=1) / math.sqrt(values.size)
-    assert (low, high) == pytest.approx((theory.low, theory.high), abs=0.1 * error)
+    assert interval == pytest.approx(student(values), abs=0.1 * error)
 
 
 def test_bootstrap_t_takes_the_quantiles_of_all_resamples():
     values = np.array([-0.3, 0.1, 0.15, 0.4, 1.1, 0.05])
     low, high = intervals.bootstrap_t_interval(values, confidence=0.9, seed=3)
-    error, t = values.std(ddof=1) / math.sqrt(6), []
-    for resample in itertools.product(values, repeat=6):
-        spread = np.std(resample, ddof=1) if len(set(resample)) > 1 else 0.0
-        shift = np.mean(resample) - values.mean()
-        t.append(shift / (spread / math.sqrt(6)) if spread else math.copysign(math.inf, shift))
+    resamples = np.array(list(itertools.product(values, repeat=6)))
+    spreads = np.where(np.ptp(resamples, axis=1) > 0, resamples.std(axis=1, ddof=1), 1e-300)
+    t = (resamples.mean(axis=1) - values.mean()) / spreads * math.sqrt(6)
+    error = values.std(ddof=1) / math.sqrt(6)
     # 10,000 draws: the share of a 5% tail has a standard deviation of 0.0022
-    assert np.mean(np.array(t) > (values.mean() - low) / error) == pytest.approx(0.05, abs=0.01)
-    assert np.mean(np.array(t) < (values.mean() - high) / error) == pytest.approx(0.05, abs=0.01)
+    assert np.mean(t > (values.mean() - low) / error) == pytest.approx(0.05, abs=0.01)
+    assert np.mean(t < (values.mean() - high) / error) == pytest.approx(0.05, abs=0.01)
 
 
 def test_bootstrap_t_covers_the_mean_of_a_skewed_distribution():
     rng, covered = np.random.default_rng(5), []
-    for trial in range(400):
+    for trial in range(250):
         low, high = intervals.bootstrap_t_interval(
-            1 - rng.exponential(size=40), confidence=0.95, seed=trial, resamples=999
-        )
+            1 - rng.exponential(size=40), confidence=0.95, seed=trial, resamples=999)
         covered.append(low <= 0 <= high)
     assert 0.92 < np.mean(covered) < 0.98
 
 
-def test_bootstrap_t_is_antisymmetric_and_equivariant():
+def test_bootstrap_t_is_antisymmetric_equivariant_and_the_same_in_chunks(monkeypatch):
     values = np.random.default_rng(2).gamma(2.0, size=50)
-    low, high = intervals.bootstrap_t_interval(values, confidence=0.95, seed=4)
-    swapped = intervals.bootstrap_t_interval(-values, confidence=0.95, seed=4)
-    assert swapped == pytest.approx((-high, -low))
-    moved = intervals.bootstrap_t_interval(0.01 * values - 3, confidence=0.95, seed=4)
-    assert moved == pytest.approx((0.01 * low - 3, 0.01 * high - 3))
 
+    def interval(of: np.ndarray) -> tuple[float, float]:
+        return intervals.bootstrap_t_interval(of, confidence=0.95, seed=4)
 
-def test_bootstrap_t_in_chunks_is_the_same(monkeypatch):
-    values = np.random.default_rng(2).gamma(2.0, size=33)
-    whole = intervals.bootstrap_t_interval(values, confidence=0.95, seed=4)
+    low, high = interval(values)
+    assert interval(-values) == pytest.approx((-high, -low))
+    assert interval(0.01 * values - 3) == pytest.approx((0.01 * low - 3, 0.01 * high - 3))
     monkeypatch.setattr(intervals, "_CHUNK_DRAWS", 500)
-    assert intervals.bootstrap_t_interval(values, confidence=0.95, seed=4) == whole
-
-
-def test_bootstrap_t_draws_from_the_stream_for_resampling():
+    assert interval(values) == (low, high)
     assert intervals._RESAMPLING == Purpose.RESAMPLING
 
 
@@ -154,31 +135,22 @@ def test_bootstrap_t_stays_finite_and_wide_where_resamples_have_no_spread():
     values = np.zeros(100)
     values[7] = -0.5
     low, high = intervals.bootstrap_t_interval(values, confidence=0.95, seed=0)
-    student = stats.ttest_1samp(values, 0).confidence_interval(0.95)
     assert low == -0.5
-    assert student.low < high <= student.high
-    pair = intervals.bootstrap_t_interval(np.array([0.1, 0.3]), confidence=0.95, seed=0)
-    assert pair == pytest.approx(
-        tuple(stats.ttest_1samp([0.1, 0.3], 0).confidence_interval(0.95)), rel=1e-9
-    )
-
-
-# Crossed seeds and examples
+    assert student(values)[0] < high <= student(values)[1]
+    pair = np.array([0.1, 0.3])
+    assert intervals.bootstrap_t_interval(pair, confidence=0.95, seed=0) == pytest.approx(
+        student(pair), rel=1e-9)
 
 
 def brute_force_anova(d: np.ndarray) -> tuple[float, float, float]:
+    """Mean squares of rows, of columns (in units of one difference) and of the residual."""
     seeds, examples = d.shape
-    grand = sum(d[s, e] for s in range(seeds) for e in range(examples)) / d.size
-    row = [sum(d[s, e] for e in range(examples)) / examples for s in range(seeds)]
-    column = [sum(d[s, e] for s in range(seeds)) / seeds for e in range(examples)]
-    residual = sum(
-        (d[s, e] - row[s] - column[e] + grand) ** 2 for s in range(seeds) for e in range(examples)
-    )
-    return (
-        sum((r - grand) ** 2 for r in row) / (seeds - 1),
-        sum((c - grand) ** 2 for c in column) / (examples - 1),
-        residual / ((seeds - 1) * (examples - 1)),
-    )
+    grand, row, column = d.mean(), [r.mean() for r in d], [c.mean() for c in d.T]
+    residual = sum((d[s, e] - row[s] - column[e] + grand) ** 2
+                   for s in range(seeds) for e in range(examples))
+    return (sum((r - grand) ** 2 for r in row) / (seeds - 1),
+            sum((c - grand) ** 2 for c in column) / (examples - 1),
+            residual / ((seeds - 1) * (examples - 1)))
 
 
 def test_crossed_components_and_interval_by_explicit_loops():
@@ -207,24 +179,17 @@ def test_crossed_variance_never_falls_below_either_component(axis):
 
 def test_crossed_terms_estimate_the_variance_of_the_mean():
     rng, (seeds, examples) = np.random.default_rng(0), (6, 10)
-    d = (
-        rng.normal(0, 0.3, (4000, seeds, 1))
-        + rng.normal(0, 0.5, (4000, 1, examples))
-        + rng.normal(0, 0.8, (4000, seeds, examples))
-    )
-    parts = [intervals.crossed(one) for one in d]
-    estimates = [
-        p.seed_means_variance / 6 + p.example_means_variance / 10 - p.residual_variance / 60
-        for p in parts
-    ]
+    d = (rng.normal(0, 0.3, (2000, seeds, 1))
+         + rng.normal(0, 0.5, (2000, 1, examples))
+         + rng.normal(0, 0.8, (2000, seeds, examples)))
+    parts = [intervals.crossed(differences) for differences in d]
+    estimates = [p.seed_means_variance / 6 + p.example_means_variance / 10
+                 - p.residual_variance / 60 for p in parts]
     true = 0.3**2 / 6 + 0.5**2 / 10 + 0.8**2 / 60
     assert np.mean(estimates) == pytest.approx(true, rel=0.03)
     assert np.var([p.mean for p in parts]) == pytest.approx(true, rel=0.08)
     covered = [abs(p.mean) < p.half_width(0.95) for p in parts]
     assert 0.94 < np.mean(covered) < 0.99
-
-
-# What few examples carry
 
 
 def test_carriers_count_those_that_stand_out():
@@ -254,17 +219,18 @@ def test_crossed_interval_of_many_seeds_is_widened_where_few_examples_differ():
     assert five.half_width(0.95) == pytest.approx(stats.t.ppf(0.975, 4) * math.sqrt(five.variance))
 
 
-def test_bootstrap_interval_is_widened_and_never_narrower_than_students():
+@pytest.mark.parametrize("confidence", [0.95, 1 - 0.05 / 5000])
+def test_bootstrap_interval_is_widened_and_never_narrower_than_students(confidence):
+    """At 1 − 0.05/5000 two of 10,000 resamples would have to lie further out."""
     values = 1 - np.random.default_rng(5).exponential(size=30)
-    low, high = intervals.bootstrap_t_interval(values, confidence=0.95, seed=0)
-    student = stats.ttest_1samp(values, 0).confidence_interval(0.95)
-    means = values - values.mean()
-    factor = math.sqrt(1 + 3 * np.sum(means**4) / np.sum(means**2) ** 2)
-    expected = (values.mean() + factor * (min(low, student.low) - values.mean()),
-                values.mean() + factor * (max(high, student.high) - values.mean()))
-    assert low < student.low and high < student.high
-    found = intervals.inflated_bootstrap_t(values, confidence=0.95, seed=0)
-    assert found == pytest.approx(expected)
+    low, high = intervals.bootstrap_t_interval(values, confidence=confidence, seed=0)
+    deviations = values - values.mean()
+    factor = math.sqrt(1 + 3 * np.sum(deviations**4) / np.sum(deviations**2) ** 2)
+    theory = student(values, confidence)
+    farther = min(low, theory[0]) - values.mean(), max(high, theory[1]) - values.mean()
+    assert (low < theory[0]) == (confidence == 0.95) and high < theory[1]
+    interval = intervals.inflated_bootstrap_t(values, confidence=confidence, seed=0)
+    assert interval == pytest.approx([values.mean() + factor * side for side in farther])
 
 
 def test_many_seeds_on_thirty_examples_seldom_claim_falsely():
@@ -280,12 +246,3 @@ def test_many_seeds_on_thirty_examples_seldom_claim_falsely():
         plain += parts.mean - stats.t.ppf(0.975, 19) * math.sqrt(parts.variance) > -0.15
     assert claimed / 800 < 0.04
     assert plain > claimed
-
-
-def test_bootstrap_interval_beyond_its_resamples_is_students_at_least():
-    """1 − 0.05/5000: two of 10,000 resamples would have to lie further out."""
-    values = np.random.default_rng(1).normal(size=200)
-    confidence = 1 - 0.05 / 5000
-    student = stats.ttest_1samp(values, 0).confidence_interval(confidence)
-    low, high = intervals.inflated_bootstrap_t(values, confidence=confidence, seed=0)
-    assert low < student.low < student.high < high

@@ -13,60 +13,36 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from tests.verdict.test_compare import outcomes
 from wua_mlflow.verdict import intervals, sample_size
-from wua_mlflow.verdict.compare import Verdict, compare
+from wua_mlflow.verdict.compare import compare
 from wua_mlflow.verdict.intervals import inflated_bootstrap_t
 from wua_mlflow.verdict.sample_size import required_examples_without_discordance, too_few_examples
 
-
-def outcomes(gained: int, lost: int, examples: int) -> tuple[np.ndarray, np.ndarray]:
-    """0/1 scores of a baseline and a candidate with the given discordant counts."""
-    base, cand = np.ones(examples), np.ones(examples)
-    base[:gained] = 0
-    cand[gained : gained + lost] = 0
-    return base, cand
-
-
-def table(rows: float, columns: float, residual: float, shape: tuple[int, int]) -> np.ndarray:
-    """Differences with mean 0 whose three mean squares are exactly the given ones."""
-    rng = np.random.default_rng(0)
-
-    def unit(size: int) -> np.ndarray:
-        values = rng.normal(size=size)
-        return (values - values.mean()) / values.std(ddof=1)
-
-    noise = rng.normal(size=shape)
-    noise += noise.mean() - noise.mean(axis=0) - noise.mean(axis=1, keepdims=True)
-    noise /= math.sqrt(np.square(noise).sum() / ((shape[0] - 1) * (shape[1] - 1)))
-    effects = math.sqrt(rows) * unit(shape[0])[:, None] + math.sqrt(columns) * unit(shape[1])
-    return effects + math.sqrt(residual) * noise
+Components = tuple[float, float, float]
+"""Standard deviations of the differences: between seeds, between examples, residual."""
 
 
 def numbers(sentence: str | None) -> list[int]:
     """All but the chance."""
-    assert sentence is not None
-    bare = sentence.replace("a chance of 80%", "")
+    bare = (sentence or "").replace("a chance of 80%", "")
     return [int(number.replace(",", "")) for number in re.findall(r"\d[\d,]*", bare)]
 
 
-# Artifacts
-
-
-@pytest.mark.parametrize(
-    ("gained", "lost", "margin"), [(10, 20, 0.03), (3, 20, 0.02), (2, 2, 0.01), (0, 20, 0.05)]
-)
+@pytest.mark.parametrize(("gained", "lost", "margin"), [(10, 20, 0.03), (0, 20, 0.05)])
 def test_four_of_five_artifacts_are_settled_at_the_examples_named(gained, lost, margin):
-    """As many examples, right and wrong drawn with the shares seen; 1,500 trials: ± 0.01."""
+    """As many examples, right and wrong drawn with the shares seen; 600 trials: ± 0.016."""
     verdict = compare(*outcomes(gained, lost, 500), margin=margin)
     needed, now = numbers(verdict.settle)
     assert (verdict.outcome, now) == ("inconclusive", 500)
-    assert verdict.settle is not None and "with a chance of 80%, if" in verdict.settle
+    assert "with a chance of 80%, if" in verdict.settle
 
     def settled(n: int) -> float:
         shares = [gained / 500, lost / 500, 1 - (gained + lost) / 500]
-        drawn = np.random.default_rng(0).multinomial(n, shares, size=1500)
-        limits = [intervals.tango_interval(g, b, n, confidence=0.95) for g, b, _ in drawn]
-        return float(np.mean([low > -margin or high < -margin for low, high in limits]))
+        drawn = np.random.default_rng(0).multinomial(n, shares, size=600)
+        counts, times = np.unique(drawn, axis=0, return_counts=True)
+        limits = [intervals.tango_interval(g, b, n, confidence=0.95) for g, b, _ in counts]
+        return float(times @ [low > -margin or high < -margin for low, high in limits]) / 600
 
     assert settled(needed) == pytest.approx(0.8, abs=0.05)
     assert settled(needed // 2) < 0.65
@@ -82,7 +58,7 @@ def test_examples_for_an_artifact_by_hand():
     assert sample_size.required_tango(0.01, 0.02, margin=0.02, confidence=0.95) == 2629
 
 
-@pytest.mark.parametrize("margin", [0.001, 0.01, 0.025, 0.5])
+@pytest.mark.parametrize("margin", [0.001, 0.025, 0.5])
 def test_examples_without_discordance_are_the_fewest(margin):
     n = required_examples_without_discordance(margin)
     assert compare(np.ones(n), np.ones(n), margin=margin).outcome == "non_inferior"
@@ -92,121 +68,93 @@ def test_examples_without_discordance_are_the_fewest(margin):
     assert sample_size.required_tango(0.0, 0.0, margin=margin, confidence=0.95) == n
 
 
-def test_examples_without_discordance_for_one_point():
-    assert required_examples_without_discordance(0.01) == 381
-    assert required_examples_without_discordance(0.01, 0.9) == 268
-
-
 def test_a_test_set_too_small_says_how_large_it_must_be():
     assert too_few_examples(380, 0.01) == (
         "test data: expected at least 381 examples to show even of equal models that they are "
         "within a margin of 0.01, but got 380; take more, or a margin of at least 0.0101")
     assert too_few_examples(381, 0.01) is None
-    assert too_few_examples(267, 0.01, 0.9) is not None and too_few_examples(268, 0.01, 0.9) is None
-    assert (too_few_examples(10_000, 0.0) or "").startswith(
-        "margin: expected above 0, since at 0 no"
-    )
+    assert too_few_examples(267, 0.01, 0.9) and too_few_examples(268, 0.01, 0.9) is None
+    assert too_few_examples(10_000, 0.0).startswith("margin: expected above 0, since at 0 no")
 
 
-@pytest.mark.parametrize(("examples", "margin"), [(30, 0.02), (114, 0.01), (540, 0.001)])
+@pytest.mark.parametrize(("examples", "margin"), [(30, 0.02), (540, 0.001)])
 def test_the_margin_that_is_offered_instead_can_be_shown(examples, margin):
-    line = too_few_examples(examples, margin)
-    assert line is not None
-    offered = float(line.rsplit(" ", 1)[1])
+    offered = float(too_few_examples(examples, margin).rsplit(" ", 1)[1])
     assert too_few_examples(examples, offered) is None
     assert too_few_examples(examples, 0.98 * offered) is not None
     assert compare(np.ones(examples), np.ones(examples), margin=offered).outcome == "non_inferior"
 
 
 def test_four_of_five_regressions_are_settled_at_the_examples_named():
-    """300 trials, 500 resamples each: ± 0.023."""
+    """200 trials, 300 resamples each: ± 0.028."""
     rng = np.random.default_rng(0)
     differences = rng.normal(0, 0.3, size=80)
     differences -= differences.mean()
     base = rng.normal(size=80)
-    needed, now = numbers(compare(base, base + differences, margin=0.05, score="R²").settle)
+    needed, now = numbers(compare(base, base + differences, margin=0.06, score="R²").settle)
     assert now == 80
     spread, settled = differences.std(ddof=1), []
-    for trial in range(300):
+    for trial in range(200):
         low, high = inflated_bootstrap_t(
-            rng.normal(0, spread, size=needed), confidence=0.95, seed=trial, resamples=500)
-        settled.append(low > -0.05 or high < -0.05)
+            rng.normal(0, spread, size=needed), confidence=0.95, seed=trial, resamples=300)
+        settled.append(low > -0.06 or high < -0.06)
     assert np.mean(settled) == pytest.approx(0.8, abs=0.07)
 
 
-# Recipes
+def grown(components: Components, shape: tuple[int, int]) -> np.ndarray:
+    """Differences with mean 0 that show exactly these components."""
+    (a, b, e), (seeds, examples), rng = np.square(components), shape, np.random.default_rng(0)
+
+    def unit(size: int) -> np.ndarray:
+        values = rng.normal(size=size)
+        return (values - values.mean()) / values.std(ddof=1)
+
+    noise = rng.normal(size=shape)
+    noise += noise.mean() - noise.mean(axis=0) - noise.mean(axis=1, keepdims=True)
+    noise /= math.sqrt(np.square(noise).sum() / ((seeds - 1) * (examples - 1)))
+    effects = math.sqrt(a + e / examples) * unit(seeds)[:, None]
+    return effects + math.sqrt(b + e / seeds) * unit(examples) + math.sqrt(e) * noise
 
 
-def grown(components: tuple[float, float, float], shape: tuple[int, int]) -> np.ndarray:
-    """Differences that show exactly these components: between seeds, examples, residual."""
-    (between_seeds, between_examples, residual), (seeds, examples) = components, shape
-    return table(
-        between_seeds + residual / examples, between_examples + residual / seeds, residual, shape
-    )
+def settled_share(components: Components, shape: tuple[int, int], margin: float) -> float:
+    """Of 800 verdicts on effects drawn anew, true difference 0; ± 0.014.
 
-
-def outcome_at(
-    components: tuple[float, float, float], shape: tuple[int, int], margin: float
-) -> Verdict:
-    return compare(np.zeros(shape), grown(components, shape), margin=margin)
-
-
-def settled_share(
-    components: tuple[float, float, float], shape: tuple[int, int], margin: float
-) -> float:
-    """Of 800 verdicts on effects drawn anew, true difference 0; ± 0.014."""
-    rng, (a, b, e), (seeds, examples) = np.random.default_rng(1), np.sqrt(components), shape
-    hits = 0
+    The means of seeds and of examples and the residual sum of squares are independent (Cochran).
+    """
+    rng, (a, b, e), (seeds, examples) = np.random.default_rng(1), np.square(components), shape
+    settled, freedom = 0, (seeds - 1) * (examples - 1)
     for _ in range(800):
-        drawn = a * rng.normal(size=(seeds, 1)) + b * rng.normal(size=examples)
-        parts = intervals.crossed(drawn + e * rng.standard_normal(shape))
-        half = parts.half_width(0.95)
-        hits += parts.mean - half > -margin or parts.mean + half < -margin
-    return hits / 800
+        seed_means = rng.normal(0, math.sqrt(a + e / examples), size=seeds)
+        example_means = rng.normal(0, math.sqrt(b + e / seeds), size=examples)
+        parts = intervals.Crossed(
+            seeds, examples, rng.normal(0, math.sqrt(a / seeds + (b + e / seeds) / examples)),
+            seed_means.var(ddof=1), example_means.var(ddof=1),
+            e * rng.chisquare(freedom) / freedom, intervals.effective_examples(example_means))
+        settled += abs(parts.mean + margin) > parts.half_width(0.95)
+    return settled / 800
 
 
-SEEDS_DOMINATE = (0.03**2, 0.05**2, 0.1**2)
-EXAMPLES_DOMINATE = (0.001**2, 0.3**2, 0.1**2)
-BALANCED = (0.02**2, 0.2**2, 0.1**2)
-EITHER = (0.04**2, 0.2**2, 0.1**2)
+BALANCED = (0.02, 0.2, 0.1)
 
 
-def test_recipe_settles_by_seeds_alone_where_seeds_dominate():
-    verdict = outcome_at(SEEDS_DOMINATE, (6, 100), 0.02)
-    assert verdict.settle is not None
-    assert "more test examples alone cannot: the spread between seeds" in verdict.settle
-    seeds, now = numbers(verdict.settle)
-    assert now == 6
-    assert settled_share(SEEDS_DOMINATE, (seeds, 100), 0.02) == pytest.approx(0.8, abs=0.05)
-    assert settled_share(SEEDS_DOMINATE, (6, 5_000), 0.02) < 0.4
-
-
-def test_recipe_settles_by_examples_alone_where_examples_dominate():
-    verdict = outcome_at(EXAMPLES_DOMINATE, (6, 100), 0.04)
-    assert verdict.settle is not None
-    assert "more seeds alone may not: too few test examples tell the two apart" in verdict.settle
-    examples, now = numbers(verdict.settle)
-    assert now == 100
-    assert settled_share(EXAMPLES_DOMINATE, (6, examples), 0.04) == pytest.approx(0.8, abs=0.05)
-    assert settled_share(EXAMPLES_DOMINATE, (300, 100), 0.04) < 0.4
-
-
-def test_recipe_settles_by_either():
-    verdict = outcome_at(EITHER, (6, 100), 0.065)
-    seeds, seeds_now, examples, examples_now = numbers(verdict.settle)
-    assert (seeds_now, examples_now) == (6, 100)
-    for shape in ((seeds, 100), (6, examples)):
-        assert settled_share(EITHER, shape, 0.065) == pytest.approx(0.8, abs=0.05)
-
-
-def test_recipe_settles_only_by_both():
-    verdict = outcome_at(BALANCED, (6, 100), 0.02)
-    assert verdict.settle is not None and verdict.settle.startswith("Neither more seeds nor")
-    seeds, examples, *now = numbers(verdict.settle)
-    assert now == [6, 100]
-    assert settled_share(BALANCED, (seeds, examples), 0.02) == pytest.approx(0.8, abs=0.05)
-    assert settled_share(BALANCED, (300, 100), 0.02) < 0.5
-    assert settled_share(BALANCED, (6, 5_000), 0.02) < 0.7
+@pytest.mark.parametrize(("components", "margin", "words", "now", "enough", "too_few"), [
+    ((0.03, 0.05, 0.1), 0.02, "more test examples alone cannot: the spread between seeds",
+     [6], lambda seeds: [(seeds, 100)], {(6, 5_000): 0.4}),
+    ((0.001, 0.3, 0.1), 0.04, "more seeds alone may not: too few test examples tell the two apart",
+     [100], lambda examples: [(6, examples)], {(300, 100): 0.4}),
+    ((0.04, 0.2, 0.1), 0.065, "(now 6) on the same test examples, or about",
+     [6, 100], lambda seeds, examples: [(seeds, 100), (6, examples)], {}),
+    (BALANCED, 0.02, "Neither more seeds nor more test examples alone",
+     [6, 100], lambda seeds, examples: [(seeds, examples)], {(300, 100): 0.5, (6, 5_000): 0.7}),
+], ids=["seeds", "examples", "either", "both"])
+def test_what_settles_a_recipe(components, margin, words, now, enough, too_few):
+    verdict = compare(np.zeros((6, 100)), grown(components, (6, 100)), margin=margin)
+    assert words in verdict.settle
+    assert set(now) <= set(numbers(verdict.settle))
+    for shape in enough(*(number for number in numbers(verdict.settle) if number not in now)):
+        assert settled_share(components, shape, margin) == pytest.approx(0.8, abs=0.05)
+    for shape, most in too_few.items():
+        assert settled_share(components, shape, margin) < most
 
 
 def test_nothing_settles_an_estimate_at_the_margin():
@@ -217,16 +165,13 @@ def test_nothing_settles_an_estimate_at_the_margin():
         "uncertainty."
     )
     recipe = compare(np.full((6, 100), 0.02), grown(BALANCED, (6, 100)), margin=0.02)
-    assert recipe.settle is not None
     assert recipe.settle.startswith("No realistic number of seeds or test examples")
-    nothing = compare(np.ones(50), np.ones(50), margin=0)
-    assert nothing.settle == artifact.settle
+    assert compare(np.ones(50), np.ones(50), margin=0).settle == artifact.settle
 
 
 @pytest.mark.parametrize(("lost", "hopeless"), [(51, True), (52, False), (49, True), (48, False)])
 def test_an_estimate_within_a_tenth_of_the_half_width_of_the_margin_is_hopeless(lost, hopeless):
     verdict = compare(*outcomes(0, lost, 1000), margin=0.05)
-    assert verdict.settle is not None
     assert verdict.settle.startswith("No realistic number") == hopeless
     nearer = verdict.delta - verdict.low if lost < 50 else verdict.high - verdict.delta
     assert (abs(verdict.delta + 0.05) < 0.1 * nearer) == hopeless
@@ -235,27 +180,24 @@ def test_an_estimate_within_a_tenth_of_the_half_width_of_the_margin_is_hopeless(
 @pytest.mark.parametrize("share", [0.99, 0.8, 0.4])
 def test_crossed_need_by_linear_search(share):
     a, b, e, seeds, examples = 0.02**2, 0.2**2, 0.3**2, 5, 60
-    parts = intervals.crossed(grown((a, b, e), (seeds, examples)))
+    parts = intervals.crossed(grown((0.02, 0.2, 0.3), (seeds, examples)))
+    distance = share * parts.half_width(0.95)
 
-    def chance(s: int, n: int) -> float:
+    def enough(s: int, n: int) -> bool:
         rows, columns, shared = a / s + e / (s * n), b / n + e / (s * n), e / (s * n)
         variance = a / s + b / n + e / (s * n)
         freedom = variance**2 / (
             rows**2 / (s - 1) + columns**2 / (n - 1) + shared**2 / ((s - 1) * (n - 1)))
-        beyond = stats.nct.sf(stats.t.ppf(0.975, s - 1), freedom, distance / math.sqrt(variance))
-        return float(beyond)
+        quantile = stats.t.ppf(0.975, s - 1)
+        return stats.nct.sf(quantile, freedom, distance / math.sqrt(variance)) >= 0.8
 
-    distance = share * parts.half_width(0.95)
     need = sample_size.required_crossed(parts, distance, confidence=0.95)
-    more_seeds = (s for s in range(seeds, 101) if chance(s, examples) >= 0.8)
-    more_examples = (n for n in range(examples, 1001) if chance(seeds, n) >= 0.8)
-    both = (s for s in range(seeds, 501) if chance(s, 12 * s) >= 0.8)
-    fewest = next(both)
+    fewest = next(s for s in range(seeds, 501) if enough(s, 12 * s))
     assert need.both == (fewest, 12 * fewest)
-    for found, searched, last in (
-        (need.seeds, next(more_seeds, None), 100), (need.examples, next(more_examples, None), 1000)
-    ):
-        assert found == searched if searched else found is None or found > last
+    more_seeds = next((s for s in range(seeds, 101) if enough(s, examples)), None)
+    more_examples = next((n for n in range(examples, 1001) if enough(seeds, n)), None)
+    assert need.seeds == more_seeds or (not more_seeds and need.seeds > 100)
+    assert need.examples == more_examples or (not more_examples and need.examples > 1000)
 
 
 def test_power_of_a_t_test():

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import numpy as np
 import pytest
 
-from wua_mlflow.verdict.compare import Verdict, compare
+from wua_mlflow.verdict.compare import Verdict
 from wua_mlflow.verdict.text import (
     decision_sentence,
     latency_gain,
@@ -19,54 +18,52 @@ from wua_mlflow.verdict.text import (
     size_gain,
 )
 
-BASE = compare(np.ones(2000), np.ones(2000), margin=0.02)
+BASE = Verdict(
+    kind="artifact", outcome="non_inferior", delta=-0.012, low=-0.018, high=-0.006, margin=0.02,
+    confidence=0.95, examples=2000, seeds=1, method="Tango score interval", score="accuracy",
+    settle=None)
 
 
 def of(outcome: str = "non_inferior", **fields: object) -> Verdict:
     return replace(BASE, outcome=outcome, **{"low": -0.01, "high": 0.01, **fields})
 
 
+WORSE = of("inferior", low=-0.05, high=-0.03)
 FASTER = [("3.0× faster per sample", True), ("3.0× smaller on disk", True)]
 SAME = [("about as fast per sample", False), ("no smaller on disk", False)]
+SURE = "(95% confidence, these two saved models)"
+GAINS, NO_GAIN = (" and ".join(words for words, _ in gains) for gains in (FASTER, SAME))
+PLACE = "it can take the original's place"
+LOSS = f"worse than the original, by more than 2 points of accuracy {SURE}"
+UNSETTLED = "It is not settled whether the slim model answers as well as the original within 2 " \
+            "points of accuracy "
+RISK = "the choice is to accept that risk or to"
 
 
 @pytest.mark.parametrize(("verdict", "gains", "flops", "sentence"), [
     (of(), FASTER, 1.0,
-     "The slim model answers as well as the original within 2 points of accuracy (95% confidence, "
-     "these two saved models), is 3.0× faster per sample and 3.0× smaller on disk; it can take the "
-     "original's place if 2 points is the right margin."),
+     f"The slim model answers as well as the original within 2 points of accuracy {SURE}, is "
+     f"{GAINS}; {PLACE} if 2 points is the right margin."),
     (of(low=0.001), FASTER, 1.0,
-     "The slim model answers better than the original (95% confidence, these two saved models), is "
-     "3.0× faster per sample and 3.0× smaller on disk; it can take the original's place."),
+     f"The slim model answers better than the original {SURE}, is {GAINS}; {PLACE}."),
     (of(high=-0.001), FASTER, 1.0,
-     "The slim model answers worse than the original, but by less than 2 points of accuracy (95% "
-     "confidence, these two saved models), is 3.0× faster per sample and 3.0× smaller on disk; it "
-     "can take the original's place if 2 points is the right margin."),
-    (of("inferior", low=-0.05, high=-0.03), FASTER, 1.0,
-     "The slim model answers worse than the original, by more than 2 points of accuracy (95% "
-     "confidence, these two saved models), but is 3.0× faster per sample and 3.0× smaller on disk; "
-     "to use it is to accept that loss."),
-    (of("inferior", low=-0.05, high=-0.03), [FASTER[0], SAME[1]], 1.0,
-     "The slim model answers worse than the original, by more than 2 points of accuracy (95% "
-     "confidence, these two saved models), but is 3.0× faster per sample though no smaller on "
-     "disk; to use it is to accept that loss."),
-    (of("inferior", low=-0.05, high=-0.03), SAME, 1.0,
-     "The slim model answers worse than the original, by more than 2 points of accuracy (95% "
-     "confidence, these two saved models), and is about as fast per sample and no smaller on disk; "
-     "by the margin set, the original stays."),
+     f"The slim model answers worse than the original, but by less than 2 points of accuracy "
+     f"{SURE}, is {GAINS}; {PLACE} if 2 points is the right margin."),
+    (WORSE, FASTER, 1.0,
+     f"The slim model answers {LOSS}, but is {GAINS}; to use it is to accept that loss."),
+    (WORSE, [FASTER[0], SAME[1]], 1.0,
+     f"The slim model answers {LOSS}, but is 3.0× faster per sample though no smaller on disk; to "
+     f"use it is to accept that loss."),
+    (WORSE, SAME, 1.0,
+     f"The slim model answers {LOSS}, and is {NO_GAIN}; by the margin set, the original stays."),
     (of("inconclusive", low=-0.05), FASTER, 1.0,
-     "It is not settled whether the slim model answers as well as the original within 2 points of "
-     "accuracy (95% confidence, these two saved models); it is 3.0× faster per sample and 3.0× "
-     "smaller on disk; the choice is to accept that risk or to test with more test examples."),
+     f"{UNSETTLED}{SURE}; it is {GAINS}; {RISK} test with more test examples."),
     (of("inconclusive", low=-0.05, kind="recipe", settle=no_realistic_n(recipe=True)), SAME, 1.0,
-     "It is not settled whether the slim model answers as well as the original within 2 points of "
-     "accuracy (95% confidence, 1 seeds); it is about as fast per sample and no smaller on disk; "
-     "more data would hardly settle it, so the choice is to accept that risk or to keep the "
-     "original."),
+     f"{UNSETTLED}(95% confidence, 1 seeds); it is {NO_GAIN}; more data would hardly settle it, so "
+     f"{RISK} keep the original."),
     (of(), SAME, 6.0,
-     "The slim model answers as well as the original within 2 points of accuracy (95% confidence, "
-     "these two saved models), but is about as fast per sample and no smaller on disk; its only "
-     "gain is 6.0× fewer FLOPs."),
+     f"The slim model answers as well as the original within 2 points of accuracy {SURE}, but is "
+     f"{NO_GAIN}; its only gain is 6.0× fewer FLOPs."),
     (of(score="R²", kind="recipe", seeds=7, margin=0.05), [], 1.0,
      "The slim model predicts as well as the original within 0.05 of R² (95% confidence, 7 seeds); "
      "neither its latency nor its size was measured; there is nothing to gain by it."),
@@ -94,13 +91,6 @@ def test_gains_without_an_interval():
     assert size_gain(9000.0, None) is None
 
 
-@pytest.mark.parametrize(("margin", "score", "words"), [
-    (0.02, "accuracy", "2 points of accuracy"), (0.01, "accuracy", "1 point of accuracy"),
-    (0.005, "accuracy", "0.5 points of accuracy"), (0.05, "R²", "0.05 of R²")])
-def test_the_margins_unit(margin, score, words):
-    assert margin_words(replace(BASE, margin=margin, score=score)) == words
-
-
 def test_another_reading_of_the_same_data():
     recipe = of(kind="recipe", seeds=5)
     assert other_readings(recipe, of("inconclusive"), 4, of("inconclusive")) == [
@@ -125,62 +115,36 @@ def test_flops_that_fall_and_latency_that_does_not():
         assert latency_unlike_flops(flops, latency) == ""
 
 
-VERDICT = Verdict(
-    kind="artifact",
-    outcome="non_inferior",
-    delta=-0.012,
-    low=-0.018,
-    high=-0.006,
-    margin=0.02,
-    confidence=0.95,
-    examples=2000,
-    seeds=1,
-    method="Tango score interval",
-    score="accuracy",
-    settle=None,
-)
-
-
 def test_sentences():
-    assert VERDICT.sentence == (
+    assert BASE.sentence == (
         "Artifact verdict (these two saved models, 2,000 test examples): the slim model's accuracy "
         "minus the original's is −1.2 points (95% interval −1.8 to −0.6), against a margin of "
-        "2 points: worse, but within the margin (non-inferior)."
-    )
-    recipe = replace(
-        VERDICT, kind="recipe", seeds=20, high=0.0, low=-0.02, outcome="inconclusive", score="R²"
-    )
+        "2 points: worse, but within the margin (non-inferior).")
+    recipe = of("inconclusive", kind="recipe", seeds=20, high=0.0, low=-0.02, score="R²")
     assert recipe.sentence == (
         "Recipe verdict (both trained with 20 seeds, 2,000 test examples): on average the "
         "slim model's R² minus the original's is −0.012 (95% interval −0.020 to 0.000), against a "
         "margin of 0.02: the data cannot tell whether the loss stays within the margin "
-        "(inconclusive)."
-    )
-    assert "of 1 point:" in replace(VERDICT, margin=0.01).sentence
-    assert "90% interval" in replace(VERDICT, confidence=0.9).sentence
-    assert "99.99833% interval" in replace(VERDICT, confidence=1 - 0.05 / 3000).sentence
+        "(inconclusive).")
+    assert "of 1 point:" in replace(BASE, margin=0.01).sentence
+    assert margin_words(replace(BASE, margin=0.005)) == "0.5 points of accuracy"
+    assert "90% interval" in replace(BASE, confidence=0.9).sentence
+    assert "99.99833% interval" in replace(BASE, confidence=1 - 0.05 / 3000).sentence
 
 
-@pytest.mark.parametrize(
-    ("low", "high", "shown"),
-    [
-        (-0.01996, 0.01, "−1.200 points (95% interval −1.996 to +1.000)"),
-        (-0.0199, -0.0001, "−1.20 points (95% interval −1.99 to −0.01)"),
-        (-0.015, -0.0001, "−1.20 points (95% interval −1.50 to −0.01)"),
-        (-0.0184, 0.0, "−1.2 points (95% interval −1.8 to 0.0)"),
-    ],
-)
-def test_limits_are_shown_on_their_side_of_the_margin_and_of_zero(low, high, shown):
-    assert shown in replace(VERDICT, low=low, high=high).sentence
-
-
-@pytest.mark.parametrize(("lost", "first"), [
-    (0, "As good within the margin: accuracy 0.0 points (95% interval "),
-    (600, "Not as good: accuracy −30.0 points (95% interval "),
+@pytest.mark.parametrize(("low", "high", "shown"), [
+    (-0.01996, 0.01, "−1.200 points (95% interval −1.996 to +1.000)"),
+    (-0.0199, -0.0001, "−1.20 points (95% interval −1.99 to −0.01)"),
+    (-0.015, -0.0001, "−1.20 points (95% interval −1.50 to −0.01)"),
+    (-0.0184, 0.0, "−1.2 points (95% interval −1.8 to 0.0)"),
 ])
-def test_headlines(lost: int, first: str) -> None:
-    old = np.ones(2000)
-    new = np.concatenate([np.zeros(lost), np.ones(2000 - lost)])
-    headline = compare(old, new, margin=0.02).headline
-    assert headline.startswith(first)
-    assert headline.endswith("; margin 2 points; these two models)")
+def test_limits_are_shown_on_their_side_of_the_margin_and_of_zero(low, high, shown):
+    assert shown in replace(BASE, low=low, high=high).sentence
+
+
+def test_headlines():
+    assert BASE.headline == (
+        "As good within the margin: accuracy −1.2 points (95% interval −1.8 to −0.6; margin 2 "
+        "points; these two models)")
+    assert replace(WORSE, kind="recipe", seeds=7).headline == (
+        "Not as good: accuracy −1.2 points (95% interval −5.0 to −3.0; margin 2 points; 7 seeds)")
