@@ -28,10 +28,10 @@ run: setup
 	mlflow run . --env-manager=local --experiment-name wua
 
 test: $(VENV)/.test
-	python -m pytest -n 2 --dist loadgroup -m "not slow"
+	python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
 
 test-slow: $(VENV)/.test
-	python -m pytest -n 2 --dist loadgroup -m slow
+	python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m slow
 
 test-all: test test-slow
 

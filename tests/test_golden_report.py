@@ -29,7 +29,6 @@ UNSTEADY_ROWS = "training, seconds|bytes on disk"
 """Rows that depend on the machine; the saved file holds the path of the installation."""
 NUMBER = re.compile(r"(?<![\w.])[+−-]?\d+(?:,\d{3})*(?:\.\d+)?(?:e[+-]?\d+)?[%×]?")
 
-pytestmark = pytest.mark.xdist_group("golden")
 
 Table = dict[str, dict[str, str]]
 """Cells by the label of their row, then by that of their column."""

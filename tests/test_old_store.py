@@ -22,8 +22,6 @@ from tests.old_store.make import ARCHIVE, DATABASE, ROOT, move_root
 from wua_mlflow.cli.main import main
 from wua_mlflow.tracking.runs import best, compare_runs, runs
 
-pytestmark = pytest.mark.xdist_group("old_store")
-
 REBUILT, PRUNED = "rebuilt", "pruned"
 """The two experiments, with a pipeline each."""
 PIPELINES = {REBUILT: "136f2c7a026f49a7ac5b8c8aaf7dac00",

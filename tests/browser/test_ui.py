@@ -15,7 +15,7 @@ from playwright.sync_api import Locator, Page, TimeoutError, expect
 from wua_mlflow.tracking.ui_view import KEY, LATEST_KEY, latest_view, view_address
 
 expect.set_options(timeout=600_000)
-pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.xdist_group("browser")]
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 BARS = {
     "test accuracy": "accuracy/test",

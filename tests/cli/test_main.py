@@ -19,8 +19,6 @@ from mlflow.tracking import MlflowClient
 from wua_mlflow.cli.main import main
 from wua_mlflow.config import COMMAND_FIELDS, load_settings
 
-pytestmark = pytest.mark.xdist_group("cli")
-
 PARTS = """
 import numpy as np
 from torch import nn

@@ -17,8 +17,6 @@ from wua_mlflow.pipeline import analyze as pipeline_fidelity
 from wua_mlflow.pipeline.analyze import fidelity_metrics
 from wua_mlflow.pipeline.variant import ModelVariant, load_variant
 
-pytestmark = pytest.mark.xdist_group("usecase")
-
 
 @pytest.fixture(scope="module")
 def oversized(usecase: Finished) -> ModelVariant:

@@ -34,7 +34,6 @@ from tests.pipeline.comparing import (
     rows,
 )
 
-pytestmark = pytest.mark.xdist_group("compared")
 made, runs, compare, refused = comparing.made, comparing.runs, comparing.compare, comparing.refused
 
 

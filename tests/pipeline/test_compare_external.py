@@ -35,7 +35,6 @@ from tests.pipeline.comparing import (
 from wua_mlflow.cli.main import main
 from wua_mlflow.tracking.store import connect
 
-pytestmark = pytest.mark.xdist_group("compared")
 made, runs, compare, refused = comparing.made, comparing.runs, comparing.compare, comparing.refused
 
 

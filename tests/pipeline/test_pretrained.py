@@ -44,8 +44,6 @@ from wua_mlflow.tracking.runs import runs
 from wua_mlflow.tracking.store import Store
 from wua_mlflow.training.fit import Budget, fit
 
-pytestmark = pytest.mark.xdist_group("pretrained")
-
 OWN = {"model": f"{HERE}:net", "data": QUICK["data"], "null_draws": 0, "slim_hidden": "4",
        "slim_epochs": 2, "batch_size": 32}
 

@@ -6,7 +6,6 @@ from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 
-import pytest
 from PIL import Image
 
 from tests.pipeline.conftest import Finished
@@ -15,7 +14,6 @@ from wua_mlflow.pipeline.publish import report_pictures
 from wua_mlflow.plots.widths import LayerChange
 from wua_mlflow.tracking.ui_view import LATEST_KEY
 
-pytestmark = pytest.mark.xdist_group("usecase")
 VARIANTS = [variant("old", (10,), metrics={"flops/forward": 60, "accuracy/test": 0.9}),
             variant("new", (7,), metrics={"flops/forward": 42, "accuracy/test": 0.89})]
 

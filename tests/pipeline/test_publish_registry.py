@@ -19,8 +19,6 @@ from wua_mlflow.results import Round
 from wua_mlflow.tracking.store import Store
 from wua_mlflow.verdict.compare import Verdict
 
-pytestmark = pytest.mark.xdist_group("registry")
-
 NAME = "blobs"
 
 

@@ -36,8 +36,6 @@ from wua_mlflow.tracking.names import ArtifactPath
 from wua_mlflow.tracking.runs import runs
 from wua_mlflow.tracking.store import Store
 
-pytestmark = pytest.mark.xdist_group("rounds")
-
 GOOD, BAD = "non_inferior", "inferior"
 STILL = {"optimizer": "sgd", "lr": 1e-30, "width_method": "effective", "fold": "false"}
 """Training that changes no weight: what was cut is there to be seen."""

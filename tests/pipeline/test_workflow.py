@@ -20,8 +20,6 @@ from wua_mlflow.pipeline.recipe import load_recipe, train_one
 from wua_mlflow.pipeline.variant import load_variant
 from wua_mlflow.tracking.names import ArtifactPath, Metric
 
-pytestmark = pytest.mark.xdist_group("usecase")
-
 SEED_MD = {
     "oversized": {
         "flops_ptflops/training": "12,200,000", "flops_ptflops/inference": "122,000",

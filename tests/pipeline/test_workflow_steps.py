@@ -20,8 +20,6 @@ from wua_mlflow.pipeline.workflow import SlimmingResult
 from wua_mlflow.tracking.runs import count_looks
 from wua_mlflow.tracking.store import Store, connect
 
-pytestmark = pytest.mark.xdist_group("steps")
-
 QUICK = {"seeds": 1, "null_draws": 1}
 Done = tuple[Store, SlimmingResult]
 
