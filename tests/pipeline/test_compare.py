@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,6 @@ import pytest
 from wua_mlflow.config import Settings, load_settings
 from wua_mlflow.data.datasets import load_data
 from wua_mlflow.pipeline.compare import (
-    budget_sentence,
     check_classes,
     check_test_part,
     compare_evaluations,
@@ -133,52 +132,6 @@ def test_bonferronis_reading_is_of_the_same_verdict(seeds: int, kind: str) -> No
         assert found is not None and found.kind == kind
 
 
-# Budgets
-
-
-@dataclass
-class _Budget:
-    epochs: int
-
-
-@dataclass
-class Trained:
-    """What a sentence on budgets asks of a variant."""
-
-    variant: str
-    settings: _Budget
-    replicate_scores: np.ndarray
-    epochs_trained: int
-    adopted: bool = False
-    task: str = "multiclass"
-    replicates: list[int] = field(default_factory=list)
-    metrics: dict[str, float] = field(default_factory=lambda: {"params/total": 594.0})
-
-    @property
-    def test(self) -> Trained:
-        return self
-
-
-def trained(variant: str, epochs: int, score: float, *, seeds: int = 10) -> Any:
-    scores = np.full((seeds, 4), score)
-    return Trained(variant, _Budget(epochs), scores, epochs, replicates=list(range(seeds)))
-
-
-BIG, SLIM = trained("oversized", 40, 0.97), trained("slim", 60, 0.9752)
-SAME = trained("oversized-same-budget", 60, 0.98, seeds=1)
-SCRATCH = trained("from-scratch", 40, 0.9712)
-SCRATCH_SAID = ("From scratch at these widths for 40 epochs (Scratch-E, Liu et al. 2019) a network "
-                "scores 0.9712 on average over 10 seeds; the pruned one is 0.4 points above that.")
-
-
-def test_a_control_of_other_widths_is_not_said_to_have_these() -> None:
-    """One width of a factory sets several groups: the slim network's cannot be made by it."""
-    wider = replace(SCRATCH, metrics={"params/total": 2834.0})
-    assert "From scratch at the nearest widths that the factory can make (2,834 parameters, not " \
-        "594) for 40 epochs" in budget_sentence([BIG, wider, SLIM])
-    assert "at these widths" not in budget_sentence([BIG, wider, SLIM])
-
-
 @pytest.mark.parametrize(("lost", "gained", "of", "said"), [
     (30, 0, 40, True), (12, 11, 40, False), (1, 0, 3, False), (8, 0, 400, False),
     (9, 0, 400, True)])
@@ -197,30 +150,6 @@ def test_a_class_that_loses_much_is_named(lost: int, gained: int, of: int, said:
     if said:
         assert found == (f"Single classes lose more than the margin: rare ({of:,} test examples) "
                          f"−{100 * (lost - gained) / of:.1f} points.")
-
-
-def test_each_kind_of_control_is_named_for_what_it_is() -> None:
-    unequal = "Budgets differ: the original trained for 40 epochs, the slim one for 60 epochs."
-    same = ("Trained for 60 epochs too, the original scores 0.9800 with its one seed; the slim one "
-            "is 0.5 points below that.")
-    assert budget_sentence([BIG, SLIM]) == unequal
-    assert budget_sentence([BIG, SAME, SLIM]) == f"{unequal} {same}"
-    assert budget_sentence([BIG, SAME, SCRATCH, SLIM]) == f"{unequal} {same} {SCRATCH_SAID}"
-
-
-def test_equal_budgets_need_no_sentence_but_the_control_from_scratch_has_one() -> None:
-    slim = replace(SLIM, settings=_Budget(40), epochs_trained=40)
-    assert budget_sentence([BIG, slim]) == ""
-    assert budget_sentence([BIG, SCRATCH, slim]) == SCRATCH_SAID
-    stopped = replace(slim, epochs_trained=12)
-    assert budget_sentence([BIG, stopped]) == (
-        "Budgets differ: the original trained for 40 epochs, the slim one for at most 40 epochs "
-        "(stopped after 12).")
-
-
-def test_nothing_is_said_of_how_long_an_original_from_elsewhere_was_trained() -> None:
-    assert budget_sentence([replace(BIG, adopted=True), SLIM]) == (
-        "The original was trained elsewhere, so nothing is known of its budget.")
 
 
 # Bad input

@@ -31,8 +31,8 @@ from wua_mlflow.verdict.compare import Verdict, compare
 from wua_mlflow.verdict.sample_size import too_few_examples
 
 __all__ = [
-    "budget_sentence", "check_classes", "check_test_part", "compare_evaluations",
-    "compare_variants", "judge", "ratios",
+    "check_classes", "check_test_part", "compare_evaluations", "compare_variants", "judge",
+    "ratios",
 ]
 
 
@@ -57,69 +57,6 @@ def check_classes(targets: np.ndarray) -> None:
         raise ValueError(f"test data: expected examples of at least two classes, but all "
                          f"{len(targets):,} are of class {labels[0]:g}; an accuracy on one class "
                          f"says nothing of the others")
-
-
-def budget_sentence(variants: Sequence[ModelVariant]) -> str:
-    """The sentences on unequal budgets, with what each control scores; "" where there are none.
-
-    Args:
-        variants: the original first, the slim one last, controls between.
-    """
-    original, slim = variants[0], variants[-1]
-    sentences = [_unequal_budgets(original, slim)]
-    for control in variants[1:-1]:
-        if control.variant == VariantName.SAME_BUDGET and \
-                control.settings.epochs == slim.settings.epochs:
-            onwards = original.adopted and slim.trained.structure is not None
-            sentences.append(_same_budget(control, slim, onwards=onwards))
-        elif control.variant == VariantName.FROM_SCRATCH:
-            sentences.append(_from_scratch(control, slim))
-    return " ".join(filter(None, sentences))
-
-
-def _unequal_budgets(original: ModelVariant, slim: ModelVariant) -> str:
-    if original.adopted:
-        return "The original was trained elsewhere, so nothing is known of its budget."
-    if (original.settings.epochs, original.epochs_trained) == (
-            slim.settings.epochs, slim.epochs_trained):
-        return ""
-    return (f"Budgets differ: the original trained for {_length(original)}, the slim one for "
-            f"{_length(slim)}.")
-
-
-def _same_budget(control: ModelVariant, slim: ModelVariant, *, onwards: bool) -> str:
-    mean, seeds, gap = _against(control, slim)
-    on = " on" if onwards else ""
-    return (f"Trained{on} for {_length(control)} too, the original scores {mean:.4f} {seeds}; the "
-            f"slim one is {gap} that.")
-
-
-def _from_scratch(control: ModelVariant, slim: ModelVariant) -> str:
-    mean, seeds, gap = _against(control, slim)
-    pruned, rebuilt = (int(variant.metrics[Metric.PARAMS_TOTAL]) for variant in (slim, control))
-    where = "at these widths" if pruned == rebuilt else \
-        f"at the nearest widths that the factory can make ({rebuilt:,} parameters, not {pruned:,})"
-    return (f"From scratch {where} for {_length(control)} (Scratch-E, Liu et al. 2019) a "
-            f"network scores {mean:.4f} {seeds}; the pruned one is {gap} that.")
-
-
-def _against(control: ModelVariant, slim: ModelVariant) -> tuple[float, str, str]:
-    mean = float(control.replicate_scores.mean())
-    gap = _gap_words(float(slim.replicate_scores.mean()) - mean, slim.test.task)
-    count = len(control.replicates)
-    return mean, f"on average over {count} seeds" if count > 1 else "with its one seed", gap
-
-
-def _gap_words(gap: float, task: Task) -> str:
-    """A difference in words: in points where the score is an accuracy."""
-    amount = f"{abs(gap):.3f}" if task == "regression" else f"{100 * abs(gap):.1f} points"
-    return f"{amount} {'below' if gap < 0 else 'above'}"
-
-
-def _length(variant: ModelVariant) -> str:
-    budget, trained = variant.settings.epochs, variant.epochs_trained
-    return f"{budget} epochs" if trained == budget else \
-        f"at most {budget} epochs (stopped after {trained})"
 
 
 SEEDS_FOR_RECIPE = 5
@@ -161,7 +98,7 @@ def compare_variants(
                                    for variant, latency in timed)
         comparison = replace(
             comparison, ratios=ratios(original.metrics, slim.metrics),
-            budget=budget_sentence((original, *beside, slim)),
+            budget=_budget_sentences(original, beside, slim),
             latency_ratio=latency_ratio(timed[0][1], timed[-1][1], confidence=settings.confidence,
                                         seed=settings.seed),
             timed={variant.run_id: latency_metrics(latency) for variant, latency in timed},
@@ -175,9 +112,24 @@ def compare_variants(
     return comparison, [original, *beside, slim.logged(tags, comparison.metrics)]
 
 
-def compare_evaluations(
-    original: Evaluation, slim: Evaluation, settings: Settings
-) -> Verdict:
+def _budget_sentences(
+    original: ModelVariant, controls: Sequence[ModelVariant], slim: ModelVariant
+) -> str:
+    def summary(variant: ModelVariant) -> text.TrainingSummary:
+        return text.TrainingSummary(
+            variant.settings.epochs, variant.epochs_trained,
+            float(variant.replicate_scores.mean()), len(variant.replicates),
+            int(variant.metrics[Metric.PARAMS_TOTAL]), variant.adopted)
+
+    by_kind = {control.variant: summary(control) for control in controls}
+    return text.budget_sentences(
+        summary(original), summary(slim), score_name(slim.test.task),
+        same_budget=by_kind.get(VariantName.SAME_BUDGET),
+        from_scratch=by_kind.get(VariantName.FROM_SCRATCH),
+        trained_on=original.adopted and slim.trained.structure is not None)
+
+
+def compare_evaluations(original: Evaluation, slim: Evaluation, settings: Settings) -> Verdict:
     """The artifact's verdict.
 
     Raises:
@@ -227,7 +179,9 @@ def judge(
     return replace(
         comparison, churn=float(np.mean(original.predictions != slim.predictions)),
         worst_class_delta=worst.mean, worst_class=f"{worst.name}, {worst.examples:,} test examples",
-        class_loss=_class_loss(changes, settings.margin))
+        class_loss=text.class_loss_sentence([
+            (change.name, change.examples, change.mean) for change in changes
+            if _loses(change, settings.margin, len(changes))]))
 
 
 @dataclass(frozen=True)
@@ -254,21 +208,16 @@ def _class_changes(
     return changes
 
 
-def _class_loss(changes: Sequence[_ClassChange], margin: float) -> str:
-    """A sentence where a class loses more than the margin, and not by chance; else "".
+def _loses(change: _ClassChange, margin: float, classes: int) -> bool:
+    """Whether a class loses more than the margin, and not by chance.
 
     By chance: the exact one-sided test of McNemar on the examples that one of the two alone gets
     right, at 5% for all classes together (Bonferroni).
     """
     from scipy.stats import binom
 
-    losses = []
-    for change in changes:
-        p = min(1.0, float(binom.sf(change.lost - 1, change.differing, 0.5)) * len(changes))
-        if change.mean < -margin and p < CHANCE:
-            losses.append(f"{change.name} ({change.examples:,} test examples) "
-                          f"−{-100 * change.mean:.1f} points")
-    return f"Single classes lose more than the margin: {', '.join(losses)}." if losses else ""
+    p = float(binom.sf(change.lost - 1, change.differing, 0.5)) * classes
+    return change.mean < -margin and p < CHANCE
 
 
 def _recipe_verdict(
