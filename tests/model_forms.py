@@ -10,20 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from tests.networks import cnn, encoder, mlp, reader, restless, rows, tokens
-
-
-class Layers(nn.Module):
-    """Runs ``forward(self, x)`` over the parts that it is given."""
-
-    def __init__(self, run: Callable[..., Tensor], **parts: nn.Module | nn.Parameter) -> None:
-        super().__init__()
-        self.run = run
-        for name, part in parts.items():
-            setattr(self, name, part)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.run(self, x)
+from tests.networks import Layers, cnn, encoder, mlp, reader, restless, rows, tokens
 
 
 def net(seed: int = 0, **others: nn.Module | nn.Parameter) -> dict[str, Any]:
@@ -59,7 +46,7 @@ def scripted_part() -> nn.Module:
 
 
 def swapped(model: Any, h: Tensor) -> Tensor:
-    halves = {name: one / 2 for name, one in model.inner.named_parameters()}
+    halves = {name: weight / 2 for name, weight in model.inner.named_parameters()}
     return torch.func.functional_call(model.inner, halves, (h,))
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -150,7 +151,7 @@ def snapshot(model: nn.Module) -> dict[str, object]:
         "who": {name: id(tensor) for name, tensor in tensors.items()},
         "values": {name: tensor.tolist() for name, tensor in tensors.items()},
         "kept": list(model.state_dict()),
-        "no tensor": [[name for name, one in module._buffers.items() if one is None]
+        "no tensor": [[name for name, buffer in module._buffers.items() if buffer is None]
                       for module in model.modules()],
         "requires": {name: tensor.requires_grad for name, tensor in tensors.items()},
         "grads": [None if p.grad is None else (id(p.grad), p.grad.tolist())
@@ -177,6 +178,19 @@ def kept_streams() -> Iterator[None]:
         random.setstate(states[0])
         np.random.set_state(states[1])
         torch.set_rng_state(states[2])
+
+
+class Layers(nn.Module):
+    """Runs ``run(self, ...)`` over the parts that it is given."""
+
+    def __init__(self, run: Callable[..., Any], **parts: nn.Module | nn.Parameter) -> None:
+        super().__init__()
+        self.run = run
+        for name, part in parts.items():
+            setattr(self, name, part)
+
+    def forward(self, *inputs: Any, **named: Any) -> Any:
+        return self.run(self, *inputs, **named)
 
 
 class Ending(nn.Module):

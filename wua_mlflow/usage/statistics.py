@@ -359,9 +359,10 @@ def _summary_of_tiles(tiles: _Tiles, low: float | None, bins: int) -> Summary:
             for consumer in (*consumers, digits):
                 consumer.add(values)
         consumers = []
-    digit, above = digits.border(wanted, above)
-    top = digits.count_above(digit)
+    top = 0
     if sums.total > 0:
+        digit, above = digits.border(wanted, above)
+        top = digits.count_above(digit)
         equal = int(digits.counts[digit])
         value = float(digits.sums[digit]) / equal
         top += min(math.ceil((wanted - above) / value), equal) if value else equal
