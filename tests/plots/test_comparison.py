@@ -5,7 +5,6 @@ from __future__ import annotations
 import statistics
 
 import pytest
-from matplotlib.figure import Figure
 
 from tests.plots.usages import verdict, words_of
 from tests.report.cases import variant
@@ -235,10 +234,3 @@ def test_intervals_are_drawn_where_they_are():
     assert interval.get_xdata().tolist() == [-0.05, 0.01]
     assert ax.collections[0].get_offsets().tolist() == [[-0.02, 0]]
     assert ax.patches[0].get_x() == pytest.approx(-0.02)
-
-
-def test_it_draws_in_the_place_of_given_axes():
-    figure = Figure(figsize=(12, 10))
-    ax = figure.add_axes((0.0, 0.3, 1.0, 0.7))
-    assert plot_comparison(comparison_data(_pair(), _BOTH), ax) is figure
-    assert all(panel.get_position().y0 > 0.3 for panel in figure.axes[1:])

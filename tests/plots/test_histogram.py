@@ -7,7 +7,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from matplotlib.figure import Figure
 from scipy.stats import entropy as scipy_entropy
 
 from tests.plots.usages import words_of
@@ -154,10 +153,3 @@ def test_where_all_lies_in_the_first_bar_no_line_is_drawn_on_the_axis(legible):
     assert ("1/40,000,000, if all were equal: within the first bar, which holds 99.1% of the "
             "weights") in words
     assert "Effective weights 13 M of 40 M" in words
-
-
-def test_it_draws_in_the_place_of_given_axes():
-    figure = Figure(figsize=(7, 9))
-    ax = figure.add_axes((0.0, 0.5, 1.0, 0.5))
-    assert plot_histogram(histogram_data(_normalized(20)), ax) is figure
-    assert all(axes.get_position().y0 > 0.5 for axes in figure.axes[1:])

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from matplotlib.collections import LineCollection
 from matplotlib.colors import to_rgba
-from matplotlib.figure import Figure
 
 from tests.plots.usages import words_of
 from wua_mlflow.plots.network import network_data, plot_network
@@ -156,10 +155,3 @@ def test_columns_are_told_apart_by_what_their_names_do_not_share():
     words = words_of(plot_network(network_data(_weights(*(5,) * 7), names)))
     for i in range(6):
         assert f" {i}.linear 5 units" in words
-
-
-def test_it_draws_in_the_place_of_given_axes():
-    figure = Figure(figsize=(7, 9))
-    ax = figure.add_axes((0.0, 0.5, 1.0, 0.5))
-    assert plot_network(network_data(_weights(2, 3)), ax) is figure
-    assert all(axes.get_position().y0 > 0.5 for axes in figure.axes[1:])

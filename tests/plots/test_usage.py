@@ -10,7 +10,6 @@ import matplotlib
 import numpy as np
 import pytest
 from matplotlib.colors import to_rgba
-from matplotlib.figure import Figure
 
 from tests.plots.usages import layer, many, model, words_of
 from wua_mlflow.plots.style import ALARM, NO_IMPORTANCE, UNIT_COLOURS
@@ -267,12 +266,3 @@ def test_the_line_stands_where_half_is_reached():
     drawn = plot_units(_of([9.0, 1.0, 1.0, 1.0], [1.0] * 6, [0.0] * 3)).axes[1].collections[-1]
     places = [(path.vertices[0, 0], path.vertices[:, 1].mean()) for path in drawn.get_paths()]
     assert places == [(0.25, 0.0), (0.5, 1.0)]
-
-
-@pytest.mark.parametrize("plot", [lambda usage, ax: plot_layers(layers_data(usage), ax),
-                                  lambda usage, ax: plot_units(units_data(usage), ax)])
-def test_it_draws_in_the_place_of_given_axes(plot):
-    figure = Figure(figsize=(10, 12))
-    ax = figure.add_axes((0.0, 0.4, 1.0, 0.6))
-    assert plot(many(5), ax) is figure
-    assert all(axes.get_position().y0 > 0.4 for axes in figure.axes[1:])

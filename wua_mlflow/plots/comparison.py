@@ -217,8 +217,8 @@ _LONGEST_BAR = 0.5
 """Of a panel's width; the rest is for the words."""
 
 
-def plot_comparison(data: ComparisonData, ax: Axes | None = None) -> Figure:
-    """Draw every panel on a new figure, or in the place of ``ax``, of about 11 × 6 inches."""
+def plot_comparison(data: ComparisonData) -> Figure:
+    """Draw every panel; about 11 × 6 inches."""
     names = [style.elide(name, 28) for name in data.names]
     left = EDGE_IN + style.text_width(names, style.LABEL) + 0.12
     quality_in = max(1.1, _ROW_IN * max(len(names), len(data.verdicts)))
@@ -228,12 +228,9 @@ def plot_comparison(data: ComparisonData, ax: Axes | None = None) -> Figure:
     if scored or data.verdicts:
         bars_top += _HEAD_IN + quality_in + 1.0
     lines = -(-len(data.panels) // _COLUMNS)
-    height = bars_top + lines * (_BAR_HEAD_IN + bar_in) + (0.35 if lines else -0.15)
-    page = style.sheet(_WIDTH_IN, height, ax)
-    page.write(EDGE_IN, 0.25, data.headline, 14, color=INK, weight="bold")
-    if data.savings:
-        page.write(EDGE_IN, 0.6, f"{data.names[-1]} against {data.names[0]}: {data.savings}", 10.5,
-                   color=INK)
+    foot = bars_top + lines * (_BAR_HEAD_IN + bar_in) + (0.2 if lines else -0.3)
+    saved = f"{data.names[-1]} against {data.names[0]}: {data.savings}" if data.savings else ""
+    page = style.sheet(_WIDTH_IN, foot, title=data.headline, subtitle=saved)
     _draw_quality(page, data, (left, quality_in), scored=scored)
     if data.panels:
         page.write(EDGE_IN, bars_top - 0.12, "What does it save?", style.TITLE, color=INK,
@@ -331,7 +328,7 @@ def _draw_bars(ax: Axes, panel: BarPanel, colours: tuple[str, ...]) -> None:
     style.strip_axes(ax, keep=("left",))
     values = np.array([value or 0.0 for value in panel.values])
     rows = np.arange(len(values), dtype=float)
-    style.bars(ax, rows, np.zeros_like(values), values, 0.68, colours)
+    style.bars(ax, rows, 0, values, 0.68, colours)
     ax.set_xlim(0, (values.max() or 1.0) / _LONGEST_BAR)
     ax.set_xticks([])
     for row, (value, label) in enumerate(zip(panel.values, panel.labels, strict=True)):

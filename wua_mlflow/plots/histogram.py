@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from wua_mlflow.plots import style
-from wua_mlflow.plots.style import DASHED, EDGE_IN, INK, MEASURED
+from wua_mlflow.plots.style import DASHED, INK, MEASURED
 from wua_mlflow.usage.results import Histogram
 
 if TYPE_CHECKING:
@@ -31,10 +31,8 @@ _LOG_RATIO = 200
 _SHORT_NAME, _LONG_NAME = 26, 60
 _LEAST_PLACE = 0.008
 """Of the axis: a line nearer to its left end would be drawn upon the axis itself."""
-_CAPTION = (
-    "Effective weights = exp(entropy): so many equally important weights have this entropy.\n"
-    "They describe concentration, and depend on how the network is parametrised."
-)
+_CAPTION = ("Effective weights = exp(entropy): so many equally important weights have this "
+            "entropy. They describe concentration, and depend on how the network is parametrised.")
 
 
 @dataclass(frozen=True)
@@ -106,11 +104,10 @@ def histogram_data(
     )
 
 
-def plot_histogram(data: HistogramData, ax: Axes | None = None) -> Figure:
-    """Draw the histogram on a new figure of 7 × 4.3 inches, or in the place of ``ax``."""
-    page = style.sheet(7.0, 4.3, ax)
-    page.title(*_titles(data))
-    page.write(EDGE_IN, 3.88, _CAPTION)
+def plot_histogram(data: HistogramData) -> Figure:
+    """Draw the histogram, 7 × 4.3 inches."""
+    title, subtitle = _titles(data)
+    page = style.sheet(7.0, 3.88, title=title, subtitle=subtitle, caption=_CAPTION)
     axes = page.axes(0.9, 0.8, 5.8, 2.55)
     style.strip_axes(axes, grid="y")
     low, room = (0.6, 3.0) if data.log_counts else (0.0, 1.14)

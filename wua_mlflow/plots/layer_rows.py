@@ -173,15 +173,11 @@ class RowFigure:
     legend_in: float = 0.32
     drawing_in: tuple[float, float] = (4.4, 3.1)
 
-    def draw(
-        self, draw_rows: Callable[[Axes, slice], None], ax: Axes | None = None
-    ) -> tuple[Sheet, float, float]:
-        """Draw it on a new figure, or in the place of ``ax``.
+    def draw(self, draw_rows: Callable[[Axes, slice], None]) -> tuple[Sheet, float, float]:
+        """Draw it on a new figure.
 
         Args:
             draw_rows: draws some of the rows into axes in which row i lies at y = i.
-            ax: text keeps its size in points, so it should be about 9 inches wide, and as high as
-                its rows.
 
         Returns:
             The page, and the left upper corner of the legend on it, in inches.
@@ -190,12 +186,9 @@ class RowFigure:
         panel_in = self._panel_in + drawing_in
         width = len(self.panels) * (panel_in + _PANEL_GAP_IN) - _PANEL_GAP_IN + 2 * EDGE_IN
         named = f" One layer in {self.every} is named." if self.every > 1 else ""
-        caption, caption_in = style.wrapped(self.caption + named, width)
         legend_top = _HEAD_IN + self._most_rows * self.row_in + _TICKS_IN
-        caption_top = legend_top + self.legend_in
-        page = style.sheet(width, caption_top + caption_in + 0.15, ax)
-        page.title(self.title, self.subtitle)
-        page.write(EDGE_IN, caption_top, caption)
+        page = style.sheet(width, legend_top + self.legend_in, title=self.title,
+                           subtitle=self.subtitle, caption=self.caption + named)
         for i, panel in enumerate(self.panels):
             left, high = EDGE_IN + i * (panel_in + _PANEL_GAP_IN), self.row_in
             high *= panel.stop - panel.start

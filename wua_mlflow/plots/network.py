@@ -126,17 +126,14 @@ def network_data(
     )
 
 
-def plot_network(data: NetworkData, ax: Axes | None = None) -> Figure:
-    """Draw the diagram on a new figure that grows with the layers, or in the place of ``ax``."""
+def plot_network(data: NetworkData) -> Figure:
+    """Draw the diagram; the figure grows with the layers."""
     tallest = max(column.circles for column in data.columns)
     width = min(_WIDEST_FIGURE_IN, max(6.5, 2.0 * len(data.columns) + 0.5))
     height = min(6.0, max(2.2, 0.3 * tallest))
     top = 1.25 if data.aggregated else 1.0
-    caption, caption_in = style.wrapped(_caption(data), width)
-    page = style.sheet(width, top + height + 0.45 + caption_in + 0.12, ax)
-    page.title(_headline(data))
+    page = style.sheet(width, top + height + 0.42, title=_headline(data), caption=_caption(data))
     page.legend(EDGE_IN, top + height + 0.15, _legend(data))
-    page.write(EDGE_IN, top + height + 0.42, caption)
     axes = page.axes(0.25, top, width - 0.5, height)
     axes.set_axis_off()
     axes.set_xlim(-0.45, len(data.columns) - 0.55)

@@ -130,8 +130,8 @@ def _with_slots(points: Sequence[ParetoPoint]) -> tuple[ParetoPoint, ...]:
     return tuple(placed)
 
 
-def plot_pareto(data: ParetoData, ax: Axes | None = None) -> Figure:
-    """Draw the points on a new figure of 9 inches' width, or in the place of ``ax``."""
+def plot_pareto(data: ParetoData) -> Figure:
+    """Draw the points, 9 inches wide."""
     low, high = _flops_axis(data)
     slot = (high / low) ** (_SLOT_IN / _PLOT_WIDTH_IN)
     flops = [point.flops * slot**point.slot for point in data.points]
@@ -141,11 +141,9 @@ def plot_pareto(data: ParetoData, ax: Axes | None = None) -> Figure:
     placed = _label_places(labels, centres)
     rows = 1 + max(row for row, _ in placed)
     top = _HEAD_IN + rows * _LABEL_ROW_IN + 0.08
-    caption, caption_in = style.wrapped(_caption(data), _WIDTH_IN)
-    page = style.sheet(_WIDTH_IN, top + _PLOT_IN + _FOOT_IN + caption_in + 0.15, ax)
-    page.title(f"Test {data.score_name} against FLOPs of one sample",
-               "further left: fewer FLOPs; further up: better")
-    page.write(EDGE_IN, top + _PLOT_IN + _FOOT_IN, caption)
+    page = style.sheet(_WIDTH_IN, top + _PLOT_IN + _FOOT_IN, caption=_caption(data),
+                       title=f"Test {data.score_name} against FLOPs of one sample",
+                       subtitle="further left: fewer FLOPs; further up: better")
     axes = page.axes(_LEFT_IN, top, _PLOT_WIDTH_IN, _PLOT_IN)
     _draw_frame(axes, data, (low, high))
     for point, x, label, (row, centre) in zip(data.points, flops, labels, placed, strict=True):

@@ -10,7 +10,7 @@ import math
 import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from numpy.typing import ArrayLike
 
 __all__ = [
     "Sheet", "VARIANT_COLOURS", "bars", "difference_axis", "elide", "legend_mark", "log_axis",
     "note", "number", "score_text", "sheet", "strip_axes", "text_width", "variant_colour",
-    "wrapped",
 ]
 
 
@@ -57,7 +57,7 @@ DPI = 110
 TITLE, SUBTITLE, LABEL, SMALL = 12.0, 9.5, 9.0, 8.0
 """Font sizes in points."""
 DASHED = (0, (4, 3))
-EDGE_IN, LINE_IN = 0.3, 0.155
+EDGE_IN, _LINE_IN = 0.3, 0.155
 """Margin of a page; height of a line of its caption."""
 _CHARACTERS_PER_IN, _LONGEST_LINE = 18, 145
 _MEASURED_TEXTS = 24
@@ -84,26 +84,20 @@ def variant_colour(variant: str) -> str:
 
 @dataclass(frozen=True)
 class Sheet:
-    """A rectangle of a figure on which axes and text are placed in inches, from the upper left.
-
-    ``bounds`` are its left, bottom, width and height as fractions of the figure.
-    """
+    """A figure on which axes and text are placed in inches, from the upper left."""
 
     figure: Figure
-    bounds: tuple[float, float, float, float]
     width_in: float
     height_in: float
 
     def point(self, left: float, top: float) -> tuple[float, float]:
         """A place in inches as fractions of the figure."""
-        x0, y0, width, height = self.bounds
-        return x0 + width * left / self.width_in, y0 + height * (1 - top / self.height_in)
+        return left / self.width_in, 1 - top / self.height_in
 
     def axes(self, left: float, top: float, width: float, height: float) -> Axes:
         """New axes whose upper left corner is (``left``, ``top``), in inches."""
-        x, y = self.point(left, top + height)
-        across, up = self.bounds[2] / self.width_in, self.bounds[3] / self.height_in
-        return self.figure.add_axes((x, y, width * across, height * up))
+        size = width / self.width_in, height / self.height_in
+        return self.figure.add_axes((*self.point(left, top + height), *size))
 
     def write(self, left: float, top: float, text: str, size: float = SMALL, **look: Any) -> None:
         """Text whose upper left corner is (``left``, ``top``), smaller where it would not fit."""
@@ -111,11 +105,6 @@ class Sheet:
         shrink = min(1.0, 0.96 * (self.width_in - 2 * left) / widest)
         look = {"color": MUTED, "va": "top", "linespacing": 1.35, "parse_math": False, **look}
         self.figure.text(*self.point(left, top), text, fontsize=size * shrink, **look)
-
-    def title(self, title: str, subtitle: str = "") -> None:
-        """The bold first line, and a plain one under it."""
-        self.write(EDGE_IN, 0.2, title, TITLE, color=INK, weight="bold")
-        self.write(EDGE_IN, 0.48, subtitle, SUBTITLE, color=INK)
 
     def legend(
         self, left: float, top: float, handles: Sequence[Artist], *, columns: int | None = None
@@ -127,28 +116,26 @@ class Sheet:
             labelcolor=MUTED, borderpad=0, borderaxespad=0, columnspacing=1.4, handlelength=1.6)
 
 
-def sheet(width_in: float, height_in: float, ax: Axes | None = None) -> Sheet:
-    """A new figure of this size, or the place of ``ax``, whose own frame is then hidden."""
+def sheet(
+    width_in: float, foot_in: float, *, title: str, subtitle: str = "", caption: str = ""
+) -> Sheet:
+    """A new figure: a bold first line, a plain one under it, the caption from ``foot_in`` down."""
     from matplotlib.figure import Figure
 
-    if ax is None:
-        figure = Figure(figsize=(width_in, height_in), dpi=DPI, facecolor="white")
-        return Sheet(figure, (0.0, 0.0, 1.0, 1.0), width_in, height_in)
-    root = ax.get_figure(root=True)
-    if root is None:
-        raise ValueError("ax: expected axes of a figure, but these were removed from theirs")
-    ax.set_axis_off()
-    return Sheet(root, ax.get_position().bounds, width_in, height_in)
-
-
-def wrapped(text: str, width_in: float) -> tuple[str, float]:
-    """A caption in lines for a page of this width, and the height of the lines in inches."""
     fitting = int(_CHARACTERS_PER_IN * (width_in - 2 * EDGE_IN))
-    lines = textwrap.wrap(text, min(_LONGEST_LINE, fitting))
-    return "\n".join(lines), LINE_IN * len(lines)
+    lines = textwrap.wrap(caption, min(_LONGEST_LINE, fitting))
+    height_in = foot_in + _LINE_IN * len(lines) + 0.15
+    figure = Figure(figsize=(width_in, height_in), dpi=DPI, facecolor="white")
+    page = Sheet(figure, width_in, height_in)
+    page.write(EDGE_IN, 0.2, title, TITLE, color=INK, weight="bold")
+    page.write(EDGE_IN, 0.48, subtitle, SUBTITLE, color=INK)
+    page.write(EDGE_IN, foot_in, "\n".join(lines))
+    return page
 
 
-def strip_axes(ax: Axes, *, keep: Sequence[str] = ("left", "bottom"), grid: str = "") -> None:
+def strip_axes(
+    ax: Axes, *, keep: Sequence[str] = ("left", "bottom"), grid: Literal["", "x", "y"] = ""
+) -> None:
     """Quiet axes: only the spines named in ``keep``, small grey tick labels, no tick marks.
 
     Args:
@@ -160,7 +147,7 @@ def strip_axes(ax: Axes, *, keep: Sequence[str] = ("left", "bottom"), grid: str 
         spine.set(visible=side in keep, color=RULE)
     ax.tick_params(which="both", labelsize=SMALL, labelcolor=MUTED, color=RULE, length=0, pad=4)
     if grid:
-        ax.grid(axis="x" if grid == "x" else "y", color=RULE, linewidth=0.5)
+        ax.grid(axis=grid, color=RULE, linewidth=0.5)
         ax.set_axisbelow(True)
 
 
@@ -175,16 +162,18 @@ def note(
 
 
 def bars(
-    ax: Axes, centres: np.ndarray, low: np.ndarray, high: np.ndarray, thickness: float,
+    ax: Axes, centres: ArrayLike, low: ArrayLike, high: ArrayLike, thickness: float,
     colours: Sequence[str] | str,
 ) -> None:
     """Horizontal bars from ``low`` to ``high``, as one collection: hundreds cost no more than one.
     """
     from matplotlib.collections import PolyCollection
 
-    down, up = centres - thickness / 2, centres + thickness / 2
-    corners = np.stack([low, down, high, down, high, up, low, up], axis=1).reshape(-1, 4, 2)
-    ax.add_collection(PolyCollection(list(corners), facecolors=colours, linewidths=0))
+    left, right, middle = np.broadcast_arrays(low, high, centres)
+    down, up = middle - thickness / 2, middle + thickness / 2
+    corners = np.stack([left, down, right, down, right, up, left, up], axis=-1)
+    ax.add_collection(PolyCollection(list(corners.reshape(-1, 4, 2)), facecolors=colours,
+                                     linewidths=0))
 
 
 def difference_axis(ax: Axes, limits: Iterable[float], margin: float, score: str) -> None:
@@ -204,11 +193,8 @@ def difference_axis(ax: Axes, limits: Iterable[float], margin: float, score: str
     ax.axvline(-margin, color=INK, linewidth=1.4, zorder=1)
     ax.axvline(0, color=MUTED, linewidth=0.8, linestyle=(0, (3, 3)), zorder=1)
     ax.locator_params(axis="x", nbins=6)
-    ax.xaxis.set_major_formatter(lambda value, _: _signed_points(round(value, 12), score))
-
-
-def _signed_points(value: float, score: str) -> str:
-    return f"{'+' if value > 0 else ''}{points(value, score)}"
+    ax.xaxis.set_major_formatter(lambda value, _: (
+        f"{'+' if value > 1e-12 else ''}{points(round(value, 12), score)}"))
 
 
 def log_axis(ax: Axes, low: float, high: float) -> None:

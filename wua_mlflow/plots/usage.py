@@ -114,8 +114,8 @@ def layers_data(usage: ModelUsage) -> LayersData:
     )
 
 
-def plot_layers(data: LayersData, ax: Axes | None = None) -> Figure:
-    """Draw a row a layer on a new figure, or in the place of ``ax``."""
+def plot_layers(data: LayersData) -> Figure:
+    """Draw a row a layer."""
     from matplotlib.patches import Patch
 
     entries = [
@@ -132,7 +132,7 @@ def plot_layers(data: LayersData, ax: Axes | None = None) -> Figure:
         caption=_caption(data),
         legend=[Patch(color=colour, label=words) for colour, words, shown in entries if shown],
     )
-    page, _, _ = rows.draw(lambda axes, part: _draw_shares(axes, data, part), ax)
+    page, _, _ = rows.draw(lambda axes, part: _draw_shares(axes, data, part))
     return page.figure
 
 
@@ -232,7 +232,7 @@ def _draw_shares(ax: Axes, data: LayersData, part: slice) -> None:
     low, high = data.null_low[part], data.null_high[part]
     known = np.isfinite(low)
     colours = np.where(data.outside[part], OUTSIDE, INSIDE).tolist()
-    style.bars(ax, rows, np.zeros_like(rows), data.share[part], 0.66, colours)
+    style.bars(ax, rows, 0, data.share[part], 0.66, colours)
     style.bars(ax, rows[known], low[known], high[known], 0.26, NULL_RANGE)
     style.strip_axes(ax, keep=(), grid="x")
     _percent_axis(ax)
@@ -326,8 +326,8 @@ def units_data(usage: ModelUsage) -> UnitsData:
     )
 
 
-def plot_units(data: UnitsData, ax: Axes | None = None) -> Figure:
-    """Draw a row a layer on a new figure, or in the place of ``ax``."""
+def plot_units(data: UnitsData) -> Figure:
+    """Draw a row a layer."""
     rows = layer_rows.RowFigure(
         layers=data.names,
         columns=_units_columns(data),
@@ -338,7 +338,7 @@ def plot_units(data: UnitsData, ax: Axes | None = None) -> Figure:
         legend_in=0.65,
         drawing_in=(5.2, 3.8),
     )
-    page, left, top = rows.draw(lambda axes, part: _draw_units(axes, data, part), ax)
+    page, left, top = rows.draw(lambda axes, part: _draw_units(axes, data, part))
     page.write(left, top, _SCALE_WORDS)
     _draw_scale(page.figure, page.axes(left, top + 0.2, _SCALE_IN, 0.13))
     legend_left = left + style.text_width([_SCALE_WORDS], style.SMALL) + 0.4
@@ -422,7 +422,7 @@ def _draw_units(ax: Axes, data: UnitsData, part: slice) -> None:
 def _draw_gaps(ax: Axes, units: np.ndarray, part: slice) -> None:
     """White lines between rows, and between the units of a layer that has few."""
     edges = np.arange(part.start + 1, part.stop) - 0.5
-    style.bars(ax, edges, np.zeros_like(edges), np.ones_like(edges), 0.14, "white")
+    style.bars(ax, edges, 0, 1, 0.14, "white")
     for row in np.flatnonzero(units[part] <= _SEPARATE_UNITS) + part.start:
         inner = np.arange(1, units[row]) / units[row]
         ax.vlines(inner, row - 0.5, row + 0.5, color="white", linewidth=0.7)

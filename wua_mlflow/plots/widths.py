@@ -83,8 +83,8 @@ def changes_data(changes: Sequence[LayerChange]) -> ChangesData:
                        np.array([change.after for change in changes]))
 
 
-def plot_changes(data: ChangesData, ax: Axes | None = None) -> Figure:
-    """Draw a row a layer on a new figure, or in the place of ``ax``."""
+def plot_changes(data: ChangesData) -> Figure:
+    """Draw a row a layer."""
     changed = data.changed
     marks = [(_ORIGINAL, "o", "original", changed.any()), (_SLIM, "o", "slim", changed.any()),
              (MUTED, "D", "as many in both", (~changed).any())]
@@ -103,7 +103,7 @@ def plot_changes(data: ChangesData, ax: Axes | None = None) -> Figure:
         legend=[style.legend_mark(colour, label, marker=marker, linestyle="none", markersize=6)
                 for colour, marker, label, shown in marks if shown],
     )
-    page, _, _ = rows.draw(lambda axes, part: _draw_changes(axes, data, part), ax)
+    page, _, _ = rows.draw(lambda axes, part: _draw_changes(axes, data, part))
     return page.figure
 
 
@@ -185,19 +185,18 @@ def curves_data(curves: Sequence[LayerWidth], *, method: str) -> CurvesData:
     return CurvesData(tuple(known[:MOST_PANELS]), max(0, len(known) - MOST_PANELS), method)
 
 
-def plot_curves(data: CurvesData, ax: Axes | None = None) -> Figure:
-    """Draw a panel a layer on a new figure, or in the place of ``ax``."""
+def plot_curves(data: CurvesData) -> Figure:
+    """Draw a panel a layer."""
     count = len(data.curves)
     columns = min(_COLUMNS, count)
     panel_in = _WIDE_IN if count <= 2 else _PANEL_IN
     step, tall = _SCALE_IN + panel_in + _GAP_IN, _NAME_IN + _HIGH_IN + _FOOT_IN
     width = max(2 * EDGE_IN + columns * step - _GAP_IN, 7.2)
-    caption, caption_in = style.wrapped(_curves_caption(data), width)
     legend_top = _HEAD_IN + -(-count // columns) * tall
-    page = style.sheet(width, legend_top + _LEGEND_IN + caption_in + 0.2, ax)
     axis = ", ".join(dict.fromkeys(layer.curve.axis.partition(" (")[0] for layer in data.curves))
-    page.title(f"The curve that each width was read from: {data.method}",
-               f"up: {axis}; across: units kept of the layer")
+    page = style.sheet(width, legend_top + _LEGEND_IN, caption=_curves_caption(data),
+                       title=f"The curve that each width was read from: {data.method}",
+                       subtitle=f"up: {axis}; across: units kept of the layer")
     names = row_names([layer.layer for layer in data.curves], by_block=False).names
     for i, (layer, name) in enumerate(zip(data.curves, names, strict=True)):
         line, column = divmod(i, columns)
@@ -205,7 +204,6 @@ def plot_curves(data: CurvesData, ax: Axes | None = None) -> Figure:
                          panel_in, _HIGH_IN)
         _draw_curve(axes, layer, name)
     page.legend(EDGE_IN, legend_top, _curves_legend(data))
-    page.write(EDGE_IN, legend_top + _LEGEND_IN, caption)
     return page.figure
 
 
@@ -309,8 +307,8 @@ def trials_data(
     return TrialsData(tuple(tried), rows[0] if rows else None, margin, score)
 
 
-def plot_trials(data: TrialsData, ax: Axes | None = None) -> Figure:
-    """Draw a row a trial on a new figure, or in the place of ``ax``."""
+def plot_trials(data: TrialsData) -> Figure:
+    """Draw a row a trial."""
     unit = " in points" if data.score_name == "accuracy" else ""
     margin = margin_text(data.margin, data.score_name, of=False)
     names = ["-".join(map(str, trial.widths)) for trial in data.trials]
@@ -327,7 +325,7 @@ def plot_trials(data: TrialsData, ax: Axes | None = None) -> Figure:
                 "tried is worse; whether it really is as good is for the verdict, on test data.",
         legend=_trials_legend(data),
     )
-    page, _, _ = rows.draw(lambda axes, part: _draw_trials(axes, data, part), ax)
+    page, _, _ = rows.draw(lambda axes, part: _draw_trials(axes, data, part))
     return page.figure
 
 
