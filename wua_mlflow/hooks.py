@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
@@ -104,15 +104,11 @@ def running(model: nn.Module, names: Mapping[nn.Module, str]) -> Iterator[Runnin
     ({'net': 1, 'first': 1}, [])
     """
     state = Running()
-    handles = []
-    try:
+    with ExitStack() as hooks:
         for module, name in names.items():
-            handles.append(module.register_forward_pre_hook(partial(state.enter, name)))
-            handles.append(module.register_forward_hook(partial(state.leave, name)))
+            hooks.enter_context(module.register_forward_pre_hook(partial(state.enter, name)))
+            hooks.enter_context(module.register_forward_hook(partial(state.leave, name)))
         yield state
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager
@@ -128,15 +124,11 @@ def reading(readers: Mapping[nn.Module, Callable[[Tensor], Tensor | None]]) -> I
     ...     net(torch.ones(1, 2)).tolist()
     [[0.0]]
     """
-    handles = []
-    try:
+    with ExitStack() as hooks:
         for module, function in readers.items():
-            hook = _through(function)
-            handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+            hooks.enter_context(
+                module.register_forward_pre_hook(_through(function), with_kwargs=True))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 class Call(NamedTuple):
@@ -164,14 +156,10 @@ def noting(modules: Iterable[nn.Module]) -> Iterator[list[Call]]:
         if isinstance(first, Tensor) and isinstance(outputs, Tensor):
             calls.append(Call(module, first, outputs))
 
-    handles = []
-    try:
+    with ExitStack() as hooks:
         for module in modules:
-            handles.append(module.register_forward_hook(hook, with_kwargs=True))
+            hooks.enter_context(module.register_forward_hook(hook, with_kwargs=True))
         yield calls
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _through(function: Callable[[Tensor], Tensor | None]) -> Callable[..., Any]:
@@ -218,16 +206,16 @@ def on_gradient(tensor: Tensor, function: Callable[[Tensor], object]) -> None:
 
 @contextmanager
 def _buffers_kept(model: nn.Module) -> Iterator[None]:
-    found = [(module._buffers, dict(module._buffers)) for module in model.modules()]
+    saved = [(module._buffers, dict(module._buffers)) for module in model.modules()]
     shrinking = [module.weight for module in model.modules()
                  if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.max_norm]
-    tensors = [*shrinking, *(tensor for _, buffers in found for tensor in buffers.values())]
+    tensors = [*shrinking, *(tensor for _, buffers in saved for tensor in buffers.values())]
     values = {id(tensor): (tensor, tensor.detach().clone()) for tensor in tensors
               if tensor is not None and not tensor.is_inference()}
     try:
         yield
     finally:
-        for current, before in found:
+        for current, before in saved:
             if isinstance(current, dict):  # those of a TorchScript part cannot be replaced
                 current.clear()
                 current.update(before)
