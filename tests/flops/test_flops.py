@@ -61,34 +61,23 @@ def test_shared_module_counts_each_call_under_its_first_name() -> None:
     assert count.backward_flops == 3 * 18
 
 
-@pytest.mark.parametrize(("sign", "flops"), [(1.0, 2 * 12 + 2 * 16), (-1.0, 2 * 12)])
+@pytest.mark.parametrize(("sign", "flops"), [(1.0, 2 * 12), (-1.0, 0)])
 def test_path_that_depends_on_the_data(sign: float, flops: int) -> None:
-    class Branch(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.first, self.more = nn.Linear(3, 4), nn.Linear(4, 4)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.more(self.first(x)) if x.sum() > 0 else self.first(x)
-
-    count = count_flops(Branch(), sign * torch.ones(1, 3))
+    model = Apply(lambda x, w: x @ w if x.sum() > 0 else x, (3, 4))
+    count = count_flops(model, sign * torch.ones(1, 3))
     assert (count.forward_flops, count.on_meta) == (flops, False)
 
 
-@pytest.mark.parametrize(
-    ("frozen", "backward"),
-    [((), 80), (("0.weight", "0.bias"), 20), (("2.weight", "2.bias"), 60)],
-)
-def test_backward_is_for_the_trainable_parameters(frozen: tuple[str, ...], backward: int) -> None:
+@pytest.mark.parametrize(("frozen", "backward"), [([], 80), ([0], 20), ([2], 60), ([0, 2], 0)])
+def test_backward_is_for_the_trainable_parameters(frozen: list[int], backward: int) -> None:
     model = mlp()
-    for name in frozen:
-        model.get_parameter(name).requires_grad_(False)
+    for layer in frozen:
+        model[layer].requires_grad_(False)
     assert count_flops(model, torch.ones(1, 2, requires_grad=True)).backward_flops == backward
 
 
 def test_no_backward() -> None:
     assert count_flops(mlp(), zeros(1, 2), backward=False).backward_flops == 0
-    assert count_flops(mlp().requires_grad_(False), zeros(1, 2)).backward_flops == 0
     detached = Apply(lambda x, w: (x @ w).argmax(), (3, 4))
     assert count_flops(detached, zeros(2, 3)).backward_flops == 0
 
@@ -100,20 +89,12 @@ class Output:
     loss: Tensor | None = None
 
 
-@pytest.mark.parametrize("kind", [dict, Output, tuple])
-def test_backward_starts_from_every_output(kind: type) -> None:
-    class Heads(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.a, self.b = nn.Linear(3, 4), nn.Linear(3, 5)
-
-        def forward(self, x: Tensor) -> Any:
-            a, b = self.a(x), self.b(x)
-            if kind is tuple:
-                return a, [b], x.long()
-            return kind(logits=a, hidden=(b,))
-
-    assert count_flops(Heads(), {"x": zeros(2, 3)}).backward_flops == 2 * 2 * 3 * (4 + 5)
+@pytest.mark.parametrize("outputs", [
+    lambda x, a, b: {"logits": x @ a, "hidden": (x @ b,)},
+    lambda x, a, b: Output(x @ a, (x @ b,)), lambda x, a, b: (x @ a, [x @ b], x.long())])
+def test_backward_starts_from_every_output(outputs: Callable[..., Any]) -> None:
+    count = count_flops(Apply(outputs, (3, 4), (3, 5)), zeros(2, 3))
+    assert count.backward_flops == 2 * 2 * 3 * (4 + 5)
 
 
 def test_compiled_and_data_parallel_models_are_unwrapped() -> None:
@@ -124,10 +105,8 @@ def test_compiled_and_data_parallel_models_are_unwrapped() -> None:
         torch.compile(nn.Linear(2, 10), backend=backend), nn.ReLU(), nn.Linear(10, 1)
     )
     parts[2].compile(backend=backend)
-    modules = {"": 60, "0": 40, "2": 20}
-    assert count_flops(parts, zeros(1, 2)).by_module == modules
-    assert count_flops(torch.compile(mlp(), backend=backend), zeros(1, 2)).by_module == modules
-    assert count_flops(nn.DataParallel(mlp()), zeros(1, 2)).by_module == modules
+    for model in (parts, torch.compile(mlp(), backend=backend), nn.DataParallel(mlp())):
+        assert count_flops(model, zeros(1, 2)).by_module == {"": 60, "0": 40, "2": 20}
     function = torch.compile(F.relu, backend=backend)
     assert count_flops(Apply(lambda x, w: function(x @ w), (2, 3)), zeros(1, 2)).by_module[""] == 12
 
@@ -167,8 +146,6 @@ def _double(x: Tensor) -> Tensor:
     [
         (lambda x: torch.fft.rfft(x).abs() + torch.fft.rfft(x).abs(), {"aten._fft_r2c": 2}),
         (torch.linalg.svd, {"aten._linalg_svd": 1}),
-        (lambda x: torch.cdist(x, x, p=1), {"aten._cdist_forward": 1}),
-        (lambda x: torch.linalg.det(x @ x.T), {"aten._linalg_det": 1}),
         (lambda x: F.interpolate(x[None], size=3, mode="linear"), {"aten.upsample_linear1d": 1}),
         (_double, {"wua_test.double": 1}),
     ],
@@ -176,43 +153,26 @@ def _double(x: Tensor) -> Tensor:
 def test_operators_without_a_formula_are_reported(
     function: Callable[..., Any], expected: dict[str, int]
 ) -> None:
-    count = count_flops(Apply(function), torch.ones(4, 6))
-    assert count.uncounted == expected
+    assert count_flops(Apply(function), torch.ones(4, 6)).uncounted == expected
 
 
 def test_backward_operators_without_a_formula_are_reported() -> None:
     model = Apply(lambda x, w: torch.cdist(x, w, p=1), (4, 6))
-    assert count_flops(model, zeros(4, 6)).uncounted == {
-        "aten._cdist_forward": 1,
-        "aten._cdist_backward": 1,
-    }
+    count = count_flops(model, zeros(4, 6))
+    assert count.uncounted == {"aten._cdist_forward": 1, "aten._cdist_backward": 1}
+    assert count.caveats == ("FLOPs are a lower bound: no formula for aten._cdist_forward (1 "
+                             "calls), aten._cdist_backward (1 calls)",)
     assert count_flops(model, zeros(4, 6), backward=False).uncounted == {"aten._cdist_forward": 1}
 
 
 ELEMENTWISE = "ReLU GELU SiLU Mish ELU SELU CELU LeakyReLU PReLU RReLU Softplus Softsign Softshrink"
 BOUNDED = "Hardshrink Tanhshrink Hardswish Hardsigmoid Hardtanh Tanh Sigmoid LogSigmoid ReLU6 GLU"
 SHAPED = [
-    nn.Conv2d(4, 4, 1),
-    nn.BatchNorm2d(4),
-    nn.GroupNorm(2, 4),
-    nn.InstanceNorm2d(4),
-    nn.LayerNorm(8),
-    nn.RMSNorm(8),
-    nn.LocalResponseNorm(2),
-    nn.Dropout2d(),
-    nn.Softmax2d(),
-    nn.MaxPool2d(2),
-    nn.AvgPool2d(2),
-    nn.AdaptiveMaxPool2d(4),
-    nn.AdaptiveAvgPool2d(4),
-    nn.LPPool2d(2, 2),
-    nn.PixelShuffle(2),
-    nn.Upsample(scale_factor=2),
-    nn.ZeroPad2d(1),
-    nn.ReflectionPad2d(1),
-    nn.Unfold(2),
-    nn.Flatten(),
-    nn.LogSoftmax(1),
+    nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4), nn.GroupNorm(2, 4), nn.InstanceNorm2d(4),
+    nn.LayerNorm(8), nn.RMSNorm(8), nn.LocalResponseNorm(2), nn.Dropout2d(), nn.Softmax2d(),
+    nn.MaxPool2d(2), nn.AvgPool2d(2), nn.AdaptiveMaxPool2d(4), nn.AdaptiveAvgPool2d(4),
+    nn.LPPool2d(2, 2), nn.PixelShuffle(2), nn.Upsample(scale_factor=2), nn.ZeroPad2d(1),
+    nn.ReflectionPad2d(1), nn.Unfold(2), nn.Flatten(), nn.LogSoftmax(1),
 ]
 
 
@@ -247,7 +207,6 @@ def test_ptflops_counts_as_the_tutorial(width: int, flops: int, capfd: Any) -> N
     ("model", "shape", "reason"),
     [
         (nn.Embedding(5, 2), (3,), "RuntimeError"),
-        (nn.Bilinear(2, 2, 1), (2,), "TypeError"),
         (mlp(), (3,), "mat1 and mat2"),
         (mlp().to("meta"), (2,), "meta device"),
     ],
@@ -265,33 +224,25 @@ def test_ptflops_that_cannot_count_warns(
 # Errors.
 
 
-@pytest.mark.parametrize(
-    ("model", "inputs", "message"),
-    [
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_wrong_arguments_are_named() -> None:
+    scripted = nn.Sequential(torch.jit.script(nn.Linear(2, 2)))
+    cases: list[tuple[Any, Any, str]] = [
         (mlp(), [[1.0, 2.0]], "inputs: expected at least one tensor"),
         (mlp(), 3, "inputs: expected a tensor, a tuple of tensors or a dict.*got int"),
         (mlp(), zeros(0, 2), "inputs: expected at least one sample"),
         (nn.LazyLinear(3), zeros(1, 2), "model: expected initialised parameters"),
         (abs, zeros(1, 2), "model: expected a torch.nn.Module, but got builtin"),
-    ],
-)
-def test_wrong_arguments_are_named(model: Any, inputs: Any, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        count_flops(model, inputs)
-
-
-@pytest.mark.parametrize("shape", [(), (0, 2), (2.0,)])
-def test_wrong_input_shape_is_named(shape: Any) -> None:
-    with pytest.raises(ValueError, match="input_shape: expected positive integers"):
-        ptflops_forward_flops(mlp(), shape)
+        (scripted, zeros(1, 2), "model: expected a module in Python, but got a scripted one"),
+    ]
+    for model, inputs, message in cases:
+        with pytest.raises(ValueError, match=message):
+            count_flops(model, inputs)
+    for shape in ((), (0, 2), (2.0,)):
+        with pytest.raises(ValueError, match="input_shape: expected positive integers"):
+            ptflops_forward_flops(mlp(), shape)  # type: ignore[arg-type]
 
 
 def test_models_own_error_comes_through() -> None:
     with pytest.raises(RuntimeError, match="mat1 and mat2 shapes cannot be multiplied"):
         count_flops(mlp(), zeros(1, 3))
-
-
-def test_what_has_no_formula_is_said_in_a_line() -> None:
-    count = count_flops(Apply(lambda x: torch.fft.fft(torch.fft.fft(x))), zeros(4, 8))
-    assert count.caveats == ("FLOPs are a lower bound: no formula for aten._fft_r2c (1 calls), "
-                             "aten._fft_c2c (1 calls)",)

@@ -42,22 +42,22 @@ def x(*shape: int, dtype: torch.dtype = torch.float32, grad: bool = False) -> Te
     return torch.ones(shape, dtype=dtype, requires_grad=grad)
 
 
+INT, BOOL, HALF, COMPLEX = torch.int32, torch.bool, torch.float16, torch.cfloat
 NEAR_ALIKE: dict[str, list[Callable[[], Any]]] = {
-    "kind of number": [lambda: x(2, dtype=torch.int32) + 1, lambda: x(2, dtype=torch.int32) + 1.0,
-                       lambda: x(2, dtype=torch.bool) + True, lambda: x(2, dtype=torch.bool) + 1],
+    "kind of number": [lambda: x(2, dtype=INT) + 1, lambda: x(2, dtype=INT) + 1.0,
+                       lambda: x(2, dtype=BOOL) + True, lambda: x(2, dtype=BOOL) + 1],
     "dtype": [lambda: x(3) * x(3), lambda: x(3) * x(3, dtype=torch.float64),
-              lambda: x(3, dtype=torch.float16) * x(3), lambda: x(3, dtype=torch.float16) * x()],
+              lambda: x(3, dtype=HALF) * x(3), lambda: x(3, dtype=HALF) * x()],
     "strides": [lambda: x(3, 4).relu(), lambda: x(4, 3).T.relu(), lambda: x(1, 4).expand(3, 4) + 1],
     "options": [lambda: x(3, 4).sum(0), lambda: x(3, 4).sum(1), lambda: x(3, 4).sum(1, True),
                 lambda: x(3, 4).sum(0, dtype=torch.float64)],
     "several outputs": [lambda: x(3, 4).max(0), lambda: x(3, 4).max(1), lambda: x(3, 4).split(2),
                         lambda: x(3, 4).split(1), lambda: F.layer_norm(x(3, 4, grad=True), (4,))],
-    "complex": [lambda: x(3, dtype=torch.cfloat) * 1, lambda: x(3, dtype=torch.cfloat).conj() * 1,
-                lambda: x(3, dtype=torch.cfloat).conj(), lambda: x(3, dtype=torch.cfloat).real],
+    "complex": [lambda: x(3, dtype=COMPLEX) * 1, lambda: x(3, dtype=COMPLEX).conj() * 1,
+                lambda: x(3, dtype=COMPLEX).conj(), lambda: x(3, dtype=COMPLEX).real],
     "in place": [lambda: x(3).add_(1), lambda: x(2, 3).t_(), lambda: x(6).resize_(2, 2),
                  lambda: x(4).resize_(2, 2), lambda: x(1, 3).squeeze_(0)],
     "given an output": [lambda: torch.add(x(3), 1, out=x(0)), lambda: torch.add(x(3), 1, out=x(3))],
-    "empty": [lambda: x(0, 3) @ x(3, 2), lambda: torch.cat([x(0), x(3)]), lambda: x(0).sum()],
     "lists": [lambda: torch.cat([x(2), x(3)]), lambda: torch.cat([x(3), x(3)]),
               lambda: torch.stack([x(2)] * 3), lambda: x(3, 4)[:, x(2, dtype=torch.long)]],
 }
@@ -98,31 +98,10 @@ def test_tensors_are_told_apart_views_share_and_in_place_returns_the_same() -> N
             assert view._base is y
 
 
-def test_backward_gives_gradients_of_the_right_shape() -> None:
-    weights = [x(4, 4, grad=True) for _ in range(3)]
-    with OperatorLog(reuse=True):
-        y = x(2, 4)
-        for weight in weights:
-            y = torch.tanh(y @ weight)
-        y.sum().backward()
-    assert [weight.grad.shape for weight in weights if weight.grad is not None] == [(4, 4)] * 3
-    assert len({id(weight.grad) for weight in weights}) == 3
-
-
-def test_what_fails_fails_again() -> None:
-    with OperatorLog(reuse=True):
-        for _ in range(2):
-            with pytest.raises(RuntimeError, match="shapes cannot be multiplied|a and b must have"):
-                x(2, 3) @ x(2, 3)
-
-
-def test_a_real_index_is_looked_at_each_time() -> None:
+def test_what_fails_fails_again_and_a_real_index_is_looked_at_each_time() -> None:
     masks = [torch.tensor(mask, device="cpu") for mask in ([True, False], [True, True])]
     with OperatorLog(reuse=True):
-        assert [x(2, 3)[mask].shape[0] for mask in masks] == [1, 2]
-
-
-def test_real_tensors_are_computed_each_time() -> None:
-    with torch.device("cpu"), OperatorLog():
-        values = [(torch.full((2,), value) * 2).tolist() for value in (1.0, 2.0)]
-    assert values == [[2.0, 2.0], [4.0, 4.0]]
+        for mask in masks:
+            with pytest.raises(RuntimeError, match="shapes cannot be multiplied|a and b must have"):
+                x(2, 3) @ x(2, 3)
+            assert x(2, 3)[mask].shape[0] == mask.sum()
