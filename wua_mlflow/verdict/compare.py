@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -131,28 +132,23 @@ def compare(
     check_share("confidence", confidence, zero=False)
     old, new = _paired(baseline, candidate)
     if len(old) > 1:
-        interval = _crossed(old, new, margin, confidence)
+        interval = _crossed(old, new, confidence)
     elif bool(np.isin([old, new], (0.0, 1.0)).all()):
         interval = _tango(old[0], new[0], margin, confidence)
     else:
         interval = _bootstrap(old[0], new[0], margin, confidence, seed)
     seeds, examples = old.shape
-    outcome = _outcome(interval.low, interval.high, margin)
+    outcome, settle = "inconclusive", None
+    if interval.low > -margin:
+        outcome = "non_inferior"
+    elif interval.high < -margin:
+        outcome = "inferior"
+    else:
+        settle = _settle(interval, old.shape, margin, confidence)
     return Verdict(
-        kind="recipe" if seeds > 1 else "artifact",
-        outcome=outcome,
-        delta=interval.delta,
-        low=interval.low,
-        high=interval.high,
-        margin=float(margin),
-        confidence=float(confidence),
-        examples=examples,
-        seeds=seeds,
-        method=interval.method,
-        score=score,
-        settle=_settle(interval, old.shape, margin, confidence)
-        if outcome == "inconclusive" else None,
-    )
+        kind="recipe" if seeds > 1 else "artifact", outcome=outcome, delta=interval.delta,
+        low=interval.low, high=interval.high, margin=float(margin), confidence=float(confidence),
+        examples=examples, seeds=seeds, method=interval.method, score=score, settle=settle)
 
 
 @dataclass(frozen=True)
@@ -178,10 +174,8 @@ def _tango(old: Floats, new: Floats, margin: float, confidence: float) -> _Inter
     low, high = intervals.tango_interval(gained, lost, n, confidence=confidence)
 
     def required(distance: float) -> RequiredSampleSize:
-        shares = gained / n, lost / n
-        return RequiredSampleSize(
-            examples=sample_size.required_tango(*shares, margin=margin, confidence=confidence)
-        )
+        return RequiredSampleSize(examples=sample_size.required_tango(
+            gained / n, lost / n, margin=margin, confidence=confidence))
 
     delta, same = (gained - lost) / n, gained + lost == 0
     return _Interval("Tango score interval", delta, low, high, 1.0, same, required)
@@ -197,44 +191,34 @@ def _bootstrap(old: Floats, new: Floats, margin: float, confidence: float, seed:
     reach = unseen * intervals.zero_event_limit(n, confidence=confidence)
 
     def required(distance: float) -> RequiredSampleSize:
-        by_spread = sample_size.required_mean(half, error, distance, n)
-        by_reach = sample_size.required_zero_events(distance, span=unseen, confidence=confidence)
-        return RequiredSampleSize(examples=max(by_spread, by_reach))
+        return RequiredSampleSize(examples=max(
+            sample_size.required_mean(half, error, distance, n),
+            sample_size.required_zero_events(distance, span=unseen, confidence=confidence)))
 
     low, high = min(low, delta - reach), max(high, delta + reach)
     return _Interval("paired bootstrap-t", delta, low, high, span, same, required)
 
 
-def _crossed(old: Floats, new: Floats, margin: float, confidence: float) -> _Interval:
+def _crossed(old: Floats, new: Floats, confidence: float) -> _Interval:
     parts = intervals.crossed(new - old)
     span, unseen, same = intervals.score_range(old, new)
     reach = unseen * intervals.zero_event_limit(parts.examples, confidence=confidence)
     half = max(parts.half_width(confidence), reach)
-
-    def required(distance: float) -> RequiredSampleSize:
-        return sample_size.required_crossed(
-            parts, distance, confidence=confidence, unseen_span=unseen
-        )
-
+    required = partial(sample_size.required_crossed, parts, confidence=confidence,
+                       unseen_span=unseen)
     low, high = parts.mean - half, parts.mean + half
     return _Interval("crossed two-way, t", parts.mean, low, high, span, same, required)
-
-
-def _outcome(low: float, high: float, margin: float) -> str:
-    if low > -margin:
-        return "non_inferior"
-    return "inferior" if high < -margin else "inconclusive"
 
 
 def _settle(interval: _Interval, shape: tuple[int, ...], margin: float, confidence: float) -> str:
     seeds, examples = shape
     recipe = seeds > 1
     if interval.same and margin > 0:
-        fewest = sample_size.required_zero_events(
-            margin, span=interval.span, confidence=confidence)
+        fewest = sample_size.required_zero_events(margin, span=interval.span,
+                                                  confidence=confidence)
         return text.no_difference_seen(fewest, examples=examples)
-    above = interval.delta > -margin
-    half = interval.delta - interval.low if above else interval.high - interval.delta
+    half = interval.delta - interval.low if interval.delta > -margin else \
+        interval.high - interval.delta
     distance = abs(interval.delta + margin)
     if distance <= _TOO_CLOSE * half:
         return text.no_realistic_n(recipe=recipe)
@@ -246,25 +230,19 @@ def _paired(baseline: Any, candidate: Any) -> tuple[Floats, Floats]:
     """Both scores in the shape (seeds, examples), checked."""
     digests = [getattr(results, "digest", None) for results in (baseline, candidate)]
     if None not in digests and digests[0] != digests[1]:
-        raise ValueError(
-            "baseline and candidate: expected the same test set, but got the digests "
-            f"{digests[0]} and {digests[1]}"
-        )
+        raise ValueError(f"baseline and candidate: expected the same test set, but got the digests "
+                         f"{digests[0]} and {digests[1]}")
     old, new = _scores("baseline", baseline), _scores("candidate", candidate)
     for what, axis in (("test examples", 1), ("seeds", 0)):
         if old.shape[axis] != new.shape[axis]:
-            raise ValueError(
-                f"baseline and candidate: expected scores of the same {what}, but got "
-                f"{old.shape[axis]} and {new.shape[axis]}"
-            )
+            raise ValueError(f"baseline and candidate: expected scores of the same {what}, but got "
+                             f"{old.shape[axis]} and {new.shape[axis]}")
     seeds, examples = old.shape
     if examples < 2:
         raise ValueError(f"examples: expected at least 2, but got {examples}")
     if 1 < seeds < _MIN_SEEDS:
-        raise ValueError(
-            f"seeds: expected at least {_MIN_SEEDS} for a recipe verdict, or a single one for an "
-            f"artifact verdict, but got {seeds}"
-        )
+        raise ValueError(f"seeds: expected at least {_MIN_SEEDS} for a recipe verdict, or a single "
+                         f"one for an artifact verdict, but got {seeds}")
     return old, new
 
 
@@ -274,10 +252,8 @@ def _scores(name: str, results: Any) -> Floats:
     except (TypeError, ValueError) as error:
         raise ValueError(f"{name}: expected an array of numbers, but got {error}") from None
     if scores.ndim not in (1, 2) or scores.shape[0] == 0:
-        raise ValueError(
-            f"{name}: expected scores of shape (examples,) or (seeds, examples), but got "
-            f"{scores.shape}"
-        )
+        raise ValueError(f"{name}: expected scores of shape (examples,) or (seeds, examples), but "
+                         f"got {scores.shape}")
     if not np.isfinite(scores).all():
         raise ValueError(f"{name}: expected finite scores, but got NaN or infinity")
     return np.atleast_2d(scores)

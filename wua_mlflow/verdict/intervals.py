@@ -7,7 +7,7 @@ Tests: ``tests/verdict/test_intervals.py``; error rates: ``benchmarks/calibratio
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 
 import numpy as np
@@ -106,11 +106,8 @@ def tango_interval(
     >>> [round(limit, 3) for limit in tango_interval(9, 3, 32, confidence=0.95)]
     [-0.027, 0.39]
     """
-    z = normal_quantile(confidence)
-    return (
-        _tango_low(gained / examples, lost / examples, examples, z),
-        -_tango_low(lost / examples, gained / examples, examples, z),
-    )
+    z, gained, lost = normal_quantile(confidence), gained / examples, lost / examples
+    return _tango_low(gained, lost, examples, z), -_tango_low(lost, gained, examples, z)
 
 
 def restricted_mle_variance(delta: float, gained: float, lost: float) -> float:
@@ -195,23 +192,23 @@ class Crossed:
         few examples t(S − 1) does not account for how uncertain C is.
         """
         widened = self._variance(variance_inflation(self.carried_by))
-        return max(
-            t_quantile(confidence, self.seeds - 1) * math.sqrt(self.variance),
-            normal_quantile(confidence) * math.sqrt(widened),
-        )
+        return max(t_quantile(confidence, self.seeds - 1) * math.sqrt(self.variance),
+                   normal_quantile(confidence) * math.sqrt(widened))
+
+    def _shares(self, factor: float = 1.0) -> tuple[float, float, float]:
+        """R/S, ``factor`` · C/n and E/(S·n)."""
+        return (self.seed_means_variance / self.seeds,
+                factor * self.example_means_variance / self.examples,
+                self.residual_variance / (self.seeds * self.examples))
 
     def _variance(self, factor: float) -> float:
-        rows = self.seed_means_variance / self.seeds
-        columns = factor * self.example_means_variance / self.examples
-        shared = self.residual_variance / (self.seeds * self.examples)
+        rows, columns, shared = self._shares(factor)
         return max(rows + columns - shared, rows, columns)
 
     @property
     def freedom(self) -> float:
         """Degrees of freedom of ``variance`` as an estimate, by Satterthwaite (1946)."""
-        rows = self.seed_means_variance / self.seeds
-        columns = self.example_means_variance / self.examples
-        shared = self.residual_variance / (self.seeds * self.examples)
+        rows, columns, shared = self._shares()
         s, n = self.seeds - 1, self.examples - 1
         return self.variance**2 / (rows**2 / s + columns**2 / n + shared**2 / (s * n))
 
@@ -220,15 +217,10 @@ class Crossed:
         residual = self.residual_variance
         between_seeds = max(0.0, self.seed_means_variance - residual / self.examples)
         between_examples = max(0.0, self.example_means_variance - residual / self.seeds)
-        return Crossed(
-            seeds=seeds,
-            examples=examples,
-            mean=self.mean,
-            seed_means_variance=between_seeds + residual / examples,
-            example_means_variance=between_examples + residual / seeds,
-            residual_variance=residual,
-            carried_by=self.carried_by * examples / self.examples,
-        )
+        return replace(self, seeds=seeds, examples=examples,
+                       seed_means_variance=between_seeds + residual / examples,
+                       example_means_variance=between_examples + residual / seeds,
+                       carried_by=self.carried_by * examples / self.examples)
 
 
 def crossed(differences: Floats) -> Crossed:

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
+from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Real
 from statistics import NormalDist
 
-from wua_mlflow.verdict import intervals
 from wua_mlflow.verdict.intervals import (
     Crossed,
     normal_quantile,
@@ -31,9 +31,8 @@ def check_share(name: str, value: float, *, zero: bool) -> None:
     """Raise unless 0 < ``value`` < 1 (0 included if ``zero``)."""
     number = isinstance(value, Real) and not isinstance(value, bool)
     if not number or not (0 < value < 1 or (zero and value == 0)):
-        raise ValueError(
-            f"{name}: expected a number in {'[' if zero else '('}0, 1), but got {value!r}"
-        )
+        raise ValueError(f"{name}: expected a number in {'[' if zero else '('}0, 1), but got "
+                         f"{value!r}")
 
 
 def required_examples_without_discordance(margin: float, confidence: float = 0.95) -> int:
@@ -82,7 +81,7 @@ def too_few_examples(examples: int, margin: float, confidence: float = 0.95) -> 
     required = required_examples_without_discordance(margin, confidence)
     if examples >= required:
         return None
-    reach = intervals.zero_event_limit(examples, confidence=confidence)
+    reach = zero_event_limit(examples, confidence=confidence)
     digits = 2 - math.floor(math.log10(reach))
     return (f"test data: expected at least {required:,} examples to show even of equal models "
             f"that they are within a margin of {margin:g}, but got {examples:,}; take more, or a "
@@ -130,9 +129,8 @@ def required_tango(gained: float, lost: float, *, margin: float, confidence: flo
     z = normal_quantile(confidence)
     distance = gained - lost + margin
     seen = gained + lost - (gained - lost) ** 2
-    spread = z * math.sqrt(
-        restricted_mle_variance(-margin, gained, lost)
-    ) + _POWER_QUANTILE * math.sqrt(seen)
+    at_margin = restricted_mle_variance(-margin, gained, lost)
+    spread = z * math.sqrt(at_margin) + _POWER_QUANTILE * math.sqrt(seen)
     return math.floor(spread**2 / distance**2) + 1
 
 
@@ -182,13 +180,13 @@ def required_crossed(
     def grown(seeds: int) -> int:
         return math.ceil(parts.examples * seeds / parts.seeds)
 
-    seeds = range(parts.seeds + 1, _REALISTIC_FACTOR * parts.seeds + 1)
-    examples = range(parts.examples + 1, _REALISTIC_FACTOR * parts.examples + 1)
-    s = bisect_left(seeds, True, key=lambda more: enough(more, parts.examples))
-    n = bisect_left(examples, True, key=lambda more: enough(parts.seeds, more))
-    b = bisect_left(seeds, True, key=lambda more: enough(more, grown(more)))
+    def fewest(now: int, settles: Callable[[int], bool]) -> int | None:
+        more = range(now + 1, _REALISTIC_FACTOR * now + 1)
+        index = bisect_left(more, True, key=settles)
+        return more[index] if index < len(more) else None
+
+    both = fewest(parts.seeds, lambda seeds: enough(seeds, grown(seeds)))
     return RequiredSampleSize(
-        seeds=seeds[s] if s < len(seeds) else None,
-        examples=examples[n] if n < len(examples) else None,
-        both=(seeds[b], grown(seeds[b])) if b < len(seeds) else None,
-    )
+        seeds=fewest(parts.seeds, lambda seeds: enough(seeds, parts.examples)),
+        examples=fewest(parts.examples, lambda examples: enough(parts.seeds, examples)),
+        both=(both, grown(both)) if both else None)

@@ -31,28 +31,35 @@ TOO_FEW_SEEDS = "No recipe verdict: it needs at least 5 seeds (setting `seeds`).
 TRAINED_ELSEWHERE = "No recipe verdict: how the original was trained elsewhere is not known."
 SAME_COST, SAME_LATENCY = 1.005, 1.05
 """Ratios nearer to 1 than these are no difference."""
+_OUTCOMES = {
+    "better": "better (non-inferior)",
+    "equal": "as good within the margin (non-inferior)",
+    "worse": "worse, but within the margin (non-inferior)",
+    "inferior": "worse by more than the margin (inferior)",
+    "inconclusive": "the data cannot tell whether the loss stays within the margin (inconclusive)",
+}
 _AS_SEEN = "with a chance of 80%, if the true difference and its spread are as seen"
 
 
 def verdict_sentence(verdict: Verdict) -> str:
     """The verdict in one sentence; accuracies are in percentage points."""
     delta, interval, margin = _figures(verdict)
-    return (
-        f"{_subject(verdict)} minus the original's is {delta} "
-        f"({_percent(verdict.confidence)}% interval {interval}), against a margin of "
-        f"{margin}: {_outcome_in_words(verdict)}."
-    )
+    examples = f"{verdict.examples:,} test examples"
+    subject = f"Artifact verdict (these two saved models, {examples}): "
+    if verdict.kind == "recipe":
+        subject = (f"Recipe verdict (both trained with {verdict.seeds:,} seeds, {examples}): "
+                   f"on average ")
+    return (f"{subject}the slim model's {verdict.score} minus the original's is {delta} "
+            f"({_percent(verdict.confidence)}% interval {interval}), against a margin of "
+            f"{margin}: {_OUTCOMES[_reading(verdict)]}.")
 
 
 def verdict_headline(verdict: Verdict) -> str:
     """The verdict as a headline: outcome, difference, interval, margin, what it rests on."""
     delta, interval, margin = _figures(verdict)
-    word = short_outcome(verdict.outcome)
-    rests = f"{verdict.seeds:,} seeds" if verdict.kind == "recipe" else "these two models"
-    return (
-        f"{word[:1].upper()}{word[1:]}: {verdict.score} {delta} "
-        f"({_percent(verdict.confidence)}% interval {interval}; margin {margin}; {rests})"
-    )
+    return (f"{short_outcome(verdict.outcome).capitalize()}: {verdict.score} {delta} "
+            f"({_percent(verdict.confidence)}% interval {interval}; margin {margin}; "
+            f"{_basis(verdict, 'these two models')})")
 
 
 def short_outcome(outcome: str) -> str:
@@ -103,31 +110,28 @@ def decision_sentence(
 
 
 def _quality(verdict: Verdict) -> str:
-    does = "answers" if verdict.score == "accuracy" else "predicts"
-    rests = f"{verdict.seeds:,} seeds" if verdict.kind == "recipe" else "these two saved models"
-    sure = f"({100 * verdict.confidence:.4g}% confidence, {rests})"
     margin = margin_words(verdict)
-    if verdict.outcome == "inconclusive":
-        return (f"It is not settled whether the slim model {does} as well as the original within "
-                f"{margin} {sure}")
-    if verdict.outcome == "inferior":
-        by = f", by more than {margin}" if verdict.margin else ""
-        return f"The slim model {does} worse than the original{by} {sure}"
-    if verdict.low > 0:
-        return f"The slim model {does} better than the original {sure}"
-    if verdict.high < 0:
-        return f"The slim model {does} worse than the original, but by less than {margin} {sure}"
-    return f"The slim model {does} as well as the original within {margin} {sure}"
+    quality = {
+        "better": "better than the original",
+        "worse": f"worse than the original, but by less than {margin}",
+        "inferior": f"worse than the original, by more than {margin}" if verdict.margin else
+                    "worse than the original",
+    }.get(_reading(verdict), f"as well as the original within {margin}")
+    start = "It is not settled whether the" if verdict.outcome == "inconclusive" else "The"
+    does = "answers" if verdict.score == "accuracy" else "predicts"
+    return (f"{start} slim model {does} {quality} ({100 * verdict.confidence:.4g}% confidence, "
+            f"{_basis(verdict, 'these two saved models')})")
 
 
 def _gain_words(verdict: Verdict, gains: Sequence[tuple[str, bool]]) -> str:
     good = [words for words, is_gain in gains if is_gain]
     bad = [words for words, is_gain in gains if not is_gain]
-    contrast = " though " if verdict.outcome == "inferior" else " but "
-    words = contrast.join(" and ".join(part) for part in (good, bad) if part)
+    inferior = verdict.outcome == "inferior"
+    words = (" though " if inferior else " but ").join(
+        " and ".join(part) for part in (good, bad) if part)
     if verdict.outcome == "inconclusive":
         return f"; it is {words}"
-    if verdict.outcome == "inferior":
+    if inferior:
         return f", but is {words}" if good else f", and is {words}"
     return f", is {words}" if good else f", but is {words}"
 
@@ -143,21 +147,17 @@ def _decision(verdict: Verdict, gained: bool, flops_ratio: float) -> str:
     if verdict.outcome == "inferior":
         return "to use it is to accept that loss" if gained else \
             "by the margin set, the original stays"
-    if gained and verdict.low > 0:
-        return "it can take the original's place"
     if gained:
-        margin = margin_words(verdict, of=False)
-        return f"it can take the original's place if {margin} is the right margin"
+        margin = margin_text(verdict.margin, verdict.score, of=False)
+        condition = "" if verdict.low > 0 else f" if {margin} is the right margin"
+        return f"it can take the original's place{condition}"
     if flops_ratio > SAME_COST:
-        fewer = ratio_words(flops_ratio, "fewer", "more")
-        return f"its only gain is {fewer} FLOPs"
+        return f"its only gain is {ratio_words(flops_ratio, 'fewer', 'more')} FLOPs"
     return "there is nothing to gain by it"
 
 
 def latency_gain(
-    original_ms: float | None,
-    slim_ms: float | None,
-    ratio: tuple[float, float, float] | None,
+    original_ms: float | None, slim_ms: float | None, ratio: tuple[float, float, float] | None
 ) -> tuple[str, bool] | None:
     """The latency against the original's, and whether it is a gain; None if not measured.
 
@@ -188,32 +188,24 @@ def size_gain(original: float | None, slim: float | None) -> tuple[str, bool] | 
 
 def looks_sentence(looks: int, verdict: Verdict | None = None) -> str:
     """How often the test set was looked at, and the verdict read for so many looks."""
-    sentence = (
-        f"This test set has been used for {looks:,} verdicts: the more there are, the likelier "
-        "that one is good by chance."
-    )
+    sentence = (f"This test set has been used for {looks:,} verdicts: the more there are, the "
+                f"likelier that one is good by chance.")
     if verdict is None:
         return sentence
-    _, interval, _ = _figures(verdict)
-    return (
-        f"{sentence} Corrected for {looks:,} verdicts (Bonferroni, "
-        f"{_percent(verdict.confidence)}% interval {interval}): {_outcome_in_words(verdict)}."
-    )
+    return (f"{sentence} Corrected for {looks:,} verdicts (Bonferroni, "
+            f"{_percent(verdict.confidence)}% interval {_figures(verdict)[1]}): "
+            f"{_OUTCOMES[_reading(verdict)]}.")
 
 
 def question_answered(original: str, candidate: str, verdict: Verdict) -> str:
     """Whether the candidate is as good as the original, by their names: a picture's headline."""
-    margin = margin_words(verdict)
-    if verdict.outcome == "inferior":
-        answer = f"No: {candidate} is worse than {original} by more than {margin}"
-    elif verdict.outcome == "inconclusive":
-        answer = f"Undecided: {candidate} may be worse than {original} by more than {margin}"
-    elif verdict.high < 0:
-        answer = f"Worse, but within the margin: {candidate} is behind {original} by less than " \
-                 f"{margin}"
-    else:
-        answer = f"Yes: {candidate} is as good as {original}, to within {margin}"
-    return answer if verdict.kind == "recipe" else f"{answer} (these two models)"
+    answer = {
+        "inferior": "No: {1} is worse than {0} by more than {2}",
+        "inconclusive": "Undecided: {1} may be worse than {0} by more than {2}",
+        "worse": "Worse, but within the margin: {1} is behind {0} by less than {2}",
+    }.get(_reading(verdict), "Yes: {1} is as good as {0}, to within {2}")
+    models = "" if verdict.kind == "recipe" else " (these two models)"
+    return answer.format(original, candidate, margin_words(verdict)) + models
 
 
 def outcome_words(verdict: Verdict) -> str:
@@ -232,9 +224,9 @@ def interval_words(verdict: Verdict) -> str:
     return f"{delta.removesuffix(' points')} ({interval})"
 
 
-def margin_words(verdict: Verdict, *, of: bool = True) -> str:
+def margin_words(verdict: Verdict) -> str:
     """A verdict's margin with its unit, as ``margin_text`` writes it."""
-    return margin_text(verdict.margin, verdict.score, of=of)
+    return margin_text(verdict.margin, verdict.score)
 
 
 def margin_text(margin: float, score: str, *, of: bool = True) -> str:
@@ -375,90 +367,57 @@ def class_loss_sentence(losses: Sequence[tuple[str, int, float]]) -> str:
     return f"Single classes lose more than the margin: {classes}." if losses else ""
 
 
-def _figures(verdict: Verdict) -> tuple[str, str, str]:
-    """Difference, interval and margin, in percentage points where the score is an accuracy."""
-    scale, unit = (100.0, " points") if verdict.score == "accuracy" else (1.0, "")
-    decimals = _decimals(verdict, scale, first=1 if unit else 3)
-    delta, low, high = (
-        _signed(scale * value, decimals) for value in (verdict.delta, verdict.low, verdict.high)
-    )
-    margin = _margin(scale, verdict.margin)
-    return f"{delta}{unit}", f"{low} to {high}", f"{margin:g}{unit if margin != 1 else unit[:-1]}"
-
-
 def required_n_sentence(
     size: RequiredSampleSize, *, examples: int, seeds: int, recipe: bool
 ) -> str:
     """``size`` in one sentence, beside the ``examples`` and ``seeds`` at hand."""
-    if not recipe:
-        return (
-            f"About {size.examples:,} test examples (now {examples:,}) would settle it, {_AS_SEEN}."
-        )
-    if size.seeds and size.examples:
-        return (
-            f"About {size.seeds:,} seeds (now {seeds:,}) on the same test examples, or about "
-            f"{size.examples:,} test examples (now {examples:,}) with the same seeds, would settle "
-            f"it, {_AS_SEEN}."
-        )
-    if size.seeds:
-        return (
-            f"About {size.seeds:,} seeds (now {seeds:,}) would settle it, {_AS_SEEN}; more test "
-            "examples alone cannot: the spread between seeds is too large."
-        )
-    if size.examples:
-        return (
-            f"About {size.examples:,} test examples (now {examples:,}) would settle it, {_AS_SEEN};"
-            " more seeds alone may not: too few test examples tell the two apart, or the examples "
-            "differ too much."
-        )
-    if size.both:
-        return (
-            "Neither more seeds nor more test examples alone would settle it; about "
-            f"{size.both[0]:,} seeds with {size.both[1]:,} test examples (now {seeds:,} and "
-            f"{examples:,}) would, {_AS_SEEN}."
-        )
-    return no_realistic_n(recipe=recipe)
+    more_seeds = f"about {size.seeds or 0:,} seeds (now {seeds:,})"
+    more_examples = f"about {size.examples or 0:,} test examples (now {examples:,})"
+    match bool(size.seeds), bool(size.examples):
+        case True, True:
+            sentence = (f"{more_seeds} on the same test examples, or {more_examples} with the same "
+                        f"seeds, would settle it, {_AS_SEEN}.")
+        case True, False:
+            sentence = (f"{more_seeds} would settle it, {_AS_SEEN}; more test examples alone "
+                        f"cannot: the spread between seeds is too large.")
+        case False, True if recipe:
+            sentence = (f"{more_examples} would settle it, {_AS_SEEN}; more seeds alone may not: "
+                        f"too few test examples tell the two apart, or the examples differ too "
+                        f"much.")
+        case False, True:
+            sentence = f"{more_examples} would settle it, {_AS_SEEN}."
+        case _ if size.both:
+            sentence = (f"Neither more seeds nor more test examples alone would settle it; about "
+                        f"{size.both[0]:,} seeds with {size.both[1]:,} test examples (now "
+                        f"{seeds:,} and {examples:,}) would, {_AS_SEEN}.")
+        case _:
+            sentence = no_realistic_n(recipe=recipe)
+    return sentence[0].upper() + sentence[1:]
 
 
 def no_difference_seen(required: int, *, examples: int) -> str:
     """Where no example tells the two models apart: ``required`` such examples would do."""
-    return (
-        f"No test example tells the two apart, but {examples:,} are too few to show it: at least "
-        f"{required:,} test examples without a difference would settle it."
-    )
+    return (f"No test example tells the two apart, but {examples:,} are too few to show it: at "
+            f"least {required:,} test examples without a difference would settle it.")
 
 
 def no_realistic_n(*, recipe: bool) -> str:
     """Where the estimate lies too close to −margin, for its uncertainty, for a realistic number."""
     what = "seeds or test examples" if recipe else "test examples"
-    return (
-        f"No realistic number of {what} would settle it, by what was seen here: more than 100 "
-        "times those at hand. The estimated difference lies too near minus the margin for its "
-        "uncertainty."
-    )
+    return (f"No realistic number of {what} would settle it, by what was seen here: more than 100 "
+            f"times those at hand. The estimated difference lies too near minus the margin for its "
+            f"uncertainty.")
 
 
-def _subject(verdict: Verdict) -> str:
-    examples = f"{verdict.examples:,} test examples"
-    if verdict.kind == "recipe":
-        return (
-            f"Recipe verdict (both trained with {verdict.seeds:,} seeds, {examples}): on average "
-            f"the slim model's {verdict.score}"
-        )
-    return (
-        f"Artifact verdict (these two saved models, {examples}): "
-        f"the slim model's {verdict.score}"
-    )
+def _basis(verdict: Verdict, models: str) -> str:
+    return f"{verdict.seeds:,} seeds" if verdict.kind == "recipe" else models
 
 
-def _outcome_in_words(verdict: Verdict) -> str:
-    if verdict.outcome == "inferior":
-        return "worse by more than the margin (inferior)"
-    if verdict.outcome == "inconclusive":
-        return "the data cannot tell whether the loss stays within the margin (inconclusive)"
-    if verdict.high < 0:
-        return "worse, but within the margin (non-inferior)"
-    return f"{'better' if verdict.low > 0 else 'as good within the margin'} (non-inferior)"
+def _reading(verdict: Verdict) -> str:
+    """The outcome; of a non-inferior one, on which side of zero the interval lies."""
+    if verdict.outcome != "non_inferior":
+        return verdict.outcome
+    return "better" if verdict.low > 0 else "worse" if verdict.high < 0 else "equal"
 
 
 def _percent(confidence: float) -> str:
@@ -471,23 +430,25 @@ def _percent(confidence: float) -> str:
     return f"{100 * confidence:.{decimals}f}".rstrip("0").rstrip(".")
 
 
-def _margin(scale: float, margin: float) -> float:
-    return round(scale * margin, 9)
+def _figures(verdict: Verdict) -> tuple[str, str, str]:
+    """Difference, interval and margin, in percentage points where the score is an accuracy.
 
+    With the fewest decimals at which both limits are shown on their side of −margin and of 0.
+    """
+    accuracy = verdict.score == "accuracy"
+    scale, unit = (100.0, " points") if accuracy else (1.0, "")
+    margin, low, high = (round(scale * value, 9)
+                         for value in (verdict.margin, verdict.low, verdict.high))
+    unit_of_margin = unit if margin != 1 else unit[:-1]
 
-def _decimals(verdict: Verdict, scale: float, *, first: int) -> int:
-    """The fewest decimals at which both limits are shown on their side of −margin and of 0."""
-    bounds = (-_margin(scale, verdict.margin), 0.0)
-    limits = (round(scale * verdict.low, 9), round(scale * verdict.high, 9))
-    for decimals in range(first, 9):
-        shown = [round(limit, decimals) for limit in limits]
-        if all(
-            np.sign(limit - bound) == np.sign(rounded - bound)
-            for limit, rounded in zip(limits, shown, strict=True)
-            for bound in bounds
-        ):
-            return decimals
-    return 9
+    def on_their_sides(decimals: int) -> bool:
+        return all(np.sign(limit - bound) == np.sign(round(limit, decimals) - bound)
+                   for limit in (low, high) for bound in (-margin, 0.0))
+
+    decimals = next(filter(on_their_sides, range(1 if accuracy else 3, 9)), 9)
+    delta, lower, upper = (_signed(scale * value, decimals)
+                           for value in (verdict.delta, verdict.low, verdict.high))
+    return f"{delta}{unit}", f"{lower} to {upper}", f"{margin:g}{unit_of_margin}"
 
 
 def _signed(value: float, decimals: int) -> str:
