@@ -133,10 +133,12 @@ def here(store_uri: str, tmp_path: Path) -> Iterator[Path]:
         sys.modules.pop(name, None)
 
 
-def all_runs() -> list[Run]:
+def all_runs(kind: str = "") -> list[Run]:
+    """Every run of the store, or every one of a kind, the oldest first."""
     client = MlflowClient()
-    everywhere = [found.experiment_id for found in client.search_experiments()]
-    return list(client.search_runs(everywhere, order_by=["attributes.start_time ASC"]))
+    everywhere = [experiment.experiment_id for experiment in client.search_experiments()]
+    clause = f"tags.`wua.kind` = '{kind}'" if kind else ""
+    return list(client.search_runs(everywhere, clause, order_by=["attributes.start_time ASC"]))
 
 
 def line_of(words: list[str], code: int, capsys: pytest.CaptureFixture[str]) -> str:

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import re
+import shutil
 import socket
-import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
+import mlflow
 import pytest
 import torch
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 from safetensors.torch import save_file
+from torch import multiprocessing
 
 from tests.mistakes import all_runs, line_of
 from wua_mlflow.cli.main import main
@@ -210,50 +213,35 @@ def test_torchrun_is_for_analyze_alone(
     assert all_runs() == []
 
 
-DRIVER = """
-import contextlib, json, os, sys
-from pathlib import Path
-from wua_mlflow.cli.main import main
-
-rank = os.environ["RANK"]
-os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "False"
-for place, (port, words) in enumerate(json.loads(Path("commands.json").read_text())):
-    os.environ["MASTER_PORT"] = str(port)
-    with open(f"{place}.{rank}.out", "w") as out, open(f"{place}.{rank}.err", "w") as err, \\
-            contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = main(words)
-    Path(f"{place}.{rank}.code").write_text(str(code))
-"""
 ALIKE = ["--criterion", "output,input,wanda,magnitude,taylor", "--loss", "own_parts:cross_entropy",
          "--effective-rank", "--null-draws", "2"]
 ON_RUN = ["--criterion", "output,taylor", "--null-draws", "1"]
+Printed = tuple[int, str, str]
+"""The exit code, the standard output and the standard error."""
 
 
-def free_ports(count: int) -> list[int]:
+def _process(rank: int, ports: list[int], commands: list[list[str]], folder: Path) -> None:
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
+                   "TORCHELASTIC_RUN_ID": "none"}
+    results: list[Printed] = []
+    for port, words in zip(ports, commands, strict=True):
+        os.environ["MASTER_PORT"] = str(port)
+        out, err = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            code = main(words)
+        results.append((code, out.getvalue(), err.getvalue()))
+    (folder / f"{rank}.json").write_text(json.dumps(results))
+
+
+def in_two_processes(folder: Path, commands: list[list[str]]) -> list[list[Printed]]:
+    """By command what each of two processes printed, in the environment that torchrun makes."""
     with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for free in sockets:
-            free.bind(("127.0.0.1", 0))
-        return [free.getsockname()[1] for free in sockets]
-
-
-def torchrun(folder: Path, commands: Sequence[Sequence[str]]) -> list[list[dict[str, str]]]:
-    """Each command in two processes that ``torchrun`` starts once.
-
-    Gives by command and process the exit code, the standard output and the standard error.
-    """
-    (folder / "driver.py").write_text(DRIVER)
-    port, *ports = free_ports(len(commands) + 1)
-    (folder / "commands.json").write_text(json.dumps(list(zip(ports, commands, strict=True))))
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-addr",
-         "127.0.0.1", "--master-port", str(port), "driver.py"],
-        cwd=folder, env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr
-    return [[{kind: (folder / f"{place}.{rank}.{kind}").read_text()
-              for kind in ("code", "out", "err")} for rank in (0, 1)]
-            for place in range(len(commands))]
+        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in commands]
+        ports = [free.getsockname()[1] for free in sockets]
+    multiprocessing.start_processes(  # a fork spares the second import of torch and mlflow
+        _process, (ports, commands, folder), nprocs=2, start_method="fork")
+    results = [json.loads((folder / f"{rank}.json").read_text()) for rank in (0, 1)]
+    return [[tuple(printed) for printed in pair] for pair in zip(*results, strict=True)]
 
 
 def figures(run: Run) -> dict[str, object]:
@@ -279,7 +267,9 @@ def runs_in(experiment: str) -> list[Run]:
     return list(client.search_runs([entry.experiment_id])) if entry else []
 
 
-def test_two_processes(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_two_processes(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A model, a run, an error of one process before its run, and one on the way.
 
     The first process alone writes and prints, also an experiment that the store lacks.
@@ -287,33 +277,39 @@ def test_two_processes(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "--epochs", "2", "--seeds", "1"]) == 0
     (variant,) = all_runs()
     run_id = variant.info.run_id
-    of_model, of_run, not_made, not_finite = torchrun(here, [
+    # a database that this process has not opened: no connection is shared with the forks
+    shutil.copy("mlflow.db", "of_two.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{here / 'of_two.db'}")
+    mlflow.set_tracking_uri(None)
+    of_model, of_run, not_made, not_finite = in_two_processes(here, [
         [*OWN[:5], *ALIKE, "--experiment", "two"],
         ["analyze", "--run-id", run_id, *ON_RUN],
         [*OWN[:2], "own_parts:in_the_second", *OWN[3:], "--experiment", "not made"],
         [*OWN[:4], "own_parts:nan", *OWN[5:], "--experiment", "not finite"]])
     _same_figures_of_a_model(of_model)
     _same_figures_of_a_run(of_run, run_id)
-    _one_line_and_no_run(not_made)
+    assert not_made == [(1, "", "wua: RuntimeError: process 1: ValueError: model: "
+                         "own_parts:in_the_second failed: RuntimeError: only here\n"), (1, "", "")]
+    assert runs_in("not made") == []
     _one_line_and_a_failed_run(not_finite)
 
 
-def _same_figures_of_a_model(outputs: list[dict[str, str]]) -> None:
-    assert [output["code"] for output in outputs] == ["0", "0"], outputs
+def _same_figures_of_a_model(outputs: list[Printed]) -> None:
+    assert [code for code, *_ in outputs] == [0, 0], outputs
     assert main([*OWN[:5], *ALIKE, "--experiment", "one"]) == 0
-    (one,), (two,) = runs_in("one"), runs_in("two")
-    assert outputs[0]["out"].count(" effective weights of 50; run ") == 1
-    assert two.info.run_id in outputs[0]["out"]
-    assert outputs[1]["out"] == ""
-    assert figures(one).keys() == figures(two).keys()
-    for name, value in figures(one).items():
+    (alone,), (two,) = runs_in("one"), runs_in("two")
+    assert outputs[0][1].count(" effective weights of 50; run ") == 1
+    assert two.info.run_id in outputs[0][1]
+    assert outputs[1][1] == ""
+    assert figures(alone).keys() == figures(two).keys()
+    for name, value in figures(alone).items():
         assert_close(figures(two)[name], value)
     assert two.data.metrics["flops/forward"] == 2 * (6 * 5 + 5 * 4 + 4 * 3)
     assert table_of(two)["samples"] == 56
 
 
-def _same_figures_of_a_run(outputs: list[dict[str, str]], run_id: str) -> None:
-    assert [output["code"] for output in outputs] == ["0", "0"], outputs
+def _same_figures_of_a_run(outputs: list[Printed], run_id: str) -> None:
+    assert [code for code, *_ in outputs] == [0, 0], outputs
     client = MlflowClient()
     run = client.get_run(run_id)
     shares = client.get_metric_history(run_id, "usage/effective_weights")
@@ -325,19 +321,10 @@ def _same_figures_of_a_run(outputs: list[dict[str, str]], run_id: str) -> None:
         assert_close(table_of(run, name)["data"], before["data"])
 
 
-def _one_line_and_no_run(outputs: list[dict[str, str]]) -> None:
-    assert [output["code"] for output in outputs] == ["1", "1"], outputs
-    assert [output["err"] for output in outputs] == [
-        "wua: RuntimeError: process 1: ValueError: model: own_parts:in_the_second failed: "
-        "RuntimeError: only here\n", ""]
-    assert [output["out"] for output in outputs] == ["", ""]
-    assert runs_in("not made") == []
-
-
-def _one_line_and_a_failed_run(outputs: list[dict[str, str]]) -> None:
+def _one_line_and_a_failed_run(outputs: list[Printed]) -> None:
     """The second process has the batch that is not finite."""
-    assert [output["code"] for output in outputs] == ["1", "1"], outputs
-    (line,) = [line for output in outputs for line in output["err"].splitlines()
+    assert [code for code, *_ in outputs] == [1, 1], outputs
+    (line,) = [line for *_, err in outputs for line in err.splitlines()
                if line.startswith("wua: ")]
     assert "process 1: ValueError: layer a: expected a finite" in line
     (run,) = runs_in("not finite")

@@ -48,8 +48,8 @@ def test_an_error_ends_the_run_of_mlflow_run(words: list[str], error: str, inher
 
 
 def test_the_run_of_mlflow_run_is_the_pipelines(inherited: str) -> None:
-    assert main(["run", "--data", "iris", "--hidden", "6", "--epochs", "1", "--seeds", "1",
-                 "--null-draws", "1"]) == 0
+    assert main(["run", "--data", "iris", "--hidden", "6", "--slim-hidden", "3", "--epochs", "1",
+                 "--seeds", "1", "--null-draws", "0"]) == 0
     run = MlflowClient().get_run(inherited)
     assert (run.info.status, run.data.tags["wua.kind"]) == ("FINISHED", "pipeline")
     assert {one.data.tags["mlflow.parentRunId"] for one in mistakes.all_runs()
