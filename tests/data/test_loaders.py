@@ -1,7 +1,8 @@
-"""What a user's function of data may return, and the share of it that each process gets."""
+"""What a user's function of data may return, each process's share of it, and progress bars."""
 
 from __future__ import annotations
 
+import io
 import re
 import sys
 from collections.abc import Iterator
@@ -15,8 +16,11 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, TensorData
 
 from wua_mlflow.config import load_settings
 from wua_mlflow.data.datasets import DataSplit
-from wua_mlflow.data.loaders import load_analysis_data, local_share
+from wua_mlflow.data.loaders import BatchesWithBar, load_analysis_data, local_share
 from wua_mlflow.pipeline.analyze import example_of, two_samples
+from wua_mlflow.pipeline.networks import from_scratch
+from wua_mlflow.pipeline.recipe import load_recipe, train_one, train_replicates
+from wua_mlflow.usage.analyze import analyze
 
 PARTS = '''
 import numpy as np
@@ -150,3 +154,34 @@ def test_a_distributed_sampler_gives_shares_already(monkeypatch: pytest.MonkeyPa
     loader = DataLoader(data, batch_size=2, sampler=sampler)
     _Two(monkeypatch, 0)
     assert rows(local_share(loader)) == [0, 2, 4, 6, 8]
+
+
+class Terminal(io.StringIO):
+    """Text for a person."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("stderr", [Terminal(), io.StringIO()])
+def test_bars_at_a_terminal_and_none_in_a_log(
+    stderr: io.StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stderr", stderr)
+    recipe = load_recipe(load_settings(None, {"seeds": 2}))
+    network = train_one(recipe, (10,), 2, seed=42, label="training a")
+    test = recipe.evaluate(network.model, recipe.split.test, network.kind)
+    train_replicates(recipe, from_scratch(recipe, (10,), 1), (network, test), count=2,
+                     label="replicates of a")
+    inputs = recipe.split.train.inputs
+    analyze(network.model, BatchesWithBar(inputs, passes=2, label="analysing a"), null=1)
+    for label in ("training a", "replicates of a", "analysing a"):
+        assert (label in stderr.getvalue()) is stderr.isatty()
+    assert bool(stderr.getvalue()) is stderr.isatty()
+
+
+def test_inputs_with_a_bar_are_whole_in_every_pass() -> None:
+    inputs = torch.arange(10_000.0)[:, None]
+    batches = BatchesWithBar(inputs, passes=2, label="demo")
+    for _ in range(2):
+        assert torch.equal(torch.cat(list(batches)), inputs)

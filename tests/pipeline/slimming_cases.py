@@ -19,13 +19,14 @@ from torch import nn
 
 from wua_mlflow.config import Settings, load_settings
 from wua_mlflow.data.datasets import DataSplit
-from wua_mlflow.pipeline import analyze, publish
+from wua_mlflow.pipeline import analyze, publish, train
 from wua_mlflow.pipeline.compare import compare_variants
 from wua_mlflow.pipeline.networks import NetworkFactory, from_scratch
 from wua_mlflow.pipeline.recipe import Recipe, Trained, load_recipe, train_replicates
 from wua_mlflow.pipeline.train import TrainingPlan, train_variant
 from wua_mlflow.pipeline.variant import ModelVariant
 from wua_mlflow.results import Comparison
+from wua_mlflow.tracking.models import NotExportable
 from wua_mlflow.tracking.store import Store, connect
 
 HERE = "tests.pipeline.slimming_cases"
@@ -126,6 +127,15 @@ def without_pictures(patch: pytest.MonkeyPatch) -> None:
     """They take longer than the networks."""
     patch.setattr(analyze, "usage_pictures", lambda *_: {})
     patch.setattr(publish, "report_pictures", lambda *_, **__: {"comparison": b"picture"})
+
+
+def without_exports(patch: pytest.MonkeyPatch) -> None:
+    """Models that are not saved for serving, and the original's fidelity is not measured."""
+    def refused(*_: object, **__: object) -> None:
+        raise NotExportable("model: not exported in this test")
+
+    patch.setattr(train, "log_model", refused)
+    patch.setattr(analyze, "fidelity_metrics", lambda *_: ({}, ""))
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """The step ``slim``: rounds of choosing widths, training a slim variant and its controls, judging.
 
-Tests: ``tests/pipeline/test_slim.py``, ``tests/pipeline/test_slim_rounds.py``.
+Tests: ``tests/pipeline/test_slim.py``.
 """
 
 from __future__ import annotations
