@@ -27,8 +27,8 @@ from wua_mlflow.widths.results import (
 )
 
 __all__ = [
-    "Comparison", "Round", "Slimmed", "TargetWidths", "VariantResult", "WidthParameter",
-    "verdict_metrics",
+    "Comparison", "LayerChange", "Round", "Slimmed", "TargetWidths", "VariantResult",
+    "WidthParameter", "ratios", "verdict_metrics",
 ]
 
 
@@ -94,6 +94,20 @@ class VariantResult:
         if self.pretrained:
             return 0
         return int(self.tags.get(Tag.EPOCHS_TRAINED, self.settings.epochs))
+
+
+@dataclass(frozen=True)
+class LayerChange:
+    """How many units a layer had and has."""
+
+    layer: str
+    before: int
+    after: int
+
+    @property
+    def share(self) -> float:
+        """Units that stay ÷ units before."""
+        return self.after / self.before
 
 
 @dataclass(frozen=True)
@@ -260,6 +274,22 @@ class Comparison:
         if self.recipe:
             tags[Tag.VERDICT_RECIPE] = self.recipe.outcome
         return tags
+
+
+_RATIOS = {
+    Metric.FLOPS_RATIO: Metric.FLOPS_FORWARD,
+    Metric.PARAMS_RATIO: Metric.PARAMS_TOTAL,
+    Metric.SIZE_RATIO: Metric.SIZE_BYTES,
+    Metric.LATENCY_RATIO: Metric.LATENCY_P50,
+    Metric.TRAINING_TIME_RATIO: Metric.TRAINING_SECONDS,
+}
+
+
+def ratios(original: Mapping[str, float], slim: Mapping[str, float]) -> dict[str, float]:
+    """Original ÷ slim of what both have measured: above 1 is saved."""
+    quotients = {name: text.ratio(original.get(metric), slim.get(metric))
+                 for name, metric in _RATIOS.items()}
+    return {name: quotient for name, quotient in quotients.items() if quotient is not None}
 
 
 def verdict_metrics(verdict: Verdict) -> dict[str, float]:

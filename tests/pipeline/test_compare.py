@@ -16,9 +16,8 @@ from wua_mlflow.pipeline.compare import (
     check_test_part,
     compare_evaluations,
     judge,
-    ratios,
 )
-from wua_mlflow.results import Comparison
+from wua_mlflow.results import Comparison, ratios
 from wua_mlflow.training.evaluation import Evaluation
 from wua_mlflow.verdict.compare import compare
 from wua_mlflow.verdict.text import looks_sentence

@@ -11,7 +11,7 @@ from PIL import Image
 from tests.pipeline.conftest import Finished
 from tests.report.cases import variant, widths_of_a_search
 from wua_mlflow.pipeline.publish import report_pictures
-from wua_mlflow.plots.widths import LayerChange
+from wua_mlflow.results import LayerChange
 from wua_mlflow.tracking.ui_view import LATEST_KEY
 
 VARIANTS = [variant("old", (10,), metrics={"flops/forward": 60, "accuracy/test": 0.9}),

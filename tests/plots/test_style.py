@@ -33,12 +33,13 @@ from wua_mlflow.plots.histogram import histogram_data, plot_histogram
 from wua_mlflow.plots.network import network_data, plot_network
 from wua_mlflow.plots.pareto import pareto_data, plot_pareto
 from wua_mlflow.plots.usage import layers_data, plot_layers, plot_units, units_data
-from wua_mlflow.plots.widths import LayerChange, changes_data, plot_changes
+from wua_mlflow.plots.widths import changes_data, plot_changes
 from wua_mlflow.usage.results import Histogram, LayerUsage, ModelUsage
 assert not {"matplotlib", "torch"} & set(sys.modules)
 import matplotlib
 before = matplotlib.rcParams.copy()
 metrics = {"flops/forward": 1.0, "score/test": 0.5}
+changes = [SimpleNamespace(layer="fc", before=2, after=1)]
 two = [SimpleNamespace(name=name, kind="slim", metrics=metrics, scores=()) for name in "ab"]
 histogram = Histogram(np.array([0.0, 1.0]), np.array([4]), 0.0)
 layer = LayerUsage("fc", "Linear", 4, 2, 1.0, 2.7, 0.5, 0.0, np.ones(2), histogram)
@@ -46,7 +47,7 @@ usage = ModelUsage("output", 9, {"fc": layer}, {})
 for figure in (plot_histogram(histogram_data(np.full(8, 1 / 8))),
                plot_network(network_data([np.ones((3, 2))])), plot_pareto(pareto_data(two)),
                plot_comparison(comparison_data(two)), plot_layers(layers_data(usage)),
-               plot_units(units_data(usage)), plot_changes(changes_data([LayerChange("a", 2, 1)]))):
+               plot_units(units_data(usage)), plot_changes(changes_data(changes))):
     figure.savefig(sys.argv[1], dpi=20)
 assert "matplotlib.pyplot" not in sys.modules
 assert matplotlib.rcParams.copy() == before

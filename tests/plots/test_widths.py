@@ -12,7 +12,6 @@ from tests.plots.usages import words_of
 from wua_mlflow.plots.style import INK, MEASURED, VARIANT_COLOURS
 from wua_mlflow.plots.widths import (
     MOST_PANELS,
-    LayerChange,
     changes_data,
     curves_data,
     plot_changes,
@@ -20,6 +19,7 @@ from wua_mlflow.plots.widths import (
     plot_trials,
     trials_data,
 )
+from wua_mlflow.results import LayerChange
 from wua_mlflow.widths.results import Curve, LayerWidth, Trial
 
 

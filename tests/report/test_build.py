@@ -9,9 +9,8 @@ import pytest
 from tests.plots.usages import layer, model
 from tests.report.cases import round_of, variant, verdict
 from wua_mlflow.config import load_settings
-from wua_mlflow.plots.widths import LayerChange
 from wua_mlflow.report.build import report_of, title_of
-from wua_mlflow.results import Slimmed
+from wua_mlflow.results import LayerChange, Slimmed
 
 ORIGINAL = variant("oversized 10", (10,), layer_units={"fc1": 10, "fc2": 1})
 ROUND = replace(

@@ -12,10 +12,9 @@ import pytest
 
 from tests.report.cases import NEW, OLD, SAVES, report_with, round_of, verdict, widths_of_a_search
 from wua_mlflow.cli.output import pipeline_text
-from wua_mlflow.plots.widths import LayerChange
 from wua_mlflow.report.content import Report
 from wua_mlflow.report.render import description, html_report, markdown_report
-from wua_mlflow.results import Comparison
+from wua_mlflow.results import Comparison, LayerChange
 from wua_mlflow.verdict.compare import compare
 
 

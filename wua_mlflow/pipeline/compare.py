@@ -6,7 +6,7 @@ Tests: ``tests/pipeline/test_compare.py``.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,7 +17,7 @@ from wua_mlflow.data.datasets import DataSplit
 from wua_mlflow.data.tasks import Task, score_name
 from wua_mlflow.pipeline.train import step_status
 from wua_mlflow.pipeline.variant import ModelVariant
-from wua_mlflow.results import Comparison
+from wua_mlflow.results import Comparison, ratios
 from wua_mlflow.rng import Purpose, torch_generator
 from wua_mlflow.tracking.log import latency_metrics, write
 from wua_mlflow.tracking.names import Metric, Tag, step_tag
@@ -32,7 +32,6 @@ from wua_mlflow.verdict.sample_size import too_few_examples
 
 __all__ = [
     "check_classes", "check_test_part", "compare_evaluations", "compare_variants", "judge",
-    "ratios",
 ]
 
 
@@ -247,16 +246,3 @@ def _latencies(variants: Sequence[ModelVariant]) -> list[tuple[ModelVariant, Lat
 
 def _latency_of(variant: ModelVariant) -> dict[str, float]:
     return {key: value for key, value in variant.metrics.items() if key.startswith("latency/")}
-
-
-def ratios(original: Mapping[str, float], slim: Mapping[str, float]) -> dict[str, float]:
-    """Original ÷ slim of what both have measured: above 1 is saved."""
-    pairs = {
-        Metric.FLOPS_RATIO: Metric.FLOPS_FORWARD,
-        Metric.PARAMS_RATIO: Metric.PARAMS_TOTAL,
-        Metric.SIZE_RATIO: Metric.SIZE_BYTES,
-        Metric.LATENCY_RATIO: Metric.LATENCY_P50,
-        Metric.TRAINING_TIME_RATIO: Metric.TRAINING_SECONDS,
-    }
-    return {ratio: original[what] / slim[what] for ratio, what in pairs.items()
-            if slim.get(what) and what in original}

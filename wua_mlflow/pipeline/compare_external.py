@@ -32,7 +32,7 @@ from wua_mlflow.device import device_of, use_threads
 from wua_mlflow.errors import one_line
 from wua_mlflow.flops import count_flops, count_parameters
 from wua_mlflow.hooks import evaluating
-from wua_mlflow.pipeline.compare import check_classes, judge, ratios
+from wua_mlflow.pipeline.compare import check_classes, judge
 from wua_mlflow.pipeline.test_sets import (
     Predictions,
     TestSet,
@@ -43,7 +43,7 @@ from wua_mlflow.pipeline.test_sets import (
 )
 from wua_mlflow.pipeline.variant import ModelVariant, load_variant
 from wua_mlflow.report.content import Report
-from wua_mlflow.results import Comparison
+from wua_mlflow.results import Comparison, ratios
 from wua_mlflow.tracking.log import latency_metrics
 from wua_mlflow.tracking.models import load_exported
 from wua_mlflow.tracking.names import Kind, Metric, Tag

@@ -22,31 +22,18 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from wua_mlflow.results import LayerChange
     from wua_mlflow.widths.results import LayerWidth, Trial
 
 __all__ = [
-    "ChangesData", "CurvesData", "LayerChange", "MOST_PANELS", "TrialsData", "changes_data",
-    "curves_data", "plot_changes", "plot_curves", "plot_trials", "trials_data",
+    "ChangesData", "CurvesData", "MOST_PANELS", "TrialsData", "changes_data", "curves_data",
+    "plot_changes", "plot_curves", "plot_trials", "trials_data",
 ]
 
 
 _ORIGINAL, _SLIM = VARIANT_COLOURS["oversized"], VARIANT_COLOURS["slim"]
 _NARROWEST = 8.0
 """The axis of units spans at least this ratio."""
-
-
-@dataclass(frozen=True)
-class LayerChange:
-    """How many units a layer had and has."""
-
-    layer: str
-    before: int
-    after: int
-
-    @property
-    def share(self) -> float:
-        """Units that stay ÷ units before."""
-        return self.after / self.before
 
 
 @dataclass(frozen=True)
@@ -70,6 +57,7 @@ def changes_data(changes: Sequence[LayerChange]) -> ChangesData:
     Raises:
         ValueError: no layers, or one without units.
 
+    >>> from wua_mlflow.results import LayerChange
     >>> changes_data([LayerChange("fc1", 64, 40), LayerChange("fc2", 32, 32)]).changed
     array([ True, False])
     """

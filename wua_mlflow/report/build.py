@@ -9,9 +9,8 @@ import math
 from collections.abc import Mapping
 
 from wua_mlflow.config import Settings
-from wua_mlflow.plots.widths import LayerChange
 from wua_mlflow.report.content import Report
-from wua_mlflow.results import Slimmed, VariantResult
+from wua_mlflow.results import LayerChange, Slimmed, VariantResult
 from wua_mlflow.tracking.names import Tag
 from wua_mlflow.tracking.names import Variant as VariantName
 from wua_mlflow.usage.results import ModelUsage

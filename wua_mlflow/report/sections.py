@@ -20,7 +20,13 @@ from wua_mlflow.report.content import (
 from wua_mlflow.results import Round, TargetWidths
 from wua_mlflow.tracking.names import Metric
 from wua_mlflow.usage.results import PERMUTED, LayerUsage, ModelUsage
-from wua_mlflow.verdict.text import interval_words, margin_words, other_readings, short_outcome
+from wua_mlflow.verdict.text import (
+    interval_words,
+    margin_words,
+    other_readings,
+    ratio,
+    short_outcome,
+)
 from wua_mlflow.widths.results import Trial
 
 __all__ = ["figures_table", "second_line", "sections", "usage_section"]
@@ -214,8 +220,8 @@ def _change(first: float | None, last: float | None, change: str) -> str:
         return ""
     if change == "difference":
         return f"{last - first:+.4f}".replace("-", "−")
-    ratio = first / last if last else 0.0
-    return f"{1 / ratio if change == 'inverse' and ratio else ratio:.2f}×"
+    quotient = ratio(last, first) if change == "inverse" else ratio(first, last)
+    return f"{quotient or 0:.2f}×"
 
 
 def _figures(report: Report) -> Section:
@@ -245,10 +251,10 @@ def _verdict(report: Report) -> Section:
 def _latency_point(report: Report) -> str:
     if report.comparison.latency_ratio is None:
         return ""
-    ratio, low, high = report.comparison.latency_ratio
+    times, low, high = report.comparison.latency_ratio
     percent = f"{100 * report.comparison.verdict.confidence:.4g}%"
     where = f" on {report.measured_on}" if report.measured_on else ""
-    return (f"Latency{where}, the models timed in turns: original ÷ slim {ratio:.2f} ({percent} "
+    return (f"Latency{where}, the models timed in turns: original ÷ slim {times:.2f} ({percent} "
             f"interval {low:.2f} to {high:.2f}).")
 
 
@@ -274,10 +280,10 @@ def _rounds(report: Report) -> Section | None:
 
 def _round_row(row: Round, is_result: bool) -> tuple[str, ...]:
     verdict = row.comparison.verdict
-    ratio = row.comparison.ratios.get(Metric.FLOPS_RATIO)
+    times = row.comparison.ratios.get(Metric.FLOPS_RATIO)
     unit = " points" if verdict.score == "accuracy" else ""
     return (row.variant.name, short_outcome(verdict.outcome), interval_words(verdict) + unit,
-            "–" if ratio is None else f"{ratio:.2f}×", "the result" if is_result else "")
+            "–" if times is None else f"{times:.2f}×", "the result" if is_result else "")
 
 
 def _pareto(report: Report) -> Section:

@@ -22,8 +22,8 @@ __all__ = [
     "class_loss_sentence", "decision_sentence", "interval_words", "latency_gain",
     "latency_unlike_flops", "looks_sentence", "margin_text", "margin_words",
     "no_difference_seen", "no_realistic_n", "other_readings", "outcome_words", "points",
-    "question_answered", "ratio_words", "required_n_sentence", "short_outcome", "size_gain",
-    "verdict_headline", "verdict_sentence",
+    "question_answered", "ratio", "ratio_words", "required_n_sentence", "short_outcome",
+    "size_gain", "verdict_headline", "verdict_sentence",
 ]
 
 
@@ -157,22 +157,20 @@ def _decision(verdict: Verdict, gained: bool, flops_ratio: float) -> str:
 
 
 def latency_gain(
-    original_ms: float | None, slim_ms: float | None, ratio: tuple[float, float, float] | None
+    original_ms: float | None, slim_ms: float | None,
+    interval: tuple[float, float, float] | None,
 ) -> tuple[str, bool] | None:
     """The latency against the original's, and whether it is a gain; None if not measured.
 
     Args:
         original_ms: median.
         slim_ms: median.
-        ratio: original ÷ slim with its interval, where both were timed in turns.
+        interval: original ÷ slim with its interval, where both were timed in turns.
     """
-    if ratio is not None:
-        if ratio[1] <= 1 <= ratio[2]:
-            return "not measurably faster per sample", False
-        speedup = ratio[0]
-    elif original_ms and slim_ms:
-        speedup = original_ms / slim_ms
-    else:
+    if interval and interval[1] <= 1 <= interval[2]:
+        return "not measurably faster per sample", False
+    speedup = interval[0] if interval else ratio(original_ms, slim_ms)
+    if not speedup:
         return None
     words = ratio_words(speedup, "faster", "slower", same_within=SAME_LATENCY, same="about as fast")
     return f"{words} per sample", speedup >= SAME_LATENCY
@@ -180,10 +178,11 @@ def latency_gain(
 
 def size_gain(original: float | None, slim: float | None) -> tuple[str, bool] | None:
     """The bytes on disk against the original's, and whether that is a gain."""
-    if not original or not slim:
+    times = ratio(original, slim)
+    if not times:
         return None
-    words = ratio_words(original / slim, "smaller", "larger", same="no smaller")
-    return f"{words} on disk", original / slim >= SAME_COST
+    words = ratio_words(times, "smaller", "larger", same="no smaller")
+    return f"{words} on disk", times >= SAME_COST
 
 
 def looks_sentence(looks: int, verdict: Verdict | None = None) -> str:
@@ -253,15 +252,20 @@ def points(value: float, score: str) -> str:
     return f"{scaled:.4g}".replace("-", "−")
 
 
+def ratio(original: float | None, slim: float | None) -> float | None:
+    """Original ÷ slim, above 1 if saved; None where one is not known, or the slim one is 0."""
+    return original / slim if slim and original is not None else None
+
+
 def ratio_words(
-    ratio: float, less: str, more: str, *, same_within: float = SAME_COST, same: str = "same"
+    times: float, less: str, more: str, *, same_within: float = SAME_COST, same: str = "same"
 ) -> str:
     """A ratio original ÷ slim in words; one nearer to 1 than ``same_within`` is ``same``.
 
     >>> ratio_words(122 / 86, "fewer", "more"), ratio_words(0.5, "faster", "slower")
     ('1.4× fewer', '2.0× slower')
     """
-    times, word = (ratio, less) if ratio >= 1 else (1 / ratio, more)
+    times, word = (times, less) if times >= 1 else (1 / times, more)
     if times < same_within:
         return same
     digits = 2 if times < 1.095 else 1 if times < 9.95 else 0
