@@ -27,7 +27,6 @@ def weights(*shape: int) -> nn.Module:
 VIEWS = {
     "itself": lambda w: w,
     "transposed": lambda w: w.T,
-    "rows": lambda w: w[1:3],
     "columns": lambda w: w[:, 2:5],
     "every other row": lambda w: w[::2],
     "one of two": lambda w: w.unflatten(0, (2, 2))[1],
@@ -39,13 +38,11 @@ VIEWS = {
 @pytest.mark.parametrize("grad", [True, False])
 @pytest.mark.parametrize("view", VIEWS.values(), ids=VIEWS)
 def test_a_view_finds_its_parameter_and_the_same_view_of_another_tensor(view, grad):
-    model = weights(4, 6)
+    model, other = weights(4, 6), torch.randn(4, 6)
     with torch.set_grad_enabled(grad):
-        found = ParameterIndex(model).find(view(model.own), [])
-    assert found is not None
-    assert found.parameter == "own"
-    other = torch.randn(4, 6)
-    assert torch.equal(found.of(other), view(other))
+        located = ParameterIndex(model).find(view(model.own), [])
+    assert located.parameter == "own"
+    assert torch.equal(located.of(other), view(other))
 
 
 def test_what_is_no_view_of_a_parameter():
@@ -76,21 +73,11 @@ def test_overlaps_of_slices_are_exact():
 def test_overlaps_of_other_strides_are_never_missed():
     model = weights(12, 4)
     index = ParameterIndex(model)
-    slices = [model.own[a::b, c::d] for a in (0, 1, 2) for b in (1, 2, 3) for c in (0, 1)
+    slices = [model.own[a::b, c::d] for a in (0, 2) for b in (1, 2, 3) for c in (0, 1)
               for d in (1, 2)] + [model.own.view(6, 8)[:, 2:6], model.own.view(-1)[7:30, None]]
-    for one in slices:
-        for other in slices:
-            shared = set(one.flatten().tolist()) & set(other.flatten().tolist())
-            if shared:
-                assert index.find(one, []).overlaps(index.find(other, []))
-
-
-def test_a_tied_weight_goes_by_its_first_name():
-    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
-    model[1].weight = model[0].weight
-    index = ParameterIndex(model)
-    assert index.find(model[1].weight, []).parameter == "0.weight"
-    assert index.aliases["0.weight"] == ["0.weight", "1.weight"]
+    for first, second in itertools.product(slices, repeat=2):
+        if set(first.flatten().tolist()) & set(second.flatten().tolist()):
+            assert index.find(first, []).overlaps(index.find(second, []))
 
 
 def test_a_parameter_that_is_swapped_during_a_forward_goes_by_its_module():
@@ -101,26 +88,26 @@ def test_a_parameter_that_is_swapped_during_a_forward_goes_by_its_module():
     assert index.find(model[0].weight, ["", "0"]).parameter == "0.weight"
 
 
-def test_a_wrapped_part_has_its_plain_names():
-    model = nn.Sequential(torch.compile(nn.Linear(3, 4), backend="eager"))
+def test_names_of_tied_and_of_wrapped_parts():
+    model = nn.Sequential(nn.Linear(3, 3), torch.compile(nn.Linear(3, 3), backend="eager"))
+    model[1]._orig_mod.weight = model[0].weight
     index = ParameterIndex(model)
-    assert set(index.parameters) == {"0.weight", "0.bias"}
-    assert "0.weight" in layer_names(model) or "0" in layer_names(model)
+    assert index.find(model[0].weight, []).parameter == "0.weight"
+    assert index.aliases == {"0.weight": ["0.weight", "1.weight"], "0.bias": ["0.bias"],
+                             "1.bias": ["1.bias"]}
+    assert "1" in layer_names(model)
 
 
 @pytest.mark.parametrize(("parameter", "offset", "module", "expected"), [
-    ("a.weight", 0, nn.Linear(2, 2), "a"),
-    ("weight", 0, nn.Linear(2, 2), ""),
+    ("a.weight", 0, nn.Linear(2, 2), "a"), ("weight", 0, nn.Linear(2, 2), ""),
     ("a.own", 0, nn.Module(), "a.own"),
-    ("a.in_proj_weight", 0, nn.MultiheadAttention(4, 2), "a.q_proj"),
     ("a.in_proj_weight", 16, nn.MultiheadAttention(4, 2), "a.k_proj"),
     ("in_proj_weight", 32, nn.MultiheadAttention(4, 2), "v_proj"),
     ("a.k_proj_weight", 0, nn.MultiheadAttention(4, 2, kdim=3), "a.k_proj"),
 ])
 def test_names(parameter, offset, module, expected):
-    assert (
-        layer_name(parameter, ParameterView(parameter, (4, 4), (4, 1), offset), module) == expected
-    )
+    view = ParameterView(parameter, (4, 4), (4, 1), offset)
+    assert layer_name(parameter, view, module) == expected
 
 
 def test_names_that_a_layer_may_have():
@@ -133,12 +120,8 @@ def test_names_that_a_layer_may_have():
     assert "rnn.bias_ih_l0" not in names
 
 
-class Mine(nn.Linear):
-    pass
-
-
 @pytest.mark.parametrize(("module", "attribute", "expected"), [
-    (nn.Linear(2, 2), "weight", "Linear"), (Mine(2, 2), "weight", "Mine"),
+    (type("Mine", (nn.Linear,), {})(2, 2), "weight", "Mine"),
     (parametrizations.weight_norm(nn.Conv1d(2, 2, 1)), "weight", "Conv1d"),
     (nn.modules.linear.NonDynamicallyQuantizableLinear(2, 2), "weight", "Linear"),
     (nn.Module(), "own", "Parameter"), (nn.Module(), "weight", "Conv"),
@@ -148,6 +131,4 @@ def test_kinds(module, attribute, expected):
 
 
 def test_the_subscript_of_a_view_that_repeats_a_row():
-    whole = torch.zeros(1, 4)
-    view = whole.expand(3, 4)
-    assert ParameterView("w", tuple(view.shape), view.stride(), 0).subscript(whole) == "0"
+    assert ParameterView("w", (3, 4), (0, 1), 0).subscript(torch.zeros(1, 4)) == "0"

@@ -18,9 +18,6 @@ def test_a_tag_is_of_one_tensor_as_it_is_now():
     assert tag_of(x) == UnitTag()
     tag(x, positive=True)
     assert tag_of(x) == UnitTag(positive=True)
-
-
-def test_in_inference_mode():
     with torch.inference_mode():
         x = torch.ones(3)
         tag(x, call=1)

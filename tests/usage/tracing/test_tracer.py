@@ -31,10 +31,10 @@ def traced(model: nn.Module, x: Tensor, requested=lambda _: True) -> WeightTrace
 
 def test_layers_in_the_order_of_their_calls_and_the_one_of_the_outputs():
     tracer = traced(mlp(3, 5, 4, 2), rows(6, 3))
-    assert list(tracer.registry.layers) == ["0", "2", "4"]
+    layers = tracer.registry.layers
+    assert list(layers) == ["0", "2", "4"]
     assert [layer.name for layer in tracer.output_layers] == ["4"]
-    assert tracer.registry.layers["0"].bias.parameter == "0.bias"
-    assert tracer.registry.layers["0"].output.count == 6
+    assert (layers["0"].bias.parameter, layers["0"].output.count) == ("0.bias", 6)
 
 
 def test_a_layer_that_is_not_requested_may_make_the_outputs():
@@ -44,22 +44,17 @@ def test_a_layer_that_is_not_requested_may_make_the_outputs():
     assert tracer.registry.not_requested == {"0", "4"}
 
 
-def test_products_of_activations_alone_make_no_layer():
-    model = Layers(through(lambda model, h: (h @ h.T) @ h + functional.linear(h, h.T @ h)), **net())
-    tracer = traced(model, rows(6, 3))
-    assert list(tracer.registry.layers) == ["first", "head"]
-    assert tracer.registry.other_uses == {}
-
-
-@pytest.mark.parametrize(("run", "function"), [
-    (lambda model, h: torch.einsum("bi,ij->bj", h, model.own), "einsum"),
-    (lambda model, h: torch.bmm(h[None], model.own[None])[0], "bmm"),
-    (lambda model, h: torch.cat([h @ (model.own + 1)], 1), "add"),
-    (lambda model, h: h @ torch.cat([model.own[:2], model.own[2:]]), "cat"),
-    (lambda model, h: h.matmul(model.own[0])[:, None].expand(-1, 4), "matmul")])
-def test_other_uses_of_a_parameter(run, function):
-    tracer = traced(Layers(through(run), **net(own=matrix(4, 4))), rows(6, 3))
-    assert tracer.registry.other_uses == {"own": function}
+@pytest.mark.parametrize(("run", "other_uses"), [
+    (lambda model, h: (h @ h.T) @ h + functional.linear(h, h.T @ h), {}),  # of activations alone
+    (lambda model, h: torch.einsum("bi,ij->bj", h, model.own), {"own": "einsum"}),
+    (lambda model, h: torch.bmm(h[None], model.own[None])[0], {"own": "bmm"}),
+    (lambda model, h: torch.cat([h @ (model.own + 1)], 1), {"own": "add"}),
+    (lambda model, h: h @ torch.cat([model.own[:2], model.own[2:]]), {"own": "cat"}),
+    (lambda model, h: h.matmul(model.own[0])[:, None].expand(-1, 4), {"own": "matmul"})])
+def test_other_uses_of_a_parameter(run, other_uses):
+    parts = dict.fromkeys(other_uses, matrix(4, 4))
+    tracer = traced(Layers(through(run), **net(**parts)), rows(6, 3))
+    assert tracer.registry.other_uses == other_uses
     assert list(tracer.registry.layers) == ["first", "head"]
 
 

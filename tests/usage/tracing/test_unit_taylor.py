@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.rnn import pack_padded_sequence
 
+from tests.model_forms import Layers
 from tests.networks import labels, rows, tokens
 from wua_mlflow.usage.analyze import analyze
 
@@ -25,33 +28,33 @@ def loss(outputs: Tensor, targets: Tensor) -> Tensor:
     return functional.cross_entropy(outputs, targets)
 
 
-def units_of(model: nn.Module, data, names, **options) -> dict[str, Tensor]:
-    usage = analyze(model, data, criterion="taylor", loss=loss, layers=list(names), **options)
+def units_of(model: nn.Module, data, names, loss=loss) -> dict[str, Tensor]:
+    usage = analyze(model, data, criterion="taylor", layers=list(names), loss=loss)
     return {name: torch.from_numpy(usage.layers[name].unit_importance) for name in names}
 
 
-def close(found: Tensor, expected: Tensor) -> None:
-    assert found.shape == expected.shape
-    assert float(expected.max()) > 0
-    assert float((found - expected).abs().max()) <= 3e-6 * float(expected.max())
+def assert_close(importances: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert list(importances) == list(expected)
+    for name, reference in expected.items():
+        units, reference = importances[name], reference.double().abs()
+        assert units.shape == reference.shape and float(reference.max()) > 0
+        assert float((units - reference).abs().max()) <= 3e-6 * float(reference.max())
 
 
 class Reader(nn.Module):
     """A recurrent network whose states are read at every step, at the last, or both."""
 
-    def __init__(self, rnn: nn.RNNBase, reads: str, lengths=None) -> None:
+    def __init__(self, rnn: nn.RNNBase, reads: str) -> None:
         super().__init__()
-        self.rnn, self.reads, self.lengths = rnn, reads, lengths
-        ways = 2 if rnn.bidirectional else 1
-        self.head = nn.Linear(ways * (rnn.proj_size or rnn.hidden_size), 2)
+        self.rnn, self.reads, self.ways = rnn, reads, 2 if rnn.bidirectional else 1
+        self.head = nn.Linear(self.ways * (rnn.proj_size or rnn.hidden_size), 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.lengths is not None:
-            x = pack_padded_sequence(x, self.lengths, batch_first=True, enforce_sorted=False)
         states, ends = self.rnn(x)
         last = ends[0] if isinstance(ends, tuple) else ends
-        ways = 2 if self.rnn.bidirectional else 1
-        last = last[-ways:].transpose(0, 1).flatten(1)
+        return self.read(states, last[-self.ways:].transpose(0, 1).flatten(1))
+
+    def read(self, states: Tensor, last: Tensor) -> Tensor:
         if self.reads == "last":
             return self.head(last)
         every = self.head(states.square()).sum(1)
@@ -62,8 +65,8 @@ def by_masks(model: Reader, x: Tensor, masks: dict[str, Tensor]) -> Tensor:
     """The model's outputs, step by step, each state times its mask wherever it is read."""
     rnn, finals = model.rnn, []
     for layer in range(rnn.num_layers):
-        found = []
-        for way in range(2 if rnn.bidirectional else 1):
+        by_way = []
+        for way in range(model.ways):
             suffix = f"_l{layer}" + "_reverse" * way
             into, back, b_in, b_back = (getattr(rnn, f"{name}{suffix}") for name in
                                         ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
@@ -87,11 +90,9 @@ def by_masks(model: Reader, x: Tensor, masks: dict[str, Tensor]) -> Tensor:
                     state = (gates + more).tanh()
                 after.append(state * read)
             finals.append(after[-1])
-            found.append(torch.stack(after[::-1] if way else after, 1))
-        x = torch.cat(found, -1)
-    last = torch.cat(finals[-(2 if rnn.bidirectional else 1):], -1)
-    every = model.head(x.square()).sum(1)
-    return {"last": model.head(last), "every": every, "both": every + model.head(last)}[model.reads]
+            by_way.append(torch.stack(after[::-1] if way else after, 1))
+        x = torch.cat(by_way, -1)
+    return model.read(x, torch.cat(finals[-model.ways:], -1))
 
 
 RECURRENT = {
@@ -110,200 +111,139 @@ RECURRENT = {
 @pytest.mark.parametrize(("make", "reads"), RECURRENT.values(), ids=RECURRENT)
 def test_hidden_units_by_masks_on_their_states(make, reads):
     model, x, y = Reader(make(), reads).eval(), rows(SAMPLES, STEPS, INPUTS), labels(SAMPLES)
-    weights = {name: one for name, one in model.rnn.named_parameters() if "weight" in name}
-    masks = {name: torch.ones(len(one) if "_hr_" in name else UNITS, requires_grad=True)
-             for name, one in weights.items() if "_ih_" not in name}
+    weights = {name: weight for name, weight in model.rnn.named_parameters() if "weight" in name}
+    masks = {name: torch.ones(len(weight) if "_hr_" in name else UNITS, requires_grad=True)
+             for name, weight in weights.items() if "_ih_" not in name}
     outputs = by_masks(model, x, masks)
     torch.testing.assert_close(outputs, model(x), rtol=1e-5, atol=1e-6)
-    found = torch.autograd.grad(loss(outputs, y), list(masks.values()), allow_unused=True)
-    expected = {name: one.double().abs() for name, one in zip(masks, found, strict=True)}
-    expected |= {name: expected[name.replace("_ih_", "_hh_")] for name in weights
-                 if "_ih_" in name}
-    names = [f"rnn.{name}" for name in weights]
-    seen = units_of(model, [(x[:4], y[:4]), (x[4:], y[4:])], names)
-    for name in weights:
-        close(seen[f"rnn.{name}"], expected[name])
-    alone = units_of(model, [(x, y)], [names[0]])  # without the layer whose weight reads the states
-    close(alone[names[0]], expected[next(iter(weights))])
-
-
-def test_hidden_units_of_packed_sequences():
-    lengths = [STEPS] * SAMPLES
-    torch.manual_seed(1)
-    rnn = nn.LSTM(INPUTS, UNITS, batch_first=True)
-
-    class Packed(Reader):
-        def forward(self, x: Tensor) -> Tensor:
-            packed = pack_padded_sequence(x, lengths[:len(x)], batch_first=True)
-            states = self.rnn(packed)[0]
-            return self.head(states.data.square()).unflatten(0, (STEPS, -1)).sum(0)
-
-    packed, plain = Packed(rnn, "every"), Reader(rnn, "every")
-    plain.head = packed.head
-    x, y = rows(SAMPLES, STEPS, INPUTS), labels(SAMPLES)
-    torch.testing.assert_close(packed(x), plain(x))
-    names = ["rnn.weight_ih_l0", "rnn.weight_hh_l0"]
-    found, expected = units_of(packed, [(x, y)], names), units_of(plain, [(x, y)], names)
-    for name in names:
-        close(found[name], expected[name])
-
-
-class Tied(nn.Module):
-    """A table that is looked up and, at the end, multiplied with."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.embed, self.body = nn.Embedding(11, 4), nn.Linear(4, 4)
-        self.head = nn.Linear(4, 11, bias=False)
-        self.head.weight = self.embed.weight
-        self.mask: Tensor | None = None
-
-    def forward(self, x: Tensor) -> Tensor:
-        found = self.embed(x)
-        found = found if self.mask is None else found * self.mask
-        return self.head(torch.relu_(self.body(found))).mean(1)[:, :2]
-
-
-def test_a_tied_table_has_the_units_of_its_first_use():
-    model, x, y = Tied().eval(), tokens(SAMPLES) % 11, labels(SAMPLES)
-    model.mask = torch.ones(4, requires_grad=True)
-    expected, = torch.autograd.grad(loss(model(x), y), [model.mask])
-    model.mask = None
-    found = units_of(model, [(x[:2], y[:2]), (x[2:], y[2:])], ["embed"])["embed"]
-    close(found, expected.double().abs())
-    weight = model.embed.weight
-    gradient, = torch.autograd.grad(loss(model(x), y), [weight])
-    of_all_uses = (weight.detach() * gradient).sum(0).abs()
-    assert float((of_all_uses - found).abs().max()) > 0.1 * float(found.max())
-
-
-class TwoBiases(nn.Module):
-    """One weight under two modules, whose biases differ; in place after each."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.one, self.two, self.head = nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 2)
-        self.two.weight = self.one.weight
-        self.mask: Tensor | None = None
-
-    def forward(self, x: Tensor) -> Tensor:
-        for layer in (self.one, self.two):
-            x = layer(x)
-            x = torch.tanh_(x if self.mask is None else x * self.mask)
-        return self.head(x)
-
-
-def test_a_weight_of_two_modules_with_biases_of_their_own():
-    model, x, y = TwoBiases().eval(), rows(SAMPLES, 3), labels(SAMPLES)
-    model.mask = torch.ones(3, requires_grad=True)
-    expected, = torch.autograd.grad(loss(model(x), y), [model.mask])
-    model.mask = None
-    close(units_of(model, [(x, y)], ["one"])["one"], expected.double().abs())
-
-
-def test_what_the_loss_does_not_depend_on_has_units_of_zero():
-    model, x, y = TwoBiases(), rows(SAMPLES, 3), labels(SAMPLES)
-    usage = analyze(model, [(x, y)], criterion="taylor", layers=["one"],
-                    loss=lambda outputs, targets: model.head.bias.sum())
-    assert not usage.layers["one"].unit_importance.any()
+    gradients = torch.autograd.grad(loss(outputs, y), list(masks.values()), allow_unused=True)
+    by_mask = dict(zip(masks, gradients, strict=True))
+    expected = {f"rnn.{name}": by_mask[name.replace("_ih_", "_hh_")] for name in weights}
+    assert_close(units_of(model, [(x[:4], y[:4]), (x[4:], y[4:])], expected), expected)
+    first = next(iter(expected))  # without the layer whose weight reads the states
+    assert_close(units_of(model, [(x, y)], [first]), {first: expected[first]})
 
 
 class Stepwise(Reader):
-    """The same, one call a step, each with the state that the one before left."""
+    """One call a step, each with the state that the one before left."""
 
     def forward(self, x: Tensor) -> Tensor:
-        states, state = [], None
+        by_step, state = [], None
         for step in x.unbind(1):
-            one, state = self.rnn(step[:, None], state)
-            states.append(one)
-        every = self.head(torch.cat(states, 1).square()).sum(1)
+            states, state = self.rnn(step[:, None], state)
+            by_step.append(states)
         last = state[0] if isinstance(state, tuple) else state
-        return every if self.reads == "every" else every + self.head(last[-1])
+        return self.read(torch.cat(by_step, 1), last[-1])
 
 
-@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
-@pytest.mark.parametrize("reads", ["every", "both"])
-def test_a_state_that_is_handed_on_counts_once(kind, reads):
-    rnn = kind(INPUTS, UNITS, 2 if kind is nn.LSTM else 1, batch_first=True)
-    whole, steps = Reader(rnn, reads), Stepwise(rnn, reads)
-    steps.head = whole.head
-    x, y = rows(SAMPLES, STEPS, INPUTS), labels(SAMPLES)
-    if kind is nn.LSTM:  # its last layer's end alone
-        whole.reads = steps.reads = "every"
-    torch.testing.assert_close(steps(x), whole(x))
-    names = [f"rnn.{name}" for name, _ in rnn.named_parameters() if "weight" in name]
-    found, expected = (units_of(one, [(x, y)], names) for one in (steps, whole))
-    for name in names:
-        close(found[name], expected[name])
+class Packed(Reader):
+    def forward(self, x: Tensor) -> Tensor:
+        packed = pack_padded_sequence(x, [STEPS] * len(x), batch_first=True)
+        return self.read(self.rnn(packed)[0].data.unflatten(0, (STEPS, -1)).transpose(0, 1), x)
 
 
-class Shared(nn.Module):
+@pytest.mark.parametrize(("kind", "rnn", "layers", "reads"), [
+    (Packed, nn.LSTM, 1, "every"), (Stepwise, nn.LSTM, 2, "every"), (Stepwise, nn.GRU, 1, "both"),
+    (Stepwise, nn.RNN, 1, "both")])
+def test_the_states_of_packed_sequences_and_those_that_are_handed_on(kind, rnn, layers, reads):
+    plain = Reader(rnn(INPUTS, UNITS, layers, batch_first=True), reads)
+    other, x, y = kind(plain.rnn, reads), rows(SAMPLES, STEPS, INPUTS), labels(SAMPLES)
+    other.head = plain.head
+    torch.testing.assert_close(other(x), plain(x))
+    names = [f"rnn.{name}" for name, _ in plain.rnn.named_parameters() if "weight" in name]
+    assert_close(units_of(other, [(x, y)], names), units_of(plain, [(x, y)], names))
+
+
+class Masked(Layers):
+    """``layer(name)`` of the model's parts has its outputs times a mask, where there is one."""
+
+    def __init__(self, run: Callable[..., Tensor], **parts: nn.Module | nn.Parameter) -> None:
+        super().__init__(run, **parts)
+        self.masks: dict[str, Tensor] = {}
+
+    def masked(self, name: str, outputs: Tensor) -> Tensor:
+        return outputs * self.masks[name] if name in self.masks else outputs
+
+
+def tied_table() -> Masked:
+    """A table that is looked up and, at the end, multiplied with."""
+    def run(model: Masked, ids: Tensor) -> Tensor:
+        hidden = torch.relu_(model.body(model.masked("one", model.one(ids))))
+        return model.head(hidden).mean(1)[:, :2]
+
+    model = Masked(run, one=nn.Embedding(20, 4), body=nn.Linear(4, 4),
+                   head=nn.Linear(4, 20, bias=False))
+    model.head.weight = model.one.weight
+    return model
+
+
+def two_modules(late: bool) -> Masked:
+    """One weight under two modules, whose biases differ; in place after each."""
+    def run(model: Masked, x: Tensor) -> Tensor:
+        if late:
+            outputs = functional.linear(x, model.one.weight) + model.one.bias
+            return model.head(torch.tanh(model.masked("one", outputs)))
+        for layer in (model.one, model.two):
+            x = torch.tanh_(model.masked("one", layer(x)))
+        return model.head(x)
+
+    model = Masked(run, one=nn.Linear(3, 3), two=nn.Linear(3, 3), head=nn.Linear(3, 2))
+    model.two.weight = model.one.weight
+    return model
+
+
+def sum_of(products: Callable[..., dict[str, Tensor]], **parts: nn.Module | nn.Parameter) -> Masked:
+    def run(model: Masked, x: Tensor) -> Tensor:
+        return model.head(sum(model.masked(name, outputs).tanh()
+                              for name, outputs in products(model, x).items()))
+
+    return Masked(run, **parts, head=nn.Linear(4, 2))
+
+
+def shared_bias() -> Masked:
     """Two layers with one bias, and one whose bias is computed."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.one, self.two, self.made = nn.Linear(3, 4), nn.Linear(3, 4), nn.Linear(3, 4)
-        self.two.bias = self.one.bias
-        self.head = nn.Linear(4, 2)
-        self.masks: dict[str, Tensor] = {}
-
-    def forward(self, x: Tensor) -> Tensor:
-        found = {
-            "one": self.one(x), "two": self.two(x),
-            "made": functional.linear(x, self.made.weight, self.made.bias * 2)}
-        return self.head(sum((one * self.masks.get(name, 1)).tanh()
-                             for name, one in found.items()))
+    model = sum_of(lambda model, x: {
+        "one": model.one(x), "two": model.two(x),
+        "made": functional.linear(x, model.made.weight, model.made.bias * 2)},
+        one=nn.Linear(3, 4), two=nn.Linear(3, 4), made=nn.Linear(3, 4))
+    model.two.bias = model.one.bias
+    return model
 
 
-def test_biases_that_are_shared_or_computed():
-    model, x, y = Shared(), rows(SAMPLES, 3), labels(SAMPLES)
-    names = ["one", "two", "made"]
-    model.masks = {name: torch.ones(4, requires_grad=True) for name in names}
-    expected = torch.autograd.grad(loss(model(x), y), list(model.masks.values()))
-    model.masks = {}
-    found = units_of(model, [(x[:4], y[:4]), (x[4:], y[4:])], names)
-    for name, one in zip(names, expected, strict=True):
-        close(found[name], one.double().abs())
-
-
-class Lent(nn.Module):
+def lent_bias(late: bool) -> Masked:
     """Two weights and one bias in one module, added by the function or afterwards."""
-
-    def __init__(self, late: bool) -> None:
-        super().__init__()
-        self.late = late
-        self.one, self.two = (nn.Parameter(torch.randn(4, 3)) for _ in range(2))
-        self.bias, self.head = nn.Parameter(torch.randn(4)), nn.Linear(4, 2)
-        self.masks: dict[str, Tensor] = {}
-
-    def forward(self, x: Tensor) -> Tensor:
-        found = {name: functional.linear(x, weight) + self.bias if self.late
-                 else functional.linear(x, weight, self.bias)
-                 for name, weight in (("one", self.one), ("two", self.two))}
-        return self.head(sum((one * self.masks.get(name, 1)).tanh()
-                             for name, one in found.items()))
+    parameters = {name: nn.Parameter(torch.randn(*shape)) for name, shape in (
+        ("one", (4, 3)), ("two", (4, 3)), ("bias", (4,)))}
+    return sum_of(lambda model, x: {
+        name: functional.linear(x, weight) + model.bias if late
+        else functional.linear(x, weight, model.bias)
+        for name, weight in (("one", model.one), ("two", model.two))}, **parameters)
 
 
-@pytest.mark.parametrize("late", [False, True])
-def test_a_bias_that_two_products_of_a_module_share(late):
-    model, x, y = Lent(late), rows(SAMPLES, 3), labels(SAMPLES)
-    model.masks = {name: torch.ones(4, requires_grad=True) for name in ("one", "two")}
-    expected = torch.autograd.grad(loss(model(x), y), list(model.masks.values()))
+SHARED = {
+    "tied table": (tied_table, ["one"], 4),
+    "tied weight, two biases": (lambda: two_modules(False), ["one"], 3),
+    "tied weight, bias added": (lambda: two_modules(True), ["one"], 3),
+    "shared bias": (shared_bias, ["one", "two", "made"], 4),
+    "lent bias": (lambda: lent_bias(False), ["one", "two"], 4),
+    "lent bias, added": (lambda: lent_bias(True), ["one", "two"], 4),
+}
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_weights_and_biases_of_several_uses_by_masks_on_the_outputs(name):
+    make, layers, units = SHARED[name]
+    model, y = make().eval(), labels(SAMPLES)
+    x = tokens(SAMPLES) if name == "tied table" else rows(SAMPLES, 3)
+    masks = {layer: torch.ones(units, requires_grad=True) for layer in layers}
+    model.masks = masks
+    gradients = torch.autograd.grad(loss(model(x), y), list(masks.values()))
     model.masks = {}
-    found = units_of(model, [(x[:4], y[:4]), (x[4:], y[4:])], ["one", "two"])
-    for name, one in zip(("one", "two"), expected, strict=True):
-        close(found[name], one.double().abs())
+    assert_close(units_of(model, [(x[:4], y[:4]), (x[4:], y[4:])], layers),
+                 dict(zip(masks, gradients, strict=True)))
 
 
-def test_a_bias_added_to_a_tied_weight():
-    class Late(TwoBiases):
-        def forward(self, x: Tensor) -> Tensor:
-            mask = 1 if self.mask is None else self.mask
-            x = torch.tanh((functional.linear(x, self.one.weight) + self.one.bias) * mask)
-            return self.head(x)
-
-    model, x, y = Late(), rows(SAMPLES, 3), labels(SAMPLES)
-    model.mask = torch.ones(3, requires_grad=True)
-    expected, = torch.autograd.grad(loss(model(x), y), [model.mask])
-    model.mask = None
-    close(units_of(model, [(x, y)], ["one"])["one"], expected.double().abs())
+def test_what_the_loss_does_not_depend_on_has_units_of_zero():
+    model, x, y = two_modules(False), rows(SAMPLES, 3), labels(SAMPLES)
+    units = units_of(model, [(x, y)], ["one"], loss=lambda outputs, y: model.head.bias.sum())
+    assert not units["one"].any()

@@ -16,12 +16,12 @@ from wua_mlflow.usage.analyze import analyze
 from wua_mlflow.usage.results import ModelUsage
 
 
-def used(run: Callable[..., Tensor], attributes=(), **parts) -> ModelUsage:
+def used(run: Callable[..., Tensor], attributes=(), layers=None, **parts) -> ModelUsage:
     """The usage of first, then ``run``, then head."""
     model = Layers(through(run), **net(**parts))
     for name, value in dict(attributes).items():
         setattr(model, name, value)
-    return analyze(model, rows(6, 3), criterion="wanda")
+    return analyze(model, rows(6, 3), criterion="wanda", layers=layers)
 
 
 class Quantised(nn.Module):
@@ -55,31 +55,23 @@ BESIDE = {
 
 
 @pytest.mark.parametrize(("run", "reasons"), BESIDE.values(), ids=BESIDE)
-def test_other_uses_of_a_layer_are_named_beside_it(run, reasons):
-    usage = used(run, inner=nn.Linear(4, 4))
+@pytest.mark.parametrize("layers", [None, ["inner"]], ids=["all", "this layer"])
+def test_other_uses_of_a_layer_are_named_beside_it(run, reasons, layers):
+    usage = used(run, layers=layers, inner=nn.Linear(4, 4))
     assert "inner" in usage.layers
     for reason in reasons:
         assert reason in usage.skipped["inner.weight[...]"]
 
 
 def test_a_table_that_is_looked_up_and_multiplied_is_named():
-    def run(model: Layers, h: Tensor) -> Tensor:
-        return torch.einsum("bi,ji->bj", model.table(h[:, 0].long().clamp(0, 3)),
-                            model.table.weight)
-
-    usage = used(run, table=nn.Embedding(4, 4))
+    usage = used(lambda model, h: torch.einsum(
+        "bi,ji->bj", model.table(h[:, 0].long().clamp(0, 3)), model.table.weight),
+        table=nn.Embedding(4, 4))
     assert "table" in usage.layers
     assert usage.skipped["table.weight[...]"] == "also used through einsum, which is not counted"
 
 
-def test_another_use_is_named_where_only_its_layer_is_asked_for():
-    model = Layers(through(BESIDE["einsum"][0]), **net(inner=nn.Linear(4, 4)))
-    usage = analyze(model, rows(6, 3), layers=["inner"])
-    assert usage.skipped["inner.weight[...]"] == "also used through einsum, which is not counted"
-
-
-@pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("parameter", [False, True])
+@pytest.mark.parametrize(("parameter", "bias"), [(False, False), (False, True), (True, False)])
 def test_a_weight_made_of_whole_numbers_is_named_once(parameter, bias):
     usage = used(lambda model, h: model.inner(h), inner=Quantised(parameter=parameter, bias=bias))
     assert {name: why for name, why in usage.skipped.items() if name.startswith("inner")} == {
@@ -87,26 +79,24 @@ def test_a_weight_made_of_whole_numbers_is_named_once(parameter, bias):
     assert list(usage.layers) == ["first"]
 
 
+PLAIN = "its weight is a plain tensor, not a parameter"
+ELSEWHERE = "it is in a module that the model does not register"
 HELD = {
-    "plain": (lambda model, h: h @ model.held, torch.ones(4, 4), "held",
-              "its weight is a plain tensor, not a parameter"),
+    "plain": (lambda model, h: h @ model.held, torch.ones(4, 4), "held", PLAIN),
     "plain, transposed": (lambda model, h: functional.linear(h, model.held.T),
-                          torch.randn(4, 4).T, "held",
-                          "its weight is a plain tensor, not a parameter"),
-    "list": (lambda model, h: model.held[1](h), [None, nn.Linear(4, 4)], "held[1]",
-             "it is in a module that the model does not register"),
-    "dict": (lambda model, h: model.held["a"](h), {"a": nn.Linear(4, 4)}, "held[a]",
-             "it is in a module that the model does not register"),
+                          torch.randn(4, 4).T, "held", PLAIN),
+    "list": (lambda model, h: model.held[1](h), [None, nn.Linear(4, 4)], "held[1]", ELSEWHERE),
+    "dict": (lambda model, h: model.held["a"](h), {"a": nn.Linear(4, 4)}, "held[a]", ELSEWHERE),
 }
 
 
 @pytest.mark.parametrize(("run", "value", "name", "reason"), HELD.values(), ids=HELD)
-@pytest.mark.parametrize("own", [False, True])
-def test_what_is_not_registered_is_named_where_it_is_held(run, value, name, reason, own):
-    parts = {"gain": nn.Parameter(torch.ones(4))} if own and name != "held" else {}
-    usage = used(run, attributes={"held": value}, **parts)
-    assert list(usage.layers) == ["first"]
-    assert usage.skipped[name] == reason
+def test_what_is_not_registered_is_named_where_it_is_held(run, value, name, reason):
+    # A model with a parameter of its own could have computed a plain tensor.
+    for parts in [{}, {"gain": nn.Parameter(torch.ones(4))}][:2 if name != "held" else 1]:
+        usage = used(run, attributes={"held": value}, **parts)
+        assert list(usage.layers) == ["first"]
+        assert usage.skipped[name] == reason
 
 
 def test_any_other_weight_is_named_by_the_module_that_runs():
@@ -121,13 +111,11 @@ def test_any_other_weight_is_named_by_the_module_that_runs():
 
 @pytest.mark.parametrize("criterion", ["wanda", "taylor"])
 def test_what_runs_again_or_several_times_is_no_omission(criterion):
-    def run(model: Layers, h: Tensor) -> Tensor:
-        return model.inner(checkpoint(model.inner, h, use_reentrant=False))
-
-    model = Layers(through(run), **net(inner=nn.Linear(4, 4)))
+    model = Layers(through(lambda model, h: model.inner(
+        checkpoint(model.inner, h, use_reentrant=False))), **net(inner=nn.Linear(4, 4)))
     model.same = [model.inner]
     data = [(rows(6, 3), torch.zeros(6, dtype=torch.long))] * 2
-    usage = analyze(model, data, criterion=criterion, loss=nn.functional.cross_entropy)
+    usage = analyze(model, data, criterion=criterion, loss=functional.cross_entropy)
     assert list(usage.layers) == ["first", "inner"]
     assert list(usage.skipped) == ["head"]
 
