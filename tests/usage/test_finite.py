@@ -85,6 +85,9 @@ def test_an_importance_of_zero_everywhere_is_legal_and_flagged(criterion):
     assert (layer.entropy, layer.effective_weights, layer.effective_share, layer.top90_share) == (
         0.0, 0.0, 0.0, 0.0)
     assert layer.low_share == (1.0 if criterion == "output" else 0.0)
+    if criterion != "taylor":  # whose units have a measure of their own
+        units = layer.unit_usage
+        assert (units.count, units.effective, units.top90_share) == (4, 0.0, 0.0)
     assert not usage.layers["0"].dead or criterion == "taylor"  # its gradient passes the dead one
     assert usage.weights == 12 + 16
 

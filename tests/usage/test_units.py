@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tests.networks import NETWORKS, labels, mlp, numpys, rows, tokens
+from tests.networks import NETWORKS, Layers, labels, numpys, rows, tokens
 from wua_mlflow.usage.analyze import analyze
 from wua_mlflow.usage.criteria import CRITERIA
 
@@ -24,30 +24,21 @@ def test_the_usage_of_units_by_scipy(network):
                      loss=functional.cross_entropy)
     for usage in usages.values():
         for layer in usage.layers.values():
-            found, importance = layer.unit_usage, layer.unit_importance
+            units, importance = layer.unit_usage, layer.unit_importance
             assert importance.shape == (layer.units,)
-            assert found.count == layer.units
+            assert units.count == layer.units
             if not importance.any():  # the last layer's way back is not asked for its past
-                assert (found.entropy, found.effective, layer.dead) == (0, 0, True)
+                assert (units.entropy, units.effective, layer.dead) == (0, 0, True)
                 continue
             entropy = scipy.stats.entropy(importance)
-            assert found.entropy == pytest.approx(entropy, rel=1e-9, abs=1e-12)
-            assert found.effective == pytest.approx(math.exp(entropy), rel=1e-9)
-            assert found.effective_share == pytest.approx(math.exp(entropy) / layer.units)
-            held = np.sort(importance)[::-1].cumsum()
-            count = np.searchsorted(held, 0.9 * held[-1] * (1 - 1e-12)) + 1
-            assert found.top90_share == pytest.approx(count / layer.units)
+            assert units.entropy == pytest.approx(entropy, rel=1e-9, abs=1e-12)
+            assert units.effective == pytest.approx(math.exp(entropy), rel=1e-9)
+            assert units.effective_share == pytest.approx(math.exp(entropy) / layer.units)
+            cumulative = np.sort(importance)[::-1].cumsum()
+            count = np.searchsorted(cumulative, 0.9 * cumulative[-1] * (1 - 1e-12)) + 1
+            assert units.top90_share == pytest.approx(count / layer.units)
             low = (importance < 0.01 * importance.mean()).mean()
-            assert found.low_share == pytest.approx(low)
-
-
-def test_units_of_a_layer_that_never_matters():
-    model = mlp(3, 8, 2)
-    with torch.no_grad():
-        model[0].weight.zero_()
-    found = analyze(model, rows(9, 3)).layers["0"].unit_usage
-    assert (found.count, found.entropy, found.effective, found.effective_share) == (8, 0, 0, 0)
-    assert found.top90_share == 0
+            assert units.low_share == pytest.approx(low)
 
 
 def dead(model: nn.Module, data, name: str = "0", **options) -> int | None:
@@ -83,22 +74,33 @@ class Applied(nn.Module):
 
 
 RELUS = {
-    "nn.ReLU": nn.ReLU(), "in place": nn.ReLU(inplace=True),
-    "F.relu6": Applied(functional.relu6), "nn.ReLU6": nn.ReLU6(),
+    "nn.ReLU": nn.ReLU(), "in place": nn.ReLU(inplace=True), "nn.ReLU6": nn.ReLU6(),
     "clamp": Applied(lambda x: x.clamp(min=0)), "clamp_min": Applied(lambda x: x.clamp_min(0.0)),
-    "F.relu": Applied(functional.relu), "torch.relu": Applied(torch.relu),
-    "Tensor.relu": Applied(lambda x: x.relu()), "relu_": Applied(lambda x: x.relu_()),
-    "F.relu, in place": Applied(lambda x: functional.relu(x, inplace=True)),
+    "torch.relu": Applied(torch.relu), "relu_": Applied(lambda x: x.relu_()),
+    "by a threshold": Applied(lambda x: functional.threshold(x, 0, value=0.0)),
+    "twice in a row": Applied(lambda x: x.relu().relu()),
+    "with dropout between": Applied(lambda x: functional.relu6(functional.dropout(
+        x.relu(), 0.5, training=False))),
+    "at two places": Applied(lambda x: x.relu() + torch.relu(x)),
 }
 
 
 @pytest.mark.parametrize("relu", RELUS.values(), ids=RELUS)
-@pytest.mark.parametrize("cut", [200, 9])
-def test_units_never_above_zero_before_a_relu(relu, cut):
+def test_units_never_above_zero_before_a_relu(relu):
     model, inputs = partly_dead(relu), rows(200, 3)
     expected = units_never_above_zero(model[0](inputs))
     assert 3 < expected < 40
-    assert dead(model, inputs.split(cut)) == expected
+    assert dead(model, inputs.split(45)) == expected
+
+
+def test_the_larger_of_two_products_is_neithers():
+    """A ReLU after it cuts neither's units off."""
+    model = Layers(lambda model, x: model.head(torch.maximum(model.first(x),
+                                                             model.second(x)).relu()),
+                   first=nn.Linear(3, 8), second=nn.Linear(3, 8), head=nn.Linear(8, 2))
+    with torch.no_grad():
+        model.first.bias[:3] = -100.0
+    assert dead(model, rows(50, 3), "first") == 0
 
 
 @pytest.mark.parametrize("after", [nn.Tanh(), nn.GELU(), nn.Identity(), nn.LeakyReLU()],
@@ -144,76 +146,56 @@ def test_one_batch_far_back_makes_a_unit_alive():
 
 
 def test_the_last_of_many_rows_makes_a_unit_alive():
-    model = nn.Sequential(nn.Linear(1, 3), nn.ReLU(), nn.Linear(3, 1))
-    with torch.no_grad():
-        model[0].weight.fill_(1.0)
-        model[0].bias.zero_()
+    model = ones(nn.ReLU())
     inputs = -torch.ones(900, 1)
     assert dead(model, inputs) == 3
     inputs[-1] = 1
     assert dead(model, inputs) == 0
 
 
-class Twice(nn.Module):
+def ones(*after: nn.Module) -> nn.Sequential:
+    """Three units that pass a number on."""
+    model = nn.Sequential(nn.Linear(1, 3, bias=False), *after, nn.Linear(3, 2))
+    nn.init.ones_(model[0].weight)
+    return model
+
+
+def twice(*relu_in: int) -> Layers:
     """A layer whose output goes through a ReLU in the calls of these numbers only."""
-
-    def __init__(self, *relu_in: int) -> None:
-        super().__init__()
-        self.relu_in = relu_in
-        self.layer, self.head = nn.Linear(3, 3), nn.Linear(3, 2)
-        with torch.no_grad():
-            self.layer.weight.copy_(torch.eye(3))
-            self.layer.bias.copy_(torch.tensor([-5.0, 0.0, 5.0]))
-
-    def forward(self, x: Tensor) -> Tensor:
+    def run(model: Layers, x: Tensor) -> Tensor:
         for call in (0, 1):
-            x = self.layer(x)
-            x = x.relu() if call in self.relu_in else x
-        return self.head(x)
+            x = model.layer(x)
+            x = x.relu() if call in relu_in else x
+        return model.head(x)
+
+    model = Layers(run, layer=nn.Linear(3, 3), head=nn.Linear(3, 2))
+    nn.init.eye_(model.layer.weight)
+    model.layer.bias.data = torch.tensor([-5.0, 0.0, 5.0])
+    return model
 
 
 @pytest.mark.parametrize(("relu_in", "expected"), [((), 0), ((0,), 0), ((1,), 0), ((0, 1), 1)])
 def test_a_relu_in_one_of_two_calls_kills_nothing(relu_in, expected):
     """Where another call's output is used as it is, below zero is not dead."""
-    assert dead(Twice(*relu_in), rows(50, 3), "layer") == expected
+    assert dead(twice(*relu_in), rows(50, 3), "layer") == expected
 
 
-class Padded(nn.Module):
-    def __init__(self, relu: bool) -> None:
-        super().__init__()
-        self.layer, self.head, self.relu = nn.Linear(1, 3), nn.Linear(3, 2), relu
-        with torch.no_grad():
-            self.layer.weight.fill_(1.0)
-            self.layer.bias.zero_()
-
-    def forward(self, x: Tensor, attention_mask: Tensor) -> Tensor:
-        hidden = self.layer(x)
-        return self.head(hidden.relu() if self.relu else hidden)
-
-
-@pytest.mark.parametrize("relu", [False, True])
-def test_what_is_padding_makes_no_unit_alive(relu):
+@pytest.mark.parametrize("after", [nn.Identity(), nn.ReLU()])
+def test_what_is_padding_makes_no_unit_alive(after):
     x = torch.zeros(4, 5, 1)
     mask = (torch.arange(5) < 3).expand(4, 5)
     x[:, 3:] = 1.0
-    model = Padded(relu)
-    assert dead(model, [{"x": x, "attention_mask": mask}], "layer") == 3
-    assert dead(model, [{"x": x, "attention_mask": torch.ones(4, 5)}], "layer") == 0
+    model = Layers(lambda model, x, attention_mask: model.layers(x), layers=ones(after))
+    assert dead(model, [{"x": x, "attention_mask": mask}], "layers.0") == 3
+    assert dead(model, [{"x": x, "attention_mask": torch.ones(4, 5)}], "layers.0") == 0
 
 
 def test_hidden_units_of_a_recurrent_layer_and_entries_of_an_embedding():
-    class Reader(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.embed = nn.Embedding(20, 5)
-            self.rnn = nn.RNN(5, 6, batch_first=True, nonlinearity="relu")
-            self.head = nn.Linear(6, 2)
-
-        def forward(self, ids: Tensor) -> Tensor:
-            return self.head(self.rnn(self.embed(ids))[0][:, -1])
-
     torch.manual_seed(4)
-    model, ids = Reader(), tokens(20)
+    model = Layers(lambda model, ids: model.head(model.rnn(model.embed(ids))[0][:, -1]),
+                   embed=nn.Embedding(20, 5), head=nn.Linear(6, 2),
+                   rnn=nn.RNN(5, 6, batch_first=True, nonlinearity="relu"))
+    ids = tokens(20)
     with torch.no_grad():
         model.embed.weight[:, 1:3] = 0
         model.rnn.bias_ih_l0.copy_(torch.linspace(-4, 4, 6))
@@ -227,55 +209,37 @@ def test_hidden_units_of_a_recurrent_layer_and_entries_of_an_embedding():
 
 @pytest.mark.filterwarnings("ignore:LSTM with projections")
 def test_where_no_output_is_seen_nothing_is_said():
-    class Projected(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.rnn, self.head = nn.LSTM(3, 5, batch_first=True, proj_size=2), nn.Linear(2, 2)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.head(self.rnn(x)[0][:, -1])
-
     torch.manual_seed(5)
-    found = analyze(Projected(), rows(4, 6, 3), criterion="magnitude")
-    assert found.layers["rnn.weight_ih_l0"].dead_units is None
-    assert found.layers["rnn.weight_hr_l0"].dead_units == 0
-
-
-class Residual(nn.Module):
-    """What goes into the ReLU is a sum made in place; the layer alone is never above zero."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.hidden, self.out = nn.Linear(3, 3), nn.Linear(3, 2)
-        self.hidden.weight.data.zero_()
-        self.hidden.bias.data = torch.tensor([-0.5, -0.5, 0.0])
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        z = self.hidden(x)
-        z += x
-        return self.out(torch.relu(z))
+    model = Layers(lambda model, x: model.head(model.rnn(x)[0][:, -1]), head=nn.Linear(2, 2),
+                   rnn=nn.LSTM(3, 5, batch_first=True, proj_size=2))
+    layers = analyze(model, rows(4, 6, 3), criterion="magnitude").layers
+    assert layers["rnn.weight_ih_l0"].dead_units is None
+    assert layers["rnn.weight_hr_l0"].dead_units == 0
 
 
 def test_a_relu_after_a_sum_made_in_place_says_nothing_of_the_layer_alone():
+    """The layer alone is never above zero."""
+    def run(model: Layers, x: Tensor) -> Tensor:
+        z = model.hidden(x)
+        z += x
+        return model.head(torch.relu(z))
+
+    model = Layers(run, hidden=nn.Linear(3, 3), head=nn.Linear(3, 2))
+    nn.init.zeros_(model.hidden.weight)
+    model.hidden.bias.data = torch.tensor([-0.5, -0.5, 0.0])
     inputs = torch.tensor([[0.1, 0.9, -1.0], [0.2, 0.8, -1.0]])
-    assert analyze(Residual(), inputs).layers["hidden"].dead_units == 1  # zero for all data
+    assert dead(model, inputs, "hidden") == 1  # zero for all data
 
 
 def test_a_positive_tensor_changed_in_place_is_summed_anew():
-    class Shifted(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            torch.manual_seed(1)
-            self.conv, self.out = nn.Conv2d(2, 3, 1), nn.Conv2d(3, 2, 1)
+    def run(model: Layers, x: Tensor) -> Tensor:
+        h = torch.relu(model.conv(x))
+        h -= 1
+        return model.head(h)
 
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            h = torch.relu(self.conv(x))
-            h -= 1
-            return self.out(h)
-
-    model, inputs = Shifted(), torch.rand(4, 2, 5, 5, generator=torch.Generator().manual_seed(2))
-    usage = analyze(model, inputs, criterion="input", layers=["out"])
+    torch.manual_seed(1)
+    model, inputs = Layers(run, conv=nn.Conv2d(2, 3, 1), head=nn.Conv2d(3, 2, 1)), rows(4, 2, 5, 5)
+    usage = analyze(model, inputs, criterion="input", layers=["head"])
     h = (torch.relu(model.conv(inputs)) - 1).abs().mean((0, 2, 3)).detach().double()
-    expected = (model.out.weight.detach().double().abs().squeeze() * h).sum(1)
-    assert usage.layers["out"].unit_importance == pytest.approx(expected.numpy(), rel=1e-6)
+    expected = (model.head.weight.detach().double().abs().squeeze() * h).sum(1)
+    assert usage.layers["head"].unit_importance == pytest.approx(expected.numpy(), rel=1e-6)

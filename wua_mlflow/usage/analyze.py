@@ -1,6 +1,6 @@
 """``analyze``: how concentrated a model's importance is, from one streaming pass over the data.
 
-Tests: ``tests/usage/test_analyze.py``, ``tests/usage/test_analyze_data.py``.
+Tests: ``tests/usage/test_analyze.py``, ``tests/usage/test_analyze_criteria.py``.
 """
 
 from __future__ import annotations

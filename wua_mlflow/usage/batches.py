@@ -1,6 +1,6 @@
 """Batches of a user's data as a model's arguments: device, dtype, targets and padding.
 
-Tests: ``tests/usage/test_batches.py``, ``tests/usage/test_mapped.py``.
+Tests: ``tests/usage/test_batches.py``.
 """
 
 from __future__ import annotations
