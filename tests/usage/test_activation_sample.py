@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from torch.utils.data import DataLoader, TensorDataset
 
-from tests.networks import NETWORKS, cnn, mlp, numpys, rows
+from tests.networks import NETWORKS, Layers, cnn, mlp, numpys, rows
 from wua_mlflow.usage.activation_sample import MOST_ROWS, effective_rank
 from wua_mlflow.usage.analyze import analyze
 
@@ -66,11 +65,11 @@ def outgoing(weight: Tensor, units: int) -> np.ndarray:
 def test_an_mlp_by_numpy():
     model, inputs = mlp(3, 12, 8, 2), rows(500, 3)
     first, second = (numpys(model[:n](inputs)) for n in (2, 4))  # what the next layer takes in
-    found = ranks(model, inputs, layers=["0", "2", "4"])
-    assert found["0"] == pytest.approx(numpys_rank(first, outgoing(model[2].weight, 12)), rel=1e-5)
-    assert found["2"] == pytest.approx(numpys_rank(second, outgoing(model[4].weight, 8)), rel=1e-5)
     outputs = numpys(model(inputs))  # which nothing reads: not scaled
-    assert found["4"] == pytest.approx(numpys_rank(outputs), rel=1e-5)
+    assert ranks(model, inputs, layers=["0", "2", "4"]) == pytest.approx({
+        "0": numpys_rank(first, outgoing(model[2].weight, 12)),
+        "2": numpys_rank(second, outgoing(model[4].weight, 8)), "4": numpys_rank(outputs)},
+        rel=1e-5)
 
 
 def test_the_rank_does_not_change_when_the_network_is_rescaled():
@@ -97,16 +96,16 @@ def as_rows(images: Tensor) -> np.ndarray:
 
 def test_convolutions_by_numpy():
     model, inputs = cnn().eval(), rows(20, 3, 8, 8)
-    found = ranks(model, inputs, layers=["0", "3"])  # whatever was asked for, readers scale
+    by_layer = ranks(model, inputs, layers=["0", "3"])  # whatever was asked for, readers scale
     into = {name: model[:place](inputs) for name, place in (("0", 3), ("3", 5))}
     depthwise, grouped = model[3].weight, model[5].weight  # (8, 1, 3, 3), (6, 4, 1, 1) in 2 groups
     scales = {
         "0": np.sqrt((numpys(depthwise) ** 2).sum((1, 2, 3))),
         "3": np.concatenate([outgoing(part, 4) for part in grouped.chunk(2)]),
     }
-    assert list(found) == list(scales)
+    assert list(by_layer) == list(scales)
     for name, scale in scales.items():
-        assert found[name] == pytest.approx(numpys_rank(as_rows(into[name]), scale), rel=1e-5), name
+        assert by_layer[name] == pytest.approx(numpys_rank(as_rows(into[name]), scale), rel=1e-5)
 
 
 def test_pooling_before_the_reader():
@@ -119,92 +118,80 @@ def test_pooling_before_the_reader():
 
 
 def test_units_that_are_not_read_in_place_are_taken_as_they_are():
-    class Sum(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.left, self.right, self.head = nn.Linear(3, 6), nn.Linear(3, 6), nn.Linear(6, 2)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.head(self.left(x) * self.right(x))
-
-    torch.manual_seed(5)
-    model, inputs = Sum(), rows(80, 3)
+    model = Layers(lambda model, x: model.head(model.left(x) * model.right(x)),
+                   left=nn.Linear(3, 6), right=nn.Linear(3, 6), head=nn.Linear(6, 2))
+    inputs = rows(80, 3)
     expected = numpys_rank(numpys(model.left(inputs)))
     assert ranks(model, inputs)["left"] == pytest.approx(expected, rel=1e-4)
 
 
 def test_several_readers_add_up():
-    class Fork(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.stem, self.a, self.b = nn.Linear(3, 6), nn.Linear(6, 2), nn.Linear(6, 3)
+    def run(model: Layers, x: Tensor) -> Tensor:
+        hidden = model.stem(x).relu()
+        return torch.cat([model.a(hidden), model.b(hidden)], 1)
 
-        def forward(self, x: Tensor) -> Tensor:
-            hidden = self.stem(x).relu()
-            return torch.cat([self.a(hidden), self.b(hidden)], 1)
-
-    torch.manual_seed(6)
-    model, inputs = Fork(), rows(80, 3)
+    model = Layers(run, stem=nn.Linear(3, 6), a=nn.Linear(6, 2), b=nn.Linear(6, 3))
+    inputs = rows(80, 3)
     both = torch.cat([model.a.weight, model.b.weight])
     expected = numpys_rank(numpys(model.stem(inputs).relu()), outgoing(both, 6))
     assert ranks(model, inputs)["stem"] == pytest.approx(expected, rel=1e-5)
 
 
+def two(prepare=lambda x, **_: x) -> Layers:
+    """``first``, a ReLU and ``head``, over what a function makes of the inputs."""
+    return Layers(lambda model, *args, **named: model.head(model.first(
+        prepare(*args, **named)).relu()), first=nn.Linear(3, 6), head=nn.Linear(6, 2))
+
+
+def assert_rank(model: Layers, data, real: Tensor, **options) -> None:
+    """The rank of ``first`` is that of these inputs of it."""
+    expected = numpys_rank(numpys(model.first(real).relu()), outgoing(model.head.weight, 6))
+    assert ranks(model, data, **options)["first"] == pytest.approx(expected, rel=1e-5)
+
+
 def test_a_padded_sequence_counts_its_real_positions_only():
-    class Padded(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.first, self.head = nn.Linear(3, 6), nn.Linear(6, 2)
-
-        def forward(self, x: Tensor, attention_mask: Tensor) -> Tensor:
-            return self.head(self.first(x).relu())
-
-    torch.manual_seed(7)
-    model, x = Padded(), rows(30, 5, 3)
+    x = rows(30, 5, 3)
     mask = torch.arange(5) < torch.arange(30)[:, None] % 5 + 1
-    real = numpys(model.first(x[mask]).relu())
-    expected = numpys_rank(real, outgoing(model.head.weight, 6))
     data = [{"x": x[a:b], "attention_mask": mask[a:b]} for a, b in ((0, 11), (11, 30))]
-    assert ranks(model, data)["first"] == pytest.approx(expected, rel=1e-5)
+    assert_rank(two(), data, x[mask])
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-@pytest.mark.parametrize("samples", [60, 5000])
-def test_cuts_and_order_do_not_matter(name, samples):
+@pytest.mark.parametrize("few", [True, False])
+def test_cuts_and_order_do_not_matter(name, few):
+    """Of few rows all are taken, of many 2,048."""
     make, inputs_of = NETWORKS[name]
-    samples = samples if name == "mlp" else samples // 5
+    samples = 40 if few else 2500 if name == "mlp" else 400
     model, inputs = make().eval(), inputs_of(samples)
     order = torch.randperm(samples, generator=torch.Generator().manual_seed(8))
     whole = ranks(model, [inputs])
     assert any(rank is not None for rank in whole.values())
-    few = max(7, samples // 20)
-    for data in ([*inputs.split(few)], [inputs[order]], [*inputs[order].split(100)],
-                 inputs[order].split([1, samples - 1])):
+    for data in ([*inputs[order].split(samples // 5)], inputs[order].split([1, samples - 1])):
         for layer, rank in ranks(model, data).items():
             assert (rank is None) == (whole[layer] is None), layer
             assert rank is None or rank == pytest.approx(whole[layer], rel=1e-6), layer
 
 
 def test_at_most_2048_rows_and_the_same_ones_each_time():
-    model, inputs = mlp(3, 12, 2), rows(20_000, 3)
+    model, inputs = mlp(3, 12, 2), rows(6000, 3)
     loader = DataLoader(TensorDataset(inputs), batch_size=333, shuffle=True)
     torch.manual_seed(0)
-    found = [ranks(model, loader)["0"] for _ in range(2)] + [ranks(model, inputs)["0"]]
-    assert found[1] == pytest.approx(found[0], rel=1e-6)
-    assert found[2] == pytest.approx(found[0], rel=1e-6)
+    rank = ranks(model, loader)["0"]
+    assert ranks(model, loader)["0"] == pytest.approx(rank, rel=1e-6)
+    assert ranks(model, inputs)["0"] == pytest.approx(rank, rel=1e-6)
     scale = outgoing(model[2].weight, 12)
     everything = numpys_rank(numpys(model[:2](inputs)), scale)
-    assert found[0] == pytest.approx(everything, rel=0.02)
-    assert found[0] != pytest.approx(everything, rel=1e-6)  # a sample, not all of them
+    assert rank == pytest.approx(everything, rel=0.02)
+    assert rank != pytest.approx(everything, rel=1e-6)  # a sample, not all of them
     generator = np.random.default_rng(9)
-    drawn = [numpys_rank(numpys(model[:2](inputs))[generator.permutation(20_000)[:MOST_ROWS]],
-                         scale) for _ in range(100)]
-    assert abs(found[0] - np.mean(drawn)) < 4 * np.std(drawn)
+    drawn = [numpys_rank(numpys(model[:2](inputs))[generator.permutation(6000)[:MOST_ROWS]],
+                         scale) for _ in range(30)]
+    assert abs(rank - np.mean(drawn)) < 4 * np.std(drawn)
 
 
 def test_duplicates_count_as_often_as_they_come():
     model, few = mlp(3, 12, 2), rows(50, 3)
-    inputs = few.repeat_interleave(torch.arange(50) * 8 + 1, 0)  # 9,850 rows, 50 of them different
+    inputs = few.repeat_interleave(torch.arange(50) * 2 + 1, 0)  # 2,500 rows, 50 of them different
     expected = numpys_rank(numpys(model[:2](inputs)), outgoing(model[2].weight, 12))
     order = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(10))
     for data in ([inputs], [*inputs[order].split(100)]):
@@ -214,46 +201,21 @@ def test_duplicates_count_as_often_as_they_come():
 def test_duplicates_of_a_sample_push_no_other_out():
     model, inputs = mlp(3, 12, 2), rows(1000, 3)
     for number in range(3):
-        copied = torch.cat([inputs, inputs[number].expand(5000, 3)])
+        copied = torch.cat([inputs, inputs[number].expand(2000, 3)])
         expected = numpys_rank(numpys(model[:2](copied)), outgoing(model[2].weight, 12))
         assert ranks(model, copied)["0"] == pytest.approx(expected, rel=1e-4)
 
 
 def test_all_inputs_of_a_sample_tell_it_from_others():
-    class Two(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.first, self.head = nn.Linear(3, 6), nn.Linear(6, 2)
-
-        def forward(self, kind: Tensor, x: Tensor) -> Tensor:
-            return self.head(self.first(x).relu())
-
-    torch.manual_seed(11)
-    model, x = Two(), rows(90, 3)
-    expected = numpys_rank(numpys(model.first(x).relu()), outgoing(model.head.weight, 6))
-    same_kind = torch.zeros(90, dtype=torch.int64)
-    assert ranks(model, [{"kind": same_kind, "x": x}])["first"] == pytest.approx(expected, rel=1e-5)
-    found = analyze(model, [0], criterion="magnitude", effective_rank=True,
-                    batch_to_inputs=lambda _: (same_kind, x))
-    assert found.layers["first"].effective_rank == pytest.approx(expected, rel=1e-5)
+    x, same_kind = rows(90, 3), torch.zeros(90, dtype=torch.int64)
+    assert_rank(two(lambda kind, x: x), [{"kind": same_kind, "x": x}], x)
+    assert_rank(two(lambda kind, x: x), [0], x, batch_to_inputs=lambda _: (same_kind, x))
 
 
 def test_rows_that_are_no_samples_positions():
-    class Routed(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.expert, self.head = nn.Linear(3, 6), nn.Linear(6, 2)
-
-        def forward(self, x: Tensor) -> Tensor:
-            chosen = x[x[:, 0] > 0]
-            return self.head(self.expert(chosen).relu())
-
-    torch.manual_seed(12)
-    model, inputs = Routed(), rows(100, 3)
-    expected = numpys_rank(numpys(model.expert(inputs[inputs[:, 0] > 0]).relu()),
-                           outgoing(model.head.weight, 6))
+    inputs = rows(100, 3)
     for data in ([inputs], [*inputs.split(9)]):
-        assert ranks(model, data)["expert"] == pytest.approx(expected, rel=1e-5)
+        assert_rank(two(lambda x: x[x[:, 0] > 0]), data, inputs[inputs[:, 0] > 0])
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
@@ -265,29 +227,17 @@ def test_other_dtypes(dtype):
 
 @pytest.mark.parametrize("values", [torch.bool, torch.int64, torch.uint8, torch.complex64])
 def test_inputs_of_any_kind_have_keys(values):
-    class Cast(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.first, self.head = nn.Linear(3, 6), nn.Linear(6, 2)
+    def real(x: Tensor) -> Tensor:
+        return (x.abs() if x.is_complex() else x).float()
 
-        def forward(self, x: Tensor) -> Tensor:
-            real = x.abs() if x.is_complex() else x
-            return self.head(self.first(real.float()).relu())
-
-    torch.manual_seed(13)
-    model, inputs = Cast(), (rows(70, 3) * 9).clamp(min=0).floor().to(values)
-    real = inputs.abs() if inputs.is_complex() else inputs
-    expected = numpys_rank(numpys(model.first(real.float()).relu()),
-                           outgoing(model.head.weight, 6))
-    assert ranks(model, inputs)["first"] == pytest.approx(expected, rel=1e-5)
+    inputs = (rows(70, 3) * 9).clamp(min=0).floor().to(values)
+    assert_rank(two(real), inputs, real(inputs))
 
 
 def test_it_is_there_only_where_it_was_asked_for():
     model, inputs = mlp(3, 12, 2), rows(40, 3)
     assert analyze(model, inputs).layers["0"].effective_rank is None
-    found = ranks(model, inputs)["0"]
-    assert 0 < found <= 12
-    assert math.isfinite(found)
+    assert 0 < ranks(model, inputs)["0"] <= 12
 
 
 def test_units_that_are_constant_have_rank_zero():
@@ -295,3 +245,81 @@ def test_units_that_are_constant_have_rank_zero():
     with torch.no_grad():
         model[0].weight.zero_()
     assert ranks(model, rows(40, 3))["0"] == 0.0
+
+
+# Hidden states of recurrent layers
+
+
+UNITS, STEPS = 5, 6
+
+
+class Reader(nn.Module):
+    """What reads a recurrent layer's last step."""
+
+    def __init__(self, rnn: nn.RNNBase, lengths: Tensor | None = None) -> None:
+        super().__init__()
+        self.rnn, self.lengths = rnn, lengths
+        width = rnn.hidden_size * (2 if rnn.bidirectional else 1)
+        self.head = nn.Linear(rnn.proj_size or width, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.lengths is None:
+            return self.head(self.rnn(x)[0].mean(1 if self.rnn.batch_first else 0))
+        packed = pack_padded_sequence(x, self.lengths[:len(x)], batch_first=True,
+                                      enforce_sorted=False)
+        return self.head(pad_packed_sequence(self.rnn(packed)[0], batch_first=True)[0].sum(1))
+
+
+def states(rnn: nn.RNNBase, x: Tensor) -> np.ndarray:
+    with torch.no_grad():
+        return rnn(x)[0].reshape(-1, rnn.hidden_size * (2 if rnn.bidirectional else 1)).numpy()
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_all_steps_of_all_samples(kind: type[nn.RNNBase], batch_first: bool) -> None:
+    torch.manual_seed(0)
+    rnn = kind(3, UNITS, batch_first=batch_first)
+    x = rows(40, STEPS, 3)
+    x = x if batch_first else x.transpose(0, 1).contiguous()
+    expected = numpys_rank(states(rnn, x))
+    data = [x] if batch_first else [(x, torch.zeros(40))]
+    by_layer = ranks(Reader(rnn), data)
+    for name in ("rnn.weight_ih_l0", "rnn.weight_hh_l0"):
+        assert by_layer[name] == pytest.approx(expected, rel=1e-5)
+
+
+def test_each_layer_and_direction_has_its_own() -> None:
+    torch.manual_seed(1)
+    rnn = nn.LSTM(3, UNITS, 2, batch_first=True, bidirectional=True)
+    x = rows(40, STEPS, 3)
+    by_layer = ranks(Reader(rnn), x)
+    last = states(rnn, x)
+    for way, suffix in enumerate(("", "_reverse")):
+        expected = numpys_rank(last[:, way * UNITS:(way + 1) * UNITS])
+        assert by_layer[f"rnn.weight_ih_l1{suffix}"] == pytest.approx(expected, rel=1e-5)
+        assert by_layer[f"rnn.weight_ih_l0{suffix}"] != pytest.approx(expected, rel=1e-3)
+
+
+def test_packed_sequences_have_their_own_steps_alone_however_they_are_cut() -> None:
+    torch.manual_seed(2)
+    lengths = torch.tensor([6, 2, 4, 3] * 8)
+    model, x = Reader(nn.GRU(3, UNITS, batch_first=True), lengths), rows(32, STEPS, 3)
+    whole = states(model.rnn, x).reshape(32, STEPS, UNITS)
+    real = [steps[:n] for steps, n in zip(whole, lengths, strict=True)]
+    expected = numpys_rank(np.concatenate(real))
+    for size in (32, 8, 4):  # the lengths come again every four
+        assert ranks(model, list(x.split(size)))["rnn.weight_hh_l0"] == \
+            pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
+def test_a_projection_that_hides_the_states() -> None:
+    torch.manual_seed(3)
+    rnn = nn.LSTM(3, UNITS, batch_first=True, proj_size=2)
+    usage = analyze(Reader(rnn), rows(40, STEPS, 3), criterion="magnitude", effective_rank=True)
+    assert usage.layers["rnn.weight_ih_l0"].effective_rank is None
+    with torch.no_grad():
+        outputs = rnn(rows(40, STEPS, 3))[0].reshape(-1, 2).numpy()
+    assert usage.layers["rnn.weight_hr_l0"].effective_rank == \
+        pytest.approx(numpys_rank(outputs), rel=1e-5)

@@ -1,8 +1,10 @@
-"""Mean gradients and the criterion ``taylor``, against autograd sample by sample."""
+"""Mean gradients and the criterion ``taylor``, against autograd by sample; losses it cannot use."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,8 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from tests.networks import NETWORKS, labels, mlp, rows, tokens
+from tests.networks import NETWORKS, Layers, labels, mlp, rows, tokens
 from wua_mlflow.usage.analyze import analyze, layer_importance
+from wua_mlflow.usage.gradients import loss_of
 
 SAMPLES = 9
 
@@ -27,11 +30,9 @@ def data_of(name: str, samples: int = SAMPLES):
 
 def by_sample(model: nn.Module, inputs: Tensor, targets: Tensor, parameter: Tensor) -> Tensor:
     """The mean of the gradients of single samples' losses, in float64."""
-    found = []
-    for x, y in zip(inputs.split(1), targets.split(1), strict=True):
-        gradient, = torch.autograd.grad(loss(model.eval()(x), y), [parameter])
-        found.append(gradient.double())
-    return torch.stack(found).mean(0)
+    gradients = [torch.autograd.grad(loss(model.eval()(x), y), [parameter])[0].double()
+                 for x, y in zip(inputs.split(1), targets.split(1), strict=True)]
+    return torch.stack(gradients).mean(0)
 
 
 WEIGHTS = {
@@ -44,22 +45,22 @@ WEIGHTS = {
 }
 
 
-def same(found: Tensor, expected: Tensor) -> None:
+def same(value: Tensor, expected: Tensor) -> None:
     """To float32's rounding, relative to the largest of them."""
-    assert found.shape == expected.shape
-    assert float((found - expected).abs().max()) <= 2e-6 * float(expected.abs().max())
+    assert value.shape == expected.shape
+    assert float((value - expected).abs().max()) <= 2e-6 * float(expected.abs().max())
 
 
 @pytest.mark.parametrize(("name", "layers"), WEIGHTS.values(), ids=WEIGHTS)
 def test_weights_by_single_samples(name, layers):
     model, inputs, targets = data_of(name)
     batches = [(inputs[:4], targets[:4]), (inputs[4:], targets[4:])]
-    found = layer_importance(model, batches, list(layers), "taylor", loss=loss)
+    importances = layer_importance(model, batches, list(layers), "taylor", loss=loss)
     parameters = dict(model.named_parameters())
     for layer, parameter in layers.items():
         weight = parameters[parameter]
         expected = (weight.double() * by_sample(model, inputs, targets, weight)).abs().detach()
-        same(found[layer], expected.T if layer == "embed" else expected)
+        same(importances[layer], expected.T if layer == "embed" else expected)
 
 
 def test_attentions_fused_weight_by_single_samples():
@@ -67,9 +68,9 @@ def test_attentions_fused_weight_by_single_samples():
     fused = model.block.self_attn.in_proj_weight
     expected = (fused.double() * by_sample(model, inputs, targets, fused)).abs().detach()
     names = [f"block.self_attn.{which}_proj" for which in "qkv"]
-    found = layer_importance(model, [(inputs, targets)], names, "taylor", loss=loss)
+    importances = layer_importance(model, [(inputs, targets)], names, "taylor", loss=loss)
     for name, part in zip(names, expected.chunk(3), strict=True):
-        same(found[name], part)
+        same(importances[name], part)
 
 
 @pytest.mark.parametrize("name", ["weight_ih_l0", "weight_hh_l1", "weight_ih_l1_reverse"])
@@ -77,8 +78,8 @@ def test_gates_by_single_samples(name):
     model, inputs, targets = data_of("lstm")
     weight = getattr(model.rnn, name)
     expected = (weight.double() * by_sample(model, inputs, targets, weight)).abs().detach()
-    found = layer_importance(model, [(inputs, targets)], [f"rnn.{name}"], "taylor", loss=loss)
-    same(found[f"rnn.{name}"], expected.unflatten(0, (4, 6)).transpose(0, 1))
+    importances = layer_importance(model, [(inputs, targets)], [f"rnn.{name}"], "taylor", loss=loss)
+    same(importances[f"rnn.{name}"], expected.unflatten(0, (4, 6)).transpose(0, 1))
 
 
 def units_by_hooks(model: nn.Module, inputs: Tensor, targets: Tensor, module: nn.Module,
@@ -95,34 +96,23 @@ def units_by_hooks(model: nn.Module, inputs: Tensor, targets: Tensor, module: nn
     for x, y in zip(inputs.split(1), targets.split(1), strict=True):
         outputs.clear()
         loss(model.eval()(x), y).backward()
-        one = sum((z * z.grad).double().movedim(unit_dim, 0).flatten(1).sum(1) for z in outputs)
-        sums.append(one.detach())
+        sums.append(sum((z * z.grad).double().movedim(unit_dim, 0).flatten(1).sum(1)
+                        for z in outputs).detach())
     handle.remove()
     model.zero_grad()
     return torch.stack(sums).mean(0).abs()
 
 
-class Twice(nn.Module):
+def twice() -> Layers:
     """A layer that is called twice."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.again, self.head = nn.Linear(3, 5), nn.Linear(5, 5), nn.Linear(5, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.again(self.again(self.first(x)).relu()))
-
-
-def twice() -> Twice:
     torch.manual_seed(3)
-    return Twice()
+    return Layers(lambda model, x: model.head(model.again(model.again(model.first(x)).relu())),
+                  first=nn.Linear(3, 5), again=nn.Linear(5, 5), head=nn.Linear(5, 2))
 
 
 UNITS = {
-    "mlp, first": (lambda: data_of("mlp"), "0", -1),
     "mlp, second": (lambda: data_of("mlp"), "2", -1),
     "convolution": (lambda: data_of("cnn"), "0", 1),
-    "depthwise": (lambda: data_of("cnn"), "3", 1),
     "grouped": (lambda: data_of("cnn"), "5", 1),
     "embedding": (lambda: data_of("attention"), "embed", -1),
     "in a sequence": (lambda: data_of("attention"), "block.linear1", -1),
@@ -136,8 +126,7 @@ def test_units_by_hooks_on_their_outputs(case, name, unit_dim):
     expected = units_by_hooks(model, inputs, targets, model.get_submodule(name), unit_dim)
     batches = [(inputs[:2], targets[:2]), (inputs[2:], targets[2:])]
     usage = analyze(model, batches, criterion="taylor", loss=loss, layers=[name])
-    found = torch.from_numpy(usage.layers[name].unit_importance)
-    same(found, expected)
+    same(torch.from_numpy(usage.layers[name].unit_importance), expected)
 
 
 @dataclass
@@ -146,40 +135,31 @@ class Outputs:
     loss: Tensor | None = None
 
 
-class OwnLoss(nn.Module):
+def own_loss(model: Layers, x: Tensor, labels: Tensor | None = None) -> Outputs:
     """Gives its loss itself where it gets labels."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.net = mlp(3, 6, 2)
-
-    def forward(self, x: Tensor, labels: Tensor | None = None) -> Outputs:
-        logits = self.net(x)
-        return Outputs(logits, None if labels is None else loss(logits, labels))
+    logits = model.net(x)
+    return Outputs(logits, None if labels is None else loss(logits, labels))
 
 
 def test_a_model_that_gives_its_loss_itself():
-    model, x, y = OwnLoss(), rows(SAMPLES, 3), labels(SAMPLES)
+    model, x, y = Layers(own_loss, net=mlp(3, 6, 2)), rows(SAMPLES, 3), labels(SAMPLES)
     data = [{"x": x[:4], "labels": y[:4]}, {"x": x[4:], "labels": y[4:]}]
-    found = layer_importance(model, data, ["net.0"], "taylor")["net.0"]
+    importance = layer_importance(model, data, ["net.0"], "taylor")["net.0"]
     weight = model.net[0].weight
-    expected = (weight.double() * by_sample(model.net, x, y, weight)).abs().detach()
-    same(found, expected)
+    same(importance, (weight.double() * by_sample(model.net, x, y, weight)).abs().detach())
     again = layer_importance(model, data, ["net.0"], "taylor",
                              loss=lambda outputs, targets: loss(outputs.logits, targets))["net.0"]
-    torch.testing.assert_close(again, found)
-    with pytest.raises(ValueError, match="^loss: the criterion taylor needs a function"):
-        analyze(model, [{"x": x}], criterion="taylor")
+    torch.testing.assert_close(again, importance)
 
 
 def test_frozen_parameters_have_gradients_too():
     model, x, y = data_of("mlp")
     expected = layer_importance(model, [(x, y)], ["0", "2"], "taylor", loss=loss)
     model.requires_grad_(False)
-    found = layer_importance(model, [(x, y)], ["0", "2"], "taylor", loss=loss)
+    importances = layer_importance(model, [(x, y)], ["0", "2"], "taylor", loss=loss)
     assert not any(parameter.requires_grad for parameter in model.parameters())
     for name in ("0", "2"):
-        assert torch.equal(found[name], expected[name])
+        assert torch.equal(importances[name], expected[name])
 
 
 def test_a_weight_that_the_loss_does_not_depend_on_has_importance_zero():
@@ -190,77 +170,54 @@ def test_a_weight_that_the_loss_does_not_depend_on_has_importance_zero():
     assert not usage.layers["0"].dead
 
 
-class Gapped(nn.Module):
+def gapped() -> Layers:
     """A weight with gaps in memory, one behind a transpose, and one that is computed."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(4)
-        self.gaps = nn.Linear(3, 5)
-        self.gaps.weight = nn.Parameter(torch.randn(5, 8)[:, ::3])
-        self.turned = nn.Parameter(torch.randn(5, 4))
-        self.normed = torch.nn.utils.parametrizations.weight_norm(nn.Linear(4, 4))
-        self.head = nn.Linear(4, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        hidden = functional.linear(self.gaps(x).tanh(), self.turned.T)
-        return self.head(self.normed(hidden).tanh())
+    torch.manual_seed(4)
+    model = Layers(lambda model, x: model.head(model.normed(functional.linear(
+        model.gaps(x).tanh(), model.turned.T)).tanh()), gaps=nn.Linear(3, 5), head=nn.Linear(4, 2),
+        turned=nn.Parameter(torch.randn(5, 4)),
+        normed=torch.nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)))
+    model.gaps.weight = nn.Parameter(torch.randn(5, 8)[:, ::3])
+    return model
 
 
 def test_weights_that_lie_otherwise_in_memory():
-    model, x, y = Gapped(), rows(SAMPLES, 3), labels(SAMPLES)
+    model, x, y = gapped(), rows(SAMPLES, 3), labels(SAMPLES)
     assert not model.gaps.weight.is_contiguous()
-    found = layer_importance(model, [(x[:4], y[:4]), (x[4:], y[4:])], ["gaps", "turned", "normed"],
-                             "taylor", loss=loss)
+    importances = layer_importance(model, [(x[:4], y[:4]), (x[4:], y[4:])],
+                                   ["gaps", "turned", "normed"], "taylor", loss=loss)
     for name, weight in (("gaps", model.gaps.weight), ("turned", model.turned)):
         expected = (weight.double() * by_sample(model, x, y, weight)).abs().detach()
-        same(found[name], expected.T if name == "turned" else expected)
-    plain = Gapped()
+        same(importances[name], expected.T if name == "turned" else expected)
+    plain = gapped()
     torch.nn.utils.parametrize.remove_parametrizations(plain.normed, "weight")
     weight = plain.normed.weight
-    same(found["normed"], (weight.double() * by_sample(plain, x, y, weight)).abs().detach())
+    same(importances["normed"], (weight.double() * by_sample(plain, x, y, weight)).abs().detach())
 
 
 def test_a_computed_weight_that_is_detached_has_no_gradient():
-    class Detached(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.first, self.part, self.head = nn.Linear(3, 4), Masked(), nn.Linear(4, 2)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.head(self.part(self.first(x)))
-
-    class Masked(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.weight = nn.Parameter(torch.ones(4, 4))
-
-        def forward(self, x: Tensor) -> Tensor:
-            return functional.linear(x, (self.weight * 2).detach())
-
     torch.manual_seed(5)
-    usage = analyze(Detached(), [(rows(SAMPLES, 3), labels(SAMPLES))], criterion="taylor",
+    part = Layers(lambda part, x: functional.linear(x, (part.weight * 2).detach()),
+                  weight=nn.Parameter(torch.ones(4, 4)))
+    model = nn.Sequential(nn.Linear(3, 4), part, nn.Linear(4, 2))
+    usage = analyze(model, [(rows(SAMPLES, 3), labels(SAMPLES))], criterion="taylor",
                     loss=loss)
-    assert (usage.layers["first"].dead, usage.layers["part"].dead) == (False, True)
+    assert (usage.layers["0"].dead, usage.layers["1"].dead) == (False, True)
 
 
 @pytest.mark.parametrize("before", [False, True])
 def test_weights_in_reentrant_checkpoints_are_refused(before):
-    class Checkpointed(nn.Module):
-        def __init__(self, reentrant: bool) -> None:
-            super().__init__()
-            self.reentrant = reentrant
-            self.stem, self.inner, self.head = nn.Linear(3, 3), nn.Linear(3, 4), nn.Linear(4, 2)
-
-        def forward(self, x: Tensor) -> Tensor:
-            x = self.stem(x) if before else x.detach().requires_grad_()
-            return self.head(checkpoint(self.inner, x, use_reentrant=self.reentrant).relu())
+    def run(model: Layers, x: Tensor) -> Tensor:
+        x = model.stem(x) if before else x.detach().requires_grad_()
+        return model.head(checkpoint(model.inner, x, use_reentrant=model.reentrant).relu())
 
     torch.manual_seed(5)
-    model, data = Checkpointed(True), [(rows(SAMPLES, 3), labels(SAMPLES))]
+    model, data = Layers(run, stem=nn.Linear(3, 3), inner=nn.Linear(3, 4),
+                         head=nn.Linear(4, 2)), [(rows(SAMPLES, 3), labels(SAMPLES))]
+    model.reentrant = True
     with pytest.raises(ValueError, match="^model: taylor needs .* use_reentrant=False"):
         analyze(model, data, criterion="taylor", loss=loss)
-    assert not any(one.grad is not None for one in model.parameters())
+    assert all(parameter.grad is None for parameter in model.parameters())
     model.reentrant = False
     assert not analyze(model, data, criterion="taylor", loss=loss).layers["inner"].dead
 
@@ -272,6 +229,91 @@ def test_a_table_whose_gradients_are_sparse():
 
     x, y = tokens(SAMPLES), labels(SAMPLES)
     data = [(x[:4], y[:4]), (x[4:], y[4:])]
-    found, expected = (layer_importance(network(sparse=sparse), data, ["0"], "taylor",
-                                        loss=loss)["0"] for sparse in (True, False))
-    assert torch.equal(found, expected) and bool(expected.any())
+    importance, expected = (layer_importance(network(sparse=sparse), data, ["0"], "taylor",
+                                             loss=loss)["0"] for sparse in (True, False))
+    assert torch.equal(importance, expected) and bool(expected.any())
+
+
+# Losses that cannot be used
+
+
+PLAIN = mlp(3, 4, 2)
+BATCH = [(rows(4, 3), labels(4))]
+
+
+@pytest.mark.parametrize(("function", "message"), [
+    (lambda outputs, targets: outputs.sum(1), r"a scalar tensor .*, but got shape \(4,\)"),
+    (lambda outputs, targets: 1.0, "a scalar tensor .*, but got float"),
+    (lambda outputs, targets: torch.tensor(1.0), "a scalar tensor that depends on the model's "
+                                                 "weights, but got one without a gradient$"),
+    (lambda outputs, targets: outputs.detach().sum(), "a scalar tensor .*, but got one without"),
+    (lambda outputs, targets: outputs.sum() * math.nan, "a finite number, but got nan for batch 0"),
+    (lambda outputs, targets: outputs.sum() + math.inf, "a finite number, but got inf for batch 0"),
+])
+def test_a_loss_of_another_kind(function, message):
+    with pytest.raises(ValueError, match=f"^loss: expected {message}") as caught:
+        analyze(PLAIN, BATCH, criterion="taylor", loss=function)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_batch_whose_loss_is_not_finite():
+    losses = iter([1.0, 1.0, math.nan])
+    with pytest.raises(ValueError, match="but got nan for batch 2$"):
+        analyze(PLAIN, BATCH * 5, criterion="taylor",
+                loss=lambda outputs, targets: outputs.sum() * next(losses))
+
+
+class OnGpu(Tensor):
+    """Says that it lies on a GPU."""
+
+    @property
+    def is_cuda(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("number", range(8))
+def test_on_a_gpu_a_loss_is_read_back_seldom(number):
+    value = (torch.ones(1, requires_grad=True) * math.nan).as_subclass(OnGpu)
+    if number in (0, 1, 3, 7):
+        with pytest.raises(ValueError, match=f"but got nan for batch {number}$"):
+            loss_of(None, None, lambda outputs, targets: value, number=number)
+    else:
+        assert loss_of(None, None, lambda outputs, targets: value, number=number).isnan()
+
+
+def test_a_gradient_that_is_not_finite_names_its_layer():
+    model = Layers(lambda model, x: model.head((model.first(x) * 0).sqrt()),
+                   first=nn.Linear(3, 4), head=nn.Linear(4, 2))
+    with pytest.raises(ValueError, match="^layer first: .* finite .* but got NaN"):
+        analyze(model, BATCH, criterion="taylor", loss=loss)
+
+
+def test_a_loss_of_one_element_is_a_scalar():
+    scalar, reshaped = (
+        analyze(PLAIN, BATCH, criterion="taylor", loss=function).layers["0"].entropy
+        for function in (loss, lambda outputs, targets: loss(outputs, targets).reshape(1, 1)))
+    assert scalar == reshaped
+
+
+def test_neither_loss_nor_targets():
+    with pytest.raises(ValueError, match="^loss: the criterion taylor needs a function of outputs "
+                                         "and targets, or a model whose outputs have a loss, but "
+                                         "got neither$"):
+        analyze(PLAIN, BATCH, criterion="taylor")
+    for data in (rows(4, 3), [rows(4, 3)], [(rows(4, 3),)]):
+        with pytest.raises(ValueError, match="^data: the criterion taylor needs targets, but the "
+                                             "batches are inputs alone"):
+            analyze(PLAIN, data, criterion="taylor", loss=loss)
+
+
+def test_a_model_without_layers():
+    with pytest.raises(ValueError, match="^model: expected a layer whose weights"):
+        analyze(nn.Tanh(), [(rows(4, 3).requires_grad_(), labels(4))], criterion="taylor",
+                loss=lambda outputs, targets: outputs.sum())
+
+
+def test_the_loss_is_the_users_where_both_are_there():
+    outputs = SimpleNamespace(loss=torch.ones(1, requires_grad=True))
+    value = torch.full((), 2.0, requires_grad=True)
+    assert loss_of(outputs, None, None, number=0) == 1
+    assert loss_of(outputs, None, lambda out, targets: value, number=0) == 2

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-import random
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,15 +13,48 @@ import scipy.stats
 import torch
 from torch import Tensor, nn
 
-from tests.nulls import INPUTS, stuck, trained
+from tests.networks import Layers, rows, snapshot
 from wua_mlflow.usage import analyze as analyze_module
 from wua_mlflow.usage.analyze import analyze
 from wua_mlflow.usage.null import with_null
 from wua_mlflow.usage.results import PERMUTED, REINITIALISED, ModelUsage
 from wua_mlflow.usage.statistics import summarize
 
+INPUTS = torch.rand(50, 30, generator=torch.Generator().manual_seed(1))
 UNIFORM_SHARE = math.exp(0.5) / 2
 """exp(entropy) ÷ n of |w| drawn uniformly from an interval around 0, as n grows: by integration."""
+
+
+def trained(*extra: nn.Module) -> nn.Sequential:
+    """A network whose first layer holds a pattern that no initialisation would draw."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(30, 40), *extra, nn.ReLU(), nn.Linear(40, 2))
+    model[0].weight.data = torch.randn(40, 30).exp()
+    return model
+
+
+def stuck() -> nn.Sequential:
+    """A network whose first layer cannot be re-initialised, and the two after it can."""
+    torch.manual_seed(0)
+    plain = Layers(lambda layer, x: nn.functional.linear(x, layer.weight, layer.bias),
+                   weight=nn.Parameter(torch.randn(40, 30).exp()),
+                   bias=nn.Parameter(torch.randn(40)))
+    return nn.Sequential(plain, nn.ReLU(), nn.Linear(40, 20), nn.ReLU(), nn.Linear(20, 2))
+
+
+def states(model: nn.Module, inputs: Tensor, draws: int = 2) -> list[dict[str, Tensor]]:
+    """What each draw's network holds; the model itself must be left exactly as found."""
+    before, drawn = copy.deepcopy(model.state_dict()), []
+    usage = analyze(model, inputs)
+
+    def measure(blank: nn.Module) -> dict[str, ModelUsage]:
+        assert blank is not model
+        drawn.append(copy.deepcopy(blank.state_dict()))
+        return {"output": usage}
+
+    with_null({"output": usage}, model, measure, draws=draws, seed=0)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    return drawn
 
 
 def test_reinitialised_layers_have_the_share_of_uniform_weights():
@@ -46,28 +79,30 @@ def test_permuted_shares_are_those_of_a_simulation():
         drawn = generator.permutation(weight.ravel()).reshape(weight.shape)
         importance = np.abs(drawn) * np.abs(drawn @ mean_input + bias)[:, None]
         simulated.append(math.exp(scipy.stats.entropy(importance.ravel())) / importance.size)
-    null = analyze(model, INPUTS, null=100).layers["0"].null
-    error = np.std(simulated) * math.sqrt(1 / 200 + 1 / 100)
+    null = analyze(model, INPUTS, null=50).layers["0"].null
+    error = np.std(simulated) * math.sqrt(1 / 200 + 1 / 50)
     assert null.share == pytest.approx(np.mean(simulated), abs=4 * error)
     assert null.low == pytest.approx(np.quantile(simulated, 0.025), abs=2 * np.std(simulated))
     assert null.low < null.share < null.high
 
 
 def test_the_range_and_the_shift_are_those_of_the_draws():
-    model, shares, entropies = trained(), [], []
+    model, usages = trained(), []
+    usage = analyze(model, INPUTS)
 
     def measure(blank: nn.Module) -> dict[str, ModelUsage]:
-        found = analyze(blank, INPUTS)
-        shares.append(found.layers["0"].effective_share)
-        entropies.append(found.layers["0"].entropy)
-        return {"output": found}
+        usages.append(analyze(blank, INPUTS).layers["0"])
+        return {"output": replace(usage, layers={"0": usages[-1]})}
 
-    usage = analyze(model, INPUTS)
     null = with_null({"output": usage}, model, measure, draws=8, seed=3)["output"].layers["0"].null
+    shares = [layer.effective_share for layer in usages]
     assert len(shares) == len(set(shares)) == 8
     assert null.share == pytest.approx(np.mean(shares))
     assert (null.low, null.high) == pytest.approx(tuple(np.quantile(shares, [0.025, 0.975])))
-    assert null.shift == pytest.approx(np.mean(entropies) - usage.layers["0"].entropy)
+    assert null.shift == pytest.approx(
+        np.mean([layer.entropy for layer in usages]) - usage.layers["0"].entropy)
+    with_null({"output": usage}, model, measure, draws=2, seed=3)
+    assert [layer.effective_share for layer in usages[8:]] == shares[:2], "more begin with fewer"
 
 
 def test_draws_work_on_one_copy_that_has_forgotten_everything():
@@ -76,19 +111,9 @@ def test_draws_work_on_one_copy_that_has_forgotten_everything():
         for parameter in model.parameters():
             parameter.fill_(7.0)
     model[1].running_mean.fill_(5.0)
-    before = copy.deepcopy(model.state_dict())
-    seen = []
-
-    def measure(blank: nn.Module) -> dict[str, ModelUsage]:
-        assert blank is not model
-        seen.append(copy.deepcopy(blank.state_dict()))
-        return {"output": usage}
-
-    usage = analyze(model, INPUTS)
-    with_null({"output": usage}, model, measure, draws=2, seed=0)
-    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
-    assert not torch.equal(seen[0]["0.weight"], seen[1]["0.weight"])
-    for state in seen:
+    first, second = states(model, INPUTS)
+    assert not torch.equal(first["0.weight"], second["0.weight"])
+    for state in (first, second):
         assert not any((state[key] == 7.0).any() for key in ("0.weight", "0.bias", "3.weight"))
         assert state["0.weight"].abs().max() <= 1 / math.sqrt(30)  # torch's own bound
         assert state["1.running_mean"].tolist() == [0.0] * 4
@@ -96,19 +121,13 @@ def test_draws_work_on_one_copy_that_has_forgotten_everything():
 
 
 def test_a_parents_own_initialisation_has_the_last_word():
-    class Tiny(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.inner = nn.Linear(30, 4)
-            self.outer = nn.Linear(4, 2)
-
+    class Parent(Layers):
         def reset_parameters(self) -> None:
             nn.init.constant_(self.inner.weight, 0.25)
 
-        def forward(self, x: Tensor) -> Tensor:
-            return self.outer(self.inner(x))
-
-    usage = analyze(Tiny(), INPUTS, criterion="magnitude", null=3)
+    model = Parent(lambda model, x: model.outer(model.inner(x)), inner=nn.Linear(30, 4),
+                   outer=nn.Linear(4, 2))
+    usage = analyze(model, INPUTS, criterion="magnitude", null=3)
     assert usage.layers["inner"].null.low == pytest.approx(1.0)
 
 
@@ -119,35 +138,13 @@ def test_draws_are_those_of_the_seed():
     assert first.share != other.share
 
 
-def test_more_draws_begin_with_the_fewer():
-    def shares_of(draws):
-        shares = []
-
-        def measure(blank):
-            shares.append(analyze(blank, INPUTS).layers["0"].effective_share)
-            return {"output": usage}
-
-        with_null({"output": usage}, model, measure, draws=draws, seed=6)
-        return shares
-
-    model = trained()
-    usage = analyze(model, INPUTS)
-    assert shares_of(5)[:2] == shares_of(2)
-
-
 @pytest.mark.parametrize("make", [trained, stuck], ids=[REINITIALISED, PERMUTED])
-def test_the_global_streams_and_the_models_gradients_are_left_alone(make):
+def test_the_global_streams_and_the_model_are_left_alone(make):
     model = make()
     model(INPUTS).sum().backward()
-    grads = [parameter.grad.clone() for parameter in model.parameters()]
-    state = copy.deepcopy(model.state_dict())
-    before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+    before = snapshot(model)
     analyze(model, INPUTS, null=2)
-    after = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
-    assert after == before
-    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
-    assert all(torch.equal(p.grad, g) for p, g in zip(model.parameters(), grads, strict=True))
-    assert all(module.training for module in model.modules())
+    assert snapshot(model) == before
 
 
 def test_the_global_stream_is_left_alone_when_a_measurement_raises():
@@ -173,15 +170,6 @@ def test_a_seed_out_of_range():
         analyze(trained(), INPUTS, null=1, seed=-1)
 
 
-def test_several_criteria_share_the_draws():
-    model, names = trained(), ["output", "magnitude", "wanda"]
-    together = analyze(model, INPUTS, criterion=names, null=4, seed=7)
-    for name in names:
-        alone = analyze(model, INPUTS, criterion=name, null=4, seed=7)
-        assert together[name].null == alone.null
-        assert together[name].layers["0"].null == alone.layers["0"].null
-
-
 @pytest.mark.parametrize("criterion", ["output", "input", "wanda", "magnitude", "taylor"])
 def test_a_large_layer_is_sampled_by_whole_units(criterion, monkeypatch):
     """120 of 480 units stand for all: about the same share, and the same scale of counts."""
@@ -191,11 +179,11 @@ def test_a_large_layer_is_sampled_by_whole_units(criterion, monkeypatch):
     options = {"criterion": criterion, "null": 4, "seed": 8, "loss": nn.functional.cross_entropy}
     whole = analyze(model, data, **options).layers["0"].null
     monkeypatch.setattr(analyze_module, "MOST_IN_A_DRAW", 120 * 30)
-    seen = []
-    monkeypatch.setattr(analyze_module, "summarize", lambda part, shape, **how: seen.append(shape)
-                        or summarize(part, shape, **how))
+    shapes = []
+    monkeypatch.setattr(analyze_module, "summarize", lambda part, shape, **how: shapes.append(
+        shape) or summarize(part, shape, **how))
     sampled = analyze(model, data, **options).layers["0"].null
-    assert seen.count((120, 30)) == 4
+    assert shapes.count((120, 30)) == 4
     assert sampled.share == pytest.approx(whole.share, rel=0.1)
     assert sampled.shift == pytest.approx(whole.shift, abs=0.1)
     again = analyze(model, data, **options).layers["0"].null
@@ -206,7 +194,7 @@ def test_a_sampled_grouped_convolution(monkeypatch):
     torch.manual_seed(3)
     model = nn.Sequential(nn.Conv2d(8, 64, 3, groups=4), nn.ReLU(), nn.Flatten(),
                           nn.Linear(64 * 16, 2))
-    images = torch.rand(10, 8, 6, 6, generator=torch.Generator().manual_seed(4))
+    images = rows(10, 8, 6, 6)
     whole = analyze(model, images, criterion="wanda", null=4).layers["0"].null
     monkeypatch.setattr(analyze_module, "MOST_IN_A_DRAW", 16 * 18)
     sampled = analyze(model, images, criterion="wanda", null=4).layers["0"].null
@@ -233,3 +221,186 @@ def test_a_model_that_cannot_be_copied(make, reason):
     with pytest.raises(ValueError, match="^model: cannot be copied, which the null needs: "
                                          f"{reason}; use null=0$"):
         analyze(make(), data, null=2, **options)
+
+
+# Which layers are re-initialised, which are permuted
+
+
+def test_permuted_layers_have_no_null_by_magnitude():
+    """The same weights in another order have the same share: a range of no width says nothing."""
+    usage = analyze(stuck(), INPUTS, criterion=["magnitude", "output"], null=3)
+    assert usage["magnitude"].layers["0"].null is None
+    assert usage["magnitude"].layers["2"].null.kind == REINITIALISED
+    assert usage["magnitude"].null.kind == "re-initialised, but 1 of 2 layers permuted"
+    assert usage["output"].layers["0"].null.kind == PERMUTED
+    alone = analyze(stuck(), INPUTS, criterion="magnitude", layers=["0"], null=3)
+    assert alone.null is None and alone.layers["0"].null is None
+
+
+def assert_permuted(values: Tensor, before: Tensor) -> None:
+    assert not torch.equal(values, before)
+    assert torch.equal(values.flatten().sort().values, before.flatten().sort().values)
+
+
+def test_only_the_layers_that_cannot_be_reinitialised_are_permuted():
+    model = stuck()
+    usage = analyze(model, INPUTS, null=3)
+    assert [layer.null.kind for layer in usage.layers.values()] == [PERMUTED, REINITIALISED]
+    assert usage.null.kind == "re-initialised, but 1 of 2 layers permuted"
+    assert analyze(model, INPUTS, layers=["0"], null=3).null.kind == PERMUTED
+    assert analyze(model, INPUTS, layers=["2"], null=3).null.kind == REINITIALISED
+    for state in states(model, INPUTS):
+        assert_permuted(state["0.weight"], model[0].weight)
+        assert torch.equal(state["0.bias"], model[0].bias)
+        assert state["2.weight"].abs().max() <= 1 / math.sqrt(40)  # torch's own bound
+        assert not torch.equal(state["2.weight"], model[2].weight)
+
+
+def vision(model: Layers, x: Tensor) -> Tensor:
+    """A class token beside an encoder's layer: attention has ``_reset_parameters`` only."""
+    x = torch.cat([model.token.expand(len(x), -1, -1), x], 1)
+    return model.head(model.encoder(x)[:, 0])
+
+
+def test_an_encoders_layers_are_reinitialised_and_a_class_token_stays():
+    torch.manual_seed(0)
+    model = Layers(vision, token=nn.Parameter(torch.full((1, 1, 8), 7.0)), head=nn.Linear(8, 2),
+                   encoder=nn.TransformerEncoderLayer(8, 2, 16, batch_first=True))
+    inputs = torch.randn(20, 5, 8)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(7.0)
+        model.encoder.linear1.weight.copy_(torch.randn(16, 8).exp())
+    usage = analyze(model, inputs, null=2)
+    kinds = {layer.null.kind for layer in usage.layers.values()}
+    assert kinds == {usage.null.kind} == {REINITIALISED}
+    bounds = {"encoder.linear1.weight": 1 / math.sqrt(8),  # torch's own, and Glorot's
+              "encoder.linear2.weight": 1 / math.sqrt(16), "head.weight": 1 / math.sqrt(8),
+              "encoder.self_attn.in_proj_weight": math.sqrt(6 / (8 + 24))}
+    for state in states(model, inputs):
+        for name, bound in bounds.items():
+            assert 0.8 * bound < state[name].abs().max() <= bound
+            assert state[name].unique().numel() > 0.9 * state[name].numel()
+        assert (state["token"] == 7.0).all()
+
+
+def test_a_weight_norm_keeps_a_layer_from_being_reinitialised():
+    model = nn.Sequential(torch.nn.utils.parametrizations.weight_norm(nn.Linear(30, 40)),
+                          nn.ReLU(), nn.Linear(40, 20), nn.ReLU(), nn.Linear(20, 2))
+    usage = analyze(model, INPUTS, null=2)
+    assert usage.layers["0"].null.kind == PERMUTED
+    assert usage.layers["2"].null.kind == REINITIALISED
+    for state in states(model, INPUTS):
+        for key, value in model.state_dict().items():
+            if "original" in key:
+                assert_permuted(state[key], value)
+
+
+def test_a_bare_matrix_of_the_model_itself_is_permuted():
+    model = Layers(lambda model, x: model.head((x @ model.matrix).relu()),
+                   matrix=nn.Parameter(torch.randn(30, 8)), head=nn.Linear(8, 2))
+    usage = analyze(model, INPUTS, layers=["matrix", "head"], null=2)
+    assert {name: layer.null.kind for name, layer in usage.layers.items()} == {
+        "matrix": PERMUTED, "head": REINITIALISED}
+
+
+def test_a_parameter_that_is_no_layers_weight_stays_as_it_is():
+    model = trained(Layers(lambda layer, x: x * layer.factor,
+                           factor=nn.Parameter(torch.arange(40.0))))
+    usage = analyze(model, INPUTS, null=2)
+    assert usage.layers["0"].null.kind == usage.null.kind == REINITIALISED
+    for state in states(model, INPUTS):
+        assert state["1.factor"].tolist() == list(range(40))
+
+
+class Own(nn.Module):
+    """A model with a way of its own to initialise: all weights of a matrix are equal."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.matrix = nn.Linear(4, 6), nn.Parameter(torch.randn(6, 5))
+        self.last = nn.Linear(5, 2)
+
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Linear):
+            nn.init.constant_(module.weight, 0.5)
+        if isinstance(module, Own):
+            nn.init.constant_(module.matrix, 2.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.first(x).relu() @ self.matrix)
+
+
+def test_a_models_own_initialiser_is_the_null():
+    """Of equal weights every one is effective; the bare matrix is re-initialised too."""
+    usage = analyze(Own(), torch.randn(20, 4), criterion="magnitude", null=2)
+    assert usage.null.kind == REINITIALISED
+    assert [layer.null.share for layer in usage.layers.values()] == pytest.approx([1.0, 1.0])
+
+
+def test_the_nearest_initialiser_has_the_last_word():
+    class Around(Own):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.after = Own(), nn.Linear(2, 3)
+
+        def _init_weights(self, module: nn.Module) -> None:
+            if isinstance(module, nn.Linear):
+                nn.init.uniform_(module.weight)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.after(self.inner(x))
+
+    usage = analyze(Around(), torch.randn(20, 4), criterion="magnitude", null=2,
+                    layers=["inner.first", "after"])
+    assert usage.layers["inner.first"].null.share == pytest.approx(1.0)
+    assert usage.layers["after"].null.share < 0.99
+
+
+def test_an_initialiser_that_is_none_of_ours_is_passed_over():
+    class Other(Own):
+        def _init_weights(self) -> None:
+            raise AssertionError("not called: it takes no module")
+
+    class Failing(Own):
+        def _init_weights(self, module: nn.Module) -> None:
+            raise RuntimeError("cannot be called again")
+
+    for model in (Other(), Failing()):
+        usage = analyze(model, torch.randn(20, 4), null=2)
+        assert usage.null.kind == f"{REINITIALISED}, but 1 of 2 layers {PERMUTED}"
+
+
+class Routed(nn.Module):
+    """Two experts, of which the router takes one for all rows; a third that only training took."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.router, self.head = nn.Linear(5, 2, bias=False), nn.Linear(4, 2)
+        self.experts = nn.ModuleList([nn.Linear(5, 4), nn.Linear(5, 4), nn.Linear(5, 4)])
+        self.rare = 50.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        score = self.router(x).sum(0)
+        hidden = self.experts[int(score.argmax())](x)
+        if score.abs().max() > self.rare:
+            hidden = hidden + self.experts[2](x)
+        return self.head(hidden)
+
+
+def test_experts_that_the_draws_seldom_call_have_a_null_of_these_or_none():
+    torch.manual_seed(0)
+    model, inputs = Routed(), torch.rand(30, 5)
+    with torch.no_grad():
+        model.router.weight[0] = 9.0
+    usage = analyze(model, inputs, null=20, seed=0)
+    assert set(usage.layers) >= {"router", "experts.0", "experts.2"}
+    draws = {name: layer.null and layer.null.draws for name, layer in usage.layers.items()}
+    called = sum(int((inputs @ state["router.weight"].T).sum(0).argmax() == 0)
+                 for state in states(model, inputs, draws=20))
+    assert draws["router"] == 20 and draws["experts.2"] is None
+    assert draws["experts.0"] == called and 0 < called < 20
+    assert usage.null is None, "no draw calls every layer that the model itself calls"
+    model.rare = math.inf
+    alone = analyze(model, inputs, null=20, seed=0)
+    assert alone.null.draws == alone.layers["experts.0"].null.draws == draws["experts.0"]

