@@ -34,10 +34,8 @@ from wua_mlflow.rng import isolated
 __all__ = ["CONVENTION", "FlopCount", "count_flops", "count_parameters", "ptflops_forward_flops"]
 
 
-CONVENTION = (
-    "2 FLOPs per multiply-accumulate of matrix products, convolutions and attention"
-    " (causal counts the full square); eval mode"
-)
+CONVENTION = ("2 FLOPs per multiply-accumulate of matrix products, convolutions and attention "
+              "(causal counts the full square); eval mode")
 
 Inputs = Tensor | Sequence[Any] | Mapping[str, Any]
 
@@ -142,22 +140,15 @@ def ptflops_forward_flops(model: nn.Module, input_shape: Sequence[int]) -> int |
         raise ValueError(f"input_shape: expected positive integers, but got {shape}")
     model = _checked_model(model)
     macs, reason = _ptflops_macs(model, shape)
-    if macs is None:
-        name = type(model).__name__
-        warnings.warn(
-            f"ptflops cannot count {name} on an input of shape {shape}: {reason}", stacklevel=2
-        )
-        return None
-    return 2 * macs
+    if macs is not None:
+        return 2 * macs
+    warnings.warn(f"ptflops cannot count {type(model).__name__} on an input of shape {shape}: "
+                  f"{reason}", stacklevel=2)
+    return None
 
 
 def _count(
-    model: nn.Module,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    *,
-    meta: bool,
-    backward: bool,
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, meta: bool, backward: bool
 ) -> FlopCount:
     """Count the call, run on copies of all tensors: empty ones on the meta device, or real ones."""
     copy = meta_copy if meta else real_copy
@@ -191,14 +182,13 @@ def tensors_in(value: Any) -> list[Tensor]:
     """The tensors in nested mappings, lists, tuples and dataclasses."""
     if isinstance(value, Tensor):
         return [value]
-    items: list[Any] = []
-    if isinstance(value, Mapping):
-        items = list(value.values())
-    elif isinstance(value, list | tuple):
-        items = list(value)
-    elif is_dataclass(value) and not isinstance(value, type):
-        items = [getattr(value, field.name) for field in fields(value)]
-    return [tensor for item in items for tensor in tensors_in(item)]
+    if is_dataclass(value) and not isinstance(value, type):
+        value = [getattr(value, field.name) for field in fields(value)]
+    elif isinstance(value, Mapping):
+        value = list(value.values())
+    elif not isinstance(value, list | tuple):
+        return []
+    return [tensor for item in value for tensor in tensors_in(item)]
 
 
 def _by_module(model: nn.Module, counts: Mapping[str, Mapping[Any, int]]) -> dict[str, int]:
@@ -217,23 +207,18 @@ def _checked_model(model: nn.Module) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise ValueError(f"model: expected a torch.nn.Module, but got {type(model).__name__}")
     model = unwrapped(model)
-    modules = list(model.modules())
-    if any(isinstance(module, torch.jit.ScriptModule) for module in modules):
+    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
         raise ValueError("model: expected a module in Python, but got a scripted one")
-    tensors = [*model.parameters(), *model.buffers()]
-    if any(torch.nn.parameter.is_lazy(tensor) for tensor in tensors):
-        raise ValueError(
-            "model: expected initialised parameters, but got lazy ones; call the model once first"
-        )
+    if any(map(torch.nn.parameter.is_lazy, (*model.parameters(), *model.buffers()))):
+        raise ValueError("model: expected initialised parameters, but got lazy ones; call the "
+                         "model once first")
     return model
 
 
 def _arguments(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if not isinstance(inputs, Tensor | Mapping | list | tuple):
-        raise ValueError(
-            "inputs: expected a tensor, a tuple of tensors or a dict of tensors, but got"
-            f" {type(inputs).__name__}"
-        )
+        raise ValueError("inputs: expected a tensor, a tuple of tensors or a dict of tensors, but "
+                         f"got {type(inputs).__name__}")
     tensors = tensors_in(inputs)
     if not tensors:
         raise ValueError("inputs: expected at least one tensor, but got none")
@@ -258,18 +243,12 @@ def _ptflops_macs(model: nn.Module, shape: tuple[int, ...]) -> tuple[int | None,
     if any(tensor.is_meta for tensor in [*model.parameters(), *model.buffers()]):
         return None, "its tensors are on the meta device"
     printed = io.StringIO()
-    with (
-        warnings.catch_warnings(action="ignore"),
-        redirect_stdout(printed),
-        redirect_stderr(printed),
-        isolated(),
-        torch.no_grad(),
-        swapped_tensors(model, real_copy),
-    ):
+    with warnings.catch_warnings(action="ignore"), redirect_stdout(printed), \
+            redirect_stderr(printed), isolated(), torch.no_grad(), \
+            swapped_tensors(model, real_copy):
         try:
             macs, _ = get_model_complexity_info(
-                model, shape, print_per_layer_stat=False, as_strings=False, backend="pytorch"
-            )
+                model, shape, print_per_layer_stat=False, as_strings=False, backend="pytorch")
         except Exception as error:
             return None, f"{type(error).__name__}: {error}"
     return macs, printed.getvalue().strip().rpartition("\n")[2]

@@ -21,7 +21,7 @@ Shape = Sequence[int]
 
 _NOT_COUNTED = {
     "elementwise": """
-        __and__ __or__ __xor__ _add_relu _fused_dropout _masked_scale _prelu_kernel
+        __and__ __or__ _add_relu _fused_dropout _masked_scale _prelu_kernel
         _thnn_fused_gru_cell _thnn_fused_lstm_cell _to_copy _transform_bias_rescale_qkv
         binary_cross_entropy binary_cross_entropy_with_logits clone complex dequantize elu
         floor_divide glu hardshrink hardsigmoid hardswish hardtanh huber_loss leaky_relu
@@ -32,7 +32,7 @@ _NOT_COUNTED = {
         _assert_async _assert_scalar _assert_tensor_metadata _efficientzerotensor
         _functional_assert_async _fused_sdp_choice _linalg_check_errors _local_scalar_dense
         _pin_memory allclose arange
-        bernoulli blackman_window cauchy copy empty empty_like empty_permuted empty_strided equal
+        bernoulli blackman_window cauchy copy empty empty_like empty_permuted empty_strided
         exponential eye fill full full_like geometric hamming_window hann_window is_same_size
         kaiser_window lift linspace log_normal logspace multinomial new_empty new_empty_strided
         new_full new_ones new_zeros normal normal_functional ones ones_like poisson rand rand_like
@@ -52,7 +52,7 @@ _NOT_COUNTED = {
         pixel_shuffle pixel_unshuffle put reflection_pad1d reflection_pad2d reflection_pad3d
         repeat repeat_interleave replication_pad1d replication_pad2d replication_pad3d resize
         resize_as roll rot90 scatter scatter_add scatter_reduce searchsorted select
-        select_scatter set slice slice_scatter sort squeeze stack t take to_padded_tensor topk
+        select_scatter set slice sort squeeze stack t take to_padded_tensor topk
         transpose tril triu unfold unique_consecutive unique_dim unsafe_split
         unsafe_split_with_sizes unsqueeze upsample_nearest1d upsample_nearest2d
         upsample_nearest3d
@@ -112,11 +112,7 @@ def _is_pointwise(name: str) -> bool:
 
 
 def _convolution_backward(
-    grad_out: Shape,
-    x: Shape,
-    weight: Shape,
-    *arguments: Any,
-    out_shape: Any = None,
+    grad_out: Shape, x: Shape, weight: Shape, *arguments: Any, out_shape: Any = None
 ) -> int:
     """Input and weight gradient cost as much as the forward each, grouped or not.
 
@@ -127,44 +123,10 @@ def _convolution_backward(
     return forward * int(sum(output_mask[:2]))
 
 
-def _mv(matrix: Shape, vector: Shape, out_shape: Any = None) -> int:
-    return 2 * prod(matrix)
-
-
-def _addmv(bias: Shape, matrix: Shape, vector: Shape, out_shape: Any = None, **scale: Any) -> int:
-    return 2 * prod(matrix)
-
-
-def _dot(a: Shape, b: Shape, out_shape: Any = None) -> int:
-    return 2 * prod(a)
-
-
-def _addr(bias: Shape, a: Shape, b: Shape, out_shape: Any = None, **scale: Any) -> int:
-    return 2 * prod(a) * prod(b)
-
-
-def _addbmm(bias: Shape, a: Shape, b: Shape, out_shape: Any = None, **scale: Any) -> int:
-    return 2 * prod(a) * b[-1]
-
-
-def _int_mm(a: Shape, b: Shape, out_shape: Any = None) -> int:
-    return 2 * prod(a) * b[-1]
-
-
 def _grouped_mm(a: Shape, b: Shape, *options: Any, out_shape: Any = None, **more: Any) -> int:
     """A mixture of experts: each row of ``a`` meets one matrix of ``b``, or each one its own."""
     batches = a[0] if len(a) == len(b) == 3 else 1
     return 2 * batches * a[-2] * a[-1] * b[-1]
-
-
-def _attention(q: Shape, k: Shape, v: Shape, *options: Any, **more: Any) -> int:
-    return int(sdpa_flop_count(q, k, v))
-
-
-def _attention_backward(
-    grad: Shape, q: Shape, k: Shape, v: Shape, *options: Any, **more: Any
-) -> int:
-    return int(sdpa_backward_flop_count(grad, q, k, v))
 
 
 def _trilinear(*arguments: Any, out_shape: Any = None) -> int:
@@ -187,17 +149,19 @@ _aten = torch.ops.aten
 
 FORMULAS: dict[Any, Callable[..., int]] = {
     _aten.convolution_backward: _convolution_backward,
-    _aten.mv: _mv,
-    _aten.addmv: _addmv,
-    _aten.dot: _dot,
-    _aten.vdot: _dot,
-    _aten.addr: _addr,
-    _aten.addbmm: _addbmm,
-    _aten._int_mm: _int_mm,
+    _aten.mv: lambda matrix, *_, **__: 2 * prod(matrix),
+    _aten.addmv: lambda bias, matrix, *_, **__: 2 * prod(matrix),
+    _aten.dot: lambda a, *_, **__: 2 * prod(a),
+    _aten.vdot: lambda a, *_, **__: 2 * prod(a),
+    _aten.addr: lambda bias, a, b, **_: 2 * prod(a) * prod(b),
+    _aten.addbmm: lambda bias, a, b, **_: 2 * prod(a) * b[-1],
+    _aten._int_mm: lambda a, b, **_: 2 * prod(a) * b[-1],
     _aten._grouped_mm: _grouped_mm,
     _aten._trilinear: _trilinear,
-    _aten._scaled_dot_product_flash_attention_for_cpu: _attention,
-    _aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+    _aten._scaled_dot_product_flash_attention_for_cpu:
+        lambda q, k, v, *_, **__: int(sdpa_flop_count(q, k, v)),
+    _aten._scaled_dot_product_flash_attention_for_cpu_backward:
+        lambda grad, q, k, v, *_, **__: int(sdpa_backward_flop_count(grad, q, k, v)),
 }
 """What torch 2.13 counts wrongly or not at all, for ``FlopCounterMode(custom_mapping=...)``.
 

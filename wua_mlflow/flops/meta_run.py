@@ -98,21 +98,22 @@ def _replay(args: tuple[Any, ...], result: Any) -> Replay | None:
     if args and result is args[0]:
         return lambda args: args[0]
     if isinstance(result, Tensor):
-        make = _empty_like(result)
-        return (lambda _: make()) if make else None
-    if type(result) is not tuple:
-        return None
-    makers = [_empty_like(item) if isinstance(item, Tensor) else None for item in result]
-    if any(item is not None and make is None for item, make in zip(result, makers, strict=True)):
-        return None
-    return lambda _: tuple([make() if make else None for make in makers])
+        make = _maker(result)
+        return make and (lambda _: make())
+    makers = [_maker(item) for item in result] if type(result) is tuple else [None]
+    return None if None in makers else lambda _: tuple([make() for make in makers if make])
 
 
-def _empty_like(tensor: Tensor) -> Callable[[], Tensor] | None:
-    """A function that makes tensors of this metadata; None where a copy would differ."""
-    if _signature(tensor) != _signature(tensor):
+def _maker(item: Any) -> Callable[[], Tensor | None] | None:
+    """A function that makes tensors of this metadata, or None for no tensor.
+
+    None instead of a function where a copy would differ.
+    """
+    if not isinstance(item, Tensor):
+        return lambda: None
+    if _signature(item) != _signature(item):
         return None
-    size, stride, dtype = tensor.shape, tensor.stride(), tensor.dtype
+    size, stride, dtype = item.shape, item.stride(), item.dtype
     return lambda: torch.empty_strided(size, stride, dtype=dtype, device="meta")
 
 
@@ -230,45 +231,36 @@ def swapped_tensors(model: nn.Module, copy: Callable[[Tensor], Tensor]) -> Itera
     reaches otherwise (a closure, an object that is no module) is left in place.
     """
     copied = tensor_copier(copy)
-    saved = [(vars(module), dict(vars(module))) for module in _modules(model)]
-    contents = [
-        (value, value.copy())
-        for _, before in saved
-        for value in before.values()
-        if type(value) in (dict, OrderedDict)
-    ]
+    attributes = [vars(module) for module in _modules(model)]
+    containers = [value for values in attributes for value in values.values()
+                  if type(value) in (dict, OrderedDict)]  # a hook may remove itself from one
+    saved = [(mapping, dict(mapping)) for mapping in (*attributes, *containers)]
     try:
-        for attributes, before in saved:
-            attributes.update({name: copied(value) for name, value in before.items()})
-            attributes["training"] = False
+        for values in attributes:
+            values.update({name: copied(value) for name, value in values.items()}, training=False)
         yield
     finally:
-        for attributes, before in saved:
-            attributes.clear()
-            attributes.update(before)
-        for container, content in contents:  # a hook that removed itself did so in here
-            container.clear()
-            container.update(content)
+        for mapping, before in saved:
+            mapping.clear()
+            mapping.update(before)
 
 
 def _modules(value: Any) -> list[nn.Module]:
     """The modules in ``value``, each once, those held in plain lists, tuples and dicts too."""
-    modules: list[nn.Module] = []
-    visited: set[int] = set()
+    visited: dict[int, Any] = {}
     stack = [value]
     while stack:
         item = stack.pop()
         if id(item) in visited:
             continue
-        visited.add(id(item))
+        visited[id(item)] = item
         if isinstance(item, nn.Module):
-            modules.append(item)
-            stack.extend(vars(item).values())
+            item = vars(item)
+        if type(item) in (dict, OrderedDict):
+            stack.extend(item.values())
         elif type(item) in (list, tuple, set):
             stack.extend(item)
-        elif type(item) in (dict, OrderedDict):
-            stack.extend(item.values())
-    return modules
+    return [item for item in visited.values() if isinstance(item, nn.Module)]
 
 
 def tensor_copier(copy: Callable[[Tensor], Tensor]) -> Callable[[Any], Any]:
@@ -286,7 +278,7 @@ def tensor_copier(copy: Callable[[Tensor], Tensor]) -> Callable[[Any], Any]:
         if isinstance(value, nn.Module):
             return getattr(value, "_orig_mod", value)
         if type(value) in (list, tuple, set):
-            return type(value)(mapped(item) for item in value)
+            return type(value)(map(mapped, value))
         if type(value) in (dict, OrderedDict):
             return type(value)((key, mapped(item)) for key, item in value.items())
         return value
