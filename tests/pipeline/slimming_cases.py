@@ -26,7 +26,7 @@ from wua_mlflow.pipeline.recipe import Recipe, Trained, load_recipe, train_repli
 from wua_mlflow.pipeline.train import TrainingPlan, train_variant
 from wua_mlflow.pipeline.variant import ModelVariant
 from wua_mlflow.results import Comparison
-from wua_mlflow.tracking.models import NotExportable
+from wua_mlflow.tracking.models import NotExportable, log_model
 from wua_mlflow.tracking.store import Store, connect
 
 HERE = "tests.pipeline.slimming_cases"
@@ -124,24 +124,30 @@ def same(one: Trained | nn.Module, other: Trained | nn.Module) -> bool:
 
 
 def without_pictures(patch: pytest.MonkeyPatch) -> None:
-    """They take longer than the networks."""
+    """They take longer than the networks, as does the fidelity of the criteria."""
     patch.setattr(analyze, "usage_pictures", lambda *_: {})
+    patch.setattr(analyze, "fidelity_metrics", lambda *_: ({}, ""))
     patch.setattr(publish, "report_pictures", lambda *_, **__: {"comparison": b"picture"})
 
 
 def without_exports(patch: pytest.MonkeyPatch) -> None:
-    """Models that are not saved for serving, and the original's fidelity is not measured."""
+    """No model is exported, for tests that read none: torch.export takes longer than training."""
     def refused(*_: object, **__: object) -> None:
         raise NotExportable("model: not exported in this test")
 
+    without_pictures(patch)
     patch.setattr(train, "log_model", refused)
-    patch.setattr(analyze, "fidelity_metrics", lambda *_: ({}, ""))
+
+
+def with_exports(patch: pytest.MonkeyPatch) -> None:
+    """Models are exported after all."""
+    patch.setattr(train, "log_model", log_model)
 
 
 @pytest.fixture
 def store(store_uri: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
     """A store of the test's own."""
-    without_pictures(monkeypatch)
+    without_exports(monkeypatch)
     path = list(sys.path)
     yield connect("slimming")
     sys.path[:] = path
@@ -163,7 +169,7 @@ def store_at(folder: Path, migrated: Path) -> Iterator[Store]:
     os.chdir(folder)
     mlflow.set_tracking_uri(f"sqlite:///{folder / 'mlflow.db'}")
     with pytest.MonkeyPatch.context() as patch:
-        without_pictures(patch)
+        without_exports(patch)
         try:
             yield connect("slimming")
         finally:

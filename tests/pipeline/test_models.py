@@ -4,20 +4,36 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
+import mlflow
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from mlflow.tracking import MlflowClient
+from safetensors.torch import save_model
 from torch import nn
+from torch.utils.data import TensorDataset
 
-from tests.pipeline.slimming_cases import without_pictures
+from tests.mistakes import all_runs
+from tests.pipeline.slimming_cases import (  # noqa: F401 - store is a fixture
+    store,
+    with_exports,
+    without_exports,
+)
+from tests.pruning.cutting_cases import Tokens
 from wua_mlflow.cli.main import main
-from wua_mlflow.data.datasets import DataSplit, load_data
+from wua_mlflow.cli.output import slimmed_text
+from wua_mlflow.config import load_settings
+from wua_mlflow.data.datasets import DataSplit, load_data, split_of
 from wua_mlflow.pipeline.models import check_fit, check_widths, cnn, factory, mlp, naming
+from wua_mlflow.pipeline.workflow import run_pipeline, slim_run
+from wua_mlflow.tracking.store import Store
+
+HERE = "tests.pipeline.test_models"
 
 
 @pytest.fixture(scope="module")
@@ -27,14 +43,16 @@ def points() -> DataSplit:
 
 
 @pytest.mark.parametrize(("widths", "parameters"), [
-    ((), 4 * 3 + 3), ((5,), 4 * 5 + 5 + 5 * 3 + 3), ((5, 2), 4 * 5 + 5 + 5 * 2 + 2 + 2 * 3 + 3),
-    ((7, 5, 2), 4 * 7 + 7 + 7 * 5 + 5 + 5 * 2 + 2 + 2 * 3 + 3)])
+    ((), 4 * 3 + 3), ((5, 2), 4 * 5 + 5 + 5 * 2 + 2 + 2 * 3 + 3)])
 def test_mlp_of_any_depth(widths: tuple[int, ...], parameters: int) -> None:
     model = mlp(widths, (4,), 3, "multiclass")
     assert sum(parameter.numel() for parameter in model.parameters()) == parameters
     assert model(torch.zeros(6, 4)).shape == (6, 3)
     assert [name for name, part in model.named_modules() if isinstance(part, nn.Linear)] == [
         f"fc{number}" for number in range(1, len(widths) + 2)]
+    images = mlp(widths, (1, 2, 2), 3, "multiclass")
+    assert sum(parameter.numel() for parameter in images.parameters()) == parameters
+    assert images(torch.zeros(6, 1, 2, 2)).shape == (6, 3)
 
 
 def test_mlp_computes_what_is_drawn() -> None:
@@ -51,21 +69,8 @@ def test_mlp_computes_what_is_drawn() -> None:
         assert np.allclose(model(x).detach().numpy(), expected, atol=1e-6)
 
 
-def test_mlp_takes_images_too() -> None:
-    assert mlp((4,), (1, 8, 8), 10, "multiclass")(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
-
-
-def test_mlp_draws_from_the_stream_as_the_tutorials_network_does() -> None:
-    torch.manual_seed(42)
-    model = mlp((10,), (2,), 1, "binary")
-    torch.manual_seed(42)
-    tutorial = nn.Sequential(nn.Linear(2, 10), nn.ReLU(), nn.Linear(10, 1), nn.Sigmoid())
-    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), tutorial.parameters(),
-                                                 strict=True))
-
-
 @pytest.mark.parametrize(("widths", "size", "pools"), [
-    ((4,), 8, 0), ((4, 6), 8, 1), ((4, 6, 5), 8, 2), ((4, 6, 5, 3), 8, 2), ((4, 6), 3, 0)])
+    ((4, 6), 8, 1), ((4, 6, 5, 3), 8, 2), ((4, 6), 3, 0)])
 def test_cnn(widths: tuple[int, ...], size: int, pools: int) -> None:
     """A 3×3 convolution without bias, a batch norm's two parameters a unit, one Linear layer."""
     model = cnn(widths, (2, size, size), 3, "multiclass")
@@ -75,25 +80,14 @@ def test_cnn(widths: tuple[int, ...], size: int, pools: int) -> None:
     assert sum(p.numel() for p in model.parameters()) == by_hand + 3 * widths[-1] + 3
     assert model(torch.zeros(6, 2, size, size)).shape == (6, 3)
     assert sum(isinstance(part, nn.MaxPool2d) for part in model) == pools
+    outputs = cnn(widths, (2, size, size), 1, "binary")(torch.randn(9, 2, size, size))
+    assert bool(((outputs > 0) & (outputs < 1)).all())
 
 
 def test_cnn_wants_images() -> None:
     with pytest.raises(ValueError, match=r"^model: cnn expected images of shape \(channels, "
                        r"height, width\), but the data's inputs have the shape \(64,\)$"):
         cnn((4,), (64,), 10, "multiclass")
-
-
-def test_a_binary_cnn_ends_in_a_sigmoid() -> None:
-    outputs = cnn((4,), (1, 8, 8), 1, "binary")(torch.randn(9, 1, 8, 8))
-    assert bool(((outputs > 0) & (outputs < 1)).all())
-
-
-def test_factory_of_a_built_in_model(points: DataSplit) -> None:
-    model = factory("mlp", points)((6, 4))
-    assert [p.shape[0] for p in model.parameters()] == [6, 6, 4, 4, 1, 1]
-    with pytest.raises(ValueError, match="^model: expected mlp, cnn or package.module:factory, but "
-                       "got 'mpl'; did you mean 'mlp'"):
-        factory("mpl", points)
 
 
 def test_lazy_layers_get_their_shapes(
@@ -109,35 +103,30 @@ def test_lazy_layers_get_their_shapes(
     assert check_widths(build, (5,), (3,)) == (("0",),)
 
 
-def test_naming() -> None:
-    with pytest.raises(ValueError, match="^what: KeyError: 'a'$"), naming("what"):
-        raise KeyError("a")
-    with pytest.raises(ValueError, match="^worded$"), naming("what"):
-        raise ValueError("worded")
-    with pytest.raises(ValueError, match="^what: ValueError: of the user's$"), \
-            naming("what", ours=False):
-        raise ValueError("of the\nuser's")
+def test_errors_of_the_users_code_become_one_line() -> None:
+    for error, ours, message in (
+        (KeyError("a"), True, "what: KeyError: 'a'"), (ValueError("worded"), True, "worded"),
+        (ValueError("of the\nuser's"), False, "what: ValueError: of the user's"),
+    ):
+        with pytest.raises(ValueError, match=f"^{message}$"), naming("what", ours=ours):
+            raise error
     with pytest.raises(KeyboardInterrupt), naming("what"):
         raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("outputs", [1, 2])
-def test_check_fit_leaves_the_model_and_the_stream_alone(points: DataSplit, outputs: int) -> None:
+def test_check_fit_leaves_the_model_and_the_stream_alone(points: DataSplit) -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.Dropout(), nn.Linear(3, outputs))
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    stream = torch.get_rng_state()
-    try:
-        check_fit(model, points)
-    except ValueError as error:
-        assert "expected outputs of shape (batch, 1)" in str(error)
-        assert outputs == 2
-    assert model.training
-    assert torch.equal(torch.get_rng_state(), stream)
-    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
-
-
-def test_check_fit_needs_parameters(points: DataSplit) -> None:
+    for outputs in (1, 2):
+        model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.Dropout(),
+                              nn.Linear(3, outputs))
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        stream = torch.get_rng_state()
+        refused = pytest.raises(ValueError, match=r"expected outputs of shape \(batch, 1\)")
+        with refused if outputs == 2 else nullcontext():
+            check_fit(model, points)
+        assert model.training
+        assert torch.equal(torch.get_rng_state(), stream)
+        assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     with pytest.raises(ValueError, match="^model: expected a module with parameters"):
         check_fit(nn.Identity(), points)
 
@@ -197,9 +186,11 @@ def trainer(model, data, budget, seed):
 """
 
 
+
 @pytest.fixture
-def here(store_uri: str, tmp_path: Path) -> Iterator[Path]:
+def here(store_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A folder with the user's module, images and tables in it."""
+    without_exports(monkeypatch)
     (tmp_path / "model_parts.py").write_text(PARTS)
     draw = np.random.default_rng(0)
     labels = draw.integers(0, 2, 120)
@@ -208,36 +199,27 @@ def here(store_uri: str, tmp_path: Path) -> Iterator[Path]:
     values = draw.normal(size=(120, 4))
     pd.DataFrame(values, columns=list("abcd")).assign(price=values @ [1, 2, 0, 1] * 100).to_parquet(
         tmp_path / "prices.parquet")
-    path = list(sys.path)
-    yield tmp_path
-    sys.path[:] = path
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    yield
     sys.modules.pop("model_parts", None)
 
 
-PIPELINES = {
-    "three classes": ("--data wine --hidden 8,6,4 --optimizer sgd", "multiclass", 54),
-    "images in a file": ("--data images.npz --model cnn --hidden 4,4", "binary", 36),
-    "a table of amounts": ("--data prices.parquet --target price --hidden 8", "regression", 36),
-    "all of the user's own": ("--data model_parts:data --model model_parts:model --hidden 6,5 "
-                              "--train model_parts:trainer", "multiclass", 90),
-}
-
-
-@pytest.mark.parametrize("name", PIPELINES)
+@pytest.mark.parametrize(("words", "task", "examples"), [
+    ("--data wine --hidden 8,6,4 --optimizer sgd", "multiclass", 54),
+    ("--data images.npz --model cnn --hidden 4,4", "binary", 36),
+    ("--data prices.parquet --target price --hidden 8", "regression", 36),
+    ("--data model_parts:data --model model_parts:model --hidden 6,5 --train model_parts:trainer",
+     "multiclass", 90),
+], ids=["three classes", "images in a file", "a table of amounts", "all of the user's own"])
 def test_a_pipeline_of_each_kind_of_data_and_model(
-    name: str, here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    words: str, task: str, examples: int, here: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words, task, examples = PIPELINES[name]
-    if name != "images in a file":
-        without_pictures(monkeypatch)
     assert main(["run", *words.split(), "--epochs", "3", "--seeds", "1", "--null-draws", "0",
                  "--batch-size", "32", "--width-method", "effective", "--margin", "0.2"]) == 0
     printed = capsys.readouterr()
     assert printed.err == ""
     assert f"{examples:,} test examples" in printed.out
-    client = MlflowClient()
-    runs = {run.data.tags.get("wua.variant", "pipeline"): run
-            for run in client.search_runs([client.get_experiment_by_name("wua").experiment_id])}
+    runs = {run.data.tags.get("wua.variant", "pipeline"): run for run in all_runs()}
     assert {run.info.status for run in runs.values()} == {"FINISHED"}
     original, slim = runs["oversized"].data, runs["slim"].data
     assert original.tags["wua.task"] == slim.tags["wua.task"] == task
@@ -247,7 +229,76 @@ def test_a_pipeline_of_each_kind_of_data_and_model(
     assert slim.metrics["params/total"] < original.metrics["params/total"]
     assert ("accuracy/test" in slim.metrics) == (task != "regression")
     assert runs["pipeline"].data.tags["wua.verdict"] in ("non_inferior", "inferior", "inconclusive")
-    if name == "all of the user's own":
+    if "trainer" in words:
         calls = sys.modules["model_parts"].calls  # type: ignore[attr-defined]
         assert calls == [(3, 42, 150, 60)] * 2
         assert "loss/train" not in original.metrics
+
+
+@pytest.mark.parametrize(("name", "changes"), [
+    ("digits", {"seeds": 1, "epochs": 10, "search_runs": 2}),
+    ("breast_cancer", {"seeds": 5, "epochs": 10, "slim_epochs": 5, "how": "prune",
+                       "width_method": "rank", "fold": "false"}),
+])
+def test_a_shipped_configuration(
+    store: Store, name: str, changes: dict[str, object]  # noqa: F811
+) -> None:
+    """As it is but for fewer replicates, epochs and widths: a sensible accuracy and a verdict."""
+    outcome = run_pipeline(store, load_settings(name, {"null_draws": 0, **changes}))
+    runs = {variant.variant: store.client.get_run(variant.run_id).data
+            for variant in outcome.variants}
+    original, slim = runs["oversized"], runs["slim"]
+    assert original.metrics["accuracy/test"] >= 0.95
+    assert slim.metrics["flops/forward"] < original.metrics["flops/forward"]
+    assert slim.metrics["params/total"] < original.metrics["params/total"]
+    kind = "artifact" if name == "digits" else "recipe"
+    assert slim.tags["wua.verdict"] == slim.tags[f"wua.verdict.{kind}"]
+    assert slim.tags["wua.verdict"] in ("non_inferior", "inferior", "inconclusive")
+    if name == "digits":
+        assert outcome.slimmed.result.goal.searched.looks == 1
+    else:
+        assert slim.metrics["params/total"] == runs["from-scratch"].metrics["params/total"]
+
+
+def texts(seed: int) -> list[tuple[Any, Any]]:
+    """What follows is the first token again."""
+    draw = torch.Generator().manual_seed(seed)
+    inputs = [torch.randint(9, (rows, 4), generator=draw) for rows in (160, 80, 200)]
+    return [(tokens, tokens[:, 0]) for tokens in inputs]
+
+
+@pytest.mark.parametrize(("given", "used"), [
+    (torch.int64, torch.int64), (torch.int32, torch.int64), (torch.uint8, torch.float32),
+    (torch.float64, torch.float32)])
+def test_whole_numbers_of_tensors_are_places(given: torch.dtype, used: torch.dtype) -> None:
+    three = [(x.to(given), y) for x, y in texts(1)]
+    for parts in (three, [TensorDataset(*part) for part in three]):
+        split = split_of(parts, "mine:data")
+        for part, (x, _) in zip((split.train, split.validation, split.test), three, strict=True):
+            assert part.inputs.dtype == used
+            assert torch.equal(part.inputs, x.to(used))
+    arrays = [(np.arange(60).reshape(30, 2), np.arange(30) % 3) for _ in range(3)]
+    assert split_of(arrays, "mine:data").train.inputs.dtype == torch.float32
+
+
+def test_a_model_of_tokens_goes_all_the_way_to_the_registry(
+    store: Store, monkeypatch: pytest.MonkeyPatch  # noqa: F811
+) -> None:
+    """Inputs that are places in an embedding's table."""
+    with_exports(monkeypatch)
+    torch.manual_seed(0)
+    save_model(Tokens(), "w.safetensors")
+    outcome = slim_run(store, load_settings(None, {
+        "model": f"{HERE}:Tokens", "state": "w.safetensors", "data": f"{HERE}:texts",
+        "slim_hidden": "6,4", "slim_epochs": 2, "null_draws": 0, "margin": 0.5,
+        "register": "texts"}))
+    slim = outcome.variants[-1].model
+    assert (slim.up.out_features, slim.down.in_features) == (4, 4)
+    assert slim.head.weight is slim.emb.weight
+    assert slimmed_text(outcome).splitlines()[2:4] == [
+        "  up: 4 left", "  head: not cut: its units are the network's outputs"]
+    assert outcome.registered == "Registered as 'texts' version 1, alias slim."
+    inputs = texts(7)[2][0]
+    served = mlflow.pyfunc.load_model("models:/texts@slim").predict(inputs[:3].numpy())
+    with torch.no_grad():
+        np.testing.assert_allclose(served, slim(inputs[:3]).numpy(), rtol=1e-5, atol=1e-6)
