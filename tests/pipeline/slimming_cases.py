@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -148,9 +147,8 @@ def with_exports(patch: pytest.MonkeyPatch) -> None:
 def store(store_uri: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
     """A store of the test's own."""
     without_exports(monkeypatch)
-    path = list(sys.path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
     yield connect("slimming")
-    sys.path[:] = path
 
 
 def tags_of(store: Store, run_id: str | None) -> dict[str, str]:
@@ -162,20 +160,25 @@ def text_of(store: Store, run_id: str, path: str) -> str:
 
 
 @contextmanager
-def store_at(folder: Path, migrated: Path) -> Iterator[Store]:
-    """A store that lasts for a module's tests, made without pictures."""
-    before, path = os.getcwd(), list(sys.path)
+def folder_with_store(folder: Path, migrated: Path) -> Iterator[None]:
+    """The current folder, with an MLflow store that lasts for a module's tests."""
     shutil.copy(migrated, folder / "mlflow.db")
-    os.chdir(folder)
-    mlflow.set_tracking_uri(f"sqlite:///{folder / 'mlflow.db'}")
     with pytest.MonkeyPatch.context() as patch:
-        without_exports(patch)
+        patch.chdir(folder)
+        patch.setattr(sys, "path", list(sys.path))
+        mlflow.set_tracking_uri(f"sqlite:///{folder / 'mlflow.db'}")
         try:
-            yield connect("slimming")
+            yield
         finally:
             mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
-            os.chdir(before)
-            sys.path[:] = path
+
+
+@contextmanager
+def store_at(folder: Path, migrated: Path) -> Iterator[Store]:
+    """A store that lasts for a module's tests, without pictures and exported models."""
+    with folder_with_store(folder, migrated), pytest.MonkeyPatch.context() as patch:
+        without_exports(patch)
+        yield connect("slimming")
 
 
 def judging(

@@ -24,6 +24,7 @@ from tests.pipeline.slimming_cases import (  # noqa: F401 - store is a fixture
     store_at,
     tags_of,
     text_of,
+    with_exports,
 )
 from wua_mlflow.cli.main import main
 from wua_mlflow.config import Settings, load_settings
@@ -186,8 +187,10 @@ def test_an_adopted_run_is_slimmed_again_by_its_id(
 
 
 def test_a_model_uri_leads_to_the_run_that_logged_it(
-    store: Store, capsys: pytest.CaptureFixture[str]  # noqa: F811
+    store: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]  # noqa: F811
 ) -> None:
+    """A slim one's is no original's."""
+    with_exports(monkeypatch)
     original = original_in(store, epochs=1)
     client, run = store.client, store.client.get_run(original.run_id)
     (output,) = run.outputs.model_outputs
@@ -198,23 +201,19 @@ def test_a_model_uri_leads_to_the_run_that_logged_it(
     uris = ["models:/blobs/1", "models:/blobs@oversized", f"models:/{output.model_id}",
             f"runs:/{original.run_id}/model"]
     assert [source_of(store, uri) for uri in uris] == [original.run_id] * 4
-    code = main(["slim", "--model-uri", uris[0], "--slim-hidden", "4", "--slim-epochs", "1",
-                 "--how", "prune", "--null-draws", "0", "--experiment", "slimming"])
-    assert code == 0, capsys.readouterr().err
+    words = ["slim", "--slim-hidden", "4", "--slim-epochs", "1", "--how", "prune", "--null-draws",
+             "0", "--experiment", "slimming", "--model-uri"]
+    assert main([*words, uris[0]]) == 0, capsys.readouterr().err
     (slim,) = [row for _, row in runs("slimming").iterrows() if row["wua.variant"] == "slim"]
     assert slim["wua.baseline"] == original.run_id
+    capsys.readouterr()
+    assert main([*words, f"runs:/{slim['run_id']}/model"]) == 1
+    assert capsys.readouterr().err == (
+        f"wua: run_id: expected the run of an original (oversized), but {slim['run_id']} is "
+        f"slim 4\n")
 
 
-def test_a_slim_models_uri_is_no_originals(ran: tuple[Store, SlimmingResult, nn.Module]) -> None:
-    store, outcome, _ = ran  # noqa: F811
-    slim = outcome.variants[-1]
-    given = {"model_uri": f"runs:/{slim.run_id}/model", "slim_hidden": "2"}
-    with pytest.raises(ValueError) as caught:
-        workflow.slim_run(store, load_settings(None, given))
-    assert str(caught.value) == (f"run_id: expected the run of an original (oversized), but "
-                                 f"{slim.run_id} is slim 4")
-
-
+@pytest.mark.filterwarnings("ignore:.*Any type hint")
 def test_a_graph_of_somebody_elses_is_refused(store: Store) -> None:  # noqa: F811
     torch.export.save(torch.export.export(net().eval(), (torch.rand(4, 6),)), "graph.pt2")
     with mlflow.start_run() as run:

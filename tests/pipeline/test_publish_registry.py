@@ -10,7 +10,7 @@ import mlflow
 import pytest
 import torch
 
-from tests.pipeline.slimming_cases import judging, settings_of, store_at, tags_of
+from tests.pipeline.slimming_cases import judging, settings_of, store_at, tags_of, with_exports
 from wua_mlflow.pipeline import slim as slim_module
 from wua_mlflow.pipeline import workflow
 from wua_mlflow.pipeline.publish import nothing_to_register, registered
@@ -29,6 +29,7 @@ def ran(
     """A pipeline to be registered from; its artifact's verdict is non_inferior."""
     with store_at(tmp_path_factory.mktemp("registering"), migrated_database) as found:
         with pytest.MonkeyPatch.context() as patch:
+            with_exports(patch)
             patch.setattr(slim_module, "compare_variants", judging(["non_inferior"], []))
             outcome = run_pipeline(found, settings_of(slim_hidden="4", register=NAME))
         yield found, outcome

@@ -1,40 +1,142 @@
-"""The tutorial's pipeline, read back through MLflow's client: figures, names, files, statuses."""
+"""The tutorial's pipeline, read back through MLflow's client: figures, names, files, statuses.
+
+What its runs hold, what they show (the report's files, the pictures), ``fidelity/<criterion>``.
+"""
 
 from __future__ import annotations
 
 import json
 import math
 import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from io import BytesIO
 from pathlib import Path
 
+import mlflow
 import numpy as np
 import pytest
 import torch
 import yaml
+from mlflow.entities import Run
+from mlflow.tracking import MlflowClient
+from PIL import Image
+from scipy.stats import spearmanr
 from torch import nn
+from torch.nn.functional import binary_cross_entropy_with_logits
 
-from tests.pipeline.conftest import SEEDS, Finished
+from tests.pipeline.slimming_cases import folder_with_store
+from tests.pruning.selection_cases import greedy
+from tests.report import cases
 from wua_mlflow.cli.output import pipeline_text
 from wua_mlflow.config import load_settings
-from wua_mlflow.pipeline.recipe import load_recipe, train_one
-from wua_mlflow.pipeline.variant import load_variant
+from wua_mlflow.pipeline import analyze, publish, slim, workflow
+from wua_mlflow.pipeline.analyze import fidelity_metrics
+from wua_mlflow.pipeline.publish import report_pictures
+from wua_mlflow.pipeline.variant import ModelVariant, load_variant
+from wua_mlflow.pipeline.workflow import SlimmingResult
+from wua_mlflow.results import LayerChange
 from wua_mlflow.tracking.names import ArtifactPath, Metric
+from wua_mlflow.tracking.runs import count_looks
+from wua_mlflow.tracking.store import Store, connect
+from wua_mlflow.tracking.ui_view import LATEST_KEY
 
-SEED_MD = {
-    "oversized": {
-        "flops_ptflops/training": "12,200,000", "flops_ptflops/inference": "122,000",
-        "accuracy/train": "0.8850", "layers/fc1/weights": "20", "layers/fc1/units": "10",
-        "layers/fc1/entropy": "2.7584", "layers/fc1/effective_weights": "15.7751",
-        "layers/fc1/top90_share": "65.00%", "layers/fc1/low_share": "0.00%",
-        "usage/entropy": "2.7584", "usage/effective_weights": "15.7751",
-    },
-    "slim": {
-        "flops_ptflops/training": "10,320,000", "flops_ptflops/inference": "86,000",
-        "accuracy/train": "0.8730", "layers/fc1/weights": "14", "layers/fc1/units": "7",
-        "layers/fc1/entropy": "2.4191", "layers/fc1/effective_weights": "11.2361",
-        "layers/fc1/top90_share": "71.43%", "layers/fc1/low_share": "0.00%",
-        "usage/entropy": "2.4191", "usage/effective_weights": "11.2361",
-    },
+SEEDS = 6
+VARIANTS = ("oversized", "oversized-same-budget", "slim")
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A pipeline that ran, the store that it ran in, its calls of the tracking client by step."""
+
+    outcome: SlimmingResult
+    store: Store
+    calls: dict[str, list[str]]
+
+    @property
+    def client(self) -> MlflowClient:
+        return self.store.client
+
+    def run(self, variant: str | None = None) -> Run:
+        """The pipeline's run, or a variant's, read back."""
+        run_ids = {network.variant: network.run_id for network in self.outcome.variants}
+        return self.client.get_run(self.outcome.run_id if variant is None else run_ids[variant])
+
+    def text(self, variant: str | None, path: str) -> str:
+        """An artifact of the pipeline's run, or of a variant's."""
+        run_id = self.run(variant).info.run_id
+        return Path(self.client.download_artifacts(run_id, path)).read_text(encoding="utf-8")
+
+    def files(self, variant: str | None = None, folder: str = "") -> set[str]:
+        """The paths of all artifacts of a run."""
+        paths: set[str] = set()
+        for item in self.client.list_artifacts(self.run(variant).info.run_id, folder):
+            paths |= self.files(variant, item.path) if item.is_dir else {item.path}
+        return paths
+
+
+@pytest.fixture(scope="module")
+def usecase(
+    tmp_path_factory: pytest.TempPathFactory, migrated_database: Path
+) -> Iterator[Finished]:
+    """``wua run`` with fewer replicates; every call to the tracking client is written down."""
+    with folder_with_store(tmp_path_factory.mktemp("usecase"), migrated_database):
+        store = connect("usecase")
+        with pytest.MonkeyPatch.context() as patch:
+            calls = count_calls(patch)
+            settings = load_settings(None, {"seeds": SEEDS, "null_draws": 5})
+            outcome = workflow.run_pipeline(store, settings)
+        yield Finished(outcome, store, calls)
+
+
+def count_calls(patch: pytest.MonkeyPatch) -> dict[str, list[str]]:
+    """Names of the client's methods that are called from outside it, by the step under way."""
+    calls: dict[str, list[str]] = {"chain": []}
+    steps, inside = ["chain"], []
+
+    def counted(name: str, method: object) -> object:
+        def call(self: MlflowClient, *args: object, **kwargs: object) -> object:
+            if not inside:
+                calls[steps[-1]].append(name)
+            inside.append(name)
+            try:
+                return method(self, *args, **kwargs)  # type: ignore[operator]
+            finally:
+                inside.pop()
+        return call
+
+    def stepping(name: str, step: object) -> object:
+        def call(*args: object, **kwargs: object) -> object:
+            steps.append(f"{name} {len(calls)}")
+            calls[steps[-1]] = []
+            try:
+                return step(*args, **kwargs)  # type: ignore[operator]
+            finally:
+                steps.pop()
+        return call
+
+    for name, method in vars(MlflowClient).items():
+        if callable(method) and not name.startswith("_"):
+            patch.setattr(MlflowClient, name, counted(name, method))
+    for module, names in ((workflow, ("train_variant", "analyze_variant")),
+                          (slim, ("train_variant", "analyze_variant", "compare_variants"))):
+        for name in names:
+            patch.setattr(module, name, stepping(name, getattr(module, name)))
+    return calls
+
+
+FIGURES = {  # of the tutorial: the oversized network's, the slim one's
+    "flops_ptflops/training": ("12,200,000", "10,320,000"),
+    "flops_ptflops/inference": ("122,000", "86,000"),
+    "accuracy/train": ("0.8850", "0.8730"),
+    "layers/fc1/weights": ("20", "14"),
+    "layers/fc1/units": ("10", "7"),
+    "layers/fc1/entropy": ("2.7584", "2.4191"),
+    "layers/fc1/effective_weights": ("15.7751", "11.2361"),
+    "layers/fc1/top90_share": ("65.00%", "71.43%"),
+    "layers/fc1/low_share": ("0.00%", "0.00%"),
+    "usage/entropy": ("2.7584", "2.4191"),
+    "usage/effective_weights": ("15.7751", "11.2361"),
 }
 
 
@@ -45,16 +147,10 @@ def _printed(value: float, like: str) -> str:
     return f"{value:,.{decimals}f}"
 
 
-@pytest.mark.parametrize("variant", SEED_MD)
-def test_every_figure_of_the_tutorial(usecase: Finished, variant: str) -> None:
-    metrics = usecase.run(variant).data.metrics
-    printed = {name: _printed(metrics[name], figure) for name, figure in SEED_MD[variant].items()}
-    assert printed == SEED_MD[variant]
-
-
-def test_the_derived_width_is_seven(usecase: Finished) -> None:
-    assert usecase.run("slim").data.params["hidden"] == "7"
-    assert usecase.run("slim").info.run_name == "slim 7"
+def test_every_figure_of_the_tutorial(usecase: Finished) -> None:
+    original, slim = (usecase.run(variant).data.metrics for variant in ("oversized", "slim"))
+    assert {name: (_printed(original[name], old), _printed(slim[name], new))
+            for name, (old, new) in FIGURES.items()} == FIGURES
 
 
 def test_flops_by_hand(usecase: Finished) -> None:
@@ -87,8 +183,9 @@ CONTRACT_OVERSIZED = {"fidelity/reliability", *(
     for criterion in ("output", "taylor", "spanning"))}
 
 
-@pytest.mark.parametrize("variant", ["oversized", "oversized-same-budget", "slim"])
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_metrics_of_a_variant_are_the_contracts(usecase: Finished, variant: str) -> None:
+    """Each of one point at step 0, the loss of one an epoch."""
     run = usecase.run(variant)
     expected = CONTRACT_VARIANT | {"slim": CONTRACT_SLIM, "oversized": CONTRACT_OVERSIZED}.get(
         variant, set())
@@ -96,15 +193,11 @@ def test_metrics_of_a_variant_are_the_contracts(usecase: Finished, variant: str)
         "entropy", "effective_weights", "top90_share", "low_share", "weights", "units")}
     assert set(run.data.metrics) == expected
     assert all(math.isfinite(value) for value in run.data.metrics.values())
-
-
-def test_summary_metrics_have_one_point_at_step_0_and_the_loss_one_an_epoch(
-    usecase: Finished,
-) -> None:
-    run_id = usecase.run("slim").info.run_id
-    for name in usecase.run("slim").data.metrics:
-        steps = [point.step for point in usecase.client.get_metric_history(run_id, name)]
-        assert steps == (list(range(1, 61)) if name == "loss/train" else [0]), name
+    epochs = 50 if variant == "oversized" else 60
+    for name in expected:
+        points = usecase.client.get_metric_history(run.info.run_id, name)
+        assert [point.step for point in points] == (
+            list(range(1, epochs + 1)) if name == "loss/train" else [0]), name
 
 
 def test_the_pipeline_copies_the_slim_variants_comparison(usecase: Finished) -> None:
@@ -119,45 +212,39 @@ def test_tags_names_and_nesting(usecase: Finished) -> None:
     pipeline = usecase.run()
     assert pipeline.data.tags["wua.kind"] == "pipeline"
     assert pipeline.info.run_name == "usecase 10 → 7"
-    names, colours = set(), set()
-    for variant in ("oversized", "oversized-same-budget", "slim"):
-        run = usecase.run(variant)
+    runs = [usecase.run(variant) for variant in VARIANTS]
+    for variant, run in zip(VARIANTS, runs, strict=True):
         tags = run.data.tags
         assert (tags["wua.kind"], tags["wua.variant"]) == ("variant", variant)
         assert tags["wua.pipeline"] == tags["mlflow.parentRunId"] == pipeline.info.run_id
         assert (tags["wua.step.train"], tags["wua.step.analyze"]) == ("done", "done")
         assert tags["wua.null_kind"] == "re-initialised"
         assert tags["wua.version"]
-        names.add(run.info.run_name)
-        colours.add(tags["mlflow.runColor"])
-    assert names == {"oversized 10", "oversized 10, 60 epochs", "slim 7"}
-    assert len(colours) == 3
-    oversized = usecase.run("oversized").info.run_id
-    assert usecase.run("slim").data.tags["wua.baseline"] == oversized
-
-
-def test_every_run_finished(usecase: Finished) -> None:
-    runs = usecase.client.search_runs([usecase.store.experiment_id])
-    assert len(runs) == 4
-    assert {run.info.status for run in runs} == {"FINISHED"}
-
-
-def _files(usecase: Finished, run_id: str, path: str = "") -> set[str]:
-    found = set()
-    for item in usecase.client.list_artifacts(run_id, path):
-        found |= _files(usecase, run_id, item.path) if item.is_dir else {item.path}
-    return found
+    assert [run.info.run_name for run in runs] == [
+        "oversized 10", "oversized 10, 60 epochs", "slim 7"]
+    assert len({run.data.tags["mlflow.runColor"] for run in runs}) == 3
+    slim = runs[-1]
+    assert slim.data.tags["wua.baseline"] == runs[0].info.run_id
+    assert pipeline.data.tags["wua.result"] == slim.info.run_id
+    assert slim.data.params["hidden"] == "7"
+    in_store = usecase.client.search_runs([usecase.store.experiment_id])
+    assert [run.info.status for run in in_store] == ["FINISHED"] * 4
 
 
 def test_artifacts(usecase: Finished) -> None:
     expected = {"config.yaml", "replicates.json", "usage/layers.json", "plots/importance_fc1.png",
                 "plots/network.png", "plots/layers.png", "plots/units.png",
                 "state/model.safetensors", "state/rng.safetensors", "evaluation/test.safetensors"}
-    for variant in ("oversized", "oversized-same-budget", "slim"):
+    for variant in VARIANTS:
         widths = {"widths.json"} if variant == "slim" else set()
-        assert _files(usecase, usecase.run(variant).info.run_id) == expected | widths
-    assert _files(usecase, usecase.outcome.run_id) == {
-        "report.md", "report.html", "plots/comparison.png", "config.yaml"}
+        assert usecase.files(variant) == expected | widths
+    assert usecase.files() == {"report.md", "report.html", "plots/comparison.png", "config.yaml"}
+    page = usecase.text(None, "report.html")
+    assert page.count("data:image/png;base64,") >= 4
+    assert "Yes" not in page.split("<h1>")[1].split("</h1>")[0]
+    with Image.open(usecase.client.download_artifacts(
+            usecase.outcome.run_id, "plots/comparison.png")) as picture:
+        assert picture.width > 800
 
 
 def test_at_most_ten_tracking_calls_a_step(usecase: Finished) -> None:
@@ -169,44 +256,41 @@ def test_at_most_ten_tracking_calls_a_step(usecase: Finished) -> None:
 
 
 def test_the_very_network_is_rebuilt_from_its_run(usecase: Finished) -> None:
-    for variant in usecase.outcome.variants:
-        again = load_variant(usecase.store, variant.run_id)
-        inputs = variant.recipe.split.test.inputs[:50]
-        assert torch.equal(again.model(inputs), variant.model(inputs))
-        assert again.settings.hidden == variant.settings.hidden
-        assert np.array_equal(again.replicate_scores, variant.replicate_scores)
+    for network in usecase.outcome.variants:
+        again = load_variant(usecase.store, network.run_id)
+        inputs = network.recipe.split.test.inputs[:50]
+        assert torch.equal(again.model(inputs), network.model(inputs))
+        assert again.settings.hidden == network.settings.hidden
+        assert np.array_equal(again.replicate_scores, network.replicate_scores)
         assert all(torch.equal(a.stream["cpu"], b.stream["cpu"]) for a, b in
-                   zip(again.replicates, variant.replicates, strict=True))
+                   zip(again.replicates, network.replicates, strict=True))
 
 
-@pytest.mark.parametrize("batch", [1, 7, 1000])
 def test_the_logged_model_loads_without_pickle_at_any_batch_size(
-    usecase: Finished, batch: int, monkeypatch: pytest.MonkeyPatch
+    usecase: Finished, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import mlflow
-
     monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
-    monkeypatch.chdir(usecase.folder)
-    mlflow.set_tracking_uri(usecase.store.uri)
     (output,) = usecase.run("slim").outputs.model_outputs
     model = mlflow.pytorch.load_model(f"models:/{output.model_id}")
-    slim = usecase.outcome.variants[-1]
-    inputs = slim.recipe.split.test.inputs[:batch]
-    assert torch.allclose(model(inputs), slim.model(inputs), atol=1e-6)
+    network = usecase.outcome.variants[-1]
+    for batch in (1, 7, 1000):
+        inputs = network.recipe.split.test.inputs[:batch]
+        assert torch.allclose(model(inputs), network.model(inputs), atol=1e-6)
 
 
 def test_data_sets_are_inputs_of_the_run(usecase: Finished) -> None:
-    inputs = usecase.run("slim").inputs.dataset_inputs
-    found = {one.tags[0].value: one.dataset for one in inputs}
-    assert set(found) == {"train", "validation", "test"}
-    split = usecase.outcome.variants[0].recipe.split
-    assert found["test"].digest == split.test.digest[:12]
-    assert usecase.run("slim").data.tags["wua.test_digest"] == split.test.digest
+    slim = usecase.run("slim")
+    datasets = {given.tags[0].value: given.dataset for given in slim.inputs.dataset_inputs}
+    assert set(datasets) == {"train", "validation", "test"}
+    digest = usecase.outcome.variants[0].recipe.split.test.digest
+    assert datasets["test"].digest == digest[:12]
+    assert slim.data.tags["wua.test_digest"] == digest
+    assert slim.data.metrics[Metric.LOOKS] == count_looks(usecase.client, digest) == 1
+    assert count_looks(usecase.client, "of another test set") == 0
 
 
 def test_config_runs_it_again(usecase: Finished) -> None:
-    path = usecase.client.download_artifacts(usecase.run("slim").info.run_id, "config.yaml")
-    values = yaml.safe_load(Path(path).read_text())
+    values = yaml.safe_load(usecase.text("slim", "config.yaml"))
     assert (values["hidden"], values["epochs"], values["data"]) == ([7], 60, "usecase")
     whole = usecase.client.download_artifacts(usecase.outcome.run_id, "config.yaml")
     assert load_settings(whole) == load_settings(
@@ -226,8 +310,7 @@ def test_the_description_begins_with_the_verdict_then_what_is_saved(usecase: Fin
                      "accuracy, and what does it save?")
     assert fourth.startswith("| ")
     assert "Budgets differ: the original trained for 50 epochs, the slim one for 60 epochs." in note
-    path = usecase.client.download_artifacts(usecase.outcome.run_id, "report.md")
-    assert note in Path(path).read_text()
+    assert note in usecase.text(None, "report.md")
 
 
 def test_the_readme_shows_what_is_printed(usecase: Finished) -> None:
@@ -237,20 +320,12 @@ def test_the_readme_shows_what_is_printed(usecase: Finished) -> None:
     assert pipeline_text(usecase.outcome.report).startswith(block.group(1))
 
 
-def test_looks_are_counted_over_the_whole_store(usecase: Finished) -> None:
-    from wua_mlflow.tracking.runs import count_looks
-
-    digest = usecase.run("slim").data.tags["wua.test_digest"]
-    assert usecase.run("slim").data.metrics[Metric.LOOKS] == 1
-    assert count_looks(usecase.client, digest) == 1
-    assert count_looks(usecase.client, "of another test set") == 0
-
-
 def test_views_are_there(usecase: Finished) -> None:
     tags = usecase.client.get_experiment(usecase.store.experiment_id).tags
     assert json.loads(tags["mlflow.sharedViewState.wua"])["name"] == "Right-sizing"
     latest = json.loads(tags["mlflow.sharedViewState.wua-latest"])
     assert usecase.outcome.run_id in latest["state"]
+    assert any(LATEST_KEY in name for name in tags)
 
 
 def _mlp(hidden: int) -> nn.Sequential:
@@ -281,9 +356,7 @@ def test_replicates_repeat_the_whole_recipe_with_the_next_seeds(usecase: Finishe
         by_hand = [float(((m(test.inputs) > 0.5) == (test.targets > 0.5)).double().mean())
                    for m in (big, small)]
     for variant, accuracy in zip(("oversized", "slim"), by_hand, strict=True):
-        path = usecase.client.download_artifacts(usecase.run(variant).info.run_id,
-                                                 ArtifactPath.REPLICATES)
-        table = json.loads(Path(path).read_text())
+        table = json.loads(usecase.text(variant, ArtifactPath.REPLICATES))
         rows = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
         assert [row["seed"] for row in rows] == list(range(42, 42 + SEEDS))
         assert rows[1]["score/test"] == pytest.approx(accuracy, abs=1e-12)
@@ -294,8 +367,107 @@ def test_replicates_repeat_the_whole_recipe_with_the_next_seeds(usecase: Finishe
         assert rows[0]["score/test"] == metrics["accuracy/test"]
 
 
-def test_the_callers_random_stream_is_left_alone(usecase: Finished) -> None:
-    before = torch.get_rng_state()
-    recipe = load_recipe(load_settings(None, {"epochs": 2}))
-    train_one(recipe, (10,), 2, seed=1)
-    assert torch.equal(torch.get_rng_state(), before)
+def test_a_variant_as_plain_data(usecase: Finished) -> None:
+    network, plain = usecase.outcome.variants[-1], usecase.outcome.slimmed.result.variant
+    assert plain.layer_units == {"fc1": 7, "fc2": 1}
+    assert (plain.run_id, plain.kind, plain.widths) == (network.run_id, "slim", (7,))
+    assert plain.test_score == network.test.score
+    assert plain.metrics.items() <= usecase.run("slim").data.metrics.items()
+    assert plain.epochs_trained == 60
+
+
+def test_only_pictures_that_there_are_data_for(
+    usecase: Finished, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = [cases.variant("old", (10,), metrics={"flops/forward": 60, "accuracy/test": 0.9}),
+             cases.variant("new", (7,), metrics={"flops/forward": 42, "accuracy/test": 0.89})]
+    bare = replace(usecase.outcome.report, layers=(), widths=None, usages={}, names=["old", "new"])
+    widths = cases.widths_of_a_search()
+    rich = replace(bare, layers=[LayerChange("fc1", 10, 7)], widths=widths)
+    pictures = report_pictures(rich, plain, every=plain)
+    assert set(pictures) == {"comparison", "pareto", "changes", "curves", "trials"}
+    for png in pictures.values():
+        with Image.open(BytesIO(png)) as picture:
+            assert picture.format == "PNG"
+    monkeypatch.setattr(publish, "_png", lambda _: b"")  # which ones there are, is what matters
+    unknown = [replace(result, metrics={"accuracy/test": 0.9}) for result in plain]
+    alone = replace(widths.searched, trials=widths.searched.trials[:1])
+    for report, variants, keys in (
+        (bare, plain, {"comparison", "pareto"}), (bare, unknown, {"comparison"}),
+        (replace(bare, widths=replace(widths, searched=alone)), plain,
+         {"comparison", "pareto", "curves"}),
+    ):
+        assert set(report_pictures(report, variants, every=variants)) == keys
+
+
+@pytest.fixture(scope="module")
+def oversized(usecase: Finished) -> ModelVariant:
+    return load_variant(usecase.store, usecase.run("oversized").info.run_id, {})
+
+
+def loss_without(variant: ModelVariant, *units: int) -> float:
+    fc1, fc2 = variant.model.fc1, variant.model.fc2
+    part = variant.recipe.split.validation
+    with torch.no_grad():
+        hidden = fc1(part.inputs).relu()
+        hidden[:, list(units)] = 0
+        return float(binary_cross_entropy_with_logits(fc2(hidden), part.targets))
+
+
+def test_the_rank_correlation_with_leaving_each_unit_out(
+    usecase: Finished, oversized: ModelVariant
+) -> None:
+    whole = loss_without(oversized)
+    changes = [loss_without(oversized, unit) - whole for unit in range(10)]
+    train = oversized.recipe.split.train
+    activation = oversized.model.fc1(train.inputs).relu().detach().requires_grad_()
+    loss = binary_cross_entropy_with_logits(oversized.model.fc2(activation), train.targets)
+    gradient, = torch.autograd.grad(loss, activation)
+    taylor = (activation * gradient).sum(0).abs().detach()
+    signed = oversized.model.fc1(train.inputs).mean(0).abs().detach()
+    output = (oversized.model.fc1.weight.abs() * signed[:, None]).sum(1).detach()
+    logged = usecase.run("oversized").data.metrics
+    assert logged["fidelity/taylor"] == pytest.approx(spearmanr(taylor, changes).statistic)
+    assert logged["fidelity/output"] == pytest.approx(spearmanr(output, changes).statistic)
+    norms = oversized.model.fc2.weight.detach().double().norm(dim=0).numpy()
+    spanning = greedy(activation.detach().double().numpy() * norms)
+    assert logged["fidelity/spanning"] == pytest.approx(spearmanr(spanning, changes).statistic)
+    assert 0 < logged["fidelity/reliability"] <= 1
+
+
+def test_the_area_lies_between_chance_and_the_greedy_order(
+    usecase: Finished, oversized: ModelVariant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Chance by many more orders than are drawn, so not to the last digit."""
+    def area(order: Sequence[int]) -> float:
+        return float(np.mean([loss_without(oversized, *order[:gone]) for gone in range(1, 10)]))
+
+    order: list[int] = []
+    while len(order) < 10:
+        remaining = set(range(10)).difference(order)
+        order.append(min(remaining, key=lambda unit: loss_without(oversized, *order, unit)))
+    draw = np.random.default_rng(0)
+    chance = [area(draw.permutation(10).tolist()) for _ in range(400)]
+    signed = oversized.model.fc1(oversized.recipe.split.train.inputs).mean(0).abs().detach()
+    output = (oversized.model.fc1.weight.abs() * signed[:, None]).sum(1).detach()
+    span = area(order) - np.mean(chance)
+    expected = (area(output.argsort().tolist()) - np.mean(chance)) / span
+    logged = usecase.run("oversized").data.metrics["fidelity_area/output"]
+    assert logged == pytest.approx(expected, abs=4 * np.std(chance) / 10**0.5 / abs(span))
+    assert 0 < logged <= 1
+    monkeypatch.setattr(analyze, "MOST_FORWARDS", 99)
+    assert not [name for name in fidelity_metrics(oversized, 1)[0] if "area" in name]
+
+
+def test_why_fidelity_is_not_measured(
+    oversized: ModelVariant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(analyze, "MOST_FLOPS", 10 * 1000 * 100 - 1)
+    assert fidelity_metrics(oversized, 100) == ({}, (
+        "Fidelity not measured: leaving out each of 10 units on 1,000 examples takes too long "
+        "unasked; wua_mlflow.widths.fidelity does it."))
+    monkeypatch.setattr(analyze, "MOST_FLOPS", 10 * 1000 * 100)
+    assert fidelity_metrics(oversized, 100)[0]
+    bare = replace(oversized, trained=replace(oversized.trained, model=nn.Linear(2, 1)))
+    assert fidelity_metrics(bare, 4) == (
+        {}, "Fidelity not measured: the network has no units that can be removed.")
