@@ -24,7 +24,6 @@ from tests.pipeline.slimming_cases import (  # noqa: F401 - store is a fixture
     tags_of,
     text_of,
     variant_of,
-    without_exports,
 )
 from wua_mlflow.cli.main import main
 from wua_mlflow.config import load_settings
@@ -46,11 +45,6 @@ from wua_mlflow.tracking.store import Store
 GOOD, BAD = "non_inferior", "inferior"
 STILL = {"optimizer": "sgd", "lr": 1e-30, "width_method": "effective", "fold": "false"}
 """Training that changes no weight: what was cut is there to be seen."""
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    without_exports(monkeypatch)
 
 
 @dataclass(frozen=True)
@@ -84,7 +78,6 @@ def ran(
     compared: list[tuple[str, str]] = []
     with store_at(tmp_path_factory.mktemp("rounds"), migrated_database) as rounds_store:
         with pytest.MonkeyPatch.context() as patch:
-            without_exports(patch)
             patch.setattr(slim_module, "compare_variants", judging([GOOD, GOOD, BAD], compared))
             outcome = run_pipeline(rounds_store, settings_of(
                 **STILL, how=request.param, rounds=4, hidden="16", seeds=2, slim_epochs=2))
