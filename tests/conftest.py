@@ -64,7 +64,7 @@ def store_uri(
     assert mlflow.active_run() is None, "the test left a run active"
     mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
     client = MlflowClient(uri)
-    everywhere = [found.experiment_id for found in client.search_experiments()]
+    everywhere = [experiment.experiment_id for experiment in client.search_experiments()]
     still_open = client.search_runs(everywhere, "attributes.status = 'RUNNING'",
                                     run_view_type=ViewType.ALL)
     assert [run.info.run_name for run in still_open] == [], "the test left runs RUNNING"

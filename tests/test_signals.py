@@ -14,67 +14,45 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
+from torch import nn
 
+from tests.mistakes import all_runs
 from wua_mlflow.cli.main import main
 from wua_mlflow.signals import Stopped, allow_signals, defer_signals, handle_signals
 
 NUMBERS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 
-STOPPING = """
-import os, signal
-from torch import nn
+ARGUMENTS = ["run", "--model", "tests.test_signals:model", "--seeds", "1", "--null-draws", "1"]
 
-def model(widths):
+
+def model(widths: tuple[int, ...]) -> nn.Module:
     return nn.Sequential(nn.Linear(2, widths[0]), nn.ReLU(), nn.Linear(widths[0], 1))
 
-def stop_in_training(model, data, budget, seed):
-    os.kill(os.getpid(), getattr(signal, os.environ["STOP_BY"]))
+
+def stop_in_training(model: nn.Module, data: object, budget: int, seed: int) -> nn.Module:
+    signal.raise_signal(signal.Signals[os.environ["STOP_BY"]])
     return model
 
-def stop_in_slim_training(model, data, budget, seed):
-    if budget == 2:
-        os.kill(os.getpid(), getattr(signal, os.environ["STOP_BY"]))
-    return model
-"""
+
+def stop_in_slim_training(model: nn.Module, data: object, budget: int, seed: int) -> nn.Module:
+    return stop_in_training(model, data, budget, seed) if budget == 2 else model
 
 
 @pytest.fixture(autouse=True)
 def default_handlers() -> Iterator[None]:
-    """Whoever started the tests may have had them ignore a signal (``nohup`` does)."""
-    before = {number: signal.getsignal(number) for number in NUMBERS}
-    for number in NUMBERS:
-        default = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
-        signal.signal(number, default)
+    """A process in the background ignores SIGINT, and passes that on."""
+    before = {number: signal.signal(number, handler) for number, handler in zip(
+        NUMBERS, (signal.default_int_handler, signal.SIG_DFL, signal.SIG_DFL), strict=True)}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
 
 
-@pytest.fixture
-def users_module(store_uri: str, tmp_path: Path) -> Iterator[str]:
-    """``stopping_parts``, in the folder of the test, out of the way afterwards."""
-    (tmp_path / "stopping_parts.py").write_text(STOPPING)
-    path = list(sys.path)
-    yield "stopping_parts"
-    sys.path[:] = path
-    sys.modules.pop("stopping_parts", None)
-
-
-def runs_by_kind() -> dict[str, list[Run]]:
-    client = MlflowClient()
-    everywhere = [found.experiment_id for found in client.search_experiments()]
-    found: dict[str, list[Run]] = {}
-    for run in client.search_runs(everywhere, order_by=["attributes.start_time ASC"]):
-        found.setdefault(run.data.tags.get("wua.kind", ""), []).append(run)
-    return found
-
-
 def statuses(kind: str) -> list[str]:
-    return [run.info.status for run in runs_by_kind().get(kind, [])]
+    return [run.info.status for run in all_runs(kind)]
 
 
 @pytest.mark.parametrize("number", NUMBERS)
@@ -144,6 +122,17 @@ def test_a_signal_that_waits_is_raised_where_the_block_is_released() -> None:
     assert done == ["still held"]
 
 
+def test_a_signal_in_a_callback_whose_errors_python_drops_is_sent_again() -> None:
+    """As in the callbacks of the import system: Ctrl-C would be lost."""
+    class Dropped:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(Stopped), handle_signals():
+        Dropped()
+        signal.sigtimedwait([], 60)
+
+
 def test_an_error_in_a_held_block_gives_way_to_the_signal() -> None:
     with pytest.raises(Stopped) as stop, handle_signals(), defer_signals():
         signal.raise_signal(signal.SIGTERM)
@@ -162,30 +151,27 @@ def test_three_signals_end_even_a_held_block() -> None:
     assert done.stdout.splitlines() == ["held", "held"]
 
 
-ARGUMENTS = ["run", "--model", "stopping_parts:model", "--seeds", "1", "--null-draws", "1"]
-
-
-@pytest.mark.parametrize(("number", "code", "said"), [
+@pytest.mark.parametrize(("number", "code", "line"), [
     ("SIGINT", 130, "interrupted"), ("SIGTERM", 143, "terminated")])
 def test_a_signal_in_training_kills_variant_and_pipeline(
-    users_module: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
-    number: str, code: int, said: str,
+    store_uri: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    number: str, code: int, line: str,
 ) -> None:
     monkeypatch.setenv("STOP_BY", number)
-    assert main([*ARGUMENTS, "--train", f"{users_module}:stop_in_training"]) == code
-    assert capsys.readouterr().err == f"wua: {said}\n"
-    (variant,), (pipeline,) = runs_by_kind()["variant"], runs_by_kind()["pipeline"]
+    assert main([*ARGUMENTS, "--train", "tests.test_signals:stop_in_training"]) == code
+    assert capsys.readouterr().err == f"wua: {line}\n"
+    (variant,), (pipeline,) = all_runs("variant"), all_runs("pipeline")
     assert (variant.info.status, pipeline.info.status) == ("KILLED", "KILLED")
     assert variant.data.tags["wua.step.train"] == "failed"
     assert "wua.error" not in variant.data.tags
 
 
 def test_variants_that_were_done_stay_finished(
-    users_module: str, monkeypatch: pytest.MonkeyPatch
+    store_uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("STOP_BY", "SIGTERM")
     arguments = [*ARGUMENTS, "--epochs", "3", "--slim-epochs", "2", "--slim-hidden", "4",
-                 "--train", f"{users_module}:stop_in_slim_training"]
+                 "--train", "tests.test_signals:stop_in_slim_training"]
     assert main(arguments) == 143
     assert statuses("variant") == ["FINISHED", "KILLED"]
     assert statuses("pipeline") == ["KILLED"]
@@ -193,7 +179,7 @@ def test_variants_that_were_done_stay_finished(
 
 @pytest.mark.parametrize("method", ["create_run", "set_terminated"])
 def test_a_signal_while_a_run_is_made_or_ended_leaves_none_open(
-    users_module: str, monkeypatch: pytest.MonkeyPatch, method: str
+    store_uri: str, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
     """The second call: for ``create_run`` the variant's, after the pipeline's own."""
     calls = []
@@ -211,7 +197,7 @@ def test_a_signal_while_a_run_is_made_or_ended_leaves_none_open(
     assert (statuses("variant"), statuses("pipeline")) == ([variant], ["KILLED"])
 
 
-@pytest.mark.parametrize("table", ["params", "tags", "latest_metrics"])
+@pytest.mark.parametrize("table", ["tags", "latest_metrics"])
 def test_a_signal_within_a_transaction_waits_for_its_end(
     store_uri: str, table: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -250,7 +236,7 @@ def test_another_threads_blocks_hold_nothing() -> None:
 
 
 def test_the_run_of_mlflow_run_is_killed(
-    users_module: str, monkeypatch: pytest.MonkeyPatch
+    store_uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client = MlflowClient()
     experiment = client.create_experiment("of mlflow run")
@@ -258,7 +244,8 @@ def test_the_run_of_mlflow_run_is_killed(
     monkeypatch.setenv("MLFLOW_RUN_ID", inherited)
     monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", experiment)
     monkeypatch.setenv("STOP_BY", "SIGTERM")
-    assert main(["train", *ARGUMENTS[1:-2], "--train", f"{users_module}:stop_in_training"]) == 143
+    trainer = "tests.test_signals:stop_in_training"
+    assert main(["train", *ARGUMENTS[1:-2], "--train", trainer]) == 143
     assert client.get_run(inherited).info.status == "KILLED"
     assert statuses("variant") == ["KILLED"]
 

@@ -8,9 +8,12 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from types import FrameType
+from typing import Any
 
 __all__ = ["Stopped", "allow_signals", "defer_signals", "handle_signals"]
 
@@ -51,12 +54,15 @@ def handle_signals() -> Iterator[None]:
     before = {number: handler for number in SIGNALS
               if (handler := signal.getsignal(number))
               in (signal.SIG_DFL, signal.default_int_handler)}
+    hook = sys.unraisablehook
     _state.held = _state.waiting = 0
     for number in before:
         signal.signal(number, _stop)
+    sys.unraisablehook = partial(_send_again, hook)
     try:
         yield
     finally:
+        sys.unraisablehook = hook
         for number, handler in before.items():
             signal.signal(number, handler)
 
@@ -93,6 +99,15 @@ def _stop(number: int, _frame: FrameType | None) -> None:
     if _state.waiting >= IMPATIENT:
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
+
+
+def _send_again(hook: Callable[[Any], object], dropped: Any) -> None:
+    """Python drops an error of a callback, such as the import system has: no signal is lost so."""
+    if isinstance(dropped.exc_value, Stopped):
+        number = dropped.exc_value.exit_code - 128
+        threading.Timer(0.01, os.kill, (os.getpid(), number)).start()
+    else:
+        hook(dropped)
 
 
 def _raise_waiting() -> None:

@@ -6,7 +6,6 @@ import io
 import json
 import re
 import shutil
-import signal
 from pathlib import Path
 
 import mlflow
@@ -24,13 +23,6 @@ from wua_mlflow.tracking.store import sqlite_file
 BEGAN = 1_700_000_000_000
 THIRD = 1 / 3
 DIGEST = "0123456789abcdef" * 4
-
-
-@pytest.fixture(autouse=True)
-def _signals_put_back():
-    before = signal.getsignal(signal.SIGTERM)
-    yield
-    signal.signal(signal.SIGTERM, before)
 
 
 @pytest.fixture(scope="module")
