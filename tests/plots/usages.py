@@ -16,36 +16,19 @@ NO_HISTOGRAM = Histogram(np.array([0.0, 1.0]), np.array([1]), 0.0)
 
 
 def layer(  # noqa: PLR0913 - each by name
-    name: str,
-    share: float = 0.5,
-    null: tuple[float, float] | None = None,
-    *,
-    weights: int = 100,
-    units: np.ndarray | None = None,
+    name: str, share: float = 0.5, null: tuple[float, float] | None = None, *, weights: int = 100,
+    units: np.ndarray | None = None, unit_share: float | None = None, flops: float | None = None,
     dead_units: int | None = None,
-    unit_share: float | None = None,
-    flops: float | None = None,
 ) -> LayerUsage:
     importance = np.ones(10) if units is None else np.asarray(units, float)
     count = len(importance)
-    effective = count * (unit_share or 0)
     return LayerUsage(
-        name=name,
-        kind="Linear",
-        weights=weights,
-        units=count,
-        entropy=math.log(share * weights) if share else 0.0,
-        effective_weights=share * weights,
-        top90_share=0.5,
-        low_share=0.0,
-        unit_importance=importance,
-        histogram=NO_HISTOGRAM,
-        dead=share == 0,
+        name=name, kind="Linear", weights=weights, units=count,
+        entropy=math.log(share * weights) if share else 0.0, effective_weights=share * weights,
+        top90_share=0.5, low_share=0.0, unit_importance=importance, histogram=NO_HISTOGRAM,
+        dead=share == 0, dead_units=dead_units, forward_flops=flops,
         null=NullUsage("reinitialised", 20, sum(null) / 2, *null, 0.1) if null else None,
-        unit_usage=Concentration(count, 0.0, effective, 0.5, 0.0) if unit_share else None,
-        dead_units=dead_units,
-        forward_flops=flops,
-    )
+        unit_usage=Concentration(count, 0.0, count * unit_share, 0.5, 0.0) if unit_share else None)
 
 
 def model(layers: list[LayerUsage], skipped: int = 0) -> ModelUsage:
