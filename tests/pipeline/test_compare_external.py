@@ -1,143 +1,195 @@
-"""``wua compare A B`` of runs: what they keep, fresh rows, predictions of others."""
+"""``wua compare A B`` of runs, saved models, models from elsewhere and predictions of others."""
 
 from __future__ import annotations
 
+import json
+import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 import mlflow
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from safetensors.numpy import load_file
+from torch import nn
 
 import wua_mlflow as wua
 from tests.pipeline import comparing
-from tests.pipeline.comparing import (
-    FEATURES,
-    FRESH,
-    FRESH_AMOUNTS,
-    WHOLE,
-    Compare,
-    Made,
-    Refused,
-    Weighing,
-    assert_same_verdict,
-    forward,
-    fresh_scores,
-    log_model,
-    model_of,
-    raw,
-    rows,
-    scaling,
-)
+from tests.pipeline.comparing import Compare, Refused, assert_same_verdict
 from wua_mlflow.cli.main import main
+from wua_mlflow.config import load_settings
+from wua_mlflow.pipeline import recipe, workflow
+from wua_mlflow.pipeline.variant import load_variant
 from wua_mlflow.tracking.store import connect
 
-made, runs, compare, refused = comparing.made, comparing.runs, comparing.compare, comparing.refused
+compare, refused = comparing.compare, comparing.refused
+
+FEATURES = ["a", "b", "c"]
+MEAN, SPREAD = [5, -200, 0], [1, 50, 0.01]
+FRESH = ("--data", "fresh.csv", "--target", "y")
+FRESH_AMOUNTS = ("--data", "amounts.parquet", "--target", "z")
+WHOLE, PARTIAL = [1.0, 1.0, -1.0], [1.0, 0.8, 0.0]
+"""Weights of two models from elsewhere: of one output, and of one output a class."""
+
+
+def rows(seed: int, count: int = 300) -> pd.DataFrame:
+    """Three columns of unlike scales; ``y`` is text, ``z`` an amount in a unit of its own."""
+    draw = np.random.default_rng(seed)
+    values = draw.normal(size=(count, 3)) * SPREAD + MEAN
+    score = (values - MEAN) / SPREAD @ WHOLE + draw.normal(size=count) / 2
+    return pd.DataFrame(values, columns=FEATURES).assign(
+        y=np.where(score > 0, "yes", "no"), z=1000 + 300 * score)
+
+
+FRESH_ROWS = rows(7, 400)
+
+
+@dataclass(frozen=True)
+class Made:
+    """A store: trained variants' runs by a letter, other models' ``models:/`` and ``runs:/``."""
+
+    folder: Path
+    runs: dict[str, str]
+    models: list[tuple[str, str]]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, migrated_database: Path) -> Made:
+    """A and B have one test part, C another; P and Q are regressions; D and E have images."""
+    folder = tmp_path_factory.mktemp("outside")
+    shutil.copy(migrated_database, folder / "mlflow.db")
+    rows(0).drop(columns="z").to_csv(folder / "classes.csv", index=False)
+    rows(0).drop(columns="y").to_csv(folder / "amounts.csv", index=False)
+    common = {"seeds": 1, "epochs": 20, "lr": 0.02, "batch_size": 32}
+    classes = {"data": str(folder / "classes.csv"), "target": "y", **common}
+    amounts = {"data": str(folder / "amounts.csv"), "target": "z", **common}
+    recipes = {
+        "A": {**classes, "hidden": 6, "seed": 1}, "B": {**classes, "hidden": 3, "seed": 1},
+        "C": {**classes, "hidden": 3, "seed": 2}, "P": {**amounts, "hidden": 6},
+        "Q": {**amounts, "hidden": 2}, "D": {"data": "digits", **common, "hidden": 16, "epochs": 3},
+        "E": {"data": "digits", "model": "cnn", **common, "hidden": 4, "epochs": 1},
+    }
+    uri = f"sqlite:///{folder / 'mlflow.db'}"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("MLFLOW_TRACKING_URI", uri)
+        mlflow.set_tracking_uri(uri)
+        store = connect("variants")
+        trained = {letter: workflow.train_run(store, load_settings(None, settings)).run_id
+                   for letter, settings in recipes.items()}
+        example = torch.tensor(FRESH_ROWS[FEATURES].to_numpy()[:4], dtype=torch.float32)
+        others = [log_model(weighted_sum(weights, outputs), example)
+                  for weights, outputs in ((WHOLE, 1), (PARTIAL, 2))]
+        mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
+    return Made(folder, trained, others)
+
+
+@pytest.fixture
+def runs(made: Made, store_uri: str, tmp_path: Path) -> dict[str, str]:
+    """The runs, in a copy of the store for the test to work in, and fresh rows beside it."""
+    shutil.copy(made.folder / "mlflow.db", tmp_path / "mlflow.db")
+    FRESH_ROWS.drop(columns="z").to_csv(tmp_path / "fresh.csv", index=False)
+    FRESH_ROWS.drop(columns="y").to_parquet(tmp_path / "amounts.parquet")
+    return made.runs
+
+
+def log_model(model: nn.Module, inputs: torch.Tensor) -> tuple[str, str]:
+    """A model from elsewhere, exported as pt2: its ``models:/`` and its ``runs:/`` address."""
+    with mlflow.start_run() as run:
+        info = mlflow.pytorch.log_model(
+            model.eval(), name="net", input_example=inputs.numpy(), serialization_format="pt2",
+            pip_requirements=["torch"])
+    return info.model_uri, f"runs:/{run.info.run_id}/net"
+
+
+def linear(weights: object, biases: object) -> nn.Linear:
+    rows_of_weights = torch.tensor(weights, dtype=torch.float32)
+    layer = nn.Linear(*reversed(rows_of_weights.shape))
+    layer.load_state_dict({"weight": rows_of_weights, "bias": torch.tensor(biases)})
+    return layer
+
+
+def weighted_sum(weights: list[float], outputs: int) -> nn.Linear:
+    """Classes by a weighted sum of the raw columns: one logit, or zero and that."""
+    scaled = np.divide(weights, SPREAD)
+    zeros = [[0.0] * 3] * (outputs - 1)
+    return linear([*zeros, scaled.tolist()], [0.0] * (outputs - 1) + [float(-scaled @ MEAN)])
+
+
+def right_by_weights(weights: list[float]) -> np.ndarray:
+    """Which fresh rows ``weighted_sum`` gets right."""
+    logits = (FRESH_ROWS[FEATURES].to_numpy() - MEAN) / SPREAD @ weights
+    return right(logits, FRESH_ROWS)
+
+
+def right(logits: np.ndarray, frame: pd.DataFrame) -> np.ndarray:
+    return np.asarray(np.where(logits > 0, "yes", "no") == frame["y"], dtype=float)
+
+
+def model_of(run_id: str) -> str:
+    (output,) = MlflowClient().get_run(run_id).outputs.model_outputs
+    return f"models:/{output.model_id}"
+
+
+def kept(run_id: str) -> dict[str, np.ndarray]:
+    """What the run keeps of its test part."""
+    return load_file(MlflowClient().download_artifacts(run_id, "evaluation/test.safetensors"))
+
+
+def right_in(run_id: str) -> np.ndarray:
+    return np.asarray(kept(run_id)["predictions"] == kept(run_id)["targets"], dtype=float)
+
+
+def forward(run_id: str, inputs: np.ndarray) -> np.ndarray:
+    """The kept network's output before a sigmoid, in NumPy."""
+    state = load_file(MlflowClient().download_artifacts(run_id, "state/model.safetensors"))
+    hidden = np.maximum(inputs @ state["fc1.weight"].T + state["fc1.bias"], 0)
+    return np.asarray(hidden @ state["fc2.weight"].T + state["fc2.bias"])[:, 0]
+
+
+def scaling(made: Made, letter: str, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and scale of a run's columns, from the extremes of its parts and of the file."""
+    split = load_variant(connect("variants"), made.runs[letter]).recipe.split
+    raw = pd.read_csv(made.folder / f"{name}.csv")
+    parts = (split.train, split.validation, split.test)
+    scaled = np.concatenate([part.inputs.numpy() for part in parts]).astype(np.float64)
+    values = raw[FEATURES].to_numpy()
+    if name == "amounts":
+        targets = np.concatenate([part.targets.numpy() for part in parts]).astype(np.float64)
+        scaled, values = np.hstack([scaled, targets]), np.column_stack([values, raw["z"]])
+    scale = np.ptp(values, axis=0) / np.ptp(scaled, axis=0)
+    return values.min(axis=0) - scaled.min(axis=0) * scale, scale
+
+
+def right_in_fresh_rows(made: Made, letter: str) -> np.ndarray:
+    """Which fresh rows a run's network gets right, by hand."""
+    mean, scale = scaling(made, letter, "classes")
+    inputs = (FRESH_ROWS[FEATURES].to_numpy() - mean) / scale
+    return right(forward(made.runs[letter], inputs), FRESH_ROWS)
 
 
 def test_runs_answer_with_what_they_keep(runs: dict[str, str], compare: Compare) -> None:
-    found = compare(runs["A"], runs["B"], "--margin", "0.1")
-    old, new = (load_file(MlflowClient().download_artifacts(
-        runs[letter], "evaluation/test.safetensors")) for letter in "AB")
-    scores = [(one["predictions"] == one["targets"]).astype(float) for one in (old, new)]
-    assert_same_verdict(found, *scores, margin=0.1)
-    assert found["metrics"]["compare/churn"] == pytest.approx(
-        np.mean(old["predictions"] != new["predictions"]))
+    """By the beginnings of their ids."""
+    result = compare(runs["A"][:10], runs["B"][:10], "--margin", "0.1")
+    assert_same_verdict(result, right_in(runs["A"]), right_in(runs["B"]), margin=0.1)
+    metrics = result["metrics"]
+    assert metrics["compare/churn"] == pytest.approx(
+        np.mean(kept(runs["A"])["predictions"] != kept(runs["B"])["predictions"]))
     forward_flops = [2 * (3 * hidden + hidden) for hidden in (6, 3)]
     parameters = [3 * hidden + hidden + hidden + 1 for hidden in (6, 3)]
-    assert found["metrics"]["compare/flops_ratio"] == forward_flops[0] / forward_flops[1]
-    assert found["metrics"]["compare/params_ratio"] == parameters[0] / parameters[1]
-    assert found["metrics"]["compare/latency_ratio"] > 0
-
-
-def test_beginnings_of_ids(runs: dict[str, str], compare: Compare) -> None:
-    whole = compare(runs["A"], runs["B"])
-    assert compare(runs["A"][:10], runs["B"][:10])["artifact"] == whole["artifact"]
-
-
-def test_fresh_rows_go_through_each_runs_own_scaling(
-    made: Made, runs: dict[str, str], compare: Compare
-) -> None:
-    """A and C were split, and so standardised, otherwise."""
-    scores = [fresh_scores(made, letter, rows(7, 400)) for letter in "AC"]
-    assert not np.array_equal(*scores)
-    assert scores[0].mean() > 0.75
-    assert_same_verdict(compare(runs["A"], runs["C"], *FRESH), *scores, margin=0.02)
-
-
-def test_fresh_amounts(made: Made, runs: dict[str, str], compare: Compare) -> None:
-    """R² in the data's own unit, by hand; the networks were trained on standardised targets."""
-    found = compare(runs["P"], runs["Q"], *FRESH_AMOUNTS, "--margin", "0.3")
-    fresh = rows(7, 400)
-    truth = fresh["z"].to_numpy()
-    scores = []
-    for letter in "PQ":
-        mean, scale = scaling(made, letter, "amounts")
-        outputs = forward(runs[letter], (fresh[FEATURES].to_numpy() - mean[:3]) / scale[:3])
-        scores.append(1 - (truth - outputs * scale[3] - mean[3]) ** 2 / truth.var())
-    expected = wua.compare(*scores, margin=0.3, score="R²", seed=42)
-    assert found["verdict"] == expected.outcome
-    assert found["artifact"]["delta"] == pytest.approx(expected.delta, abs=1e-4)
-    assert found["artifact"]["low"] == pytest.approx(expected.low, abs=1e-3)
-    assert "compare/churn" not in found["metrics"]
-
-
-def test_a_bundled_set_by_name_is_the_runs_own_test_part(
-    runs: dict[str, str], compare: Compare, refused: Refused
-) -> None:
-    """And an MLP's flat rows and a CNN's images are then the same examples."""
-    line = refused(runs["D"], runs["E"])
-    assert line.endswith("differ; name one test set with --data")
-    found = compare(runs["D"], runs["E"], "--data", "digits")
-    old, new = (load_file(MlflowClient().download_artifacts(
-        runs[letter], "evaluation/test.safetensors")) for letter in "DE")
-    assert np.array_equal(old["targets"], new["targets"])
-    assert_same_verdict(found, old["predictions"] == old["targets"],
-                        new["predictions"] == new["targets"], margin=0.02)
-    assert "compare/latency_ratio" not in found["metrics"]
-
-
-def test_predictions_against_a_run(
-    runs: dict[str, str], compare: Compare, tmp_path: Path
-) -> None:
-    """Those of B, written down with the classes' names and with the amounts' own unit."""
-    from wua_mlflow.pipeline.variant import load_variant
-
-    kept = load_file(MlflowClient().download_artifacts(runs["B"], "evaluation/test.safetensors"))
-    names = np.array(["no", "yes"])[kept["predictions"].astype(int)]
-    pd.DataFrame({"prediction": names}).to_csv(tmp_path / "b.csv", index=False)
-    assert compare(runs["A"], "b.csv")["artifact"] == compare(runs["A"], runs["B"])["artifact"]
-    np.savez(tmp_path / "b.npz", prediction=names,
-             target=np.array(["no", "yes"])[kept["targets"].astype(int)])
-    assert compare("b.npz", runs["A"])["artifact"] == compare(runs["B"], runs["A"])["artifact"]
-    scaler = load_variant(connect("variants"), runs["Q"]).recipe.split.scaling.targets
-    kept = load_file(MlflowClient().download_artifacts(runs["Q"], "evaluation/test.safetensors"))
-    unit = (float(scaler.mean.item()), float(scaler.deviation.item()))
-    pd.DataFrame({name: kept[f"{name}s"] * unit[1] + unit[0] for name in ("prediction", "target")}
-                 ).to_csv(tmp_path / "q.csv", index=False)
-    by_file, by_run = compare(runs["P"], "q.csv"), compare(runs["P"], runs["Q"])
-    assert by_file["artifact"]["delta"] == pytest.approx(by_run["artifact"]["delta"], abs=1e-5)
-    assert by_file["artifact"]["low"] == pytest.approx(by_run["artifact"]["low"], abs=1e-4)
-
-
-def test_the_table_of_two_networks(runs: dict[str, str],
-                                   capsys: pytest.CaptureFixture[str]) -> None:
-    main(["compare", runs["A"], runs["B"]])
-    out = capsys.readouterr().out
-    assert "oversized 6  oversized 3" in out
-    for label in ("accuracy, test", "FLOPs, one sample", "parameters", "latency, p50, ms"):
-        assert f"\n{label}" in out
-    assert "The latencies are not alike" not in out
-    main(["compare", runs["A"], log_model(Weighing(WHOLE), raw())[0], *FRESH])
-    assert "The latencies are not alike: models:/" in capsys.readouterr().out
+    assert metrics["compare/flops_ratio"] == forward_flops[0] / forward_flops[1]
+    assert metrics["compare/params_ratio"] == parameters[0] / parameters[1]
+    low, ratio, high = (metrics[f"compare/latency_ratio{end}"] for end in ("_low", "", "_high"))
+    assert 0 < low <= ratio <= high
 
 
 def _everything() -> dict[str, object]:
     client = MlflowClient()
-    ids = [found.experiment_id for found in client.search_experiments()]
+    ids = [experiment.experiment_id for experiment in client.search_experiments()]
     return {"experiments": ids, "models": len(client.search_logged_models(ids)),
             "runs": {run.info.run_id: (run.data.to_dictionary(), run.info.end_time)
                      for run in client.search_runs(ids)}}
@@ -149,69 +201,124 @@ def _artifacts(made: Made) -> list[Path]:
                   if path.name != "registered_model_meta")
 
 
-def test_nothing_is_logged_or_trained(
+def test_a_model_that_a_run_of_ours_logged_is_taken_as_the_run_is(
     made: Made, runs: dict[str, str], compare: Compare, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from wua_mlflow.pipeline import recipe
+    """On the run's own test part, or with its scaling of fresh rows. Nothing is trained or logged.
 
+    A and C were split, and so standardised, otherwise.
+    """
     monkeypatch.setattr(recipe, "fit", None)
-    address = model_of(runs["B"])
-    before = _everything()
-    files = _artifacts(made)
-    compare(runs["A"], runs["B"])
-    compare(runs["A"], address, *FRESH)
+    address = {letter: model_of(runs[letter]) for letter in "ABC"}
+    before, files = _everything(), _artifacts(made)
+    by_address = compare(address["A"], address["B"])
+    assert_same_verdict(by_address, right_in(runs["A"]), right_in(runs["B"]))
+    scores = [right_in_fresh_rows(made, letter) for letter in "AC"]
+    assert not np.array_equal(*scores)
+    assert scores[0].mean() > 0.75
+    assert_same_verdict(compare(runs["A"], address["C"], *FRESH), *scores)
     assert _everything() == before
     assert _artifacts(made) == files
+
+
+def test_fresh_amounts(made: Made, runs: dict[str, str], compare: Compare) -> None:
+    """R² in the data's own unit, by hand; the networks were trained on standardised targets."""
+    result = compare(runs["P"], runs["Q"], *FRESH_AMOUNTS, "--margin", "0.3")
+    truth = FRESH_ROWS["z"].to_numpy()
+    scores = []
+    for letter in "PQ":
+        mean, scale = scaling(made, letter, "amounts")
+        inputs = (FRESH_ROWS[FEATURES].to_numpy() - mean[:3]) / scale[:3]
+        outputs = forward(made.runs[letter], inputs)
+        scores.append(1 - (truth - outputs * scale[3] - mean[3]) ** 2 / truth.var())
+    expected = wua.compare(*scores, margin=0.3, score="R²", seed=42)
+    assert result["verdict"] == expected.outcome
+    assert result["artifact"]["delta"] == pytest.approx(expected.delta, abs=1e-4)
+    assert result["artifact"]["low"] == pytest.approx(expected.low, abs=1e-3)
+    assert "compare/churn" not in result["metrics"]
+
+
+def test_a_bundled_set_by_name_is_the_runs_own_test_part(
+    runs: dict[str, str], compare: Compare, refused: Refused
+) -> None:
+    """And an MLP's flat rows and a CNN's images are then the same examples."""
+    line = refused(runs["D"], runs["E"])
+    assert line.endswith("differ; name one test set with --data")
+    result = compare(runs["D"], runs["E"], "--data", "digits")
+    assert np.array_equal(kept(runs["D"])["targets"], kept(runs["E"])["targets"])
+    assert_same_verdict(result, right_in(runs["D"]), right_in(runs["E"]))
+    assert "compare/latency_ratio" not in result["metrics"]
+
+
+def test_predictions_against_a_run(
+    runs: dict[str, str], compare: Compare, tmp_path: Path
+) -> None:
+    """Those of B, written down with the classes' names and with the amounts' own unit."""
+    names, targets = (np.array(["no", "yes"])[kept(runs["B"])[column].astype(int)]
+                      for column in ("predictions", "targets"))
+    pd.DataFrame({"prediction": names}).to_csv(tmp_path / "b.csv", index=False)
+    np.savez(tmp_path / "b.npz", prediction=names, target=targets)
+    scores = right_in(runs["A"]), right_in(runs["B"])
+    assert_same_verdict(compare(runs["A"], "b.csv"), *scores)
+    assert_same_verdict(compare("b.npz", runs["A"]), *scores[::-1])
+    scaler = load_variant(connect("variants"), runs["Q"]).recipe.split.scaling.targets
+    unit = (float(scaler.mean.item()), float(scaler.deviation.item()))
+    pd.DataFrame({name: kept(runs["Q"])[f"{name}s"] * unit[1] + unit[0]
+                  for name in ("prediction", "target")}).to_csv(tmp_path / "q.csv", index=False)
+    by_file, by_run = (compare(runs["P"], other)["artifact"] for other in ("q.csv", runs["Q"]))
+    assert by_file["delta"] == pytest.approx(by_run["delta"], abs=1e-5)
+    assert by_file["low"] == pytest.approx(by_run["low"], abs=1e-4)
+
+
+def test_the_table_of_two_networks(
+    made: Made, runs: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["compare", runs["A"], runs["B"]])
+    out = capsys.readouterr().out
+    assert "oversized 6  oversized 3" in out
+    for label in ("accuracy, test", "FLOPs, one sample", "parameters", "latency, p50, ms"):
+        assert f"\n{label}" in out
+    assert "The latencies are not alike" not in out
+    main(["compare", runs["A"], made.models[0][0], *FRESH])
+    assert "The latencies are not alike: models:/" in capsys.readouterr().out
 
 
 def test_each_comparison_is_a_look_at_its_test_data(
     runs: dict[str, str], compare: Compare
 ) -> None:
     """The same one again is none; another margin, or other data, is."""
-    def looks(*arguments: str) -> int:
-        return int(compare(runs["A"], runs["B"], *arguments)["metrics"]["compare/looks"])
+    def looks(first: str, second: str, *options: str) -> int:
+        result = compare(runs[first], runs[second], *options)
+        return int(result["metrics"]["compare/looks"])
 
-    first = looks("--margin", "0.031")
-    assert looks("--margin", "0.031") == first
-    assert looks("--margin", "0.032") == first + 1
-    assert compare(runs["B"], runs["A"], "--margin", "0.032")["metrics"]["compare/looks"] == \
-        first + 2
-    fresh = looks("--margin", "0.031", *FRESH)
-    assert looks("--margin", "0.033", *FRESH) == fresh + 1
-    assert looks("--margin", "0.031") == first + 2
+    assert looks("A", "B", "--margin", "0.031") == 1
+    assert looks("A", "B", "--margin", "0.032") == 2
+    assert looks("B", "A", "--margin", "0.032") == 3
+    assert looks("A", "B", "--margin", "0.031", *FRESH) == 1
+    assert looks("A", "B", "--margin", "0.031") == 3
 
 
 def test_a_file_that_was_written_anew_is_another_look(
     runs: dict[str, str], compare: Compare
 ) -> None:
-    kept = load_file(MlflowClient().download_artifacts(
-        runs["A"], "evaluation/test.safetensors"))
-    found = []
+    looks = []
     for flipped in (3, 4, 4):
-        predictions = kept["predictions"].copy()
+        predictions = kept(runs["A"])["predictions"].copy()
         predictions[:flipped] = 1 - predictions[:flipped]
         names = np.array(["no", "yes"])[predictions.astype(int)]
         pd.DataFrame({"prediction": names}).to_csv("written.csv", index=False)
-        found.append(int(compare(runs["A"], "written.csv")["metrics"]["compare/looks"]))
-    assert found == [found[0], found[0] + 1, found[0] + 1]
+        looks.append(int(compare(runs["A"], "written.csv")["metrics"]["compare/looks"]))
+    assert looks == [1, 2, 2]
 
 
 def test_where_nothing_can_be_noted_the_look_counts_all_the_same(
     runs: dict[str, str], compare: Compare, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refused(*_: object) -> None:
+    def read_only(*_: object) -> None:
         raise MlflowException("read only")
 
-    before = compare(runs["A"], runs["B"], "--margin", "0.041")["metrics"]["compare/looks"]
-    monkeypatch.setattr(MlflowClient, "set_experiment_tag", refused)
-    found = compare(runs["A"], runs["B"], "--margin", "0.042")
-    assert found["metrics"]["compare/looks"] == before + 1
-
-
-def test_the_ratio_of_latencies_has_its_interval(runs: dict[str, str], compare: Compare) -> None:
-    found = compare(runs["A"], runs["B"])["metrics"]
-    low, ratio, high = (found[f"compare/latency_ratio{end}"] for end in ("_low", "", "_high"))
-    assert 0 < low <= ratio <= high
+    monkeypatch.setattr(MlflowClient, "set_experiment_tag", read_only)
+    assert compare(runs["A"], runs["B"])["metrics"]["compare/looks"] == 1
 
 
 def test_a_store_that_is_not_there_is_not_made(
@@ -227,7 +334,7 @@ def test_a_store_that_is_not_there_is_not_made(
 def test_models_that_cannot_be_compared(
     made: Made, runs: dict[str, str], refused: Refused, tmp_path: Path
 ) -> None:
-    foreign = log_model(Weighing(WHOLE), raw())[0]
+    foreign = made.models[0][0]
     assert refused(foreign, foreign) == (
         "data: expected the test data that the models are compared on (--data), but got none")
     assert refused(runs["A"], runs["C"]).endswith("differ; name one test set with --data")
@@ -235,21 +342,110 @@ def test_models_that_cannot_be_compared(
     assert "does not take the data's inputs of shape (batch, 64)" in refused(foreign, runs["D"])
     assert refused(runs["A"], runs["D"], *FRESH).startswith(
         "data: expected inputs of shape (64,) in fresh.csv, as the model's own data have")
-    rows(7).assign(y="maybe").drop(columns="z").to_csv(tmp_path / "unseen.csv", index=False)
-    assert refused(runs["A"], runs["B"], "--data", "unseen.csv", "--target", "y") == (
-        "data: expected only the classes 'no', 'yes', but unseen.csv has 'maybe'")
     fresh = rows(7).drop(columns="z")
-    fresh[["c", "a", "b", "y"]].to_csv(tmp_path / "turned.csv", index=False)
-    assert refused(runs["A"], runs["B"], "--data", "turned.csv", "--target", "y") == (
-        f"data: expected the columns a, b, c in turned.csv, as in {made.folder / 'classes.csv'}, "
-        f"which the model was trained on, but got them in another order")
-    fresh.rename(columns={"b": "d"}).to_csv(tmp_path / "named.csv", index=False)
-    assert refused(runs["A"], runs["B"], "--data", "named.csv", "--target", "y").endswith(
-        ", which the model was trained on, but got a, d, c")
     trained_on = str(made.folder / "classes.csv")
+    for name, frame, message in (
+        ("unseen.csv", fresh.assign(y="maybe"),
+         "data: expected only the classes 'no', 'yes', but unseen.csv has 'maybe'"),
+        ("turned.csv", fresh[["c", "a", "b", "y"]],
+         f"data: expected the columns a, b, c in turned.csv, as in {trained_on}, which the model "
+         f"was trained on, but got them in another order"),
+        ("named.csv", fresh.rename(columns={"b": "d"}),
+         f"data: expected the columns a, b, c in named.csv, as in {trained_on}, which the model "
+         f"was trained on, but got a, d, c"),
+    ):
+        frame.to_csv(tmp_path / name, index=False)
+        assert refused(runs["A"], runs["B"], "--data", name, "--target", "y") == message
     assert refused(runs["A"], runs["B"], "--data", trained_on, "--target", "y").startswith(
         "data: expected rows that training never saw, but ")
     assert refused(runs["A"], "models:/none/1").startswith("model URI models:/none/1: ")
     assert refused(runs["A"], f"runs:/{runs['B']}/none").startswith("model URI runs:/")
     assert refused(runs["A"], "e" * 32).startswith(f"run_id: no run has the id '{'e' * 32}'")
     assert refused(runs["A"], runs["B"], "--device", "cuda:77").startswith("device: cuda:77 ")
+
+
+def test_models_from_elsewhere_take_the_rows_as_they_are(
+    made: Made, runs: dict[str, str], compare: Compare
+) -> None:
+    """By every kind of address; with one output, and with one a class."""
+    (first, _), (_, second) = made.models
+    client = MlflowClient()
+    client.create_registered_model("reg")
+    client.create_model_version("reg", first)
+    scores = right_by_weights(WHOLE), right_by_weights(PARTIAL)
+    result = compare(first, second, *FRESH, "--margin", "0.05")
+    assert_same_verdict(result, *scores, margin=0.05)
+    assert result["metrics"]["compare/params_ratio"] == 4 / 8
+    assert result["metrics"]["compare/flops_ratio"] == 1 / 2
+    assert result["metrics"]["compare/latency_ratio"] > 0
+    ours = right_in_fresh_rows(made, "A")
+    assert_same_verdict(compare("models:/reg/1", runs["A"], *FRESH), scores[0], ours)
+
+
+@pytest.mark.parametrize(("pair", "unknown", "fresh"), [
+    ("AB", "AB", FRESH), ("PQ", "P", ()), ("PQ", "PQ", FRESH_AMOUNTS)])
+def test_saved_models_whose_runs_are_not_known(
+    pair: str, unknown: str, fresh: tuple[str, ...], runs: dict[str, str], compare: Compare
+) -> None:
+    """They take raw rows; where no data are named, the other side's test part as it was read."""
+    by_run = compare(*(runs[letter] for letter in pair), *fresh)["artifact"]
+    for letter in unknown:
+        MlflowClient().set_tag(runs[letter], "wua.kind", "of another store")
+    result = compare(*(model_of(runs[letter]) if letter in unknown else runs[letter]
+                       for letter in pair), *fresh)
+    assert result["metrics"]["compare/flops_ratio"] > 1
+    for name in ("delta", "low", "high"):
+        assert result["artifact"][name] == pytest.approx(by_run[name], abs=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore:The given NumPy array is not writable")  # MLflow's, of a table
+@pytest.mark.parametrize("letter", ["A", "P"])
+def test_a_saved_model_takes_raw_rows_as_the_file_beside_it_says(
+    letter: str, runs: dict[str, str], tmp_path: Path
+) -> None:
+    folder = Path(MlflowClient().download_artifacts(runs[letter], "state", str(tmp_path)))
+    written = json.loads((folder / "scaling.json").read_text())
+    frame = rows(0)
+    inputs = frame[FEATURES].to_numpy()
+    model = mlflow.pyfunc.load_model(model_of(runs[letter]))
+    answers = np.asarray(model.predict(inputs)).ravel()
+    by_table = np.asarray(model.predict(pd.DataFrame(inputs))).ravel()
+    np.testing.assert_array_equal(by_table, answers)
+    columns, targets = written["inputs"], written["targets"]
+    outputs = forward(runs[letter], (inputs - columns["mean"]) / columns["scale"])
+    if letter == "P":
+        assert written["classes"] == []
+        expected = outputs * targets["scale"][0] + targets["mean"][0]
+        np.testing.assert_allclose(answers, expected, rtol=1e-4)
+        assert np.corrcoef(answers, frame["z"])[0, 1] > 0.9
+        assert abs(answers.mean() - frame["z"].mean()) < 0.1 * frame["z"].std()
+    else:
+        assert targets is None
+        np.testing.assert_allclose(answers, 1 / (1 + np.exp(-outputs)), atol=1e-4)
+        names = np.array(written["classes"])[(answers > 0.5).astype(int)]
+        assert (names == frame["y"]).mean() > 0.85
+
+
+def test_classes_of_a_model_from_elsewhere_are_its_outputs_places(
+    store_uri: str, compare: Compare, refused: Refused, tmp_path: Path
+) -> None:
+    """Also where the test data lack one of them: here 1 of 0, 1, 2."""
+    draw = np.random.default_rng(3)
+    x = draw.normal(size=(300, 3))
+    labels = x.argmax(1)
+    wrong = draw.random(300) < 0.1
+    frame = pd.DataFrame(x, columns=FEATURES).assign(y=np.where(wrong, (labels + 1) % 3, labels))
+    frame = frame[frame["y"] != 1]
+    frame.to_csv(tmp_path / "lacking.csv", index=False)
+    inputs = frame[FEATURES].to_numpy()
+    example = torch.from_numpy(x[:4]).float()
+    models, scores = [], []
+    for order in ([0, 1, 2], [1, 2, 0]):
+        models.append(log_model(linear(np.eye(3)[order], [0.0] * 3), example)[0])
+        scores.append((inputs[:, order].argmax(1) == frame["y"]).to_numpy().astype(float))
+    result = compare(*models, "--data", "lacking.csv", "--target", "y")
+    assert_same_verdict(result, *scores)
+    assert result["verdict"] == "inferior"
+    frame.assign(y=frame["y"].map({0: "low", 2: "high"})).to_csv("named.csv", index=False)
+    assert refused(*models, "--data", "named.csv", "--target", "y") == (
+        "data: expected a class for each of the model's 3 outputs, but the test data have 2")
