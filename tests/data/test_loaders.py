@@ -8,10 +8,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import distributed, nn
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, TensorDataset
 
 from wua_mlflow.config import load_settings
@@ -39,7 +38,6 @@ def parts(seed): return loader(seed), None, None
 def parts_of_lists(seed): return listed(seed), [], []
 def pairs(seed): return points(60), points(20), points(20)
 def none(seed): pass
-def number(seed): return 7
 def text(seed): return "seven"
 def scalar(seed): return torch.tensor(3.0)
 def one_batch(seed): return {"input": points(8)[0]}
@@ -52,7 +50,7 @@ def raising(seed): raise KeyError("of the data")
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def feeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     (tmp_path / "feeds.py").write_text(PARTS)
     monkeypatch.chdir(tmp_path)
     path = list(sys.path)
@@ -70,18 +68,18 @@ def feed(name: str, **given: object):
     ("listed", list), ("of_nothing", list), ("loader", DataLoader), ("dataset", TensorDataset),
     ("tensor", torch.Tensor), ("dicts", list), ("generated", Iterator), ("parts", DataLoader),
     ("parts_of_lists", list), ("pairs", DataSplit)])
-def test_what_is_returned_is_handed_on(name: str, kind: type, here: None) -> None:
-    found = feed(name)
-    assert isinstance(found, kind)
-    example, found = example_of(found)
+def test_what_is_returned_is_handed_on(name: str, kind: type, feeds: None) -> None:
+    data = feed(name)
+    assert isinstance(data, kind)
+    example, data = example_of(data)
     samples = two_samples(example, nn.Linear(4, 3))
     first = samples["input"] if isinstance(samples, dict) else samples[0]
     assert first.shape == (2, 4)
     if kind is Iterator:
-        assert len(list(found)) == 3, "the first batch is not lost"
+        assert len(list(data)) == 3, "the first batch is not lost"
 
 
-def test_the_seed_makes_the_data_and_the_global_stream_stays(here: None) -> None:
+def test_the_seed_makes_the_data_and_the_global_stream_stays(feeds: None) -> None:
     torch.manual_seed(5)
     before = torch.get_rng_state()
     assert torch.equal(feed("tensor", seed=1), feed("tensor", seed=1))
@@ -94,34 +92,25 @@ WHAT = "batches (a DataLoader or a list of them) or a tuple (train, validation, 
 
 
 @pytest.mark.parametrize(("name", "message"), [
-    ("none", f"data: expected feeds:none to return {WHAT}NoneType"),
-    ("number", f"data: expected feeds:number to return {WHAT}int"),
-    ("text", f"data: expected feeds:text to return {WHAT}str"),
-    ("scalar", f"data: expected feeds:scalar to return {WHAT}Tensor"),
-    ("one_batch", f"data: expected feeds:one_batch to return {WHAT}dict"),
-    ("pair", f"data: expected feeds:pair to return {WHAT}a tuple of 2 Tensor; give batches as a "
-             "list"),
-    ("split", f"data: expected feeds:split to return {WHAT}a tuple of 3 Tensor; give batches as a "
-              "list"),
-    ("empty_tuple", f"data: expected feeds:empty_tuple to return {WHAT}a tuple of 0 things; give "
-                    "batches as a list"),
+    ("none", "NoneType"), ("text", "str"), ("scalar", "Tensor"), ("one_batch", "dict"),
+    ("pair", "a tuple of 2 Tensor; give batches as a list"),
+    ("split", "a tuple of 3 Tensor; give batches as a list"),
+    ("empty_tuple", "a tuple of 0 things; give batches as a list"),
     ("empty", "data: expected at least one batch, but got none"),
     ("raising", "data: expected data from feeds:raising, but got KeyError: 'of the data'"),
 ])
-def test_what_is_no_data(name: str, message: str, here: None) -> None:
+def test_what_is_no_data(name: str, message: str, feeds: None) -> None:
+    if not message.startswith("data"):
+        message = f"data: expected feeds:{name} to return {WHAT}{message}"
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         example_of(feed(name))
 
 
-class _Two:
+def be_one_of_two(monkeypatch: pytest.MonkeyPatch, rank: int) -> None:
     """A world of two processes, without any."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, rank: int) -> None:
-        from torch import distributed as dist
-
-        monkeypatch.setattr(dist, "is_initialized", lambda: True)
-        monkeypatch.setattr(dist, "get_world_size", lambda: 2)
-        monkeypatch.setattr(dist, "get_rank", lambda: rank)
+    monkeypatch.setattr(distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(distributed, "get_rank", lambda: rank)
 
 
 def rows(batches: object) -> list[float]:
@@ -135,24 +124,21 @@ def rows(batches: object) -> list[float]:
     ids=["tensor", "array", "dataset", "list", "loader"])
 def test_shares_are_the_whole(make, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = torch.arange(5000.0)[:, None]
-    found = []
+    shares = []
     for rank in (0, 1):
-        _Two(monkeypatch, rank)
-        found.append(rows(local_share(make(whole))))
-    assert min(map(len, found)) > 0
-    assert sorted(found[0] + found[1]) == whole[:, 0].tolist()
+        be_one_of_two(monkeypatch, rank)
+        shares.append(rows(local_share(make(whole))))
+    assert min(map(len, shares)) > 0
+    assert sorted(shares[0] + shares[1]) == whole[:, 0].tolist()
 
 
-def test_alone_the_data_are_untouched() -> None:
-    data = [np.zeros((3, 2))]
-    assert local_share(data) is data
-
-
-def test_a_distributed_sampler_gives_shares_already(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_data_that_are_shares_already(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a distributed sampler; and the whole, where the process is alone."""
     data: Dataset = TensorDataset(torch.arange(10.0)[:, None])
     sampler: DistributedSampler = DistributedSampler(data, num_replicas=2, rank=0, shuffle=False)
     loader = DataLoader(data, batch_size=2, sampler=sampler)
-    _Two(monkeypatch, 0)
+    assert local_share(data) is data
+    be_one_of_two(monkeypatch, 0)
     assert rows(local_share(loader)) == [0, 2, 4, 6, 8]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
-from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,19 +22,6 @@ from wua_mlflow.rng import Purpose, torch_generator
 from wua_mlflow.training.fit import TrainingDiverged
 
 
-def calls_of(
-    recipe: Recipe, calls: list[int], widths: tuple[int, ...] = (8,)
-) -> networks.NetworkFactory:
-    """A maker that writes down whose networks it was asked for."""
-    make = from_scratch(recipe, widths, 2)
-
-    def counted(number: int, seed: int, label: str | None = None) -> Trained:
-        calls.append(number)
-        return make(number, seed, label)
-
-    return counted
-
-
 def two_layers(model: nn.Module) -> tuple[np.ndarray, ...]:
     """Weights and biases of an mlp of one hidden layer, as numpy."""
     state = model.state_dict()
@@ -44,7 +31,7 @@ def two_layers(model: nn.Module) -> tuple[np.ndarray, ...]:
 
 def most_important_by_hand(model: nn.Module, recipe: Recipe, count: int) -> list[int]:
     """By what each adds to the others, its activation times the norm of the reading weights."""
-    first, bias, second, _ = (one.astype(np.float64) for one in two_layers(model))
+    first, bias, second, _ = (array.astype(np.float64) for array in two_layers(model))
     hidden = np.maximum(recipe.split.train.inputs.double().numpy() @ first.T + bias, 0)
     importance = greedy(hidden * np.linalg.norm(second, axis=0))
     return sorted(np.argsort(-importance)[:count].tolist())
@@ -54,7 +41,7 @@ def folded_by_hand(
     model: nn.Module, recipe: Recipe, kept: list[int]
 ) -> tuple[np.ndarray, np.ndarray]:
     """The second layer, which reads the units that are cut by a ridge regression on the others."""
-    first, bias, second, last = (one.astype(np.float64) for one in two_layers(model))
+    first, bias, second, last = (array.astype(np.float64) for array in two_layers(model))
     hidden = np.maximum(recipe.split.train.inputs.double().numpy() @ first.T + bias, 0)
     gone = [unit for unit in range(hidden.shape[1]) if unit not in kept]
     mean = hidden.mean(0)
@@ -76,12 +63,12 @@ def test_what_is_cut_are_the_parents_least_important_units(fold: bool) -> None:
     first, bias, second, last = two_layers(original)
     expected = first[kept], bias[kept], second[:, kept], last
     if fold:
-        by_hand = folded_by_hand(original, recipe, kept)
-        assert not any(np.allclose(a, b) for a, b in zip(by_hand, expected[2:], strict=True))
-        expected = *expected[:2], *by_hand
-    for found, one in zip(two_layers(trained.model), expected, strict=True):
-        assert found == pytest.approx(one, rel=1e-4, abs=1e-5) if fold else \
-            np.array_equal(found, one)
+        folded = folded_by_hand(original, recipe, kept)
+        assert not any(np.allclose(a, b) for a, b in zip(folded, expected[2:], strict=True))
+        expected = *expected[:2], *folded
+    tolerance = {"rtol": 1e-4, "atol": 1e-5} if fold else {"rtol": 0, "atol": 0}
+    for array, by_hand in zip(two_layers(trained.model), expected, strict=True):
+        np.testing.assert_allclose(array, by_hand, **tolerance)
     assert trained.structure is not None
     assert trained.structure.rounds == ({"fc1": tuple(kept)},)
     assert kept != list(range(5)), "or the first ones would do"
@@ -91,15 +78,15 @@ def test_what_is_cut_are_the_parents_least_important_units(fold: bool) -> None:
 def test_of_both_ways_the_better_one_on_validation_data(
     seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(networks, "train_made", lambda *given, **named: replace(
-        train_made(*given, **named), seconds=1.5))
+    monkeypatch.setattr(networks, "train_made", lambda *args, **options: replace(
+        train_made(*args, **options), seconds=1.5))
     recipe = recipe_of(optimizer="sgd")
     parent = from_scratch(recipe, (8,), 3)
     both, dropped, fitted = (
         pruned_and_tuned(recipe, parent, parent, PruningPlan({"fc1": 2}, 2, fold=fold))(0, seed)
         for fold in (None, False, True))
-    scores = [recipe.evaluate(one.model, recipe.split.validation, one.kind).scores
-              for one in (dropped, fitted)]
+    scores = [recipe.evaluate(each.model, recipe.split.validation, each.kind).scores
+              for each in (dropped, fitted)]
     error = np.std(scores[1] - scores[0], ddof=1) / np.sqrt(len(scores[0]))
     ahead = np.mean(scores[1]) - np.mean(scores[0])
     expected = fitted if ahead > error else dropped
@@ -116,51 +103,45 @@ def test_of_both_ways_the_better_one_on_validation_data(
 def test_where_one_way_fails_the_other_is_taken(
     fails: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe = recipe_of()
-    parent = from_scratch(recipe, (8,), 2)
-    original, calls = parent(0, 42), []
-    make = pruned_and_tuned(
-        recipe, lambda *_: original, parent, PruningPlan({"fc1": 2}, 1, fold=None)
-    )
+    failing, calls = {fails}, []
+    original = from_scratch(recipe_of(), (8,), 2)(0, 42)
 
-    def failing(*given: object, **named: object) -> Trained:
-        calls.append(given)
-        if len(calls) == fails or fails == 3:
+    def train(*args: Any, **options: Any) -> Trained:
+        calls.append(args)
+        if len(calls) in failing:
             raise TrainingDiverged("diverged")
-        return train_made(*given, **named)  # type: ignore[arg-type]
+        return train_made(*args, **options)
 
-    monkeypatch.setattr(networks, "train_made", failing)
-    found = make(0, 42)
-    assert (found.folded, found.tries, len(calls)) == (fails == 1, 1, 2)
-    fails = 3
+    monkeypatch.setattr(networks, "train_made", train)
+    trained = cut_to_two(original, fold=None)
+    assert (trained.folded, trained.tries, len(calls)) == (fails == 1, 1, 2)
+    failing |= {3, 4}
     with pytest.raises(TrainingDiverged, match="^diverged$"):
-        make(0, 42)
+        cut_to_two(original, fold=None)
 
 
-def test_a_fit_that_fails_leaves_the_other_way(monkeypatch: pytest.MonkeyPatch) -> None:
+def cut_to_two(original: Trained, *, fold: bool | None) -> Trained:
+    def there(*_: object) -> Trained:
+        return original
+
+    return pruned_and_tuned(recipe_of(), there, there, PruningPlan({"fc1": 2}, 1, fold=fold))(0, 42)
+
+
+def test_a_fit_that_fails_or_changes_nothing_leaves_the_other_way(
+    monkeypatch: pytest.MonkeyPatch
+) -> None:
     def singular(*_: object) -> nn.Module:
         raise torch.linalg.LinAlgError("singular")
 
-    recipe = recipe_of()
-    parent = from_scratch(recipe, (8,), 2)
+    original = from_scratch(recipe_of(), (8,), 2)(0, 42)
     monkeypatch.setattr(networks, "compensated", singular)
-    found = pruned_and_tuned(recipe, parent, parent, PruningPlan({"fc1": 2}, 1, fold=None))(0, 42)
-    assert (found.folded, found.tries) == (False, 1)
+    trained = cut_to_two(original, fold=None)
+    assert (trained.folded, trained.tries) == (False, 1)
     with pytest.raises(torch.linalg.LinAlgError, match="singular"):
-        pruned_and_tuned(recipe, parent, parent, PruningPlan({"fc1": 2}, 1, fold=True))(0, 42)
-
-
-def test_what_cannot_be_fitted_is_not_trained_twice(monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe, trained = recipe_of(), []
-    parent = from_scratch(recipe, (8,), 2)
-    original = parent(0, 42)
+        cut_to_two(original, fold=True)
     monkeypatch.setattr(networks, "compensated", lambda model, *_: copy.deepcopy(model))
-    monkeypatch.setattr(networks, "train_made",
-                        lambda *given, **_: trained.append(given) or original)
-    pruned_and_tuned(recipe, lambda *_: original, parent, PruningPlan({"fc1": 2}, 2, fold=None))(
-        0, 42
-    )
-    assert len(trained) == 1
+    trained = cut_to_two(original, fold=None)
+    assert (trained.folded, trained.tries) == (False, 1)
 
 
 def test_fine_tuning_is_the_loop_that_one_would_write() -> None:
@@ -180,21 +161,21 @@ def test_fine_tuning_is_the_loop_that_one_would_write() -> None:
             functional.cross_entropy(model(x[batch]), y[batch]).backward()
             steps.step()
     assert len(trained.records) == 2
-    for name, one in weights_of(model).items():
-        assert torch.allclose(one, weights_of(trained)[name], atol=1e-6), name
+    for name, weights in weights_of(model).items():
+        assert torch.allclose(weights, weights_of(trained)[name], atol=1e-6), name
 
 
 def test_each_replicate_is_cut_from_its_own_parent() -> None:
     recipe = recipe_of(lr=1e-30, optimizer="sgd")
-    parent, asked = from_scratch(recipe_of(), (8,), 2), []
-    make = pruned_and_tuned(recipe, lambda *given: asked.append(given) or parent(*given), parent,
-                  PruningPlan({"fc1": 3}, 1))
+    parent, calls = from_scratch(recipe_of(), (8,), 2), []
+    make = pruned_and_tuned(recipe, lambda *args: calls.append(args) or parent(*args), parent,
+                            PruningPlan({"fc1": 3}, 1))
     for number, seed in ((0, 42), (3, 45)):
         original = parent(number, seed).model
         kept = most_important_by_hand(original, recipe, 3)
         assert np.array_equal(two_layers(make(number, seed).model)[0],
                               two_layers(original)[0][kept])
-    assert asked == [(0, 42), (3, 45)]
+    assert calls == [(0, 42), (3, 45)]
 
 
 def test_a_second_cut_is_told_after_the_first() -> None:
@@ -216,23 +197,21 @@ def test_where_nothing_is_cut_the_parent_is_trained_on() -> None:
     """The search's first candidate: the original at the same budget of fine-tuning."""
     recipe = recipe_of()
     parent = from_scratch(recipe, (8,), 2)
-    found = pruned_and_tuned(recipe, parent, parent, PruningPlan({"fc1": 8}, 2))(0, 42)
+    trained = pruned_and_tuned(recipe, parent, parent, PruningPlan({"fc1": 8}, 2))(0, 42)
     start = parent(0, 42)
     expected = train_made(recipe, lambda: copy.deepcopy(start.model), 2, seed=42,
                           stream=start.stream)
-    assert same(found, expected)
-    assert not same(found, start)
-    assert found.structure is None
+    assert same(trained, expected)
+    assert not same(trained, start)
+    assert trained.structure is None
 
 
-@pytest.mark.parametrize("root_widths", [(8,), (5,)])
-def test_a_distillation_aims_at_the_originals_outputs_too(root_widths: tuple[int, ...]) -> None:
+def test_a_distillation_aims_at_the_originals_outputs_too() -> None:
     """The first step, worked out: half the cross entropy, half 4·KL of probabilities at 2."""
     recipe = recipe_of(optimizer="sgd", lr=0.5, batch_size="full")
-    parent, root = from_scratch(recipe_of(), (8,), 3), from_scratch(recipe_of(), root_widths, 3)
-    trained = pruned_and_tuned(recipe, parent, root, PruningPlan({"fc1": 4}, 1, distill=True))(
-        0, 42
-    )
+    parent, root = from_scratch(recipe_of(), (8,), 3), from_scratch(recipe_of(), (5,), 3)
+    plan = PruningPlan({"fc1": 4}, 1, distill=True)
+    trained = pruned_and_tuned(recipe, parent, root, plan)(0, 42)
     original = parent(0, 42).model
     student = cut(original, recipe.split.train.inputs[:4],
                   {"fc1": most_important_by_hand(original, recipe, 4)}).model
@@ -244,47 +223,38 @@ def test_a_distillation_aims_at_the_originals_outputs_too(root_widths: tuple[int
     loss = 0.5 * functional.cross_entropy(outputs, y) + 0.5 * 4 * distance
     assert trained.records[0].train_loss == pytest.approx(loss.item(), abs=1e-6)
     gradients = torch.autograd.grad(loss, list(student.parameters()))
-    for found, before, gradient in zip(trained.model.parameters(), student.parameters(), gradients,
-                                       strict=True):
-        assert torch.allclose(found, before - 0.5 * gradient, atol=1e-5)
+    for after, before, gradient in zip(
+            trained.model.parameters(), student.parameters(), gradients, strict=True):
+        assert torch.allclose(after, before - 0.5 * gradient, atol=1e-5)
 
 
-def test_what_was_made_is_made_once() -> None:
+def test_networks_are_made_once_within_a_limit_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network of 6-8-3 has 83 weights: the limit is two of them. What is there stays."""
     calls: list[int] = []
-    make = cached(calls_of(recipe_of(), calls))
-    first, second = make(0, 42), make(1, 43)
-    assert make(0, 42) is first
-    assert make(1, 43) is second
-    assert calls == [0, 1]
+    there = from_scratch(recipe_of(), (8,), 1)(0, 42)
 
+    def counted(number: int, seed: int, label: str | None = None) -> Trained:
+        calls.append(number)
+        return replace(there)
 
-def test_no_more_is_remembered_than_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A network of 6-8-3 has 83 weights: two of them, and no third."""
     monkeypatch.setattr(networks, "MOST_WEIGHTS", 2 * 83)
-    calls: list[int] = []
-    make = cached(calls_of(recipe_of(), calls))
-    for number in (0, 1, 2, 0, 1, 2):
-        make(number, 42 + number)
-    assert calls == [0, 1, 2, 2]
-
-
-def test_the_network_that_is_there_is_not_trained_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However large it is."""
+    make = cached(counted)
+    first, second = make(0, 42), make(1, 43)
+    assert (make(0, 42) is first, make(1, 43) is second, calls) == (True, True, [0, 1])
+    assert make(2, 44) is not make(2, 44)
+    assert (make(0, 42) is first, calls) == (True, [0, 1, 2, 2])
     monkeypatch.setattr(networks, "MOST_WEIGHTS", 10)
-    calls: list[int] = []
-    recipe = recipe_of()
-    there = from_scratch(recipe, (8,), 1)(0, 42)
-    make = cached(calls_of(recipe, calls), first=there)
+    make = cached(counted, first=there)
     assert make(0, 42) is there
     make(1, 43)
-    assert calls == [1]
+    assert calls == [0, 1, 2, 2, 1]
 
 
 def test_from_scratch_takes_the_replicates_stream() -> None:
     recipe = recipe_of()
     streams = [from_scratch(recipe, (8,), 1)(number, 42 + number).stream for number in (0, 1)]
-    make = from_scratch(recipe, (4,), 1, streams)
-    alike = partial(from_scratch(recipe, (4,), 1), 1, 43)
-    assert same(make(1, 43), make(1, 43))
-    assert not same(make(1, 43), alike())
-    assert not same(from_scratch(recipe, (4,), 1, streams[::-1])(1, 43), make(1, 43))
+    seeded, first, again, other = (from_scratch(recipe, (4,), 1, each)(1, 43)
+                                   for each in (None, streams, streams, streams[::-1]))
+    assert same(first, again)
+    assert not same(first, seeded)
+    assert not same(first, other)

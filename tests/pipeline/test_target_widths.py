@@ -1,10 +1,12 @@
-"""How narrow the slim network is to be: the widths given, or those of each method."""
+"""The widths of the slim network: given, of a method, or of networks that a search trains."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from collections import Counter
+from dataclasses import dataclass, field, replace
 from functools import cache
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,31 +16,35 @@ from torch.nn import functional
 
 from tests.pipeline.slimming_cases import HERE, recipe_of, settings_of, variant_of, with_split
 from wua_mlflow.config import Settings
-from wua_mlflow.data.datasets import DataSplit, Part
+from wua_mlflow.data.datasets import Part
 from wua_mlflow.pipeline import target_widths
-from wua_mlflow.pipeline.networks import cached
+from wua_mlflow.pipeline.networks import NetworkFactory, cached, from_scratch
+from wua_mlflow.pipeline.recipe import Recipe, Trained, train_one
 from wua_mlflow.pipeline.slim import SlimmingContext
 from wua_mlflow.pipeline.target_widths import (
     NoNarrowerError,
+    SearchSetup,
     choose_widths,
     dimensions_of,
+    folds_of,
+    search,
+    validation_scores,
 )
 from wua_mlflow.pipeline.variant import ModelVariant
 from wua_mlflow.results import TargetWidths
 from wua_mlflow.usage.analyze import analyze
-from wua_mlflow.widths import recommend as recommend_module
-
-METHODS = ("effective", "rank", "projection", "ablation", "search")
+from wua_mlflow.usage.results import ModelUsage
+from wua_mlflow.widths.recommend import recommend_widths
 
 
 @cache
-def trained(**given: object) -> ModelVariant:
-    return variant_of(recipe_of(**{"hidden": "12,6", "epochs": 8, **given}))
+def trained() -> ModelVariant:
+    return variant_of(recipe_of(hidden="12,6", epochs=8))
 
 
-def asked(**given: object) -> Settings:
+def slim_settings(**options: object) -> Settings:
     return settings_of(**{"hidden": "12,6", "epochs": 2, "search_runs": 4, "margin": 0.2,
-                          "how": "prune", **given})
+                          "how": "prune", **options})
 
 
 def context_of(settings: Settings, variant: ModelVariant) -> SlimmingContext:
@@ -46,18 +52,12 @@ def context_of(settings: Settings, variant: ModelVariant) -> SlimmingContext:
     return SlimmingContext(settings, variant, variant, make, make)
 
 
-def found(variant: ModelVariant | None = None, **given: object) -> TargetWidths:
-    settings, variant = asked(**given), variant or trained()
+def chosen(
+    variant: ModelVariant | None = None, usage: ModelUsage | None = None, **options: object
+) -> TargetWidths:
+    settings, variant = slim_settings(**options), variant or trained()
     context = context_of(settings, variant)
-    return choose_widths(settings, variant, context.dimensions, context.search_setup)
-
-
-def activations(variant: ModelVariant, part: Part) -> dict[str, np.ndarray]:
-    """After each ReLU, in float64."""
-    state = {name: one.double().numpy() for name, one in variant.model.state_dict().items()}
-    first = np.maximum(part.inputs.double().numpy() @ state["fc1.weight"].T + state["fc1.bias"], 0)
-    return {"fc1": first,
-            "fc2": np.maximum(first @ state["fc2.weight"].T + state["fc2.bias"], 0)}
+    return choose_widths(settings, variant, context.dimensions, context.search_setup, usage)
 
 
 @pytest.mark.parametrize("how", ["prune", "rebuild"])
@@ -67,170 +67,98 @@ def test_the_tutorials_rule(how: str) -> None:
     usage = analyze(variant.model, variant.recipe.split.train.inputs, criterion="magnitude")
     expected = tuple(int(usage.layers[name].effective_weights / usage.layers[name].weights * units)
                      for name, units in (("fc1", 12), ("fc2", 6)))
-    goal = found(how=how, width_method="effective", criterion="magnitude,output")
+    goal = chosen(how=how, width_method="effective", criterion="magnitude,output")
     assert goal.widths == expected < (12, 6)
     assert goal.keep == {"fc1": expected[0], "fc2": expected[1]}
     assert (goal.method, goal.searched) == ("effective", None)
     assert goal.recommendation is not None
-    for one, name in zip(goal.recommendation.layers, ("fc1", "fc2"), strict=True):
+    for layer, name in zip(goal.recommendation.layers, ("fc1", "fc2"), strict=True):
         most = np.sort(usage.layers[name].unit_importance)[::-1]
-        assert one.curve.widths == tuple(range(1, one.units + 1))
-        assert one.curve.scores == pytest.approx(
-            [most[:k].sum() / most.sum() for k in one.curve.widths])
-        assert one.curve.threshold == one.curve.scores[one.width - 1]
+        assert layer.curve.widths == tuple(range(1, layer.units + 1))
+        assert layer.curve.scores == pytest.approx(
+            [most[:k].sum() / most.sum() for k in layer.curve.widths])
+        assert layer.curve.threshold == layer.curve.scores[layer.width - 1]
 
 
 def test_the_usage_that_is_there_is_not_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    variant, settings = trained(), asked(width_method="effective")
+    variant = trained()
     usage = analyze(variant.model, variant.recipe.split.train.inputs, criterion="wanda")
     monkeypatch.delattr(target_widths, "measured")
-    context = context_of(settings, variant)
-    goal = choose_widths(settings, variant, context.dimensions, context.search_setup, usage)
-    assert goal.widths == tuple(int(usage.layers[name].effective_share * units + 1e-9)
-                                for name, units in (("fc1", 12), ("fc2", 6)))
-
-
-@pytest.mark.parametrize("how", ["prune", "rebuild"])
-def test_the_effective_rank_of_the_training_part(how: str) -> None:
-    """exp of the entropy of the singular values' shares, of what the next layer reads."""
-    variant = trained()
-    state = variant.model.state_dict()
-    goal = found(how=how, width_method="rank")
-    assert goal.recommendation is not None
-    curves = {one.layer: one.curve for one in goal.recommendation.layers}
-    for name, reader, width in zip(("fc1", "fc2"), ("fc2", "fc3"), goal.widths, strict=True):
-        values = activations(variant, variant.recipe.split.train)[name]
-        scale = np.linalg.norm(state[f"{reader}.weight"].double().numpy(), axis=0)
-        singular = np.linalg.svd((values - values.mean(0)) * scale, compute_uv=False)
-        shares = singular[singular > 0] / singular.sum()
-        rank = np.exp(-(shares * np.log(shares)).sum())
-        assert width == int(np.ceil(rank)), name
-        assert curves[name].scores[:4] == pytest.approx(np.cumsum(shares)[:4], rel=1e-5)
-
-
-@pytest.mark.parametrize("margin", [0.05, 0.4])
-def test_projection_keeps_the_score_of_the_validation_part(margin: float) -> None:
-    """The one hidden layer of 6-12-3, projected by hand on the training part's directions."""
-    variant = trained(hidden="12")
-    goal = found(variant, hidden="12", width_method="projection", margin=margin)
-    split, state = variant.recipe.split, variant.model.state_dict()
-    fit, values = (np.maximum(
-        part.inputs.double().numpy() @ state["fc1.weight"].double().numpy().T
-        + state["fc1.bias"].double().numpy(), 0) for part in (split.train, split.validation))
-    centre = fit.mean(0)
-    scale = np.linalg.norm(state["fc2.weight"].double().numpy(), axis=0)
-    right = np.linalg.svd((fit - centre) * scale, full_matrices=False)[2]
-
-    def score(k: int) -> float:
-        kept = ((values - centre) * scale) @ right[:k].T @ right[:k] / scale + centre
-        logits = kept @ state["fc2.weight"].double().numpy().T + state["fc2.bias"].numpy()
-        return float((logits.argmax(1) == split.validation.targets.numpy()).mean())
-
-    enough = [score(k) >= score(12) - margin - 1e-9 for k in range(1, 13)]
-    assert goal.widths == (min(k for k in range(1, 13) if all(enough[k - 1:])),)
-    assert goal.recommendation is not None
-    curve = goal.recommendation.layers[0].curve
-    assert curve.scores == pytest.approx([score(k) for k in curve.widths])
-    assert (goal.widths == (1,)) is (margin == 0.4)
-    assert goal.widths < (12,)
-
-
-@pytest.mark.parametrize("margin", [0.05, 0.4])
-def test_ablation_keeps_the_score_of_the_validation_part(margin: float) -> None:
-    """Units go from the least important up, zeroed by hand."""
-    variant = trained(hidden="12")
-    goal = found(variant, hidden="12", width_method="ablation", margin=margin)
-    part, model = variant.recipe.split.validation, variant.model
-    weight: Any = model.fc2.weight
-    hidden = torch.relu(model.fc1(part.inputs)).detach()  # type: ignore[operator]
-    loss = functional.cross_entropy(hidden @ weight.T + model.fc2.bias, part.targets)
-    gradient, = torch.autograd.grad(loss, weight)
-    order = (weight * gradient).sum(0).abs().argsort(descending=True)
-
-    def score(k: int) -> float:
-        kept = torch.zeros(12).index_fill(0, order[:k], 1.0)
-        logits = (hidden * kept) @ weight.T + model.fc2.bias
-        return float((logits.argmax(1) == part.targets).double().mean())
-
-    enough = [score(k) >= score(12) - margin - 1e-9 for k in range(1, 13)]
-    assert goal.widths == (min(k for k in range(1, 13) if all(enough[k - 1:])),)
-    assert (goal.widths < (3,)) is (margin == 0.4)
-    assert goal.widths < (12,)
-
-
-def scrambled(part: Part, seed: int = 0) -> Part:
-    draw = torch.Generator().manual_seed(seed)
-    rows = torch.randperm(len(part), generator=draw)
-    return Part(3 * torch.randn(part.inputs.shape, generator=draw), part.targets[rows])
+    assert chosen(usage=usage, width_method="effective").widths == tuple(
+        int(usage.layers[name].effective_share * units + 1e-9)
+        for name, units in (("fc1", 12), ("fc2", 6)))
 
 
 @pytest.mark.parametrize(("method", "how"), [
-    *((method, "prune") for method in METHODS[:-1]), ("search", "rebuild")])
+    ("rank", "rebuild"), ("rank", "prune"), ("projection", "prune"), ("ablation", "prune")])
+def test_methods_fit_on_the_training_part_and_score_on_the_validation_part(
+    method: str, how: str
+) -> None:
+    variant = trained()
+    split = variant.recipe.split
+    expected = recommend_widths(
+        variant.model, (split.validation.inputs, split.validation.targets), method=method,
+        margin=0.1, fit_data=None if method == "ablation" else split.train.inputs,
+        loss=functional.cross_entropy, task="multiclass", seed=42)
+    goal = chosen(how=how, width_method=method, margin=0.1)
+    assert goal.recommendation == expected
+    assert goal.widths == tuple(layer.width for layer in expected.layers) < (12, 6)
+
+
+def scrambled(part: Part) -> Part:
+    draw = torch.Generator().manual_seed(0)
+    order = torch.randperm(len(part), generator=draw)
+    return Part(3 * torch.randn(part.inputs.shape, generator=draw), part.targets[order])
+
+
+@pytest.mark.parametrize(("method", "how"), [("effective", "prune"), ("search", "rebuild")])
 def test_selection_does_not_look_at_the_test_part(method: str, how: str) -> None:
     """Another test part gives the same widths, by way of the same figures."""
     other = with_split(trained(), lambda split: replace(split, test=scrambled(split.test)))
-    goals = [found(variant, how=how, width_method=method) for variant in (trained(), other)]
+    goals = [chosen(variant, how=how, width_method=method) for variant in (trained(), other)]
     assert goals[0].to_json() == goals[1].to_json()
     assert goals[0].widths < (12, 6)
 
 
-@pytest.mark.parametrize(("method", "part"), [
-    ("rank", "train"), ("projection", "train"), ("projection", "validation"),
-    ("ablation", "validation"), ("search", "validation")])
-def test_selection_looks_at_the_other_parts(method: str, part: str) -> None:
-    """Else the test above would show nothing."""
-    def changed(split: DataSplit) -> DataSplit:
-        return replace(split, **{part: scrambled(getattr(split, part))})
-
-    goals = []
-    for variant in (trained(), with_split(trained(), changed)):
-        try:
-            goals.append(found(variant, width_method=method, margin=0.2).to_json())
-        except NoNarrowerError as error:
-            goals.append(str(error))
-    assert goals[0] != goals[1]
-
-
 def test_a_search_goes_on_from_the_rank_and_stays_within_its_runs() -> None:
-    goal = found(how="prune", width_method="search", search_runs=4)
+    goal = chosen(width_method="search", search_runs=4)
     assert goal.searched is not None and goal.recommendation is not None
     assert goal.recommendation.method == "rank"
     tried = [trial.widths for trial in goal.searched.trials]
     assert len(tried) <= 4
-    assert tried[:2] == [(12, 6), found(how="prune", width_method="rank").widths]
+    assert tried[:2] == [(12, 6), chosen(width_method="rank").widths]
     assert goal.widths in tried
     costs = {trial.widths: trial.cost for trial in goal.searched.trials}
     assert costs == {(a, b): 2 * (6 * a + a * b + b * 3) for a, b in tried}, "of one sample"
-    told = json.loads(goal.to_json())
-    assert told["search"]["looks"] == goal.searched.looks
-    assert [one["width"] for one in told["widths"]] == list(goal.widths)
+    record = json.loads(goal.to_json())
+    assert record["search"]["looks"] == goal.searched.looks
+    assert [each["width"] for each in record["widths"]] == list(goal.widths)
 
 
-@pytest.mark.parametrize(("given", "method"), [
+@pytest.mark.parametrize(("options", "method"), [
     ({"how": "rebuild"}, "search"), ({"how": "prune"}, "search"),
     ({"how": "rebuild", "width_method": "effective"}, "effective"),
     ({"how": "prune", "margin": 0.02}, "rank"), ({"how": "rebuild", "margin": 0.02}, "search"),
-    *(({"how": how, **given}, "rank") for how in ("rebuild", "prune")
-      for given in ({"train": "own:trainer"}, {"margin": 0.005}, {"margin": 0.0})),
+    ({"how": "rebuild", "train": "own:trainer"}, "rank"), ({"how": "rebuild", "margin": 0}, "rank"),
 ])
-def test_the_default_method(given: dict, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(target_widths, "search", lambda *_: type("Found", (), {"widths": (3, 3)}))
-    assert found(**given).method == method
+def test_the_default_method(
+    options: dict, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(target_widths, "search", lambda *_: SimpleNamespace(widths=(3, 3)))
+    assert chosen(**options).method == method
 
 
-@pytest.mark.parametrize("method", METHODS[1:])
+@pytest.mark.parametrize("method", ["rank", "search"])
 def test_nothing_narrower(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def nothing(*given: Any, **named: Any) -> Any:
-        real = recommend(*given, **named)
-        return replace(real, layers=tuple(replace(one, width=one.units) for one in real.layers))
+    def all_units(*args: Any, **options: Any) -> Any:
+        real = recommend_widths(*args, **options)
+        return replace(real, layers=tuple(replace(each, width=each.units) for each in real.layers))
 
-    recommend = recommend_module.recommend_widths
-    monkeypatch.setattr(target_widths, "recommend_widths", nothing)
-    if method == "search":
-        monkeypatch.setattr(target_widths, "search", lambda *_: type(
-            "Found", (), {"widths": (12, 6), "note": "nearest came 11,6"}))
+    monkeypatch.setattr(target_widths, "recommend_widths", all_units)
+    monkeypatch.setattr(target_widths, "search", lambda *_: SimpleNamespace(
+        widths=(12, 6), note="nearest came 11,6"))
     with pytest.raises(NoNarrowerError) as caught:
-        found(width_method=method)
+        chosen(width_method=method)
     note = ": nearest came 11,6" if method == "search" else ""
     assert str(caught.value) == (
         f"The method {method} finds no width below those that the network has (12,6){note}. "
@@ -239,38 +167,30 @@ def test_nothing_narrower(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_search_that_can_show_nothing_says_what_it_takes() -> None:
-    with pytest.raises(NoNarrowerError) as caught:
-        found(width_method="search", margin=0.001, search_runs=2)
-    assert "80 validation examples show nothing at this margin: it takes at least 3,838" in \
-        str(caught.value)
+    with pytest.raises(NoNarrowerError, match="80 validation examples show nothing at this margin: "
+                                              "it takes at least 3,838"):
+        chosen(width_method="search", margin=0.001, search_runs=2)
 
 
-def test_given_widths_are_taken_as_they_are() -> None:
-    for how in ("prune", "rebuild"):
-        goal = found(how=how, slim_hidden="12,2")
-        assert (goal.widths, goal.method, goal.recommendation) == ((12, 2), "given", None)
+@pytest.mark.parametrize("how", ["prune", "rebuild"])
+def test_widths_that_were_given_are_taken_as_they_are(how: str) -> None:
+    assert [(each.name, each.units, each.layers) for each in dimensions_of(trained(), how)] == [
+        ("fc1", 12, ("fc1",)), ("fc2", 6, ("fc2",))]
+    record = json.loads(chosen(how=how, slim_hidden="12,2").to_json())
+    assert (record["method"], record["recommendation"], record["search"]) == ("given", None, None)
+    assert [each["width"] for each in record["widths"]] == [12, 2]
 
 
 def test_a_factorys_width_is_spread_over_the_groups_that_it_sets() -> None:
-    variant = variant_of(recipe_of(model=f"{HERE}:branched", hidden="8"))
-    settings = asked(model=f"{HERE}:branched", hidden="8", slim_hidden="5")
-    context = context_of(settings, variant)
-    goal = choose_widths(settings, variant, context.dimensions, context.search_setup)
-    assert goal.keep == {"0": 5, "2": 10}
-    assert context.factory_widths(goal) == (5,)
-    each = asked(model=f"{HERE}:branched", hidden="8", slim_hidden="3,9")
-    goal = choose_widths(each, variant, context.dimensions, context.search_setup)
-    assert goal.keep == {"0": 3, "2": 9}
-    assert context.factory_widths(goal) == (5,), "9 of 16 is more than 4 of 8"
-    rebuilt = context_of(asked(how="rebuild", model=f"{HERE}:branched", hidden="8"), variant)
-    (one,) = rebuilt.dimensions
-    assert (one.units, set(one.layers)) == (8, {"0", "2"})
-
-
-def test_what_can_be_chosen() -> None:
-    for how in ("prune", "rebuild"):
-        assert [(one.name, one.units, one.layers) for one in dimensions_of(trained(), how)] == [
-            ("fc1", 12, ("fc1",)), ("fc2", 6, ("fc2",))]
+    branched = {"model": f"{HERE}:branched", "hidden": "8"}
+    variant = variant_of(recipe_of(**branched))
+    for widths, keep in (("5", {"0": 5, "2": 10}), ("3,9", {"0": 3, "2": 9})):
+        goal = chosen(variant, slim_hidden=widths, **branched)
+        assert goal.keep == keep
+        context = context_of(slim_settings(**branched), variant)
+        assert context.factory_widths(goal) == (5,), "also 9 of 16 is more than 4 of 8"
+    (dimension,) = dimensions_of(variant, "rebuild")
+    assert (dimension.units, set(dimension.layers)) == (8, {"0", "2"})
 
 
 def test_a_factory_that_ignores_its_widths() -> None:
@@ -279,11 +199,129 @@ def test_a_factory_that_ignores_its_widths() -> None:
         dimensions_of(variant, "rebuild")
     assert str(caught.value) == ("model: expected a factory that builds the widths it is given, "
                                  "but width 1 of 1 (8) changes no layer")
-    assert [one.units for one in dimensions_of(variant, "prune")] == [8]
+    assert [each.units for each in dimensions_of(variant, "prune")] == [8]
 
 
-def test_widths_that_were_given_have_no_account() -> None:
-    told = json.loads(found(slim_hidden="4,4").to_json())
-    assert told["method"] == "given"
-    assert (told["recommendation"], told["search"]) == (None, None)
-    assert [one["width"] for one in told["widths"]] == [4, 4]
+# What a search trains and validates
+
+
+@dataclass
+class Search:
+    """A search whose networks, all from scratch, are written down with their recipes."""
+
+    options: dict[str, object]
+    anew: bool = True
+    trained: list[tuple[tuple[int, ...], int, int]] = field(default_factory=list)
+    recipes: list[Recipe] = field(default_factory=list)
+
+    def make(self, recipe: Recipe, widths: tuple[int, ...]) -> NetworkFactory:
+        train = from_scratch(recipe, widths, 1)
+
+        def noting(number: int, seed: int, label: str | None = None) -> Trained:
+            self.trained.append((widths, number, seed))
+            self.recipes.append(recipe)
+            return train(number, seed, label)
+
+        return noting
+
+    def run(self, units: tuple[int, ...], suggestion: tuple[int, ...], **options: object) -> Any:
+        recipe = recipe_of(**self.options)
+        setup = SearchSetup(recipe, self.make, lambda widths: float(sum(widths)), self.anew)
+        return search(settings_of(**self.options, **options), setup, units, suggestion)
+
+    @property
+    def widths(self) -> list[tuple[int, ...]]:
+        return [widths for widths, *_ in self.trained]
+
+
+MANY = {"data": f"{HERE}:many"}
+"""400 validation examples: at a margin of 0.1 it takes 4 · 35 of them."""
+
+
+def rows_of(part: Part) -> Counter[tuple[float, ...]]:
+    return Counter(tuple([*inputs.tolist(), float(target)])
+                   for inputs, target in zip(part.inputs, part.targets, strict=True))
+
+
+def test_folds_validate_each_example_once_and_leave_the_test_part() -> None:
+    split = recipe_of().split
+    folds = folds_of(split, 5, seed=3)
+    whole = rows_of(split.train) + rows_of(split.validation)
+    validated: Counter[tuple[float, ...]] = Counter()
+    for fold in folds:
+        assert rows_of(fold.train) + rows_of(fold.validation) == whole
+        assert len(fold.validation) == 48
+        assert fold.test is split.test
+        validated += rows_of(fold.validation)
+    assert validated == whole
+    first, again, other = (folds_of(split, 5, seed=seed)[1].validation.inputs for seed in (3, 3, 4))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+@pytest.mark.parametrize(("options", "anew", "parts"), [
+    ({}, True, 5), (MANY, True, 1), ({**MANY, "margin": 0.02}, True, 5),
+    ({**MANY, "margin": 0}, True, 5),
+    ({}, False, 1),  # a cut network has seen the training part
+])
+def test_a_small_validation_part_is_folded(
+    options: dict[str, object], anew: bool, parts: int
+) -> None:
+    before = torch.get_rng_state()
+    run = Search(options, anew)
+    assert run.run((8,), (4,), search_runs=2).looks == 1
+    assert torch.equal(torch.get_rng_state(), before)
+    assert run.widths == [(8,)] * parts + [(4,)] * parts
+    split = recipe_of(**options).split
+    folds = [recipe.split for recipe in run.recipes[:parts]]
+    if parts == 1:
+        assert torch.equal(folds[0].validation.inputs, split.validation.inputs)
+    else:
+        assert sum(len(fold.validation) for fold in folds) == \
+            len(split.train) + len(split.validation)
+    assert all(torch.equal(fold.test.inputs, split.test.inputs) for fold in folds)
+
+
+@pytest.mark.parametrize(("seeds", "expected"), [(4, 1), (6, 5)])
+def test_as_many_seeds_as_a_recipes_verdict_needs(seeds: int, expected: int) -> None:
+    run = Search({**MANY, "seeds": seeds})
+    run.run((8,), (4,), search_runs=2)
+    assert [(number, seed) for widths, number, seed in run.trained if widths == (4,)] == [
+        (number, 42 + number) for number in range(expected)]
+
+
+@pytest.mark.parametrize(("limit", "most"), [
+    ({"search_runs": 3}, 3), ({"search_runs": 6}, 6), ({"search_seconds": 1e-6}, 2)])
+def test_no_more_widths_are_trained_than_allowed(limit: dict[str, float], most: int) -> None:
+    """The original and one candidate are trained whatever it takes; else nothing is known."""
+    run = Search({**MANY, "hidden": "16,8"})
+    result = run.run((16, 8), (9, 5), **limit)
+    assert len(set(run.widths)) == len(run.widths) == len(result.trials) <= most
+    assert run.widths[:2] == [(16, 8), (9, 5)]
+
+
+def test_scores_of_the_folds_follow_each_other() -> None:
+    """Each network by hand on the rows that it did not see."""
+    recipe = recipe_of()
+    recipes = [replace(recipe, split=split) for split in folds_of(recipe.split, 2, seed=1)]
+    scores = validation_scores([(each, from_scratch(each, (4,), 2)) for each in recipes], 2)
+    assert scores.shape == (2, 240)
+    for number in range(2):
+        right = []
+        for each in recipes:
+            model = train_one(each, (4,), 2, seed=42 + number).model
+            part = each.split.validation
+            right.append((model(part.inputs).argmax(1) == part.targets).double().numpy())
+        assert np.array_equal(scores[number], np.concatenate(right))
+
+
+def test_a_failure_names_the_replicate() -> None:
+    recipe = recipe_of(seeds=5)
+
+    def failing(number: int, seed: int, label: str | None = None) -> Trained:
+        if number == 2:
+            raise ValueError("broken")
+        return train_one(recipe, (4,), 1, seed=seed)
+
+    with pytest.raises(ValueError, match=r"^broken \(in replicate 2, seed 44\)$"):
+        validation_scores([(recipe, failing)], 5)

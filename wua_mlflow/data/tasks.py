@@ -1,6 +1,6 @@
 """The task of targets, the kind of a model's outputs, the loss and the per-example score that fit.
 
-Tests: ``tests/data/test_tasks.py``, ``tests/data/test_output_kind.py``.
+Tests: ``tests/data/test_tasks.py``.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 A search trains networks of other widths and validates them. It never sees the test part. Where the
 validation part is too small to show anything at the margin, networks that are rebuilt are
 cross-validated over training and validation part together.
-Tests: ``tests/pipeline/test_target_widths.py``, ``tests/pipeline/test_width_search.py``.
+Tests: ``tests/pipeline/test_target_widths.py``.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from torch import nn
 from wua_mlflow.config import Settings, load_settings
 from wua_mlflow.data.tasks import OutputKind, output_kind
 from wua_mlflow.hooks import unwrapped
-from wua_mlflow.pipeline.networks import NetworkFactory, from_scratch
+from wua_mlflow.pipeline.networks import NetworkFactory, cached, from_scratch
 from wua_mlflow.pipeline.recipe import Recipe, Replicate, Trained, load_recipe
 from wua_mlflow.pruning.cut import Specification, rebuild
 from wua_mlflow.results import VariantResult
@@ -40,6 +40,8 @@ UNIT_ATTRIBUTES = ("out_features", "out_channels", "hidden_size", "embedding_dim
 """The attributes of a module that say how many units it has."""
 MACHINE = ("device", "threads")
 """The settings that are of the machine, not of how a variant was made."""
+_FOLDERS = ("state", "evaluation")
+"""The folders of a run's artifacts that hold what ``variant_files`` gives."""
 LONGEST_BEGINNING = 31
 """So many characters are a shortened run id; a whole one has 32."""
 
@@ -137,9 +139,7 @@ def _layer_units(model: nn.Module) -> dict[str, int]:
     return units
 
 
-def variant_files(
-    trained: Trained, test: Evaluation, replicates: Sequence[Replicate]
-) -> Files:
+def variant_files(trained: Trained, test: Evaluation, replicates: Sequence[Replicate]) -> Files:
     """The files from which ``load_variant`` makes the variant again."""
     scores = np.stack([replicate.scores for replicate in replicates])
     results = {
@@ -156,14 +156,13 @@ def variant_files(
     def state(path: Path) -> None:
         write_tensors(unwrapped(trained.model).state_dict(), path)
 
-    structure = {} if trained.structure is None else \
-        {ArtifactPath.STRUCTURE: trained.structure.to_json()}
-    return {
-        **structure,
+    files: Files = {
         ArtifactPath.STATE: state,
         ArtifactPath.RNG_STATE: lambda path: write_tensors(streams, path),
         ArtifactPath.PREDICTIONS: lambda path: write_tensors(results, path),
     }
+    structure = trained.structure
+    return {**files, ArtifactPath.STRUCTURE: structure.to_json()} if structure else files
 
 
 def _compact(scores: np.ndarray) -> np.ndarray:
@@ -186,16 +185,17 @@ def load_variant(
             factory builds another network now.
     """
     run = _run(store, run_id)
-    run_id = run.info.run_id
+    run_id, tags = run.info.run_id, dict(run.data.tags)
     with tempfile.TemporaryDirectory() as folder:
-        config, state, streams, predictions = (
-            Path(store.client.download_artifacts(run_id, path, folder))
-            for path in (ArtifactPath.CONFIG, ArtifactPath.STATE, ArtifactPath.RNG_STATE,
-                         ArtifactPath.PREDICTIONS))
-        settings = load_settings(str(config), machine)
-        test, replicates = _read_results(predictions, streams, run.data.tags)
-        weights = read_tensors(state)
-        structure = _structure(store, run, folder)
+        for path in (ArtifactPath.CONFIG, *_FOLDERS):
+            store.client.download_artifacts(run_id, path, folder)
+        files = Path(folder)
+        settings = load_settings(str(files / ArtifactPath.CONFIG), machine)
+        test, replicates = _read_results(files, tags)
+        weights = read_tensors(files / ArtifactPath.STATE)
+        structure = Specification.from_json(
+            (files / ArtifactPath.STRUCTURE).read_text(encoding="utf-8")
+        ) if Tag.STRUCTURE in tags else None
     recipe = load_recipe(settings)
     if recipe.split.test.digest != test.digest:
         raise ValueError(f"data: {settings.data} has changed since run {run_id} was made: the "
@@ -212,59 +212,27 @@ def load_variant(
                          f"{run_id} was made: {' '.join(str(error).split())}") from error
     kind = output_kind(model, recipe.split.train.inputs[:2].to(recipe.device), recipe.split.task)
     trained = Trained(model.eval(), kind, (), replicates[0].stream, structure=structure)
-    return ModelVariant(
-        run_id,
-        run.info.experiment_id,
-        run.info.run_name,
-        run.data.tags[Tag.VARIANT],
-        recipe,
-        trained,
-        test,
-        replicates,
-        dict(run.data.tags),
-        dict(run.data.metrics),
-        _loaded_or_trained_again(recipe, trained),
-    )
+    again = from_scratch(recipe, settings.hidden, settings.epochs)
+    return ModelVariant(run_id, run.info.experiment_id, run.info.run_name, tags[Tag.VARIANT],
+                        recipe, trained, test, replicates, tags, dict(run.data.metrics),
+                        cached(again, first=trained))
 
 
-def _loaded_or_trained_again(recipe: Recipe, trained: Trained) -> NetworkFactory:
-    """Gives the network that was loaded; its replicates are trained again."""
-    again = from_scratch(recipe, recipe.settings.hidden, recipe.settings.epochs)
-
-    def make(number: int, seed: int, label: str | None = None) -> Trained:
-        return trained if number == 0 else again(number, seed, label)
-
-    return make
-
-
-def _structure(store: Store, run: Run, folder: str) -> Specification | None:
-    """What was cut from the module that the factory makes; None where nothing was."""
-    if Tag.STRUCTURE not in run.data.tags:
-        return None
-    path = store.client.download_artifacts(run.info.run_id, ArtifactPath.STRUCTURE, folder)
-    return Specification.from_json(Path(path).read_text(encoding="utf-8"))
-
-
-def _read_results(
-    predictions: Path, rng_states: Path, tags: dict[str, str]
-) -> tuple[Evaluation, list[Replicate]]:
+def _read_results(files: Path, tags: Mapping[str, str]) -> tuple[Evaluation, list[Replicate]]:
     """The evaluation and the replicates that a variant's run keeps, without its network."""
     results = {name: tensor.numpy()
-               for name, tensor in read_tensors(predictions).items()}
+               for name, tensor in read_tensors(files / ArtifactPath.PREDICTIONS).items()}
     streams: dict[int, Stream] = {}
-    for key, state in read_tensors(rng_states).items():
+    for key, state in read_tensors(files / ArtifactPath.RNG_STATE).items():
         number, device = key.split("/")
         streams.setdefault(int(number), {})[device] = state
     scores = results["replicate_scores"].astype(np.float64)
     test = Evaluation(task=tags[Tag.TASK], predictions=results["predictions"],  # type: ignore[arg-type]
                       targets=results["targets"], losses=results["losses"], scores=scores[0],
                       digest=tags[Tag.TEST_DIGEST])
-    replicates = [
-        Replicate(int(seed), scores[number], float(loss), streams[number])
-        for number, (seed, loss) in enumerate(
-            zip(results["replicate_seeds"], results["replicate_losses"], strict=True))
-    ]
-    return test, replicates
+    columns = results["replicate_seeds"], scores, results["replicate_losses"]
+    return test, [Replicate(int(seed), row, float(loss), streams[number])
+                  for number, (seed, row, loss) in enumerate(zip(*columns, strict=True))]
 
 
 def _run(store: Store, run_id: str) -> Run:
