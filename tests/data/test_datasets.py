@@ -223,8 +223,8 @@ def test_a_part_feeds_a_loader():
 
 
 # What the user can get wrong
-UNKNOWN = ("data: expected one of usecase, digits, breast_cancer, wine, iris, diabetes, the path of "
-           "a file ending in .csv, .parquet, .npz, or package.module:function, but got ")
+UNKNOWN = ("data: expected one of usecase, digits, breast_cancer, wine, iris, diabetes, the path "
+           "of a file ending in .csv, .parquet, .npz, or package.module:function, but got ")
 
 
 @pytest.mark.parametrize(("data", "options", "message"), [
