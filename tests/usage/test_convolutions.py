@@ -30,6 +30,7 @@ CONVOLUTIONS = {
     "2d dilated": (nn.Conv2d, {"kernel_size": 2, "dilation": (3, 2), "padding": 1}),
     "2d same": (nn.Conv2d, {"kernel_size": 3, "padding": "same"}),
     "2d same, even kernel": (nn.Conv2d, {"kernel_size": 2, "padding": "same", "dilation": 3}),
+    "2d valid": (nn.Conv2d, {"kernel_size": 3, "padding": "valid"}),
     "2d circular": (nn.Conv2d, {"kernel_size": 3, "padding": 1, "padding_mode": "circular"}),
     "2d replicate, same": (nn.Conv2d, {"kernel_size": 2, "padding": "same",
                                        "padding_mode": "replicate"}),
@@ -58,6 +59,8 @@ def padded(conv: nn.Module, x: Tensor) -> Tensor:
     if conv.padding == "same":
         totals = [d * (k - 1) for d, k in zip(conv.dilation, conv.kernel_size, strict=True)]
         sides = [(total // 2, total - total // 2) for total in totals]
+    elif conv.padding == "valid":
+        sides = [(0, 0)] * len(conv.kernel_size)
     else:
         sides = [(pad, pad) for pad in conv.padding]
     flat = [side for pair in reversed(sides) for side in pair]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
+import operator
+
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from tests.example_modules import Conv1D
-from tests.networks import rows, tokens
+from tests.networks import Layers, rows, tokens
 from tests.references import assert_importance, flat, met_and_gave, unnamed
 from wua_mlflow.usage.analyze import analyze, layer_importance
 
@@ -24,18 +27,12 @@ def tensor(*shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
 
 
-class Own(nn.Module):
-    """``function(x, weight)``, with a weight of the model's own and a layer behind it."""
-
-    def __init__(self, function, *shape: int) -> None:
-        super().__init__()
-        self.function, self.own = function, nn.Parameter(tensor(*shape))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.function(x, self.own)
+def own(function, *shape: int) -> Layers:
+    """``function(x, weight)`` of a weight of the model's own."""
+    return Layers(lambda model, x: function(x, model.own), own=nn.Parameter(tensor(*shape)))
 
 
-@pytest.mark.parametrize("shape", [(6, 3), (2, 3, 3), (2, 2, 2, 3)])
+@pytest.mark.parametrize("shape", [(6, 3), (2, 2, 2, 3)])
 def test_a_linear_layer_over_any_leading_dimensions(shape):
     model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
     x = rows(*shape)
@@ -52,35 +49,20 @@ def test_an_embedding_is_a_linear_layer_of_one_hot_inputs():
     assert (usage.layers["0"].units, usage.layers["0"].kind) == (3, "Embedding")
 
 
-class Forms(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.left, self.right = nn.Linear(3, 2), nn.Linear(3, 4)
-        self.form = nn.Bilinear(2, 4, 5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.form(self.left(x), self.right(x))
-
-
 def test_a_bilinear_form_under_autocast_is_summed_as_without():
-    class Pairs(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.form = nn.Bilinear(3, 4, 5)
-
-        def forward(self, left: Tensor, right: Tensor) -> Tensor:
-            return self.form(left, right)
-
-    model, data = Pairs(), [{"left": tensor(50, 3), "right": tensor(50, 4)}]
+    model = Layers(lambda model, left, right: model.form(left, right), form=nn.Bilinear(3, 4, 5))
+    data = [{"left": tensor(50, 3), "right": tensor(50, 4)}]
     for criterion in ("input", "wanda"):
         expected = layer_importance(model, data, ["form"], criterion)["form"]
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            found = layer_importance(model, data, ["form"], criterion)["form"]
-        torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
+            importance = layer_importance(model, data, ["form"], criterion)["form"]
+        torch.testing.assert_close(importance, expected, rtol=1e-6, atol=0)
 
 
 def test_a_bilinear_form_multiplies_pairs():
-    model, x = Forms(), rows(6, 2, 3)
+    model = Layers(lambda model, x: model.form(model.left(x), model.right(x)),
+                   left=nn.Linear(3, 2), right=nn.Linear(3, 4), form=nn.Bilinear(2, 4, 5))
+    x = rows(6, 2, 3)
     a, b = flat(model.left(x)), flat(model.right(x))
     pairs = torch.stack([torch.outer(*both).flatten() for both in zip(a, b, strict=True)])
     gave = pairs @ model.form.weight.flatten(1).T + model.form.bias
@@ -90,8 +72,8 @@ def test_a_bilinear_form_multiplies_pairs():
 
 def test_the_conv1d_of_transformers_is_a_linear_layer_transposed():
     model = nn.Sequential(Conv1D(3, 4), nn.ReLU(), Conv1D(4, 2))
-    for one in model[::2]:
-        one.weight.data, one.bias.data = tensor(*one.weight.shape), tensor(*one.bias.shape)
+    for layer in model[::2]:
+        layer.weight.data, layer.bias.data = tensor(*layer.weight.shape), tensor(*layer.bias.shape)
     x = rows(5, 2, 3)
     assert_importance(model, x, "0", model[0].weight.T, flat(x), flat(model[0](x)))
     usage = analyze(model, x).layers["0"]
@@ -100,9 +82,7 @@ def test_the_conv1d_of_transformers_is_a_linear_layer_transposed():
 
 PRODUCTS = {
     "linear": (lambda x, w: functional.linear(x, w), (4, 3), lambda w: w),
-    "linear of a transpose": (lambda x, w: functional.linear(x, w.T), (3, 4), lambda w: w.T),
     "at": (lambda x, w: x @ w, (3, 4), lambda w: w.T),
-    "at a transpose": (lambda x, w: x @ w.t(), (4, 3), lambda w: w),
     "matmul": (lambda x, w: torch.matmul(x, w), (3, 4), lambda w: w.T),
     "method": (lambda x, w: x.matmul(w.transpose(0, 1)), (4, 3), lambda w: w),
     "mm": (lambda x, w: torch.mm(x, w), (3, 4), lambda w: w.T),
@@ -123,29 +103,25 @@ PRODUCTS = {
 
 @pytest.mark.parametrize(("function", "shape", "units_first"), PRODUCTS.values(), ids=PRODUCTS)
 def test_a_parameter_through_any_product(function, shape, units_first):
-    model, x = Own(function, *shape), rows(6, 3)
+    model, x = own(function, *shape), rows(6, 3)
     weight = units_first(model.own)
     gave = model(x)
     torch.testing.assert_close(gave, x @ weight.T + ("addmm" in function.__code__.co_names))
     assert_importance(model, x, "own", weight, x, gave)
     usage = analyze(model, x)
-    own, = usage.layers.values()
-    assert (own.name.partition("[")[0], own.kind, own.units) == ("own", "Parameter", 4)
+    layer, = usage.layers.values()
+    assert (layer.name.partition("[")[0], layer.kind, layer.units) == ("own", "Parameter", 4)
     assert unnamed(model, usage) == []
 
 
 def test_a_weight_from_the_left_of_samples():
-    model, x = Own(lambda x, w: w @ x, 4, 3), rows(5, 3, 2)
+    model, x = own(lambda x, w: w @ x, 4, 3), rows(5, 3, 2)
     assert_importance(model, x, "own", model.own, flat(x.mT), flat(model(x).mT))
 
 
-class Slices(nn.Module):
-    def __init__(self, *cuts) -> None:
-        super().__init__()
-        self.own, self.cuts = nn.Parameter(tensor(6, 6)), cuts
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.cat([functional.linear(x, self.own[cut]) for cut in self.cuts], 1)
+def slices(*cuts) -> Layers:
+    return Layers(lambda model, x: torch.cat([functional.linear(x, model.own[cut])
+                                              for cut in cuts], 1), own=nn.Parameter(tensor(6, 6)))
 
 
 @pytest.mark.parametrize(("cuts", "names"), [
@@ -153,40 +129,34 @@ class Slices(nn.Module):
     (((slice(0, 6), slice(0, 3)), (slice(0, 6), slice(3, 6))), ["own[:, 0:3]", "own[:, 3:6]"]),
 ])
 def test_slices_of_a_parameter_are_layers_of_their_own(cuts, names):
-    model = Slices(*cuts)
+    model = slices(*cuts)
     width = model.own[cuts[0]].shape[1]
     x = rows(5, width)
-    usage = analyze(model, x, layers=None)
-    found = [*usage.layers, *(name for name, why in usage.skipped.items() if "output" in why)]
-    assert sorted(found) == names
-    seen = layer_importance(model, x, ["own"], "wanda")  # all slices of it
-    assert list(seen) == names
+    usage = analyze(model, x)
+    outputs = [name for name, reason in usage.skipped.items() if "output" in reason]
+    assert sorted([*usage.layers, *outputs]) == names
+    importances = layer_importance(model, x, ["own"], "wanda")  # all slices of it
+    assert list(importances) == names
     for name, cut in zip(names, cuts, strict=True):
         expected = (model.own[cut].abs() * x.square().sum(0).sqrt()).double()
-        torch.testing.assert_close(seen[name], expected, rtol=1e-6, atol=0)
+        torch.testing.assert_close(importances[name], expected, rtol=1e-6, atol=0)
     assert list(layer_importance(model, x, names[1:])) == names[1:]
 
 
 def test_a_slice_that_overlaps_another_is_named():
-    usage = analyze(Slices(slice(0, 3), slice(1, 6)), rows(5, 6))
-    assert list(usage.layers) == ["own[0:3]"]
+    usage = analyze(slices(slice(0, 3), slice(1, 6)), rows(5, 6))
+    assert usage.layers["own[0:3]"].weights == 18
     assert usage.skipped == {
         "own[1:6]": "overlaps 'own[0:3]', which is counted",
         "own[...]": "18 of its 36 weights are in no product that is analysed"}
 
 
-def test_what_no_product_uses_of_a_parameter_is_named():
-    usage = analyze(Slices(slice(0, 3)), rows(5, 6))
-    assert usage.layers["own[0:3]"].weights == 18
-    assert usage.skipped == {"own[...]": "18 of its 36 weights are in no product that is analysed"}
-
-
 def test_a_vector_is_no_layer():
-    model = nn.Sequential(Own(lambda x, w: x + functional.linear(x, w)[:, None], 3),
+    model = nn.Sequential(own(lambda x, w: x + functional.linear(x, w)[:, None], 3),
                           nn.Linear(3, 2))
     usage = analyze(model, [rows(4, 3), rows(3, 3)])
     assert list(usage.layers) == ["1"]
-    assert usage.skipped == {"0": "Own is not a kind of layer that is analysed"}
+    assert usage.skipped == {"0": "Layers is not a kind of layer that is analysed"}
 
 
 class Masked(nn.Linear):
@@ -202,23 +172,20 @@ def test_a_subclass_with_a_forward_of_its_own():
     assert analyze(model, x).layers["0"].kind == "Masked"
 
 
-class Twice(nn.Module):
-    def __init__(self, *, tied: bool) -> None:
-        super().__init__()
-        self.first, self.second = nn.Linear(3, 3), nn.Linear(3, 3)
-        if tied:
-            self.second.weight = self.first.weight
-        else:
-            self.second = self.first
-        self.unused, self.head = nn.Linear(3, 5), nn.Linear(3, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.second(torch.relu(self.first(x))))
+def twice(*, tied: bool) -> Layers:
+    model = Layers(lambda model, x: model.head(model.second(torch.relu(model.first(x)))),
+                   first=nn.Linear(3, 3), second=nn.Linear(3, 3), unused=nn.Linear(3, 5),
+                   head=nn.Linear(3, 2))
+    if tied:
+        model.second.weight = model.first.weight
+    else:
+        model.second = model.first
+    return model
 
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied weights", "one module, two names"])
 def test_a_weight_that_is_used_twice_is_one_layer_over_all_calls(tied):
-    model, x = Twice(tied=tied), rows(5, 3)
+    model, x = twice(tied=tied), rows(5, 3)
     first = model.first(x)
     met, gave = torch.cat([x, first.relu()]), torch.cat([first, model.second(first.relu())])
     assert_importance(model, x, "first", model.first.weight, met, gave)
@@ -229,19 +196,11 @@ def test_a_weight_that_is_used_twice_is_one_layer_over_all_calls(tied):
     assert unnamed(model, usage) == []
 
 
-class Language(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.embed, self.body = nn.Embedding(20, 4), nn.Linear(4, 4)
-        self.head = nn.Linear(4, 20, bias=False)
-        self.head.weight = self.embed.weight
-
-    def forward(self, ids: Tensor) -> Tensor:
-        return self.head(self.body(self.embed(ids)))
-
-
 def test_a_head_that_is_the_embedding_is_counted_once_at_its_first_use():
-    model, ids = Language(), tokens(6)
+    model = Layers(lambda model, ids: model.head(model.body(model.embed(ids))),
+                   embed=nn.Embedding(20, 4), body=nn.Linear(4, 4),
+                   head=nn.Linear(4, 20, bias=False))
+    model.head.weight, ids = model.embed.weight, tokens(6)
     usage = analyze(model, ids)
     assert list(usage.layers) == ["embed", "body"]
     assert usage.skipped == {"head": "shares its weight with 'embed', where it is counted"}
@@ -249,25 +208,100 @@ def test_a_head_that_is_the_embedding_is_counted_once_at_its_first_use():
     assert_importance(model, ids, "embed", model.embed.weight.T, met, flat(model.embed(ids)))
 
 
-class Experts(nn.Module):
+def route(model: Layers, x: Tensor) -> Tensor:
     """The second expert gets nothing at all; the first some rows."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.experts = nn.ModuleList([nn.Linear(3, 4), nn.Linear(3, 4)])
-        self.head = nn.Linear(4, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        kept = x[:, 0] > 0
-        chosen = [self.experts[0](x[kept]), self.experts[1](x[:0])]
-        return self.head(torch.cat(chosen))
+    return model.head(torch.cat([model.experts[0](x[x[:, 0] > 0]), model.experts[1](x[:0])]))
 
 
 @pytest.mark.parametrize("criterion", ["output", "input", "wanda"])
 def test_an_expert_that_gets_no_rows_is_all_zeros_and_flagged(criterion):
-    model, x = Experts(), rows(6, 3)
+    model = Layers(route, experts=nn.ModuleList([nn.Linear(3, 4), nn.Linear(3, 4)]),
+                   head=nn.Linear(4, 2))
+    x = rows(6, 3)
     usage = analyze(model, x, criterion=criterion)
     assert usage.layers["experts.1"].dead
     assert usage.layers["experts.1"].dead_units == 4
-    kept = x[x[:, 0] > 0]
-    assert_importance(model, x, "experts.0", model.experts[0].weight, kept, model.experts[0](kept))
+    real = x[x[:, 0] > 0]
+    assert_importance(model, x, "experts.0", model.experts[0].weight, real, model.experts[0](real))
+
+
+# A bias that the model adds to a product by itself
+
+
+def gated(z: Tensor, b: Tensor) -> Tensor:
+    return torch.where(z + b > 0, z + b, 0.0)
+
+
+LATE = {
+    "x @ W + b": (lambda x, w, b: x @ w.T + b, (4, 3), (4,)),
+    "in place": (lambda x, w, b: (x @ w.T).add_(b), (4, 3), (4,)),
+    "+=": (lambda x, w, b: operator.iadd(x @ w.T, b), (4, 3), (4,)),
+    "torch.add": (lambda x, w, b: torch.add(b, functional.linear(x, w)), (4, 3), (4,)),
+    "a row": (lambda x, w, b: x @ w.T + b, (4, 3), (1, 4)),
+    "by name": (lambda x, w, b: torch.add(functional.linear(x, w), other=b), (4, 3), (4,)),
+    "after what changes nothing": (lambda x, w, b: functional.dropout(
+        (x @ w.T).contiguous(), 0.5, training=False) + b, (4, 3), (4,)),
+    "from the left": (lambda x, w, b: (w @ x.T + b[:, None]).T, (4, 3), (4,)),
+    "twice to one product": (lambda x, w, b: gated(x @ w.T, b), (4, 3), (4,)),
+    "unsqueezed": (lambda x, w, b: functional.linear(x, w) + b[None], (4, 3), (4,)),
+}
+
+
+UNSEEN = [LATE[name][0] for name in ("from the left", "twice to one product")]
+"""Whose ReLU is not one that is seen."""
+
+
+def late(function, weight, bias) -> Layers:
+    """A product with a bias that is added afterwards, and a ReLU."""
+    return Layers(lambda model, x: model.head(torch.relu(function(x, model.own, model.bias))),
+                  own=nn.Parameter(tensor(*weight)), head=nn.Linear(4, 2), bias=nn.Parameter(
+                      torch.linspace(-9, 2, math.prod(bias)).reshape(bias)))
+
+
+@pytest.mark.parametrize(("function", "weight", "bias"), LATE.values(), ids=LATE)
+def test_a_bias_that_is_added_afterwards(function, weight, bias):
+    model, x, y = late(function, weight, bias), rows(6, 3), torch.tensor([0, 1] * 3)
+    fused = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), model.head)
+    fused[0].weight, fused[0].bias = model.own, nn.Parameter(model.bias.detach().flatten())
+    torch.testing.assert_close(model(x), fused(x))
+    for criterion in ("output", "taylor"):
+        options = {"criterion": criterion, "loss": functional.cross_entropy}
+        layer = analyze(model, [(x, y)], layers=["own"], **options).layers["own"]
+        expected = analyze(fused, [(x, y)], layers=["0"], **options).layers["0"]
+        assert layer.unit_importance == pytest.approx(expected.unit_importance, rel=1e-6, abs=0)
+        assert layer.entropy == pytest.approx(expected.entropy, rel=1e-6)
+        if function not in UNSEEN:
+            assert layer.dead_units == expected.dead_units > 0
+        assert unnamed(model, analyze(model, [(x, y)], **options)) == []
+
+
+def test_a_convolutions_bias_that_is_added_afterwards():
+    class Conv(nn.Conv2d):
+        def forward(self, x: Tensor) -> Tensor:
+            return self._conv_forward(x, self.weight, None) + self.bias[:, None, None]
+
+    late, plain = Conv(2, 3, 3), nn.Conv2d(2, 3, 3)
+    plain.load_state_dict(late.state_dict())
+    x = rows(2, 2, 5, 5)
+    layer, expected = (analyze(nn.Sequential(conv, nn.Conv2d(3, 2, 1)), x).layers["0"]
+                       for conv in (late, plain))
+    assert layer.unit_importance == pytest.approx(expected.unit_importance, rel=1e-5, abs=1e-7)
+
+
+def test_what_is_no_bias_of_its_units_is_not_added():
+    def shifted(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+        return torch.relu(x @ w.T) + b + x @ w.T
+
+    model, x = late(shifted, (4, 3), (4,)), rows(6, 3)
+    importance = layer_importance(model, x, ["own"])["own"]
+    mean = (x @ model.own.T).mean(0)  # without b: it is added to what a ReLU gave
+    torch.testing.assert_close(importance, (model.own * mean[:, None]).abs().double(), rtol=1e-5,
+                               atol=0)
+
+
+def test_a_bias_with_more_dimensions_is_named():
+    model = Layers(lambda model, x: model.head(model.first(x) + model.shift),
+                   first=nn.Linear(3, 4, bias=False), head=nn.Linear(4, 2),
+                   shift=nn.Parameter(torch.ones(1, 1, 4)))
+    skipped = analyze(model, rows(6, 5, 3)).skipped
+    assert "add" in skipped["shift"], skipped

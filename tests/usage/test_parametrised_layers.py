@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import parametrizations, parametrize
 
-from tests.networks import rows
+from tests.networks import Layers, rows
 from tests.references import CRITERIA, assert_importance, flat, unnamed
 from wua_mlflow.usage.analyze import analyze, layer_importance
 
@@ -29,17 +29,16 @@ class Doubled(nn.Module):
         return 2 * weight
 
 
+def doubled(layer: nn.Module) -> nn.Module:
+    parametrize.register_parametrization(layer, "weight", Doubled())
+    return layer
+
+
 PARAMETRISED = {
     "weight norm": lambda: parametrizations.weight_norm(nn.Linear(3, 4)),
     "spectral norm": lambda: parametrizations.spectral_norm(nn.Linear(3, 4)).eval(),
-    "orthogonal": lambda: parametrizations.orthogonal(nn.Linear(3, 4)),
-    "one's own": lambda: _own(nn.Linear(3, 4)),
+    "one's own": lambda: doubled(nn.Linear(3, 4)),
 }
-
-
-def _own(layer: nn.Module) -> nn.Module:
-    parametrize.register_parametrization(layer, "weight", Doubled())
-    return layer
 
 
 @pytest.mark.parametrize("make", PARAMETRISED.values(), ids=PARAMETRISED)
@@ -84,42 +83,34 @@ def test_a_parametrised_convolution():
 @pytest.mark.parametrize(("apart", "sizes"), [
     (False, {"attn": 64, "attn[2]": 128}), (True, {"attn": 64, "attn[2]": 64, "attn[3]": 64})])
 def test_parametrised_attention_keeps_all_of_its_weights(apart, sizes):
-    class Attend(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.attn = nn.MultiheadAttention(8, 2, batch_first=True)
-            parametrize.register_parametrization(self.attn, "in_proj_weight", Doubled())
-            self.head = nn.Linear(8, 2)
+    def run(model: Layers, x: Tensor) -> Tensor:
+        keys = x[:, :2]
+        return model.head(model.attn(x, keys, keys * 2 if apart else keys)[0])
 
-        def forward(self, x: Tensor) -> Tensor:
-            keys = x[:, :2]
-            return self.head(self.attn(x, keys, keys * 2 if apart else keys)[0])
-
-    model, x = Attend(), rows(5, 4, 8)
+    model = Layers(run, attn=nn.MultiheadAttention(8, 2, batch_first=True), head=nn.Linear(8, 2))
+    parametrize.register_parametrization(model.attn, "in_proj_weight", Doubled())
+    x = rows(5, 4, 8)
     weight = model.attn.in_proj_weight.detach()
     usage = analyze(model, x, criterion="magnitude")
-    assert {name: one.weights for name, one in usage.layers.items()} == {
+    assert {name: layer.weights for name, layer in usage.layers.items()} == {
         **sizes, "attn.out_proj": 64}
     assert_importance(model, x, "attn", weight[:8], flat(x), flat(x @ weight[:8].T))
     assert unnamed(model, usage) == []
 
 
-class Adapter(nn.Module):
+def adapter(*, merged: bool) -> Layers:
     """W x + B A x, beside the layer or merged into its weight."""
+    def run(layer: Layers, x: Tensor) -> Tensor:
+        if merged:
+            return functional.linear(x, layer.base.weight + layer.B @ layer.A, layer.base.bias)
+        return layer.base(x) + (x @ layer.A.T) @ layer.B.T
 
-    def __init__(self, *, merged: bool) -> None:
-        super().__init__()
-        self.base, self.merged = nn.Linear(3, 4), merged
-        self.A, self.B = nn.Parameter(torch.randn(2, 3)), nn.Parameter(torch.zeros(4, 2))
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.merged:
-            return functional.linear(x, self.base.weight + self.B @ self.A, self.base.bias)
-        return self.base(x) + (x @ self.A.T) @ self.B.T
+    return Layers(run, base=nn.Linear(3, 4), A=nn.Parameter(torch.randn(2, 3)),
+                  B=nn.Parameter(torch.zeros(4, 2)))
 
 
 def test_an_adapter_beside_its_layer_is_two_layers_more_and_b_is_dead_before_training():
-    model, x = two(Adapter(merged=False)), rows(6, 3)
+    model, x = two(adapter(merged=False)), rows(6, 3)
     inner = x @ model[0].A.T
     assert_importance(model, x, "0.A", model[0].A, x, inner)
     assert_importance(model, x, "0.B", model[0].B, inner, torch.zeros(6, 4))
@@ -133,7 +124,7 @@ def test_an_adapter_beside_its_layer_is_two_layers_more_and_b_is_dead_before_tra
 
 
 def test_a_merged_adapter_is_one_layer_with_the_weight_that_it_makes():
-    model, x = two(Adapter(merged=True)), rows(6, 3)
+    model, x = two(adapter(merged=True)), rows(6, 3)
     nn.init.normal_(model[0].B)
     weight = (model[0].base.weight + model[0].B @ model[0].A).detach()
     assert_importance(model, x, "0", weight, x, x @ weight.T + model[0].base.bias)
@@ -142,26 +133,22 @@ def test_a_merged_adapter_is_one_layer_with_the_weight_that_it_makes():
     assert unnamed(model, usage, computed=("0",)) == []
 
 
-class Scaled(nn.Module):
+def scaled(*shapes: tuple[int, int]) -> Layers:
     """Two weights of one module, both made in its forward."""
-
-    def __init__(self, *shapes: tuple[int, int]) -> None:
-        super().__init__()
-        self.parts = nn.ParameterList([nn.Parameter(torch.randn(shape)) for shape in shapes])
-        self.scale = nn.Parameter(torch.tensor(0.5))
-        self.spare = nn.Parameter(torch.ones(2, 2))
-
-    def forward(self, x: Tensor) -> Tensor:
-        for part in self.parts:
-            x = functional.linear(x, part * self.scale)
+    def run(layer: Layers, x: Tensor) -> Tensor:
+        for part in layer.parts:
+            x = functional.linear(x, part * layer.scale)
         return x
+
+    return Layers(run, scale=nn.Parameter(torch.tensor(0.5)), spare=nn.Parameter(torch.ones(2, 2)),
+                  parts=nn.ParameterList([nn.Parameter(torch.randn(shape)) for shape in shapes]))
 
 
 def test_weights_of_other_shapes_made_in_one_module_are_layers_of_their_own():
-    model, x = two(Scaled((5, 3), (4, 5))), [rows(6, 3), rows(4, 3, seed=4)]
+    model, x = two(scaled((5, 3), (4, 5))), [rows(6, 3), rows(4, 3, seed=4)]
     usage = analyze(model, x, criterion="wanda")
     first, second = (part.detach() * 0.5 for part in model[0].parts)
-    assert {name: one.weights for name, one in usage.layers.items()} == {"0": 15, "0[2]": 20}
+    assert {name: layer.weights for name, layer in usage.layers.items()} == {"0": 15, "0[2]": 20}
     joined = torch.cat(x)
     assert_importance(model, x, "0", first, joined, joined @ first.T)
     expected = second.abs() * (joined @ first.T).square().sum(0).sqrt()
@@ -171,74 +158,64 @@ def test_weights_of_other_shapes_made_in_one_module_are_layers_of_their_own():
 
 
 def test_weights_of_one_shape_that_differ_by_call_are_named():
-    usage = analyze(two(Scaled((3, 3), (4, 3))), rows(6, 3))
+    usage = analyze(two(scaled((3, 3), (4, 3))), rows(6, 3))
     assert "0" in usage.layers
-    model = nn.Sequential(Scaled((3, 3), (3, 3)), nn.Linear(3, 2))
+    model = nn.Sequential(scaled((3, 3), (3, 3)), nn.Linear(3, 2))
     usage = analyze(model, rows(6, 3), layers=["0", "1"])
     assert usage.skipped["0"] == "its weight is computed anew from the data"
 
 
 def test_a_weight_that_the_data_make_is_named():
-    class Hyper(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.maker, self.bias = nn.Linear(3, 12), nn.Parameter(torch.zeros(4))
+    def run(layer: Layers, x: Tensor) -> Tensor:
+        return functional.linear(x, layer.maker(x.mean(0)).reshape(4, 3), layer.bias)
 
-        def forward(self, x: Tensor) -> Tensor:
-            weight = self.maker(x.mean(0)).reshape(4, 3)
-            return functional.linear(x, weight, self.bias)
-
-    model, x = two(Hyper()), rows(11, 3)
+    model = two(Layers(run, maker=nn.Linear(3, 12), bias=nn.Parameter(torch.zeros(4))))
+    x = rows(11, 3)
     for batches in ([x[:6], x[6:]], [x], x, [x[:1]]):  # however the data are cut
         usage = analyze(model, batches)
         assert list(usage.layers) == ["0.maker"]
         assert usage.skipped["0"] == "its weight is computed anew from the data"
 
 
-class Gated(nn.Module):
+def gated(samples: int, *, by_data: bool) -> nn.Sequential:
     """A weight times what the data say of it on average, for one size of batch alone."""
+    def run(layer: Layers, x: Tensor) -> Tensor:
+        gate = x.mean() if by_data else 2
+        return functional.linear(x.reshape(*x.shape[:-2], samples, 3),
+                                 layer.weight * layer.scale * gate)
 
-    def __init__(self, samples: int, *, by_data: bool) -> None:
-        super().__init__()
-        self.samples, self.by_data = samples, by_data
-        self.weight, self.scale = nn.Parameter(torch.randn(4, 3)), nn.Parameter(torch.ones(()))
-
-    def forward(self, x: Tensor) -> Tensor:
-        gate = x.mean() if self.by_data else 2
-        shape = (*x.shape[:-2], self.samples, 3)
-        return functional.linear(x.reshape(shape), self.weight * self.scale * gate)
+    layer = Layers(run, weight=nn.Parameter(torch.randn(4, 3)), scale=nn.Parameter(torch.ones(())))
+    return nn.Sequential(layer, nn.Linear(4, 4), nn.Linear(4, 2))
 
 
 @pytest.mark.parametrize("samples", [1, 6])
 def test_a_gate_of_a_model_that_takes_one_size_of_batch_alone(samples):
     for by_data in (True, False):
-        usage = analyze(nn.Sequential(Gated(samples, by_data=by_data), nn.Linear(4, 4),
-                                      nn.Linear(4, 2)), rows(samples, 3))
+        usage = analyze(gated(samples, by_data=by_data), rows(samples, 3))
         assert ("0" in usage.skipped) is by_data
         assert ("0" in usage.layers) is not by_data
     assert usage.layers["0"].forward_flops == 2 * 12
 
 
 def test_a_gate_over_data_whose_time_comes_first():
-    model = nn.Sequential(Gated(4, by_data=True), nn.Linear(4, 4), nn.Linear(4, 2))
-    usage = analyze(model, [(rows(9, 4, 3), torch.zeros(4))])  # 9 steps of 4 samples
+    nine_steps_of_four_samples = [(rows(9, 4, 3), torch.zeros(4))]
+    usage = analyze(gated(4, by_data=True), nine_steps_of_four_samples)
     assert usage.skipped["0"] == "its weight is computed anew from the data"
 
 
 def test_a_weight_that_is_made_only_for_some_batches():
-    class Sometimes(Gated):
-        def forward(self, x: Tensor) -> Tensor:
-            return functional.linear(x, self.weight * 2 if len(x) > 2 and float(x[0, 0]) ==
-                                     float(rows(6, 3)[0, 0]) and float(x[-1, 0]) ==
-                                     float(rows(6, 3)[-1, 0]) else self.weight)
+    x = rows(6, 3)
 
-    usage = analyze(two(Sometimes(6, by_data=False)), rows(6, 3))
+    def run(layer: Layers, inputs: Tensor) -> Tensor:
+        return functional.linear(inputs, layer.weight * 2 if torch.equal(inputs, x)
+                                 else layer.weight)
+
+    usage = analyze(two(Layers(run, weight=nn.Parameter(torch.randn(4, 3)))), x)
     assert "0" in usage.layers
 
 
 def test_a_weight_that_was_made_once_and_kept_is_one_layer():
     model, x = two(parametrizations.weight_norm(nn.Linear(3, 4))), rows(6, 3)
     with parametrize.cached():
-        found = layer_importance(model, x, ["0"], "wanda")["0"]
-    expected = layer_importance(model, x, ["0"], "wanda")["0"]
-    torch.testing.assert_close(found, expected)
+        importance = layer_importance(model, x, ["0"], "wanda")["0"]
+    torch.testing.assert_close(importance, layer_importance(model, x, ["0"], "wanda")["0"])

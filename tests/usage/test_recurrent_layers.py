@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
-from tests.networks import rows
+from tests.networks import Layers, rows
 from tests.references import assert_importance, flat, unnamed
 from wua_mlflow.usage.analyze import analyze, layer_importance
 
@@ -68,16 +68,16 @@ def one_sequence(rnn: nn.RNNBase, layer: int, way: int, x: Tensor, first: Tensor
 
 def step_by_step(rnn: nn.RNNBase, sequences: list[Tensor], states: Tensor, memories: Tensor):
     """By (layer, way): what its input weight met, its hidden weight met, and its units gave."""
-    ways, found = 2 if rnn.bidirectional else 1, {}
+    ways, by_layer = 2 if rnn.bidirectional else 1, {}
     for layer in range(rnn.num_layers):
         parts = [[one_sequence(rnn, layer, way, x, states[layer * ways + way, n],
                                memories[layer * ways + way, n]) for way in range(ways)]
                  for n, x in enumerate(sequences)]
         for way in range(ways):
-            found[layer, way] = (torch.cat(sequences), torch.cat([one[way][0] for one in parts]),
-                                 torch.cat([one[way][1] for one in parts]))
-        sequences = [torch.cat([after for _, after in one], 1) for one in parts]
-    return found, sequences
+            before, after = (torch.cat([part[way][i] for part in parts]) for i in (0, 1))
+            by_layer[layer, way] = torch.cat(sequences), before, after
+        sequences = [torch.cat([after for _, after in part], 1) for part in parts]
+    return by_layer, sequences
 
 
 def assert_by_hand(
@@ -91,8 +91,8 @@ def assert_by_hand(
     state = torch.zeros(count, len(sequences), hidden) if state is None else state
     memory = torch.zeros(count, len(sequences), rnn.hidden_size) if memory is None else memory
     with torch.no_grad():
-        found, outputs = step_by_step(rnn, sequences, state, memory)
-    for (layer, way), (x, before, after) in found.items():
+        by_layer, outputs = step_by_step(rnn, sequences, state, memory)
+    for (layer, way), (x, before, after) in by_layer.items():
         for name, met in (("weight_ih", x), ("weight_hh", before)):
             name = f"rnn.{name}_l{layer}" + "_reverse" * way
             weight = model.get_parameter(name).unflatten(0, (gates, -1)).transpose(0, 1).flatten(1)
@@ -108,22 +108,18 @@ def assert_by_hand(
 def test_two_layers_step_by_step(kind, bidirectional, batch_first):
     model = Only(kind(3, 4, 2, batch_first=batch_first, bidirectional=bidirectional))
     x = rows(5, 6, 3)  # five samples, six steps
-    given = x if batch_first else x.transpose(0, 1)
-    outputs = assert_by_hand(model, [given], list(x))
-    found = model(given)
-    torch.testing.assert_close(torch.stack(outputs, 0 if batch_first else 1), found)
-    usage = analyze(model, [given], layers=[f"rnn.{name}" for name, one in
-                                            model.rnn.named_parameters() if one.dim() == 2])
+    inputs = x if batch_first else x.transpose(0, 1)
+    outputs = assert_by_hand(model, [inputs], list(x))
+    torch.testing.assert_close(torch.stack(outputs, 0 if batch_first else 1), model(inputs))
+    usage = analyze(model, [inputs], layers=["rnn"])
     assert len(usage.layers) == (8 if bidirectional else 4)
-    assert {(one.kind, one.units) for one in usage.layers.values()} == {(kind.__name__, 4)}
+    assert {(layer.kind, layer.units) for layer in usage.layers.values()} == {(kind.__name__, 4)}
     assert unnamed(model, usage) == []
 
 
 @KINDS
-@pytest.mark.parametrize("options", [{"bias": False}, {"dropout": 0.5}], ids=str)
-def test_without_biases_and_with_dropout_that_sleeps(kind, options):
-    model = Only(kind(3, 4, 2, batch_first=True, **options))
-    x = rows(5, 6, 3)
+def test_without_biases_and_with_dropout_that_sleeps(kind):
+    model, x = Only(kind(3, 4, 2, batch_first=True, bias=False, dropout=0.5)), rows(5, 6, 3)
     assert_by_hand(model, x, list(x))
 
 
@@ -139,10 +135,10 @@ def test_a_projected_lstm(bidirectional):
     model, x = Only(rnn), rows(4, 6, 3)
     outputs = assert_by_hand(model, x, list(x))
     name = "rnn.weight_hr_l1" + "_reverse" * bidirectional
-    gave = flat(torch.stack(outputs))[:, -2:]
-    expected = model.get_parameter(name).abs() * gave.mean(0).abs()[:, None]
-    found = layer_importance(model, x, [name])[name].flatten(1)
-    torch.testing.assert_close(found, expected.double(), rtol=1e-5, atol=1e-8)
+    mean = flat(torch.stack(outputs))[:, -2:].mean(0)
+    expected = model.get_parameter(name).abs() * mean.abs()[:, None]
+    importance = layer_importance(model, x, [name])[name].flatten(1)
+    torch.testing.assert_close(importance, expected.double(), rtol=1e-5, atol=1e-8)
     usage = analyze(model, x, criterion="wanda")
     assert usage.skipped[name] == "what its weights multiply is hidden within the cell"
     assert unnamed(model, usage) == []
@@ -151,13 +147,10 @@ def test_a_projected_lstm(bidirectional):
 
 
 @KINDS
-@pytest.mark.parametrize("bidirectional", [False, True], ids=["one way", "both ways"])
-def test_packed_sequences_are_the_unpadded_ones(kind, bidirectional):
-    lengths = [2, 6, 4]
-    x = rows(3, 6, 3)
-    rnn = kind(3, 4, 2, batch_first=True, bidirectional=bidirectional)
-    model = Only(rnn, lengths=lengths)
-    assert_by_hand(model, x, [one[:n] for one, n in zip(x, lengths, strict=True)])
+def test_packed_sequences_are_the_unpadded_ones(kind):
+    lengths, x = [2, 6, 4], rows(3, 6, 3)
+    model = Only(kind(3, 4, 2, batch_first=True, bidirectional=True), lengths=lengths)
+    assert_by_hand(model, x, [steps[:n] for steps, n in zip(x, lengths, strict=True)])
 
 
 @KINDS
@@ -180,22 +173,17 @@ def test_padding_on_the_right_counts_nowhere(kind):
     model, lengths, x = Only(kind(3, 4, 2, batch_first=True)), [2, 6, 4], rows(3, 6, 3)
     mask = torch.arange(6) < torch.tensor(lengths)[:, None]
     batch = {"x": x + 3 * ~mask.unsqueeze(-1), "attention_mask": mask}
-    assert_by_hand(model, [batch], [one[:n] for one, n in zip(x, lengths, strict=True)])
+    assert_by_hand(model, [batch], [steps[:n] for steps, n in zip(x, lengths, strict=True)])
 
 
 def test_cells_that_a_loop_calls_are_named():
-    class Loop(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.cell, self.head = nn.GRUCell(3, 4), nn.Linear(4, 2)
+    def run(model: Layers, x: Tensor) -> Tensor:
+        state = x.new_zeros(len(x), 4)
+        for step in x.unbind(1):
+            state = model.cell(step, state)
+        return model.head(state)
 
-        def forward(self, x: Tensor) -> Tensor:
-            state = x.new_zeros(len(x), 4)
-            for step in x.unbind(1):
-                state = self.cell(step, state)
-            return self.head(state)
-
-    model = Loop()
+    model = Layers(run, cell=nn.GRUCell(3, 4), head=nn.Linear(4, 2))
     usage = analyze(model, rows(5, 6, 3))
     assert list(usage.layers) == ["head"]
     assert usage.skipped == {

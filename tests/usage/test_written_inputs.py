@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tests.networks import labels, rows
+from tests.networks import Layers, labels, rows
 from wua_mlflow.training.evaluation import outputs_of
 from wua_mlflow.training.fit import Budget, fit
 from wua_mlflow.training.latency import measure_latency
@@ -17,80 +17,54 @@ from wua_mlflow.usage.analyze import analyze
 from wua_mlflow.widths.recommend import recommend_widths
 
 
-class Standardising(nn.Module):
+def standardise(model: Layers, x: Tensor) -> Tensor:
     """Shifts and scales its input, in place or not: twice is not once."""
-
-    def __init__(self, *, in_place: bool) -> None:
-        super().__init__()
-        self.in_place = in_place
-        self.first, self.head = nn.Linear(3, 6), nn.Linear(6, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x.sub_(0.5).mul_(3) if self.in_place else (x - 0.5) * 3
-        return self.head(self.first(x).relu())
+    x = x.sub_(0.5).mul_(3) if model.in_place(x) else (x - 0.5) * 3
+    return model.head(model.first(x).relu())
 
 
-def pair() -> tuple[nn.Module, nn.Module]:
+def pair(in_place=lambda x: True) -> tuple[Layers, Layers]:
+    """A model that writes into its inputs, and one that does not."""
     torch.manual_seed(0)
-    writing = Standardising(in_place=True)
-    plain = Standardising(in_place=False)
-    plain.load_state_dict(writing.state_dict())
+    writing = Layers(standardise, first=nn.Linear(3, 6), head=nn.Linear(6, 2))
+    plain = copy.deepcopy(writing)
+    writing.in_place, plain.in_place = in_place, lambda x: False
     return writing, plain
 
 
-@pytest.mark.parametrize("criterion", ["output", "wanda", "taylor"])
-def test_an_analysis_with_its_nulls_and_ranks(criterion):
-    writing, plain = pair()
+@pytest.mark.parametrize("in_place", [lambda x: True, lambda x: len(x) < 20],
+                         ids=["every batch", "some batches"])
+def test_an_analysis_with_its_nulls_and_ranks(in_place):
     x, y = rows(40, 3), labels(40)
     batches = [(x[:15], y[:15]), (x[15:], y[15:])]
-    kept = copy.deepcopy(batches)
-    options = {"criterion": criterion, "null": 3, "effective_rank": True,
-               "loss": functional.cross_entropy}
-    found, expected = (analyze(model, batches, **options) for model in (writing, plain))
-    one, other = found.layers["first"], expected.layers["first"]
-    assert one.entropy == other.entropy
-    assert one.effective_rank == other.effective_rank
-    assert one.null == other.null
-    assert all(torch.equal(a, b) for before, after in zip(kept, batches, strict=True)
-               for a, b in zip(before, after, strict=True))
+    before = copy.deepcopy(batches)
+    usages, expected = (analyze(model, batches, criterion=["output", "wanda", "taylor"], null=3,
+                                effective_rank=True, loss=functional.cross_entropy)
+                        for model in pair(in_place))
+    for name, usage in usages.items():
+        layer, other = usage.layers["first"], expected[name].layers["first"]
+        assert (layer.entropy, layer.effective_rank, layer.null) == (
+            other.entropy, other.effective_rank, other.null)
+    assert all(torch.equal(a, b) for pair_before, pair_after in zip(before, batches, strict=True)
+               for a, b in zip(pair_before, pair_after, strict=True))
 
 
 def test_data_that_come_whole():
-    writing, plain = pair()
     x = rows(40, 3)
-    kept = x.clone()
-    assert analyze(writing, x).layers["first"].entropy == \
-        analyze(plain, x).layers["first"].entropy
-    assert torch.equal(x, kept)
+    entropies = {analyze(model, x).layers["first"].entropy for model in pair()}
+    assert len(entropies) == 1
+    assert torch.equal(x, rows(40, 3))
 
 
 def test_the_batch_is_as_it_was_where_the_forward_raises():
-    class Raising(Standardising):
-        def forward(self, x: Tensor) -> Tensor:
-            super().forward(x)
-            raise RuntimeError("own")
+    def run(model: Layers, x: Tensor) -> Tensor:
+        x.sub_(0.5)
+        raise RuntimeError("own")
 
     x = rows(10, 3)
-    kept = x.clone()
     with pytest.raises(RuntimeError, match="own"):
-        analyze(Raising(in_place=True), [x])
-    assert torch.equal(x, kept)
-
-
-def test_a_model_that_writes_into_some_batches_alone():
-    class Late(Standardising):
-        def forward(self, x: Tensor) -> Tensor:
-            self.in_place = len(x) < 10
-            return super().forward(x)
-
-    _, plain = pair()
-    late = Late(in_place=False)
-    late.load_state_dict(plain.state_dict())
-    batches = [rows(12, 3), rows(8, 3, seed=1)]
-    kept = copy.deepcopy(batches)
-    found, expected = (analyze(model, batches, null=2).layers["first"] for model in (late, plain))
-    assert (found.entropy, found.null) == (expected.entropy, expected.null)
-    assert all(map(torch.equal, batches, kept))
+        analyze(Layers(run, first=nn.Linear(3, 4)), [x])
+    assert torch.equal(x, rows(10, 3))
 
 
 def test_targets_that_are_the_inputs_themselves():
@@ -98,52 +72,41 @@ def test_targets_that_are_the_inputs_themselves():
     def loss(outputs: Tensor, targets: Tensor) -> Tensor:
         return (outputs - targets[:, :2]).square().mean()
 
-    writing, plain = pair()
     x = rows(20, 3)
     for size in (20, 5):
-        batches = [(one, one) for one in x.split(size)]
-        found, expected = (analyze(model, batches, criterion="taylor", loss=loss).layers["first"]
-                           for model in (writing, plain))
-        assert found.entropy == expected.entropy
+        batches = [(batch, batch) for batch in x.split(size)]
+        entropies = {analyze(model, batches, criterion="taylor", loss=loss).layers["first"].entropy
+                     for model in pair()}
+        assert len(entropies) == 1
 
 
 def test_expanded_and_sparse_tensors_are_given_to_the_model_too():
-    class Graph(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.first, self.head = nn.Linear(3, 4), nn.Linear(4, 2)
+    def run(model: Layers, x: Tensor, adjacency: Tensor, step: Tensor) -> Tensor:
+        step += 1
+        x[0] += 1
+        return model.head(adjacency @ model.first(x).relu())
 
-        def forward(self, x: Tensor, adjacency: Tensor, step: Tensor) -> Tensor:
-            step += 1
-            x[0] += 1
-            return self.head(adjacency @ self.first(x).relu())
-
+    graph = Layers(run, first=nn.Linear(3, 4), head=nn.Linear(4, 2))
     step, x = torch.zeros(()), torch.ones(1, 3).expand(6, 3)
     for adjacency in (torch.eye(6), torch.eye(6).to_sparse()):
         batches = [{"x": x, "adjacency": adjacency, "step": step}]
-        assert list(analyze(Graph(), batches).layers) == ["first"]
+        assert list(analyze(graph, batches).layers) == ["first"]
     assert step == 0
     assert bool((x == 1).all())
 
 
-def test_latency_is_measured_on_a_copy():
-    x = rows(4, 3)
-    kept = x.clone()
-    measure_latency({"a": pair()[0]}, x, rounds=3)
-    assert torch.equal(x, kept)
-
-
-def test_predictions_training_and_widths():
+def test_latency_predictions_training_and_widths():
     x, y = rows(60, 3), labels(60)
-    kept, found = x.clone(), []
+    outputs, widths = [], []
     for model in pair():
+        measure_latency({"a": model}, x, rounds=3)
         before = outputs_of(model, x)
         assert torch.equal(outputs_of(model, x), before)
         for _ in fit(model, (x, y), functional.cross_entropy, Budget(epochs=3, batch_size="full"),
                      generator=torch.Generator()):
             pass
-        widths = recommend_widths(model, (x, y), method="rank").widths
-        found.append((outputs_of(model, x), widths))
-        assert torch.equal(x, kept)
-    torch.testing.assert_close(found[0][0], found[1][0], rtol=0, atol=0)
-    assert found[0][1] == found[1][1]
+        widths.append(recommend_widths(model, (x, y), method="rank").widths)
+        outputs.append(outputs_of(model, x))
+        assert torch.equal(x, rows(60, 3))
+    torch.testing.assert_close(*outputs, rtol=0, atol=0)
+    assert widths[0] == widths[1]
