@@ -51,8 +51,7 @@ def test_a_regression_aims_at_the_teachers_values() -> None:
     assert aim(ours, (targets, theirs)).item() == pytest.approx(expected.item(), rel=1e-12)
 
 
-@pytest.mark.parametrize("batch_size", ["full", 7])
-def test_a_network_learns_the_teacher_where_the_targets_are_noise(batch_size: object) -> None:
+def test_a_network_learns_the_teacher_where_the_targets_are_noise() -> None:
     """Batches keep inputs, targets and the teacher's outputs of a sample together."""
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn(40, 3, generator=generator)
@@ -63,8 +62,8 @@ def test_a_network_learns_the_teacher_where_the_targets_are_noise(batch_size: ob
     noise = torch.randn(40, 1, generator=generator)
     student = nn.Linear(3, 1)
     aim = distillation_loss(functional.mse_loss, "regression", "values", share=1.0)
-    budget = Budget(epochs=400, lr=0.05, batch_size=batch_size)  # type: ignore[arg-type]
-    for _ in fit(student, (inputs, (noise, taught)), aim, budget, generator=generator,
-                 validation=(inputs, (noise, taught))):
-        pass
+    data = inputs, (noise, taught)
+    records = list(fit(student, data, aim, Budget(epochs=80, lr=0.05, batch_size=7),
+                       generator=generator, validation=data))
+    assert records[-1].validation_loss < 1e-3  # type: ignore[operator]
     assert torch.allclose(student.weight, teacher.weight, atol=0.02)

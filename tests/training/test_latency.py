@@ -50,67 +50,49 @@ def measured(clock, seconds, **options):
     return models, measure_latency(models, INPUTS, clock=clock, budget_s=1e9, **options)
 
 
-def test_constant_times():
-    clock = Clock()
-    _, found = measured(clock, {
-        "big": lambda number, size: 0.004 if size == 1 else 0.016,
-        "slim": lambda number, size: 0.001 if size == 1 else 0.002,
-    }, rounds=40)
-    for name, ms, a_second in (("big", 4.0, 500), ("slim", 1.0, 4000)):
-        one = found[name]
-        assert (one.p50_ms, one.p95_ms, one.samples_per_s, one.rounds) == (
-            pytest.approx(ms), pytest.approx(ms), pytest.approx(a_second), 40)
-        assert one.times_ms == pytest.approx([ms] * 40)
-
-
 def test_quantiles_are_numpys_and_the_warm_up_is_not_in_them():
-    clock = Clock()
     drawn = np.random.default_rng(1).exponential(0.01, 200)
-    _, found = measured(clock, {
+    _, latencies = measured(Clock(), {
         "a": lambda number, size: 1000.0 if number < WARM_UP else drawn[number - WARM_UP],
+        "slim": lambda number, size: 0.001 if size == 1 else 0.002,
     }, rounds=150)
-    assert found["a"].p50_ms == pytest.approx(np.quantile(drawn[:150], 0.5) * 1e3)
-    assert found["a"].p95_ms == pytest.approx(np.quantile(drawn[:150], 0.95) * 1e3)
-    assert found["a"].samples_per_s == pytest.approx(8 / np.quantile(drawn[:15], 0.5))
-    assert found["a"].rounds == 150
+    latency, constant = latencies["a"], latencies["slim"]
+    assert latency.p50_ms == pytest.approx(np.quantile(drawn[:150], 0.5) * 1e3)
+    assert latency.p95_ms == pytest.approx(np.quantile(drawn[:150], 0.95) * 1e3)
+    assert latency.samples_per_s == pytest.approx(8 / np.quantile(drawn[:15], 0.5))
+    assert latency.times_ms == pytest.approx(1e3 * drawn[:150])
+    assert latency.rounds == constant.rounds == 150
+    assert [constant.p50_ms, constant.p95_ms, constant.samples_per_s] == pytest.approx([1, 1, 4000])
 
 
 def test_models_are_timed_in_turns():
     clock = Clock()
     measured(clock, {name: lambda number, size: 0.001 for name in "abc"}, rounds=4)
-    single = [name for name, size in clock.calls if size == 1]
-    assert single[:9] == ["a", "a", "a", "b", "b", "b", "c", "c", "c"]  # the warm-up
-    assert "".join(single[9:]) == "abc" + "bca" + "cab" + "abc"
+    single = "".join(name for name, size in clock.calls if size == 1)
+    assert single == "aaabbbccc" + "abc" + "bca" + "cab" + "abc"  # the warm-up, then four rounds
 
 
 def test_noise_that_comes_in_bursts_falls_on_both_alike():
     clock = Clock()
-    models = {}
 
     def burst(number, size):
         return 0.010 if clock.now % 1.0 < 0.3 else 0.001
 
-    models, found = measured(clock, {"a": burst, "b": burst}, rounds=300)
-    assert found["a"].p50_ms == pytest.approx(found["b"].p50_ms)
-    assert found["a"].p95_ms == pytest.approx(found["b"].p95_ms)
+    models, latencies = measured(clock, {"a": burst, "b": burst}, rounds=300)
+    assert latencies["a"].p50_ms == pytest.approx(latencies["b"].p50_ms)
+    assert latencies["a"].p95_ms == pytest.approx(latencies["b"].p95_ms)
     assert models["a"].counts == models["b"].counts == {1: 303, 8: 33}
 
 
-def test_the_budget_stops_but_not_before_ten_rounds():
+@pytest.mark.parametrize(("seconds", "rounds", "expected"), [
+    (1.0, 300, 10), (0.01, 300, 50), (0.001, 2, 2)])
+def test_the_budget_stops_but_not_before_ten_rounds(seconds, rounds, expected):
     clock = Clock()
-    models = {"slow": Timed("slow", clock, lambda number, size: 1.0)}
-    found = measure_latency(models, INPUTS, rounds=300, budget_s=0.5, clock=clock)
-    assert found["slow"].rounds == 10
-    models = {"fast": Timed("fast", clock, lambda number, size: 0.01)}
-    found = measure_latency(models, INPUTS, rounds=300, budget_s=0.5, clock=clock)
-    assert found["fast"].rounds in (50, 51)
-
-
-def test_few_rounds_are_kept_to():
-    clock = Clock()
-    models, found = measured(clock, {"a": lambda number, size: 0.001}, rounds=2)
-    assert found["a"].rounds == 2
-    assert models["a"].counts == {1: WARM_UP + 2, 8: WARM_UP + 10}
+    model = Timed("a", clock, lambda number, size: seconds)
+    latency = measure_latency({"a": model}, INPUTS, rounds=rounds, budget_s=0.5, clock=clock)["a"]
+    assert latency.rounds == pytest.approx(expected, abs=expected == 50)  # by rounding
+    batched = {10: 10, 50: 30, 2: 10}[expected]
+    assert model.counts == {1: WARM_UP + latency.rounds, 8: WARM_UP + batched}
 
 
 def test_the_models_are_left_as_found_also_when_one_raises():
@@ -131,19 +113,16 @@ def test_the_models_are_left_as_found_also_when_one_raises():
 
 
 def test_the_clock_is_the_real_one_unless_given():
-    found = measure_latency({"a": nn.Linear(2, 2)}, INPUTS, rounds=12)["a"]
-    assert found.p50_ms <= found.p95_ms
-    assert 10 <= found.rounds <= 12
+    latency = measure_latency({"a": nn.Linear(2, 2)}, INPUTS, rounds=12)["a"]
+    assert latency.p50_ms <= latency.p95_ms
+    assert 10 <= latency.rounds <= 12
 
 
-@pytest.mark.parametrize(
-    ("models", "inputs", "rounds", "message"),
-    [
-        ({}, INPUTS, 5, "at least one model and one sample, but got 0 and 8"),
-        ({"a": nn.Linear(2, 2)}, INPUTS[:0], 5, "one model and one sample, but got 1 and 0"),
-        ({"a": nn.Linear(2, 2)}, INPUTS, 0, "rounds: expected .* at least 1, but got 0"),
-    ],
-)
+@pytest.mark.parametrize(("models", "inputs", "rounds", "message"), [
+    ({}, INPUTS, 5, "at least one model and one sample, but got 0 and 8"),
+    ({"a": nn.Linear(2, 2)}, INPUTS[:0], 5, "one model and one sample, but got 1 and 0"),
+    ({"a": nn.Linear(2, 2)}, INPUTS, 0, "rounds: expected .* at least 1, but got 0"),
+])
 def test_nothing_to_time(models, inputs, rounds, message):
     with pytest.raises(ValueError, match=message):
         measure_latency(models, inputs, rounds=rounds)
@@ -168,10 +147,10 @@ def test_the_ratio_of_medians_and_its_interval_hold_their_level() -> None:
 
 
 def test_the_ratio_needs_the_same_rounds() -> None:
-    one, other = timed_as(np.ones(3)), timed_as(np.ones(4))
+    three, four = timed_as(np.ones(3)), timed_as(np.ones(4))
     with pytest.raises(ValueError, match="expected times of the same rounds, but got 3 and 4"):
-        latency_ratio(one, other)
-    assert latency_ratio(one, one) == (1.0, 1.0, 1.0)
+        latency_ratio(three, four)
+    assert latency_ratio(three, three) == (1.0, 1.0, 1.0)
 
 
 def test_work_that_a_gpu_was_only_given_is_waited_for(monkeypatch) -> None:
@@ -182,8 +161,8 @@ def test_work_that_a_gpu_was_only_given_is_waited_for(monkeypatch) -> None:
         clock.now += 0.002
 
     monkeypatch.setattr("wua_mlflow.training.latency._synchronizer", lambda device: wait)
-    _, found = measured(clock, {"a": lambda number, size: 0.0}, rounds=12)
-    assert found["a"].p50_ms == pytest.approx(2.0)
+    _, latencies = measured(clock, {"a": lambda number, size: 0.0}, rounds=12)
+    assert latencies["a"].p50_ms == pytest.approx(2.0)
     monkeypatch.undo()
     waited = []
     monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
