@@ -42,10 +42,7 @@ attention = _without_check(ATTENTION)
 
 
 def split_qkv(
-    call: WeightCall,
-    output: Tensor,
-    view: ParameterView | None,
-    index: ParameterIndex,
+    call: WeightCall, output: Tensor, view: ParameterView | None, index: ParameterIndex,
     running: Sequence[str],
 ) -> list[tuple[WeightCall, Tensor, ParameterView | None]]:
     """The rows of attention's fused weight apart: queries, keys, values; any other product alone.

@@ -92,11 +92,9 @@ def _parser(operation: str, *names: str, transposed: bool = False) -> CallParser
         transposed: whether it is a transposed convolution, unless an argument says so.
     """
     def parse(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[WeightCall]:
-        bound = {**dict(zip(names, args, strict=False)), **kwargs}
+        bound = {"transposed": transposed, **dict(zip(names, args, strict=False)), **kwargs}
         inputs = tuple(bound[name] for name in names if name.startswith("in"))
-        geometry = None
-        if operation == "conv":
-            geometry = _geometry({"transposed": transposed, **bound})
+        geometry = _geometry(bound) if operation == "conv" else None
         return [WeightCall(operation, bound["weight"], inputs, bound.get("bias"), geometry)]
 
     return parse
@@ -122,10 +120,6 @@ def _geometry(bound: Mapping[str, Any]) -> ConvGeometry:
 def _matmul(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[WeightCall]:
     factors = [*args, *kwargs.values()]
     return _either_factor(factors[0], factors[1], None) if len(factors) > 1 else []
-
-
-def _reversed_matmul(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[WeightCall]:
-    return _matmul(args[::-1], kwargs)
 
 
 def _addmm(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[WeightCall]:
@@ -160,22 +154,19 @@ CALL_PARSERS: dict[Any, CallParser] = {
     func: parser
     for parser, functions in {
         _linear: (functional.linear, _aten.linear.default),
-        _bilinear: (functional.bilinear, torch.bilinear, _aten.bilinear.default),
+        _bilinear: (functional.bilinear, _aten.bilinear.default),
         _embedding: (functional.embedding,),
         _aten_embedding: (torch.embedding, _aten.embedding.default),
-        _conv: (functional.conv1d, functional.conv2d, functional.conv3d,
-                torch.conv1d, torch.conv2d, torch.conv3d,
+        _conv: (torch.conv1d, torch.conv2d, torch.conv3d,  # functional has the same objects
                 _aten.conv1d.default, _aten.conv2d.default, _aten.conv3d.default,
                 _aten.conv1d.padding, _aten.conv2d.padding, _aten.conv3d.padding),
-        _conv_transpose: (functional.conv_transpose1d, functional.conv_transpose2d,
-                          functional.conv_transpose3d, torch.conv_transpose1d,
-                          torch.conv_transpose2d, torch.conv_transpose3d,
+        _conv_transpose: (torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d,
                           _aten.conv_transpose1d.default, _aten.conv_transpose2d.input,
                           _aten.conv_transpose3d.input),
         _any_conv: (torch.convolution, _aten.convolution.default),
         _matmul: (torch.matmul, torch.mm, Tensor.matmul, Tensor.mm, Tensor.__matmul__,
                   _aten.matmul.default, _aten.mm.default),
-        _reversed_matmul: (Tensor.__rmatmul__,),
+        lambda args, kwargs: _matmul(args[::-1], kwargs): (Tensor.__rmatmul__,),
         _addmm: (torch.addmm, Tensor.addmm, _aten.addmm.default),
     }.items()
     for func in functions

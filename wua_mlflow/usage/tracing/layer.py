@@ -5,7 +5,6 @@ Tests: ``tests/usage/tracing/test_layer.py``.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -238,17 +237,11 @@ class TracedLayer:
         self.flops += call.flops(output)
         if self.computed is not None and self.calls == 2:
             self.changes = not torch.equal(self.computed, call.weight.detach())
-        rows, count = self.rows(output, positions)
-        if required.output:
-            by_inputs = positions.mask is None and is_cheaper_by_inputs(call, output)
-            self.output.add(output_sums_by_inputs(call, output) if by_inputs else unit_sums(rows),
-                            count)
+        sums = output_sums_by_inputs(call, output) if required.output and positions.mask is None \
+            and is_cheaper_by_inputs(call, output) else None
+        self._add_output(output, required, positions, sums)
         for power in required.powers:
-            sums, count = input_sums(call, output, power, positions)
-            self._add_inputs(power, sums, count, call.inputs)
-        if self.fired is None:
-            self.fired = FiredUnits(self.units, output.device, above=False)
-        self.fired.update(rows)
+            self._add_inputs(power, *input_sums(call, output, power, positions), call.inputs)
 
     def add_recurrent_call(
         self, call: RecurrentCall, required: RequiredStats, positions: ValidPositions
@@ -263,11 +256,7 @@ class TracedLayer:
         self.calls += 1
         self.flops += call.flops
         if call.outputs is not None:
-            rows, count = self.rows(call.outputs, positions)
-            if required.output:
-                self.output.add(unit_sums(rows), count)
-            self.fired = self.fired or FiredUnits(self.units, rows.device, above=False)
-            self.fired.update(rows)
+            self._add_output(call.outputs, required, positions)
         if call.inputs is None:
             return
         multiplied = call.multiplied() if required.powers else None
@@ -277,17 +266,25 @@ class TracedLayer:
             inputs = call.inputs if multiplied is None else multiplied
             self._add_inputs(power, sums.unsqueeze(0), count, [inputs])
 
-    def _add_inputs(
-        self, power: int, sums: Tensor, count: int, inputs: Sequence[Tensor]
+    def _add_output(
+        self, output: Tensor, required: RequiredStats, positions: ValidPositions,
+        sums: Tensor | None = None,
     ) -> None:
+        """Add outputs, of which the sums by unit may be known."""
+        rows, count = self.rows(output, positions)
+        if required.output:
+            self.output.add(unit_sums(rows) if sums is None else sums, count)
+        if self.fired is None:
+            self.fired = FiredUnits(self.units, rows.device, above=False)
+        self.fired.update(rows)
+
+    def _add_inputs(self, power: int, sums: Tensor, count: int, inputs: Sequence[Tensor]) -> None:
         """Add sums of inputs; note where they are infinite though the inputs are finite.
 
         A GPU would have to wait for the answer: it is not asked there.
         """
         self.inputs[power].add(sums, count)
-        if power == 2 and not sums.is_cuda \
-                and not math.isfinite(float(sums.detach().sum())) \
-                and not bool(sums.isfinite().all()) \
+        if power == 2 and not sums.is_cuda and not bool(sums.isfinite().all()) \
                 and all(bool(tensor.isfinite().all()) for tensor in inputs):
             self.overflow = sums.dtype
 

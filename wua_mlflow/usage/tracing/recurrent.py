@@ -10,12 +10,12 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-__all__ = ["RECURRENT", "RecurrentCall", "UnitConsumers", "run_by_layer"]
+__all__ = ["RECURRENT", "LayerStates", "RecurrentCall", "UnitConsumers", "run_by_layer"]
 
 
 _aten = torch.ops.aten
@@ -27,24 +27,33 @@ RECURRENT: frozenset[Any] = frozenset({
 """The functions that run a whole recurrent network."""
 
 
+class LayerStates(NamedTuple):
+    """The hidden states of a recurrent layer.
+
+    Attributes:
+        outputs: at every step, shape (..., units of all directions).
+        first: that the layer began with, shape (directions, ...).
+        last: that it ended with, shaped like ``first``.
+        direction: which of the directions is meant.
+    """
+
+    outputs: Tensor
+    first: Tensor
+    last: Tensor
+    direction: int
+
+
 @dataclass(frozen=True)
 class UnitConsumers:
     """What reads the units of one direction of a recurrent layer.
 
     Attributes:
         weight: reads them within the layer, through its columns.
-        outputs: of the layer, shape (..., units of all directions): what is made of them reads
-            the units. None where a projection alone reads them.
-        last_states: shape (directions, ...), read like ``outputs``.
-        direction: which of the directions.
-        first_states: that the layer began with, shaped like ``last_states``.
+        states: what is made of these reads the units, too. None where a projection alone does.
     """
 
     weight: Tensor
-    outputs: Tensor | None = None
-    last_states: Tensor | None = None
-    direction: int = 0
-    first_states: Tensor | None = None
+    states: LayerStates | None = None
 
 
 @dataclass(frozen=True)
@@ -106,44 +115,34 @@ def run_by_layer(
         on_call: called for each weight of each layer and direction.
     """
     packed = isinstance(args[3], list | tuple)
-    if packed:
-        data, sizes, state, weights, has_bias, layers, _, _, bidirectional = args[:9]
-        time_first: bool | None = None
-    else:
-        data, state, weights, has_bias, layers, _, _, bidirectional, batch_first = args[:9]
-        time_first = not batch_first
-    states = list(state) if isinstance(state, list | tuple) else [state]
+    data, sizes, batch_first = args[0], args[1:1 + packed], args[8:9 - packed]
+    state, weights, has_bias, layers, _, _, bidirectional = args[1 + packed:8 + packed]
+    time_first = None if packed else not batch_first[0]
+    several = isinstance(state, list | tuple)
     directions = 2 if bidirectional else 1
     per_direction = len(weights) // (layers * directions)
-    last_states: list[list[Tensor]] = [[] for _ in states]
+    last_states = []
     for layer in range(layers):
-        first = [part[layer * directions:(layer + 1) * directions].contiguous() for part in states]
-        start = layer * directions * per_direction
-        layer_weights = list(weights[start:start + directions * per_direction])
-        initial = first if isinstance(state, list | tuple) else first[0]
-        options = (has_bias, 1, 0.0, False, bool(bidirectional))
+        first = [part[layer * directions:(layer + 1) * directions].contiguous()
+                 for part in (state if several else [state])]
+        parts = [list(weights[start * per_direction:(start + 1) * per_direction])
+                 for start in range(layer * directions, (layer + 1) * directions)]
         with warnings.catch_warnings():  # cuDNN: the weights of one layer are no chunk of their own
             warnings.filterwarnings("ignore", message="RNN module weights are not part of single")
-            outputs, *last = (func(data, sizes, initial, layer_weights, *options) if packed else
-                              func(data, initial, layer_weights, *options, not time_first))
-        for direction in range(directions):
-            direction_weights = layer_weights[
-                direction * per_direction:(direction + 1) * per_direction]
-            consumers = UnitConsumers(direction_weights[1], outputs, last[0], direction, first[0])
-            for call in _calls(direction_weights, has_bias, data, time_first, consumers):
+            outputs, *last = func(data, *sizes, first if several else first[0], sum(parts, []),
+                                  has_bias, 1, 0.0, False, bool(bidirectional), *batch_first)
+        for direction, part in enumerate(parts):
+            states = LayerStates(outputs, first[0], last[0], direction)
+            for call in _calls(part, has_bias, data, time_first, states):
                 on_call(call)
-        for ends, end in zip(last_states, last, strict=True):
-            ends.append(end)
+        last_states.append(last)
         data = outputs
-    return (data, *(torch.cat(ends) for ends in last_states))
+    return data, *map(torch.cat, zip(*last_states, strict=True))
 
 
 def _calls(
-    weights: Sequence[Tensor],
-    has_bias: bool,
-    inputs: Tensor,
-    time_first: bool | None,
-    consumers: UnitConsumers,
+    weights: Sequence[Tensor], has_bias: bool, inputs: Tensor, time_first: bool | None,
+    states: LayerStates,
 ) -> Iterator[RecurrentCall]:
     """The calls of one layer in one direction: of its inputs, its states, and its projection.
 
@@ -152,24 +151,20 @@ def _calls(
         has_bias: whether two biases are among them.
         inputs: of the layer.
         time_first: as in ``RecurrentCall``.
-        consumers: what reads the layer's outputs.
+        states: of the layer.
     """
     of_inputs, of_states, *rest = weights
     biases = tuple(rest[:2]) if has_bias else ()
     projection = rest[-1] if len(rest) > len(biases) else None
-    direction, width = consumers.direction, of_states.shape[1]
-    assert consumers.outputs is not None and consumers.last_states is not None
-    assert consumers.first_states is not None, "a layer has outputs and states"
-    states = consumers.outputs.narrow(-1, direction * width, width)
-    borders = consumers.first_states[direction], consumers.last_states[direction]
+    direction, width = states.direction, of_states.shape[1]
+    outputs = states.outputs.narrow(-1, direction * width, width)
+    borders = states.first[direction], states.last[direction]
     gates = of_inputs.shape[0] // (width if projection is None else projection.shape[1])
-    outputs = states if projection is None else None
-    backwards = direction == 1
-    unit_consumers = consumers if projection is None else UnitConsumers(projection)
-    yield RecurrentCall(of_inputs, biases[:1], gates, inputs, None, outputs, time_first, backwards,
-                        unit_consumers)
-    yield RecurrentCall(of_states, biases[1:], gates, states, borders, outputs, time_first,
-                        backwards, unit_consumers)
+    readers = UnitConsumers(of_states, states)
+    of_units = (outputs, time_first, direction == 1, readers) if projection is None else \
+        (None, time_first, direction == 1, UnitConsumers(projection))
+    yield RecurrentCall(of_inputs, biases[:1], gates, inputs, None, *of_units)
+    yield RecurrentCall(of_states, biases[1:], gates, outputs, borders, *of_units)
     if projection is not None:
-        yield RecurrentCall(projection, (), 1, None, None, states, time_first, backwards,
-                            consumers)
+        yield RecurrentCall(projection, (), 1, None, None, outputs, time_first, direction == 1,
+                            readers)

@@ -108,25 +108,15 @@ class LayerRegistry:
         if key not in self._layer_by_weight:
             owner = view.parameter.rpartition(".")[0]
             self._layer_by_weight[key] = self.layers[view.parameter] = TracedLayer(
-                view.parameter,
-                kind_of(self.index.modules[owner], "weight", "recurrent"),
-                owner,
-                "recurrent",
-                call.weight.shape[0] // call.gates,
-                view=view,
+                view.parameter, kind_of(self.index.modules[owner], "weight", "recurrent"), owner,
+                "recurrent", call.weight.shape[0] // call.gates, view=view, gates=call.gates,
                 bias=self.index.find(call.biases[0], running) if call.biases else None,
-                gates=call.gates,
-                hidden_input=call.inputs is None,
-                hidden_output=call.outputs is None,
-                has_own_taylor=True,
-            )
+                hidden_input=call.inputs is None, hidden_output=call.outputs is None,
+                has_own_taylor=True)
         return self._layer_by_weight[key]
 
     def _new_layer(
-        self,
-        call: WeightCall,
-        view: ParameterView | None,
-        bias: ParameterView | None,
+        self, call: WeightCall, view: ParameterView | None, bias: ParameterView | None,
         module_name: str,
     ) -> TracedLayer | None:
         name: str | None
@@ -139,26 +129,15 @@ class LayerRegistry:
             return None
         shape, geometry = call.weight.shape, call.geometry
         groups, transposed = (geometry.groups, geometry.transposed) if geometry else (1, False)
-        units = shape[1] * groups if transposed else shape[
-            1 if call.operation == "embedding" else 0]
+        units = shape[1] * groups if transposed else shape[call.operation == "embedding"]
         heads, head_parts = heads_of(self.index, owner, units)
         self.layers[name] = TracedLayer(
-            name,
-            kind_of(self.index.modules.get(owner, nn.Module()), attribute, call.operation),
-            owner,
-            call.operation,
-            units,
-            spatial=len(shape) - 2 if geometry else 0,
-            view=view,
-            computed=call.weight.detach() if view is None else None,
-            bias=bias,
-            groups=groups,
-            transposed=transposed,
-            heads=heads,
-            head_parts=head_parts,
+            name, kind_of(self.index.modules.get(owner, nn.Module()), attribute, call.operation),
+            owner, call.operation, units, spatial=len(shape) - 2 if geometry else 0, view=view,
+            computed=call.weight.detach() if view is None else None, bias=bias, groups=groups,
+            transposed=transposed, heads=heads, head_parts=head_parts,
             has_own_taylor=self.index.is_tied(view) or self.index.may_share_bias(bias, owner)
-            or (bias is None and call.bias is not None),
-        )
+            or (bias is None and call.bias is not None))
         return self.layers[name]
 
     def _computed_name(self, module_name: str) -> str:

@@ -33,41 +33,26 @@ def explain_skipped(registry: LayerRegistry, calls: Mapping[str, int]) -> dict[s
         registry: of the model's layers, after the forward.
         calls: of each module.
     """
-    index, other_uses, unsupported = registry.index, registry.other_uses, registry.unsupported
-    layers = registry.layers
-    traced = {layer.parameter: layer.name for layer in layers.values() if layer.parameter}
-    computing = {layer.module for layer in layers.values() if layer.view is None}
+    index, unsupported = registry.index, registry.unsupported
+    layers = registry.layers.values()
+    traced = {layer.parameter: layer.name for layer in layers if layer.parameter}
+    computing = {layer.module for layer in layers if layer.view is None}
     reasons = {layer.name: "its weight is computed anew from the data"
-               for layer in layers.values() if layer.changes}
-    reasons.update(unsupported)
-    holders = {name.rpartition(".")[0] for name in unsupported}
+               for layer in layers if layer.changes} | unsupported
     for name, module in index.modules.items():
-        if any(name == other or name.startswith(f"{other}.parametrizations".lstrip("."))
-               for other in computing):
-            if name in computing:
-                reasons.update(_unused_parameters(index, name, traced, other_uses))
-            continue
-        if type(module).__module__.startswith(_QUANTISED) and hasattr(module, "weight"):
-            reasons[name] = "its weight is integer-quantised"
-            continue
-        parameters = {index.name(parameter) or "": parameter.dim() > 1
-                      for parameter in module.parameters(recurse=False)}
-        weight = f"{name}.weight" if name in unsupported else ""
+        parameters = _parameters(index, module)
         untraced = {parameter: is_matrix for parameter, is_matrix in parameters.items()
-                    if parameter not in traced and parameter not in unsupported
-                    and parameter != weight}
-        matrices = {parameter: other_uses.get(parameter)
-                    for parameter, is_matrix in untraced.items() if is_matrix}
-        if len(untraced) < len(parameters) or (matrices and not name) \
-                or len(set(matrices.values())) > 1:
-            reasons.update({parameter: _used_through(function)
-                            for parameter, function in matrices.items()})
-        elif untraced and any(True for _ in module.children()):
-            reasons.update({
-                parameter: _used_through(other_uses.get(parameter)) if is_matrix else NO_MATRIX
-                for parameter, is_matrix in untraced.items()})
-        elif untraced and (matrices or name not in holders):
-            reasons[name] = _module_reason(module, matrices, calls.get(name, 0))
+                    if parameter not in traced}
+        if name in computing:
+            reasons.update({parameter: _used_through(None) for parameter in untraced
+                            if parameter and untraced[parameter]
+                            and parameter not in registry.other_uses})
+        elif any(name.startswith(f"{other}.parametrizations".lstrip(".")) for other in computing):
+            continue
+        elif type(module).__module__.startswith(_QUANTISED) and hasattr(module, "weight"):
+            reasons[name] = "its weight is integer-quantised"
+        else:
+            reasons.update(_module_reasons(registry, name, untraced, calls.get(name, 0)))
     reasons.update(_tied_names(index, traced))
     for parameter, partial in _partly_traced(registry, calls).items():
         key = f"{parameter}[...]"
@@ -75,16 +60,38 @@ def explain_skipped(registry: LayerRegistry, calls: Mapping[str, int]) -> dict[s
     return reasons
 
 
-def _module_reason(module: nn.Module, matrices: Mapping[str, str | None], calls: int) -> str:
-    """The reason for all of a module, whose matrices have the same one."""
+def _parameters(index: ParameterIndex, module: nn.Module) -> dict[str, bool]:
+    """The names of a module's own parameters, and whether each has more than one dimension."""
+    return {index.name(parameter) or "": parameter.dim() > 1
+            for parameter in module.parameters(recurse=False)}
+
+
+def _module_reasons(
+    registry: LayerRegistry, name: str, untraced: Mapping[str, bool], calls: int
+) -> dict[str, str]:
+    """The reasons for the parameters of a module that are in no layer, or for all of it."""
+    module, unsupported = registry.index.modules[name], registry.unsupported
+    weight = f"{name}.weight" if name in unsupported else ""
+    unexplained = [name for name in untraced if name not in unsupported and name != weight]
+    matrices = {name: registry.other_uses.get(name) for name in unexplained if untraced[name]}
+    if len(unexplained) < len(_parameters(registry.index, module)) or (matrices and not name) \
+            or len(set(matrices.values())) > 1:
+        return {parameter: _used_through(function) for parameter, function in matrices.items()}
+    if not unexplained:
+        return {}
+    if any(True for _ in module.children()):
+        return {parameter: _used_through(matrices[parameter]) if parameter in matrices
+                else NO_MATRIX for parameter in unexplained}
+    if not matrices and name in {refused.rpartition(".")[0] for refused in unsupported}:
+        return {}
     kind, function = type(module).__name__, next(iter(matrices.values()), None)
     if function is not None:
-        return _used_through(function)
+        return {name: _used_through(function)}
     if not calls:
-        return NEVER_CALLED
+        return {name: NEVER_CALLED}
     if matrices:
-        return f"{kind} was called {calls} times, but no product of its weight was seen"
-    return f"{kind} is not a kind of layer that is analysed"
+        return {name: f"{kind} was called {calls} times, but no product of its weight was seen"}
+    return {name: f"{kind} is not a kind of layer that is analysed"}
 
 
 def _used_through(function: str | None) -> str:
@@ -103,16 +110,6 @@ def _tied_names(index: ParameterIndex, traced: Mapping[str, str]) -> dict[str, s
                 reasons[owner if attribute == "weight" else alias] = \
                     f"shares its weight with '{layer}', where it is counted"
     return reasons
-
-
-def _unused_parameters(
-    index: ParameterIndex, name: str, traced: Mapping[str, str], other_uses: Mapping[str, str]
-) -> dict[str, str]:
-    """Of a module that computes its weight, the matrices that nothing was computed with."""
-    names = [index.name(parameter) for parameter in index.modules[name].parameters(recurse=False)
-             if parameter.dim() > 1]
-    return {parameter: _used_through(None) for parameter in names
-            if parameter and parameter not in traced and parameter not in other_uses}
 
 
 def _partly_traced(registry: LayerRegistry, calls: Mapping[str, int]) -> dict[str, str]:

@@ -123,9 +123,8 @@ def is_cheaper_by_inputs(call: WeightCall, output: Tensor) -> bool:
 
 def output_sums_by_inputs(call: WeightCall, output: Tensor) -> Tensor:
     """Σ of a convolution's outputs by unit: W Σ x + the bias, Σ x by each weight of the kernel."""
-    geometry, x = cast(ConvGeometry, call.geometry), call.inputs[0].detach()
-    batched = x if x.dim() == call.weight.dim() else x.unsqueeze(0)
-    sums, count = _kernel_sums(batched.sum(0, dtype=wide(x)), x, call.weight, geometry, output)
+    x = _batched(call).detach()
+    sums, count = _kernel_sums(x.sum(0, dtype=wide(x)), call, output)
     total = call.weight.detach().flatten(1).double() @ sums[0].double()
     if call.bias is not None:
         total = total + call.bias.detach().double() * count
@@ -142,8 +141,8 @@ def by_unit(output: Tensor, spatial: int, unit_dim: int = -1) -> Tensor:
         unit_dim: -1, or -2 where the last dimension counts columns.
     """
     if spatial and output.dim() in (spatial + 1, spatial + 2):
-        batched = output if output.dim() == spatial + 2 else output.unsqueeze(0)
-        return batched.flatten(2)
+        positions = output.flatten(-spatial)
+        return positions if positions.dim() == 3 else positions.unsqueeze(0)
     if unit_dim == -2:
         output = output.transpose(-1, -2)
     return output.reshape(-1, output.shape[-1])
@@ -168,22 +167,25 @@ def input_sums(
         valid = mask.columns(output.shape) if mask and output.dim() == 3 else None
         if mask and valid is not None and not call.geometry.transposed:
             return _masked_kernel_sums(call, valid, power), mask.count
-        batched = x if x.dim() == call.weight.dim() else x.unsqueeze(0)
-        sums = _exact_power_sum(batched, power)
-        return _kernel_sums(sums, x, call.weight, call.geometry, output)
+        return _kernel_sums(_exact_power_sum(_batched(call), power), call, output)
     if call.operation == "embedding":
         return _entry_counts(x, call.weight.shape[0], mask)
     if call.operation == "bilinear":
         (left, count), (right, _) = (
             masked_rows(side.reshape(-1, side.shape[-1]), side.shape[:-1], positions)
             for side in call.inputs)
-        sums = _float64(left.to(wide(left)).abs() ** power).T @ \
-            _float64(right.to(wide(right)).abs() ** power)
-        return sums.reshape(1, -1), count
+        left, right = (_float64(side.to(wide(side)).abs() ** power) for side in (left, right))
+        return (left.T @ right).reshape(1, -1), count
     if call.operation == "left_matmul":
         x = x.transpose(-1, -2)
     sums, count = feature_sums(x, power, positions)
     return sums.unsqueeze(0), count
+
+
+def _batched(call: WeightCall) -> Tensor:
+    """The inputs of a convolution with their batch dimension."""
+    x = call.inputs[0]
+    return x if x.dim() == call.weight.dim() else x.unsqueeze(0)
 
 
 def feature_sums(x: Tensor, power: int, positions: ValidPositions) -> Sums:
@@ -264,40 +266,30 @@ def masked_rows(rows: Tensor, lead: Sequence[int], positions: ValidPositions) ->
 
 def _entry_counts(indices: Tensor, entries: int, mask: PaddingMask | None) -> Sums:
     """How often each entry was looked up: the sum of one-hot inputs, of any power."""
-    flat = indices.reshape(-1)
     valid = mask.rows(indices.shape, time_first=False) if mask else None
-    ones = torch.ones(flat.shape, device=flat.device)
-    if valid is not None:
-        ones = ones * valid[0]
-    counts = torch.zeros(entries, device=flat.device).index_add_(0, flat, ones)
-    return counts.unsqueeze(0), valid[1] if valid is not None else flat.numel()
+    ones, count = valid or (torch.ones_like(indices), indices.numel())
+    counts = torch.zeros(entries, device=indices.device)
+    return counts.index_add_(0, indices.reshape(-1), ones.reshape(-1).float()).unsqueeze(0), count
 
 
-def _kernel_sums(
-    sums: Tensor, x: Tensor, weight: Tensor, geometry: ConvGeometry, output: Tensor
-) -> Sums:
+def _kernel_sums(sums: Tensor, call: WeightCall, output: Tensor) -> Sums:
     """For each weight of a kernel, the sum over the inputs that it slides over.
 
     Args:
         sums: those over the samples, shape (channels, *input size); summed on, dimension by
             dimension.
-        x: the inputs.
-        weight: the kernel.
-        geometry: how it slides.
+        call: the convolution.
         output: of the convolution.
     """
-    dims = weight.dim() - 2
-    if x.dim() == dims + 1:
-        x, output = x.unsqueeze(0), output.unsqueeze(0)
+    geometry, x = cast(ConvGeometry, call.geometry), call.inputs[0]
+    kernel = call.weight.shape[2:]
     moving = x if geometry.transposed else output
-    count = moving.shape[0] * math.prod(moving.shape[2:])
-    for dim in range(dims):  # (channels, *done kernel sizes, this, *to come)
-        windows = [_window(dim, offset, geometry, x.shape[2 + dim], output.shape[2 + dim])
-                   for offset in range(weight.shape[2 + dim])]
-        sums = torch.stack([sums.select(1 + dim, 0) * 0 if window is None else
-                            sums[(slice(None),) * (1 + dim) + (window,)].sum(1 + dim)
-                            for window in windows], dim=1 + dim)
-    return sums.reshape(geometry.groups, -1), count
+    sizes = zip(kernel, x.shape[-len(kernel):], output.shape[-len(kernel):], strict=True)
+    for dim, (entries, *ends) in enumerate(sizes, 1):  # (channels, *done, this, *to come)
+        windows = [_window(dim - 1, offset, geometry, *ends) for offset in range(entries)]
+        sums = torch.stack([sums[(slice(None),) * dim + (window,)].sum(dim)
+                            for window in windows], dim)
+    return sums.reshape(geometry.groups, -1), moving.numel() // moving.shape[-1 - len(kernel)]
 
 
 def _masked_kernel_sums(call: WeightCall, valid: Tensor, power: int) -> Tensor:
@@ -312,26 +304,22 @@ def _masked_kernel_sums(call: WeightCall, valid: Tensor, power: int) -> Tensor:
     sums = []
     for offset in range(call.weight.shape[2]):
         window = _window(0, offset, geometry, x.shape[2], valid.shape[2])
-        part = x[:, :, window or slice(0)]
+        part = x[:, :, window]
         shift = offset * geometry.dilation[0] - geometry.padding[0]
-        start = (window.start - shift) // geometry.stride[0] if window else 0
+        start = (window.start - shift) // geometry.stride[0]
         inputs = part.masked_fill(~valid[:, :, start:start + part.shape[2]], 0)
         sums.append(_power_sum(inputs.transpose(1, 2).flatten(0, 1), power))
     return torch.stack(sums, 1).reshape(geometry.groups, -1)
 
 
-def _window(
-    dim: int, offset: int, geometry: ConvGeometry, size: int, out_size: int
-) -> slice | None:
+def _window(dim: int, offset: int, geometry: ConvGeometry, size: int, out_size: int) -> slice:
     """Which inputs meet the kernel's entry ``offset`` of one dimension."""
-    stride, padding = geometry.stride[dim], geometry.padding[dim]
-    shift = offset * geometry.dilation[dim] - padding
-    if geometry.transposed:  # input i goes to output i * stride + shift
-        first = max(0, -(shift // stride))
-        last = min(size - 1, (out_size - 1 - shift) // stride)
-        return slice(first, last + 1) if first <= last else None
-    first = max(0, -(shift // stride))  # output t takes input t * stride + shift
-    last = min(out_size - 1, (size - 1 - shift) // stride)
+    stride, shift = geometry.stride[dim], offset * geometry.dilation[dim] - geometry.padding[dim]
+    moving, other = (size, out_size) if geometry.transposed else (out_size, size)
+    first = max(0, -(shift // stride))  # entry t of what moves meets entry t * stride + shift
+    last = min(moving - 1, (other - 1 - shift) // stride)
     if first > last:
-        return None
+        return slice(0, 0)
+    if geometry.transposed:
+        return slice(first, last + 1)
     return slice(first * stride + shift, last * stride + shift + 1, stride)

@@ -46,20 +46,17 @@ class UnitTaylor:
         over by itself to its next step is no reader. A state that the layer was given counts where
         it was made, not once more as what the weight multiplies.
         """
-        direction, units = consumers.direction, layer.units
+        if consumers.states is not None:
+            outputs, first, last, direction = consumers.states
+            units = layer.units
 
-        def over_steps(terms: Tensor) -> Tensor:
-            return unit_sums(terms.narrow(-1, direction * units, units).reshape(-1, units))
+            def over_samples(terms: Tensor) -> Tensor:
+                return unit_sums(terms[direction].reshape(-1, units))
 
-        def over_samples(terms: Tensor) -> Tensor:
-            return unit_sums(terms[direction].reshape(-1, units))
-
-        if consumers.outputs is not None:
-            self._track(layer.name, consumers.outputs, over_steps)
-        if consumers.last_states is not None:
-            self._track(layer.name, consumers.last_states, over_samples)
-        if consumers.first_states is not None:
-            self._track(layer.name, consumers.first_states, lambda terms: -over_samples(terms))
+            self._track(layer.name, outputs, lambda terms: unit_sums(
+                terms.narrow(-1, direction * units, units).reshape(-1, units)))
+            self._track(layer.name, last, over_samples)
+            self._track(layer.name, first, lambda terms: -over_samples(terms))
         if consumers.weight.requires_grad:
             self._weights[layer.name, id(consumers.weight)] = consumers.weight
 
