@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from tests.networks import Layers, mlp, numpys, rows, tokens
-from wua_mlflow.usage.analyze import NOT_ASKED, OUTPUT_LAYER, analyze, layer_importance
+from wua_mlflow.usage.analyze import NOT_ASKED, analyze, layer_importance
+from wua_mlflow.usage.tracing.skipped import OUTPUT_LAYER
 
 PLAIN = mlp(3, 4, 2)
 

@@ -32,11 +32,11 @@ from wua_mlflow.usage.results import LayerUsage, ModelUsage
 from wua_mlflow.usage.run import PassStatistics, is_part, layer_filter, parts_of, run_pass
 from wua_mlflow.usage.statistics import Summary, summarize
 from wua_mlflow.usage.tracing.layer import RequiredStats, TracedLayer
+from wua_mlflow.usage.tracing.skipped import skipped_outputs
 
-__all__ = ["OUTPUT_LAYER", "analyze", "layer_importance"]
+__all__ = ["analyze", "layer_importance"]
 
 
-OUTPUT_LAYER = "the output layer: its units are the model's outputs"
 NOT_ASKED = "not among the layers asked for"
 TUTORIAL_LOW = 0.01
 """Criterion ``output``: an importance below this is low, as in the tutorial."""
@@ -199,9 +199,9 @@ def _model_usages(
                      and not any(is_part(name, requested) for requested in layers)]
     skipped = {**pass_stats.skipped, **dict.fromkeys(not_requested, NOT_ASKED)}
     analyzed = [name for name in pass_stats.layers if name not in skipped]
-    if layers is None and 0 < len(pass_stats.last) < len(analyzed):
-        skipped.update(dict.fromkeys(pass_stats.last, OUTPUT_LAYER))
-        analyzed = [name for name in analyzed if name not in pass_stats.last]
+    if layers is None:
+        skipped.update(skipped_outputs(pass_stats.last, analyzed))
+        analyzed = [name for name in analyzed if name not in skipped]
     usages: dict[str, dict[str, LayerUsage]] = {name: {} for name in criteria}
     inapplicable: dict[str, dict[str, str]] = {name: {} for name in criteria}
     for layer_name in analyzed:

@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from torch import nn
 
 from wua_mlflow.usage.tracing.parameters import ParameterIndex
 from wua_mlflow.usage.tracing.registry import LayerRegistry
 
-__all__ = ["NEVER_CALLED", "explain_skipped"]
+__all__ = ["NEVER_CALLED", "OUTPUT_LAYER", "explain_skipped", "skipped_outputs"]
 
 
 NEVER_CALLED = "never called in the forward"
+OUTPUT_LAYER = "the output layer: its units are the model's outputs"
 NO_MATRIX = "a parameter of its own that is no matrix"
 _ONE_PRODUCT = frozenset(kind.forward for kind in (
     nn.Linear, nn.Embedding, nn.Bilinear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d,
@@ -58,6 +59,17 @@ def explain_skipped(registry: LayerRegistry, calls: Mapping[str, int]) -> dict[s
         key = f"{parameter}[...]"
         reasons[key] = f"{reasons[key]}; {partial}" if key in reasons else partial
     return reasons
+
+
+def skipped_outputs(output_layers: Sequence[str], traced: Sequence[str]) -> dict[str, str]:
+    """The reason for the layers that make the model's outputs, unless no other layer was traced.
+
+    Args:
+        output_layers: the layers of the last product (``WeightTracer.output_layers``).
+        traced: all layers.
+    """
+    others = len(traced) > len(output_layers)
+    return dict.fromkeys(output_layers, OUTPUT_LAYER) if others else {}
 
 
 def _parameters(index: ParameterIndex, module: nn.Module) -> dict[str, bool]:
