@@ -1,63 +1,41 @@
-"""Wrong settings, data, runs and stores: one line, an exit code, runs that end as FAILED."""
+"""Wrong settings, data, models, trainers, runs and stores: one line, an exit code, FAILED runs."""
 
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 
+import mlflow
 import pytest
 from mlflow.tracking import MlflowClient
 
 from tests import mistakes
 from tests.mistakes import all_runs, line_of, table
+from tests.pipeline.slimming_cases import with_exports, without_exports
 from wua_mlflow.cli.main import main
+from wua_mlflow.pipeline import networks, recipe
+from wua_mlflow.training import fit
 
 here = mistakes.here
 
 
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    without_exports(monkeypatch)
+
+
 SETTINGS = [
-    ("--epochs -1", "epochs: expected a whole number of at least 1, but got '-1'"),
-    ("--epochs 0", "epochs: expected a whole number of at least 1, but got '0'"),
-    ("--epochs abc", "epochs: expected a whole number, but got 'abc'"),
-    ("--epochs nan", "epochs: expected a whole number, but got 'nan'"),
-    ("--epochs 2.5", "epochs: expected a whole number, but got '2.5'"),
-    ("--lr 0", "lr: expected a number above 0, but got '0'"),
-    ("--lr nan", "lr: expected a number above 0, but got 'nan'"),
-    ("--lr inf", "lr: expected a number above 0, but got 'inf'"),
     ("--lr -1", "lr: expected a number above 0, but got '-1'"),
-    ("--hidden 0", "hidden: expected whole numbers of at least 1, e.g. 64,32, but got '0'"),
-    ("--hidden 8,nan", "hidden: expected whole numbers of at least 1, e.g. 64,32, but got '8,nan'"),
-    ("--hidden -8", "hidden: expected whole numbers of at least 1, e.g. 64,32, but got '-8'"),
-    ("--slim-hidden few",
-     "slim_hidden: expected auto, or whole numbers of at least 1, e.g. 40,20, but got 'few'"),
-    ("--batch-size 0", "batch_size: expected full, or a whole number of at least 1, but got '0'"),
-    ("--seeds 0", "seeds: expected a whole number of at least 1, but got '0'"),
-    ("--seed -1", "seed: expected a whole number of at least 0, but got '-1'"),
     ("--seed 4294967296", "seed: expected a number below 4294967296, but got '4294967296'"),
-    ("--margin nan", "margin: expected a number of at least 0 and below 1, but got 'nan'"),
-    ("--margin -0.1", "margin: expected a number of at least 0 and below 1, but got '-0.1'"),
-    ("--margin 2", "margin: expected a number of at least 0 and below 1, but got '2'"),
-    ("--confidence 0", "confidence: expected a number above 0 and below 1, but got '0'"),
-    ("--confidence 95", "confidence: expected a number above 0 and below 1, but got '95'"),
     ("--patience 0", "patience: expected a whole number of at least 1, but got '0'"),
     ("--null-draws -1", "null_draws: expected a whole number of at least 0, but got '-1'"),
     ("--threads 0", "threads: expected a whole number of at least 1, but got '0'"),
-    ("--criterion entropy", "criterion: expected output, input, wanda, magnitude, taylor, "
-                            "package.module:function, or several of them, each once, but got "
-                            "'entropy'"),
     ("--width-method best", "width_method: expected 'auto', 'effective', 'rank', "
                             "'projection', 'ablation' or 'search', "
                             "but got 'best'"),
-    ("--optimizer adamw", "optimizer: expected 'adam' or 'sgd', but got 'adamw'"),
     ("--task classes", "task: expected 'binary', 'multiclass' or 'regression', but got 'classes'"),
-    ("--device gpu", "device: expected cpu, auto, mps, cuda or cuda:N, but got 'gpu'"),
-    ("--gate perhaps", "gate: expected true or false, but got 'perhaps'"),
-    ("--config dgits", "config: expected a YAML file or one of breast_cancer, digits, usecase, but "
-                       "got 'dgits'; did you mean 'digits'?"),
-    ("--config nowhere.yaml", "config: no such file: nowhere.yaml"),
     ("--config folder.yaml", "config: folder.yaml cannot be read: "),
-    ("--config broken.yaml", "config: broken.yaml is not valid YAML: while parsing a flow"),
-    ("--config list.yaml", "config: expected 'key: value' lines in list.yaml, but got a list"),
     ("--config nested.yaml", "epochs: expected a whole number, but got {'a': 1}"),
     ("--config unknown.yaml", "epohcs: no such setting; did you mean 'epochs'?"),
 ]
@@ -70,68 +48,147 @@ def test_a_wrong_setting_starts_nothing(here: Path, capsys: pytest.CaptureFixtur
     assert all_runs() == []
 
 
-DATA = [
-    ("nowhere.csv", "data: expected a file, but 'nowhere.csv' does not exist"),
-    ("folder.csv", "data: expected a file, but 'folder.csv' is a folder"),
-    ("digitz", "data: expected one of usecase, digits, .* but got 'digitz'; did you mean 'digits'"),
-    ("empty.csv", "data: expected rows in empty.csv, but the file is empty"),
-    ("header.csv", "data: expected rows in header.csv, but it has only a header"),
-    ("binary.csv", "data: could not read binary.csv: "),
-    ("none.parquet", "data: could not read none.parquet: "),
-    ("none.npz", "data: .*none.npz"),
-    ("good.csv", "target: expected a column of good.csv, which has 'a', 'b', 'c', 'y', but got "
-                 "none"),
-    ("good.csv --target z", "target: expected a column of good.csv, which has .*, but got 'z'"),
-    ("nan.csv --target y", "data: expected finite numbers, but column 'b' of nan.csv has NaN in 1 "
-                           "of 60 rows"),
-    ("inf.csv --target y", "data: expected finite numbers, but column 'b' of inf.csv has infinity"),
-    ("text.csv --target y", "data: expected numbers, but column 'b' of text.csv has text in 1 of "
-                            "60 rows, such as 'lots'"),
-    ("no_target.csv --target y", "target: expected a value in every row, but column 'y' of "
-                                 "no_target.csv has none in 1 of 60 rows"),
-    ("few.csv --target y", "data: expected at least 20 rows to make three parts of, but got 12"),
-    ("rare.csv --target y", "target: expected at least 10 rows of each class .* class 'maybe' has "
-                            "1"),
-    ("one_class.csv --target y", "target: expected at least two different values, .* all are 'no'"),
-    ("diabetes --task binary", "task: binary expected two classes, but the target has"),
-    ("good.csv --target y --task regression", "target: expected numbers in a regression"),
-    ("good.csv --target y --model cnn", "data: expected images, .* shape \\(3,\\)"),
-    ("digits --target y", "target: expected none beside data 'digits', but got 'y'"),
-    ("no_such:data", "data: expected a module in the current folder or among .* 'no_such'"),
-    ("bad_parts:dada", "data: expected a name in the module bad_parts .* did you mean 'data'"),
-    ("bad_parts:data_raises", "data: expected data from bad_parts:data_raises, but got KeyError: "
-                              "'of the data'"),
-    ("bad_parts:data_exits", "RuntimeError: sys.exit\\(3\\) was called on the way"),
-    ("bad_parts:data_of_two", "data: expected bad_parts:data_of_two to return \\(train, "
-                              "validation, test\\), but got 2 parts"),
-    ("bad_parts:data_of_other_shapes", "data: expected inputs of shape \\(2,\\) in test, as in "
-                                       "train, but got \\(1,\\)"),
-    ("bad_parts:data_with_nan", "data: expected finite numbers, but the inputs of train has NaN"),
+EARLY = [  # what can be known before training fails before
+    ("--data nowhere.csv", "data: expected a file, but 'nowhere.csv' does not exist"),
+    ("--data good.csv", "target: expected a column of good.csv, which has 'a', 'b', 'c', 'y', but "
+                        "got none"),
+    ("--data bad_parts:data_raises", "data: expected data from bad_parts:data_raises, but got "
+                                     "KeyError: 'of the data'"),
+    ("--data bad_parts:data_exits", "RuntimeError: sys.exit\\(3\\) was called on the way"),
+    ("--data bad_parts:data_of_other_shapes", "data: expected inputs of shape \\(2,\\) in test, as "
+                                              "in train, but got \\(1,\\)"),
+    ("--data bad_parts:data_with_nan", "data: expected finite numbers, but the inputs of train has "
+                                       "NaN"),
+    ("--model mpl", "model: expected mlp, cnn or package.module:factory, but got 'mpl'; did you "
+                    "mean 'mlp'"),
+    ("--model exits:model", "model: expected to import exits, but it raised SystemExit"),
+    ("--model bad_parts:ignoring", "model: expected a factory that builds the widths it is given, "
+                                   "but width 1 of 1 \\(10\\) changes no layer"),
+    ("--model bad_parts:raising", "model: bad_parts:raising failed with the widths 10: "
+                                  "RuntimeError: of the factory$"),
+    ("--model bad_parts:exiting", "model: bad_parts:exiting failed with the widths 10: SystemExit"),
+    ("--model bad_parts:nothing", "model: expected bad_parts:nothing to return a torch.nn.Module, "
+                                  "but it returned NoneType"),
+    ("--hidden 100000000000", "hidden: no mlp of the widths 100000000000 can be made: "),
+    ("--slim-hidden 12", "slim_hidden: expected widths of at most the original's \\(10\\), but got "
+                         "12"),
+    ("--train no_such:trainer", "train: expected a module in the current folder .* 'no_such'"),
+]
+FINE = "--model bad_parts:fine"
+TRAINING = [
+    ("--lr 1e30", "training: the outputs became NaN or infinite in epoch 2; a smaller learning "
+                  "rate than lr=1e\\+30 may help"),
+    ("--model bad_parts:other_inputs", "model: does not take the data's inputs of shape "
+                                       "\\(batch, 2\\): mat1 and mat2 shapes"),
+    ("--model bad_parts:other_outputs", "model: expected outputs of shape \\(batch, 1\\) for this "
+                                        "binary task, but got \\(batch, 2\\); two classes by two"),
+    ("--model bad_parts:pair", "model: expected outputs of shape \\(batch, 1\\) .* got tuple"),
+    (f"{FINE} --train bad_parts:trainer_raises", "train: bad_parts:trainer_raises failed: "
+                                                 "ValueError: of the trainer$"),
+    (f"{FINE} --train bad_parts:trainer_to_nan", "model: expected finite outputs, but got NaN"),
 ]
 
 
-def test_wrong_data_fail_the_pipeline(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_fails_fails_the_pipeline_and_the_variant_under_way(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     lines = []
-    for words, message in DATA:
-        lines.append(line_of(["run", "--seeds", "1", "--data", *words.split()], 1, capsys))
+    for words, message in EARLY + TRAINING:
+        lines.append(line_of(["run", "--seeds", "1", "--epochs", "4", *words.split()], 1, capsys))
         assert re.match(message, lines[-1]), (words, lines[-1])
     runs = all_runs()
-    assert [run.info.status for run in runs] == ["FAILED"] * len(DATA)
-    for run, line in zip(runs, lines, strict=True):
-        assert run.data.tags["wua.kind"] == "pipeline"
-        assert run.data.tags["wua.error"] in (line, "SystemExit: 3")
+    assert [run.info.status for run in runs] == ["FAILED"] * (len(EARLY) + 2 * len(TRAINING))
+    pipelines = [run for run in runs if run.data.tags["wua.kind"] == "pipeline"]
+    for line, run in zip(lines, pipelines, strict=True):
+        error = run.data.tags["wua.error"]
+        assert error == "SystemExit: 3" or line.startswith(error[:490])
+    variants = [run for run in runs if run.data.tags["wua.kind"] == "variant"]
+    for pipeline, variant in zip(pipelines[len(EARLY):], variants, strict=True):
+        assert variant.data.tags["wua.error"] == pipeline.data.tags["wua.error"]
+        assert variant.data.tags["wua.step.train"] == "failed"
+        assert pipeline.info.run_name == "usecase 10"
 
 
-@pytest.mark.parametrize("command", ["analyze", "slim", "compare"])
-def test_an_unknown_run(command: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for run_id, message in [
-        ("nope", "run_id: no run has the id 'nope'"),
-        ("f" * 32, f"run_id: no run has the id '{'f' * 32}' in this store; `wua runs` lists them"),
-        ("abcd", "run_id: no run's id begins with 'abcd'"),
-        ("../mlruns", "run_id: no run has the id '../mlruns'"),
-    ]:
-        line = line_of([command, "--run-id", run_id], 1, capsys)
-        assert line.startswith(message), line
+def test_a_replicate_that_diverges_is_named(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = recipe.train_one
+
+    def second_fails(*args: object, **kwargs: int) -> object:
+        if kwargs["seed"] == 43:
+            raise fit.TrainingDiverged("training: the loss became nan in epoch 9")
+        return real(*args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(networks, "train_one", second_fails)
+    line = line_of(["train", "--seeds", "3", "--epochs", "1"], 1, capsys)
+    assert line == "training: the loss became nan in epoch 9 (in replicate 1, seed 43)"
+    (variant,) = all_runs()
+    assert (variant.info.status, variant.data.tags["wua.error"]) == ("FAILED", line)
+
+
+def test_a_pipeline_that_fails_half_way_keeps_what_was_done(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["run", "--data", "bad_parts:data", "--hidden", "6", "--slim-hidden", "3", "--seeds",
+             "1", "--epochs", "2", "--slim-epochs", "1", "--null-draws", "1", "--margin", "0.2",
+             "--model", "bad_parts:nan_if_slim"]
+    line = line_of(words, 1, capsys)
+    assert line.startswith("training: the loss became nan in epoch 1")
+    pipeline, oversized, control, slim = all_runs()
+    assert [run.info.status for run in (oversized, control, slim, pipeline)] == [
+        "FINISHED", "FINISHED", "FAILED", "FAILED"]
+    assert oversized.data.tags["wua.step.train"] == oversized.data.tags["wua.step.analyze"] == \
+        control.data.tags["wua.step.train"] == "done"
+    assert slim.data.tags["wua.step.train"] == "failed"
+    assert slim.data.tags["wua.error"] == pipeline.data.tags["wua.error"] == line
+    assert "wua.verdict" not in pipeline.data.tags
+
+
+def test_nothing_narrower_is_found(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["run", "--hidden", "1", "--seeds", "1", "--epochs", "1", "--null-draws", "0",
+             "--register", "narrow"]
+    reason = "The network has one unit in every layer; no width is below that."
+    assert main(words) == 0
+    assert capsys.readouterr() == (
+        f"{reason}\nNot registered as 'narrow': there is no slim model.\n", "")
+    pipeline, variant = all_runs()
+    assert [run.info.status for run in (pipeline, variant)] == ["FINISHED", "FINISHED"]
+    assert pipeline.data.tags["mlflow.note.content"] == f"**No narrower network.** {reason}"
+    assert "wua.verdict" not in pipeline.data.tags
+    assert main([*words, "--gate"]) == 4, "the question stays open"
+
+
+def test_a_network_that_cannot_be_exported_is_still_a_variant(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_exports(monkeypatch)
+    assert main(["train", "--seeds", "1", "--epochs", "1", "--model", "bad_parts:branching"]) == 0
+    (variant,) = all_runs()
+    assert variant.data.tags["wua.unexported"].startswith(
+        "model: torch.export cannot save it as pt2: ")
+    assert main(["analyze", "--run-id", variant.info.run_id, "--null-draws", "0"]) == 0
+
+
+def test_a_factory_that_has_changed_since(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--model", "bad_parts:fine", "--epochs", "1", "--seeds", "1"]) == 0
+    capsys.readouterr()
+    (variant,) = all_runs()
+    sys.modules["bad_parts"].fine = sys.modules["bad_parts"].ignoring  # type: ignore[attr-defined]
+    line = line_of(["analyze", "--run-id", variant.info.run_id], 1, capsys)
+    assert line.startswith("model: bad_parts:fine builds another network now than when run "
+                           f"{variant.info.run_id} was made: ")
+
+
+def test_an_unknown_run(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("analyze", "slim", "compare"):
+        for run_id, message in (
+            ("nope", "no run has the id 'nope'"),
+            ("f" * 32, f"no run has the id '{'f' * 32}' in this store; `wua runs` lists them"),
+            ("abcd", "no run's id begins with 'abcd'"),
+            ("../mlruns", "no run has the id '../mlruns'"),
+        ):
+            line = line_of([command, "--run-id", run_id], 1, capsys)
+            assert line.startswith(f"run_id: {message}")
     assert all_runs() == []
 
 
@@ -192,8 +249,7 @@ def test_a_deleted_experiment(here: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "'wau'" in line
 
 
-@pytest.mark.parametrize("words", [["run"], ["runs"], ["best"], ["analyze", "--run-id", "abcd"],
-                                   ["compare", "abcd", "dcba"]])
+@pytest.mark.parametrize("words", [["run"], ["runs"], ["compare", "abcd", "dcba"]])
 def test_no_tracking_server(
     words: list[str], here: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -218,8 +274,6 @@ def test_a_store_that_cannot_be_written(
     uri: str, message: str, here: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    import mlflow
-
     (here / "junk.db").write_text("no database\n" * 99)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     mlflow.set_tracking_uri(uri)
