@@ -27,7 +27,7 @@ from tests.pipeline.slimming_cases import (  # noqa: F401 - store is a fixture
     with_exports,
 )
 from wua_mlflow.cli.main import main
-from wua_mlflow.config import Settings, load_settings
+from wua_mlflow.config import load_settings
 from wua_mlflow.pipeline import workflow
 from wua_mlflow.pipeline.pretrained import (
     _low_score_warning,
@@ -318,14 +318,3 @@ def test_an_original_worse_than_no_model_gets_a_warning(
     found = _low_score_warning(variant)  # type: ignore[arg-type]
     assert ("are these data what it was trained on" in found) == said
     assert "\n" not in found
-
-
-def test_neither_registration_nor_gate_is_inherited(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = Settings(register="house", gate=True, margin=0.03)
-    variant = SimpleNamespace(settings=before, experiment_id="0", run_id="r")
-    monkeypatch.setattr(workflow, "load_variant", lambda *_: variant)
-    monkeypatch.setattr(workflow, "inherited_run", lambda: None)
-    for asked in ({}, {"register": "flat"}):
-        settings = Settings(run_id="r", experiment="wua", **asked)
-        own = workflow._variant_and_settings(SimpleNamespace(), settings)[2]  # type: ignore[arg-type]
-        assert (own.register, own.gate, own.margin) == (asked.get("register"), False, 0.03)
