@@ -9,6 +9,8 @@ import torch
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention as attend
 
+from tests.pruning.cutting_cases import Conv1D
+
 SIZE = 4
 """Of a head."""
 
@@ -19,6 +21,12 @@ def split(x, heads):
 
 def joined(x):
     return x.transpose(1, 2).flatten(2)
+
+
+def mixed(queries, keys, values, heads, mask=None, **options):
+    """Attention over what layers give, its heads side by side."""
+    q, k, v = (split(projected, heads) for projected in (queries, keys, values))
+    return joined(attend(q, k, v, mask, **options))
 
 
 class Bert(nn.Module):
@@ -32,10 +40,8 @@ class Bert(nn.Module):
             self.query, self.key, self.value = (nn.Linear(width, heads * SIZE) for _ in range(3))
 
         def forward(self, x):
-            q, k, v = (split(layer(x), self.num_attention_heads)
-                       for layer in (self.query, self.key, self.value))
-            found = attend(q, k, v).transpose(1, 2)
-            return found.reshape(*found.shape[:2], self.all_head_size)
+            outputs = mixed(self.query(x), self.key(x), self.value(x), self.num_attention_heads)
+            return outputs.reshape(*x.shape[:2], self.all_head_size)
 
     def __init__(self, heads):
         super().__init__()
@@ -60,21 +66,8 @@ class Llama(nn.Module):
     def forward(self, x):
         q, k, v = (layer(x).view(*x.shape[:-1], -1, self.head_dim).transpose(1, 2)
                    for layer in (self.q_proj, self.k_proj, self.v_proj))
-        k, v = (one.repeat_interleave(self.num_key_value_groups, 1) for one in (k, v))
+        k, v = (heads.repeat_interleave(self.num_key_value_groups, 1) for heads in (k, v))
         return x + self.o_proj(joined(attend(self.q_norm(q), k, v, is_causal=True)))
-
-
-class Conv1D(nn.Module):
-    """transformers' layer: weight (inputs, outputs)."""
-
-    def __init__(self, nf, nx):
-        super().__init__()
-        self.nf, self.nx = nf, nx
-        self.weight = nn.Parameter(torch.randn(nx, nf) * 0.3)
-        self.bias = nn.Parameter(torch.randn(nf) * 0.3)
-
-    def forward(self, x):
-        return torch.addmm(self.bias, x.view(-1, self.nx), self.weight).view(*x.shape[:-1], self.nf)
 
 
 class Gpt2(nn.Module):
@@ -86,8 +79,8 @@ class Gpt2(nn.Module):
         self.c_attn, self.c_proj = Conv1D(3 * heads * SIZE, 12), Conv1D(12, heads * SIZE)
 
     def forward(self, x):
-        q, k, v = (split(one, self.num_heads) for one in self.c_attn(x).split(self.split_size, 2))
-        return x + self.c_proj(joined(attend(q, k, v, is_causal=True)))
+        q, k, v = self.c_attn(x).split(self.split_size, 2)
+        return x + self.c_proj(mixed(q, k, v, self.num_heads, is_causal=True))
 
 
 class Neox(nn.Module):
@@ -100,8 +93,8 @@ class Neox(nn.Module):
         self.dense = nn.Linear(heads * SIZE, 12)
 
     def forward(self, x):
-        made = self.query_key_value(x).view(*x.shape[:-1], -1, 3 * self.head_size)
-        q, k, v = made.transpose(1, 2).chunk(3, -1)
+        projected = self.query_key_value(x).view(*x.shape[:-1], -1, 3 * self.head_size)
+        q, k, v = projected.transpose(1, 2).chunk(3, -1)
         return x + self.dense(joined(attend(q, k, v)))
 
 
@@ -114,7 +107,7 @@ class Plain(nn.Module):
         self.qkv, self.out = nn.Linear(12, 3 * heads * SIZE), nn.Linear(heads * SIZE, 12)
 
     def forward(self, x):
-        q, k, v = (split(one, self.h) for one in self.qkv(x).chunk(3, -1))
+        q, k, v = (split(projected, self.h) for projected in self.qkv(x).chunk(3, -1))
         return x + self.out(joined((q @ k.transpose(-1, -2) / 2).softmax(-1) @ v))
 
 
@@ -129,10 +122,9 @@ class T5(nn.Module):
         self.bias = nn.Embedding(8, heads)
 
     def forward(self, x):
-        q, k, v = (split(layer(x), self.n_heads) for layer in (self.q, self.k, self.v))
         steps = torch.arange(x.shape[1], device=x.device)
         bias = self.bias((steps[:, None] - steps).abs().clamp(max=7)).permute(2, 0, 1)
-        return x + self.o(joined(attend(q, k, v, bias[None])))
+        return x + self.o(mixed(self.q(x), self.k(x), self.v(x), self.n_heads, bias[None]))
 
 
 class Block(nn.Module):
@@ -146,17 +138,12 @@ class Block(nn.Module):
         self.up, self.down = nn.Linear(12, 16), nn.Linear(16, 12)
 
     def forward(self, x):
-        q, k, v = (split(layer(x), self.n_head) for layer in (self.q, self.k, self.v))
-        x = self.norm(x + self.o(joined(attend(q, k, v))))
+        x = self.norm(x + self.o(mixed(self.q(x), self.k(x), self.v(x), self.n_head)))
         return x + self.down(self.up(x).relu())
 
 
-CLASSES = (Bert, Llama, Gpt2, Neox, Plain, T5, Block)
-NAMES = {Bert: "0.own"}
 READS = {Bert: "dense", Llama: "o_proj", Gpt2: "c_proj", Neox: "dense", Plain: "out", T5: "o",
          Block: "o"}
-UNIT = {Llama: 2 * SIZE}
-"""Columns that a unit takes of what reads it."""
 
 
 def stack(kind, heads=3):

@@ -1,7 +1,8 @@
-"""Networks that are cut once for all tests of this folder."""
+"""Seeded random streams, and networks that are cut once for all tests of this folder."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
@@ -11,6 +12,12 @@ from tests.networks import kept_streams
 from tests.pruning.cutting_cases import CASES, Case
 from wua_mlflow.pruning.cut import Cut, cut, unit_groups
 from wua_mlflow.pruning.unit_groups import UnitGroups
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> Iterator[None]:
+    with kept_streams():
+        yield
 
 
 @dataclass(frozen=True)

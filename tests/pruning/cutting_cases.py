@@ -1,38 +1,61 @@
 """Networks to be cut, each with its narrower self built by hand and its units removed by hooks.
 
 ``build(**widths)`` makes the network of any widths, so that a cut one can be compared with what the
-factory makes; ``silent(model, removed)`` silences the units where they are read, by hooks of torch,
+factory makes; ``silent(model, case)`` silences the units where they are read, by hooks of torch,
 and knows nothing of the package.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-Removed = Mapping[str, Sequence[int]]
-Where = Mapping[str, Sequence[str]]
-"""By group the modules whose input's channels the units are; ``name:dim`` for another dimension."""
+
+class Units(NamedTuple):
+    """What stays of a group.
+
+    ``width``: the argument of ``build`` that sets how many units there are. ``readers``: the
+    modules whose input's channels the units are; ``name:dim`` for another dimension.
+    """
+
+    width: str
+    kept: Sequence[int]
+    readers: Sequence[str]
 
 
 @dataclass(frozen=True)
 class Case:
-    """A network, its widths, and what stays of it.
-
-    ``readers``: by group the modules that read its units.
-    """
+    """A network, its widths, what stays of it by group, and the shape of a sample."""
 
     build: Callable[..., nn.Module]
     widths: Mapping[str, int]
-    keep: Mapping[str, Sequence[int]]
-    renamed: Mapping[str, str]
-    """By group the argument of ``build`` that sets its width."""
-    readers: Where
-    example: Callable[[int], Tensor]
+    groups: Mapping[str, Units]
+    shape: tuple[int, ...]
+
+    @property
+    def keep(self) -> dict[str, Sequence[int]]:
+        return {name: group.kept for name, group in self.groups.items()}
+
+    @property
+    def units(self) -> dict[str, tuple[int, int]]:
+        """By group how many units there are and how many stay."""
+        return {name: (self.widths[group.width], len(group.kept))
+                for name, group in self.groups.items()}
+
+    @property
+    def removed(self) -> dict[str, list[int]]:
+        return {name: sorted(set(range(self.widths[group.width])) - set(group.kept))
+                for name, group in self.groups.items()}
+
+    def example(self, samples: int) -> Tensor:
+        generator = torch.Generator().manual_seed(samples)
+        return torch.randn(samples, *self.shape, generator=generator)
 
     def whole(self, seed: int = 0) -> nn.Module:
         torch.manual_seed(seed)
@@ -44,38 +67,25 @@ class Case:
         return model.eval()
 
     def narrow(self) -> nn.Module:
-        """What the factory makes of the widths that are left."""
-        left = {self.renamed[group]: len(units) for group, units in self.keep.items()}
-        return self.build(**{**self.widths, **left}).eval()
-
-    def removed(self) -> dict[str, list[int]]:
-        return {group: [unit for unit in range(self.widths[self.renamed[group]])
-                        if unit not in set(units)] for group, units in self.keep.items()}
+        """What the factory makes of the widths that remain."""
+        remaining = {group.width: len(group.kept) for group in self.groups.values()}
+        return self.build(**{**self.widths, **remaining}).eval()
 
 
 @contextmanager
-def silent(model: nn.Module, readers: Where, removed: Removed) -> Iterator[nn.Module]:
-    """The model whose readers get zero for the units."""
-    handles = []
-    for group, units in removed.items():
-        for reader in readers[group]:
-            name, _, dim = reader.partition(":")
-            module = model.get_submodule(name)
-            handles.append(module.register_forward_pre_hook(_zeroing(list(units), int(dim or 1))))
-    try:
+def silent(model: nn.Module, case: Case) -> Iterator[nn.Module]:
+    """The model whose readers get zero for the units that go."""
+    with ExitStack() as stack:
+        for group, units in case.removed.items():
+            for reader in case.groups[group].readers:
+                name, _, dim = reader.partition(":")
+                hook = partial(_zeroed, int(dim or 1), torch.tensor(units))
+                stack.callback(model.get_submodule(name).register_forward_pre_hook(hook).remove)
         yield model
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
-def _zeroing(units: list[int], dim: int) -> Callable[[nn.Module, tuple[Tensor]], tuple[Tensor]]:
-    def hook(module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
-        values = inputs[0].clone()
-        values.index_fill_(dim, torch.tensor(units), 0)
-        return (values, *inputs[1:])
-
-    return hook
+def _zeroed(dim: int, units: Tensor, _: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+    return (inputs[0].index_fill(dim, units, 0),)
 
 
 class Residual(nn.Module):
@@ -103,11 +113,10 @@ class Conv1D(nn.Module):
         super().__init__()
         self.nf, self.nx = nf, nx
         self.weight = nn.Parameter(torch.randn(nx, nf) * 0.3)
-        self.bias = nn.Parameter(torch.randn(nf) * 0.1)
+        self.bias = nn.Parameter(torch.randn(nf) * 0.3)
 
     def forward(self, x: Tensor) -> Tensor:
-        shape = (*x.size()[:-1], self.nf)
-        return torch.addmm(self.bias, x.view(-1, x.size(-1)), self.weight).view(shape)
+        return torch.addmm(self.bias, x.view(-1, self.nx), self.weight).view(*x.shape[:-1], self.nf)
 
 
 class FeedForward(nn.Module):
@@ -141,8 +150,8 @@ class Twice(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.first, self.again, self.last = nn.Linear(4, width), nn.Linear(width, width), \
-            nn.Linear(width, 2)
+        self.first, self.again = nn.Linear(4, width), nn.Linear(width, width)
+        self.last = nn.Linear(width, 2)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.first(x).relu()
@@ -175,30 +184,20 @@ def volumes(a: int) -> nn.Module:
     return nn.Sequential(nn.Conv3d(1, a, 2), nn.ReLU(), nn.Conv3d(a, 1, 2))
 
 
-def _rows(*shape: int) -> Callable[[int], Tensor]:
-    def draw(count: int) -> Tensor:
-        return torch.randn(count, *shape, generator=torch.Generator().manual_seed(count))
-
-    return draw
-
-
 CASES = {
-    "mlp": Case(mlp, {"a": 7, "b": 5}, {"0": [0, 3, 6], "2": [1, 4]}, {"0": "a", "2": "b"},
-                {"0": ["2"], "2": ["4"]}, _rows(4)),
-    "convolutions": Case(
-        convolutions, {"a": 8, "b": 6}, {"0": [1, 2, 5], "5": [0, 1, 2, 5]}, {"0": "a", "5": "b"},
-        {"0": ["5"], "5": ["7"]}, _rows(3, 8, 8)),
-    "residual": Case(
-        Residual, {"stem": 6, "inner": 5}, {"stem": [0, 1, 4], "conv1": [2, 3]},
-        {"stem": "stem", "conv1": "inner"}, {"stem": ["conv1", "head"], "conv1": ["conv2"]},
-        _rows(3, 8, 8)),
-    "transposed": Case(
-        transposed, {"a": 6, "b": 5}, {"0": [0, 5], "2": [1, 2, 3]}, {"0": "a", "2": "b"},
-        {"0": ["2"], "2": ["4"]}, _rows(3, 8, 8)),
-    "signals": Case(signals, {"a": 5}, {"0": [4]}, {"0": "a"}, {"0": ["2"]}, _rows(2, 12)),
-    "volumes": Case(volumes, {"a": 5}, {"0": [0, 2]}, {"0": "a"}, {"0": ["2"]}, _rows(1, 4, 4, 4)),
-    "Conv1D": Case(FeedForward, {"inner": 9}, {"c_fc": [0, 2, 8]}, {"c_fc": "inner"},
-                   {"c_fc": ["c_proj:2"]}, _rows(4, 6)),
-    "twice": Case(Twice, {"width": 6}, {"first": [0, 3, 5]}, {"first": "width"},
-                  {"first": ["again", "last"]}, _rows(4)),
+    "mlp": Case(mlp, {"a": 7, "b": 5}, {
+        "0": Units("a", [0, 3, 6], ["2"]), "2": Units("b", [1, 4], ["4"])}, (4,)),
+    "convolutions": Case(convolutions, {"a": 8, "b": 6}, {
+        "0": Units("a", [1, 2, 5], ["5"]), "5": Units("b", [0, 1, 2, 5], ["7"])}, (3, 8, 8)),
+    "residual": Case(Residual, {"stem": 6, "inner": 5}, {
+        "stem": Units("stem", [0, 1, 4], ["conv1", "head"]),
+        "conv1": Units("inner", [2, 3], ["conv2"])}, (3, 8, 8)),
+    "transposed": Case(transposed, {"a": 6, "b": 5}, {
+        "0": Units("a", [0, 5], ["2"]), "2": Units("b", [1, 2, 3], ["4"])}, (3, 8, 8)),
+    "signals": Case(signals, {"a": 5}, {"0": Units("a", [4], ["2"])}, (2, 12)),
+    "volumes": Case(volumes, {"a": 5}, {"0": Units("a", [0, 2], ["2"])}, (1, 4, 4, 4)),
+    "Conv1D": Case(FeedForward, {"inner": 9}, {
+        "c_fc": Units("inner", [0, 2, 8], ["c_proj:2"])}, (4, 6)),
+    "twice": Case(Twice, {"width": 6}, {
+        "first": Units("width", [0, 3, 5], ["again", "last"])}, (4,)),
 }
