@@ -7,23 +7,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
+from torch.nn.functional import scaled_dot_product_attention
 
-from wua_mlflow.pruning import dependency_graph, find_groups
 from wua_mlflow.pruning.cut import cut, unit_groups
-from wua_mlflow.pruning.dependency_graph import caches_off
-
-
-@pytest.fixture(autouse=True)
-def seeded() -> None:
-    torch.manual_seed(0)
-
-
-class Cache:
-    """Not a tensor, and nothing that a graph can be followed through."""
-
-    def __init__(self, keys: Tensor) -> None:
-        self.keys = keys
+from wua_mlflow.pruning.dependency_graph import EndlessError, Graph, caches_off
+from wua_mlflow.pruning.find_groups import prunable_copy
 
 
 class Attention(nn.Module):
@@ -36,19 +24,18 @@ class Attention(nn.Module):
         self.k_proj, self.v_proj = nn.Linear(16, 4 * keys), nn.Linear(16, 4 * keys)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        rows = x.shape[:2]
-        q = self.q_proj(x).view(*rows, 4, 4).transpose(1, 2)
-        k, v = (one(x).view(*rows, self.keys, 4).transpose(1, 2)
-                for one in (self.k_proj, self.v_proj))
-        q, k = (one + torch.cat([-one[..., 2:], one[..., :2]], -1) for one in (q, k))  # rotary
-        k, v = (one[:, :, None].expand(-1, -1, 4 // self.keys, -1, -1).reshape(
-            rows[0], 4, rows[1], 4) for one in (k, v))
-        mixed = functional.scaled_dot_product_attention(q, k, v)
-        return self.o_proj(mixed.transpose(1, 2).reshape(*rows, 16)), k
+        samples, length = x.shape[:2]
+        q, k, v = (layer(x).view(samples, length, heads, 4).transpose(1, 2) for layer, heads in (
+            (self.q_proj, 4), (self.k_proj, self.keys), (self.v_proj, self.keys)))
+        q, k = (part + torch.cat([-part[..., 2:], part[..., :2]], -1) for part in (q, k))  # rotary
+        k, v = (part[:, :, None].expand(-1, -1, 4 // self.keys, -1, -1).reshape(
+            samples, 4, length, 4) for part in (k, v))
+        mixed = scaled_dot_product_attention(q, k, v)
+        return self.o_proj(mixed.transpose(1, 2).reshape(samples, length, 16)), k
 
 
 class Language(nn.Module):
-    """Gives its keys beside its outputs, unless its configuration says not to."""
+    """Gives a cache beside its outputs, not a tensor, unless its configuration says not to."""
 
     def __init__(self, keys: int = 4) -> None:
         super().__init__()
@@ -61,9 +48,9 @@ class Language(nn.Module):
         x = self.embed(tokens) + self.position[:tokens.shape[1]]
         mixed, keys = self.attention(x)
         x = x + mixed
-        logits = self.head(x + self.down(self.up(x).relu()))
-        return {"logits": logits, "cache": Cache(keys)} if self.config.use_cache else \
-            {"logits": logits}
+        outputs = {"logits": self.head(x + self.down(self.up(x).relu()))}
+        return {**outputs, "cache": SimpleNamespace(keys=keys)} if self.config.use_cache else \
+            outputs
 
 
 TOKENS = torch.randint(30, (3, 7))
@@ -76,41 +63,33 @@ def test_what_keeps_a_cache_is_cut_all_the_same(keys: int) -> None:
     structure = unit_groups(model, TOKENS)
     assert [group.name for group in structure.groups] == ["up"]
     assert set(structure.not_prunable) >= {f"attention.{part}_proj" for part in "qkvo"}
-    found = cut(model, TOKENS, {"up": list(range(10))}).model
-    assert model.config.use_cache is found.config.use_cache is True
-    expected = Language(keys).eval()
-    expected.load_state_dict(model.state_dict())
+    assert "the forward divides its units by a fixed number, as into heads" in \
+        structure.not_prunable["attention.k_proj"]
+    assert structure.not_prunable["position"] == "no kind of layer that can be cut holds it"
+    pruned = cut(model, TOKENS, {"up": list(range(10))}, structure).model
+    assert model.config.use_cache is pruned.config.use_cache is True
     with torch.no_grad():
-        expected.down.weight[:, 10:] = 0
-    torch.testing.assert_close(found(TOKENS)["logits"], expected(TOKENS)["logits"])
+        model.down.weight[:, 10:] = 0
+    torch.testing.assert_close(pruned(TOKENS)["logits"], model(TOKENS)["logits"])
 
 
 def test_heads_that_share_keys_end_the_search_with_a_reason() -> None:
-    model = Language(2).eval()
-    found = dependency_graph.Graph(find_groups.prunable_copy(model), TOKENS)
-    with pytest.raises(dependency_graph.EndlessError, match="the units come round again and again"):
-        found.members("attention.k_proj", range(8))
-    assert "the forward divides its units by a fixed number, as into heads" in \
-        unit_groups(model, TOKENS).not_prunable["attention.k_proj"]
-
-
-def test_a_matrix_that_no_layer_holds_is_named() -> None:
-    assert unit_groups(Language().eval(), TOKENS).not_prunable["position"] == \
-        "no kind of layer that can be cut holds it"
+    graph = Graph(prunable_copy(Language(2)), TOKENS)
+    with pytest.raises(EndlessError, match="the units come round again and again"):
+        graph.members("attention.k_proj", range(8))
 
 
 def test_where_the_library_fails_the_layer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    coupled = dependency_graph.Graph.members
+    members = Graph.members
 
-    def failing(
-        graph: dependency_graph.Graph, name: str, units: range
-    ) -> list[dependency_graph.GroupMember]:
-        if name == "up":
+    def failing(graph: Graph, name: str, units: range) -> list[object]:
+        if name == "0":
             raise IndexError("list index out of range")
-        return coupled(graph, name, units)
+        return members(graph, name, units)
 
-    monkeypatch.setattr(dependency_graph.Graph, "members", failing)
-    assert unit_groups(Language().eval(), TOKENS).not_prunable["up"] == \
+    monkeypatch.setattr(Graph, "members", failing)
+    model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2))
+    assert unit_groups(model, torch.zeros(2, 2)).not_prunable["0"] == \
         "what reads its units cannot be followed (IndexError: list index out of range)"
 
 

@@ -6,50 +6,33 @@ import pytest
 import torch
 from torch import nn
 
-from tests.networks import kept_streams, rows, snapshot
+from tests.networks import mlp, rows
 from tests.pruning.cutting_cases import CASES, Residual
 from wua_mlflow.pruning.cut import unit_groups
 
 
-@pytest.fixture(autouse=True)
-def _seeded():
-    with kept_streams():
-        torch.manual_seed(0)
-        yield
-
-
 def test_every_group_and_nothing_else(pruned):
-    case, model, found = pruned.case, pruned.model, pruned.structure
-    assert {group.name: group.units for group in found.groups} == {
-        group: case.widths[case.renamed[group]] for group in case.keep}
-    layers = {layer for group in found.groups for layer in group.layers} | set(found.not_prunable)
-    weighted = {name for name, module in model.named_modules()
+    structure = pruned.structure
+    assert {group.name: group.units for group in structure.groups} == {
+        name: units for name, (units, _) in pruned.case.units.items()}
+    layers = {layer for group in structure.groups for layer in group.layers}
+    weighted = {name for name, module in pruned.model.named_modules()
                 if isinstance(getattr(module, "weight", None), nn.Parameter)
                 and module.weight.dim() > 1}
-    assert weighted <= layers, "what is not cut is named"
-    assert all(reason and "\n" not in reason for reason in found.not_prunable.values())
-
-
-@pytest.mark.parametrize("name", ["residual", "Conv1D"])
-def test_the_model_and_the_streams_are_left_as_found(name):
-    case = CASES[name]
-    model = case.whole().train()
-    before, state = snapshot(model), torch.get_rng_state()
-    unit_groups(model, case.example(4))
-    assert snapshot(model) == before and torch.equal(torch.get_rng_state(), state)
+    assert weighted <= layers | set(structure.not_prunable), "what is not cut is named"
+    assert all(reason and "\n" not in reason for reason in structure.not_prunable.values())
 
 
 def test_what_a_residual_sum_ties_and_who_reads_it():
-    found = unit_groups(Residual(5, 4), rows(4, 3, 6, 6)).group("stem")
-    assert set(found.layers) == {"stem", "bn0", "conv2", "bn2"}
-    readers = {reader.parameter: (reader.dim, reader.columns) for reader in found.readers}
-    own = tuple((unit,) for unit in range(5))
-    assert readers == {"conv1.weight": (1, own), "head.weight": (1, own)}
+    group = unit_groups(Residual(5, 4), rows(4, 3, 6, 6)).group("stem")
+    assert set(group.layers) == {"stem", "bn0", "conv2", "bn2"}
+    readers = {reader.parameter: (reader.dim, reader.columns) for reader in group.readers}
+    columns = tuple((unit,) for unit in range(5))
+    assert readers == {"conv1.weight": (1, columns), "head.weight": (1, columns)}
 
 
 def test_a_flattened_channel_is_read_by_many_columns():
-    found = unit_groups(CASES["convolutions"].whole(), rows(4, 3, 8, 8)).group("5")
-    reader, = found.readers
+    reader, = unit_groups(CASES["convolutions"].whole(), rows(4, 3, 8, 8)).group("5").readers
     assert reader.columns == tuple(tuple(range(16 * unit, 16 * unit + 16)) for unit in range(6))
 
 
@@ -86,8 +69,8 @@ class Sliced(nn.Module):
         self.both, self.head = nn.Linear(3, 8), nn.Linear(4, 2)
 
     def forward(self, x):
-        found = self.both(x)
-        return self.head(found[..., :4] * found[..., 4:].sigmoid())
+        hidden = self.both(x)
+        return self.head(hidden[..., :4] * hidden[..., 4:].sigmoid())
 
 
 class Functional(nn.Module):
@@ -101,39 +84,28 @@ class Functional(nn.Module):
         return nn.functional.linear(self.first(x).relu(), self.weight)
 
 
-@pytest.mark.parametrize(("model", "layer", "reason"), [
-    (Normed(), "embed", "norm (LayerNorm) normalises over these units"),
-    (Positions(), "embed", "place of Positions has a place for each of these units, and how it"),
-    (nn.Sequential(nn.Conv2d(3, 8, 1), nn.GroupNorm(2, 8), nn.Conv2d(8, 2, 1)), "0",
-     "1 (GroupNorm) normalises over these units"),
-    (nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 3, groups=4), nn.Conv2d(8, 2, 1)), "0",
-     "1 is a grouped convolution, which shares them out evenly"),
-    (nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2)), "2",
-     "its units are the network's outputs"),
-    (nn.Sequential(nn.Linear(3, 1), nn.ReLU(), nn.Linear(1, 2)), "0", "it has one unit"),
+@pytest.mark.parametrize(("model", "shape", "layer", "reason", "groups"), [
+    (Normed(), (3,), "embed", "norm (LayerNorm) normalises over these units", ["inner"]),
+    (Positions(), (3,), "embed", "place of Positions has a place for each of these units, and how "
+                                 "it is cut is not known", []),
+    (nn.Sequential(nn.Conv2d(3, 8, 1), nn.GroupNorm(2, 8), nn.Conv2d(8, 2, 1)), (3, 8, 8), "0",
+     "1 (GroupNorm) normalises over these units", []),
+    (nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 3, groups=4), nn.Conv2d(8, 2, 1)),
+     (3, 8, 8), "0", "1 is a grouped convolution, which shares them out evenly", []),
+    (mlp(3, 8, 2), (3,), "2", "its units are the network's outputs", ["0"]),
+    (mlp(3, 1, 2), (3,), "0", "it has one unit", []),
+    (Sliced(), (3,), "both", "", []),
+    (Functional(), (3,), "first", "", []),
 ])
-def test_what_is_not_cut_is_named_with_the_reason(model, layer, reason):
-    shape = (4, 3, 8, 8) if isinstance(model[0] if isinstance(model, nn.Sequential) else None,
-                                       nn.Conv2d) else (4, 3)
-    found = unit_groups(model, rows(*shape))
-    assert found.not_prunable[layer].startswith(reason)
-    assert layer not in {group.name for group in found.groups}
-
-
-def test_the_inside_of_a_normed_block_is_cut_all_the_same():
-    assert [group.name for group in unit_groups(Normed(), rows(4, 3)).groups] == ["inner"]
-
-
-@pytest.mark.parametrize(("model", "layer"), [(Sliced(), "both"), (Functional(), "first")])
-def test_what_cannot_be_followed_is_never_cut(model, layer):
-    """Whatever the library makes of it: the trial cut fails, or it is refused at once."""
-    found = unit_groups(model, rows(4, 3))
-    assert found.groups == ()
-    assert layer in found.not_prunable
+def test_what_is_not_cut_is_named_with_the_reason(model, shape, layer, reason, groups):
+    """What cannot be followed is never cut, whatever the library makes of it."""
+    structure = unit_groups(model, rows(4, *shape))
+    assert structure.not_prunable[layer].startswith(reason)
+    assert [group.name for group in structure.groups] == groups
 
 
 @pytest.mark.parametrize(("make", "message"), [
-    (lambda: torch.export.export(nn.Sequential(nn.Linear(3, 2)), (rows(4, 3),)).module(),
+    (lambda: torch.export.export(mlp(3, 2), (rows(4, 3),)).module(),
      "model: expected a module with layers to cut, but got an exported graph (pt2), which has "
      "none; name the module and its weights: --model package.module:factory --state "),
     (lambda: nn.Linear(5, 2), "model: its layers cannot be followed: "),
@@ -162,9 +134,9 @@ class NotBoth(nn.Module):
 
 
 def test_what_cannot_be_cut_together_with_others_is_refused_alone():
-    found = unit_groups(NotBoth(), rows(4, 6))
-    assert [group.name for group in found.groups] == ["first", "second", "fourth"]
-    assert found.not_prunable == {
+    structure = unit_groups(NotBoth(), rows(4, 6))
+    assert [group.name for group in structure.groups] == ["first", "second", "fourth"]
+    assert structure.not_prunable == {
         "third": "cut on trial together with others, its forward fails: ValueError: one of both "
                  "has to be whole",
         "head": "its units are the network's outputs"}

@@ -1,6 +1,6 @@
 """Cutting units out of a trained network; each cut is verified to be what was planned.
 
-Tests: ``tests/pruning/test_cut.py``, ``tests/pruning/test_specification.py``.
+Tests: ``tests/pruning/test_cut.py``.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """How important each unit of a group is: what decides which units are cut.
 
-Tests: ``tests/pruning/test_importance.py``, ``tests/pruning/test_importance_spanning.py``.
+Tests: ``tests/pruning/test_importance.py``.
 """
 
 from __future__ import annotations

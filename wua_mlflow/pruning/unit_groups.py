@@ -1,6 +1,6 @@
 """Groups of units that are pruned together, as plain data, and pruning by masking weights.
 
-Tests: ``tests/pruning/test_unit_groups.py``.
+Tests: ``tests/pruning/test_cut.py``.
 """
 
 from __future__ import annotations
