@@ -62,11 +62,10 @@ NEW = {"accuracy/test": 0.89, "accuracy/train": 0.93, "score/test": 0.89, "flops
 
 
 def report_with(ratios: dict[str, float], looks: int = 1) -> Report:
-    old = np.ones(2000)
-    new = np.ones(2000)
-    new[:10] = 0
-    comparison = Comparison(compare(old, new, margin=0.02), None, 0.005, -0.01, looks, ratios)
-    return Report("demo 10 → 7", ["old", "new"], [OLD, NEW], comparison, again="Again.")
+    """Of two models, of which the second is wrong on 10 of 2,000 examples."""
+    artifact = compare(np.ones(2000), 1.0 * (np.arange(2000) >= 10), margin=0.02)
+    judged = comparison(artifact, churn=0.005, worst_class_delta=-0.01, looks=looks, ratios=ratios)
+    return Report("demo 10 → 7", ["old", "new"], [OLD, NEW], judged, again="Again.")
 
 
 SAVES = {"compare/flops_ratio": 60 / 42, "compare/params_ratio": 41 / 29,

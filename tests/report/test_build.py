@@ -12,11 +12,11 @@ from wua_mlflow.config import load_settings
 from wua_mlflow.report.build import report_of, title_of
 from wua_mlflow.results import LayerChange, Slimmed
 
-ORIGINAL = variant("oversized 10", (10,), layer_units={"fc1": 10, "fc2": 1})
-ROUND = replace(
-    round_of("slim 7", (7,), verdict(), 1.4),
-    variant=variant("slim 7", (7,), layer_units={"fc1": 7, "fc2": 1},
-                    settings=load_settings(None, {"epochs": 60, "hidden": "7"})))
+ORIGINAL = variant("oversized 10", (10,), layer_units={"fc1": 10, "fc2": 1},
+                   metrics={"latency/p50_ms": -1.0, "params/total": 41.0})
+SLIM = variant("slim 7", (7,), layer_units={"fc1": 7, "fc2": 1},
+               settings=load_settings(None, {"epochs": 60, "hidden": "7"}))
+ROUND = replace(round_of("slim 7", (7,), verdict(), 1.4), variant=SLIM)
 
 
 @pytest.mark.parametrize(("data", "title"), [
@@ -27,10 +27,12 @@ def test_the_title(data: str, title: str) -> None:
 
 
 def test_of_a_network_that_was_rebuilt() -> None:
+    """Latencies are those of the comparison's turns."""
     control = variant("oversized-same-budget 10", (10,))
-    report = report_of(Slimmed(ORIGINAL, (replace(ROUND, controls=(control,)),)))
+    timed = replace(ROUND.comparison, timed={ORIGINAL.run_id: {"latency/p50_ms": 2.5}})
+    report = report_of(Slimmed(ORIGINAL, (replace(ROUND, controls=(control,), comparison=timed),)))
     assert report.names == ["oversized 10", "oversized-same-budget 10", "slim 7"]
-    assert report.title == "usecase 10 → 7"
+    assert report.metrics[0] == {"latency/p50_ms": 2.5, "params/total": 41.0}
     assert report.slimmed_by == (
         "Rebuilt: `mlp` with the new widths, trained from scratch for 60 epochs (60 updates); the "
         "original for 50 epochs (50 updates).")
@@ -38,16 +40,8 @@ def test_of_a_network_that_was_rebuilt() -> None:
 
 
 def test_units_are_those_analysed_where_both_networks_were() -> None:
-    by_modules = [LayerChange("fc1", 10, 7), LayerChange("fc2", 1, 1)]
-    usages = {"oversized 10": model([layer("fc1", 0.5)])}
-    assert report_of(Slimmed(ORIGINAL, (ROUND,), usages)).layers == by_modules
+    usages = {"oversized 10": model([layer("fc1")])}
+    changes = [LayerChange("fc1", 10, 7), LayerChange("fc2", 1, 1)]
+    assert report_of(Slimmed(ORIGINAL, (ROUND,), usages)).layers == changes
     usages["slim 7"] = usages["oversized 10"]
-    assert [change.layer for change in report_of(Slimmed(ORIGINAL, (ROUND,), usages)).layers] == [
-        "fc1"]
-
-
-def test_latencies_are_those_of_the_comparisons_turns() -> None:
-    original = replace(ORIGINAL, metrics={"latency/p50_ms": -1.0, "params/total": 41.0})
-    timed = replace(ROUND.comparison, timed={original.run_id: {"latency/p50_ms": 2.5}})
-    report = report_of(Slimmed(original, (replace(ROUND, comparison=timed),)))
-    assert report.metrics[0] == {"latency/p50_ms": 2.5, "params/total": 41.0}
+    assert report_of(Slimmed(ORIGINAL, (ROUND,), usages)).layers == [LayerChange("fc1", 10, 10)]

@@ -4,85 +4,74 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import numpy as np
+import pytest
 
 from tests.plots.usages import layer, model
-from wua_mlflow.report.content import Bullets, Report, Table
-from wua_mlflow.report.sections import CAUTION, _permuted_layers, usage_section
-from wua_mlflow.results import Comparison
-from wua_mlflow.usage.results import PERMUTED
-from wua_mlflow.verdict.compare import compare
+from tests.report.cases import report_with
+from wua_mlflow.report.content import Bullets, Table
+from wua_mlflow.report.sections import CAUTION, usage_section
+from wua_mlflow.usage.results import PERMUTED, LayerUsage
 
 NULL = (0.6, 0.7)
+BY = "By the criterion output, importance is "
+RANGE = "60% to 70% in networks that learned nothing"
 
 
-def _section(*layers, slim=None):
-    verdict = compare(np.ones(400), np.ones(400), margin=0.02)
-    usages = {"old": model(list(layers))} | ({"new": model(list(slim))} if slim else {})
-    return usage_section(Report("t", ["old", "new"], [{}, {}],
-                                Comparison(verdict, None, None, None, 1, {}), usages=usages))
+def _of(name: str, share: float, **options: object) -> LayerUsage:
+    return layer(name, share, **{"null": NULL, "dead_units": 0, **options})  # type: ignore[arg-type]
 
 
-def _points(section):
-    return next(one for one in section.blocks if isinstance(one, Bullets)).points
+def _permuted(name: str) -> LayerUsage:
+    usage = _of(name, 0.65)
+    return replace(usage, null=replace(usage.null, kind=PERMUTED))
 
 
-def _of(name, share, *, null=NULL, dead=0):
-    return layer(name, share, null, dead_units=dead)
+def _section(original, slim=None):
+    usages = {"old": original} | ({"new": slim} if slim else {})
+    return usage_section(replace(report_with({}), usages=usages))
 
 
-def test_layers_below_the_nulls_range_the_most_concentrated_first():
-    said, dead, caution = _points(_section(_of("a", 0.55), _of("b", 0.3, dead=2), _of("c", 0.65)))
-    assert said == (
-        "By the criterion output, importance is more concentrated than in networks that learned "
-        "nothing in b (30% of its weights are effective; 60% to 70% in networks that learned "
-        "nothing) and a (55% of its weights are effective; 60% to 70% in networks that learned "
-        "nothing).")
-    assert "b (2 of 10)" in dead
-    assert caution == CAUTION
+def _block(section, kind):
+    (block,) = [block for block in section.blocks if isinstance(block, kind)]
+    return block
 
 
-def test_layers_that_could_not_be_reinitialised_are_named():
-    layers = [_of("a", 0.65), _of("b", 0.65), _of("c", 0.65, null=None)]
-    layers[1] = replace(layers[1], null=replace(layers[1].null, kind=PERMUTED))
-    section = _section(*layers)
-    assert _points(section)[1] == (
-        "Compared with their own weights in another order, since they could not be "
-        "re-initialised: b.")
-    assert not any("Not compared" in point for point in _points(section))
-    usage = replace(model(layers), null=layers[0].null)
-    assert _permuted_layers(usage)[1] == (
+@pytest.mark.parametrize(("layers", "points"), [
+    ([_of("a", 0.55), _of("b", 0.3, dead_units=2), _of("c", 0.65)],
+     [f"{BY}more concentrated than in networks that learned nothing in b (30% of its weights are "
+      f"effective; {RANGE}) and a (55% of its weights are effective; {RANGE}).",
+      "Dead units, zero on all of these data or never above zero before a ReLU: b (2 of 10). "
+      "Other data may still activate them."]),
+    ([_of("a", 0.65), _permuted("b"), _of("c", 0.65, null=None)],
+     [f"{BY}nowhere more concentrated than in networks that learned nothing: all 2 layers lie "
+      "within their range or above it.",
+      "Compared with their own weights in another order, since they could not be re-initialised: "
+      "b."]),
+    ([_of("a", 0.65, null=None), _of("b", 0.4, null=None)],
+     [f"{BY}most concentrated in b: 40% of its weights are effective. It was not compared with "
+      "networks that learned nothing."]),
+    ([_of("a", 0.0, null=None)], ["No importance at all: a."]),
+])
+def test_points(layers, points):
+    assert _block(_section(model(layers)), Bullets).points == (*points, CAUTION)
+
+
+def test_layers_without_a_null_beside_others_are_named():
+    usage = replace(model([_of("a", 0.65), _of("c", 0.65, null=None)]), null=_of("a", 1).null)
+    assert _block(_section(usage), Bullets).points[1] == (
         "Not compared with networks that learned nothing, since they could not be "
         "re-initialised: c.")
 
 
-def test_no_layer_below_it():
-    assert _points(_section(_of("a", 0.65), _of("b", 0.8)))[0] == (
-        "By the criterion output, importance is nowhere more concentrated than in networks that "
-        "learned nothing: all 2 layers lie within their range or above it.")
-
-
-def test_without_a_null():
-    assert _points(_section(_of("a", 0.65, null=None), _of("b", 0.4, null=None)))[0] == (
-        "By the criterion output, importance is most concentrated in b: 40% of its weights are "
-        "effective. It was not compared with networks that learned nothing.")
-
-
-def test_the_table_has_the_slim_ones_share_beside_it():
-    section = _section(_of("a", 0.55), slim=[_of("a", 0.8)])
-    table = next(one for one in section.blocks if isinstance(one, Table))
+def test_many_layers_are_counted_and_the_table_has_the_slim_ones_share_beside_them():
+    section = _section(model([_of(f"l{i}", 0.55) for i in range(9)]), model([_of("l0", 0.8)]))
+    assert _block(section, Bullets).points[0].endswith(" and 4 more.")
+    table = _block(section, Table)
     row = dict(zip(table.head, table.rows[0], strict=True))
     assert (row["layer"], row["effective share"], row["slim: effective share"]) == (
-        "a", "55.0%", "80.0%")
+        "l0", "55.0%", "80.0%")
     assert row["learned nothing"] == "60.0% to 70.0%"
 
 
-def test_many_layers_are_counted_not_listed():
-    said = _points(_section(*(_of(f"l{i}", 0.1) for i in range(9))))[0]
-    assert said.endswith(" and 4 more.")
-
-
 def test_what_was_not_analysed_has_no_section():
-    verdict = compare(np.ones(400), np.ones(400), margin=0.02)
-    report = Report("t", ["old", "new"], [{}, {}], Comparison(verdict, None, None, None, 1, {}))
-    assert usage_section(report) is None
+    assert usage_section(report_with({})) is None
