@@ -15,10 +15,13 @@ import numpy as np
 from wua_mlflow.plots import style
 from wua_mlflow.plots.style import EDGE_IN, INK, MUTED
 from wua_mlflow.verdict.text import (
+    SAME_COST,
+    SAME_LATENCY,
     interval_words,
     outcome_words,
     points,
     question_answered,
+    ratio,
     ratio_words,
 )
 
@@ -31,8 +34,8 @@ if TYPE_CHECKING:
     from wua_mlflow.verdict.compare import Verdict
 
 __all__ = [
-    "BarPanel", "ComparisonData", "QUANTITIES", "Quantity", "ScoreRow",
-    "comparison_data", "difference_words", "plot_comparison", "savings",
+    "BarPanel", "ComparisonData", "QUANTITIES", "Quantity", "ScoreRow", "comparison_data",
+    "plot_comparison", "savings",
 ]
 
 
@@ -48,18 +51,30 @@ class Quantity:
     metric: str
     title: str
     write: Callable[[float], str]
-    less: str
-    more: str
-    noun: str | None = None
+    less: str = ""
+    more: str = ""
+    noun: str = ""
     """What the line of savings calls it; it does not mention a quantity without."""
-    same_within: float = 1.005
+    same_within: float = SAME_COST
     same: str = "same"
     """The words for a ratio that is nearer to 1 than ``same_within``."""
 
-    def ratio_words(self, original: float, value: float) -> str:
-        """The ratio original ÷ value."""
-        return ratio_words(original / value, self.less, self.more, same_within=self.same_within,
-                           same=self.same)
+    def change(self, original: float | None, value: float | None) -> str:
+        """``value`` against the original's, as a ratio; "" where one is not known, or zero.
+
+        A quantity without ``less``, the entropy, is a logarithm: it has a difference.
+
+        >>> QUANTITIES[0].change(122, 86), QUANTITIES[-1].change(2.7584, 2.4191)
+        ('1.4× fewer', '−0.34')
+        """
+        times = ratio(original, value)
+        if self.less:
+            return ratio_words(times, self.less, self.more, same_within=self.same_within,
+                               same=self.same) if times else ""
+        if original is None or value is None:
+            return ""
+        difference = round(value - original, 2)
+        return f"{difference:+.2f}".replace("-", "−") if difference else self.same
 
 
 QUANTITIES = (
@@ -67,24 +82,10 @@ QUANTITIES = (
     Quantity("params/total", "Parameters", style.number, "fewer", "more", "parameters"),
     Quantity("size/bytes", "Size on disk", _bytes, "smaller", "larger", "on disk"),
     Quantity("latency/p50_ms", "Latency, median at batch 1", "{:.3g} ms".format, "faster", "slower",
-             "at batch 1", same_within=1.05, same="about as fast"),
+             "at batch 1", same_within=SAME_LATENCY, same="about as fast"),
     Quantity("usage/effective_weights", "Effective weights", style.number, "fewer", "more"),
-    Quantity("usage/entropy", "Entropy of the importance", "{:.3f} nats".format, "", ""),
+    Quantity("usage/entropy", "Entropy of the importance", "{:.3f} nats".format),
 )
-
-
-def difference_words(original: float, value: float, quantity: Quantity) -> str:
-    """``value`` against the original's; empty where one of them is zero.
-
-    The entropy, a logarithm, has a difference instead of a ratio.
-
-    >>> difference_words(122, 86, QUANTITIES[0]), difference_words(2.7584, 2.4191, QUANTITIES[-1])
-    ('1.4× fewer', '−0.34')
-    """
-    if quantity.less:
-        return quantity.ratio_words(original, value) if original > 0 and value > 0 else ""
-    difference = round(value - original, 2)
-    return f"{difference:+.2f}".replace("-", "−") if difference else quantity.same
 
 
 def savings(original: Mapping[str, float], candidate: Mapping[str, float]) -> str:
@@ -93,13 +94,9 @@ def savings(original: Mapping[str, float], candidate: Mapping[str, float]) -> st
     >>> savings({"flops/forward": 122, "params/total": 41}, {"flops/forward": 86})
     '1.4× fewer FLOPs'
     """
-    savings = []
-    for quantity in QUANTITIES:
-        before, after = original.get(quantity.metric), candidate.get(quantity.metric)
-        if quantity.noun and before and after:
-            words = quantity.ratio_words(before, after)
-            savings += [] if words == "same" else [f"{words} {quantity.noun}"]
-    return ", ".join(savings)
+    changes = ((quantity.change(original.get(quantity.metric), candidate.get(quantity.metric)),
+                quantity.noun) for quantity in QUANTITIES if quantity.noun)
+    return ", ".join(f"{words} {noun}" for words, noun in changes if words not in ("", "same"))
 
 
 @dataclass(frozen=True)
@@ -130,9 +127,11 @@ class ScoreRow:
         return float(np.mean(self.seeds))
 
     @property
-    def std(self) -> float:
-        """Standard deviation over the seeds (ddof 1)."""
-        return float(np.std(self.seeds, ddof=1))
+    def words(self) -> str:
+        """The score; with several seeds their mean and standard deviation (ddof 1) below it."""
+        score = "not measured" if self.value is None else f"{self.value:.4f}"
+        return score if not self.replicated else (
+            f"{score}\n{len(self.seeds)} seeds: {self.mean:.3f} ± {np.std(self.seeds, ddof=1):.3f}")
 
 
 @dataclass(frozen=True)
@@ -150,6 +149,11 @@ class ComparisonData:
     scores: tuple[ScoreRow, ...]
     panels: tuple[BarPanel, ...]
     verdicts: tuple[Verdict, ...]
+
+    @property
+    def scored(self) -> bool:
+        """Whether there is a score to show."""
+        return any(score.value is not None or score.replicated for score in self.scores)
 
 
 def comparison_data(
@@ -176,10 +180,12 @@ def comparison_data(
     original, candidate = variants[0], variants[-1]
     classified = any("accuracy/test" in variant.metrics for variant in variants)
     metric = "accuracy/test" if classified else "score/test"
+    decisive = min(verdicts, key=lambda verdict: verdict.kind != "recipe", default=None)
     return ComparisonData(
         names=tuple(variant.name for variant in variants),
         colours=tuple(style.variant_colour(variant.kind) for variant in variants),
-        headline=_headline(original.name, candidate.name, verdicts),
+        headline=question_answered(original.name, candidate.name, decisive) if decisive else
+                 f"{candidate.name} beside {original.name}; no verdict",
         savings=savings(original.metrics, candidate.metrics),
         score_name=verdicts[0].score if verdicts else metric.removesuffix("/test"),
         scores=tuple(ScoreRow(variant.metrics.get(metric), variant.scores)
@@ -190,22 +196,11 @@ def comparison_data(
     )
 
 
-def _headline(original: str, candidate: str, verdicts: Sequence[Verdict]) -> str:
-    recipe_first = sorted(verdicts, key=lambda verdict: verdict.kind != "recipe")
-    if not recipe_first:
-        return f"{candidate} beside {original}; no verdict"
-    return question_answered(original, candidate, recipe_first[0])
-
-
 def _panel(quantity: Quantity, variants: Sequence[VariantResult]) -> BarPanel:
     values = tuple(variant.metrics.get(quantity.metric) for variant in variants)
-    labels = []
-    for i, value in enumerate(values):
-        words = "not measured" if value is None else quantity.write(value)
-        if i and values[0] is not None and value is not None:
-            difference = difference_words(values[0], value, quantity)
-            words += f" · {difference}" if difference else ""
-        labels.append(words)
+    figures = ["not measured" if value is None else quantity.write(value) for value in values]
+    changes = ["", *(quantity.change(values[0], value) for value in values[1:])]
+    labels = (" · ".join(filter(None, words)) for words in zip(figures, changes, strict=True))
     return BarPanel(quantity.metric, quantity.title, values, tuple(labels))
 
 
@@ -223,37 +218,31 @@ def plot_comparison(data: ComparisonData) -> Figure:
     left = EDGE_IN + style.text_width(names, style.LABEL) + 0.12
     quality_in = max(1.1, _ROW_IN * max(len(names), len(data.verdicts)))
     bar_in = _BAR_ROW_IN * len(names)
-    scored = any(score.value is not None or score.replicated for score in data.scores)
-    bars_top = _QUALITY_TOP_IN
-    if scored or data.verdicts:
-        bars_top += _HEAD_IN + quality_in + 1.0
+    judged = data.scored or bool(data.verdicts)
+    bars_top = _QUALITY_TOP_IN + judged * (_HEAD_IN + quality_in + 1.0)
     lines = -(-len(data.panels) // _COLUMNS)
     foot = bars_top + lines * (_BAR_HEAD_IN + bar_in) + (0.2 if lines else -0.3)
     saved = f"{data.names[-1]} against {data.names[0]}: {data.savings}" if data.savings else ""
     page = style.sheet(_WIDTH_IN, foot, title=data.headline, subtitle=saved)
-    _draw_quality(page, data, (left, quality_in), scored=scored)
-    if data.panels:
-        page.write(EDGE_IN, bars_top - 0.12, "What does it save?", style.TITLE, color=INK,
-                   weight="bold")
+    for question, top, asked in (("Is it as good?", _QUALITY_TOP_IN, judged),
+                                 ("What does it save?", bars_top - 0.12, lines)):
+        if asked:
+            page.write(EDGE_IN, top, question, 11, color=INK, weight="bold")
+    _draw_quality(page, data, (left, quality_in))
     width = (_WIDTH_IN - EDGE_IN - left - _GAP_IN * (_COLUMNS - 1)) / _COLUMNS
     for i, panel in enumerate(data.panels):
         line, column = divmod(i, _COLUMNS)
         top = bars_top + line * (_BAR_HEAD_IN + bar_in) + _BAR_HEAD_IN
         axes = page.axes(left + column * (width + _GAP_IN), top, width, bar_in)
         _draw_bars(axes, panel, data.colours)
-        _name_rows(axes, names, shown=column == 0)
+        _name_rows(axes, [""] * len(names) if column else names)
     return page.figure
 
 
-def _draw_quality(
-    page: Sheet, data: ComparisonData, place: tuple[float, float], *, scored: bool
-) -> None:
+def _draw_quality(page: Sheet, data: ComparisonData, place: tuple[float, float]) -> None:
     """Scores and intervals; ``place`` is the left edge of the scores, and the height of both."""
     left, height = place
     top, right = _QUALITY_TOP_IN + _HEAD_IN, _WIDTH_IN - EDGE_IN
-    if scored or data.verdicts:
-        page.write(EDGE_IN, _QUALITY_TOP_IN, "Is it as good?", style.TITLE, color=INK,
-                   weight="bold")
     if data.verdicts:
         words = [_verdict_words(verdict) for verdict in data.verdicts]
         words_in = style.text_width("\n".join(words).split("\n"), style.SMALL) + 0.15
@@ -261,44 +250,34 @@ def _draw_quality(
         _draw_verdicts(axes, data)
         _name_rows(axes, words, size=style.SMALL)
         right -= _INTERVALS_IN + words_in + 0.15
-    if scored:
+    if data.scored:
         axes = page.axes(left, top, right - _SCORE_WORDS_IN - left, height)
         _draw_scores(axes, data)
         if any(score.replicated for score in data.scores):
-            _score_legend(page, left, top + height + 0.5)
+            marks = (("this model", "o", 8, MUTED), ("each seed", "o", 4, "none"),
+                     ("mean over seeds", "|", 10, MUTED))
+            page.legend(left, top + height + 0.5, [
+                style.legend_mark(MUTED, label, linestyle="", marker=marker, markersize=size,
+                                  markerfacecolor=fill, markeredgewidth=2 if marker == "|" else 1)
+                for label, marker, size, fill in marks])
 
 
 def _draw_scores(ax: Axes, data: ComparisonData) -> None:
     for row, (score, colour) in enumerate(zip(data.scores, data.colours, strict=True)):
-        _draw_score(ax, row, score, colour)
+        if score.value is not None:
+            ax.scatter([score.value], [row], s=80, color=colour, edgecolors="white", zorder=3)
+        if score.replicated:
+            spread = 0.2 * np.sin(2.4 * np.arange(len(score.seeds)))
+            ax.scatter(score.seeds, row + spread, s=16, facecolors="none", edgecolors=colour,
+                       alpha=0.8)
+            ax.vlines(score.mean, row - 0.34, row + 0.34, color=colour, linewidth=2.2)
+        style.note(ax, score.words, (1, row), (10, 0), ("axes fraction", "data"), va="center",
+                   color=INK)
     style.strip_axes(ax, keep=("bottom",), grid="x")
     ax.margins(x=0.08)
     _name_rows(ax, [style.elide(name, 28) for name in data.names])
     ax.locator_params(axis="x", nbins=5)
     ax.set_xlabel(f"test {data.score_name}", fontsize=style.SMALL, color=MUTED)
-
-
-def _score_legend(page: Sheet, left: float, top: float) -> None:
-    page.legend(left, top, [
-        style.legend_mark(MUTED, "this model", linestyle="", marker="o", markersize=8),
-        style.legend_mark(MUTED, "each seed", linestyle="", marker="o", markersize=4,
-                          fillstyle="none"),
-        style.legend_mark(MUTED, "mean over seeds", linestyle="", marker="|", markersize=10,
-                          markeredgewidth=2)])
-
-
-def _draw_score(ax: Axes, row: int, score: ScoreRow, colour: str) -> None:
-    words = "not measured"
-    if score.value is not None:
-        ax.scatter([score.value], [row], s=80, color=colour, edgecolors="white", zorder=3)
-        words = f"{score.value:.4f}"
-    if score.replicated:
-        spread = 0.2 * np.sin(2.4 * np.arange(len(score.seeds)))
-        ax.scatter(score.seeds, row + spread, s=16, facecolors="none", edgecolors=colour, alpha=0.8)
-        ax.vlines(score.mean, row - 0.34, row + 0.34, color=colour, linewidth=2.2)
-        words += f"\n{len(score.seeds)} seeds: {score.mean:.3f} ± {score.std:.3f}"
-    style.note(ax, words, (1, row), (10, 0), ("axes fraction", "data"), va="center",
-               color=INK)
 
 
 def _draw_verdicts(ax: Axes, data: ComparisonData) -> None:
@@ -326,21 +305,18 @@ def _verdict_words(verdict: Verdict) -> str:
 
 def _draw_bars(ax: Axes, panel: BarPanel, colours: tuple[str, ...]) -> None:
     style.strip_axes(ax, keep=("left",))
-    values = np.array([value or 0.0 for value in panel.values])
-    rows = np.arange(len(values), dtype=float)
-    style.bars(ax, rows, 0, values, 0.68, colours)
-    ax.set_xlim(0, (values.max() or 1.0) / _LONGEST_BAR)
+    values = [value or 0.0 for value in panel.values]
+    bars = ax.barh(range(len(values)), values, 0.68, color=colours)
+    ax.set_xlim(0, (max(values) or 1.0) / _LONGEST_BAR)
     ax.set_xticks([])
-    for row, (value, label) in enumerate(zip(panel.values, panel.labels, strict=True)):
-        style.note(ax, label, (values[row], row), (5, 0), "data", va="center",
-                   fontsize=style.SMALL + 0.5, color=MUTED if value is None else INK)
+    labels = ax.bar_label(bars, panel.labels, padding=5, fontsize=style.SMALL + 0.5, color=INK,
+                          parse_math=False)
+    for label, value in zip(labels, panel.values, strict=True):
+        label.set_color(MUTED if value is None else INK)
     style.note(ax, panel.title, (0, 1), (0, 4), fontsize=style.LABEL)
 
 
-def _name_rows(
-    ax: Axes, names: Sequence[str], *, size: float = style.LABEL, shown: bool = True
-) -> None:
+def _name_rows(ax: Axes, names: Sequence[str], *, size: float = style.LABEL) -> None:
     """Names at the left of the rows, the first row on top."""
-    ax.set_yticks(range(len(names)), names if shown else [""] * len(names), fontsize=size,
-                  color=INK, parse_math=False)
+    ax.set_yticks(range(len(names)), names, fontsize=size, color=INK, parse_math=False)
     ax.set_ylim(len(names) - 0.5, -0.5)

@@ -173,21 +173,17 @@ class RowFigure:
     legend_in: float = 0.32
     drawing_in: tuple[float, float] = (4.4, 3.1)
 
-    def draw(self, draw_rows: Callable[[Axes, slice], None]) -> tuple[Sheet, float, float]:
+    def draw(self, draw_rows: Callable[[Axes, slice], None]) -> Sheet:
         """Draw it on a new figure.
 
         Args:
             draw_rows: draws some of the rows into axes in which row i lies at y = i.
-
-        Returns:
-            The page, and the left upper corner of the legend on it, in inches.
         """
         drawing_in = self._drawing_in
         panel_in = self._panel_in + drawing_in
         width = len(self.panels) * (panel_in + _PANEL_GAP_IN) - _PANEL_GAP_IN + 2 * EDGE_IN
         named = f" One layer in {self.every} is named." if self.every > 1 else ""
-        legend_top = _HEAD_IN + self._most_rows * self.row_in + _TICKS_IN
-        page = style.sheet(width, legend_top + self.legend_in, title=self.title,
+        page = style.sheet(width, self.legend_at[1] + self.legend_in, title=self.title,
                            subtitle=self.subtitle, caption=self.caption + named)
         for i, panel in enumerate(self.panels):
             left, high = EDGE_IN + i * (panel_in + _PANEL_GAP_IN), self.row_in
@@ -205,8 +201,13 @@ class RowFigure:
             self._draw_columns(frame, panel, self._left_in + drawing_in)
             draw_rows(drawing, panel)
         if self.legend:
-            page.legend(EDGE_IN + self._left_in, legend_top, self.legend)
-        return page, EDGE_IN + self._left_in, legend_top
+            page.legend(*self.legend_at, self.legend)
+        return page
+
+    @property
+    def legend_at(self) -> tuple[float, float]:
+        """The left upper corner of the legend, in inches."""
+        return EDGE_IN + self._left_in, _HEAD_IN + self._most_rows * self.row_in + _TICKS_IN
 
     @property
     def crowded(self) -> bool:

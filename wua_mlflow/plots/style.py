@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
 __all__ = [
-    "Sheet", "VARIANT_COLOURS", "bars", "difference_axis", "elide", "legend_mark", "log_axis",
-    "note", "number", "score_text", "sheet", "strip_axes", "text_width", "variant_colour",
+    "Sheet", "VARIANT_COLOURS", "bars", "difference_axis", "elide", "legend_bar", "legend_mark",
+    "log_axis", "note", "number", "score_text", "sheet", "strip_axes", "text_width",
+    "variant_colour",
 ]
 
 
@@ -217,6 +218,13 @@ def legend_mark(colour: str, label: str, **look: Any) -> Artist:
     from matplotlib.lines import Line2D
 
     return Line2D([], [], color=colour, label=label, **look)
+
+
+def legend_bar(colour: str, label: str) -> Artist:
+    """A bar as an entry of a legend."""
+    from matplotlib.patches import Patch
+
+    return Patch(color=colour, label=label)
 
 
 def text_width(texts: Sequence[str], size: float, weight: str = "normal") -> float:

@@ -49,7 +49,7 @@ _CAPTION = (
 
 @dataclass(frozen=True)
 class LayersData:
-    """One row a layer, in the order of the forward; arrays have shape (layers,).
+    """``usage`` by row, a layer each, in the order of the forward; arrays have shape (layers,).
 
     ``share`` is the effective share, 0..1; ``null_low`` and ``null_high`` the range of the null,
     NaN where none was drawn; ``dead`` where every importance of the layer is zero; ``dead_units``
@@ -58,6 +58,7 @@ class LayersData:
     the layers of a network that learned nothing lies outside its range, NaN without a null.
     """
 
+    usage: ModelUsage
     names: tuple[str, ...]
     share: np.ndarray
     null_low: np.ndarray
@@ -66,10 +67,6 @@ class LayersData:
     units: np.ndarray
     dead_units: np.ndarray
     forward_flops: np.ndarray
-    effective_weights: float
-    weights: int
-    skipped: int
-    criterion: str
     null_words: str
     by_chance: float
 
@@ -94,30 +91,24 @@ def layers_data(usage: ModelUsage) -> LayersData:
         ValueError: no layer was analysed.
     """
     layers = _layers(usage)
-    nulls = [layer.null for layer in layers]
-    drawn = [null for null in nulls if null]
+    nulls = [layer.null for layer in layers if layer.null]
     return LayersData(
+        usage,
         names=tuple(layer.name for layer in layers),
         share=np.array([layer.effective_share for layer in layers]),
-        null_low=np.array([null and null.low for null in nulls], float),
-        null_high=np.array([null and null.high for null in nulls], float),
+        null_low=np.array([layer.null and layer.null.low for layer in layers], float),
+        null_high=np.array([layer.null and layer.null.high for layer in layers], float),
         dead=np.array([layer.dead for layer in layers]),
         units=np.array([layer.units for layer in layers]),
         dead_units=np.array([layer.dead_units for layer in layers], float),
         forward_flops=np.array([layer.forward_flops for layer in layers], float),
-        effective_weights=usage.effective_weights,
-        weights=usage.weights,
-        skipped=len(usage.skipped),
-        criterion=usage.criterion,
-        null_words=_null_words(drawn),
-        by_chance=_by_chance([null.draws for null in drawn]),
+        null_words=_null_words(nulls),
+        by_chance=_by_chance(np.array([null.draws for null in nulls])),
     )
 
 
 def plot_layers(data: LayersData) -> Figure:
     """Draw a row a layer."""
-    from matplotlib.patches import Patch
-
     entries = [
         (INSIDE, "measured", not data.outside.all()),
         (OUTSIDE, "measured, outside the range", data.outside.any()),
@@ -130,10 +121,9 @@ def plot_layers(data: LayersData) -> Figure:
         subtitle=_subtitle(data),
         heading="effective weights ÷ weights of the layer",
         caption=_caption(data),
-        legend=[Patch(color=colour, label=words) for colour, words, shown in entries if shown],
+        legend=[style.legend_bar(colour, words) for colour, words, shown in entries if shown],
     )
-    page, _, _ = rows.draw(lambda axes, part: _draw_shares(axes, data, part))
-    return page.figure
+    return rows.draw(lambda axes, part: _draw_shares(axes, data, part)).figure
 
 
 def _layers(usage: ModelUsage) -> list[LayerUsage]:
@@ -143,22 +133,19 @@ def _layers(usage: ModelUsage) -> list[LayerUsage]:
     return layers
 
 
-def _by_chance(draws: list[int]) -> float:
+def _by_chance(draws: np.ndarray) -> float:
     """How often one more draw lies outside the interpolated quantiles of ``draws`` others.
 
     The k-th smallest of n draws has one more draw below it with probability k ÷ (n + 1); the 2.5%
     quantile lies at k = 1 + 0.025 (n − 1).
     """
-    if not draws:
-        return math.nan
-    n = np.array(draws, float)
-    return float(np.mean(2 * (1 + 0.025 * (n - 1)) / (n + 1)))
+    return float(np.mean(2 * (1 + 0.025 * (draws - 1)) / (draws + 1))) if draws.size else math.nan
 
 
 def _title(data: LayersData) -> str:
-    effective = f"{data.effective_weights:,.{1 if data.effective_weights < 1000 else 0}f}"
-    layers = "1 layer" if len(data.names) == 1 else f"{len(data.names):,} layers"
-    return f"Effective weights {effective} of {data.weights:,}, in {layers}"
+    effective, count = data.usage.effective_weights, len(data.names)
+    return (f"Effective weights {effective:,.{1 if effective < 1000 else 0}f} of "
+            f"{data.usage.weights:,}, in {count:,} layer{'s' if count > 1 else ''}")
 
 
 def _subtitle(data: LayersData) -> str:
@@ -192,23 +179,21 @@ def _against_null(data: LayersData) -> str:
 
 
 def _caption(data: LayersData) -> str:
-    sentences = [_CAPTION.format(data.criterion)]
-    without = int(np.isnan(data.null_low).sum())
-    if data.null_words:
-        sentences.append(
-            f"Range: 2.5–97.5% of networks that learned nothing ({data.null_words}); by "
-            f"chance alone, about {data.by_chance:.0%} of layers lie outside.")
-    if np.isfinite(data.dead_units).any():
-        sentences.append("Dead units: zero for all data, or never above zero before a ReLU.")
-    if data.null_words and without:
-        sentences.append(f"Layers without a range: {without}.")
-    if layer_rows.are_crowded(len(data.names)) and data.dead.any():
-        dead = [style.elide(data.names[i]) for i in np.flatnonzero(data.dead)]
-        more = f" and {len(dead) - MOST_NAMES:,} more" if len(dead) > MOST_NAMES else ""
-        sentences.append(f"No importance at all: {', '.join(dead[:MOST_NAMES])}{more}.")
-    if data.skipped:
-        sentences.append(f"Modules not analysed: {data.skipped}.")
-    return " ".join(sentences)
+    without, skipped = int(np.isnan(data.null_low).sum()), len(data.usage.skipped)
+    dead = [style.elide(data.names[i]) for i in np.flatnonzero(data.dead)]
+    more = f" and {len(dead) - MOST_NAMES:,} more" if len(dead) > MOST_NAMES else ""
+    sentences = [
+        (_CAPTION.format(data.usage.criterion), True),
+        (f"Range: 2.5–97.5% of networks that learned nothing ({data.null_words}); by chance alone, "
+         f"about {data.by_chance:.0%} of layers lie outside.", data.null_words),
+        ("Dead units: zero for all data, or never above zero before a ReLU.",
+         np.isfinite(data.dead_units).any()),
+        (f"Layers without a range: {without}.", data.null_words and without),
+        (f"No importance at all: {', '.join(dead[:MOST_NAMES])}{more}.",
+         dead and layer_rows.are_crowded(len(data.names))),
+        (f"Modules not analysed: {skipped}.", skipped),
+    ]
+    return " ".join(words for words, shown in sentences if shown)
 
 
 def _columns(data: LayersData) -> list[layer_rows.Column]:
@@ -331,14 +316,16 @@ def plot_units(data: UnitsData) -> Figure:
     rows = layer_rows.RowFigure(
         layers=data.names,
         columns=_units_columns(data),
-        title=_units_title(data),
+        title="No unit has any importance" if math.isnan(data.half_share) else
+              f"Half of the importance is held by {data.half_share:.0%} of the units",
         subtitle=_units_subtitle(data),
         heading="units of the layer, the most important first",
         caption=_units_caption(data),
         legend_in=0.65,
         drawing_in=(5.2, 3.8),
     )
-    page, left, top = rows.draw(lambda axes, part: _draw_units(axes, data, part))
+    page = rows.draw(lambda axes, part: _draw_units(axes, data, part))
+    left, top = rows.legend_at
     page.write(left, top, _SCALE_WORDS)
     _draw_scale(page.figure, page.axes(left, top + 0.2, _SCALE_IN, 0.13))
     legend_left = left + style.text_width([_SCALE_WORDS], style.SMALL) + 0.4
@@ -359,12 +346,6 @@ def _half(importance: np.ndarray) -> int:
     if held[-1] == 0:
         return 0
     return int(np.searchsorted(held, held[-1] / 2 * (1 - _ROUNDING))) + 1
-
-
-def _units_title(data: UnitsData) -> str:
-    if math.isnan(data.half_share):
-        return "No unit has any importance"
-    return f"Half of the importance is held by {data.half_share:.0%} of the units"
 
 
 def _units_subtitle(data: UnitsData) -> str:
@@ -413,7 +394,7 @@ def _draw_units(ax: Axes, data: UnitsData, part: slice) -> None:
     if part.stop - part.start <= _MOST_SEPARATED_ROWS:
         _draw_gaps(ax, data.units, part)
     half = data.half[part] / data.units[part]
-    rows = np.arange(part.start, part.stop, dtype=float)[half > 0]
+    rows = np.flatnonzero(half) + part.start
     for colour, width in (("white", 3.4), (INK, 1.4)):
         ax.vlines(half[half > 0], rows - 0.5, rows + 0.5, color=colour, linewidth=width)
     _write_dead(ax, data.half == 0, part, "white")
@@ -434,16 +415,14 @@ def _draw_scale(figure: Figure, ax: Axes) -> None:
     colours, norm = _colours()
     ticks = {1 / MOST_TIMES: f"≤{1 / MOST_TIMES:g}", 0.3: "0.3", 1: "1", 3: "3",
              MOST_TIMES: f"≥{MOST_TIMES}"}
-    scale = figure.colorbar(ScalarMappable(norm, colours), cax=ax, orientation="horizontal")
-    scale.set_ticks(list(ticks), labels=list(ticks.values()))
+    scale = figure.colorbar(ScalarMappable(norm, colours), cax=ax, orientation="horizontal",
+                            ticks=list(ticks), format=lambda tick, _: ticks[tick])
     scale.minorticks_off()
     scale.outline.set(visible=False)
     style.strip_axes(ax, keep=())
 
 
 def _units_legend(data: UnitsData) -> list[Artist]:
-    from matplotlib.patches import Patch
-
     zero = int(data.zero.sum())
     handles: list[Artist] = []
     if data.half.any():
@@ -451,6 +430,6 @@ def _units_legend(data: UnitsData) -> list[Artist]:
             INK, "left of the line: half of the layer's importance", linestyle="", marker="|",
             markersize=9, markeredgewidth=1.4))
     if zero:
-        handles.append(Patch(color=NO_IMPORTANCE, label=f"no importance: {zero:,} "
-                                                        f"{'unit' if zero == 1 else 'units'}"))
+        words = f"no importance: {zero:,} unit{'s' if zero > 1 else ''}"
+        handles.append(style.legend_bar(NO_IMPORTANCE, words))
     return handles

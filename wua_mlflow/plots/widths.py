@@ -91,8 +91,7 @@ def plot_changes(data: ChangesData) -> Figure:
         legend=[style.legend_mark(colour, label, marker=marker, linestyle="none", markersize=6)
                 for colour, marker, label, shown in marks if shown],
     )
-    page, _, _ = rows.draw(lambda axes, part: _draw_changes(axes, data, part))
-    return page.figure
+    return rows.draw(lambda axes, part: _draw_changes(axes, data, part)).figure
 
 
 def _changes_title(data: ChangesData) -> str:
@@ -313,8 +312,7 @@ def plot_trials(data: TrialsData) -> Figure:
                 "tried is worse; whether it really is as good is for the verdict, on test data.",
         legend=_trials_legend(data),
     )
-    page, _, _ = rows.draw(lambda axes, part: _draw_trials(axes, data, part))
-    return page.figure
+    return rows.draw(lambda axes, part: _draw_trials(axes, data, part)).figure
 
 
 def _trials_columns(data: TrialsData) -> list[layer_rows.Column]:
