@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from mlflow.entities import LoggedModelOutput
 from torch import nn
 
 from wua_mlflow.tracking.models import log_model
@@ -23,17 +24,23 @@ def store(store_uri) -> Store:
     return connect("registry")
 
 
-def saved_slim(store: Store, model: nn.Module | None = None) -> tuple[str, nn.Module]:
-    """A run with a saved model, and the model."""
-    model = model or nn.Linear(3, 2)
+def saved_slim(store: Store, model: nn.Module | None = None, status: str = "READY") -> str:
+    """A run with a saved model; without ``model`` an entry that has no files."""
     with ended(store, new_run(store, "slim", {"wua.variant": "slim"})) as run_id:
-        log_model(store.client, run_id, store.experiment_id, model, torch.rand(5, 3))
-    return run_id, model
+        if model:
+            log_model(store.client, run_id, store.experiment_id, model, torch.rand(5, 3))
+            return run_id
+        entry = store.client.create_logged_model(store.experiment_id, name="model",
+                                                 source_run_id=run_id)
+        store.client.finalize_logged_model(entry.model_id, status)
+        if status == "READY":
+            store.client.log_outputs(run_id, [LoggedModelOutput(entry.model_id, step=0)])
+    return run_id
 
 
-def register_slim(store: Store, run_id: str, name: str = "digits", **given) -> Registration:
+def register_slim(store: Store, run_id: str, name: str = "digits", **changed) -> Registration:
     return register(store.client, name, run_id=run_id,
-                    **{"verdict": GOOD, "comparison_run_id": COMPARISON, **given})
+                    **{"verdict": GOOD, "comparison_run_id": COMPARISON, **changed})
 
 
 def aliases_of(store: Store, name: str = "digits") -> dict[str, str]:
@@ -42,7 +49,7 @@ def aliases_of(store: Store, name: str = "digits") -> dict[str, str]:
 
 
 def names_in(store: Store) -> list[str]:
-    return [found.name for found in store.client.search_registered_models()]
+    return [model.name for model in store.client.search_registered_models()]
 
 
 def links_of(store: Store, run_id: str) -> list[dict[str, str]]:
@@ -54,7 +61,7 @@ def links_of(store: Store, run_id: str) -> list[dict[str, str]]:
 
 def somebodys(store: Store, name: str = "digits") -> str:
     """A version that was registered by hand."""
-    run_id, _ = saved_slim(store)
+    run_id = saved_slim(store)
     model_id = store.client.get_run(run_id).outputs.model_outputs[0].model_id
     if name not in names_in(store):
         store.client.create_registered_model(name)

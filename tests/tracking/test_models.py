@@ -1,10 +1,14 @@
-"""Saved models load anywhere, without pickle, at any batch size, and compute the same."""
+"""Saved models load anywhere, without pickle, at any batch size, and compute the same.
+
+Where a model cannot be saved so, one line says why, and no half of it is left.
+"""
 
 from __future__ import annotations
 
 import os
 import random
 import zipfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import mlflow
@@ -12,59 +16,76 @@ import numpy as np
 import pytest
 import torch
 from mlflow.exceptions import MlflowException
-from torch import nn
+from mlflow.tracking import MlflowClient
+from torch import Tensor, nn
 
-from tests.tracking import saving
-from tests.tracking.saving import (
-    MODELS,
-    Branching,
-    Convolutional,
-    Recurrent,
-    log,
-    mlp,
-    only_model,
-    trained,
+from tests.networks import NETWORKS, cnn, mlp, rows
+from wua_mlflow.tracking.models import (
+    NotExportable,
+    load_exported,
+    log_model,
+    read_tensors,
+    write_tensors,
 )
-from wua_mlflow.tracking.models import load_exported, read_tensors, write_tensors
+from wua_mlflow.tracking.store import Store, connect, ended, new_run
 
 ALLOW_PICKLE = "MLFLOW_ALLOW_PICKLE_DESERIALIZATION"
-run = saving.run
+Run = tuple[Store, str]
+MODELS = {
+    **{name: NETWORKS[name] for name in ("cnn", "attention", "lstm")},
+    "weight norm and dropout": (lambda: nn.Sequential(
+        nn.utils.parametrizations.weight_norm(nn.Linear(3, 6)), nn.Dropout(0.5), nn.Linear(6, 2)),
+        lambda samples: rows(samples, 3)),
+    "half": (lambda: mlp(3, 2).half(), lambda samples: rows(samples, 3).half()),
+    "compiled part": (lambda: nn.Sequential(torch.compile(nn.Linear(3, 4), backend="eager"),
+                                            nn.Linear(4, 1)), lambda samples: rows(samples, 3)),
+}
 
 
-class Noisy(Branching):
-    """Draws random numbers in eval mode too."""
+class Computing(nn.Module):
+    """A function of a Linear layer and its inputs."""
 
-    def forward(self, x):
-        return self.layer(x) + torch.rand(1)
+    def __init__(self, run: Callable[[nn.Linear, Tensor], object]) -> None:
+        super().__init__()
+        self.layer, self.run = nn.Linear(3, 1), run
 
-
-class Counting(Branching):
-    """Its batch size would be a constant of the graph, were it not exported strictly."""
-
-    def forward(self, x):
-        return self.layer(x).reshape(len(x), 1)
+    def forward(self, x: Tensor) -> object:
+        return self.run(self.layer, x)
 
 
-def test_a_batch_size_read_by_len_is_no_constant(run):
-    model = Counting()
-    loaded = load_exported(f"models:/{log(run, model, torch.rand(9, 2))[0]}")
-    assert set(loaded.state_dict()) == set(model.state_dict())
-    for batch in (1, 7, 100):
-        x = torch.rand(batch, 2)
-        torch.testing.assert_close(loaded(x), model(x))
+@pytest.fixture
+def run(store_uri: str) -> Iterator[Run]:
+    """A store, and the id of a run that is ended afterwards."""
+    store = connect("models")
+    with ended(store, new_run(store, "run", {})) as run_id:
+        yield store, run_id
+
+
+def log(run: Run, model: nn.Module, inputs: Tensor, **shown) -> tuple[str, int]:
+    store, run_id = run
+    return log_model(store.client, run_id, store.experiment_id, model, inputs, **shown)
+
+
+def only_model(run: Run):
+    store, _ = run
+    [model] = store.client.search_logged_models([store.experiment_id])
+    return model
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_it_loads_without_pickle_at_any_batch_size(run, name, monkeypatch):
-    model, inputs = trained(name)
+    """Saved in train mode, with running statistics that are not those it began with."""
+    build, draw = MODELS[name]
+    model, inputs = build().train(), draw(30)
+    model(inputs)
     model_id, size = log(run, model, inputs)
-    assert model.training and all(module.training for module in model.modules())
+    assert all(module.training for module in model.modules())
     monkeypatch.setenv(ALLOW_PICKLE, "false")
     loaded = mlflow.pytorch.load_model(f"models:/{model_id}")
     predict = mlflow.pyfunc.load_model(f"models:/{model_id}").predict
     model.eval()
-    for batch in (1, 7, 1000):
-        x = torch.rand(batch, *inputs.shape[1:], dtype=inputs.dtype)
+    for batch in (1, 7, 64):
+        x = draw(batch)
         with torch.no_grad():
             expected = model(x)
             torch.testing.assert_close(loaded(x), expected)
@@ -74,69 +95,65 @@ def test_it_loads_without_pickle_at_any_batch_size(run, name, monkeypatch):
     assert size > 0
 
 
+@pytest.mark.parametrize(("model", "samples"), [
+    (Computing(lambda layer, x: layer(x).reshape(len(x), 1)), 9), (mlp(3, 2), 1)],
+    ids=["len, which a graph not exported strictly takes for a constant", "one sample"])
+def test_the_batch_size_of_the_example_is_no_constant(run, model, samples):
+    loaded = load_exported(f"models:/{log(run, model, rows(samples, 3))[0]}")
+    assert set(loaded.state_dict()) == set(model.state_dict())
+    for batch in (1, 7, 100):
+        torch.testing.assert_close(loaded(rows(batch, 3)), model(rows(batch, 3)))
+
+
 def test_what_the_store_holds_of_a_model(run):
-    model, inputs = trained("mlp")
-    model_id, size = log(run, model, inputs, params={"hidden": "10", "lr": 0.01},
-                          tags={"wua.variant": "oversized"})
-    held = only_model(run)
+    """Its folder is enough to build it again, with safetensors and torch alone."""
+    from safetensors.torch import load_file
+
+    model, inputs = cnn(), rows(30, 3, 8, 8)
+    model_id, size = log(
+        run, model, inputs, params={"hidden": "10", "lr": 0.01}, tags={"wua.variant": "oversized"},
+        files={"state/model.safetensors": lambda path: write_tensors(model.state_dict(), path),
+               "state/structure.json": '{"rounds": []}'})
+    logged = only_model(run)
     store, run_id = run
-    assert (held.model_id, held.name, held.status, held.source_run_id) \
+    assert (logged.model_id, logged.name, logged.status, logged.source_run_id) \
         == (model_id, "model", "READY", run_id)
-    assert held.params == {"hidden": "10", "lr": "0.01"}
-    assert held.tags["wua.variant"] == "oversized"
+    assert logged.params == {"hidden": "10", "lr": "0.01"}
+    assert logged.tags["wua.variant"] == "oversized"
     outputs = store.client.get_run(run_id).outputs.model_outputs
     assert [output.model_id for output in outputs] == [model_id]
-    files = {file.path for folder in (None, "data")
-             for file in store.client.list_logged_model_artifacts(model_id, folder)}
-    assert files == {"data", "MLmodel", "conda.yaml", "python_env.yaml", "requirements.txt",
-                     "input_example.json", "serving_input_example.json", "data/model.pt2"}
     folder = Path(mlflow.artifacts.download_artifacts(f"models:/{model_id}"))
+    assert {str(path.relative_to(folder)) for path in folder.rglob("*.*")} - {
+        "registered_model_meta"} == {
+        "conda.yaml", "python_env.yaml", "requirements.txt", "input_example.json",
+        "serving_input_example.json", "data/model.pt2", "state/model.safetensors",
+        "state/structure.json"}
     assert (folder / "data/model.pt2").stat().st_size == size
     with zipfile.ZipFile(folder / "data/model.pt2") as archive:
         assert not [name for name in archive.namelist() if name.endswith((".pkl", ".pth"))]
     assert (folder / "requirements.txt").read_text().split() == [
         f"mlflow=={mlflow.__version__}", f"torch=={torch.__version__.split('+')[0]}",
         f"numpy=={np.__version__}"]
-
-
-def test_one_sample_is_enough_of_an_example(run):
-    model, inputs = trained("mlp")
-    model_id, _ = log(run, model, inputs[:1])
-    loaded = load_exported(f"models:/{model_id}")
-    for batch in (1, 7, 1000):
-        x = torch.rand(batch, 2)
-        torch.testing.assert_close(loaded(x), model.eval()(x))
-
-
-def test_inputs_that_are_whole_numbers(run):
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Embedding(10, 4), nn.Flatten(), nn.Linear(12, 2))
-    model_id, _ = log(run, model, torch.randint(10, (6, 3)))
-    x = torch.randint(10, (7, 3))
-    answer = mlflow.pyfunc.load_model(f"models:/{model_id}").predict(x.numpy())
-    np.testing.assert_allclose(answer, model(x).detach().numpy(), rtol=1e-6)
-
-
-@pytest.mark.parametrize(("kind", "options"), [
-    (nn.LSTM, {}), (nn.GRU, {"num_layers": 2, "bidirectional": True, "dropout": 0.5}),
-])
-def test_recurrent_models_at_any_batch_size(run, kind, options):
-    torch.manual_seed(0)
-    model = Recurrent(kind, **options)
-    model_id, _ = log(run, model, torch.randint(20, (9, 5)))
-    predict = mlflow.pyfunc.load_model(f"models:/{model_id}").predict
-    model.eval()
-    for batch in (1, 3, 64):
-        x = torch.randint(20, (batch, 5))
-        np.testing.assert_allclose(predict(x.numpy()), model(x).detach(), rtol=1e-5, atol=1e-6)
+    assert (folder / "state/structure.json").read_text() == '{"rounds": []}'
+    again = cnn(seed=1)
+    again.load_state_dict(load_file(folder / "state/model.safetensors"))
+    torch.testing.assert_close(again.eval()(inputs), model.eval()(inputs), rtol=0, atol=0)
+    info = mlflow.models.get_model_info(f"models:/{model_id}")
+    assert [(spec.type.name, spec.shape) for spec in info.signature.inputs.inputs] \
+        == [("float32", (-1, 3, 8, 8))]
+    assert [spec.shape for spec in info.signature.outputs.inputs] == [(-1, 2)]
+    loaded = mlflow.pyfunc.load_model(f"models:/{model_id}")
+    np.testing.assert_array_equal(loaded.input_example, inputs[:4].numpy())
+    with pytest.raises(MlflowException, match="schema"):
+        loaded.predict(np.zeros((2, 1, 8, 8), np.float32))
 
 
 def test_it_loads_by_the_run_and_on_the_cpu_where_there_is_a_gpu_too(run, monkeypatch):
     """Left to itself, MLflow takes a GPU where it finds one, and then refuses a graph of the CPU's.
     """
-    model, inputs = trained("mlp")
+    model, inputs = mlp(3, 2), rows(9, 3)
     model_id, _ = log(run, model, inputs)
-    expected = model.eval()(inputs).detach()
+    expected = model(inputs).detach()
     by_run = mlflow.pytorch.load_model(f"runs:/{run[1]}/model")
     torch.testing.assert_close(by_run(inputs).detach(), expected)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -146,50 +163,20 @@ def test_it_loads_by_the_run_and_on_the_cpu_where_there_is_a_gpu_too(run, monkey
         mlflow.pyfunc.load_model(f"models:/{model_id}", model_config={"device": "cuda"})
 
 
-def test_signature_example_and_a_folder_that_is_enough_to_build_it_again(run):
-    """With safetensors and torch alone: neither MLflow nor this package reads these files."""
-    from safetensors.torch import load_file
-
-    model, inputs = trained("cnn with batch norm and dropout")
-    model_id, size = log(run, model, inputs, files={
-        "state/model.safetensors": lambda path: write_tensors(model.state_dict(), path),
-        "state/structure.json": '{"rounds": []}'})
-    folder = Path(mlflow.artifacts.download_artifacts(f"models:/{model_id}"))
-    assert (folder / "state/structure.json").read_text() == '{"rounds": []}'
-    assert (folder / "data/model.pt2").stat().st_size == size
-    again = Convolutional()
-    again.load_state_dict(load_file(folder / "state/model.safetensors"))
-    exported = load_exported(f"models:/{model_id}")
-    torch.testing.assert_close(again.eval()(inputs), model.eval()(inputs), rtol=0, atol=0)
-    torch.testing.assert_close(again(inputs), exported(inputs))
-    info = mlflow.models.get_model_info(f"models:/{model_id}")
-    assert [(spec.type.name, spec.shape) for spec in info.signature.inputs.inputs] \
-        == [("float32", (-1, 1, 8, 8))]
-    assert [spec.shape for spec in info.signature.outputs.inputs] == [(-1, 3)]
-    loaded = mlflow.pyfunc.load_model(f"models:/{model_id}")
-    np.testing.assert_array_equal(loaded.input_example, inputs[:4].numpy())
-    with pytest.raises(MlflowException, match="schema"):
-        loaded.predict(np.zeros((2, 3, 8, 8), np.float32))
+def test_a_wrapped_model_is_saved_as_what_is_inside(run):
+    model, inputs = mlp(3, 2), rows(9, 3)
+    model_id, _ = log(run, nn.DataParallel(torch.compile(model, backend="eager")), inputs)
+    torch.testing.assert_close(load_exported(f"models:/{model_id}")(inputs), model(inputs))
 
 
-@pytest.mark.parametrize("wrap", [
-    lambda model: torch.compile(model, backend="eager"), nn.DataParallel,
-    lambda model: nn.DataParallel(torch.compile(model, backend="eager")),
-])
-def test_a_wrapped_model_is_saved_as_what_is_inside(run, wrap):
-    model, inputs = trained("mlp")
-    model_id, _ = log(run, wrap(model), inputs)
-    torch.testing.assert_close(load_exported(f"models:/{model_id}")(inputs), model.eval()(inputs))
-
-
-@pytest.mark.parametrize("build", [mlp, Noisy])
-def test_random_streams_the_models_state_and_the_terminal_are_left_alone(run, build, capfd):
+def test_random_streams_the_models_state_and_the_terminal_are_left_alone(run, capfd):
+    """Also by a model that draws random numbers in eval mode."""
     torch.manual_seed(3)
-    model, inputs = build().train(), torch.rand(9, 2)
+    model = Computing(lambda layer, x: layer(x) + torch.rand(1)).train()
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     before = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
     capfd.readouterr()
-    log(run, model, inputs)
+    log(run, model, rows(9, 3))
     assert capfd.readouterr() == ("", "")
     assert torch.equal(torch.get_rng_state(), before[0])
     assert (np.random.get_state()[1].tolist(), random.getstate()) == before[1:]
@@ -199,7 +186,7 @@ def test_random_streams_the_models_state_and_the_terminal_are_left_alone(run, bu
 
 def test_loading_refuses_pickle_unless_it_is_allowed(run, tmp_path, monkeypatch):
     monkeypatch.delenv(ALLOW_PICKLE, raising=False)
-    mlflow.pytorch.save_model(mlp(), tmp_path / "pickled", serialization_format="pickle",
+    mlflow.pytorch.save_model(mlp(3, 4, 2), tmp_path / "pickled", serialization_format="pickle",
                               pip_requirements=["torch"])
     uri = (tmp_path / "pickled").as_uri()
     with pytest.raises(ValueError, match=f"^model URI {uri}: cannot be loaded: .*pickle") as caught:
@@ -228,3 +215,62 @@ def test_tensors_come_back_as_they_were(tmp_path):
     assert read.keys() == tensors.keys()
     for name, tensor in tensors.items():
         assert read[name].dtype == tensor.dtype and torch.equal(read[name], tensor.detach())
+
+
+REFUSED = [
+    (lambda layer, x: layer(x) if x.sum() > 0 else -layer(x),
+     "model: torch.export cannot save it as pt2: Could not guard on data-dependent"),
+    (lambda layer, x: layer(x) + x.reshape(4, 3).sum(),
+     "model: expected one that takes batches of any size, but as exported it does not"),
+    (lambda layer, x: (layer(x), x), "model: expected one tensor as its output, but got tuple"),
+    (lambda layer, x: layer(x).sum(),
+     r"model: expected an output of 4 rows for 4 samples, but got one of shape \(\)"),
+    (lambda layer, x: layer(x).squeeze(),
+     r"model: expected an output of 1 rows for 1 samples, but got one of shape \(\)"),
+    (lambda layer, x: layer(x) if torch.compiler.is_compiling() else -layer(x),
+     "model: torch.export makes something of it that computes another result"),
+    (lambda layer, x: layer(x[:, :2]), "model: cannot be copied and run on the CPU: mat1 and mat2"),
+]
+
+
+@pytest.mark.parametrize(("compute", "message"), REFUSED, ids=[message for _, message in REFUSED])
+def test_a_model_that_cannot_be_saved_is_one_line_and_failed(run, compute, message, capfd):
+    capfd.readouterr()
+    with pytest.raises(NotExportable, match=f"^{message}") as caught:
+        log(run, Computing(compute), torch.rand(9, 3))
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
+    assert capfd.readouterr() == ("", "")
+    store, run_id = run
+    assert only_model(run).status == "FAILED"
+    assert store.client.get_run(run_id).outputs.model_outputs == []
+
+
+@pytest.mark.parametrize(("model", "inputs", "message"), [
+    (mlp(3, 2), torch.rand(0, 3), "^inputs: expected at least one sample, but got none"),
+    (mlp(3, 2).bfloat16(), rows(5, 3).bfloat16(), "bfloat16"),
+    (nn.Bilinear(2, 2, 1), (rows(9, 2), rows(9, 2)), "^model: MLflow serves models of one input "
+                                                     "tensor, but this one takes a tuple$")])
+def test_inputs_that_no_example_can_be_made_of(run, model, inputs, message):
+    with pytest.raises(ValueError, match=message):
+        log(run, model, inputs)
+    assert only_model(run).status == "FAILED"
+
+
+def test_what_is_no_python_module_is_refused_before_anything_is_logged(run):
+    with pytest.raises(ValueError, match="^model: expected a torch.nn.Module that runs in Python"):
+        log(run, torch.jit.ScriptModule(), rows(9, 3))
+    store, _ = run
+    assert store.client.search_logged_models([store.experiment_id]) == []
+
+
+@pytest.mark.parametrize(("stop", "within"), [(KeyboardInterrupt, "upload"), (OSError, "file")])
+def test_a_model_that_is_not_all_there_is_failed(run, monkeypatch, stop, within):
+    """A full disk is no fault of the model."""
+    def stops(*_):
+        raise stop
+
+    if within == "upload":
+        monkeypatch.setattr(MlflowClient, "log_model_artifacts", stops)
+    with pytest.raises(stop):
+        log(run, mlp(3, 2), rows(9, 3), files={"a": stops if within == "file" else "text"})
+    assert only_model(run).status == "FAILED"

@@ -12,6 +12,7 @@ import mlflow
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from tests.tracking import registering
 from tests.tracking.registering import (
@@ -46,7 +47,7 @@ for run_id in sys.argv[1:]:
 
 @pytest.mark.slow
 def test_several_processes_at_once(store):
-    runs = [[saved_slim(store)[0] for _ in range(4)] for _ in range(4)]
+    runs = [[saved_slim(store) for _ in range(4)] for _ in range(4)]
     workers = [subprocess.Popen([sys.executable, "-c", REGISTERING, *some], text=True,
                                 stdin=subprocess.PIPE, stdout=subprocess.PIPE) for some in runs]
     try:
@@ -55,17 +56,16 @@ def test_several_processes_at_once(store):
         for worker in workers:
             worker.stdin.write("go\n")
             worker.stdin.flush()
-        said = [worker.communicate(timeout=600)[0].split("\n")[:-1] for worker in workers]
+        lines = [worker.communicate(timeout=600)[0].split("\n")[:-1] for worker in workers]
     finally:
         for worker in workers:
             worker.kill()
             worker.wait(600)
-    assert [len(lines) for lines in said] == [4] * 4
-    numbers = sorted(int(line.split()[0]) for lines in said for line in lines)
-    assert numbers == list(range(1, 17))
-    assert {line.split()[1] for lines in said for line in lines} == {"slim"}
-    last = {lines[-1].split()[0] for lines in said}
-    assert aliases_of(store)["slim"] in last
+    assert [len(of_worker) for of_worker in lines] == [4] * 4
+    versions, aliases = zip(*(line.split() for line in sum(lines, [])), strict=True)
+    assert sorted(map(int, versions)) == list(range(1, 17))
+    assert set(aliases) == {"slim"}
+    assert aliases_of(store)["slim"] in {of_worker[-1].split()[0] for of_worker in lines}
     versions = store.client.search_model_versions("name = 'digits'")
     assert sorted(version.run_id for version in versions) == sorted(sum(runs, []))
     assert all(version.tags["wua.comparison"] == version.run_id for version in versions)
@@ -99,7 +99,8 @@ def test_through_a_server(store_uri, tmp_path, monkeypatch, capfd):
 
 
 def _register_through(store: Store, capfd: pytest.CaptureFixture[str]) -> None:
-    (first, model), (second, _) = saved_slim(store), saved_slim(store)
+    model = nn.Linear(3, 2)
+    first, second = saved_slim(store, model), saved_slim(store)
     capfd.readouterr()
     for run_id in (first, second, first):
         assert register_slim(store, run_id).alias == "slim"
