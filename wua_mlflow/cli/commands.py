@@ -202,7 +202,7 @@ def _compare_pair(settings: Settings, pair: tuple[str, ...], *, as_json: bool) -
     step = workflow.step_run(connected(settings), "compare") if inherited_run() else \
         contextlib.nullcontext()
     with step, _stdout_for(as_json):
-        result = compare_external(pair[0], pair[1], settings, data_given="data" in settings.given)
+        result = compare_external(pair[0], pair[1], settings)
     print(json.dumps(verdicts_record(result.comparison), indent=1) if as_json else
           external_text(result))
     return EXIT_CODES[result.comparison.artifact.outcome]

@@ -21,7 +21,8 @@ from wua_mlflow.errors import did_you_mean
 from wua_mlflow.training.evaluation import Evaluation
 
 __all__ = [
-    "Predictions", "TestSet", "file_test_set", "named_test_set", "own_test_set", "read_predictions",
+    "EvaluationSet", "Predictions", "file_evaluation_set", "named_evaluation_set",
+    "own_evaluation_set", "read_predictions",
 ]
 
 
@@ -30,15 +31,13 @@ _ROUNDING = 1e-5
 
 
 @dataclass(frozen=True, eq=False)
-class TestSet:
+class EvaluationSet:
     """One part to test on, and its task with the classes in the order of the model's outputs.
 
     ``digest`` is of the rows as they were read, whatever scaling a model's own data then asked for;
     ``truth`` (n,) are the classes' numbers, or a regression's targets in the data's own unit;
     ``scaling`` is how the part's rows were scaled, if they were.
     """
-
-    __test__ = False  # not a test class, whatever its name says to pytest
 
     part: Part
     spec: TaskSpec
@@ -48,10 +47,10 @@ class TestSet:
 
     @property
     def task(self) -> Task:
-        """The task."""
+        """Binary, multiclass or regression."""
         return self.spec.task
 
-    def for_outputs(self, count: int) -> TestSet:
+    def for_outputs(self, count: int) -> EvaluationSet:
         """With the classes numbered as a classifier of ``count`` outputs has them.
 
         Raises:
@@ -64,15 +63,15 @@ class TestSet:
         return replace(self, spec=spec, truth=codes.astype(np.float64), part=part)
 
 
-def own_test_set(split: DataSplit) -> TestSet:
+def own_evaluation_set(split: DataSplit) -> EvaluationSet:
     """The test part of a run's own data."""
     truth = split.test.targets.numpy().reshape(-1).astype(np.float64)
     if split.scaling and split.scaling.targets:
         truth = split.scaling.targets.unscale(truth[:, None])[:, 0]
-    return TestSet(split.test, split.spec, truth, split.test.digest, split.scaling)
+    return EvaluationSet(split.test, split.spec, truth, split.test.digest, split.scaling)
 
 
-def named_test_set(settings: Settings, trained_on: DataSplit | None) -> TestSet:
+def named_evaluation_set(settings: Settings, trained_on: DataSplit | None) -> EvaluationSet:
     """The test part of a bundled set or of the user's function, which ``settings.data`` names.
 
     It is the model's own test part where the model was trained on that.
@@ -87,11 +86,13 @@ def named_test_set(settings: Settings, trained_on: DataSplit | None) -> TestSet:
     if split is None or split.source not in (data, f"sklearn.datasets.load_{data}"):
         image = split is not None and len(split.features) == 3
         split = load_data(data, seed=settings.seed, task=settings.task, image=image)
-    test = own_test_set(split)
+    test = own_evaluation_set(split)
     return replace(test, digest=digest_of(data.encode(), test.truth))
 
 
-def file_test_set(rows: Rows, data: str, task: str | None, trained_on: DataSplit | None) -> TestSet:
+def file_evaluation_set(
+    rows: Rows, data: str, task: str | None, trained_on: DataSplit | None
+) -> EvaluationSet:
     """All rows of a file, with the scaling and the classes of the model's own data.
 
     Args:
@@ -104,15 +105,15 @@ def file_test_set(rows: Rows, data: str, task: str | None, trained_on: DataSplit
         ValueError: one line; the model was trained on this very file, or its data lack a class or
             have other columns or another shape.
     """
-    scaling = None
+    as_read = rows
     if trained_on is None:
-        spec = infer_task(rows.targets, task=task)
-        part = part_of(rows, spec, data)
+        spec, scaling = infer_task(rows.targets, task=task), None
     else:
         spec, scaling = trained_on.spec, trained_on.scaling
-        part = part_of(_rows_like(rows, data, trained_on), spec, data)
-    truth = spec.encode(rows.targets, where=data).astype(np.float64)
-    return TestSet(part, spec, truth, digest_of(rows.inputs, rows.targets), scaling)
+        rows = _rows_like(rows, data, trained_on)
+    truth = spec.encode(as_read.targets, where=data).astype(np.float64)
+    return EvaluationSet(part_of(rows, spec, data), spec, truth,
+                         digest_of(as_read.inputs, as_read.targets), scaling)
 
 
 def _rows_like(rows: Rows, data: str, trained_on: DataSplit) -> Rows:
@@ -148,7 +149,7 @@ class Predictions:
         """The file's own targets, with zeros as inputs."""
         return None if self.target is None else rows_without_inputs(self.target, where=self.source)
 
-    def evaluate(self, test: TestSet) -> Evaluation:
+    def evaluate(self, test: EvaluationSet) -> Evaluation:
         """How the predictions do; a regression's in the data's own unit.
 
         Raises:
