@@ -10,15 +10,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from mlflow.entities import Run
 from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional
 
-from tests.pipeline.slimming_cases import without_pictures
+from tests.pipeline.slimming_cases import without_exports
 from wua_mlflow.config import load_settings
 from wua_mlflow.data.datasets import load_data
-from wua_mlflow.pipeline import workflow
+from wua_mlflow.pipeline import pictures, workflow
 from wua_mlflow.pipeline.analyze import Analysis, analyze_model, loss_of
 from wua_mlflow.tracking.store import Store, connect
 from wua_mlflow.usage.analyze import analyze
@@ -63,29 +64,38 @@ def shuffled(seed):
     return DataLoader(TensorDataset(x, y), batch_size=16, shuffle=True)
 def cross_entropy(outputs, targets): return nn.functional.cross_entropy(outputs, targets)
 def squares(weight): return weight ** 2
+def records(seed): return [[{"pixels": torch.arange(64.) / 64, "id": n} for n in range(3)]] * 2
+def pixels(batch): return torch.stack([record["pixels"] for record in batch])
+def left_of_pair(batch):
+    inputs, targets = batch
+    assert len(inputs) == len(targets)
+    return inputs
 '''
 
 
 @pytest.fixture
-def store(
-    store_uri: str, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Store]:
-    """A store beside a module ``own``; no pictures but in the test that looks for them."""
-    if request.node.name != "test_the_run_is_a_variant_that_holds_all_of_it":
-        without_pictures(monkeypatch)
+def store(store_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
+    """A store beside a module ``own``."""
+    without_exports(monkeypatch)
     (tmp_path / "own.py").write_text(PARTS)
-    path = list(sys.path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
     yield connect("own")
-    sys.path[:] = path
     sys.modules.pop("own", None)
 
 
-def analysed(store: Store, **given: object) -> tuple[Analysis, Run]:
-    found = analyze_model(store, load_settings(None, {"null_draws": 0, **given}))
-    return found, store.client.get_run(found.run_id)
+def analysed(store: Store, **options: object) -> tuple[Analysis, Run]:
+    values = {"model": "own:net", "data": "digits", "null_draws": 0, **options}
+    analysis = analyze_model(store, load_settings(None, values))
+    return analysis, store.client.get_run(analysis.run_id)
 
 
-def file_of(store: Store, run: Run, path: str) -> str:
+def net(seed: int = 42) -> nn.Sequential:
+    """The network that ``own:net`` makes."""
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10))
+
+
+def text_of(store: Store, run: Run, path: str) -> str:
     return Path(store.client.download_artifacts(run.info.run_id, path)).read_text()
 
 
@@ -96,8 +106,11 @@ def effective(importance: np.ndarray) -> float:
     return float(np.exp(-(p * np.log(p)).sum()))
 
 
-def test_the_run_is_a_variant_that_holds_all_of_it(store: Store) -> None:
-    _, run = analysed(store, model="own:net", data="digits", null_draws=2, seed=7)
+def test_the_run_is_a_variant_that_holds_all_of_it(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wua_mlflow.pipeline.analyze.usage_pictures", pictures.usage_pictures)
+    _, run = analysed(store, null_draws=2, seed=7)
     tags, metrics = run.data.tags, run.data.metrics
     assert (run.info.status, run.info.run_name) == ("FINISHED", "net")
     assert {name: tags[name] for name in tags if name.startswith("wua.")} == {
@@ -106,10 +119,8 @@ def test_the_run_is_a_variant_that_holds_all_of_it(store: Store) -> None:
         "wua.task": "multiclass", "wua.flop_convention": tags["wua.flop_convention"]}
     assert metrics["flops/forward"] == 2 * (64 * 16 + 16 * 10)
     assert metrics["params/total"] == 65 * 16 + 17 * 10
-    torch.manual_seed(7)
-    model = nn.Sequential(nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10))
+    weight, bias = (tensor.detach().double().numpy() for tensor in net(7)[0].parameters())
     train = load_data("digits", seed=7).train.inputs
-    weight, bias = (one.detach().double().numpy() for one in (model[0].weight, model[0].bias))
     mean = (train.double().numpy() @ weight.T + bias).mean(0)
     assert metrics["usage/effective_weights"] == pytest.approx(
         effective(np.abs(weight) * np.abs(mean)[:, None]), rel=1e-6)
@@ -117,8 +128,8 @@ def test_the_run_is_a_variant_that_holds_all_of_it(store: Store) -> None:
     assert "hidden" not in run.data.params
     assert {name: run.data.params[name] for name in ("model", "data", "seed", "criterion")} == {
         "model": "own:net", "data": "digits", "seed": "7", "criterion": "output"}
-    paths = {one.path for folder in ("usage", "plots", "")
-             for one in store.client.list_artifacts(run.info.run_id, folder)}
+    paths = {item.path for folder in ("usage", "plots", "")
+             for item in store.client.list_artifacts(run.info.run_id, folder)}
     assert {"config.yaml", "usage/layers.json", "plots/layers.png", "plots/importance_0.png",
             "plots/network.png"} <= paths
     (dataset,) = run.inputs.dataset_inputs
@@ -127,70 +138,60 @@ def test_the_run_is_a_variant_that_holds_all_of_it(store: Store) -> None:
 
 def test_the_configuration_gives_the_same_again(store: Store, tmp_path: Path) -> None:
     """Also of a factory that takes nothing, and with the weights of a file, from another folder."""
-    torch.manual_seed(99)
-    weights = nn.Sequential(nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10)).state_dict()
+    weights = net(99).state_dict()
     save_file(weights, "mine.safetensors")
-    found, run = analysed(store, model="own:net", data="digits", state="mine.safetensors",
-                          criterion="magnitude")
-    assert found.usage.effective_weights == pytest.approx(
+    first, run = analysed(store, state="mine.safetensors", criterion="magnitude")
+    assert first.usage.effective_weights == pytest.approx(
         effective(weights["0.weight"].abs().numpy()), rel=1e-9)
     path = Path(store.client.download_artifacts(run.info.run_id, "config.yaml", str(tmp_path)))
     settings = load_settings(str(path))
     assert settings.state == str(tmp_path / "mine.safetensors")
     again = analyze_model(store, settings)
-    assert again.usage.effective_weights == found.usage.effective_weights
+    assert again.usage.effective_weights == first.usage.effective_weights
 
 
-@pytest.mark.parametrize(("given", "name", "widths"), [
-    ({"model": "own:wide", "hidden": "9,5"}, "oversized 9-5", "9,5"),
-    ({"model": "own:wide"}, "oversized 64-32", "64,32"),
-    ({"model": "mlp", "hidden": "8"}, "oversized 8", "8"),
-    ({"model": "own:optional"}, "optional", None),
-    ({"model": "own:optional", "hidden": "6"}, "oversized 6", "6"),
-    ({"model": "own:lazy"}, "lazy", None)])
+@pytest.mark.parametrize(("options", "name", "widths", "units"), [
+    ({"model": "own:wide", "hidden": "9,5"}, "oversized 9-5", "9,5", 9),
+    ({"model": "own:wide"}, "oversized 64-32", "64,32", 64),
+    ({"model": "mlp", "hidden": "8"}, "oversized 8", "8", 8),
+    ({"model": "own:optional"}, "optional", None, 3),
+    ({"model": "own:optional", "hidden": "6"}, "oversized 6", "6", 6),
+    ({"model": "own:lazy"}, "lazy", None, 16)])
 def test_widths_are_given_to_a_factory_that_needs_them(
-    given: dict, name: str, widths: str | None, store: Store
+    options: dict, name: str, widths: str | None, units: int, store: Store
 ) -> None:
-    found, run = analysed(store, data="digits", **given)
-    assert (found.name, run.info.run_name) == (name, name)
+    analysis, run = analysed(store, **options)
+    assert (analysis.name, run.info.run_name) == (name, name)
     assert run.data.tags.get("wua.widths") == run.data.params.get("hidden") == widths
-    units = {"9,5": 9, "64,32": 64, "8": 8, None: 3 if name == "optional" else 16, "6": 6}[widths]
-    assert next(iter(found.usage.layers.values())).units == units
+    assert next(iter(analysis.usage.layers.values())).units == units
 
 
 def test_the_first_criterion_gives_the_metrics_and_each_other_a_table(store: Store) -> None:
-    found, run = analysed(store, model="own:net", data="digits",
-                          criterion="magnitude,own:squares,taylor", effective_rank="true")
-    first = json.loads(file_of(store, run, "usage/layers.json"))
+    """Taylor by the task's loss, against autograd over the whole training part at once."""
+    analysis, run = analysed(store, criterion="magnitude,own:squares,taylor", effective_rank="true")
+    first = json.loads(text_of(store, run, "usage/layers.json"))
     assert (first["criterion"], run.data.tags["wua.criterion"]) == ("magnitude", "magnitude")
-    assert run.data.metrics["usage/effective_weights"] == found.usage.effective_weights
+    assert run.data.metrics["usage/effective_weights"] == analysis.usage.effective_weights
     rank = first["data"][0][first["columns"].index("effective_rank")]
     assert 1 < rank <= 16
-    torch.manual_seed(42)
-    weight = nn.Linear(64, 16).weight.detach().double().numpy()
-    for criterion, importance in (("magnitude", np.abs(weight)), ("squares", weight ** 2)):
-        assert found.usages[criterion].effective_weights == pytest.approx(
-            effective(importance), rel=1e-9)
+    model = net().double()
+    train = load_data("digits", seed=42).train
+    functional.cross_entropy(model(train.inputs.double()), train.targets).backward()
+    weight, gradient = (tensor.detach().numpy() for tensor in (model[0].weight,
+                                                               model[0].weight.grad))
+    for criterion, importance, rel in (("magnitude", np.abs(weight), 1e-9),
+                                       ("squares", weight ** 2, 1e-9),
+                                       ("taylor", np.abs(weight * gradient), 1e-5)):
+        assert analysis.usages[criterion].effective_weights == pytest.approx(
+            effective(importance), rel=rel)
     for criterion in ("squares", "taylor"):
-        table = json.loads(file_of(store, run, f"usage/layers_{criterion}.json"))
+        table = json.loads(text_of(store, run, f"usage/layers_{criterion}.json"))
         assert table["criterion"] == criterion
         column = table["columns"].index("effective_weights")
         assert [row[column] for row in table["data"]] == [
-            layer.effective_weights for layer in found.usages[criterion].layers.values()]
-
-
-def test_taylor_takes_the_tasks_loss_or_the_one_that_is_named(store: Store) -> None:
-    """Against autograd over the whole training part at once."""
-    found, _ = analysed(store, model="own:net", data="digits", criterion="taylor")
-    named, _ = analysed(store, model="own:net", data="digits", criterion="taylor",
-                        loss="own:cross_entropy")
-    assert named.usage.effective_weights == found.usage.effective_weights
-    torch.manual_seed(42)
-    model = nn.Sequential(nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10)).double()
-    train = load_data("digits", seed=42).train
-    functional.cross_entropy(model(train.inputs.double()), train.targets).backward()
-    expected = (model[0].weight * model[0].weight.grad).abs().detach().numpy()  # type: ignore[operator]
-    assert found.usage.effective_weights == pytest.approx(effective(expected), rel=1e-5)
+            layer.effective_weights for layer in analysis.usages[criterion].layers.values()]
+    named, _ = analysed(store, criterion="taylor", loss="own:cross_entropy")
+    assert named.usage.effective_weights == analysis.usages["taylor"].effective_weights
 
 
 @pytest.mark.parametrize(("data", "outputs", "loss"), [
@@ -208,8 +209,8 @@ def test_the_tasks_own_loss(data: str, outputs: str, loss: object) -> None:
 
 
 def test_the_users_batches_go_to_the_analysis_untouched(store: Store) -> None:
-    found, run = analysed(store, model="own:Words", data="own:sentences", loss="own:cross_entropy",
-                          criterion="input,taylor", null_draws=1)
+    analysis, run = analysed(store, model="own:Words", data="own:sentences",
+                             loss="own:cross_entropy", criterion="input,taylor", null_draws=1)
     import own  # type: ignore[import-not-found]
 
     torch.manual_seed(42)
@@ -218,26 +219,48 @@ def test_the_users_batches_go_to_the_analysis_untouched(store: Store) -> None:
     data = own.sentences(42)
     expected = analyze(model, data, criterion=["input", "taylor"], loss=functional.cross_entropy)
     for name, usage in expected.items():
-        assert found.usages[name].effective_weights == usage.effective_weights
+        assert analysis.usages[name].effective_weights == usage.effective_weights
     assert run.data.metrics["flops/forward"] == 2 * 7 * (8 * 6 + 6 * 3)
     assert run.info.run_name == "Words"
     assert run.inputs.dataset_inputs == []
     assert "wua.task" not in run.data.tags
 
 
+def test_layers_and_batches_of_a_kind_of_ones_own(store: Store) -> None:
+    """The output layer where it is named; the run's configuration says both."""
+    analysis, run = analysed(store, data="own:records", layers="2, 0,2",
+                             batch_to_inputs="own:pixels")
+    assert list(analysis.usage.layers) == ["0", "2"]
+    model = net()
+    x = torch.arange(64.).repeat(6, 1) / 64
+    for name, layer, inputs in (("0", model[0], x), ("2", model[2], model[:2](x))):
+        mean = layer(inputs).mean(0).abs()[:, None]
+        assert analysis.usage.layers[name].effective_weights == pytest.approx(
+            effective((layer.weight.abs() * mean).detach().numpy()), rel=1e-5)
+    assert run.data.metrics["flops/forward"] == 2 * (64 * 16 + 16 * 10)
+    assert run.data.params["batch_to_inputs"] == "own:pixels"
+    again = load_settings(None, yaml.safe_load(text_of(store, run, "config.yaml")))
+    assert again.layers == ("2", "0")
+
+
+def test_the_function_is_given_whole_batches_of_a_split_too(store: Store) -> None:
+    analysis, _ = analysed(store, batch_to_inputs="own:left_of_pair")
+    assert analysis.usage.layers["0"].weights == 64 * 16
+    assert not analysis.remarks, "FLOPs are counted"
+
+
 def test_a_shuffled_loader_gives_the_same_again_and_leaves_the_stream(store: Store) -> None:
     torch.manual_seed(3)
     before = torch.get_rng_state()
-    one, two = (analysed(store, model="own:net", data="own:shuffled", null_draws=2)[0]
-                for _ in range(2))
-    assert one.usage.null == two.usage.null
-    assert one.usage.effective_weights == two.usage.effective_weights
+    first, again = (analysed(store, data="own:shuffled", null_draws=2)[0].usage for _ in range(2))
+    assert first.null == again.null
+    assert first.effective_weights == again.effective_weights
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_flops_that_cannot_be_counted_are_said(store: Store) -> None:
-    found, run = analysed(store, model="own:Odd", data="own:sixes")
-    assert found.remarks == ("FLOPs not counted: RuntimeError: six at a time",)
+    analysis, run = analysed(store, model="own:Odd", data="own:sixes")
+    assert analysis.remarks == ("FLOPs not counted: RuntimeError: six at a time",)
     assert "flops/forward" not in run.data.metrics
     assert run.data.metrics["params/total"] == 25 + 12
 
@@ -245,48 +268,39 @@ def test_flops_that_cannot_be_counted_are_said(store: Store) -> None:
 def test_the_run_of_mlflow_run_is_the_variant(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    inherited = store.client.create_run(store.experiment_id, run_name="grumpy-fish-7")
-    store.client.log_param(inherited.info.run_id, "model", "own:net")
-    monkeypatch.setenv("MLFLOW_RUN_ID", inherited.info.run_id)
-    found, run = analysed(store, model="own:net", data="digits")
-    assert found.run_id == inherited.info.run_id
+    """Which was only analysed: not a trained one."""
+    inherited = store.client.create_run(store.experiment_id, run_name="grumpy-fish-7").info.run_id
+    store.client.log_param(inherited, "model", "own:net")
+    monkeypatch.setenv("MLFLOW_RUN_ID", inherited)
+    analysis, run = analysed(store)
+    assert analysis.run_id == inherited
     assert (run.info.status, run.info.run_name) == ("FINISHED", "net")
     assert run.data.tags["wua.kind"] == "variant"
+    monkeypatch.delenv("MLFLOW_RUN_ID")
+    with pytest.raises(ValueError, match=f"^run_id: expected a variant that was trained here, but "
+                                         f"{inherited} \\(net\\) was only analysed; name the "
+                                         "model again: wua analyze --model ...$"):
+        workflow.analyze_run(store, load_settings(None, {"run_id": inherited}))
 
 
 def test_a_trained_run_takes_the_new_options_too(store: Store) -> None:
-    quick = {"seeds": 1, "null_draws": 0, "epochs": 2}
-    original = workflow.train_run(store, load_settings(None, quick))
-    given = {"run_id": original.run_id, "criterion": "output,taylor", "effective_rank": "true",
-             "null_draws": 0}
-    found = workflow.analyze_run(store, load_settings(None, given))
+    original = workflow.train_run(store, load_settings(
+        None, {"seeds": 1, "null_draws": 0, "epochs": 2}))
+    named = load_settings(None, {"run_id": original.run_id, "criterion": "taylor,output",
+                                 "effective_rank": "true", "null_draws": 0, "slim_epochs": 2})
+    slim = workflow.slim_run(store, named).variants[-1]  # which measures itself
+    analysis = workflow.analyze_run(store, named)
     model, train = original.model, original.recipe.split.train
     model.zero_grad()
     functional.binary_cross_entropy(model(train.inputs), train.targets).backward()
     weight = model.fc1.weight  # type: ignore[union-attr]
     expected = (weight * weight.grad).abs().detach().numpy()  # type: ignore[operator]
-    assert found.usages["taylor"].effective_weights == pytest.approx(effective(expected), rel=1e-5)
-    assert found.usage.layers["fc1"].effective_rank is not None
+    assert analysis.usage.effective_weights == pytest.approx(effective(expected), rel=1e-5)
+    assert analysis.usage.layers["fc1"].effective_rank is not None
     run = store.client.get_run(original.run_id)
-    assert run.data.tags["wua.criterion"] == "output"
-    assert json.loads(file_of(store, run, "usage/layers_taylor.json"))["criterion"] == "taylor"
-
-
-def test_widths_by_the_first_criterion_where_slim_measures_itself(store: Store) -> None:
-    original = workflow.train_run(store, load_settings(None, {"seeds": 1, "epochs": 2}))
-    given = {"run_id": original.run_id, "criterion": "taylor,output", "null_draws": 0,
-             "slim_epochs": 2}
-    slim = workflow.slim_run(store, load_settings(None, given)).variants[-1]
-    found = workflow.analyze_run(store, load_settings(None, given))
+    assert run.data.tags["wua.criterion"] == "taylor"
+    assert json.loads(text_of(store, run, "usage/layers_output.json"))["criterion"] == "output"
     rule = {name: effective_widths(usage, (10,), (("fc1",),))
-            for name, usage in found.usages.items()}
+            for name, usage in analysis.usages.items()}
     assert rule["taylor"] != rule["output"], "or this shows nothing"
     assert slim.widths == rule["taylor"]
-
-
-def test_a_run_that_was_only_analysed_is_no_trained_one(store: Store) -> None:
-    found, _ = analysed(store, model="own:net", data="digits")
-    with pytest.raises(ValueError, match=f"^run_id: expected a variant that was trained here, but "
-                                         f"{found.run_id} \\(net\\) was only analysed; name the "
-                                         "model again: wua analyze --model ...$"):
-        workflow.analyze_run(store, load_settings(None, {"run_id": found.run_id}))
