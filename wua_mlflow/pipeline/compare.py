@@ -61,6 +61,7 @@ def check_classes(targets: np.ndarray) -> None:
 SEEDS_FOR_RECIPE = 5
 LARGEST_BATCH = 1024
 CHANCE = 0.05
+"""The level at which a class loses, for all classes together (Bonferroni)."""
 
 
 def compare_variants(
@@ -175,48 +176,41 @@ def judge(
         return comparison
     changes = _class_changes(original, slim, classes)
     worst = min(changes, key=lambda change: change.mean)
+    losses = [(change.name, change.examples, change.mean) for change in changes
+              if change.mean < -settings.margin and change.p * len(changes) < CHANCE]
     return replace(
         comparison, churn=float(np.mean(original.predictions != slim.predictions)),
         worst_class_delta=worst.mean, worst_class=f"{worst.name}, {worst.examples:,} test examples",
-        class_loss=text.class_loss_sentence([
-            (change.name, change.examples, change.mean) for change in changes
-            if _loses(change, settings.margin, len(changes))]))
+        class_loss=text.class_loss_sentence(losses))
 
 
 @dataclass(frozen=True)
 class _ClassChange:
-    """One class: the mean change of its examples' scores, and how many are lost and differ."""
+    """One class: the mean change of its examples' scores, and the p-value of a loss.
+
+    ``p`` is of the exact one-sided test of McNemar on the examples that one of the two models alone
+    gets right.
+    """
 
     name: str
     examples: int
     mean: float
-    lost: int
-    differing: int
+    p: float
 
 
 def _class_changes(
     original: Evaluation, slim: Evaluation, classes: Sequence[str]
 ) -> list[_ClassChange]:
-    changes = []
-    for label in np.unique(original.targets):
-        difference = (slim.scores - original.scores)[original.targets == label]
-        number = int(label)
-        changes.append(_ClassChange(
-            classes[number] if number < len(classes) else str(number), len(difference),
-            float(difference.mean()), int((difference < 0).sum()), int((difference != 0).sum())))
-    return changes
-
-
-def _loses(change: _ClassChange, margin: float, classes: int) -> bool:
-    """Whether a class loses more than the margin, and not by chance.
-
-    By chance: the exact one-sided test of McNemar on the examples that one of the two alone gets
-    right, at 5% for all classes together (Bonferroni).
-    """
     from scipy.stats import binom
 
-    p = float(binom.sf(change.lost - 1, change.differing, 0.5)) * classes
-    return change.mean < -margin and p < CHANCE
+    changes = []
+    for label in np.unique(original.targets).astype(int):
+        difference = (slim.scores - original.scores)[original.targets == label]
+        lost, differing = (difference < 0).sum(), (difference != 0).sum()
+        changes.append(_ClassChange(
+            classes[label] if label < len(classes) else str(label), len(difference),
+            float(difference.mean()), float(binom.sf(lost - 1, differing, 0.5))))
+    return changes
 
 
 def _recipe_verdict(

@@ -28,6 +28,7 @@ from wua_mlflow.pipeline.target_widths import (
     SearchSetup,
     choose_widths,
     dimensions_of,
+    scaled_width,
 )
 from wua_mlflow.pipeline.train import TrainingPlan, train_variant
 from wua_mlflow.pipeline.variant import MACHINE, ModelVariant, load_variant
@@ -95,13 +96,11 @@ class SlimmingContext:
         epochs = self.epochs(recipe, widths)
         if self.settings.how == "rebuild":
             return from_scratch(recipe, widths, epochs)
-        keep = self._keep(widths)
         return pruned_and_tuned(recipe, self.make, self.root, PruningPlan(
-            keep, epochs, distill=self.settings.distill, fold=fold))
+            self._keep(widths), epochs, distill=self.settings.distill, fold=fold))
 
     def _keep(self, widths: tuple[int, ...]) -> dict[str, int]:
-        return {parameter.name: width
-                for parameter, width in zip(self.dimensions, widths, strict=True)}
+        return TargetWidths(self.dimensions, widths, "given").keep
 
     @property
     def fold(self) -> bool | None:
@@ -155,13 +154,11 @@ class SlimmingContext:
         if self.settings.how == "rebuild" or not hidden:
             return goal.widths if hidden else ()
         groups, units = dimensions_of(self.original, self.settings.how), self.units(goal)
-        widths = []
-        for width, layers in zip(
-                hidden, check_widths(self.original.recipe.build, hidden, "auto"), strict=True):
-            shares = [units[group.name] / group.units for group in groups
-                      if set(layers) & set(group.layers)]
-            widths.append(max(1, math.ceil(max(shares, default=1.0) * width - 1e-9)))
-        return tuple(widths)
+        layers = check_widths(self.original.recipe.build, hidden, "auto")
+        return tuple(
+            scaled_width(width, (units[group.name] / group.units for group in groups
+                                 if set(names) & set(group.layers)))
+            for width, names in zip(hidden, layers, strict=True))
 
 
 def _training_flops(recipe: Recipe, widths: tuple[int, ...]) -> float:
@@ -295,26 +292,26 @@ def _control_plans(
     """
     original = context.original
     settings, recipe = original.settings, original.recipe
-    control = partial(TrainingPlan, baseline=original.run_id, pipeline=plan.pipeline)
+    control = partial(TrainingPlan, baseline=original.run_id, pipeline=plan.pipeline,
+                      hidden=settings.hidden)
+    pruning = context.settings.how == "prune"
     if original.adopted:
         recipe = replace(recipe, settings=context.recipe.settings.model_copy(
             update={"hidden": settings.hidden}))
-        if context.settings.how == "prune":
-            yield recipe, control(
-                VariantName.SAME_BUDGET, original.widths, plan.epochs,
-                pruned_and_tuned(recipe, original.make, original.make,
-                                 PruningPlan({}, plan.epochs)),
-                parent=original, hidden=settings.hidden)
-            return
-    if original.adopted or plan.epochs != settings.epochs:
+    if original.adopted and pruning:
+        yield recipe, control(
+            VariantName.SAME_BUDGET, original.widths, plan.epochs, parent=original,
+            make=pruned_and_tuned(recipe, original.make, original.make,
+                                  PruningPlan({}, plan.epochs)))
+    elif original.adopted or plan.epochs != settings.epochs:
         yield recipe, control(
             VariantName.SAME_BUDGET, settings.hidden, plan.epochs,
-            from_scratch(recipe, settings.hidden, plan.epochs))
+            make=from_scratch(recipe, settings.hidden, plan.epochs))
     widths = () if original.adopted else context.factory_widths(goal)
-    if context.settings.how == "prune" and widths:
+    if pruning and widths:
         yield recipe, control(
-            VariantName.FROM_SCRATCH, widths, settings.epochs,
-            from_scratch(recipe, widths, settings.epochs))
+            VariantName.FROM_SCRATCH, widths, settings.epochs, hidden=widths,
+            make=from_scratch(recipe, widths, settings.epochs))
 
 
 def _origin(settings: Settings, parent: ModelVariant, goal: TargetWidths, epochs: int) -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import math
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -45,7 +45,7 @@ from wua_mlflow.widths.retrain_search import search_widths
 
 __all__ = [
     "NoNarrowerError", "SearchSetup", "choose_widths", "dimensions_of", "folds_of",
-    "logged_widths", "search", "validation_scores",
+    "logged_widths", "scaled_width", "search", "validation_scores",
 ]
 
 
@@ -82,7 +82,7 @@ def search(
 ) -> SearchResult:
     """The smallest widths whose networks are as good as those of ``units``, on validation data."""
     seeds = SEEDS if settings.seeds >= SEEDS else 1
-    recipes = list(_recipes(settings, setup))
+    recipes = _recipes(settings, setup)
     with tqdm(total=settings.search_runs, desc="searching widths", disable=None, leave=False,
               unit="width") as bar:
         def score(widths: tuple[int, ...]) -> np.ndarray:
@@ -100,29 +100,26 @@ def search(
 
 def validation_scores(recipes: Sequence[tuple[Recipe, NetworkFactory]], seeds: int) -> np.ndarray:
     """Scores of the validation examples, shape (seeds, examples); the folds follow each other."""
-    rows = []
-    for number in range(seeds):
-        row = []
-        for recipe, make in recipes:
-            seed = replicate_seed(recipe.settings.seed, number)
-            with naming_replicate(number, seed):
-                trained = make(number, seed)
-                row.append(recipe.evaluate(trained.model, recipe.split.validation,
-                                           trained.kind).scores)
-        rows.append(np.concatenate(row))
-    return np.stack(rows)
+    def scores(number: int, recipe: Recipe, make: NetworkFactory) -> np.ndarray:
+        seed = replicate_seed(recipe.settings.seed, number)
+        with naming_replicate(number, seed):
+            trained = make(number, seed)
+            return recipe.evaluate(trained.model, recipe.split.validation, trained.kind).scores
+
+    return np.stack([
+        np.concatenate([scores(number, recipe, make) for recipe, make in recipes])
+        for number in range(seeds)])
 
 
-def _recipes(settings: Settings, setup: SearchSetup) -> Iterator[Recipe]:
+def _recipes(settings: Settings, setup: SearchSetup) -> list[Recipe]:
     """The recipe as it is; or one for each fold, where its validation part is too small."""
     recipe = setup.recipe
-    enough = settings.margin > 0 and len(recipe.split.validation) >= ENOUGH_EXAMPLES * \
-        required_examples_without_discordance(settings.margin, settings.confidence)
-    if enough or not setup.anew:
-        yield recipe
-        return
-    for split in folds_of(recipe.split, FOLDS, settings.seed):
-        yield replace(recipe, split=split)
+    needed = ENOUGH_EXAMPLES * required_examples_without_discordance(
+        settings.margin, settings.confidence) if settings.margin > 0 else math.inf
+    if not setup.anew or len(recipe.split.validation) >= needed:
+        return [recipe]
+    return [replace(recipe, split=split)
+            for split in folds_of(recipe.split, FOLDS, settings.seed)]
 
 
 def folds_of(split: DataSplit, folds: int, seed: int) -> list[DataSplit]:
@@ -135,11 +132,11 @@ def folds_of(split: DataSplit, folds: int, seed: int) -> list[DataSplit]:
     order = torch.randperm(len(inputs), generator=torch_generator(seed, Purpose.FOLDS))
     parts = order.tensor_split(folds)
 
-    def part(rows: Tensor) -> Part:
-        return Part(inputs[rows], targets[rows])
+    def part(*rows: Tensor) -> Part:
+        return Part(inputs[torch.cat(rows)], targets[torch.cat(rows)])
 
     return [replace(split, validation=part(rows),
-                    train=part(torch.cat([other for other in parts if other is not rows])))
+                    train=part(*(other for other in parts if other is not rows)))
             for rows in parts]
 
 
@@ -269,28 +266,22 @@ def _given(
     """The widths given: one a dimension; or, of a network that is cut, one a factory's width."""
     slim = settings.slim_hidden
     assert slim != "auto"
-    units = tuple(dimension.units for dimension in dimensions)
     hidden = parent.settings.hidden
-    if settings.how == "prune" and len(hidden) == len(slim) != len(dimensions):
-        check_slim_widths(hidden, slim)
-        return _spread(parent, dimensions, slim)
-    check_slim_widths(units, slim)
-    return slim
-
-
-def _spread(
-    parent: ModelVariant, dimensions: Sequence[WidthParameter], slim: Sequence[int]
-) -> tuple[int, ...]:
-    """The factory's slim widths as widths of the groups that can be cut, by the same shares."""
-    hidden = parent.settings.hidden
+    if settings.how != "prune" or not len(hidden) == len(slim) != len(dimensions):
+        check_slim_widths([dimension.units for dimension in dimensions], slim)
+        return slim
+    check_slim_widths(hidden, slim)
     layers = check_widths(parent.recipe.build, hidden, "auto")
+    return tuple(
+        scaled_width(dimension.units, (
+            new / old for old, new, names in zip(hidden, slim, layers, strict=True)
+            if set(names) & set(dimension.layers)))
+        for dimension in dimensions)
 
-    def width(dimension: WidthParameter) -> int:
-        shares = [new / old for old, new, names in zip(hidden, slim, layers, strict=True)
-                  if set(names) & set(dimension.layers)]
-        return max(1, math.ceil(max(shares, default=1.0) * dimension.units - 1e-9))
 
-    return tuple(map(width, dimensions))
+def scaled_width(units: int, shares: Iterable[float]) -> int:
+    """The largest of the shares of ``units``, rounded up; all units, where there is no share."""
+    return max(1, math.ceil(max(shares, default=1.0) * units - 1e-9))
 
 
 def _recommended(settings: Settings, parent: ModelVariant, method: str) -> WidthRecommendation:
@@ -305,14 +296,12 @@ def _recommended(settings: Settings, parent: ModelVariant, method: str) -> Width
 def _by_dimension(
     recommendation: WidthRecommendation, dimensions: Sequence[WidthParameter]
 ) -> tuple[int, ...]:
-    """By dimension the largest share that is recommended of its layers; all units, where none is.
-    """
-    def width(dimension: WidthParameter) -> int:
-        shares = [layer.width / layer.units for layer in recommendation.layers
-                  if {layer.layer, *layer.layers} & set(dimension.layers)]
-        return min(dimension.units, math.ceil(max(shares, default=1.0) * dimension.units - 1e-9))
-
-    return tuple(map(width, dimensions))
+    """By dimension the largest share that is recommended of its layers."""
+    return tuple(
+        scaled_width(dimension.units, (
+            layer.width / layer.units for layer in recommendation.layers
+            if {layer.layer, *layer.layers} & set(dimension.layers)))
+        for dimension in dimensions)
 
 
 def _usage_of(settings: Settings, variant: ModelVariant) -> ModelUsage:

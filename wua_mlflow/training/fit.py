@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from numbers import Integral
 from typing import Any, Literal
 
@@ -21,7 +22,8 @@ from wua_mlflow.hooks import evaluating
 __all__ = ["Budget", "EpochRecord", "Loss", "TrainingDiverged", "fit"]
 
 
-OPTIMIZERS = ("adam", "sgd")
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "adam": torch.optim.Adam, "sgd": partial(torch.optim.SGD, momentum=0.9)}
 Loss = Callable[[Tensor, Any], Tensor]
 """(outputs, targets) -> the mean loss, a scalar."""
 Targets = Tensor | tuple[Tensor, ...]
@@ -111,7 +113,7 @@ def fit(
         raise ValueError("patience: expected validation data to watch, but got none")
     if not len(train[0]):
         raise ValueError("train: expected at least one sample, but got none")
-    optimizer = _optimizer(model, budget)
+    optimizer = OPTIMIZERS[budget.optimizer](model.parameters(), lr=budget.lr)
     best, best_state, waited = math.inf, None, 0
     for epoch in range(1, budget.epochs + 1):
         model.train()
@@ -136,16 +138,11 @@ def fit(
         model.load_state_dict(best_state)
 
 
-def _optimizer(model: nn.Module, budget: Budget) -> torch.optim.Optimizer:
-    if budget.optimizer == "sgd":
-        return torch.optim.SGD(model.parameters(), lr=budget.lr, momentum=0.9)
-    return torch.optim.Adam(model.parameters(), lr=budget.lr)
-
-
-def _batches(samples: int, budget: Budget, generator: torch.Generator) -> list[Tensor] | None:
-    if budget.batch_size == "full" or budget.batch_size >= samples:
-        return None
-    return list(torch.randperm(samples, generator=generator).split(budget.batch_size))
+def _batches(samples: int, budget: Budget, generator: torch.Generator) -> Sequence[Tensor]:
+    size = samples if budget.batch_size == "full" else min(budget.batch_size, samples)
+    if size == samples:
+        return [torch.arange(samples)]
+    return list(torch.randperm(samples, generator=generator).split(size))
 
 
 def _epoch(
@@ -153,19 +150,17 @@ def _epoch(
     train: tuple[Tensor, Targets],
     loss: Loss,
     optimizer: torch.optim.Optimizer,
-    batches: list[Tensor] | None,
+    batches: Sequence[Tensor],
 ) -> float:
     inputs, targets = train
-    losses, sizes = [], []
-    for rows in batches if batches is not None else [None]:
-        x, y = (inputs.clone(), targets) if rows is None else (inputs[rows], _at(targets, rows))
+    losses = []
+    for rows in batches:
         optimizer.zero_grad()
-        batch_loss = loss(model(x), y)
+        batch_loss = loss(model(inputs[rows]), _at(targets, rows))
         batch_loss.backward()
         optimizer.step()
         losses.append(batch_loss.detach())  # read after the epoch: a GPU is not waited for
-        sizes.append(len(x))
-    by_sample = torch.stack(losses).cpu().double() * torch.tensor(sizes)
+    by_sample = torch.stack(losses).cpu().double() * torch.tensor([*map(len, batches)])
     return by_sample.sum().item() / len(inputs)
 
 
