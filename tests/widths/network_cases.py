@@ -8,8 +8,10 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
+Data = tuple[Tensor, Tensor]
 
-def with_copies(*, read: bool) -> tuple[nn.Sequential, tuple[Tensor, Tensor]]:
+
+def with_copies(*, read: bool) -> tuple[nn.Sequential, Data]:
     """32 hidden units that compute 3 functions, at other scales; its own classes are the targets.
 
     Args:
@@ -30,19 +32,15 @@ def with_copies(*, read: bool) -> tuple[nn.Sequential, tuple[Tensor, Tensor]]:
     return model, (inputs, model(inputs).argmax(1))
 
 
-def trained(
-    *widths: int, seed: int = 0, steps: int = 150
-) -> tuple[nn.Sequential, tuple[Tensor, Tensor]]:
+def trained(*widths: int, seed: int = 0) -> tuple[nn.Sequential, Data]:
     """An MLP trained on three rings of points, and 120 further points; trained once."""
+    model, data = _trained(widths, seed)
     torch.manual_seed(seed)
-    model, data = _trained(widths, seed, steps)
     return copy.deepcopy(model), data
 
 
 @cache
-def _trained(
-    widths: tuple[int, ...], seed: int, steps: int
-) -> tuple[nn.Sequential, tuple[Tensor, Tensor]]:
+def _trained(widths: tuple[int, ...], seed: int) -> tuple[nn.Sequential, Data]:
     torch.manual_seed(seed)
     layers: list[nn.Module] = []
     for left, right in zip((2, *widths), (*widths, 3), strict=True):
@@ -50,8 +48,8 @@ def _trained(
     model = nn.Sequential(*layers[:-1])
     inputs = torch.rand(360, 2) * 2 - 1
     targets = (inputs.norm(dim=1) * 2.5).long().clamp_max(2)
-    optimizer = torch.optim.Adam(model.parameters(), 0.03)
-    for _ in range(steps):
+    optimizer = torch.optim.Adam(model.parameters(), 0.05)
+    for _ in range(60):
         optimizer.zero_grad()
         nn.functional.cross_entropy(model(inputs[:240]), targets[:240]).backward()
         optimizer.step()
@@ -61,26 +59,23 @@ def _trained(
 
 def without(model: nn.Sequential, removed: dict[int, list[int]]) -> nn.Sequential:
     """The MLP without units: rows of the layer at each index and columns of the next one."""
-    found = list(model)
+    layers = list(model)
     for index, units in removed.items():
-        kept = [unit for unit in range(found[index].out_features) if unit not in units]
-        first, second = found[index], found[index + 2]
-        found[index] = _linear(first.weight[kept], first.bias[kept])
-        found[index + 2] = _linear(second.weight[:, kept], second.bias)
-    return nn.Sequential(*found)
+        kept = [unit for unit in range(layers[index].out_features) if unit not in units]
+        first, second = layers[index], layers[index + 2]
+        layers[index] = _linear(first.weight[kept], first.bias[kept])
+        layers[index + 2] = _linear(second.weight[:, kept], second.bias)
+    return nn.Sequential(*layers)
 
 
-def rescaled(model: nn.Sequential, index: int, factors: Tensor) -> nn.Sequential:
-    """The same function: a layer's units times factors, their readers divided by them."""
-    found = list(model)
-    first, second = found[index], found[index + 2]
-    found[index] = _linear(first.weight * factors[:, None], first.bias * factors)
-    found[index + 2] = _linear(second.weight / factors, second.bias)
-    return nn.Sequential(*found)
+def rescaled(model: nn.Sequential, factors: Tensor) -> nn.Sequential:
+    """The same function: the first layer's units times factors, their readers divided by them."""
+    first, relu, second, *others = model
+    return nn.Sequential(_linear(first.weight * factors[:, None], first.bias * factors), relu,
+                         _linear(second.weight / factors, second.bias), *others)
 
 
 def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
-    layer = nn.Linear(weight.shape[1], weight.shape[0])
-    layer.weight, layer.bias = nn.Parameter(weight.detach().clone()), nn.Parameter(
-        bias.detach().clone())
+    layer = nn.Linear(*weight.T.shape)
+    layer.weight, layer.bias = (nn.Parameter(part.detach().clone()) for part in (weight, bias))
     return layer

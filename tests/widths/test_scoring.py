@@ -15,55 +15,39 @@ from wua_mlflow.training.evaluation import evaluate
 from wua_mlflow.widths.margin_search import scoring, tensors_of
 
 CASES = {
-    "multiclass": (mlp(4, 6, 3), labels(50, 3)),
-    "binary": (mlp(4, 6, 1), labels(50, 2)),
-    "regression": (mlp(4, 6, 1), rows(50, 1, seed=7)),
+    "multiclass": (mlp(4, 6, 3), labels(50, 3), "logits"),
+    "binary": (mlp(4, 6, 1), labels(50, 2), "logits"),
+    "binary, by a half": (nn.Sequential(nn.Linear(4, 1), nn.Sigmoid()), labels(50, 2),
+                          "probabilities"),
+    "regression": (mlp(4, 6, 1), rows(50, 1, seed=7), "values"),
 }
 
 
 @pytest.mark.parametrize("named", [False, True])
 @pytest.mark.parametrize("task", CASES)
 def test_the_same_as_of_a_variant(task, named):
-    model, targets = CASES[task]
-    inputs = rows(50, 4)
-    kind = "values" if task == "regression" else "logits"
-    judge = scoring(model, (inputs, targets), task=task if named else None)
-    reference = evaluate(model, inputs, targets, task=task, kind=kind)
-    assert judge.mean_score(model) == pytest.approx(reference.score, abs=1e-6)
-    assert judge.mean_loss(judge.outputs(model)) == pytest.approx(reference.loss, rel=1e-5)
-    assert judge.axis == ("R²" if task == "regression" else "accuracy")
-    given = scoring(model, (inputs, targets), task=task, loss=loss_for(task, kind))
-    assert given.mean_loss(given.outputs(model)) == pytest.approx(reference.loss, rel=1e-5)
+    model, targets, kind = CASES[task]
+    inputs, name = rows(50, 4), task.partition(",")[0]
+    reference = evaluate(model, inputs, targets, task=name, kind=kind)
+    for options in ({}, {"loss": loss_for(name, kind)}):
+        judge = scoring(model, (inputs, targets), task=name if named else None, **options)
+        assert judge.mean_score(model) == pytest.approx(reference.score, abs=1e-6)
+        assert judge.mean_loss(judge.outputs(model)) == pytest.approx(reference.loss, rel=1e-5)
+        assert judge.axis == ("R²" if task == "regression" else "accuracy")
 
 
-def test_a_probability_is_right_above_a_half():
-    model = nn.Sequential(nn.Linear(4, 1), nn.Sigmoid())
-    inputs, targets = rows(50, 4), labels(50, 2)
-    reference = evaluate(model, inputs, targets, task="binary", kind="probabilities")
-    judge = scoring(model, (inputs, targets))
-    assert judge.mean_score(model) == pytest.approx(reference.score)
-    assert judge.mean_loss(judge.outputs(model)) == pytest.approx(reference.loss, rel=1e-5)
-
-
-def test_the_loss_of_some_rows():
-    model, targets = CASES["multiclass"]
-    judge = scoring(model, (rows(50, 4), targets))
-    some = torch.tensor([3, 11, 7])
+def test_some_rows_and_chunks(monkeypatch):
+    model, targets, _ = CASES["multiclass"]
+    judge, some = scoring(model, (rows(50, 4), targets)), torch.tensor([3, 11, 7])
+    outputs = judge.outputs(model)
     by_hand = functional.cross_entropy(model(rows(50, 4)[some]), targets[some]).item()
-    assert judge.mean_loss(judge.outputs(model), some) == pytest.approx(by_hand, rel=1e-5)
-
-
-def test_chunks_give_what_the_whole_gives(monkeypatch):
-    model, targets = CASES["multiclass"]
-    judge = scoring(model, (rows(50, 4), targets))
-    whole = judge.outputs(model)
+    assert judge.mean_loss(outputs, some) == pytest.approx(by_hand, rel=1e-5)
     monkeypatch.setattr(device, "MOST_ROWS", 7)
-    assert torch.allclose(judge.outputs(model), whole, atol=1e-6)
+    assert torch.allclose(judge.outputs(model), outputs, atol=1e-6)
 
 
 def test_scores_and_losses_of_ones_own():
-    model = nn.Linear(4, 5)
-    inputs = rows(10, 4)
+    model, inputs = nn.Linear(4, 5), rows(10, 4)
     judge = scoring(model, (inputs, inputs), loss=lambda o, t: (o[:, :4] - t).abs().mean(),
                     score=lambda o, t: -(o[:, :4] - t).abs().sum(1))
     by_hand = (model(inputs)[:, :4] - inputs).abs()
@@ -77,60 +61,58 @@ def test_arrays_and_other_dtypes_come_to_the_models():
     assert inputs.dtype == torch.float32 and targets.tolist() == [0, 1, 1]
 
 
+FOUR = torch.rand(4, 4)
+
+
 @pytest.mark.parametrize(("data", "message"), [
-    (torch.rand(4, 4), r"data: expected a pair \(inputs, targets\), but got Tensor"),
-    ((torch.rand(4, 4),), r"data: expected a pair \(inputs, targets\), but got 1 parts"),
-    ((torch.rand(4, 4), torch.zeros(3)), "data: expected as many targets as inputs, but got 4 "
-                                         "inputs and 3 targets"),
-    ((torch.rand(1, 4), torch.zeros(1)), "data: expected at least two examples, but got 1"),
-    ((torch.rand(0, 4), torch.zeros(0)), "data: expected at least two examples, but got 0"),
-    ((torch.full((4, 4), torch.nan), torch.zeros(4)), "data: expected finite inputs, but got NaN"),
-    ((torch.rand(4, 4), torch.full((4,), torch.inf)), "data: expected finite targets, but got NaN"),
+    (FOUR, r"data: expected a pair \(inputs, targets\), but got Tensor"),
+    ((FOUR,), r"data: expected a pair \(inputs, targets\), but got 1 parts"),
+    ((FOUR, torch.zeros(3)), "data: expected as many targets as inputs, but got 4 inputs and 3 "
+                             "targets"),
+    ((FOUR[:1], torch.zeros(1)), "data: expected at least two examples, but got 1"),
+    ((FOUR * torch.nan, torch.zeros(4)), "data: expected finite inputs, but got NaN"),
+    ((FOUR, torch.full((4,), torch.inf)), "data: expected finite targets, but got NaN"),
     (("ab", torch.zeros(2)), r"data: expected inputs as a dense tensor of shape \(examples, ...\), "
                              "but got str"),
-    ((torch.rand(4, 4), np.array(list("abcd"))), "data: expected targets as a dense tensor"),
+    ((FOUR, np.array(list("abcd"))), "data: expected targets as a dense tensor"),
     ((torch.tensor(1.0), torch.tensor(1.0)), "data: expected inputs as a dense tensor"),
+    ((FOUR, torch.tensor([0, 1, 2, 3])), "data: expected class numbers of shape"),
+    ((FOUR, torch.rand(4)), "data: expected one output and one target an example in a regression "
+                            "task, but got outputs of shape"),
 ])
-def test_data_that_are_no_pair_of_tensors(data, message):
+def test_data_that_fit_no_task(data, message):
     with pytest.raises(ValueError, match=message) as raised:
         scoring(nn.Linear(4, 3), data)
     assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize(("outputs", "targets", "task", "message"), [
-    (3, torch.tensor([0, 1, 2, 3]), None, "data: expected class numbers of shape"),
-    (3, torch.rand(4), None, "data: expected one output and one target an example in a regression "
-                             "task, but got outputs of shape"),
     (1, torch.rand(4, 2), "regression", "data: expected one output and one target an example"),
     (1, torch.full((4,), 0.3), None, "data: expected at least two different targets, but got one"),
     (3, torch.zeros(4), "multi", "task: expected one of binary, multiclass, regression, but got "
                                  "'multi'"),
 ])
-def test_targets_that_fit_no_task(outputs, targets, task, message):
+def test_targets_that_do_not_fit(outputs, targets, task, message):
     with pytest.raises(ValueError, match=message) as raised:
-        scoring(nn.Linear(4, outputs), (torch.rand(4, 4), targets), task=task)
+        scoring(nn.Linear(4, outputs), (FOUR, targets), task=task)
     assert "\n" not in str(raised.value)
 
 
-@pytest.mark.parametrize(("score", "message"), [
-    (lambda o, t: o.mean(), r"score: expected one number an example, shape \(4,\), but got \(\)"),
-    (lambda o, t: 1.0, r"score: expected one number an example, shape \(4,\), but got float"),
-    (lambda o, t: o[:, 0] * torch.nan, "score: expected finite numbers, but their mean is nan"),
+@pytest.mark.parametrize(("options", "message"), [
+    ({"score": lambda o, t: o.mean()},
+     r"score: expected one number an example, shape \(4,\), but got \(\)"),
+    ({"score": lambda o, t: 1.0},
+     r"score: expected one number an example, shape \(4,\), but got float"),
+    ({"score": lambda o, t: o[:, 0] * torch.nan},
+     "score: expected finite numbers, but their mean is nan"),
+    ({"loss": lambda o, t: o}, r"loss: expected a finite scalar tensor, but got shape \(4, 3\)"),
+    ({"loss": lambda o, t: o.sum() * torch.nan},
+     "loss: expected a finite scalar tensor, but got nan"),
+    ({"loss": lambda o, t: 3}, "loss: expected a finite scalar tensor, but got 3"),
 ])
-def test_scores_that_are_none(score, message):
+def test_scores_and_losses_that_are_none(options, message):
     model = nn.Linear(4, 3)
-    judge = scoring(model, (torch.rand(4, 4), labels(4, 3)), score=score)
+    judge = scoring(model, (FOUR, labels(4, 3)), **options)
     with pytest.raises(ValueError, match=message):
         judge.mean_score(model)
-
-
-@pytest.mark.parametrize(("loss", "message"), [
-    (lambda o, t: o, r"loss: expected a finite scalar tensor, but got shape \(4, 3\)"),
-    (lambda o, t: o.sum() * torch.nan, "loss: expected a finite scalar tensor, but got nan"),
-    (lambda o, t: 3, "loss: expected a finite scalar tensor, but got 3"),
-])
-def test_losses_that_are_none(loss, message):
-    model = nn.Linear(4, 3)
-    judge = scoring(model, (torch.rand(4, 4), labels(4, 3)), loss=loss)
-    with pytest.raises(ValueError, match=message):
         judge.mean_loss(judge.outputs(model))

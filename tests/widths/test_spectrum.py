@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.networks import numpys, rows
+from tests.networks import mlp, numpys, rows
 from tests.widths.network_cases import trained, with_copies
 from wua_mlflow.pruning.cut import unit_groups
 from wua_mlflow.pruning.unit_groups import ParameterSlice, UnitGroup
@@ -17,54 +17,40 @@ from wua_mlflow.widths.spectrum import rank_width, score_projected, spectra
 
 def spectrum(model, inputs, name="0"):
     groups = {group.name: group for group in unit_groups(model, inputs[:2]).groups}
-    found, skipped = spectra(model, [groups[name]], lambda: model(inputs))
+    by_group, skipped = spectra(model, [groups[name]], lambda: model(inputs))
     assert skipped == {}
-    return found[name]
+    return by_group[name]
 
 
-def test_directions_and_singular_values_of_scaled_activations():
+@pytest.mark.parametrize("kept", [1, 3, 6, 7])
+def test_directions_and_a_projection_by_hand(kept):
     model, (inputs, _) = trained(7)
-    found = spectrum(model, inputs)
-    hidden = numpys(model[:2](inputs))
-    scale = np.linalg.norm(numpys(model[2].weight), axis=0)
-    values = np.linalg.svd((hidden - hidden.mean(0)) * scale, compute_uv=False)
-    assert numpys(found.scale) == pytest.approx(scale)
-    assert numpys(found.values) == pytest.approx(values, abs=1e-6 * values[0])
-    assert numpys(found.directions.T @ found.directions) == pytest.approx(np.eye(7), abs=1e-9)
-
-
-@pytest.mark.parametrize("kept", [1, 3, 6])
-def test_a_projection_by_hand(kept):
-    model, (inputs, _) = trained(7)
-    found = spectrum(model, inputs)
-    hidden = numpys(model[:2](inputs))
-    scale, mean = np.linalg.norm(numpys(model[2].weight), axis=0), hidden.mean(0)
-    _, _, directions = np.linalg.svd((hidden - mean) * scale)
-    wanted = mean + (hidden - mean) * scale @ directions[:kept].T @ directions[:kept] / scale
-    outputs = wanted @ numpys(model[2].weight).T + numpys(model[2].bias)
-    seen = []
-    score_projected({"0": found}, {"0": kept}, lambda: seen.append(model(inputs)) or 0.0)
-    assert numpys(seen[0]) == pytest.approx(outputs, abs=1e-4)
-
-
-def test_all_units_are_left_as_they_are():
-    model, (inputs, _) = trained(7)
-    found = spectrum(model, inputs)
-    before, seen = model(inputs), []
-    score_projected({"0": found}, {"0": 7}, lambda: seen.append(model(inputs)) or 0.0)
-    assert torch.equal(seen[0], before)
+    measured = spectrum(model, inputs)
+    hidden, weight = numpys(model[:2](inputs)), numpys(model[2].weight)
+    scale, mean = np.linalg.norm(weight, axis=0), hidden.mean(0)
+    _, values, directions = np.linalg.svd((hidden - mean) * scale)
+    assert numpys(measured.scale) == pytest.approx(scale)
+    assert numpys(measured.values) == pytest.approx(values, abs=1e-6 * values[0])
+    assert numpys(measured.directions.T @ measured.directions) == pytest.approx(
+        np.eye(7), abs=1e-9)
+    projected = mean + (hidden - mean) * scale @ directions[:kept].T @ directions[:kept] / scale
+    outputs = []
+    score_projected({"0": measured}, {"0": kept}, lambda: outputs.append(model(inputs)) or 0.0)
+    assert numpys(outputs[0]) == pytest.approx(
+        projected @ weight.T + numpys(model[2].bias), abs=1e-4)
+    assert kept < 7 or torch.equal(outputs[0], model(inputs))  # all units are left as they are
 
 
 def test_the_rank_is_that_of_roy_and_vetterli_rounded_up():
-    model, (inputs, _) = trained(9)
+    model, (inputs, _) = trained(10)
     exact = effective_rank(model[:2](inputs).detach(), model[2].weight.detach().norm(dim=0))
-    found = rank_width(spectrum(model, inputs))
-    assert 1 < exact < 9 and found.width == found.alone == int(np.ceil(exact))
-    assert f"effective rank {exact:.2f}" in found.curve.axis
-    values = numpys(spectrum(model, inputs).values)
-    assert found.curve.widths == tuple(range(1, 10))
-    assert found.curve.scores == pytest.approx(np.cumsum(values) / values.sum())
-    assert found.curve.threshold == found.curve.scores[found.width - 1]
+    measured = spectrum(model, inputs)
+    width, values = rank_width(measured), numpys(measured.values)
+    assert 1 < exact < 10 and width.width == width.alone == int(np.ceil(exact))
+    assert f"effective rank {exact:.2f}" in width.curve.axis
+    assert width.curve.widths == tuple(range(1, 11))
+    assert width.curve.scores == pytest.approx(np.cumsum(values) / values.sum())
+    assert width.curve.threshold == width.curve.scores[width.width - 1]
 
 
 @pytest.mark.parametrize("directions", [1, 2, 3, 4])
@@ -83,26 +69,19 @@ def test_equal_directions_in_float32_count_as_so_many(directions):
     assert (values > 1e-4 * values[0]).sum() == directions
 
 
-def test_copies_of_three_functions_have_three_directions():
-    for read in (True, False):
-        model, (inputs, _) = with_copies(read=read)
-        found = spectrum(model, inputs)
-        assert (found.values > 1e-4 * found.values[0]).sum() == 3
-        assert rank_width(found).width == 3
-
-
 def test_dead_units_have_a_rank_of_one():
-    model = nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 2))
+    model = mlp(3, 6, 2)
     nn.init.constant_(model[0].bias, -100.0)
-    found = rank_width(spectrum(model, rows(20, 3)))
-    assert found.width == 1 and found.curve.scores == (1.0,) * 6
+    width = rank_width(spectrum(model, rows(20, 3)))
+    assert width.width == 1 and width.curve.scores == (1.0,) * 6
 
 
 def test_a_unit_that_nothing_reads_becomes_its_mean():
     model, (inputs, _) = with_copies(read=False)
-    found = spectrum(model, inputs)
+    measured = spectrum(model, inputs)
+    assert (measured.values > 1e-4 * measured.values[0]).sum() == rank_width(measured).width == 3
     hidden = model[:2](inputs)
-    back = found.project(hidden, mean=found.means[0], kept=3)
+    back = measured.project(hidden, mean=measured.means[0], kept=3)
     assert torch.allclose(back[:, :3], hidden[:, :3].double(), atol=1e-5)
     assert torch.allclose(back[:, 3:], hidden.double().mean(0)[3:].expand(200, -1), atol=1e-5)
 
@@ -134,6 +113,7 @@ class CalledByHand(nn.Module):
 def test_a_layer_that_is_not_called_shows_nothing():
     model, inputs = CalledByHand(), rows(5, 3)
     readers = (ParameterSlice("second.weight", 1, tuple((unit,) for unit in range(4))),)
-    own = UnitGroup("first", ("first",), readers, 4)
-    found, skipped = spectra(model, [own], lambda: model(inputs))
-    assert found == {} and skipped == {"first": "a layer that reads it is not called as a module"}
+    group = UnitGroup("first", ("first",), readers, 4)
+    by_group, skipped = spectra(model, [group], lambda: model(inputs))
+    assert by_group == {}
+    assert skipped == {"first": "a layer that reads it is not called as a module"}
