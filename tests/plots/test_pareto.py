@@ -28,7 +28,8 @@ def test_mean_and_interval_are_students():
     data = pareto_data([_variant("old", 60, scores)], confidence=0.9)
     point, = data.points
     low, high = stats.t.interval(0.9, 4, loc=np.mean(scores), scale=stats.sem(scores))
-    assert (point.value, point.low, point.high) == pytest.approx((np.mean(scores), low, high))
+    ends = (point.value - point.half_width, point.high)
+    assert (point.value, *ends) == pytest.approx((np.mean(scores), low, high))
     assert point.replicates == tuple(scores)
 
 
@@ -37,7 +38,7 @@ def test_one_model_has_no_interval_and_one_without_figures_no_point():
         _variant("old", 60, **{"accuracy/test": 0.9}), _variant("none", 50),
         variant("no flops", (10,), metrics={"accuracy/test": 0.8}), _variant("r", 9, [0.5]),
         _variant("regression", 8, **{"score/test": 0.7})])
-    assert [(point.name, point.value, point.low) for point in data.points] == [
+    assert [(point.name, point.value, point.half_width) for point in data.points] == [
         ("old", 0.9, None), ("r", 0.5, None), ("regression", 0.7, None)]
 
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from wua_mlflow.plots import style
 from wua_mlflow.plots.style import DASHED, EDGE_IN, INK, MUTED, RULE, WITHIN_MARGIN
+from wua_mlflow.verdict.intervals import t_quantile
 from wua_mlflow.verdict.text import margin_text
 
 if TYPE_CHECKING:
@@ -41,19 +42,23 @@ _LONGEST_NAME = 30
 class ParetoPoint:
     """One variant: its forward FLOPs, its score, and the interval of its mean over seeds.
 
-    ``value`` is the mean over ``replicates``, or the one model's score where there are fewer than
-    two; ``low`` and ``high`` are None then. ``slot`` is its place among variants of the same FLOPs:
-    0 in the middle, ±0.5, ±1 … beside it.
+    ``value`` is the mean over ``replicates``, ``half_width`` that of its interval; where there are
+    fewer than two replicates, the one model's score and None. ``slot`` is its place among variants
+    of the same FLOPs: 0 in the middle, ±0.5, ±1 … beside it.
     """
 
     name: str
     colour: str
     flops: float
     value: float
-    low: float | None
-    high: float | None
-    replicates: tuple[float, ...]
+    half_width: float | None = None
+    replicates: tuple[float, ...] = ()
     slot: float = 0.0
+
+    @property
+    def high(self) -> float:
+        """The upper end of the interval; the value where there is none."""
+        return self.value + (self.half_width or 0.0)
 
 
 @dataclass(frozen=True)
@@ -98,8 +103,8 @@ def pareto_data(
         raise ValueError("variants: expected the original's flops/forward and its score on test "
                          "data, but got none")
     known = [point for point in placed if point is not None]
-    figures = [(point.flops, point.value, *point.replicates) for point in known]
-    if not all(math.isfinite(figure) for row in figures for figure in row):
+    if not all(math.isfinite(figure) for point in known
+               for figure in (point.flops, point.value, *point.replicates)):
         raise ValueError("variants: expected finite FLOPs and scores")
     return ParetoData(_with_slots(known), score, margin, confidence)
 
@@ -107,19 +112,16 @@ def pareto_data(
 def _point(variant: VariantResult, confidence: float) -> ParetoPoint | None:
     flops = variant.metrics.get("flops/forward")
     value = variant.metrics.get("accuracy/test", variant.metrics.get("score/test"))
-    seeds = np.array(variant.scores, float)
-    if not flops or (value is None and not seeds.size):
+    seeds = variant.scores
+    if not flops or (value is None and not seeds):
         return None
-    name, colour, flops = variant.name, style.variant_colour(variant.kind), float(flops)
-    if seeds.size < 2:
-        score = float(seeds[0]) if value is None else float(value)
-        return ParetoPoint(name, colour, flops, score, None, None, ())
-    from scipy.special import stdtrit
-
-    mean = float(seeds.mean())
-    error = float(seeds.std(ddof=1)) / math.sqrt(seeds.size)
-    half = float(stdtrit(seeds.size - 1, (1 + confidence) / 2)) * error
-    return ParetoPoint(name, colour, flops, mean, mean - half, mean + half, variant.scores)
+    point = ParetoPoint(variant.name, style.variant_colour(variant.kind), float(flops),
+                        seeds[0] if value is None else value)
+    if len(seeds) < 2:
+        return point
+    error = float(np.std(seeds, ddof=1)) / math.sqrt(len(seeds))
+    return replace(point, value=float(np.mean(seeds)), replicates=seeds,
+                   half_width=t_quantile(confidence, len(seeds) - 1) * error)
 
 
 def _with_slots(points: Sequence[ParetoPoint]) -> tuple[ParetoPoint, ...]:
@@ -150,7 +152,7 @@ def plot_pareto(data: ParetoData) -> Figure:
         _draw_point(axes, point, x, slot)
         up = _PLOT_IN + 0.08 + (rows - 1 - row) * _LABEL_ROW_IN
         _draw_label(axes, label, ((centre - _LEFT_IN) / _PLOT_WIDTH_IN, up / _PLOT_IN),
-                    (x, point.value if point.high is None else point.high))
+                    (x, point.high))
     return page.figure
 
 
@@ -158,8 +160,7 @@ def _flops_axis(data: ParetoData) -> tuple[float, float]:
     """Its ends."""
     flops = [point.flops for point in data.points]
     low, high = min(flops), max(flops)
-    room = math.sqrt(max(1.0, _NARROWEST / (high / low)))
-    room *= (high / low * room**2) ** 0.12
+    room = max(high / low, _NARROWEST) ** 0.62 * (high / low) ** -0.5
     return low / room, high * room
 
 
@@ -178,22 +179,20 @@ def _label_places(labels: Sequence[str], centres: Sequence[float]) -> list[tuple
 
 
 def _caption(data: ParetoData) -> str:
-    seeds = any(point.low is not None for point in data.points)
-    percent = f"{100 * data.confidence:.4g}%"
-    sentences = ["Each point is one trained model; with one seed there is no interval."]
-    if seeds:
-        sentences = [f"Point: mean over seeds; bar: its {percent} interval over seeds, on the same "
-                     "test examples; rings: each seed."]
-    if seeds and any(point.low is None for point in data.points):
-        sentences.append("A point without a bar is one trained model.")
-    if any(point.slot for point in data.points):
-        sentences.append("Those of the same FLOPs stand beside each other.")
-    if data.margin is not None:
-        margin = margin_text(data.margin, data.score_name, of=False)
-        sentences.append(f"Shaded: down to {margin} below the original.")
-    sentences.append("The verdict does not come from this picture: it compares the two example by "
-                     "example.")
-    return " ".join(sentences)
+    bars = [point.half_width is not None for point in data.points]
+    margin = margin_text(data.margin or 0, data.score_name, of=False)
+    sentences = [
+        ("Each point is one trained model; with one seed there is no interval.", not any(bars)),
+        (f"Point: mean over seeds; bar: its {100 * data.confidence:.4g}% interval over seeds, on "
+         "the same test examples; rings: each seed.", any(bars)),
+        ("A point without a bar is one trained model.", any(bars) and not all(bars)),
+        ("Those of the same FLOPs stand beside each other.",
+         any(point.slot for point in data.points)),
+        (f"Shaded: down to {margin} below the original.", data.margin is not None),
+        ("The verdict does not come from this picture: it compares the two example by example.",
+         True),
+    ]
+    return " ".join(words for words, shown in sentences if shown)
 
 
 def _draw_frame(ax: Axes, data: ParetoData, ends: tuple[float, float]) -> None:
@@ -204,7 +203,7 @@ def _draw_frame(ax: Axes, data: ParetoData, ends: tuple[float, float]) -> None:
     ax.set_xlabel("FLOPs of one sample, forward (logarithmic)", fontsize=style.SMALL, color=MUTED)
     ax.set_ylabel(f"test {data.score_name}", fontsize=style.SMALL, color=MUTED)
     drawn = [score for point in data.points for score in
-             (point.value, point.low, point.high, *point.replicates) if score is not None]
+             (2 * point.value - point.high, point.high, *point.replicates)]
     drawn += data.band or ()
     pad = 0.07 * (max(drawn) - min(drawn)) or 0.01
     ax.set_ylim(min(drawn) - pad, max(drawn) + pad)
@@ -219,12 +218,11 @@ def _draw_frame(ax: Axes, data: ParetoData, ends: tuple[float, float]) -> None:
 
 def _draw_point(ax: Axes, point: ParetoPoint, x: float, slot: float) -> None:
     """``slot`` is the ratio of FLOPs between neighbours of the same FLOPs."""
-    if point.low is not None and point.high is not None:
-        aside = 0.27 + 0.09 * (np.arange(len(point.replicates)) % 3)
-        ax.scatter(x * slot**aside, point.replicates, s=13, facecolors="none",
-                   edgecolors=point.colour, linewidths=0.9, alpha=0.85, zorder=2)
-        ax.plot([x, x], [point.low, point.high], color=point.colour, linewidth=2.4, marker="_",
-                markersize=7, markeredgewidth=2, zorder=3)
+    aside = 0.27 + 0.09 * (np.arange(len(point.replicates)) % 3)
+    ax.scatter(x * slot**aside, point.replicates, s=13, facecolors="none",
+               edgecolors=point.colour, linewidths=0.9, alpha=0.85, zorder=2)
+    ax.errorbar(x, point.value, point.half_width, color=point.colour, linewidth=2.4, capsize=3.5,
+                capthick=2, zorder=3)
     ax.scatter([x], [point.value], s=70, color=point.colour, edgecolors="white", zorder=4)
 
 
@@ -235,8 +233,7 @@ def _draw_label(
     ax.annotate("", xy=target, xytext=at, textcoords="axes fraction", annotation_clip=False,
                 arrowprops={"arrowstyle": "-", "color": RULE, "linewidth": 0.8, "shrinkA": 0,
                             "shrinkB": 2}, zorder=1)
-    look: dict[str, Any] = {"ha": "center", "va": "bottom",
-            "bbox": {"facecolor": "white", "linewidth": 0, "pad": 0.6}}
-    name, figures = label.split("\n")
-    style.note(ax, name, at, (0, 14.5), color=INK, weight="bold", **look)
-    style.note(ax, figures, at, (0, 3), **look)
+    for words, up, look in zip(label.split("\n"), (14.5, 3), ({"color": INK, "weight": "bold"}, {}),
+                               strict=True):
+        style.note(ax, words, at, (0, up), ha="center", va="bottom",
+                   bbox={"facecolor": "white", "linewidth": 0, "pad": 0.6}, **look)
