@@ -9,7 +9,7 @@ import pytest
 from tests.plots.usages import layer, model
 from tests.report.cases import report_with
 from wua_mlflow.report.content import Bullets, Table
-from wua_mlflow.report.sections import CAUTION, usage_section
+from wua_mlflow.report.sections import CAUTION, usage_blocks
 from wua_mlflow.usage.results import PERMUTED, LayerUsage
 
 NULL = (0.6, 0.7)
@@ -26,13 +26,13 @@ def _permuted(name: str) -> LayerUsage:
     return replace(usage, null=replace(usage.null, kind=PERMUTED))
 
 
-def _section(original, slim=None):
+def _blocks(original, slim=None):
     usages = {"old": original} | ({"new": slim} if slim else {})
-    return usage_section(replace(report_with({}), usages=usages))
+    return usage_blocks(replace(report_with({}), usages=usages))
 
 
-def _block(section, kind):
-    (block,) = [block for block in section.blocks if isinstance(block, kind)]
+def _block(blocks, kind):
+    (block,) = [block for block in blocks if isinstance(block, kind)]
     return block
 
 
@@ -53,25 +53,25 @@ def _block(section, kind):
     ([_of("a", 0.0, null=None)], ["No importance at all: a."]),
 ])
 def test_points(layers, points):
-    assert _block(_section(model(layers)), Bullets).points == (*points, CAUTION)
+    assert _block(_blocks(model(layers)), Bullets).points == (*points, CAUTION)
 
 
 def test_layers_without_a_null_beside_others_are_named():
     usage = replace(model([_of("a", 0.65), _of("c", 0.65, null=None)]), null=_of("a", 1).null)
-    assert _block(_section(usage), Bullets).points[1] == (
+    assert _block(_blocks(usage), Bullets).points[1] == (
         "Not compared with networks that learned nothing, since they could not be "
         "re-initialised: c.")
 
 
 def test_many_layers_are_counted_and_the_table_has_the_slim_ones_share_beside_them():
-    section = _section(model([_of(f"l{i}", 0.55) for i in range(9)]), model([_of("l0", 0.8)]))
-    assert _block(section, Bullets).points[0].endswith(" and 4 more.")
-    table = _block(section, Table)
+    blocks = _blocks(model([_of(f"l{i}", 0.55) for i in range(9)]), model([_of("l0", 0.8)]))
+    assert _block(blocks, Bullets).points[0].endswith(" and 4 more.")
+    table = _block(blocks, Table)
     row = dict(zip(table.head, table.rows[0], strict=True))
     assert (row["layer"], row["effective share"], row["slim: effective share"]) == (
         "l0", "55.0%", "80.0%")
     assert row["learned nothing"] == "60.0% to 70.0%"
 
 
-def test_what_was_not_analysed_has_no_section():
-    assert usage_section(report_with({})) is None
+def test_what_was_not_analysed_has_no_blocks():
+    assert usage_blocks(report_with({})) == []

@@ -1,4 +1,4 @@
-"""What a report holds, and the blocks that its sections are made of.
+"""What a report holds, and the blocks that its sections are made of; an empty block is false.
 
 Tests: ``tests/report/test_render.py``.
 """
@@ -23,12 +23,18 @@ class Text:
 
     words: str
 
+    def __bool__(self) -> bool:
+        return bool(self.words)
+
 
 @dataclass(frozen=True)
 class Bullets:
     """Points of a list."""
 
     points: tuple[str, ...]
+
+    def __bool__(self) -> bool:
+        return bool(self.points)
 
 
 @dataclass(frozen=True)
@@ -42,6 +48,9 @@ class Table:
     rows: Sequence[tuple[str, ...]]
     strong: int | None = None
     may_be_cut: bool = True
+
+    def __bool__(self) -> bool:
+        return bool(self.rows)
 
 
 @dataclass(frozen=True)

@@ -8,15 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from wua_mlflow.errors import group_by_reason
-from wua_mlflow.report.content import (
-    Block,
-    Bullets,
-    Picture,
-    Report,
-    Section,
-    Table,
-    Text,
-)
+from wua_mlflow.report.content import Block, Bullets, Picture, Report, Section, Table, Text
 from wua_mlflow.results import Round, TargetWidths
 from wua_mlflow.tracking.names import Metric
 from wua_mlflow.usage.results import PERMUTED, LayerUsage, ModelUsage
@@ -29,7 +21,29 @@ from wua_mlflow.verdict.text import (
 )
 from wua_mlflow.widths.results import Trial
 
-__all__ = ["figures_table", "second_line", "sections", "usage_section"]
+__all__ = ["figures_table", "second_line", "sections", "usage_blocks"]
+
+
+def sections(report: Report) -> list[Section]:
+    """All sections of the report, the most important first; the first holds the figures table."""
+    score = report.comparison.verdict.score
+    content: dict[str, list[Block]] = {
+        "": [figures_table(report),
+             Picture("comparison", "The verdict's interval, and what is saved.")],
+        "What the verdict rests on": [_verdict(report)],
+        "Rounds": _rounds(report),
+        f"{score[:1].upper()}{score[1:]} against FLOPs": [
+            Picture("pareto", f"Test {score} of each variant against the FLOPs of one sample, with "
+                              f"intervals over seeds.")],
+        "Layers before and after": _layers(report),
+        "How the widths were found": _widths(report.widths) if report.widths else [],
+        "How it was slimmed": [Text(report.slimmed_by)],
+        "How concentrated the original's importance is": usage_blocks(report),
+        "What was not analysed": [Bullets(_not_analysed(report))],
+        "Run it again": [Text(report.again)],
+    }
+    return [Section(title, tuple(block for block in blocks if block))
+            for title, blocks in content.items() if any(blocks)]
 
 
 MOST_NAMED = 5
@@ -38,24 +52,21 @@ CAUTION = ("Effective weights measure how concentrated the importance is. A low 
            "so compare it with the value of untrained networks.")
 
 
-def usage_section(report: Report) -> Section | None:
-    """The section on the usage of the original's weights; None if it was not analysed."""
+def usage_blocks(report: Report) -> list[Block]:
+    """On the usage of the original's weights; nothing if it was not analysed."""
     usage = report.usages.get(report.names[0])
     if usage is None or not usage.layers:
-        return None
+        return []
     slim = report.usages.get(report.names[-1]) if len(report.names) > 1 else None
-    blocks: list[Block] = [
-        Bullets((*_concentrated_layers(usage), *_permuted_layers(usage), *_dead_layers(usage),
-                 CAUTION)),
-        _usage_table(usage, slim),
-        Picture("layers", "Effective share of each layer of the original, beside networks that "
-                          "learned nothing."),
-    ]
-    return Section("How concentrated the original's importance is", tuple(blocks))
+    return [Bullets((*_concentrated_layers(usage), *_named_layers(usage), CAUTION)),
+            _usage_table(usage, slim),
+            Picture("layers", "Effective share of each layer of the original, beside networks that "
+                              "learned nothing.")]
 
 
 def _concentrated_layers(usage: ModelUsage) -> list[str]:
     """Names the layers below the range of their null; if none is, the most concentrated one."""
+    by = f"By the criterion {usage.criterion}, importance is"
     layers = [layer for layer in usage.layers.values() if not layer.dead]
     known = [(layer, layer.null) for layer in layers if layer.null]
     below = [(layer, null) for layer, null in known if layer.effective_share < null.low]
@@ -63,115 +74,69 @@ def _concentrated_layers(usage: ModelUsage) -> list[str]:
     if below:
         named = [f"{_layer_name(layer)} ({layer.effective_share:.0%} of its weights are effective; "
                  f"{null.low:.0%} to {null.high:.0%} in networks that learned nothing)"
-                 for layer, null in below[:MOST_NAMED]]
-        return [f"By the criterion {usage.criterion}, importance is more concentrated than in "
-                f"networks that learned nothing in {_join_names(named, len(below))}."]
+                 for layer, null in below]
+        return [f"{by} more concentrated than in networks that learned nothing in "
+                f"{_join_names(named)}."]
     if known:
         which = "the layer lies" if len(known) == 1 else f"all {len(known):,} layers lie"
-        return [f"By the criterion {usage.criterion}, importance is nowhere more concentrated than "
-                f"in networks that learned nothing: {which} within their range or above it."]
-    if not layers:
-        return []
-    least = min(layers, key=lambda layer: layer.effective_share)
-    return [f"By the criterion {usage.criterion}, importance is most concentrated in "
-            f"{_layer_name(least)}: {least.effective_share:.0%} of its weights are effective. It "
-            f"was not compared with networks that learned nothing."]
+        return [f"{by} nowhere more concentrated than in networks that learned nothing: {which} "
+                "within their range or above it."]
+    least = sorted(layers, key=lambda layer: layer.effective_share)[:1]
+    return [f"{by} most concentrated in {_layer_name(layer)}: {layer.effective_share:.0%} of its "
+            "weights are effective. It was not compared with networks that learned nothing."
+            for layer in least]
 
 
-def _permuted_layers(usage: ModelUsage) -> list[str]:
-    """Names the layers whose weights could not be re-initialised, with or without a null."""
-    layers, points = usage.layers.values(), []
-    permuted = [_layer_name(layer) for layer in layers
-                if layer.null and layer.null.kind == PERMUTED]
-    if permuted:
-        points.append("Compared with their own weights in another order, since they could not be "
-                    f"re-initialised: {_join_names(permuted[:MOST_NAMED], len(permuted))}.")
-    without = [_layer_name(layer) for layer in layers if usage.null and not layer.null]
-    if without:
-        points.append("Not compared with networks that learned nothing, since they could not be "
-                    f"re-initialised: {_join_names(without[:MOST_NAMED], len(without))}.")
-    return points
+def _named_layers(usage: ModelUsage) -> list[str]:
+    """Names the layers that could not be re-initialised, those with dead units, the dead ones."""
+    layers = list(usage.layers.values())
+    dead = sorted((layer for layer in layers if layer.dead_units),
+                  key=lambda layer: -(layer.dead_units or 0) / layer.units)
+    no_draw = "since they could not be re-initialised"
+    points = [
+        (f"Compared with their own weights in another order, {no_draw}",
+         [_layer_name(layer) for layer in layers if layer.null and layer.null.kind == PERMUTED],
+         ""),
+        (f"Not compared with networks that learned nothing, {no_draw}",
+         [_layer_name(layer) for layer in layers if usage.null and not layer.null], ""),
+        ("Dead units, zero on all of these data or never above zero before a ReLU",
+         [f"{_layer_name(layer)} ({_dead_units(layer)})" for layer in dead],
+         " Other data may still activate them."),
+        ("No importance at all", [_layer_name(layer) for layer in layers if layer.dead], ""),
+    ]
+    return [f"{words}: {_join_names(names)}.{after}" for words, names, after in points if names]
 
 
-def _dead_layers(usage: ModelUsage) -> list[str]:
-    """Names the layers with dead units, and those without any importance."""
-    with_dead = [layer for layer in usage.layers.values() if layer.dead_units]
-    with_dead.sort(key=lambda layer: -(layer.dead_units or 0) / layer.units)
-    points = []
-    if with_dead:
-        named = [f"{_layer_name(layer)} ({layer.dead_units:,} of {layer.units:,})"
-                 for layer in with_dead[:MOST_NAMED]]
-        points.append(f"Dead units, zero on all of these data or never above zero before a ReLU: "
-                    f"{_join_names(named, len(with_dead))}. Other data may still activate them.")
-    silent = [_layer_name(layer) for layer in usage.layers.values() if layer.dead]
-    if silent:
-        points.append(f"No importance at all: {_join_names(silent[:MOST_NAMED], len(silent))}.")
-    return points
-
-
-def _join_names(named: Sequence[str], count: int) -> str:
-    more = count - len(named)
-    if more:
-        return f"{', '.join(named)} and {more:,} more"
-    return " and ".join(filter(None, (", ".join(named[:-1]), named[-1])))
+def _join_names(names: Sequence[str]) -> str:
+    """The first of the names, and how many more there are."""
+    if len(names) > MOST_NAMED:
+        return f"{', '.join(names[:MOST_NAMED])} and {len(names) - MOST_NAMED:,} more"
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
 def _usage_table(usage: ModelUsage, slim: ModelUsage | None) -> Table:
-    layers = list(usage.layers.values())
-    columns = [
-        ("layer", [_layer_name(layer) for layer in layers]),
-        ("weights", [f"{layer.weights:,}" for layer in layers]),
-        ("effective share", [f"{layer.effective_share:.1%}" for layer in layers]),
-        ("learned nothing", [_null_range(layer) for layer in layers]),
-        ("share that holds 90%", [f"{layer.top90_share:.1%}" for layer in layers]),
-        ("dead units", [_dead_units(layer) for layer in layers]),
-        ("slim: effective share", [_effective_share(slim, layer.name) for layer in layers]),
-    ]
-    filled = [(head, texts) for head, texts in columns if any(texts)]
-    return Table(tuple(head for head, _ in filled),
-                 list(zip(*(texts for _, texts in filled), strict=True)))
-
-
-def _null_range(layer: LayerUsage) -> str:
-    return f"{layer.null.low:.1%} to {layer.null.high:.1%}" if layer.null else ""
+    layers, of_slim = usage.layers.values(), slim.layers if slim else {}
+    columns = {
+        "layer": [_layer_name(layer) for layer in layers],
+        "weights": [f"{layer.weights:,}" for layer in layers],
+        "effective share": [f"{layer.effective_share:.1%}" for layer in layers],
+        "learned nothing": [f"{layer.null.low:.1%} to {layer.null.high:.1%}" if layer.null else ""
+                            for layer in layers],
+        "share that holds 90%": [f"{layer.top90_share:.1%}" for layer in layers],
+        "dead units": [_dead_units(layer) for layer in layers],
+        "slim: effective share": [f"{of_slim[layer.name].effective_share:.1%}"
+                                  if layer.name in of_slim else "" for layer in layers],
+    }
+    columns = {head: cells for head, cells in columns.items() if any(cells)}
+    return Table(tuple(columns), list(zip(*columns.values(), strict=True)))
 
 
 def _dead_units(layer: LayerUsage) -> str:
     return "" if layer.dead_units is None else f"{layer.dead_units:,} of {layer.units:,}"
 
 
-def _effective_share(usage: ModelUsage | None, name: str) -> str:
-    layer = usage.layers.get(name) if usage else None
-    return f"{layer.effective_share:.1%}" if layer else ""
-
-
 def _layer_name(layer: LayerUsage) -> str:
     return layer.name or "the model"
-
-
-METHODS = {
-    "given": "The widths were given.",
-    "effective": "The tutorial's rule: units × the share of effective weights, rounded down.",
-    "rank": "The effective rank of each layer's activations on training data (Roy & Vetterli "
-            "2007), rounded up.",
-    "projection": "The smallest number of principal directions, of training data, that keeps the "
-                  "score within the margin, in inference, on validation data (Berngardt 2024, "
-                  "arXiv 2405.14147).",
-    "ablation": "Units removed from the least important up, on validation data: the smallest "
-                "number that keeps the score within the margin, all layers at once.",
-    "search": "Networks of other widths were trained and compared with the original on validation "
-              "data; the cheapest one that is as good was taken, and compared once on test data.",
-}
-
-
-def sections(report: Report) -> list[Section]:
-    """All sections of the report, the most important first; the first holds the figures table."""
-    all_sections = [
-        _figures(report), _verdict(report), _rounds(report), _pareto(report), _layers(report),
-        _widths(report.widths), _slimmed(report), usage_section(report),
-        _not_analysed(report), _again(report),
-    ]
-    return [section for section in all_sections if section and section.blocks]
 
 
 _ROWS = (
@@ -224,28 +189,19 @@ def _change(first: float | None, last: float | None, change: str) -> str:
     return f"{quotient or 0:.2f}×"
 
 
-def _figures(report: Report) -> Section:
-    return Section("", (figures_table(report),
-                        Picture("comparison", "The verdict's interval, and what is saved.")))
-
-
-def _verdict(report: Report) -> Section:
+def _verdict(report: Report) -> Bullets:
     comparison = report.comparison
-    points = [comparison.verdict.sentence, comparison.budget, comparison.verdict.settle or ""]
-    if comparison.recipe is None:
-        points.append(comparison.no_recipe)
-    else:
-        points.append(comparison.artifact.sentence)
+    points = [comparison.verdict.sentence, comparison.budget, comparison.verdict.settle,
+              comparison.artifact.sentence if comparison.recipe else comparison.no_recipe]
     if comparison.churn is not None:
         points.append(f"The two models' predictions differ on {100 * comparison.churn:.1f}% of the "
-                    f"test examples.")
+                      f"test examples.")
     if comparison.worst_class_delta is not None:
         change = f"{100 * comparison.worst_class_delta:+.1f}".replace("-", "−")
         which = f" ({comparison.worst_class})" if comparison.worst_class else ""
         points.append(f"The class with the worst change{which}: {change} points of accuracy.")
-    points += comparison.notes
-    points.append(_latency_point(report))
-    return Section("What the verdict rests on", (Bullets(tuple(filter(None, points))),))
+    points += [*comparison.notes, _latency_point(report)]
+    return Bullets(tuple(filter(None, points)))
 
 
 def _latency_point(report: Report) -> str:
@@ -258,24 +214,19 @@ def _latency_point(report: Report) -> str:
             f"interval {low:.2f} to {high:.2f}).")
 
 
-def _rounds(report: Report) -> Section | None:
-    if len(report.rounds) < 2 and not report.ended:
-        return None
-    blocks: list[Block] = []
-    if len(report.rounds) > 1:
-        margin = margin_words(report.comparison.verdict)
-        result = report.names[-1]
-        blocks.append(Text(f"Each round slims the network of the round before, and is judged "
-                           f"against the original, with a margin of {margin}. The result is "
-                           f"{result}."))
-        is_result = [row.variant.name == result for row in report.rounds]
-        blocks.append(Table(("round", "verdict", "difference (interval)", "fewer FLOPs", ""),
-                            list(map(_round_row, report.rounds, is_result)),
-                            strong=is_result.index(True) if any(is_result) else None,
-                            may_be_cut=False))
-    if report.ended:
-        blocks.append(Text(f"There was no further round: {report.ended}"))
-    return Section("Rounds", tuple(blocks))
+def _rounds(report: Report) -> list[Block]:
+    ended = Text(f"There was no further round: {report.ended}" if report.ended else "")
+    if len(report.rounds) < 2:
+        return [ended]
+    margin, result = margin_words(report.comparison.verdict), report.names[-1]
+    is_result = [row.variant.name == result for row in report.rounds]
+    return [
+        Text(f"Each round slims the network of the round before, and is judged against the "
+             f"original, with a margin of {margin}. The result is {result}."),
+        Table(("round", "verdict", "difference (interval)", "fewer FLOPs", ""),
+              list(map(_round_row, report.rounds, is_result)),
+              strong=is_result.index(True) if any(is_result) else None, may_be_cut=False),
+        ended]
 
 
 def _round_row(row: Round, is_result: bool) -> tuple[str, ...]:
@@ -286,50 +237,48 @@ def _round_row(row: Round, is_result: bool) -> tuple[str, ...]:
             "–" if times is None else f"{times:.2f}×", "the result" if is_result else "")
 
 
-def _pareto(report: Report) -> Section:
-    score = report.comparison.verdict.score
-    return Section(f"{score[:1].upper()}{score[1:]} against FLOPs", (
-        Picture("pareto", f"Test {score} of each variant against the FLOPs of one sample, with "
-                          f"intervals over seeds."),))
+def _layers(report: Report) -> list[Block]:
+    rows = [(change.layer or "the model", f"{change.before:,}", f"{change.after:,}",
+             "as many" if change.before == change.after else f"{change.share:.0%}")
+            for change in report.layers]
+    return [Picture("changes", "Units of each layer, before and after."),
+            Table(("layer", "units, original", "units, slim", "kept"), rows),
+            Text("Not cut:" if report.uncut else ""), Bullets(_reason_points(report.uncut))]
 
 
-def _layers(report: Report) -> Section | None:
-    blocks: list[Block] = []
-    if report.layers:
-        rows = [(change.layer or "the model", f"{change.before:,}", f"{change.after:,}",
-                 "as many" if change.before == change.after else f"{change.share:.0%}")
-                for change in report.layers]
-        blocks.append(Picture("changes", "Units of each layer, before and after."))
-        blocks.append(Table(("layer", "units, original", "units, slim", "kept"), rows))
-    if report.uncut:
-        blocks.append(Text("Not cut:"))
-        blocks.append(Bullets(_reason_points(report.uncut)))
-    return Section("Layers before and after", tuple(blocks))
+METHODS = {
+    "given": "The widths were given.",
+    "effective": "The tutorial's rule: units × the share of effective weights, rounded down.",
+    "rank": "The effective rank of each layer's activations on training data (Roy & Vetterli "
+            "2007), rounded up.",
+    "projection": "The smallest number of principal directions, of training data, that keeps the "
+                  "score within the margin, in inference, on validation data (Berngardt 2024, "
+                  "arXiv 2405.14147).",
+    "ablation": "Units removed from the least important up, on validation data: the smallest "
+                "number that keeps the score within the margin, all layers at once.",
+    "search": "Networks of other widths were trained and compared with the original on validation "
+              "data; the cheapest one that is as good was taken, and compared once on test data.",
+}
 
 
-def _widths(target: TargetWidths | None) -> Section | None:
-    if target is None:
-        return None
-    blocks: list[Block] = [Text(METHODS.get(target.method, f"Method: {target.method}."))]
-    if target.dimensions:
-        blocks.append(Table(("what", "units", "chosen"), [
-            (parameter.name or "the model", f"{parameter.units:,}", f"{width:,}")
-            for parameter, width in zip(target.dimensions, target.widths, strict=True)]))
-    blocks.append(Picture("trials", "The widths that the search tried, each against the original "
-                                    "on validation data."))
+def _widths(target: TargetWidths) -> list[Block]:
     recommendation, searched = target.recommendation, target.searched
-    if searched and searched.trials:
-        blocks.append(_trials_table(searched.trials, target.widths))
-    if searched and recommendation:
-        blocks.append(Text(f"The search began with the widths of the method "
-                           f"{recommendation.method}: {METHODS.get(recommendation.method, '')}"))
-    blocks.append(Picture("curves", "By layer, the curve that the width was read from."))
-    notes = [source.note for source in (recommendation, searched) if source and source.note]
+    began = f"The search began with the widths of the method {recommendation.method}: " \
+            f"{METHODS.get(recommendation.method, '')}" if searched and recommendation else ""
     skipped = recommendation.skipped if recommendation else {}
-    notes += [f"No width for {layers}" for layers in _reason_points(skipped)]
-    if notes:
-        blocks.append(Bullets(tuple(notes)))
-    return Section("How the widths were found", tuple(blocks))
+    return [
+        Text(METHODS.get(target.method, f"Method: {target.method}.")),
+        Table(("what", "units", "chosen"), [
+            (parameter.name or "the model", f"{parameter.units:,}", f"{width:,}")
+            for parameter, width in zip(target.dimensions, target.widths, strict=True)]),
+        Picture("trials", "The widths that the search tried, each against the original on "
+                          "validation data."),
+        _trials_table(searched.trials if searched else (), target.widths),
+        Text(began),
+        Picture("curves", "By layer, the curve that the width was read from."),
+        Bullets((*(source.note for source in (recommendation, searched) if source and source.note),
+                 *(f"No width for {layers}" for layers in _reason_points(skipped)))),
+    ]
 
 
 def _trials_table(trials: Sequence[Trial], chosen: tuple[int, ...]) -> Table:
@@ -343,27 +292,17 @@ def _trials_table(trials: Sequence[Trial], chosen: tuple[int, ...]) -> Table:
                   "difference (interval)", "found"), rows, strong=strong)
 
 
-def _slimmed(report: Report) -> Section | None:
-    return Section("How it was slimmed", (Text(report.slimmed_by),)) if report.slimmed_by else None
-
-
-def _not_analysed(report: Report) -> Section | None:
+def _not_analysed(report: Report) -> tuple[str, ...]:
     """The layers that were skipped, each once, with the reason of the first variant that has it."""
     reasons: dict[str, str] = {}
     for usage in report.usages.values():
-        for layer, reason in usage.skipped.items():
-            reasons.setdefault(layer, reason)
-    return Section("What was not analysed", (Bullets(_reason_points(reasons)),)) if reasons \
-        else None
+        reasons |= {layer: usage.skipped[layer] for layer in usage.skipped if layer not in reasons}
+    return _reason_points(reasons)
 
 
 def _reason_points(reasons: Mapping[str, str]) -> tuple[str, ...]:
     """A point for each reason, with the layers that it applies to."""
     return tuple(f"{layers}: {reason.rstrip('.')}." for layers, reason in group_by_reason(reasons))
-
-
-def _again(report: Report) -> Section | None:
-    return Section("Run it again", (Text(report.again),)) if report.again else None
 
 
 def second_line(report: Report) -> str:
