@@ -11,12 +11,7 @@ import pandas as pd
 import pytest
 
 from tests.pipeline import comparing
-from tests.pipeline.comparing import (
-    EXIT,
-    Compare,
-    Refused,
-    assert_same_verdict,
-)
+from tests.pipeline.comparing import EXIT, Compare, Refused, assert_same_verdict
 from wua_mlflow.cli.main import main
 
 compare, refused = comparing.compare, comparing.refused
@@ -64,11 +59,12 @@ def test_files_of_predictions(files: Files, compare: Compare) -> None:
         "a.csv b.parquet --data truth.npz", "a_names.csv b_names.parquet",
         "a_names.csv b_names.npz --data truth.csv --target name",
     ):
-        found = compare(*words.split(), "--margin", "0.06")
-        assert_same_verdict(found, *files.scores, margin=0.06)
-        assert found["metrics"]["compare/churn"] == pytest.approx(churn)
-        assert found["metrics"]["compare/worst_class_delta"] == pytest.approx(worst)
-        assert not {name for name in found["metrics"] if name.endswith("_ratio")}
+        comparison = compare(*words.split(), "--margin", "0.06")
+        assert_same_verdict(comparison, *files.scores, margin=0.06)
+        metrics = comparison["metrics"]
+        assert metrics["compare/churn"] == pytest.approx(churn)
+        assert metrics["compare/worst_class_delta"] == pytest.approx(worst)
+        assert not {name for name in metrics if name.endswith("_ratio")}
 
 
 def test_files_of_amounts(store_uri: str, compare: Compare, tmp_path: Path) -> None:
@@ -78,10 +74,10 @@ def test_files_of_amounts(store_uri: str, compare: Compare, tmp_path: Path) -> N
     for name, guess in zip("ab", guesses, strict=True):
         pd.DataFrame({"prediction": guess, "target": truth}).to_csv(
             tmp_path / f"{name}.csv", index=False)
-    found = compare("a.csv", "b.csv", "--margin", "0.05")
+    comparison = compare("a.csv", "b.csv", "--margin", "0.05")
     scores = [1 - (truth - guess) ** 2 / truth.var() for guess in guesses]
-    assert_same_verdict(found, *scores, margin=0.05)
-    assert found["artifact"]["method"] == "paired bootstrap-t"
+    assert_same_verdict(comparison, *scores, margin=0.05)
+    assert comparison["artifact"]["method"] == "paired bootstrap-t"
 
 
 @pytest.mark.parametrize(("wrong", "outcome"), [(0, "non_inferior"), (12, "inconclusive"),
@@ -102,35 +98,26 @@ def test_the_exit_code_is_the_verdicts(
                                 f"{-wrong / 400:+.4f}".replace("-", "−")]
 
 
-def test_one_file_against_itself(files: Files, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["compare", "a.csv", "a.csv"]) == 0
-    assert "A: a.csv  B: a.csv" in capsys.readouterr().out
-
-
 def test_files_of_predictions_need_no_store(
-    files: Files, compare: Compare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
-    mlflow.set_tracking_uri("http://127.0.0.1:1")
-    compare("a.csv", "b.csv")
-    mlflow.set_tracking_uri(f"sqlite:///{tmp_path / 'other.db'}")
-    compare("a.csv", "b.csv")
+    """One against itself, too."""
+    for uri in ("http://127.0.0.1:1", f"sqlite:///{tmp_path / 'other.db'}"):
+        mlflow.set_tracking_uri(uri)
+        assert main(["compare", "a.csv", "a.csv"]) == 0
+        assert "A: a.csv  B: a.csv" in capsys.readouterr().out
     assert not (tmp_path / "other.db").exists()
 
 
 FILE_ERRORS = [
     ("a.csv short.csv", "compare: expected a prediction for each of the 400 test examples in "
                         "short.csv, but got 300"),
-    ("short.csv a.csv", "compare: expected a prediction for each of the 300 test examples in "
-                        "a.csv, but got 400"),
     ("a.csv shifted.csv", "compare: expected the test data's targets in shifted.csv, in the same "
                           "order, but "),
     ("a.csv chances.csv", "compare: expected predicted classes in chances.csv, but got 0.25; turn "
                           "probabilities into classes first"),
     ("a.csv a_names.csv", "compare: expected predicted classes such as 0 in a_names.csv, as the "
                           "targets are, but got "),
-    ("b_names.parquet b.csv", "compare: expected predicted classes such as 'ant' in b.csv, as the "
-                              "targets are, but got "),
     ("b.csv b.parquet", "compare: expected a column 'target' in one of the two files, or the test "
                         "data (--data and --target), but got neither"),
     ("a.csv nowhere.csv", "compare: expected a file of predictions, but 'nowhere.csv' does not"),
@@ -142,8 +129,6 @@ FILE_ERRORS = [
                          "array of shape (0,)"),
     ("a.csv misspelt.csv", "compare: expected a column 'prediction' in misspelt.csv, but it has "
                            "predictions; did you mean 'predictions'?"),
-    ("a.csv gap.csv", "compare: expected a prediction in every row of gap.csv, but 1 of 400 are "
-                      "missing"),
     ("a.csv gap.parquet", "compare: expected a prediction in every row of gap.parquet, but 1 of "
                           "400 are missing"),
     ("a.csv wide.npz", "compare: expected one prediction an example in wide.npz, but got an array "
@@ -152,16 +137,9 @@ FILE_ERRORS = [
                                  "infinite.csv, as this is a regression, but got inf"),
     ("amounts.csv a_names.csv", "compare: expected finite numbers as the predictions in "
                                 "a_names.csv, as this is a regression, but got "),
-    ("alike.csv alike.csv", "target: expected at least two different values"),
     ("b.csv b.csv --data truth.csv --target q", "target: expected a column of truth.csv, which "
                                                 "has 'what', 'y', 'name', but got 'q'"),
-    ("b.csv b.csv --data truth.csv", "target: expected a column of truth.csv, which has 'what', "
-                                     "'y', 'name', but got none"),
-    ("b.csv b.csv --data none.csv --target y", "data: expected a file, but 'none.csv' does not"),
     ("b.csv b.csv --data digits", "compare: expected a prediction for each of the 540 test "),
-    ("b.csv b.csv --data digits --target y", "target: expected none beside data 'digits'"),
-    ("a.csv b.csv --margin nan", "margin: expected a number of at least 0 and below 1"),
-    ("a.csv model", "compare: expected a run id, a model URI such as models:/name/1, or a file"),
     ("a.csv b.txt", "compare: expected a run id, a model URI such as models:/name/1, or a file"),
 ]
 
@@ -179,12 +157,10 @@ def test_files_that_cannot_be_compared(files: Files, tmp_path: Path, refused: Re
     (tmp_path / "junk.parquet").write_text("no table")
     write("headed.csv", prediction=[])
     write("misspelt.csv", predictions=files.b)
-    write("gap.csv", prediction=[None, *files.b[1:]])
     pd.DataFrame({"prediction": ["ant"] * 399 + [None]}).to_parquet(tmp_path / "gap.parquet")
     np.savez(tmp_path / "wide.npz", prediction=np.zeros((400, 3)))
     amounts = np.linspace(0, 1, 400) ** 2
     write("amounts.csv", prediction=amounts, target=amounts)
     write("infinite.csv", prediction=[np.inf, *amounts[1:]])
-    write("alike.csv", prediction=np.zeros(400), target=np.zeros(400))
     for words, message in FILE_ERRORS:
         assert refused(*words.split()).startswith(message), words

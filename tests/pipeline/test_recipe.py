@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from types import ModuleType
 
@@ -15,10 +15,18 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
+from tests.pipeline.slimming_cases import same
 from wua_mlflow.config import load_settings
 from wua_mlflow.device import device_of
 from wua_mlflow.pipeline.networks import from_scratch
-from wua_mlflow.pipeline.recipe import Recipe, _warm_up, load_recipe, train_one, train_replicates
+from wua_mlflow.pipeline.recipe import (
+    Recipe,
+    Trained,
+    _warm_up,
+    load_recipe,
+    train_one,
+    train_replicates,
+)
 from wua_mlflow.rng import Purpose, torch_generator
 from wua_mlflow.training.fit import TrainingDiverged
 
@@ -62,8 +70,8 @@ def test_training_is_the_loop_that_one_would_write(
     recipe = recipe_of(optimizer=name, lr=0.02, batch_size=batch_size or "full")
     trained = train_one(recipe, (5,), 3, seed=7)
     expected = by_hand(recipe, 7, optimizer, batch_size)
-    for found, parameter in zip(trained.model.parameters(), expected, strict=True):
-        assert torch.allclose(found, parameter, atol=1e-6)
+    for parameter, by_loop in zip(trained.model.parameters(), expected, strict=True):
+        assert torch.allclose(parameter, by_loop, atol=1e-6)
     assert [record.epoch for record in trained.records] == [1, 2, 3]
     assert not trained.model.training
     assert trained.kind == "logits"
@@ -81,9 +89,9 @@ def test_the_callers_streams_are_left_alone_and_do_not_matter() -> None:
         assert torch.equal(torch.get_rng_state(), before[0])
         assert np.array_equal(np.random.get_state()[1], before[1])
         assert random.getstate() == before[2]
-    first, second = (list(one.model.parameters()) for one in results)
-    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
-    assert torch.equal(results[0].stream["cpu"], results[1].stream["cpu"])
+    first, second = results
+    assert same(first, second)
+    assert torch.equal(first.stream["cpu"], second.stream["cpu"])
 
 
 def test_what_torch_loads_first_is_nobodys_training_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,46 +110,21 @@ def test_what_torch_loads_first_is_nobodys_training_time(monkeypatch: pytest.Mon
     assert order[:2] == ["step", "clock"]
 
 
-def test_a_slim_network_goes_on_from_the_stream() -> None:
-    """Its first weights are what the stream gives after the original's."""
-    recipe = recipe_of(batch_size="full")
-    original = train_one(recipe, (5,), 1, seed=7)
-    slim = train_one(recipe, (2,), 1, seed=7, stream=original.stream)
-    with torch.random.fork_rng():
-        torch.manual_seed(7)
-        network()
-        start = nn.Linear(13, 2).weight.detach().clone()
-    moved = (next(slim.model.parameters()).detach() - start).abs()
-    assert float(moved.max()) == pytest.approx(recipe.settings.lr, rel=1e-3)  # Adam's first step
-
-
 def test_replicates_repeat_the_recipe_with_the_next_seeds() -> None:
     recipe = recipe_of(seeds=3, seed=2**32 - 2, batch_size="full", lr=0.02)
     main = train_one(recipe, (5,), 3, seed=2**32 - 2)
     test = recipe.evaluate(main.model, recipe.split.test, main.kind)
-    found = train_replicates(recipe, from_scratch(recipe, (5,), 3), (main, test), count=3)
-    assert [one.seed for one in found] == [2**32 - 2, 2**32 - 1, 0]
+    replicates = train_replicates(recipe, from_scratch(recipe, (5,), 3), (main, test), count=3)
+    assert [replicate.seed for replicate in replicates] == [2**32 - 2, 2**32 - 1, 0]
     x, y = recipe.split.test.inputs, recipe.split.test.targets
-    for one in found:
+    for replicate in replicates:
         first, bias, second, last = by_hand(
-            recipe, one.seed, lambda p: torch.optim.Adam(p, 0.02), None)
+            recipe, replicate.seed, lambda p: torch.optim.Adam(p, 0.02), None)
         outputs = torch.relu(x @ first.T + bias) @ second.T + last
-        assert np.array_equal(one.scores, (outputs.argmax(1) == y).double().numpy())
-        assert one.loss == pytest.approx(nn.functional.cross_entropy(outputs, y).item(), abs=1e-5)
-        assert one.score == pytest.approx(one.scores.mean())
-
-
-def test_replicates_of_a_slim_network_go_on_from_the_streams() -> None:
-    recipe = recipe_of(seeds=5)
-    main = train_one(recipe, (3,), 1, seed=42)
-    test = recipe.evaluate(main.model, recipe.split.test, main.kind)
-    streams = [main.stream, train_one(recipe, (5,), 1, seed=43).stream]
-    make = from_scratch(recipe, (3,), 1, streams)
-    _, second = train_replicates(recipe, make, (main, test), count=2)
-    alone = train_one(recipe, (3,), 1, seed=43, stream=streams[1])
-    again = recipe.evaluate(alone.model, recipe.split.test, alone.kind)
-    assert second.loss == pytest.approx(again.loss)
-    assert torch.equal(second.stream["cpu"], alone.stream["cpu"])
+        assert np.array_equal(replicate.scores, (outputs.argmax(1) == y).double().numpy())
+        loss = nn.functional.cross_entropy(outputs, y).item()
+        assert replicate.loss == pytest.approx(loss, abs=1e-5)
+        assert replicate.score == pytest.approx(replicate.scores.mean())
 
 
 def test_early_stopping_watches_the_validation_part_and_keeps_the_best() -> None:
@@ -151,9 +134,9 @@ def test_early_stopping_watches_the_validation_part_and_keeps_the_best() -> None
     best = int(np.argmin(losses))
     assert len(losses) == best + 1 + 2 < 200
     with torch.no_grad():
-        kept = nn.functional.cross_entropy(trained.model(recipe.split.validation.inputs),
+        loss = nn.functional.cross_entropy(trained.model(recipe.split.validation.inputs),
                                            recipe.split.validation.targets).item()
-    assert kept == pytest.approx(losses[best], abs=1e-6)
+    assert loss == pytest.approx(losses[best], abs=1e-6)
     assert train_one(recipe_of(), (5,), 1, seed=1).records[0].validation_loss is None
 
 
@@ -182,56 +165,55 @@ def test_divergence_says_the_epoch() -> None:
 
 
 @pytest.fixture
-def own(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+def parts(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """A module ``recipe_parts`` with a factory for wine; tests put their trainers into it."""
     module = ModuleType("recipe_parts")
     module.model = lambda widths: nn.Sequential(  # type: ignore[attr-defined]
         nn.Linear(13, widths[0]), nn.Tanh(), nn.Linear(widths[0], 3))
     monkeypatch.setitem(sys.modules, "recipe_parts", module)
-    path = list(sys.path)
-    yield module
-    sys.path[:] = path
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    return module
 
 
-def with_trainer(own: ModuleType, trainer: Callable) -> Recipe:
-    own.trainer = trainer  # type: ignore[attr-defined]
-    return recipe_of(model="recipe_parts:model", train="recipe_parts:trainer")
+def trained_by(parts: ModuleType, trainer: Callable, epochs: int = 1) -> Trained:
+    parts.trainer = trainer  # type: ignore[attr-defined]
+    recipe = recipe_of(model="recipe_parts:model", train="recipe_parts:trainer")
+    return train_one(recipe, (4,), epochs, seed=7)
 
 
-def test_the_users_trainer_is_given_what_the_contract_says(own: ModuleType) -> None:
-    seen = []
+def test_the_users_trainer_is_given_what_the_contract_says(parts: ModuleType) -> None:
+    calls = []
 
     def trainer(model: nn.Module, data: object, budget: int, seed: int) -> nn.Module:
-        seen.append((model, data, budget, seed))
+        calls.append((model, data, budget, seed))
         with torch.no_grad():
             model[0].weight.add_(torch.randn(4, 13))  # the stream is the recipe's
         return model.train()
 
-    recipe = with_trainer(own, trainer)
-    trained = [train_one(recipe, (4,), 9, seed=7) for _ in range(2)]
-    ((model, data, budget, seed), _) = seen
-    assert trained[0].model is model and not model.training
+    trained, again = (trained_by(parts, trainer, 9) for _ in range(2))
+    ((model, data, budget, seed), _) = calls
+    assert trained.model is model and not model.training
     assert (budget, seed, type(data)) == (9, 7, tuple)
-    for one, part in zip(data, (recipe.split.train, recipe.split.validation), strict=True):
-        assert isinstance(one, TensorDataset)
-        assert torch.equal(one.tensors[0], part.inputs)
-        assert torch.equal(one.tensors[1], part.targets)
-    assert torch.equal(trained[0].model[0].weight, trained[1].model[0].weight)
-    assert trained[0].records == []
+    split = recipe_of().split
+    for given, part in zip(data, (split.train, split.validation), strict=True):
+        assert isinstance(given, TensorDataset)
+        assert torch.equal(given.tensors[0], part.inputs)
+        assert torch.equal(given.tensors[1], part.targets)
+    assert torch.equal(trained.model[0].weight, again.model[0].weight)
+    assert trained.records == []
 
 
-def test_a_trainer_may_return_a_copy_or_a_compiled_network(own: ModuleType) -> None:
+def test_a_trainer_may_return_a_copy_or_a_compiled_network(parts: ModuleType) -> None:
     def copied(model: nn.Module, *_: object) -> nn.Module:
-        twin = own.model((4,))
+        twin = parts.model((4,))
         twin.load_state_dict({name: value + 1 for name, value in model.state_dict().items()})
         return twin
-
-    assert isinstance(train_one(with_trainer(own, copied), (4,), 1, seed=7).model, nn.Sequential)
 
     def compiled(model: nn.Module, *_: object) -> nn.Module:
         return torch.compile(model, backend="eager")
 
-    assert isinstance(train_one(with_trainer(own, compiled), (4,), 1, seed=7).model, nn.Sequential)
+    for trainer in (copied, compiled):
+        assert isinstance(trained_by(parts, trainer).model, nn.Sequential)
 
 
 def scaled(model: nn.Module, *_: object) -> nn.Module:
@@ -239,32 +221,28 @@ def scaled(model: nn.Module, *_: object) -> nn.Module:
     return nn.Sequential(model[0], nn.Sigmoid(), model[2])
 
 
-@pytest.mark.parametrize(("trainer", "message"), [
-    (lambda *_: None, "train: expected recipe_parts:trainer to return the trained torch.nn.Module, "
-                      "but it returned NoneType"),
-    (lambda model, *_: model.state_dict(), "train: expected .*, but it returned OrderedDict"),
-    (lambda model: model, "train: recipe_parts:trainer failed: TypeError: "),
-    (lambda *_: nn.Linear(13, 3), "train: expected recipe_parts:trainer to return the network it "
-                                  "was given, trained, but it returned one of other parameters: "),
-    (scaled, "train: expected .* but it returned one that computes something else"),
-    (lambda *_: sys.exit(0), "train: recipe_parts:trainer failed: SystemExit: 0"),
-])
-def test_a_trainer_that_breaks_the_contract(
-    own: ModuleType, trainer: Callable, message: str
-) -> None:
-    with pytest.raises(ValueError, match=f"^{message}"):
-        train_one(with_trainer(own, trainer), (4,), 1, seed=7)
+def test_a_trainer_that_breaks_the_contract(parts: ModuleType) -> None:
+    for trainer, message in (
+        (lambda *_: None, "train: expected recipe_parts:trainer to return the trained "
+                          "torch.nn.Module, but it returned NoneType"),
+        (lambda model: model, "train: recipe_parts:trainer failed: TypeError: "),
+        (lambda *_: nn.Linear(13, 3), "train: expected recipe_parts:trainer to return the network "
+                                      "it was given, trained, but it returned one of other "
+                                      "parameters: "),
+        (scaled, "train: expected .* but it returned one that computes something else"),
+        (lambda *_: sys.exit(0), "train: recipe_parts:trainer failed: SystemExit: 0"),
+    ):
+        with pytest.raises(ValueError, match=f"^{message}"):
+            trained_by(parts, trainer)
 
-
-def test_a_trainer_may_be_interrupted(own: ModuleType) -> None:
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train_one(with_trainer(own, interrupted), (4,), 1, seed=7)
+        trained_by(parts, interrupted)
 
 
-def test_an_error_in_evaluation_names_the_model(own: ModuleType) -> None:
+def test_an_error_in_evaluation_names_the_model(parts: ModuleType) -> None:
     class Picky(nn.Linear):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             if len(x) > 3:
