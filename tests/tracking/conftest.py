@@ -8,11 +8,9 @@ import pytest
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.tracking import MlflowClient
 
-from wua_mlflow.tracking.runs import runs as the_function
+from wua_mlflow.tracking.runs import runs
 from wua_mlflow.tracking.store import sqlite_file
 
-READING = the_function.__globals__
-"""The names of the module, which the function that is called like it hides."""
 BEGAN = 1_700_000_000_000
 """2023-11-14 22:13:20 UTC, in milliseconds."""
 
@@ -28,11 +26,11 @@ class Writer:
         start = BEGAN + 1000 * self.made
         self.made += 1
         run_id = self.client.create_run(experiment, start, run_name=name).info.run_id
-        given = {**({"wua.kind": kind} if kind else {}), **(tags or {})}
+        labels = {**({"wua.kind": kind} if kind else {}), **(tags or {})}
         self.client.log_batch(
             run_id, [Metric(key, value, 0, 0) for key, value in (metrics or {}).items()],
             [Param(key, value) for key, value in (params or {}).items()],
-            [RunTag(key, value) for key, value in given.items()])
+            [RunTag(key, value) for key, value in labels.items()])
         self.client.set_terminated(run_id)
         return run_id
 
@@ -91,10 +89,10 @@ def calls(monkeypatch):
 
     class Counted(MlflowClient):
         def __getattribute__(self, name):
-            found = super().__getattribute__(name)
-            if name.startswith("_") or not callable(found):
-                return found
-            return lambda *args, **kwargs: noted.append((name, kwargs)) or found(*args, **kwargs)
+            value = super().__getattribute__(name)
+            if name.startswith("_") or not callable(value):
+                return value
+            return lambda *args, **kwargs: noted.append((name, kwargs)) or value(*args, **kwargs)
 
-    monkeypatch.setitem(READING, "open_client", Counted)
+    monkeypatch.setitem(runs.__globals__, "open_client", Counted)
     return noted

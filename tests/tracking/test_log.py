@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 
 import mlflow
 import numpy as np
@@ -15,41 +16,39 @@ from torch import nn
 
 from wua_mlflow.flops import CONVENTION, FlopCount
 from wua_mlflow.tracking import log
+from wua_mlflow.tracking.store import connect, ended
 from wua_mlflow.training.latency import Latency
 from wua_mlflow.usage.analyze import analyze
 from wua_mlflow.usage.results import Histogram, LayerUsage, ModelUsage, NullUsage
 
 
-class Counted:
-    """A client that notes what it was called for, and how much."""
+class Counted(MlflowClient):
+    """A client that notes by which methods it was asked to write, and what."""
 
-    def __init__(self, client: MlflowClient):
-        self.client = client
+    def __init__(self, uri: str) -> None:
+        super().__init__(uri)
         self.calls: list[tuple[str, dict]] = []
 
-    def __getattr__(self, name):
-        def call(*args, **kwargs):
-            self.calls.append((name, kwargs))
-            return getattr(self.client, name)(*args, **kwargs)
+    def log_batch(self, run_id, **entities):
+        self.calls.append(("log_batch", entities))
+        super().log_batch(run_id, **entities)
 
-        return call
-
-    @property
-    def names(self) -> list[str]:
-        return [name for name, _ in self.calls]
+    def log_artifacts(self, run_id, folder):
+        self.calls.append(("log_artifacts", {}))
+        super().log_artifacts(run_id, folder)
 
 
 @pytest.fixture
 def open_run(store_uri, monkeypatch):
     """A counting client, the id of a run that is open, and the calls that reach the store."""
-    client = MlflowClient(store_uri)
+    client = Counted(store_uri)
     run_id = client.create_run("0").info.run_id
     stored = []
     store = client._tracking_client.store
     batch = store.log_batch
     monkeypatch.setattr(store, "log_batch",
                         lambda *args, **kwargs: stored.append(1) or batch(*args, **kwargs))
-    yield Counted(client), run_id, stored
+    yield client, run_id, stored
     client.set_terminated(run_id)
 
 
@@ -82,139 +81,120 @@ def test_2500_metrics_are_three_calls_and_the_files_one(open_run):
     metrics = {f"m/{number}": float(number) for number in range(500)}
     curve = [1 / (epoch + 1) for epoch in range(2000)]
     log.write(client, run_id, metrics=metrics, curves={"loss/train": curve},
-          tags={"wua.step.train": "done"}, params={"lr": 0.01},
-          files={"a/b/text.md": "§ text", "bytes.bin": lambda path: path.write_bytes(b"\0\1")})
-    assert client.names == ["log_artifacts", "log_batch", "log_batch", "log_batch"]
+              tags={"wua.step.train": "done"}, params={"lr": 0.01},
+              files={"a/b/text.md": "§ text", "bytes.bin": lambda path: path.write_bytes(b"\0\1")})
+    assert [name for name, _ in client.calls] == ["log_artifacts", *["log_batch"] * 3]
     assert len(stored) == 3
-    assert [len(kwargs["metrics"]) for _, kwargs in client.calls[1:]] == [1000, 1000, 500]
-    run = client.client.get_run(run_id)
+    assert [len(entities["metrics"]) for _, entities in client.calls[1:]] == [1000, 1000, 500]
+    run = client.get_run(run_id)
     assert {key: run.data.metrics[key] for key in metrics} == metrics
     assert run.data.params == {"lr": "0.01"}
     assert run.data.tags["wua.step.train"] == "done"
-    history = client.client.get_metric_history(run_id, "loss/train")
+    history = client.get_metric_history(run_id, "loss/train")
     assert sorted((point.step, point.value) for point in history) == list(enumerate(curve, 1))
-    assert [point.step for point in client.client.get_metric_history(run_id, "m/7")] == [0]
-    folder = client.client.download_artifacts(run_id, "")
-    with open(f"{folder}/a/b/text.md", encoding="utf-8") as file:
-        assert file.read() == "§ text"
-    with open(f"{folder}/bytes.bin", "rb") as file:
-        assert file.read() == b"\0\1"
+    assert [point.step for point in client.get_metric_history(run_id, "m/7")] == [0]
+    folder = Path(client.download_artifacts(run_id, ""))
+    assert (folder / "a/b/text.md").read_text(encoding="utf-8") == "§ text"
+    assert (folder / "bytes.bin").read_bytes() == b"\0\1"
 
 
-def test_a_batch_holds_no_more_than_mlflow_takes(open_run):
+def test_a_batch_holds_no_more_than_mlflow_takes_and_the_tags_are_last(open_run):
     client, run_id, stored = open_run
-    log.write(client, run_id, metrics={f"m/{number}": 1.0 for number in range(1000)},
-          tags={"wua.step.train": "done"})
-    assert client.names == ["log_batch", "log_batch"] and len(stored) == 2
-    assert [len(kwargs["tags"]) for _, kwargs in client.calls] == [0, 1]
-
-
-def test_many_params_and_tags_take_several_batches_the_tags_last(open_run):
-    client, run_id, stored = open_run
+    metrics = {f"m/{number}": 1.0 for number in range(1000)}
     params = {f"p{number}": number for number in range(250)}
     tags = {f"t{number}": str(number) for number in range(130)}
+    log.write(client, run_id, metrics=metrics, tags={"wua.step.train": "done"})
     log.write(client, run_id, params=params, tags=tags)
-    sent = [(len(kwargs["params"]), len(kwargs["tags"])) for _, kwargs in client.calls]
-    assert sent == [(100, 0), (100, 0), (50, 100), (0, 30)]
-    assert len(stored) == 4
-    data = client.client.get_run(run_id).data
+    sent = [tuple(len(entities[kind]) for kind in ("metrics", "params", "tags"))
+            for _, entities in client.calls]
+    assert sent == [(1000, 0, 0), (0, 0, 1), (0, 100, 0), (0, 100, 0), (0, 50, 100), (0, 0, 30)]
+    assert len(stored) == len(sent)
+    data = client.get_run(run_id).data
     assert data.params == {key: str(value) for key, value in params.items()}
     assert {key: data.tags[key] for key in tags} == tags
 
 
-def test_nothing_to_write_is_no_call(open_run):
-    client, run_id, _ = open_run
-    log.write(client, run_id, metrics={}, curves={"loss/train": []}, params={}, tags={}, files={})
-    assert client.calls == []
-
-
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, torch.tensor(math.nan)])
+@pytest.mark.parametrize("value", [math.nan, -math.inf, torch.tensor(math.nan)])
 @pytest.mark.parametrize("curve", [True, False])
 def test_a_metric_that_is_no_number_raises_before_anything_is_sent(open_run, value, curve):
     client, run_id, _ = open_run
-    given = {"curves": {"loss/train": [0.5, value]}} if curve \
+    numbers = {"curves": {"loss/train": [0.5, value]}} if curve \
         else {"metrics": {"loss/train": value}}
     with pytest.raises(ValueError, match="^metric loss/train: expected a finite number, but got"):
-        log.write(client, run_id, **given, tags={"done": "yes"}, files={"a.txt": "a"})
+        log.write(client, run_id, **numbers, tags={"done": "yes"}, files={"a.txt": "a"})
     assert client.calls == []
 
 
-def test_a_file_that_cannot_be_made_leaves_no_tag(open_run):
+def test_a_file_that_cannot_be_made_leaves_no_tag_and_nothing_to_write_is_no_call(open_run):
     client, run_id, _ = open_run
     with pytest.raises(ZeroDivisionError):
         log.write(client, run_id, tags={"wua.step.train": "done"}, files={"a.png": lambda _: 1 / 0})
+    log.write(client, run_id, metrics={}, curves={"loss/train": []}, params={}, tags={}, files={})
     assert client.calls == []
 
 
 def test_numbers_of_any_kind_are_taken(open_run):
     client, run_id, _ = open_run
     log.write(client, run_id, metrics={"a": np.float32(0.5), "b": torch.tensor([2.0]), "c": True,
-                                   "d": np.int64(2**40)})
-    assert client.client.get_run(run_id).data.metrics == {"a": 0.5, "b": 2.0, "c": 1.0, "d": 2**40}
+                                       "d": np.int64(2**40)})
+    assert client.get_run(run_id).data.metrics == {"a": 0.5, "b": 2.0, "c": 1.0, "d": 2**40}
 
 
-@pytest.mark.parametrize(("given", "said"), [
-    ({"params": {"hidden": "1," * 3001}}, "^param hidden: expected at most 6,000 .* got 6,002"),
-    ({"tags": {"wua.widths": "1," * 4001}}, "^tag wua.widths: expected at most 8,000 .* got 8,002"),
-])
-def test_what_mlflow_would_cut_raises(open_run, given, said):
+def test_what_mlflow_would_cut_raises(open_run):
     client, run_id, _ = open_run
-    with pytest.raises(ValueError, match=said):
-        log.write(client, run_id, **given)
+    for entities, message in (
+            ({"params": {"hidden": "1," * 3001}}, "param hidden: expected at most 6,000 .* 6,002"),
+            ({"tags": {"wua.a": "1," * 4001}}, "tag wua.a: expected at most 8,000 .* got 8,002")):
+        with pytest.raises(ValueError, match=f"^{message}"):
+            log.write(client, run_id, **entities)
     assert client.calls == []
     log.write(client, run_id, params={"p": "x" * 6000}, tags={"t": "y" * 8000})
-    data = client.client.get_run(run_id).data
+    data = client.get_run(run_id).data
     assert (len(data.params["p"]), len(data.tags["t"])) == (6000, 8000)
 
 
 @pytest.mark.parametrize("line", ["| a row of a table |\n", "x"])
 def test_a_description_that_is_too_long_says_that_it_is_cut(open_run, line):
     client, run_id, _ = open_run
+
+    def stored(text: str) -> str:
+        log.write(client, run_id, tags={"mlflow.note.content": text})
+        return client.get_run(run_id).data.tags["mlflow.note.content"]
+
     text = line * (9000 // len(line))
-    log.write(client, run_id, tags={"mlflow.note.content": text})
-    held = client.client.get_run(run_id).data.tags["mlflow.note.content"]
-    kept, _, note = held.rpartition("\n\n")
-    assert 7800 < len(held) <= 8000
-    assert text.startswith(kept) and kept.endswith(line.rstrip())
+    description = stored(text)
+    beginning, _, note = description.rpartition("\n\n")
+    assert 7800 < len(description) <= 8000
+    assert text.startswith(beginning) and beginning.endswith(line.rstrip())
     assert note == "… cut here: MLflow keeps 8,000 characters of a description."
-
-
-def test_a_description_that_fits_is_kept_as_it_is(open_run):
-    client, run_id, _ = open_run
-    log.write(client, run_id, tags={"mlflow.note.content": "z" * 8000})
-    assert client.client.get_run(run_id).data.tags["mlflow.note.content"] == "z" * 8000
+    assert stored("z" * 8000) == "z" * 8000
 
 
 def test_metrics_of_a_model_are_shown_with_it_but_not_its_curves(open_run):
     client, run_id, _ = open_run
-    model = client.client.create_logged_model("0", name="model", source_run_id=run_id)
+    model = client.create_logged_model("0", name="model", source_run_id=run_id)
     log.write(client, run_id, metrics={"accuracy/test": 0.75}, curves={"loss/train": [2.0, 1.0]},
-          model_id=model.model_id)
-    held = client.client.get_logged_model(model.model_id).metrics
-    assert [(metric.key, metric.value) for metric in held] == [("accuracy/test", 0.75)]
-    assert client.client.get_run(run_id).data.metrics == {"accuracy/test": 0.75, "loss/train": 1.0}
+              model_id=model.model_id)
+    metrics = client.get_logged_model(model.model_id).metrics
+    assert [(metric.key, metric.value) for metric in metrics] == [("accuracy/test", 0.75)]
+    assert client.get_run(run_id).data.metrics == {"accuracy/test": 0.75, "loss/train": 1.0}
 
 
 def test_usage_of_two_layers_by_hand():
-    metrics = log.usage_metrics(_usage(_layer(), _layer("fc2", weights=10, effective=5.0)))
+    metrics = log.usage_metrics(_usage(_layer(null=NULL), _layer("fc2", weights=10, effective=5.0),
+                                       null=NULL))
     assert metrics.pop("usage/entropy") == pytest.approx(math.log(21))
     assert metrics.pop("layers/fc1/entropy") == pytest.approx(4 * math.log(2))
     assert metrics.pop("layers/fc2/entropy") == pytest.approx(math.log(5))
     assert metrics == {
         "usage/effective_weights": 21.0, "usage/effective_share": 0.7, "usage/top90_share": 0.65,
-        "usage/low_share": 0.25, "params/analyzed": 30,
+        "usage/low_share": 0.25, "params/analyzed": 30, "usage/null_share": 0.75,
+        "usage/null_low": 0.7, "usage/null_high": 0.8, "usage/shift": -0.1,
         "layers/fc1/effective_weights": 16.0, "layers/fc1/top90_share": 0.65,
         "layers/fc1/low_share": 0.25, "layers/fc1/weights": 20, "layers/fc1/units": 10,
         "layers/fc2/effective_weights": 5.0, "layers/fc2/top90_share": 0.65,
         "layers/fc2/low_share": 0.25, "layers/fc2/weights": 10, "layers/fc2/units": 10,
     }
-
-
-def test_usage_beside_a_null():
-    metrics = log.usage_metrics(_usage(_layer(null=NULL), null=NULL))
-    found = {key: value for key, value in metrics.items() if "null" in key or "shift" in key}
-    assert found == {"usage/null_share": 0.75, "usage/null_low": 0.7, "usage/null_high": 0.8,
-                     "usage/shift": -0.1}
 
 
 @pytest.mark.parametrize(("layers", "of_layers"), [(20, 120), (21, 0)])
@@ -255,13 +235,12 @@ def test_latency():
         "latency/p50_ms": 0.5, "latency/p95_ms": 2.0, "latency/samples_per_s": 64.0}
 
 
-def test_a_library_user_logs_to_the_active_run(store_uri):
+def test_a_library_user_logs_to_the_active_run_or_names_one(store_uri):
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(2, 10), nn.ReLU(), nn.Linear(10, 1))
-    usage = analyze(model, torch.rand(50, 2), null=2)
     count = FlopCount(120, 160, {}, {}, {}, samples=2)
     with mlflow.start_run() as active:
-        log.log_usage(usage)
+        log.log_usage(analyze(nn.Sequential(nn.Linear(2, 10), nn.ReLU(), nn.Linear(10, 1)),
+                              torch.rand(50, 2), null=2))
         log.log_flops(count, train_samples=10, epochs=3)
     client = MlflowClient(store_uri)
     data = client.get_run(active.info.run_id).data
@@ -271,19 +250,13 @@ def test_a_library_user_logs_to_the_active_run(store_uri):
         math.exp(data.metrics["layers/0/entropy"]))
     assert data.tags["wua.null_kind"] == "re-initialised"
     assert data.tags["wua.flop_convention"] == CONVENTION
-    with open(client.download_artifacts(active.info.run_id, "usage/layers.json")) as file:
-        assert json.load(file)["data"][0][0] == "0"
-
-
-def test_a_library_user_names_the_run(open_run):
-    client, run_id, _ = open_run
-    log.log_usage(analyze(nn.Linear(3, 2), torch.rand(9, 3)), run_id=run_id)
-    log.log_flops(FlopCount(24, 0, {}, {}, {}, samples=2), train_samples=1, epochs=1, run_id=run_id)
-    data = client.client.get_run(run_id).data
-    assert (data.metrics["layers/model/weights"], data.metrics["flops/forward"]) == (6, 12)
+    table = Path(client.download_artifacts(active.info.run_id, "usage/layers.json")).read_text()
+    assert json.loads(table)["data"][0][0] == "0"
+    with ended(connect(), client.create_run("0").info.run_id) as run_id:
+        log.log_usage(analyze(nn.Linear(3, 2), torch.rand(9, 3)), run_id=run_id)
+        log.log_flops(count, train_samples=1, epochs=1, run_id=run_id)
+    data = client.get_run(run_id).data
+    assert (data.metrics["layers/model/weights"], data.metrics["flops/forward"]) == (6, 60)
     assert "wua.null_kind" not in data.tags
-
-
-def test_no_run_to_log_to_is_one_line(store_uri):
     with pytest.raises(ValueError, match="^run_id: expected a run's id or an active run"):
-        log.log_flops(FlopCount(1, 0, {}, {}, {}, samples=1), train_samples=1, epochs=1)
+        log.log_flops(count, train_samples=1, epochs=1)

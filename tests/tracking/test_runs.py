@@ -13,10 +13,8 @@ from mlflow.tracking import MlflowClient
 
 from wua_mlflow.tracking.runs import best, runs, show_run
 
-READING = runs.__globals__
 
-
-def test_a_row_a_variant_newest_first(populated):
+def test_a_row_a_variant_newest_first_in_columns_with_types(populated):
     table = runs()
     assert table["name"].tolist() == ["slim 6", "slim 5", "slim 7", "oversized 10"]
     assert table["run_id"].tolist() == [populated[name] for name in table["name"]]
@@ -27,41 +25,26 @@ def test_a_row_a_variant_newest_first(populated):
         "wua.kind", "wua.test_digest", "wua.variant", "wua.verdict",
         "batch_size", "epochs", "hidden", "lr",
         "accuracy/test", "flops/forward", "latency/p50_ms", "compare/looks"]
-
-
-def test_columns_have_types(populated):
-    table = runs().set_index("name")
     assert table["flops/forward"].dtype == table["epochs"].dtype == "Int64"
-    assert table["flops/forward"].to_dict() == {
-        "oversized 10": 60, "slim 7": 42, "slim 5": 30, "slim 6": 36}
+    assert table["flops/forward"].tolist() == [36, 30, 42, 60]
     assert table["lr"].dtype == table["accuracy/test"].dtype == float
-    assert table.loc["slim 7", ["epochs", "lr", "batch_size"]].tolist() == [60, 0.01, "64"]
-    assert table["hidden"].tolist() == ["6", "5", "7", "10"]
     assert isinstance(table["start_time"].dtype, pd.DatetimeTZDtype)
+    assert table["hidden"].tolist() == ["6", "5", "7", "10"]
+    assert table.loc[2, ["epochs", "lr", "batch_size"]].tolist() == [60, 0.01, "64"]
+    row = table.iloc[1]  # what a run lacks is NA
+    assert row[row.isna()].index.tolist() == [
+        "wua.variant", "batch_size", "epochs", "lr", "latency/p50_ms", "compare/looks"]
 
 
-def test_what_a_run_lacks_is_na(populated):
-    row = runs().set_index("name").loc["slim 5"]
-    lacking = ["wua.variant", "batch_size", "epochs", "lr", "latency/p50_ms", "compare/looks"]
-    assert row[row.isna()].index.tolist() == lacking
-
-
-@pytest.mark.parametrize(("experiment", "names"), [
-    ("other", ["slim 6"]),
-    ("Default", ["slim 5", "slim 7", "oversized 10"]),
-    (["other", "Default"], ["slim 6", "slim 5", "slim 7", "oversized 10"]),
-])
-def test_experiments(populated, experiment, names):
-    assert runs(experiment)["name"].tolist() == names
-
-
-def test_other_kinds(populated):
+def test_experiments_and_kinds(populated):
+    for experiment, names in (("other", ["slim 6"]),
+                              ("Default", ["slim 5", "slim 7", "oversized 10"]),
+                              (["other", "Default"], ["slim 6", "slim 5", "slim 7",
+                                                      "oversized 10"])):
+        assert runs(experiment)["name"].tolist() == names
     assert runs(kind="pipeline")["name"].tolist() == ["pipeline"]
     assert runs(kind="trial").empty
-
-
-def test_a_param_does_not_take_the_place_of_the_runs_own_fields(populated):
-    row = runs(kind="step").iloc[0]
+    row = runs(kind="step").iloc[0]  # a param does not take the place of the run's own fields
     assert (row["run_id"], row["name"]) == (populated["step"], "step")
     assert row["wua.target_run"] == populated["slim 7"]
 
@@ -77,16 +60,17 @@ def test_filter_order_and_limit_are_mlflows(populated, calls):
     assert several["name"].tolist()[:2] == ["slim 6", "slim 5"]
 
 
-@pytest.mark.parametrize(("limit", "sizes"), [(None, [5, 5, 5]), (7, [5, 2]), (10, [5, 5]),
-                                              (3, [3]), (100, [5, 5, 5])])
-def test_a_call_a_page_and_none_a_run(writer, calls, monkeypatch, limit, sizes):
+def test_a_call_a_page_and_none_a_run(writer, calls, monkeypatch):
     names = [f"run {number}" for number in range(12)]
     for name in names:
         writer.run(name)
     monkeypatch.setattr("wua_mlflow.tracking.store.PAGE", 5)
-    assert runs("Default", limit=limit)["name"].tolist() == names[::-1][:limit]
-    assert [name for name, _ in calls] == ["get_experiment_by_name"] + ["search_runs"] * len(sizes)
-    assert [kwargs["max_results"] for _, kwargs in calls[1:]] == sizes
+    for limit, sizes in ((None, [5, 5, 5]), (7, [5, 2]), (10, [5, 5]), (3, [3]), (100, [5, 5, 5])):
+        calls.clear()
+        assert runs("Default", limit=limit)["name"].tolist() == names[::-1][:limit]
+        assert [name for name, _ in calls] == [
+            "get_experiment_by_name", *["search_runs"] * len(sizes)]
+        assert [options["max_results"] for _, options in calls[1:]] == sizes
 
 
 def test_every_experiment_is_searched_where_a_page_does_not_hold_them(writer, monkeypatch):
@@ -94,7 +78,7 @@ def test_every_experiment_is_searched_where_a_page_does_not_hold_them(writer, mo
         writer.run(f"run {number}", experiment=writer.client.create_experiment(f"e{number}"))
     search = MlflowClient.search_experiments
     monkeypatch.setattr(MlflowClient, "search_experiments",
-                        lambda self, **given: search(self, **{**given, "max_results": 2}))
+                        lambda self, **options: search(self, **{**options, "max_results": 2}))
     assert sorted(runs()["name"]) == [f"run {number}" for number in range(4)]
 
 
@@ -124,7 +108,7 @@ def test_reading_does_not_make_a_database(store_uri, tmp_path):
     mlflow.set_tracking_uri(store_uri)
 
 
-@pytest.mark.parametrize(("given", "said"), [
+@pytest.mark.parametrize(("arguments", "message"), [
     ({"experiment": "othr"}, "experiment: none is called 'othr' in .*; did you mean 'other'"),
     ({"experiment": ["other", "zzz"]}, "experiment: none is called 'zzz' in sqlite.*mlflow.db$"),
     ({"kind": "varant"}, "kind: expected one of pipeline, .* but got 'varant'; did you mean 'var"),
@@ -138,9 +122,9 @@ def test_reading_does_not_make_a_database(store_uri, tmp_path):
     ({"where": "tags.`wua.variant` = 'sl"}, "where, order_by: MLflow refuses"),
     ({"order_by": "metrics.`flops/forward` UPWARDS"}, "where, order_by: .*Invalid ordering key"),
 ])
-def test_what_cannot_be_asked_is_one_line(populated, given, said):
-    with pytest.raises(ValueError, match=f"^{said}") as caught:
-        runs(**given)
+def test_what_cannot_be_asked_is_one_line(populated, arguments, message):
+    with pytest.raises(ValueError, match=f"^{message}") as caught:
+        runs(**arguments)
     assert "\n" not in str(caught.value)
 
 
@@ -158,29 +142,20 @@ def test_params_of_a_project_are_as_they_were_given(writer):
     writer.run("project", tags={"wua.widths": "128,64"}, params={
         "hidden": "''", "model": "", "target": "None", "data": "'my data/it'\"'\"'s.csv'",
         "epochs": "50.0", "seed": "abc", "lr": "''"})
-    row = runs().iloc[0]
-    assert row["hidden"] == "128,64"
+    writer.run("own widths before the tag's", tags={"wua.widths": "9"}, params={"hidden": "10"})
+    assert runs()["hidden"].tolist() == ["10", "128,64"]
+    row = runs().iloc[1]
     assert row["data"] == "my data/it's.csv"
     assert row["epochs"] == 50
     assert row[["model", "target", "seed", "lr"]].isna().all()
 
 
-def test_own_widths_come_before_the_tag(writer):
-    writer.run("old", tags={"wua.widths": "9"}, params={"hidden": "10"})
-    writer.run("without a param", tags={"wua.widths": "9"})
-    assert runs()["hidden"].tolist() == ["9", "10"]
-
-
 @pytest.mark.parametrize("value", [10.5, math.inf])
 def test_a_count_that_is_no_whole_number_is_shown_as_it_is(writer, value):
-    writer.run("odd", metrics={"flops/forward": value, "params/total": 3.0})
+    run_id = writer.run("odd", metrics={"flops/forward": value, "params/total": 3.0, "alpha": 1.5},
+                        params={"alpha": "a metric's name"})
     table = runs()
-    held = writer.client.get_run(table["run_id"][0]).data.metrics["flops/forward"]
-    assert table["flops/forward"].tolist() == [held] and held >= 10.5
+    stored = writer.client.get_run(run_id).data.metrics["flops/forward"]
+    assert table["flops/forward"].tolist() == [stored] and stored >= 10.5
     assert table["params/total"].dtype == "Int64"
-
-
-def test_a_metric_that_is_called_like_a_param(writer):
-    writer.run("twice", params={"alpha": "text"}, metrics={"alpha": 1.5})
-    table = runs()
     assert table["alpha"].tolist() == [1.5] and table.columns.is_unique

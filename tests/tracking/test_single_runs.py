@@ -1,7 +1,8 @@
-"""One run or two: the best, by the beginning of an id, side by side; and looks at a test set."""
+"""One run or two: the best, by the beginning of an id, side by side; looks; controls; results."""
 
 from __future__ import annotations
 
+import importlib
 from types import SimpleNamespace
 
 import mlflow
@@ -10,7 +11,20 @@ import pytest
 from mlflow.store.tracking import sqlalchemy_store
 from mlflow.tracking import MlflowClient
 
-from wua_mlflow.tracking.runs import best, compare_runs, count_looks, find_run, runs, show_run
+from wua_mlflow.tracking.runs import (
+    best,
+    compare_runs,
+    controls_of,
+    count_looks,
+    find_control,
+    find_run,
+    look_of,
+    record_pair,
+    result_of,
+    runs,
+    show_run,
+)
+from wua_mlflow.tracking.store import connect, ended, new_run
 
 
 def test_the_best_is_the_smallest_that_is_non_inferior(populated, calls):
@@ -22,9 +36,6 @@ def test_the_best_is_the_smallest_that_is_non_inferior(populated, calls):
     assert best(where="metrics.`accuracy/test` > 0.99") is None
     assert best(by="accuracy/test")["name"] == "slim 5"
     assert best()["flops/forward"] == 30
-
-
-def test_the_best_by_a_metric_that_no_variant_has_is_an_error(populated):
     with pytest.raises(ValueError, match="^by: .* got 'flops/foward'; did you mean 'flops/forward"):
         best(by="flops/foward")
 
@@ -44,6 +55,8 @@ def test_a_ratio_of_what_is_not_above_zero_is_na(writer):
             for name, shift in (("a", -0.5), ("b", 0.25))]
     assert compare_runs(*pair)["ratio"].isna().to_dict() == {
         "loss/test": True, "size/bytes": False, "usage/shift": True}
+    with pytest.raises(ValueError, match=f"^b: expected another run than a, .* {pair[0]}$"):
+        compare_runs(pair[0], pair[0][:12])
 
 
 @pytest.mark.parametrize("names", [("slim 7", "slim 7"), ("ratio", "slim 7")])
@@ -53,15 +66,8 @@ def test_names_that_would_be_taken_for_each_other_have_the_id_beside_them(writer
         *(f"{name} ({run_id[:8]})" for name, run_id in zip(names, pair, strict=True)), "ratio"]
 
 
-def test_a_run_is_not_compared_with_itself(populated):
-    run_id = populated["slim 7"]
-    with pytest.raises(ValueError, match=f"^b: expected another run than a, .* {run_id}$"):
-        compare_runs(run_id, run_id[:12])
-
-
 def test_everything_about_one_run(populated):
-    said = show_run(populated["slim 7"])["value"]
-    assert said.to_dict() == {
+    assert show_run(populated["slim 7"])["value"].to_dict() == {
         "run_id": populated["slim 7"], "name": "slim 7", "status": "FINISHED",
         "start_time": pd.Timestamp("2023-11-14 22:13:21+00:00"),
         "wua.kind": "variant", "wua.test_digest": "d1", "wua.verdict": "inconclusive",
@@ -80,9 +86,9 @@ def test_the_beginning_of_an_id_is_enough(populated, calls):
 
 def test_the_beginning_of_several_ids_names_them(writer, monkeypatch):
     ids = [f"abcd{number:028x}" for number in range(2)]
-    left = iter(ids)
+    remaining = iter(ids)
     monkeypatch.setattr(sqlalchemy_store, "uuid",
-                        SimpleNamespace(uuid4=lambda: SimpleNamespace(hex=next(left))))
+                        SimpleNamespace(uuid4=lambda: SimpleNamespace(hex=next(remaining))))
     for name in ("slim 7", "slim 8"):
         writer.run(name)
     with pytest.raises(ValueError, match=rf"'abcd' fits {ids[1]} \(slim 8\), {ids[0]} \(slim 7\)$"):
@@ -90,18 +96,11 @@ def test_the_beginning_of_several_ids_names_them(writer, monkeypatch):
     assert find_run(ids[0][:-1] + "0").info.run_name == "slim 7"
 
 
-@pytest.mark.parametrize("run_id", ["abc", "slim 7", "0123456789abcdef" * 2, "", "100%", "ffff"])
-def test_a_run_that_is_not_there_is_one_line(populated, run_id):
-    with pytest.raises(ValueError, match="^run: no run") as caught:
-        find_run(run_id)
-    assert f"'{run_id}'" in str(caught.value) and "\n" not in str(caught.value)
-
-
-def test_looks_at_a_test_set(populated):
-    client = MlflowClient()
-    assert count_looks(client, "d1") == 3
-    assert count_looks(client, "d1", besides=populated["slim 6"]) == 2
-    assert count_looks(client, "d2") == 0
+def test_a_run_that_is_not_there_is_one_line(populated):
+    for run_id in ("abc", "slim 7", "0123456789abcdef" * 2, "", "100%", "ffff"):
+        with pytest.raises(ValueError, match="^run: no run") as caught:
+            find_run(run_id)
+        assert f"'{run_id}'" in str(caught.value) and "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(("read", "argument"), [(find_run, "0" * 32), (find_run, "0000"),
@@ -113,3 +112,69 @@ def test_what_is_not_there_is_said_without_the_stores_password(
     monkeypatch.setattr(mlflow, "get_tracking_uri", lambda: "postgresql://ann:secret@db/mlflow")
     with pytest.raises(ValueError, match="in postgresql://…@db/mlflow(; `wua runs` lists them)?$"):
         read(argument)
+
+
+def test_looks_at_a_test_set(populated, monkeypatch):
+    """A pair is a look once, and another margin or order is another; a tag has room for so many."""
+    client = MlflowClient()
+    assert count_looks(client, "d1") == 3
+    assert count_looks(client, "d1", besides=populated["slim 6"]) == 2
+    assert count_looks(client, "d2") == 0
+    first, second = (client.create_experiment(name) for name in ("first", "second"))
+    for experiment in (first, first, second):
+        record_pair(client, experiment, "d1", ("a", "b"), look_of(0.02, 0.95))
+    assert count_looks(client, "d1") == 4
+    record_pair(client, first, "d1", ("a", "b"), look_of(0.03, 0.95))
+    record_pair(client, first, "d1", ("b", "a"), look_of(0.02, 0.95))
+    assert count_looks(client, "d1") == 6
+    # the package has a function of that name, too
+    monkeypatch.setattr(importlib.import_module("wua_mlflow.tracking.runs"), "_MOST", 3)
+    for number in range(5):
+        record_pair(client, first, "d9", ("a", str(number)), "0.02 at 0.95")
+    assert count_looks(client, "d9") == 3
+
+
+CONTROL = "oversized-same-budget"
+
+
+def _made(store, variant, *, epochs="5", train="done", **tags):
+    run_id = new_run(store, variant, {"wua.kind": "variant", "wua.variant": variant,
+                                      "wua.step.train": train,
+                                      **{f"wua.{name}": value for name, value in tags.items()}})
+    store.client.log_param(run_id, "epochs", epochs)
+    store.client.set_terminated(run_id)
+    return run_id
+
+
+def test_a_control_has_the_same_original_the_same_budget_and_is_trained(store_uri):
+    store = connect("lineage")
+    _made(store, CONTROL, baseline="b", epochs="5")
+    _made(store, CONTROL, baseline="a", epochs="6")
+    _made(store, CONTROL, baseline="a", epochs="5", train="failed")
+    _made(store, "slim", baseline="a", epochs="5")
+    assert find_control(store.client, store.experiment_id, "a", 5) is None
+    control = _made(store, CONTROL, baseline="a", epochs="5")
+    assert find_control(store.client, store.experiment_id, "a", 5) == control
+
+
+def test_the_controls_of_a_slim_one_are_those_that_it_notes(store_uri):
+    store = connect("lineage")
+    first, second = (_made(store, CONTROL, baseline="a") for _ in range(2))
+
+    def controls(**tags):
+        return controls_of(store.client, store.experiment_id, _made(store, "slim", **tags))
+
+    assert controls(baseline="a", controls=f"{first},{second}") == [first, second]
+    store.client.delete_run(first)
+    assert controls(baseline="a", controls=f"{first},{second}") == [second]
+    assert controls(baseline="a", controls=f"{'0' * 32},{second}") == [second]
+    assert controls(baseline="a") == [second]
+    assert controls(baseline="b") == []
+
+
+def test_the_result_of_a_pipeline_is_what_its_own_run_says(store_uri):
+    store = connect("lineage")
+    with ended(store, new_run(store, "pipeline", {"wua.kind": "pipeline"})) as pipeline:
+        assert result_of(store.client, pipeline) is None
+        store.client.set_tag(pipeline, "wua.result", "r")
+        assert result_of(store.client, pipeline) == "r"

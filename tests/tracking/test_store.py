@@ -12,6 +12,7 @@ import pytest
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
+from tests.conftest import MLFLOW_VARIABLES
 from wua_mlflow.tracking.store import connect, ended, new_run, shown_uri, sqlite_file
 
 
@@ -24,30 +25,29 @@ def test_an_experiment_is_made_once(store_uri):
 
 def test_mlflow_chooses_the_experiment_where_none_is_named(store_uri, monkeypatch):
     client = MlflowClient(store_uri)
-    by_name, by_id = client.create_experiment("by name"), client.create_experiment("by id")
+    by_name, by_id, of_run = (client.create_experiment(name) for name in ("by name", "b", "c"))
     assert connect().experiment_id == "0"
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "by name")
     assert connect().experiment_id == by_name
     monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", by_id)
     assert connect().experiment_id == by_id
     assert connect("by name").experiment_id == by_name
-
-
-def test_a_run_made_by_mlflow_decides_the_experiment(store_uri, monkeypatch):
-    client = MlflowClient(store_uri)
-    own, other = client.create_experiment("own"), client.create_experiment("other")
-    run = client.create_run(own)
+    run = client.create_run(of_run)
     monkeypatch.setenv("MLFLOW_RUN_ID", run.info.run_id)
-    assert connect("other").experiment_id == own
-    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", other)
-    assert connect().experiment_id == own
+    assert connect("by name").experiment_id == connect().experiment_id == of_run
     client.set_terminated(run.info.run_id)
 
 
 @pytest.mark.parametrize("name", ["MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID"])
 def test_what_the_environment_names_and_is_not_there_is_one_line(store_uri, monkeypatch, name):
     monkeypatch.setenv(name, "123456")
-    with pytest.raises(ValueError, match=f"^{name}: expected the id of an? .* but got '123456'$"):
+    message = f"^{name}: expected the id of an? .* in {{}}, but got '123456'$"
+    with pytest.raises(ValueError, match=message.format(store_uri)):
+        connect()
+    monkeypatch.setattr(mlflow, "get_tracking_uri", lambda: "postgresql://ann:secret@db/mlflow")
+    monkeypatch.setattr("wua_mlflow.tracking.store._WholeCalls",
+                        lambda uri: MlflowClient(store_uri))
+    with pytest.raises(ValueError, match=message.format("postgresql://…@db/mlflow")):
         connect()
 
 
@@ -63,10 +63,10 @@ def test_an_experiment_that_another_process_makes_meanwhile_is_taken(store_uri, 
     made = []
 
     def too_early(client, name):
-        found = by_name(client, name)
+        experiment = by_name(client, name)
         if not made:
             made.append(client.create_experiment(name))
-        return found
+        return experiment
 
     monkeypatch.setattr(MlflowClient, "get_experiment_by_name", too_early)
     assert connect("raced").experiment_id == made[0]
@@ -105,23 +105,22 @@ def test_a_block_that_succeeds_ends_the_run(store_uri):
     assert MlflowClient(store_uri).get_run(parent).data.tags["wua.kind"] == "pipeline"
 
 
-@pytest.mark.parametrize(("error", "status", "said"), [
+@pytest.mark.parametrize(("error", "status", "line"), [
     (ValueError("epochs: expected\n  a number"), "FAILED", "epochs: expected a number"),
     (RuntimeError("out of memory"), "FAILED", "RuntimeError: out of memory"),
     (MemoryError(), "FAILED", "MemoryError"),
-    (SystemExit(3), "FAILED", "SystemExit: 3"),
     (SystemExit(0), "FAILED", "SystemExit: 0"),
     (KeyboardInterrupt(), "KILLED", None),
 ])
 @pytest.mark.parametrize("finish", [True, False])
-def test_a_block_that_does_not_succeed_ends_the_run(store_uri, error, status, said, finish):
+def test_a_block_that_does_not_succeed_ends_the_run(store_uri, error, status, line, finish):
     store = connect("mine")
     run_id = new_run(store, "run", {})
     with pytest.raises(type(error)), ended(store, run_id, finish=finish):
         raise error
     run = MlflowClient(store_uri).get_run(run_id)
     assert run.info.status == status
-    assert run.data.tags.get("wua.error") == said
+    assert run.data.tags.get("wua.error") == line
 
 
 def test_a_run_may_be_left_open_for_the_next_step(store_uri):
@@ -133,35 +132,25 @@ def test_a_run_may_be_left_open_for_the_next_step(store_uri):
     store.client.set_terminated(run_id)
 
 
+def gone(*_, **__):
+    raise MlflowException("the store is gone")
+
+
 @pytest.mark.parametrize("broken", ["set_tag", "set_terminated"])
 def test_a_store_that_fails_does_not_hide_the_error(store_uri, monkeypatch, broken):
     store = connect("mine")
     run_id = new_run(store, "run", {})
-
-    def fails(*_, **__):
-        raise MlflowException("the store is gone")
-
-    monkeypatch.setattr(store.client, broken, fails)
+    monkeypatch.setattr(store.client, broken, gone)
     with pytest.raises(ValueError, match="^the user's mistake$"), ended(store, run_id):
         raise ValueError("the user's mistake")
     other = MlflowClient(store_uri)
-    assert other.get_run(run_id).info.status == ("RUNNING" if broken == "set_terminated"
-                                                 else "FAILED")
-    other.set_terminated(run_id)
-
-
-def test_a_success_that_the_store_does_not_take_is_an_error(store_uri, monkeypatch):
-    store = connect("mine")
-    run_id = new_run(store, "run", {})
-
-    def fails(*_, **__):
-        raise MlflowException("the store is gone")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(store.client, "set_terminated", fails)
+    if broken == "set_tag":
+        assert other.get_run(run_id).info.status == "FAILED"
+    else:
         with pytest.raises(MlflowException, match="gone"), ended(store, run_id):
-            pass
-    store.client.set_terminated(run_id)
+            pass  # a success that the store does not take is an error
+        assert other.get_run(run_id).info.status == "RUNNING"
+        other.set_terminated(run_id)
 
 
 @pytest.mark.slow
@@ -170,10 +159,9 @@ def test_processes_that_start_on_a_fresh_database_all_succeed(tmp_path):
               "store = connect('shared')\n"
               "with ended(store, new_run(store, 'run', {})): pass\n")
     uri = f"sqlite:///{tmp_path / 'new folder' / 'mlflow.db'}"
-    kept = {key: value for key, value in os.environ.items()
-            if key not in ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME")}
+    environment = {key: value for key, value in os.environ.items() if key not in MLFLOW_VARIABLES}
     processes = [subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE,
-                                  env={**kept, "MLFLOW_TRACKING_URI": uri}, text=True)
+                                  env={**environment, "MLFLOW_TRACKING_URI": uri}, text=True)
                  for _ in range(4)]
     errors = [process.communicate(timeout=600)[1] for process in processes]
     assert [process.returncode for process in processes] == [0] * 4, errors
@@ -182,32 +170,15 @@ def test_processes_that_start_on_a_fresh_database_all_succeed(tmp_path):
     assert [run.info.status for run in client.search_runs([shared])] == ["FINISHED"] * 4
 
 
-@pytest.mark.parametrize(("uri", "shown"), [
-    ("http://ann:secret@host:5000/a", "http://…@host:5000/a"),
-    ("https://token@host", "https://…@host"),
-    ("postgresql+psycopg2://ann:se/cret@db/mlflow", "postgresql+psycopg2://…@db/mlflow"),
-    ("mysql://ann:se@cret@db/mlflow", "mysql://…@db/mlflow"),
-    ("mssql://db/mlflow?user=ann&password=secret", "mssql://db/mlflow?…"),
-    ("http://host:5000", "http://host:5000"),
-    ("databricks://profile", "databricks://profile"),
-    ("sqlite:////home/ann@work/mlflow.db", "sqlite:////home/ann@work/mlflow.db"),
-    ("file:///home/a?b", "file:///home/a?b"),
-    ("/home/ann/mlruns", "/home/ann/mlruns"),
-])
-def test_an_address_is_shown_without_its_secrets(uri, shown):
-    assert shown_uri(uri) == shown
-
-
-def test_the_address_that_is_shown_is_mlflows_own_where_none_is_named(store_uri):
+def test_an_address_is_shown_without_its_secrets(store_uri):
+    for uri, shown in (
+            ("http://ann:secret@host:5000/a", "http://…@host:5000/a"),
+            ("https://token@host", "https://…@host"),
+            ("postgresql+psycopg2://ann:se/cret@db/mlflow", "postgresql+psycopg2://…@db/mlflow"),
+            ("mysql://ann:se@cret@db/mlflow", "mysql://…@db/mlflow"),
+            ("mssql://db/mlflow?user=ann&password=secret", "mssql://db/mlflow?…")):
+        assert shown_uri(uri) == shown
+    for uri in ("http://host:5000", "databricks://profile", "sqlite:////home/ann@work/mlflow.db",
+                "file:///home/a?b", "/home/ann/mlruns"):
+        assert shown_uri(uri) == uri
     assert shown_uri() == store_uri
-
-
-def test_what_the_environment_names_and_is_not_there_shows_no_password(store_uri, monkeypatch):
-    monkeypatch.setattr(mlflow, "get_tracking_uri", lambda: "postgresql://ann:secret@db/mlflow")
-    monkeypatch.setattr("wua_mlflow.tracking.store._WholeCalls",
-                        lambda uri: MlflowClient(store_uri))
-    for name in ("MLFLOW_EXPERIMENT_ID", "MLFLOW_RUN_ID"):
-        monkeypatch.setenv(name, "123456")
-        with pytest.raises(ValueError, match=f"^{name}: expected the id of an? .* in "
-                                             "postgresql://…@db/mlflow, but got '123456'$"):
-            connect()

@@ -63,12 +63,12 @@ def saved(client: MlflowClient, experiment: str, key: str) -> tuple[str, dict[st
     return view["name"], json.loads(view["state"])
 
 
-def found(client: MlflowClient, experiment: str, state: dict[str, Any]) -> list[str]:
+def shown(client: MlflowClient, experiment: str, state: dict[str, Any]) -> set[str]:
     """Ids of the runs that MLflow's own search finds for a state."""
     direction = "ASC" if state["orderByAsc"] else "DESC"
     runs = client.search_runs([experiment], state["searchFilter"],
                               order_by=[f"{state['orderByKey']} {direction}"])
-    return [run.info.run_id for run in runs]
+    return {run.info.run_id for run in runs}
 
 
 def metrics_of(state: dict[str, Any]) -> set[str]:
@@ -81,45 +81,48 @@ def metrics_of(state: dict[str, Any]) -> set[str]:
     return keys
 
 
-def test_ensure_view_shows_every_variant_and_nothing_else(
+def test_ensure_view_shows_every_variant_and_leaves_an_edited_view_alone(
     client: MlflowClient, experiment: str
 ) -> None:
     pipelines = [make_pipeline(client, experiment) for _ in range(2)]
     ensure_view(client, experiment)
     name, state = saved(client, experiment, KEY)
     assert name == "Right-sizing"
-    assert set(found(client, experiment, state)) == {
+    assert shown(client, experiment, state) == {
         ids[variant] for ids in pipelines for variant in ("oversized", "slim")}
     assert {"tags.`wua.verdict`", "tags.`wua.variant`", "tags.`wua.widths`", "params.`data`",
             "metrics.`score/test`", "metrics.`flops/forward`", "metrics.`params/total`",
             "metrics.`usage/entropy`", "metrics.`usage/effective_weights`",
             "metrics.`latency/p50_ms`", "metrics.`compare/flops_ratio`",
             } == set(state["selectedColumns"])
-
-
-def test_ensure_view_leaves_an_edited_view_alone(client: MlflowClient, experiment: str) -> None:
     client.set_experiment_tag(experiment, TAG + KEY, "edited by a user")
     ensure_view(client, experiment)
     assert client.get_experiment(experiment).tags[TAG + KEY] == "edited by a user"
 
 
-def test_latest_view_shows_one_pipeline_and_is_replaced(
+def test_latest_view_shows_one_pipeline_headed_by_its_verdict_and_is_replaced(
     client: MlflowClient, experiment: str
 ) -> None:
-    for name in ("first", "second"):
-        ids = make_pipeline(client, experiment)
+    for name, verdict, headline in (
+            ("first", "non_inferior", "Verdict: non-inferior, 1.50× fewer FLOPs"),
+            ("second", None, "Variants side by side")):
+        ids = make_pipeline(client, experiment, layers=1, verdict=verdict)
         latest_view(client, experiment, ids["pipeline"], name, classification=True)
         title, state = saved(client, experiment, LATEST_KEY)
         assert title == f"Latest: {name}"
-        assert set(found(client, experiment, state)) == {
-            ids["pipeline"], ids["oversized"], ids["slim"]}
+        assert shown(client, experiment, state) == {ids["pipeline"], ids["oversized"], ids["slim"]}
+        sections = state["compareRunSections"]
+        assert sections[0]["name"] == headline
+        assert [section["display"] for section in sections[:3]] == [True, True, False]
+        assert {section["name"] for section in sections if not section["display"]} == {
+            "accuracy", "compare", "flops", f"layers/{'encoder.' * 28}0"}
     assert list(client.get_experiment(experiment).tags) == [TAG + LATEST_KEY]
 
 
-@pytest.mark.parametrize(("classification", "score"), [(True, "accuracy/test"),
-                                                       (False, "score/test")])
+@pytest.mark.parametrize(("classification", "score", "other"), [
+    (True, "accuracy/test", "score/test"), (False, "score/test", "accuracy/test")])
 def test_latest_view_charts_the_score_that_the_task_has(
-    client: MlflowClient, experiment: str, classification: bool, score: str
+    client: MlflowClient, experiment: str, classification: bool, score: str, other: str
 ) -> None:
     ids = make_pipeline(client, experiment)
     latest_view(client, experiment, ids["pipeline"], "x", classification=classification)
@@ -127,53 +130,22 @@ def test_latest_view_charts_the_score_that_the_task_has(
     assert {score, "flops/forward", "params/total", "usage/entropy", "usage/effective_weights",
             "latency/p50_ms"} <= metrics_of(state)
     assert f"metrics.`{score}`" in state["selectedColumns"]
-    other = {"accuracy/test": "score/test", "score/test": "accuracy/test"}[score]
     assert other not in metrics_of(state)
     scatter, = (chart for chart in state["compareRunCharts"] if chart["type"] == "SCATTER")
     assert (scatter["xaxis"]["dataAccessKey"], scatter["yaxis"]["dataAccessKey"]) == (
         "flops/forward", score)
 
 
-def test_latest_view_is_headed_by_the_verdict(client: MlflowClient, experiment: str) -> None:
-    headlines = []
-    for verdict in ("non_inferior", None):
-        ids = make_pipeline(client, experiment, verdict=verdict)
-        latest_view(client, experiment, ids["pipeline"], "x", classification=True)
-        headlines.append(saved(client, experiment, LATEST_KEY)[1]["compareRunSections"][0]["name"])
-    assert headlines == ["Verdict: non-inferior, 1.50× fewer FLOPs", "Variants side by side"]
-
-
-def test_sections_of_the_other_metrics_are_folded(client: MlflowClient, experiment: str) -> None:
-    ids = make_pipeline(client, experiment, layers=1)
-    latest_view(client, experiment, ids["pipeline"], "x", classification=True)
-    sections = saved(client, experiment, LATEST_KEY)[1]["compareRunSections"]
-    folded = {section["name"] for section in sections if not section["display"]}
-    assert folded == {"accuracy", "compare", "flops", f"layers/{'encoder.' * 28}0"}
-    assert [section["display"] for section in sections[:3]] == [True, True, False]
-
-
-@pytest.mark.parametrize("layers", [20, 99])
-def test_long_layer_names_stay_below_mlflows_limit(
-    client: MlflowClient, experiment: str, layers: int
-) -> None:
+def test_long_layer_names_stay_below_mlflows_limit(client: MlflowClient, experiment: str) -> None:
     """MLflow's keys have at most 250 characters; these have 243."""
-    ids = make_pipeline(client, experiment, layers=layers)
+    ids = make_pipeline(client, experiment, layers=99)
     latest_view(client, experiment, ids["pipeline"], "x" * 200, classification=True)
     saved(client, experiment, LATEST_KEY)
 
 
-def test_every_chart_is_in_a_section_and_has_an_id_of_its_own(
+def test_charts_have_sections_runs_are_not_nested_and_no_state_is_lost(
     client: MlflowClient, experiment: str
 ) -> None:
-    ensure_view(client, experiment)
-    _, state = saved(client, experiment, KEY)
-    charts, sections = state["compareRunCharts"], state["compareRunSections"]
-    assert {chart["metricSectionId"] for chart in charts} <= {one["uuid"] for one in sections}
-    assert len({chart["uuid"] for chart in charts}) == len(charts)
-    assert len({one["name"] for one in sections}) == len(sections)
-
-
-def test_runs_are_not_nested_and_no_state_is_lost(client: MlflowClient, experiment: str) -> None:
     """Ordered by time, runs nest, and are collapsed wherever a view is opened from another page."""
     ids = make_pipeline(client, experiment)
     ensure_view(client, experiment)
@@ -182,6 +154,11 @@ def test_runs_are_not_nested_and_no_state_is_lost(client: MlflowClient, experime
         _, state = saved(client, experiment, key)
         assert state["orderByKey"] != "attributes.start_time"
         assert not DISCARDED & state.keys()
+        charts, sections = state["compareRunCharts"], state["compareRunSections"]
+        assert {chart["metricSectionId"] for chart in charts} <= {
+            section["uuid"] for section in sections}
+        assert len({chart["uuid"] for chart in charts}) == len(charts)
+        assert len({section["name"] for section in sections}) == len(sections)
 
 
 def test_addresses_have_what_the_page_reads() -> None:
