@@ -96,25 +96,16 @@ class Fidelity:
         return list(self.groups[0].spearman) if self.groups else []
 
     def _mean(self, values: Sequence[float]) -> float:
-        defined = [(value, group.units) for value, group in zip(values, self.groups, strict=True)
-                   if not math.isnan(value)]
-        if not defined:
-            return math.nan
-        numbers, weights = zip(*defined, strict=True)
-        return float(np.average(numbers, weights=weights))
+        numbers, units = np.array(values), np.array([group.units for group in self.groups])
+        defined = ~np.isnan(numbers)
+        return float(np.average(numbers[defined], weights=units[defined])) if defined.any() \
+            else math.nan
 
 
 def fidelity(  # noqa: PLR0913 - the options of one question, each by name
-    model: nn.Module,
-    data: Any,
-    structure: UnitGroups,
-    importances: Mapping[str, Mapping[str, Tensor]],
-    *,
-    task: Task | None = None,
-    loss: Loss | None = None,
-    halves: int = 20,
-    orders: int = 10,
-    seed: int = 0,
+    model: nn.Module, data: Any, structure: UnitGroups,
+    importances: Mapping[str, Mapping[str, Tensor]], *, task: Task | None = None,
+    loss: Loss | None = None, halves: int = 20, orders: int = 10, seed: int = 0,
 ) -> Fidelity:
     """The rank correlation of each importance with the exact loss change, and its ceiling.
 
@@ -209,8 +200,7 @@ class _Curves:
     def points(self) -> list[int]:
         """Numbers removed, from 1 to all but one."""
         last = self.units - 1
-        points = np.linspace(1, last, min(last, MAX_POINTS)).round().astype(int)
-        return sorted(set(points.tolist()))
+        return sorted(set(np.linspace(1, last, min(last, MAX_POINTS)).round().astype(int).tolist()))
 
     def areas(
         self, importances: Mapping[str, np.ndarray], orders: int, random: np.random.Generator
@@ -250,9 +240,7 @@ def _spearman(first: np.ndarray, second: np.ndarray) -> float:
     return float(spearmanr(first, second).statistic)
 
 
-def _checked(
-    criterion: str, importance: Mapping[str, Tensor], group: UnitGroup
-) -> np.ndarray:
+def _checked(criterion: str, importance: Mapping[str, Tensor], group: UnitGroup) -> np.ndarray:
     if group.name not in importance:
         raise ValueError(f"importances: expected one of every group, but {criterion} lacks "
                          f"{group.name}")

@@ -87,11 +87,7 @@ class Scoring:
 
 
 def scoring(
-    model: nn.Module,
-    data: Any,
-    *,
-    task: Task | None = None,
-    loss: Loss | None = None,
+    model: nn.Module, data: Any, *, task: Task | None = None, loss: Loss | None = None,
     score: Score | None = None,
 ) -> Scoring:
     """The data on the model's device, with the score and the loss of their task.
@@ -264,9 +260,7 @@ class MarginSearch:
         return Curve(tuple(widths), tuple(scores.values()), self.baseline,
                      self.baseline - self.margin, self.axis)
 
-    def _smallest(
-        self, score: Callable[[int], float], count: int
-    ) -> tuple[int, dict[int, float]]:
+    def _smallest(self, score: Callable[[int], float], count: int) -> tuple[int, dict[int, float]]:
         """The smallest index from which on every one that was tried is within the margin.
 
         Up to ``GRID_SIZE``, geometrically spaced where there are more, are tried first; then those

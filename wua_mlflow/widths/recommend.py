@@ -150,9 +150,7 @@ class _Request:
     def scoring(self) -> Scoring:
         return scoring(self.model, self.data, task=self.task, loss=self.loss, score=self.score)
 
-    def spectra(
-        self, groups: Sequence[UnitGroup]
-    ) -> tuple[dict[str, Spectrum], dict[str, str]]:
+    def spectra(self, groups: Sequence[UnitGroup]) -> tuple[dict[str, Spectrum], dict[str, str]]:
         """The spectra of the groups' activations on ``fit``, or else on the inputs."""
         inputs = tensors_of(self.data, self.model)[0] if self.fit is None else self.fit
         return spectra(self.model, groups, partial(outputs_of, self.model, inputs))
@@ -165,8 +163,7 @@ class _Request:
                                    {**self.structure.not_prunable, **skipped}, note)
 
     def within_margin(
-        self, judge: Scoring, groups: Sequence[UnitGroup], probe: Probe,
-        skipped: Mapping[str, str],
+        self, judge: Scoring, groups: Sequence[UnitGroup], probe: Probe, skipped: Mapping[str, str]
     ) -> WidthRecommendation:
         """The smallest widths whose score, by the probe, is within the margin."""
         search = MarginSearch(probe, judge.mean_score(self.model), self.margin, judge.axis)
@@ -175,20 +172,10 @@ class _Request:
 
 
 def recommend_widths(  # noqa: PLR0913 - the options of one question, each by name
-    model: nn.Module,
-    data: Any,
-    *,
-    method: str = "rank",
-    margin: float = 0.02,
-    layers: Sequence[str] | None = None,
-    task: Task | None = None,
-    loss: Loss | None = None,
-    score: Score | None = None,
-    criterion: str | None = None,
-    jointly: bool = True,
-    fit_data: Any = None,
-    structure: UnitGroups | None = None,
-    search: Search | None = None,
+    model: nn.Module, data: Any, *, method: str = "rank", margin: float = 0.02,
+    layers: Sequence[str] | None = None, task: Task | None = None, loss: Loss | None = None,
+    score: Score | None = None, criterion: str | None = None, jointly: bool = True,
+    fit_data: Any = None, structure: UnitGroups | None = None, search: Search | None = None,
     seed: int = 0,
 ) -> WidthRecommendation:
     """A width for each group of units of a trained network; only ``search`` trains others.
@@ -272,9 +259,8 @@ def _effective(request: _Request) -> WidthRecommendation:
     widths = {group.name: effective_width(usage, group.layers)
               for group in request.structure.groups}
     return request.result(
-        [replace(width, layer=name) for name, width in widths.items() if width is not None],
-        {name: "none of its layers was analysed" for name, width in widths.items()
-         if width is None})
+        [replace(width, layer=name) for name, width in widths.items() if width],
+        {name: "none of its layers was analysed" for name, width in widths.items() if not width})
 
 
 def _rank(request: _Request) -> WidthRecommendation:
@@ -284,10 +270,10 @@ def _rank(request: _Request) -> WidthRecommendation:
 
 def _projection(request: _Request) -> WidthRecommendation:
     judge = request.scoring()
-    groups = [group for group in request.structure.groups if group.kind != "hidden"]
     skipped = {group.name: "its units are read by their own layer at the next step"
                for group in request.structure.groups if group.kind == "hidden"}
-    by_group, unseen = request.spectra(groups)
+    by_group, unseen = request.spectra(
+        [group for group in request.structure.groups if group.name not in skipped])
 
     def probe(widths: Mapping[str, int]) -> float:
         return score_projected(by_group, widths, lambda: judge.mean_score(request.model))
@@ -328,7 +314,7 @@ def _selected(structure: UnitGroups, layers: Sequence[str] | None) -> UnitGroups
     if not structure.groups:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in structure.not_prunable.items())
         raise ValueError("model: expected a layer whose units can be removed, but got none"
-                         + (f" ({reasons})" if reasons else ""))
+                         f"{f' ({reasons})' if reasons else ''}")
     if layers is None:
         return structure
     names = {structure.group_of_layer(name, argument="layers").name for name in layers}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -97,17 +97,9 @@ class _Trials:
 
 
 def search_widths(  # noqa: PLR0913 - what is searched, by what rule, within what budget
-    score: Callable[[Widths], ArrayLike],
-    original: Sequence[int],
-    suggestion: Sequence[int],
-    *,
-    margin: float,
-    confidence: float = 0.95,
-    runs: int | None = None,
-    seconds: float | None = None,
-    cost: Callable[[Widths], float] | None = None,
-    rule: str = "non_inferior",
-    seed: int = 0,
+    score: Callable[[Widths], ArrayLike], original: Sequence[int], suggestion: Sequence[int], *,
+    margin: float, confidence: float = 0.95, runs: int | None = None, seconds: float | None = None,
+    cost: Callable[[Widths], float] | None = None, rule: str = "non_inferior", seed: int = 0,
     clock: Callable[[], float] = time.monotonic,
 ) -> SearchResult:
     """The smallest widths whose networks, trained anew, are as good on validation data.
@@ -150,7 +142,7 @@ def search_widths(  # noqa: PLR0913 - what is searched, by what rule, within wha
     trials = _Trials(score, cost or (lambda widths: float(sum(widths))), margin, confidence, rule,
                      runs or 10**9, clock() + (seconds or math.inf), clock)
     trials.begin(start)
-    path = list(_path(start, target))
+    path = _path(start, target)
     _bisect(trials, path, path.index(target) if target in path else len(path) // 2)
     if len(start) > 1 and not trials.spent:
         _vary_each(trials, start, seed)
@@ -180,25 +172,18 @@ def _checked(
     return start, target
 
 
-def _path(start: Widths, target: Widths) -> Iterator[Widths]:
+def _path(start: Widths, target: Widths) -> list[Widths]:
     """Widths from the original through the suggestion to ones, each narrower than the one before.
 
-    >>> list(_path((4, 2), (2, 1)))
+    >>> _path((4, 2), (2, 1))
     [(4, 2), (3, 2), (3, 1), (2, 1), (1, 1)]
     """
-    ones = tuple(1 for _ in start)
+    ones = (1,) * len(start)
     if target == start:
         target = ones
-    last: Widths = ()
-    for begin, end in ((start, target), (target, ones)):
-        for step in range(POINTS + 1):
-            t = step / POINTS
-            widths = tuple(max(1, round(math.exp((1 - t) * math.log(a) + t * math.log(b))))
-                           for a, b in zip(begin, end, strict=True))
-            if widths != last and (not last or all(
-                    new <= old for new, old in zip(widths, last, strict=True))):
-                yield widths
-                last = widths
+    path = np.concatenate([np.geomspace(*ends, POINTS + 1) for ends in (
+        (start, target), (target, ones))]).round().astype(int)
+    return list(dict.fromkeys(map(tuple, np.minimum.accumulate(path).tolist())))
 
 
 def _bisect(trials: _Trials, path: Sequence[Widths], first: int) -> None:
