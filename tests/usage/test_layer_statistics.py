@@ -94,16 +94,16 @@ def test_a_function_of_ones_own_is_asked_once_a_layer():
 def test_only_taylor_has_a_measure_of_units_of_its_own():
     layer = evidence()
     for name, criterion in CRITERIA.items():
-        assert (layer.of_units(criterion) is None) == (name != "taylor")
+        assert (layer.signed_units(criterion) is None) == (name != "taylor")
     product = (layer.weight.double() * layer.gradient).flatten(1).sum(1)
     expected = (product + layer.bias * layer.bias_gradient).abs()
-    torch.testing.assert_close(layer.of_units(taylor), expected, rtol=1e-12, atol=1e-15)
+    torch.testing.assert_close(layer.signed_units(taylor).abs(), expected, rtol=1e-12, atol=1e-15)
 
 
 def test_the_units_measure_of_a_large_layer_in_pieces():
     generator = torch.Generator().manual_seed(1)
     weight, gradient = torch.randn(2, 3, 2**19, generator=generator)
-    importance = LayerStatistics(weight, gradient=gradient).of_units(taylor)
+    importance = LayerStatistics(weight, gradient=gradient).signed_units(taylor).abs()
     expected = (weight.double() * gradient.double()).sum(1).abs()
     torch.testing.assert_close(importance, expected, rtol=1e-12, atol=0)
 

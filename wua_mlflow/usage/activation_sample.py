@@ -103,11 +103,9 @@ class ActivationSampler:
         for value in (*batch.args, *batch.kwargs.values()):
             if not isinstance(value, Tensor) or value.layout is not torch.strided:
                 continue
-            sample_dim = next((dim for dim in (0, 1)
-                               if value.shape[dim:dim + 1] == (batch.samples,)),
-                              None)  # 1: time comes first
-            if sample_dim is not None:
-                self._keys = _mix(self._keys) + _hash_rows(value.movedim(sample_dim, 0))
+            dim = batch.sample_dim(value)
+            if dim is not None:
+                self._keys = _mix(self._keys) + _hash_rows(value.movedim(dim, 0))
 
     def see(
         self, layer: TracedLayer, product: WeightCall, output: Tensor, positions: ValidPositions

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, overload
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -207,7 +208,7 @@ def _model_usages(
     for layer_name in analyzed:
         layer = pass_stats.layers[layer_name]
         statistics = layer_statistics(layer, pass_stats)
-        rank = rank_of(layer, pass_stats)
+        rank = None if pass_stats.sampler is None else rank_of(layer, pass_stats)
         for name, rule in criteria.items():
             reason = reason_not_applicable(layer, rule)
             if reason:
@@ -232,8 +233,9 @@ def _layer_usage(
     layer: TracedLayer, statistics: LayerStatistics, criterion: Criterion
 ) -> LayerUsage:
     summary = _summarize_layer(layer, statistics, criterion)
-    of_units = statistics.of_units(criterion)
-    importance = summary.unit_importance if of_units is None else of_units.cpu().numpy()
+    signed_units = statistics.signed_units(criterion)
+    by_unit = summary.unit_importance if signed_units is None else signed_units.cpu().numpy()
+    importance = np.abs(by_unit)
     row = torch.from_numpy(importance).reshape(1, -1)
     units = summarize(lambda rows, columns: row[rows, columns], (1, layer.units))
     dead = layer.dead_units()
@@ -251,8 +253,18 @@ def _layer_usage(
         dead=summary.dead,
         unit_usage=units.usage,
         dead_units=None if dead is None else int(dead.sum()),
-        head_importance=statistics.of_heads(criterion, layer, importance),
+        head_importance=_head_importance(layer, by_unit) if layer.heads else None,
     )
+
+
+def _head_importance(layer: TracedLayer, by_unit: np.ndarray) -> np.ndarray:
+    """The importance of a layer's heads, shape (heads,), each of equally many units.
+
+    The sum over a head's units, under ``taylor`` |Σ a·g| over all of the head's outputs (as Michel
+    et al. 2019, arXiv 1905.10650, weigh heads, but the mean before the absolute value).
+    """
+    importance: np.ndarray = np.abs(by_unit.reshape(layer.head_parts, layer.heads, -1).sum((0, 2)))
+    return importance
 
 
 def _summarize_layer(

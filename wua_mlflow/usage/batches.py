@@ -71,6 +71,10 @@ class Batch:
         return next(value for value in (*self.args, *self.kwargs.values())
                     if isinstance(value, Tensor) and value.dim())
 
+    def sample_dim(self, tensor: Tensor) -> int | None:
+        """The dimension of the samples: 0, or 1 where time comes first; None without one."""
+        return next((dim for dim in (0, 1) if tensor.shape[dim:dim + 1] == (self.samples,)), None)
+
     def other(self) -> Batch:
         """A batch of the same shapes with other values.
 
@@ -83,12 +87,9 @@ class Batch:
                 return tensor
             if self.samples < 2:
                 return tensor.flip(-1) / 2 if tensor.is_floating_point() else tensor.flip(-1)
-            sample_dim = next((dim for dim in (0, 1)
-                               if tensor.shape[dim:dim + 1] == (self.samples,)), None)
-            if sample_dim is None:
-                return tensor
-            return tensor.index_select(
-                sample_dim, torch.arange(self.samples, device=tensor.device) % half)
+            dim = self.sample_dim(tensor)
+            return tensor if dim is None else tensor.index_select(
+                dim, torch.arange(self.samples, device=tensor.device) % half)
 
         return replace(self, args=mapped(self.args, Tensor, changed),
                        kwargs=mapped(dict(self.kwargs), Tensor, changed))
@@ -113,7 +114,9 @@ class Batches:
         self.data, self._to_inputs = data, batch_to_inputs
         like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
         self._device, self._dtype = like.device, like.dtype
-        self._keywords = _forward_keywords(model)
+        parameters = inspect.signature(model.forward).parameters
+        takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+        self._keywords = None if takes_any else frozenset(parameters)
         self._keys: frozenset[str] | None = None
         self._had_samples = False
 
@@ -135,56 +138,48 @@ class Batches:
         return isinstance(self.data, Iterator)
 
     def _convert(self, batch: Any) -> Batch:
+        targets = batch[1] if isinstance(batch, tuple | list) and len(batch) > 1 else NO_TARGETS
+        if isinstance(batch, Mapping):
+            targets = batch.get("labels", NO_TARGETS)
+        inputs = batch[0] if isinstance(batch, tuple | list) and batch else batch
         if self._to_inputs is not None:
-            inputs, targets = self._to_inputs(batch), _target_of(batch)
+            inputs = self._to_inputs(batch)
             if targets is NO_TARGETS and not isinstance(batch, Tensor | np.ndarray | tuple | list):
                 targets = batch  # an object of the user's own, from which the loss takes them
-            if isinstance(inputs, Mapping):
-                return self._from_dict(inputs, targets)
-            parts = inputs if isinstance(inputs, tuple) and inputs else (inputs,)
-            return self._from_args(parts, targets)
-        if isinstance(batch, Mapping):
-            return self._from_dict(batch, batch.get("labels", NO_TARGETS))
-        if isinstance(batch, tuple | list):
-            first = batch[0] if batch else batch
-            if isinstance(first, Mapping):
-                return self._from_dict(first, _target_of(batch))
-            return self._from_args((first,), _target_of(batch))
-        return self._from_args((batch,), NO_TARGETS)
-
-    def _from_args(self, parts: tuple[Any, ...], targets: Any) -> Batch:
-        parts = (_checked_tensor(parts[0]), *parts[1:])
-        args = tuple(mapped(part, NUMBERS, self._move_input) for part in parts)
-        return Batch(args, {}, self._move_targets(targets), _count_samples(args[0], targets))
+        if isinstance(targets, Tensor | np.ndarray):
+            targets = self._as_tensor(targets).to(self._device)
+        if isinstance(inputs, Mapping):
+            return self._from_dict(inputs, targets)
+        several = self._to_inputs is not None and isinstance(inputs, tuple) and inputs
+        parts = inputs if several else (inputs,)
+        _check_tensor(parts[0])
+        args = tuple(mapped(part, NUMBERS, self._move) for part in parts)
+        return Batch(args, {}, targets, _count_samples(args[0], targets))
 
     def _from_dict(self, batch: Mapping[str, Any], targets: Any) -> Batch:
         keys = frozenset(map(str, batch))
-        if self._keys is None:
-            self._keys = keys
-        elif keys != self._keys:
-            raise ValueError(f"data: expected batches with the same keys "
-                             f"({', '.join(sorted(self._keys))}), but got "
-                             f"{', '.join(sorted(keys)) or 'none'}")
+        shown = ", ".join(sorted(keys)) or "none"
+        self._keys = keys if self._keys is None else self._keys
+        if keys != self._keys:
+            raise ValueError("data: expected batches with the same keys "
+                             f"({', '.join(sorted(self._keys))}), but got {shown}")
         accepted = {name: value for name, value in batch.items()
-                if self._keywords is None or name in self._keywords}
-        tensors = [value for value in accepted.values()
-                   if isinstance(value, Tensor | np.ndarray) and np.ndim(value)]
+                    if self._keywords is None or name in self._keywords}
         if not accepted:
             raise ValueError("data: expected keys that the model's forward takes "
-                             f"({', '.join(sorted(self._keywords or ()))}), but got "
-                             f"{', '.join(sorted(keys)) or 'none'}")
-        if not tensors:
+                             f"({', '.join(sorted(self._keywords or ()))}), but got {shown}")
+        lengths = [len(value) for value in accepted.values()
+                   if isinstance(value, Tensor | np.ndarray) and np.ndim(value)]
+        if not lengths:
             raise ValueError("data: expected batches of tensors or arrays of shape (samples, ...), "
                              f"but got {dict(batch)!r:.60}")
         attention = batch.get("attention_mask")
-        mask = mask_of(torch.as_tensor(attention)) if attention is not None else None
-        if mask is not None:
-            mask = PaddingMask(mask.keep.to(self._device), mask.count)
-        kwargs = {name: mapped(value, NUMBERS, self._move_input)
-                  for name, value in accepted.items()}
-        return Batch((), kwargs, self._move_targets(targets), len(tensors[0]), mask)
+        mask = None if attention is None else mask_of(torch.as_tensor(attention))
+        if mask is not None:  # counted before it is moved: to read from a GPU takes time
+            mask = replace(mask, keep=mask.keep.to(self._device))
+        return Batch((), mapped(accepted, NUMBERS, self._move), targets, lengths[0], mask)
 
-    def _move_input(self, value: Tensor | np.ndarray) -> Tensor:
+    def _move(self, value: Tensor | np.ndarray) -> Tensor:
         """A copy on the model's device, floating-point numbers in the model's dtype."""
         tensor = self._as_tensor(value)
         keeps_dtype = self._to_inputs is not None and tensor.dtype != torch.float64
@@ -205,19 +200,6 @@ class Batches:
                              "make it on a real device")
         return value.clone() if value.is_inference() else value
 
-    def _move_targets(self, targets: Any) -> Any:
-        if isinstance(targets, Tensor | np.ndarray):
-            return self._as_tensor(targets).to(self._device)
-        return targets
-
-
-def _forward_keywords(model: nn.Module) -> frozenset[str] | None:
-    """The keyword arguments of a model's forward; None where it takes any."""
-    parameters = inspect.signature(model.forward).parameters
-    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        return None
-    return frozenset(parameters)
-
 
 def _count_samples(inputs: Tensor, targets: Any) -> int:
     """Number of samples: the first dimension's size, or the targets', if inputs are time-first."""
@@ -226,15 +208,9 @@ def _count_samples(inputs: Tensor, targets: Any) -> int:
     return shape[0] if time_first else len(inputs)
 
 
-def _target_of(batch: Any) -> Any:
-    if isinstance(batch, Mapping):
-        return batch.get("labels", batch)
-    return batch[1] if isinstance(batch, tuple | list) and len(batch) > 1 else NO_TARGETS
-
-
 def _iterate_batches(data: Any) -> Iterable[Any]:
     if isinstance(data, Tensor | np.ndarray) and data.ndim:
-        _checked_tensor(data)
+        _check_tensor(data)
         step = rows_at_once(data.shape)
         return (data[start:start + step] for start in range(0, len(data), step))
     if isinstance(data, Dataset):
@@ -245,10 +221,9 @@ def _iterate_batches(data: Any) -> Iterable[Any]:
                      f"iterable of batches, but got {type(data).__name__}")
 
 
-def _checked_tensor(batch: Any) -> Tensor | np.ndarray:
+def _check_tensor(batch: Any) -> None:
     if not isinstance(batch, Tensor | np.ndarray) or not batch.ndim:
         raise ValueError("data: expected batches of tensors or arrays of shape (samples, ...), but "
                          f"got {batch!r:.60}")
     if isinstance(batch, Tensor) and batch.layout is not torch.strided:
         raise ValueError(f"data: expected dense tensors, but got {batch.layout}; call to_dense()")
-    return batch

@@ -22,7 +22,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
-import torch
 from torch import Tensor
 
 __all__ = [
@@ -166,13 +165,6 @@ class WeightedImportance:
         height, width = self.factor.shape
         return self.factor[rows if height > 1 else slice(None),
                            columns if width > 1 else slice(None)]
-
-    @property
-    def is_plain(self) -> bool:
-        """Whether both are contiguous float32 matrices on a CPU."""
-        return all(tensor.dtype == torch.float32 and tensor.device.type == "cpu"
-                   and tensor.dim() == 2 and tensor.is_contiguous()
-                   for tensor in (self.weight, self.factor) if tensor is not None)
 
 
 @cache

@@ -24,50 +24,47 @@ Loss = Callable[[Any, Any], Tensor]
 
 
 class Gradients:
-    """Gradients summed over samples, in float64 and in the parameters' memory layout."""
+    """Gradients summed over samples, in float64 and in the parameters' memory layout.
+
+    ``sums`` holds them by name, for each kind: ``parameters``, weights that modules ``computed``,
+    and Σ a·g of ``units``.
+    """
 
     def __init__(self) -> None:
-        self.parameters: dict[str, Tensor] = {}
-        self.computed: dict[str, Tensor] = {}
-        self.units: dict[str, Tensor] = {}
+        self.sums: dict[str, dict[str, Tensor]] = {"parameters": {}, "computed": {}, "units": {}}
         self.samples = 0
 
     def add(self, loss: Tensor, tracer: WeightTracer, samples: int) -> None:
         """Add the gradients of one batch's mean loss, for every traced layer."""
-        names = _parameter_names(tracer.registry.layers.values())
-        targets = [(self.parameters, name, tracer.registry.index.parameters[name])
-                   for name in names]
-        targets += [(self.computed, layer.name, tensor)
-                    for layer, tensor in tracer.computed_weights]
+        targets = [("parameters", name, tracer.registry.index.parameters[name])
+                   for name in _parameter_names(tracer.registry.layers.values())]
+        targets += [("computed", layer.name, tensor) for layer, tensor in tracer.computed_weights]
         consumers = tracer.unit_taylor.weights()
         tensors = [tensor for *_, tensor in targets if tensor.requires_grad]
         tensors += [tensor for _, tensor in consumers]
         gradients = iter(_gradients(loss, tensors) if tensors else ())
-        for sums, name, tensor in targets:
+        for kind, name, tensor in targets:
             gradient = next(gradients) if tensor.requires_grad else None
-            _add_gradient(sums, name, tensor, gradient, samples)
+            _add_gradient(self.sums[kind], name, tensor, gradient, samples)
         for name, tensor in consumers:
             tracer.unit_taylor.add_gradient(name, tensor, next(gradients))
         for name, unit_sums in tracer.unit_taylor.sums.items():
-            _add_gradient(self.units, name, unit_sums, unit_sums, samples)
+            _add_gradient(self.sums["units"], name, unit_sums, unit_sums, samples)
         self.samples += samples
 
-    def described(self) -> dict[str, object]:
+    def described(self) -> dict[str, Any]:
         """The number of samples, and the sums' shapes and strides, to send to other processes."""
-        def shapes(sums: dict[str, Tensor]) -> dict[str, Tensor]:
-            return {name: torch.empty_like(total, device="meta") for name, total in sums.items()}
-
-        return {"samples": self.samples, "parameters": shapes(self.parameters),
-                "computed": shapes(self.computed), "units": shapes(self.units)}
+        return {"samples": self.samples, "shapes": {kind: {
+            name: torch.empty_like(total, device="meta") for name, total in sums.items()}
+            for kind, sums in self.sums.items()}}
 
     def join(self, by_process: list[Any]) -> list[Tensor]:
         """Take in the ``described()`` of all processes; gives the sums, in one order for all."""
         self.samples = sum(described["samples"] for described in by_process)
         all_sums = []
-        for kind, sums in (("parameters", self.parameters), ("computed", self.computed),
-                           ("units", self.units)):
+        for kind, sums in self.sums.items():
             shapes = {name: shape for described in by_process
-                      for name, shape in described[kind].items()}
+                      for name, shape in described["shapes"][kind].items()}
             for name in sorted(shapes):
                 if name not in sums:
                     sums[name] = torch.zeros_like(shapes[name], device="cpu")
@@ -76,26 +73,27 @@ class Gradients:
 
     def finish(self) -> None:
         """Divide the sums by the number of samples, in place: nothing is added after."""
-        for sums in (*self.parameters.values(), *self.computed.values(), *self.units.values()):
-            sums /= max(1, self.samples)
+        for sums in self.sums.values():
+            for total in sums.values():
+                total.div_(max(1, self.samples))
 
     def of_weight(self, layer: TracedLayer) -> Tensor:
         """The mean gradient of a layer's weight, shape (units, ...)."""
         if layer.view is None:
-            return layer.units_first(self.computed[layer.name])
-        return layer.units_first(layer.view.of(self.parameters[layer.view.parameter]))
+            return layer.units_first(self.sums["computed"][layer.name])
+        return layer.units_first(layer.view.of(self.sums["parameters"][layer.view.parameter]))
 
     def of_bias(self, layer: TracedLayer) -> Tensor | None:
         """The mean gradient of a layer's bias, shape (units,); None where it has none."""
         if layer.bias is None:
             return None
-        return layer.bias.of(self.parameters[layer.bias.parameter]).reshape(-1)
+        return layer.bias.of(self.sums["parameters"][layer.bias.parameter]).reshape(-1)
 
     def of_units(self, layer: TracedLayer) -> Tensor | None:
         """The mean Σ a·g of a layer's units, signed; None where weight and bias give it."""
         if not layer.has_own_taylor:
             return None
-        return self.units.get(layer.name, torch.zeros(layer.units, dtype=torch.float64))
+        return self.sums["units"].get(layer.name, torch.zeros(layer.units, dtype=torch.float64))
 
 
 def loss_of(outputs: Any, targets: Any, loss: Loss | None, *, number: int) -> Tensor:
@@ -162,20 +160,13 @@ def _parameter_names(layers: Iterable[TracedLayer]) -> list[str]:
 def _add_gradient(
     sums: dict[str, Tensor], name: str, like: Tensor, gradient: Tensor | None, samples: int
 ) -> None:
-    if gradient is not None and gradient.layout is not torch.strided:
-        gradient = gradient.to_dense()
-    is_first = name not in sums
-    if is_first and gradient is not None and like.is_contiguous() and gradient.is_contiguous():
-        sums[name] = gradient.detach().to(torch.float64, copy=True).mul_(samples)
-        return
-    if is_first:
-        sums[name] = torch.zeros_like(like, dtype=torch.float64, requires_grad=False)
-        if sums[name].stride() != like.stride():  # a parameter with gaps
-            sums[name] = torch.empty_strided(
-                like.shape, like.stride(), dtype=torch.float64, device=like.device).zero_()
+    if name not in sums:  # also of a parameter with gaps
+        sums[name] = torch.empty_strided(
+            like.shape, like.stride(), dtype=torch.float64, device=like.device).zero_()
     if gradient is None:
         return
-    total, gradient = sums[name], gradient.detach()
+    total = sums[name]
+    gradient = gradient.detach().to_dense() if gradient.is_sparse else gradient.detach()
     if gradient.is_cuda or not total.is_contiguous():
         total.add_(gradient, alpha=samples)
         return

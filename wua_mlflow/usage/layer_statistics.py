@@ -7,9 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -65,21 +63,15 @@ class LayerStatistics:
 
     def importance(self, criterion: Criterion) -> Part:
         """The importance of any tile; a criterion of the user's own is called once, for all."""
-        names, dtype, matrix = inputs_of(criterion), self._dtype(), _as_matrix(self.weight)
-        is_built_in = criterion in CRITERIA.values()
-        weighted = self._weighted_importance(names, dtype, matrix) if is_built_in else None
-        if weighted is not None and weighted.is_plain:
-            return weighted
+        names, dtype = inputs_of(criterion), self._dtype()
 
         def tile(rows: slice, columns: slice) -> Tensor:
-            weight = self.weight[rows].flatten(1)[:, columns] if matrix is None else \
-                matrix[rows, columns]
-            evidence = {name: self._evidence_tile(name, rows, columns).to(weight.device, dtype)
-                        for name in names}
-            return criterion(weight.to(dtype), **evidence)
+            weight = self.weight[rows].flatten(1)[:, columns].to(dtype)
+            return criterion(weight, **{name: self._evidence_tile(name, rows, columns).to(
+                weight.device, dtype) for name in names})
 
-        if is_built_in:
-            return tile
+        if criterion in CRITERIA.values():
+            return self._weighted_importance(names) or tile
         self.refuse_broken()
         importance = tile(slice(None), slice(None))
         if not isinstance(importance, Tensor) or importance.shape != self.shape:
@@ -89,54 +81,38 @@ class LayerStatistics:
                              f"{result}")
         return lambda rows, columns: importance[rows, columns]
 
-    def _weighted_importance(
-        self, names: Sequence[str], dtype: torch.dtype, matrix: Tensor | None
-    ) -> WeightedImportance | None:
-        """The importance as weight times factor, without a copy of the weight's size."""
-        if matrix is None or self.groups > 1 or dtype != matrix.dtype:
+    def _weighted_importance(self, names: Sequence[str]) -> WeightedImportance | None:
+        """The importance as weight times factor, without a copy of the weight's size.
+
+        None for small layers, and where one of the two is no contiguous float32 matrix on a CPU.
+        """
+        if self.groups > 1 or self._dtype() != torch.float32 or not self.weight.is_contiguous():
             return None
-        factor = None
+        matrix, factor = self.weight.flatten(1), None
         for name in names:
             factor = self._evidence_tile(name, slice(None), slice(None))
             if factor.shape != matrix.shape:
-                factor = factor.to(matrix.device, dtype)
-        return WeightedImportance(matrix, factor)
+                factor = factor.to(matrix.device, torch.float32)
+        is_plain = all(tensor.dtype == torch.float32 and tensor.device.type == "cpu"
+                       and tensor.is_contiguous()
+                       for tensor in (matrix, factor) if tensor is not None)
+        return WeightedImportance(matrix, factor) if is_plain else None
 
-    def of_units(self, criterion: Criterion) -> Tensor | None:
-        """The units' importance, shape (units,), if the criterion defines one; else None."""
-        signed = self._signed_unit_taylor(criterion)
-        return None if signed is None else signed.abs()
+    def signed_units(self, criterion: Criterion) -> Tensor | None:
+        """Σ a·g of each unit under ``taylor``, shape (units,); None under any other criterion.
 
-    def of_heads(
-        self, criterion: Criterion, layer: TracedLayer, units: np.ndarray
-    ) -> np.ndarray | None:
-        """The importance of a layer's heads, shape (heads,), each of equally many units.
-
-        The sum over a head's units, whose importance is ``units``; under ``taylor`` |Σ a·g| over
-        all of the head's outputs (as Michel et al. 2019, arXiv 1905.10650, weigh heads, but the
-        mean before the absolute value). None without heads.
+        Its absolute value is the units' importance.
         """
-        if not layer.heads:
-            return None
-        shape = layer.head_parts, layer.heads, -1
-        signed = self._signed_unit_taylor(criterion)
-        by_head: np.ndarray = units.reshape(shape).sum((0, 2)) if signed is None else \
-            signed.reshape(shape).sum((0, 2)).abs().cpu().numpy()
-        return by_head
-
-    def _signed_unit_taylor(self, criterion: Criterion) -> Tensor | None:
-        """Σ a·g of each unit under ``taylor``, signed; None under any other criterion."""
         if criterion is not taylor or self.gradient is None:
             return None
         if self.unit_taylor is not None:
             return self.unit_taylor
-        units_a_block = max(1, 2**20 // max(1, self.shape[1]))
-        edges = [*range(0, self.shape[0], units_a_block), self.shape[0]]
+        size = max(1, 2**20 // max(1, self.shape[1]))
         return torch.cat([taylor_units(
-            self.weight[start:end].flatten(1), self.gradient[start:end].flatten(1),
-            None if self.bias is None else self.bias[start:end],
-            None if self.bias_gradient is None else self.bias_gradient[start:end])
-            for start, end in pairwise(edges)])
+            self.weight[block].flatten(1), self.gradient[block].flatten(1),
+            None if self.bias is None else self.bias[block],
+            None if self.bias_gradient is None else self.bias_gradient[block])
+            for block in (slice(start, start + size) for start in range(0, self.shape[0], size))])
 
     def refuse_broken(self) -> None:
         """Raise ValueError if the weight is NaN or infinite.
@@ -150,14 +126,11 @@ class LayerStatistics:
 
     def sampled(self, units: Tensor) -> LayerStatistics:
         """The statistics of these units only, by index."""
-        def select(tensor: Tensor | None) -> Tensor | None:
-            return None if tensor is None else tensor[units.to(tensor.device)]
-
-        groups = units // max(1, self.shape[0] // self.groups)
-        return replace(self, weight=self.weight[units.to(self.weight.device)],
-                       mean_output=select(self.mean_output), gradient=select(self.gradient),
-                       bias=select(self.bias), bias_gradient=select(self.bias_gradient),
-                       unit_taylor=select(self.unit_taylor), group_of=groups)
+        by_unit = {name: getattr(self, name) for name in (
+            "weight", "mean_output", "gradient", "bias", "bias_gradient", "unit_taylor")}
+        return replace(self, group_of=units // max(1, self.shape[0] // self.groups), **{
+            name: tensor[units.to(tensor.device)] for name, tensor in by_unit.items()
+            if tensor is not None})
 
     def _dtype(self) -> torch.dtype:
         """The dtype that the importance is computed in."""
@@ -234,7 +207,7 @@ def layer_statistics(layer: TracedLayer, pass_stats: PassStatistics) -> LayerSta
         ValueError: its bias is NaN or infinite.
     """
     weight = _gathered_weight(layer, pass_stats)
-    bias = None if layer.bias is None else gathered(pass_stats.parameters[layer.bias.parameter])
+    bias = None if layer.bias is None else _gathered(pass_stats.parameters[layer.bias.parameter])
     if bias is not None and not is_finite(bias):
         raise ValueError(f"layer {layer.name}: expected a finite bias, but got NaN or infinity")
     absolute, squares = layer.inputs[1], layer.inputs[2]
@@ -255,15 +228,7 @@ def layer_statistics(layer: TracedLayer, pass_stats: PassStatistics) -> LayerSta
                    bias_gradient=pass_stats.gradients.of_bias(layer))
 
 
-def _as_matrix(weight: Tensor) -> Tensor | None:
-    """A view of the weight as (units, weights of a unit); None if that needs a copy."""
-    try:
-        return weight.view(weight.shape[0], -1)
-    except RuntimeError:
-        return None
-
-
-def gathered(parameter: Tensor) -> Tensor:
+def _gathered(parameter: Tensor) -> Tensor:
     """A parameter's values; a sharded one is gathered from all processes."""
     detached = parameter.detach()
     full = getattr(detached, "full_tensor", None)
@@ -272,7 +237,7 @@ def gathered(parameter: Tensor) -> Tensor:
 
 def _gathered_weight(layer: TracedLayer, pass_stats: PassStatistics) -> Tensor:
     if layer.view is not None:
-        parameter = gathered(pass_stats.parameters[layer.view.parameter])
+        parameter = _gathered(pass_stats.parameters[layer.view.parameter])
         return layer.units_first(layer.view.of(parameter))
     if layer.computed is None:
         raise ValueError(f"layer {layer.name}: expected a weight of this process, but it was only "

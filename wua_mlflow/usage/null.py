@@ -60,55 +60,39 @@ def with_null(
     """
     if draws < 1:
         raise ValueError(f"draws: expected a whole number of at least 1, but got {draws}")
+    nulls: list[Mapping[str, ModelUsage]] = []
+    generator = torch_generator(seed, Purpose.NULL)
     with isolated(), torch.inference_mode(False):  # or the copies could have no gradients
-        layers = {layer for usage in usages.values() for layer in usage.layers}
-        permuted = _find_permuted(model, layers)
-        nulls = _draw_nulls(model, measure, permuted, draws, torch_generator(seed, Purpose.NULL))
+        permuted = _find_permuted(model, {name for usage in usages.values()
+                                          for name in usage.layers})
+        names_to_permute = {name: None for names in permuted.values() for name in names}
+        untrained = _copy_model(model)
+        for _ in range(draws):
+            torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+            _reset(untrained)
+            parameters = _parameters_by_name(untrained)
+            _permute(parameters[name] for name in names_to_permute)
+            nulls.append(measure(untrained))
     return {name: _add_null(usage, [null[name] for null in nulls], permuted)
             for name, usage in usages.items()}
-
-
-def _draw_nulls(
-    model: nn.Module,
-    measure: Callable[[nn.Module], Mapping[str, ModelUsage]],
-    permuted: Mapping[str, Sequence[str]],
-    draws: int,
-    generator: torch.Generator,
-) -> list[Mapping[str, ModelUsage]]:
-    untrained, nulls = _copy_model(model), []
-    names_to_permute = list(dict.fromkeys(name for names in permuted.values() for name in names))
-    for _ in range(draws):
-        torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
-        _reset(untrained)
-        parameters = _parameters_by_name(untrained)
-        _permute(parameters[name] for name in names_to_permute)
-        nulls.append(measure(untrained))
-    return nulls
 
 
 def _add_null(
     usage: ModelUsage, nulls: Sequence[ModelUsage], permuted: Mapping[str, object]
 ) -> ModelUsage:
-    layers = {name: replace(layer, null=_layer_null(
-        usage.criterion, layer, [null.layers[name] for null in nulls if name in null.layers],
-        name in permuted)) for name, layer in usage.layers.items()}
-    count = sum(name in permuted for name in usage.layers)
+    layers = dict(usage.layers)
+    is_vacuous = usage.criterion == VACUOUS
+    for name, layer in layers.items():
+        draws = [null.layers[name] for null in nulls if name in null.layers]
+        if draws and not (is_vacuous and name in permuted):
+            kind = PERMUTED if name in permuted else REINITIALISED
+            layers[name] = replace(layer, null=_null_range(kind, layer, draws))
+    count = sum(name in permuted for name in layers)
     complete = [null for null in nulls if len(null.layers) == len(layers)]
-    if count == len(layers) and usage.criterion == VACUOUS or not complete:
+    if is_vacuous and count == len(layers) or not complete:
         return replace(usage, layers=layers)
-    model_null = _null_range(_model_null_kind(count, len(layers)), usage.entropy,
-                   [null.effective_share for null in complete],
-                   [null.entropy for null in complete])
-    return replace(usage, layers=layers, null=model_null)
-
-
-def _layer_null(
-    criterion: str, layer: LayerUsage, nulls: Sequence[LayerUsage], is_permuted: bool
-) -> NullUsage | None:
-    if is_permuted and criterion == VACUOUS or not nulls:
-        return None
-    return _null_range(PERMUTED if is_permuted else REINITIALISED, layer.entropy,
-                  [null.effective_share for null in nulls], [null.entropy for null in nulls])
+    kind = _model_null_kind(count, len(layers))
+    return replace(usage, layers=layers, null=_null_range(kind, usage, complete))
 
 
 def _model_null_kind(permuted: int, layers: int) -> str:
@@ -215,14 +199,10 @@ def _permute(parameters: Iterable[Tensor]) -> None:
 
 
 def _null_range(
-    kind: str, entropy: float, shares: Sequence[float], entropies: Sequence[float]
+    kind: str, usage: LayerUsage | ModelUsage, draws: Sequence[LayerUsage | ModelUsage]
 ) -> NullUsage:
+    shares = [draw.effective_share for draw in draws]
     low, high = np.quantile(shares, [0.025, 0.975])
-    return NullUsage(
-        kind=kind,
-        draws=len(shares),
-        share=float(np.mean(shares)),
-        low=float(low),
-        high=float(high),
-        shift=float(np.mean(entropies)) - entropy,
-    )
+    shift = float(np.mean([draw.entropy for draw in draws])) - usage.entropy
+    return NullUsage(kind=kind, draws=len(draws), share=float(np.mean(shares)), low=float(low),
+                     high=float(high), shift=shift)

@@ -36,8 +36,6 @@ WHOLE_UP_TO = 2**20
 """Up to so many weights the importance is held in memory at once, in float64."""
 TILE, TILE_ON_GPU = 2**17, 2**24
 """Numbers in a tile: on a CPU a tile fits into the cache."""
-BUFFER_SIZE = 2**16
-"""So many numbers are buffered before their digits are counted."""
 FINITE_BLOCK = 2**20
 CANCELS = 0.2
 """Below so many times the mean logarithm, the entropy loses digits to cancellation."""
@@ -312,18 +310,17 @@ class _Tiles:
     def __iter__(self) -> Iterator[tuple[slice, Tensor]]:
         """Each tile (float32 or float64) with the slice of its rows."""
         most = TILE if self.device.type == "cpu" else TILE_ON_GPU
-        (rows, columns), (height, width) = self.shape, self.shape
+        rows, columns = self.shape
         if self.by_column:
             height = min(rows, most)
-            width = min(columns, max(1, most // height))
+            width = max(1, most // height)
         else:
             width = min(columns, most)
-            height = min(rows, max(1, most // width))
+            height = max(1, most // width)
         for top in range(0, rows, height):
-            tile_rows = slice(top, min(top + height, rows))
-            for first_column in range(0, columns, width):
-                tile = self.part(
-                    tile_rows, slice(first_column, min(first_column + width, columns)))
+            tile_rows = slice(top, top + height)
+            for start in range(0, columns, width):
+                tile = self.part(tile_rows, slice(start, start + width))
                 yield tile_rows, tile.detach().to(self.device, self.dtype)
 
 
@@ -430,8 +427,6 @@ class _Digits:
         if shift + DIGIT < 8 * size:  # the range of numbers with this prefix
             ends = np.array([prefix, prefix + 1], f"i{size}") << shift + DIGIT
             self._least, self._end = ends.view(f"f{size}").tolist()
-        self._buffer = torch.empty(BUFFER_SIZE, dtype=tiles.dtype, device=tiles.device)
-        self._filled = 0
 
     def add_first(self, tile: Tensor, exact: Tensor) -> None:
         """Add a tile to the sums by first digit; ``exact`` is the tile in float64."""
@@ -442,26 +437,17 @@ class _Digits:
         self.sums.scatter_add_(0, _flat(first_digits), _flat(exact))
 
     def add(self, values: Tensor) -> None:
-        """Count the larger numbers, and buffer those with the prefix."""
-        least, end = self._least, self._end
+        """Count the larger numbers, and those with the prefix by their digit."""
         if _on_cpu(values):  # NumPy compares several times as fast
             array = values.numpy()
-            self.larger += int(np.count_nonzero(array >= end))
-            inside = torch.from_numpy(np.flatnonzero((array >= least) & (array < end)))
+            self.larger += int(np.count_nonzero(array >= self._end))
+            inside = torch.from_numpy(array[(array >= self._least) & (array < self._end)])
         else:
-            self.larger += torch.count_nonzero(values >= end)
-            inside = ((values >= least) & (values < end)).nonzero().squeeze(1)
-        for indices in inside.split(BUFFER_SIZE):
-            if self._filled + len(indices) > BUFFER_SIZE:
-                self._count_buffer()
-            self._buffer[self._filled:self._filled + len(indices)] = values[indices]
-            self._filled += len(indices)
-
-    def _count_buffer(self) -> None:
-        values, self._filled = self._buffer[:self._filled], 0
-        digits = (_bits(values) >> self.shift & 2**DIGIT - 1).long()
+            self.larger += torch.count_nonzero(values >= self._end)
+            inside = values[(values >= self._least) & (values < self._end)]
+        digits = (_bits(inside) >> self.shift & 2**DIGIT - 1).long()
         self.counts.scatter_add_(0, digits, torch.ones_like(digits))
-        self.sums.scatter_add_(0, digits, values.double())
+        self.sums.scatter_add_(0, digits, inside.double())
 
     def border(self, wanted: float, above: float) -> tuple[int, float]:
         """The digit at which the sum of the numbers, from the largest down, reaches ``wanted``.
@@ -469,7 +455,6 @@ class _Digits:
         ``above`` is the sum of the numbers with a larger prefix. Returned with the digit is the
         sum of the numbers with a larger digit.
         """
-        self._count_buffer()
         sums = self.sums.flip(0).cpu().numpy()
         cumulative = above + sums.cumsum()
         last = np.flatnonzero(sums)[-1:].tolist() or [2**DIGIT - 1]
@@ -491,8 +476,6 @@ class _BinCounts:
         self._overflows = scale > torch.finfo(tiles.dtype).max  # the largest is subnormal
         self._scale = largest if self._overflows else scale
         self._counts = torch.zeros(bins + 1, dtype=torch.int64, device=tiles.device)
-        by_pairs = bins < 2**8 and _on_cpu(self._counts)
-        self._pairs = np.zeros(2**16 if by_pairs else 0, np.int64)
 
     def add(self, values: Tensor) -> None:
         """Count these numbers."""
@@ -510,20 +493,11 @@ class _BinCounts:
             torch.div(values, self._scale, out=scaled).mul_(self._bins)
         else:
             torch.mul(values, self._scale, out=scaled)
-        if len(self._pairs):  # two neighbours at a time, as one number of 16 bits
-            even = len(values) // 2 * 2
-            pairs = np.bincount(scaled[:even].numpy().astype(np.uint8).view(np.uint16))
-            self._pairs[:len(pairs)] += pairs
-            scaled = scaled[even:]
-        if len(scaled):
-            self._counts += torch.bincount(scaled.long(), minlength=self._bins + 1)
+        self._counts += torch.bincount(scaled.long(), minlength=self._bins + 1)
 
     def result(self) -> np.ndarray:
         """The counts; the largest number belongs to the last bin."""
         counts = self._counts.cpu().numpy()
-        if len(self._pairs):
-            pairs = self._pairs.reshape(2**8, 2**8)
-            counts = counts + (pairs.sum(0) + pairs.sum(1))[:self._bins + 1]
         return np.append(counts[:-2], counts[-2] + counts[-1])
 
 
