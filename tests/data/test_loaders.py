@@ -59,8 +59,8 @@ def feeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     sys.modules.pop("feeds", None)
 
 
-def feed(name: str, **given: object):
-    settings = load_settings(None, {"model": "mine:net", "data": f"feeds:{name}", **given})
+def feed(name: str, **options: object):
+    settings = load_settings(None, {"model": "mine:net", "data": f"feeds:{name}", **options})
     return load_analysis_data(settings)
 
 

@@ -77,12 +77,12 @@ def ignoring(widths: tuple[int, ...]) -> nn.Sequential:
     return net()
 
 
-def settings_of(**given: object) -> Settings:
-    return load_settings(None, {**QUICK, **given})
+def settings_of(**options: object) -> Settings:
+    return load_settings(None, {**QUICK, **options})
 
 
-def recipe_of(**given: object) -> Recipe:
-    return load_recipe(settings_of(**given))
+def recipe_of(**options: object) -> Recipe:
+    return load_recipe(settings_of(**options))
 
 
 def variant_of(recipe: Recipe, make: NetworkFactory | None = None) -> ModelVariant:
@@ -97,9 +97,9 @@ def variant_of(recipe: Recipe, make: NetworkFactory | None = None) -> ModelVaria
                    tags, {}, make)
 
 
-def original_in(store: Store, **given: object) -> ModelVariant:
+def original_in(store: Store, **options: object) -> ModelVariant:
     """An original that was trained, with its run."""
-    settings = settings_of(**given)
+    settings = settings_of(**options)
     recipe = load_recipe(settings)
     return train_variant(store, recipe, TrainingPlan("oversized", settings.hidden, settings.epochs,
                                      from_scratch(recipe, settings.hidden, settings.epochs)))
@@ -115,9 +115,9 @@ def weights_of(trained: Trained | nn.Module) -> dict[str, torch.Tensor]:
     return model.state_dict()
 
 
-def same(one: Trained | nn.Module, other: Trained | nn.Module) -> bool:
+def same(first: Trained | nn.Module, second: Trained | nn.Module) -> bool:
     """Whether two networks have the very same weights."""
-    a, b = weights_of(one), weights_of(other)
+    a, b = weights_of(first), weights_of(second)
     return list(a) == list(b) and all(
         a[name].shape == b[name].shape and torch.equal(a[name], b[name]) for name in a)
 
@@ -182,10 +182,10 @@ def store_at(folder: Path, migrated: Path) -> Iterator[Store]:
 
 
 def judging(
-    outcomes: Sequence[str], seen: list[tuple[str, str]]
+    outcomes: Sequence[str], pairs: list[tuple[str, str]]
 ) -> Callable[..., tuple[Comparison, list[ModelVariant]]]:
     """``compare_variants`` with these outcomes, one a call; what it was given is written down."""
-    left = iter(outcomes)
+    remaining = iter(outcomes)
 
     def compared(
         store: Store,
@@ -194,9 +194,9 @@ def judging(
         *,
         beside: Sequence[ModelVariant] = (),
     ) -> tuple[Comparison, list[ModelVariant]]:
-        found, variants = compare_variants(store, original, slim, beside=beside)
-        seen.append((original.run_id, slim.run_id))
-        artifact = replace(found.artifact, outcome=next(left))
-        return replace(found, recipe=None, artifact=artifact), variants
+        comparison, variants = compare_variants(store, original, slim, beside=beside)
+        pairs.append((original.run_id, slim.run_id))
+        artifact = replace(comparison.artifact, outcome=next(remaining))
+        return replace(comparison, recipe=None, artifact=artifact), variants
 
     return compared

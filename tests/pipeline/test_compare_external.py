@@ -20,6 +20,7 @@ from torch import nn
 import wua_mlflow as wua
 from tests.pipeline import comparing
 from tests.pipeline.comparing import Compare, Refused, assert_same_verdict
+from tests.pipeline.slimming_cases import folder_with_store
 from wua_mlflow.cli.main import main
 from wua_mlflow.config import load_settings
 from wua_mlflow.pipeline import recipe, workflow
@@ -61,7 +62,6 @@ class Made:
 def made(tmp_path_factory: pytest.TempPathFactory, migrated_database: Path) -> Made:
     """A and B have one test part, C another; P and Q are regressions; D and E have images."""
     folder = tmp_path_factory.mktemp("outside")
-    shutil.copy(migrated_database, folder / "mlflow.db")
     rows(0).drop(columns="z").to_csv(folder / "classes.csv", index=False)
     rows(0).drop(columns="y").to_csv(folder / "amounts.csv", index=False)
     common = {"seeds": 1, "epochs": 20, "lr": 0.02, "batch_size": 32}
@@ -73,18 +73,13 @@ def made(tmp_path_factory: pytest.TempPathFactory, migrated_database: Path) -> M
         "Q": {**amounts, "hidden": 2}, "D": {"data": "digits", **common, "hidden": 16, "epochs": 3},
         "E": {"data": "digits", "model": "cnn", **common, "hidden": 4, "epochs": 1},
     }
-    uri = f"sqlite:///{folder / 'mlflow.db'}"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.setenv("MLFLOW_TRACKING_URI", uri)
-        mlflow.set_tracking_uri(uri)
+    with folder_with_store(folder, migrated_database):
         store = connect("variants")
         trained = {letter: workflow.train_run(store, load_settings(None, settings)).run_id
                    for letter, settings in recipes.items()}
         example = torch.tensor(FRESH_ROWS[FEATURES].to_numpy()[:4], dtype=torch.float32)
         others = [log_model(weighted_sum(weights, outputs), example)
                   for weights, outputs in ((WHOLE, 1), (PARTIAL, 2))]
-        mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
     return Made(folder, trained, others)
 
 

@@ -38,18 +38,18 @@ def most_important_by_hand(model: nn.Module, recipe: Recipe, count: int) -> list
 
 
 def folded_by_hand(
-    model: nn.Module, recipe: Recipe, kept: list[int]
+    model: nn.Module, recipe: Recipe, keep: list[int]
 ) -> tuple[np.ndarray, np.ndarray]:
     """The second layer, which reads the units that are cut by a ridge regression on the others."""
     first, bias, second, last = (array.astype(np.float64) for array in two_layers(model))
     hidden = np.maximum(recipe.split.train.inputs.double().numpy() @ first.T + bias, 0)
-    gone = [unit for unit in range(hidden.shape[1]) if unit not in kept]
+    gone = [unit for unit in range(hidden.shape[1]) if unit not in keep]
     mean = hidden.mean(0)
-    x, y = (hidden - mean)[:, kept], (hidden - mean)[:, gone]
-    ridge = 1e-3 * np.mean(np.sum(x * x, 0)) * np.eye(len(kept))
+    x, y = (hidden - mean)[:, keep], (hidden - mean)[:, gone]
+    ridge = 1e-3 * np.mean(np.sum(x * x, 0)) * np.eye(len(keep))
     fit = np.linalg.solve(x.T @ x + ridge, x.T @ y)
-    return (second[:, kept] + second[:, gone] @ fit.T,
-            last + second[:, gone] @ (mean[gone] - mean[kept] @ fit))
+    return (second[:, keep] + second[:, gone] @ fit.T,
+            last + second[:, gone] @ (mean[gone] - mean[keep] @ fit))
 
 
 @pytest.mark.parametrize("fold", [False, True])
@@ -59,19 +59,19 @@ def test_what_is_cut_are_the_parents_least_important_units(fold: bool) -> None:
     parent = from_scratch(recipe_of(), (8,), 3)
     trained = pruned_and_tuned(recipe, parent, parent, PruningPlan({"fc1": 5}, 1, fold=fold))(0, 42)
     original = parent(0, 42).model
-    kept = most_important_by_hand(original, recipe, 5)
+    keep = most_important_by_hand(original, recipe, 5)
     first, bias, second, last = two_layers(original)
-    expected = first[kept], bias[kept], second[:, kept], last
+    expected = first[keep], bias[keep], second[:, keep], last
     if fold:
-        folded = folded_by_hand(original, recipe, kept)
+        folded = folded_by_hand(original, recipe, keep)
         assert not any(np.allclose(a, b) for a, b in zip(folded, expected[2:], strict=True))
         expected = *expected[:2], *folded
     tolerance = {"rtol": 1e-4, "atol": 1e-5} if fold else {"rtol": 0, "atol": 0}
     for array, by_hand in zip(two_layers(trained.model), expected, strict=True):
         np.testing.assert_allclose(array, by_hand, **tolerance)
     assert trained.structure is not None
-    assert trained.structure.rounds == ({"fc1": tuple(kept)},)
-    assert kept != list(range(5)), "or the first ones would do"
+    assert trained.structure.rounds == ({"fc1": tuple(keep)},)
+    assert keep != list(range(5)), "or the first ones would do"
 
 
 @pytest.mark.parametrize("seed", [42, 43, 44])
@@ -150,8 +150,8 @@ def test_fine_tuning_is_the_loop_that_one_would_write() -> None:
     parent = from_scratch(recipe, (8,), 3)
     trained = pruned_and_tuned(recipe, parent, parent, PruningPlan({"fc1": 5}, 2))(0, 42)
     original = parent(0, 42).model
-    kept = most_important_by_hand(original, recipe, 5)
-    model = cut(original, recipe.split.train.inputs[:4], {"fc1": kept}).model.train()
+    keep = most_important_by_hand(original, recipe, 5)
+    model = cut(original, recipe.split.train.inputs[:4], {"fc1": keep}).model.train()
     steps = torch.optim.SGD(model.parameters(), 0.03, momentum=0.9)
     x, y = recipe.split.train.inputs, recipe.split.train.targets
     order = torch_generator(42, Purpose.LOADER)
@@ -172,9 +172,9 @@ def test_each_replicate_is_cut_from_its_own_parent() -> None:
                             PruningPlan({"fc1": 3}, 1))
     for number, seed in ((0, 42), (3, 45)):
         original = parent(number, seed).model
-        kept = most_important_by_hand(original, recipe, 3)
+        keep = most_important_by_hand(original, recipe, 3)
         assert np.array_equal(two_layers(make(number, seed).model)[0],
-                              two_layers(original)[0][kept])
+                              two_layers(original)[0][keep])
     assert calls == [(0, 42), (3, 45)]
 
 

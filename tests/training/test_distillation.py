@@ -16,39 +16,39 @@ def draw(*shape: int, seed: int) -> torch.Tensor:
 
 
 def test_several_classes_by_hand() -> None:
-    ours, theirs = draw(6, 4, seed=1), draw(6, 4, seed=2)
+    student, teacher = draw(6, 4, seed=1), draw(6, 4, seed=2)
     targets = torch.tensor([0, 1, 2, 3, 0, 1])
-    p, q = (theirs / 3).softmax(1), (ours / 3).softmax(1)
+    p, q = (teacher / 3).softmax(1), (student / 3).softmax(1)
     distance = 9 * (p * (p / q).log()).sum(1).mean()
-    expected = 0.7 * functional.cross_entropy(ours, targets) + 0.3 * distance
-    aim = distillation_loss(functional.cross_entropy, "multiclass", "logits", share=0.3,
-                            temperature=3)
-    assert aim(ours, (targets, theirs)).item() == pytest.approx(expected.item(), rel=1e-12)
+    expected = 0.7 * functional.cross_entropy(student, targets) + 0.3 * distance
+    loss = distillation_loss(functional.cross_entropy, "multiclass", "logits", share=0.3,
+                             temperature=3)
+    assert loss(student, (targets, teacher)).item() == pytest.approx(expected.item(), rel=1e-12)
 
 
 @pytest.mark.parametrize("kind", ["logits", "probabilities"])
 def test_a_binary_output_is_two_classes(kind: str) -> None:
-    ours, theirs = draw(5, 1, seed=1), draw(5, 1, seed=2)
+    student, teacher = draw(5, 1, seed=1), draw(5, 1, seed=2)
     heat = 2.0 if kind == "logits" else 1.0
-    p, q = (theirs / heat).sigmoid(), (ours / heat).sigmoid()
+    p, q = (teacher / heat).sigmoid(), (student / heat).sigmoid()
     distance = heat**2 * (p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()).mean()
-    outputs, taught = (ours, theirs) if kind == "logits" else (ours.sigmoid(), theirs.sigmoid())
-    aim = distillation_loss(functional.mse_loss, "binary", kind, share=1.0)  # type: ignore[arg-type]
-    found = aim(outputs, (torch.zeros(5, 1), taught))
-    assert found.item() == pytest.approx(distance.item(), rel=1e-9)
+    outputs, aims = (student, teacher) if kind == "logits" else (q, p)
+    loss = distillation_loss(functional.mse_loss, "binary", kind, share=1.0)  # type: ignore[arg-type]
+    assert loss(outputs, (torch.zeros(5, 1), aims)).item() == pytest.approx(
+        distance.item(), rel=1e-9)
 
 
 def test_probabilities_of_zero_are_no_infinity() -> None:
-    outputs, taught = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])
-    aim = distillation_loss(functional.mse_loss, "multiclass", "probabilities", share=1.0)
-    assert torch.isfinite(aim(outputs, (torch.zeros(1, 2), taught)))
+    student, teacher = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])
+    loss = distillation_loss(functional.mse_loss, "multiclass", "probabilities", share=1.0)
+    assert torch.isfinite(loss(student, (torch.zeros(1, 2), teacher)))
 
 
 def test_a_regression_aims_at_the_teachers_values() -> None:
-    ours, theirs, targets = draw(5, 1, seed=1), draw(5, 1, seed=2), draw(5, 1, seed=3)
-    aim = distillation_loss(functional.mse_loss, "regression", "values")
-    expected = 0.5 * ((ours - targets) ** 2).mean() + 0.5 * ((ours - theirs) ** 2).mean()
-    assert aim(ours, (targets, theirs)).item() == pytest.approx(expected.item(), rel=1e-12)
+    student, teacher, targets = (draw(5, 1, seed=seed) for seed in (1, 2, 3))
+    loss = distillation_loss(functional.mse_loss, "regression", "values")
+    expected = 0.5 * ((student - targets) ** 2).mean() + 0.5 * ((student - teacher) ** 2).mean()
+    assert loss(student, (targets, teacher)).item() == pytest.approx(expected.item(), rel=1e-12)
 
 
 def test_a_network_learns_the_teacher_where_the_targets_are_noise() -> None:
