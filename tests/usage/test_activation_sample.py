@@ -109,7 +109,6 @@ def test_convolutions_by_numpy():
 
 
 def test_pooling_before_the_reader():
-    torch.manual_seed(4)
     model = nn.Sequential(nn.Conv2d(2, 5, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
                           nn.Linear(5, 2))
     inputs = rows(60, 2, 7, 7)
@@ -175,7 +174,6 @@ def test_cuts_and_order_do_not_matter(name, few):
 def test_at_most_2048_rows_and_the_same_ones_each_time():
     model, inputs = mlp(3, 12, 2), rows(6000, 3)
     loader = DataLoader(TensorDataset(inputs), batch_size=333, shuffle=True)
-    torch.manual_seed(0)
     rank = ranks(model, loader)["0"]
     assert ranks(model, loader)["0"] == pytest.approx(rank, rel=1e-6)
     assert ranks(model, inputs)["0"] == pytest.approx(rank, rel=1e-6)
@@ -278,7 +276,6 @@ def states(rnn: nn.RNNBase, x: Tensor) -> np.ndarray:
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
 @pytest.mark.parametrize("batch_first", [True, False])
 def test_all_steps_of_all_samples(kind: type[nn.RNNBase], batch_first: bool) -> None:
-    torch.manual_seed(0)
     rnn = kind(3, UNITS, batch_first=batch_first)
     x = rows(40, STEPS, 3)
     x = x if batch_first else x.transpose(0, 1).contiguous()
@@ -290,7 +287,6 @@ def test_all_steps_of_all_samples(kind: type[nn.RNNBase], batch_first: bool) -> 
 
 
 def test_each_layer_and_direction_has_its_own() -> None:
-    torch.manual_seed(1)
     rnn = nn.LSTM(3, UNITS, 2, batch_first=True, bidirectional=True)
     x = rows(40, STEPS, 3)
     by_layer = ranks(Reader(rnn), x)
@@ -302,7 +298,6 @@ def test_each_layer_and_direction_has_its_own() -> None:
 
 
 def test_packed_sequences_have_their_own_steps_alone_however_they_are_cut() -> None:
-    torch.manual_seed(2)
     lengths = torch.tensor([6, 2, 4, 3] * 8)
     model, x = Reader(nn.GRU(3, UNITS, batch_first=True), lengths), rows(32, STEPS, 3)
     whole = states(model.rnn, x).reshape(32, STEPS, UNITS)
@@ -315,7 +310,6 @@ def test_packed_sequences_have_their_own_steps_alone_however_they_are_cut() -> N
 
 @pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
 def test_a_projection_that_hides_the_states() -> None:
-    torch.manual_seed(3)
     rnn = nn.LSTM(3, UNITS, batch_first=True, proj_size=2)
     usage = analyze(Reader(rnn), rows(40, STEPS, 3), criterion="magnitude", effective_rank=True)
     assert usage.layers["rnn.weight_ih_l0"].effective_rank is None

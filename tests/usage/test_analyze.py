@@ -130,7 +130,6 @@ def test_the_random_stream_is_left_alone_by_batches_that_draw():
             for _ in range(3):
                 yield torch.rand(10, 3)
 
-    torch.manual_seed(11)
     stream = torch.get_rng_state()
     analyze(PLAIN, iter(Drawn()))
     analyze(PLAIN, Drawn(), null=2)

@@ -15,13 +15,6 @@ from tests.references import CRITERIA, assert_importance, flat, recorded, unname
 from wua_mlflow.usage.analyze import analyze, layer_importance
 
 
-@pytest.fixture(autouse=True)
-def _seeded():
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        yield
-
-
 class Attend(nn.Module):
     """Queries, keys and values from one input, or from two; ``wants`` the weights or not."""
 
@@ -232,7 +225,6 @@ def test_a_whole_transformer(batch_first):
 @pytest.mark.parametrize("criterion", ["wanda", "taylor"])
 def test_importance_of_heads(criterion):
     """taylor: |Σ a·g| of the outputs of a head's rows, by autograd on them themselves."""
-    torch.manual_seed(0)
     model, x = Attend(batch_first=True).double(), rows(5, 4, 8).double()
     heads = model.attn.num_heads
     layers = analyze(model, [(x, x)] if criterion == "taylor" else x, criterion=criterion,

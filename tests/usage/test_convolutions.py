@@ -13,14 +13,6 @@ from tests.networks import Layers, rows
 from tests.references import assert_importance, by_hand
 from wua_mlflow.usage.analyze import analyze, layer_importance
 
-
-@pytest.fixture(autouse=True)
-def _seeded():
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        yield
-
-
 SIZES = {1: (9,), 2: (7, 6), 3: (4, 5, 4)}
 CONVOLUTIONS = {
     "1d strided": (nn.Conv1d, {"kernel_size": 4, "stride": 3, "padding": 2}),

@@ -105,7 +105,6 @@ def units_by_hooks(model: nn.Module, inputs: Tensor, targets: Tensor, module: nn
 
 def twice() -> Layers:
     """A layer that is called twice."""
-    torch.manual_seed(3)
     return Layers(lambda model, x: model.head(model.again(model.again(model.first(x)).relu())),
                   first=nn.Linear(3, 5), again=nn.Linear(5, 5), head=nn.Linear(5, 2))
 
@@ -196,7 +195,6 @@ def test_weights_that_lie_otherwise_in_memory():
 
 
 def test_a_computed_weight_that_is_detached_has_no_gradient():
-    torch.manual_seed(5)
     part = Layers(lambda part, x: functional.linear(x, (part.weight * 2).detach()),
                   weight=nn.Parameter(torch.ones(4, 4)))
     model = nn.Sequential(nn.Linear(3, 4), part, nn.Linear(4, 2))
@@ -211,7 +209,6 @@ def test_weights_in_reentrant_checkpoints_are_refused(before):
         x = model.stem(x) if before else x.detach().requires_grad_()
         return model.head(checkpoint(model.inner, x, use_reentrant=model.reentrant).relu())
 
-    torch.manual_seed(5)
     model, data = Layers(run, stem=nn.Linear(3, 3), inner=nn.Linear(3, 4),
                          head=nn.Linear(4, 2)), [(rows(SAMPLES, 3), labels(SAMPLES))]
     model.reentrant = True
@@ -224,6 +221,7 @@ def test_weights_in_reentrant_checkpoints_are_refused(before):
 
 def test_a_table_whose_gradients_are_sparse():
     def network(*, sparse: bool) -> nn.Sequential:
+        torch.manual_seed(5)
         torch.manual_seed(5)
         return nn.Sequential(nn.Embedding(20, 4, sparse=sparse), nn.Flatten(), nn.Linear(28, 2))
 

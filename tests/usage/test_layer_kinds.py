@@ -16,13 +16,6 @@ from tests.references import assert_importance, flat, met_and_gave, unnamed
 from wua_mlflow.usage.analyze import analyze, layer_importance
 
 
-@pytest.fixture(autouse=True)
-def _seeded():
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        yield
-
-
 def tensor(*shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
 

@@ -169,7 +169,6 @@ def test_what_is_known_of_a_layer_after_a_pass():
 
 @pytest.mark.filterwarnings("ignore:LSTM with projections")
 def test_a_criterion_that_makes_no_sense_for_a_layer_leaves_it_out_by_name():
-    torch.manual_seed(2)
     model = Layers(lambda model, x: model.head(model.rnn(x)[0][:, -1]), head=nn.Linear(2, 2),
                    rnn=nn.LSTM(3, 5, batch_first=True, proj_size=2))
     x = rows(6, 4, 3)

@@ -21,13 +21,6 @@ pytestmark = [
 ALL = pytest.mark.parametrize(("make", "inputs", "computed"), FORMS.values(), ids=FORMS)
 
 
-@pytest.fixture(autouse=True)
-def _seeded():
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        yield
-
-
 @ALL
 def test_every_weight_is_in_a_layer_or_named(make, inputs, computed):
     model = make()

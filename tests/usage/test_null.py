@@ -173,7 +173,6 @@ def test_a_seed_out_of_range():
 @pytest.mark.parametrize("criterion", ["output", "input", "wanda", "magnitude", "taylor"])
 def test_a_large_layer_is_sampled_by_whole_units(criterion, monkeypatch):
     """120 of 480 units stand for all: about the same share, and the same scale of counts."""
-    torch.manual_seed(2)
     model = nn.Sequential(nn.Linear(30, 480), nn.ReLU(), nn.Linear(480, 2))
     data = [(INPUTS, torch.arange(50) % 2)]
     options = {"criterion": criterion, "null": 4, "seed": 8, "loss": nn.functional.cross_entropy}
@@ -191,7 +190,6 @@ def test_a_large_layer_is_sampled_by_whole_units(criterion, monkeypatch):
 
 
 def test_a_sampled_grouped_convolution(monkeypatch):
-    torch.manual_seed(3)
     model = nn.Sequential(nn.Conv2d(8, 64, 3, groups=4), nn.ReLU(), nn.Flatten(),
                           nn.Linear(64 * 16, 2))
     images = rows(10, 8, 6, 6)
@@ -263,7 +261,6 @@ def vision(model: Layers, x: Tensor) -> Tensor:
 
 
 def test_an_encoders_layers_are_reinitialised_and_a_class_token_stays():
-    torch.manual_seed(0)
     model = Layers(vision, token=nn.Parameter(torch.full((1, 1, 8), 7.0)), head=nn.Linear(8, 2),
                    encoder=nn.TransformerEncoderLayer(8, 2, 16, batch_first=True))
     inputs = torch.randn(20, 5, 8)
@@ -389,7 +386,6 @@ class Routed(nn.Module):
 
 
 def test_experts_that_the_draws_seldom_call_have_a_null_of_these_or_none():
-    torch.manual_seed(0)
     model, inputs = Routed(), torch.rand(30, 5)
     with torch.no_grad():
         model.router.weight[0] = 9.0

@@ -13,13 +13,6 @@ from tests.references import CRITERIA, assert_importance, flat, unnamed
 from wua_mlflow.usage.analyze import analyze, layer_importance
 
 
-@pytest.fixture(autouse=True)
-def _seeded():
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        yield
-
-
 def two(first: nn.Module) -> nn.Sequential:
     return nn.Sequential(first, nn.ReLU(), nn.Linear(4, 2))
 

@@ -15,13 +15,6 @@ GATES = {nn.LSTM: 4, nn.GRU: 3, nn.RNN: 1}
 KINDS = pytest.mark.parametrize("kind", list(GATES), ids=lambda kind: kind.__name__)
 
 
-@pytest.fixture(autouse=True)
-def _seeded():
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        yield
-
-
 class Only(nn.Module):
     """A recurrent network, with what its caller gives it beside the inputs."""
 

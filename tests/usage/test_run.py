@@ -11,18 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from tests.networks import Layers, kept_streams, labels, mlp, restless, rows, snapshot
+from tests.networks import Layers, labels, mlp, restless, rows, snapshot
 from wua_mlflow.usage import analyze as analyze_module
 from wua_mlflow.usage import statistics
 from wua_mlflow.usage.analyze import analyze, layer_importance
 from wua_mlflow.usage.criteria import CRITERIA
 from wua_mlflow.usage.run import layer_filter
-
-
-@pytest.fixture(autouse=True)
-def _seeded_globals():
-    with kept_streams():
-        yield
 
 
 class OwnError(Exception):

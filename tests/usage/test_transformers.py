@@ -14,7 +14,6 @@ import pytest
 import torch
 from torch import nn
 
-from tests.networks import kept_streams
 from wua_mlflow.flops import count_flops
 from wua_mlflow.pruning.cut import cut, unit_groups
 from wua_mlflow.usage.analyze import analyze
@@ -59,13 +58,6 @@ CUT = {
     "vit": ("vit.layers.0.attention", "vit.layers.0.attention.o_proj", 4),
 }
 """By model a module with heads, the layer that reads them, and how many units there are."""
-
-
-@pytest.fixture(autouse=True)
-def _seeded():
-    with kept_streams():
-        torch.manual_seed(0)
-        yield
 
 
 def built(name):
@@ -192,7 +184,6 @@ FUSED = {"gpt2": ("transformer.h.0.attn", "c_attn", "c_proj"),
 @pytest.mark.parametrize("name", FUSED)
 def test_importance_of_heads_whose_three_are_made_at_once(name: str) -> None:
     """Which rows are a head's is read from gradients of what a head gives, not from the code."""
-    torch.manual_seed(0)
     model, tokens = BUILDS[name]().eval(), torch.randint(3, 97, (3, 7))
     module, fused, reader = FUSED[name]
     layer, seen = model.get_submodule(f"{module}.{fused}"), []
@@ -222,7 +213,6 @@ def test_importance_of_heads_whose_three_are_made_at_once(name: str) -> None:
 @pytest.mark.parametrize("name", PROJECTIONS)
 def test_importance_of_heads(name: str) -> None:
     """Each of so many units in a row; 8 a head."""
-    torch.manual_seed(0)
     model, tokens = BUILDS[name]().eval(), torch.randint(3, 97, (3, 7))
     data = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
     if name == "t5":

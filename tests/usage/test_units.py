@@ -56,7 +56,6 @@ def units_never_above_zero(outputs: Tensor) -> int:
 
 def partly_dead(*between: nn.Module, units: int = 40) -> nn.Sequential:
     """Units with a range of biases, so that some are never above zero; three are always zero."""
-    torch.manual_seed(1)
     model = nn.Sequential(nn.Linear(3, units), *between, nn.Linear(units, 2))
     with torch.no_grad():
         model[0].bias.copy_(torch.linspace(-2, 2, units))
@@ -111,7 +110,6 @@ def test_without_a_relu_only_units_that_are_always_zero(after):
 
 
 def test_batch_norm_before_the_relu_decides():
-    torch.manual_seed(2)
     norm = nn.BatchNorm1d(40)
     norm.running_mean.uniform_(-3, 3)
     with torch.no_grad():
@@ -123,7 +121,6 @@ def test_batch_norm_before_the_relu_decides():
 
 
 def test_units_of_a_convolution():
-    torch.manual_seed(3)
     model = nn.Sequential(nn.Conv2d(2, 12, 3), nn.BatchNorm2d(12), nn.ReLU(), nn.MaxPool2d(2),
                           nn.Flatten(), nn.Linear(12 * 4, 2)).eval()
     with torch.no_grad():
@@ -191,7 +188,6 @@ def test_what_is_padding_makes_no_unit_alive(after):
 
 
 def test_hidden_units_of_a_recurrent_layer_and_entries_of_an_embedding():
-    torch.manual_seed(4)
     model = Layers(lambda model, ids: model.head(model.rnn(model.embed(ids))[0][:, -1]),
                    embed=nn.Embedding(20, 5), head=nn.Linear(6, 2),
                    rnn=nn.RNN(5, 6, batch_first=True, nonlinearity="relu"))
@@ -209,7 +205,6 @@ def test_hidden_units_of_a_recurrent_layer_and_entries_of_an_embedding():
 
 @pytest.mark.filterwarnings("ignore:LSTM with projections")
 def test_where_no_output_is_seen_nothing_is_said():
-    torch.manual_seed(5)
     model = Layers(lambda model, x: model.head(model.rnn(x)[0][:, -1]), head=nn.Linear(2, 2),
                    rnn=nn.LSTM(3, 5, batch_first=True, proj_size=2))
     layers = analyze(model, rows(4, 6, 3), criterion="magnitude").layers
@@ -237,7 +232,6 @@ def test_a_positive_tensor_changed_in_place_is_summed_anew():
         h -= 1
         return model.head(h)
 
-    torch.manual_seed(1)
     model, inputs = Layers(run, conv=nn.Conv2d(2, 3, 1), head=nn.Conv2d(3, 2, 1)), rows(4, 2, 5, 5)
     usage = analyze(model, inputs, criterion="input", layers=["head"])
     h = (torch.relu(model.conv(inputs)) - 1).abs().mean((0, 2, 3)).detach().double()

@@ -1,0 +1,13 @@
+"""Each test begins with the same random streams."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.networks import kept_streams
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    with kept_streams():
+        yield
