@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import mlflow
+import pandas as pd
 import pytest
 import torch
 from mlflow.entities import Run
@@ -81,10 +82,10 @@ def table_of(run: Run, name: str = "layers") -> dict:
 
 def test_it_prints_the_table_and_the_run(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*OWN, "--criterion", "magnitude,own_parts:squares", "--effective-rank"]) == 0
-    said = capsys.readouterr()
+    printed = capsys.readouterr()
     (run,) = all_runs()
-    assert said.err == ""
-    lines = said.out.splitlines()
+    assert printed.err == ""
+    lines = printed.out.splitlines()
     assert re.fullmatch(rf"net: [\d.]+ effective weights of 50; run {run.info.run_id}", lines[0])
     assert lines[1].split() == ["layer", "entropy", "effective", "weights", "share", "dead",
                                 "units", "rank"]
@@ -113,86 +114,68 @@ def test_a_configuration_names_the_model_too(
     assert capsys.readouterr().out.startswith("oversized 9: ")
 
 
-WRONG = [
-    ("--run-id abc --model own_parts:net", 2, "run_id: a variant is analysed with its own model "
-     "and data, so expected nothing like model beside it; "),
-    ("--run-id abc --state a.safetensors", 2, "run_id: .* nothing like state beside it; "),
-    ("--run-id abc --data digits", 2, "run_id: .* nothing like data beside it; "),
-    ("--run-id abc --layers a", 2, "run_id: .* nothing like layers beside it; "),
-    ("--run-id abc --batch-to-inputs own_parts:first", 2, "run_id: .* nothing like batch_to_inputs "
-                                                          "beside it; "),
-    ("--layers ,a", 1, "layers: expected names among a, b, c, but got ''$"),
-    ("--layers a,bb", 1, "layers: expected names among a, b, c, but got 'bb'; did you mean "
-                         "'b'\\?$"),
-    ("--batch-to-inputs own_parts:frist", 1, "batch_to_inputs: expected a name in the module "
-                                             "own_parts .*'frist'"),
-    ("--batch-to-inputs own_parts:failing_reader", 1, "batch_to_inputs: own_parts:failing_reader "
-                                                      "failed: KeyError: 'x'$"),
-    ("--criterion wnada", 2, "criterion: expected output, .*, each once, but got 'wnada'; did "
-                             "you mean 'wanda'\\?$"),
-    ("--data digits", 1, "run_id: expected the id of a variant's run, but got none; .* or name a "
-                         "model: --model package.module:factory --data DATA$"),
-    ("--model own_parts:raising", 1, "model: own_parts:raising failed: RuntimeError: of the "
-                                     "factory$"),
-    ("--model own_parts:nothing", 1, "model: expected own_parts:nothing to return a "
-                                     "torch.nn.Module, but it returned NoneType$"),
-    ("--model own_parts:of_two", 1, "model: own_parts:of_two failed with the widths 64,32: "
-                                    "TypeError"),
-    ("--model own_parts:net --hidden 5", 1, "model: own_parts:net failed with the widths 5: "
-                                            "TypeError: net\\(\\) takes 0 positional"),
-    ("--model own_parts:nett", 1, "model: expected a name in the module own_parts .*'net'"),
-    ("--model resnet", 1, "model: expected mlp, cnn or package.module:factory, but got 'resnet'"),
-    ("--state none.safetensors", 1, "state: expected a .safetensors file, but 'none.safetensors' "
-                                    "does not exist$"),
-    ("--state own_parts.py", 1, "state: expected a .safetensors file, but 'own_parts.py' cannot be "
-                                "read as one: "),
-    ("--state other.safetensors", 1, "state: expected all tensors of the model, but "
-     "'other.safetensors' has no 'b.bias' \\(and 2 more\\)$"),
-    ("--state shape.safetensors", 1, "state: expected 'a.weight' of shape \\(5, 6\\), as in the "
-                                     "model, but 'shape.safetensors' has \\(4, 6\\)$"),
-    ("--data own_parts:none", 1, "data: expected own_parts:none to return batches .* but got "
-                                 "NoneType$"),
-    ("--data own_parts:number", 1, "data: expected own_parts:number to be a function or a class"),
-    ("--data own_parts:wrong", 1, "RuntimeError: mat1 and mat2 .* \\(in layer 'a', batch 0\\)$"),
-    ("--data own_parts:nan", 1, "layer a: expected a finite .* by batch 1, which is not finite "
-                                "itself$"),
-    ("--data own_parts:generated --null-draws 1", 1, "data: expected batches that can be gone over "
-                                                     "again, "),
-    ("--data own_parts:pairs --target y", 1, "target: expected none beside data 'own_parts:pairs'"),
-    ("--criterion taylor", 1, "loss: the criterion taylor needs a function of outputs and targets"),
-    ("--criterion taylor --data own_parts:inputs --loss own_parts:cross_entropy", 1,
-     "data: the criterion taylor needs targets, but the batches are inputs alone; "),
-    ("--criterion taylor --loss own_parts:los", 1, "loss: expected a name in the module own_parts"),
-    ("--criterion taylor --loss nowhere:loss", 1, "loss: expected a module in the current folder "
-                                                  ".* 'nowhere'$"),
-    ("--loss own_parts.py:x", 1, "loss: expected package.module:name, such as "),
-    ("--criterion taylor --loss own_parts:bad_loss", 1, "loss: own_parts:bad_loss failed: "
-     "AttributeError: "),
-    ("--criterion taylor --loss own_parts:of_outputs", 1, "loss: expected a scalar tensor"),
-    ("--criterion own_parts:greedy", 1, "criterion: expected a function of weight and some of "),
-    ("--criterion own_parts:failing", 1, "layer a: criterion: own_parts:failing failed: KeyError: "
-                                         "'none'$"),
-    ("--criterion own_parts:number", 1, "criterion: expected own_parts:number to be a function"),
-]
+WRONG = {
+    "--run-id abc --model own_parts:net": "run_id: a variant is analysed with its own model and "
+                                          "data, so expected nothing like model beside it; ",
+    "--layers ,a": "layers: expected names among a, b, c, but got ''$",
+    "--layers a,bb": "layers: expected names among a, b, c, but got 'bb'; did you mean 'b'\\?$",
+    "--batch-to-inputs own_parts:frist": "batch_to_inputs: expected a name in the module own_parts",
+    "--batch-to-inputs own_parts:failing_reader": "batch_to_inputs: own_parts:failing_reader "
+                                                  "failed: KeyError: 'x'$",
+    "--data digits": "run_id: expected the id of a variant's run, but got none; .* or name a "
+                     "model: --model package.module:factory --data DATA$",
+    "--model own_parts:raising": "model: own_parts:raising failed: RuntimeError: of the factory$",
+    "--model own_parts:nothing": "model: expected own_parts:nothing to return a torch.nn.Module, "
+                                 "but it returned NoneType$",
+    "--model own_parts:of_two": "model: own_parts:of_two failed with the widths 64,32: TypeError",
+    "--model own_parts:net --hidden 5": "model: own_parts:net failed with the widths 5: TypeError: "
+                                        "net\\(\\) takes 0 positional",
+    "--model own_parts:nett": "model: expected a name in the module own_parts .*'net'",
+    "--model resnet": "model: expected mlp, cnn or package.module:factory, but got 'resnet'",
+    "--state none.safetensors": "state: expected a .safetensors file, but 'none.safetensors' does "
+                                "not exist$",
+    "--state own_parts.py": "state: expected a .safetensors file, but 'own_parts.py' cannot be "
+                            "read as one: ",
+    "--state other.safetensors": "state: expected all tensors of the model, but "
+                                 "'other.safetensors' has no 'b.bias' \\(and 2 more\\)$",
+    "--state shape.safetensors": "state: expected 'a.weight' of shape \\(5, 6\\), as in the "
+                                 "model, but 'shape.safetensors' has \\(4, 6\\)$",
+    "--data own_parts:none": "data: expected own_parts:none to return batches .* but got NoneType$",
+    "--data own_parts:wrong": "RuntimeError: mat1 and mat2 .* \\(in layer 'a', batch 0\\)$",
+    "--data own_parts:nan": "layer a: expected a finite .* by batch 1, which is not finite itself$",
+    "--data own_parts:generated --null-draws 1": "data: expected batches that can be gone over "
+                                                 "again, ",
+    "--data own_parts:pairs --target y": "target: expected none beside data 'own_parts:pairs'",
+    "--criterion taylor": "loss: the criterion taylor needs a function of outputs and targets",
+    "--criterion taylor --data own_parts:inputs --loss own_parts:cross_entropy":
+        "data: the criterion taylor needs targets, but the batches are inputs alone; ",
+    "--criterion taylor --loss nowhere:loss": "loss: expected a module in the current folder .* "
+                                              "'nowhere'$",
+    "--criterion taylor --loss own_parts:bad_loss": "loss: own_parts:bad_loss failed: "
+                                                    "AttributeError: ",
+    "--criterion taylor --loss own_parts:of_outputs": "loss: expected a scalar tensor",
+    "--criterion own_parts:greedy": "criterion: expected a function of weight and some of ",
+    "--criterion own_parts:failing": "layer a: criterion: own_parts:failing failed: KeyError: "
+                                     "'none'$",
+    "--criterion own_parts:number": "criterion: expected own_parts:number to be a function",
+}
 
 
-@pytest.mark.parametrize(("words", "code", "message"), WRONG, ids=[words for words, *_ in WRONG])
+@pytest.mark.parametrize("words", WRONG)
 def test_what_is_wrong_is_one_line(
-    words: str, code: int, message: str, here: Path, capsys: pytest.CaptureFixture[str]
+    words: str, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    save_file({"a.weight": torch.ones(5, 6), "a.bias": torch.ones(5),
-               "b.weight": torch.ones(4, 5)}, "other.safetensors")
-    save_file({"a.weight": torch.ones(4, 6), "a.bias": torch.ones(5), "b.weight": torch.ones(4, 5),
-               "b.bias": torch.ones(4), "c.weight": torch.ones(3, 4), "c.bias": torch.ones(3)},
-              "shape.safetensors")
-    given = words.split()
-    if "--run-id" not in given and words != "--data digits":
+    tensors = {"a.weight": torch.ones(5, 6), "a.bias": torch.ones(5), "b.weight": torch.ones(4, 5)}
+    save_file(tensors, "other.safetensors")
+    save_file({**tensors, "a.weight": torch.ones(4, 6), "b.bias": torch.ones(4),
+               "c.weight": torch.ones(3, 4), "c.bias": torch.ones(3)}, "shape.safetensors")
+    arguments = ["analyze", *words.split()]
+    if "--run-id" not in words and words != "--data digits":
         for option, value in (("--model", "own_parts:net"), ("--data", "own_parts:pairs"),
                               ("--null-draws", "0")):
-            if option not in given:
-                given += [option, value]
-    line = line_of(["analyze", *given], code, capsys)
-    assert re.match(message, line), line
+            arguments += [] if option in arguments else [option, value]
+    line = line_of(arguments, 2 if "--run-id" in words else 1, capsys)
+    assert re.match(WRONG[words], line), line
     for run in all_runs():  # there is one only where the model had been made
         assert run.info.status == "FAILED"
         assert line.startswith(run.data.tags["wua.error"][:490])
@@ -244,21 +227,15 @@ def in_two_processes(folder: Path, commands: list[list[str]]) -> list[list[Print
     return [[tuple(printed) for printed in pair] for pair in zip(*results, strict=True)]
 
 
-def figures(run: Run) -> dict[str, object]:
-    """All that the run holds: the metrics, and the tables of all criteria."""
-    names = ("layers", *(f"layers_{name}" for name in ("input", "wanda", "magnitude", "taylor")))
-    return {**run.data.metrics, **{name: table_of(run, name)["data"] for name in names}}
+def frames_of(run: Run, *names: str) -> dict[str, pd.DataFrame]:
+    tables = {name: table_of(run, name) for name in names}
+    return {name: pd.DataFrame(table["data"], columns=table["columns"])
+            for name, table in tables.items()}
 
 
-def assert_close(a: object, b: object) -> None:
-    if isinstance(a, list) and isinstance(b, list):
-        assert len(a) == len(b)
-        for x, y in zip(a, b, strict=True):
-            assert_close(x, y)
-    elif isinstance(a, float):
-        assert a == pytest.approx(b, rel=1e-6)
-    else:
-        assert a == b
+def assert_close(frames: dict[str, pd.DataFrame], others: dict[str, pd.DataFrame]) -> None:
+    for name, frame in frames.items():
+        pd.testing.assert_frame_equal(frame, others[name], rtol=1e-6, atol=0)
 
 
 def runs_in(experiment: str) -> list[Run]:
@@ -276,55 +253,46 @@ def test_two_processes(
     """
     assert main(["train", "--epochs", "2", "--seeds", "1"]) == 0
     (variant,) = all_runs()
-    run_id = variant.info.run_id
+    of_run = ["analyze", "--run-id", variant.info.run_id, "--criterion", "output,taylor",
+              "--null-draws", "1"]
+    of_model = [*OWN[:5], "--criterion", "output,input,wanda,magnitude,taylor", "--loss",
+                "own_parts:cross_entropy", "--effective-rank", "--null-draws", "2", "--experiment"]
     # a database that this process has not opened: no connection is shared with the forks
     shutil.copy("mlflow.db", "of_two.db")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{here / 'of_two.db'}")
     mlflow.set_tracking_uri(None)
-    of_model, of_run, not_made, not_finite = in_two_processes(here, [
-        [*OWN[:5], *ALIKE, "--experiment", "two"],
-        ["analyze", "--run-id", run_id, *ON_RUN],
+    model_printed, run_printed, not_made, not_finite = in_two_processes(here, [
+        [*of_model, "two"],
+        of_run,
         [*OWN[:2], "own_parts:in_the_second", *OWN[3:], "--experiment", "not made"],
         [*OWN[:4], "own_parts:nan", *OWN[5:], "--experiment", "not finite"]])
-    _same_figures_of_a_model(of_model)
-    _same_figures_of_a_run(of_run, run_id)
-    assert not_made == [(1, "", "wua: RuntimeError: process 1: ValueError: model: "
-                         "own_parts:in_the_second failed: RuntimeError: only here\n"), (1, "", "")]
-    assert runs_in("not made") == []
-    _one_line_and_a_failed_run(not_finite)
 
-
-def _same_figures_of_a_model(outputs: list[Printed]) -> None:
-    assert [code for code, *_ in outputs] == [0, 0], outputs
-    assert main([*OWN[:5], *ALIKE, "--experiment", "one"]) == 0
-    (alone,), (two,) = runs_in("one"), runs_in("two")
-    assert outputs[0][1].count(" effective weights of 50; run ") == 1
-    assert two.info.run_id in outputs[0][1]
-    assert outputs[1][1] == ""
-    assert figures(alone).keys() == figures(two).keys()
-    for name, value in figures(alone).items():
-        assert_close(figures(two)[name], value)
+    assert main([*of_model, "one"]) == 0
+    (one,), (two,) = runs_in("one"), runs_in("two")
+    (code, out, _), second = model_printed
+    assert (code, second[:2]) == (0, (0, "")), model_printed
+    assert out.count(f" effective weights of 50; run {two.info.run_id}\n") == 1
+    assert one.data.metrics == pytest.approx(two.data.metrics, rel=1e-6)
+    names = ("layers", "layers_input", "layers_wanda", "layers_magnitude", "layers_taylor")
+    assert_close(frames_of(one, *names), frames_of(two, *names))
     assert two.data.metrics["flops/forward"] == 2 * (6 * 5 + 5 * 4 + 4 * 3)
     assert table_of(two)["samples"] == 56
 
-
-def _same_figures_of_a_run(outputs: list[Printed], run_id: str) -> None:
-    assert [code for code, *_ in outputs] == [0, 0], outputs
     client = MlflowClient()
-    run = client.get_run(run_id)
-    shares = client.get_metric_history(run_id, "usage/effective_weights")
-    assert len(shares) == 1, "one process wrote"
-    tables = [table_of(run, name) for name in ("layers", "layers_taylor")]
-    assert main(["analyze", "--run-id", run_id, *ON_RUN]) == 0
-    for before, name in zip(tables, ("layers", "layers_taylor"), strict=True):
-        assert before["samples"] == 1000
-        assert_close(table_of(run, name)["data"], before["data"])
+    assert [code for code, *_ in run_printed] == [0, 0], run_printed
+    entropies = client.get_metric_history(variant.info.run_id, "usage/entropy")
+    assert len(entropies) == 1, "one process wrote"
+    assert table_of(variant)["samples"] == 1000
+    before = frames_of(variant, "layers", "layers_taylor")
+    assert main(of_run) == 0
+    assert_close(before, frames_of(variant, "layers", "layers_taylor"))
 
+    assert not_made == [(1, "", "wua: RuntimeError: process 1: ValueError: model: "
+                         "own_parts:in_the_second failed: RuntimeError: only here\n"), (1, "", "")]
+    assert runs_in("not made") == []
 
-def _one_line_and_a_failed_run(outputs: list[Printed]) -> None:
-    """The second process has the batch that is not finite."""
-    assert [code for code, *_ in outputs] == [1, 1], outputs
-    (line,) = [line for *_, err in outputs for line in err.splitlines()
+    assert [code for code, *_ in not_finite] == [1, 1], not_finite
+    (line,) = [line for *_, err in not_finite for line in err.splitlines()
                if line.startswith("wua: ")]
     assert "process 1: ValueError: layer a: expected a finite" in line
     (run,) = runs_in("not finite")

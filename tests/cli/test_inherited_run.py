@@ -24,26 +24,16 @@ def inherited(store_uri: str, monkeypatch: pytest.MonkeyPatch) -> str:
     return str(run.info.run_id)
 
 
-@pytest.mark.parametrize(("words", "error"), [
-    (["run", "--epohcs", "5"], "--epohcs: no such option of wua run; did you mean '--epochs'?"),
-    (["run", "--epochs"], "--epochs: expected a value, but got none"),
-    (["run", "--lr", "abc"], "lr: expected a number above 0, but got 'abc'"),
-    (["run", "--lr", "abc", "--debug"], "lr: expected a number above 0, but got 'abc'"),
-    (["run", "--config", "no.yaml"], "config: no such file: no.yaml"),
-    (["run", "--data", "no.csv"], "data: expected a file, but 'no.csv' does not exist"),
-    (["train", "--data", "no.csv"], "data: expected a file, but 'no.csv' does not exist"),
-    (["analyze"],
-     "run_id: expected the id of a variant's run, but got none; `wua runs` lists them; or name a "
-     "model: --model package.module:factory --data DATA"),
-    (["compare", "--baseline", "a.csv"], "compare: expected two models, A and B, or the run of a "
-                                         "slim variant (--run-id), but got a.csv"),
-    (["compare", "--baseline", "a.csv", "--candidate", "b.csv"],
-     "compare: expected a file of predictions, but 'a.csv' does not exist"),
-])
-def test_an_error_ends_the_run_of_mlflow_run(words: list[str], error: str, inherited: str) -> None:
-    assert main(words) in (1, 2)
+@pytest.mark.parametrize("words", [
+    "run --epohcs 5", "run --epochs", "run --lr abc", "run --config no.yaml",
+    "train --data no.csv", "analyze", "compare --baseline a.csv --candidate b.csv"])
+def test_an_error_ends_the_run_of_mlflow_run(
+    words: str, inherited: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words.split()) in (1, 2)
     run = MlflowClient().get_run(inherited)
-    assert (run.info.status, run.data.tags["wua.error"]) == ("FAILED", error)
+    assert run.info.status == "FAILED"
+    assert capsys.readouterr().err == f"wua: {run.data.tags['wua.error']}\n"
     assert len(mistakes.all_runs()) == 1
 
 
@@ -52,8 +42,8 @@ def test_the_run_of_mlflow_run_is_the_pipelines(inherited: str) -> None:
                  "--seeds", "1", "--null-draws", "0"]) == 0
     run = MlflowClient().get_run(inherited)
     assert (run.info.status, run.data.tags["wua.kind"]) == ("FINISHED", "pipeline")
-    assert {one.data.tags["mlflow.parentRunId"] for one in mistakes.all_runs()
-            if one.data.tags["wua.kind"] == "variant"} == {inherited}
+    assert {variant.data.tags["mlflow.parentRunId"]
+            for variant in mistakes.all_runs("variant")} == {inherited}
 
 
 def test_the_run_of_mlflow_run_is_a_step_where_two_models_are_compared(

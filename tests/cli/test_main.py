@@ -19,7 +19,7 @@ import yaml
 from mlflow.tracking import MlflowClient
 
 from tests.conftest import MLFLOW_VARIABLES
-from tests.mistakes import all_runs
+from tests.mistakes import all_runs, line_of
 from wua_mlflow.cli.main import main
 from wua_mlflow.config import COMMAND_FIELDS
 
@@ -214,17 +214,13 @@ def test_empty_values_mean_as_configured(
     assert client.get_experiment(variant.info.experiment_id).name == "wua"
 
 
-@pytest.mark.parametrize("place", ["before", "after"])
 def test_debug_shows_the_traceback_and_the_line(
-    place: str, store_uri: str, capsys: pytest.CaptureFixture[str]
+    store_uri: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["train", "--data", "nowhere.csv"]
-    code = main(words)
-    line = capsys.readouterr().err
-    assert "Traceback" not in line
-    assert line.count("\n") == 1
-    debug = ["--debug", *words] if place == "before" else [*words, "--debug"]
-    assert main(debug) == code == 1
-    text = capsys.readouterr().err
-    assert text.startswith("Traceback (most recent call last):")
-    assert text.endswith(line)
+    line = line_of(words, 1, capsys)
+    for with_debug in (["--debug", *words], [*words, "--debug"]):
+        assert main(with_debug) == 1
+        text = capsys.readouterr().err
+        assert text.startswith("Traceback (most recent call last):")
+        assert text.endswith(f"wua: {line}\n")

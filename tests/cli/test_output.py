@@ -16,7 +16,7 @@ def test_terminal_table_is_aligned() -> None:
 def test_terminal_says_the_verdict_last() -> None:
     text = pipeline_text(report_with(SAVES))
     assert text.index("Accuracy: 0.9500 on the training data") < text.index("Verdict: As good w")
-    *_, said, short = text.split("\n\n")
-    assert said.endswith("The slim model: 1.4× fewer FLOPs, 1.4× fewer parameters.")
+    *_, verdict, short = text.split("\n\n")
+    assert verdict.endswith("The slim model: 1.4× fewer FLOPs, 1.4× fewer parameters.")
     assert short == f"In short: {report_with(SAVES).in_short}"
     assert pipeline_text(report_with(SAVES, looks=3)).count("used for 3 verdicts") == 1
