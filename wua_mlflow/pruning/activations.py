@@ -5,9 +5,10 @@ Tests: ``tests/pruning/test_activations.py``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ConsumerInput", "Moments", "consumer_inputs", "measure_moments", "modified_inputs",
-    "outgoing_norms", "run_in_chunks",
+    "outgoing_norms", "run_in_chunks", "sum_by_unit",
 ]
 
 
@@ -71,7 +72,7 @@ class Moments:
 
     def add(self, rows: Tensor) -> None:
         """Update with rows of shape (rows, units) (Chan, Golub & LeVeque 1983)."""
-        for chunk in torch.split(rows, max(1, _NUMBERS_AT_ONCE // max(1, rows.shape[1]))):
+        for chunk in rows.detach().split(max(1, _NUMBERS_AT_ONCE // max(1, rows.shape[1]))):
             values = chunk.double()
             mean = values.mean(0)
             deviations = values - mean
@@ -119,12 +120,19 @@ def _input_dim(module: nn.Module, attribute: str) -> int | None:
 
 def outgoing_norms(model: nn.Module, group: UnitGroup) -> Tensor:
     """The L2 norm of each unit's outgoing weights, over all readers; float64, shape (units,)."""
-    total = torch.zeros(group.units, dtype=torch.float64)
-    for reader in group.readers:
-        weight = model.get_parameter(reader.parameter).detach().double().cpu()
-        squares = weight.movedim(reader.dim, 0).flatten(1).square().sum(1)
-        total += torch.stack([squares[list(columns)].sum() for columns in reader.columns])
-    return total.sqrt()
+    return sum_by_unit(group.readers, {
+        reader.parameter: model.get_parameter(reader.parameter).detach().double().square()
+        for reader in group.readers}).sqrt()
+
+
+def sum_by_unit(slices: Sequence[ParameterSlice], values: Mapping[str, Tensor]) -> Tensor:
+    """The sum over each unit's entries in tensors of the parameters' shapes."""
+    total = torch.zeros(len(slices[0].columns), dtype=torch.float64)
+    for slice_ in slices:
+        along_dim = values[slice_.parameter].movedim(slice_.dim, 0)
+        sums = along_dim.reshape(len(along_dim), -1).sum(1).cpu()
+        total += torch.stack([sums[list(columns)].sum() for columns in slice_.columns])
+    return total
 
 
 Measured = dict[str, list[tuple[ConsumerInput, Moments]]]
@@ -143,33 +151,21 @@ def measure_moments(
     """
     measured: Measured = {}
     skipped: dict[str, str] = {}
-    adders: dict[nn.Module, list[tuple[ConsumerInput, Moments]]] = {}
     for group in groups:
         consumers = consumer_inputs(model, group)
         if isinstance(consumers, str):
             skipped[group.name] = consumers
             continue
-        measured[group.name] = [(consumer, _no_moments(consumer)) for consumer in consumers]
-        for consumer, moments in measured[group.name]:
-            adders.setdefault(consumer.module, []).append((consumer, moments))
-
-    def adding(pairs: list[tuple[ConsumerInput, Moments]]) -> Callable[[Tensor], None]:
-        def add_all(inputs: Tensor) -> None:
-            for consumer, moments in pairs:
-                moments.add(consumer.rows(inputs.detach()))
-
-        return add_all
-
-    if adders:
-        with reading({module: adding(pairs) for module, pairs in adders.items()}):
+        measured[group.name] = []
+        for consumer in consumers:
+            device = next(consumer.module.parameters()).device
+            mean = torch.zeros(group.units, dtype=torch.float64, device=device)
+            measured[group.name].append((consumer, Moments(0, mean, torch.outer(mean, mean))))
+    if measured:
+        with modified_inputs((consumer, moments.add) for pairs in measured.values()
+                             for consumer, moments in pairs):
             run()
     return measured, skipped
-
-
-def _no_moments(consumer: ConsumerInput) -> Moments:
-    device = next((parameter.device for parameter in consumer.module.parameters()), None)
-    mean = torch.zeros(len(consumer.columns), dtype=torch.float64, device=device)
-    return Moments(0, mean, torch.outer(mean, mean))
 
 
 def run_in_chunks(model: nn.Module, inputs: Tensor) -> None:
@@ -179,22 +175,20 @@ def run_in_chunks(model: nn.Module, inputs: Tensor) -> None:
             model(rows.clone())
 
 
-Change = tuple[ConsumerInput, Callable[[Tensor], Tensor]]
-"""Where units are read, and a function of their rows."""
+Change = tuple[ConsumerInput, Callable[[Tensor], Tensor | None]]
+"""Where units are read, and a function of their rows; they stay where it returns None."""
 
 
-def modified_inputs(changes: Iterable[Change]) -> AbstractContextManager[None]:
-    """A block in which a function changes the activations that each consumer reads."""
-    by_module: dict[nn.Module, list[Change]] = {}
-    for consumer, change in changes:
-        by_module.setdefault(consumer.module, []).append((consumer, change))
+@contextmanager
+def modified_inputs(changes: Iterable[Change]) -> Iterator[None]:
+    """A block in which a function observes or changes the activations that each consumer reads."""
 
-    def changing(module_changes: list[Change]) -> Callable[[Tensor], Tensor]:
-        def change_all(inputs: Tensor) -> Tensor:
-            for consumer, change in module_changes:
-                inputs = consumer.with_rows(inputs, change(consumer.rows(inputs)))
-            return inputs
+    def visit(consumer: ConsumerInput, change: Callable[[Tensor], Tensor | None],
+              inputs: Tensor) -> Tensor | None:
+        rows = change(consumer.rows(inputs))
+        return None if rows is None else consumer.with_rows(inputs, rows)
 
-        return change_all
-
-    return reading({module: changing(changes) for module, changes in by_module.items()})
+    with ExitStack() as hooks:
+        for consumer, change in changes:
+            hooks.enter_context(reading({consumer.module: partial(visit, consumer, change)}))
+        yield

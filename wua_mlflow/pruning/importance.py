@@ -5,15 +5,20 @@ Tests: ``tests/pruning/test_importance.py``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from wua_mlflow.device import rows_at_once
 from wua_mlflow.hooks import evaluating, unwrapped
-from wua_mlflow.pruning.activations import measure_moments, outgoing_norms, run_in_chunks
-from wua_mlflow.pruning.unit_groups import ParameterSlice, UnitGroup, UnitGroups
+from wua_mlflow.pruning.activations import (
+    measure_moments,
+    outgoing_norms,
+    run_in_chunks,
+    sum_by_unit,
+)
+from wua_mlflow.pruning.unit_groups import UnitGroup, UnitGroups
 
 __all__ = ["CRITERIA", "most_important", "pivoted_cholesky", "unit_importance"]
 
@@ -24,13 +29,8 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 def unit_importance(
-    model: nn.Module,
-    structure: UnitGroups,
-    data: tuple[Tensor, Tensor] | None = None,
-    loss: Loss | None = None,
-    *,
-    criterion: str = "taylor",
-    seed: int = 0,
+    model: nn.Module, structure: UnitGroups, data: tuple[Tensor, Tensor] | None = None,
+    loss: Loss | None = None, *, criterion: str = "taylor", seed: int = 0,
 ) -> dict[str, Tensor]:
     """The importance of every unit, by group; shape (units,), float64, on the CPU.
 
@@ -73,10 +73,10 @@ def unit_importance(
         return _by_usage(model, groups, data[0], criterion)
     importance = _spanning(model, groups, data[0]) if criterion == "spanning" else {}
     others = [group for group in groups if group.name not in importance]
-    if others and loss is None:
-        raise ValueError("loss: expected the mean loss of (outputs, targets) for taylor, but got "
-                         "none")
-    if others and loss is not None:
+    if others:
+        if loss is None:
+            raise ValueError("loss: expected the mean loss of (outputs, targets) for taylor, but "
+                             "got none")
         importance |= _taylor(model, others, data, loss)
     return {group.name: importance[group.name] for group in groups}
 
@@ -132,54 +132,30 @@ def pivoted_cholesky(scatter: Tensor) -> Tensor:
 def _taylor(
     model: nn.Module, groups: Sequence[UnitGroup], data: tuple[Tensor, Tensor], loss: Loss
 ) -> dict[str, Tensor]:
-    names = {reader.parameter for group in groups for reader in group.readers}
-    weights = {name: model.get_parameter(name) for name in sorted(names)}
-    gradients = _mean_gradients(model, weights, data, loss)
-    products = {name: weight.detach().double() * gradients[name]
-                for name, weight in weights.items()}
-    return {group.name: _sum_by_unit(group.readers, group.units, products).abs()
-            for group in groups}
-
-
-def _mean_gradients(
-    model: nn.Module, weights: Mapping[str, Tensor], data: tuple[Tensor, Tensor], loss: Loss
-) -> dict[str, Tensor]:
-    """Gradients of the mean loss with respect to each of the weights, float64."""
+    names = sorted({reader.parameter for group in groups for reader in group.readers})
+    weights = [model.get_parameter(name) for name in names]
+    mean_gradients = [torch.zeros_like(weight, dtype=torch.float64) for weight in weights]
     inputs, targets = data
-    total = {name: torch.zeros_like(weight, dtype=torch.float64)
-             for name, weight in weights.items()}
     every_row = torch.arange(len(inputs), device=inputs.device)
     with evaluating(model, grad=True):
         for rows in torch.split(every_row, rows_at_once(inputs.shape)):
             value = loss(model(inputs[rows]), targets[rows])
-            gradients = torch.autograd.grad(value, list(weights.values()), allow_unused=True)
-            for name, gradient in zip(weights, gradients, strict=True):
+            gradients = torch.autograd.grad(value, weights, allow_unused=True)
+            for mean, gradient in zip(mean_gradients, gradients, strict=True):
                 if gradient is not None:
-                    total[name] += gradient.double() * (len(rows) / len(inputs))
-    return total
+                    mean += gradient.double() * (len(rows) / len(inputs))
+    products = {name: weight.detach().double() * mean for name, weight, mean
+                in zip(names, weights, mean_gradients, strict=True)}
+    return {group.name: sum_by_unit(group.readers, products).abs() for group in groups}
 
 
 def _magnitude(model: nn.Module, group: UnitGroup) -> Tensor:
     parameters = dict(model.named_parameters(remove_duplicate=False))
     weights = [slice_ for slice_ in (*group.makers, *group.readers)
                if slice_.parameter in parameters]
-    squares = {slice_.parameter: parameters[slice_.parameter].detach().double() ** 2
-               for slice_ in weights}
-    return _sum_by_unit(weights, group.units, squares).sqrt()
-
-
-def _sum_by_unit(
-    slices: Iterable[ParameterSlice], count: int, values: Mapping[str, Tensor]
-) -> Tensor:
-    """The sum over each unit's entries in tensors of the parameters' shapes."""
-    total = torch.zeros(count, dtype=torch.float64)
-    for slice_ in slices:
-        along_dim = values[slice_.parameter].movedim(slice_.dim, 0)
-        sums = along_dim.reshape(len(along_dim), -1).sum(1).cpu()
-        positions = [position for columns in slice_.columns for position in columns]
-        units = [unit for unit, columns in enumerate(slice_.columns) for _ in columns]
-        total.index_add_(0, torch.tensor(units), sums[torch.tensor(positions)])
-    return total
+    return sum_by_unit(weights, {
+        slice_.parameter: parameters[slice_.parameter].detach().double() ** 2
+        for slice_ in weights}).sqrt()
 
 
 def _by_usage(
