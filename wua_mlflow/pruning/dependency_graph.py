@@ -6,7 +6,7 @@ Tests: ``tests/pruning/test_dependency_graph.py``.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from wua_mlflow.usage.batches import mapped
 
 __all__ = [
-    "Graph", "GroupMember", "call_model", "caches_off", "is_conv1d", "select", "weight_dims",
+    "Graph", "GroupMember", "call_model", "caches_off", "hidden_slices", "is_conv1d", "select",
+    "select_remaining", "update_sizes", "weight_dims",
 ]
 
 
@@ -89,6 +90,36 @@ def select(parameter: Tensor, dim: int, positions: Sequence[int]) -> nn.Paramete
     """A new parameter with these positions along ``dim`` alone."""
     index = torch.tensor(positions, dtype=torch.long, device=parameter.device)
     return nn.Parameter(parameter.detach().index_select(dim, index))
+
+
+def select_remaining(parameter: Tensor, dim: int, removed: Iterable[int]) -> nn.Parameter:
+    """A new parameter without these positions along ``dim``."""
+    return select(parameter, dim, sorted(set(range(parameter.shape[dim])) - set(removed)))
+
+
+def hidden_slices(layer: Any) -> Iterator[tuple[str, int, tuple[tuple[int, ...], ...]]]:
+    """Where a recurrent layer's parameters hold its hidden units: name, dimension, positions.
+
+    As rows in each gate of every parameter, and as columns of all but the first layer's inputs,
+    where a bidirectional layer has them twice.
+    """
+    hidden = layer.hidden_size
+    for name, parameter in layer.named_parameters(recurse=False):
+        for dim in range(1 if name.startswith(("weight_ih_l0", "bias")) else 2):
+            size = parameter.shape[dim]
+            yield name, dim, tuple(tuple(range(unit, size, hidden)) for unit in range(hidden))
+
+
+def update_sizes(layer: Any) -> None:
+    """Set the sizes that a layer states to those of its weight."""
+    if isinstance(layer, nn.Linear):
+        layer.out_features, layer.in_features = layer.weight.shape
+    elif isinstance(layer, nn.Embedding):
+        layer.embedding_dim = layer.weight.shape[1]
+    else:
+        layer.nf = layer.weight.shape[1]
+        if hasattr(layer, "nx"):
+            layer.nx = layer.weight.shape[0]
 
 
 @dataclass(frozen=True)
@@ -249,26 +280,19 @@ def _opaque_forward(layer: Any, forward: Any, *args: Any, **kwargs: Any) -> Any:
                      else tied_to_outputs(states))
 
 
-def _remaining(count: int, removed: Sequence[int]) -> list[int]:
-    return sorted(set(range(count)) - set(removed))
-
-
 def _conv1d_pruner(library: Any) -> Any:
     class Conv1DPruner(library.pruner.function.BasePruningFunc):  # type: ignore[misc]
         """transformers' Conv1D: weight (inputs, outputs)."""
 
         def prune_out_channels(self, layer: Any, idxs: Sequence[int]) -> Any:
-            remaining = _remaining(layer.weight.shape[1], idxs)
-            layer.weight = select(layer.weight, 1, remaining)
-            layer.bias = select(layer.bias, 0, remaining)
-            layer.nf = len(remaining)
+            layer.weight = select_remaining(layer.weight, 1, idxs)
+            layer.bias = select_remaining(layer.bias, 0, idxs)
+            update_sizes(layer)
             return layer
 
         def prune_in_channels(self, layer: Any, idxs: Sequence[int]) -> Any:
-            remaining = _remaining(layer.weight.shape[0], idxs)
-            layer.weight = select(layer.weight, 0, remaining)
-            if hasattr(layer, "nx"):
-                layer.nx = len(remaining)
+            layer.weight = select_remaining(layer.weight, 0, idxs)
+            update_sizes(layer)
             return layer
 
         def get_out_channels(self, layer: Any) -> int:
@@ -285,26 +309,18 @@ def _recurrent_pruner(library: Any) -> Any:
         """LSTM, GRU, RNN: outputs j and hidden + j of a bidirectional layer are hidden unit j."""
 
         def prune_out_channels(self, layer: Any, idxs: Sequence[int]) -> Any:
-            hidden, rows = layer.hidden_size, layer.weight_hh_l0.shape[0]
-            units = _remaining(hidden, [position % hidden for position in idxs])
-            gate_rows = [first + unit for first in range(0, rows, hidden) for unit in units]
-            both = [*units, *(hidden + unit for unit in units)] if layer.bidirectional else units
-            for name, parameter in list(layer.named_parameters(recurse=False)):
-                pruned = select(parameter, 0, gate_rows)
-                if name.startswith("weight_hh"):
-                    pruned = select(pruned, 1, units)
-                elif name.startswith("weight_ih") and not name.startswith("weight_ih_l0"):
-                    pruned = select(pruned, 1, both)
-                setattr(layer, name, pruned)
-            layer.hidden_size = len(units)
+            units = {position % layer.hidden_size for position in idxs}
+            for name, dim, columns in list(hidden_slices(layer)):
+                removed = [position for unit in units for position in columns[unit]]
+                setattr(layer, name, select_remaining(getattr(layer, name), dim, removed))
+            layer.hidden_size -= len(units)
             return layer
 
         def prune_in_channels(self, layer: Any, idxs: Sequence[int]) -> Any:
-            remaining = _remaining(layer.input_size, idxs)
-            for name, parameter in list(layer.named_parameters(recurse=False)):
+            for name, weight in list(layer.named_parameters(recurse=False)):
                 if name.startswith("weight_ih_l0"):
-                    setattr(layer, name, select(parameter, 1, remaining))
-            layer.input_size = len(remaining)
+                    setattr(layer, name, select_remaining(weight, 1, idxs))
+            layer.input_size -= len(set(idxs))
             return layer
 
         def get_out_channels(self, layer: Any) -> int:

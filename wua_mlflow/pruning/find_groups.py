@@ -20,6 +20,7 @@ from wua_mlflow.pruning.dependency_graph import (
     TRANSPOSED,
     Graph,
     GroupMember,
+    hidden_slices,
     weight_dims,
 )
 from wua_mlflow.pruning.heads import ATTENTION, attention_groups, projected_head_groups
@@ -100,17 +101,21 @@ def _group(
         return None, reason
     if not any(member.reads for member in members):
         return None, OUTPUTS
-    name, units = layer
+    (name, units), kind = layer, "units"
     first: Any = makers[0].module
-    recurrent = isinstance(first, RECURRENT)
-    if recurrent:
-        units = first.hidden_size
+    if isinstance(first, RECURRENT):
+        kind, units = "hidden", first.hidden_size
     readers = [reader for member in members if member.reads for reader in _readers(member, units)]
-    held = {slice_.parameter: slice_ for maker in makers for slice_ in _held(maker, units)}
-    if recurrent:
-        readers += _recurrent_readers(name, first)
-    group = UnitGroup(name, tuple(str(maker.name) for maker in makers), tuple(readers), units,
-                      "hidden" if recurrent else "units", tuple(held.values()))
+    if kind == "hidden":
+        hidden = [ParameterSlice(f"{name}.{parameter}", dim, columns)
+                  for parameter, dim, columns in hidden_slices(first)]
+        held = [slice_ for slice_ in hidden if slice_.dim == 0]
+        readers += [slice_ for slice_ in hidden if slice_.dim == 1]
+    else:
+        held = [slice_ for maker in makers for slice_ in _held(maker, units)]
+    unique = {slice_.parameter: slice_ for slice_ in held}
+    group = UnitGroup(name, tuple(str(maker.name) for maker in makers), tuple(readers), units, kind,
+                      tuple(unique.values()))
     reason = _tied_elsewhere(model, group)
     return (None, reason) if reason else (group, "")
 
@@ -210,50 +215,25 @@ def _columns(member: GroupMember, units: int) -> tuple[tuple[int, ...], ...]:
     return tuple(tuple(sorted(positions)) for positions in columns)
 
 
-def _readers(member: GroupMember, units: int) -> Iterator[ParameterSlice]:
+def _readers(member: GroupMember, units: int) -> list[ParameterSlice]:
     """The weights with which a layer reads the units."""
     columns = _columns(member, units)
     if isinstance(member.module, RECURRENT):
-        for parameter, _ in member.module.named_parameters(recurse=False):
-            if parameter.startswith("weight_ih_l0"):
-                yield ParameterSlice(_qualified(member.name, parameter), 1, columns)
-    else:
-        dims = weight_dims(member.module)
-        assert dims is not None, type(member.module)
-        yield ParameterSlice(_qualified(member.name, "weight"), dims[1], columns)
+        return [ParameterSlice(f"{member.name}.{name}", 1, columns)
+                for name, _ in member.module.named_parameters(recurse=False)
+                if name.startswith("weight_ih_l0")]
+    dims = weight_dims(member.module)
+    assert dims is not None, type(member.module)
+    return [ParameterSlice(f"{member.name}.weight", dims[1], columns)]
 
 
-def _recurrent_readers(name: str, layer: Any) -> Iterator[ParameterSlice]:
-    """A recurrent layer's own weights that read its hidden units."""
-    hidden = layer.hidden_size
-    once = tuple((unit,) for unit in range(hidden))
-    both = tuple((unit, hidden + unit) for unit in range(hidden)) if layer.bidirectional else once
-    for parameter, _ in layer.named_parameters(recurse=False):
-        if parameter.startswith("weight_hh"):
-            yield ParameterSlice(_qualified(name, parameter), 1, once)
-        elif parameter.startswith("weight_ih") and not parameter.startswith("weight_ih_l0"):
-            yield ParameterSlice(_qualified(name, parameter), 1, both)
-
-
-def _held(maker: GroupMember, units: int) -> Iterator[ParameterSlice]:
+def _held(maker: GroupMember, units: int) -> list[ParameterSlice]:
     """The layer's parameters and buffers that have a place for each unit."""
     module: Any = maker.module
-    if isinstance(maker.module, RECURRENT):
-        rows = module.weight_hh_l0.shape[0]
-        columns = tuple(tuple(range(unit, rows, units)) for unit in range(units))
-        for parameter, _ in module.named_parameters(recurse=False):
-            yield ParameterSlice(_qualified(maker.name, parameter), 0, columns)
-        return
     dims = weight_dims(module)
     depthwise = isinstance(module, TRANSPOSED) and module.groups > 1
     dim = 1 if isinstance(module, nn.Embedding) else 0 if dims is None or depthwise else dims[0]
     columns = _columns(maker, units)
     tensors = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
-    for name, tensor in tensors:
-        if tensor.numel() > 1:
-            yield ParameterSlice(_qualified(maker.name, name), dim if name == "weight" else 0,
-                                 columns)
-
-
-def _qualified(module: str | None, parameter: str) -> str:
-    return f"{module}.{parameter}" if module else parameter
+    return [ParameterSlice(f"{maker.name}.{name}", dim if name == "weight" else 0, columns)
+            for name, tensor in tensors if tensor.numel() > 1]

@@ -20,6 +20,8 @@ from wua_mlflow.pruning.dependency_graph import (
     call_model,
     is_conv1d,
     select,
+    select_remaining,
+    update_sizes,
     weight_dims,
 )
 from wua_mlflow.pruning.unit_groups import ParameterSlice, UnitGroup
@@ -178,25 +180,12 @@ def prune_heads(model: nn.Module, group: UnitGroup, removed: Sequence[int]) -> N
                 PrunedMultiheadAttention(module, group.others(removed)))
         return
     for slice_ in (*group.makers, *group.readers):
-        layer, parameter = model.get_submodule(slice_.module), model.get_parameter(slice_.parameter)
-        lost = set(slice_.positions(removed))
-        setattr(layer, slice_.attribute, select(parameter, slice_.dim, [
-            place for place in range(parameter.shape[slice_.dim]) if place not in lost]))
-        _update_sizes(layer)
+        layer = model.get_submodule(slice_.module)
+        setattr(layer, slice_.attribute, select_remaining(
+            getattr(layer, slice_.attribute), slice_.dim, slice_.positions(removed)))
+        update_sizes(layer)
     for name in group.counts:
         setattr(module, name, getattr(module, name) * (group.units - len(removed)) // group.units)
-
-
-def _update_sizes(layer: Any) -> None:
-    """Set the sizes that a layer states to those of its weight."""
-    if isinstance(layer, nn.Linear):
-        layer.out_features, layer.in_features = layer.weight.shape
-    elif isinstance(layer, nn.Embedding):
-        layer.embedding_dim = layer.weight.shape[1]
-    else:
-        layer.nf = layer.weight.shape[1]
-        if hasattr(layer, "nx"):
-            layer.nx = layer.weight.shape[0]
 
 
 MAX_PARTS = 1024
