@@ -6,9 +6,9 @@ of their own. Tests: ``tests/pruning/test_heads.py``, ``tests/pruning/test_proje
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -36,32 +36,29 @@ def attention_groups(model: nn.Module) -> tuple[list[UnitGroup], dict[str, str]]
     """A group for each attention module, and those that cannot be cut, with the reason."""
     groups, not_prunable = [], {}
     for name, module in model.named_modules():
-        if isinstance(module, PrunedMultiheadAttention) or type(module) is nn.MultiheadAttention:
-            reason = _not_prunable(module)
-            if reason:
-                not_prunable[name] = reason
-            elif module.num_heads > 1:
-                groups.append(_attention_group(name, module))
+        if type(module) not in ATTENTION:
+            continue
+        if getattr(module, "bias_k", None) is not None or getattr(module, "add_zero_attn", False):
+            not_prunable[name] = "it adds keys of its own (add_bias_kv, add_zero_attn)"
+        elif isinstance(module, nn.MultiheadAttention) and not module._qkv_same_embed_dim:
+            not_prunable[name] = "its keys or values have a size of their own (kdim, vdim)"
+        elif module.num_heads > 1:
+            groups.append(_attention_group(name, module))
     return groups, not_prunable
 
 
-def _not_prunable(module: nn.Module) -> str:
-    if isinstance(module, nn.MultiheadAttention):
-        if module.bias_k is not None or module.add_zero_attn:
-            return "it adds keys of its own (add_bias_kv, add_zero_attn)"
-        if not module._qkv_same_embed_dim:
-            return "its keys or values have a size of their own (kdim, vdim)"
-    return ""
-
-
 def _attention_group(name: str, module: Any) -> UnitGroup:
-    size, heads = module.head_dim, module.num_heads
-    columns = tuple(tuple(range(head * size, (head + 1) * size)) for head in range(heads))
-    rows = tuple(tuple(part * heads * size + place for part in range(3) for place in places)
-                 for places in columns)
+    heads, size = module.num_heads, module.head_dim
+    columns = _positions(torch.arange(heads * size).view(heads, size))
+    rows = _positions(torch.arange(3 * heads * size).view(3, heads, size).transpose(0, 1))
     makers = ["in_proj_weight", *(["in_proj_bias"] if module.in_proj_bias is not None else [])]
     return UnitGroup(name, (name,), (ParameterSlice(f"{name}.out_proj.weight", 1, columns),), heads,
                      "heads", tuple(ParameterSlice(f"{name}.{maker}", 0, rows) for maker in makers))
+
+
+def _positions(by_unit: Iterable[Tensor]) -> tuple[tuple[int, ...], ...]:
+    """The positions of each unit, of tensors of them."""
+    return tuple(tuple(positions.flatten().tolist()) for positions in by_unit)
 
 
 class PrunedMultiheadAttention(nn.Module):
@@ -76,21 +73,18 @@ class PrunedMultiheadAttention(nn.Module):
 
     def __init__(self, original: Any, heads: Sequence[int]) -> None:
         super().__init__()
-        size = original.head_dim
-        columns = [head * size + place for head in heads for place in range(size)]
-        rows = [part * original.num_heads * size + column for part in range(3)
-                for column in columns]
-        weight, bias, out = original.in_proj_weight, original.in_proj_bias, original.out_proj
+        size, weight, bias, out = (original.head_dim, original.in_proj_weight,
+                                   original.in_proj_bias, original.out_proj)
+        positions = torch.arange(len(weight)).view(3, original.num_heads, size)[:, list(heads)]
+        rows, columns = positions.flatten().tolist(), positions[0].flatten().tolist()
         self.embed_dim, self.head_dim, self.num_heads = original.embed_dim, size, len(heads)
         self.dropout, self.batch_first = original.dropout, original.batch_first
         self.in_proj_weight = select(weight, 0, rows)
         self.in_proj_bias = None if bias is None else select(bias, 0, rows)
-        self.out_proj = nn.Linear(len(columns), out.out_features, out.bias is not None,
-                                  device=weight.device, dtype=weight.dtype)
-        with torch.no_grad():
-            self.out_proj.weight.copy_(out.weight[:, columns])
-            if out.bias is not None:
-                self.out_proj.bias.copy_(out.bias)
+        self.out_proj = nn.Linear(len(columns), out.out_features, out.bias is not None)
+        self.out_proj.weight = select(out.weight, 1, columns)
+        if out.bias is not None:
+            self.out_proj.bias = nn.Parameter(out.bias.detach().clone())
         self.train(original.training)
 
     def forward(  # noqa: PLR0913 - the signature of nn.MultiheadAttention
@@ -219,18 +213,20 @@ def projected_head_groups(model: nn.Module, example: Any) -> list[UnitGroup]:
             first_calls.setdefault(call.module, call)
         order = list(first_calls.values())
         groups: dict[str, UnitGroup] = {}
-        taken: set[nn.Module] = set()
+        taken: set[str] = set()
         for module in reversed(names):  # the innermost first
-            within = [call for call in order if _is_within(names[call.module], names[module])]
-            if not within or taken & {call.module for call in within} or not _numbers(module):
+            name = names[module]
+            within = [call for call in order if _is_within(names[call.module], name)]
+            if not within or taken & {names[call.module] for call in within} or \
+                    not _numbers(module):
                 continue
             try:
                 heads = _find_heads(module, within, order)
             except RuntimeError:  # of autograd: its outputs were changed in place, or checkpointed
                 continue
             if heads is not None:
-                taken |= {call.module for call in heads.makers}
-                groups[names[module]] = _projected_group(names[module], heads, names)
+                groups[name] = _projected_group(name, heads, names)
+                taken |= set(groups[name].layers)
     return [groups[name] for name in names.values() if name in groups]
 
 
@@ -270,8 +266,7 @@ def _numbers(module: nn.Module) -> dict[str, int]:
             if type(value) is int and value > 1}
 
 
-@dataclass(frozen=True)
-class _Heads:
+class _Heads(NamedTuple):
     """A layer that reads heads, and those that make them.
 
     Attributes:
@@ -282,9 +277,9 @@ class _Heads:
     """
 
     reader: Call
-    makers: tuple[Call, ...]
+    makers: Sequence[Call]
     columns: tuple[tuple[int, ...], ...]
-    rows: tuple[tuple[tuple[int, ...], ...], ...]
+    rows: Sequence[tuple[tuple[int, ...], ...]]
 
 
 def _find_heads(
@@ -297,12 +292,12 @@ def _find_heads(
     last = next(place for place, call in enumerate(order) if call is within[-1])
     calls, readers = [*within, *order[last + 1: last + 2]], []
     for place, reader in enumerate(calls[1:], start=1):
-        makers = calls[max(0, place - MAX_MAKERS): place]
+        makers = [call for call in calls[max(0, place - MAX_MAKERS): place]
+                  if call.outputs.requires_grad]
         if isinstance(reader.module, nn.Embedding) or not _attends(reader, makers):
             continue
-        divisions = [_divide(reader, makers, parts)
-                     for parts in _numbers_of_parts(module, reader.inputs.shape[-1])]
-        heads = [division for division in divisions if division is not None]
+        heads = [division for parts in _numbers_of_parts(module, reader.inputs.shape[-1])
+                 if (division := _divide(reader, makers, parts)) is not None]
         if heads:
             readers.append(max(heads, key=lambda division: len(division.columns)))
     return readers[0] if len(readers) == 1 else None
@@ -325,70 +320,51 @@ def _numbers_of_parts(module: nn.Module, size: int) -> list[int]:
 
 
 def _divide(reader: Call, makers: Sequence[Call], parts: int) -> _Heads | None:
-    """Divide the inputs into parts; None unless each depends on outputs of its own."""
-    size = reader.inputs.shape[-1] // parts
-    blocks = [range(part * size, (part + 1) * size) for part in range(parts)]
-    used = [call for call, rows in zip(makers, _dependences(reader, blocks[0], makers), strict=True)
-            if 0 < len(rows) < call.outputs.shape[-1]]
-    by_block = [_dependences(reader, block, used) for block in blocks]
-    units = _join_blocks(by_block)
-    rows = tuple(tuple(tuple(sorted(set().union(*(by_block[block][place] for block in unit))))
-                       for unit in units) for place in range(len(used)))
-    complete = all(sum(map(len, by_unit)) == call.outputs.shape[-1]
-                   for by_unit, call in zip(rows, used, strict=True))
-    if not used or len(units) < 2 or not complete or not all(
-            any(by_unit[unit] for by_unit in rows) for unit in range(len(units))):
+    """Divide the inputs into parts; None unless each depends on outputs of its own.
+
+    Parts that depend on a common output are one unit.
+    """
+    from scipy.sparse.csgraph import connected_components
+
+    columns = torch.arange(reader.inputs.shape[-1]).view(parts, -1)
+    used = [call for call, outputs in zip(makers, _dependences(reader, columns[0], makers),
+                                          strict=True) if outputs.any() and not outputs.all()]
+    if not used:
         return None
-    columns = tuple(tuple(column for block in unit for column in blocks[block]) for unit in units)
-    return _Heads(reader, tuple(used), columns, rows)
+    by_part = torch.stack([torch.cat(_dependences(reader, part, used)) for part in columns])
+    units, labels = connected_components((by_part.float() @ by_part.float().T).numpy())
+    parts_of = [torch.from_numpy(labels == unit) for unit in range(units)]
+    by_unit = torch.stack([by_part[members].any(0) for members in parts_of])
+    if units < 2 or not by_unit.any(0).all() or not by_unit.any(1).all():
+        return None
+    by_maker = by_unit.split([call.outputs.shape[-1] for call in used], dim=1)
+    return _Heads(reader, used, _positions(columns[members] for members in parts_of),
+                  [_positions(map(torch.nonzero, outputs)) for outputs in by_maker])
 
 
 def _attends(reader: Call, makers: Sequence[Call]) -> bool:
     """Whether an input at the last position depends on outputs at several, as in attention."""
-    column = reader.inputs.flatten(0, -2)[-1:, :1]
-    return any(bool(1 < len(_nonzero(gradient)) < gradient.shape[-1]) and
-               int((gradient != 0).flatten(0, -2).any(-1).sum()) > 1
-               for gradient in _gradients(column, makers)
-               if gradient is not None and gradient.dim() > 1)
+    if not makers or not reader.inputs.requires_grad:
+        return False
+    for gradient in _gradients(reader.inputs.flatten(0, -2)[-1:, :1], makers):
+        nonzero = (gradient != 0).reshape(-1, gradient.shape[-1])
+        if 1 < int(nonzero.any(0).sum()) < nonzero.shape[1] and int(nonzero.any(1).sum()) > 1:
+            return True
+    return False
 
 
-def _gradients(inputs: Tensor, makers: Sequence[Call]) -> list[Tensor | None]:
-    """Gradients of the inputs' weighted sum by each layer's outputs; None where there is none."""
-    outputs = [call.outputs for call in makers if call.outputs.requires_grad]
-    if not inputs.requires_grad or not outputs:
-        return [None] * len(makers)
+def _gradients(inputs: Tensor, makers: Sequence[Call]) -> Sequence[Tensor]:
+    """Gradients of the inputs' weighted sum by each layer's outputs."""
     weights = torch.linspace(0.5, 1.5, inputs.numel(), dtype=torch.float64).reshape(inputs.shape)
-    gradients = iter(torch.autograd.grad(inputs, outputs, weights.to(inputs), retain_graph=True,
-                                         allow_unused=True))
-    return [next(gradients) if call.outputs.requires_grad else None for call in makers]
+    return torch.autograd.grad(inputs, [call.outputs for call in makers], weights.to(inputs),
+                               retain_graph=True, materialize_grads=True)
 
 
-def _dependences(reader: Call, columns: range, makers: Sequence[Call]) -> list[set[int]]:
-    """Which outputs of each layer these columns of the reader's inputs depend on."""
-    inputs = reader.inputs[..., columns.start: columns.stop]
-    return [set() if gradient is None else _nonzero(gradient)
+def _dependences(reader: Call, columns: Tensor, makers: Sequence[Call]) -> list[Tensor]:
+    """By layer whether these columns of the reader's inputs depend on each of its outputs."""
+    inputs = reader.inputs[..., int(columns[0]): int(columns[-1]) + 1]
+    return [(gradient != 0).reshape(-1, gradient.shape[-1]).any(0).cpu()
             for gradient in _gradients(inputs, makers)]
-
-
-def _nonzero(gradient: Tensor) -> set[int]:
-    """The places of the last dimension with a gradient other than zero."""
-    return set((gradient != 0).reshape(-1, gradient.shape[-1]).any(0).nonzero()[:, 0].tolist())
-
-
-def _join_blocks(by_block: Sequence[Sequence[set[int]]]) -> list[list[int]]:
-    """Join blocks that depend on a common output of a layer into units."""
-    units: list[tuple[list[int], list[set[int]]]] = []
-    for block, rows in enumerate(by_block):
-        members, joined = [block], list(rows)
-        apart = []
-        for unit in units:
-            if any(new & old for new, old in zip(joined, unit[1], strict=True)):
-                members = [*unit[0], *members]
-                joined = [new | old for new, old in zip(joined, unit[1], strict=True)]
-            else:
-                apart.append(unit)
-        units = [*apart, (members, joined)]
-    return sorted(sorted(members) for members, _ in units)
 
 
 def _projected_group(name: str, heads: _Heads, names: Mapping[nn.Module, str]) -> UnitGroup:
