@@ -238,13 +238,6 @@ def test_it_is_there_only_where_it_was_asked_for():
     assert 0 < ranks(model, inputs)["0"] <= 12
 
 
-def test_units_that_are_constant_have_rank_zero():
-    model = mlp(3, 12, 2)
-    with torch.no_grad():
-        model[0].weight.zero_()
-    assert ranks(model, rows(40, 3))["0"] == 0.0
-
-
 # Hidden states of recurrent layers
 
 

@@ -106,20 +106,6 @@ def test_keys_that_are_padded_change_what_comes_out(batch_first, wants):
                       flat(gave))
 
 
-@pytest.mark.parametrize(("samples", "batch_first"), [  # as many as positions, too
-    (3, True), (5, True), (5, False)])
-def test_padded_positions_count_in_no_projection(samples, batch_first):
-    model, x = Attend(batch_first=batch_first), rows(samples, 5, 8)
-    mask = torch.arange(5) < torch.tensor([2, 5, 4, 1, 3][:samples])[:, None]
-    batch = {"x": x + 3 * ~mask.unsqueeze(-1), "attention_mask": mask.long()}
-    with torch.no_grad():
-        parts = [by_formula(model, sequence[:n].unsqueeze(0))
-                 for sequence, n in zip(x, mask.sum(1), strict=True)]
-    for name in parts[0]:
-        met, gave = (torch.cat([flat(part[name][i]) for part in parts]) for i in (1, 2))
-        assert_importance(model, [batch], name, parts[0][name][0], met, gave, relative=1e-4)
-
-
 def test_one_sequence_without_a_batch_dimension():
     class Single(Attend):
         def forward(self, x: Tensor) -> Tensor:
@@ -172,7 +158,8 @@ def language(*, batch_first: bool) -> Layers:
                   encoder=nn.TransformerEncoder(block, 1, enable_nested_tensor=False))
 
 
-@pytest.mark.parametrize(("samples", "batch_first"), [(3, True), (5, False)])
+@pytest.mark.parametrize(("samples", "batch_first"), [  # as many as positions, too
+    (3, True), (5, True), (5, False)])
 def test_a_padded_batch_is_its_sequences_one_by_one(samples, batch_first):
     model = language(batch_first=batch_first)
     lengths = [2, 5, 4, 1, 3][:samples]

@@ -92,12 +92,6 @@ def test_each_form_gives_all_samples_in_order(form, has_targets):
         assert all(batch.targets is NO_TARGETS for batch in batches)
 
 
-def test_each_pass_is_like_the_first():
-    batches = Batches(DataLoader(TensorDataset(X, Y), batch_size=4), Plain())
-    for _ in range(3):
-        assert torch.equal(torch.cat([batch.args[0] for batch in batches]), X)
-
-
 def test_a_whole_tensor_comes_in_chunks():
     sizes = [batch.samples for batch in Batches(torch.zeros(2500, 3), Plain())]
     assert sizes == [1024, 1024, 452]

@@ -10,9 +10,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from tests.networks import Layers, labels, mlp, rows
+from tests.networks import Layers, rows
 from wua_mlflow.usage.analyze import analyze, layer_importance
-from wua_mlflow.usage.batches import Batches
 from wua_mlflow.usage.criteria import CRITERIA, magnitude, output, taylor, wanda
 from wua_mlflow.usage.layer_statistics import (
     LayerStatistics,
@@ -20,7 +19,7 @@ from wua_mlflow.usage.layer_statistics import (
     required_stats,
     resolve_criteria,
 )
-from wua_mlflow.usage.run import PassStatistics, run_pass
+from wua_mlflow.usage.run import PassStatistics
 from wua_mlflow.usage.tracing.layer import TracedLayer
 from wua_mlflow.usage.tracing.parameters import ParameterIndex
 
@@ -145,28 +144,6 @@ def test_names_of_criteria():
         resolve_criteria(["wanda", wanda_of_mine])
 
 
-def test_what_is_known_of_a_layer_after_a_pass():
-    model, x, y = mlp(3, 8, 2), rows(20, 3), labels(20)
-    criteria = list(CRITERIA.values())
-    pass_stats = run_pass(
-        model, Batches([(x[:9], y[:9]), (x[9:], y[9:])], model),
-        required_stats(criteria, rows=False), loss=lambda out, target: out.sum(1).mean())
-    layer = layer_statistics(pass_stats.layers["0"], pass_stats)
-    z = model[0](x).detach().double()
-    assert layer.weight.data_ptr() == model[0].weight.data_ptr()
-    torch.testing.assert_close(layer.mean_output, z.mean(0), rtol=1e-6, atol=1e-7)
-    torch.testing.assert_close(layer.mean_input[0], x.double().abs().mean(0), rtol=1e-6, atol=0)
-    torch.testing.assert_close(layer.input_norm[0], x.double().norm(dim=0), rtol=1e-6, atol=0)
-    (weight_gradient, bias_gradient) = torch.autograd.grad(
-        model(x).sum(1).mean(), [model[0].weight, model[0].bias])
-    torch.testing.assert_close(layer.gradient, weight_gradient.double(), rtol=1e-5, atol=1e-8)
-    torch.testing.assert_close(layer.bias_gradient, bias_gradient.double(), rtol=1e-5, atol=1e-8)
-    assert torch.equal(layer.bias, model[0].bias)
-    assert all(tensor.dtype == torch.float64 for tensor in (
-        layer.mean_output, layer.mean_input, layer.input_norm, layer.gradient))
-    assert not any(tensor.requires_grad for tensor in (layer.weight, layer.bias, layer.gradient))
-
-
 @pytest.mark.filterwarnings("ignore:LSTM with projections")
 def test_a_criterion_that_makes_no_sense_for_a_layer_leaves_it_out_by_name():
     model = Layers(lambda model, x: model.head(model.rnn(x)[0][:, -1]), head=nn.Linear(2, 2),
@@ -186,16 +163,6 @@ def test_a_criterion_that_makes_no_sense_for_a_layer_leaves_it_out_by_name():
         layer_importance(model, x, ["rnn.weight_hr_l0"], "wanda")
     with pytest.raises(ValueError, match="^model: expected a layer .* hidden within the cell"):
         analyze(model, x, criterion="wanda", layers=["rnn.weight_hr_l0"])
-
-
-def test_a_weight_that_the_data_make_is_left_out_by_name():
-    generated = Layers(lambda layer, x: nn.functional.linear(x, x.T @ x + layer.bias),
-                       bias=nn.Parameter(torch.zeros(3)))
-    model = nn.Sequential(nn.Linear(3, 3), generated, nn.Linear(3, 2))
-    usage = analyze(model, rows(12, 3).split(4))
-    assert usage.skipped["1"] == "its weight is computed anew from the data"
-    with pytest.raises(ValueError, match="^layer 1: .* computed anew from the data$"):
-        layer_importance(model, rows(12, 3).split(4), ["1"])
 
 
 class Largest(TorchDispatchMode):

