@@ -94,8 +94,8 @@ def wide_diagram() -> Figure:
     """An MLP of 64-200-120-10, its weights random: units are drawn in bundles."""
     torch.manual_seed(0)
     layers = {"fc1": nn.Linear(64, 200), "fc2": nn.Linear(200, 120), "out": nn.Linear(120, 10)}
-    weights = [layer.weight.detach().numpy() for layer in layers.values()]
-    return plot_network(network_data(weights, list(layers)))
+    return plot_network(network_data({name: layer.weight.detach().numpy()
+                                      for name, layer in layers.items()}))
 
 
 def small_convolutional() -> nn.Module:

@@ -162,9 +162,7 @@ def show(model: nn.Module, X: Any = None) -> Figure:  # noqa: N803 - the tutoria
     Raises:
         ValueError: there is no ``Linear`` layer, or they form no chain.
     """
-    layers = _linear(model)
-    return plot_network(network_data([_weights(layer) for _, layer in layers],
-                                     [name for name, _ in layers]))
+    return plot_network(network_data({name: _weights(layer) for name, layer in _linear(model)}))
 
 
 def _linear(model: nn.Module) -> list[tuple[str, nn.Linear]]:

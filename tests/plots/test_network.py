@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 from matplotlib.collections import LineCollection
@@ -11,22 +13,23 @@ from tests.plots.usages import words_of
 from wua_mlflow.plots.network import network_data, plot_network
 
 
-def _weights(*units: int, seed: int = 0) -> list[np.ndarray]:
-    rng = np.random.default_rng(seed)
+def _weights(*units: int, names: Sequence[str] = ()) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
     shapes = zip(units[1:], units, strict=False)
-    return [rng.normal(0, 0.4, size=shape).astype(np.float32) for shape in shapes]
+    return {name: rng.normal(0, 0.4, size=shape).astype(np.float32)
+            for name, shape in zip(names or map(str, units[1:]), shapes, strict=False)}
 
 
 def test_every_weight_is_one_line_between_its_two_units():
-    weights = _weights(2, 10, 3)
-    data = network_data(weights, ["fc1", "fc2"])
+    weights = _weights(2, 10, 3, names=["fc1", "fc2"])
+    data = network_data(weights)
     lines = {tuple(edge): w for edge, w in zip(data.edges.tolist(), data.weights, strict=True)}
     expected = {}
     for j in range(10):
         for i in range(2):
-            expected[i, 2 + j] = abs(float(weights[0][j, i]))
+            expected[i, 2 + j] = abs(float(weights["fc1"][j, i]))
         for k in range(3):
-            expected[2 + j, 12 + k] = abs(float(weights[1][k, j]))
+            expected[2 + j, 12 + k] = abs(float(weights["fc2"][k, j]))
     assert lines.keys() == expected.keys() and len(data.edges) == 50
     assert [lines[edge] for edge in expected] == pytest.approx(list(expected.values()), rel=1e-6)
     assert not data.aggregated
@@ -35,7 +38,7 @@ def test_every_weight_is_one_line_between_its_two_units():
 
 
 def test_widths_and_colours_follow_the_tutorials_rule():
-    data = network_data([np.array([[0.0, 0.05, -0.1, 0.11, -0.5, 1.0, -4.0]])])
+    data = network_data({"fc": np.array([[0.0, 0.05, -0.1, 0.11, -0.5, 1.0, -4.0]])})
     assert data.widths_points == pytest.approx([0.2, 0.2, 0.3, 0.33, 1.5, 3.0, 3.0])
     assert data.strong.tolist() == [False, False, False, True, True, True, True]
 
@@ -51,21 +54,20 @@ def test_wide_layers_become_groups_of_one_size(units, circles, size):
 
 
 def test_a_groups_line_is_the_mean_magnitude_of_its_block():
-    (matrix,) = _weights(11, 7)
-    data = network_data([matrix], max_units=4)
-    expected = []
-    for rows in ([0, 1], [2, 3], [4, 5], [6]):
-        for columns in ([0, 1, 2], [3, 4, 5], [6, 7, 8], [9, 10]):
-            block = [abs(float(matrix[i, j])) for i in rows for j in columns]
-            expected.append(sum(block) / len(block))
+    """79 values in groups of 4 and 61 units in groups of 3, the last ones smaller."""
+    (matrix,) = _weights(79, 61).values()
+    data = network_data({"fc": matrix})
+    expected = [np.mean([abs(float(weight)) for row in matrix[top : top + 3]
+                         for weight in row[left : left + 4]])
+                for top in range(0, 61, 3) for left in range(0, 79, 4)]
     assert data.weights == pytest.approx(expected, rel=1e-6)
-    assert data.edges.tolist() == [[s, 4 + t] for t in range(4) for s in range(4)]
+    assert data.edges.tolist() == [[s, 20 + t] for t in range(21) for s in range(20)]
 
 
 def test_to_or_from_a_group_a_line_is_relative_to_its_layers_mean():
-    first, second = np.full((100, 4), 1.0), _weights(100, 3, seed=1)[0]
+    first, second = np.full((100, 4), 1.0), _weights(100, 3)["3"]
     first[:5, 0], first[5:10, 1], first[10:15, 2] = 2.0, 4.0, 0.1
-    data = network_data([first, second, np.array([[0.05, 0.2, 0.5]])])
+    data = network_data({"a": first, "b": second, "c": np.array([[0.05, 0.2, 0.5]])})
     mean = first.mean()
     blocks = {tuple(edge): k for k, edge in enumerate(data.edges.tolist())}
     for source, target, value in ((0, 0, 2.0), (1, 1, 4.0), (2, 2, 0.1), (3, 3, 1.0)):
@@ -80,7 +82,7 @@ def test_to_or_from_a_group_a_line_is_relative_to_its_layers_mean():
 
 
 def test_a_wide_layer_of_zeros_has_the_thinnest_lines():
-    data = network_data([np.zeros((100, 3))])
+    data = network_data({"fc": np.zeros((100, 3))})
     assert set(data.widths_points) == {0.2} and not data.strong.any()
 
 
@@ -92,22 +94,19 @@ def test_columns_are_centred_and_stay_in_the_frame():
         assert (np.diff(y) < 0).all() and np.abs(y).max() <= 0.5 + 1e-12
 
 
-@pytest.mark.parametrize(("weights", "options", "message"), [
-    ([], {}, "weights: expected at least one layer"),
-    ([np.ones(3)], {}, r"weights\[0\]: expected shape \(out, in\), but got \(3,\)"),
-    ([np.full((2, 2), np.nan)], {}, r"weights\[0\]: expected finite numbers"),
-    ([np.ones((3, 2)), np.ones((1, 4))], {}, r"weights\[1\]: expected 3 inputs.*got 4"),
-    ([np.ones((3, 2))], {"names": ["a", "b"]}, "names: expected 1, one a layer, but got 2"),
-    ([np.ones((3, 2))], {"max_units": 0},
-     "max_units: expected an integer of at least 1, but got 0"),
+@pytest.mark.parametrize(("weights", "message"), [
+    ([], "weights: expected at least one layer"),
+    ([np.ones(3)], r"weights\[0\]: expected shape \(out, in\), but got \(3,\)"),
+    ([np.full((2, 2), np.nan)], r"weights\[0\]: expected finite numbers"),
+    ([np.ones((3, 2)), np.ones((1, 4))], r"weights\[1\]: expected 3 inputs.*got 4"),
 ])
-def test_wrong_arguments_raise(weights, options, message):
+def test_wrong_weights_raise(weights, message):
     with pytest.raises(ValueError, match=message):
-        network_data(weights, **options)
+        network_data(dict(enumerate(weights)))
 
 
 def test_the_ink_is_the_data(legible):
-    data = network_data([np.array([[0.05, -0.5], [2.0, 0.11]])], ["fc1"])
+    data = network_data({"fc1": np.array([[0.05, -0.5], [2.0, 0.11]])})
     figure = plot_network(data)
     (lines,) = [c for c in figure.axes[0].collections if isinstance(c, LineCollection)]
     looks = sorted(zip(lines.get_linewidths(), map(tuple, lines.get_colors()), strict=True))
@@ -124,16 +123,16 @@ def test_the_ink_is_the_data(legible):
      ["input 64 values groups of 4", "fc1 300 units groups of 15", "out 10 units",
       "3 times the layer's mean |w| and above", "in groups of consecutive units"],
      "|w| of 1 and above"),
-    ((64, 30, 10), None, ["|w| of 1 and above", "red above 1.5 times it"], "1.5 times the"),
+    ((64, 30, 10), (), ["|w| of 1 and above", "red above 1.5 times it"], "1.5 times the"),
     ((5,) * 7, [f"encoder.block_of_the_network.{i}.linear" for i in range(6)],
      [f" {i}.linear 5 units" for i in range(6)], "encoder"),
 ])
 def test_what_it_says(units, names, words, other):
-    drawn = words_of(plot_network(network_data(_weights(*units), names)))
+    drawn = words_of(plot_network(network_data(_weights(*units, names=names))))
     assert not [phrase for phrase in words if phrase not in drawn] and other not in drawn
 
 
 @pytest.mark.parametrize("units", [(1, 1), (8,) * 21, (300, 170, 1)])
 def test_the_picture_is_legible(units, legible):
     names = [f"encoder.block.{i}.linear" for i in range(len(units) - 1)]
-    assert legible(plot_network(network_data(_weights(*units), names)))
+    assert legible(plot_network(network_data(_weights(*units, names=names))))

@@ -69,7 +69,7 @@ histogram = Histogram(np.array([0.0, 1.0]), np.array([4]), 0.0)
 layer = LayerUsage("fc", "Linear", 4, 2, 1.0, 2.7, 0.5, 0.0, np.ones(2), histogram)
 usage = ModelUsage("output", 9, {"fc": layer}, {})
 for figure in (plot_histogram(histogram_data(np.full(8, 1 / 8))),
-               plot_network(network_data([np.ones((3, 2))])), plot_pareto(pareto_data(two)),
+               plot_network(network_data({"fc": np.ones((3, 2))})), plot_pareto(pareto_data(two)),
                plot_comparison(comparison_data(two)), plot_layers(layers_data(usage)),
                plot_units(units_data(usage)), plot_changes(changes_data(changes))):
     figure.savefig(sys.argv[1], dpi=20)

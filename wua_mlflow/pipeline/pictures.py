@@ -59,8 +59,8 @@ def _histogram(layer: LayerUsage) -> Figure:
 
 
 def _network(chain: list[tuple[str, Tensor]]) -> Figure:
-    weights = [weight.detach().cpu().numpy() for _, weight in chain]
-    return plot_network(network_data(weights, [name for name, _ in chain]))
+    return plot_network(network_data({name: weight.detach().cpu().numpy()
+                                      for name, weight in chain}))
 
 
 def draw(figure: Callable[[], Figure]) -> Callable[[Path], None]:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["HistogramData", "histogram_data", "plot_histogram"]
 
 
-_FEWEST_BINS = 10
+_FEWEST_BINS, _MOST_BINS = 10, 50
 _SUM_TOLERANCE = 1e-3
 """How far the sum of a float32 array of normalized importance may lie from 1."""
 _LOG_RATIO = 200
@@ -57,39 +57,35 @@ class HistogramData:
 def histogram_data(
     normalized_importance: ArrayLike | Histogram,
     entropy: float | None = None,
-    bins: int = 50,
     *,
     name: str = "",
 ) -> HistogramData:
     """Counts for the picture, from the values or from a ready ``usage.Histogram``.
 
-    Few weights get fewer bins: the square root of their number, at least ten. A ready histogram's
-    neighbouring bins are merged for that.
+    There are 50 bins, fewer for few weights: the square root of their number, at least ten. For
+    that, neighbouring bins of a ready histogram are merged.
 
     Args:
         normalized_importance: any shape, not negative, with sum 1 (or 0 where all are zero).
         entropy: in nats; computed from the values, or taken from the histogram, where not given.
-        bins: at most this many bins.
         name: of the layer, for the title.
 
     Raises:
         ValueError: a value is negative, NaN or infinite, the sum is neither 1 nor 0, or there are
-            no weights or no bins.
+            no weights.
 
     >>> histogram_data([0.25, 0.25, 0.5]).counts.tolist()
     [0, 0, 0, 0, 0, 2, 0, 0, 0, 1]
     """
-    if bins < 1:
-        raise ValueError(f"bins: expected an integer of at least 1, but got {bins}")
     if isinstance(normalized_importance, Histogram):
-        edges, counts = _merged(normalized_importance, bins)
+        edges, counts = _merged(normalized_importance)
         entropy = normalized_importance.entropy if entropy is None else entropy
     else:
         from scipy.special import entr
 
         values = _checked(normalized_importance)
         top = float(values.max()) or 1.0
-        counts, edges = np.histogram(values, _bins_for(values.size, bins), (0.0, top))
+        counts, edges = np.histogram(values, _bins_for(values.size), (0.0, top))
         entropy = max(0.0, float(entr(values).sum())) if entropy is None else entropy
     weights = int(counts.sum())
     return HistogramData(
@@ -158,16 +154,16 @@ def _mark_uniform(ax: Axes, data: HistogramData) -> None:
                bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5})
 
 
-def _bins_for(weights: int, bins: int) -> int:
-    return min(bins, max(_FEWEST_BINS, math.isqrt(weights)))
+def _bins_for(weights: int) -> int:
+    return min(_MOST_BINS, max(_FEWEST_BINS, math.isqrt(weights)))
 
 
-def _merged(histogram: Histogram, bins: int) -> tuple[np.ndarray, np.ndarray]:
+def _merged(histogram: Histogram) -> tuple[np.ndarray, np.ndarray]:
     """Edges and counts with as few bins as the number of weights deserves."""
     counts = np.asarray(histogram.counts)
     if counts.sum() < 1:
         raise ValueError("normalized_importance: expected at least one weight, but got none")
-    most, count = _bins_for(int(counts.sum()), bins), len(counts)
+    most, count = _bins_for(int(counts.sum())), len(counts)
     step = next(k for k in range(1, count + 1) if count % k == 0 and count // k <= most)
     return np.asarray(histogram.edges)[::step], counts.reshape(-1, step).sum(axis=1)
 

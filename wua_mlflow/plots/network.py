@@ -6,7 +6,7 @@ Tests: ``tests/plots/test_network.py``.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -29,8 +29,8 @@ STRONG_ABOVE = 0.1
 WIDTH_PER_WEIGHT, NARROWEST, WIDEST = 3.0, 0.2, 3.0
 """Width of a line in points: min(max(3·|w|, 0.2), 3), as in the tutorial."""
 
-MOST_GROUPS = 24
-"""A layer that is grouped has at most so many circles: then its lines can be told apart."""
+MOST_UNITS, MOST_GROUPS = 60, 24
+"""A layer of more units is drawn in groups, at most so many: then its lines can be told apart."""
 STRONG_TIMES = 1.5
 """To or from a group, a line is red where it is above so many times the layer's mean |w|, and as
 wide as a third of that multiple's square, so that 3 times the mean has the full width."""
@@ -80,50 +80,36 @@ class NetworkData:
         return any(column.group_size > 1 for column in self.columns)
 
 
-def network_data(
-    weights: Sequence[np.ndarray], names: Sequence[str] | None = None, max_units: int = 60
-) -> NetworkData:
+def network_data(weights: Mapping[str, np.ndarray]) -> NetworkData:
     """Lay out a chain of fully connected layers.
 
-    A layer of more than ``max_units`` units is drawn as at most 24 groups of consecutive units, all
-    of one size; a line then shows the mean |w| of the block of weights between two groups, against
-    the mean |w| of the layer, since means of many weights hardly ever differ much from that.
+    A layer of more than 60 units is drawn as at most 24 groups of consecutive units, all of one
+    size; a line then shows the mean |w| of the block of weights between two groups, against the
+    mean |w| of the layer, since means of many weights hardly ever differ much from that.
 
     Args:
-        weights: one array a layer, shape (out, in) as in ``nn.Linear``, in the forward's order.
-        names: one a layer; ``layer 1``, ``layer 2``, … where not given.
-        max_units: at most this many circles in a column; a grouped one has at most 24.
+        weights: by layer's name, shape (out, in) as in ``nn.Linear``, in the forward's order.
 
     Raises:
-        ValueError: there is no layer, an array is not a finite matrix, its inputs are not the
-            outputs of the one before, or the number of names differs.
+        ValueError: there is no layer, an array is not a finite matrix, or its inputs are not the
+            outputs of the one before.
 
-    >>> data = network_data([np.ones((3, 2)), np.zeros((1, 3))])
+    >>> data = network_data({"fc1": np.ones((3, 2)), "fc2": np.zeros((1, 3))})
     >>> [column.units for column in data.columns], data.edges.shape
     ([2, 3, 1], (9, 2))
     """
-    matrices = _checked(weights)
-    if max_units < 1:
-        raise ValueError(f"max_units: expected an integer of at least 1, but got {max_units}")
-    labels = [f"layer {i + 1}" for i in range(len(matrices))] if names is None else list(names)
-    if len(labels) != len(matrices):
-        raise ValueError(f"names: expected {len(matrices)}, one a layer, but got {len(labels)}")
-    units = [matrices[0].shape[1], *(matrix.shape[0] for matrix in matrices)]
-    pairs = zip(["input", *labels], units, strict=True)
-    columns = tuple(_column(name, count, max_units) for name, count in pairs)
+    matrices = list(weights.values())
+    _check(matrices)
+    units = {"input": matrices[0].shape[1]} | {
+        name: matrix.shape[0] for name, matrix in zip(weights, matrices, strict=True)}
+    columns = tuple(_column(name, count) for name, count in units.items())
     edges, strengths, times = _edges(matrices, columns)
     grouped = np.isfinite(times)
+    widths = np.where(grouped, times**2 / 3, WIDTH_PER_WEIGHT * strengths)
     return NetworkData(
-        columns=columns,
-        positions=np.concatenate([_places(i, c.circles) for i, c in enumerate(columns)]),
-        edges=edges,
-        weights=strengths,
-        grouped=grouped,
-        widths_points=np.clip(
-            np.where(grouped, times**2 / 3, WIDTH_PER_WEIGHT * strengths), NARROWEST, WIDEST
-        ),
-        strong=np.where(grouped, times > STRONG_TIMES, strengths > STRONG_ABOVE),
-    )
+        columns, np.concatenate([_places(i, column.circles) for i, column in enumerate(columns)]),
+        edges, strengths, grouped, np.clip(widths, NARROWEST, WIDEST),
+        strong=np.where(grouped, times > STRONG_TIMES, strengths > STRONG_ABOVE))
 
 
 def plot_network(data: NetworkData) -> Figure:
@@ -147,32 +133,27 @@ def plot_network(data: NetworkData) -> Figure:
     return page.figure
 
 
-def _checked(weights: Sequence[np.ndarray]) -> list[np.ndarray]:
-    matrices = [np.asarray(matrix) for matrix in weights]
-    if not matrices:
+def _check(weights: Sequence[np.ndarray]) -> None:
+    if not weights:
         raise ValueError("weights: expected at least one layer, but got none")
-    for i, matrix in enumerate(matrices):
+    for i, matrix in enumerate(weights):
         if matrix.ndim != 2 or 0 in matrix.shape:
             raise ValueError(f"weights[{i}]: expected shape (out, in), but got {matrix.shape}")
         if not np.isfinite(matrix).all():
             raise ValueError(f"weights[{i}]: expected finite numbers, but got NaN or infinity")
-        if i and matrix.shape[1] != matrices[i - 1].shape[0]:
+        if i and matrix.shape[1] != weights[i - 1].shape[0]:
             raise ValueError(
-                f"weights[{i}]: expected {matrices[i - 1].shape[0]} inputs, the outputs of the "
+                f"weights[{i}]: expected {weights[i - 1].shape[0]} inputs, the outputs of the "
                 f"layer before, but got {matrix.shape[1]}"
             )
-    return matrices
 
 
-def _column(name: str, units: int, max_units: int) -> NetworkColumn:
-    size = 1 if units <= max_units else _group_size(units, min(MOST_GROUPS, max_units))
-    return NetworkColumn(name=name, units=units, circles=-(-units // size), group_size=size)
-
-
-def _group_size(units: int, most: int) -> int:
-    """For at most ``most`` groups, and half of that at least where groups can then be equal."""
-    even = (units // groups for groups in range(most, most // 2, -1) if units % groups == 0)
-    return next(even, -(-units // most))
+def _column(name: str, units: int) -> NetworkColumn:
+    """A circle a unit, or at most 24 groups, and more than 12 where groups can then be equal."""
+    even = (units // groups for groups in range(MOST_GROUPS, MOST_GROUPS // 2, -1)
+            if units % groups == 0)
+    size = 1 if units <= MOST_UNITS else next(even, -(-units // MOST_GROUPS))
+    return NetworkColumn(name, units, -(-units // size), size)
 
 
 def _places(column: int, circles: int) -> np.ndarray:
@@ -201,10 +182,11 @@ def _edges(
 
 def _block_means(matrix: np.ndarray, rows: int, columns: int) -> np.ndarray:
     """Mean |w| over blocks of ``rows`` × ``columns``, fewer at the lower and right edges."""
-    tops, lefts = np.arange(0, matrix.shape[0], rows), np.arange(0, matrix.shape[1], columns)
-    bands = np.add.reduceat(np.abs(matrix), tops, axis=0, dtype=np.float64)
-    heights, widths = (np.diff([*tops, matrix.shape[0]]), np.diff([*lefts, matrix.shape[1]]))
-    means: np.ndarray = np.add.reduceat(bands, lefts, axis=1) / np.outer(heights, widths)
+    means: np.ndarray = np.abs(matrix, dtype=np.float64)
+    for axis, size in enumerate((rows, columns)):
+        starts = np.arange(0, means.shape[axis], size)
+        counts = np.diff([*starts, means.shape[axis]])
+        means = np.add.reduceat(means, starts, axis) / np.expand_dims(counts, 1 - axis)
     return means
 
 
@@ -254,15 +236,10 @@ def _label_columns(ax: Axes, data: NetworkData, column_in: float) -> None:
 
 
 def _legend(data: NetworkData) -> list[Artist]:
-    samples = [
-        (STRONG_WEIGHT, 3.0, "|w| of 1 and above"),
-        (STRONG_WEIGHT, 0.9, "|w| = 0.3"),
-        (WEAK_WEIGHT, 0.9, "grey: |w| ≤ 0.1 (drawn thinner)"),
-    ]
-    if data.grouped.all():
-        samples = [
-            (STRONG_WEIGHT, 3.0, "3 times the layer's mean |w| and above"),
-            (STRONG_WEIGHT, STRONG_TIMES**2 / 3, f"{STRONG_TIMES} times"),
-            (WEAK_WEIGHT, 1 / 3, "the mean"),
-        ]
-    return [style.legend_mark(colour, words, linewidth=width) for colour, width, words in samples]
+    samples = {"3 times the layer's mean |w| and above": 3.0,
+               f"{STRONG_TIMES} times": STRONG_TIMES**2 / 3, "the mean": 1 / 3} \
+        if data.grouped.all() else {"|w| of 1 and above": 3.0, "|w| = 0.3": 0.9,
+                                    "grey: |w| ≤ 0.1 (drawn thinner)": 0.9}
+    colours = (STRONG_WEIGHT, STRONG_WEIGHT, WEAK_WEIGHT)
+    return [style.legend_mark(colour, words, linewidth=width)
+            for colour, (words, width) in zip(colours, samples.items(), strict=True)]
