@@ -88,8 +88,8 @@ def test_bars_end_at_their_values():
     layers = [layer("a", 0.5, (0.55, 0.7), dead_units=5, flops=10),
               layer("b", 1, dead_units=0, flops=30), layer("c", dead_units=10)]
     frame, drawing = plot_layers(layers_data(model(layers))).axes
-    shares, ranges = drawing.collections
-    assert _spans(shares) == [(0.0, 0.5), (0.0, 1.0), (0.0, 0.5)]
+    shares, outside, ranges = drawing.collections
+    assert _spans(shares) == [(0.0, 1.0), (0.0, 0.5)] and _spans(outside) == [(0.0, 0.5)]
     assert _spans(ranges) == [(0.55, 0.7)]
     dead, flops = (np.diff(_spans(bars)).ravel() for bars in frame.collections)
     assert dead / dead[2] == pytest.approx([0.5, 0, 1])

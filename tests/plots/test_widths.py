@@ -110,13 +110,11 @@ def test_trials_dearest_first_without_the_original():
     assert data.chosen == 0
     assert trials_data(TRIED, chosen=(128, 64), margin=0.02).chosen is None
     figure = plot_trials(data)
-    lines = [lines for axes in figure.axes for lines in axes.collections
-             if hasattr(lines, "get_segments")]
-    segments = [segment.tolist() for line in lines for segment in line.get_segments()]
-    colours = [to_hex(colour) for line in lines for colour in line.get_colors()]
-    assert segments == [[[-0.004, 0], [0.002, 0]], [[-0.03, 1], [-0.006, 1]],
-                        [[-0.08, 2], [-0.06, 2]]]
-    assert colours[0] == SLIM not in colours[1:]
+    intervals = [line for line in figure.axes[1].lines if len(line.get_xdata()) == 3]
+    assert [(line.get_color(), line.get_xydata().tolist()) for line in intervals] == [
+        (SLIM, [[-0.004, 0], [-0.001, 0], [0.002, 0]]),
+        (MUTED, [[-0.03, 1], [-0.018, 1], [-0.006, 1]]),
+        (MUTED, [[-0.08, 2], [-0.07, 2], [-0.06, 2]])]
 
 
 @pytest.mark.parametrize(("trials", "options", "phrases", "absent"), [

@@ -19,7 +19,6 @@ from wua_mlflow.plots import style
 from wua_mlflow.plots.style import BAND, EDGE_IN, INK, MUTED, RULE
 
 if TYPE_CHECKING:
-    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
 
     from wua_mlflow.plots.style import Sheet
@@ -157,7 +156,6 @@ class RowFigure:
         subtitle: the second.
         heading: over the drawing.
         caption: under all.
-        legend: entries of the legend.
         legend_in: height that is left for it.
         drawing_in: width of the drawing, and where panels stand beside each other; more where the
             title needs it.
@@ -169,12 +167,11 @@ class RowFigure:
     subtitle: str
     heading: str
     caption: str
-    legend: Sequence[Artist] = ()
     legend_in: float = 0.32
     drawing_in: tuple[float, float] = (4.4, 3.1)
 
     def draw(self, draw_rows: Callable[[Axes, slice], None]) -> Sheet:
-        """Draw it on a new figure.
+        """Draw it on a new figure; the legend has what is labelled.
 
         Args:
             draw_rows: draws some of the rows into axes in which row i lies at y = i.
@@ -200,8 +197,7 @@ class RowFigure:
             self._draw_names(frame, panel)
             self._draw_columns(frame, panel, self._left_in + drawing_in)
             draw_rows(drawing, panel)
-        if self.legend:
-            page.legend(*self.legend_at, self.legend)
+        page.legend(*self.legend_at)
         return page
 
     @property
@@ -300,7 +296,7 @@ class RowFigure:
                 rows = np.arange(panel.start, panel.stop, dtype=float)
                 start = np.full(len(rows), right - _BAR_IN)
                 ends = start + _BAR_IN * np.nan_to_num(column.lengths[panel])
-                style.bars(ax, rows, start, ends, _THICKNESS, column.bar_colour)
+                style.bars(ax, rows, start, ends, _THICKNESS, color=column.bar_colour)
                 texts_right -= _BAR_IN + _BAR_GAP_IN
             for row in range(panel.start, panel.stop, self.every):
                 strong = column.strong is None or column.strong[row]

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
 __all__ = [
-    "Sheet", "VARIANT_COLOURS", "bars", "difference_axis", "elide", "legend_bar", "legend_mark",
-    "log_axis", "note", "number", "score_text", "sheet", "strip_axes", "text_width",
+    "Sheet", "VARIANT_COLOURS", "bars", "difference_axis", "elide", "legend_mark", "log_axis",
+    "note", "number", "score_text", "sheet", "strip_axes", "text_width",
     "variant_colour",
 ]
 
@@ -108,9 +108,14 @@ class Sheet:
         self.figure.text(*self.point(left, top), text, fontsize=size * shrink, **look)
 
     def legend(
-        self, left: float, top: float, handles: Sequence[Artist], *, columns: int | None = None
+        self, left: float, top: float, handles: Sequence[Artist] = (), *, columns: int | None = None
     ) -> None:
-        """Legend entries, in one row unless ``columns`` are given."""
+        """Legend entries, in one row unless ``columns`` are given; by default all that is labelled.
+        """
+        labelled = (axes.get_legend_handles_labels() for axes in self.figure.axes)
+        entries = {label: artist for artists, labels in labelled
+                   for artist, label in zip(artists, labels, strict=True)}
+        handles = handles or list(entries.values())
         self.figure.legend(
             handles=handles, loc="upper left", bbox_to_anchor=self.point(left, top),
             ncols=columns or max(1, len(handles)), frameon=False, fontsize=SMALL,
@@ -163,8 +168,7 @@ def note(
 
 
 def bars(
-    ax: Axes, centres: ArrayLike, low: ArrayLike, high: ArrayLike, thickness: float,
-    colours: Sequence[str] | str,
+    ax: Axes, centres: ArrayLike, low: ArrayLike, high: ArrayLike, thickness: float, **look: Any
 ) -> None:
     """Horizontal bars from ``low`` to ``high``, as one collection: hundreds cost no more than one.
     """
@@ -173,8 +177,8 @@ def bars(
     left, right, middle = np.broadcast_arrays(low, high, centres)
     down, up = middle - thickness / 2, middle + thickness / 2
     corners = np.stack([left, down, right, down, right, up, left, up], axis=-1)
-    ax.add_collection(PolyCollection(list(corners.reshape(-1, 4, 2)), facecolors=colours,
-                                     linewidths=0))
+    if left.size:
+        ax.add_collection(PolyCollection(list(corners.reshape(-1, 4, 2)), linewidths=0, **look))
 
 
 def difference_axis(ax: Axes, limits: Iterable[float], margin: float, score: str) -> None:
@@ -191,7 +195,7 @@ def difference_axis(ax: Axes, limits: Iterable[float], margin: float, score: str
     right = max(limits) + pad
     ax.set_xlim(min(limits) - pad, right)
     ax.axvspan(-margin, right, color=WITHIN_MARGIN, linewidth=0, zorder=0)
-    ax.axvline(-margin, color=INK, linewidth=1.4, zorder=1)
+    ax.axvline(-margin, color=INK, linewidth=1.4, zorder=1, label="minus the margin")
     ax.axvline(0, color=MUTED, linewidth=0.8, linestyle=(0, (3, 3)), zorder=1)
     ax.locator_params(axis="x", nbins=6)
     ax.xaxis.set_major_formatter(lambda value, _: (
@@ -218,13 +222,6 @@ def legend_mark(colour: str, label: str, **look: Any) -> Artist:
     from matplotlib.lines import Line2D
 
     return Line2D([], [], color=colour, label=label, **look)
-
-
-def legend_bar(colour: str, label: str) -> Artist:
-    """A bar as an entry of a legend."""
-    from matplotlib.patches import Patch
-
-    return Patch(color=colour, label=label)
 
 
 def text_width(texts: Sequence[str], size: float, weight: str = "normal") -> float:

@@ -109,11 +109,6 @@ def layers_data(usage: ModelUsage) -> LayersData:
 
 def plot_layers(data: LayersData) -> Figure:
     """Draw a row a layer."""
-    entries = [
-        (INSIDE, "measured", not data.outside.all()),
-        (OUTSIDE, "measured, outside the range", data.outside.any()),
-        (NULL_RANGE, "range of networks that learned nothing", bool(data.null_words)),
-    ]
     rows = layer_rows.RowFigure(
         layers=data.names,
         columns=_columns(data),
@@ -121,7 +116,6 @@ def plot_layers(data: LayersData) -> Figure:
         subtitle=_subtitle(data),
         heading="effective weights ÷ weights of the layer",
         caption=_caption(data),
-        legend=[style.legend_bar(colour, words) for colour, words, shown in entries if shown],
     )
     return rows.draw(lambda axes, part: _draw_shares(axes, data, part)).figure
 
@@ -214,11 +208,13 @@ def _columns(data: LayersData) -> list[layer_rows.Column]:
 
 def _draw_shares(ax: Axes, data: LayersData, part: slice) -> None:
     rows = np.arange(part.start, part.stop, dtype=float)
-    low, high = data.null_low[part], data.null_high[part]
-    known = np.isfinite(low)
-    colours = np.where(data.outside[part], OUTSIDE, INSIDE).tolist()
-    style.bars(ax, rows, 0, data.share[part], 0.66, colours)
-    style.bars(ax, rows[known], low[known], high[known], 0.26, NULL_RANGE)
+    share, low, high = data.share[part], data.null_low[part], data.null_high[part]
+    outside, known = data.outside[part], np.isfinite(low)
+    for colour, shown, words in ((INSIDE, ~outside, "measured"),
+                                 (OUTSIDE, outside, "measured, outside the range")):
+        style.bars(ax, rows[shown], 0, share[shown], 0.66, color=colour, label=words)
+    style.bars(ax, rows[known], low[known], high[known], 0.26, color=NULL_RANGE,
+               label="range of networks that learned nothing")
     style.strip_axes(ax, keep=(), grid="x")
     _percent_axis(ax)
     _write_dead(ax, data.dead, part, ALARM)
@@ -403,7 +399,7 @@ def _draw_units(ax: Axes, data: UnitsData, part: slice) -> None:
 def _draw_gaps(ax: Axes, units: np.ndarray, part: slice) -> None:
     """White lines between rows, and between the units of a layer that has few."""
     edges = np.arange(part.start + 1, part.stop) - 0.5
-    style.bars(ax, edges, 0, 1, 0.14, "white")
+    style.bars(ax, edges, 0, 1, 0.14, color="white")
     for row in np.flatnonzero(units[part] <= _SEPARATE_UNITS) + part.start:
         inner = np.arange(1, units[row]) / units[row]
         ax.vlines(inner, row - 0.5, row + 0.5, color="white", linewidth=0.7)
@@ -423,6 +419,8 @@ def _draw_scale(figure: Figure, ax: Axes) -> None:
 
 
 def _units_legend(data: UnitsData) -> list[Artist]:
+    from matplotlib.patches import Patch
+
     zero = int(data.zero.sum())
     handles: list[Artist] = []
     if data.half.any():
@@ -431,5 +429,5 @@ def _units_legend(data: UnitsData) -> list[Artist]:
             markersize=9, markeredgewidth=1.4))
     if zero:
         words = f"no importance: {zero:,} unit{'s' if zero > 1 else ''}"
-        handles.append(style.legend_bar(NO_IMPORTANCE, words))
+        handles.append(Patch(color=NO_IMPORTANCE, label=words))
     return handles

@@ -18,7 +18,6 @@ from wua_mlflow.plots.style import DASHED, EDGE_IN, INK, MEASURED, MUTED, RULE, 
 from wua_mlflow.verdict.text import margin_text
 
 if TYPE_CHECKING:
-    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -73,23 +72,18 @@ def changes_data(changes: Sequence[LayerChange]) -> ChangesData:
 
 def plot_changes(data: ChangesData) -> Figure:
     """Draw a row a layer."""
-    changed = data.changed
-    marks = [(_ORIGINAL, "o", "original", changed.any()), (_SLIM, "o", "slim", changed.any()),
-             (MUTED, "D", "as many in both", (~changed).any())]
     columns = {"original": [f"{units:,}" for units in data.before],
                "slim": [f"{units:,}" for units in data.after],
                "kept": [_percent(share) for share in data.after / data.before]}
     rows = layer_rows.RowFigure(
         layers=data.names,
-        columns=[layer_rows.Column(heading, texts, changed.tolist())
+        columns=[layer_rows.Column(heading, texts, data.changed.tolist())
                  for heading, texts in columns.items()],
         title=_changes_title(data),
         subtitle="units of each layer, the original and the slim network",
         heading="units (logarithmic)",
         caption="Layers whose outputs are added to each other have the same units, so they change "
                 "together.",
-        legend=[style.legend_mark(colour, label, marker=marker, linestyle="none", markersize=6)
-                for colour, marker, label, shown in marks if shown],
     )
     return rows.draw(lambda axes, part: _draw_changes(axes, data, part)).figure
 
@@ -118,11 +112,11 @@ def _draw_changes(ax: Axes, data: ChangesData, part: slice) -> None:
     size = 46 if len(rows) <= layer_rows.MOST_ROWS // 3 else 16
     ax.hlines(rows[changed], after[changed], before[changed], color=RULE, linewidth=size / 16,
               zorder=2)
-    for units, shown, colour, marker in ((before, changed, _ORIGINAL, "o"),
-                                         (after, changed, _SLIM, "o"),
-                                         (before, ~changed, MUTED, "D")):
+    for units, shown, colour, marker, label in (
+            (before, changed, _ORIGINAL, "o", "original"), (after, changed, _SLIM, "o", "slim"),
+            (before, ~changed, MUTED, "D", "as many in both")):
         ax.scatter(units[shown], rows[shown], s=size, color=colour, marker=marker, linewidths=0,
-                   zorder=3)
+                   zorder=3, label=label if shown.any() else "")
 
 
 MOST_PANELS = 60
@@ -190,7 +184,7 @@ def plot_curves(data: CurvesData) -> Figure:
         axes = page.axes(EDGE_IN + column * step + _SCALE_IN, _HEAD_IN + line * tall + _NAME_IN,
                          panel_in, _HIGH_IN)
         _draw_curve(axes, layer, name)
-    page.legend(EDGE_IN, legend_top, _curves_legend(data))
+    page.legend(EDGE_IN, legend_top)
     return page.figure
 
 
@@ -213,14 +207,16 @@ def _draw_curve(ax: Axes, layer: LayerWidth, name: str) -> None:
     if high / low >= _LOGARITHMIC:
         ax.set_xscale("log")
         ax.minorticks_off()
-    ax.axhline(curve.threshold, color=INK, linewidth=0.9, linestyle=DASHED, zorder=1)
-    ax.axvline(layer.width, color=_SLIM, linewidth=1.8, zorder=2)
     ax.plot(curve.widths, curve.scores, color=MEASURED, linewidth=1.4, marker="o", markersize=3.2,
-            zorder=3)
+            zorder=3, label="measured")
+    ax.axhline(curve.threshold, color=INK, linewidth=0.9, linestyle=DASHED, zorder=1,
+               label="to be reached")
+    ax.axvline(layer.width, color=_SLIM, linewidth=1.8, zorder=2, label="the width")
     scores = dict(zip(curve.widths, curve.scores, strict=True))
     if layer.alone in scores:
         ax.scatter([layer.alone], [scores[layer.alone]], s=44, facecolors="white",
-                   edgecolors=_SLIM, linewidths=1.8, zorder=4)
+                   edgecolors=_SLIM, linewidths=1.8, zorder=4,
+                   label="read from this curve alone" if layer.alone != layer.width else "")
     ax.update_datalim([(low, curve.threshold), (high, curve.threshold)])
     ax.margins(0.06, 0.14)
     ax.autoscale_view()
@@ -231,17 +227,6 @@ def _draw_curve(ax: Axes, layer: LayerWidth, name: str) -> None:
     alone = f" (alone {layer.alone:,})" if layer.alone != layer.width else ""
     style.note(ax, name, (0, 1), (0, 16), color=INK, weight="bold")
     style.note(ax, f"{layer.width:,} of {layer.units:,} units{alone}", (0, 1), (0, 4))
-
-
-def _curves_legend(data: CurvesData) -> list[Artist]:
-    handles = [style.legend_mark(MEASURED, "measured", marker="o", markersize=4),
-               style.legend_mark(INK, "to be reached", linewidth=0.9, linestyle=DASHED),
-               style.legend_mark(_SLIM, "the width", linewidth=1.8)]
-    if data.higher:
-        handles.append(style.legend_mark(
-            _SLIM, "read from this curve alone", linestyle="", marker="o", markersize=6,
-            markerfacecolor="white", markeredgewidth=1.4))
-    return handles
 
 
 _OUTCOMES = {"non_inferior": "as good", "inferior": "worse", "inconclusive": "open"}
@@ -310,7 +295,6 @@ def plot_trials(data: TrialsData) -> Figure:
         caption=f"Shaded: better, or within the margin of {margin}. The search takes the "
                 "cheapest network that is as good on validation data, above which none that was "
                 "tried is worse; whether it really is as good is for the verdict, on test data.",
-        legend=_trials_legend(data),
     )
     return rows.draw(lambda axes, part: _draw_trials(axes, data, part)).figure
 
@@ -328,18 +312,8 @@ def _draw_trials(ax: Axes, data: TrialsData, part: slice) -> None:
     limits = [limit for trial in data.trials for limit in (trial.low, trial.high)]
     style.difference_axis(ax, limits, data.margin, data.score_name)
     style.strip_axes(ax, keep=(), grid="x")
-    rows, shown = range(part.start, part.stop), data.trials[part]
-    colours = [_SLIM if row == data.chosen else MUTED for row in rows]
-    ax.hlines(rows, [trial.low for trial in shown], [trial.high for trial in shown],
-              colors=colours, linewidth=2.2, zorder=2)
-    ax.scatter([trial.delta for trial in shown], rows, s=34, c=colours, edgecolors="white",
-               linewidths=0.8, zorder=3)
-
-
-def _trials_legend(data: TrialsData) -> list[Artist]:
-    handles = [style.legend_mark(INK, "minus the margin", linewidth=1.4)]
-    if data.chosen is None or len(data.trials) > 1:
-        handles.insert(0, style.legend_mark(MUTED, "tried", marker="o", markersize=5, linewidth=2))
-    if data.chosen is not None:
-        handles.insert(0, style.legend_mark(_SLIM, "chosen", marker="o", markersize=5, linewidth=2))
-    return handles
+    for row, trial in enumerate(data.trials[part], part.start):
+        colour, label = (_SLIM, "chosen") if row == data.chosen else (MUTED, "tried")
+        ax.plot([trial.low, trial.delta, trial.high], [row] * 3, color=colour, linewidth=2.2,
+                marker="o", markevery=[1], markersize=6.5, markeredgecolor="white",
+                markeredgewidth=0.8, label=label)
