@@ -125,10 +125,9 @@ class ParameterIndex:
         if tensor.layout is not torch.strided:
             return None
         base, name = tensor, self.name(tensor, running)
-        if name is None:
-            base = tensor if tensor._base is None else tensor._base
-            name = None if base is tensor else self.name(base, running)
-            name = name or self._name_by_memory(tensor)
+        if name is None and tensor._base is not None:
+            base, name = tensor._base, self.name(tensor._base, running)
+        name = name or self._name_by_memory(tensor)
         if name is None:
             return None
         offset = int(tensor.storage_offset()) - int(base.storage_offset())
@@ -145,7 +144,7 @@ class ParameterIndex:
         for module_name in running[-1:]:
             for inner, parameter in self.modules[module_name].named_parameters():
                 if parameter is tensor:
-                    name = ".".join(filter(None, (module_name, clean(inner))))
+                    name = f"{module_name}.{clean(inner)}".lstrip(".")
                     self._swapped_in[id(tensor)] = tensor, name  # held, so that the id stays its
                     return name
         return None
@@ -181,8 +180,7 @@ class ParameterIndex:
 
 def clean(name: str) -> str:
     """A module's or parameter's name without what ``torch.compile`` puts into it."""
-    parts = [part for part in name.split(".") if part != "_orig_mod"]
-    return ".".join(parts)
+    return ".".join(part for part in name.split(".") if part != "_orig_mod")
 
 
 def layer_name(parameter: str, view: ParameterView, module: nn.Module) -> str:
@@ -204,15 +202,15 @@ def layer_names(model: nn.Module) -> list[str]:
     """Every name that a layer of the model may have, before it was run."""
     names: dict[str, None] = {}
     for module_name, module in model.named_modules():
-        prefix = clean(module_name)
-        if any(True for _ in module.parameters(recurse=False)) or "parametrizations" in dir(module):
+        prefix, parameters = clean(module_name), dict(module.named_parameters(recurse=False))
+        if parameters or hasattr(module, "parametrizations"):
             names[prefix] = None
-        for attribute, parameter in module.named_parameters(recurse=False):
-            fused = isinstance(module, nn.MultiheadAttention) and attribute == "in_proj_weight"
-            if parameter.dim() > 1 and attribute != "weight" and not fused:
-                names[".".join(filter(None, (prefix, attribute)))] = None
+        attributes = [name for name, parameter in parameters.items()
+                      if parameter.dim() > 1 and name != "weight"]
         if isinstance(module, nn.MultiheadAttention):
-            names.update(dict.fromkeys(f"{prefix}.{q}_proj".lstrip(".") for q in "qkv"))
+            attributes = [name for name in attributes if name != "in_proj_weight"]
+            attributes += [f"{part}_proj" for part in "qkv"]
+        names.update(dict.fromkeys(f"{prefix}.{name}".lstrip(".") for name in attributes))
     return list(names)
 
 
@@ -291,12 +289,12 @@ def _base(tensor: Tensor) -> Tensor:
 def _integer_weight(name: str, module: nn.Module) -> tuple[str, str] | None:
     """The largest integer matrix that a module itself holds, and why it is not analysed."""
     held = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
-    matrices = {attribute: tensor for attribute, tensor in held if tensor.dim() > 1
-                and "int" in str(tensor.dtype)}
+    matrices = [(attribute, tensor) for attribute, tensor in held
+                if tensor.dim() > 1 and "int" in str(tensor.dtype)]
     if not matrices:
         return None
-    largest = max(matrices, key=lambda attribute: matrices[attribute].numel())
-    return f"{name}.{largest}".lstrip("."), integer_quantised(matrices[largest].dtype)
+    attribute, largest = max(matrices, key=lambda matrix: matrix[1].numel())
+    return f"{name}.{attribute}".lstrip("."), integer_quantised(largest.dtype)
 
 
 def integer_quantised(dtype: torch.dtype) -> str:

@@ -8,6 +8,7 @@ Tests: ``tests/usage/tracing/test_tracer.py``.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from itertools import chain
 from typing import Any
 
 from torch import Tensor, nn
@@ -135,17 +136,16 @@ class WeightTracer(TorchFunctionMode):
 
     def _record_other_uses(self, name: str, args: Any, kwargs: Mapping[str, Any]) -> None:
         """Record the parameters that a function computed with, other than in a traced product."""
-        for value in (*args, *kwargs.values()):
-            for tensor in value if isinstance(value, list | tuple) else (value,):
-                if not isinstance(tensor, Tensor):
-                    continue
-                source = tensor if tensor._base is None else tensor._base
-                if isinstance(source, nn.Parameter) and source.dim() > 1:
-                    parameter = self.registry.index.name(source, self.running)
-                    if parameter is not None:
-                        self.registry.other_uses.setdefault(parameter, name)
-                        if name in PRODUCTS:
-                            self.output_layers = []
+        for tensor in chain.from_iterable(value if isinstance(value, list | tuple) else (value,)
+                                          for value in (*args, *kwargs.values())):
+            base = tensor._base if isinstance(tensor, Tensor) else None
+            source = tensor if base is None else base
+            if isinstance(source, nn.Parameter) and source.dim() > 1:
+                parameter = self.registry.index.name(source, self.running)
+                if parameter is not None:
+                    self.registry.other_uses.setdefault(parameter, name)
+                    if name in PRODUCTS:
+                        self.output_layers = []
 
     def _add_call(self, call: WeightCall, output: Any) -> bool:
         """Whether a call multiplied with a weight; if so, it is added to the weight's layer."""
@@ -172,10 +172,8 @@ class WeightTracer(TorchFunctionMode):
             self.computed_weights.append((layer, call.weight))
         if self.required.gradient and layer.has_own_taylor:
             self.unit_taylor.track_output(layer, result)
-        if layer.unit_dim == -1:
-            tag(result, layer=layer, call=layer.calls, product=layer)
-        else:
-            tag(result, product=layer)
+        units = {"layer": layer, "call": layer.calls} if layer.unit_dim == -1 else {}
+        tag(result, product=layer, **units)
 
     def _valid_positions(self) -> ValidPositions:
         time_first = self._time_first
