@@ -280,8 +280,8 @@ def test_an_original_worse_than_no_model_gets_a_warning() -> None:
     targets = np.array([0, 0, 0, 1, 1])  # the more frequent class: 0.6
     for task, score, warns in (("binary", 0.7, False), ("binary", 0.55, True),
                                ("regression", 0.1, False), ("regression", -0.2, True)):
-        variant = SimpleNamespace(test=SimpleNamespace(task=task, score=score, targets=targets))
-        warning = _low_score_warning(variant)  # type: ignore[arg-type]
+        test = SimpleNamespace(task=task, score=score, targets=targets)
+        warning = _low_score_warning(test)  # type: ignore[arg-type]
         assert ("are these data what it was trained on" in warning) == warns
         assert "\n" not in warning
 

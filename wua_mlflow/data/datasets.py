@@ -56,6 +56,10 @@ class Part:
     def __getitem__(self, index: Any) -> tuple[Tensor, Tensor]:
         return self.inputs[index], self.targets[index]
 
+    def to(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Inputs and targets, on a device."""
+        return self.inputs.to(device), self.targets.to(device)
+
     @cached_property
     def digest(self) -> str:
         """SHA-256, in hexadecimal, of the shapes, the types and the bytes of both tensors."""

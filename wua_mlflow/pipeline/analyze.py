@@ -9,9 +9,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from wua_mlflow.config import COMMAND_FIELDS, Settings, settings_yaml
-from wua_mlflow.data.datasets import DataSplit, is_file, takes
+from wua_mlflow.data.datasets import DataSplit, is_file
 from wua_mlflow.data.loaders import AnalysisData, load_analysis_data, local_share, training_batches
 from wua_mlflow.data.tasks import OutputKind, loss_for, output_kind
 from wua_mlflow.device import device_of, use_threads
@@ -30,7 +29,7 @@ from wua_mlflow.flops import FlopCount, count_flops, count_parameters
 from wua_mlflow.imports import load_object
 from wua_mlflow.pipeline.models import BUILT_IN, check_fit, factory, made_by, naming, users_factory
 from wua_mlflow.pipeline.pictures import usage_pictures
-from wua_mlflow.pipeline.pretrained import load_weights
+from wua_mlflow.pipeline.pretrained import load_weights, pretrained_settings
 from wua_mlflow.pipeline.train import (
     datasets_of,
     run_scope,
@@ -53,16 +52,15 @@ from wua_mlflow.tracking.names import (
 from wua_mlflow.tracking.names import Variant as VariantName
 from wua_mlflow.tracking.store import Store
 from wua_mlflow.usage.analyze import analyze
-from wua_mlflow.usage.batches import Batch, Batches
+from wua_mlflow.usage.batches import Batch, Batches, mapped
 from wua_mlflow.usage.criteria import CRITERIA, Criterion, inputs_of
 from wua_mlflow.usage.gradients import Loss
 from wua_mlflow.usage.results import ModelUsage
 from wua_mlflow.widths.fidelity import fidelity
 
 __all__ = [
-    "Analysis", "analyze_model", "analyze_variant", "batch_to_inputs", "call_with_two",
-    "criteria_of", "example_of", "fidelity_metrics", "first_criterion", "loss_of", "measured",
-    "two_samples",
+    "Analysis", "analyze_model", "analyze_variant", "call_with_two", "criteria_of", "example_of",
+    "fidelity_metrics", "first_criterion", "loss_of", "measured", "two_samples",
 ]
 
 
@@ -86,25 +84,20 @@ def _user_criterion(name: str) -> Criterion:
     if criterion in CRITERIA.values():
         return criterion
     inputs_of(criterion)
-    return _with_named_errors(criterion, f"criterion: {name} failed")
+    return _users_function(name, "criterion")
 
 
-def batch_to_inputs(settings: Settings) -> Callable[[Any], Any] | None:
-    """The user's function from a batch to the model's inputs, if there is one.
+def _users_function(name: str, setting: str) -> Callable[..., Any]:
+    """The function that a setting names; its errors become one line that names the setting.
 
     Raises:
         ValueError: one line; it cannot be imported.
     """
-    name = settings.batch_to_inputs
-    return None if name is None else _with_named_errors(
-        load_object(name, argument="batch_to_inputs"), f"batch_to_inputs: {name} failed")
+    function = load_object(name, argument=setting)
 
-
-def _with_named_errors(function: Callable[..., Any], what: str) -> Callable[..., Any]:
-    """The user's function, whose errors become one line that begins with ``what``."""
     @functools.wraps(function)
     def call(*values: Any, **named: Any) -> Any:
-        with naming(what, ours=False):
+        with naming(f"{setting}: {name} failed", ours=False):
             return function(*values, **named)
 
     return call
@@ -131,11 +124,10 @@ def loss_of(
         ValueError: one line; it cannot be imported, or the outputs do not fit the task.
     """
     if settings.loss is not None:
-        return _with_named_errors(load_object(settings.loss, argument="loss"),
-                                  f"loss: {settings.loss} failed")
-    criteria = [CRITERIA[each] if isinstance(each, str) else each
-                for each in criteria_of(settings)]
-    if split is None or not any("gradient" in inputs_of(each) for each in criteria):
+        return _users_function(settings.loss, "loss")
+    criteria = (CRITERIA[criterion] if isinstance(criterion, str) else criterion
+                for criterion in criteria_of(settings))
+    if split is None or not any("gradient" in inputs_of(criterion) for criterion in criteria):
         return None
     if kind is None:
         check_fit(model, split)
@@ -144,25 +136,12 @@ def loss_of(
 
 
 def measured(
-    model: nn.Module, batches: Any, settings: Settings, loss: Loss | None, *,
-    layers: Sequence[str] | None = None, batch_to_inputs: Callable[[Any], Any] | None = None,
+    model: nn.Module, batches: Any, settings: Settings, loss: Loss | None, **options: Any
 ) -> dict[str, ModelUsage]:
-    """The usage by criterion, in the settings' order; alike in every process.
-
-    Args:
-        model: what is analysed.
-        batches: this process's share of the data.
-        settings: criteria, null draws, seed, effective rank.
-        loss: for criteria of gradients.
-        layers: as for ``analyze``.
-        batch_to_inputs: as for ``analyze``.
-
-    Raises:
-        ValueError: as ``analyze``.
-    """
+    """``analyze`` by the settings: their criteria, null draws, seed and effective rank."""
     return analyze(model, batches, criterion=criteria_of(settings), null=settings.null_draws,
                    seed=settings.seed, loss=loss, effective_rank=settings.effective_rank,
-                   layers=layers, batch_to_inputs=batch_to_inputs)
+                   **options)
 
 
 MOST_FLOPS = 2e11
@@ -187,8 +166,7 @@ def fidelity_metrics(variant: ModelVariant, flops: float) -> tuple[dict[str, flo
     if processes() > 1:
         return {}, "Fidelity not measured: it is by one process alone, and there are several."
     split, device = variant.recipe.split, variant.recipe.device
-    train, held_out = ((part.inputs.to(device), part.targets.to(device))
-                       for part in (split.train, split.validation))
+    train, held_out = split.train.to(device), split.validation.to(device)
     loss = loss_for(split.task, variant.kind)
     criteria = {"taylor", "spanning", *CRITERIA.keys() & variant.settings.criterion.split(",")}
     try:
@@ -240,10 +218,8 @@ class AnalyzedModel:
     """A model that a factory made, on its device, and the data for it.
 
     Attributes:
-        settings: what was asked for.
-        name: of its run.
+        settings: what was asked for; ``hidden`` is empty where the factory gets no widths.
         model: on ``device``.
-        widths: what the factory was given; None where it takes none.
         feed: the data.
         example: a first batch.
         device: the model's.
@@ -251,13 +227,18 @@ class AnalyzedModel:
     """
 
     settings: Settings
-    name: str
     model: nn.Module
-    widths: tuple[int, ...] | None
     feed: AnalysisData = field(repr=False)
     example: Any = field(repr=False)
     device: torch.device
     to_inputs: Callable[[Any], Any] | None = None
+
+    @property
+    def name(self) -> str:
+        """Of its run."""
+        widths = "-".join(map(str, self.settings.hidden))
+        return f"{VariantName.OVERSIZED} {widths}" if widths else \
+            self.settings.model.rpartition(":")[2]
 
     @property
     def split(self) -> DataSplit | None:
@@ -295,15 +276,15 @@ def analyze_variant(store: Store, variant: ModelVariant) -> tuple[Analysis, Mode
         metrics, tags = usage_metrics(analysis.usage), _tags(analysis.usage, criterion)
 
         def add() -> tuple[str, ...]:
-            count = count_flops(variant.model, recipe.split.train.inputs[:2].to(recipe.device),
-                                backward=False)
-            remark = ""
+            count = count_flops(variant.model, recipe.example[:2], backward=False)
+            remarks = count.caveats
             if variant.variant == VariantName.OVERSIZED:
                 fidelities, remark = fidelity_metrics(variant, count.forward_flops / count.samples)
                 metrics.update(fidelities)
+                remarks += (remark,) if remark else ()
             write(store.client, variant.run_id, metrics=metrics, tags=tags,
                   files=_files(variant.model, analysis))
-            return (*count.caveats, *filter(None, [remark]))
+            return remarks
 
         remarks = on_all_ranks(lambda: () if rank() else add())
     return replace(analysis, remarks=remarks), variant.logged(tags, metrics)
@@ -325,11 +306,14 @@ def analyze_model(store: Store | None, settings: Settings) -> Analysis:
     with contextlib.ExitStack() as stack:
         subject = on_all_ranks(lambda: _prepared(settings))
         run_id = on_all_ranks(lambda: "" if store is None else _enter_run(stack, store, subject))
-        model, settings = subject.model, subject.settings
+        model, settings, split = subject.model, subject.settings, subject.split
         with isolated():  # the user's loaders may shuffle: alike in every process
             seed_all(settings.seed)
-            usages = measured(model, _batches(subject), settings,
-                              loss_of(settings, model, subject.split, subject.device),
+            batches = local_share(subject.feed) if split is None else training_batches(  # type: ignore[arg-type]
+                split, subject.device, passes=1 + settings.null_draws,
+                label=f"analysing {subject.name}")
+            usages = measured(model, batches, settings,
+                              loss_of(settings, model, split, subject.device),
                               layers=settings.layers, batch_to_inputs=subject.to_inputs)
         return on_all_ranks(lambda: _logged(store, run_id, subject, usages))
 
@@ -337,32 +321,27 @@ def analyze_model(store: Store | None, settings: Settings) -> Analysis:
 def _prepared(settings: Settings) -> AnalyzedModel:
     """Load the data, make the model, load its weights."""
     use_threads(settings.threads)
-    device = device_of(settings.device)
+    device, state = device_of(settings.device), settings.state
     user = None if settings.model in BUILT_IN else users_factory(settings.model)
-    to_inputs = batch_to_inputs(settings)
+    settings = pretrained_settings(settings)
+    to_inputs = None if settings.batch_to_inputs is None else \
+        _users_function(settings.batch_to_inputs, "batch_to_inputs")
     feed = load_analysis_data(settings)
     example, feed = example_of(feed)
     split = feed if isinstance(feed, DataSplit) else None
-    widths: tuple[int, ...] | None = settings.hidden
     with isolated():
         seed_all(settings.seed)
         if user is None:
             assert split is not None, "built-in models are made for a split"
             model = factory(settings.model, split)(settings.hidden)
         else:
-            widths = None if "hidden" not in settings.given and takes(user) else widths
-            model = made_by(user, settings.model, widths,
+            model = made_by(user, settings.model, settings.hidden or None,
                             lambda made: call_with_two(made, example, to_inputs))
-    if settings.state is not None:
-        load_weights(model, settings.state)
-        settings = settings.model_copy(
-            update={"state": str(Path(settings.state).expanduser().absolute())})
+    if state is not None:
+        load_weights(model, state)
     if split is not None and is_file(settings.data):
         settings = settings.model_copy(update={"data": split.source})
-    name = settings.model.rpartition(":")[2] if widths is None else \
-        f"{VariantName.OVERSIZED} {'-'.join(map(str, widths))}"
-    return AnalyzedModel(settings, name, model.to(device), widths, feed, example, device,
-                         to_inputs)
+    return AnalyzedModel(settings, model.to(device), feed, example, device, to_inputs)
 
 
 def example_of(feed: AnalysisData) -> tuple[Any, AnalysisData]:
@@ -395,16 +374,12 @@ def two_samples(
     """The arguments of a call with the first two samples of a batch."""
     batch: Batch = next(iter(Batches([example], model, to_inputs)))
 
-    def cut(value: Any) -> Any:
-        if isinstance(value, Tensor) and value.dim() and len(value) == batch.samples:
-            return value[:2]
-        if isinstance(value, tuple | list) and not hasattr(value, "_fields"):
-            return type(value)(map(cut, value))
-        return value
+    def first_two(value: Tensor) -> Tensor:
+        return value[:2] if value.dim() and len(value) == batch.samples else value
 
-    if batch.kwargs:
-        return {name: cut(value) for name, value in batch.kwargs.items()}
-    return tuple(map(cut, batch.args))
+    arguments: tuple[Any, ...] | Mapping[str, Any] = mapped(
+        batch.kwargs or batch.args, Tensor, first_two)
+    return arguments
 
 
 def call_with_two(
@@ -415,18 +390,11 @@ def call_with_two(
     return model(**arguments) if isinstance(arguments, Mapping) else model(*arguments)
 
 
-def _batches(subject: AnalyzedModel) -> Any:
-    if subject.split is None:
-        return local_share(subject.feed)  # type: ignore[arg-type]
-    return training_batches(subject.split, subject.device, passes=1 + subject.settings.null_draws,
-                     label=f"analysing {subject.name}")
-
-
 def _enter_run(stack: contextlib.ExitStack, store: Store, subject: AnalyzedModel) -> str:
     """Open the model's run; it ends with the stack."""
     tags = variant_tags(VariantName.OVERSIZED, subject.name, "analyze")
-    if subject.widths is not None:
-        tags[Tag.WIDTHS] = ",".join(map(str, subject.widths))
+    if subject.settings.hidden:
+        tags[Tag.WIDTHS] = ",".join(map(str, subject.settings.hidden))
     if subject.split is not None:
         tags[Tag.TASK] = subject.split.task
     run_id = stack.enter_context(run_scope(store, subject.name, tags))
@@ -437,7 +405,7 @@ def _enter_run(stack: contextlib.ExitStack, store: Store, subject: AnalyzedModel
 
 def _fields(subject: AnalyzedModel) -> list[str]:
     """The settings from which the same analysis can be made again."""
-    others = {"run_id", "experiment"} | (set() if subject.widths else {"hidden"})
+    others = {"run_id", "experiment"} | (set() if subject.settings.hidden else {"hidden"})
     return [name for name in COMMAND_FIELDS["analyze"] if name not in others]
 
 
@@ -453,9 +421,9 @@ def _logged(
     metrics = {**usage_metrics(analysis.usage), Metric.PARAMS_TOTAL: parameters}
     if count is not None:
         metrics[Metric.FLOPS_FORWARD] = count.forward_flops / count.samples
-    if subject.split is not None:
-        store.client.log_inputs(run_id, datasets=datasets_of(subject.split, "train"))
-    settings = subject.settings
+    settings, split = subject.settings, subject.split
+    if split is not None:
+        store.client.log_inputs(run_id, datasets=datasets_of(split, "train"))
     write(store.client, run_id, metrics=metrics,
           tags=_tags(analysis.usage, first_criterion(settings)),
           files={ArtifactPath.CONFIG: settings_yaml(settings, _fields(subject)),

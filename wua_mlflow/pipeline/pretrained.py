@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import pickle
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,8 +31,10 @@ from wua_mlflow.pruning.cut import unit_groups
 from wua_mlflow.rng import isolated, seed_all, stream_of
 from wua_mlflow.tracking.names import Variant as VariantName
 from wua_mlflow.tracking.store import Store
+from wua_mlflow.training.evaluation import Evaluation
 
-__all__ = ["import_pretrained", "load_weights", "pretrained_recipe", "source_of"]
+__all__ = ["import_pretrained", "load_weights", "pretrained_recipe", "pretrained_settings",
+           "source_of"]
 
 
 PICKLED = (".pt", ".pth", ".bin")
@@ -67,20 +70,14 @@ def load_weights(model: nn.Module, state: str) -> None:
                if isinstance(tensor, Tensor)}
     if path.suffix in PICKLED:
         weights = _state_dict(path, state)
-        _check_names_and_shapes(
-            targets, {name: tuple(tensor.shape) for name, tensor in weights.items()}, state)
-        with torch.no_grad():
-            for name, tensor in weights.items():
-                targets[name].copy_(tensor)
+        shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+        _copy(targets, shapes, weights.__getitem__, state)
         return
     try:
         with safe_open(path, framework="pt") as file:
             names = file.keys()
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names}
-            _check_names_and_shapes(targets, shapes, state)
-            with torch.no_grad():
-                for name in names:
-                    targets[name].copy_(file.get_tensor(name))
+            _copy(targets, shapes, file.get_tensor, state)
     except (SafetensorError, OSError) as error:
         raise ValueError(f"state: expected a .safetensors file, but '{state}' cannot be read as "
                          f"one: {one_line(error)}") from error
@@ -106,27 +103,31 @@ def _state_dict(path: Path, state: str) -> Mapping[str, Tensor]:
     return content
 
 
-def _check_names_and_shapes(
-    targets: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], state: str
+def _copy(
+    targets: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]],
+    tensor_of: Callable[[str], Tensor], state: str,
 ) -> None:
-    """Whether the file's tensors are all of the model's, and no others."""
+    """Copy the file's tensors, where they are all of the model's and no others."""
     tied = {_memory(targets[name]) for name in shapes if name in targets}
     missing = [name for name, tensor in targets.items()
                if name not in shapes and _memory(tensor) not in tied]
     unknown = [name for name in shapes if name not in targets]
+    others = len(missing or unknown) - 1
+    more = f" (and {others} more)" if others > 0 else ""
     if missing:
-        more = f" (and {len(missing) - 1} more)" if missing[1:] else ""
         raise ValueError(f"state: expected all tensors of the model, but '{state}' has no "
                          f"'{missing[0]}'{more}{did_you_mean(missing[0], unknown)}")
     if unknown:
-        more = f" (and {len(unknown) - 1} more)" if unknown[1:] else ""
         raise ValueError(f"state: expected the model's tensors alone, but '{state}' has "
                          f"'{unknown[0]}' too{more}")
     for name, shape in shapes.items():
-        if shape != tuple(targets[name].shape):
-            expected = tuple(targets[name].shape)
-            raise ValueError(f"state: expected '{name}' of shape {expected}, as in "
-                             f"the model, but '{state}' has {shape}")
+        expected = tuple(targets[name].shape)
+        if shape != expected:
+            raise ValueError(f"state: expected '{name}' of shape {expected}, as in the model, but "
+                             f"'{state}' has {shape}")
+    with torch.no_grad():
+        for name in shapes:
+            targets[name].copy_(tensor_of(name))
 
 
 def _memory(tensor: Tensor) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
@@ -134,23 +135,30 @@ def _memory(tensor: Tensor) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
     return tensor.data_ptr() or id(tensor), tuple(tensor.shape), tensor.stride()
 
 
-def pretrained_recipe(settings: Settings) -> Recipe:
-    """The data and the factory that the settings name.
+def pretrained_settings(settings: Settings) -> Settings:
+    """The settings of a model that exists: its file by a path that holds in any folder.
 
-    Args:
-        settings: ``model``, ``data`` and what goes with them; a factory gets widths where
-            ``hidden`` is given, or where it can do with nothing less.
+    A factory gets widths where ``hidden`` is given, or where it can do with nothing less.
+
+    Raises:
+        ValueError: one line; there is no such factory.
+    """
+    changes: dict[str, Any] = {}
+    if settings.model not in BUILT_IN and "hidden" not in settings.given and \
+            takes(users_factory(settings.model)):
+        changes["hidden"] = ()
+    if settings.state is not None:
+        changes["state"] = str(Path(settings.state).expanduser().absolute())
+    return settings.model_copy(update=changes)
+
+
+def pretrained_recipe(settings: Settings) -> Recipe:
+    """The data and the factory that the settings name; there is one network, no replicate of it.
 
     Raises:
         ValueError: one line; something is not there, or does not fit.
     """
-    if settings.model not in BUILT_IN and "hidden" not in settings.given and \
-            takes(users_factory(settings.model)):
-        settings = settings.model_copy(update={"hidden": ()})
-    if settings.state is not None:
-        path = str(Path(settings.state).expanduser().absolute())
-        settings = settings.model_copy(update={"state": path})
-    return load_recipe(settings.model_copy(update={"seeds": 1}))
+    return load_recipe(pretrained_settings(settings).model_copy(update={"seeds": 1}))
 
 
 def import_pretrained(store: Store, recipe: Recipe, *, pipeline: str | None = None) -> ModelVariant:
@@ -161,32 +169,36 @@ def import_pretrained(store: Store, recipe: Recipe, *, pipeline: str | None = No
     Raises:
         ValueError: one line; the weights do not fit the module, or the module not the data.
     """
-    trained = _loaded(recipe)
-    settings = recipe.settings
-
-    def make(number: int, seed: int, label: str | None = None) -> Trained:
-        return trained
-
+    settings, split = recipe.settings, recipe.split
+    with isolated():
+        seed_all(settings.seed)
+        model = recipe.build(settings.hidden)
+        stream = stream_of(recipe.device)
+    if settings.state is not None:
+        load_weights(model, settings.state)
+    model = model.to(recipe.device).eval()
+    check_fit(model, split)
+    trained = Trained(model, output_kind(model, recipe.example, split.task), (), stream)
     widths = settings.hidden or tuple(
-        group.units for group in unit_groups(trained.model, recipe.example).groups)
+        group.units for group in unit_groups(model, recipe.example).groups)
     variant = train_variant(store, recipe, TrainingPlan(
-        VariantName.OVERSIZED, widths, settings.epochs, make, hidden=settings.hidden,
+        VariantName.OVERSIZED, widths, settings.epochs, lambda *_: trained, hidden=settings.hidden,
         adopted=settings.state or settings.model, replicates=1, pipeline=pipeline))
-    warning = _low_score_warning(variant)
+    warning = _low_score_warning(variant.test)
     if warning:
         print(f"wua: note: {warning}", file=sys.stderr)
     return variant
 
 
-def _low_score_warning(variant: ModelVariant) -> str:
+def _low_score_warning(test: Evaluation) -> str:
     """A line, where the network answers worse than one that ignores its inputs."""
-    score, least = variant.test.score, 0.0
-    if variant.test.task != "regression":
-        counts = np.unique(variant.test.targets, return_counts=True)[1]
+    least = 0.0
+    if test.task != "regression":
+        counts = np.unique(test.targets, return_counts=True)[1]
         least = float(counts.max() / counts.sum())
-    if score >= least:
+    if test.score >= least:
         return ""
-    return (f"the original scores {score:.4f} on the test part, where the same answer to "
+    return (f"the original scores {test.score:.4f} on the test part, where the same answer to "
             f"everything scores {least:.4f}: are these data what it was trained on, in the same "
             f"units? All that follows is beside that score")
 
@@ -205,16 +217,3 @@ def source_of(store: Store, uri: str) -> str:
                          f"module and its weights (--model package.module:factory "
                          f"--state weights.safetensors --data DATA)")
     return run_id
-
-
-def _loaded(recipe: Recipe) -> Trained:
-    settings, split = recipe.settings, recipe.split
-    with isolated():
-        seed_all(settings.seed)
-        model = recipe.build(settings.hidden)
-        stream = stream_of(recipe.device)
-    if settings.state is not None:
-        load_weights(model, settings.state)
-    model = model.to(recipe.device).eval()
-    check_fit(model, split)
-    return Trained(model, output_kind(model, recipe.example, split.task), (), stream)
