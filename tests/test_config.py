@@ -58,7 +58,7 @@ def test_settings_know_which_were_given(tmp_path: Path) -> None:
     assert (beside.given, beside.seed) == ({"run_id", "seed", "margin"}, 2)
 
 
-@pytest.mark.parametrize(("command", "given", "message"), [
+@pytest.mark.parametrize(("command", "values", "message"), [
     ("analyze", {"run_id": "r", "layers": "a"}, "run_id: a variant is analysed with its own model "
      "and data, so expected nothing like layers beside it; a model of your own: wua analyze "
      "--model package.module:factory --data DATA"),
@@ -66,9 +66,9 @@ def test_settings_know_which_were_given(tmp_path: Path) -> None:
      "slimmed with its own model and data, so expected nothing like seed beside it; a model of "
      "your own: wua slim --model package.module:factory --data DATA"),
 ])
-def test_nothing_of_its_own_beside_a_run(command: str, given: dict, message: str) -> None:
+def test_nothing_of_its_own_beside_a_run(command: str, values: dict, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        load_settings(None, given, command)
+        load_settings(None, values, command)
     assert str(caught.value) == message
 
 
@@ -83,60 +83,40 @@ def test_other_data_do_not_get_the_tutorials_recipe() -> None:
     assert load_settings("digits", {"data": "mine.csv"}).seeds == load_settings("digits").seeds
 
 
-@pytest.mark.parametrize(("text", "widths"), [
-    ("64,32", (64, 32)), ("10", (10,)), (10, (10,)), ([8, 4], (8, 4)), (" 5 , 6", (5, 6))])
-def test_widths_are_read_from_text_numbers_and_lists(text: object, widths: tuple) -> None:
-    assert load_settings(None, {"hidden": text}).hidden == widths
-
-
-@pytest.mark.parametrize(("given", "criteria"), [
-    ("taylor", "taylor"), ("output, wanda", "output,wanda"), (["input", "mine:rule"],
-                                                              "input,mine:rule")])
-def test_criteria_are_names_functions_or_several(given: object, criteria: str) -> None:
-    assert load_settings(None, {"criterion": given}).criterion == criteria
-
-
-def test_the_named_criteria_are_the_librarys() -> None:
+def test_widths_and_criteria_are_read_from_text_numbers_and_lists() -> None:
+    for value, widths in (("64,32", (64, 32)), ("10", (10,)), (10, (10,)), ([8, 4], (8, 4)),
+                          (" 5 , 6", (5, 6))):
+        assert load_settings(None, {"hidden": value}).hidden == widths
+    for value, criteria in (("taylor", "taylor"), ("output, wanda", "output,wanda"),
+                            (["input", "mine:rule"], "input,mine:rule")):
+        assert load_settings(None, {"criterion": value}).criterion == criteria
     assert tuple(criteria_module.CRITERIA) == CRITERIA
 
 
-def test_only_some_fields_are_written(tmp_path: Path) -> None:
-    text = settings_yaml(load_settings("digits", {"state": "a.safetensors"}), ["state", "loss"])
-    assert yaml.safe_load(text) == {"state": "a.safetensors"}
-
-
-def test_yaml_round_trip(tmp_path: Path) -> None:
-    settings = load_settings("digits", {"slim_hidden": "20,10", "patience": 3, "gate": "true"})
+def test_settings_are_written_as_yaml_that_gives_the_same(tmp_path: Path) -> None:
+    settings = load_settings("digits", {"slim_hidden": "20,10", "patience": 3, "gate": "true",
+                                        "state": "a.safetensors"})
     path = tmp_path / "config.yaml"
     path.write_text(settings_yaml(settings))
     assert load_settings(str(path)) == settings
+    assert yaml.safe_load(settings_yaml(settings, ["state", "loss"])) == {"state": "a.safetensors"}
 
 
 CRITERION = ("criterion: expected output, input, wanda, magnitude, taylor, "
              "package.module:function, or several of them, each once")
 BAD = [
     ({"hidden": "-1"}, "hidden: expected whole numbers of at least 1, e.g. 64,32, but got '-1'"),
-    ({"hidden": "64,x"}, "hidden: expected whole numbers of at least 1, e.g. 64,32, but got "
-                         "'64,x'"),
     ({"epochs": "0"}, "epochs: expected a whole number of at least 1, but got '0'"),
     ({"epochs": "abc"}, "epochs: expected a whole number, but got 'abc'"),
-    ({"epochs": "1.5"}, "epochs: expected a whole number, but got '1.5'"),
     ({"lr": "nan"}, "lr: expected a number above 0, but got 'nan'"),
-    ({"lr": "abc"}, "lr: expected a number above 0, but got 'abc'"),
     ({"lr": "-0.1"}, "lr: expected a number above 0, but got '-0.1'"),
-    ({"lr": "inf"}, "lr: expected a number above 0, but got 'inf'"),
     ({"margin": "1"}, "margin: expected a number of at least 0 and below 1, but got '1'"),
-    ({"margin": "nan"}, "margin: expected a number of at least 0 and below 1, but got 'nan'"),
     ({"confidence": "1"}, "confidence: expected a number above 0 and below 1, but got '1'"),
-    ({"seeds": "0"}, "seeds: expected a whole number of at least 1, but got '0'"),
     ({"seed": "-1"}, "seed: expected a whole number of at least 0, but got '-1'"),
-    ({"criterion": "foo"}, f"{CRITERION}, but got 'foo'"),
-    ({"criterion": "wand"}, f"{CRITERION}, but got 'wand'; did you mean 'wanda'?"),
     ({"criterion": "output,tailor"}, f"{CRITERION}, but got 'output,tailor'; did you mean "
                                      "'taylor'?"),
     ({"criterion": "output,output"}, f"{CRITERION}, but got 'output,output'"),
     ({"criterion": 3}, f"{CRITERION}, but got 3"),
-    ({"layers": 3}, "layers: expected names of layers, e.g. fc1,fc2, but got 3"),
     ({"layers": []}, "layers: expected names of layers, e.g. fc1,fc2, but got []"),
     ({"effective_rank": "perhaps"}, "effective_rank: expected true or false, but got 'perhaps'"),
     ({"batch_size": "-3"}, "batch_size: expected full, or a whole number of at least 1, but got "
@@ -152,10 +132,10 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(("given", "message"), BAD, ids=[str(given) for given, _ in BAD])
-def test_a_bad_value_is_one_line(given: dict, message: str) -> None:
+@pytest.mark.parametrize(("values", "message"), BAD, ids=[str(values) for values, _ in BAD])
+def test_a_bad_value_is_one_line(values: dict, message: str) -> None:
     with pytest.raises(ConfigError) as error:
-        load_settings("usecase", given)
+        load_settings("usecase", values)
     assert str(error.value) == message
 
 
@@ -163,6 +143,8 @@ def test_an_unknown_configuration_names_the_nearest() -> None:
     with pytest.raises(ConfigError, match=r"^config: expected a YAML file or one of breast_cancer, "
                        r"digits, usecase, but got 'digit'; did you mean 'digits'\?$"):
         load_settings("digit")
+    with pytest.raises(ConfigError, match=r"^config: no such file: nowhere\.yaml$"):
+        load_settings("nowhere.yaml")
 
 
 @pytest.mark.parametrize(("content", "message"), [
@@ -177,11 +159,6 @@ def test_a_bad_file_is_one_line(tmp_path: Path, content: str | bytes, message: s
     with pytest.raises(ConfigError, match=message) as error:
         load_settings(str(path))
     assert "\n" not in str(error.value)
-
-
-def test_a_missing_file_is_one_line() -> None:
-    with pytest.raises(ConfigError, match=r"^config: no such file: nowhere\.yaml$"):
-        load_settings("nowhere.yaml")
 
 
 def test_every_field_belongs_to_a_command_and_is_described() -> None:

@@ -48,7 +48,10 @@ def test_every_command_that_the_docs_show_exists() -> None:
     assert named == {"digits", "breast_cancer"} <= set(config_names())
 
 
-def test_links_and_pictures_exist() -> None:
+def test_links_pictures_and_make_targets_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for target in set(re.findall(r"`?make (\w+)`?", README)) - {"and"}:
+        assert re.search(rf"^{target}:", makefile, re.M), target
     for path, text in DOCS.items():
         for target in re.findall(r"\]\((?!http)([^)#]+)\)", text):
             assert (path.parent / target).exists(), f"{path.name}: {target}"
@@ -60,16 +63,10 @@ def test_the_readmes_addresses_work_on_pypi_and_name_files_of_the_repository() -
         "github.com", "raw.githubusercontent.com") + "/main/"
     targets = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", README)
     assert [target for target in targets if not target.startswith("http")] == []
-    own = [target.removeprefix(page).removeprefix(raw) for target in targets
-           if target.startswith((page, raw))]
-    assert len([target for target in own if target.endswith(".png")]) >= 5
-    assert [target for target in own if not (ROOT / target).exists()] == []
-
-
-def test_the_make_targets_that_the_readme_names_exist() -> None:
-    makefile = (ROOT / "Makefile").read_text()
-    for target in set(re.findall(r"`?make (\w+)`?", README)) - {"and"}:
-        assert re.search(rf"^{target}:", makefile, re.M), target
+    files = [target.removeprefix(page).removeprefix(raw) for target in targets
+             if target.startswith((page, raw))]
+    assert len([file for file in files if file.endswith(".png")]) >= 5
+    assert [file for file in files if not (ROOT / file).exists()] == []
 
 
 def test_nothing_in_the_repository_speaks_of_this_machine() -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import itertools
 import sys
+from collections import OrderedDict
 from pathlib import Path
 
 import pytest
 
-from wua_mlflow.errors import did_you_mean, one_line
 from wua_mlflow.imports import load_object
 
 _numbers = itertools.count()
@@ -41,31 +41,22 @@ def _fails(reference: str, root: Path | None = None) -> str:
     return message
 
 
-def test_a_function_of_the_current_folder(folder):
+def test_what_is_in_the_current_folder_a_package_the_root_or_installed(folder):
     name = _module(folder, "def build(widths):\n    return sum(widths)\n")
-    assert load_object(f"{name}:build", argument="model")([1, 2]) == 3
-
-
-def test_a_class_in_a_package(folder):
-    package = folder / "wua_dotted_package"
-    package.mkdir()
-    (package / "__init__.py").write_text("")
-    (package / "part.py").write_text("class Net:\n    size = 7\n")
-    assert load_object("wua_dotted_package.part:Net", argument="model")().size == 7
-
-
-def test_an_installed_one():
-    from collections import OrderedDict
-
-    assert load_object("collections:OrderedDict", argument="model") is OrderedDict
-
-
-def test_the_root_comes_before_the_current_folder(folder):
+    for _ in range(3):
+        assert load_object(f"{name}:build", argument="model")([1, 2]) == 3
+    assert sys.path[0] == str(folder)
+    assert sys.path.count(str(folder)) == 1
+    later = _module(folder, "class Net:\n    size = 7\n")  # written after the first look
+    assert load_object(f"{later}:Net", argument="model")().size == 7
+    for place in ("package", "root"):
+        (folder / place).mkdir()
+    (folder / "package" / "part.py").write_text("class Net:\n    size = 8\n")
+    assert load_object("package.part:Net", argument="model")().size == 8
     name = _module(folder, "def build():\n    return 'current'\n")
-    other = folder / "other"
-    other.mkdir()
-    (other / f"{name}.py").write_text("def build():\n    return 'root'\n")
-    assert load_object(f"{name}:build", argument="model", root=other)() == "root"
+    (folder / "root" / f"{name}.py").write_text("def build():\n    return 'root'\n")
+    assert load_object(f"{name}:build", argument="model", root=folder / "root")() == "root"
+    assert load_object("collections:OrderedDict", argument="model") is OrderedDict
 
 
 def test_a_module_may_import_its_neighbour_later(folder):
@@ -74,37 +65,18 @@ def test_a_module_may_import_its_neighbour_later(folder):
     assert load_object(f"{_module(folder, text)}:build", argument="model")() == 5
 
 
-def test_the_search_path_does_not_grow(folder):
-    name = _module(folder, "def build(): ...\n")
-    for _ in range(3):
-        load_object(f"{name}:build", argument="model")
-    assert sys.path[0] == str(folder)
-    assert sys.path.count(str(folder)) == 1
+def test_a_malformed_reference(folder):
+    for reference in ("", "build", "model.build", "model:", ":build", "a:b:c", "./m:build",
+                      "a..b:c", ".m:build", "m.py:build", "my-model:build", "m:build.now",
+                      "m: build"):
+        assert _fails(reference) == ("model: expected package.module:name, such as "
+                                     f"my_module:build, but got {reference!r}")
 
 
-def test_a_module_written_after_the_first_look(folder):
-    name = _module(folder, "def build(): ...\n")
-    load_object(f"{name}:build", argument="model")
-    later = _module(folder, "def build():\n    return 1\n")
-    assert load_object(f"{later}:build", argument="model")() == 1
-
-
-@pytest.mark.parametrize(
-    "reference", ["", "build", "model.build", "model:", ":build", "a:b:c", "./m:build", "a..b:c",
-                  ".m:build", "m.py:build", "my-model:build", "m:build.now", "m: build"],
-)
-def test_a_malformed_reference(folder, reference):
-    assert _fails(reference) == (
-        "model: expected package.module:name, such as my_module:build, " f"but got {reference!r}"
-    )
-
-
-@pytest.mark.parametrize(("reference", "missing"), [("wua_no_such:f", "wua_no_such"),
-                                                    ("wua_no_such.deep:f", "wua_no_such"),
-                                                    ("json.wua_no_such:f", "json.wua_no_such"),
-                                                    ("math.deep:f", "math.deep")])
-def test_a_module_that_is_not_there(folder, reference, missing):
-    assert _fails(reference).endswith(f"but found none named {missing!r}")
+def test_a_module_that_is_not_there(folder):
+    for module, missing in (("wua_no_such", "wua_no_such"), ("wua_no_such.deep", "wua_no_such"),
+                            ("json.wua_no_such", "json.wua_no_such"), ("math.deep", "math.deep")):
+        assert _fails(f"{module}:f").endswith(f"but found none named {missing!r}")
 
 
 @pytest.mark.parametrize(("text", "expected"), [
@@ -120,40 +92,19 @@ def test_a_module_that_raises(folder, text, expected):
     assert f"expected to import {name}, but it raised {expected}" in _fails(f"{name}:build")
 
 
-def test_the_cause_is_kept_for_the_traceback(folder):
-    name = _module(folder, "1 / 0\n")
+def test_the_cause_is_kept_for_the_traceback_and_an_interruption_passes(folder):
     with pytest.raises(ValueError) as raised:
-        load_object(f"{name}:build", argument="model")
+        load_object(f"{_module(folder, '1 / 0')}:build", argument="model")
     assert isinstance(raised.value.__cause__, ZeroDivisionError)
-
-
-def test_an_interruption_passes(folder):
-    name = _module(folder, "raise KeyboardInterrupt\n")
     with pytest.raises(KeyboardInterrupt):
-        load_object(f"{name}:build", argument="model")
+        load_object(f"{_module(folder, 'raise KeyboardInterrupt')}:build", argument="model")
 
 
-def test_a_missing_name_gets_the_nearest_and_the_file(folder):
-    name = _module(folder, "def build(): ...\ndef _biuld(): ...\n")
+def test_a_name_that_is_not_there_or_cannot_be_called(folder):
+    name = _module(folder, "def build(): ...\ndef _biuld(): ...\nWIDTHS = [3]\n")
     message = _fails(f"{name}:biuld")
     assert message.endswith("but got 'biuld'; did you mean 'build'?")
     assert str(folder / f"{name}.py") in message
-
-
-def test_a_missing_name_without_a_near_one(folder):
-    name = _module(folder, "def build(): ...\n")
     assert _fails(f"{name}:zzz").endswith("but got 'zzz'")
-
-
-def test_something_that_cannot_be_called(folder):
-    name = _module(folder, "WIDTHS = [3]\n")
     assert _fails(f"{name}:WIDTHS") == (
-        f"model: expected {name}:WIDTHS to be a function or a class, but got list"
-    )
-
-
-def test_nearest_and_one_line():
-    assert did_you_mean("wien", ["wine", "iris"]) == "; did you mean 'wine'?"
-    assert did_you_mean("zzz", ["wine", "iris"]) == ""
-    assert one_line(ValueError("a\n\tb")) == "ValueError: a b"
-    assert len(one_line(ValueError("word " * 1000))) < 320
+        f"model: expected {name}:WIDTHS to be a function or a class, but got list")

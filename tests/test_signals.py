@@ -20,6 +20,7 @@ from sqlalchemy.engine import Engine
 from torch import nn
 
 from tests.mistakes import all_runs
+from wua_mlflow.cli import main as main_module
 from wua_mlflow.cli.main import main
 from wua_mlflow.signals import Stopped, allow_signals, defer_signals, handle_signals
 
@@ -76,31 +77,13 @@ def test_handlers_are_put_back_and_an_ignored_signal_stays_ignored() -> None:
         signal.signal(signal.SIGHUP, before)
 
 
-def test_another_thread_leaves_the_handlers_alone() -> None:
-    handlers = []
-
-    def work() -> None:
-        with handle_signals():
-            handlers.append(signal.getsignal(signal.SIGTERM))
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join()
-    assert handlers == [signal.getsignal(signal.SIGTERM)]
-
-
-def test_a_held_block_is_finished_first() -> None:
+def test_a_held_block_is_finished_first_and_a_released_block_within_is_not() -> None:
     done = []
     with pytest.raises(Stopped), handle_signals():
         with defer_signals():
             signal.raise_signal(signal.SIGTERM)
-            done.append("to the end")
+            done.append("held")
         done.append("not here")
-    assert done == ["to the end"]
-
-
-def test_a_released_block_within_is_not() -> None:
-    done = []
     with pytest.raises(Stopped), handle_signals(), defer_signals():
         try:
             with allow_signals():
@@ -109,17 +92,13 @@ def test_a_released_block_within_is_not() -> None:
         finally:
             signal.raise_signal(signal.SIGINT)
             done.append("a second signal does not break the cleaning up")
-    assert done == ["a second signal does not break the cleaning up"]
-
-
-def test_a_signal_that_waits_is_raised_where_the_block_is_released() -> None:
-    done = []
     with pytest.raises(Stopped), handle_signals(), defer_signals():
         signal.raise_signal(signal.SIGTERM)
-        done.append("still held")
+        done.append("held until it is released")
         with allow_signals():
             done.append("not here")
-    assert done == ["still held"]
+    assert done == ["held", "a second signal does not break the cleaning up",
+                    "held until it is released"]
 
 
 def test_a_signal_in_a_callback_whose_errors_python_drops_is_sent_again() -> None:
@@ -204,8 +183,8 @@ def test_a_signal_within_a_transaction_waits_for_its_end(
     """Broken off, it would keep the database locked and its runs open."""
     executed, signals, sent = list[str](), list[str](), f"INSERT INTO {table} "
 
-    def after(*given: Any) -> None:
-        executed.append(given[2].partition("(")[0])
+    def after(*arguments: Any) -> None:
+        executed.append(arguments[2].partition("(")[0])
         if (executed.count("INSERT INTO runs "), executed[-1]) == (2, sent) and not signals:
             signals.append(sent)
             signal.raise_signal(signal.SIGTERM)
@@ -223,44 +202,37 @@ def test_another_threads_blocks_hold_nothing() -> None:
     inside, done = threading.Event(), threading.Event()
 
     def work() -> None:
-        with defer_signals():
+        with handle_signals(), defer_signals():  # nor does it change the handlers
             inside.set()
             done.wait(600)
 
     with ThreadPoolExecutor(1) as pool:
+        before = signal.getsignal(signal.SIGTERM)
         pool.submit(work)
+        inside.wait(600)
+        assert signal.getsignal(signal.SIGTERM) == before
         with pytest.raises(Stopped), handle_signals():
-            inside.wait(600)
             signal.raise_signal(signal.SIGTERM)
         done.set()
 
 
+@pytest.mark.parametrize("reached", [True, False])
 def test_the_run_of_mlflow_run_is_killed(
-    store_uri: str, monkeypatch: pytest.MonkeyPatch
+    store_uri: str, monkeypatch: pytest.MonkeyPatch, reached: bool
 ) -> None:
+    """Also where the command never got to it."""
     client = MlflowClient()
     experiment = client.create_experiment("of mlflow run")
     inherited = client.create_run(experiment).info.run_id
     monkeypatch.setenv("MLFLOW_RUN_ID", inherited)
     monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", experiment)
     monkeypatch.setenv("STOP_BY", "SIGTERM")
+    if not reached:
+        monkeypatch.setattr(main_module, "_execute", lambda _: signal.raise_signal(signal.SIGTERM))
     trainer = "tests.test_signals:stop_in_training"
     assert main(["train", *ARGUMENTS[1:-2], "--train", trainer]) == 143
     assert client.get_run(inherited).info.status == "KILLED"
-    assert statuses("variant") == ["KILLED"]
-
-
-def test_the_run_of_mlflow_run_is_killed_where_the_command_never_got_to_it(
-    store_uri: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from wua_mlflow.cli import main as main_module
-
-    client = MlflowClient()
-    inherited = client.create_run("0").info.run_id
-    monkeypatch.setenv("MLFLOW_RUN_ID", inherited)
-    monkeypatch.setattr(main_module, "_execute", lambda _: signal.raise_signal(signal.SIGTERM))
-    assert main(["run"]) == 143
-    assert client.get_run(inherited).info.status == "KILLED"
+    assert statuses("variant") == ["KILLED"] * reached
 
 
 def test_the_command_itself(store_uri: str, tmp_path: Path) -> None:
