@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy
 
 import wua_mlflow as wua
 from tests.networks import kept_streams, mlp, snapshot
-from tests.pruning.selection_cases import greedy
+from tests.pruning.cutting_cases import greedy
 from wua_mlflow.pruning.heads import PrunedMultiheadAttention
 
 

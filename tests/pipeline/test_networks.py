@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional
 
 from tests.pipeline.slimming_cases import recipe_of, same, weights_of
-from tests.pruning.selection_cases import greedy
+from tests.pruning.cutting_cases import greedy
 from wua_mlflow.pipeline import networks
 from wua_mlflow.pipeline.networks import PruningPlan, cached, from_scratch, pruned_and_tuned
 from wua_mlflow.pipeline.recipe import Recipe, Trained, train_made

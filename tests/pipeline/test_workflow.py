@@ -26,7 +26,7 @@ from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from tests.pipeline.slimming_cases import folder_with_store
-from tests.pruning.selection_cases import greedy
+from tests.pruning.cutting_cases import greedy
 from tests.report import cases
 from wua_mlflow.cli.output import pipeline_text
 from wua_mlflow.config import load_settings

@@ -146,5 +146,5 @@ READS = {Bert: "dense", Llama: "o_proj", Gpt2: "c_proj", Neox: "dense", Plain: "
          Block: "o"}
 
 
-def stack(kind, heads=3):
-    return nn.Sequential(kind(heads), kind(heads), nn.Linear(12, 2)).eval()
+def stack(*modules):
+    return nn.Sequential(*modules, nn.Linear(12, 2)).eval()

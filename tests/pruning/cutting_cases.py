@@ -2,7 +2,7 @@
 
 ``build(**widths)`` makes the network of any widths, so that a cut one can be compared with what the
 factory makes; ``silent(model, case)`` silences the units where they are read, by hooks of torch,
-and knows nothing of the package.
+and knows nothing of the package. ``greedy`` selects units by least squares.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -201,3 +202,21 @@ CASES = {
     "twice": Case(Twice, {"width": 6}, {
         "first": Units("width", [0, 3, 5], ["again", "last"])}, (4,)),
 }
+
+
+def greedy(rows: np.ndarray) -> np.ndarray:
+    """What is left of each unit, when it is chosen, after a fit on those chosen before it.
+
+    Args:
+        rows: activations, shape (rows, units).
+    """
+    rows = rows - rows.mean(0)
+    sums_when_chosen, chosen = np.zeros(rows.shape[1]), []
+    for _ in range(rows.shape[1]):
+        basis = rows[:, chosen]
+        unexplained = rows - basis @ np.linalg.lstsq(basis, rows, rcond=None)[0]
+        sums = (unexplained ** 2).sum(0)
+        sums[chosen] = -1
+        chosen.append(int(sums.argmax()))
+        sums_when_chosen[chosen[-1]] = sums.max()
+    return sums_when_chosen

@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from tests.networks import labels, mlp, numpys, rows, snapshot
-from tests.pruning.cutting_cases import Residual
-from tests.pruning.selection_cases import greedy
+from tests.pruning.cutting_cases import Residual, greedy
 from wua_mlflow.pruning.cut import cut, unit_groups
 from wua_mlflow.pruning.importance import most_important, pivoted_cholesky, unit_importance
 from wua_mlflow.usage.analyze import analyze
