@@ -14,16 +14,7 @@ import numpy as np
 
 from wua_mlflow.plots import style
 from wua_mlflow.plots.style import EDGE_IN, INK, MUTED
-from wua_mlflow.verdict.text import (
-    SAME_COST,
-    SAME_LATENCY,
-    interval_words,
-    outcome_words,
-    points,
-    question_answered,
-    ratio,
-    ratio_words,
-)
+from wua_mlflow.verdict import text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -55,7 +46,7 @@ class Quantity:
     more: str = ""
     noun: str = ""
     """What the line of savings calls it; it does not mention a quantity without."""
-    same_within: float = SAME_COST
+    same_within: float = text.SAME_COST
     same: str = "same"
     """The words for a ratio that is nearer to 1 than ``same_within``."""
 
@@ -67,10 +58,10 @@ class Quantity:
         >>> QUANTITIES[0].change(122, 86), QUANTITIES[-1].change(2.7584, 2.4191)
         ('1.4× fewer', '−0.34')
         """
-        times = ratio(original, value)
+        times = text.ratio(original, value)
         if self.less:
-            return ratio_words(times, self.less, self.more, same_within=self.same_within,
-                               same=self.same) if times else ""
+            return text.ratio_words(times, self.less, self.more, same_within=self.same_within,
+                                    same=self.same) if times else ""
         if original is None or value is None:
             return ""
         difference = round(value - original, 2)
@@ -82,7 +73,7 @@ QUANTITIES = (
     Quantity("params/total", "Parameters", style.number, "fewer", "more", "parameters"),
     Quantity("size/bytes", "Size on disk", _bytes, "smaller", "larger", "on disk"),
     Quantity("latency/p50_ms", "Latency, median at batch 1", "{:.3g} ms".format, "faster", "slower",
-             "at batch 1", same_within=SAME_LATENCY, same="about as fast"),
+             "at batch 1", same_within=text.SAME_LATENCY, same="about as fast"),
     Quantity("usage/effective_weights", "Effective weights", style.number, "fewer", "more"),
     Quantity("usage/entropy", "Entropy of the importance", "{:.3f} nats".format),
 )
@@ -184,7 +175,7 @@ def comparison_data(
     return ComparisonData(
         names=tuple(variant.name for variant in variants),
         colours=tuple(style.variant_colour(variant.kind) for variant in variants),
-        headline=question_answered(original.name, candidate.name, decisive) if decisive else
+        headline=text.question_answered(original.name, candidate.name, decisive) if decisive else
                  f"{candidate.name} beside {original.name}; no verdict",
         savings=savings(original.metrics, candidate.metrics),
         score_name=verdicts[0].score if verdicts else metric.removesuffix("/test"),
@@ -294,13 +285,13 @@ def _draw_verdicts(ax: Axes, data: ComparisonData) -> None:
     unit = ", in points" if score == "accuracy" else ""
     ax.set_xlabel(f"{score}, {candidate} − {original}{unit}\nshaded: better, or within the margin",
                   fontsize=style.SMALL, color=MUTED, linespacing=1.5, parse_math=False)
-    style.note(ax, f"margin {points(-margin, score)}", (-margin, 1), (0, 3),
+    style.note(ax, f"margin {text.points(-margin, score)}", (-margin, 1), (0, 3),
                ("data", "axes fraction"), ha="center", va="bottom", color=INK)
 
 
 def _verdict_words(verdict: Verdict) -> str:
     which = "recipe, over seeds" if verdict.kind == "recipe" else "these two models"
-    return f"{which}:\n{outcome_words(verdict)}\n{interval_words(verdict)}"
+    return f"{which}:\n{text.outcome_words(verdict)}\n{text.interval_words(verdict)}"
 
 
 def _draw_bars(ax: Axes, panel: BarPanel, colours: tuple[str, ...]) -> None:

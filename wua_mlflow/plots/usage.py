@@ -16,15 +16,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from wua_mlflow.plots import layer_rows, style
-from wua_mlflow.plots.style import (
-    ALARM,
-    INK,
-    INSIDE,
-    NO_IMPORTANCE,
-    NULL_RANGE,
-    OUTSIDE,
-    UNIT_COLOURS,
-)
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -196,7 +187,7 @@ def _columns(data: LayersData) -> list[layer_rows.Column]:
         texts = ["" if math.isnan(dead) else f"{dead:,.0f} of {units:,}" if dead else "0"
                  for dead, units in zip(data.dead_units, data.units, strict=True)]
         columns.append(layer_rows.Column("dead units", texts, (data.dead_units > 0).tolist(),
-                                         data.dead_units / data.units, ALARM, ALARM))
+                                         data.dead_units / data.units, style.ALARM, style.ALARM))
     known = np.isfinite(data.forward_flops)
     if known.any():
         flops = data.forward_flops
@@ -210,14 +201,14 @@ def _draw_shares(ax: Axes, data: LayersData, part: slice) -> None:
     rows = np.arange(part.start, part.stop, dtype=float)
     share, low, high = data.share[part], data.null_low[part], data.null_high[part]
     outside, known = data.outside[part], np.isfinite(low)
-    for colour, shown, words in ((INSIDE, ~outside, "measured"),
-                                 (OUTSIDE, outside, "measured, outside the range")):
+    for colour, shown, words in ((style.INSIDE, ~outside, "measured"),
+                                 (style.OUTSIDE, outside, "measured, outside the range")):
         style.bars(ax, rows[shown], 0, share[shown], 0.66, color=colour, label=words)
-    style.bars(ax, rows[known], low[known], high[known], 0.26, color=NULL_RANGE,
+    style.bars(ax, rows[known], low[known], high[known], 0.26, color=style.NULL_RANGE,
                label="range of networks that learned nothing")
     style.strip_axes(ax, keep=(), grid="x")
     _percent_axis(ax)
-    _write_dead(ax, data.dead, part, ALARM)
+    _write_dead(ax, data.dead, part, style.ALARM)
 
 
 def _percent_axis(ax: Axes) -> None:
@@ -376,7 +367,7 @@ def _colours() -> tuple[Colormap, Normalize]:
     import matplotlib
     from matplotlib.colors import LogNorm
 
-    colours = matplotlib.colormaps[UNIT_COLOURS].with_extremes(bad=NO_IMPORTANCE)
+    colours = matplotlib.colormaps[style.UNIT_COLOURS].with_extremes(bad=style.NO_IMPORTANCE)
     return colours, LogNorm(1 / MOST_TIMES, MOST_TIMES)
 
 
@@ -391,7 +382,7 @@ def _draw_units(ax: Axes, data: UnitsData, part: slice) -> None:
         _draw_gaps(ax, data.units, part)
     half = data.half[part] / data.units[part]
     rows = np.flatnonzero(half) + part.start
-    for colour, width in (("white", 3.4), (INK, 1.4)):
+    for colour, width in (("white", 3.4), (style.INK, 1.4)):
         ax.vlines(half[half > 0], rows - 0.5, rows + 0.5, color=colour, linewidth=width)
     _write_dead(ax, data.half == 0, part, "white")
 
@@ -425,9 +416,9 @@ def _units_legend(data: UnitsData) -> list[Artist]:
     handles: list[Artist] = []
     if data.half.any():
         handles.append(style.legend_mark(
-            INK, "left of the line: half of the layer's importance", linestyle="", marker="|",
+            style.INK, "left of the line: half of the layer's importance", linestyle="", marker="|",
             markersize=9, markeredgewidth=1.4))
     if zero:
         words = f"no importance: {zero:,} unit{'s' if zero > 1 else ''}"
-        handles.append(Patch(color=NO_IMPORTANCE, label=words))
+        handles.append(Patch(color=style.NO_IMPORTANCE, label=words))
     return handles

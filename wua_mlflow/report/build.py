@@ -81,33 +81,36 @@ def slimming_words(
         parent: what it was cut from, if that is known and it was cut.
     """
     settings = slim.settings
-    if slim.was_cut:
-        before = 0 if parent is None or parent.pretrained else parent.epochs_trained
-        length = _length(slim, slim.epochs_trained - before)
-        onwards = "" if parent is not None or original.pretrained else \
-            ", those of the networks that it was cut from included"
-        aims = ", aimed at the original's outputs as well as at the targets (distillation)" \
-            if settings.distill else ""
-        source = parent.name if parent else "the trained network"
-        folding = slim.tags.get(Tag.FOLDED, "true" if settings.fold is True else "false")
-        folded = folding.startswith("true")
-        compensated = ", and the weights that read them were fitted by least squares to make up " \
-            "for the removed units" if folded else ""
-        uncut = "uncut network, fitted likewise," if folded else "original"
-        alternative = "" if not folding.endswith("chosen") else (
-            f"; a network {'without' if folded else 'with'} that fit was fine-tuned too, and was "
-            f"{'worse' if folded else 'not better'} on validation data by more than a standard "
-            f"error")
-        return (f"Cut from {source}: in every group of units those were kept that add most to the "
-                f"units already kept, on training data (attention heads: those of the largest "
-                f"|mean of activation × gradient|){compensated}. The cut was verified: shapes, "
-                f"parameters and FLOPs are as planned, and before fine-tuning the outputs equal "
-                f"those of the {uncut} with the removed units masked. Then fine-tuned for "
-                f"{length}{onwards}{aims}{alternative}.")
-    budget = _budget(original, slim)
-    return (f"Rebuilt: `{settings.model}` with the new widths, trained from scratch for "
-            f"{_length(slim, slim.epochs_trained)}; the original for "
-            f"{_length(original, original.epochs_trained)}{budget}.")
+    if not slim.was_cut:
+        return (f"Rebuilt: `{settings.model}` with the new widths, trained from scratch for "
+                f"{_length(slim, slim.epochs_trained)}; the original for "
+                f"{_length(original, original.epochs_trained)}{_budget(original, slim)}.")
+    before = 0 if parent is None or parent.pretrained else parent.epochs_trained
+    length = _length(slim, slim.epochs_trained - before)
+    onwards = "" if parent is not None or original.pretrained else \
+        ", those of the networks that it was cut from included"
+    aims = ", aimed at the original's outputs as well as at the targets (distillation)" \
+        if settings.distill else ""
+    compensated, uncut, alternative = _compensation(slim)
+    return (f"Cut from {parent.name if parent else 'the trained network'}: in every group of units "
+            "those were kept that add most to the units already kept, on training data (attention "
+            "heads: those of the largest |mean of activation × gradient|)"
+            f"{compensated}. The cut was verified: shapes, parameters and FLOPs are as planned, "
+            f"and before fine-tuning the outputs equal those of the {uncut} with the removed units "
+            f"masked. Then fine-tuned for {length}{onwards}{aims}{alternative}.")
+
+
+def _compensation(slim: VariantResult) -> tuple[str, str, str]:
+    """Whether weights were fitted for the removed units: what, to what network, and if not."""
+    folding = slim.tags.get(Tag.FOLDED, "true" if slim.settings.fold is True else "false")
+    fitted = folding.startswith("true")
+    alternative = "" if not folding.endswith("chosen") else (
+        f"; a network {'without' if fitted else 'with'} that fit was fine-tuned too, and was "
+        f"{'worse' if fitted else 'not better'} on validation data by more than a standard error")
+    if not fitted:
+        return "", "original", alternative
+    return (", and the weights that read them were fitted by least squares to make up for the "
+            "removed units", "uncut network, fitted likewise,", alternative)
 
 
 def _budget(original: VariantResult, slim: VariantResult) -> str:

@@ -83,7 +83,6 @@ class Report:
         comparison: of the first and the last.
         usages: by variant's name.
         again: how to run it again.
-        question: what was asked; made from the names and the margin, if empty.
         layers: units by layer, before and after.
         uncut: layers that were not cut, with the reason.
         rounds: all of them, in order.
@@ -99,7 +98,6 @@ class Report:
     comparison: Comparison
     usages: Mapping[str, ModelUsage] = field(default_factory=dict)
     again: str = ""
-    question: str = ""
     layers: Sequence[LayerChange] = ()
     uncut: Mapping[str, str] = field(default_factory=dict)
     rounds: Sequence[Round] = ()
@@ -124,25 +122,23 @@ class Report:
 
     @property
     def _latency_gain(self) -> tuple[str, bool] | None:
-        original, slim = (metrics.get(Metric.LATENCY_P50)
-                          for metrics in (self.metrics[0], self.metrics[-1]))
-        return latency_gain(original, slim, self.comparison.latency_ratio)
+        original, slim = self.metrics[0], self.metrics[-1]
+        return latency_gain(original.get(Metric.LATENCY_P50), slim.get(Metric.LATENCY_P50),
+                            self.comparison.latency_ratio)
 
     @property
     def asked(self) -> str:
         """The question."""
-        return self.question or (
-            f"Is {self.names[-1]} as good as {self.names[0]}, to within "
-            f"{margin_words(self.comparison.verdict)}, and what does it save?")
+        return (f"Is {self.names[-1]} as good as {self.names[0]}, to within "
+                f"{margin_words(self.comparison.verdict)}, and what does it save?")
 
     @property
     def saved(self) -> str:
         """What the slim model saves, or costs more, in one sentence."""
         original, slim = self.metrics[0], self.metrics[-1]
-        if self.comparison.latency_ratio is None:
-            words = savings(original, slim)
-        else:  # by its interval, as in the sentence for who decides
-            rest = {name: value for name, value in slim.items() if name != Metric.LATENCY_P50}
-            gain = self._latency_gain
-            words = ", ".join(filter(None, (savings(original, rest), gain and gain[0])))
+        latency = ""
+        if self.comparison.latency_ratio and self._latency_gain:  # as in the sentence before
+            latency, _ = self._latency_gain
+            slim = {name: value for name, value in slim.items() if name != Metric.LATENCY_P50}
+        words = ", ".join(filter(None, (savings(original, slim), latency)))
         return f"The slim model: {words}." if words else "The slim model saves nothing."

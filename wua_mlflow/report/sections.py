@@ -12,13 +12,7 @@ from wua_mlflow.report.content import Block, Bullets, Picture, Report, Section, 
 from wua_mlflow.results import Round, TargetWidths
 from wua_mlflow.tracking.names import Metric
 from wua_mlflow.usage.results import PERMUTED, LayerUsage, ModelUsage
-from wua_mlflow.verdict.text import (
-    interval_words,
-    margin_words,
-    other_readings,
-    ratio,
-    short_outcome,
-)
+from wua_mlflow.verdict import text
 from wua_mlflow.widths.results import Trial
 
 __all__ = ["figures_table", "second_line", "sections", "usage_blocks"]
@@ -185,7 +179,7 @@ def _change(first: float | None, last: float | None, change: str) -> str:
         return ""
     if change == "difference":
         return f"{last - first:+.4f}".replace("-", "−")
-    quotient = ratio(last, first) if change == "inverse" else ratio(first, last)
+    quotient = text.ratio(last, first) if change == "inverse" else text.ratio(first, last)
     return f"{quotient or 0:.2f}×"
 
 
@@ -218,7 +212,7 @@ def _rounds(report: Report) -> list[Block]:
     ended = Text(f"There was no further round: {report.ended}" if report.ended else "")
     if len(report.rounds) < 2:
         return [ended]
-    margin, result = margin_words(report.comparison.verdict), report.names[-1]
+    margin, result = text.margin_words(report.comparison.verdict), report.names[-1]
     is_result = [row.variant.name == result for row in report.rounds]
     return [
         Text(f"Each round slims the network of the round before, and is judged against the "
@@ -233,8 +227,9 @@ def _round_row(row: Round, is_result: bool) -> tuple[str, ...]:
     verdict = row.comparison.verdict
     times = row.comparison.ratios.get(Metric.FLOPS_RATIO)
     unit = " points" if verdict.score == "accuracy" else ""
-    return (row.variant.name, short_outcome(verdict.outcome), interval_words(verdict) + unit,
-            "–" if times is None else f"{times:.2f}×", "the result" if is_result else "")
+    return (row.variant.name, text.short_outcome(verdict.outcome),
+            text.interval_words(verdict) + unit, "–" if times is None else f"{times:.2f}×",
+            "the result" if is_result else "")
 
 
 def _layers(report: Report) -> list[Block]:
@@ -286,7 +281,7 @@ def _trials_table(trials: Sequence[Trial], chosen: tuple[int, ...]) -> Table:
     rows = [("-".join(map(str, trial.widths)), f"{trial.cost:,.0f}", f"{trial.score:.4f}",
              "–" if trial.outcome == "original" else
              f"{trial.delta:+.4f} ({trial.low:+.4f} to {trial.high:+.4f})".replace("-", "−"),
-             short_outcome(trial.outcome)) for trial in tried]
+             text.short_outcome(trial.outcome)) for trial in tried]
     strong = next((i for i, trial in enumerate(tried) if trial.widths == chosen), None)
     return Table(("widths tried", "FLOPs, one sample", "score, validation",
                   "difference (interval)", "found"), rows, strong=strong)
@@ -308,7 +303,7 @@ def _reason_points(reasons: Mapping[str, str]) -> tuple[str, ...]:
 def second_line(report: Report) -> str:
     """The verdict's figures, other readings of them, and the savings."""
     comparison = report.comparison
-    readings = other_readings(comparison.verdict, comparison.artifact, comparison.looks,
+    readings = text.other_readings(comparison.verdict, comparison.artifact, comparison.looks,
                               comparison.bonferroni)
     sentences = (f"{report.headline}.", comparison.class_loss, *readings, report.saved)
     return " ".join(filter(None, sentences))
