@@ -14,12 +14,19 @@ def mlp(width: int = 10) -> nn.Sequential:
 
 
 class Apply(nn.Module):
-    """``function(*inputs, *weights)``, the weights of the given shapes trainable."""
+    """``function(*inputs, *weights)``, the weights of the given shapes trainable.
 
-    def __init__(self, function: Callable[..., Any], *shapes: tuple[int, ...]) -> None:
+    ``modules`` are parts that the function calls.
+    """
+
+    def __init__(
+        self, function: Callable[..., Any], *shapes: tuple[int, ...], **modules: nn.Module
+    ) -> None:
         super().__init__()
         self.function = function
         self.weights = nn.ParameterList([nn.Parameter(torch.ones(shape)) for shape in shapes])
+        for name, module in modules.items():
+            setattr(self, name, module)
 
     def forward(self, *inputs: Tensor) -> Any:
         return self.function(*inputs, *self.weights)

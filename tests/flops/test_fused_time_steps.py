@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.example_modules import Inner
+from tests.example_modules import Apply, Inner
 from wua_mlflow import flops
 from wua_mlflow.flops import FlopCount, count_flops
 from wua_mlflow.flops.meta_run import FusedTimeSteps, OperatorLog
@@ -54,38 +54,20 @@ def test_counts_equal_those_step_by_step(
     assert fused.uncounted == stepwise.uncounted == {}
 
 
-class Keep(nn.Module):
-    """Gives some of a recurrent layer's outputs only: the others need no backward."""
-
-    def __init__(self, module: nn.Module, what: str) -> None:
-        super().__init__()
-        self.module, self.what = module, what
-
-    def forward(self, x: Tensor) -> Any:
-        outputs, states = self.module(x)
-        h, c = states if isinstance(states, tuple) else (states, states)
-        return {"first step": outputs[0], "last step": outputs[-1], "c": c, "layer": h[0]}[
-            self.what]
+OUTPUTS: dict[str, Callable[[Tensor, Any], Tensor]] = {
+    "first step": lambda outputs, states: outputs[0],
+    "last step": lambda outputs, states: outputs[-1],
+    "cell": lambda outputs, states: states[1],
+    "layer": lambda outputs, states: (states[0] if isinstance(states, tuple) else states)[0],
+}
 
 
 @pytest.mark.parametrize(("kind", "what"), [
-    *(("projected", what) for what in ("first step", "last step", "c", "layer")),
-    ("GRU", "last step"), ("GRU", "layer")])
+    *(("projected", what) for what in OUTPUTS), ("GRU", "last step"), ("GRU", "layer")])
 def test_backward_from_some_of_the_outputs(kind: str, what: str, both_ways: BothWays) -> None:
-    both_ways(Keep(KINDS[kind](num_layers=2), what), zeros(2, 2, 6))
-
-
-class Started(nn.Module):
-    """From a state at the start that is trained; ``which`` of the states need a gradient."""
-
-    def __init__(self, module: nn.LSTM, which: tuple[bool, bool]) -> None:
-        super().__init__()
-        self.module = module
-        h, c = zeros(1, 2, module.proj_size), zeros(1, 2, 8)
-        self.h, self.c = nn.Parameter(h, which[0]), nn.Parameter(c, which[1])
-
-    def forward(self, x: Tensor) -> Any:
-        return self.module(x, (self.h, self.c))
+    """The others need no backward."""
+    rnn = KINDS[kind](num_layers=2)
+    both_ways(Apply(lambda x: OUTPUTS[what](*rnn(x)), rnn=rnn), zeros(2, 2, 6))
 
 
 @pytest.mark.parametrize("which", [(True, False), (False, True)])
@@ -93,7 +75,12 @@ class Started(nn.Module):
 def test_backward_to_a_trained_start(
     which: tuple[bool, bool], frozen: bool, both_ways: BothWays
 ) -> None:
-    both_ways(Started(KINDS["projected"]().requires_grad_(not frozen), which), zeros(2, 2, 6))
+    """``which`` of the states at the start need a gradient."""
+    rnn = KINDS["projected"]().requires_grad_(not frozen)
+    model = Apply(lambda x, h, c: rnn(x, (h, c)), (1, 2, 3), (1, 2, 8), rnn=rnn)
+    for state, trained in zip(model.weights, which, strict=True):
+        state.requires_grad_(trained)
+    both_ways(model, zeros(2, 2, 6))
 
 
 @pytest.mark.parametrize("frozen", [False, True])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from tests.example_modules import Apply, Conv1D
 from tests.networks import encoder, tokens
@@ -27,18 +27,13 @@ def test_a_modules_flops_are_those_that_are_counted(module: nn.Module, shape: tu
     assert usage.samples == shape[0] + 1
 
 
-class Twice(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.mix = Conv1D(4, 4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.mix(self.mix(x).relu())
+MIX = Conv1D(4, 4)
 
 
 @pytest.mark.filterwarnings("ignore:LSTM with projections")
 @pytest.mark.parametrize("model", [
-    Apply(lambda x, w: torch.nn.functional.bilinear(x[..., :2], x[..., 2:], w), (3, 2, 2)), Twice(),
+    Apply(lambda x, w: torch.nn.functional.bilinear(x[..., :2], x[..., 2:], w), (3, 2, 2)),
+    nn.Sequential(MIX, nn.ReLU(), MIX),
     nn.LSTM(4, 6, bidirectional=True, num_layers=2), nn.GRU(4, 6, batch_first=True),
     nn.LSTM(4, 6, proj_size=3, num_layers=2), nn.RNN(4, 6)])
 def test_the_layers_of_a_model_share_its_flops(model: nn.Module) -> None:
@@ -49,16 +44,10 @@ def test_the_layers_of_a_model_share_its_flops(model: nn.Module) -> None:
 
 
 def test_packed_steps_count_once() -> None:
-    class Packing(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.rnn = nn.GRU(5, 6)
-
-        def forward(self, x: Tensor) -> Tensor:
-            packed = nn.utils.rnn.pack_padded_sequence(x.transpose(0, 1), torch.tensor([4, 1]))
-            return self.rnn(packed)[1]
-
-    usage = analyze(Packing(), torch.rand(2, 4, 5), criterion="magnitude")
+    rnn = nn.GRU(5, 6)
+    model = Apply(lambda x: rnn(nn.utils.rnn.pack_padded_sequence(
+        x.transpose(0, 1), torch.tensor([4, 1])))[1], rnn=rnn)
+    usage = analyze(model, torch.rand(2, 4, 5), criterion="magnitude")
     assert usage.layers["rnn.weight_hh_l0"].forward_flops == 2 * (18 * 6) * 5 / 2
 
 
