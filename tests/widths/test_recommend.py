@@ -7,9 +7,11 @@ import pytest
 import torch
 from torch import nn
 
+from tests.model_forms import Layers
 from tests.networks import kept_streams, labels, mlp, rows, snapshot
 from tests.widths.network_cases import rescaled, trained, with_copies, without
 from wua_mlflow.pruning.cut import unit_groups
+from wua_mlflow.pruning.importance import unit_importance
 from wua_mlflow.usage.analyze import analyze
 from wua_mlflow.widths.recommend import effective_widths, recommend_widths
 
@@ -38,23 +40,13 @@ def smallest(scores, margin):
                 if min(scores[kept - 1:]) >= scores[-1] - margin - 1e-9)
 
 
-def order_of(criterion, model, data):
-    """Units of the first layer from the least important up."""
-    weight, reader = model[0].weight.detach(), model[2].weight.detach()
-    return by_taylor(model, data, 0) if criterion is None else {
-        "magnitude": weight.square().sum(1) + model[0].bias.detach().square()
-        + reader.square().sum(0),
-        "wanda": (weight.abs() * data[0].norm(dim=0)).sum(1),
-        "output": (weight * model[0](data[0]).detach().mean(0)[:, None]).abs().sum(1),
-    }[criterion].argsort().tolist()
-
-
 @pytest.mark.parametrize(("criterion", "seed", "margin"), [
-    (None, 0, 0.02), (None, 1, 0.1), ("magnitude", 0, 0.02), ("wanda", 0, 0.02),
-    ("output", 0, 0.0)])
+    (None, 0, 0.02), (None, 1, 0.1), ("magnitude", 0, 0.02), ("wanda", 0, 0.0)])
 def test_ablation_of_one_layer_by_deleting_units(criterion, seed, margin):
     model, data = trained(12, seed=seed)
-    order = order_of(criterion, model, data)
+    order = by_taylor(model, data, 0) if criterion is None else unit_importance(
+        model, unit_groups(model, data[0][:2]), data, nn.functional.cross_entropy,
+        criterion=criterion)["0"].argsort().tolist()
     scores = [accuracy(without(model, {0: order[:12 - kept]}), data) for kept in range(1, 13)]
     result = recommend_widths(model, data, margin=margin, method="ablation", criterion=criterion)
     (layer,), exact = result.layers, smallest(scores, margin)
@@ -190,17 +182,10 @@ def test_regression_and_a_score_of_ones_own():
                                            rel=1e-4)
 
 
-class Recurrent(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.rnn, self.out = nn.LSTM(3, 7, batch_first=True), nn.Linear(7, 2)
-
-    def forward(self, x):
-        return self.out(self.rnn(x)[0][:, -1])
-
-
 def test_recurrent_units():
-    model, data = Recurrent(), (rows(40, 5, 3), labels(40))
+    model = Layers(lambda model, x: model.head(model.rnn(x)[0][:, -1]),
+                   rnn=nn.LSTM(3, 7, batch_first=True), head=nn.Linear(7, 2))
+    data = rows(40, 5, 3), labels(40)
     for method in ("rank", "ablation"):
         assert 1 <= recommend_widths(model, data, method=method, margin=0.1).widths["rnn"] <= 7
     result = recommend_widths(model, data, method="projection")

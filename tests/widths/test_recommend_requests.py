@@ -6,11 +6,14 @@ import pytest
 import torch
 from torch import nn
 
+from tests.model_forms import Layers
 from tests.networks import kept_streams, labels, mlp, rows, snapshot
 from tests.widths.network_cases import trained
 from wua_mlflow.pruning.cut import unit_groups
 from wua_mlflow.widths.recommend import METHODS, recommend_widths
 from wua_mlflow.widths.retrain_search import Search
+
+GOOD = rows(10, 3), labels(10, 2)
 
 
 @pytest.fixture(autouse=True)
@@ -30,35 +33,27 @@ def test_the_global_streams_and_the_model_are_left_alone(method):
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-class Failing(nn.Module):
-    """Raises at a chosen call."""
-
-    def __init__(self, at):
-        super().__init__()
-        self.first, self.second, self.calls, self.at = nn.Linear(3, 5), nn.Linear(5, 2), 0, at
-
-    def forward(self, x):
-        self.calls += 1
-        if self.calls == self.at:
-            raise RuntimeError("now")
-        return self.second(self.first(x).relu())
-
-
 @pytest.mark.parametrize("method", ["rank", "projection", "ablation"])
 def test_the_model_is_left_as_found_when_its_forward_raises(method):
-    whole, data = Failing(at=0), (rows(30, 3), labels(30))
-    structure = unit_groups(whole, rows(2, 3))
-    whole.calls = 0
-    recommend_widths(whole, data, method=method, structure=structure)
-    for at in range(1, whole.calls + 1):
-        model = Failing(at)
-        before = snapshot(model)
+    def run(model, x):
+        calls.append(x)
+        if len(calls) == model.at:
+            raise RuntimeError("now")
+        return model.second(model.first(x).relu())
+
+    calls = []
+    model = Layers(run, first=nn.Linear(3, 5), second=nn.Linear(5, 2))
+    model.at = 0
+    structure, before = unit_groups(model, rows(2, 3)), snapshot(model)
+    calls.clear()
+    recommend_widths(model, GOOD, method=method, structure=structure)
+    for model.at in range(1, len(calls) + 1):
+        calls.clear()
         with pytest.raises(RuntimeError, match="now"):
-            recommend_widths(model, data, method=method, structure=structure)
+            recommend_widths(model, GOOD, method=method, structure=structure)
         assert snapshot(model) == before
 
 
-GOOD = rows(10, 3), labels(10, 2)
 MARGIN = r"margin: expected a number in \[0, 1\), but got "
 
 

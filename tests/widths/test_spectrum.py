@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.model_forms import Layers
 from tests.networks import mlp, numpys, rows
 from tests.widths.network_cases import trained, with_copies
 from wua_mlflow.pruning.cut import unit_groups
@@ -99,21 +100,12 @@ def test_a_convolutions_positions_are_rows():
     assert f"effective rank {exact:.2f}" in rank_width(spectrum(model, inputs, "3")).curve.axis
 
 
-class CalledByHand(nn.Module):
-    """Its second layer's weight is used without calling the layer."""
-
-    def __init__(self):
-        super().__init__()
-        self.first, self.second = nn.Linear(3, 4), nn.Linear(4, 2)
-
-    def forward(self, x):
-        return nn.functional.linear(self.first(x).relu(), self.second.weight, self.second.bias)
-
-
 def test_a_layer_that_is_not_called_shows_nothing():
-    model, inputs = CalledByHand(), rows(5, 3)
+    """Its weight is used without it."""
+    model = Layers(lambda model, x: nn.functional.linear(model.first(x), model.second.weight),
+                   first=nn.Linear(3, 4), second=nn.Linear(4, 2))
     readers = (ParameterSlice("second.weight", 1, tuple((unit,) for unit in range(4))),)
     group = UnitGroup("first", ("first",), readers, 4)
-    by_group, skipped = spectra(model, [group], lambda: model(inputs))
+    by_group, skipped = spectra(model, [group], lambda: model(rows(5, 3)))
     assert by_group == {}
     assert skipped == {"first": "a layer that reads it is not called as a module"}

@@ -164,15 +164,6 @@ def test_a_convolution_that_changes_the_length_knows_nothing_of_padding():
     assert count == 27
 
 
-def test_by_unit():
-    x = torch.randn(2, 3, 4, 5)
-    assert by_unit(x, 2).equal(x.flatten(2))
-    assert by_unit(x[0], 2).equal(x[0].flatten(1).unsqueeze(0))
-    assert by_unit(x, 0).equal(x.reshape(-1, 5))
-    assert by_unit(x, 0, -2).equal(x.mT.reshape(-1, 4))
-    assert by_unit(x[0, 0], 2).equal(x[0, 0])  # flattened since
-
-
 @pytest.mark.parametrize(("options", "shape"), [
     ({"stride": 2, "padding": 2}, (16, 2, 40, 40)),
     ({"dilation": 2, "padding": (2, 0), "bias": False}, (4, 2, 40, 40)),
@@ -202,11 +193,11 @@ def test_outputs_of_a_convolution_that_makes_much_of_little_are_summed_by_its_in
       for lead in [(), (3,), (4,), (3, 5), (5, 4), (24,)]),
 ])
 def test_the_rows_that_are_real(lead, time_first, expected):
-    found = mask_of(GIVEN).rows(lead, time_first=time_first)
-    assert (found is None) == (expected is None)  # None: no samples and positions
-    if found is not None:
-        assert found[0].tolist() == expected.bool().flatten().tolist()
-        assert found[1] == int(expected.sum())
+    valid = mask_of(GIVEN).rows(lead, time_first=time_first)
+    assert (valid is None) == (expected is None)  # None: no samples and positions
+    if valid is not None:
+        assert valid[0].tolist() == expected.bool().flatten().tolist()
+        assert valid[1] == int(expected.sum())
 
 
 def test_a_square_mask_is_read_as_it_is_said_to_lie():
