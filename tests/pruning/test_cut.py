@@ -14,9 +14,11 @@ from tests.pruning.cutting_cases import CASES, Tokens, mlp, silent
 from tests.pruning.test_heads import Attending
 from wua_mlflow.flops import count_flops
 from wua_mlflow.pruning import cut as module
+from wua_mlflow.pruning.compensation import compensated
 from wua_mlflow.pruning.cut import Specification, cut, rebuild, unit_groups
+from wua_mlflow.pruning.importance import most_important, unit_importance
 from wua_mlflow.pruning.unit_groups import masked
-from wua_mlflow.pruning.verify import WrongCutError, check_cut
+from wua_mlflow.pruning.verify import _noise_like, _resized
 
 
 def test_shapes_parameters_and_flops_are_those_of_a_network_built_narrow(pruned):
@@ -169,20 +171,19 @@ def test_what_is_refused_in_one_line(pruned, keep, message):
     assert snapshot(model) == before
 
 
-@pytest.mark.parametrize("spoil", [
-    lambda pruned: pruned[2].weight.data.mul_(1.01),
-    lambda pruned: setattr(pruned, "2", nn.Linear(pruned[2].in_features, 4)),
-    lambda pruned: pruned[0].bias.data.add_(0.1),
-])
-def test_a_cut_that_is_not_what_was_planned_is_refused(spoil):
-    """Whatever the pruning library did: weights changed, a layer of another shape, a bias moved."""
-    model, example = mlp(7, 5), torch.randn(4, 4)
-    structure, removed = unit_groups(model, example), {"0": [0, 1, 2]}
-    pruned = module.remove_units(model, example, structure, removed)
-    check_cut(model, copy.deepcopy(pruned), structure, removed, example)
-    spoil(pruned)
-    with pytest.raises(WrongCutError):
-        check_cut(model, pruned, structure, removed, example)
+def cutting_wrongly(monkeypatch, spoil):
+    """Whatever the pruning library did: a cut network is spoiled before it is verified."""
+    removing = module.remove_units
+
+    def wrong(model, example, structure, removed):
+        pruned = removing(model, example, structure, removed)
+        spoil(pruned, removed)
+        return pruned
+
+    monkeypatch.setattr(module, "remove_units", wrong)
+
+
+OUTPUTS = "its outputs are not those of the original without the units"
 
 
 @pytest.mark.parametrize(("spoil", "message"), [
@@ -192,17 +193,16 @@ def test_a_cut_that_is_not_what_was_planned_is_refused(spoil):
      "it gives outputs of the shape (4, 2) instead of (4, 9)"),
     (lambda pruned: pruned.register_forward_hook(lambda *call: 1 / 0),
      "its forward fails: ZeroDivisionError: division by zero"),
+    (lambda pruned: pruned.down.weight.data.mul_(1.01), OUTPUTS),
+    (lambda pruned: pruned.up.bias.data.add_(0.1), OUTPUTS),
+    (lambda pruned: setattr(pruned, "down", nn.Linear(2, 7)),
+     "down.weight has the shape (7, 2) instead of (6, 2): the units are divided on their way, as "
+     "into heads, or joined with others"),
 ])
 def test_a_wrong_cut_ends_with_what_is_wrong(monkeypatch, spoil, message):
     model, example = Tokens(), torch.randint(9, (4, 4))
-    structure, removing = unit_groups(model, example), module.remove_units
-
-    def wrong(*arguments):
-        pruned = removing(*arguments)
-        spoil(pruned)
-        return pruned
-
-    monkeypatch.setattr(module, "remove_units", wrong)
+    structure = unit_groups(model, example)
+    cutting_wrongly(monkeypatch, lambda pruned, _: spoil(pruned))
     with pytest.raises(ValueError) as raised:
         cut(model, example, {"up": [0, 3]}, structure)
     assert str(raised.value) == f"model: cut as asked it is not what was planned: {message}"
@@ -210,19 +210,11 @@ def test_a_wrong_cut_ends_with_what_is_wrong(monkeypatch, spoil, message):
 
 def test_a_library_that_cuts_wrongly_is_noticed_in_advance(monkeypatch):
     """A group whose trial cut fails is not offered, and says why."""
-    removing = module.remove_units
-
-    def wrong(model, example, structure, removed):
-        pruned = removing(model, example, structure, removed)
-        if "2" in removed:
-            pruned[2].bias.data.add_(1.0)
-        return pruned
-
-    monkeypatch.setattr(module, "remove_units", wrong)
+    cutting_wrongly(monkeypatch,
+                    lambda pruned, removed: "2" in removed and pruned[2].bias.data.add_(1.0))
     structure = unit_groups(mlp(7, 5), torch.randn(4, 4))
     assert [group.name for group in structure.groups] == ["0"]
-    assert structure.not_prunable["2"] == \
-        "cut on trial, its outputs are not those of the original without the units"
+    assert structure.not_prunable["2"] == f"cut on trial, {OUTPUTS}"
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.float32])
@@ -231,3 +223,25 @@ def test_tokens_stay_in_their_table(dtype):
     result = cut(Tokens(), torch.randint(9, (5, 4)).to(dtype), {"up": [0, 2, 5]})
     assert result.units["up"] == (8, 3)
     assert result.model.head.weight is result.model.emb.weight
+
+
+def test_batches_to_check_a_cut_on():
+    samples = torch.arange(6).reshape(3, 2)
+    assert _resized(samples, 1).tolist() == [[0, 1]]
+    assert _resized(samples, 5).tolist() == [[0, 1], [2, 3], [4, 5], [0, 1], [2, 3]]
+    table = torch.tensor([[0, 5], [1, 6], [2, 7]])
+    assert _noise_like(table).sort(0).values.tolist() == table.tolist()
+    assert _noise_like({"x": samples.float()})["x"].shape == (3, 2)
+
+
+def test_a_model_that_writes_into_its_input_is_cut():
+    """It doubles its input in place: what is traced often would overflow."""
+    model, x = CASES["mlp"].whole(), torch.rand(12, 4)
+    model.register_forward_pre_hook(lambda _, inputs: inputs[0].mul_(2))
+    before, structure = x.clone(), unit_groups(model, x)
+    importance = unit_importance(model, structure, (x, torch.zeros(12, dtype=torch.long)),
+                                 nn.functional.cross_entropy, criterion="spanning")
+    keep = {name: most_important(values, 4) for name, values in importance.items()}
+    compensated(model, structure, keep, x)
+    assert cut(model, x, keep, structure).units == {"0": (7, 4), "2": (5, 4)}
+    assert torch.equal(x, before)

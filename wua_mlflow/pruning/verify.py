@@ -1,6 +1,6 @@
 """Whether a cut network is what was planned: shapes, parameters, FLOPs, ties, batches, outputs.
 
-Independent of the library that did the cutting. Tests: ``tests/pruning/test_verify.py``.
+Independent of the library that did the cutting. Tests: ``tests/pruning/test_cut.py``.
 """
 
 from __future__ import annotations
