@@ -6,6 +6,7 @@ import os
 import pickle
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,49 +16,55 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 import wua_mlflow as wua
-from tests.networks import kept_streams, mlp, snapshot
-from tests.pruning.cutting_cases import greedy
+from tests.networks import kept_streams, mlp, numpys, snapshot
+from tests.pruning.cutting_cases import Twice, greedy
+from wua_mlflow.pruning.cut import unit_groups
 from wua_mlflow.pruning.heads import PrunedMultiheadAttention
+from wua_mlflow.pruning.importance import unit_importance
 
 
 @pytest.fixture(autouse=True)
-def _seeded():
+def _seeded() -> Iterator[None]:
     with kept_streams():
-        torch.manual_seed(0)
         yield
 
 
-ROOT = Path(wua.__file__).parents[1]
 DATA = torch.randn(60, 4), torch.arange(60) % 3
 
 
 def test_the_units_that_stay_are_the_most_important():
     model = mlp(4, 16, 3)
     before = snapshot(model)
-    activations = model[0](DATA[0]).relu() * model[2].weight.norm(dim=0)
-    stay = sorted(np.argsort(-greedy(activations.detach().double().numpy()))[:5].tolist())
-    found = wua.slim(model, DATA, widths={"0": 5})
-    assert found.units == {"0": (16, 5)}
-    assert torch.equal(found.model[0].weight, model[0].weight[stay])
-    assert torch.equal(found.model[2].weight, model[2].weight[:, stay])
-    assert found.specification.rounds == ({"0": tuple(stay)},)
+    activations = numpys(model[0](DATA[0]).relu() * model[2].weight.norm(dim=0))
+    stay = sorted(np.argsort(-greedy(activations))[:5].tolist())
+    result = wua.slim(model, DATA, widths={"0": 5})
+    assert result.units == {"0": (16, 5)}
+    assert torch.equal(result.model[0].weight, model[0].weight[stay])
+    assert torch.equal(result.model[2].weight, model[2].weight[:, stay])
+    assert result.specification.rounds == ({"0": tuple(stay)},)
     assert snapshot(model) == before
-    closer = wua.slim(model, DATA, widths={"0": 5}, fold=True).model
-    assert torch.equal(closer[0].weight, model[0].weight[stay])
-    whole = model(DATA[0])
-    lost = [(one(DATA[0]) - whole).square().mean().item() for one in (closer, found.model)]
-    assert lost[0] < 0.5 * lost[1]
+    compensated = wua.slim(model, DATA, widths={"0": 5}, fold=True).model
+    assert torch.equal(compensated[0].weight, model[0].weight[stay])
+    errors = [(slim(DATA[0]) - model(DATA[0])).square().mean().item()
+              for slim in (compensated, result.model)]
+    assert errors[0] < 0.5 * errors[1]
 
 
 def test_a_methods_widths_and_no_more_parameters_than_planned():
     model = mlp(4, 32, 3)
-    recommended = wua.recommend_widths(model, DATA, method="rank").widths
-    found = wua.slim(model, DATA)
-    assert {name: after for name, (_, after) in found.units.items()} == recommended
-    width = recommended["0"]
-    assert width < 32
-    assert found.params_after == 4 * width + width + 3 * width + 3
-    assert found.params_after == sum(one.numel() for one in found.model.parameters())
+    width = wua.recommend_widths(model, DATA, method="rank").widths["0"]
+    result = wua.slim(model, DATA)
+    assert result.units == {"0": (32, width)} and width < 32
+    assert result.params_after == 4 * width + width + 3 * width + 3
+    assert result.params_after == sum(weight.numel() for weight in result.model.parameters())
+
+
+def test_layers_that_share_their_units():
+    model, data = Twice(6), (DATA[0], DATA[1] % 2)
+    assert wua.slim(model, data, widths={"again": 2}).model.first.out_features == 2
+    with pytest.raises(ValueError, match="^widths: expected one width for first, again, which "
+                                         "share their units, but got 2 and 3$"):
+        wua.slim(model, data, widths={"first": 2, "again": 3})
 
 
 @pytest.mark.parametrize(("widths", "message"), [
@@ -66,59 +73,30 @@ def test_a_methods_widths_and_no_more_parameters_than_planned():
     ({"0": 3.0}, "widths: expected 1 to 16 units of 0, but got 3.0"),
     ({"1": 3}, "widths: expected layers whose units can be cut, but got '1'"),
     ({"2": 2}, "widths: expected layers whose units can be cut, but got '2' ("),
-    ({"0": 16}, "keep: expected fewer units than there are in at least one group"),
 ])
 def test_widths_that_are_refused(widths, message):
-    model = mlp(4, 16, 3)
-    before = snapshot(model)
     with pytest.raises(ValueError) as raised:
-        wua.slim(model, DATA, widths=widths)
+        wua.slim(mlp(4, 16, 3), DATA, widths=widths)
     assert str(raised.value).startswith(message)
-    assert "\n" not in str(raised.value)
-    assert snapshot(model) == before
-
-
-def test_layers_that_share_their_units():
-    class Residual(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.a, self.b, self.c = nn.Linear(4, 6), nn.Linear(6, 6), nn.Linear(6, 3)
-
-        def forward(self, x):
-            h = self.a(x).relu()
-            return self.c(h + self.b(h))
-
-    found = wua.slim(Residual(), DATA, widths={"b": 2})
-    assert (found.model.a.out_features, found.model.b.out_features) == (2, 2)
-    with pytest.raises(ValueError, match="^widths: expected one width for a, b, which share their "
-                                         "units, but got 2 and 3$"):
-        wua.slim(Residual(), DATA, widths={"a": 2, "b": 3})
 
 
 def test_nothing_narrower():
     """Each of two units tells one class from the others."""
     model = mlp(2, 2, 3)
-    with torch.no_grad():
-        for layer, weight in ((model[0], torch.eye(2)), (model[2], torch.eye(3, 2))):
-            layer.weight.copy_(weight)
-            layer.bias.zero_()
-    model[2].bias.data[2] = 0.5
+    model.load_state_dict({"0.weight": torch.eye(2), "0.bias": torch.zeros(2),
+                           "2.weight": torch.eye(3, 2), "2.bias": torch.tensor([0.0, 0.0, 0.5])})
     x = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]]).repeat(20, 1)
     with pytest.raises(ValueError, match="^method: expected one that finds widths below"):
         wua.slim(model, (x, torch.arange(3).repeat(20)), method="ablation")
 
 
-@pytest.mark.parametrize("criterion", ["spanning", "taylor", "magnitude", "random", "output",
-                                       "wanda"])
+@pytest.mark.parametrize("criterion", ["spanning", "taylor", "magnitude", "random", "wanda"])
 def test_each_criterion_cuts_by_its_own_order(criterion):
-    from wua_mlflow.pruning.cut import unit_groups
-    from wua_mlflow.pruning.importance import unit_importance
-
     model = mlp(4, 16, 3)
     order = unit_importance(model, unit_groups(model, DATA[0][:4]), DATA, cross_entropy,
                             criterion=criterion)["0"].argsort(descending=True)
-    found = wua.slim(model, DATA, widths={"0": 4}, criterion=criterion)
-    assert found.specification.rounds[0]["0"] == tuple(sorted(order[:4].tolist()))
+    result = wua.slim(model, DATA, widths={"0": 4}, criterion=criterion)
+    assert result.specification.rounds[0]["0"] == tuple(sorted(order[:4].tolist()))
 
 
 def test_an_old_pickle_of_attention_with_fewer_heads_is_read_in_a_fresh_process(tmp_path):
@@ -131,6 +109,7 @@ def test_an_old_pickle_of_attention_with_fewer_heads_is_read_in_a_fresh_process(
     (tmp_path / "old.pkl").write_bytes(old)
     script = ("import pickle; model = pickle.load(open('old.pkl', 'rb')); "
               "print(model.num_heads, tuple(model.out_proj.weight.shape))")
+    environment = {**os.environ, "PYTHONPATH": str(Path(wua.__file__).parents[1])}
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True,
-                          text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False)
+                          text=True, env=environment, check=False)
     assert done.stdout == "2 (8, 4)\n", done.stderr
