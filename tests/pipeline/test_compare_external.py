@@ -20,7 +20,7 @@ from torch import nn
 import wua_mlflow as wua
 from tests.pipeline import comparing
 from tests.pipeline.comparing import Compare, Refused, assert_same_verdict
-from tests.pipeline.slimming_cases import folder_with_store
+from tests.pipeline.slimming_cases import folder_with_store, without_exports
 from wua_mlflow.cli.main import main
 from wua_mlflow.config import load_settings
 from wua_mlflow.pipeline import recipe, workflow
@@ -70,13 +70,20 @@ def made(tmp_path_factory: pytest.TempPathFactory, migrated_database: Path) -> M
     recipes = {
         "A": {**classes, "hidden": 6, "seed": 1}, "B": {**classes, "hidden": 3, "seed": 1},
         "C": {**classes, "hidden": 3, "seed": 2}, "P": {**amounts, "hidden": 6},
-        "Q": {**amounts, "hidden": 2}, "D": {"data": "digits", **common, "hidden": 16, "epochs": 3},
-        "E": {"data": "digits", "model": "cnn", **common, "hidden": 4, "epochs": 1},
+        "Q": {**amounts, "hidden": 2},
     }
+    images = {"D": {"data": "digits", **common, "hidden": 16, "epochs": 3},
+              "E": {"data": "digits", "model": "cnn", **common, "hidden": 4, "epochs": 1}}
     with folder_with_store(folder, migrated_database):
+        def train(recipes: dict[str, dict[str, object]]) -> dict[str, str]:
+            return {letter: workflow.train_run(store, load_settings(None, settings)).run_id
+                    for letter, settings in recipes.items()}
+
         store = connect("variants")
-        trained = {letter: workflow.train_run(store, load_settings(None, settings)).run_id
-                   for letter, settings in recipes.items()}
+        trained = train(recipes)
+        with pytest.MonkeyPatch.context() as patch:
+            without_exports(patch)
+            trained |= train(images)
         example = torch.tensor(FRESH_ROWS[FEATURES].to_numpy()[:4], dtype=torch.float32)
         others = [log_model(weighted_sum(weights, outputs), example)
                   for weights, outputs in ((WHOLE, 1), (PARTIAL, 2))]

@@ -13,62 +13,40 @@ from torch import nn
 from torch.nn import functional
 
 from tests.pipeline.slimming_cases import recipe_of, same, weights_of
-from tests.pruning.cutting_cases import greedy
 from wua_mlflow.pipeline import networks
 from wua_mlflow.pipeline.networks import PruningPlan, cached, from_scratch, pruned_and_tuned
 from wua_mlflow.pipeline.recipe import Recipe, Trained, train_made
-from wua_mlflow.pruning.cut import cut, rebuild
+from wua_mlflow.pruning.compensation import compensated
+from wua_mlflow.pruning.cut import cut, rebuild, unit_groups
+from wua_mlflow.pruning.importance import most_important, unit_importance
 from wua_mlflow.rng import Purpose, torch_generator
 from wua_mlflow.training.fit import TrainingDiverged
 
 
-def two_layers(model: nn.Module) -> tuple[np.ndarray, ...]:
-    """Weights and biases of an mlp of one hidden layer, as numpy."""
-    state = model.state_dict()
-    return tuple(state[name].numpy() for name in ("fc1.weight", "fc1.bias", "fc2.weight",
-                                                  "fc2.bias"))
-
-
-def most_important_by_hand(model: nn.Module, recipe: Recipe, count: int) -> list[int]:
-    """By what each adds to the others, its activation times the norm of the reading weights."""
-    first, bias, second, _ = (array.astype(np.float64) for array in two_layers(model))
-    hidden = np.maximum(recipe.split.train.inputs.double().numpy() @ first.T + bias, 0)
-    importance = greedy(hidden * np.linalg.norm(second, axis=0))
-    return sorted(np.argsort(-importance)[:count].tolist())
-
-
-def folded_by_hand(
-    model: nn.Module, recipe: Recipe, keep: list[int]
-) -> tuple[np.ndarray, np.ndarray]:
-    """The second layer, which reads the units that are cut by a ridge regression on the others."""
-    first, bias, second, last = (array.astype(np.float64) for array in two_layers(model))
-    hidden = np.maximum(recipe.split.train.inputs.double().numpy() @ first.T + bias, 0)
-    gone = [unit for unit in range(hidden.shape[1]) if unit not in keep]
-    mean = hidden.mean(0)
-    x, y = (hidden - mean)[:, keep], (hidden - mean)[:, gone]
-    ridge = 1e-3 * np.mean(np.sum(x * x, 0)) * np.eye(len(keep))
-    fit = np.linalg.solve(x.T @ x + ridge, x.T @ y)
-    return (second[:, keep] + second[:, gone] @ fit.T,
-            last + second[:, gone] @ (mean[gone] - mean[keep] @ fit))
+def pruned_by_hand(
+    model: nn.Module, recipe: Recipe, count: int, *, fold: bool = False
+) -> tuple[nn.Module, list[int]]:
+    """A network of one hidden layer with its most important units alone, and which these are."""
+    train = recipe.split.train
+    structure = unit_groups(model, train.inputs[:4])
+    importance = unit_importance(model, structure, (train.inputs, train.targets),
+                                 functional.cross_entropy, criterion="spanning")
+    keep = {"fc1": most_important(importance["fc1"], count)}
+    if fold:
+        model = compensated(model, structure, keep, train.inputs)
+    return cut(model, train.inputs[:4], keep).model, keep["fc1"]
 
 
 @pytest.mark.parametrize("fold", [False, True])
 def test_what_is_cut_are_the_parents_least_important_units(fold: bool) -> None:
-    """With no step of fine-tuning that counts: the weights are the parent's own, by hand."""
+    """With no step of fine-tuning that counts: the weights are those of the parent, cut."""
     recipe = recipe_of(lr=1e-30, optimizer="sgd")
     parent = from_scratch(recipe_of(), (8,), 3)
     trained = pruned_and_tuned(recipe, parent, parent, PruningPlan({"fc1": 5}, 1, fold=fold))(0, 42)
     original = parent(0, 42).model
-    keep = most_important_by_hand(original, recipe, 5)
-    first, bias, second, last = two_layers(original)
-    expected = first[keep], bias[keep], second[:, keep], last
-    if fold:
-        folded = folded_by_hand(original, recipe, keep)
-        assert not any(np.allclose(a, b) for a, b in zip(folded, expected[2:], strict=True))
-        expected = *expected[:2], *folded
-    tolerance = {"rtol": 1e-4, "atol": 1e-5} if fold else {"rtol": 0, "atol": 0}
-    for array, by_hand in zip(two_layers(trained.model), expected, strict=True):
-        np.testing.assert_allclose(array, by_hand, **tolerance)
+    expected, keep = pruned_by_hand(original, recipe, 5, fold=fold)
+    assert same(trained, expected)
+    assert same(trained, pruned_by_hand(original, recipe, 5)[0]) is not fold
     assert trained.structure is not None
     assert trained.structure.rounds == ({"fc1": tuple(keep)},)
     assert keep != list(range(5)), "or the first ones would do"
@@ -149,9 +127,7 @@ def test_fine_tuning_is_the_loop_that_one_would_write() -> None:
     recipe = recipe_of(optimizer="sgd")
     parent = from_scratch(recipe, (8,), 3)
     trained = pruned_and_tuned(recipe, parent, parent, PruningPlan({"fc1": 5}, 2))(0, 42)
-    original = parent(0, 42).model
-    keep = most_important_by_hand(original, recipe, 5)
-    model = cut(original, recipe.split.train.inputs[:4], {"fc1": keep}).model.train()
+    model = pruned_by_hand(parent(0, 42).model, recipe, 5)[0].train()
     steps = torch.optim.SGD(model.parameters(), 0.03, momentum=0.9)
     x, y = recipe.split.train.inputs, recipe.split.train.targets
     order = torch_generator(42, Purpose.LOADER)
@@ -172,9 +148,7 @@ def test_each_replicate_is_cut_from_its_own_parent() -> None:
                             PruningPlan({"fc1": 3}, 1))
     for number, seed in ((0, 42), (3, 45)):
         original = parent(number, seed).model
-        keep = most_important_by_hand(original, recipe, 3)
-        assert np.array_equal(two_layers(make(number, seed).model)[0],
-                              two_layers(original)[0][keep])
+        assert same(make(number, seed), pruned_by_hand(original, recipe, 3)[0])
     assert calls == [(0, 42), (3, 45)]
 
 
@@ -212,9 +186,7 @@ def test_a_distillation_aims_at_the_originals_outputs_too() -> None:
     parent, root = from_scratch(recipe_of(), (8,), 3), from_scratch(recipe_of(), (5,), 3)
     plan = PruningPlan({"fc1": 4}, 1, distill=True)
     trained = pruned_and_tuned(recipe, parent, root, plan)(0, 42)
-    original = parent(0, 42).model
-    student = cut(original, recipe.split.train.inputs[:4],
-                  {"fc1": most_important_by_hand(original, recipe, 4)}).model
+    student = pruned_by_hand(parent(0, 42).model, recipe, 4)[0]
     x, y = recipe.split.train.inputs, recipe.split.train.targets
     teacher = root(0, 42).model(x).detach()
     outputs = student(x)

@@ -75,12 +75,12 @@ def test_a_regression_is_scored_as_scikit_learn_does(squeezed):
     assert result.scores == pytest.approx(1 - (truth - outputs) ** 2 / truth.var(), rel=1e-4)
 
 
-@pytest.mark.parametrize(("task", "kind"), [("binary", "probabilities"), ("binary", "logits"),
-                                             ("regression", "values")])
+@pytest.mark.parametrize(("task", "kind"), [
+    ("binary", "probabilities"), ("binary", "logits"), ("regression", "values")])
 def test_a_float64_model_takes_float32_targets(task, kind):
-    plain = Ending(functional.sigmoid if kind == "probabilities" else nn.Identity())
-    single = evaluate(plain, INPUTS, binary_targets(), task=task, kind=kind)
-    double = evaluate(plain.double(), INPUTS.double(), binary_targets(), task=task, kind=kind)
+    model = Ending(functional.sigmoid if kind == "probabilities" else nn.Identity())
+    single = evaluate(model, INPUTS, binary_targets(), task=task, kind=kind)
+    double = evaluate(model.double(), INPUTS.double(), binary_targets(), task=task, kind=kind)
     assert double.losses == pytest.approx(single.losses, rel=1e-4)
     assert double.score == pytest.approx(single.score, rel=1e-5)
 
@@ -110,26 +110,12 @@ def test_large_sets_go_through_in_parts():
 
 
 def test_losses_of_certain_but_wrong_probabilities_are_finite():
-    y = torch.tensor([1])
-    loss = loss_for("multiclass", "probabilities")(torch.tensor([[1.0, 0.0]]), y)
-    assert math.isfinite(loss.item())
-    assert loss.item() > 80
+    loss = loss_for("multiclass", "probabilities")(torch.tensor([[1.0, 0.0]]), torch.tensor([1]))
+    assert 80 < loss.item() < math.inf
     wrong = evaluate(Ending(lambda z: z * 0), INPUTS, torch.ones(40, 1), task="binary",
                      kind="probabilities")
     assert wrong.score == 0.0
     assert math.isfinite(wrong.loss)
-
-
-@pytest.mark.parametrize(("task", "kind", "outputs", "targets", "expected"), [
-    ("regression", "values", [[1.0], [3.0]], [[0.0], [1.0]], (1 + 4) / 2),
-    ("binary", "probabilities", [[0.25], [0.5]], [[1.0], [0.0]], math.log(8) / 2),
-    ("binary", "logits", [[0.0], [0.0]], [[1.0], [0.0]], math.log(2)),
-    ("multiclass", "logits", [[0.0, 0.0, 0.0]], [1], math.log(3)),
-    ("multiclass", "probabilities", [[0.5, 0.25, 0.25]], [1], math.log(4)),
-])
-def test_the_loss_that_fits_by_hand(task, kind, outputs, targets, expected):
-    loss = loss_for(task, kind)(torch.tensor(outputs), torch.tensor(targets))
-    assert loss.item() == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize(("task", "model", "targets", "message"), [
@@ -144,16 +130,13 @@ def test_the_loss_that_fits_by_hand(task, kind, outputs, targets, expected):
     ("binary", Ending(lambda z: z + math.inf), torch.zeros(40, 1), "finite outputs"),
     ("binary", Ending(lambda z: (z, z)), torch.zeros(40, 1),
      "model: expected a tensor as output, but got tuple"),
+    ("binary", Ending(nn.Identity()), torch.zeros(0, 1),
+     "inputs: expected at least one example, but got none"),
 ])
 def test_outputs_that_do_not_fit(task, model, targets, message):
+    inputs = INPUTS[:len(targets) and 40]
     with pytest.raises(ValueError, match=message):
-        evaluate(model, INPUTS, targets, task=task, kind="logits")
-
-
-def test_no_examples():
-    with pytest.raises(ValueError, match="inputs: expected at least one example, but got none"):
-        evaluate(Ending(nn.Identity()), INPUTS[:0], binary_targets()[:0], task="binary",
-                 kind="logits")
+        evaluate(model, inputs, targets, task=task, kind="logits")
 
 
 def test_example_scores_by_hand():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
@@ -137,12 +138,11 @@ def overfitting():
 def test_early_stopping_restores_the_best_weights():
     train, validation = overfitting()
     reference = network()
-    states = []
+    losses, states = [], []
     for record in fit(reference, train, LOSS, Budget(60, lr=0.05), generator=generator(),
                       validation=validation):
-        states.append((record.validation_loss,
-                       {key: value.clone() for key, value in reference.state_dict().items()}))
-    losses = [loss for loss, _ in states]
+        losses.append(record.validation_loss)
+        states.append(copy.deepcopy(reference))
     waits = [min(losses[:epoch]) < min(losses[epoch:epoch + 3]) for epoch in range(1, 58)]
     stop = waits.index(True) + 1  # the best one before three worse in a row
     assert stop + 3 < 60, "the example must stop early"
@@ -152,8 +152,7 @@ def test_early_stopping_restores_the_best_weights():
     best = min(range(len(records)), key=lambda i: records[i].validation_loss)
     assert len(records) == best + 1 + 3
     assert [record.validation_loss for record in records] == losses[:len(records)]
-    assert all(torch.equal(value, states[best][1][key])
-               for key, value in model.state_dict().items())
+    assert same_state(model, states[best])
     assert not model.training
 
 
