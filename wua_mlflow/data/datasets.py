@@ -9,11 +9,12 @@ from __future__ import annotations
 import hashlib
 import inspect
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,7 +36,6 @@ __all__ = [
 
 
 BUILT_IN = ("usecase", "digits", "breast_cancer", "wine", "iris", "diabetes")
-T = TypeVar("T")
 _PARTS = ("train", "validation", "test")
 
 
@@ -208,7 +208,8 @@ def call_data_function(reference: str, seed: int) -> Any:
     np.random.seed(seed)
     torch.manual_seed(seed)
     arguments = () if takes(function) and not takes(function, seed) else (seed,)
-    return _user_data(lambda: function(*arguments), reference)
+    with _user_code(reference):
+        return function(*arguments)
 
 
 def takes(function: Callable[..., Any], *values: object) -> bool:
@@ -245,10 +246,12 @@ def split_of(
     return _data_split(SplitRows(parts, spec), reference, source=reference, image=image)
 
 
-def _user_data(call: Callable[[], T], what: str) -> T:
+@contextmanager
+def _user_code(what: str) -> Iterator[None]:
+    """Any error of the user's code as one that names it."""
     try:
-        return call()
-    except Exception as error:  # the user's own code may raise anything
+        yield
+    except Exception as error:
         raise ValueError(f"data: expected data from {what}, but got {one_line(error)}") from error
 
 
@@ -263,22 +266,18 @@ def _pair(part: Any, where: str) -> tuple[Any, Any]:
 
 
 def _stacked(dataset: Any, where: str) -> tuple[Any, np.ndarray]:
-    def items() -> list[Any]:
+    with _user_code(where):
         iterable = isinstance(dataset, IterableDataset)
-        return list(dataset) if iterable else [dataset[i] for i in range(len(dataset))]
-
-    def columns() -> tuple[Any, np.ndarray]:
-        targets = np.asarray([y for _, y in pairs])
-        if all(isinstance(x, Tensor) for x, _ in pairs):
-            return torch.stack([x for x, _ in pairs]), targets
-        return np.stack([np.asarray(x) for x, _ in pairs]), targets
-
-    pairs = _user_data(items, where)
+        pairs = list(dataset) if iterable else [dataset[i] for i in range(len(dataset))]
     odd = [pair for pair in pairs if not isinstance(pair, tuple | list) or len(pair) != 2]
     if odd or not pairs:
         got = f"items that are none, {len(odd)} of them" if odd else "no items"
         raise ValueError(f"data: expected {where} to hold pairs (input, target), but got {got}")
-    return _user_data(columns, where)
+    with _user_code(where):
+        inputs, targets = zip(*pairs, strict=True)
+        tensors = all(isinstance(x, Tensor) for x in inputs)
+        return torch.stack(inputs) if tensors else np.stack([*map(np.asarray, inputs)]), \
+            np.asarray(targets)
 
 
 def _as_images(rows: Rows) -> Rows:

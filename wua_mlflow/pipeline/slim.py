@@ -256,18 +256,21 @@ def _trained(
 ) -> list[ModelVariant]:
     """The controls of a round, then its slim variant."""
     settings, original, parent = context.settings, context.original, context.parent
-    pruning = settings.how == "prune"
     epochs = context.epochs(context.recipe, goal.widths)
     streams = [replicate.stream for replicate in parent.replicates]
-    plan = TrainingPlan(
-        VariantName.SLIM if number == 1 else f"{VariantName.SLIM}-{number}",
-        tuple(context.units(goal).values()) if pruning else goal.widths,
-        epochs + (parent.settings.epochs if pruning and not parent.adopted else 0),
-        cached(context.factory(context.recipe, goal.widths, fold=context.fold)) if pruning else
-        from_scratch(context.recipe, goal.widths, epochs, streams),
-        parent=parent if pruning else None, hidden=parent.settings.hidden if pruning else None,
+    plan_of = partial(
+        TrainingPlan, VariantName.SLIM if number == 1 else f"{VariantName.SLIM}-{number}",
         replicates=len(streams), baseline=original.run_id, pipeline=pipeline,
         origin=_origin(settings, parent, goal, epochs))
+    if settings.how == "prune":
+        plan = plan_of(
+            tuple(context.units(goal).values()),
+            epochs + (0 if parent.adopted else parent.settings.epochs),
+            cached(context.factory(context.recipe, goal.widths, fold=context.fold)),
+            parent=parent, hidden=parent.settings.hidden)
+    else:
+        plan = plan_of(goal.widths, epochs,
+                       from_scratch(context.recipe, goal.widths, epochs, streams))
     controls = []
     for recipe, control in _control_plans(context, plan, goal):
         earlier = None if original.adopted or control.variant != VariantName.SAME_BUDGET else \
