@@ -6,6 +6,7 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import numpy as np
@@ -24,7 +25,6 @@ from tests.pipeline.slimming_cases import folder_with_store, without_exports
 from wua_mlflow.cli.main import main
 from wua_mlflow.config import load_settings
 from wua_mlflow.pipeline import recipe, workflow
-from wua_mlflow.pipeline.variant import load_variant
 from wua_mlflow.tracking.store import connect
 
 compare, refused = comparing.compare, comparing.refused
@@ -146,32 +146,26 @@ def right_in(run_id: str) -> np.ndarray:
     return np.asarray(kept(run_id)["predictions"] == kept(run_id)["targets"], dtype=float)
 
 
-def forward(run_id: str, inputs: np.ndarray) -> np.ndarray:
-    """The kept network's output before a sigmoid, in NumPy."""
-    state = load_file(MlflowClient().download_artifacts(run_id, "state/model.safetensors"))
+def state_of(run_id: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """The weights, and what a row goes through before and an answer after the network."""
+    folder = Path(MlflowClient().download_artifacts(run_id, "state"))
+    scaling = json.loads((folder / "scaling.json").read_text())
+    return load_file(folder / "model.safetensors"), scaling
+
+
+def answers_of(run_id: str, frame: pd.DataFrame) -> np.ndarray:
+    """The kept network's output before a sigmoid, or its amounts, in NumPy."""
+    state, scaling = state_of(run_id)
+    columns, targets = scaling["inputs"], scaling["targets"]
+    inputs = (frame[FEATURES].to_numpy() - columns["mean"]) / columns["scale"]
     hidden = np.maximum(inputs @ state["fc1.weight"].T + state["fc1.bias"], 0)
-    return np.asarray(hidden @ state["fc2.weight"].T + state["fc2.bias"])[:, 0]
+    outputs = np.asarray(hidden @ state["fc2.weight"].T + state["fc2.bias"])[:, 0]
+    return outputs * targets["scale"][0] + targets["mean"][0] if targets else outputs
 
 
-def scaling(made: Made, letter: str, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and scale of a run's columns, from the extremes of its parts and of the file."""
-    split = load_variant(connect("variants"), made.runs[letter]).recipe.split
-    raw = pd.read_csv(made.folder / f"{name}.csv")
-    parts = (split.train, split.validation, split.test)
-    scaled = np.concatenate([part.inputs.numpy() for part in parts]).astype(np.float64)
-    values = raw[FEATURES].to_numpy()
-    if name == "amounts":
-        targets = np.concatenate([part.targets.numpy() for part in parts]).astype(np.float64)
-        scaled, values = np.hstack([scaled, targets]), np.column_stack([values, raw["z"]])
-    scale = np.ptp(values, axis=0) / np.ptp(scaled, axis=0)
-    return values.min(axis=0) - scaled.min(axis=0) * scale, scale
-
-
-def right_in_fresh_rows(made: Made, letter: str) -> np.ndarray:
+def right_in_fresh_rows(run_id: str) -> np.ndarray:
     """Which fresh rows a run's network gets right, by hand."""
-    mean, scale = scaling(made, letter, "classes")
-    inputs = (FRESH_ROWS[FEATURES].to_numpy() - mean) / scale
-    return right(forward(made.runs[letter], inputs), FRESH_ROWS)
+    return right(answers_of(run_id, FRESH_ROWS), FRESH_ROWS)
 
 
 def test_runs_answer_with_what_they_keep(runs: dict[str, str], compare: Compare) -> None:
@@ -215,7 +209,7 @@ def test_a_model_that_a_run_of_ours_logged_is_taken_as_the_run_is(
     before, files = _everything(), _artifacts(made)
     by_address = compare(address["A"], address["B"])
     assert_same_verdict(by_address, right_in(runs["A"]), right_in(runs["B"]))
-    scores = [right_in_fresh_rows(made, letter) for letter in "AC"]
+    scores = [right_in_fresh_rows(runs[letter]) for letter in "AC"]
     assert not np.array_equal(*scores)
     assert scores[0].mean() > 0.75
     assert_same_verdict(compare(runs["A"], address["C"], *FRESH), *scores)
@@ -223,16 +217,12 @@ def test_a_model_that_a_run_of_ours_logged_is_taken_as_the_run_is(
     assert _artifacts(made) == files
 
 
-def test_fresh_amounts(made: Made, runs: dict[str, str], compare: Compare) -> None:
+def test_fresh_amounts(runs: dict[str, str], compare: Compare) -> None:
     """R² in the data's own unit, by hand; the networks were trained on standardised targets."""
     result = compare(runs["P"], runs["Q"], *FRESH_AMOUNTS, "--margin", "0.3")
     truth = FRESH_ROWS["z"].to_numpy()
-    scores = []
-    for letter in "PQ":
-        mean, scale = scaling(made, letter, "amounts")
-        inputs = (FRESH_ROWS[FEATURES].to_numpy() - mean[:3]) / scale[:3]
-        outputs = forward(made.runs[letter], inputs)
-        scores.append(1 - (truth - outputs * scale[3] - mean[3]) ** 2 / truth.var())
+    scores = [1 - (truth - answers_of(runs[letter], FRESH_ROWS)) ** 2 / truth.var()
+              for letter in "PQ"]
     expected = wua.compare(*scores, margin=0.3, score="R²", seed=42)
     assert result["verdict"] == expected.outcome
     assert result["artifact"]["delta"] == pytest.approx(expected.delta, abs=1e-4)
@@ -263,9 +253,8 @@ def test_predictions_against_a_run(
     scores = right_in(runs["A"]), right_in(runs["B"])
     assert_same_verdict(compare(runs["A"], "b.csv"), *scores)
     assert_same_verdict(compare("b.npz", runs["A"]), *scores[::-1])
-    scaler = load_variant(connect("variants"), runs["Q"]).recipe.split.scaling.targets
-    unit = (float(scaler.mean.item()), float(scaler.deviation.item()))
-    pd.DataFrame({name: kept(runs["Q"])[f"{name}s"] * unit[1] + unit[0]
+    unit = state_of(runs["Q"])[1]["targets"]
+    pd.DataFrame({name: kept(runs["Q"])[f"{name}s"] * unit["scale"] + unit["mean"]
                   for name in ("prediction", "target")}).to_csv(tmp_path / "q.csv", index=False)
     by_file, by_run = (compare(runs["P"], other)["artifact"] for other in ("q.csv", runs["Q"]))
     assert by_file["delta"] == pytest.approx(by_run["delta"], abs=1e-5)
@@ -380,7 +369,7 @@ def test_models_from_elsewhere_take_the_rows_as_they_are(
     assert result["metrics"]["compare/params_ratio"] == 4 / 8
     assert result["metrics"]["compare/flops_ratio"] == 1 / 2
     assert result["metrics"]["compare/latency_ratio"] > 0
-    ours = right_in_fresh_rows(made, "A")
+    ours = right_in_fresh_rows(runs["A"])
     assert_same_verdict(compare("models:/reg/1", runs["A"], *FRESH), scores[0], ours)
 
 
@@ -403,28 +392,24 @@ def test_saved_models_whose_runs_are_not_known(
 @pytest.mark.filterwarnings("ignore:The given NumPy array is not writable")  # MLflow's, of a table
 @pytest.mark.parametrize("letter", ["A", "P"])
 def test_a_saved_model_takes_raw_rows_as_the_file_beside_it_says(
-    letter: str, runs: dict[str, str], tmp_path: Path
+    letter: str, runs: dict[str, str]
 ) -> None:
-    folder = Path(MlflowClient().download_artifacts(runs[letter], "state", str(tmp_path)))
-    written = json.loads((folder / "scaling.json").read_text())
-    frame = rows(0)
+    frame, (_, scaling) = rows(0), state_of(runs[letter])
     inputs = frame[FEATURES].to_numpy()
     model = mlflow.pyfunc.load_model(model_of(runs[letter]))
-    answers = np.asarray(model.predict(inputs)).ravel()
-    by_table = np.asarray(model.predict(pd.DataFrame(inputs))).ravel()
+    answers, by_table = (np.asarray(model.predict(data)).ravel()
+                         for data in (inputs, pd.DataFrame(inputs)))
     np.testing.assert_array_equal(by_table, answers)
-    columns, targets = written["inputs"], written["targets"]
-    outputs = forward(runs[letter], (inputs - columns["mean"]) / columns["scale"])
+    expected = answers_of(runs[letter], frame)
     if letter == "P":
-        assert written["classes"] == []
-        expected = outputs * targets["scale"][0] + targets["mean"][0]
+        assert scaling["classes"] == []
         np.testing.assert_allclose(answers, expected, rtol=1e-4)
         assert np.corrcoef(answers, frame["z"])[0, 1] > 0.9
         assert abs(answers.mean() - frame["z"].mean()) < 0.1 * frame["z"].std()
     else:
-        assert targets is None
-        np.testing.assert_allclose(answers, 1 / (1 + np.exp(-outputs)), atol=1e-4)
-        names = np.array(written["classes"])[(answers > 0.5).astype(int)]
+        assert scaling["targets"] is None
+        np.testing.assert_allclose(answers, 1 / (1 + np.exp(-expected)), atol=1e-4)
+        names = np.array(scaling["classes"])[(answers > 0.5).astype(int)]
         assert (names == frame["y"]).mean() > 0.85
 
 
