@@ -88,7 +88,7 @@ def run_pass(
     run, error = _Pass(model, needs, wanted, loss), None
     registry = run.tracer.registry
     with evaluating(model, grad=needs.gradient), running(model, run.module_names) as run.running:
-        run.tracer.running = run.running.stack
+        registry.index.running = run.running.stack
         try:
             for number, batch in enumerate(synchronized_batches(data, sharded=is_sharded(model))):
                 run.add(batch, number)
@@ -175,7 +175,7 @@ class _Pass:
         retracer = WeightTracer(LayerRegistry(self.model, registry.is_requested),
                                 RequiredStats(output=False))
         calls = self.running.calls
-        retracer.running, self.running.calls = self.running.stack, Counter()
+        retracer.registry.index.running, self.running.calls = self.running.stack, Counter()
         with suppress(Exception):
             other = self._last_batch.other()
             with retracer:

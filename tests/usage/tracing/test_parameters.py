@@ -40,7 +40,7 @@ VIEWS = {
 def test_a_view_finds_its_parameter_and_the_same_view_of_another_tensor(view, grad):
     model, other = weights(4, 6), torch.randn(4, 6)
     with torch.set_grad_enabled(grad):
-        located = ParameterIndex(model).find(view(model.own), [])
+        located = ParameterIndex(model).find(view(model.own))
     assert located.parameter == "own"
     assert torch.equal(located.of(other), view(other))
 
@@ -49,8 +49,8 @@ def test_what_is_no_view_of_a_parameter():
     model = weights(4, 6)
     index = ParameterIndex(model)
     for tensor in (model.own * 1, model.own.clone(), torch.randn(4, 6), model.own[0] + 0):
-        assert index.find(tensor, []) is None
-    assert index.find(model.own.detach(), []).parameter == "own"
+        assert index.find(tensor) is None
+    assert index.find(model.own.detach()).parameter == "own"
 
 
 CUTS = [(slice(0, 2), slice(0, 6)), (slice(2, 4), slice(0, 6)), (slice(0, 4), slice(0, 3)),
@@ -64,8 +64,8 @@ def test_overlaps_of_slices_are_exact():
     for first_slice, second_slice in itertools.product(CUTS, repeat=2):
         first, second = model.own[first_slice], model.own[second_slice]
         entries, others = set(first.flatten().tolist()), set(second.flatten().tolist())
-        view = index.find(first, [])
-        for other in (index.find(second, []), index.find(second.T, [])):
+        view = index.find(first)
+        for other in (index.find(second), index.find(second.T)):
             assert view.overlaps(other) == other.overlaps(view) == bool(entries & others)
             assert view.is_same_as(other) == (entries == others)
 
@@ -77,22 +77,23 @@ def test_overlaps_of_other_strides_are_never_missed():
               for d in (1, 2)] + [model.own.view(6, 8)[:, 2:6], model.own.view(-1)[7:30, None]]
     for first, second in itertools.product(slices, repeat=2):
         if set(first.flatten().tolist()) & set(second.flatten().tolist()):
-            assert index.find(first, []).overlaps(index.find(second, []))
+            assert index.find(first).overlaps(index.find(second))
 
 
 def test_a_parameter_that_is_swapped_during_a_forward_goes_by_its_module():
     model = nn.Sequential(nn.Linear(3, 3))
     index = ParameterIndex(model)
     model[0].weight = nn.Parameter(torch.ones(3, 3))
-    assert index.find(model[0].weight, []) is None
-    assert index.find(model[0].weight, ["", "0"]).parameter == "0.weight"
+    assert index.find(model[0].weight) is None
+    index.running = ["", "0"]
+    assert index.find(model[0].weight).parameter == "0.weight"
 
 
 def test_names_of_tied_and_of_wrapped_parts():
     model = nn.Sequential(nn.Linear(3, 3), torch.compile(nn.Linear(3, 3), backend="eager"))
     model[1]._orig_mod.weight = model[0].weight
     index = ParameterIndex(model)
-    assert index.find(model[0].weight, []).parameter == "0.weight"
+    assert index.find(model[0].weight).parameter == "0.weight"
     assert index.aliases == {"0.weight": ["0.weight", "1.weight"], "0.bias": ["0.bias"],
                              "1.bias": ["1.bias"]}
     assert "1" in layer_names(model)

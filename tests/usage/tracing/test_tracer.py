@@ -22,7 +22,7 @@ def traced(model: nn.Module, x: Tensor, requested=lambda _: True) -> WeightTrace
     names = {module: name for name, module in registry.index.modules.items()}
     with running(model, names) as state, torch.no_grad():
         plain = model(x)
-        tracer.running = state.stack
+        registry.index.running = state.stack
         with tracer:
             assert model(x).equal(plain)
     assert _get_current_function_mode_stack() == []

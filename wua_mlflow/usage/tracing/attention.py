@@ -42,8 +42,7 @@ attention = _without_check(ATTENTION)
 
 
 def split_qkv(
-    call: WeightCall, output: Tensor, view: ParameterView | None, index: ParameterIndex,
-    running: Sequence[str],
+    call: WeightCall, output: Tensor, view: ParameterView | None, index: ParameterIndex
 ) -> list[tuple[WeightCall, Tensor, ParameterView | None]]:
     """The rows of attention's fused weight apart: queries, keys, values; any other product alone.
 
@@ -52,7 +51,6 @@ def split_qkv(
         output: what it gave.
         view: of the weight's parameter; None for a computed weight.
         index: of the model.
-        running: the modules whose forward is under way.
     """
     owner, _, attribute = view.parameter.rpartition(".") if view else ("", "", "")
     module = index.modules.get(owner)
@@ -62,7 +60,7 @@ def split_qkv(
     for start in range(0, call.weight.shape[0], width):
         bias = None if call.bias is None else call.bias.narrow(0, start, width)
         part = WeightCall("linear", call.weight.narrow(0, start, width), call.inputs, bias)
-        parts.append((part, output.narrow(-1, start, width), index.find(part.weight, running)))
+        parts.append((part, output.narrow(-1, start, width), index.find(part.weight)))
     return parts
 
 

@@ -6,7 +6,7 @@ Tests: ``tests/usage/tracing/test_parameters.py``, ``test_unregistered_weights.p
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -96,9 +96,13 @@ class ParameterIndex:
     """The parameters of a model by identity, and the modules that hold them.
 
     A parameter that has several names (a tied weight, a shared module) goes by the first.
+    ``running`` names the modules whose forward is under way, the innermost last
+    (``hooks.running``): that one's parameters are looked at too, since sharded ones are swapped
+    for a forward's time.
     """
 
     def __init__(self, model: nn.Module) -> None:
+        self.running: list[str] = []
         self.modules = {clean(name): module for name, module in model.named_modules()}
         self.parameters: dict[str, Tensor] = {}
         self.aliases: dict[str, list[str]] = {}
@@ -114,26 +118,20 @@ class ParameterIndex:
             and parameter.layout is torch.strided}
         self.buffers = {id(buffer): clean(name) for name, buffer in model.named_buffers()}
 
-    def find(self, tensor: Tensor, running: Sequence[str]) -> ParameterView | None:
-        """The view of a parameter that ``tensor`` is; None where it is none.
-
-        Args:
-            tensor: as it was passed to a function.
-            running: names of the modules whose forward is under way, the innermost last. Their
-                own parameters are looked at too: sharded ones are swapped for a forward's time.
-        """
+    def find(self, tensor: Tensor) -> ParameterView | None:
+        """The view of a parameter that a function's argument is; None where it is none."""
         if tensor.layout is not torch.strided:
             return None
-        base, name = tensor, self.name(tensor, running)
+        base, name = tensor, self.name(tensor)
         if name is None and tensor._base is not None:
-            base, name = tensor._base, self.name(tensor._base, running)
+            base, name = tensor._base, self.name(tensor._base)
         name = name or self._name_by_memory(tensor)
         if name is None:
             return None
         offset = int(tensor.storage_offset()) - int(base.storage_offset())
         return ParameterView(name, tuple(tensor.shape), tuple(tensor.stride()), offset)
 
-    def name(self, tensor: Tensor, running: Sequence[str] = ()) -> str | None:
+    def name(self, tensor: Tensor) -> str | None:
         """The name of a parameter; None where the tensor is none."""
         if id(tensor) in self._name_by_id:
             return self._name_by_id[id(tensor)]
@@ -141,7 +139,7 @@ class ParameterIndex:
             return None
         if id(tensor) in self._swapped_in:
             return self._swapped_in[id(tensor)][1]
-        for module_name in running[-1:]:
+        for module_name in self.running[-1:]:
             for inner, parameter in self.modules[module_name].named_parameters():
                 if parameter is tensor:
                     name = f"{module_name}.{clean(inner)}".lstrip(".")

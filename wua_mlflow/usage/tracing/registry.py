@@ -5,7 +5,7 @@ Tests: ``tests/usage/tracing/test_tracer.py``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -48,9 +48,7 @@ class LayerRegistry:
         self._unregistered = UnregisteredWeights(self.index)
         self._layer_by_weight: dict[object, TracedLayer | None] = {}
 
-    def is_weight(
-        self, call: WeightCall, view: ParameterView | None, running: Sequence[str]
-    ) -> bool:
+    def is_weight(self, call: WeightCall, view: ParameterView | None) -> bool:
         """Whether what a call multiplied with is a parameter's view, or computed by a module.
 
         Functions that always take a weight are trusted to; a plain matrix product is not.
@@ -58,11 +56,10 @@ class LayerRegistry:
         Args:
             call: of what may be a weight.
             view: of the parameter that it is, if it is one.
-            running: the modules whose forward is under way, the innermost last.
         """
         if view is not None:
-            return self.index.find(call.inputs[0], running) is None  # else two make a weight
-        module_name = running[-1] if running else None
+            return self.index.find(call.inputs[0]) is None  # else two make a weight
+        module_name = self.index.running[-1] if self.index.running else None
         computed = False
         if module_name is not None and call.always_a_weight:
             module = self.index.modules[module_name]
@@ -73,35 +70,25 @@ class LayerRegistry:
             self.unsupported.setdefault(*reason)
         return computed and reason is None
 
-    def layer_of(
-        self, call: WeightCall, view: ParameterView | None, running: Sequence[str]
-    ) -> TracedLayer | None:
+    def layer_of(self, call: WeightCall, view: ParameterView | None) -> TracedLayer | None:
         """The layer of a call's weight; None if it is not analysed.
 
         Args:
             call: of the weight.
             view: of a parameter, that the weight is; None if a module computed it.
-            running: the modules whose forward is under way, the innermost last.
         """
-        module_name = running[-1] if running else ""
+        module_name = self.index.running[-1] if self.index.running else ""
         weight, geometry = call.weight, call.geometry
         identity = view or (module_name, tuple(weight.shape), weight.storage_offset())
         key = (identity, call.operation, geometry and (geometry.transposed, geometry.groups))
         if key not in self._layer_by_weight:
-            bias = None if call.bias is None else self.index.find(call.bias, running)
+            bias = None if call.bias is None else self.index.find(call.bias)
             self._layer_by_weight[key] = self._new_layer(call, view, bias, module_name)
         return self._layer_by_weight[key]
 
-    def recurrent_layer_of(
-        self, call: RecurrentCall, running: Sequence[str]
-    ) -> TracedLayer | None:
-        """The layer of a weight of a recurrent network; None if it is not analysed.
-
-        Args:
-            call: of the weight.
-            running: the modules whose forward is under way, the innermost last.
-        """
-        view = self.index.find(call.weight, running)
+    def recurrent_layer_of(self, call: RecurrentCall) -> TracedLayer | None:
+        """The layer of a weight of a recurrent network; None if it is not analysed."""
+        view = self.index.find(call.weight)
         if view is None or not self.is_requested(view.parameter):
             return None
         key = (view, "recurrent")
@@ -110,7 +97,7 @@ class LayerRegistry:
             self._layer_by_weight[key] = self.layers[view.parameter] = TracedLayer(
                 view.parameter, kind_of(self.index.modules[owner], "weight", "recurrent"), owner,
                 "recurrent", call.weight.shape[0] // call.gates, view=view, gates=call.gates,
-                bias=self.index.find(call.biases[0], running) if call.biases else None,
+                bias=self.index.find(call.biases[0]) if call.biases else None,
                 hidden_input=call.inputs is None, hidden_output=call.outputs is None,
                 has_own_taylor=True)
         return self._layer_by_weight[key]

@@ -48,7 +48,6 @@ class WeightTracer(TorchFunctionMode):
         registry: the model's layers; it fills as they are called.
         required: which statistics are gathered.
         output_layers: those of the last product so far; the model's outputs are their units.
-        running: the modules whose forward is under way, the innermost last (``hooks.running``).
         mask: which positions of the batch are real; all, if None.
         computed_weights: of the batch: the weights that modules computed, each with its layer.
         unit_taylor: of the batch.
@@ -59,7 +58,6 @@ class WeightTracer(TorchFunctionMode):
         super().__init__()
         self.registry, self.required = registry, required
         self.output_layers: list[TracedLayer] = []
-        self.running: list[str] = []
         self.mask: PaddingMask | None = None
         self.computed_weights: list[tuple[TracedLayer, Tensor]] = []
         self.unit_taylor = UnitTaylor()
@@ -123,7 +121,7 @@ class WeightTracer(TorchFunctionMode):
     def _add_late_bias(self, func: Any, args: Any, kwargs: Mapping[str, Any]) -> Any:
         """The result of a sum that adds a bias to a layer's product; None for any other sum."""
         terms = find_added_bias((*args, *kwargs.values()))
-        view = None if terms is None else self.registry.index.find(terms[2], self.running)
+        view = None if terms is None else self.registry.index.find(terms[2])
         if terms is None or view is None or terms[1].bias not in (None, view):
             return None
         (product, layer, bias), result = terms, func(*args, **kwargs)
@@ -141,7 +139,7 @@ class WeightTracer(TorchFunctionMode):
             base = tensor._base if isinstance(tensor, Tensor) else None
             source = tensor if base is None else base
             if isinstance(source, nn.Parameter) and source.dim() > 1:
-                parameter = self.registry.index.name(source, self.running)
+                parameter = self.registry.index.name(source)
                 if parameter is not None:
                     self.registry.other_uses.setdefault(parameter, name)
                     if name in PRODUCTS:
@@ -153,11 +151,11 @@ class WeightTracer(TorchFunctionMode):
         if not isinstance(output, Tensor) or not isinstance(weight, Tensor) or weight.dim() < 2:
             return False
         index = self.registry.index
-        view = index.find(weight, self.running)
-        if not self.registry.is_weight(call, view, self.running):
+        view = index.find(weight)
+        if not self.registry.is_weight(call, view):
             return False
-        for part, part_output, part_view in split_qkv(call, output, view, index, self.running):
-            layer = self.registry.layer_of(part, part_view, self.running)
+        for part, part_output, part_view in split_qkv(call, output, view, index):
+            layer = self.registry.layer_of(part, part_view)
             self.output_layers = [] if layer is None else [layer]
             if layer is not None:
                 self._add_to_layer(layer, part, part_output)
@@ -178,13 +176,13 @@ class WeightTracer(TorchFunctionMode):
     def _valid_positions(self) -> ValidPositions:
         time_first = self._time_first
         if self.mask is not None and not time_first:
-            modules = self.registry.index.modules
-            time_first = any(is_time_first(modules[name]) for name in self.running)
+            index = self.registry.index
+            time_first = any(is_time_first(index.modules[name]) for name in index.running)
         return ValidPositions(self.mask, time_first)
 
     def _add_recurrent_call(self, call: RecurrentCall) -> None:
         """Add the call of one weight of a recurrent network to its layer."""
-        layer = self.registry.recurrent_layer_of(call, self.running)
+        layer = self.registry.recurrent_layer_of(call)
         if layer is None:
             return
         self.output_layers.append(layer)
