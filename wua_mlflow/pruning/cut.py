@@ -159,14 +159,11 @@ def remove_units(
     ties = ties_of(pruned)
     pruned.eval().requires_grad_(True)
     groups = [(structure.group(name), units) for name, units in removed.items()]
-    if any(group.kind != "heads" for group, _ in groups):
+    followed = [(group, units) for group, units in groups if group.kind != "heads"]
+    if followed:
         graph = Graph(pruned, example)
-        for group, units in groups:
-            if group.kind != "heads":
-                layer: Any = pruned.get_submodule(group.name)
-                backward = [layer.hidden_size + unit for unit in units] if \
-                    getattr(layer, "bidirectional", False) else []
-                graph.remove(group.name, [*units, *backward])
+        for group, units in followed:
+            graph.remove(group.name, units, group.units)
     for group, units in groups:
         if group.kind == "heads":
             prune_heads(pruned, group, units)
@@ -235,7 +232,7 @@ def _resolve_by_trial(
     trial: _Trial, structure: UnitGroups, alike: Sequence[UnitGroup]
 ) -> tuple[Sequence[UnitGroup], str]:
     """The groups with the first attributes that work; else the likeliest ones, and the error."""
-    likeliest: tuple[Sequence[UnitGroup], str] | None = None
+    results: list[tuple[Sequence[UnitGroup], str]] = []
     candidates = (list(head_attribute_candidates(trial.model, group)) for group in alike)
     for groups in zip(*candidates, strict=False):
         resolved = _with_groups(structure, groups)
@@ -244,22 +241,18 @@ def _resolve_by_trial(
             for half in (groups[::2], groups[1::2]) if half)), "")
         if not failure:
             return groups, ""
-        if likeliest is None or not any(group.counts for group in likeliest[0]):
-            likeliest = groups, failure
-    assert likeliest is not None
-    return likeliest
+        results.append((groups, failure))
+    return next((result for result in results if any(group.counts for group in result[0])),
+                results[-1])
 
 
 def _with_groups(structure: UnitGroups, groups: Sequence[UnitGroup]) -> UnitGroups:
     """The structure with these groups instead of those of the same names."""
-    by_name = {group.name: group for group in groups}
-    return replace(structure, groups=tuple(
-        by_name.get(group.name, group) for group in structure.groups))
+    by_name = {group.name: group for group in (*structure.groups, *groups)}
+    return replace(structure, groups=tuple(by_name.values()))
 
 
-def _failing_groups(
-    trial: _Trial, structure: UnitGroups, removed: Removed
-) -> dict[str, str]:
+def _failing_groups(trial: _Trial, structure: UnitGroups, removed: Removed) -> dict[str, str]:
     """The groups whose cut goes wrong, alone or together with others, with the reason."""
     if not removed or not trial.failure(structure, removed):
         return {}
@@ -286,15 +279,14 @@ def _failing_groups(
 def _restore_ties(model: nn.Module, ties: set[tuple[str, ...]]) -> None:
     """Tie parameters again that pruning separated, where they are still equal."""
     parameters = dict(model.named_parameters(remove_duplicate=False))
-    for names in ties:
-        if not all(name in parameters for name in names):
+    for first, *others in ties:
+        if not {first, *others} <= set(parameters):
             continue
-        first = parameters[names[0]]
-        for name in names[1:]:
-            other = parameters[name]
-            if other is not first and other.shape == first.shape and torch.equal(other, first):
+        for name in others:
+            if parameters[name] is not parameters[first] and \
+                    torch.equal(parameters[name], parameters[first]):
                 parent, _, attribute = name.rpartition(".")
-                setattr(model.get_submodule(parent), attribute, first)
+                setattr(model.get_submodule(parent), attribute, parameters[first])
 
 
 FORMAT = 1

@@ -200,11 +200,13 @@ class Graph:
         """Whether it is an output of the model."""
         return isinstance(member.module, self._library.ops._OutputOp)
 
-    def remove(self, name: str, units: Sequence[int]) -> None:
-        """Cut these units of a layer out of the model, and all that goes with them."""
+    def remove(self, name: str, units: Sequence[int], count: int) -> None:
+        """Cut these units of ``count`` of a layer out of the model, and all that goes with them."""
+        outputs = self._graph.get_out_channels(self.model.get_submodule(name))
+        positions = [position for unit in units for position in range(unit, outputs, count)]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of gradients of weights that are computed
-            self._pruning_group(name, units).prune()
+            self._pruning_group(name, positions).prune()
 
     def _pruning_group(self, name: str, units: Sequence[int]) -> Any:
         module = self.model.get_submodule(name)
