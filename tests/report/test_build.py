@@ -45,3 +45,19 @@ def test_units_are_those_analysed_where_both_networks_were() -> None:
     assert report_of(Slimmed(ORIGINAL, (ROUND,), usages)).layers == changes
     usages["slim 7"] = usages["oversized 10"]
     assert report_of(Slimmed(ORIGINAL, (ROUND,), usages)).layers == [LayerChange("fc1", 10, 10)]
+
+
+@pytest.mark.parametrize(("folded", "phrases"), [
+    ("true", ["and the weights that read them were fitted by least squares to make up for",
+              "equal those of the uncut network, fitted likewise, with the removed units masked"]),
+    ("false, chosen", ["|mean of activation × gradient|). The cut was verified",
+                       "equal those of the original with the removed units masked",
+                       "a network with that fit was fine-tuned too, and was not better on"]),
+])
+def test_of_a_network_that_was_cut(folded: str, phrases: list[str]) -> None:
+    slim = replace(SLIM, tags={**SLIM.tags, "wua.structure": "cut", "wua.folded": folded},
+                   settings=load_settings(None, {"epochs": 60, "distill": True}))
+    words = report_of(Slimmed(ORIGINAL, (replace(ROUND, variant=slim),))).slimmed_by
+    assert words.startswith("Cut from oversized 10: in every group of units those were kept")
+    assert "Then fine-tuned for 10 epochs (10 updates), aimed at the original's outputs" in words
+    assert not [phrase for phrase in phrases if phrase not in words]
