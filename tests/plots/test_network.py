@@ -79,11 +79,8 @@ def test_to_or_from_a_group_a_line_is_relative_to_its_layers_mean():
     assert data.grouped.tolist() == [True] * 140 + [False] * 3
     assert data.widths_points[140:] == pytest.approx([0.2, 0.6, 1.5])
     assert data.strong[140:].tolist() == [False, True, True]
-
-
-def test_a_wide_layer_of_zeros_has_the_thinnest_lines():
-    data = network_data({"fc": np.zeros((100, 3))})
-    assert set(data.widths_points) == {0.2} and not data.strong.any()
+    zeros = network_data({"fc": np.zeros((100, 3))})
+    assert set(zeros.widths_points) == {0.2} and not zeros.strong.any()
 
 
 def test_columns_are_centred_and_stay_in_the_frame():

@@ -55,7 +55,7 @@ def many(count: int) -> ModelUsage:
     for i, name in enumerate(names(count)):
         low = 0.1 + 0.7 * rng.random()
         size = (64, 32, 1, 50_000, 300)[i % 5]
-        units = rng.lognormal(0, 1, size)
+        units = np.resize(rng.lognormal(0, 1, 300), size)
         units[: size // 7] = 0
         dead = count > 5 and i % 40 == 11
         share = 0.0 if dead else 0.1 + 0.8 * rng.random()

@@ -215,9 +215,9 @@ def plot_comparison(data: ComparisonData) -> Figure:
     foot = bars_top + lines * (_BAR_HEAD_IN + bar_in) + (0.2 if lines else -0.3)
     saved = f"{data.names[-1]} against {data.names[0]}: {data.savings}" if data.savings else ""
     page = style.sheet(_WIDTH_IN, foot, title=data.headline, subtitle=saved)
-    for question, top, asked in (("Is it as good?", _QUALITY_TOP_IN, judged),
+    for question, top, shown in (("Is it as good?", _QUALITY_TOP_IN, judged),
                                  ("What does it save?", bars_top - 0.12, lines)):
-        if asked:
+        if shown:
             page.write(EDGE_IN, top, question, 11, color=INK, weight="bold")
     _draw_quality(page, data, (left, quality_in))
     width = (_WIDTH_IN - EDGE_IN - left - _GAP_IN * (_COLUMNS - 1)) / _COLUMNS
