@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
@@ -13,12 +13,12 @@ from wua_mlflow.plots.histogram import histogram_data, plot_histogram
 from wua_mlflow.plots.network import network_data, plot_network
 from wua_mlflow.plots.usage import layers_data, plot_layers, plot_units, units_data
 from wua_mlflow.tracking.names import ArtifactPath, importance_plot
-from wua_mlflow.usage.results import LayerUsage, ModelUsage
+from wua_mlflow.usage.results import ModelUsage
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["draw", "usage_pictures"]
+__all__ = ["usage_pictures"]
 
 
 MOST_HISTOGRAMS = 20
@@ -43,42 +43,39 @@ def usage_pictures(
     files = {}
     layers = list(usage.layers.values())
     if len(layers) <= MOST_ROWS:
-        files[ArtifactPath.LAYERS_PLOT] = draw(lambda: plot_layers(layers_data(usage)))
+        files[ArtifactPath.LAYERS_PLOT] = _drawn(plot_layers, layers_data, usage)
         if any(layer.units > 1 for layer in layers):
-            files[ArtifactPath.UNITS_PLOT] = draw(lambda: plot_units(units_data(usage)))
+            files[ArtifactPath.UNITS_PLOT] = _drawn(plot_units, units_data, usage)
     for layer in layers[:MOST_HISTOGRAMS]:
-        files[importance_plot(layer.name)] = draw(partial(_histogram, layer))
+        files[importance_plot(layer.name)] = _drawn(
+            plot_histogram, histogram_data, layer.histogram, layer.entropy, name=layer.name)
     chain = _linear_chain(model)
     if chain:
-        files[ArtifactPath.NETWORK_PLOT] = draw(partial(_network, chain))
+        files[ArtifactPath.NETWORK_PLOT] = _drawn(
+            plot_network, network_data,
+            {name: weight.detach().cpu().numpy() for name, weight in chain.items()})
     return files
 
 
-def _histogram(layer: LayerUsage) -> Figure:
-    return plot_histogram(histogram_data(layer.histogram, layer.entropy, name=layer.name))
-
-
-def _network(chain: list[tuple[str, Tensor]]) -> Figure:
-    return plot_network(network_data({name: weight.detach().cpu().numpy()
-                                      for name, weight in chain}))
-
-
-def draw(figure: Callable[[], Figure]) -> Callable[[Path], None]:
-    """A function that draws the figure and writes it as the file that it is given."""
+def _drawn(
+    plot: Callable[[Any], Figure], data: Callable[..., Any], *values: Any, **options: Any
+) -> Callable[[Path], None]:
+    """A function that plots the data of these values and writes the figure as the file given."""
     def save(path: Path) -> None:
-        figure().savefig(path)
+        plot(data(*values, **options)).savefig(path)
 
     return save
 
 
-def _linear_chain(model: nn.Module) -> list[tuple[str, Tensor]]:
+def _linear_chain(model: nn.Module) -> dict[str, Tensor]:
     """The weights of an MLP, in order; empty where the model is anything else, or large."""
-    chain: list[tuple[str, Tensor]] = []
+    chain: dict[str, Tensor] = {}
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear):
-            chain.append((name, module.weight))
+            chain[name] = module.weight
         elif any(True for _ in module.parameters(recurse=False)):
-            return []
-    fits = all(a.shape[0] == b.shape[1] for (_, a), (_, b) in zip(chain, chain[1:], strict=False))
-    small = len(chain) <= MOST_COLUMNS and sum(w.numel() for _, w in chain) <= MOST_WEIGHTS
-    return chain if fits and small else []
+            return {}
+    weights = list(chain.values())
+    fits = all(a.shape[0] == b.shape[1] for a, b in pairwise(weights))
+    small = len(chain) <= MOST_COLUMNS and sum(w.numel() for w in weights) <= MOST_WEIGHTS
+    return chain if fits and small else {}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any
@@ -35,8 +35,8 @@ from wua_mlflow.training.fit import Budget, EpochRecord, TrainingDiverged, fit
 from wua_mlflow.widths.factory import Factory
 
 __all__ = [
-    "Making", "Recipe", "Replicate", "Trained", "Trainer", "load_recipe", "naming_replicate",
-    "replicate_seed", "train_made", "train_one", "train_replicates",
+    "Making", "Recipe", "Replicate", "Trained", "Trainer", "load_recipe", "train_made",
+    "train_one", "train_replicate", "train_replicates",
 ]
 
 
@@ -71,8 +71,8 @@ class Recipe:
     def evaluate(self, model: nn.Module, part: Part, kind: OutputKind) -> Evaluation:
         """The model's predictions, losses and scores on a part."""
         with naming(f"model: {self.settings.model} cannot be evaluated"):
-            return evaluate(model, part.inputs.to(self.device), part.targets.to(self.device),
-                            task=self.split.task, kind=kind, digest=part.digest)
+            return evaluate(model, *part.to(self.device), task=self.split.task, kind=kind,
+                            digest=part.digest)
 
 
 @dataclass(frozen=True)
@@ -184,9 +184,7 @@ def train_made(  # noqa: PLR0913 - what is trained, for how long, from which str
             train, validation, loss = _data_and_loss(recipe, kind, teacher)
             steps = fit(model, train, loss, budget, generator=torch_generator(seed, Purpose.LOADER),
                         validation=validation if settings.patience else None)
-            with _explained(recipe, model, records):
-                for record in _progress(steps, epochs, label):
-                    records.append(record)
+            records = _all_epochs(recipe, model, steps, epochs, label)
         seconds = time.perf_counter() - began
         return Trained(model.eval(), kind, records, stream_of(recipe.device), seconds)
 
@@ -203,15 +201,13 @@ def _data_and_loss(
     recipe: Recipe, kind: OutputKind, teacher: nn.Module | None
 ) -> tuple[Any, Any, Any]:
     """Training part, validation part and loss; with a teacher its outputs are targets too."""
-    train, validation = (
-        (part.inputs.to(recipe.device), part.targets.to(recipe.device))
-        for part in (recipe.split.train, recipe.split.validation))
-    loss = loss_for(recipe.split.task, kind)
-    if teacher is None:
-        return train, validation, loss
-    taught = [(inputs, (targets, outputs_of(teacher, inputs)))
-              for inputs, targets in (train, validation)]
-    return taught[0], taught[1], distillation_loss(loss, recipe.split.task, kind)
+    split = recipe.split
+    parts: list[Any] = [part.to(recipe.device) for part in (split.train, split.validation)]
+    loss = loss_for(split.task, kind)
+    if teacher is not None:
+        parts = [(inputs, (targets, outputs_of(teacher, inputs))) for inputs, targets in parts]
+        loss = distillation_loss(loss, split.task, kind)
+    return *parts, loss
 
 
 def _train_by_user(
@@ -257,23 +253,31 @@ def _check_reproducible(name: str, trained: nn.Module, fresh: nn.Module, inputs:
             raise ValueError(f"{what} one that computes something else")
 
 
-@contextmanager
-def _explained(
-    recipe: Recipe, model: nn.Module, records: Sequence[EpochRecord]
-) -> Iterator[None]:
-    """Errors of the forward, the loss or the optimizer become one line that names a setting."""
+def _all_epochs(
+    recipe: Recipe, model: nn.Module, steps: Iterator[EpochRecord], epochs: int, label: str | None
+) -> list[EpochRecord]:
+    """Train, with a progress bar.
+
+    Errors of the forward, the loss or the optimizer become one line that names a setting.
+    """
+    settings, records = recipe.settings, []
+    bar = tqdm(steps, total=epochs, desc=label, unit="epoch", leave=False,
+               disable=None if label else True)
     try:
-        yield
+        for record in bar:
+            records.append(record)
+            if record.epoch % max(1, epochs // 20) == 0:
+                bar.set_postfix(loss=f"{record.train_loss:.4f}")
     except TrainingDiverged:
         raise
     except Exception as error:
-        settings = recipe.settings
         if not _finite(recipe, model):
             raise TrainingDiverged(
                 f"training: the outputs became NaN or infinite in epoch {len(records) + 1}; a "
                 f"smaller learning rate than lr={settings.lr:g} may help") from error
         raise ValueError(f"model: {settings.model} cannot be trained with batch_size="
                          f"{settings.batch_size}: {one_line(error)}") from error
+    return records
 
 
 def _finite(recipe: Recipe, model: nn.Module) -> bool:
@@ -286,20 +290,9 @@ def _probe(recipe: Recipe) -> Tensor:
     return recipe.split.train.inputs[:PROBES].to(recipe.device, copy=True)
 
 
-def _progress(
-    steps: Iterator[EpochRecord], epochs: int, label: str | None
-) -> Iterator[EpochRecord]:
-    bar = tqdm(steps, total=epochs, desc=label, unit="epoch", leave=False,
-               disable=None if label else True)
-    for record in bar:
-        if record.epoch % max(1, epochs // 20) == 0:
-            bar.set_postfix(loss=f"{record.train_loss:.4f}")
-        yield record
-
-
 @dataclass(frozen=True)
 class Replicate:
-    """One repetition of the recipe: its seed, scores by test example, mean loss, random stream."""
+    """One repetition of the recipe: its seed, scores by example, mean loss, random stream."""
 
     seed: int
     scores: np.ndarray
@@ -330,27 +323,25 @@ def train_replicates(
         label: of the progress bar.
     """
     trained, evaluation = main
-    settings = recipe.settings
-    replicates = [Replicate(settings.seed, evaluation.scores, evaluation.loss, trained.stream)]
-    for number in tqdm(range(1, count), desc=label, disable=None, leave=False, unit="seed"):
-        seed = replicate_seed(settings.seed, number)
-        with naming_replicate(number, seed):
-            trained = make(number, seed)
-            result = recipe.evaluate(trained.model, recipe.split.test, trained.kind)
-        replicates.append(Replicate(seed, result.scores, result.loss, trained.stream))
-    return replicates
+    first = Replicate(recipe.settings.seed, evaluation.scores, evaluation.loss, trained.stream)
+    return [first, *(
+        train_replicate(recipe, make, number, recipe.split.test)
+        for number in tqdm(range(1, count), desc=label, disable=None, leave=False, unit="seed"))]
 
 
-def replicate_seed(seed: int, number: int) -> int:
-    """The torch seed of a replicate: ``seed + number``, in [0, 2**32)."""
-    return (seed + number) % 2**32
+def train_replicate(
+    recipe: Recipe, make: Callable[[int, int], Trained], number: int, part: Part
+) -> Replicate:
+    """One repetition, scored on a part; its torch seed is ``seed + number``, in [0, 2**32).
 
-
-@contextmanager
-def naming_replicate(number: int, seed: int) -> Iterator[None]:
-    """An error within names the replicate."""
+    Raises:
+        ValueError: with the number and the seed at its end.
+    """
+    seed = (recipe.settings.seed + number) % 2**32
     try:
-        yield
+        trained = make(number, seed)
+        result = recipe.evaluate(trained.model, part, trained.kind)
     except ValueError as error:
         kind = TrainingDiverged if isinstance(error, TrainingDiverged) else ValueError
         raise kind(f"{error} (in replicate {number}, seed {seed})") from error
+    return Replicate(seed, result.scores, result.loss, trained.stream)

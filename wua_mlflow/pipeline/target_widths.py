@@ -29,7 +29,7 @@ from wua_mlflow.errors import group_by_reason
 from wua_mlflow.pipeline.analyze import first_criterion, loss_of, measured
 from wua_mlflow.pipeline.models import check_slim_widths, check_widths
 from wua_mlflow.pipeline.networks import NetworkFactory
-from wua_mlflow.pipeline.recipe import Recipe, naming_replicate, replicate_seed
+from wua_mlflow.pipeline.recipe import Recipe, train_replicate
 from wua_mlflow.pipeline.variant import ModelVariant
 from wua_mlflow.pruning.cut import unit_groups
 from wua_mlflow.pruning.find_groups import OUTPUTS
@@ -100,14 +100,9 @@ def search(
 
 def validation_scores(recipes: Sequence[tuple[Recipe, NetworkFactory]], seeds: int) -> np.ndarray:
     """Scores of the validation examples, shape (seeds, examples); the folds follow each other."""
-    def scores(number: int, recipe: Recipe, make: NetworkFactory) -> np.ndarray:
-        seed = replicate_seed(recipe.settings.seed, number)
-        with naming_replicate(number, seed):
-            trained = make(number, seed)
-            return recipe.evaluate(trained.model, recipe.split.validation, trained.kind).scores
-
     return np.stack([
-        np.concatenate([scores(number, recipe, make) for recipe, make in recipes])
+        np.concatenate([train_replicate(recipe, make, number, recipe.split.validation).scores
+                        for recipe, make in recipes])
         for number in range(seeds)])
 
 

@@ -165,7 +165,11 @@ def train_variant(store: Store, recipe: Recipe, plan: TrainingPlan) -> ModelVari
         store.client.log_inputs(
             run_id, datasets=datasets_of(recipe.split, "train", "validation", "test"))
         results = {**_result_tags(trained, plan), **unexported}
-        write(store.client, run_id, metrics=metrics, curves=_curves(trained), model_id=model_id,
+        curves = {Metric.LOSS_TRAIN: [record.train_loss for record in trained.records],
+                  Metric.LOSS_VALIDATION: [
+                      record.validation_loss for record in trained.records
+                      if record.validation_loss is not None]}
+        write(store.client, run_id, metrics=metrics, curves=curves, model_id=model_id,
               tags=results, files=files)
     return ModelVariant(run_id, store.experiment_id, plan.name, plan.variant, variant_recipe,
                         trained, test, replicates, {**tags, **results}, metrics, plan.make)
@@ -192,9 +196,8 @@ def _epochs_trained(trained: Trained, plan: TrainingPlan) -> int:
 def write_params(store: Store, run_id: str, settings: Settings, fields: Iterable[str]) -> None:
     """Log settings as params of a run, but for those that ``mlflow run`` has logged already."""
     present = store.client.get_run(run_id).data.params if run_id == inherited_run() else {}
-    params = _as_text(settings, fields)
-    write(store.client, run_id, params={
-        name: text for name, text in params.items() if name not in present})
+    write(store.client, run_id, params=_as_text(
+        settings, (name for name in fields if name not in present)))
 
 
 def _logged_model(
@@ -225,15 +228,9 @@ def _tags(recipe: Recipe, plan: TrainingPlan) -> dict[str, str]:
         Tag.TEST_DIGEST: recipe.split.test.digest,
         "mlflow.runType": "evaluation",  # the UI shows parents of such runs expanded
     }
-    if plan.pipeline:
-        tags[Tag.PIPELINE] = plan.pipeline
-    if plan.baseline:
-        tags[Tag.BASELINE] = plan.baseline
-    if plan.controls:
-        tags[Tag.CONTROLS] = ",".join(plan.controls)
-    if plan.adopted:
-        tags[Tag.ADOPTED] = plan.adopted
-    return tags
+    links = {Tag.PIPELINE: plan.pipeline, Tag.BASELINE: plan.baseline,
+             Tag.CONTROLS: ",".join(plan.controls), Tag.ADOPTED: plan.adopted}
+    return {**tags, **{name: value for name, value in links.items() if value}}
 
 
 def variant_tags(variant: str, name: str, step: str) -> dict[str, str]:
@@ -255,11 +252,9 @@ def _score_metrics(
     recipe: Recipe, trained: Trained, test: Evaluation, replicates: Sequence[Replicate]
 ) -> dict[str, float]:
     split = recipe.split
-    scores = {
-        "train": recipe.evaluate(trained.model, split.train, trained.kind).score,
-        "validation": recipe.evaluate(trained.model, split.validation, trained.kind).score,
-        "test": test.score,
-    }
+    scores = {name: recipe.evaluate(trained.model, part, trained.kind).score
+              for name, part in (("train", split.train), ("validation", split.validation))}
+    scores["test"] = test.score
     metrics = {f"score/{part}": score for part, score in scores.items()}
     metrics[Metric.LOSS_TEST] = test.loss
     if split.task != "regression":
@@ -276,18 +271,16 @@ def _cost_metrics(recipe: Recipe, trained: Trained, plan: TrainingPlan) -> dict[
 
     The cost of training includes that of the network that it was cut from, and of each try.
     """
-    train_samples = len(recipe.split.train.inputs)
-    parent = plan.parent
+    split, parent = recipe.split, plan.parent
     epochs = _epochs_trained(trained, plan) - (parent.epochs_trained if parent else 0)
-    count = count_flops(trained.model, recipe.split.train.inputs[:2].to(recipe.device))
     epochs *= trained.tries
-    metrics = flop_metrics(count, train_samples=train_samples, epochs=epochs)
-    tutorial = None
-    if recipe.split.train.inputs.is_floating_point():  # ptflops knows no others
-        tutorial = ptflops_forward_flops(trained.model, recipe.split.features)
+    metrics = flop_metrics(count_flops(trained.model, recipe.example[:2]),
+                           train_samples=len(split.train), epochs=epochs)
+    tutorial = ptflops_forward_flops(trained.model, split.features) \
+        if split.train.inputs.is_floating_point() else None  # ptflops knows no others
     if tutorial is not None:
-        metrics[Metric.FLOPS_PTFLOPS_INFERENCE] = tutorial * train_samples
-        metrics[Metric.FLOPS_PTFLOPS_TRAINING] = 2 * tutorial * train_samples * epochs
+        metrics[Metric.FLOPS_PTFLOPS_INFERENCE] = tutorial * len(split.train)
+        metrics[Metric.FLOPS_PTFLOPS_TRAINING] = 2 * tutorial * len(split.train) * epochs
     metrics[Metric.TRAINING_SECONDS] = trained.seconds
     if parent:
         metrics |= {name: metrics[name] + parent.metrics.get(name, 0.0)
@@ -298,18 +291,9 @@ def _cost_metrics(recipe: Recipe, trained: Trained, plan: TrainingPlan) -> dict[
     return metrics
 
 
-def _curves(trained: Trained) -> dict[str, list[float]]:
-    curves = {
-        Metric.LOSS_TRAIN: [record.train_loss for record in trained.records],
-        Metric.LOSS_VALIDATION: [record.validation_loss for record in trained.records
-                                 if record.validation_loss is not None],
-    }
-    return {name: values for name, values in curves.items() if values}
-
-
 def datasets_of(split: DataSplit, *contexts: str) -> list[DatasetInput]:
     """The parts of the data (``train``, ``validation``, ``test``) as inputs of a run."""
-    parts = {context: getattr(split, context) for context in contexts}
+    parts = [(context, getattr(split, context)) for context in contexts]
     return dataset_inputs(split.name, split.source, [
         (context, part.inputs.numpy(), part.targets.numpy(), part.digest)
-        for context, part in parts.items()])
+        for context, part in parts])

@@ -19,7 +19,7 @@ from wua_mlflow.pipeline.models import check_widths
 from wua_mlflow.pipeline.networks import cached, from_scratch
 from wua_mlflow.pipeline.pretrained import import_pretrained, pretrained_recipe, source_of
 from wua_mlflow.pipeline.publish import nothing_to_register, publish, registered
-from wua_mlflow.pipeline.recipe import load_recipe
+from wua_mlflow.pipeline.recipe import Recipe, load_recipe
 from wua_mlflow.pipeline.slim import check_slimming, slim_variant
 from wua_mlflow.pipeline.target_widths import logged_widths
 from wua_mlflow.pipeline.train import TrainingPlan, run_scope, train_variant
@@ -78,23 +78,44 @@ class SlimmingResult:
         return self.comparison.verdict
 
 
-def run_pipeline(store: Store, settings: Settings) -> SlimmingResult:
-    """The use case from the oversized model to the verdict, as one pipeline run."""
-    settings = _resolved(settings, "rebuild")
-    with _pipeline_scope(store, settings) as run_id:
+def run_pipeline(
+    store: Store, settings: Settings, *, pretrained: bool = False
+) -> SlimmingResult:
+    """From the oversized model to the verdict, as one pipeline run.
+
+    Args:
+        store: where the runs are.
+        settings: of the pipeline.
+        pretrained: whether the oversized model is one that was trained elsewhere (``model``,
+            ``state``, ``data``).
+    """
+    settings = _resolved(settings, "prune" if pretrained else "rebuild")
+    tags = {Tag.KIND: Kind.PIPELINE, Tag.VERSION: __version__, "mlflow.runColor": MUTED}
+    with run_scope(store, title_of(settings, settings.hidden), tags) as run_id:
         check_slimming(settings)
-        recipe = load_recipe(settings)
+        recipe = (pretrained_recipe if pretrained else load_recipe)(settings)
         check_test_part(recipe.split, settings)
-        if settings.how == "rebuild":
-            check_widths(recipe.build, settings.hidden, settings.slim_hidden)
-        make = from_scratch(recipe, settings.hidden, settings.epochs)
-        original = train_variant(store, recipe, TrainingPlan(
-            VariantName.OVERSIZED, settings.hidden, settings.epochs,
-            cached(make) if settings.how == "prune" else make, pipeline=run_id))
+        if pretrained:
+            settings = recipe.settings
+            original = import_pretrained(store, recipe, pipeline=run_id)
+        else:
+            if settings.how == "rebuild":
+                check_widths(recipe.build, settings.hidden, settings.slim_hidden)
+            original = _trained_original(store, recipe, settings, pipeline=run_id)
         analysis, original = analyze_variant(store, original)
         slimmed = slim_variant(
             store, original, analysis.usage, settings=settings, pipeline=run_id)
         return _finished(store, *slimmed, settings, run_id)
+
+
+def _trained_original(
+    store: Store, recipe: Recipe, settings: Settings, *, pipeline: str | None = None
+) -> ModelVariant:
+    """The oversized model; where it will be cut, its networks are kept."""
+    make = from_scratch(recipe, settings.hidden, settings.epochs)
+    return train_variant(store, recipe, TrainingPlan(
+        VariantName.OVERSIZED, settings.hidden, settings.epochs,
+        cached(make) if settings.how == "prune" else make, pipeline=pipeline))
 
 
 def _finished(
@@ -132,18 +153,9 @@ def _resolved(settings: Settings, how: str) -> Settings:
     return settings.model_copy(update={"how": how}) if settings.how == "auto" else settings
 
 
-def _pipeline_scope(store: Store, settings: Settings) -> contextlib.AbstractContextManager[str]:
-    """The pipeline's run."""
-    tags = {Tag.KIND: Kind.PIPELINE, Tag.VERSION: __version__, "mlflow.runColor": MUTED}
-    return run_scope(store, title_of(settings, settings.hidden), tags)
-
-
 def train_run(store: Store, settings: Settings) -> ModelVariant:
     """The step ``train`` on its own; its run is the variant's."""
-    recipe = load_recipe(settings)
-    return train_variant(store, recipe, TrainingPlan(
-        VariantName.OVERSIZED, settings.hidden, settings.epochs,
-        from_scratch(recipe, settings.hidden, settings.epochs)))
+    return _trained_original(store, load_recipe(settings), settings)
 
 
 def analyze_run(store: Store, settings: Settings) -> Analysis:
@@ -176,7 +188,7 @@ def slim_run(store: Store, settings: Settings) -> SlimmingResult:
     if settings.model_uri is not None:
         settings = settings.model_copy(update={"run_id": source_of(store, settings.model_uri)})
     if settings.run_id is None and settings.given & {"model", "state"}:
-        return _slim_pretrained(store, settings)
+        return run_pipeline(store, settings, pretrained=True)
     with step_run(store, "slim"):
         store, original, settings = _variant_and_settings(store, settings, hint=OR_A_MODEL)
         if original.variant != VariantName.OVERSIZED:
@@ -187,19 +199,6 @@ def slim_run(store: Store, settings: Settings) -> SlimmingResult:
         pipeline = original.tags.get(Tag.PIPELINE)
         slimmed = slim_variant(store, original, None, settings=settings, pipeline=pipeline)
         return _finished(store, *slimmed, settings, pipeline, new=False)
-
-
-def _slim_pretrained(store: Store, settings: Settings) -> SlimmingResult:
-    settings = _resolved(settings, "prune")
-    with _pipeline_scope(store, settings) as run_id:
-        check_slimming(settings)
-        recipe = pretrained_recipe(settings)
-        check_test_part(recipe.split, settings)
-        original = import_pretrained(store, recipe, pipeline=run_id)
-        analysis, original = analyze_variant(store, original)
-        slimmed = slim_variant(
-            store, original, analysis.usage, settings=recipe.settings, pipeline=run_id)
-        return _finished(store, *slimmed, recipe.settings, run_id)
 
 
 def compare_run(
