@@ -14,7 +14,6 @@ from wua_mlflow.config import Settings
 from wua_mlflow.flops import count_flops
 from wua_mlflow.pipeline.analyze import analyze_variant
 from wua_mlflow.pipeline.compare import compare_variants
-from wua_mlflow.pipeline.models import check_widths
 from wua_mlflow.pipeline.networks import (
     NetworkFactory,
     PruningPlan,
@@ -28,7 +27,7 @@ from wua_mlflow.pipeline.target_widths import (
     SearchSetup,
     choose_widths,
     dimensions_of,
-    scaled_width,
+    scaled_widths,
 )
 from wua_mlflow.pipeline.train import TrainingPlan, train_variant
 from wua_mlflow.pipeline.variant import MACHINE, ModelVariant, load_variant
@@ -150,15 +149,12 @@ class SlimmingContext:
 
     def factory_widths(self, goal: TargetWidths) -> tuple[int, ...]:
         """What the factory is given for a network of these widths; none, if it takes none."""
-        hidden = self.original.settings.hidden
-        if self.settings.how == "rebuild" or not hidden:
-            return goal.widths if hidden else ()
-        groups, units = dimensions_of(self.original, self.settings.how), self.units(goal)
-        layers = check_widths(self.original.recipe.build, hidden, "auto")
-        return tuple(
-            scaled_width(width, (units[group.name] / group.units for group in groups
-                                 if set(names) & set(group.layers)))
-            for width, names in zip(hidden, layers, strict=True))
+        if self.settings.how == "rebuild" or not self.original.settings.hidden:
+            return goal.widths if self.original.settings.hidden else ()
+        units = self.units(goal)
+        return scaled_widths(dimensions_of(self.original, "rebuild"), [
+            (group.layers, units[group.name] / group.units)
+            for group in dimensions_of(self.original, self.settings.how)])
 
 
 def _training_flops(recipe: Recipe, widths: tuple[int, ...]) -> float:

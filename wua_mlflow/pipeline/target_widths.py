@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import math
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -45,7 +45,7 @@ from wua_mlflow.widths.retrain_search import search_widths
 
 __all__ = [
     "NoNarrowerError", "SearchSetup", "choose_widths", "dimensions_of", "folds_of",
-    "logged_widths", "scaled_width", "search", "validation_scores",
+    "logged_widths", "scaled_widths", "search", "validation_scores",
 ]
 
 
@@ -219,7 +219,9 @@ def choose_widths(
     else:
         recommendation = _recommended(settings, parent,
                                       SEARCH_FROM if method == "search" else method)
-        widths = _by_dimension(recommendation, dimensions)
+        widths = scaled_widths(dimensions, [
+            ({layer.layer, *layer.layers}, layer.width / layer.units)
+            for layer in recommendation.layers])
     if method == "search":
         searched = search(settings, setup, units, widths)
         widths = searched.widths
@@ -266,17 +268,26 @@ def _given(
         check_slim_widths([dimension.units for dimension in dimensions], slim)
         return slim
     check_slim_widths(hidden, slim)
-    layers = check_widths(parent.recipe.build, hidden, "auto")
-    return tuple(
-        scaled_width(dimension.units, (
-            new / old for old, new, names in zip(hidden, slim, layers, strict=True)
-            if set(names) & set(dimension.layers)))
-        for dimension in dimensions)
+    return scaled_widths(dimensions, [
+        (width.layers, units / width.units)
+        for width, units in zip(dimensions_of(parent, "rebuild"), slim, strict=True)])
 
 
-def scaled_width(units: int, shares: Iterable[float]) -> int:
-    """The largest of the shares of ``units``, rounded up; all units, where there is no share."""
-    return max(1, math.ceil(max(shares, default=1.0) * units - 1e-9))
+def scaled_widths(
+    dimensions: Sequence[WidthParameter], shares: Sequence[tuple[Collection[str], float]]
+) -> tuple[int, ...]:
+    """By dimension the largest share of any of its layers, times its units, rounded up.
+
+    Args:
+        dimensions: all units stay of one whose layers have no share.
+        shares: names of layers, and the share of their units that stays.
+    """
+    def width(dimension: WidthParameter) -> int:
+        share = max((share for layers, share in shares if set(layers) & set(dimension.layers)),
+                    default=1.0)
+        return max(1, math.ceil(share * dimension.units - 1e-9))
+
+    return tuple(map(width, dimensions))
 
 
 def _recommended(settings: Settings, parent: ModelVariant, method: str) -> WidthRecommendation:
@@ -286,17 +297,6 @@ def _recommended(settings: Settings, parent: ModelVariant, method: str) -> Width
     return recommend_widths(
         parent.model, data, method=method, margin=settings.margin, fit_data=fit,
         loss=loss_for(split.task, parent.kind), task=split.task, seed=settings.seed)
-
-
-def _by_dimension(
-    recommendation: WidthRecommendation, dimensions: Sequence[WidthParameter]
-) -> tuple[int, ...]:
-    """By dimension the largest share that is recommended of its layers."""
-    return tuple(
-        scaled_width(dimension.units, (
-            layer.width / layer.units for layer in recommendation.layers
-            if {layer.layer, *layer.layers} & set(dimension.layers)))
-        for dimension in dimensions)
 
 
 def _usage_of(settings: Settings, variant: ModelVariant) -> ModelUsage:
