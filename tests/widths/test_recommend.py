@@ -1,4 +1,7 @@
-"""Widths of trained networks, against units deleted by hand and widths that are known."""
+"""Widths of trained networks, against units deleted by hand and widths that are known.
+
+What is wrong with a request is said in one line; the model is left as found, come what may.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,10 @@ from tests.widths.network_cases import rescaled, trained, with_copies, without
 from wua_mlflow.pruning.cut import unit_groups
 from wua_mlflow.pruning.importance import unit_importance
 from wua_mlflow.usage.analyze import analyze
-from wua_mlflow.widths.recommend import effective_widths, recommend_widths
+from wua_mlflow.widths.recommend import METHODS, effective_widths, recommend_widths
+from wua_mlflow.widths.retrain_search import Search
+
+GOOD = rows(10, 3), labels(10, 2)
 
 
 @pytest.fixture(autouse=True)
@@ -206,3 +212,118 @@ def test_attention_and_feed_forward():
         assert result.skipped[names["heads"]] == "its units are heads, not activations"
     result = recommend_widths(model, data, method="ablation", structure=structure)
     assert set(result.widths) == set(names.values())
+
+
+def right(share):
+    """Scores of 1,000 examples of which so many in a hundred are right."""
+    return (np.arange(1000) % 100 < share).astype(float)
+
+
+@pytest.mark.parametrize("runs", [None, 3])
+def test_the_smallest_width_whose_retrained_network_is_as_good(runs):
+    model, data = mlp(4, 16, 3), (torch.randn(60, 4), torch.arange(60) % 3)
+    trained = []
+
+    def retrain(widths):
+        trained.append(dict(widths))
+        return right(90 if widths["0"] >= 5 else 60)
+
+    result = recommend_widths(model, data, method="search", margin=0.02,
+                              search=Search(retrain, runs=runs))
+    layer, = result.layers
+    assert trained[0] == {"0": 16}
+    assert layer.alone == recommend_widths(model, data, method="rank").widths["0"]
+    assert layer.curve.widths == tuple(sorted({widths["0"] for widths in trained}))
+    assert layer.curve.scores == tuple(
+        pytest.approx(0.9 if width >= 5 else 0.6) for width in layer.curve.widths)
+    assert layer.curve.threshold == pytest.approx(0.88)
+    assert f"{len(trained) - 1} narrower networks were tried" in result.note
+    if runs is None:
+        assert result.widths == {"0": 5} and {"0": 4} in trained
+    else:
+        assert len(trained) == runs and "ended by its budget" in result.note
+
+
+def test_several_layers_at_once_and_the_cost():
+    model = mlp(4, 16, 16, 3)
+    data = torch.randn(60, 4), torch.arange(60) % 3
+    first, second = recommend_widths(model, data).widths
+
+    def retrain(widths):
+        assert list(widths) == [first, second]
+        return right(90 if widths[first] >= 12 and widths[second] >= 2 else 60)
+
+    widths = recommend_widths(model, data, method="search", search=Search(
+        retrain, runs=16, cost=lambda widths: widths[first] + 10 * widths[second])).widths
+    assert widths[first] >= 12
+    assert 2 <= widths[second] < 12, "moved by itself, off the common path"
+
+
+@pytest.mark.parametrize("method", [method for method in METHODS if method != "search"])
+def test_the_global_streams_and_the_model_are_left_alone(method):
+    model, data = trained(9, 7)
+    model.train()
+    model[0].weight.requires_grad_(False)
+    before = snapshot(model)
+    recommend_widths(model, data, method=method)
+    assert snapshot(model) == before
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("method", ["rank", "projection", "ablation"])
+def test_the_model_is_left_as_found_when_its_forward_raises(method):
+    def run(model, x):
+        calls.append(x)
+        if len(calls) == model.at:
+            raise RuntimeError("now")
+        return model.second(model.first(x).relu())
+
+    calls = []
+    model = Layers(run, first=nn.Linear(3, 5), second=nn.Linear(5, 2))
+    model.at = 0
+    structure, before = unit_groups(model, rows(2, 3)), snapshot(model)
+    calls.clear()
+    recommend_widths(model, GOOD, method=method, structure=structure)
+    for model.at in range(1, len(calls) + 1):
+        calls.clear()
+        with pytest.raises(RuntimeError, match="now"):
+            recommend_widths(model, GOOD, method=method, structure=structure)
+        assert snapshot(model) == before
+
+
+MARGIN = r"margin: expected a number in \[0, 1\), but got "
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ({"margin": 1.0}, f"{MARGIN}1.0"),
+    ({"margin": -0.01}, f"{MARGIN}-0.01"),
+    ({"margin": float("nan")}, f"{MARGIN}nan"),
+    ({"margin": "0.1"}, f"{MARGIN}'0.1'"),
+    ({"method": "abblation"}, "method: expected one of effective, rank, projection, ablation, "
+                              "search, but got 'abblation'; did you mean 'ablation'"),
+    ({"criterion": "taylor"}, "criterion: expected none for the method rank"),
+    ({"method": "ablation", "criterion": "tailor"}, "criterion: expected .*but got 'tailor'"),
+    ({"method": "effective", "criterion": "tailor"}, "criterion: expected .*but got 'tailor'"),
+    ({"layers": ["0", "3"]}, "layers: expected layers whose units can be cut, but got '3'"),
+    ({"layers": ["2"]}, "layers: expected layers whose units can be cut, but got '2'"),
+    ({"layers": []}, "layers: expected at least one name, but got none"),
+    ({"seed": -1}, "seed: expected a whole number"),
+    ({"task": "words"}, "task: expected one of binary, multiclass, regression, but got 'words'"),
+    ({"method": "ablation", "fit_data": GOOD[0]},
+     "fit_data: expected none for the method ablation"),
+    ({"method": "projection", "fit_data": torch.full((9, 3), torch.nan)},
+     "data: expected finite inputs"),
+    ({"method": "search"}, r"^search: expected a Search \(how networks are trained\) for the "
+                           "method search, but got None$"),
+    ({"search": Search(len)}, "^search: expected none for the method rank, but got"),
+    ({"data": GOOD[0]}, r"data: expected a pair \(inputs, targets\), but got Tensor"),
+    ({"model": nn.Sequential(nn.Linear(3, 2))},
+     "model: expected a layer whose units can be removed, but got none"),
+])
+def test_what_is_wrong_in_one_line(options, message):
+    options = {"model": mlp(3, 6, 2), "data": GOOD, **options}
+    before = snapshot(options["model"])
+    with pytest.raises(ValueError, match=message) as raised:
+        recommend_widths(**options)
+    assert "\n" not in str(raised.value)
+    assert snapshot(options["model"]) == before

@@ -1,14 +1,17 @@
-"""Function calls read as products: every function with arguments in each way that it takes them."""
+"""Function calls read as products, with arguments in each way that they take them; op tables."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from wua_mlflow.usage.tracing.calls import CALL_PARSERS, ConvGeometry, WeightCall, name_of
+from wua_mlflow.usage.tracing.op_tables import PRODUCTS, UNITWISE_OPS, is_metadata_op, is_relu
 
 aten = torch.ops.aten
 W, X, B = torch.randn(4, 3), torch.randn(5, 3), torch.zeros(4)
@@ -16,23 +19,32 @@ KERNEL, SIGNAL = torch.randn(4, 2, 3), torch.randn(5, 2, 9)
 
 
 class Recorder(TorchFunctionMode):
-    """Which readable function a call ends up as, and its arguments."""
+    """The calls, their arguments and their results."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.calls: list[tuple[object, tuple, dict]] = []
+        self.calls: list[tuple[Any, tuple, dict, Any]] = []
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        if func in CALL_PARSERS:
-            self.calls.append((func, args, kwargs or {}))
-        return func(*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
+        self.calls.append((func, args, kwargs or {}, result))
+        return result
 
 
 def read(run) -> tuple[list[WeightCall], Tensor]:
+    """The one readable function that a call ends up as, read."""
     with Recorder() as recorder:
         result = run()
-    (func, args, kwargs), = recorder.calls
+    (func, args, kwargs, _), = (call for call in recorder.calls if call[0] in CALL_PARSERS)
     return CALL_PARSERS[func](args, kwargs), result
+
+
+def last_call(function) -> tuple[str, tuple, dict, Any]:
+    x = torch.linspace(-1, 1, 8).reshape(2, 4)
+    with Recorder() as recorder:
+        function(x)
+    func, *call = recorder.calls[-1]
+    return name_of(func), *call
 
 
 LINEAR = {
@@ -118,3 +130,31 @@ def test_lookups_and_forms():
     (object(), "")])
 def test_plain_names(function, name):
     assert name_of(function) == name
+
+
+@pytest.mark.parametrize("function", [
+    functional.relu, torch.relu_, nn.ReLU6(), lambda x: x.clamp(0), lambda x: x.clamp_(min=0.0),
+    lambda x: torch.clamp_min(x, 0), lambda x: functional.hardtanh(x, min_val=0, max_val=3),
+    nn.Threshold(0, 0.0), lambda x: torch.threshold(x, 0, value=0)])
+def test_what_cuts_off_below_zero(function):
+    name, args, kwargs, result = last_call(function)
+    assert is_relu(name, args, kwargs)
+    assert result.min() == 0 < result.max()
+    assert name in UNITWISE_OPS
+
+
+@pytest.mark.parametrize("function", [
+    torch.tanh, functional.hardtanh, lambda x: x.clamp(-1), nn.Threshold(0, 1.0),
+    lambda x: x.clamp(max=0), lambda x: torch.clamp(x, torch.zeros(4))])
+def test_what_does_not(function):
+    name, args, kwargs, _ = last_call(function)
+    assert not is_relu(name, args, kwargs)
+
+
+@pytest.mark.parametrize(("function", "expected"), [
+    (Tensor.t, True), (lambda x: x[:, 1:2], True), (lambda x: x.shape, True),
+    (lambda x: x.chunk(2), True), (lambda x: x * 2, False), (lambda x: x[x > 0], False)])
+def test_what_only_looks(function, expected):
+    name, _, _, result = last_call(function)
+    assert is_metadata_op(name, result) == expected
+    assert not [name for name in PRODUCTS if is_metadata_op(name, None)]

@@ -1,6 +1,6 @@
 """Tables of functions by name: what they do with a parameter or with a layer's units.
 
-Tests: ``tests/usage/tracing/test_op_tables.py``.
+Tests: ``tests/usage/tracing/test_calls.py``.
 """
 
 from __future__ import annotations

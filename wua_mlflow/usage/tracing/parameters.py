@@ -116,7 +116,6 @@ class ParameterIndex:
             parameter.data_ptr(): name for name, parameter in self.parameters.items()
             if type(parameter) in (nn.Parameter, Tensor) and not parameter.is_meta
             and parameter.layout is torch.strided}
-        self.buffers = {id(buffer): clean(name) for name, buffer in model.named_buffers()}
 
     def find(self, tensor: Tensor) -> ParameterView | None:
         """The view of a parameter that a function's argument is; None where it is none."""
@@ -229,6 +228,7 @@ def kind_of(module: nn.Module, attribute: str, operation: str) -> str:
 
 
 OWN_FORWARD = "the model's own forward"
+_PLAIN = "its weight is a plain tensor, not a parameter"
 _MOST_ENTRIES = 1000
 _DEPTH = 2
 
@@ -242,12 +242,15 @@ class UnregisteredWeights:
 
     def __init__(self, index: ParameterIndex) -> None:
         self._index = index
-        self._held: dict[int, tuple[str, Tensor]] = {}  # the tensor too, so that the id stays its
-        for module_name, module in index.modules.items():
-            for attribute, value in vars(module).items():
-                for name, tensor in _tensors(f"{module_name}.{attribute}".lstrip("."), value):
-                    if tensor.dim() > 1 and index.name(tensor) is None:
-                        self._held.setdefault(id(_base(tensor)), (name, tensor))
+        held = [(name, _base(tensor), _PLAIN) for module_name, module in index.modules.items()
+                for attribute, value in vars(module).items()
+                for name, tensor in _tensors(f"{module_name}.{attribute}".lstrip("."), value)
+                if tensor.dim() > 1 and index.name(tensor) is None]
+        held += [(clean(name), buffer, "its weight is a buffer, not a parameter")
+                 for name, buffer in index.modules[""].named_buffers()]
+        self._held: dict[int, tuple[str, Tensor, str]] = {}  # the tensor, so that the id stays its
+        for name, tensor, reason in held:
+            self._held.setdefault(id(tensor), (name, tensor, reason))
 
     def explain(
         self, call: WeightCall, module: str | None, *, computed: bool
@@ -262,15 +265,11 @@ class UnregisteredWeights:
         Returns:
             None where it is to be analysed, or is no weight.
         """
-        base = _base(call.weight)
-        name, held = self._held.get(id(base), ("", base))
-        if name and isinstance(_base(held), nn.Parameter):
+        name, held, reason = self._held.get(id(_base(call.weight)), ("", None, ""))
+        if isinstance(held, nn.Parameter):
             return name, "it is in a module that the model does not register"
         if name and not computed:
-            return name, "its weight is a plain tensor, not a parameter"
-        buffer = self._index.buffers.get(id(base))
-        if buffer is not None and not computed:
-            return buffer, "its weight is a buffer, not a parameter"
+            return name, reason
         if not call.always_a_weight or module is None:
             return None
         quantised = _integer_weight(module, self._index.modules[module])
