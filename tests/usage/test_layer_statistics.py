@@ -181,7 +181,7 @@ class Largest(TorchDispatchMode):
 def traced(model: nn.Module, kind: str = "linear") -> tuple[TracedLayer, PassStatistics]:
     """A layer as after a pass that gathered nothing."""
     layer = TracedLayer("a", "Linear", "", kind, len(model.weight),
-                        view=ParameterIndex(model).find(model.weight, []))
+                        view=ParameterIndex(model).find(model.weight))
     return layer, PassStatistics({"a": layer}, (), {}, 1, {"weight": model.weight}, None, None)
 
 
