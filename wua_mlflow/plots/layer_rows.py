@@ -170,11 +170,12 @@ class RowFigure:
     legend_in: float = 0.32
     drawing_in: tuple[float, float] = (4.4, 3.1)
 
-    def draw(self, draw_rows: Callable[[Axes, slice], None]) -> Sheet:
+    def draw(self, draw_rows: Callable[[Axes], None]) -> Sheet:
         """Draw it on a new figure; the legend has what is labelled.
 
         Args:
-            draw_rows: draws some of the rows into axes in which row i lies at y = i.
+            draw_rows: draws all rows into axes in which row i lies at y = i; those of other panels
+                lie outside the axes.
         """
         drawing_in = self._drawing_in
         panel_in = self._panel_in + drawing_in
@@ -183,8 +184,8 @@ class RowFigure:
         page = style.sheet(width, self.legend_at[1] + self.legend_in, title=self.title,
                            subtitle=self.subtitle, caption=self.caption + named)
         for i, panel in enumerate(self.panels):
-            left, high = EDGE_IN + i * (panel_in + _PANEL_GAP_IN), self.row_in
-            high *= panel.stop - panel.start
+            left = EDGE_IN + i * (panel_in + _PANEL_GAP_IN)
+            high = self.row_in * (panel.stop - panel.start)
             frame = page.axes(left, _HEAD_IN, panel_in, high)
             frame.set_axis_off()
             frame.set_xlim(0, panel_in)
@@ -196,7 +197,7 @@ class RowFigure:
             drawing.set_yticks([])
             self._draw_names(frame, panel)
             self._draw_columns(frame, panel, self._left_in + drawing_in)
-            draw_rows(drawing, panel)
+            draw_rows(drawing)
         page.legend(*self.legend_at)
         return page
 

@@ -108,7 +108,7 @@ def plot_layers(data: LayersData) -> Figure:
         heading="effective weights ÷ weights of the layer",
         caption=_caption(data),
     )
-    return rows.draw(lambda axes, part: _draw_shares(axes, data, part)).figure
+    return rows.draw(lambda axes: _draw_shares(axes, data)).figure
 
 
 def _layers(usage: ModelUsage) -> list[LayerUsage]:
@@ -197,18 +197,16 @@ def _columns(data: LayersData) -> list[layer_rows.Column]:
     return columns
 
 
-def _draw_shares(ax: Axes, data: LayersData, part: slice) -> None:
-    rows = np.arange(part.start, part.stop, dtype=float)
-    share, low, high = data.share[part], data.null_low[part], data.null_high[part]
-    outside, known = data.outside[part], np.isfinite(low)
-    for colour, shown, words in ((style.INSIDE, ~outside, "measured"),
-                                 (style.OUTSIDE, outside, "measured, outside the range")):
-        style.bars(ax, rows[shown], 0, share[shown], 0.66, color=colour, label=words)
-    style.bars(ax, rows[known], low[known], high[known], 0.26, color=style.NULL_RANGE,
-               label="range of networks that learned nothing")
+def _draw_shares(ax: Axes, data: LayersData) -> None:
+    for colour, shown, words in ((style.INSIDE, ~data.outside, "measured"),
+                                 (style.OUTSIDE, data.outside, "measured, outside the range")):
+        style.bars(ax, np.flatnonzero(shown), 0, data.share[shown], 0.66, color=colour, label=words)
+    known = np.isfinite(data.null_low)
+    style.bars(ax, np.flatnonzero(known), data.null_low[known], data.null_high[known], 0.26,
+               color=style.NULL_RANGE, label="range of networks that learned nothing")
     style.strip_axes(ax, keep=(), grid="x")
     _percent_axis(ax)
-    _write_dead(ax, data.dead, part, style.ALARM)
+    _write_dead(ax, data.dead, style.ALARM)
 
 
 def _percent_axis(ax: Axes) -> None:
@@ -216,13 +214,11 @@ def _percent_axis(ax: Axes) -> None:
     ax.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "25%", "50%", "75%", "100%"])
 
 
-def _write_dead(ax: Axes, dead: np.ndarray, part: slice, colour: str) -> None:
+def _write_dead(ax: Axes, dead: np.ndarray, colour: str) -> None:
     """Words in the rows without importance, where the rows are high enough for words."""
-    if layer_rows.are_crowded(len(dead)):
-        return
-    for row in np.flatnonzero(dead[part]) + part.start:
-        ax.text(0.012, row, "no importance at all", fontsize=style.SMALL * 0.9, color=colour,
-                weight="bold", va="center_baseline")
+    for row in np.flatnonzero(dead & (not layer_rows.are_crowded(len(dead)))):
+        ax.annotate("no importance at all", (0.012, row), fontsize=style.SMALL * 0.9, color=colour,
+                    weight="bold", va="center_baseline")
 
 
 MOST_CELLS = 200
@@ -234,8 +230,8 @@ _ROUNDING = 1e-12
 _PIXELS = 1200
 """Steps of a row's picture: finer than it is drawn."""
 _SCALE_IN = 2.6
-_MOST_SEPARATED_ROWS = 144
-"""Panels of more rows have no gaps between them."""
+_MOST_SEPARATED_ROWS = 576
+"""More rows have no gaps between them."""
 _SEPARATE_UNITS = 32
 """A layer of at most so many units shows each as a cell of its own."""
 _SCALE_WORDS = "importance of a unit, as a multiple of its layer's mean"
@@ -311,7 +307,7 @@ def plot_units(data: UnitsData) -> Figure:
         legend_in=0.65,
         drawing_in=(5.2, 3.8),
     )
-    page = rows.draw(lambda axes, part: _draw_units(axes, data, part))
+    page = rows.draw(lambda axes: _draw_units(axes, data))
     left, top = rows.legend_at
     page.write(left, top, _SCALE_WORDS)
     _draw_scale(page.figure, page.axes(left, top + 0.2, _SCALE_IN, 0.13))
@@ -371,27 +367,26 @@ def _colours() -> tuple[Colormap, Normalize]:
     return colours, LogNorm(1 / MOST_TIMES, MOST_TIMES)
 
 
-def _draw_units(ax: Axes, data: UnitsData, part: slice) -> None:
+def _draw_units(ax: Axes, data: UnitsData) -> None:
     """The cells; a line where half of the importance is reached."""
     at = (np.arange(_PIXELS) + 0.5) / _PIXELS
-    image = np.stack([cells[(at * cells.size).astype(int)] for cells in data.cells[part]])
+    image = np.stack([cells[(at * cells.size).astype(int)] for cells in data.cells])
     ax.imshow(np.ma.masked_equal(image, 0), *_colours(), aspect="auto", interpolation="nearest",
-              extent=(0, 1, part.stop - 0.5, part.start - 0.5))
+              extent=(0, 1, len(image) - 0.5, -0.5))
     _percent_axis(ax)
-    if part.stop - part.start <= _MOST_SEPARATED_ROWS:
-        _draw_gaps(ax, data.units, part)
-    half = data.half[part] / data.units[part]
-    rows = np.flatnonzero(half) + part.start
+    if len(image) <= _MOST_SEPARATED_ROWS:
+        _draw_gaps(ax, data.units)
+    half = data.half / data.units
+    rows = np.flatnonzero(half)
     for colour, width in (("white", 3.4), (style.INK, 1.4)):
         ax.vlines(half[half > 0], rows - 0.5, rows + 0.5, color=colour, linewidth=width)
-    _write_dead(ax, data.half == 0, part, "white")
+    _write_dead(ax, data.half == 0, "white")
 
 
-def _draw_gaps(ax: Axes, units: np.ndarray, part: slice) -> None:
+def _draw_gaps(ax: Axes, units: np.ndarray) -> None:
     """White lines between rows, and between the units of a layer that has few."""
-    edges = np.arange(part.start + 1, part.stop) - 0.5
-    style.bars(ax, edges, 0, 1, 0.14, color="white")
-    for row in np.flatnonzero(units[part] <= _SEPARATE_UNITS) + part.start:
+    style.bars(ax, np.arange(1, len(units)) - 0.5, 0, 1, 0.14, color="white")
+    for row in np.flatnonzero(units <= _SEPARATE_UNITS):
         inner = np.arange(1, units[row]) / units[row]
         ax.vlines(inner, row - 0.5, row + 0.5, color="white", linewidth=0.7)
 

@@ -46,8 +46,7 @@ class ChangesData:
     @property
     def changed(self) -> np.ndarray:
         """Where the number of units differs."""
-        changed: np.ndarray = self.before != self.after
-        return changed
+        return np.asarray(self.before != self.after)
 
 
 def changes_data(changes: Sequence[LayerChange]) -> ChangesData:
@@ -85,7 +84,7 @@ def plot_changes(data: ChangesData) -> Figure:
         caption="Layers whose outputs are added to each other have the same units, so they change "
                 "together.",
     )
-    return rows.draw(lambda axes, part: _draw_changes(axes, data, part)).figure
+    return rows.draw(lambda axes: _draw_changes(axes, data)).figure
 
 
 def _changes_title(data: ChangesData) -> str:
@@ -101,14 +100,13 @@ def _percent(share: float) -> str:
     return ">99%" if 0.995 <= share < 1 else f"{share:.0%}"
 
 
-def _draw_changes(ax: Axes, data: ChangesData, part: slice) -> None:
+def _draw_changes(ax: Axes, data: ChangesData) -> None:
     every = np.concatenate([data.before, data.after])
     low, high = float(every.min()), float(every.max())
     room = math.sqrt(max(1.0, _NARROWEST / (high / low)))
     style.strip_axes(ax, keep=(), grid="x")
     style.log_axis(ax, max(low / room, 0.8) / 1.25, high * room * 1.25)
-    rows = np.arange(part.start, part.stop, dtype=float)
-    before, after, changed = data.before[part], data.after[part], data.changed[part]
+    rows, before, after, changed = np.arange(len(data.names)), data.before, data.after, data.changed
     size = 46 if len(rows) <= layer_rows.MOST_ROWS // 3 else 16
     ax.hlines(rows[changed], after[changed], before[changed], color=RULE, linewidth=size / 16,
               zorder=2)
@@ -296,7 +294,7 @@ def plot_trials(data: TrialsData) -> Figure:
                 "cheapest network that is as good on validation data, above which none that was "
                 "tried is worse; whether it really is as good is for the verdict, on test data.",
     )
-    return rows.draw(lambda axes, part: _draw_trials(axes, data, part)).figure
+    return rows.draw(lambda axes: _draw_trials(axes, data)).figure
 
 
 def _trials_columns(data: TrialsData) -> list[layer_rows.Column]:
@@ -308,11 +306,11 @@ def _trials_columns(data: TrialsData) -> list[layer_rows.Column]:
     return [layer_rows.Column(heading, texts, chosen) for heading, texts in columns.items()]
 
 
-def _draw_trials(ax: Axes, data: TrialsData, part: slice) -> None:
+def _draw_trials(ax: Axes, data: TrialsData) -> None:
     limits = [limit for trial in data.trials for limit in (trial.low, trial.high)]
     style.difference_axis(ax, limits, data.margin, data.score_name)
     style.strip_axes(ax, keep=(), grid="x")
-    for row, trial in enumerate(data.trials[part], part.start):
+    for row, trial in enumerate(data.trials):
         colour, label = (_SLIM, "chosen") if row == data.chosen else (MUTED, "tried")
         ax.plot([trial.low, trial.delta, trial.high], [row] * 3, color=colour, linewidth=2.2,
                 marker="o", markevery=[1], markersize=6.5, markeredgecolor="white",
