@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+import mlflow
 import numpy as np
 from mlflow.data.code_dataset_source import CodeDatasetSource
 from mlflow.data.dataset_source import DatasetSource
@@ -112,23 +113,18 @@ def write(  # noqa: PLR0913 - what a run can hold, each by name
         ValueError: a metric is NaN or infinite (MLflow would store another number), or a param or
             a tag is too long (MLflow would cut it). Nothing is sent then.
     """
-    now = int(time.time() * 1000)
-    entities = list(_entities(metrics or {}, curves or {}, now, model_id))
+    entities = list(_entities(metrics or {}, curves or {}, model_id))
     names = [Param(key, _checked("param", key, str(value), PARAM_CHARACTERS))
              for key, value in (params or {}).items()]
     labels = [RunTag(key, _described(value) if key == DESCRIPTION
                      else _checked("tag", key, value, TAG_CHARACTERS))
               for key, value in (tags or {}).items()]
     if files:
-        _upload(client, run_id, files)
+        with tempfile.TemporaryDirectory() as folder:
+            write_files(Path(folder), files)
+            client.log_artifacts(run_id, folder)
     for some_metrics, some_params, some_tags in _batches(entities, names, labels):
         client.log_batch(run_id, metrics=some_metrics, params=some_params, tags=some_tags)
-
-
-def _upload(client: MlflowClient, run_id: str, files: Files) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        write_files(Path(folder), files)
-        client.log_artifacts(run_id, folder)
 
 
 def write_files(folder: Path, files: Files) -> None:
@@ -143,19 +139,16 @@ def write_files(folder: Path, files: Files) -> None:
 
 
 def _entities(
-    metrics: Mapping[str, float],
-    curves: Mapping[str, Sequence[float]],
-    now: int,
-    model_id: str | None,
+    metrics: Mapping[str, float], curves: Mapping[str, Sequence[float]], model_id: str | None
 ) -> Iterator[MetricEntity]:
+    now = int(time.time() * 1000)
     points = [(key, value, 0) for key, value in metrics.items()]
     points += [(key, value, step) for key, values in curves.items()
                for step, value in enumerate(values, 1)]
     for key, value, step in points:
         if not math.isfinite(value):
             raise ValueError(f"metric {key}: expected a finite number, but got {value}")
-        yield MetricEntity(key, float(value), now, step,
-                           model_id=model_id if step == 0 else None)
+        yield MetricEntity(key, float(value), now, step, model_id=None if step else model_id)
 
 
 def _batches(
@@ -184,8 +177,8 @@ def _described(text: str) -> str:
     if len(text) <= TAG_CHARACTERS:
         return text
     note = f"\n\n… cut here: MLflow keeps {TAG_CHARACTERS:,} characters of a description."
-    kept = text[:TAG_CHARACTERS - len(note)]
-    return (kept.rpartition("\n")[0] or kept) + note
+    beginning = text[:TAG_CHARACTERS - len(note)]
+    return (beginning.rpartition("\n")[0] or beginning) + note
 
 
 def usage_metrics(usage: ModelUsage) -> dict[str, float]:
@@ -289,8 +282,6 @@ def log_flops(
 
 
 def _run(run_id: str | None) -> str:
-    import mlflow
-
     if run_id:
         return run_id
     active = mlflow.active_run()

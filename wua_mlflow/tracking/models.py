@@ -165,9 +165,8 @@ def _example(inputs: Tensor) -> Tensor:
     if not len(inputs):
         raise ValueError("inputs: expected at least one sample, but got none")
     example = inputs[:EXAMPLES].detach().cpu()
-    if len(example) == 1:  # torch.export takes a size of 1 for a constant
-        return torch.cat([example, example])
-    return example
+    # torch.export takes a size of 1 for a constant
+    return torch.cat([example, example]) if len(example) == 1 else example
 
 
 def _compare(written: nn.Module, model: nn.Module, example: Tensor) -> None:
@@ -177,28 +176,19 @@ def _compare(written: nn.Module, model: nn.Module, example: Tensor) -> None:
                        "(its forward takes the batch size for a constant)"), \
                 torch.no_grad():
             answers = []
-            for one in (written, model):
+            for network in (written, model):
                 torch.manual_seed(0)
-                answers.append(one(batch))
-                _check_rows(answers[-1], len(batch))
-        first, second = (answer.double() for answer in answers)
-        if not torch.allclose(first, second, RELATIVE, ABSOLUTE, equal_nan=True):
+                outputs = network(batch)
+                _check_rows(outputs, len(batch))
+                answers.append(outputs.double())
+        if not torch.allclose(answers[0], answers[1], RELATIVE, ABSOLUTE, equal_nan=True):
             raise NotExportable("model: torch.export makes something of it that computes another "
                                 "result; a condition on the data may be the cause")
 
 
 @contextlib.contextmanager
-def _said(what: str) -> Iterator[None]:
-    """Any error of torch, MLflow or the user's model as a ValueError in one line."""
-    try:
-        yield
-    except Exception as error:
-        raise ValueError(f"{what}: {_reason(error)}") from error
-
-
-@contextlib.contextmanager
 def _refusing(what: str) -> Iterator[None]:
-    """The same, where it is the model that cannot be saved; a full disk is not its fault."""
+    """Any error of torch, MLflow or the model as a line; a full disk is not the model's fault."""
     try:
         yield
     except (NotExportable, OSError):
@@ -242,9 +232,10 @@ def load_exported(uri: str) -> nn.Module:
     previous = os.environ.get(ALLOW_PICKLE)
     os.environ[ALLOW_PICKLE] = previous or "false"
     try:
-        with _said(f"model URI {uri}: cannot be loaded"):
-            module: nn.Module = mlflow.pytorch.load_model(uri)
-            return module
+        module: nn.Module = mlflow.pytorch.load_model(uri)
+        return module
+    except Exception as error:
+        raise ValueError(f"model URI {uri}: cannot be loaded: {_reason(error)}") from error
     finally:
         if previous is None:
             del os.environ[ALLOW_PICKLE]

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from mlflow.entities import LoggedModel, LoggedModelStatus
-from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
 
 from wua_mlflow import __version__
 from wua_mlflow.tracking.names import Metric, Outcome, Tag, Variant
+from wua_mlflow.tracking.store import or_none
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -62,16 +63,17 @@ def check_name(name: str) -> None:
     ValueError: register: expected a name without any of / : ?, but got 'team/digits'
     """
     if not name.strip():
-        raise ValueError(f"register: expected the name of a registered model, but got {name!r}")
-    if any(character in name for character in FORBIDDEN):
-        raise ValueError(f"register: expected a name without any of {' '.join(FORBIDDEN)}, but "
-                         f"got {name!r}")
-    if name == "." or name.startswith("..") or not name.isprintable():
-        raise ValueError(f"register: expected a name in one line that is no path such as . or .., "
-                         f"but got {name!r}")
-    if len(name) > LONGEST_NAME:
+        expected = "the name of a registered model"
+    elif any(character in name for character in FORBIDDEN):
+        expected = f"a name without any of {' '.join(FORBIDDEN)}"
+    elif name == "." or name.startswith("..") or not name.isprintable():
+        expected = "a name in one line that is no path such as . or .."
+    elif len(name) > LONGEST_NAME:
         raise ValueError(f"register: expected a name of at most {LONGEST_NAME} characters, but "
                          f"got {len(name)}")
+    else:
+        return
+    raise ValueError(f"register: expected {expected}, but got {name!r}")
 
 
 def register(
@@ -160,29 +162,34 @@ def _make(client: MlflowClient, name: str) -> None:
 
 def _version(client: MlflowClient, name: str, model: LoggedModel, tags: dict[str, str]) -> str:
     """The model's version under ``name``: that which it has already, or a new one."""
-    links = json.loads(model.tags.get(MLFLOW_MODEL_VERSIONS, "[]"))
-    for number in (str(link["version"]) for link in reversed(links) if link["name"] == name):
-        if _ours(_at(client, name, number)):
+    for link in reversed(_links(model)):
+        number = str(link["version"])
+        if link["name"] == name and _is_ours(client, name, number):
             for key, value in tags.items():
                 client.set_model_version_tag(name, number, key, value)
             return number
-    made = client.create_model_version(name, f"models:/{model.model_id}", model.source_run_id,
-                                       tags=tags, model_id=model.model_id, await_creation_for=0)
-    links = json.loads(
-        client.get_logged_model(model.model_id).tags.get(MLFLOW_MODEL_VERSIONS, "[]"))
-    link = {"name": name, "version": made.version}
-    if not any((one["name"], str(one["version"])) == (name, str(made.version)) for one in links):
+    version = client.create_model_version(name, f"models:/{model.model_id}", model.source_run_id,
+                                          tags=tags, model_id=model.model_id, await_creation_for=0)
+    number = str(version.version)
+    links = _links(client.get_logged_model(model.model_id))
+    if (name, number) not in [(link["name"], str(link["version"])) for link in links]:
         # a server has linked the two by itself; without one it falls to the client
-        client.set_logged_model_tags(
-            model.model_id, {MLFLOW_MODEL_VERSIONS: json.dumps([*links, link])})
-    return str(made.version)
+        client.set_logged_model_tags(model.model_id, {MLFLOW_MODEL_VERSIONS: json.dumps(
+            [*links, {"name": name, "version": version.version}])})
+    return number
+
+
+def _links(model: LoggedModel) -> list[dict[str, Any]]:
+    """The names and versions under which MLflow has registered the model."""
+    links: list[dict[str, Any]] = json.loads(model.tags.get(MLFLOW_MODEL_VERSIONS, "[]"))
+    return links
 
 
 def _move_alias(client: MlflowClient, name: str, version: str) -> str | None:
     """Set the alias; or the version that keeps it, since it was not registered here."""
     for attempt in range(ATTEMPTS):
         holder = client.get_registered_model(name).aliases.get(ALIAS)
-        if holder is not None and not _ours(_at(client, name, str(holder))):
+        if holder is not None and not _is_ours(client, name, str(holder)):
             return str(holder)
         try:
             client.set_registered_model_alias(name, ALIAS, version)
@@ -193,14 +200,6 @@ def _move_alias(client: MlflowClient, name: str, version: str) -> str | None:
     return None
 
 
-def _at(client: MlflowClient, name: str, version: str) -> ModelVersion | None:
-    try:
-        return client.get_model_version(name, version)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
-        return None
-
-
-def _ours(version: ModelVersion | None) -> bool:
+def _is_ours(client: MlflowClient, name: str, number: str) -> bool:
+    version = or_none(partial(client.get_model_version, name), number)
     return version is not None and Tag.COMPARISON in version.tags

@@ -30,6 +30,7 @@ from wua_mlflow.tracking.store import (
     active,
     experiment_ids,
     open_client,
+    or_none,
     pages,
     shown_uri,
     sqlite_file,
@@ -96,10 +97,10 @@ def runs(
     except MlflowException as error:
         if error.error_code != "INVALID_PARAMETER_VALUE":
             raise
-        asked = " ".join([where or "", *order])
-        hint = "" if "`" in asked or "/" not in asked else \
+        query = " ".join([where or "", *order]).strip()
+        hint = "" if "`" in query or "/" not in query else \
             "; a name with / stands in backticks, as in metrics.`accuracy/test` > 0.9"
-        raise ValueError(f"where, order_by: MLflow refuses {asked.strip()!r}: "
+        raise ValueError(f"where, order_by: MLflow refuses {query!r}: "
                          f"{' '.join(error.message.split())}{hint}") from None
 
 
@@ -141,15 +142,18 @@ def find_run(run_id: str) -> Run:
         raise ValueError(f"run: no run has the id '{run_id}': there is no {store}")
     client = open_client()
     if not re.fullmatch("[0-9a-f]{4,31}", run_id):
-        return _exactly(client, run_id)
-    found = pages(client, experiment_ids(client, None),
-                   f"attributes.run_id LIKE '{run_id}%'", (), limit=3)
-    if not found:
+        run = or_none(client.get_run, run_id)
+        if run is None:
+            raise ValueError(f"run: no run has the id '{run_id}' in {store}; `wua runs` lists them")
+        return run
+    fitting = pages(client, experiment_ids(client, None),
+                    f"attributes.run_id LIKE '{run_id}%'", (), limit=3)
+    if not fitting:
         raise ValueError(f"run: no run's id begins with '{run_id}' in {store}")
-    if len(found) > 1:
-        fits = ", ".join(f"{run.info.run_id} ({run.info.run_name})" for run in found)
-        raise ValueError(f"run: expected an id, or enough of one, but '{run_id}' fits {fits}")
-    return found[0]
+    if len(fitting) > 1:
+        names = ", ".join(f"{run.info.run_id} ({run.info.run_name})" for run in fitting)
+        raise ValueError(f"run: expected an id, or enough of one, but '{run_id}' fits {names}")
+    return fitting[0]
 
 
 def compare_runs(a: str | Run, b: str | Run) -> pd.DataFrame:
@@ -213,22 +217,12 @@ def _nothing_there() -> bool:
     return file is not None and not file.exists()
 
 
-def _exactly(client: MlflowClient, run_id: str) -> Run:
-    try:
-        return client.get_run(run_id)
-    except MlflowException as error:
-        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-            raise
-        raise ValueError(f"run: no run has the id '{run_id}' in {shown_uri()}; "
-                         f"`wua runs` lists them") from None
-
-
-def _table(found: Sequence[Run]) -> pd.DataFrame:
-    rows = [_row(run) for run in found]
-    left = {key for row in rows for key in row} - {*COLUMNS}
-    metrics = left & {key for run in found for key in run.data.metrics}
-    tags = {key for key in left - metrics if key.startswith("wua.")}
-    columns = [*COLUMNS, *sorted(tags), *sorted(left - metrics - tags), *_in_order(metrics)]
+def _table(listed: Sequence[Run]) -> pd.DataFrame:
+    rows = [_row(run) for run in listed]
+    names = {name for row in rows for name in row} - {*COLUMNS}
+    metrics = names & {name for run in listed for name in run.data.metrics}
+    tags = {name for name in names - metrics if name.startswith("wua.")}
+    columns = [*COLUMNS, *sorted(tags), *sorted(names - metrics - tags), *_in_order(metrics)]
     table = pd.DataFrame(rows, columns=columns)
     for column in table.columns:
         if column in WHOLE or column.endswith(("/weights", "/units")):
@@ -241,8 +235,8 @@ def _table(found: Sequence[Run]) -> pd.DataFrame:
 def _whole(column: pd.Series) -> pd.Series:
     """As whole numbers, where all of them are; what is no number becomes NA."""
     numbers = pd.to_numeric(column, errors="coerce").astype(float)
-    there = numbers.dropna()
-    return numbers.astype("Int64" if ((there % 1 == 0) & (abs(there) < 2**63)).all() else float)
+    whole = (numbers.dropna() % 1 == 0) & (numbers.dropna().abs() < 2**63)
+    return numbers.astype("Int64" if whole.all() else float)
 
 
 def _row(run: Run) -> dict[str, object]:
@@ -280,36 +274,29 @@ def find_control(
     client: MlflowClient, experiment_id: str, original: str, epochs: int
 ) -> str | None:
     """The trained control of ``original`` with that budget, in one search; None where none is."""
-    found = client.search_runs(
+    controls = client.search_runs(
         [experiment_id], order_by=["attributes.start_time DESC"],
         filter_string=f"tags.`{Tag.BASELINE}` = '{original}' AND "
                       f"tags.`{Tag.VARIANT}` = '{Variant.SAME_BUDGET}' AND "
                       f"tags.`{step_tag('train')}` = 'done'")
-    same = [run.info.run_id for run in found if run.data.params.get("epochs") == str(epochs)]
-    return same[0] if same else None
+    return next((str(run.info.run_id) for run in controls
+                 if run.data.params.get("epochs") == str(epochs)), None)
 
 
 def controls_of(client: MlflowClient, experiment_id: str, slim: str) -> list[str]:
     """The runs of what was trained beside a slim variant, those that are still there.
 
-    One from before they were noted has the control of its epochs.
+    A variant of an older version, which does not note them, has the control of its epochs.
     """
     run = client.get_run(slim)
-    told = run.data.tags.get(Tag.CONTROLS)
-    if told is None:
-        found = find_control(client, experiment_id, run.data.tags.get(Tag.BASELINE, ""),
-                             int(run.data.params.get("epochs", 0)))
-        return [found] if found else []
-    return [one for one in told.split(",") if _is_there(client, one)]
-
-
-def _is_there(client: MlflowClient, run_id: str) -> bool:
-    try:
-        return client.get_run(run_id).info.lifecycle_stage == LifecycleStage.ACTIVE
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
-        return False  # removed for good
+    noted = run.data.tags.get(Tag.CONTROLS)
+    if noted is None:
+        control = find_control(client, experiment_id, run.data.tags.get(Tag.BASELINE, ""),
+                               int(run.data.params.get("epochs", 0)))
+        return [control] if control else []
+    controls = [or_none(client.get_run, run_id) for run_id in noted.split(",")]
+    return [str(control.info.run_id) for control in controls
+            if control and control.info.lifecycle_stage == LifecycleStage.ACTIVE]
 
 
 def result_of(client: MlflowClient, pipeline: str) -> str | None:
@@ -337,10 +324,10 @@ def count_looks(client: MlflowClient, digest: str, *, besides: str = "") -> int:
     clause = (f"tags.`{Tag.TEST_DIGEST}` = '{digest}' AND tags.`{Tag.VERDICT}` != '' "
               f"AND tags.`{Tag.KIND}` = '{Kind.VARIANT}'")
     experiments = active(client)
-    found = pages(client, [one.experiment_id for one in experiments], clause, (), None)
-    variants = sum(1 + run.data.tags.get(Tag.LOOKED, "").count(",") for run in found
+    judged = pages(client, [entry.experiment_id for entry in experiments], clause, (), None)
+    variants = sum(1 + run.data.tags.get(Tag.LOOKED, "").count(",") for run in judged
                    if run.info.run_id != besides)
-    pairs = {pair for one in experiments for pair in _pairs(one.tags.get(looks_tag(digest)))}
+    pairs = {pair for entry in experiments for pair in _pairs(entry.tags.get(looks_tag(digest)))}
     return variants + len(pairs)
 
 
@@ -358,9 +345,9 @@ def record_pair(
     """
     tag = looks_tag(digest)
     known = _pairs(client.get_experiment(experiment_id).tags.get(tag))
-    own = hashlib.sha256("\n".join((*pair, look)).encode()).hexdigest()[:8]
-    if own not in known and len(known) < _MOST:
-        client.set_experiment_tag(experiment_id, tag, ",".join([*known, own]))
+    key = hashlib.sha256("\n".join((*pair, look)).encode()).hexdigest()[:8]
+    if key not in known and len(known) < _MOST:
+        client.set_experiment_tag(experiment_id, tag, ",".join([*known, key]))
 
 
 def _pairs(tag: str | None) -> list[str]:

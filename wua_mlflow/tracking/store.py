@@ -6,20 +6,21 @@ Tests: ``tests/tracking/test_store.py``.
 from __future__ import annotations
 
 import contextlib
-import functools
 import inspect
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import mlflow
 from filelock import FileLock
-from mlflow.entities import Experiment, LifecycleStage, Run, RunStatus
+from mlflow.entities import Experiment, LifecycleStage, Run
 from mlflow.exceptions import MlflowException
+from mlflow.store.entities import PagedList
 from mlflow.tracking import MlflowClient
+from mlflow.utils import get_results_from_paginated_fn
 from sqlalchemy.engine import make_url
 
 from wua_mlflow.errors import WORDED, did_you_mean, one_line
@@ -28,8 +29,11 @@ from wua_mlflow.tracking.names import Tag
 
 __all__ = [
     "Store", "active", "connect", "ended", "experiment_ids", "inherited_run", "new_run",
-    "open_client", "pages", "shown_uri", "sqlite_file",
+    "open_client", "or_none", "pages", "shown_uri", "sqlite_file",
 ]
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -71,17 +75,8 @@ class _WholeCalls(MlflowClient):
     """
 
     def __getattribute__(self, name: str) -> Any:
-        found = super().__getattribute__(name)
-        return _whole(found) if inspect.ismethod(found) else found
-
-
-def _whole(call: Callable[..., object]) -> Callable[..., object]:
-    @functools.wraps(call)
-    def uninterrupted(*args: object, **named: object) -> object:
-        with defer_signals():
-            return call(*args, **named)
-
-    return uninterrupted
+        member = super().__getattribute__(name)
+        return defer_signals()(member) if inspect.ismethod(member) else member
 
 
 def open_client() -> MlflowClient:
@@ -121,8 +116,8 @@ def shown_uri(uri: str | None = None) -> str:
     uri = mlflow.get_tracking_uri() if uri is None else uri
     if uri.startswith(("sqlite:", "file:")):  # a path, in which @ and ? are no secret
         return uri
-    address, asked, _ = uri.partition("?")
-    return re.sub("//.*@", "//…@", address) + ("?…" if asked else "")
+    address, options, _ = uri.partition("?")
+    return re.sub("//.*@", "//…@", address) + (options and "?…")
 
 
 def inherited_run() -> str | None:
@@ -130,50 +125,53 @@ def inherited_run() -> str | None:
     return os.environ.get("MLFLOW_RUN_ID") or None
 
 
+def or_none(get: Callable[[str], T], run_id: str) -> T | None:
+    """What a client's method gets by an id; None where the store has nothing of that id."""
+    try:
+        return get(run_id)
+    except MlflowException as error:
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise
+        return None
+
+
 def _experiment_id(client: MlflowClient, name: str | None) -> str:
-    if run_id := inherited_run():
-        try:
-            return str(client.get_run(run_id).info.experiment_id)
-        except MlflowException as error:
-            raise ValueError(f"MLFLOW_RUN_ID: {_missing(error, 'a run', run_id)}") from None
-    number = os.environ.get("MLFLOW_EXPERIMENT_ID")
-    if name is None and number:
-        try:
-            found = client.get_experiment(number)
-        except MlflowException as error:
-            raise ValueError(
-                f"MLFLOW_EXPERIMENT_ID: {_missing(error, 'an experiment', number)}") from None
+    if inherited_run():
+        return str(_named_by("MLFLOW_RUN_ID", client.get_run, "a run").info.experiment_id)
+    if name is None and os.environ.get("MLFLOW_EXPERIMENT_ID"):
+        experiment = _named_by("MLFLOW_EXPERIMENT_ID", client.get_experiment, "an experiment")
     else:
         name = name or os.environ.get("MLFLOW_EXPERIMENT_NAME") or "Default"
-        found = client.get_experiment_by_name(name) or _made(client, name)
-    if found.lifecycle_stage != LifecycleStage.ACTIVE:
-        raise ValueError(f"experiment: '{found.name}' is deleted; bring it back with `mlflow "
-                         f"experiments restore -x {found.experiment_id}`, or name another one")
-    return str(found.experiment_id)
+        experiment = client.get_experiment_by_name(name) or _made(client, name)
+    if experiment.lifecycle_stage != LifecycleStage.ACTIVE:
+        raise ValueError(f"experiment: '{experiment.name}' is deleted; bring it back with `mlflow "
+                         f"experiments restore -x {experiment.experiment_id}`, or name another one")
+    return str(experiment.experiment_id)
 
 
-def _missing(error: MlflowException, what: str, number: str) -> str:
-    """What is wrong, where the store says that ``number`` is not there; else its error again."""
-    if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-        raise error
-    return f"expected the id of {what} in {shown_uri()}, but got '{number}'"
+def _named_by(variable: str, get: Callable[[str], T], kind: str) -> T:
+    value = os.environ[variable]
+    entity = or_none(get, value)
+    if entity is None:
+        raise ValueError(f"{variable}: expected the id of {kind} in {shown_uri()}, but got "
+                         f"'{value}'")
+    return entity
 
 
 def _made(client: MlflowClient, name: str) -> Experiment:
     try:
         return client.get_experiment(client.create_experiment(name))
     except MlflowException as error:
-        found = client.get_experiment_by_name(name)  # another process was faster, on a server
-        if found is None:
+        experiment = client.get_experiment_by_name(name)  # another process made it, on a server
+        if experiment is None:
             raise error
-        return found
+        return experiment
 
 
 def new_run(store: Store, name: str, tags: Mapping[str, str], *, parent: str | None = None) -> str:
     """Make a run, nested under ``parent`` if given; gives its id."""
     nesting = {"mlflow.parentRunId": parent} if parent else {}
-    run = store.client.create_run(
-        store.experiment_id, run_name=name, tags={**tags, **nesting})
+    run = store.client.create_run(store.experiment_id, run_name=name, tags={**tags, **nesting})
     return str(run.info.run_id)
 
 
@@ -192,17 +190,12 @@ def ended(store: Store, run_id: str, *, finish: bool = True) -> Iterator[str]:
         killed = isinstance(error, KeyboardInterrupt)
         with contextlib.suppress(Exception):  # the store's own failure must not hide the error
             if not killed:
-                store.client.set_tag(run_id, Tag.ERROR,
-                                     one_line(error, limit=500, bare=WORDED))
+                store.client.set_tag(run_id, Tag.ERROR, one_line(error, limit=500, bare=WORDED))
         with contextlib.suppress(Exception):
-            _terminate(store, run_id, RunStatus.KILLED if killed else RunStatus.FAILED)
+            store.client.set_terminated(run_id, "KILLED" if killed else "FAILED")
         raise
     if finish:
-        _terminate(store, run_id, RunStatus.FINISHED)
-
-
-def _terminate(store: Store, run_id: str, status: int) -> None:
-    store.client.set_terminated(run_id, RunStatus.to_string(status))
+        store.client.set_terminated(run_id)
 
 
 PAGE = 1000
@@ -216,17 +209,11 @@ def pages(
     limit: int | None,
 ) -> list[Run]:
     """The runs of these experiments that a clause of MLflow's finds, at most ``limit``."""
-    found: list[Run] = []
-    token = None
-    while experiments and (limit is None or len(found) < limit):
-        size = PAGE if limit is None else min(PAGE, limit - len(found))
-        page = client.search_runs(list(experiments), clause, order_by=list(order_by),
+    def page(size: int, token: str | None) -> PagedList[Run]:
+        return client.search_runs(list(experiments), clause, order_by=list(order_by),
                                   max_results=size, page_token=token)
-        found.extend(page)
-        token = page.token
-        if not token:
-            break
-    return found
+
+    return _every(page, limit) if experiments else []
 
 
 def experiment_ids(client: MlflowClient, experiment: str | Sequence[str] | None) -> list[str]:
@@ -236,26 +223,27 @@ def experiment_ids(client: MlflowClient, experiment: str | Sequence[str] | None)
         ValueError: there is none of a name, or it is deleted.
     """
     if experiment is None:
-        return [found.experiment_id for found in active(client)]
+        return [entry.experiment_id for entry in active(client)]
     ids = []
     for name in [experiment] if isinstance(experiment, str) else experiment:
-        found = client.get_experiment_by_name(name)
-        if found is None:
+        entry = client.get_experiment_by_name(name)
+        if entry is None:
             raise ValueError(f"experiment: none is called '{name}' in {shown_uri()}"
-                             f"{did_you_mean(name, [one.name for one in active(client)])}")
-        if found.lifecycle_stage != LifecycleStage.ACTIVE:
+                             f"{did_you_mean(name, [entry.name for entry in active(client)])}")
+        if entry.lifecycle_stage != LifecycleStage.ACTIVE:
             raise ValueError(f"experiment: '{name}' is deleted")
-        ids.append(found.experiment_id)
+        ids.append(entry.experiment_id)
     return ids
 
 
 def active(client: MlflowClient) -> list[Experiment]:
     """All experiments that are not deleted."""
-    found: list[Experiment] = []
-    token = None
-    while True:
-        page = client.search_experiments(page_token=token)
-        found.extend(page)
-        token = page.token
-        if not token:
-            return found
+    def page(size: int, token: str | None) -> PagedList[Experiment]:
+        return client.search_experiments(max_results=size, page_token=token)
+
+    return _every(page)
+
+
+def _every(page: Callable[[int, str | None], PagedList[T]], limit: int | None = None) -> list[T]:
+    return list(get_results_from_paginated_fn(  # type: ignore[no-untyped-call]
+        page, PAGE, limit))
