@@ -352,28 +352,28 @@ def _one_line(error: ValidationError, values: Mapping[str, Any]) -> str:
             f"{meant}")
 
 
+EXPECTED = {
+    "hidden": "whole numbers of at least 1, e.g. 64,32",
+    "slim_hidden": "auto, or whole numbers of at least 1, e.g. 40,20",
+    "batch_size": "full, or a whole number of at least 1",
+    "margin": "a number of at least 0 and below 1",
+    "confidence": "a number above 0 and below 1",
+    "lr": "a number above 0",
+    "device": "cpu, auto, mps, cuda or cuda:N",
+    **dict.fromkeys(("gate", "effective_rank", "distill"), "true or false"),
+    "fold": "auto, true or false",
+    "search_seconds": "a number of seconds above 0",
+    "register": "a name",
+    "layers": "names of layers, e.g. fc1,fc2",
+    "criterion": f"{', '.join(CRITERIA)}, package.module:function, or several of them, each once",
+}
+"""What a setting must be, where pydantic's own words say less."""
+
+
 def _expectation(field: str, problem: Mapping[str, Any]) -> str:
-    expected = {
-        "hidden": "whole numbers of at least 1, e.g. 64,32",
-        "slim_hidden": "auto, or whole numbers of at least 1, e.g. 40,20",
-        "batch_size": "full, or a whole number of at least 1",
-        "margin": "a number of at least 0 and below 1",
-        "confidence": "a number above 0 and below 1",
-        "lr": "a number above 0",
-        "device": "cpu, auto, mps, cuda or cuda:N",
-        "gate": "true or false",
-        "effective_rank": "true or false",
-        "distill": "true or false",
-        "fold": "auto, true or false",
-        "search_seconds": "a number of seconds above 0",
-        "register": "a name",
-        "layers": "names of layers, e.g. fc1,fc2",
-        "criterion": f"{', '.join(CRITERIA)}, package.module:function, or several of them, each "
-                     "once",
-    }
-    if field in expected:
-        return expected[field]
     kind, context = str(problem["type"]), problem.get("ctx", {})
+    if field in EXPECTED:
+        return EXPECTED[field]
     if kind == "greater_than_equal":
         return f"a whole number of at least {context['ge']}"
     if kind == "less_than":

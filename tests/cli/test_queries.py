@@ -136,7 +136,7 @@ def test_regressions_have_a_score(store_uri, written, capsys):
     (None, 32, 9), (140, 32, 9), (110, 8, 9), (90, 8, 8), (80, 8, 7), (70, 8, 6), (20, 8, 5)])
 def test_a_narrow_terminal_shortens_ids_and_then_drops_columns(
         made, capsys, monkeypatch, width, longest_id, columns):
-    monkeypatch.setattr(commands, "_width", lambda: width)
+    monkeypatch.setattr(commands, "terminal_width", lambda: width)
     lines = _lines(capsys, "runs", "--where", "attributes.status = 'FINISHED'")
     assert {len(_cells(line)[0]) for line in lines[1:]} == {longest_id}
     assert len(_cells(lines[0])) == columns

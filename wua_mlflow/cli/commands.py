@@ -9,24 +9,22 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
 import pandas as pd
 
 from wua_mlflow.cli.output import (
-    _plain,
-    _print_csv,
-    _print_json,
-    _terminal,
-    _text,
-    _width,
     external_text,
     pipeline_text,
     print_analysis,
+    record,
+    records,
+    run_text,
+    runs_text,
     slimmed_text,
-    table_text,
+    terminal_width,
+    two_runs_text,
     verdicts_record,
     verdicts_text,
 )
@@ -35,7 +33,7 @@ from wua_mlflow.distributed import is_first, on_all_ranks, process_group, starte
 from wua_mlflow.pipeline import workflow
 from wua_mlflow.pipeline.analyze import analyze_model
 from wua_mlflow.pipeline.compare_external import compare_external
-from wua_mlflow.tracking.names import Outcome, Tag, step_tag
+from wua_mlflow.tracking.names import Outcome
 from wua_mlflow.tracking.runs import COLUMNS, best, compare_runs, find_run, runs, show_run
 from wua_mlflow.tracking.store import Store, connect, inherited_run, open_client, shown_uri
 from wua_mlflow.tracking.ui_view import LATEST_KEY, run_address, view_address
@@ -48,11 +46,7 @@ LOCAL_UI = "http://127.0.0.1:5000"
 
 
 def execute(
-    command: str,
-    settings: Settings,
-    *,
-    as_json: bool = False,
-    models: tuple[str, ...] = (),
+    command: str, settings: Settings, *, as_json: bool = False, models: tuple[str, ...] = ()
 ) -> int:
     """Carry out ``command``; gives the exit code.
 
@@ -85,13 +79,13 @@ def _analyze(settings: Settings) -> int:
     with process_group(settings.device):
         store = on_all_ranks(lambda: connected(settings) if is_first() else None)
         if settings.run_id is None and {"model", "state"} & settings.given:
-            found = analyze_model(store, settings)
+            analysis = analyze_model(store, settings)
         else:
             # the store is there by now, so that the other processes make nothing
             reader = on_all_ranks(lambda: store or connected(settings))
-            found = workflow.analyze_run(reader, settings)
+            analysis = workflow.analyze_run(reader, settings)
     if is_first():
-        print_analysis(found)
+        print_analysis(analysis)
     return 0
 
 
@@ -117,12 +111,10 @@ def _run(store: Store, settings: Settings, as_json: bool) -> int:
         print("\n".join(filter(None, (outcome.slimmed.ended, outcome.registered))))
     else:
         assert outcome.report is not None, "a pipeline has one"
-        print(pipeline_text(outcome.report))
-        if outcome.comparison.recipe is None:
-            print(outcome.comparison.no_recipe)
-        if outcome.registered:
-            print(f"\n{outcome.registered}")
-        print(_to_look(store, outcome))
+        comparison = outcome.comparison
+        print("\n".join(filter(None, (
+            pipeline_text(outcome.report), "" if comparison.recipe else comparison.no_recipe,
+            outcome.registered and f"\n{outcome.registered}", _to_look(store, outcome)))))
     return _code(outcome, settings)
 
 
@@ -168,12 +160,7 @@ def check_experiment(experiment: str) -> None:
                           f"but got '{experiment}'; choose it with --experiment-name")
 
 
-def _compare(
-    settings: Settings,
-    models: tuple[str, ...],
-    *,
-    as_json: bool,
-) -> int:
+def _compare(settings: Settings, models: tuple[str, ...], *, as_json: bool) -> int:
     if len(models) not in (0, 2):
         raise ConfigError(f"compare: expected two models, A and B, but got {len(models)}")
     pair = models or tuple(m for m in (settings.baseline, settings.candidate) if m)
@@ -226,11 +213,6 @@ def _stdout_for(as_json: bool) -> contextlib.AbstractContextManager[object]:
     return contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
 
 
-UNLIKE_ANYWAY = ("name", "start_time", Tag.PIPELINE, Tag.BASELINE, step_tag("train"),
-                 step_tag("analyze"), step_tag("compare"))
-"""What differs between any two runs, or is in the table's head."""
-
-
 def answer(options: SimpleNamespace) -> int:
     """Print what ``options.command`` asks for; gives the exit code."""
     if options.command == "show":
@@ -239,83 +221,45 @@ def answer(options: SimpleNamespace) -> int:
         return _best(options)
     table = runs(options.experiment, options.kind, options.where, order_by=options.order_by or (),
                  limit=options.limit)
-    if options.json:
-        _print_json(_records(table))
-    elif options.csv:
-        _print_csv(table)
-    elif table.empty:
-        print(f"wua: no run of kind '{options.kind}' in {shown_uri()}")
-    else:
-        print(_terminal(table, _width()))
-        if len(table) == options.limit:
-            print(f"No more than {options.limit} are shown; --limit N shows more.")
+    text = _table_text(table, f"no run of kind '{options.kind}'")
+    if len(table) == options.limit:
+        text += f"\nNo more than {options.limit} are shown; --limit N shows more."
+    _print(options, records(table), table, text)
     return 0
 
 
 def _best(options: SimpleNamespace) -> int:
-    found = best(options.experiment, where=options.where)
-    table = pd.DataFrame(columns=list(COLUMNS)) if found is None else found.to_frame().T
-    if options.json:
-        _print_json(None if found is None else _records(table)[0])
-    elif options.csv:
-        _print_csv(table)
-    elif found is None:
-        print(f"wua: no variant has the verdict non_inferior in {shown_uri()}")
-    else:
-        print(_terminal(table, _width()))
-    return 1 if found is None else 0
+    smallest = best(options.experiment, where=options.where)
+    table = pd.DataFrame(columns=list(COLUMNS)) if smallest is None else smallest.to_frame().T
+    _print(options, None if smallest is None else records(table)[0], table,
+           _table_text(table, "no variant has the verdict non_inferior"))
+    return 1 if smallest is None else 0
+
+
+def _table_text(table: pd.DataFrame, nothing: str) -> str:
+    return f"wua: {nothing} in {shown_uri()}" if table.empty else \
+        runs_text(table, terminal_width())
 
 
 def _show(options: SimpleNamespace) -> int:
     if len(options.run) > 2:
         raise ValueError(f"show: expected one run or two, but got {len(options.run)}")
-    found = [find_run(run) for run in options.run]
-    said = [show_run(run)["value"] for run in found]
-    if len(found) == 1:
-        if options.json:
-            _print_json(_plain(said[0]))
-        elif options.csv:
-            _print_csv(said[0].reset_index())
-        else:
-            print(_one(said[0]))
+    pair = [find_run(run) for run in options.run]
+    values = [show_run(run)["value"] for run in pair]
+    if len(pair) == 1:
+        _print(options, record(values[0]), values[0].reset_index(), run_text(values[0]))
         return 0
-    table = compare_runs(*found)
-    if options.json:
-        _print_json({"runs": [_plain(values) for values in said], "ratio": _plain(table["ratio"])})
-    elif options.csv:
-        _print_csv(table.reset_index())
-    else:
-        print(_two(said, table))
+    table = compare_runs(*pair)
+    _print(options, {"runs": list(map(record, values)), "ratio": record(table["ratio"])},
+           table.reset_index(), two_runs_text(values, table))
     return 0
 
 
-def _records(table: pd.DataFrame) -> list[dict[str, object]]:
-    return [_plain(record) for record in table.to_dict(orient="records")]
-
-
-def _one(said: pd.Series) -> str:
-    """What one run says: itself, its tags, its params, its metrics."""
-    blocks: list[list[tuple[str, str]]] = [[], [], [], []]
-    for name, value in said.items():
-        place = 0 if name in COLUMNS else 1 if name.startswith("wua.") else 3 if "/" in name else 2
-        if not pd.isna(value):
-            blocks[place].append((name, _text(name, value)))
-    width = max(len(name) for block in blocks for name, _ in block)
-    parts = []
-    for place, block in enumerate(blocks):
-        edge = max((len(text) for _, text in block), default=0) if place == 3 else 0
-        parts.append("\n".join(f"{name.ljust(width)}  {text.rjust(edge)}" for name, text in block))
-    return "\n\n".join(filter(None, parts))
-
-
-def _two(said: Sequence[pd.Series], table: pd.DataFrame) -> str:
-    """What two runs say otherwise, then their metrics and the ratio of them."""
-    lines = [("", *table.columns)]
-    for name in dict.fromkeys([*said[0].index, *said[1].index]):
-        texts = [_text(name, values.get(name)) for values in said]
-        if name not in table.index and name not in UNLIKE_ANYWAY and texts[0] != texts[1]:
-            lines.append((name, *texts, ""))
-    lines.append(("",) * 4)
-    lines += [(name, *(_text(name, values.get(name)) for values in said),
-               _text(name, table["ratio"][name], ratio=True)) for name in table.index]
-    return table_text(lines, (False, True, True, True))
+def _print(options: SimpleNamespace, content: object, table: pd.DataFrame, text: str) -> None:
+    """The content as JSON, the table as CSV, or the text."""
+    if options.json:
+        print(json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False))
+    elif options.csv:
+        print(table.to_csv(index=False), end="")
+    else:
+        print(text)

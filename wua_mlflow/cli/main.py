@@ -111,12 +111,12 @@ def _answer(options: SimpleNamespace) -> int:
 
 
 def _execute(options: SimpleNamespace) -> int:
-    fields = COMMAND_FIELDS[options.command]
-    explicit = given_fields({field: getattr(options, field) for field in fields})
+    explicit = given_fields({field: getattr(options, field)
+                             for field in COMMAND_FIELDS[options.command]})
     # `mlflow run` names the tutorial's configuration where the user named none
     config = None if options.config == TUTORIAL else options.config
     settings = load_settings(config, explicit, options.command)
-    models = tuple(getattr(options, "models", ()))
+    models = getattr(options, "models", ())
     if not models or not all(model.lower().endswith(FILES) for model in models):
         _check_server()
     from wua_mlflow.cli import commands
@@ -190,8 +190,7 @@ def _end_inherited(error: BaseException) -> None:
 
 def _worded(error: Exception) -> str:
     """The error as one line; one of the store's begins with the store."""
-    package = type(error).__module__.partition(".")[0]
-    if package in STORES:
+    if type(error).__module__.partition(".")[0] in STORES:
         uri = os.environ.get("MLFLOW_TRACKING_URI") or "the tracking store"
         return f"{_shown(uri)}: {one_line(error, limit=500).partition(' [SQL: ')[0]}"
     if isinstance(error, ConfigError | _NoServerError):

@@ -5,7 +5,6 @@ Tests: ``tests/cli/test_main.py``.
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,33 +19,35 @@ from wua_mlflow.pipeline.workflow import SlimmingResult
 from wua_mlflow.report.content import Report
 from wua_mlflow.report.sections import figures_table
 from wua_mlflow.results import Comparison
-from wua_mlflow.tracking.names import Kind, Metric, Tag, further_layers_table
+from wua_mlflow.tracking.names import Kind, Metric, Tag, further_layers_table, step_tag
+from wua_mlflow.tracking.runs import COLUMNS
 from wua_mlflow.tutorial import flops_text, report_text
 from wua_mlflow.usage.results import LayerUsage, ModelUsage
 from wua_mlflow.verdict.compare import Verdict
 
 __all__ = [
-    "external_text", "figures_text", "pipeline_text", "print_analysis", "slimmed_text",
-    "table_text", "verdicts_record", "verdicts_text",
+    "external_text", "figures_text", "pipeline_text", "print_analysis", "record", "records",
+    "run_text", "runs_text", "slimmed_text", "table_text", "terminal_width", "two_runs_text",
+    "verdicts_record", "verdicts_text",
 ]
 
 
-def print_analysis(found: Analysis) -> None:
+def print_analysis(analysis: Analysis) -> None:
     """A line for the model, one a layer, and what was left out or could not be had."""
-    usage = found.usage
-    print(f"{found.name}: {usage.effective_weights:,.4f} effective weights of "
-          f"{usage.weights:,}; run {found.run_id}")
+    usage = analysis.usage
+    print(f"{analysis.name}: {usage.effective_weights:,.4f} effective weights of "
+          f"{usage.weights:,}; run {analysis.run_id}")
     print(_layers_text(usage))
-    others = found.parameters - usage.weights
+    others = analysis.parameters - usage.weights
     if others > 0:
-        print(f"  not in this table: {others:,} of the model's {found.parameters:,} parameters "
+        print(f"  not in this table: {others:,} of the model's {analysis.parameters:,} parameters "
               f"(biases, norms, what is named below)")
     for names, reason in group_by_reason(usage.skipped):
         print(f"  {names}: not analysed: {reason}")
-    for criterion, other in list(found.usages.items())[1:]:
+    for criterion, other in list(analysis.usages.items())[1:]:
         print(f"{criterion}: {other.effective_weights:,.4f} effective weights of "
               f"{other.weights:,}; {further_layers_table(criterion)}")
-    for remark in found.remarks:
+    for remark in analysis.remarks:
         print(remark)
 
 
@@ -63,7 +64,8 @@ def slimmed_text(outcome: SlimmingResult) -> str:
     lines += [f"  {layers}: not cut: {reason}" for layers, reason in group_by_reason(slim.uncut)]
     ends = original, slim
     report = outcome.report or Report(
-        "", [one.name for one in ends], [one.metrics for one in ends], outcome.comparison)
+        "", [variant.name for variant in ends], [variant.metrics for variant in ends],
+        outcome.comparison)
     return "\n".join([*lines, verdicts_text(outcome.comparison), report.saved,
                       f"In short: {report.in_short}"])
 
@@ -90,15 +92,13 @@ def table_text(lines: Sequence[Sequence[str]], right: Sequence[bool]) -> str:
 
 def pipeline_text(report: Report) -> str:
     """The report of each variant, then the verdict, last the sentence for who decides."""
-    verdict = [f"Verdict: {report.headline}", report.comparison.verdict.sentence]
-    if report.comparison.verdict.settle:
-        verdict.append(report.comparison.verdict.settle)
-    if report.comparison.budget:
-        verdict.append(report.comparison.budget)
-    if report.comparison.recipe:
-        verdict.append(report.comparison.artifact.sentence)
-    verdict += [report.saved, *report.comparison.notes]
-    return "\n\n".join([*_variants(report), "\n".join(verdict), f"In short: {report.in_short}"])
+    comparison = report.comparison
+    verdict = (f"Verdict: {report.headline}", comparison.verdict.sentence,
+               comparison.verdict.settle, comparison.budget,
+               comparison.artifact.sentence if comparison.recipe else "", report.saved,
+               *comparison.notes)
+    return "\n\n".join([*_variants(report), "\n".join(filter(None, verdict)),
+                        f"In short: {report.in_short}"])
 
 
 def _variants(report: Report) -> list[str]:
@@ -134,20 +134,18 @@ def external_text(result: ExternalComparison) -> str:
 
 def verdicts_text(comparison: Comparison) -> str:
     """Both verdicts, what would settle them, on what budgets they rest, what they do not say."""
-    lines = [" ".join(filter(None, (verdict.sentence, verdict.settle)))
-             for verdict in (comparison.recipe, comparison.artifact) if verdict]
-    lines += [comparison.budget] if comparison.budget else []
-    lines += comparison.notes
-    return "\n".join([*lines, *([] if comparison.recipe else [comparison.no_recipe])])
+    verdicts = [" ".join(filter(None, (verdict.sentence, verdict.settle)))
+                for verdict in (comparison.recipe, comparison.artifact) if verdict]
+    no_recipe = "" if comparison.recipe else comparison.no_recipe
+    return "\n".join(filter(None, (*verdicts, comparison.budget, *comparison.notes, no_recipe)))
 
 
 def verdicts_record(comparison: Comparison) -> dict[str, object]:
     """For JSON."""
     def shown(verdict: Verdict) -> dict[str, object]:
-        return {"outcome": verdict.outcome, "delta": verdict.delta, "low": verdict.low,
-                "high": verdict.high, "margin": verdict.margin, "confidence": verdict.confidence,
-                "examples": verdict.examples, "seeds": verdict.seeds,
-                "method": verdict.method, "sentence": verdict.sentence, "settle": verdict.settle}
+        return {name: getattr(verdict, name) for name in (
+            "outcome", "delta", "low", "high", "margin", "confidence", "examples", "seeds",
+            "method", "sentence", "settle")}
 
     return {
         "verdict": comparison.verdict.outcome,
@@ -198,7 +196,7 @@ FIRST_TO_GO = (Metric.USAGE_EFFECTIVE_WEIGHTS, Metric.LATENCY_P50, Metric.PARAMS
 SHORT_ID, LONGEST_DATA, LONGEST_CELL = 8, 24, 60
 
 
-def _plain(values: Mapping[Any, Any] | pd.Series) -> dict[str, object]:
+def record(values: Mapping[Any, Any] | pd.Series) -> dict[str, object]:
     """As JSON has it: NA as null, times in ISO 8601, numbers in full."""
     def plain(value: Any) -> object:
         if pd.isna(value):
@@ -210,29 +208,24 @@ def _plain(values: Mapping[Any, Any] | pd.Series) -> dict[str, object]:
     return {str(name): plain(value) for name, value in values.items()}
 
 
-def _print_json(value: object) -> None:
-    print(json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False))
+def records(table: pd.DataFrame) -> list[dict[str, object]]:
+    """A record a row."""
+    return [record(row) for row in table.to_dict(orient="records")]
 
 
-def _print_csv(table: pd.DataFrame) -> None:
-    print(table.to_csv(index=False), end="")
-
-
-def _width() -> int | None:
-    """Of the terminal; None where the output goes elsewhere, and need not fit."""
+def terminal_width() -> int | None:
+    """Characters a line; None where the output goes elsewhere, and need not fit."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
-def _terminal(table: pd.DataFrame, width: int | None) -> str:
+def runs_text(table: pd.DataFrame, width: int | None) -> str:
     """The table's main columns, those without a value left out, within ``width`` where possible."""
     pipelines = Tag.KIND in table and bool((table[Tag.KIND] == Kind.PIPELINE).all())
     shown = {name: _column(table[name], form)
              for name, (_, form) in (SHOWN_OF_PIPELINES if pipelines else SHOWN).items()
              if name in table and bool(table[name].notna().any())}
-    if NOTHING in shown.get(Metric.ACCURACY_TEST, [NOTHING]):
-        shown.pop(Metric.ACCURACY_TEST, None)
-    else:
-        shown.pop(Metric.SCORE_TEST, None)
+    no_accuracy = NOTHING in shown.get(Metric.ACCURACY_TEST, [NOTHING])
+    shown.pop(Metric.ACCURACY_TEST if no_accuracy else Metric.SCORE_TEST, None)
     if "data" in shown:
         shown["data"] = [cell if len(cell) <= LONGEST_DATA
                          else f"…/{cell.rpartition('/')[2][-LONGEST_DATA:]}"
@@ -274,3 +267,35 @@ def _text(name: str, value: Any, *, ratio: bool = False) -> str:
         return f"{value:,}"
     large, small = abs(value) >= 1000, 0 < abs(value) < 0.001
     return f"{value:,.1f}" if large else f"{value:.3g}" if small else f"{value:.4f}"
+
+
+def run_text(values: pd.Series) -> str:
+    """All of one run in four blocks: the run itself, its tags, its params, its metrics."""
+    blocks: list[list[tuple[str, str]]] = [[], [], [], []]
+    for name, value in values.items():
+        block = 0 if name in COLUMNS else 1 if name.startswith("wua.") else 3 if "/" in name else 2
+        if not pd.isna(value):
+            blocks[block].append((name, _text(name, value)))
+    width = max(len(name) for block in blocks for name, _ in block)
+    edge = max((len(text) for _, text in blocks[3]), default=0)
+    blocks[3] = [(name, text.rjust(edge)) for name, text in blocks[3]]
+    return "\n\n".join("\n".join(f"{name.ljust(width)}  {text}" for name, text in block)
+                       for block in blocks if block)
+
+
+UNLIKE_ANYWAY = ("name", "start_time", Tag.PIPELINE, Tag.BASELINE, step_tag("train"),
+                 step_tag("analyze"), step_tag("compare"))
+"""What differs between any two runs, or is in the table's head."""
+
+
+def two_runs_text(pair: Sequence[pd.Series], table: pd.DataFrame) -> str:
+    """Where two runs differ, then their metrics and the ratio of them."""
+    lines = [("", *table.columns)]
+    for name in dict.fromkeys([*pair[0].index, *pair[1].index]):
+        texts = [_text(name, values.get(name)) for values in pair]
+        if name not in table.index and name not in UNLIKE_ANYWAY and texts[0] != texts[1]:
+            lines.append((name, *texts, ""))
+    lines.append(("",) * 4)
+    lines += [(name, *(_text(name, values.get(name)) for values in pair),
+               _text(name, table["ratio"][name], ratio=True)) for name in table.index]
+    return table_text(lines, (False, True, True, True))
