@@ -26,7 +26,7 @@ def by_hand(criterion: str, weight: Tensor, met: Tensor, gave: Tensor) -> Tensor
             weights of a unit) where the units met different things.
         gave: the units' outputs, shape (times, units).
     """
-    size, met, gave = (one.detach().double() for one in (weight.abs(), met, gave))
+    size, met, gave = (tensor.detach().double() for tensor in (weight.abs(), met, gave))
     if criterion == "output":
         return size * gave.mean(0).abs().unsqueeze(1)
     if criterion == "input":
@@ -40,11 +40,11 @@ def assert_importance(  # noqa: PLR0913 - a layer of a model, and what it met
 ) -> None:
     """The analysis of one layer equals what is computed by hand."""
     for criterion in only:
-        found, = layer_importance(model, data, [name], criterion).values()
-        found = found.flatten(1)
+        importance, = layer_importance(model, data, [name], criterion).values()
         expected = by_hand(criterion, weight, met, gave)
-        torch.testing.assert_close(found, expected, rtol=relative, atol=1e-7,
-                                   msg=lambda text, what=criterion: f"{name}, {what}: {text}")
+        torch.testing.assert_close(
+            importance.flatten(1), expected, rtol=relative, atol=1e-7,
+            msg=lambda text, criterion=criterion: f"{name}, {criterion}: {text}")
 
 
 def flat(tensor: Tensor) -> Tensor:
@@ -90,19 +90,19 @@ def unnamed(model: nn.Module, usage: ModelUsage, computed: tuple[str, ...] = ())
     outputs = {name for name, why in usage.skipped.items() if why.startswith("the output layer")}
     layers |= {re.sub(r"\[[\d:, ]+\]$", "", name) for name in outputs}
     skipped = set(usage.skipped) - outputs
-    found = []
+    missing = []
     for name, parameter in model.named_parameters(remove_duplicate=False):
         name = name.replace("_orig_mod.", "")
         owner, _, attribute = name.rpartition(".")
         holder, made, _ = name.partition("parametrizations.")
-        said = name in layers | skipped or owner in skipped
-        said |= attribute == "weight" and owner in layers
-        said |= owner in computed and owner in layers
-        said |= bool(made) and holder.rstrip(".") in layers
+        is_named = name in layers | skipped or owner in skipped
+        is_named |= attribute == "weight" and owner in layers
+        is_named |= owner in computed and owner in layers
+        is_named |= bool(made) and holder.rstrip(".") in layers
         if attribute == "in_proj_weight":
-            said |= {f"{owner}.{part}_proj".lstrip(".") for part in "qkv"} <= layers
+            is_named |= {f"{owner}.{part}_proj".lstrip(".") for part in "qkv"} <= layers
         elif attribute in ("q_proj_weight", "k_proj_weight", "v_proj_weight"):
-            said |= name.removesuffix("_weight") in layers
-        if parameter.dim() > 1 and not said:
-            found.append(name)
-    return found
+            is_named |= name.removesuffix("_weight") in layers
+        if parameter.dim() > 1 and not is_named:
+            missing.append(name)
+    return missing

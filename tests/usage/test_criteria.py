@@ -26,12 +26,12 @@ def drawn(name: str, dtype: torch.dtype = torch.float64):
     """A weight and what a criterion asks for beside it."""
     generator = torch.Generator().manual_seed(3)
     weight = torch.randn(UNITS, EACH, generator=generator, dtype=dtype)
-    given = {what: torch.randn(SHAPES[what], generator=generator, dtype=dtype)
+    evidence = {what: torch.randn(SHAPES[what], generator=generator, dtype=dtype)
              for what in inputs_of(CRITERIA[name])}
     for what in ("mean_input", "input_norm"):
-        if what in given:
-            given[what] = given[what].abs()
-    return weight, given
+        if what in evidence:
+            evidence[what] = evidence[what].abs()
+    return weight, evidence
 
 
 BY_HAND = {
@@ -46,13 +46,14 @@ BY_HAND = {
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("name", CRITERIA)
 def test_weight_by_weight(name, dtype):
-    weight, given = drawn(name, dtype)
-    importance = CRITERIA[name](weight, **given)
+    weight, evidence = drawn(name, dtype)
+    importance = CRITERIA[name](weight, **evidence)
     assert (importance.shape, importance.dtype) == (weight.shape, dtype)
-    drawn_weight, drawn_given = drawn(name, dtype)  # what was given is left alone
+    drawn_weight, drawn_evidence = drawn(name, dtype)  # what is given is left alone
     assert torch.equal(weight, drawn_weight)
-    assert all(torch.equal(given[what], drawn_given[what]) for what in given)
-    wide = {what: np.broadcast_to(tensor.numpy(), weight.shape) for what, tensor in given.items()}
+    assert all(torch.equal(evidence[what], drawn_evidence[what]) for what in evidence)
+    wide = {what: np.broadcast_to(tensor.numpy(), weight.shape)
+            for what, tensor in evidence.items()}
     for place in itertools.product(range(UNITS), range(EACH)):
         expected = BY_HAND[name](float(weight[place]),
                                  **{what: float(array[place]) for what, array in wide.items()})
@@ -68,12 +69,12 @@ MOVES = {"mean_output": 1, "gradient": -1}
 
 @pytest.mark.parametrize("name", CRITERIA)
 def test_scaling_laws(name):
-    weight, given = drawn(name)
+    weight, evidence = drawn(name)
     scale = torch.tensor([1.0, -2.0, 0.5, 3.0, 8.0], dtype=torch.float64)[:, None]
-    moved = {what: tensor * scale ** MOVES.get(what, 0) for what, tensor in given.items()}
+    moved = {what: tensor * scale ** MOVES.get(what, 0) for what, tensor in evidence.items()}
     torch.testing.assert_close(
         CRITERIA[name](weight * scale, **moved),
-        CRITERIA[name](weight, **given) * scale.abs() ** LAWS[name], rtol=1e-14, atol=0)
+        CRITERIA[name](weight, **evidence) * scale.abs() ** LAWS[name], rtol=1e-14, atol=0)
 
 
 def test_the_units_of_taylor_by_loops():

@@ -95,9 +95,8 @@ def test_every_figure_is_that_of_the_whole_array(name, dtype, kernel):
         assert summary.usage.effective == pytest.approx(math.exp(summary.usage.entropy))
         assert round(summary.usage.top90_share * exact.size) == top_count(exact)
         assert summary.usage.low_share == (array < dtype(0.01 * exact.mean())).mean()
-        assert summary.total == pytest.approx(exact.sum(), rel=1e-12)
         assert summary.unit_importance == pytest.approx(exact.sum(1), rel=1e-12)
-        assert (summary.count, summary.dead) == (exact.size, False)
+        assert (summary.usage.count, summary.dead) == (exact.size, False)
         assert summary.histogram.counts.sum() == exact.size
         # a value on an edge may round to either side
         assert np.abs(summary.histogram.counts - counts).sum() <= 2
@@ -201,15 +200,6 @@ def test_a_zero_may_be_negative(kernel):
     summary = of(torch.tensor([[-0.0, 1.0, 2.0, -0.0]]), **kernel)
     assert (summary.usage.top90_share, summary.usage.low_share) == (0.5, 0.5)
     assert summary.histogram.counts.sum() == 4
-
-
-@pytest.mark.parametrize("bins", [1, 255, 256])
-def test_the_bins_of_float32_are_those_of_counting_by_hand(bins, kernel):
-    array = drawn(13).random((50, 41)).astype(np.float32)
-    counts = of(array, bins=bins, **kernel).histogram.counts
-    expected = np.histogram(array, bins=bins, range=(0, array.max()))[0]
-    assert counts.sum() == array.size
-    assert np.abs(counts - expected).sum() <= 2
 
 
 @pytest.mark.parametrize("largest", [1e-310, 5e-324])

@@ -95,7 +95,7 @@ class ActivationSampler:
     outputs: dict[str, _RowSample] = field(default_factory=dict)
     received: dict[str, _RowSample] = field(default_factory=dict)
     readers: dict[str, list[str]] = field(default_factory=dict)
-    _keys: Tensor | None = None
+    _keys: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
 
     def begin(self, batch: Batch) -> None:
         """Give each of the batch's samples a key: a hash of its inputs."""
@@ -148,8 +148,6 @@ class ActivationSampler:
     def _add_rows(
         self, samples: dict[str, _RowSample], name: str, rows: Tensor, positions: ValidPositions
     ) -> None:
-        if self._keys is None:
-            raise RuntimeError("begin must be called before rows are taken")
         if rows.dim() == 3:  # (samples, units, positions)
             rows = rows.transpose(1, 2).reshape(-1, rows.shape[1])
         rows_per_sample, remainder = divmod(len(rows), len(self._keys))

@@ -242,7 +242,7 @@ def _layer_usage(
     return LayerUsage(
         name=layer.name,
         kind=layer.kind,
-        weights=summary.count,
+        weights=summary.usage.count,
         units=layer.units,
         entropy=summary.usage.entropy,
         effective_weights=summary.usage.effective,

@@ -22,6 +22,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
+import torch
 from torch import Tensor
 
 __all__ = [
@@ -149,22 +150,20 @@ class WeightedImportance:
     factor: Tensor | None
 
     def __call__(self, rows: slice, columns: slice) -> Tensor:
-        factor = self._factor_tile(rows, columns)
-        tile = self.weight[rows, columns]
-        return tile.abs() if factor is None else (tile * factor).abs_()
+        return self._tile(rows, columns, self.weight.dtype)
 
     def exact(self, rows: slice, columns: slice) -> Tensor:
         """The same tile in float64."""
-        factor = self._factor_tile(rows, columns)
-        tile = self.weight[rows, columns].double()
-        return tile.abs() if factor is None else (tile * factor.double()).abs_()
+        return self._tile(rows, columns, torch.float64)
 
-    def _factor_tile(self, rows: slice, columns: slice) -> Tensor | None:
+    def _tile(self, rows: slice, columns: slice, dtype: torch.dtype) -> Tensor:
+        tile = self.weight[rows, columns].to(dtype)
         if self.factor is None:
-            return None
+            return tile.abs()
         height, width = self.factor.shape
-        return self.factor[rows if height > 1 else slice(None),
-                           columns if width > 1 else slice(None)]
+        factor = self.factor[rows if height > 1 else slice(None),
+                             columns if width > 1 else slice(None)]
+        return (tile * factor.to(dtype)).abs_()
 
 
 @cache

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from wua_mlflow.usage.batches import NO_TARGETS
 from wua_mlflow.usage.tracing.layer import TracedLayer
+from wua_mlflow.usage.tracing.parameters import ParameterView
 from wua_mlflow.usage.tracing.tracer import WeightTracer
 
 __all__ = ["Gradients", "Loss", "loss_of"]
@@ -83,11 +84,9 @@ class Gradients:
             return layer.units_first(self.sums["computed"][layer.name])
         return layer.units_first(layer.view.of(self.sums["parameters"][layer.view.parameter]))
 
-    def of_bias(self, layer: TracedLayer) -> Tensor | None:
-        """The mean gradient of a layer's bias, shape (units,); None where it has none."""
-        if layer.bias is None:
-            return None
-        return layer.bias.of(self.sums["parameters"][layer.bias.parameter]).reshape(-1)
+    def of_bias(self, view: ParameterView) -> Tensor:
+        """The mean gradient of a layer's bias, shape (units,)."""
+        return view.of(self.sums["parameters"][view.parameter]).reshape(-1)
 
     def of_units(self, layer: TracedLayer) -> Tensor | None:
         """The mean Σ a·g of a layer's units, signed; None where weight and bias give it."""

@@ -225,7 +225,7 @@ def layer_statistics(layer: TracedLayer, pass_stats: PassStatistics) -> LayerSta
     if layer.bias is None or bias is None or layer.operation == "recurrent":
         return statistics
     return replace(statistics, bias=layer.bias.of(bias).reshape(-1),
-                   bias_gradient=pass_stats.gradients.of_bias(layer))
+                   bias_gradient=pass_stats.gradients.of_bias(layer.bias))
 
 
 def _gathered(parameter: Tensor) -> Tensor:
@@ -250,16 +250,17 @@ def rank_of(layer: TracedLayer, pass_stats: PassStatistics) -> float | None:
 
     If no layer was seen to take the units as input, that of the layer's own outputs, unscaled.
     """
-    if pass_stats.sampler is None or layer.name not in pass_stats.sampler.outputs:
+    sampler = pass_stats.sampler
+    if sampler is None or layer.name not in sampler.outputs:
         return None
-    readers = [pass_stats.layers[name] for name in pass_stats.sampler.readers.get(layer.name, ())
+    readers = [pass_stats.layers[name] for name in sampler.readers.get(layer.name, ())
                if name in pass_stats.layers]
-    squares = [_outgoing_squares(reader, layer, pass_stats) for reader in readers]
-    known = [of_reader for of_reader in squares if of_reader is not None]
-    if layer.name in pass_stats.sampler.received and known:
-        scale = torch.stack(known).sum(0).sqrt()
-        return pass_stats.sampler.received[layer.name].effective_rank(scale)
-    return pass_stats.sampler.outputs[layer.name].effective_rank()
+    squares = [of_reader for reader in readers
+               if (of_reader := _outgoing_squares(reader, layer, pass_stats)) is not None]
+    if layer.name in sampler.received and squares:
+        scale = torch.stack(squares).sum(0).sqrt()
+        return sampler.received[layer.name].effective_rank(scale)
+    return sampler.outputs[layer.name].effective_rank()
 
 
 def _outgoing_squares(

@@ -30,6 +30,8 @@ __all__ = [
 
 COVERAGE = 0.9
 LOW_OF_MEAN = 0.01
+BINS = 50
+"""Of the histogram, from 0 to the largest importance."""
 ROUNDING = 1e-12
 """Relative slack of a float64 cumulative sum, so that nine of ten equal weights reach 90%."""
 WHOLE_UP_TO = 2**20
@@ -57,8 +59,6 @@ class Summary:
     weights, float64; ``dead`` says that every importance is zero.
     """
 
-    count: int
-    total: float
     usage: Concentration
     histogram: Histogram
     unit_importance: np.ndarray
@@ -139,7 +139,6 @@ def summarize(
     *,
     low: float | None = None,
     by_column: bool = False,
-    bins: int = 50,
     compiled: bool | None = None,
 ) -> Summary:
     """Entropy, effective count, top-90 share, low share, histogram and row sums of an importance.
@@ -153,7 +152,6 @@ def summarize(
         shape: (units, weights of a unit).
         low: an importance below this is low; 1% of the mean, if None.
         by_column: whether a column lies together in memory, rather than a row.
-        bins: of the histogram, from 0 to the largest importance.
         compiled: whether a large layer goes through loops that numba compiles; where numba is
             installed and the layer on a CPU, if None.
 
@@ -166,14 +164,12 @@ def summarize(
     >>> summary.usage.top90_share, summary.unit_importance.tolist()
     (0.5, [9.0, 1.0])
     """
-    if bins < 1:
-        raise ValueError(f"bins: expected a whole number of at least 1, but got {bins}")
     if compiled and not _has_numba():
         raise ValueError("compiled: expected numba to be installed, but it is not; "
                          "pip install 'wua-mlflow[fast]'")
     if shape[0] * shape[1] <= WHOLE_UP_TO:
-        return _summary_of_whole(part(slice(None), slice(None)), shape, low, bins)
-    return _summary_of_tiles(_make_tiles(part, shape, by_column, compiled), low, bins)
+        return _summary_of_whole(part(slice(None), slice(None)), shape, low)
+    return _summary_of_tiles(_make_tiles(part, shape, by_column, compiled), low)
 
 
 def is_finite(weight: Tensor) -> bool:
@@ -203,18 +199,16 @@ def _blocks(tensor: Tensor) -> Iterator[Tensor]:
 # An importance that is held in memory at once: NumPy, float64
 
 
-def _summary_of_whole(
-    importance: Tensor, shape: tuple[int, int], low: float | None, bins: int
-) -> Summary:
+def _summary_of_whole(importance: Tensor, shape: tuple[int, int], low: float | None) -> Summary:
     values, total = _checked_values(importance)
     sums = _Sums(values.reshape(shape).sum(1), total, float(values.max()))
     limit = _low_limit(low, total / values.size, importance.dtype)
-    bin_numbers = (values / (sums.largest or 1.0) * bins).astype(np.int64)
+    bin_numbers = (values / (sums.largest or 1.0) * BINS).astype(np.int64)
     return _make_summary(
         values.size, sums, _entropy(values, total),
         (_top_count(values, COVERAGE * total * (1 - ROUNDING)),
          int(np.count_nonzero(values < limit))),
-        np.bincount(np.minimum(bin_numbers, bins - 1), minlength=bins))
+        np.bincount(np.minimum(bin_numbers, BINS - 1), minlength=BINS))
 
 
 @dataclass(frozen=True)
@@ -234,8 +228,6 @@ def _make_summary(
     dead = sums.total == 0
     edges = np.linspace(0.0, 1.0 if dead else sums.largest / sums.total, len(bin_counts) + 1)
     return Summary(
-        count=count,
-        total=sums.total,
         usage=Concentration(count, entropy, 0.0 if dead else math.exp(entropy),
                             top_and_low[0] / count, top_and_low[1] / count),
         histogram=Histogram(edges, bin_counts, entropy),
@@ -334,7 +326,7 @@ def _make_tiles(
     return _Tiles(part, shape, by_column, compiled, device, dtype)
 
 
-def _summary_of_tiles(tiles: _Tiles, low: float | None, bins: int) -> Summary:
+def _summary_of_tiles(tiles: _Tiles, low: float | None) -> Summary:
     sums, digits = _first_pass(tiles)
     count = tiles.shape[0] * tiles.shape[1]
     if (
@@ -343,9 +335,9 @@ def _summary_of_tiles(tiles: _Tiles, low: float | None, bins: int) -> Summary:
         and sums.largest < FAINT
     ):
         exact = _make_tiles(tiles.part.exact, tiles.shape, tiles.by_column, tiles.compiled)
-        return _summary_of_tiles(exact, low, bins)
+        return _summary_of_tiles(exact, low)
     limit = _low_limit(low, sums.total / count, tiles.dtype)
-    histogram = _BinCounts(tiles, bins, sums.largest, limit)
+    histogram = _BinCounts(tiles, sums.largest, limit)
     wanted, above = COVERAGE * sums.total * (1 - ROUNDING), 0.0
     consumers: list[_BinCounts | _Digits] = [histogram]
     while digits.shift:
@@ -469,13 +461,13 @@ class _Digits:
 class _BinCounts:
     """Counts of the numbers in equal bins from 0 to the largest, and of those below a limit."""
 
-    def __init__(self, tiles: _Tiles, bins: int, largest: float, limit: float) -> None:
+    def __init__(self, tiles: _Tiles, largest: float, limit: float) -> None:
         self.below: Tensor | int = 0
-        self._bins, self._limit, self._tiles = bins, limit, tiles
-        scale = bins / largest if largest else 1.0
+        self._limit, self._tiles = limit, tiles
+        scale = BINS / largest if largest else 1.0
         self._overflows = scale > torch.finfo(tiles.dtype).max  # the largest is subnormal
         self._scale = largest if self._overflows else scale
-        self._counts = torch.zeros(bins + 1, dtype=torch.int64, device=tiles.device)
+        self._counts = torch.zeros(BINS + 1, dtype=torch.int64, device=tiles.device)
 
     def add(self, values: Tensor) -> None:
         """Count these numbers."""
@@ -490,10 +482,10 @@ class _BinCounts:
             self.below += torch.count_nonzero(values < self._limit)
         scaled = self._tiles.scratch("scaled", values, values.dtype)
         if self._overflows:
-            torch.div(values, self._scale, out=scaled).mul_(self._bins)
+            torch.div(values, self._scale, out=scaled).mul_(BINS)
         else:
             torch.mul(values, self._scale, out=scaled)
-        self._counts += torch.bincount(scaled.long(), minlength=self._bins + 1)
+        self._counts += torch.bincount(scaled.long(), minlength=BINS + 1)
 
     def result(self) -> np.ndarray:
         """The counts; the largest number belongs to the last bin."""
