@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.networks import mlp
+from tests.networks import Layers, mlp
 from wua_mlflow.pipeline.pictures import usage_pictures
 from wua_mlflow.usage.analyze import analyze
 from wua_mlflow.usage.results import ModelUsage
@@ -27,15 +27,6 @@ def _drawn(model: nn.Module, inputs: torch.Tensor, folder: Path) -> set[str]:
     return set(files)
 
 
-class Branches(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.b, self.c = nn.Linear(3, 2), nn.Linear(3, 4), nn.Linear(6, 1)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.c(torch.cat([self.a(x), self.b(x)], 1))
-
-
 def test_a_network_gets_the_pictures_that_can_be_read(tmp_path: Path) -> None:
     """A diagram is of a chain of linear layers, units are drawn where a layer has several."""
     torch.manual_seed(0)
@@ -46,7 +37,9 @@ def test_a_network_gets_the_pictures_that_can_be_read(tmp_path: Path) -> None:
     cnn = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(16, 2))
     assert set(usage_pictures(cnn, analyze(cnn, torch.rand(5, 1, 4, 4)))) == {
         "plots/layers.png", "plots/units.png", "plots/importance_0.png"}
-    branches, narrow = Branches(), mlp(3, 1, 1, 2)
+    branches = Layers(lambda self, x: self.c(torch.cat([self.a(x), self.b(x)], 1)),
+                      a=nn.Linear(3, 2), b=nn.Linear(3, 4), c=nn.Linear(6, 1))
+    narrow = mlp(3, 1, 1, 2)
     assert "plots/network.png" not in usage_pictures(branches, analyze(branches, rows))
     assert "plots/units.png" not in usage_pictures(narrow, analyze(narrow, rows))
 

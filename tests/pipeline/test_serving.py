@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from wua_mlflow.pipeline.models import cnn, mlp
 from wua_mlflow.pruning.cut import cut
@@ -72,8 +72,7 @@ class Sentences(nn.Module):
         self.recurrent, self.head = nn.LSTM(6, 8, batch_first=True), nn.Linear(8, 3)
 
     def forward(self, x):
-        outputs, _ = self.recurrent(self.embedding(x))
-        return self.head(outputs[:, -1])
+        return self.head(self.recurrent(self.embedding(x))[0][:, -1])
 
 
 class Pictures(nn.Module):
@@ -85,24 +84,16 @@ class Pictures(nn.Module):
 
     def forward(self, x):
         rows = x.squeeze(1)
-        outputs, _ = self.attention(rows, rows, rows, need_weights=False)
-        return self.head(outputs.mean(1))
-
-
-def _pictures(n: int) -> Tensor:
-    return torch.rand(n, 1, 8, 8)
-
-
-def _rows(n: int) -> Tensor:
-    return torch.rand(n, 4)
+        return self.head(self.attention(rows, rows, rows, need_weights=False)[0].mean(1))
 
 
 CASES = {
-    "classes": (lambda: mlp((7,), (4,), 3, "multiclass"), _rows, {}),
-    "regression": (lambda: mlp((7, 5), (4,), 1, "regression"), _rows, {"fc1": [0, 2], "fc2": [4]}),
-    "convolutions": (lambda: cnn((3, 5), (1, 8, 8), 4, "multiclass"), _pictures,
-                     {"conv2": [1, 3, 4]}),
-    "attention": (Pictures, _pictures, {"attention": [1, 2]}),
+    "classes": (lambda: mlp((7,), (4,), 3, "multiclass"), lambda n: torch.rand(n, 4), {}),
+    "regression": (lambda: mlp((7, 5), (4,), 1, "regression"), lambda n: torch.rand(n, 4),
+                   {"fc1": [0, 2], "fc2": [4]}),
+    "convolutions": (lambda: cnn((3, 5), (1, 8, 8), 4, "multiclass"),
+                     lambda n: torch.rand(n, 1, 8, 8), {"conv2": [1, 3, 4]}),
+    "attention": (Pictures, lambda n: torch.rand(n, 1, 8, 8), {"attention": [1, 2]}),
     "tokens": (Sentences, lambda n: torch.randint(20, (n, 5)),
                {"recurrent": [0, 2, 3, 5, 7], "embedding": [0, 1, 5]}),
 }
@@ -146,30 +137,30 @@ def _logged(case: str, *, by: str = "model") -> Logged:
 
 @pytest.mark.slow
 def test_predictions_without_this_package_and_without_pickle(bare, tmp_path):
-    everything = [_logged(case, by=by) for case, by in zip(
+    models = [_logged(case, by=by) for case, by in zip(
         CASES, ("model", "run", "model", "run", "model"), strict=True)]
-    for number, one in enumerate(everything):
-        np.savez(tmp_path / f"{number}.npz", **one.inputs)
+    for number, model in enumerate(models):
+        np.savez(tmp_path / f"{number}.npz", **model.inputs)
     done = subprocess.run(
-        [sys.executable, "-c", PREDICTING, str(tmp_path), *(one.uri for one in everything)],
+        [sys.executable, "-c", PREDICTING, str(tmp_path), *(model.uri for model in models)],
         env=bare, cwd=tmp_path, capture_output=True, text=True, timeout=SECONDS, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    for number, one in enumerate(everything):
+    for number, model in enumerate(models):
         with np.load(tmp_path / f"{number}-answers.npz") as answers:
             assert set(answers) == set(map(str, BATCHES))
             for size, answer in answers.items():
-                np.testing.assert_allclose(answer, one.answers[size], rtol=1e-5, atol=1e-6)
+                np.testing.assert_allclose(answer, model.answers[size], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("case", "by"), [
     ("regression", "run"), ("tokens", "model"), ("attention", "run")])
 def test_served_over_http(bare, tmp_path, case, by):
-    one = _logged(case, by=by)
-    with _serving(one.uri, bare, tmp_path) as address:
-        for size, inputs in one.inputs.items():
+    model = _logged(case, by=by)
+    with _serving(model.uri, bare, tmp_path) as address:
+        for size, inputs in model.inputs.items():
             answer = _post(address, {"inputs": inputs.tolist()})
-            np.testing.assert_allclose(answer["predictions"], one.answers[size], rtol=1e-5,
+            np.testing.assert_allclose(answer["predictions"], model.answers[size], rtol=1e-5,
                                        atol=1e-6)
         with pytest.raises(urllib.error.HTTPError, match="400"):
             _post(address, {"inputs": [[["no", "numbers"]]]})
