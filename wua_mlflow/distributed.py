@@ -139,10 +139,9 @@ def all_reduce(tensors: list[Tensor]) -> None:
     if small:
         flat = torch.cat([tensor.reshape(-1).to(device) for tensor in small])
         dist.all_reduce(flat)
-        start = 0
-        for tensor in small:
-            tensor.copy_(flat[start:start + tensor.numel()].view(tensor.shape))
-            start += tensor.numel()
+        parts = flat.split([tensor.numel() for tensor in small])
+        for tensor, part in zip(small, parts, strict=True):
+            tensor.copy_(part.view(tensor.shape))
     for tensor in tensors:
         if tensor.numel() > SMALL:
             moved = tensor.to(device)
@@ -152,7 +151,7 @@ def all_reduce(tensors: list[Tensor]) -> None:
 
 VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 """What ``torch.distributed`` needs to know; ``torchrun`` sets it."""
-SAID = "wua: the first process is done"
+FIRST_IS_DONE = "wua: the first process is done"
 PATIENCE_S = 10
 """A process that failed waits so long for the first one, which may be in a collective call."""
 
@@ -211,12 +210,12 @@ def process_group(device: str) -> Iterator[None]:
     except BaseException:
         if rank:  # torchrun ends the others as soon as one ends: the first has yet to say why
             with suppress(Exception):
-                store.wait([SAID], timedelta(seconds=PATIENCE_S))
+                store.wait([FIRST_IS_DONE], timedelta(seconds=PATIENCE_S))
         raise
     finally:
         with suppress(Exception):  # where another is gone already
             if not rank:
-                store.set(SAID, "")
+                store.set(FIRST_IS_DONE, "")
         dist.destroy_process_group()
 
 

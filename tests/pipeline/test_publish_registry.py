@@ -13,7 +13,7 @@ import torch
 from tests.pipeline.slimming_cases import judging, settings_of, store_at, tags_of, with_exports
 from wua_mlflow.pipeline import slim as slim_module
 from wua_mlflow.pipeline import workflow
-from wua_mlflow.pipeline.publish import nothing_to_register, registered
+from wua_mlflow.pipeline.publish import registered
 from wua_mlflow.pipeline.workflow import SlimmingResult, run_pipeline
 from wua_mlflow.tracking.store import Store
 
@@ -88,9 +88,8 @@ def test_nothing_is_registered_unasked_or_without_a_slim_model(ran: Ran) -> None
     before = tags_of(store, pipeline.variants[-1].run_id)
     assert registered(store, pipeline.slimmed.result, settings_of()) == ""
     assert tags_of(store, pipeline.variants[-1].run_id) == before
-    assert nothing_to_register(settings_of(register=NAME)) == (
+    assert registered(store, None, settings_of(register=NAME)) == (
         f"Not registered as '{NAME}': there is no slim model.")
-    assert nothing_to_register(settings_of()) == ""
 
 
 def test_the_result_is_what_is_registered_not_the_last_round(

@@ -33,37 +33,38 @@ from wua_mlflow.tracking.names import ArtifactPath, Metric, Tag
 from wua_mlflow.tracking.registry import register
 from wua_mlflow.tracking.store import Store
 from wua_mlflow.tracking.ui_view import ensure_view, latest_view
-from wua_mlflow.widths.results import Curve
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["nothing_to_register", "publish", "registered", "report_pictures"]
+__all__ = ["publish", "registered", "report_pictures"]
 
 
-def registered(store: Store, result: Round, settings: Settings) -> str:
+def registered(store: Store, result: Round | None, settings: Settings) -> str:
     """Register the slim model where ``register`` names one; gives a line on what became of it.
 
     The line is also a tag of the slim run and of its pipeline's. It is empty where nothing was
     to be registered.
 
+    Args:
+        store: where the runs are.
+        result: of slimming; None where there is no slim model.
+        settings: of the step.
+
     Raises:
         MlflowException: the registry refuses.
     """
-    if settings.register is None:
+    name = settings.register
+    if name is None:
         return ""
+    if result is None:
+        return f"Not registered as {name!r}: there is no slim model."
     run_id = result.variant.run_id
-    registration = register(store.client, settings.register, run_id=run_id,
+    registration = register(store.client, name, run_id=run_id,
                             verdict=result.comparison.artifact, comparison_run_id=run_id)
     for tagged in filter(None, (run_id, result.variant.tags.get(Tag.PIPELINE))):
         store.client.set_tag(tagged, Tag.REGISTERED, registration.sentence)
     return registration.sentence
-
-
-def nothing_to_register(settings: Settings) -> str:
-    """The line where slimming has no result; "" where ``register`` asks for nothing."""
-    name = settings.register
-    return "" if name is None else f"Not registered as {name!r}: there is no slim model."
 
 
 def publish(store: Store, run_id: str, slimmed: Slimmed, *, files: Files | None = None) -> Report:
@@ -134,15 +135,12 @@ def _of_widths(report: Report) -> dict[str, Figure]:
         figures["trials"] = plot_trials(trials_data(
             trials, chosen=widths.widths, margin=verdict.margin, score=verdict.score))
     recommendation = widths.recommendation
-    curves = [layer for layer in recommendation.layers if _can_be_drawn(layer.curve)] \
-        if recommendation else []
-    if recommendation and curves:
-        figures["curves"] = plot_curves(curves_data(curves, method=recommendation.method))
+    if recommendation:
+        curves = [layer for layer in recommendation.layers if layer.curve.widths
+                  and all(map(math.isfinite, (*layer.curve.scores, layer.curve.threshold)))]
+        if curves:
+            figures["curves"] = plot_curves(curves_data(curves, method=recommendation.method))
     return figures
-
-
-def _can_be_drawn(curve: Curve) -> bool:
-    return bool(curve.widths) and all(map(math.isfinite, (*curve.scores, curve.threshold)))
 
 
 def _png(figure: Figure) -> bytes:

@@ -18,7 +18,7 @@ from wua_mlflow.pipeline.compare import check_test_part, compare_variants
 from wua_mlflow.pipeline.models import check_widths
 from wua_mlflow.pipeline.networks import cached, from_scratch
 from wua_mlflow.pipeline.pretrained import import_pretrained, pretrained_recipe, source_of
-from wua_mlflow.pipeline.publish import nothing_to_register, publish, registered
+from wua_mlflow.pipeline.publish import publish, registered
 from wua_mlflow.pipeline.recipe import Recipe, load_recipe
 from wua_mlflow.pipeline.slim import check_slimming, slim_variant
 from wua_mlflow.pipeline.target_widths import logged_widths
@@ -134,18 +134,17 @@ def _finished(
         run_id: the pipeline's run, if there is one.
         new: whether the pipeline is this one, whose settings are a file of it.
     """
-    result = SlimmingResult(slimmed, networks, run_id)
     files = {ArtifactPath.CONFIG: settings_yaml(settings)} if new else {}
-    if not slimmed.rounds:
-        if run_id is not None:
-            widths = {ArtifactPath.WIDTHS: slimmed.last.to_json()} if slimmed.last else {}
-            write(store.client, run_id, files={**files, **widths}, tags={
-                "mlflow.note.content": f"**No narrower network.** {slimmed.ended}",
-                "mlflow.runName": title_of(settings, slimmed.original.widths)})
-        return replace(result, registered=nothing_to_register(settings))
-    registration = registered(store, slimmed.result, settings)
-    report = None if run_id is None else publish(store, run_id, slimmed, files=files)
-    return replace(result, report=report, registered=registration)
+    registration = registered(store, slimmed.result if slimmed.rounds else None, settings)
+    report = None
+    if run_id is not None and slimmed.rounds:
+        report = publish(store, run_id, slimmed, files=files)
+    elif run_id is not None:
+        widths = {ArtifactPath.WIDTHS: slimmed.last.to_json()} if slimmed.last else {}
+        write(store.client, run_id, files={**files, **widths}, tags={
+            "mlflow.note.content": f"**No narrower network.** {slimmed.ended}",
+            "mlflow.runName": title_of(settings, slimmed.original.widths)})
+    return SlimmingResult(slimmed, networks, run_id, report, registration)
 
 
 def _resolved(settings: Settings, how: str) -> Settings:
