@@ -17,7 +17,7 @@ from torch.nn.functional import cross_entropy
 
 import wua_mlflow as wua
 from tests.networks import kept_streams, mlp, numpys, snapshot
-from tests.pruning.cutting_cases import Twice, greedy
+from tests.pruning.cutting_cases import greedy, twice
 from wua_mlflow.pruning.cut import unit_groups
 from wua_mlflow.pruning.heads import PrunedMultiheadAttention
 from wua_mlflow.pruning.importance import unit_importance
@@ -60,11 +60,11 @@ def test_a_methods_widths_and_no_more_parameters_than_planned():
 
 
 def test_layers_that_share_their_units():
-    model, data = Twice(6), (DATA[0], DATA[1] % 2)
-    assert wua.slim(model, data, widths={"again": 2}).model.first.out_features == 2
-    with pytest.raises(ValueError, match="^widths: expected one width for first, again, which "
-                                         "share their units, but got 2 and 3$"):
-        wua.slim(model, data, widths={"first": 2, "again": 3})
+    model, data = twice(6), (DATA[0], DATA[1] % 2)
+    assert wua.slim(model, data, widths={"2.0": 2}).model[0].out_features == 2
+    with pytest.raises(ValueError, match="^widths: expected one width for 0, 2.0, which share "
+                                         "their units, but got 2 and 3$"):
+        wua.slim(model, data, widths={"0": 2, "2.0": 3})
 
 
 @pytest.mark.parametrize(("widths", "message"), [

@@ -89,6 +89,19 @@ def _zeroed(dim: int, units: Tensor, _: nn.Module, inputs: tuple[Tensor]) -> tup
     return (inputs[0].index_fill(dim, units, 0),)
 
 
+class Network(nn.Module):
+    """Parts by name, and a forward as a function of the network and its inputs."""
+
+    def __init__(self, function: Callable[..., Tensor], **parts: object) -> None:
+        super().__init__()
+        for name, part in parts.items():
+            setattr(self, name, part)
+        self.function = function
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return self.function(self, *inputs)
+
+
 class Residual(nn.Module):
     """A stem, a block whose output is added to its input, a head."""
 
@@ -120,18 +133,6 @@ class Conv1D(nn.Module):
         return torch.addmm(self.bias, x.view(-1, self.nx), self.weight).view(*x.shape[:-1], self.nf)
 
 
-class FeedForward(nn.Module):
-    """A block of GPT-2's kind."""
-
-    def __init__(self, inner: int) -> None:
-        super().__init__()
-        self.c_fc, self.act, self.c_proj = Conv1D(inner, 6), nn.GELU(), Conv1D(6, inner)
-        self.norm, self.head = nn.LayerNorm(6), nn.Linear(6, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head((x + self.c_proj(self.act(self.c_fc(self.norm(x))))).mean(1))
-
-
 class Tokens(nn.Module):
     """The mean of tokens, a block, a head tied to the embedding."""
 
@@ -146,17 +147,17 @@ class Tokens(nn.Module):
         return self.head(hidden + self.down(torch.relu(self.up(hidden))))
 
 
-class Twice(nn.Module):
+def feed_forward(inner: int) -> nn.Module:
+    """A block of GPT-2's kind."""
+    return Network(lambda net, x: net.head((x + net.block(net.norm(x))).mean(1)),
+                   norm=nn.LayerNorm(6), head=nn.Linear(6, 3),
+                   block=nn.Sequential(Conv1D(inner, 6), nn.GELU(), Conv1D(6, inner)))
+
+
+def twice(width: int) -> nn.Module:
     """A layer that is called twice, on its own output."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.first, self.again = nn.Linear(4, width), nn.Linear(width, width)
-        self.last = nn.Linear(width, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.first(x).relu()
-        return self.last(self.again(self.again(x).relu()).relu())
+    again = nn.Sequential(nn.Linear(width, width), nn.ReLU())
+    return nn.Sequential(nn.Linear(4, width), nn.ReLU(), again, again, nn.Linear(width, 2))
 
 
 def mlp(a: int, b: int) -> nn.Module:
@@ -197,10 +198,10 @@ CASES = {
         "0": Units("a", [0, 5], ["2"]), "2": Units("b", [1, 2, 3], ["4"])}, (3, 8, 8)),
     "signals": Case(signals, {"a": 5}, {"0": Units("a", [4], ["2"])}, (2, 12)),
     "volumes": Case(volumes, {"a": 5}, {"0": Units("a", [0, 2], ["2"])}, (1, 4, 4, 4)),
-    "Conv1D": Case(FeedForward, {"inner": 9}, {
-        "c_fc": Units("inner", [0, 2, 8], ["c_proj:2"])}, (4, 6)),
-    "twice": Case(Twice, {"width": 6}, {
-        "first": Units("width", [0, 3, 5], ["again", "last"])}, (4,)),
+    "Conv1D": Case(feed_forward, {"inner": 9}, {
+        "block.0": Units("inner", [0, 2, 8], ["block.2:2"])}, (4, 6)),
+    "twice": Case(twice, {"width": 6}, {
+        "0": Units("width", [0, 3, 5], ["2.0", "4"])}, (4,)),
 }
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from tests.networks import snapshot
-from tests.pruning.cutting_cases import CASES, Tokens, mlp, silent
+from tests.pruning.cutting_cases import CASES, Network, Tokens, mlp, silent
 from tests.pruning.test_heads import Attending
 from wua_mlflow.flops import count_flops
 from wua_mlflow.pruning import cut as module
@@ -127,18 +127,11 @@ def test_a_cut_network_can_be_cut_again_down_to_one_unit(pruned):
 
 
 def test_what_is_tied_stays_tied():
-    class Tied(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.embed, self.inner = nn.Embedding(11, 6), nn.Linear(6, 8)
-            self.back, self.out = nn.Linear(8, 6), nn.Linear(6, 11, bias=False)
-            self.out.weight = self.embed.weight
-            self.again = self.inner
-
-        def forward(self, tokens):
-            return self.out(self.back(self.again(self.embed(tokens)).relu()))
-
-    pruned = cut(Tied(), torch.randint(11, (4, 3)), {"inner": [1, 5]}).model
+    embed, inner, out = nn.Embedding(11, 6), nn.Linear(6, 8), nn.Linear(6, 11, bias=False)
+    out.weight = embed.weight
+    model = Network(lambda net, tokens: net.out(net.back(net.again(net.embed(tokens)).relu())),
+                    embed=embed, inner=inner, back=nn.Linear(8, 6), out=out, again=inner)
+    pruned = cut(model, torch.randint(11, (4, 3)), {"inner": [1, 5]}).model
     assert pruned.out.weight is pruned.embed.weight
     assert pruned.again is pruned.inner and pruned.inner.out_features == 2
     assert pruned.embed.weight.shape == (11, 6)

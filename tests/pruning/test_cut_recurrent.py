@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from tests.networks import rows
+from tests.pruning.cutting_cases import Network
 from wua_mlflow.flops import count_flops
 from wua_mlflow.pruning.cut import cut, unit_groups
 
@@ -73,15 +74,11 @@ def test_the_kind_of_the_group_and_what_projects():
 
 
 def test_two_recurrent_layers_after_each_other():
-    class Stack(nn.Module):
-        def __init__(self, a, b):
-            super().__init__()
-            self.gru, self.lstm = nn.GRU(3, a, batch_first=True), nn.LSTM(a, b, batch_first=True)
-            self.head = nn.Linear(b, 2)
+    def stack(a, b):
+        return Network(lambda net, x: net.head(net.lstm(net.gru(x)[0])[0][:, -1]),
+                       gru=nn.GRU(3, a, batch_first=True), lstm=nn.LSTM(a, b, batch_first=True),
+                       head=nn.Linear(b, 2))
 
-        def forward(self, x):
-            return self.head(self.lstm(self.gru(x)[0])[0][:, -1])
-
-    result = cut(Stack(5, 4), rows(4, 6, 3), {"gru": [0, 4], "lstm": [1, 2, 3]})
+    result = cut(stack(5, 4), rows(4, 6, 3), {"gru": [0, 4], "lstm": [1, 2, 3]})
     assert {name: tensor.shape for name, tensor in result.model.state_dict().items()} == {
-        name: tensor.shape for name, tensor in Stack(2, 3).state_dict().items()}
+        name: tensor.shape for name, tensor in stack(2, 3).state_dict().items()}

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from tests.networks import mlp, rows
-from tests.pruning.cutting_cases import CASES, Residual
+from tests.pruning.cutting_cases import CASES, Network, Residual
 from wua_mlflow.pruning.cut import unit_groups
 
 
@@ -36,66 +36,26 @@ def test_a_flattened_channel_is_read_by_many_columns():
     assert reader.columns == tuple(tuple(range(16 * unit, 16 * unit + 16)) for unit in range(6))
 
 
-class Normed(nn.Module):
-    """The stream is normalised over; the part inside the block is not."""
-
-    def __init__(self):
-        super().__init__()
-        self.embed, self.norm = nn.Linear(3, 6), nn.LayerNorm(6)
-        self.inner, self.back, self.head = nn.Linear(6, 8), nn.Linear(8, 6), nn.Linear(6, 2)
-
-    def forward(self, x):
-        x = self.embed(x)
-        return self.head(x + self.back(self.inner(self.norm(x)).relu()))
-
-
-class Positions(nn.Module):
-    """A parameter of its own is added to the units."""
-
-    def __init__(self):
-        super().__init__()
-        self.embed, self.place = nn.Linear(3, 6), nn.Parameter(torch.randn(6))
-        self.head = nn.Linear(6, 2)
-
-    def forward(self, x):
-        return self.head(self.embed(x) + self.place)
-
-
-class Sliced(nn.Module):
-    """Half of the units goes one way, half another, by fixed numbers."""
-
-    def __init__(self):
-        super().__init__()
-        self.both, self.head = nn.Linear(3, 8), nn.Linear(4, 2)
-
-    def forward(self, x):
-        hidden = self.both(x)
-        return self.head(hidden[..., :4] * hidden[..., 4:].sigmoid())
-
-
-class Functional(nn.Module):
-    """A weight that no module holds."""
-
-    def __init__(self):
-        super().__init__()
-        self.first, self.weight = nn.Linear(3, 8), nn.Parameter(torch.randn(2, 8))
-
-    def forward(self, x):
-        return nn.functional.linear(self.first(x).relu(), self.weight)
-
-
 @pytest.mark.parametrize(("model", "shape", "layer", "reason", "groups"), [
-    (Normed(), (3,), "embed", "norm (LayerNorm) normalises over these units", ["inner"]),
-    (Positions(), (3,), "embed", "place of Positions has a place for each of these units, and how "
-                                 "it is cut is not known", []),
+    (Network(lambda net, x: net.head(net.embed(x) + net.inner(net.embed(x))),
+             embed=nn.Linear(3, 6), head=nn.Linear(6, 2),
+             inner=nn.Sequential(nn.LayerNorm(6), nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 6))),
+     (3,), "embed", "inner.0 (LayerNorm) normalises over these units", ["inner.1"]),
+    (Network(lambda net, x: net.head(net.embed(x) + net.place), embed=nn.Linear(3, 6),
+             place=nn.Parameter(torch.randn(6)), head=nn.Linear(6, 2)),
+     (3,), "embed", "place of Network has a place for each of these units, and how it is cut is "
+                    "not known", []),
     (nn.Sequential(nn.Conv2d(3, 8, 1), nn.GroupNorm(2, 8), nn.Conv2d(8, 2, 1)), (3, 8, 8), "0",
      "1 (GroupNorm) normalises over these units", []),
     (nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 3, groups=4), nn.Conv2d(8, 2, 1)),
      (3, 8, 8), "0", "1 is a grouped convolution, which shares them out evenly", []),
     (mlp(3, 8, 2), (3,), "2", "its units are the network's outputs", ["0"]),
     (mlp(3, 1, 2), (3,), "0", "it has one unit", []),
-    (Sliced(), (3,), "both", "", []),
-    (Functional(), (3,), "first", "", []),
+    (Network(lambda net, x: net.head(net.both(x)[..., :4] * net.both(x)[..., 4:].sigmoid()),
+             both=nn.Linear(3, 8), head=nn.Linear(4, 2)), (3,), "both", "", []),
+    (Network(lambda net, x: nn.functional.linear(net.first(x).relu(), net.weight),
+             first=nn.Linear(3, 8), weight=nn.Parameter(torch.randn(2, 8))),
+     (3,), "first", "", []),
 ])
 def test_what_is_not_cut_is_named_with_the_reason(model, shape, layer, reason, groups):
     """What cannot be followed is never cut, whatever the library makes of it."""
@@ -117,24 +77,18 @@ def test_what_is_refused_in_one_line(make, message):
     assert "\n" not in str(raised.value)
 
 
-class NotBoth(nn.Module):
+def not_both(net: nn.Module, x: torch.Tensor) -> torch.Tensor:
     """Each layer can be cut, the second and the third not together."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.second, self.third, self.fourth, self.head = (
-            nn.Linear(6, 6) for _ in range(5))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self.second.out_features < 6 and self.third.out_features < 6:
-            raise ValueError("one of both has to be whole")
-        for layer in (self.first, self.second, self.third, self.fourth):
-            x = layer(x).relu()
-        return self.head(x)
+    if net.second.out_features < 6 and net.third.out_features < 6:
+        raise ValueError("one of both has to be whole")
+    for layer in (net.first, net.second, net.third, net.fourth):
+        x = layer(x).relu()
+    return net.head(x)
 
 
 def test_what_cannot_be_cut_together_with_others_is_refused_alone():
-    structure = unit_groups(NotBoth(), rows(4, 6))
+    layers = {name: nn.Linear(6, 6) for name in ("first", "second", "third", "fourth", "head")}
+    structure = unit_groups(Network(not_both, **layers), rows(4, 6))
     assert [group.name for group in structure.groups] == ["first", "second", "fourth"]
     assert structure.not_prunable == {
         "third": "cut on trial together with others, its forward fails: ValueError: one of both "

@@ -1,6 +1,7 @@
 """Heads of attention with layers of its own: which layers make them, and heads that are cut.
 
-Against the same attention built narrower.
+Each class of attention is one of transformers' ways to write it, in small; a cut one is compared
+with the same attention built narrower.
 """
 
 from __future__ import annotations
@@ -11,28 +12,153 @@ from dataclasses import dataclass
 import pytest
 import torch
 from torch import nn
+from torch.nn.functional import scaled_dot_product_attention as attend
 
 from tests.networks import kept_streams, rows, snapshot
-from tests.pruning.attention_cases import (
-    READS,
-    SIZE,
-    Bert,
-    Conv1D,
-    Gpt2,
-    Llama,
-    Plain,
-    attend,
-    joined,
-    mixed,
-    split,
-    stack,
-)
+from tests.pruning.cutting_cases import Conv1D, Network
 from wua_mlflow.flops import count_flops
 from wua_mlflow.pruning.cut import cut, rebuild, unit_groups
 from wua_mlflow.pruning.importance import most_important, unit_importance
 from wua_mlflow.pruning.unit_groups import UnitGroups, masked
 
 EXAMPLE = rows(3, 5, 12)
+SIZE = 4
+"""Of a head."""
+
+
+def split(x, heads):
+    return x.view(*x.shape[:-1], heads, -1).transpose(1, 2)
+
+
+def joined(x):
+    return x.transpose(1, 2).flatten(2)
+
+
+def mixed(queries, keys, values, heads, mask=None, **options):
+    """Attention over what layers give, its heads side by side."""
+    q, k, v = (split(projected, heads) for projected in (queries, keys, values))
+    return joined(attend(q, k, v, mask, **options))
+
+
+class Bert(nn.Module):
+    """BERT: the heads are read by a layer of a sibling; a head count and two sizes."""
+
+    class Own(nn.Module):
+        def __init__(self, width, heads):
+            super().__init__()
+            self.num_attention_heads, self.attention_head_size = heads, SIZE
+            self.all_head_size = heads * SIZE
+            self.query, self.key, self.value = (nn.Linear(width, heads * SIZE) for _ in range(3))
+
+        def forward(self, x):
+            outputs = mixed(self.query(x), self.key(x), self.value(x), self.num_attention_heads)
+            return outputs.reshape(*x.shape[:2], self.all_head_size)
+
+    def __init__(self, heads):
+        super().__init__()
+        self.own, self.dense = self.Own(12, heads), nn.Linear(heads * SIZE, 12)
+        self.norm = nn.LayerNorm(12)
+
+    def forward(self, x):
+        return self.norm(x + self.dense(self.own(x)))
+
+
+class Llama(nn.Module):
+    """Llama: no head count but a head's size; several heads share their keys and values."""
+
+    def __init__(self, units, shared=2):
+        super().__init__()
+        self.head_dim, self.num_key_value_groups, self.layer_idx = SIZE, shared, 3
+        self.q_proj = nn.Linear(12, units * shared * SIZE, bias=False)
+        self.k_proj, self.v_proj = (nn.Linear(12, units * SIZE, bias=False) for _ in range(2))
+        self.o_proj = nn.Linear(units * shared * SIZE, 12, bias=False)
+        self.q_norm = nn.RMSNorm(SIZE)
+
+    def forward(self, x):
+        q, k, v = (layer(x).view(*x.shape[:-1], -1, self.head_dim).transpose(1, 2)
+                   for layer in (self.q_proj, self.k_proj, self.v_proj))
+        k, v = (heads.repeat_interleave(self.num_key_value_groups, 1) for heads in (k, v))
+        return x + self.o_proj(joined(attend(self.q_norm(q), k, v, is_causal=True)))
+
+
+class Gpt2(nn.Module):
+    """GPT-2: one Conv1D makes queries, keys and values, one after the other."""
+
+    def __init__(self, heads):
+        super().__init__()
+        self.num_heads, self.split_size, self.embed_dim = heads, heads * SIZE, heads * SIZE
+        self.c_attn, self.c_proj = Conv1D(3 * heads * SIZE, 12), Conv1D(12, heads * SIZE)
+
+    def forward(self, x):
+        q, k, v = self.c_attn(x).split(self.split_size, 2)
+        return x + self.c_proj(mixed(q, k, v, self.num_heads, is_causal=True))
+
+
+class Neox(nn.Module):
+    """GPT-NeoX: one Linear makes them head by head."""
+
+    def __init__(self, heads):
+        super().__init__()
+        self.head_size = SIZE
+        self.query_key_value = nn.Linear(12, 3 * heads * SIZE)
+        self.dense = nn.Linear(heads * SIZE, 12)
+
+    def forward(self, x):
+        projected = self.query_key_value(x).view(*x.shape[:-1], -1, 3 * self.head_size)
+        q, k, v = projected.transpose(1, 2).chunk(3, -1)
+        return x + self.dense(joined(attend(q, k, v)))
+
+
+class Plain(nn.Module):
+    """By hand: a head count whose name does not say so."""
+
+    def __init__(self, heads):
+        super().__init__()
+        self.h, self.depth = heads, 7
+        self.qkv, self.out = nn.Linear(12, 3 * heads * SIZE), nn.Linear(heads * SIZE, 12)
+
+    def forward(self, x):
+        q, k, v = (split(projected, self.h) for projected in self.qkv(x).chunk(3, -1))
+        return x + self.out(joined((q @ k.transpose(-1, -2) / 2).softmax(-1) @ v))
+
+
+class T5(nn.Module):
+    """T5's first layer: an embedding gives each head its bias."""
+
+    def __init__(self, heads):
+        super().__init__()
+        self.n_heads, self.key_value_proj_dim, self.buckets = heads, SIZE, 8
+        self.q, self.k, self.v = (nn.Linear(12, heads * SIZE, bias=False) for _ in range(3))
+        self.o = nn.Linear(heads * SIZE, 12, bias=False)
+        self.bias = nn.Embedding(8, heads)
+
+    def forward(self, x):
+        steps = torch.arange(x.shape[1], device=x.device)
+        bias = self.bias((steps[:, None] - steps).abs().clamp(max=7)).permute(2, 0, 1)
+        return x + self.o(mixed(self.q(x), self.k(x), self.v(x), self.n_heads, bias[None]))
+
+
+class Block(nn.Module):
+    """nanoGPT's short forms: attention and feed-forward in one module."""
+
+    def __init__(self, heads):
+        super().__init__()
+        self.n_head = heads
+        self.q, self.k, self.v = (nn.Linear(12, heads * SIZE) for _ in range(3))
+        self.o, self.norm = nn.Linear(heads * SIZE, 12), nn.LayerNorm(12)
+        self.up, self.down = nn.Linear(12, 16), nn.Linear(16, 12)
+
+    def forward(self, x):
+        x = self.norm(x + self.o(mixed(self.q(x), self.k(x), self.v(x), self.n_head)))
+        return x + self.down(self.up(x).relu())
+
+
+READS = {Bert: "dense", Llama: "o_proj", Gpt2: "c_proj", Neox: "dense", Plain: "out", T5: "o",
+         Block: "o"}
+
+
+def stack(*modules):
+    return nn.Sequential(*modules, nn.Linear(12, 2)).eval()
 
 
 @dataclass(frozen=True)
@@ -214,18 +340,13 @@ def test_shared_keys_make_one_unit_of_the_heads_that_share_them():
 def test_one_head_that_all_share_stays_whole():
     """Multi-query attention: each query head is a unit, the keys are no one's."""
 
-    class Shared(nn.Module):
-        def __init__(self, heads):
-            super().__init__()
-            self.num_heads = heads
-            self.q, self.kv = nn.Linear(12, heads * SIZE), nn.Linear(12, 2 * SIZE)
-            self.o = nn.Linear(heads * SIZE, 12)
+    def shared(net, x):
+        k, v = (head[:, None] for head in net.kv(x).chunk(2, -1))
+        return net.o(joined(attend(split(net.q(x), net.num_heads), k, v)))
 
-        def forward(self, x):
-            k, v = (head[:, None] for head in self.kv(x).chunk(2, -1))
-            return self.o(joined(attend(split(self.q(x), self.num_heads), k, v)))
-
-    result = cut(stack(Shared(3)), EXAMPLE, {"0": [0, 2]})
+    model = stack(Network(shared, num_heads=3, q=nn.Linear(12, 3 * SIZE),
+                          kv=nn.Linear(12, 2 * SIZE), o=nn.Linear(3 * SIZE, 12)))
+    result = cut(model, EXAMPLE, {"0": [0, 2]})
     assert result.model[0].q.weight.shape == (8, 12)
     assert result.model[0].kv.weight.shape == (8, 12)
     assert result.fixed["0.kv"] == "all heads of 0 read them"
@@ -246,32 +367,16 @@ def test_heads_that_a_table_of_fixed_size_looks_after_are_refused():
     assert reasons["0.qkv"].startswith("cut on trial, its forward fails: RuntimeError")
 
 
-class Feed(nn.Module):
-    """A number that divides the width is not enough: the columns must depend on several rows."""
-
-    def __init__(self):
-        super().__init__()
-        self.num_heads, self.first, self.second = 4, nn.Linear(12, 16), nn.Linear(16, 12)
-
-    def forward(self, x):
-        return x + self.second(self.first(x).relu())
-
-
-class Gated(nn.Module):
-    """Its columns depend on two rows each, but of their own position alone."""
-
-    def __init__(self):
-        super().__init__()
-        self.width, self.inner = 12, 24
-        self.up, self.down = nn.Linear(12, 48), nn.Linear(24, 12)
-
-    def forward(self, x):
-        a, b = self.up(x).chunk(2, -1)
-        return x + self.down(a.sigmoid() * b)
-
-
 def test_a_feed_forward_part_is_not_taken_for_heads():
-    structure = unit_groups(stack(Feed(), Gated()), EXAMPLE)
+    """A number that divides the width is not enough.
+
+    The columns must depend on several rows, and not of their own position alone.
+    """
+    feed = Network(lambda net, x: x + net.second(net.first(x).relu()), num_heads=4,
+                   first=nn.Linear(12, 16), second=nn.Linear(16, 12))
+    gated = Network(lambda net, x: x + net.down(nn.functional.glu(net.up(x))), width=12, inner=24,
+                    up=nn.Linear(12, 48), down=nn.Linear(24, 12))
+    structure = unit_groups(stack(feed, gated), EXAMPLE)
     assert {group.name: (group.kind, group.units) for group in structure.groups} == {
         "0.first": ("units", 16)}
     assert "1.up" in structure.not_prunable
@@ -279,21 +384,14 @@ def test_a_feed_forward_part_is_not_taken_for_heads():
 
 @pytest.mark.parametrize("how", ["no_grad", "in place"])
 def test_what_autograd_cannot_go_through_ends_nothing(how):
-    class Odd(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.width, self.before = 4, nn.Linear(12, 12)
-            self.a, self.b = nn.Linear(12, 16), nn.Linear(16, 2)
+    def odd(net, x):
+        with torch.set_grad_enabled(how != "no_grad" and torch.is_grad_enabled()):
+            x = net.before(x)
+        hidden = net.a(x).sigmoid()
+        return net.b(hidden.mul_(2) if how == "in place" else hidden)
 
-        def forward(self, x):
-            with torch.set_grad_enabled(how != "no_grad" and torch.is_grad_enabled()):
-                x = self.before(x)
-            hidden = self.a(x).sigmoid()
-            if how == "in place":
-                hidden.mul_(2)
-            return self.b(hidden)
-
-    structure = unit_groups(Odd(), EXAMPLE)
+    structure = unit_groups(Network(odd, width=4, before=nn.Linear(12, 12), a=nn.Linear(12, 16),
+                                    b=nn.Linear(16, 2)), EXAMPLE)
     names = {group.name for group in structure.groups}
     assert "a" in names
     assert {"before", "b"} <= names | set(structure.not_prunable)
