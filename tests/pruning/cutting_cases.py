@@ -92,14 +92,14 @@ def _zeroed(dim: int, units: Tensor, _: nn.Module, inputs: tuple[Tensor]) -> tup
 class Network(nn.Module):
     """Parts by name, and a forward as a function of the network and its inputs."""
 
-    def __init__(self, function: Callable[..., Tensor], **parts: object) -> None:
+    def __init__(self, function: Callable[..., object], **parts: object) -> None:
         super().__init__()
         for name, part in parts.items():
             setattr(self, name, part)
         self.function = function
 
-    def forward(self, *inputs: Tensor) -> Tensor:
-        return self.function(self, *inputs)
+    def forward(self, *inputs: Tensor, **named: Tensor) -> object:
+        return self.function(self, *inputs, **named)
 
 
 class Residual(nn.Module):

@@ -9,48 +9,38 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from tests.pruning.cutting_cases import Network
 from wua_mlflow.pruning.cut import cut, unit_groups
 from wua_mlflow.pruning.dependency_graph import EndlessError, Graph, caches_off
 from wua_mlflow.pruning.find_groups import prunable_copy
 
 
-class Attention(nn.Module):
+def attend(net: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     """Grouped-query attention: four heads of queries share two of keys and values."""
-
-    def __init__(self, keys: int) -> None:
-        super().__init__()
-        self.keys = keys
-        self.q_proj, self.o_proj = nn.Linear(16, 16), nn.Linear(16, 16)
-        self.k_proj, self.v_proj = nn.Linear(16, 4 * keys), nn.Linear(16, 4 * keys)
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        samples, length = x.shape[:2]
-        q, k, v = (layer(x).view(samples, length, heads, 4).transpose(1, 2) for layer, heads in (
-            (self.q_proj, 4), (self.k_proj, self.keys), (self.v_proj, self.keys)))
-        q, k = (part + torch.cat([-part[..., 2:], part[..., :2]], -1) for part in (q, k))  # rotary
-        k, v = (part[:, :, None].expand(-1, -1, 4 // self.keys, -1, -1).reshape(
-            samples, 4, length, 4) for part in (k, v))
-        mixed = scaled_dot_product_attention(q, k, v)
-        return self.o_proj(mixed.transpose(1, 2).reshape(samples, length, 16)), k
+    samples, length = x.shape[:2]
+    q, k, v = (layer(x).view(samples, length, heads, 4).transpose(1, 2) for layer, heads in (
+        (net.q_proj, 4), (net.k_proj, net.keys), (net.v_proj, net.keys)))
+    q, k = (part + torch.cat([-part[..., 2:], part[..., :2]], -1) for part in (q, k))  # rotary
+    k, v = (part[:, :, None].expand(-1, -1, 4 // net.keys, -1, -1).reshape(samples, 4, length, 4)
+            for part in (k, v))
+    mixed = scaled_dot_product_attention(q, k, v)
+    return net.o_proj(mixed.transpose(1, 2).reshape(samples, length, 16)), k
 
 
-class Language(nn.Module):
+def predict(net: nn.Module, tokens: Tensor) -> dict[str, object]:
     """Gives a cache beside its outputs, not a tensor, unless its configuration says not to."""
+    x = net.embed(tokens) + net.position[:tokens.shape[1]]
+    mixed, keys = net.attention(x)
+    outputs = {"logits": net.head(x + mixed + net.down(net.up(x + mixed).relu()))}
+    return {**outputs, "cache": SimpleNamespace(keys=keys)} if net.config.use_cache else outputs
 
-    def __init__(self, keys: int = 4) -> None:
-        super().__init__()
-        self.config = SimpleNamespace(use_cache=True)
-        self.embed, self.attention = nn.Embedding(30, 16), Attention(keys)
-        self.up, self.down, self.head = nn.Linear(16, 24), nn.Linear(24, 16), nn.Linear(16, 30)
-        self.position = nn.Parameter(torch.randn(9, 16))
 
-    def forward(self, tokens: Tensor) -> dict[str, object]:
-        x = self.embed(tokens) + self.position[:tokens.shape[1]]
-        mixed, keys = self.attention(x)
-        x = x + mixed
-        outputs = {"logits": self.head(x + self.down(self.up(x).relu()))}
-        return {**outputs, "cache": SimpleNamespace(keys=keys)} if self.config.use_cache else \
-            outputs
+def language(keys: int = 4) -> nn.Module:
+    attention = Network(attend, keys=keys, q_proj=nn.Linear(16, 16), o_proj=nn.Linear(16, 16),
+                        k_proj=nn.Linear(16, 4 * keys), v_proj=nn.Linear(16, 4 * keys))
+    return Network(predict, config=SimpleNamespace(use_cache=True), embed=nn.Embedding(30, 16),
+                   attention=attention, up=nn.Linear(16, 24), down=nn.Linear(24, 16),
+                   head=nn.Linear(16, 30), position=nn.Parameter(torch.randn(9, 16))).eval()
 
 
 TOKENS = torch.randint(30, (3, 7))
@@ -59,7 +49,7 @@ TOKENS = torch.randint(30, (3, 7))
 @pytest.mark.parametrize("keys", [4, 2])
 def test_what_keeps_a_cache_is_cut_all_the_same(keys: int) -> None:
     """Where heads share keys the library would look for the units that belong together for ever."""
-    model = Language(keys).eval()
+    model = language(keys)
     structure = unit_groups(model, TOKENS)
     assert [group.name for group in structure.groups] == ["up"]
     assert set(structure.not_prunable) >= {f"attention.{part}_proj" for part in "qkvo"}
@@ -74,7 +64,7 @@ def test_what_keeps_a_cache_is_cut_all_the_same(keys: int) -> None:
 
 
 def test_heads_that_share_keys_end_the_search_with_a_reason() -> None:
-    graph = Graph(prunable_copy(Language(2)), TOKENS)
+    graph = Graph(prunable_copy(language(2)), TOKENS)
     with pytest.raises(EndlessError, match="the units come round again and again"):
         graph.members("attention.k_proj", range(8))
 
@@ -94,7 +84,7 @@ def test_where_the_library_fails_the_layer_is_named(monkeypatch: pytest.MonkeyPa
 
 
 def test_caches_are_on_again_also_when_the_block_raises() -> None:
-    first, second = Language(), Language()
+    first, second = language(), language()
     second.config = first.config
     first.attention.config = SimpleNamespace(use_cache=False)
     with pytest.raises(KeyError), caches_off(first, second):

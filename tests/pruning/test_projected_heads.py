@@ -267,27 +267,15 @@ def test_numbers_that_only_look_alike_stay():
 def test_cross_attention_in_training_mode_of_any_dtype(batch, dtype):
     """Keys from another input, dropout, frozen weights, a layer that is not called, a tuple."""
 
-    class Cross(nn.Module):
-        def __init__(self, heads):
-            super().__init__()
-            self.heads, self.drop = heads, nn.Dropout(0.5)
-            self.q, self.kv = nn.Linear(12, heads * SIZE), nn.Linear(10, 2 * heads * SIZE)
-            self.o, self.spare = nn.Linear(heads * SIZE, 12), nn.Linear(12, 12)
+    def cross(net, x, context):
+        keys, values = net.kv(context).chunk(2, -1)
+        return net.drop(net.o(mixed(net.q(x), keys, values, net.heads))), None
 
-        def forward(self, x, context):
-            keys, values = self.kv(context).chunk(2, -1)
-            return self.drop(self.o(mixed(self.q(x), keys, values, self.heads))), None
-
-    class Reads(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.cross, self.head = Cross(3), nn.Linear(12, 2)
-
-        def forward(self, x, context):
-            return self.head(self.cross(x, context)[0])
-
-    model = Reads().to(dtype).train()
-    model.cross.q.requires_grad_(False)
+    part = Network(cross, heads=3, drop=nn.Dropout(0.5), q=nn.Linear(12, 3 * SIZE),
+                   kv=nn.Linear(10, 6 * SIZE), o=nn.Linear(3 * SIZE, 12), spare=nn.Linear(12, 12))
+    part.q.requires_grad_(False)
+    model = Network(lambda net, x, context: net.head(net.cross(x, context)[0]), cross=part,
+                    head=nn.Linear(12, 2)).to(dtype).train()
     example = batch(EXAMPLE.to(dtype), rows(3, 7, 10).to(dtype))
     result = cut(model, example, {"cross": [0, 2]})
     cross = result.model.cross
