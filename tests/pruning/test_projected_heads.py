@@ -7,6 +7,7 @@ with the same attention built narrower.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
@@ -40,121 +41,101 @@ def mixed(queries, keys, values, heads, mask=None, **options):
     return joined(attend(q, k, v, mask, **options))
 
 
-class Bert(nn.Module):
+def linears(count, inputs, outputs, *, bias=True):
+    return (nn.Linear(inputs, outputs, bias=bias) for _ in range(count))
+
+
+def bert(heads):
     """BERT: the heads are read by a layer of a sibling; a head count and two sizes."""
 
-    class Own(nn.Module):
-        def __init__(self, width, heads):
-            super().__init__()
-            self.num_attention_heads, self.attention_head_size = heads, SIZE
-            self.all_head_size = heads * SIZE
-            self.query, self.key, self.value = (nn.Linear(width, heads * SIZE) for _ in range(3))
+    def attention(net, x):
+        outputs = mixed(net.query(x), net.key(x), net.value(x), net.num_attention_heads)
+        return outputs.reshape(*x.shape[:2], net.all_head_size)
 
-        def forward(self, x):
-            outputs = mixed(self.query(x), self.key(x), self.value(x), self.num_attention_heads)
-            return outputs.reshape(*x.shape[:2], self.all_head_size)
-
-    def __init__(self, heads):
-        super().__init__()
-        self.own, self.dense = self.Own(12, heads), nn.Linear(heads * SIZE, 12)
-        self.norm = nn.LayerNorm(12)
-
-    def forward(self, x):
-        return self.norm(x + self.dense(self.own(x)))
+    query, key, value = linears(3, 12, heads * SIZE)
+    own = Network(attention, num_attention_heads=heads, attention_head_size=SIZE,
+                  all_head_size=heads * SIZE, query=query, key=key, value=value)
+    return Network(lambda net, x: net.norm(x + net.dense(net.own(x))), own=own,
+                   dense=nn.Linear(heads * SIZE, 12), norm=nn.LayerNorm(12))
 
 
-class Llama(nn.Module):
+def llama(units, shared=2):
     """Llama: no head count but a head's size; several heads share their keys and values."""
 
-    def __init__(self, units, shared=2):
-        super().__init__()
-        self.head_dim, self.num_key_value_groups, self.layer_idx = SIZE, shared, 3
-        self.q_proj = nn.Linear(12, units * shared * SIZE, bias=False)
-        self.k_proj, self.v_proj = (nn.Linear(12, units * SIZE, bias=False) for _ in range(2))
-        self.o_proj = nn.Linear(units * shared * SIZE, 12, bias=False)
-        self.q_norm = nn.RMSNorm(SIZE)
+    def attention(net, x):
+        q, k, v = (layer(x).view(*x.shape[:-1], -1, net.head_dim).transpose(1, 2)
+                   for layer in (net.q_proj, net.k_proj, net.v_proj))
+        k, v = (heads.repeat_interleave(net.num_key_value_groups, 1) for heads in (k, v))
+        return x + net.o_proj(joined(attend(net.q_norm(q), k, v, is_causal=True)))
 
-    def forward(self, x):
-        q, k, v = (layer(x).view(*x.shape[:-1], -1, self.head_dim).transpose(1, 2)
-                   for layer in (self.q_proj, self.k_proj, self.v_proj))
-        k, v = (heads.repeat_interleave(self.num_key_value_groups, 1) for heads in (k, v))
-        return x + self.o_proj(joined(attend(self.q_norm(q), k, v, is_causal=True)))
+    keys, values = linears(2, 12, units * SIZE, bias=False)
+    return Network(attention, head_dim=SIZE, num_key_value_groups=shared, layer_idx=3,
+                   q_proj=nn.Linear(12, units * shared * SIZE, bias=False), k_proj=keys,
+                   v_proj=values, o_proj=nn.Linear(units * shared * SIZE, 12, bias=False),
+                   q_norm=nn.RMSNorm(SIZE))
 
 
-class Gpt2(nn.Module):
+def gpt2(heads):
     """GPT-2: one Conv1D makes queries, keys and values, one after the other."""
 
-    def __init__(self, heads):
-        super().__init__()
-        self.num_heads, self.split_size, self.embed_dim = heads, heads * SIZE, heads * SIZE
-        self.c_attn, self.c_proj = Conv1D(3 * heads * SIZE, 12), Conv1D(12, heads * SIZE)
+    def attention(net, x):
+        q, k, v = net.c_attn(x).split(net.split_size, 2)
+        return x + net.c_proj(mixed(q, k, v, net.num_heads, is_causal=True))
 
-    def forward(self, x):
-        q, k, v = self.c_attn(x).split(self.split_size, 2)
-        return x + self.c_proj(mixed(q, k, v, self.num_heads, is_causal=True))
+    return Network(attention, num_heads=heads, split_size=heads * SIZE, embed_dim=heads * SIZE,
+                   c_attn=Conv1D(3 * heads * SIZE, 12), c_proj=Conv1D(12, heads * SIZE))
 
 
-class Neox(nn.Module):
+def neox(heads):
     """GPT-NeoX: one Linear makes them head by head."""
 
-    def __init__(self, heads):
-        super().__init__()
-        self.head_size = SIZE
-        self.query_key_value = nn.Linear(12, 3 * heads * SIZE)
-        self.dense = nn.Linear(heads * SIZE, 12)
-
-    def forward(self, x):
-        projected = self.query_key_value(x).view(*x.shape[:-1], -1, 3 * self.head_size)
+    def attention(net, x):
+        projected = net.query_key_value(x).view(*x.shape[:-1], -1, 3 * net.head_size)
         q, k, v = projected.transpose(1, 2).chunk(3, -1)
-        return x + self.dense(joined(attend(q, k, v)))
+        return x + net.dense(joined(attend(q, k, v)))
+
+    return Network(attention, head_size=SIZE, query_key_value=nn.Linear(12, 3 * heads * SIZE),
+                   dense=nn.Linear(heads * SIZE, 12))
 
 
-class Plain(nn.Module):
+def by_hand(net, x):
+    q, k, v = (split(projected, net.h) for projected in net.qkv(x).chunk(3, -1))
+    return x + net.out(joined((q @ k.transpose(-1, -2) / 2).softmax(-1) @ v))
+
+
+def plain(heads, attention=by_hand, **parts):
     """By hand: a head count whose name does not say so."""
-
-    def __init__(self, heads):
-        super().__init__()
-        self.h, self.depth = heads, 7
-        self.qkv, self.out = nn.Linear(12, 3 * heads * SIZE), nn.Linear(heads * SIZE, 12)
-
-    def forward(self, x):
-        q, k, v = (split(projected, self.h) for projected in self.qkv(x).chunk(3, -1))
-        return x + self.out(joined((q @ k.transpose(-1, -2) / 2).softmax(-1) @ v))
+    return Network(attention, h=heads, depth=7, qkv=nn.Linear(12, 3 * heads * SIZE),
+                   out=nn.Linear(heads * SIZE, 12), **parts)
 
 
-class T5(nn.Module):
+def t5(heads):
     """T5's first layer: an embedding gives each head its bias."""
 
-    def __init__(self, heads):
-        super().__init__()
-        self.n_heads, self.key_value_proj_dim, self.buckets = heads, SIZE, 8
-        self.q, self.k, self.v = (nn.Linear(12, heads * SIZE, bias=False) for _ in range(3))
-        self.o = nn.Linear(heads * SIZE, 12, bias=False)
-        self.bias = nn.Embedding(8, heads)
-
-    def forward(self, x):
+    def attention(net, x):
         steps = torch.arange(x.shape[1], device=x.device)
-        bias = self.bias((steps[:, None] - steps).abs().clamp(max=7)).permute(2, 0, 1)
-        return x + self.o(mixed(self.q(x), self.k(x), self.v(x), self.n_heads, bias[None]))
+        bias = net.bias((steps[:, None] - steps).abs().clamp(max=7)).permute(2, 0, 1)
+        return x + net.o(mixed(net.q(x), net.k(x), net.v(x), net.n_heads, bias[None]))
+
+    q, k, v = linears(3, 12, heads * SIZE, bias=False)
+    return Network(attention, n_heads=heads, key_value_proj_dim=SIZE, buckets=8, q=q, k=k, v=v,
+                   o=nn.Linear(heads * SIZE, 12, bias=False), bias=nn.Embedding(8, heads))
 
 
-class Block(nn.Module):
+def block(heads):
     """nanoGPT's short forms: attention and feed-forward in one module."""
 
-    def __init__(self, heads):
-        super().__init__()
-        self.n_head = heads
-        self.q, self.k, self.v = (nn.Linear(12, heads * SIZE) for _ in range(3))
-        self.o, self.norm = nn.Linear(heads * SIZE, 12), nn.LayerNorm(12)
-        self.up, self.down = nn.Linear(12, 16), nn.Linear(16, 12)
+    def attention(net, x):
+        x = net.norm(x + net.o(mixed(net.q(x), net.k(x), net.v(x), net.n_head)))
+        return x + net.down(net.up(x).relu())
 
-    def forward(self, x):
-        x = self.norm(x + self.o(mixed(self.q(x), self.k(x), self.v(x), self.n_head)))
-        return x + self.down(self.up(x).relu())
+    q, k, v = linears(3, 12, heads * SIZE)
+    return Network(attention, n_head=heads, q=q, k=k, v=v, o=nn.Linear(heads * SIZE, 12),
+                   norm=nn.LayerNorm(12), up=nn.Linear(12, 16), down=nn.Linear(16, 12))
 
 
-READS = {Bert: "dense", Llama: "o_proj", Gpt2: "c_proj", Neox: "dense", Plain: "out", T5: "o",
-         Block: "o"}
+READS = {bert: "dense", llama: "o_proj", gpt2: "c_proj", neox: "dense", plain: "out", t5: "o",
+         block: "o"}
 
 
 def stack(*modules):
@@ -165,7 +146,7 @@ def stack(*modules):
 class Stacked:
     """Attention of a kind, and the groups found in it; not to be changed."""
 
-    kind: type
+    kind: Callable[[int], nn.Module]
     name: str
     model: nn.Module
     structure: UnitGroups
@@ -174,7 +155,7 @@ class Stacked:
 @pytest.fixture(scope="module", params=READS)
 def stacked(request):
     with kept_streams():
-        model, name = stack(request.param(3)), "0.own" if request.param is Bert else "0"
+        model, name = stack(request.param(3)), "0.own" if request.param is bert else "0"
         return Stacked(request.param, name, model, unit_groups(model, EXAMPLE))
 
 
@@ -186,9 +167,9 @@ def test_a_cut_is_the_narrower_network_with_the_same_weights(stacked):
     assert result.units[stacked.name] == (3, 2)
     narrow = stack(kind(2))
     narrow.load_state_dict(result.model.state_dict())
-    silent, size = copy.deepcopy(model), 2 * SIZE if kind is Llama else SIZE
+    silent, size = copy.deepcopy(model), 2 * SIZE if kind is llama else SIZE
     weight = getattr(silent[0], READS[kind]).weight
-    (weight.data if kind is Gpt2 else weight.data.T)[size: 2 * size] = 0
+    (weight.data if kind is gpt2 else weight.data.T)[size: 2 * size] = 0
     for batch in (EXAMPLE, rows(2, 6, 12), rows(1, 1, 12)):
         with torch.no_grad():
             expected = silent(batch)
@@ -241,18 +222,13 @@ def test_importance_of_a_head_is_its_gradient_along_what_it_gives(stacked):
 def test_numbers_that_only_look_alike_stay():
     """A window as wide as the heads together, a longest length: masks at any length stay right."""
 
-    class Local(Plain):
-        def __init__(self, heads):
-            super().__init__(heads)
-            self.window = self.longest = heads * SIZE
+    def local(net, x):
+        assert x.shape[1] <= net.longest
+        steps = torch.arange(x.shape[1])
+        near = (steps[:, None] - steps).abs() < net.window / 2
+        return x + net.out(mixed(*net.qkv(x).chunk(3, -1), net.h, near))
 
-        def forward(self, x):
-            assert x.shape[1] <= self.longest
-            steps = torch.arange(x.shape[1])
-            near = (steps[:, None] - steps).abs() < self.window / 2
-            return x + self.out(mixed(*self.qkv(x).chunk(3, -1), self.h, near))
-
-    model = stack(Local(3))
+    model = stack(plain(3, local, window=3 * SIZE, longest=3 * SIZE))
     structure = unit_groups(model, EXAMPLE)
     pruned = cut(model, EXAMPLE, {"0": [0]}, structure).model
     assert (pruned[0].window, pruned[0].longest, pruned[0].h) == (12, 12, 1)
@@ -286,7 +262,7 @@ def test_cross_attention_in_training_mode_of_any_dtype(batch, dtype):
 
 
 def test_a_module_that_is_called_twice_is_cut_once_made_again_and_exported():
-    attention = Gpt2(3)
+    attention = gpt2(3)
     model = stack(attention, attention)
     result = cut(model, EXAMPLE, {"0": [0, 2]})
     assert result.model[0] is result.model[1]
@@ -303,7 +279,7 @@ def test_a_module_that_is_called_twice_is_cut_once_made_again_and_exported():
 
 def test_it_is_cut_again_from_round_to_round():
     """In two modules of one class with different numbers of heads."""
-    once = cut(stack(Llama(3), Llama(2)), EXAMPLE, {"0": [0, 2]})
+    once = cut(stack(llama(3), llama(2)), EXAMPLE, {"0": [0, 2]})
     twice = cut(once.model, EXAMPLE, {"0": [1], "1": [0]})
     assert (once.units["0"], twice.units) == ((3, 2), {"0": (2, 1), "1": (2, 1)})
     assert twice.model[0].q_proj.out_features == twice.model[1].q_proj.out_features == 2 * SIZE
@@ -317,7 +293,7 @@ def without_heads(model, example=EXAMPLE):
 
 
 def test_shared_keys_make_one_unit_of_the_heads_that_share_them():
-    structure = unit_groups(stack(Llama(2, shared=3)), EXAMPLE)
+    structure = unit_groups(stack(llama(2, shared=3)), EXAMPLE)
     (heads,) = [group for group in structure.groups if group.kind == "heads"]
     assert heads.units == 2
     assert heads.readers[0].columns == (tuple(range(12)), tuple(range(12, 24)))
@@ -343,15 +319,8 @@ def test_one_head_that_all_share_stays_whole():
 def test_heads_that_a_table_of_fixed_size_looks_after_are_refused():
     """ALiBi and Swin: a bias a head that nothing shortens."""
 
-    class Biased(Plain):
-        def __init__(self, heads):
-            super().__init__(heads)
-            self.register_buffer("slopes", torch.linspace(1, 2, heads)[:, None, None])
-
-        def forward(self, x):
-            return x + self.out(mixed(*self.qkv(x).chunk(3, -1), self.h, self.slopes))
-
-    reasons = without_heads(stack(Biased(3)))
+    reasons = without_heads(stack(plain(3, lambda net, x: x + net.out(mixed(
+        *net.qkv(x).chunk(3, -1), net.h, net.slopes)), slopes=torch.rand(3, 1, 1))))
     assert reasons["0.qkv"].startswith("cut on trial, its forward fails: RuntimeError")
 
 
@@ -386,7 +355,7 @@ def test_what_autograd_cannot_go_through_ends_nothing(how):
 
 
 def test_heads_whose_weights_are_also_others_say_so():
-    model = stack(Bert(3), Bert(3))
+    model = stack(bert(3), bert(3))
     model[0].own.query.weight = model[1].own.query.weight
     assert "is tied to" in without_heads(model)["0.own.query"]
 
@@ -394,17 +363,13 @@ def test_heads_whose_weights_are_also_others_say_so():
 def test_two_attentions_that_share_their_numbers_are_refused():
     """One head count for both: cut alone, each would change it for the other."""
 
-    class Twice(Plain):
-        def __init__(self, heads):
-            super().__init__(heads)
-            self.second, self.last = nn.Linear(12, 3 * heads * SIZE), nn.Linear(heads * SIZE, 12)
+    def twice(net, x):
+        return x + net.last(mixed(*net.second(by_hand(net, x)).chunk(3, -1), net.h))
 
-        def forward(self, x):
-            return x + self.last(mixed(*self.second(super().forward(x)).chunk(3, -1), self.h))
-
-    assert {"0.qkv", "0.second"} <= set(without_heads(stack(Twice(3))))
+    model = stack(plain(3, twice, second=nn.Linear(12, 9 * SIZE), last=nn.Linear(3 * SIZE, 12)))
+    assert {"0.qkv", "0.second"} <= set(without_heads(model))
 
 
 def test_one_position_shows_no_heads_and_nothing_is_claimed():
     """Attention over one position depends on the values alone."""
-    assert "0.own.query" in without_heads(stack(Bert(3)), rows(3, 1, 12))
+    assert "0.own.query" in without_heads(stack(bert(3)), rows(3, 1, 12))
