@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 import os.path
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from wua_mlflow.plots import style
-from wua_mlflow.plots.style import BAND, EDGE_IN, INK, MUTED, RULE
+from wua_mlflow.plots.style import ALARM, BAND, EDGE_IN, INK, MUTED, RULE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -77,18 +78,15 @@ def shortened(names: Sequence[str], longest: int) -> list[str]:
     ['enc…0.out_proj', 'enc…1.out_proj']
     """
     different = set(names)
-    for length in itertools.count(longest, 2):
-        for cut in _CUTS:
-            short = {name: style.elide(name, length, cut) for name in different}
-            if len(set(short.values())) == len(short):
-                return [short[name] for name in names]
-    raise AssertionError("unreachable: at some length no name is cut")
+    candidates = ({name: style.elide(name, length, cut) for name in different}
+                  for length in itertools.count(longest, 2) for cut in _CUTS)
+    short = next(short for short in candidates if len(set(short.values())) == len(short))
+    return [short[name] for name in names]
 
 
 def _block(name: str) -> str:
-    parts = name.split(".")[:-1]
-    number = next((i for i, part in enumerate(parts) if part.isdigit()), -1)
-    return ".".join(parts[: number + 1])
+    match = re.match(r"([^.]*\.)*?\d+(?=\.)", name)
+    return match[0] if match else ""
 
 
 MOST_ROWS, MOST_PANELS = 110, 4
@@ -98,8 +96,6 @@ _TALLEST_ROW_IN, _NAMED_ROW_IN, _TALLEST_IN, _ROOMY_IN = 0.32, 0.118, 13.0, 10.0
 _PANEL_GAP_IN, _COLUMN_GAP_IN, _NAME_GAP_IN = 0.5, 0.22, 0.08
 _HEAD_IN, _TICKS_IN = 1.2, 0.32
 _BAR_IN, _BAR_GAP_IN, _NARROWEST_IN = 0.5, 0.08, 7.2
-_THICKNESS = 0.62
-"""Of a bar, in rows."""
 
 
 def are_crowded(rows: int) -> bool:
@@ -128,15 +124,15 @@ def panels_of(names: RowNames) -> list[slice]:
 class Column:
     """Figures beside the rows: a text each and, where ``lengths`` are given, a bar in 0..1.
 
-    A text whose entry of ``strong`` is true is drawn in ``colour``, any other in grey.
+    A text whose entry of ``strong`` is true is dark, any other grey; those of an ``alarm`` are red,
+    as are its bars.
     """
 
     heading: str
     texts: Sequence[str]
     strong: Sequence[bool] | None = None
     lengths: np.ndarray | None = None
-    colour: str = INK
-    bar_colour: str = RULE
+    alarm: bool = False
 
     def width_in(self, size: float) -> float:
         """Width with the heading."""
@@ -224,8 +220,7 @@ class RowFigure:
     @property
     def _most_rows(self) -> int:
         """Of a panel."""
-        rows: int = max(panel.stop - panel.start for panel in self.panels)
-        return rows
+        return max(int(panel.stop - panel.start) for panel in self.panels)
 
     @cached_property
     def row_in(self) -> float:
@@ -294,15 +289,14 @@ class RowFigure:
             style.note(ax, column.heading, (right - width if bar else right, 1), (0, 5),
                        ("data", "axes fraction"), ha="left" if bar else "right")
             if column.lengths is not None:
-                rows = np.arange(panel.start, panel.stop, dtype=float)
-                start = np.full(len(rows), right - _BAR_IN)
-                ends = start + _BAR_IN * np.nan_to_num(column.lengths[panel])
-                style.bars(ax, rows, start, ends, _THICKNESS, color=column.bar_colour)
+                ends = right - _BAR_IN * (1 - np.nan_to_num(column.lengths[panel]))
+                style.bars(ax, range(panel.start, panel.stop), right - _BAR_IN, ends, 0.62,
+                           color=ALARM if column.alarm else RULE)
                 texts_right -= _BAR_IN + _BAR_GAP_IN
             for row in range(panel.start, panel.stop, self.every):
                 strong = column.strong is None or column.strong[row]
                 self._text(ax, (texts_right, row), column.texts[row], most=style.SMALL,
-                           color=column.colour if strong else MUTED)
+                           color=MUTED if not strong else ALARM if column.alarm else INK)
 
     def _text(
         self, ax: Axes, at: tuple[float, float], text: str, *, ha: str = "right",

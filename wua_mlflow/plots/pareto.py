@@ -106,7 +106,8 @@ def pareto_data(
     if not all(math.isfinite(figure) for point in known
                for figure in (point.flops, point.value, *point.replicates)):
         raise ValueError("variants: expected finite FLOPs and scores")
-    return ParetoData(_with_slots(known), score, margin, confidence)
+    return ParetoData(tuple(replace(point, slot=_slot(point, known)) for point in known), score,
+                      margin, confidence)
 
 
 def _point(variant: VariantResult, confidence: float) -> ParetoPoint | None:
@@ -124,12 +125,9 @@ def _point(variant: VariantResult, confidence: float) -> ParetoPoint | None:
                    half_width=t_quantile(confidence, len(seeds) - 1) * error)
 
 
-def _with_slots(points: Sequence[ParetoPoint]) -> tuple[ParetoPoint, ...]:
-    placed = []
-    for point in points:
-        alike = [other for other in points if abs(math.log(other.flops / point.flops)) < _ALIKE]
-        placed.append(replace(point, slot=alike.index(point) - (len(alike) - 1) / 2))
-    return tuple(placed)
+def _slot(point: ParetoPoint, points: Sequence[ParetoPoint]) -> float:
+    alike = [other for other in points if abs(math.log(other.flops / point.flops)) < _ALIKE]
+    return alike.index(point) - (len(alike) - 1) / 2
 
 
 def plot_pareto(data: ParetoData) -> Figure:

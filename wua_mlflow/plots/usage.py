@@ -187,7 +187,7 @@ def _columns(data: LayersData) -> list[layer_rows.Column]:
         texts = ["" if math.isnan(dead) else f"{dead:,.0f} of {units:,}" if dead else "0"
                  for dead, units in zip(data.dead_units, data.units, strict=True)]
         columns.append(layer_rows.Column("dead units", texts, (data.dead_units > 0).tolist(),
-                                         data.dead_units / data.units, style.ALARM, style.ALARM))
+                                         data.dead_units / data.units, alarm=True))
     known = np.isfinite(data.forward_flops)
     if known.any():
         flops = data.forward_flops
@@ -281,15 +281,14 @@ def units_data(usage: ModelUsage) -> UnitsData:
     layers = _layers(usage)
     importance = [np.sort(np.asarray(layer.unit_importance, np.float64).ravel())[::-1]
                   for layer in layers]
-    concentrations = [layer.unit_usage for layer in layers]
     return UnitsData(
         names=tuple(layer.name for layer in layers),
         units=np.array([values.size for values in importance]),
         cells=tuple(_cells(values) for values in importance),
         half=np.array([_half(values) for values in importance]),
         zero=np.array([int((values == 0).sum()) for values in importance]),
-        effective_share=np.array([units and units.effective_share for units in concentrations],
-                                 float),
+        effective_share=np.array([layer.unit_usage and layer.unit_usage.effective_share
+                                  for layer in layers], float),
         criterion=usage.criterion,
     )
 
