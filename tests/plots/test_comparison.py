@@ -60,8 +60,10 @@ def test_a_ratio_is_the_original_over_the_variant(metric, before, after, words):
 
 
 def test_what_was_not_measured_is_said_and_what_nobody_measured_left_out():
-    data = comparison_data(_pair({"flops/forward": 10, "params/total": 0}, {"params/total": 4}))
-    assert _labels(data) == {"flops/forward": ["10", "not measured"], "params/total": ["0", "4"]}
+    data = comparison_data(_pair({"flops/forward": 10, "params/total": 0, "usage/entropy": 2},
+                                 {"params/total": 4}))
+    assert _labels(data) == {"flops/forward": ["10", "not measured"], "params/total": ["0", "4"],
+                             "usage/entropy": ["2.000 nats", "not measured"]}
     assert data.savings == "" and data.scores[0].value is None
 
 
