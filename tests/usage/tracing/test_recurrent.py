@@ -1,4 +1,4 @@
-"""Recurrent layers one by one give what the fused call gives; what their weights meet is shown."""
+"""Recurrent layers run one by one give what the fused call gives, and each weight is shown."""
 
 from __future__ import annotations
 
@@ -48,22 +48,3 @@ def test_the_result_is_the_fused_calls(kind, options, both_ways, batch_first, pa
     assert {id(call.weight) for call in mode.calls} == {
         id(p) for p in rnn.parameters() if p.dim() == 2}
     assert mode.calls[-1].outputs is not None or not options.get("proj_size")
-
-
-@pytest.mark.parametrize(("backwards", "expected"), [
-    (False, [[0, 0], [1, 2], [3, 4]]), (True, [[3, 4], [5, 6], [0, 0]])])
-@pytest.mark.parametrize("time_first", [True, False])
-def test_a_hidden_weight_meets_the_state_before(time_first, backwards, expected):
-    states = torch.arange(6.0).view(3, 2, 1) + 1  # three steps, two samples: 1 2 | 3 4 | 5 6
-    borders = torch.zeros(2, 1), states[0] if backwards else states[-1]
-    states = states if time_first else states.transpose(0, 1)
-    met = RecurrentCall(torch.ones(1, 1), (), 1, states, borders, states, time_first,
-                        backwards).multiplied()[..., 0]
-    assert (met if time_first else met.T).tolist() == expected
-
-
-def test_what_is_packed_or_hidden_is_not_laid_out():
-    state = torch.ones(4, 1)
-    assert RecurrentCall(state, (), 1, state, (state, state), state, None).multiplied() is None
-    assert RecurrentCall(state, (), 1, None, None, state, True).multiplied() is None
-    assert RecurrentCall(state, (), 1, state, None, state, True).multiplied() is state
