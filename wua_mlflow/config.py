@@ -55,7 +55,9 @@ COMMAND_FIELDS: dict[str, tuple[str, ...]] = {
 
 
 def _widths(value: Any) -> Any:
-    """``"64,32"``, ``64`` or ``[64, 32]`` -> ``(64, 32)``."""
+    """``"64,32"``, ``64`` or ``[64, 32]`` -> ``(64, 32)``; ``auto`` stays."""
+    if value == "auto":
+        return value
     if isinstance(value, str):
         value = [part.strip() for part in value.split(",")]
     if isinstance(value, int) and not isinstance(value, bool):
@@ -63,20 +65,21 @@ def _widths(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _widths_or_auto(value: Any) -> Any:
-    return value if value == "auto" else _widths(value)
-
-
 def _number_or_full(value: Any) -> Any:
     return int(value) if isinstance(value, str) and value.strip().isdigit() else value
 
 
-def _criteria(value: Any) -> Any:
-    """``"output, mine:rule"`` or a list -> ``"output,mine:rule"``, each of them once."""
+def _parts(value: Any) -> list[str]:
+    """``"a, b"`` or ``["a", "b"]`` -> ``["a", "b"]``."""
     parts = value.split(",") if isinstance(value, str) else value
     if not isinstance(parts, list) or not all(isinstance(part, str) for part in parts):
         raise ValueError("")
-    parts = [part.strip() for part in parts]
+    return [part.strip() for part in parts]
+
+
+def _criteria(value: Any) -> str:
+    """``"output, mine:rule"`` or a list -> ``"output,mine:rule"``, each of them once."""
+    parts = _parts(value)
     for part in parts:
         module, _, name = part.partition(":")
         if part not in CRITERIA and not (name.isidentifier() and module):
@@ -86,26 +89,21 @@ def _criteria(value: Any) -> Any:
     return ",".join(parts)
 
 
-def _names(value: Any) -> Any:
+def _names(value: Any) -> tuple[str, ...]:
     """``"fc1, fc2"`` or a list -> ``("fc1", "fc2")``, each of them once."""
-    parts = value.split(",") if isinstance(value, str) else value
-    if not isinstance(parts, list) or not all(isinstance(part, str) for part in parts):
-        raise ValueError("")
-    return tuple(dict.fromkeys(part.strip() for part in parts))
+    return tuple(dict.fromkeys(_parts(value)))
 
 
 def _finite(value: Any) -> Any:
-    if isinstance(value, str | float) and not isinstance(value, bool):
-        number = float(value)
-        if not math.isfinite(number):
-            raise ValueError("expected a finite number")
+    if isinstance(value, str | float) and not math.isfinite(float(value)):
+        raise ValueError("expected a finite number")
     return value
 
 
 Count = Annotated[int, Field(ge=1)]
-Widths = Annotated[tuple[Count, ...], BeforeValidator(_widths), Field(min_length=1)]
+Widths = Annotated[tuple[Count, ...], BeforeValidator(_widths)]
 SlimWidths = Annotated[
-    Literal["auto"] | tuple[Count, ...], BeforeValidator(_widths_or_auto), Field(min_length=1)
+    Literal["auto"] | tuple[Count, ...], BeforeValidator(_widths), Field(min_length=1)
 ]
 BatchSize = Annotated[Literal["full"] | Count, BeforeValidator(_number_or_full)]
 Criteria = Annotated[str, BeforeValidator(_criteria)]
@@ -117,100 +115,105 @@ warnings.filterwarnings("ignore", message='Field name "register" in "Settings" s
 
 
 class Settings(BaseModel):
-    """Everything that a pipeline can be told; see ``docs/configuration.md``."""
+    """All settings of a pipeline; see ``docs/configuration.md``."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    data: str = Field("usecase", description="a bundled set, a .csv/.parquet/.npz file, or "
-                      "package.module:function of seed -> (train, validation, test); analyze: "
-                      "or batches")
-    target: str | None = Field(None, description="the target's column in a file")
+    data: str = Field("usecase", description="a bundled data set, a .csv, .parquet or .npz file, "
+                      "or package.module:function of seed -> (train, validation, test); analyze: "
+                      "or of seed -> batches")
+    target: str | None = Field(None, description="name of the target column in a file")
     task: Literal["binary", "multiclass", "regression"] | None = Field(
-        None, description="binary, multiclass or regression, where the target leaves it open")
-    model: str = Field("mlp", description="mlp, cnn, or package.module:factory of widths; "
-                       "analyze, slim: or of nothing")
-    state: str | None = Field(None, description="analyze, slim: the model's weights, a "
-                              ".safetensors file, or a state dict that torch.save wrote (.pt, "
-                              ".pth, .bin); as the factory made them, if unset")
-    model_uri: str | None = Field(None, description="slim: a model that a run of ours logged, "
-                                  "e.g. models:/name/1")
-    train: str | None = Field(None, description="your trainer: package.module:function of "
-                              "(model, data, budget, seed) -> model")
-    hidden: Annotated[tuple[Count, ...], BeforeValidator(_widths)] = Field(
-        (64, 32), description="hidden widths of the original, e.g. 64,32; [] in YAML: the factory "
-        "takes none")
-    epochs: Count = Field(50, description="epochs of the original")
-    slim_hidden: SlimWidths = Field("auto", description="auto, or the slim widths, e.g. 40,20")
-    slim_epochs: Count | None = Field(None, description="epochs of the slim one (as epochs)")
+        None, description="binary, multiclass or regression; inferred from the target, if unset")
+    model: str = Field("mlp", description="mlp, cnn, or package.module:factory of the widths; "
+                       "analyze, slim: or of no argument")
+    state: str | None = Field(None, description="analyze, slim: file of the model's weights: "
+                              ".safetensors, or a state dict saved by torch.save (.pt, .pth, "
+                              ".bin); the factory's weights, if unset")
+    model_uri: str | None = Field(None, description="slim: URI of a model that an earlier run "
+                                  "logged, e.g. models:/name/1")
+    train: str | None = Field(None, description="training function: package.module:function of "
+                              "(model, data, budget, seed) -> model; the built-in trainer, if "
+                              "unset")
+    hidden: Widths = Field((64, 32), description="hidden widths of the original model, e.g. 64,32; "
+                           "[] in YAML: the factory takes no widths")
+    epochs: Count = Field(50, description="training epochs of the original model")
+    slim_hidden: SlimWidths = Field("auto", description="hidden widths of the slim model, e.g. "
+                                    "40,20; auto: chosen by width_method")
+    slim_epochs: Count | None = Field(None, description="training epochs of the slim model; as "
+                                      "epochs, if unset")
     how: Literal["auto", "rebuild", "prune"] = Field(
-        "auto", description="rebuild: the factory with the slim widths, trained from scratch; "
-        "prune: the trained network cut, then fine-tuned; auto: prune what was trained elsewhere, "
-        "rebuild all else")
+        "auto", description="rebuild: train a new network of the slim widths from scratch; prune: "
+        "cut the trained network, then fine-tune it; auto: prune a model that was trained "
+        "elsewhere, else rebuild")
     width_method: Literal["auto", "effective", "rank", "projection", "ablation", "search"] = Field(
-        "auto", description=f"how slim_hidden=auto finds the widths: {', '.join(WIDTH_METHODS)}; "
-        "auto: search; where your own trainer would be called for every width, or the validation "
-        "data are too few to show anything, rank")
+        "auto", description=f"how slim_hidden=auto chooses the widths: {', '.join(WIDTH_METHODS)}; "
+        "auto: search, or rank where a training function of your own would run for every width or "
+        "the validation data are too few")
     search_runs: Annotated[int, Field(ge=2)] = Field(
-        12, description="search: at most so many widths are trained, the original's among them")
-    search_seconds: Positive | None = Field(None, description="search: for at most so long")
+        12, description="search: maximum number of widths to train, the original's included")
+    search_seconds: Positive | None = Field(None, description="search: maximum time in seconds")
     budget: Literal["epochs", "flops"] = Field(
-        "epochs", description="rebuild: as many epochs as the original, or as many training FLOPs "
-        "(where slim_epochs is unset)")
-    distill: bool = Field(False, description="prune: fine-tune towards the original's outputs too: "
-                          "true or false")
+        "epochs", description="rebuild: train the slim model for the original's epochs, or for its "
+        "training FLOPs (where slim_epochs is unset)")
+    distill: bool = Field(False, description="prune: fine-tune with the original's outputs as "
+                          "further targets (knowledge distillation): true or false")
     fold: Literal["auto"] | bool = Field(
         "auto", description="prune: compensate removed units in the next layer by least squares: "
-        "true, false, or auto: both ways are fine-tuned, and the compensation stays where it is "
-        "ahead on validation data by more than a standard error (false with your own trainer)")
-    rounds: Count = Field(1, description="slim again, at most so often, while the verdict is "
-                          "non_inferior")
+        "true or false; auto: fine-tune both ways, and keep the compensation if it is ahead on the "
+        "validation data by more than a standard error (false with a training function of your "
+        "own)")
+    rounds: Count = Field(1, description="maximum number of slimming rounds; another one starts "
+                          "only while the verdict is non_inferior")
     criterion: Criteria = Field(
-        "output", description="what makes a weight important: output, input, wanda, magnitude, "
-        "taylor, package.module:function, or several of them, e.g. output,wanda")
+        "output", description="importance criterion of the weights: output, input, wanda, "
+        "magnitude, taylor, package.module:function, or several, e.g. output,wanda")
     layers: Annotated[tuple[str, ...], BeforeValidator(_names), Field(min_length=1)] | None = \
-        Field(None, description="analyze: names of a model's layers, e.g. fc1,fc2; all but the "
-              "output layer, if unset")
-    batch_to_inputs: str | None = Field(None, description="analyze: package.module:function of "
-                                        "a batch -> the model's inputs: a tensor, a tuple of "
-                                        "arguments or a dict of them by name")
-    loss: str | None = Field(None, description="taylor's loss: package.module:function of "
-                             "(outputs, targets) -> mean; the task's own, if unset")
-    effective_rank: bool = Field(False, description="also the effective rank of each layer's "
-                                 "activations: true or false")
+        Field(None, description="analyze: names of the layers to analyse, e.g. fc1,fc2; all but "
+              "the output layer, if unset")
+    batch_to_inputs: str | None = Field(None, description="analyze: package.module:function of a "
+                                        "batch -> the model's inputs: a tensor, a tuple of "
+                                        "positional or a dict of keyword arguments")
+    loss: str | None = Field(None, description="loss of the criterion taylor: "
+                             "package.module:function of (outputs, targets) -> mean; the task's "
+                             "loss, if unset")
+    effective_rank: bool = Field(False, description="also compute the effective rank of each "
+                                 "layer's activations: true or false")
     null_draws: Annotated[int, Field(ge=0)] = Field(
-        20, description="networks that learned nothing, drawn beside the analysis")
-    optimizer: Literal["adam", "sgd"] = Field("adam", description="adam or sgd")
-    batch_size: BatchSize = Field(64, description="samples a step, or full")
+        20, description="number of untrained networks that give the null distribution of the "
+        "analysis")
+    optimizer: Literal["adam", "sgd"] = Field("adam", description="optimizer of the built-in "
+                                              "trainer: adam or sgd")
+    batch_size: BatchSize = Field(64, description="samples per training step, or full")
     lr: Positive = Field(0.003, description="learning rate of the built-in trainer")
-    patience: Count | None = Field(None, description="stop early after so many epochs without a "
-                                   "better validation loss, and keep the best")
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(42, description="of everything random")
-    seeds: Count = Field(5, description="replicates of the recipe; the recipe verdict needs 5")
+    patience: Count | None = Field(None, description="early stopping: number of epochs without a "
+                                   "lower validation loss; the best epoch's weights are kept")
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(42, description="seed of all random "
+                                                        "numbers")
+    seeds: Count = Field(5, description="number of replicates, each trained with another seed; "
+                         "the recipe verdict needs 5")
     margin: Annotated[float, BeforeValidator(_finite), Field(ge=0, lt=1)] = Field(
-        0.02, description="how much worse is still as good: a fraction of 1 in accuracy or R²")
+        0.02, description="non-inferiority margin, in accuracy or R² as a fraction of 1")
     confidence: Annotated[float, BeforeValidator(_finite), Field(gt=0, lt=1)] = Field(
-        0.95, description="confidence of the interval")
+        0.95, description="confidence level of the intervals")
     device: str = Field("cpu", pattern=r"^(cpu|auto|cuda(:\d+)?|mps)$", description="cpu, cuda, "
                         "cuda:N, mps, or auto")
-    threads: Count | None = Field(None, description="torch's threads; its own choice, if unset")
-    experiment: str = Field("wua", min_length=1, description="MLflow experiment")
-    run_id: str | None = Field(None, description="the variant that a step adds to")
-    baseline: str | None = Field(None, description="compare: the original, as A")
-    candidate: str | None = Field(None, description="compare: the slim one, as B")
+    threads: Count | None = Field(None, description="number of torch's CPU threads; torch's "
+                                  "default, if unset")
+    experiment: str = Field("wua", min_length=1, description="name of the MLflow experiment")
+    run_id: str | None = Field(None, description="run of the variant that the step reads and "
+                               "writes to")
+    baseline: str | None = Field(None, description="compare: model A, the original")
+    candidate: str | None = Field(None, description="compare: model B, the slim model")
     register: str | None = Field(None, min_length=1, description="register the slim model under "
                                  "this name, if its artifact verdict is non_inferior")
-    gate: bool = Field(False, description="end with the verdict's exit code: 0 non_inferior, "
-                       "3 inferior, 4 inconclusive")
+    gate: bool = Field(False, description="exit with the verdict's code: 0 non_inferior, 3 "
+                       "inferior, 4 inconclusive")
 
     @property
     def given(self) -> frozenset[str]:
         """Names of the settings that were asked for; all others have their defaults."""
         return frozenset(self.model_fields_set)
-
-    @property
-    def slim_budget(self) -> int:
-        """Epochs of the slim variant."""
-        return self.slim_epochs if self.slim_epochs is not None else self.epochs
 
 
 def yes_or_no(field: str) -> bool:
@@ -302,8 +305,8 @@ def settings_yaml(settings: Settings, fields: Iterable[str] | None = None) -> st
         settings: all of them.
         fields: names of those to write; all, if None.
     """
-    chosen = None if fields is None else set(fields)
-    values = settings.model_dump(mode="json", exclude_none=True, include=chosen)
+    values = settings.model_dump(mode="json", exclude_none=True,
+                                 include=None if fields is None else set(fields))
     return yaml.safe_dump(values, sort_keys=False, default_flow_style=None, allow_unicode=True)
 
 

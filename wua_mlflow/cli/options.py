@@ -113,7 +113,7 @@ def _settings_params(name: str) -> list[click.Parameter]:
     params += [_value(field, Settings.model_fields[field].description or "",
                       flag=yes_or_no(field)) for field in COMMAND_FIELDS[name]]
     if name in ("run", "compare"):
-        params.append(click.Option(["--json"], is_flag=True, help="the result as JSON"))
+        params.append(click.Option(["--json"], is_flag=True, help="print the result as JSON"))
     return params
 
 
@@ -122,15 +122,15 @@ def _query_params(name: str) -> list[click.Parameter]:
     if name == "show":
         params.append(click.Argument(["run"], nargs=-1, required=True, metavar="RUN"))
     else:
-        params += [_value("experiment", "its name; every experiment, if not given"),
+        params += [_value("experiment", "name of an experiment; all experiments, if unset"),
                    _value("where", "MLflow's filter, e.g. \"metrics.`accuracy/test` > 0.9\"")]
     if name == "runs":
         params += [
-            click.Option(["--kind"], default="variant", help="variant, pipeline, step"),
-            _value("order_by", "e.g. \"metrics.`flops/forward` ASC\""),
-            click.Option(["--limit"], type=int, default=50, help="at most so many (50)")]
-    return [*params, click.Option(["--json"], is_flag=True, help="as JSON"),
-            click.Option(["--csv"], is_flag=True, help="as CSV, every column")]
+            click.Option(["--kind"], default="variant", help="variant, pipeline or step"),
+            _value("order_by", "MLflow's order, e.g. \"metrics.`flops/forward` ASC\""),
+            click.Option(["--limit"], type=int, default=50, help="maximum number of runs (50)")]
+    return [*params, click.Option(["--json"], is_flag=True, help="print JSON"),
+            click.Option(["--csv"], is_flag=True, help="print CSV with all columns")]
 
 
 def _value(field: str, text: str, *, flag: bool = False) -> click.Option:
