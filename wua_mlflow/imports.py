@@ -17,9 +17,6 @@ from wua_mlflow.errors import did_you_mean, one_line
 __all__ = ["load_object"]
 
 
-_MISSING = object()
-
-
 def load_object(reference: str, *, argument: str, root: str | Path | None = None) -> Any:
     """The function or class that ``reference`` names.
 
@@ -38,38 +35,28 @@ def load_object(reference: str, *, argument: str, root: str | Path | None = None
     >>> load_object("collections:Counter", argument="model")("aab")["a"]
     2
     """
-    module_name, name = _parsed(reference, argument)
-    _make_importable(Path.cwd())
-    if root is not None:
-        _make_importable(Path(root))
+    module_name, _, name = str(reference).partition(":")
+    identifiers = [*module_name.split("."), name]
+    if module_name.endswith(".py") or not all(part.isidentifier() for part in identifiers):
+        raise ValueError(f"{argument}: expected package.module:name, such as my_module:build, but "
+                         f"got {reference!r}")
+    for folder in (Path.cwd(), root):
+        if folder is not None:
+            _make_importable(folder)
     module = _imported(module_name, argument)
-    found = getattr(module, name, _MISSING)
-    if found is _MISSING:
-        place = getattr(module, "__file__", None) or "no file"
-        raise ValueError(
-            f"{argument}: expected a name in the module {module_name} ({place}), "
-            f"but got {name!r}{did_you_mean(name, _public(module))}"
-        )
-    if not callable(found):
-        raise ValueError(
-            f"{argument}: expected {reference} to be a function or a class, "
-            f"but got {type(found).__name__}"
-        )
-    return found
+    if not hasattr(module, name):
+        public = [public for public in vars(module) if not public.startswith("_")]
+        raise ValueError(f"{argument}: expected a name in the module {module_name} "
+                         f"({getattr(module, '__file__', None) or 'no file'}), but got {name!r}"
+                         f"{did_you_mean(name, public)}")
+    entity = getattr(module, name)
+    if not callable(entity):
+        raise ValueError(f"{argument}: expected {reference} to be a function or a class, but got "
+                         f"{type(entity).__name__}")
+    return entity
 
 
-def _parsed(reference: str, argument: str) -> tuple[str, str]:
-    module, _, name = str(reference).partition(":")
-    well_formed = all(part.isidentifier() for part in [*module.split("."), name])
-    if not well_formed or module.endswith(".py"):
-        raise ValueError(
-            f"{argument}: expected package.module:name, such as my_module:build, "
-            f"but got {reference!r}"
-        )
-    return module, name
-
-
-def _make_importable(folder: Path) -> None:
+def _make_importable(folder: str | Path) -> None:
     path = os.path.abspath(folder)
     if sys.path[:1] != [path]:
         sys.path[:] = [path, *(entry for entry in sys.path if entry != path)]
@@ -81,14 +68,7 @@ def _imported(module: str, argument: str) -> ModuleType:
         return importlib.import_module(module)
     except (Exception, SystemExit) as error:
         if isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}."):
-            raise ValueError(
-                f"{argument}: expected a module in the current folder or among the installed "
-                f"packages, but found none named {error.name!r}"
-            ) from error
-        raise ValueError(
-            f"{argument}: expected to import {module}, but it raised {one_line(error)}"
-        ) from error
-
-
-def _public(module: ModuleType) -> list[str]:
-    return [name for name in vars(module) if not name.startswith("_")]
+            raise ValueError(f"{argument}: expected a module in the current folder or among the "
+                             f"installed packages, but found none named {error.name!r}") from error
+        raise ValueError(f"{argument}: expected to import {module}, but it raised "
+                         f"{one_line(error)}") from error

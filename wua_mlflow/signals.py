@@ -51,9 +51,9 @@ def handle_signals() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    defaults = (signal.SIG_DFL, signal.default_int_handler)
     before = {number: handler for number in SIGNALS
-              if (handler := signal.getsignal(number))
-              in (signal.SIG_DFL, signal.default_int_handler)}
+              if (handler := signal.getsignal(number)) in defaults}
     hook = sys.unraisablehook
     _state.held = _state.waiting = 0
     for number in before:
