@@ -31,17 +31,9 @@ sys.modules[heads.__name__] = heads
 
 
 def slim(  # noqa: PLR0913 - the options of one question, each by name
-    model: nn.Module,
-    data: Any,
-    *,
-    widths: Mapping[str, int] | None = None,
-    method: str = "rank",
-    margin: float = 0.02,
-    criterion: str = "spanning",
-    fold: bool = False,
-    task: Task | None = None,
-    loss: Loss | None = None,
-    seed: int = 0,
+    model: nn.Module, data: Any, *, widths: Mapping[str, int] | None = None, method: str = "rank",
+    margin: float = 0.02, criterion: str = "spanning", fold: bool = False,
+    task: Task | None = None, loss: Loss | None = None, seed: int = 0,
 ) -> Cut:
     """A copy of a trained network with its least important units cut out, to be fine-tuned.
 

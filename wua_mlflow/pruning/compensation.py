@@ -24,10 +24,7 @@ _RIDGE = 1e-3
 
 
 def compensated(
-    model: nn.Module,
-    structure: UnitGroups,
-    keep: Mapping[str, Sequence[int]],
-    inputs: Tensor,
+    model: nn.Module, structure: UnitGroups, keep: Mapping[str, Sequence[int]], inputs: Tensor
 ) -> nn.Module:
     """A copy whose next layers compensate for the units to be removed; it still has all units.
 

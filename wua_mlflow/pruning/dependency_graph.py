@@ -159,12 +159,10 @@ class Graph:
         self.names = {module: name for name, module in model.named_modules()}
         self._library = torch_pruning
         self._graph = torch_pruning.DependencyGraph()
-        pruners: dict[Any, Any] = {}
-        for module in model.modules():
-            if is_conv1d(module):
-                pruners[type(module)] = _conv1d_pruner(torch_pruning)
-            elif isinstance(module, RECURRENT):
-                pruners[type(module)] = _recurrent_pruner(torch_pruning)
+        pruners = {type(module): _conv1d_pruner(torch_pruning) for module in model.modules()
+                   if is_conv1d(module)}
+        pruners |= {type(module): _recurrent_pruner(torch_pruning) for module in model.modules()
+                    if isinstance(module, RECURRENT)}
         example = mapped(example, Tensor, Tensor.clone)
         arguments = example if isinstance(example, Mapping | tuple) else (example,)
         with warnings.catch_warnings(), torch.enable_grad(), caches_off(model), \

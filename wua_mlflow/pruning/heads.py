@@ -88,22 +88,15 @@ class PrunedMultiheadAttention(nn.Module):
         self.train(original.training)
 
     def forward(  # noqa: PLR0913 - the signature of nn.MultiheadAttention
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        key_padding_mask: Tensor | None = None,
-        need_weights: bool = True,
-        attn_mask: Tensor | None = None,
-        average_attn_weights: bool = True,
-        is_causal: bool = False,
+        self, query: Tensor, key: Tensor, value: Tensor, key_padding_mask: Tensor | None = None,
+        need_weights: bool = True, attn_mask: Tensor | None = None,
+        average_attn_weights: bool = True, is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """As ``nn.MultiheadAttention``: shapes, masks and what is returned."""
         batched = query.dim() == 3
-        inputs = [query, key, value]
-        if not batched:
-            inputs = [sequence.unsqueeze(0) for sequence in inputs]
-        elif not self.batch_first:
+        inputs = [sequence if batched else sequence.unsqueeze(0)
+                  for sequence in (query, key, value)]
+        if batched and not self.batch_first:
             inputs = [sequence.transpose(0, 1) for sequence in inputs]
         weights = self.in_proj_weight.chunk(3)
         biases = (None,) * 3 if self.in_proj_bias is None else self.in_proj_bias.chunk(3)
@@ -128,12 +121,9 @@ class PrunedMultiheadAttention(nn.Module):
 
     def _split_heads(self, projected: Tensor) -> Tensor:
         """(batch, length, heads · size) -> (batch, heads, length, size)."""
-        split = torch.unflatten(projected, -1, (self.num_heads, self.head_dim))
-        return split.transpose(1, 2)
+        return torch.unflatten(projected, -1, (self.num_heads, self.head_dim)).transpose(1, 2)
 
-    def _mask(
-        self, attn_mask: Tensor | None, padding: Tensor | None, q: Tensor
-    ) -> Tensor | None:
+    def _mask(self, attn_mask: Tensor | None, padding: Tensor | None, q: Tensor) -> Tensor | None:
         """What is added to the logits, shape (batch or 1, heads or 1, targets, sources)."""
         total = None
         if attn_mask is not None:
@@ -144,8 +134,7 @@ class PrunedMultiheadAttention(nn.Module):
                 raise ValueError(f"attn_mask: expected one mask a head of {self.num_heads} heads, "
                                  f"or one for all, but got {total.shape[1]}")
         if padding is not None:
-            padded = _as_logits(padding if padding.dim() == 2 else padding.unsqueeze(0), q)
-            padded = padded[:, None, None, :]
+            padded = _as_logits(padding, q)[..., None, None, :]
             total = padded if total is None else total + padded
         return total
 
