@@ -110,8 +110,8 @@ def with_split(variant: ModelVariant, change: Callable[[DataSplit], DataSplit]) 
     return replace(variant, recipe=replace(variant.recipe, split=change(variant.recipe.split)))
 
 
-def weights_of(trained: Trained | nn.Module) -> dict[str, torch.Tensor]:
-    model = trained if isinstance(trained, nn.Module) else trained.model
+def weights_of(network: ModelVariant | Trained | nn.Module) -> dict[str, torch.Tensor]:
+    model = network if isinstance(network, nn.Module) else network.model
     return model.state_dict()
 
 

@@ -241,12 +241,9 @@ def test_layers_and_batches_of_a_kind_of_ones_own(store: Store) -> None:
     assert run.data.params["batch_to_inputs"] == "own:pixels"
     again = load_settings(None, yaml.safe_load(text_of(store, run, "config.yaml")))
     assert again.layers == ("2", "0")
-
-
-def test_the_function_is_given_whole_batches_of_a_split_too(store: Store) -> None:
-    analysis, _ = analysed(store, batch_to_inputs="own:left_of_pair")
-    assert analysis.usage.layers["0"].weights == 64 * 16
-    assert not analysis.remarks, "FLOPs are counted"
+    of_a_split, _ = analysed(store, batch_to_inputs="own:left_of_pair")  # is given whole batches
+    assert of_a_split.usage.layers["0"].weights == 64 * 16
+    assert not of_a_split.remarks, "FLOPs are counted"
 
 
 def test_a_shuffled_loader_gives_the_same_again_and_leaves_the_stream(store: Store) -> None:

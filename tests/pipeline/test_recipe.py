@@ -126,6 +126,13 @@ def test_replicates_repeat_the_recipe_with_the_next_seeds() -> None:
         assert replicate.loss == pytest.approx(loss, abs=1e-5)
         assert replicate.score == pytest.approx(replicate.scores.mean())
 
+    def diverging(number: int, seed: int) -> Trained:
+        raise TrainingDiverged("training: the loss became nan in epoch 9")
+
+    with pytest.raises(TrainingDiverged, match=r"^training: the loss became nan in epoch 9 "
+                       r"\(in replicate 1, seed 4294967295\)$"):
+        train_replicates(recipe, diverging, (main, test), count=3)
+
 
 def test_early_stopping_watches_the_validation_part_and_keeps_the_best() -> None:
     recipe = recipe_of(epochs=200, patience=2, lr=0.1, hidden=30)

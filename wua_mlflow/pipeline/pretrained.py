@@ -2,7 +2,7 @@
 
 Weights are loaded strictly: every tensor, by its name and shape. The file is safetensors', or a
 state dict that ``torch.save`` wrote; no object is unpickled.
-Tests: ``tests/pipeline/test_pretrained.py``, ``tests/pipeline/test_pretrained_weights.py``.
+Tests: ``tests/pipeline/test_pretrained.py``.
 """
 
 from __future__ import annotations

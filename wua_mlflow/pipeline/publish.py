@@ -1,6 +1,6 @@
 """Publishing the result of a pipeline: its report, pictures and views, its model in the registry.
 
-Tests: ``tests/pipeline/test_publish.py``, ``tests/pipeline/test_publish_registry.py``.
+Tests: ``tests/pipeline/test_workflow.py``, ``tests/pipeline/test_publish_registry.py``.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Training a variant and logging it as one MLflow run; and what the run of any step needs.
 
 A step makes at most ten tracking calls, plus one per thousand metrics.
-Tests: ``tests/pipeline/test_train.py``.
+Tests: ``tests/pipeline/test_workflow.py``, ``tests/pipeline/test_workflow_steps.py``.
 """
 
 from __future__ import annotations
