@@ -12,15 +12,12 @@ import scipy.stats
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.functional import cross_entropy as loss
 
 from tests.networks import NETWORKS, Layers, labels, mlp, numpys, rows
 from wua_mlflow.usage.analyze import analyze, layer_importance
 from wua_mlflow.usage.criteria import CRITERIA
 from wua_mlflow.usage.results import ModelUsage
-
-
-def loss(outputs: Tensor, targets: Tensor) -> Tensor:
-    return functional.cross_entropy(outputs, targets)
 
 
 def everything(model: nn.Module, data, **options) -> dict[str, ModelUsage]:

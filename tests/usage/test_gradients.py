@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.functional import cross_entropy as loss
 from torch.utils.checkpoint import checkpoint
 
 from tests.networks import NETWORKS, Layers, labels, mlp, rows, tokens
@@ -19,30 +20,36 @@ from wua_mlflow.usage.gradients import loss_of
 SAMPLES = 9
 
 
-def loss(outputs: Tensor, targets: Tensor) -> Tensor:
-    return functional.cross_entropy(outputs, targets)
-
-
-def data_of(name: str, samples: int = SAMPLES):
+def data_of(name: str):
     make, inputs = NETWORKS[name]
-    return make(), inputs(samples), labels(samples)
+    return make(), inputs(SAMPLES), labels(SAMPLES)
 
 
-def by_sample(model: nn.Module, inputs: Tensor, targets: Tensor, parameter: Tensor) -> Tensor:
-    """The mean of the gradients of single samples' losses, in float64."""
-    gradients = [torch.autograd.grad(loss(model.eval()(x), y), [parameter])[0].double()
+def by_sample(model: nn.Module, inputs: Tensor, targets: Tensor, weight: Tensor) -> Tensor:
+    """|weight · mean of the gradients of single samples' losses|, in float64."""
+    gradients = [torch.autograd.grad(loss(model.eval()(x), y), [weight])[0].double()
                  for x, y in zip(inputs.split(1), targets.split(1), strict=True)]
-    return torch.stack(gradients).mean(0)
+    return (weight.double() * torch.stack(gradients).mean(0)).abs().detach()
 
 
+def plain(*layers: str):
+    return {layer: (f"{layer}.weight", lambda weight: weight) for layer in layers}
+
+
+TABLE = {"embed": ("embed.weight", lambda table: table.T)}
 WEIGHTS = {
-    "mlp": ("mlp", {"0": "0.weight", "2": "2.weight", "4": "4.weight"}),
-    "cnn": ("cnn", {"0": "0.weight", "3": "3.weight", "5": "5.weight", "8": "8.weight"}),
-    "attention": ("attention", {
-        "embed": "embed.weight", "block.self_attn.out_proj": "block.self_attn.out_proj.weight",
-        "block.linear1": "block.linear1.weight", "block.linear2": "block.linear2.weight"}),
-    "lstm": ("lstm", {"embed": "embed.weight", "head": "head.weight"}),
+    "mlp": plain("0", "2", "4"),
+    "cnn": plain("0", "3", "5", "8"),
+    "attention": {
+        **TABLE, **plain("block.self_attn.out_proj", "block.linear1", "block.linear2"),
+        **{f"block.self_attn.{part}_proj": (
+            "block.self_attn.in_proj_weight", lambda fused, i=i: fused.chunk(3)[i])
+           for i, part in enumerate("qkv")}},
+    "lstm": {**TABLE, **plain("head"), **{f"rnn.{name}": (
+        f"rnn.{name}", lambda gates: gates.unflatten(0, (4, 6)).transpose(0, 1))
+        for name in ("weight_ih_l0", "weight_hh_l1", "weight_ih_l1_reverse")}},
 }
+"""By network and layer: its parameter, and what of the parameter is the layer's."""
 
 
 def same(value: Tensor, expected: Tensor) -> None:
@@ -51,35 +58,14 @@ def same(value: Tensor, expected: Tensor) -> None:
     assert float((value - expected).abs().max()) <= 2e-6 * float(expected.abs().max())
 
 
-@pytest.mark.parametrize(("name", "layers"), WEIGHTS.values(), ids=WEIGHTS)
-def test_weights_by_single_samples(name, layers):
-    model, inputs, targets = data_of(name)
+@pytest.mark.parametrize("network", WEIGHTS)
+def test_weights_by_single_samples(network):
+    model, inputs, targets = data_of(network)
     batches = [(inputs[:4], targets[:4]), (inputs[4:], targets[4:])]
-    importances = layer_importance(model, batches, list(layers), "taylor", loss=loss)
-    parameters = dict(model.named_parameters())
-    for layer, parameter in layers.items():
-        weight = parameters[parameter]
-        expected = (weight.double() * by_sample(model, inputs, targets, weight)).abs().detach()
-        same(importances[layer], expected.T if layer == "embed" else expected)
-
-
-def test_attentions_fused_weight_by_single_samples():
-    model, inputs, targets = data_of("attention")
-    fused = model.block.self_attn.in_proj_weight
-    expected = (fused.double() * by_sample(model, inputs, targets, fused)).abs().detach()
-    names = [f"block.self_attn.{which}_proj" for which in "qkv"]
-    importances = layer_importance(model, [(inputs, targets)], names, "taylor", loss=loss)
-    for name, part in zip(names, expected.chunk(3), strict=True):
-        same(importances[name], part)
-
-
-@pytest.mark.parametrize("name", ["weight_ih_l0", "weight_hh_l1", "weight_ih_l1_reverse"])
-def test_gates_by_single_samples(name):
-    model, inputs, targets = data_of("lstm")
-    weight = getattr(model.rnn, name)
-    expected = (weight.double() * by_sample(model, inputs, targets, weight)).abs().detach()
-    importances = layer_importance(model, [(inputs, targets)], [f"rnn.{name}"], "taylor", loss=loss)
-    same(importances[f"rnn.{name}"], expected.unflatten(0, (4, 6)).transpose(0, 1))
+    importances = layer_importance(model, batches, list(WEIGHTS[network]), "taylor", loss=loss)
+    for layer, (parameter, part_of) in WEIGHTS[network].items():
+        expected = by_sample(model, inputs, targets, model.get_parameter(parameter))
+        same(importances[layer], part_of(expected))
 
 
 def units_by_hooks(model: nn.Module, inputs: Tensor, targets: Tensor, module: nn.Module,
@@ -144,8 +130,7 @@ def test_a_model_that_gives_its_loss_itself():
     model, x, y = Layers(own_loss, net=mlp(3, 6, 2)), rows(SAMPLES, 3), labels(SAMPLES)
     data = [{"x": x[:4], "labels": y[:4]}, {"x": x[4:], "labels": y[4:]}]
     importance = layer_importance(model, data, ["net.0"], "taylor")["net.0"]
-    weight = model.net[0].weight
-    same(importance, (weight.double() * by_sample(model.net, x, y, weight)).abs().detach())
+    same(importance, by_sample(model.net, x, y, model.net[0].weight))
     again = layer_importance(model, data, ["net.0"], "taylor",
                              loss=lambda outputs, targets: loss(outputs.logits, targets))["net.0"]
     torch.testing.assert_close(again, importance)
@@ -171,7 +156,6 @@ def test_a_weight_that_the_loss_does_not_depend_on_has_importance_zero():
 
 def gapped() -> Layers:
     """A weight with gaps in memory, one behind a transpose, and one that is computed."""
-    torch.manual_seed(4)
     model = Layers(lambda model, x: model.head(model.normed(functional.linear(
         model.gaps(x).tanh(), model.turned.T)).tanh()), gaps=nn.Linear(3, 5), head=nn.Linear(4, 2),
         turned=nn.Parameter(torch.randn(5, 4)),
@@ -185,13 +169,10 @@ def test_weights_that_lie_otherwise_in_memory():
     assert not model.gaps.weight.is_contiguous()
     importances = layer_importance(model, [(x[:4], y[:4]), (x[4:], y[4:])],
                                    ["gaps", "turned", "normed"], "taylor", loss=loss)
-    for name, weight in (("gaps", model.gaps.weight), ("turned", model.turned)):
-        expected = (weight.double() * by_sample(model, x, y, weight)).abs().detach()
-        same(importances[name], expected.T if name == "turned" else expected)
-    plain = gapped()
-    torch.nn.utils.parametrize.remove_parametrizations(plain.normed, "weight")
-    weight = plain.normed.weight
-    same(importances["normed"], (weight.double() * by_sample(plain, x, y, weight)).abs().detach())
+    same(importances["gaps"], by_sample(model, x, y, model.gaps.weight))
+    same(importances["turned"], by_sample(model, x, y, model.turned).T)
+    torch.nn.utils.parametrize.remove_parametrizations(model.normed, "weight")
+    same(importances["normed"], by_sample(model, x, y, model.normed.weight))
 
 
 def test_a_computed_weight_that_is_detached_has_no_gradient():
@@ -221,7 +202,6 @@ def test_weights_in_reentrant_checkpoints_are_refused(before):
 
 def test_a_table_whose_gradients_are_sparse():
     def network(*, sparse: bool) -> nn.Sequential:
-        torch.manual_seed(5)
         torch.manual_seed(5)
         return nn.Sequential(nn.Embedding(20, 4, sparse=sparse), nn.Flatten(), nn.Linear(28, 2))
 

@@ -372,24 +372,21 @@ def _first_pass(tiles: _Tiles) -> tuple[_Sums, _Digits]:
     least = torch.full((), math.inf, dtype=tiles.dtype, device=tiles.device)
     largest, tiny = -least, torch.finfo(tiles.dtype).tiny  # of 0 the logarithm is -inf: 0 ln 0 = 0
     for rows, tile in tiles:
+        torch.minimum(least, tile.amin(), out=least)
+        torch.maximum(largest, tile.amax(), out=largest)
         logarithms = tiles.scratch("logarithms", tile, tile.dtype)
+        torch.clamp(tile, min=tiny, out=logarithms).log_()
         if tiles.compiled:
-            array, logs = tile.numpy(), logarithms.numpy()
-            np.log(np.maximum(array, array.dtype.type(tiny), out=logs), out=logs)
-            weighted += _compiled(_add_rows)(array, logs, by_row.numpy()[rows])
+            weighted += _compiled(_add_rows)(
+                tile.numpy(), logarithms.numpy(), by_row.numpy()[rows])
             _compiled(_add_digits)(_flat(_bits(tile)).numpy(), _flat(tile).numpy(), digits.shift,
                                    digits.sums.numpy())
-            least.numpy()[...] = np.minimum(least.numpy(), array.min())
-            largest.numpy()[...] = np.maximum(largest.numpy(), array.max())
             continue
-        torch.clamp(tile, min=tiny, out=logarithms).log_()
         exact = tiles.scratch("exact", tile, torch.float64).copy_(tile)
         by_row[rows] += exact.sum(1)
         digits.add_first(tile, exact)
         wide = tiles.scratch("wide", tile, torch.float64).copy_(logarithms)
         weighted += torch.dot(_flat(exact), _flat(wide))
-        torch.minimum(least, tile.amin(), out=least)
-        torch.maximum(largest, tile.amax(), out=largest)
     sums = _Sums(by_row.cpu().numpy(), float(by_row.sum()), float(largest), float(weighted))
     _check_sums(sums.total, float(least))
     return sums, digits
