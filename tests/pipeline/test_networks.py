@@ -19,7 +19,6 @@ from wua_mlflow.pipeline.recipe import Recipe, Trained, train_made
 from wua_mlflow.pruning.compensation import compensated
 from wua_mlflow.pruning.cut import cut, rebuild, unit_groups
 from wua_mlflow.pruning.importance import most_important, unit_importance
-from wua_mlflow.rng import Purpose, torch_generator
 from wua_mlflow.training.fit import TrainingDiverged
 
 
@@ -122,25 +121,6 @@ def test_a_fit_that_fails_or_changes_nothing_leaves_the_other_way(
     assert (trained.folded, trained.tries) == (False, 1)
 
 
-def test_fine_tuning_is_the_loop_that_one_would_write() -> None:
-    """From the cut network, in the loaders' order, as many epochs as asked for."""
-    recipe = recipe_of(optimizer="sgd")
-    parent = from_scratch(recipe, (8,), 3)
-    trained = pruned_and_tuned(recipe, parent, parent, PruningPlan({"fc1": 5}, 2))(0, 42)
-    model = pruned_by_hand(parent(0, 42).model, recipe, 5)[0].train()
-    steps = torch.optim.SGD(model.parameters(), 0.03, momentum=0.9)
-    x, y = recipe.split.train.inputs, recipe.split.train.targets
-    order = torch_generator(42, Purpose.LOADER)
-    for _ in range(2):
-        for batch in torch.randperm(len(x), generator=order).split(32):
-            steps.zero_grad()
-            functional.cross_entropy(model(x[batch]), y[batch]).backward()
-            steps.step()
-    assert len(trained.records) == 2
-    for name, weights in weights_of(model).items():
-        assert torch.allclose(weights, weights_of(trained)[name], atol=1e-6), name
-
-
 def test_each_replicate_is_cut_from_its_own_parent() -> None:
     recipe = recipe_of(lr=1e-30, optimizer="sgd")
     parent, calls = from_scratch(recipe_of(), (8,), 2), []
@@ -168,7 +148,7 @@ def test_a_second_cut_is_told_after_the_first() -> None:
 
 
 def test_where_nothing_is_cut_the_parent_is_trained_on() -> None:
-    """The search's first candidate: the original at the same budget of fine-tuning."""
+    """With its random stream; the search's first candidate, at the same budget of fine-tuning."""
     recipe = recipe_of()
     parent = from_scratch(recipe, (8,), 2)
     trained = pruned_and_tuned(recipe, parent, parent, PruningPlan({"fc1": 8}, 2))(0, 42)
@@ -176,6 +156,7 @@ def test_where_nothing_is_cut_the_parent_is_trained_on() -> None:
     expected = train_made(recipe, lambda: copy.deepcopy(start.model), 2, seed=42,
                           stream=start.stream)
     assert same(trained, expected)
+    assert torch.equal(trained.stream["cpu"], expected.stream["cpu"])
     assert not same(trained, start)
     assert trained.structure is None
 
