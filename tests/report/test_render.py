@@ -91,6 +91,13 @@ def test_a_description_is_no_longer_than_mlflow_keeps(layers: int) -> None:
         assert shown.endswith("in this run's artifacts `report.md` and `report.html`.\n")
 
 
+@pytest.mark.parametrize(("fields", "end"), [
+    ({"slimmed_by": "x" * 9000}, "points of accuracy."), ({"names": ["a" * 9000, "b"]}, "aaa …")])
+def test_a_description_loses_sections_then_words(fields: dict[str, object], end: str) -> None:
+    shown, more = description(replace(REPORT, **fields)).rsplit("\n\n", 1)
+    assert len(shown) < 7800 and shown.endswith(end) and more.startswith("The rest is in")
+
+
 def test_html_is_well_formed_and_escapes() -> None:
     """Pictures stand in their places, those without a place at the end."""
     report = replace(REPORT, title="<demo>", names=["a&b", "new"],

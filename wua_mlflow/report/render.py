@@ -38,17 +38,13 @@ def description(report: Report) -> str:
     whole = markdown_report(report)
     if len(whole) <= ROOM:
         return whole
-    content = sections(report)
-    for rows in FEWER_ROWS:
-        shortened = [replace(section, blocks=tuple(_cut(block, rows) for block in section.blocks))
-                     for section in content]
-        text = f"{_markdown(report, shortened)}\n{MORE}\n"
-        if len(text) <= ROOM:
-            return text
-    while len(text) > ROOM and shortened:
-        shortened.pop()
-        text = f"{_markdown(report, shortened)}\n{MORE}\n"
-    return text if len(text) <= ROOM else f"{text[: ROOM - len(MORE) - 4].rstrip()} …\n\n{MORE}\n"
+    fewer_rows = [[replace(section, blocks=tuple(_cut(block, rows) for block in section.blocks))
+                   for section in sections(report)] for rows in FEWER_ROWS]
+    shortest = fewer_rows[-1]
+    fewer_sections = [shortest[:count] for count in reversed(range(len(shortest)))]
+    texts = [f"{_markdown(report, content)}\n{MORE}\n" for content in fewer_rows + fewer_sections]
+    cut_off = f"{texts[-1][: ROOM - len(MORE) - 4].rstrip()} …\n\n{MORE}\n"
+    return next((text for text in texts if len(text) <= ROOM), cut_off)
 
 
 def html_report(report: Report, pictures: Mapping[str, bytes]) -> str:
