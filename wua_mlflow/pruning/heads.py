@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -210,12 +210,12 @@ def projected_head_groups(model: nn.Module, example: Any) -> list[UnitGroup]:
                     not _numbers(module):
                 continue
             try:
-                heads = _find_heads(module, within, order)
+                group = _find_heads(names, module, within, order)
             except RuntimeError:  # of autograd: its outputs were changed in place, or checkpointed
                 continue
-            if heads is not None:
-                groups[name] = _projected_group(name, heads, names)
-                taken |= set(groups[name].layers)
+            if group is not None:
+                groups[name] = group
+                taken |= set(group.layers)
     return [groups[name] for name in names.values() if name in groups]
 
 
@@ -255,41 +255,25 @@ def _numbers(module: nn.Module) -> dict[str, int]:
             if type(value) is int and value > 1}
 
 
-class _Heads(NamedTuple):
-    """A layer that reads heads, and those that make them.
-
-    Attributes:
-        reader: the call of the layer that reads them.
-        makers: the calls of the layers that make them.
-        columns: by unit the reader's inputs.
-        rows: by maker and unit the maker's outputs.
-    """
-
-    reader: Call
-    makers: Sequence[Call]
-    columns: tuple[tuple[int, ...], ...]
-    rows: Sequence[tuple[tuple[int, ...], ...]]
-
-
 def _find_heads(
-    module: nn.Module, within: Sequence[Call], order: Sequence[Call]
-) -> _Heads | None:
+    names: Mapping[nn.Module, str], module: nn.Module, within: Sequence[Call], order: Sequence[Call]
+) -> UnitGroup | None:
     """The heads that a module's layers make and that one of them, or the next layer, reads.
 
     None, too, where two layers read heads: the numbers of the module are those of both.
     """
     last = next(place for place, call in enumerate(order) if call is within[-1])
-    calls, readers = [*within, *order[last + 1: last + 2]], []
+    calls, by_reader = [*within, *order[last + 1: last + 2]], []
     for place, reader in enumerate(calls[1:], start=1):
         makers = [call for call in calls[max(0, place - MAX_MAKERS): place]
                   if call.outputs.requires_grad]
         if isinstance(reader.module, nn.Embedding) or not _attends(reader, makers):
             continue
-        heads = [division for parts in _numbers_of_parts(module, reader.inputs.shape[-1])
-                 if (division := _divide(reader, makers, parts)) is not None]
-        if heads:
-            readers.append(max(heads, key=lambda division: len(division.columns)))
-    return readers[0] if len(readers) == 1 else None
+        groups = [group for parts in _numbers_of_parts(module, reader.inputs.shape[-1])
+                  if (group := _divide(names, module, reader, makers, parts)) is not None]
+        if groups:
+            by_reader.append(max(groups, key=lambda group: group.units))
+    return by_reader[0] if len(by_reader) == 1 else None
 
 
 def _numbers_of_parts(module: nn.Module, size: int) -> list[int]:
@@ -308,7 +292,10 @@ def _numbers_of_parts(module: nn.Module, size: int) -> list[int]:
     return []
 
 
-def _divide(reader: Call, makers: Sequence[Call], parts: int) -> _Heads | None:
+def _divide(
+    names: Mapping[nn.Module, str], module: nn.Module, reader: Call, makers: Sequence[Call],
+    parts: int,
+) -> UnitGroup | None:
     """Divide the inputs into parts; None unless each depends on outputs of its own.
 
     Parts that depend on a common output are one unit.
@@ -326,9 +313,24 @@ def _divide(reader: Call, makers: Sequence[Call], parts: int) -> _Heads | None:
     by_unit = torch.stack([by_part[members].any(0) for members in parts_of])
     if units < 2 or not by_unit.any(0).all() or not by_unit.any(1).all():
         return None
-    by_maker = by_unit.split([call.outputs.shape[-1] for call in used], dim=1)
-    return _Heads(reader, used, _positions(columns[members] for members in parts_of),
-                  [_positions(map(torch.nonzero, outputs)) for outputs in by_maker])
+    dims = weight_dims(reader.module)
+    assert dims is not None
+    reading = ParameterSlice(f"{names[reader.module]}.weight", dims[1],
+                             _positions(columns[members] for members in parts_of))
+    return UnitGroup(names[module], tuple(names[call.module] for call in used), (reading,), units,
+                     "heads", tuple(_maker_slices(names, used, by_unit)))
+
+
+def _maker_slices(
+    names: Mapping[nn.Module, str], makers: Sequence[Call], by_unit: Tensor
+) -> Iterator[ParameterSlice]:
+    """The parameters of the layers that make heads; ``by_unit`` says of which outputs each is."""
+    outputs_of = by_unit.split([call.outputs.shape[-1] for call in makers], dim=1)
+    for (module, _, _), outputs in zip(makers, outputs_of, strict=True):
+        rows, dims = _positions(map(torch.nonzero, outputs)), weight_dims(module)
+        yield ParameterSlice(f"{names[module]}.weight", 1 if dims is None else dims[0], rows)
+        if getattr(module, "bias", None) is not None:
+            yield ParameterSlice(f"{names[module]}.bias", 0, rows)
 
 
 def _attends(reader: Call, makers: Sequence[Call]) -> bool:
@@ -354,17 +356,3 @@ def _dependences(reader: Call, columns: Tensor, makers: Sequence[Call]) -> list[
     inputs = reader.inputs[..., int(columns[0]): int(columns[-1]) + 1]
     return [(gradient != 0).reshape(-1, gradient.shape[-1]).any(0).cpu()
             for gradient in _gradients(inputs, makers)]
-
-
-def _projected_group(name: str, heads: _Heads, names: Mapping[nn.Module, str]) -> UnitGroup:
-    makers = []
-    for call, rows in zip(heads.makers, heads.rows, strict=True):
-        layer, dims = names[call.module], weight_dims(call.module)
-        makers.append(ParameterSlice(f"{layer}.weight", 1 if dims is None else dims[0], rows))
-        if getattr(call.module, "bias", None) is not None:
-            makers.append(ParameterSlice(f"{layer}.bias", 0, rows))
-    dims = weight_dims(heads.reader.module)
-    assert dims is not None
-    reader = ParameterSlice(f"{names[heads.reader.module]}.weight", dims[1], heads.columns)
-    return UnitGroup(name, tuple(names[call.module] for call in heads.makers), (reader,),
-                     len(heads.columns), "heads", tuple(makers))
