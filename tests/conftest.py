@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -68,6 +72,28 @@ def store_uri(
     still_open = client.search_runs(everywhere, "attributes.status = 'RUNNING'",
                                     run_view_type=ViewType.ALL)
     assert [run.info.run_name for run in still_open] == [], "the test left runs RUNNING"
+
+
+@pytest.fixture
+def server(store_uri: str, tmp_path: Path) -> Iterator[str]:
+    """The address of an MLflow server on the test's store."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port),
+         "--workers", "1", "--backend-store-uri", store_uri, "--artifacts-destination",
+         "artifacts"], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        for _ in range(600):
+            with socket.socket() as knock:
+                if knock.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            time.sleep(0.1)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait(600)
 
 
 def pytest_collection_modifyitems(items):

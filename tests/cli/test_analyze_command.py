@@ -50,7 +50,6 @@ def in_the_second():
 
 def pairs(seed): return [(torch.rand(8, 6), torch.randint(3, (8,))) for _ in range(7)]
 def inputs(seed): return [x for x, _ in pairs(seed)]
-def tensor(seed): return torch.rand(3000, 6)
 def generated(seed): return iter(inputs(seed))
 def wrong(seed): return [torch.rand(8, 5)]
 def nan(seed): return [torch.rand(8, 6), torch.full((8, 6), float("nan"))]

@@ -117,6 +117,18 @@ def test_a_new_store_makes_no_noise(tmp_path: Path) -> None:
     assert client.get_experiment_by_name("wua") is not None
 
 
+@pytest.mark.slow
+def test_a_server_makes_no_noise(server: str, tmp_path: Path) -> None:
+    """MLflow prints an address for each run that ends; JSON would not be JSON any more."""
+    done = subprocess.run(
+        [sys.executable, "-m", "wua_mlflow", "run", "--data", "iris", "--hidden", "6", "--epochs",
+         "1", "--seeds", "1", "--null-draws", "1", "--json", "--margin", "0.2"], cwd=tmp_path,
+        env={**os.environ, "MLFLOW_TRACKING_URI": server}, capture_output=True, text=True,
+        timeout=600)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout)["artifact"]["examples"] == 45
+
+
 def test_run_in_json_and_the_gates_exit_code(made: Made, store: dict[str, str]) -> None:
     """Sixty test examples are too few for a margin of two points, whatever the networks do."""
     result = json.loads(made.out)

@@ -1,7 +1,13 @@
-"""What goes into the registry, and what does not: read back through the client of a real store."""
+"""What goes into the registry, and what does not: read back through the client of a real store.
+
+Also with several processes at it, and through a server.
+"""
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from contextlib import nullcontext
 from dataclasses import replace
 
@@ -9,27 +15,70 @@ import mlflow
 import numpy as np
 import pytest
 import torch
+from mlflow.entities import LoggedModelOutput
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import BAD_REQUEST, INTERNAL_ERROR
 from mlflow.tracking import MlflowClient
 from mlflow.utils.validation import _validate_model_name
 from torch import nn
 
-from tests.tracking import registering
-from tests.tracking.registering import (
-    COMPARISON,
-    GOOD,
-    aliases_of,
-    links_of,
-    names_in,
-    register_slim,
-    saved_slim,
-    somebodys,
-)
+from wua_mlflow.tracking.models import log_model
 from wua_mlflow.tracking.registry import Registration, check_name, register
-from wua_mlflow.tracking.store import ended, new_run
+from wua_mlflow.tracking.store import Store, connect, ended, new_run
+from wua_mlflow.verdict.compare import compare
 
-store = registering.store
+GOOD = compare(np.ones(1000), np.where(np.arange(1000) < 5, 0, 1), margin=0.02)
+COMPARISON = "c" * 32
+
+
+@pytest.fixture
+def store(store_uri) -> Store:
+    return connect("registry")
+
+
+def saved_slim(store: Store, model: nn.Module | None = None, status: str = "READY") -> str:
+    """A run with a saved model; without ``model`` an entry that has no files."""
+    with ended(store, new_run(store, "slim", {"wua.variant": "slim"})) as run_id:
+        if model:
+            log_model(store.client, run_id, store.experiment_id, model, torch.rand(5, 3))
+            return run_id
+        entry = store.client.create_logged_model(store.experiment_id, name="model",
+                                                 source_run_id=run_id)
+        store.client.finalize_logged_model(entry.model_id, status)
+        if status == "READY":
+            store.client.log_outputs(run_id, [LoggedModelOutput(entry.model_id, step=0)])
+    return run_id
+
+
+def register_slim(store: Store, run_id: str, name: str = "digits", **changed) -> Registration:
+    return register(store.client, name, run_id=run_id,
+                    **{"verdict": GOOD, "comparison_run_id": COMPARISON, **changed})
+
+
+def aliases_of(store: Store, name: str = "digits") -> dict[str, str]:
+    aliases = store.client.get_registered_model(name).aliases
+    return {alias: str(version) for alias, version in aliases.items()}
+
+
+def names_in(store: Store) -> list[str]:
+    return [model.name for model in store.client.search_registered_models()]
+
+
+def links_of(store: Store, run_id: str) -> list[dict[str, str]]:
+    """What the run's saved model says of its versions."""
+    model_id = store.client.get_run(run_id).outputs.model_outputs[0].model_id
+    links = json.loads(store.client.get_logged_model(model_id).tags["mlflow.modelVersions"])
+    return [{key: str(value) for key, value in link.items()} for link in links]
+
+
+def somebodys(store: Store, name: str = "digits") -> str:
+    """A version that was registered by hand."""
+    run_id = saved_slim(store)
+    model_id = store.client.get_run(run_id).outputs.model_outputs[0].model_id
+    if name not in names_in(store):
+        store.client.create_registered_model(name)
+    return str(store.client.create_model_version(name, f"models:/{model_id}", run_id,
+                                                 model_id=model_id).version)
 
 
 def test_the_verdicts_of_these_tests():
@@ -180,3 +229,75 @@ def test_names_that_mlflow_or_an_address_or_a_database_does_not_take(name):
     assert "\n" not in str(caught.value)
     with pytest.raises(ValueError, match="^register: "):  # before anything is read
         register(None, name, run_id="", verdict=GOOD, comparison_run_id="")
+
+
+REGISTERING = """
+import sys, time
+from dataclasses import replace
+import numpy as np
+from wua_mlflow.tracking.registry import register
+from wua_mlflow.tracking.store import connect
+from wua_mlflow.verdict.compare import compare
+
+client = connect("registry").client
+verdict = compare(np.ones(1000), np.ones(1000), margin=0.02)
+print("ready", flush=True)
+sys.stdin.readline()
+for run_id in sys.argv[1:]:
+    done = register(client, "digits", run_id=run_id, verdict=verdict, comparison_run_id=run_id)
+    print(done.version, done.alias, flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_several_processes_at_once(store):
+    runs = [[saved_slim(store) for _ in range(4)] for _ in range(4)]
+    workers = [subprocess.Popen([sys.executable, "-c", REGISTERING, *some], text=True,
+                                stdin=subprocess.PIPE, stdout=subprocess.PIPE) for some in runs]
+    try:
+        for worker in workers:
+            assert worker.stdout.readline() == "ready\n"
+        for worker in workers:
+            worker.stdin.write("go\n")
+            worker.stdin.flush()
+        lines = [worker.communicate(timeout=600)[0].split("\n")[:-1] for worker in workers]
+    finally:
+        for worker in workers:
+            worker.kill()
+            worker.wait(600)
+    assert [len(of_worker) for of_worker in lines] == [4] * 4
+    versions, aliases = zip(*(line.split() for line in sum(lines, [])), strict=True)
+    assert sorted(map(int, versions)) == list(range(1, 17))
+    assert set(aliases) == {"slim"}
+    assert aliases_of(store)["slim"] in {of_worker[-1].split()[0] for of_worker in lines}
+    versions = store.client.search_model_versions("name = 'digits'")
+    assert sorted(version.run_id for version in versions) == sorted(sum(runs, []))
+    assert all(version.tags["wua.comparison"] == version.run_id for version in versions)
+
+
+@pytest.mark.slow
+def test_through_a_server(server, monkeypatch, capfd):
+    """And it prints nothing, since ``--json`` is read by machines."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
+    mlflow.set_tracking_uri(server)
+    store = connect("registry")
+    model = nn.Linear(3, 2)
+    first, second = saved_slim(store, model), saved_slim(store)
+    capfd.readouterr()
+    for run_id in (first, second, first):
+        assert register_slim(store, run_id).alias == "slim"
+    assert capfd.readouterr() == ("", "")
+    assert aliases_of(store) == {"slim": "1"}
+    versions = store.client.search_model_versions("name = 'digits'")
+    assert {str(version.version): version.run_id for version in versions} \
+        == {"1": first, "2": second}
+    assert versions[0].tags["wua.verdict.sentence"] == GOOD.sentence
+    assert links_of(store, first) == [{"name": "digits", "version": "1"}]
+    inputs = torch.rand(4, 3)
+    answer = mlflow.pyfunc.load_model("models:/digits@slim").predict(inputs.numpy())
+    np.testing.assert_allclose(answer, model(inputs).detach(), rtol=1e-6)
+    store.client.set_registered_model_alias("digits", "champion", "1")
+    theirs = somebodys(store)
+    store.client.set_registered_model_alias("digits", "slim", theirs)
+    assert register_slim(store, second).alias is None
+    assert aliases_of(store) == {"slim": theirs, "champion": "1"}
