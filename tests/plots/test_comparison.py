@@ -6,7 +6,8 @@ import statistics
 
 import pytest
 
-from tests.plots.usages import verdict, words_of
+from tests.plots.usages import words_of
+from tests.report import cases
 from tests.report.cases import variant
 from wua_mlflow.plots.comparison import QUANTITIES, comparison_data, plot_comparison
 from wua_mlflow.tracking.names import Metric
@@ -17,6 +18,13 @@ _SMALL = {"accuracy/test": 0.8730, "flops/forward": 86.0, "params/total": 29.0,
           "size/bytes": 3987.0, "latency/p50_ms": 0.0425, "usage/effective_weights": 11.2361,
           "usage/entropy": 2.4191}
 _SEEDS = (0.885, 0.91, 0.84, 0.95, 0.80)
+
+
+def verdict(low: float, high: float, outcome: str, **fields: object):
+    return cases.verdict(outcome, delta=(low + high) / 2, low=low, high=high,
+                         **{"kind": "recipe", **fields})
+
+
 _BOTH = [verdict(-0.031, 0.007, "inconclusive", kind="artifact"),
          verdict(-0.091, 0.089, "inconclusive", kind="recipe")]
 

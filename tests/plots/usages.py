@@ -10,7 +10,6 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from wua_mlflow.usage.results import Concentration, Histogram, LayerUsage, ModelUsage, NullUsage
-from wua_mlflow.verdict.compare import Verdict
 
 NO_HISTOGRAM = Histogram(np.array([0.0, 1.0]), np.array([1]), 0.0)
 
@@ -64,14 +63,6 @@ def many(count: int) -> ModelUsage:
             name, share, null, units=0 * units if dead else units, unit_share=0.6,
             dead_units=None if i % 3 == 2 else size // 7))
     return model(layers, skipped=2)
-
-
-def verdict(
-    low: float, high: float, outcome: str, kind: str = "recipe", score: str = "accuracy"
-) -> Verdict:
-    """With a margin of 0.02; the difference is the middle of the interval."""
-    return Verdict(kind, outcome, (low + high) / 2, low, high, 0.02, 0.95, 1000, 5, "by hand",
-                   score, None)
 
 
 def words_of(figure: Figure) -> str:

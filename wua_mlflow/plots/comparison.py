@@ -236,7 +236,7 @@ def _draw_quality(page: Sheet, data: ComparisonData, place: tuple[float, float])
     top, right = _QUALITY_TOP_IN + _HEAD_IN, _WIDTH_IN - EDGE_IN
     if data.verdicts:
         words = [_verdict_words(verdict) for verdict in data.verdicts]
-        words_in = style.text_width("\n".join(words).split("\n"), style.SMALL) + 0.15
+        words_in = style.text_width(words, style.SMALL) + 0.15
         axes = page.axes(right - _INTERVALS_IN, top, _INTERVALS_IN, height)
         _draw_verdicts(axes, data)
         _name_rows(axes, words, size=style.SMALL)

@@ -138,7 +138,7 @@ class Column:
         """Width with the heading."""
         bar = 0.0 if self.lengths is None else _BAR_IN + _BAR_GAP_IN
         return max(style.text_width(self.texts, size) + bar,
-                   style.text_width(self.heading.split("\n"), style.SMALL))
+                   style.text_width([self.heading], style.SMALL))
 
 
 @dataclass(frozen=True)

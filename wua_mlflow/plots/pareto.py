@@ -167,7 +167,7 @@ def _label_places(labels: Sequence[str], centres: Sequence[float]) -> list[tuple
     row_ends: list[float] = []
     placed: dict[int, tuple[int, float]] = {}
     for i in sorted(range(len(labels)), key=centres.__getitem__):
-        half = style.text_width(labels[i].split("\n"), style.SMALL, "bold") / 2
+        half = style.text_width([labels[i]], style.SMALL, "bold") / 2
         centre = min(max(centres[i], EDGE_IN + half), _WIDTH_IN - EDGE_IN - half)
         row = next((row for row, end in enumerate(row_ends) if centre - half >= end),
                    len(row_ends))

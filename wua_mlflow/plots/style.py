@@ -102,7 +102,7 @@ class Sheet:
 
     def write(self, left: float, top: float, text: str, size: float = SMALL, **look: Any) -> None:
         """Text whose upper left corner is (``left``, ``top``), smaller where it would not fit."""
-        widest = text_width(text.split("\n"), size, look.get("weight", "normal"))
+        widest = text_width([text], size, look.get("weight", "normal"))
         shrink = min(1.0, 0.96 * (self.width_in - 2 * left) / widest)
         look = {"color": MUTED, "va": "top", "linespacing": 1.35, "parse_math": False, **look}
         self.figure.text(*self.point(left, top), text, fontsize=size * shrink, **look)
@@ -224,20 +224,19 @@ def legend_mark(colour: str, label: str, **look: Any) -> Artist:
     return Line2D([], [], color=colour, label=label, **look)
 
 
-def text_width(texts: Sequence[str], size: float, weight: str = "normal") -> float:
-    """Width in inches of the widest text at ``size`` points, measured in the font drawn with.
+def text_width(texts: Iterable[str], size: float, weight: str = "normal") -> float:
+    """Width in inches of the widest line of texts at ``size`` points, in the font drawn with.
 
-    Of many texts, those with the most characters are measured.
+    Of many lines, those with the most characters are measured.
     """
     from matplotlib.backends.backend_agg import RendererAgg
     from matplotlib.font_manager import FontProperties
 
     renderer: Any = RendererAgg
-    measure = renderer(1, 1, DPI)
+    measure = renderer(1, 1, DPI).get_text_width_height_descent
     font = FontProperties(size=size, weight=weight)
-    longest = heapq.nlargest(_MEASURED_TEXTS, set(texts), key=len)
-    widths = [measure.get_text_width_height_descent(text, font, False)[0] for text in longest]
-    return float(max(1.0, *widths)) / DPI
+    longest = heapq.nlargest(_MEASURED_TEXTS, set("\n".join(texts).split("\n")), key=len)
+    return max(1.0, *(float(measure(line, font, False)[0]) for line in longest)) / DPI
 
 
 def elide(name: str, longest: int = 40, head: float = 0.5) -> str:
