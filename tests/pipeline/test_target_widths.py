@@ -83,7 +83,7 @@ def test_the_tutorials_rule(how: str) -> None:
 def test_the_usage_that_is_there_is_not_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:
     variant = trained()
     usage = analyze(variant.model, variant.recipe.split.train.inputs, criterion="wanda")
-    monkeypatch.delattr(target_widths, "measured")
+    monkeypatch.delattr(target_widths, "analyze")
     assert chosen(usage=usage, width_method="effective").widths == tuple(
         int(usage.layers[name].effective_share * units + 1e-9)
         for name, units in (("fc1", 12), ("fc2", 6)))

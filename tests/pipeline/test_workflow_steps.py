@@ -18,7 +18,6 @@ from tests.pipeline.slimming_cases import (  # noqa: F401 - store is a fixture
 )
 from wua_mlflow.config import Settings, load_settings
 from wua_mlflow.pipeline import analyze, workflow
-from wua_mlflow.pipeline.analyze import measured
 from wua_mlflow.pipeline.networks import from_scratch
 from wua_mlflow.pipeline.recipe import load_recipe, train_one
 from wua_mlflow.pipeline.train import TrainingPlan, step_status
@@ -164,7 +163,8 @@ def test_a_null_is_not_kept_beside_a_criterion_that_has_none(
     run_id = outcome.variants[0].run_id
     workflow.analyze_run(store, _settings(run_id=run_id, criterion="magnitude", null_draws=1))
     assert tags_of(store, run_id)["wua.criterion"] == "magnitude"
-    monkeypatch.setattr(analyze, "measured", lambda *args, **options: {
+    measured = analyze.analyze
+    monkeypatch.setattr(analyze, "analyze", lambda *args, **options: {
         name: replace(usage, null=None) for name, usage in measured(*args, **options).items()})
     with pytest.raises(ValueError, match="criterion: .* holds the null of magnitude and has none "
                                          "under wanda; "):

@@ -60,7 +60,7 @@ from wua_mlflow.widths.fidelity import fidelity
 
 __all__ = [
     "Analysis", "analyze_model", "analyze_variant", "call_with_two", "criteria_of", "example_of",
-    "fidelity_metrics", "first_criterion", "loss_of", "measured", "two_samples",
+    "fidelity_metrics", "first_criterion", "loss_of", "two_samples",
 ]
 
 
@@ -135,13 +135,10 @@ def loss_of(
     return loss_for(split.task, kind)
 
 
-def measured(
-    model: nn.Module, batches: Any, settings: Settings, loss: Loss | None, **options: Any
-) -> dict[str, ModelUsage]:
-    """``analyze`` by the settings: their criteria, null draws, seed and effective rank."""
-    return analyze(model, batches, criterion=criteria_of(settings), null=settings.null_draws,
-                   seed=settings.seed, loss=loss, effective_rank=settings.effective_rank,
-                   **options)
+def _options(settings: Settings) -> dict[str, Any]:
+    """What the settings ask of ``analyze``."""
+    return {"criterion": criteria_of(settings), "null": settings.null_draws, "seed": settings.seed,
+            "effective_rank": settings.effective_rank}
 
 
 MOST_FLOPS = 2e11
@@ -268,7 +265,7 @@ def analyze_variant(store: Store, variant: ModelVariant) -> tuple[Analysis, Mode
         loss = loss_of(settings, variant.model, recipe.split, recipe.device, kind=variant.kind)
         batches = training_batches(recipe.split, recipe.device, passes=1 + settings.null_draws,
                             label=f"analysing {variant.name}")
-        usages = measured(variant.model, batches, settings, loss)
+        usages = analyze(variant.model, batches, loss=loss, **_options(settings))
         analysis = Analysis(variant.run_id, variant.name, usages, count_parameters(variant.model))
         if other_null and analysis.usage.null is None:
             raise ValueError(f"criterion: {variant.name} holds the null of {null_of} and has none "
@@ -312,9 +309,9 @@ def analyze_model(store: Store | None, settings: Settings) -> Analysis:
             batches = local_share(subject.feed) if split is None else training_batches(  # type: ignore[arg-type]
                 split, subject.device, passes=1 + settings.null_draws,
                 label=f"analysing {subject.name}")
-            usages = measured(model, batches, settings,
-                              loss_of(settings, model, split, subject.device),
-                              layers=settings.layers, batch_to_inputs=subject.to_inputs)
+            usages = analyze(
+                model, batches, loss=loss_of(settings, model, split, subject.device),
+                layers=settings.layers, batch_to_inputs=subject.to_inputs, **_options(settings))
         return on_all_ranks(lambda: _logged(store, run_id, subject, usages))
 
 

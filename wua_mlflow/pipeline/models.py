@@ -218,14 +218,15 @@ def check_slim_widths(original: Sequence[int], slim: Sequence[int]) -> None:
     """
     given, whole = _listed(slim), _listed(original)
     if len(slim) != len(original):
-        raise ValueError(f"slim_hidden: expected {len(original)} widths, as the original has "
-                         f"({whole}), but got {len(slim)} ({given})")
-    if any(new > old for new, old in zip(slim, original, strict=True)):
-        raise ValueError(f"slim_hidden: expected widths of at most the original's ({whole}), "
-                         f"but got {given}")
-    if tuple(slim) == tuple(original):
-        raise ValueError(f"slim_hidden: expected at least one width below the original's "
-                         f"({whole}), but got {given}")
+        expected = f"{len(original)} widths, as the original has ({whole})"
+        given = f"{len(slim)} ({given})"
+    elif any(new > old for new, old in zip(slim, original, strict=True)):
+        expected = f"widths of at most the original's ({whole})"
+    elif tuple(slim) == tuple(original):
+        expected = f"at least one width below the original's ({whole})"
+    else:
+        return
+    raise ValueError(f"slim_hidden: expected {expected}, but got {given}")
 
 
 def _shape(shape: object) -> str:

@@ -26,7 +26,7 @@ from wua_mlflow.data.datasets import DataSplit, Part
 from wua_mlflow.data.loaders import training_batches
 from wua_mlflow.data.tasks import loss_for
 from wua_mlflow.errors import group_by_reason
-from wua_mlflow.pipeline.analyze import first_criterion, loss_of, measured
+from wua_mlflow.pipeline.analyze import criteria_of, first_criterion, loss_of
 from wua_mlflow.pipeline.models import check_slim_widths, check_widths
 from wua_mlflow.pipeline.networks import NetworkFactory
 from wua_mlflow.pipeline.recipe import Recipe, train_replicate
@@ -37,6 +37,7 @@ from wua_mlflow.results import TargetWidths, WidthParameter
 from wua_mlflow.rng import Purpose, torch_generator
 from wua_mlflow.tracking.names import ArtifactPath
 from wua_mlflow.tracking.store import Store
+from wua_mlflow.usage.analyze import analyze
 from wua_mlflow.usage.results import ModelUsage
 from wua_mlflow.verdict.sample_size import required_examples_without_discordance, too_few_examples
 from wua_mlflow.widths.recommend import effective_width, effective_widths, recommend_widths
@@ -301,10 +302,9 @@ def _recommended(settings: Settings, parent: ModelVariant, method: str) -> Width
 
 def _usage_of(settings: Settings, variant: ModelVariant) -> ModelUsage:
     """The usage by the first criterion alone, for the method ``effective``: nothing is logged."""
-    settings = settings.model_copy(update={
-        "criterion": first_criterion(settings), "null_draws": 0, "effective_rank": False})
+    settings = settings.model_copy(update={"criterion": first_criterion(settings)})
     split, device = variant.recipe.split, variant.recipe.device
     loss = loss_of(settings, variant.model, split, device, kind=variant.kind)
     batches = training_batches(split, device, passes=1, label="widths")
-    usage, = measured(variant.model, batches, settings, loss).values()
-    return usage
+    criterion, = criteria_of(settings)
+    return analyze(variant.model, batches, criterion=criterion, seed=settings.seed, loss=loss)

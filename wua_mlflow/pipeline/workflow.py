@@ -7,7 +7,7 @@ And each of its steps on its own. Tests: ``tests/pipeline/test_workflow.py``,
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from wua_mlflow import __version__
@@ -229,15 +229,10 @@ def compare_run(
         return original, slim, comparison
 
 
-@contextlib.contextmanager
-def step_run(store: Store, step: str) -> Iterator[None]:
+def step_run(store: Store, step: str) -> contextlib.AbstractContextManager[object]:
     """The run that ``mlflow run -e STEP`` made, tagged as a step's; nothing, without one."""
-    if inherited_run() is None:
-        yield
-        return
     tags = {Tag.KIND: Kind.STEP, Tag.VERSION: __version__, "mlflow.runName": step}
-    with run_scope(store, step, tags):
-        yield
+    return run_scope(store, step, tags) if inherited_run() else contextlib.nullcontext()
 
 
 def _variant_and_settings(
