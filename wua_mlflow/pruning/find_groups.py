@@ -79,14 +79,13 @@ def find_groups(model: nn.Module, example: Any) -> UnitGroups:
         makers = [member for member in members if isinstance(member.module, nn.Module)
                   and not member.reads and id(member.module) in modules]
         traced |= {str(maker.name) for maker in makers}
-        group, reason = None, OUTPUTS
-        if not any(map(graph.is_output, members)):
-            group, reason = _group(model, (name, units), members, makers)
-        if group is not None:
-            groups.append(group)
-        else:
-            not_prunable |= {str(maker.name): reason for maker in makers
+        group = OUTPUTS if any(map(graph.is_output, members)) else \
+            _group(model, (name, units), members, makers)
+        if isinstance(group, str):
+            not_prunable |= {str(maker.name): group for maker in makers
                              if makes_units(maker.module)}
+        else:
+            groups.append(group)
     untraced = dict(_untraced(model, traced | set(not_prunable)))
     return _with_heads(model, example, groups, {**not_prunable, **untraced})
 
@@ -94,13 +93,11 @@ def find_groups(model: nn.Module, example: Any) -> UnitGroups:
 def _group(
     model: nn.Module, layer: tuple[str, int], members: Sequence[GroupMember],
     makers: Sequence[GroupMember],
-) -> tuple[UnitGroup | None, str]:
-    """The group of a layer's units; None and the reason, where they cannot be cut."""
+) -> UnitGroup | str:
+    """The group of a layer's units; or, in one line, why they cannot be cut."""
     reason = _not_prunable(model, members, makers)
-    if reason:
-        return None, reason
-    if not any(member.reads for member in members):
-        return None, OUTPUTS
+    if reason or not any(member.reads for member in members):
+        return reason or OUTPUTS
     (name, units), kind = layer, "units"
     first: Any = makers[0].module
     if isinstance(first, RECURRENT):
@@ -116,8 +113,7 @@ def _group(
     unique = {slice_.parameter: slice_ for slice_ in held}
     group = UnitGroup(name, tuple(str(maker.name) for maker in makers), tuple(readers), units, kind,
                       tuple(unique.values()))
-    reason = _tied_elsewhere(model, group)
-    return (None, reason) if reason else (group, "")
+    return _tied_elsewhere(model, group) or group
 
 
 def _with_heads(

@@ -102,12 +102,11 @@ class UnitGroups:
         Raises:
             ValueError: there is none.
         """
-        for group in self.groups:
-            if group.name == name:
-                return group
-        names = [group.name for group in self.groups]
-        raise ValueError(f"group: expected one of {', '.join(names) or 'none'}, but got "
-                         f"'{name}'{self._hint(name, names)}")
+        groups = {group.name: group for group in self.groups}
+        if name not in groups:
+            raise ValueError(f"group: expected one of {', '.join(groups) or 'none'}, but got "
+                             f"'{name}'{self._hint(name, groups)}")
+        return groups[name]
 
     def group_of_layer(self, name: str, *, argument: str) -> UnitGroup:
         """The group with a layer of that name.
@@ -121,7 +120,7 @@ class UnitGroups:
                              f"'{name}'{self._hint(name, by_layer)}")
         return by_layer[name]
 
-    def _hint(self, name: str, names: Sequence[str] | Mapping[str, object]) -> str:
+    def _hint(self, name: str, names: Mapping[str, object]) -> str:
         reason = self.not_prunable.get(name)
         return f" ({reason})" if reason else did_you_mean(name, names)
 

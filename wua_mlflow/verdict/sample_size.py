@@ -128,9 +128,9 @@ def required_tango(gained: float, lost: float, *, margin: float, confidence: flo
     """
     z = normal_quantile(confidence)
     distance = gained - lost + margin
-    seen = gained + lost - (gained - lost) ** 2
+    variance = gained + lost - (gained - lost) ** 2
     at_margin = restricted_mle_variance(-margin, gained, lost)
-    spread = z * math.sqrt(at_margin) + _POWER_QUANTILE * math.sqrt(seen)
+    spread = z * math.sqrt(at_margin) + _POWER_QUANTILE * math.sqrt(variance)
     return math.floor(spread**2 / distance**2) + 1
 
 
