@@ -17,6 +17,8 @@ from wua_mlflow.rng import Purpose, numpy_generator
 from wua_mlflow.widths import fidelity as fidelity_module
 from wua_mlflow.widths.fidelity import Fidelity, GroupFidelity, fidelity
 
+STRUCTURES = {}
+
 
 @pytest.fixture(autouse=True)
 def _seeded():
@@ -45,8 +47,10 @@ def correlation(left, right):
 
 
 def judged(model, data, importances, **options):
+    if str(model) not in STRUCTURES:  # the same for networks of the same layers
+        STRUCTURES[str(model)] = unit_groups(model, data[0][:2])
     options = {"halves": 1, "orders": 0, **options}
-    return fidelity(model, data, unit_groups(model, data[0][:2]), importances, **options)
+    return fidelity(model, data, STRUCTURES[str(model)], importances, **options)
 
 
 @pytest.mark.parametrize("criterion", ["taylor", "magnitude"])

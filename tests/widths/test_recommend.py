@@ -20,12 +20,20 @@ from wua_mlflow.widths.recommend import METHODS, effective_widths, recommend_wid
 from wua_mlflow.widths.retrain_search import Search
 
 GOOD = rows(10, 3), labels(10, 2)
+STRUCTURES = {}
 
 
 @pytest.fixture(autouse=True)
 def _seeded():
     with kept_streams():
         yield
+
+
+def recommended(model, data, **options):
+    """With the groups of units, which are found once for networks of the same layers."""
+    if str(model) not in STRUCTURES:
+        STRUCTURES[str(model)] = unit_groups(model, data[0][:2])
+    return recommend_widths(model, data, structure=STRUCTURES[str(model)], **options)
 
 
 def accuracy(model, data):
@@ -54,7 +62,7 @@ def test_ablation_of_one_layer_by_deleting_units(criterion, seed, margin):
         model, unit_groups(model, data[0][:2]), data, nn.functional.cross_entropy,
         criterion=criterion)["0"].argsort().tolist()
     scores = [accuracy(without(model, {0: order[:12 - kept]}), data) for kept in range(1, 13)]
-    result = recommend_widths(model, data, margin=margin, method="ablation", criterion=criterion)
+    result = recommended(model, data, margin=margin, method="ablation", criterion=criterion)
     (layer,), exact = result.layers, smallest(scores, margin)
     assert result.widths == {"0": exact} and layer.alone == exact and result.joint is None
     assert layer.curve.widths == tuple(range(1, 13))
@@ -67,15 +75,15 @@ def test_ablation_of_one_layer_by_deleting_units(criterion, seed, margin):
 def test_all_layers_at_once_are_within_the_margin(method, margin):
     """Each may lose its units alone; by hand, not both theirs."""
     model, data = trained(16, 12, seed=2)
-    result = recommend_widths(model, data, method=method, margin=margin)
+    result = recommended(model, data, method=method, margin=margin)
     floor, score = accuracy(model, data) - margin - 1e-9, dict(zip(
         result.joint.widths, result.joint.scores, strict=True))[sum(result.widths.values())]
     assert score >= floor
     for layer in result.layers:
         assert 1 <= layer.alone <= layer.width <= layer.units
-    apart = recommend_widths(model, data, method=method, margin=margin, jointly=False)
+    apart = recommended(model, data, method=method, margin=margin, jointly=False)
     assert apart.widths == {layer.layer: layer.alone for layer in result.layers}
-    assert recommend_widths(model, data, method=method, margin=margin, layers=["2"]).widths == {
+    assert recommended(model, data, method=method, margin=margin, layers=["2"]).widths == {
         "2": apart.widths["2"]}
     if method == "ablation":
         def score_at(widths):
@@ -102,7 +110,7 @@ def test_projection_of_one_layer_by_hand(seed):
         return float((outputs.argmax(1) == data[1].numpy()).mean())
 
     scores = [score(kept) for kept in range(1, 13)]
-    layer, = recommend_widths(model, data, method="projection").layers
+    layer, = recommended(model, data, method="projection").layers
     assert layer.width == smallest(scores, 0.02)
     assert layer.curve.scores == pytest.approx(scores)
 
@@ -110,7 +118,7 @@ def test_projection_of_one_layer_by_hand(seed):
 @pytest.mark.parametrize("method", ["rank", "projection"])
 def test_directions_from_other_data(method):
     model, data = trained(12)
-    curves = [recommend_widths(model, data, method=method, fit_data=fit).layers[0].curve
+    curves = [recommended(model, data, method=method, fit_data=fit).layers[0].curve
               for fit in (None, data[0], torch.rand(50, 2) * 0.1)]
     assert curves[0] == curves[1] and curves[0].scores != curves[2].scores
 
@@ -118,7 +126,7 @@ def test_directions_from_other_data(method):
 @pytest.mark.parametrize("read", [True, False])
 def test_three_functions_in_32_units(read):
     model, data = with_copies(read=read)
-    widths = {method: recommend_widths(model, data, method=method, margin=0.0).widths["0"]
+    widths = {method: recommended(model, data, method=method, margin=0.0).widths["0"]
               for method in ("rank", "projection", "ablation")}
     assert widths["rank"] == widths["projection"] == 3
     if read:  # ablation takes units away, and does not give their part to their copies
@@ -131,7 +139,7 @@ def test_three_functions_in_32_units(read):
 def test_units_written_larger_and_read_less_change_nothing(method):
     model, data = trained(16, 12, seed=2)
     factors = 2.0 ** torch.randint(-3, 4, (16,))
-    result, before = (recommend_widths(network, data, method=method)
+    result, before = (recommended(network, data, method=method)
                       for network in (rescaled(model, factors), model))
     assert result.widths == before.widths
     for layer, other in zip(result.layers, before.layers, strict=True):
@@ -143,7 +151,7 @@ def test_effective_is_the_tutorials_rule(criterion):
     model, data = trained(16, 12, seed=2)
     usage = analyze(model, [data] if criterion == "taylor" else data[0],
                     criterion=criterion or "output", loss=nn.functional.cross_entropy)
-    result = recommend_widths(model, data, method="effective", criterion=criterion)
+    result = recommended(model, data, method="effective", criterion=criterion)
     assert tuple(result.widths.values()) == effective_widths(usage, (16, 12), (("0",), ("2",)))
     for layer in result.layers:
         most = np.sort(usage.layers[layer.layer].unit_importance)[::-1]
@@ -163,7 +171,7 @@ def test_a_convolution_with_batch_norm():
     data = inputs, model.eval()(inputs).argmax(1)
     before = snapshot(model.train())
     for method in ("rank", "projection", "ablation"):
-        result = recommend_widths(model, data, method=method, margin=0.0)
+        result = recommended(model, data, method=method, margin=0.0)
         assert 1 <= result.widths["0"] <= 3, method
         assert "1" in result.layers[0].layers or result.layers[0].layers == ("0",)
     assert snapshot(model) == before
@@ -171,7 +179,7 @@ def test_a_convolution_with_batch_norm():
 
 def test_a_random_order_is_the_seeds():
     model, data = trained(12)
-    curves = [recommend_widths(model, data, method="ablation", criterion="random",
+    curves = [recommended(model, data, method="ablation", criterion="random",
                                seed=seed).layers[0].curve for seed in (1, 1, 2)]
     assert curves[0] == curves[1] != curves[2]
 
@@ -179,9 +187,9 @@ def test_a_random_order_is_the_seeds():
 def test_regression_and_a_score_of_ones_own():
     inputs, model = rows(80, 3), mlp(3, 9, 1)
     data = inputs, model(inputs).detach() + 0.01 * torch.randn(80, 1)
-    curve = recommend_widths(model, data, method="ablation").layers[0].curve
+    curve = recommended(model, data, method="ablation").layers[0].curve
     assert curve.axis == "R²" and curve.baseline > 0.5
-    curve = recommend_widths(model, data, loss=lambda o, t: (o - t).abs().mean(),
+    curve = recommended(model, data, loss=lambda o, t: (o - t).abs().mean(),
                              score=lambda o, t: -(o - t).abs()[:, 0],
                              method="ablation").layers[0].curve
     assert curve.baseline == pytest.approx(-(model(inputs) - data[1]).abs().mean().item(),
@@ -193,8 +201,8 @@ def test_recurrent_units():
                    rnn=nn.LSTM(3, 7, batch_first=True), head=nn.Linear(7, 2))
     data = rows(40, 5, 3), labels(40)
     for method in ("rank", "ablation"):
-        assert 1 <= recommend_widths(model, data, method=method, margin=0.1).widths["rnn"] <= 7
-    result = recommend_widths(model, data, method="projection")
+        assert 1 <= recommended(model, data, method=method, margin=0.1).widths["rnn"] <= 7
+    result = recommended(model, data, method="projection")
     assert result.widths == {}
     assert result.skipped["rnn"] == "its units are read by their own layer at the next step"
 
@@ -203,14 +211,13 @@ def test_attention_and_feed_forward():
     model = nn.Sequential(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), nn.Flatten(),
                           nn.Linear(24, 2))
     data = rows(20, 3, 8), labels(20)
-    structure = unit_groups(model, data[0][:2])
-    names = {group.kind: group.name for group in structure.groups}
+    names = {group.kind: group.name for group in unit_groups(model, data[0][:2]).groups}
     assert set(names) == {"units", "heads"}
     for method in ("rank", "projection"):
-        result = recommend_widths(model, data, method=method, structure=structure)
+        result = recommended(model, data, method=method)
         assert list(result.widths) == [names["units"]]
         assert result.skipped[names["heads"]] == "its units are heads, not activations"
-    result = recommend_widths(model, data, method="ablation", structure=structure)
+    result = recommended(model, data, method="ablation")
     assert set(result.widths) == set(names.values())
 
 
@@ -228,11 +235,11 @@ def test_the_smallest_width_whose_retrained_network_is_as_good(runs):
         trained.append(dict(widths))
         return right(90 if widths["0"] >= 5 else 60)
 
-    result = recommend_widths(model, data, method="search", margin=0.02,
+    result = recommended(model, data, method="search", margin=0.02,
                               search=Search(retrain, runs=runs))
     layer, = result.layers
     assert trained[0] == {"0": 16}
-    assert layer.alone == recommend_widths(model, data, method="rank").widths["0"]
+    assert layer.alone == recommended(model, data, method="rank").widths["0"]
     assert layer.curve.widths == tuple(sorted({widths["0"] for widths in trained}))
     assert layer.curve.scores == tuple(
         pytest.approx(0.9 if width >= 5 else 0.6) for width in layer.curve.widths)
@@ -247,13 +254,13 @@ def test_the_smallest_width_whose_retrained_network_is_as_good(runs):
 def test_several_layers_at_once_and_the_cost():
     model = mlp(4, 16, 16, 3)
     data = torch.randn(60, 4), torch.arange(60) % 3
-    first, second = recommend_widths(model, data).widths
+    first, second = recommended(model, data).widths
 
     def retrain(widths):
         assert list(widths) == [first, second]
         return right(90 if widths[first] >= 12 and widths[second] >= 2 else 60)
 
-    widths = recommend_widths(model, data, method="search", search=Search(
+    widths = recommended(model, data, method="search", search=Search(
         retrain, runs=16, cost=lambda widths: widths[first] + 10 * widths[second])).widths
     assert widths[first] >= 12
     assert 2 <= widths[second] < 12, "moved by itself, off the common path"
