@@ -178,14 +178,6 @@ def transposed(a: int, b: int) -> nn.Module:
         nn.ConvTranspose2d(a, b, 2, stride=2), nn.ReLU(), nn.Conv2d(b, 3, 1))
 
 
-def signals(a: int) -> nn.Module:
-    return nn.Sequential(nn.Conv1d(2, a, 3), nn.ReLU(), nn.Conv1d(a, 2, 3))
-
-
-def volumes(a: int) -> nn.Module:
-    return nn.Sequential(nn.Conv3d(1, a, 2), nn.ReLU(), nn.Conv3d(a, 1, 2))
-
-
 CASES = {
     "mlp": Case(mlp, {"a": 7, "b": 5}, {
         "0": Units("a", [0, 3, 6], ["2"]), "2": Units("b", [1, 4], ["4"])}, (4,)),
@@ -196,8 +188,10 @@ CASES = {
         "conv1": Units("inner", [2, 3], ["conv2"])}, (3, 8, 8)),
     "transposed": Case(transposed, {"a": 6, "b": 5}, {
         "0": Units("a", [0, 5], ["2"]), "2": Units("b", [1, 2, 3], ["4"])}, (3, 8, 8)),
-    "signals": Case(signals, {"a": 5}, {"0": Units("a", [4], ["2"])}, (2, 12)),
-    "volumes": Case(volumes, {"a": 5}, {"0": Units("a", [0, 2], ["2"])}, (1, 4, 4, 4)),
+    "signals": Case(lambda a: nn.Sequential(nn.Conv1d(2, a, 3), nn.ReLU(), nn.Conv1d(a, 2, 3)),
+                    {"a": 5}, {"0": Units("a", [4], ["2"])}, (2, 12)),
+    "volumes": Case(lambda a: nn.Sequential(nn.Conv3d(1, a, 2), nn.ReLU(), nn.Conv3d(a, 1, 2)),
+                    {"a": 5}, {"0": Units("a", [0, 2], ["2"])}, (1, 4, 4, 4)),
     "Conv1D": Case(feed_forward, {"inner": 9}, {
         "block.0": Units("inner", [0, 2, 8], ["block.2:2"])}, (4, 6)),
     "twice": Case(twice, {"width": 6}, {

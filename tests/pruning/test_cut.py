@@ -11,7 +11,7 @@ from torch import nn
 
 from tests.networks import snapshot
 from tests.pruning.cutting_cases import CASES, Network, Tokens, mlp, silent
-from tests.pruning.test_heads import Attending
+from tests.pruning.test_heads import attending
 from wua_mlflow.flops import count_flops
 from wua_mlflow.pruning import cut as module
 from wua_mlflow.pruning.compensation import compensated
@@ -67,13 +67,13 @@ def test_a_fresh_network_from_the_specification_takes_the_weights(pruned):
 
 def test_a_specification_of_two_rounds_of_heads():
     example = torch.randn(3, 5, 8)
-    first = cut(Attending().eval(), example, {"attention": [0, 1, 3]})
+    first = cut(attending(), example, {"attention": [0, 1, 3]})
     second = cut(first.model, example, {"attention": [0, 2]})
     both = first.specification.then(second.specification)
     assert json.loads(both.to_json()) == {
         "format": 1, "kept": [{"attention": [0, 1, 3]}, {"attention": [0, 2]}]}
     assert both.summary == "attention 2"
-    fresh = rebuild(Attending().eval(), example, Specification.from_json(both.to_json()))
+    fresh = rebuild(attending(), example, Specification.from_json(both.to_json()))
     fresh.load_state_dict(second.model.state_dict(), strict=True)
     with torch.no_grad():
         assert torch.equal(fresh(example), second.model(example))

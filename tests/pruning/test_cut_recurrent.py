@@ -14,21 +14,17 @@ from wua_mlflow.flops import count_flops
 from wua_mlflow.pruning.cut import cut, unit_groups
 
 
-class Recurrent(nn.Module):
+def recurrent(kind, *, state=False, hidden=6, **options):
     """A recurrent layer; the head reads its last outputs, or the state that it ends with."""
 
-    def __init__(self, kind, *, state=False, hidden=6, **options):
-        super().__init__()
-        self.rnn, self.state = kind(3, hidden, batch_first=True, **options), state
-        outputs = options.get("proj_size") or hidden * (1 + options.get("bidirectional", False))
-        self.head = nn.Linear(outputs, 2)
+    def read(net, x):
+        outputs, states = net.rnn(x)
+        last = states[0] if isinstance(states, tuple) else states
+        return net.head(last[-1] if state else outputs[:, -1])
 
-    def forward(self, x):
-        outputs, state = self.rnn(x)
-        if self.state:
-            last = state[0] if isinstance(state, tuple) else state
-            return self.head(last[-1])
-        return self.head(outputs[:, -1])
+    outputs = options.get("proj_size") or hidden * (1 + options.get("bidirectional", False))
+    return Network(read, rnn=kind(3, hidden, batch_first=True, **options),
+                   head=nn.Linear(outputs, 2)).eval()
 
 
 def unread(model, units):
@@ -52,13 +48,13 @@ def unread(model, units):
     (nn.RNN, {"num_layers": 2, "bidirectional": True}), (nn.RNN, {"state": True})],
     ids=lambda value: str(value) if isinstance(value, dict) else value.__name__)
 def test_outputs_parameters_and_flops(kind, options):
-    model, example = Recurrent(kind, **options).eval(), rows(4, 5, 3)
+    model, example = recurrent(kind, **options), rows(4, 5, 3)
     result = cut(model, example, {"rnn": [1, 2, 5]})
     expected = unread(model, [0, 3, 4])
     for batch in (example, rows(1, 9, 3)):
         with torch.no_grad():
             torch.testing.assert_close(result.model(batch), expected(batch), rtol=1e-4, atol=1e-5)
-    narrow = Recurrent(kind, hidden=3, **options)
+    narrow = recurrent(kind, hidden=3, **options)
     assert result.model.rnn.hidden_size == 3
     assert {name: tensor.shape for name, tensor in result.model.state_dict().items()} == {
         name: tensor.shape for name, tensor in narrow.state_dict().items()}
@@ -66,9 +62,9 @@ def test_outputs_parameters_and_flops(kind, options):
 
 
 def test_the_kind_of_the_group_and_what_projects():
-    group, = unit_groups(Recurrent(nn.LSTM), rows(4, 5, 3)).groups
+    group, = unit_groups(recurrent(nn.LSTM), rows(4, 5, 3)).groups
     assert (group.name, group.kind, group.units) == ("rnn", "hidden", 6)
-    structure = unit_groups(Recurrent(nn.LSTM, proj_size=4), rows(4, 5, 3))
+    structure = unit_groups(recurrent(nn.LSTM, proj_size=4), rows(4, 5, 3))
     assert structure.groups == ()
     assert structure.not_prunable["rnn"] == "the LSTM projects its hidden units"
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from tests.networks import mlp, rows
-from tests.pruning.cutting_cases import CASES, Network, Residual
+from tests.pruning.cutting_cases import Network, Residual
 from wua_mlflow.pruning.cut import unit_groups
 
 
@@ -29,11 +29,6 @@ def test_what_a_residual_sum_ties_and_who_reads_it():
     readers = {reader.parameter: (reader.dim, reader.columns) for reader in group.readers}
     columns = tuple((unit,) for unit in range(5))
     assert readers == {"conv1.weight": (1, columns), "head.weight": (1, columns)}
-
-
-def test_a_flattened_channel_is_read_by_many_columns():
-    reader, = unit_groups(CASES["convolutions"].whole(), rows(4, 3, 8, 8)).group("5").readers
-    assert reader.columns == tuple(tuple(range(16 * unit, 16 * unit + 16)) for unit in range(6))
 
 
 @pytest.mark.parametrize(("model", "shape", "layer", "reason", "groups"), [

@@ -9,23 +9,21 @@ import torch
 from torch import nn
 
 from tests.networks import encoder, rows, snapshot
+from tests.pruning.cutting_cases import Network
 from wua_mlflow.flops import count_flops
 from wua_mlflow.pruning.cut import cut, unit_groups
 from wua_mlflow.pruning.heads import PrunedMultiheadAttention
 
 
-class Attending(nn.Module):
+def attending(*, weights=False, **options):
     """Self-attention with what it may look at, and a head."""
 
-    def __init__(self, *, weights=False, **options):
-        super().__init__()
-        self.attention = nn.MultiheadAttention(8, 4, **{"batch_first": True, **options})
-        self.head, self.weights, self.values = nn.Linear(8, 2), weights, options.get("vdim", 8)
+    def forward(net, x, mask=None):
+        values = x[..., : options.get("vdim", 8)]
+        return net.head(net.attention(x, x, values, need_weights=weights, attn_mask=mask)[0])
 
-    def forward(self, x, mask=None):
-        outputs, _ = self.attention(x, x, x[..., : self.values], need_weights=self.weights,
-                                    attn_mask=mask)
-        return self.head(outputs)
+    attention = nn.MultiheadAttention(8, 4, **{"batch_first": True, **options})
+    return Network(forward, attention=attention, head=nn.Linear(8, 2)).eval()
 
 
 def without(model, heads):
@@ -45,7 +43,7 @@ def shapes_of(attention):
     ([0], {}), ([1, 3], {"batch_first": False}), ([1, 3], {"bias": False}),
     ([0, 2, 3], {"weights": True})], ids=str)
 def test_outputs_parameters_and_flops(keep, options):
-    model, example = Attending(**options).eval(), rows(3, 5, 8)
+    model, example = attending(**options), rows(3, 5, 8)
     result = cut(model, example, {"attention": keep})
     expected, length = without(model, set(range(4)) - set(keep)), len(example)
     if options.get("batch_first", True):
@@ -124,7 +122,7 @@ def test_the_heads_and_the_feed_forward_of_an_encoder_layer():
 
 
 def test_cut_heads_can_be_cut_again_and_trained():
-    once = cut(Attending(), rows(3, 5, 8), {"attention": [0, 1, 3]}).model
+    once = cut(attending(), rows(3, 5, 8), {"attention": [0, 1, 3]}).model
     assert isinstance(once.attention, PrunedMultiheadAttention)
     again = cut(once, rows(3, 5, 8), {"attention": [2]}).model
     assert shapes_of(again.attention) == (6, 8, 8, 2)
@@ -136,6 +134,6 @@ def test_cut_heads_can_be_cut_again_and_trained():
     ({"add_bias_kv": True}, "it adds keys of its own (add_bias_kv, add_zero_attn)"),
     ({"kdim": 8, "vdim": 4}, "its keys or values have a size of their own (kdim, vdim)")])
 def test_what_is_not_cut_says_why(options, reason):
-    structure = unit_groups(Attending(**options), rows(3, 5, 8))
+    structure = unit_groups(attending(**options), rows(3, 5, 8))
     assert structure.groups == ()
     assert structure.not_prunable["attention"] == reason

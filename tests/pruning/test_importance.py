@@ -114,11 +114,6 @@ def test_what_is_refused(options, message):
     assert str(raised.value).startswith(message)
 
 
-def test_the_first_of_equal_units_stay():
-    assert most_important(torch.tensor([1.0, 2.0, 1.0, 0.5]), 2) == [0, 1]
-    assert most_important(torch.ones(4), 3) == [0, 1, 2]
-
-
 def test_spanning_is_the_greedy_order_of_units_scaled_by_the_weights_that_read_them():
     values = np.random.default_rng(0).normal(size=(50, 9)) @ np.random.default_rng(1).normal(
         size=(9, 9))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -142,8 +142,7 @@ def stack(*modules):
     return nn.Sequential(*modules, nn.Linear(12, 2)).eval()
 
 
-@dataclass(frozen=True)
-class Stacked:
+class Stacked(NamedTuple):
     """Attention of a kind, and the groups found in it; not to be changed."""
 
     kind: Callable[[int], nn.Module]
