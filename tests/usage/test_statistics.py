@@ -145,8 +145,11 @@ def test_all_zero_is_dead(kernel):
     assert summary.histogram.counts.tolist()[0] == 12
 
 
-def test_an_absolute_low_cut(kernel):
-    assert of(np.array([[0.005, 0.02, 0.5, 0.01]]), low=0.01, **kernel).usage.low_share == 0.25
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_an_absolute_low_cut(dtype, kernel):
+    """What equals the cut in the importances' own dtype is not below it."""
+    array = np.array([[0.005, 0.02, 0.5, 0.01]], dtype)
+    assert of(array, low=0.01, **kernel).usage.low_share == 0.25
 
 
 @pytest.mark.parametrize(("values", "message"), [
