@@ -136,7 +136,7 @@ def test_bars_start_at_zero_and_are_as_long_as_their_values():
     figure = plot_comparison(comparison_data(_pair({"params/total": 41}, {"params/total": 29})))
     (ax,) = figure.axes
     assert [(bar.get_x(), bar.get_width()) for bar in ax.patches] == [(0, 41), (0, 29)]
-    assert ax.get_xlim()[0] == 0
+    assert ax.get_xlim()[0] == 0 and ax.get_ylim() == (1.5, -0.5)
     assert "Is it as good?" not in words_of(figure)
 
 

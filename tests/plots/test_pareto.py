@@ -40,6 +40,7 @@ def test_one_model_has_no_interval_and_one_without_figures_no_point():
         _variant("regression", 8, **{"score/test": 0.7})])
     assert [(point.name, point.value, point.half_width) for point in data.points] == [
         ("old", 0.9, None), ("r", 0.5, None), ("regression", 0.7, None)]
+    assert "with one seed there is no interval" in words_of(plot_pareto(data))
 
 
 def test_variants_of_the_same_flops_stand_beside_each_other():
