@@ -328,7 +328,8 @@ def test_models_that_cannot_be_compared(
     foreign = made.models[0][0]
     assert refused(foreign, foreign) == (
         "data: expected the test data that the models are compared on (--data), but got none")
-    assert refused(runs["A"], runs["C"]).endswith("differ; name one test set with --data")
+    for other in (runs["C"], model_of(runs["C"])):
+        assert refused(runs["A"], other).endswith("differ; name one test set with --data")
     assert refused(runs["A"], runs["D"]).endswith("; name one test set with --data")
     assert "does not take the data's inputs of shape (batch, 64)" in refused(foreign, runs["D"])
     assert refused(runs["A"], runs["D"], *FRESH).startswith(

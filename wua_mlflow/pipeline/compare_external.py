@@ -10,8 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -29,7 +28,6 @@ from wua_mlflow.data.scaling import Scaling, WithoutInputScaling
 from wua_mlflow.data.tables import ENDINGS, read_rows
 from wua_mlflow.data.tasks import checked_output, output_kind
 from wua_mlflow.device import device_of, use_threads
-from wua_mlflow.errors import one_line
 from wua_mlflow.flops import count_flops, count_parameters
 from wua_mlflow.hooks import evaluating
 from wua_mlflow.pipeline.compare import judge
@@ -41,6 +39,7 @@ from wua_mlflow.pipeline.evaluation_sets import (
     own_evaluation_set,
     read_predictions,
 )
+from wua_mlflow.pipeline.models import naming
 from wua_mlflow.pipeline.variant import ModelVariant, load_variant
 from wua_mlflow.report.content import Report
 from wua_mlflow.results import Comparison, ratios
@@ -103,15 +102,11 @@ class ComparedModel:
             return self.exported
         return WithoutInputScaling(self.exported, scaling).to(_device(self.exported))
 
-    @contextmanager
-    def naming(self, inputs: Tensor) -> Iterator[None]:
+    def naming(self, inputs: Tensor) -> contextlib.AbstractContextManager[None]:
         """Any error of the model as one that names it, with the shape of what it was given."""
-        try:
-            yield
-        except Exception as error:
-            shape = str(("batch", *inputs.shape[1:])).replace("'", "")
-            raise ValueError(f"{self.reference}: does not take the data's inputs of shape {shape}: "
-                             f"{one_line(error)}") from error
+        shape = str(("batch", *inputs.shape[1:])).replace("'", "")
+        return naming(f"{self.reference}: does not take the data's inputs of shape {shape}",
+                      ours=False)
 
 
 @dataclass(frozen=True, eq=False)
