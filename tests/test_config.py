@@ -50,9 +50,9 @@ def test_settings_know_which_were_given(tmp_path: Path) -> None:
     path = tmp_path / "own.yaml"
     path.write_text("epochs: 3\nmodel: a:b\nseed: 1\nmargin: 0.1\nlayers: [fc1]\n")
     assert load_settings(None, {"lr": 1, "target": ""}).given == {"lr"}
-    own = load_settings(str(path), {"lr": 1})
-    assert own.given == {"epochs", "model", "seed", "margin", "layers", "lr"}
-    assert (own.epochs, own.lr, own.optimizer) == (3, 1.0, "adam")
+    settings = load_settings(str(path), {"lr": 1})
+    assert settings.given == {"epochs", "model", "seed", "margin", "layers", "lr"}
+    assert (settings.epochs, settings.lr, settings.optimizer) == (3, 1.0, "adam")
     assert load_settings(str(path), {}, "compare").given == {"seed", "margin"}
     beside = load_settings(str(path), {"run_id": "r", "seed": 2}, "compare")
     assert (beside.given, beside.seed) == ({"run_id", "seed", "margin"}, 2)

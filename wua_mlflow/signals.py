@@ -21,7 +21,7 @@ __all__ = ["Stopped", "allow_signals", "defer_signals", "handle_signals"]
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP")
                 if hasattr(signal, name))
 IMPATIENT = 3
-"""So many signals within one held block end the process at once."""
+"""So many signals within one deferred block end the process at once."""
 
 
 class Stopped(KeyboardInterrupt):
@@ -33,7 +33,7 @@ class Stopped(KeyboardInterrupt):
 
 
 class _State(threading.local):  # Python handles signals in the main thread alone
-    held = 0
+    depth = 0
     waiting = 0
     number = 0
 
@@ -55,7 +55,7 @@ def handle_signals() -> Iterator[None]:
     before = {number: handler for number in SIGNALS
               if (handler := signal.getsignal(number)) in defaults}
     hook = sys.unraisablehook
-    _state.held = _state.waiting = 0
+    _state.depth = _state.waiting = 0
     for number in before:
         signal.signal(number, _stop)
     sys.unraisablehook = partial(_send_again, hook)
@@ -70,29 +70,29 @@ def handle_signals() -> Iterator[None]:
 @contextlib.contextmanager
 def defer_signals() -> Iterator[None]:
     """A block that is not interrupted: a signal that comes meanwhile is raised at its end."""
-    before = _state.held
-    _state.held = before + 1
+    before = _state.depth
+    _state.depth = before + 1
     try:
         yield
     finally:
-        _state.held = before  # also where a signal broke off a block within
+        _state.depth = before  # also where a signal broke off a block within
         _raise_waiting()
 
 
 @contextlib.contextmanager
 def allow_signals() -> Iterator[None]:
-    """A block within a ``held`` one that may be interrupted nevertheless."""
-    before = _state.held
-    _state.held = before - 1
+    """A block within one of ``defer_signals`` that may be interrupted nevertheless."""
+    before = _state.depth
+    _state.depth = before - 1
     try:
         _raise_waiting()
         yield
     finally:
-        _state.held = before
+        _state.depth = before
 
 
 def _stop(number: int, _frame: FrameType | None) -> None:
-    if not _state.held:
+    if not _state.depth:
         raise Stopped(number)
     _state.waiting += 1
     _state.number = number
@@ -111,6 +111,6 @@ def _send_again(hook: Callable[[Any], object], dropped: Any) -> None:
 
 
 def _raise_waiting() -> None:
-    if _state.waiting and not _state.held:
+    if _state.waiting and not _state.depth:
         _state.waiting = 0
         raise Stopped(_state.number)

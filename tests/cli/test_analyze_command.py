@@ -267,13 +267,13 @@ def test_two_processes(
         [*OWN[:4], "own_parts:nan", *OWN[5:], "--experiment", "not finite"]])
 
     assert main([*of_model, "one"]) == 0
-    (one,), (two,) = runs_in("one"), runs_in("two")
+    (alone,), (two,) = runs_in("one"), runs_in("two")
     (code, out, _), second = model_printed
     assert (code, second[:2]) == (0, (0, "")), model_printed
     assert out.count(f" effective weights of 50; run {two.info.run_id}\n") == 1
-    assert one.data.metrics == pytest.approx(two.data.metrics, rel=1e-6)
+    assert alone.data.metrics == pytest.approx(two.data.metrics, rel=1e-6)
     names = ("layers", "layers_input", "layers_wanda", "layers_magnitude", "layers_taylor")
-    assert_close(frames_of(one, *names), frames_of(two, *names))
+    assert_close(frames_of(alone, *names), frames_of(two, *names))
     assert two.data.metrics["flops/forward"] == 2 * (6 * 5 + 5 * 4 + 4 * 3)
     assert table_of(two)["samples"] == 56
 

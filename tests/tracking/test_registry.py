@@ -153,8 +153,8 @@ def test_the_same_model_again_renews_its_version(store):
 
 
 def test_an_alias_of_somebody_elses_version_stays(store):
-    theirs = somebodys(store)
-    store.client.set_registered_model_alias("digits", "slim", theirs)
+    other = somebodys(store)
+    store.client.set_registered_model_alias("digits", "slim", other)
     assert register_slim(store, saved_slim(store)) == Registration(
         "digits", "2", None, "Registered as 'digits' version 2; the alias slim stays at version 1, "
                              "which somebody else registered.")
@@ -163,9 +163,9 @@ def test_an_alias_of_somebody_elses_version_stays(store):
 
 
 def test_every_other_alias_stays(store):
-    theirs = somebodys(store)
+    other = somebodys(store)
     for alias in ("champion", "production", "oversized"):
-        store.client.set_registered_model_alias("digits", alias, theirs)
+        store.client.set_registered_model_alias("digits", alias, other)
     for _ in range(2):
         register_slim(store, saved_slim(store))
     assert aliases_of(store) == {"champion": "1", "production": "1", "oversized": "1", "slim": "3"}
@@ -297,7 +297,7 @@ def test_through_a_server(server, monkeypatch, capfd):
     answer = mlflow.pyfunc.load_model("models:/digits@slim").predict(inputs.numpy())
     np.testing.assert_allclose(answer, model(inputs).detach(), rtol=1e-6)
     store.client.set_registered_model_alias("digits", "champion", "1")
-    theirs = somebodys(store)
-    store.client.set_registered_model_alias("digits", "slim", theirs)
+    other = somebodys(store)
+    store.client.set_registered_model_alias("digits", "slim", other)
     assert register_slim(store, second).alias is None
-    assert aliases_of(store) == {"slim": theirs, "champion": "1"}
+    assert aliases_of(store) == {"slim": other, "champion": "1"}
