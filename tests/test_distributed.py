@@ -13,6 +13,7 @@ from torch import distributed as dist
 from torch import multiprocessing, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 from torch.nn import functional
 
 from wua_mlflow.distributed import rank, shard_batches
@@ -46,14 +47,13 @@ def batches() -> list[Any]:
     return list(zip(x.split(7), y.split(7), strict=True))
 
 
-def whole() -> dict[str, Any]:
-    return analyze(Net(), batches(), criterion=CRITERIA, loss=functional.cross_entropy, null=2,
+def usages_of(data: Any) -> dict[str, Any]:
+    return analyze(Net(), data, criterion=CRITERIA, loss=functional.cross_entropy, null=2,
                    effective_rank=True)
 
 
 def of_share() -> object:
-    return analyze(Net(), shard_batches(batches()), criterion=CRITERIA, null=2,
-                   loss=functional.cross_entropy, effective_rank=True)
+    return usages_of(shard_batches(batches()))
 
 
 def of_nothing_in_the_second() -> object:
@@ -94,20 +94,17 @@ def inputs() -> torch.Tensor:
 
 
 def of_shards() -> object:
-    gathered: list[torch.Size] = []
-    from torch.distributed.tensor import DTensor
-
+    gathered: list[int] = []
     plain = DTensor.full_tensor
 
     def full_tensor(self: Any) -> torch.Tensor:
-        gathered.append(self.shape)
+        gathered.append(self.numel())
         return plain(self)
 
     model = sharded()
     DTensor.full_tensor = full_tensor  # type: ignore[method-assign]
     usage = analyze(model, shard_batches(inputs().split(5)), criterion=("output", "wanda"))
-    still = all(isinstance(p, DTensor) for p in model.parameters())
-    return usage, still, [size.numel() for size in gathered]
+    return usage, all(isinstance(p, DTensor) for p in model.parameters()), gathered
 
 
 def of_shards_unevenly() -> object:
@@ -152,27 +149,27 @@ def run_twice(job: Any, folder: Path) -> list[Any]:
     return [pickle.loads((folder / f"{number}.pickle").read_bytes()) for number in range(2)]
 
 
-def assert_alike(found: dict[str, Any], expected: dict[str, Any]) -> None:
-    assert list(found) == list(expected)
+def assert_alike(usages: dict[str, Any], expected: dict[str, Any]) -> None:
+    assert list(usages) == list(expected)
     for criterion, usage in expected.items():
-        other = found[criterion]
+        other = usages[criterion]
         assert (other.samples, dict(other.skipped)) == (usage.samples, dict(usage.skipped))
         assert list(other.layers) == list(usage.layers)
         for name, layer in usage.layers.items():
-            one = other.layers[name]
-            assert one.entropy == pytest.approx(layer.entropy, rel=1e-6, abs=1e-9)
-            assert one.unit_importance == pytest.approx(layer.unit_importance, rel=1e-6, abs=1e-12)
-            assert (one.dead_units, one.top90_share, one.forward_flops) == \
+            same = other.layers[name]
+            assert same.entropy == pytest.approx(layer.entropy, rel=1e-6, abs=1e-9)
+            assert same.unit_importance == pytest.approx(layer.unit_importance, rel=1e-6, abs=1e-12)
+            assert (same.dead_units, same.top90_share, same.forward_flops) == \
                 (layer.dead_units, layer.top90_share, layer.forward_flops)
             if layer.effective_rank is not None:
-                assert one.effective_rank == pytest.approx(layer.effective_rank, rel=1e-6)
+                assert same.effective_rank == pytest.approx(layer.effective_rank, rel=1e-6)
             if layer.null:
-                assert one.null.share == pytest.approx(layer.null.share, rel=1e-6)
+                assert same.null.share == pytest.approx(layer.null.share, rel=1e-6)
 
 
 def test_two_processes_give_the_figures_of_one(tmp_path):
     first, second = run_twice(of_share, tmp_path)
-    expected = whole()
+    expected = usages_of(batches())
     assert_alike(first, expected)
     assert_alike(second, expected)
     assert expected["output"].layers["hidden"].dead_units == 1
@@ -180,8 +177,8 @@ def test_two_processes_give_the_figures_of_one(tmp_path):
 
 def test_a_process_without_data_has_the_figures_too(tmp_path):
     expected = analyze(Net(), batches(), criterion=CRITERIA, loss=functional.cross_entropy)
-    for found in run_twice(of_nothing_in_the_second, tmp_path):
-        assert_alike(found, expected)
+    for usages in run_twice(of_nothing_in_the_second, tmp_path):
+        assert_alike(usages, expected)
 
 
 def test_a_computed_weight_that_only_one_process_saw(tmp_path):
