@@ -37,6 +37,13 @@ def test_every_weight_is_one_line_between_its_two_units():
         ("input", 2, 2), ("fc1", 10, 10), ("fc2", 3, 3)]
 
 
+def test_a_layer_may_be_called_input():
+    data = network_data(_weights(2, 4, 1, names=["input", "out"]))
+    assert [(column.name, column.units) for column in data.columns] == [
+        ("input", 2), ("input", 4), ("out", 1)]
+    assert len(data.edges) == 2 * 4 + 4 * 1
+
+
 def test_widths_and_colours_follow_the_tutorials_rule():
     data = network_data({"fc": np.array([[0.0, 0.05, -0.1, 0.11, -0.5, 1.0, -4.0]])})
     assert data.widths_points == pytest.approx([0.2, 0.2, 0.3, 0.33, 1.5, 3.0, 3.0])

@@ -100,9 +100,8 @@ def network_data(weights: Mapping[str, np.ndarray]) -> NetworkData:
     """
     matrices = list(weights.values())
     _check(matrices)
-    units = {"input": matrices[0].shape[1]} | {
-        name: matrix.shape[0] for name, matrix in zip(weights, matrices, strict=True)}
-    columns = tuple(_column(name, count) for name, count in units.items())
+    columns = (_column("input", matrices[0].shape[1]), *(
+        _column(name, matrix.shape[0]) for name, matrix in zip(weights, matrices, strict=True)))
     edges, strengths, times = _edges(matrices, columns)
     grouped = np.isfinite(times)
     widths = np.where(grouped, times**2 / 3, WIDTH_PER_WEIGHT * strengths)
