@@ -208,3 +208,13 @@ def test_the_line_stands_where_half_is_reached():
     drawn = plot_units(_of([9.0, 1.0, 1.0, 1.0], [1.0] * 6, [0.0] * 3)).axes[1].collections[-1]
     places = [(path.vertices[0, 0], path.vertices[:, 1].mean()) for path in drawn.get_paths()]
     assert places == [(0.25, 0.0), (0.5, 1.0)]
+
+
+@pytest.mark.parametrize("layers", [5, 200])
+def test_gaps_lie_between_the_rows_of_a_panel_alone(layers):
+    panels = [ax for ax in plot_units(units_data(many(layers))).axes if ax.images]
+    gaps = [path.get_extents().intervaly.mean() for ax in panels
+            for path in ax.collections[0].get_paths()]
+    starts = [min(ax.get_ylim()) for ax in panels]
+    assert starts[0] == -0.5
+    assert gaps == pytest.approx(sorted({row - 0.5 for row in range(layers)} - set(starts)))

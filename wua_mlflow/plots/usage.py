@@ -383,8 +383,9 @@ def _draw_units(ax: Axes, data: UnitsData) -> None:
 
 
 def _draw_gaps(ax: Axes, units: np.ndarray) -> None:
-    """White lines between rows, and between the units of a layer that has few."""
-    style.bars(ax, np.arange(1, len(units)) - 0.5, 0, 1, 0.14, color="white")
+    """White lines between the rows of a panel, and between the units of a layer that has few."""
+    top, bottom = sorted(ax.get_ylim())
+    style.bars(ax, np.arange(top + 1, bottom), 0, 1, 0.14, color="white")
     for row in np.flatnonzero(units <= _SEPARATE_UNITS):
         inner = np.arange(1, units[row]) / units[row]
         ax.vlines(inner, row - 0.5, row + 0.5, color="white", linewidth=0.7)
