@@ -289,6 +289,17 @@ def test_each_comparison_is_a_look_at_its_test_data(
     assert looks("A", "B", "--margin", "0.031") == 3
 
 
+def test_a_comparison_that_is_refused_is_no_look(runs: dict[str, str], refused: Refused) -> None:
+    FRESH_ROWS[FRESH_ROWS["y"] == "yes"].drop(columns="z").to_csv("fresh.csv", index=False)
+
+    def tags() -> list[dict[str, str]]:
+        return [entry.tags for entry in MlflowClient().search_experiments()]
+
+    before = tags()
+    assert "says nothing of the others" in refused(runs["A"], runs["B"], *FRESH)
+    assert tags() == before
+
+
 def test_a_file_that_was_written_anew_is_another_look(
     runs: dict[str, str], compare: Compare
 ) -> None:

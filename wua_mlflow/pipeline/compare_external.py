@@ -30,7 +30,7 @@ from wua_mlflow.data.tasks import checked_output, output_kind
 from wua_mlflow.device import device_of, use_threads
 from wua_mlflow.flops import count_flops, count_parameters
 from wua_mlflow.hooks import evaluating
-from wua_mlflow.pipeline.compare import judge
+from wua_mlflow.pipeline.compare import check_classes, judge
 from wua_mlflow.pipeline.evaluation_sets import (
     EvaluationSet,
     Predictions,
@@ -307,7 +307,7 @@ def _evaluate(model: ComparedModel, test: EvaluationSet) -> Evaluation:
 
 
 def _check_same_examples(first: EvaluatedModel, second: EvaluatedModel) -> None:
-    """Raise unless both were tested on the same examples, with the classes numbered alike."""
+    """Raise unless both were tested on the same examples, of several classes numbered alike."""
     a, b = first.evaluation, second.evaluation
     names = first.model.reference, second.model.reference
     amounts = [evaluation.task == "regression" for evaluation in (a, b)]
@@ -315,6 +315,8 @@ def _check_same_examples(first: EvaluatedModel, second: EvaluatedModel) -> None:
         problem = f"{names[0]} was on {len(a.scores)} and {names[1]} on {len(b.scores)}"
     elif a.digest == b.digest and (
             all(amounts) or not any(amounts) and np.array_equal(a.targets, b.targets)):
+        if not any(amounts):
+            check_classes(a.targets)
         return
     else:
         problem = f"the test data of {names[0]} and {names[1]} differ"
