@@ -6,7 +6,6 @@ The counts by hand follow the convention: 2 FLOPs per multiply-accumulate, nothi
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,14 +20,14 @@ from wua_mlflow.flops import count_flops, ptflops_forward_flops
 zeros = torch.zeros
 
 
-def test_by_module_and_by_operator() -> None:
+def test_by_module_and_by_operator():
     model = nn.Sequential(mlp(), nn.Linear(1, 3, bias=False))
     count = count_flops(model, zeros(1, 2))
     assert count.by_module == {"": 66, "0": 60, "0.0": 40, "0.2": 20, "1": 6}
     assert count.by_operator == {"aten.addmm": 60, "aten.mm": 6}
 
 
-def test_by_module_of_attention_and_recurrent_layers() -> None:
+def test_by_module_of_attention_and_recurrent_layers():
     model = nn.ModuleDict(
         {"layer": nn.TransformerEncoderLayer(16, 4, 32, batch_first=True), "lstm": nn.LSTM(16, 8)}
     )
@@ -45,7 +44,7 @@ def test_by_module_of_attention_and_recurrent_layers() -> None:
     }
 
 
-def test_shared_module_counts_each_call_under_its_first_name() -> None:
+def test_shared_module_counts_each_call_under_its_first_name():
     shared = nn.Sequential(nn.Linear(3, 3))
     count = count_flops(nn.Sequential(shared, shared), zeros(1, 3))
     assert count.by_module == {"": 36, "0": 36, "0.0": 36}
@@ -54,21 +53,21 @@ def test_shared_module_counts_each_call_under_its_first_name() -> None:
 
 
 @pytest.mark.parametrize(("sign", "flops"), [(1.0, 2 * 12), (-1.0, 0)])
-def test_path_that_depends_on_the_data(sign: float, flops: int) -> None:
+def test_path_that_depends_on_the_data(sign, flops):
     model = Apply(lambda x, w: x @ w if x.sum() > 0 else x, (3, 4))
     count = count_flops(model, sign * torch.ones(1, 3))
     assert (count.forward_flops, count.on_meta) == (flops, False)
 
 
 @pytest.mark.parametrize(("frozen", "backward"), [([], 80), ([0], 20), ([2], 60), ([0, 2], 0)])
-def test_backward_is_for_the_trainable_parameters(frozen: list[int], backward: int) -> None:
+def test_backward_is_for_the_trainable_parameters(frozen, backward):
     model = mlp()
     for layer in frozen:
         model[layer].requires_grad_(False)
     assert count_flops(model, torch.ones(1, 2, requires_grad=True)).backward_flops == backward
 
 
-def test_no_backward() -> None:
+def test_no_backward():
     assert count_flops(mlp(), zeros(1, 2), backward=False).backward_flops == 0
     detached = Apply(lambda x, w: (x @ w).argmax(), (3, 4))
     assert count_flops(detached, zeros(2, 3)).backward_flops == 0
@@ -84,12 +83,12 @@ class Output:
 @pytest.mark.parametrize("outputs", [
     lambda x, a, b: {"logits": x @ a, "hidden": (x @ b,)},
     lambda x, a, b: Output(x @ a, (x @ b,)), lambda x, a, b: (x @ a, [x @ b], x.long())])
-def test_backward_starts_from_every_output(outputs: Callable[..., Any]) -> None:
+def test_backward_starts_from_every_output(outputs):
     count = count_flops(Apply(outputs, (3, 4), (3, 5)), zeros(2, 3))
     assert count.backward_flops == 2 * 2 * 3 * (4 + 5)
 
 
-def test_compiled_and_data_parallel_models_are_unwrapped() -> None:
+def test_compiled_and_data_parallel_models_are_unwrapped():
     def backend(*_: Any) -> Any:
         raise AssertionError("nothing is to be compiled")
 
@@ -103,14 +102,14 @@ def test_compiled_and_data_parallel_models_are_unwrapped() -> None:
     assert count_flops(Apply(lambda x, w: function(x @ w), (2, 3)), zeros(1, 2)).by_module[""] == 12
 
 
-def test_exported_model() -> None:
+def test_exported_model():
     batch = {0: torch.export.Dim.AUTO}
     program = torch.export.export(mlp().eval(), (zeros(4, 2),), dynamic_shapes=(batch,))
     count = count_flops(program.module(), zeros(5, 2))
     assert (count.forward_flops, count.backward_flops) == (300, 400)
 
 
-def test_model_on_the_meta_device() -> None:
+def test_model_on_the_meta_device():
     with torch.device("meta"):
         model, x = mlp(), zeros(3, 2)
     assert count_flops(model, x).forward_flops == 180
@@ -118,7 +117,7 @@ def test_model_on_the_meta_device() -> None:
         count_flops(Peek(model), x)
 
 
-def test_inputs_and_samples() -> None:
+def test_inputs_and_samples():
     model = nn.Bilinear(3, 4, 5)
     for inputs in ((zeros(7, 3), zeros(7, 4)), {"input1": zeros(7, 3), "input2": zeros(7, 4)}):
         count = count_flops(model, inputs)
@@ -139,13 +138,11 @@ def _double(x: Tensor) -> Tensor:
         (_double, {"wua_test.double": 1}),
     ],
 )
-def test_operators_without_a_formula_are_reported(
-    function: Callable[..., Any], expected: dict[str, int]
-) -> None:
+def test_operators_without_a_formula_are_reported(function, expected):
     assert count_flops(Apply(function), torch.ones(4, 6)).uncounted == expected
 
 
-def test_backward_operators_without_a_formula_are_reported() -> None:
+def test_backward_operators_without_a_formula_are_reported():
     model = Apply(lambda x, w: torch.cdist(x, w, p=1), (4, 6))
     count = count_flops(model, zeros(4, 6))
     assert count.uncounted == {"aten._cdist_forward": 1, "aten._cdist_backward": 1}
@@ -161,12 +158,11 @@ SHAPED = [
     nn.LayerNorm(8), nn.RMSNorm(8), nn.LocalResponseNorm(2), nn.Dropout2d(), nn.Softmax2d(),
     nn.MaxPool2d(2), nn.AvgPool2d(2), nn.AdaptiveMaxPool2d(4), nn.AdaptiveAvgPool2d(4),
     nn.LPPool2d(2, 2), nn.PixelShuffle(2), nn.Upsample(scale_factor=2), nn.ZeroPad2d(1),
-    nn.ReflectionPad2d(1), nn.Unfold(2), nn.Flatten(), nn.LogSoftmax(1),
-]
+    nn.ReflectionPad2d(1), nn.Unfold(2), nn.Flatten(), nn.LogSoftmax(1)]
 
 
 @pytest.mark.parametrize("peek", [False, True])
-def test_elementwise_and_the_like_are_neither_counted_nor_reported(peek: bool) -> None:
+def test_elementwise_and_the_like_are_neither_counted_nor_reported(peek):
     names = [*ELEMENTWISE.split(), *BOUNDED.split()]
     activations = nn.Sequential(nn.Linear(8, 8), *(getattr(nn, name)() for name in names))
     for model, inputs, flops in (
@@ -179,7 +175,7 @@ def test_elementwise_and_the_like_are_neither_counted_nor_reported(peek: bool) -
 
 
 @pytest.mark.parametrize(("width", "flops"), [(10, 122), (7, 86)])
-def test_ptflops_counts_as_the_tutorial(width: int, flops: int, capfd: Any) -> None:
+def test_ptflops_counts_as_the_tutorial(width, flops, capfd):
     def chatter(x: Tensor) -> Tensor:
         print("chatter")
         warnings.warn("chatter", stacklevel=1)
@@ -189,17 +185,10 @@ def test_ptflops_counts_as_the_tutorial(width: int, flops: int, capfd: Any) -> N
     assert capfd.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize(
-    ("model", "shape", "reason"),
-    [
-        (nn.Embedding(5, 2), (3,), "RuntimeError"),
-        (mlp(), (3,), "mat1 and mat2"),
-        (mlp().to("meta"), (2,), "meta device"),
-    ],
-)
-def test_ptflops_that_cannot_count_warns(
-    model: nn.Module, shape: tuple[int, ...], reason: str, capfd: Any
-) -> None:
+@pytest.mark.parametrize(("model", "shape", "reason"), [
+    (nn.Embedding(5, 2), (3,), "RuntimeError"), (mlp(), (3,), "mat1 and mat2"),
+    (mlp().to("meta"), (2,), "meta device")])
+def test_ptflops_that_cannot_count_warns(model, shape, reason, capfd):
     keys = [set(vars(module)) for module in model.modules()]
     with pytest.warns(UserWarning, match=f"ptflops cannot count .*{reason}"):
         assert ptflops_forward_flops(model, shape) is None
@@ -208,7 +197,7 @@ def test_ptflops_that_cannot_count_warns(
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_wrong_arguments_are_named() -> None:
+def test_wrong_arguments_are_named():
     scripted = nn.Sequential(torch.jit.script(nn.Linear(2, 2)))
     cases: list[tuple[Any, Any, str]] = [
         (mlp(), [[1.0, 2.0]], "inputs: expected at least one tensor"),
@@ -226,6 +215,6 @@ def test_wrong_arguments_are_named() -> None:
             ptflops_forward_flops(mlp(), shape)  # type: ignore[arg-type]
 
 
-def test_models_own_error_comes_through() -> None:
+def test_models_own_error_comes_through():
     with pytest.raises(RuntimeError, match="mat1 and mat2 shapes cannot be multiplied"):
         count_flops(mlp(), zeros(1, 3))

@@ -137,7 +137,7 @@ CASES: dict[str, tuple[nn.Module, Any, int, int]] = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_count_equals_the_count_by_hand(name: str) -> None:
+def test_count_equals_the_count_by_hand(name):
     model, inputs, forward, backward = CASES[name]
     count, real = count_flops(model, inputs), count_flops(Peek(model), inputs)
     assert (count.on_meta, real.on_meta) == (True, False)
@@ -148,12 +148,12 @@ def test_count_equals_the_count_by_hand(name: str) -> None:
         assert not either.uncounted
 
 
-def test_int8_product() -> None:
+def test_int8_product():
     a, b = zeros(32, 16, dtype=torch.int8), zeros(16, 8, dtype=torch.int8)
     assert count_flops(Apply(torch._int_mm), (a, b)).forward_flops == 2 * 32 * 16 * 8
 
 
-def test_kernel_that_the_model_insists_on_is_counted() -> None:
+def test_kernel_that_the_model_insists_on_is_counted():
     """The forward is the same; this kernel's backward computes the scores once more."""
 
     def kernel(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -164,7 +164,7 @@ def test_kernel_that_the_model_insists_on_is_counted() -> None:
     assert not count.uncounted
 
 
-def test_written_list_holds_operators_that_exist_and_have_no_formula() -> None:
+def test_written_list_holds_operators_that_exist_and_have_no_formula():
     operators = {
         name.split("::")[1].split(".")[0] for name in torch._C._dispatch_get_all_op_names()
     }
@@ -179,7 +179,7 @@ def test_written_list_holds_operators_that_exist_and_have_no_formula() -> None:
     ((3, 24, 16), (3, 16, 8), None, 2 * (3 * 24) * 16 * 8),
     ((24, 48), (48, 8), [16, 32, 48], 2 * 24 * 48 * 8),
     ((3, 24, 16), (16, 24), [8, 16, 24], 2 * 24 * 16 * 24)])
-def test_the_experts_of_a_mixture(a: Any, b: Any, ends: list[int] | None, flops: int) -> None:
+def test_the_experts_of_a_mixture(a, b, ends, flops):
     """Of groups of rows or of columns: each row meets the matrix of its own group alone."""
     offs = None if ends is None else torch.tensor(ends, dtype=torch.int32)
     count = count_flops(Apply(lambda x, y: torch._grouped_mm(x, y, offs=offs)),

@@ -20,7 +20,7 @@ MODULES = {
 
 
 @pytest.mark.parametrize(("module", "shape"), MODULES.values(), ids=MODULES)
-def test_a_modules_flops_are_those_that_are_counted(module: nn.Module, shape: tuple) -> None:
+def test_a_modules_flops_are_those_that_are_counted(module, shape):
     model, x = nn.Sequential(module, nn.Tanh()), torch.rand(shape)
     usage = analyze(model, [x, x[:1]], criterion="magnitude")
     assert usage.layers["0"].forward_flops == count_flops(model, x).by_module["0"] / shape[0]
@@ -36,14 +36,14 @@ MIX = Conv1D(4, 4)
     nn.Sequential(MIX, nn.ReLU(), MIX),
     nn.LSTM(4, 6, bidirectional=True, num_layers=2), nn.GRU(4, 6, batch_first=True),
     nn.LSTM(4, 6, proj_size=3, num_layers=2), nn.RNN(4, 6)])
-def test_the_layers_of_a_model_share_its_flops(model: nn.Module) -> None:
+def test_the_layers_of_a_model_share_its_flops(model):
     x = torch.rand(4, 4, 4)
     usage = analyze(model, x, criterion="magnitude")
     assert sum(layer.forward_flops for layer in usage.layers.values()) == \
         count_flops(model, x).forward_flops / 4 > 0
 
 
-def test_packed_steps_count_once() -> None:
+def test_packed_steps_count_once():
     rnn = nn.GRU(5, 6)
     model = Apply(lambda x: rnn(nn.utils.rnn.pack_padded_sequence(
         x.transpose(0, 1), torch.tensor([4, 1])))[1], rnn=rnn)
@@ -51,7 +51,7 @@ def test_packed_steps_count_once() -> None:
     assert usage.layers["rnn.weight_hh_l0"].forward_flops == 2 * (18 * 6) * 5 / 2
 
 
-def test_projections_of_attention_and_an_embedding_that_multiplies_nothing() -> None:
+def test_projections_of_attention_and_an_embedding_that_multiplies_nothing():
     usage = analyze(encoder(), tokens(2, length=6))
     flops = {name: layer.forward_flops for name, layer in usage.layers.items()}
     projection, forward = 2 * 6 * 8 * 8, 2 * 6 * 8 * 16

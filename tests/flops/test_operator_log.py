@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -15,7 +15,7 @@ from wua_mlflow.flops.meta_run import OperatorLog
 
 
 @pytest.fixture(autouse=True)
-def on_meta() -> Iterator[None]:
+def on_meta():
     with torch.device("meta"):
         yield
 
@@ -52,7 +52,7 @@ NEAR_ALIKE: dict[str, list[Callable[[], Any]]] = {
 
 @pytest.mark.parametrize("name", NEAR_ALIKE)
 @pytest.mark.filterwarnings("ignore:An output with one or more elements was resized")
-def test_calls_that_are_near_alike_are_told_apart(name: str) -> None:
+def test_calls_that_are_near_alike_are_told_apart(name):
     expected = [metadata(function()) for function in NEAR_ALIKE[name]]
     with OperatorLog(reuse=True):
         first = [metadata(function()) for function in NEAR_ALIKE[name]]
@@ -60,7 +60,7 @@ def test_calls_that_are_near_alike_are_told_apart(name: str) -> None:
     assert first == again == expected
 
 
-def test_an_operator_runs_once_for_each_signature() -> None:
+def test_an_operator_runs_once_for_each_signature():
     weight, bias = x(4, 5, grad=True), x(5)
     with OperatorLog() as ran, OperatorLog(reuse=True) as log:  # the outer sees what really runs
         for rows in (3, 3, 3, 7):
@@ -70,7 +70,7 @@ def test_an_operator_runs_once_for_each_signature() -> None:
     assert (log.calls[addmm], log.calls[relu]) == (4, 4)
 
 
-def test_tensors_are_told_apart_views_share_and_in_place_returns_the_same() -> None:
+def test_tensors_are_told_apart_views_share_and_in_place_returns_the_same():
     with OperatorLog(reuse=True):
         a, b = (x(3) + 1 for _ in range(2))
         assert a is not b
@@ -85,7 +85,7 @@ def test_tensors_are_told_apart_views_share_and_in_place_returns_the_same() -> N
             assert view._base is y
 
 
-def test_what_fails_fails_again_and_a_real_index_is_looked_at_each_time() -> None:
+def test_what_fails_fails_again_and_a_real_index_is_looked_at_each_time():
     masks = [torch.tensor(mask, device="cpu") for mask in ([True, False], [True, True])]
     with OperatorLog(reuse=True):
         for mask in masks:

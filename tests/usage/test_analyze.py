@@ -74,6 +74,7 @@ def test_an_only_layer_is_analysed_although_it_is_the_last():
     usage = analyze(nn.Sequential(nn.Linear(3, 2)), rows(20, 3))
     assert list(usage.layers) == ["0"]
     assert usage.skipped == {}
+    assert list(analyze(nn.Linear(3, 2), rows(20, 3)).layers) == [""]
 
 
 def test_what_cannot_be_analysed():

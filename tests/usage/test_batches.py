@@ -164,14 +164,11 @@ def test_batch_to_inputs_of_other_kinds_of_batches():
     batch, = Batches([(Y, X)], Plain(), lambda pair: pair[1])
     assert torch.equal(batch.args[0], X)
     assert torch.equal(batch.targets, X)  # a tuple's second entry, whatever the inputs are
+    unlabelled = {"image": X, "class": Y}
+    batch, = Batches([unlabelled], Plain(), lambda batch: batch["image"])
+    assert batch.targets is unlabelled
     batches = Batches(TensorDataset(Y, X), Plain(), lambda pair: pair[1])
     assert torch.equal(torch.cat([batch.args[0] for batch in batches]), X)
-
-
-def test_a_batch_that_is_a_dict_without_labels_is_its_own_target():
-    batch = {"image": X, "class": Y}
-    call, = Batches([batch], Plain(), lambda batch: batch["image"])
-    assert call.targets is batch
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
@@ -188,7 +185,9 @@ def test_floating_point_numbers_come_in_the_models_dtype(dtype):
     assert isinstance(kwargs["named"], pair)
 
 
-def test_targets_keep_their_dtype():
+def test_targets_keep_their_dtype_and_a_model_without_parameters_takes_float32():
+    batch, = Batches([X.double()], nn.ReLU())
+    assert batch.args[0].dtype == torch.float32
     batch, = Batches([(X, X.double())], Plain())
     assert batch.targets.dtype == torch.float64
     batch, = Batches([(X, X.double().numpy())], Plain())
@@ -221,11 +220,6 @@ def test_only_a_copy_to_cuda_does_not_block(device, expected, monkeypatch):
     list(batches)
     assert calls == [{"device": torch.device(device), "dtype": torch.float32,
                       "copy": True, "non_blocking": expected}]
-
-
-def test_a_model_without_parameters_takes_float32():
-    batch, = Batches([X.double()], nn.ReLU())
-    assert batch.args[0].dtype == torch.float32
 
 
 def test_the_data_are_left_alone():
@@ -270,8 +264,7 @@ def test_a_loader_that_is_exhausted_in_a_later_pass():
 
 
 @pytest.mark.parametrize(("second", "shown"), [
-    ({"x": X}, "x"), ({"x": X, "other": X, "labels": Y}, "labels, other, x"),
-])
+    ({"x": X}, "x"), ({"x": X, "other": X, "labels": Y}, "labels, other, x")])
 def test_keys_that_change(second, shown):
     batches = iter(Batches([{"x": X, "labels": Y}, second], Plain()))
     next(batches)
@@ -363,8 +356,7 @@ def test_values_are_changed_within_containers_that_stay_what_they_are():
     pair = namedtuple("pair", "x y")
     nested = {"p": pair(1, "s"), "b": Record(a=2), "o": OrderedDict(z=[3, (4.5, None)])}
     changed = mapped(nested, int, lambda number: number * 10)
-    assert changed == {"p": pair(10, "s"), "b": Record(a=20),
-                       "o": OrderedDict(z=[30, (4.5, None)])}
+    assert changed == {"p": pair(10, "s"), "b": Record(a=20), "o": OrderedDict(z=[30, (4.5, None)])}
     assert isinstance(changed["p"], pair) and isinstance(changed["b"], Record)
     assert changed["b"].first == 20
     assert nested["b"].first == 2 and nested["o"]["z"][0] == 3

@@ -147,6 +147,20 @@ def test_a_kernel_that_is_also_the_decoders_is_counted_at_its_first_use():
     assert list(analyze(model, x).layers) == ["encoder"]
 
 
+@pytest.mark.parametrize("function", [
+    lambda x, w: torch.convolution(x, w, None, [2], [1], [3], False, [0], 1),
+    lambda x, w: torch.ops.aten.conv1d.default(x, w, None, [2], [1], [3]),
+    lambda x, w: torch.ops.aten.conv1d.padding(x, w, None, [1], "same")])
+def test_functions_that_no_module_calls(function):
+    conv = nn.Conv1d(2, 3, 3, stride=2, padding=1, dilation=3, bias=False)
+    model = Layers(lambda model, x: function(x, model.conv.weight), conv=conv)
+    x = rows(4, 2, 9)
+    if len(function(x, conv.weight)[0, 0]) == 9:
+        conv = nn.Conv1d(2, 3, 3, padding="same")
+    assert_importance(model, x, "conv", model.conv.weight.flatten(1), unfolded(conv, x),
+                      outputs_by_unit(model(x)))
+
+
 def test_one_image_without_a_batch_dimension():
     model, x = nn.Sequential(nn.Conv2d(2, 3, 3, padding=1)), rows(4, 2, 5, 6)
     assert_importance(model, list(x), "0", model[0].weight.flatten(1), unfolded(model[0], x),

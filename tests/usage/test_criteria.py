@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy as loss
 
 from tests.networks import labels, mlp, numpys, rows
 from wua_mlflow.usage.analyze import analyze, layer_importance
-from wua_mlflow.usage.criteria import CRITERIA, inputs_of, taylor_units
+from wua_mlflow.usage.criteria import CRITERIA, inputs_of
 
 UNITS, EACH = 5, 6
 SHAPES = {"mean_output": (UNITS, 1), "mean_input": (1, EACH), "input_norm": (UNITS, EACH),
@@ -61,36 +61,6 @@ def test_weight_by_weight(name, dtype):
             expected, rel=1e-6 if dtype == torch.float32 else 1e-15)
 
 
-LAWS = {"output": 2, "input": 1, "wanda": 1, "magnitude": 1, "taylor": 0}
-"""The power of c by which importance grows where a unit's incoming weights grow by c, and so its
-output by c, its gradient by 1 / c (what reads it shrinks by c: the function is the same)."""
-MOVES = {"mean_output": 1, "gradient": -1}
-
-
-@pytest.mark.parametrize("name", CRITERIA)
-def test_scaling_laws(name):
-    weight, evidence = drawn(name)
-    scale = torch.tensor([1.0, -2.0, 0.5, 3.0, 8.0], dtype=torch.float64)[:, None]
-    moved = {what: tensor * scale ** MOVES.get(what, 0) for what, tensor in evidence.items()}
-    torch.testing.assert_close(
-        CRITERIA[name](weight * scale, **moved),
-        CRITERIA[name](weight, **evidence) * scale.abs() ** LAWS[name], rtol=1e-14, atol=0)
-
-
-def test_the_units_of_taylor_by_loops():
-    generator = torch.Generator().manual_seed(4)
-    weight, gradient = torch.randn(2, UNITS, EACH, generator=generator)
-    bias, bias_gradient = torch.randn(2, UNITS, generator=generator)
-    bare = taylor_units(weight, gradient, None, None)
-    whole = taylor_units(weight, gradient, bias, bias_gradient)
-    assert bare.dtype == whole.dtype == torch.float64
-    for unit in range(UNITS):
-        total = sum(float(weight[unit, i]) * float(gradient[unit, i]) for i in range(EACH))
-        assert float(bare[unit]) == pytest.approx(total, rel=1e-12)
-        total += float(bias[unit]) * float(bias_gradient[unit])
-        assert float(whole[unit]) == pytest.approx(total, rel=1e-12)
-
-
 def test_what_a_criterion_needs_are_its_parameters():
     def own(weight, gradient, mean_output):
         return weight
@@ -103,13 +73,9 @@ def test_what_a_criterion_needs_are_its_parameters():
 
 
 @pytest.mark.parametrize(("criterion", "shown"), [
-    (lambda weights: weights, "weights"),
-    (lambda weight, hessian: weight, "weight, hessian"),
-    (lambda: None, "nothing"),
-    (lambda gradient, weight: weight, "gradient, weight"),
-    (lambda weight, **anything: weight, "weight, anything"),
-    (torch.abs, "nothing"),
-])
+    (lambda weights: weights, "weights"), (lambda weight, hessian: weight, "weight, hessian"),
+    (lambda: None, "nothing"), (lambda gradient, weight: weight, "gradient, weight"),
+    (lambda weight, **anything: weight, "weight, anything"), (torch.abs, "nothing")])
 def test_a_function_whose_parameters_are_others(criterion, shown):
     with pytest.raises(ValueError, match="^criterion: expected a function of weight and some of "
                                          "mean_output, mean_input, input_norm, gradient, but got "

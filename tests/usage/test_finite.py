@@ -121,7 +121,7 @@ def test_finite_activations_whose_squares_overflow(criterion):
     (nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.Flatten(), nn.Linear(144, 3)),
      torch.rand(8, 2, 6, 6)),
 ], ids=["linear", "convolution"])
-def test_squares_too_small_for_float32_are_not_lost(model: nn.Module, x: torch.Tensor):
+def test_squares_too_small_for_float32_are_not_lost(model, x):
     """The share does not change with the scale of the data, down to float32's own end."""
     near, far = (analyze(model, x * scale, criterion="wanda", layers=["0"]).layers["0"]
                  for scale in (1.0, 1e-30))

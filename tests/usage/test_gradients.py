@@ -179,8 +179,7 @@ def test_a_computed_weight_that_is_detached_has_no_gradient():
     part = Layers(lambda part, x: functional.linear(x, (part.weight * 2).detach()),
                   weight=nn.Parameter(torch.ones(4, 4)))
     model = nn.Sequential(nn.Linear(3, 4), part, nn.Linear(4, 2))
-    usage = analyze(model, [(rows(SAMPLES, 3), labels(SAMPLES))], criterion="taylor",
-                    loss=loss)
+    usage = analyze(model, [(rows(SAMPLES, 3), labels(SAMPLES))], criterion="taylor", loss=loss)
     assert (usage.layers["0"].dead, usage.layers["1"].dead) == (False, True)
 
 
@@ -282,12 +281,6 @@ def test_neither_loss_nor_targets():
         with pytest.raises(ValueError, match="^data: the criterion taylor needs targets, but the "
                                              "batches are inputs alone"):
             analyze(PLAIN, data, criterion="taylor", loss=loss)
-
-
-def test_a_model_without_layers():
-    with pytest.raises(ValueError, match="^model: expected a layer whose weights"):
-        analyze(nn.Tanh(), [(rows(4, 3).requires_grad_(), labels(4))], criterion="taylor",
-                loss=lambda outputs, targets: outputs.sum())
 
 
 def test_the_loss_is_the_users_where_both_are_there():

@@ -15,6 +15,8 @@ from tests.networks import Layers, rows, tokens
 from tests.references import assert_importance, flat, met_and_gave, unnamed
 from wua_mlflow.usage.analyze import analyze, layer_importance
 
+aten = torch.ops.aten
+
 
 def tensor(*shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
@@ -88,6 +90,13 @@ PRODUCTS = {
     "some rows": (lambda x, w: functional.linear(x, w[2:6]), (7, 3), lambda w: w[2:6]),
     "some columns": (lambda x, w: functional.linear(x, w[:, 1:4]), (4, 6), lambda w: w[:, 1:4]),
     "a part of a stack": (lambda x, w: x @ w[1], (2, 3, 4), lambda w: w[1].T),
+    "by keywords": (lambda x, w: functional.linear(input=x, weight=w), (4, 3), lambda w: w),
+    "reversed": (lambda x, w: w.T.__rmatmul__(x), (4, 3), lambda w: w),
+    "addmm by keywords": (lambda x, w: torch.addmm(torch.ones(4), mat1=x, mat2=w), (3, 4),
+                          lambda w: w.T),
+    "aten.linear": (lambda x, w: aten.linear.default(x, w, None), (4, 3), lambda w: w),
+    "aten.mm": (lambda x, w: aten.mm.default(x, w), (3, 4), lambda w: w.T),
+    "aten.addmm": (lambda x, w: aten.addmm.default(torch.ones(4), x, w), (3, 4), lambda w: w.T),
     "detached": (lambda x, w: functional.linear(x, w.detach()), (4, 3), lambda w: w),
     "as a convolution": (lambda x, w: functional.conv1d(x[..., None], w[..., None])[..., 0],
                          (4, 3), lambda w: w),

@@ -12,12 +12,10 @@ from torch.utils._pytree import tree_leaves
 
 from tests.networks import Layers, rows
 from wua_mlflow.usage.analyze import analyze, layer_importance
-from wua_mlflow.usage.criteria import CRITERIA, magnitude, output, taylor, wanda
+from wua_mlflow.usage.criteria import CRITERIA, output, taylor
 from wua_mlflow.usage.layer_statistics import (
     LayerStatistics,
     layer_statistics,
-    required_stats,
-    resolve_criteria,
 )
 from wua_mlflow.usage.run import PassStatistics
 from wua_mlflow.usage.tracing.layer import TracedLayer
@@ -105,43 +103,6 @@ def test_the_units_measure_of_a_large_layer_in_pieces():
     importance = LayerStatistics(weight, gradient=gradient).signed_units(taylor).abs()
     expected = (weight.double() * gradient.double()).sum(1).abs()
     torch.testing.assert_close(importance, expected, rtol=1e-12, atol=0)
-
-
-GATHERED = {
-    "output": (["output"], True, set(), False), "magnitude": (["magnitude"], True, set(), False),
-    "input": (["input"], False, {1}, False), "wanda": (["wanda"], False, {2}, False),
-    "taylor": (["taylor"], True, set(), True),
-    "input and wanda": (["input", "wanda"], False, {1, 2}, False),
-    "all": (list(CRITERIA), True, {1, 2}, True),
-    "own": ([lambda weight, gradient, mean_input: weight], False, {1}, True),
-}
-
-
-@pytest.mark.parametrize(("criteria", "outputs", "powers", "gradient"), GATHERED.values(),
-                         ids=GATHERED)
-def test_what_one_pass_must_gather(criteria, outputs, powers, gradient):
-    """Outputs or inputs are summed in any case: a NaN must show."""
-    for wanted in (False, True):
-        needs = required_stats(list(resolve_criteria(criteria).values()), rows=wanted)
-        assert (needs.output, set(needs.powers), needs.gradient, needs.rows) == (
-            outputs, powers, gradient, wanted)
-
-
-def test_names_of_criteria():
-    def mine(weight: Tensor) -> Tensor:
-        return weight
-
-    def wanda_of_mine(weight: Tensor) -> Tensor:
-        return weight.abs()
-
-    wanda_of_mine.__name__ = "wanda"
-    assert resolve_criteria(["wanda", mine, magnitude]) == {
-        "wanda": wanda, "mine": mine, "magnitude": magnitude}
-    assert list(resolve_criteria(["taylor", "output"])) == ["taylor", "output"]
-    assert resolve_criteria([wanda_of_mine]) == {"wanda": wanda_of_mine}
-    with pytest.raises(ValueError, match="^criterion: expected functions of different names, but "
-                                         "got two of 'wanda'$"):
-        resolve_criteria(["wanda", wanda_of_mine])
 
 
 @pytest.mark.filterwarnings("ignore:LSTM with projections")

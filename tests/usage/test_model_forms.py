@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from tests.model_forms import FORMS, Layers, matrix, net, through
 from tests.networks import NETWORKS, mlp, rows
@@ -27,24 +28,6 @@ def test_every_weight_is_in_a_layer_or_named(make, inputs, computed):
     for usage in analyze(model, inputs(6), criterion=["output", "wanda"]).values():
         assert unnamed(unwrapped(model), usage, computed) == []
         assert not set(usage.layers) & set(usage.skipped)
-
-
-CUT = {name: form for name, form in FORMS.items() if name not in NETWORKS}
-
-
-@pytest.mark.parametrize(("make", "inputs", "computed"), CUT.values(), ids=CUT)
-def test_any_cut_and_order_of_the_batches_gives_the_same_figures(make, inputs, computed):
-    model = make().double()
-    data = inputs(24)
-    order = torch.randperm(24, generator=torch.Generator().manual_seed(0))
-    wholes, usages = (analyze(model, batches, criterion=["output", "input", "wanda"])
-                      for batches in (data, data[order].split([5, 2, 8, 2, 7])))
-    for criterion, whole in wholes.items():
-        assert usages[criterion].skipped.keys() == whole.skipped.keys()
-        for name, layer in whole.layers.items():
-            other = usages[criterion].layers[name]
-            assert other.entropy == pytest.approx(layer.entropy, rel=1e-6, abs=1e-9), name
-            assert other.unit_importance == pytest.approx(layer.unit_importance, rel=1e-6, abs=1e-9)
 
 
 TOLERANCES = {torch.float64: 1e-5, torch.float16: 1e-2, torch.bfloat16: 5e-2}
@@ -178,3 +161,33 @@ def test_sparse_weights_and_buffers_are_named():
     assert usage.skipped["fixed"] == "its weight is a buffer, not a parameter"
     assert usage.skipped["table"].startswith("used through __getitem__")
     assert unnamed(model, usage) == []
+
+
+@pytest.mark.parametrize(("run", "use"), [
+    (lambda model, h: (h @ h.T) @ h + functional.linear(h, h.T @ h), None),  # activations alone
+    (lambda model, h: h @ torch.cat([model.own[:2], model.own[2:]]), "cat"),
+    (lambda model, h: h.matmul(model.own[0])[:, None].expand(-1, 4), "matmul")])
+def test_other_uses_of_a_parameter(run, use):
+    parts = {"own": matrix(4, 4)} if use else {}
+    usage = analyze(Layers(through(run), **net(**parts)), rows(6, 3))
+    assert list(usage.layers) == ["first"]
+    assert usage.skipped.get("own") == (
+        use and f"used through {use}, which is not a product that is analysed")
+
+
+def test_after_a_product_that_is_not_analysed_no_layer_makes_the_outputs():
+    model = Layers(lambda model, x: torch.einsum(
+        "bi,ij->bj", model.head(model.first(x)), model.own), **net(own=matrix(2, 2)))
+    assert list(analyze(model, rows(6, 3)).layers) == ["first", "head"]
+
+
+def test_a_layer_that_does_not_use_its_weight_and_a_parameter_that_is_no_matrix():
+    class Idle(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return x
+
+    model = Layers(through(lambda model, h: model.inner(h) * model.scale), **net(
+        inner=Idle(4, 4), scale=nn.Parameter(torch.ones(4))))
+    skipped = analyze(model, rows(6, 3)).skipped
+    assert skipped["inner"] == "Idle was called 1 times, but no product of its weight was seen"
+    assert skipped["scale"] == "a parameter of its own that is no matrix" and "" not in skipped

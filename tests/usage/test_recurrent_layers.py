@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
-from tests.networks import Layers, rows
+from tests.networks import rows
 from tests.references import assert_importance, flat, unnamed
 from wua_mlflow.usage.analyze import analyze, layer_importance
 
@@ -149,8 +149,7 @@ def test_packed_sequences_are_the_unpadded_ones(kind):
 @KINDS
 def test_a_state_that_the_caller_gives(kind):
     state, memory = rows(2, 3, 4), rows(2, 3, 4, seed=5)
-    model = Only(kind(3, 4, 2, batch_first=True),
-                 (state, memory) if kind is nn.LSTM else state)
+    model = Only(kind(3, 4, 2, batch_first=True), (state, memory) if kind is nn.LSTM else state)
     x = rows(3, 6, 3)
     assert_by_hand(model, x, list(x), state=state, memory=memory)
 
@@ -167,18 +166,3 @@ def test_padding_on_the_right_counts_nowhere(kind):
     mask = torch.arange(6) < torch.tensor(lengths)[:, None]
     batch = {"x": x + 3 * ~mask.unsqueeze(-1), "attention_mask": mask}
     assert_by_hand(model, [batch], [steps[:n] for steps, n in zip(x, lengths, strict=True)])
-
-
-def test_cells_that_a_loop_calls_are_named():
-    def run(model: Layers, x: Tensor) -> Tensor:
-        state = x.new_zeros(len(x), 4)
-        for step in x.unbind(1):
-            state = model.cell(step, state)
-        return model.head(state)
-
-    model = Layers(run, cell=nn.GRUCell(3, 4), head=nn.Linear(4, 2))
-    usage = analyze(model, rows(5, 6, 3))
-    assert list(usage.layers) == ["head"]
-    assert usage.skipped == {
-        "cell": "used through gru_cell, which is not a product that is analysed"}
-    assert unnamed(model, usage) == []

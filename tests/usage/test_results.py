@@ -60,8 +60,7 @@ def of_units(units, effective, dead):
 
 
 def test_the_models_units_are_sums_over_its_layers():
-    layers = {"a": of_units(4, 3.0, 1), "b": of_units(12, 5.5, 2),
-              "c": of_units(4, 1.5, None)}
+    layers = {"a": of_units(4, 3.0, 1), "b": of_units(12, 5.5, 2), "c": of_units(4, 1.5, None)}
     usage = ModelUsage("output", 100, layers, {})
     assert (usage.units, usage.effective_units, usage.effective_unit_share, usage.dead_units) == (
         20, 10.0, 0.5, 3)

@@ -80,8 +80,7 @@ RAISING = {
     "a layer's name": (lambda: (batches(), {"layers": ["third"]}), ValueError, "but got 'third'"),
     "one pass only": (lambda: (iter(batches()), {"null": 2}), ValueError, "null asks for more"),
 }
-CALLERS = {"plainly": nullcontext, "no_grad": torch.no_grad,
-           "inference_mode": torch.inference_mode}
+CALLERS = {"plainly": nullcontext, "no_grad": torch.no_grad, "inference_mode": torch.inference_mode}
 
 
 @pytest.mark.parametrize("caller", CALLERS.values(), ids=CALLERS)

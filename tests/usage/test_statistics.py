@@ -153,11 +153,8 @@ def test_an_absolute_low_cut(dtype, kernel):
 
 
 @pytest.mark.parametrize(("values", "message"), [
-    ([[1.0, math.nan]], "finite"),
-    ([[math.inf, 1.0]], "finite"),
-    ([[1e308, 1e308]], "finite sum"),
-    ([[1.0, -0.5]], "at least 0"),
-])
+    ([[1.0, math.nan]], "finite"), ([[math.inf, 1.0]], "finite"), ([[1e308, 1e308]], "finite sum"),
+    ([[1.0, -0.5]], "at least 0")])
 def test_what_is_no_importance_is_refused(values, message, kernel):
     with pytest.raises(ValueError, match=f"importance: expected .*{message}"):
         of(np.array(values), **kernel)
@@ -264,17 +261,6 @@ def test_a_large_layer_is_not_copied(criterion):
 # The figures of an array at once
 
 
-def exact_top_count(values, coverage):
-    """The smallest k whose largest k values hold ``coverage``, in whole numbers."""
-    exact = sorted((Fraction(value) for value in values), reverse=True)
-    target, cumulative = coverage * sum(exact), Fraction(0)
-    for count, value in enumerate(exact, 1):
-        cumulative += value
-        if cumulative >= target:
-            return count
-    raise AssertionError("the whole holds every share of itself")
-
-
 @pytest.mark.parametrize("name", LAYERS)
 def test_the_figures_of_an_array(name):
     array = LAYERS[name]
@@ -296,42 +282,19 @@ def test_float32_and_integers_are_taken_in_float64():
     assert entropy_nats(torch.tensor([1, 3])) == pytest.approx(scipy.stats.entropy([1, 3]))
 
 
-@pytest.mark.parametrize("factor", [1e-9, 3.0, 1e12])
-def test_scale_and_order_do_not_matter(factor):
-    values = torch.tensor(LAYERS["heavy tail"])
-    turned = values.flip(0) * factor
-    assert entropy_nats(turned) == pytest.approx(entropy_nats(values), abs=1e-12)
-    assert top_share(turned) == top_share(values)
-
-
 def test_all_zero_has_no_effective_weights():
     zeros = torch.zeros(3, 4)
     assert (entropy_nats(zeros), effective_count(zeros), top_share(zeros)) == (0.0, 0.0, 0.0)
     assert low_share(zeros, below=0.01) == 1.0
 
 
-@pytest.mark.parametrize(
-    ("values", "expected"),
-    [
-        ([0.1] * 10, Fraction(9, 10)),
-        ([0.1] * 1000, Fraction(9, 10)),
-        ([1 / 3] * 30, Fraction(27, 30)),
-        ([0.0, 0.0, 5.0, 0.0], Fraction(1, 4)),
-        ([9.0, 1.0], Fraction(1, 2)),
-        ([8.999, 1.001], Fraction(1)),
-        ([0.45, 0.45, 0.05, 0.05], Fraction(1, 2)),
-    ],
-)
+@pytest.mark.parametrize(("values", "expected"), [
+    ([0.1] * 10, Fraction(9, 10)), ([0.1] * 1000, Fraction(9, 10)),
+    ([1 / 3] * 30, Fraction(27, 30)), ([0.0, 0.0, 5.0, 0.0], Fraction(1, 4)),
+    ([9.0, 1.0], Fraction(1, 2)), ([8.999, 1.001], Fraction(1)),
+    ([0.45, 0.45, 0.05, 0.05], Fraction(1, 2))])
 def test_top_share_of_ties_by_hand(values, expected):
     assert top_share(torch.tensor(values, dtype=torch.float64)) == float(expected)
-
-
-def test_top_share_of_whole_numbers_is_exact():
-    for seed in range(30):
-        values = np.random.default_rng(seed).integers(0, 6, size=37)
-        if values.sum():
-            count = exact_top_count(values.tolist(), Fraction(9, 10))
-            assert top_share(torch.tensor(values)) == count / 37
 
 
 @pytest.mark.parametrize("coverage", [0.0, 1.01, math.nan])
@@ -354,13 +317,9 @@ FUNCTIONS = [entropy_nats, effective_count, top_share,
 
 @pytest.mark.parametrize("function", FUNCTIONS)
 @pytest.mark.parametrize(("values", "message"), [
-    ([1.0, math.inf], "NaN or infinity"),
-    ([math.inf, -math.inf], "NaN or infinity"),
-    ([math.nan, 0.0], "NaN or infinity"),
-    ([1.7e308, 1.7e308], "finite sum"),
-    ([1.0, -1e-9], "negative"),
-    ([], "at least one weight, but got none"),
-])
+    ([1.0, math.inf], "NaN or infinity"), ([math.inf, -math.inf], "NaN or infinity"),
+    ([math.nan, 0.0], "NaN or infinity"), ([1.7e308, 1.7e308], "finite sum"),
+    ([1.0, -1e-9], "negative"), ([], "at least one weight, but got none")])
 def test_an_array_that_is_no_importance_is_refused(function, values, message):
     with pytest.raises(ValueError, match=f"importance: expected .*{message}"):
         function(torch.tensor(values, dtype=torch.float64))

@@ -182,7 +182,7 @@ FUSED = {"gpt2": ("transformer.h.0.attn", "c_attn", "c_proj"),
 
 
 @pytest.mark.parametrize("name", FUSED)
-def test_importance_of_heads_whose_three_are_made_at_once(name: str) -> None:
+def test_importance_of_heads_whose_three_are_made_at_once(name):
     """Which rows are a head's is read from gradients of what a head gives, not from the code."""
     model, tokens = BUILDS[name]().eval(), torch.randint(3, 97, (3, 7))
     module, fused, reader = FUSED[name]
@@ -211,7 +211,7 @@ def test_importance_of_heads_whose_three_are_made_at_once(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", PROJECTIONS)
-def test_importance_of_heads(name: str) -> None:
+def test_importance_of_heads(name):
     """Each of so many units in a row; 8 a head."""
     model, tokens = BUILDS[name]().eval(), torch.randint(3, 97, (3, 7))
     data = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}

@@ -69,6 +69,9 @@ RELUS = {
     "clamp": Applied(lambda x: x.clamp(min=0)), "clamp_min": Applied(lambda x: x.clamp_min(0.0)),
     "torch.relu": Applied(torch.relu), "relu_": Applied(lambda x: x.relu_()),
     "by a threshold": Applied(lambda x: functional.threshold(x, 0, value=0.0)),
+    "hardtanh": nn.Hardtanh(0, 3), "nn.Threshold": nn.Threshold(0, 0.0),
+    "by keywords": Applied(lambda x: functional.hardtanh(x, min_val=0, max_val=3)),
+    "clamp_": Applied(lambda x: x.clamp_(min=0.0)),
     "twice in a row": Applied(lambda x: x.relu().relu()),
     "with dropout between": Applied(lambda x: functional.relu6(functional.dropout(
         x.relu(), 0.5, training=False))),
@@ -94,8 +97,10 @@ def test_the_larger_of_two_products_is_neithers():
     assert dead(model, rows(50, 3), "first") == 0
 
 
-@pytest.mark.parametrize("after", [nn.Tanh(), nn.GELU(), nn.Identity(), nn.LeakyReLU()],
-                         ids=lambda module: type(module).__name__)
+@pytest.mark.parametrize("after", [
+    nn.Tanh(), nn.GELU(), nn.Identity(), nn.LeakyReLU(), nn.Hardtanh(), nn.Threshold(0, 1.0),
+    Applied(lambda x: x.clamp(-1)), Applied(lambda x: x.clamp(max=0)),
+    Applied(lambda x: torch.clamp(x, torch.zeros(40)))])
 def test_without_a_relu_only_units_that_are_always_zero(after):
     model, inputs = partly_dead(after), rows(200, 3)
     assert dead(model, inputs) == units_at_zero(model[0](inputs)) == 3

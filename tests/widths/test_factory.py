@@ -8,15 +8,9 @@ import numpy as np
 import pytest
 from torch import nn
 
-from tests.networks import kept_streams, snapshot
+from tests.networks import snapshot
 from wua_mlflow.pipeline.models import cnn, mlp
 from wua_mlflow.widths.factory import layers_by_width
-
-
-@pytest.fixture(autouse=True)
-def _seeded():
-    with kept_streams():
-        yield
 
 
 def two_of_a_width(widths):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.networks import kept_streams, snapshot
+from tests.networks import snapshot
 from tests.widths.network_cases import trained, without
 from wua_mlflow.pruning.cut import unit_groups
 from wua_mlflow.pruning.importance import unit_importance
@@ -18,12 +18,6 @@ from wua_mlflow.widths import fidelity as fidelity_module
 from wua_mlflow.widths.fidelity import Fidelity, GroupFidelity, fidelity
 
 STRUCTURES = {}
-
-
-@pytest.fixture(autouse=True)
-def _seeded():
-    with kept_streams():
-        yield
 
 
 def loss_of(model, data, removed=()):

@@ -63,9 +63,7 @@ def test_a_margin_is_met_exactly_in_spite_of_rounding():
 
 
 def test_the_way_from_all_units_to_what_each_keeps_alone():
-    ways = width_path(
-        {"a": 4, "b": 2, "c": 3}, [group("a", 16), group("b", 32), group("c", 3)]
-    )
+    ways = width_path({"a": 4, "b": 2, "c": 3}, [group("a", 16), group("b", 32), group("c", 3)])
     assert ways[0] == {"a": 4, "b": 2, "c": 3}
     assert ways[-1] == {"a": 16, "b": 32, "c": 3}
     for narrow, wide in zip(ways, ways[1:], strict=False):

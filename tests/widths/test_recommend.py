@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from tests.model_forms import Layers
-from tests.networks import kept_streams, labels, mlp, rows, snapshot
+from tests.networks import labels, mlp, rows, snapshot
 from tests.widths.network_cases import rescaled, trained, with_copies, without
 from wua_mlflow.pruning.cut import unit_groups
 from wua_mlflow.pruning.importance import unit_importance
@@ -21,12 +21,6 @@ from wua_mlflow.widths.retrain_search import Search
 
 GOOD = rows(10, 3), labels(10, 2)
 STRUCTURES = {}
-
-
-@pytest.fixture(autouse=True)
-def _seeded():
-    with kept_streams():
-        yield
 
 
 def recommended(model, data, **options):
@@ -192,8 +186,7 @@ def test_regression_and_a_score_of_ones_own():
     curve = recommended(model, data, loss=lambda o, t: (o - t).abs().mean(),
                              score=lambda o, t: -(o - t).abs()[:, 0],
                              method="ablation").layers[0].curve
-    assert curve.baseline == pytest.approx(-(model(inputs) - data[1]).abs().mean().item(),
-                                           rel=1e-4)
+    assert curve.baseline == pytest.approx(-(model(inputs) - data[1]).abs().mean().item(), rel=1e-4)
 
 
 def test_recurrent_units():

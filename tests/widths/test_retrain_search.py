@@ -54,9 +54,8 @@ def brute_force(most: int, seeds: int = 1) -> int:
         whole, scores_of(saturating([width]), seeds), margin=0.02).outcome == "non_inferior")
 
 
-@pytest.mark.parametrize(("suggestion", "seeds"), [
-    (64, 1), (40, 1), (13, 5), (2, 1), (1, 1)])
-def test_one_width_is_what_brute_force_finds(suggestion: int, seeds: int) -> None:
+@pytest.mark.parametrize(("suggestion", "seeds"), [(64, 1), (40, 1), (13, 5), (2, 1), (1, 1)])
+def test_one_width_is_what_brute_force_finds(suggestion, seeds):
     result, trained = searched([64], [suggestion], seeds=seeds)
     assert result.widths == (brute_force(64, seeds),)
     assert result.stopped == "converged"
@@ -70,16 +69,14 @@ def test_one_width_is_what_brute_force_finds(suggestion: int, seeds: int) -> Non
 
 
 @pytest.mark.parametrize("runs", [2, 3, 5])
-def test_the_budget_in_runs_is_kept(runs: int) -> None:
+def test_the_budget_in_runs_is_kept(runs):
     result, trained = searched([64], [60], runs=runs)
     assert (len(trained), result.stopped) == (runs, "budget")
     assert result.widths != (64,)
 
 
 @pytest.mark.parametrize(("seconds", "looks"), [(25, 2), (1, 1)])
-def test_the_budget_in_seconds_is_kept_once_a_candidate_was_tried(
-    seconds: float, looks: int
-) -> None:
+def test_the_budget_in_seconds_is_kept_once_a_candidate_was_tried(seconds, looks):
     now = [0.0]
 
     def score(widths: Widths) -> np.ndarray:
@@ -91,7 +88,7 @@ def test_the_budget_in_seconds_is_kept_once_a_candidate_was_tried(
     assert looks > 1 or result.widths == (32,)
 
 
-def test_layers_of_different_use_move_apart() -> None:
+def test_layers_of_different_use_move_apart():
     needed = brute_force(32)
     result, trained = searched([32, 32], [16, 16], runs=24,
                                cost=lambda widths: widths[0] * widths[1])
@@ -101,9 +98,7 @@ def test_layers_of_different_use_move_apart() -> None:
     assert len(trained) <= 24
 
 
-def test_the_same_seed_gives_the_same_search_in_silence_and_no_global_stream_moves(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+def test_the_same_seed_gives_the_same_search_in_silence_and_no_global_stream_moves(caplog):
     level = optuna.logging.get_verbosity()
     optuna.logging.enable_propagation()
     try:
@@ -118,7 +113,7 @@ def test_the_same_seed_gives_the_same_search_in_silence_and_no_global_stream_mov
     assert optuna.logging.get_verbosity() == level
 
 
-def test_a_lucky_narrow_network_under_a_failing_wider_one_is_not_chosen() -> None:
+def test_a_lucky_narrow_network_under_a_failing_wider_one_is_not_chosen():
     """Bisection: 32 holds, 8 fails clearly, 16 holds; 4 would hold again, and is never trusted."""
     accuracy = {64: 0.95, 32: 0.95, 4: 0.95}
     result, _ = searched([64], [4], lambda widths: accuracy.get(widths[0], 0.6), runs=12)
@@ -126,7 +121,7 @@ def test_a_lucky_narrow_network_under_a_failing_wider_one_is_not_chosen() -> Non
     assert not failing or result.widths[0] > max(failing)
 
 
-def test_where_nothing_holds_the_original_stays() -> None:
+def test_where_nothing_holds_the_original_stays():
     result, _ = searched([16], [8], lambda widths: 0.9 if widths == (16,) else 0.5)
     assert result.widths == (16,)
     assert result.note.startswith("nearest came ") and "show nothing" not in result.note
@@ -139,7 +134,7 @@ def test_where_nothing_holds_the_original_stays() -> None:
     assert search_widths(**small, rule="mean").widths == (1,)
 
 
-def test_widths_of_one_leave_nothing_to_search() -> None:
+def test_widths_of_one_leave_nothing_to_search():
     result, _ = searched([1], [1])
     assert (result.widths, result.looks, result.stopped) == ((1,), 0, "converged")
 
@@ -158,7 +153,7 @@ def test_widths_of_one_leave_nothing_to_search() -> None:
     ({"score": lambda widths: np.ones(4) * (1 if widths == (64,) else np.nan)},
      "score: expected finite scores for the widths 32, but got NaN or infinity"),
 ])
-def test_bad_input_is_one_line(change: dict[str, Any], message: str) -> None:
+def test_bad_input_is_one_line(change, message):
     options: dict[str, Any] = {"score": lambda widths: scores_of(saturating(widths)),
                                "suggestion": [32], "margin": 0.02, **change}
     with pytest.raises(ValueError, match=f"^{message}$"):

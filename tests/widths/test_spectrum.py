@@ -32,8 +32,7 @@ def test_directions_and_a_projection_by_hand(kept):
     _, values, directions = np.linalg.svd((hidden - mean) * scale)
     assert numpys(measured.scale) == pytest.approx(scale)
     assert numpys(measured.values) == pytest.approx(values, abs=1e-6 * values[0])
-    assert numpys(measured.directions.T @ measured.directions) == pytest.approx(
-        np.eye(7), abs=1e-9)
+    assert numpys(measured.directions.T @ measured.directions) == pytest.approx(np.eye(7), abs=1e-9)
     projected = mean + (hidden - mean) * scale @ directions[:kept].T @ directions[:kept] / scale
     outputs = []
     score_projected({"0": measured}, {"0": kept}, lambda: outputs.append(model(inputs)) or 0.0)

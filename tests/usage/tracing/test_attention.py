@@ -16,8 +16,7 @@ def heads(numbers: dict[str, int], **layers: nn.Module) -> list[tuple[int, int]]
     for name, value in {**numbers, **layers}.items():
         setattr(module, name, value)
     index = ParameterIndex(nn.Sequential(module))
-    return [heads_of(index, f"0.{name}", max(layer.weight.shape))
-            for name, layer in layers.items()]
+    return [heads_of(index, f"0.{name}", max(layer.weight.shape)) for name, layer in layers.items()]
 
 
 @pytest.mark.parametrize(("numbers", "expected"), [

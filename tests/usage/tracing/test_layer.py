@@ -7,7 +7,6 @@ import torch
 
 from wua_mlflow.usage.tracing.layer import RunningSum, TracedLayer
 from wua_mlflow.usage.tracing.parameters import ParameterView
-from wua_mlflow.usage.tracing.tags import UnitTag, propagate_units, tag, tag_of
 
 
 def layer(operation: str = "linear", **options) -> TracedLayer:
@@ -33,30 +32,3 @@ def test_what_lies_together_in_memory():
     assert [case.by_column for case in (by_column, by_row, layer("embedding"), layer())] == [
         True, False, True, False]
     assert (by_row.parameter, layer().parameter) == ("own", None)
-
-
-def test_a_tag_is_of_one_tensor_as_it_is_now():
-    x = torch.ones(3)
-    tag(x, call=1)
-    tag(x, flat=True)
-    assert tag_of(x) == UnitTag(call=1, flat=True)
-    assert tag_of(x.clone()) == tag_of("no tensor") == UnitTag()
-    x += 1
-    assert tag_of(x) == UnitTag()
-    tag(x, positive=True)
-    assert tag_of(x) == UnitTag(positive=True)
-    with torch.inference_mode():
-        x = torch.ones(3)
-        tag(x, call=1)
-        assert tag_of(x).call == 1
-
-
-def test_images_that_were_flattened_have_their_units_in_rows_only():
-    source = UnitTag(layer("conv", spatial=2), call=1)
-    in_rows, elsewhere, unflattened = torch.ones(2, 12), torch.ones(2, 3, 4), torch.ones(2, 3, 2, 2)
-    propagate_units(source, in_rows, flattened=True)
-    propagate_units(source, elsewhere, flattened=True)
-    propagate_units(source, unflattened, flattened=False)
-    assert tag_of(in_rows) == UnitTag(source.layer, call=1, flat=True)
-    assert tag_of(elsewhere) == UnitTag()
-    assert tag_of(unflattened) == source

@@ -13,7 +13,6 @@ from wua_mlflow.usage.tracing.parameters import (
     ParameterIndex,
     ParameterView,
     kind_of,
-    layer_name,
     layer_names,
 )
 
@@ -97,28 +96,6 @@ def test_names_of_tied_and_of_wrapped_parts():
     assert index.aliases == {"0.weight": ["0.weight", "1.weight"], "0.bias": ["0.bias"],
                              "1.bias": ["1.bias"]}
     assert "1" in layer_names(model)
-
-
-@pytest.mark.parametrize(("parameter", "offset", "module", "expected"), [
-    ("a.weight", 0, nn.Linear(2, 2), "a"), ("weight", 0, nn.Linear(2, 2), ""),
-    ("a.own", 0, nn.Module(), "a.own"),
-    ("a.in_proj_weight", 16, nn.MultiheadAttention(4, 2), "a.k_proj"),
-    ("in_proj_weight", 32, nn.MultiheadAttention(4, 2), "v_proj"),
-    ("a.k_proj_weight", 0, nn.MultiheadAttention(4, 2, kdim=3), "a.k_proj"),
-])
-def test_names(parameter, offset, module, expected):
-    view = ParameterView(parameter, (4, 4), (4, 1), offset)
-    assert layer_name(parameter, view, module) == expected
-
-
-def test_names_that_a_layer_may_have():
-    model = nn.Module()
-    model.attn, model.rnn = nn.MultiheadAttention(4, 2), nn.GRU(3, 4)
-    model.own = nn.Parameter(torch.ones(2, 2))
-    names = layer_names(model)
-    assert {"own", "attn.q_proj", "attn.k_proj", "attn.v_proj", "attn.out_proj",
-            "rnn.weight_ih_l0", "rnn.weight_hh_l0"} <= set(names)
-    assert "rnn.bias_ih_l0" not in names
 
 
 @pytest.mark.parametrize(("module", "attribute", "expected"), [

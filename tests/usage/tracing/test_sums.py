@@ -31,13 +31,6 @@ GIVEN = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 0], [1, 0, 0, 0]])
 REAL = GIVEN.bool()
 
 
-@pytest.fixture(autouse=True)
-def _seeded():
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        yield
-
-
 def sums_of_outputs(call: WeightCall, output: Tensor, positions: ValidPositions) -> RunningSum:
     """As a layer adds them up."""
     spatial = call.weight.dim() - 2 if call.geometry else 0
@@ -170,7 +163,7 @@ def test_a_convolution_that_changes_the_length_knows_nothing_of_padding():
     ({"padding": "same"}, (2, 80, 80)),
 ])
 def test_outputs_of_a_convolution_that_makes_much_of_little_are_summed_by_its_inputs(
-    options: dict, shape: tuple[int, ...]
+    options, shape
 ):
     """The outputs' values are not read: with NaN in their place the sums are the same."""
     layer, x = nn.Conv2d(2, 40, 3, **options), torch.randn(shape)

@@ -17,13 +17,6 @@ from wua_mlflow.usage.analyze import analyze
 SAMPLES, STEPS, INPUTS, UNITS = 9, 5, 3, 4
 
 
-@pytest.fixture(autouse=True)
-def _seeded():
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        yield
-
-
 def loss(outputs: Tensor, targets: Tensor) -> Tensor:
     return functional.cross_entropy(outputs, targets)
 

@@ -105,8 +105,7 @@ def test_any_other_weight_is_named_by_the_module_that_runs():
             return functional.linear(x, torch.full((4, 4), 0.5))
 
     usage = used(lambda model, h: model.inner(h), inner=Hidden())
-    assert usage.skipped["inner"] == \
-        "the weight of its linear is neither a parameter nor a buffer"
+    assert usage.skipped["inner"] == "the weight of its linear is neither a parameter nor a buffer"
 
 
 @pytest.mark.parametrize("criterion", ["wanda", "taylor"])

@@ -1,7 +1,7 @@
 """Which function calls multiply a weight with activations, and which of their arguments is which.
 
 Pure functions of a call's arguments: no model and no state.
-Tests: ``tests/usage/tracing/test_calls.py``.
+Tests: ``tests/usage/test_layer_kinds.py``, ``tests/usage/test_convolutions.py``.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Tables of functions by name: what they do with a parameter or with a layer's units.
 
-Tests: ``tests/usage/tracing/test_calls.py``.
+Tests: ``tests/usage/test_units.py``.
 """
 
 from __future__ import annotations

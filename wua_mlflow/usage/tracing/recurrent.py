@@ -2,7 +2,7 @@
 
 The fused call of ``nn.LSTM``, ``nn.GRU`` and ``nn.RNN`` returns the last layer's states only; the
 same kernel called once a layer gives the same numbers and all of them.
-Tests: ``tests/usage/tracing/test_recurrent.py``.
+Tests: ``tests/usage/test_recurrent_layers.py``.
 """
 
 from __future__ import annotations

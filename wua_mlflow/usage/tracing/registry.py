@@ -1,6 +1,6 @@
 """``LayerRegistry``: the layers of a model, each made and named at the first call of its weight.
 
-Tests: ``tests/usage/tracing/test_tracer.py``.
+Tests: ``tests/usage/test_analyze.py``, ``tests/usage/test_layer_kinds.py``.
 """
 
 from __future__ import annotations

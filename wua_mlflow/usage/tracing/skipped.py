@@ -1,6 +1,6 @@
 """Why a part of the model was not analysed, module by module: nothing is left out silently.
 
-Tests: ``tests/usage/tracing/test_skipped.py``.
+Tests: ``tests/usage/test_model_forms.py``, ``tests/usage/test_analyze.py``.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 A ``TorchFunctionMode`` sees the function calls themselves, so that it does not matter whether a
 module, a subclass, a fused attention or the model's own code makes them.
-Tests: ``tests/usage/tracing/test_tracer.py``.
+Tests: ``tests/usage/test_analyze.py``, ``tests/usage/test_model_forms.py``.
 """
 
 from __future__ import annotations
