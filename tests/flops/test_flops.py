@@ -29,19 +29,13 @@ def test_by_module_and_by_operator():
 
 def test_by_module_of_attention_and_recurrent_layers():
     model = nn.ModuleDict(
-        {"layer": nn.TransformerEncoderLayer(16, 4, 32, batch_first=True), "lstm": nn.LSTM(16, 8)}
-    )
+        {"layer": nn.TransformerEncoderLayer(16, 4, 32, batch_first=True), "lstm": nn.LSTM(16, 8)})
     model.forward = lambda x: model["lstm"](model["layer"](x))  # type: ignore[method-assign]
     attention = 2 * 10 * 16 * (48 + 16) + 2 * 2 * 2 * 5 * 5 * 16
     ffn, lstm = 2 * 10 * 16 * 32, 2 * 10 * 32 * (16 + 8)
     assert count_flops(model, zeros(2, 5, 16)).by_module == {
-        "": attention + 2 * ffn + lstm,
-        "layer": attention + 2 * ffn,
-        "layer.self_attn": attention,
-        "layer.linear1": ffn,
-        "layer.linear2": ffn,
-        "lstm": lstm,
-    }
+        "": attention + 2 * ffn + lstm, "layer": attention + 2 * ffn, "lstm": lstm,
+        "layer.self_attn": attention, "layer.linear1": ffn, "layer.linear2": ffn}
 
 
 def test_shared_module_counts_each_call_under_its_first_name():
@@ -93,8 +87,7 @@ def test_compiled_and_data_parallel_models_are_unwrapped():
         raise AssertionError("nothing is to be compiled")
 
     parts = nn.Sequential(
-        torch.compile(nn.Linear(2, 10), backend=backend), nn.ReLU(), nn.Linear(10, 1)
-    )
+        torch.compile(nn.Linear(2, 10), backend=backend), nn.ReLU(), nn.Linear(10, 1))
     parts[2].compile(backend=backend)
     for model in (parts, torch.compile(mlp(), backend=backend), nn.DataParallel(mlp())):
         assert count_flops(model, zeros(1, 2)).by_module == {"": 60, "0": 40, "2": 20}
@@ -135,9 +128,7 @@ def _double(x: Tensor) -> Tensor:
         (lambda x: torch.fft.rfft(x).abs() + torch.fft.rfft(x).abs(), {"aten._fft_r2c": 2}),
         (torch.linalg.svd, {"aten._linalg_svd": 1}),
         (lambda x: F.interpolate(x[None], size=3, mode="linear"), {"aten.upsample_linear1d": 1}),
-        (_double, {"wua_test.double": 1}),
-    ],
-)
+        (_double, {"wua_test.double": 1})])
 def test_operators_without_a_formula_are_reported(function, expected):
     assert count_flops(Apply(function), torch.ones(4, 6)).uncounted == expected
 
@@ -205,8 +196,7 @@ def test_wrong_arguments_are_named():
         (mlp(), zeros(0, 2), "inputs: expected at least one sample"),
         (nn.LazyLinear(3), zeros(1, 2), "model: expected initialised parameters"),
         (abs, zeros(1, 2), "model: expected a torch.nn.Module, but got builtin"),
-        (scripted, zeros(1, 2), "model: expected a module in Python, but got a scripted one"),
-    ]
+        (scripted, zeros(1, 2), "model: expected a module in Python, but got a scripted one")]
     for model, inputs, message in cases:
         with pytest.raises(ValueError, match=message):
             count_flops(model, inputs)

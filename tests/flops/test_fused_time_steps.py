@@ -53,7 +53,6 @@ OUTPUTS: dict[str, Callable[[Tensor, Any], Tensor]] = {
 @pytest.mark.parametrize(("kind", "what"), [
     *(("projected", what) for what in OUTPUTS), ("GRU", "last step"), ("GRU", "layer")])
 def test_backward_from_some_of_the_outputs(kind, what, both_ways):
-    """The others need no backward."""
     rnn = KINDS[kind](num_layers=2)
     both_ways(Apply(lambda x: OUTPUTS[what](*rnn(x)), rnn=rnn), zeros(2, 2, 6))
 

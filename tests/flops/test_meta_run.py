@@ -65,8 +65,7 @@ def state(model: nn.Module) -> list[Any]:
         torch.backends.mha.get_fastpath_enabled(), torch.backends.mkldnn.enabled,
         torch.backends.cudnn.enabled, torch.backends.cuda.flash_sdp_enabled(),
         nn.modules.module._global_forward_hooks.copy(),
-        nn.modules.transformer._detect_is_causal_mask,
-    ]
+        nn.modules.transformer._detect_is_causal_mask]
 
 
 @pytest.mark.parametrize("fail", [False, True])

@@ -132,10 +132,9 @@ def test_a_rescaling_that_leaves_the_function_alone():
     """The first half of the hidden units takes in c times as much and gives a c-th of it."""
     c, model, data = 16.0, mlp(3, 16, 8, 2).double(), [(rows(60, 3).double(), labels(60))]
     scaled = copy.deepcopy(model)
-    with torch.no_grad():
-        scaled[0].weight[:8] *= c
-        scaled[0].bias[:8] *= c
-        scaled[2].weight[:, :8] /= c
+    scaled[0].weight.data[:8] *= c
+    scaled[0].bias.data[:8] *= c
+    scaled[2].weight.data[:, :8] /= c
     torch.testing.assert_close(scaled(data[0][0]), model(data[0][0]), rtol=1e-12, atol=1e-12)
     before, after = everything(model, data), everything(scaled, data)
     for name in CRITERIA:

@@ -288,8 +288,7 @@ def test_keys_that_change(second, shown):
     (X.to_sparse(), r"expected dense tensors, but got torch\.sparse_coo; call to_dense\(\)"),
     (np.array(["a", "b"]), "expected arrays of numbers, but got one of dtype <U1"),
     ([np.array([{}, {}])], "expected arrays of numbers, but got one of dtype object"),
-    ([(X, np.array(["cat"] * 10))], "expected arrays of numbers, but got one of dtype <U3"),
-])
+    ([(X, np.array(["cat"] * 10))], "expected arrays of numbers, but got one of dtype <U3")])
 def test_data_of_another_kind(data, message):
     with pytest.raises(ValueError, match=f"^data: .*{message}") as caught:
         list(Batches(data, Plain()))

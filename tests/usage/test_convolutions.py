@@ -100,14 +100,6 @@ def test_a_convolution_by_unfolding(kind, options):
     assert_importance(nn.Sequential(conv), x, "0", weight, met, gave)
 
 
-def test_unfolding_itself():
-    conv = nn.Conv2d(4, 3, (3, 2), stride=(2, 1), padding=1, dilation=(1, 2))
-    x = rows(3, 4, 7, 6)
-    by_torch = functional.unfold(x, (3, 2), dilation=(1, 2), padding=1, stride=(2, 1))
-    met = unfolded(conv, x)[:, 0]
-    torch.testing.assert_close(met.square().sum(0), by_torch.square().sum((0, 2)))
-
-
 def met_by_transposed(conv: nn.Module, x: Tensor, output: Tensor) -> Tensor:
     """(samples · input positions, units, weights of a unit): inputs whose product lands outside
     of the output count as zero."""

@@ -145,8 +145,7 @@ def test_ones_own_that_gives_something_else_names_the_layer(criterion, message):
     ([["output"]], r"expected one of output, .* but got \['output'\]"),
     (lambda weights: weights, "expected a function of weight and some of"),
     ([lambda weight: weight, lambda weight: weight],
-     "expected functions of different names, but got two of '<lambda>'"),
-])
+     "expected functions of different names, but got two of '<lambda>'")])
 def test_what_is_no_criterion(criterion, message):
     with pytest.raises(ValueError, match=f"^criterion: {message}"):
         analyze(mlp(3, 8, 2), rows(9, 3), criterion=criterion)

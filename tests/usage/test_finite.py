@@ -53,8 +53,7 @@ def test_data_that_are_not_finite_name_layer_and_batch(criterion, value):
 @pytest.mark.parametrize("criterion", CRITERIA)
 def test_weights_that_are_not_finite_name_the_layer(criterion, value):
     model = mlp(3, 4, 4, 2)
-    with torch.no_grad():
-        model[2].weight[1, 1] = value
+    model[2].weight.data[1, 1] = value
     layer, what = (4, "input") if criterion in ("input", "wanda") else (2, "output")
     with pytest.raises(ValueError, match=f"^layer {layer}: expected a finite {what}, but got NaN "
                                          "or infinity by batch 0; parameter '2.weight' is not "
@@ -66,8 +65,7 @@ def test_weights_that_are_not_finite_name_the_layer(criterion, value):
 @pytest.mark.parametrize("criterion", ["magnitude", "wanda"])
 def test_a_weight_that_is_not_finite_where_no_sum_shows_it(criterion):
     model = mlp(3, 4, 2)
-    with torch.no_grad():
-        model[0].weight[1, 1] = math.inf
+    model[0].weight.data[1, 1] = math.inf
     inputs = rows(5, 3).clamp(min=0.5) * -1  # minus infinity, which the ReLU makes zero
     with pytest.raises(ValueError, match="^layer 0: expected a finite "):
         analyze(model, inputs, criterion=criterion)
@@ -94,8 +92,7 @@ def test_an_importance_of_zero_everywhere_is_legal_and_flagged(criterion):
 
 def test_hardly_anything_is_no_zero():
     model = mlp(3, 4, 2)
-    with torch.no_grad():
-        model[0].weight.mul_(1e-20)
+    model[0].weight.data.mul_(1e-20)
     layer = analyze(model, rows(5, 3), criterion="magnitude").layers["0"]
     assert not layer.dead
     expected = analyze(mlp(3, 4, 2), rows(5, 3), criterion="magnitude").layers["0"]
@@ -140,8 +137,7 @@ def test_states_of_a_recurrent_layer_whose_squares_overflow():
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_bias_that_is_not_finite(criterion, value):
     model = nn.Sequential(nn.Linear(3, 4))
-    with torch.no_grad():
-        model[0].bias[1] = value
+    model[0].bias.data[1] = value
     with pytest.raises(ValueError, match="^(layer 0: expected a finite|loss: expected a finite)"):
         analyze(model, [(rows(5, 3), torch.zeros(5, dtype=torch.long))], criterion=criterion,
                 loss=nn.functional.cross_entropy)

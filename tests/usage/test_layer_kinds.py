@@ -128,8 +128,7 @@ def slices(*cuts) -> Layers:
 
 @pytest.mark.parametrize(("cuts", "names"), [
     ((slice(0, 2), slice(2, 6)), ["own[0:2]", "own[2:6]"]),
-    (((slice(0, 6), slice(0, 3)), (slice(0, 6), slice(3, 6))), ["own[:, 0:3]", "own[:, 3:6]"]),
-])
+    (((slice(0, 6), slice(0, 3)), (slice(0, 6), slice(3, 6))), ["own[:, 0:3]", "own[:, 3:6]"])])
 def test_slices_of_a_parameter_are_layers_of_their_own(cuts, names):
     model = slices(*cuts)
     width = model.own[cuts[0]].shape[1]

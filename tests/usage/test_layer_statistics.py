@@ -13,10 +13,7 @@ from torch.utils._pytree import tree_leaves
 from tests.networks import Layers, rows
 from wua_mlflow.usage.analyze import analyze, layer_importance
 from wua_mlflow.usage.criteria import CRITERIA, output, taylor
-from wua_mlflow.usage.layer_statistics import (
-    LayerStatistics,
-    layer_statistics,
-)
+from wua_mlflow.usage.layer_statistics import LayerStatistics, layer_statistics
 from wua_mlflow.usage.run import PassStatistics
 from wua_mlflow.usage.tracing.layer import TracedLayer
 from wua_mlflow.usage.tracing.parameters import ParameterIndex

@@ -17,8 +17,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning"),
     pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated:DeprecationWarning"),
-]
+    pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated:DeprecationWarning")]
 ALL = pytest.mark.parametrize(("make", "inputs", "computed"), FORMS.values(), ids=FORMS)
 
 

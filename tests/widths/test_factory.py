@@ -58,8 +58,7 @@ def first(kind, *sizes):
     (lambda widths: nn.Linear(2, 4 * widths[0]), (1,), (("",),)),
     (first(nn.LSTM, 2, 0), (3,), (("0",),)),
     (first(nn.Embedding, 9, 0), (3,), (("0",),)),
-    (first(nn.ConvTranspose1d, 2, 0, 2), (3,), (("0",),)),
-])
+    (first(nn.ConvTranspose1d, 2, 0, 2), (3,), (("0",),))])
 def test_layers_that_a_width_sets(factory, widths, expected):
     assert layers_by_width(factory, widths) == expected
 

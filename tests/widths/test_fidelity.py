@@ -139,8 +139,7 @@ def test_model_and_streams_are_left_alone():
     ({}, {"halves": 0}, "halves: expected a whole number of at least 1, but got 0"),
     ({}, {"orders": -1}, "orders: expected a whole number of at least 0, but got -1"),
     ({}, {"halves": True}, "halves: expected a whole number of at least 1, but got True"),
-    ({}, {"seed": -1}, "seed: expected a whole number"),
-])
+    ({}, {"seed": -1}, "seed: expected a whole number")])
 def test_what_is_wrong_in_one_line(importances, options, message):
     model, data = trained(10)
     with pytest.raises(ValueError, match=message) as raised:

@@ -90,25 +90,6 @@ def test_all_layers_at_once_are_within_the_margin(method, margin):
         assert score_at(apart.widths) < floor and apart.widths != result.widths
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-def test_projection_of_one_layer_by_hand(seed):
-    model, data = trained(12, seed=seed)
-    weight, bias = (p.detach().double().numpy() for p in (model[2].weight, model[2].bias))
-    hidden = model[:2](data[0]).detach().double().numpy()
-    scale, mean = np.linalg.norm(weight, axis=0), hidden.mean(0)
-    _, _, directions = np.linalg.svd((hidden - mean) * scale)
-
-    def score(kept):
-        v = directions[:kept]
-        outputs = (mean + (hidden - mean) * scale @ v.T @ v / scale) @ weight.T + bias
-        return float((outputs.argmax(1) == data[1].numpy()).mean())
-
-    scores = [score(kept) for kept in range(1, 13)]
-    layer, = recommended(model, data, method="projection").layers
-    assert layer.width == smallest(scores, 0.02)
-    assert layer.curve.scores == pytest.approx(scores)
-
-
 @pytest.mark.parametrize("method", ["rank", "projection"])
 def test_directions_from_other_data(method):
     model, data = trained(12)
@@ -318,8 +299,7 @@ MARGIN = r"margin: expected a number in \[0, 1\), but got "
     ({"search": Search(len)}, "^search: expected none for the method rank, but got"),
     ({"data": GOOD[0]}, r"data: expected a pair \(inputs, targets\), but got Tensor"),
     ({"model": nn.Sequential(nn.Linear(3, 2))},
-     "model: expected a layer whose units can be removed, but got none"),
-])
+     "model: expected a layer whose units can be removed, but got none")])
 def test_what_is_wrong_in_one_line(options, message):
     options = {"model": mlp(3, 6, 2), "data": GOOD, **options}
     before = snapshot(options["model"])

@@ -21,8 +21,7 @@ def test_the_table():
         "| fc2 | 4 | 4 | 4 | accuracy 0.9000 at 4 of 4 (all: 0.9000, at least 0.8800) |",
         "",
         "- a note",
-        "- fc3: no width (why)",
-    ]
+        "- fc3: no width (why)"]
 
 
 def test_json_holds_all_of_it():

@@ -151,8 +151,7 @@ def test_widths_of_one_leave_nothing_to_search():
     ({"score": lambda widths: np.ones(4 if widths == (64,) else 3)},
      r"score: expected the shape \(4,\) for the widths 32 too, but got \(3,\)"),
     ({"score": lambda widths: np.ones(4) * (1 if widths == (64,) else np.nan)},
-     "score: expected finite scores for the widths 32, but got NaN or infinity"),
-])
+     "score: expected finite scores for the widths 32, but got NaN or infinity")])
 def test_bad_input_is_one_line(change, message):
     options: dict[str, Any] = {"score": lambda widths: scores_of(saturating(widths)),
                                "suggestion": [32], "margin": 0.02, **change}

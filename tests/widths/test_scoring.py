@@ -78,8 +78,7 @@ FOUR = torch.rand(4, 4)
     ((torch.tensor(1.0), torch.tensor(1.0)), "data: expected inputs as a dense tensor"),
     ((FOUR, torch.tensor([0, 1, 2, 3])), "data: expected class numbers of shape"),
     ((FOUR, torch.rand(4)), "data: expected one output and one target an example in a regression "
-                            "task, but got outputs of shape"),
-])
+                            "task, but got outputs of shape")])
 def test_data_that_fit_no_task(data, message):
     with pytest.raises(ValueError, match=message) as raised:
         scoring(nn.Linear(4, 3), data)
@@ -90,8 +89,7 @@ def test_data_that_fit_no_task(data, message):
     (1, torch.rand(4, 2), "regression", "data: expected one output and one target an example"),
     (1, torch.full((4,), 0.3), None, "data: expected at least two different targets, but got one"),
     (3, torch.zeros(4), "multi", "task: expected one of binary, multiclass, regression, but got "
-                                 "'multi'"),
-])
+                                 "'multi'")])
 def test_targets_that_do_not_fit(outputs, targets, task, message):
     with pytest.raises(ValueError, match=message) as raised:
         scoring(nn.Linear(4, outputs), (FOUR, targets), task=task)
@@ -108,8 +106,7 @@ def test_targets_that_do_not_fit(outputs, targets, task, message):
     ({"loss": lambda o, t: o}, r"loss: expected a finite scalar tensor, but got shape \(4, 3\)"),
     ({"loss": lambda o, t: o.sum() * torch.nan},
      "loss: expected a finite scalar tensor, but got nan"),
-    ({"loss": lambda o, t: 3}, "loss: expected a finite scalar tensor, but got 3"),
-])
+    ({"loss": lambda o, t: 3}, "loss: expected a finite scalar tensor, but got 3")])
 def test_scores_and_losses_that_are_none(options, message):
     model = nn.Linear(4, 3)
     judge = scoring(model, (FOUR, labels(4, 3)), **options)

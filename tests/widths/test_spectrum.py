@@ -100,7 +100,6 @@ def test_a_convolutions_positions_are_rows():
 
 
 def test_a_layer_that_is_not_called_shows_nothing():
-    """Its weight is used without it."""
     model = Layers(lambda model, x: nn.functional.linear(model.first(x), model.second.weight),
                    first=nn.Linear(3, 4), second=nn.Linear(4, 2))
     readers = (ParameterSlice("second.weight", 1, tuple((unit,) for unit in range(4))),)

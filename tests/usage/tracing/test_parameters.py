@@ -9,12 +9,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from wua_mlflow.usage.tracing.parameters import (
-    ParameterIndex,
-    ParameterView,
-    kind_of,
-    layer_names,
-)
+from wua_mlflow.usage.tracing.parameters import ParameterIndex, ParameterView, kind_of, layer_names
 
 
 def weights(*shape: int) -> nn.Module:

@@ -17,14 +17,7 @@ from torch.nn import functional
 
 from wua_mlflow.usage.tracing.calls import CALL_PARSERS, ConvGeometry, WeightCall
 from wua_mlflow.usage.tracing.layer import RequiredStats, RunningSum, TracedLayer
-from wua_mlflow.usage.tracing.sums import (
-    PaddingMask,
-    ValidPositions,
-    by_unit,
-    input_sums,
-    mask_of,
-    masked_rows,
-)
+from wua_mlflow.usage.tracing.sums import ValidPositions, by_unit, input_sums, mask_of, masked_rows
 
 ALL = ValidPositions()
 GIVEN = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 0], [1, 0, 0, 0]])
@@ -160,8 +153,7 @@ def test_a_convolution_that_changes_the_length_knows_nothing_of_padding():
 @pytest.mark.parametrize(("options", "shape"), [
     ({"stride": 2, "padding": 2}, (16, 2, 40, 40)),
     ({"dilation": 2, "padding": (2, 0), "bias": False}, (4, 2, 40, 40)),
-    ({"padding": "same"}, (2, 80, 80)),
-])
+    ({"padding": "same"}, (2, 80, 80))])
 def test_outputs_of_a_convolution_that_makes_much_of_little_are_summed_by_its_inputs(
     options, shape
 ):
@@ -183,8 +175,7 @@ def test_outputs_of_a_convolution_that_makes_much_of_little_are_summed_by_its_in
     ((12,), True, GIVEN.T), ((3, 4, 2), False, GIVEN[..., None].expand(3, 4, 2)),
     ((4, 3), False, GIVEN.T), ((3, 4), True, GIVEN),  # the one order that fits
     *(((lead), first, None) for first in (False, True)
-      for lead in [(), (3,), (4,), (3, 5), (5, 4), (24,)]),
-])
+      for lead in [(), (3,), (4,), (3, 5), (5, 4), (24,)])])
 def test_the_rows_that_are_real(lead, time_first, expected):
     valid = mask_of(GIVEN).rows(lead, time_first=time_first)
     assert (valid is None) == (expected is None)  # None: no samples and positions
@@ -202,7 +193,7 @@ def test_a_square_mask_is_read_as_it_is_said_to_lie():
 
 def test_columns_of_a_convolution():
     mask = mask_of(GIVEN.float())
-    assert isinstance(mask, PaddingMask) and (mask.count, mask.keep.dtype) == (6, torch.bool)
+    assert (mask.count, mask.keep.dtype) == (6, torch.bool)
     assert mask.columns((3, 7, 4)).tolist() == GIVEN.bool().unsqueeze(1).tolist()
     assert mask.columns((4, 7, 3)) is None
     assert mask.columns((3, 7, 4, 4)) is None
