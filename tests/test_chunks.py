@@ -14,7 +14,7 @@ from wua_mlflow.usage.analyze import analyze
 
 
 @pytest.mark.parametrize("shape", [(5, 1), (10**6, 3), (100, 3, 64, 64), (3, 2**25), (1, 0)])
-def test_both_bounds_hold_and_a_sample_always_goes(shape: tuple[int, ...]) -> None:
+def test_both_bounds_hold_and_a_sample_always_goes(shape):
     rows = rows_at_once(shape)
     size = int(torch.Size(shape[1:]).numel())
     assert 1 <= rows <= MOST_ROWS
@@ -35,7 +35,7 @@ class _Largest(nn.Module):
         return self.linear(x)
 
 
-def test_analysis_evaluation_and_validation_go_in_chunks() -> None:
+def test_analysis_evaluation_and_validation_go_in_chunks():
     torch.manual_seed(0)
     inputs, targets = torch.rand(5000, 2), torch.rand(5000, 1)
     model = _Largest()

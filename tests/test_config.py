@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import yaml
 
@@ -20,7 +18,7 @@ from wua_mlflow.config import (
 from wua_mlflow.usage import criteria as criteria_module
 
 
-def test_usecase_is_the_tutorials_recipe() -> None:
+def test_usecase_is_the_tutorials_recipe():
     settings = load_settings()
     assert (settings.hidden, settings.epochs, settings.slim_epochs) == ((10,), 50, 60)
     assert (settings.lr, settings.batch_size, settings.seed) == (0.01, "full", 42)
@@ -28,16 +26,14 @@ def test_usecase_is_the_tutorials_recipe() -> None:
 
 
 @pytest.mark.parametrize("name", config_names())
-def test_every_shipped_configuration_is_valid_and_says_only_what_differs_or_matters(
-    name: str,
-) -> None:
+def test_every_shipped_configuration_is_valid_and_says_only_what_differs_or_matters(name):
     raw = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
     settings = load_settings(name)
     assert set(raw) <= set(Settings.model_fields)
     assert settings.data == name
 
 
-def test_explicit_beats_yaml_beats_schema(tmp_path: Path) -> None:
+def test_explicit_beats_yaml_beats_schema(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("epochs: 7\nlr: 0.5\n")
     settings = load_settings(str(path), {"epochs": "9"})
@@ -45,7 +41,7 @@ def test_explicit_beats_yaml_beats_schema(tmp_path: Path) -> None:
     assert settings.batch_size == Settings().batch_size
 
 
-def test_settings_know_which_were_given(tmp_path: Path) -> None:
+def test_settings_know_which_were_given(tmp_path):
     """The default configuration is not given; beside a run the model is the run's own."""
     path = tmp_path / "own.yaml"
     path.write_text("epochs: 3\nmodel: a:b\nseed: 1\nmargin: 0.1\nlayers: [fc1]\n")
@@ -66,24 +62,24 @@ def test_settings_know_which_were_given(tmp_path: Path) -> None:
      "slimmed with its own model and data, so expected nothing like seed beside it; a model of "
      "your own: wua slim --model package.module:factory --data DATA"),
 ])
-def test_nothing_of_its_own_beside_a_run(command: str, values: dict, message: str) -> None:
+def test_nothing_of_its_own_beside_a_run(command, values, message):
     with pytest.raises(ConfigError) as caught:
         load_settings(None, values, command)
     assert str(caught.value) == message
 
 
-def test_empty_means_as_configured() -> None:
+def test_empty_means_as_configured():
     assert load_settings("usecase", {"epochs": "", "hidden": None}) == load_settings("usecase")
 
 
-def test_other_data_do_not_get_the_tutorials_recipe() -> None:
+def test_other_data_do_not_get_the_tutorials_recipe():
     """MLproject always passes config=usecase on; a user's file must not be trained by it."""
     assert load_settings("usecase", {"data": "mine.csv", "target": "y"}) == Settings(
         data="mine.csv", target="y")
     assert load_settings("digits", {"data": "mine.csv"}).seeds == load_settings("digits").seeds
 
 
-def test_widths_and_criteria_are_read_from_text_numbers_and_lists() -> None:
+def test_widths_and_criteria_are_read_from_text_numbers_and_lists():
     for value, widths in (("64,32", (64, 32)), ("10", (10,)), (10, (10,)), ([8, 4], (8, 4)),
                           (" 5 , 6", (5, 6))):
         assert load_settings(None, {"hidden": value}).hidden == widths
@@ -93,7 +89,7 @@ def test_widths_and_criteria_are_read_from_text_numbers_and_lists() -> None:
     assert tuple(criteria_module.CRITERIA) == CRITERIA
 
 
-def test_settings_are_written_as_yaml_that_gives_the_same(tmp_path: Path) -> None:
+def test_settings_are_written_as_yaml_that_gives_the_same(tmp_path):
     settings = load_settings("digits", {"slim_hidden": "20,10", "patience": 3, "gate": "true",
                                         "state": "a.safetensors"})
     path = tmp_path / "config.yaml"
@@ -133,13 +129,13 @@ BAD = [
 
 
 @pytest.mark.parametrize(("values", "message"), BAD, ids=[str(values) for values, _ in BAD])
-def test_a_bad_value_is_one_line(values: dict, message: str) -> None:
+def test_a_bad_value_is_one_line(values, message):
     with pytest.raises(ConfigError) as error:
         load_settings("usecase", values)
     assert str(error.value) == message
 
 
-def test_an_unknown_configuration_names_the_nearest() -> None:
+def test_an_unknown_configuration_names_the_nearest():
     with pytest.raises(ConfigError, match=r"^config: expected a YAML file or one of breast_cancer, "
                        r"digits, usecase, but got 'digit'; did you mean 'digits'\?$"):
         load_settings("digit")
@@ -153,7 +149,7 @@ def test_an_unknown_configuration_names_the_nearest() -> None:
     ("epohcs: 3", r"epohcs: no such setting; did you mean 'epochs'\?"),
     (b"\xff\xfe\x00", "cannot be read|is not valid YAML"),
 ])
-def test_a_bad_file_is_one_line(tmp_path: Path, content: str | bytes, message: str) -> None:
+def test_a_bad_file_is_one_line(tmp_path, content, message):
     path = tmp_path / "bad.yaml"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(ConfigError, match=message) as error:
@@ -161,7 +157,7 @@ def test_a_bad_file_is_one_line(tmp_path: Path, content: str | bytes, message: s
     assert "\n" not in str(error.value)
 
 
-def test_every_field_belongs_to_a_command_and_is_described() -> None:
+def test_every_field_belongs_to_a_command_and_is_described():
     used = {field for fields in COMMAND_FIELDS.values() for field in fields}
     assert used == set(Settings.model_fields)
     assert all(info.description for info in Settings.model_fields.values())

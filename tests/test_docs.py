@@ -18,7 +18,7 @@ README = (ROOT / "README.md").read_text()
 DOCS = {path: path.read_text() for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]}
 
 
-def test_configuration_lists_every_setting_with_its_default_and_commands() -> None:
+def test_configuration_lists_every_setting_with_its_default_and_commands():
     text = (ROOT / "docs" / "configuration.md").read_text()
     rows = dict(re.findall(r"^\| `(\w+)` (\|.*\|)$", text, re.M))
     assert list(rows) == list(Settings.model_fields)
@@ -32,7 +32,7 @@ def test_configuration_lists_every_setting_with_its_default_and_commands() -> No
         assert cells == [shown, info.description, commands], name
 
 
-def test_the_readme_names_every_metric() -> None:
+def test_the_readme_names_every_metric():
     metrics = [value for name, value in vars(Metric).items() if name.isupper()]
     named = [metric for metric in metrics if f"`{metric}`" in README
              or metric.startswith(("accuracy/", "loss/validation"))
@@ -40,7 +40,7 @@ def test_the_readme_names_every_metric() -> None:
     assert named == metrics
 
 
-def test_every_command_that_the_docs_show_exists() -> None:
+def test_every_command_that_the_docs_show_exists():
     shown = set(re.findall(r"^(?:`)?wua (\w+)", "\n".join(DOCS.values()), re.M))
     assert shown
     assert shown <= set(COMMANDS)
@@ -48,7 +48,7 @@ def test_every_command_that_the_docs_show_exists() -> None:
     assert named == {"digits", "breast_cancer"} <= set(config_names())
 
 
-def test_links_pictures_and_make_targets_exist() -> None:
+def test_links_pictures_and_make_targets_exist():
     makefile = (ROOT / "Makefile").read_text()
     for target in set(re.findall(r"`?make (\w+)`?", README)) - {"and"}:
         assert re.search(rf"^{target}:", makefile, re.M), target
@@ -57,7 +57,7 @@ def test_links_pictures_and_make_targets_exist() -> None:
             assert (path.parent / target).exists(), f"{path.name}: {target}"
 
 
-def test_the_readmes_addresses_work_on_pypi_and_name_files_of_the_repository() -> None:
+def test_the_readmes_addresses_work_on_pypi_and_name_files_of_the_repository():
     urls = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]
     page, raw = f"{urls['Repository']}/blob/main/", urls["Repository"].replace(
         "github.com", "raw.githubusercontent.com") + "/main/"
@@ -69,7 +69,7 @@ def test_the_readmes_addresses_work_on_pypi_and_name_files_of_the_repository() -
     assert [file for file in files if not (ROOT / file).exists()] == []
 
 
-def test_nothing_in_the_repository_speaks_of_this_machine() -> None:
+def test_nothing_in_the_repository_speaks_of_this_machine():
     try:
         files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True,
                                check=True).stdout.split()
@@ -81,7 +81,7 @@ def test_nothing_in_the_repository_speaks_of_this_machine() -> None:
     assert hits == []
 
 
-def test_the_architecture_names_every_package_and_the_benchmarks_run_is_complete() -> None:
+def test_the_architecture_names_every_package_and_the_benchmarks_run_is_complete():
     page = DOCS[ROOT / "docs" / "architecture.md"]
     names = {path.stem for path in (ROOT / "wua_mlflow").iterdir()
              if path.suffix == ".py" or (path / "__init__.py").exists()}
@@ -92,7 +92,7 @@ def test_the_architecture_names_every_package_and_the_benchmarks_run_is_complete
     assert {name for name in scripts if f'"{name}"' not in runner} == set()
 
 
-def test_the_places_that_the_contributing_page_and_the_architecture_name_exist() -> None:
+def test_the_places_that_the_contributing_page_and_the_architecture_name_exist():
     text = (ROOT / "CONTRIBUTING.md").read_text() + DOCS[ROOT / "docs" / "architecture.md"]
     named = re.findall(r"`([\w/]+\.(?:py|md|json)|tests/[\w/]+)`", text)
     assert len(named) > 20

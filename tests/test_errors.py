@@ -10,11 +10,11 @@ from wua_mlflow.errors import WORDED, one_line
 @pytest.mark.parametrize(("error", "line"), [
     (FileNotFoundError("no\tfile"), "no file"), (KeyError("a"), "KeyError: 'a'"),
     (ValueError(), "ValueError"), (ValueError("two\n lines"), "two lines")])
-def test_a_message_for_the_user_stands_alone(error: Exception, line: str) -> None:
+def test_a_message_for_the_user_stands_alone(error, line):
     assert one_line(error, bare=WORDED) == line
 
 
-def test_a_line_is_cut_at_its_limit() -> None:
+def test_a_line_is_cut_at_its_limit():
     error = RuntimeError("x" * 10_000)
     assert one_line(error, limit=500) == f"RuntimeError: {'x' * 485}…"
     assert len(one_line(error)) == 300

@@ -7,7 +7,6 @@ import re
 import subprocess
 import sys
 import tomllib
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -31,14 +30,14 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 ENTRY_POINTS = {"main": "run"} | {name: name for name in COMMAND_FIELDS if name != "run"}
 
 
-def test_entry_points_are_the_commands() -> None:
+def test_entry_points_are_the_commands():
     assert set(PROJECT["entry_points"]) == set(ENTRY_POINTS)
     assert PROJECT["conda_env"] == "conda.yaml"
     assert "python_env" not in PROJECT
 
 
 @pytest.mark.parametrize("entry", ENTRY_POINTS)
-def test_parameters_are_the_commands_fields(entry: str) -> None:
+def test_parameters_are_the_commands_fields(entry):
     """And only ``config`` has a default: any other default would override a YAML file."""
     point = PROJECT["entry_points"][entry]
     fields = COMMAND_FIELDS[ENTRY_POINTS[entry]]
@@ -51,7 +50,7 @@ def test_parameters_are_the_commands_fields(entry: str) -> None:
 
 
 @pytest.mark.parametrize("entry", ENTRY_POINTS)
-def test_scripts_are_a_few_lines_that_call_the_same_command(entry: str) -> None:
+def test_scripts_are_a_few_lines_that_call_the_same_command(entry):
     script = (ROOT / "pipelines" / f"{entry}.py").read_text()
     assert f'entry(["{ENTRY_POINTS[entry]}", *sys.argv[1:]])' in script
     assert len(script.splitlines()) <= 10
@@ -65,7 +64,7 @@ def _pins() -> dict[str, Version]:
             for name, version in (line.split("==") for line in lines)}
 
 
-def test_every_dependency_is_pinned_within_its_range() -> None:
+def test_every_dependency_is_pinned_within_its_range():
     pins = _pins()
     extras = PYPROJECT["optional-dependencies"].values()
     for text in [*PYPROJECT["dependencies"], *(text for extra in extras for text in extra)]:
@@ -75,12 +74,12 @@ def test_every_dependency_is_pinned_within_its_range() -> None:
     assert (pins["torch"], pins["mlflow"]) == (Version("2.13.0"), Version("3.17.2"))
 
 
-def test_ranges_stay_open_for_users() -> None:
+def test_ranges_stay_open_for_users():
     exact = [text for text in PYPROJECT["dependencies"] if "==" in text]
     assert exact == []
 
 
-def test_conda_environment_is_the_project_under_the_constraints() -> None:
+def test_conda_environment_is_the_project_under_the_constraints():
     conda = yaml.safe_load((ROOT / "conda.yaml").read_text())
     python, pip, packages = conda["dependencies"]
     assert (python, pip) == ("python=3.11", "pip")
@@ -89,9 +88,7 @@ def test_conda_environment_is_the_project_under_the_constraints() -> None:
 
 
 @pytest.fixture
-def project(
-    store_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., object]:
+def project(store_uri, tmp_path, monkeypatch):
     """What ``mlflow run`` calls: it starts a process, from the folder that the test runs in."""
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
@@ -108,7 +105,7 @@ def _runs(kind: str) -> list:
 
 
 @pytest.mark.project
-def test_main_tells_the_whole_story(project: Callable[..., object], tmp_path: Path) -> None:
+def test_main_tells_the_whole_story(project, tmp_path):
     done = subprocess.run(
         ["mlflow", "run", str(ROOT), "--env-manager=local", "--experiment-name", "project",
          "-P", "seeds=1", "-P", "null_draws=2"],
@@ -129,9 +126,7 @@ def test_main_tells_the_whole_story(project: Callable[..., object], tmp_path: Pa
 
 
 @pytest.mark.project
-def test_steps_one_by_one_of_a_users_file(
-    project: Callable[..., object], tmp_path: Path
-) -> None:
+def test_steps_one_by_one_of_a_users_file(project, tmp_path):
     """train's own run is the variant; analyze's own run is a step that points to it.
 
     Relative paths mean what they mean to the person who typed them.
@@ -155,9 +150,7 @@ def test_steps_one_by_one_of_a_users_file(
 
 
 @pytest.mark.project
-def test_slim_of_a_model_trained_elsewhere(
-    project: Callable[..., object], tmp_path: Path
-) -> None:
+def test_slim_of_a_model_trained_elsewhere(project, tmp_path):
     """Its weights from a file; the verdict is of the two saved models, and gates the registry."""
     (tmp_path / "parts.py").write_text(
         "import torch\nfrom torch import nn\n"
@@ -191,7 +184,7 @@ def test_slim_of_a_model_trained_elsewhere(
 
 @pytest.mark.slow
 @pytest.mark.project
-def test_digits_by_search(project: Callable[..., object]) -> None:
+def test_digits_by_search(project):
     """A slim network, and a verdict that is not worse than the margin."""
     project(parameters={"config": "digits", "width_method": "search"})  # some 320 networks
     runs = {run.data.tags["wua.variant"]: run for run in _runs("variant")}
@@ -204,9 +197,7 @@ def test_digits_by_search(project: Callable[..., object]) -> None:
 
 
 @pytest.mark.project
-def test_a_bad_parameter_fails_the_run_with_one_line(
-    project: Callable[..., object], capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_a_bad_parameter_fails_the_run_with_one_line(project, capfd):
     with pytest.raises(ExecutionException):
         project(parameters={"lr": "abc"})
     stderr = capfd.readouterr().err

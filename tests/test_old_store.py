@@ -10,7 +10,6 @@ import io
 import json
 import re
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +29,7 @@ ORIGINALS = {REBUILT: "e2d8cef514a04d39b671f388c71e3e37",
              PRUNED: "c9c607bb18e64fb79b80e78d06819090"}
 CONTROLS = {REBUILT: ["4602bab95b7146a3977135e3752714b8"],
             PRUNED: ["a6d707f8972a4717a74f6e310536b00f", "efbff62c1b114031a3cf4d63a5a40aac"]}
-SLIM = {REBUILT: "14dc1caf702643b3926892e11d665189",
-        PRUNED: "54a2067621f1445891e29fc5711b7e2c"}
+SLIM = {REBUILT: "14dc1caf702643b3926892e11d665189", PRUNED: "54a2067621f1445891e29fc5711b7e2c"}
 NAMES = {
     "e2d8cef514a04d39b671f388c71e3e37": "oversized 10",
     "4602bab95b7146a3977135e3752714b8": "oversized 10, 60 epochs",
@@ -79,7 +77,7 @@ COMPARED: dict[str, dict[str, float]] = {
 
 
 @pytest.fixture
-def old_store(store_uri: str, tmp_path: Path) -> Iterator[MlflowClient]:
+def old_store(store_uri, tmp_path):
     """The store, unpacked where the test runs."""
     with zipfile.ZipFile(ARCHIVE) as archive:
         archive.extractall(tmp_path)
@@ -96,7 +94,7 @@ def _printed(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0)
     return out
 
 
-def test_the_archive_holds_no_path_of_a_machine() -> None:
+def test_the_archive_holds_no_path_of_a_machine():
     """A path of the database or of a file in it; saved models hold neutral ones."""
     foreign = re.compile(rb"/(?:home|root|tmp|usr|opt|Users)/[\w.-]+")
     with zipfile.ZipFile(ARCHIVE) as archive:
@@ -106,7 +104,7 @@ def test_the_archive_holds_no_path_of_a_machine() -> None:
     assert ARCHIVE.stat().st_size < 2**20
 
 
-def test_runs(old_store: MlflowClient, capsys: pytest.CaptureFixture[str]) -> None:
+def test_runs(old_store, capsys):
     table = runs(order_by="attributes.start_time ASC")
     assert dict(zip(table["run_id"], table["name"], strict=True)) == NAMES
     assert {name: table[name].tolist() for name in FIGURES} == FIGURES
@@ -124,7 +122,7 @@ def test_runs(old_store: MlflowClient, capsys: pytest.CaptureFixture[str]) -> No
         "209.4", "0.02819"]
 
 
-def test_pipelines(old_store: MlflowClient, capsys: pytest.CaptureFixture[str]) -> None:
+def test_pipelines(old_store, capsys):
     table = runs(kind="pipeline", order_by="attributes.start_time ASC")
     assert table["run_id"].tolist() == list(PIPELINES.values())
     assert table["name"].tolist() == ["usecase 10 → 7", "breast_cancer 12-8 → 8-4"]
@@ -134,7 +132,7 @@ def test_pipelines(old_store: MlflowClient, capsys: pytest.CaptureFixture[str]) 
     assert [row["compare/flops_ratio"] for row in rows] == [928 / 552, 60 / 42]
 
 
-def test_best(old_store: MlflowClient, capsys: pytest.CaptureFixture[str]) -> None:
+def test_best(old_store, capsys):
     smallest = best()
     assert smallest is not None and smallest["run_id"] == SLIM[REBUILT]
     of_pruned = best(PRUNED)
@@ -146,9 +144,7 @@ def test_best(old_store: MlflowClient, capsys: pytest.CaptureFixture[str]) -> No
 
 
 @pytest.mark.parametrize("experiment", [REBUILT, PRUNED])
-def test_show(
-    old_store: MlflowClient, capsys: pytest.CaptureFixture[str], experiment: str
-) -> None:
+def test_show(old_store, capsys, experiment):
     slim, original = SLIM[experiment], ORIGINALS[experiment]
     one = json.loads(_printed(capsys, "show", slim, "--json"))
     assert {name: one[name] for name in COMPARED[experiment]} == COMPARED[experiment]
@@ -189,9 +185,7 @@ OUTPUTS = {
 }
 
 
-def test_saved_models_answer_as_they_did(
-    old_store: MlflowClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_saved_models_answer_as_they_did(old_store, monkeypatch):
     import mlflow
 
     monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
@@ -219,9 +213,7 @@ WIDTH_ROWS = {
 
 
 @pytest.mark.parametrize("experiment", [REBUILT, PRUNED])
-def test_compare_judges_the_slim_variant_again(
-    old_store: MlflowClient, capsys: pytest.CaptureFixture[str], experiment: str
-) -> None:
+def test_compare_judges_the_slim_variant_again(old_store, capsys, experiment):
     slim = SLIM[experiment]
     before = _report(old_store, PIPELINES[experiment])
     _printed(capsys, "compare", "--run-id", slim)
@@ -254,9 +246,7 @@ SLIMMER: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("experiment", [REBUILT, PRUNED])
-def test_slim_derives_another_variant(
-    old_store: MlflowClient, capsys: pytest.CaptureFixture[str], experiment: str
-) -> None:
+def test_slim_derives_another_variant(old_store, capsys, experiment):
     arguments, code, *_ = SLIMMER[experiment].values()
     _printed(capsys, "slim", "--run-id", ORIGINALS[experiment], *arguments, "--slim-epochs", "2",
              "--null-draws", "1", "--gate", code=code)

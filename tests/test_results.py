@@ -11,7 +11,7 @@ from tests.report.cases import round_of, variant, verdict, widths_of_a_search
 from wua_mlflow.results import Slimmed, TargetWidths, verdict_metrics
 
 
-def test_widths_come_back_from_the_artifact() -> None:
+def test_widths_come_back_from_the_artifact():
     widths = widths_of_a_search()
     assert TargetWidths.from_json(widths.to_json()) == widths
     given = replace(widths, method="given", recommendation=None, searched=None)
@@ -19,7 +19,7 @@ def test_widths_come_back_from_the_artifact() -> None:
     assert given.keep == {"fc1": 16}
 
 
-def test_widths_of_an_artifact_with_fewer_entries() -> None:
+def test_widths_of_an_artifact_with_fewer_entries():
     """As the first version wrote it."""
     record = json.loads(widths_of_a_search().to_json())
     del record["widths"][0]["layers"], record["search"]["rule"], record["recommendation"]["joint"]
@@ -29,14 +29,14 @@ def test_widths_of_an_artifact_with_fewer_entries() -> None:
 
 
 @pytest.mark.parametrize("kind", ["artifact", "recipe"])
-def test_metrics_of_a_verdict(kind: str) -> None:
+def test_metrics_of_a_verdict(kind):
     judged = verdict(kind=kind, delta=-0.01, low=-0.015, high=0.002)
     assert verdict_metrics(judged) == {
         f"compare/{kind}_delta": -0.01, f"compare/{kind}_delta_low": -0.015,
         f"compare/{kind}_delta_high": 0.002, "compare/margin": 0.02}
 
 
-def test_the_result_is_the_last_good_round_and_comes_last() -> None:
+def test_the_result_is_the_last_good_round_and_comes_last():
     """A control that two rounds share is there once."""
     control = variant("oversized-same-budget 10", (10,))
     outcomes = ("non_inferior", "non_inferior", "inferior")

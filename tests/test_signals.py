@@ -8,9 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -43,7 +41,7 @@ def stop_in_slim_training(model: nn.Module, data: object, budget: int, seed: int
 
 
 @pytest.fixture(autouse=True)
-def default_handlers() -> Iterator[None]:
+def default_handlers():
     """A process in the background ignores SIGINT, and passes that on."""
     before = {number: signal.signal(number, handler) for number, handler in zip(
         NUMBERS, (signal.default_int_handler, signal.SIG_DFL, signal.SIG_DFL), strict=True)}
@@ -57,14 +55,14 @@ def statuses(kind: str) -> list[str]:
 
 
 @pytest.mark.parametrize("number", NUMBERS)
-def test_a_signal_is_raised_with_the_shells_exit_code(number: signal.Signals) -> None:
+def test_a_signal_is_raised_with_the_shells_exit_code(number):
     with pytest.raises(Stopped, match=number.name) as stop, handle_signals():
         signal.raise_signal(number)
     assert stop.value.exit_code == 128 + number
     assert isinstance(stop.value, KeyboardInterrupt)
 
 
-def test_handlers_are_put_back_and_an_ignored_signal_stays_ignored() -> None:
+def test_handlers_are_put_back_and_an_ignored_signal_stays_ignored():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         others = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
@@ -77,7 +75,7 @@ def test_handlers_are_put_back_and_an_ignored_signal_stays_ignored() -> None:
         signal.signal(signal.SIGHUP, before)
 
 
-def test_a_held_block_is_finished_first_and_a_released_block_within_is_not() -> None:
+def test_a_held_block_is_finished_first_and_a_released_block_within_is_not():
     done = []
     with pytest.raises(Stopped), handle_signals():
         with defer_signals():
@@ -101,7 +99,7 @@ def test_a_held_block_is_finished_first_and_a_released_block_within_is_not() -> 
                     "held until it is released"]
 
 
-def test_a_signal_in_a_callback_whose_errors_python_drops_is_sent_again() -> None:
+def test_a_signal_in_a_callback_whose_errors_python_drops_is_sent_again():
     """As in the callbacks of the import system: Ctrl-C would be lost."""
     class Dropped:
         def __del__(self) -> None:
@@ -112,14 +110,14 @@ def test_a_signal_in_a_callback_whose_errors_python_drops_is_sent_again() -> Non
         signal.sigtimedwait([], 60)
 
 
-def test_an_error_in_a_held_block_gives_way_to_the_signal() -> None:
+def test_an_error_in_a_held_block_gives_way_to_the_signal():
     with pytest.raises(Stopped) as stop, handle_signals(), defer_signals():
         signal.raise_signal(signal.SIGTERM)
         raise ValueError("of the block")
     assert isinstance(stop.value.__context__, ValueError)
 
 
-def test_three_signals_end_even_a_held_block() -> None:
+def test_three_signals_end_even_a_held_block():
     script = ("import signal\nfrom wua_mlflow.signals import *\n"
               "with handle_signals(), defer_signals():\n"
               "    for _ in range(9):\n"
@@ -132,10 +130,8 @@ def test_three_signals_end_even_a_held_block() -> None:
 
 @pytest.mark.parametrize(("number", "code", "line"), [
     ("SIGINT", 130, "interrupted"), ("SIGTERM", 143, "terminated")])
-def test_a_signal_in_training_kills_variant_and_pipeline(
-    store_uri: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
-    number: str, code: int, line: str,
-) -> None:
+def test_a_signal_in_training_kills_variant_and_pipeline(store_uri, monkeypatch, capsys, number,
+                                                         code, line):
     monkeypatch.setenv("STOP_BY", number)
     assert main([*ARGUMENTS, "--train", "tests.test_signals:stop_in_training"]) == code
     assert capsys.readouterr().err == f"wua: {line}\n"
@@ -145,9 +141,7 @@ def test_a_signal_in_training_kills_variant_and_pipeline(
     assert "wua.error" not in variant.data.tags
 
 
-def test_variants_that_were_done_stay_finished(
-    store_uri: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_variants_that_were_done_stay_finished(store_uri, monkeypatch):
     monkeypatch.setenv("STOP_BY", "SIGTERM")
     arguments = [*ARGUMENTS, "--epochs", "3", "--slim-epochs", "2", "--slim-hidden", "4",
                  "--train", "tests.test_signals:stop_in_slim_training"]
@@ -157,9 +151,7 @@ def test_variants_that_were_done_stay_finished(
 
 
 @pytest.mark.parametrize("method", ["create_run", "set_terminated"])
-def test_a_signal_while_a_run_is_made_or_ended_leaves_none_open(
-    store_uri: str, monkeypatch: pytest.MonkeyPatch, method: str
-) -> None:
+def test_a_signal_while_a_run_is_made_or_ended_leaves_none_open(store_uri, monkeypatch, method):
     """The second call: for ``create_run`` the variant's, after the pipeline's own."""
     calls = []
     real = getattr(MlflowClient, method)
@@ -177,9 +169,7 @@ def test_a_signal_while_a_run_is_made_or_ended_leaves_none_open(
 
 
 @pytest.mark.parametrize("table", ["tags", "latest_metrics"])
-def test_a_signal_within_a_transaction_waits_for_its_end(
-    store_uri: str, table: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_signal_within_a_transaction_waits_for_its_end(store_uri, table, capsys):
     """Broken off, it would keep the database locked and its runs open."""
     executed, signals, sent = list[str](), list[str](), f"INSERT INTO {table} "
 
@@ -198,7 +188,7 @@ def test_a_signal_within_a_transaction_waits_for_its_end(
     assert (statuses("variant"), statuses("pipeline")) == (["KILLED"], ["KILLED"])
 
 
-def test_another_threads_blocks_hold_nothing() -> None:
+def test_another_threads_blocks_hold_nothing():
     inside, done = threading.Event(), threading.Event()
 
     def work() -> None:
@@ -217,9 +207,7 @@ def test_another_threads_blocks_hold_nothing() -> None:
 
 
 @pytest.mark.parametrize("reached", [True, False])
-def test_the_run_of_mlflow_run_is_killed(
-    store_uri: str, monkeypatch: pytest.MonkeyPatch, reached: bool
-) -> None:
+def test_the_run_of_mlflow_run_is_killed(store_uri, monkeypatch, reached):
     """Also where the command never got to it."""
     client = MlflowClient()
     experiment = client.create_experiment("of mlflow run")
@@ -235,7 +223,7 @@ def test_the_run_of_mlflow_run_is_killed(
     assert statuses("variant") == ["KILLED"] * reached
 
 
-def test_the_command_itself(store_uri: str, tmp_path: Path) -> None:
+def test_the_command_itself(store_uri, tmp_path):
     """A process of its own, interrupted while it trains replicate after replicate."""
     process = subprocess.Popen(
         [sys.executable, "-m", "wua_mlflow", "run", "--seeds", "1000000"], cwd=tmp_path,

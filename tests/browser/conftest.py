@@ -11,14 +11,13 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
-from playwright.sync_api import Browser, Error, Page, sync_playwright
+from playwright.sync_api import Error, sync_playwright
 
 CHROMIUM = os.environ.get("WUA_CHROMIUM") or shutil.which("chromium") or "/usr/bin/chromium"
 REQUIRED = os.environ.get("WUA_REQUIRE_BROWSER") == "1"
@@ -39,7 +38,7 @@ class Pipeline:
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
+def browser():
     """Chromium; without it the tests skip, or fail where WUA_REQUIRE_BROWSER=1."""
     if not Path(CHROMIUM).exists():
         missing = f"no Chromium at {CHROMIUM}; WUA_CHROMIUM names another place"
@@ -56,7 +55,7 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture
-def page(browser: Browser) -> Iterator[Page]:
+def page(browser):
     """A new visitor's page, 1600 × 1000 pixels."""
     context = browser.new_context(viewport={"width": 1600, "height": 1000})
     context.set_default_timeout(SECONDS * 1000)
@@ -65,9 +64,7 @@ def page(browser: Browser) -> Iterator[Page]:
 
 
 @pytest.fixture(scope="module")
-def server(
-    browser: Browser, migrated_database: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[str]:
+def server(browser, migrated_database, tmp_path_factory):
     """Address of a server on a store of its own; after ``browser``, so that a skip is quick."""
     folder = tmp_path_factory.mktemp("server")
     shutil.copy(migrated_database, folder / "mlflow.db")
@@ -91,7 +88,7 @@ def server(
 
 
 @pytest.fixture(scope="module")
-def pipeline(server: str, tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
+def pipeline(server, tmp_path_factory):
     """What a user gets who runs the use case against the server."""
     done = subprocess.run(
         [sys.executable, "-m", "wua_mlflow", "run", "--seeds", "2", "--null-draws", "2",
@@ -103,8 +100,7 @@ def pipeline(server: str, tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
     client = MlflowClient(server)
     experiment = client.get_experiment_by_name("wua")
     assert experiment is not None
-    found = client.search_runs([experiment.experiment_id],
-                               order_by=["attributes.start_time ASC"])
+    found = client.search_runs([experiment.experiment_id], order_by=["attributes.start_time ASC"])
     whole, *variants = sorted(found, key=lambda run: run.data.tags["wua.kind"] != "pipeline")
     return Pipeline(server, view, report, whole, tuple(variants))
 

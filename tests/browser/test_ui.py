@@ -34,7 +34,7 @@ ROWS = """() => [...document.querySelectorAll(".ag-row")]
 """JavaScript: names of the runs in the table, from above (it holds its rows in any order)."""
 
 
-def test_printed_address_shows_the_variants_side_by_side(page: Page, pipeline: Any) -> None:
+def test_printed_address_shows_the_variants_side_by_side(page, pipeline):
     page.goto(pipeline.view)
     for title, metric in BARS.items():
         assert drawn_bars(card(page, title)) == logged(pipeline.variants, metric)
@@ -46,7 +46,7 @@ def test_printed_address_shows_the_variants_side_by_side(page: Page, pipeline: A
     expect(headline).to_be_in_viewport()
 
 
-def test_variants_have_names_and_colours_of_their_own(page: Page, pipeline: Any) -> None:
+def test_variants_have_names_and_colours_of_their_own(page, pipeline):
     page.goto(pipeline.view)
     names = [run.info.run_name for run in pipeline.variants]
     colours = [run.data.tags["mlflow.runColor"] for run in pipeline.variants]
@@ -56,7 +56,7 @@ def test_variants_have_names_and_colours_of_their_own(page: Page, pipeline: Any)
         zip(names, colours, strict=True))
 
 
-def test_score_against_flops_and_the_folded_rest_are_below(page: Page, pipeline: Any) -> None:
+def test_score_against_flops_and_the_folded_rest_are_below(page, pipeline):
     page.set_viewport_size({"width": 1600, "height": 2400})
     page.goto(pipeline.view)
     scatter = plot(card(page, "FLOPs/sample vs. test accuracy"))
@@ -71,7 +71,7 @@ def test_score_against_flops_and_the_folded_rest_are_below(page: Page, pipeline:
     expect(page.get_by_test_id("experiment-view-compare-runs-card")).to_have_count(len(BARS) + 3)
 
 
-def test_right_sizing_is_among_the_views(page: Page, pipeline: Any) -> None:
+def test_right_sizing_is_among_the_views(page, pipeline):
     page.goto(pipeline.view)
     page.get_by_test_id("saved-views-trigger").click()
     page.get_by_text("Right-sizing", exact=True).click()
@@ -79,7 +79,7 @@ def test_right_sizing_is_among_the_views(page: Page, pipeline: Any) -> None:
     expect_rows(page, dearest_first(pipeline.variants))
 
 
-def test_address_followed_in_a_page_already_open(page: Page, pipeline: Any) -> None:
+def test_address_followed_in_a_page_already_open(page, pipeline):
     """Rows that MLflow nests come up collapsed there, without a chart; ours must not be nested."""
     page.goto(view_address(pipeline.server, pipeline.run.info.experiment_id, KEY))
     assert drawn_bars(card(page, "test score")) == logged(pipeline.variants, "score/test")
@@ -88,14 +88,14 @@ def test_address_followed_in_a_page_already_open(page: Page, pipeline: Any) -> N
     expect_rows(page, [*dearest_first(pipeline.variants), pipeline.run.info.run_name])
 
 
-def test_runs_page_without_a_view_expands_the_variants(page: Page, pipeline: Any) -> None:
+def test_runs_page_without_a_view_expands_the_variants(page, pipeline):
     experiment = pipeline.run.info.experiment_id
     page.goto(f"{pipeline.server}/#/experiments/{experiment}/runs?workflowType=machine_learning")
     newest_first = [run.info.run_name for run in reversed(pipeline.variants)]
     expect_rows(page, [pipeline.run.info.run_name, *newest_first])
 
 
-def test_pipeline_page_begins_with_the_verdict(page: Page, pipeline: Any) -> None:
+def test_pipeline_page_begins_with_the_verdict(page, pipeline):
     page.goto(pipeline.report)
     first_line = pipeline.run.data.tags["mlflow.note.content"].splitlines()[0].strip("*# ")
     expect(page.get_by_text(first_line)).to_be_in_viewport()
@@ -103,7 +103,7 @@ def test_pipeline_page_begins_with_the_verdict(page: Page, pipeline: Any) -> Non
         expect(page.get_by_role("link", name=run.info.run_name, exact=True)).to_be_visible()
 
 
-def test_regression_shows_r_squared(page: Page, server: str) -> None:
+def test_regression_shows_r_squared(page, server):
     client = MlflowClient(server)
     experiment = client.create_experiment("regression")
     parent = client.create_run(experiment, run_name="prices 64 → 24").info.run_id

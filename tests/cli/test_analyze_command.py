@@ -9,8 +9,8 @@ import os
 import re
 import shutil
 import socket
+import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import mlflow
@@ -66,7 +66,7 @@ OWN = ["analyze", "--model", "own_parts:net", "--data", "own_parts:pairs", "--nu
 
 
 @pytest.fixture
-def here(store_uri: str, tmp_path: Path) -> Iterator[Path]:
+def here(store_uri, tmp_path):
     (tmp_path / "own_parts.py").write_text(PARTS)
     path = list(sys.path)
     yield tmp_path
@@ -79,7 +79,7 @@ def table_of(run: Run, name: str = "layers") -> dict:
     return json.loads(Path(path).read_text())
 
 
-def test_it_prints_the_table_and_the_run(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_it_prints_the_table_and_the_run(here, capsys):
     assert main([*OWN, "--criterion", "magnitude,own_parts:squares", "--effective-rank"]) == 0
     printed = capsys.readouterr()
     (run,) = all_runs()
@@ -100,9 +100,7 @@ def test_it_prints_the_table_and_the_run(here: Path, capsys: pytest.CaptureFixtu
     assert table_of(run)["data"][0][columns.index("effective_rank")] > 1
 
 
-def test_a_configuration_names_the_model_too(
-    here: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_configuration_names_the_model_too(here, capsys):
     (here / "mine.yaml").write_text("model: own_parts:Net\ndata: own_parts:pairs\nhidden: 7\n"
                                     "null_draws: 0\n")
     (here / "own_parts.py").write_text(PARTS.replace("first=5", "widths=(5,)").replace(
@@ -161,9 +159,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("words", WRONG)
-def test_what_is_wrong_is_one_line(
-    words: str, here: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_is_wrong_is_one_line(words, here, capsys):
     tensors = {"a.weight": torch.ones(5, 6), "a.bias": torch.ones(5), "b.weight": torch.ones(4, 5)}
     save_file(tensors, "other.safetensors")
     save_file({**tensors, "a.weight": torch.ones(4, 6), "b.bias": torch.ones(4),
@@ -181,9 +177,7 @@ def test_what_is_wrong_is_one_line(
         assert run.data.tags["wua.step.analyze"] == "failed"
 
 
-def test_torchrun_is_for_analyze_alone(
-    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_torchrun_is_for_analyze_alone(here, capsys, monkeypatch):
     for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "x", "MASTER_PORT": "1",
                         "TORCHELASTIC_RUN_ID": "none"}.items():
         monkeypatch.setenv(name, value)
@@ -195,9 +189,6 @@ def test_torchrun_is_for_analyze_alone(
     assert all_runs() == []
 
 
-ALIKE = ["--criterion", "output,input,wanda,magnitude,taylor", "--loss", "own_parts:cross_entropy",
-         "--effective-rank", "--null-draws", "2"]
-ON_RUN = ["--criterion", "output,taylor", "--null-draws", "1"]
 Printed = tuple[int, str, str]
 """The exit code, the standard output and the standard error."""
 
@@ -243,9 +234,7 @@ def runs_in(experiment: str) -> list[Run]:
     return list(client.search_runs([entry.experiment_id])) if entry else []
 
 
-def test_two_processes(
-    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_two_processes(here, capsys, monkeypatch):
     """A model, a run, an error of one process before its run, and one on the way.
 
     The first process alone writes and prints, also an experiment that the store lacks.
@@ -297,3 +286,18 @@ def test_two_processes(
     (run,) = runs_in("not finite")
     assert run.info.status == "FAILED"
     assert line.removeprefix("wua: ") == run.data.tags["wua.error"]
+
+
+@pytest.mark.slow
+def test_torchrun_gives_the_figures_of_one_process(here):
+    """``torch.distributed.run`` is what the script ``torchrun`` calls."""
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+         "-m", "wua_mlflow", *OWN, "--experiment", "two"], capture_output=True, text=True,
+        timeout=600)
+    assert done.returncode == 0, done.stderr
+    assert main([*OWN, "--experiment", "one"]) == 0
+    (alone,), (two,) = runs_in("one"), runs_in("two")
+    assert done.stdout.count(f" effective weights of 50; run {two.info.run_id}\n") == 1
+    assert alone.data.metrics == pytest.approx(two.data.metrics, rel=1e-6)
+    assert_close(frames_of(alone, "layers"), frames_of(two, "layers"))

@@ -14,7 +14,7 @@ from wua_mlflow.cli.main import main
 
 
 @pytest.fixture
-def inherited(store_uri: str, monkeypatch: pytest.MonkeyPatch) -> str:
+def inherited(store_uri, monkeypatch):
     """The run that ``mlflow run`` makes before it starts the command."""
     client = MlflowClient()
     experiment = client.create_experiment("of mlflow run")
@@ -27,9 +27,7 @@ def inherited(store_uri: str, monkeypatch: pytest.MonkeyPatch) -> str:
 @pytest.mark.parametrize("words", [
     "run --epohcs 5", "run --epochs", "run --lr abc", "run --config no.yaml",
     "train --data no.csv", "analyze", "compare --baseline a.csv --candidate b.csv"])
-def test_an_error_ends_the_run_of_mlflow_run(
-    words: str, inherited: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_error_ends_the_run_of_mlflow_run(words, inherited, capsys):
     assert main(words.split()) in (1, 2)
     run = MlflowClient().get_run(inherited)
     assert run.info.status == "FAILED"
@@ -37,7 +35,7 @@ def test_an_error_ends_the_run_of_mlflow_run(
     assert len(mistakes.all_runs()) == 1
 
 
-def test_the_run_of_mlflow_run_is_the_pipelines(inherited: str) -> None:
+def test_the_run_of_mlflow_run_is_the_pipelines(inherited):
     assert main(["run", "--data", "iris", "--hidden", "6", "--slim-hidden", "3", "--epochs", "1",
                  "--seeds", "1", "--null-draws", "0"]) == 0
     run = MlflowClient().get_run(inherited)
@@ -46,9 +44,7 @@ def test_the_run_of_mlflow_run_is_the_pipelines(inherited: str) -> None:
             for variant in mistakes.all_runs("variant")} == {inherited}
 
 
-def test_the_run_of_mlflow_run_is_a_step_where_two_models_are_compared(
-    inherited: str, tmp_path: Path
-) -> None:
+def test_the_run_of_mlflow_run_is_a_step_where_two_models_are_compared(inherited, tmp_path):
     lines = ["prediction,target", *(f"{n % 2},{n % 2}" for n in range(400))]
     (tmp_path / "a.csv").write_text("\n".join(lines))
     assert main(["compare", "--baseline", "a.csv", "--candidate", "a.csv"]) == 0
@@ -56,9 +52,7 @@ def test_the_run_of_mlflow_run_is_a_step_where_two_models_are_compared(
     assert (run.info.status, run.data.tags["wua.kind"]) == ("FINISHED", "step")
 
 
-def test_mlflow_run_works_in_the_folder_where_it_was_typed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_mlflow_run_works_in_the_folder_where_it_was_typed(tmp_path, monkeypatch):
     """The parent's folder, if this one is a project's; else MLFLOW_RUN_ID came otherwise."""
     from wua_mlflow.cli import main as main_module
 

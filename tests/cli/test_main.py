@@ -10,7 +10,6 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,7 +51,7 @@ class Made:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory, migrated_database: Path) -> Made:
+def made(tmp_path_factory, migrated_database):
     """``wua run --json --gate`` with five seeds."""
     folder = tmp_path_factory.mktemp("made")
     (folder / "cli_parts.py").write_text(PARTS)
@@ -66,14 +65,13 @@ def made(tmp_path_factory: pytest.TempPathFactory, migrated_database: Path) -> M
         patch.syspath_prepend(folder)
         patch.chdir(folder)
         code = main(["run", *WHOLE, "--seeds", "5", "--json", "--gate"])
-        ids = {run.data.tags.get("wua.variant", "pipeline"): run.info.run_id
-               for run in all_runs()}
+        ids = {run.data.tags.get("wua.variant", "pipeline"): run.info.run_id for run in all_runs()}
     sys.modules.pop("cli_parts")
     return Made(database, code, out.getvalue(), err.getvalue(), ids)
 
 
 @pytest.fixture
-def parts(store_uri: str, tmp_path: Path) -> Iterator[None]:
+def parts(store_uri, tmp_path):
     (tmp_path / "cli_parts.py").write_text(PARTS)
     path = list(sys.path)
     yield
@@ -82,13 +80,13 @@ def parts(store_uri: str, tmp_path: Path) -> Iterator[None]:
 
 
 @pytest.fixture
-def store(parts: None, made: Made, tmp_path: Path) -> dict[str, str]:
+def store(parts, made, tmp_path):
     """A copy of the store, for the test to work in; the ids of its runs."""
     shutil.copy(made.database, tmp_path / "mlflow.db")
     return made.ids
 
 
-def test_help_is_light() -> None:
+def test_help_is_light():
     script = ("import sys\nfrom wua_mlflow.cli.main import main\nassert main(['--help']) == 0\n"
               "assert main(['run', '--help']) == 0\nassert main(['run', '--epohcs', '1']) == 2\n"
               "print(sorted({'torch', 'mlflow', 'numpy', 'pandas'} & set(sys.modules)))")
@@ -97,7 +95,7 @@ def test_help_is_light() -> None:
     assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "[]")
 
 
-def test_the_module_is_the_command() -> None:
+def test_the_module_is_the_command():
     done = subprocess.run([sys.executable, "-m", "wua_mlflow", "rnu"], capture_output=True,
                           text=True, timeout=600)
     assert (done.returncode, done.stdout) == (2, "")
@@ -105,7 +103,7 @@ def test_the_module_is_the_command() -> None:
                            "runs, best, show, but got 'rnu'; did you mean 'run'?\n")
 
 
-def test_a_new_store_makes_no_noise(tmp_path: Path) -> None:
+def test_a_new_store_makes_no_noise(tmp_path):
     """In a process of its own: no migrations, no warnings of third parties."""
     environment = {name: value for name, value in os.environ.items() if "MLFLOW" not in name}
     done = subprocess.run([sys.executable, "-m", "wua_mlflow", "analyze"], cwd=tmp_path,
@@ -118,7 +116,7 @@ def test_a_new_store_makes_no_noise(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_server_makes_no_noise(server: str, tmp_path: Path) -> None:
+def test_a_server_makes_no_noise(server, tmp_path):
     """MLflow prints an address for each run that ends; JSON would not be JSON any more."""
     done = subprocess.run(
         [sys.executable, "-m", "wua_mlflow", "run", "--data", "iris", "--hidden", "6", "--epochs",
@@ -129,7 +127,7 @@ def test_a_server_makes_no_noise(server: str, tmp_path: Path) -> None:
     assert json.loads(done.stdout)["artifact"]["examples"] == 45
 
 
-def test_run_in_json_and_the_gates_exit_code(made: Made, store: dict[str, str]) -> None:
+def test_run_in_json_and_the_gates_exit_code(made, store):
     """Sixty test examples are too few for a margin of two points, whatever the networks do."""
     result = json.loads(made.out)
     (pipeline,) = all_runs("pipeline")
@@ -143,7 +141,7 @@ def test_run_in_json_and_the_gates_exit_code(made: Made, store: dict[str, str]) 
     assert note.startswith("wua: note: test data: expected at least 189 examples")
 
 
-def test_run_for_a_person(parts: None, capsys: pytest.CaptureFixture[str]) -> None:
+def test_run_for_a_person(parts, capsys):
     """With the gate open, whatever the verdict."""
     assert main(["run", *WHOLE, "--gate", "false"]) == 0
     printed = capsys.readouterr()
@@ -159,9 +157,7 @@ def test_run_for_a_person(parts: None, capsys: pytest.CaptureFixture[str]) -> No
     assert "No recipe verdict" in pipeline.data.tags["mlflow.note.content"]
 
 
-def test_steps_of_the_command_line(
-    store: dict[str, str], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_steps_of_the_command_line(store, capsys):
     assert main(["analyze", "--run-id", store["oversized"], "--null-draws", "0"]) == 0
     text = capsys.readouterr().out
     assert "oversized 5: " in text
@@ -181,9 +177,7 @@ def test_steps_of_the_command_line(
     assert MlflowClient().get_run(slim.info.run_id).data.metrics["compare/margin"] == 0.9
 
 
-def test_what_a_configuration_says_holds_for_a_step_too(
-    store: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_a_configuration_says_holds_for_a_step_too(store, tmp_path, capsys):
     """Also beside settings of the recipe, which the run was made by; the pipeline's own stay."""
     client = MlflowClient()
 
@@ -206,9 +200,7 @@ def test_what_a_configuration_says_holds_for_a_step_too(
     assert pipelines_settings() == before
 
 
-def test_empty_values_mean_as_configured(
-    parts: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_empty_values_mean_as_configured(parts, tmp_path, capsys):
     """As ``mlflow run`` passes them: every option, most of them empty."""
     (tmp_path / "mine.yaml").write_text(
         "data: cli_parts:data\nhidden: [4]\nepochs: 2\nlr: 0.5\nseeds: 1\nbatch_size: full\n")
@@ -226,9 +218,7 @@ def test_empty_values_mean_as_configured(
     assert client.get_experiment(variant.info.experiment_id).name == "wua"
 
 
-def test_debug_shows_the_traceback_and_the_line(
-    store_uri: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_debug_shows_the_traceback_and_the_line(store_uri, capsys):
     words = ["train", "--data", "nowhere.csv"]
     line = line_of(words, 1, capsys)
     for with_debug in (["--debug", *words], [*words, "--debug"]):

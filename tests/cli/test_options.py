@@ -12,7 +12,7 @@ from wua_mlflow.cli.options import COMMANDS, parse
 from wua_mlflow.config import COMMAND_FIELDS
 
 
-def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_and_version(capsys):
     assert main(["--help"]) == 0
     whole = capsys.readouterr().out
     assert re.findall(r"^  (\w+)  ", whole.partition("Commands:")[2], re.M) == list(COMMANDS)
@@ -23,9 +23,7 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_help_of_a_command_lists_every_field_once(
-    command: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_help_of_a_command_lists_every_field_once(command, capsys):
     assert main([command, "--help"]) == 0
     text = capsys.readouterr().out
     assert text.startswith(f"Usage: wua {command} ")
@@ -63,13 +61,11 @@ def test_help_of_a_command_lists_every_field_once(
       for words, name in ((["--data", "digits"], "data"), (["--task", "binary"], "task"),
                           (["a.csv", "b.csv"], "a.csv"), (["--candidate", "b"], "candidate"))),
 ])
-def test_wrong_words_are_one_line(
-    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_wrong_words_are_one_line(words, message, capsys):
     assert line_of(words, 2, capsys) == message
 
 
-def test_options_are_spelled_with_a_dash_or_an_underscore() -> None:
+def test_options_are_spelled_with_a_dash_or_an_underscore():
     for name in ("--slim-hidden", "--slim_hidden"):
         assert parse(["run", name, "4"]).slim_hidden == "4"
         assert parse(["run", f"{name}=4"]).slim_hidden == "4"
@@ -81,13 +77,11 @@ def test_options_are_spelled_with_a_dash_or_an_underscore() -> None:
 
 
 @pytest.mark.parametrize(("option", "value"), [("--hidden", "-1,5"), ("--lr", "-inf")])
-def test_a_value_may_begin_with_a_minus(
-    option: str, value: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_value_may_begin_with_a_minus(option, value, capsys):
     assert line_of(["run", option, value], 2, capsys).startswith(f"{option[2:]}: expected ")
 
 
-def test_models_and_options_of_compare_in_any_order() -> None:
+def test_models_and_options_of_compare_in_any_order():
     for words in (["a", "b", "--data", "d"], ["--data", "d", "a", "b"], ["a", "--data", "d", "b"]):
         options = parse(["compare", *words])
         assert (options.models, options.data) == (("a", "b"), "d")
@@ -96,5 +90,5 @@ def test_models_and_options_of_compare_in_any_order() -> None:
 @pytest.mark.parametrize(("words", "gate"), [
     ([], None), (["--gate"], "true"), (["--gate", "true"], "true"), (["--gate", "false"], "false"),
     (["--gate", ""], ""), (["--gate", "--json"], "true")])
-def test_gate_is_a_flag_and_takes_a_value(words: list[str], gate: str | None) -> None:
+def test_gate_is_a_flag_and_takes_a_value(words, gate):
     assert parse(["run", *words]).gate == gate

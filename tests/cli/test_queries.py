@@ -6,7 +6,6 @@ import io
 import json
 import re
 import shutil
-from pathlib import Path
 
 import mlflow
 import pandas as pd
@@ -27,7 +26,7 @@ DIGEST = "0123456789abcdef" * 4
 
 
 @pytest.fixture(scope="module")
-def written(tmp_path_factory, migrated_database) -> tuple[Path, dict[str, str]]:
+def written(tmp_path_factory, migrated_database):
     """A database, and in it a pipeline with an original and a slim variant, and one that failed.
 
     Also their ids by name.
@@ -64,7 +63,7 @@ def written(tmp_path_factory, migrated_database) -> tuple[Path, dict[str, str]]:
 
 
 @pytest.fixture
-def made(written, tmp_path, monkeypatch) -> dict[str, str]:
+def made(written, tmp_path, monkeypatch):
     """The ids by name; the store that has the runs is shared, so only read it."""
     database, ids = written
     for name in MLFLOW_VARIABLES:
@@ -123,8 +122,7 @@ def test_regressions_have_a_score(store_uri, written, capsys):
     shutil.copy(written[0], sqlite_file(store_uri))
     client = MlflowClient()
     run_id = client.create_run("0", run_name="oversized 8").info.run_id
-    client.log_batch(run_id, [Metric("score/test", 0.5, 0, 0)], [],
-                     [RunTag("wua.kind", "variant")])
+    client.log_batch(run_id, [Metric("score/test", 0.5, 0, 0)], [], [RunTag("wua.kind", "variant")])
     client.set_terminated(run_id)
     lines = _lines(capsys, "runs", "--where", "metrics.`score/test` > 0")
     assert "score" in _cells(lines[0]) and "accuracy" not in lines[0]
@@ -134,8 +132,8 @@ def test_regressions_have_a_score(store_uri, written, capsys):
 
 @pytest.mark.parametrize(("width", "longest_id", "columns"), [
     (None, 32, 9), (140, 32, 9), (110, 8, 9), (90, 8, 8), (80, 8, 7), (70, 8, 6), (20, 8, 5)])
-def test_a_narrow_terminal_shortens_ids_and_then_drops_columns(
-        made, capsys, monkeypatch, width, longest_id, columns):
+def test_a_narrow_terminal_shortens_ids_and_then_drops_columns(made, capsys, monkeypatch, width,
+        longest_id, columns):
     monkeypatch.setattr(commands, "terminal_width", lambda: width)
     lines = _lines(capsys, "runs", "--where", "attributes.status = 'FINISHED'")
     assert {len(_cells(line)[0]) for line in lines[1:]} == {longest_id}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
@@ -11,7 +9,7 @@ from matplotlib.text import Text
 
 
 @pytest.fixture
-def legible(monkeypatch: pytest.MonkeyPatch) -> Callable[[Figure], list[str]]:
+def legible(monkeypatch):
     """Lays a figure out, asserts that no text is cut or covered by text, returns what it says."""
 
     def check(figure: Figure) -> list[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import subprocess
 import sys
-from pathlib import Path
 
 import matplotlib
 import numpy as np
@@ -79,14 +78,14 @@ print("drawn")
 """
 
 
-def test_import_is_light_and_drawing_leaves_no_trace(tmp_path: Path) -> None:
+def test_import_is_light_and_drawing_leaves_no_trace(tmp_path):
     command = [sys.executable, "-W", "error", "-c", _DRAW, str(tmp_path / "figure.png")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.stdout == "drawn\n", done.stderr
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_every_variant_has_a_colour_and_strangers_are_grey() -> None:
+def test_every_variant_has_a_colour_and_strangers_are_grey():
     names = {value for key, value in vars(Variant).items() if not key.startswith("_")}
     assert set(VARIANT_COLOURS) == names
     colours = [variant_colour(f"slim-{i}") for i in (2, 3, 4)]
@@ -95,7 +94,7 @@ def test_every_variant_has_a_colour_and_strangers_are_grey() -> None:
 
 
 @pytest.mark.parametrize("sight", [*SEEN, "trichromat"])
-def test_colours_differ_for_any_reader(sight: str) -> None:
+def test_colours_differ_for_any_reader(sight):
     seen = np.array(SEEN.get(sight, np.eye(3)))
     variants = [seen @ linear(to_rgb(colour)) for colour in VARIANT_COLOURS.values()]
     for colour, other in itertools.combinations(variants, 2):
@@ -109,15 +108,13 @@ def test_colours_differ_for_any_reader(sight: str) -> None:
 @pytest.mark.parametrize(("ends", "ticks"), [
     ((35, 75), ["40", "50", "60", "70"]), ((1e3, 1e6), ["1,000", "10,000", "100,000", "1 M"]),
     ((0.8, 13), ["1", "3", "10"]), ((30, 280), ["50", "100", "200"])])
-def test_ticks_of_a_logarithmic_axis_are_round(
-    ends: tuple[float, float], ticks: list[str]
-) -> None:
+def test_ticks_of_a_logarithmic_axis_are_round(ends, ticks):
     ax = Figure().subplots()
     log_axis(ax, *ends)
     assert [label.get_text() for label in ax.get_xticklabels()] == ticks
 
 
-def test_a_difference_is_shaded_from_minus_the_margin() -> None:
+def test_a_difference_is_shaded_from_minus_the_margin():
     ax = Figure().subplots()
     difference_axis(ax, (-0.05, 0.01), 0.02, "accuracy")
     (shade,) = ax.patches

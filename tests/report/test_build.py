@@ -22,11 +22,11 @@ ROUND = replace(round_of("slim 7", (7,), verdict(), 1.4), variant=SLIM)
 @pytest.mark.parametrize(("data", "title"), [
     ("usecase", "usecase 10 → 7"), ("/some/where/rows.v2.csv", "rows.v2 10 → 7"),
     ("mine.data:load", "mine.data:load 10 → 7")])
-def test_the_title(data: str, title: str) -> None:
+def test_the_title(data, title):
     assert title_of(load_settings(None, {"data": data}), (10,), (7,)) == title
 
 
-def test_of_a_network_that_was_rebuilt() -> None:
+def test_of_a_network_that_was_rebuilt():
     """Latencies are those of the comparison's turns."""
     control = variant("oversized-same-budget 10", (10,))
     timed = replace(ROUND.comparison, timed={ORIGINAL.run_id: {"latency/p50_ms": 2.5}})
@@ -39,7 +39,7 @@ def test_of_a_network_that_was_rebuilt() -> None:
     assert report.measured_on == "a CPU (1 thread)"
 
 
-def test_units_are_those_analysed_where_both_networks_were() -> None:
+def test_units_are_those_analysed_where_both_networks_were():
     usages = {"oversized 10": model([layer("fc1")])}
     changes = [LayerChange("fc1", 10, 7), LayerChange("fc2", 1, 1)]
     assert report_of(Slimmed(ORIGINAL, (ROUND,), usages)).layers == changes
@@ -54,7 +54,7 @@ def test_units_are_those_analysed_where_both_networks_were() -> None:
                        "equal those of the original with the removed units masked",
                        "a network with that fit was fine-tuned too, and was not better on"]),
 ])
-def test_of_a_network_that_was_cut(folded: str, phrases: list[str]) -> None:
+def test_of_a_network_that_was_cut(folded, phrases):
     slim = replace(SLIM, tags={**SLIM.tags, "wua.structure": "cut", "wua.folded": folded},
                    settings=load_settings(None, {"epochs": 60, "distill": True}))
     words = report_of(Slimmed(ORIGINAL, (replace(ROUND, variant=slim),))).slimmed_by

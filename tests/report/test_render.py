@@ -29,14 +29,14 @@ def _lines(report) -> list[str]:
     ({"latency/p50_ms": 3.0}, {**NEW, "latency/p50_ms": 1.0}, (1.03, 0.98, 1.07),
      f"The slim model: 1.4× fewer FLOPs, {SMALLER}, not measurably faster per sample."),
 ])
-def test_what_is_saved_and_what_is_not(old, new, interval, words) -> None:
+def test_what_is_saved_and_what_is_not(old, new, interval, words):
     timed = replace(REPORT.comparison, latency_ratio=interval)
     report = replace(REPORT, metrics=[{**OLD, **old}, new], comparison=timed)
     assert report.saved == words
     assert ("not measurably faster per sample" in report.in_short) == (interval is not None)
 
 
-def test_the_table_of_figures() -> None:
+def test_the_table_of_figures():
     rows = [line for line in _lines(REPORT) if line.startswith("|")]
     assert len({row.count("|") for row in rows}) == 1
     assert {"| FLOPs, one sample | 60 | 42 | 1.43× |",
@@ -46,7 +46,7 @@ def test_the_table_of_figures() -> None:
     assert not any("R²" in row for row in rows)
 
 
-def test_what_there_is_to_tell_of_a_cut_in_rounds() -> None:
+def test_what_there_is_to_tell_of_a_cut_in_rounds():
     """Each section, by words written down here."""
     good = verdict(delta=-0.001, low=-0.006, high=0.004)
     bad = verdict("inferior", delta=-0.03, low=-0.04, high=-0.021)
@@ -78,7 +78,7 @@ def test_what_there_is_to_tell_of_a_cut_in_rounds() -> None:
 
 
 @pytest.mark.parametrize("layers", [5, 400])
-def test_a_description_is_no_longer_than_mlflow_keeps(layers: int) -> None:
+def test_a_description_is_no_longer_than_mlflow_keeps(layers):
     report = replace(
         REPORT, layers=[LayerChange(f"stages.{i}.conv", 64, 16) for i in range(layers)],
         uncut={f"stages.{i}.norm": f"reason {i}" for i in range(layers)})
@@ -93,12 +93,12 @@ def test_a_description_is_no_longer_than_mlflow_keeps(layers: int) -> None:
 
 @pytest.mark.parametrize(("fields", "end"), [
     ({"slimmed_by": "x" * 9000}, "points of accuracy."), ({"names": ["a" * 9000, "b"]}, "aaa …")])
-def test_a_description_loses_sections_then_words(fields: dict[str, object], end: str) -> None:
+def test_a_description_loses_sections_then_words(fields, end):
     shown, more = description(replace(REPORT, **fields)).rsplit("\n\n", 1)
     assert len(shown) < 7800 and shown.endswith(end) and more.startswith("The rest is in")
 
 
-def test_html_is_well_formed_and_escapes() -> None:
+def test_html_is_well_formed_and_escapes():
     """Pictures stand in their places, those without a place at the end."""
     report = replace(REPORT, title="<demo>", names=["a&b", "new"],
                      again="Run `wua run` & <b>wait</b>.", layers=[LayerChange("fc1", 64, 16)])
@@ -123,7 +123,7 @@ def test_html_is_well_formed_and_escapes() -> None:
     assert open_tags == []
 
 
-def test_the_text_says_what_would_settle_it() -> None:
+def test_the_text_says_what_would_settle_it():
     judged = verdict("inconclusive", settle="About 9 more.")
     report = replace(REPORT, comparison=replace(REPORT.comparison, artifact=judged))
     assert report.headline.startswith("Inconclusive: ") and "About 9 more." in pipeline_text(report)

@@ -75,7 +75,7 @@ def written(tmp_path_factory, migrated_database):
 
 
 @pytest.fixture
-def populated(store_uri, written) -> dict[str, str]:
+def populated(store_uri, written):
     """The ids by name, and the store that has the runs."""
     database, made = written
     shutil.copy(database, sqlite_file(store_uri))

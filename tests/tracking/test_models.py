@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import random
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import mlflow
@@ -54,7 +54,7 @@ class Computing(nn.Module):
 
 
 @pytest.fixture
-def run(store_uri: str) -> Iterator[Run]:
+def run(store_uri):
     """A store, and the id of a run that is ended afterwards."""
     store = connect("models")
     with ended(store, new_run(store, "run", {})) as run_id:

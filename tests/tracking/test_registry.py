@@ -32,7 +32,7 @@ COMPARISON = "c" * 32
 
 
 @pytest.fixture
-def store(store_uri) -> Store:
+def store(store_uri):
     return connect("registry")
 
 

@@ -105,9 +105,8 @@ def test_a_run_that_is_not_there_is_one_line(populated):
 
 @pytest.mark.parametrize(("read", "argument"), [(find_run, "0" * 32), (find_run, "0000"),
                                                 (runs, "nobody's")])
-def test_what_is_not_there_is_said_without_the_stores_password(
-    populated, store_uri, monkeypatch, read, argument
-):
+def test_what_is_not_there_is_said_without_the_stores_password(populated, store_uri, monkeypatch,
+        read, argument):
     monkeypatch.setitem(runs.__globals__, "open_client", lambda: MlflowClient(store_uri))
     monkeypatch.setattr(mlflow, "get_tracking_uri", lambda: "postgresql://ann:secret@db/mlflow")
     with pytest.raises(ValueError, match="in postgresql://…@db/mlflow(; `wua runs` lists them)?$"):

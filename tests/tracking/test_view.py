@@ -26,12 +26,12 @@ DISCARDED = {"runsExpanded", "runsPinned", "runsHidden", "runsVisibilityMap", "a
 
 
 @pytest.fixture
-def client(store_uri: str) -> MlflowClient:
+def client(store_uri):
     return MlflowClient(store_uri)
 
 
 @pytest.fixture
-def experiment(client: MlflowClient) -> str:
+def experiment(client):
     return str(client.create_experiment("wua"))
 
 
@@ -81,9 +81,7 @@ def metrics_of(state: dict[str, Any]) -> set[str]:
     return keys
 
 
-def test_ensure_view_shows_every_variant_and_leaves_an_edited_view_alone(
-    client: MlflowClient, experiment: str
-) -> None:
+def test_ensure_view_shows_every_variant_and_leaves_an_edited_view_alone(client, experiment):
     pipelines = [make_pipeline(client, experiment) for _ in range(2)]
     ensure_view(client, experiment)
     name, state = saved(client, experiment, KEY)
@@ -100,9 +98,7 @@ def test_ensure_view_shows_every_variant_and_leaves_an_edited_view_alone(
     assert client.get_experiment(experiment).tags[TAG + KEY] == "edited by a user"
 
 
-def test_latest_view_shows_one_pipeline_headed_by_its_verdict_and_is_replaced(
-    client: MlflowClient, experiment: str
-) -> None:
+def test_latest_view_shows_one_pipeline_headed_by_its_verdict_and_is_replaced(client, experiment):
     for name, verdict, headline in (
             ("first", "non_inferior", "Verdict: non-inferior, 1.50× fewer FLOPs"),
             ("second", None, "Variants side by side")):
@@ -121,9 +117,8 @@ def test_latest_view_shows_one_pipeline_headed_by_its_verdict_and_is_replaced(
 
 @pytest.mark.parametrize(("classification", "score", "other"), [
     (True, "accuracy/test", "score/test"), (False, "score/test", "accuracy/test")])
-def test_latest_view_charts_the_score_that_the_task_has(
-    client: MlflowClient, experiment: str, classification: bool, score: str, other: str
-) -> None:
+def test_latest_view_charts_the_score_that_the_task_has(client, experiment, classification, score,
+                                                        other):
     ids = make_pipeline(client, experiment)
     latest_view(client, experiment, ids["pipeline"], "x", classification=classification)
     _, state = saved(client, experiment, LATEST_KEY)
@@ -136,16 +131,14 @@ def test_latest_view_charts_the_score_that_the_task_has(
         "flops/forward", score)
 
 
-def test_long_layer_names_stay_below_mlflows_limit(client: MlflowClient, experiment: str) -> None:
+def test_long_layer_names_stay_below_mlflows_limit(client, experiment):
     """MLflow's keys have at most 250 characters; these have 243."""
     ids = make_pipeline(client, experiment, layers=99)
     latest_view(client, experiment, ids["pipeline"], "x" * 200, classification=True)
     saved(client, experiment, LATEST_KEY)
 
 
-def test_charts_have_sections_runs_are_not_nested_and_no_state_is_lost(
-    client: MlflowClient, experiment: str
-) -> None:
+def test_charts_have_sections_runs_are_not_nested_and_no_state_is_lost(client, experiment):
     """Ordered by time, runs nest, and are collapsed wherever a view is opened from another page."""
     ids = make_pipeline(client, experiment)
     ensure_view(client, experiment)
@@ -161,7 +154,7 @@ def test_charts_have_sections_runs_are_not_nested_and_no_state_is_lost(
         assert len({section["name"] for section in sections}) == len(sections)
 
 
-def test_addresses_have_what_the_page_reads() -> None:
+def test_addresses_have_what_the_page_reads():
     for base in ("http://127.0.0.1:5000", "https://mlflow.example/sub/"):
         route, _, query = urlsplit(view_address(base, "7", LATEST_KEY)).fragment.partition("?")
         assert route == "/experiments/7/runs"
