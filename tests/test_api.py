@@ -33,7 +33,7 @@ def modules_after(code: str) -> set[str]:
     return {name.split(".")[0] for name in json.loads(done.stdout.splitlines()[-1])}
 
 
-def test_every_public_name_is_there_and_documented():
+def test_every_public_name_is_there_and_documented_and_the_tutorials_take_its_arguments():
     assert list(wua.__all__) == sorted(wua.__all__) == dir(wua)
     for name in set(wua.__all__) - {"__version__"}:
         function = getattr(wua, name)
@@ -43,23 +43,14 @@ def test_every_public_name_is_there_and_documented():
         assert name in sys.modules[function.__module__].__all__
     with pytest.raises(AttributeError, match="module 'wua_mlflow' has no attribute 'analyse'"):
         _ = wua.analyse
-
-
-def test_the_version_is_that_of_the_project():
+    for name, arguments in TUTORIAL.items():
+        assert list(inspect.signature(getattr(wua, name)).parameters) == arguments
     project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())
     assert wua.__version__ == project["project"]["version"]
 
 
-def test_the_tutorials_functions_take_its_arguments():
-    for name, arguments in TUTORIAL.items():
-        assert list(inspect.signature(getattr(wua, name)).parameters) == arguments
-
-
-def test_importing_the_package_is_light():
+def test_importing_the_package_is_light_and_the_library_never_loads_mlflow():
     assert not modules_after("import wua_mlflow").intersection(HEAVY)
-
-
-def test_the_library_never_loads_mlflow():
     code = "from wua_mlflow import *\nimport wua_mlflow\nassert callable(analyze)"
     loaded = modules_after(code)
     assert "torch" in loaded

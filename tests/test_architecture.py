@@ -80,13 +80,10 @@ def test_imports_are_absolute_and_nothing_imports_the_scripts():
         assert names == {"sys", "wua_mlflow.cli.main"}, script
 
 
-def test_figures_are_made_without_global_state():
+def test_figures_are_made_without_global_state_and_only_one_module_hooks_models():
     for module, tree in TREES.items():
         assert not {name for name in imported(tree) if "pyplot" in name or "pylab" in name}, module
         assert not attributes(tree) & {"pyplot", "rcParams"}, module
-
-
-def test_only_one_module_hooks_models():
     hooking = {module for module, tree in TREES.items()
                if any(re.fullmatch(r"register_\w*hook", name) for name in attributes(tree))}
     assert hooking == {"wua_mlflow.hooks"}

@@ -18,11 +18,16 @@ from wua_mlflow.config import (
 from wua_mlflow.usage import criteria as criteria_module
 
 
-def test_usecase_is_the_tutorials_recipe():
+def test_usecase_is_the_tutorials_recipe_but_not_for_other_data():
+    """MLproject always passes config=usecase on; a user's file must not be trained by it."""
     settings = load_settings()
     assert (settings.hidden, settings.epochs, settings.slim_epochs) == ((10,), 50, 60)
     assert (settings.lr, settings.batch_size, settings.seed) == (0.01, "full", 42)
     assert (settings.data, settings.slim_hidden, settings.seeds) == ("usecase", "auto", 20)
+    assert load_settings("usecase", {"epochs": "", "hidden": None}) == settings
+    assert load_settings("usecase", {"data": "mine.csv", "target": "y"}) == Settings(
+        data="mine.csv", target="y")
+    assert load_settings("digits", {"data": "mine.csv"}).seeds == load_settings("digits").seeds
 
 
 @pytest.mark.parametrize("name", config_names())
@@ -33,15 +38,7 @@ def test_every_shipped_configuration_is_valid_and_says_only_what_differs_or_matt
     assert settings.data == name
 
 
-def test_explicit_beats_yaml_beats_schema(tmp_path):
-    path = tmp_path / "mine.yaml"
-    path.write_text("epochs: 7\nlr: 0.5\n")
-    settings = load_settings(str(path), {"epochs": "9"})
-    assert (settings.epochs, settings.lr) == (9, 0.5)
-    assert settings.batch_size == Settings().batch_size
-
-
-def test_settings_know_which_were_given(tmp_path):
+def test_explicit_beats_yaml_beats_schema_and_settings_know_which_were_given(tmp_path):
     """The default configuration is not given; beside a run the model is the run's own."""
     path = tmp_path / "own.yaml"
     path.write_text("epochs: 3\nmodel: a:b\nseed: 1\nmargin: 0.1\nlayers: [fc1]\n")
@@ -49,6 +46,7 @@ def test_settings_know_which_were_given(tmp_path):
     settings = load_settings(str(path), {"lr": 1})
     assert settings.given == {"epochs", "model", "seed", "margin", "layers", "lr"}
     assert (settings.epochs, settings.lr, settings.optimizer) == (3, 1.0, "adam")
+    assert load_settings(str(path), {"epochs": "9"}).epochs == 9
     assert load_settings(str(path), {}, "compare").given == {"seed", "margin"}
     beside = load_settings(str(path), {"run_id": "r", "seed": 2}, "compare")
     assert (beside.given, beside.seed) == ({"run_id", "seed", "margin"}, 2)
@@ -66,17 +64,6 @@ def test_nothing_of_its_own_beside_a_run(command, values, message):
     with pytest.raises(ConfigError) as caught:
         load_settings(None, values, command)
     assert str(caught.value) == message
-
-
-def test_empty_means_as_configured():
-    assert load_settings("usecase", {"epochs": "", "hidden": None}) == load_settings("usecase")
-
-
-def test_other_data_do_not_get_the_tutorials_recipe():
-    """MLproject always passes config=usecase on; a user's file must not be trained by it."""
-    assert load_settings("usecase", {"data": "mine.csv", "target": "y"}) == Settings(
-        data="mine.csv", target="y")
-    assert load_settings("digits", {"data": "mine.csv"}).seeds == load_settings("digits").seeds
 
 
 def test_widths_and_criteria_are_read_from_text_numbers_and_lists():
@@ -135,26 +122,23 @@ def test_a_bad_value_is_one_line(values, message):
     assert str(error.value) == message
 
 
-def test_an_unknown_configuration_names_the_nearest():
-    with pytest.raises(ConfigError, match=r"^config: expected a YAML file or one of breast_cancer, "
-                       r"digits, usecase, but got 'digit'; did you mean 'digits'\?$"):
-        load_settings("digit")
-    with pytest.raises(ConfigError, match=r"^config: no such file: nowhere\.yaml$"):
-        load_settings("nowhere.yaml")
-
-
 @pytest.mark.parametrize(("content", "message"), [
     ("a: [1", "is not valid YAML: while parsing a flow sequence"),
     ("- 1\n- 2", "expected 'key: value' lines in"),
     ("epohcs: 3", r"epohcs: no such setting; did you mean 'epochs'\?"),
     (b"\xff\xfe\x00", "cannot be read|is not valid YAML"),
 ])
-def test_a_bad_file_is_one_line(tmp_path, content, message):
+def test_a_bad_file_is_one_line_and_an_unknown_one_names_the_nearest(tmp_path, content, message):
     path = tmp_path / "bad.yaml"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(ConfigError, match=message) as error:
         load_settings(str(path))
     assert "\n" not in str(error.value)
+    with pytest.raises(ConfigError, match=r"^config: expected a YAML file or one of breast_cancer, "
+                       r"digits, usecase, but got 'digit'; did you mean 'digits'\?$"):
+        load_settings("digit")
+    with pytest.raises(ConfigError, match=r"^config: no such file: nowhere\.yaml$"):
+        load_settings("nowhere.yaml")
 
 
 def test_every_field_belongs_to_a_command_and_is_described():

@@ -57,16 +57,12 @@ def of_share() -> object:
 
 
 def of_nothing_in_the_second() -> object:
-    data = batches() if dist.get_rank() == 0 else []
-    return analyze(Net(), data, criterion=CRITERIA, loss=functional.cross_entropy)
-
-
-def of_computed_weights_and_nothing_in_the_second() -> object:
     torch.manual_seed(2)
-    model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 6)), nn.ReLU(),
-                          nn.Linear(6, 2))
-    data = torch.ones(3, 4).split(1) if dist.get_rank() == 0 else []
-    return analyze(model, data)
+    computed = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 6)), nn.ReLU(),
+                             nn.Linear(6, 2))
+    if dist.get_rank() == 0:
+        return usages_of(batches()), analyze(computed, torch.ones(3, 4).split(1))
+    return usages_of([]), analyze(computed, [])
 
 
 def failing_in_the_second() -> object:
@@ -94,15 +90,8 @@ def inputs() -> torch.Tensor:
 
 
 def of_shards() -> object:
-    gathered: list[int] = []
-    plain = DTensor.full_tensor
-
-    def full_tensor(self: Any) -> torch.Tensor:
-        gathered.append(self.numel())
-        return plain(self)
-
-    model = sharded()
-    DTensor.full_tensor = full_tensor  # type: ignore[method-assign]
+    gathered, plain, model = [], DTensor.full_tensor, sharded()
+    DTensor.full_tensor = lambda tensor: gathered.append(tensor.numel()) or plain(tensor)
     usage = analyze(model, shard_batches(inputs().split(5)), criterion=("output", "wanda"))
     return usage, all(isinstance(p, DTensor) for p in model.parameters()), gathered
 
@@ -144,6 +133,7 @@ def _process(number: int, job: Any, folder: str) -> None:
 
 def run_twice(job: Any, folder: Path) -> list[Any]:
     """What ``job`` gives in each of two processes, or the type and the text of its error."""
+    folder.mkdir(exist_ok=True)
     multiprocessing.start_processes(  # a fork spares the second import of torch
         _process, (job, str(folder)), nprocs=2, start_method="fork")
     return [pickle.loads((folder / f"{number}.pickle").read_bytes()) for number in range(2)]
@@ -167,29 +157,16 @@ def assert_alike(usages: dict[str, Any], expected: dict[str, Any]) -> None:
                 assert same.null.share == pytest.approx(layer.null.share, rel=1e-6)
 
 
-def test_two_processes_give_the_figures_of_one(tmp_path):
-    first, second = run_twice(of_share, tmp_path)
+def test_two_processes_give_the_figures_of_one_also_where_one_has_no_data(tmp_path):
+    """And where only one of them saw a weight that is computed."""
     expected = usages_of(batches())
+    assert expected["output"].layers["hidden"].dead_units == 1
+    for shared in run_twice(of_share, tmp_path):
+        assert_alike(shared, expected)
+    (first, computed), (second, other) = run_twice(of_nothing_in_the_second, tmp_path / "second")
     assert_alike(first, expected)
     assert_alike(second, expected)
-    assert expected["output"].layers["hidden"].dead_units == 1
-
-
-def test_a_process_without_data_has_the_figures_too(tmp_path):
-    expected = analyze(Net(), batches(), criterion=CRITERIA, loss=functional.cross_entropy)
-    for usages in run_twice(of_nothing_in_the_second, tmp_path):
-        assert_alike(usages, expected)
-
-
-def test_a_computed_weight_that_only_one_process_saw(tmp_path):
-    first, second = run_twice(of_computed_weights_and_nothing_in_the_second, tmp_path)
-    assert second.layers["0"].entropy == first.layers["0"].entropy > 0
-
-
-def test_an_error_in_one_process_ends_them_all(tmp_path):
-    first, second = run_twice(failing_in_the_second, tmp_path)
-    assert second[:2] == ("IndexError", "index out of range in self (in layer 'emb', batch 1)")
-    assert first[:2] == ("RuntimeError", f"process 1: IndexError: {second[1]}")
+    assert other.layers["0"].entropy == computed.layers["0"].entropy > 0
 
 
 def test_a_sharded_model_has_the_figures_of_the_whole_one(tmp_path):
@@ -201,10 +178,13 @@ def test_a_sharded_model_has_the_figures_of_the_whole_one(tmp_path):
         assert max(gathered) == largest  # one parameter at a time, never all of them
 
 
-def test_data_that_fail_in_one_process_of_a_sharded_model(tmp_path):
-    first, second = run_twice(of_shards_with_data_that_fail, tmp_path)
-    assert second[:2] == ("OSError", "the disk is gone")
-    assert first[:2] == ("RuntimeError", "process 1: OSError: the disk is gone")
+@pytest.mark.parametrize(("job", "error", "text"), [
+    (failing_in_the_second, "IndexError", "index out of range in self (in layer 'emb', batch 1)"),
+    (of_shards_with_data_that_fail, "OSError", "the disk is gone")])
+def test_an_error_in_one_process_ends_them_all(job, error, text, tmp_path):
+    first, second = run_twice(job, tmp_path)
+    assert second[:2] == (error, text)
+    assert first[:2] == ("RuntimeError", f"process 1: {error}: {text}")
 
 
 @pytest.mark.parametrize(("job", "message"), [

@@ -57,23 +57,16 @@ def test_what_is_in_the_current_folder_a_package_the_root_or_installed(folder):
     (folder / "root" / f"{name}.py").write_text("def build():\n    return 'root'\n")
     assert load_object(f"{name}:build", argument="model", root=folder / "root")() == "root"
     assert load_object("collections:OrderedDict", argument="model") is OrderedDict
+    text = f"def build():\n    from {later} import Net\n    return Net.size\n"
+    assert load_object(f"{_module(folder, text)}:build", argument="model")() == 7
 
 
-def test_a_module_may_import_its_neighbour_later(folder):
-    neighbour = _module(folder, "VALUE = 5\n")
-    text = f"def build():\n    from {neighbour} import VALUE\n    return VALUE\n"
-    assert load_object(f"{_module(folder, text)}:build", argument="model")() == 5
-
-
-def test_a_malformed_reference(folder):
+def test_a_malformed_reference_and_a_module_that_is_not_there(folder):
     for reference in ("", "build", "model.build", "model:", ":build", "a:b:c", "./m:build",
                       "a..b:c", ".m:build", "m.py:build", "my-model:build", "m:build.now",
                       "m: build"):
         assert _fails(reference) == ("model: expected package.module:name, such as "
                                      f"my_module:build, but got {reference!r}")
-
-
-def test_a_module_that_is_not_there(folder):
     for module, missing in (("wua_no_such", "wua_no_such"), ("wua_no_such.deep", "wua_no_such"),
                             ("json.wua_no_such", "json.wua_no_such"), ("math.deep", "math.deep")):
         assert _fails(f"{module}:f").endswith(f"but found none named {missing!r}")

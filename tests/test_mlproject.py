@@ -30,15 +30,10 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 ENTRY_POINTS = {"main": "run"} | {name: name for name in COMMAND_FIELDS if name != "run"}
 
 
-def test_entry_points_are_the_commands():
-    assert set(PROJECT["entry_points"]) == set(ENTRY_POINTS)
-    assert PROJECT["conda_env"] == "conda.yaml"
-    assert "python_env" not in PROJECT
-
-
 @pytest.mark.parametrize("entry", ENTRY_POINTS)
-def test_parameters_are_the_commands_fields(entry):
+def test_entry_points_are_the_commands_with_their_fields_as_parameters(entry):
     """And only ``config`` has a default: any other default would override a YAML file."""
+    assert set(PROJECT["entry_points"]) == set(ENTRY_POINTS)
     point = PROJECT["entry_points"][entry]
     fields = COMMAND_FIELDS[ENTRY_POINTS[entry]]
     assert list(point["parameters"]) == ["config", *fields]
@@ -47,39 +42,28 @@ def test_parameters_are_the_commands_fields(entry):
     options = " ".join(["--config {config}", *(
         f"--{field.replace('_', '-')} {{{field}}}" for field in fields)])
     assert point["command"].split() == f"python pipelines/{entry}.py {options}".split()
-
-
-@pytest.mark.parametrize("entry", ENTRY_POINTS)
-def test_scripts_are_a_few_lines_that_call_the_same_command(entry):
     script = (ROOT / "pipelines" / f"{entry}.py").read_text()
     assert f'entry(["{ENTRY_POINTS[entry]}", *sys.argv[1:]])' in script
     assert len(script.splitlines()) <= 10
 
 
-def _pins() -> dict[str, Version]:
+def test_every_dependency_is_pinned_within_its_range_which_stays_open_for_users():
     lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines()
              if line and not line.startswith("#")]
     assert all(re.fullmatch(r"[\w.\-]+==[\w.\-+!]+", line) for line in lines), lines
-    return {re.sub(r"[-_.]+", "-", name).lower(): Version(version)
+    pins = {re.sub(r"[-_.]+", "-", name).lower(): Version(version)
             for name, version in (line.split("==") for line in lines)}
-
-
-def test_every_dependency_is_pinned_within_its_range():
-    pins = _pins()
     extras = PYPROJECT["optional-dependencies"].values()
     for text in [*PYPROJECT["dependencies"], *(text for extra in extras for text in extra)]:
         requirement = Requirement(text)
         name = re.sub(r"[-_.]+", "-", requirement.name).lower()
         assert pins[name] in requirement.specifier, text
     assert (pins["torch"], pins["mlflow"]) == (Version("2.13.0"), Version("3.17.2"))
-
-
-def test_ranges_stay_open_for_users():
-    exact = [text for text in PYPROJECT["dependencies"] if "==" in text]
-    assert exact == []
+    assert [text for text in PYPROJECT["dependencies"] if "==" in text] == []
 
 
 def test_conda_environment_is_the_project_under_the_constraints():
+    assert PROJECT["conda_env"] == "conda.yaml" and "python_env" not in PROJECT
     conda = yaml.safe_load((ROOT / "conda.yaml").read_text())
     python, pip, packages = conda["dependencies"]
     assert (python, pip) == ("python=3.11", "pip")
@@ -97,11 +81,11 @@ def project(store_uri, tmp_path, monkeypatch):
     return partial(mlflow.projects.run, str(ROOT), env_manager="local", experiment_name="project")
 
 
-def _runs(kind: str) -> list:
+def _runs(kind: str | None = None) -> list:
     client = MlflowClient()
     experiment = client.get_experiment_by_name("project")
-    assert experiment is not None
-    return client.search_runs([experiment.experiment_id], f"tags.`wua.kind` = '{kind}'")
+    return client.search_runs([experiment.experiment_id],
+                              f"tags.`wua.kind` = '{kind}'" if kind else "")
 
 
 @pytest.mark.project
@@ -203,9 +187,6 @@ def test_a_bad_parameter_fails_the_run_with_one_line(project, capfd):
     stderr = capfd.readouterr().err
     assert "lr: expected a number above 0, but got 'abc'" in stderr
     assert "Traceback" not in stderr
-    client = MlflowClient()
-    experiment = client.get_experiment_by_name("project")
-    assert experiment is not None
-    (run,) = client.search_runs([experiment.experiment_id])
+    (run,) = _runs()
     assert run.info.status == "FAILED"
     assert run.data.tags["wua.error"] == "lr: expected a number above 0, but got 'abc'"

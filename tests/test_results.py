@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
-import pytest
-
 from tests.report.cases import round_of, variant, verdict, widths_of_a_search
 from wua_mlflow.results import Slimmed, TargetWidths, verdict_metrics
 
@@ -17,10 +15,7 @@ def test_widths_come_back_from_the_artifact():
     given = replace(widths, method="given", recommendation=None, searched=None)
     assert TargetWidths.from_json(given.to_json()) == given
     assert given.keep == {"fc1": 16}
-
-
-def test_widths_of_an_artifact_with_fewer_entries():
-    """As the first version wrote it."""
+    # as the first version wrote it, with fewer entries
     record = json.loads(widths_of_a_search().to_json())
     del record["widths"][0]["layers"], record["search"]["rule"], record["recommendation"]["joint"]
     widths = TargetWidths.from_json(json.dumps(record))
@@ -28,16 +23,13 @@ def test_widths_of_an_artifact_with_fewer_entries():
     assert widths.searched.trials == widths_of_a_search().searched.trials
 
 
-@pytest.mark.parametrize("kind", ["artifact", "recipe"])
-def test_metrics_of_a_verdict(kind):
-    judged = verdict(kind=kind, delta=-0.01, low=-0.015, high=0.002)
-    assert verdict_metrics(judged) == {
-        f"compare/{kind}_delta": -0.01, f"compare/{kind}_delta_low": -0.015,
-        f"compare/{kind}_delta_high": 0.002, "compare/margin": 0.02}
-
-
-def test_the_result_is_the_last_good_round_and_comes_last():
+def test_metrics_of_a_verdict_and_the_result_which_is_the_last_good_round_and_comes_last():
     """A control that two rounds share is there once."""
+    for kind in ("artifact", "recipe"):
+        judged = verdict(kind=kind, delta=-0.01, low=-0.015, high=0.002)
+        assert verdict_metrics(judged) == {
+            f"compare/{kind}_delta": -0.01, f"compare/{kind}_delta_low": -0.015,
+            f"compare/{kind}_delta_high": 0.002, "compare/margin": 0.02}
     control = variant("oversized-same-budget 10", (10,))
     outcomes = ("non_inferior", "non_inferior", "inferior")
     rounds = tuple(

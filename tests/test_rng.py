@@ -9,14 +9,8 @@ import pytest
 import torch
 
 from tests.networks import kept_streams
-from wua_mlflow.rng import (
-    Purpose,
-    checked_seed,
-    isolated,
-    numpy_generator,
-    seed_all,
-    torch_generator,
-)
+from wua_mlflow import rng
+from wua_mlflow.rng import Purpose, isolated, numpy_generator, seed_all, torch_generator
 
 
 def _global_draws() -> tuple[float, float, float]:
@@ -29,14 +23,10 @@ def _restored_globals():
         yield
 
 
-def test_the_numbers_of_the_purposes_are_fixed():
+def test_the_numbers_of_the_purposes_are_fixed_and_the_generators_those_of_the_seed_sequence():
     assert {purpose.name: purpose.value for purpose in Purpose} == {
         "SPLIT": 1, "VALIDATION_DATA": 2, "TEST_DATA": 3, "LOADER": 4, "LATENCY": 5, "NULL": 6,
-        "RESAMPLING": 7, "NULL_UNITS": 8, "FOLDS": 9, "LATENCY_RATIO": 10,
-    }
-
-
-def test_the_generators_are_those_of_the_seed_sequence():
+        "RESAMPLING": 7, "NULL_UNITS": 8, "FOLDS": 9, "LATENCY_RATIO": 10}
     for purpose in Purpose:
         sequence = np.random.SeedSequence([42, purpose.value])
         expected = np.random.Generator(np.random.PCG64(sequence)).random(5)
@@ -94,8 +84,8 @@ def test_isolated_restores_cuda():
 
 def test_seeds_that_numpy_and_torch_take_alike():
     for seed in (0, 2**32 - 1, np.int64(7)):
-        assert np.random.RandomState(checked_seed(seed)).rand() < 1
-        assert checked_seed(seed) == seed
+        assert np.random.RandomState(rng.checked_seed(seed)).rand() < 1
+        assert rng.checked_seed(seed) == seed
     for seed in (-1, 2**32, 1.5, "42", True, None):
         with pytest.raises(ValueError, match=r"^seed: expected a whole number in \[0, 2\*\*32\), "):
             numpy_generator(seed, Purpose.SPLIT)

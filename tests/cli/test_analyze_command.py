@@ -223,7 +223,7 @@ def frames_of(run: Run, *names: str) -> dict[str, pd.DataFrame]:
             for name, table in tables.items()}
 
 
-def assert_close(frames: dict[str, pd.DataFrame], others: dict[str, pd.DataFrame]) -> None:
+def assert_close(frames, others):
     for name, frame in frames.items():
         pd.testing.assert_frame_equal(frame, others[name], rtol=1e-6, atol=0)
 

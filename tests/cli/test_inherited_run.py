@@ -15,7 +15,6 @@ from wua_mlflow.cli.main import main
 
 @pytest.fixture
 def inherited(store_uri, monkeypatch):
-    """The run that ``mlflow run`` makes before it starts the command."""
     client = MlflowClient()
     experiment = client.create_experiment("of mlflow run")
     run = client.create_run(experiment)

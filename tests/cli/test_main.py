@@ -95,14 +95,6 @@ def test_help_is_light():
     assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "[]")
 
 
-def test_the_module_is_the_command():
-    done = subprocess.run([sys.executable, "-m", "wua_mlflow", "rnu"], capture_output=True,
-                          text=True, timeout=600)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == ("wua: command: expected one of run, train, analyze, slim, compare, "
-                           "runs, best, show, but got 'rnu'; did you mean 'run'?\n")
-
-
 def test_a_new_store_makes_no_noise(tmp_path):
     """In a process of its own: no migrations, no warnings of third parties."""
     environment = {name: value for name, value in os.environ.items() if "MLFLOW" not in name}

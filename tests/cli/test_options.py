@@ -42,6 +42,8 @@ def test_help_of_a_command_lists_every_field_once(command, capsys):
     (["train", "--slim-hidden", "5"],
      "--slim-hidden: no such option of wua train; did you mean '--hidden'?"),
     (["--vresion"], "--vresion: no such option of wua; did you mean '--version'?"),
+    (["rnu"], "command: expected one of run, train, analyze, slim, compare, runs, best, show, but "
+              "got 'rnu'; did you mean 'run'?"),
     (["run", "--epochs"], "--epochs: expected a value, but got none"),
     (["analyze", "--run_id"], "--run-id: expected a value, but got none"),
     (["run", "--epochs", "--json"], "--epochs: expected a value, but got none"),
@@ -76,19 +78,13 @@ def test_options_are_spelled_with_a_dash_or_an_underscore():
     assert parse(["run", "--slim-hidden", "", "--slim_hidden", "4"]).slim_hidden == "4"
 
 
-@pytest.mark.parametrize(("option", "value"), [("--hidden", "-1,5"), ("--lr", "-inf")])
-def test_a_value_may_begin_with_a_minus(option, value, capsys):
-    assert line_of(["run", option, value], 2, capsys).startswith(f"{option[2:]}: expected ")
-
-
-def test_models_and_options_of_compare_in_any_order():
+def test_a_value_may_begin_with_a_minus_options_stand_anywhere_and_gate_is_a_flag_too(capsys):
+    for option, value in (("--hidden", "-1,5"), ("--lr", "-inf")):
+        assert line_of(["run", option, value], 2, capsys).startswith(f"{option[2:]}: expected ")
     for words in (["a", "b", "--data", "d"], ["--data", "d", "a", "b"], ["a", "--data", "d", "b"]):
         options = parse(["compare", *words])
         assert (options.models, options.data) == (("a", "b"), "d")
-
-
-@pytest.mark.parametrize(("words", "gate"), [
-    ([], None), (["--gate"], "true"), (["--gate", "true"], "true"), (["--gate", "false"], "false"),
-    (["--gate", ""], ""), (["--gate", "--json"], "true")])
-def test_gate_is_a_flag_and_takes_a_value(words, gate):
-    assert parse(["run", *words]).gate == gate
+    for words, gate in (([], None), (["--gate"], "true"), (["--gate", "true"], "true"),
+                        (["--gate", "false"], "false"), (["--gate", ""], ""),
+                        (["--gate", "--json"], "true")):
+        assert parse(["run", *words]).gate == gate

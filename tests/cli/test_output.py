@@ -6,14 +6,11 @@ from tests.report.cases import SAVES, report_with
 from wua_mlflow.cli.output import figures_text, pipeline_text
 
 
-def test_terminal_table_is_aligned():
+def test_the_terminals_table_is_aligned_and_the_verdict_last():
     lines = figures_text(report_with(SAVES)).splitlines()
     ends = {line.rindex("0.8900") + 6 for line in lines if "0.8900" in line}
     ends |= {line.rindex(" 42") + 3 for line in lines if line.startswith("FLOPs, one")}
     assert len(ends) == 1
-
-
-def test_terminal_says_the_verdict_last():
     text = pipeline_text(report_with(SAVES))
     assert text.index("Accuracy: 0.9500 on the training data") < text.index("Verdict: As good w")
     *_, verdict, short = text.split("\n\n")

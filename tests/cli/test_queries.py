@@ -118,7 +118,10 @@ def test_columns_that_say_nothing_are_left_out_and_the_others_aligned(made, caps
     assert [line[:end].split()[-1] for line in lines] == ["FLOPs", "17,420", "34,048"]
 
 
-def test_regressions_have_a_score(store_uri, written, capsys):
+def test_no_runs_and_those_of_regressions_which_have_a_score(store_uri, written, capsys):
+    assert _lines(capsys, "runs") == [f"wua: no run of kind 'variant' in {store_uri}"]
+    assert _lines(capsys, "runs", "--json") == ["[]"]
+    assert _lines(capsys, "runs", "--csv") == ["run_id,name,status,start_time"]
     shutil.copy(written[0], sqlite_file(store_uri))
     client = MlflowClient()
     run_id = client.create_run("0", run_name="oversized 8").info.run_id
@@ -142,20 +145,17 @@ def test_a_narrow_terminal_shortens_ids_and_then_drops_columns(made, capsys, mon
         assert len(lines[0]) <= width
 
 
-def test_the_table_of_pipelines(made, capsys):
+def test_the_table_of_pipelines_and_a_limit_that_says_there_may_be_more(made, capsys):
     head, line = _lines(capsys, "runs", "--kind", "pipeline")
     assert _cells(head) == ["run", "name", "verdict", "FLOPs ÷", "p50 ÷"]
     assert _cells(line) == [made["digits 128-64 → 75-46"], "digits 128-64 → 75-46",
                             "non_inferior", "1.95", "1.03"]
-
-
-def test_a_limit_says_that_there_may_be_more(made, capsys):
     lines = _lines(capsys, "runs", "--limit", "2", "--order-by", "metrics.`flops/forward` ASC")
     assert [_cells(line)[1] for line in lines[1:3]] == ["slim 75-46", "oversized 128-64"]
     assert lines[3:] == ["No more than 2 are shown; --limit N shows more."]
 
 
-def test_json_has_everything_in_full(made, capsys):
+def test_json_has_everything_in_full_and_csv_comes_back_as_it_was(made, capsys):
     failed, slim, original = _json(capsys, "runs")
     assert slim["accuracy/test"] == THIRD
     assert slim["flops/forward"] == 17420 and isinstance(slim["flops/forward"], int)
@@ -164,9 +164,6 @@ def test_json_has_everything_in_full(made, capsys):
     assert failed["accuracy/test"] is None and failed["flops/forward"] is None
     assert original["wua.verdict"] is None
     assert set(failed) == set(slim) == set(original) == set(runs().columns)
-
-
-def test_csv_comes_back_as_it_was(made, capsys):
     table, expected = _csv(capsys, "runs", dtype={"epochs": "Int64"}), runs()
     assert table.columns.tolist() == expected.columns.tolist()
     assert table["accuracy/test"].tolist()[1:] == [THIRD, 0.9722]
@@ -186,12 +183,6 @@ def test_the_best(made, capsys, written):
         f"wua: no variant has the verdict non_inferior in sqlite:///{written[0]}"]
     assert _lines(capsys, *none, "--json", code=1) == ["null"]
     assert _lines(capsys, *none, "--csv", code=1) == ["run_id,name,status,start_time"]
-
-
-def test_no_runs(store_uri, capsys):
-    assert _lines(capsys, "runs") == [f"wua: no run of kind 'variant' in {store_uri}"]
-    assert _lines(capsys, "runs", "--json") == ["[]"]
-    assert _lines(capsys, "runs", "--csv") == ["run_id,name,status,start_time"]
 
 
 def test_one_run(made, capsys):

@@ -24,11 +24,7 @@ def test_panels_hold_every_row_once_and_begin_with_a_block_where_one_is_near(ful
     assert panels_of(rows) == [slice(*each) for each in zip([0, *ends], ends, strict=False)]
     if full == names(200):
         assert rows.blocks[96:98] == ("encoder.layers.15", "encoder.layers.16")
-
-
-@pytest.mark.parametrize(("count", "crowded"), [(440, False), (441, True)])
-def test_rows_are_crowded_above_what_four_panels_name(count, crowded):
-    assert are_crowded(count) is crowded
+    assert are_crowded(441) and not are_crowded(440), "above what four panels name"
 
 
 def test_in_two_panels_every_layer_is_named_within_its_block(legible):
@@ -66,11 +62,8 @@ def test_layers_are_named_by_block(full, prefix, blocks, written):
     starts = [not block or block != before
               for block, before in zip(blocks, ["", *blocks], strict=False)]
     assert [rows.starts_block(i) for i in range(len(full))] == starts
-
-
-def test_without_blocks_a_name_is_whole_but_for_what_all_share():
-    rows = row_names(["net.0.a", "net.0.b", "net.1.a"], by_block=False)
-    assert rows == RowNames("net.", ("", "", ""), ("0.a", "0.b", "1.a"))
+    unblocked = row_names(["net.0.a", "net.0.b", "net.1.a"], by_block=False)
+    assert unblocked == RowNames("net.", ("", "", ""), ("0.a", "0.b", "1.a"))
 
 
 @pytest.mark.parametrize("longest", [3, 20])
@@ -83,6 +76,11 @@ def test_what_differs_looks_different_and_what_does_not_the_same(longest):
     for i, name in enumerate(full):
         for k in range(i):
             assert (short[i] == short[k]) == (name == full[k])
+    long = "a_module_with_a_very_long_name_that_nobody_can_read_at_a_glance"
+    cut, whole = shortened([long, "fc"], longest)
+    assert whole == "fc" and len(cut) <= longest
+    head, tail = cut.split("…")
+    assert long.startswith(head) and long.endswith(tail)
 
 
 @pytest.mark.parametrize("count", [6, 200])
@@ -91,11 +89,3 @@ def test_no_two_rows_of_a_model_look_alike(count):
     assert len(set(zip(rows.blocks, rows.names, strict=True))) == count
     for block, name, full in zip(rows.blocks, rows.names, names(count), strict=True):
         assert f"{rows.prefix}{f'{block}.' if block else ''}{name}" == full
-
-
-def test_a_short_name_stays_whole_and_a_long_one_is_cut():
-    long = "a_module_with_a_very_long_name_that_nobody_can_read_at_a_glance"
-    short = shortened([long, "fc"], 20)
-    assert short[1] == "fc" and len(short[0]) <= 20 and "…" in short[0]
-    head, tail = short[0].split("…")
-    assert long.startswith(head) and long.endswith(tail)

@@ -105,16 +105,13 @@ def test_colours_differ_for_any_reader(sight):
     assert (np.diff(scale[:, 0]) > 0).mean() > 0.97
 
 
-@pytest.mark.parametrize(("ends", "ticks"), [
-    ((35, 75), ["40", "50", "60", "70"]), ((1e3, 1e6), ["1,000", "10,000", "100,000", "1 M"]),
-    ((0.8, 13), ["1", "3", "10"]), ((30, 280), ["50", "100", "200"])])
-def test_ticks_of_a_logarithmic_axis_are_round(ends, ticks):
-    ax = Figure().subplots()
-    log_axis(ax, *ends)
-    assert [label.get_text() for label in ax.get_xticklabels()] == ticks
-
-
-def test_a_difference_is_shaded_from_minus_the_margin():
+def test_ticks_of_a_logarithmic_axis_are_round_and_a_difference_is_shaded_from_minus_the_margin():
+    for ends, ticks in (((35, 75), ["40", "50", "60", "70"]), ((0.8, 13), ["1", "3", "10"]),
+                        ((1e3, 1e6), ["1,000", "10,000", "100,000", "1 M"]),
+                        ((30, 280), ["50", "100", "200"])):
+        ax = Figure().subplots()
+        log_axis(ax, *ends)
+        assert [label.get_text() for label in ax.get_xticklabels()] == ticks
     ax = Figure().subplots()
     difference_axis(ax, (-0.05, 0.01), 0.02, "accuracy")
     (shade,) = ax.patches

@@ -17,7 +17,7 @@ from wua_mlflow.plots.usage import layers_data, plot_layers, plot_units, units_d
 from wua_mlflow.usage.results import NullUsage
 
 
-def test_rows_are_the_layers_in_their_order():
+def test_rows_are_the_layers_in_their_order_and_none_raises():
     usage = model([layer("a", 0.5, (0.4, 0.6), dead_units=3), layer("b", 0.9, weights=300, flops=7),
                    layer("c", 0.0, dead_units=0)], skipped=1)
     data = layers_data(usage)
@@ -29,6 +29,9 @@ def test_rows_are_the_layers_in_their_order():
     assert data.dead_units == pytest.approx([3, math.nan, 0], nan_ok=True)
     assert data.units.tolist() == [10, 10, 10]
     assert data.forward_flops == pytest.approx([math.nan, 7, math.nan], nan_ok=True)
+    for data_of in (layers_data, units_data):
+        with pytest.raises(ValueError, match="usage: expected at least one analysed layer"):
+            data_of(model([]))
 
 
 def test_outside_is_strict_on_both_sides_and_never_without_a_null():
@@ -36,12 +39,6 @@ def test_outside_is_strict_on_both_sides_and_never_without_a_null():
     layers = [layer(name, share, (0.4, 0.6)) for name, share in nulls.items()]
     data = layers_data(model([*layers, layer("none", 0.01)]))
     assert data.outside.tolist() == [True, False, False, True, False]
-
-
-@pytest.mark.parametrize("data", [layers_data, units_data])
-def test_no_layer_raises(data):
-    with pytest.raises(ValueError, match="usage: expected at least one analysed layer"):
-        data(model([]))
 
 
 @pytest.mark.parametrize("draws", [1, 5, 20])
@@ -87,7 +84,7 @@ def _spans(bars) -> list[tuple[float, float]]:
     return [(p.vertices[:, 0].min(), p.vertices[:, 0].max()) for p in bars.get_paths()]
 
 
-def test_bars_end_at_their_values():
+def test_bars_end_at_their_values_and_a_dead_layer_is_flagged_in_its_row_and_above():
     """The share, the range of the null; dead units and FLOPs as a share of the longest."""
     layers = [layer("a", 0.5, (0.55, 0.7), dead_units=5, flops=10),
               layer("b", 1, dead_units=0, flops=30), layer("c", dead_units=10)]
@@ -98,9 +95,6 @@ def test_bars_end_at_their_values():
     dead, flops = (np.diff(_spans(bars)).ravel() for bars in frame.collections)
     assert dead / dead[2] == pytest.approx([0.5, 0, 1])
     assert flops / dead[2] == pytest.approx([1 / 3, 1, 0])
-
-
-def test_a_dead_layer_is_flagged_in_its_row_and_above():
     figure = plot_layers(layers_data(model([layer("a", 0.5), layer("b", 0.0)])))
     (flag,) = [text for text in figure.axes[1].texts if text.get_text() == "no importance at all"]
     assert flag.get_position()[1] == 1 and flag.get_color() == ALARM
@@ -190,7 +184,7 @@ def test_what_the_units_say(importances, phrases, absent):
     assert not [phrase for phrase in phrases if words.count(phrase) != 1] and absent not in words
 
 
-def test_colours_are_the_maps_for_the_logarithm_and_another_where_there_is_none():
+def test_colours_are_the_maps_for_the_logarithm_and_the_line_stands_where_half_is_reached():
     (image,) = plot_units(_of([10.0, 1.0, 0.0], [100.0] + [1.0] * 99)).axes[1].images
     colours = image.to_rgba(image.get_array())
     width = colours.shape[1]
@@ -202,9 +196,6 @@ def test_colours_are_the_maps_for_the_logarithm_and_another_where_there_is_none(
     assert tuple(colours[0, -1]) == to_rgba(NO_IMPORTANCE)
     assert tuple(colours[1, 0]) == viridis(1.0)
     assert (colours[1, width // 100 + 1 :] == colours[1, -1]).all()
-
-
-def test_the_line_stands_where_half_is_reached():
     drawn = plot_units(_of([9.0, 1.0, 1.0, 1.0], [1.0] * 6, [0.0] * 3)).axes[1].collections[-1]
     places = [(path.vertices[0, 0], path.vertices[:, 1].mean()) for path in drawn.get_paths()]
     assert places == [(0.25, 0.0), (0.5, 1.0)]

@@ -61,23 +61,19 @@ ONE = _width(64, 12, 8, {1: 0.5, 8: 0.94, 12: 0.95, 64: 0.96})
 
 
 def _curves(count: int) -> list[LayerWidth]:
-    draw = np.random.default_rng(0)
-    points = [dict(zip((1, 4, 9, 32), np.sort(draw.random(4)), strict=True)) for _ in range(count)]
-    return [replace(_width(32, 9, 9, each), layer=f"stages.{i // 4}.{i % 4}.conv")
-            for i, each in enumerate(points)]
+    scores = np.sort(np.random.default_rng(0).random((count, 4)))
+    return [replace(_width(32, 9, 9, dict(zip((1, 4, 9, 32), row, strict=True))),
+                    layer=f"stages.{i // 4}.{i % 4}.conv") for i, row in enumerate(scores)]
 
 
-def test_points_width_and_threshold_are_drawn_where_they_are():
+def test_points_width_and_threshold_of_the_curves_and_what_they_say():
     (axes,) = plot_curves(curves_data([ONE], method="ablation")).axes
     lines = {line.get_color(): np.asarray(line.get_xydata()).tolist() for line in axes.lines}
     assert lines == {MEASURED: [[1, 0.5], [8, 0.94], [12, 0.95], [64, 0.96]],
                      INK: [[0, 0.94], [1, 0.94]], SLIM: [[12, 0], [12, 1]]}
     (ring,) = axes.collections
     assert np.asarray(ring.get_offsets()).tolist() == [[8, 0.94]]
-
-
-def test_what_the_curves_say():
-    words = words_of(plot_curves(curves_data([ONE], method="ablation")))
+    words = words_of(axes.figure)
     for phrase in ("The curve that each width was read from: ablation",
                    "up: accuracy; across: units kept of the layer", "12 of 64 units (alone 8)",
                    "losses together were larger than one alone may lose",
@@ -89,11 +85,6 @@ def test_what_the_curves_say():
     assert (len(data.curves), data.left_out) == (MOST_PANELS, 7)
     words = words_of(plot_curves(replace(data, curves=data.curves[:1])))
     assert "7 further layers are in widths.json." in words
-
-
-@pytest.mark.parametrize("count", [1, 2, 9])
-def test_curves_can_be_read(count, legible):
-    legible(plot_curves(curves_data(_curves(count), method="projection")))
 
 
 ORIGINAL = Trial((128, 64), 35_000, "original", 0.0, 0.0, 0.0, 0.97)
@@ -129,8 +120,9 @@ def test_what_the_trials_say(trials, options, phrases, absent):
     assert not [phrase for phrase in phrases if phrase not in words] and absent not in words
 
 
-@pytest.mark.parametrize("count", [1, 30])
-def test_trials_can_be_read(count, legible):
+@pytest.mark.parametrize("count", [1, 2, 9, 30])
+def test_curves_and_trials_can_be_read(count, legible):
+    legible(plot_curves(curves_data(_curves(count), method="projection")))
     trials = [Trial((10 + i, 5 + i), 1_000.0 + i, "inconclusive", -0.01, -0.02 - i / 1000, 0.0, 0.9)
               for i in range(count)]
     legible(plot_trials(trials_data(trials, chosen=(10, 5), margin=0.02)))

@@ -36,7 +36,7 @@ def test_what_is_saved_and_what_is_not(old, new, interval, words):
     assert ("not measurably faster per sample" in report.in_short) == (interval is not None)
 
 
-def test_the_table_of_figures():
+def test_the_table_of_figures_and_what_would_settle_it():
     rows = [line for line in _lines(REPORT) if line.startswith("|")]
     assert len({row.count("|") for row in rows}) == 1
     assert {"| FLOPs, one sample | 60 | 42 | 1.43× |",
@@ -44,6 +44,9 @@ def test_the_table_of_figures():
             "| samples a second, batched | 1,000 | 1,500 | 1.50× |",
             "| share of weights that holds 90% | 65.00% | – |  |"} <= set(rows)
     assert not any("R²" in row for row in rows)
+    judged = verdict("inconclusive", settle="About 9 more.")
+    report = replace(REPORT, comparison=replace(REPORT.comparison, artifact=judged))
+    assert report.headline.startswith("Inconclusive: ") and "About 9 more." in pipeline_text(report)
 
 
 def test_what_there_is_to_tell_of_a_cut_in_rounds():
@@ -121,9 +124,3 @@ def test_html_is_well_formed_and_escapes():
 
     Checker().feed(page)
     assert open_tags == []
-
-
-def test_the_text_says_what_would_settle_it():
-    judged = verdict("inconclusive", settle="About 9 more.")
-    report = replace(REPORT, comparison=replace(REPORT.comparison, artifact=judged))
-    assert report.headline.startswith("Inconclusive: ") and "About 9 more." in pipeline_text(report)

@@ -56,14 +56,11 @@ def test_points(layers, points):
     assert _block(_blocks(model(layers)), Bullets).points == (*points, CAUTION)
 
 
-def test_layers_without_a_null_beside_others_are_named():
+def test_many_layers_are_counted_those_without_a_null_named_and_the_slim_ones_in_the_table():
     usage = replace(model([_of("a", 0.65), _of("c", 0.65, null=None)]), null=_of("a", 1).null)
     assert _block(_blocks(usage), Bullets).points[1] == (
         "Not compared with networks that learned nothing, since they could not be "
         "re-initialised: c.")
-
-
-def test_many_layers_are_counted_and_the_table_has_the_slim_ones_share_beside_them():
     blocks = _blocks(model([_of(f"l{i}", 0.55) for i in range(9)]), model([_of("l0", 0.8)]))
     assert _block(blocks, Bullets).points[0].endswith(" and 4 more.")
     table = _block(blocks, Table)
@@ -71,7 +68,4 @@ def test_many_layers_are_counted_and_the_table_has_the_slim_ones_share_beside_th
     assert (row["layer"], row["effective share"], row["slim: effective share"]) == (
         "l0", "55.0%", "80.0%")
     assert row["learned nothing"] == "60.0% to 70.0%"
-
-
-def test_what_was_not_analysed_has_no_blocks():
-    assert usage_blocks(report_with({})) == []
+    assert usage_blocks(report_with({})) == [], "of a model that was not analysed"

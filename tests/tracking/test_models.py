@@ -148,11 +148,10 @@ def test_what_the_store_holds_of_a_model(run):
         loaded.predict(np.zeros((2, 1, 8, 8), np.float32))
 
 
-def test_it_loads_by_the_run_and_on_the_cpu_where_there_is_a_gpu_too(run, monkeypatch):
-    """Left to itself, MLflow takes a GPU where it finds one, and then refuses a graph of the CPU's.
-    """
+def test_a_wrapped_model_loads_by_the_run_and_on_the_cpu_where_there_is_a_gpu_too(run, monkeypatch):
+    """Left to itself, MLflow takes a GPU where it finds one, and then refuses a CPU's graph."""
     model, inputs = mlp(3, 2), rows(9, 3)
-    model_id, _ = log(run, model, inputs)
+    model_id, _ = log(run, nn.DataParallel(torch.compile(model, backend="eager")), inputs)
     expected = model(inputs).detach()
     by_run = mlflow.pytorch.load_model(f"runs:/{run[1]}/model")
     torch.testing.assert_close(by_run(inputs).detach(), expected)
@@ -161,12 +160,6 @@ def test_it_loads_by_the_run_and_on_the_cpu_where_there_is_a_gpu_too(run, monkey
     np.testing.assert_allclose(loaded.predict(inputs.numpy()), expected, rtol=1e-6)
     with pytest.raises(MlflowException, match="can't be loaded on 'cuda'"):
         mlflow.pyfunc.load_model(f"models:/{model_id}", model_config={"device": "cuda"})
-
-
-def test_a_wrapped_model_is_saved_as_what_is_inside(run):
-    model, inputs = mlp(3, 2), rows(9, 3)
-    model_id, _ = log(run, nn.DataParallel(torch.compile(model, backend="eager")), inputs)
-    torch.testing.assert_close(load_exported(f"models:/{model_id}")(inputs), model(inputs))
 
 
 def test_random_streams_the_models_state_and_the_terminal_are_left_alone(run, capfd):
@@ -184,24 +177,19 @@ def test_random_streams_the_models_state_and_the_terminal_are_left_alone(run, ca
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_loading_refuses_pickle_unless_it_is_allowed(run, tmp_path, monkeypatch):
+def test_loading_refuses_what_holds_nothing_and_pickle(run, tmp_path, monkeypatch):
     monkeypatch.delenv(ALLOW_PICKLE, raising=False)
     mlflow.pytorch.save_model(mlp(3, 4, 2), tmp_path / "pickled", serialization_format="pickle",
                               pip_requirements=["torch"])
-    uri = (tmp_path / "pickled").as_uri()
-    with pytest.raises(ValueError, match=f"^model URI {uri}: cannot be loaded: .*pickle") as caught:
-        load_exported(uri)
-    assert "\n" not in str(caught.value)
+    pickled = (tmp_path / "pickled").as_uri()
+    for uri, reason in ((pickled, ".*pickle"), ("models:/nothing/1", ""), ("runs:/0123/model", ""),
+                        ("no such folder", "")):
+        with pytest.raises(ValueError, match=f"^model URI {uri}: cannot be loaded: {reason}") as e:
+            load_exported(uri)
+        assert "\n" not in str(e.value)
     assert ALLOW_PICKLE not in os.environ
     monkeypatch.setenv(ALLOW_PICKLE, "true")
-    assert isinstance(load_exported(uri), nn.Sequential)
-
-
-@pytest.mark.parametrize("uri", ["models:/nothing/1", "runs:/0123/model", "no such folder"])
-def test_a_uri_that_holds_nothing_is_one_line(run, uri):
-    with pytest.raises(ValueError, match=f"^model URI {uri}: cannot be loaded: ") as caught:
-        load_exported(uri)
-    assert "\n" not in str(caught.value)
+    assert isinstance(load_exported(pickled), nn.Sequential)
 
 
 def test_tensors_come_back_as_they_were(tmp_path):
@@ -251,16 +239,11 @@ def test_a_model_that_cannot_be_saved_is_one_line_and_failed(run, compute, messa
     (nn.Bilinear(2, 2, 1), (rows(9, 2), rows(9, 2)), "^model: MLflow serves models of one input "
                                                      "tensor, but this one takes a tuple$")])
 def test_inputs_that_no_example_can_be_made_of(run, model, inputs, message):
+    with pytest.raises(ValueError, match="^model: expected a torch.nn.Module that runs in Python"):
+        log(run, torch.jit.ScriptModule(), rows(9, 3))  # before anything is logged
     with pytest.raises(ValueError, match=message):
         log(run, model, inputs)
     assert only_model(run).status == "FAILED"
-
-
-def test_what_is_no_python_module_is_refused_before_anything_is_logged(run):
-    with pytest.raises(ValueError, match="^model: expected a torch.nn.Module that runs in Python"):
-        log(run, torch.jit.ScriptModule(), rows(9, 3))
-    store, _ = run
-    assert store.client.search_logged_models([store.experiment_id]) == []
 
 
 @pytest.mark.parametrize(("stop", "within"), [(KeyboardInterrupt, "upload"), (OSError, "file")])

@@ -14,12 +14,9 @@ METRICS, TAGS, ARTIFACTS = (
     for names in (Metric, Tag, ArtifactPath))
 
 
-def test_no_name_is_given_twice():
+def test_no_name_is_given_twice_and_names_of_layers():
     for names in (METRICS, TAGS, ARTIFACTS):
         assert len(names) == len(set(names)) > 8
-
-
-def test_names_of_layers():
     assert layer_metric("encoder.layers.0.fc1", "units") == "layers/encoder.layers.0.fc1/units"
     assert layer_metric("", "entropy") == "layers/model/entropy"
     assert layer_metric("a+b/c", "entropy") == "layers/a_b_c/entropy"

@@ -60,7 +60,7 @@ def test_filter_order_and_limit_are_mlflows(populated, calls):
     assert several["name"].tolist()[:2] == ["slim 6", "slim 5"]
 
 
-def test_a_call_a_page_and_none_a_run(writer, calls, monkeypatch):
+def test_a_call_a_page_and_none_a_run_and_every_page_of_experiments(writer, calls, monkeypatch):
     names = [f"run {number}" for number in range(12)]
     for name in names:
         writer.run(name)
@@ -71,15 +71,13 @@ def test_a_call_a_page_and_none_a_run(writer, calls, monkeypatch):
         assert [name for name, _ in calls] == [
             "get_experiment_by_name", *["search_runs"] * len(sizes)]
         assert [options["max_results"] for _, options in calls[1:]] == sizes
-
-
-def test_every_experiment_is_searched_where_a_page_does_not_hold_them(writer, monkeypatch):
     for number in range(4):
-        writer.run(f"run {number}", experiment=writer.client.create_experiment(f"e{number}"))
+        writer.run(f"of {number}", experiment=writer.client.create_experiment(f"e{number}"))
     search = MlflowClient.search_experiments
     monkeypatch.setattr(MlflowClient, "search_experiments",
                         lambda self, **options: search(self, **{**options, "max_results": 2}))
-    assert sorted(runs()["name"]) == [f"run {number}" for number in range(4)]
+    assert runs()["name"].tolist() == [*(f"of {number}" for number in range(3, -1, -1)),
+                                       *names[::-1]]
 
 
 def test_deleted_runs_and_experiments_are_not_listed(populated):
@@ -91,13 +89,10 @@ def test_deleted_runs_and_experiments_are_not_listed(populated):
         runs("other")
 
 
-def test_no_runs_make_an_empty_table(store_uri):
+def test_no_runs_make_an_empty_table_and_reading_no_database(store_uri, tmp_path):
     table = runs()
     assert table.empty and table.columns.tolist() == ["run_id", "name", "status", "start_time"]
     assert best() is None
-
-
-def test_reading_does_not_make_a_database(store_uri, tmp_path):
     file = tmp_path / "elsewhere" / "mlflow.db"
     mlflow.set_tracking_uri(f"sqlite:///{file}")
     assert runs().empty and best() is None
@@ -132,10 +127,10 @@ def test_a_store_that_fails_is_not_a_wrong_filter(populated, monkeypatch):
     def fails(*_, **__):
         raise MlflowException("connection refused")
 
-    with monkeypatch.context() as patch:
-        patch.setattr(MlflowClient, "search_runs", fails)
-        with pytest.raises(MlflowException, match="connection refused"):
-            runs(where="metrics.loss > 1")
+    monkeypatch.setattr(MlflowClient, "search_runs", fails)
+    with pytest.raises(MlflowException, match="connection refused"):
+        runs(where="metrics.loss > 1")
+    monkeypatch.undo()
 
 
 def test_params_of_a_project_are_as_they_were_given(writer):

@@ -50,29 +50,30 @@ def test_two_runs_side_by_side(populated):
     assert set(map(str, table.dtypes)) == {"Float64"}
 
 
-def test_a_ratio_of_what_is_not_above_zero_is_na(writer):
+def test_a_ratio_of_what_is_not_above_zero_is_na_and_alike_names_have_ids(writer):
     pair = [writer.run(name, metrics={"usage/shift": shift, "loss/test": 0.0, "size/bytes": 4.0})
             for name, shift in (("a", -0.5), ("b", 0.25))]
     assert compare_runs(*pair)["ratio"].isna().to_dict() == {
         "loss/test": True, "size/bytes": False, "usage/shift": True}
     with pytest.raises(ValueError, match=f"^b: expected another run than a, .* {pair[0]}$"):
         compare_runs(pair[0], pair[0][:12])
+    for names in (("slim 7", "slim 7"), ("ratio", "slim 7")):
+        pair = [writer.run(name, metrics={"loss/test": 1.0}) for name in names]
+        assert compare_runs(*pair).columns.tolist() == [
+            *(f"{name} ({run_id[:8]})" for name, run_id in zip(names, pair, strict=True)), "ratio"]
 
 
-@pytest.mark.parametrize("names", [("slim 7", "slim 7"), ("ratio", "slim 7")])
-def test_names_that_would_be_taken_for_each_other_have_the_id_beside_them(writer, names):
-    pair = [writer.run(name, metrics={"loss/test": 1.0}) for name in names]
-    assert compare_runs(*pair).columns.tolist() == [
-        *(f"{name} ({run_id[:8]})" for name, run_id in zip(names, pair, strict=True)), "ratio"]
-
-
-def test_everything_about_one_run(populated):
+def test_everything_about_one_run_and_one_line_where_there_is_none(populated):
     assert show_run(populated["slim 7"])["value"].to_dict() == {
         "run_id": populated["slim 7"], "name": "slim 7", "status": "FINISHED",
         "start_time": pd.Timestamp("2023-11-14 22:13:21+00:00"),
         "wua.kind": "variant", "wua.test_digest": "d1", "wua.verdict": "inconclusive",
         "batch_size": "64", "epochs": 60, "hidden": "7", "lr": 0.01,
         "accuracy/test": 0.873, "flops/forward": 42, "compare/looks": 1}
+    for run_id in ("abc", "slim 7", "0123456789abcdef" * 2, "", "100%", "ffff"):
+        with pytest.raises(ValueError, match="^run: no run") as caught:
+            show_run(run_id)
+        assert f"'{run_id}'" in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_the_beginning_of_an_id_is_enough(populated, calls):
@@ -94,13 +95,6 @@ def test_the_beginning_of_several_ids_names_them(writer, monkeypatch):
     with pytest.raises(ValueError, match=rf"'abcd' fits {ids[1]} \(slim 8\), {ids[0]} \(slim 7\)$"):
         find_run("abcd")
     assert find_run(ids[0][:-1] + "0").info.run_name == "slim 7"
-
-
-def test_a_run_that_is_not_there_is_one_line(populated):
-    for run_id in ("abc", "slim 7", "0123456789abcdef" * 2, "", "100%", "ffff"):
-        with pytest.raises(ValueError, match="^run: no run") as caught:
-            find_run(run_id)
-        assert f"'{run_id}'" in str(caught.value) and "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(("read", "argument"), [(find_run, "0" * 32), (find_run, "0000"),
@@ -156,7 +150,7 @@ def test_a_control_has_the_same_original_the_same_budget_and_is_trained(store_ur
     assert find_control(store.client, store.experiment_id, "a", 5) == control
 
 
-def test_the_controls_of_a_slim_one_are_those_that_it_notes(store_uri):
+def test_the_controls_of_a_slim_one_and_the_result_of_a_pipeline_are_as_noted(store_uri):
     store = connect("lineage")
     first, second = (_made(store, CONTROL, baseline="a") for _ in range(2))
 
@@ -169,10 +163,6 @@ def test_the_controls_of_a_slim_one_are_those_that_it_notes(store_uri):
     assert controls(baseline="a", controls=f"{'0' * 32},{second}") == [second]
     assert controls(baseline="a") == [second]
     assert controls(baseline="b") == []
-
-
-def test_the_result_of_a_pipeline_is_what_its_own_run_says(store_uri):
-    store = connect("lineage")
     with ended(store, new_run(store, "pipeline", {"wua.kind": "pipeline"})) as pipeline:
         assert result_of(store.client, pipeline) is None
         store.client.set_tag(pipeline, "wua.result", "r")

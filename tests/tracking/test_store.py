@@ -16,11 +16,15 @@ from tests.conftest import MLFLOW_VARIABLES
 from wua_mlflow.tracking.store import connect, ended, new_run, shown_uri, sqlite_file
 
 
-def test_an_experiment_is_made_once(store_uri):
+def test_an_experiment_is_made_once_and_a_deleted_one_is_one_line(store_uri):
     first, again = connect("mine"), connect("mine")
     assert first.experiment_id == again.experiment_id
     assert first.uri == store_uri
-    assert [e.name for e in MlflowClient(store_uri).search_experiments()] == ["mine", "Default"]
+    client = MlflowClient(store_uri)
+    assert [e.name for e in client.search_experiments()] == ["mine", "Default"]
+    client.delete_experiment(first.experiment_id)
+    with pytest.raises(ValueError, match="^experiment: 'mine' is deleted; .*restore -x 1"):
+        connect("mine")
 
 
 def test_mlflow_chooses_the_experiment_where_none_is_named(store_uri, monkeypatch):
@@ -51,13 +55,6 @@ def test_what_the_environment_names_and_is_not_there_is_one_line(store_uri, monk
         connect()
 
 
-def test_a_deleted_experiment_is_one_line(store_uri):
-    client = MlflowClient(store_uri)
-    client.delete_experiment(client.create_experiment("gone"))
-    with pytest.raises(ValueError, match="^experiment: 'gone' is deleted; .*restore -x 1"):
-        connect("gone")
-
-
 def test_an_experiment_that_another_process_makes_meanwhile_is_taken(store_uri, monkeypatch):
     by_name = MlflowClient.get_experiment_by_name
     made = []
@@ -85,22 +82,35 @@ def test_a_folder_whose_name_an_address_escapes(store_uri, tmp_path, migrated_da
     assert {file.name for file in folder.iterdir()} == {"mlflow.db", "mlflow.db.lock"}
 
 
-def test_the_file_of_an_address():
+def test_the_file_of_an_address_and_how_it_is_shown_without_its_secrets(store_uri):
     assert str(sqlite_file("sqlite:///mlflow.db")) == "mlflow.db"
     assert str(sqlite_file("sqlite:////data/mlflow.db?timeout=5")) == "/data/mlflow.db"
     assert sqlite_file("sqlite://") is sqlite_file("sqlite:///:memory:") is None
     assert sqlite_file("http://127.0.0.1:5000") is sqlite_file("databricks") is None
+    for uri, shown in (
+            ("http://ann:secret@host:5000/a", "http://…@host:5000/a"),
+            ("https://token@host", "https://…@host"),
+            ("postgresql+psycopg2://ann:se/cret@db/mlflow", "postgresql+psycopg2://…@db/mlflow"),
+            ("mysql://ann:se@cret@db/mlflow", "mysql://…@db/mlflow"),
+            ("mssql://db/mlflow?user=ann&password=secret", "mssql://db/mlflow?…")):
+        assert shown_uri(uri) == shown
+    for uri in ("http://host:5000", "databricks://profile", "sqlite:////home/ann@work/mlflow.db",
+                "file:///home/a?b", "/home/ann/mlruns"):
+        assert shown_uri(uri) == uri
+    assert shown_uri() == store_uri
 
 
-def test_a_block_that_succeeds_ends_the_run(store_uri):
+def test_a_block_that_succeeds_ends_the_run_or_leaves_it_open_for_the_next_step(store_uri):
     store = connect("mine")
     parent = new_run(store, "parent", {"wua.kind": "pipeline"})
     with ended(store, parent):
         child = new_run(store, "child", {}, parent=parent)
-        with ended(store, child):
-            pass
+        for finish, status in ((False, "RUNNING"), (True, "FINISHED")):
+            with ended(store, child, finish=finish):
+                pass
+            assert store.client.get_run(child).info.status == status
     run = MlflowClient(store_uri).get_run(child)
-    assert run.info.status == "FINISHED" and run.info.end_time >= run.info.start_time
+    assert run.info.end_time >= run.info.start_time
     assert (run.info.run_name, run.data.tags["mlflow.parentRunId"]) == ("child", parent)
     assert MlflowClient(store_uri).get_run(parent).data.tags["wua.kind"] == "pipeline"
 
@@ -121,15 +131,6 @@ def test_a_block_that_does_not_succeed_ends_the_run(store_uri, error, status, li
     run = MlflowClient(store_uri).get_run(run_id)
     assert run.info.status == status
     assert run.data.tags.get("wua.error") == line
-
-
-def test_a_run_may_be_left_open_for_the_next_step(store_uri):
-    store = connect("mine")
-    run_id = new_run(store, "run", {})
-    with ended(store, run_id, finish=False):
-        pass
-    assert MlflowClient(store_uri).get_run(run_id).info.status == "RUNNING"
-    store.client.set_terminated(run_id)
 
 
 def gone(*_, **__):
