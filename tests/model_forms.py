@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -33,16 +34,8 @@ def exported(model: nn.Module, x: Tensor) -> nn.Module:
     return torch.export.export(model.eval(), (x,), dynamic_shapes=({0: batch},)).module()
 
 
-def compiled_part() -> nn.Module:
-    parts = net(inner=nn.Linear(4, 4))
-    parts["inner"] = torch.compile(parts["inner"], backend="eager")
-    return Layers(through(lambda model, h: model.inner(h)), **parts)
-
-
-def scripted_part() -> nn.Module:
-    parts = net(inner=nn.Linear(4, 4))
-    parts["inner"] = torch.jit.script(parts["inner"])
-    return Layers(through(lambda model, h: model.inner(h)), **parts)
+def with_part(wrap: Callable[[nn.Module], nn.Module]) -> nn.Module:
+    return Layers(through(lambda model, h: model.inner(h)), **net(inner=wrap(nn.Linear(4, 4))))
 
 
 def swapped(model: Any, h: Tensor) -> Tensor:
@@ -97,7 +90,8 @@ FORMS: dict[str, tuple[Callable[[], nn.Module], Callable[[int], Any], tuple[str,
     "lstm": (reader, tokens, ()),
     "restless": (restless, lambda n: rows(n, 3), ()),
     "compiled": (lambda: torch.compile(mlp(3, 4, 2), backend="eager"), lambda n: rows(n, 3), ()),
-    "compiled part": (compiled_part, lambda n: rows(n, 3), ()),
+    "compiled part": (lambda: with_part(functools.partial(torch.compile, backend="eager")),
+                      lambda n: rows(n, 3), ()),
     "data parallel": (lambda: nn.DataParallel(mlp(3, 4, 2)), lambda n: rows(n, 3), ()),
     "exported": (lambda: exported(mlp(3, 4, 2), rows(4, 3)), lambda n: rows(n, 3), ()),
     "exported cnn": (lambda: exported(cnn(), rows(4, 3, 8, 8)), lambda n: rows(n, 3, 8, 8), ()),
@@ -106,7 +100,7 @@ FORMS: dict[str, tuple[Callable[[], nn.Module], Callable[[int], Any], tuple[str,
     "checkpointed": (lambda: Layers(through(lambda model, h: checkpoint(
         model.inner, h, use_reentrant=False)), **net(inner=nn.Linear(4, 4))),
         lambda n: rows(n, 3), ()),
-    "scripted part": (scripted_part, lambda n: rows(n, 3), ()),
+    "scripted part": (lambda: with_part(torch.jit.script), lambda n: rows(n, 3), ()),
     "bag": (bag, tokens, ()),
     "complex part": (complex_part, lambda n: rows(n, 3), ()),
     "integer part": (integer_part, lambda n: rows(n, 3), ()),

@@ -122,13 +122,11 @@ def _double(x: Tensor) -> Tensor:
     return 2 * x
 
 
-@pytest.mark.parametrize(
-    ("function", "expected"),
-    [
-        (lambda x: torch.fft.rfft(x).abs() + torch.fft.rfft(x).abs(), {"aten._fft_r2c": 2}),
-        (torch.linalg.svd, {"aten._linalg_svd": 1}),
-        (lambda x: F.interpolate(x[None], size=3, mode="linear"), {"aten.upsample_linear1d": 1}),
-        (_double, {"wua_test.double": 1})])
+@pytest.mark.parametrize(("function", "expected"), [
+    (lambda x: torch.fft.rfft(x).abs() + torch.fft.rfft(x).abs(), {"aten._fft_r2c": 2}),
+    (torch.linalg.svd, {"aten._linalg_svd": 1}),
+    (lambda x: F.interpolate(x[None], size=3, mode="linear"), {"aten.upsample_linear1d": 1}),
+    (_double, {"wua_test.double": 1})])
 def test_operators_without_a_formula_are_reported(function, expected):
     assert count_flops(Apply(function), torch.ones(4, 6)).uncounted == expected
 

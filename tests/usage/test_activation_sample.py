@@ -200,9 +200,6 @@ def test_inputs_of_any_kind_have_keys(values):
     assert_rank(two(real), inputs, real(inputs))
 
 
-# Hidden states of recurrent layers
-
-
 UNITS, STEPS = 5, 6
 
 

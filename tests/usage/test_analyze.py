@@ -87,9 +87,6 @@ def test_what_cannot_be_analysed():
             analyze(model, rows(4, 3))
 
 
-# What is taken as data
-
-
 BATCHINGS = {
     "batches of 5": lambda x: x.split(5),
     "uneven": lambda x: x.split([1, 200, 99, 300]),
@@ -131,6 +128,7 @@ def test_a_null_sees_the_same_inputs():
     assert usage.null.draws == 3
     assert usage.layers["0"].null.share == pytest.approx(whole.layers["0"].null.share, rel=1e-6)
     assert usage.layers["0"].null_share == usage.layers["0"].null.share
+    assert analyze(PLAIN, inputs, null=3, seed=6).null.share != whole.null.share
 
 
 def test_a_null_needs_data_that_can_be_gone_over_again():
@@ -141,9 +139,6 @@ def test_a_null_needs_data_that_can_be_gone_over_again():
                                          "; give a DataLoader or a list$"):
         analyze(PLAIN, once, null=1)
     assert torch.equal(torch.cat(list(once)), inputs)  # nothing of it was used up
-
-
-# Which layers a name stands for
 
 
 def stack(along: int = 0) -> Layers:

@@ -55,6 +55,7 @@ def projections(attn: nn.MultiheadAttention) -> tuple[list[Tensor], list[Tensor]
     return weights, [zero] * 3 if attn.in_proj_bias is None else list(attn.in_proj_bias.chunk(3))
 
 
+@torch.no_grad()
 def by_formula(model: Attend, x: Tensor, padding: Tensor | None = None):
     """By projection (weight, what it met, what it gave): softmax(q kᵀ / √d) v, head by head."""
     inputs, (weights, biases) = model.qkv(x), projections(model.attn)
@@ -84,8 +85,7 @@ def test_the_four_projections_by_the_formula(options, batch_first):
     model, x = Attend(batch_first=batch_first, **options), rows(5, 4, 8)
     if not options.get("bias", True):
         model.attn.out_proj.bias = nn.Parameter(torch.zeros(8))
-    with torch.no_grad():
-        expected = by_formula(model, x)
+    expected = by_formula(model, x)
     for name, (weight, met, gave) in expected.items():
         assert_importance(model, x, name, weight, flat(met), flat(gave))
     torch.testing.assert_close(expected["attn.out_proj"][2], model(x), rtol=1e-5, atol=1e-6)
@@ -100,8 +100,7 @@ def test_the_four_projections_by_the_formula(options, batch_first):
 def test_keys_that_are_padded_change_what_comes_out(batch_first, wants):
     model, x = Attend(batch_first=batch_first, wants=wants), rows(5, 4, 8)
     padding = torch.arange(4) >= torch.tensor([2, 4, 3, 4, 1])[:, None]
-    with torch.no_grad():
-        weight, met, gave = by_formula(model, x, padding)["attn.out_proj"]
+    weight, met, gave = by_formula(model, x, padding)["attn.out_proj"]
     assert_importance(model, [{"x": x, "padding": padding}], "attn.out_proj", weight, flat(met),
                       flat(gave))
 
@@ -112,9 +111,7 @@ def test_one_sequence_without_a_batch_dimension():
             return self.attn(x[0], x[0], x[0])[0].unsqueeze(0)
 
     model, x = Single(), rows(1, 4, 8)
-    with torch.no_grad():
-        expected = by_formula(model, x)
-    for name, (weight, met, gave) in expected.items():
+    for name, (weight, met, gave) in by_formula(model, x).items():
         assert_importance(model, x, name, weight, flat(met), flat(gave))
 
 

@@ -211,9 +211,6 @@ def test_a_table_whose_gradients_are_sparse():
     assert torch.equal(importance, expected) and bool(expected.any())
 
 
-# Losses that cannot be used
-
-
 PLAIN = mlp(3, 4, 2)
 BATCH = [(rows(4, 3), labels(4))]
 

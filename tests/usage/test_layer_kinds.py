@@ -226,9 +226,6 @@ def test_an_expert_that_gets_no_rows_is_all_zeros_and_flagged(criterion):
     assert_importance(model, x, "experts.0", model.experts[0].weight, real, model.experts[0](real))
 
 
-# A bias that the model adds to a product by itself
-
-
 def gated(z: Tensor, b: Tensor) -> Tensor:
     return torch.where(z + b > 0, z + b, 0.0)
 

@@ -103,22 +103,17 @@ def test_the_units_measure_of_a_large_layer_in_pieces():
 
 
 @pytest.mark.filterwarnings("ignore:LSTM with projections")
-def test_a_criterion_that_makes_no_sense_for_a_layer_leaves_it_out_by_name():
+def test_a_criterion_that_makes_no_sense_for_a_layer_is_refused_by_name():
     model = Layers(lambda model, x: model.head(model.rnn(x)[0][:, -1]), head=nn.Linear(2, 2),
                    rnn=nn.LSTM(3, 5, batch_first=True, proj_size=2))
-    x = rows(6, 4, 3)
-    usages = analyze(model, x, criterion=["output", "magnitude"])
-    assert set(usages["magnitude"].layers) == {"rnn.weight_ih_l0", "rnn.weight_hh_l0",
-                                               "rnn.weight_hr_l0"}
-    for name in ("rnn.weight_ih_l0", "rnn.weight_hh_l0"):
-        assert usages["output"].skipped[name] == (
-            "its units' outputs are hidden by a projection: no mean output")
-        assert name not in usages["output"].layers
+    x, by_projection = rows(6, 4, 3), "hidden by a projection: no mean output"
+    for name, criterion, reason in (
+            ("rnn.weight_ih_l0", "output", by_projection),
+            ("rnn.weight_hh_l0", "output", by_projection),
+            ("rnn.weight_hr_l0", "wanda", "hidden within the cell")):
         with pytest.raises(ValueError, match=f"^layer {name}: expected one that can be analysed, "
-                                             "but got: .* hidden by a projection"):
-            layer_importance(model, x, [name])
-    with pytest.raises(ValueError, match="^layer rnn.weight_hr_l0: .* hidden within the cell$"):
-        layer_importance(model, x, ["rnn.weight_hr_l0"], "wanda")
+                                             f"but got: .* {reason}$"):
+            layer_importance(model, x, [name], criterion)
     with pytest.raises(ValueError, match="^model: expected a layer .* hidden within the cell"):
         analyze(model, x, criterion="wanda", layers=["rnn.weight_hr_l0"])
 

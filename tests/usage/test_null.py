@@ -107,9 +107,8 @@ def test_the_range_and_the_shift_are_those_of_the_draws():
 
 def test_draws_work_on_one_copy_that_has_forgotten_everything():
     model = nn.Sequential(nn.Linear(30, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 2))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.fill_(7.0)
+    for parameter in model.parameters():
+        parameter.data.fill_(7.0)
     model[1].running_mean.fill_(5.0)
     first, second = states(model, INPUTS)
     assert not torch.equal(first["0.weight"], second["0.weight"])
@@ -129,13 +128,6 @@ def test_a_parents_own_initialisation_has_the_last_word():
                    outer=nn.Linear(4, 2))
     usage = analyze(model, INPUTS, criterion="magnitude", null=3)
     assert usage.layers["inner"].null.low == pytest.approx(1.0)
-
-
-def test_draws_are_those_of_the_seed():
-    first, again, other = (analyze(trained(), INPUTS, null=3, seed=seed).layers["0"].null
-                           for seed in (4, 4, 5))
-    assert first == again
-    assert first.share != other.share
 
 
 @pytest.mark.parametrize("make", [trained, stuck], ids=[REINITIALISED, PERMUTED])
@@ -191,9 +183,6 @@ def test_a_model_that_cannot_be_copied(make, reason):
         analyze(make(), data, null=2, **options)
 
 
-# Which layers are re-initialised, which are permuted
-
-
 def assert_permuted(values: Tensor, before: Tensor) -> None:
     assert not torch.equal(values, before)
     assert torch.equal(values.flatten().sort().values, before.flatten().sort().values)
@@ -229,10 +218,9 @@ def test_an_encoders_layers_are_reinitialised_and_a_class_token_stays():
     model = Layers(vision, token=nn.Parameter(torch.full((1, 1, 8), 7.0)), head=nn.Linear(8, 2),
                    encoder=nn.TransformerEncoderLayer(8, 2, 16, batch_first=True))
     inputs = torch.randn(20, 5, 8)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.fill_(7.0)
-        model.encoder.linear1.weight.copy_(torch.randn(16, 8).exp())
+    for parameter in model.parameters():
+        parameter.data.fill_(7.0)
+    model.encoder.linear1.weight.data.copy_(torch.randn(16, 8).exp())
     usage = analyze(model, inputs, null=2)
     kinds = {layer.null.kind for layer in usage.layers.values()}
     assert kinds == {usage.null.kind} == {REINITIALISED}

@@ -59,6 +59,7 @@ def one_sequence(rnn: nn.RNNBase, layer: int, way: int, x: Tensor, first: Tensor
     return (before.flip(0), after.flip(0)) if way else (before, after)
 
 
+@torch.no_grad()
 def step_by_step(rnn: nn.RNNBase, sequences: list[Tensor], states: Tensor, memories: Tensor):
     """By (layer, way): what its input weight met, its hidden weight met, and its units gave."""
     ways, by_layer = 2 if rnn.bidirectional else 1, {}
@@ -83,8 +84,7 @@ def assert_by_hand(
     count = rnn.num_layers * (2 if rnn.bidirectional else 1)
     state = torch.zeros(count, len(sequences), hidden) if state is None else state
     memory = torch.zeros(count, len(sequences), rnn.hidden_size) if memory is None else memory
-    with torch.no_grad():
-        by_layer, outputs = step_by_step(rnn, sequences, state, memory)
+    by_layer, outputs = step_by_step(rnn, sequences, state, memory)
     for (layer, way), (x, before, after) in by_layer.items():
         for name, met in (("weight_ih", x), ("weight_hh", before)):
             name = f"rnn.{name}_l{layer}" + "_reverse" * way

@@ -252,9 +252,6 @@ def test_a_large_layer_is_not_copied(criterion):
     np.testing.assert_allclose(summary.unit_importance, whole.sum(1), rtol=1e-6)
 
 
-# The figures of an array at once
-
-
 @pytest.mark.parametrize("name", LAYERS)
 def test_the_figures_of_an_array(name):
     array = LAYERS[name]

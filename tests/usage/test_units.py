@@ -49,9 +49,8 @@ def units_never_above_zero(outputs: Tensor) -> int:
 def partly_dead(*between: nn.Module, units: int = 40) -> nn.Sequential:
     """Units with a range of biases, so that some are never above zero; three are always zero."""
     model = nn.Sequential(nn.Linear(3, units), *between, nn.Linear(units, 2))
-    with torch.no_grad():
-        model[0].bias.copy_(torch.linspace(-2, 2, units))
-        model[0].weight[:3], model[0].bias[:3] = 0, 0
+    model[0].bias.data.copy_(torch.linspace(-2, 2, units))
+    model[0].weight.data[:3], model[0].bias.data[:3] = 0, 0
     return model.eval()
 
 
@@ -179,9 +178,8 @@ def test_hidden_units_of_a_recurrent_layer_and_entries_of_an_embedding():
                    embed=nn.Embedding(20, 5), head=nn.Linear(6, 2),
                    rnn=nn.RNN(5, 6, batch_first=True, nonlinearity="relu"))
     ids = tokens(20)
-    with torch.no_grad():
-        model.embed.weight[:, 1:3] = 0
-        model.rnn.bias_ih_l0.copy_(torch.linspace(-4, 4, 6))
+    model.embed.weight.data[:, 1:3] = 0
+    model.rnn.bias_ih_l0.data.copy_(torch.linspace(-4, 4, 6))
     states = model.rnn(model.embed(ids))[0]
     expected = units_at_zero(states)
     assert 0 < expected < 6

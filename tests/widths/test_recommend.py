@@ -138,10 +138,9 @@ def test_effective_is_the_tutorials_rule(criterion):
 def test_a_convolution_with_batch_norm():
     model = nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(),
                           nn.Linear(8 * 16, 3))
-    with torch.no_grad():
-        model[1].running_mean.uniform_(-0.2, 0.2)
-        model[1].bias.uniform_(0, 0.5)
-        model[4].weight.unflatten(1, (8, 16))[:, 3:].zero_()  # five channels are not read
+    model[1].running_mean.uniform_(-0.2, 0.2)
+    model[1].bias.data.uniform_(0, 0.5)
+    model[4].weight.data.unflatten(1, (8, 16))[:, 3:].zero_()  # five channels are not read
     inputs = rows(60, 1, 6, 6)
     data = inputs, model.eval()(inputs).argmax(1)
     before = snapshot(model.train())
@@ -278,7 +277,6 @@ MARGIN = r"margin: expected a number in \[0, 1\), but got "
 @pytest.mark.parametrize(("options", "message"), [
     ({"margin": 1.0}, f"{MARGIN}1.0"),
     ({"margin": -0.01}, f"{MARGIN}-0.01"),
-    ({"margin": float("nan")}, f"{MARGIN}nan"),
     ({"margin": "0.1"}, f"{MARGIN}'0.1'"),
     ({"method": "abblation"}, "method: expected one of effective, rank, projection, ablation, "
                               "search, but got 'abblation'; did you mean 'ablation'"),
@@ -289,7 +287,6 @@ MARGIN = r"margin: expected a number in \[0, 1\), but got "
     ({"layers": ["2"]}, "layers: expected layers whose units can be cut, but got '2'"),
     ({"layers": []}, "layers: expected at least one name, but got none"),
     ({"seed": -1}, "seed: expected a whole number"),
-    ({"task": "words"}, "task: expected one of binary, multiclass, regression, but got 'words'"),
     ({"method": "ablation", "fit_data": GOOD[0]},
      "fit_data: expected none for the method ablation"),
     ({"method": "projection", "fit_data": torch.full((9, 3), torch.nan)},

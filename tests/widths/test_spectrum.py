@@ -57,12 +57,8 @@ def test_the_rank_is_that_of_roy_and_vetterli_rounded_up():
 def test_equal_directions_in_float32_count_as_so_many(directions):
     """In exact arithmetic the rank is a whole number, which rounding must not push over."""
     model = nn.Sequential(nn.Linear(4, 24), nn.Identity(), nn.Linear(24, 2))
-    with torch.no_grad():
-        base = torch.zeros(4, 24)
-        for unit in range(24):
-            base[unit % directions, unit] = 1
-        model[0].weight.copy_(base.T)
-        model[2].weight.fill_(1.0)
+    model[0].weight.data.copy_(torch.eye(4)[torch.arange(24) % directions])
+    model[2].weight.data.fill_(1.0)
     signs = torch.tensor([[1.0 if i >> j & 1 else -1.0 for j in range(4)] for i in range(16)])
     assert rank_width(spectrum(model, signs * 0.3)).width == directions
     values = numpys(spectrum(model, signs * 0.3).values)

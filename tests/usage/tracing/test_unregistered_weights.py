@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from tests.model_forms import Layers, matrix, net, through
+from tests.model_forms import Layers, net, through
 from tests.networks import rows
 from wua_mlflow.usage.analyze import analyze
 from wua_mlflow.usage.results import ModelUsage
@@ -117,9 +117,3 @@ def test_what_runs_again_or_several_times_is_no_omission(criterion):
     usage = analyze(model, data, criterion=criterion, loss=functional.cross_entropy)
     assert list(usage.layers) == ["first", "inner"]
     assert list(usage.skipped) == ["head"]
-
-
-def test_a_parameter_of_its_own_that_was_not_used_is_still_named():
-    usage = used(lambda model, h: h @ model.own, own=matrix(4, 4), spare=matrix(2, 2))
-    assert dict(usage.skipped)["spare"] == "never used in the forward"
-    assert not any(name.endswith("[...]") for name in usage.skipped)
