@@ -106,6 +106,9 @@ def test_trials_dearest_first_without_the_original():
         (SLIM, [[-0.004, 0], [-0.001, 0], [0.002, 0]]),
         (MUTED, [[-0.03, 1], [-0.018, 1], [-0.006, 1]]),
         (MUTED, [[-0.08, 2], [-0.07, 2], [-0.06, 2]])]
+    assert {line.get_solid_capstyle() for line in intervals} == {"butt"}  # they end at the limits
+    legend, = figure.legends
+    assert [text.get_text() for text in legend.texts] == ["chosen", "tried", "minus the margin"]
 
 
 @pytest.mark.parametrize(("trials", "options", "phrases", "absent"), [

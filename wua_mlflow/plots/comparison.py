@@ -196,7 +196,7 @@ def _panel(quantity: Quantity, variants: Sequence[VariantResult]) -> BarPanel:
 
 
 _WIDTH_IN, _GAP_IN, _COLUMNS = 11.4, 0.3, 3
-_QUALITY_TOP_IN, _HEAD_IN, _ROW_IN = 1.1, 0.4, 0.52
+_QUALITY_TOP_IN, _HEAD_IN, _ROW_IN = 0.98, 0.4, 0.52
 _SCORE_WORDS_IN, _INTERVALS_IN = 1.95, 2.7
 _BAR_ROW_IN, _BAR_HEAD_IN = 0.3, 0.46
 _LONGEST_BAR = 0.5

@@ -308,10 +308,10 @@ def _trials_columns(data: TrialsData) -> list[layer_rows.Column]:
 
 def _draw_trials(ax: Axes, data: TrialsData) -> None:
     limits = [limit for trial in data.trials for limit in (trial.low, trial.high)]
-    style.difference_axis(ax, limits, data.margin, data.score_name)
-    style.strip_axes(ax, keep=(), grid="x")
     for row, trial in enumerate(data.trials):
         colour, label = (_SLIM, "chosen") if row == data.chosen else (MUTED, "tried")
         ax.plot([trial.low, trial.delta, trial.high], [row] * 3, color=colour, linewidth=2.2,
-                marker="o", markevery=[1], markersize=6.5, markeredgecolor="white",
-                markeredgewidth=0.8, label=label)
+                solid_capstyle="butt", marker="o", markevery=[1], markersize=6.5,
+                markeredgecolor="white", markeredgewidth=0.8, label=label)
+    style.difference_axis(ax, limits, data.margin, data.score_name)
+    style.strip_axes(ax, keep=(), grid="x")
