@@ -323,6 +323,17 @@ def test_where_nothing_can_be_noted_the_look_counts_all_the_same(
     assert compare(runs["A"], runs["B"])["metrics"]["compare/looks"] == 1
 
 
+def test_a_file_of_a_run_that_is_gone_is_named(runs: dict[str, str], refused: Refused) -> None:
+    folder = MlflowClient().get_run(runs["A"]).info.artifact_uri.removeprefix("file://")
+    file = Path(folder, "state", "rng.safetensors")
+    file.rename("moved")
+    try:
+        assert "Failed to download artifacts from path 'rng.safetensors'" in refused(
+            runs["A"], runs["B"])
+    finally:
+        Path("moved").rename(file)
+
+
 def test_a_store_that_is_not_there_is_not_made(
     store_uri: str, tmp_path: Path, refused: Refused
 ) -> None:

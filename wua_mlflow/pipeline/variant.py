@@ -40,8 +40,6 @@ UNIT_ATTRIBUTES = ("out_features", "out_channels", "hidden_size", "embedding_dim
 """The attributes of a module that say how many units it has."""
 MACHINE = ("device", "threads")
 """The settings that are of the machine, not of how a variant was made."""
-_FOLDERS = ("state", "evaluation")
-"""The folders of a run's artifacts that hold what ``variant_files`` gives."""
 LONGEST_BEGINNING = 31
 """So many characters are a shortened run id; a whole one has 32."""
 
@@ -186,15 +184,18 @@ def load_variant(
     """
     run = _run(store, run_id)
     run_id, tags = run.info.run_id, dict(run.data.tags)
+    paths = [ArtifactPath.CONFIG, ArtifactPath.STATE, ArtifactPath.RNG_STATE,
+             ArtifactPath.PREDICTIONS]
+    if Tag.STRUCTURE in tags:
+        paths.append(ArtifactPath.STRUCTURE)
     with tempfile.TemporaryDirectory() as folder:
-        for path in (ArtifactPath.CONFIG, *_FOLDERS):
-            store.client.download_artifacts(run_id, path, folder)
-        files = Path(folder)
-        settings = load_settings(str(files / ArtifactPath.CONFIG), machine)
+        files = {path: Path(store.client.download_artifacts(run_id, path, folder))
+                 for path in paths}
+        settings = load_settings(str(files[ArtifactPath.CONFIG]), machine)
         test, replicates = _read_results(files, tags)
-        weights = read_tensors(files / ArtifactPath.STATE)
+        weights = read_tensors(files[ArtifactPath.STATE])
         structure = Specification.from_json(
-            (files / ArtifactPath.STRUCTURE).read_text(encoding="utf-8")
+            files[ArtifactPath.STRUCTURE].read_text(encoding="utf-8")
         ) if Tag.STRUCTURE in tags else None
     recipe = load_recipe(settings)
     if recipe.split.test.digest != test.digest:
@@ -218,12 +219,14 @@ def load_variant(
                         cached(again, first=trained))
 
 
-def _read_results(files: Path, tags: Mapping[str, str]) -> tuple[Evaluation, list[Replicate]]:
+def _read_results(
+    files: Mapping[str, Path], tags: Mapping[str, str]
+) -> tuple[Evaluation, list[Replicate]]:
     """The evaluation and the replicates that a variant's run keeps, without its network."""
     results = {name: tensor.numpy()
-               for name, tensor in read_tensors(files / ArtifactPath.PREDICTIONS).items()}
+               for name, tensor in read_tensors(files[ArtifactPath.PREDICTIONS]).items()}
     streams: dict[int, Stream] = {}
-    for key, state in read_tensors(files / ArtifactPath.RNG_STATE).items():
+    for key, state in read_tensors(files[ArtifactPath.RNG_STATE]).items():
         number, device = key.split("/")
         streams.setdefault(int(number), {})[device] = state
     scores = results["replicate_scores"].astype(np.float64)
