@@ -7,6 +7,7 @@ import torch
 
 from wua_mlflow.usage.tracing.layer import RunningSum, TracedLayer
 from wua_mlflow.usage.tracing.parameters import ParameterView
+from wua_mlflow.usage.tracing.tags import UnitTag, propagate_units, tag_of
 
 
 def layer(operation: str = "linear", **options) -> TracedLayer:
@@ -32,3 +33,12 @@ def test_what_lies_together_in_memory():
     assert [case.by_column for case in (by_column, by_row, layer("embedding"), layer())] == [
         True, False, True, False]
     assert (by_row.parameter, layer().parameter) == ("own", None)
+
+
+def test_images_that_were_flattened_have_their_units_in_rows_only():
+    source = UnitTag(layer("conv", spatial=2), call=1)
+    in_rows, elsewhere, unflattened = torch.ones(2, 12), torch.ones(2, 3, 4), torch.ones(2, 3, 2, 2)
+    for result in (in_rows, elsewhere, unflattened):
+        propagate_units(source, result, flattened=result is not unflattened)
+    assert [tag_of(result) for result in (in_rows, elsewhere, unflattened)] == [
+        UnitTag(source.layer, call=1, flat=True), UnitTag(), source]

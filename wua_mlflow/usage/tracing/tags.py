@@ -1,6 +1,6 @@
 """Tags on tensors: whose units a tensor has. A tag ends where the tensor is changed in place.
 
-Tests: ``tests/usage/test_units.py``.
+Tests: ``tests/usage/tracing/test_layer.py``, ``tests/usage/test_units.py``.
 """
 
 from __future__ import annotations
