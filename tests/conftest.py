@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -74,16 +75,16 @@ def store_uri(
     assert [run.info.run_name for run in still_open] == [], "the test left runs RUNNING"
 
 
-@pytest.fixture
-def server(store_uri: str, tmp_path: Path) -> Iterator[str]:
-    """The address of an MLflow server on the test's store."""
+@contextmanager
+def serving(store_uri: str, folder: Path) -> Iterator[str]:
+    """The address of an MLflow server on that store, with its artifacts in the folder."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     process = subprocess.Popen(
         [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port),
          "--workers", "1", "--backend-store-uri", store_uri, "--artifacts-destination",
-         "artifacts"], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+         "artifacts"], cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         for _ in range(600):
             with socket.socket() as knock:
@@ -94,6 +95,13 @@ def server(store_uri: str, tmp_path: Path) -> Iterator[str]:
     finally:
         process.terminate()
         process.wait(600)
+
+
+@pytest.fixture
+def server(store_uri: str, tmp_path: Path) -> Iterator[str]:
+    """The address of an MLflow server on the test's store."""
+    with serving(store_uri, tmp_path) as address:
+        yield address
 
 
 def pytest_collection_modifyitems(items):

@@ -40,15 +40,12 @@ def test_the_readme_names_every_metric():
     assert named == metrics
 
 
-def test_every_command_that_the_docs_show_exists():
+def test_every_command_link_picture_and_make_target_that_the_docs_show_exists():
     shown = set(re.findall(r"^(?:`)?wua (\w+)", "\n".join(DOCS.values()), re.M))
     assert shown
     assert shown <= set(COMMANDS)
     named = set(re.findall(r"config[= ](\w+)\b(?!\.yaml)", "\n".join(DOCS.values())))
     assert named == {"digits", "breast_cancer"} <= set(config_names())
-
-
-def test_links_pictures_and_make_targets_exist():
     makefile = (ROOT / "Makefile").read_text()
     for target in set(re.findall(r"`?make (\w+)`?", README)) - {"and"}:
         assert re.search(rf"^{target}:", makefile, re.M), target

@@ -49,9 +49,6 @@ def test_inside_all_is_in_eval_mode_and_floating_point_parameters_have_gradients
                 assert model(torch.rand(2, 3)).requires_grad
             assert torch.is_grad_enabled() == enabled
     assert not model.first.bias.requires_grad
-
-
-def test_gradients_of_parameters_made_in_inference_mode_are_refused():
     with torch.inference_mode():
         model = nn.Linear(2, 2)
     with pytest.raises(ValueError, match="model: .* made in inference mode"), \
@@ -94,12 +91,18 @@ def test_buffers_are_put_back_however_the_forward_changed_them(how):
     assert state.tolist() == [0.0] * 3
 
 
-def test_an_untouched_buffer_is_not_written_to():
+def test_an_untouched_buffer_is_not_written_to_and_an_embedding_that_shrinks_is_as_before():
     model = nn.BatchNorm1d(3)
     output = model.running_mean * torch.ones(3, requires_grad=True)
     with evaluating(model):
         model(torch.rand(4, 3))
     output.sum().backward()  # would raise if the buffer had been written to since
+    model = nn.Sequential(nn.Embedding(20, 3, max_norm=0.1), nn.Linear(3, 2))
+    before = model[0].weight.detach().clone()
+    with evaluating(model):
+        model(torch.arange(20))
+        assert not torch.equal(model[0].weight, before)
+    assert torch.equal(model[0].weight, before)
 
 
 def test_running_names_the_modules_under_way_and_counts_their_calls():
@@ -116,7 +119,7 @@ def test_running_names_the_modules_under_way_and_counts_their_calls():
 
 
 class Fragile(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         raise KeyError("inside")
 
 
@@ -145,15 +148,12 @@ def test_running_when_a_forward_raises():
     assert state.calls == {"": 2, "0": 2, "0.0": 2, "0.1": 2}
 
 
-def test_a_wrapped_model_is_unwrapped():
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_wrapped_model_is_unwrapped_and_what_is_no_module_in_python_refused():
     inner = nn.Sequential(nn.Linear(2, 3), nn.ReLU())
     for model in (inner, torch.compile(inner, backend="eager"), nn.DataParallel(inner),
                   nn.DataParallel(torch.compile(inner, backend="eager"))):
         assert unwrapped(model) is inner
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_what_is_no_module_in_python_is_refused():
     scripted = torch.jit.script(nn.Linear(2, 2))
     for model, kind in ((None, "NoneType"), (abs, "builtin"), (scripted, "RecursiveScriptModule")):
         with pytest.raises(ValueError, match=r"model: expected a torch\.nn\.Module that runs in "
@@ -195,15 +195,6 @@ def test_a_graph_from_pt2_keeps_its_mode():
     with evaluating(graph):
         torch.testing.assert_close(graph(inputs), net(inputs).detach())
     assert [module.training for module in graph.modules()] == modes
-
-
-def test_an_embedding_that_shrinks_its_vectors_in_a_lookup_is_as_before():
-    model = nn.Sequential(nn.Embedding(20, 3, max_norm=0.1), nn.Linear(3, 2))
-    before = model[0].weight.detach().clone()
-    with evaluating(model):
-        model(torch.arange(20))
-        assert not torch.equal(model[0].weight, before)
-    assert torch.equal(model[0].weight, before)
 
 
 def test_what_a_module_reads_is_changed_and_restored_when_the_forward_raises():

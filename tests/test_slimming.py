@@ -58,25 +58,20 @@ def test_a_methods_widths_and_no_more_parameters_than_planned():
     assert result.params_after == sum(weight.numel() for weight in result.model.parameters())
 
 
-def test_layers_that_share_their_units():
+def test_layers_that_share_their_units_and_widths_that_are_refused():
     model, data = twice(6), (DATA[0], DATA[1] % 2)
     assert wua.slim(model, data, widths={"2.0": 2}).model[0].out_features == 2
     with pytest.raises(ValueError, match="^widths: expected one width for 0, 2.0, which share "
                                          "their units, but got 2 and 3$"):
         wua.slim(model, data, widths={"0": 2, "2.0": 3})
-
-
-@pytest.mark.parametrize(("widths", "message"), [
-    ({"0": 17}, "widths: expected 1 to 16 units of 0, but got 17"),
-    ({"0": 0}, "widths: expected 1 to 16 units of 0, but got 0"),
-    ({"0": 3.0}, "widths: expected 1 to 16 units of 0, but got 3.0"),
-    ({"1": 3}, "widths: expected layers whose units can be cut, but got '1'"),
-    ({"2": 2}, "widths: expected layers whose units can be cut, but got '2' ("),
-])
-def test_widths_that_are_refused(widths, message):
-    with pytest.raises(ValueError) as raised:
-        wua.slim(mlp(4, 16, 3), DATA, widths=widths)
-    assert str(raised.value).startswith(message)
+    for widths, message in (({"0": 17}, "expected 1 to 16 units of 0, but got 17"),
+                            ({"0": 0}, "expected 1 to 16 units of 0, but got 0"),
+                            ({"0": 3.0}, "expected 1 to 16 units of 0, but got 3.0"),
+                            ({"1": 3}, "expected layers whose units can be cut, but got '1'"),
+                            ({"2": 2}, "expected layers whose units can be cut, but got '2' (")):
+        with pytest.raises(ValueError) as raised:
+            wua.slim(mlp(4, 16, 3), DATA, widths=widths)
+        assert str(raised.value).startswith(f"widths: {message}")
 
 
 def test_nothing_narrower():

@@ -23,7 +23,7 @@ def _variant(name, flops, scores=(), **metrics):
     return variant(name, (10,), metrics={"flops/forward": flops, **metrics}, scores=tuple(scores))
 
 
-def test_mean_and_interval_are_students():
+def test_mean_and_interval_are_students_one_model_has_none_and_one_without_figures_no_point():
     scores = [0.91, 0.95, 0.93, 0.90, 0.96]
     data = pareto_data([_variant("old", 60, scores)], confidence=0.9)
     point, = data.points
@@ -31,9 +31,6 @@ def test_mean_and_interval_are_students():
     ends = (point.value - point.half_width, point.high)
     assert (point.value, *ends) == pytest.approx((np.mean(scores), low, high))
     assert point.replicates == tuple(scores)
-
-
-def test_one_model_has_no_interval_and_one_without_figures_no_point():
     data = pareto_data([
         _variant("old", 60, **{"accuracy/test": 0.9}), _variant("none", 50),
         variant("no flops", (10,), metrics={"accuracy/test": 0.8}), _variant("r", 9, [0.5]),

@@ -17,7 +17,7 @@ from wua_mlflow.plots.usage import layers_data, plot_layers, plot_units, units_d
 from wua_mlflow.usage.results import NullUsage
 
 
-def test_rows_are_the_layers_in_their_order_and_none_raises():
+def test_rows_are_the_layers_in_their_order_and_outside_is_strict():
     usage = model([layer("a", 0.5, (0.4, 0.6), dead_units=3), layer("b", 0.9, weights=300, flops=7),
                    layer("c", 0.0, dead_units=0)], skipped=1)
     data = layers_data(usage)
@@ -32,9 +32,6 @@ def test_rows_are_the_layers_in_their_order_and_none_raises():
     for data_of in (layers_data, units_data):
         with pytest.raises(ValueError, match="usage: expected at least one analysed layer"):
             data_of(model([]))
-
-
-def test_outside_is_strict_on_both_sides_and_never_without_a_null():
     nulls = {"below": 0.39, "low": 0.4, "high": 0.6, "above": 0.61}
     layers = [layer(name, share, (0.4, 0.6)) for name, share in nulls.items()]
     data = layers_data(model([*layers, layer("none", 0.01)]))
@@ -133,18 +130,14 @@ def _of(*importances: object):
     return units_data(model(layers))
 
 
-def test_units_are_sorted_and_relative_to_their_layers_mean():
+@pytest.mark.parametrize("units", [201, 1999])
+def test_units_are_relative_to_their_layers_mean_and_sorted_or_averaged_in_their_order(units):
     data = units_data(model([layer("fc0", units=np.array([1.0, 4.0, 0.0, 3.0]), unit_share=0.25),
                              layer("fc1", units=np.array([7.0]))]))
     assert data.effective_share == pytest.approx([0.25, math.nan], nan_ok=True)
-    assert data.cells[0].tolist() == [2.0, 1.5, 0.5, 0.0]
-    assert data.cells[1].tolist() == [1.0]
+    assert [cells.tolist() for cells in data.cells] == [[2.0, 1.5, 0.5, 0.0], [1.0]]
     assert data.units.tolist() == [4, 1] and data.zero.tolist() == [1, 0]
     assert data.names == ("fc0", "fc1") and data.criterion == "output"
-
-
-@pytest.mark.parametrize("units", [201, 1999])
-def test_more_units_than_cells_are_averaged_in_their_order(units):
     importance = np.random.default_rng(0).lognormal(0, 2, units)
     (cells,) = _of(importance).cells
     ordered = sorted(importance.tolist(), reverse=True)

@@ -23,7 +23,8 @@ def _stored(source, **rows):
             for tag in entry.tags if tag.key == "mlflow.data.context"}
 
 
-def test_three_parts_with_names_digests_and_shapes(store_uri):
+def test_three_parts_with_names_digests_and_shapes_whose_source_is_words_or_a_file(
+        store_uri, tmp_path):
     stored = _stored("sklearn.datasets.load_digits", train=6, validation=2, test=3)
     assert {context: data.name for context, data in stored.items()} == {
         "train": "digits train", "validation": "digits validation", "test": "digits test"}
@@ -33,9 +34,6 @@ def test_three_parts_with_names_digests_and_shapes(store_uri):
     assert features[0]["tensor-spec"] == {"dtype": "float32", "shape": [-1, 1, 8, 8]}
     assert targets[0]["tensor-spec"] == {"dtype": "int64", "shape": [-1]}
     assert [json.loads(data.profile)["features_shape"][0] for data in stored.values()] == [6, 2, 3]
-
-
-def test_the_source_is_words_or_a_file(store_uri, tmp_path):
     for number, words in enumerate(("sklearn.datasets.load_digits", "my_data:load", "x" * 5000), 1):
         data = _stored(words, train=number)["train"]
         assert data.source_type == "code"
