@@ -171,6 +171,15 @@ def test_batch_to_inputs_of_other_kinds_of_batches():
     assert torch.equal(torch.cat([batch.args[0] for batch in batches]), X)
 
 
+def test_targets_are_read_after_the_batch_was_changed_in_place():
+    def to_inputs(batch):
+        batch["labels"] = batch.pop("class") + 1
+        return batch["image"]
+
+    batch, = Batches([{"image": X, "class": Y}], Plain(), to_inputs)
+    assert torch.equal(batch.targets, Y + 1)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
 def test_floating_point_numbers_come_in_the_models_dtype(dtype):
     pair = namedtuple("pair", "left right")

@@ -138,14 +138,15 @@ class Batches:
         return isinstance(self.data, Iterator)
 
     def _convert(self, batch: Any) -> Batch:
+        inputs = batch[0] if isinstance(batch, tuple | list) and batch else batch
+        if self._to_inputs is not None:
+            inputs = self._to_inputs(batch)  # before the targets are read: it may add them
         targets = batch[1] if isinstance(batch, tuple | list) and len(batch) > 1 else NO_TARGETS
         if isinstance(batch, Mapping):
             targets = batch.get("labels", NO_TARGETS)
-        inputs = batch[0] if isinstance(batch, tuple | list) and batch else batch
-        if self._to_inputs is not None:
-            inputs = self._to_inputs(batch)
-            if targets is NO_TARGETS and not isinstance(batch, Tensor | np.ndarray | tuple | list):
-                targets = batch  # an object of the user's own, from which the loss takes them
+        if self._to_inputs is not None and targets is NO_TARGETS \
+                and not isinstance(batch, Tensor | np.ndarray | tuple | list):
+            targets = batch  # an object of the user's own, from which the loss takes them
         if isinstance(targets, Tensor | np.ndarray):
             targets = self._as_tensor(targets).to(self._device)
         if isinstance(inputs, Mapping):
