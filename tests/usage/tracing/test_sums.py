@@ -143,6 +143,16 @@ def test_lookups_are_counted(positions):
     assert_sums(call, functional.embedding, -1, valid, positions)
 
 
+def test_lookups_are_counted_where_float64_is_the_default():
+    call = WeightCall("embedding", torch.randn(3, 2), (torch.tensor([[2, 0], [2, 2]]),))
+    torch.set_default_dtype(torch.float64)
+    try:
+        sums, count = input_sums(call, torch.empty(2, 2, 2), 1, ALL)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert (sums.tolist(), count) == ([[1, 0, 3]], 4)
+
+
 def test_a_convolution_that_changes_the_length_knows_nothing_of_padding():
     x = torch.randn(3, 4, 9)
     rows, count = masked_rows(x, (3, 4), ValidPositions(mask_of(GIVEN)))

@@ -268,7 +268,7 @@ def _entry_counts(indices: Tensor, entries: int, mask: PaddingMask | None) -> Su
     """How often each entry was looked up: the sum of one-hot inputs, of any power."""
     valid = mask.rows(indices.shape, time_first=False) if mask else None
     ones, count = valid or (torch.ones_like(indices), indices.numel())
-    counts = torch.zeros(entries, device=indices.device)
+    counts = torch.zeros(entries, dtype=torch.float32, device=indices.device)
     return counts.index_add_(0, indices.reshape(-1), ones.reshape(-1).float()).unsqueeze(0), count
 
 
