@@ -74,9 +74,23 @@ class Output:
     loss: Tensor | None = None
 
 
+@dataclass
+class Entries(dict[str, Tensor]):
+    """A dict whose fields are not all of its entries."""
+
+    logits: Tensor
+
+
+def entries(logits, hidden):
+    outputs = Entries(logits)
+    outputs.update(logits=logits, hidden=hidden)
+    return outputs
+
+
 @pytest.mark.parametrize("outputs", [
     lambda x, a, b: {"logits": x @ a, "hidden": (x @ b,)},
-    lambda x, a, b: Output(x @ a, (x @ b,)), lambda x, a, b: (x @ a, [x @ b], x.long())])
+    lambda x, a, b: Output(x @ a, (x @ b,)), lambda x, a, b: (x @ a, [x @ b], x.long()),
+    lambda x, a, b: entries(x @ a, x @ b)])
 def test_backward_starts_from_every_output(outputs):
     count = count_flops(Apply(outputs, (3, 4), (3, 5)), zeros(2, 3))
     assert count.backward_flops == 2 * 2 * 3 * (4 + 5)

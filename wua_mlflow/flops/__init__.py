@@ -182,10 +182,10 @@ def tensors_in(value: Any) -> list[Tensor]:
     """The tensors in nested mappings, lists, tuples and dataclasses."""
     if isinstance(value, Tensor):
         return [value]
-    if is_dataclass(value) and not isinstance(value, type):
-        value = [getattr(value, field.name) for field in fields(value)]
-    elif isinstance(value, Mapping):
+    if isinstance(value, Mapping):
         value = list(value.values())
+    elif is_dataclass(value) and not isinstance(value, type):
+        value = [getattr(value, field.name) for field in fields(value)]
     elif not isinstance(value, list | tuple):
         return []
     return [tensor for item in value for tensor in tensors_in(item)]
