@@ -94,6 +94,16 @@ def test_with_all_heads_it_is_torchs_own(form, options):
         torch.testing.assert_close(outputs, expected, rtol=1e-4, atol=1e-6)
 
 
+def test_a_padded_sample_alone_is_a_batch_of_one():
+    ours = PrunedMultiheadAttention(nn.MultiheadAttention(8, 4, batch_first=True), [0, 2]).eval()
+    x, padding = rows(5, 8), torch.tensor([False, False, False, True, True])
+    alone, _ = ours(x, x, x, key_padding_mask=padding, need_weights=False)
+    batch = x.unsqueeze(0)
+    expected, _ = ours(batch, batch, batch, key_padding_mask=padding.unsqueeze(0),
+                       need_weights=False)
+    assert torch.equal(alone, expected[0])
+
+
 def test_masks_of_another_number_of_heads_are_refused():
     ours = PrunedMultiheadAttention(nn.MultiheadAttention(8, 4, batch_first=True), [0, 1])
     x = rows(3, 5, 8)

@@ -134,7 +134,7 @@ class PrunedMultiheadAttention(nn.Module):
                 raise ValueError(f"attn_mask: expected one mask a head of {self.num_heads} heads, "
                                  f"or one for all, but got {total.shape[1]}")
         if padding is not None:
-            padded = _as_logits(padding, q)[..., None, None, :]
+            padded = _as_logits(padding, q).reshape(-1, 1, 1, padding.shape[-1])
             total = padded if total is None else total + padded
         return total
 
