@@ -72,6 +72,22 @@ def test_what_is_refused_in_one_line(make, message):
     assert "\n" not in str(raised.value)
 
 
+class ReadingItself(nn.Linear):
+    """A model that is itself the layer that reads the units."""
+
+    def __init__(self) -> None:
+        super().__init__(6, 3)
+        self.inner = nn.Linear(4, 6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(self.inner(x).relu())
+
+
+def test_a_model_that_is_itself_a_layer():
+    group, = unit_groups(ReadingItself(), rows(4, 4)).groups
+    assert (group.name, group.readers[0].parameter) == ("inner", "weight")
+
+
 def not_both(net: nn.Module, x: torch.Tensor) -> torch.Tensor:
     """Each layer can be cut, the second and the third not together."""
     if net.second.out_features < 6 and net.third.out_features < 6:

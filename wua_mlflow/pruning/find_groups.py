@@ -104,7 +104,7 @@ def _group(
         kind, units = "hidden", first.hidden_size
     readers = [reader for member in members if member.reads for reader in _readers(member, units)]
     if kind == "hidden":
-        hidden = [ParameterSlice(f"{name}.{parameter}", dim, columns)
+        hidden = [ParameterSlice(f"{name}.{parameter}".lstrip("."), dim, columns)
                   for parameter, dim, columns in hidden_slices(first)]
         held = [slice_ for slice_ in hidden if slice_.dim == 0]
         readers += [slice_ for slice_ in hidden if slice_.dim == 1]
@@ -215,12 +215,12 @@ def _readers(member: GroupMember, units: int) -> list[ParameterSlice]:
     """The weights with which a layer reads the units."""
     columns = _columns(member, units)
     if isinstance(member.module, RECURRENT):
-        return [ParameterSlice(f"{member.name}.{name}", 1, columns)
+        return [ParameterSlice(f"{member.name}.{name}".lstrip("."), 1, columns)
                 for name, _ in member.module.named_parameters(recurse=False)
                 if name.startswith("weight_ih_l0")]
     dims = weight_dims(member.module)
     assert dims is not None, type(member.module)
-    return [ParameterSlice(f"{member.name}.weight", dims[1], columns)]
+    return [ParameterSlice(f"{member.name}.weight".lstrip("."), dims[1], columns)]
 
 
 def _held(maker: GroupMember, units: int) -> list[ParameterSlice]:
@@ -231,5 +231,5 @@ def _held(maker: GroupMember, units: int) -> list[ParameterSlice]:
     dim = 1 if isinstance(module, nn.Embedding) else 0 if dims is None or depthwise else dims[0]
     columns = _columns(maker, units)
     tensors = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
-    return [ParameterSlice(f"{maker.name}.{name}", dim if name == "weight" else 0, columns)
-            for name, tensor in tensors if tensor.numel() > 1]
+    return [ParameterSlice(f"{maker.name}.{name}".lstrip("."), dim if name == "weight" else 0,
+                           columns) for name, tensor in tensors if tensor.numel() > 1]
