@@ -99,6 +99,13 @@ def test_what_is_not_registered_is_named_where_it_is_held(run, value, name, reas
         assert usage.skipped[name] == reason
 
 
+def test_a_parameter_registered_as_a_buffer_is_a_buffer():
+    model = Layers(through(lambda model, h: h @ model.held), **net())
+    model.register_buffer("held", nn.Parameter(torch.ones(4, 4)))
+    usage = analyze(model, rows(6, 3), criterion="wanda")
+    assert usage.skipped["held"] == "its weight is a buffer, not a parameter"
+
+
 def test_any_other_weight_is_named_by_the_module_that_runs():
     class Hidden(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

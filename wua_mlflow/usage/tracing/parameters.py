@@ -228,6 +228,7 @@ def kind_of(module: nn.Module, attribute: str, operation: str) -> str:
 
 
 OWN_FORWARD = "the model's own forward"
+_UNREGISTERED = "it is in a module that the model does not register"
 _PLAIN = "its weight is a plain tensor, not a parameter"
 _MOST_ENTRIES = 1000
 _DEPTH = 2
@@ -242,7 +243,9 @@ class UnregisteredWeights:
 
     def __init__(self, index: ParameterIndex) -> None:
         self._index = index
-        held = [(name, _base(tensor), _PLAIN) for module_name, module in index.modules.items()
+        held = [(name, _base(tensor),
+                 _UNREGISTERED if isinstance(_base(tensor), nn.Parameter) else _PLAIN)
+                for module_name, module in index.modules.items()
                 for attribute, value in vars(module).items()
                 for name, tensor in _tensors(f"{module_name}.{attribute}".lstrip("."), value)
                 if tensor.dim() > 1 and index.name(tensor) is None]
@@ -265,10 +268,8 @@ class UnregisteredWeights:
         Returns:
             None where it is to be analysed, or is no weight.
         """
-        name, held, reason = self._held.get(id(_base(call.weight)), ("", None, ""))
-        if isinstance(held, nn.Parameter):
-            return name, "it is in a module that the model does not register"
-        if name and not computed:
+        name, _, reason = self._held.get(id(_base(call.weight)), ("", None, ""))
+        if name and (reason == _UNREGISTERED or not computed):
             return name, reason
         if not call.always_a_weight or module is None:
             return None
