@@ -5,16 +5,8 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from wua_mlflow.config import (
-    COMMAND_FIELDS,
-    CONFIGS,
-    CRITERIA,
-    ConfigError,
-    Settings,
-    config_names,
-    load_settings,
-    settings_yaml,
-)
+from wua_mlflow import config
+from wua_mlflow.config import ConfigError, Settings, load_settings, settings_yaml
 from wua_mlflow.usage import criteria as criteria_module
 
 
@@ -30,9 +22,9 @@ def test_usecase_is_the_tutorials_recipe_but_not_for_other_data():
     assert load_settings("digits", {"data": "mine.csv"}).seeds == load_settings("digits").seeds
 
 
-@pytest.mark.parametrize("name", config_names())
+@pytest.mark.parametrize("name", config.config_names())
 def test_every_shipped_configuration_is_valid_and_says_only_what_differs_or_matters(name):
-    raw = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
+    raw = yaml.safe_load((config.CONFIGS / f"{name}.yaml").read_text())
     settings = load_settings(name)
     assert set(raw) <= set(Settings.model_fields)
     assert settings.data == name
@@ -73,7 +65,7 @@ def test_widths_and_criteria_are_read_from_text_numbers_and_lists():
     for value, criteria in (("taylor", "taylor"), ("output, wanda", "output,wanda"),
                             (["input", "mine:rule"], "input,mine:rule")):
         assert load_settings(None, {"criterion": value}).criterion == criteria
-    assert tuple(criteria_module.CRITERIA) == CRITERIA
+    assert tuple(criteria_module.CRITERIA) == config.CRITERIA
 
 
 def test_settings_are_written_as_yaml_that_gives_the_same(tmp_path):
@@ -142,6 +134,6 @@ def test_a_bad_file_is_one_line_and_an_unknown_one_names_the_nearest(tmp_path, c
 
 
 def test_every_field_belongs_to_a_command_and_is_described():
-    used = {field for fields in COMMAND_FIELDS.values() for field in fields}
+    used = {field for fields in config.COMMAND_FIELDS.values() for field in fields}
     assert used == set(Settings.model_fields)
     assert all(info.description for info in Settings.model_fields.values())

@@ -78,7 +78,8 @@ def test_nothing_in_the_repository_speaks_of_this_machine():
     assert hits == []
 
 
-def test_the_architecture_names_every_package_and_the_benchmarks_run_is_complete():
+def test_the_architecture_names_every_package_and_no_place_that_is_not_there():
+    """Nor does the contributing page; and the benchmarks' run is complete."""
     page = DOCS[ROOT / "docs" / "architecture.md"]
     names = {path.stem for path in (ROOT / "wua_mlflow").iterdir()
              if path.suffix == ".py" or (path / "__init__.py").exists()}
@@ -87,9 +88,6 @@ def test_the_architecture_names_every_package_and_the_benchmarks_run_is_complete
                if "def main(" in path.read_text() and path.stem != "__main__"}
     runner = (ROOT / "benchmarks" / "__main__.py").read_text()
     assert {name for name in scripts if f'"{name}"' not in runner} == set()
-
-
-def test_the_places_that_the_contributing_page_and_the_architecture_name_exist():
     text = (ROOT / "CONTRIBUTING.md").read_text() + DOCS[ROOT / "docs" / "architecture.md"]
     named = re.findall(r"`([\w/]+\.(?:py|md|json)|tests/[\w/]+)`", text)
     assert len(named) > 20

@@ -85,15 +85,12 @@ def test_a_module_that_raises(folder, text, expected):
     assert f"expected to import {name}, but it raised {expected}" in _fails(f"{name}:build")
 
 
-def test_the_cause_is_kept_for_the_traceback_and_an_interruption_passes(folder):
+def test_a_name_that_is_not_there_or_cannot_be_called_and_what_is_behind_an_error(folder):
     with pytest.raises(ValueError) as raised:
         load_object(f"{_module(folder, '1 / 0')}:build", argument="model")
-    assert isinstance(raised.value.__cause__, ZeroDivisionError)
+    assert isinstance(raised.value.__cause__, ZeroDivisionError), "for the traceback"
     with pytest.raises(KeyboardInterrupt):
         load_object(f"{_module(folder, 'raise KeyboardInterrupt')}:build", argument="model")
-
-
-def test_a_name_that_is_not_there_or_cannot_be_called(folder):
     name = _module(folder, "def build(): ...\ndef _biuld(): ...\nWIDTHS = [3]\n")
     message = _fails(f"{name}:biuld")
     assert message.endswith("but got 'biuld'; did you mean 'build'?")

@@ -54,15 +54,13 @@ def statuses(kind: str) -> list[str]:
     return [run.info.status for run in all_runs(kind)]
 
 
-@pytest.mark.parametrize("number", NUMBERS)
-def test_a_signal_is_raised_with_the_shells_exit_code(number):
-    with pytest.raises(Stopped, match=number.name) as stop, handle_signals():
-        signal.raise_signal(number)
-    assert stop.value.exit_code == 128 + number
-    assert isinstance(stop.value, KeyboardInterrupt)
-
-
-def test_handlers_are_put_back_and_an_ignored_signal_stays_ignored():
+def test_a_signal_is_raised_handlers_are_put_back_and_an_ignored_signal_stays_ignored():
+    """With the shell's exit code."""
+    for number in NUMBERS:
+        with pytest.raises(Stopped, match=number.name) as stop, handle_signals():
+            signal.raise_signal(number)
+        assert stop.value.exit_code == 128 + number
+        assert isinstance(stop.value, KeyboardInterrupt)
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         others = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)

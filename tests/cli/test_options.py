@@ -12,7 +12,8 @@ from wua_mlflow.cli.options import COMMANDS, parse
 from wua_mlflow.config import COMMAND_FIELDS
 
 
-def test_help_and_version(capsys):
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_lists_every_command_and_that_of_a_command_every_field_once(command, capsys):
     assert main(["--help"]) == 0
     whole = capsys.readouterr().out
     assert re.findall(r"^  (\w+)  ", whole.partition("Commands:")[2], re.M) == list(COMMANDS)
@@ -20,10 +21,6 @@ def test_help_and_version(capsys):
     assert capsys.readouterr().out == whole
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == "0.1.0\n"
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_help_of_a_command_lists_every_field_once(command, capsys):
     assert main([command, "--help"]) == 0
     text = capsys.readouterr().out
     assert text.startswith(f"Usage: wua {command} ")

@@ -10,17 +10,17 @@ import shutil
 import mlflow
 import pandas as pd
 import pytest
-from mlflow.entities import Metric, Param, RunTag
+from mlflow.entities import Metric, RunTag
 from mlflow.tracking import MlflowClient
 
 from tests.conftest import MLFLOW_VARIABLES
 from tests.mistakes import line_of
+from tests.tracking.conftest import Writer
 from wua_mlflow.cli import commands
 from wua_mlflow.cli.main import main
 from wua_mlflow.tracking.runs import runs
 from wua_mlflow.tracking.store import sqlite_file
 
-BEGAN = 1_700_000_000_000
 THIRD = 1 / 3
 DIGEST = "0123456789abcdef" * 4
 
@@ -32,16 +32,11 @@ def written(tmp_path_factory, migrated_database):
     Also their ids by name.
     """
     database = shutil.copy(migrated_database, tmp_path_factory.mktemp("queries") / "mlflow.db")
-    client = MlflowClient(f"sqlite:///{database}")
-    ids = {}
+    writer, ids = Writer(f"sqlite:///{database}", minutes=1), {}
 
     def run(name, tags, params, metrics, status="FINISHED"):
-        ids[name] = client.create_run("0", BEGAN + 60_000 * len(ids), run_name=name).info.run_id
-        client.log_batch(
-            ids[name], [Metric(key, value, 0, 0) for key, value in metrics.items()],
-            [Param(key, value) for key, value in params.items()],
-            [RunTag(key, value) for key, value in tags.items()])
-        client.set_terminated(ids[name], status)
+        ids[name] = writer.run(name, kind=None, tags=tags, params=params, metrics=metrics)
+        writer.client.set_terminated(ids[name], status)
 
     variant = {"wua.kind": "variant", "wua.test_digest": DIGEST}
     run("digits 128-64 → 75-46", {"wua.kind": "pipeline", "wua.verdict": "non_inferior"}, {},

@@ -13,14 +13,8 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
-from wua_mlflow.plots.style import (
-    NO_IMPORTANCE,
-    UNIT_COLOURS,
-    VARIANT_COLOURS,
-    difference_axis,
-    log_axis,
-    variant_colour,
-)
+from wua_mlflow.plots import style
+from wua_mlflow.plots.style import UNIT_COLOURS, VARIANT_COLOURS, variant_colour
 from wua_mlflow.tracking.names import Variant
 
 SEEN = {  # Machado, Oliveira & Fernandes (2009), severity 1.0
@@ -100,7 +94,7 @@ def test_colours_differ_for_any_reader(sight):
     for colour, other in itertools.combinations(variants, 2):
         assert np.linalg.norm(colour - other) > 0.2
     scale = lab(linear(matplotlib.colormaps[UNIT_COLOURS](np.linspace(0, 1, 256))[:, :3]) @ seen.T)
-    none = lab(linear(to_rgb(NO_IMPORTANCE)) @ seen.T)
+    none = lab(linear(to_rgb(style.NO_IMPORTANCE)) @ seen.T)
     assert np.linalg.norm(scale - none, axis=1).min() > 20
     assert (np.diff(scale[:, 0]) > 0).mean() > 0.97
 
@@ -110,10 +104,10 @@ def test_ticks_of_a_logarithmic_axis_are_round_and_a_difference_is_shaded_from_m
                         ((1e3, 1e6), ["1,000", "10,000", "100,000", "1 M"]),
                         ((30, 280), ["50", "100", "200"])):
         ax = Figure().subplots()
-        log_axis(ax, *ends)
+        style.log_axis(ax, *ends)
         assert [label.get_text() for label in ax.get_xticklabels()] == ticks
     ax = Figure().subplots()
-    difference_axis(ax, (-0.05, 0.01), 0.02, "accuracy")
+    style.difference_axis(ax, (-0.05, 0.01), 0.02, "accuracy")
     (shade,) = ax.patches
     assert shade.get_x() == pytest.approx(-0.02)
     assert shade.get_x() + shade.get_width() >= ax.get_xlim()[1] - 1e-12

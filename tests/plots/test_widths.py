@@ -9,16 +9,9 @@ import pytest
 from matplotlib.colors import to_hex
 
 from tests.plots.usages import words_of
+from wua_mlflow.plots import widths
 from wua_mlflow.plots.style import INK, MEASURED, MUTED, VARIANT_COLOURS
-from wua_mlflow.plots.widths import (
-    MOST_PANELS,
-    changes_data,
-    curves_data,
-    plot_changes,
-    plot_curves,
-    plot_trials,
-    trials_data,
-)
+from wua_mlflow.plots.widths import curves_data, plot_curves, plot_trials, trials_data
 from wua_mlflow.results import LayerChange
 from wua_mlflow.widths.results import Curve, LayerWidth, Trial
 
@@ -27,12 +20,12 @@ OLD, SLIM = VARIANT_COLOURS["oversized"], VARIANT_COLOURS["slim"]
 
 def test_rows_are_the_layers_in_their_order_and_the_marks_their_units():
     changes = [LayerChange("b", 64, 16), LayerChange("a", 10, 10)]
-    data = changes_data(changes)
+    data = widths.changes_data(changes)
     assert data.names == ("b", "a")
     assert data.before.tolist() == [64, 10] and data.after.tolist() == [16, 10]
     assert data.changed.tolist() == [True, False] and changes[0].share == 0.25
     marks = {to_hex(mark.get_facecolor()[0]): np.asarray(mark.get_offsets()).tolist()
-             for axes in plot_changes(data).axes for mark in axes.collections
+             for axes in widths.plot_changes(data).axes for mark in axes.collections
              if hasattr(mark, "get_sizes") and len(mark.get_offsets())}
     assert marks == {OLD: [[64, 0]], SLIM: [[16, 0]], MUTED: [[10, 1]]}
 
@@ -47,7 +40,7 @@ def test_changes_can_be_read(count, title, legible):
                LayerChange("fc3", 999, 998)][:count]
     changes += [LayerChange(f"stages.{i // 4}.{i % 4}.conv", 8 * (1 + i % 9), 1 + (3 * i) % 8)
                 for i in range(count - 3)]
-    words = set(legible(plot_changes(changes_data(changes))))
+    words = set(legible(widths.plot_changes(widths.changes_data(changes))))
     assert {title, "1,000", "40", "4%", "slim"} <= words
     assert ({"100%", ">99%", "as many in both"} <= words) == (count > 1)
 
@@ -81,8 +74,8 @@ def test_points_width_and_threshold_of_the_curves_and_what_they_say():
         assert phrase in words
     alike = _width(64, 12, 12, {12: 0.95, 64: 0.96})
     assert "alone" not in words_of(plot_curves(curves_data([alike], method="rank")))
-    data = curves_data(_curves(MOST_PANELS + 7), method="rank")
-    assert (len(data.curves), data.left_out) == (MOST_PANELS, 7)
+    data = curves_data(_curves(widths.MOST_PANELS + 7), method="rank")
+    assert (len(data.curves), data.left_out) == (widths.MOST_PANELS, 7)
     words = words_of(plot_curves(replace(data, curves=data.curves[:1])))
     assert "7 further layers are in widths.json." in words
 
@@ -132,8 +125,8 @@ def test_curves_and_trials_can_be_read(count, legible):
 
 
 @pytest.mark.parametrize(("data", "rows", "options", "message"), [
-    (changes_data, [], {}, "changes: expected at least one layer, but got none"),
-    (changes_data, [LayerChange("a", 3, 0)], {},
+    (widths.changes_data, [], {}, "changes: expected at least one layer, but got none"),
+    (widths.changes_data, [LayerChange("a", 3, 0)], {},
      "changes: expected at least one unit a layer, but a has none"),
     (curves_data, [_width(3, 1, 1, {})], {"method": "rank"},
      "curves: expected at least one with a point, but got none"),

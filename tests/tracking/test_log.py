@@ -98,19 +98,14 @@ def test_a_batch_holds_no_more_than_mlflow_takes_and_the_tags_are_last(open_run)
     assert {key: data.tags[key] for key in tags} == tags
 
 
-@pytest.mark.parametrize("value", [math.nan, -math.inf, torch.tensor(math.nan)])
-@pytest.mark.parametrize("curve", [True, False])
-def test_a_metric_that_is_no_number_raises_before_anything_is_sent(open_run, value, curve):
+def test_what_is_no_number_or_cannot_be_made_raises_before_anything_is_sent(open_run):
+    """And nothing to write is no call."""
     client, run_id, sent = open_run
-    numbers = {"curves": {"loss/train": [0.5, value]}} if curve \
-        else {"metrics": {"loss/train": value}}
-    with pytest.raises(ValueError, match="^metric loss/train: expected a finite number, but got"):
-        log.write(client, run_id, **numbers, tags={"done": "yes"}, files={"a.txt": "a"})
-    assert sent == []
-
-
-def test_a_file_that_cannot_be_made_leaves_no_tag_and_nothing_to_write_is_no_call(open_run):
-    client, run_id, sent = open_run
+    for value in (math.nan, -math.inf, torch.tensor(math.nan)):
+        for numbers in ({"curves": {"loss/train": [0.5, value]}},
+                        {"metrics": {"loss/train": value}}):
+            with pytest.raises(ValueError, match="^metric loss/train: expected a finite number, "):
+                log.write(client, run_id, **numbers, tags={"done": "yes"}, files={"a.txt": "a"})
     with pytest.raises(ZeroDivisionError):
         log.write(client, run_id, tags={"wua.step.train": "done"}, files={"a.png": lambda _: 1 / 0})
     log.write(client, run_id, metrics={}, curves={"loss/train": []}, params={}, tags={}, files={})
@@ -176,14 +171,11 @@ def test_usage_of_two_layers_by_hand():
     }
 
 
-@pytest.mark.parametrize(("layers", "of_layers"), [(20, 120), (21, 0)])
-def test_a_deep_models_layers_are_in_the_table_alone(layers, of_layers):
-    usage = _usage(*(_layer(f"fc{number}") for number in range(layers)))
-    assert sum(key.startswith("layers/") for key in log.usage_metrics(usage)) == of_layers
-    assert len(json.loads(log.layers_table(usage))["data"]) == layers
-
-
-def test_the_table_of_layers():
+def test_the_table_of_layers_where_alone_those_of_a_deep_model_are():
+    for layers, of_layers in ((20, 120), (21, 0)):
+        usage = _usage(*(_layer(f"fc{number}") for number in range(layers)))
+        assert sum(key.startswith("layers/") for key in log.usage_metrics(usage)) == of_layers
+        assert len(json.loads(log.layers_table(usage))["data"]) == layers
     table = json.loads(log.layers_table(_usage(_layer(null=NULL), _layer("fc2"), null=NULL)))
     rows = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
     assert rows[0] == {

@@ -20,13 +20,8 @@ from mlflow.tracking import MlflowClient
 from torch import Tensor, nn
 
 from tests.networks import NETWORKS, cnn, mlp, rows
-from wua_mlflow.tracking.models import (
-    NotExportable,
-    load_exported,
-    log_model,
-    read_tensors,
-    write_tensors,
-)
+from wua_mlflow.tracking import models
+from wua_mlflow.tracking.models import load_exported, write_tensors
 from wua_mlflow.tracking.store import Store, connect, ended, new_run
 
 ALLOW_PICKLE = "MLFLOW_ALLOW_PICKLE_DESERIALIZATION"
@@ -63,7 +58,7 @@ def run(store_uri):
 
 def log(run: Run, model: nn.Module, inputs: Tensor, **shown) -> tuple[str, int]:
     store, run_id = run
-    return log_model(store.client, run_id, store.experiment_id, model, inputs, **shown)
+    return models.log_model(store.client, run_id, store.experiment_id, model, inputs, **shown)
 
 
 def only_model(run: Run):
@@ -199,7 +194,7 @@ def test_tensors_come_back_as_they_were(tmp_path):
                "half": weight.half(), "count": torch.tensor(5), "flags": weight > 0.5,
                "stream": torch.get_rng_state(), "empty": torch.empty(0, 2)}
     write_tensors(tensors, tmp_path / "t.safetensors")
-    read = read_tensors(tmp_path / "t.safetensors")
+    read = models.read_tensors(tmp_path / "t.safetensors")
     assert read.keys() == tensors.keys()
     for name, tensor in tensors.items():
         assert read[name].dtype == tensor.dtype and torch.equal(read[name], tensor.detach())
@@ -224,7 +219,7 @@ REFUSED = [
 @pytest.mark.parametrize(("compute", "message"), REFUSED, ids=[message for _, message in REFUSED])
 def test_a_model_that_cannot_be_saved_is_one_line_and_failed(run, compute, message, capfd):
     capfd.readouterr()
-    with pytest.raises(NotExportable, match=f"^{message}") as caught:
+    with pytest.raises(models.NotExportable, match=f"^{message}") as caught:
         log(run, Computing(compute), torch.rand(9, 3))
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
     assert capfd.readouterr() == ("", "")

@@ -10,14 +10,8 @@ import pytest
 from mlflow.entities import Metric
 from mlflow.tracking import MlflowClient
 
-from wua_mlflow.tracking.ui_view import (
-    KEY,
-    LATEST_KEY,
-    ensure_view,
-    latest_view,
-    run_address,
-    view_address,
-)
+from wua_mlflow.tracking import ui_view
+from wua_mlflow.tracking.ui_view import KEY, LATEST_KEY, ensure_view, latest_view, view_address
 
 TAG = "mlflow.sharedViewState."
 MLFLOWS_LIMIT = 20_000
@@ -157,7 +151,7 @@ def test_addresses_have_what_the_page_reads():
         assert parse_qs(query) == {"workflowType": ["machine_learning"],
                                    "viewStateShareKey": ["wua-latest"],
                                    "compareRunsMode": ["CHART"]}
-        route, _, query = urlsplit(run_address(base, "7", "ab12")).fragment.partition("?")
+        route, _, query = urlsplit(ui_view.run_address(base, "7", "ab12")).fragment.partition("?")
         assert (route, parse_qs(query)) == ("/experiments/7/runs/ab12",
                                             {"workflowType": ["machine_learning"]})
-        assert run_address(base, "7", "ab12").startswith(base.rstrip("/") + "/#/")
+        assert ui_view.run_address(base, "7", "ab12").startswith(base.rstrip("/") + "/#/")
