@@ -375,13 +375,14 @@ def _first_pass(tiles: _Tiles) -> tuple[_Sums, _Digits]:
         torch.minimum(least, tile.amin(), out=least)
         torch.maximum(largest, tile.amax(), out=largest)
         logarithms = tiles.scratch("logarithms", tile, tile.dtype)
-        torch.clamp(tile, min=tiny, out=logarithms).log_()
         if tiles.compiled:
-            weighted += _compiled(_add_rows)(
-                tile.numpy(), logarithms.numpy(), by_row.numpy()[rows])
+            array, logs = tile.numpy(), logarithms.numpy()
+            np.log(np.maximum(array, array.dtype.type(tiny), out=logs), out=logs)
+            weighted += _compiled(_add_rows)(array, logs, by_row.numpy()[rows])
             _compiled(_add_digits)(_flat(_bits(tile)).numpy(), _flat(tile).numpy(), digits.shift,
                                    digits.sums.numpy())
             continue
+        torch.clamp(tile, min=tiny, out=logarithms).log_()
         exact = tiles.scratch("exact", tile, torch.float64).copy_(tile)
         by_row[rows] += exact.sum(1)
         digits.add_first(tile, exact)
