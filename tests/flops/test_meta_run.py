@@ -119,6 +119,17 @@ def test_modules_held_in_a_plain_list_are_counted():
     assert model.rest[1].training
 
 
+def test_no_weights_are_allocated():
+    """A copy of this weight would take 4 TiB; the mask is made on the meta device as well."""
+
+    def masked(x, weight):
+        return (x * torch.ones(2**20)) @ weight
+
+    model = Apply(masked, (1, 1))
+    model.weights[0] = nn.Parameter(zeros(1, 1).expand(2**20, 2**20))
+    assert count_flops(model, zeros(1, 2**20)).forward_flops == 2 * 2**40
+
+
 class Allocations(TorchDispatchMode):
     """Entries of the real tensors that operators make; views share theirs."""
 

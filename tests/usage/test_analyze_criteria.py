@@ -128,6 +128,25 @@ def test_padding_changes_no_figure():
         assert_same(by_length[name], whole[name])
 
 
+def test_permuted_units_have_permuted_importance():
+    model, data = mlp(3, 8, 5, 2).double(), [(rows(40, 3), labels(40))]
+    order = torch.randperm(8, generator=torch.Generator().manual_seed(7))
+    turned = copy.deepcopy(model)
+    with torch.no_grad():
+        turned[0].weight.copy_(model[0].weight[order])
+        turned[0].bias.copy_(model[0].bias[order])
+        turned[2].weight.copy_(model[2].weight[:, order])
+    usages = everything(turned, data)
+    for name, usage in everything(model, data).items():
+        first, second = usage.layers.values()
+        turned_first, turned_second = usages[name].layers.values()
+        np.testing.assert_allclose(turned_first.unit_importance,
+                                   first.unit_importance[order.numpy()], rtol=1e-9, atol=1e-15)
+        np.testing.assert_allclose(turned_second.unit_importance, second.unit_importance,
+                                   rtol=1e-9, atol=1e-15)
+        assert turned_first.entropy == pytest.approx(first.entropy, rel=1e-9)
+
+
 def test_a_rescaling_that_leaves_the_function_alone():
     """The first half of the hidden units takes in c times as much and gives a c-th of it."""
     c, model, data = 16.0, mlp(3, 16, 8, 2).double(), [(rows(60, 3).double(), labels(60))]
