@@ -59,13 +59,6 @@ def data(seed):
     return part(100), part(40), part(60)
 def data_raises(seed): raise KeyError("of the data")
 def data_exits(seed): sys.exit(3)
-def data_of_other_shapes(seed):
-    train, validation, test = data(seed)
-    return train, validation, (test[0][:, :1], test[1])
-def data_with_nan(seed):
-    train, validation, test = data(seed)
-    train[0][4, 1] = float("nan")
-    return train, validation, test
 '''
 
 

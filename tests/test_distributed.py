@@ -16,6 +16,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn import functional
 
+from wua_mlflow import distributed
 from wua_mlflow.distributed import rank, shard_batches
 from wua_mlflow.usage.analyze import analyze
 
@@ -203,3 +204,23 @@ def test_alone_a_process_has_rank_0_and_all_the_data():
     data = [1, 2, 3]
     assert rank() == 0
     assert shard_batches(data) is data
+
+
+def test_a_process_is_alone_unless_everything_is_said(monkeypatch):
+    for number in ("0", "1"):
+        for name, value in zip(distributed.VARIABLES, (number, "2", "127.0.0.1", "29400"), strict=True):
+            monkeypatch.setenv(name, value)
+        assert (distributed.started(), distributed.is_first()) == (2, number == "0")
+    for name in distributed.VARIABLES:
+        with monkeypatch.context() as patch:
+            patch.delenv(name)
+            assert (distributed.started(), distributed.is_first()) == (1, True)
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    with distributed.process_group("cpu"):
+        assert not dist.is_initialized()
+
+
+def test_an_error_alone_is_raised_as_it_is():
+    with pytest.raises(KeyError, match="mine"):
+        distributed.on_all_ranks(lambda: {}["mine"])

@@ -20,9 +20,7 @@ INPUTS = torch.randn(40, 3, generator=torch.Generator().manual_seed(1))
     ([0, 2, 1], 1, "regression"), ([[0], [2], [1]], 3, "regression"),
     ([0.5, 1.0, 0.0], 1, "regression"),
 ])
-def test_targets_beside_outputs_are_taken_as_a_loss_takes_them(
-    targets: list[object], outputs: int, task: str
-) -> None:
+def test_targets_beside_outputs_are_taken_as_a_loss_takes_them(targets, outputs, task):
     values = {"multiclass": tuple(range(outputs)), "binary": (0, 1), "regression": ()}
     assert infer_task(np.array(targets), outputs=outputs) == TaskSpec(task, values[task])
     for forced in values:
@@ -34,9 +32,7 @@ def test_targets_beside_outputs_are_taken_as_a_loss_takes_them(
     ((1, 2, 3), 3, (1, 2, 3)), ((-1, 1), 2, (-1, 1)), ((0.5, 1.0), 2, (0.5, 1.0)),
     (("a", "b"), 3, None), ((1, 3), 3, None), ((-1, 0), 3, None),
 ])
-def test_classes_in_the_order_of_the_outputs(
-    values: tuple[object, ...], count: int, expected: tuple[object, ...] | None
-) -> None:
+def test_classes_in_the_order_of_the_outputs(values, count, expected):
     if expected:
         assert TaskSpec("multiclass", values).for_outputs(count) == TaskSpec("multiclass", expected)
         return
@@ -45,7 +41,7 @@ def test_classes_in_the_order_of_the_outputs(
         TaskSpec("binary", values).for_outputs(count)
 
 
-def test_predictions() -> None:
+def test_predictions():
     logits = torch.tensor([[0.4], [-0.1], [0.6]])
     assert predictions_of(logits, "binary", "logits").tolist() == [1, 0, 1]
     assert predictions_of(logits, "binary", "probabilities").tolist() == [0, 0, 1]
@@ -122,23 +118,20 @@ def test_kind_leaves_the_model_its_gradients_and_the_random_stream_alone():
         output_kind(Ending(lambda z: (z, z)), INPUTS, "binary")
 
 
-def test_kind_with_frozen_weights_of_token_numbers_and_of_a_compiled_model():
+def test_kind_with_frozen_weights_of_token_numbers_and_of_compiled_and_exported_models(tmp_path):
     frozen = Ending(functional.sigmoid).requires_grad_(False)
     tokens = nn.Sequential(nn.Embedding(9, 3), Ending(lambda z: z.mean(1).sigmoid()))
     compiled = torch.compile(Ending(functional.sigmoid), backend="eager")
     for model, inputs in ((frozen, INPUTS), (tokens, torch.tensor([[1, 2], [3, 4]])),
                           (compiled, INPUTS)):
         assert output_kind(model, inputs, "binary") == "probabilities"
-
-
-@pytest.mark.parametrize(("ending", "task", "outputs", "kind"), [
-    (lambda z: z.sigmoid().squeeze(-1), "binary", 1, "probabilities"),
-    (nn.Identity(), "binary", 1, "logits"),
-    (nn.Softmax(dim=1), "multiclass", 4, "probabilities"),
-])
-def test_kind_of_a_graph_reloaded_from_pt2(ending, task, outputs, kind, tmp_path):
-    exported = torch.export.export(Ending(ending, outputs).eval(), (INPUTS[:4],),
-                                   dynamic_shapes={"x": {0: torch.export.Dim("batch")}})
-    torch.export.save(exported, tmp_path / "model.pt2")
-    graph = torch.export.load(tmp_path / "model.pt2").module()
-    assert output_kind(graph, INPUTS, task) == kind
+    for ending, task, outputs, kind in (
+        (lambda z: z.sigmoid().squeeze(-1), "binary", 1, "probabilities"),
+        (nn.Identity(), "binary", 1, "logits"),
+        (nn.Softmax(dim=1), "multiclass", 4, "probabilities"),
+    ):
+        exported = torch.export.export(Ending(ending, outputs).eval(), (INPUTS[:4],),
+                                       dynamic_shapes={"x": {0: torch.export.Dim("batch")}})
+        torch.export.save(exported, tmp_path / "model.pt2")
+        graph = torch.export.load(tmp_path / "model.pt2").module()
+        assert output_kind(graph, INPUTS, task) == kind

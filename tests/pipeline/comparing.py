@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from functools import partial
 
 import numpy as np
 import pytest
@@ -13,9 +11,6 @@ import wua_mlflow as wua
 from wua_mlflow.cli.main import main
 
 EXIT = {"non_inferior": 0, "inferior": 3, "inconclusive": 4}
-
-Compare = Callable[..., dict]
-Refused = Callable[..., str]
 
 
 def compared(capsys: pytest.CaptureFixture[str], *words: str) -> dict:
@@ -36,16 +31,6 @@ def refusal(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     assert output.err.count("\n") == 1
     assert "Traceback" not in output.err
     return output.err.removeprefix("wua: ").rstrip("\n")
-
-
-@pytest.fixture
-def compare(capsys: pytest.CaptureFixture[str]) -> Compare:
-    return partial(compared, capsys)
-
-
-@pytest.fixture
-def refused(capsys: pytest.CaptureFixture[str]) -> Refused:
-    return partial(refusal, capsys)
 
 
 def assert_same_verdict(

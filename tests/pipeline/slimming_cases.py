@@ -118,37 +118,23 @@ def weights_of(network: ModelVariant | Trained | nn.Module) -> dict[str, torch.T
 def same(first: Trained | nn.Module, second: Trained | nn.Module) -> bool:
     """Whether two networks have the very same weights."""
     a, b = weights_of(first), weights_of(second)
-    return list(a) == list(b) and all(
-        a[name].shape == b[name].shape and torch.equal(a[name], b[name]) for name in a)
-
-
-def without_pictures(patch: pytest.MonkeyPatch) -> None:
-    """They take longer than the networks, as does the fidelity of the criteria."""
-    patch.setattr(analyze, "usage_pictures", lambda *_: {})
-    patch.setattr(analyze, "fidelity_metrics", lambda *_: ({}, ""))
-    patch.setattr(publish, "report_pictures", lambda *_, **__: {"comparison": b"picture"})
+    return list(a) == list(b) and all(torch.equal(a[name], b[name]) for name in a)
 
 
 def without_exports(patch: pytest.MonkeyPatch) -> None:
-    """No model is exported, for tests that read none: torch.export takes longer than training."""
+    """No pictures, fidelity or exported models, which take longer than the networks."""
     def refused(*_: object, **__: object) -> None:
         raise NotExportable("model: not exported in this test")
 
-    without_pictures(patch)
+    patch.setattr(analyze, "usage_pictures", lambda *_: {})
+    patch.setattr(analyze, "fidelity_metrics", lambda *_: ({}, ""))
+    patch.setattr(publish, "report_pictures", lambda *_, **__: {"comparison": b"picture"})
     patch.setattr(train, "log_model", refused)
 
 
 def with_exports(patch: pytest.MonkeyPatch) -> None:
     """Models are exported after all."""
     patch.setattr(train, "log_model", log_model)
-
-
-@pytest.fixture
-def store(store_uri: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
-    """A store of the test's own."""
-    without_exports(monkeypatch)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    yield connect("slimming")
 
 
 def tags_of(store: Store, run_id: str | None) -> dict[str, str]:
@@ -187,13 +173,7 @@ def judging(
     """``compare_variants`` with these outcomes, one a call; what it was given is written down."""
     remaining = iter(outcomes)
 
-    def compared(
-        store: Store,
-        original: ModelVariant,
-        slim: ModelVariant,
-        *,
-        beside: Sequence[ModelVariant] = (),
-    ) -> tuple[Comparison, list[ModelVariant]]:
+    def compared(store, original, slim, *, beside=()):
         comparison, variants = compare_variants(store, original, slim, beside=beside)
         pairs.append((original.run_id, slim.run_id))
         artifact = replace(comparison.artifact, outcome=next(remaining))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +15,12 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional
 
-from tests.pipeline.slimming_cases import without_exports
+from tests.pipeline.slimming_cases import text_of
 from wua_mlflow.config import load_settings
 from wua_mlflow.data.datasets import load_data
 from wua_mlflow.pipeline import pictures, workflow
 from wua_mlflow.pipeline.analyze import Analysis, analyze_model, loss_of
-from wua_mlflow.tracking.store import Store, connect
+from wua_mlflow.tracking.store import Store
 from wua_mlflow.usage.analyze import analyze
 from wua_mlflow.widths.recommend import effective_widths
 
@@ -74,12 +73,10 @@ def left_of_pair(batch):
 
 
 @pytest.fixture
-def store(store_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
+def store(store, tmp_path):
     """A store beside a module ``own``."""
-    without_exports(monkeypatch)
     (tmp_path / "own.py").write_text(PARTS)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    yield connect("own")
+    yield store
     sys.modules.pop("own", None)
 
 
@@ -95,10 +92,6 @@ def net(seed: int = 42) -> nn.Sequential:
     return nn.Sequential(nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10))
 
 
-def text_of(store: Store, run: Run, path: str) -> str:
-    return Path(store.client.download_artifacts(run.info.run_id, path)).read_text()
-
-
 def effective(importance: np.ndarray) -> float:
     """exp of the entropy, in float64."""
     p = importance[importance > 0].astype(np.float64)
@@ -106,9 +99,7 @@ def effective(importance: np.ndarray) -> float:
     return float(np.exp(-(p * np.log(p)).sum()))
 
 
-def test_the_run_is_a_variant_that_holds_all_of_it(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_run_is_a_variant_that_holds_all_of_it(store, monkeypatch):
     monkeypatch.setattr("wua_mlflow.pipeline.analyze.usage_pictures", pictures.usage_pictures)
     _, run = analysed(store, null_draws=2, seed=7)
     tags, metrics = run.data.tags, run.data.metrics
@@ -136,7 +127,7 @@ def test_the_run_is_a_variant_that_holds_all_of_it(
     assert dataset.dataset.name == "digits train"
 
 
-def test_the_configuration_gives_the_same_again(store: Store, tmp_path: Path) -> None:
+def test_the_configuration_gives_the_same_again(store, tmp_path):
     """Also of a factory that takes nothing, and with the weights of a file, from another folder."""
     weights = net(99).state_dict()
     save_file(weights, "mine.safetensors")
@@ -157,19 +148,17 @@ def test_the_configuration_gives_the_same_again(store: Store, tmp_path: Path) ->
     ({"model": "own:optional"}, "optional", None, 3),
     ({"model": "own:optional", "hidden": "6"}, "oversized 6", "6", 6),
     ({"model": "own:lazy"}, "lazy", None, 16)])
-def test_widths_are_given_to_a_factory_that_needs_them(
-    options: dict, name: str, widths: str | None, units: int, store: Store
-) -> None:
+def test_widths_are_given_to_a_factory_that_needs_them(options, name, widths, units, store):
     analysis, run = analysed(store, **options)
     assert (analysis.name, run.info.run_name) == (name, name)
     assert run.data.tags.get("wua.widths") == run.data.params.get("hidden") == widths
     assert next(iter(analysis.usage.layers.values())).units == units
 
 
-def test_the_first_criterion_gives_the_metrics_and_each_other_a_table(store: Store) -> None:
+def test_the_first_criterion_gives_the_metrics_and_each_other_a_table(store):
     """Taylor by the task's loss, against autograd over the whole training part at once."""
     analysis, run = analysed(store, criterion="magnitude,own:squares,taylor", effective_rank="true")
-    first = json.loads(text_of(store, run, "usage/layers.json"))
+    first = json.loads(text_of(store, run.info.run_id, "usage/layers.json"))
     assert (first["criterion"], run.data.tags["wua.criterion"]) == ("magnitude", "magnitude")
     assert run.data.metrics["usage/effective_weights"] == analysis.usage.effective_weights
     rank = first["data"][0][first["columns"].index("effective_rank")]
@@ -185,7 +174,7 @@ def test_the_first_criterion_gives_the_metrics_and_each_other_a_table(store: Sto
         assert analysis.usages[criterion].effective_weights == pytest.approx(
             effective(importance), rel=rel)
     for criterion in ("squares", "taylor"):
-        table = json.loads(text_of(store, run, f"usage/layers_{criterion}.json"))
+        table = json.loads(text_of(store, run.info.run_id, f"usage/layers_{criterion}.json"))
         assert table["criterion"] == criterion
         column = table["columns"].index("effective_weights")
         assert [row[column] for row in table["data"]] == [
@@ -199,7 +188,7 @@ def test_the_first_criterion_gives_the_metrics_and_each_other_a_table(store: Sto
     ("usecase", "Identity", functional.binary_cross_entropy_with_logits),
     ("diabetes", "Identity", functional.mse_loss),
     ("iris", "Identity", functional.cross_entropy)])
-def test_the_tasks_own_loss(data: str, outputs: str, loss: object) -> None:
+def test_the_tasks_own_loss(data, outputs, loss):
     split = load_data(data, seed=1)
     model = nn.Sequential(nn.Linear(*split.features, split.outputs), getattr(nn, outputs)())
     settings = load_settings(None, {"data": data, "criterion": "output,taylor"})
@@ -208,7 +197,7 @@ def test_the_tasks_own_loss(data: str, outputs: str, loss: object) -> None:
     assert loss_of(without, model, split, torch.device("cpu")) is None
 
 
-def test_the_users_batches_go_to_the_analysis_untouched(store: Store) -> None:
+def test_the_users_batches_go_to_the_analysis_untouched(store):
     analysis, run = analysed(store, model="own:Words", data="own:sentences",
                              loss="own:cross_entropy", criterion="input,taylor", null_draws=1)
     import own  # type: ignore[import-not-found]
@@ -226,7 +215,7 @@ def test_the_users_batches_go_to_the_analysis_untouched(store: Store) -> None:
     assert "wua.task" not in run.data.tags
 
 
-def test_layers_and_batches_of_a_kind_of_ones_own(store: Store) -> None:
+def test_layers_and_batches_of_a_kind_of_ones_own(store):
     """The output layer where it is named; the run's configuration says both."""
     analysis, run = analysed(store, data="own:records", layers="2, 0,2",
                              batch_to_inputs="own:pixels")
@@ -239,14 +228,14 @@ def test_layers_and_batches_of_a_kind_of_ones_own(store: Store) -> None:
             effective((layer.weight.abs() * mean).detach().numpy()), rel=1e-5)
     assert run.data.metrics["flops/forward"] == 2 * (64 * 16 + 16 * 10)
     assert run.data.params["batch_to_inputs"] == "own:pixels"
-    again = load_settings(None, yaml.safe_load(text_of(store, run, "config.yaml")))
+    again = load_settings(None, yaml.safe_load(text_of(store, run.info.run_id, "config.yaml")))
     assert again.layers == ("2", "0")
     of_a_split, _ = analysed(store, batch_to_inputs="own:left_of_pair")  # is given whole batches
     assert of_a_split.usage.layers["0"].weights == 64 * 16
     assert not of_a_split.remarks, "FLOPs are counted"
 
 
-def test_a_shuffled_loader_gives_the_same_again_and_leaves_the_stream(store: Store) -> None:
+def test_a_shuffled_loader_gives_the_same_again_and_leaves_the_stream(store):
     torch.manual_seed(3)
     before = torch.get_rng_state()
     first, again = (analysed(store, data="own:shuffled", null_draws=2)[0].usage for _ in range(2))
@@ -255,16 +244,14 @@ def test_a_shuffled_loader_gives_the_same_again_and_leaves_the_stream(store: Sto
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_flops_that_cannot_be_counted_are_said(store: Store) -> None:
+def test_flops_that_cannot_be_counted_are_said(store):
     analysis, run = analysed(store, model="own:Odd", data="own:sixes")
     assert analysis.remarks == ("FLOPs not counted: RuntimeError: six at a time",)
     assert "flops/forward" not in run.data.metrics
     assert run.data.metrics["params/total"] == 25 + 12
 
 
-def test_the_run_of_mlflow_run_is_the_variant(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_run_of_mlflow_run_is_the_variant(store, monkeypatch):
     """Which was only analysed: not a trained one."""
     inherited = store.client.create_run(store.experiment_id, run_name="grumpy-fish-7").info.run_id
     store.client.log_param(inherited, "model", "own:net")
@@ -280,7 +267,7 @@ def test_the_run_of_mlflow_run_is_the_variant(
         workflow.analyze_run(store, load_settings(None, {"run_id": inherited}))
 
 
-def test_a_trained_run_takes_the_new_options_too(store: Store) -> None:
+def test_a_trained_run_takes_the_new_options_too(store):
     original = workflow.train_run(store, load_settings(
         None, {"seeds": 1, "null_draws": 0, "epochs": 2}))
     named = load_settings(None, {"run_id": original.run_id, "criterion": "taylor,output",
@@ -296,7 +283,8 @@ def test_a_trained_run_takes_the_new_options_too(store: Store) -> None:
     assert analysis.usage.layers["fc1"].effective_rank is not None
     run = store.client.get_run(original.run_id)
     assert run.data.tags["wua.criterion"] == "taylor"
-    assert json.loads(text_of(store, run, "usage/layers_output.json"))["criterion"] == "output"
+    second = json.loads(text_of(store, run.info.run_id, "usage/layers_output.json"))
+    assert second["criterion"] == "output"
     rule = {name: effective_widths(usage, (10,), (("fc1",),))
             for name, usage in analysis.usages.items()}
     assert rule["taylor"] != rule["output"], "or this shows nothing"

@@ -27,7 +27,7 @@ CLASSES, BINARY, AMOUNTS = (_evaluation([0, 1], [0, 1], task)
                             for task in ("multiclass", "binary", "regression"))
 
 
-def test_churn_and_the_worst_class() -> None:
+def test_churn_and_the_worst_class():
     """Class 0: 3 of 4 right, then 1 of 4; class 1: 1 of 2, then 2 of 2; 4 of 6 answers differ."""
     targets = [0, 0, 0, 0, 1, 1]
     old = _evaluation([0, 0, 0, 1, 1, 0], targets)
@@ -46,7 +46,7 @@ def test_churn_and_the_worst_class() -> None:
 @pytest.mark.parametrize(("lost", "gained", "of", "named"), [
     (30, 0, 40, True), (5, 0, 40, False), (12, 11, 40, False), (1, 0, 3, False), (8, 0, 400, False),
     (9, 0, 400, True)])
-def test_a_class_that_loses_much_is_named(lost: int, gained: int, of: int, named: bool) -> None:
+def test_a_class_that_loses_much_is_named(lost, gained, of, named):
     """The other class, of 1,000, is answered alike; McNemar's exact test, two classes."""
     targets = np.r_[np.zeros(1000), np.ones(of)]
     old, new = np.ones(1000 + of), np.ones(1000 + of)
@@ -60,7 +60,7 @@ def test_a_class_that_loses_much_is_named(lost: int, gained: int, of: int, named
         class_loss_sentence([("rare", of, change)] * named)
 
 
-def test_ratios_are_original_over_slim_of_what_both_measured() -> None:
+def test_ratios_are_original_over_slim_of_what_both_measured():
     original = {"flops/forward": 60.0, "params/total": 41.0, "size/bytes": 100.0,
                 "training/seconds": 3.0}
     slim = {"flops/forward": 42.0, "params/total": 29.0, "latency/p50_ms": 2.0,
@@ -70,7 +70,7 @@ def test_ratios_are_original_over_slim_of_what_both_measured() -> None:
         "compare/training_time_ratio": 0.75}
 
 
-def test_the_recipes_verdict_comes_first() -> None:
+def test_the_recipes_verdict_comes_first():
     draw = np.random.default_rng(0)
     old, new = ((draw.random((5, 400)) < share).astype(float) for share in (0.9, 0.2))
     artifact = compare(old[0], old[0], margin=0.02)
@@ -84,7 +84,7 @@ def test_the_recipes_verdict_comes_first() -> None:
         "compare/recipe_delta", "compare/recipe_delta_low", "compare/recipe_delta_high"}
 
 
-def test_latencies_and_looks_are_logged_and_noted() -> None:
+def test_latencies_and_looks_are_logged_and_noted():
     """200 of 10,000 lost, none gained; at 95% and, after ten looks, at 99.5% by Tango's method."""
     old = np.ones(10_000)
     new = np.where(np.arange(10_000) < 200, 0, 1)
@@ -104,7 +104,7 @@ def test_latencies_and_looks_are_logged_and_noted() -> None:
 
 
 @pytest.mark.parametrize(("seeds", "kind"), [(4, "artifact"), (6, "recipe")])
-def test_bonferronis_reading_is_of_the_same_verdict(seeds: int, kind: str) -> None:
+def test_bonferronis_reading_is_of_the_same_verdict(seeds, kind):
     draw = np.random.default_rng(1)
     old, new = ((draw.random((seeds, 60)) < share).astype(float) for share in (0.9, 0.8))
     targets = np.arange(60) % 2
@@ -129,7 +129,7 @@ ONE_CLASS = _evaluation([0, 1, 1], [1, 1, 1])
     (ONE_CLASS, ONE_CLASS, "test data: expected examples of at least two classes, but all 3 are of "
      "class 1; an accuracy on one class says nothing of the others"),
 ])
-def test_what_cannot_be_compared(first: Evaluation, second: Evaluation, message: str) -> None:
+def test_what_cannot_be_compared(first, second, message):
     with pytest.raises(ValueError) as caught:
         compare_evaluations(first, second, Settings())
     assert str(caught.value) == message

@@ -19,15 +19,12 @@ from safetensors.numpy import load_file
 from torch import nn
 
 import wua_mlflow as wua
-from tests.pipeline import comparing
-from tests.pipeline.comparing import Compare, Refused, assert_same_verdict
+from tests.pipeline.comparing import assert_same_verdict
 from tests.pipeline.slimming_cases import folder_with_store, without_exports
 from wua_mlflow.cli.main import main
 from wua_mlflow.config import load_settings
 from wua_mlflow.pipeline import recipe, workflow
 from wua_mlflow.tracking.store import connect
-
-compare, refused = comparing.compare, comparing.refused
 
 FEATURES = ["a", "b", "c"]
 MEAN, SPREAD = [5, -200, 0], [1, 50, 0.01]
@@ -59,7 +56,7 @@ class Made:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory, migrated_database: Path) -> Made:
+def made(tmp_path_factory, migrated_database):
     """A and B have one test part, C another; P and Q are regressions; D and E have images."""
     folder = tmp_path_factory.mktemp("outside")
     rows(0).drop(columns="z").to_csv(folder / "classes.csv", index=False)
@@ -75,7 +72,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, migrated_database: Path) -> M
     images = {"D": {"data": "digits", **common, "hidden": 16, "epochs": 3},
               "E": {"data": "digits", "model": "cnn", **common, "hidden": 4, "epochs": 1}}
     with folder_with_store(folder, migrated_database):
-        def train(recipes: dict[str, dict[str, object]]) -> dict[str, str]:
+        def train(recipes):
             return {letter: workflow.train_run(store, load_settings(None, settings)).run_id
                     for letter, settings in recipes.items()}
 
@@ -91,7 +88,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, migrated_database: Path) -> M
 
 
 @pytest.fixture
-def runs(made: Made, store_uri: str, tmp_path: Path) -> dict[str, str]:
+def runs(made, store_uri, tmp_path):
     """The runs, in a copy of the store for the test to work in, and fresh rows beside it."""
     shutil.copy(made.folder / "mlflow.db", tmp_path / "mlflow.db")
     FRESH_ROWS.drop(columns="z").to_csv(tmp_path / "fresh.csv", index=False)
@@ -168,7 +165,7 @@ def right_in_fresh_rows(run_id: str) -> np.ndarray:
     return right(answers_of(run_id, FRESH_ROWS), FRESH_ROWS)
 
 
-def test_runs_answer_with_what_they_keep(runs: dict[str, str], compare: Compare) -> None:
+def test_runs_answer_with_what_they_keep(runs, compare):
     """By the beginnings of their ids."""
     result = compare(runs["A"][:10], runs["B"][:10], "--margin", "0.1")
     assert_same_verdict(result, right_in(runs["A"]), right_in(runs["B"]), margin=0.1)
@@ -197,9 +194,7 @@ def _artifacts(made: Made) -> list[Path]:
                   if path.name != "registered_model_meta")
 
 
-def test_a_model_that_a_run_of_ours_logged_is_taken_as_the_run_is(
-    made: Made, runs: dict[str, str], compare: Compare, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_model_that_a_run_of_ours_logged_is_taken_as_the_run_is(made, runs, compare, monkeypatch):
     """On the run's own test part, or with its scaling of fresh rows. Nothing is trained or logged.
 
     A and C were split, and so standardised, otherwise.
@@ -217,7 +212,7 @@ def test_a_model_that_a_run_of_ours_logged_is_taken_as_the_run_is(
     assert _artifacts(made) == files
 
 
-def test_fresh_amounts(runs: dict[str, str], compare: Compare) -> None:
+def test_fresh_amounts(runs, compare):
     """R² in the data's own unit, by hand; the networks were trained on standardised targets."""
     result = compare(runs["P"], runs["Q"], *FRESH_AMOUNTS, "--margin", "0.3")
     truth = FRESH_ROWS["z"].to_numpy()
@@ -230,9 +225,7 @@ def test_fresh_amounts(runs: dict[str, str], compare: Compare) -> None:
     assert "compare/churn" not in result["metrics"]
 
 
-def test_a_bundled_set_by_name_is_the_runs_own_test_part(
-    runs: dict[str, str], compare: Compare, refused: Refused
-) -> None:
+def test_a_bundled_set_by_name_is_the_runs_own_test_part(runs, compare, refused):
     """And an MLP's flat rows and a CNN's images are then the same examples."""
     line = refused(runs["D"], runs["E"])
     assert line.endswith("differ; name one test set with --data")
@@ -242,9 +235,7 @@ def test_a_bundled_set_by_name_is_the_runs_own_test_part(
     assert "compare/latency_ratio" not in result["metrics"]
 
 
-def test_predictions_against_a_run(
-    runs: dict[str, str], compare: Compare, tmp_path: Path
-) -> None:
+def test_predictions_against_a_run(runs, compare, tmp_path):
     """Those of B, written down with the classes' names and with the amounts' own unit."""
     names, targets = (np.array(["no", "yes"])[kept(runs["B"])[column].astype(int)]
                       for column in ("predictions", "targets"))
@@ -261,9 +252,7 @@ def test_predictions_against_a_run(
     assert by_file["low"] == pytest.approx(by_run["low"], abs=1e-4)
 
 
-def test_the_table_of_two_networks(
-    made: Made, runs: dict[str, str], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_table_of_two_networks(made, runs, capsys):
     main(["compare", runs["A"], runs["B"]])
     out = capsys.readouterr().out
     assert "oversized 6  oversized 3" in out
@@ -274,56 +263,39 @@ def test_the_table_of_two_networks(
     assert "The latencies are not alike: models:/" in capsys.readouterr().out
 
 
-def test_each_comparison_is_a_look_at_its_test_data(
-    runs: dict[str, str], compare: Compare
-) -> None:
-    """The same one again is none; another margin, or other data, is."""
-    def looks(first: str, second: str, *options: str) -> int:
-        result = compare(runs[first], runs[second], *options)
+def test_each_comparison_is_a_look_at_its_test_data(runs, compare, monkeypatch):
+    """The same again is none; another margin, other data or a file written anew is."""
+    def looks(first, second, *options):
+        result = compare(runs[first], runs.get(second, second), *options)
         return int(result["metrics"]["compare/looks"])
 
+    def read_only(*_):
+        raise MlflowException("read only")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "set_experiment_tag", read_only)
+        assert looks("A", "B") == 1, "where nothing can be noted too"
     assert looks("A", "B", "--margin", "0.031") == 1
     assert looks("A", "B", "--margin", "0.032") == 2
     assert looks("B", "A", "--margin", "0.032") == 3
     assert looks("A", "B", "--margin", "0.031", *FRESH) == 1
     assert looks("A", "B", "--margin", "0.031") == 3
-
-
-def test_a_comparison_that_is_refused_is_no_look(runs: dict[str, str], refused: Refused) -> None:
-    FRESH_ROWS[FRESH_ROWS["y"] == "yes"].drop(columns="z").to_csv("fresh.csv", index=False)
-
-    def tags() -> list[dict[str, str]]:
-        return [entry.tags for entry in MlflowClient().search_experiments()]
-
-    before = tags()
-    assert "says nothing of the others" in refused(runs["A"], runs["B"], *FRESH)
-    assert tags() == before
-
-
-def test_a_file_that_was_written_anew_is_another_look(
-    runs: dict[str, str], compare: Compare
-) -> None:
-    looks = []
-    for flipped in (3, 4, 4):
-        predictions = kept(runs["A"])["predictions"].copy()
+    for flipped, count in ((3, 4), (4, 5), (4, 5)):
+        predictions = kept(runs["A"])["predictions"].astype(int)
         predictions[:flipped] = 1 - predictions[:flipped]
-        names = np.array(["no", "yes"])[predictions.astype(int)]
+        names = np.array(["no", "yes"])[predictions]
         pd.DataFrame({"prediction": names}).to_csv("written.csv", index=False)
-        looks.append(int(compare(runs["A"], "written.csv")["metrics"]["compare/looks"]))
-    assert looks == [1, 2, 2]
+        assert looks("A", "written.csv") == count
 
 
-def test_where_nothing_can_be_noted_the_look_counts_all_the_same(
-    runs: dict[str, str], compare: Compare, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def read_only(*_: object) -> None:
-        raise MlflowException("read only")
-
-    monkeypatch.setattr(MlflowClient, "set_experiment_tag", read_only)
-    assert compare(runs["A"], runs["B"])["metrics"]["compare/looks"] == 1
+def test_a_comparison_that_is_refused_is_no_look(runs, refused):
+    FRESH_ROWS[FRESH_ROWS["y"] == "yes"].drop(columns="z").to_csv("fresh.csv", index=False)
+    before = [entry.tags for entry in MlflowClient().search_experiments()]
+    assert "says nothing of the others" in refused(runs["A"], runs["B"], *FRESH)
+    assert [entry.tags for entry in MlflowClient().search_experiments()] == before
 
 
-def test_a_file_of_a_run_that_is_gone_is_named(runs: dict[str, str], refused: Refused) -> None:
+def test_a_file_of_a_run_that_is_gone_is_named(runs, refused):
     folder = MlflowClient().get_run(runs["A"]).info.artifact_uri.removeprefix("file://")
     file = Path(folder, "state", "rng.safetensors")
     file.rename("moved")
@@ -334,9 +306,7 @@ def test_a_file_of_a_run_that_is_gone_is_named(runs: dict[str, str], refused: Re
         Path("moved").rename(file)
 
 
-def test_a_store_that_is_not_there_is_not_made(
-    store_uri: str, tmp_path: Path, refused: Refused
-) -> None:
+def test_a_store_that_is_not_there_is_not_made(store_uri, tmp_path, refused):
     uri = f"sqlite:///{tmp_path / 'none.db'}"
     mlflow.set_tracking_uri(uri)
     assert refused("ab" * 16, "cd" * 16) == (
@@ -344,9 +314,7 @@ def test_a_store_that_is_not_there_is_not_made(
     assert not (tmp_path / "none.db").exists()
 
 
-def test_models_that_cannot_be_compared(
-    made: Made, runs: dict[str, str], refused: Refused, tmp_path: Path
-) -> None:
+def test_models_that_cannot_be_compared(made, runs, refused, tmp_path):
     foreign = made.models[0][0]
     assert refused(foreign, foreign) == (
         "data: expected the test data that the models are compared on (--data), but got none")
@@ -378,9 +346,7 @@ def test_models_that_cannot_be_compared(
     assert refused(runs["A"], runs["B"], "--device", "cuda:77").startswith("device: cuda:77 ")
 
 
-def test_models_from_elsewhere_take_the_rows_as_they_are(
-    made: Made, runs: dict[str, str], compare: Compare
-) -> None:
+def test_models_from_elsewhere_take_the_rows_as_they_are(made, runs, compare):
     """By every kind of address; with one output, and with one a class."""
     (first, _), (_, second) = made.models
     client = MlflowClient()
@@ -398,9 +364,7 @@ def test_models_from_elsewhere_take_the_rows_as_they_are(
 
 @pytest.mark.parametrize(("pair", "unknown", "fresh"), [
     ("AB", "AB", FRESH), ("PQ", "P", ()), ("PQ", "PQ", FRESH_AMOUNTS)])
-def test_saved_models_whose_runs_are_not_known(
-    pair: str, unknown: str, fresh: tuple[str, ...], runs: dict[str, str], compare: Compare
-) -> None:
+def test_saved_models_whose_runs_are_not_known(pair, unknown, fresh, runs, compare):
     """They take raw rows; where no data are named, the other side's test part as it was read."""
     by_run = compare(*(runs[letter] for letter in pair), *fresh)["artifact"]
     for letter in unknown:
@@ -414,9 +378,7 @@ def test_saved_models_whose_runs_are_not_known(
 
 @pytest.mark.filterwarnings("ignore:The given NumPy array is not writable")  # MLflow's, of a table
 @pytest.mark.parametrize("letter", ["A", "P"])
-def test_a_saved_model_takes_raw_rows_as_the_file_beside_it_says(
-    letter: str, runs: dict[str, str]
-) -> None:
+def test_a_saved_model_takes_raw_rows_as_the_file_beside_it_says(letter, runs):
     frame, (_, scaling) = rows(0), state_of(runs[letter])
     inputs = frame[FEATURES].to_numpy()
     model = mlflow.pyfunc.load_model(model_of(runs[letter]))
@@ -437,8 +399,8 @@ def test_a_saved_model_takes_raw_rows_as_the_file_beside_it_says(
 
 
 def test_classes_of_a_model_from_elsewhere_are_its_outputs_places(
-    store_uri: str, compare: Compare, refused: Refused, tmp_path: Path
-) -> None:
+    store_uri, compare, refused, tmp_path
+):
     """Also where the test data lack one of them: here 1 of 0, 1, 2."""
     draw = np.random.default_rng(3)
     x = draw.normal(size=(300, 3))

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from contextlib import nullcontext
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -19,32 +17,27 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from tests.mistakes import all_runs
-from tests.pipeline.slimming_cases import (  # noqa: F401 - store is a fixture
-    store,
-    with_exports,
-    without_exports,
-)
+from tests.pipeline.slimming_cases import with_exports
 from tests.pruning.cutting_cases import Tokens
 from wua_mlflow.cli.main import main
 from wua_mlflow.cli.output import slimmed_text
 from wua_mlflow.config import load_settings
-from wua_mlflow.data.datasets import DataSplit, load_data, split_of
+from wua_mlflow.data.datasets import load_data, split_of
 from wua_mlflow.pipeline.models import check_fit, check_widths, cnn, factory, mlp, naming
 from wua_mlflow.pipeline.workflow import run_pipeline, slim_run
-from wua_mlflow.tracking.store import Store
 
 HERE = "tests.pipeline.test_models"
 
 
 @pytest.fixture(scope="module")
-def points() -> DataSplit:
+def points():
     """The tutorial's: two features, a binary task."""
     return load_data("usecase", seed=0)
 
 
 @pytest.mark.parametrize(("widths", "parameters"), [
     ((), 4 * 3 + 3), ((5, 2), 4 * 5 + 5 + 5 * 2 + 2 + 2 * 3 + 3)])
-def test_mlp_of_any_depth(widths: tuple[int, ...], parameters: int) -> None:
+def test_mlp_of_any_depth(widths, parameters):
     model = mlp(widths, (4,), 3, "multiclass")
     assert sum(parameter.numel() for parameter in model.parameters()) == parameters
     assert model(torch.zeros(6, 4)).shape == (6, 3)
@@ -55,7 +48,7 @@ def test_mlp_of_any_depth(widths: tuple[int, ...], parameters: int) -> None:
     assert images(torch.zeros(6, 1, 2, 2)).shape == (6, 3)
 
 
-def test_mlp_computes_what_is_drawn() -> None:
+def test_mlp_computes_what_is_drawn():
     """ReLU between the layers; a sigmoid at the end of a binary one alone."""
     x = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
     for task in ("binary", "regression"):
@@ -71,7 +64,7 @@ def test_mlp_computes_what_is_drawn() -> None:
 
 @pytest.mark.parametrize(("widths", "size", "pools"), [
     ((4, 6), 8, 1), ((4, 6, 5, 3), 8, 2), ((4, 6), 3, 0)])
-def test_cnn(widths: tuple[int, ...], size: int, pools: int) -> None:
+def test_cnn(widths, size, pools):
     """A 3×3 convolution without bias, a batch norm's two parameters a unit, one Linear layer."""
     model = cnn(widths, (2, size, size), 3, "multiclass")
     channels = (2, *widths)
@@ -82,17 +75,12 @@ def test_cnn(widths: tuple[int, ...], size: int, pools: int) -> None:
     assert sum(isinstance(part, nn.MaxPool2d) for part in model) == pools
     outputs = cnn(widths, (2, size, size), 1, "binary")(torch.randn(9, 2, size, size))
     assert bool(((outputs > 0) & (outputs < 1)).all())
-
-
-def test_cnn_wants_images() -> None:
     with pytest.raises(ValueError, match=r"^model: cnn expected images of shape \(channels, "
                        r"height, width\), but the data's inputs have the shape \(64,\)$"):
-        cnn((4,), (64,), 10, "multiclass")
+        cnn(widths, (64,), 10, "multiclass")
 
 
-def test_lazy_layers_get_their_shapes(
-    points: DataSplit, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_lazy_layers_get_their_shapes_and_widths_their_layers(points, monkeypatch):
     module = ModuleType("lazy_parts")
     module.model = lambda widths: nn.Sequential(  # type: ignore[attr-defined]
         nn.LazyLinear(widths[0]), nn.ReLU(), nn.Linear(widths[0], 1))
@@ -101,9 +89,13 @@ def test_lazy_layers_get_their_shapes(
     build = factory("lazy_parts:model", points)
     assert [tuple(p.shape) for p in build((5,)).parameters()] == [(5, 2), (5,), (1, 5), (1,)]
     assert check_widths(build, (5,), (3,)) == (("0",),)
+    mlps, stream = factory("mlp", points), torch.get_rng_state()
+    for slim in ("auto", (6, 3)):
+        assert check_widths(mlps, (6, 4), slim) == (("fc1",), ("fc2",))
+    assert torch.equal(torch.get_rng_state(), stream)
 
 
-def test_errors_of_the_users_code_become_one_line() -> None:
+def test_errors_of_the_users_code_become_one_line():
     for error, ours, message in (
         (KeyError("a"), True, "what: KeyError: 'a'"), (ValueError("worded"), True, "worded"),
         (ValueError("of the\nuser's"), False, "what: ValueError: of the user's"),
@@ -114,7 +106,7 @@ def test_errors_of_the_users_code_become_one_line() -> None:
         raise KeyboardInterrupt
 
 
-def test_check_fit_leaves_the_model_and_the_stream_alone(points: DataSplit) -> None:
+def test_check_fit_leaves_the_model_and_the_stream_alone(points):
     torch.manual_seed(0)
     for outputs in (1, 2):
         model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.Dropout(),
@@ -129,14 +121,6 @@ def test_check_fit_leaves_the_model_and_the_stream_alone(points: DataSplit) -> N
         assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     with pytest.raises(ValueError, match="^model: expected a module with parameters"):
         check_fit(nn.Identity(), points)
-
-
-def test_check_widths_gives_the_layers_of_each(points: DataSplit) -> None:
-    build = factory("mlp", points)
-    stream = torch.get_rng_state()
-    assert check_widths(build, (6, 4), "auto") == (("fc1",), ("fc2",))
-    assert check_widths(build, (6, 4), (6, 3)) == (("fc1",), ("fc2",))
-    assert torch.equal(torch.get_rng_state(), stream)
 
 
 PARTS = """
@@ -185,12 +169,9 @@ def trainer(model, data, budget, seed):
     return model
 """
 
-
-
 @pytest.fixture
-def here(store_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def here(store, tmp_path):
     """A folder with the user's module, images and tables in it."""
-    without_exports(monkeypatch)
     (tmp_path / "model_parts.py").write_text(PARTS)
     draw = np.random.default_rng(0)
     labels = draw.integers(0, 2, 120)
@@ -199,7 +180,6 @@ def here(store_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
     values = draw.normal(size=(120, 4))
     pd.DataFrame(values, columns=list("abcd")).assign(price=values @ [1, 2, 0, 1] * 100).to_parquet(
         tmp_path / "prices.parquet")
-    monkeypatch.setattr(sys, "path", list(sys.path))
     yield
     sys.modules.pop("model_parts", None)
 
@@ -211,9 +191,7 @@ def here(store_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
     ("--data model_parts:data --model model_parts:model --hidden 6,5 --train model_parts:trainer",
      "multiclass", 90),
 ], ids=["three classes", "images in a file", "a table of amounts", "all of the user's own"])
-def test_a_pipeline_of_each_kind_of_data_and_model(
-    words: str, task: str, examples: int, here: None, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_pipeline_of_each_kind_of_data_and_model(words, task, examples, here, capsys):
     assert main(["run", *words.split(), "--epochs", "3", "--seeds", "1", "--null-draws", "0",
                  "--batch-size", "32", "--width-method", "effective", "--margin", "0.2"]) == 0
     printed = capsys.readouterr()
@@ -240,17 +218,15 @@ def test_a_pipeline_of_each_kind_of_data_and_model(
     ("breast_cancer", {"seeds": 5, "epochs": 10, "slim_epochs": 5, "how": "prune",
                        "width_method": "rank", "fold": "false"}),
 ])
-def test_a_shipped_configuration(
-    store: Store, name: str, changes: dict[str, object]  # noqa: F811
-) -> None:
+def test_a_shipped_configuration(store, name, changes):
     """As it is but for fewer replicates, epochs and widths: a sensible accuracy and a verdict."""
     outcome = run_pipeline(store, load_settings(name, {"null_draws": 0, **changes}))
     runs = {variant.variant: store.client.get_run(variant.run_id).data
             for variant in outcome.variants}
     original, slim = runs["oversized"], runs["slim"]
     assert original.metrics["accuracy/test"] >= 0.95
-    assert slim.metrics["flops/forward"] < original.metrics["flops/forward"]
-    assert slim.metrics["params/total"] < original.metrics["params/total"]
+    for metric in ("flops/forward", "params/total"):
+        assert slim.metrics[metric] < original.metrics[metric]
     kind = "artifact" if name == "digits" else "recipe"
     assert slim.tags["wua.verdict"] == slim.tags[f"wua.verdict.{kind}"]
     assert slim.tags["wua.verdict"] in ("non_inferior", "inferior", "inconclusive")
@@ -270,7 +246,7 @@ def texts(seed: int) -> list[tuple[Any, Any]]:
 @pytest.mark.parametrize(("given", "used"), [
     (torch.int64, torch.int64), (torch.int32, torch.int64), (torch.uint8, torch.float32),
     (torch.float64, torch.float32)])
-def test_whole_numbers_of_tensors_are_places(given: torch.dtype, used: torch.dtype) -> None:
+def test_whole_numbers_of_tensors_are_places(given, used):
     three = [(x.to(given), y) for x, y in texts(1)]
     for parts in (three, [TensorDataset(*part) for part in three]):
         split = split_of(parts, "mine:data")
@@ -281,9 +257,7 @@ def test_whole_numbers_of_tensors_are_places(given: torch.dtype, used: torch.dty
     assert split_of(arrays, "mine:data").train.inputs.dtype == torch.float32
 
 
-def test_a_model_of_tokens_goes_all_the_way_to_the_registry(
-    store: Store, monkeypatch: pytest.MonkeyPatch  # noqa: F811
-) -> None:
+def test_a_model_of_tokens_goes_all_the_way_to_the_registry(store, monkeypatch):
     """Inputs that are places in an embedding's table."""
     with_exports(monkeypatch)
     torch.manual_seed(0)

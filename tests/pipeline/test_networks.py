@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -37,7 +36,7 @@ def pruned_by_hand(
 
 
 @pytest.mark.parametrize("fold", [False, True])
-def test_what_is_cut_are_the_parents_least_important_units(fold: bool) -> None:
+def test_what_is_cut_are_the_parents_least_important_units(fold):
     """With no step of fine-tuning that counts: the weights are those of the parent, cut."""
     recipe = recipe_of(lr=1e-30, optimizer="sgd")
     parent = from_scratch(recipe_of(), (8,), 3)
@@ -52,9 +51,7 @@ def test_what_is_cut_are_the_parents_least_important_units(fold: bool) -> None:
 
 
 @pytest.mark.parametrize("seed", [42, 43, 44])
-def test_of_both_ways_the_better_one_on_validation_data(
-    seed: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_of_both_ways_the_better_one_on_validation_data(seed, monkeypatch):
     monkeypatch.setattr(networks, "train_made", lambda *args, **options: replace(
         train_made(*args, **options), seconds=1.5))
     recipe = recipe_of(optimizer="sgd")
@@ -77,13 +74,11 @@ def test_of_both_ways_the_better_one_on_validation_data(
 
 
 @pytest.mark.parametrize("fails", [1, 2])
-def test_where_one_way_fails_the_other_is_taken(
-    fails: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_where_one_way_fails_the_other_is_taken(fails, monkeypatch):
     failing, calls = {fails}, []
     original = from_scratch(recipe_of(), (8,), 2)(0, 42)
 
-    def train(*args: Any, **options: Any) -> Trained:
+    def train(*args, **options):
         calls.append(args)
         if len(calls) in failing:
             raise TrainingDiverged("diverged")
@@ -104,10 +99,8 @@ def cut_to_two(original: Trained, *, fold: bool | None) -> Trained:
     return pruned_and_tuned(recipe_of(), there, there, PruningPlan({"fc1": 2}, 1, fold=fold))(0, 42)
 
 
-def test_a_fit_that_fails_or_changes_nothing_leaves_the_other_way(
-    monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def singular(*_: object) -> nn.Module:
+def test_a_fit_that_fails_or_changes_nothing_leaves_the_other_way(monkeypatch):
+    def singular(*_):
         raise torch.linalg.LinAlgError("singular")
 
     original = from_scratch(recipe_of(), (8,), 2)(0, 42)
@@ -121,7 +114,7 @@ def test_a_fit_that_fails_or_changes_nothing_leaves_the_other_way(
     assert (trained.folded, trained.tries) == (False, 1)
 
 
-def test_each_replicate_is_cut_from_its_own_parent() -> None:
+def test_each_replicate_is_cut_from_its_own_parent():
     recipe = recipe_of(lr=1e-30, optimizer="sgd")
     parent, calls = from_scratch(recipe_of(), (8,), 2), []
     make = pruned_and_tuned(recipe, lambda *args: calls.append(args) or parent(*args), parent,
@@ -132,7 +125,7 @@ def test_each_replicate_is_cut_from_its_own_parent() -> None:
     assert calls == [(0, 42), (3, 45)]
 
 
-def test_a_second_cut_is_told_after_the_first() -> None:
+def test_a_second_cut_is_told_after_the_first():
     """The specification of both makes the module again, whose weights then give the answers."""
     recipe = recipe_of()
     root = from_scratch(recipe, (8,), 2)
@@ -147,7 +140,7 @@ def test_a_second_cut_is_told_after_the_first() -> None:
     assert again[0].weight.shape == (2, 6)  # type: ignore[index]
 
 
-def test_where_nothing_is_cut_the_parent_is_trained_on() -> None:
+def test_where_nothing_is_cut_the_parent_is_trained_on():
     """With its random stream; the search's first candidate, at the same budget of fine-tuning."""
     recipe = recipe_of()
     parent = from_scratch(recipe, (8,), 2)
@@ -161,7 +154,7 @@ def test_where_nothing_is_cut_the_parent_is_trained_on() -> None:
     assert trained.structure is None
 
 
-def test_a_distillation_aims_at_the_originals_outputs_too() -> None:
+def test_a_distillation_aims_at_the_originals_outputs_too():
     """The first step, worked out: half the cross entropy, half 4·KL of probabilities at 2."""
     recipe = recipe_of(optimizer="sgd", lr=0.5, batch_size="full")
     parent, root = from_scratch(recipe_of(), (8,), 3), from_scratch(recipe_of(), (5,), 3)
@@ -181,12 +174,12 @@ def test_a_distillation_aims_at_the_originals_outputs_too() -> None:
         assert torch.allclose(after, before - 0.5 * gradient, atol=1e-5)
 
 
-def test_networks_are_made_once_within_a_limit_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_networks_are_made_once_within_a_limit_of_memory(monkeypatch):
     """A network of 6-8-3 has 83 weights: the limit is two of them. What is there stays."""
     calls: list[int] = []
     there = from_scratch(recipe_of(), (8,), 1)(0, 42)
 
-    def counted(number: int, seed: int, label: str | None = None) -> Trained:
+    def counted(number, seed, label=None):
         calls.append(number)
         return replace(there)
 
@@ -203,7 +196,7 @@ def test_networks_are_made_once_within_a_limit_of_memory(monkeypatch: pytest.Mon
     assert calls == [0, 1, 2, 2, 1]
 
 
-def test_from_scratch_takes_the_replicates_stream() -> None:
+def test_from_scratch_takes_the_replicates_stream():
     recipe = recipe_of()
     streams = [from_scratch(recipe, (8,), 1)(number, 42 + number).stream for number in (0, 1)]
     seeded, first, again, other = (from_scratch(recipe, (4,), 1, each)(1, 43)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,23 +16,19 @@ from wua_mlflow.usage.results import ModelUsage
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
-def _drawn(model: nn.Module, inputs: torch.Tensor, folder: Path) -> set[str]:
-    files = usage_pictures(model, analyze(model, inputs))
-    for path, save in files.items():
-        target = folder / path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        save(target)
-        assert target.read_bytes().startswith(PNG)
-    return set(files)
-
-
-def test_a_network_gets_the_pictures_that_can_be_read(tmp_path: Path) -> None:
+def test_a_network_gets_the_pictures_that_can_be_read(tmp_path):
     """A diagram is of a chain of linear layers, units are drawn where a layer has several."""
     torch.manual_seed(0)
     rows = torch.rand(20, 3)
-    assert _drawn(mlp(3, 5, 4, 2), rows, tmp_path) == {
+    model = mlp(3, 5, 4, 2)
+    files = usage_pictures(model, analyze(model, rows))
+    assert set(files) == {
         "plots/layers.png", "plots/units.png", "plots/importance_0.png", "plots/importance_2.png",
         "plots/network.png"}
+    (tmp_path / "plots").mkdir()
+    for path, save in files.items():
+        save(tmp_path / path)
+        assert (tmp_path / path).read_bytes().startswith(PNG)
     cnn = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(16, 2))
     assert set(usage_pictures(cnn, analyze(cnn, torch.rand(5, 1, 4, 4)))) == {
         "plots/layers.png", "plots/units.png", "plots/importance_0.png"}
@@ -51,9 +46,7 @@ def _chain(layers: int, width: int) -> nn.Sequential:
 
 @pytest.mark.parametrize(("layers", "width", "drawn"), [
     (20, 2, True), (21, 2, False), (23, 2, False), (2, 1000, True), (3, 1000, False)])
-def test_the_diagram_is_for_networks_of_few_layers_and_weights(
-    layers: int, width: int, drawn: bool
-) -> None:
+def test_the_diagram_is_for_networks_of_few_layers_and_weights(layers, width, drawn):
     """And the first twenty layers get a histogram."""
     model = _chain(layers, width)
     files = usage_pictures(model, analyze(model, torch.rand(5, width)))
@@ -63,7 +56,7 @@ def test_the_diagram_is_for_networks_of_few_layers_and_weights(
 
 
 @pytest.mark.parametrize(("layers", "drawn"), [(1000, True), (1001, False)])
-def test_more_rows_than_can_be_read_are_not_drawn(layers: int, drawn: bool) -> None:
+def test_more_rows_than_can_be_read_are_not_drawn(layers, drawn):
     layer = next(iter(analyze(_chain(2, 2), torch.rand(5, 2)).layers.values()))
     usage = ModelUsage(
         "output", 5, {f"fc{i}": replace(layer, name=f"fc{i}") for i in range(layers)}, {})

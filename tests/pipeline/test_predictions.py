@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import mlflow
 import numpy as np
 import pandas as pd
 import pytest
 
-from tests.pipeline import comparing
-from tests.pipeline.comparing import EXIT, Compare, Refused, assert_same_verdict
+from tests.pipeline.comparing import EXIT, assert_same_verdict
 from wua_mlflow.cli.main import main
-
-compare, refused = comparing.compare, comparing.refused
 
 
 @dataclass(frozen=True)
@@ -31,7 +27,7 @@ class Files:
 
 
 @pytest.fixture
-def files(store_uri: str, tmp_path: Path) -> Files:
+def files(store_uri, tmp_path):
     draw = np.random.default_rng(0)
     truth = draw.integers(0, 3, 400)
     a, b = (np.where(draw.random(400) < share, (truth + 1) % 3, truth) for share in (0.05, 0.09))
@@ -50,7 +46,7 @@ def files(store_uri: str, tmp_path: Path) -> Files:
     return Files(truth, a, b)
 
 
-def test_files_of_predictions(files: Files, compare: Compare) -> None:
+def test_files_of_predictions(files, compare):
     churn = np.mean(files.a != files.b)
     worst = min((files.scores[1] - files.scores[0])[files.truth == label].mean()
                 for label in range(3))
@@ -67,7 +63,7 @@ def test_files_of_predictions(files: Files, compare: Compare) -> None:
         assert not {name for name in metrics if name.endswith("_ratio")}
 
 
-def test_files_of_amounts(store_uri: str, compare: Compare, tmp_path: Path) -> None:
+def test_files_of_amounts(store_uri, compare, tmp_path):
     draw = np.random.default_rng(1)
     truth = draw.normal(50, 20, size=300)
     guesses = [truth + draw.normal(size=300) * spread for spread in (4, 5)]
@@ -82,9 +78,7 @@ def test_files_of_amounts(store_uri: str, compare: Compare, tmp_path: Path) -> N
 
 @pytest.mark.parametrize(("wrong", "outcome"), [(0, "non_inferior"), (12, "inconclusive"),
                                                 (400, "inferior")])
-def test_the_exit_code_is_the_verdicts(
-    wrong: int, outcome: str, store_uri: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_exit_code_is_the_verdicts(wrong, outcome, store_uri, tmp_path, capsys):
     """Of 400 examples, against a margin of 2 points: none worse; 3 points worse; all wrong."""
     truth = np.arange(400) % 2
     pd.DataFrame({"prediction": truth, "target": truth}).to_csv(tmp_path / "a.csv", index=False)
@@ -98,9 +92,7 @@ def test_the_exit_code_is_the_verdicts(
                                 f"{-wrong / 400:+.4f}".replace("-", "−")]
 
 
-def test_files_of_predictions_need_no_store(
-    files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_files_of_predictions_need_no_store(files, tmp_path, capsys):
     """One against itself, too."""
     for uri in ("http://127.0.0.1:1", f"sqlite:///{tmp_path / 'other.db'}"):
         mlflow.set_tracking_uri(uri)
@@ -144,8 +136,8 @@ FILE_ERRORS = [
 ]
 
 
-def test_files_that_cannot_be_compared(files: Files, tmp_path: Path, refused: Refused) -> None:
-    def write(name: str, **columns: object) -> None:
+def test_files_that_cannot_be_compared(files, tmp_path, refused):
+    def write(name, **columns):
         pd.DataFrame(columns).to_csv(tmp_path / name, index=False)
 
     write("short.csv", prediction=files.a[:300], target=files.truth[:300])

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,14 +19,13 @@ from safetensors.torch import save_file, save_model
 from torch import Tensor, nn
 
 from tests.pipeline import slimming_cases
-from tests.pipeline.slimming_cases import (  # noqa: F401 - store is a fixture
+from tests.pipeline.slimming_cases import (
     HERE,
     QUICK,
     blobs,
     net,
     original_in,
     same,
-    store,
     store_at,
     tags_of,
     text_of,
@@ -55,7 +54,6 @@ from wua_mlflow.training.fit import Budget, fit
 
 PRETRAINED = {"model": f"{HERE}:net", "data": QUICK["data"], "null_draws": 0, "slim_hidden": "4",
               "slim_epochs": 2, "batch_size": 32}
-Ran = tuple[Store, SlimmingResult, nn.Module]
 
 
 def elsewhere() -> nn.Sequential:
@@ -70,12 +68,12 @@ def elsewhere() -> nn.Sequential:
     return model
 
 
-def slimmed(store: Store, **changes: object) -> SlimmingResult:  # noqa: F811
+def slimmed(store: Store, **changes: object) -> SlimmingResult:
     return workflow.slim_run(store, load_settings(None, {**PRETRAINED, **changes}))
 
 
 @pytest.fixture(scope="module")
-def ran(tmp_path_factory: pytest.TempPathFactory, migrated_database: Path) -> Iterator[Ran]:
+def ran(tmp_path_factory, migrated_database):
     """Somebody's model, cut; training that changes no weight."""
     with store_at(tmp_path_factory.mktemp("adopted"), migrated_database) as module_store:
         model = elsewhere()
@@ -84,8 +82,9 @@ def ran(tmp_path_factory: pytest.TempPathFactory, migrated_database: Path) -> It
         yield module_store, result, model
 
 
-def test_the_original_is_the_module_with_the_files_weights(ran: Ran) -> None:
-    store, outcome, model = ran  # noqa: F811
+def test_the_original_is_the_module_with_the_files_weights(ran):
+    """Of one network alone, so the verdict is the artifact's."""
+    store, outcome, model = ran
     original = outcome.variants[0]
     points, classes = blobs(42)[2]
     right = (model(points).argmax(1) == classes).double().numpy()
@@ -95,11 +94,18 @@ def test_the_original_is_the_module_with_the_files_weights(ran: Ran) -> None:
     assert (original.variant, original.name, original.epochs_trained) == (
         "oversized", "oversized 8", 0)
     assert not [name for name in original.metrics if "training" in name], "nobody knows"
+    assert outcome.comparison.recipe is None
+    assert (outcome.verdict.kind, outcome.verdict.seeds, outcome.verdict.examples) == (
+        "artifact", 1, 200)
+    tags = tags_of(store, outcome.run_id)
+    assert tags["wua.verdict"] == tags["wua.verdict.artifact"] == outcome.verdict.outcome
+    assert "wua.verdict.recipe" not in tags
+    assert "nothing is known of its budget" in tags["mlflow.note.content"]
 
 
-def test_it_is_cut_and_nothing_is_trained_from_scratch(ran: Ran) -> None:
+def test_it_is_cut_and_nothing_is_trained_from_scratch(ran):
     """Nobody knows how it was trained, so nothing can be trained like it."""
-    store, outcome, model = ran  # noqa: F811
+    store, outcome, model = ran
     assert [variant.variant for variant in outcome.variants] == [
         "oversized", "oversized-same-budget", "slim"]
     slim = outcome.variants[-1]
@@ -109,11 +115,18 @@ def test_it_is_cut_and_nothing_is_trained_from_scratch(ran: Ran) -> None:
     assert text_of(store, slim.run_id, "config.yaml").splitlines()[:2] == [
         f"# Cut from the network that run {outcome.variants[0].run_id} left (oversized 8, trained "
         f"elsewhere).", "data: tests.pipeline.slimming_cases:blobs"]
+    Path("w.safetensors").rename("gone")
+    for variant in outcome.variants:
+        loaded = load_variant(store, variant.run_id)
+        inputs = variant.recipe.split.test.inputs
+        assert torch.equal(loaded.model(inputs), variant.model(inputs)), "without the file"
+        assert loaded.adopted is (variant.variant == "oversized")
+    Path("gone").rename("w.safetensors")
 
 
-def test_the_original_is_trained_on_beside_what_was_cut_of_it(ran: Ran) -> None:
+def test_the_original_is_trained_on_beside_what_was_cut_of_it(ran):
     """As long, by the same trainer, from the same weights: what fine-tuning alone would bring."""
-    store, outcome, model = ran  # noqa: F811
+    store, outcome, model = ran
     original, control, slim = outcome.variants
     assert tags_of(store, control.run_id)["mlflow.runName"] == "oversized 8, 2 more epochs"
     split = original.recipe.split
@@ -132,52 +145,22 @@ def test_the_original_is_trained_on_beside_what_was_cut_of_it(ran: Ran) -> None:
         each * control.metrics["flops/forward"], rel=0.2)
 
 
-def test_the_verdict_is_the_artifacts_alone(ran: Ran) -> None:
-    store, outcome, _ = ran  # noqa: F811
-    assert outcome.comparison.recipe is None
-    assert outcome.verdict.kind == "artifact"
-    assert (outcome.verdict.seeds, outcome.verdict.examples) == (1, 200)
-    tags = tags_of(store, outcome.run_id)
-    assert tags["wua.verdict"] == tags["wua.verdict.artifact"] == outcome.verdict.outcome
-    assert "wua.verdict.recipe" not in tags
-    assert "nothing is known of its budget" in tags["mlflow.note.content"]
-
-
-def test_all_are_loaded_from_their_runs_without_the_file(ran: Ran) -> None:
-    store, outcome, _ = ran  # noqa: F811
-    Path("w.safetensors").rename("gone")
-    try:
-        for variant in outcome.variants:
-            loaded = load_variant(store, variant.run_id)
-            inputs = variant.recipe.split.test.inputs
-            assert torch.equal(loaded.model(inputs), variant.model(inputs))
-            assert loaded.adopted is (variant.variant == "oversized")
-    finally:
-        Path("gone").rename("w.safetensors")
-
-
-def test_what_the_report_says_to_run_runs(ran: Ran) -> None:
-    store, outcome, _ = ran  # noqa: F811
+def test_what_the_report_says_to_run_runs_and_an_adopted_run_is_slimmed_by_its_id(ran):
+    """``how`` is prune without being asked for: nothing can be trained from scratch like it."""
+    store, outcome, _ = ran
     Path("config.yaml").write_text(text_of(store, outcome.run_id, ArtifactPath.CONFIG))
     sentence = again(outcome.slimmed.original)
     assert sentence.startswith("To run it again: `wua slim --config config.yaml`, with this run's")
     assert main(sentence.split("`")[1].split()[1:]) == 0
-
-
-def test_an_adopted_run_is_slimmed_again_by_its_id(ran: Ran) -> None:
-    """``how`` is prune without being asked for: nothing can be trained from scratch like it."""
-    store, outcome, model = ran  # noqa: F811
     by_id = load_settings(None, {
         "run_id": outcome.variants[0].run_id, "slim_hidden": "2", "slim_epochs": 1})
     variants = workflow.slim_run(store, by_id).variants
     assert [variant.variant for variant in variants] == [
         "oversized", "oversized-same-budget", "slim"]
-    assert variants[-1].model[0].out_features == 2  # type: ignore[index]
+    assert variants[-1].model[0].out_features == 2
 
 
-def test_a_model_uri_leads_to_the_run_that_logged_it(
-    store: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]  # noqa: F811
-) -> None:
+def test_a_model_uri_leads_to_the_run_that_logged_it(store, monkeypatch, capsys):
     """A slim one's is no original's."""
     with_exports(monkeypatch)
     original = original_in(store, epochs=1)
@@ -203,7 +186,7 @@ def test_a_model_uri_leads_to_the_run_that_logged_it(
 
 
 @pytest.mark.filterwarnings("ignore:.*Any type hint")
-def test_a_graph_of_somebody_elses_is_refused(store: Store) -> None:  # noqa: F811
+def test_a_graph_of_somebody_elses_is_refused(store):
     torch.export.save(torch.export.export(net().eval(), (torch.rand(4, 6),)), "graph.pt2")
     with mlflow.start_run() as run:
         logged = mlflow.pyfunc.log_model(name="model", python_model=_answer,
@@ -223,7 +206,7 @@ def _answer(model_input: np.ndarray) -> np.ndarray:
     return model_input
 
 
-def test_weights_are_the_files_or_the_factorys_own(store: Store) -> None:  # noqa: F811
+def test_weights_are_the_files_or_the_factorys_own(store):
     """A file of torch's, or a factory that may load them itself: the same at each call."""
     model = elsewhere()
     torch.save(model.state_dict(), "w.pt")
@@ -236,7 +219,7 @@ def test_weights_are_the_files_or_the_factorys_own(store: Store) -> None:  # noq
     assert all(same(variant, fresh) for variant in by_factory)
 
 
-def test_a_factory_gets_widths_where_they_were_given(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_factory_gets_widths_where_they_were_given(monkeypatch):
     monkeypatch.setattr(slimming_cases, "either", lambda widths=(5,): nn.Sequential(
         nn.Linear(6, widths[0]), nn.ReLU(), nn.Linear(widths[0], 3)), raising=False)
     for more, widths, units in (({}, (), 5), ({"hidden": "8"}, (8,), 8)):
@@ -262,9 +245,7 @@ REFUSED = [
 ]
 
 
-def test_what_cannot_be_an_original_is_refused_in_one_line(
-    store: Store  # noqa: F811
-) -> None:
+def test_what_cannot_be_an_original_is_refused_in_one_line(store):
     torch.save({**net().state_dict(), "0.weight": torch.ones(9, 6)}, "wide.pt")
     for changes, message in REFUSED:
         with pytest.raises(ValueError) as caught:
@@ -276,7 +257,7 @@ def test_what_cannot_be_an_original_is_refused_in_one_line(
     assert set(runs("slimming", "pipeline")["status"]) == {"FAILED"}
 
 
-def test_an_original_worse_than_no_model_gets_a_warning() -> None:
+def test_an_original_worse_than_no_model_gets_a_warning():
     targets = np.array([0, 0, 0, 1, 1])  # the more frequent class: 0.6
     for task, score, warns in (("binary", 0.7, False), ("binary", 0.55, True),
                                ("regression", 0.1, False), ("regression", -0.2, True)):
@@ -291,7 +272,7 @@ def normed(seed: int = 0) -> nn.Sequential:
     return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
 
 
-def test_every_tensor_is_the_files(tmp_path: Path) -> None:
+def test_every_tensor_is_the_files(tmp_path):
     """Tied weights are in the file once."""
     path = tmp_path / "a.safetensors"
     source, target = normed(1), normed(2)
@@ -355,9 +336,7 @@ FILES = {
 
 
 @pytest.mark.parametrize("case", FILES)
-def test_a_file_that_does_not_match_is_refused_and_nothing_is_loaded(
-    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_that_does_not_match_is_refused_and_nothing_is_loaded(case, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write, message = FILES[case]
     write()

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import mlflow
 import pytest
@@ -14,15 +12,13 @@ from tests.pipeline.slimming_cases import judging, settings_of, store_at, tags_o
 from wua_mlflow.pipeline import slim as slim_module
 from wua_mlflow.pipeline import workflow
 from wua_mlflow.pipeline.publish import registered
-from wua_mlflow.pipeline.workflow import SlimmingResult, run_pipeline
-from wua_mlflow.tracking.store import Store
+from wua_mlflow.pipeline.workflow import run_pipeline
 
 NAME = "blobs"
-Ran = tuple[Store, SlimmingResult]
 
 
 @pytest.fixture(scope="module")
-def ran(tmp_path_factory: pytest.TempPathFactory, migrated_database: Path) -> Iterator[Ran]:
+def ran(tmp_path_factory, migrated_database):
     """A pipeline to be registered from; its artifact's verdict is non_inferior."""
     with store_at(tmp_path_factory.mktemp("registering"), migrated_database) as store:
         with pytest.MonkeyPatch.context() as patch:
@@ -32,7 +28,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory, migrated_database: Path) -> It
         yield store, outcome
 
 
-def test_a_slim_model_that_is_as_good_is_registered(ran: Ran) -> None:
+def test_a_slim_model_that_is_as_good_is_registered(ran):
     store, outcome = ran
     slim = outcome.variants[-1]
     assert outcome.registered == f"Registered as '{NAME}' version 1, alias slim."
@@ -48,7 +44,7 @@ def test_a_slim_model_that_is_as_good_is_registered(ran: Ran) -> None:
     assert torch.allclose(model(inputs), slim.model(inputs), atol=1e-6)
 
 
-def test_else_it_is_not_and_it_says_why(ran: Ran) -> None:
+def test_else_it_is_not_and_it_says_why(ran):
     """Also where the recipe's verdict would allow it: it is this model that would be served."""
     store, pipeline = ran
     comparison = pipeline.slimmed.result.comparison
@@ -61,11 +57,14 @@ def test_else_it_is_not_and_it_says_why(ran: Ran) -> None:
                         f"non_inferior.")
         assert tags_of(store, result.variant.run_id)["wua.registered"] == line
         assert tags_of(store, pipeline.run_id)["wua.registered"] == line
-    names = [model.name for model in store.client.search_registered_models()]
-    assert "other" not in names
+    assert registered(store, pipeline.slimmed.result, settings_of()) == ""
+    assert tags_of(store, pipeline.variants[-1].run_id)["wua.registered"] == line
+    assert registered(store, None, settings_of(register=NAME)) == (
+        f"Not registered as '{NAME}': there is no slim model.")
+    assert "other" not in [model.name for model in store.client.search_registered_models()]
 
 
-def test_the_originals_alias_is_never_taken(ran: Ran) -> None:
+def test_the_originals_alias_is_never_taken(ran):
     """Somebody's version has every alias there is; the slim one gets a version and none of them."""
     store, pipeline = ran
     original, result = pipeline.variants[0], pipeline.slimmed.result
@@ -83,18 +82,7 @@ def test_the_originals_alias_is_never_taken(ran: Ran) -> None:
         "champion": "1", "slim": "1"}
 
 
-def test_nothing_is_registered_unasked_or_without_a_slim_model(ran: Ran) -> None:
-    store, pipeline = ran
-    before = tags_of(store, pipeline.variants[-1].run_id)
-    assert registered(store, pipeline.slimmed.result, settings_of()) == ""
-    assert tags_of(store, pipeline.variants[-1].run_id) == before
-    assert registered(store, None, settings_of(register=NAME)) == (
-        f"Not registered as '{NAME}': there is no slim model.")
-
-
-def test_the_result_is_what_is_registered_not_the_last_round(
-    ran: Ran, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_result_is_what_is_registered_not_the_last_round(ran, monkeypatch):
     store, pipeline = ran
     results = []
     first = pipeline.slimmed.result

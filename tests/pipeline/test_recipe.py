@@ -64,9 +64,7 @@ def by_hand(
     ("adam", lambda p: torch.optim.Adam(p, 0.02)),
     ("sgd", lambda p: torch.optim.SGD(p, 0.02, momentum=0.9))])
 @pytest.mark.parametrize("batch_size", [None, 16])
-def test_training_is_the_loop_that_one_would_write(
-    name: str, optimizer: Callable, batch_size: int | None
-) -> None:
+def test_training_is_the_loop_that_one_would_write(name, optimizer, batch_size):
     recipe = recipe_of(optimizer=name, lr=0.02, batch_size=batch_size or "full")
     trained = train_one(recipe, (5,), 3, seed=7)
     expected = by_hand(recipe, 7, optimizer, batch_size)
@@ -77,7 +75,7 @@ def test_training_is_the_loop_that_one_would_write(
     assert trained.kind == "logits"
 
 
-def test_the_callers_streams_are_left_alone_and_do_not_matter() -> None:
+def test_the_callers_streams_are_left_alone_and_do_not_matter():
     recipe = recipe_of()
     results = []
     for seed in (1, 2):
@@ -94,7 +92,7 @@ def test_the_callers_streams_are_left_alone_and_do_not_matter() -> None:
     assert torch.equal(first.stream["cpu"], second.stream["cpu"])
 
 
-def test_what_torch_loads_first_is_nobodys_training_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_torch_loads_first_is_nobodys_training_time(monkeypatch):
     """An optimizer's first step loads much; it is taken before the clock, and draws nothing."""
     state, order = torch.get_rng_state(), []
     step, clock = torch.optim.Adam.step, time.perf_counter
@@ -110,7 +108,7 @@ def test_what_torch_loads_first_is_nobodys_training_time(monkeypatch: pytest.Mon
     assert order[:2] == ["step", "clock"]
 
 
-def test_replicates_repeat_the_recipe_with_the_next_seeds() -> None:
+def test_replicates_repeat_the_recipe_with_the_next_seeds():
     recipe = recipe_of(seeds=3, seed=2**32 - 2, batch_size="full", lr=0.02)
     main = train_one(recipe, (5,), 3, seed=2**32 - 2)
     test = recipe.evaluate(main.model, recipe.split.test, main.kind)
@@ -126,7 +124,7 @@ def test_replicates_repeat_the_recipe_with_the_next_seeds() -> None:
         assert replicate.loss == pytest.approx(loss, abs=1e-5)
         assert replicate.score == pytest.approx(replicate.scores.mean())
 
-    def diverging(number: int, seed: int) -> Trained:
+    def diverging(number, seed):
         raise TrainingDiverged("training: the loss became nan in epoch 9")
 
     with pytest.raises(TrainingDiverged, match=r"^training: the loss became nan in epoch 9 "
@@ -134,7 +132,7 @@ def test_replicates_repeat_the_recipe_with_the_next_seeds() -> None:
         train_replicates(recipe, diverging, (main, test), count=3)
 
 
-def test_early_stopping_watches_the_validation_part_and_keeps_the_best() -> None:
+def test_early_stopping_watches_the_validation_part_and_keeps_the_best():
     recipe = recipe_of(epochs=200, patience=2, lr=0.1, hidden=30)
     trained = train_one(recipe, (30,), 200, seed=1)
     losses = [record.validation_loss for record in trained.records]
@@ -147,7 +145,7 @@ def test_early_stopping_watches_the_validation_part_and_keeps_the_best() -> None
     assert train_one(recipe_of(), (5,), 1, seed=1).records[0].validation_loss is None
 
 
-def test_device_and_threads() -> None:
+def test_device_and_threads():
     before = torch.get_num_threads()
     try:
         recipe_of(threads=2)
@@ -162,7 +160,7 @@ def test_device_and_threads() -> None:
         device_of("cuda:77")
 
 
-def test_divergence_says_the_epoch() -> None:
+def test_divergence_says_the_epoch():
     """Where the loss itself turns NaN, and where binary cross-entropy refuses a NaN before."""
     with pytest.raises(TrainingDiverged, match="^training: the loss became (nan|inf) in epoch 2"):
         train_one(recipe_of(lr=1e30, batch_size="full"), (5,), 9, seed=1)
@@ -172,7 +170,7 @@ def test_divergence_says_the_epoch() -> None:
 
 
 @pytest.fixture
-def parts(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+def parts(monkeypatch):
     """A module ``recipe_parts`` with a factory for wine; tests put their trainers into it."""
     module = ModuleType("recipe_parts")
     module.model = lambda widths: nn.Sequential(  # type: ignore[attr-defined]
@@ -188,10 +186,10 @@ def trained_by(parts: ModuleType, trainer: Callable, epochs: int = 1) -> Trained
     return train_one(recipe, (4,), epochs, seed=7)
 
 
-def test_the_users_trainer_is_given_what_the_contract_says(parts: ModuleType) -> None:
+def test_the_users_trainer_is_given_what_the_contract_says(parts):
     calls = []
 
-    def trainer(model: nn.Module, data: object, budget: int, seed: int) -> nn.Module:
+    def trainer(model, data, budget, seed):
         calls.append((model, data, budget, seed))
         with torch.no_grad():
             model[0].weight.add_(torch.randn(4, 13))  # the stream is the recipe's
@@ -210,13 +208,13 @@ def test_the_users_trainer_is_given_what_the_contract_says(parts: ModuleType) ->
     assert trained.records == []
 
 
-def test_a_trainer_may_return_a_copy_or_a_compiled_network(parts: ModuleType) -> None:
-    def copied(model: nn.Module, *_: object) -> nn.Module:
+def test_a_trainer_may_return_a_copy_or_a_compiled_network(parts):
+    def copied(model, *_):
         twin = parts.model((4,))
         twin.load_state_dict({name: value + 1 for name, value in model.state_dict().items()})
         return twin
 
-    def compiled(model: nn.Module, *_: object) -> nn.Module:
+    def compiled(model, *_):
         return torch.compile(model, backend="eager")
 
     for trainer in (copied, compiled):
@@ -228,7 +226,7 @@ def scaled(model: nn.Module, *_: object) -> nn.Module:
     return nn.Sequential(model[0], nn.Sigmoid(), model[2])
 
 
-def test_a_trainer_that_breaks_the_contract(parts: ModuleType) -> None:
+def test_a_trainer_that_breaks_the_contract(parts):
     for trainer, message in (
         (lambda *_: None, "train: expected recipe_parts:trainer to return the trained "
                           "torch.nn.Module, but it returned NoneType"),
@@ -242,16 +240,16 @@ def test_a_trainer_that_breaks_the_contract(parts: ModuleType) -> None:
         with pytest.raises(ValueError, match=f"^{message}"):
             trained_by(parts, trainer)
 
-    def interrupted(*_: object) -> None:
+    def interrupted(*_):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         trained_by(parts, interrupted)
 
 
-def test_an_error_in_evaluation_names_the_model(parts: ModuleType) -> None:
+def test_an_error_in_evaluation_names_the_model(parts):
     class Picky(nn.Linear):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
+        def forward(self, x):
             if len(x) > 3:
                 raise KeyError("too many")
             return super().forward(x)
@@ -263,12 +261,3 @@ def test_an_error_in_evaluation_names_the_model(parts: ModuleType) -> None:
     with pytest.raises(ValueError, match="^model: recipe_parts:model cannot be trained with "
                        "batch_size=64: KeyError: 'too many'$"):
         train_one(replace(recipe, build=lambda _: Picky(13, 3)), (4,), 1, seed=7)
-
-
-def test_a_path_holds_in_any_folder(tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(str(tmp_path))
-    lines = ["a,y", *(f"{n % 7},{n % 2}" for n in range(60))]
-    with open("some.csv", "w", encoding="utf-8") as file:
-        file.write("\n".join(lines))
-    recipe = load_recipe(load_settings(None, {"data": "some.csv", "target": "y"}))
-    assert recipe.settings.data == f"{tmp_path}/some.csv"

@@ -110,7 +110,7 @@ class Logged:
 
 
 @pytest.fixture
-def bare(tmp_path: Path, store_uri: str) -> dict[str, str]:
+def bare(tmp_path, store_uri):
     """The environment of a process that has nothing of ours, and may unpickle nothing."""
     folder = tmp_path / "bare"
     folder.mkdir()
@@ -153,8 +153,7 @@ def test_predictions_without_this_package_and_without_pickle(bare, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("case", "by"), [
-    ("regression", "run"), ("tokens", "model"), ("attention", "run")])
+@pytest.mark.parametrize(("case", "by"), [("regression", "run"), ("tokens", "model")])
 def test_served_over_http(bare, tmp_path, case, by):
     model = _logged(case, by=by)
     with _serving(model.uri, bare, tmp_path) as address:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
@@ -33,7 +32,7 @@ from wua_mlflow.config import load_settings
 from wua_mlflow.pipeline import analyze, publish, slim, workflow
 from wua_mlflow.pipeline.analyze import fidelity_metrics
 from wua_mlflow.pipeline.publish import report_pictures
-from wua_mlflow.pipeline.variant import ModelVariant, load_variant
+from wua_mlflow.pipeline.variant import load_variant
 from wua_mlflow.pipeline.workflow import SlimmingResult
 from wua_mlflow.results import LayerChange
 from wua_mlflow.tracking.names import ArtifactPath, Metric
@@ -69,9 +68,7 @@ class Finished:
 
 
 @pytest.fixture(scope="module")
-def usecase(
-    tmp_path_factory: pytest.TempPathFactory, migrated_database: Path
-) -> Iterator[Finished]:
+def usecase(tmp_path_factory, migrated_database):
     """``wua run`` with fewer replicates; every call to the tracking client is written down."""
     with folder_with_store(tmp_path_factory.mktemp("usecase"), migrated_database):
         store = connect("usecase")
@@ -87,25 +84,24 @@ def count_calls(patch: pytest.MonkeyPatch) -> dict[str, list[str]]:
     calls: dict[str, list[str]] = {"chain": []}
     steps, inside = ["chain"], []
 
-    def counted(name: str, method: object) -> object:
-        def call(self: MlflowClient, *args: object, **kwargs: object) -> object:
+    def counted(name, method):
+        def call(*args, **kwargs):
             if not inside:
                 calls[steps[-1]].append(name)
             inside.append(name)
             try:
-                return method(self, *args, **kwargs)  # type: ignore[operator]
+                return method(*args, **kwargs)
             finally:
                 inside.pop()
         return call
 
-    def stepping(name: str, step: object) -> object:
-        def call(*args: object, **kwargs: object) -> object:
+    def stepping(name, step):
+        def call(*args, **kwargs):
             steps.append(f"{name} {len(calls)}")
             calls[steps[-1]] = []
-            try:
-                return step(*args, **kwargs)  # type: ignore[operator]
-            finally:
-                steps.pop()
+            result = step(*args, **kwargs)
+            steps.pop()
+            return result
         return call
 
     for name, method in vars(MlflowClient).items():
@@ -140,24 +136,18 @@ def _printed(value: float, like: str) -> str:
     return f"{value:,.{decimals}f}"
 
 
-def test_every_figure_of_the_tutorial(usecase: Finished) -> None:
+def test_every_figure_of_the_tutorial(usecase):
     original, slim = (usecase.run(variant).data.metrics for variant in ("oversized", "slim"))
     assert {name: (_printed(original[name], old), _printed(slim[name], new))
             for name, (old, new) in FIGURES.items()} == FIGURES
-
-
-def test_flops_by_hand(usecase: Finished) -> None:
-    """2-10-1: 2·(20 + 10) forward; backward both weight gradients and the second input's."""
-    metrics = usecase.run("oversized").data.metrics
+    # 2-10-1: 2·(20 + 10) forward; backward both weight gradients and the second input's
     forward, backward = 2 * (20 + 10), 2 * (20 + 10) + 2 * 10
-    assert metrics["flops/forward"] == forward
-    assert metrics["flops/inference"] == forward * 1000
-    assert metrics["flops/training"] == (forward + backward) * 1000 * 50
+    assert original["flops/forward"] == forward
+    assert original["flops/inference"] == forward * 1000
+    assert original["flops/training"] == (forward + backward) * 1000 * 50
 
 
-def test_summary_metrics_have_one_point_at_step_0_and_the_loss_one_an_epoch(
-    usecase: Finished,
-) -> None:
+def test_summary_metrics_have_one_point_at_step_0_and_the_loss_one_an_epoch(usecase):
     for variant, epochs in zip(VARIANTS, (50, 60, 60), strict=True):
         run = usecase.run(variant)
         assert all(math.isfinite(value) for value in run.data.metrics.values())
@@ -167,15 +157,8 @@ def test_summary_metrics_have_one_point_at_step_0_and_the_loss_one_an_epoch(
                 list(range(1, epochs + 1)) if name == "loss/train" else [0]), name
 
 
-def test_the_pipeline_copies_the_slim_variants_comparison(usecase: Finished) -> None:
-    pipeline, slim = usecase.run().data, usecase.run("slim").data
-    assert {k: v for k, v in slim.metrics.items() if k.startswith("compare/")} == pipeline.metrics
-    for tag in ("wua.verdict", "wua.verdict.artifact", "wua.verdict.recipe"):
-        assert pipeline.tags[tag] == slim.tags[tag]
-    assert slim.tags["wua.verdict"] == slim.tags["wua.verdict.recipe"]
-
-
-def test_tags_names_and_nesting(usecase: Finished) -> None:
+def test_tags_names_and_nesting(usecase):
+    """The pipeline has the slim variant's comparison and verdicts too."""
     pipeline = usecase.run()
     assert pipeline.data.tags["wua.kind"] == "pipeline"
     assert pipeline.info.run_name == "usecase 10 → 7"
@@ -191,6 +174,11 @@ def test_tags_names_and_nesting(usecase: Finished) -> None:
         "oversized 10", "oversized 10, 60 epochs", "slim 7"]
     assert len({run.data.tags["mlflow.runColor"] for run in runs}) == 3
     slim = runs[-1]
+    assert {name: value for name, value in slim.data.metrics.items()
+            if name.startswith("compare/")} == pipeline.data.metrics
+    for tag in ("wua.verdict", "wua.verdict.artifact", "wua.verdict.recipe"):
+        assert pipeline.data.tags[tag] == slim.data.tags[tag]
+    assert slim.data.tags["wua.verdict"] == slim.data.tags["wua.verdict.recipe"]
     assert slim.data.tags["wua.baseline"] == runs[0].info.run_id
     assert pipeline.data.tags["wua.result"] == slim.info.run_id
     assert slim.data.params["hidden"] == "7"
@@ -198,16 +186,7 @@ def test_tags_names_and_nesting(usecase: Finished) -> None:
     assert [run.info.status for run in in_store] == ["FINISHED"] * 4
 
 
-def test_the_report_and_its_picture(usecase: Finished) -> None:
-    page = usecase.text(None, "report.html")
-    assert page.count("data:image/png;base64,") >= 4
-    assert "Yes" not in page.split("<h1>")[1].split("</h1>")[0]
-    with Image.open(usecase.client.download_artifacts(
-            usecase.outcome.run_id, "plots/comparison.png")) as picture:
-        assert picture.width > 800
-
-
-def test_at_most_ten_tracking_calls_a_step(usecase: Finished) -> None:
+def test_at_most_ten_tracking_calls_a_step(usecase):
     steps = {step: calls for step, calls in usecase.calls.items() if step != "chain"}
     assert sorted(step.split()[0].removesuffix("_variant") for step in steps) == [
         "analyze"] * 3 + ["compare_variants"] + ["train"] * 3
@@ -215,7 +194,7 @@ def test_at_most_ten_tracking_calls_a_step(usecase: Finished) -> None:
     assert len(usecase.calls["chain"]) <= 10
 
 
-def test_the_very_network_is_rebuilt_from_its_run(usecase: Finished) -> None:
+def test_the_very_network_is_rebuilt_from_its_run_and_loads_without_pickle(usecase, monkeypatch):
     for network in usecase.outcome.variants:
         again = load_variant(usecase.store, network.run_id)
         inputs = network.recipe.split.test.inputs[:50]
@@ -224,21 +203,20 @@ def test_the_very_network_is_rebuilt_from_its_run(usecase: Finished) -> None:
         assert np.array_equal(again.replicate_scores, network.replicate_scores)
         assert all(torch.equal(a.stream["cpu"], b.stream["cpu"]) for a, b in
                    zip(again.replicates, network.replicates, strict=True))
-
-
-def test_the_logged_model_loads_without_pickle_at_any_batch_size(
-    usecase: Finished, monkeypatch: pytest.MonkeyPatch
-) -> None:
     monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
     (output,) = usecase.run("slim").outputs.model_outputs
     model = mlflow.pytorch.load_model(f"models:/{output.model_id}")
-    network = usecase.outcome.variants[-1]
     for batch in (1, 7, 1000):
         inputs = network.recipe.split.test.inputs[:batch]
         assert torch.allclose(model(inputs), network.model(inputs), atol=1e-6)
+    plain = usecase.outcome.slimmed.result.variant
+    assert plain.layer_units == {"fc1": 7, "fc2": 1}
+    assert (plain.run_id, plain.kind, plain.widths) == (network.run_id, "slim", (7,))
+    assert (plain.test_score, plain.epochs_trained) == (network.test.score, 60)
+    assert plain.metrics.items() <= usecase.run("slim").data.metrics.items()
 
 
-def test_data_sets_are_inputs_of_the_run(usecase: Finished) -> None:
+def test_data_sets_are_inputs_of_the_run_and_its_config_runs_it_again(usecase):
     slim = usecase.run("slim")
     datasets = {given.tags[0].value: given.dataset for given in slim.inputs.dataset_inputs}
     assert set(datasets) == {"train", "validation", "test"}
@@ -247,9 +225,6 @@ def test_data_sets_are_inputs_of_the_run(usecase: Finished) -> None:
     assert slim.data.tags["wua.test_digest"] == digest
     assert slim.data.metrics[Metric.LOOKS] == count_looks(usecase.client, digest) == 1
     assert count_looks(usecase.client, "of another test set") == 0
-
-
-def test_config_runs_it_again(usecase: Finished) -> None:
     values = yaml.safe_load(usecase.text("slim", "config.yaml"))
     assert (values["hidden"], values["epochs"], values["data"]) == ([7], 60, "usecase")
     whole = usecase.client.download_artifacts(usecase.outcome.run_id, "config.yaml")
@@ -257,7 +232,7 @@ def test_config_runs_it_again(usecase: Finished) -> None:
         None, {"seeds": SEEDS, "null_draws": 5, "how": "rebuild"})
 
 
-def test_the_description_begins_with_the_verdict_then_what_is_saved(usecase: Finished) -> None:
+def test_the_report_and_the_description_which_begins_with_the_verdict(usecase):
     note = usecase.run().data.tags["mlflow.note.content"]
     first, second, third, fourth = note.split("\n\n")[:4]
     verdict = usecase.outcome.verdict
@@ -271,16 +246,22 @@ def test_the_description_begins_with_the_verdict_then_what_is_saved(usecase: Fin
     assert fourth.startswith("| ")
     assert "Budgets differ: the original trained for 50 epochs, the slim one for 60 epochs." in note
     assert note in usecase.text(None, "report.md")
+    page = usecase.text(None, "report.html")
+    assert page.count("data:image/png;base64,") >= 4
+    assert "Yes" not in page.split("<h1>")[1].split("</h1>")[0]
+    with Image.open(usecase.client.download_artifacts(
+            usecase.outcome.run_id, "plots/comparison.png")) as picture:
+        assert picture.width > 800
 
 
-def test_the_readme_shows_what_is_printed(usecase: Finished) -> None:
+def test_the_readme_shows_what_is_printed(usecase):
     readme = (Path(__file__).resolve().parents[2] / "README.md").read_text()
     block = re.search(r"<!-- tutorial figures -->\n```\n(.*?)```", readme, re.S)
     assert block
     assert pipeline_text(usecase.outcome.report).startswith(block.group(1))
 
 
-def test_views_are_there(usecase: Finished) -> None:
+def test_views_are_there(usecase):
     tags = usecase.client.get_experiment(usecase.store.experiment_id).tags
     assert json.loads(tags["mlflow.sharedViewState.wua"])["name"] == "Right-sizing"
     latest = json.loads(tags["mlflow.sharedViewState.wua-latest"])
@@ -288,19 +269,17 @@ def test_views_are_there(usecase: Finished) -> None:
     assert any(LATEST_KEY in name for name in tags)
 
 
-def _mlp(hidden: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(2, hidden), nn.ReLU(), nn.Linear(hidden, 1), nn.Sigmoid())
-
-
-def _fit(model: nn.Module, x: torch.Tensor, y: torch.Tensor, epochs: int) -> None:
+def _fitted(hidden: int, x: torch.Tensor, y: torch.Tensor, epochs: int) -> nn.Module:
+    model = nn.Sequential(nn.Linear(2, hidden), nn.ReLU(), nn.Linear(hidden, 1), nn.Sigmoid())
     optimizer, loss = torch.optim.Adam(model.parameters(), lr=0.01), nn.BCELoss()
     for _ in range(epochs):
         optimizer.zero_grad()
         loss(model(x), y).backward()
         optimizer.step()
+    return model
 
 
-def test_replicates_repeat_the_whole_recipe_with_the_next_seeds(usecase: Finished) -> None:
+def test_replicates_repeat_the_whole_recipe_with_the_next_seeds(usecase):
     """Seed 43 by hand: the oversized network, then the slim one from the same stream."""
     points = np.random.RandomState(42).rand(1000, 2)
     x = torch.tensor(points, dtype=torch.float32)
@@ -308,13 +287,10 @@ def test_replicates_repeat_the_whole_recipe_with_the_next_seeds(usecase: Finishe
     test = usecase.outcome.variants[0].recipe.split.test
     with torch.random.fork_rng():
         torch.manual_seed(43)
-        big = _mlp(10)
-        _fit(big, x, y, 50)
-        small = _mlp(7)
-        _fit(small, x, y, 60)
+        networks = [_fitted(10, x, y, 50), _fitted(7, x, y, 60)]
     with torch.no_grad():
-        by_hand = [float(((m(test.inputs) > 0.5) == (test.targets > 0.5)).double().mean())
-                   for m in (big, small)]
+        by_hand = [float(((network(test.inputs) > 0.5) == (test.targets > 0.5)).double().mean())
+                   for network in networks]
     for variant, accuracy in zip(("oversized", "slim"), by_hand, strict=True):
         table = json.loads(usecase.text(variant, ArtifactPath.REPLICATES))
         rows = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
@@ -327,18 +303,7 @@ def test_replicates_repeat_the_whole_recipe_with_the_next_seeds(usecase: Finishe
         assert rows[0]["score/test"] == metrics["accuracy/test"]
 
 
-def test_a_variant_as_plain_data(usecase: Finished) -> None:
-    network, plain = usecase.outcome.variants[-1], usecase.outcome.slimmed.result.variant
-    assert plain.layer_units == {"fc1": 7, "fc2": 1}
-    assert (plain.run_id, plain.kind, plain.widths) == (network.run_id, "slim", (7,))
-    assert plain.test_score == network.test.score
-    assert plain.metrics.items() <= usecase.run("slim").data.metrics.items()
-    assert plain.epochs_trained == 60
-
-
-def test_only_pictures_that_there_are_data_for(
-    usecase: Finished, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_pictures_that_there_are_data_for(usecase, monkeypatch):
     plain = [cases.variant("old", (10,), metrics={"flops/forward": 60, "accuracy/test": 0.9}),
              cases.variant("new", (7,), metrics={"flops/forward": 42, "accuracy/test": 0.89})]
     bare = replace(usecase.outcome.report, layers=(), widths=None, usages={}, names=["old", "new"])
@@ -361,16 +326,14 @@ def test_only_pictures_that_there_are_data_for(
 
 
 @pytest.fixture(scope="module")
-def oversized(usecase: Finished) -> ModelVariant:
+def oversized(usecase):
     return load_variant(usecase.store, usecase.run("oversized").info.run_id, {})
 
 
-def test_the_rank_correlation_with_leaving_each_unit_out(
-    usecase: Finished, oversized: ModelVariant
-) -> None:
+def test_the_rank_correlation_with_leaving_each_unit_out(usecase, oversized):
     train, part = oversized.recipe.split.train, oversized.recipe.split.validation
 
-    def loss_without(*units: int) -> float:
+    def loss_without(*units):
         with torch.no_grad():
             hidden = oversized.model.fc1(part.inputs).relu()
             hidden[:, list(units)] = 0
@@ -394,9 +357,7 @@ def test_the_rank_correlation_with_leaving_each_unit_out(
     assert 0 < logged["fidelity_area/output"] <= 1
 
 
-def test_why_fidelity_is_not_measured(
-    oversized: ModelVariant, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_why_fidelity_is_not_measured(oversized, monkeypatch):
     monkeypatch.setattr(analyze, "MOST_FLOPS", 10 * 1000 * 100 - 1)
     assert fidelity_metrics(oversized, 100) == ({}, (
         "Fidelity not measured: leaving out each of 10 units on 1,000 examples takes too long "

@@ -3,34 +3,26 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from tests.pipeline.slimming_cases import (  # noqa: F401 - store is a fixture
-    store,
-    store_at,
-    tags_of,
-)
+from tests.pipeline.slimming_cases import store_at, tags_of
 from wua_mlflow.config import Settings, load_settings
 from wua_mlflow.pipeline import analyze, workflow
 from wua_mlflow.pipeline.networks import from_scratch
 from wua_mlflow.pipeline.recipe import load_recipe, train_one
 from wua_mlflow.pipeline.train import TrainingPlan, step_status
-from wua_mlflow.pipeline.workflow import SlimmingResult
 from wua_mlflow.tracking.runs import count_looks
-from wua_mlflow.tracking.store import Store, connect
+from wua_mlflow.tracking.store import connect
 
 QUICK = {"seeds": 1, "null_draws": 0}
-Done = tuple[Store, SlimmingResult]
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory, migrated_database: Path) -> Iterator[Done]:
+def done(tmp_path_factory, migrated_database):
     """A short pipeline of the tutorial, and its store."""
     with store_at(tmp_path_factory.mktemp("steps"), migrated_database) as steps_store:
         settings = _settings(seeds=1, null_draws=1, epochs=2, slim_epochs=3)
@@ -41,25 +33,22 @@ def _settings(**values: object) -> Settings:
     return load_settings(None, values)
 
 
-def test_plans_are_named_by_widths_and_budget() -> None:
+def test_plans_are_named_by_widths_and_budget():
     make = from_scratch(load_recipe(_settings(seeds=1)), (7,), 60)
     assert TrainingPlan("oversized", (64, 32), 5, make).name == "oversized 64-32"
     assert TrainingPlan("slim", (7,), 60, make).name == "slim 7"
     assert TrainingPlan("oversized-same-budget", (10,), 60, make).name == "oversized 10, 60 epochs"
 
 
-def test_a_step_that_fails_says_so_on_its_run(store: Store) -> None:  # noqa: F811
+def test_a_step_that_fails_says_so_on_its_run(store):
     run_id = store.client.create_run(store.experiment_id).info.run_id
-    with (
-        pytest.raises(RuntimeError, match="broken"),
-        step_status(store, run_id, "analyze"),
-    ):
+    with pytest.raises(RuntimeError, match="broken"), step_status(store, run_id, "analyze"):
         raise RuntimeError("broken")
     store.client.set_terminated(run_id)
     assert tags_of(store, run_id)["wua.step.analyze"] == "failed"
 
 
-def test_steps_days_apart_give_the_tutorials_figures(store: Store) -> None:  # noqa: F811
+def test_steps_days_apart_give_the_tutorials_figures(store):
     """``slim`` goes on from the random stream that ``train`` kept, whatever was drawn since."""
     original = workflow.train_run(store, _settings(**QUICK))
     torch.manual_seed(0)
@@ -93,9 +82,7 @@ def test_steps_days_apart_give_the_tutorials_figures(store: Store) -> None:  # n
     (lambda: list(DataLoader([1, 2])), "0.9460"),
     (lambda: torch.manual_seed(42), "0.9220"),
 ], ids=["the tutorial's", "a stray draw", "a pass over a loader", "seeded again"])
-def test_the_slim_accuracy_hangs_on_the_random_stream(
-    stray: Callable[[], object], accuracy: str
-) -> None:
+def test_the_slim_accuracy_hangs_on_the_random_stream(stray, accuracy):
     """The tutorial's 0.8730, and what anything between the two trainings makes of it."""
     recipe = load_recipe(_settings(**QUICK))
     original = train_one(recipe, (10,), 50, seed=42)
@@ -108,9 +95,9 @@ def test_the_slim_accuracy_hangs_on_the_random_stream(
     assert f"{train.score:.4f}" == accuracy
 
 
-def test_what_a_step_refuses(done: Done) -> None:
+def test_what_a_step_refuses(done):
     """A slim variant of a slim one would be judged against that, and margins would add up."""
-    store, outcome = done  # noqa: F811
+    store, outcome = done
     original, control, slim = outcome.variants
     for step, settings, message in (
         (workflow.compare_run, {"run_id": original.run_id},
@@ -134,9 +121,9 @@ def test_what_a_step_refuses(done: Done) -> None:
         assert "wua.verdict" not in tags_of(store, variant.run_id)
 
 
-def test_a_later_slim_variant_reuses_the_control_and_takes_over_the_pipeline(done: Done) -> None:
+def test_a_later_slim_variant_reuses_the_control_and_takes_over_the_pipeline(done):
     """In the experiment of its original, whichever is the current one."""
-    store, outcome = done  # noqa: F811
+    store, outcome = done
     original, control, first = outcome.variants
     before = store.client.get_run(original.run_id).data
     _, again, second = workflow.slim_run(
@@ -156,12 +143,16 @@ def test_a_later_slim_variant_reuses_the_control_and_takes_over_the_pipeline(don
     assert tags_of(store, outcome.run_id)["mlflow.runName"] == "usecase 10 → 5"
 
 
-def test_a_null_is_not_kept_beside_a_criterion_that_has_none(
-    done: Done, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    store, outcome = done  # noqa: F811
+def test_a_null_is_not_kept_beside_a_criterion_that_has_none(done, monkeypatch):
+    """And a step points to the whole id of the variant that the beginning of an id names."""
+    store, outcome = done
     run_id = outcome.variants[0].run_id
-    workflow.analyze_run(store, _settings(run_id=run_id, criterion="magnitude", null_draws=1))
+    step = store.client.create_run(store.experiment_id).info.run_id
+    with monkeypatch.context() as patch:
+        patch.setenv("MLFLOW_RUN_ID", step)
+        workflow.analyze_run(store, _settings(
+            run_id=run_id[:12], criterion="magnitude", null_draws=1))
+    assert tags_of(store, step)["wua.target_run"] == run_id
     assert tags_of(store, run_id)["wua.criterion"] == "magnitude"
     measured = analyze.analyze
     monkeypatch.setattr(analyze, "analyze", lambda *args, **options: {
@@ -172,19 +163,8 @@ def test_a_null_is_not_kept_beside_a_criterion_that_has_none(
     assert tags_of(store, run_id)["wua.criterion"] == "magnitude"
 
 
-def test_a_step_points_to_the_whole_id_of_its_variant(
-    done: Done, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    store, outcome = done  # noqa: F811
-    slim = outcome.variants[-1].run_id
-    step = store.client.create_run(store.experiment_id).info.run_id
-    monkeypatch.setenv("MLFLOW_RUN_ID", step)
-    workflow.analyze_run(store, _settings(run_id=slim[:12]))
-    assert tags_of(store, step)["wua.target_run"] == slim
-
-
-def test_equal_budgets_need_no_control_and_the_same_test_set_is_another_look(done: Done) -> None:
-    store, outcome = done  # noqa: F811
+def test_equal_budgets_need_no_control_and_the_same_test_set_is_another_look(done):
+    store, outcome = done
     digest = tags_of(store, outcome.variants[0].run_id)["wua.test_digest"]
     before = count_looks(store.client, digest)
     equal = {**QUICK, "epochs": 1, "slim_epochs": 1}
@@ -198,9 +178,9 @@ def test_equal_budgets_need_no_control_and_the_same_test_set_is_another_look(don
     assert other != digest and count_looks(store.client, other) == 0
 
 
-def test_a_step_keeps_the_runs_settings_but_for_those_given(done: Done) -> None:
+def test_a_step_keeps_the_runs_settings_but_for_those_given(done):
     """Neither ``register`` nor ``gate``: what they asked for was done."""
-    store, _ = done  # noqa: F811
+    store, _ = done
     original = workflow.train_run(store, _settings(
         **QUICK, epochs=1, criterion="magnitude", register="house", gate=True, margin=0.03))
     for values, criterion, register in (({}, "magnitude", None),
@@ -212,8 +192,8 @@ def test_a_step_keeps_the_runs_settings_but_for_those_given(done: Done) -> None:
         assert (merged.register, merged.gate, merged.margin) == (register, False, 0.03)
 
 
-def test_early_stopping_is_said(done: Done) -> None:
-    store, _ = done  # noqa: F811
+def test_early_stopping_is_said(done):
+    store, _ = done
     outcome = workflow.run_pipeline(store, _settings(
         **QUICK, epochs=30, slim_epochs=40, patience=1, lr=0.5))
     original, *_ = outcome.variants

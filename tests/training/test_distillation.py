@@ -15,7 +15,7 @@ def draw(*shape: int, seed: int) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def test_several_classes_by_hand() -> None:
+def test_several_classes_and_amounts_by_hand():
     student, teacher = draw(6, 4, seed=1), draw(6, 4, seed=2)
     targets = torch.tensor([0, 1, 2, 3, 0, 1])
     p, q = (teacher / 3).softmax(1), (student / 3).softmax(1)
@@ -24,10 +24,17 @@ def test_several_classes_by_hand() -> None:
     loss = distillation_loss(functional.cross_entropy, "multiclass", "logits", share=0.3,
                              temperature=3)
     assert loss(student, (targets, teacher)).item() == pytest.approx(expected.item(), rel=1e-12)
+    certain, wrong = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])
+    loss = distillation_loss(functional.mse_loss, "multiclass", "probabilities", share=1.0)
+    assert torch.isfinite(loss(certain, (torch.zeros(1, 2), wrong)))
+    amounts = draw(6, 4, seed=3)
+    loss = distillation_loss(functional.mse_loss, "regression", "values")
+    expected = 0.5 * ((student - amounts) ** 2).mean() + 0.5 * ((student - teacher) ** 2).mean()
+    assert loss(student, (amounts, teacher)).item() == pytest.approx(expected.item(), rel=1e-12)
 
 
 @pytest.mark.parametrize("kind", ["logits", "probabilities"])
-def test_a_binary_output_is_two_classes(kind: str) -> None:
+def test_a_binary_output_is_two_classes(kind):
     student, teacher = draw(5, 1, seed=1), draw(5, 1, seed=2)
     heat = 2.0 if kind == "logits" else 1.0
     p, q = (teacher / heat).sigmoid(), (student / heat).sigmoid()
@@ -38,20 +45,7 @@ def test_a_binary_output_is_two_classes(kind: str) -> None:
         distance.item(), rel=1e-9)
 
 
-def test_probabilities_of_zero_are_no_infinity() -> None:
-    student, teacher = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])
-    loss = distillation_loss(functional.mse_loss, "multiclass", "probabilities", share=1.0)
-    assert torch.isfinite(loss(student, (torch.zeros(1, 2), teacher)))
-
-
-def test_a_regression_aims_at_the_teachers_values() -> None:
-    student, teacher, targets = (draw(5, 1, seed=seed) for seed in (1, 2, 3))
-    loss = distillation_loss(functional.mse_loss, "regression", "values")
-    expected = 0.5 * ((student - targets) ** 2).mean() + 0.5 * ((student - teacher) ** 2).mean()
-    assert loss(student, (targets, teacher)).item() == pytest.approx(expected.item(), rel=1e-12)
-
-
-def test_a_network_learns_the_teacher_where_the_targets_are_noise() -> None:
+def test_a_network_learns_the_teacher_where_the_targets_are_noise():
     """Batches keep inputs, targets and the teacher's outputs of a sample together."""
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn(40, 3, generator=generator)

@@ -95,6 +95,11 @@ def test_the_model_is_evaluated_in_eval_mode_and_left_as_found():
     assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
     expected = functional.binary_cross_entropy_with_logits(model.eval()(INPUTS), binary_targets())
     assert first.loss == pytest.approx(expected.item(), rel=1e-6)
+    loss = loss_for("multiclass", "probabilities")(torch.tensor([[1.0, 0.0]]), torch.tensor([1]))
+    assert 80 < loss.item() < math.inf, "certain but wrong"
+    wrong = evaluate(Ending(lambda z: z * 0), INPUTS, torch.ones(40, 1), task="binary",
+                     kind="probabilities")
+    assert wrong.score == 0.0 and math.isfinite(wrong.loss)
 
 
 def test_large_sets_go_through_in_parts():
@@ -107,15 +112,6 @@ def test_large_sets_go_through_in_parts():
     assert sum(sizes) == 9001
     assert max(sizes) < 9001
     assert result.predictions.tolist() == (whole > 0).long()[:, 0].tolist()
-
-
-def test_losses_of_certain_but_wrong_probabilities_are_finite():
-    loss = loss_for("multiclass", "probabilities")(torch.tensor([[1.0, 0.0]]), torch.tensor([1]))
-    assert 80 < loss.item() < math.inf
-    wrong = evaluate(Ending(lambda z: z * 0), INPUTS, torch.ones(40, 1), task="binary",
-                     kind="probabilities")
-    assert wrong.score == 0.0
-    assert math.isfinite(wrong.loss)
 
 
 @pytest.mark.parametrize(("task", "model", "targets", "message"), [

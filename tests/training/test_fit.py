@@ -52,7 +52,9 @@ def test_full_batches_are_the_plain_loop(optimizer, make):
         losses.append(loss.item())
     model = network()
     budget = Budget(12, lr=0.01, optimizer=optimizer)
-    records = list(fit(model, (x, y), LOSS, budget, generator=generator()))
+    training = fit(model, (x, y), LOSS, budget, generator=generator())
+    assert same_state(model, network()), "nothing happens before the first record is asked for"
+    records = list(training)
     assert same_state(model, reference)
     assert records == [EpochRecord(epoch, loss) for epoch, loss in enumerate(losses, 1)]
 
@@ -175,21 +177,10 @@ def test_divergence_raises():
         list(fit(model, data(), functional.mse_loss, Budget(50, lr=1e20, optimizer="sgd"),
                  generator=generator()))
     assert not model.training
-
-
-def test_a_validation_loss_that_is_not_finite_raises():
     x, y = data(20, 9)
     with pytest.raises(TrainingDiverged, match="the validation loss became nan in epoch 1"):
         list(fit(network(), data(), LOSS, Budget(5), generator=generator(),
                  validation=(x * math.nan, y)))
-
-
-def test_nothing_happens_before_the_first_record_is_asked_for():
-    model = network()
-    records = fit(model, data(), LOSS, Budget(2), generator=generator())
-    assert same_state(model, network())
-    assert next(records).epoch == 1
-    assert not same_state(model, network())
 
 
 @pytest.mark.parametrize(("options", "message"), [
@@ -203,12 +194,9 @@ def test_nothing_happens_before_the_first_record_is_asked_for():
     ({"lr": math.inf}, "lr: expected a finite number above 0, but got inf"),
     ({"optimizer": "adamw"}, "optimizer: expected one of adam, sgd, but got 'adamw'"),
 ])
-def test_budgets_that_are_refused(options, message):
+def test_budgets_and_data_that_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         Budget(**{"epochs": 3, **options})
-
-
-def test_patience_needs_something_to_watch():
     with pytest.raises(ValueError, match="patience: expected validation data to watch"):
         list(fit(network(), data(), LOSS, Budget(3, patience=2), generator=generator()))
     with pytest.raises(ValueError, match="train: expected at least one sample, but got none"):

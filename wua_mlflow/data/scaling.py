@@ -1,6 +1,6 @@
 """Standardisation by the training part: of arrays, and as a part of a saved model.
 
-Tests: ``tests/data/test_scaling.py``.
+Tests: ``tests/data/test_tables.py``.
 """
 
 from __future__ import annotations
