@@ -208,7 +208,8 @@ def test_alone_a_process_has_rank_0_and_all_the_data():
 
 def test_a_process_is_alone_unless_everything_is_said(monkeypatch):
     for number in ("0", "1"):
-        for name, value in zip(distributed.VARIABLES, (number, "2", "127.0.0.1", "29400"), strict=True):
+        values = (number, "2", "127.0.0.1", "29400")
+        for name, value in zip(distributed.VARIABLES, values, strict=True):
             monkeypatch.setenv(name, value)
         assert (distributed.started(), distributed.is_first()) == (2, number == "0")
     for name in distributed.VARIABLES:
