@@ -208,7 +208,7 @@ def _model_usages(
     for layer_name in analyzed:
         layer = pass_stats.layers[layer_name]
         statistics = layer_statistics(layer, pass_stats)
-        rank = None if pass_stats.sampler is None else rank_of(layer, pass_stats)
+        rank = rank_of(layer, pass_stats)
         for name, rule in criteria.items():
             reason = reason_not_applicable(layer, rule)
             if reason:

@@ -84,7 +84,8 @@ class LayerStatistics:
     def _weighted_importance(self, names: Sequence[str]) -> WeightedImportance | None:
         """The importance as weight times factor, without a copy of the weight's size.
 
-        None for small layers, and where one of the two is no contiguous float32 matrix on a CPU.
+        None for small and for grouped layers, and where one of the two is no contiguous float32
+        matrix on a CPU.
         """
         if self.groups > 1 or self._dtype() != torch.float32 or not self.weight.is_contiguous():
             return None

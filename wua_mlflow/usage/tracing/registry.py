@@ -116,7 +116,8 @@ class LayerRegistry:
             return None
         shape, geometry = call.weight.shape, call.geometry
         groups, transposed = (geometry.groups, geometry.transposed) if geometry else (1, False)
-        units = shape[1] * groups if transposed else shape[call.operation == "embedding"]
+        unit_dim = 1 if transposed or call.operation == "embedding" else 0
+        units = shape[unit_dim] * groups if transposed else shape[unit_dim]
         heads, head_parts = heads_of(self.index, owner, units)
         self.layers[name] = TracedLayer(
             name, kind_of(self.index.modules.get(owner, nn.Module()), attribute, call.operation),

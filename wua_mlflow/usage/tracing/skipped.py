@@ -84,8 +84,10 @@ def _module_reasons(
     """The reasons for the parameters of a module that are in no layer, or for all of it."""
     module, unsupported = registry.index.modules[name], registry.unsupported
     weight = f"{name}.weight" if name in unsupported else ""
-    unexplained = [name for name in untraced if name not in unsupported and name != weight]
-    matrices = {name: registry.other_uses.get(name) for name in unexplained if untraced[name]}
+    unexplained = [parameter for parameter in untraced
+                   if parameter not in unsupported and parameter != weight]
+    matrices = {parameter: registry.other_uses.get(parameter) for parameter in unexplained
+                if untraced[parameter]}
     if len(unexplained) < len(_parameters(registry.index, module)) or (matrices and not name) \
             or len(set(matrices.values())) > 1:
         return {parameter: _used_through(function) for parameter, function in matrices.items()}
