@@ -89,7 +89,7 @@ def _cells(line: str) -> list[str]:
     return re.split(r" {2,}", line.strip())
 
 
-def test_the_table_of_runs(made, capsys):
+def test_the_table_of_runs_aligned_and_without_columns_that_say_nothing(made, capsys):
     head, failed, slim, original = _lines(capsys, "runs")
     assert _cells(head) == ["run", "name", "verdict", "data", "score", "FLOPs", "parameters",
                             "effective", "p50 ms", "status", "error"]
@@ -99,9 +99,6 @@ def test_the_table_of_runs(made, capsys):
                                      "0.02456"]
     assert _cells(failed)[3:] == ["…/measurements.csv", *["–"] * 5, "FAILED",
                                   "epochs: expected a number, but got 'many'"]
-
-
-def test_columns_that_say_nothing_are_left_out_and_the_others_aligned(made, capsys):
     lines = _lines(capsys, "runs", "--where", "attributes.status = 'FINISHED'")
     assert _cells(lines[0]) == ["run", "name", "verdict", "data", "accuracy", "FLOPs",
                                 "parameters", "effective", "p50 ms"]

@@ -67,15 +67,12 @@ def test_a_ratio_is_the_original_over_the_variant(metric, before, after, words):
     assert data.panels[0].labels[1].split(" · ")[1] == words
 
 
-def test_what_was_not_measured_is_said_and_what_nobody_measured_left_out():
+def test_what_was_not_measured_is_said_and_the_scores_of_saved_models_and_over_seeds():
     data = comparison_data(_pair({"flops/forward": 10, "params/total": 0, "usage/entropy": 2},
                                  {"params/total": 4}))
     assert _labels(data) == {"flops/forward": ["10", "not measured"], "params/total": ["0", "4"],
                              "usage/entropy": ["2.000 nats", "not measured"]}
     assert data.savings == "" and data.scores[0].value is None
-
-
-def test_scores_of_the_saved_models_and_over_seeds():
     row = comparison_data(_pair(seeds=_SEEDS)).scores[0]
     assert row.mean == pytest.approx(statistics.fmean(_SEEDS))
     assert row.words == f"0.8850\n5 seeds: {row.mean:.3f} ± {statistics.stdev(_SEEDS):.3f}"

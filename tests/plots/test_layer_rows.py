@@ -27,15 +27,12 @@ def test_panels_hold_every_row_once_and_begin_with_a_block_where_one_is_near(ful
     assert are_crowded(441) and not are_crowded(440), "above what four panels name"
 
 
-def test_in_two_panels_every_layer_is_named_within_its_block(legible):
+def test_every_layer_is_named_within_its_block_or_the_caption_says_that_some_are(legible):
     words = legible(plot_units(units_data(many(128))))
     for part in PARTS:
         assert words.count(part) == 21
     assert {f"encoder.layers.{block}" for block in range(21)} <= set(words)
     assert words.count("all in model") == 2
-
-
-def test_of_500_layers_some_are_named_in_full_and_the_caption_says_so():
     words = words_of(plot_layers(layers_data(many(500))))
     assert "One layer in 2 is named." in words
     named = [name for name in names(500)[1:-1] if name.removeprefix("model.") in words]

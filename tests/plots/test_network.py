@@ -20,7 +20,7 @@ def _weights(*units: int, names: Sequence[str] = ()) -> dict[str, np.ndarray]:
             for name, shape in zip(names or map(str, units[1:]), shapes, strict=False)}
 
 
-def test_every_weight_is_one_line_between_its_two_units():
+def test_every_weight_is_one_line_between_its_two_units_also_of_a_layer_called_input():
     weights = _weights(2, 10, 3, names=["fc1", "fc2"])
     data = network_data(weights)
     lines = {tuple(edge): w for edge, w in zip(data.edges.tolist(), data.weights, strict=True)}
@@ -35,9 +35,6 @@ def test_every_weight_is_one_line_between_its_two_units():
     assert not data.aggregated
     assert [(column.name, column.units, column.circles) for column in data.columns] == [
         ("input", 2, 2), ("fc1", 10, 10), ("fc2", 3, 3)]
-
-
-def test_a_layer_may_be_called_input():
     data = network_data(_weights(2, 4, 1, names=["input", "out"]))
     assert [(column.name, column.units) for column in data.columns] == [
         ("input", 2), ("input", 4), ("out", 1)]

@@ -36,7 +36,7 @@ def test_a_row_a_variant_newest_first_in_columns_with_types(populated):
         "wua.variant", "batch_size", "epochs", "lr", "latency/p50_ms", "compare/looks"]
 
 
-def test_experiments_and_kinds(populated):
+def test_experiments_and_kinds_and_mlflows_filter_order_and_limit(populated, calls):
     for experiment, names in (("other", ["slim 6"]),
                               ("Default", ["slim 5", "slim 7", "oversized 10"]),
                               (["other", "Default"], ["slim 6", "slim 5", "slim 7",
@@ -47,9 +47,7 @@ def test_experiments_and_kinds(populated):
     row = runs(kind="step").iloc[0]  # a param does not take the place of the run's own fields
     assert (row["run_id"], row["name"]) == (populated["step"], "step")
     assert row["wua.target_run"] == populated["slim 7"]
-
-
-def test_filter_order_and_limit_are_mlflows(populated, calls):
+    calls.clear()
     table = runs(where="metrics.`accuracy/test` > 0.874", limit=2,
                  order_by="metrics.`flops/forward` ASC")
     assert table["name"].tolist() == ["slim 5", "slim 6"]

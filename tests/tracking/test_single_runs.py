@@ -40,7 +40,7 @@ def test_the_best_is_the_smallest_that_is_non_inferior(populated, calls):
         best(by="flops/foward")
 
 
-def test_two_runs_side_by_side(populated):
+def test_two_runs_side_by_side_and_ratios_that_are_na_and_alike_names_with_ids(populated, writer):
     table = compare_runs(populated["oversized 10"], populated["slim 7"])
     assert table.columns.tolist() == ["oversized 10", "slim 7", "ratio"]
     assert table.index.tolist() == ["accuracy/test", "flops/forward", "latency/p50_ms",
@@ -48,9 +48,6 @@ def test_two_runs_side_by_side(populated):
     assert table.loc["flops/forward"].tolist() == [60, 42, pytest.approx(60 / 42)]
     assert table.loc["latency/p50_ms"].isna().tolist() == [False, True, True]
     assert set(map(str, table.dtypes)) == {"Float64"}
-
-
-def test_a_ratio_of_what_is_not_above_zero_is_na_and_alike_names_have_ids(writer):
     pair = [writer.run(name, metrics={"usage/shift": shift, "loss/test": 0.0, "size/bytes": 4.0})
             for name, shift in (("a", -0.5), ("b", 0.25))]
     assert compare_runs(*pair)["ratio"].isna().to_dict() == {
