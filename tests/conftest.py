@@ -86,10 +86,11 @@ def serving(store_uri: str, folder: Path) -> Iterator[str]:
          "--workers", "1", "--backend-store-uri", store_uri, "--artifacts-destination",
          "artifacts"], cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        for _ in range(600):
+        for _ in range(6000):
             with socket.socket() as knock:
                 if knock.connect_ex(("127.0.0.1", port)) == 0:
                     break
+            assert process.poll() is None, "the server ended"
             time.sleep(0.1)
         yield f"http://127.0.0.1:{port}"
     finally:
