@@ -19,29 +19,12 @@ from safetensors.torch import save_file, save_model
 from torch import Tensor, nn
 
 from tests.pipeline import slimming_cases
-from tests.pipeline.slimming_cases import (
-    HERE,
-    QUICK,
-    blobs,
-    net,
-    original_in,
-    same,
-    store_at,
-    tags_of,
-    text_of,
-    with_exports,
-)
+from tests.pipeline.slimming_cases import HERE, QUICK, blobs, net, same, tags_of, text_of
 from tests.pruning.cutting_cases import Tokens
 from wua_mlflow.cli.main import main
 from wua_mlflow.config import load_settings
-from wua_mlflow.pipeline import workflow
-from wua_mlflow.pipeline.pretrained import (
-    _low_score_warning,
-    import_pretrained,
-    load_weights,
-    pretrained_recipe,
-    source_of,
-)
+from wua_mlflow.pipeline import pretrained, workflow
+from wua_mlflow.pipeline.pretrained import load_weights, pretrained_recipe, source_of
 from wua_mlflow.pipeline.variant import load_variant
 from wua_mlflow.pipeline.workflow import SlimmingResult
 from wua_mlflow.pruning.cut import Specification, cut
@@ -75,7 +58,8 @@ def slimmed(store: Store, **changes: object) -> SlimmingResult:
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory, migrated_database):
     """Somebody's model, cut; training that changes no weight."""
-    with store_at(tmp_path_factory.mktemp("adopted"), migrated_database) as module_store:
+    folder = tmp_path_factory.mktemp("adopted")
+    with slimming_cases.store_at(folder, migrated_database) as module_store:
         model = elsewhere()
         save_file(model.state_dict(), "w.safetensors")
         result = slimmed(module_store, state="w.safetensors", optimizer="sgd", lr=1e-30)
@@ -162,8 +146,8 @@ def test_what_the_report_says_to_run_runs_and_an_adopted_run_is_slimmed_by_its_i
 
 def test_a_model_uri_leads_to_the_run_that_logged_it(store, monkeypatch, capsys):
     """A slim one's is no original's."""
-    with_exports(monkeypatch)
-    original = original_in(store, epochs=1)
+    slimming_cases.with_exports(monkeypatch)
+    original = slimming_cases.original_in(store, epochs=1)
     client, run = store.client, store.client.get_run(original.run_id)
     (output,) = run.outputs.model_outputs
     client.create_registered_model("blobs")
@@ -211,7 +195,8 @@ def test_weights_are_the_files_or_the_factorys_own(store):
     model = elsewhere()
     torch.save(model.state_dict(), "w.pt")
     by_file, *by_factory = (
-        import_pretrained(store, pretrained_recipe(load_settings(None, {**PRETRAINED, **more})))
+        pretrained.import_pretrained(
+            store, pretrained_recipe(load_settings(None, {**PRETRAINED, **more})))
         for more in ({"state": "w.pt"}, {"seed": 5}, {"seed": 5}))
     assert same(by_file, model)
     torch.manual_seed(5)
@@ -262,7 +247,7 @@ def test_an_original_worse_than_no_model_gets_a_warning():
     for task, score, warns in (("binary", 0.7, False), ("binary", 0.55, True),
                                ("regression", 0.1, False), ("regression", -0.2, True)):
         test = SimpleNamespace(task=task, score=score, targets=targets)
-        warning = _low_score_warning(test)  # type: ignore[arg-type]
+        warning = pretrained._low_score_warning(test)  # type: ignore[arg-type]
         assert ("are these data what it was trained on" in warning) == warns
         assert "\n" not in warning
 

@@ -19,14 +19,7 @@ from tests.pipeline.slimming_cases import same
 from wua_mlflow.config import load_settings
 from wua_mlflow.device import device_of
 from wua_mlflow.pipeline.networks import from_scratch
-from wua_mlflow.pipeline.recipe import (
-    Recipe,
-    Trained,
-    _warm_up,
-    load_recipe,
-    train_one,
-    train_replicates,
-)
+from wua_mlflow.pipeline.recipe import Recipe, _warm_up, load_recipe, train_one, train_replicates
 from wua_mlflow.rng import Purpose, torch_generator
 from wua_mlflow.training.fit import TrainingDiverged
 
@@ -180,7 +173,7 @@ def parts(monkeypatch):
     return module
 
 
-def trained_by(parts: ModuleType, trainer: Callable, epochs: int = 1) -> Trained:
+def trained_by(parts: ModuleType, trainer: Callable, epochs: int = 1):
     parts.trainer = trainer  # type: ignore[attr-defined]
     recipe = recipe_of(model="recipe_parts:model", train="recipe_parts:trainer")
     return train_one(recipe, (4,), epochs, seed=7)

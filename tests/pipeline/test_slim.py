@@ -10,16 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from tests.pipeline.slimming_cases import (
-    judging,
-    original_in,
-    same,
-    settings_of,
-    store_at,
-    tags_of,
-    text_of,
-    variant_of,
-)
+from tests.pipeline import slimming_cases
+from tests.pipeline.slimming_cases import judging, original_in, same, settings_of, tags_of, text_of
 from wua_mlflow.config import load_settings
 from wua_mlflow.flops import count_flops
 from wua_mlflow.pipeline import recipe as recipe_module
@@ -67,7 +59,8 @@ class Rounds:
 def ran(request, tmp_path_factory, migrated_database):
     """Two rounds that are as good, and a third that is not; a fourth is asked for."""
     compared: list[tuple[str, str]] = []
-    with store_at(tmp_path_factory.mktemp("rounds"), migrated_database) as rounds_store:
+    folder = tmp_path_factory.mktemp("rounds")
+    with slimming_cases.store_at(folder, migrated_database) as rounds_store:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(slim_module, "compare_variants", judging([GOOD, GOOD, BAD], compared))
             outcome = run_pipeline(rounds_store, settings_of(
@@ -167,8 +160,8 @@ def test_a_layer_with_one_unit_left_is_still_a_width():
     settings = settings_of(hidden="4,8", how="prune", epochs=1)
     recipe = load_recipe(settings)
     root = cached(from_scratch(recipe, (4, 8), 1))
-    original, parent = variant_of(recipe, root), variant_of(recipe, pruned_and_tuned(
-        recipe, root, root, PruningPlan({"fc1": 1, "fc2": 6}, 1)))
+    once = pruned_and_tuned(recipe, root, root, PruningPlan({"fc1": 1, "fc2": 6}, 1))
+    original, parent = (slimming_cases.variant_of(recipe, make) for make in (root, once))
     context = SlimmingContext(settings, original, parent, parent.make, root)
     (dimension,) = context.dimensions
     assert (dimension.name, dimension.units) == ("fc2", 6)

@@ -22,8 +22,6 @@ from wua_mlflow.pipeline.networks import NetworkFactory, cached, from_scratch
 from wua_mlflow.pipeline.recipe import Recipe, Trained, train_one
 from wua_mlflow.pipeline.slim import SlimmingContext
 from wua_mlflow.pipeline.target_widths import (
-    NoNarrowerError,
-    SearchSetup,
     choose_widths,
     dimensions_of,
     folds_of,
@@ -139,8 +137,8 @@ def test_the_default_method(options, method, monkeypatch):
 
 @pytest.mark.parametrize("method", ["rank", "search"])
 def test_nothing_narrower(method, monkeypatch):
-    with pytest.raises(NoNarrowerError, match="80 validation examples show nothing at this margin: "
-                                              "it takes at least 3,838"):
+    with pytest.raises(target_widths.NoNarrowerError, match="80 validation examples show nothing "
+                       "at this margin: it takes at least 3,838"):
         chosen(width_method="search", margin=0.001, search_runs=2)
 
     def all_units(*args, **options):
@@ -150,7 +148,7 @@ def test_nothing_narrower(method, monkeypatch):
     monkeypatch.setattr(target_widths, "recommend_widths", all_units)
     monkeypatch.setattr(target_widths, "search", lambda *_: SimpleNamespace(
         widths=(12, 6), note="nearest came 11,6"))
-    with pytest.raises(NoNarrowerError) as caught:
+    with pytest.raises(target_widths.NoNarrowerError) as caught:
         chosen(width_method=method)
     note = ": nearest came 11,6" if method == "search" else ""
     assert str(caught.value) == (
@@ -213,7 +211,7 @@ class Search:
 
     def run(self, units: tuple[int, ...], suggestion: tuple[int, ...], **options: object) -> Any:
         recipe = recipe_of(**self.options)
-        setup = SearchSetup(recipe, self.make, lambda widths: float(sum(widths)), self.anew)
+        setup = target_widths.SearchSetup(recipe, self.make, sum, self.anew)
         return search(settings_of(**self.options, **options), setup, units, suggestion)
 
     @property
