@@ -147,6 +147,7 @@ def test_the_configuration_gives_the_same_again(store, tmp_path):
     ({"model": "mlp", "hidden": "8"}, "oversized 8", "8", 8),
     ({"model": "own:optional"}, "optional", None, 3),
     ({"model": "own:optional", "hidden": "6"}, "oversized 6", "6", 6),
+    ({"model": "own:net", "hidden": []}, "net", None, 16),
     ({"model": "own:lazy"}, "lazy", None, 16)])
 def test_widths_are_given_to_a_factory_that_needs_them(options, name, widths, units, store):
     analysis, run = analysed(store, **options)
