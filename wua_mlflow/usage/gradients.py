@@ -159,13 +159,18 @@ def _parameter_names(layers: Iterable[TracedLayer]) -> list[str]:
 def _add_gradient(
     sums: dict[str, Tensor], name: str, like: Tensor, gradient: Tensor | None, samples: int
 ) -> None:
+    if gradient is not None:
+        gradient = gradient.detach()
+        gradient = gradient if gradient.layout is torch.strided else gradient.to_dense()
+        if name not in sums and like.is_contiguous() and gradient.is_contiguous():
+            sums[name] = gradient.to(torch.float64, copy=True).mul_(samples)
+            return
     if name not in sums:  # also of a parameter with gaps
         sums[name] = torch.empty_strided(
             like.shape, like.stride(), dtype=torch.float64, device=like.device).zero_()
     if gradient is None:
         return
     total = sums[name]
-    gradient = gradient.detach().to_dense() if gradient.is_sparse else gradient.detach()
     if gradient.is_cuda or not total.is_contiguous():
         total.add_(gradient, alpha=samples)
         return

@@ -38,6 +38,8 @@ WHOLE_UP_TO = 2**20
 """Up to so many weights the importance is held in memory at once, in float64."""
 TILE, TILE_ON_GPU = 2**17, 2**24
 """Numbers in a tile: on a CPU a tile fits into the cache."""
+COUNTED_AT_ONCE = 2**16
+"""Numbers whose digits are counted in one go, each of 24 bytes more."""
 FINITE_BLOCK = 2**20
 CANCELS = 0.2
 """Below so many times the mean logarithm, the entropy loses digits to cancellation."""
@@ -435,9 +437,10 @@ class _Digits:
         else:
             self.larger += torch.count_nonzero(values >= self._end)
             inside = values[(values >= self._least) & (values < self._end)]
-        digits = (_bits(inside) >> self.shift & 2**DIGIT - 1).long()
-        self.counts.scatter_add_(0, digits, torch.ones_like(digits))
-        self.sums.scatter_add_(0, digits, inside.double())
+        for block in inside.split(COUNTED_AT_ONCE):
+            digits = (_bits(block) >> self.shift & 2**DIGIT - 1).long()
+            self.counts.scatter_add_(0, digits, torch.ones_like(digits))
+            self.sums.scatter_add_(0, digits, block.double())
 
     def border(self, wanted: float, above: float) -> tuple[int, float]:
         """The digit at which the sum of the numbers, from the largest down, reaches ``wanted``.
