@@ -1,4 +1,4 @@
-"""Small modules that the tests of the FLOP counter share."""
+"""Small modules that several folders of tests share."""
 
 from __future__ import annotations
 
@@ -57,13 +57,13 @@ class Peek(nn.Module):
 
 
 class Conv1D(nn.Module):
-    """Like the one of GPT-2: a Linear with the weight transposed."""
+    """Like the one of GPT-2: the weight has the shape (inputs, outputs)."""
 
     def __init__(self, nx: int, nf: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.zeros(nx, nf))
-        self.bias = nn.Parameter(torch.zeros(nf))
+        self.nf, self.nx = nf, nx
+        self.weight = nn.Parameter(torch.randn(nx, nf) * 0.3)
+        self.bias = nn.Parameter(torch.randn(nf) * 0.3)
 
     def forward(self, x: Tensor) -> Tensor:
-        flat = torch.addmm(self.bias, x.view(-1, x.size(-1)), self.weight)
-        return flat.view(*x.shape[:-1], -1)
+        return torch.addmm(self.bias, x.view(-1, self.nx), self.weight).view(*x.shape[:-1], self.nf)

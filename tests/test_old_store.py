@@ -1,15 +1,16 @@
 """A store that an earlier version wrote is read, judged again and added to.
 
-The figures are those of ``tests/old_store/store.zip``, as ``tests/old_store/make.py`` made it.
+The store is ``tests/old_store/store.zip``, as ``tests/old_store/make.py`` made it.
 """
 
 from __future__ import annotations
 
 import json
 import re
+import sqlite3
 import zipfile
+from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -36,43 +37,20 @@ NAMES = {
 IDS = list(NAMES)
 ORIGINALS, SLIM = {REBUILT: IDS[0], PRUNED: IDS[3]}, {REBUILT: IDS[2], PRUNED: IDS[6]}
 CONTROLS = {REBUILT: IDS[1:2], PRUNED: IDS[4:6]}
-IDS = list(NAMES)
-ORIGINALS, SLIM = {REBUILT: IDS[0], PRUNED: IDS[3]}, {REBUILT: IDS[2], PRUNED: IDS[6]}
-CONTROLS = {REBUILT: IDS[1:2], PRUNED: IDS[4:6]}
-FIGURES: dict[str, list[float]] = {
-    "accuracy/train": [0.885, 0.908, 0.873, 0.9736070381231672, 0.9736070381231672,
-                       0.9618768328445748, 0.9706744868035191],
-    "accuracy/test": [0.8785, 0.9024, 0.8766, 0.9532163742690059, 0.9649122807017544,
-                      0.9590643274853801, 0.9532163742690059],
-    "accuracy/test_mean": [0.8863, 0.9093, 0.8378000000000001, 0.9649122807017544,
-                           0.9707602339181287, 0.9590643274853801, 0.9619883040935673],
-    "flops/forward": [60, 60, 42, 928, 928, 552, 552],
-    "flops/training": [7000000, 8400000, 5880000, 14076480, 17595600, 8020320, 18086640],
-    "flops_ptflops/training": [12200000, 14640000, 10320000, 14322000, 17902500, 8538640,
-                               18591320],
-    "params/total": [41, 41, 29, 485, 485, 289, 289],
-    "size/bytes": [13463, 13463, 13463, 31739, 31739, 31035, 31035],
-    "usage/effective_weights": [15.77510078174609, 15.780273167008783, 11.236120981707751,
-                                298.2266192462102, 290.87545944013834, 169.70292011578925,
-                                209.39308057258955],
-    "usage/null_share": [0.626952496348832, 0.626952496348832, 0.6121386456333673,
-                         0.6601656616680478, 0.6601656616680478, 0.7036357522137526,
-                         0.7036357522137526],
-    "latency/p50_ms": [0.018951500010189193, 0.015180499985945062, 0.01503350000575665,
-                       0.031119999960083078, 0.03181549999453637, 0.03142349999052385,
-                       0.028194000037728983],
-}
-COMPARED: dict[str, dict[str, float]] = {
-    REBUILT: {"compare/artifact_delta": -0.0019,
-              "compare/artifact_delta_low": -0.010103522926124018,
-              "compare/artifact_delta_high": 0.006301547679775055, "compare/margin": 0.02,
-              "compare/flops_ratio": 60 / 42, "compare/params_ratio": 41 / 29,
-              "compare/churn": 0.1749},
-    PRUNED: {"compare/artifact_delta": 0.0, "compare/artifact_delta_low": -0.0219710979684382,
-             "compare/artifact_delta_high": 0.0219710979684382, "compare/margin": 0.1,
-             "compare/flops_ratio": 928 / 552, "compare/params_ratio": 485 / 289,
-             "compare/churn": 0.0},
-}
+FIGURES = ("accuracy/train", "accuracy/test", "accuracy/test_mean", "flops/forward",
+           "flops/training", "flops_ptflops/training", "params/total", "size/bytes",
+           "usage/effective_weights", "usage/null_share", "latency/p50_ms")
+COMPARED = ("compare/artifact_delta", "compare/artifact_delta_low", "compare/artifact_delta_high",
+            "compare/margin", "compare/flops_ratio", "compare/params_ratio", "compare/churn")
+
+
+@pytest.fixture(scope="module")
+def stored():
+    """The metrics in the archive's database by run and name, as SQLite gives them."""
+    with zipfile.ZipFile(ARCHIVE) as archive, closing(sqlite3.connect(":memory:")) as connection:
+        connection.deserialize(archive.read(DATABASE))
+        metrics = connection.execute("SELECT run_uuid, key, value FROM latest_metrics")
+        return {(run_id, name): value for run_id, name, value in metrics}
 
 
 @pytest.fixture
@@ -84,7 +62,7 @@ def old_store(store_uri, tmp_path):
     yield MlflowClient(store_uri)
 
 
-def _printed(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0) -> str:
+def _printed(capsys, *arguments, code=0):
     """What a command prints to standard output, and nothing else."""
     capsys.readouterr()
     assert main(list(arguments)) == code, capsys.readouterr()
@@ -103,15 +81,17 @@ def test_the_archive_holds_no_path_of_a_machine():
     assert ARCHIVE.stat().st_size < 2**20
 
 
-def test_runs_and_pipelines(old_store, capsys):
+def test_runs_pipelines_and_the_best(old_store, stored, capsys):
     table = runs(order_by="attributes.start_time ASC")
     assert dict(zip(table["run_id"], table["name"], strict=True)) == NAMES
-    assert {name: table[name].tolist() for name in FIGURES} == FIGURES
+    figures = {name: [stored[run_id, name] for run_id in IDS] for name in FIGURES}
+    assert figures["flops/forward"] == [60, 60, 42, 928, 928, 552, 552]
+    assert {name: table[name].tolist() for name in FIGURES} == figures
     assert table["wua.verdict"].dropna().tolist() == ["non_inferior", "non_inferior"]
     assert table["wua.structure"].dropna().tolist() == ["fc1 8, fc2 4"]
     assert table["hidden"].tolist() == ["10", "10", "7", "12,8", "12,8", "8,4", "12,8"]
     printed = json.loads(_printed(capsys, "runs", "--json"))
-    assert {name: [row[name] for row in reversed(printed)] for name in FIGURES} == FIGURES
+    assert {name: [row[name] for row in reversed(printed)] for name in FIGURES} == figures
     shown = _printed(capsys, "runs").splitlines()
     assert shown[1].split() == [
         SLIM[PRUNED], "slim", "8-4", "non_inferior", "breast_cancer", "0.9532", "552", "289",
@@ -122,43 +102,30 @@ def test_runs_and_pipelines(old_store, capsys):
     assert table["wua.result"].tolist() == list(SLIM.values())
     assert table["compare/artifact_delta"].tolist() == [-0.0019, 0.0]
     assert table["compare/flops_ratio"].tolist() == [60 / 42, 928 / 552]
-
-
-def test_best(old_store, capsys):
     assert best(PRUNED)["run_id"] == SLIM[PRUNED]
     printed = json.loads(_printed(capsys, "best", "--json"))
     assert (printed["run_id"], printed["flops/forward"]) == (SLIM[REBUILT], 42)
     _printed(capsys, "best", "--where", "metrics.`accuracy/test` > 0.99", code=1)
 
 
-@pytest.mark.parametrize("experiment", [REBUILT, PRUNED])
-def test_show(old_store, capsys, experiment):
+@pytest.mark.parametrize(("experiment", "flops"), [
+    (REBUILT, ["60", "42", "1.4286"]), (PRUNED, ["928", "552", "1.6812"])])
+def test_show(old_store, stored, capsys, experiment, flops):
     slim, original = SLIM[experiment], ORIGINALS[experiment]
     one = json.loads(_printed(capsys, "show", slim, "--json"))
-    assert {name: one[name] for name in COMPARED[experiment]} == COMPARED[experiment]
+    assert {name: one[name] for name in COMPARED} == {name: stored[slim, name] for name in COMPARED}
     assert one["wua.verdict"] == one["wua.verdict.artifact"] == "non_inferior"
     assert one["wua.baseline"] == original
     assert one["wua.controls"].split(",") == CONTROLS[experiment]
     assert f"name                          {NAMES[slim]}\n" in _printed(capsys, "show", slim[:8])
     two = json.loads(_printed(capsys, "show", original, slim, "--json"))
     assert [run["name"] for run in two["runs"]] == [NAMES[original], NAMES[slim]]
-    assert two["ratio"]["flops/forward"] == COMPARED[experiment]["compare/flops_ratio"]
+    assert two["ratio"]["flops/forward"] == stored[slim, "compare/flops_ratio"]
     table = compare_runs(original, slim)
-    assert table.loc["accuracy/test", NAMES[slim]] == FIGURES["accuracy/test"][IDS.index(slim)]
-    assert table.loc["params/total", "ratio"] == COMPARED[experiment]["compare/params_ratio"]
+    assert table.loc["accuracy/test", NAMES[slim]] == stored[slim, "accuracy/test"]
+    assert table.loc["params/total", "ratio"] == stored[slim, "compare/params_ratio"]
     shown = [line.split() for line in _printed(capsys, "show", original, slim).splitlines()]
-    assert ["flops/forward", *SHOWN_FLOPS[experiment]] in shown
-
-
-SHOWN_FLOPS = {REBUILT: ("60", "42", "1.4286"), PRUNED: ("928", "552", "1.6812")}
-
-
-def _inputs(experiment: str) -> torch.Tensor:
-    if experiment == REBUILT:
-        return torch.tensor([[0.2, 0.3], [0.6, 0.5]])
-    from sklearn.datasets import load_breast_cancer
-
-    return torch.tensor(load_breast_cancer().data[[0, 20]])
+    assert ["flops/forward", *flops] in shown
 
 
 OUTPUTS = [[0.30084, 0.649034], [0.249656, 0.658679], [0.353684, 0.584972], [0.00019, 0.905154],
@@ -168,12 +135,14 @@ OUTPUTS = [[0.30084, 0.649034], [0.249656, 0.658679], [0.353684, 0.584972], [0.0
 
 def test_saved_models_answer_as_they_did(old_store, monkeypatch):
     import mlflow
+    from sklearn.datasets import load_breast_cancer
 
+    points, cells = torch.tensor([[0.2, 0.3], [0.6, 0.5]]), load_breast_cancer().data[[0, 20]]
     monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
     for number, (run_id, outputs) in enumerate(zip(NAMES, OUTPUTS, strict=True)):
         (logged,) = old_store.get_run(run_id).outputs.model_outputs
         model = mlflow.pytorch.load_model(f"models:/{logged.model_id}")
-        answers = model(_inputs(REBUILT if number < 3 else PRUNED)).flatten().tolist()
+        answers = model(points if number < 3 else torch.tensor(cells)).flatten().tolist()
         assert answers == pytest.approx(outputs, abs=1e-5), NAMES[run_id]
 
 
@@ -181,25 +150,20 @@ def _report(client: MlflowClient, run_id: str) -> str:
     return Path(client.download_artifacts(run_id, "report.md")).read_text(encoding="utf-8")
 
 
-WIDTH_ROWS = {
-    REBUILT: {("fc1", "10", "7")},
-    PRUNED: {("fc1", "12", "8"), ("fc2", "8", "4"),
-             ("12-8", "928", "0.9825", "–"),
-             ("9-6", "660", "1.0000", "+0.0175 (−0.0467 to +0.0929)"),
-             ("**8-4**", "**552**", "**1.0000**", "**+0.0175 (−0.0467 to +0.0929)**"),
-             ("6-3", "402", "0.9474", "−0.0351 (−0.1192 to +0.0303)")},
-}
-"""Rows of the report, of at most four cells, that come from ``widths.json``."""
-
-
-@pytest.mark.parametrize("experiment", [REBUILT, PRUNED])
-def test_compare_judges_the_slim_variant_again(old_store, capsys, experiment):
+@pytest.mark.parametrize(("experiment", "width_rows"), [
+    (REBUILT, {("fc1", "10", "7")}),
+    (PRUNED, {("fc1", "12", "8"), ("fc2", "8", "4"), ("12-8", "928", "0.9825", "–"),
+              ("9-6", "660", "1.0000", "+0.0175 (−0.0467 to +0.0929)"),
+              ("**8-4**", "**552**", "**1.0000**", "**+0.0175 (−0.0467 to +0.0929)**"),
+              ("6-3", "402", "0.9474", "−0.0351 (−0.1192 to +0.0303)")})])
+def test_compare_judges_the_slim_variant_again(old_store, stored, capsys, experiment, width_rows):
+    """``width_rows`` are those of the report, of at most four cells, from ``widths.json``."""
     slim = SLIM[experiment]
     before = _report(old_store, PIPELINES[experiment])
     _printed(capsys, "compare", "--run-id", slim)
     run = old_store.get_run(slim).data
-    again = {name: run.metrics[name] for name in COMPARED[experiment]}
-    assert again == pytest.approx(COMPARED[experiment], abs=1e-12)
+    assert {name: run.metrics[name] for name in COMPARED} == pytest.approx(
+        {name: stored[slim, name] for name in COMPARED}, abs=1e-12)
     assert run.tags["wua.verdict"] == run.tags["wua.verdict.artifact"] == "non_inferior"
     pipeline = old_store.get_run(PIPELINES[experiment])
     assert (pipeline.info.status, pipeline.data.tags["wua.result"]) == ("FINISHED", slim)
@@ -207,32 +171,23 @@ def test_compare_judges_the_slim_variant_again(old_store, capsys, experiment):
     assert report != before, "no report of this verdict"
     rows = {tuple(cell.strip() for cell in line.split("|")[1:-1][:4])
             for line in report.splitlines() if line.startswith("|")}
-    assert WIDTH_ROWS[experiment] <= rows
+    assert width_rows <= rows
 
 
-SLIMMER: dict[str, dict[str, Any]] = {
-    REBUILT: {
-        "arguments": ("--how", "rebuild", "--slim-hidden", "4"), "code": 3,
-        "wua.verdict": "inferior", "name": "slim 4", "wua.epochs_trained": "2",
-        "accuracy/test": 0.5067, "compare/artifact_delta": -0.3718,
-        "compare/margin": 0.02, "flops/forward": 24, "params/total": 17},
-    PRUNED: {
-        "arguments": ("--how", "prune", "--slim-hidden", "6,3", "--fold", "false"), "code": 0,
-        "wua.verdict": "non_inferior", "name": "slim 6-3", "wua.epochs_trained": "22",
-        "wua.structure": "fc1 6, fc2 3", "compare/margin": 0.1, "flops/forward": 402,
-        "params/total": 211},
-}
-"""By experiment what is asked for, and what comes of it. The margin is the pipeline's own."""
-
-
-@pytest.mark.parametrize("experiment", [REBUILT, PRUNED])
-def test_slim_derives_another_variant(old_store, capsys, experiment):
-    arguments, code, *_ = SLIMMER[experiment].values()
+@pytest.mark.parametrize(("experiment", "arguments", "code", "expected"), [
+    (REBUILT, ("--how", "rebuild", "--slim-hidden", "4"), 3,
+     {"wua.verdict": "inferior", "name": "slim 4", "wua.epochs_trained": "2",
+      "accuracy/test": 0.5067, "compare/artifact_delta": -0.3718, "compare/margin": 0.02,
+      "flops/forward": 24, "params/total": 17}),
+    (PRUNED, ("--how", "prune", "--slim-hidden", "6,3", "--fold", "false"), 0,
+     {"wua.verdict": "non_inferior", "name": "slim 6-3", "wua.epochs_trained": "22",
+      "wua.structure": "fc1 6, fc2 3", "compare/margin": 0.1, "flops/forward": 402,
+      "params/total": 211})])
+def test_slim_derives_another_variant(old_store, capsys, experiment, arguments, code, expected):
+    """The margin is the pipeline's own."""
     _printed(capsys, "slim", "--run-id", ORIGINALS[experiment], *arguments, "--slim-epochs", "2",
              "--null-draws", "1", "--gate", code=code)
     slimmer = runs(experiment, where="tags.`wua.variant` = 'slim'", limit=1).iloc[0]
-    expected = {name: value for name, value in SLIMMER[experiment].items()
-                if name not in ("arguments", "code")}
     assert {name: slimmer[name] for name in expected} == pytest.approx(expected)
     assert slimmer["wua.baseline"] == ORIGINALS[experiment]
     assert slimmer["compare/looks"] == 2, "the look of the stored verdict counts"

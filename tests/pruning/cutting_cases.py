@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from tests.example_modules import Conv1D
+
 
 class Units(NamedTuple):
     """What stays of a group.
@@ -120,19 +122,6 @@ class Residual(nn.Module):
         return self.head((skip + self.bn2(self.conv2(inner))).relu().mean((2, 3)))
 
 
-class Conv1D(nn.Module):
-    """As Hugging Face's: the weight has the shape (inputs, outputs)."""
-
-    def __init__(self, nf: int, nx: int) -> None:
-        super().__init__()
-        self.nf, self.nx = nf, nx
-        self.weight = nn.Parameter(torch.randn(nx, nf) * 0.3)
-        self.bias = nn.Parameter(torch.randn(nf) * 0.3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.addmm(self.bias, x.view(-1, self.nx), self.weight).view(*x.shape[:-1], self.nf)
-
-
 class Tokens(nn.Module):
     """The mean of tokens, a block, a head tied to the embedding."""
 
@@ -151,7 +140,7 @@ def feed_forward(inner: int) -> nn.Module:
     """A block of GPT-2's kind."""
     return Network(lambda net, x: net.head((x + net.block(net.norm(x))).mean(1)),
                    norm=nn.LayerNorm(6), head=nn.Linear(6, 3),
-                   block=nn.Sequential(Conv1D(inner, 6), nn.GELU(), Conv1D(6, inner)))
+                   block=nn.Sequential(Conv1D(6, inner), nn.GELU(), Conv1D(inner, 6)))
 
 
 def twice(width: int) -> nn.Module:

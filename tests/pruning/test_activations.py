@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
+from tests.example_modules import Conv1D
 from tests.networks import numpys, rows
-from tests.pruning.cutting_cases import Conv1D
 from wua_mlflow.pruning.activations import (
     Moments,
     consumer_inputs,
@@ -45,7 +45,7 @@ FIVE, THREE = columns(5), columns(3)
      lambda x: x.permute(0, 2, 3, 1).reshape(120, 3)),
     (nn.LSTM(5, 2, batch_first=True), rows(4, 6, 5), group("weight_ih_l0", FIVE),
      lambda x: x.reshape(24, 5)),
-    (Conv1D(2, 5), rows(4, 6, 5), group("weight", FIVE, dim=0), lambda x: x.reshape(24, 5)),
+    (Conv1D(5, 2), rows(4, 6, 5), group("weight", FIVE, dim=0), lambda x: x.reshape(24, 5)),
 ], ids=["linear", "sequence", "flattened", "conv", "conv1d", "transposed", "lstm", "HF Conv1D"])
 def test_rows_of_units(model, inputs, units, expected):
     consumer, = consumer_inputs(model, units)
@@ -106,18 +106,16 @@ def test_inputs_are_changed_within_the_block_alone():
     assert not model._forward_pre_hooks
 
 
-UNSEEN = "what weight reads cannot be seen"
+UNSEEN = "what %s reads cannot be seen"
 
 
 @pytest.mark.parametrize(("model", "units", "why"), [
     (nn.Linear(4, 3), group("weight", FIVE, kind="heads"), "its units are heads, not activations"),
     (nn.LSTM(4, 3), group("weight_hh_l0", THREE, kind="hidden"), "nothing but itself reads it"),
-    (nn.LSTM(4, 3, 2), group("weight_ih_l1", THREE, kind="hidden"),
-     "what weight_ih_l1 reads cannot be seen"),
-    (nn.Conv2d(4, 4, 3, groups=2), group("weight", columns(2)), UNSEEN),
-    (nn.MultiheadAttention(4, 2), group("in_proj_weight", FIVE),
-     "what in_proj_weight reads cannot be seen"),
-    (nn.Linear(4, 3), group("weight", ((0,), (1, 2, 3))), UNSEEN),
+    (nn.LSTM(4, 3, 2), group("weight_ih_l1", THREE, kind="hidden"), UNSEEN % "weight_ih_l1"),
+    (nn.Conv2d(4, 4, 3, groups=2), group("weight", columns(2)), UNSEEN % "weight"),
+    (nn.MultiheadAttention(4, 2), group("in_proj_weight", FIVE), UNSEEN % "in_proj_weight"),
+    (nn.Linear(4, 3), group("weight", ((0,), (1, 2, 3))), UNSEEN % "weight"),
     (nn.Linear(4, 3), UnitGroup("a", ("a",), (), 2), "nothing but itself reads it"),
 ])
 def test_what_cannot_be_seen_is_said(model, units, why):

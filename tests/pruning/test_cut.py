@@ -65,7 +65,7 @@ def test_a_fresh_network_from_the_specification_takes_the_weights(pruned):
         assert torch.equal(fresh(inputs), expected)
 
 
-def test_a_specification_of_two_rounds_of_heads():
+def test_heads_cut_twice_their_specification_and_training():
     example = torch.randn(3, 5, 8)
     first = cut(attending(), example, {"attention": [0, 1, 3]})
     second = cut(first.model, example, {"attention": [0, 2]})
@@ -77,6 +77,8 @@ def test_a_specification_of_two_rounds_of_heads():
     fresh.load_state_dict(second.model.state_dict(), strict=True)
     with torch.no_grad():
         assert torch.equal(fresh(example), second.model(example))
+    fresh(example).square().mean().backward()
+    assert all(weight.grad.shape == weight.shape for weight in fresh.parameters())
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 2, "kept": []}',

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from tests.pruning.cutting_cases import Network
@@ -15,7 +15,7 @@ from wua_mlflow.pruning.dependency_graph import EndlessError, Graph, caches_off
 from wua_mlflow.pruning.find_groups import prunable_copy
 
 
-def attend(net: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+def attend(net, x):
     """Grouped-query attention: four heads of queries share two of keys and values."""
     samples, length = x.shape[:2]
     q, k, v = (layer(x).view(samples, length, heads, 4).transpose(1, 2) for layer, heads in (
@@ -27,7 +27,7 @@ def attend(net: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     return net.o_proj(mixed.transpose(1, 2).reshape(samples, length, 16)), k
 
 
-def predict(net: nn.Module, tokens: Tensor) -> dict[str, object]:
+def predict(net, tokens):
     """Gives a cache beside its outputs, not a tensor, unless its configuration says not to."""
     x = net.embed(tokens) + net.position[:tokens.shape[1]]
     mixed, keys = net.attention(x)
@@ -35,7 +35,7 @@ def predict(net: nn.Module, tokens: Tensor) -> dict[str, object]:
     return {**outputs, "cache": SimpleNamespace(keys=keys)} if net.config.use_cache else outputs
 
 
-def language(keys: int = 4) -> nn.Module:
+def language(keys=4):
     attention = Network(attend, keys=keys, q_proj=nn.Linear(16, 16), o_proj=nn.Linear(16, 16),
                         k_proj=nn.Linear(16, 4 * keys), v_proj=nn.Linear(16, 4 * keys))
     return Network(predict, config=SimpleNamespace(use_cache=True), embed=nn.Embedding(30, 16),
@@ -47,7 +47,7 @@ TOKENS = torch.randint(30, (3, 7))
 
 
 @pytest.mark.parametrize("keys", [4, 2])
-def test_what_keeps_a_cache_is_cut_all_the_same(keys: int) -> None:
+def test_what_keeps_a_cache_is_cut_all_the_same(keys):
     """Where heads share keys the library would look for the units that belong together for ever."""
     model = language(keys)
     structure = unit_groups(model, TOKENS)
@@ -63,16 +63,16 @@ def test_what_keeps_a_cache_is_cut_all_the_same(keys: int) -> None:
     torch.testing.assert_close(pruned(TOKENS)["logits"], model(TOKENS)["logits"])
 
 
-def test_heads_that_share_keys_end_the_search_with_a_reason() -> None:
+def test_heads_that_share_keys_end_the_search_with_a_reason():
     graph = Graph(prunable_copy(language(2)), TOKENS)
     with pytest.raises(EndlessError, match="the units come round again and again"):
         graph.members("attention.k_proj", range(8))
 
 
-def test_where_the_library_fails_the_layer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_the_library_fails_the_layer_is_named(monkeypatch):
     members = Graph.members
 
-    def failing(graph: Graph, name: str, units: range) -> list[object]:
+    def failing(graph, name, units):
         if name == "0":
             raise IndexError("list index out of range")
         return members(graph, name, units)
@@ -83,7 +83,7 @@ def test_where_the_library_fails_the_layer_is_named(monkeypatch: pytest.MonkeyPa
         "what reads its units cannot be followed (IndexError: list index out of range)"
 
 
-def test_caches_are_on_again_also_when_the_block_raises() -> None:
+def test_caches_are_on_again_also_when_the_block_raises():
     first, second = language(), language()
     second.config = first.config
     first.attention.config = SimpleNamespace(use_cache=False)

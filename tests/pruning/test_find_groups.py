@@ -72,29 +72,22 @@ def test_what_is_refused_in_one_line(make, message):
     assert "\n" not in str(raised.value)
 
 
-class ReadingItself(nn.Linear):
-    """A model that is itself the layer that reads the units."""
-
-    def __init__(self) -> None:
-        super().__init__(6, 3)
-        self.inner = nn.Linear(4, 6)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return super().forward(self.inner(x).relu())
-
-
 def test_a_model_that_is_itself_a_layer():
-    group, = unit_groups(ReadingItself(), rows(4, 4)).groups
+    class ReadingItself(nn.Linear):
+        def forward(self, x):
+            return super().forward(self.inner(x).relu())
+
+    model = ReadingItself(6, 3)
+    model.inner = nn.Linear(4, 6)
+    group, = unit_groups(model, rows(4, 4)).groups
     assert (group.name, group.readers[0].parameter) == ("inner", "weight")
 
 
-def not_both(net: nn.Module, x: torch.Tensor) -> torch.Tensor:
+def not_both(net, x):
     """Each layer can be cut, the second and the third not together."""
     if net.second.out_features < 6 and net.third.out_features < 6:
         raise ValueError("one of both has to be whole")
-    for layer in (net.first, net.second, net.third, net.fourth):
-        x = layer(x).relu()
-    return net.head(x)
+    return net.head(net.fourth(net.third(net.second(net.first(x).relu()).relu()).relu()).relu())
 
 
 def test_what_cannot_be_cut_together_with_others_is_refused_alone():

@@ -70,11 +70,14 @@ def per_head(samples, heads):
     return mask
 
 
+PADDING = torch.tensor([[False] * 4 + [True] * 2] * 3)
+
+
 @pytest.mark.parametrize("options", [
     {}, {"need_weights": False}, {"average_attn_weights": False},
-    {"key_padding_mask": torch.tensor([[False] * 4 + [True] * 2] * 3)},
+    {"key_padding_mask": PADDING}, {"key_padding_mask": PADDING, "need_weights": False},
     {"attn_mask": per_head(3, 4)[0]}, {"attn_mask": per_head(3, 4), "need_weights": False},
-    {"attn_mask": rows(5, 6), "key_padding_mask": torch.tensor([[False] * 5 + [True]] * 3)},
+    {"attn_mask": rows(5, 6), "key_padding_mask": PADDING},
 ], ids=lambda options: ",".join(options))
 @pytest.mark.parametrize("form", ["batch first", "batch second", "one sample"])
 @pytest.mark.filterwarnings("ignore:Support for mismatched key_padding_mask and attn_mask")
@@ -92,16 +95,6 @@ def test_with_all_heads_it_is_torchs_own(form, options):
     for outputs, expected in zip(ours(*inputs, **options), original(*inputs, **options),
                                  strict=True):
         torch.testing.assert_close(outputs, expected, rtol=1e-4, atol=1e-6)
-
-
-def test_a_padded_sample_alone_is_a_batch_of_one():
-    ours = PrunedMultiheadAttention(nn.MultiheadAttention(8, 4, batch_first=True), [0, 2]).eval()
-    x, padding = rows(5, 8), torch.tensor([False, False, False, True, True])
-    alone, _ = ours(x, x, x, key_padding_mask=padding, need_weights=False)
-    batch = x.unsqueeze(0)
-    expected, _ = ours(batch, batch, batch, key_padding_mask=padding.unsqueeze(0),
-                       need_weights=False)
-    assert torch.equal(alone, expected[0])
 
 
 def test_masks_of_another_number_of_heads_are_refused():
@@ -129,15 +122,6 @@ def test_the_heads_and_the_feed_forward_of_an_encoder_layer():
         by_hand.block.self_attn.out_proj.weight[:, :4] = 0
         for batch in (tokens, torch.randint(20, (1, 9))):
             torch.testing.assert_close(result.model(batch), by_hand(batch), rtol=1e-4, atol=1e-5)
-
-
-def test_cut_heads_can_be_cut_again_and_trained():
-    once = cut(attending(), rows(3, 5, 8), {"attention": [0, 1, 3]}).model
-    assert isinstance(once.attention, PrunedMultiheadAttention)
-    again = cut(once, rows(3, 5, 8), {"attention": [2]}).model
-    assert shapes_of(again.attention) == (6, 8, 8, 2)
-    again(rows(3, 5, 8)).square().mean().backward()
-    assert all(weight.grad is not None for weight in again.parameters())
 
 
 @pytest.mark.parametrize(("options", "reason"), [

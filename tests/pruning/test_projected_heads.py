@@ -15,8 +15,9 @@ import torch
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention as attend
 
+from tests.example_modules import Conv1D
 from tests.networks import kept_streams, rows, snapshot
-from tests.pruning.cutting_cases import Conv1D, Network
+from tests.pruning.cutting_cases import Network
 from wua_mlflow.flops import count_flops
 from wua_mlflow.pruning.cut import cut, rebuild, unit_groups
 from wua_mlflow.pruning.importance import most_important, unit_importance
@@ -83,7 +84,7 @@ def gpt2(heads):
         return x + net.c_proj(mixed(q, k, v, net.num_heads, is_causal=True))
 
     return Network(attention, num_heads=heads, split_size=heads * SIZE, embed_dim=heads * SIZE,
-                   c_attn=Conv1D(3 * heads * SIZE, 12), c_proj=Conv1D(12, heads * SIZE))
+                   c_attn=Conv1D(12, 3 * heads * SIZE), c_proj=Conv1D(heads * SIZE, 12))
 
 
 def neox(heads):
@@ -315,14 +316,6 @@ def test_one_head_that_all_share_stays_whole():
     assert result.fixed["0.kv"] == "all heads of 0 read them"
 
 
-def test_heads_that_a_table_of_fixed_size_looks_after_are_refused():
-    """ALiBi and Swin: a bias a head that nothing shortens."""
-
-    reasons = without_heads(stack(plain(3, lambda net, x: x + net.out(mixed(
-        *net.qkv(x).chunk(3, -1), net.h, net.slopes)), slopes=torch.rand(3, 1, 1))))
-    assert reasons["0.qkv"].startswith("cut on trial, its forward fails: RuntimeError")
-
-
 def test_a_feed_forward_part_is_not_taken_for_heads():
     """A number that divides the width is not enough.
 
@@ -349,26 +342,28 @@ def test_what_autograd_cannot_go_through_ends_nothing(how):
     structure = unit_groups(Network(odd, width=4, before=nn.Linear(12, 12), a=nn.Linear(12, 16),
                                     b=nn.Linear(16, 2)), EXAMPLE)
     names = {group.name for group in structure.groups}
-    assert "a" in names
-    assert {"before", "b"} <= names | set(structure.not_prunable)
+    assert "a" in names and {"before", "b"} <= names | set(structure.not_prunable)
 
 
-def test_heads_whose_weights_are_also_others_say_so():
+def test_heads_that_are_refused():
+    """Their weights are others' too; a bias a head that nothing shortens (ALiBi, Swin)."""
     model = stack(bert(3), bert(3))
     model[0].own.query.weight = model[1].own.query.weight
     assert "is tied to" in without_heads(model)["0.own.query"]
+    reasons = without_heads(stack(plain(3, lambda net, x: x + net.out(mixed(
+        *net.qkv(x).chunk(3, -1), net.h, net.slopes)), slopes=torch.rand(3, 1, 1))))
+    assert reasons["0.qkv"].startswith("cut on trial, its forward fails: RuntimeError")
 
 
-def test_two_attentions_that_share_their_numbers_are_refused():
-    """One head count for both: cut alone, each would change it for the other."""
+def test_two_attentions_that_share_their_numbers_and_one_position_show_no_heads():
+    """One head count for both: cut alone, each would change it for the other.
+
+    Attention over one position depends on the values alone.
+    """
 
     def twice(net, x):
         return x + net.last(mixed(*net.second(by_hand(net, x)).chunk(3, -1), net.h))
 
     model = stack(plain(3, twice, second=nn.Linear(12, 9 * SIZE), last=nn.Linear(3 * SIZE, 12)))
     assert {"0.qkv", "0.second"} <= set(without_heads(model))
-
-
-def test_one_position_shows_no_heads_and_nothing_is_claimed():
-    """Attention over one position depends on the values alone."""
     assert "0.own.query" in without_heads(stack(bert(3)), rows(3, 1, 12))
