@@ -6,7 +6,7 @@ from contextlib import suppress
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from tests.networks import kept_streams, restless, snapshot
 from wua_mlflow.hooks import evaluating, reading, running, unwrapped
@@ -68,21 +68,15 @@ CHANGES = {
 }
 
 
-class Changing(nn.Module):
-    def __init__(self, how: str) -> None:
-        super().__init__()
-        self.how = how
-        self.register_buffer("state", torch.zeros(3))
-
-    def forward(self, x: Tensor) -> Tensor:
-        CHANGES[self.how](self, x)
-        return x
-
-
 @pytest.mark.parametrize("how", CHANGES)
 def test_buffers_are_put_back_however_the_forward_changed_them(how):
-    model = nn.Sequential(Changing(how))
-    state = model[0].state
+    class Changing(nn.Identity):
+        def forward(self, x):
+            CHANGES[how](self, x)
+            return x
+
+    model, state = nn.Sequential(Changing()), torch.zeros(3)
+    model[0].register_buffer("state", state)
     with evaluating(model):
         model(torch.rand(4, 3) + 1)
         assert [id(buffer) for buffer in model.buffers()] != [id(state)] or state.any()
@@ -105,45 +99,45 @@ def test_an_untouched_buffer_is_not_written_to_and_an_embedding_that_shrinks_is_
     assert torch.equal(model[0].weight, before)
 
 
+def named(model):
+    return {module: name for name, module in model.named_modules()}
+
+
 def test_running_names_the_modules_under_way_and_counts_their_calls():
     model = restless().eval()
-    names = {module: name for name, module in model.named_modules()}
     stacks = []
     model.twice.register_forward_hook(lambda *_: stacks.append(list(state.stack)))
     before = snapshot(model)
-    with evaluating(model), running(model, names) as state:
+    with evaluating(model), running(model, named(model)) as state:
         model(torch.rand(2, 3))
     assert state.stack == [] and stacks == [["", "twice"], ["", "twice"]]
     assert state.calls == {"": 1, "first": 1, "drop": 1, "twice": 2}
     assert snapshot(model) == before
 
 
-class Fragile(nn.Module):
-    def forward(self, x):
-        raise KeyError("inside")
-
-
-class Careful(nn.Sequential):
-    def forward(self, x: Tensor) -> Tensor:
-        with suppress(KeyError):
-            self[0](x)
-        return self[1](x)
-
-
 def test_running_when_a_forward_raises():
     """The stack is left as it was then; an error that the model itself caught is passed over."""
+
+    class Fragile(nn.Module):
+        def forward(self, x):
+            raise KeyError("inside")
+
+    class Careful(nn.Sequential):
+        def forward(self, x):
+            with suppress(KeyError):
+                self[0](x)
+            return self[1](x)
+
+    x = torch.rand(1)
     model = nn.Sequential(nn.Sequential(nn.Identity(), Fragile()))
-    names, x = {module: name for name, module in model.named_modules()}, torch.rand(1)
     before = snapshot(model)
-    with pytest.raises(KeyError, match="inside"), running(model, names) as state:
+    with pytest.raises(KeyError, match="inside"), running(model, named(model)) as state:
         model(x)
     assert state.stack == ["", "0", "0.1"]
     assert snapshot(model) == before
-
     model = nn.Sequential(Careful(Fragile(), nn.Identity()))
-    with running(model, {module: name for name, module in model.named_modules()}) as state:
-        model(torch.rand(1))
-        model(torch.rand(1))
+    with running(model, named(model)) as state:
+        model(model(x))
     assert state.stack == []
     assert state.calls == {"": 2, "0": 2, "0.0": 2, "0.1": 2}
 
@@ -171,7 +165,7 @@ def test_compiled_parts_run_as_python_and_compile_again_afterwards():
         return graph.forward
 
     class Part(nn.Linear):
-        def forward(self, x: Tensor) -> Tensor:
+        def forward(self, x):
             return super().forward(x).relu()
 
     part = Part(2, 3)

@@ -75,6 +75,10 @@ class Case:
         return self.build(**{**self.widths, **remaining}).eval()
 
 
+def shapes(model: nn.Module) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in model.state_dict().items()}
+
+
 @contextmanager
 def silent(model: nn.Module, case: Case) -> Iterator[nn.Module]:
     """The model whose readers get zero for the units that go."""
@@ -87,8 +91,8 @@ def silent(model: nn.Module, case: Case) -> Iterator[nn.Module]:
         yield model
 
 
-def _zeroed(dim: int, units: Tensor, _: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
-    return (inputs[0].index_fill(dim, units, 0),)
+def _zeroed(dim: int, units: Tensor, _: nn.Module, inputs: tuple[Tensor]) -> Tensor:
+    return inputs[0].index_fill(dim, units, 0)
 
 
 class Network(nn.Module):
@@ -104,22 +108,18 @@ class Network(nn.Module):
         return self.function(self, *inputs, **named)
 
 
-class Residual(nn.Module):
+def residual(stem: int, inner: int) -> nn.Module:
     """A stem, a block whose output is added to its input, a head."""
 
-    def __init__(self, stem: int, inner: int) -> None:
-        super().__init__()
-        self.stem, self.bn0 = nn.Conv2d(3, stem, 3, padding=1, bias=False), nn.BatchNorm2d(stem)
-        self.conv1 = nn.Conv2d(stem, inner, 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(inner)
-        self.conv2 = nn.Conv2d(inner, stem, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(stem)
-        self.head = nn.Linear(stem, 4)
+    def forward(net, x):
+        skip = net.bn0(net.stem(x)).relu()
+        block = net.bn2(net.conv2(net.bn1(net.conv1(skip)).relu()))
+        return net.head((skip + block).relu().mean((2, 3)))
 
-    def forward(self, x: Tensor) -> Tensor:
-        skip = self.bn0(self.stem(x)).relu()
-        inner = self.bn1(self.conv1(skip)).relu()
-        return self.head((skip + self.bn2(self.conv2(inner))).relu().mean((2, 3)))
+    conv = partial(nn.Conv2d, kernel_size=3, padding=1, bias=False)
+    return Network(forward, stem=conv(3, stem), bn0=nn.BatchNorm2d(stem),
+                   conv1=conv(stem, inner), bn1=nn.BatchNorm2d(inner),
+                   conv2=conv(inner, stem), bn2=nn.BatchNorm2d(stem), head=nn.Linear(stem, 4))
 
 
 class Tokens(nn.Module):
@@ -172,7 +172,7 @@ CASES = {
         "0": Units("a", [0, 3, 6], ["2"]), "2": Units("b", [1, 4], ["4"])}, (4,)),
     "convolutions": Case(convolutions, {"a": 8, "b": 6}, {
         "0": Units("a", [1, 2, 5], ["5"]), "5": Units("b", [0, 1, 2, 5], ["7"])}, (3, 8, 8)),
-    "residual": Case(Residual, {"stem": 6, "inner": 5}, {
+    "residual": Case(residual, {"stem": 6, "inner": 5}, {
         "stem": Units("stem", [0, 1, 4], ["conv1", "head"]),
         "conv1": Units("inner", [2, 3], ["conv2"])}, (3, 8, 8)),
     "transposed": Case(transposed, {"a": 6, "b": 5}, {

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from tests.networks import rows
-from tests.pruning.cutting_cases import Network
+from tests.pruning.cutting_cases import Network, shapes
 from wua_mlflow.flops import count_flops
 from wua_mlflow.pruning.cut import cut, unit_groups
 
@@ -56,8 +56,7 @@ def test_outputs_parameters_and_flops(kind, options):
             torch.testing.assert_close(result.model(batch), expected(batch), rtol=1e-4, atol=1e-5)
     narrow = recurrent(kind, hidden=3, **options)
     assert result.model.rnn.hidden_size == 3
-    assert {name: tensor.shape for name, tensor in result.model.state_dict().items()} == {
-        name: tensor.shape for name, tensor in narrow.state_dict().items()}
+    assert shapes(result.model) == shapes(narrow)
     assert result.flops_after == count_flops(narrow, example, backward=False).forward_flops
 
 
@@ -76,5 +75,4 @@ def test_two_recurrent_layers_after_each_other():
                        head=nn.Linear(b, 2))
 
     result = cut(stack(5, 4), rows(4, 6, 3), {"gru": [0, 4], "lstm": [1, 2, 3]})
-    assert {name: tensor.shape for name, tensor in result.model.state_dict().items()} == {
-        name: tensor.shape for name, tensor in stack(2, 3).state_dict().items()}
+    assert shapes(result.model) == shapes(stack(2, 3))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -61,12 +62,9 @@ def test_what_keeps_a_cache_is_cut_all_the_same(keys):
     with torch.no_grad():
         model.down.weight[:, 10:] = 0
     torch.testing.assert_close(pruned(TOKENS)["logits"], model(TOKENS)["logits"])
-
-
-def test_heads_that_share_keys_end_the_search_with_a_reason():
-    graph = Graph(prunable_copy(language(2)), TOKENS)
-    with pytest.raises(EndlessError, match="the units come round again and again"):
-        graph.members("attention.k_proj", range(8))
+    endless = pytest.raises(EndlessError, match="the units come round again and again")
+    with endless if keys == 2 else nullcontext():
+        Graph(prunable_copy(model), TOKENS).members("attention.k_proj", range(4 * keys))
 
 
 def test_where_the_library_fails_the_layer_is_named(monkeypatch):

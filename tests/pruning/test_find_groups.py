@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from tests.networks import mlp, rows
-from tests.pruning.cutting_cases import Network, Residual
+from tests.pruning.cutting_cases import Network, residual
 from wua_mlflow.pruning.cut import unit_groups
 
 
@@ -24,7 +24,7 @@ def test_every_group_and_nothing_else(pruned):
 
 
 def test_what_a_residual_sum_ties_and_who_reads_it():
-    group = unit_groups(Residual(5, 4), rows(4, 3, 6, 6)).group("stem")
+    group = unit_groups(residual(5, 4), rows(4, 3, 6, 6)).group("stem")
     assert set(group.layers) == {"stem", "bn0", "conv2", "bn2"}
     readers = {reader.parameter: (reader.dim, reader.columns) for reader in group.readers}
     columns = tuple((unit,) for unit in range(5))

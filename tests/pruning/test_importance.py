@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from tests.networks import labels, mlp, numpys, rows, snapshot
-from tests.pruning.cutting_cases import Residual, greedy
+from tests.pruning.cutting_cases import greedy, residual
 from wua_mlflow.pruning.cut import cut, unit_groups
 from wua_mlflow.pruning.importance import most_important, pivoted_cholesky, unit_importance
 from wua_mlflow.usage.analyze import analyze
@@ -37,7 +37,7 @@ def test_taylor_is_the_mean_product_of_activation_and_gradient():
 
 def test_of_units_that_several_layers_read():
     """A residual sum: what the block reads and what the head reads, together."""
-    model, data = Residual(5, 4).eval(), (rows(12, 3, 6, 6), labels(12, 4))
+    model, data = residual(5, 4).eval(), (rows(12, 3, 6, 6), labels(12, 4))
     inputs, targets = data
     skip = model.bn0(model.stem(inputs)).relu()
     read = skip.clone()
@@ -55,7 +55,7 @@ def test_a_rescaled_network_has_the_same_importance_and_is_left_as_found():
     structure = unit_groups(model, DATA[0][:4])
     model.train()
 
-    def importances() -> list[Tensor]:
+    def importances():
         before = snapshot(model)
         result = [unit_importance(model, structure, DATA, cross_entropy, criterion=criterion)["0"]
                   for criterion in ("taylor", "spanning", "magnitude")]
@@ -74,17 +74,21 @@ def test_a_rescaled_network_has_the_same_importance_and_is_left_as_found():
     assert not torch.allclose(after[2], magnitude, rtol=0.1)
 
 
-def test_magnitude_is_the_norm_of_all_weights_of_a_unit():
+def test_magnitude_is_the_norm_of_all_weights_of_a_unit_and_random_is_the_seeds():
     model = mlp(4, 6, 3)
+    structure = unit_groups(model, DATA[0][:4])
     made, read = model[0].weight.double(), model[2].weight.double()
     expected = (made.square().sum(1) + model[0].bias.double() ** 2 + read.square().sum(0)).sqrt()
-    importance = unit_importance(model, unit_groups(model, DATA[0][:4]), criterion="magnitude")
+    importance = unit_importance(model, structure, criterion="magnitude")
     torch.testing.assert_close(importance["0"], expected.detach())
+    once, again, other = (unit_importance(nn.Identity(), structure, criterion="random", seed=seed)
+                          for seed in (1, 1, 2))
+    assert torch.equal(once["0"], again["0"]) and not torch.equal(once["0"], other["0"])
 
 
 @pytest.mark.parametrize("criterion", ["output", "input", "wanda"])
 def test_other_criteria_are_the_analysis_summed_over_the_groups_layers(criterion):
-    model = Residual(5, 4).eval()
+    model = residual(5, 4).eval()
     inputs = rows(12, 3, 6, 6)
     usage = analyze(model, inputs, criterion=criterion)
     importance = unit_importance(model, unit_groups(model, inputs[:4]), (inputs, labels(12, 4)),
@@ -92,13 +96,6 @@ def test_other_criteria_are_the_analysis_summed_over_the_groups_layers(criterion
     units = {name: torch.as_tensor(layer.unit_importance) for name, layer in usage.layers.items()}
     for name, expected in (("stem", units["stem"] + units["conv2"]), ("conv1", units["conv1"])):
         torch.testing.assert_close(importance[name], expected, rtol=1e-5, atol=1e-9)
-
-
-def test_random_is_the_seeds():
-    structure = unit_groups(mlp(4, 6, 3), DATA[0][:4])
-    once, again, other = (unit_importance(nn.Identity(), structure, criterion="random", seed=seed)
-                          for seed in (1, 1, 2))
-    assert torch.equal(once["0"], again["0"]) and not torch.equal(once["0"], other["0"])
 
 
 @pytest.mark.parametrize(("options", "message"), [

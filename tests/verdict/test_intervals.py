@@ -89,13 +89,6 @@ def student(values: np.ndarray, confidence: float = 0.95) -> tuple[float, float]
     return tuple(stats.ttest_1samp(values, 0).confidence_interval(confidence))
 
 
-def test_bootstrap_t_agrees_with_normal_theory_on_a_big_sample():
-    values = np.random.default_rng(1).normal(0.01, 0.2, size=800)
-    interval = intervals.bootstrap_t_interval(values, confidence=0.95, seed=0)
-    error = values.std(ddof=1) / math.sqrt(values.size)
-    assert interval == pytest.approx(student(values), abs=0.1 * error)
-
-
 def test_bootstrap_t_takes_the_quantiles_of_all_resamples():
     values = np.array([-0.3, 0.1, 0.15, 0.4, 1.1, 0.05])
     low, high = intervals.bootstrap_t_interval(values, confidence=0.9, seed=3)
@@ -142,7 +135,7 @@ def test_bootstrap_t_stays_finite_and_wide_where_resamples_have_no_spread():
         student(pair), rel=1e-9)
 
 
-def brute_force_anova(d: np.ndarray) -> tuple[float, float, float]:
+def brute_force_anova(d):
     """Mean squares of rows, of columns (in units of one difference) and of the residual."""
     seeds, examples = d.shape
     grand, row, column = d.mean(), [r.mean() for r in d], [c.mean() for c in d.T]

@@ -19,11 +19,8 @@ from wua_mlflow.verdict.compare import compare
 from wua_mlflow.verdict.intervals import inflated_bootstrap_t
 from wua_mlflow.verdict.sample_size import required_examples_without_discordance, too_few_examples
 
-Components = tuple[float, float, float]
-"""Standard deviations of the differences: between seeds, between examples, residual."""
 
-
-def numbers(sentence: str | None) -> list[int]:
+def numbers(sentence):
     """All but the chance."""
     bare = (sentence or "").replace("a chance of 80%", "")
     return [int(number.replace(",", "")) for number in re.findall(r"\d[\d,]*", bare)]
@@ -61,28 +58,25 @@ def test_examples_for_an_artifact_by_hand():
 @pytest.mark.parametrize("margin", [0.001, 0.025, 0.5])
 def test_examples_without_discordance_are_the_fewest(margin):
     n = required_examples_without_discordance(margin)
-    assert compare(np.ones(n), np.ones(n), margin=margin).outcome == "non_inferior"
-    fewer = compare(np.ones(n - 1), np.ones(n - 1), margin=margin)
+    assert compare(*np.ones((2, n)), margin=margin).outcome == "non_inferior"
+    fewer = compare(*np.ones((2, n - 1)), margin=margin)
     assert fewer.outcome == "inconclusive"
     assert numbers(fewer.settle) == [n - 1, n]
     assert sample_size.required_tango(0.0, 0.0, margin=margin, confidence=0.95) == n
 
 
-def test_a_test_set_too_small_says_how_large_it_must_be():
+def test_a_test_set_too_small_says_how_large_it_must_be_and_which_margin_can_be_shown():
     assert too_few_examples(380, 0.01) == (
         "test data: expected at least 381 examples to show even of equal models that they are "
         "within a margin of 0.01, but got 380; take more, or a margin of at least 0.0101")
     assert too_few_examples(381, 0.01) is None
     assert too_few_examples(267, 0.01, 0.9) and too_few_examples(268, 0.01, 0.9) is None
     assert too_few_examples(10_000, 0.0).startswith("margin: expected above 0, since at 0 no")
-
-
-@pytest.mark.parametrize(("examples", "margin"), [(30, 0.02), (540, 0.001)])
-def test_the_margin_that_is_offered_instead_can_be_shown(examples, margin):
-    offered = float(too_few_examples(examples, margin).rsplit(" ", 1)[1])
-    assert too_few_examples(examples, offered) is None
-    assert too_few_examples(examples, 0.98 * offered) is not None
-    assert compare(np.ones(examples), np.ones(examples), margin=offered).outcome == "non_inferior"
+    for examples, margin in ((30, 0.02), (540, 0.001)):
+        offered = float(too_few_examples(examples, margin).rsplit(" ", 1)[1])
+        assert too_few_examples(examples, offered) is None
+        assert too_few_examples(examples, 0.98 * offered) is not None
+        assert compare(*np.ones((2, examples)), margin=offered).outcome == "non_inferior"
 
 
 def test_four_of_five_regressions_are_settled_at_the_examples_named():
@@ -101,8 +95,11 @@ def test_four_of_five_regressions_are_settled_at_the_examples_named():
     assert np.mean(settled) == pytest.approx(0.8, abs=0.07)
 
 
-def grown(components: Components, shape: tuple[int, int]) -> np.ndarray:
-    """Differences with mean 0 that show exactly these components."""
+def grown(components, shape):
+    """Differences with mean 0 that show exactly these components.
+
+    These are standard deviations: between seeds, between examples, residual.
+    """
     (a, b, e), (seeds, examples), rng = np.square(components), shape, np.random.default_rng(0)
 
     def unit(size: int) -> np.ndarray:
@@ -116,7 +113,7 @@ def grown(components: Components, shape: tuple[int, int]) -> np.ndarray:
     return effects + math.sqrt(b + e / seeds) * unit(examples) + math.sqrt(e) * noise
 
 
-def settled_share(components: Components, shape: tuple[int, int], margin: float) -> float:
+def settled_share(components, shape, margin):
     """Of 800 verdicts on effects drawn anew, true difference 0; ± 0.014.
 
     The means of seeds and of examples and the residual sum of squares are independent (Cochran).
@@ -162,8 +159,7 @@ def test_nothing_settles_an_estimate_at_the_margin():
     assert artifact.settle == (
         "No realistic number of test examples would settle it, by what was seen here: more than "
         "100 times those at hand. The estimated difference lies too near minus the margin for its "
-        "uncertainty."
-    )
+        "uncertainty.")
     recipe = compare(np.full((6, 100), 0.02), grown(BALANCED, (6, 100)), margin=0.02)
     assert recipe.settle.startswith("No realistic number of seeds or test examples")
     assert compare(np.ones(50), np.ones(50), margin=0).settle == artifact.settle

@@ -85,25 +85,26 @@ def test_latency_by_its_interval(ratio, words, gain):
     assert latency_gain(2.0, 1.0, ratio) == (words, gain)
 
 
-def test_gains_without_an_interval():
+def test_gains_without_an_interval_and_flops_that_fall_alone():
     assert latency_gain(3.0, 1.0, None) == ("3.0× faster per sample", True)
     assert latency_gain(None, 1.0, None) is None
     assert size_gain(9000.0, 3000.0) == ("3.0× smaller on disk", True)
     assert size_gain(9000.0, 18_000.0) == ("2.0× larger on disk", False)
     assert size_gain(9000.0, 9001.0) == ("no smaller on disk", False)
     assert size_gain(9000.0, None) is None
+    assert latency_unlike_flops(1.43, (1.02, 0.98, 1.05)) == (
+        "FLOPs fall 1.4×, but latency at batch 1 does not: ratio 1.02 (0.98 to 1.05).")
+    for flops, latency in ((1.43, None), (1.04, (1.02, 0.98, 1.05)), (1.43, (1.2, 1.1, 1.3))):
+        assert latency_unlike_flops(flops, latency) == ""
 
 
-def test_another_reading_of_the_same_data():
+def test_other_readings_of_the_same_data_and_looks_at_a_test_set():
     recipe = of(kind="recipe", seeds=5)
     assert other_readings(recipe, of("inconclusive"), 4, of("inconclusive")) == [
         "That is the recipe's verdict, over seeds; of the two saved models alone it is "
         "inconclusive.",
         "Corrected for all 4 verdicts on this test set it is inconclusive."]
     assert other_readings(recipe, of(), 1, None) == []
-
-
-def test_looks_at_a_test_set():
     assert looks_sentence(10, of("inconclusive", low=-0.024, high=-0.016, confidence=0.995)) == (
         "This test set has been used for 10 verdicts: the more there are, the likelier that one "
         "is good by chance. Corrected for 10 verdicts (Bonferroni, 99.5% interval −2.4 to −1.6): "
@@ -111,14 +112,7 @@ def test_looks_at_a_test_set():
     assert looks_sentence(2).endswith("by chance.")
 
 
-def test_flops_that_fall_and_latency_that_does_not():
-    assert latency_unlike_flops(1.43, (1.02, 0.98, 1.05)) == (
-        "FLOPs fall 1.4×, but latency at batch 1 does not: ratio 1.02 (0.98 to 1.05).")
-    for flops, latency in ((1.43, None), (1.04, (1.02, 0.98, 1.05)), (1.43, (1.2, 1.1, 1.3))):
-        assert latency_unlike_flops(flops, latency) == ""
-
-
-def test_sentences():
+def test_sentences_and_headlines():
     assert BASE.sentence == (
         "Artifact verdict (these two saved models, 2,000 test examples): the slim model's accuracy "
         "minus the original's is −1.2 points (95% interval −1.8 to −0.6), against a margin of "
@@ -133,6 +127,11 @@ def test_sentences():
     assert margin_words(replace(BASE, margin=0.005)) == "0.5 points of accuracy"
     assert "90% interval" in replace(BASE, confidence=0.9).sentence
     assert "99.99833% interval" in replace(BASE, confidence=1 - 0.05 / 3000).sentence
+    assert BASE.headline == (
+        "As good within the margin: accuracy −1.2 points (95% interval −1.8 to −0.6; margin 2 "
+        "points; these two models)")
+    assert replace(WORSE, kind="recipe", seeds=7).headline == (
+        "Not as good: accuracy −1.2 points (95% interval −5.0 to −3.0; margin 2 points; 7 seeds)")
 
 
 @pytest.mark.parametrize(("low", "high", "shown"), [
@@ -143,14 +142,6 @@ def test_sentences():
 ])
 def test_limits_are_shown_on_their_side_of_the_margin_and_of_zero(low, high, shown):
     assert shown in replace(BASE, low=low, high=high).sentence
-
-
-def test_headlines():
-    assert BASE.headline == (
-        "As good within the margin: accuracy −1.2 points (95% interval −1.8 to −0.6; margin 2 "
-        "points; these two models)")
-    assert replace(WORSE, kind="recipe", seeds=7).headline == (
-        "Not as good: accuracy −1.2 points (95% interval −5.0 to −3.0; margin 2 points; 7 seeds)")
 
 
 BIG, SLIM = (TrainingSummary(epochs, epochs, score, 10, 594)
@@ -185,12 +176,9 @@ def test_budgets(original, slim, options, sentences):
     assert budget_sentences(original, slim, "accuracy", **options) == sentences
 
 
-def test_budgets_of_a_regression():
+def test_budgets_of_a_regression_and_single_classes():
     assert "the slim one is 0.005 below that." in budget_sentences(
         BIG, SLIM, "R²", same_budget=CONTROL)
-
-
-def test_single_classes():
     assert class_loss_sentence([]) == ""
     assert class_loss_sentence([("a", 1000, -0.025), ("b", 7, -0.5)]) == (
         "Single classes lose more than the margin: a (1,000 test examples) −2.5 points, b (7 test "
