@@ -183,7 +183,7 @@ def kept_streams() -> Iterator[None]:
 class Layers(nn.Module):
     """Runs ``run(self, ...)`` over the parts that it is given."""
 
-    def __init__(self, run: Callable[..., Any], **parts: nn.Module | nn.Parameter) -> None:
+    def __init__(self, run: Callable[..., Any], **parts: Any) -> None:
         super().__init__()
         self.run = run
         for name, part in parts.items():

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.example_modules import Conv1D
+from tests.networks import Layers
 
 
 class Units(NamedTuple):
@@ -95,19 +96,6 @@ def _zeroed(dim: int, units: Tensor, _: nn.Module, inputs: tuple[Tensor]) -> Ten
     return inputs[0].index_fill(dim, units, 0)
 
 
-class Network(nn.Module):
-    """Parts by name, and a forward as a function of the network and its inputs."""
-
-    def __init__(self, function: Callable[..., object], **parts: object) -> None:
-        super().__init__()
-        for name, part in parts.items():
-            setattr(self, name, part)
-        self.function = function
-
-    def forward(self, *inputs: Tensor, **named: Tensor) -> object:
-        return self.function(self, *inputs, **named)
-
-
 def residual(stem: int, inner: int) -> nn.Module:
     """A stem, a block whose output is added to its input, a head."""
 
@@ -117,9 +105,9 @@ def residual(stem: int, inner: int) -> nn.Module:
         return net.head((skip + block).relu().mean((2, 3)))
 
     conv = partial(nn.Conv2d, kernel_size=3, padding=1, bias=False)
-    return Network(forward, stem=conv(3, stem), bn0=nn.BatchNorm2d(stem),
-                   conv1=conv(stem, inner), bn1=nn.BatchNorm2d(inner),
-                   conv2=conv(inner, stem), bn2=nn.BatchNorm2d(stem), head=nn.Linear(stem, 4))
+    return Layers(forward, stem=conv(3, stem), bn0=nn.BatchNorm2d(stem),
+                  conv1=conv(stem, inner), bn1=nn.BatchNorm2d(inner),
+                  conv2=conv(inner, stem), bn2=nn.BatchNorm2d(stem), head=nn.Linear(stem, 4))
 
 
 class Tokens(nn.Module):
@@ -138,9 +126,9 @@ class Tokens(nn.Module):
 
 def feed_forward(inner: int) -> nn.Module:
     """A block of GPT-2's kind."""
-    return Network(lambda net, x: net.head((x + net.block(net.norm(x))).mean(1)),
-                   norm=nn.LayerNorm(6), head=nn.Linear(6, 3),
-                   block=nn.Sequential(Conv1D(6, inner), nn.GELU(), Conv1D(inner, 6)))
+    return Layers(lambda net, x: net.head((x + net.block(net.norm(x))).mean(1)),
+                  norm=nn.LayerNorm(6), head=nn.Linear(6, 3),
+                  block=nn.Sequential(Conv1D(6, inner), nn.GELU(), Conv1D(inner, 6)))
 
 
 def twice(width: int) -> nn.Module:

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from tests.networks import snapshot
-from tests.pruning.cutting_cases import CASES, Network, Tokens, mlp, shapes, silent
+from tests.networks import Layers, snapshot
+from tests.pruning.cutting_cases import CASES, Tokens, mlp, shapes, silent
 from tests.pruning.test_heads import attending
 from wua_mlflow.flops import count_flops
 from wua_mlflow.pruning import cut as module
@@ -127,8 +127,8 @@ def test_a_cut_network_can_be_cut_again_down_to_one_unit(pruned):
 def test_what_is_tied_stays_tied():
     embed, inner, out = nn.Embedding(11, 6), nn.Linear(6, 8), nn.Linear(6, 11, bias=False)
     out.weight = embed.weight
-    model = Network(lambda net, tokens: net.out(net.back(net.again(net.embed(tokens)).relu())),
-                    embed=embed, inner=inner, back=nn.Linear(8, 6), out=out, again=inner)
+    model = Layers(lambda net, tokens: net.out(net.back(net.again(net.embed(tokens)).relu())),
+                   embed=embed, inner=inner, back=nn.Linear(8, 6), out=out, again=inner)
     pruned = cut(model, torch.randint(11, (4, 3)), {"inner": [1, 5]}).model
     assert pruned.out.weight is pruned.embed.weight
     assert pruned.again is pruned.inner and pruned.inner.out_features == 2

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from tests.networks import rows
-from tests.pruning.cutting_cases import Network, shapes
+from tests.networks import Layers, rows
+from tests.pruning.cutting_cases import shapes
 from wua_mlflow.flops import count_flops
 from wua_mlflow.pruning.cut import cut, unit_groups
 
@@ -23,8 +23,8 @@ def recurrent(kind, *, state=False, hidden=6, **options):
         return net.head(last[-1] if state else outputs[:, -1])
 
     outputs = options.get("proj_size") or hidden * (1 + options.get("bidirectional", False))
-    return Network(read, rnn=kind(3, hidden, batch_first=True, **options),
-                   head=nn.Linear(outputs, 2)).eval()
+    return Layers(read, rnn=kind(3, hidden, batch_first=True, **options),
+                  head=nn.Linear(outputs, 2)).eval()
 
 
 def unread(model, units):
@@ -70,9 +70,9 @@ def test_the_kind_of_the_group_and_what_projects():
 
 def test_two_recurrent_layers_after_each_other():
     def stack(a, b):
-        return Network(lambda net, x: net.head(net.lstm(net.gru(x)[0])[0][:, -1]),
-                       gru=nn.GRU(3, a, batch_first=True), lstm=nn.LSTM(a, b, batch_first=True),
-                       head=nn.Linear(b, 2))
+        return Layers(lambda net, x: net.head(net.lstm(net.gru(x)[0])[0][:, -1]),
+                      gru=nn.GRU(3, a, batch_first=True), lstm=nn.LSTM(a, b, batch_first=True),
+                      head=nn.Linear(b, 2))
 
     result = cut(stack(5, 4), rows(4, 6, 3), {"gru": [0, 4], "lstm": [1, 2, 3]})
     assert shapes(result.model) == shapes(stack(2, 3))

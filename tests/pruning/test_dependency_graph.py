@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from tests.pruning.cutting_cases import Network
+from tests.networks import Layers
 from wua_mlflow.pruning.cut import cut, unit_groups
 from wua_mlflow.pruning.dependency_graph import EndlessError, Graph, caches_off
 from wua_mlflow.pruning.find_groups import prunable_copy
@@ -37,11 +37,11 @@ def predict(net, tokens):
 
 
 def language(keys=4):
-    attention = Network(attend, keys=keys, q_proj=nn.Linear(16, 16), o_proj=nn.Linear(16, 16),
-                        k_proj=nn.Linear(16, 4 * keys), v_proj=nn.Linear(16, 4 * keys))
-    return Network(predict, config=SimpleNamespace(use_cache=True), embed=nn.Embedding(30, 16),
-                   attention=attention, up=nn.Linear(16, 24), down=nn.Linear(24, 16),
-                   head=nn.Linear(16, 30), position=nn.Parameter(torch.randn(9, 16))).eval()
+    attention = Layers(attend, keys=keys, q_proj=nn.Linear(16, 16), o_proj=nn.Linear(16, 16),
+                       k_proj=nn.Linear(16, 4 * keys), v_proj=nn.Linear(16, 4 * keys))
+    return Layers(predict, config=SimpleNamespace(use_cache=True), embed=nn.Embedding(30, 16),
+                  attention=attention, up=nn.Linear(16, 24), down=nn.Linear(24, 16),
+                  head=nn.Linear(16, 30), position=nn.Parameter(torch.randn(9, 16))).eval()
 
 
 TOKENS = torch.randint(30, (3, 7))

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from tests.networks import mlp, rows
-from tests.pruning.cutting_cases import Network, residual
+from tests.networks import Layers, mlp, rows
+from tests.pruning.cutting_cases import residual
 from wua_mlflow.pruning.cut import unit_groups
 
 
@@ -32,13 +32,13 @@ def test_what_a_residual_sum_ties_and_who_reads_it():
 
 
 @pytest.mark.parametrize(("model", "shape", "layer", "reason", "groups"), [
-    (Network(lambda net, x: net.head(net.embed(x) + net.inner(net.embed(x))),
-             embed=nn.Linear(3, 6), head=nn.Linear(6, 2),
-             inner=nn.Sequential(nn.LayerNorm(6), nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 6))),
+    (Layers(lambda net, x: net.head(net.embed(x) + net.inner(net.embed(x))),
+            embed=nn.Linear(3, 6), head=nn.Linear(6, 2),
+            inner=nn.Sequential(nn.LayerNorm(6), nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 6))),
      (3,), "embed", "inner.0 (LayerNorm) normalises over these units", ["inner.1"]),
-    (Network(lambda net, x: net.head(net.embed(x) + net.place), embed=nn.Linear(3, 6),
-             place=nn.Parameter(torch.randn(6)), head=nn.Linear(6, 2)),
-     (3,), "embed", "place of Network has a place for each of these units, and how it is cut is "
+    (Layers(lambda net, x: net.head(net.embed(x) + net.place), embed=nn.Linear(3, 6),
+            place=nn.Parameter(torch.randn(6)), head=nn.Linear(6, 2)),
+     (3,), "embed", "place of Layers has a place for each of these units, and how it is cut is "
                     "not known", []),
     (nn.Sequential(nn.Conv2d(3, 8, 1), nn.GroupNorm(2, 8), nn.Conv2d(8, 2, 1)), (3, 8, 8), "0",
      "1 (GroupNorm) normalises over these units", []),
@@ -46,10 +46,10 @@ def test_what_a_residual_sum_ties_and_who_reads_it():
      (3, 8, 8), "0", "1 is a grouped convolution, which shares them out evenly", []),
     (mlp(3, 8, 2), (3,), "2", "its units are the network's outputs", ["0"]),
     (mlp(3, 1, 2), (3,), "0", "it has one unit", []),
-    (Network(lambda net, x: net.head(net.both(x)[..., :4] * net.both(x)[..., 4:].sigmoid()),
-             both=nn.Linear(3, 8), head=nn.Linear(4, 2)), (3,), "both", "", []),
-    (Network(lambda net, x: nn.functional.linear(net.first(x).relu(), net.weight),
-             first=nn.Linear(3, 8), weight=nn.Parameter(torch.randn(2, 8))),
+    (Layers(lambda net, x: net.head(net.both(x)[..., :4] * net.both(x)[..., 4:].sigmoid()),
+            both=nn.Linear(3, 8), head=nn.Linear(4, 2)), (3,), "both", "", []),
+    (Layers(lambda net, x: nn.functional.linear(net.first(x).relu(), net.weight),
+            first=nn.Linear(3, 8), weight=nn.Parameter(torch.randn(2, 8))),
      (3,), "first", "", []),
 ])
 def test_what_is_not_cut_is_named_with_the_reason(model, shape, layer, reason, groups):
@@ -92,7 +92,7 @@ def not_both(net, x):
 
 def test_what_cannot_be_cut_together_with_others_is_refused_alone():
     layers = {name: nn.Linear(6, 6) for name in ("first", "second", "third", "fourth", "head")}
-    structure = unit_groups(Network(not_both, **layers), rows(4, 6))
+    structure = unit_groups(Layers(not_both, **layers), rows(4, 6))
     assert [group.name for group in structure.groups] == ["first", "second", "fourth"]
     assert structure.not_prunable == {
         "third": "cut on trial together with others, its forward fails: ValueError: one of both "

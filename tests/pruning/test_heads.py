@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.networks import encoder, rows, snapshot
-from tests.pruning.cutting_cases import Network
+from tests.networks import Layers, encoder, rows, snapshot
 from wua_mlflow.flops import count_flops
 from wua_mlflow.pruning.cut import cut, unit_groups
 from wua_mlflow.pruning.heads import PrunedMultiheadAttention
@@ -23,7 +22,7 @@ def attending(*, weights=False, **options):
         return net.head(net.attention(x, x, values, need_weights=weights, attn_mask=mask)[0])
 
     attention = nn.MultiheadAttention(8, 4, **{"batch_first": True, **options})
-    return Network(forward, attention=attention, head=nn.Linear(8, 2)).eval()
+    return Layers(forward, attention=attention, head=nn.Linear(8, 2)).eval()
 
 
 def without(model, heads):

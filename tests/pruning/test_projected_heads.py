@@ -16,8 +16,7 @@ from torch import nn
 from torch.nn.functional import scaled_dot_product_attention as attend
 
 from tests.example_modules import Conv1D
-from tests.networks import kept_streams, rows, snapshot
-from tests.pruning.cutting_cases import Network
+from tests.networks import Layers, kept_streams, rows, snapshot
 from wua_mlflow.flops import count_flops
 from wua_mlflow.pruning.cut import cut, rebuild, unit_groups
 from wua_mlflow.pruning.importance import most_important, unit_importance
@@ -54,10 +53,10 @@ def bert(heads):
         return outputs.reshape(*x.shape[:2], net.all_head_size)
 
     query, key, value = linears(3, 12, heads * SIZE)
-    own = Network(attention, num_attention_heads=heads, attention_head_size=SIZE,
-                  all_head_size=heads * SIZE, query=query, key=key, value=value)
-    return Network(lambda net, x: net.norm(x + net.dense(net.own(x))), own=own,
-                   dense=nn.Linear(heads * SIZE, 12), norm=nn.LayerNorm(12))
+    own = Layers(attention, num_attention_heads=heads, attention_head_size=SIZE,
+                 all_head_size=heads * SIZE, query=query, key=key, value=value)
+    return Layers(lambda net, x: net.norm(x + net.dense(net.own(x))), own=own,
+                  dense=nn.Linear(heads * SIZE, 12), norm=nn.LayerNorm(12))
 
 
 def llama(units, shared=2):
@@ -70,10 +69,10 @@ def llama(units, shared=2):
         return x + net.o_proj(joined(attend(net.q_norm(q), k, v, is_causal=True)))
 
     keys, values = linears(2, 12, units * SIZE, bias=False)
-    return Network(attention, head_dim=SIZE, num_key_value_groups=shared, layer_idx=3,
-                   q_proj=nn.Linear(12, units * shared * SIZE, bias=False), k_proj=keys,
-                   v_proj=values, o_proj=nn.Linear(units * shared * SIZE, 12, bias=False),
-                   q_norm=nn.RMSNorm(SIZE))
+    return Layers(attention, head_dim=SIZE, num_key_value_groups=shared, layer_idx=3,
+                  q_proj=nn.Linear(12, units * shared * SIZE, bias=False), k_proj=keys,
+                  v_proj=values, o_proj=nn.Linear(units * shared * SIZE, 12, bias=False),
+                  q_norm=nn.RMSNorm(SIZE))
 
 
 def gpt2(heads):
@@ -83,8 +82,8 @@ def gpt2(heads):
         q, k, v = net.c_attn(x).split(net.split_size, 2)
         return x + net.c_proj(mixed(q, k, v, net.num_heads, is_causal=True))
 
-    return Network(attention, num_heads=heads, split_size=heads * SIZE, embed_dim=heads * SIZE,
-                   c_attn=Conv1D(12, 3 * heads * SIZE), c_proj=Conv1D(heads * SIZE, 12))
+    return Layers(attention, num_heads=heads, split_size=heads * SIZE, embed_dim=heads * SIZE,
+                  c_attn=Conv1D(12, 3 * heads * SIZE), c_proj=Conv1D(heads * SIZE, 12))
 
 
 def neox(heads):
@@ -95,8 +94,8 @@ def neox(heads):
         q, k, v = projected.transpose(1, 2).chunk(3, -1)
         return x + net.dense(joined(attend(q, k, v)))
 
-    return Network(attention, head_size=SIZE, query_key_value=nn.Linear(12, 3 * heads * SIZE),
-                   dense=nn.Linear(heads * SIZE, 12))
+    return Layers(attention, head_size=SIZE, query_key_value=nn.Linear(12, 3 * heads * SIZE),
+                  dense=nn.Linear(heads * SIZE, 12))
 
 
 def by_hand(net, x):
@@ -106,8 +105,8 @@ def by_hand(net, x):
 
 def plain(heads, attention=by_hand, **parts):
     """By hand: a head count whose name does not say so."""
-    return Network(attention, h=heads, depth=7, qkv=nn.Linear(12, 3 * heads * SIZE),
-                   out=nn.Linear(heads * SIZE, 12), **parts)
+    return Layers(attention, h=heads, depth=7, qkv=nn.Linear(12, 3 * heads * SIZE),
+                  out=nn.Linear(heads * SIZE, 12), **parts)
 
 
 def t5(heads):
@@ -119,8 +118,8 @@ def t5(heads):
         return x + net.o(mixed(net.q(x), net.k(x), net.v(x), net.n_heads, bias[None]))
 
     q, k, v = linears(3, 12, heads * SIZE, bias=False)
-    return Network(attention, n_heads=heads, key_value_proj_dim=SIZE, buckets=8, q=q, k=k, v=v,
-                   o=nn.Linear(heads * SIZE, 12, bias=False), bias=nn.Embedding(8, heads))
+    return Layers(attention, n_heads=heads, key_value_proj_dim=SIZE, buckets=8, q=q, k=k, v=v,
+                  o=nn.Linear(heads * SIZE, 12, bias=False), bias=nn.Embedding(8, heads))
 
 
 def block(heads):
@@ -131,8 +130,8 @@ def block(heads):
         return x + net.down(net.up(x).relu())
 
     q, k, v = linears(3, 12, heads * SIZE)
-    return Network(attention, n_head=heads, q=q, k=k, v=v, o=nn.Linear(heads * SIZE, 12),
-                   norm=nn.LayerNorm(12), up=nn.Linear(12, 16), down=nn.Linear(16, 12))
+    return Layers(attention, n_head=heads, q=q, k=k, v=v, o=nn.Linear(heads * SIZE, 12),
+                  norm=nn.LayerNorm(12), up=nn.Linear(12, 16), down=nn.Linear(16, 12))
 
 
 READS = {bert: "dense", llama: "o_proj", gpt2: "c_proj", neox: "dense", plain: "out", t5: "o",
@@ -247,11 +246,11 @@ def test_cross_attention_in_training_mode_of_any_dtype(batch, dtype):
         keys, values = net.kv(context).chunk(2, -1)
         return net.drop(net.o(mixed(net.q(x), keys, values, net.heads))), None
 
-    part = Network(cross, heads=3, drop=nn.Dropout(0.5), q=nn.Linear(12, 3 * SIZE),
-                   kv=nn.Linear(10, 6 * SIZE), o=nn.Linear(3 * SIZE, 12), spare=nn.Linear(12, 12))
+    part = Layers(cross, heads=3, drop=nn.Dropout(0.5), q=nn.Linear(12, 3 * SIZE),
+                  kv=nn.Linear(10, 6 * SIZE), o=nn.Linear(3 * SIZE, 12), spare=nn.Linear(12, 12))
     part.q.requires_grad_(False)
-    model = Network(lambda net, x, context: net.head(net.cross(x, context)[0]), cross=part,
-                    head=nn.Linear(12, 2)).to(dtype).train()
+    model = Layers(lambda net, x, context: net.head(net.cross(x, context)[0]), cross=part,
+                   head=nn.Linear(12, 2)).to(dtype).train()
     example = batch(EXAMPLE.to(dtype), rows(3, 7, 10).to(dtype))
     result = cut(model, example, {"cross": [0, 2]})
     cross = result.model.cross
@@ -307,8 +306,8 @@ def test_one_head_that_all_share_stays_whole():
         k, v = (head[:, None] for head in net.kv(x).chunk(2, -1))
         return net.o(joined(attend(split(net.q(x), net.num_heads), k, v)))
 
-    model = stack(Network(shared, num_heads=3, q=nn.Linear(12, 3 * SIZE),
-                          kv=nn.Linear(12, 2 * SIZE), o=nn.Linear(3 * SIZE, 12)))
+    model = stack(Layers(shared, num_heads=3, q=nn.Linear(12, 3 * SIZE),
+                         kv=nn.Linear(12, 2 * SIZE), o=nn.Linear(3 * SIZE, 12)))
     result = cut(model, EXAMPLE, {"0": [0, 2]})
     assert result.model[0].q.weight.shape == (8, 12)
     assert result.model[0].kv.weight.shape == (8, 12)
@@ -320,10 +319,10 @@ def test_a_feed_forward_part_is_not_taken_for_heads():
 
     The columns must depend on several rows, and not of their own position alone.
     """
-    feed = Network(lambda net, x: x + net.second(net.first(x).relu()), num_heads=4,
-                   first=nn.Linear(12, 16), second=nn.Linear(16, 12))
-    gated = Network(lambda net, x: x + net.down(nn.functional.glu(net.up(x))), width=12, inner=24,
-                    up=nn.Linear(12, 48), down=nn.Linear(24, 12))
+    feed = Layers(lambda net, x: x + net.second(net.first(x).relu()), num_heads=4,
+                  first=nn.Linear(12, 16), second=nn.Linear(16, 12))
+    gated = Layers(lambda net, x: x + net.down(nn.functional.glu(net.up(x))), width=12, inner=24,
+                   up=nn.Linear(12, 48), down=nn.Linear(24, 12))
     structure = unit_groups(stack(feed, gated), EXAMPLE)
     assert {group.name: (group.kind, group.units) for group in structure.groups} == {
         "0.first": ("units", 16)}
@@ -338,8 +337,8 @@ def test_what_autograd_cannot_go_through_ends_nothing(how):
         hidden = net.a(x).sigmoid()
         return net.b(hidden.mul_(2) if how == "in place" else hidden)
 
-    structure = unit_groups(Network(odd, width=4, before=nn.Linear(12, 12), a=nn.Linear(12, 16),
-                                    b=nn.Linear(16, 2)), EXAMPLE)
+    structure = unit_groups(Layers(odd, width=4, before=nn.Linear(12, 12), a=nn.Linear(12, 16),
+                                   b=nn.Linear(16, 2)), EXAMPLE)
     names = {group.name for group in structure.groups}
     assert "a" in names and {"before", "b"} <= names | set(structure.not_prunable)
 
