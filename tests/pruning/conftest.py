@@ -2,38 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
-from torch import nn
 
 from tests.networks import kept_streams
-from tests.pruning.cutting_cases import CASES, Case
-from wua_mlflow.pruning.cut import Cut, cut, unit_groups
-from wua_mlflow.pruning.unit_groups import UnitGroups
+from tests.pruning.cutting_cases import CASES
+from wua_mlflow.pruning.cut import cut, unit_groups
 
 
 @pytest.fixture(autouse=True)
-def _seeded() -> Iterator[None]:
+def _seeded():
     with kept_streams():
         yield
 
 
-@dataclass(frozen=True)
-class Pruned:
-    """A case, its network, the groups of it, and the cut one; none of them is to be changed."""
-
-    case: Case
-    model: nn.Module
-    structure: UnitGroups
-    result: Cut
-
-
 @pytest.fixture(scope="session", params=CASES, ids=list(CASES))
-def pruned(request: pytest.FixtureRequest) -> Pruned:
+def pruned(request):
+    """A case, its network, the groups of it, and the cut one; none of them is to be changed."""
     case = CASES[request.param]
     with kept_streams():
         model = case.whole()
         structure = unit_groups(model, case.example(4))
-        return Pruned(case, model, structure, cut(model, case.example(4), case.keep, structure))
+        return SimpleNamespace(case=case, model=model, structure=structure,
+                               result=cut(model, case.example(4), case.keep, structure))

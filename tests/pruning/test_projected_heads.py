@@ -7,8 +7,7 @@ with the same attention built narrower.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from typing import NamedTuple
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,7 +19,7 @@ from tests.networks import Layers, kept_streams, rows, snapshot
 from wua_mlflow.flops import count_flops
 from wua_mlflow.pruning.cut import cut, rebuild, unit_groups
 from wua_mlflow.pruning.importance import most_important, unit_importance
-from wua_mlflow.pruning.unit_groups import UnitGroups, masked
+from wua_mlflow.pruning.unit_groups import masked
 
 EXAMPLE = rows(3, 5, 12)
 SIZE = 4
@@ -46,7 +45,7 @@ def linears(count, inputs, outputs, *, bias=True):
 
 
 def bert(heads):
-    """BERT: the heads are read by a layer of a sibling; a head count and two sizes."""
+    """the heads are read by a layer of a sibling; a head count and two sizes."""
 
     def attention(net, x):
         outputs = mixed(net.query(x), net.key(x), net.value(x), net.num_attention_heads)
@@ -142,20 +141,13 @@ def stack(*modules):
     return nn.Sequential(*modules, nn.Linear(12, 2)).eval()
 
 
-class Stacked(NamedTuple):
-    """Attention of a kind, and the groups found in it; not to be changed."""
-
-    kind: Callable[[int], nn.Module]
-    name: str
-    model: nn.Module
-    structure: UnitGroups
-
-
 @pytest.fixture(scope="module", params=READS)
 def stacked(request):
+    """Attention of a kind, and the groups found in it; not to be changed."""
     with kept_streams():
         model, name = stack(request.param(3)), "0.own" if request.param is bert else "0"
-        return Stacked(request.param, name, model, unit_groups(model, EXAMPLE))
+        return SimpleNamespace(kind=request.param, name=name, model=model,
+                               structure=unit_groups(model, EXAMPLE))
 
 
 def test_a_cut_is_the_narrower_network_with_the_same_weights(stacked):
