@@ -1,7 +1,5 @@
 """Settings: precedence, strictness, one-line errors."""
 
-from __future__ import annotations
-
 import pytest
 import yaml
 

@@ -1,7 +1,5 @@
 """The docs say what the code says."""
 
-from __future__ import annotations
-
 import re
 import subprocess
 import tomllib

@@ -1,7 +1,5 @@
 """An error in one line; its other functions have their examples in the docstrings."""
 
-from __future__ import annotations
-
 from wua_mlflow.errors import WORDED, one_line
 
 

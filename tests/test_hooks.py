@@ -1,7 +1,5 @@
 """A model, its gradients and the random streams are as before, also when the forward raises."""
 
-from __future__ import annotations
-
 from contextlib import suppress
 
 import pytest

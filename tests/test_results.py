@@ -1,7 +1,5 @@
 """What a pipeline found: the widths as JSON and back, names of metrics, the order of variants."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 

@@ -1,7 +1,5 @@
 """``wua.slim``: what stays, what is refused, and that it equals the original with units masked."""
 
-from __future__ import annotations
-
 import os
 import pickle
 import subprocess

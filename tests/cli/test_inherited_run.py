@@ -1,7 +1,5 @@
 """The run that ``mlflow run`` makes before it starts the command: what becomes of it."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The words of the command line: what they mean, and what is said of wrong ones."""
 
-from __future__ import annotations
-
 import re
 
 import pytest

@@ -1,7 +1,5 @@
 """What the commands print: the figures in columns, the verdict last."""
 
-from __future__ import annotations
-
 from tests.report.cases import SAVES, report_with
 from wua_mlflow.cli.output import figures_text, pipeline_text
 

@@ -1,7 +1,5 @@
 """The task of targets, classes by outputs, predictions; probabilities or logits of every kind."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

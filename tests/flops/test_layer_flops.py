@@ -1,7 +1,5 @@
 """FLOPs by layer, summed as the data pass, against ``count_flops`` and against counts by hand."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import nn

@@ -1,7 +1,5 @@
 """Fixtures: a store without pictures and exported models; ``wua compare``, and its refusals."""
 
-from __future__ import annotations
-
 import sys
 from functools import partial
 

@@ -1,7 +1,5 @@
 """Wrong settings, data, models, trainers, runs and stores: one line, an exit code, FAILED runs."""
 
-from __future__ import annotations
-
 import re
 import sys
 

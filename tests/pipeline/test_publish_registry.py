@@ -1,7 +1,5 @@
 """The registry at the end of slimming: only where the artifact's verdict allows it."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import mlflow

@@ -1,7 +1,5 @@
 """Rows: labels that stay apart; panels in which every layer stands once, blocks whole."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

@@ -1,7 +1,5 @@
 """Score against FLOPs: means and intervals against scipy, marks where they are, words apart."""
 
-from __future__ import annotations
-
 import itertools
 import math
 

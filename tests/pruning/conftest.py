@@ -1,7 +1,5 @@
 """Seeded random streams, and networks that are cut once for all tests of this folder."""
 
-from __future__ import annotations
-
 from types import SimpleNamespace
 
 import pytest

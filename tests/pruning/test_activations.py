@@ -1,7 +1,5 @@
 """What readers read, against activations taken by hand."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

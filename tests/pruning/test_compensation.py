@@ -1,7 +1,5 @@
 """Readers that take over what cut units said: least squares by NumPy, and what stays as it was."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

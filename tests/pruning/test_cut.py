@@ -1,7 +1,5 @@
 """A cut network: shapes, parameters, FLOPs, outputs, ties, and the original, by other means."""
 
-from __future__ import annotations
-
 import copy
 import json
 

@@ -1,7 +1,5 @@
 """Hidden units of LSTM, GRU and RNN, against torch's own layer with the units' readers at zero."""
 
-from __future__ import annotations
-
 import copy
 
 import pytest

@@ -1,7 +1,5 @@
 """Language models as transformers has them: caches beside the outputs, heads that share keys."""
 
-from __future__ import annotations
-
 from contextlib import nullcontext
 from types import SimpleNamespace
 

@@ -1,7 +1,5 @@
 """Which units are offered for cutting, what reads them, and what is named as not cut."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import nn

@@ -1,7 +1,5 @@
 """Attention with fewer heads, against torch's own module with the heads' outputs silenced."""
 
-from __future__ import annotations
-
 import copy
 
 import pytest

@@ -138,6 +138,14 @@ def test_a_copy_and_a_constant_add_nothing_however_large():
     assert not torch.isin(model[0].weight[[1, 6]], result.model[0].weight).any()
 
 
+def test_channels_are_seen_at_every_position():
+    model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Conv2d(4, 3, 3), nn.Flatten())
+    x = torch.randn(8, 2, 9, 9)
+    maps = numpys(model[0](x).relu().movedim(1, -1).reshape(-1, 4))
+    norms = numpys(model[2].weight.transpose(0, 1).flatten(1).norm(dim=1))
+    assert spanning(model, x)["0"].numpy() == pytest.approx(greedy(maps * norms), rel=1e-5)
+
+
 def test_spanning_takes_heads_by_taylor():
     model, x = nn.TransformerEncoderLayer(8, 2, 12, batch_first=True).eval(), torch.randn(20, 5, 8)
     data, structure = (x, torch.randint(8, (20, 5))), unit_groups(model, x[:2])

@@ -4,8 +4,6 @@ Each class of attention is one of transformers' ways to write it, in small; a cu
 with the same attention built narrower.
 """
 
-from __future__ import annotations
-
 import copy
 from types import SimpleNamespace
 

@@ -1,7 +1,5 @@
 """What a report is made from: names, units before and after, how the network was slimmed."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest

@@ -1,7 +1,5 @@
 """Data sets as a run's inputs, read back from a real store."""
 
-from __future__ import annotations
-
 import json
 
 import numpy as np

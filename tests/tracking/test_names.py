@@ -1,7 +1,5 @@
 """The names on the way through a real store; their strings are in ``tests/contract.json``."""
 
-from __future__ import annotations
-
 from mlflow.tracking import MlflowClient
 
 from wua_mlflow.tracking.log import write

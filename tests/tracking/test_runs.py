@@ -1,7 +1,5 @@
 """Tables of runs: what a plain client wrote by hand comes back in them, in few calls."""
 
-from __future__ import annotations
-
 import math
 from datetime import UTC, datetime
 

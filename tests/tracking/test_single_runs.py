@@ -1,7 +1,5 @@
 """One run or two: the best, by the beginning of an id, side by side; looks; controls; results."""
 
-from __future__ import annotations
-
 import importlib
 from types import SimpleNamespace
 

@@ -1,7 +1,5 @@
 """Connecting to real stores, and how runs end: read back through the client."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess

@@ -1,7 +1,5 @@
 """Each test begins with the same random streams."""
 
-from __future__ import annotations
-
 import pytest
 
 from tests.networks import kept_streams

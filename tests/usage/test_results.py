@@ -1,7 +1,5 @@
 """A model's figures are those of its layers, joined as docs/conventions.md says."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 

@@ -4,8 +4,6 @@ The package never imports transformers; what it does with single layers of their
 stand-ins elsewhere.
 """
 
-from __future__ import annotations
-
 import copy
 import functools
 import os

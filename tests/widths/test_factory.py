@@ -1,7 +1,5 @@
 """Which layers each width sets, against networks whose shapes are known."""
 
-from __future__ import annotations
-
 import random
 
 import numpy as np

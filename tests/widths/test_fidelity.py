@@ -1,7 +1,5 @@
 """Fidelity of importances, against units deleted by hand, NumPy's ranks and orders by hand."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

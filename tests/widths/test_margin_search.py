@@ -1,7 +1,5 @@
 """The smallest width within a margin, against every width tried."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

@@ -3,8 +3,6 @@
 What is wrong with a request is said in one line; the model is left as found, come what may.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

@@ -1,7 +1,5 @@
 """The result as a table and as JSON."""
 
-from __future__ import annotations
-
 import json
 
 from wua_mlflow.widths.results import Curve, LayerWidth, WidthRecommendation

@@ -1,7 +1,5 @@
 """Scores and losses of data, as of a variant's evaluation, and all that is wrong with data."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

@@ -1,7 +1,5 @@
 """Effective rank and projection of a group's activations, against NumPy."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch
