@@ -21,8 +21,7 @@ zeros = torch.zeros
 
 
 def test_by_module_and_by_operator():
-    model = nn.Sequential(mlp(), nn.Linear(1, 3, bias=False))
-    count = count_flops(model, zeros(1, 2))
+    count = count_flops(nn.Sequential(mlp(), nn.Linear(1, 3, bias=False)), zeros(1, 2))
     assert count.by_module == {"": 66, "0": 60, "0.0": 40, "0.2": 20, "1": 6}
     assert count.by_operator == {"aten.addmm": 60, "aten.mm": 6}
 

@@ -34,12 +34,9 @@ LAYERS: dict[str, tuple[nn.Module, Tensor, int]] = {
     "transposed": (nn.ConvTranspose2d(6, 9, 3, stride=2, groups=3), zeros(2, 6, 8, 8),
                    2 * (2 * 8 * 8) * 6 * (3 * 3 * 3)),
     "transposed 3d": (nn.ConvTranspose3d(2, 3, 2), zeros(1, 2, 4, 4, 4),
-                      2 * (4 * 4 * 4) * 2 * (2 * 2 * 2 * 3)),
-}
-"""Layers, inputs, and FLOPs of the forward.
-
-The backward has as many for the weights and, inside a network, for the inputs.
-"""
+                      2 * (4 * 4 * 4) * 2 * (2 * 2 * 2 * 3))}
+"""Layers, inputs, and FLOPs of the forward; the backward has as many for the weights and, inside a
+network, for the inputs."""
 
 
 def recurrent(gates: int, layers: int = 1, directions: int = 1, proj: int = 0) -> tuple[int, int]:
@@ -132,8 +129,7 @@ CASES: dict[str, tuple[nn.Module, Any, int, int]] = {
     "addr": (Apply(lambda x, w, b: torch.addr(b, x, w), (4,), (3, 4)), zeros(3), 24, 24),
     **{name: (layer, x, flops, flops) for name, (layer, x, flops) in LAYERS.items()},
     **{f"inner {name}": (Inner(layer), x, flops, 2 * flops)
-       for name, (layer, x, flops) in LAYERS.items()},
-}
+       for name, (layer, x, flops) in LAYERS.items()}}
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -155,19 +151,15 @@ def test_int8_product():
 
 def test_kernel_that_the_model_insists_on_is_counted():
     """The forward is the same; this kernel's backward computes the scores once more."""
-
-    def kernel(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v)[0]
-
-    count = count_flops(Peek(Inner(Apply(kernel))), (QUERIES,) * 3)
+    kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    count = count_flops(Peek(Inner(Apply(lambda *qkv: kernel(*qkv)[0]))), (QUERIES,) * 3)
     assert (count.forward_flops, count.backward_flops) == (ATTENTION, ATTENTION // 2 * 5)
     assert not count.uncounted
 
 
 def test_written_list_holds_operators_that_exist_and_have_no_formula():
     operators = {
-        name.split("::")[1].split(".")[0] for name in torch._C._dispatch_get_all_op_names()
-    }
+        name.split("::")[1].split(".")[0] for name in torch._C._dispatch_get_all_op_names()}
     bases = {formulas._VARIANT.sub("", name) for name in operators} | operators
     assert bases >= formulas._NOT_COUNTED_NAMES
     counted = {str(op).removeprefix("aten.") for op in [*flop_registry, *formulas.FORMULAS]}

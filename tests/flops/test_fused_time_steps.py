@@ -20,11 +20,9 @@ KINDS = {
     "LSTM": lambda **options: nn.LSTM(6, 8, **options),
     "projected": lambda **options: nn.LSTM(6, 8, proj_size=3, **options),
     "GRU": lambda **options: nn.GRU(6, 8, **options),
-    "RNN": lambda **options: nn.RNN(6, 8, nonlinearity="relu", **options),
-}
+    "RNN": lambda **options: nn.RNN(6, 8, nonlinearity="relu", **options)}
 OPTIONS: list[dict[str, Any]] = [
     {}, {"num_layers": 2, "bidirectional": True, "bias": False, "batch_first": True}]
-BothWays = Callable[[nn.Module, Tensor], tuple[FlopCount, FlopCount]]
 
 
 @pytest.fixture
@@ -44,10 +42,8 @@ def both_ways(monkeypatch):
 
 OUTPUTS: dict[str, Callable[[Tensor, Any], Tensor]] = {
     "first step": lambda outputs, states: outputs[0],
-    "last step": lambda outputs, states: outputs[-1],
-    "cell": lambda outputs, states: states[1],
-    "layer": lambda outputs, states: (states[0] if isinstance(states, tuple) else states)[0],
-}
+    "last step": lambda outputs, states: outputs[-1], "cell": lambda outputs, states: states[1],
+    "layer": lambda outputs, states: (states[0] if isinstance(states, tuple) else states)[0]}
 
 
 @pytest.mark.parametrize(("kind", "what"), [
@@ -112,5 +108,4 @@ def test_packed_sequences_count_their_steps_only(kind, gates):
     """They are left to torch, and run for real: their lengths are data."""
     packed = nn.utils.rnn.pack_padded_sequence(zeros(4, 2, 6), torch.tensor([4, 2]))
     count = count_flops(KINDS[kind](), (packed,), backward=False)
-    assert count.forward_flops == 2 * (4 + 2) * gates * 8 * (6 + 8)
-    assert not count.on_meta
+    assert count.forward_flops == 2 * (4 + 2) * gates * 8 * (6 + 8) and not count.on_meta

@@ -13,8 +13,7 @@ MODULES = {
     "linear": (nn.Linear(6, 5), (4, 3, 6)),
     "grouped": (nn.Conv2d(4, 6, 3, groups=2, padding=1), (2, 4, 7, 5)),
     "depthwise, strided": (nn.Conv1d(4, 8, 3, groups=4, stride=2), (2, 4, 11)),
-    "transposed": (nn.ConvTranspose2d(4, 6, 3, stride=2, groups=2), (2, 4, 5, 3)),
-}
+    "transposed": (nn.ConvTranspose2d(4, 6, 3, stride=2, groups=2), (2, 4, 5, 3))}
 
 
 @pytest.mark.parametrize(("module", "shape"), MODULES.values(), ids=MODULES)

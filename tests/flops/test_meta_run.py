@@ -89,8 +89,7 @@ def test_model_inputs_and_globals_are_left_as_found(peek, fail):
 def test_ptflops_leaves_a_restless_model_as_found():
     model = Restless(fail=False)
     before = state(model)
-    assert ptflops_forward_flops(model, (3,)) is not None
-    assert state(model) == before
+    assert ptflops_forward_flops(model, (3,)) is not None and state(model) == before
 
 
 @pytest.mark.parametrize("peek", [False, True])
@@ -115,17 +114,12 @@ def test_modules_held_in_a_plain_list_are_counted():
     model = Apply(lambda x, w: model.rest[1](model.rest[0](x @ w)), (2, 3))
     model.rest = [nn.Linear(3, 3), nn.Dropout()]
     assert count_flops(Peek(model), zeros(1, 2)).forward_flops == 12 + 18
-    assert model.rest[0].weight.grad is None
-    assert model.rest[1].training
+    assert model.rest[0].weight.grad is None and model.rest[1].training
 
 
 def test_no_weights_are_allocated():
     """A copy of this weight would take 4 TiB; the mask is made on the meta device as well."""
-
-    def masked(x, weight):
-        return (x * torch.ones(2**20)) @ weight
-
-    model = Apply(masked, (1, 1))
+    model = Apply(lambda x, weight: (x * torch.ones(2**20)) @ weight, (1, 1))
     model.weights[0] = nn.Parameter(zeros(1, 1).expand(2**20, 2**20))
     assert count_flops(model, zeros(1, 2**20)).forward_flops == 2 * 2**40
 

@@ -46,8 +46,7 @@ NEAR_ALIKE: dict[str, list[Callable[[], Any]]] = {
                  lambda: x(4).resize_(2, 2), lambda: x(1, 3).squeeze_(0)],
     "given an output": [lambda: torch.add(x(3), 1, out=x(0)), lambda: torch.add(x(3), 1, out=x(3))],
     "lists": [lambda: torch.cat([x(2), x(3)]), lambda: torch.cat([x(3), x(3)]),
-              lambda: torch.stack([x(2)] * 3), lambda: x(3, 4)[:, x(2, dtype=torch.long)]],
-}
+              lambda: torch.stack([x(2)] * 3), lambda: x(3, 4)[:, x(2, dtype=torch.long)]]}
 
 
 @pytest.mark.parametrize("name", NEAR_ALIKE)
@@ -81,8 +80,7 @@ def test_tensors_are_told_apart_views_share_and_in_place_returns_the_same():
             assert torch.add(y, 1, out=out) is out
             pair = x(), x(dtype=torch.long)
             assert all(a is b for a, b in zip(torch.max(y, 0, out=pair), pair, strict=True))
-            view = y.view(3)
-            assert view._base is y
+            assert y.view(3)._base is y
 
 
 def test_what_fails_fails_again_and_a_real_index_is_looked_at_each_time():

@@ -16,8 +16,7 @@ from wua_mlflow.usage.analyze import analyze
 
 def numpys_rank(activations: np.ndarray, scale: np.ndarray | float = 1.0) -> float:
     """Roy & Vetterli 2007, equations 2 and 3."""
-    centred = (activations - activations.mean(0)) * scale
-    values = np.linalg.svd(centred, compute_uv=False)
+    values = np.linalg.svd((activations - activations.mean(0)) * scale, compute_uv=False)
     p = values / values.sum()
     p = p[p > 1e-12]
     return float(np.exp(-(p * np.log(p)).sum()))
@@ -119,8 +118,7 @@ def assert_rank(model: Layers, data, real: Tensor, **options) -> None:
 
 
 def test_a_padded_sequence_counts_its_real_positions_only():
-    x = rows(30, 5, 3)
-    mask = torch.arange(5) < torch.arange(30)[:, None] % 5 + 1
+    x, mask = rows(30, 5, 3), torch.arange(5) < torch.arange(30)[:, None] % 5 + 1
     data = [{"x": x[a:b], "attention_mask": mask[a:b]} for a, b in ((0, 11), (11, 30))]
     assert_rank(two(), data, x[mask])
 
@@ -228,19 +226,16 @@ def states(rnn: nn.RNNBase, x: Tensor) -> np.ndarray:
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
 @pytest.mark.parametrize("batch_first", [True, False])
 def test_all_steps_of_all_samples(kind, batch_first):
-    rnn = kind(3, UNITS, batch_first=batch_first)
-    x = rows(40, STEPS, 3)
+    rnn, x = kind(3, UNITS, batch_first=batch_first), rows(40, STEPS, 3)
     x = x if batch_first else x.transpose(0, 1).contiguous()
     expected = numpys_rank(states(rnn, x))
-    data = [x] if batch_first else [(x, torch.zeros(40))]
-    by_layer = ranks(Reader(rnn), data)
+    by_layer = ranks(Reader(rnn), [x] if batch_first else [(x, torch.zeros(40))])
     for name in ("rnn.weight_ih_l0", "rnn.weight_hh_l0"):
         assert by_layer[name] == pytest.approx(expected, rel=1e-5)
 
 
 def test_each_layer_and_direction_has_its_own():
-    rnn = nn.LSTM(3, UNITS, 2, batch_first=True, bidirectional=True)
-    x = rows(40, STEPS, 3)
+    rnn, x = nn.LSTM(3, UNITS, 2, batch_first=True, bidirectional=True), rows(40, STEPS, 3)
     by_layer = ranks(Reader(rnn), x)
     last = states(rnn, x)
     for way, suffix in enumerate(("", "_reverse")):

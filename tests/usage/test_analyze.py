@@ -27,8 +27,7 @@ def test_two_hidden_layers_by_hand():
                 "2": np.abs(numpys(model[2].weight)) * np.abs(z2.mean(0))[:, None]}
     importances = layer_importance(model, inputs, ["0", "2"])
     usage = analyze(model, inputs)
-    assert list(usage.layers) == ["0", "2"]
-    assert usage.skipped == {"4": OUTPUT_LAYER}
+    assert list(usage.layers) == ["0", "2"] and usage.skipped == {"4": OUTPUT_LAYER}
     assert usage.samples == 40
     for name, importance in expected.items():
         np.testing.assert_allclose(importances[name].numpy(), importance, rtol=1e-5, atol=1e-8)
@@ -47,15 +46,11 @@ def test_two_hidden_layers_by_hand():
         assert layer.null is None
 
 
-def branches() -> Layers:
+def test_the_order_is_that_of_the_forward_and_everything_left_out_is_named():
     """Layers defined in another order than they are called in; one is called twice, one never."""
-    return Layers(lambda model, x: model.head(model.norm(model.shared(model.shared(
+    model = Layers(lambda model, x: model.head(model.norm(model.shared(model.shared(
         model.stem(x))))), head=nn.Linear(4, 2), shared=nn.Linear(4, 4), spare=nn.Linear(4, 4),
         stem=nn.Linear(3, 4), norm=nn.LayerNorm(4))
-
-
-def test_the_order_is_that_of_the_forward_and_everything_left_out_is_named():
-    model = branches()
     usage = analyze(model, rows(20, 3))
     assert list(usage.layers) == ["stem", "shared"]
     assert usage.skipped == {
@@ -68,8 +63,7 @@ def test_the_order_is_that_of_the_forward_and_everything_left_out_is_named():
 
 def test_an_only_layer_is_analysed_although_it_is_the_last():
     usage = analyze(nn.Sequential(nn.Linear(3, 2)), rows(20, 3))
-    assert list(usage.layers) == ["0"]
-    assert usage.skipped == {}
+    assert list(usage.layers) == ["0"] and usage.skipped == {}
     assert list(analyze(nn.Linear(3, 2), rows(20, 3)).layers) == [""]
 
 
@@ -88,10 +82,8 @@ def test_what_cannot_be_analysed():
 
 
 BATCHINGS = {
-    "batches of 5": lambda x: x.split(5),
-    "uneven": lambda x: x.split([1, 200, 99, 300]),
-    "shuffling loader": lambda x: DataLoader(TensorDataset(x), batch_size=64, shuffle=True),
-}
+    "batches of 5": lambda x: x.split(5), "uneven": lambda x: x.split([1, 200, 99, 300]),
+    "shuffling loader": lambda x: DataLoader(TensorDataset(x), batch_size=64, shuffle=True)}
 
 
 @pytest.mark.parametrize("batching", BATCHINGS.values(), ids=BATCHINGS)
@@ -182,16 +174,14 @@ def parts() -> Layers:
 
 @pytest.mark.parametrize(("name", "layers"), [
     ("rnn", [f"rnn.weight_{part}_l{layer}" for layer in (0, 1) for part in ("ih", "hh")]),
-    ("at", ["at.q_proj", "at.k_proj", "at.v_proj", "at.out_proj"]),
-    ("body", ["body.0", "body.2"]),
+    ("at", ["at.q_proj", "at.k_proj", "at.v_proj", "at.out_proj"]), ("body", ["body.0", "body.2"]),
     ("body.2", ["body.2"])])
 def test_a_modules_name_stands_for_all_its_layers(name, layers):
     model, x = parts(), tokens(3)
     assert list(analyze(model, x, layers=[name]).layers) == layers
     assert list(layer_importance(model, x, [name])) == layers
     usage = analyze(model, x, layers=[name, "embed"])
-    assert set(usage.layers) == {*layers, "embed"}
-    assert set(usage.skipped.values()) == {NOT_ASKED}
+    assert set(usage.layers) == {*layers, "embed"} and set(usage.skipped.values()) == {NOT_ASKED}
 
 
 def test_the_fused_weight_of_attention_goes_by_its_parts():

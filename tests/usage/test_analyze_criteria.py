@@ -31,17 +31,13 @@ def by_numpy(model: nn.Sequential, inputs: Tensor, targets: Tensor) -> dict[str,
     z = x @ weight.T + bias
     head, offset = numpys(model[4].weight), numpys(model[4].bias)
     logits = np.maximum(z, 0) @ head.T + offset
-    p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-    wrong = p - np.eye(2)[targets.numpy()]
-    back = (wrong @ head) * (z > 0)
-    gradient = back.T @ x / len(x)
+    wrong = np.exp(logits) / np.exp(logits).sum(1, keepdims=True) - np.eye(2)[targets.numpy()]
+    gradient = ((wrong @ head) * (z > 0)).T @ x / len(x)
     return {
         "output": np.abs(weight) * np.abs(z.mean(0))[:, None],
         "input": np.abs(weight) * np.abs(x).mean(0),
-        "wanda": np.abs(weight) * np.sqrt((x ** 2).sum(0)),
-        "magnitude": np.abs(weight),
-        "taylor": np.abs(weight * gradient),
-    }
+        "wanda": np.abs(weight) * np.sqrt((x ** 2).sum(0)), "magnitude": np.abs(weight),
+        "taylor": np.abs(weight * gradient)}
 
 
 @pytest.mark.parametrize("name", CRITERIA)
@@ -57,15 +53,13 @@ def test_the_second_layer_of_an_mlp_by_numpy(name):
     assert layer.entropy == pytest.approx(entropy, rel=1e-5)
     assert layer.effective_weights == pytest.approx(math.exp(entropy), rel=1e-5)
     low = 0.01 if name == "output" else 0.01 * expected.mean()
-    assert layer.low_share == pytest.approx((expected < low).mean())
-    assert layer.low_share > 0.1
+    assert layer.low_share == pytest.approx((expected < low).mean()) and layer.low_share > 0.1
     if name != "taylor":  # whose units have a measure of their own
         np.testing.assert_allclose(layer.unit_importance, expected.sum(1), rtol=1e-5)
 
 
 def assert_same(usage: ModelUsage, expected: ModelUsage, relative: float = 1e-6) -> None:
-    assert list(usage.layers) == list(expected.layers)
-    assert usage.skipped == expected.skipped
+    assert list(usage.layers) == list(expected.layers) and usage.skipped == expected.skipped
     assert usage.samples == expected.samples
     for name, layer in expected.layers.items():
         other = usage.layers[name]
@@ -191,8 +185,7 @@ class Counted(nn.Module):
                                       ["taylor", lambda weight, gradient: weight.abs()]])
 @pytest.mark.parametrize("null", [0, 3])
 def test_one_pass_for_all_criteria_and_one_for_each_null(criteria, null):
-    model = Counted()
-    data = [(rows(4, 3, seed=n), labels(4)) for n in range(5)]
+    model, data = Counted(), [(rows(4, 3, seed=n), labels(4)) for n in range(5)]
 
     def counting(outputs: Tensor, targets: Tensor) -> Tensor:
         model.counts["loss"] += 1

@@ -46,26 +46,20 @@ class Attend(nn.Module):
         return out if self.attn.batch_first else out.transpose(0, 1)
 
 
-def projections(attn: nn.MultiheadAttention) -> tuple[list[Tensor], list[Tensor]]:
-    if attn.in_proj_weight is not None:
-        weights = list(attn.in_proj_weight.chunk(3))
-    else:
-        weights = [attn.q_proj_weight, attn.k_proj_weight, attn.v_proj_weight]
-    zero = torch.zeros(attn.embed_dim)
-    return weights, [zero] * 3 if attn.in_proj_bias is None else list(attn.in_proj_bias.chunk(3))
-
-
 @torch.no_grad()
 def by_formula(model: Attend, x: Tensor, padding: Tensor | None = None):
     """By projection (weight, what it met, what it gave): softmax(q kᵀ / √d) v, head by head."""
-    inputs, (weights, biases) = model.qkv(x), projections(model.attn)
+    inputs, attn = model.qkv(x), model.attn
+    weights = [attn.q_proj_weight, attn.k_proj_weight, attn.v_proj_weight]
+    weights = weights if attn.in_proj_weight is None else attn.in_proj_weight.chunk(3)
+    biases = [torch.zeros(8)] * 3 if attn.in_proj_bias is None else attn.in_proj_bias.chunk(3)
     outputs = [x @ w.T + b for x, w, b in zip(inputs, weights, biases, strict=True)]
     q, k, v = (output.unflatten(-1, (2, -1)).transpose(1, 2) for output in outputs)
     scores = q @ k.mT / math.sqrt(q.shape[-1])
     if padding is not None:
         scores = scores.masked_fill(padding[:, None, None], -torch.inf)
     mixed = (scores.softmax(-1) @ v).transpose(1, 2).flatten(2)
-    out = model.attn.out_proj
+    out = attn.out_proj
     by_name = {f"attn.{letter}_proj": parts for letter, *parts in
                zip("qkv", weights, inputs, outputs, strict=True)}
     return {**by_name, "attn.out_proj": [out.weight, mixed, mixed @ out.weight.T + out.bias]}
@@ -74,9 +68,7 @@ def by_formula(model: Attend, x: Tensor, padding: Tensor | None = None):
 FORMS = {
     "without biases": {"bias": False},
     "cross, other widths": {"memory": (3, 5, 6), "kdim": 5, "vdim": 6},
-    "with weights": {"wants": True},
-    "cross with weights": {"wants": True, "memory": (4, 8, 8)},
-}
+    "with weights": {"wants": True}, "cross with weights": {"wants": True, "memory": (4, 8, 8)}}
 
 
 @pytest.mark.parametrize("batch_first", [True, False], ids=["batch first", "time first"])
@@ -142,8 +134,9 @@ def met_and_gave_with_gradients(model: nn.Module, module: nn.Module, *inputs: Te
     return flat(calls[0][0]), flat(calls[0][1])
 
 
-def language(*, batch_first: bool) -> Layers:
-    """An encoder under an ``attention_mask``, in either layout inside."""
+@pytest.mark.parametrize(("samples", "batch_first"), [  # as many as positions, too
+    (3, True), (5, True), (5, False)])
+def test_a_padded_batch_is_its_sequences_one_by_one(samples, batch_first):
     def run(model: Layers, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         x = model.embed(input_ids)
         x = x if batch_first else x.transpose(0, 1)
@@ -151,14 +144,8 @@ def language(*, batch_first: bool) -> Layers:
         return model.head(x if batch_first else x.transpose(0, 1))
 
     block = nn.TransformerEncoderLayer(8, 2, 12, batch_first=batch_first)
-    return Layers(run, embed=nn.Embedding(20, 8), head=nn.Linear(8, 3),
-                  encoder=nn.TransformerEncoder(block, 1, enable_nested_tensor=False))
-
-
-@pytest.mark.parametrize(("samples", "batch_first"), [  # as many as positions, too
-    (3, True), (5, True), (5, False)])
-def test_a_padded_batch_is_its_sequences_one_by_one(samples, batch_first):
-    model = language(batch_first=batch_first)
+    model = Layers(run, embed=nn.Embedding(20, 8), head=nn.Linear(8, 3),
+                   encoder=nn.TransformerEncoder(block, 1, enable_nested_tensor=False))
     lengths = [2, 5, 4, 1, 3][:samples]
     ids = torch.randint(20, (samples, 5), generator=torch.Generator().manual_seed(0))
     mask = (torch.arange(5) < torch.tensor(lengths)[:, None]).long()
@@ -194,8 +181,7 @@ def test_a_whole_transformer(batch_first):
                    head=nn.Linear(8, 2))
     x = rows(5, 7, 8)
     usage = analyze(model, x)
-    assert len(usage.layers) == 6 + 10
-    assert unnamed(model, usage) == []
+    assert len(usage.layers) == 6 + 10 and unnamed(model, usage) == []
     cross = model.eval().net.decoder.layers[0].multihead_attn
     with torch.enable_grad():
         memory = model.net.encoder(x[:, :4] if batch_first else x[:, :4].transpose(0, 1))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict, UserDict, namedtuple
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -52,8 +53,7 @@ def halves(*tensors: Tensor):
 
 
 FORMS = {
-    "tensor": (lambda: X, False),
-    "array of float64": (lambda: X.double().numpy(), False),
+    "tensor": (lambda: X, False), "array of float64": (lambda: X.double().numpy(), False),
     "read-only array": (lambda: np.broadcast_to(X.numpy(), X.shape), False),
     "list of tensors": (lambda: list(X.split(3)), False),
     "list of arrays": (lambda: np.array_split(X.numpy(), 4), False),
@@ -70,12 +70,10 @@ FORMS = {
                                  for x, y in halves(X, Y)], True),
     "tuples of a dict": (lambda: [({"x": x}, y) for x, y in halves(X, Y)], True),
     "dataset": (lambda: TensorDataset(X, Y), True),
-    "dataset of inputs": (lambda: TensorDataset(X), False),
-    "dataset of dicts": (Dicts, True),
+    "dataset of inputs": (lambda: TensorDataset(X), False), "dataset of dicts": (Dicts, True),
     "stream": (Stream, True),
     "loader": (lambda: DataLoader(TensorDataset(X, Y), batch_size=4), True),
-    "empty batches between": (lambda: [X[:0], X[:4], X[4:4], X[4:], X[:0]], False),
-}
+    "empty batches between": (lambda: [X[:0], X[:4], X[4:4], X[4:], X[:0]], False)}
 
 
 @pytest.mark.parametrize(("form", "has_targets"), FORMS.values(), ids=FORMS)
@@ -93,8 +91,7 @@ def test_each_form_gives_all_samples_in_order(form, has_targets):
 
 
 def test_a_whole_tensor_comes_in_chunks():
-    sizes = [batch.samples for batch in Batches(torch.zeros(2500, 3), Plain())]
-    assert sizes == [1024, 1024, 452]
+    assert [batch.samples for batch in Batches(torch.zeros(2500, 3), Plain())] == [1024, 1024, 452]
     dataset = TensorDataset(torch.zeros(150, 3))
     assert [batch.samples for batch in Batches(dataset, Plain())] == [64, 64, 22]
 
@@ -102,11 +99,9 @@ def test_a_whole_tensor_comes_in_chunks():
 def test_keys_that_the_forward_does_not_take_are_dropped():
     batch = {"idx": Y, "x": X, "other": X, "scale": 2.0, "text": ["a"] * 10}
     plain, = Batches([batch], Plain())
-    assert list(plain.kwargs) == ["x", "other", "scale"]
-    assert plain.kwargs["scale"] == 2.0
+    assert list(plain.kwargs) == ["x", "other", "scale"] and plain.kwargs["scale"] == 2.0
     whole, = Batches([batch], Open())
-    assert list(whole.kwargs) == list(batch)
-    assert whole.first is whole.kwargs["idx"]
+    assert list(whole.kwargs) == list(batch) and whole.first is whole.kwargs["idx"]
 
 
 def test_labels_are_targets_and_also_passed_on_where_the_forward_takes_them():
@@ -116,8 +111,7 @@ def test_labels_are_targets_and_also_passed_on_where_the_forward_takes_them():
 
     for model, keys in ((Plain(), ["x"]), (Labelled(), ["x", "labels"]), (Open(), ["x", "labels"])):
         batch, = Batches([{"x": X, "labels": Y}], model)
-        assert list(batch.kwargs) == keys
-        assert torch.equal(batch.targets, Y)
+        assert list(batch.kwargs) == keys and torch.equal(batch.targets, Y)
 
 
 def test_a_mask_says_what_is_padding_even_where_the_forward_does_not_take_it():
@@ -138,8 +132,7 @@ TO_INPUTS = {
     "array": (lambda batch: batch["inner"]["x"].numpy(), 1, 0),
     "tuple": (lambda batch: (batch["inner"]["x"], batch["inner"]["x"] + 1), 2, 0),
     "tuple with what is no tensor": (lambda batch: (batch["inner"]["x"], None, "word"), 3, 0),
-    "dict": (lambda batch: {"x": batch["inner"]["x"], "scale": 3.0}, 0, 2),
-}
+    "dict": (lambda batch: {"x": batch["inner"]["x"], "scale": 3.0}, 0, 2)}
 
 
 @pytest.mark.parametrize(("to_inputs", "args", "kwargs"), TO_INPUTS.values(), ids=TO_INPUTS)
@@ -152,10 +145,7 @@ def test_batch_to_inputs(to_inputs, args, kwargs):
 
 
 def test_batch_to_inputs_of_other_kinds_of_batches():
-    class Record:
-        inputs = X
-
-    record = Record()
+    record = SimpleNamespace(inputs=X)
     batch, = Batches([record], Plain(), lambda record: record.inputs)
     assert torch.equal(batch.args[0], X)
     assert batch.targets is record  # for the loss to take them from
@@ -249,8 +239,7 @@ def test_data_made_in_inference_mode_can_be_differentiated_through():
 
 
 def test_what_can_be_gone_over_only_once():
-    assert Batches(iter([X]), Plain()).once
-    assert Batches((part for part in [X]), Plain()).once
+    assert Batches(iter([X]), Plain()).once and Batches((part for part in [X]), Plain()).once
     for again in ([X], X, DataLoader(TensorDataset(X)), TensorDataset(X), Stream()):
         assert not Batches(again, Plain()).once
 
@@ -283,8 +272,7 @@ def test_keys_that_change(second, shown):
 
 
 @pytest.mark.parametrize(("data", "message"), [
-    (5, "an iterable of batches, but got int"),
-    ("data.csv", "an iterable of batches, but got str"),
+    (5, "an iterable of batches, but got int"), ("data.csv", "an iterable of batches, but got str"),
     ({"x": X}, "an iterable of batches, but got dict"),
     (torch.tensor(1.0), "an iterable of batches, but got Tensor"),
     ([[1.0, 2.0, 3.0]], r"expected batches of tensors or arrays .* but got 1\.0"),

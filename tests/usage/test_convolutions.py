@@ -30,8 +30,7 @@ CONVOLUTIONS = {
     "2d depthwise": (nn.Conv2d, {"kernel_size": 3, "groups": 4, "padding": 1, "bias": False}),
     "2d kernel over the edge": (nn.Conv2d, {"kernel_size": 5, "padding": 4, "stride": 4}),
     "3d all at once": (nn.Conv3d, {"kernel_size": (1, 3, 2), "stride": (1, 2, 3), "groups": 2,
-                                   "padding": (1, 0, 1), "dilation": (1, 1, 2)}),
-}
+                                   "padding": (1, 0, 1), "dilation": (1, 1, 2)})}
 TRANSPOSED = {
     "1d padded": (nn.ConvTranspose1d, {"kernel_size": 4, "stride": 3, "padding": 2,
                                        "output_padding": 1, "groups": 2}),
@@ -42,8 +41,7 @@ TRANSPOSED = {
     "2d depthwise": (nn.ConvTranspose2d, {"kernel_size": 3, "groups": 4}),
     "2d mostly cut off": (nn.ConvTranspose2d, {"kernel_size": 5, "padding": 4}),
     "3d": (nn.ConvTranspose3d, {"kernel_size": 2, "stride": (1, 2, 1), "padding": 1,
-                                "groups": 2}),
-}
+                                "groups": 2})}
 
 
 def padded(conv: nn.Module, x: Tensor) -> Tensor:
@@ -145,8 +143,7 @@ def test_a_kernel_that_is_also_the_decoders_is_counted_at_its_first_use():
     lambda x, w: torch.ops.aten.conv1d.padding(x, w, None, [1], "same")])
 def test_functions_that_no_module_calls(function):
     conv = nn.Conv1d(2, 3, 3, stride=2, padding=1, dilation=3, bias=False)
-    model = Layers(lambda model, x: function(x, model.conv.weight), conv=conv)
-    x = rows(4, 2, 9)
+    model, x = Layers(lambda model, x: function(x, model.conv.weight), conv=conv), rows(4, 2, 9)
     if len(function(x, conv.weight)[0, 0]) == 9:
         conv = nn.Conv1d(2, 3, 3, padding="same")
     assert_importance(model, x, "conv", model.conv.weight.flatten(1), unfolded(conv, x),
@@ -166,8 +163,7 @@ def test_padded_positions_of_a_sequence_count_in_no_convolution(kernel, samples)
         1, 2), conv=nn.Conv1d(2, 3, kernel, padding="same"))
     x = rows(samples, 8, 2)
     mask = torch.arange(8) < torch.tensor([2, 8, 5, *[7] * (samples - 3)])[:, None]
-    inputs = x.transpose(1, 2)
-    met = unfolded(model.conv, inputs).unflatten(0, (8, samples)).transpose(0, 1)[mask]
+    met = unfolded(model.conv, x.transpose(1, 2)).unflatten(0, (8, samples)).transpose(0, 1)[mask]
     gave = model(x)[mask]
     assert_importance(model, [{"x": x, "attention_mask": mask}], "conv",
                       model.conv.weight.flatten(1), met, gave)

@@ -37,10 +37,8 @@ def drawn(name: str, dtype: torch.dtype = torch.float64):
 BY_HAND = {
     "output": lambda w, mean_output: abs(w) * abs(mean_output),
     "input": lambda w, mean_input: abs(w) * mean_input,
-    "wanda": lambda w, input_norm: abs(w) * input_norm,
-    "magnitude": lambda w: abs(w),
-    "taylor": lambda w, gradient: abs(w * gradient),
-}
+    "wanda": lambda w, input_norm: abs(w) * input_norm, "magnitude": lambda w: abs(w),
+    "taylor": lambda w, gradient: abs(w * gradient)}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -122,8 +120,7 @@ OWN = {
     "by unit": (lambda weight: weight.abs().sum(1), r"of shape \(8, 3\), but got \(8,\)"),
     "turned": (lambda weight: weight.abs().T, r"of shape \(8, 3\), but got \(3, 8\)"),
     "nothing": (lambda weight: None, r"of shape \(8, 3\), but got NoneType"),
-    "an array": (lambda weight: weight.abs().numpy(), r"of shape \(8, 3\), but got ndarray"),
-}
+    "an array": (lambda weight: weight.abs().numpy(), r"of shape \(8, 3\), but got ndarray")}
 
 
 @pytest.mark.parametrize(("criterion", "message"), OWN.values(), ids=OWN)

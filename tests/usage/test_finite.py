@@ -13,10 +13,6 @@ from wua_mlflow.usage.analyze import analyze
 from wua_mlflow.usage.criteria import CRITERIA
 
 
-def squares(outputs: Tensor, targets: Tensor) -> Tensor:
-    return ((outputs.sum(1) - targets) ** 2).mean()
-
-
 def breaking(value: float) -> Layers:
     """Activations between two layers that are no longer finite in some batch."""
     def run(model: Layers, x: Tensor) -> Tensor:
@@ -77,7 +73,8 @@ def test_an_importance_of_zero_everywhere_is_legal_and_flagged(criterion):
     with torch.no_grad():  # as LoRA's B before training
         model[2].weight.zero_()
         model[2].bias.fill_(1.0)
-    usage = analyze(model, [(rows(5, 3), labels(5))], criterion=criterion, loss=squares)
+    usage = analyze(model, [(rows(5, 3), labels(5))], criterion=criterion,
+                    loss=nn.functional.cross_entropy)
     layer = usage.layers["2"]
     assert layer.dead
     assert (layer.entropy, layer.effective_weights, layer.effective_share, layer.top90_share) == (

@@ -38,8 +38,7 @@ def plain(*layers: str):
 
 TABLE = {"embed": ("embed.weight", lambda table: table.T)}
 WEIGHTS = {
-    "mlp": plain("0", "2", "4"),
-    "cnn": plain("0", "3", "5", "8"),
+    "mlp": plain("0", "2", "4"), "cnn": plain("0", "3", "5", "8"),
     "attention": {
         **TABLE, **plain("block.self_attn.out_proj", "block.linear1", "block.linear2"),
         **{f"block.self_attn.{part}_proj": (
@@ -47,8 +46,7 @@ WEIGHTS = {
            for i, part in enumerate("qkv")}},
     "lstm": {**TABLE, **plain("head"), **{f"rnn.{name}": (
         f"rnn.{name}", lambda gates: gates.unflatten(0, (4, 6)).transpose(0, 1))
-        for name in ("weight_ih_l0", "weight_hh_l1", "weight_ih_l1_reverse")}},
-}
+        for name in ("weight_ih_l0", "weight_hh_l1", "weight_ih_l1_reverse")}}}
 """By network and layer: its parameter, and what of the parameter is the layer's."""
 
 
@@ -97,12 +95,10 @@ def twice() -> Layers:
 
 UNITS = {
     "mlp, second": (lambda: data_of("mlp"), "2", -1),
-    "convolution": (lambda: data_of("cnn"), "0", 1),
-    "grouped": (lambda: data_of("cnn"), "5", 1),
+    "convolution": (lambda: data_of("cnn"), "0", 1), "grouped": (lambda: data_of("cnn"), "5", 1),
     "embedding": (lambda: data_of("attention"), "embed", -1),
     "in a sequence": (lambda: data_of("attention"), "block.linear1", -1),
-    "called twice": (lambda: (twice(), rows(SAMPLES, 3), labels(SAMPLES)), "again", -1),
-}
+    "called twice": (lambda: (twice(), rows(SAMPLES, 3), labels(SAMPLES)), "again", -1)}
 
 
 @pytest.mark.parametrize(("case", "name", "unit_dim"), UNITS.values(), ids=UNITS)
@@ -150,22 +146,17 @@ def test_a_weight_that_the_loss_does_not_depend_on_has_importance_zero():
     model, x, y = data_of("mlp")
     usage = analyze(model, [(x, y)], criterion="taylor", layers=["0", "4"],
                     loss=lambda outputs, targets: (model[0].weight ** 2).sum())
-    assert usage.layers["4"].dead
-    assert not usage.layers["0"].dead
+    assert usage.layers["4"].dead and not usage.layers["0"].dead
 
 
-def gapped() -> Layers:
+def test_weights_that_lie_otherwise_in_memory():
     """A weight with gaps in memory, one behind a transpose, and one that is computed."""
     model = Layers(lambda model, x: model.head(model.normed(functional.linear(
         model.gaps(x).tanh(), model.turned.T)).tanh()), gaps=nn.Linear(3, 5), head=nn.Linear(4, 2),
         turned=nn.Parameter(torch.randn(5, 4)),
         normed=torch.nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)))
     model.gaps.weight = nn.Parameter(torch.randn(5, 8)[:, ::3])
-    return model
-
-
-def test_weights_that_lie_otherwise_in_memory():
-    model, x, y = gapped(), rows(SAMPLES, 3), labels(SAMPLES)
+    x, y = rows(SAMPLES, 3), labels(SAMPLES)
     assert not model.gaps.weight.is_contiguous()
     importances = layer_importance(model, [(x[:4], y[:4]), (x[4:], y[4:])],
                                    ["gaps", "turned", "normed"], "taylor", loss=loss)

@@ -29,15 +29,13 @@ def own(function, *shape: int) -> Layers:
 
 @pytest.mark.parametrize("shape", [(6, 3), (2, 2, 2, 3)])
 def test_a_linear_layer_over_any_leading_dimensions(shape):
-    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
-    x = rows(*shape)
+    model, x = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)), rows(*shape)
     assert_importance(model, x, "0", model[0].weight, flat(x), flat(model[0](x)))
     assert_importance(model, x, "1", model[1].weight, *met_and_gave(model, model[1], x))
 
 
 def test_an_embedding_is_a_linear_layer_of_one_hot_inputs():
-    model = nn.Sequential(nn.Embedding(20, 3), nn.Linear(3, 2))
-    ids = tokens(5)
+    model, ids = nn.Sequential(nn.Embedding(20, 3), nn.Linear(3, 2)), tokens(5)
     met = functional.one_hot(ids, 20).flatten(0, 1)
     assert_importance(model, ids, "0", model[0].weight.T, met, flat(model[0](ids)))
     usage = analyze(model, ids)
@@ -99,8 +97,7 @@ PRODUCTS = {
     "aten.addmm": (lambda x, w: aten.addmm.default(torch.ones(4), x, w), (3, 4), lambda w: w.T),
     "detached": (lambda x, w: functional.linear(x, w.detach()), (4, 3), lambda w: w),
     "as a convolution": (lambda x, w: functional.conv1d(x[..., None], w[..., None])[..., 0],
-                         (4, 3), lambda w: w),
-}
+                         (4, 3), lambda w: w)}
 
 
 @pytest.mark.parametrize(("function", "shape", "units_first"), PRODUCTS.values(), ids=PRODUCTS)
@@ -131,8 +128,7 @@ def slices(*cuts) -> Layers:
     (((slice(0, 6), slice(0, 3)), (slice(0, 6), slice(3, 6))), ["own[:, 0:3]", "own[:, 3:6]"])])
 def test_slices_of_a_parameter_are_layers_of_their_own(cuts, names):
     model = slices(*cuts)
-    width = model.own[cuts[0]].shape[1]
-    x = rows(5, width)
+    x = rows(5, model.own[cuts[0]].shape[1])
     usage = analyze(model, x)
     outputs = [name for name, reason in usage.skipped.items() if "output" in reason]
     assert sorted([*usage.layers, *outputs]) == names
@@ -173,7 +169,8 @@ def test_a_subclass_with_a_forward_of_its_own():
     assert analyze(model, x).layers["0"].kind == "Masked"
 
 
-def twice(*, tied: bool) -> Layers:
+@pytest.mark.parametrize("tied", [True, False], ids=["tied weights", "one module, two names"])
+def test_a_weight_that_is_used_twice_is_one_layer_over_all_calls(tied):
     model = Layers(lambda model, x: model.head(model.second(torch.relu(model.first(x)))),
                    first=nn.Linear(3, 3), second=nn.Linear(3, 3), unused=nn.Linear(3, 5),
                    head=nn.Linear(3, 2))
@@ -181,20 +178,14 @@ def twice(*, tied: bool) -> Layers:
         model.second.weight = model.first.weight
     else:
         model.second = model.first
-    return model
-
-
-@pytest.mark.parametrize("tied", [True, False], ids=["tied weights", "one module, two names"])
-def test_a_weight_that_is_used_twice_is_one_layer_over_all_calls(tied):
-    model, x = twice(tied=tied), rows(5, 3)
+    x = rows(5, 3)
     first = model.first(x)
     met, gave = torch.cat([x, first.relu()]), torch.cat([first, model.second(first.relu())])
     assert_importance(model, x, "first", model.first.weight, met, gave)
     usage = analyze(model, x)
     assert list(usage.layers) == ["first"]
     assert usage.skipped["second"] == "shares its weight with 'first', where it is counted"
-    assert usage.skipped["unused"] == "never called in the forward"
-    assert unnamed(model, usage) == []
+    assert usage.skipped["unused"] == "never called in the forward" and unnamed(model, usage) == []
 
 
 def test_a_head_that_is_the_embedding_is_counted_once_at_its_first_use():
@@ -209,19 +200,14 @@ def test_a_head_that_is_the_embedding_is_counted_once_at_its_first_use():
     assert_importance(model, ids, "embed", model.embed.weight.T, met, flat(model.embed(ids)))
 
 
-def route(model: Layers, x: Tensor) -> Tensor:
-    """The second expert gets nothing at all; the first some rows."""
-    return model.head(torch.cat([model.experts[0](x[x[:, 0] > 0]), model.experts[1](x[:0])]))
-
-
 @pytest.mark.parametrize("criterion", ["output", "input", "wanda"])
 def test_an_expert_that_gets_no_rows_is_all_zeros_and_flagged(criterion):
-    model = Layers(route, experts=nn.ModuleList([nn.Linear(3, 4), nn.Linear(3, 4)]),
-                   head=nn.Linear(4, 2))
+    model = Layers(lambda model, x: model.head(torch.cat([
+        model.experts[0](x[x[:, 0] > 0]), model.experts[1](x[:0])])), head=nn.Linear(4, 2),
+        experts=nn.ModuleList([nn.Linear(3, 4), nn.Linear(3, 4)]))
     x = rows(6, 3)
     usage = analyze(model, x, criterion=criterion)
-    assert usage.layers["experts.1"].dead
-    assert usage.layers["experts.1"].dead_units == 4
+    assert usage.layers["experts.1"].dead and usage.layers["experts.1"].dead_units == 4
     real = x[x[:, 0] > 0]
     assert_importance(model, x, "experts.0", model.experts[0].weight, real, model.experts[0](real))
 
@@ -241,10 +227,7 @@ LATE = {
         (x @ w.T).contiguous(), 0.5, training=False) + b, (4, 3), (4,)),
     "from the left": (lambda x, w, b: (w @ x.T + b[:, None]).T, (4, 3), (4,)),
     "twice to one product": (lambda x, w, b: gated(x @ w.T, b), (4, 3), (4,)),
-    "unsqueezed": (lambda x, w, b: functional.linear(x, w) + b[None], (4, 3), (4,)),
-}
-
-
+    "unsqueezed": (lambda x, w, b: functional.linear(x, w) + b[None], (4, 3), (4,))}
 UNSEEN = [LATE[name][0] for name in ("from the left", "twice to one product")]
 """Whose ReLU is not one that is seen."""
 
@@ -287,10 +270,8 @@ def test_a_convolutions_bias_that_is_added_afterwards():
 
 
 def test_what_is_no_bias_of_its_units_is_not_added():
-    def shifted(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
-        return torch.relu(x @ w.T) + b + x @ w.T
-
-    model, x = late(shifted, (4, 3), (4,)), rows(6, 3)
+    model = late(lambda x, w, b: torch.relu(x @ w.T) + b + x @ w.T, (4, 3), (4,))
+    x = rows(6, 3)
     importance = layer_importance(model, x, ["own"])["own"]
     mean = (x @ model.own.T).mean(0)  # without b: it is added to what a ReLU gave
     torch.testing.assert_close(importance, (model.own * mean[:, None]).abs().double(), rtol=1e-5,

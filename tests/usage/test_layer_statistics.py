@@ -39,10 +39,8 @@ def whole_by_hand(layer: LayerStatistics, name: str) -> Tensor:
     return weight.abs() * {
         "output": layer.mean_output.abs()[:, None],
         "input": layer.mean_input.repeat_interleave(units_a_group, 0),
-        "wanda": layer.input_norm.repeat_interleave(units_a_group, 0),
-        "magnitude": torch.ones(1),
-        "taylor": layer.gradient.flatten(1).abs(),
-    }[name]
+        "wanda": layer.input_norm.repeat_interleave(units_a_group, 0), "magnitude": torch.ones(1),
+        "taylor": layer.gradient.flatten(1).abs()}[name]
 
 
 @pytest.mark.parametrize("groups", [1, GROUPS, UNITS])
@@ -95,8 +93,7 @@ def test_only_taylor_has_a_measure_of_units_of_its_own():
 
 
 def test_the_units_measure_of_a_large_layer_in_pieces():
-    generator = torch.Generator().manual_seed(1)
-    weight, gradient = torch.randn(2, 3, 2**19, generator=generator)
+    weight, gradient = torch.randn(2, 3, 2**19, generator=torch.Generator().manual_seed(1))
     importance = LayerStatistics(weight, gradient=gradient).signed_units(taylor).abs()
     expected = (weight.double() * gradient.double()).sum(1).abs()
     torch.testing.assert_close(importance, expected, rtol=1e-12, atol=0)

@@ -105,8 +105,7 @@ NAMED = {
         "cell": "used through rnn_tanh_cell, which is not a product that is analysed",
         "norm": "LayerNorm is not a kind of layer that is analysed",
         "prelu": "PReLU is not a kind of layer that is analysed",
-        "never": "never called in the forward"},
-}
+        "never": "never called in the forward"}}
 
 
 @pytest.mark.parametrize("name", NAMED)
@@ -134,8 +133,7 @@ def test_two_weights_that_make_one_are_named():
 
     model = Layers(through(run), **net(left=matrix(4, 2), right=matrix(2, 4)))
     usage = analyze(model, rows(6, 3))
-    assert list(usage.layers) == ["first"]
-    assert unnamed(model, usage) == []
+    assert list(usage.layers) == ["first"] and unnamed(model, usage) == []
     assert "matmul" in usage.skipped["left"]
 
 

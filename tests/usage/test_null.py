@@ -44,8 +44,7 @@ def stuck() -> nn.Sequential:
 
 def states(model: nn.Module, inputs: Tensor, draws: int = 2) -> list[dict[str, Tensor]]:
     """What each draw's network holds; the model itself must be left exactly as found."""
-    before, drawn = copy.deepcopy(model.state_dict()), []
-    usage = analyze(model, inputs)
+    before, drawn, usage = copy.deepcopy(model.state_dict()), [], analyze(model, inputs)
 
     def measure(blank: nn.Module) -> dict[str, ModelUsage]:
         assert blank is not model
@@ -62,12 +61,10 @@ def test_reinitialised_layers_have_the_share_of_uniform_weights():
     null = usage.layers["0"].null
     assert (null.kind, null.draws) == (REINITIALISED, 20)
     assert null.share == pytest.approx(UNIFORM_SHARE, abs=0.01)
-    assert null.low < UNIFORM_SHARE < null.high
-    assert null.high - null.low < 0.05
+    assert null.low < UNIFORM_SHARE < null.high and null.high - null.low < 0.05
     entropy_of_null = math.log(UNIFORM_SHARE * 1200)
     assert null.shift == pytest.approx(entropy_of_null - usage.layers["0"].entropy, abs=0.02)
-    assert usage.null.share == pytest.approx(null.share)
-    assert usage.null.kind == REINITIALISED
+    assert usage.null.share == pytest.approx(null.share) and usage.null.kind == REINITIALISED
 
 
 def test_permuted_shares_are_those_of_a_simulation():
@@ -96,8 +93,7 @@ def test_the_range_and_the_shift_are_those_of_the_draws():
 
     null = with_null({"output": usage}, model, measure, draws=8, seed=3)["output"].layers["0"].null
     shares = [layer.effective_share for layer in usages]
-    assert len(shares) == len(set(shares)) == 8
-    assert null.share == pytest.approx(np.mean(shares))
+    assert len(shares) == len(set(shares)) == 8 and null.share == pytest.approx(np.mean(shares))
     assert (null.low, null.high) == pytest.approx(tuple(np.quantile(shares, [0.025, 0.975])))
     assert null.shift == pytest.approx(
         np.mean([layer.entropy for layer in usages]) - usage.layers["0"].entropy)
@@ -162,15 +158,10 @@ def test_a_large_layer_is_sampled_by_whole_units(criterion, monkeypatch):
     assert analyze(model, data, **options).layers["0"].null == sampled
 
 
-def locked() -> nn.Module:
-    model = trained()
-    model.lock = threading.Lock()
-    return model
-
-
 @pytest.mark.filterwarnings("ignore:.*weight_norm")
 @pytest.mark.parametrize(("make", "reason"), [
-    (locked, "TypeError: cannot pickle '_thread.lock' object"),
+    (lambda: trained(Layers(lambda layer, x: x, lock=threading.Lock())),
+     "TypeError: cannot pickle '_thread.lock' object"),
     (lambda: nn.Sequential(nn.utils.weight_norm(nn.Linear(30, 4)), nn.Linear(4, 2)),
      "RuntimeError: Only Tensors created explicitly by the user .*"),
 ], ids=["lock", "weight norm"])
@@ -238,8 +229,7 @@ def test_a_weight_norm_keeps_a_layer_from_being_reinitialised():
     model = nn.Sequential(torch.nn.utils.parametrizations.weight_norm(nn.Linear(30, 40)),
                           nn.ReLU(), nn.Linear(40, 20), nn.ReLU(), nn.Linear(20, 2))
     usage = analyze(model, INPUTS, null=2)
-    assert usage.layers["0"].null.kind == PERMUTED
-    assert usage.layers["2"].null.kind == REINITIALISED
+    assert usage.layers["0"].null.kind == PERMUTED and usage.layers["2"].null.kind == REINITIALISED
     for state in states(model, INPUTS):
         for key, value in model.state_dict().items():
             if "original" in key:

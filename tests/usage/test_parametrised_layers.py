@@ -22,16 +22,11 @@ class Doubled(nn.Module):
         return 2 * weight
 
 
-def doubled(layer: nn.Module) -> nn.Module:
-    parametrize.register_parametrization(layer, "weight", Doubled())
-    return layer
-
-
 PARAMETRISED = {
     "weight norm": lambda: parametrizations.weight_norm(nn.Linear(3, 4)),
     "spectral norm": lambda: parametrizations.spectral_norm(nn.Linear(3, 4)).eval(),
-    "one's own": lambda: doubled(nn.Linear(3, 4)),
-}
+    "one's own": lambda: parametrize.register_parametrization(
+        nn.Linear(3, 4), "weight", Doubled())}
 
 
 @pytest.mark.parametrize("make", PARAMETRISED.values(), ids=PARAMETRISED)
@@ -66,8 +61,7 @@ def test_the_spectral_norm_of_old():
 
 
 def test_a_parametrised_convolution():
-    model = nn.Sequential(parametrizations.weight_norm(nn.Conv1d(2, 4, 3)))
-    x = rows(5, 2, 8)
+    model, x = nn.Sequential(parametrizations.weight_norm(nn.Conv1d(2, 4, 3))), rows(5, 2, 8)
     weight = model[0].weight.detach().flatten(1)
     met = functional.unfold(x.unsqueeze(2), (1, 3)).transpose(1, 2).flatten(0, 1)
     assert_importance(model, x, "0", weight, met, model[0](x).transpose(1, 2).flatten(0, 1))
@@ -109,10 +103,8 @@ def test_an_adapter_beside_its_layer_is_two_layers_more_and_b_is_dead_before_tra
     assert_importance(model, x, "0.B", model[0].B, inner, torch.zeros(6, 4))
     for criterion in CRITERIA:
         usage = analyze(model, x, criterion=criterion)
-        assert list(usage.layers) == ["0.base", "0.A", "0.B"]
-        assert usage.layers["0.B"].dead
-        assert usage.layers["0.B"].effective_weights == 0
-        assert not usage.layers["0.A"].dead
+        assert list(usage.layers) == ["0.base", "0.A", "0.B"] and usage.layers["0.B"].dead
+        assert usage.layers["0.B"].effective_weights == 0 and not usage.layers["0.A"].dead
     assert unnamed(model, usage) == []
 
 
@@ -122,8 +114,7 @@ def test_a_merged_adapter_is_one_layer_with_the_weight_that_it_makes():
     weight = (model[0].base.weight + model[0].B @ model[0].A).detach()
     assert_importance(model, x, "0", weight, x, x @ weight.T + model[0].base.bias)
     usage = analyze(model, x)
-    assert list(usage.layers) == ["0"]
-    assert unnamed(model, usage, computed=("0",)) == []
+    assert list(usage.layers) == ["0"] and unnamed(model, usage, computed=("0",)) == []
 
 
 def scaled(*shapes: tuple[int, int]) -> Layers:
@@ -187,14 +178,12 @@ def gated(samples: int, *, by_data: bool) -> nn.Sequential:
 def test_a_gate_of_a_model_that_takes_one_size_of_batch_alone(samples):
     for by_data in (True, False):
         usage = analyze(gated(samples, by_data=by_data), rows(samples, 3))
-        assert ("0" in usage.skipped) is by_data
-        assert ("0" in usage.layers) is not by_data
+        assert ("0" in usage.skipped) is by_data and ("0" in usage.layers) is not by_data
     assert usage.layers["0"].forward_flops == 2 * 12
 
 
 def test_a_gate_over_data_whose_time_comes_first():
-    nine_steps_of_four_samples = [(rows(9, 4, 3), torch.zeros(4))]
-    usage = analyze(gated(4, by_data=True), nine_steps_of_four_samples)
+    usage = analyze(gated(4, by_data=True), [(rows(9, 4, 3), torch.zeros(4))])
     assert usage.skipped["0"] == "its weight is computed anew from the data"
 
 
@@ -205,8 +194,7 @@ def test_a_weight_that_is_made_only_for_some_batches():
         return functional.linear(inputs, layer.weight * 2 if torch.equal(inputs, x)
                                  else layer.weight)
 
-    usage = analyze(two(Layers(run, weight=nn.Parameter(torch.randn(4, 3)))), x)
-    assert "0" in usage.layers
+    assert "0" in analyze(two(Layers(run, weight=nn.Parameter(torch.randn(4, 3)))), x).layers
 
 
 def test_a_weight_that_was_made_once_and_kept_is_one_layer():

@@ -156,8 +156,7 @@ def test_a_state_that_the_caller_gives(kind):
 
 @KINDS
 def test_one_sequence_without_a_batch_dimension(kind):
-    model = Only(kind(3, 4, 2))
-    assert_by_hand(model, [rows(6, 3)], [rows(6, 3)])
+    assert_by_hand(Only(kind(3, 4, 2)), [rows(6, 3)], [rows(6, 3)])
 
 
 @KINDS

@@ -23,8 +23,7 @@ def test_the_models_figures_are_sums_over_its_layers():
     first = layer("a", 8, math.log(6), 0.5, 0.25, null)
     second = layer("b", 32, math.log(10), 0.75, 0.0)
     usage = ModelUsage("output", 100, {"a": first, "b": second}, {})
-    assert usage.weights == 40
-    assert usage.effective_weights == pytest.approx(16)
+    assert usage.weights == 40 and usage.effective_weights == pytest.approx(16)
     assert usage.entropy == pytest.approx(math.log(16))
     assert usage.effective_share == pytest.approx(16 / 40)
     assert usage.top90_share == pytest.approx((4 + 24) / 40)
@@ -68,5 +67,4 @@ def test_a_models_units_of_which_not_all_is_known():
     usage = ModelUsage("output", 100, {"a": of_units(4, 3.0, None), "b": PLAIN}, {})
     assert (usage.units, usage.effective_units, usage.effective_unit_share, usage.dead_units) == (
         6, None, None, None)
-    nothing_dead = ModelUsage("output", 100, {"a": of_units(4, 3.0, 0)}, {})
-    assert nothing_dead.dead_units == 0
+    assert ModelUsage("output", 100, {"a": of_units(4, 3.0, 0)}, {}).dead_units == 0

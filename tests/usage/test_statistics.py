@@ -17,30 +17,22 @@ from wua_mlflow.usage.criteria import CRITERIA, WeightedImportance
 from wua_mlflow.usage.layer_statistics import LayerStatistics
 from wua_mlflow.usage.statistics import entropy_nats, low_share, summarize, top_share
 
-
-def drawn(seed: int) -> np.random.Generator:
-    return np.random.default_rng(seed)
-
-
+drawn = np.random.default_rng
 LAYERS = {
     "uniform": drawn(0).random((40, 60)),
     "half-normal": np.abs(drawn(1).standard_normal((100, 40))),
     "heavy tail": drawn(2).pareto(1.1, (150, 30)),
     "half zeros": np.where(drawn(3).random((40, 50)) < 0.5, 0.0, 2.5),
-    "one weight": np.array([[3.5]]),
-    "all equal": np.full((40, 50), 0.1),
-    "one of many": np.eye(1, 500),
-    "tiny": drawn(4).random((30, 30)) * 1e-300,
-    "large": drawn(5).random((30, 30)) * 1e300,
-    "largest of float32": np.array([[3.4e38, 1e38]]),
+    "one weight": np.array([[3.5]]), "all equal": np.full((40, 50), 0.1),
+    "one of many": np.eye(1, 500), "tiny": drawn(4).random((30, 30)) * 1e-300,
+    "large": drawn(5).random((30, 30)) * 1e300, "largest of float32": np.array([[3.4e38, 1e38]]),
     "subnormal beside one": np.array([[1e-42, 0.0, 1.0]]),
     "powers of two": np.array([[2.0 ** power for power in range(-120, 120)]]),
     "around one": np.array([[1 - 2 ** -24, 1.0, 1 + 2 ** -23, math.sqrt(0.5)]]),
     "one column": drawn(6).random((1500, 1)),
     "scaled units": drawn(7).random((200, 20)) * np.exp(3 * drawn(8).standard_normal((200, 1))),
     "sorted": np.sort(drawn(9).random(2500)).reshape(50, 50),
-    "few values": drawn(10).integers(0, 4, (50, 60)).astype(float),
-}
+    "few values": drawn(10).integers(0, 4, (50, 60)).astype(float)}
 OUTSIDE_FLOAT32 = ("tiny", "large")
 
 
@@ -123,8 +115,7 @@ def test_a_layer_is_read_tile_by_tile(compiled):
         return tile * 2
 
     summarize(part, (1100, 1000), compiled=compiled)
-    assert max(sizes) <= 2**17
-    assert sum(sizes) <= 2.1 * whole.numel()
+    assert max(sizes) <= 2**17 and sum(sizes) <= 2.1 * whole.numel()
     sizes.clear()
     whole = torch.ones(1, 1_100_000)  # a row of any length is cut
     assert summarize(part, (1, 1_100_000), compiled=compiled).usage.effective == \
@@ -242,8 +233,7 @@ def test_a_large_layer_is_not_copied(criterion):
                             input_norm=drawn_tensor(1, 1000).abs(),
                             gradient=drawn_tensor(1100, 1000).float())
     part = layer.importance(CRITERIA[criterion])
-    assert isinstance(part, WeightedImportance)
-    assert part.weight.data_ptr() == weight.data_ptr()
+    assert isinstance(part, WeightedImportance) and part.weight.data_ptr() == weight.data_ptr()
     if criterion == "taylor":
         assert part.factor.data_ptr() == layer.gradient.data_ptr()
     whole = part.exact(slice(None), slice(None)).numpy()
@@ -274,8 +264,7 @@ def test_float32_and_integers_are_taken_in_float64():
 
 
 def test_all_zero_has_no_effective_weights():
-    figures = [function(torch.zeros(3, 4)) for function in FUNCTIONS]
-    assert figures == [0.0, 0.0, 0.0, 1.0]
+    assert [function(torch.zeros(3, 4)) for function in FUNCTIONS] == [0.0, 0.0, 0.0, 1.0]
 
 
 @pytest.mark.parametrize(("values", "expected"), [
@@ -295,8 +284,7 @@ def test_coverage_out_of_range(coverage):
 
 def test_low_share_counts_what_lies_strictly_below():
     values = torch.tensor([0.0, 0.0099, 0.01, 0.0101, 5.0], dtype=torch.float64)
-    assert low_share(values, below=0.01) == 2 / 5
-    assert low_share(values, below=math.inf) == 1.0
+    assert low_share(values, below=0.01) == 2 / 5 and low_share(values, below=math.inf) == 1.0
     with pytest.raises(ValueError, match="below: expected a number, but got NaN"):
         low_share(values, below=math.nan)
 

@@ -42,8 +42,7 @@ BUILDS = {
         hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4,
         image_size=32, patch_size=8)),
     "bloom": lambda: transformers.BloomForCausalLM(transformers.BloomConfig(
-        vocab_size=97, hidden_size=32, n_layer=1, n_head=4, **PLACES)),
-}
+        vocab_size=97, hidden_size=32, n_layer=1, n_head=4, **PLACES))}
 CUT = {
     "bert": ("bert.encoder.layer.0.attention.self", "bert.encoder.layer.0.attention.output.dense",
              4),
@@ -53,8 +52,7 @@ CUT = {
     "neox": ("gpt_neox.layers.0.attention", "gpt_neox.layers.0.attention.dense", 4),
     "qwen": ("model.layers.0.self_attn", "model.layers.0.self_attn.o_proj", 2),
     "opt": ("model.decoder.layers.0.self_attn", "model.decoder.layers.0.self_attn.out_proj", 4),
-    "vit": ("vit.layers.0.attention", "vit.layers.0.attention.o_proj", 4),
-}
+    "vit": ("vit.layers.0.attention", "vit.layers.0.attention.o_proj", 4)}
 """By model a module with heads, the layer that reads them, and how many units there are."""
 
 
@@ -165,10 +163,7 @@ PROJECTIONS = {
     "llama": ("model.layers.0.self_attn.", ("q_proj", "k_proj", "v_proj"), (4, 2, 2)),
     "qwen": ("model.layers.0.self_attn.", ("q_proj", "k_proj", "v_proj"), (4, 2, 2)),
     "opt": ("model.decoder.layers.0.self_attn.", ("q_proj", "k_proj", "v_proj"), (4, 4, 4)),
-    "t5": ("encoder.block.0.layer.0.SelfAttention.", ("q", "k", "v"), (4, 4, 4)),
-}
-
-
+    "t5": ("encoder.block.0.layer.0.SelfAttention.", ("q", "k", "v"), (4, 4, 4))}
 FUSED = {"gpt2": ("transformer.h.0.attn", "c_attn", "c_proj"),
          "neox": ("gpt_neox.layers.0.attention", "query_key_value", "dense"),
          "bloom": ("transformer.h.0.self_attention", "query_key_value", "dense")}

@@ -69,16 +69,14 @@ RELUS = {
     "twice in a row": applied(lambda x: x.relu().relu()),
     "with dropout between": applied(lambda x: functional.relu6(functional.dropout(
         x.relu(), 0.5, training=False))),
-    "at two places": applied(lambda x: x.relu() + torch.relu(x)),
-}
+    "at two places": applied(lambda x: x.relu() + torch.relu(x))}
 
 
 @pytest.mark.parametrize("relu", RELUS.values(), ids=RELUS)
 def test_units_never_above_zero_before_a_relu(relu):
     model, inputs = partly_dead(relu), rows(200, 3)
     expected = units_never_above_zero(model[0](inputs))
-    assert 3 < expected < 40
-    assert dead(model, inputs.split(45)) == expected
+    assert 3 < expected < 40 and dead(model, inputs.split(45)) == expected
 
 
 def test_the_larger_of_two_products_is_neithers():
@@ -114,8 +112,7 @@ def test_units_of_a_convolution():
     model[0].bias.data.copy_(torch.linspace(-1.5, 1.5, 12))
     inputs = rows(30, 2, 6, 6)
     expected = units_never_above_zero(model[:2](inputs).movedim(1, -1))
-    assert 0 < expected < 12
-    assert dead(model, inputs.split(4)) == expected
+    assert 0 < expected < 12 and dead(model, inputs.split(4)) == expected
 
 
 def test_one_batch_far_back_makes_a_unit_alive():
@@ -129,8 +126,7 @@ def test_one_batch_far_back_makes_a_unit_alive():
 
 
 def test_the_last_of_many_rows_makes_a_unit_alive():
-    model = ones(nn.ReLU())
-    inputs = -torch.ones(900, 1)
+    model, inputs = ones(nn.ReLU()), -torch.ones(900, 1)
     assert dead(model, inputs) == 3
     inputs[-1] = 1
     assert dead(model, inputs) == 0
@@ -143,8 +139,9 @@ def ones(*after: nn.Module) -> nn.Sequential:
     return model
 
 
-def twice(*relu_in: int) -> Layers:
-    """A layer whose output goes through a ReLU in the calls of these numbers only."""
+@pytest.mark.parametrize(("relu_in", "expected"), [((), 0), ((0,), 0), ((1,), 0), ((0, 1), 1)])
+def test_a_relu_in_one_of_two_calls_kills_nothing(relu_in, expected):
+    """Where another call's output is used as it is, below zero is not dead."""
     def run(model: Layers, x: Tensor) -> Tensor:
         for call in (0, 1):
             x = model.layer(x)
@@ -154,19 +151,12 @@ def twice(*relu_in: int) -> Layers:
     model = Layers(run, layer=nn.Linear(3, 3), head=nn.Linear(3, 2))
     nn.init.eye_(model.layer.weight)
     model.layer.bias.data = torch.tensor([-5.0, 0.0, 5.0])
-    return model
-
-
-@pytest.mark.parametrize(("relu_in", "expected"), [((), 0), ((0,), 0), ((1,), 0), ((0, 1), 1)])
-def test_a_relu_in_one_of_two_calls_kills_nothing(relu_in, expected):
-    """Where another call's output is used as it is, below zero is not dead."""
-    assert dead(twice(*relu_in), rows(50, 3), "layer") == expected
+    assert dead(model, rows(50, 3), "layer") == expected
 
 
 @pytest.mark.parametrize("after", [nn.Identity(), nn.ReLU()])
 def test_what_is_padding_makes_no_unit_alive(after):
-    x = torch.zeros(4, 5, 1)
-    mask = (torch.arange(5) < 3).expand(4, 5)
+    x, mask = torch.zeros(4, 5, 1), (torch.arange(5) < 3).expand(4, 5)
     x[:, 3:] = 1.0
     model = Layers(lambda model, x, attention_mask: model.layers(x), layers=ones(after))
     assert dead(model, [{"x": x, "attention_mask": mask}], "layers.0") == 3
@@ -180,8 +170,7 @@ def test_hidden_units_of_a_recurrent_layer_and_entries_of_an_embedding():
     ids = tokens(20)
     model.embed.weight.data[:, 1:3] = 0
     model.rnn.bias_ih_l0.data.copy_(torch.linspace(-4, 4, 6))
-    states = model.rnn(model.embed(ids))[0]
-    expected = units_at_zero(states)
+    expected = units_at_zero(model.rnn(model.embed(ids))[0])
     assert 0 < expected < 6
     assert dead(model, ids.split(3), "embed") == 2
     assert dead(model, ids.split(3), "rnn.weight_ih_l0") == expected

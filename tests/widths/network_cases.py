@@ -8,6 +8,8 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
+from tests.networks import mlp
+
 Data = tuple[Tensor, Tensor]
 
 
@@ -41,11 +43,7 @@ def trained(*widths: int, seed: int = 0) -> tuple[nn.Sequential, Data]:
 
 @cache
 def _trained(widths: tuple[int, ...], seed: int) -> tuple[nn.Sequential, Data]:
-    torch.manual_seed(seed)
-    layers: list[nn.Module] = []
-    for left, right in zip((2, *widths), (*widths, 3), strict=True):
-        layers += [nn.Linear(left, right), nn.ReLU()]
-    model = nn.Sequential(*layers[:-1])
+    model = mlp(2, *widths, 3, seed=seed)
     inputs = torch.rand(360, 2) * 2 - 1
     targets = (inputs.norm(dim=1) * 2.5).long().clamp_max(2)
     optimizer = torch.optim.Adam(model.parameters(), 0.05)

@@ -23,8 +23,7 @@ def usage_of(**effective: tuple[float, int]) -> ModelUsage:
                          entropy=math.log(count), effective_weights=count, top90_share=1.0,
                          low_share=0.0, unit_importance=np.ones(2),
                          histogram=Histogram(np.zeros(2), np.zeros(1), 0.0))
-        for name, (count, weights) in effective.items()
-    }
+        for name, (count, weights) in effective.items()}
     return ModelUsage("output", 10, layers, {})
 
 
@@ -47,8 +46,7 @@ def test_equally_important_weights_lose_no_unit_and_a_dead_layer_keeps_one(units
 
 def test_an_entry_that_sets_several_layers_takes_the_largest():
     usage = usage_of(left=(3.0, 20), right=(12.0, 20), out=(2.0, 4))
-    layers = (("left", "right", "not analysed"), ("out",))
-    assert effective_widths(usage, (10, 6), layers) == (6, 3)
+    assert effective_widths(usage, (10, 6), (("left", "right", "not analysed"), ("out",))) == (6, 3)
 
 
 def test_no_width_from_layers_that_were_not_analysed_or_of_another_number():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from torch import nn
 
-from tests.networks import snapshot
+from tests import networks
 from wua_mlflow.pipeline.models import cnn, mlp
 from wua_mlflow.widths.factory import layers_by_width
 
@@ -24,16 +24,6 @@ def even(widths):
     return nn.Sequential(nn.Linear(3, widths[0]), nn.Linear(widths[0], widths[1]))
 
 
-def in_pairs(widths):
-    units = widths[0] // 2 * 2
-    return nn.Sequential(nn.Linear(3, units), nn.ReLU(), nn.Linear(units, 1))
-
-
-def heads(widths):
-    return nn.Sequential(nn.Linear(3, widths[0]),
-                         nn.MultiheadAttention(widths[0], 4), nn.Linear(widths[0], 1))
-
-
 def at_most_eight(widths):
     if widths[0] > 8:
         raise ValueError("at most 8")
@@ -48,14 +38,12 @@ def first(kind, *sizes):
     (lambda widths: mlp(widths, [5], 3, "multiclass"), (64, 32, 16),
      (("fc1",), ("fc2",), ("fc3",))),
     (lambda widths: cnn(widths, [1, 8, 8], 10, "multiclass"), (4, 6), (("conv1",), ("conv2",))),
-    (two_of_a_width, (5, 6), (("left", "right"), ("out",))),
-    (even, [8, 2], (("0",), ("1",))),
-    (in_pairs, (6,), (("0",),)),
-    (heads, (8,), (("0", "1.out_proj"),)),
-    (at_most_eight, (8,), (("",),)),
-    (lambda widths: nn.Linear(2, 4 * widths[0]), (1,), (("",),)),
-    (first(nn.LSTM, 2, 0), (3,), (("0",),)),
-    (first(nn.Embedding, 9, 0), (3,), (("0",),)),
+    (two_of_a_width, (5, 6), (("left", "right"), ("out",))), (even, [8, 2], (("0",), ("1",))),
+    (lambda widths: networks.mlp(3, widths[0] // 2 * 2, 1), (6,), (("0",),)),  # in pairs
+    (lambda widths: nn.Sequential(nn.Linear(3, widths[0]), nn.MultiheadAttention(widths[0], 4),
+                                  nn.Linear(widths[0], 1)), (8,), (("0", "1.out_proj"),)),
+    (at_most_eight, (8,), (("",),)), (lambda widths: nn.Linear(2, 4 * widths[0]), (1,), (("",),)),
+    (first(nn.LSTM, 2, 0), (3,), (("0",),)), (first(nn.Embedding, 9, 0), (3,), (("0",),)),
     (first(nn.ConvTranspose1d, 2, 0, 2), (3,), (("0",),))])
 def test_layers_that_a_width_sets(factory, widths, expected):
     assert layers_by_width(factory, widths) == expected
@@ -84,6 +72,6 @@ def test_the_global_streams_are_left_alone():
         random.random()
         return nn.Linear(3, widths[0])
 
-    before = snapshot(nn.Identity())
+    before = networks.snapshot(nn.Identity())
     layers_by_width(drawing, (5,))
-    assert snapshot(nn.Identity()) == before
+    assert networks.snapshot(nn.Identity()) == before

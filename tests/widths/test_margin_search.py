@@ -25,8 +25,7 @@ def alone(scores, margin=0.1):
     search = MarginSearch(probe, float(scores[-1]), margin, "accuracy")
     (layer,), joint = search.search([group("a", len(scores))], jointly=True)
     assert joint is None
-    assert len(tried) == len(set(tried))
-    assert set(layer.curve.widths) == {*tried, len(scores)}
+    assert len(tried) == len(set(tried)) and set(layer.curve.widths) == {*tried, len(scores)}
     return layer
 
 
@@ -62,8 +61,7 @@ def test_a_margin_is_met_exactly_in_spite_of_rounding():
 
 def test_the_way_from_all_units_to_what_each_keeps_alone():
     ways = width_path({"a": 4, "b": 2, "c": 3}, [group("a", 16), group("b", 32), group("c", 3)])
-    assert ways[0] == {"a": 4, "b": 2, "c": 3}
-    assert ways[-1] == {"a": 16, "b": 32, "c": 3}
+    assert ways[0] == {"a": 4, "b": 2, "c": 3} and ways[-1] == {"a": 16, "b": 32, "c": 3}
     for narrow, wide in zip(ways, ways[1:], strict=False):
         assert all(narrow[name] <= wide[name] for name in wide) and narrow != wide
     for way in ways:  # 16 to 4 is two halvings, 32 to 2 four: b goes twice as fast

@@ -57,8 +57,7 @@ def test_ablation_of_one_layer_by_deleting_units(criterion, seed, margin):
     result = recommended(model, data, margin=margin, method="ablation", criterion=criterion)
     (layer,), exact = result.layers, smallest(scores, margin)
     assert result.widths == {"0": exact} and layer.alone == exact and result.joint is None
-    assert layer.curve.widths == tuple(range(1, 13))
-    assert layer.curve.scores == pytest.approx(scores)
+    assert layer.curve.widths == tuple(range(1, 13)) and layer.curve.scores == pytest.approx(scores)
     assert layer.curve.baseline == pytest.approx(accuracy(model, data))
     assert layer.curve.axis == "accuracy"
 
@@ -273,8 +272,7 @@ MARGIN = r"margin: expected a number in \[0, 1\), but got "
 
 
 @pytest.mark.parametrize(("options", "message"), [
-    ({"margin": 1.0}, f"{MARGIN}1.0"),
-    ({"margin": -0.01}, f"{MARGIN}-0.01"),
+    ({"margin": 1.0}, f"{MARGIN}1.0"), ({"margin": -0.01}, f"{MARGIN}-0.01"),
     ({"margin": "0.1"}, f"{MARGIN}'0.1'"),
     ({"method": "abblation"}, "method: expected one of effective, rank, projection, ablation, "
                               "search, but got 'abblation'; did you mean 'ablation'"),

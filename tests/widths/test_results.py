@@ -13,13 +13,10 @@ RESULT = WidthRecommendation(
 
 def test_the_table():
     assert RESULT.table().splitlines() == [
-        "| layer | units | width | alone | read from |",
-        "|---|---|---|---|---|",
+        "| layer | units | width | alone | read from |", "|---|---|---|---|---|",
         "| fc1 | 8 | 6 | 5 | accuracy 0.8900 at 5 of 8 (all: 0.9000, at least 0.8800) |",
-        "| fc2 | 4 | 4 | 4 | accuracy 0.9000 at 4 of 4 (all: 0.9000, at least 0.8800) |",
-        "",
-        "- a note",
-        "- fc3: no width (why)"]
+        "| fc2 | 4 | 4 | 4 | accuracy 0.9000 at 4 of 4 (all: 0.9000, at least 0.8800) |", "",
+        "- a note", "- fc3: no width (why)"]
 
 
 def test_json_holds_all_of_it():
@@ -32,5 +29,4 @@ def test_json_holds_all_of_it():
     layers = tuple(LayerWidth(**{**layer, "layers": tuple(layer["layers"]),
                                  "curve": curve_of(layer["curve"])})
                    for layer in read.pop("layers"))
-    joint = curve_of(read.pop("joint"))
-    assert WidthRecommendation(layers=layers, joint=joint, **read) == RESULT
+    assert WidthRecommendation(layers=layers, joint=curve_of(read.pop("joint")), **read) == RESULT

@@ -57,8 +57,7 @@ def brute_force(most: int, seeds: int = 1) -> int:
 @pytest.mark.parametrize(("suggestion", "seeds"), [(64, 1), (40, 1), (13, 5), (2, 1), (1, 1)])
 def test_one_width_is_what_brute_force_finds(suggestion, seeds):
     result, trained = searched([64], [suggestion], seeds=seeds)
-    assert result.widths == (brute_force(64, seeds),)
-    assert result.stopped == "converged"
+    assert result.widths == (brute_force(64, seeds),) and result.stopped == "converged"
     assert result.looks == len(result.trials) - 1 <= 2 + math.ceil(math.log2(65))
     assert trained[:2] == [(64,), (suggestion,)] or suggestion == 64
     assert len(set(trained)) == len(trained) == len(result.trials)
@@ -71,8 +70,7 @@ def test_one_width_is_what_brute_force_finds(suggestion, seeds):
 @pytest.mark.parametrize("runs", [2, 3, 5])
 def test_the_budget_in_runs_is_kept(runs):
     result, trained = searched([64], [60], runs=runs)
-    assert (len(trained), result.stopped) == (runs, "budget")
-    assert result.widths != (64,)
+    assert (len(trained), result.stopped) == (runs, "budget") and result.widths != (64,)
 
 
 @pytest.mark.parametrize(("seconds", "looks"), [(25, 2), (1, 1)])

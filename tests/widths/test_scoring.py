@@ -17,8 +17,7 @@ CASES = {
     "binary": (mlp(4, 6, 1), labels(50, 2), "logits"),
     "binary, by a half": (nn.Sequential(nn.Linear(4, 1), nn.Sigmoid()), labels(50, 2),
                           "probabilities"),
-    "regression": (mlp(4, 6, 1), rows(50, 1, seed=7), "values"),
-}
+    "regression": (mlp(4, 6, 1), rows(50, 1, seed=7), "values")}
 
 
 @pytest.mark.parametrize("named", [False, True])

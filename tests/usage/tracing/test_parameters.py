@@ -19,14 +19,9 @@ def weights(*shape: int) -> nn.Module:
 
 
 VIEWS = {
-    "itself": lambda w: w,
-    "transposed": lambda w: w.T,
-    "columns": lambda w: w[:, 2:5],
-    "every other row": lambda w: w[::2],
-    "one of two": lambda w: w.unflatten(0, (2, 2))[1],
-    "with a dimension more": lambda w: w[..., None],
-    "a view of a view": lambda w: w.T[1:3].T,
-}
+    "itself": lambda w: w, "transposed": lambda w: w.T, "columns": lambda w: w[:, 2:5],
+    "every other row": lambda w: w[::2], "one of two": lambda w: w.unflatten(0, (2, 2))[1],
+    "with a dimension more": lambda w: w[..., None], "a view of a view": lambda w: w.T[1:3].T}
 
 
 @pytest.mark.parametrize("grad", [True, False])
@@ -35,8 +30,7 @@ def test_a_view_finds_its_parameter_and_the_same_view_of_another_tensor(view, gr
     model, other = weights(4, 6), torch.randn(4, 6)
     with torch.set_grad_enabled(grad):
         located = ParameterIndex(model).find(view(model.own))
-    assert located.parameter == "own"
-    assert torch.equal(located.of(other), view(other))
+    assert located.parameter == "own" and torch.equal(located.of(other), view(other))
 
 
 def test_what_is_no_view_of_a_parameter():

@@ -118,8 +118,7 @@ PADDED = {
     "left_matmul": (lambda x, w: w @ x, TABLE, [(3, 2, 4)], REAL[:, None], -2),
     "bilinear": (functional.bilinear, FORM, [(3, 4, 2), (3, 4, 3)], REAL[..., None], -1),
     "conv": (partial(functional.conv1d, padding=4, dilation=2, groups=2), KERNEL, [(3, 4, 4)],
-             REAL[:, None], -2),
-}
+             REAL[:, None], -2)}
 
 
 @pytest.mark.parametrize("name", PADDED)
@@ -164,9 +163,7 @@ def test_a_convolution_that_changes_the_length_knows_nothing_of_padding():
     ({"stride": 2, "padding": 2}, (16, 2, 40, 40)),
     ({"dilation": 2, "padding": (2, 0), "bias": False}, (4, 2, 40, 40)),
     ({"padding": "same"}, (2, 80, 80))])
-def test_outputs_of_a_convolution_that_makes_much_of_little_are_summed_by_its_inputs(
-    options, shape
-):
+def test_outputs_of_a_convolution_that_makes_much_of_little_come_from_its_inputs(options, shape):
     """The outputs' values are not read: with NaN in their place the sums are the same."""
     layer, x = nn.Conv2d(2, 40, 3, **options), torch.randn(shape)
     output = layer(x).detach()
@@ -205,8 +202,7 @@ def test_columns_of_a_convolution():
     mask = mask_of(GIVEN.float())
     assert (mask.count, mask.keep.dtype) == (6, torch.bool)
     assert mask.columns((3, 7, 4)).tolist() == GIVEN.bool().unsqueeze(1).tolist()
-    assert mask.columns((4, 7, 3)) is None
-    assert mask.columns((3, 7, 4, 4)) is None
+    assert mask.columns((4, 7, 3)) is None and mask.columns((3, 7, 4, 4)) is None
 
 
 @pytest.mark.parametrize("mask", [torch.ones(3, 4), torch.ones(4), torch.zeros(2, 1, 4, 4)])

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.functional import cross_entropy as loss
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from tests.model_forms import Layers
@@ -15,10 +16,6 @@ from tests.networks import labels, rows, tokens
 from wua_mlflow.usage.analyze import analyze
 
 SAMPLES, STEPS, INPUTS, UNITS = 9, 5, 3, 4
-
-
-def loss(outputs: Tensor, targets: Tensor) -> Tensor:
-    return functional.cross_entropy(outputs, targets)
 
 
 def units_of(model: nn.Module, data, names, loss=loss) -> dict[str, Tensor]:
@@ -96,8 +93,7 @@ RECURRENT = {
         INPUTS, UNITS, 2, batch_first=True, proj_size=3, bidirectional=True), "every"),
     "GRU, two layers": (lambda: nn.GRU(INPUTS, UNITS, 2, batch_first=True), "both"),
     "RNN, both ways": (lambda: nn.RNN(
-        INPUTS, UNITS, batch_first=True, bidirectional=True), "every"),
-}
+        INPUTS, UNITS, batch_first=True, bidirectional=True), "every")}
 
 
 @pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
@@ -219,8 +215,7 @@ SHARED = {
     "tied weight, bias added": (lambda: two_modules(True), ["one"], 3),
     "shared bias": (shared_bias, ["one", "two", "made"], 4),
     "lent bias": (lambda: lent_bias(False), ["one", "two"], 4),
-    "lent bias, added": (lambda: lent_bias(True), ["one", "two"], 4),
-}
+    "lent bias, added": (lambda: lent_bias(True), ["one", "two"], 4)}
 
 
 @pytest.mark.parametrize("name", SHARED)

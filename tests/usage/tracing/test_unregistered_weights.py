@@ -50,8 +50,7 @@ BESIDE = {
                    ["also used through linear, which is not counted"]),
     "functorch": (lambda model, h: model.inner(h) + torch.vmap(
         lambda weight: torch.func.functional_call(model.inner, {"weight": weight}, (h,)))(
-            model.inner.weight[None])[0], ["1 of 2 calls were not seen"]),
-}
+            model.inner.weight[None])[0], ["1 of 2 calls were not seen"])}
 
 
 @pytest.mark.parametrize(("run", "reasons"), BESIDE.values(), ids=BESIDE)
@@ -86,8 +85,7 @@ HELD = {
     "plain, transposed": (lambda model, h: functional.linear(h, model.held.T),
                           torch.randn(4, 4).T, "held", PLAIN),
     "list": (lambda model, h: model.held[1](h), [None, nn.Linear(4, 4)], "held[1]", ELSEWHERE),
-    "dict": (lambda model, h: model.held["a"](h), {"a": nn.Linear(4, 4)}, "held[a]", ELSEWHERE),
-}
+    "dict": (lambda model, h: model.held["a"](h), {"a": nn.Linear(4, 4)}, "held[a]", ELSEWHERE)}
 
 
 @pytest.mark.parametrize(("run", "value", "name", "reason"), HELD.values(), ids=HELD)
@@ -95,8 +93,7 @@ def test_what_is_not_registered_is_named_where_it_is_held(run, value, name, reas
     # A model with a parameter of its own could have computed a plain tensor.
     for parts in [{}, {"gain": nn.Parameter(torch.ones(4))}][:2 if name != "held" else 1]:
         usage = used(run, attributes={"held": value}, **parts)
-        assert list(usage.layers) == ["first"]
-        assert usage.skipped[name] == reason
+        assert list(usage.layers) == ["first"] and usage.skipped[name] == reason
 
 
 def test_a_parameter_registered_as_a_buffer_is_a_buffer():
@@ -107,11 +104,8 @@ def test_a_parameter_registered_as_a_buffer_is_a_buffer():
 
 
 def test_any_other_weight_is_named_by_the_module_that_runs():
-    class Hidden(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return functional.linear(x, torch.full((4, 4), 0.5))
-
-    usage = used(lambda model, h: model.inner(h), inner=Hidden())
+    hidden = Layers(lambda layer, x: functional.linear(x, torch.full((4, 4), 0.5)))
+    usage = used(lambda model, h: model.inner(h), inner=hidden)
     assert usage.skipped["inner"] == "the weight of its linear is neither a parameter nor a buffer"
 
 
@@ -122,5 +116,4 @@ def test_what_runs_again_or_several_times_is_no_omission(criterion):
     model.same = [model.inner]
     data = [(rows(6, 3), torch.zeros(6, dtype=torch.long))] * 2
     usage = analyze(model, data, criterion=criterion, loss=functional.cross_entropy)
-    assert list(usage.layers) == ["first", "inner"]
-    assert list(usage.skipped) == ["head"]
+    assert list(usage.layers) == ["first", "inner"] and list(usage.skipped) == ["head"]
