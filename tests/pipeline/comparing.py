@@ -33,9 +33,7 @@ def refusal(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     return output.err.removeprefix("wua: ").rstrip("\n")
 
 
-def assert_same_verdict(
-    result: dict, old: np.ndarray, new: np.ndarray, margin: float = 0.02
-) -> None:
+def assert_same_verdict(result: dict, old: np.ndarray, new: np.ndarray, margin: float = 0.02):
     """``result`` is what ``wua.compare`` says of these scores."""
     expected = wua.compare(old, new, margin=margin, seed=42)
     assert result["artifact"]["outcome"] == result["verdict"] == expected.outcome

@@ -12,7 +12,6 @@ from wua_mlflow.tracking.store import connect
 
 @pytest.fixture
 def store(store_uri, monkeypatch):
-    """A store of the test's own."""
     without_exports(monkeypatch)
     monkeypatch.setattr(sys, "path", list(sys.path))
     return connect("slimming")

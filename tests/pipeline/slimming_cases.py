@@ -24,7 +24,6 @@ from wua_mlflow.pipeline.networks import NetworkFactory, from_scratch
 from wua_mlflow.pipeline.recipe import Recipe, Trained, load_recipe, train_replicates
 from wua_mlflow.pipeline.train import TrainingPlan, train_variant
 from wua_mlflow.pipeline.variant import ModelVariant
-from wua_mlflow.results import Comparison
 from wua_mlflow.tracking.models import NotExportable, log_model
 from wua_mlflow.tracking.store import Store, connect
 
@@ -37,12 +36,8 @@ QUICK = {"data": f"{HERE}:blobs", "hidden": "8", "epochs": 3, "seeds": 1, "null_
 def blobs(seed: int, sizes: tuple[int, ...] = (160, 80, 200)) -> list[tuple[Any, Any]]:
     """Three classes around three centres in six dimensions; integer targets."""
     draw = np.random.default_rng(seed)
-    parts = []
-    for size in sizes:
-        classes = np.arange(size) % 3
-        points = CENTRES[classes] + draw.normal(size=(size, 6))
-        parts.append((torch.tensor(points, dtype=torch.float32), torch.tensor(classes)))
-    return parts
+    return [(torch.tensor(CENTRES[classes] + draw.normal(size=(len(classes), 6))).float(),
+             torch.tensor(classes)) for classes in (np.arange(size) % 3 for size in sizes)]
 
 
 def many(seed: int) -> list[tuple[Any, Any]]:
@@ -73,7 +68,6 @@ def branched(widths: tuple[int, ...]) -> nn.Sequential:
 
 
 def ignoring(widths: tuple[int, ...]) -> nn.Sequential:
-    """A network of the same widths whatever is asked for."""
     return net()
 
 
@@ -92,9 +86,8 @@ def variant_of(recipe: Recipe, make: NetworkFactory | None = None) -> ModelVaria
     trained = make(0, settings.seed)
     test = recipe.evaluate(trained.model, recipe.split.test, trained.kind)
     replicates = train_replicates(recipe, make, (trained, test), count=settings.seeds)
-    tags = {"wua.widths": ",".join(map(str, settings.hidden))}
     return ModelVariant("0" * 32, "0", "oversized", "oversized", recipe, trained, test, replicates,
-                   tags, {}, make)
+                   {"wua.widths": ",".join(map(str, settings.hidden))}, {}, make)
 
 
 def original_in(store: Store, **options: object) -> ModelVariant:
@@ -106,13 +99,11 @@ def original_in(store: Store, **options: object) -> ModelVariant:
 
 
 def with_split(variant: ModelVariant, change: Callable[[DataSplit], DataSplit]) -> ModelVariant:
-    """The same variant on other data."""
     return replace(variant, recipe=replace(variant.recipe, split=change(variant.recipe.split)))
 
 
 def weights_of(network: ModelVariant | Trained | nn.Module) -> dict[str, torch.Tensor]:
-    model = network if isinstance(network, nn.Module) else network.model
-    return model.state_dict()
+    return (network if isinstance(network, nn.Module) else network.model).state_dict()
 
 
 def same(first: Trained | nn.Module, second: Trained | nn.Module) -> bool:
@@ -133,7 +124,6 @@ def without_exports(patch: pytest.MonkeyPatch) -> None:
 
 
 def with_exports(patch: pytest.MonkeyPatch) -> None:
-    """Models are exported after all."""
     patch.setattr(train, "log_model", log_model)
 
 
@@ -167,9 +157,7 @@ def store_at(folder: Path, migrated: Path) -> Iterator[Store]:
         yield connect("slimming")
 
 
-def judging(
-    outcomes: Sequence[str], pairs: list[tuple[str, str]]
-) -> Callable[..., tuple[Comparison, list[ModelVariant]]]:
+def judging(outcomes: Sequence[str], pairs: list[tuple[str, str]]) -> Callable:
     """``compare_variants`` with these outcomes, one a call; what it was given is written down."""
     remaining = iter(outcomes)
 

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional
 
-from tests.pipeline.slimming_cases import text_of
+from tests.pipeline.slimming_cases import tags_of, text_of
 from wua_mlflow.config import load_settings
 from wua_mlflow.data.datasets import load_data
 from wua_mlflow.pipeline import pictures, workflow
@@ -74,7 +74,6 @@ def left_of_pair(batch):
 
 @pytest.fixture
 def store(store, tmp_path):
-    """A store beside a module ``own``."""
     (tmp_path / "own.py").write_text(PARTS)
     yield store
     sys.modules.pop("own", None)
@@ -87,7 +86,6 @@ def analysed(store: Store, **options: object) -> tuple[Analysis, Run]:
 
 
 def net(seed: int = 42) -> nn.Sequential:
-    """The network that ``own:net`` makes."""
     torch.manual_seed(seed)
     return nn.Sequential(nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10))
 
@@ -111,8 +109,7 @@ def test_the_run_is_a_variant_that_holds_all_of_it(store, monkeypatch):
     assert metrics["flops/forward"] == 2 * (64 * 16 + 16 * 10)
     assert metrics["params/total"] == 65 * 16 + 17 * 10
     weight, bias = (tensor.detach().double().numpy() for tensor in net(7)[0].parameters())
-    train = load_data("digits", seed=7).train.inputs
-    mean = (train.double().numpy() @ weight.T + bias).mean(0)
+    mean = (load_data("digits", seed=7).train.inputs.double().numpy() @ weight.T + bias).mean(0)
     assert metrics["usage/effective_weights"] == pytest.approx(
         effective(np.abs(weight) * np.abs(mean)[:, None]), rel=1e-6)
     assert metrics["usage/null_low"] <= metrics["usage/null_share"] <= metrics["usage/null_high"]
@@ -137,8 +134,7 @@ def test_the_configuration_gives_the_same_again(store, tmp_path):
     path = Path(store.client.download_artifacts(run.info.run_id, "config.yaml", str(tmp_path)))
     settings = load_settings(str(path))
     assert settings.state == str(tmp_path / "mine.safetensors")
-    again = analyze_model(store, settings)
-    assert again.usage.effective_weights == first.usage.effective_weights
+    assert analyze_model(store, settings).usage.effective_weights == first.usage.effective_weights
 
 
 @pytest.mark.parametrize(("options", "name", "widths", "units"), [
@@ -162,13 +158,11 @@ def test_the_first_criterion_gives_the_metrics_and_each_other_a_table(store):
     first = json.loads(text_of(store, run.info.run_id, "usage/layers.json"))
     assert (first["criterion"], run.data.tags["wua.criterion"]) == ("magnitude", "magnitude")
     assert run.data.metrics["usage/effective_weights"] == analysis.usage.effective_weights
-    rank = first["data"][0][first["columns"].index("effective_rank")]
-    assert 1 < rank <= 16
+    assert 1 < first["data"][0][first["columns"].index("effective_rank")] <= 16
     model = net().double()
     train = load_data("digits", seed=42).train
     functional.cross_entropy(model(train.inputs.double()), train.targets).backward()
-    weight, gradient = (tensor.detach().numpy() for tensor in (model[0].weight,
-                                                               model[0].weight.grad))
+    weight, gradient = (each.detach().numpy() for each in (model[0].weight, model[0].weight.grad))
     for criterion, importance, rel in (("magnitude", np.abs(weight), 1e-9),
                                        ("squares", weight ** 2, 1e-9),
                                        ("taylor", np.abs(weight * gradient), 1e-5)):
@@ -177,8 +171,7 @@ def test_the_first_criterion_gives_the_metrics_and_each_other_a_table(store):
     for criterion in ("squares", "taylor"):
         table = json.loads(text_of(store, run.info.run_id, f"usage/layers_{criterion}.json"))
         assert table["criterion"] == criterion
-        column = table["columns"].index("effective_weights")
-        assert [row[column] for row in table["data"]] == [
+        assert [row[table["columns"].index("effective_weights")] for row in table["data"]] == [
             layer.effective_weights for layer in analysis.usages[criterion].layers.values()]
     named, _ = analysed(store, criterion="taylor", loss="own:cross_entropy")
     assert named.usage.effective_weights == analysis.usages["taylor"].effective_weights
@@ -269,8 +262,8 @@ def test_the_run_of_mlflow_run_is_the_variant(store, monkeypatch):
 
 
 def test_a_trained_run_takes_the_new_options_too(store):
-    original = workflow.train_run(store, load_settings(
-        None, {"seeds": 1, "null_draws": 0, "epochs": 2}))
+    quick = {"seeds": 1, "null_draws": 0, "epochs": 2}
+    original = workflow.train_run(store, load_settings(None, quick))
     named = load_settings(None, {"run_id": original.run_id, "criterion": "taylor,output",
                                  "effective_rank": "true", "null_draws": 0, "slim_epochs": 2})
     slim = workflow.slim_run(store, named).variants[-1]  # which measures itself
@@ -282,9 +275,8 @@ def test_a_trained_run_takes_the_new_options_too(store):
     expected = (weight * weight.grad).abs().detach().numpy()  # type: ignore[operator]
     assert analysis.usage.effective_weights == pytest.approx(effective(expected), rel=1e-5)
     assert analysis.usage.layers["fc1"].effective_rank is not None
-    run = store.client.get_run(original.run_id)
-    assert run.data.tags["wua.criterion"] == "taylor"
-    second = json.loads(text_of(store, run.info.run_id, "usage/layers_output.json"))
+    assert tags_of(store, original.run_id)["wua.criterion"] == "taylor"
+    second = json.loads(text_of(store, original.run_id, "usage/layers_output.json"))
     assert second["criterion"] == "output"
     rule = {name: effective_widths(usage, (10,), (("fc1",),))
             for name, usage in analysis.usages.items()}

@@ -96,8 +96,7 @@ def test_latencies_and_looks_are_logged_and_noted():
     assert "compare/latency_ratio_low" not in first.metrics
     tenth = replace(first, looks=10, bonferroni=strict, latency_ratio=(0.8, 0.7, 0.9),
                     ratios={"compare/flops_ratio": 3.14})
-    assert tenth.notes == (looks_sentence(10, strict),
-                           latency_unlike_flops(3.14, (0.8, 0.7, 0.9)))
+    assert tenth.notes == (looks_sentence(10, strict), latency_unlike_flops(3.14, (0.8, 0.7, 0.9)))
     assert "99.5% interval −2.4 to −1.6" in tenth.notes[0]
     assert [tenth.metrics[f"compare/latency_ratio{end}"] for end in ("", "_low", "_high")] == [
         0.8, 0.7, 0.9]

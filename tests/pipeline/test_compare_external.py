@@ -64,11 +64,9 @@ def made(tmp_path_factory, migrated_database):
     common = {"seeds": 1, "epochs": 20, "lr": 0.02, "batch_size": 32}
     classes = {"data": str(folder / "classes.csv"), "target": "y", **common}
     amounts = {"data": str(folder / "amounts.csv"), "target": "z", **common}
-    recipes = {
-        "A": {**classes, "hidden": 6, "seed": 1}, "B": {**classes, "hidden": 3, "seed": 1},
-        "C": {**classes, "hidden": 3, "seed": 2}, "P": {**amounts, "hidden": 6},
-        "Q": {**amounts, "hidden": 2},
-    }
+    recipes = {"A": {**classes, "hidden": 6, "seed": 1}, "B": {**classes, "hidden": 3, "seed": 1},
+               "C": {**classes, "hidden": 3, "seed": 2}, "P": {**amounts, "hidden": 6},
+               "Q": {**amounts, "hidden": 2}}
     images = {"D": {"data": "digits", **common, "hidden": 16, "epochs": 3},
               "E": {"data": "digits", "model": "cnn", **common, "hidden": 4, "epochs": 1}}
     with folder_with_store(folder, migrated_database):
@@ -99,9 +97,8 @@ def runs(made, store_uri, tmp_path):
 def log_model(model: nn.Module, inputs: torch.Tensor) -> tuple[str, str]:
     """A model from elsewhere, exported as pt2: its ``models:/`` and its ``runs:/`` address."""
     with mlflow.start_run() as run:
-        info = mlflow.pytorch.log_model(
-            model.eval(), name="net", input_example=inputs.numpy(), serialization_format="pt2",
-            pip_requirements=["torch"])
+        info = mlflow.pytorch.log_model(model.eval(), name="net", input_example=inputs.numpy(),
+                                        serialization_format="pt2", pip_requirements=["torch"])
     return info.model_uri, f"runs:/{run.info.run_id}/net"
 
 
@@ -121,8 +118,7 @@ def weighted_sum(weights: list[float], outputs: int) -> nn.Linear:
 
 def right_by_weights(weights: list[float]) -> np.ndarray:
     """Which fresh rows ``weighted_sum`` gets right."""
-    logits = (FRESH_ROWS[FEATURES].to_numpy() - MEAN) / SPREAD @ weights
-    return right(logits, FRESH_ROWS)
+    return right((FRESH_ROWS[FEATURES].to_numpy() - MEAN) / SPREAD @ weights, FRESH_ROWS)
 
 
 def right(logits: np.ndarray, frame: pd.DataFrame) -> np.ndarray:
@@ -161,7 +157,6 @@ def answers_of(run_id: str, frame: pd.DataFrame) -> np.ndarray:
 
 
 def right_in_fresh_rows(run_id: str) -> np.ndarray:
-    """Which fresh rows a run's network gets right, by hand."""
     return right(answers_of(run_id, FRESH_ROWS), FRESH_ROWS)
 
 
@@ -172,10 +167,8 @@ def test_runs_answer_with_what_they_keep(runs, compare):
     metrics = result["metrics"]
     assert metrics["compare/churn"] == pytest.approx(
         np.mean(kept(runs["A"])["predictions"] != kept(runs["B"])["predictions"]))
-    forward_flops = [2 * (3 * hidden + hidden) for hidden in (6, 3)]
-    parameters = [3 * hidden + hidden + hidden + 1 for hidden in (6, 3)]
-    assert metrics["compare/flops_ratio"] == forward_flops[0] / forward_flops[1]
-    assert metrics["compare/params_ratio"] == parameters[0] / parameters[1]
+    assert metrics["compare/flops_ratio"] == 2 * (3 * 6 + 6) / (2 * (3 * 3 + 3))
+    assert metrics["compare/params_ratio"] == (3 * 6 + 6 + 6 + 1) / (3 * 3 + 3 + 3 + 1)
     low, ratio, high = (metrics[f"compare/latency_ratio{end}"] for end in ("_low", "", "_high"))
     assert 0 < low <= ratio <= high
 
@@ -227,8 +220,7 @@ def test_fresh_amounts(runs, compare):
 
 def test_a_bundled_set_by_name_is_the_runs_own_test_part(runs, compare, refused):
     """And an MLP's flat rows and a CNN's images are then the same examples."""
-    line = refused(runs["D"], runs["E"])
-    assert line.endswith("differ; name one test set with --data")
+    assert refused(runs["D"], runs["E"]).endswith("differ; name one test set with --data")
     result = compare(runs["D"], runs["E"], "--data", "digits")
     assert np.array_equal(kept(runs["D"])["targets"], kept(runs["E"])["targets"])
     assert_same_verdict(result, right_in(runs["D"]), right_in(runs["E"]))
@@ -266,8 +258,7 @@ def test_the_table_of_two_networks(made, runs, capsys):
 def test_each_comparison_is_a_look_at_its_test_data(runs, compare, monkeypatch):
     """The same again is none; another margin, other data or a file written anew is."""
     def looks(first, second, *options):
-        result = compare(runs[first], runs.get(second, second), *options)
-        return int(result["metrics"]["compare/looks"])
+        return compare(runs[first], runs.get(second, second), *options)["metrics"]["compare/looks"]
 
     def read_only(*_):
         raise MlflowException("read only")
@@ -332,9 +323,8 @@ def test_models_that_cannot_be_compared(made, runs, refused, tmp_path):
         ("turned.csv", fresh[["c", "a", "b", "y"]],
          f"data: expected the columns a, b, c in turned.csv, as in {trained_on}, which the model "
          f"was trained on, but got them in another order"),
-        ("named.csv", fresh.rename(columns={"b": "d"}),
-         f"data: expected the columns a, b, c in named.csv, as in {trained_on}, which the model "
-         f"was trained on, but got a, d, c"),
+        ("named.csv", fresh.rename(columns={"b": "d"}), f"data: expected the columns a, b, c in "
+         f"named.csv, as in {trained_on}, which the model was trained on, but got a, d, c"),
     ):
         frame.to_csv(tmp_path / name, index=False)
         assert refused(runs["A"], runs["B"], "--data", name, "--target", "y") == message
@@ -398,9 +388,7 @@ def test_a_saved_model_takes_raw_rows_as_the_file_beside_it_says(letter, runs):
         assert (names == frame["y"]).mean() > 0.85
 
 
-def test_classes_of_a_model_from_elsewhere_are_its_outputs_places(
-    store_uri, compare, refused, tmp_path
-):
+def test_classes_of_a_foreign_model_are_its_outputs_places(store_uri, compare, refused, tmp_path):
     """Also where the test data lack one of them: here 1 of 0, 1, 2."""
     draw = np.random.default_rng(3)
     x = draw.normal(size=(300, 3))
@@ -411,10 +399,9 @@ def test_classes_of_a_model_from_elsewhere_are_its_outputs_places(
     frame.to_csv(tmp_path / "lacking.csv", index=False)
     inputs = frame[FEATURES].to_numpy()
     example = torch.from_numpy(x[:4]).float()
-    models, scores = [], []
-    for order in ([0, 1, 2], [1, 2, 0]):
-        models.append(log_model(linear(np.eye(3)[order], [0.0] * 3), example)[0])
-        scores.append((inputs[:, order].argmax(1) == frame["y"]).to_numpy().astype(float))
+    orders = ([0, 1, 2], [1, 2, 0])
+    models = [log_model(linear(np.eye(3)[order], [0.0] * 3), example)[0] for order in orders]
+    scores = [(inputs[:, order].argmax(1) == frame["y"]).to_numpy(float) for order in orders]
     result = compare(*models, "--data", "lacking.csv", "--target", "y")
     assert_same_verdict(result, *scores)
     assert result["verdict"] == "inferior"

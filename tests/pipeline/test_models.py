@@ -263,9 +263,8 @@ def test_a_model_of_tokens_goes_all_the_way_to_the_registry(store, monkeypatch):
     torch.manual_seed(0)
     save_model(Tokens(), "w.safetensors")
     outcome = slim_run(store, load_settings(None, {
-        "model": f"{HERE}:Tokens", "state": "w.safetensors", "data": f"{HERE}:texts",
-        "slim_hidden": "6,4", "slim_epochs": 2, "null_draws": 0, "margin": 0.5,
-        "register": "texts"}))
+        "model": f"{HERE}:Tokens", "state": "w.safetensors", "data": f"{HERE}:texts", "margin": 0.5,
+        "slim_hidden": "6,4", "slim_epochs": 2, "null_draws": 0, "register": "texts"}))
     slim = outcome.variants[-1].model
     assert (slim.up.out_features, slim.down.in_features) == (4, 4)
     assert slim.head.weight is slim.emb.weight

@@ -22,9 +22,8 @@ def test_a_network_gets_the_pictures_that_can_be_read(tmp_path):
     rows = torch.rand(20, 3)
     model = mlp(3, 5, 4, 2)
     files = usage_pictures(model, analyze(model, rows))
-    assert set(files) == {
-        "plots/layers.png", "plots/units.png", "plots/importance_0.png", "plots/importance_2.png",
-        "plots/network.png"}
+    assert set(files) == {f"plots/{name}.png" for name in (
+        "layers", "units", "importance_0", "importance_2", "network")}
     (tmp_path / "plots").mkdir()
     for path, save in files.items():
         save(tmp_path / path)
@@ -50,17 +49,14 @@ def test_the_diagram_is_for_networks_of_few_layers_and_weights(layers, width, dr
     """And the first twenty layers get a histogram."""
     model = _chain(layers, width)
     files = usage_pictures(model, analyze(model, torch.rand(5, width)))
-    assert set(files) == {"plots/layers.png", "plots/units.png",
-                          *(f"plots/importance_{i}.png" for i in range(min(20, layers - 1))),
-                          *(["plots/network.png"] if drawn else [])}
+    assert set(files) == {"plots/layers.png", "plots/units.png", *["plots/network.png"] * drawn, *(
+        f"plots/importance_{i}.png" for i in range(min(20, layers - 1)))}
 
 
 @pytest.mark.parametrize(("layers", "drawn"), [(1000, True), (1001, False)])
 def test_more_rows_than_can_be_read_are_not_drawn(layers, drawn):
     layer = next(iter(analyze(_chain(2, 2), torch.rand(5, 2)).layers.values()))
-    usage = ModelUsage(
-        "output", 5, {f"fc{i}": replace(layer, name=f"fc{i}") for i in range(layers)}, {})
-    files = usage_pictures(nn.Flatten(), usage)
-    assert {"plots/layers.png", "plots/units.png"} & set(files) == (
-        {"plots/layers.png", "plots/units.png"} if drawn else set())
+    named = {f"fc{i}": replace(layer, name=f"fc{i}") for i in range(layers)}
+    files = usage_pictures(nn.Flatten(), ModelUsage("output", 5, named, {}))
+    assert ("plots/layers.png" in files) == ("plots/units.png" in files) == drawn
     assert len(files) == 20 + 2 * drawn

@@ -85,8 +85,7 @@ def test_the_exit_code_is_the_verdicts(wrong, outcome, store_uri, tmp_path, caps
     guess = np.where(np.arange(400) < wrong, 1 - truth, truth)
     pd.DataFrame({"prediction": guess}).to_csv(tmp_path / "b.csv", index=False)
     assert main(["compare", "a.csv", "b.csv", "--margin", "0.02"]) == EXIT[outcome]
-    out = capsys.readouterr().out
-    table = out.split("\n\n")[1].splitlines()
+    table = capsys.readouterr().out.split("\n\n")[1].splitlines()
     assert table[0].split() == ["a.csv", "b.csv", "change"]
     assert table[1].split() == ["accuracy,", "test", "1.0000", f"{1 - wrong / 400:.4f}",
                                 f"{-wrong / 400:+.4f}".replace("-", "−")]

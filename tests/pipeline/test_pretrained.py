@@ -139,8 +139,7 @@ def test_what_the_report_says_to_run_runs_and_an_adopted_run_is_slimmed_by_its_i
     by_id = load_settings(None, {
         "run_id": outcome.variants[0].run_id, "slim_hidden": "2", "slim_epochs": 1})
     variants = workflow.slim_run(store, by_id).variants
-    assert [variant.variant for variant in variants] == [
-        "oversized", "oversized-same-budget", "slim"]
+    assert [each.variant for each in variants] == ["oversized", "oversized-same-budget", "slim"]
     assert variants[-1].model[0].out_features == 2
 
 
@@ -164,9 +163,8 @@ def test_a_model_uri_leads_to_the_run_that_logged_it(store, monkeypatch, capsys)
     assert slim["wua.baseline"] == original.run_id
     capsys.readouterr()
     assert main([*words, f"runs:/{slim['run_id']}/model"]) == 1
-    assert capsys.readouterr().err == (
-        f"wua: run_id: expected the run of an original (oversized), but {slim['run_id']} is "
-        f"slim 4\n")
+    assert capsys.readouterr().err == ("wua: run_id: expected the run of an original (oversized), "
+                                       f"but {slim['run_id']} is slim 4\n")
 
 
 @pytest.mark.filterwarnings("ignore:.*Any type hint")
@@ -194,9 +192,8 @@ def test_weights_are_the_files_or_the_factorys_own(store):
     """A file of torch's, or a factory that may load them itself: the same at each call."""
     model = elsewhere()
     torch.save(model.state_dict(), "w.pt")
-    by_file, *by_factory = (
-        pretrained.import_pretrained(
-            store, pretrained_recipe(load_settings(None, {**PRETRAINED, **more})))
+    by_file, *by_factory = (pretrained.import_pretrained(store, pretrained_recipe(
+        load_settings(None, {**PRETRAINED, **more})))
         for more in ({"state": "w.pt"}, {"seed": 5}, {"seed": 5}))
     assert same(by_file, model)
     torch.manual_seed(5)

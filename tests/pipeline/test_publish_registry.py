@@ -72,9 +72,9 @@ def test_the_originals_alias_is_never_taken(ran):
                                       model_id=output.model_id)
     for alias in ("champion", "slim"):
         store.client.set_registered_model_alias("theirs", alias, "1")
-    line = registered(store, result, settings_of(register="theirs"))
-    assert line == ("Registered as 'theirs' version 2; the alias slim stays at version 1, which "
-                    "somebody else registered.")
+    assert registered(store, result, settings_of(register="theirs")) == (
+        "Registered as 'theirs' version 2; the alias slim stays at version 1, which somebody else "
+        "registered.")
     aliases = store.client.get_registered_model("theirs").aliases
     assert {alias: str(version) for alias, version in aliases.items()} == {
         "champion": "1", "slim": "1"}
@@ -84,8 +84,8 @@ def test_the_result_is_what_is_registered_not_the_last_round(ran, monkeypatch):
     store, pipeline = ran
     results = []
     first = pipeline.slimmed.result
-    worse = replace(first, comparison=replace(first.comparison, artifact=replace(
-        first.comparison.artifact, outcome="inferior")))
+    artifact = replace(first.comparison.artifact, outcome="inferior")
+    worse = replace(first, comparison=replace(first.comparison, artifact=artifact))
     both = replace(pipeline.slimmed, rounds=(first, worse))
     monkeypatch.setattr(workflow, "registered", lambda _, result, __: results.append(result) or "")
     monkeypatch.setattr(workflow, "slim_variant", lambda *_, **__: (both, pipeline.networks))

@@ -34,9 +34,7 @@ def network() -> nn.Sequential:
     return nn.Sequential(nn.Linear(13, 5), nn.ReLU(), nn.Linear(5, 3))
 
 
-def by_hand(
-    recipe: Recipe, seed: int, optimizer: Callable, batch_size: int | None, epochs: int = 3
-) -> list[torch.Tensor]:
+def by_hand(recipe: Recipe, seed: int, optimizer: Callable, batch_size: int | None):
     """The parameters after training, in a loop of a few lines."""
     x, y = recipe.split.train.inputs, recipe.split.train.targets
     order = torch_generator(seed, Purpose.LOADER)
@@ -44,7 +42,7 @@ def by_hand(
         torch.manual_seed(seed)
         model = network()
         steps = optimizer(model.parameters())
-        for _ in range(epochs):
+        for _ in range(3):
             rows = torch.randperm(len(x), generator=order) if batch_size else torch.arange(len(x))
             for batch in rows.split(batch_size or len(x)):
                 steps.zero_grad()
@@ -207,16 +205,8 @@ def test_a_trainer_may_return_a_copy_or_a_compiled_network(parts):
         twin.load_state_dict({name: value + 1 for name, value in model.state_dict().items()})
         return twin
 
-    def compiled(model, *_):
-        return torch.compile(model, backend="eager")
-
-    for trainer in (copied, compiled):
+    for trainer in (copied, lambda model, *_: torch.compile(model, backend="eager")):
         assert isinstance(trained_by(parts, trainer).model, nn.Sequential)
-
-
-def scaled(model: nn.Module, *_: object) -> nn.Module:
-    """The same parameters, but another activation between them."""
-    return nn.Sequential(model[0], nn.Sigmoid(), model[2])
 
 
 def test_a_trainer_that_breaks_the_contract(parts):
@@ -225,9 +215,9 @@ def test_a_trainer_that_breaks_the_contract(parts):
                           "torch.nn.Module, but it returned NoneType"),
         (lambda model: model, "train: recipe_parts:trainer failed: TypeError: "),
         (lambda *_: nn.Linear(13, 3), "train: expected recipe_parts:trainer to return the network "
-                                      "it was given, trained, but it returned one of other "
-                                      "parameters: "),
-        (scaled, "train: expected .* but it returned one that computes something else"),
+         "it was given, trained, but it returned one of other parameters: "),
+        (lambda model, *_: nn.Sequential(model[0], nn.Sigmoid(), model[2]),
+         "train: expected .* but it returned one that computes something else"),
         (lambda *_: sys.exit(0), "train: recipe_parts:trainer failed: SystemExit: 0"),
     ):
         with pytest.raises(ValueError, match=f"^{message}"):

@@ -158,9 +158,8 @@ def test_served_over_http(bare, tmp_path, case, by):
     model = _logged(case, by=by)
     with _serving(model.uri, bare, tmp_path) as address:
         for size, inputs in model.inputs.items():
-            answer = _post(address, {"inputs": inputs.tolist()})
-            np.testing.assert_allclose(answer["predictions"], model.answers[size], rtol=1e-5,
-                                       atol=1e-6)
+            answers = _post(address, {"inputs": inputs.tolist()})["predictions"]
+            np.testing.assert_allclose(answers, model.answers[size], rtol=1e-5, atol=1e-6)
         with pytest.raises(urllib.error.HTTPError, match="400"):
             _post(address, {"inputs": [[["no", "numbers"]]]})
 
@@ -202,8 +201,7 @@ def _wait(server: subprocess.Popen[bytes], address: str, log: Path) -> None:
 
 
 def _post(address: str, content: dict[str, object]) -> dict[str, object]:
-    request = urllib.request.Request(
-        f"{address}/invocations", json.dumps(content).encode(),
-        {"Content-Type": "application/json"})
+    request = urllib.request.Request(f"{address}/invocations", json.dumps(content).encode(),
+                                     {"Content-Type": "application/json"})
     with urllib.request.urlopen(request, timeout=600) as answer:
         return json.load(answer)

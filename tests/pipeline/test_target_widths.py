@@ -21,15 +21,8 @@ from wua_mlflow.pipeline import target_widths
 from wua_mlflow.pipeline.networks import NetworkFactory, cached, from_scratch
 from wua_mlflow.pipeline.recipe import Recipe, Trained, train_one
 from wua_mlflow.pipeline.slim import SlimmingContext
-from wua_mlflow.pipeline.target_widths import (
-    choose_widths,
-    dimensions_of,
-    folds_of,
-    search,
-    validation_scores,
-)
+from wua_mlflow.pipeline.target_widths import dimensions_of, folds_of, validation_scores
 from wua_mlflow.pipeline.variant import ModelVariant
-from wua_mlflow.results import TargetWidths
 from wua_mlflow.usage.analyze import analyze
 from wua_mlflow.usage.results import ModelUsage
 from wua_mlflow.widths.recommend import recommend_widths
@@ -50,12 +43,11 @@ def context_of(settings: Settings, variant: ModelVariant) -> SlimmingContext:
     return SlimmingContext(settings, variant, variant, make, make)
 
 
-def chosen(
-    variant: ModelVariant | None = None, usage: ModelUsage | None = None, **options: object
-) -> TargetWidths:
+def chosen(variant: ModelVariant | None = None, usage: ModelUsage | None = None, **options: object):
     settings, variant = slim_settings(**options), variant or trained()
     context = context_of(settings, variant)
-    return choose_widths(settings, variant, context.dimensions, context.search_setup, usage)
+    return target_widths.choose_widths(settings, variant, context.dimensions, context.search_setup,
+                                       usage)
 
 
 @pytest.mark.parametrize("how", ["prune", "rebuild"])
@@ -69,7 +61,6 @@ def test_the_tutorials_rule(how, monkeypatch):
     assert goal.widths == expected < (12, 6)
     assert goal.keep == {"fc1": expected[0], "fc2": expected[1]}
     assert (goal.method, goal.searched) == ("effective", None)
-    assert goal.recommendation is not None
     for layer, name in zip(goal.recommendation.layers, ("fc1", "fc2"), strict=True):
         most = np.sort(usage.layers[name].unit_importance)[::-1]
         assert layer.curve.widths == tuple(range(1, layer.units + 1))
@@ -111,7 +102,6 @@ def test_selection_does_not_look_at_the_test_part(method, how):
 
 def test_a_search_goes_on_from_the_rank_and_stays_within_its_runs():
     goal = chosen(width_method="search", search_runs=4)
-    assert goal.searched is not None and goal.recommendation is not None
     assert goal.recommendation.method == "rank"
     tried = [trial.widths for trial in goal.searched.trials]
     assert len(tried) <= 4
@@ -210,9 +200,9 @@ class Search:
         return noting
 
     def run(self, units: tuple[int, ...], suggestion: tuple[int, ...], **options: object) -> Any:
-        recipe = recipe_of(**self.options)
-        setup = target_widths.SearchSetup(recipe, self.make, sum, self.anew)
-        return search(settings_of(**self.options, **options), setup, units, suggestion)
+        setup = target_widths.SearchSetup(recipe_of(**self.options), self.make, sum, self.anew)
+        settings = settings_of(**self.options, **options)
+        return target_widths.search(settings, setup, units, suggestion)
 
     @property
     def widths(self) -> list[tuple[int, ...]]:
@@ -289,12 +279,11 @@ def test_scores_of_the_folds_follow_each_other():
     recipes = [replace(recipe, split=split) for split in folds_of(recipe.split, 2, seed=1)]
     scores = validation_scores([(each, from_scratch(each, (4,), 2)) for each in recipes], 2)
     assert scores.shape == (2, 240)
+    parts = [each.split.validation for each in recipes]
     for number in range(2):
-        right = []
-        for each in recipes:
-            model = train_one(each, (4,), 2, seed=42 + number).model
-            part = each.split.validation
-            right.append((model(part.inputs).argmax(1) == part.targets).double().numpy())
+        models = [train_one(each, (4,), 2, seed=42 + number).model for each in recipes]
+        right = [(model(part.inputs).argmax(1) == part.targets).double().numpy()
+                 for model, part in zip(models, parts, strict=True)]
         assert np.array_equal(scores[number], np.concatenate(right))
 
 

@@ -62,7 +62,6 @@ class Finished:
         return self.client.get_run(self.outcome.run_id if variant is None else run_ids[variant])
 
     def text(self, variant: str | None, path: str) -> str:
-        """An artifact of the pipeline's run, or of a variant's."""
         run_id = self.run(variant).info.run_id
         return Path(self.client.download_artifacts(run_id, path)).read_text(encoding="utf-8")
 
@@ -116,24 +115,18 @@ def count_calls(patch: pytest.MonkeyPatch) -> dict[str, list[str]]:
 
 FIGURES = {  # of the tutorial: the oversized network's, the slim one's
     "flops_ptflops/training": ("12,200,000", "10,320,000"),
-    "flops_ptflops/inference": ("122,000", "86,000"),
-    "accuracy/train": ("0.8850", "0.8730"),
-    "layers/fc1/weights": ("20", "14"),
-    "layers/fc1/units": ("10", "7"),
-    "layers/fc1/entropy": ("2.7584", "2.4191"),
+    "flops_ptflops/inference": ("122,000", "86,000"), "accuracy/train": ("0.8850", "0.8730"),
+    "layers/fc1/weights": ("20", "14"), "layers/fc1/units": ("10", "7"),
+    "layers/fc1/entropy": ("2.7584", "2.4191"), "usage/entropy": ("2.7584", "2.4191"),
     "layers/fc1/effective_weights": ("15.7751", "11.2361"),
-    "layers/fc1/top90_share": ("65.00%", "71.43%"),
-    "layers/fc1/low_share": ("0.00%", "0.00%"),
-    "usage/entropy": ("2.7584", "2.4191"),
     "usage/effective_weights": ("15.7751", "11.2361"),
-}
+    "layers/fc1/top90_share": ("65.00%", "71.43%"), "layers/fc1/low_share": ("0.00%", "0.00%")}
 
 
 def _printed(value: float, like: str) -> str:
     if like.endswith("%"):
         return f"{100 * value:.2f}%"
-    decimals = len(like.partition(".")[2])
-    return f"{value:,.{decimals}f}"
+    return f"{value:,.{len(like.partition('.')[2])}f}"
 
 
 def test_every_figure_of_the_tutorial(usecase):
@@ -257,15 +250,13 @@ def test_the_report_and_the_description_which_begins_with_the_verdict(usecase):
 def test_the_readme_shows_what_is_printed(usecase):
     readme = (Path(__file__).resolve().parents[2] / "README.md").read_text()
     block = re.search(r"<!-- tutorial figures -->\n```\n(.*?)```", readme, re.S)
-    assert block
     assert pipeline_text(usecase.outcome.report).startswith(block.group(1))
 
 
 def test_views_are_there(usecase):
     tags = usecase.client.get_experiment(usecase.store.experiment_id).tags
     assert json.loads(tags["mlflow.sharedViewState.wua"])["name"] == "Right-sizing"
-    latest = json.loads(tags["mlflow.sharedViewState.wua-latest"])
-    assert usecase.outcome.run_id in latest["state"]
+    assert usecase.outcome.run_id in json.loads(tags["mlflow.sharedViewState.wua-latest"])["state"]
     assert any(LATEST_KEY in name for name in tags)
 
 
