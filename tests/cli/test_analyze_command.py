@@ -96,8 +96,7 @@ def test_it_prints_the_table_and_the_run(here, capsys):
                         lines[6])
     assert len(lines) == 7
     assert run.data.metrics["params/analyzed"] == 50
-    columns = table_of(run)["columns"]
-    assert table_of(run)["data"][0][columns.index("effective_rank")] > 1
+    assert table_of(run)["data"][0][table_of(run)["columns"].index("effective_rank")] > 1
 
 
 def test_a_configuration_names_the_model_too(here, capsys):
@@ -218,9 +217,8 @@ def in_two_processes(folder: Path, commands: list[list[str]]) -> list[list[Print
 
 
 def frames_of(run: Run, *names: str) -> dict[str, pd.DataFrame]:
-    tables = {name: table_of(run, name) for name in names}
     return {name: pd.DataFrame(table["data"], columns=table["columns"])
-            for name, table in tables.items()}
+            for name, table in {name: table_of(run, name) for name in names}.items()}
 
 
 def assert_close(frames, others):
@@ -250,8 +248,7 @@ def test_two_processes(here, capsys, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{here / 'of_two.db'}")
     mlflow.set_tracking_uri(None)
     model_printed, run_printed, not_made, not_finite = in_two_processes(here, [
-        [*of_model, "two"],
-        of_run,
+        [*of_model, "two"], of_run,
         [*OWN[:2], "own_parts:in_the_second", *OWN[3:], "--experiment", "not made"],
         [*OWN[:4], "own_parts:nan", *OWN[5:], "--experiment", "not finite"]])
 
@@ -284,8 +281,7 @@ def test_two_processes(here, capsys, monkeypatch):
                if line.startswith("wua: ")]
     assert "process 1: ValueError: layer a: expected a finite" in line
     (run,) = runs_in("not finite")
-    assert run.info.status == "FAILED"
-    assert line.removeprefix("wua: ") == run.data.tags["wua.error"]
+    assert (run.info.status, run.data.tags["wua.error"]) == ("FAILED", line.removeprefix("wua: "))
 
 
 @pytest.mark.slow

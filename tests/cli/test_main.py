@@ -140,30 +140,25 @@ def test_run_for_a_person(parts, capsys):
     assert printed.err.startswith("wua: note: test data: expected at least 189 examples to show "
                                   "even")
     assert printed.err.count("\n") == 1
-    assert "Verdict: " in printed.out
-    assert "No recipe verdict: it needs at least 5 seeds (setting `seeds`)." in printed.out
-    assert "viewStateShareKey=" in printed.out
     (pipeline,) = all_runs("pipeline")
     assert pipeline.data.tags["wua.verdict"] != "non_inferior"
-    assert pipeline.info.run_id in printed.out
+    for phrase in ("Verdict: ", "viewStateShareKey=", pipeline.info.run_id,
+                   "No recipe verdict: it needs at least 5 seeds (setting `seeds`)."):
+        assert phrase in printed.out
     assert "No recipe verdict" in pipeline.data.tags["mlflow.note.content"]
 
 
 def test_steps_of_the_command_line(store, capsys):
     assert main(["analyze", "--run-id", store["oversized"], "--null-draws", "0"]) == 0
-    text = capsys.readouterr().out
-    assert "oversized 5: " in text
-    assert "  fc2: not analysed: " in text
+    assert re.search("oversized 5: .*  fc2: not analysed: ", capsys.readouterr().out, re.S)
     assert main(["slim", "--run_id", store["oversized"], "--slim_hidden", "2", "--slim_epochs",
                  "2", "--null-draws", "0"]) == 0
     text = capsys.readouterr().out
-    assert "\nslim 2: " in text
     slim = next(run for run in all_runs("variant") if run.info.run_name == "slim 2")
-    assert f"run {slim.info.run_id}\n" in text
-    assert "Artifact verdict (these two saved models, " in text
-    assert "\nThe slim model: 2.5× fewer FLOPs, " in text
-    assert "\nIn short: " in text
-    assert f"/runs/{store['pipeline']}?" in text
+    for phrase in ("\nslim 2: ", f"run {slim.info.run_id}\n", "\nIn short: ",
+                   "Artifact verdict (these two saved models, ", f"/runs/{store['pipeline']}?",
+                   "\nThe slim model: 2.5× fewer FLOPs, "):
+        assert phrase in text
     assert main(["compare", "--run-id", slim.info.run_id, "--margin", "0.9"]) == 0
     assert "\nslim 2 against oversized 5\n" in capsys.readouterr().out
     assert MlflowClient().get_run(slim.info.run_id).data.metrics["compare/margin"] == 0.9
@@ -206,8 +201,7 @@ def test_empty_values_mean_as_configured(parts, tmp_path, capsys):
     params = variant.data.params
     assert {name: params[name] for name in ("hidden", "epochs", "lr", "seeds", "batch_size")} == {
         "hidden": "4", "epochs": "2", "lr": "0.5", "seeds": "1", "batch_size": "full"}
-    client = MlflowClient()
-    assert client.get_experiment(variant.info.experiment_id).name == "wua"
+    assert MlflowClient().get_experiment(variant.info.experiment_id).name == "wua"
 
 
 def test_debug_shows_the_traceback_and_the_line(store_uri, capsys):

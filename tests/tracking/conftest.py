@@ -48,25 +48,21 @@ def written(tmp_path_factory, migrated_database):
     """
     database = shutil.copy(migrated_database, tmp_path_factory.mktemp("runs") / "mlflow.db")
     writer = Writer(f"sqlite:///{database}")
-    other = writer.client.create_experiment("other")
+    digest, other = {"wua.test_digest": "d1"}, writer.client.create_experiment("other")
     made = {
-        "oversized 10": writer.run(
-            "oversized 10", tags={"wua.variant": "oversized", "wua.test_digest": "d1"},
+        "oversized 10": writer.run("oversized 10", tags={"wua.variant": "oversized", **digest},
             params={"hidden": "10", "epochs": "50", "lr": "0.01", "batch_size": "full"},
             metrics={"flops/forward": 60.0, "accuracy/test": 0.885, "latency/p50_ms": 0.5}),
-        "slim 7": writer.run(
-            "slim 7", tags={"wua.verdict": "inconclusive", "wua.test_digest": "d1"},
+        "slim 7": writer.run("slim 7", tags={"wua.verdict": "inconclusive", **digest},
             params={"hidden": "7", "epochs": "60", "lr": "0.01", "batch_size": "64"},
             metrics={"flops/forward": 42.0, "accuracy/test": 0.873, "compare/looks": 1.0}),
-        "slim 5": writer.run(
-            "slim 5", tags={"wua.verdict": "non_inferior", "wua.test_digest": "d1"},
+        "slim 5": writer.run("slim 5", tags={"wua.verdict": "non_inferior", **digest},
             params={"hidden": "5"}, metrics={"flops/forward": 30.0, "accuracy/test": 0.88}),
-        "slim 6": writer.run(
-            "slim 6", experiment=other,
-            tags={"wua.verdict": "non_inferior", "wua.test_digest": "d1"},
-            params={"hidden": "6"}, metrics={"flops/forward": 36.0, "accuracy/test": 0.9}),
-        "pipeline": writer.run("pipeline", kind="pipeline", tags={"wua.test_digest": "d1",
-                                                                  "wua.verdict": "inferior"}),
+        "slim 6": writer.run("slim 6", tags={"wua.verdict": "non_inferior", **digest},
+            params={"hidden": "6"}, metrics={"flops/forward": 36.0, "accuracy/test": 0.9},
+            experiment=other),
+        "pipeline": writer.run(
+            "pipeline", kind="pipeline", tags={"wua.verdict": "inferior", **digest}),
         "somebody's": writer.run("somebody's", kind=None, metrics={"flops/forward": 1.0}),
     }
     made["step"] = writer.run("step", kind="step", params={"run_id": made["slim 7"], "name": "x"},

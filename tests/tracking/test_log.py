@@ -31,8 +31,7 @@ def open_run(store_uri, monkeypatch):
     batch = store.log_batch
     monkeypatch.setattr(store, "log_batch", lambda **entities: sent.append(entities)
                         or batch(**entities))
-    monkeypatch.setattr(client, "log_artifacts", lambda *args: sent.append("files")
-                        or files(*args))
+    monkeypatch.setattr(client, "log_artifacts", lambda *args: sent.append("files") or files(*args))
     yield client, run_id, sent
     client.set_terminated(run_id)
 
@@ -167,8 +166,7 @@ def test_usage_of_two_layers_by_hand():
         "layers/fc1/effective_weights": 16.0, "layers/fc1/top90_share": 0.65,
         "layers/fc1/low_share": 0.25, "layers/fc1/weights": 20, "layers/fc1/units": 10,
         "layers/fc2/effective_weights": 5.0, "layers/fc2/top90_share": 0.65,
-        "layers/fc2/low_share": 0.25, "layers/fc2/weights": 10, "layers/fc2/units": 10,
-    }
+        "layers/fc2/low_share": 0.25, "layers/fc2/weights": 10, "layers/fc2/units": 10}
 
 
 def test_the_table_of_layers_where_alone_those_of_a_deep_model_are():

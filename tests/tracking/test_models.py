@@ -118,11 +118,9 @@ def test_what_the_store_holds_of_a_model(run):
     outputs = store.client.get_run(run_id).outputs.model_outputs
     assert [output.model_id for output in outputs] == [model_id]
     folder = Path(mlflow.artifacts.download_artifacts(f"models:/{model_id}"))
-    assert {str(path.relative_to(folder)) for path in folder.rglob("*.*")} - {
-        "registered_model_meta"} == {
-        "conda.yaml", "python_env.yaml", "requirements.txt", "input_example.json",
-        "serving_input_example.json", "data/model.pt2", "state/model.safetensors",
-        "state/structure.json"}
+    assert {str(path.relative_to(folder)) for path in folder.rglob("*.*")} == {
+        "conda.yaml", "python_env.yaml", "requirements.txt", "input_example.json", "data/model.pt2",
+        "serving_input_example.json", "state/model.safetensors", "state/structure.json"}
     assert (folder / "data/model.pt2").stat().st_size == size
     with zipfile.ZipFile(folder / "data/model.pt2") as archive:
         assert not [name for name in archive.namelist() if name.endswith((".pkl", ".pth"))]

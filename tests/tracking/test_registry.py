@@ -60,25 +60,11 @@ def aliases_of(store: Store, name: str = "digits") -> dict[str, str]:
     return {alias: str(version) for alias, version in aliases.items()}
 
 
-def names_in(store: Store) -> list[str]:
-    return [model.name for model in store.client.search_registered_models()]
-
-
 def links_of(store: Store, run_id: str) -> list[dict[str, str]]:
     """What the run's saved model says of its versions."""
     model_id = store.client.get_run(run_id).outputs.model_outputs[0].model_id
     links = json.loads(store.client.get_logged_model(model_id).tags["mlflow.modelVersions"])
     return [{key: str(value) for key, value in link.items()} for link in links]
-
-
-def somebodys(store: Store, name: str = "digits") -> str:
-    """A version that was registered by hand."""
-    run_id = saved_slim(store)
-    model_id = store.client.get_run(run_id).outputs.model_outputs[0].model_id
-    if name not in names_in(store):
-        store.client.create_registered_model(name)
-    return str(store.client.create_model_version(name, f"models:/{model_id}", run_id,
-                                                 model_id=model_id).version)
 
 
 def test_a_model_that_is_as_good_is_registered_with_its_verdict(store, capfd):
@@ -129,7 +115,7 @@ def test_what_is_not_registered_and_why(store):
     for run_id in (empty, saved_slim(store, status="FAILED")):
         assert register_slim(store, run_id).sentence == (
             f"Not registered as 'digits': run {run_id} holds no model that MLflow can serve.")
-    assert names_in(store) == []
+    assert list(store.client.search_registered_models()) == []
 
 
 def test_the_same_model_again_renews_its_version(store):
@@ -150,10 +136,13 @@ def test_the_same_model_again_renews_its_version(store):
 
 
 def test_an_alias_of_somebody_elses_version_and_every_other_alias_stay(store):
-    other = somebodys(store)
-    theirs = dict.fromkeys(("champion", "production", "oversized", "slim"), other)
+    run_id = saved_slim(store)
+    model_id = store.client.get_run(run_id).outputs.model_outputs[0].model_id
+    store.client.create_registered_model("digits")
+    store.client.create_model_version("digits", f"models:/{model_id}", run_id, model_id=model_id)
+    theirs = dict.fromkeys(("champion", "production", "oversized", "slim"), "1")
     for alias in theirs:
-        store.client.set_registered_model_alias("digits", alias, other)
+        store.client.set_registered_model_alias("digits", alias, "1")
     assert register_slim(store, saved_slim(store)) == Registration(
         "digits", "2", None, "Registered as 'digits' version 2; the alias slim stays at version 1, "
                              "which somebody else registered.")

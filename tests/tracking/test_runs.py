@@ -19,10 +19,9 @@ def test_a_row_a_variant_newest_first_in_columns_with_types(populated):
     assert table["status"].tolist() == ["FINISHED"] * 4
     assert table["start_time"].iloc[-1] == datetime(2023, 11, 14, 22, 13, 20, tzinfo=UTC)
     assert table.columns.tolist() == [
-        "run_id", "name", "status", "start_time",
-        "wua.kind", "wua.test_digest", "wua.variant", "wua.verdict",
-        "batch_size", "epochs", "hidden", "lr",
-        "accuracy/test", "flops/forward", "latency/p50_ms", "compare/looks"]
+        "run_id", "name", "status", "start_time", "wua.kind", "wua.test_digest", "wua.variant",
+        "wua.verdict", "batch_size", "epochs", "hidden", "lr", "accuracy/test", "flops/forward",
+        "latency/p50_ms", "compare/looks"]
     assert table["flops/forward"].dtype == table["epochs"].dtype == "Int64"
     assert table["flops/forward"].tolist() == [36, 30, 42, 60]
     assert table["lr"].dtype == table["accuracy/test"].dtype == float
@@ -35,10 +34,9 @@ def test_a_row_a_variant_newest_first_in_columns_with_types(populated):
 
 
 def test_experiments_and_kinds_and_mlflows_filter_order_and_limit(populated, calls):
-    for experiment, names in (("other", ["slim 6"]),
-                              ("Default", ["slim 5", "slim 7", "oversized 10"]),
-                              (["other", "Default"], ["slim 6", "slim 5", "slim 7",
-                                                      "oversized 10"])):
+    for experiment, names in (
+            ("other", ["slim 6"]), ("Default", ["slim 5", "slim 7", "oversized 10"]),
+            (["other", "Default"], ["slim 6", "slim 5", "slim 7", "oversized 10"])):
         assert runs(experiment)["name"].tolist() == names
     assert runs(kind="pipeline")["name"].tolist() == ["pipeline"]
     assert runs(kind="trial").empty

@@ -29,9 +29,7 @@ def experiment(client):
     return str(client.create_experiment("wua"))
 
 
-def make_pipeline(
-    client: MlflowClient, experiment: str, *, layers: int = 0, verdict: str | None = None
-) -> dict[str, str]:
+def make_pipeline(client: MlflowClient, experiment: str, *, layers=0, verdict=None):
     """A finished pipeline run with two variants and a step; ids by name."""
     ids = {"pipeline": client.create_run(experiment, tags={"wua.kind": "pipeline"}).info.run_id}
     for name, kind in (("oversized", "variant"), ("slim", "variant"), ("step", "step")):
@@ -59,14 +57,12 @@ def saved(client: MlflowClient, experiment: str, key: str) -> tuple[str, dict[st
 
 def shown(client: MlflowClient, experiment: str, state: dict[str, Any]) -> set[str]:
     """Ids of the runs that MLflow's own search finds for a state."""
-    direction = "ASC" if state["orderByAsc"] else "DESC"
-    runs = client.search_runs([experiment], state["searchFilter"],
-                              order_by=[f"{state['orderByKey']} {direction}"])
+    order = f"{state['orderByKey']} {'ASC' if state['orderByAsc'] else 'DESC'}"
+    runs = client.search_runs([experiment], state["searchFilter"], order_by=[order])
     return {run.info.run_id for run in runs}
 
 
 def metrics_of(state: dict[str, Any]) -> set[str]:
-    """The metrics that the charts read."""
     keys = set()
     for chart in state["compareRunCharts"]:
         keys |= {chart["dataAccessKey"]} if chart["type"] == "BAR" else set()
@@ -82,11 +78,11 @@ def test_ensure_view_shows_every_variant_and_leaves_an_edited_view_alone(client,
     assert name == "Right-sizing"
     assert shown(client, experiment, state) == {
         ids[variant] for ids in pipelines for variant in ("oversized", "slim")}
-    assert {"tags.`wua.verdict`", "tags.`wua.variant`", "tags.`wua.widths`", "params.`data`",
-            "metrics.`score/test`", "metrics.`flops/forward`", "metrics.`params/total`",
-            "metrics.`usage/entropy`", "metrics.`usage/effective_weights`",
-            "metrics.`latency/p50_ms`", "metrics.`compare/flops_ratio`",
-            } == set(state["selectedColumns"])
+    assert set(state["selectedColumns"]) == {
+        "tags.`wua.verdict`", "tags.`wua.variant`", "tags.`wua.widths`", "params.`data`",
+        *(f"metrics.`{name}`" for name in (
+            "score/test", "flops/forward", "params/total", "usage/entropy", "latency/p50_ms",
+            "usage/effective_weights", "compare/flops_ratio"))}
     client.set_experiment_tag(experiment, TAG + KEY, "edited by a user")
     ensure_view(client, experiment)
     assert client.get_experiment(experiment).tags[TAG + KEY] == "edited by a user"
@@ -148,9 +144,9 @@ def test_addresses_have_what_the_page_reads():
     for base in ("http://127.0.0.1:5000", "https://mlflow.example/sub/"):
         route, _, query = urlsplit(view_address(base, "7", LATEST_KEY)).fragment.partition("?")
         assert route == "/experiments/7/runs"
-        assert parse_qs(query) == {"workflowType": ["machine_learning"],
-                                   "viewStateShareKey": ["wua-latest"],
-                                   "compareRunsMode": ["CHART"]}
+        assert parse_qs(query) == {
+            "workflowType": ["machine_learning"], "viewStateShareKey": ["wua-latest"],
+            "compareRunsMode": ["CHART"]}
         route, _, query = urlsplit(ui_view.run_address(base, "7", "ab12")).fragment.partition("?")
         assert (route, parse_qs(query)) == ("/experiments/7/runs/ab12",
                                             {"workflowType": ["machine_learning"]})
