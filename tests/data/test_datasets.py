@@ -50,15 +50,16 @@ def user(tmp_path, monkeypatch):
     return write
 
 
-def _three(split: DataSplit) -> list[Part]:
+def three(split: DataSplit) -> list[Part]:
     return [split.train, split.validation, split.test]
 
 
-def _digests(split: DataSplit) -> list[str]:
-    return [part.digest for part in _three(split)]
+def digests(split: DataSplit) -> list[str]:
+    return [part.digest for part in three(split)]
 
 
-def _fails(data: str, **options) -> str:
+def fails(data: str, **options) -> str:
+    """The one line that such data are refused with."""
     with pytest.raises(ValueError) as raised:
         load_data(data, **{"seed": 0, **options})
     message = str(raised.value)
@@ -112,11 +113,11 @@ def test_bundled_sets_are_sklearns(name, task, classes):
     assert split.classes == (tuple(raw.target_names) if classes is None else classes)
     assert split.train.inputs.mean(0).abs().max() < 1e-5
     as_read = load_data(name, seed=7, standardise=False)
-    inputs, targets = (torch.cat([getattr(part, what) for part in _three(as_read)]).numpy()
+    inputs, targets = (torch.cat([getattr(part, what) for part in three(as_read)]).numpy()
                        for what in ("inputs", "targets"))
     assert np.array_equal(np.sort(inputs, axis=0), np.sort(raw.data.astype(np.float32), axis=0))
     assert np.array_equal(np.sort(targets.ravel()), np.sort(raw.target.astype(targets.dtype)))
-    for part, share in zip(_three(split), (0.6, 0.1, 0.3), strict=True) if classes != () else ():
+    for part, share in zip(three(split), (0.6, 0.1, 0.3), strict=True) if classes != () else ():
         counts = np.bincount(part.targets.flatten().long().numpy())
         assert np.abs(counts - share * np.bincount(raw.target)).max() <= 1.5
 
@@ -125,11 +126,10 @@ def test_images_of_the_digits():
     split = load_data("digits", seed=7, image=True)
     assert split.features == (1, 8, 8)
     raw = datasets.load_digits().images.reshape(-1, 64) / 16
-    images = torch.cat([part.inputs.flatten(1) for part in _three(split)]).numpy()
-    assert np.array_equal(images[np.lexsort(images.T)],
-                          raw[np.lexsort(raw.T)].astype(np.float32))
+    images = torch.cat([part.inputs.flatten(1) for part in three(split)]).numpy()
+    assert np.array_equal(images[np.lexsort(images.T)], raw[np.lexsort(raw.T)].astype(np.float32))
     for name in ("usecase", "iris"):
-        assert _fails(name, image=True).startswith("data: expected images, (height, width) or (ch")
+        assert fails(name, image=True).startswith("data: expected images, (height, width) or (ch")
 
 
 # The user's function
@@ -143,7 +143,7 @@ def test_a_users_function_in_every_form(user, kind):
     split = load_data(reference, seed=0)
     if kind == "tuple":  # the parts share no memory with the user's arrays
         sys.modules[reference.split(":")[0]].made[0][0][:] = 5
-    for part, n in zip(_three(split), (30, 12, 15), strict=True):
+    for part, n in zip(three(split), (30, 12, 15), strict=True):
         x = np.random.default_rng(n).normal(size=(n, 4)).astype(np.float32)
         assert np.array_equal(part.inputs.numpy(), x)
         assert part.targets.tolist() == [i % 3 for i in range(n)]
@@ -170,7 +170,7 @@ def test_the_seed_decides_the_data_and_the_global_streams_are_not_touched(data, 
     if "(" in data:
         data = user(f"import random; return [(np.full((9, 2), {data}), np.arange(9) % 2)] * 3")
     numpy_before, torch_before = str(np.random.get_state()), torch.get_rng_state()
-    first, again, other = (_digests(load_data(data, seed=seed)) for seed in (5, 5, 6))
+    first, again, other = (digests(load_data(data, seed=seed)) for seed in (5, 5, 6))
     assert torch.equal(torch.get_rng_state(), torch_before)
     assert str(np.random.get_state()) == numpy_before
     assert first == again
@@ -202,7 +202,7 @@ UNKNOWN = ("data: expected one of usecase, digits, breast_cancer, wine, iris, di
     ("iris", {"seed": -1}, "seed: expected a whole number in [0, 2**32), but got -1"),
 ])
 def test_names_and_options_that_do_not_fit(data, options, message):
-    assert _fails(data, **options) == message
+    assert fails(data, **options) == message
 
 
 @pytest.mark.parametrize(("body", "message"), [
@@ -220,9 +220,9 @@ def test_names_and_options_that_do_not_fit(data, options, message):
 ])
 def test_a_function_that_cannot_be_found_or_returns_something_else(user, body, message):
     reference = user(body)
-    assert message in _fails(reference)
-    assert _fails(f"{reference[:-4]}dta").endswith("but got 'dta'; did you mean 'data'?")
-    assert _fails("wua_no_such:data").startswith("data: expected a module")
+    assert message in fails(reference)
+    assert fails(f"{reference[:-4]}dta").endswith("but got 'dta'; did you mean 'data'?")
+    assert fails("wua_no_such:data").startswith("data: expected a module")
 
 
 @pytest.mark.parametrize(("spoil", "message"), [
@@ -243,4 +243,4 @@ def test_a_function_that_cannot_be_found_or_returns_something_else(user, body, m
     ("p[0][1] = np.full(30, 1j)", "numbers or text, but the target of train is complex128"),
 ])
 def test_parts_that_do_not_fit(user, spoil, message):
-    assert message in _fails(user(f"def spoil(p): {spoil}\n    return parts(spoil=spoil)"))
+    assert message in fails(user(f"def spoil(p): {spoil}\n    return parts(spoil=spoil)"))

@@ -32,25 +32,18 @@ def loader() -> DataLoader:
 
 FEEDS = {
     "listed": lambda seed: [points(8) for _ in range(3)],
-    "of_nothing": lambda: [points(8)],
-    "loader": lambda seed: loader(),
-    "dataset": lambda seed: TensorDataset(*points(24)),
-    "tensor": lambda seed: points(24)[0],
+    "of_nothing": lambda: [points(8)], "loader": lambda seed: loader(),
+    "dataset": lambda seed: TensorDataset(*points(24)), "tensor": lambda seed: points(24)[0],
     "dicts": lambda seed: [{"input": points(8)[0], "labels": points(8)[1]} for _ in range(3)],
     "generated": lambda seed: (points(8) for _ in range(3)),
     "parts": lambda seed: (loader(), None, None),
     "parts_of_lists": lambda seed: ([points(8)], [], []),
     "pairs": lambda seed: (points(60), points(20), points(20)),
-    "none": lambda seed: None,
-    "text": lambda seed: "seven",
-    "scalar": lambda seed: torch.tensor(3.0),
-    "one_batch": lambda seed: {"input": points(8)[0]},
-    "pair": lambda seed: points(8),
-    "split": lambda seed: points(24)[0].split(8),
-    "empty": lambda seed: [],
-    "empty_tuple": lambda seed: (),
-    "raising": lambda seed: {}["of the data"],
-}
+    "none": lambda seed: None, "text": lambda seed: "seven",
+    "scalar": lambda seed: torch.tensor(3.0), "one_batch": lambda seed: {"input": points(8)[0]},
+    "pair": lambda seed: points(8), "split": lambda seed: points(24)[0].split(8),
+    "empty": lambda seed: [], "empty_tuple": lambda seed: (),
+    "raising": lambda seed: {}["of the data"]}
 
 
 @pytest.fixture
@@ -72,8 +65,7 @@ def test_what_is_returned_is_handed_on(name, kind, feeds):
     assert isinstance(data, kind)
     example, data = example_of(data)
     samples = two_samples(example, nn.Linear(4, 3))
-    first = samples["input"] if isinstance(samples, dict) else samples[0]
-    assert first.shape == (2, 4)
+    assert (samples["input"] if isinstance(samples, dict) else samples[0]).shape == (2, 4)
     if kind is Iterator:
         assert len(list(data)) == 3, "the first batch is not lost"
 
@@ -142,8 +134,6 @@ def test_data_that_are_shares_already(monkeypatch):
 
 
 class Terminal(io.StringIO):
-    """Text for a person."""
-
     def isatty(self) -> bool:
         return True
 

@@ -14,8 +14,9 @@ import torch
 from sklearn.preprocessing import StandardScaler
 from torch import nn
 
+from tests.data.test_datasets import digests, fails, three
 from wua_mlflow.config import load_settings
-from wua_mlflow.data.datasets import DataSplit, Part, load_data
+from wua_mlflow.data.datasets import DataSplit, load_data
 from wua_mlflow.data.scaling import Scaler, Scaling, WithInputScaling, WithoutInputScaling, raw_rows
 from wua_mlflow.pipeline.recipe import load_recipe
 
@@ -24,14 +25,6 @@ from wua_mlflow.pipeline.recipe import load_recipe
 def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-def _three(split: DataSplit) -> list[Part]:
-    return [split.train, split.validation, split.test]
-
-
-def _digests(split: DataSplit) -> list[str]:
-    return [part.digest for part in _three(split)]
 
 
 def _frame(n: int = 100, seed: int = 0) -> pd.DataFrame:
@@ -45,17 +38,9 @@ def _frame(n: int = 100, seed: int = 0) -> pd.DataFrame:
 
 def _rows(split: DataSplit) -> list[np.ndarray]:
     """Which rows of ``_frame`` each part holds: the ranks of the first, standardised, column."""
-    first = np.concatenate([part.inputs.flatten(1)[:, 0] for part in _three(split)])
+    first = np.concatenate([part.inputs.flatten(1)[:, 0] for part in three(split)])
     places = np.argsort(np.argsort(first))
-    return np.split(places, np.cumsum([len(part) for part in _three(split)])[:-1])
-
-
-def _fails(data: str, **options) -> str:
-    with pytest.raises(ValueError) as raised:
-        load_data(data, **{"seed": 0, "target": "y", **options})
-    message = str(raised.value)
-    assert "\n" not in message
-    return message
+    return np.split(places, np.cumsum([len(part) for part in three(split)])[:-1])
 
 
 @pytest.mark.parametrize("ending", ["csv", "parquet"])
@@ -70,7 +55,7 @@ def test_a_table_is_split_and_standardised(ending, folder):
     mean, deviation = x[rows[0]].sum(0) / 60, np.sqrt(((x[rows[0]] - x[rows[0]].mean(0)) ** 2)
                                                       .sum(0) / 60)
     scaler = StandardScaler().fit(x[rows[0]])
-    for part, index in zip(_three(split), rows, strict=True):
+    for part, index in zip(three(split), rows, strict=True):
         by_hand = np.divide(x[index] - mean, deviation, where=deviation > 0,
                             out=np.zeros_like(x[index]))
         assert np.allclose(part.inputs.numpy(), by_hand, atol=1e-6)
@@ -87,7 +72,7 @@ def test_targets_and_columns_are_standardised_on_the_training_part():
     split = load_data("rows.csv", target="amount", seed=3)
     rows = _rows(split)
     train = frame.amount[rows[0]]
-    for part, index in zip(_three(split), rows, strict=True):
+    for part, index in zip(three(split), rows, strict=True):
         expected = (frame.amount[index] - train.mean()) / train.std(ddof=0)
         assert np.allclose(part.targets.numpy()[:, 0], expected, atol=1e-5)
         assert part.targets.shape == (len(index), 1)
@@ -95,15 +80,15 @@ def test_targets_and_columns_are_standardised_on_the_training_part():
     frame.drop(columns="label").to_csv("rows.csv", index=False)
     split = load_data("rows.csv", target="amount", seed=3)
     assert [part.tolist() for part in _rows(split)] == [part.tolist() for part in rows]
-    assert not any(part.inputs[:, 2].any() for part in _three(split))
+    assert not any(part.inputs[:, 2].any() for part in three(split))
 
 
 def test_the_row_numbers_that_pandas_writes_are_no_feature():
     _frame().to_csv("with.csv")
     _frame().to_csv("without.csv", index=False)
     _frame().rename(columns={"row": ""}).assign(**{"": 5}).to_csv("named.csv", index=False)
-    digests = [_digests(load_data(f, target="label", seed=1)) for f in ("with.csv", "without.csv")]
-    assert digests[0] == digests[1]
+    read = [digests(load_data(f, target="label", seed=1)) for f in ("with.csv", "without.csv")]
+    assert read[0] == read[1]
     assert load_data("named.csv", target="label", seed=1).features == (5,)
 
 
@@ -117,7 +102,7 @@ def test_arrays_of_images_are_standardised_by_channel(shape, image, features, ax
     np.savez("arrays.npz", X=x, kind=np.arange(60) % 2 == 0)
     split = load_data("arrays.npz", target="kind", seed=1, image=image)
     assert (split.features, split.classes) == (features, ("False", "True"))
-    for part, rows in zip(_three(split), _rows(split), strict=True):
+    for part, rows in zip(three(split), _rows(split), strict=True):
         train = x[_rows(split)[0]].astype(np.float64)
         by_hand = (x[rows] - train.mean(axes, keepdims=True)) / train.std(axes, keepdims=True)
         assert np.allclose(part.inputs.numpy().reshape(by_hand.shape), by_hand, atol=1e-5)
@@ -130,7 +115,7 @@ def test_ten_rows_of_a_class_reach_all_three_parts():
         np.savez("rare.npz", X=rng.random((counts.sum(), 1)), y=np.repeat(np.arange(len(counts)),
                                                                          counts))
         split = load_data("rare.npz", seed=int(rng.integers(1000)))
-        assert {len(part.targets.unique()) for part in _three(split)} == {len(counts)}
+        assert {len(part.targets.unique()) for part in three(split)} == {len(counts)}
 
 
 @pytest.mark.parametrize(("values", "task", "classes"), [
@@ -150,7 +135,7 @@ def test_the_task_that_a_target_poses(values, task, classes, ending):
     split = load_data(f"f.{ending}", target="y", seed=0)
     assert (split.task, split.classes) == (task, classes)
     if classes:
-        for part, rows in zip(_three(split), _rows(split), strict=True):
+        for part, rows in zip(three(split), _rows(split), strict=True):
             expected = [sorted(values).index(target[row]) for row in rows]
             assert part.targets.flatten().tolist() == expected
     if len(classes) == 2:  # any task may be forced
@@ -167,7 +152,7 @@ def test_columns_of_other_types_that_hold_numbers():
                  y=plain.y.astype("Int64")).to_parquet("other.parquet")
     for y in ("y", "a"):
         splits = [load_data(f"{f}.parquet", target=y, seed=0) for f in ("plain", "other")]
-        assert _digests(splits[0]) == _digests(splits[1])
+        assert digests(splits[0]) == digests(splits[1])
 
 
 # What the user can get wrong
@@ -188,17 +173,17 @@ def test_a_file_that_cannot_be_used(name, content, message):
     Path("folder.csv").mkdir()
     if content is not None:
         Path(name).write_bytes(content)
-    assert _fails(name).startswith(message)
+    assert fails(name, target="y").startswith(message)
 
 
 def test_a_target_that_is_not_there():
     _frame().to_csv("f.csv", index=False)
     for target, got in ((None, "none"), ("", "none"), ("labl", "'labl'; did you mean 'label'?")):
-        assert _fails("f.csv", target=target) == (
+        assert fails("f.csv", target=target) == (
             "target: expected a column of f.csv, which has 'row', 'a', 'same', 'count', 'label', "
             f"'amount', but got {got}")
     pd.DataFrame(np.ones((3, 30))).to_csv("f.csv", index=False)
-    assert "'7' and 22 more, but" in _fails("f.csv")
+    assert "'7' and 22 more, but" in fails("f.csv", target="y")
 
 
 @pytest.mark.parametrize(("column", "values", "message"), [
@@ -219,7 +204,7 @@ def test_values_that_cannot_be_used(column, values, message):
     frame.to_csv("f.csv", index=False)
     frame.to_parquet("f.parquet")
     for name in ("f.csv", "f.parquet"):
-        assert _fails(name, target="label") == message.format(name)
+        assert fails(name, target="label") == message.format(name)
 
 
 DATES = pd.date_range("2020", periods=40)
@@ -240,9 +225,8 @@ DATES = pd.date_range("2020", periods=40)
 ])
 def test_targets_that_cannot_be_used(options, message):
     y = options["y"]
-    x = options.get("x", np.arange(float(len(y))))
-    pd.DataFrame({"x": x, "y": y}).to_parquet("f.parquet")
-    assert _fails("f.parquet", task=options.get("task")).startswith(message)
+    pd.DataFrame({"x": options.get("x", np.arange(float(len(y)))), "y": y}).to_parquet("f.parquet")
+    assert fails("f.parquet", target="y", task=options.get("task")).startswith(message)
 
 
 @pytest.mark.parametrize(("arrays", "target", "message"), [
@@ -252,15 +236,14 @@ def test_targets_that_cannot_be_used(options, message):
      "target: expected an array 'yss' in f.npz, but it has 'X', 'ys'; did you mean 'ys'?"),
     ({"X": np.ones((40, 2)), "y": np.ones(39)}, None,
      "data: expected inputs and as many targets in f.npz, but got 40 inputs and 39 targets"),
-    ({"X": np.ones((40, 6)), "y": np.arange(40) % 2}, None,
-     "data: expected images, (height, width) or (channels, height, width), for this model, but "
-     "each input has the shape (6,)"),
+    ({"X": np.ones((40, 6)), "y": np.arange(40) % 2}, None, "data: expected images, (height, "
+     "width) or (channels, height, width), for this model, but each input has the shape (6,)"),
     ({"X": np.array([[1, "a"]] * 40, dtype=object), "y": np.ones(40)}, None,
      "data: could not read f.npz: ValueError: Object arrays cannot be loaded"),
 ])
 def test_arrays_that_cannot_be_used(arrays, target, message):
     np.savez("f.npz", **arrays)
-    assert _fails("f.npz", target=target, image=True).startswith(message)
+    assert fails("f.npz", target=target, image=True).startswith(message)
 
 
 def test_paths_are_taken_from_the_current_folder_and_from_home(folder, monkeypatch):
@@ -270,7 +253,7 @@ def test_paths_are_taken_from_the_current_folder_and_from_home(folder, monkeypat
     monkeypatch.setenv("HOME", str(folder / "home"))
     splits = [load_data(path, target="label", seed=0) for path in
               ("f.csv", str(folder / "f.csv"), "./home/../f.csv", "~/g.CSV")]
-    assert len({tuple(_digests(split)) for split in splits}) == 1
+    assert len({tuple(digests(split)) for split in splits}) == 1
     assert splits[3].source == str(folder / "home" / "g.CSV")
 
 

@@ -52,43 +52,30 @@ def test_predictions():
 
 KINDS = {
     "binary probabilities": {
-        "function": functional.sigmoid,
-        "in place": lambda z: (z * 1).sigmoid_(),
-        "module": nn.Sigmoid(),
-        "hard": functional.hardsigmoid,
+        "function": functional.sigmoid, "in place": lambda z: (z * 1).sigmoid_(),
+        "module": nn.Sigmoid(), "hard": functional.hardsigmoid,
         "squeezed": lambda z: z.sigmoid().squeeze(-1),
         "squeezed before": lambda z: z.squeeze(-1).sigmoid(),
         "reshaped": lambda z: z.sigmoid().view(-1).reshape(-1, 1),
-        "flattened": lambda z: z.sigmoid().flatten(),
-        "selected": lambda z: z.sigmoid()[:, 0],
-        "sliced": lambda z: z.sigmoid()[:, :1],
-        "transposed": lambda z: z.sigmoid().t().t().clone(),
+        "flattened": lambda z: z.sigmoid().flatten(), "selected": lambda z: z.sigmoid()[:, 0],
+        "sliced": lambda z: z.sigmoid()[:, :1], "transposed": lambda z: z.sigmoid().t().t().clone(),
         "expanded": lambda z: z[0].sigmoid().expand(len(z), 1),
         "cast": lambda z: z.sigmoid().double().float(),
         "clamped": lambda z: z.sigmoid().clamp(1e-6, 1 - 1e-6),
-        "no graph": torch.no_grad()(lambda z: z.sigmoid()),
-    },
+        "no graph": torch.no_grad()(lambda z: z.sigmoid())},
     "binary logits": {
-        "plain": lambda z: z,
-        "sigmoid inside": lambda z: z.sigmoid() * 4 - 2,
-        "relu": functional.relu,
-        "squeezed": lambda z: z.squeeze(-1),
-        "clamped": lambda z: z.clamp(-10, 10),
-        "log of a sigmoid": functional.logsigmoid,
-        "no graph": torch.no_grad()(lambda z: z * 100),
-    },
+        "plain": lambda z: z, "sigmoid inside": lambda z: z.sigmoid() * 4 - 2,
+        "relu": functional.relu, "squeezed": lambda z: z.squeeze(-1),
+        "clamped": lambda z: z.clamp(-10, 10), "log of a sigmoid": functional.logsigmoid,
+        "no graph": torch.no_grad()(lambda z: z * 100)},
     "multiclass probabilities": {
-        "function": lambda z: functional.softmax(z, 1),
-        "module": nn.Softmax(dim=1),
-        "no graph": torch.no_grad()(lambda z: functional.softmax(z, 1)),
-    },
+        "function": lambda z: functional.softmax(z, 1), "module": nn.Softmax(dim=1),
+        "no graph": torch.no_grad()(lambda z: functional.softmax(z, 1))},
     "multiclass logits": {
-        "plain": lambda z: z,
-        "log softmax": lambda z: functional.log_softmax(z, 1),
+        "plain": lambda z: z, "log softmax": lambda z: functional.log_softmax(z, 1),
         "log of softmax": lambda z: functional.softmax(z, 1).log(),
         "a sigmoid each": functional.sigmoid,
-        "sigmoids, no graph": torch.no_grad()(functional.sigmoid),
-    },
+        "sigmoids, no graph": torch.no_grad()(functional.sigmoid)},
     "regression values": {"plain": lambda z: z, "sigmoid": functional.sigmoid},
 }
 
@@ -119,9 +106,8 @@ def test_kind_leaves_the_model_its_gradients_and_the_random_stream_alone():
 def test_kind_with_frozen_weights_of_token_numbers_and_of_compiled_and_exported_models(tmp_path):
     frozen = Ending(functional.sigmoid).requires_grad_(False)
     tokens = nn.Sequential(nn.Embedding(9, 3), Ending(lambda z: z.mean(1).sigmoid()))
-    compiled = torch.compile(Ending(functional.sigmoid), backend="eager")
     for model, inputs in ((frozen, INPUTS), (tokens, torch.tensor([[1, 2], [3, 4]])),
-                          (compiled, INPUTS)):
+                          (torch.compile(Ending(functional.sigmoid), backend="eager"), INPUTS)):
         assert output_kind(model, inputs, "binary") == "probabilities"
     for ending, task, outputs, kind in (
         (lambda z: z.sigmoid().squeeze(-1), "binary", 1, "probabilities"),
@@ -131,5 +117,4 @@ def test_kind_with_frozen_weights_of_token_numbers_and_of_compiled_and_exported_
         exported = torch.export.export(Ending(ending, outputs).eval(), (INPUTS[:4],),
                                        dynamic_shapes={"x": {0: torch.export.Dim("batch")}})
         torch.export.save(exported, tmp_path / "model.pt2")
-        graph = torch.export.load(tmp_path / "model.pt2").module()
-        assert output_kind(graph, INPUTS, task) == kind
+        assert output_kind(torch.export.load(tmp_path / "model.pt2").module(), INPUTS, task) == kind

@@ -64,8 +64,7 @@ def test_layers_are_named_by_block(full, prefix, blocks, written):
 @pytest.mark.parametrize("longest", [3, 20])
 def test_what_differs_looks_different_and_what_does_not_the_same(longest):
     rng = np.random.default_rng(0)
-    alphabet = list("abc.01_")
-    full = ["".join(rng.choice(alphabet, size=rng.integers(1, 60))) for _ in range(100)]
+    full = ["".join(rng.choice(list("abc.01_"), size=rng.integers(1, 60))) for _ in range(100)]
     full += full[:20]
     short = shortened(full, longest)
     for i, name in enumerate(full):

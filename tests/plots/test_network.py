@@ -15,9 +15,8 @@ from wua_mlflow.plots.network import network_data, plot_network
 
 def _weights(*units: int, names: Sequence[str] = ()) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
-    shapes = zip(units[1:], units, strict=False)
-    return {name: rng.normal(0, 0.4, size=shape).astype(np.float32)
-            for name, shape in zip(names or map(str, units[1:]), shapes, strict=False)}
+    return {name: rng.normal(0, 0.4, size=shape).astype(np.float32) for name, *shape in
+            zip(names or map(str, units[1:]), units[1:], units, strict=False)}
 
 
 def test_every_weight_is_one_line_between_its_two_units_also_of_a_layer_called_input():
@@ -55,8 +54,7 @@ def test_a_groups_line_is_the_mean_magnitude_of_its_block():
     """79 values in groups of 4 and 61 units in groups of 3, the last ones smaller."""
     (matrix,) = _weights(79, 61).values()
     data = network_data({"fc": matrix})
-    expected = [np.mean([abs(float(weight)) for row in matrix[top : top + 3]
-                         for weight in row[left : left + 4]])
+    expected = [np.mean(np.abs(matrix[top : top + 3, left : left + 4].astype(float)))
                 for top in range(0, 61, 3) for left in range(0, 79, 4)]
     assert data.weights == pytest.approx(expected, rel=1e-6)
     assert data.edges.tolist() == [[s, 20 + t] for t in range(21) for s in range(20)]
@@ -115,9 +113,8 @@ def test_widths_and_colours_follow_the_tutorials_rule_and_the_ink_is_the_data(le
 
 
 @pytest.mark.parametrize(("units", "names", "words", "other"), [
-    ((64, 300, 10), ["fc1", "out"],
-     ["input 64 values groups of 4", "fc1 300 units groups of 15", "out 10 units",
-      "3 times the layer's mean |w| and above", "in groups of consecutive units"],
+    ((64, 300, 10), ["fc1", "out"], ["input 64 values groups of 4", "fc1 300 units groups of 15",
+     "out 10 units", "3 times the layer's mean |w| and above", "in groups of consecutive units"],
      "|w| of 1 and above"),
     ((64, 30, 10), (), ["|w| of 1 and above", "red above 1.5 times it"], "1.5 times the"),
     ((5,) * 7, [f"encoder.block_of_the_network.{i}.linear" for i in range(6)],

@@ -42,8 +42,7 @@ def test_variants_of_the_same_flops_stand_beside_each_other():
     data = pareto_data([_variant(str(i), flops, **{"accuracy/test": 0.9})
                         for i, flops in enumerate([60, 30, 60.2, 60, 30])])
     assert [point.slot for point in data.points] == [-1.0, -0.5, 0.0, 1.0, 0.5]
-    figure = plot_pareto(data)
-    marks = [mark.get_offsets() for mark in figure.axes[-1].collections
+    marks = [mark.get_offsets() for mark in plot_pareto(data).axes[-1].collections
              if mark.get_offsets().shape == (1, 2)]
     across = sorted(float(at[0, 0]) for at in marks)
     assert all(b / a > 1.01 for a, b in itertools.pairwise(across)), "none covers another"

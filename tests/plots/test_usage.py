@@ -150,9 +150,8 @@ def test_units_are_relative_to_their_layers_mean_and_sorted_or_averaged_in_their
 @pytest.mark.parametrize("importance", [
     *np.random.default_rng(0).integers(0, 9, (3, 8)), [0.1], [0.1] * 2, [0.1] * 9])
 def test_half_is_the_smallest_set_that_holds_half(importance):
-    fewest = next(size for size in range(1, 9)
-                  if any(2 * sum(some) >= sum(importance) - 1e-12
-                         for some in itertools.combinations(importance, size)))
+    fewest = next(size for size in range(1, 9) if any(2 * sum(some) >= sum(importance) - 1e-12
+                  for some in itertools.combinations(importance, size)))
     assert _of(importance).half.tolist() == [fewest]
 
 
@@ -165,10 +164,9 @@ def test_the_models_share_counts_all_units_of_layers_that_have_importance():
 
 
 @pytest.mark.parametrize(("importances", "phrases", "absent"), [
-    ([[9.0, 1.0, 1.0, 1.0], [1.0] * 6],
-     ["Half of the importance is held by 40% of the units",
-      "the fewest that hold half of each layer's importance: 4 of 10, by layer 25% to 50%; if all "
-      "were equal, about 50%"], "no importance"),
+    ([[9.0, 1.0, 1.0, 1.0], [1.0] * 6], ["Half of the importance is held by 40% of the units",
+     "the fewest that hold half of each layer's importance: 4 of 10, by layer 25% to 50%; if all "
+     "were equal, about 50%"], "no importance"),
     ([[1.0, 0.0], [0.0] * 5], ["no importance at all", "no importance: 6 units"], "Every"),
     ([[0.0] * 5], ["No unit has any importance", "every importance is zero"], "left of the line"),
 ])
@@ -182,8 +180,7 @@ def test_colours_are_the_maps_for_the_logarithm_and_the_line_stands_where_half_i
     colours = image.to_rgba(image.get_array())
     width = colours.shape[1]
     viridis = matplotlib.colormaps[UNIT_COLOURS]
-    mean = 11 / 3
-    at = [(math.log10(value / mean) + 1) / 2 for value in (10.0, 1.0)]
+    at = [(math.log10(value / (11 / 3)) + 1) / 2 for value in (10.0, 1.0)]
     for k in range(2):
         assert colours[0, width * k // 3 + 9] == pytest.approx(viridis(at[k]), abs=0.02)
     assert tuple(colours[0, -1]) == to_rgba(NO_IMPORTANCE)

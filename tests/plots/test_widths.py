@@ -67,10 +67,9 @@ def test_points_width_and_threshold_of_the_curves_and_what_they_say():
     (ring,) = axes.collections
     assert np.asarray(ring.get_offsets()).tolist() == [[8, 0.94]]
     words = words_of(axes.figure)
-    for phrase in ("The curve that each width was read from: ablation",
-                   "up: accuracy; across: units kept of the layer", "12 of 64 units (alone 8)",
-                   "losses together were larger than one alone may lose",
-                   "read from this curve alone"):
+    for phrase in ("The curve that each width was read from: ablation", "12 of 64 units (alone 8)",
+                   "up: accuracy; across: units kept of the layer", "read from this curve alone",
+                   "losses together were larger than one alone may lose"):
         assert phrase in words
     alike = _width(64, 12, 12, {12: 0.95, 64: 0.96})
     assert "alone" not in words_of(plot_curves(curves_data([alike], method="rank")))
@@ -105,9 +104,8 @@ def test_trials_dearest_first_without_the_original():
 
 
 @pytest.mark.parametrize(("trials", "options", "phrases", "absent"), [
-    ([ORIGINAL, *TRIED], {"chosen": (32, 16), "margin": 0.02},
-     ["3 widths tried, 32-16 chosen", "as good", "worse", "open", "96.9%", "90.0%",
-      "margin of 2 points"], "none of them"),
+    ([ORIGINAL, *TRIED], {"chosen": (32, 16), "margin": 0.02}, ["3 widths tried, 32-16 chosen",
+     "as good", "worse", "open", "96.9%", "90.0%", "margin of 2 points"], "none of them"),
     (TRIED[:1], {"chosen": (1, 1), "margin": 0.05, "score": "R²"},
      ["1 width tried, none of them chosen", "difference of R²", "margin of 0.05 of R²"], "%"),
 ])

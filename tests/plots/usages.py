@@ -14,11 +14,8 @@ from wua_mlflow.usage.results import Concentration, Histogram, LayerUsage, Model
 NO_HISTOGRAM = Histogram(np.array([0.0, 1.0]), np.array([1]), 0.0)
 
 
-def layer(  # noqa: PLR0913 - each by name
-    name: str, share: float = 0.5, null: tuple[float, float] | None = None, *, weights: int = 100,
-    units: np.ndarray | None = None, unit_share: float | None = None, flops: float | None = None,
-    dead_units: int | None = None,
-) -> LayerUsage:
+def layer(name, share=0.5, null=None, *, weights=100,  # noqa: PLR0913 - each by name
+          units=None, unit_share=None, flops=None, dead_units=None) -> LayerUsage:
     importance = np.ones(10) if units is None else np.asarray(units, float)
     count = len(importance)
     return LayerUsage(
@@ -58,14 +55,12 @@ def many(count: int) -> ModelUsage:
         units[: size // 7] = 0
         dead = count > 5 and i % 40 == 11
         share = 0.0 if dead else 0.1 + 0.8 * rng.random()
-        null = None if i % 7 == 5 else (low, low + 0.1)
-        layers.append(layer(
-            name, share, null, units=0 * units if dead else units, unit_share=0.6,
-            dead_units=None if i % 3 == 2 else size // 7))
+        layers.append(layer(name, share, None if i % 7 == 5 else (low, low + 0.1), unit_share=0.6,
+                            units=0 * units if dead else units,
+                            dead_units=None if i % 3 == 2 else size // 7))
     return model(layers, skipped=2)
 
 
 def words_of(figure: Figure) -> str:
     """All that a figure says, without drawing it; line breaks are spaces."""
-    texts = (text.get_text() for text in figure.findobj(Text))
-    return re.sub(r"\s+", " ", " ".join(texts))
+    return re.sub(r"\s+", " ", " ".join(text.get_text() for text in figure.findobj(Text)))
