@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import random
+import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -156,9 +157,13 @@ def test_a_wrapped_model_loads_by_the_run_and_on_the_cpu_where_there_is_a_gpu_to
 
 
 def test_random_streams_the_models_state_and_the_terminal_are_left_alone(run, capfd):
-    """Also by a model that draws random numbers in eval mode."""
+    """Also by a model that draws random numbers in eval mode, and warns."""
+    def forward(layer, x):
+        warnings.warn("of the model's own", stacklevel=1)
+        return layer(x) + torch.rand(1)
+
     torch.manual_seed(3)
-    model = Computing(lambda layer, x: layer(x) + torch.rand(1)).train()
+    model = Computing(forward).train()
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     before = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
     capfd.readouterr()
@@ -180,7 +185,7 @@ def test_loading_refuses_what_holds_nothing_and_pickle(run, tmp_path, monkeypatc
         with pytest.raises(ValueError, match=f"^model URI {uri}: cannot be loaded: {reason}") as e:
             load_exported(uri)
         assert "\n" not in str(e.value)
-    assert ALLOW_PICKLE not in os.environ
+        assert ALLOW_PICKLE not in os.environ
     monkeypatch.setenv(ALLOW_PICKLE, "true")
     assert isinstance(load_exported(pickled), nn.Sequential)
 
