@@ -31,7 +31,7 @@ def fine(widths): return Net(widths, lambda z: z)
 def nan(widths): return Net(widths, lambda z: z * float("nan"))
 def pair(widths): return Net(widths, lambda z: (z, z))
 def ignoring(widths): return nn.Sequential(nn.Linear(2, 9), nn.ReLU(), nn.Linear(9, 1))
-def raising(widths): raise RuntimeError("of the\\nfactory")
+def raising(widths): raise ValueError("of the\\nfactory")
 def exiting(widths): sys.exit(0)
 def nothing(widths): return None
 def other_inputs(widths): return nn.Sequential(nn.Linear(3, widths[0]), nn.Linear(widths[0], 1))

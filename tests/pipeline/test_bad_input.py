@@ -48,7 +48,7 @@ EARLY = [  # what can be known before training fails before
     ("--model bad_parts:ignoring", "model: expected a factory that builds the widths it is given, "
                                    "but width 1 of 1 \\(10\\) changes no layer"),
     ("--model bad_parts:raising", "model: bad_parts:raising failed with the widths 10: "
-                                  "RuntimeError: of the factory$"),
+                                  "ValueError: of the factory$"),
     ("--model bad_parts:exiting", "model: bad_parts:exiting failed with the widths 10: SystemExit"),
     ("--model bad_parts:nothing", "model: expected bad_parts:nothing to return a torch.nn.Module, "
                                   "but it returned NoneType"),
