@@ -15,16 +15,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from wua_mlflow.verdict import intervals, sample_size, text
+from wua_mlflow.verdict.inputs import check_level, checked_scores
 from wua_mlflow.verdict.intervals import inflated_bootstrap_t
-from wua_mlflow.verdict.sample_size import RequiredSampleSize, check_share
+from wua_mlflow.verdict.sample_size import RequiredSampleSize
 
 __all__ = ["Scored", "Verdict", "compare"]
 
 
 Floats = NDArray[np.float64]
-
-_MIN_SEEDS = 5
-"""Fewer seeds give no recipe verdict."""
 
 _TOO_CLOSE = 0.1
 """An estimate nearer to −margin than this share of the half width needs 100 times the data."""
@@ -89,7 +87,7 @@ def compare(
     baseline: ArrayLike | Scored,
     candidate: ArrayLike | Scored,
     *,
-    margin: float,
+    margin: float = 0.02,
     confidence: float = 0.95,
     score: str = "accuracy",
     seed: int = 0,
@@ -128,9 +126,8 @@ def compare(
     >>> compare(full, slim, margin=0.01).outcome
     'inconclusive'
     """
-    check_share("margin", margin, zero=True)
-    check_share("confidence", confidence, zero=False)
-    old, new = _paired(baseline, candidate)
+    check_level(margin, confidence)
+    old, new = checked_scores(baseline, candidate)
     if len(old) > 1:
         interval = _crossed(old, new, confidence)
     elif bool(np.isin([old, new], (0.0, 1.0)).all()):
@@ -224,36 +221,3 @@ def _settle(interval: _Interval, shape: tuple[int, ...], margin: float, confiden
         return text.no_realistic_n(recipe=recipe)
     size = interval.required(distance)
     return text.required_n_sentence(size, examples=examples, seeds=seeds, recipe=recipe)
-
-
-def _paired(baseline: Any, candidate: Any) -> tuple[Floats, Floats]:
-    """Both scores in the shape (seeds, examples), checked."""
-    digests = [getattr(results, "digest", None) for results in (baseline, candidate)]
-    if None not in digests and digests[0] != digests[1]:
-        raise ValueError(f"baseline and candidate: expected the same test set, but got the digests "
-                         f"{digests[0]} and {digests[1]}")
-    old, new = _scores("baseline", baseline), _scores("candidate", candidate)
-    for what, axis in (("test examples", 1), ("seeds", 0)):
-        if old.shape[axis] != new.shape[axis]:
-            raise ValueError(f"baseline and candidate: expected scores of the same {what}, but got "
-                             f"{old.shape[axis]} and {new.shape[axis]}")
-    seeds, examples = old.shape
-    if examples < 2:
-        raise ValueError(f"examples: expected at least 2, but got {examples}")
-    if 1 < seeds < _MIN_SEEDS:
-        raise ValueError(f"seeds: expected at least {_MIN_SEEDS} for a recipe verdict, or a single "
-                         f"one for an artifact verdict, but got {seeds}")
-    return old, new
-
-
-def _scores(name: str, results: Any) -> Floats:
-    try:
-        scores = np.asarray(getattr(results, "scores", results), dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{name}: expected an array of numbers, but got {error}") from None
-    if scores.ndim not in (1, 2) or scores.shape[0] == 0:
-        raise ValueError(f"{name}: expected scores of shape (examples,) or (seeds, examples), but "
-                         f"got {scores.shape}")
-    if not np.isfinite(scores).all():
-        raise ValueError(f"{name}: expected finite scores, but got NaN or infinity")
-    return np.atleast_2d(scores)
