@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import signal
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 from torch import nn
 
 from tests.networks import kept_streams, snapshot
+from wua_mlflow.signals import Stopped, handle_signals
 from wua_mlflow.verdict.compare import compare
 from wua_mlflow.widths.results import SearchResult
 from wua_mlflow.widths.retrain_search import search_widths
@@ -84,6 +86,54 @@ def test_the_budget_in_seconds_is_kept_once_a_candidate_was_tried(seconds, looks
     result = search_widths(score, [64], [32], margin=0.02, seconds=seconds, clock=lambda: now[0])
     assert (now[0], result.looks, result.stopped) == (10.0 * (looks + 1), looks, "budget")
     assert looks > 1 or result.widths == (32,)
+
+
+@pytest.mark.parametrize(("options", "note"), [
+    ({"runs": 2}, "stopped after 1 of 1 width; smaller ones were not tried"),
+    ({"runs": 12, "seconds": 1e-9}, "stopped after 1 of 11 widths; smaller ones were not tried"),
+    ({"runs": 12}, "")])
+def test_a_search_cut_short_says_what_was_not_tried(options, note):
+    assert searched([64], [60], **options)[0].note == note
+    both = searched([8, 8], [4, 4], lambda widths: 0.95 if min(widths) > 2 else 0.5, runs=6)[0]
+    assert both.note == "stopped after 5 of 5 widths; other combinations of them were not tried"
+
+
+@pytest.mark.parametrize(("number", "at"), [
+    (signal.SIGINT, 2), (signal.SIGINT, 3), (signal.SIGINT, 1), (signal.SIGTERM, 3)])
+def test_ctrl_c_ends_the_search_with_the_best_so_far_and_a_second_one_stops_the_caller(number, at):
+    """Real signals while networks are trained; the original's training cannot be done without."""
+    calls: list[Widths] = []
+
+    def score(widths: Widths) -> np.ndarray:
+        calls.append(widths)
+        if len(calls) == at:
+            signal.raise_signal(number)
+        return scores_of(saturating(widths))
+
+    before = {each: signal.signal(each, signal.default_int_handler if each == signal.SIGINT
+                                  else signal.SIG_DFL) for each in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        with pytest.raises(Stopped), handle_signals():
+            result = search_widths(score, [64], [32], margin=0.02, runs=12)
+            assert (number, result.stopped, len(calls)) == (signal.SIGINT, "interrupted", at)
+            assert result.looks == at - 2 and result.widths == ((64,) if at == 2 else (32,))
+            assert result.note.startswith(f"stopped after {at - 2} of 11 widths; smaller ones were")
+            signal.raise_signal(number)
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+    assert len(calls) == at
+
+
+def test_no_widths_below_ones_that_failed_are_tried():
+    result, trained = searched([32, 32], [16, 16], runs=24,
+                               cost=lambda widths: widths[0] * widths[1])
+    failed: list[Widths] = []
+    for trial in result.trials:
+        assert not any(trial.widths[0] <= a and trial.widths[1] <= b for a, b in failed)
+        if trial.outcome not in ("original", "non_inferior"):
+            failed.append(trial.widths)
+    assert len(failed) >= 3 and len(trained) < 24, "what is left is below those"
 
 
 def test_layers_of_different_use_move_apart():

@@ -140,8 +140,9 @@ class SearchResult:
     Attributes:
         widths: the cheapest ones that are as good; the original's, where none are.
         trials: in the order they were trained, the original first.
-        stopped: ``budget`` or ``converged``.
-        note: what else there is to know, in a line; why none are as good, where that is so.
+        stopped: ``budget``, ``interrupted`` (from the keyboard) or ``converged``.
+        note: what else there is to know, in a line: what a search that was cut short did not
+            try; why none are as good, where that is so.
         margin: that was judged by.
         rule: ``non_inferior`` or ``mean``.
     """

@@ -25,6 +25,9 @@ Widths = tuple[int, ...]
 RULES = ("non_inferior", "mean")
 POINTS = 1024
 """Steps of the path from the original widths to the suggestion."""
+CTRL_C = 130
+"""The ``exit_code`` of an interrupt from the keyboard; other signals end the search's caller too.
+"""
 
 
 @dataclass
@@ -41,12 +44,13 @@ class _Trials:
     clock: Callable[[], float]
     baseline: np.ndarray = field(default_factory=lambda: np.empty(0))
     by_widths: dict[Widths, Trial] = field(default_factory=dict)
+    interrupted: bool = False
 
     @property
     def spent(self) -> bool:
-        """Whether the budget is spent."""
-        return len(self.by_widths) >= self.runs or (len(self.by_widths) > 1
-                                                    and self.clock() >= self.until)
+        """Whether no further widths may be tried."""
+        return self.interrupted or len(self.by_widths) >= self.runs or (
+            len(self.by_widths) > 1 and self.clock() >= self.until)
 
     @property
     def best(self) -> Trial:
@@ -65,7 +69,13 @@ class _Trials:
         if widths not in self.by_widths:
             if self.spent:
                 return None
-            scores = self._checked_scores(widths)
+            try:
+                scores = self._checked_scores(widths)
+            except KeyboardInterrupt as signal:
+                if getattr(signal, "exit_code", CTRL_C) != CTRL_C:
+                    raise
+                self.interrupted = True
+                return None
             verdict = compare(self.baseline, scores, margin=self.margin, confidence=self.confidence)
             self.by_widths[widths] = Trial(
                 widths, self.cost(widths), verdict.outcome, verdict.delta, verdict.low,
@@ -81,6 +91,12 @@ class _Trials:
     def is_hopeless(self, widths: Widths) -> bool:
         """Whether a network at least as wide in every layer was worse than the margin for sure."""
         return any(trial.outcome == "inferior"
+                   and all(new <= old for new, old in zip(widths, trial.widths, strict=True))
+                   for trial in self.by_widths.values())
+
+    def is_below_failed(self, widths: Widths) -> bool:
+        """Whether a network at least as wide in every layer was tried and is not as good."""
+        return any(not self.is_as_good(trial)
                    and all(new <= old for new, old in zip(widths, trial.widths, strict=True))
                    for trial in self.by_widths.values())
 
@@ -110,6 +126,10 @@ def search_widths(  # noqa: PLR0913 - what is searched, by what rule, within wha
     the margin beyond doubt (``inferior``): outcomes are noisy, and one lucky narrow network under a
     wider one that fails is no evidence. Then, where there are several widths and budget is left,
     Optuna's TPE moves each for itself among those that cost less.
+
+    An interrupt from the keyboard while a candidate is trained ends the search with the best so
+    far, and its caller goes on; while the original is trained it is passed on, as are other
+    signals. ``note`` says what a search that was cut short did not try.
 
     Selection alone: the winner is the best of several looks, so it is to be confirmed on data that
     the search did not see.
@@ -143,13 +163,35 @@ def search_widths(  # noqa: PLR0913 - what is searched, by what rule, within wha
                      runs or 10**9, clock() + (seconds or math.inf), clock)
     trials.begin(start)
     path = _path(start, target)
-    _bisect(trials, path, path.index(target) if target in path else len(path) // 2)
+    bisected = _bisect(trials, path, path.index(target) if target in path else len(path) // 2)
     if len(start) > 1 and not trials.spent:
         _vary_each(trials, start, seed)
     best = trials.best
-    stopped = "budget" if trials.spent else "converged"
-    return SearchResult(best.widths, tuple(trials.by_widths.values()), stopped,
-                        _note(trials, best, start), margin, rule)
+    stopped = "interrupted" if trials.interrupted else "budget" if trials.spent else "converged"
+    note = "; ".join(filter(None, (
+        _cut_short(trials, runs, bisected=bisected, separately=len(start) > 1),
+        _note(trials, best, start))))
+    return SearchResult(best.widths, tuple(trials.by_widths.values()), stopped, note, margin, rule)
+
+
+def _cut_short(
+    trials: _Trials, runs: int | None, *, bisected: bool, separately: bool
+) -> str:
+    """What a search that was stopped did not try; nothing, where it ended by itself.
+
+    Args:
+        trials: those made.
+        runs: how many were allowed, the original's among them.
+        bisected: whether the common path was searched to its end.
+        separately: whether there are several widths, each of which may vary for itself.
+    """
+    if not trials.spent or (bisected and not separately):
+        return ""
+    tried = len(trials.by_widths) - 1
+    of = "" if runs is None else f" of {runs - 1}"
+    rest = "other combinations of them" if bisected else "smaller ones"
+    return f"stopped after {tried}{of} width{'s' * ((runs or tried + 1) != 2)}; " \
+           f"{rest} were not tried"
 
 
 def _checked(
@@ -186,15 +228,19 @@ def _path(start: Widths, target: Widths) -> list[Widths]:
     return list(dict.fromkeys(map(tuple, np.minimum.accumulate(path).tolist())))
 
 
-def _bisect(trials: _Trials, path: Sequence[Widths], first: int) -> None:
-    """Bisection of the path: ``good`` is the last place as good, ``bad`` the first that is not."""
+def _bisect(trials: _Trials, path: Sequence[Widths], first: int) -> bool:
+    """Bisection of the path: ``good`` is the last place as good, ``bad`` the first that is not.
+
+    Whether it came to its end.
+    """
     good, bad, probe = 0, len(path), max(first, 1)
     while bad - good > 1:
         as_good = trials.try_widths(path[probe])
         if as_good is None:
-            return
+            return False
         good, bad = (probe, bad) if as_good else (good, probe)
         probe = (good + bad) // 2
+    return True
 
 
 def _vary_each(trials: _Trials, start: Widths, seed: int) -> None:
@@ -218,7 +264,7 @@ def _vary_each(trials: _Trials, start: Widths, seed: int) -> None:
             proposal = study.ask(space)
             widths = tuple(proposal.params[str(place)] for place in range(len(start)))
             cost, best = trials.cost(widths), trials.best
-            if widths in trials.by_widths or cost >= best.cost or trials.is_hopeless(widths):
+            if widths in trials.by_widths or cost >= best.cost or trials.is_below_failed(widths):
                 idle += 1
                 study.tell(proposal, cost + best.cost)
                 continue
@@ -303,7 +349,8 @@ def retrained_widths(
     layers = tuple(
         replace(layer, width=width, alone=layer.width, curve=_curve(result, place))
         for place, (layer, width) in enumerate(zip(suggested, result.widths, strict=True)))
-    ended = "; the search ended by its budget" if result.stopped == "budget" else ""
+    ended = {"budget": "; the search ended by its budget",
+             "interrupted": "; the search was interrupted"}.get(result.stopped, "")
     return layers, ". ".join(filter(None, (
         f"{result.looks} narrower networks were tried{ended}", result.note)))
 
