@@ -11,7 +11,7 @@ import pytest
 from tests.report.cases import NEW, OLD, SAVES, report_with, round_of, verdict, widths_of_a_search
 from wua_mlflow.cli.output import pipeline_text
 from wua_mlflow.report.render import description, html_report, markdown_report
-from wua_mlflow.results import LayerChange
+from wua_mlflow.results import LayerChange, TargetWidths
 
 REPORT = report_with(SAVES)
 SMALLER = "1.4× fewer parameters"
@@ -47,6 +47,19 @@ def test_the_table_of_figures_and_what_would_settle_it():
     judged = verdict("inconclusive", settle="About 9 more.")
     report = replace(REPORT, comparison=replace(REPORT.comparison, artifact=judged))
     assert report.headline.startswith("Inconclusive: ") and "About 9 more." in pipeline_text(report)
+
+
+def test_a_search_that_was_cut_short_says_so_on_the_console_in_the_report_and_its_picture():
+    note = "stopped after 1 of 11 widths; smaller ones were not tried"
+    whole = replace(report_with(SAVES), widths=widths_of_a_search())
+    searched = replace(whole.widths.searched, stopped="budget", note=note)
+    cut = replace(whole, widths=replace(whole.widths, searched=searched))
+    sentence = f"The search of widths: {note}."
+    assert sentence in pipeline_text(cut).splitlines()
+    assert "The search of widths" not in pipeline_text(whole)
+    assert f"- {note}" in _lines(cut)
+    assert sentence in html_report(cut, {"trials": b""})
+    assert TargetWidths.from_json(cut.widths.to_json()).searched.note == note
 
 
 def test_what_there_is_to_tell_of_a_cut_in_rounds():

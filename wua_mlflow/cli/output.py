@@ -18,7 +18,7 @@ from wua_mlflow.pipeline.compare_external import ExternalComparison
 from wua_mlflow.pipeline.workflow import SlimmingResult
 from wua_mlflow.report.content import Report
 from wua_mlflow.report.sections import figures_table
-from wua_mlflow.results import Comparison
+from wua_mlflow.results import Comparison, TargetWidths
 from wua_mlflow.tracking.names import Kind, Metric, Tag, further_layers_table, step_tag
 from wua_mlflow.tracking.runs import COLUMNS
 from wua_mlflow.tutorial import flops_text, report_text
@@ -67,7 +67,13 @@ def slimmed_text(outcome: SlimmingResult) -> str:
         "", [variant.name for variant in ends], [variant.metrics for variant in ends],
         outcome.comparison)
     return "\n".join([*lines, verdicts_text(outcome.comparison), report.saved,
-                      f"In short: {report.in_short}"])
+                      *_cut_short(outcome.slimmed.result.goal), f"In short: {report.in_short}"])
+
+
+def _cut_short(widths: TargetWidths | None) -> tuple[str, ...]:
+    """What a search of widths did not try, where it was stopped."""
+    searched = widths and widths.searched
+    return (searched.cut_short,) if searched and searched.cut_short else ()
 
 
 def figures_text(report: Report) -> str:
@@ -96,7 +102,7 @@ def pipeline_text(report: Report) -> str:
     verdict = (f"Verdict: {report.headline}", comparison.verdict.sentence,
                comparison.verdict.settle, comparison.budget,
                comparison.artifact.sentence if comparison.recipe else "", report.saved,
-               *comparison.notes)
+               *comparison.notes, *_cut_short(report.widths))
     return "\n\n".join([*_variants(report), "\n".join(filter(None, verdict)),
                         f"In short: {report.in_short}"])
 

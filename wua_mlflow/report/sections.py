@@ -266,8 +266,9 @@ def _widths(target: TargetWidths) -> list[Block]:
         Table(("what", "units", "chosen"), [
             (parameter.name or "the model", f"{parameter.units:,}", f"{width:,}")
             for parameter, width in zip(target.dimensions, target.widths, strict=True)]),
-        Picture("trials", "The widths that the search tried, each against the original on "
-                          "validation data."),
+        Picture("trials", " ".join(filter(None, (
+            "The widths that the search tried, each against the original on validation data.",
+            searched.cut_short if searched else "")))),
         _trials_table(searched.trials if searched else (), target.widths),
         Text(began),
         Picture("curves", "By layer, the curve that the width was read from."),

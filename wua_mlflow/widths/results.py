@@ -159,6 +159,15 @@ class SearchResult:
         """How many candidates were judged: the winner is to be confirmed on other data."""
         return len(self.trials) - 1
 
+    @property
+    def cut_short(self) -> str:
+        """The note of a search that was stopped before its end, as a sentence; else nothing.
+
+        >>> SearchResult((8,), (), "budget", "stopped after 1 width", 0.02, "mean").cut_short
+        'The search of widths: stopped after 1 width.'
+        """
+        return f"The search of widths: {self.note}." if self.note.startswith("stopped") else ""
+
     def table(self) -> str:
         """The trials as a table in markdown."""
         lines = ["| widths | cost | mean score | difference (interval) | outcome |",
