@@ -1,0 +1,366 @@
+"""Scores of predictions, and what each example adds to them.
+
+``value`` is a score as scikit-learn gives it. ``pseudo_scores`` turns predictions into one number
+an example, whose mean is that score and whose spread is that of the score's influence function, so
+that intervals for means of examples hold for scores that are no such mean (delta method: Hampel
+1974, JASA 69:383; the area under the ROC curve: DeLong et al. 1988, Biometrics 44:837).
+Tests: ``tests/verdict/test_scores.py``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from wua_mlflow.errors import did_you_mean
+from wua_mlflow.imports import load_object
+
+__all__ = ["SCORES", "Score", "by_group", "find_score", "pseudo_scores", "value"]
+
+
+Floats = NDArray[np.float64]
+Codes = NDArray[np.intp]
+
+
+@dataclass(frozen=True)
+class Score:
+    """A score that models may be compared by.
+
+    Attributes:
+        name: of the registry, or ``package.module:function``.
+        takes: ``labels`` (n,), ``probabilities`` (n,) of the positive class or (n, classes), or
+            ``values`` (n,) of a regression; ``anything`` for a function of the user's.
+        less_is_better: its sign is changed in ``pseudo_scores``, and margins are shares of the
+            original's value.
+    """
+
+    name: str
+    takes: str
+    less_is_better: bool = False
+
+
+SCORES = {score.name: score for score in (
+    Score("accuracy", "labels"), Score("balanced_accuracy", "labels"), Score("f1", "labels"),
+    Score("f1_macro", "labels"), Score("mcc", "labels"), Score("roc_auc", "probabilities"),
+    Score("average_precision", "probabilities"), Score("log_loss", "probabilities", True),
+    Score("brier", "probabilities", True), Score("r2", "values"), Score("rmse", "values", True),
+    Score("mae", "values", True))}
+"""The scores that have a name."""
+
+
+def find_score(name: str) -> Score:
+    """The score that ``name`` means.
+
+    Raises:
+        ValueError: neither a name of ``SCORES`` nor a ``package.module:function``.
+
+    >>> find_score("rmse").less_is_better
+    True
+    """
+    if name in SCORES:
+        return SCORES[name]
+    if ":" in name:
+        load_object(name, argument="score")
+        return Score(name, "anything")
+    raise ValueError(f"score: expected one of {', '.join(SCORES)} or package.module:function, but "
+                     f"got {name!r}{did_you_mean(name, list(SCORES))}")
+
+
+def value(score: str, targets: ArrayLike, predictions: ArrayLike) -> float:
+    """The score as it is reported, by scikit-learn.
+
+    Args:
+        score: a name of ``SCORES`` or ``package.module:function``.
+        targets: shape (n,); labels of any kind, or numbers for a regression. The positive one of
+            two classes is the last in sorted order.
+        predictions: as ``Score.takes`` says. Columns of (n, classes) are in the sorted order of
+            the classes in ``targets``. Of several classes ``roc_auc`` and ``average_precision``
+            are means over one class against the rest, ``brier`` is the sum over classes.
+
+    Raises:
+        ValueError: shapes or values that the score cannot take, in one line.
+
+    >>> value("f1", [0, 1, 1, 0], [0, 1, 0, 0]) == 2 / 3
+    True
+    """
+    found, y, p = _checked(score, targets, predictions)
+    if found.takes == "anything":
+        return float(_by_function(score, y, p).mean())
+    if found.takes == "labels":
+        return _label_value(score, *_codes(score, y, p)[:2])
+    if found.takes == "values":
+        return _regression_value(score, y, p)
+    return _probability_value(score, *_columns(score, y, p))
+
+
+def pseudo_scores(score: str, targets: ArrayLike, predictions: ArrayLike) -> Floats:
+    """What each example adds: higher is better, the mean is the score (of either sign).
+
+    Means of examples give each example's own score; ``r2`` is linearised, Var(y) being of these
+    targets; every other score is its value plus its influence function. A function that gives one
+    number has the jackknife's influence, at n calls.
+
+    Args:
+        score: as in ``value``.
+        targets: as there.
+        predictions: as there, or with a leading axis of seeds where ``targets`` have n entries
+            and the second axis is n and the first is not.
+
+    Returns:
+        Shape (n,), or (seeds, n).
+
+    Raises:
+        ValueError: as ``value``.
+
+    >>> pseudo_scores("balanced_accuracy", [0, 0, 0, 1], [0, 0, 1, 1]).round(2).tolist()
+    [1.06, 1.06, 0.39, 0.83]
+    """
+    array, n = np.asarray(predictions), np.asarray(targets).size
+    if array.ndim > 1 and array.shape[1] == n and (array.ndim == 3 or array.shape[0] != n):
+        return np.stack([pseudo_scores(score, targets, row) for row in array])
+    found, y, p = _checked(score, targets, predictions)
+    if found.takes == "anything":
+        return _by_function(score, y, p)
+    if found.takes == "labels":
+        true, guessed, classes = _codes(score, y, p)
+        if score == "accuracy":
+            return np.asarray(true == guessed, dtype=np.float64)
+        influence = _LABEL_INFLUENCE[score](true, guessed, classes)
+        return np.asarray(_label_value(score, true, guessed) + influence - influence.mean())
+    if found.takes == "values":
+        return _regression_examples(score, y, p)
+    return _probability_examples(score, *_columns(score, y, p))
+
+
+def by_group(pseudo: ArrayLike, groups: ArrayLike) -> Floats:
+    """One number a group, so that groups are the single draws; the mean stays.
+
+    Each is value + Σ(pseudo − value) · G/n over the group's examples: the influence of a group on
+    a mean over examples whose group sizes are drawn too.
+
+    Args:
+        pseudo: shape (n,) or (seeds, n).
+        groups: shape (n,), labels of any kind.
+
+    Returns:
+        Shape (G,) or (seeds, G), in the sorted order of the labels.
+
+    Raises:
+        ValueError: not one label an example, or fewer than two groups.
+
+    >>> by_group([1.0, 0.0, 1.0, 1.0], ["a", "a", "b", "b"]).tolist()
+    [0.5, 1.0]
+    """
+    values, labels = np.asarray(pseudo, dtype=np.float64), np.asarray(groups)
+    if labels.shape != values.shape[-1:]:
+        raise ValueError(f"groups: expected one label for each of {values.shape[-1]} examples, but "
+                         f"got the shape {labels.shape}")
+    names, member = np.unique(labels, return_inverse=True)
+    if names.size < 2:
+        raise ValueError("groups: expected at least two groups, but got one")
+    mean = values.mean(axis=-1, keepdims=True)
+    rows = [np.bincount(member, weights=row) for row in np.atleast_2d(values - mean)]
+    sums = np.stack(rows).reshape(*values.shape[:-1], names.size)
+    return np.asarray(mean + sums * names.size / values.shape[-1])
+
+
+def _checked(score: str, targets: ArrayLike, predictions: ArrayLike) -> tuple[Score, Any, Any]:
+    found, y, p = find_score(score), np.asarray(targets), np.asarray(predictions)
+    if y.ndim != 1 or y.size < 2:
+        raise ValueError(f"targets: expected the shape (n,), n at least 2, but got {y.shape}")
+    flat = found.takes in ("labels", "values")
+    if p.shape[:1] != y.shape or p.ndim > (1 if flat else 2):
+        expected = "(n,)" if flat else "(n,) or (n, classes)"
+        raise ValueError(f"predictions: expected {found.takes} of the shape {expected} with n = "
+                         f"{y.size} for {score}, but got {p.shape}")
+    if found.takes == "values":
+        y = y.astype(np.float64)
+    if found.takes in ("values", "probabilities"):
+        p = p.astype(np.float64)
+    for name, array in (("targets", y), ("predictions", p)):
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise ValueError(f"{name}: expected finite numbers, but got nan or an infinite one")
+    return found, y, p
+
+
+def _codes(score: str, y: Any, p: Any) -> tuple[Codes, Codes, int]:
+    """Labels as 0, 1, ... in sorted order of those in either array."""
+    names, codes = np.unique(np.concatenate([y, p]), return_inverse=True)
+    codes = codes.ravel()
+    if score == "f1" and names.size > 2:
+        raise ValueError(f"score: expected two classes for f1, but got {names.size}; f1_macro "
+                         "takes more")
+    return codes[:y.size], codes[y.size:], max(2, names.size)
+
+
+def _columns(score: str, y: Any, p: Floats) -> tuple[Codes, Floats]:
+    """Targets as codes, and predictions of shape (n,) for two classes or (n, classes)."""
+    names, codes = np.unique(y, return_inverse=True)
+    classes = 2 if p.ndim == 1 else p.shape[1]
+    if names.size != classes:
+        raise ValueError(f"predictions: expected probabilities of {names.size} classes, those of "
+                         f"the targets, for {score}, but got {classes}")
+    if score in ("log_loss", "brier") and (p.min() < 0 or p.max() > 1):
+        raise ValueError(f"predictions: expected probabilities within [0, 1] for {score}, but got "
+                         f"{p.min():.6g} to {p.max():.6g}")
+    return codes.ravel(), p[:, 1] if p.ndim == 2 and classes == 2 else p
+
+
+def _by_function(score: str, y: Any, p: Any) -> Floats:
+    """One number an example of a user's function, by the jackknife where it gives one number."""
+    function: Callable[[Any, Any], Any] = load_object(score, argument="score")
+    result = np.asarray(function(y, p), dtype=np.float64)
+    if result.shape not in ((), y.shape) or not np.isfinite(result).all():
+        raise ValueError(f"score: expected {score} to give a finite number, or one for each of "
+                         f"{y.size} examples, but got the shape {result.shape}")
+    if result.shape:
+        return result
+    every = np.arange(y.size)
+    without = np.array([float(function(y[every != i], p[every != i])) for i in every])
+    return np.asarray(result + (y.size - 1) * (without.mean() - without))
+
+
+def _label_value(score: str, true: Codes, guessed: Codes) -> float:
+    from sklearn import metrics
+
+    if score == "accuracy":
+        return float(metrics.accuracy_score(true, guessed))
+    if score == "balanced_accuracy":
+        present = np.unique(true)
+        return float(metrics.recall_score(true, guessed, labels=present, average="macro"))
+    if score == "mcc":
+        return float(metrics.matthews_corrcoef(true, guessed))
+    average = "binary" if score == "f1" else "macro"
+    return float(metrics.f1_score(true, guessed, average=average, zero_division=0))
+
+
+def _balanced_accuracy(true: Codes, guessed: Codes, classes: int) -> Floats:
+    counts = np.bincount(true, minlength=classes)
+    right = (true == guessed).astype(np.float64)
+    recall = np.bincount(true, weights=right, minlength=classes) / np.maximum(counts, 1)
+    share = counts[true] / true.size
+    return np.asarray((right - recall[true]) / share / np.count_nonzero(counts))
+
+
+def _f1_of(true: Codes, guessed: Codes, which: int) -> Floats:
+    """Of F = 2·P(both) ÷ (P(true) + P(guessed))."""
+    is_true, is_guessed = (true == which).astype(float), (guessed == which).astype(float)
+    both, either = is_true * is_guessed, is_true + is_guessed
+    total = float(either.mean())
+    if total == 0:
+        return np.zeros(true.size)
+    return np.asarray((2 * both - 2 * both.mean() / total * either) / total)
+
+
+def _f1(true: Codes, guessed: Codes, classes: int) -> Floats:
+    return _f1_of(true, guessed, 1)
+
+
+def _f1_macro(true: Codes, guessed: Codes, classes: int) -> Floats:
+    seen = np.union1d(true, guessed)
+    return np.asarray(np.mean([_f1_of(true, guessed, which) for which in seen], axis=0))
+
+
+def _mcc(true: Codes, guessed: Codes, classes: int) -> Floats:
+    """Of A/√(B·D): covariance and variances of the one-hot columns (Gorodkin 2004)."""
+    t = np.bincount(true, minlength=classes) / true.size
+    g = np.bincount(guessed, minlength=classes) / true.size
+    right = (true == guessed).astype(np.float64)
+    a, b, d = right.mean() - t @ g, 1 - g @ g, 1 - t @ t
+    if min(b, d) <= 0:
+        return np.zeros(true.size)
+    of_a = right - right.mean() - (t[guessed] + g[true] - 2 * (t @ g))
+    of_b, of_d = -2 * (g[guessed] - g @ g), -2 * (t[true] - t @ t)
+    root = np.sqrt(b * d)
+    return np.asarray(of_a / root - a / root / 2 * (of_b / b + of_d / d))
+
+
+_LABEL_INFLUENCE = {"balanced_accuracy": _balanced_accuracy, "f1": _f1, "f1_macro": _f1_macro,
+                    "mcc": _mcc}
+
+
+def _regression_value(score: str, y: Floats, p: Floats) -> float:
+    from sklearn import metrics
+
+    if score == "r2":
+        return float(metrics.r2_score(y, p))
+    if score == "mae":
+        return float(metrics.mean_absolute_error(y, p))
+    return math.sqrt(metrics.mean_squared_error(y, p))
+
+
+def _regression_examples(score: str, y: Floats, p: Floats) -> Floats:
+    if score == "mae":
+        return -np.abs(y - p)
+    squares = np.square(y - p)
+    mean = float(squares.mean())
+    if score == "rmse":
+        root = mean**0.5
+        return -root - (squares - mean) / (2 * root) if root > 0 else np.zeros(y.size)
+    spread = np.square(y - y.mean())
+    variance = float(spread.mean())
+    if variance == 0:
+        raise ValueError("targets: expected at least two different values for r2, but got one")
+    return np.asarray(1 - squares / variance + mean / variance * (spread / variance - 1))
+
+
+def _probability_value(score: str, codes: Codes, p: Floats) -> float:
+    from sklearn import metrics
+
+    if score in ("log_loss", "brier"):
+        return float(-_probability_examples(score, codes, p).mean())
+    function = (metrics.roc_auc_score if score == "roc_auc" else metrics.average_precision_score)
+    return float(np.mean([function(is_class, column) for is_class, column in _one_rest(codes, p)]))
+
+
+def _probability_examples(score: str, codes: Codes, p: Floats) -> Floats:
+    columns = np.stack([1 - p, p], axis=1) if p.ndim == 1 else p
+    rows = np.arange(codes.size)
+    if score == "log_loss":
+        tiny = float(np.finfo(np.float64).eps)
+        return np.asarray(np.log(np.clip(columns[rows, codes], tiny, 1 - tiny)))
+    if score == "brier":
+        squares = np.square(columns - np.eye(columns.shape[1])[codes]).sum(axis=1)
+        return np.asarray(-squares / (2 if p.ndim == 1 else 1))
+    influence = _placements if score == "roc_auc" else _average_precision
+    parts = np.mean([influence(is_class, column) for is_class, column in _one_rest(codes, p)],
+                    axis=0)
+    return np.asarray(_probability_value(score, codes, p) + parts - parts.mean())
+
+
+def _one_rest(codes: Codes, p: Floats) -> list[tuple[NDArray[np.bool_], Floats]]:
+    if p.ndim == 1:
+        return [(codes == 1, p)]
+    return [(codes == which, p[:, which]) for which in range(p.shape[1])]
+
+
+def _placements(positive: NDArray[np.bool_], p: Floats) -> Floats:
+    """DeLong's: the share of the other class that an example is on the right side of."""
+    result = np.empty(p.size)
+    for this, sign in ((positive, 1.0), (~positive, -1.0)):
+        others = np.sort(sign * p[~this])
+        mine = sign * p[this]
+        below = np.searchsorted(others, mine, "left") + np.searchsorted(others, mine, "right")
+        placed = below / (2 * others.size)
+        result[this] = (placed - placed.mean()) / this.mean()
+    return result
+
+
+def _average_precision(positive: NDArray[np.bool_], p: Floats) -> Floats:
+    """Of E[y·a(S)]/E[y], a(s) = P(y = 1 | S ≥ s): an example moves a at its score and below it."""
+    thresholds, level = np.unique(p, return_inverse=True)
+    count = np.bincount(level, minlength=thresholds.size)
+    hits = np.bincount(level, weights=positive, minlength=thresholds.size)
+    reached = np.cumsum(count[::-1])[::-1] / p.size
+    precision = np.cumsum(hits[::-1])[::-1] / p.size / reached
+    rate = float(positive.mean())
+    average = float(hits @ precision) / p.size / rate
+    weight = hits / p.size / reached
+    plain, weighted = np.cumsum(weight), np.cumsum(weight * precision)
+    own = positive * (precision[level] - average)
+    return np.asarray((own + positive * plain[level] - weighted[level]) / rate)
