@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from wua_mlflow.verdict import intervals, sample_size, text
-from wua_mlflow.verdict.inputs import check_level, checked_scores
+from wua_mlflow.verdict.inputs import check_seed, checked_level, checked_scores
 from wua_mlflow.verdict.intervals import inflated_bootstrap_t
 from wua_mlflow.verdict.sample_size import RequiredSampleSize
 
@@ -108,10 +108,12 @@ def compare(
     collapse of the candidate alone in one seed of twenty goes unseen in a third of 20-seed runs.
 
     Args:
-        baseline: scores, or an object with ``.scores`` (and ``.digest``, which must agree).
-        candidate: the same, of the same examples in the same order (and the same seeds).
-        margin: the loss that is accepted, in [0, 1), as a fraction.
-        confidence: of the two-sided interval, in (0, 1).
+        baseline: scores as an array, tensor, list, pandas Series, DataFrame (rows are examples,
+            columns seeds), or an object with ``.scores`` (and ``.digest``, which must agree).
+        candidate: the same, of the same examples in the same order (and the same seeds); tables
+            are aligned by their index.
+        margin: the loss that is accepted, 0 or from 10⁻¹² to below 1, as a fraction.
+        confidence: of the two-sided interval, from 10⁻⁹ to 1 − 10⁻⁹.
         score: the score's name in sentences; ``accuracy`` is shown in percentage points.
         seed: of the bootstrap's own generator.
 
@@ -126,7 +128,8 @@ def compare(
     >>> compare(full, slim, margin=0.01).outcome
     'inconclusive'
     """
-    check_level(margin, confidence)
+    margin, confidence = checked_level(margin, confidence)
+    check_seed(seed)
     old, new = checked_scores(baseline, candidate)
     if len(old) > 1:
         interval = _crossed(old, new, confidence)
@@ -144,7 +147,7 @@ def compare(
         settle = _settle(interval, old.shape, margin, confidence)
     return Verdict(
         kind="recipe" if seeds > 1 else "artifact", outcome=outcome, delta=interval.delta,
-        low=interval.low, high=interval.high, margin=float(margin), confidence=float(confidence),
+        low=interval.low, high=interval.high, margin=margin, confidence=confidence,
         examples=examples, seeds=seeds, method=interval.method, score=score, settle=settle)
 
 

@@ -1,18 +1,25 @@
-"""What ``compare`` is given, as checked arrays.
+"""What ``compare`` is given, as checked arrays of the same examples in the same order.
 
-Tests: ``tests/verdict/test_inputs.py``.
+Tables are aligned by their index; tensors, lists and whatever numpy reads are taken as they are.
+Neither pandas nor torch is imported. Tests: ``tests/verdict/test_inputs.py``.
 """
 
 from __future__ import annotations
 
+import reprlib
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from wua_mlflow.errors import one_line
 from wua_mlflow.verdict.sample_size import check_share
 
-__all__ = ["check_level", "checked_scores"]
+__all__ = ["check_seed", "checked_level", "checked_scores"]
 
 
 Floats = NDArray[np.float64]
@@ -20,28 +27,70 @@ Floats = NDArray[np.float64]
 _MIN_SEEDS = 5
 """Fewer seeds give no recipe verdict."""
 
+_LARGEST = 1e60
+"""Above this the fourth powers and squared sums that intervals need may leave float64."""
 
-def check_level(margin: float, confidence: float) -> None:
-    """Raise unless 0 ≤ ``margin`` < 1 and 0 < ``confidence`` < 1."""
+_LEAST_CONFIDENT = 1e-9
+_MOST_CONFIDENT = 1 - 1e-9
+"""Beyond these quantiles are lost to rounding."""
+
+_LEAST_MARGIN = 1e-12
+"""No test set could show less."""
+
+_SHOWN = 3
+"""So many labels of an index are named."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Scores:
+    """Scores of shape (n,) or (seeds, n); the labels of a table's rows and of its columns."""
+
+    name: str
+    values: Floats
+    examples: Any = None
+    seeds: Any = None
+
+
+def checked_level(margin: float, confidence: float) -> tuple[float, float]:
+    """Both as plain floats; raise unless they are in [0, 1) and (0, 1 − 10⁻⁹], the margin not tiny.
+    """
     check_share("margin", margin, zero=True)
     check_share("confidence", confidence, zero=False)
+    if 0 < margin < _LEAST_MARGIN:
+        raise ValueError(f"margin: expected 0 or at least {_LEAST_MARGIN:g}, but got {margin!r}")
+    if not _LEAST_CONFIDENT <= confidence <= _MOST_CONFIDENT:
+        raise ValueError(f"confidence: expected a number from {_LEAST_CONFIDENT:g} to 1 - 1e-9, "
+                         f"but got {confidence!r}")
+    return float(margin), float(confidence)
+
+
+def check_seed(seed: int) -> None:
+    """Raise unless ``seed`` is a whole number of at least 0."""
+    if not isinstance(seed, Integral) or isinstance(seed, bool) or seed < 0:
+        raise ValueError(f"seed: expected a whole number of at least 0, but got {_shown(seed)}")
 
 
 def checked_scores(baseline: Any, candidate: Any) -> tuple[Floats, Floats]:
-    """Both scores in the shape (seeds, examples), checked.
+    """Both scores in the shape (seeds, examples), aligned and checked; neither is modified.
 
     Args:
-        baseline: scores, or an object with ``.scores`` and perhaps ``.digest``.
-        candidate: the same.
+        baseline: scores of shape (n,) or (seeds, n): an array, tensor, list, pandas Series (n,) or
+            DataFrame (a row an example, a column a seed), a list of Series, one a seed, or an
+            object with ``.scores`` and perhaps ``.digest``.
+        candidate: the same; where both have an index, its rows are put into the baseline's order,
+            and its columns too where they have the same names.
 
     Raises:
-        ValueError: one line; two different test sets, or scores that are none or do not fit.
+        ValueError: one line that names the argument; two different test sets, indexes that do not
+            hold the same labels once each, or scores that are none or do not fit.
     """
-    digests = [getattr(results, "digest", None) for results in (baseline, candidate)]
+    digests = [None if _is_table(results) else getattr(results, "digest", None)
+               for results in (baseline, candidate)]
     if None not in digests and digests[0] != digests[1]:
         raise ValueError(f"baseline and candidate: expected the same test set, but got the digests "
                          f"{digests[0]} and {digests[1]}")
-    old, new = _scores("baseline", baseline), _scores("candidate", candidate)
+    first, second = _scores("baseline", baseline), _scores("candidate", candidate)
+    old, new = np.atleast_2d(first.values), np.atleast_2d(_aligned(first, second))
     for what, axis in (("test examples", 1), ("seeds", 0)):
         if old.shape[axis] != new.shape[axis]:
             raise ValueError(f"baseline and candidate: expected scores of the same {what}, but got "
@@ -55,14 +104,170 @@ def checked_scores(baseline: Any, candidate: Any) -> tuple[Floats, Floats]:
     return old, new
 
 
-def _scores(name: str, results: Any) -> Floats:
+# Tables
+
+
+def _is_table(value: Any, kinds: Sequence[str] = ("Series", "DataFrame")) -> bool:
+    """Whether it is pandas'; nothing is where pandas was never imported."""
+    pandas = sys.modules.get("pandas")
+    return pandas is not None and isinstance(value, tuple(getattr(pandas, kind) for kind in kinds))
+
+
+def _aligned(first: _Scores, second: _Scores) -> Floats:
+    """The second's values in the order of the first's examples, and of its seeds if named alike."""
+    values, indexed = second.values, [side.examples is not None for side in (first, second)]
+    if all(indexed):
+        values = values[..., _order(first.name, first.examples, second.name, second.examples)]
+    elif any(indexed):
+        table, other = (first, second) if indexed[0] else (second, first)
+        if table.examples.tolist() != list(range(len(table.examples))):
+            raise ValueError(
+                f"{other.name}: expected a pandas Series or DataFrame too, as the index of "
+                f"{table.name} is not 0, 1, 2, … but {_listed(table.examples)}; if both are in the "
+                f"same order, pass {table.name}.reset_index(drop=True)")
+    named = first.seeds is not None and second.seeds is not None
+    if named and first.seeds.is_unique and set(first.seeds) == set(second.seeds):
+        values = values[_order(first.name, first.seeds, second.name, second.seeds)]
+    return values
+
+
+def _order(name: str, wanted: Any, other_name: str, labels: Any) -> Any:
+    """Where in ``labels`` each one of ``wanted`` is; pandas indexes.
+
+    Raises:
+        ValueError: a label occurs twice, or on one side only.
+    """
+    for side, index in ((name, wanted), (other_name, labels)):
+        if not index.is_unique:
+            raise ValueError(f"{side}: expected each label of the index once, but "
+                             f"{_listed(index[index.duplicated()].unique())} occur more often; if "
+                             f"both are in the same order, pass .reset_index(drop=True) of both")
+    if wanted.equals(labels):
+        return slice(None)
+    places = labels.get_indexer(wanted)
+    missing, extra = wanted[places < 0], labels[wanted.get_indexer(labels) < 0]
+    if len(missing) or len(extra):
+        lists = [f"{_listed(index)} only in {side}"
+                 for side, index in ((name, missing), (other_name, extra)) if len(index)]
+        raise ValueError(f"baseline and candidate: expected an index of the same labels, but "
+                         f"{' and '.join(lists)}")
+    return places
+
+
+def _listed(labels: Any) -> str:
+    more = f" and {len(labels) - _SHOWN} more" if len(labels) > _SHOWN else ""
+    return ", ".join(_shown(label) for label in labels[:_SHOWN].tolist()) + more
+
+
+def _shown(value: object) -> str:
+    """A short representation in one line."""
+    return " ".join(reprlib.repr(value).split())
+
+
+# Arrays
+
+
+def _scores(name: str, results: Any) -> _Scores:
+    """Checked scores of shape (n,) or (seeds, n)."""
+    given = results if _is_table(results) else getattr(results, "scores", results)
+    if isinstance(given, list | tuple) and given and all(_is_table(one, ["Series"])
+                                                         for one in given):
+        index = given[0].index
+        rows = [_numbers(name, one)[_order(f"{name}[0]", index, f"{name}[{place}]", one.index)]
+                for place, one in enumerate(given)]
+        scores = _Scores(name, np.stack(rows), index)
+    elif _is_table(given, ["DataFrame"]):
+        scores = _Scores(name, _numbers(name, given).T, given.index, given.columns)
+    else:
+        scores = _Scores(name, _numbers(name, given), given.index if _is_table(given) else None)
+    _check_shape(scores)
+    _check_values(name, scores.values)
+    return scores
+
+
+def _numbers(name: str, given: Any) -> Floats:
+    """Anything array-like as float64; a new array wherever that is not what it is already."""
     try:
-        scores = np.asarray(getattr(results, "scores", results), dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{name}: expected an array of numbers, but got {error}") from None
-    if scores.ndim not in (1, 2) or scores.shape[0] == 0:
+        if _is_table(given):
+            array = given.to_numpy(na_value=np.nan)
+        elif isinstance(given, list | tuple):
+            array = np.asarray([_plain(one) for one in given])
+        else:
+            array = np.asarray(_plain(given))
+    except Exception as error:  # ragged lists, other devices, the user's own array type
+        raise ValueError(f"{name}: expected an array of numbers, but got "
+                         f"{_lengths(given) or one_line(error)}") from None
+    _check_kind(name, array, given)
+    try:
+        with np.errstate(over="ignore"):
+            numbers: Floats = array.astype(np.float64, copy=False)
+    except Exception as error:  # objects of any kind
+        raise ValueError(f"{name}: expected an array of numbers, but got {one_line(error)}"
+                         ) from None
+    return numbers
+
+
+def _plain(given: Any) -> Any:
+    """A tensor as an array, a masked array as a plain one, anything else as it is."""
+    if all(hasattr(given, method) for method in ("detach", "cpu", "is_complex")):
+        tensor = given.detach().cpu()
+        return (tensor if tensor.is_complex() else tensor.double()).numpy()
+    if isinstance(given, np.ma.MaskedArray):
+        hidden = int(np.ma.getmaskarray(given).sum())
+        if hidden:
+            raise ValueError(f"a masked array that hides {hidden} of {given.size}")
+        return given.data
+    return given
+
+
+def _lengths(given: Any) -> str:
+    """What is wrong with a list of seeds of unequal length, if that is what it is."""
+    if not isinstance(given, list | tuple) or not all(hasattr(one, "__len__") for one in given):
+        return ""
+    lengths = sorted({len(one) for one in given})
+    return f"seeds of {lengths[0]} to {lengths[-1]} examples" if len(lengths) > 1 else ""
+
+
+def _check_kind(name: str, array: NDArray[Any], given: Any) -> None:
+    """Raise unless the elements are numbers or bools."""
+    odd = None
+    if array.dtype.kind in "cSUmM" or array.dtype.names:
+        odd = f"an array of {array.dtype}"
+    elif array.dtype.kind == "O" and array.ndim == 0:
+        odd = f"{type(given).__name__}" if given is not None else "None"
+    elif array.dtype.kind == "O":
+        odd = next((_shown(value) for value in array.flat
+                    if isinstance(value, str | bytes | complex | np.complexfloating)), None)
+    if odd is not None:
+        raise ValueError(f"{name}: expected an array of numbers, but got {odd}")
+
+
+def _check_shape(scores: _Scores) -> None:
+    """Raise unless (n,) or (seeds, n), of no more seeds than examples."""
+    name, shape = scores.name, scores.values.shape
+    if len(shape) not in (1, 2) or 0 in shape:
         raise ValueError(f"{name}: expected scores of shape (examples,) or (seeds, examples), but "
-                         f"got {scores.shape}")
-    if not np.isfinite(scores).all():
-        raise ValueError(f"{name}: expected finite scores, but got NaN or infinity")
-    return np.atleast_2d(scores)
+                         f"got {shape}")
+    if len(shape) == 1 or shape[0] <= shape[1]:
+        return
+    if scores.seeds is not None:
+        raise ValueError(f"{name}: expected a DataFrame with a row for each example and a column "
+                         f"for each seed, but got {shape[1]} rows and {shape[0]} columns; pass the "
+                         f"transposed one, {name}.T, if rows are seeds")
+    remedy = f"{name}.T" if shape[1] > 1 else f"{name}[:, 0]"
+    raise ValueError(f"{name}: expected scores of shape (examples,) or (seeds, examples), but got "
+                     f"{shape}, more seeds than examples; pass {remedy} if rows are examples")
+
+
+def _check_values(name: str, values: Floats) -> None:
+    """Raise unless all are finite, and small enough to be squared twice."""
+    for bad, expected, got in (
+        (~np.isfinite(values), "finite scores", "NaN or infinity"),
+        (np.abs(values) > _LARGEST, f"scores within ±{_LARGEST:g}", "larger ones"),
+    ):
+        if bad.any():
+            place = tuple(int(axis) for axis in np.argwhere(bad)[0])
+            seed = f"seed {place[0]}, " if len(place) > 1 and len(values) > 1 else ""
+            raise ValueError(f"{name}: expected {expected}, but got {got} in {bad.sum()} of "
+                             f"{values.size}, first {values[place]:g} at {seed}example {place[-1]} "
+                             f"(counted from 0)")

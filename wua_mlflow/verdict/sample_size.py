@@ -27,12 +27,17 @@ __all__ = [
 ]
 
 
+_LONGEST = 40
+"""Characters of a wrong value that is shown as it is."""
+
+
 def check_share(name: str, value: float, *, zero: bool) -> None:
     """Raise unless 0 < ``value`` < 1 (0 included if ``zero``)."""
     number = isinstance(value, Real) and not isinstance(value, bool)
     if not number or not (0 < value < 1 or (zero and value == 0)):
+        got = " ".join(repr(value).split())
         raise ValueError(f"{name}: expected a number in {'[' if zero else '('}0, 1), but got "
-                         f"{value!r}")
+                         f"{got if len(got) <= _LONGEST else type(value).__name__}")
 
 
 def required_examples_without_discordance(margin: float, confidence: float = 0.95) -> int:
