@@ -47,7 +47,7 @@ def test_compare_chooses_the_method_by_shape_and_values():
     assert compare(Results(right[0], "a"), right[1].tolist(), margin=0.1) == artifact
     assert compare(real, real**2, margin=0.1).method == "paired bootstrap-t"
     recipe = compare(right, ~right, margin=0.1)
-    assert (recipe.kind, recipe.method) == ("recipe", "crossed two-way, t")
+    assert (recipe.kind, recipe.method) == ("recipe", "unpaired seeds crossed with examples, t")
     assert (recipe.examples, recipe.seeds) == (40, 6)
 
 
@@ -129,8 +129,11 @@ SHAPE = "baseline: expected scores of shape (examples,) or (seeds, examples), bu
 @pytest.mark.parametrize(("baseline", "candidate", "message"), [
     (np.ones(540), np.ones(541),
      "baseline and candidate: expected scores of the same test examples, but got 540 and 541"),
-    (np.ones((5, 9)), np.ones((6, 9)),
-     "baseline and candidate: expected scores of the same seeds, but got 5 and 6"),
+    (np.ones((5, 9)), np.ones((11, 9)),
+     "seeds: expected numbers at most a factor of two apart, but got 5 of the baseline and 11 of the "
+     "candidate"),
+    (np.ones((5, 9)), np.ones(9),
+     "candidate: expected at least 5 seeds beside the baseline's 5, but got 1"),
     (np.ones((4, 9)), np.ones((4, 9)), f"{SEEDS}4"),
     ([1], [0], "examples: expected at least 2, but got 1"),
     (np.ones((2, 2, 2)), [1, 1], f"{SHAPE}(2, 2, 2)"),

@@ -124,9 +124,11 @@ def settled_share(components, shape, margin):
         seed_means = rng.normal(0, math.sqrt(a + e / examples), size=seeds)
         example_means = rng.normal(0, math.sqrt(b + e / seeds), size=examples)
         parts = intervals.Crossed(
-            seeds, examples, rng.normal(0, math.sqrt(a / seeds + (b + e / seeds) / examples)),
-            seed_means.var(ddof=1), example_means.var(ddof=1),
-            e * rng.chisquare(freedom) / freedom, intervals.effective_examples(example_means))
+            rng.normal(0, math.sqrt(a / seeds + (b + e / seeds) / examples)),
+            intervals.SideVariance(seeds, seed_means.var(ddof=1),
+                                   e * rng.chisquare(freedom) / freedom),
+            intervals.SideVariance(1), examples, example_means.var(ddof=1),
+            intervals.effective_examples(example_means))
         settled += abs(parts.mean + margin) > parts.half_width(0.95)
     return settled / 800
 
@@ -139,13 +141,13 @@ BALANCED = (0.02, 0.2, 0.1)
      [6], lambda seeds: [(seeds, 100)], {(6, 5_000): 0.4}),
     ((0.001, 0.3, 0.1), 0.04, "more seeds alone may not: too few test examples tell the two apart",
      [100], lambda examples: [(6, examples)], {(300, 100): 0.4}),
-    ((0.04, 0.2, 0.1), 0.065, "(now 6) on the same test examples, or about",
+    ((0.04, 0.2, 0.3), 0.06, "(now 6) on the same test examples, or about",
      [6, 100], lambda seeds, examples: [(seeds, 100), (6, examples)], {}),
     (BALANCED, 0.02, "Neither more seeds nor more test examples alone",
      [6, 100], lambda seeds, examples: [(seeds, examples)], {(300, 100): 0.5, (6, 5_000): 0.7}),
 ], ids=["seeds", "examples", "either", "both"])
 def test_what_settles_a_recipe(components, margin, words, now, enough, too_few):
-    verdict = compare(np.zeros((6, 100)), grown(components, (6, 100)), margin=margin)
+    verdict = compare(np.zeros(100), grown(components, (6, 100)), margin=margin)
     assert words in verdict.settle
     assert set(now) <= set(numbers(verdict.settle))
     for shape in enough(*(number for number in numbers(verdict.settle) if number not in now)):
@@ -160,7 +162,7 @@ def test_nothing_settles_an_estimate_at_the_margin():
         "No realistic number of test examples would settle it, by what was seen here: more than "
         "100 times those at hand. The estimated difference lies too near minus the margin for its "
         "uncertainty.")
-    recipe = compare(np.full((6, 100), 0.02), grown(BALANCED, (6, 100)), margin=0.02)
+    recipe = compare(np.full(100, 0.02), grown(BALANCED, (6, 100)), margin=0.02)
     assert recipe.settle.startswith("No realistic number of seeds or test examples")
     assert compare(np.ones(50), np.ones(50), margin=0).settle == artifact.settle
 
@@ -176,15 +178,19 @@ def test_an_estimate_within_a_tenth_of_the_half_width_of_the_margin_is_hopeless(
 @pytest.mark.parametrize("share", [0.99, 0.8, 0.4])
 def test_crossed_need_by_linear_search(share):
     a, b, e, seeds, examples = 0.02**2, 0.2**2, 0.3**2, 5, 60
-    parts = intervals.crossed(grown((0.02, 0.2, 0.3), (seeds, examples)))
+    parts = intervals.crossed(np.zeros((1, examples)),
+                              grown((0.02, 0.2, 0.3), (seeds, examples)))
     distance = share * parts.half_width(0.95)
 
+    def there(s: int, n: int) -> intervals.Crossed:
+        return parts.predicted(s, 1, n)
+
     def enough(s: int, n: int) -> bool:
-        rows, columns, shared = a / s + e / (s * n), b / n + e / (s * n), e / (s * n)
+        rows, columns = a / s + e / (s * n), b / n + e / (s * n)
         variance = a / s + b / n + e / (s * n)
-        freedom = variance**2 / (
-            rows**2 / (s - 1) + columns**2 / (n - 1) + shared**2 / ((s - 1) * (n - 1)))
-        quantile = stats.t.ppf(0.975, s - 1)
+        freedom = variance**2 / (rows**2 / (s - 1) + columns**2 / (n - 1))
+        quantile = max(stats.t.ppf(0.975, freedom),
+                       there(s, n).half_width(0.95) / math.sqrt(variance))
         return stats.nct.sf(quantile, freedom, distance / math.sqrt(variance)) >= 0.8
 
     need = sample_size.required_crossed(parts, distance, confidence=0.95)

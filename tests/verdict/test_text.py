@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from wua_mlflow.verdict.compare import Verdict
+from wua_mlflow.verdict.recipe import SeedCounts
 from wua_mlflow.verdict.text import (
     TrainingSummary,
     budget_sentences,
@@ -117,12 +118,13 @@ def test_sentences_and_headlines():
         "Artifact verdict (these two saved models, 2,000 test examples): the slim model's accuracy "
         "minus the original's is −1.2 points (95% interval −1.8 to −0.6), against a margin of "
         "2 points: worse, but within the margin (non-inferior).")
-    recipe = of("inconclusive", kind="recipe", seeds=20, high=0.0, low=-0.02, score="R²")
+    recipe = of("inconclusive", kind="recipe", seeds=20, high=0.0, low=-0.02, score="R²",
+                counts=SeedCounts(20, 20, 0, 0, 0.0, 0.168))
     assert recipe.sentence == (
         "Recipe verdict (both trained with 20 seeds, 2,000 test examples): on average the "
         "slim model's R² minus the original's is −0.012 (95% interval −0.020 to 0.000), against a "
         "margin of 0.02: the data cannot tell whether the loss stays within the margin "
-        "(inconclusive).")
+        "(inconclusive); none of its 20 seeds collapsed, up to 17% could unseen.")
     assert "of 1 point:" in replace(BASE, margin=0.01).sentence
     assert margin_words(replace(BASE, margin=0.005)) == "0.5 points of accuracy"
     assert "90% interval" in replace(BASE, confidence=0.9).sentence

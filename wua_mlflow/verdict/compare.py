@@ -6,7 +6,7 @@ Tests: ``tests/verdict/test_compare.py``.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -17,7 +17,8 @@ from numpy.typing import ArrayLike, NDArray
 from wua_mlflow.verdict import intervals, sample_size, text
 from wua_mlflow.verdict.inputs import check_seed, checked_level, checked_scores
 from wua_mlflow.verdict.intervals import inflated_bootstrap_t
-from wua_mlflow.verdict.sample_size import RequiredSampleSize
+from wua_mlflow.verdict.recipe import METHOD, SeedCounts, recipe_interval
+from wua_mlflow.verdict.sample_size import RequiredSampleSize, check_share
 
 __all__ = ["Scored", "Verdict", "compare"]
 
@@ -44,19 +45,20 @@ class Verdict:
     """Whether a candidate is as good as a baseline, on the same test examples.
 
     Attributes:
-        kind: ``artifact`` (two saved models) or ``recipe`` (both trained with the same seeds).
+        kind: ``artifact`` (two saved models) or ``recipe`` (both trained with several seeds).
         outcome: ``non_inferior`` if low > −margin, ``inferior`` if high < −margin, else
-            ``inconclusive``.
+            ``inconclusive``; a recipe's also by its collapses.
         delta: candidate minus baseline, mean of the per-example difference, as a fraction.
         low: lower limit of the two-sided interval of ``delta``.
         high: its upper limit.
         margin: the loss that is accepted, as a fraction.
         confidence: of the interval.
         examples: number of test examples.
-        seeds: number of seeds; 1 for an artifact.
+        seeds: the candidate's; 1 for an artifact.
         method: how the interval was made.
         score: the score's name in sentences.
         settle: where inconclusive, one sentence on what would settle it (``sample_size.py``).
+        counts: of a recipe: both sides' seeds, those that collapsed, the looks.
     """
 
     kind: str
@@ -71,6 +73,7 @@ class Verdict:
     method: str
     score: str
     settle: str | None
+    counts: SeedCounts | None = None
 
     @property
     def sentence(self) -> str:
@@ -83,7 +86,7 @@ class Verdict:
         return text.verdict_headline(self)
 
 
-def compare(
+def compare(  # noqa: PLR0913 - what is compared, and how surely, each by name
     baseline: ArrayLike | Scored,
     candidate: ArrayLike | Scored,
     *,
@@ -91,6 +94,8 @@ def compare(
     confidence: float = 0.95,
     score: str = "accuracy",
     seed: int = 0,
+    planned_seeds: Sequence[int] | None = None,
+    max_collapse: float | None = None,
 ) -> Verdict:
     """Compare two models (artifact) or two recipes over seeds (recipe) on the same test examples.
 
@@ -99,27 +104,37 @@ def compare(
 
     * shape (n,) or (1, n), all 0 or 1: Tango's score interval;
     * shape (n,) or (1, n), other values: paired bootstrap-t, 10,000 resamples;
-    * shape (S, n), S ≥ 5: seeds and examples crossed, Student's t with S − 1 degrees of freedom.
+    * shape (S, n), S ≥ 5: each side's own seeds, unpaired, crossed with the examples, Student's t;
+      the two numbers of seeds at most a factor of two apart. A baseline of shape (n,) beside it is
+      one given network, and the verdict is against that network.
+
+    A seed has collapsed that lies below its own side's median by more than three margins and by
+    more than five robust standard deviations. Collapsed seeds are left out of the interval; the
+    sentence counts them, and says how many could collapse unseen.
 
     Both of the last are widened where few examples carry the spread (``variance_inflation``).
     In the last two, where fewer than five examples tell the candidate from the baseline, the
     interval reaches at least span · z²/(n + z²) to either side (span: of the scores, at least 1),
-    as Tango's does without discordant pairs. What did not happen in any seed is in no interval: a
-    collapse of the candidate alone in one seed of twenty goes unseen in a third of 20-seed runs.
+    as Tango's does without discordant pairs.
 
     Args:
         baseline: scores as an array, tensor, list, pandas Series, DataFrame (rows are examples,
             columns seeds), or an object with ``.scores`` (and ``.digest``, which must agree).
-        candidate: the same, of the same examples in the same order (and the same seeds); tables
-            are aligned by their index.
+        candidate: the same, of the same examples in the same order with seeds of its own; tables are
+            aligned by their index.
         margin: the loss that is accepted, 0 or from 10⁻¹² to below 1, as a fraction.
         confidence: of the two-sided interval, from 10⁻⁹ to 1 − 10⁻⁹.
         score: the score's name in sentences; ``accuracy`` is shown in percentage points.
         seed: of the bootstrap's own generator.
+        planned_seeds: the candidate's seeds at each planned look, where seeds are added until the
+            verdict is settled; the interval then holds for all looks together (``looks.py``).
+        max_collapse: the share of seeds that may collapse, in (0, 1): a recipe is non-inferior only
+            where the upper limit of that share is not above it, and inferior where the lower one
+            is. None: collapses are counted only.
 
     Raises:
         ValueError: a margin, confidence, shape or value outside the above, 2 to 4 seeds, fewer
-            than two examples, or two different test sets.
+            than two examples, two different test sets, or a number of seeds that is not planned.
 
     >>> full = np.ones(1000)
     >>> slim = np.where(np.arange(1000) < 5, 0, 1)
@@ -130,25 +145,49 @@ def compare(
     """
     margin, confidence = checked_level(margin, confidence)
     check_seed(seed)
+    if max_collapse is not None:
+        check_share("max_collapse", max_collapse, zero=False)
     old, new = checked_scores(baseline, candidate)
-    if len(old) > 1:
-        interval = _crossed(old, new, confidence)
+    counts = None
+    if len(new) > 1:
+        interval, counts = _recipe(old, new, margin, confidence, planned_seeds)
     elif bool(np.isin([old, new], (0.0, 1.0)).all()):
         interval = _tango(old[0], new[0], margin, confidence)
     else:
         interval = _bootstrap(old[0], new[0], margin, confidence, seed)
-    seeds, examples = old.shape
-    outcome, settle = "inconclusive", None
-    if interval.low > -margin:
-        outcome = "non_inferior"
-    elif interval.high < -margin:
-        outcome = "inferior"
-    else:
-        settle = _settle(interval, old.shape, margin, confidence)
+    outcome, settle = _outcome(interval, margin), None
+    if counts is not None:
+        outcome, settle = _with_collapses(outcome, counts, confidence, max_collapse)
+    if outcome == "inconclusive" and settle is None:
+        settle = _settle(interval, new.shape, margin, confidence)
     return Verdict(
-        kind="recipe" if seeds > 1 else "artifact", outcome=outcome, delta=interval.delta,
+        kind="recipe" if counts else "artifact", outcome=outcome, delta=interval.delta,
         low=interval.low, high=interval.high, margin=margin, confidence=confidence,
-        examples=examples, seeds=seeds, method=interval.method, score=score, settle=settle)
+        examples=new.shape[1], seeds=len(new), method=interval.method, score=score, settle=settle,
+        counts=counts)
+
+
+def _outcome(interval: _Interval, margin: float) -> str:
+    if interval.low > -margin:
+        return "non_inferior"
+    return "inferior" if interval.high < -margin else "inconclusive"
+
+
+def _with_collapses(
+    outcome: str, counts: SeedCounts, confidence: float, max_collapse: float | None
+) -> tuple[str, str | None]:
+    """The outcome as the seeds that collapsed leave it, and what would settle that."""
+    if max_collapse is not None and counts.collapse_low > max_collapse:
+        return "inferior", None
+    if outcome != "non_inferior":
+        return outcome, None
+    if not counts.enough:
+        return "inconclusive", text.TOO_MANY_COLLAPSED
+    if max_collapse is not None and counts.collapse_high > max_collapse:
+        needed = sample_size.required_seeds_without_collapse(max_collapse, confidence)
+        return "inconclusive", text.too_few_seeds_for_collapse(
+            max_collapse, counts.collapsed, needed)
+    return outcome, None
 
 
 @dataclass(frozen=True)
@@ -199,15 +238,14 @@ def _bootstrap(old: Floats, new: Floats, margin: float, confidence: float, seed:
     return _Interval("paired bootstrap-t", delta, low, high, span, same, required)
 
 
-def _crossed(old: Floats, new: Floats, confidence: float) -> _Interval:
-    parts = intervals.crossed(new - old)
-    span, unseen, same = intervals.score_range(old, new)
-    reach = unseen * intervals.zero_event_limit(parts.examples, confidence=confidence)
-    half = max(parts.half_width(confidence), reach)
-    required = partial(sample_size.required_crossed, parts, confidence=confidence,
-                       unseen_span=unseen)
-    low, high = parts.mean - half, parts.mean + half
-    return _Interval("crossed two-way, t", parts.mean, low, high, span, same, required)
+def _recipe(
+    old: Floats, new: Floats, margin: float, confidence: float, planned: Sequence[int] | None
+) -> tuple[_Interval, SeedCounts]:
+    found = recipe_interval(old, new, margin=margin, confidence=confidence, planned=planned)
+    required = partial(sample_size.required_crossed, found.parts, confidence=confidence,
+                       unseen_span=found.unseen_span)
+    return _Interval(METHOD, found.parts.mean, found.low, found.high, found.span, found.same,
+                     required), found.seeds
 
 
 def _settle(interval: _Interval, shape: tuple[int, ...], margin: float, confidence: float) -> str:

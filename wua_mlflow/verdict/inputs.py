@@ -91,17 +91,30 @@ def checked_scores(baseline: Any, candidate: Any) -> tuple[Floats, Floats]:
                          f"{digests[0]} and {digests[1]}")
     first, second = _scores("baseline", baseline), _scores("candidate", candidate)
     old, new = np.atleast_2d(first.values), np.atleast_2d(_aligned(first, second))
-    for what, axis in (("test examples", 1), ("seeds", 0)):
-        if old.shape[axis] != new.shape[axis]:
-            raise ValueError(f"baseline and candidate: expected scores of the same {what}, but got "
-                             f"{old.shape[axis]} and {new.shape[axis]}")
-    seeds, examples = old.shape
-    if examples < 2:
-        raise ValueError(f"examples: expected at least 2, but got {examples}")
-    if 1 < seeds < _MIN_SEEDS:
-        raise ValueError(f"seeds: expected at least {_MIN_SEEDS} for a recipe verdict, or a single "
-                         f"one for an artifact verdict, but got {seeds}")
+    if old.shape[1] != new.shape[1]:
+        raise ValueError(f"baseline and candidate: expected scores of the same test examples, but "
+                         f"got {old.shape[1]} and {new.shape[1]}")
+    if new.shape[1] < 2:
+        raise ValueError(f"examples: expected at least 2, but got {new.shape[1]}")
+    _check_seeds(len(old), len(new))
     return old, new
+
+
+def _check_seeds(baseline: int, candidate: int) -> None:
+    """Raise unless both are one network, or at least 5 seeds are at most twice as many as others.
+
+    One network of the baseline may stand beside several seeds of the candidate.
+    """
+    for seeds in (baseline, candidate):
+        if 1 < seeds < _MIN_SEEDS:
+            raise ValueError(f"seeds: expected at least {_MIN_SEEDS} for a recipe verdict, or a "
+                             f"single one for an artifact verdict, but got {seeds}")
+    if candidate == 1 < baseline:
+        raise ValueError(f"candidate: expected at least {_MIN_SEEDS} seeds beside the baseline's "
+                         f"{baseline}, but got 1")
+    if baseline > 1 and not 0.5 <= candidate / baseline <= 2:
+        raise ValueError(f"seeds: expected numbers at most a factor of two apart, but got "
+                         f"{baseline} of the baseline and {candidate} of the candidate")
 
 
 # Tables

@@ -23,7 +23,7 @@ from wua_mlflow.verdict.intervals import (
 __all__ = [
     "POWER", "RequiredSampleSize", "check_share", "required_crossed",
     "required_examples_without_discordance", "required_mean", "required_tango",
-    "required_zero_events", "too_few_examples",
+    "required_seeds_without_collapse", "required_zero_events", "too_few_examples",
 ]
 
 
@@ -58,6 +58,21 @@ def required_examples_without_discordance(margin: float, confidence: float = 0.9
     check_share("margin", margin, zero=False)
     check_share("confidence", confidence, zero=False)
     return required_zero_events(margin, span=1.0, confidence=confidence)
+
+
+def required_seeds_without_collapse(share: float, confidence: float = 0.95) -> int:
+    """The fewest seeds of which none collapses that show that at most ``share`` of all do.
+
+    The exact upper limit of none in S is 1 − α^(1/S), α = (1 − confidence) ÷ 2.
+
+    Args:
+        share: in (0, 1).
+        confidence: of the two-sided interval, in (0, 1).
+
+    >>> required_seeds_without_collapse(0.1), required_seeds_without_collapse(0.2)
+    (36, 17)
+    """
+    return math.ceil(math.log((1 - confidence) / 2) / math.log1p(-share))
 
 
 def too_few_examples(examples: int, margin: float, confidence: float = 0.95) -> str | None:
@@ -165,6 +180,8 @@ def required_crossed(
 ) -> RequiredSampleSize:
     """The smallest numbers at which a crossed interval leaves −margin out with that chance.
 
+    Seeds are the candidate's; the baseline has as many, or as it has where that is more.
+
     Args:
         parts: the variance components seen.
         distance: from the estimate to −margin, above 0.
@@ -173,9 +190,11 @@ def required_crossed(
             ``zero_event_limit``.
     """
 
+    now = parts.candidate.seeds
+
     def enough(seeds: int, examples: int) -> bool:
         reach = unseen_span * zero_event_limit(examples, confidence=confidence)
-        there = parts.predicted(seeds, examples)
+        there = parts.predicted(seeds, max(seeds, parts.baseline.seeds), examples)
         error = math.sqrt(there.variance)
         if reach + _POWER_QUANTILE * error >= distance:
             return False
@@ -183,15 +202,15 @@ def required_crossed(
         return error == 0 or t_power(distance / error, quantile, there.freedom) >= POWER
 
     def grown(seeds: int) -> int:
-        return math.ceil(parts.examples * seeds / parts.seeds)
+        return math.ceil(parts.examples * seeds / now)
 
     def fewest(now: int, settles: Callable[[int], bool]) -> int | None:
         more = range(now + 1, _REALISTIC_FACTOR * now + 1)
         index = bisect_left(more, True, key=settles)
         return more[index] if index < len(more) else None
 
-    both = fewest(parts.seeds, lambda seeds: enough(seeds, grown(seeds)))
+    both = fewest(now, lambda seeds: enough(seeds, grown(seeds)))
     return RequiredSampleSize(
-        seeds=fewest(parts.seeds, lambda seeds: enough(seeds, parts.examples)),
-        examples=fewest(parts.examples, lambda examples: enough(parts.seeds, examples)),
+        seeds=fewest(now, lambda seeds: enough(seeds, parts.examples)),
+        examples=fewest(parts.examples, lambda examples: enough(now, examples)),
         both=(both, grown(both)) if both else None)

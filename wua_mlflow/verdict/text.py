@@ -16,19 +16,22 @@ from wua_mlflow.verdict.sample_size import RequiredSampleSize
 
 if TYPE_CHECKING:
     from wua_mlflow.verdict.compare import Verdict
+    from wua_mlflow.verdict.recipe import SeedCounts
 
 __all__ = [
-    "SAME_LATENCY", "TOO_FEW_SEEDS", "TRAINED_ELSEWHERE", "TrainingSummary", "budget_sentences",
+    "SAME_LATENCY", "TOO_FEW_SEEDS", "TOO_MANY_COLLAPSED", "TRAINED_ELSEWHERE", "TrainingSummary", "budget_sentences",
     "class_loss_sentence", "decision_sentence", "interval_words", "latency_gain",
     "latency_unlike_flops", "looks_sentence", "margin_text", "margin_words",
     "no_difference_seen", "no_realistic_n", "other_readings", "outcome_words", "points",
     "question_answered", "ratio", "ratio_words", "required_n_sentence", "short_outcome",
-    "size_gain", "verdict_headline", "verdict_sentence",
+    "size_gain", "too_few_seeds_for_collapse", "verdict_headline", "verdict_sentence",
 ]
 
 
 TOO_FEW_SEEDS = "No recipe verdict: it needs at least 5 seeds (setting `seeds`)."
 TRAINED_ELSEWHERE = "No recipe verdict: how the original was trained elsewhere is not known."
+TOO_MANY_COLLAPSED = ("Fewer than 5 seeds of a side are left that did not collapse; more seeds "
+                      "would settle it.")
 SAME_COST, SAME_LATENCY = 1.005, 1.05
 """Ratios nearer to 1 than these are no difference."""
 _OUTCOMES = {
@@ -44,14 +47,42 @@ _AS_SEEN = "with a chance of 80%, if the true difference and its spread are as s
 def verdict_sentence(verdict: Verdict) -> str:
     """The verdict in one sentence; accuracies are in percentage points."""
     delta, interval, margin = _figures(verdict)
-    examples = f"{verdict.examples:,} test examples"
+    examples, counts = f"{verdict.examples:,} test examples", verdict.counts
     subject = f"Artifact verdict (these two saved models, {examples}): "
-    if verdict.kind == "recipe":
-        subject = (f"Recipe verdict (both trained with {verdict.seeds:,} seeds, {examples}): "
-                   f"on average ")
+    if counts:
+        subject = f"Recipe verdict ({_trained_with(counts)}, {examples}{_look(counts)}): on average "
     return (f"{subject}the slim model's {verdict.score} minus the original's is {delta} "
             f"({_percent(verdict.confidence)}% interval {interval}), against a margin of "
-            f"{margin}: {_OUTCOMES[_reading(verdict)]}.")
+            f"{margin}: {_OUTCOMES[_reading(verdict)]}{_collapses(counts)}.")
+
+
+def _trained_with(counts: SeedCounts) -> str:
+    if counts.baseline == 1:
+        return f"the slim model trained with {counts.candidate:,} seeds, against this network"
+    if counts.baseline == counts.candidate:
+        return f"both trained with {counts.candidate:,} seeds"
+    return (f"the slim model trained with {counts.candidate:,} seeds, the original with "
+            f"{counts.baseline:,}")
+
+
+def _look(counts: SeedCounts) -> str:
+    return f", look {counts.look} of at most {counts.looks}" if counts.looks > 1 else ""
+
+
+def _collapses(counts: SeedCounts | None) -> str:
+    """How many of the slim model's seeds collapsed, and how many could.
+
+    Those that did, on either side, are not in the average.
+    """
+    if counts is None:
+        return ""
+    could = f"up to {100 * counts.collapse_high:.0f}% could"
+    if not counts.collapsed + counts.baseline_collapsed:
+        return f"; none of its {counts.candidate:,} seeds collapsed, {could} unseen"
+    beside = f" ({counts.baseline_collapsed:,} of {counts.baseline:,} of the original's)" \
+        if counts.baseline > 1 else ""
+    return (f"; {counts.collapsed:,} of its {counts.candidate:,} seeds collapsed{beside} and are not "
+            f"in the average, {could}")
 
 
 def verdict_headline(verdict: Verdict) -> str:
@@ -397,6 +428,13 @@ def required_n_sentence(
         case _:
             sentence = no_realistic_n(recipe=recipe)
     return sentence[0].upper() + sentence[1:]
+
+
+def too_few_seeds_for_collapse(share: float, collapsed: int, needed: int) -> str:
+    """Where it is not shown that at most ``share`` of the seeds collapse: ``needed`` without one."""
+    seen = f"{collapsed:,} collapsed" if collapsed else "none collapsed"
+    return (f"Of its seeds {seen}, but that at most {100 * share:.4g}% of all do takes {needed:,} "
+            f"seeds without a collapse.")
 
 
 def no_difference_seen(required: int, *, examples: int) -> str:

@@ -1,0 +1,139 @@
+"""The recipe verdict's interval: collapses, one given network, looks."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from wua_mlflow.verdict import intervals
+from wua_mlflow.verdict.compare import compare
+from wua_mlflow.verdict.looks import planned_looks
+from wua_mlflow.verdict.recipe import recipe_interval
+
+PLAN = planned_looks(20)
+
+
+def scores_of(rng, seeds, examples=400, *, delta=0.0, by_seed=0.01, by_example=0.05):
+    """Scores of a baseline and a candidate, whose means differ by ``delta``."""
+    common, sides = rng.normal(0.9, 0.2, examples), []
+    for size, shift in zip(seeds, (0.0, delta), strict=True):
+        sides.append(common + shift + rng.normal(0, by_seed, (size, 1))
+                     + rng.normal(0, by_example, examples) + rng.normal(0, 0.1, (size, examples)))
+    return sides
+
+
+def test_collapsed_seeds_are_counted_and_left_out():
+    base, cand = scores_of(np.random.default_rng(0), (10, 10))
+    whole = compare(base, cand, margin=0.03)
+    broken = cand.copy()
+    broken[[2, 7]] -= 0.5
+    verdict = compare(base, broken, margin=0.03)
+    rest = compare(base, np.delete(broken, [2, 7], axis=0), margin=0.03)
+    assert (verdict.delta, verdict.low, verdict.high) == (rest.delta, rest.low, rest.high)
+    assert whole.counts.collapsed == 0
+    assert (verdict.counts.collapsed, verdict.counts.baseline_collapsed) == (2, 0)
+    exact = stats.binomtest(2, 10).proportion_ci(0.95, method="exact")
+    assert (verdict.counts.collapse_low, verdict.counts.collapse_high) == pytest.approx(exact)
+    assert verdict.sentence.endswith("; 2 of its 10 seeds collapsed (0 of 10 of the original's) and "
+                                     "are not in the average, up to 56% could.")
+    assert whole.sentence.endswith("; none of its 10 seeds collapsed, up to 31% could unseen.")
+    original = compare(broken, base, margin=0.03)
+    assert (original.counts.collapsed, original.counts.baseline_collapsed) == (0, 2)
+    assert original.delta == pytest.approx(-verdict.delta)
+
+
+def test_too_few_seeds_that_did_not_collapse_are_no_evidence():
+    base, cand = scores_of(np.random.default_rng(0), (5, 5), 2000)
+    assert compare(base, cand, margin=0.03).outcome == "non_inferior"
+    cand[0] -= 0.5
+    verdict = compare(base, cand, margin=0.03)
+    assert verdict.low > -0.03
+    assert verdict.outcome == "inconclusive"
+    assert verdict.settle.startswith("Fewer than 5 seeds of a side are left")
+
+
+@pytest.mark.parametrize(("collapsed", "most", "outcome"), [
+    (0, None, "non_inferior"), (0, 0.2, "non_inferior"), (0, 0.1, "inconclusive"),
+    (8, None, "non_inferior"), (8, 0.2, "inconclusive"), (8, 0.1, "inferior")])
+def test_share_of_collapses_that_is_accepted(collapsed, most, outcome):
+    """Of none in 20 seeds up to 16.8% could collapse; of 8 at least 19.1% do."""
+    base, cand = scores_of(np.random.default_rng(1), (20, 20))
+    cand[:collapsed] -= 0.5
+    verdict = compare(base, cand, margin=0.03, max_collapse=most)
+    assert verdict.outcome == outcome
+    if collapsed == 0 and most == 0.1:
+        assert verdict.settle == ("Of its seeds none collapsed, but that at most 10% of all do takes "
+                                  "36 seeds without a collapse.")
+
+
+def test_one_given_network_has_no_spread_between_seeds():
+    base, cand = scores_of(np.random.default_rng(0), (10, 10))
+    alone = compare(base[0], cand, margin=0.03)
+    assert alone.kind == "recipe"
+    assert alone.counts.baseline == 1
+    assert "(the slim model trained with 10 seeds, against this network, 400" in alone.sentence
+    parts = intervals.crossed(base[:1], cand)
+    assert parts.baseline.seed_means_variance == 0
+    assert alone.high - alone.delta == pytest.approx(parts.half_width(0.95))
+
+
+def test_other_numbers_of_seeds_on_the_two_sides():
+    base, cand = scores_of(np.random.default_rng(0), (10, 20))
+    verdict = compare(base, cand, margin=0.03)
+    assert (verdict.seeds, verdict.counts.baseline) == (20, 10)
+    assert "(the slim model trained with 20 seeds, the original with 10, 400" in verdict.sentence
+
+
+def test_the_order_of_the_seeds_does_not_matter():
+    """They are not paired."""
+    rng = np.random.default_rng(0)
+    base, cand = scores_of(rng, (8, 8))
+    first, other = (compare(base, cand[order], margin=0.03)
+                    for order in (np.arange(8), rng.permutation(8)))
+    assert (other.low, other.high) == pytest.approx((first.low, first.high))
+
+
+def test_an_early_look_needs_more_and_the_last_little_more_than_a_fixed_number():
+    base, cand = scores_of(np.random.default_rng(0), (20, 20), by_example=0.0)
+
+    def width(seeds, plan=PLAN):
+        interval = recipe_interval(base[:seeds], cand[:seeds], margin=0.02, confidence=0.95,
+                                   planned=plan)
+        return interval.high - interval.low
+
+    early, last = (width(seeds) / width(seeds, None) for seeds in (5, 20))
+    assert early > 2
+    assert 1.0 < last < 1.1
+    verdict = compare(base[:5], cand[:5], margin=0.02, planned_seeds=PLAN)
+    assert (verdict.counts.look, verdict.counts.looks) == (1, 5)
+    assert "400 test examples, look 1 of at most 5): on average" in verdict.sentence
+    assert 0 < verdict.counts.chance_to_settle < 1
+    assert compare(base, cand, margin=0.02, planned_seeds=PLAN).counts.chance_to_settle is None
+
+
+def test_a_number_of_seeds_that_was_not_planned_is_refused():
+    base, cand = scores_of(np.random.default_rng(0), (6, 6))
+    with pytest.raises(ValueError, match="^seeds: expected 5, 8, 12, 16, 20 at the looks planned, "
+                                         "but got 6$"):
+        compare(base, cand, margin=0.02, planned_seeds=PLAN)
+
+
+def test_identical_sides_at_a_look():
+    """No variance at all: nothing to predict, and the examples bound the interval."""
+    ones = np.ones((5, 500))
+    verdict = compare(ones, ones, margin=0.02, planned_seeds=PLAN)
+    assert verdict.outcome == "non_inferior"
+    assert verdict.low == pytest.approx(-intervals.zero_event_limit(500, confidence=0.95))
+
+
+@pytest.mark.parametrize(("seeds", "planned"), [((5, 5), None), ((5, 10), None), ((20, 20), PLAN)])
+def test_false_claims_at_minus_the_margin_are_few(seeds, planned):
+    """120 to 400 trials, nominal 2.5%; at looks a claim at any of them counts."""
+    rng, claims, trials = np.random.default_rng(7), 0, 120 if planned else 400
+    for _ in range(trials):
+        base, cand = scores_of(rng, seeds, 100, delta=-0.02, by_example=0.03)
+        sizes = seeds[1:] if planned is None else planned
+        claims += any(compare(base[:size] if planned else base, cand[:size], margin=0.02,
+                              planned_seeds=planned).outcome == "non_inferior" for size in sizes)
+    assert claims / trials < 0.05

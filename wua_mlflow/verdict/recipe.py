@@ -1,0 +1,154 @@
+"""The recipe verdict's interval: seeds that did not collapse, crossed with examples, at a look.
+
+Tests: ``tests/verdict/test_recipe.py``; error rates: ``benchmarks/calibration.py`` and
+``benchmarks/looks.py``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wua_mlflow.verdict import intervals
+from wua_mlflow.verdict.intervals import Crossed
+from wua_mlflow.verdict.looks import chance_to_settle, repeated_confidence
+
+__all__ = ["FEWEST_SEEDS", "METHOD", "RecipeInterval", "SeedCounts", "recipe_interval"]
+
+Floats = NDArray[np.float64]
+
+METHOD = "unpaired seeds crossed with examples, t"
+FEWEST_SEEDS = 5
+"""With fewer seeds that did not collapse there is no recipe verdict."""
+_LEAST_STEP = 1e-6
+"""Between the information fractions of two looks, where seeds add next to nothing."""
+
+
+@dataclass(frozen=True)
+class SeedCounts:
+    """The seeds of a recipe verdict.
+
+    Attributes:
+        candidate: trained.
+        baseline: trained; 1 where the original is one given network.
+        collapsed: of the candidate's (``intervals.collapsed_seeds``).
+        baseline_collapsed: of the baseline's.
+        collapse_low: lower limit of the share of the candidate's recipe that collapses.
+        collapse_high: its upper limit, exact.
+        look: which look at the seeds this is, from 1; 1 also where none were planned.
+        looks: how many looks are planned; 1 where the number of seeds was fixed.
+        chance_to_settle: where a further look is planned, the chance that the last one settles it.
+    """
+
+    candidate: int
+    baseline: int
+    collapsed: int
+    baseline_collapsed: int
+    collapse_low: float
+    collapse_high: float
+    look: int = 1
+    looks: int = 1
+    chance_to_settle: float | None = None
+
+    @property
+    def enough(self) -> bool:
+        """Whether enough seeds of both sides did not collapse."""
+        sides = [self.candidate - self.collapsed]
+        if self.baseline > 1:
+            sides.append(self.baseline - self.baseline_collapsed)
+        return min(sides) >= FEWEST_SEEDS
+
+
+@dataclass(frozen=True)
+class RecipeInterval:
+    """The interval of the difference of typical seeds, and what it was made from."""
+
+    low: float
+    high: float
+    parts: Crossed
+    seeds: SeedCounts
+    unseen_span: float
+    span: float
+    same: bool
+
+
+def recipe_interval(
+    baseline: Floats, candidate: Floats, *, margin: float, confidence: float,
+    planned: Sequence[int] | None = None,
+) -> RecipeInterval:
+    """The interval of mean(candidate) − mean(baseline) over seeds that did not collapse.
+
+    Args:
+        baseline: scores, shape (S, n), S = 1 or at least 5.
+        candidate: the same examples', with seeds of its own, at least 5.
+        margin: of the verdict.
+        confidence: of the two-sided interval; where looks are planned, of all of them together.
+        planned: the candidate's seeds at each planned look, ascending; the number at hand must be
+            one of them. None for a number that was fixed beforehand.
+
+    Raises:
+        ValueError: the number of seeds at hand is not planned.
+
+    >>> rng = np.random.default_rng(0)
+    >>> scores = rng.random((2, 8, 500)) < 0.9
+    >>> now = recipe_interval(*scores, margin=0.02, confidence=0.95, planned=(5, 8, 12))
+    >>> now.seeds.look, now.seeds.looks, now.seeds.collapsed
+    (2, 3, 0)
+    """
+    sides = [np.asarray(side, dtype=np.float64) for side in (baseline, candidate)]
+    collapsed = [intervals.collapsed_seeds(side, margin) if len(side) > 1
+                 else np.zeros(1, dtype=bool) for side in sides]
+    old, new = (side[~mask] for side, mask in zip(sides, collapsed, strict=True))
+    parts = intervals.crossed(old, new)
+    lost = int(collapsed[1].sum())
+    low, high = intervals.collapse_limits(lost, len(candidate), confidence=confidence)
+    level, look, chance = confidence, 1, None
+    if planned is not None:
+        level, look, chance = _at_look(parts, margin, confidence, len(candidate), planned, lost)
+    span, unseen, same = intervals.score_range(old, new)
+    reach = unseen * intervals.zero_event_limit(parts.examples, confidence=level)
+    half = max(parts.half_width(level), reach)
+    counts = SeedCounts(len(candidate), len(baseline), lost, int(collapsed[0].sum()), low, high,
+                        look, 1 if planned is None else len(planned), chance)
+    return RecipeInterval(parts.mean - half, parts.mean + half, parts, counts, unseen, span, same)
+
+
+def _at_look(
+    parts: Crossed, margin: float, confidence: float, seeds: int, planned: Sequence[int], lost: int
+) -> tuple[float, int, float | None]:
+    """The interval's confidence at this look, its number, and the chance to settle it later.
+
+    Information is 1 ÷ variance, predicted for every look from the parts as seen now.
+    """
+    if seeds not in planned:
+        raise ValueError(f"seeds: expected {', '.join(map(str, planned))} at the looks planned, "
+                         f"but got {seeds}")
+    look = planned.index(seeds) + 1
+    if not parts.variance:
+        return confidence, look, None
+    ahead = [parts.predicted(number - lost, _beside(number, parts), parts.examples).variance
+             for number in planned]
+    fractions = _ascending([ahead[-1] / variance for variance in ahead])
+    level = repeated_confidence(fractions[:look], confidence)
+    if look == len(planned):
+        return level, look, None
+    return level, look, chance_to_settle(
+        (parts.mean + margin) / math.sqrt(parts.variance), fractions[look - 1],
+        repeated_confidence(fractions, confidence))
+
+
+def _beside(number: int, parts: Crossed) -> int:
+    """The baseline's seeds at a look: as many as the candidate's, or those that there are."""
+    return max(number, parts.baseline.seeds)
+
+
+def _ascending(fractions: Sequence[float]) -> list[float]:
+    """Information fractions that end at 1, each above the one before."""
+    steps: list[float] = []
+    for fraction in fractions:
+        steps.append(max(fraction, steps[-1] + _LEAST_STEP) if steps else fraction)
+    return [step / steps[-1] for step in steps]
