@@ -270,6 +270,7 @@ class Comparison:
     def tags(self) -> dict[str, str]:
         """Under the contract's names."""
         tags = {Tag.VERDICT: self.verdict.outcome, Tag.VERDICT_ARTIFACT: self.artifact.outcome,
+                Tag.VERDICT_METHOD: self.verdict.method,
                 Tag.CONFIDENCE: str(self.verdict.confidence)}
         if self.recipe:
             tags[Tag.VERDICT_RECIPE] = self.recipe.outcome

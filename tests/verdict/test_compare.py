@@ -129,9 +129,9 @@ SHAPE = "baseline: expected scores of shape (examples,) or (seeds, examples), bu
 @pytest.mark.parametrize(("baseline", "candidate", "message"), [
     (np.ones(540), np.ones(541),
      "baseline and candidate: expected scores of the same test examples, but got 540 and 541"),
-    (np.ones((5, 9)), np.ones((11, 9)),
-     "seeds: expected numbers at most a factor of two apart, but got 5 of the baseline and 11 of the "
-     "candidate"),
+    (np.ones((5, 90)), np.ones((11, 90)),
+     "seeds: expected numbers at most a factor of two apart, but got 5 of the baseline and 11 of "
+     "the candidate"),
     (np.ones((5, 9)), np.ones(9),
      "candidate: expected at least 5 seeds beside the baseline's 5, but got 1"),
     (np.ones((4, 9)), np.ones((4, 9)), f"{SEEDS}4"),

@@ -157,7 +157,8 @@ def test_crossed_components_and_interval_by_explicit_loops(seeds):
     rng, n = np.random.default_rng(8), 9
     base, cand = (1.0 * (rng.random((side, n)) < 0.7) for side in seeds)
     sides = [(*side_by_loops(side), len(side)) for side in (base, cand) if len(side) > 1]
-    examples = np.var([c.mean() - b.mean() for b, c in zip(base.T, cand.T, strict=True)], ddof=1) / n
+    by_example = [c.mean() - b.mean() for b, c in zip(base.T, cand.T, strict=True)]
+    examples = np.var(by_example, ddof=1) / n
     by_seeds = [rows / size for rows, _, size in sides]
     variance = max(sum(by_seeds) + examples - sum(rest / (size * n) for _, rest, size in sides),
                    sum(by_seeds), examples)

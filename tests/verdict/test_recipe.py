@@ -35,8 +35,8 @@ def test_collapsed_seeds_are_counted_and_left_out():
     assert (verdict.counts.collapsed, verdict.counts.baseline_collapsed) == (2, 0)
     exact = stats.binomtest(2, 10).proportion_ci(0.95, method="exact")
     assert (verdict.counts.collapse_low, verdict.counts.collapse_high) == pytest.approx(exact)
-    assert verdict.sentence.endswith("; 2 of its 10 seeds collapsed (0 of 10 of the original's) and "
-                                     "are not in the average, up to 56% could.")
+    assert verdict.sentence.endswith("; 2 of its 10 seeds collapsed (0 of 10 of the original's) "
+                                     "and are not in the average, up to 56% could.")
     assert whole.sentence.endswith("; none of its 10 seeds collapsed, up to 31% could unseen.")
     original = compare(broken, base, margin=0.03)
     assert (original.counts.collapsed, original.counts.baseline_collapsed) == (0, 2)
@@ -63,8 +63,8 @@ def test_share_of_collapses_that_is_accepted(collapsed, most, outcome):
     verdict = compare(base, cand, margin=0.03, max_collapse=most)
     assert verdict.outcome == outcome
     if collapsed == 0 and most == 0.1:
-        assert verdict.settle == ("Of its seeds none collapsed, but that at most 10% of all do takes "
-                                  "36 seeds without a collapse.")
+        assert verdict.settle == ("Of its seeds none collapsed, but that at most 10% of all do "
+                                  "takes 36 seeds without a collapse.")
 
 
 def test_one_given_network_has_no_spread_between_seeds():

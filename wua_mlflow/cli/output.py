@@ -8,6 +8,7 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import pandas as pd
@@ -149,9 +150,10 @@ def verdicts_text(comparison: Comparison) -> str:
 def verdicts_record(comparison: Comparison) -> dict[str, object]:
     """For JSON."""
     def shown(verdict: Verdict) -> dict[str, object]:
-        return {name: getattr(verdict, name) for name in (
+        record = {name: getattr(verdict, name) for name in (
             "outcome", "delta", "low", "high", "margin", "confidence", "examples", "seeds",
             "method", "sentence", "settle")}
+        return record | ({"counts": asdict(verdict.counts)} if verdict.counts else {})
 
     return {
         "verdict": comparison.verdict.outcome,

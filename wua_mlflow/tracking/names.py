@@ -55,6 +55,8 @@ class Tag:
     VERDICT = "wua.verdict"
     VERDICT_ARTIFACT = "wua.verdict.artifact"
     VERDICT_RECIPE = "wua.verdict.recipe"
+    VERDICT_METHOD = "wua.verdict.method"
+    """How the interval of ``wua.verdict`` was made; verdicts of two methods do not compare."""
     SENTENCE = "wua.verdict.sentence"
     """On a version in the registry: its artifact verdict as a sentence."""
     COMPARISON = "wua.comparison"

@@ -120,8 +120,8 @@ def compare(  # noqa: PLR0913 - what is compared, and how surely, each by name
     Args:
         baseline: scores as an array, tensor, list, pandas Series, DataFrame (rows are examples,
             columns seeds), or an object with ``.scores`` (and ``.digest``, which must agree).
-        candidate: the same, of the same examples in the same order with seeds of its own; tables are
-            aligned by their index.
+        candidate: the same, of the same examples in the same order, with seeds of its own; tables
+            are aligned by their index.
         margin: the loss that is accepted, 0 or from 10⁻¹² to below 1, as a fraction.
         confidence: of the two-sided interval, from 10⁻⁹ to 1 − 10⁻⁹.
         score: the score's name in sentences; ``accuracy`` is shown in percentage points.

@@ -162,9 +162,9 @@ def score_range(old: Floats, new: Floats) -> tuple[float, float, bool]:
 class SideVariance:
     """How one side's scores x[seed, example] spread.
 
-    ``seed_means_variance``: sample variance of the S seeds' means, which estimates σ²_seed + σ²_γ/n;
-    ``residual_variance``: interaction mean square, (S − 1)(n − 1) degrees of freedom, σ²_γ. Both are
-    0 of a single network, which is given and no draw.
+    ``seed_means_variance``: sample variance of the means of the S seeds, which estimates
+    σ²_seed + σ²_γ/n; ``residual_variance``: interaction mean square, (S − 1)(n − 1) degrees of
+    freedom, σ²_γ. Both are 0 of a single network, which is given and no draw.
     """
 
     seeds: int
@@ -228,8 +228,9 @@ class Crossed:
     def freedom(self) -> float:
         """Degrees of freedom of ``variance``, by Satterthwaite (1946), from its parts.
 
-        Where the sides have different numbers of seeds their parts are one, with the degrees of the
-        side with fewer: by simulation the plain rule claims too much there (7.3% at 5 and 20 seeds).
+        Where the sides have different numbers of seeds their parts are one, with the degrees of
+        the side with fewer: by simulation the plain rule claims too much there (7.3% at 5 and 20
+        seeds).
         """
         parts = [(side.seed_means_variance / side.seeds, side.seeds - 1) for side in self._sides]
         if len({degrees for _, degrees in parts}) > 1:

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from wua_mlflow.verdict.recipe import SeedCounts
 
 __all__ = [
-    "SAME_LATENCY", "TOO_FEW_SEEDS", "TOO_MANY_COLLAPSED", "TRAINED_ELSEWHERE", "TrainingSummary", "budget_sentences",
-    "class_loss_sentence", "decision_sentence", "interval_words", "latency_gain",
-    "latency_unlike_flops", "looks_sentence", "margin_text", "margin_words",
+    "SAME_LATENCY", "TOO_FEW_SEEDS", "TOO_MANY_COLLAPSED", "TRAINED_ELSEWHERE", "TrainingSummary",
+    "budget_sentences", "class_loss_sentence", "decision_sentence", "interval_words",
+    "latency_gain", "latency_unlike_flops", "looks_sentence", "margin_text", "margin_words",
     "no_difference_seen", "no_realistic_n", "other_readings", "outcome_words", "points",
     "question_answered", "ratio", "ratio_words", "required_n_sentence", "short_outcome",
     "size_gain", "too_few_seeds_for_collapse", "verdict_headline", "verdict_sentence",
@@ -50,7 +50,8 @@ def verdict_sentence(verdict: Verdict) -> str:
     examples, counts = f"{verdict.examples:,} test examples", verdict.counts
     subject = f"Artifact verdict (these two saved models, {examples}): "
     if counts:
-        subject = f"Recipe verdict ({_trained_with(counts)}, {examples}{_look(counts)}): on average "
+        subject = (f"Recipe verdict ({_trained_with(counts)}, {examples}{_look(counts)}): "
+                   f"on average ")
     return (f"{subject}the slim model's {verdict.score} minus the original's is {delta} "
             f"({_percent(verdict.confidence)}% interval {interval}), against a margin of "
             f"{margin}: {_OUTCOMES[_reading(verdict)]}{_collapses(counts)}.")
@@ -81,8 +82,8 @@ def _collapses(counts: SeedCounts | None) -> str:
         return f"; none of its {counts.candidate:,} seeds collapsed, {could} unseen"
     beside = f" ({counts.baseline_collapsed:,} of {counts.baseline:,} of the original's)" \
         if counts.baseline > 1 else ""
-    return (f"; {counts.collapsed:,} of its {counts.candidate:,} seeds collapsed{beside} and are not "
-            f"in the average, {could}")
+    return (f"; {counts.collapsed:,} of its {counts.candidate:,} seeds collapsed{beside} and are "
+            f"not in the average, {could}")
 
 
 def verdict_headline(verdict: Verdict) -> str:
@@ -431,7 +432,7 @@ def required_n_sentence(
 
 
 def too_few_seeds_for_collapse(share: float, collapsed: int, needed: int) -> str:
-    """Where it is not shown that at most ``share`` of the seeds collapse: ``needed`` without one."""
+    """Where it is not shown that at most ``share`` of seeds collapse: ``needed`` without one do."""
     seen = f"{collapsed:,} collapsed" if collapsed else "none collapsed"
     return (f"Of its seeds {seen}, but that at most {100 * share:.4g}% of all do takes {needed:,} "
             f"seeds without a collapse.")
