@@ -22,16 +22,23 @@ __all__ = ["MARGINS", "main"]
 MARGINS = {30: 0.15, 114: 0.05, 540: 0.02, 10_000: 0.01}
 """Test examples to margin: about what such a test set can show."""
 
-SEEDS = (5, 10, 20)
+SEEDS = ((5, 5), (10, 10), (20, 20), (5, 10), (10, 5), (10, 20), (20, 10))
+"""Of the baseline and of the candidate."""
 RECIPE_EXAMPLES = (30, 114, 540)
 RESAMPLES = {30: 2_000, 114: 2_000, 540: 1_000, 10_000: 199}
 """Of the bootstrap; fewer than ``compare`` takes, for speed."""
 
+COLLAPSE = 0.2
+"""What a collapse costs."""
+
 ACCURACY = 0.9
 """Of the baseline, where scores are right or wrong."""
 
-Differences = Callable[[np.random.Generator, float, tuple[int, int]], np.ndarray]
-"""(generator, true loss, (seeds, n)) to candidate minus baseline; ±1 or 0 of right or wrong."""
+Pair = tuple[np.ndarray, np.ndarray]
+"""Scores of the baseline, shape (S_B, n), and of the candidate, shape (S_A, n)."""
+
+Scores = Callable[[np.random.Generator, float, tuple[int, int], int], Pair]
+"""(generator, true loss, (S_B, S_A), n) to scores; seeds are drawn for each side by itself."""
 
 Claims = Callable[[np.random.Generator, float, int, float], bool]
 """(generator, true loss, n, margin) to whether one simulated verdict is "non_inferior"."""
@@ -47,27 +54,28 @@ class Design:
 
     method: str
     data: str
-    seeds: int
+    seeds: tuple[int, int]
     claims: Claims
     examples: tuple[int, ...] = tuple(MARGINS)
 
 
-def flips(gained: float) -> Differences:
+def flips(gained: float) -> Scores:
     """Each example by itself: a share ``gained`` only the candidate gets right."""
 
-    def differences(rng: np.random.Generator, loss: float, shape: tuple[int, int]) -> np.ndarray:
-        u = rng.random(shape)
-        return (u < gained) * 1.0 - ((u >= gained) & (u < 2 * gained + loss))
+    def scores(rng: np.random.Generator, loss: float, _: tuple[int, int], n: int) -> Pair:
+        u = rng.random((1, n))
+        lost = (u >= gained) & (u < 2 * gained + loss)
+        return u >= gained, ~lost
 
-    return differences
+    return scores
 
 
-def tango(differences: Differences) -> Claims:
-    """0/1 scores of two saved models."""
+def claims_of(scores: Scores, seeds: tuple[int, int] = (1, 1)) -> Claims:
+    """What ``compare`` says of such scores."""
 
     def claims(rng: np.random.Generator, loss: float, n: int, margin: float) -> bool:
-        d = differences(rng, loss, (1, n))[0]
-        return compare(d < 1, d >= 0, margin=margin).outcome == "non_inferior"
+        old, new = scores(rng, loss, seeds, n)
+        return compare(old, new, margin=margin).outcome == "non_inferior"
 
     return claims
 
@@ -107,117 +115,109 @@ def bootstrap(
     return claims
 
 
-def normal_effects(rng: np.random.Generator, loss: float, shape: tuple[int, int]) -> np.ndarray:
-    """Normal effects of seed, example and both."""
-    seeds, n = shape
-    return (
-        rng.normal(0, 0.02, (seeds, 1)) + rng.normal(0, 0.05, n) + rng.normal(0, 0.1, shape) - loss
-    )
+def normal_effects(
+    rng: np.random.Generator, loss: float, seeds: tuple[int, int], n: int
+) -> Pair:
+    """Normal effects of seed, example and both; of a difference 0.02, 0.05 and 0.1."""
+    old, new = noise_of_seeds(rng, seeds, n)
+    by_seed = 0.02 / math.sqrt(2)
+    return (old + rng.normal(0, by_seed, (seeds[0], 1)),
+            new + rng.normal(0, by_seed, (seeds[1], 1)) - loss)
 
 
-def collapses_on_both_sides(
-    rng: np.random.Generator, loss: float, shape: tuple[int, int]
-) -> np.ndarray:
-    """One seed in twenty of either recipe loses 20 points; effects of examples as above."""
-    seeds, n = shape
-    lost, gained = rng.random((2, seeds, 1)) < 0.05
-    effect = 0.2 * (1.0 * gained - lost)
-    return effect + rng.normal(0, 0.05, n) + rng.normal(0, 0.1, shape) - loss
+def noise_of_seeds(rng: np.random.Generator, seeds: tuple[int, int], n: int) -> Pair:
+    """Effects of examples, in common and of the candidate's alone, and of seeds' examples."""
+    common, own = rng.normal(0, 0.3, n), rng.normal(0, 0.05, n)
+    residuals = (rng.normal(0, 0.1 / math.sqrt(2), (side, n)) for side in seeds)
+    return common + next(residuals), common + own + next(residuals)
 
 
-def collapses_of_the_candidate(
-    rng: np.random.Generator, loss: float, shape: tuple[int, int]
-) -> np.ndarray:
-    """One seed in twenty of the candidate alone; its other seeds are 1 point better for it."""
-    seeds, n = shape
-    effect = 0.2 * (0.05 - (rng.random((seeds, 1)) < 0.05))
-    return effect + rng.normal(0, 0.05, n) + rng.normal(0, 0.1, shape) - loss
+def collapses(baseline: float, candidate: float) -> Scores:
+    """Such shares of the seeds lose 20 points; ``loss`` is that of the seeds that do not."""
+
+    def scores(rng: np.random.Generator, loss: float, seeds: tuple[int, int], n: int) -> Pair:
+        old, new = noise_of_seeds(rng, seeds, n)
+        return (old - COLLAPSE * (rng.random((seeds[0], 1)) < baseline),
+                new - COLLAPSE * (rng.random((seeds[1], 1)) < candidate) - loss)
+
+    return scores
 
 
 def right_or_wrong(
-    rng: np.random.Generator, loss: float, shape: tuple[int, int]
-) -> np.ndarray:
+    rng: np.random.Generator, loss: float, seeds: tuple[int, int], n: int
+) -> Pair:
     """Each seed gets examples right by a probit model; the loss is spread over all examples."""
-    right = probit(rng, shape)
-    base = right(ACCURACY)
-    differences: np.ndarray = right(ACCURACY - loss) * 1.0 - base
-    return differences
+    right = probit(rng, n)
+    return right(ACCURACY, seeds[0]), right(ACCURACY - loss, seeds[1])
 
 
-def probit(rng: np.random.Generator, shape: tuple[int, int]) -> Callable[[float], np.ndarray]:
+def probit(rng: np.random.Generator, n: int) -> Callable[[float, int], np.ndarray]:
     """Draws of which example is right with which seed, at an accuracy; examples in common.
 
-    A single seed stands for two given models, whose seeds are no chance: it has no effect.
+    A single seed stands for a given model, whose seed is no chance: it has no effect.
     """
-    seeds, n = shape
-    by_seed = 0.2 if seeds > 1 else 0.0
-    spread = math.sqrt(1.5**2 + 0.5**2 + by_seed**2 + 0.7**2)
     common = rng.normal(0, 1.5, n)
 
-    def right(accuracy: float) -> np.ndarray:
-        own = rng.normal(0, 0.5, n) + rng.normal(0, by_seed, (seeds, 1)) + rng.normal(0, 0.7, shape)
+    def right(accuracy: float, seeds: int) -> np.ndarray:
+        by_seed = 0.2 if seeds > 1 else 0.0
+        spread = math.sqrt(1.5**2 + 0.5**2 + by_seed**2 + 0.7**2)
+        own = (rng.normal(0, 0.5, n) + rng.normal(0, by_seed, (seeds, 1))
+               + rng.normal(0, 0.7, (seeds, n)))
         return np.asarray(common + own + spread * NormalDist().inv_cdf(accuracy) > 0)
 
     return right
 
 
-def systematic(share: float) -> Differences:
+def systematic(share: float) -> Scores:
     """As above, and some examples the candidate gets wrong with every seed, and the baseline 1.5%.
 
     The candidate's are among the first ``share`` of the examples: a class of the test set.
     """
 
-    def differences(rng: np.random.Generator, loss: float, shape: tuple[int, int]) -> np.ndarray:
-        n, gained = shape[1], 0.015
-        of_class = np.arange(n) < round(share * n)
+    def scores(rng: np.random.Generator, loss: float, seeds: tuple[int, int], n: int) -> Pair:
+        gained, of_class = 0.015, np.arange(n) < round(share * n)
         u, scale = rng.random(n), n / max(1, of_class.sum())
         always_lost = of_class & (u < scale * (gained + loss / ACCURACY))
         always_gained = u > 1 - gained
-        right = probit(rng, shape)
-        base, cand = right(ACCURACY) & ~always_gained, right(ACCURACY) & ~always_lost
-        return cand * 1.0 - base
+        right = probit(rng, n)
+        return (right(ACCURACY, seeds[0]) & ~always_gained,
+                right(ACCURACY, seeds[1]) & ~always_lost)
 
-    return differences
+    return scores
 
 
-EFFECTS: dict[str, Differences] = {
+EFFECTS: dict[str, Scores] = {
     "normal effects": normal_effects,
     "right or wrong": right_or_wrong,
     "some examples always lost": systematic(1.0),
     "losses in one class only": systematic(0.25),
-    "collapses on both sides": collapses_on_both_sides,
-    "collapses of the candidate": collapses_of_the_candidate,
+    "collapses on both sides": collapses(0.05, 0.05),
+    "collapses of the candidate": collapses(0.0, 0.05),
+    "collapses of the baseline": collapses(0.05, 0.0),
+    "many collapses of the baseline": collapses(0.2, 0.0),
 }
-
-
-def crossed(differences: Differences, seeds: int) -> Claims:
-    """Seeds crossed with examples."""
-
-    def claims(rng: np.random.Generator, loss: float, n: int, margin: float) -> bool:
-        d = differences(rng, loss, (seeds, n))
-        return compare(np.zeros_like(d), d, margin=margin).outcome == "non_inferior"
-
-    return claims
+"""Of recipes; a collapse is one seed in twenty, or many: one in five."""
 
 
 def designs() -> Iterator[Design]:
     """All designs, in the table's order."""
+    one = (1, 1)
     data = "gains 1.5% of examples, loses as many + the loss"
-    yield Design("Tango", data, 1, tango(flips(0.015)))
-    yield Design("Tango", "only loses", 1, tango(flips(0.0)))
+    yield Design("Tango", data, one, claims_of(flips(0.015)))
+    yield Design("Tango", "only loses", one, claims_of(flips(0.0)))
     for data in ("some examples always lost", "losses in one class only"):
-        yield Design("Tango", data, 1, tango(EFFECTS[data]))
-    yield Design("bootstrap-t", "squared errors", 1, bootstrap(squared_errors))
-    yield Design("bootstrap-t", "a heavy tail of losses", 1, bootstrap(rare_losses))
-    yield Design("bootstrap-t", "all of the loss in few examples", 1, seldom_lost)
-    for data, effects in EFFECTS.items():
+        yield Design("Tango", data, one, claims_of(EFFECTS[data]))
+    yield Design("bootstrap-t", "squared errors", one, bootstrap(squared_errors))
+    yield Design("bootstrap-t", "a heavy tail of losses", one, bootstrap(rare_losses))
+    yield Design("bootstrap-t", "all of the loss in few examples", one, seldom_lost)
+    for data, scores in EFFECTS.items():
         for seeds in SEEDS:
-            yield Design("crossed, t", data, seeds, crossed(effects, seeds), RECIPE_EXAMPLES)
+            yield Design("crossed, t", data, seeds, claims_of(scores, seeds), RECIPE_EXAMPLES)
 
 
 def rate(design: Design, loss: float, n: int, *, trials: int) -> float:
     """Share of trials in which non-inferiority is claimed."""
-    rng = np.random.default_rng([n, round(1e6 * loss), design.seeds])
+    rng = np.random.default_rng([n, round(1e6 * loss), *dict.fromkeys(design.seeds)])
     return sum(design.claims(rng, loss, n, MARGINS[n]) for _ in range(trials)) / trials
 
 
@@ -225,6 +225,7 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--trials", type=int, default=2_000, help="per row and rate")
+    parser.add_argument("--recipes", action="store_true", help="only the rows of recipes")
     parser.add_argument("--toy", action="store_true", help="seconds, to see that it runs")
     options = parser.parse_args()
     trials = 2 if options.toy else options.trials
@@ -237,11 +238,13 @@ def main() -> None:
     print("| method | data | seeds | examples | margin | false non_inferior | power at 0 |")
     print("|---|---|---|---|---|---|---|")
     for design in designs():
+        if options.recipes and max(design.seeds) == 1:
+            continue
         for n in design.examples:
-            margin = MARGINS[n]
+            margin, seeds = MARGINS[n], "/".join(map(str, dict.fromkeys(design.seeds)))
             false, power = (rate(design, loss, n, trials=trials) for loss in (margin, 0.0))
             print(
-                f"| {design.method} | {design.data} | {design.seeds} | {n:,} | {margin:g} "
+                f"| {design.method} | {design.data} | {seeds} | {n:,} | {margin:g} "
                 f"| {100 * false:.1f}% | {100 * power:.0f}% |",
                 flush=True,
             )
