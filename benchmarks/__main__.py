@@ -16,7 +16,7 @@ from pathlib import Path
 
 COMMANDS = (
     ("startup",), ("calibration", "--trials", "2000"), ("remedies", "--trials", "2000"),
-    ("latency_interval",), ("knee",), ("cut_knee",), ("fidelity",), ("pruning",),
+    ("looks",), ("latency_interval",), ("knee",), ("cut_knee",), ("fidelity",), ("pruning",),
     ("pruning", "--blind"), ("report",), ("streaming",), ("flops", "--rounds", "21"),
     ("rescaling",), ("gpu",),
 )

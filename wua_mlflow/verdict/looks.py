@@ -16,12 +16,18 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["SEEDS_AT_LOOKS", "chance_to_settle", "planned_looks", "repeated_confidence", "spent"]
+__all__ = [
+    "LEAST_CHANCE", "SEEDS_AT_LOOKS", "chance_to_settle", "planned_looks", "repeated_confidence",
+    "spent",
+]
 
 Floats = NDArray[np.float64]
 
 SEEDS_AT_LOOKS = (5, 8, 12, 16, 20)
 """Seeds a side at each look. A look after every seed would cost up to 3.8% instead of 2.5%."""
+
+LEAST_CHANCE = 0.02
+"""No further look where the chance that the last one settles the verdict is lower."""
 
 _NORMAL = NormalDist()
 _FEWEST_POINTS, _MOST_POINTS = 201, 1601
