@@ -139,3 +139,13 @@ def test_refusals(name: str, y: list[float], p: list[float], match: str) -> None
 
 def test_find_score() -> None:
     assert find_score("numpy:subtract").takes == "anything"
+
+
+def test_f1_of_one_class_alone_knows_which_it_is() -> None:
+    """All positive and all found is 1; all negative has no positive one: 0."""
+    assert value("f1", [1, 1, 1], [1, 1, 1]) == 1.0
+    assert value("f1", [0, 0, 0], [0, 0, 0]) == 0.0
+    assert value("f1", [True, True], [True, True]) == 1.0
+    assert pseudo_scores("f1", [1, 1, 1], [1, 1, 1]).tolist() == [1.0, 1.0, 1.0]
+    with pytest.raises(ValueError, match="^targets: expected both classes for f1, but all are 'a'"):
+        value("f1", ["a", "a"], ["a", "a"])

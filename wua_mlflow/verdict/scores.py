@@ -195,6 +195,11 @@ def _codes(score: str, y: Any, p: Any) -> tuple[Codes, Codes, int]:
     if score == "f1" and names.size > 2:
         raise ValueError(f"score: expected two classes for f1, but got {names.size}; f1_macro "
                          "takes more")
+    if score == "f1" and names.size == 1:
+        if names[0] not in (0, 1):
+            raise ValueError(f"targets: expected both classes for f1, but all are "
+                             f"{names.tolist()[0]!r}, which does not say which class is positive")
+        codes = codes + int(names[0])
     return codes[:y.size], codes[y.size:], max(2, names.size)
 
 
