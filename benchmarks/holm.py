@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import numpy as np
 from scipy import stats
 
-from wua_mlflow.verdict.intervals import crossed
+from wua_mlflow.verdict.intervals import Crossed, crossed
 
 __all__ = ["holm", "standard_error", "worse_by"]
 
@@ -29,14 +29,19 @@ def holm(p: Mapping[str, float]) -> dict[str, float]:
 
 
 def standard_error(differences: np.ndarray) -> float:
-    """Of their mean, shape (seeds, examples), seeds crossed with examples."""
-    half = crossed(differences).half_width(0.95)
+    """Of their mean, shape (seeds, examples), seeds paired and crossed with examples."""
+    half = _crossed(differences).half_width(0.95)
     return float(half / stats.t.ppf(0.975, len(differences) - 1))
 
 
 def worse_by(margin: float, differences: np.ndarray) -> float:
     """p of "ours is worse by the margin or more", seeds crossed with examples, t with S − 1."""
-    mean, error = crossed(differences).mean, standard_error(differences)
+    mean, error = _crossed(differences).mean, standard_error(differences)
     if error == 0:
         return 0.0 if mean > -margin else 1.0
     return float(stats.t.sf((mean + margin) / error, len(differences) - 1))
+
+
+def _crossed(differences: np.ndarray) -> Crossed:
+    """Differences of one seed are one draw: as of a candidate beside a baseline that scores 0."""
+    return crossed(np.zeros_like(differences[:1]), differences)
