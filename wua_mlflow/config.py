@@ -34,7 +34,7 @@ OWN_ONLY = ("layers", "batch_to_inputs")
 WIDTH_METHODS = ("effective", "rank", "projection", "ablation", "search")
 
 _RECIPE = ("data", "target", "task", "model", "train", "hidden", "epochs", "optimizer",
-           "batch_size", "lr", "patience", "seed", "seeds")
+           "batch_size", "lr", "patience", "seed", "seeds", "max_seeds")
 _MACHINE = ("device", "threads", "experiment")
 _USAGE = ("criterion", "loss", "effective_rank", "null_draws")
 _SLIM = ("how", "slim_hidden", "slim_epochs", "width_method", "search_runs", "search_seconds",
@@ -65,7 +65,7 @@ def _widths(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _number_or_full(value: Any) -> Any:
+def _number_or_word(value: Any) -> Any:
     return int(value) if isinstance(value, str) and value.strip().isdigit() else value
 
 
@@ -105,13 +105,18 @@ Widths = Annotated[tuple[Count, ...], BeforeValidator(_widths)]
 SlimWidths = Annotated[
     Literal["auto"] | tuple[Count, ...], BeforeValidator(_widths), Field(min_length=1)
 ]
-BatchSize = Annotated[Literal["full"] | Count, BeforeValidator(_number_or_full)]
+BatchSize = Annotated[Literal["full"] | Count, BeforeValidator(_number_or_word)]
+Seeds = Annotated[Literal["auto"] | Count, BeforeValidator(_number_or_word)]
 Criteria = Annotated[str, BeforeValidator(_criteria)]
 Positive = Annotated[float, BeforeValidator(_finite), Field(gt=0)]
 
 
 # BaseModel inherits ABCMeta.register, which nobody calls on it
 warnings.filterwarnings("ignore", message='Field name "register" in "Settings" shadows')
+
+
+FIRST_SEEDS = 5
+"""Replicates where ``seeds`` is auto, before the first look at the verdict."""
 
 
 class Settings(BaseModel):
@@ -190,8 +195,11 @@ class Settings(BaseModel):
                                    "lower validation loss; the best epoch's weights are kept")
     seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(42, description="seed of all random "
                                                         "numbers")
-    seeds: Count = Field(5, description="number of replicates, each trained with another seed; "
-                         "the recipe verdict needs 5")
+    seeds: Seeds = Field("auto", description="number of replicates, each trained with another "
+                         "seed; the recipe verdict needs 5; auto: 5, and more until the verdict is "
+                         "settled, up to max_seeds")
+    max_seeds: Annotated[int, Field(ge=5)] = Field(
+        20, description="maximum number of replicates where seeds is auto")
     margin: Annotated[float, BeforeValidator(_finite), Field(ge=0, lt=1)] = Field(
         0.02, description="non-inferiority margin, in accuracy or R² as a fraction of 1")
     confidence: Annotated[float, BeforeValidator(_finite), Field(gt=0, lt=1)] = Field(
@@ -209,6 +217,11 @@ class Settings(BaseModel):
                                  "this name, if its artifact verdict is non_inferior")
     gate: bool = Field(False, description="exit with the verdict's code: 0 non_inferior, 3 "
                        "inferior, 4 inconclusive")
+
+    @property
+    def first_seeds(self) -> int:
+        """Replicates to begin with; where ``seeds`` is auto there may be more later."""
+        return FIRST_SEEDS if self.seeds == "auto" else self.seeds
 
     @property
     def given(self) -> frozenset[str]:
@@ -359,6 +372,7 @@ EXPECTED = {
     "hidden": "whole numbers of at least 1, e.g. 64,32",
     "slim_hidden": "auto, or whole numbers of at least 1, e.g. 40,20",
     "batch_size": "full, or a whole number of at least 1",
+    "seeds": "auto, or a whole number of at least 1",
     "margin": "a number of at least 0 and below 1",
     "confidence": "a number above 0 and below 1",
     "lr": "a number above 0",

@@ -14,7 +14,9 @@ import torch
 
 from wua_mlflow.config import Settings
 from wua_mlflow.data.datasets import DataSplit
-from wua_mlflow.data.tasks import Task, score_name
+from wua_mlflow.data.tasks import score_name
+from wua_mlflow.pipeline.recipe import Replicate
+from wua_mlflow.pipeline.seeds import recipe_verdict
 from wua_mlflow.pipeline.train import step_status
 from wua_mlflow.pipeline.variant import ModelVariant
 from wua_mlflow.results import Comparison, ratios
@@ -58,7 +60,6 @@ def check_classes(targets: np.ndarray) -> None:
                          f"says nothing of the others")
 
 
-SEEDS_FOR_RECIPE = 5
 LARGEST_BATCH = 1024
 CHANCE = 0.05
 """The level at which a class loses, for all classes together (Bonferroni)."""
@@ -92,7 +93,7 @@ def compare_variants(
                          *filter(None, slim.tags.get(Tag.LOOKED, "").split(","))})
         looks = len(looked) + count_looks(store.client, slim.test.digest, besides=slim.run_id)
         comparison = judge(original.test, slim.test, settings, classes=split.classes, looks=looks,
-                           replicates=(original.replicate_scores, slim.replicate_scores))
+                           replicates=(original.replicates, slim.replicates))
         timed = _latencies((original, *beside, slim))
         original, *beside, slim = (variant.logged({}, latency_metrics(latency))
                                    for variant, latency in timed)
@@ -148,7 +149,7 @@ def compare_evaluations(original: Evaluation, slim: Evaluation, settings: Settin
 
 def judge(
     original: Evaluation, slim: Evaluation, settings: Settings, *, classes: Sequence[str],
-    looks: int, replicates: tuple[np.ndarray, np.ndarray] | None = None,
+    looks: int, replicates: tuple[Sequence[Replicate], Sequence[Replicate]] | None = None,
 ) -> Comparison:
     """The verdicts and what changes by class; costs and budgets are not looked at.
 
@@ -158,19 +159,19 @@ def judge(
         settings: margin, confidence and seed.
         classes: their names.
         looks: how many verdicts there are on these test examples, this one included.
-        replicates: of each the scores by seed and example, shape (seeds, examples).
+        replicates: of each.
 
     Raises:
         ValueError: as ``compare_evaluations``.
     """
     artifact = compare_evaluations(original, slim, settings)
-    recipe = _recipe_verdict(replicates, original.task, settings)
+    recipe = recipe_verdict(*replicates, original.task, settings) if replicates else None
     bonferroni = None
     if looks > 1:
         confidence = 1 - (1 - settings.confidence) / looks
         strict = settings.model_copy(update={"confidence": confidence})
-        bonferroni = _recipe_verdict(replicates, original.task, strict) or compare_evaluations(
-            original, slim, strict)
+        bonferroni = recipe and replicates and recipe_verdict(
+            *replicates, original.task, strict) or compare_evaluations(original, slim, strict)
     comparison = Comparison(artifact, recipe, None, None, looks, {}, bonferroni=bonferroni)
     if original.task == "regression":
         return comparison
@@ -211,17 +212,6 @@ def _class_changes(
             classes[label] if label < len(classes) else str(label), len(difference),
             float(difference.mean()), float(binom.sf(lost - 1, differing, 0.5))))
     return changes
-
-
-def _recipe_verdict(
-    replicates: tuple[np.ndarray, np.ndarray] | None, task: Task, settings: Settings
-) -> Verdict | None:
-    count = min(map(len, replicates)) if replicates else 0
-    if replicates is None or count < SEEDS_FOR_RECIPE:
-        return None
-    original, slim = replicates
-    return compare(original[:count], slim[:count], margin=settings.margin,
-                   confidence=settings.confidence, score=score_name(task), seed=settings.seed)
 
 
 def _latencies(variants: Sequence[ModelVariant]) -> list[tuple[ModelVariant, Latency]]:

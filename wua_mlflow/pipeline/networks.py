@@ -7,7 +7,7 @@ Tests: ``tests/pipeline/test_networks.py``.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol
@@ -62,7 +62,8 @@ class PruningPlan:
 
 
 def from_scratch(
-    recipe: Recipe, widths: Sequence[int], epochs: int, streams: Sequence[Stream] | None = None
+    recipe: Recipe, widths: Sequence[int], epochs: int,
+    stream_of: Callable[[int, int], Stream] | None = None,
 ) -> NetworkFactory:
     """Networks trained from scratch, each from its own seed or from a saved random stream.
 
@@ -70,11 +71,12 @@ def from_scratch(
         recipe: what is trained on what.
         widths: of the networks.
         epochs: of training.
-        streams: by replicate the state of the random stream to begin with; seeded, if None.
+        stream_of: of a replicate's number and seed the state of the random stream to begin with;
+            seeded, if None.
     """
     def make(number: int, seed: int, label: str | None = None) -> Trained:
         return train_one(recipe, widths, epochs, seed=seed, label=label,
-                         stream=None if streams is None else streams[number])
+                         stream=stream_of and stream_of(number, seed))
 
     return make
 

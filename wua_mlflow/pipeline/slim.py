@@ -22,6 +22,7 @@ from wua_mlflow.pipeline.networks import (
     pruned_and_tuned,
 )
 from wua_mlflow.pipeline.recipe import Recipe
+from wua_mlflow.pipeline.seeds import with_seeds_to_settle
 from wua_mlflow.pipeline.target_widths import (
     NoNarrowerError,
     SearchSetup,
@@ -33,7 +34,7 @@ from wua_mlflow.pipeline.train import TrainingPlan, train_variant
 from wua_mlflow.pipeline.variant import MACHINE, ModelVariant, load_variant
 from wua_mlflow.pruning.cut import cut
 from wua_mlflow.results import Round, Slimmed, TargetWidths, WidthParameter
-from wua_mlflow.rng import isolated
+from wua_mlflow.rng import Stream, isolated
 from wua_mlflow.tracking.log import write
 from wua_mlflow.tracking.names import ArtifactPath, step_tag
 from wua_mlflow.tracking.names import Variant as VariantName
@@ -45,7 +46,7 @@ from wua_mlflow.usage.results import ModelUsage
 __all__ = ["SlimmingContext", "check_slimming", "slim_variant"]
 
 
-PARENTS = ("data", "target", "task", "model", "state", "hidden", "seed", "seeds")
+PARENTS = ("data", "target", "task", "model", "state", "hidden", "seed", "seeds", "max_seeds")
 """The settings that a slim variant takes from its parent: data, factory, replicates."""
 
 
@@ -237,8 +238,9 @@ def slim_variant(
                 usages[variant.name] = analysis.usage
             trained.append(variant)
         *controls, slim = trained
+        original, slim = with_seeds_to_settle(store, context.original, slim, root)
         comparison, (original, *controls, slim) = compare_variants(
-            store, context.original, slim, beside=controls)
+            store, original, slim, beside=controls)
         networks |= {variant.run_id: variant for variant in (original, *controls, slim)}
         rounds.append(Round(goal, slim.result(), tuple(each.result() for each in controls),
                             comparison))
@@ -253,10 +255,16 @@ def _trained(
     """The controls of a round, then its slim variant."""
     settings, original, parent = context.settings, context.original, context.parent
     epochs = context.epochs(context.recipe, goal.widths)
-    streams = [replicate.stream for replicate in parent.replicates]
+    replicates = parent.replicates
+
+    def stream_of(number: int, seed: int) -> Stream:
+        """The random stream as the parent's replicate left it."""
+        return replicates[number].stream if number < len(replicates) else \
+            context.make(number, seed).stream
+
     plan_of = partial(
         TrainingPlan, VariantName.SLIM if number == 1 else f"{VariantName.SLIM}-{number}",
-        replicates=len(streams), baseline=original.run_id, pipeline=pipeline,
+        replicates=len(replicates), baseline=original.run_id, pipeline=pipeline,
         origin=_origin(settings, parent, goal, epochs))
     if settings.how == "prune":
         plan = plan_of(
@@ -266,7 +274,7 @@ def _trained(
             parent=parent, hidden=parent.settings.hidden)
     else:
         plan = plan_of(goal.widths, epochs,
-                       from_scratch(context.recipe, goal.widths, epochs, streams))
+                       from_scratch(context.recipe, goal.widths, epochs, stream_of))
     controls = []
     for recipe, control in _control_plans(context, plan, goal):
         earlier = None if original.adopted or control.variant != VariantName.SAME_BUDGET else \

@@ -82,7 +82,7 @@ def search(
     settings: Settings, setup: SearchSetup, units: Sequence[int], suggestion: Sequence[int]
 ) -> SearchResult:
     """The smallest widths whose networks are as good as those of ``units``, on validation data."""
-    seeds = SEEDS if settings.seeds >= SEEDS else 1
+    seeds = SEEDS if settings.first_seeds >= SEEDS else 1
     recipes = _recipes(settings, setup)
     with tqdm(total=settings.search_runs, desc="searching widths", disable=None, leave=False,
               unit="width") as bar:

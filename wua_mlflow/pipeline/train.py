@@ -38,7 +38,7 @@ __all__ = [
 
 
 _PARAMS = ("data", "target", "model", "train", "hidden", "epochs", "criterion", "optimizer",
-           "batch_size", "lr", "patience", "seed", "seeds", "device", "threads")
+           "batch_size", "lr", "patience", "seed", "seeds", "max_seeds", "device", "threads")
 """The settings that made a network: the params of its run."""
 _WITH_THE_MODEL = (ArtifactPath.STATE, ArtifactPath.STRUCTURE, ArtifactPath.SCALING,
                    ArtifactPath.CONFIG)
@@ -148,7 +148,7 @@ def train_variant(store: Store, recipe: Recipe, plan: TrainingPlan) -> ModelVari
         write_params(store, run_id, settings, _PARAMS)
         trained = plan.make(0, settings.seed, f"training {plan.name}")
         test = recipe.evaluate(trained.model, recipe.split.test, trained.kind)
-        count = settings.seeds if plan.replicates is None else min(settings.seeds, plan.replicates)
+        count = min(settings.first_seeds, plan.replicates or settings.first_seeds)
         replicates = train_replicates(recipe, plan.make, (trained, test), count=count,
                                       label=f"replicates of {plan.name}")
         metrics = {**_score_metrics(recipe, trained, test, replicates),

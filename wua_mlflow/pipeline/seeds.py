@@ -1,0 +1,103 @@
+"""Adding replicates to the original and a slim variant until their recipe verdict is settled.
+
+Tests: ``tests/pipeline/test_seeds.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+from tqdm import tqdm
+
+from wua_mlflow.config import Settings
+from wua_mlflow.data.tasks import Task, score_name
+from wua_mlflow.pipeline.networks import NetworkFactory
+from wua_mlflow.pipeline.recipe import Replicate, train_replicate
+from wua_mlflow.pipeline.variant import ModelVariant, replicates_table, variant_files
+from wua_mlflow.tracking.log import write
+from wua_mlflow.tracking.names import ArtifactPath, Metric
+from wua_mlflow.tracking.store import Store
+from wua_mlflow.verdict.compare import Verdict, compare
+from wua_mlflow.verdict.looks import LEAST_CHANCE, planned_looks
+
+__all__ = ["recipe_verdict", "with_seeds_to_settle"]
+
+FEWEST = 5
+"""Seeds a side that a recipe verdict needs."""
+
+
+def recipe_verdict(
+    original: Sequence[Replicate], slim: Sequence[Replicate], task: Task, settings: Settings
+) -> Verdict | None:
+    """The verdict over the replicates' test scores; None of fewer than 5 a side.
+
+    Where ``seeds`` is auto it is that of a look, if the slim one's number is a planned one. Of the
+    original at most twice as many count.
+    """
+    if min(len(original), len(slim)) < FEWEST:
+        return None
+    planned = planned_looks(settings.max_seeds) if settings.seeds == "auto" else ()
+    old, new = (np.stack([replicate.scores for replicate in side])
+                for side in (original[:2 * len(slim)], slim[:2 * len(original)]))
+    return compare(old, new, margin=settings.margin, confidence=settings.confidence,
+                   score=score_name(task), seed=settings.seed,
+                   planned_seeds=planned if len(new) in planned else None)
+
+
+def with_seeds_to_settle(
+    store: Store, original: ModelVariant, slim: ModelVariant, make_original: NetworkFactory
+) -> tuple[ModelVariant, ModelVariant]:
+    """Both with as many replicates as settle the verdict, or as ``max_seeds`` allows.
+
+    It ends early where the last look would hardly settle it. What is added is logged once, at the
+    end, in the runs of both.
+
+    Args:
+        store: where the runs are.
+        original: with at least 5 replicates; else nothing is added.
+        slim: the same.
+        make_original: makes the original's replicates.
+    """
+    settings, before = slim.settings, (len(original.replicates), len(slim.replicates))
+    if settings.seeds != "auto" or min(before) < FEWEST:
+        return original, slim
+    for seeds in planned_looks(settings.max_seeds):
+        if seeds < len(slim.replicates):
+            continue
+        original = _extended(original, seeds, make_original)
+        slim = _extended(slim, seeds, slim.make)
+        verdict = recipe_verdict(original.replicates, slim.replicates, slim.test.task, settings)
+        assert verdict is not None and verdict.counts is not None, "at least 5 a side"
+        if verdict.outcome != "inconclusive" or \
+                (verdict.counts.chance_to_settle or 0.0) < LEAST_CHANCE:
+            break
+    if len(original.replicates) > before[0]:
+        original = _logged(store, original)
+    if len(slim.replicates) > before[1]:
+        slim = _logged(store, slim)
+    return original, slim
+
+
+def _extended(variant: ModelVariant, seeds: int, make: NetworkFactory) -> ModelVariant:
+    """With so many replicates; those that it has stay."""
+    numbers = range(len(variant.replicates), seeds)
+    added = [train_replicate(variant.recipe, make, number, variant.recipe.split.test)
+             for number in tqdm(numbers, desc=f"further seeds of {variant.name}", disable=None,
+                                leave=False, unit="seed")]
+    return replace(variant, replicates=[*variant.replicates, *added])
+
+
+def _logged(store: Store, variant: ModelVariant) -> ModelVariant:
+    """Its run holds the replicates that it has now."""
+    files = variant_files(variant.trained, variant.test, variant.replicates)
+    scores = [replicate.score for replicate in variant.replicates]
+    metrics = {} if variant.test.task == "regression" else {
+        Metric.ACCURACY_TEST_MEAN: float(np.mean(scores)),
+        Metric.ACCURACY_TEST_STD: float(np.std(scores, ddof=1))}
+    kept = (ArtifactPath.PREDICTIONS, ArtifactPath.RNG_STATE)
+    write(store.client, variant.run_id, metrics=metrics, files={
+        ArtifactPath.REPLICATES: replicates_table(variant.replicates),
+        **{path: files[path] for path in kept}})
+    return variant.logged({}, metrics)
