@@ -190,5 +190,7 @@ def test_from_scratch_takes_the_replicates_stream():
     recipe = recipe_of()
     streams = [from_scratch(recipe, (8,), 1)(number, 42 + number).stream for number in (0, 1)]
     seeded, first, again, other = (from_scratch(recipe, (4,), 1, each)(1, 43)
-                                   for each in (None, streams, streams, streams[::-1]))
+                                   for each in (None, *(
+                                       lambda number, seed, those=those: those[number]
+                                       for those in (streams, streams, streams[::-1]))))
     assert [same(first, each) for each in (again, seeded, other)] == [True, False, False]

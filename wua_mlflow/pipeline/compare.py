@@ -15,7 +15,6 @@ import torch
 from wua_mlflow.config import Settings
 from wua_mlflow.data.datasets import DataSplit
 from wua_mlflow.data.tasks import score_name
-from wua_mlflow.pipeline.recipe import Replicate
 from wua_mlflow.pipeline.seeds import recipe_verdict
 from wua_mlflow.pipeline.train import step_status
 from wua_mlflow.pipeline.variant import ModelVariant
@@ -93,7 +92,7 @@ def compare_variants(
                          *filter(None, slim.tags.get(Tag.LOOKED, "").split(","))})
         looks = len(looked) + count_looks(store.client, slim.test.digest, besides=slim.run_id)
         comparison = judge(original.test, slim.test, settings, classes=split.classes, looks=looks,
-                           replicates=(original.replicates, slim.replicates))
+                           replicates=(original.replicate_scores, slim.replicate_scores))
         timed = _latencies((original, *beside, slim))
         original, *beside, slim = (variant.logged({}, latency_metrics(latency))
                                    for variant, latency in timed)
@@ -149,7 +148,7 @@ def compare_evaluations(original: Evaluation, slim: Evaluation, settings: Settin
 
 def judge(
     original: Evaluation, slim: Evaluation, settings: Settings, *, classes: Sequence[str],
-    looks: int, replicates: tuple[Sequence[Replicate], Sequence[Replicate]] | None = None,
+    looks: int, replicates: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> Comparison:
     """The verdicts and what changes by class; costs and budgets are not looked at.
 
@@ -159,7 +158,7 @@ def judge(
         settings: margin, confidence and seed.
         classes: their names.
         looks: how many verdicts there are on these test examples, this one included.
-        replicates: of each.
+        replicates: of each the scores by seed and example, shape (seeds, examples).
 
     Raises:
         ValueError: as ``compare_evaluations``.

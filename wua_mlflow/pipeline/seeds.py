@@ -5,7 +5,6 @@ Tests: ``tests/pipeline/test_seeds.py``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -14,7 +13,7 @@ from tqdm import tqdm
 from wua_mlflow.config import Settings
 from wua_mlflow.data.tasks import Task, score_name
 from wua_mlflow.pipeline.networks import NetworkFactory
-from wua_mlflow.pipeline.recipe import Replicate, train_replicate
+from wua_mlflow.pipeline.recipe import train_replicate
 from wua_mlflow.pipeline.variant import ModelVariant, replicates_table, variant_files
 from wua_mlflow.tracking.log import write
 from wua_mlflow.tracking.names import ArtifactPath, Metric
@@ -29,18 +28,17 @@ FEWEST = 5
 
 
 def recipe_verdict(
-    original: Sequence[Replicate], slim: Sequence[Replicate], task: Task, settings: Settings
+    original: np.ndarray, slim: np.ndarray, task: Task, settings: Settings
 ) -> Verdict | None:
-    """The verdict over the replicates' test scores; None of fewer than 5 a side.
+    """The verdict over the replicates' test scores, shape (S, n); None of fewer than 5 a side.
 
-    Where ``seeds`` is auto it is that of a look, if the slim one's number is a planned one. Of the
-    original at most twice as many count.
+    Where ``seeds`` is auto it is that of a look, if the slim one's number is a planned one. Of a
+    side at most twice as many count as there are of the other.
     """
     if min(len(original), len(slim)) < FEWEST:
         return None
     planned = planned_looks(settings.max_seeds) if settings.seeds == "auto" else ()
-    old, new = (np.stack([replicate.scores for replicate in side])
-                for side in (original[:2 * len(slim)], slim[:2 * len(original)]))
+    old, new = original[:2 * len(slim)], slim[:2 * len(original)]
     return compare(old, new, margin=settings.margin, confidence=settings.confidence,
                    score=score_name(task), seed=settings.seed,
                    planned_seeds=planned if len(new) in planned else None)
@@ -68,7 +66,8 @@ def with_seeds_to_settle(
             continue
         original = _extended(original, seeds, make_original)
         slim = _extended(slim, seeds, slim.make)
-        verdict = recipe_verdict(original.replicates, slim.replicates, slim.test.task, settings)
+        verdict = recipe_verdict(original.replicate_scores, slim.replicate_scores,
+                                 slim.test.task, settings)
         assert verdict is not None and verdict.counts is not None, "at least 5 a side"
         if verdict.outcome != "inconclusive" or \
                 (verdict.counts.chance_to_settle or 0.0) < LEAST_CHANCE:
