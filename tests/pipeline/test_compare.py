@@ -112,7 +112,7 @@ def test_bonferronis_reading_is_of_the_same_verdict(seeds, kind):
     first, fourth = (judge(*pair, Settings(margin=0.02, seed=42), classes=(), looks=looks,
                            replicates=(np.r_[old, old[:1]], new)).bonferroni for looks in (1, 4))
     assert first is None
-    scores = (old, new) if kind == "recipe" else (old[0], new[0])
+    scores = (np.r_[old, old[:1]], new) if kind == "recipe" else (old[0], new[0])
     assert fourth == compare(*scores, margin=0.02, confidence=1 - 0.05 / 4, seed=42)
     assert fourth is not None and fourth.kind == kind
 

@@ -56,9 +56,10 @@ def test_no_seed_is_added_where_it_is_settled_or_hardly_can_be(margin, chance, s
 def test_of_an_original_with_many_replicates_at_most_twice_as_many_count(store):
     result = run_pipeline(store, settings_of(slim_hidden="7", seeds=5))
     original, slim = (variant.replicate_scores for variant in result.variants)
-    verdict = recipe_verdict(np.tile(original, (3, 1)), slim, "multiclass", settings_of(seeds="auto"))
+    settings = settings_of(seeds="auto")
+    verdict = recipe_verdict(np.tile(original, (3, 1)), slim, "multiclass", settings)
     assert (verdict.counts.baseline, verdict.counts.candidate) == (10, 5)
-    assert recipe_verdict(original[:4], slim, "multiclass", settings_of(seeds="auto")) is None
+    assert recipe_verdict(original[:4], slim, "multiclass", settings) is None
 
 
 def test_seeds_as_a_setting():
