@@ -12,7 +12,7 @@ from wua_mlflow.config import ConfigError, load_settings
 from wua_mlflow.pipeline import seeds as seeds_module
 from wua_mlflow.pipeline.seeds import recipe_verdict
 from wua_mlflow.pipeline.variant import load_variant
-from wua_mlflow.pipeline.workflow import run_pipeline
+from wua_mlflow.pipeline.workflow import compare_run, run_pipeline
 from wua_mlflow.tracking.names import ArtifactPath, Metric, Tag
 
 CASES = {"rebuild": {}, "prune": {"how": "prune", "fold": "false"}}
@@ -36,6 +36,10 @@ def test_seeds_are_added_to_both_look_by_look(case, store, monkeypatch):
         assert len(table["data"]) == 7
         logged = store.client.get_run(one.run_id).data.metrics
         assert logged[Metric.ACCURACY_TEST_STD] == one.metrics[Metric.ACCURACY_TEST_STD]
+    read = compare_run(
+        store, load_settings(None, {"run_id": grown.variants[-1].run_id}))[2].recipe
+    assert (read.low, read.high, read.counts) == (
+        grown.comparison.recipe.low, grown.comparison.recipe.high, grown.comparison.recipe.counts)
     counts = grown.comparison.recipe.counts
     assert (counts.candidate, counts.baseline, counts.look, counts.looks) == (7, 7, 2, 2)
     assert (fixed.comparison.recipe.counts.look, fixed.comparison.recipe.counts.looks) == (1, 1)

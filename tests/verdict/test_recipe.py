@@ -36,8 +36,9 @@ def test_collapsed_seeds_are_counted_and_left_out():
     exact = stats.binomtest(2, 10).proportion_ci(0.95, method="exact")
     assert (verdict.counts.collapse_low, verdict.counts.collapse_high) == pytest.approx(exact)
     assert verdict.sentence.endswith("; 2 of its 10 seeds collapsed (0 of 10 of the original's) "
-                                     "and are not in the average, up to 56% could.")
-    assert whole.sentence.endswith("; none of its 10 seeds collapsed, up to 31% could unseen.")
+                                     "and are not in the average; up to 56% of seeds could.")
+    assert whole.sentence.endswith("; none of its 10 seeds collapsed, but up to 31% of seeds "
+                                   "could.")
     original = compare(broken, base, margin=0.03)
     assert (original.counts.collapsed, original.counts.baseline_collapsed) == (0, 2)
     assert original.delta == pytest.approx(-verdict.delta)
@@ -112,11 +113,23 @@ def test_an_early_look_needs_more_and_the_last_little_more_than_a_fixed_number()
     assert compare(base, cand, margin=0.02, planned_seeds=PLAN).counts.chance_to_settle is None
 
 
-def test_a_number_of_seeds_that_was_not_planned_is_refused():
-    base, cand = scores_of(np.random.default_rng(0), (6, 6))
-    with pytest.raises(ValueError, match="^seeds: expected 5, 8, 12, 16, 20 at the looks planned, "
-                                         "but got 6$"):
-        compare(base, cand, margin=0.02, planned_seeds=PLAN)
+@pytest.mark.parametrize(("seeds", "options", "message"), [
+    (6, {"planned_seeds": PLAN}, "planned_seeds: expected the candidate's number of seeds among "
+                                 "the looks planned (5, 8, 12, 16, 20), but it has 6"),
+    (1, {"planned_seeds": PLAN}, "planned_seeds: expected the candidate's number of seeds among "
+                                 "the looks planned (5, 8, 12, 16, 20), but it has 1"),
+    *((8, {"planned_seeds": plan}, "planned_seeds: expected ascending whole numbers of at least 5, "
+                                   f"but got {plan!r}")
+      for plan in ([], [8, 5], [4, 8], [5, 5, 8], [5.0, 8.0], ["5", "8"], "8", 8, [True, 8])),
+    (1, {"max_collapse": 0.1}, "max_collapse: expected scores of several seeds beside it, but the "
+                               "candidate has one"),
+    (8, {"max_collapse": 0}, "max_collapse: expected a number in (0, 1), but got 0"),
+])
+def test_plans_and_shares_that_are_none(seeds, options, message):
+    base, cand = scores_of(np.random.default_rng(0), (seeds, seeds))
+    with pytest.raises(ValueError) as raised:
+        compare(base, cand, margin=0.02, **options)
+    assert str(raised.value) == message
 
 
 def test_identical_sides_at_a_look():

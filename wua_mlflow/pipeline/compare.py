@@ -28,6 +28,7 @@ from wua_mlflow.tracking.store import Store
 from wua_mlflow.training.evaluation import Evaluation
 from wua_mlflow.training.latency import Latency, latency_ratio, measure_latency
 from wua_mlflow.verdict import text
+from wua_mlflow.verdict.budgets import TrainingSummary, budget_sentences
 from wua_mlflow.verdict.compare import Verdict, compare
 from wua_mlflow.verdict.sample_size import too_few_examples
 
@@ -115,14 +116,14 @@ def compare_variants(
 def _budget_sentences(
     original: ModelVariant, controls: Sequence[ModelVariant], slim: ModelVariant
 ) -> str:
-    def summary(variant: ModelVariant) -> text.TrainingSummary:
-        return text.TrainingSummary(
+    def summary(variant: ModelVariant) -> TrainingSummary:
+        return TrainingSummary(
             variant.settings.epochs, variant.epochs_trained,
             float(variant.replicate_scores.mean()), len(variant.replicates),
             int(variant.metrics[Metric.PARAMS_TOTAL]), variant.adopted)
 
     by_kind = {control.variant: summary(control) for control in controls}
-    return text.budget_sentences(
+    return budget_sentences(
         summary(original), summary(slim), score_name(slim.test.task),
         same_budget=by_kind.get(VariantName.SAME_BUDGET),
         from_scratch=by_kind.get(VariantName.FROM_SCRATCH),

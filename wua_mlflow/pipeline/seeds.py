@@ -14,18 +14,16 @@ from wua_mlflow.config import Settings
 from wua_mlflow.data.tasks import Task, score_name
 from wua_mlflow.pipeline.networks import NetworkFactory
 from wua_mlflow.pipeline.recipe import train_replicate
+from wua_mlflow.pipeline.train import replicate_metrics
 from wua_mlflow.pipeline.variant import ModelVariant, replicates_table, variant_files
 from wua_mlflow.tracking.log import write
-from wua_mlflow.tracking.names import ArtifactPath, Metric
+from wua_mlflow.tracking.names import ArtifactPath
 from wua_mlflow.tracking.store import Store
 from wua_mlflow.verdict.compare import Verdict, compare
+from wua_mlflow.verdict.inputs import FEWEST_SEEDS
 from wua_mlflow.verdict.looks import LEAST_CHANCE, planned_looks
 
 __all__ = ["recipe_verdict", "with_seeds_to_settle"]
-
-FEWEST = 5
-"""Seeds a side that a recipe verdict needs."""
-
 
 def recipe_verdict(
     original: np.ndarray, slim: np.ndarray, task: Task, settings: Settings
@@ -35,7 +33,7 @@ def recipe_verdict(
     Where ``seeds`` is auto it is that of a look, if the slim one's number is a planned one. Of a
     side at most twice as many count as there are of the other.
     """
-    if min(len(original), len(slim)) < FEWEST:
+    if min(len(original), len(slim)) < FEWEST_SEEDS:
         return None
     planned = planned_looks(settings.max_seeds) if settings.seeds == "auto" else ()
     old, new = original[:2 * len(slim)], slim[:2 * len(original)]
@@ -59,7 +57,7 @@ def with_seeds_to_settle(
         make_original: makes the original's replicates.
     """
     settings, before = slim.settings, (len(original.replicates), len(slim.replicates))
-    if settings.seeds != "auto" or min(before) < FEWEST:
+    if settings.seeds != "auto" or min(before) < FEWEST_SEEDS:
         return original, slim
     for seeds in planned_looks(settings.max_seeds):
         if seeds < len(slim.replicates):
@@ -91,10 +89,7 @@ def _extended(variant: ModelVariant, seeds: int, make: NetworkFactory) -> ModelV
 def _logged(store: Store, variant: ModelVariant) -> ModelVariant:
     """Its run holds the replicates that it has now."""
     files = variant_files(variant.trained, variant.test, variant.replicates)
-    scores = [replicate.score for replicate in variant.replicates]
-    metrics = {} if variant.test.task == "regression" else {
-        Metric.ACCURACY_TEST_MEAN: float(np.mean(scores)),
-        Metric.ACCURACY_TEST_STD: float(np.std(scores, ddof=1))}
+    metrics = replicate_metrics(variant.replicates, variant.test.task)
     kept = (ArtifactPath.PREDICTIONS, ArtifactPath.RNG_STATE)
     write(store.client, variant.run_id, metrics=metrics, files={
         ArtifactPath.REPLICATES: replicates_table(variant.replicates),

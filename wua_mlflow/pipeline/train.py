@@ -17,6 +17,7 @@ from wua_mlflow import __version__
 from wua_mlflow.config import Settings, settings_yaml
 from wua_mlflow.data.datasets import DataSplit
 from wua_mlflow.data.scaling import WithInputScaling, raw_rows
+from wua_mlflow.data.tasks import Task
 from wua_mlflow.flops import CONVENTION, count_flops, count_parameters, ptflops_forward_flops
 from wua_mlflow.hooks import unwrapped
 from wua_mlflow.pipeline.networks import NetworkFactory
@@ -32,8 +33,8 @@ from wua_mlflow.tracking.store import Store, ended, inherited_run, new_run
 from wua_mlflow.training.evaluation import Evaluation
 
 __all__ = [
-    "TrainingPlan", "datasets_of", "run_scope", "step_status", "train_variant", "variant_tags",
-    "write_params",
+    "TrainingPlan", "datasets_of", "replicate_metrics", "run_scope", "step_status",
+    "train_variant", "variant_tags", "write_params",
 ]
 
 
@@ -259,11 +260,16 @@ def _score_metrics(
     metrics[Metric.LOSS_TEST] = test.loss
     if split.task != "regression":
         metrics |= {f"accuracy/{part}": score for part, score in scores.items()}
-        if len(replicates) > 1:
-            all_scores = [replicate.score for replicate in replicates]
-            metrics[Metric.ACCURACY_TEST_MEAN] = float(np.mean(all_scores))
-            metrics[Metric.ACCURACY_TEST_STD] = float(np.std(all_scores, ddof=1))
-    return metrics
+    return metrics | replicate_metrics(replicates, split.task)
+
+
+def replicate_metrics(replicates: Sequence[Replicate], task: Task) -> dict[str, float]:
+    """Mean and standard deviation (ddof 1) of the accuracy over several replicates."""
+    if task == "regression" or len(replicates) < 2:
+        return {}
+    scores = [replicate.score for replicate in replicates]
+    return {Metric.ACCURACY_TEST_MEAN: float(np.mean(scores)),
+            Metric.ACCURACY_TEST_STD: float(np.std(scores, ddof=1))}
 
 
 def _cost_metrics(recipe: Recipe, trained: Trained, plan: TrainingPlan) -> dict[str, float]:

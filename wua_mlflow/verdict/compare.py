@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from wua_mlflow.verdict import intervals, sample_size, text
-from wua_mlflow.verdict.inputs import check_seed, checked_level, checked_scores
+from wua_mlflow.verdict.inputs import check_seed, checked_level, checked_plan, checked_scores
 from wua_mlflow.verdict.intervals import inflated_bootstrap_t
 from wua_mlflow.verdict.recipe import METHOD, SeedCounts, recipe_interval
 from wua_mlflow.verdict.sample_size import RequiredSampleSize, check_share
@@ -134,7 +134,8 @@ def compare(  # noqa: PLR0913 - what is compared, and how surely, each by name
 
     Raises:
         ValueError: a margin, confidence, shape or value outside the above, 2 to 4 seeds, fewer
-            than two examples, two different test sets, or a number of seeds that is not planned.
+            than two examples, two different test sets, looks that are no plan or do not hold the
+            candidate's number of seeds, or ``max_collapse`` of a single network.
 
     >>> full = np.ones(1000)
     >>> slim = np.where(np.arange(1000) < 5, 0, 1)
@@ -148,6 +149,11 @@ def compare(  # noqa: PLR0913 - what is compared, and how surely, each by name
     if max_collapse is not None:
         check_share("max_collapse", max_collapse, zero=False)
     old, new = checked_scores(baseline, candidate)
+    if len(new) == 1 and max_collapse is not None:
+        raise ValueError("max_collapse: expected scores of several seeds beside it, but the "
+                         "candidate has one")
+    if planned_seeds is not None:
+        planned_seeds = checked_plan(planned_seeds, len(new))
     counts = None
     if len(new) > 1:
         interval, counts = _recipe(old, new, margin, confidence, planned_seeds)

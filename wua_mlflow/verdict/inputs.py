@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import reprlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from numbers import Integral
 from typing import Any
 
@@ -19,12 +20,12 @@ from numpy.typing import NDArray
 from wua_mlflow.errors import one_line
 from wua_mlflow.verdict.sample_size import check_share
 
-__all__ = ["check_seed", "checked_level", "checked_scores"]
+__all__ = ["FEWEST_SEEDS", "check_seed", "checked_level", "checked_plan", "checked_scores"]
 
 
 Floats = NDArray[np.float64]
 
-_MIN_SEEDS = 5
+FEWEST_SEEDS = 5
 """Fewer seeds give no recipe verdict."""
 
 _LARGEST = 1e60
@@ -70,6 +71,33 @@ def check_seed(seed: int) -> None:
         raise ValueError(f"seed: expected a whole number of at least 0, but got {_shown(seed)}")
 
 
+def checked_plan(planned: Any, seeds: int) -> tuple[int, ...]:
+    """The candidate's seeds at each planned look.
+
+    Args:
+        planned: whole numbers of at least 5, ascending.
+        seeds: the candidate's at hand, which must be one of them.
+
+    Raises:
+        ValueError: one line; they are not.
+
+    >>> checked_plan([5, 8, 12], 8)
+    (5, 8, 12)
+    """
+    listed = isinstance(planned, Iterable) and not isinstance(planned, str)
+    numbers: list[Any] = list(planned) if listed else [None]
+    whole = all(isinstance(number, Integral) and not isinstance(number, bool)
+                for number in numbers)
+    if not whole or not numbers or numbers[0] < FEWEST_SEEDS or \
+            any(later <= earlier for earlier, later in pairwise(numbers)):
+        raise ValueError(f"planned_seeds: expected ascending whole numbers of at least "
+                         f"{FEWEST_SEEDS}, but got {_shown(planned)}")
+    if seeds not in numbers:
+        raise ValueError(f"planned_seeds: expected the candidate's number of seeds among the looks "
+                         f"planned ({', '.join(map(str, numbers))}), but it has {seeds}")
+    return tuple(map(int, numbers))
+
+
 def checked_scores(baseline: Any, candidate: Any) -> tuple[Floats, Floats]:
     """Both scores in the shape (seeds, examples), aligned and checked; neither is modified.
 
@@ -106,11 +134,11 @@ def _check_seeds(baseline: int, candidate: int) -> None:
     One network of the baseline may stand beside several seeds of the candidate.
     """
     for seeds in (baseline, candidate):
-        if 1 < seeds < _MIN_SEEDS:
-            raise ValueError(f"seeds: expected at least {_MIN_SEEDS} for a recipe verdict, or a "
+        if 1 < seeds < FEWEST_SEEDS:
+            raise ValueError(f"seeds: expected at least {FEWEST_SEEDS} for a recipe verdict, or a "
                              f"single one for an artifact verdict, but got {seeds}")
     if candidate == 1 < baseline:
-        raise ValueError(f"candidate: expected at least {_MIN_SEEDS} seeds beside the baseline's "
+        raise ValueError(f"candidate: expected at least {FEWEST_SEEDS} seeds beside the baseline's "
                          f"{baseline}, but got 1")
     if baseline > 1 and not 0.5 <= candidate / baseline <= 2:
         raise ValueError(f"seeds: expected numbers at most a factor of two apart, but got "

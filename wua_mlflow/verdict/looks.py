@@ -24,7 +24,7 @@ __all__ = [
 Floats = NDArray[np.float64]
 
 SEEDS_AT_LOOKS = (5, 8, 12, 16, 20)
-"""Seeds a side at each look. A look after every seed would cost up to 3.8% instead of 2.5%."""
+"""Seeds a side at each look."""
 
 LEAST_CHANCE = 0.02
 """No further look where the chance that the last one settles the verdict is lower."""

@@ -14,16 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wua_mlflow.verdict import intervals
+from wua_mlflow.verdict.inputs import FEWEST_SEEDS
 from wua_mlflow.verdict.intervals import Crossed
 from wua_mlflow.verdict.looks import chance_to_settle, repeated_confidence
 
-__all__ = ["FEWEST_SEEDS", "METHOD", "RecipeInterval", "SeedCounts", "recipe_interval"]
+__all__ = ["METHOD", "RecipeInterval", "SeedCounts", "recipe_interval"]
 
 Floats = NDArray[np.float64]
 
 METHOD = "unpaired seeds crossed with examples, t"
-FEWEST_SEEDS = 5
-"""With fewer seeds that did not collapse there is no recipe verdict."""
 _LEAST_STEP = 1e-6
 """Between the information fractions of two looks, where seeds add next to nothing."""
 
@@ -87,11 +86,8 @@ def recipe_interval(
         candidate: the same examples', with seeds of its own, at least 5.
         margin: of the verdict.
         confidence: of the two-sided interval; where looks are planned, of all of them together.
-        planned: the candidate's seeds at each planned look, ascending; the number at hand must be
-            one of them. None for a number that was fixed beforehand.
-
-    Raises:
-        ValueError: the number of seeds at hand is not planned.
+        planned: the candidate's seeds at each planned look, as ``checked_plan`` gives them. None
+            for a number that was fixed beforehand.
 
     >>> rng = np.random.default_rng(0)
     >>> scores = rng.random((2, 8, 500)) < 0.9
@@ -124,9 +120,6 @@ def _at_look(
 
     Information is 1 ÷ variance, predicted for every look from the parts as seen now.
     """
-    if seeds not in planned:
-        raise ValueError(f"seeds: expected {', '.join(map(str, planned))} at the looks planned, "
-                         f"but got {seeds}")
     look = planned.index(seeds) + 1
     if not parts.variance:
         return confidence, look, None
