@@ -6,8 +6,9 @@ Tests: ``tests/verdict/test_compare.py``.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -15,10 +16,19 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from wua_mlflow.verdict import intervals, sample_size, text
-from wua_mlflow.verdict.inputs import check_seed, checked_level, checked_plan, checked_scores
+from wua_mlflow.verdict.guards import Guarded, guarded
+from wua_mlflow.verdict.inputs import (
+    check_seed,
+    checked_groups,
+    checked_level,
+    checked_plan,
+    checked_scores,
+)
 from wua_mlflow.verdict.intervals import inflated_bootstrap_t
+from wua_mlflow.verdict.predictions import Paired, checked_predictions
 from wua_mlflow.verdict.recipe import METHOD, SeedCounts, recipe_interval
 from wua_mlflow.verdict.sample_size import RequiredSampleSize, check_share
+from wua_mlflow.verdict.scores import EXAMPLE_MEANS, SCORES, by_group
 
 __all__ = ["Scored", "Verdict", "compare"]
 
@@ -59,6 +69,11 @@ class Verdict:
         score: the score's name in sentences.
         settle: where inconclusive, one sentence on what would settle it (``sample_size.py``).
         counts: of a recipe: both sides' seeds, those that collapsed, the looks.
+        groups: number of groups, where examples of one group are one draw.
+        baseline_score: of predictions, the score itself, the mean over seeds that did not collapse.
+        candidate_score: the same.
+        constant_score: of a constant answer on the same examples (``guards.py``).
+        guard: why a guard lowered the outcome, a clause; "" where none did.
     """
 
     kind: str
@@ -74,6 +89,11 @@ class Verdict:
     score: str
     settle: str | None
     counts: SeedCounts | None = None
+    groups: int | None = None
+    baseline_score: float | None = None
+    candidate_score: float | None = None
+    constant_score: float | None = None
+    guard: str = ""
 
     @property
     def sentence(self) -> str:
@@ -96,17 +116,28 @@ def compare(  # noqa: PLR0913 - what is compared, and how surely, each by name
     seed: int = 0,
     planned_seeds: Sequence[int] | None = None,
     max_collapse: float | None = None,
+    targets: ArrayLike | None = None,
+    groups: ArrayLike | None = None,
+    class_margin: float | None = 0.10,
+    classes: Sequence[Any] | None = None,
 ) -> Verdict:
     """Compare two models (artifact) or two recipes over seeds (recipe) on the same test examples.
 
-    Scores are per example, higher is better: 1 or 0 for right or wrong; for regression
-    1 − squared error / Var(y), whose mean is R² (Var(y) is taken as known).
+    With ``targets`` the two are predictions, and ``score`` is computed: ``delta`` is the difference
+    of scikit-learn's two values. Without them they are scores per example, higher is better: 1 or 0
+    for right or wrong; for regression 1 − squared error / Var(y), whose mean is R² (Var(y) is
+    taken as known).
 
     * shape (n,) or (1, n), all 0 or 1: Tango's score interval;
     * shape (n,) or (1, n), other values: paired bootstrap-t, 10,000 resamples;
     * shape (S, n), S ≥ 5: each side's own seeds, unpaired, crossed with the examples, Student's t;
       the two numbers of seeds at most a factor of two apart. A baseline of shape (n,) beside it is
       one given network, and the verdict is against that network.
+
+    A score of predictions that is no mean of examples is taken as one, of its value plus each
+    example's influence on it (``scores.py``). Where less is better (``rmse``, ``mae``,
+    ``log_loss``, ``brier``) the sign is changed, and ``delta`` and ``margin`` are shares of the
+    baseline's value.
 
     A seed has collapsed that lies below its own side's median by more than three margins and by
     more than five robust standard deviations. Collapsed seeds are left out of the interval; the
@@ -117,25 +148,47 @@ def compare(  # noqa: PLR0913 - what is compared, and how surely, each by name
     interval reaches at least span · z²/(n + z²) to either side (span: of the scores, at least 1),
     as Tango's does without discordant pairs.
 
+    Predictions are guarded (scores alone cannot be): ``non_inferior`` becomes ``inconclusive``
+    where the candidate's are constant or score below a constant answer by the interval, or where
+    the baseline is not shown to be above one by at least twice the margin, so that the test could
+    not tell; classes as ``class_margin`` says.
+
     Args:
         baseline: scores as an array, tensor, list, pandas Series, DataFrame (rows are examples,
-            columns seeds), or an object with ``.scores`` (and ``.digest``, which must agree).
+            columns seeds), or an object with ``.scores`` (and ``.digest``, which must agree). With
+            ``targets`` predictions: labels, numbers, or probabilities (or scores) of the positive
+            class, which is the last in sorted order; shape (n,) or (S, n). Probabilities also
+            (n, classes) or (S, n, classes), in the classes' sorted order.
         candidate: the same, of the same examples in the same order, with seeds of its own; tables
             are aligned by their index.
         margin: the loss that is accepted, 0 or from 10⁻¹² to below 1, as a fraction.
         confidence: of the two-sided interval, from 10⁻⁹ to 1 − 10⁻⁹.
-        score: the score's name in sentences; ``accuracy`` is shown in percentage points.
+        score: with ``targets`` one of ``accuracy``, ``balanced_accuracy``, ``f1``, ``f1_macro``,
+            ``mcc``, ``roc_auc``, ``average_precision``, ``log_loss``, ``brier``, ``r2``, ``rmse``,
+            ``mae``, or ``package.module:function`` of (targets, predictions), for one number (it is
+            then called n times for each seed) or one an example, higher is better. Without them
+            the score's name in sentences. Accuracies are shown in percentage points.
         seed: of the bootstrap's own generator.
         planned_seeds: the candidate's seeds at each planned look, where seeds are added until the
             verdict is settled; the interval then holds for all looks together (``looks.py``).
         max_collapse: the share of seeds that may collapse, in (0, 1): a recipe is non-inferior only
             where the upper limit of that share is not above it, and inferior where the lower one
             is. None: collapses are counted only.
+        targets: shape (n,): labels of any kind, or a regression's numbers.
+        groups: shape (n,): whose examples they are (patient, user, document); those of one are a
+            single draw.
+        class_margin: the loss of a class's recall that is accepted, in (0, 1), None for any. Of
+            predicted classes: a class that loses more, its interval (Bonferroni over the classes)
+            below 0, makes the outcome at most ``inconclusive``, and ``inferior`` where the whole
+            interval is beyond.
+        classes: all classes in the order of the columns, where ``targets`` lack some or they are
+            not sorted.
 
     Raises:
         ValueError: a margin, confidence, shape or value outside the above, 2 to 4 seeds, fewer
             than two examples, two different test sets, looks that are no plan or do not hold the
-            candidate's number of seeds, or ``max_collapse`` of a single network.
+            candidate's number of seeds, ``max_collapse`` of a single network, or a score that
+            needs ``targets``.
 
     >>> full = np.ones(1000)
     >>> slim = np.where(np.arange(1000) < 5, 0, 1)
@@ -143,34 +196,90 @@ def compare(  # noqa: PLR0913 - what is compared, and how surely, each by name
     'non_inferior'
     >>> compare(full, slim, margin=0.01).outcome
     'inconclusive'
+    >>> sick = np.arange(1000) < 60
+    >>> verdict = compare(sick, np.zeros(1000), targets=sick, margin=0.1, class_margin=None)
+    >>> verdict.outcome, verdict.guard
+    ('inconclusive', 'the slim model gives one and the same answer to every test example')
     """
     margin, confidence = checked_level(margin, confidence)
     check_seed(seed)
-    if max_collapse is not None:
-        check_share("max_collapse", max_collapse, zero=False)
-    old, new = checked_scores(baseline, candidate)
+    _check_shares(max_collapse=max_collapse, class_margin=class_margin)
+    pair = None
+    if targets is None:
+        _check_score_alone(score)
+        old, new = checked_scores(baseline, candidate)
+    else:
+        pair = checked_predictions(baseline, candidate, targets, score, classes=classes)
+        old, new = pair.scores(margin)
     if len(new) == 1 and max_collapse is not None:
         raise ValueError("max_collapse: expected scores of several seeds beside it, but the "
                          "candidate has one")
     if planned_seeds is not None:
         planned_seeds = checked_plan(planned_seeds, len(new))
-    counts = None
-    if len(new) > 1:
-        interval, counts = _recipe(old, new, margin, confidence, planned_seeds)
-    elif bool(np.isin([old, new], (0.0, 1.0)).all()):
-        interval = _tango(old[0], new[0], margin, confidence)
-    else:
-        interval = _bootstrap(old[0], new[0], margin, confidence, seed)
+    if groups is not None:
+        groups = checked_groups(groups, (targets, baseline, candidate))
+    draws = _Draws.of(old, new, None if pair is None else pair.moved, groups)
+    interval, counts = _interval(draws, margin, confidence, seed, planned_seeds)
     outcome, settle = _outcome(interval, margin), None
     if counts is not None:
         outcome, settle = _with_collapses(outcome, counts, confidence, max_collapse)
+    guards = None if pair is None else guarded(
+        _kept(pair, old, new, margin), outcome, margin=margin, confidence=confidence,
+        class_margin=class_margin, groups=groups)
+    if guards is not None and guards.finding is not None:
+        outcome, settle = guards.finding.outcome, guards.finding.remedy
     if outcome == "inconclusive" and settle is None:
         settle = _settle(interval, new.shape, margin, confidence)
     return Verdict(
         kind="recipe" if counts else "artifact", outcome=outcome, delta=interval.delta,
         low=interval.low, high=interval.high, margin=margin, confidence=confidence,
-        examples=new.shape[1], seeds=len(new), method=interval.method, score=score, settle=settle,
-        counts=counts)
+        examples=new.shape[1], seeds=len(new), method=interval.method, score=score,
+        settle=settle if outcome == "inconclusive" else None,
+        counts=counts, groups=draws.groups, **_values(guards))
+
+
+def _check_shares(**shares: float | None) -> None:
+    for name, share in shares.items():
+        if share is not None:
+            check_share(name, share, zero=False)
+
+
+def _interval(
+    draws: _Draws, margin: float, confidence: float, seed: int, planned: Sequence[int] | None
+) -> tuple[_Interval, SeedCounts | None]:
+    """The interval by the design, with sizes in examples."""
+    counts = None
+    if len(draws.new) > 1:
+        interval, counts = _recipe(draws, margin, confidence, planned)
+    elif bool(np.isin([draws.old, draws.new], (0.0, 1.0)).all()):
+        interval = _tango(draws.old[0], draws.new[0], margin, confidence)
+    else:
+        interval = _bootstrap(draws.old[0], draws.new[0], margin, confidence, seed, draws.moved)
+    return draws.by_example(interval), counts
+
+
+def _values(guards: Guarded | None) -> dict[str, Any]:
+    """The verdict's fields of what both and a constant answer score."""
+    if guards is None:
+        return {}
+    return {"baseline_score": guards.baseline, "candidate_score": guards.candidate,
+            "constant_score": guards.constant,
+            "guard": guards.finding.words if guards.finding else ""}
+
+
+def _kept(pair: Paired, old: Floats, new: Floats, margin: float) -> Paired:
+    """Without the seeds that collapsed."""
+    sides = [side if len(side) == 1 else side[~intervals.collapsed_seeds(scores, margin)]
+             for side, scores in ((pair.baseline, old), (pair.candidate, new))]
+    return replace(pair, baseline=sides[0], candidate=sides[1])
+
+
+def _check_score_alone(score: str) -> None:
+    """Raise where scores by example cannot be the score that is named."""
+    if score in SCORES and score not in EXAMPLE_MEANS:
+        raise ValueError(f"score: {score} is not the mean of scores by example, or less of it is "
+                         f"better; pass targets= and the two models' predictions in place of their "
+                         f"scores")
 
 
 def _outcome(interval: _Interval, margin: float) -> str:
@@ -213,6 +322,47 @@ class _Interval:
     required: Callable[[float], RequiredSampleSize]
 
 
+@dataclass(frozen=True, eq=False)
+class _Draws:
+    """Both sides' scores, shape (S, draws): a draw is an example, or a group of them.
+
+    ``moved`` is as in ``intervals.score_range``; ``examples`` ÷ ``groups`` are in one draw.
+    """
+
+    old: Floats
+    new: Floats
+    moved: NDArray[np.bool_] | None
+    examples: int
+    groups: int | None = None
+
+    @classmethod
+    def of(
+        cls, old: Floats, new: Floats, moved: NDArray[np.bool_] | None, groups: ArrayLike | None
+    ) -> _Draws:
+        examples = old.shape[1]
+        if groups is None:
+            return cls(old, new, moved, examples)
+        old, new = by_group(old, groups), by_group(new, groups)
+        if moved is not None:
+            _, member = np.unique(np.asarray(groups), return_inverse=True)
+            moved = np.bincount(member, weights=moved) > 0
+        return cls(old, new, moved, examples, old.shape[1])
+
+    def by_example(self, interval: _Interval) -> _Interval:
+        """What would settle it in numbers of examples, the groups as large as those at hand."""
+        if self.groups is None:
+            return interval
+        size = self.examples / self.groups
+
+        def required(distance: float) -> RequiredSampleSize:
+            found = interval.required(distance)
+            return RequiredSampleSize(
+                found.seeds, found.examples and math.ceil(size * found.examples),
+                found.both and (found.both[0], math.ceil(size * found.both[1])))
+
+        return replace(interval, span=size * interval.span, required=required)
+
+
 def _tango(old: Floats, new: Floats, margin: float, confidence: float) -> _Interval:
     n = old.size
     gained, lost = int((new > old).sum()), int((new < old).sum())
@@ -226,13 +376,16 @@ def _tango(old: Floats, new: Floats, margin: float, confidence: float) -> _Inter
     return _Interval("Tango score interval", delta, low, high, 1.0, same, required)
 
 
-def _bootstrap(old: Floats, new: Floats, margin: float, confidence: float, seed: int) -> _Interval:
+def _bootstrap(
+    old: Floats, new: Floats, margin: float, confidence: float, seed: int,
+    moved: NDArray[np.bool_] | None = None,
+) -> _Interval:
     differences, n = new - old, old.size
     delta = float(differences.mean())
     low, high = inflated_bootstrap_t(differences, confidence=confidence, seed=seed)
     half = delta - low if delta > -margin else high - delta
     error = float(differences.std(ddof=1)) / n**0.5
-    span, unseen, same = intervals.score_range(old, new)
+    span, unseen, same = intervals.score_range(old, new, moved)
     reach = unseen * intervals.zero_event_limit(n, confidence=confidence)
 
     def required(distance: float) -> RequiredSampleSize:
@@ -245,9 +398,10 @@ def _bootstrap(old: Floats, new: Floats, margin: float, confidence: float, seed:
 
 
 def _recipe(
-    old: Floats, new: Floats, margin: float, confidence: float, planned: Sequence[int] | None
+    draws: _Draws, margin: float, confidence: float, planned: Sequence[int] | None
 ) -> tuple[_Interval, SeedCounts]:
-    found = recipe_interval(old, new, margin=margin, confidence=confidence, planned=planned)
+    found = recipe_interval(draws.old, draws.new, margin=margin, confidence=confidence,
+                            planned=planned, moved=draws.moved)
     required = partial(sample_size.required_crossed, found.parts, confidence=confidence,
                        unseen_span=found.unseen_span)
     return _Interval(METHOD, found.parts.mean, found.low, found.high, found.span, found.same,

@@ -20,7 +20,10 @@ from numpy.typing import NDArray
 from wua_mlflow.errors import one_line
 from wua_mlflow.verdict.sample_size import check_share
 
-__all__ = ["FEWEST_SEEDS", "check_seed", "checked_level", "checked_plan", "checked_scores"]
+__all__ = [
+    "FEWEST_SEEDS", "LARGEST", "check_seed", "check_seeds", "checked_groups", "checked_level",
+    "checked_plan", "checked_scores", "is_table", "lengths", "order", "plain", "shown",
+]
 
 
 Floats = NDArray[np.float64]
@@ -28,7 +31,7 @@ Floats = NDArray[np.float64]
 FEWEST_SEEDS = 5
 """Fewer seeds give no recipe verdict."""
 
-_LARGEST = 1e60
+LARGEST = 1e60
 """Above this the fourth powers and squared sums that intervals need may leave float64."""
 
 _LEAST_CONFIDENT = 1e-9
@@ -68,7 +71,7 @@ def checked_level(margin: float, confidence: float) -> tuple[float, float]:
 def check_seed(seed: int) -> None:
     """Raise unless ``seed`` is a whole number of at least 0."""
     if not isinstance(seed, Integral) or isinstance(seed, bool) or seed < 0:
-        raise ValueError(f"seed: expected a whole number of at least 0, but got {_shown(seed)}")
+        raise ValueError(f"seed: expected a whole number of at least 0, but got {shown(seed)}")
 
 
 def checked_plan(planned: Any, seeds: int) -> tuple[int, ...]:
@@ -91,7 +94,7 @@ def checked_plan(planned: Any, seeds: int) -> tuple[int, ...]:
     if not whole or not numbers or numbers[0] < FEWEST_SEEDS or \
             any(later <= earlier for earlier, later in pairwise(numbers)):
         raise ValueError(f"planned_seeds: expected ascending whole numbers of at least "
-                         f"{FEWEST_SEEDS}, but got {_shown(planned)}")
+                         f"{FEWEST_SEEDS}, but got {shown(planned)}")
     if seeds not in numbers:
         raise ValueError(f"planned_seeds: expected the candidate's number of seeds among the looks "
                          f"planned ({', '.join(map(str, numbers))}), but it has {seeds}")
@@ -112,7 +115,7 @@ def checked_scores(baseline: Any, candidate: Any) -> tuple[Floats, Floats]:
         ValueError: one line that names the argument; two different test sets, indexes that do not
             hold the same labels once each, or scores that are none or do not fit.
     """
-    digests = [None if _is_table(results) else getattr(results, "digest", None)
+    digests = [None if is_table(results) else getattr(results, "digest", None)
                for results in (baseline, candidate)]
     if None not in digests and digests[0] != digests[1]:
         raise ValueError(f"baseline and candidate: expected the same test set, but got the digests "
@@ -124,11 +127,45 @@ def checked_scores(baseline: Any, candidate: Any) -> tuple[Floats, Floats]:
                          f"got {old.shape[1]} and {new.shape[1]}")
     if new.shape[1] < 2:
         raise ValueError(f"examples: expected at least 2, but got {new.shape[1]}")
-    _check_seeds(len(old), len(new))
+    check_seeds(len(old), len(new))
     return old, new
 
 
-def _check_seeds(baseline: int, candidate: int) -> None:
+def checked_groups(groups: Any, beside: Sequence[Any]) -> NDArray[Any]:
+    """A group's label for each example, in the order of what is compared.
+
+    Args:
+        groups: shape (n,); a table is aligned to the first one in ``beside``.
+        beside: what it is given with: targets, scores or predictions.
+
+    Raises:
+        ValueError: not of the shape (n,), an index that does not fit, or a label missing.
+    """
+    table = next((one for one in beside if is_table(one)), None)
+    array = np.asarray(plain(groups))
+    index = groups.index if is_table(groups) else None
+    if table is not None and index is not None:
+        array = array[order("baseline and candidate", table.index, "groups", index)]
+    elif table is not None or index is not None:
+        have, lack = ("baseline", "groups") if index is None else ("groups", "baseline")
+        labels = table.index if table is not None else groups.index
+        if labels.tolist() != list(range(len(labels))):
+            raise ValueError(f"{lack}: expected a pandas Series or DataFrame too, as the index of "
+                             f"{have} is not 0, 1, 2, …; if both are in the same order, pass "
+                             f"{have}.reset_index(drop=True)")
+    array = array[:, 0] if array.ndim == 2 and array.shape[1] == 1 else array
+    if array.ndim != 1:
+        raise ValueError(f"groups: expected a label for each example, but got the shape "
+                         f"{array.shape}")
+    missing = sum(label is None or label != label for label in array.tolist())
+    if missing:
+        raise ValueError(f"groups: expected a label for each example, but {missing} of "
+                         f"{array.size} are missing")
+    return np.unique(array.astype(str) if array.dtype.kind == "O" else array,
+                     return_inverse=True)[1]
+
+
+def check_seeds(baseline: int, candidate: int) -> None:
     """Raise unless both are one network, or at least 5 seeds are at most twice as many as others.
 
     One network of the baseline may stand beside several seeds of the candidate.
@@ -148,7 +185,7 @@ def _check_seeds(baseline: int, candidate: int) -> None:
 # Tables
 
 
-def _is_table(value: Any, kinds: Sequence[str] = ("Series", "DataFrame")) -> bool:
+def is_table(value: Any, kinds: Sequence[str] = ("Series", "DataFrame")) -> bool:
     """Whether it is pandas'; nothing is where pandas was never imported."""
     pandas = sys.modules.get("pandas")
     return pandas is not None and isinstance(value, tuple(getattr(pandas, kind) for kind in kinds))
@@ -158,7 +195,7 @@ def _aligned(first: _Scores, second: _Scores) -> Floats:
     """The second's values in the order of the first's examples, and of its seeds if named alike."""
     values, indexed = second.values, [side.examples is not None for side in (first, second)]
     if all(indexed):
-        values = values[..., _order(first.name, first.examples, second.name, second.examples)]
+        values = values[..., order(first.name, first.examples, second.name, second.examples)]
     elif any(indexed):
         table, other = (first, second) if indexed[0] else (second, first)
         if table.examples.tolist() != list(range(len(table.examples))):
@@ -168,11 +205,11 @@ def _aligned(first: _Scores, second: _Scores) -> Floats:
                 f"same order, pass {table.name}.reset_index(drop=True)")
     named = first.seeds is not None and second.seeds is not None
     if named and first.seeds.is_unique and set(first.seeds) == set(second.seeds):
-        values = values[_order(first.name, first.seeds, second.name, second.seeds)]
+        values = values[order(first.name, first.seeds, second.name, second.seeds)]
     return values
 
 
-def _order(name: str, wanted: Any, other_name: str, labels: Any) -> Any:
+def order(name: str, wanted: Any, other_name: str, labels: Any) -> Any:
     """Where in ``labels`` each one of ``wanted`` is; pandas indexes.
 
     Raises:
@@ -197,10 +234,10 @@ def _order(name: str, wanted: Any, other_name: str, labels: Any) -> Any:
 
 def _listed(labels: Any) -> str:
     more = f" and {len(labels) - _SHOWN} more" if len(labels) > _SHOWN else ""
-    return ", ".join(_shown(label) for label in labels[:_SHOWN].tolist()) + more
+    return ", ".join(shown(label) for label in labels[:_SHOWN].tolist()) + more
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
     """A short representation in one line."""
     return " ".join(reprlib.repr(value).split())
 
@@ -210,17 +247,17 @@ def _shown(value: object) -> str:
 
 def _scores(name: str, results: Any) -> _Scores:
     """Checked scores of shape (n,) or (seeds, n)."""
-    given = results if _is_table(results) else getattr(results, "scores", results)
-    if isinstance(given, list | tuple) and given and all(_is_table(one, ["Series"])
+    given = results if is_table(results) else getattr(results, "scores", results)
+    if isinstance(given, list | tuple) and given and all(is_table(one, ["Series"])
                                                          for one in given):
         index = given[0].index
-        rows = [_numbers(name, one)[_order(f"{name}[0]", index, f"{name}[{place}]", one.index)]
+        rows = [_numbers(name, one)[order(f"{name}[0]", index, f"{name}[{place}]", one.index)]
                 for place, one in enumerate(given)]
         scores = _Scores(name, np.stack(rows), index)
-    elif _is_table(given, ["DataFrame"]):
+    elif is_table(given, ["DataFrame"]):
         scores = _Scores(name, _numbers(name, given).T, given.index, given.columns)
     else:
-        scores = _Scores(name, _numbers(name, given), given.index if _is_table(given) else None)
+        scores = _Scores(name, _numbers(name, given), given.index if is_table(given) else None)
     _check_shape(scores)
     _check_values(name, scores.values)
     return scores
@@ -229,15 +266,15 @@ def _scores(name: str, results: Any) -> _Scores:
 def _numbers(name: str, given: Any) -> Floats:
     """Anything array-like as float64; a new array wherever that is not what it is already."""
     try:
-        if _is_table(given):
+        if is_table(given):
             array = given.to_numpy(na_value=np.nan)
         elif isinstance(given, list | tuple):
-            array = np.asarray([_plain(one) for one in given])
+            array = np.asarray([plain(one) for one in given])
         else:
-            array = np.asarray(_plain(given))
+            array = np.asarray(plain(given))
     except Exception as error:  # ragged lists, other devices, the user's own array type
         raise ValueError(f"{name}: expected an array of numbers, but got "
-                         f"{_lengths(given) or one_line(error)}") from None
+                         f"{lengths(given) or one_line(error)}") from None
     _check_kind(name, array, given)
     try:
         with np.errstate(over="ignore"):
@@ -248,7 +285,7 @@ def _numbers(name: str, given: Any) -> Floats:
     return numbers
 
 
-def _plain(given: Any) -> Any:
+def plain(given: Any) -> Any:
     """A tensor as an array, a masked array as a plain one, anything else as it is."""
     if all(hasattr(given, method) for method in ("detach", "cpu", "is_complex")):
         tensor = given.detach().cpu()
@@ -261,7 +298,7 @@ def _plain(given: Any) -> Any:
     return given
 
 
-def _lengths(given: Any) -> str:
+def lengths(given: Any) -> str:
     """What is wrong with a list of seeds of unequal length, if that is what it is."""
     if not isinstance(given, list | tuple) or not all(hasattr(one, "__len__") for one in given):
         return ""
@@ -277,7 +314,7 @@ def _check_kind(name: str, array: NDArray[Any], given: Any) -> None:
     elif array.dtype.kind == "O" and array.ndim == 0:
         odd = f"{type(given).__name__}" if given is not None else "None"
     elif array.dtype.kind == "O":
-        odd = next((_shown(value) for value in array.flat
+        odd = next((shown(value) for value in array.flat
                     if isinstance(value, str | bytes | complex | np.complexfloating)), None)
     if odd is not None:
         raise ValueError(f"{name}: expected an array of numbers, but got {odd}")
@@ -304,7 +341,7 @@ def _check_values(name: str, values: Floats) -> None:
     """Raise unless all are finite, and small enough to be squared twice."""
     for bad, expected, got in (
         (~np.isfinite(values), "finite scores", "NaN or infinity"),
-        (np.abs(values) > _LARGEST, f"scores within ±{_LARGEST:g}", "larger ones"),
+        (np.abs(values) > LARGEST, f"scores within ±{LARGEST:g}", "larger ones"),
     ):
         if bad.any():
             place = tuple(int(axis) for axis in np.argwhere(bad)[0])

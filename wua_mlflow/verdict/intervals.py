@@ -133,12 +133,16 @@ def zero_event_limit(examples: int, *, confidence: float) -> float:
     return z2 / (examples + z2)
 
 
-def score_range(old: Floats, new: Floats) -> tuple[float, float, bool]:
+def score_range(
+    old: Floats, new: Floats, moved: NDArray[np.bool_] | None = None
+) -> tuple[float, float, bool]:
     """How much a single example could change the difference, and whether that matters.
 
     Args:
         old: the baseline's scores, shape (n,) or (S, n).
         new: the candidate's, of the same examples; with seeds of its own, if any.
+        moved: shape (n,), the examples that may count as different. None for all: but where scores
+            are influences, one prediction that differs moves those of all examples.
 
     Returns:
         The scores' span (at least 1, the span of right and wrong); the same where fewer than five
@@ -152,7 +156,8 @@ def score_range(old: Floats, new: Floats) -> tuple[float, float, bool]:
     span = max(1.0, float(max(old.max(), new.max()) - min(old.min(), new.min())))
     old, new = np.atleast_2d(old), np.atleast_2d(new)
     by_example = new.mean(axis=0) - old.mean(axis=0)
-    differing = int((np.abs(by_example - np.median(by_example)) > _SAME * span).sum())
+    apart = np.abs(by_example - np.median(by_example)) > _SAME * span
+    differing = int((apart if moved is None else apart & moved).sum())
     same = float((np.maximum(old.max(0), new.max(0)) - np.minimum(old.min(0), new.min(0))).max()) \
         <= _SAME * span
     return span, span if differing < _FEW else 0.0, same

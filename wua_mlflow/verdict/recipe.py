@@ -77,7 +77,7 @@ class RecipeInterval:
 
 def recipe_interval(
     baseline: Floats, candidate: Floats, *, margin: float, confidence: float,
-    planned: Sequence[int] | None = None,
+    planned: Sequence[int] | None = None, moved: NDArray[np.bool_] | None = None,
 ) -> RecipeInterval:
     """The interval of mean(candidate) − mean(baseline) over seeds that did not collapse.
 
@@ -88,6 +88,7 @@ def recipe_interval(
         confidence: of the two-sided interval; where looks are planned, of all of them together.
         planned: the candidate's seeds at each planned look, as ``checked_plan`` gives them. None
             for a number that was fixed beforehand.
+        moved: as in ``intervals.score_range``.
 
     >>> rng = np.random.default_rng(0)
     >>> scores = rng.random((2, 8, 500)) < 0.9
@@ -105,7 +106,7 @@ def recipe_interval(
     level, look, chance = confidence, 1, None
     if planned is not None:
         level, look, chance = _at_look(parts, margin, confidence, len(candidate), planned, lost)
-    span, unseen, same = intervals.score_range(old, new)
+    span, unseen, same = intervals.score_range(old, new, moved)
     reach = unseen * intervals.zero_event_limit(parts.examples, confidence=level)
     half = max(parts.half_width(level), reach)
     counts = SeedCounts(len(candidate), len(baseline), lost, int(collapsed[0].sum()), low, high,

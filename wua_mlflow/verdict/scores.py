@@ -17,10 +17,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from wua_mlflow.errors import did_you_mean
+from wua_mlflow.errors import did_you_mean, one_line
 from wua_mlflow.imports import load_object
 
-__all__ = ["SCORES", "Score", "by_group", "find_score", "pseudo_scores", "value"]
+__all__ = [
+    "EXAMPLE_MEANS", "RANKINGS", "SCORES", "Score", "by_group", "find_score", "pseudo_scores",
+    "value",
+]
 
 
 Floats = NDArray[np.float64]
@@ -52,6 +55,12 @@ SCORES = {score.name: score for score in (
     Score("mae", "values", True))}
 """The scores that have a name."""
 
+RANKINGS = ("roc_auc", "average_precision")
+"""Scores of the order of the predictions alone."""
+
+EXAMPLE_MEANS = ("accuracy", "r2")
+"""Scores that are the mean of per-example scores that may be given as they are."""
+
 
 def find_score(name: str) -> Score:
     """The score that ``name`` means.
@@ -71,7 +80,9 @@ def find_score(name: str) -> Score:
                      f"got {name!r}{did_you_mean(name, list(SCORES))}")
 
 
-def value(score: str, targets: ArrayLike, predictions: ArrayLike) -> float:
+def value(
+    score: str, targets: ArrayLike, predictions: ArrayLike, *, labels: ArrayLike | None = None
+) -> float:
     """The score as it is reported, by scikit-learn.
 
     Args:
@@ -81,6 +92,8 @@ def value(score: str, targets: ArrayLike, predictions: ArrayLike) -> float:
         predictions: as ``Score.takes`` says. Columns of (n, classes) are in the sorted order of
             the classes in ``targets``. Of several classes ``roc_auc`` and ``average_precision``
             are means over one class against the rest, ``brier`` is the sum over classes.
+        labels: the classes in sorted order, where ``targets`` lack some: those of the columns, and
+            those that ``f1_macro`` is the mean of (else those in targets and predictions).
 
     Raises:
         ValueError: shapes or values that the score cannot take, in one line.
@@ -90,15 +103,17 @@ def value(score: str, targets: ArrayLike, predictions: ArrayLike) -> float:
     """
     found, y, p = _checked(score, targets, predictions)
     if found.takes == "anything":
-        return float(_by_function(score, y, p).mean())
+        return float(_function_result(score, y, p).mean())
     if found.takes == "labels":
-        return _label_value(score, *_codes(score, y, p)[:2])
+        return _label_value(score, *_codes(score, y, p, labels))
     if found.takes == "values":
         return _regression_value(score, y, p)
-    return _probability_value(score, *_columns(score, y, p))
+    return _probability_value(score, *_columns(score, y, p, labels))
 
 
-def pseudo_scores(score: str, targets: ArrayLike, predictions: ArrayLike) -> Floats:
+def pseudo_scores(
+    score: str, targets: ArrayLike, predictions: ArrayLike, *, labels: ArrayLike | None = None
+) -> Floats:
     """What each example adds: higher is better, the mean is the score (of either sign).
 
     Means of examples give each example's own score; ``r2`` is linearised, Var(y) being of these
@@ -110,6 +125,7 @@ def pseudo_scores(score: str, targets: ArrayLike, predictions: ArrayLike) -> Flo
         targets: as there.
         predictions: as there, or with a leading axis of seeds where ``targets`` have n entries
             and the second axis is n and the first is not.
+        labels: as there.
 
     Returns:
         Shape (n,), or (seeds, n).
@@ -122,19 +138,18 @@ def pseudo_scores(score: str, targets: ArrayLike, predictions: ArrayLike) -> Flo
     """
     array, n = np.asarray(predictions), np.asarray(targets).size
     if array.ndim > 1 and array.shape[1] == n and (array.ndim == 3 or array.shape[0] != n):
-        return np.stack([pseudo_scores(score, targets, row) for row in array])
+        return np.stack([pseudo_scores(score, targets, row, labels=labels) for row in array])
     found, y, p = _checked(score, targets, predictions)
     if found.takes == "anything":
         return _by_function(score, y, p)
     if found.takes == "labels":
-        true, guessed, classes = _codes(score, y, p)
+        true, guessed, classes = _codes(score, y, p, labels)
         if score == "accuracy":
             return np.asarray(true == guessed, dtype=np.float64)
-        influence = _LABEL_INFLUENCE[score](true, guessed, classes)
-        return np.asarray(_label_value(score, true, guessed) + influence - influence.mean())
+        return _LABEL_EXAMPLES[score](true, guessed, classes)
     if found.takes == "values":
         return _regression_examples(score, y, p)
-    return _probability_examples(score, *_columns(score, y, p))
+    return _probability_examples(score, *_columns(score, y, p, labels))
 
 
 def by_group(pseudo: ArrayLike, groups: ArrayLike) -> Floats:
@@ -188,9 +203,10 @@ def _checked(score: str, targets: ArrayLike, predictions: ArrayLike) -> tuple[Sc
     return found, y, p
 
 
-def _codes(score: str, y: Any, p: Any) -> tuple[Codes, Codes, int]:
-    """Labels as 0, 1, ... in sorted order of those in either array."""
-    names, codes = np.unique(np.concatenate([y, p]), return_inverse=True)
+def _codes(score: str, y: Any, p: Any, labels: ArrayLike | None) -> tuple[Codes, Codes, Codes]:
+    """Labels as 0, 1, ... in sorted order of those in either array, and all of these numbers."""
+    both = [y, p] if labels is None else [y, p, np.asarray(labels)]
+    names, codes = np.unique(np.concatenate(both), return_inverse=True)
     codes = codes.ravel()
     if score == "f1" and names.size > 2:
         raise ValueError(f"score: expected two classes for f1, but got {names.size}; f1_macro "
@@ -200,37 +216,57 @@ def _codes(score: str, y: Any, p: Any) -> tuple[Codes, Codes, int]:
             raise ValueError(f"targets: expected both classes for f1, but all are "
                              f"{names.tolist()[0]!r}, which does not say which class is positive")
         codes = codes + int(names[0])
-    return codes[:y.size], codes[y.size:], max(2, names.size)
+    return codes[:y.size], codes[y.size:2 * y.size], np.unique(codes)
 
 
-def _columns(score: str, y: Any, p: Floats) -> tuple[Codes, Floats]:
+def _columns(score: str, y: Any, p: Floats, labels: ArrayLike | None) -> tuple[Codes, Floats]:
     """Targets as codes, and predictions of shape (n,) for two classes or (n, classes)."""
-    names, codes = np.unique(y, return_inverse=True)
+    both = y if labels is None else np.concatenate([y, np.asarray(labels)])
+    names, codes = np.unique(both, return_inverse=True)
+    codes = codes.ravel()[:y.size]
     classes = 2 if p.ndim == 1 else p.shape[1]
     if names.size != classes:
         raise ValueError(f"predictions: expected probabilities of {names.size} classes, those of "
                          f"the targets, for {score}, but got {classes}")
+    present = np.unique(codes).size
+    if present < classes and score in RANKINGS:
+        raise ValueError(f"targets: expected examples of each of {classes} classes for {score}, "
+                         f"but {classes - present} have none")
     if score in ("log_loss", "brier") and (p.min() < 0 or p.max() > 1):
         raise ValueError(f"predictions: expected probabilities within [0, 1] for {score}, but got "
                          f"{p.min():.6g} to {p.max():.6g}")
-    return codes.ravel(), p[:, 1] if p.ndim == 2 and classes == 2 else p
+    return codes, p[:, 1] if p.ndim == 2 and classes == 2 else p
 
 
 def _by_function(score: str, y: Any, p: Any) -> Floats:
     """One number an example of a user's function, by the jackknife where it gives one number."""
-    function: Callable[[Any, Any], Any] = load_object(score, argument="score")
-    result = np.asarray(function(y, p), dtype=np.float64)
-    if result.shape not in ((), y.shape) or not np.isfinite(result).all():
-        raise ValueError(f"score: expected {score} to give a finite number, or one for each of "
-                         f"{y.size} examples, but got the shape {result.shape}")
+    result = _function_result(score, y, p)
     if result.shape:
         return result
     every = np.arange(y.size)
-    without = np.array([float(function(y[every != i], p[every != i])) for i in every])
+    without = np.array([float(_function_result(score, y[every != i], p[every != i]))
+                        for i in every])
     return np.asarray(result + (y.size - 1) * (without.mean() - without))
 
 
-def _label_value(score: str, true: Codes, guessed: Codes) -> float:
+def _function_result(score: str, y: Any, p: Any) -> Floats:
+    """A user's function of all examples: shape () or (n,)."""
+    function: Callable[[Any, Any], Any] = load_object(score, argument="score")
+    try:
+        result = np.asarray(function(y, p), dtype=np.float64)
+    except Exception as error:  # whatever the user's code raises
+        raise ValueError(f"score: expected {score} to take {y.size} targets and their "
+                         f"predictions, but it raised {one_line(error)}") from error
+    if result.shape not in ((), y.shape):
+        raise ValueError(f"score: expected {score} to give a number, or one for each of {y.size} "
+                         f"examples, but got the shape {result.shape}")
+    if not np.isfinite(result).all():
+        raise ValueError(f"score: expected {score} to give finite numbers, but got nan or an "
+                         f"infinite one of {y.size} examples")
+    return result
+
+
+def _label_value(score: str, true: Codes, guessed: Codes, classes: Codes) -> float:
     from sklearn import metrics
 
     if score == "accuracy":
@@ -239,17 +275,22 @@ def _label_value(score: str, true: Codes, guessed: Codes) -> float:
         present = np.unique(true)
         return float(metrics.recall_score(true, guessed, labels=present, average="macro"))
     if score == "mcc":
+        if np.unique(np.concatenate([true, guessed])).size == 1:
+            return 0.0  # as scikit-learn, which warns
         return float(metrics.matthews_corrcoef(true, guessed))
-    average = "binary" if score == "f1" else "macro"
-    return float(metrics.f1_score(true, guessed, average=average, zero_division=0))
+    if score == "f1":
+        return float(metrics.f1_score(true, guessed, zero_division=0))
+    return float(metrics.f1_score(true, guessed, labels=classes, average="macro",
+                                  zero_division=0))
 
 
-def _balanced_accuracy(true: Codes, guessed: Codes, classes: int) -> Floats:
-    counts = np.bincount(true, minlength=classes)
+def _balanced_accuracy(true: Codes, guessed: Codes, classes: Codes) -> Floats:
+    counts = np.bincount(true)
     right = (true == guessed).astype(np.float64)
-    recall = np.bincount(true, weights=right, minlength=classes) / np.maximum(counts, 1)
+    recall = np.bincount(true, weights=right) / np.maximum(counts, 1)
     share = counts[true] / true.size
-    return np.asarray((right - recall[true]) / share / np.count_nonzero(counts))
+    present = np.count_nonzero(counts)
+    return _centred(float(recall.sum()) / present, (right - recall[true]) / share / present)
 
 
 def _f1_of(true: Codes, guessed: Codes, which: int) -> Floats:
@@ -259,22 +300,23 @@ def _f1_of(true: Codes, guessed: Codes, which: int) -> Floats:
     total = float(either.mean())
     if total == 0:
         return np.zeros(true.size)
-    return np.asarray((2 * both - 2 * both.mean() / total * either) / total)
+    score = 2 * float(both.mean()) / total
+    return _centred(score, (2 * both - score * either) / total)
 
 
-def _f1(true: Codes, guessed: Codes, classes: int) -> Floats:
+def _f1(true: Codes, guessed: Codes, classes: Codes) -> Floats:
     return _f1_of(true, guessed, 1)
 
 
-def _f1_macro(true: Codes, guessed: Codes, classes: int) -> Floats:
-    seen = np.union1d(true, guessed)
-    return np.asarray(np.mean([_f1_of(true, guessed, which) for which in seen], axis=0))
+def _f1_macro(true: Codes, guessed: Codes, classes: Codes) -> Floats:
+    return np.asarray(np.mean([_f1_of(true, guessed, which) for which in classes], axis=0))
 
 
-def _mcc(true: Codes, guessed: Codes, classes: int) -> Floats:
+def _mcc(true: Codes, guessed: Codes, classes: Codes) -> Floats:
     """Of A/√(B·D): covariance and variances of the one-hot columns (Gorodkin 2004)."""
-    t = np.bincount(true, minlength=classes) / true.size
-    g = np.bincount(guessed, minlength=classes) / true.size
+    most = int(classes.max()) + 1
+    t = np.bincount(true, minlength=most) / true.size
+    g = np.bincount(guessed, minlength=most) / true.size
     right = (true == guessed).astype(np.float64)
     a, b, d = right.mean() - t @ g, 1 - g @ g, 1 - t @ t
     if min(b, d) <= 0:
@@ -282,11 +324,16 @@ def _mcc(true: Codes, guessed: Codes, classes: int) -> Floats:
     of_a = right - right.mean() - (t[guessed] + g[true] - 2 * (t @ g))
     of_b, of_d = -2 * (g[guessed] - g @ g), -2 * (t[true] - t @ t)
     root = np.sqrt(b * d)
-    return np.asarray(of_a / root - a / root / 2 * (of_b / b + of_d / d))
+    return _centred(float(a / root), of_a / root - a / root / 2 * (of_b / b + of_d / d))
 
 
-_LABEL_INFLUENCE = {"balanced_accuracy": _balanced_accuracy, "f1": _f1, "f1_macro": _f1_macro,
-                    "mcc": _mcc}
+def _centred(score: float, influence: Floats) -> Floats:
+    """With the score as the mean, to rounding."""
+    return np.asarray(score + influence - influence.mean())
+
+
+_LABEL_EXAMPLES = {"balanced_accuracy": _balanced_accuracy, "f1": _f1, "f1_macro": _f1_macro,
+                   "mcc": _mcc}
 
 
 def _regression_value(score: str, y: Floats, p: Floats) -> float:
@@ -332,10 +379,9 @@ def _probability_examples(score: str, codes: Codes, p: Floats) -> Floats:
     if score == "brier":
         squares = np.square(columns - np.eye(columns.shape[1])[codes]).sum(axis=1)
         return np.asarray(-squares / (2 if p.ndim == 1 else 1))
-    influence = _placements if score == "roc_auc" else _average_precision
-    parts = np.mean([influence(is_class, column) for is_class, column in _one_rest(codes, p)],
-                    axis=0)
-    return np.asarray(_probability_value(score, codes, p) + parts - parts.mean())
+    examples = _placements if score == "roc_auc" else _average_precision
+    return np.asarray(np.mean([examples(is_class, column)
+                               for is_class, column in _one_rest(codes, p)], axis=0))
 
 
 def _one_rest(codes: Codes, p: Floats) -> list[tuple[NDArray[np.bool_], Floats]]:
@@ -352,8 +398,9 @@ def _placements(positive: NDArray[np.bool_], p: Floats) -> Floats:
         mine = sign * p[this]
         below = np.searchsorted(others, mine, "left") + np.searchsorted(others, mine, "right")
         placed = below / (2 * others.size)
-        result[this] = (placed - placed.mean()) / this.mean()
-    return result
+        area = float(placed.mean())
+        result[this] = (placed - area) / this.mean()
+    return _centred(area, result)
 
 
 def _average_precision(positive: NDArray[np.bool_], p: Floats) -> Floats:
@@ -368,4 +415,4 @@ def _average_precision(positive: NDArray[np.bool_], p: Floats) -> Floats:
     weight = hits / p.size / reached
     plain, weighted = np.cumsum(weight), np.cumsum(weight * precision)
     own = positive * (precision[level] - average)
-    return np.asarray((own + positive * plain[level] - weighted[level]) / rate)
+    return _centred(average, (own + positive * plain[level] - weighted[level]) / rate)

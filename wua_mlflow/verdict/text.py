@@ -12,18 +12,21 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from wua_mlflow.verdict.sample_size import RequiredSampleSize
+from wua_mlflow.verdict.scores import SCORES
 
 if TYPE_CHECKING:
     from wua_mlflow.verdict.compare import Verdict
     from wua_mlflow.verdict.recipe import SeedCounts
 
 __all__ = [
-    "SAME_LATENCY", "TOO_FEW_SEEDS", "TOO_MANY_COLLAPSED", "TRAINED_ELSEWHERE",
-    "class_loss_sentence", "decision_sentence", "interval_words", "latency_gain",
-    "latency_unlike_flops", "looks_sentence", "margin_text", "margin_words", "no_difference_seen",
-    "no_realistic_n", "other_readings", "outcome_words", "points", "question_answered", "ratio",
-    "ratio_words", "required_n_sentence", "short_outcome", "size_gain",
-    "too_few_seeds_for_collapse", "verdict_headline", "verdict_sentence",
+    "CONSTANT_REMEDY", "SAME_LATENCY", "TOO_FEW_SEEDS", "TOO_MANY_COLLAPSED", "TRAINED_ELSEWHERE",
+    "below_constant", "blind_test", "blind_test_remedy", "class_loss_sentence",
+    "constant_answers", "decision_sentence", "in_points", "interval_words", "latency_gain",
+    "latency_unlike_flops", "looks_sentence", "lost_class", "lost_class_remedy", "margin_text",
+    "margin_words", "no_difference_seen", "no_realistic_n", "other_readings", "outcome_words",
+    "points", "question_answered", "ratio", "ratio_words", "required_n_sentence", "score_text",
+    "short_outcome", "size_gain", "too_few_seeds_for_collapse", "unit_of", "verdict_headline",
+    "verdict_sentence",
 ]
 
 
@@ -40,6 +43,7 @@ _OUTCOMES = {
     "inferior": "worse by more than the margin (inferior)",
     "inconclusive": "the data cannot tell whether the loss stays within the margin (inconclusive)",
 }
+CONSTANT_REMEDY = "More test examples will not change that: the slim model must be trained better."
 _AS_SEEN = "with a chance of 80%, if the true difference and its spread are as seen"
 
 
@@ -47,13 +51,37 @@ def verdict_sentence(verdict: Verdict) -> str:
     """The verdict in one sentence; accuracies are in percentage points."""
     delta, interval, margin = _figures(verdict)
     examples, counts = f"{verdict.examples:,} test examples", verdict.counts
+    if verdict.groups:
+        examples += f" of {verdict.groups:,} groups"
     subject = f"Artifact verdict (these two saved models, {examples}): "
     if counts:
         subject = (f"Recipe verdict ({_trained_with(counts)}, {examples}{_look(counts)}): "
                    f"on average ")
-    return (f"{subject}the slim model's {verdict.score} minus the original's is {delta} "
+    what = f"the slim model's {verdict.score} minus the original's"
+    if _is_share(verdict.score):
+        what = (f"the original's {verdict.score} minus the slim model's, as a share of the "
+                f"original's,")
+    return (f"{subject}{what} is {delta} "
             f"({_percent(verdict.confidence)}% interval {interval}), against a margin of "
-            f"{margin}: {_OUTCOMES[_reading(verdict)]}{_collapses(counts)}.")
+            f"{margin}: {_outcome_sentence(verdict)}{_collapses(counts)}{_values(verdict)}.")
+
+
+def _outcome_sentence(verdict: Verdict) -> str:
+    if verdict.guard:
+        return f"{verdict.guard} ({verdict.outcome})"
+    return _OUTCOMES[_reading(verdict)]
+
+
+def _values(verdict: Verdict) -> str:
+    """What both models score, and a constant answer beside them."""
+    if verdict.baseline_score is None or verdict.candidate_score is None:
+        return ""
+    old, new = (score_text(value, verdict.score)
+                for value in (verdict.baseline_score, verdict.candidate_score))
+    values = f"; the original scores {old}, the slim model {new}"
+    if verdict.constant_score is None:
+        return values
+    return f"{values}, a constant answer {score_text(verdict.constant_score, verdict.score)}"
 
 
 def _trained_with(counts: SeedCounts) -> str:
@@ -142,6 +170,9 @@ def decision_sentence(
 
 def _quality(verdict: Verdict) -> str:
     margin = margin_words(verdict)
+    if verdict.guard and verdict.outcome == "inferior":
+        return (f"The slim model is worse than the original: {verdict.guard} "
+                f"({_basis(verdict, 'these two saved models')})")
     quality = {
         "better": "better than the original",
         "worse": f"worse than the original, but by less than {margin}",
@@ -149,7 +180,7 @@ def _quality(verdict: Verdict) -> str:
                     "worse than the original",
     }.get(_reading(verdict), f"as well as the original within {margin}")
     start = "It is not settled whether the" if verdict.outcome == "inconclusive" else "The"
-    does = "answers" if verdict.score == "accuracy" else "predicts"
+    does = "answers" if in_points(verdict.score) else "predicts"
     return (f"{start} slim model {does} {quality} ({100 * verdict.confidence:.4g}% confidence, "
             f"{_basis(verdict, 'these two saved models')})")
 
@@ -170,6 +201,8 @@ def _gain_words(verdict: Verdict, gains: Sequence[tuple[str, bool]]) -> str:
 def _decision(verdict: Verdict, gained: bool, flops_ratio: float) -> str:
     if verdict.outcome == "inconclusive":
         recipe = verdict.kind == "recipe"
+        if verdict.guard:
+            return f"what stands against it: {verdict.guard}"
         if verdict.settle == no_realistic_n(recipe=recipe):
             return ("more data would hardly settle it, so the choice is to accept that risk or to "
                     "keep the original")
@@ -251,7 +284,7 @@ def interval_words(verdict: Verdict) -> str:
     There are as many decimals as show each limit on its side of the margin.
     """
     delta, interval, _ = _figures(verdict)
-    return f"{delta.removesuffix(' points')} ({interval})"
+    return f"{delta.removesuffix(unit_of(verdict.score)[1])} ({interval})"
 
 
 def margin_words(verdict: Verdict) -> str:
@@ -259,18 +292,52 @@ def margin_words(verdict: Verdict) -> str:
     return margin_text(verdict.margin, verdict.score)
 
 
+def in_points(score: str) -> bool:
+    """Whether a score is a share of right answers, shown in percent and percentage points."""
+    return score in ("accuracy", "balanced_accuracy")
+
+
+def unit_of(score: str) -> tuple[float, str]:
+    """What a difference is multiplied by when it is shown, and its unit.
+
+    >>> unit_of("accuracy"), unit_of("rmse"), unit_of("f1")
+    ((100.0, ' points'), (100.0, '%'), (1.0, ''))
+    """
+    if in_points(score):
+        return 100.0, " points"
+    return (100.0, "%") if _is_share(score) else (1.0, "")
+
+
+def _is_share(score: str) -> bool:
+    """Whether differences are shares of the original's value."""
+    return score in SCORES and SCORES[score].less_is_better
+
+
+def score_text(value: float, score: str) -> str:
+    """A score's value.
+
+    >>> score_text(0.873, "accuracy"), score_text(-0.5, "R²"), score_text(12.3456, "rmse")
+    ('87.3%', '−0.500', '12.35')
+    """
+    if in_points(score):
+        return f"{100 * value:.1f}%"
+    return (f"{value:.4g}" if _is_share(score) else f"{value:.3f}").replace("-", "−")
+
+
 def margin_text(margin: float, score: str, *, of: bool = True) -> str:
     """A margin with its unit; that of an accuracy in points, named unless not ``of``.
 
     >>> margin_text(0.02, "accuracy"), margin_text(0.01, "accuracy", of=False)
     ('2 points of accuracy', '1 point')
-    >>> margin_text(0.02, "R²")
-    '0.02 of R²'
+    >>> margin_text(0.02, "R²"), margin_text(0.05, "rmse")
+    ('0.02 of R²', "5% of the original's rmse")
     """
     words = points(margin, score)
-    if score != "accuracy":
+    if _is_share(score):
+        return f"{words}% of the original's {score}"
+    if not in_points(score):
         return f"{words} of {score}"
-    return f"{words} point{'' if words == '1' else 's'}{' of accuracy' if of else ''}"
+    return f"{words} point{'' if words == '1' else 's'}{f' of {score}' if of else ''}"
 
 
 def points(value: float, score: str) -> str:
@@ -279,7 +346,7 @@ def points(value: float, score: str) -> str:
     >>> points(-0.02, "accuracy"), points(0.05, "R²")
     ('−2', '0.05')
     """
-    scaled = (100 if score == "accuracy" else 1) * value + 0.0  # + 0.0: no sign on a zero
+    scaled = unit_of(score)[0] * value + 0.0  # + 0.0: no sign on a zero
     return f"{scaled:.4g}".replace("-", "−")
 
 
@@ -324,6 +391,64 @@ def class_loss_sentence(losses: Sequence[tuple[str, int, float]]) -> str:
     classes = ", ".join(f"{name} ({examples:,} test examples) −{-100 * change:.1f} points"
                         for name, examples, change in losses)
     return f"Single classes lose more than the margin: {classes}." if losses else ""
+
+
+def constant_answers(alike: int, seeds: int) -> str:
+    """The slim model answers one and the same, whatever its inputs."""
+    return ("the slim model gives one and the same answer to every test example" +
+            (f" with {alike:,} of {seeds:,} seeds" if seeds > 1 else ""))
+
+
+def below_constant(constant: str) -> str:
+    """The slim model scores less than a constant answer."""
+    return f"the slim model scores below a constant answer ({constant})"
+
+
+def blind_test(
+    score: str, constant: str, lead: float, low: float, high: float, *, margin: float | None
+) -> str:
+    """The test cannot tell a good model from a constant one.
+
+    Args:
+        score: the score's name.
+        constant: what the constant answer is.
+        lead: of the original over it.
+        low: lower limit of its interval.
+        high: upper limit.
+        margin: where the lead is shown, the margin that it is too small for.
+    """
+    scale, unit = (100.0, " points") if in_points(score) else (1.0, "")
+    figures = [_signed(scale * figure, 1 if scale > 1 else 3).removeprefix("+")
+               for figure in (lead, low, high)]
+    beside = "" if margin is None else \
+        f", less than twice the margin of {scale * margin:.4g}{unit}"
+    return (f"this test cannot tell a good model from a constant one: the original is "
+            f"{figures[0]}{unit} ({figures[1]} to {figures[2]}) above a constant answer "
+            f"({constant}){beside}")
+
+
+def blind_test_remedy(score: str | None) -> str:
+    """What to do about it: ``score`` shows the original above a constant answer, if any does."""
+    if score:
+        return (f"Judge by score={score}, by which the original is shown to be well above a "
+                f"constant answer.")
+    return ("No score of these predictions shows the original well above a constant answer: take "
+            "more test examples, a smaller margin, or a better original.")
+
+
+def lost_class(
+    name: object, examples: int, change: float, low: float, high: float, confidence: float
+) -> str:
+    """A class of which fewer are found."""
+    return (f"of the class {name} ({examples:,} test examples) the slim model finds "
+            f"{-100 * change:.1f} points fewer ({_percent(confidence)}% interval "
+            f"{_signed(100 * low, 1)} to {_signed(100 * high, 1)})")
+
+
+def lost_class_remedy(margin: float) -> str:
+    """What to do about it."""
+    return (f"More test examples of that class, or a larger class_margin than {margin:g}, would "
+            f"settle it.")
 
 
 def required_n_sentence(
@@ -401,17 +526,16 @@ def _figures(verdict: Verdict) -> tuple[str, str, str]:
 
     With the fewest decimals at which both limits are shown on their side of −margin and of 0.
     """
-    accuracy = verdict.score == "accuracy"
-    scale, unit = (100.0, " points") if accuracy else (1.0, "")
+    scale, unit = unit_of(verdict.score)
     margin, low, high = (round(scale * value, 9)
                          for value in (verdict.margin, verdict.low, verdict.high))
-    unit_of_margin = unit if margin != 1 else unit[:-1]
+    unit_of_margin = unit.removesuffix("s") if margin == 1 else unit
 
     def on_their_sides(decimals: int) -> bool:
         return all(np.sign(limit - bound) == np.sign(round(limit, decimals) - bound)
                    for limit in (low, high) for bound in (-margin, 0.0))
 
-    decimals = next(filter(on_their_sides, range(1 if accuracy else 3, 9)), 9)
+    decimals = next(filter(on_their_sides, range(1 if scale > 1 else 3, 9)), 9)
     delta, lower, upper = (_signed(scale * value, decimals)
                            for value in (verdict.delta, verdict.low, verdict.high))
     return f"{delta}{unit}", f"{lower} to {upper}", f"{margin:g}{unit_of_margin}"
