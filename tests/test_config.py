@@ -83,8 +83,8 @@ BAD = [
     ({"epochs": "abc"}, "epochs: expected a whole number, but got 'abc'"),
     ({"lr": "nan"}, "lr: expected a number above 0, but got 'nan'"),
     ({"lr": "-0.1"}, "lr: expected a number above 0, but got '-0.1'"),
-    ({"margin": "1"}, "margin: expected a number of at least 0 and below 1, but got '1'"),
-    ({"confidence": "1"}, "confidence: expected a number above 0 and below 1, but got '1'"),
+    ({"margin": "1"}, "margin: expected 0 or a number from 1e-12 to below 1, but got '1'"),
+    ({"confidence": "1"}, "confidence: expected a number from 1e-9 to 1 - 1e-9, but got '1'"),
     ({"seed": "-1"}, "seed: expected a whole number of at least 0, but got '-1'"),
     ({"criterion": "output,tailor"}, f"{CRITERION}, but got 'output,tailor'; did you mean "
                                      "'taylor'?"),

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from wua_mlflow.errors import did_you_mean
+from wua_mlflow.levels import CONFIDENCE_RANGE, MARGIN_RANGE, is_confidence, is_margin
 
 __all__ = [
     "COMMAND_FIELDS", "CONFIGS", "CRITERIA", "ConfigError", "OWN_MODEL", "OWN_ONLY", "Settings",
@@ -100,6 +102,12 @@ def _finite(value: Any) -> Any:
     return value
 
 
+def _where(fits: Callable[[float], bool], value: float) -> float:
+    if not fits(value):
+        raise ValueError("")
+    return value
+
+
 Count = Annotated[int, Field(ge=1)]
 Widths = Annotated[tuple[Count, ...], BeforeValidator(_widths)]
 SlimWidths = Annotated[
@@ -109,6 +117,9 @@ BatchSize = Annotated[Literal["full"] | Count, BeforeValidator(_number_or_word)]
 Seeds = Annotated[Literal["auto"] | Count, BeforeValidator(_number_or_word)]
 Criteria = Annotated[str, BeforeValidator(_criteria)]
 Positive = Annotated[float, BeforeValidator(_finite), Field(gt=0)]
+Margin = Annotated[float, BeforeValidator(_finite), AfterValidator(partial(_where, is_margin))]
+Confidence = Annotated[
+    float, BeforeValidator(_finite), AfterValidator(partial(_where, is_confidence))]
 
 
 # BaseModel inherits ABCMeta.register, which nobody calls on it
@@ -200,9 +211,9 @@ class Settings(BaseModel):
                          "settled, up to max_seeds")
     max_seeds: Annotated[int, Field(ge=5)] = Field(
         20, description="maximum number of replicates where seeds is auto")
-    margin: Annotated[float, BeforeValidator(_finite), Field(ge=0, lt=1)] = Field(
+    margin: Margin = Field(
         0.02, description="non-inferiority margin, in accuracy or R² as a fraction of 1")
-    confidence: Annotated[float, BeforeValidator(_finite), Field(gt=0, lt=1)] = Field(
+    confidence: Confidence = Field(
         0.95, description="confidence level of the intervals")
     device: str = Field("cpu", pattern=r"^(cpu|auto|cuda(:\d+)?|mps)$", description="cpu, cuda, "
                         "cuda:N, mps, or auto")
@@ -373,8 +384,8 @@ EXPECTED = {
     "slim_hidden": "auto, or whole numbers of at least 1, e.g. 40,20",
     "batch_size": "full, or a whole number of at least 1",
     "seeds": "auto, or a whole number of at least 1",
-    "margin": "a number of at least 0 and below 1",
-    "confidence": "a number above 0 and below 1",
+    "margin": MARGIN_RANGE,
+    "confidence": CONFIDENCE_RANGE,
     "lr": "a number above 0",
     "device": "cpu, auto, mps, cuda or cuda:N",
     **dict.fromkeys(("gate", "effective_rank", "distill"), "true or false"),

@@ -22,11 +22,14 @@ from wua_mlflow.errors import did_you_mean, one_line
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["ENDINGS", "Rows", "listed", "read_columns", "read_rows", "rows_of",
+__all__ = ["ENDINGS", "INDEX", "Rows", "listed", "read_columns", "read_rows", "rows_of",
            "rows_without_inputs"]
 
 
 ENDINGS = (".csv", ".parquet", ".npz")
+
+INDEX = "Unnamed: 0"
+"""What pandas calls the first column of a .csv file that has no name: mostly an index."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,12 +114,14 @@ def rows_of(inputs: Any, targets: Any, *, where: str) -> Rows:
 def read_columns(path: Path, *, argument: str) -> dict[str, np.ndarray]:
     """The columns of a .csv or .parquet file, or the arrays of an .npz one, as they are.
 
+    A table's index is a column too: under its name, or ``INDEX``.
+
     Raises:
         ValueError: one line that begins with ``argument``; the file cannot be read.
     """
     if path.suffix.lower() == ".npz":
         return _read_npz(path, argument)[0]
-    frame = _read_table(path, argument)
+    frame = _read_table(path, argument, index=True)
     return {str(name): frame[name].to_numpy() for name in frame.columns}
 
 
@@ -177,8 +182,8 @@ def _table_rows(path: Path, target: str | None, targets_only: bool) -> Rows:
     return Rows(inputs, targets, columns=tuple(features))
 
 
-def _read_table(path: Path, argument: str) -> pd.DataFrame:
-    """The rows of a .csv or .parquet file, without pandas' own row numbers."""
+def _read_table(path: Path, argument: str, *, index: bool = False) -> pd.DataFrame:
+    """The rows of a .csv or .parquet file, without pandas' own row numbers unless ``index``."""
     import pandas as pd
 
     csv = path.suffix.lower() == ".csv"
@@ -186,10 +191,15 @@ def _read_table(path: Path, argument: str) -> pd.DataFrame:
         frame = pd.read_csv(path, low_memory=False) if csv else pd.read_parquet(path)
     except Exception as error:  # each reader has kinds of its own: all are the file's
         raise ValueError(f"{argument}: could not read {path}: {one_line(error)}") from error
-    if csv and len(frame) and str(frame.columns[0]) == "Unnamed: 0":
+    frame = frame.rename(columns=str)
+    if index and not csv:
+        for level, name in enumerate(frame.index.names):
+            if (label := INDEX if name is None else str(name)) not in frame.columns:
+                frame.insert(0, label, frame.index.get_level_values(level))
+    if csv and not index and len(frame) and frame.columns[0] == INDEX:
         numbered = frame.iloc[:, 0].tolist() == list(range(len(frame)))
         frame = frame.iloc[:, 1:] if numbered else frame  # the index that pandas' to_csv wrote
-    return frame.rename(columns=str)
+    return frame
 
 
 def _feature(column: pd.Series, path: Path) -> np.ndarray:

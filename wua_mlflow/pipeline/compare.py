@@ -15,6 +15,7 @@ import torch
 from wua_mlflow.config import Settings
 from wua_mlflow.data.datasets import DataSplit
 from wua_mlflow.data.tasks import score_name
+from wua_mlflow.levels import MOST_CONFIDENCE
 from wua_mlflow.pipeline.seeds import recipe_verdict
 from wua_mlflow.pipeline.train import step_status
 from wua_mlflow.pipeline.variant import ModelVariant
@@ -168,7 +169,7 @@ def judge(
     recipe = recipe_verdict(*replicates, original.task, settings) if replicates else None
     bonferroni = None
     if looks > 1:
-        confidence = 1 - (1 - settings.confidence) / looks
+        confidence = min(1 - (1 - settings.confidence) / looks, MOST_CONFIDENCE)
         strict = settings.model_copy(update={"confidence": confidence})
         bonferroni = recipe and replicates and recipe_verdict(
             *replicates, original.task, strict) or compare_evaluations(original, slim, strict)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 from wua_mlflow.config import Settings
 from wua_mlflow.data import datasets
 from wua_mlflow.data.scaling import Scaling, WithoutInputScaling
-from wua_mlflow.data.tables import ENDINGS, read_rows
+from wua_mlflow.data.tables import ENDINGS, read_columns, read_rows
 from wua_mlflow.data.tasks import checked_output, output_kind
 from wua_mlflow.device import device_of, use_threads
 from wua_mlflow.flops import count_flops, count_parameters
@@ -38,6 +39,12 @@ from wua_mlflow.pipeline.evaluation_sets import (
     named_evaluation_set,
     own_evaluation_set,
     read_predictions,
+)
+from wua_mlflow.pipeline.example_ids import (
+    ExampleIds,
+    column_words,
+    example_ids,
+    matching_rows,
 )
 from wua_mlflow.pipeline.models import naming
 from wua_mlflow.pipeline.variant import ModelVariant, load_variant
@@ -147,7 +154,8 @@ def compare_external(a: str, b: str, settings: Settings) -> ExternalComparison:
 
     Args:
         a: the original: a run id, a model URI, or a file with the columns ``prediction`` and,
-            unless ``data`` has it, ``target``.
+            unless ``data`` has it, ``target``. Files are matched by a column that names the
+            examples, where they have one in common; else by position.
         b: the slim one, likewise.
         settings: margin, confidence, device, and where the test data are.
 
@@ -160,7 +168,8 @@ def compare_external(a: str, b: str, settings: Settings) -> ExternalComparison:
                              f"a file ending in {', '.join(ENDINGS)}, but got '{reference}'")
     use_threads(settings.threads)
     store = None if _is_file(a) and _is_file(b) else _existing_store()
-    models = [_open_model(reference, store, settings) for reference in (a, b)]
+    models = _in_one_order([_open_model(reference, store, settings) for reference in (a, b)],
+                           settings)
     first, second = evaluated = [
         EvaluatedModel(model, test, _evaluate(model, test))
         for model, test in zip(models, _evaluation_sets(models, settings), strict=True)]
@@ -271,6 +280,50 @@ def _evaluation_sets(
             return [test] * len(models)
     raise ValueError("compare: expected a column 'target' in one of the two files, or the test "
                      "data (--data and --target), but got neither")
+
+
+def _in_one_order(
+    models: Sequence[ComparedModel], settings: Settings
+) -> Sequence[ComparedModel]:
+    """Files of predictions with their rows in the order of the data, or of the one with targets.
+
+    Raises:
+        ValueError: one line; they name other examples, or their orders differ and the data do not
+            say which is theirs.
+    """
+    files = [model.predictions for model in models if model.predictions is not None]
+    if not files:
+        return models
+    given = "data" in settings.given
+    if given and datasets.is_file(settings.data):
+        path = Path(settings.data).expanduser()
+        columns = read_columns(path, argument="data") if path.is_file() else {}
+        order = example_ids(settings.data, columns)
+    else:
+        known = given or len(files) < len(models)
+        with_targets = next((each for each in files if each.target is not None), files[0])
+        order = ExampleIds("the test data", {}) if known else with_targets.ids
+    ordered, notes = [], []
+    for model in models:
+        match = model.predictions and matching_rows(order, model.predictions.ids)
+        if model.predictions and match:
+            model = replace(model, predictions=model.predictions.reordered(match[1]))
+            notes.append(f"wua: note: {model.reference} has the examples of {order.source} in "
+                         f"another order; they are matched by {column_words(match[0])}")
+        ordered.append(model)
+    if len(files) == len(models):
+        _check_one_order(*(model.predictions.ids for model in ordered if model.predictions))
+    print("".join(f"{note}\n" for note in notes), end="", file=sys.stderr)
+    return ordered
+
+
+def _check_one_order(first: ExampleIds, second: ExampleIds) -> None:
+    """Raise where two files still name their examples in different orders."""
+    match = matching_rows(first, second)
+    if match is not None:
+        raise ValueError(f"compare: expected test data with {column_words(match[0])}, as "
+                         f"{first.source} and {second.source} have the examples in different "
+                         f"orders, but got none")
 
 
 def _by_outputs(

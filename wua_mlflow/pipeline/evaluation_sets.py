@@ -15,9 +15,10 @@ import torch
 from wua_mlflow.config import Settings
 from wua_mlflow.data.datasets import DataSplit, Part, digest_of, load_data, part_of
 from wua_mlflow.data.scaling import Scaling
-from wua_mlflow.data.tables import Rows, read_columns, rows_without_inputs
+from wua_mlflow.data.tables import INDEX, Rows, read_columns, rows_without_inputs
 from wua_mlflow.data.tasks import Task, TaskSpec, example_scores, infer_task
 from wua_mlflow.errors import did_you_mean
+from wua_mlflow.pipeline.example_ids import ExampleIds, example_ids
 from wua_mlflow.training.evaluation import Evaluation
 
 __all__ = [
@@ -25,6 +26,9 @@ __all__ = [
     "own_evaluation_set", "read_predictions",
 ]
 
+
+_ANSWERS = ("prediction", "target")
+"""Columns of a file of predictions; others may name its rows."""
 
 _ROUNDING = 1e-5
 """Relative: a run keeps its targets in float32."""
@@ -138,16 +142,24 @@ def _rows_like(rows: Rows, data: str, trained_on: DataSplit) -> Rows:
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """A file's columns ``prediction`` and perhaps ``target``, each (n,)."""
+    """A file's columns ``prediction`` and perhaps ``target``, each (n,); ``ids`` name its rows."""
 
     source: str
     prediction: np.ndarray
     target: np.ndarray | None
+    ids: ExampleIds
 
     @property
     def rows(self) -> Rows | None:
         """The file's own targets, with zeros as inputs."""
         return None if self.target is None else rows_without_inputs(self.target, where=self.source)
+
+    def reordered(self, rows: np.ndarray) -> Predictions:
+        """With its rows in this order."""
+        target = None if self.target is None else self.target[rows]
+        columns = {name: values[rows] for name, values in self.ids.columns.items()}
+        return replace(self, prediction=self.prediction[rows], target=target,
+                       ids=replace(self.ids, columns=columns))
 
     def evaluate(self, test: EvaluationSet) -> Evaluation:
         """How the predictions do; a regression's in the data's own unit.
@@ -207,14 +219,15 @@ def read_predictions(data: str) -> Predictions:
                          f"{'is a folder' if path.is_dir() else 'does not exist'}")
     columns = read_columns(path, argument="compare")
     if "prediction" not in columns:
+        names = [name for name in columns if name != INDEX]
         raise ValueError(f"compare: expected a column 'prediction' in {data}, but it has "
-                         f"{', '.join(columns) or 'none'}{did_you_mean('prediction', columns)}")
+                         f"{', '.join(names) or 'none'}{did_you_mean('prediction', names)}")
     prediction = _complete(columns["prediction"], "prediction", data)
     target = _complete(columns["target"], "target", data) if "target" in columns else None
     if target is not None and len(target) != len(prediction):
         raise ValueError(f"compare: expected a target for each prediction in {data}, but got "
                          f"{len(target)} and {len(prediction)}")
-    return Predictions(data, prediction, target)
+    return Predictions(data, prediction, target, example_ids(data, columns, besides=_ANSWERS))
 
 
 def _complete(values: np.ndarray, name: str, data: str) -> np.ndarray:

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wua_mlflow.errors import one_line
+from wua_mlflow.levels import CONFIDENCE_RANGE, MARGIN_RANGE, is_confidence, is_margin
 from wua_mlflow.verdict.sample_size import check_share
 
 __all__ = [
@@ -34,13 +35,6 @@ FEWEST_SEEDS = 5
 LARGEST = 1e60
 """Above this the fourth powers and squared sums that intervals need may leave float64."""
 
-_LEAST_CONFIDENT = 1e-9
-_MOST_CONFIDENT = 1 - 1e-9
-"""Beyond these quantiles are lost to rounding."""
-
-_LEAST_MARGIN = 1e-12
-"""No test set could show less."""
-
 _SHOWN = 3
 """So many labels of an index are named."""
 
@@ -56,15 +50,15 @@ class _Scores:
 
 
 def checked_level(margin: float, confidence: float) -> tuple[float, float]:
-    """Both as plain floats; raise unless they are in [0, 1) and (0, 1 − 10⁻⁹], the margin not tiny.
-    """
+    """Both as plain floats; raise unless they are what ``levels.py`` says."""
     check_share("margin", margin, zero=True)
     check_share("confidence", confidence, zero=False)
-    if 0 < margin < _LEAST_MARGIN:
-        raise ValueError(f"margin: expected 0 or at least {_LEAST_MARGIN:g}, but got {margin!r}")
-    if not _LEAST_CONFIDENT <= confidence <= _MOST_CONFIDENT:
-        raise ValueError(f"confidence: expected a number from {_LEAST_CONFIDENT:g} to 1 - 1e-9, "
-                         f"but got {confidence!r}")
+    for name, value, fits, expected in (
+        ("margin", margin, is_margin(margin), MARGIN_RANGE),
+        ("confidence", confidence, is_confidence(confidence), CONFIDENCE_RANGE),
+    ):
+        if not fits:
+            raise ValueError(f"{name}: expected {expected}, but got {value!r}")
     return float(margin), float(confidence)
 
 
