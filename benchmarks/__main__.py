@@ -16,8 +16,9 @@ from pathlib import Path
 
 COMMANDS = (
     ("startup",), ("calibration", "--trials", "2000"), ("remedies", "--trials", "2000"),
-    ("looks",), ("scores",), ("latency_interval",), ("knee",), ("cut_knee",), ("fidelity",),
-    ("pruning",), ("pruning", "--blind"), ("report",), ("streaming",), ("flops", "--rounds", "21"),
+    ("bootstrap",), ("looks",), ("scores",), ("latency_interval",), ("knee",), ("cut_knee",),
+    ("fidelity",), ("pruning",), ("pruning", "--blind"), ("report",), ("streaming",),
+    ("flops", "--rounds", "21"),
     ("rescaling",), ("gpu",),
 )
 """What ``make bench`` runs. ``knee_sweep`` is not among them: its results are kept in ``data``."""

@@ -14,8 +14,8 @@ from statistics import NormalDist
 
 import numpy as np
 
+from wua_mlflow.verdict.bootstrap import inflated_bootstrap_t
 from wua_mlflow.verdict.compare import compare
-from wua_mlflow.verdict.intervals import inflated_bootstrap_t
 
 __all__ = ["MARGINS", "main"]
 

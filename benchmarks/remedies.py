@@ -14,7 +14,7 @@ import numpy as np
 from calibration import EFFECTS, MARGINS, Pair, rare_losses, squared_errors
 
 from wua_mlflow.verdict import intervals
-from wua_mlflow.verdict.intervals import bootstrap_t_interval
+from wua_mlflow.verdict.bootstrap import bootstrap_t_interval
 
 __all__ = ["main"]
 

@@ -1,11 +1,10 @@
-"""Tango's interval, the bootstrap-t and the crossed variance.
+"""Tango's interval and the crossed variance.
 
-References: published tables, brute-force likelihoods, exhaustive resampling, loops, scipy.
+References: published tables, brute-force likelihoods, loops, scipy.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 
 import numpy as np
@@ -13,7 +12,6 @@ import pytest
 from scipy import stats
 from scipy.optimize import brentq, minimize_scalar
 
-from wua_mlflow.rng import Purpose
 from wua_mlflow.verdict import intervals
 
 
@@ -83,56 +81,6 @@ def test_tango_seldom_claims_non_inferiority_at_the_margin(examples, margin, gai
         chance * (intervals.tango_interval(gained, lost, examples, confidence=0.95)[0] > -margin)
         for chance, (gained, lost, _) in zip(chances, counts, strict=True) if chance > 1e-7)
     assert 0.001 < claimed < 0.03
-
-
-def student(values: np.ndarray, confidence: float = 0.95) -> tuple[float, float]:
-    return tuple(stats.ttest_1samp(values, 0).confidence_interval(confidence))
-
-
-def test_bootstrap_t_takes_the_quantiles_of_all_resamples():
-    values = np.array([-0.3, 0.1, 0.15, 0.4, 1.1, 0.05])
-    low, high = intervals.bootstrap_t_interval(values, confidence=0.9, seed=3)
-    resamples = np.array(list(itertools.product(values, repeat=6)))
-    spreads = np.where(np.ptp(resamples, axis=1) > 0, resamples.std(axis=1, ddof=1), 1e-300)
-    t = (resamples.mean(axis=1) - values.mean()) / spreads * math.sqrt(6)
-    error = values.std(ddof=1) / math.sqrt(6)
-    # 10,000 draws: the share of a 5% tail has a standard deviation of 0.0022
-    assert np.mean(t > (values.mean() - low) / error) == pytest.approx(0.05, abs=0.01)
-    assert np.mean(t < (values.mean() - high) / error) == pytest.approx(0.05, abs=0.01)
-
-
-def test_bootstrap_t_covers_the_mean_of_a_skewed_distribution():
-    rng, covered = np.random.default_rng(5), []
-    for trial in range(250):
-        low, high = intervals.bootstrap_t_interval(
-            1 - rng.exponential(size=40), confidence=0.95, seed=trial, resamples=999)
-        covered.append(low <= 0 <= high)
-    assert 0.92 < np.mean(covered) < 0.98
-
-
-def test_bootstrap_t_is_antisymmetric_equivariant_and_the_same_in_chunks(monkeypatch):
-    values = np.random.default_rng(2).gamma(2.0, size=50)
-
-    def interval(of: np.ndarray) -> tuple[float, float]:
-        return intervals.bootstrap_t_interval(of, confidence=0.95, seed=4)
-
-    low, high = interval(values)
-    assert interval(-values) == pytest.approx((-high, -low))
-    assert interval(0.01 * values - 3) == pytest.approx((0.01 * low - 3, 0.01 * high - 3))
-    monkeypatch.setattr(intervals, "_CHUNK_DRAWS", 500)
-    assert interval(values) == (low, high)
-    assert intervals._RESAMPLING == Purpose.RESAMPLING
-
-
-def test_bootstrap_t_stays_finite_and_wide_where_resamples_have_no_spread():
-    values = np.zeros(100)
-    values[7] = -0.5
-    low, high = intervals.bootstrap_t_interval(values, confidence=0.95, seed=0)
-    assert low == -0.5
-    assert student(values)[0] < high <= student(values)[1]
-    pair = np.array([0.1, 0.3])
-    assert intervals.bootstrap_t_interval(pair, confidence=0.95, seed=0) == pytest.approx(
-        student(pair), rel=1e-9)
 
 
 def brute_force_anova(d):
@@ -235,20 +183,6 @@ def test_crossed_interval_of_many_seeds_is_widened_where_few_examples_differ():
     seeds_differ = intervals.crossed(given, rng.normal(0, 0.3, (5, 1)) + d[:5])
     assert seeds_differ.half_width(0.95) == pytest.approx(
         stats.t.ppf(0.975, seeds_differ.freedom) * math.sqrt(seeds_differ.variance))
-
-
-@pytest.mark.parametrize("confidence", [0.95, 1 - 0.05 / 5000])
-def test_bootstrap_interval_is_widened_and_never_narrower_than_students(confidence):
-    """At 1 − 0.05/5000 two of 10,000 resamples would have to lie further out."""
-    values = 1 - np.random.default_rng(5).exponential(size=30)
-    low, high = intervals.bootstrap_t_interval(values, confidence=confidence, seed=0)
-    deviations = values - values.mean()
-    factor = math.sqrt(1 + 3 * np.sum(deviations**4) / np.sum(deviations**2) ** 2)
-    theory = student(values, confidence)
-    farther = min(low, theory[0]) - values.mean(), max(high, theory[1]) - values.mean()
-    assert (low < theory[0]) == (confidence == 0.95) and high < theory[1]
-    interval = intervals.inflated_bootstrap_t(values, confidence=confidence, seed=0)
-    assert interval == pytest.approx([values.mean() + factor * side for side in farther])
 
 
 def test_many_seeds_on_thirty_examples_seldom_claim_falsely():

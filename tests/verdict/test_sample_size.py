@@ -15,8 +15,8 @@ from scipy import stats
 
 from tests.verdict.test_compare import outcomes
 from wua_mlflow.verdict import intervals, sample_size
+from wua_mlflow.verdict.bootstrap import inflated_bootstrap_t
 from wua_mlflow.verdict.compare import compare
-from wua_mlflow.verdict.intervals import inflated_bootstrap_t
 from wua_mlflow.verdict.sample_size import required_examples_without_discordance, too_few_examples
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from wua_mlflow.verdict import intervals, sample_size, text
+from wua_mlflow.verdict.bootstrap import inflated_bootstrap_t
 from wua_mlflow.verdict.guards import Guarded, guarded
 from wua_mlflow.verdict.inputs import (
     check_seed,
@@ -24,7 +25,6 @@ from wua_mlflow.verdict.inputs import (
     checked_plan,
     checked_scores,
 )
-from wua_mlflow.verdict.intervals import inflated_bootstrap_t
 from wua_mlflow.verdict.predictions import Paired, checked_predictions
 from wua_mlflow.verdict.recipe import METHOD, SeedCounts, recipe_interval
 from wua_mlflow.verdict.sample_size import RequiredSampleSize, check_share

@@ -1,0 +1,156 @@
+"""The studentized bootstrap: the interval of a mean difference of scores that are not 0 or 1.
+
+Tests: ``tests/verdict/test_bootstrap.py``; error rates: ``benchmarks/calibration.py``; large test
+sets: ``benchmarks/bootstrap.py``.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wua_mlflow.verdict.intervals import effective_examples, t_quantile, variance_inflation
+
+__all__ = ["bootstrap_t_interval", "inflated_bootstrap_t"]
+
+
+Floats = NDArray[np.float64]
+
+_CHUNK_DRAWS = 2**16
+"""Draws held in memory at once while resampling one by one: what a processor's cache holds."""
+
+_ONE_BY_ONE = 1_024
+"""Up to so many examples are drawn one by one; of more, how many fall into each cell."""
+
+_ALONE, _CELLS = 256, 256
+"""Cells of a single example, the outermost ones, and cells that the others share."""
+
+_RESAMPLING = 7
+"""``Purpose.RESAMPLING`` of ``rng.py``, which imports torch; this file does not."""
+
+
+def inflated_bootstrap_t(
+    differences: Floats, *, confidence: float, seed: int, resamples: int = 10_000
+) -> tuple[float, float]:
+    """The farther of bootstrap-t and Student's t to either side, times √``variance_inflation``.
+
+    On small test sets the bootstrap-t alone claims too much (``benchmarks/calibration.py``).
+
+    Args:
+        differences: shape (n,), n ≥ 2, finite.
+        confidence: of the two-sided interval.
+        seed: as in ``bootstrap_t_interval``.
+        resamples: as there.
+
+    Returns:
+        The lower and the upper limit of the mean.
+    """
+    n, mean = differences.size, float(differences.mean())
+    low, high = bootstrap_t_interval(
+        differences, confidence=confidence, seed=seed, resamples=resamples)
+    student = t_quantile(confidence, n - 1) * float(differences.std(ddof=1)) / math.sqrt(n)
+    factor = math.sqrt(variance_inflation(effective_examples(differences)))
+    return (mean - factor * max(mean - low, student), mean + factor * max(high - mean, student))
+
+
+def bootstrap_t_interval(
+    differences: Floats, *, confidence: float, seed: int, resamples: int = 10_000
+) -> tuple[float, float]:
+    """Studentized bootstrap interval for a mean (Efron & Tibshirani 1993, section 12.5).
+
+    Where so many resamples consist of one value that the quantile of t is infinite, the limit is
+    the farther of Student's t limit and the smallest (largest) difference seen. Differences that
+    are all equal give an interval of no width: see ``zero_event_limit`` for what that leaves open.
+
+    Args:
+        differences: shape (n,), n ≥ 2, finite.
+        confidence: of the two-sided interval.
+        seed: at least 0; the generator is ``default_rng([seed, Purpose.RESAMPLING])``.
+        resamples: their number.
+
+    Returns:
+        The lower and the upper limit of the mean.
+
+    >>> values = np.array([0.1, -0.2, 0.4, 0.0, 0.3, -0.1, 0.2, 0.1])
+    >>> low, high = bootstrap_t_interval(values, confidence=0.95, seed=0)
+    >>> bool(low < values.mean() < high)
+    True
+    """
+    n = differences.size
+    mean, deviation = float(differences.mean()), float(differences.std(ddof=1))
+    if deviation <= 1e-12 * float(np.abs(differences).max()):
+        return mean, mean
+    rng = np.random.default_rng([seed, _RESAMPLING])
+    t = np.sort(_resampled_t((differences - mean) / deviation, resamples, rng))
+    tail = max(0, math.floor((resamples + 1) * (1 - confidence) / 2) - 1)
+    error = deviation / math.sqrt(n)
+    low, high = mean - float(t[-1 - tail]) * error, mean - float(t[tail]) * error
+    reach = t_quantile(confidence, n - 1) * error
+    if not math.isfinite(low):
+        low = min(float(differences.min()), mean - reach)
+    if not math.isfinite(high):
+        high = max(float(differences.max()), mean + reach)
+    return low, high
+
+
+def _resampled_t(standardized: Floats, resamples: int, rng: np.random.Generator) -> Floats:
+    """t of each resample of values with mean 0; ±inf where a resample has no spread."""
+    n = standardized.size
+    columns = np.stack([standardized, np.square(standardized)], axis=1)
+    means, squares = _resampled_means(columns, standardized, resamples, rng).T
+    spread = squares - means**2
+    spread[spread < 1e-12 * squares] = 0.0
+    with np.errstate(divide="ignore", invalid="ignore"):
+        t = means / np.sqrt(spread / (n - 1))
+    return np.asarray(np.nan_to_num(t, nan=0.0, posinf=np.inf, neginf=-np.inf))
+
+
+def _resampled_means(
+    columns: Floats, order: Floats, resamples: int, rng: np.random.Generator
+) -> Floats:
+    """The columns' means in each resample of the rows, with replacement; shape (resamples, k).
+
+    Args:
+        columns: shape (n, k).
+        order: shape (n,), by which rows are alike: the value that is averaged.
+        resamples: their number.
+        rng: draws.
+    """
+    n = len(columns)
+    if n > _ONE_BY_ONE:
+        return _means_by_cells(columns, order, resamples, rng)
+    rows = max(1, _CHUNK_DRAWS // n)
+    chunks = []
+    for start in range(0, resamples, rows):
+        now = min(rows, resamples - start)
+        picks = rng.integers(n, size=(now, n)) + n * np.arange(now)[:, None]
+        times = np.bincount(picks.reshape(-1), minlength=now * n).reshape(now, n)
+        chunks.append(times.astype(np.float64) @ columns / n)
+    return np.concatenate(chunks)
+
+
+def _means_by_cells(
+    columns: Floats, order: Floats, resamples: int, rng: np.random.Generator
+) -> Floats:
+    """The same at a cost that does not grow with n: how many of the n draws fall into each cell.
+
+    These numbers are multinomial. The rows that weigh most in any column's sum of squares have a
+    cell each; the others share cells of neighbours by ``order``, and what they differ by within
+    their cells is added as a normal variable of the same covariance. So a resample's sums have
+    exactly the first two moments of those that are drawn one by one.
+    """
+    n = len(columns)
+    weight = np.max(np.square(columns) / np.square(columns).sum(axis=0), axis=1)
+    by_weight = np.argpartition(weight, n - _ALONE)
+    shared, alone = np.sort(by_weight[:-_ALONE]), by_weight[-_ALONE:]
+    shared = shared[np.argsort(order[shared], kind="stable")]
+    starts = np.linspace(0, len(shared), _CELLS, endpoint=False).astype(int)
+    sizes = np.diff(starts, append=len(shared))
+    means = np.add.reduceat(columns[shared], starts) / sizes[:, None]
+    within = np.linalg.qr(columns[shared] - np.repeat(means, sizes, axis=0), mode="r")
+    members = np.concatenate([np.ones(_ALONE), sizes])
+    times = rng.multinomial(n, members / n, size=resamples)
+    drawn = times @ np.concatenate([columns[alone], means])
+    return np.asarray(drawn + rng.normal(size=(resamples, columns.shape[1])) @ within) / n
