@@ -13,7 +13,7 @@ import pytest
 from scipy import stats
 
 from wua_mlflow.rng import Purpose
-from wua_mlflow.verdict import bootstrap
+from wua_mlflow.verdict import bootstrap, intervals
 
 
 def student(values: np.ndarray, confidence: float = 0.95) -> tuple[float, float]:
@@ -140,3 +140,88 @@ def test_the_number_of_draws_does_not_grow_with_the_examples(examples, most, mon
     monkeypatch.setattr(np.random, "default_rng", Counting)
     bootstrap.bootstrap_t_interval(values, confidence=0.9, seed=0, resamples=100)
     assert sum(drawn) == most
+
+
+def r2_difference(targets, old_errors, new_errors):
+    """By scikit-learn's definition."""
+    total = np.square(targets - targets.mean()).sum()
+    return (np.square(old_errors).sum() - np.square(new_errors).sum()) / total
+
+
+def regression(n, seed=0):
+    """Targets with a heavy tail, and the errors of two models."""
+    rng = np.random.default_rng(seed)
+    targets, errors = 3 + 2 * rng.standard_t(4, n), rng.normal(size=(2, n))
+    return targets, errors[0], 1.2 * (0.8 * errors[0] + 0.6 * errors[1])
+
+
+def test_r2_is_linearised_anew_in_every_resample(monkeypatch):
+    """t of each resample by a loop: R² anew, its standard error from leaving out each example."""
+    targets, old, new = regression(25)
+    differences = (old**2 - new**2) / targets.var()
+    picks = np.random.default_rng(7).integers(25, size=(40, 25))
+    delta, expected = r2_difference(targets, old, new), []
+    for rows in picks:
+        y, a, b = targets[rows], old[rows], new[rows]
+        d = (a**2 - b**2) / y.var()
+        influences = d - d.mean() * (np.square(y - y.mean()) / y.var() - 1)
+        expected.append((r2_difference(y, a, b) - delta) / (influences.std(ddof=1) / 5))
+    scale = (differences - delta * intervals.excess_spread(targets)).std(ddof=1)
+    found = bootstrap._resampled_t_of_r2(
+        (differences - delta) / scale, delta / scale, targets, 40, np.random.default_rng(7))
+    assert found == pytest.approx(expected)
+    leave_one_out = [r2_difference(*(np.delete(each, i) for each in (y, a, b))) for i in range(25)]
+    jackknife = (d.mean() - np.array(leave_one_out)) * 24
+    assert np.corrcoef(jackknife, influences)[0, 1] > 0.98
+
+
+def test_the_interval_of_r2_is_that_of_the_targets_in_any_unit():
+    targets, old, new = regression(60)
+    differences = (old**2 - new**2) / targets.var()
+
+    def interval(given):
+        return bootstrap.inflated_bootstrap_t(
+            differences, confidence=0.95, seed=1, resamples=500, targets=given)
+
+    assert interval(5 - 100 * targets) == pytest.approx(interval(targets))
+    plain = interval(None)
+    assert interval(targets) != pytest.approx(plain, abs=1e-3)
+    same = bootstrap.bootstrap_t_interval(0 * targets, confidence=0.95, seed=1, targets=targets)
+    assert same == (0, 0)
+
+
+def test_r2_by_cells_and_one_by_one_resamples_alike(monkeypatch):
+    targets, old, new = regression(2_500)
+    differences = (old**2 - new**2) / targets.var()
+    standardized = (differences - differences.mean()) / differences.std()
+
+    def t(seed):
+        return np.sort(bootstrap._resampled_t_of_r2(
+            standardized, differences.mean() / differences.std(), targets, 3_000,
+            np.random.default_rng(seed)))
+
+    cells = t(1)
+    monkeypatch.setattr(bootstrap, "_ONE_BY_ONE", 2_500)
+    assert stats.ks_2samp(cells, t(2)).pvalue > 0.01
+
+
+@pytest.mark.parametrize("heavy", [True, False])
+def test_r2_seldom_claims_falsely_with_heavy_targets_or_uneven_errors(heavy):
+    """The true difference is −margin, so every claim is false; 400 trials."""
+    rng, claimed, before = np.random.default_rng(1), 0, 0
+    for trial in range(400):
+        targets = rng.standard_t(4, 60) / 2**0.5 if heavy else rng.normal(size=60)
+        scales = 1.0 if heavy else np.exp(0.8 * rng.normal(size=60) - 0.64)
+        first, other = rng.normal(size=(2, 60))
+        old = 0.3 * scales * first
+        new = 0.3 * 2**0.5 * scales * (0.9 * first + 0.19**0.5 * other)
+        scores = [1 - each**2 / targets.var() for each in (old, new)]
+        for given, unseen in ((targets, intervals.unseen_examples(np.stack(scores))),
+                              (None, intervals.UNSEEN)):
+            low, _ = bootstrap.inflated_bootstrap_t(
+                scores[1] - scores[0], confidence=0.95, seed=trial, resamples=199, targets=given,
+                unseen=unseen)
+            claimed += given is not None and low > -0.09
+            before += given is None and low > -0.09
+    assert claimed < 0.6 * before
+    assert before > 0.04 * 400

@@ -17,6 +17,7 @@ from scipy import stats
 
 from wua_mlflow.verdict import intervals
 from wua_mlflow.verdict.compare import compare
+from wua_mlflow.verdict.inputs import R2Scores
 from wua_mlflow.verdict.sample_size import required_examples_without_discordance, too_few_examples
 
 
@@ -156,3 +157,31 @@ def test_verdicts_alone_import_neither_scipy_nor_torch():
             "print([m for m in ('scipy', 'torch', 'mlflow') if m in sys.modules])")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["inconclusive", "[]"]
+
+
+@pytest.mark.parametrize("shape", [(80,), (6, 80)])
+def test_scores_that_know_their_targets_are_of_r2(shape):
+    """The targets' variance is of the same draw; without the targets it counts as known."""
+    rng = np.random.default_rng(0)
+    targets = rng.standard_t(4, size=80)
+    errors = rng.normal(size=shape), 1.3 * rng.normal(size=shape)
+    scores = [1 - error**2 / targets.var() for error in errors]
+    verdict = compare(*(R2Scores(each, targets) for each in scores), margin=0.2, score="R²")
+    as_known = compare(*scores, margin=0.2, score="R²")
+    assert verdict.delta == pytest.approx(as_known.delta)
+    assert verdict.high - verdict.low > 1.05 * (as_known.high - as_known.low)
+    answers = [targets + error for error in errors]
+    computed = compare(*answers, targets=targets, score="r2", margin=0.2, class_margin=None)
+    assert (computed.delta, computed.low) == pytest.approx((verdict.delta, verdict.low))
+
+
+@pytest.mark.parametrize(("targets", "words"), [
+    ([1.0, 2.0], "expected one for each of the 3 examples, but got the shape (2,)"),
+    ([1.0, 1.0, 1.0], "expected at least two different values, but got one"),
+    ([1.0, np.nan, 1.0], "expected finite scores, but got NaN or infinity"),
+])
+def test_targets_that_are_none(targets, words):
+    side = R2Scores([0.1, 0.2, 0.4], targets)
+    with pytest.raises(ValueError, match="^r2_targets: ") as raised:
+        compare(side, side)
+    assert words in str(raised.value)

@@ -212,3 +212,32 @@ def test_collapsed_seeds_lie_far_below_their_own_side():
 def test_limits_of_collapses_are_exact(collapsed, seeds):
     exact = stats.binomtest(collapsed, seeds).proportion_ci(0.95, method="exact")
     assert intervals.collapse_limits(collapsed, seeds, confidence=0.95) == pytest.approx(exact)
+
+
+def test_linearised_r2_keeps_each_networks_mean():
+    rng = np.random.default_rng(2)
+    targets, scores = rng.normal(5, 2, 40), 1 - rng.exponential(size=(3, 40))
+    linear = intervals.linearized_r2(scores, targets)
+    assert linear.mean(axis=1) == pytest.approx(scores.mean(axis=1))
+    excess = (targets - targets.mean()) ** 2 / targets.var() - 1
+    assert linear[1] - linear[0] == pytest.approx(
+        scores[1] - scores[0] - (scores[1] - scores[0]).mean() * excess)
+    parts = intervals.crossed(scores[:1], scores, targets=targets)
+    plain = intervals.crossed(linear[:1], linear)
+    assert (parts.mean, parts.variance) == pytest.approx((plain.mean, plain.variance))
+
+
+@pytest.mark.parametrize(("squares", "unseen"), [
+    ([1.0] * 20, 3.0),  # kurtosis 1
+    ([1.0] * 19 + [10.0], 31.0),  # 20 · 119 ÷ 29² = 2.83, above 0.9 · 3 · 19 ÷ 21 = 2.44
+    ([1.0] * 19 + [6.0], 3.0),  # 20 · 55 ÷ 25² = 1.76
+    ([0.0] * 20, 3.0),
+])
+def test_more_examples_may_be_unseen_where_errors_are_uneven(squares, unseen):
+    scores = 1 - 0.1 * np.array([squares, squares])
+    assert intervals.unseen_examples(scores) == unseen
+    if unseen > 3:
+        wide, usual = (intervals.Crossed(0.0, *2 * [intervals.SideVariance(1)], 20, 1.0, 4.0, more)
+                       for more in (unseen, 3.0))
+        assert wide.half_width(0.95) == pytest.approx(
+            usual.half_width(0.95) * math.sqrt((1 + unseen / 4) / (1 + 3 / 4)))

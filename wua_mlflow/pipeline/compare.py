@@ -166,13 +166,15 @@ def judge(
         ValueError: as ``compare_evaluations``.
     """
     artifact = compare_evaluations(original, slim, settings)
-    recipe = recipe_verdict(*replicates, original.task, settings) if replicates else None
+    recipe = recipe_verdict(*replicates, original.task, settings,
+                            targets=original.targets) if replicates else None
     bonferroni = None
     if looks > 1:
         confidence = min(1 - (1 - settings.confidence) / looks, MOST_CONFIDENCE)
         strict = settings.model_copy(update={"confidence": confidence})
         bonferroni = recipe and replicates and recipe_verdict(
-            *replicates, original.task, strict) or compare_evaluations(original, slim, strict)
+            *replicates, original.task, strict, targets=original.targets) or compare_evaluations(
+                original, slim, strict)
     comparison = Comparison(artifact, recipe, None, None, looks, {}, bonferroni=bonferroni)
     if original.task == "regression":
         return comparison

@@ -6,6 +6,7 @@ Tests: ``tests/pipeline/test_seeds.py``.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -20,26 +21,32 @@ from wua_mlflow.tracking.log import write
 from wua_mlflow.tracking.names import ArtifactPath
 from wua_mlflow.tracking.store import Store
 from wua_mlflow.verdict.compare import Verdict, compare
-from wua_mlflow.verdict.inputs import FEWEST_SEEDS
+from wua_mlflow.verdict.inputs import FEWEST_SEEDS, R2Scores
 from wua_mlflow.verdict.looks import LEAST_CHANCE, planned_looks
 
 __all__ = ["recipe_verdict", "with_seeds_to_settle"]
 
 def recipe_verdict(
-    original: np.ndarray, slim: np.ndarray, task: Task, settings: Settings
+    original: np.ndarray, slim: np.ndarray, task: Task, settings: Settings, *,
+    targets: np.ndarray | None = None,
 ) -> Verdict | None:
     """The verdict over the replicates' test scores, shape (S, n); None of fewer than 5 a side.
 
     Where ``seeds`` is auto it is that of a look, if the slim one's number is a planned one. Of a
-    side at most twice as many count as there are of the other.
+    side at most twice as many count as there are of the other. ``targets`` are the test part's, of
+    a regression.
     """
     if min(len(original), len(slim)) < FEWEST_SEEDS:
         return None
     planned = planned_looks(settings.max_seeds) if settings.seeds == "auto" else ()
-    old, new = original[:2 * len(slim)], slim[:2 * len(original)]
+    old: Any = original[:2 * len(slim)]
+    new: Any = slim[:2 * len(original)]
+    seeds = len(new)
+    if task == "regression" and targets is not None:
+        old, new = R2Scores(old, targets), R2Scores(new, targets)
     return compare(old, new, margin=settings.margin, confidence=settings.confidence,
                    score=score_name(task), seed=settings.seed,
-                   planned_seeds=planned if len(new) in planned else None)
+                   planned_seeds=planned if seeds in planned else None)
 
 
 def with_seeds_to_settle(
@@ -65,7 +72,7 @@ def with_seeds_to_settle(
         original = _extended(original, seeds, make_original)
         slim = _extended(slim, seeds, slim.make)
         verdict = recipe_verdict(original.replicate_scores, slim.replicate_scores,
-                                 slim.test.task, settings)
+                                 slim.test.task, settings, targets=slim.test.targets)
         assert verdict is not None and verdict.counts is not None, "at least 5 a side"
         if verdict.outcome != "inconclusive" or \
                 (verdict.counts.chance_to_settle or 0.0) < LEAST_CHANCE:

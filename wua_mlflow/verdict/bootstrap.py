@@ -11,7 +11,13 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from wua_mlflow.verdict.intervals import effective_examples, t_quantile, variance_inflation
+from wua_mlflow.verdict.intervals import (
+    UNSEEN,
+    effective_examples,
+    excess_spread,
+    t_quantile,
+    variance_inflation,
+)
 
 __all__ = ["bootstrap_t_interval", "inflated_bootstrap_t"]
 
@@ -32,7 +38,8 @@ _RESAMPLING = 7
 
 
 def inflated_bootstrap_t(
-    differences: Floats, *, confidence: float, seed: int, resamples: int = 10_000
+    differences: Floats, *, confidence: float, seed: int, resamples: int = 10_000,
+    targets: Floats | None = None, unseen: float = UNSEEN,
 ) -> tuple[float, float]:
     """The farther of bootstrap-t and Student's t to either side, times √``variance_inflation``.
 
@@ -43,22 +50,31 @@ def inflated_bootstrap_t(
         confidence: of the two-sided interval.
         seed: as in ``bootstrap_t_interval``.
         resamples: as there.
+        targets: as there.
+        unseen: how many examples like those that carry the spread may be unseen
+            (``intervals.unseen_examples`` of a regression).
 
     Returns:
         The lower and the upper limit of the mean.
     """
     n, mean = differences.size, float(differences.mean())
     low, high = bootstrap_t_interval(
-        differences, confidence=confidence, seed=seed, resamples=resamples)
-    student = t_quantile(confidence, n - 1) * float(differences.std(ddof=1)) / math.sqrt(n)
-    factor = math.sqrt(variance_inflation(effective_examples(differences)))
+        differences, confidence=confidence, seed=seed, resamples=resamples, targets=targets)
+    influences = _influences(differences, targets)
+    student = t_quantile(confidence, n - 1) * float(influences.std(ddof=1)) / math.sqrt(n)
+    factor = math.sqrt(variance_inflation(effective_examples(influences), unseen))
     return (mean - factor * max(mean - low, student), mean + factor * max(high - mean, student))
 
 
 def bootstrap_t_interval(
-    differences: Floats, *, confidence: float, seed: int, resamples: int = 10_000
+    differences: Floats, *, confidence: float, seed: int, resamples: int = 10_000,
+    targets: Floats | None = None,
 ) -> tuple[float, float]:
     """Studentized bootstrap interval for a mean (Efron & Tibshirani 1993, section 12.5).
+
+    With ``targets`` for a difference of R², whose denominator is the variance of these very
+    targets: each resample has a denominator of its own, and a standard error by the delta method
+    (Hall 1992, section 2.4: a smooth function of means).
 
     Where so many resamples consist of one value that the quantile of t is infinite, the limit is
     the farther of Student's t limit and the smallest (largest) difference seen. Differences that
@@ -69,6 +85,8 @@ def bootstrap_t_interval(
         confidence: of the two-sided interval.
         seed: at least 0; the generator is ``default_rng([seed, Purpose.RESAMPLING])``.
         resamples: their number.
+        targets: shape (n,), not all equal, where the differences are of scores 1 − squared error ÷
+            the variance of these targets; None for any other mean.
 
     Returns:
         The lower and the upper limit of the mean.
@@ -78,12 +96,18 @@ def bootstrap_t_interval(
     >>> bool(low < values.mean() < high)
     True
     """
-    n = differences.size
-    mean, deviation = float(differences.mean()), float(differences.std(ddof=1))
+    n, mean = differences.size, float(differences.mean())
+    influences = _influences(differences, targets)
+    deviation = float(influences.std(ddof=1))
     if deviation <= 1e-12 * float(np.abs(differences).max()):
         return mean, mean
     rng = np.random.default_rng([seed, _RESAMPLING])
-    t = np.sort(_resampled_t((differences - mean) / deviation, resamples, rng))
+    standardized = (differences - mean) / deviation
+    if targets is None:
+        t = _resampled_t(standardized, resamples, rng)
+    else:
+        t = _resampled_t_of_r2(standardized, mean / deviation, targets, resamples, rng)
+    t.sort()
     tail = max(0, math.floor((resamples + 1) * (1 - confidence) / 2) - 1)
     error = deviation / math.sqrt(n)
     low, high = mean - float(t[-1 - tail]) * error, mean - float(t[tail]) * error
@@ -95,15 +119,55 @@ def bootstrap_t_interval(
     return low, high
 
 
+def _influences(differences: Floats, targets: Floats | None) -> Floats:
+    """What each example adds to the mean; of R² with what it adds to the targets' variance."""
+    if targets is None:
+        return differences
+    return np.asarray(differences - differences.mean() * excess_spread(targets))
+
+
 def _resampled_t(standardized: Floats, resamples: int, rng: np.random.Generator) -> Floats:
     """t of each resample of values with mean 0; ±inf where a resample has no spread."""
-    n = standardized.size
     columns = np.stack([standardized, np.square(standardized)], axis=1)
     means, squares = _resampled_means(columns, standardized, resamples, rng).T
-    spread = squares - means**2
-    spread[spread < 1e-12 * squares] = 0.0
+    return _ratio(means, squares - means**2, squares, standardized.size)
+
+
+def _resampled_t_of_r2(
+    standardized: Floats, mean: float, targets: Floats, resamples: int, rng: np.random.Generator
+) -> Floats:
+    """t of each resample's difference of R².
+
+    Args:
+        standardized: differences d less their mean, shape (n,).
+        mean: of d, in the same unit.
+        targets: shape (n,).
+        resamples: their number.
+        rng: draws.
+
+    With u = (y − ȳ)/√v, means in a resample and m that of u, V = mean(u²) − m²: the difference is
+    D = mean(d)/V, and its influence (d − D·(u − m)²)/V up to a constant.
+    """
+    d = standardized
+    u = (targets - targets.mean()) / targets.std()
+    columns = np.stack([d, d * d, u, u**2, u**3, u**4, d * u, d * u**2], axis=1)
+    order = d - mean * u**2
+    d1, d2, m, u2, u3, u4, du, du2 = _resampled_means(columns, order, resamples, rng).T
     with np.errstate(divide="ignore", invalid="ignore"):
-        t = means / np.sqrt(spread / (n - 1))
+        spread = u2 - m**2
+        difference = (d1 + mean) / spread
+        with_squares = du2 - d1 * u2 - 2 * m * (du - d1 * m)
+        of_squares = u4 - u2**2 - 4 * m * (u3 - u2 * m) + 4 * m**2 * spread
+        variance = d2 - d1**2 - 2 * difference * with_squares + difference**2 * of_squares
+        size = d2 + difference**2 * u4
+        return _ratio(difference - mean, variance / spread**2, size / spread**2, len(d))
+
+
+def _ratio(deviation: Floats, variance: Floats, size: Floats, examples: int) -> Floats:
+    """Deviation ÷ standard error; ±inf where the variance is 0 beside its terms' ``size``."""
+    variance = np.where(variance < 1e-12 * size, 0.0, variance)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        t = deviation / np.sqrt(variance / (examples - 1))
     return np.asarray(np.nan_to_num(t, nan=0.0, posinf=np.inf, neginf=-np.inf))
 
 

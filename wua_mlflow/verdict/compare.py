@@ -23,6 +23,7 @@ from wua_mlflow.verdict.inputs import (
     checked_groups,
     checked_level,
     checked_plan,
+    checked_r2_targets,
     checked_scores,
 )
 from wua_mlflow.verdict.predictions import Paired, checked_predictions
@@ -42,7 +43,8 @@ _TOO_CLOSE = 0.1
 class Scored(Protocol):
     """What ``compare`` accepts in place of an array: an object with per-example scores.
 
-    It may also have ``digest``, a string that names the test set.
+    It may also have ``digest``, a string that names the test set, and ``r2_targets``: the targets,
+    shape (n,), of a regression whose scores are 1 − squared error ÷ their variance.
     """
 
     @property
@@ -218,7 +220,12 @@ def compare(  # noqa: PLR0913 - what is compared, and how surely, each by name
         planned_seeds = checked_plan(planned_seeds, len(new))
     if groups is not None:
         groups = checked_groups(groups, (targets, baseline, candidate))
-    draws = _Draws.of(old, new, None if pair is None else pair.moved, groups)
+    r2_targets = checked_r2_targets(baseline, candidate, new.shape[1]) if pair is None else None
+    if pair is not None and pair.score.name == "r2":
+        r2_targets = np.asarray(pair.targets, dtype=np.float64)
+        old, new = (1 - np.square(side - r2_targets) / r2_targets.var()
+                    for side in (pair.baseline, pair.candidate))
+    draws = _Draws.of(old, new, None if pair is None else pair.moved, groups, r2_targets)
     interval, counts = _interval(draws, margin, confidence, seed, planned_seeds)
     outcome, settle = _outcome(interval, margin), None
     if counts is not None:
@@ -254,7 +261,7 @@ def _interval(
     elif bool(np.isin([draws.old, draws.new], (0.0, 1.0)).all()):
         interval = _tango(draws.old[0], draws.new[0], margin, confidence)
     else:
-        interval = _bootstrap(draws.old[0], draws.new[0], margin, confidence, seed, draws.moved)
+        interval = _bootstrap(draws, margin, confidence, seed)
     return draws.by_example(interval), counts
 
 
@@ -326,7 +333,8 @@ class _Interval:
 class _Draws:
     """Both sides' scores, shape (S, draws): a draw is an example, or a group of them.
 
-    ``moved`` is as in ``intervals.score_range``; ``examples`` ÷ ``groups`` are in one draw.
+    ``moved`` is as in ``intervals.score_range``; ``examples`` ÷ ``groups`` are in one draw. Where
+    there are ``r2_targets`` the scores are 1 − squared error ÷ their variance.
     """
 
     old: Floats
@@ -334,14 +342,19 @@ class _Draws:
     moved: NDArray[np.bool_] | None
     examples: int
     groups: int | None = None
+    r2_targets: Floats | None = None
 
     @classmethod
     def of(
-        cls, old: Floats, new: Floats, moved: NDArray[np.bool_] | None, groups: ArrayLike | None
+        cls, old: Floats, new: Floats, moved: NDArray[np.bool_] | None, groups: ArrayLike | None,
+        r2_targets: Floats | None,
     ) -> _Draws:
+        """Of groups R² is linearised once, as each group's share of the targets' variance is."""
         examples = old.shape[1]
         if groups is None:
-            return cls(old, new, moved, examples)
+            return cls(old, new, moved, examples, r2_targets=r2_targets)
+        if r2_targets is not None:
+            old, new = (intervals.linearized_r2(side, r2_targets) for side in (old, new))
         old, new = by_group(old, groups), by_group(new, groups)
         if moved is not None:
             _, member = np.unique(np.asarray(groups), return_inverse=True)
@@ -376,16 +389,19 @@ def _tango(old: Floats, new: Floats, margin: float, confidence: float) -> _Inter
     return _Interval("Tango score interval", delta, low, high, 1.0, same, required)
 
 
-def _bootstrap(
-    old: Floats, new: Floats, margin: float, confidence: float, seed: int,
-    moved: NDArray[np.bool_] | None = None,
-) -> _Interval:
-    differences, n = new - old, old.size
+def _bootstrap(draws: _Draws, margin: float, confidence: float, seed: int) -> _Interval:
+    old, new, n = draws.old[0], draws.new[0], draws.old.shape[1]
+    differences, unlike = new - old, intervals.UNSEEN
     delta = float(differences.mean())
-    low, high = inflated_bootstrap_t(differences, confidence=confidence, seed=seed)
+    influences = differences
+    if draws.r2_targets is not None:
+        unlike = intervals.unseen_examples(np.stack([old, new]))
+        influences = differences - delta * intervals.excess_spread(draws.r2_targets)
+    low, high = inflated_bootstrap_t(differences, confidence=confidence, seed=seed,
+                                     targets=draws.r2_targets, unseen=unlike)
     half = delta - low if delta > -margin else high - delta
-    error = float(differences.std(ddof=1)) / n**0.5
-    span, unseen, same = intervals.score_range(old, new, moved)
+    error = float(influences.std(ddof=1)) / n**0.5
+    span, unseen, same = intervals.score_range(old, new, draws.moved)
     reach = unseen * intervals.zero_event_limit(n, confidence=confidence)
 
     def required(distance: float) -> RequiredSampleSize:
@@ -401,7 +417,7 @@ def _recipe(
     draws: _Draws, margin: float, confidence: float, planned: Sequence[int] | None
 ) -> tuple[_Interval, SeedCounts]:
     found = recipe_interval(draws.old, draws.new, margin=margin, confidence=confidence,
-                            planned=planned, moved=draws.moved)
+                            planned=planned, moved=draws.moved, targets=draws.r2_targets)
     required = partial(sample_size.required_crossed, found.parts, confidence=confidence,
                        unseen_span=found.unseen_span)
     return _Interval(METHOD, found.parts.mean, found.low, found.high, found.span, found.same,

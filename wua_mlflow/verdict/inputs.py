@@ -22,8 +22,9 @@ from wua_mlflow.levels import CONFIDENCE_RANGE, MARGIN_RANGE, is_confidence, is_
 from wua_mlflow.verdict.sample_size import check_share
 
 __all__ = [
-    "FEWEST_SEEDS", "LARGEST", "check_seed", "check_seeds", "checked_groups", "checked_level",
-    "checked_plan", "checked_scores", "is_table", "lengths", "order", "plain", "shown",
+    "FEWEST_SEEDS", "LARGEST", "R2Scores", "check_seed", "check_seeds", "checked_groups",
+    "checked_level", "checked_plan", "checked_r2_targets", "checked_scores", "is_table",
+    "lengths", "order", "plain", "shown",
 ]
 
 
@@ -157,6 +158,39 @@ def checked_groups(groups: Any, beside: Sequence[Any]) -> NDArray[Any]:
                          f"{array.size} are missing")
     return np.unique(array.astype(str) if array.dtype.kind == "O" else array,
                      return_inverse=True)[1]
+
+
+@dataclass(frozen=True, eq=False)
+class R2Scores:
+    """Scores of a regression, 1 − squared error ÷ variance of ``r2_targets``, for ``compare``.
+
+    Attributes:
+        scores: shape (n,) or (S, n).
+        r2_targets: shape (n,), in any unit.
+    """
+
+    scores: Any
+    r2_targets: Any
+
+
+def checked_r2_targets(baseline: Any, candidate: Any, examples: int) -> Floats | None:
+    """The baseline's ``r2_targets`` where both have some; shape (n,).
+
+    Raises:
+        ValueError: not as many as examples, not finite, or all alike.
+    """
+    given = [None if is_table(side) else getattr(side, "r2_targets", None)
+             for side in (baseline, candidate)]
+    if given[0] is None or given[1] is None:
+        return None
+    targets = _numbers("r2_targets", given[0])
+    if targets.shape != (examples,):
+        raise ValueError(f"r2_targets: expected one for each of the {examples} examples, but got "
+                         f"the shape {targets.shape}")
+    _check_values("r2_targets", targets)
+    if targets.min() == targets.max():
+        raise ValueError("r2_targets: expected at least two different values, but got one")
+    return targets
 
 
 def check_seeds(baseline: int, candidate: int) -> None:

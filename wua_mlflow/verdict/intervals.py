@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
-    "Crossed", "SideVariance", "collapse_limits", "collapsed_seeds", "crossed",
-    "effective_examples", "normal_quantile", "restricted_mle_variance", "score_range", "t_power",
-    "t_quantile", "tango_interval", "variance_inflation", "zero_event_limit",
+    "UNSEEN", "Crossed", "SideVariance", "collapse_limits", "collapsed_seeds", "crossed",
+    "effective_examples", "excess_spread", "linearized_r2", "normal_quantile",
+    "restricted_mle_variance", "score_range", "t_power", "t_quantile", "tango_interval",
+    "unseen_examples", "variance_inflation", "zero_event_limit",
 ]
 
 
@@ -25,8 +26,11 @@ Floats = NDArray[np.float64]
 _FEW = 5
 """With fewer differing examples, what may have gone unseen bounds the interval."""
 
-_MORE = 3
+UNSEEN = 3.0
 """So many examples like those that carry the spread may be unseen (``benchmarks/``)."""
+
+_UNEVEN = 0.9
+"""Errors are uneven whose kurtosis is above this share of that of as many normal ones."""
 
 _SAME = 1e-6
 """Differences up to this share of the scores' span count as none: rounding of float32."""
@@ -76,13 +80,51 @@ def effective_examples(values: Floats) -> float:
     return float(squares.sum()) ** 2 / fourth if fourth > 0 else 1.0
 
 
-def variance_inflation(carried_by: float) -> float:
+def variance_inflation(carried_by: float, unseen: float = UNSEEN) -> float:
     """What a variance is multiplied by, since examples like those that carry it may be unseen.
 
     1 + 3/k: as if three more such had turned up. A spread that few examples carry is
     underestimated just where few of them were drawn, which is where the mean is too good.
     """
-    return 1 + _MORE / carried_by
+    return 1 + unseen / carried_by
+
+
+def unseen_examples(scores: Floats) -> float:
+    """How many examples like those that carry the spread may be unseen, of a regression.
+
+    3 of ordinary errors; 6 + 500/n where they are uneven: where the kurtosis n·Σe⁴ ÷ (Σe²)² of the
+    networks' errors e, their mean, is above 0.9 times that of n normal ones, 3(n − 1) ÷ (n + 1)
+    (by simulation: ``benchmarks/uneven.py``).
+
+    Args:
+        scores: 1 − squared error ÷ a constant, shape (networks, n).
+    """
+    squares, n = 1 - scores, scores.shape[1]
+    totals = squares.sum(axis=1)
+    fourths = np.square(squares).sum(axis=1)[totals > 0]
+    kurtosis = n * float((fourths / np.square(totals[totals > 0])).mean()) if fourths.size else 0.0
+    return 6 + 500 / n if kurtosis > _UNEVEN * 3 * (n - 1) / (n + 1) else UNSEEN
+
+
+def excess_spread(targets: Floats) -> Floats:
+    """What each target adds to the targets' variance v, as a share of it: (y − ȳ)²/v − 1.
+
+    >>> excess_spread(np.array([0.0, 1.0, 2.0])).round(2).tolist()
+    [0.5, -1.0, 0.5]
+    """
+    squares = np.square(targets - targets.mean())
+    return np.asarray(squares / squares.mean() - 1)
+
+
+def linearized_r2(scores: Floats, targets: Floats) -> Floats:
+    """Scores 1 − squared error ÷ v with the influence that each example has through v; same means.
+
+    Args:
+        scores: shape (n,) or (S, n).
+        targets: shape (n,), whose variance is v.
+    """
+    means = scores.mean(axis=-1, keepdims=True)
+    return np.asarray(scores + (1 - means) * excess_spread(targets))
 
 
 def tango_interval(
@@ -188,7 +230,8 @@ class Crossed:
 
     The seeds of the two sides are unpaired draws, each crossed with the examples; the examples are
     paired. ``example_means_variance`` is the sample variance of the n differences of the examples'
-    means. ``carried_by``: how many examples carry it (``effective_examples``).
+    means. ``carried_by``: how many examples carry it (``effective_examples``); ``unseen``: how many
+    more like these there may be.
     """
 
     mean: float
@@ -197,6 +240,7 @@ class Crossed:
     examples: int
     example_means_variance: float
     carried_by: float = math.inf
+    unseen: float = UNSEEN
 
     @property
     def variance(self) -> float:
@@ -214,7 +258,7 @@ class Crossed:
         Never below z · √variance with C multiplied by ``variance_inflation``: with many seeds and
         few examples t does not account for how uncertain C is.
         """
-        widened = self._variance(variance_inflation(self.carried_by))
+        widened = self._variance(variance_inflation(self.carried_by, self.unseen))
         return max(t_quantile(confidence, self.freedom) * math.sqrt(self.variance),
                    normal_quantile(confidence) * math.sqrt(widened))
 
@@ -254,12 +298,14 @@ class Crossed:
                        carried_by=self.carried_by * examples / self.examples)
 
 
-def crossed(baseline: Floats, candidate: Floats) -> Crossed:
+def crossed(baseline: Floats, candidate: Floats, *, targets: Floats | None = None) -> Crossed:
     """The parts of the variance of mean(candidate) − mean(baseline).
 
     Args:
         baseline: scores, shape (S, n), n ≥ 2; S = 1 is one given network.
         candidate: the same of n the same examples, with seeds of its own.
+        targets: shape (n,), where the scores are 1 − squared error ÷ the variance of these
+            targets, which is then of the same draw of examples.
 
     >>> parts = crossed(np.array([[0.0, 0.0, 0.0]]), np.array([[0.0, 1.0, 2.0], [1.0, 2.0, 3.0]]))
     >>> parts.mean, parts.candidate.seed_means_variance, parts.example_means_variance
@@ -267,11 +313,15 @@ def crossed(baseline: Floats, candidate: Floats) -> Crossed:
     >>> parts.candidate.residual_variance, parts.baseline.seed_means_variance
     (0.0, 0.0)
     """
+    unseen = UNSEEN
+    if targets is not None:
+        unseen = unseen_examples(np.concatenate([baseline, candidate]))
+        baseline, candidate = (linearized_r2(side, targets) for side in (baseline, candidate))
     differences = candidate.mean(axis=0) - baseline.mean(axis=0)
     return Crossed(
         mean=float(differences.mean()), candidate=_side(candidate), baseline=_side(baseline),
         examples=differences.size, example_means_variance=float(differences.var(ddof=1)),
-        carried_by=effective_examples(differences))
+        carried_by=effective_examples(differences), unseen=unseen)
 
 
 def _side(scores: Floats) -> SideVariance:

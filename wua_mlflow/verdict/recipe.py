@@ -75,9 +75,10 @@ class RecipeInterval:
     same: bool
 
 
-def recipe_interval(
+def recipe_interval(  # noqa: PLR0913 - scores, what they are judged by, and how
     baseline: Floats, candidate: Floats, *, margin: float, confidence: float,
     planned: Sequence[int] | None = None, moved: NDArray[np.bool_] | None = None,
+    targets: Floats | None = None,
 ) -> RecipeInterval:
     """The interval of mean(candidate) − mean(baseline) over seeds that did not collapse.
 
@@ -89,6 +90,7 @@ def recipe_interval(
         planned: the candidate's seeds at each planned look, as ``checked_plan`` gives them. None
             for a number that was fixed beforehand.
         moved: as in ``intervals.score_range``.
+        targets: of R² (``intervals.crossed``).
 
     >>> rng = np.random.default_rng(0)
     >>> scores = rng.random((2, 8, 500)) < 0.9
@@ -100,7 +102,7 @@ def recipe_interval(
     collapsed = [intervals.collapsed_seeds(side, margin) if len(side) > 1
                  else np.zeros(1, dtype=bool) for side in sides]
     old, new = (side[~mask] for side, mask in zip(sides, collapsed, strict=True))
-    parts = intervals.crossed(old, new)
+    parts = intervals.crossed(old, new, targets=targets)
     lost = int(collapsed[1].sum())
     low, high = intervals.collapse_limits(lost, len(candidate), confidence=confidence)
     level, look, chance = confidence, 1, None
