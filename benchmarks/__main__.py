@@ -16,7 +16,8 @@ from pathlib import Path
 
 COMMANDS = (
     ("startup",), ("calibration", "--trials", "2000"), ("remedies", "--trials", "2000"),
-    ("bootstrap",), ("looks",), ("scores",), ("latency_interval",), ("knee",), ("cut_knee",),
+    ("bootstrap",), ("uneven",), ("settle",), ("looks",), ("scores",), ("latency_interval",),
+    ("knee",), ("cut_knee",),
     ("fidelity",), ("pruning",), ("pruning", "--blind"), ("report",), ("streaming",),
     ("flops", "--rounds", "21"),
     ("rescaling",), ("gpu",),

@@ -140,9 +140,11 @@ def external_text(result: ExternalComparison) -> str:
 
 
 def verdicts_text(comparison: Comparison) -> str:
-    """Both verdicts, what would settle them, on what budgets they rest, what they do not say."""
-    verdicts = [" ".join(filter(None, (verdict.sentence, verdict.settle)))
-                for verdict in (comparison.recipe, comparison.artifact) if verdict]
+    """Both verdicts, what would settle the deciding one, their budgets, what they do not say."""
+    verdicts = []
+    for verdict in filter(None, (comparison.recipe, comparison.artifact)):
+        settle = verdict.settle if verdict is comparison.verdict else None
+        verdicts.append(f"{verdict.sentence} {settle}" if settle else verdict.sentence)
     no_recipe = "" if comparison.recipe else comparison.no_recipe
     return "\n".join(filter(None, (*verdicts, comparison.budget, *comparison.notes, no_recipe)))
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -28,16 +27,13 @@ from wua_mlflow.verdict.inputs import (
 )
 from wua_mlflow.verdict.predictions import Paired, checked_predictions
 from wua_mlflow.verdict.recipe import METHOD, SeedCounts, recipe_interval
-from wua_mlflow.verdict.sample_size import RequiredSampleSize, check_share
+from wua_mlflow.verdict.sample_size import RequiredRange, RequiredSampleSize, check_share
 from wua_mlflow.verdict.scores import EXAMPLE_MEANS, SCORES, by_group
 
 __all__ = ["Scored", "Verdict", "compare"]
 
 
 Floats = NDArray[np.float64]
-
-_TOO_CLOSE = 0.1
-"""An estimate nearer to −margin than this share of the half width needs 100 times the data."""
 
 
 class Scored(Protocol):
@@ -69,7 +65,8 @@ class Verdict:
         seeds: the candidate's; 1 for an artifact.
         method: how the interval was made.
         score: the score's name in sentences.
-        settle: where inconclusive, one sentence on what would settle it (``sample_size.py``).
+        settle: where inconclusive, one sentence on what would settle it.
+        needed: the numbers in it, where more examples or seeds would (``sample_size.py``).
         counts: of a recipe: both sides' seeds, those that collapsed, the looks.
         groups: number of groups, where examples of one group are one draw.
         baseline_score: of predictions, the score itself, the mean over seeds that did not collapse.
@@ -96,6 +93,7 @@ class Verdict:
     candidate_score: float | None = None
     constant_score: float | None = None
     guard: str = ""
+    needed: RequiredRange | None = None
 
     @property
     def sentence(self) -> str:
@@ -227,7 +225,7 @@ def compare(  # noqa: PLR0913 - what is compared, and how surely, each by name
                     for side in (pair.baseline, pair.candidate))
     draws = _Draws.of(old, new, None if pair is None else pair.moved, groups, r2_targets)
     interval, counts = _interval(draws, margin, confidence, seed, planned_seeds)
-    outcome, settle = _outcome(interval, margin), None
+    outcome, settle, needed = _outcome(interval, margin), None, None
     if counts is not None:
         outcome, settle = _with_collapses(outcome, counts, confidence, max_collapse)
     guards = None if pair is None else guarded(
@@ -236,13 +234,15 @@ def compare(  # noqa: PLR0913 - what is compared, and how surely, each by name
     if guards is not None and guards.finding is not None:
         outcome, settle = guards.finding.outcome, guards.finding.remedy
     if outcome == "inconclusive" and settle is None:
-        settle = _settle(interval, new.shape, margin, confidence)
+        settle, needed = _settle(interval, new.shape, margin, confidence)
+    delta, low, high = (value if pair is None else pair.unmargin(value)
+                        for value in (interval.delta, interval.low, interval.high))
     return Verdict(
         kind="recipe" if counts else "artifact", outcome=outcome, delta=interval.delta,
         low=interval.low, high=interval.high, margin=margin, confidence=confidence,
         examples=new.shape[1], seeds=len(new), method=interval.method, score=score,
         settle=settle if outcome == "inconclusive" else None,
-        counts=counts, groups=draws.groups, **_values(guards))
+        counts=counts, groups=draws.groups, needed=needed, **_values(guards))
 
 
 def _check_shares(**shares: float | None) -> None:
@@ -316,8 +316,10 @@ def _with_collapses(
 class _Interval:
     """A mean difference with its interval, and the sample size that would exclude −margin.
 
-    ``required`` gives that size from the distance of the mean to −margin; ``span`` is the range of
-    the scores, ``same`` says that no score differs.
+    ``required`` gives that size for a true difference and a factor on the variance seen; ``ends``
+    are those of the interval of the difference at the confidence ``sample_size.RANGE``, ``factors``
+    those of the variance's. ``span`` is the range of the scores, ``same`` says that no score
+    differs.
     """
 
     method: str
@@ -326,7 +328,9 @@ class _Interval:
     high: float
     span: float
     same: bool
-    required: Callable[[float], RequiredSampleSize]
+    required: Callable[[float, float], RequiredSampleSize]
+    ends: tuple[float, float]
+    factors: tuple[float, float] = (1.0, 1.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -367,8 +371,8 @@ class _Draws:
             return interval
         size = self.examples / self.groups
 
-        def required(distance: float) -> RequiredSampleSize:
-            found = interval.required(distance)
+        def required(delta: float, factor: float) -> RequiredSampleSize:
+            found = interval.required(delta, factor)
             return RequiredSampleSize(
                 found.seeds, found.examples and math.ceil(size * found.examples),
                 found.both and (found.both[0], math.ceil(size * found.both[1])))
@@ -381,12 +385,19 @@ def _tango(old: Floats, new: Floats, margin: float, confidence: float) -> _Inter
     gained, lost = int((new > old).sum()), int((new < old).sum())
     low, high = intervals.tango_interval(gained, lost, n, confidence=confidence)
 
-    def required(distance: float) -> RequiredSampleSize:
-        return RequiredSampleSize(examples=sample_size.required_tango(
-            gained / n, lost / n, margin=margin, confidence=confidence))
+    delta, differing = (gained - lost) / n, (gained + lost) / n
 
-    delta, same = (gained - lost) / n, gained + lost == 0
-    return _Interval("Tango score interval", delta, low, high, 1.0, same, required)
+    def required(delta: float, factor: float) -> RequiredSampleSize:
+        if delta == -margin:
+            return RequiredSampleSize()
+        share = min(1.0, max(factor * differing, abs(delta)))
+        return RequiredSampleSize(examples=sample_size.required_tango(
+            (share + delta) / 2, (share - delta) / 2, margin=margin, confidence=confidence))
+
+    return _Interval(
+        "Tango score interval", delta, low, high, 1.0, not differing, required,
+        intervals.tango_interval(gained, lost, n, confidence=sample_size.RANGE),
+        sample_size.share_factors(differing, n) if differing else (1.0, 1.0))
 
 
 def _bootstrap(draws: _Draws, margin: float, confidence: float, seed: int) -> _Interval:
@@ -404,13 +415,20 @@ def _bootstrap(draws: _Draws, margin: float, confidence: float, seed: int) -> _I
     span, unseen, same = intervals.score_range(old, new, draws.moved)
     reach = unseen * intervals.zero_event_limit(n, confidence=confidence)
 
-    def required(distance: float) -> RequiredSampleSize:
+    def required(delta: float, factor: float) -> RequiredSampleSize:
+        distance = abs(delta + margin)
+        if not distance:
+            return RequiredSampleSize()
         return RequiredSampleSize(examples=max(
-            sample_size.required_mean(half, error, distance, n),
+            sample_size.required_mean(factor**0.5 * half, factor**0.5 * error, distance, n),
             sample_size.required_zero_events(distance, span=unseen, confidence=confidence)))
 
+    share = intervals.normal_quantile(sample_size.RANGE) / intervals.normal_quantile(confidence)
+    ends = delta - share * (delta - low), delta + share * (high - delta)
+    carried = intervals.effective_examples(influences)
     low, high = min(low, delta - reach), max(high, delta + reach)
-    return _Interval("paired bootstrap-t", delta, low, high, span, same, required)
+    return _Interval("paired bootstrap-t", delta, low, high, span, same, required, ends,
+                     sample_size.variance_factors(max(0.0, 1 / carried - 1 / n) ** 0.5))
 
 
 def _recipe(
@@ -418,23 +436,34 @@ def _recipe(
 ) -> tuple[_Interval, SeedCounts]:
     found = recipe_interval(draws.old, draws.new, margin=margin, confidence=confidence,
                             planned=planned, moved=draws.moved, targets=draws.r2_targets)
-    required = partial(sample_size.required_crossed, found.parts, confidence=confidence,
-                       unseen_span=found.unseen_span)
-    return _Interval(METHOD, found.parts.mean, found.low, found.high, found.span, found.same,
-                     required), found.seeds
+    parts = found.parts
+
+    def required(delta: float, factor: float) -> RequiredSampleSize:
+        distance = abs(delta + margin) / factor**0.5  # as in units of the standard deviation
+        return sample_size.required_crossed(
+            parts, distance, confidence=confidence,
+            unseen_span=found.unseen_span / factor**0.5) if distance else RequiredSampleSize()
+
+    half = parts.half_width(sample_size.RANGE)
+    return _Interval(
+        METHOD, parts.mean, found.low, found.high, found.span, found.same, required,
+        (parts.mean - half, parts.mean + half),
+        sample_size.variance_factors((2 / parts.freedom) ** 0.5)), found.seeds
 
 
-def _settle(interval: _Interval, shape: tuple[int, ...], margin: float, confidence: float) -> str:
+def _settle(
+    interval: _Interval, shape: tuple[int, ...], margin: float, confidence: float
+) -> tuple[str, RequiredRange | None]:
+    """One sentence, and the numbers in it."""
     seeds, examples = shape
-    recipe = seeds > 1
-    if interval.same and margin > 0:
+    if interval.same and not margin:
+        return text.no_realistic_n(recipe=seeds > 1), None
+    if interval.same:
         fewest = sample_size.required_zero_events(margin, span=interval.span,
                                                   confidence=confidence)
-        return text.no_difference_seen(fewest, examples=examples)
-    half = interval.delta - interval.low if interval.delta > -margin else \
-        interval.high - interval.delta
-    distance = abs(interval.delta + margin)
-    if distance <= _TOO_CLOSE * half:
-        return text.no_realistic_n(recipe=recipe)
-    size = interval.required(distance)
-    return text.required_n_sentence(size, examples=examples, seeds=seeds, recipe=recipe)
+        return text.no_difference_seen(fewest, examples=examples), RequiredRange(
+            "examples", (fewest,), (fewest,), (examples,))
+    needed = sample_size.required_range(
+        interval.required, interval.delta, interval.ends, interval.factors, margin=margin,
+        now=(seeds, examples))
+    return text.settle_sentence(needed, recipe=seeds > 1), needed

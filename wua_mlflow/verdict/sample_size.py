@@ -21,9 +21,10 @@ from wua_mlflow.verdict.intervals import (
 )
 
 __all__ = [
-    "POWER", "RequiredSampleSize", "check_share", "required_crossed",
-    "required_examples_without_discordance", "required_mean", "required_tango",
-    "required_seeds_without_collapse", "required_zero_events", "too_few_examples",
+    "POWER", "RANGE", "RequiredRange", "RequiredSampleSize", "check_share", "required_crossed",
+    "required_examples_without_discordance", "required_mean", "required_range",
+    "required_seeds_without_collapse", "required_tango", "required_zero_events",
+    "share_factors", "too_few_examples", "variance_factors",
 ]
 
 
@@ -127,6 +128,39 @@ class RequiredSampleSize:
     examples: int | None = None
     both: tuple[int, int] | None = None
 
+    def of(self, kind: str) -> tuple[int, ...] | None:
+        """The numbers of ``RequiredRange.kind``."""
+        if kind == "both":
+            return self.both
+        number = self.seeds if kind == "seeds" else self.examples
+        return None if number is None else (number,)
+
+
+RANGE = 0.8
+"""The confidence of the intervals at whose ends a range of required numbers lies."""
+
+
+@dataclass(frozen=True)
+class RequiredRange:
+    """Between which numbers the one lies that would settle a verdict.
+
+    Attributes:
+        kind: of what: ``examples``, ``seeds`` (on the same examples) or ``both``, grown by the same
+            factor.
+        low: the lower number, one of each; of ``both`` seeds and examples.
+        high: the upper one; None where no number is certain, as the true difference may be
+            −margin.
+        now: what there is.
+        as_seen: the number if the true difference and its variance were as seen; None where that
+            is no realistic one.
+    """
+
+    kind: str
+    low: tuple[int, ...]
+    high: tuple[int, ...] | None
+    now: tuple[int, ...]
+    as_seen: tuple[int, ...] | None = None
+
 
 def required_tango(gained: float, lost: float, *, margin: float, confidence: float) -> int:
     """The n at which Tango's interval leaves −margin out with the chance ``POWER``.
@@ -214,3 +248,56 @@ def required_crossed(
         seeds=fewest(now, lambda seeds: enough(seeds, parts.examples)),
         examples=fewest(parts.examples, lambda examples: enough(now, examples)),
         both=(both, grown(both)) if both else None)
+
+
+def required_range(
+    required: Callable[[float, float], RequiredSampleSize], delta: float,
+    ends: tuple[float, float], factors: tuple[float, float], *, margin: float,
+    now: tuple[int, int],
+) -> RequiredRange | None:
+    """The numbers required at the ends of intervals of the difference and of its variance.
+
+    Seeds are named where they alone would do, by what was seen; else examples, else both.
+
+    Args:
+        required: what a true difference and a factor on the variance seen would require.
+        delta: the difference seen.
+        ends: of the interval of the difference, at the confidence ``RANGE``.
+        factors: of the variance over that seen, at the same.
+        margin: of the verdict.
+        now: seeds and examples at hand.
+
+    Returns:
+        None where even the end that is farther from −margin, at the lesser variance, requires more
+        than 100 times what is at hand.
+    """
+    farther, nearer = sorted(ends, key=lambda end: -abs(end + margin))
+    best, seen = required(farther, factors[0]), required(delta, 1.0)
+    kind = next((kind for size in (seen, best) for kind in ("seeds", "examples", "both")
+                 if size.of(kind)), None)
+    low = best.of(kind) if kind else None
+    if kind is None or low is None:
+        return None
+    certain = (ends[0] + margin) * (ends[1] + margin) > 0
+    high = required(nearer, factors[1]).of(kind) if certain else None
+    at_hand = {"seeds": now[:1], "examples": now[1:], "both": now}[kind]
+    return RequiredRange(kind, low, high, at_hand, seen.of(kind))
+
+
+def variance_factors(relative_error: float) -> tuple[float, float]:
+    """The interval of a variance over that seen, its logarithm taken as normal.
+
+    Args:
+        relative_error: standard error of the estimated variance as a share of it.
+    """
+    z = normal_quantile(RANGE)
+    return math.exp(-z * relative_error), math.exp(z * relative_error)
+
+
+def share_factors(share: float, examples: int) -> tuple[float, float]:
+    """The same of a share of ``examples`` (Wilson 1927), over that seen; above 0."""
+    z2 = normal_quantile(RANGE) ** 2
+    middle = share + z2 / (2 * examples)
+    reach = math.sqrt(z2 * (share * (1 - share) / examples + z2 / (4 * examples**2)))
+    scale = share * (1 + z2 / examples)
+    return (middle - reach) / scale, (middle + reach) / scale

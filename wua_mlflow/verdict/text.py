@@ -6,12 +6,12 @@ For readers who know the margin but no statistics. Tests: ``tests/verdict/test_t
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from wua_mlflow.verdict.sample_size import RequiredSampleSize
+from wua_mlflow.verdict.sample_size import RequiredRange
 from wua_mlflow.verdict.scores import SCORES
 
 if TYPE_CHECKING:
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CONSTANT_REMEDY", "SAME_LATENCY", "TOO_FEW_SEEDS", "TOO_MANY_COLLAPSED", "TRAINED_ELSEWHERE",
-    "below_constant", "blind_test", "blind_test_remedy", "class_loss_sentence",
+    "amount_words", "below_constant", "blind_test", "blind_test_remedy", "class_loss_sentence",
     "constant_answers", "decision_sentence", "in_points", "interval_words", "latency_gain",
     "latency_unlike_flops", "looks_sentence", "lost_class", "lost_class_remedy", "margin_text",
     "margin_words", "no_difference_seen", "no_realistic_n", "other_readings", "outcome_words",
-    "points", "question_answered", "ratio", "ratio_words", "required_n_sentence", "score_text",
+    "points", "question_answered", "ratio", "ratio_words", "score_text", "settle_sentence",
     "short_outcome", "size_gain", "too_few_seeds_for_collapse", "unit_of", "verdict_headline",
     "verdict_sentence",
 ]
@@ -44,7 +44,6 @@ _OUTCOMES = {
     "inconclusive": "the data cannot tell whether the loss stays within the margin (inconclusive)",
 }
 CONSTANT_REMEDY = "More test examples will not change that: the slim model must be trained better."
-_AS_SEEN = "with a chance of 80%, if the true difference and its spread are as seen"
 
 
 def verdict_sentence(verdict: Verdict) -> str:
@@ -206,8 +205,9 @@ def _decision(verdict: Verdict, gained: bool, flops_ratio: float) -> str:
         if verdict.settle == no_realistic_n(recipe=recipe):
             return ("more data would hardly settle it, so the choice is to accept that risk or to "
                     "keep the original")
-        more = "more seeds or test examples" if recipe else "more test examples"
-        return f"the choice is to accept that risk or to test with {more}"
+        more = "more seeds" if recipe else "more test examples"
+        amount = amount_words(verdict.needed) if verdict.needed else more
+        return f"the choice is to accept that risk or to test with {amount}"
     if verdict.outcome == "inferior":
         return "to use it is to accept that loss" if gained else \
             "by the margin set, the original stays"
@@ -451,32 +451,56 @@ def lost_class_remedy(margin: float) -> str:
             f"settle it.")
 
 
-def required_n_sentence(
-    size: RequiredSampleSize, *, examples: int, seeds: int, recipe: bool
-) -> str:
-    """``size`` in one sentence, beside the ``examples`` and ``seeds`` at hand."""
-    more_seeds = f"about {size.seeds or 0:,} seeds (now {seeds:,})"
-    more_examples = f"about {size.examples or 0:,} test examples (now {examples:,})"
-    match bool(size.seeds), bool(size.examples):
-        case True, True:
-            sentence = (f"{more_seeds} on the same test examples, or {more_examples} with the same "
-                        f"seeds, would settle it, {_AS_SEEN}.")
-        case True, False:
-            sentence = (f"{more_seeds} would settle it, {_AS_SEEN}; more test examples alone "
-                        f"cannot: the spread between seeds is too large.")
-        case False, True if recipe:
-            sentence = (f"{more_examples} would settle it, {_AS_SEEN}; more seeds alone may not: "
-                        f"too few test examples tell the two apart, or the examples differ too "
-                        f"much.")
-        case False, True:
-            sentence = f"{more_examples} would settle it, {_AS_SEEN}."
-        case _ if size.both:
-            sentence = (f"Neither more seeds nor more test examples alone would settle it; about "
-                        f"{size.both[0]:,} seeds with {size.both[1]:,} test examples (now "
-                        f"{seeds:,} and {examples:,}) would, {_AS_SEEN}.")
-        case _:
-            sentence = no_realistic_n(recipe=recipe)
-    return sentence[0].upper() + sentence[1:]
+def amount_words(needed: RequiredRange) -> str:
+    """Between which numbers of examples or seeds, rounded outwards to two digits.
+
+    >>> from wua_mlflow.verdict.sample_size import RequiredRange
+    >>> amount_words(RequiredRange("examples", (716,), (24_661,), (300,)))
+    'between 710 and 25,000 test examples'
+    >>> amount_words(RequiredRange("seeds", (7,), None, (5,)))
+    'more than 7 seeds'
+    >>> amount_words(RequiredRange("both", (4, 80), (9, 160), (5, 100)))
+    'up to 9 seeds with 160 test examples'
+    """
+    low = None if needed.low <= needed.now else tuple(_rounded(n, math.floor) for n in needed.low)
+    high = needed.high and tuple(_rounded(n, math.ceil) for n in needed.high)
+    if needed.low == needed.high:
+        return f"at least {_numbers(needed.kind, needed.low)}"
+    if low and high:
+        first = _numbers(needed.kind, low) if needed.kind == "both" else f"{low[0]:,}"
+        return f"between {first} and {_numbers(needed.kind, high)}"
+    if low or not high:
+        return f"more than {_numbers(needed.kind, low or needed.now)}"
+    return f"up to {_numbers(needed.kind, high)}"
+
+
+def _numbers(kind: str, numbers: tuple[int, ...]) -> str:
+    if kind == "both":
+        return f"{numbers[0]:,} seeds with {numbers[1]:,} test examples"
+    return f"{numbers[0]:,} {'seeds' if kind == 'seeds' else 'test examples'}"
+
+
+def _rounded(number: int, direction: Callable[[float], int]) -> int:
+    """To two digits."""
+    step: int = 10 ** max(0, math.floor(math.log10(max(number, 1))) - 1)
+    return direction(number / step) * step
+
+
+def settle_sentence(needed: RequiredRange | None, *, recipe: bool) -> str:
+    """What would settle a verdict, in one sentence."""
+    if needed is None:
+        return no_realistic_n(recipe=recipe)
+    amount = amount_words(needed)
+    now = " and ".join(f"{number:,}" for number in needed.now)
+    if needed.as_seen:
+        now += f"; about {' and '.join(f'{n:,}' for n in needed.as_seen)} if all is as seen"
+    same = " on the same test examples" if needed.kind == "seeds" else ""
+    start = f"{amount[0].upper()}{amount[1:]}{same} (now {now}) would settle it"
+    if needed.high is None:
+        return (f"{start} with a chance of 80%, and no number is certain to: the true difference "
+                f"may be minus the margin itself.")
+    return (f"{start} with a chance of 80%; the range is what this test leaves open of the "
+            f"difference and its spread.")
 
 
 def too_few_seeds_for_collapse(share: float, collapsed: int, needed: int) -> str:
@@ -493,11 +517,10 @@ def no_difference_seen(required: int, *, examples: int) -> str:
 
 
 def no_realistic_n(*, recipe: bool) -> str:
-    """Where the estimate lies too close to −margin, for its uncertainty, for a realistic number."""
+    """Where even the difference farthest from −margin that the test allows is too near."""
     what = "seeds or test examples" if recipe else "test examples"
     return (f"No realistic number of {what} would settle it, by what was seen here: more than 100 "
-            f"times those at hand. The estimated difference lies too near minus the margin for its "
-            f"uncertainty.")
+            f"times those at hand, or the difference is minus the margin.")
 
 
 def _basis(verdict: Verdict, models: str) -> str:
