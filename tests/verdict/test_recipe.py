@@ -7,6 +7,7 @@ import pytest
 from scipy import stats
 
 from wua_mlflow.verdict import intervals
+from wua_mlflow.verdict.bootstrap import bootstrap_t_interval
 from wua_mlflow.verdict.compare import compare
 from wua_mlflow.verdict.looks import planned_looks
 from wua_mlflow.verdict.recipe import recipe_interval
@@ -150,3 +151,23 @@ def test_false_claims_at_minus_the_margin_are_few(seeds, planned):
         claims += any(compare(base[:size] if planned else base, cand[:size], margin=0.02,
                               planned_seeds=planned).outcome == "non_inferior" for size in sizes)
     assert claims / trials < 0.05
+
+
+def test_the_examples_part_of_r2_reaches_as_far_as_the_bootstrap_t():
+    """Ten seeds that agree, and losses in a few large errors: the lower quantile is far out."""
+    rng = np.random.default_rng(3)
+    targets, scales = rng.normal(size=60), np.exp(1.2 * rng.normal(size=60))
+    errors = [0.2 * scales * rng.normal(size=60) * factor + 0.001 * rng.normal(size=(10, 60))
+              for factor in (1.0, 1.5)]
+    old, new = (1 - each**2 / targets.var() for each in errors)
+    found = recipe_interval(old, new, margin=0.0, confidence=0.95, targets=targets, seed=4)
+    differences = new.mean(axis=0) - old.mean(axis=0)
+    low, high = bootstrap_t_interval(differences, confidence=0.95, seed=4, targets=targets)
+    unseen = intervals.unseen_examples(np.concatenate([old, new]))
+    influences = differences - differences.mean() * intervals.excess_spread(targets)
+    factor = np.sqrt(1 + unseen / intervals.effective_examples(influences))
+    mean, usual = found.parts.mean, 1.96 * influences.std(ddof=1) / 60**0.5
+    assert mean - found.low == pytest.approx(factor * max(usual, mean - low), rel=0.01)
+    assert found.high - mean == pytest.approx(factor * max(usual, high - mean), rel=0.01)
+    plain = recipe_interval(old, new, margin=0.0, confidence=0.95)
+    assert found.high - found.low > 1.2 * (plain.high - plain.low)

@@ -15,11 +15,12 @@ from wua_mlflow.verdict.intervals import (
     UNSEEN,
     effective_examples,
     excess_spread,
+    normal_quantile,
     t_quantile,
     variance_inflation,
 )
 
-__all__ = ["bootstrap_t_interval", "inflated_bootstrap_t"]
+__all__ = ["bootstrap_t_interval", "examples_stretch", "inflated_bootstrap_t"]
 
 
 Floats = NDArray[np.float64]
@@ -117,6 +118,31 @@ def bootstrap_t_interval(
     if not math.isfinite(high):
         high = max(float(differences.max()), mean + reach)
     return low, high
+
+
+def examples_stretch(
+    differences: Floats, targets: Floats, *, confidence: float, seed: int, resamples: int = 10_000
+) -> tuple[float, float]:
+    """How much farther than a normal quantile the bootstrap-t reaches, to either side.
+
+    Args:
+        differences: of R², the examples' means over seeds, shape (n,).
+        targets: as in ``bootstrap_t_interval``.
+        confidence: as there.
+        seed: as there.
+        resamples: as there.
+
+    Returns:
+        Factors of at least 1, below the mean and above it.
+    """
+    mean = float(differences.mean())
+    low, high = bootstrap_t_interval(
+        differences, confidence=confidence, seed=seed, resamples=resamples, targets=targets)
+    deviation = float(_influences(differences, targets).std(ddof=1))
+    usual = normal_quantile(confidence) * deviation / math.sqrt(differences.size)
+    if not usual:
+        return 1.0, 1.0
+    return max(1.0, (mean - low) / usual), max(1.0, (high - mean) / usual)
 
 
 def _influences(differences: Floats, targets: Floats | None) -> Floats:

@@ -126,7 +126,7 @@ def compare(  # noqa: PLR0913 - what is compared, and how surely, each by name
     With ``targets`` the two are predictions, and ``score`` is computed: ``delta`` is the difference
     of scikit-learn's two values. Without them they are scores per example, higher is better: 1 or 0
     for right or wrong; for regression 1 − squared error / Var(y), whose mean is R² (Var(y) is
-    taken as known).
+    taken as known, unless both are objects that know their ``r2_targets``).
 
     * shape (n,) or (1, n), all 0 or 1: Tango's score interval;
     * shape (n,) or (1, n), other values: paired bootstrap-t, 10,000 resamples;
@@ -235,8 +235,6 @@ def compare(  # noqa: PLR0913 - what is compared, and how surely, each by name
         outcome, settle = guards.finding.outcome, guards.finding.remedy
     if outcome == "inconclusive" and settle is None:
         settle, needed = _settle(interval, new.shape, margin, confidence)
-    delta, low, high = (value if pair is None else pair.unmargin(value)
-                        for value in (interval.delta, interval.low, interval.high))
     return Verdict(
         kind="recipe" if counts else "artifact", outcome=outcome, delta=interval.delta,
         low=interval.low, high=interval.high, margin=margin, confidence=confidence,
@@ -257,7 +255,7 @@ def _interval(
     """The interval by the design, with sizes in examples."""
     counts = None
     if len(draws.new) > 1:
-        interval, counts = _recipe(draws, margin, confidence, planned)
+        interval, counts = _recipe(draws, margin, confidence, planned, seed)
     elif bool(np.isin([draws.old, draws.new], (0.0, 1.0)).all()):
         interval = _tango(draws.old[0], draws.new[0], margin, confidence)
     else:
@@ -432,10 +430,10 @@ def _bootstrap(draws: _Draws, margin: float, confidence: float, seed: int) -> _I
 
 
 def _recipe(
-    draws: _Draws, margin: float, confidence: float, planned: Sequence[int] | None
+    draws: _Draws, margin: float, confidence: float, planned: Sequence[int] | None, seed: int
 ) -> tuple[_Interval, SeedCounts]:
     found = recipe_interval(draws.old, draws.new, margin=margin, confidence=confidence,
-                            planned=planned, moved=draws.moved, targets=draws.r2_targets)
+                            planned=planned, moved=draws.moved, targets=draws.r2_targets, seed=seed)
     parts = found.parts
 
     def required(delta: float, factor: float) -> RequiredSampleSize:

@@ -231,7 +231,8 @@ class Crossed:
     The seeds of the two sides are unpaired draws, each crossed with the examples; the examples are
     paired. ``example_means_variance`` is the sample variance of the n differences of the examples'
     means. ``carried_by``: how many examples carry it (``effective_examples``); ``unseen``: how many
-    more like these there may be.
+    more like these there may be. ``stretch``: how much farther than normally the examples' part
+    reaches to one side (``bootstrap.examples_stretch``), of R².
     """
 
     mean: float
@@ -241,6 +242,7 @@ class Crossed:
     example_means_variance: float
     carried_by: float = math.inf
     unseen: float = UNSEEN
+    stretch: float = 1.0
 
     @property
     def variance(self) -> float:
@@ -255,10 +257,11 @@ class Crossed:
     def half_width(self, confidence: float) -> float:
         """Of the interval around the mean: t · √variance, t with ``freedom``.
 
-        Never below z · √variance with C multiplied by ``variance_inflation``: with many seeds and
-        few examples t does not account for how uncertain C is.
+        Never below z · √variance with C multiplied by ``variance_inflation`` · ``stretch``²: with
+        many seeds and few examples t does not account for how uncertain C is.
         """
-        widened = self._variance(variance_inflation(self.carried_by, self.unseen))
+        widened = self._variance(
+            self.stretch**2 * variance_inflation(self.carried_by, self.unseen))
         return max(t_quantile(confidence, self.freedom) * math.sqrt(self.variance),
                    normal_quantile(confidence) * math.sqrt(widened))
 

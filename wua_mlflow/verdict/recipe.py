@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from wua_mlflow.verdict import intervals
+from wua_mlflow.verdict.bootstrap import examples_stretch
 from wua_mlflow.verdict.inputs import FEWEST_SEEDS
 from wua_mlflow.verdict.intervals import Crossed
 from wua_mlflow.verdict.looks import chance_to_settle, repeated_confidence
@@ -64,7 +65,10 @@ class SeedCounts:
 
 @dataclass(frozen=True)
 class RecipeInterval:
-    """The interval of the difference of typical seeds, and what it was made from."""
+    """The interval of the difference of typical seeds, and what it was made from.
+
+    ``parts`` reach as far as the interval does on the side of −margin.
+    """
 
     low: float
     high: float
@@ -78,7 +82,7 @@ class RecipeInterval:
 def recipe_interval(  # noqa: PLR0913 - scores, what they are judged by, and how
     baseline: Floats, candidate: Floats, *, margin: float, confidence: float,
     planned: Sequence[int] | None = None, moved: NDArray[np.bool_] | None = None,
-    targets: Floats | None = None,
+    targets: Floats | None = None, seed: int = 0,
 ) -> RecipeInterval:
     """The interval of mean(candidate) − mean(baseline) over seeds that did not collapse.
 
@@ -90,7 +94,8 @@ def recipe_interval(  # noqa: PLR0913 - scores, what they are judged by, and how
         planned: the candidate's seeds at each planned look, as ``checked_plan`` gives them. None
             for a number that was fixed beforehand.
         moved: as in ``intervals.score_range``.
-        targets: of R² (``intervals.crossed``).
+        targets: of R² (``intervals.crossed``); the examples' part then has a bootstrap-t.
+        seed: of that.
 
     >>> rng = np.random.default_rng(0)
     >>> scores = rng.random((2, 8, 500)) < 0.9
@@ -98,11 +103,15 @@ def recipe_interval(  # noqa: PLR0913 - scores, what they are judged by, and how
     >>> now.seeds.look, now.seeds.looks, now.seeds.collapsed
     (2, 3, 0)
     """
-    sides = [np.asarray(side, dtype=np.float64) for side in (baseline, candidate)]
+    given = [np.asarray(side, dtype=np.float64) for side in (baseline, candidate)]
     collapsed = [intervals.collapsed_seeds(side, margin) if len(side) > 1
-                 else np.zeros(1, dtype=bool) for side in sides]
-    old, new = (side[~mask] for side, mask in zip(sides, collapsed, strict=True))
+                 else np.zeros(1, dtype=bool) for side in given]
+    old, new = (side[~mask] for side, mask in zip(given, collapsed, strict=True))
     parts = intervals.crossed(old, new, targets=targets)
+    stretch = (1.0, 1.0)
+    if targets is not None:
+        stretch = examples_stretch(new.mean(axis=0) - old.mean(axis=0), targets,
+                                   confidence=confidence, seed=seed)
     lost = int(collapsed[1].sum())
     low, high = intervals.collapse_limits(lost, len(candidate), confidence=confidence)
     level, look, chance = confidence, 1, None
@@ -110,10 +119,12 @@ def recipe_interval(  # noqa: PLR0913 - scores, what they are judged by, and how
         level, look, chance = _at_look(parts, margin, confidence, len(candidate), planned, lost)
     span, unseen, same = intervals.score_range(old, new, moved)
     reach = unseen * intervals.zero_event_limit(parts.examples, confidence=level)
-    half = max(parts.half_width(level), reach)
+    sides = [replace(parts, stretch=factor) for factor in stretch]
+    below, above = (max(side.half_width(level), reach) for side in sides)
     counts = SeedCounts(len(candidate), len(baseline), lost, int(collapsed[0].sum()), low, high,
                         look, 1 if planned is None else len(planned), chance)
-    return RecipeInterval(parts.mean - half, parts.mean + half, parts, counts, unseen, span, same)
+    return RecipeInterval(parts.mean - below, parts.mean + above, sides[parts.mean < -margin],
+                          counts, unseen, span, same)
 
 
 def _at_look(
