@@ -1,8 +1,9 @@
 """What looking at a recipe verdict while seeds are added does to errors, power and cost.
 
 Both sides get 5, 8, 12, 16 and 20 seeds until the verdict is settled or hardly can be; beside it
-the verdict at 20 seeds alone. Variances are estimated at every look, as in ``compare``. The noise
-is such that 20 seeds have the power named; "false" has the true difference at −margin. Run:
+the verdict at 20 seeds alone. ``--given``: only the candidate gets them, against one given network.
+Variances are estimated at every look, as in ``compare``. The noise is such that 20 seeds have the
+power named; "false" has the true difference at −margin. Run:
 ``python benchmarks/looks.py --trials 1000``. Prints markdown.
 """
 
@@ -26,15 +27,17 @@ CELLS = {"false": (3.0, -MARGIN), "80%": (2.80, 0.0), "90%": (3.24, 0.0), "98%":
 
 
 def scores_of(
-    rng: np.random.Generator, share: float, drift: float, delta: float
+    rng: np.random.Generator, share: float, drift: float, delta: float, *, given: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Scores of both sides, shape (seeds, examples)."""
+    """Scores of both sides, shape (seeds, examples); one of the baseline where it is ``given``."""
     variance, residual = (MARGIN / drift) ** 2, 0.05
-    by_seed = math.sqrt((1 - share) * variance * MOST / 2)
+    by_seed = math.sqrt((1 - share) * variance * MOST / (1 if given else 2))
     by_example = math.sqrt(share * variance * EXAMPLES)
     common = rng.normal(0.5, 0.2, EXAMPLES)
     base, cand = (common + rng.normal(0, by_seed, (MOST, 1))
                   + rng.normal(0, residual, (MOST, EXAMPLES)) for _ in range(2))
+    if given:
+        base = common[None, :]
     return base, cand + delta + rng.normal(0, by_example, EXAMPLES)
 
 
@@ -54,6 +57,7 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--trials", type=int, default=1_000, help="per row")
+    parser.add_argument("--given", action="store_true", help="against one given network")
     parser.add_argument("--toy", action="store_true", help="seconds, to see that it runs")
     options = parser.parse_args()
     trials = 2 if options.toy else options.trials
@@ -66,7 +70,7 @@ def main() -> None:
             rng = np.random.default_rng([round(100 * drift), round(10 * share)])
             fixed, ended = 0, []
             for _ in range(trials):
-                base, cand = scores_of(rng, share, drift, delta)
+                base, cand = scores_of(rng, share, drift, delta, given=options.given)
                 fixed += compare(base, cand, margin=MARGIN).outcome == "non_inferior"
                 ended.append(outcome_by_looks(base, cand))
             claims, seeds = np.array(ended).T

@@ -135,7 +135,9 @@ def test_steps_one_by_one_of_a_users_file(project, tmp_path):
 
 @pytest.mark.project
 def test_slim_of_a_model_trained_elsewhere(project, tmp_path):
-    """Its weights from a file; the verdict is of the two saved models, and gates the registry."""
+    """Its weights from a file; several slim seeds against it, and the artifact verdict for the
+    registry.
+    """
     (tmp_path / "parts.py").write_text(
         "import torch\nfrom torch import nn\n"
         "def net(): return nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 2))\n"
@@ -158,7 +160,8 @@ def test_slim_of_a_model_trained_elsewhere(project, tmp_path):
     assert runs["oversized"].data.tags["wua.adopted"].endswith("weights.safetensors")
     slim = runs["slim"].data
     assert (slim.tags["wua.widths"], slim.tags["wua.structure"]) == ("2", "0 2")
-    assert slim.tags["wua.verdict"] == slim.tags["wua.verdict.artifact"] == "non_inferior"
+    assert slim.tags["wua.verdict"] == slim.tags["wua.verdict.recipe"] == "non_inferior"
+    assert slim.tags["wua.verdict.artifact"] == "non_inferior"
     version = MlflowClient().get_model_version_by_alias("narrow", "slim")
     assert version.tags["wua.verdict.artifact"] == "non_inferior"
     assert version.tags["wua.comparison"] == runs["slim"].info.run_id

@@ -43,7 +43,7 @@ _SLIM = ("how", "slim_hidden", "slim_epochs", "width_method", "search_runs", "se
          "budget", "distill", "fold", "rounds")
 _VERDICT = ("margin", "confidence")
 _END = ("register", "gate")
-_FINE_TUNING = ("train", "optimizer", "batch_size", "lr", "patience")
+_FINE_TUNING = ("train", "optimizer", "batch_size", "lr", "patience", "seeds", "max_seeds")
 COMMAND_FIELDS: dict[str, tuple[str, ...]] = {
     "run": (*_RECIPE, *_USAGE, *_SLIM, *_VERDICT, *_MACHINE, *_END),
     "train": (*_RECIPE, *_MACHINE),

@@ -144,6 +144,11 @@ class TargetWidths:
         return {parameter.name: width
                 for parameter, width in zip(self.dimensions, self.widths, strict=True)}
 
+    @property
+    def screened(self) -> int:
+        """How many widths got new seeds to see whether they collapse, these among them."""
+        return max(1, self.searched.screened if self.searched else 1)
+
     def to_json(self) -> str:
         """The artifact ``widths.json``."""
         return json.dumps({
@@ -190,7 +195,8 @@ def _search(record: Mapping[str, Any]) -> SearchResult:
               for trial in record.get("trials", ()))
     return SearchResult(
         tuple(record.get("widths", ())), tuple(trials), record.get("stopped", ""),
-        record.get("note", ""), record.get("margin", 0.0), record.get("rule", ""))
+        record.get("note", ""), record.get("margin", 0.0), record.get("rule", ""),
+        screened=record.get("screened", 1))
 
 
 @dataclass(frozen=True)
@@ -212,6 +218,7 @@ class Comparison:
         timed: by run the latencies that were taken in the same turns.
         no_recipe: why there is no recipe verdict, where there is none.
         class_loss: a sentence where single classes lose more than the margin.
+        seedless: a sentence where every seed gave the slim one's same network.
     """
 
     artifact: Verdict
@@ -227,6 +234,7 @@ class Comparison:
     timed: Mapping[str, Mapping[str, float]] = field(default_factory=dict, repr=False)
     no_recipe: str = text.TOO_FEW_SEEDS
     class_loss: str = ""
+    seedless: str = ""
 
     def metrics_of(self, variant: VariantResult) -> dict[str, float]:
         """A variant's metrics, with the latency that was taken in this comparison's turns."""
@@ -235,7 +243,7 @@ class Comparison:
     @property
     def notes(self) -> tuple[str, ...]:
         """What the verdict and the count of FLOPs do not say, a sentence each."""
-        notes = [self.class_loss] if self.class_loss else []
+        notes = [self.class_loss, self.seedless]
         if self.looks > 1:
             notes.append(text.looks_sentence(self.looks, self.bonferroni))
         verdict = self.artifact
@@ -274,6 +282,7 @@ class Comparison:
                 Tag.CONFIDENCE: str(self.verdict.confidence)}
         if self.recipe:
             tags[Tag.VERDICT_RECIPE] = self.recipe.outcome
+            tags[Tag.VERDICT_SEEDS] = text.seeds_text(self.recipe)
         return tags
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 __all__ = [
     "Purpose", "Stream", "checked_seed", "isolated", "numpy_generator", "restore", "seed_all",
-    "stream_of", "torch_generator",
+    "seeded_stream", "stream_of", "torch_generator",
 ]
 
 
@@ -133,6 +133,13 @@ def stream_of(device: torch.device) -> Stream:
     if device.type == "mps":
         state["mps"] = torch.mps.get_rng_state()
     return state
+
+
+def seeded_stream(seed: int, device: torch.device) -> Stream:
+    """The streams as ``seed_all`` sets them; the global ones are left alone."""
+    with isolated():
+        seed_all(seed)
+        return stream_of(device)
 
 
 def restore(stream: Stream, device: torch.device) -> None:

@@ -39,7 +39,9 @@ def written(tmp_path_factory, migrated_database):
         writer.client.set_terminated(ids[name], status)
 
     variant = {"wua.kind": "variant", "wua.test_digest": DIGEST}
-    run("digits 128-64 → 75-46", {"wua.kind": "pipeline", "wua.verdict": "non_inferior"}, {},
+    method = {"wua.verdict.method": "t"}
+    run("digits 128-64 → 75-46", {"wua.kind": "pipeline", "wua.verdict": "non_inferior", **method},
+        {},
         {"compare/flops_ratio": 1.9545, "compare/latency_ratio": 1.03})
     run("oversized 128-64", {**variant, "wua.variant": "oversized"},
         {"data": "digits", "hidden": "128,64", "epochs": "40", "seed": "42"},
@@ -47,7 +49,7 @@ def written(tmp_path_factory, migrated_database):
          "params/total": 17226.0, "usage/effective_weights": 10746.82, "latency/p50_ms": 0.02456,
          "usage/shift": 0.0022})
     run("slim 75-46", {**variant, "wua.variant": "slim", "wua.verdict": "non_inferior",
-                       "wua.baseline": ids["oversized 128-64"]},
+                       "wua.baseline": ids["oversized 128-64"], **method},
         {"data": "digits", "hidden": "75,46", "epochs": "40", "seed": "42"},
         {"accuracy/test": THIRD, "score/test": THIRD, "flops/forward": 17420.0,
          "params/total": 8841.0, "usage/effective_weights": 5591.8, "latency/p50_ms": 12.3456,
@@ -184,6 +186,7 @@ def test_one_run(made, capsys):
         "run_id": made["slim 75-46"], "name": "slim 75-46", "status": "FINISHED",
         "start_time": "2023-11-14 22:15:20 UTC", "wua.kind": "variant", "wua.variant": "slim",
         "wua.verdict": "non_inferior", "wua.test_digest": DIGEST, "data": "digits",
+        "wua.verdict.method": "t",
         "wua.baseline": made["oversized 128-64"], "hidden": "75,46", "epochs": "40", "seed": "42",
         "accuracy/test": "0.3333", "score/test": "0.3333", "flops/forward": "17,420",
         "params/total": "8,841", "usage/effective_weights": "5,591.8", "usage/shift": "-0.0419",
@@ -213,6 +216,29 @@ def test_two_runs(made, capsys):
     assert record["ratio"]["loss/train"] is None
     assert _csv(capsys, "show", *pair).columns.tolist() == [
         "metric", "oversized 128-64", "slim 75-46", "ratio"]
+
+
+def test_a_note_on_verdicts_of_several_methods(store_uri, written, capsys):
+    """Under the table; beside what machines read on standard error."""
+    shutil.copy(written[0], sqlite_file(store_uri))
+    client = MlflowClient()
+    slim = {"wua.kind": "variant", "wua.verdict": "non_inferior"}
+    other, older = (client.create_run("0", run_name=name, tags={**slim, **tags}).info.run_id
+                    for name, tags in (("other", {"wua.verdict.method": "Tango"}), ("older", {})))
+    for run_id in (other, older):
+        client.log_metric(run_id, "flops/forward", 99999.0)
+        client.set_terminated(run_id)
+    note = ("The verdicts do not compare, as their methods differ: {}. By what method an older "
+            "version made the verdict on older is not known.")
+    by_flops, newest_first = "t (slim 75-46); Tango (other)", "Tango (other); t (slim 75-46)"
+    assert _lines(capsys, "runs")[-2:] == ["", note.format(newest_first)]
+    assert _lines(capsys, "best")[-2:] == ["", note.format(by_flops)]
+    assert _lines(capsys, "show", older)[-1].startswith("By what method an older version")
+    assert _lines(capsys, "show", other, older)[-1].startswith("By what method an older version")
+    for form in ("--json", "--csv"):
+        assert main(["best", form]) == 0
+        out, err = capsys.readouterr()
+        assert err == f"wua: note: {note.format(by_flops)}\n" and "Tango" not in out
 
 
 @pytest.mark.parametrize(("arguments", "message"), [

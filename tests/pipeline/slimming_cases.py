@@ -161,8 +161,8 @@ def judging(outcomes: Sequence[str], pairs: list[tuple[str, str]]) -> Callable:
     """``compare_variants`` with these outcomes, one a call; what it was given is written down."""
     remaining = iter(outcomes)
 
-    def compared(store, original, slim, *, beside=()):
-        comparison, variants = compare_variants(store, original, slim, beside=beside)
+    def compared(store, original, slim, **options):
+        comparison, variants = compare_variants(store, original, slim, **options)
         pairs.append((original.run_id, slim.run_id))
         artifact = replace(comparison.artifact, outcome=next(remaining))
         return replace(comparison, recipe=None, artifact=artifact), variants

@@ -109,7 +109,8 @@ def test_bonferronis_reading_is_of_the_same_verdict(seeds, kind):
     targets = np.arange(60) % 2
     pair = [Evaluation("multiclass", targets, targets, 1 - scores[0], scores[0], "digest")
             for scores in (old, new)]
-    first, fourth = (judge(*pair, Settings(margin=0.02, seed=42), classes=(), looks=looks,
+    settings = Settings(margin=0.02, seed=42, seeds=seeds)
+    first, fourth = (judge(*pair, settings, classes=(), looks=looks,
                            replicates=(np.r_[old, old[:1]], new)).bonferroni for looks in (1, 4))
     assert first is None
     scores = (np.r_[old, old[:1]], new) if kind == "recipe" else (old[0], new[0])

@@ -67,7 +67,7 @@ def ran(tmp_path_factory, migrated_database):
 
 
 def test_the_original_is_the_module_with_the_files_weights(ran):
-    """Of one network alone, so the verdict is the artifact's."""
+    """Of one network alone, so the recipe's verdict is against it."""
     store, outcome, model = ran
     original = outcome.variants[0]
     points, classes = blobs(42)[2]
@@ -78,12 +78,13 @@ def test_the_original_is_the_module_with_the_files_weights(ran):
     assert (original.variant, original.name, original.epochs_trained) == (
         "oversized", "oversized 8", 0)
     assert not [name for name in original.metrics if "training" in name], "nobody knows"
-    assert outcome.comparison.recipe is None
-    assert (outcome.verdict.kind, outcome.verdict.seeds, outcome.verdict.examples) == (
-        "artifact", 1, 200)
+    assert len(original.replicates) == 1
+    assert outcome.verdict is outcome.comparison.recipe
+    assert (outcome.verdict.seeds, outcome.verdict.examples) == (5, 200)
+    assert "trained with 5 seeds, against this network" in outcome.verdict.sentence
     tags = tags_of(store, outcome.run_id)
-    assert tags["wua.verdict"] == tags["wua.verdict.artifact"] == outcome.verdict.outcome
-    assert "wua.verdict.recipe" not in tags
+    assert tags["wua.verdict"] == tags["wua.verdict.recipe"] == outcome.verdict.outcome
+    assert outcome.verdict.sentence in tags["mlflow.note.content"]
     assert "nothing is known of its budget" in tags["mlflow.note.content"]
 
 
@@ -206,8 +207,8 @@ def test_a_factory_gets_widths_where_they_were_given(monkeypatch):
         nn.Linear(6, widths[0]), nn.ReLU(), nn.Linear(widths[0], 3)), raising=False)
     for more, widths, units in (({}, (), 5), ({"hidden": "8"}, (8,), 8)):
         recipe = pretrained_recipe(load_settings(
-            None, {**PRETRAINED, "model": f"{HERE}:either", "seeds": 7, **more}))
-        assert (recipe.settings.hidden, recipe.settings.seeds) == (widths, 1)
+            None, {**PRETRAINED, "model": f"{HERE}:either", **more}))
+        assert recipe.settings.hidden == widths
         assert recipe.build(recipe.settings.hidden)[0].out_features == units
 
 

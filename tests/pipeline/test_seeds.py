@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
-from tests.pipeline.slimming_cases import settings_of, text_of
+from tests.pipeline import slimming_cases
+from tests.pipeline.slimming_cases import HERE, original_in, same, settings_of, text_of
+from wua_mlflow.cli.main import main
+from wua_mlflow.cli.output import pipeline_text
 from wua_mlflow.config import ConfigError, load_settings
 from wua_mlflow.pipeline import seeds as seeds_module
-from wua_mlflow.pipeline.seeds import recipe_verdict
+from wua_mlflow.pipeline import slim as slim_module
+from wua_mlflow.pipeline import train as train_module
+from wua_mlflow.pipeline.seeds import SeedHistory, recipe_verdict
 from wua_mlflow.pipeline.variant import load_variant
-from wua_mlflow.pipeline.workflow import compare_run, run_pipeline
+from wua_mlflow.pipeline.workflow import compare_run, run_pipeline, slim_run
 from wua_mlflow.tracking.names import ArtifactPath, Metric, Tag
+from wua_mlflow.verdict.compare import compare
+from wua_mlflow.widths.results import SearchResult
 
 CASES = {"rebuild": {}, "prune": {"how": "prune", "fold": "false"}}
 
@@ -64,6 +74,161 @@ def test_of_an_original_with_many_replicates_at_most_twice_as_many_count(store):
     verdict = recipe_verdict(np.tile(original, (3, 1)), slim, "multiclass", settings)
     assert (verdict.counts.baseline, verdict.counts.candidate) == (10, 5)
     assert recipe_verdict(original[:4], slim, "multiclass", settings) is None
+
+
+ELSEWHERE = {
+    "cut": {"model": f"{HERE}:net", "optimizer": "sgd", "lr": 1e-3},
+    "rebuilt": {"model": "mlp", "hidden": "8", "how": "rebuild", "epochs": 2},
+    "by the user's trainer": {"model": f"{HERE}:net", "train": f"{HERE}:by_seed", "fold": "false"},
+}
+
+
+def slimmed_elsewhere(store, **options):
+    """A module with its own weights, slimmed."""
+    return slim_run(store, load_settings(None, {
+        "data": f"{HERE}:blobs", "null_draws": 0, "slim_hidden": "4", "slim_epochs": 1,
+        "margin": 0.001, "batch_size": 32, **options}))
+
+
+def by_seed(model, data, epochs, seed):
+    """A user's trainer: a few steps on rows that the seed chooses."""
+    inputs, targets = data[0].tensors
+    rows = torch.randint(len(inputs), (32,), generator=torch.Generator().manual_seed(seed))
+    steps = torch.optim.SGD(model.parameters(), 0.1)
+    for _ in range(3):
+        steps.zero_grad()
+        nn.functional.cross_entropy(model(inputs[rows]), targets[rows]).backward()
+        steps.step()
+    return model
+
+
+@pytest.mark.parametrize("case", ELSEWHERE)
+def test_several_slim_seeds_against_a_network_that_was_trained_elsewhere(case, store, monkeypatch):
+    """The original adds nothing, look by look; its run alone is enough to slim it again."""
+    monkeypatch.setattr(slimming_cases, "by_seed", by_seed, raising=False)
+    monkeypatch.setattr(seeds_module, "LEAST_CHANCE", 0.0)
+    result = slimmed_elsewhere(store, max_seeds=7, **ELSEWHERE[case])
+    original, control, slim = result.variants
+    assert [len(variant.replicates) for variant in result.variants] == [1, 5, 7]
+    assert [replicate.seed for replicate in slim.replicates] == list(range(42, 49))
+    assert len({replicate.loss for replicate in slim.replicates}) == 7
+    recipe = result.comparison.recipe
+    assert recipe == compare(original.test.scores, slim.replicate_scores, margin=0.001, seed=42,
+                             planned_seeds=(5, 7))
+    assert (recipe.counts.baseline, recipe.counts.look, recipe.counts.looks) == (1, 2, 2)
+    assert "seeds, against this network" in recipe.sentence
+    for run_id in (slim.run_id, result.run_id):
+        logged = store.client.get_run(run_id).data
+        assert logged.tags[Tag.VERDICT_RECIPE] == logged.tags[Tag.VERDICT] == recipe.outcome
+        assert logged.metrics[Metric.RECIPE_LOW] == recipe.low
+    assert recipe.sentence in text_of(store, result.run_id, ArtifactPath.REPORT_MARKDOWN)
+    assert compare_run(store, load_settings(None, {"run_id": slim.run_id}))[2].recipe == recipe
+    again = load_variant(store, original.run_id)
+    assert same(again.make(3, 45).model, original.model), "not one that was trained here"
+    by_id = slim_run(store, load_settings(None, {"run_id": original.run_id, "max_seeds": 5}))
+    assert np.array_equal(by_id.variants[-1].replicate_scores, slim.replicate_scores[:5])
+
+
+def test_a_training_that_does_not_use_the_seed_is_told(store, monkeypatch):
+    """Full batches from given weights: five times the same network."""
+    same_each_time, other = (slimmed_elsewhere(store, model=f"{HERE}:net", batch_size=size)
+                             for size in ("full", "32"))
+    assert same_each_time.comparison.seedless.startswith("All 5 seeds gave the same slim model")
+    assert same_each_time.comparison.seedless in same_each_time.comparison.notes
+    assert other.comparison.seedless == ""
+
+
+def test_seeds_that_take_too_long_are_left_to_the_user(store, monkeypatch):
+    """Of a model that was trained elsewhere; those that were asked for are trained."""
+    monkeypatch.setattr(train_module, "_HOUR_S", 0.0)
+    options = {"model": f"{HERE}:net"}
+    result = slimmed_elsewhere(store, **options)
+    original = result.variants[0].run_id
+    assert [len(variant.replicates) for variant in result.variants] == [1, 1, 1]
+    assert result.comparison.recipe is None
+    assert result.comparison.no_recipe == (
+        f"No recipe verdict: 5 seeds would take about 0 minutes more (`wua slim --run-id "
+        f"{original} --seeds 5`).")
+    asked = slim_run(store, load_settings(None, {"run_id": original, "seeds": 5}))
+    assert asked.comparison.recipe.seeds == 5
+    longer = slimmed_elsewhere(store, **options, search_seconds=1000.0)
+    assert longer.comparison.recipe.seeds == 5
+    few = slimmed_elsewhere(store, **options, seeds=1)
+    assert few.comparison.no_recipe.endswith("at least 5 seeds (setting `seeds`).")
+
+
+@pytest.mark.parametrize(("options", "seeds", "judged", "beyond", "looks"), [
+    ({"seeds": "auto", "max_seeds": 20}, 8, 0, 0, 5),
+    ({"seeds": "auto", "max_seeds": 5}, 8, 0, 3, 2),  # more than the plan allowed
+    ({"seeds": "auto", "max_seeds": 20}, 10, 0, 2, 6),  # between two looks
+    ({"seeds": "auto", "max_seeds": 8}, 10, 0, 2, 3),  # after the last one
+    ({"seeds": 5}, 5, 0, 0, 1),
+    ({"seeds": 5}, 10, 0, 5, 2),
+    ({"seeds": 10}, 8, 0, 0, 1),  # the other side has too few for all of them
+    ({"seeds": 10}, 10, 5, 5, 1),  # after an earlier verdict on five
+    ({"seeds": "auto", "max_seeds": 20}, 12, 5, 7, 5),
+    ({"seeds": 5}, 5, 20, 0, 1),  # fewer than an earlier verdict's
+])
+def test_seeds_that_were_not_planned_are_exploratory(options, seeds, judged, beyond, looks):
+    draw = np.random.default_rng(0)
+    old, new = ((draw.random((seeds, 300)) < 0.9).astype(float) for _ in range(2))
+    verdict = recipe_verdict(old, new, "multiclass", settings_of(**options),
+                             SeedHistory(judged=judged, screened=3))
+    assert (verdict.counts.beyond_plan, verdict.counts.looks) == (beyond, looks)
+    assert (f"exploratory: {beyond} seeds beyond the plan" in verdict.sentence) == (beyond > 0)
+    assert (verdict.counts.candidate, verdict.counts.screened) == (seeds, 3)
+    plain = compare(old, new, margin=0.1, seed=42)
+    assert ((verdict.low, verdict.high) == (plain.low, plain.high)) == (looks == 1)
+
+
+def test_a_second_verdict_with_more_seeds_is_exploratory_everywhere(store, capsys):
+    """Another run of the same recipe, in another pipeline too; the first one stays as it is."""
+    first, same_plan, more = (run_pipeline(store, settings_of(slim_hidden="7", seeds=seeds))
+                              for seeds in (5, 5, 7))
+    other = run_pipeline(store, settings_of(slim_hidden="6", seeds=7))
+    assert [result.comparison.recipe.counts.beyond_plan
+            for result in (first, same_plan, more, other)] == [0, 0, 2, 0]
+    words = "exploratory: 2 seeds beyond the plan"
+    run = more.variants[-1].run_id
+    for run_id in (run, more.run_id):
+        assert store.client.get_run(run_id).data.tags[Tag.VERDICT_SEEDS] == \
+            "7, 2 beyond the plan"
+    for report in (ArtifactPath.REPORT_MARKDOWN, ArtifactPath.REPORT_HTML):
+        assert words in text_of(store, more.run_id, report)
+    assert words in pipeline_text(more.report)
+    capsys.readouterr()
+    assert main(["compare", "--run-id", run, "--json"]) in (0, 3, 4)
+    recipe = json.loads(capsys.readouterr().out)["recipe"]
+    assert words in recipe["sentence"]
+    assert recipe["counts"]["beyond_plan"] == 2
+    again = compare_run(store, load_settings(None, {"run_id": first.variants[-1].run_id}))[2]
+    assert again.recipe == first.comparison.recipe
+
+
+def test_widths_that_were_screened_reach_the_verdict(store, monkeypatch):
+    """From the search that is kept in the run, also where it is compared again."""
+    def chosen(*args, **options):
+        goal = choose(*args, **options)
+        return replace(goal, searched=SearchResult(goal.widths, (), "", "", 0.1, "", screened=3))
+
+    choose = slim_module.choose_widths
+    monkeypatch.setattr(slim_module, "choose_widths", chosen)
+    result = run_pipeline(store, settings_of(slim_hidden="7", seeds=5))
+    again = compare_run(store, load_settings(None, {"run_id": result.variants[-1].run_id}))[2]
+    for recipe in (result.comparison.recipe, again.recipe):
+        assert recipe.counts.screened == 3
+        assert "a limit for all 3 widths that were screened" in recipe.sentence
+
+
+def test_more_seeds_than_the_original_has_are_trained_of_both(store):
+    original = original_in(store)
+    assert len(original.replicates) == 1
+    result = slim_run(store, load_settings(None, {
+        "run_id": original.run_id, "slim_hidden": "4", "seeds": 6}))
+    assert [len(variant.replicates) for variant in result.variants] == [6, 6]
+    counts = result.comparison.recipe.counts
+    assert (counts.candidate, counts.baseline, counts.looks) == (6, 6, 1)
+    assert len(load_variant(store, original.run_id).replicates) == 6
 
 
 def test_seeds_as_a_setting():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from dataclasses import replace
 
 import pytest
 
@@ -122,6 +123,16 @@ def test_the_picture_is_legible(variants, verdicts, words, legible):
     drawn = legible(plot_comparison(data))
     assert words | {data.headline} <= set(drawn)
     assert {label for panel in data.panels for label in panel.labels} <= set(drawn)
+
+
+def test_intervals_of_several_methods_are_named_in_the_caption(legible):
+    same = [replace(each, method="t") for each in _BOTH]
+    assert comparison_data(_pair(), same).methods == ""
+    data = comparison_data(_pair(), [same[0], replace(same[1], method="crossed")])
+    words = " ".join(" ".join(legible(plot_comparison(data))).split())
+    assert data.methods == ("The verdicts do not compare, as their methods differ: t (these two "
+                            "models); crossed (recipe, over seeds).")
+    assert data.methods in words
 
 
 def test_bars_and_intervals_are_drawn_where_they_are():

@@ -13,6 +13,7 @@ from tests.plots.usages import words_of
 from tests.report.cases import variant
 from wua_mlflow.plots.pareto import pareto_data, plot_pareto
 from wua_mlflow.plots.style import VARIANT_COLOURS
+from wua_mlflow.tracking.names import Tag
 
 OLD, NEW = VARIANT_COLOURS["oversized"], VARIANT_COLOURS["slim"]
 
@@ -74,6 +75,17 @@ def test_what_it_says_and_what_cannot_be_drawn():
                    "Shaded: down to 1 point below the original.",
                    "bar: its 95% interval over seeds"):
         assert phrase in words
+
+
+def test_verdicts_of_several_methods_are_named_in_the_caption():
+    variants = [_variant("old", 60, [0.9])] + [
+        variant(f"slim-{i}", (10,), metrics={"flops/forward": 9.0 - i}, scores=(0.9,), tags={
+            Tag.VERDICT: "inferior", Tag.VERDICT_METHOD: method})
+        for i, method in enumerate(["t", "t", "Tango"])]
+    assert pareto_data(variants[:3]).methods == ""
+    data = pareto_data(variants)
+    assert data.methods.endswith("differ: t (slim-0, slim-1); Tango (slim-2).")
+    assert data.methods in " ".join(words_of(plot_pareto(data)).split())
 
 
 @pytest.mark.parametrize(("count", "spread", "score"), [

@@ -57,7 +57,8 @@ import matplotlib
 before = matplotlib.rcParams.copy()
 metrics = {"flops/forward": 1.0, "score/test": 0.5}
 changes = [SimpleNamespace(layer="fc", before=2, after=1)]
-two = [SimpleNamespace(name=name, kind="slim", metrics=metrics, scores=()) for name in "ab"]
+two = [SimpleNamespace(name=name, kind="slim", metrics=metrics, scores=(), tags={})
+       for name in "ab"]
 histogram = Histogram(np.array([0.0, 1.0]), np.array([4]), 0.0)
 layer = LayerUsage("fc", "Linear", 4, 2, 1.0, 2.7, 0.5, 0.0, np.ones(2), histogram)
 usage = ModelUsage("output", 9, {"fc": layer}, {})

@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 
 from tests.plots.usages import layer, model
-from tests.report.cases import report_with
-from wua_mlflow.report.content import Bullets, Table
-from wua_mlflow.report.sections import CAUTION, usage_blocks
+from tests.report.cases import report_with, round_of, verdict
+from wua_mlflow.report.content import Bullets, Table, Text
+from wua_mlflow.report.sections import CAUTION, sections, usage_blocks
 from wua_mlflow.usage.results import PERMUTED, LayerUsage
 
 NULL = (0.6, 0.7)
@@ -69,3 +69,14 @@ def test_many_layers_are_counted_those_without_a_null_named_and_the_slim_ones_in
         "l0", "55.0%", "80.0%")
     assert row["learned nothing"] == "60.0% to 70.0%"
     assert usage_blocks(report_with({})) == [], "of a model that was not analysed"
+
+
+@pytest.mark.parametrize(("methods", "note"), [
+    (("t", "t"), []), (("t", "Tango"), ["The verdicts do not compare, as their methods differ: t "
+                                        "(slim 8); Tango (slim-2 6)."])])
+def test_rounds_whose_verdicts_are_of_several_methods(methods, note):
+    rounds = [round_of(name, (8,), verdict(method=method), 1.2)
+              for name, method in zip(("slim 8", "slim-2 6"), methods, strict=True)]
+    section = next(each for each in sections(replace(report_with({}), rounds=rounds))
+                   if each.title == "Rounds")
+    assert [block.words for block in section.blocks[1:] if isinstance(block, Text)] == note

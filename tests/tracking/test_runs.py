@@ -9,7 +9,7 @@ import pytest
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from wua_mlflow.tracking.runs import best, runs, show_run
+from wua_mlflow.tracking.runs import best, runs, seeds_judged_before, show_run
 
 
 def test_a_row_a_variant_newest_first_in_columns_with_types(populated):
@@ -72,6 +72,32 @@ def test_a_call_a_page_and_none_a_run_and_every_page_of_experiments(writer, call
                         lambda self, **options: search(self, **{**options, "max_results": 2}))
     assert runs()["name"].tolist() == [*(f"of {number}" for number in range(3, -1, -1)),
                                        *names[::-1]]
+
+
+SLIM = {"wua.variant": "slim", "wua.test_digest": "d1", "wua.widths": "7",
+        "wua.verdict.recipe": "inconclusive", "wua.verdict.seeds": "8, 3 beyond the plan"}
+
+
+@pytest.mark.parametrize(("tags", "params", "seeds"), [
+    ({}, {}, 8), ({}, {"device": "cuda"}, 8), ({"wua.verdict.seeds": None}, {}, 5),
+    ({"wua.verdict.seeds": None}, {"seeds": "auto"}, 0), ({"wua.verdict.recipe": ""}, {}, 0),
+    ({}, {"lr": "0.1"}, 0), ({"wua.widths": "6"}, {}, 0), ({"wua.test_digest": "d2"}, {}, 0),
+    ({"wua.structure": "fc1 7"}, {}, 0), ({"wua.variant": "slim-2"}, {}, 0),
+    ({}, {"seeds": "20"}, 0),  # the same plan
+    ({"wua.baseline": "alike"}, {}, 8), ({"wua.baseline": "unlike"}, {}, 0),
+    ({"wua.baseline": None}, {}, 0), ({"wua.baseline": "0" * 32}, {}, 0)])
+def test_seeds_of_an_earlier_verdict_on_the_same_recipes(writer, tags, params, seeds):
+    """The other way round there is nothing earlier."""
+    original, alike, unlike = (writer.run("oversized", tags={"wua.widths": widths})
+                               for widths in ("10", "10", "12"))
+    names = {"alike": alike, "unlike": unlike}
+    tags = {key: names.get(value, value) for key, value in
+            {**SLIM, "wua.baseline": original, **tags}.items() if value is not None}
+    earlier = writer.run("slim 7", tags=tags, params={"lr": "0.01", "seeds": "5", **params})
+    now = writer.run("slim 7", tags={**SLIM, "wua.baseline": original},
+                     params={"lr": "0.01", "seeds": "20"})
+    assert seeds_judged_before(writer.client, now) == seeds
+    assert seeds_judged_before(writer.client, earlier) == 0
 
 
 def test_deleted_runs_and_experiments_are_not_listed(populated):

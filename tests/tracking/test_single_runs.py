@@ -28,7 +28,6 @@ from wua_mlflow.tracking.store import connect, ended, new_run
 def test_the_best_is_the_smallest_that_is_non_inferior(populated, calls):
     assert best()["name"] == "slim 5"
     assert [name for name, _ in calls] == ["search_experiments", "search_runs"]
-    assert calls[1][1]["max_results"] == 1
     assert best("other")["run_id"] == populated["slim 6"]
     assert best(where="metrics.`accuracy/test` > 0.89")["name"] == "slim 6"
     assert best(where="metrics.`accuracy/test` > 0.99") is None
@@ -36,6 +35,39 @@ def test_the_best_is_the_smallest_that_is_non_inferior(populated, calls):
     assert best()["flops/forward"] == 30
     with pytest.raises(ValueError, match="^by: .* got 'flops/foward'; did you mean 'flops/forward"):
         best(by="flops/foward")
+
+
+@pytest.mark.parametrize(("methods", "note"), [
+    (("t", "t", "t"), ""), ((), ""),
+    (("t", "t", "Tango"), "The verdicts do not compare, as their methods differ: t (slim 0, slim "
+                          "1); Tango (slim 2)."),
+    (("t", "t", None), "By what method an older version made the verdict on slim 2 is not known."),
+    (("t", "Tango", ""), "The verdicts do not compare, as their methods differ: t (slim 0); Tango "
+                         "(slim 1). By what method an older version made the verdict on slim 2 is "
+                         "not known."),
+    (["t"] * 8 + ["Tango"], "The verdicts do not compare, as their methods differ: t (slim 0, slim "
+                            "1, slim 2, slim 3, slim 4 and 3 more); Tango (slim 8)."),
+])
+def test_verdicts_of_several_methods_are_not_mixed(writer, methods, note):
+    """In every table, and with the best, which is chosen among them; no verdict has no method."""
+    original = writer.run("oversized", metrics={"flops/forward": 9.0})
+    tags = [{"wua.verdict": "non_inferior"} | ({} if method is None else
+                                               {"wua.verdict.method": method})
+            for method in methods]
+    ids = [writer.run(f"slim {number}", metrics={"flops/forward": float(number)}, tags=each)
+           for number, each in enumerate(tags)]
+    newest_last = runs(order_by="attributes.start_time ASC")
+    assert newest_last.attrs["note"] == note
+    if ids:
+        assert (best()["name"], best().attrs["note"]) == ("slim 0", note)
+        assert compare_runs(original, ids[0]).attrs["note"] == ""
+        assert show_run(ids[0]).attrs["note"] == ""
+    if len(ids) == 3:
+        pair = compare_runs(ids[0], ids[2]).attrs["note"]
+        assert bool(pair) == (methods[0] != methods[2])
+        alone = show_run(ids[2]).attrs["note"]
+        assert bool(alone) == (not methods[2])
+        assert ("older version" in pair) == bool(alone)
 
 
 def test_two_runs_side_by_side_and_ratios_that_are_na_and_alike_names_with_ids(populated, writer):

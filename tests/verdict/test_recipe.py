@@ -11,6 +11,7 @@ from wua_mlflow.verdict.bootstrap import bootstrap_t_interval
 from wua_mlflow.verdict.compare import compare
 from wua_mlflow.verdict.looks import planned_looks
 from wua_mlflow.verdict.recipe import recipe_interval
+from wua_mlflow.verdict.text import seeds_text
 
 PLAN = planned_looks(20)
 
@@ -124,6 +125,10 @@ def test_an_early_look_needs_more_and_the_last_little_more_than_a_fixed_number()
       for plan in ([], [8, 5], [4, 8], [5, 5, 8], [5.0, 8.0], ["5", "8"], "8", 8, [True, 8])),
     (1, {"max_collapse": 0.1}, "max_collapse: expected scores of several seeds beside it, but the "
                                "candidate has one"),
+    (8, {"screened": 0}, "screened: expected a whole number of at least 1, but got 0"),
+    (8, {"screened": 1.5}, "screened: expected a whole number of at least 1, but got 1.5"),
+    (8, {"beyond_plan": -1}, "beyond_plan: expected a whole number of at least 0, but got -1"),
+    (8, {"beyond_plan": 8}, "beyond_plan: expected fewer than the candidate's 8 seeds, but got 8"),
     (8, {"max_collapse": 0}, "max_collapse: expected a number in (0, 1), but got 0"),
 ])
 def test_plans_and_shares_that_are_none(seeds, options, message):
@@ -171,3 +176,39 @@ def test_the_examples_part_of_r2_reaches_as_far_as_the_bootstrap_t():
     assert found.high - mean == pytest.approx(factor * max(usual, high - mean), rel=0.01)
     plain = recipe_interval(old, new, margin=0.0, confidence=0.95)
     assert found.high - found.low > 1.2 * (plain.high - plain.low)
+
+
+def test_seeds_beyond_the_plan_are_said_to_be_exploratory():
+    """The figures are those of the looks that are named; the words are in every sentence."""
+    base, cand = scores_of(np.random.default_rng(0), (12, 12))
+    planned, verdict = (compare(base, cand, margin=0.03, planned_seeds=(5, 12), beyond_plan=beyond)
+                        for beyond in (0, 7))
+    assert (verdict.low, verdict.high, verdict.outcome) == (
+        planned.low, planned.high, planned.outcome)
+    assert "(both trained with 12 seeds, 400 test examples; exploratory: 7 seeds beyond the plan)" \
+        in verdict.sentence
+    assert verdict.headline.endswith("; 12 seeds, 7 of them exploratory)")
+    assert seeds_text(verdict) == "12, 7 beyond the plan"
+    assert "exploratory" not in planned.sentence + planned.headline
+    assert seeds_text(planned) == "12"
+    one = compare(base, cand, margin=0.03, beyond_plan=1)
+    assert "exploratory: 1 seed beyond the plan" in one.sentence
+
+
+@pytest.mark.parametrize(("screened", "limit"), [(1, 16.8), (4, 22.4), (12, 26.6)])
+def test_the_limit_of_collapses_holds_for_all_widths_that_were_screened(screened, limit):
+    """None of 20: 1 − (0.025 ÷ screened)^(1/20); nothing else changes."""
+    base, cand = scores_of(np.random.default_rng(1), (20, 20))
+    verdict = compare(base, cand, margin=0.03, screened=screened)
+    alone = compare(base, cand, margin=0.03)
+    assert (verdict.low, verdict.high, verdict.outcome) == (alone.low, alone.high, alone.outcome)
+    assert 100 * verdict.counts.collapse_high == pytest.approx(limit, abs=0.05)
+    assert verdict.counts.screened == screened
+    words = f"could (a limit for all {screened} widths that were screened)." if screened > 1 else \
+        "could."
+    assert verdict.sentence.endswith(f"but up to {limit:.0f}% of seeds {words}")
+    accepted = compare(base, cand, margin=0.03, screened=screened, max_collapse=0.2)
+    assert (accepted.outcome == "non_inferior") == (limit < 20)
+    if screened > 1:
+        needed = int(accepted.settle.split("takes ")[1].split(" ")[0])
+        assert (0.025 / screened) ** (1 / needed) >= 0.8 > (0.025 / screened) ** (1 / (needed - 1))

@@ -61,7 +61,7 @@ RISK = "the choice is to accept that risk or to"
     (of("inconclusive", low=-0.05), FASTER, 1.0,
      f"{UNSETTLED}{SURE}; it is {GAINS}; {RISK} test with more test examples."),
     (of("inconclusive", low=-0.05, kind="recipe", settle=no_realistic_n(recipe=True)), SAME, 1.0,
-     f"{UNSETTLED}(95% confidence, 1 seeds); it is {NO_GAIN}; more data would hardly settle it, so "
+     f"{UNSETTLED}(95% confidence, 1 seed); it is {NO_GAIN}; more data would hardly settle it, so "
      f"{RISK} keep the original."),
     (of(), SAME, 6.0,
      f"The slim model answers as well as the original within 2 points of accuracy {SURE}, but is "

@@ -221,10 +221,11 @@ def answer(options: SimpleNamespace) -> int:
         return _best(options)
     table = runs(options.experiment, options.kind, options.where, order_by=options.order_by or (),
                  limit=options.limit)
+    note = table.attrs.get("note", "")
     text = _table_text(table, f"no run of kind '{options.kind}'")
     if len(table) == options.limit:
         text += f"\nNo more than {options.limit} are shown; --limit N shows more."
-    _print(options, records(table), table, text)
+    _print(options, records(table), table, text, note)
     return 0
 
 
@@ -232,7 +233,8 @@ def _best(options: SimpleNamespace) -> int:
     smallest = best(options.experiment, where=options.where)
     table = pd.DataFrame(columns=list(COLUMNS)) if smallest is None else smallest.to_frame().T
     _print(options, None if smallest is None else records(table)[0], table,
-           _table_text(table, "no variant has the verdict non_inferior"))
+           _table_text(table, "no variant has the verdict non_inferior"),
+           "" if smallest is None else smallest.attrs.get("note", ""))
     return 1 if smallest is None else 0
 
 
@@ -245,21 +247,31 @@ def _show(options: SimpleNamespace) -> int:
     if len(options.run) > 2:
         raise ValueError(f"show: expected one run or two, but got {len(options.run)}")
     pair = [find_run(run) for run in options.run]
-    values = [show_run(run)["value"] for run in pair]
+    shown = [show_run(run) for run in pair]
+    values = [each["value"] for each in shown]
     if len(pair) == 1:
-        _print(options, record(values[0]), values[0].reset_index(), run_text(values[0]))
+        _print(options, record(values[0]), values[0].reset_index(), run_text(values[0]),
+               shown[0].attrs["note"])
         return 0
     table = compare_runs(*pair)
     _print(options, {"runs": list(map(record, values)), "ratio": record(table["ratio"])},
-           table.reset_index(), two_runs_text(values, table))
+           table.reset_index(), two_runs_text(values, table), table.attrs["note"])
     return 0
 
 
-def _print(options: SimpleNamespace, content: object, table: pd.DataFrame, text: str) -> None:
-    """The content as JSON, the table as CSV, or the text."""
+def _print(
+    options: SimpleNamespace, content: object, table: pd.DataFrame, text: str, note: str
+) -> None:
+    """The content as JSON, the table as CSV, or the text; a note on its verdicts, if any.
+
+    Beside what machines read the note goes to standard error.
+    """
     if options.json:
         print(json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False))
     elif options.csv:
         print(table.to_csv(index=False), end="")
     else:
-        print(text)
+        print("\n\n".join(filter(None, (text, note))))
+        return
+    if note:
+        print(f"wua: note: {note}", file=sys.stderr)

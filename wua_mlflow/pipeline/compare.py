@@ -16,7 +16,7 @@ from wua_mlflow.config import Settings
 from wua_mlflow.data.datasets import DataSplit
 from wua_mlflow.data.tasks import score_name
 from wua_mlflow.levels import MOST_CONFIDENCE
-from wua_mlflow.pipeline.seeds import recipe_verdict
+from wua_mlflow.pipeline.seeds import NO_HISTORY, SeedHistory, recipe_verdict
 from wua_mlflow.pipeline.train import step_status
 from wua_mlflow.pipeline.variant import ModelVariant
 from wua_mlflow.results import Comparison, ratios
@@ -24,7 +24,7 @@ from wua_mlflow.rng import Purpose, torch_generator
 from wua_mlflow.tracking.log import latency_metrics, write
 from wua_mlflow.tracking.names import Metric, Tag, step_tag
 from wua_mlflow.tracking.names import Variant as VariantName
-from wua_mlflow.tracking.runs import count_looks, look_of
+from wua_mlflow.tracking.runs import count_looks, look_of, seeds_judged_before
 from wua_mlflow.tracking.store import Store
 from wua_mlflow.training.evaluation import Evaluation
 from wua_mlflow.training.latency import Latency, latency_ratio, measure_latency
@@ -67,7 +67,8 @@ CHANCE = 0.05
 
 
 def compare_variants(
-    store: Store, original: ModelVariant, slim: ModelVariant, *, beside: Sequence[ModelVariant] = ()
+    store: Store, original: ModelVariant, slim: ModelVariant, *,
+    beside: Sequence[ModelVariant] = (), screened: int = 1,
 ) -> tuple[Comparison, list[ModelVariant]]:
     """Judge a slim variant against the original, measure the latency of all, and log it.
 
@@ -79,6 +80,7 @@ def compare_variants(
         original: what the slim one is judged against.
         slim: the slim one.
         beside: controls: measured in the same turns, named in the sentence on budgets.
+        screened: how many widths got new seeds to see whether they collapse.
 
     Returns:
         The comparison, and the original, the controls and the slim one as they are now.
@@ -94,7 +96,9 @@ def compare_variants(
                          *filter(None, slim.tags.get(Tag.LOOKED, "").split(","))})
         looks = len(looked) + count_looks(store.client, slim.test.digest, besides=slim.run_id)
         comparison = judge(original.test, slim.test, settings, classes=split.classes, looks=looks,
-                           replicates=(original.replicate_scores, slim.replicate_scores))
+                           replicates=(original.replicate_scores, slim.replicate_scores),
+                           history=SeedHistory(
+                               screened, seeds_judged_before(store.client, slim.run_id)))
         timed = _latencies((original, *beside, slim))
         original, *beside, slim = (variant.logged({}, latency_metrics(latency))
                                    for variant, latency in timed)
@@ -104,7 +108,8 @@ def compare_variants(
             latency_ratio=latency_ratio(timed[0][1], timed[-1][1], confidence=settings.confidence,
                                         seed=settings.seed),
             timed={variant.run_id: latency_metrics(latency) for variant, latency in timed},
-            no_recipe=text.TRAINED_ELSEWHERE if original.adopted else text.TOO_FEW_SEEDS)
+            no_recipe=_why_no_recipe(original, slim), seedless=text.seedless_note(
+                [replicate.loss for replicate in slim.replicates]))
         for variant in (original, *beside):
             if variant.run_id in unmeasured:
                 write(store.client, variant.run_id, metrics=_latency_of(variant))
@@ -112,6 +117,15 @@ def compare_variants(
         write(store.client, slim.run_id, tags=tags,
               metrics={**comparison.metrics, **_latency_of(slim)})
     return comparison, [original, *beside, slim.logged(tags, comparison.metrics)]
+
+
+def _why_no_recipe(original: ModelVariant, slim: ModelVariant) -> str:
+    """Where there is no recipe verdict: that there are too few seeds, or what more would take."""
+    settings = slim.settings
+    if not original.adopted or settings.seeds != "auto":
+        return text.TOO_FEW_SEEDS
+    seconds = slim.metrics.get(Metric.TRAINING_SECONDS, 0.0) * (settings.first_seeds - 1)
+    return text.too_long_for_seeds(settings.first_seeds, seconds, original.run_id)
 
 
 def _budget_sentences(
@@ -148,9 +162,10 @@ def compare_evaluations(original: Evaluation, slim: Evaluation, settings: Settin
                    score=scores[0], seed=settings.seed)
 
 
-def judge(
+def judge(  # noqa: PLR0913 - what is judged, each by name
     original: Evaluation, slim: Evaluation, settings: Settings, *, classes: Sequence[str],
     looks: int, replicates: tuple[np.ndarray, np.ndarray] | None = None,
+    history: SeedHistory = NO_HISTORY,
 ) -> Comparison:
     """The verdicts and what changes by class; costs and budgets are not looked at.
 
@@ -161,19 +176,21 @@ def judge(
         classes: their names.
         looks: how many verdicts there are on these test examples, this one included.
         replicates: of each the scores by seed and example, shape (seeds, examples).
+        history: what went before the verdict on these.
 
     Raises:
         ValueError: as ``compare_evaluations``.
     """
     artifact = compare_evaluations(original, slim, settings)
-    recipe = recipe_verdict(*replicates, original.task, settings,
+    recipe = recipe_verdict(*replicates, original.task, settings, history,
                             targets=original.targets) if replicates else None
     bonferroni = None
     if looks > 1:
         confidence = min(1 - (1 - settings.confidence) / looks, MOST_CONFIDENCE)
         strict = settings.model_copy(update={"confidence": confidence})
         bonferroni = recipe and replicates and recipe_verdict(
-            *replicates, original.task, strict, targets=original.targets) or compare_evaluations(
+            *replicates, original.task, strict, history,
+            targets=original.targets) or compare_evaluations(
                 original, slim, strict)
     comparison = Comparison(artifact, recipe, None, None, looks, {}, bonferroni=bonferroni)
     if original.task == "regression":

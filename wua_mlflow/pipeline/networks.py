@@ -20,9 +20,11 @@ from wua_mlflow.pruning.compensation import compensated
 from wua_mlflow.pruning.cut import cut, unit_groups
 from wua_mlflow.pruning.importance import most_important, unit_importance
 from wua_mlflow.pruning.unit_groups import UnitGroups
-from wua_mlflow.rng import Stream
+from wua_mlflow.rng import Stream, seeded_stream
 
-__all__ = ["NetworkFactory", "PruningPlan", "cached", "from_scratch", "pruned_and_tuned"]
+__all__ = [
+    "NetworkFactory", "PruningPlan", "cached", "from_scratch", "one_network", "pruned_and_tuned",
+]
 
 
 MOST_WEIGHTS = 2**26
@@ -137,6 +139,17 @@ def _is_better(recipe: Recipe, candidate: Trained, other: Trained) -> bool:
         for each in (candidate, other))
     ahead = scores - other_scores
     return bool(ahead.mean() > ahead.std(ddof=1) / len(ahead) ** 0.5) if len(ahead) > 1 else False
+
+
+def one_network(trained: Trained, device: torch.device) -> NetworkFactory:
+    """A network that was trained elsewhere: the same for every replicate, which goes on by itself.
+
+    Number 0 goes on from the network's own random stream, every other one from its seed's.
+    """
+    def make(number: int, seed: int, label: str | None = None) -> Trained:
+        return replace(trained, stream=seeded_stream(seed, device)) if number else trained
+
+    return make
 
 
 def cached(factory: NetworkFactory, *, first: Trained | None = None) -> NetworkFactory:

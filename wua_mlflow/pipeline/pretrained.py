@@ -24,6 +24,7 @@ from wua_mlflow.errors import did_you_mean, one_line
 from wua_mlflow.hooks import unwrapped
 from wua_mlflow.pipeline.compare_external import source_run
 from wua_mlflow.pipeline.models import BUILT_IN, check_fit, users_factory
+from wua_mlflow.pipeline.networks import one_network
 from wua_mlflow.pipeline.recipe import Recipe, Trained, load_recipe
 from wua_mlflow.pipeline.train import TrainingPlan, train_variant
 from wua_mlflow.pipeline.variant import ModelVariant
@@ -153,12 +154,12 @@ def pretrained_settings(settings: Settings) -> Settings:
 
 
 def pretrained_recipe(settings: Settings) -> Recipe:
-    """The data and the factory that the settings name; there is one network, no replicate of it.
+    """The data and the factory that the settings name.
 
     Raises:
         ValueError: one line; something is not there, or does not fit.
     """
-    return load_recipe(pretrained_settings(settings).model_copy(update={"seeds": 1}))
+    return load_recipe(pretrained_settings(settings))
 
 
 def import_pretrained(store: Store, recipe: Recipe, *, pipeline: str | None = None) -> ModelVariant:
@@ -182,8 +183,9 @@ def import_pretrained(store: Store, recipe: Recipe, *, pipeline: str | None = No
     widths = settings.hidden or tuple(
         group.units for group in unit_groups(model, recipe.example).groups)
     variant = train_variant(store, recipe, TrainingPlan(
-        VariantName.OVERSIZED, widths, settings.epochs, lambda *_: trained, hidden=settings.hidden,
-        adopted=settings.state or settings.model, replicates=1, pipeline=pipeline))
+        VariantName.OVERSIZED, widths, settings.epochs, one_network(trained, recipe.device),
+        hidden=settings.hidden, adopted=settings.state or settings.model, replicates=1,
+        pipeline=pipeline))
     warning = _low_score_warning(variant.test)
     if warning:
         print(f"wua: note: {warning}", file=sys.stderr)

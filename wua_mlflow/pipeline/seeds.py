@@ -5,7 +5,9 @@ Tests: ``tests/pipeline/test_seeds.py``.
 
 from __future__ import annotations
 
-from dataclasses import replace
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,7 @@ from wua_mlflow.config import Settings
 from wua_mlflow.data.tasks import Task, score_name
 from wua_mlflow.pipeline.networks import NetworkFactory
 from wua_mlflow.pipeline.recipe import train_replicate
-from wua_mlflow.pipeline.train import replicate_metrics
+from wua_mlflow.pipeline.train import most_seconds, replicate_metrics
 from wua_mlflow.pipeline.variant import ModelVariant, replicates_table, variant_files
 from wua_mlflow.tracking.log import write
 from wua_mlflow.tracking.names import ArtifactPath
@@ -24,52 +26,92 @@ from wua_mlflow.verdict.compare import Verdict, compare
 from wua_mlflow.verdict.inputs import FEWEST_SEEDS, R2Scores
 from wua_mlflow.verdict.looks import LEAST_CHANCE, planned_looks
 
-__all__ = ["recipe_verdict", "with_seeds_to_settle"]
+__all__ = ["NO_HISTORY", "SeedHistory", "recipe_verdict", "with_seeds_to_settle"]
+
+
+@dataclass(frozen=True)
+class SeedHistory:
+    """What went before a recipe verdict.
+
+    Attributes:
+        screened: how many widths got new seeds to see whether they collapse.
+        judged: the slim one's seeds in an earlier verdict on the same recipes, by another plan.
+    """
+
+    screened: int = 1
+    judged: int = 0
+
+
+NO_HISTORY = SeedHistory()
+
 
 def recipe_verdict(
-    original: np.ndarray, slim: np.ndarray, task: Task, settings: Settings, *,
-    targets: np.ndarray | None = None,
+    original: np.ndarray, slim: np.ndarray, task: Task, settings: Settings,
+    history: SeedHistory = NO_HISTORY, *, targets: np.ndarray | None = None,
 ) -> Verdict | None:
     """The verdict over the replicates' test scores, shape (S, n); None of fewer than 5 a side.
 
-    Where ``seeds`` is auto it is that of a look, if the slim one's number is a planned one. Of a
-    side at most twice as many count as there are of the other. ``targets`` are the test part's, of
-    a regression.
+    An original of one replicate, which was trained elsewhere, is one given network. Of a side at
+    most twice as many count as there are of the other. Planned are the looks where ``seeds`` is
+    auto, else that number. What the slim one has beyond the last look that was planned, or beyond
+    an earlier verdict by another plan, is exploratory; a number between the looks is one more look.
+    ``targets`` are the test part's, of a regression.
     """
-    if min(len(original), len(slim)) < FEWEST_SEEDS:
+    given = len(original) == 1
+    if len(slim) < FEWEST_SEEDS or not given and len(original) < FEWEST_SEEDS:
         return None
-    planned = planned_looks(settings.max_seeds) if settings.seeds == "auto" else ()
+    plan = planned_looks(settings.max_seeds) if settings.seeds == "auto" else (settings.seeds,)
     old: Any = original[:2 * len(slim)]
-    new: Any = slim[:2 * len(original)]
+    new: Any = slim if given else slim[:2 * len(original)]
     seeds = len(new)
+    looks = sorted({*(look for look in plan if look >= FEWEST_SEEDS), seeds})
     if task == "regression" and targets is not None:
         old, new = R2Scores(old, targets), R2Scores(new, targets)
-    return compare(old, new, margin=settings.margin, confidence=settings.confidence,
-                   score=score_name(task), seed=settings.seed,
-                   planned_seeds=planned if seeds in planned else None)
+    return compare(
+        old, new, margin=settings.margin, confidence=settings.confidence, score=score_name(task),
+        seed=settings.seed, screened=history.screened,
+        planned_seeds=looks if len(looks) > 1 and seeds >= plan[0] else None,
+        beyond_plan=_beyond(seeds, plan, history.judged))
+
+
+def _beyond(seeds: int, plan: Sequence[int], judged: int) -> int:
+    """How many of the seeds were not planned when fewer of them were judged.
+
+    >>> _beyond(12, (5, 8, 12), 0), _beyond(14, (5, 8, 12), 0), _beyond(12, (5, 8, 12), 5)
+    (0, 2, 7)
+    """
+    before = max((look for look in plan if look <= seeds), default=seeds)
+    return seeds - min(before, judged or before)
 
 
 def with_seeds_to_settle(
     store: Store, original: ModelVariant, slim: ModelVariant, make_original: NetworkFactory
 ) -> tuple[ModelVariant, ModelVariant]:
-    """Both with as many replicates as settle the verdict, or as ``max_seeds`` allows.
+    """Both with as many replicates as ``seeds`` says; of auto, as settle the verdict.
 
-    It ends early where the last look would hardly settle it. What is added is logged once, at the
+    Of an original that was trained elsewhere there is one. Auto ends early where the last look
+    would hardly settle it, where that original's slim networks would take too long
+    (``most_seconds``), and at the latest with ``max_seeds``. What is added is logged once, at the
     end, in the runs of both.
 
     Args:
         store: where the runs are.
-        original: with at least 5 replicates; else nothing is added.
-        slim: the same.
+        original: what the slim one is judged against.
+        slim: where it has one replicate alone, as its training takes too long, nothing is added.
         make_original: makes the original's replicates.
     """
     settings, before = slim.settings, (len(original.replicates), len(slim.replicates))
-    if settings.seeds != "auto" or min(before) < FEWEST_SEEDS:
+    auto = settings.seeds == "auto"
+    if settings.first_seeds < FEWEST_SEEDS or original.adopted and before[1] < FEWEST_SEEDS:
         return original, slim
-    for seeds in planned_looks(settings.max_seeds):
+    longest = most_seconds(settings) if original.adopted else math.inf
+    for seeds in planned_looks(settings.max_seeds) if auto else (settings.first_seeds,):
         if seeds < len(slim.replicates):
             continue
-        original = _extended(original, seeds, make_original)
+        if slim.trained.seconds * (seeds - 1) > longest and seeds > before[1]:
+            break
+        if not original.adopted:
+            original = _extended(original, seeds, make_original)
         slim = _extended(slim, seeds, slim.make)
         verdict = recipe_verdict(original.replicate_scores, slim.replicate_scores,
                                  slim.test.task, settings, targets=slim.test.targets)

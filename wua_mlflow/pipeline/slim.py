@@ -30,7 +30,7 @@ from wua_mlflow.pipeline.target_widths import (
     dimensions_of,
     scaled_widths,
 )
-from wua_mlflow.pipeline.train import TrainingPlan, train_variant
+from wua_mlflow.pipeline.train import TrainingPlan, most_seconds, train_variant
 from wua_mlflow.pipeline.variant import MACHINE, ModelVariant, load_variant
 from wua_mlflow.pruning.cut import cut
 from wua_mlflow.results import Round, Slimmed, TargetWidths, WidthParameter
@@ -46,8 +46,8 @@ from wua_mlflow.usage.results import ModelUsage
 __all__ = ["SlimmingContext", "check_slimming", "slim_variant"]
 
 
-PARENTS = ("data", "target", "task", "model", "state", "hidden", "seed", "seeds", "max_seeds")
-"""The settings that a slim variant takes from its parent: data, factory, replicates."""
+PARENTS = ("data", "target", "task", "model", "state", "hidden", "seed")
+"""The settings that a slim variant takes from its parent: data, factory."""
 
 
 @dataclass(frozen=True)
@@ -240,7 +240,7 @@ def slim_variant(
         *controls, slim = trained
         original, slim = with_seeds_to_settle(store, context.original, slim, root)
         comparison, (original, *controls, slim) = compare_variants(
-            store, original, slim, beside=controls)
+            store, original, slim, beside=controls, screened=goal.screened)
         networks |= {variant.run_id: variant for variant in (original, *controls, slim)}
         rounds.append(Round(goal, slim.result(), tuple(each.result() for each in controls),
                             comparison))
@@ -264,7 +264,9 @@ def _trained(
 
     plan_of = partial(
         TrainingPlan, VariantName.SLIM if number == 1 else f"{VariantName.SLIM}-{number}",
-        replicates=len(replicates), baseline=original.run_id, pipeline=pipeline,
+        replicates=None if parent.adopted else len(replicates),
+        seconds=most_seconds(settings) if original.adopted else math.inf,
+        baseline=original.run_id, pipeline=pipeline,
         origin=_origin(settings, parent, goal, epochs))
     if settings.how == "prune":
         plan = plan_of(
@@ -300,7 +302,7 @@ def _control_plans(
     original = context.original
     settings, recipe = original.settings, original.recipe
     control = partial(TrainingPlan, baseline=original.run_id, pipeline=plan.pipeline,
-                      hidden=settings.hidden)
+                      hidden=settings.hidden, seconds=plan.seconds)
     pruning = context.settings.how == "prune"
     if original.adopted:
         recipe = replace(recipe, settings=context.recipe.settings.model_copy(

@@ -7,6 +7,7 @@ Tests: ``tests/pipeline/test_workflow.py``, ``tests/pipeline/test_workflow_steps
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -33,7 +34,7 @@ from wua_mlflow.tracking.store import Store, ended, inherited_run, new_run
 from wua_mlflow.training.evaluation import Evaluation
 
 __all__ = [
-    "TrainingPlan", "datasets_of", "replicate_metrics", "run_scope", "step_status",
+    "TrainingPlan", "datasets_of", "most_seconds", "replicate_metrics", "run_scope", "step_status",
     "train_variant", "variant_tags", "write_params",
 ]
 
@@ -44,6 +45,14 @@ _PARAMS = ("data", "target", "model", "train", "hidden", "epochs", "criterion", 
 _WITH_THE_MODEL = (ArtifactPath.STATE, ArtifactPath.STRUCTURE, ArtifactPath.SCALING,
                    ArtifactPath.CONFIG)
 _TRAINING_COSTS = (Metric.FLOPS_TRAINING, Metric.FLOPS_PTFLOPS_TRAINING, Metric.TRAINING_SECONDS)
+
+
+_HOUR_S = 3600.0
+
+
+def most_seconds(settings: Settings) -> float:
+    """What the replicates of a network may take unasked that comes from one trained elsewhere."""
+    return math.inf if settings.seeds != "auto" else settings.search_seconds or _HOUR_S
 
 
 @dataclass(frozen=True)
@@ -59,6 +68,7 @@ class TrainingPlan:
         hidden: the widths that the factory is given, where they are not ``widths``.
         adopted: where its weights came from, if it was trained elsewhere.
         replicates: at most so many.
+        seconds: replicates are added only where they take no longer together, by the first one.
         baseline: run of the original.
         pipeline: run of the pipeline.
         origin: a comment for ``config.yaml``: what else it takes to make this variant again.
@@ -73,6 +83,7 @@ class TrainingPlan:
     hidden: tuple[int, ...] | None = None
     adopted: str = ""
     replicates: int | None = None
+    seconds: float = math.inf
     baseline: str | None = None
     pipeline: str | None = None
     origin: str = ""
@@ -150,6 +161,8 @@ def train_variant(store: Store, recipe: Recipe, plan: TrainingPlan) -> ModelVari
         trained = plan.make(0, settings.seed, f"training {plan.name}")
         test = recipe.evaluate(trained.model, recipe.split.test, trained.kind)
         count = min(settings.first_seeds, plan.replicates or settings.first_seeds)
+        if trained.seconds * (count - 1) > plan.seconds:
+            count = 1
         replicates = train_replicates(recipe, plan.make, (trained, test), count=count,
                                       label=f"replicates of {plan.name}")
         metrics = {**_score_metrics(recipe, trained, test, replicates),

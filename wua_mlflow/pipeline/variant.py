@@ -21,7 +21,7 @@ from torch import nn
 from wua_mlflow.config import Settings, load_settings
 from wua_mlflow.data.tasks import OutputKind, output_kind
 from wua_mlflow.hooks import unwrapped
-from wua_mlflow.pipeline.networks import NetworkFactory, cached, from_scratch
+from wua_mlflow.pipeline.networks import NetworkFactory, cached, from_scratch, one_network
 from wua_mlflow.pipeline.recipe import Recipe, Replicate, Trained, load_recipe
 from wua_mlflow.pruning.cut import Specification, rebuild
 from wua_mlflow.results import VariantResult
@@ -213,10 +213,10 @@ def load_variant(
                          f"{run_id} was made: {' '.join(str(error).split())}") from error
     kind = output_kind(model, recipe.split.train.inputs[:2].to(recipe.device), recipe.split.task)
     trained = Trained(model.eval(), kind, (), replicates[0].stream, structure=structure)
-    again = from_scratch(recipe, settings.hidden, settings.epochs)
+    make = one_network(trained, recipe.device) if Tag.ADOPTED in tags else cached(
+        from_scratch(recipe, settings.hidden, settings.epochs), first=trained)
     return ModelVariant(run_id, run.info.experiment_id, run.info.run_name, tags[Tag.VARIANT],
-                        recipe, trained, test, replicates, tags, dict(run.data.metrics),
-                        cached(again, first=trained))
+                        recipe, trained, test, replicates, tags, dict(run.data.metrics), make)
 
 
 def _read_results(

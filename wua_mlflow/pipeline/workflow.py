@@ -219,11 +219,12 @@ def compare_run(
         machine = {name: getattr(settings, name) for name in MACHINE}
         original, *controls = (load_variant(store, run_id, machine) for run_id in (
             slim.tags[Tag.BASELINE], *controls_of(store.client, store.experiment_id, slim.run_id)))
+        widths = logged_widths(store, slim.run_id)
         comparison, (original, *controls, slim) = compare_variants(
-            store, original, slim, beside=controls)
+            store, original, slim, beside=controls, screened=widths.screened if widths else 1)
         pipeline = slim.tags.get(Tag.PIPELINE)
         if pipeline and result_of(store.client, pipeline) == slim.run_id:
-            only = Round(logged_widths(store, slim.run_id), slim.result(),
+            only = Round(widths, slim.result(),
                          tuple(control.result() for control in controls), comparison)
             publish(store, pipeline, Slimmed(original.result(), (only,)))
         return original, slim, comparison

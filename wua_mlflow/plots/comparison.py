@@ -129,7 +129,8 @@ class ScoreRow:
 class ComparisonData:
     """What the figure shows; rows of every panel are in the order of ``names``.
 
-    The first variant is the original, the last one the candidate. ``savings`` may be empty.
+    The first variant is the original, the last one the candidate. ``savings`` may be empty, and
+    ``methods``: the note where the verdicts' methods differ.
     """
 
     names: tuple[str, ...]
@@ -140,6 +141,7 @@ class ComparisonData:
     scores: tuple[ScoreRow, ...]
     panels: tuple[BarPanel, ...]
     verdicts: tuple[Verdict, ...]
+    methods: str = ""
 
     @property
     def scored(self) -> bool:
@@ -184,7 +186,12 @@ def comparison_data(
         panels=tuple(_panel(quantity, variants) for quantity in QUANTITIES
                      if any(quantity.metric in variant.metrics for variant in variants)),
         verdicts=tuple(verdicts),
+        methods=text.methods_note((_BASES[verdict.kind], verdict.method) for verdict in verdicts),
     )
+
+
+_BASES = {"recipe": "recipe, over seeds", "artifact": "these two models"}
+"""What a verdict is on, by its kind."""
 
 
 def _panel(quantity: Quantity, variants: Sequence[VariantResult]) -> BarPanel:
@@ -214,7 +221,7 @@ def plot_comparison(data: ComparisonData) -> Figure:
     lines = -(-len(data.panels) // _COLUMNS)
     foot = bars_top + lines * (_BAR_HEAD_IN + bar_in) + (0.2 if lines else -0.3)
     saved = f"{data.names[-1]} against {data.names[0]}: {data.savings}" if data.savings else ""
-    page = style.sheet(_WIDTH_IN, foot, title=data.headline, subtitle=saved)
+    page = style.sheet(_WIDTH_IN, foot, title=data.headline, subtitle=saved, caption=data.methods)
     for question, top, shown in (("Is it as good?", _QUALITY_TOP_IN, judged),
                                  ("What does it save?", bars_top - 0.12, lines)):
         if shown:
@@ -290,8 +297,7 @@ def _draw_verdicts(ax: Axes, data: ComparisonData) -> None:
 
 
 def _verdict_words(verdict: Verdict) -> str:
-    which = "recipe, over seeds" if verdict.kind == "recipe" else "these two models"
-    return f"{which}:\n{text.outcome_words(verdict)}\n{text.interval_words(verdict)}"
+    return f"{_BASES[verdict.kind]}:\n{text.outcome_words(verdict)}\n{text.interval_words(verdict)}"
 
 
 def _draw_bars(ax: Axes, panel: BarPanel, colours: tuple[str, ...]) -> None:

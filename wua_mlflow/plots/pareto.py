@@ -15,7 +15,7 @@ import numpy as np
 from wua_mlflow.plots import style
 from wua_mlflow.plots.style import DASHED, EDGE_IN, INK, MUTED, RULE, WITHIN_MARGIN
 from wua_mlflow.verdict.intervals import t_quantile
-from wua_mlflow.verdict.text import margin_text
+from wua_mlflow.verdict.text import margin_text, methods_note
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -63,12 +63,16 @@ class ParetoPoint:
 
 @dataclass(frozen=True)
 class ParetoData:
-    """The points, the original first; ``margin`` is None where no loss was agreed on."""
+    """The points, the original first; ``margin`` is None where no loss was agreed on.
+
+    ``methods``: the note where the variants' verdicts were made by several methods.
+    """
 
     points: tuple[ParetoPoint, ...]
     score_name: str
     margin: float | None
     confidence: float
+    methods: str = ""
 
     @property
     def band(self) -> tuple[float, float] | None:
@@ -107,7 +111,9 @@ def pareto_data(
                for figure in (point.flops, point.value, *point.replicates)):
         raise ValueError("variants: expected finite FLOPs and scores")
     return ParetoData(tuple(replace(point, slot=_slot(point, known)) for point in known), score,
-                      margin, confidence)
+                      margin, confidence, methods_note(
+                          (variant.name, variant.tags.get("wua.verdict.method"))
+                          for variant in variants if "wua.verdict" in variant.tags))
 
 
 def _point(variant: VariantResult, confidence: float) -> ParetoPoint | None:
@@ -189,6 +195,7 @@ def _caption(data: ParetoData) -> str:
         (f"Shaded: down to {margin} below the original.", data.margin is not None),
         ("The verdict does not come from this picture: it compares the two example by example.",
          True),
+        (data.methods, data.methods),
     ]
     return " ".join(words for words, shown in sentences if shown)
 

@@ -220,6 +220,8 @@ def _rounds(report: Report) -> list[Block]:
         Table(("round", "verdict", "difference (interval)", "fewer FLOPs", ""),
               list(map(_round_row, report.rounds, is_result)),
               strong=is_result.index(True) if any(is_result) else None, may_be_cut=False),
+        Text(text.methods_note((row.variant.name, row.comparison.verdict.method)
+                               for row in report.rounds)),
         ended]
 
 

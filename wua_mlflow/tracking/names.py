@@ -57,6 +57,9 @@ class Tag:
     VERDICT_RECIPE = "wua.verdict.recipe"
     VERDICT_METHOD = "wua.verdict.method"
     """How the interval of ``wua.verdict`` was made; verdicts of two methods do not compare."""
+    VERDICT_SEEDS = "wua.verdict.seeds"
+    """The slim one's seeds in the recipe verdict, and how many were not planned:
+    ``12, 7 beyond the plan``."""
     SENTENCE = "wua.verdict.sentence"
     """On a version in the registry: its artifact verdict as a sentence."""
     COMPARISON = "wua.comparison"

@@ -35,10 +35,11 @@ from wua_mlflow.tracking.store import (
     shown_uri,
     sqlite_file,
 )
+from wua_mlflow.verdict.text import methods_note
 
 __all__ = [
     "best", "compare_runs", "controls_of", "count_looks", "find_control", "find_run", "is_slim",
-    "look_of", "record_pair", "result_of", "runs", "show_run",
+    "look_of", "record_pair", "result_of", "runs", "seeds_judged_before", "show_run",
 ]
 
 
@@ -78,7 +79,8 @@ def runs(
     Returns:
         ``run_id``, ``name``, ``status``, ``start_time`` (a param called like one of these is left
         out), then tags (``wua.…``), params and metrics; counts are whole numbers, times in UTC, and
-        what a run lacks is NA.
+        what a run lacks is NA. ``attrs["note"]`` says where the methods of the verdicts differ, or
+        one is not known.
 
     Raises:
         ValueError: an experiment or a kind that does not exist, a limit below 1, or a filter that
@@ -112,6 +114,8 @@ def best(
 ) -> pd.Series | None:
     """The smallest variant whose verdict is non-inferior; None where there is none.
 
+    ``attrs["note"]`` says where the methods of the verdicts that it was chosen by differ.
+
     Args:
         experiment: name or names; every experiment, if None.
         where: MLflow's filter syntax, added.
@@ -122,13 +126,21 @@ def best(
     """
     verdict = f"tags.`{Tag.VERDICT}` = '{Outcome.NON_INFERIOR}'"
     clause = f"{verdict} AND {where}" if where else verdict
-    table = runs(experiment, where=clause, order_by=f"metrics.`{by}` ASC", limit=1)
+    table = runs(experiment, where=clause, order_by=f"metrics.`{by}` ASC")
     if table.empty:
         return None
     if by not in table:  # MLflow puts the runs without it last, so none has it
         raise ValueError(f"by: expected a metric of the variants, but got '{by}'"
                          f"{did_you_mean(by, table.columns)}")
-    return table.iloc[0]
+    smallest = table.iloc[0]
+    smallest.attrs.update(table.attrs)
+    return smallest
+
+
+def _methods_note(listed: Iterable[Run]) -> str:
+    """Where the verdicts of these runs were made by several methods, or by one not known."""
+    return methods_note((str(run.info.run_name), run.data.tags.get(Tag.VERDICT_METHOD))
+                        for run in listed if Tag.VERDICT in run.data.tags)
 
 
 def find_run(run_id: str) -> Run:
@@ -165,7 +177,8 @@ def compare_runs(a: str | Run, b: str | Run) -> pd.DataFrame:
 
     Returns:
         Index ``metric``, the contract's first and in its order; ``ratio`` is NA where a value is
-        missing or not above 0.
+        missing or not above 0. ``attrs["note"]`` says where the methods of their verdicts differ,
+        or one is not known.
 
     Raises:
         ValueError: no such run, or twice the same.
@@ -183,6 +196,7 @@ def compare_runs(a: str | Run, b: str | Run) -> pd.DataFrame:
                          index=pd.Index(known, name="metric"), dtype="Float64")
     above = table.where(table > 0)
     table["ratio"] = above[names[0]] / above[names[1]]
+    table.attrs["note"] = _methods_note(pair)
     return table
 
 
@@ -193,7 +207,9 @@ def show_run(run: str | Run) -> pd.DataFrame:
         ValueError: no such run.
     """
     table = _table([run if isinstance(run, Run) else find_run(run)])
-    return pd.DataFrame({"value": table.astype(object).iloc[0]}).rename_axis("name")
+    values = pd.DataFrame({"value": table.astype(object).iloc[0]}).rename_axis("name")
+    values.attrs.update(table.attrs)
+    return values
 
 
 def _search(
@@ -229,6 +245,7 @@ def _table(listed: Sequence[Run]) -> pd.DataFrame:
             table[column] = _whole(table[column])
         elif column in FRACTIONS:
             table[column] = pd.to_numeric(table[column], errors="coerce").astype(float)
+    table.attrs["note"] = _methods_note(listed)
     return table
 
 
@@ -329,6 +346,61 @@ def count_looks(client: MlflowClient, digest: str, *, besides: str = "") -> int:
                    if run.info.run_id != besides)
     pairs = {pair for entry in experiments for pair in _pairs(entry.tags.get(looks_tag(digest)))}
     return variants + len(pairs)
+
+
+_PLAN = ("seeds", "max_seeds")
+_NO_RECIPE = (*_PLAN, "criterion", "device", "threads")
+"""Params of a variant that do not say how it was trained."""
+
+
+def seeds_judged_before(client: MlflowClient, run_id: str) -> int:
+    """The most seeds of an earlier recipe verdict on the same two recipes; 0 of none.
+
+    A verdict by the same plan (``seeds``, ``max_seeds``) is the same one. Alike are runs of the
+    same widths, params and test data, whose originals are one run, or alike themselves.
+
+    Args:
+        client: MLflow's.
+        run_id: of a slim variant.
+    """
+    run = client.get_run(run_id)
+    tags = run.data.tags
+    clause = " AND ".join((
+        *(f"tags.`{tag}` = '{tags.get(tag, '')}'" for tag in (
+            Tag.KIND, Tag.VARIANT, Tag.TEST_DIGEST, Tag.WIDTHS)),
+        f"tags.`{Tag.VERDICT_RECIPE}` != ''", f"attributes.start_time < {run.info.start_time}"))
+    experiments = [entry.experiment_id for entry in active(client)]
+    original = tags.get(Tag.BASELINE)
+    earlier = [other for other in pages(client, experiments, clause, (), None)
+               if _recipe_of(other) == _recipe_of(run) and _plan_of(other) != _plan_of(run)
+               and _same_recipe(client, other.data.tags.get(Tag.BASELINE), original)]
+    return max(map(_seeds_of, earlier), default=0)
+
+
+def _plan_of(run: Run) -> list[str | None]:
+    return [run.data.params.get(name) for name in _PLAN]
+
+
+def _recipe_of(run: Run) -> dict[str, str | None]:
+    params = {name: value for name, value in run.data.params.items() if name not in _NO_RECIPE}
+    return {**params, **{tag: run.data.tags.get(tag) for tag in (
+        Tag.WIDTHS, Tag.STRUCTURE, Tag.FOLDED, Tag.ADOPTED)}}
+
+
+def _same_recipe(client: MlflowClient, one: str | None, other: str | None) -> bool:
+    """Whether two originals are one run, or were made alike."""
+    if one is None or other is None or one == other:
+        return one == other
+    recipes = [run and _recipe_of(run)
+               for run in (or_none(client.get_run, run_id) for run_id in (one, other))]
+    return None not in recipes and recipes[0] == recipes[1]
+
+
+def _seeds_of(run: Run) -> int:
+    """Of a run's recipe verdict; older runs have no tag of it, but a fixed number."""
+    seeds = run.data.tags.get(Tag.VERDICT_SEEDS, run.data.params.get("seeds", ""))
+    number = seeds.partition(",")[0]
+    return int(number) if number.isdigit() else 0
 
 
 def record_pair(

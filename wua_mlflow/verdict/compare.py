@@ -18,6 +18,7 @@ from wua_mlflow.verdict import intervals, sample_size, text
 from wua_mlflow.verdict.bootstrap import inflated_bootstrap_t
 from wua_mlflow.verdict.guards import Guarded, guarded
 from wua_mlflow.verdict.inputs import (
+    check_count,
     check_seed,
     checked_groups,
     checked_level,
@@ -26,7 +27,7 @@ from wua_mlflow.verdict.inputs import (
     checked_scores,
 )
 from wua_mlflow.verdict.predictions import Paired, checked_predictions
-from wua_mlflow.verdict.recipe import METHOD, SeedCounts, recipe_interval
+from wua_mlflow.verdict.recipe import METHOD, SeedCounts, collapse_confidence, recipe_interval
 from wua_mlflow.verdict.sample_size import RequiredRange, RequiredSampleSize, check_share
 from wua_mlflow.verdict.scores import EXAMPLE_MEANS, SCORES, by_group
 
@@ -120,6 +121,8 @@ def compare(  # noqa: PLR0913 - what is compared, and how surely, each by name
     groups: ArrayLike | None = None,
     class_margin: float | None = 0.10,
     classes: Sequence[Any] | None = None,
+    screened: int = 1,
+    beyond_plan: int = 0,
 ) -> Verdict:
     """Compare two models (artifact) or two recipes over seeds (recipe) on the same test examples.
 
@@ -171,9 +174,13 @@ def compare(  # noqa: PLR0913 - what is compared, and how surely, each by name
         seed: of the bootstrap's own generator.
         planned_seeds: the candidate's seeds at each planned look, where seeds are added until the
             verdict is settled; the interval then holds for all looks together (``looks.py``).
+        beyond_plan: how many of the candidate's seeds were added beyond the plan, after a verdict
+            on fewer was known: the sentence says that it is exploratory.
         max_collapse: the share of seeds that may collapse, in (0, 1): a recipe is non-inferior only
             where the upper limit of that share is not above it, and inferior where the lower one
             is. None: collapses are counted only.
+        screened: how many candidates were screened for collapses, of which this one is left; the
+            limits of the share that collapses hold for all of them together.
         targets: shape (n,): labels of any kind, or a regression's numbers.
         groups: shape (n,): whose examples they are (patient, user, document); those of one are a
             single draw.
@@ -187,7 +194,8 @@ def compare(  # noqa: PLR0913 - what is compared, and how surely, each by name
     Raises:
         ValueError: a margin, confidence, shape or value outside the above, 2 to 4 seeds, fewer
             than two examples, two different test sets, looks that are no plan or do not hold the
-            candidate's number of seeds, ``max_collapse`` of a single network, or a score that
+            candidate's number of seeds, ``max_collapse`` of a single network, ``screened`` below
+            1, ``beyond_plan`` below 0 or not below the candidate's number of seeds, or a score that
             needs ``targets``.
 
     >>> full = np.ones(1000)
@@ -203,6 +211,8 @@ def compare(  # noqa: PLR0913 - what is compared, and how surely, each by name
     """
     margin, confidence = checked_level(margin, confidence)
     check_seed(seed)
+    check_count("screened", screened, least=1)
+    check_count("beyond_plan", beyond_plan, least=0)
     _check_shares(max_collapse=max_collapse, class_margin=class_margin)
     pair = None
     if targets is None:
@@ -224,7 +234,9 @@ def compare(  # noqa: PLR0913 - what is compared, and how surely, each by name
         old, new = (1 - np.square(side - r2_targets) / r2_targets.var()
                     for side in (pair.baseline, pair.candidate))
     draws = _Draws.of(old, new, None if pair is None else pair.moved, groups, r2_targets)
-    interval, counts = _interval(draws, margin, confidence, seed, planned_seeds)
+    interval, counts = _interval(draws, margin, confidence, seed, planned_seeds, screened)
+    if counts is not None:
+        counts = _beyond(counts, beyond_plan)
     outcome, settle, needed = _outcome(interval, margin), None, None
     if counts is not None:
         outcome, settle = _with_collapses(outcome, counts, confidence, max_collapse)
@@ -243,6 +255,14 @@ def compare(  # noqa: PLR0913 - what is compared, and how surely, each by name
         counts=counts, groups=draws.groups, needed=needed, **_values(guards))
 
 
+def _beyond(counts: SeedCounts, beyond_plan: int) -> SeedCounts:
+    """With the seeds that were not planned; raise where all would be."""
+    if beyond_plan >= counts.candidate:
+        raise ValueError(f"beyond_plan: expected fewer than the candidate's {counts.candidate} "
+                         f"seeds, but got {beyond_plan}")
+    return replace(counts, beyond_plan=beyond_plan)
+
+
 def _check_shares(**shares: float | None) -> None:
     for name, share in shares.items():
         if share is not None:
@@ -250,12 +270,13 @@ def _check_shares(**shares: float | None) -> None:
 
 
 def _interval(
-    draws: _Draws, margin: float, confidence: float, seed: int, planned: Sequence[int] | None
+    draws: _Draws, margin: float, confidence: float, seed: int, planned: Sequence[int] | None,
+    screened: int,
 ) -> tuple[_Interval, SeedCounts | None]:
     """The interval by the design, with sizes in examples."""
     counts = None
     if len(draws.new) > 1:
-        interval, counts = _recipe(draws, margin, confidence, planned, seed)
+        interval, counts = _recipe(draws, margin, confidence, planned, seed, screened)
     elif bool(np.isin([draws.old, draws.new], (0.0, 1.0)).all()):
         interval = _tango(draws.old[0], draws.new[0], margin, confidence)
     else:
@@ -304,7 +325,8 @@ def _with_collapses(
     if not counts.enough:
         return "inconclusive", text.TOO_MANY_COLLAPSED
     if max_collapse is not None and counts.collapse_high > max_collapse:
-        needed = sample_size.required_seeds_without_collapse(max_collapse, confidence)
+        needed = sample_size.required_seeds_without_collapse(
+            max_collapse, collapse_confidence(confidence, counts.screened))
         return "inconclusive", text.too_few_seeds_for_collapse(
             max_collapse, counts.collapsed, needed)
     return outcome, None
@@ -430,10 +452,12 @@ def _bootstrap(draws: _Draws, margin: float, confidence: float, seed: int) -> _I
 
 
 def _recipe(
-    draws: _Draws, margin: float, confidence: float, planned: Sequence[int] | None, seed: int
+    draws: _Draws, margin: float, confidence: float, planned: Sequence[int] | None, seed: int,
+    screened: int,
 ) -> tuple[_Interval, SeedCounts]:
     found = recipe_interval(draws.old, draws.new, margin=margin, confidence=confidence,
-                            planned=planned, moved=draws.moved, targets=draws.r2_targets, seed=seed)
+                            planned=planned, moved=draws.moved, targets=draws.r2_targets, seed=seed,
+                            screened=screened)
     parts = found.parts
 
     def required(delta: float, factor: float) -> RequiredSampleSize:

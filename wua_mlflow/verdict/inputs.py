@@ -22,9 +22,9 @@ from wua_mlflow.levels import CONFIDENCE_RANGE, MARGIN_RANGE, is_confidence, is_
 from wua_mlflow.verdict.sample_size import check_share
 
 __all__ = [
-    "FEWEST_SEEDS", "LARGEST", "R2Scores", "check_seed", "check_seeds", "checked_groups",
-    "checked_level", "checked_plan", "checked_r2_targets", "checked_scores", "is_table",
-    "lengths", "order", "plain", "shown",
+    "FEWEST_SEEDS", "LARGEST", "R2Scores", "check_count", "check_seed", "check_seeds",
+    "checked_groups", "checked_level", "checked_plan", "checked_r2_targets", "checked_scores",
+    "is_table", "lengths", "order", "plain", "shown",
 ]
 
 
@@ -67,6 +67,13 @@ def check_seed(seed: int) -> None:
     """Raise unless ``seed`` is a whole number of at least 0."""
     if not isinstance(seed, Integral) or isinstance(seed, bool) or seed < 0:
         raise ValueError(f"seed: expected a whole number of at least 0, but got {shown(seed)}")
+
+
+def check_count(name: str, count: int, *, least: int) -> None:
+    """Raise unless ``count`` is a whole number of at least ``least``."""
+    if not isinstance(count, Integral) or isinstance(count, bool) or count < least:
+        raise ValueError(f"{name}: expected a whole number of at least {least}, but got "
+                         f"{shown(count)}")
 
 
 def checked_plan(planned: Any, seeds: int) -> tuple[int, ...]:

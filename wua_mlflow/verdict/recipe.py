@@ -19,7 +19,7 @@ from wua_mlflow.verdict.inputs import FEWEST_SEEDS
 from wua_mlflow.verdict.intervals import Crossed
 from wua_mlflow.verdict.looks import chance_to_settle, repeated_confidence
 
-__all__ = ["METHOD", "RecipeInterval", "SeedCounts", "recipe_interval"]
+__all__ = ["METHOD", "RecipeInterval", "SeedCounts", "collapse_confidence", "recipe_interval"]
 
 Floats = NDArray[np.float64]
 
@@ -41,6 +41,9 @@ class SeedCounts:
         collapse_high: its upper limit, exact.
         look: which look at the seeds this is, from 1; 1 also where none were planned.
         looks: how many looks are planned; 1 where the number of seeds was fixed.
+        beyond_plan: the candidate's seeds that were not planned: the verdict is exploratory.
+        screened: candidates that were screened for collapses, of which this is one: the limits of
+            the collapsing share hold for all of them together.
         chance_to_settle: where a further look is planned, the chance that the last one settles it.
     """
 
@@ -53,6 +56,8 @@ class SeedCounts:
     look: int = 1
     looks: int = 1
     chance_to_settle: float | None = None
+    beyond_plan: int = 0
+    screened: int = 1
 
     @property
     def enough(self) -> bool:
@@ -82,7 +87,7 @@ class RecipeInterval:
 def recipe_interval(  # noqa: PLR0913 - scores, what they are judged by, and how
     baseline: Floats, candidate: Floats, *, margin: float, confidence: float,
     planned: Sequence[int] | None = None, moved: NDArray[np.bool_] | None = None,
-    targets: Floats | None = None, seed: int = 0,
+    targets: Floats | None = None, seed: int = 0, screened: int = 1,
 ) -> RecipeInterval:
     """The interval of mean(candidate) − mean(baseline) over seeds that did not collapse.
 
@@ -96,6 +101,8 @@ def recipe_interval(  # noqa: PLR0913 - scores, what they are judged by, and how
         moved: as in ``intervals.score_range``.
         targets: of R² (``intervals.crossed``); the examples' part then has a bootstrap-t.
         seed: of that.
+        screened: candidates that were screened for collapses; the error of the collapsing share's
+            limits is shared out among them (Bonferroni).
 
     >>> rng = np.random.default_rng(0)
     >>> scores = rng.random((2, 8, 500)) < 0.9
@@ -113,7 +120,8 @@ def recipe_interval(  # noqa: PLR0913 - scores, what they are judged by, and how
         stretch = examples_stretch(new.mean(axis=0) - old.mean(axis=0), targets,
                                    confidence=confidence, seed=seed)
     lost = int(collapsed[1].sum())
-    low, high = intervals.collapse_limits(lost, len(candidate), confidence=confidence)
+    low, high = intervals.collapse_limits(
+        lost, len(candidate), confidence=collapse_confidence(confidence, screened))
     level, look, chance = confidence, 1, None
     if planned is not None:
         level, look, chance = _at_look(parts, margin, confidence, len(candidate), planned, lost)
@@ -122,9 +130,14 @@ def recipe_interval(  # noqa: PLR0913 - scores, what they are judged by, and how
     sides = [replace(parts, stretch=factor) for factor in stretch]
     below, above = (max(side.half_width(level), reach) for side in sides)
     counts = SeedCounts(len(candidate), len(baseline), lost, int(collapsed[0].sum()), low, high,
-                        look, 1 if planned is None else len(planned), chance)
+                        look, 1 if planned is None else len(planned), chance, screened=screened)
     return RecipeInterval(parts.mean - below, parts.mean + above, sides[parts.mean < -margin],
                           counts, unseen, span, same)
+
+
+def collapse_confidence(confidence: float, screened: int) -> float:
+    """Of the limits of the collapsing share: 1 − (1 − confidence) ÷ ``screened``."""
+    return 1 - (1 - confidence) / screened
 
 
 def _at_look(

@@ -6,7 +6,7 @@ For readers who know the margin but no statistics. Tests: ``tests/verdict/test_t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,19 +19,19 @@ if TYPE_CHECKING:
     from wua_mlflow.verdict.recipe import SeedCounts
 
 __all__ = [
-    "CONSTANT_REMEDY", "SAME_LATENCY", "TOO_FEW_SEEDS", "TOO_MANY_COLLAPSED", "TRAINED_ELSEWHERE",
+    "CONSTANT_REMEDY", "SAME_LATENCY", "TOO_FEW_SEEDS", "TOO_MANY_COLLAPSED",
     "amount_words", "below_constant", "blind_test", "blind_test_remedy", "class_loss_sentence",
     "constant_answers", "decision_sentence", "in_points", "interval_words", "latency_gain",
     "latency_unlike_flops", "looks_sentence", "lost_class", "lost_class_remedy", "margin_text",
-    "margin_words", "no_difference_seen", "no_realistic_n", "other_readings", "outcome_words",
-    "points", "question_answered", "ratio", "ratio_words", "score_text", "settle_sentence",
-    "short_outcome", "size_gain", "too_few_seeds_for_collapse", "unit_of", "verdict_headline",
+    "margin_words", "methods_note", "no_difference_seen", "no_realistic_n", "other_readings",
+    "outcome_words", "points", "question_answered", "ratio", "ratio_words",
+    "score_text", "seedless_note", "seeds_text", "settle_sentence", "short_outcome", "size_gain",
+    "too_few_seeds_for_collapse", "too_long_for_seeds", "unit_of", "verdict_headline",
     "verdict_sentence",
 ]
 
 
 TOO_FEW_SEEDS = "No recipe verdict: it needs at least 5 seeds (setting `seeds`)."
-TRAINED_ELSEWHERE = "No recipe verdict: how the original was trained elsewhere is not known."
 TOO_MANY_COLLAPSED = ("Fewer than 5 seeds of a side are left that did not collapse; more seeds "
                       "would settle it.")
 SAME_COST, SAME_LATENCY = 1.005, 1.05
@@ -93,6 +93,8 @@ def _trained_with(counts: SeedCounts) -> str:
 
 
 def _look(counts: SeedCounts) -> str:
+    if counts.beyond_plan:
+        return f"; exploratory: {_seeds(counts.beyond_plan)} beyond the plan"
     return f", look {counts.look} of at most {counts.looks}" if counts.looks > 1 else ""
 
 
@@ -104,6 +106,8 @@ def _collapses(counts: SeedCounts | None) -> str:
     if counts is None:
         return ""
     could = f"up to {100 * counts.collapse_high:.0f}% of seeds could"
+    if counts.screened > 1:
+        could += f" (a limit for all {counts.screened:,} widths that were screened)"
     if not counts.collapsed + counts.baseline_collapsed:
         return f"; none of its {counts.candidate:,} seeds collapsed, but {could}"
     beside = f" ({counts.baseline_collapsed:,} of {counts.baseline:,} of the original's)" \
@@ -503,6 +507,21 @@ def settle_sentence(needed: RequiredRange | None, *, recipe: bool) -> str:
             f"difference and its spread.")
 
 
+def too_long_for_seeds(seeds: int, seconds: float, original: str) -> str:
+    """Where a recipe verdict would take too long to begin it unasked: how long, and how to ask.
+
+    Args:
+        seeds: of the slim model that it needs.
+        seconds: what those that there are not would take.
+        original: its run.
+
+    >>> too_long_for_seeds(5, 7230.0, "4be1").partition("(")[0]
+    'No recipe verdict: 5 seeds would take about 120 minutes more '
+    """
+    return (f"No recipe verdict: {seeds} seeds would take about {seconds / 60:,.0f} minutes more "
+            f"(`wua slim --run-id {original} --seeds {seeds}`).")
+
+
 def too_few_seeds_for_collapse(share: float, collapsed: int, needed: int) -> str:
     """Where it is not shown that at most ``share`` of seeds collapse: ``needed`` without one do."""
     seen = f"{collapsed:,} collapsed" if collapsed else "none collapsed"
@@ -523,8 +542,66 @@ def no_realistic_n(*, recipe: bool) -> str:
             f"times those at hand, or the difference is minus the margin.")
 
 
+_MOST_NAMED = 5
+
+
+def methods_note(methods: Iterable[tuple[str, str | None]]) -> str:
+    """Where verdicts that are shown together were made by several methods, or one is not known.
+
+    Args:
+        methods: of each verdict whose it is, and its method; None, or "", where none was noted.
+
+    >>> methods_note([("slim 7", "t"), ("slim 5", "Tango"), ("slim 6", "Tango")])
+    'The verdicts do not compare, as their methods differ: t (slim 7); Tango (slim 5, slim 6).'
+    >>> methods_note([("slim 7", "t"), ("slim 5", None)])
+    'By what method an older version made the verdict on slim 5 is not known.'
+    """
+    names: dict[str, list[str]] = {}
+    for name, method in methods:
+        names.setdefault(method or "", []).append(name)
+    unknown = _listed(names.pop("", []))
+    known = "; ".join(f"{method} ({_listed(whose)})" for method, whose in names.items())
+    return " ".join(sentence for sentence, holds in (
+        (f"The verdicts do not compare, as their methods differ: {known}.", len(names) > 1),
+        (f"By what method an older version made the verdict on {unknown} is not known.", unknown),
+    ) if holds)
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Each name once, no more than five of them."""
+    unique = list(dict.fromkeys(names))
+    more = f" and {len(unique) - _MOST_NAMED:,} more" if len(unique) > _MOST_NAMED else ""
+    return ", ".join(unique[:_MOST_NAMED]) + more
+
+
+def seedless_note(losses: Sequence[float]) -> str:
+    """Where every seed gave the same network, as the mean test losses of all of them say.
+
+    >>> seedless_note([0.31, 0.32]), seedless_note([0.31]), seedless_note([0.31] * 5)[:42]
+    ('', '', 'All 5 seeds gave the same slim model: its ')
+    """
+    if len(losses) < 2 or len(set(losses)) > 1:
+        return ""
+    return (f"All {len(losses):,} seeds gave the same slim model: its training does not depend on "
+            f"the seed (a training function that does not use it, or full batches from given "
+            f"weights), so the verdict is of this one model.")
+
+
+def seeds_text(verdict: Verdict) -> str:
+    """The candidate's seeds, and how many of them were not planned."""
+    beyond = verdict.counts.beyond_plan if verdict.counts else 0
+    return f"{verdict.seeds}, {beyond} beyond the plan" if beyond else str(verdict.seeds)
+
+
 def _basis(verdict: Verdict, models: str) -> str:
-    return f"{verdict.seeds:,} seeds" if verdict.kind == "recipe" else models
+    if verdict.kind != "recipe":
+        return models
+    beyond = verdict.counts.beyond_plan if verdict.counts else 0
+    return _seeds(verdict.seeds) + (f", {beyond:,} of them exploratory" if beyond else "")
+
+
+def _seeds(number: int) -> str:
+    return f"{number:,} seed{'s' * (number != 1)}"
 
 
 def _reading(verdict: Verdict) -> str:

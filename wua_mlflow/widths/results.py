@@ -145,6 +145,7 @@ class SearchResult:
             try; why none are as good, where that is so.
         margin: that was judged by.
         rule: ``non_inferior`` or ``mean``.
+        screened: how many widths got new seeds to see whether they collapse; the last was taken.
     """
 
     widths: tuple[int, ...]
@@ -153,6 +154,7 @@ class SearchResult:
     note: str
     margin: float
     rule: str
+    screened: int = 1
 
     @property
     def looks(self) -> int:
