@@ -15,9 +15,14 @@ def test_widths_come_back_from_the_artifact():
     assert given.keep == {"fc1": 16}
     # as the first version wrote it, with fewer entries
     record = json.loads(widths_of_a_search().to_json())
-    del record["widths"][0]["layers"], record["search"]["rule"], record["recommendation"]["joint"]
+    del record["widths"][0]["layers"], record["recommendation"]["joint"]
+    record["search"]["rule"] = "non_inferior"
+    for trial, outcome in zip(record["search"]["trials"], ("original", "non_inferior", "inferior"),
+                              strict=True):
+        trial["outcome"] = outcome
+        del trial["seeds"]
     widths = TargetWidths.from_json(json.dumps(record))
-    assert (widths.dimensions[0].layers, widths.searched.rule) == ((), "")
+    assert widths.dimensions[0].layers == ()
     assert widths.searched.trials == widths_of_a_search().searched.trials
 
 

@@ -191,12 +191,17 @@ def _curve(record: Mapping[str, Any]) -> Curve:
 
 
 def _search(record: Mapping[str, Any]) -> SearchResult:
-    trials = (Trial(**{**trial, "widths": tuple(trial["widths"])})
+    trials = (Trial(**{**trial, "widths": tuple(trial["widths"]),
+                       "outcome": _OLD_OUTCOMES.get(trial["outcome"], trial["outcome"])})
               for trial in record.get("trials", ()))
     return SearchResult(
         tuple(record.get("widths", ())), tuple(trials), record.get("stopped", ""),
-        record.get("note", ""), record.get("margin", 0.0), record.get("rule", ""),
-        screened=record.get("screened", 1))
+        record.get("note", ""), record.get("margin", 0.0), screened=record.get("screened", 1),
+        screened_seeds=record.get("screened_seeds", 0))
+
+
+_OLD_OUTCOMES = {"non_inferior": "holds", "inferior": "fails", "inconclusive": "fails"}
+"""Of trials in runs of earlier versions, which were verdicts."""
 
 
 @dataclass(frozen=True)

@@ -81,9 +81,9 @@ def test_points_width_and_threshold_of_the_curves_and_what_they_say():
 
 ORIGINAL = Trial((128, 64), 35_000, "original", 0.0, 0.0, 0.0, 0.97)
 TRIED = [
-    Trial((8, 4), 1_000, "inferior", -0.07, -0.08, -0.06, 0.90),
-    Trial((32, 16), 6_000, "non_inferior", -0.001, -0.004, 0.002, 0.969),
-    Trial((16, 8), 2_500, "inconclusive", -0.018, -0.03, -0.006, 0.95),
+    Trial((8, 4), 1_000, "fails", -0.07, -0.08, -0.06, 0.90),
+    Trial((32, 16), 6_000, "holds", -0.001, -0.004, 0.002, 0.969),
+    Trial((16, 8), 2_500, "fails", -0.018, -0.03, -0.006, 0.95),
 ]
 
 
@@ -105,7 +105,7 @@ def test_trials_dearest_first_without_the_original():
 
 @pytest.mark.parametrize(("trials", "options", "phrases", "absent"), [
     ([ORIGINAL, *TRIED], {"chosen": (32, 16), "margin": 0.02}, ["3 widths tried, 32-16 chosen",
-     "as good", "worse", "open", "96.9%", "90.0%", "margin of 2 points"], "none of them"),
+     "holds", "fails", "seeds", "96.9%", "90.0%", "margin of 2 points"], "none of them"),
     (TRIED[:1], {"chosen": (1, 1), "margin": 0.05, "score": "R²"},
      ["1 width tried, none of them chosen", "difference of R²", "margin of 0.05 of R²"], "%"),
 ])
@@ -117,7 +117,7 @@ def test_what_the_trials_say(trials, options, phrases, absent):
 @pytest.mark.parametrize("count", [1, 2, 9, 30])
 def test_curves_and_trials_can_be_read(count, legible):
     legible(plot_curves(curves_data(_curves(count), method="projection")))
-    trials = [Trial((10 + i, 5 + i), 1_000.0 + i, "inconclusive", -0.01, -0.02 - i / 1000, 0.0, 0.9)
+    trials = [Trial((10 + i, 5 + i), 1_000.0 + i, "fails", -0.01, -0.02 - i / 1000, 0.0, 0.9)
               for i in range(count)]
     legible(plot_trials(trials_data(trials, chosen=(10, 5), margin=0.02)))
 

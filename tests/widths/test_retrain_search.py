@@ -1,33 +1,35 @@
-"""The search over widths: against brute force with the same verdicts, within its budgets."""
+"""The search over widths: against brute force with the same rule, seeds one by one, its budgets."""
 
 from __future__ import annotations
 
 import json
-import logging
 import math
 import signal
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import optuna
 import pytest
-from torch import nn
 
-from tests.networks import kept_streams, snapshot
 from wua_mlflow.signals import Stopped, handle_signals
-from wua_mlflow.verdict.compare import compare
 from wua_mlflow.widths.results import SearchResult
-from wua_mlflow.widths.retrain_search import search_widths
+from wua_mlflow.widths.retrain_search import (
+    FINE,
+    MOST_SEEDS,
+    FinalVerdict,
+    _Rule,
+    search_widths,
+)
 
 EXAMPLES = 1000
+MARGIN = 0.02
 Widths = tuple[int, ...]
 
 
-def scores_of(accuracy: float, seeds: int = 1) -> np.ndarray:
-    """Scores of that accuracy, the same examples wrong first, shape (examples,) or more seeds'."""
-    scores = np.arange(EXAMPLES) < round(accuracy * EXAMPLES)
-    return scores if seeds == 1 else np.stack([scores] * seeds)
+def scores_of(accuracy: float) -> np.ndarray:
+    """Scores of that accuracy, the same examples wrong first, shape (examples,)."""
+    return np.arange(EXAMPLES) < round(accuracy * EXAMPLES)
 
 
 def saturating(widths: Sequence[int]) -> float:
@@ -37,55 +39,159 @@ def saturating(widths: Sequence[int]) -> float:
 
 def searched(
     original: Sequence[int], suggestion: Sequence[int],
-    accuracy: Callable[[Widths], float] = saturating, *, seeds: int = 1, **options: Any,
-) -> tuple[SearchResult, list[Widths]]:
-    """The result, and the widths that were trained."""
-    calls: list[Widths] = []
+    accuracy: Callable[[Widths], float] = saturating, **options: Any,
+) -> tuple[SearchResult, list[tuple[Widths, int]]]:
+    """The result, and what was trained: widths and number."""
+    calls: list[tuple[Widths, int]] = []
 
-    def score(widths: Widths) -> np.ndarray:
-        calls.append(widths)
-        return scores_of(accuracy(widths), seeds)
+    def score(widths: Widths, number: int) -> np.ndarray:
+        calls.append((widths, number))
+        return scores_of(accuracy(widths))
 
-    return search_widths(score, original, suggestion, **{"margin": 0.02, **options}), calls
-
-
-def brute_force(most: int, seeds: int = 1) -> int:
-    """The smallest width that is as good as ``most``."""
-    whole = scores_of(saturating([most]), seeds)
-    return next(width for width in range(1, most + 1) if compare(
-        whole, scores_of(saturating([width]), seeds), margin=0.02).outcome == "non_inferior")
+    result = search_widths(score, original, suggestion, **{
+        "margin": MARGIN, "baseline": [scores_of(accuracy(tuple(original)))] * 5, **options})
+    return result, calls
 
 
-@pytest.mark.parametrize(("suggestion", "seeds"), [(64, 1), (40, 1), (13, 5), (2, 1), (1, 1)])
-def test_one_width_is_what_brute_force_finds(suggestion, seeds):
-    result, trained = searched([64], [suggestion], seeds=seeds)
-    assert result.widths == (brute_force(64, seeds),) and result.stopped == "converged"
-    assert result.looks == len(result.trials) - 1 <= 2 + math.ceil(math.log2(65))
-    assert trained[:2] == [(64,), (suggestion,)] or suggestion == 64
-    assert len(set(trained)) == len(trained) == len(result.trials)
+def rule_of(baseline: np.ndarray, **options: Any) -> _Rule:
+    return _Rule(baseline.astype(float), **{
+        "collapses": False, "margin": MARGIN, "confidence": 0.95, "most_seeds": 8,
+        "final": FinalVerdict(20, EXAMPLES), **options})
+
+
+def brute_force(most: int) -> int:
+    """The smallest width whose networks reach the rule's limit."""
+    rule = rule_of(np.stack([scores_of(saturating([most]))] * 5), final=FinalVerdict(8, EXAMPLES))
+    parts = {width: rule.parts(np.stack([scores_of(saturating([width])).astype(float)] * 8))
+             for width in range(1, most + 1)}
+    return next(width for width in range(1, most + 1)
+                if parts[width].mean >= rule.limit(parts[width]))
+
+
+@pytest.mark.parametrize("suggestion", [64, 40, 13, 2, 1])
+def test_one_width_is_within_the_bisections_step_of_what_brute_force_finds(suggestion):
+    result, trained = searched([64], [suggestion])
+    best = brute_force(64)
+    assert best <= result.widths[0] <= FINE * best and result.stopped == "converged"
+    tried = list(dict.fromkeys(widths for widths, _ in trained))
+    assert [trial.widths for trial in result.trials] == [(64,), *tried]
+    assert tried[0] == (suggestion,) or suggestion == 64
+    assert len(tried) <= 7 and result.trainings == len(trained)
+    assert not [numbers for numbers in Counter(trained).values() if numbers > 1], "none twice"
     table, values = result.table(), json.loads(result.to_json())
-    assert "| 64 | 64 | 0.9500 | +0.0000 (+0.0000 to +0.0000) | original |" in table
+    assert "| 64 | 64 | 5 | 0.9500 | +0.0000 (+0.0000 to +0.0000) | original |" in table
     assert len(table.splitlines()) == 2 + len(result.trials)
     assert (values["widths"], values["looks"]) == (list(result.widths), result.looks)
 
 
+def test_what_is_plain_takes_two_networks_and_what_collapses_one():
+    """Seeds that all do the same leave nothing open after the second."""
+    result, _ = searched([64], [32], lambda widths: 0.95 if widths[0] >= 20 else 0.5)
+    assert {trial.seeds for trial in result.trials[1:] if trial.holds} == {2}
+    assert {trial.seeds for trial in result.trials if not trial.holds} == {1}
+    slightly, _ = searched([64], [32], lambda widths: 0.95 if widths[0] >= 20 else 0.91)
+    assert {trial.seeds for trial in slightly.trials if not trial.holds} == {2}
+
+
+@pytest.mark.parametrize("shift", [-0.03, -0.0105, -0.0095, 0.0])
+def test_seeds_are_added_until_the_rest_could_hardly_change_it(shift):
+    """Against the rule: no further network once the chance has left 10 to 90%."""
+    rng = np.random.default_rng(7)
+    baseline = (rng.random((5, EXAMPLES)) < 0.9).astype(float)
+    rows = (rng.random((8, EXAMPLES)) < 0.9 + shift).astype(float)
+    final = FinalVerdict(20, 20)  # too few to show anything, so the limit is half the margin
+    rule = rule_of(baseline, final=final)
+    assert rule.limit(rule.parts(rows)) == -MARGIN / 2
+    chances = {seeds: rule.chance(rule.parts(rows[:seeds])) for seeds in range(2, 9)}
+    expected = next((seeds for seeds in range(2, 8) if not 0.1 <= chances[seeds] <= 0.9), 8)
+    result = search_widths(lambda widths, number: rows[number], [64], [8], baseline=baseline,
+                           margin=MARGIN, final=final, runs=2)
+    trial = result.trials[1]
+    assert trial.seeds == expected
+    assert trial.delta == pytest.approx(rows[:expected].mean() - baseline.mean())
+    assert trial.holds == (trial.delta >= -MARGIN / 2)
+    assert chances[8] in (0.0, 1.0), "nothing is open after the last"
+
+
+def test_the_chance_is_that_of_the_mean_with_all_its_seeds():
+    """Simulated: the truth may be anything, the seeds are normal, their variance is estimated."""
+    rng = np.random.default_rng(3)
+    hits, chances = [], []
+    for _ in range(2000):
+        means = rng.normal(0.9, 0.01, 13)
+        means[5:] += rng.uniform(-0.035, 0.015)
+        networks = np.repeat(means[:, None], 50, axis=1)
+        rule = rule_of(networks[:5], final=FinalVerdict(20, 4))
+        parts = rule.parts(networks[5:8])
+        limit = rule.limit(parts)
+        chances.append(rule.chance(parts))
+        hits.append(networks[5:].mean() - networks[:5].mean() >= limit)
+    chances, hits = np.array(chances), np.array(hits)
+    for low, high in ((0.0, 0.3), (0.3, 0.7), (0.7, 1.0)):
+        some = (chances >= low) & (chances <= high)
+        assert some.sum() >= 100
+        assert hits[some].mean() == pytest.approx(chances[some].mean(), abs=0.1)
+
+
+@pytest.mark.parametrize("examples", [20, 10_000])
+def test_the_limit_leaves_the_final_verdict_its_power(examples):
+    """At most half the margin is left to it."""
+    rng = np.random.default_rng(5)
+    networks = (rng.random((13, EXAMPLES)) < 0.98).astype(float)
+    rule = rule_of(networks[:5], final=FinalVerdict(20, examples))
+    parts = rule.parts(networks[5:])
+    limit, last = rule.limit(parts), parts.predicted(20, 20, examples)
+    if examples == 20:
+        assert limit == -MARGIN / 2
+    else:
+        above = limit - last.half_width(0.95) + MARGIN
+        now = parts.predicted(8, 5, EXAMPLES)
+        assert above == pytest.approx(0.8416 * math.hypot(last.variance**0.5, now.variance**0.5),
+                                      rel=1e-3)
+        assert -MARGIN < limit < -MARGIN / 2
+
+
+def test_collapses_drop_a_width_unless_the_originals_collapse_too():
+    """One network of 8 at 50%: gone at once; beside an original of which one is as bad, left out.
+    """
+    def score(widths: Widths, number: int) -> np.ndarray:
+        return scores_of(0.5 if number == 1 else 0.9 + (number % 3) / 1000)
+
+    sound = np.stack([scores_of(0.9 + i / 1000) for i in range(5)])
+    options: dict[str, Any] = {"original": [64], "suggestion": [8], "margin": MARGIN, "runs": 2}
+    trial = search_widths(score, baseline=sound, **options).trials[1]
+    assert (trial.holds, trial.seeds) == (False, 2)
+    trial = search_widths(score, baseline=np.concatenate([sound, scores_of(0.5)[None]]),
+                          **options).trials[1]
+    assert trial.holds and abs(trial.delta) < 0.005
+
+
+def test_against_one_given_network():
+    result, trained = searched([64], [16], baseline=scores_of(saturating([64])))
+    assert result.widths[0] < 64 and {number for _, number in trained} == {0, 1}
+    result, trained = searched([64], [16], baseline=scores_of(saturating([64])), most_seeds=1)
+    assert result.widths[0] < 64 and {number for _, number in trained} == {0}
+
+
 @pytest.mark.parametrize("runs", [2, 3, 5])
-def test_the_budget_in_runs_is_kept(runs):
+def test_the_budget_in_widths_is_kept(runs):
     result, trained = searched([64], [60], runs=runs)
-    assert (len(trained), result.stopped) == (runs, "budget") and result.widths != (64,)
+    assert len({widths for widths, _ in trained}) == runs - 1
+    assert result.stopped == "budget" and result.widths != (64,)
 
 
-@pytest.mark.parametrize(("seconds", "looks"), [(25, 2), (1, 1)])
-def test_the_budget_in_seconds_is_kept_once_a_candidate_was_tried(seconds, looks):
+@pytest.mark.parametrize(("seconds", "looks", "spent"), [(25, 2, 30.0), (1, 1, 20.0)])
+def test_the_budget_in_seconds_is_kept_once_a_candidate_was_tried(seconds, looks, spent):
+    """Two networks of the first width, one of the second, which collapses."""
     now = [0.0]
 
-    def score(widths: Widths) -> np.ndarray:
+    def score(widths: Widths, number: int) -> np.ndarray:
         now[0] += 10
         return scores_of(saturating(widths))
 
-    result = search_widths(score, [64], [32], margin=0.02, seconds=seconds, clock=lambda: now[0])
-    assert (now[0], result.looks, result.stopped) == (10.0 * (looks + 1), looks, "budget")
-    assert looks > 1 or result.widths == (32,)
+    result = search_widths(score, [64], [40], baseline=[scores_of(saturating([64]))] * 5,
+                           margin=MARGIN, seconds=seconds, clock=lambda: now[0])
+    assert (now[0], result.looks, result.stopped) == (spent, looks, "budget")
 
 
 @pytest.mark.parametrize(("options", "note"), [
@@ -94,17 +200,18 @@ def test_the_budget_in_seconds_is_kept_once_a_candidate_was_tried(seconds, looks
     ({"runs": 12}, "")])
 def test_a_search_cut_short_says_what_was_not_tried(options, note):
     assert searched([64], [60], **options)[0].note == note
-    both = searched([8, 8], [4, 4], lambda widths: 0.95 if min(widths) > 2 else 0.5, runs=6)[0]
-    assert both.note == "stopped after 5 of 5 widths; other combinations of them were not tried"
+    both = searched([8, 8], [4, 4], lambda widths: 0.95 if min(widths) > 2 else 0.5, runs=5)[0]
+    assert both.note == "stopped after 4 of 4 widths; other combinations of them were not tried"
 
 
-@pytest.mark.parametrize(("number", "at"), [
-    (signal.SIGINT, 2), (signal.SIGINT, 3), (signal.SIGINT, 1), (signal.SIGTERM, 3)])
-def test_ctrl_c_ends_the_search_with_the_best_so_far_and_a_second_one_stops_the_caller(number, at):
-    """Real signals while networks are trained; the original's training cannot be done without."""
+@pytest.mark.parametrize(("number", "at", "looks"), [
+    (signal.SIGINT, 1, 0), (signal.SIGINT, 2, 0), (signal.SIGINT, 4, 2), (signal.SIGTERM, 3, 1)])
+def test_ctrl_c_ends_the_search_with_the_best_so_far_and_a_second_one_stops_the_caller(
+        number, at, looks):
+    """Real signals while networks are trained; a width of which one is lacking does not count."""
     calls: list[Widths] = []
 
-    def score(widths: Widths) -> np.ndarray:
+    def score(widths: Widths, number_of_network: int) -> np.ndarray:
         calls.append(widths)
         if len(calls) == at:
             signal.raise_signal(number)
@@ -114,10 +221,11 @@ def test_ctrl_c_ends_the_search_with_the_best_so_far_and_a_second_one_stops_the_
                                   else signal.SIG_DFL) for each in (signal.SIGINT, signal.SIGTERM)}
     try:
         with pytest.raises(Stopped), handle_signals():
-            result = search_widths(score, [64], [32], margin=0.02, runs=12)
+            result = search_widths(score, [64], [40], margin=MARGIN, runs=12,
+                                   baseline=[scores_of(saturating([64]))] * 5)
             assert (number, result.stopped, len(calls)) == (signal.SIGINT, "interrupted", at)
-            assert result.looks == at - 2 and result.widths == ((64,) if at == 2 else (32,))
-            assert result.note.startswith(f"stopped after {at - 2} of 11 widths; smaller ones were")
+            assert result.looks == looks and result.widths == ((40,) if looks else (64,))
+            assert result.note.startswith(f"stopped after {looks} of 11 widths; smaller ones were")
             signal.raise_signal(number)
     finally:
         for each, handler in before.items():
@@ -126,60 +234,35 @@ def test_ctrl_c_ends_the_search_with_the_best_so_far_and_a_second_one_stops_the_
 
 
 def test_no_widths_below_ones_that_failed_are_tried():
-    result, trained = searched([32, 32], [16, 16], runs=24,
-                               cost=lambda widths: widths[0] * widths[1])
+    result, _ = searched([32, 32], [16, 16], runs=24, cost=lambda widths: widths[0] * widths[1])
     failed: list[Widths] = []
     for trial in result.trials:
         assert not any(trial.widths[0] <= a and trial.widths[1] <= b for a, b in failed)
-        if trial.outcome not in ("original", "non_inferior"):
+        if not trial.holds:
             failed.append(trial.widths)
-    assert len(failed) >= 3 and len(trained) < 24, "what is left is below those"
+    assert failed
 
 
 def test_layers_of_different_use_move_apart():
-    needed = brute_force(32)
     result, trained = searched([32, 32], [16, 16], runs=24,
                                cost=lambda widths: widths[0] * widths[1])
     best = next(trial for trial in result.trials if trial.widths == result.widths)
-    assert needed <= best.cost <= 1.2 * needed < needed**2, "the path alone costs the square"
-    assert best.outcome == "non_inferior"
-    assert len(trained) <= 24
-
-
-def test_the_same_seed_gives_the_same_search_in_silence_and_no_global_stream_moves(caplog):
-    level = optuna.logging.get_verbosity()
-    optuna.logging.enable_propagation()
-    try:
-        with caplog.at_level(logging.INFO), kept_streams():
-            before = snapshot(nn.Identity())
-            results = [searched([32, 32], [16, 16], runs=9, seed=3)[0] for _ in range(2)]
-            assert snapshot(nn.Identity()) == before
-    finally:
-        optuna.logging.disable_propagation()
-    assert results[0] == results[1]
-    assert [record for record in caplog.records if record.name.startswith("optuna")] == []
-    assert optuna.logging.get_verbosity() == level
-
-
-def test_a_lucky_narrow_network_under_a_failing_wider_one_is_not_chosen():
-    """Bisection: 32 holds, 8 fails clearly, 16 holds; 4 would hold again, and is never trusted."""
-    accuracy = {64: 0.95, 32: 0.95, 4: 0.95}
-    result, _ = searched([64], [4], lambda widths: accuracy.get(widths[0], 0.6), runs=12)
-    failing = [trial.widths[0] for trial in result.trials if trial.outcome == "inferior"]
-    assert not failing or result.widths[0] > max(failing)
+    needed = next(width for width in range(1, 33)
+                  if saturating([width]) >= saturating([32]) - MARGIN)
+    assert best.holds and best.widths[1] <= 2, "of the second one unit is enough"
+    assert best.widths[0] <= FINE**2 * needed
+    assert len({widths for widths, _ in trained}) <= 16
 
 
 def test_where_nothing_holds_the_original_stays():
     result, _ = searched([16], [8], lambda widths: 0.9 if widths == (16,) else 0.5)
     assert result.widths == (16,)
-    assert result.note.startswith("nearest came ") and "show nothing" not in result.note
-    small = {"score": lambda widths: np.arange(100) < 95, "original": [16], "suggestion": [8],
-             "margin": 0.02}
-    result = search_widths(**small)
+    assert result.note.startswith("nearest came ") and "tell little" not in result.note
+    result = search_widths(lambda widths, number: np.arange(100) < 90, [16], [8],
+                           baseline=[np.arange(100) < 95] * 5, margin=MARGIN)
     assert result.widths == (16,) and "nearest came " in result.note
-    assert "100 validation examples show nothing at this margin: it takes at least 189" \
+    assert "100 validation examples tell little at this margin: it takes at least 189" \
         in result.note
-    assert search_widths(**small, rule="mean").widths == (1,)
 
 
 def test_widths_of_one_leave_nothing_to_search():
@@ -193,15 +276,26 @@ def test_widths_of_one_leave_nothing_to_search():
     ({"suggestion": [65]}, r"suggestion: expected 1 widths of .* \(64\), but got 65"),
     ({"suggestion": [0]}, "suggestion: expected 1 widths of at least 1 .*, but got 0"),
     ({"suggestion": [3, 3]}, "suggestion: expected 1 widths .*, but got 3,3"),
-    ({"rule": "best"}, "rule: expected non_inferior or mean, but got 'best'"),
     ({"margin": 1.0}, r"margin: expected a number in \[0, 1\), but got 1.0"),
     ({"confidence": 1.0}, r"confidence: expected a number in \(0, 1\), but got 1.0"),
-    ({"score": lambda widths: np.ones(4 if widths == (64,) else 3)},
-     r"score: expected the shape \(4,\) for the widths 32 too, but got \(3,\)"),
-    ({"score": lambda widths: np.ones(4) * (1 if widths == (64,) else np.nan)},
+    ({"baseline": [[np.nan, 1.0]]}, "baseline: expected finite scores .*, but got NaN or infinity"),
+    ({"baseline": [1.0]}, r"baseline: expected finite scores .*, but got \(1, 1\)"),
+    ({"score": lambda widths, number: np.ones(3)},
+     r"score: expected the shape \(1000,\) for the widths 32 too, but got \(3,\)"),
+    ({"score": lambda widths, number: np.ones(EXAMPLES) * np.nan},
      "score: expected finite scores for the widths 32, but got NaN or infinity")])
 def test_bad_input_is_one_line(change, message):
-    options: dict[str, Any] = {"score": lambda widths: scores_of(saturating(widths)),
-                               "suggestion": [32], "margin": 0.02, **change}
+    options: dict[str, Any] = {"score": lambda widths, number: scores_of(saturating(widths)),
+                               "suggestion": [32], "margin": MARGIN,
+                               "baseline": scores_of(0.9), **change}
     with pytest.raises(ValueError, match=f"^{message}$"):
         search_widths(original=[64], **options)
+
+
+def test_the_most_seeds_are_trained_where_it_stays_open():
+    """Networks that lie alternately above and below the limit."""
+    result = search_widths(
+        lambda widths, number: scores_of(0.9405 + (0.02, -0.02)[number % 2]), [8], [4],
+        baseline=[scores_of(0.95 + each) for each in (-0.02, 0.02, 0, -0.02, 0.02)],
+        margin=MARGIN, runs=2, final=FinalVerdict(20, 20))
+    assert result.trials[1].seeds == MOST_SEEDS

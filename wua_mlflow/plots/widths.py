@@ -227,9 +227,6 @@ def _draw_curve(ax: Axes, layer: LayerWidth, name: str) -> None:
     style.note(ax, f"{layer.width:,} of {layer.units:,} units{alone}", (0, 1), (0, 4))
 
 
-_OUTCOMES = {"non_inferior": "as good", "inferior": "worse", "inconclusive": "open"}
-
-
 @dataclass(frozen=True)
 class TrialsData:
     """The rows, the most FLOPs first; ``chosen`` says which one the search ended with."""
@@ -260,13 +257,13 @@ def trials_data(
 
     >>> from wua_mlflow.widths.results import Trial
     >>> tried = [Trial((64,), 8e3, "original", 0, 0, 0, .97),
-    ...          Trial((8,), 1e3, "inconclusive", -.02, -.03, -.01, .95),
-    ...          Trial((20,), 2.5e3, "non_inferior", 0, -.01, .01, .97)]
+    ...          Trial((8,), 1e3, "fails", -.02, -.03, -.01, .95),
+    ...          Trial((20,), 2.5e3, "holds", 0, -.01, .01, .97)]
     >>> data = trials_data(tried, chosen=(20,), margin=0.02)
     >>> [trial.widths for trial in data.trials], data.chosen
     ([(20,), (8,)], 0)
     """
-    tried = sorted((trial for trial in trials if trial.outcome in _OUTCOMES),
+    tried = sorted((trial for trial in trials if trial.outcome != "original"),
                    key=lambda trial: -trial.cost)
     if not tried:
         raise ValueError("trials: expected at least one besides the original, but got none")
@@ -288,11 +285,12 @@ def plot_trials(data: TrialsData) -> Figure:
         columns=_trials_columns(data),
         title=f"{tried}, none of them chosen" if data.chosen is None else
               f"{tried}, {names[data.chosen]} chosen",
-        subtitle="dearest first; each network against the original, on validation data",
+        subtitle="dearest first; means of networks against the original's, on validation data",
         heading=f"difference of {data.score_name}{unit}",
-        caption=f"Shaded: better, or within the margin of {margin}. The search takes the "
-                "cheapest network that is as good on validation data, above which none that was "
-                "tried is worse; whether it really is as good is for the verdict, on test data.",
+        caption=f"Shaded: better, or within the margin of {margin}. A width holds where the mean "
+                "of its networks lies high enough for the final verdict to be as good; the "
+                "cheapest that holds is taken. Whether it really is as good is for the verdict: "
+                "new seeds, test data.",
     )
     return rows.draw(lambda axes: _draw_trials(axes, data)).figure
 
@@ -302,7 +300,8 @@ def _trials_columns(data: TrialsData) -> list[layer_rows.Column]:
     columns = {"FLOPs": [style.number(trial.cost) for trial in data.trials],
                data.score_name: [style.score_text(trial.score, data.score_name)
                                  for trial in data.trials],
-               "found": [_OUTCOMES[trial.outcome] for trial in data.trials]}
+               "seeds": [f"{trial.seeds:,}" for trial in data.trials],
+               "found": [trial.outcome for trial in data.trials]}
     return [layer_rows.Column(heading, texts, chosen) for heading, texts in columns.items()]
 
 

@@ -254,7 +254,8 @@ METHODS = {
     "ablation": "Units removed from the least important up, on validation data: the smallest "
                 "number that keeps the score within the margin, all layers at once.",
     "search": "Networks of other widths were trained and compared with the original on validation "
-              "data; the cheapest one that is as good was taken, and compared once on test data.",
+              "data; the cheapest width that holds was taken, and compared on test data with new "
+              "seeds.",
 }
 
 
@@ -284,10 +285,10 @@ def _trials_table(trials: Sequence[Trial], chosen: tuple[int, ...]) -> Table:
     rows = [("-".join(map(str, trial.widths)), f"{trial.cost:,.0f}", f"{trial.score:.4f}",
              "–" if trial.outcome == "original" else
              f"{trial.delta:+.4f} ({trial.low:+.4f} to {trial.high:+.4f})".replace("-", "−"),
-             text.short_outcome(trial.outcome)) for trial in tried]
+             f"{trial.seeds:,}", trial.outcome) for trial in tried]
     strong = next((i for i, trial in enumerate(tried) if trial.widths == chosen), None)
     return Table(("widths tried", "FLOPs, one sample", "score, validation",
-                  "difference (interval)", "found"), rows, strong=strong)
+                  "difference (interval)", "seeds", "found"), rows, strong=strong)
 
 
 def _not_analysed(report: Report) -> tuple[str, ...]:

@@ -341,7 +341,9 @@ _MARGINS, _DEVIATIONS = 3, 5
 """A seed has collapsed that lies this far below: margins, and robust standard deviations."""
 
 
-def collapsed_seeds(scores: Floats, margin: float) -> NDArray[np.bool_]:
+def collapsed_seeds(
+    scores: Floats, margin: float, typical: Floats | None = None
+) -> NDArray[np.bool_]:
     """Which seeds have collapsed: far below their own side's median, shape (S,).
 
     Farther than three margins, and than five standard deviations as the median absolute deviation
@@ -350,13 +352,15 @@ def collapsed_seeds(scores: Floats, margin: float) -> NDArray[np.bool_]:
     Args:
         scores: shape (S, n).
         margin: the loss that is accepted, in the scores' unit.
+        typical: networks whose median and deviation are taken, shape (S', n); ``scores``, if None.
 
     >>> collapsed_seeds(np.array([[0.99], [0.5], [0.98], [0.99], [0.98]]), 0.02).tolist()
     [False, True, False, False, False]
     """
     means = scores.mean(axis=1)
-    below = np.median(means) - means
-    deviation = 1.4826 * float(np.median(np.abs(below)))
+    among = means if typical is None else typical.mean(axis=1)
+    below = np.median(among) - means
+    deviation = 1.4826 * float(np.median(np.abs(among - np.median(among))))
     return np.asarray((below > max(_MARGINS * margin, _DEVIATIONS * deviation)) & (margin > 0))
 
 

@@ -300,8 +300,7 @@ def _ablation(request: _Request) -> WidthRecommendation:
 def _search(request: _Request) -> WidthRecommendation:
     assert request.search is not None, "checked before"
     suggested = _rank(request)
-    layers, note = retrained_widths(request.search, suggested.layers, margin=request.margin,
-                                    seed=request.seed)
+    layers, note = retrained_widths(request.search, suggested.layers, margin=request.margin)
     return replace(suggested, layers=layers, note=note)
 
 

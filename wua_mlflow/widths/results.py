@@ -119,9 +119,17 @@ def _read_from(layer: LayerWidth) -> str:
 
 @dataclass(frozen=True)
 class Trial:
-    """A network of other widths that was trained, and its verdict against the original.
+    """Networks of other widths that were trained, against the original's, on validation data.
 
-    ``outcome`` is ``original`` for the original's own; ``score`` the mean validation score.
+    Attributes:
+        widths: of the networks.
+        cost: of one, e.g. FLOPs of a forward.
+        outcome: ``original`` for the original's own, else ``holds`` or ``fails``.
+        delta: mean difference of the score from the original's.
+        low: lower limit of its interval, without regard to the search's other looks.
+        high: its upper limit.
+        score: the mean validation score.
+        seeds: how many were trained.
     """
 
     widths: tuple[int, ...]
@@ -131,6 +139,12 @@ class Trial:
     low: float
     high: float
     score: float
+    seeds: int = 1
+
+    @property
+    def holds(self) -> bool:
+        """Whether these widths may be taken; the original's may."""
+        return self.outcome != "fails"
 
 
 @dataclass(frozen=True)
@@ -144,8 +158,8 @@ class SearchResult:
         note: what else there is to know, in a line: what a search that was cut short did not
             try; why none are as good, where that is so.
         margin: that was judged by.
-        rule: ``non_inferior`` or ``mean``.
         screened: how many widths got new seeds to see whether they collapse; the last was taken.
+        screened_seeds: how many new seeds the widths taken got.
     """
 
     widths: tuple[int, ...]
@@ -153,8 +167,8 @@ class SearchResult:
     stopped: str
     note: str
     margin: float
-    rule: str
     screened: int = 1
+    screened_seeds: int = 0
 
     @property
     def looks(self) -> int:
@@ -162,19 +176,25 @@ class SearchResult:
         return len(self.trials) - 1
 
     @property
+    def trainings(self) -> int:
+        """How many candidates' networks were trained."""
+        return sum(trial.seeds for trial in self.trials[1:])
+
+    @property
     def cut_short(self) -> str:
         """The note of a search that was stopped before its end, as a sentence; else nothing.
 
-        >>> SearchResult((8,), (), "budget", "stopped after 1 width", 0.02, "mean").cut_short
+        >>> SearchResult((8,), (), "budget", "stopped after 1 width", 0.02).cut_short
         'The search of widths: stopped after 1 width.'
         """
         return f"The search of widths: {self.note}." if self.note.startswith("stopped") else ""
 
     def table(self) -> str:
         """The trials as a table in markdown."""
-        lines = ["| widths | cost | mean score | difference (interval) | outcome |",
-                 "|---|---:|---:|---:|---|"]
-        lines += [f"| {comma_separated(trial.widths)} | {trial.cost:,.0f} | {trial.score:.4f} "
+        lines = ["| widths | cost | seeds | mean score | difference (interval) | found |",
+                 "|---|---:|---:|---:|---:|---|"]
+        lines += [f"| {comma_separated(trial.widths)} | {trial.cost:,.0f} | {trial.seeds} "
+                  f"| {trial.score:.4f} "
                   f"| {trial.delta:+.4f} ({trial.low:+.4f} to {trial.high:+.4f}) "
                   f"| {trial.outcome} |" for trial in self.trials]
         return "\n".join([*lines, *(["", f"- {self.note}"] if self.note else [])])
@@ -187,7 +207,7 @@ class SearchResult:
 def json_fields(result: WidthRecommendation | SearchResult) -> dict[str, Any]:
     """All of a result as an artifact holds it: its fields, and what follows from them.
 
-    >>> json_fields(SearchResult((8,), (), "budget", "", 0.02, "mean"))["widths"]
+    >>> json_fields(SearchResult((8,), (), "budget", "", 0.02))["widths"]
     (8,)
     """
     if isinstance(result, SearchResult):

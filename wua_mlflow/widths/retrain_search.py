@@ -1,6 +1,8 @@
 """The method ``search``: networks of other widths are trained, and judged on validation data.
 
-Trains nothing itself: the caller scores widths. Tests: ``tests/widths/test_retrain_search.py``.
+Trains nothing itself: the caller scores one network at a time. Seeds are added to a width one by
+one, until the rest could hardly change whether it holds (stochastic curtailment). Tests:
+``tests/widths/test_retrain_search.py``; what it takes and costs: ``benchmarks/search.py``.
 """
 
 from __future__ import annotations
@@ -9,20 +11,28 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
-from wua_mlflow.verdict.compare import compare
+from wua_mlflow.verdict.inputs import checked_level
+from wua_mlflow.verdict.intervals import Crossed, collapsed_seeds, crossed, normal_quantile
 from wua_mlflow.verdict.sample_size import required_examples_without_discordance
 from wua_mlflow.widths.results import Curve, LayerWidth, SearchResult, Trial, comma_separated
 
-__all__ = ["Retrain", "Search", "retrained_widths", "search_widths"]
+__all__ = ["MOST_SEEDS", "FinalVerdict", "Search", "retrained_widths", "search_widths"]
 
 
 Widths = tuple[int, ...]
-RULES = ("non_inferior", "mean")
+Floats = NDArray[np.float64]
+MOST_SEEDS = 8
+"""Networks of one width that are trained to judge it."""
+DROPPED, TAKEN = 0.1, 0.9
+"""Below, above this chance that it holds with all its seeds a width gets no further one."""
+POWER = 0.8
+"""Of the final verdict, at the smallest difference that a width may show."""
+FINE = 1.25
+"""Bisection ends where the cost of what holds is at most so many times that of what fails."""
 POINTS = 1024
 """Steps of the path from the original widths to the suggestion."""
 CTRL_C = 130
@@ -30,19 +40,94 @@ CTRL_C = 130
 """
 
 
-@dataclass
-class _Trials:
-    """The trials so far; a width is never trained twice."""
+@dataclass(frozen=True)
+class FinalVerdict:
+    """The verdict that the widths are chosen for: seeds a side, and test examples."""
 
-    score: Callable[[Widths], ArrayLike]
-    cost: Callable[[Widths], float]
+    seeds: int
+    examples: int
+
+
+@dataclass(frozen=True)
+class _Rule:
+    """When a width holds: its difference from the original, on validation data, reaches a limit.
+
+    Attributes:
+        baseline: the original's scores, shape (seeds, examples), seeds that collapsed left out.
+        collapses: whether some of the original's seeds had collapsed.
+        margin: of the final verdict.
+        confidence: of its interval.
+        most_seeds: of a candidate.
+        final: the verdict to come.
+    """
+
+    baseline: Floats
+    collapses: bool
     margin: float
     confidence: float
-    rule: str
+    most_seeds: int
+    final: FinalVerdict
+
+    def collapsed(self, scores: Floats) -> NDArray[np.bool_]:
+        """Which of a candidate's networks lie as far below the original's as a collapse."""
+        return collapsed_seeds(scores, self.margin, typical=self.baseline)
+
+    def parts(self, scores: Floats) -> Crossed:
+        """Of the difference's variance; both sides' seeds spread as those of the two together."""
+        found = crossed(self.baseline, scores)
+        sides = [side for side in (found.candidate, found.baseline) if side.seeds > 1]
+        degrees = sum(side.seeds - 1 for side in sides)
+        if not degrees:
+            return found
+
+        def pooled(name: str) -> float:
+            total = sum(getattr(side, name) * (side.seeds - 1) for side in sides)
+            return float(total) / degrees
+
+        same = {name: pooled(name) for name in ("seed_means_variance", "residual_variance")}
+        return replace(found, candidate=replace(found.candidate, **same),
+                       baseline=replace(found.baseline, **same))
+
+    def limit(self, parts: Crossed) -> float:
+        """The smallest difference that holds.
+
+        From there the final verdict is non-inferior with the chance ``POWER``; half the margin
+        below the original where the test examples are too few for that.
+        """
+        last = self._predicted(parts, self.final.seeds, self.final.seeds, self.final.examples)
+        now = self._predicted(parts, self.most_seeds, len(self.baseline), parts.examples)
+        spread = math.sqrt(last.variance + now.variance)
+        enough = last.half_width(self.confidence) + normal_quantile(2 * POWER - 1) * spread
+        return -self.margin + min(self.margin / 2, enough)
+
+    def _predicted(
+        self, parts: Crossed, candidate: int, baseline: int, examples: int
+    ) -> Crossed:
+        return parts.predicted(candidate, baseline, examples)
+
+    def chance(self, parts: Crossed) -> float:
+        """The chance that the difference, with all its seeds, reaches the limit."""
+        from scipy.special import stdtr
+
+        seeds, side = parts.candidate.seeds, parts.candidate
+        above = parts.mean - self.limit(parts)
+        ahead = max(0.0, 1 / seeds - 1 / self.most_seeds)
+        spread = math.sqrt(side.seed_means_variance * ahead)
+        if spread <= 1e-12:
+            return float(above >= 0)
+        return float(stdtr(len(self.baseline) + seeds - 2, above / spread))
+
+
+@dataclass
+class _Trials:
+    """The trials so far; a width is never judged twice."""
+
+    score: Callable[[Widths, int], ArrayLike]
+    cost: Callable[[Widths], float]
+    rule: _Rule
     runs: int
     until: float
     clock: Callable[[], float]
-    baseline: np.ndarray = field(default_factory=lambda: np.empty(0))
     by_widths: dict[Widths, Trial] = field(default_factory=dict)
     interrupted: bool = False
 
@@ -54,124 +139,140 @@ class _Trials:
 
     @property
     def best(self) -> Trial:
-        """The cheapest trial that is as good and has no ``inferior`` one above it."""
+        """The cheapest trial that holds and has none above it that fails."""
         return min((trial for trial in self.by_widths.values()
-                    if self.is_as_good(trial) and not self.is_hopeless(trial.widths)),
+                    if trial.holds and not self.is_below_failed(trial.widths)),
                    key=lambda trial: (trial.cost, trial.widths))
 
     def begin(self, original: Widths) -> None:
-        self.baseline = self._checked_scores(original)
         self.by_widths[original] = Trial(original, self.cost(original), "original", 0.0, 0.0, 0.0,
-                                         float(self.baseline.mean()))
+                                         float(self.rule.baseline.mean()), len(self.rule.baseline))
 
     def try_widths(self, widths: Widths) -> bool | None:
-        """Whether these widths are as good as the original's; None where the budget is spent."""
+        """Whether these widths hold; None where the budget is spent."""
         if widths not in self.by_widths:
             if self.spent:
                 return None
             try:
-                scores = self._checked_scores(widths)
+                self.by_widths[widths] = self._judged(widths)
             except KeyboardInterrupt as signal:
                 if getattr(signal, "exit_code", CTRL_C) != CTRL_C:
                     raise
                 self.interrupted = True
                 return None
-            verdict = compare(self.baseline, scores, margin=self.margin, confidence=self.confidence)
-            self.by_widths[widths] = Trial(
-                widths, self.cost(widths), verdict.outcome, verdict.delta, verdict.low,
-                verdict.high, float(scores.mean()))
-        return self.is_as_good(self.by_widths[widths])
+        return self.by_widths[widths].holds
 
-    def is_as_good(self, trial: Trial) -> bool:
-        if trial.outcome == "original":
-            return True
-        return trial.outcome == "non_inferior" if self.rule == "non_inferior" else \
-            trial.delta >= -self.margin
+    def _judged(self, widths: Widths) -> Trial:
+        """Train networks of these widths until it is clear whether they hold."""
+        rule, rows = self.rule, np.empty((0, self.rule.baseline.shape[1]))
+        while True:
+            rows = np.concatenate([rows, self._checked_scores(widths, len(rows))[None]])
+            lost = rule.collapsed(rows)
+            kept = rows[~lost]
+            if lost.any() and (not rule.collapses or lost.sum() > rule.most_seeds // 2):
+                return self._trial(widths, rows, holds=False)
+            if len(kept) < min(2, rule.most_seeds):
+                continue
+            parts = rule.parts(kept)
+            chance = rule.chance(parts)
+            if len(rows) == rule.most_seeds:
+                return self._trial(widths, kept, holds=parts.mean >= rule.limit(parts))
+            if not DROPPED <= chance <= TAKEN:
+                return self._trial(widths, kept, holds=chance > TAKEN)
 
-    def is_hopeless(self, widths: Widths) -> bool:
-        """Whether a network at least as wide in every layer was worse than the margin for sure."""
-        return any(trial.outcome == "inferior"
-                   and all(new <= old for new, old in zip(widths, trial.widths, strict=True))
-                   for trial in self.by_widths.values())
+    def _trial(self, widths: Widths, scores: Floats, *, holds: bool) -> Trial:
+        parts = self.rule.parts(scores)
+        half = parts.half_width(self.rule.confidence)
+        return Trial(widths, self.cost(widths), "holds" if holds else "fails", parts.mean,
+                     parts.mean - half, parts.mean + half, float(scores.mean()), len(scores))
 
     def is_below_failed(self, widths: Widths) -> bool:
-        """Whether a network at least as wide in every layer was tried and is not as good."""
-        return any(not self.is_as_good(trial)
+        """Whether a network at least as wide in every layer was tried and fails."""
+        return any(not trial.holds
                    and all(new <= old for new, old in zip(widths, trial.widths, strict=True))
                    for trial in self.by_widths.values())
 
-    def _checked_scores(self, widths: Widths) -> np.ndarray:
-        scores = np.asarray(self.score(widths), dtype=np.float64)
-        if self.baseline.size and scores.shape != self.baseline.shape:
-            raise ValueError(f"score: expected the shape {self.baseline.shape} for the widths "
-                             f"{comma_separated(widths)} too, but got {scores.shape}")
-        if not scores.size or not np.isfinite(scores).all():
+    def _checked_scores(self, widths: Widths, number: int) -> Floats:
+        scores = np.asarray(self.score(widths, number), dtype=np.float64)
+        if scores.shape != self.rule.baseline.shape[1:]:
+            raise ValueError(f"score: expected the shape {self.rule.baseline.shape[1:]} for the "
+                             f"widths {comma_separated(widths)} too, but got {scores.shape}")
+        if not np.isfinite(scores).all():
             raise ValueError(f"score: expected finite scores for the widths "
-                             f"{comma_separated(widths)}, but got "
-                             f"{'none' if not scores.size else 'NaN or infinity'}")
+                             f"{comma_separated(widths)}, but got NaN or infinity")
         return scores
 
 
-def search_widths(  # noqa: PLR0913 - what is searched, by what rule, within what budget
-    score: Callable[[Widths], ArrayLike], original: Sequence[int], suggestion: Sequence[int], *,
-    margin: float, confidence: float = 0.95, runs: int | None = None, seconds: float | None = None,
-    cost: Callable[[Widths], float] | None = None, rule: str = "non_inferior", seed: int = 0,
+def search_widths(  # noqa: PLR0913 - what is searched, for which verdict, within what budget
+    score: Callable[[Widths, int], ArrayLike], original: Sequence[int], suggestion: Sequence[int],
+    *, baseline: ArrayLike, margin: float, confidence: float = 0.95,
+    final: FinalVerdict | None = None, most_seeds: int = MOST_SEEDS, runs: int | None = None,
+    seconds: float | None = None, cost: Callable[[Widths], float] | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> SearchResult:
-    """The smallest widths whose networks, trained anew, are as good on validation data.
+    """The cheapest widths whose networks, trained anew, hold on validation data.
+
+    Widths hold where the mean of their networks is expected not to lie below the original's by more
+    than the final verdict can bear (``_Rule.limit``). Networks of a width are trained one by one:
+    after each the chance that the mean reaches the limit with ``most_seeds`` of them is taken
+    (Student's t, the seeds' variance pooled with the original's); below 10% the width is dropped,
+    above 90% taken (stochastic curtailment: Lan, Simon & Halperin 1982, Sequential Analysis 1:207).
+    A network that collapsed, as none of the original's did, drops its width at once.
 
     First along the path from the original through the suggestion towards one unit everywhere,
-    geometric in every width: the suggestion, then outwards or back by bisection in the logarithm.
-    Of several widths that hold the smallest is taken above which none that was tried is worse than
-    the margin beyond doubt (``inferior``): outcomes are noisy, and one lucky narrow network under a
-    wider one that fails is no evidence. Then, where there are several widths and budget is left,
-    Optuna's TPE moves each for itself among those that cost less.
+    geometric in every width, by bisection in the logarithm, to within ``FINE`` of the cost. Then,
+    where there are several widths and budget is left, each for itself. Nothing is tried that is in
+    every layer at most as wide as what failed.
 
-    An interrupt from the keyboard while a candidate is trained ends the search with the best so
-    far, and its caller goes on; while the original is trained it is passed on, as are other
-    signals. ``note`` says what a search that was cut short did not try.
+    An interrupt from the keyboard ends the search with the best so far, and its caller goes on;
+    other signals are passed on. ``note`` says what a search that was cut short did not try.
 
-    Selection alone: the winner is the best of several looks, so it is to be confirmed on data that
-    the search did not see.
+    Selection alone: the winner's seeds helped to choose it, so it is to be confirmed with others,
+    on data that the search did not see.
 
     Args:
-        score: trains networks of these widths and gives the scores of the validation examples,
-            shape (seeds, examples) or (examples,), higher is better; the same examples each time.
+        score: trains network ``number`` (from 0) of these widths and gives the scores of the
+            validation examples, shape (examples,), higher is better; the same examples each time.
         original: widths to begin with.
         suggestion: another method's, none above the original's.
+        baseline: scores of the original's networks, shape (seeds, examples) or (examples,).
         margin: the loss that is accepted, in [0, 1).
-        confidence: of the verdicts' intervals.
-        runs: at most so many calls of ``score``, the original's among them.
-        seconds: no further call after so many.
+        confidence: of the final verdict's interval.
+        final: the final verdict's seeds and examples; as many as here, if None.
+        most_seeds: networks of one width at most.
+        runs: at most so many widths, the original's among them.
+        seconds: no further width after so many.
         cost: of a network of these widths, e.g. its FLOPs; the sum of the widths, if None.
-        rule: ``non_inferior``: by the verdict; ``mean``: by the mean difference alone, which claims
-            nothing.
-        seed: of Optuna.
         clock: seconds; replaced in tests.
 
     Raises:
-        ValueError: a budget that allows no candidate, widths that do not fit, an unknown rule, or
-            scores of another shape.
+        ValueError: a budget that allows no candidate, widths that do not fit, or scores of another
+            shape.
 
-    >>> def score(widths):
+    >>> def score(widths, number):
     ...     return np.arange(1000) % 100 < (90 if widths[0] >= 8 else 70)
-    >>> search_widths(score, [64], [32], margin=0.02).widths
+    >>> search_widths(score, [64], [32], baseline=score([64], 0), margin=0.02).widths
     (8,)
     """
-    start, target = _checked(original, suggestion, rule, runs, seconds)
-    trials = _Trials(score, cost or (lambda widths: float(sum(widths))), margin, confidence, rule,
-                     runs or 10**9, clock() + (seconds or math.inf), clock)
+    start, target = _checked(original, suggestion, runs, seconds)
+    margin, confidence = checked_level(margin, confidence)
+    scores = _checked_baseline(baseline)
+    collapsed = collapsed_seeds(scores, margin) if len(scores) > 1 else np.zeros(1, dtype=bool)
+    rule = _Rule(scores[~collapsed], bool(collapsed.any()), margin, confidence, most_seeds,
+                 final or FinalVerdict(most_seeds, scores.shape[1]))
+    trials = _Trials(score, cost or (lambda widths: float(sum(widths))), rule, runs or 10**9,
+                     clock() + (seconds or math.inf), clock)
     trials.begin(start)
     path = _path(start, target)
     bisected = _bisect(trials, path, path.index(target) if target in path else len(path) // 2)
     if len(start) > 1 and not trials.spent:
-        _vary_each(trials, start, seed)
+        _narrow_each(trials)
     best = trials.best
     stopped = "interrupted" if trials.interrupted else "budget" if trials.spent else "converged"
     note = "; ".join(filter(None, (
         _cut_short(trials, runs, bisected=bisected, separately=len(start) > 1),
         _note(trials, best, start))))
-    return SearchResult(best.widths, tuple(trials.by_widths.values()), stopped, note, margin, rule)
+    return SearchResult(best.widths, tuple(trials.by_widths.values()), stopped, note, margin)
 
 
 def _cut_short(
@@ -195,8 +296,7 @@ def _cut_short(
 
 
 def _checked(
-    original: Sequence[int], suggestion: Sequence[int], rule: str, runs: int | None,
-    seconds: float | None,
+    original: Sequence[int], suggestion: Sequence[int], runs: int | None, seconds: float | None
 ) -> tuple[Widths, Widths]:
     start, target = tuple(map(int, original)), tuple(map(int, suggestion))
     if not start or len(start) != len(target) or min(start) < 1 or min(target) < 1 \
@@ -204,14 +304,21 @@ def _checked(
         raise ValueError(f"suggestion: expected {len(start)} widths of at least 1 and at most the "
                          f"original's ({comma_separated(start)}), but got "
                          f"{comma_separated(target)}")
-    if rule not in RULES:
-        raise ValueError(f"rule: expected {' or '.join(RULES)}, but got '{rule}'")
     if runs is not None and runs < 2:
         raise ValueError(f"runs: expected at least 2, the original's and a candidate's, but got "
                          f"{runs}")
     if seconds is not None and not seconds > 0:
         raise ValueError(f"seconds: expected a number above 0, but got {seconds}")
     return start, target
+
+
+def _checked_baseline(baseline: ArrayLike) -> Floats:
+    scores = np.atleast_2d(np.asarray(baseline, dtype=np.float64))
+    if scores.ndim != 2 or scores.shape[1] < 2 or not np.isfinite(scores).all():
+        raise ValueError(f"baseline: expected finite scores of at least two examples, shape "
+                         f"(seeds, examples), but got "
+                         f"{scores.shape if np.isfinite(scores).all() else 'NaN or infinity'}")
+    return scores
 
 
 def _path(start: Widths, target: Widths) -> list[Widths]:
@@ -229,76 +336,68 @@ def _path(start: Widths, target: Widths) -> list[Widths]:
 
 
 def _bisect(trials: _Trials, path: Sequence[Widths], first: int) -> bool:
-    """Bisection of the path: ``good`` is the last place as good, ``bad`` the first that is not.
+    """Bisection of the path: ``good`` is the last place that holds, ``bad`` the first that fails.
 
     Whether it came to its end.
     """
+    at = [float(np.log(widths).mean()) for widths in path]
+    at.append(at[-1] - math.log(2))  # below one unit everywhere
     good, bad, probe = 0, len(path), max(first, 1)
-    while bad - good > 1:
-        as_good = trials.try_widths(path[probe])
-        if as_good is None:
+    while bad - good > 1 and not (good and bad < len(path)
+                                  and _near(trials.cost, path[good], path[bad])):
+        holds = trials.try_widths(path[probe])
+        if holds is None:
             return False
-        good, bad = (probe, bad) if as_good else (good, probe)
-        probe = (good + bad) // 2
+        good, bad = (probe, bad) if holds else (good, probe)
+        middle = (at[good] + at[bad]) / 2
+        probe = min(range(good + 1, bad), key=lambda place: abs(at[place] - middle), default=good)
     return True
 
 
-def _vary_each(trials: _Trials, start: Widths, seed: int) -> None:
-    """Vary each width separately by Optuna, among candidates cheaper than the best so far."""
-    import optuna
-
-    verbosity = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    try:
-        study = optuna.create_study(sampler=optuna.samplers.TPESampler(
-            seed=seed, n_startup_trials=0, multivariate=False))
-        space: dict[str, Any] = {
-            str(place): optuna.distributions.IntDistribution(1, width, log=True)
-            for place, width in enumerate(start)}
-        for trial in trials.by_widths.values():
-            params = {str(place): width for place, width in enumerate(trial.widths)}
-            study.add_trial(optuna.trial.create_trial(
-                params=params, distributions=space, value=_objective(trials, trial)))
-        idle = 0
-        while not trials.spent and idle < 50:
-            proposal = study.ask(space)
-            widths = tuple(proposal.params[str(place)] for place in range(len(start)))
-            cost, best = trials.cost(widths), trials.best
-            if widths in trials.by_widths or cost >= best.cost or trials.is_below_failed(widths):
-                idle += 1
-                study.tell(proposal, cost + best.cost)
-                continue
-            idle = 0
-            if trials.try_widths(widths) is not None:
-                study.tell(proposal, _objective(trials, trials.by_widths[widths]))
-    finally:
-        optuna.logging.set_verbosity(verbosity)
+def _near(cost: Callable[[Widths], float], good: Widths, bad: Widths) -> bool:
+    """Whether what holds costs little more than what fails."""
+    return cost(good) <= FINE * cost(bad)
 
 
-def _objective(trials: _Trials, trial: Trial) -> float:
-    """What Optuna minimises: the cost; where a trial is not as good, more than all trials cost."""
-    if trials.is_as_good(trial):
-        return trial.cost
-    most = max(other.cost for other in trials.by_widths.values())
-    shortfall = -trials.margin - (trial.low if trials.rule == "non_inferior" else trial.delta)
-    return most * (1 + max(0.0, shortfall))
+def _narrow_each(trials: _Trials) -> None:
+    """Narrow each width for itself by bisection, the one that saves most of the cost first."""
+    best = trials.best.widths
+
+    def narrowed(place: int, units: int) -> Widths:
+        return (*best[:place], units, *best[place + 1:])
+
+    order = sorted(range(len(best)), key=lambda place: trials.cost(narrowed(place, 1)))
+    for place in order:
+        good, bad = best[place], 0
+        while good - bad > 1 and not trials.spent:
+            units = max(bad + 1, min(good - 1, round(math.sqrt(good * max(bad, 0.5)))))
+            candidate = narrowed(place, units)
+            if _near(trials.cost, best, candidate):
+                break
+            holds = False if trials.is_below_failed(candidate) else trials.try_widths(candidate)
+            if holds is None:
+                return
+            good, bad = (units, bad) if holds else (good, units)
+            if holds:
+                best = candidate
 
 
 def _note(trials: _Trials, best: Trial, start: Widths) -> str:
-    """Where nothing narrower is as good: which came nearest, and whether the data could show it."""
+    """Where nothing narrower holds: which came nearest, and whether the data could show it."""
     if best.widths != start:
         return ""
     tried = [trial for trial in trials.by_widths.values() if trial.outcome != "original"]
-    nearest = max(tried, key=lambda trial: trial.low, default=None)
+    nearest = max(tried, key=lambda trial: trial.delta, default=None)
     parts = [] if nearest is None else [
         f"nearest came {comma_separated(nearest.widths)}: {100 * nearest.delta:+.1f} points "
         f"({100 * nearest.low:+.1f} to {100 * nearest.high:+.1f})"]
-    examples = trials.baseline.shape[-1]
-    needed = required_examples_without_discordance(trials.margin, trials.confidence) \
-        if 0 < trials.margin < 1 else None
-    if trials.rule == "non_inferior" and needed is not None and examples < needed:
-        parts.append(f"{examples:,} validation examples show nothing at this margin: it takes at "
-                     f"least {needed:,}")
+    rule = trials.rule
+    needed = required_examples_without_discordance(rule.margin, rule.confidence) \
+        if 0 < rule.margin < 1 else None
+    examples = rule.baseline.shape[-1]
+    if needed is not None and examples < needed:
+        parts.append(f"{examples:,} validation examples tell little at this margin: it takes at "
+                     f"least {needed:,} to show even that equal networks are as good")
     return "; ".join(parts)
 
 
@@ -319,9 +418,9 @@ class Search:
 
 
 def retrained_widths(
-    search: Search, suggested: tuple[LayerWidth, ...], *, margin: float, seed: int
+    search: Search, suggested: tuple[LayerWidth, ...], *, margin: float
 ) -> tuple[tuple[LayerWidth, ...], str]:
-    """The smallest widths whose retrained networks are non-inferior, and a note.
+    """The smallest widths whose retrained networks hold, and a note.
 
     Each group's curve has the best mean score of the networks that were tried at that width of it,
     whatever the others' widths; ``alone`` is what was suggested.
@@ -329,22 +428,31 @@ def retrained_widths(
     Args:
         search: how to train, and for how long.
         suggested: where to look first, one a group.
-        margin: of the verdicts, in [0, 1).
-        seed: of the search.
+        margin: of the verdict to come, in [0, 1).
 
     Raises:
         ValueError: as ``search_widths``.
     """
     names = [layer.layer for layer in suggested]
     cost = search.cost
+    units = tuple(layer.units for layer in suggested)
+    scores: dict[Widths, Floats] = {}
 
     def named(widths: Widths) -> dict[str, int]:
         return dict(zip(names, widths, strict=True))
 
+    def all_seeds(widths: Widths) -> Floats:
+        if widths not in scores:
+            scores[widths] = np.atleast_2d(
+                np.asarray(search.retrain(named(widths)), dtype=np.float64))
+        return scores[widths]
+
+    baseline = all_seeds(units)
     result = search_widths(
-        lambda widths: search.retrain(named(widths)), [layer.units for layer in suggested],
-        [layer.width for layer in suggested], margin=margin, confidence=search.confidence,
-        runs=search.runs, seconds=search.seconds, seed=seed,
+        lambda widths, number: all_seeds(widths)[number], units,
+        [layer.width for layer in suggested], baseline=baseline, margin=margin,
+        confidence=search.confidence, most_seeds=len(baseline), runs=search.runs,
+        seconds=search.seconds,
         cost=None if cost is None else lambda widths: cost(named(widths)))
     layers = tuple(
         replace(layer, width=width, alone=layer.width, curve=_curve(result, place))
