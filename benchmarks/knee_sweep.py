@@ -22,9 +22,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from wua_mlflow.config import Settings, load_settings
-from wua_mlflow.pipeline.recipe import Recipe, load_recipe, train_one
+from wua_mlflow.data.tasks import loss_for, output_kind
+from wua_mlflow.pipeline.recipe import Recipe, load_recipe
+from wua_mlflow.rng import Purpose, isolated, seed_all, torch_generator
 
 __all__ = ["BLIND", "DATA", "FILE", "SEEDS", "TASKS", "WIDTHS", "Scores", "Task", "main",
            "read_scores", "recipe_of"]
@@ -193,12 +196,50 @@ def sweep(
 def trained(recipe: Recipe, widths: tuple[int, ...], seeds: Sequence[int]) -> Scores:
     """The scores of networks of these widths, trained from scratch, one a seed."""
     found = []
-    for seed in seeds:
-        one = train_one(recipe, widths, recipe.settings.epochs, seed=seed)
-        found.append([recipe.evaluate(one.model, part, one.kind).scores.astype(np.float32)
+    for model in trained_together(recipe, widths, seeds):
+        kind = output_kind(model, recipe.example[:2], recipe.split.task)
+        found.append([recipe.evaluate(model, part, kind).scores.astype(np.float32)
                       for part in (recipe.split.validation, recipe.split.test)])
     validation, test = (np.stack(part) for part in zip(*found, strict=True))
     return Scores(np.array(seeds), validation, test)
+
+
+def trained_together(
+    recipe: Recipe, widths: tuple[int, ...], seeds: Sequence[int]
+) -> list[nn.Module]:
+    """Networks that ``train_one`` would make one after the other, up to rounding, in one batch.
+
+    Each has its own initial weights and its own order of the samples; Adam acts on each weight for
+    itself, so that the sum of their losses trains each as its own loss would.
+    """
+    settings, train = recipe.settings, recipe.split.train
+    networks = []
+    for seed in seeds:
+        with isolated():
+            seed_all(seed)
+            networks.append(recipe.build(widths))
+    kind = output_kind(networks[0], recipe.example[:2], recipe.split.task)
+    loss = loss_for(recipe.split.task, kind)
+    weights, _ = torch.func.stack_module_state(networks)
+
+    def loss_of_one(weights: dict[str, Tensor], inputs: Tensor, targets: Tensor) -> Tensor:
+        return loss(torch.func.functional_call(networks[0], weights, (inputs,)), targets)
+
+    losses = torch.func.vmap(loss_of_one)
+    optimizer = torch.optim.Adam(weights.values(), lr=settings.lr)
+    orders = [torch_generator(seed, Purpose.LOADER) for seed in seeds]
+    size = len(train) if settings.batch_size == "full" else min(settings.batch_size, len(train))
+    for _ in range(settings.epochs):
+        rows = torch.arange(len(train)).expand(len(seeds), -1) if size == len(train) else \
+            torch.stack([torch.randperm(len(train), generator=order) for order in orders])
+        for batch in rows.split(size, dim=1):
+            optimizer.zero_grad()
+            losses(weights, train.inputs[batch], train.targets[batch]).sum().backward()
+            optimizer.step()
+    for number, network in enumerate(networks):
+        network.load_state_dict({name: stacked[number].detach()
+                                 for name, stacked in weights.items()})
+    return [network.eval() for network in networks]
 
 
 def main() -> None:

@@ -100,7 +100,7 @@ def test_the_order_of_the_seeds_does_not_matter():
 def test_an_early_look_needs_more_and_the_last_little_more_than_a_fixed_number():
     base, cand = scores_of(np.random.default_rng(0), (20, 20), by_example=0.0)
 
-    def width(seeds, plan=PLAN):
+    def width(seeds, plan=tuple((look, look) for look in PLAN)):
         interval = recipe_interval(base[:seeds], cand[:seeds], margin=0.02, confidence=0.95,
                                    planned=plan)
         return interval.high - interval.low
@@ -115,14 +115,41 @@ def test_an_early_look_needs_more_and_the_last_little_more_than_a_fixed_number()
     assert compare(base, cand, margin=0.02, planned_seeds=PLAN).counts.chance_to_settle is None
 
 
+def test_a_candidate_whose_seeds_are_all_there_while_the_baselines_are_added():
+    """Looks at pairs of numbers; seeds that are not in the interval count among the collapses."""
+    base, cand = scores_of(np.random.default_rng(0), (20, 20), by_example=0.0)
+    plan = [(10, 5), (16, 8), (20, 12), (20, 20)]
+    looks = [compare(base[:old], cand, margin=0.02, planned_seeds=plan,
+                     compared_seeds=new).counts for new, old in plan]
+    assert [counts.look for counts in looks] == [1, 2, 3, 4]
+    assert [(counts.candidate, counts.compared) for counts in looks] == [
+        (20, 10), (20, 16), (20, None), (20, None)]
+    first = compare(base[:5], cand, margin=0.02, planned_seeds=plan, compared_seeds=10)
+    alone = compare(base[:5], cand[:10], margin=0.02, planned_seeds=plan)
+    assert (first.low, first.high, first.seeds) == (alone.low, alone.high, 10)
+    assert "with 10 seeds, the original with 5, 400" in first.sentence
+    assert "none of its 20 seeds collapsed, but up to 17% of seeds could" in first.sentence
+    collapsed = cand.copy()
+    collapsed[15] -= 0.5
+    seen = compare(base[:5], collapsed, margin=0.02, planned_seeds=plan, compared_seeds=10)
+    assert (seen.low, seen.high, seen.outcome) == (first.low, first.high, first.outcome)
+    assert "1 of its 20 seeds collapsed" in seen.sentence and seen.counts.compared == 10
+
+
 @pytest.mark.parametrize(("seeds", "options", "message"), [
     (6, {"planned_seeds": PLAN}, "planned_seeds: expected the candidate's number of seeds among "
                                  "the looks planned (5, 8, 12, 16, 20), but it has 6"),
     (1, {"planned_seeds": PLAN}, "planned_seeds: expected the candidate's number of seeds among "
                                  "the looks planned (5, 8, 12, 16, 20), but it has 1"),
     *((8, {"planned_seeds": plan}, "planned_seeds: expected ascending whole numbers of at least 5, "
-                                   f"but got {plan!r}")
-      for plan in ([], [8, 5], [4, 8], [5, 5, 8], [5.0, 8.0], ["5", "8"], "8", 8, [True, 8])),
+                                   f"or pairs of them, but got {plan!r}")
+      for plan in ([], [8, 5], [4, 8], [5, 5, 8], [5.0, 8.0], ["5", "8"], "8", 8, [True, 8],
+                   [(8, 4)], [8, (8, 8)], [(8, 8), (8, 8)], [(9, 5), (8, 8)], [(8, 8, 8)])),
+    (8, {"planned_seeds": [(8, 5), (8, 12)]}, "planned_seeds: expected the candidate's number of "
+     "seeds among the looks planned ((8, 5), (8, 12)), but it has 8 beside the baseline's 8"),
+    (8, {"compared_seeds": 9}, "compared_seeds: expected at most the candidate's 8, but got 9"),
+    (8, {"compared_seeds": 4}, "compared_seeds: expected a whole number of at least 5, but got 4"),
+    (1, {"compared_seeds": 5}, "compared_seeds: expected at most the candidate's 1, but got 5"),
     (1, {"max_collapse": 0.1}, "max_collapse: expected scores of several seeds beside it, but the "
                                "candidate has one"),
     (8, {"screened": 0}, "screened: expected a whole number of at least 1, but got 0"),

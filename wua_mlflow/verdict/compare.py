@@ -115,7 +115,8 @@ def compare(  # noqa: PLR0913 - what is compared, and how surely, each by name
     confidence: float = 0.95,
     score: str = "accuracy",
     seed: int = 0,
-    planned_seeds: Sequence[int] | None = None,
+    planned_seeds: Sequence[int] | Sequence[tuple[int, int]] | None = None,
+    compared_seeds: int | None = None,
     max_collapse: float | None = None,
     targets: ArrayLike | None = None,
     groups: ArrayLike | None = None,
@@ -173,7 +174,10 @@ def compare(  # noqa: PLR0913 - what is compared, and how surely, each by name
             the score's name in sentences. Accuracies are shown in percentage points.
         seed: of the bootstrap's own generator.
         planned_seeds: the candidate's seeds at each planned look, where seeds are added until the
-            verdict is settled; the interval then holds for all looks together (``looks.py``).
+            verdict is settled; the interval then holds for all looks together (``looks.py``). Or
+            pairs, the candidate's and the baseline's.
+        compared_seeds: how many of the candidate's seeds, the first ones, are compared; the others
+            count among those that may collapse, and nowhere else. None: all.
         beyond_plan: how many of the candidate's seeds were added beyond the plan, after a verdict
             on fewer was known: the sentence says that it is exploratory.
         max_collapse: the share of seeds that may collapse, in (0, 1): a recipe is non-inferior only
@@ -217,15 +221,16 @@ def compare(  # noqa: PLR0913 - what is compared, and how surely, each by name
     pair = None
     if targets is None:
         _check_score_alone(score)
-        old, new = checked_scores(baseline, candidate)
+        old, new = checked_scores(baseline, candidate, compared=compared_seeds)
     else:
-        pair = checked_predictions(baseline, candidate, targets, score, classes=classes)
+        pair = checked_predictions(baseline, candidate, targets, score, classes=classes,
+                                   compared=compared_seeds)
         old, new = pair.scores(margin)
+    seeds = len(new) if compared_seeds is None else compared_seeds
     if len(new) == 1 and max_collapse is not None:
         raise ValueError("max_collapse: expected scores of several seeds beside it, but the "
                          "candidate has one")
-    if planned_seeds is not None:
-        planned_seeds = checked_plan(planned_seeds, len(new))
+    plan = None if planned_seeds is None else checked_plan(planned_seeds, seeds, len(old))
     if groups is not None:
         groups = checked_groups(groups, (targets, baseline, candidate))
     r2_targets = checked_r2_targets(baseline, candidate, new.shape[1]) if pair is None else None
@@ -234,23 +239,23 @@ def compare(  # noqa: PLR0913 - what is compared, and how surely, each by name
         old, new = (1 - np.square(side - r2_targets) / r2_targets.var()
                     for side in (pair.baseline, pair.candidate))
     draws = _Draws.of(old, new, None if pair is None else pair.moved, groups, r2_targets)
-    interval, counts = _interval(draws, margin, confidence, seed, planned_seeds, screened)
+    interval, counts = _interval(draws, margin, confidence, seed, _Seeds(plan, seeds, screened))
     if counts is not None:
         counts = _beyond(counts, beyond_plan)
     outcome, settle, needed = _outcome(interval, margin), None, None
     if counts is not None:
         outcome, settle = _with_collapses(outcome, counts, confidence, max_collapse)
     guards = None if pair is None else guarded(
-        _kept(pair, old, new, margin), outcome, margin=margin, confidence=confidence,
+        _kept(pair, old, new, seeds, margin), outcome, margin=margin, confidence=confidence,
         class_margin=class_margin, groups=groups)
     if guards is not None and guards.finding is not None:
         outcome, settle = guards.finding.outcome, guards.finding.remedy
     if outcome == "inconclusive" and settle is None:
-        settle, needed = _settle(interval, new.shape, margin, confidence)
+        settle, needed = _settle(interval, (seeds, new.shape[1]), margin, confidence)
     return Verdict(
         kind="recipe" if counts else "artifact", outcome=outcome, delta=interval.delta,
         low=interval.low, high=interval.high, margin=margin, confidence=confidence,
-        examples=new.shape[1], seeds=len(new), method=interval.method, score=score,
+        examples=new.shape[1], seeds=seeds, method=interval.method, score=score,
         settle=settle if outcome == "inconclusive" else None,
         counts=counts, groups=draws.groups, needed=needed, **_values(guards))
 
@@ -270,13 +275,12 @@ def _check_shares(**shares: float | None) -> None:
 
 
 def _interval(
-    draws: _Draws, margin: float, confidence: float, seed: int, planned: Sequence[int] | None,
-    screened: int,
+    draws: _Draws, margin: float, confidence: float, seed: int, seeds: _Seeds
 ) -> tuple[_Interval, SeedCounts | None]:
     """The interval by the design, with sizes in examples."""
     counts = None
     if len(draws.new) > 1:
-        interval, counts = _recipe(draws, margin, confidence, planned, seed, screened)
+        interval, counts = _recipe(draws, margin, confidence, seed, seeds)
     elif bool(np.isin([draws.old, draws.new], (0.0, 1.0)).all()):
         interval = _tango(draws.old[0], draws.new[0], margin, confidence)
     else:
@@ -293,10 +297,11 @@ def _values(guards: Guarded | None) -> dict[str, Any]:
             "guard": guards.finding.words if guards.finding else ""}
 
 
-def _kept(pair: Paired, old: Floats, new: Floats, margin: float) -> Paired:
-    """Without the seeds that collapsed."""
-    sides = [side if len(side) == 1 else side[~intervals.collapsed_seeds(scores, margin)]
-             for side, scores in ((pair.baseline, old), (pair.candidate, new))]
+def _kept(pair: Paired, old: Floats, new: Floats, seeds: int, margin: float) -> Paired:
+    """Those that are compared, without the seeds that collapsed."""
+    sides = [side if len(side) == 1 else
+             side[:most][~intervals.collapsed_seeds(scores, margin)[:most]]
+             for side, scores, most in ((pair.baseline, old, None), (pair.candidate, new, seeds))]
     return replace(pair, baseline=sides[0], candidate=sides[1])
 
 
@@ -330,6 +335,15 @@ def _with_collapses(
         return "inconclusive", text.too_few_seeds_for_collapse(
             max_collapse, counts.collapsed, needed)
     return outcome, None
+
+
+@dataclass(frozen=True)
+class _Seeds:
+    """The looks, how many of the candidate's seeds are compared, and the widths screened."""
+
+    plan: tuple[tuple[int, int], ...] | None
+    compared: int
+    screened: int
 
 
 @dataclass(frozen=True)
@@ -452,12 +466,11 @@ def _bootstrap(draws: _Draws, margin: float, confidence: float, seed: int) -> _I
 
 
 def _recipe(
-    draws: _Draws, margin: float, confidence: float, planned: Sequence[int] | None, seed: int,
-    screened: int,
+    draws: _Draws, margin: float, confidence: float, seed: int, seeds: _Seeds
 ) -> tuple[_Interval, SeedCounts]:
     found = recipe_interval(draws.old, draws.new, margin=margin, confidence=confidence,
-                            planned=planned, moved=draws.moved, targets=draws.r2_targets, seed=seed,
-                            screened=screened)
+                            planned=seeds.plan, compared=seeds.compared, moved=draws.moved,
+                            targets=draws.r2_targets, seed=seed, screened=seeds.screened)
     parts = found.parts
 
     def required(delta: float, factor: float) -> RequiredSampleSize:

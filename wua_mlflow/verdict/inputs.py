@@ -76,34 +76,52 @@ def check_count(name: str, count: int, *, least: int) -> None:
                          f"{shown(count)}")
 
 
-def checked_plan(planned: Any, seeds: int) -> tuple[int, ...]:
-    """The candidate's seeds at each planned look.
+def checked_plan(planned: Any, candidate: int, baseline: int) -> tuple[tuple[int, int], ...]:
+    """The seeds of the candidate and of the baseline at each planned look.
 
     Args:
-        planned: whole numbers of at least 5, ascending.
-        seeds: the candidate's at hand, which must be one of them.
+        planned: whole numbers of at least 5, ascending: the candidate's seeds, the baseline having
+            as many (or those that it has now, if they are more); or pairs of numbers, neither of
+            which falls and one of which rises from look to look.
+        candidate: its seeds that are compared, which must be those of a look.
+        baseline: its seeds; in pairs they must be those of the look too.
 
     Raises:
         ValueError: one line; they are not.
 
-    >>> checked_plan([5, 8, 12], 8)
-    (5, 8, 12)
+    >>> checked_plan([5, 8, 12], 8, 8), checked_plan([(10, 5), (12, 12)], 10, 5)
+    (((5, 8), (8, 8), (12, 12)), ((10, 5), (12, 12)))
     """
     listed = isinstance(planned, Iterable) and not isinstance(planned, str)
-    numbers: list[Any] = list(planned) if listed else [None]
+    looks: list[Any] = list(planned) if listed else [None]
+    in_pairs = all(isinstance(look, tuple) and len(look) == 2 for look in looks)
+    numbers = [number for look in looks for number in (look if in_pairs else (look,))]
     whole = all(isinstance(number, Integral) and not isinstance(number, bool)
                 for number in numbers)
-    if not whole or not numbers or numbers[0] < FEWEST_SEEDS or \
-            any(later <= earlier for earlier, later in pairwise(numbers)):
+    if not whole or not numbers or min(numbers) < FEWEST_SEEDS or not all(
+            _more_seeds(earlier, later) for earlier, later in pairwise(looks)):
         raise ValueError(f"planned_seeds: expected ascending whole numbers of at least "
-                         f"{FEWEST_SEEDS}, but got {shown(planned)}")
-    if seeds not in numbers:
+                         f"{FEWEST_SEEDS}, or pairs of them, but got {shown(planned)}")
+    pairs = tuple((int(one), int(other)) for one, other in (
+        looks if in_pairs else ((look, max(look, baseline)) for look in looks)))
+    if candidate not in (one for one, _ in pairs) or \
+            in_pairs and (candidate, baseline) not in pairs:
+        beside = f" beside the baseline's {baseline}" if in_pairs else ""
         raise ValueError(f"planned_seeds: expected the candidate's number of seeds among the looks "
-                         f"planned ({', '.join(map(str, numbers))}), but it has {seeds}")
-    return tuple(map(int, numbers))
+                         f"planned ({', '.join(map(str, looks))}), but it has {candidate}{beside}")
+    return pairs
 
 
-def checked_scores(baseline: Any, candidate: Any) -> tuple[Floats, Floats]:
+def _more_seeds(earlier: Any, later: Any) -> bool:
+    """Whether a look has more seeds than the one before, and no side fewer."""
+    if not isinstance(earlier, tuple):
+        return bool(later > earlier)
+    return bool(later != earlier and later[0] >= earlier[0] and later[1] >= earlier[1])
+
+
+def checked_scores(
+    baseline: Any, candidate: Any, compared: int | None = None
+) -> tuple[Floats, Floats]:
     """Both scores in the shape (seeds, examples), aligned and checked; neither is modified.
 
     Args:
@@ -129,7 +147,7 @@ def checked_scores(baseline: Any, candidate: Any) -> tuple[Floats, Floats]:
                          f"got {old.shape[1]} and {new.shape[1]}")
     if new.shape[1] < 2:
         raise ValueError(f"examples: expected at least 2, but got {new.shape[1]}")
-    check_seeds(len(old), len(new))
+    check_seeds(len(old), len(new), compared)
     return old, new
 
 
@@ -200,11 +218,18 @@ def checked_r2_targets(baseline: Any, candidate: Any, examples: int) -> Floats |
     return targets
 
 
-def check_seeds(baseline: int, candidate: int) -> None:
+def check_seeds(baseline: int, candidate: int, compared: int | None = None) -> None:
     """Raise unless both are one network, or at least 5 seeds are at most twice as many as others.
 
-    One network of the baseline may stand beside several seeds of the candidate.
+    One network of the baseline may stand beside several seeds of the candidate. Of the candidate's
+    seeds ``compared`` count, if that is given.
     """
+    if compared is not None:
+        check_count("compared_seeds", compared, least=FEWEST_SEEDS)
+        if compared > candidate:
+            raise ValueError(f"compared_seeds: expected at most the candidate's {candidate}, but "
+                             f"got {compared}")
+        candidate = compared
     for seeds in (baseline, candidate):
         if 1 < seeds < FEWEST_SEEDS:
             raise ValueError(f"seeds: expected at least {FEWEST_SEEDS} for a recipe verdict, or a "

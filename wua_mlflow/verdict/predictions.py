@@ -148,7 +148,8 @@ class Paired:
 
 
 def checked_predictions(
-    baseline: Any, candidate: Any, targets: Any, score: str, *, classes: Sequence[Any] | None = None
+    baseline: Any, candidate: Any, targets: Any, score: str, *,
+    classes: Sequence[Any] | None = None, compared: int | None = None,
 ) -> Paired:
     """Both sides' predictions in the shape (seeds, examples[, classes]), aligned and checked.
 
@@ -161,6 +162,7 @@ def checked_predictions(
         targets: shape (n,).
         score: as in ``scores.value``.
         classes: all classes in the order of the columns; the sorted ones of ``targets`` if None.
+        compared: of the candidate's seeds, as in ``check_seeds``.
 
     Raises:
         ValueError: one line that names the argument.
@@ -177,7 +179,7 @@ def checked_predictions(
     elif found.takes == "values":
         y = _numbers("targets", y, score)
     sides = [_side(found, name, arrays[name], y.size, names) for name in ("baseline", "candidate")]
-    inputs.check_seeds(len(sides[0]), len(sides[1]))
+    inputs.check_seeds(len(sides[0]), len(sides[1]), compared)
     if sides[0].ndim != sides[1].ndim:
         raise ValueError(f"baseline and candidate: expected predictions of one form, but got the "
                          f"shapes {arrays['baseline'].values.shape} and "

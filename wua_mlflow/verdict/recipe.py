@@ -33,7 +33,7 @@ class SeedCounts:
     """The seeds of a recipe verdict.
 
     Attributes:
-        candidate: trained.
+        candidate: trained, those included that are not in the interval.
         baseline: trained; 1 where the original is one given network.
         collapsed: of the candidate's (``intervals.collapsed_seeds``).
         baseline_collapsed: of the baseline's.
@@ -45,6 +45,8 @@ class SeedCounts:
         screened: candidates that were screened for collapses, of which this is one: the limits of
             the collapsing share hold for all of them together.
         chance_to_settle: where a further look is planned, the chance that the last one settles it.
+        compared: how many of the candidate's are in the interval, where further ones count among
+            the collapses; None: all that did not collapse.
     """
 
     candidate: int
@@ -58,11 +60,12 @@ class SeedCounts:
     chance_to_settle: float | None = None
     beyond_plan: int = 0
     screened: int = 1
+    compared: int | None = None
 
     @property
     def enough(self) -> bool:
         """Whether enough seeds of both sides did not collapse."""
-        sides = [self.candidate - self.collapsed]
+        sides = [self.candidate - self.collapsed if self.compared is None else self.compared]
         if self.baseline > 1:
             sides.append(self.baseline - self.baseline_collapsed)
         return min(sides) >= FEWEST_SEEDS
@@ -86,7 +89,7 @@ class RecipeInterval:
 
 def recipe_interval(  # noqa: PLR0913 - scores, what they are judged by, and how
     baseline: Floats, candidate: Floats, *, margin: float, confidence: float,
-    planned: Sequence[int] | None = None, moved: NDArray[np.bool_] | None = None,
+    planned: Sequence[tuple[int, int]] | None = None, compared: int | None = None, moved: NDArray[np.bool_] | None = None,
     targets: Floats | None = None, seed: int = 0, screened: int = 1,
 ) -> RecipeInterval:
     """The interval of mean(candidate) − mean(baseline) over seeds that did not collapse.
@@ -96,8 +99,10 @@ def recipe_interval(  # noqa: PLR0913 - scores, what they are judged by, and how
         candidate: the same examples', with seeds of its own, at least 5.
         margin: of the verdict.
         confidence: of the two-sided interval; where looks are planned, of all of them together.
-        planned: the candidate's seeds at each planned look, as ``checked_plan`` gives them. None
-            for a number that was fixed beforehand.
+        planned: the candidate's and the baseline's seeds at each planned look, as ``checked_plan``
+            gives them. None for numbers that were fixed beforehand.
+        compared: how many of the candidate's seeds, the first ones, are in the interval; the others
+            count among those that may collapse. All, if None.
         moved: as in ``intervals.score_range``.
         targets: of R² (``intervals.crossed``); the examples' part then has a bootstrap-t.
         seed: of that.
@@ -106,31 +111,35 @@ def recipe_interval(  # noqa: PLR0913 - scores, what they are judged by, and how
 
     >>> rng = np.random.default_rng(0)
     >>> scores = rng.random((2, 8, 500)) < 0.9
-    >>> now = recipe_interval(*scores, margin=0.02, confidence=0.95, planned=(5, 8, 12))
+    >>> now = recipe_interval(*scores, margin=0.02, confidence=0.95,
+    ...                       planned=((5, 5), (8, 8), (12, 12)))
     >>> now.seeds.look, now.seeds.looks, now.seeds.collapsed
     (2, 3, 0)
     """
-    given = [np.asarray(side, dtype=np.float64) for side in (baseline, candidate)]
-    collapsed = [intervals.collapsed_seeds(side, margin) if len(side) > 1
-                 else np.zeros(1, dtype=bool) for side in given]
-    old, new = (side[~mask] for side, mask in zip(given, collapsed, strict=True))
+    old, new = (np.asarray(side, dtype=np.float64) for side in (baseline, candidate))
+    lost_old = intervals.collapsed_seeds(old, margin) if len(old) > 1 else np.zeros(1, dtype=bool)
+    lost_new = intervals.collapsed_seeds(new, margin)
+    lost = int(lost_new.sum())
+    seeds = len(new) if compared is None else compared, len(old)
+    old, new = old[~lost_old], new[:seeds[0]][~lost_new[:seeds[0]]]
     parts = intervals.crossed(old, new, targets=targets)
     stretch = (1.0, 1.0)
     if targets is not None:
         stretch = examples_stretch(new.mean(axis=0) - old.mean(axis=0), targets,
                                    confidence=confidence, seed=seed)
-    lost = int(collapsed[1].sum())
     low, high = intervals.collapse_limits(
         lost, len(candidate), confidence=collapse_confidence(confidence, screened))
     level, look, chance = confidence, 1, None
     if planned is not None:
-        level, look, chance = _at_look(parts, margin, confidence, len(candidate), planned, lost)
+        level, look, chance = _at_look(parts, margin, confidence, seeds, planned)
     span, unseen, same = intervals.score_range(old, new, moved)
     reach = unseen * intervals.zero_event_limit(parts.examples, confidence=level)
     sides = [replace(parts, stretch=factor) for factor in stretch]
     below, above = (max(side.half_width(level), reach) for side in sides)
-    counts = SeedCounts(len(candidate), len(baseline), lost, int(collapsed[0].sum()), low, high,
-                        look, 1 if planned is None else len(planned), chance, screened=screened)
+    counts = SeedCounts(
+        len(candidate), seeds[1], lost, int(lost_old.sum()), low, high, look,
+        1 if planned is None else len(planned), chance, screened=screened,
+        compared=len(new) if seeds[0] < len(candidate) else None)
     return RecipeInterval(parts.mean - below, parts.mean + above, sides[parts.mean < -margin],
                           counts, unseen, span, same)
 
@@ -141,17 +150,21 @@ def collapse_confidence(confidence: float, screened: int) -> float:
 
 
 def _at_look(
-    parts: Crossed, margin: float, confidence: float, seeds: int, planned: Sequence[int], lost: int
+    parts: Crossed, margin: float, confidence: float, seeds: tuple[int, int],
+    planned: Sequence[tuple[int, int]],
 ) -> tuple[float, int, float | None]:
     """The interval's confidence at this look, its number, and the chance to settle it later.
 
-    Information is 1 ÷ variance, predicted for every look from the parts as seen now.
+    Information is 1 ÷ variance, predicted for every look from the parts as seen now; as many seeds
+    as have collapsed are missing at every look. ``seeds``: the candidate's, the baseline's.
     """
-    look = planned.index(seeds) + 1
+    numbers = [candidate for candidate, _ in planned]
+    look = (planned.index(seeds) if seeds in planned else numbers.index(seeds[0])) + 1
     if not parts.variance:
         return confidence, look, None
-    ahead = [parts.predicted(number - lost, _beside(number, parts), parts.examples).variance
-             for number in planned]
+    lost = seeds[0] - parts.candidate.seeds, seeds[1] - parts.baseline.seeds
+    ahead = [parts.predicted(candidate - lost[0], max(baseline - lost[1], 1),
+                             parts.examples).variance for candidate, baseline in planned]
     fractions = _ascending([ahead[-1] / variance for variance in ahead])
     level = repeated_confidence(fractions[:look], confidence)
     if look == len(planned):
@@ -159,11 +172,6 @@ def _at_look(
     return level, look, chance_to_settle(
         (parts.mean + margin) / math.sqrt(parts.variance), fractions[look - 1],
         repeated_confidence(fractions, confidence))
-
-
-def _beside(number: int, parts: Crossed) -> int:
-    """The baseline's seeds at a look: as many as the candidate's, or those that there are."""
-    return max(number, parts.baseline.seeds)
 
 
 def _ascending(fractions: Sequence[float]) -> list[float]:

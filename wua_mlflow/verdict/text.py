@@ -84,11 +84,12 @@ def _values(verdict: Verdict) -> str:
 
 
 def _trained_with(counts: SeedCounts) -> str:
+    compared = counts.candidate if counts.compared is None else counts.compared
     if counts.baseline == 1:
-        return f"the slim model trained with {counts.candidate:,} seeds, against this network"
-    if counts.baseline == counts.candidate:
-        return f"both trained with {counts.candidate:,} seeds"
-    return (f"the slim model trained with {counts.candidate:,} seeds, the original with "
+        return f"the slim model trained with {compared:,} seeds, against this network"
+    if counts.baseline == compared:
+        return f"both trained with {compared:,} seeds"
+    return (f"the slim model trained with {compared:,} seeds, the original with "
             f"{counts.baseline:,}")
 
 
