@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from dataclasses import dataclass, field, replace
 from functools import cache
 from types import SimpleNamespace
@@ -19,13 +18,14 @@ from wua_mlflow.config import Settings
 from wua_mlflow.data.datasets import Part
 from wua_mlflow.pipeline import target_widths
 from wua_mlflow.pipeline.networks import NetworkFactory, cached, from_scratch
-from wua_mlflow.pipeline.recipe import Recipe, Trained, train_one
+from wua_mlflow.pipeline.recipe import Recipe, Trained, train_one, train_replicate
 from wua_mlflow.pipeline.slim import SlimmingContext
-from wua_mlflow.pipeline.target_widths import dimensions_of, folds_of, validation_scores
+from wua_mlflow.pipeline.target_widths import dimensions_of
 from wua_mlflow.pipeline.variant import ModelVariant
 from wua_mlflow.usage.analyze import analyze
 from wua_mlflow.usage.results import ModelUsage
 from wua_mlflow.widths.recommend import recommend_widths
+from wua_mlflow.widths.results import SearchResult, Trial
 
 
 @cache
@@ -117,18 +117,22 @@ def test_a_search_goes_on_from_the_rank_and_stays_within_its_runs():
 @pytest.mark.parametrize(("options", "method"), [
     ({"how": "rebuild"}, "search"), ({"how": "prune"}, "search"),
     ({"how": "rebuild", "width_method": "effective"}, "effective"),
-    ({"how": "prune", "margin": 0.02}, "rank"), ({"how": "rebuild", "margin": 0.02}, "search"),
+    ({"how": "prune", "margin": 0.02}, "search"), ({"how": "rebuild", "margin": 0.02}, "search"),
     ({"how": "rebuild", "train": "own:trainer"}, "rank"), ({"how": "rebuild", "margin": 0}, "rank"),
 ])
 def test_the_default_method(options, method, monkeypatch):
-    monkeypatch.setattr(target_widths, "search", lambda *_: SimpleNamespace(widths=(3, 3)))
+    monkeypatch.setattr(target_widths, "search",
+                        lambda *_, **__: SimpleNamespace(widths=(3, 3)))
     assert chosen(**options).method == method
 
 
 @pytest.mark.parametrize("method", ["rank", "search"])
 def test_nothing_narrower(method, monkeypatch):
-    with pytest.raises(target_widths.NoNarrowerError, match="80 validation examples show nothing "
-                       "at this margin: it takes at least 3,838"):
+    with monkeypatch.context() as patch, pytest.raises(
+            target_widths.NoNarrowerError, match="80 validation examples tell little at this "
+                                                 "margin: it takes at least 3,838"):
+        patch.setattr(target_widths, "train_replicate",
+                      lambda *_: SimpleNamespace(validation_scores=np.zeros(80)))
         chosen(width_method="search", margin=0.001, search_runs=2)
 
     def all_units(*args, **options):
@@ -136,7 +140,7 @@ def test_nothing_narrower(method, monkeypatch):
         return replace(real, layers=tuple(replace(each, width=each.units) for each in real.layers))
 
     monkeypatch.setattr(target_widths, "recommend_widths", all_units)
-    monkeypatch.setattr(target_widths, "search", lambda *_: SimpleNamespace(
+    monkeypatch.setattr(target_widths, "search", lambda *_, **__: SimpleNamespace(
         widths=(12, 6), note="nearest came 11,6"))
     with pytest.raises(target_widths.NoNarrowerError) as caught:
         chosen(width_method=method)
@@ -182,118 +186,113 @@ def test_a_factory_that_ignores_its_widths():
 
 @dataclass
 class Search:
-    """A search whose networks, all from scratch, are written down with their recipes."""
+    """A search whose networks, all from scratch, are written down."""
 
     options: dict[str, object]
-    anew: bool = True
     trained: list[tuple[tuple[int, ...], int, int]] = field(default_factory=list)
-    recipes: list[Recipe] = field(default_factory=list)
 
     def make(self, recipe: Recipe, widths: tuple[int, ...]) -> NetworkFactory:
         train = from_scratch(recipe, widths, 1)
 
         def noting(number: int, seed: int, label: str | None = None) -> Trained:
             self.trained.append((widths, number, seed))
-            self.recipes.append(recipe)
             return train(number, seed, label)
 
         return noting
 
-    def run(self, units: tuple[int, ...], suggestion: tuple[int, ...], **options: object) -> Any:
-        setup = target_widths.SearchSetup(recipe_of(**self.options), self.make, sum, self.anew)
+    def baseline(self) -> np.ndarray:
+        recipe = recipe_of(**self.options)
+        make = from_scratch(recipe, (8,), 1)
+        return np.stack([train_replicate(recipe, make, number).validation_scores
+                         for number in range(5)])
+
+    def run(self, units: tuple[int, ...], suggestion: tuple[int, ...], **options: Any) -> Any:
+        widen = options.pop("widen", False)
+        setup = target_widths.SearchSetup(recipe_of(**self.options), self.make, sum, self.baseline)
         settings = settings_of(**self.options, **options)
-        return target_widths.search(settings, setup, units, suggestion)
+        return target_widths.search(settings, setup, units, suggestion, widen=widen)
 
     @property
     def widths(self) -> list[tuple[int, ...]]:
-        return [widths for widths, *_ in self.trained]
+        return list(dict.fromkeys(widths for widths, *_ in self.trained))
 
 
 MANY = {"data": f"{HERE}:many"}
-"""400 validation examples: at a margin of 0.1 it takes 4 · 35 of them."""
+"""400 validation examples."""
 
 
-def rows_of(part: Part) -> Counter[tuple[float, ...]]:
-    return Counter(tuple([*inputs.tolist(), float(target)])
-                   for inputs, target in zip(part.inputs, part.targets, strict=True))
-
-
-def test_folds_validate_each_example_once_and_leave_the_test_part():
-    split = recipe_of().split
-    folds = folds_of(split, 5, seed=3)
-    whole = rows_of(split.train) + rows_of(split.validation)
-    validated: Counter[tuple[float, ...]] = Counter()
-    for fold in folds:
-        assert rows_of(fold.train) + rows_of(fold.validation) == whole
-        assert len(fold.validation) == 48
-        assert fold.test is split.test
-        validated += rows_of(fold.validation)
-    assert validated == whole
-    first, again, other = (folds_of(split, 5, seed=seed)[1].validation.inputs for seed in (3, 3, 4))
-    assert torch.equal(first, again)
-    assert not torch.equal(first, other)
-
-
-@pytest.mark.parametrize(("options", "anew", "parts"), [
-    ({}, True, 5), (MANY, True, 1), ({**MANY, "margin": 0.02}, True, 5),
-    ({**MANY, "margin": 0}, True, 5),
-    ({}, False, 1),  # a cut network has seen the training part
-])
-def test_a_small_validation_part_is_folded(options, anew, parts):
+@pytest.mark.parametrize(("seeds", "most"), [(4, 1), (5, 8), ("auto", 8)])
+def test_candidates_have_seeds_of_their_own(seeds, most):
+    """None of those of a variant's replicates; one network where there is no recipe verdict."""
     before = torch.get_rng_state()
-    run = Search(options, anew)
-    assert run.run((8,), (4,), search_runs=2).looks == 1
-    assert torch.equal(torch.get_rng_state(), before)
-    assert run.widths == [(8,)] * parts + [(4,)] * parts
-    split = recipe_of(**options).split
-    folds = [recipe.split for recipe in run.recipes[:parts]]
-    if parts == 1:
-        assert torch.equal(folds[0].validation.inputs, split.validation.inputs)
-    else:
-        assert sum(len(fold.validation) for fold in folds) == \
-            len(split.train) + len(split.validation)
-    assert all(torch.equal(fold.test.inputs, split.test.inputs) for fold in folds)
-
-
-@pytest.mark.parametrize(("seeds", "expected"), [(4, 1), (6, 5)])
-def test_as_many_seeds_as_a_recipes_verdict_needs(seeds, expected):
     run = Search({**MANY, "seeds": seeds})
-    run.run((8,), (4,), search_runs=2)
-    assert [(number, seed) for widths, number, seed in run.trained if widths == (4,)] == [
-        (number, 42 + number) for number in range(expected)]
+    result = run.run((8,), (4,), search_runs=2)
+    assert torch.equal(torch.get_rng_state(), before)
+    numbers = [(number, seed) for _, number, seed in run.trained]
+    assert numbers == [(1000 + i, 42 + 1000 + i) for i in range(len(numbers))]
+    assert len(numbers) == result.trials[1].seeds <= most
+    assert min(number for number, _ in numbers) >= settings_of().max_seeds
+
+
+def test_what_it_compares_is_the_validation_part():
+    run = Search({**MANY, "seeds": 5})
+    trial = run.run((8,), (4,), search_runs=2).trials[1]
+    recipe = recipe_of(**MANY)
+    part = recipe.split.validation
+    right = []
+    for widths, _, seed in run.trained:
+        model = train_one(recipe, widths, 1, seed=seed).model
+        right.append((model(part.inputs).argmax(1) == part.targets).double().mean().item())
+    assert trial.score == pytest.approx(np.mean(right))
+    assert trial.delta == pytest.approx(np.mean(right) - run.baseline().mean())
 
 
 @pytest.mark.parametrize(("limit", "most"), [
-    ({"search_runs": 3}, 3), ({"search_runs": 6}, 6), ({"search_seconds": 1e-6}, 2)])
+    ({"search_runs": 3}, 2), ({"search_runs": 6}, 5), ({"search_seconds": 1e-6}, 1)])
 def test_no_more_widths_are_trained_than_allowed(limit, most):
-    """The original and one candidate are trained whatever it takes; else nothing is known."""
+    """One candidate is trained whatever it takes; else nothing is known."""
     run = Search({**MANY, "hidden": "16,8"})
     result = run.run((16, 8), (9, 5), **limit)
-    assert len(set(run.widths)) == len(run.widths) == len(result.trials) <= most
-    assert run.widths[:2] == [(16, 8), (9, 5)]
+    assert len(run.widths) == len(result.trials) - 1 <= most
+    assert run.widths[0] == (9, 5)
 
 
-def test_scores_of_the_folds_follow_each_other():
-    """Each network by hand on the rows that it did not see."""
-    recipe = recipe_of()
-    recipes = [replace(recipe, split=split) for split in folds_of(recipe.split, 2, seed=1)]
-    scores = validation_scores([(each, from_scratch(each, (4,), 2)) for each in recipes], 2)
-    assert scores.shape == (2, 240)
-    parts = [each.split.validation for each in recipes]
-    for number in range(2):
-        models = [train_one(each, (4,), 2, seed=42 + number).model for each in recipes]
-        right = [(model(part.inputs).argmax(1) == part.targets).double().numpy()
-                 for model, part in zip(models, parts, strict=True)]
-        assert np.array_equal(scores[number], np.concatenate(right))
+def test_a_search_that_widens_goes_up_from_its_start_alone(monkeypatch):
+    scores = {(3,): 0.2, (5,): 0.2, (8,): 0.2, (12,): 0.9}
+
+    def replicate(recipe, make, number):
+        share = scores.get(make, 0.9)
+        return SimpleNamespace(validation_scores=np.arange(400) % 100 < 100 * share)
+
+    monkeypatch.setattr(target_widths, "train_replicate", replicate)
+    setup = target_widths.SearchSetup(recipe_of(**MANY), lambda _, widths: widths, sum,
+                                      lambda: np.stack([np.arange(400) % 100 < 90] * 5))
+    found = target_widths.search(settings_of(**MANY), setup, (64,), (3,), widen=True)
+    assert [trial.widths for trial in found.trials] == [(64,), (3,), (5,), (8,), (12,)]
+    assert (found.widths, found.stopped, found.note) == ((12,), "converged", "")
+    few = settings_of(**MANY, search_runs=3)
+    found = target_widths.search(few, setup, (64,), (3,), widen=True)
+    assert (found.widths, found.stopped) == ((64,), "budget")
+    assert found.note.startswith("stopped after 2 of 2 widths; wider ones were not tried")
+
+
+@pytest.mark.parametrize(("widths", "held", "expected"), [
+    ((4,), [], (6,)), ((4,), [(5,), (6,), (3,)], (5,)), ((4,), [(9,)], (6,)), ((50,), [], (64,)),
+    ((64,), [], (64,))])
+def test_the_next_wider(widths, held, expected):
+    trials = [Trial(each, sum(each), "holds", 0, 0, 0, 0.9) for each in held]
+    searched = SearchResult((4,), (*trials, Trial((5,), 5, "fails", 0, 0, 0, 0.9))[:len(held)],
+                            "converged", "", 0.02)
+    assert target_widths.wider(widths, (64,), searched) == expected
 
 
 def test_a_failure_names_the_replicate():
     recipe = recipe_of(seeds=5)
 
     def failing(number, seed, label=None):
-        if number == 2:
-            raise ValueError("broken")
-        return train_one(recipe, (4,), 1, seed=seed)
+        raise ValueError("broken")
 
-    with pytest.raises(ValueError, match=r"^broken \(in replicate 2, seed 44\)$"):
-        validation_scores([(recipe, failing)], 5)
+    setup = target_widths.SearchSetup(recipe, lambda *_: failing, sum,
+                                      lambda: np.ones((5, len(recipe.split.validation))))
+    with pytest.raises(ValueError, match=r"^broken \(in replicate 1000, seed 1042\)$"):
+        target_widths.search(settings_of(seeds=5), setup, (8,), (4,))

@@ -99,9 +99,8 @@ def test_seeds_are_added_until_the_rest_could_hardly_change_it(shift):
     rng = np.random.default_rng(7)
     baseline = (rng.random((5, EXAMPLES)) < 0.9).astype(float)
     rows = (rng.random((8, EXAMPLES)) < 0.9 + shift).astype(float)
-    final = FinalVerdict(20, 20)  # too few to show anything, so the limit is half the margin
+    final = FinalVerdict(20, 20)
     rule = rule_of(baseline, final=final)
-    assert rule.limit(rule.parts(rows)) == -MARGIN / 2
     chances = {seeds: rule.chance(rule.parts(rows[:seeds])) for seeds in range(2, 9)}
     expected = next((seeds for seeds in range(2, 8) if not 0.1 <= chances[seeds] <= 0.9), 8)
     result = search_widths(lambda widths, number: rows[number], [64], [8], baseline=baseline,
@@ -109,7 +108,7 @@ def test_seeds_are_added_until_the_rest_could_hardly_change_it(shift):
     trial = result.trials[1]
     assert trial.seeds == expected
     assert trial.delta == pytest.approx(rows[:expected].mean() - baseline.mean())
-    assert trial.holds == (trial.delta >= -MARGIN / 2)
+    assert trial.holds == (trial.delta >= rule.limit(rule.parts(rows[:expected])))
     assert chances[8] in (0.0, 1.0), "nothing is open after the last"
 
 
@@ -133,22 +132,21 @@ def test_the_chance_is_that_of_the_mean_with_all_its_seeds():
         assert hits[some].mean() == pytest.approx(chances[some].mean(), abs=0.1)
 
 
-@pytest.mark.parametrize("examples", [20, 10_000])
-def test_the_limit_leaves_the_final_verdict_its_power(examples):
-    """At most half the margin is left to it."""
+@pytest.mark.parametrize(("right", "validated_on", "judged_on", "why"), [
+    (0.999, 4000, 1000, "judged"), (0.99, 4000, 10, "half"), (0.99, 300, 1000, "validated"),
+    (0.9, 30, 1000, "zero")])
+def test_the_limit_leaves_room_for_what_validation_and_test_data_leave_open(
+        right, validated_on, judged_on, why):
+    """From independent draws; for the final verdict at most half the margin is set aside."""
     rng = np.random.default_rng(5)
-    networks = (rng.random((13, EXAMPLES)) < 0.98).astype(float)
-    rule = rule_of(networks[:5], final=FinalVerdict(20, examples))
+    networks = (rng.random((13, validated_on)) < right).astype(float)
+    networks[5:] *= rng.random(validated_on) < right  # by example, so that it counts
+    rule = rule_of(networks[:5], final=FinalVerdict(20, judged_on))
     parts = rule.parts(networks[5:])
-    limit, last = rule.limit(parts), parts.predicted(20, 20, examples)
-    if examples == 20:
-        assert limit == -MARGIN / 2
-    else:
-        above = limit - last.half_width(0.95) + MARGIN
-        now = parts.predicted(8, 5, EXAMPLES)
-        assert above == pytest.approx(0.8416 * math.hypot(last.variance**0.5, now.variance**0.5),
-                                      rel=1e-3)
-        assert -MARGIN < limit < -MARGIN / 2
+    last, now = parts.predicted(20, 20, judged_on), parts.predicted(8, 5, validated_on)
+    room = {"judged": last.half_width(0.95) + 0.8416 * (last.variance + now.variance)**0.5,
+            "validated": 1.96 * now.variance**0.5, "half": MARGIN / 2, "zero": MARGIN}
+    assert rule.limit(parts) == pytest.approx(room[why] - MARGIN, rel=1e-4)
 
 
 def test_collapses_drop_a_width_unless_the_originals_collapse_too():
@@ -293,9 +291,9 @@ def test_bad_input_is_one_line(change, message):
 
 
 def test_the_most_seeds_are_trained_where_it_stays_open():
-    """Networks that lie alternately above and below the limit."""
+    """Networks that lie alternately above and below the limit, which is 0."""
     result = search_widths(
-        lambda widths, number: scores_of(0.9405 + (0.02, -0.02)[number % 2]), [8], [4],
-        baseline=[scores_of(0.95 + each) for each in (-0.02, 0.02, 0, -0.02, 0.02)],
-        margin=MARGIN, runs=2, final=FinalVerdict(20, 20))
+        lambda widths, number: scores_of(0.9501 + (0.03, -0.03)[number % 2]), [8], [4],
+        baseline=[scores_of(0.95 + each) for each in (-0.03, 0.03, 0, -0.03, 0.03)],
+        margin=MARGIN, runs=2)
     assert result.trials[1].seeds == MOST_SEEDS

@@ -292,12 +292,22 @@ def _probe(recipe: Recipe) -> Tensor:
 
 @dataclass(frozen=True)
 class Replicate:
-    """One repetition of the recipe: its seed, scores by example, mean loss, random stream."""
+    """One repetition of the recipe.
+
+    Attributes:
+        seed: of it.
+        scores: of the test examples.
+        loss: its mean over them.
+        stream: the random stream as training left it.
+        validation_scores: of the validation examples; empty where a run of an earlier version kept
+            none.
+    """
 
     seed: int
     scores: np.ndarray
     loss: float
     stream: Stream = field(repr=False)
+    validation_scores: np.ndarray = field(default_factory=lambda: np.empty(0), repr=False)
 
     @property
     def score(self) -> float:
@@ -311,6 +321,7 @@ def train_replicates(
     main: tuple[Trained, Evaluation],
     *,
     count: int,
+    known: Mapping[int, Replicate] | None = None,
     label: str = "replicates",
 ) -> list[Replicate]:
     """The main network as replicate 0, and ``count − 1`` more repetitions.
@@ -320,19 +331,22 @@ def train_replicates(
         make: trains a network, given the replicate's number and its seed.
         main: the main network and its evaluation on the test part.
         count: how many, the main network among them.
+        known: by number, those that were trained before.
         label: of the progress bar.
     """
     trained, evaluation = main
-    first = Replicate(recipe.settings.seed, evaluation.scores, evaluation.loss, trained.stream)
+    validated = recipe.evaluate(trained.model, recipe.split.validation, trained.kind)
+    first = Replicate(recipe.settings.seed, evaluation.scores, evaluation.loss, trained.stream,
+                      validated.scores)
     return [first, *(
-        train_replicate(recipe, make, number, recipe.split.test)
+        (known or {}).get(number) or train_replicate(recipe, make, number)
         for number in tqdm(range(1, count), desc=label, disable=None, leave=False, unit="seed"))]
 
 
 def train_replicate(
-    recipe: Recipe, make: Callable[[int, int], Trained], number: int, part: Part
+    recipe: Recipe, make: Callable[[int, int], Trained], number: int
 ) -> Replicate:
-    """One repetition, scored on a part; its torch seed is ``seed + number``, in [0, 2**32).
+    """One repetition, scored; its torch seed is ``seed + number``, in [0, 2**32).
 
     Raises:
         ValueError: with the number and the seed at its end.
@@ -340,8 +354,9 @@ def train_replicate(
     seed = (recipe.settings.seed + number) % 2**32
     try:
         trained = make(number, seed)
-        result = recipe.evaluate(trained.model, part, trained.kind)
+        validated, result = (recipe.evaluate(trained.model, part, trained.kind)
+                             for part in (recipe.split.validation, recipe.split.test))
     except ValueError as error:
         kind = TrainingDiverged if isinstance(error, TrainingDiverged) else ValueError
         raise kind(f"{error} (in replicate {number}, seed {seed})") from error
-    return Replicate(seed, result.scores, result.loss, trained.stream)
+    return Replicate(seed, result.scores, result.loss, trained.stream, validated.scores)

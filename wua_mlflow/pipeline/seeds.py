@@ -129,7 +129,7 @@ def with_seeds_to_settle(
 def _extended(variant: ModelVariant, seeds: int, make: NetworkFactory) -> ModelVariant:
     """With so many replicates; those that it has stay."""
     numbers = range(len(variant.replicates), seeds)
-    added = [train_replicate(variant.recipe, make, number, variant.recipe.split.test)
+    added = [train_replicate(variant.recipe, make, number)
              for number in tqdm(numbers, desc=f"further seeds of {variant.name}", disable=None,
                                 leave=False, unit="seed")]
     return replace(variant, replicates=[*variant.replicates, *added])

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
+import numpy as np
+
 from wua_mlflow.config import Settings
 from wua_mlflow.flops import count_flops
 from wua_mlflow.pipeline.analyze import analyze_variant
@@ -21,7 +23,7 @@ from wua_mlflow.pipeline.networks import (
     from_scratch,
     pruned_and_tuned,
 )
-from wua_mlflow.pipeline.recipe import Recipe
+from wua_mlflow.pipeline.recipe import Recipe, train_replicate
 from wua_mlflow.pipeline.seeds import with_seeds_to_settle
 from wua_mlflow.pipeline.target_widths import (
     NoNarrowerError,
@@ -84,7 +86,18 @@ class SlimmingContext:
     def search_setup(self) -> SearchSetup:
         """How a search of widths trains its candidates."""
         return SearchSetup(self.recipe, partial(self.factory, fold=self.settings.fold is True),
-                           self.cost, anew=self.settings.how == "rebuild")
+                           self.cost, self._validation_scores)
+
+    def _validation_scores(self) -> np.ndarray:
+        """Of the original's replicates, shape (replicates, examples).
+
+        They are trained again where a run of an earlier version kept none.
+        """
+        original = self.original
+        return np.stack([
+            replicate.validation_scores if len(replicate.validation_scores)
+            else train_replicate(original.recipe, self.root, number).validation_scores
+            for number, replicate in enumerate(original.replicates)])
 
     def factory(
         self, recipe: Recipe, widths: tuple[int, ...], *, fold: bool | None = None

@@ -1,8 +1,7 @@
 """Choosing the widths of the slim network: those given, a method's, or a search's.
 
-A search trains networks of other widths and validates them. It never sees the test part. Where the
-validation part is too small to show anything at the margin, networks that are rebuilt are
-cross-validated over training and validation part together.
+A search trains networks of other widths, on seeds that no variant has, and validates them. It never
+sees the test part.
 Tests: ``tests/pipeline/test_target_widths.py``.
 """
 
@@ -12,17 +11,15 @@ import contextlib
 import math
 import tempfile
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from operator import le
 from pathlib import Path
 
 import numpy as np
-import torch
 from mlflow.exceptions import MlflowException
-from torch import Tensor
 from tqdm import tqdm
 
 from wua_mlflow.config import Settings
-from wua_mlflow.data.datasets import DataSplit, Part
 from wua_mlflow.data.loaders import training_batches
 from wua_mlflow.data.tasks import loss_for
 from wua_mlflow.errors import group_by_reason
@@ -34,27 +31,26 @@ from wua_mlflow.pipeline.variant import ModelVariant
 from wua_mlflow.pruning.cut import unit_groups
 from wua_mlflow.pruning.find_groups import OUTPUTS
 from wua_mlflow.results import TargetWidths, WidthParameter
-from wua_mlflow.rng import Purpose, torch_generator
 from wua_mlflow.tracking.names import ArtifactPath
 from wua_mlflow.tracking.store import Store
 from wua_mlflow.usage.analyze import analyze
 from wua_mlflow.usage.results import ModelUsage
-from wua_mlflow.verdict.sample_size import required_examples_without_discordance, too_few_examples
+from wua_mlflow.verdict.inputs import FEWEST_SEEDS
 from wua_mlflow.widths.recommend import effective_width, effective_widths, recommend_widths
 from wua_mlflow.widths.results import SearchResult, WidthRecommendation
-from wua_mlflow.widths.retrain_search import search_widths
+from wua_mlflow.widths.retrain_search import MOST_SEEDS, FinalVerdict, search_widths
 
 __all__ = [
-    "NoNarrowerError", "SearchSetup", "choose_widths", "dimensions_of", "folds_of",
-    "logged_widths", "scaled_widths", "search", "validation_scores",
+    "FIRST_NUMBER", "NoNarrowerError", "SearchSetup", "choose_widths", "dimensions_of",
+    "logged_widths", "scaled_widths", "search", "wider",
 ]
 
 
-FOLDS = 5
-SEEDS = 5
-"""Replicates of each candidate: as many as a recipe verdict needs."""
-ENOUGH_EXAMPLES = 4
-"""A validation part is large enough with so many times the examples that no difference needs."""
+FIRST_NUMBER = 1000
+"""Replicates of candidates are numbered from here, those of a variant from 0: whatever helped to
+choose the widths is none of the networks that are judged."""
+WIDER = 1.5
+"""So many times wider is what is tried where widths fail."""
 
 FactoryOfWidths = Callable[[Recipe, tuple[int, ...]], NetworkFactory]
 """What trains networks of the given widths on the recipe's data."""
@@ -62,78 +58,60 @@ FactoryOfWidths = Callable[[Recipe, tuple[int, ...]], NetworkFactory]
 
 @dataclass(frozen=True)
 class SearchSetup:
-    """How a search trains networks of other widths.
+    """How a search trains networks of other widths, and what it compares them with.
 
     Attributes:
         recipe: what is trained on what.
         make: gives the factory of networks of some widths.
         cost: FLOPs of a forward, by widths.
-        anew: whether networks are trained from scratch, so that other parts of the data may
-            validate them.
+        baseline: gives the scores of the original's networks on the validation part, shape
+            (networks, examples).
     """
 
     recipe: Recipe
     make: FactoryOfWidths
     cost: Callable[[tuple[int, ...]], float]
-    anew: bool
+    baseline: Callable[[], np.ndarray]
 
 
 def search(
-    settings: Settings, setup: SearchSetup, units: Sequence[int], suggestion: Sequence[int]
+    settings: Settings, setup: SearchSetup, units: Sequence[int], suggestion: Sequence[int], *,
+    widen: bool = False,
 ) -> SearchResult:
-    """The smallest widths whose networks are as good as those of ``units``, on validation data."""
-    seeds = SEEDS if settings.first_seeds >= SEEDS else 1
-    recipes = _recipes(settings, setup)
-    with tqdm(total=settings.search_runs, desc="searching widths", disable=None, leave=False,
-              unit="width") as bar:
-        def score(widths: tuple[int, ...]) -> np.ndarray:
-            bar.set_postfix(widths="-".join(map(str, widths)))
-            scores = validation_scores(
-                [(recipe, setup.make(recipe, widths)) for recipe in recipes], seeds)
-            bar.update()
-            return scores
+    """The cheapest widths whose networks hold on validation data, of those below ``units``.
 
-        return search_widths(score, units, suggestion, margin=settings.margin,
-                             confidence=settings.confidence, runs=settings.search_runs,
-                             seconds=settings.search_seconds, cost=setup.cost,
-                             seed=settings.seed)
+    One network a width is trained where there will be no recipe verdict.
 
-
-def validation_scores(recipes: Sequence[tuple[Recipe, NetworkFactory]], seeds: int) -> np.ndarray:
-    """Scores of the validation examples, shape (seeds, examples); the folds follow each other."""
-    return np.stack([
-        np.concatenate([train_replicate(recipe, make, number, recipe.split.validation).scores
-                        for recipe, make in recipes])
-        for number in range(seeds)])
-
-
-def _recipes(settings: Settings, setup: SearchSetup) -> list[Recipe]:
-    """The recipe as it is; or one for each fold, where its validation part is too small."""
-    recipe = setup.recipe
-    needed = ENOUGH_EXAMPLES * required_examples_without_discordance(
-        settings.margin, settings.confidence) if settings.margin > 0 else math.inf
-    if not setup.anew or len(recipe.split.validation) >= needed:
-        return [recipe]
-    return [replace(recipe, split=split)
-            for split in folds_of(recipe.split, FOLDS, settings.seed)]
-
-
-def folds_of(split: DataSplit, folds: int, seed: int) -> list[DataSplit]:
-    """Splits for cross-validation over training and validation part: each example validates once.
-
-    The test part stays what it is.
+    Args:
+        settings: of the step.
+        setup: how networks are trained.
+        units: the original's widths.
+        suggestion: where to begin.
+        widen: only widths from the suggestion up are tried, each time half as wide again.
     """
-    inputs = torch.cat([split.train.inputs, split.validation.inputs])
-    targets = torch.cat([split.train.targets, split.validation.targets])
-    order = torch.randperm(len(inputs), generator=torch_generator(seed, Purpose.FOLDS))
-    parts = order.tensor_split(folds)
+    recipes = settings.first_seeds >= FEWEST_SEEDS
+    most = MOST_SEEDS if recipes else 1
+    split = setup.recipe.split
+    final = FinalVerdict(settings.max_seeds if settings.seeds == "auto" else settings.first_seeds,
+                         len(split.test))
+    baseline = setup.baseline()
+    with tqdm(total=settings.search_runs - 1, desc="searching widths", disable=None, leave=False,
+              unit="width") as bar:
+        makers: dict[tuple[int, ...], NetworkFactory] = {}
 
-    def part(*rows: Tensor) -> Part:
-        return Part(inputs[torch.cat(rows)], targets[torch.cat(rows)])
+        def score(widths: tuple[int, ...], number: int) -> np.ndarray:
+            if widths not in makers:
+                bar.update(bool(makers))
+                makers[widths] = setup.make(setup.recipe, widths)
+            bar.set_postfix(widths="-".join(map(str, widths)), network=number + 1)
+            return train_replicate(
+                setup.recipe, makers[widths], FIRST_NUMBER + number).validation_scores
 
-    return [replace(split, validation=part(rows),
-                    train=part(*(other for other in parts if other is not rows)))
-            for rows in parts]
+        return search_widths(
+            score, units, suggestion, baseline=baseline if recipes else baseline[:1],
+            margin=settings.margin, confidence=settings.confidence, final=final, most_seeds=most,
+            runs=settings.search_runs, seconds=settings.search_seconds, cost=setup.cost,
+            widen=WIDER if widen else None)
 
 
 SEARCH_FROM = "rank"
@@ -210,7 +188,7 @@ def choose_widths(
         return TargetWidths(dimensions, _given(settings, parent, dimensions), "given")
     if max(units) == 1:
         raise NoNarrowerError("The network has one unit in every layer; no width is below that.")
-    method, recommendation, searched = _method(settings, parent.recipe), None, None
+    method, recommendation, searched = _method(settings), None, None
     if method == "effective":
         usage = usage or _usage_of(settings, parent)
         widths = effective_widths(usage, units, [dimension.layers for dimension in dimensions])
@@ -223,8 +201,8 @@ def choose_widths(
         widths = scaled_widths(dimensions, [
             ({layer.layer, *layer.layers}, layer.width / layer.units)
             for layer in recommendation.layers])
-    if method == "search":
-        searched = search(settings, setup, units, widths)
+    if method == "search" or _is_a_start(method, settings, widths, units):
+        searched = search(settings, setup, units, widths, widen=method != "search")
         widths = searched.widths
     goal = TargetWidths(dimensions, tuple(widths), method, recommendation, searched)
     if widths == units:
@@ -235,19 +213,42 @@ def choose_widths(
     return goal
 
 
-def _method(settings: Settings, recipe: Recipe) -> str:
-    """The method of the settings; for ``auto`` a search, the best one by ``benchmarks/knee.py``.
+def _method(settings: Settings) -> str:
+    """The method of the settings; for ``auto`` a search, the best one by ``benchmarks/search.py``.
 
-    A search does not call the user's trainer unasked, and needs enough data to show anything;
-    else it is ``rank``.
+    A search does not call the user's trainer unasked, and finds nothing at a margin of 0; else it
+    is ``rank``.
     """
     if settings.width_method != "auto":
         return settings.width_method
-    split = recipe.split
-    examples = len(split.validation) + (settings.how == "rebuild") * len(split.train)
-    informative = split.task == "regression" or \
-        too_few_examples(examples, settings.margin, settings.confidence) is None
-    return "search" if settings.train is None and informative else "rank"
+    return "search" if settings.train is None and settings.margin > 0 else SEARCH_FROM
+
+
+def _is_a_start(
+    method: str, settings: Settings, widths: Sequence[int], units: Sequence[int]
+) -> bool:
+    """Whether networks of the suggestion are trained, and of wider ones until they hold.
+
+    So it is with ``rank``, where there will be a recipe verdict.
+    """
+    return method == SEARCH_FROM and settings.margin > 0 and tuple(widths) != tuple(units) \
+        and settings.first_seeds >= FEWEST_SEEDS
+
+
+def wider(
+    widths: Sequence[int], units: Sequence[int], searched: SearchResult | None = None
+) -> tuple[int, ...]:
+    """The next widths to try where these fail: half as wide again, or the next that held.
+
+    >>> wider((4, 1), (64, 32))
+    (6, 2)
+    """
+    next_widths = tuple(min(most, math.ceil(WIDER * width))
+                        for width, most in zip(widths, units, strict=True))
+    held = [trial.widths for trial in searched.trials if trial.holds
+            and trial.widths != tuple(widths) and all(map(le, widths, trial.widths))
+            and all(map(le, trial.widths, next_widths))] if searched else []
+    return min(held, key=sum, default=next_widths)
 
 
 def _note(goal: TargetWidths) -> str:

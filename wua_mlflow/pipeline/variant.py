@@ -148,6 +148,9 @@ def variant_files(trained: Trained, test: Evaluation, replicates: Sequence[Repli
         "replicate_seeds": torch.tensor([replicate.seed for replicate in replicates]),
         "replicate_losses": torch.tensor([r.loss for r in replicates], dtype=torch.float64),
     }
+    validated = [replicate.validation_scores for replicate in replicates]
+    if len({scores.shape for scores in validated}) == 1:
+        results["replicate_validation_scores"] = torch.from_numpy(_compact(np.stack(validated)))
     streams = {f"{number}/{device}": state for number, replicate in enumerate(replicates)
                for device, state in replicate.stream.items()}
 
@@ -233,9 +236,12 @@ def _read_results(
     test = Evaluation(task=tags[Tag.TASK], predictions=results["predictions"],  # type: ignore[arg-type]
                       targets=results["targets"], losses=results["losses"], scores=scores[0],
                       digest=tags[Tag.TEST_DIGEST])
-    columns = results["replicate_seeds"], scores, results["replicate_losses"]
-    return test, [Replicate(int(seed), row, float(loss), streams[number])
-                  for number, (seed, row, loss) in enumerate(zip(*columns, strict=True))]
+    validated = results.get("replicate_validation_scores", np.empty((len(scores), 0)))
+    columns = (results["replicate_seeds"], scores, results["replicate_losses"],
+               validated.astype(np.float64))
+    return test, [Replicate(int(seed), row, float(loss), streams[number], validation_row)
+                  for number, (seed, row, loss, validation_row)
+                  in enumerate(zip(*columns, strict=True))]
 
 
 def _run(store: Store, run_id: str) -> Run:

@@ -111,8 +111,8 @@ def recipe_interval(  # noqa: PLR0913 - scores, what they are judged by, and how
 
     >>> rng = np.random.default_rng(0)
     >>> scores = rng.random((2, 8, 500)) < 0.9
-    >>> now = recipe_interval(*scores, margin=0.02, confidence=0.95,
-    ...                       planned=((5, 5), (8, 8), (12, 12)))
+    >>> plan = ((5, 5), (8, 8), (12, 12))
+    >>> now = recipe_interval(*scores, margin=0.02, confidence=0.95, planned=plan)
     >>> now.seeds.look, now.seeds.looks, now.seeds.collapsed
     (2, 3, 0)
     """

@@ -16,7 +16,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from wua_mlflow.verdict.inputs import checked_level
-from wua_mlflow.verdict.intervals import Crossed, collapsed_seeds, crossed, normal_quantile
+from wua_mlflow.verdict.intervals import (
+    Crossed,
+    SideVariance,
+    collapsed_seeds,
+    crossed,
+    normal_quantile,
+)
 from wua_mlflow.verdict.sample_size import required_examples_without_discordance
 from wua_mlflow.widths.results import Curve, LayerWidth, SearchResult, Trial, comma_separated
 
@@ -80,30 +86,29 @@ class _Rule:
         if not degrees:
             return found
 
-        def pooled(name: str) -> float:
-            total = sum(getattr(side, name) * (side.seeds - 1) for side in sides)
-            return float(total) / degrees
+        between, within = (
+            sum(getattr(side, part) * (side.seeds - 1) for side in sides) / degrees
+            for part in ("seed_means_variance", "residual_variance"))
 
-        same = {name: pooled(name) for name in ("seed_means_variance", "residual_variance")}
-        return replace(found, candidate=replace(found.candidate, **same),
-                       baseline=replace(found.baseline, **same))
+        def pooled(side: SideVariance) -> SideVariance:
+            return replace(side, seed_means_variance=between, residual_variance=within)
+
+        return replace(found, candidate=pooled(found.candidate), baseline=pooled(found.baseline))
 
     def limit(self, parts: Crossed) -> float:
         """The smallest difference that holds.
 
-        From there the final verdict is non-inferior with the chance ``POWER``; half the margin
-        below the original where the test examples are too few for that.
+        So far above −margin that it is non-inferior on validation data with all its seeds; and
+        that the final verdict is with the chance ``POWER``, for which no more than half the margin
+        is set aside. Never above 0, where an identical network has an even chance.
         """
-        last = self._predicted(parts, self.final.seeds, self.final.seeds, self.final.examples)
-        now = self._predicted(parts, self.most_seeds, len(self.baseline), parts.examples)
-        spread = math.sqrt(last.variance + now.variance)
-        enough = last.half_width(self.confidence) + normal_quantile(2 * POWER - 1) * spread
-        return -self.margin + min(self.margin / 2, enough)
-
-    def _predicted(
-        self, parts: Crossed, candidate: int, baseline: int, examples: int
-    ) -> Crossed:
-        return parts.predicted(candidate, baseline, examples)
+        now = parts.predicted(self.most_seeds, len(self.baseline), parts.examples)
+        last = parts.predicted(self.final.seeds, self.final.seeds, self.final.examples)
+        validated = normal_quantile(self.confidence) * math.sqrt(now.variance)
+        judged = last.half_width(self.confidence) + \
+            normal_quantile(2 * POWER - 1) * math.sqrt(last.variance + now.variance)
+        above = max(validated, min(self.margin / 2, judged))
+        return -self.margin + min(self.margin, above)
 
     def chance(self, parts: Crossed) -> float:
         """The chance that the difference, with all its seeds, reaches the limit."""
@@ -208,7 +213,7 @@ def search_widths(  # noqa: PLR0913 - what is searched, for which verdict, withi
     *, baseline: ArrayLike, margin: float, confidence: float = 0.95,
     final: FinalVerdict | None = None, most_seeds: int = MOST_SEEDS, runs: int | None = None,
     seconds: float | None = None, cost: Callable[[Widths], float] | None = None,
-    clock: Callable[[], float] = time.monotonic,
+    widen: float | None = None, clock: Callable[[], float] = time.monotonic,
 ) -> SearchResult:
     """The cheapest widths whose networks, trained anew, hold on validation data.
 
@@ -243,6 +248,8 @@ def search_widths(  # noqa: PLR0913 - what is searched, for which verdict, withi
         runs: at most so many widths, the original's among them.
         seconds: no further width after so many.
         cost: of a network of these widths, e.g. its FLOPs; the sum of the widths, if None.
+        widen: if given, nothing below the suggestion is tried: it, then widths so many times as
+            wide each time, until they hold.
         clock: seconds; replaced in tests.
 
     Raises:
@@ -263,34 +270,31 @@ def search_widths(  # noqa: PLR0913 - what is searched, for which verdict, withi
     trials = _Trials(score, cost or (lambda widths: float(sum(widths))), rule, runs or 10**9,
                      clock() + (seconds or math.inf), clock)
     trials.begin(start)
-    path = _path(start, target)
-    bisected = _bisect(trials, path, path.index(target) if target in path else len(path) // 2)
-    if len(start) > 1 and not trials.spent:
-        _narrow_each(trials)
+    if widen:
+        ended, rest = _widen(trials, start, target, widen), "wider ones"
+    else:
+        path = _path(start, target)
+        ended = _bisect(trials, path, path.index(target) if target in path else len(path) // 2)
+        rest = "smaller ones"
+        if ended and len(start) > 1:
+            ended, rest = _narrow_each(trials), "other combinations of them"
     best = trials.best
-    stopped = "interrupted" if trials.interrupted else "budget" if trials.spent else "converged"
+    stopped = "interrupted" if trials.interrupted else "converged" if ended else "budget"
     note = "; ".join(filter(None, (
-        _cut_short(trials, runs, bisected=bisected, separately=len(start) > 1),
-        _note(trials, best, start))))
+        "" if ended else _cut_short(trials, runs, rest), _note(trials, best, start))))
     return SearchResult(best.widths, tuple(trials.by_widths.values()), stopped, note, margin)
 
 
-def _cut_short(
-    trials: _Trials, runs: int | None, *, bisected: bool, separately: bool
-) -> str:
-    """What a search that was stopped did not try; nothing, where it ended by itself.
+def _cut_short(trials: _Trials, runs: int | None, rest: str) -> str:
+    """What a search that was stopped did not try.
 
     Args:
         trials: those made.
         runs: how many were allowed, the original's among them.
-        bisected: whether the common path was searched to its end.
-        separately: whether there are several widths, each of which may vary for itself.
+        rest: what was not tried.
     """
-    if not trials.spent or (bisected and not separately):
-        return ""
     tried = len(trials.by_widths) - 1
     of = "" if runs is None else f" of {runs - 1}"
-    rest = "other combinations of them" if bisected else "smaller ones"
     return f"stopped after {tried}{of} width{'s' * ((runs or tried + 1) != 2)}; " \
            f"{rest} were not tried"
 
@@ -359,8 +363,23 @@ def _near(cost: Callable[[Widths], float], good: Widths, bad: Widths) -> bool:
     return cost(good) <= FINE * cost(bad)
 
 
-def _narrow_each(trials: _Trials) -> None:
-    """Narrow each width for itself by bisection, the one that saves most of the cost first."""
+def _widen(trials: _Trials, start: Widths, target: Widths, factor: float) -> bool:
+    """Widths from ``target`` up until some hold; whether it came to its end."""
+    widths = target
+    while widths != start:
+        holds = trials.try_widths(widths)
+        if holds is not False:
+            return holds is True
+        widths = tuple(min(most, math.ceil(factor * width))
+                       for width, most in zip(widths, start, strict=True))
+    return True
+
+
+def _narrow_each(trials: _Trials) -> bool:
+    """Narrow each width for itself by bisection, the one that saves most of the cost first.
+
+    Whether it came to its end.
+    """
     best = trials.best.widths
 
     def narrowed(place: int, units: int) -> Widths:
@@ -369,17 +388,18 @@ def _narrow_each(trials: _Trials) -> None:
     order = sorted(range(len(best)), key=lambda place: trials.cost(narrowed(place, 1)))
     for place in order:
         good, bad = best[place], 0
-        while good - bad > 1 and not trials.spent:
+        while good - bad > 1:
             units = max(bad + 1, min(good - 1, round(math.sqrt(good * max(bad, 0.5)))))
             candidate = narrowed(place, units)
             if _near(trials.cost, best, candidate):
                 break
             holds = False if trials.is_below_failed(candidate) else trials.try_widths(candidate)
             if holds is None:
-                return
+                return False
             good, bad = (units, bad) if holds else (good, units)
             if holds:
                 best = candidate
+    return True
 
 
 def _note(trials: _Trials, best: Trial, start: Widths) -> str:
