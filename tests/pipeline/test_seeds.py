@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,14 +15,12 @@ from wua_mlflow.cli.main import main
 from wua_mlflow.cli.output import pipeline_text
 from wua_mlflow.config import ConfigError, load_settings
 from wua_mlflow.pipeline import seeds as seeds_module
-from wua_mlflow.pipeline import slim as slim_module
 from wua_mlflow.pipeline import train as train_module
 from wua_mlflow.pipeline.seeds import SeedHistory, recipe_verdict
 from wua_mlflow.pipeline.variant import load_variant
 from wua_mlflow.pipeline.workflow import compare_run, run_pipeline, slim_run
 from wua_mlflow.tracking.names import ArtifactPath, Metric, Tag
 from wua_mlflow.verdict.compare import compare
-from wua_mlflow.widths.results import SearchResult
 
 CASES = {"rebuild": {}, "prune": {"how": "prune", "fold": "false"}}
 
@@ -203,21 +200,6 @@ def test_a_second_verdict_with_more_seeds_is_exploratory_everywhere(store, capsy
     assert recipe["counts"]["beyond_plan"] == 2
     again = compare_run(store, load_settings(None, {"run_id": first.variants[-1].run_id}))[2]
     assert again.recipe == first.comparison.recipe
-
-
-def test_widths_that_were_screened_reach_the_verdict(store, monkeypatch):
-    """From the search that is kept in the run, also where it is compared again."""
-    def chosen(*args, **options):
-        goal = choose(*args, **options)
-        return replace(goal, searched=SearchResult(goal.widths, (), "", "", 0.1, "", screened=3))
-
-    choose = slim_module.choose_widths
-    monkeypatch.setattr(slim_module, "choose_widths", chosen)
-    result = run_pipeline(store, settings_of(slim_hidden="7", seeds=5))
-    again = compare_run(store, load_settings(None, {"run_id": result.variants[-1].run_id}))[2]
-    for recipe in (result.comparison.recipe, again.recipe):
-        assert recipe.counts.screened == 3
-        assert "a limit for all 3 widths that were screened" in recipe.sentence
 
 
 def test_more_seeds_than_the_original_has_are_trained_of_both(store):

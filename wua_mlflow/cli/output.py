@@ -74,7 +74,7 @@ def slimmed_text(outcome: SlimmingResult) -> str:
 def _cut_short(widths: TargetWidths | None) -> tuple[str, ...]:
     """What a search of widths did not try, where it was stopped."""
     searched = widths and widths.searched
-    return (searched.cut_short,) if searched and searched.cut_short else ()
+    return (searched.remark,) if searched and searched.remark else ()
 
 
 def figures_text(report: Report) -> str:

@@ -19,7 +19,7 @@ from wua_mlflow.levels import MOST_CONFIDENCE
 from wua_mlflow.pipeline.seeds import NO_HISTORY, SeedHistory, recipe_verdict
 from wua_mlflow.pipeline.train import step_status
 from wua_mlflow.pipeline.variant import ModelVariant
-from wua_mlflow.results import Comparison, ratios
+from wua_mlflow.results import Comparison, TargetWidths, ratios
 from wua_mlflow.rng import Purpose, torch_generator
 from wua_mlflow.tracking.log import latency_metrics, write
 from wua_mlflow.tracking.names import Metric, Tag, step_tag
@@ -68,7 +68,7 @@ CHANCE = 0.05
 
 def compare_variants(
     store: Store, original: ModelVariant, slim: ModelVariant, *,
-    beside: Sequence[ModelVariant] = (), screened: int = 1,
+    beside: Sequence[ModelVariant] = (), goal: TargetWidths | None = None,
 ) -> tuple[Comparison, list[ModelVariant]]:
     """Judge a slim variant against the original, measure the latency of all, and log it.
 
@@ -80,7 +80,7 @@ def compare_variants(
         original: what the slim one is judged against.
         slim: the slim one.
         beside: controls: measured in the same turns, named in the sentence on budgets.
-        screened: how many widths got new seeds to see whether they collapse.
+        goal: how its widths were chosen.
 
     Returns:
         The comparison, and the original, the controls and the slim one as they are now.
@@ -97,8 +97,8 @@ def compare_variants(
         looks = len(looked) + count_looks(store.client, slim.test.digest, besides=slim.run_id)
         comparison = judge(original.test, slim.test, settings, classes=split.classes, looks=looks,
                            replicates=(original.replicate_scores, slim.replicate_scores),
-                           history=SeedHistory(
-                               screened, seeds_judged_before(store.client, slim.run_id)))
+                           history=SeedHistory.of(
+                               goal, seeds_judged_before(store.client, slim.run_id)))
         timed = _latencies((original, *beside, slim))
         original, *beside, slim = (variant.logged({}, latency_metrics(latency))
                                    for variant, latency in timed)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from wua_mlflow.pipeline.networks import NetworkFactory
 from wua_mlflow.pipeline.recipe import train_replicate
 from wua_mlflow.pipeline.train import most_seconds, replicate_metrics
 from wua_mlflow.pipeline.variant import ModelVariant, replicates_table, variant_files
+from wua_mlflow.results import TargetWidths
 from wua_mlflow.tracking.log import write
 from wua_mlflow.tracking.names import ArtifactPath
 from wua_mlflow.tracking.store import Store
@@ -36,10 +38,19 @@ class SeedHistory:
     Attributes:
         screened: how many widths got new seeds to see whether they collapse.
         judged: the slim one's seeds in an earlier verdict on the same recipes, by another plan.
+        ahead: how many of the slim one's networks were there before any verdict, as they had been
+            screened; then the original's alone are added look by look.
     """
 
     screened: int = 1
     judged: int = 0
+    ahead: int = 0
+
+    @classmethod
+    def of(cls, goal: TargetWidths | None, judged: int = 0) -> SeedHistory:
+        """The history of a slim variant of these widths."""
+        searched = goal.searched if goal else None
+        return cls(goal.screened if goal else 1, judged, searched.screened_seeds if searched else 0)
 
 
 NO_HISTORY = SeedHistory()
@@ -55,6 +66,8 @@ def recipe_verdict(
     most twice as many count as there are of the other. Planned are the looks where ``seeds`` is
     auto, else that number. What the slim one has beyond the last look that was planned, or beyond
     an earlier verdict by another plan, is exploratory; a number between the looks is one more look.
+    Where all of the slim one's networks were there beforehand, twice as many of them as of the
+    original's are compared, and the others count among the collapses.
     ``targets`` are the test part's, of a regression.
     """
     given = len(original) == 1
@@ -62,16 +75,21 @@ def recipe_verdict(
         return None
     plan = planned_looks(settings.max_seeds) if settings.seeds == "auto" else (settings.seeds,)
     old: Any = original[:2 * len(slim)]
-    new: Any = slim if given else slim[:2 * len(original)]
-    seeds = len(new)
-    looks = sorted({*(look for look in plan if look >= FEWEST_SEEDS), seeds})
+    ahead = settings.seeds == "auto" and history.ahead >= plan[-1]
+    seeds = len(slim) if given else min(len(slim), 2 * len(original))
+    new: Any = slim if ahead else slim[:seeds]
+    pair = seeds, len(old)
     if task == "regression" and targets is not None:
         old, new = R2Scores(old, targets), R2Scores(new, targets)
-    return compare(
-        old, new, margin=settings.margin, confidence=settings.confidence, score=score_name(task),
-        seed=settings.seed, screened=history.screened,
-        planned_seeds=looks if len(looks) > 1 and seeds >= plan[0] else None,
-        beyond_plan=_beyond(seeds, plan, history.judged))
+    judged = partial(compare, old, new, margin=settings.margin, confidence=settings.confidence,
+                     score=score_name(task), seed=settings.seed, screened=history.screened)
+    if ahead:
+        pairs = sorted({*((min(plan[-1], 2 * look), look) for look in plan), pair})
+        return judged(planned_seeds=None if given else pairs, compared_seeds=seeds,
+                      beyond_plan=max(0, (seeds if given else pair[1]) - plan[-1]))
+    looks = sorted({*(look for look in plan if look >= FEWEST_SEEDS), seeds})
+    return judged(planned_seeds=looks if len(looks) > 1 and seeds >= plan[0] else None,
+                  beyond_plan=_beyond(seeds, plan, history.judged))
 
 
 def _beyond(seeds: int, plan: Sequence[int], judged: int) -> int:
@@ -85,7 +103,8 @@ def _beyond(seeds: int, plan: Sequence[int], judged: int) -> int:
 
 
 def with_seeds_to_settle(
-    store: Store, original: ModelVariant, slim: ModelVariant, make_original: NetworkFactory
+    store: Store, original: ModelVariant, slim: ModelVariant, make_original: NetworkFactory,
+    goal: TargetWidths | None = None,
 ) -> tuple[ModelVariant, ModelVariant]:
     """Both with as many replicates as ``seeds`` says; of auto, as settle the verdict.
 
@@ -99,14 +118,17 @@ def with_seeds_to_settle(
         original: what the slim one is judged against.
         slim: where it has one replicate alone, as its training takes too long, nothing is added.
         make_original: makes the original's replicates.
+        goal: how the slim one's widths were chosen.
     """
+    history = SeedHistory.of(goal)
     settings, before = slim.settings, (len(original.replicates), len(slim.replicates))
     auto = settings.seeds == "auto"
     if settings.first_seeds < FEWEST_SEEDS or original.adopted and before[1] < FEWEST_SEEDS:
         return original, slim
     longest = most_seconds(settings) if original.adopted else math.inf
     for seeds in planned_looks(settings.max_seeds) if auto else (settings.first_seeds,):
-        if seeds < len(slim.replicates):
+        ahead = history.ahead >= settings.max_seeds and not original.adopted
+        if seeds < len((original if ahead else slim).replicates):
             continue
         if slim.trained.seconds * (seeds - 1) > longest and seeds > before[1]:
             break
@@ -114,7 +136,7 @@ def with_seeds_to_settle(
             original = _extended(original, seeds, make_original)
         slim = _extended(slim, seeds, slim.make)
         verdict = recipe_verdict(original.replicate_scores, slim.replicate_scores,
-                                 slim.test.task, settings, targets=slim.test.targets)
+                                 slim.test.task, settings, history, targets=slim.test.targets)
         assert verdict is not None and verdict.counts is not None, "at least 5 a side"
         if verdict.outcome != "inconclusive" or \
                 (verdict.counts.chance_to_settle or 0.0) < LEAST_CHANCE:

@@ -24,19 +24,22 @@ from wua_mlflow.pipeline.networks import (
     pruned_and_tuned,
 )
 from wua_mlflow.pipeline.recipe import Recipe, train_replicate
+from wua_mlflow.pipeline.screen import Screen, screen
 from wua_mlflow.pipeline.seeds import with_seeds_to_settle
 from wua_mlflow.pipeline.target_widths import (
+    FIRST_NUMBER,
     NoNarrowerError,
     SearchSetup,
     choose_widths,
     dimensions_of,
     scaled_widths,
+    wider,
 )
 from wua_mlflow.pipeline.train import TrainingPlan, most_seconds, train_variant
 from wua_mlflow.pipeline.variant import MACHINE, ModelVariant, load_variant
 from wua_mlflow.pruning.cut import cut
 from wua_mlflow.results import Round, Slimmed, TargetWidths, WidthParameter
-from wua_mlflow.rng import Stream, isolated
+from wua_mlflow.rng import Stream, isolated, seeded_stream
 from wua_mlflow.tracking.log import write
 from wua_mlflow.tracking.names import ArtifactPath, step_tag
 from wua_mlflow.tracking.names import Variant as VariantName
@@ -44,6 +47,8 @@ from wua_mlflow.tracking.registry import check_name
 from wua_mlflow.tracking.runs import find_control
 from wua_mlflow.tracking.store import Store
 from wua_mlflow.usage.results import ModelUsage
+from wua_mlflow.verdict.inputs import FEWEST_SEEDS
+from wua_mlflow.widths.results import comma_separated
 
 __all__ = ["SlimmingContext", "check_slimming", "slim_variant"]
 
@@ -86,9 +91,69 @@ class SlimmingContext:
     def search_setup(self) -> SearchSetup:
         """How a search of widths trains its candidates."""
         return SearchSetup(self.recipe, partial(self.factory, fold=self.settings.fold is True),
-                           self.cost, self._validation_scores)
+                           self.cost, lambda: self._scores)
 
-    def _validation_scores(self) -> np.ndarray:
+    def slim_factory(
+        self, widths: tuple[int, ...], *, screened: bool = False
+    ) -> NetworkFactory:
+        """Trains the slim variant's networks: cut, or from the stream that the parent's left.
+
+        Args:
+            widths: of the networks.
+            screened: whether there may be more of them than of the parent's, which then begin from
+                streams of their own.
+        """
+        if self.settings.how == "prune":
+            return cached(self.factory(self.recipe, widths, fold=self.fold))
+        replicates = self.parent.replicates
+
+        def stream_of(number: int, seed: int) -> Stream:
+            if number < len(replicates):
+                return replicates[number].stream
+            if screened:
+                return seeded_stream((seed + FIRST_NUMBER) % 2**32, self.recipe.device)
+            return self.make(number, seed).stream
+
+        return from_scratch(self.recipe, widths, self.epochs(self.recipe, widths), stream_of)
+
+    def screened(self, goal: TargetWidths) -> tuple[TargetWidths, Screen | None]:
+        """The widths that a search found, or wider ones, of which no more networks collapse.
+
+        As many new networks are trained as the recipe verdict may need; where a cut needs further
+        networks of the original, as many as there are of it. Nothing is screened where there will
+        be no recipe verdict.
+
+        Raises:
+            NoNarrowerError: networks of all widths below the parent's collapse.
+        """
+        settings, searched = self.settings, goal.searched
+        if searched is None or settings.first_seeds < FEWEST_SEEDS:
+            return goal, None
+        cheap = settings.how == "rebuild" or self.original.adopted
+        seeds = settings.max_seeds if settings.seeds == "auto" and cheap else settings.first_seeds
+        units = tuple(dimension.units for dimension in self.dimensions)
+        widths, notes = goal.widths, [searched.note] if searched.note else []
+        tried = 0
+        while True:
+            tried += 1
+            found = screen(self.recipe, self.slim_factory(widths, screened=True), self._scores,
+                           seeds=seeds, label=comma_separated(widths))
+            if found.passed:
+                break
+            notes.append(f"{found.collapsed} of {len(found.replicates)} new networks of "
+                         f"{comma_separated(widths)} collapsed")
+            widths = wider(widths, units, searched)
+            if widths == units:
+                raise NoNarrowerError(
+                    f"The search found widths that hold, but of new networks some collapsed where "
+                    f"the original's do not: {'; '.join(notes)}. Another learning rate or more "
+                    f"epochs may help (--lr, --epochs), or name the widths (--slim-hidden).", goal)
+        searched = replace(searched, widths=widths, note="; ".join(notes), screened=tried,
+                           screened_seeds=len(found.replicates))
+        return replace(goal, widths=widths, searched=searched), found
+
+    @cached_property
+    def _scores(self) -> np.ndarray:
         """Of the original's replicates, shape (replicates, examples).
 
         They are trained again where a run of an earlier version kept none.
@@ -241,19 +306,20 @@ def slim_variant(
         try:
             goal = choose_widths(settings, parent, context.dimensions, context.search_setup,
                                  usages.get(parent.name))
+            goal, found = context.screened(goal)
         except NoNarrowerError as error:
             ended = str(error), error.goal
             break
         trained = []
-        for variant in _trained(store, context, goal, len(rounds) + 1, pipeline):
+        for variant in _trained(store, context, goal, found, len(rounds) + 1, pipeline):
             if variant.tags.get(step_tag("analyze")) != "done":
                 analysis, variant = analyze_variant(store, variant)
                 usages[variant.name] = analysis.usage
             trained.append(variant)
         *controls, slim = trained
-        original, slim = with_seeds_to_settle(store, context.original, slim, root)
+        original, slim = with_seeds_to_settle(store, context.original, slim, root, goal)
         comparison, (original, *controls, slim) = compare_variants(
-            store, original, slim, beside=controls, screened=goal.screened)
+            store, original, slim, beside=controls, goal=goal)
         networks |= {variant.run_id: variant for variant in (original, *controls, slim)}
         rounds.append(Round(goal, slim.result(), tuple(each.result() for each in controls),
                             comparison))
@@ -263,33 +329,27 @@ def slim_variant(
 
 
 def _trained(
-    store: Store, context: SlimmingContext, goal: TargetWidths, number: int, pipeline: str | None
+    store: Store, context: SlimmingContext, goal: TargetWidths, found: Screen | None, number: int,
+    pipeline: str | None,
 ) -> list[ModelVariant]:
     """The controls of a round, then its slim variant."""
     settings, original, parent = context.settings, context.original, context.parent
     epochs = context.epochs(context.recipe, goal.widths)
-    replicates = parent.replicates
-
-    def stream_of(number: int, seed: int) -> Stream:
-        """The random stream as the parent's replicate left it."""
-        return replicates[number].stream if number < len(replicates) else \
-            context.make(number, seed).stream
-
+    make = context.slim_factory(goal.widths) if found is None else found.make
     plan_of = partial(
         TrainingPlan, VariantName.SLIM if number == 1 else f"{VariantName.SLIM}-{number}",
-        replicates=None if parent.adopted else len(replicates),
+        replicates=None if parent.adopted else len(parent.replicates),
+        known={} if found is None else found.replicates,
         seconds=most_seconds(settings) if original.adopted else math.inf,
         baseline=original.run_id, pipeline=pipeline,
         origin=_origin(settings, parent, goal, epochs))
     if settings.how == "prune":
         plan = plan_of(
             tuple(context.units(goal).values()),
-            epochs + (0 if parent.adopted else parent.settings.epochs),
-            cached(context.factory(context.recipe, goal.widths, fold=context.fold)),
+            epochs + (0 if parent.adopted else parent.settings.epochs), make,
             parent=parent, hidden=parent.settings.hidden)
     else:
-        plan = plan_of(goal.widths, epochs,
-                       from_scratch(context.recipe, goal.widths, epochs, stream_of))
+        plan = plan_of(goal.widths, epochs, make)
     controls = []
     for recipe, control in _control_plans(context, plan, goal):
         earlier = None if original.adopted or control.variant != VariantName.SAME_BUDGET else \

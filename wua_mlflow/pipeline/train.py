@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from mlflow.entities import DatasetInput
@@ -68,6 +68,7 @@ class TrainingPlan:
         hidden: the widths that the factory is given, where they are not ``widths``.
         adopted: where its weights came from, if it was trained elsewhere.
         replicates: at most so many.
+        known: replicates that were trained before, by number; all of them are the variant's.
         seconds: replicates are added only where they take no longer together, by the first one.
         baseline: run of the original.
         pipeline: run of the pipeline.
@@ -83,6 +84,7 @@ class TrainingPlan:
     hidden: tuple[int, ...] | None = None
     adopted: str = ""
     replicates: int | None = None
+    known: Mapping[int, Replicate] = field(default_factory=dict, repr=False)
     seconds: float = math.inf
     baseline: str | None = None
     pipeline: str | None = None
@@ -163,8 +165,9 @@ def train_variant(store: Store, recipe: Recipe, plan: TrainingPlan) -> ModelVari
         count = min(settings.first_seeds, plan.replicates or settings.first_seeds)
         if trained.seconds * (count - 1) > plan.seconds:
             count = 1
+        count = max(count, len(plan.known))
         replicates = train_replicates(recipe, plan.make, (trained, test), count=count,
-                                      label=f"replicates of {plan.name}")
+                                      known=plan.known, label=f"replicates of {plan.name}")
         metrics = {**_score_metrics(recipe, trained, test, replicates),
                    **_cost_metrics(recipe, trained, plan)}
         scaling = recipe.split.scaling

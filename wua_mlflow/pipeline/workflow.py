@@ -221,7 +221,7 @@ def compare_run(
             slim.tags[Tag.BASELINE], *controls_of(store.client, store.experiment_id, slim.run_id)))
         widths = logged_widths(store, slim.run_id)
         comparison, (original, *controls, slim) = compare_variants(
-            store, original, slim, beside=controls, screened=widths.screened if widths else 1)
+            store, original, slim, beside=controls, goal=widths)
         pipeline = slim.tags.get(Tag.PIPELINE)
         if pipeline and result_of(store.client, pipeline) == slim.run_id:
             only = Round(widths, slim.result(),

@@ -271,7 +271,7 @@ def _widths(target: TargetWidths) -> list[Block]:
             for parameter, width in zip(target.dimensions, target.widths, strict=True)]),
         Picture("trials", " ".join(filter(None, (
             "The widths that the search tried, each against the original on validation data.",
-            searched.cut_short if searched else "")))),
+            searched.remark if searched else "")))),
         _trials_table(searched.trials if searched else (), target.widths),
         Text(began),
         Picture("curves", "By layer, the curve that the width was read from."),

@@ -89,8 +89,9 @@ class RecipeInterval:
 
 def recipe_interval(  # noqa: PLR0913 - scores, what they are judged by, and how
     baseline: Floats, candidate: Floats, *, margin: float, confidence: float,
-    planned: Sequence[tuple[int, int]] | None = None, compared: int | None = None, moved: NDArray[np.bool_] | None = None,
-    targets: Floats | None = None, seed: int = 0, screened: int = 1,
+    planned: Sequence[tuple[int, int]] | None = None, compared: int | None = None,
+    moved: NDArray[np.bool_] | None = None, targets: Floats | None = None, seed: int = 0,
+    screened: int = 1,
 ) -> RecipeInterval:
     """The interval of mean(candidate) − mean(baseline) over seeds that did not collapse.
 

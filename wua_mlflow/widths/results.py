@@ -181,13 +181,14 @@ class SearchResult:
         return sum(trial.seeds for trial in self.trials[1:])
 
     @property
-    def cut_short(self) -> str:
-        """The note of a search that was stopped before its end, as a sentence; else nothing.
+    def remark(self) -> str:
+        """The note, as a sentence, of a search that was cut short or whose networks collapsed.
 
-        >>> SearchResult((8,), (), "budget", "stopped after 1 width", 0.02).cut_short
+        >>> SearchResult((8,), (), "budget", "stopped after 1 width", 0.02).remark
         'The search of widths: stopped after 1 width.'
         """
-        return f"The search of widths: {self.note}." if self.note.startswith("stopped") else ""
+        told = self.note.startswith("stopped") or self.screened > 1
+        return f"The search of widths: {self.note}." if told else ""
 
     def table(self) -> str:
         """The trials as a table in markdown."""
