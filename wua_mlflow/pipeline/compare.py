@@ -68,7 +68,7 @@ CHANCE = 0.05
 
 def compare_variants(
     store: Store, original: ModelVariant, slim: ModelVariant, *,
-    beside: Sequence[ModelVariant] = (), goal: TargetWidths | None = None,
+    beside: Sequence[ModelVariant] = (), goal: TargetWidths | None = None, no_recipe: str = "",
 ) -> tuple[Comparison, list[ModelVariant]]:
     """Judge a slim variant against the original, measure the latency of all, and log it.
 
@@ -81,6 +81,7 @@ def compare_variants(
         slim: the slim one.
         beside: controls: measured in the same turns, named in the sentence on budgets.
         goal: how its widths were chosen.
+        no_recipe: why there is no recipe verdict, where that was decided before.
 
     Returns:
         The comparison, and the original, the controls and the slim one as they are now.
@@ -108,8 +109,8 @@ def compare_variants(
             latency_ratio=latency_ratio(timed[0][1], timed[-1][1], confidence=settings.confidence,
                                         seed=settings.seed),
             timed={variant.run_id: latency_metrics(latency) for variant, latency in timed},
-            no_recipe=_why_no_recipe(original, slim), seedless=text.seedless_note(
-                [replicate.loss for replicate in slim.replicates]))
+            no_recipe=no_recipe or _why_no_recipe(original, slim),
+            seedless=text.seedless_note([replicate.loss for replicate in slim.replicates]))
         for variant in (original, *beside):
             if variant.run_id in unmeasured:
                 write(store.client, variant.run_id, metrics=_latency_of(variant))

@@ -17,7 +17,7 @@ from wua_mlflow.pipeline.recipe import Recipe, Replicate, train_replicate
 from wua_mlflow.verdict.inputs import FEWEST_SEEDS
 from wua_mlflow.verdict.intervals import collapsed_seeds
 
-__all__ = ["Screen", "screen"]
+__all__ = ["Screen", "more_collapse", "screen"]
 
 
 @dataclass(frozen=True)
@@ -49,18 +49,31 @@ def screen(
         seeds: at least 5.
         label: of the progress bar.
     """
-    margin = recipe.settings.margin
-    share = float(collapsed_seeds(original, margin).mean())
     make = cached(make)
     replicates: dict[int, Replicate] = {}
-    collapsed = 0
     for number in tqdm(range(seeds), desc=f"screening {label}", disable=None, leave=False,
                        unit="seed"):
         replicates[number] = train_replicate(recipe, make, number)
-        if len(replicates) < FEWEST_SEEDS:
-            continue
-        rows = np.stack([each.validation_scores for each in replicates.values()])
-        collapsed = int(collapsed_seeds(rows, margin).sum())
-        if collapsed / len(rows) > share:
-            return Screen(make, replicates, collapsed, passed=False)
-    return Screen(make, replicates, collapsed, passed=True)
+        collapsed, passed = more_collapse(
+            np.stack([each.validation_scores for each in replicates.values()]), original,
+            recipe.settings.margin)
+        if not passed:
+            break
+    return Screen(make, replicates, collapsed, passed)
+
+
+def more_collapse(scores: np.ndarray, original: np.ndarray, margin: float) -> tuple[int, bool]:
+    """How many networks collapsed, and whether that is no larger a share than of the original's.
+
+    Of fewer than 5 networks none counts as collapsed: there is no median to speak of.
+
+    Args:
+        scores: of the networks on validation data, shape (networks, examples).
+        original: the same of the original's.
+        margin: the loss that is accepted.
+    """
+    if len(scores) < FEWEST_SEEDS:
+        return 0, True
+    collapsed = collapsed_seeds(scores, margin)
+    return int(collapsed.sum()), bool(
+        collapsed.mean() <= collapsed_seeds(original, margin).mean())

@@ -67,6 +67,7 @@ class SlimmingContext:
         parent: the network to slim: the original, or the slim one of the round before.
         make: makes the parent's replicates.
         root: makes the original's.
+        controls: whether networks are trained to compare with.
     """
 
     settings: Settings
@@ -74,6 +75,7 @@ class SlimmingContext:
     parent: ModelVariant
     make: NetworkFactory
     root: NetworkFactory
+    controls: bool = True
 
     @cached_property
     def dimensions(self) -> tuple[WidthParameter, ...]:
@@ -278,6 +280,7 @@ def slim_variant(
     *,
     settings: Settings,
     pipeline: str | None,
+    no_recipe: str = "",
 ) -> tuple[Slimmed, dict[str, ModelVariant]]:
     """Slim variants of the original until one is not as good, or the rounds are over.
 
@@ -287,6 +290,7 @@ def slim_variant(
         usage: of it; measured where a method needs it, if None.
         settings: what is asked for.
         pipeline: the pipeline's run.
+        no_recipe: why there will be no recipe verdict, where that was decided before.
 
     Returns:
         What was found, and by run all networks, the original included.
@@ -296,7 +300,7 @@ def slim_variant(
     """
     check_slimming(settings)
     root = cached(original.make, first=original.trained)
-    context = SlimmingContext(settings, original, original, root, root)
+    context = SlimmingContext(settings, original, original, root, root, controls=not no_recipe)
     usages = {} if usage is None else {original.name: usage}
     networks = {original.run_id: original}
     rounds: list[Round] = []
@@ -319,12 +323,12 @@ def slim_variant(
         *controls, slim = trained
         original, slim = with_seeds_to_settle(store, context.original, slim, root, goal)
         comparison, (original, *controls, slim) = compare_variants(
-            store, original, slim, beside=controls, goal=goal)
+            store, original, slim, beside=controls, goal=goal, no_recipe=no_recipe)
         networks |= {variant.run_id: variant for variant in (original, *controls, slim)}
         rounds.append(Round(goal, slim.result(), tuple(each.result() for each in controls),
                             comparison))
-        context = SlimmingContext(settings, original, slim, cached(slim.make, first=slim.trained),
-                                  root)
+        context = replace(context, original=original, parent=slim,
+                          make=cached(slim.make, first=slim.trained))
     return Slimmed(original.result(), tuple(rounds), usages, *ended), networks
 
 
@@ -340,7 +344,8 @@ def _trained(
         TrainingPlan, VariantName.SLIM if number == 1 else f"{VariantName.SLIM}-{number}",
         replicates=None if parent.adopted else len(parent.replicates),
         known={} if found is None else found.replicates,
-        seconds=most_seconds(settings) if original.adopted else math.inf,
+        affords=(lambda seconds: seconds * (settings.first_seeds - 1) <= most_seconds(settings))
+        if original.adopted else None,
         baseline=original.run_id, pipeline=pipeline,
         origin=_origin(settings, parent, goal, epochs))
     if settings.how == "prune":
@@ -351,7 +356,7 @@ def _trained(
     else:
         plan = plan_of(goal.widths, epochs, make)
     controls = []
-    for recipe, control in _control_plans(context, plan, goal):
+    for recipe, control in _control_plans(context, plan, goal) if context.controls else ():
         earlier = None if original.adopted or control.variant != VariantName.SAME_BUDGET else \
             find_control(store.client, store.experiment_id, original.run_id, control.epochs)
         controls.append(train_variant(store, recipe, control) if earlier is None else load_variant(
@@ -375,7 +380,7 @@ def _control_plans(
     original = context.original
     settings, recipe = original.settings, original.recipe
     control = partial(TrainingPlan, baseline=original.run_id, pipeline=plan.pipeline,
-                      hidden=settings.hidden, seconds=plan.seconds)
+                      hidden=settings.hidden, affords=plan.affords)
     pruning = context.settings.how == "prune"
     if original.adopted:
         recipe = replace(recipe, settings=context.recipe.settings.model_copy(

@@ -27,6 +27,7 @@ from wua_mlflow.pipeline.analyze import criteria_of, first_criterion, loss_of
 from wua_mlflow.pipeline.models import check_slim_widths, check_widths
 from wua_mlflow.pipeline.networks import NetworkFactory
 from wua_mlflow.pipeline.recipe import Recipe, train_replicate
+from wua_mlflow.pipeline.train import HOUR_S
 from wua_mlflow.pipeline.variant import ModelVariant
 from wua_mlflow.pruning.cut import unit_groups
 from wua_mlflow.pruning.find_groups import OUTPUTS
@@ -41,8 +42,8 @@ from wua_mlflow.widths.results import SearchResult, WidthRecommendation
 from wua_mlflow.widths.retrain_search import MOST_SEEDS, FinalVerdict, search_widths
 
 __all__ = [
-    "FIRST_NUMBER", "NoNarrowerError", "SearchSetup", "choose_widths", "dimensions_of",
-    "logged_widths", "scaled_widths", "search", "wider",
+    "FIRST_NUMBER", "NoNarrowerError", "SearchSetup", "choose_widths", "chosen_method",
+    "dimensions_of", "logged_widths", "scaled_widths", "search", "wider",
 ]
 
 
@@ -95,6 +96,7 @@ def search(
     final = FinalVerdict(settings.max_seeds if settings.seeds == "auto" else settings.first_seeds,
                          len(split.test))
     baseline = setup.baseline()
+    seconds = settings.search_seconds or (HOUR_S if settings.seeds == "auto" else None)
     with tqdm(total=settings.search_runs - 1, desc="searching widths", disable=None, leave=False,
               unit="width") as bar:
         makers: dict[tuple[int, ...], NetworkFactory] = {}
@@ -110,7 +112,7 @@ def search(
         return search_widths(
             score, units, suggestion, baseline=baseline if recipes else baseline[:1],
             margin=settings.margin, confidence=settings.confidence, final=final, most_seeds=most,
-            runs=settings.search_runs, seconds=settings.search_seconds, cost=setup.cost,
+            runs=settings.search_runs, seconds=seconds, cost=setup.cost,
             widen=WIDER if widen else None)
 
 
@@ -188,7 +190,7 @@ def choose_widths(
         return TargetWidths(dimensions, _given(settings, parent, dimensions), "given")
     if max(units) == 1:
         raise NoNarrowerError("The network has one unit in every layer; no width is below that.")
-    method, recommendation, searched = _method(settings), None, None
+    method, recommendation, searched = chosen_method(settings), None, None
     if method == "effective":
         usage = usage or _usage_of(settings, parent)
         widths = effective_widths(usage, units, [dimension.layers for dimension in dimensions])
@@ -213,12 +215,14 @@ def choose_widths(
     return goal
 
 
-def _method(settings: Settings) -> str:
+def chosen_method(settings: Settings) -> str:
     """The method of the settings; for ``auto`` a search, the best one by ``benchmarks/search.py``.
 
     A search does not call the user's trainer unasked, and finds nothing at a margin of 0; else it
-    is ``rank``.
+    is ``rank``. ``given``, where the widths are.
     """
+    if settings.slim_hidden != "auto":
+        return "given"
     if settings.width_method != "auto":
         return settings.width_method
     return "search" if settings.train is None and settings.margin > 0 else SEARCH_FROM

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -34,8 +34,8 @@ from wua_mlflow.tracking.store import Store, ended, inherited_run, new_run
 from wua_mlflow.training.evaluation import Evaluation
 
 __all__ = [
-    "TrainingPlan", "datasets_of", "most_seconds", "replicate_metrics", "run_scope", "step_status",
-    "train_variant", "variant_tags", "write_params",
+    "HOUR_S", "TrainingPlan", "datasets_of", "most_seconds", "replicate_metrics", "run_scope",
+    "step_status", "train_variant", "variant_tags", "write_params",
 ]
 
 
@@ -47,12 +47,13 @@ _WITH_THE_MODEL = (ArtifactPath.STATE, ArtifactPath.STRUCTURE, ArtifactPath.SCAL
 _TRAINING_COSTS = (Metric.FLOPS_TRAINING, Metric.FLOPS_PTFLOPS_TRAINING, Metric.TRAINING_SECONDS)
 
 
-_HOUR_S = 3600.0
+HOUR_S = 3600.0
+"""What takes longer is not begun unasked."""
 
 
 def most_seconds(settings: Settings) -> float:
     """What the replicates of a network may take unasked that comes from one trained elsewhere."""
-    return math.inf if settings.seeds != "auto" else settings.search_seconds or _HOUR_S
+    return math.inf if settings.seeds != "auto" else settings.search_seconds or HOUR_S
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class TrainingPlan:
         adopted: where its weights came from, if it was trained elsewhere.
         replicates: at most so many.
         known: replicates that were trained before, by number; all of them are the variant's.
-        seconds: replicates are added only where they take no longer together, by the first one.
+        affords: told how many seconds the first network took, whether replicates are trained too.
         baseline: run of the original.
         pipeline: run of the pipeline.
         origin: a comment for ``config.yaml``: what else it takes to make this variant again.
@@ -85,7 +86,7 @@ class TrainingPlan:
     adopted: str = ""
     replicates: int | None = None
     known: Mapping[int, Replicate] = field(default_factory=dict, repr=False)
-    seconds: float = math.inf
+    affords: Callable[[float], bool] | None = None
     baseline: str | None = None
     pipeline: str | None = None
     origin: str = ""
@@ -163,7 +164,7 @@ def train_variant(store: Store, recipe: Recipe, plan: TrainingPlan) -> ModelVari
         trained = plan.make(0, settings.seed, f"training {plan.name}")
         test = recipe.evaluate(trained.model, recipe.split.test, trained.kind)
         count = min(settings.first_seeds, plan.replicates or settings.first_seeds)
-        if trained.seconds * (count - 1) > plan.seconds:
+        if count > 1 and plan.affords is not None and not plan.affords(trained.seconds):
             count = 1
         count = max(count, len(plan.known))
         replicates = train_replicates(recipe, plan.make, (trained, test), count=count,

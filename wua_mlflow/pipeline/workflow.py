@@ -7,7 +7,8 @@ And each of its steps on its own. Tests: ``tests/pipeline/test_workflow.py``,
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from wua_mlflow import __version__
@@ -18,6 +19,7 @@ from wua_mlflow.pipeline.compare import check_test_part, compare_variants
 from wua_mlflow.pipeline.models import check_widths
 from wua_mlflow.pipeline.networks import cached, from_scratch
 from wua_mlflow.pipeline.pretrained import import_pretrained, pretrained_recipe, source_of
+from wua_mlflow.pipeline.price import cheap_plan, price_of
 from wua_mlflow.pipeline.publish import publish, registered
 from wua_mlflow.pipeline.recipe import Recipe, load_recipe
 from wua_mlflow.pipeline.slim import check_slimming, slim_variant
@@ -29,7 +31,7 @@ from wua_mlflow.report.build import title_of
 from wua_mlflow.report.content import Report
 from wua_mlflow.results import Comparison, Round, Slimmed
 from wua_mlflow.tracking.log import write
-from wua_mlflow.tracking.names import ArtifactPath, Kind, Tag
+from wua_mlflow.tracking.names import ArtifactPath, Kind, Metric, Tag
 from wua_mlflow.tracking.names import Variant as VariantName
 from wua_mlflow.tracking.runs import controls_of, is_slim, result_of
 from wua_mlflow.tracking.store import Store, inherited_run
@@ -89,7 +91,7 @@ def run_pipeline(
         pretrained: whether the oversized model is one that was trained elsewhere (``model``,
             ``state``, ``data``).
     """
-    settings = _resolved(settings, "prune" if pretrained else "rebuild")
+    asked, settings = settings, _resolved(settings, "prune" if pretrained else "rebuild")
     tags = {Tag.KIND: Kind.PIPELINE, Tag.VERSION: __version__, "mlflow.runColor": MUTED}
     with run_scope(store, title_of(settings, settings.hidden), tags) as run_id:
         check_slimming(settings)
@@ -101,21 +103,54 @@ def run_pipeline(
         else:
             if settings.how == "rebuild":
                 check_widths(recipe.build, settings.hidden, settings.slim_hidden)
-            original = _trained_original(store, recipe, settings, pipeline=run_id)
+            original = _trained_original(store, recipe, settings, pipeline=run_id,
+                                         affords=lambda seconds: _affords(settings, seconds))
+        settings, no_recipe = _within_price(settings, asked, original)
         analysis, original = analyze_variant(store, original)
-        slimmed = slim_variant(
-            store, original, analysis.usage, settings=settings, pipeline=run_id)
+        slimmed = slim_variant(store, original, analysis.usage, settings=settings,
+                               pipeline=run_id, no_recipe=no_recipe)
         return _finished(store, *slimmed, settings, run_id)
 
 
+def _affords(settings: Settings, seconds: float) -> bool:
+    """Whether the plan is within its limit, said in a line once one training was timed."""
+    if settings.seeds != "auto":
+        return True
+    price = price_of(settings, seconds)
+    print(f"wua: plan: {price.line}", file=sys.stderr)
+    return price.affordable
+
+
+def _within_price(
+    settings: Settings, asked: Settings, original: ModelVariant
+) -> tuple[Settings, str]:
+    """The settings, or the cheap plan's, and why there will be no recipe verdict then.
+
+    Args:
+        settings: of the pipeline.
+        asked: the same, before ``how`` was decided.
+        original: with the time that its training took, unless it was trained elsewhere.
+    """
+    seconds = original.metrics.get(Metric.TRAINING_SECONDS)
+    if settings.seeds != "auto" or original.adopted or seconds is None:
+        return settings, ""
+    price = price_of(settings, seconds, trained=len(original.replicates))
+    if price.affordable:
+        return settings, ""
+    instead = price.instead(original.run_id)
+    print(f"wua: plan: {instead}", file=sys.stderr)
+    return cheap_plan(settings, asked), f"No recipe verdict: {instead}."
+
+
 def _trained_original(
-    store: Store, recipe: Recipe, settings: Settings, *, pipeline: str | None = None
+    store: Store, recipe: Recipe, settings: Settings, *, pipeline: str | None = None,
+    affords: Callable[[float], bool] | None = None,
 ) -> ModelVariant:
     """The oversized model; where it will be cut, its networks are kept."""
     make = from_scratch(recipe, settings.hidden, settings.epochs)
     return train_variant(store, recipe, TrainingPlan(
         VariantName.OVERSIZED, settings.hidden, settings.epochs,
-        cached(make) if settings.how == "prune" else make, pipeline=pipeline))
+        cached(make) if settings.how == "prune" else make, pipeline=pipeline, affords=affords))
 
 
 def _finished(
@@ -193,10 +228,13 @@ def slim_run(store: Store, settings: Settings) -> SlimmingResult:
         if original.variant != VariantName.OVERSIZED:
             raise ValueError(f"run_id: expected the run of an original (oversized), but "
                              f"{original.run_id} is {original.name}")
-        settings = _resolved(settings, "prune" if original.adopted else "rebuild")
+        asked, settings = settings, _resolved(
+            settings, "prune" if original.adopted else "rebuild")
         check_test_part(original.recipe.split, settings)
         pipeline = original.tags.get(Tag.PIPELINE)
-        slimmed = slim_variant(store, original, None, settings=settings, pipeline=pipeline)
+        settings, no_recipe = _within_price(settings, asked, original)
+        slimmed = slim_variant(store, original, None, settings=settings, pipeline=pipeline,
+                               no_recipe=no_recipe)
         return _finished(store, *slimmed, settings, pipeline, new=False)
 
 

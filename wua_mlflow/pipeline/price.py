@@ -1,0 +1,123 @@
+"""What a pipeline costs, said before it is spent; and the cheap plan, where that is too much.
+
+Tests: ``tests/pipeline/test_price.py``; the numbers of trainings: ``benchmarks/search.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from wua_mlflow.config import Settings
+from wua_mlflow.pipeline.target_widths import chosen_method
+from wua_mlflow.pipeline.train import HOUR_S
+from wua_mlflow.verdict.inputs import FEWEST_SEEDS
+
+__all__ = ["Price", "cheap_plan", "duration", "price_of"]
+
+
+_TO_FIND = {"search": (6, 25), "rank": (2, 12)}
+"""Trainings of a method: nine in ten searches lie between (``benchmarks/search.py``)."""
+
+
+@dataclass(frozen=True)
+class Price:
+    """What is left to train once one network of the original is.
+
+    Attributes:
+        parts: the fewest and the most trainings, by what they are for.
+        seconds: that one training of the original took.
+        limit: seconds that the plan may take.
+    """
+
+    parts: Mapping[str, tuple[int, int]]
+    seconds: float
+    limit: float
+
+    @property
+    def trainings(self) -> int:
+        """About how many: the middle between the fewest and the most."""
+        return round(sum(fewest + most for fewest, most in self.parts.values()) / 2)
+
+    @property
+    def total_seconds(self) -> float:
+        """As if each took as long as the original's, which is wider."""
+        return self.trainings * self.seconds
+
+    @property
+    def affordable(self) -> bool:
+        """Whether it is within the limit."""
+        return self.total_seconds <= self.limit
+
+    @property
+    def line(self) -> str:
+        """The plan in a line.
+
+        >>> Price({"of the slim network": (5, 20)}, 2.0, 3600).line
+        'about 12 trainings of at most 2 s, 24 s in all: 5 to 20 of the slim network'
+        """
+        parts = ", ".join(f"{fewest if fewest == most else f'{fewest} to {most}'} {what}"
+                          for what, (fewest, most) in self.parts.items() if most)
+        return (f"about {self.trainings} trainings of at most {duration(self.seconds)}, "
+                f"{duration(self.total_seconds)} in all: {parts}")
+
+    def instead(self, run_id: str) -> str:
+        """What is done where it is too much, and the command that does the whole.
+
+        Args:
+            run_id: of the original.
+        """
+        return (f"{duration(self.total_seconds)} is more than it may take unasked "
+                f"({duration(self.limit)}), so the network is cut and fine-tuned once, and the two "
+                f"models are compared; all of it, with the recipe verdict: "
+                f"{self.command(run_id)}")
+
+    def command(self, run_id: str) -> str:
+        """The command that does the whole, which may then take twice as long as planned."""
+        return (f"wua slim --run-id {run_id} --how rebuild --seeds auto --search-seconds "
+                f"{2 * self.total_seconds:.0f}")
+
+
+def price_of(settings: Settings, seconds: float, *, trained: int = 1) -> Price:
+    """The price of what the settings leave to train.
+
+    Args:
+        settings: of the pipeline; ``how`` is not auto.
+        seconds: that one training of the original took.
+        trained: networks of the original that there are.
+    """
+    few = settings.first_seeds
+    most = settings.max_seeds if settings.seeds == "auto" else few
+    method = chosen_method(settings)
+    found = _TO_FIND.get(method, (0, 0)) if few >= FEWEST_SEEDS else (0, 0)
+    ahead = any(found) and settings.how == "rebuild"
+    parts = {"more of the original": (max(0, few - trained), max(0, most - trained)),
+             "to find the widths": found,
+             "of the slim network": (most if ahead else few, most)}
+    return Price(parts, seconds, settings.search_seconds or HOUR_S)
+
+
+def cheap_plan(settings: Settings, asked: Settings) -> Settings:
+    """One network, cut to what ``rank`` recommends and fine-tuned, where nothing else was asked.
+
+    Args:
+        settings: of the pipeline.
+        asked: the same, before ``how`` was decided.
+    """
+    changes: dict[str, object] = {"seeds": 1}
+    if asked.how == "auto":
+        changes["how"] = "prune"
+    if settings.width_method in ("auto", "search"):
+        changes["width_method"] = "rank"
+    return settings.model_copy(update=changes)
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words.
+
+    >>> duration(0.41), duration(18), duration(600), duration(11_000)
+    ('0.4 s', '18 s', '10 minutes', '3.1 hours')
+    """
+    if seconds < 120:
+        return f"{seconds:.1f} s" if seconds < 1 else f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"
