@@ -98,6 +98,10 @@ class Bench:
     def accuracy(self, trained: Trained) -> float:
         return self.recipe.evaluate(trained.model, self.recipe.split.test, trained.kind).score
 
+    def validation_scores(self) -> NDArray[np.float64]:
+        return np.stack([self.recipe.evaluate(each.model, self.recipe.split.validation,
+                                              each.kind).scores for each in self.networks])
+
     def flops(self, widths: Sequence[int]) -> float:
         model = self.recipe.build(tuple(widths))
         return float(count_flops(model, self.recipe.split.train.inputs[:1],
@@ -118,7 +122,7 @@ class Bench:
         """A network's widths; ``search`` finds those of all of them at once."""
         if method == "search":
             suggested = self._recommended("rank", 0)
-            retraining = SearchSetup(self.recipe, self.maker, self.flops, anew=False)
+            retraining = SearchSetup(self.recipe, self.maker, self.flops, self.validation_scores)
             found = search(self.recipe.settings, retraining, tuple(self.units.values()),
                            tuple(suggested.values())).widths
             return [dict(zip(self.units, found, strict=True))] * SEEDS

@@ -4,7 +4,7 @@ The knee: the smallest width from which every larger width's isotonic mean test 
 least the largest's − margin; same budget for all; interval: bootstrap over seeds. A method is
 judged by what its width costs: the shortfall of accuracy of networks trained anew at it, below the
 largest's (from the sweep, between its widths linear in log width), and its FLOPs over the knee's
-(those of one hidden layer are proportional to its width).
+(those of one hidden layer are proportional to its width). A search is judged by ``search.py``.
 Run: ``python benchmarks/knee.py``; the sweep is ``knee_sweep.py``'s. Prints markdown.
 """
 
@@ -17,14 +17,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from knee_sweep import FILE, TASKS, Task, recipe_of
+from knee_sweep import BLIND, FILE, TASKS, Task, recipe_of
 from numpy.typing import NDArray
 from sklearn.isotonic import IsotonicRegression
 
 from wua_mlflow.data.tasks import loss_for
-from wua_mlflow.pipeline.networks import from_scratch
 from wua_mlflow.pipeline.recipe import Recipe, Trained, train_one
-from wua_mlflow.pipeline.target_widths import SearchSetup, search
 from wua_mlflow.widths.recommend import recommend_widths
 
 __all__ = ["Knee", "Sweep", "knee_of", "main", "read_sweep", "shortfall"]
@@ -34,9 +32,9 @@ MARGIN = 0.02
 ORIGINALS = (32, 128)
 SEEDS = tuple(range(42, 47))
 METHODS = ("effective", "rank", "projection", "ablation")
-SEARCH_RUNS = 10
-TOY = {"ORIGINALS": (8,), "SEEDS": (42, 43), "SEARCH_RUNS": 2,
-       "TASKS": {"wine": replace(TASKS["wine"], epochs=1)}}
+ONE_LAYER = {name: task for name, task in (TASKS | BLIND).items() if task.layers == 1}
+TOY = {"ORIGINALS": (8,), "SEEDS": (42, 43), "METHODS": ("rank",),
+       "ONE_LAYER": {"wine": replace(TASKS["wine"], epochs=1)}}
 """What ``--toy`` makes of these."""
 
 
@@ -109,10 +107,8 @@ def shortfall(sweep: Sweep, width: int) -> float:
 
 
 def widths_of(task: Task, method: str, original: int) -> list[int]:
-    """What a method recommends for networks of each seed; ``search`` uses them all at once."""
+    """What a method recommends for networks of each seed."""
     recipe = recipe_of(task)
-    if method == "search":
-        return [_searched(task, recipe, original)]
     found = []
     for seed in SEEDS:
         trained = train_one(recipe, (original,), task.epochs, seed=seed)
@@ -131,20 +127,10 @@ def _recommended(recipe: Recipe, trained: Trained, method: str, seed: int) -> in
     return width
 
 
-def _searched(task: Task, recipe: Recipe, original: int) -> int:
-    settings = recipe.settings.model_copy(
-        update={"seeds": len(SEEDS), "margin": MARGIN, "search_runs": SEARCH_RUNS})
-    trained = train_one(recipe, (original,), task.epochs, seed=SEEDS[0])
-    start = _recommended(recipe, trained, "rank", SEEDS[0])
-    retraining = SearchSetup(recipe, lambda one, widths: from_scratch(one, widths, task.epochs),
-                            lambda widths: float(widths[0]), anew=True)
-    return search(settings, retraining, (original,), (start,)).widths[0]
-
-
 def lines(methods: Sequence[str]) -> Iterator[tuple[str, str, float, float]]:
     """A line of the table, the method, its shortfall and its FLOPs over the knee's."""
-    for task in TASKS.values():
-        sweep = read_sweep(task.data)
+    for task in ONE_LAYER.values():
+        sweep = read_sweep(task.name)
         knee = knee_of(sweep, MARGIN)
         for original in ORIGINALS:
             for method in methods:
@@ -152,7 +138,7 @@ def lines(methods: Sequence[str]) -> Iterator[tuple[str, str, float, float]]:
                 lost = float(np.mean([shortfall(sweep, width) for width in widths]))
                 excess = float(np.mean(widths)) / knee.width
                 spread = f" ({min(widths)} to {max(widths)})" if len(set(widths)) > 1 else ""
-                yield (f"| {task.data} | {original} | {knee.width} ({knee.low} to {knee.high}) "
+                yield (f"| {task.name} | {original} | {knee.width} ({knee.low} to {knee.high}) "
                        f"| {method} | {np.median(widths):g}{spread} | {100 * lost:+.1f} "
                        f"| {excess:.1f} |", method, lost, excess)
 
@@ -160,12 +146,12 @@ def lines(methods: Sequence[str]) -> Iterator[tuple[str, str, float, float]]:
 def main() -> None:
     """Print the table, and what the default is chosen by."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--methods", nargs="+", default=[*METHODS, "search"])
+    parser.add_argument("--methods", nargs="+")
     parser.add_argument("--toy", action="store_true", help="seconds, to see that it runs")
     options = parser.parse_args()
-    methods = options.methods
     if options.toy:
         globals().update(TOY)
+    methods = options.methods or METHODS
     torch.set_num_threads(1)
     print("| task | original | knee (95%) | method | width | shortfall, points | FLOPs ÷ knee's |")
     print("|---|---:|---:|---|---:|---:|---:|")

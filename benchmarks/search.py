@@ -213,7 +213,7 @@ def row(replay: Replay, draws: int) -> dict[str, float]:
         "false": float(np.mean([one.non_inferior and short > MARGIN
                                 for one, short in zip(outcomes, lost, strict=True)])),
         "over knee": float(np.log(costs / replay.cost(replay.knee)).mean()),
-        "over shown": float(np.log(costs / replay.cost(shown or replay.original)).mean()),
+        "over shown": float(np.log(costs / replay.cost(shown)).mean()) if shown else math.nan,
         "knee is shown": float(shown == replay.knee),
         "trainings": float(np.mean([outcome.trainings for outcome in outcomes])),
         "cost": float(np.mean([outcome.cost for outcome in outcomes]))}
@@ -224,7 +224,8 @@ def row(replay: Replay, draws: int) -> dict[str, float]:
           f"| {common} | {100 * lost.mean():+.1f} | {100 * figures['beyond']:.1f}% "
           f"| {100 * figures['collapses']:.1f}% | {100 * figures['claims']:.0f}% "
           f"| {100 * figures['false']:.1f}% | {math.exp(figures['over knee']):.2f} "
-          f"| {math.exp(figures['over shown']):.2f} | {figures['trainings']:.1f} "
+          f"| {math.exp(figures['over shown']) if shown else math.nan:.2f} "
+          f"| {figures['trainings']:.1f} "
           f"| {figures['cost']:.1f} |", flush=True)
     return figures
 
@@ -269,7 +270,7 @@ def main() -> None:
     print(f"\nMeans of all rows: {_mean(found, 'trainings'):.1f} trainings, "
           f"{_mean(found, 'cost'):.1f} in units of the original's. Geometric means: FLOPs over the "
           f"knee's {math.exp(_mean(found, 'over knee')):.2f}, over the smallest width's that can "
-          f"be shown {math.exp(_mean(found, 'over shown')):.2f}.")
+          f"be shown, where one can, {math.exp(_mean(found, 'over shown')):.2f}.")
     shown = [one for one in found if one["knee is shown"]]
     if shown:
         print(f"Where the knee itself can be shown ({len(shown)} of {len(found)} rows): FLOPs over "
@@ -277,7 +278,7 @@ def main() -> None:
 
 
 def _mean(rows: Sequence[dict[str, float]], name: str) -> float:
-    return float(np.mean([row[name] for row in rows]))
+    return float(np.nanmean([row[name] for row in rows]))
 
 
 if __name__ == "__main__":

@@ -164,11 +164,12 @@ class Settings(BaseModel):
         "elsewhere, else rebuild")
     width_method: Literal["auto", "effective", "rank", "projection", "ablation", "search"] = Field(
         "auto", description=f"how slim_hidden=auto chooses the widths: {', '.join(WIDTH_METHODS)}; "
-        "auto: search, or rank where a training function of your own would run for every width or "
-        "the validation data are too few")
+        "auto: search, or rank where a training function of your own would run for every width")
     search_runs: Annotated[int, Field(ge=2)] = Field(
         12, description="search: maximum number of widths to train, the original's included")
-    search_seconds: Positive | None = Field(None, description="search: maximum time in seconds")
+    search_seconds: Positive | None = Field(None, description="maximum time in seconds of the "
+                                            "search, and with seeds=auto of all that is trained; "
+                                            "an hour, if unset")
     budget: Literal["epochs", "flops"] = Field(
         "epochs", description="rebuild: train the slim model for the original's epochs, or for its "
         "training FLOPs (where slim_epochs is unset)")
