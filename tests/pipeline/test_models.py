@@ -214,7 +214,7 @@ def test_a_pipeline_of_each_kind_of_data_and_model(words, task, examples, here, 
 
 
 @pytest.mark.parametrize(("name", "changes"), [
-    ("digits", {"seeds": 1, "epochs": 10, "search_runs": 2}),
+    ("digits", {"seeds": 1, "epochs": 10, "search_runs": 3, "margin": 0.05}),
     ("breast_cancer", {"seeds": 5, "epochs": 10, "slim_epochs": 5, "how": "prune",
                        "width_method": "rank", "fold": "false"}),
 ])
@@ -231,7 +231,7 @@ def test_a_shipped_configuration(store, name, changes):
     assert slim.tags["wua.verdict"] == slim.tags[f"wua.verdict.{kind}"]
     assert slim.tags["wua.verdict"] in ("non_inferior", "inferior", "inconclusive")
     if name == "digits":
-        assert outcome.slimmed.result.goal.searched.looks == 1
+        assert 1 <= outcome.slimmed.result.goal.searched.looks <= 2
     else:
         assert slim.metrics["params/total"] == runs["from-scratch"].metrics["params/total"]
 
