@@ -17,12 +17,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from knee_sweep import BLIND, FILE, TASKS, Task, recipe_of
+from knee_sweep import BLIND, FILE, TASKS, recipe_of, trained_together
 from numpy.typing import NDArray
 from sklearn.isotonic import IsotonicRegression
+from torch import nn
 
-from wua_mlflow.data.tasks import loss_for
-from wua_mlflow.pipeline.recipe import Recipe, Trained, train_one
+from wua_mlflow.data.tasks import loss_for, output_kind
+from wua_mlflow.pipeline.recipe import Recipe
 from wua_mlflow.widths.recommend import recommend_widths
 
 __all__ = ["Knee", "Sweep", "knee_of", "main", "read_sweep", "shortfall"]
@@ -106,22 +107,13 @@ def shortfall(sweep: Sweep, width: int) -> float:
     return round(float(level[-1] - np.interp(np.log(width), np.log(sweep.widths), level)), 12)
 
 
-def widths_of(task: Task, method: str, original: int) -> list[int]:
-    """What a method recommends for networks of each seed."""
-    recipe = recipe_of(task)
-    found = []
-    for seed in SEEDS:
-        trained = train_one(recipe, (original,), task.epochs, seed=seed)
-        found.append(_recommended(recipe, trained, method, seed))
-    return found
-
-
-def _recommended(recipe: Recipe, trained: Trained, method: str, seed: int) -> int:
+def _recommended(recipe: Recipe, model: nn.Module, method: str, seed: int) -> int:
     split = recipe.split
     part = split.train if method == "effective" else split.validation
+    kind = output_kind(model, recipe.example[:2], split.task)
     result = recommend_widths(
-        trained.model, (part.inputs, part.targets), method=method, margin=MARGIN, task=split.task,
-        loss=loss_for(split.task, trained.kind), seed=seed,
+        model, (part.inputs, part.targets), method=method, margin=MARGIN, task=split.task,
+        loss=loss_for(split.task, kind), seed=seed,
         fit_data=split.train.inputs if method in ("rank", "projection") else None)
     (width,) = result.widths.values()
     return width
@@ -132,9 +124,12 @@ def lines(methods: Sequence[str]) -> Iterator[tuple[str, str, float, float]]:
     for task in ONE_LAYER.values():
         sweep = read_sweep(task.name)
         knee = knee_of(sweep, MARGIN)
+        recipe = recipe_of(task)
         for original in ORIGINALS:
+            models = trained_together(recipe, (original,), SEEDS)
             for method in methods:
-                widths = widths_of(task, method, original)
+                widths = [_recommended(recipe, model, method, seed)
+                          for model, seed in zip(models, SEEDS, strict=True)]
                 lost = float(np.mean([shortfall(sweep, width) for width in widths]))
                 excess = float(np.mean(widths)) / knee.width
                 spread = f" ({min(widths)} to {max(widths)})" if len(set(widths)) > 1 else ""

@@ -30,7 +30,7 @@ from wua_mlflow.pipeline.recipe import Recipe, load_recipe
 from wua_mlflow.rng import Purpose, isolated, seed_all, torch_generator
 
 __all__ = ["BLIND", "DATA", "FILE", "SEEDS", "TASKS", "WIDTHS", "Scores", "Task", "main",
-           "read_scores", "recipe_of"]
+           "read_scores", "recipe_of", "trained_together"]
 
 DATA = Path(__file__).parent / "data"
 FILE = DATA / "knee.csv"

@@ -23,12 +23,19 @@ from pathlib import Path
 import numpy as np
 import torch
 from knee import isotonic
-from knee_sweep import BLIND, DATA, TASKS, Scores, Task, read_scores, recipe_of
+from knee_sweep import (
+    BLIND,
+    DATA,
+    TASKS,
+    Scores,
+    Task,
+    read_scores,
+    recipe_of,
+    trained_together,
+)
 from numpy.typing import NDArray
 
 from wua_mlflow.config import load_settings
-from wua_mlflow.data.tasks import loss_for
-from wua_mlflow.pipeline.recipe import train_one
 from wua_mlflow.pipeline.screen import more_collapse
 from wua_mlflow.pipeline.seeds import SeedHistory, recipe_verdict
 from wua_mlflow.pipeline.target_widths import wider
@@ -77,12 +84,11 @@ class Replay:
     def suggestion(self) -> int:
         """What ``rank`` recommends for a trained original."""
         recipe = recipe_of(self.task)
-        trained = train_one(recipe, self.task.path(self.original), self.task.epochs, seed=42)
+        model, = trained_together(recipe, self.task.path(self.original), [42])
         split = recipe.split
         result = recommend_widths(
-            trained.model, (split.validation.inputs, split.validation.targets), method="rank",
-            margin=MARGIN, task=split.task, loss=loss_for(split.task, trained.kind),
-            fit_data=split.train.inputs)
+            model, (split.validation.inputs, split.validation.targets), method="rank",
+            margin=MARGIN, task=split.task, fit_data=split.train.inputs)
         return next(iter(result.widths.values()))
 
     def collapse_rate(self, width: int) -> float:
