@@ -122,11 +122,15 @@ class Replay:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one pipeline ended with; ``width`` None where it found no narrower network."""
+    """What one pipeline ended with; ``width`` None where it found no narrower network.
+
+    ``searched``: trainings of the search alone; ``trainings``: of all, ``cost`` in originals'.
+    """
 
     width: int | None
     non_inferior: bool
     told: bool
+    searched: int
     trainings: int
     cost: float
 
@@ -161,7 +165,7 @@ def pipeline(replay: Replay, rng: np.random.Generator) -> Outcome:
             break
         widths = wider(widths, (replay.original,), found)
     if widths == (replay.original,):
-        return Outcome(None, False, True, trainings + first, cost + first)
+        return Outcome(None, False, True, found.trainings, trainings + first, cost + first)
     history = SeedHistory(screened, 0, MOST)
     for seeds in planned_looks(MOST):
         verdict = recipe_verdict(test[:seeds], new_test, "multiclass", settings, history)
@@ -171,7 +175,7 @@ def pipeline(replay: Replay, rng: np.random.Generator) -> Outcome:
             break
     told = f"up to {100 * verdict.counts.collapse_high:.0f}% of seeds could" in verdict.sentence
     return Outcome(replay.nearest(widths[0]), verdict.outcome == "non_inferior", told,
-                   trainings + seeds, cost + seeds)
+                   found.trainings, trainings + seeds, cost + seeds)
 
 
 def _screened(new: Floats, original: Floats) -> tuple[int, bool]:
@@ -222,7 +226,9 @@ def row(replay: Replay, draws: int) -> dict[str, float]:
         "over shown": float(np.log(costs / replay.cost(shown)).mean()) if shown else math.nan,
         "knee is shown": float(shown == replay.knee),
         "trainings": float(np.mean([outcome.trainings for outcome in outcomes])),
-        "cost": float(np.mean([outcome.cost for outcome in outcomes]))}
+        "cost": float(np.mean([outcome.cost for outcome in outcomes])),
+        "least searched": float(np.quantile([outcome.searched for outcome in outcomes], 0.05)),
+        "most searched": float(np.quantile([outcome.searched for outcome in outcomes], 0.95))}
     common = ", ".join(f"{width} ({100 * times / draws:.0f}%)"
                        for width, times in Counter(taken).most_common(3))
     print(f"| {replay.task.name} | {replay.original} | {replay.knee} | {shown or '–'} "
@@ -277,6 +283,8 @@ def main() -> None:
           f"{_mean(found, 'cost'):.1f} in units of the original's. Geometric means: FLOPs over the "
           f"knee's {math.exp(_mean(found, 'over knee')):.2f}, over the smallest width's that can "
           f"be shown, where one can, {math.exp(_mean(found, 'over shown')):.2f}.")
+    print(f"Trainings of a search alone, from the 5th to the 95th of a hundred, mean of all rows: "
+          f"{_mean(found, 'least searched'):.0f} to {_mean(found, 'most searched'):.0f}.")
     shown = [one for one in found if one["knee is shown"]]
     if shown:
         print(f"Where the knee itself can be shown ({len(shown)} of {len(found)} rows): FLOPs over "
