@@ -55,6 +55,9 @@ def test_the_cheap_plan_leaves_what_was_asked_for(asked, changes):
     resolved = asked.model_copy(update={"how": "rebuild"})
     cheap = cheap_plan(resolved, asked)
     assert {name: getattr(cheap, name) for name in changes} == changes
+    said = price_of(resolved, 100.0).instead("4be1", resolved, cheap)
+    assert ("cut and fine-tuned" if changes["how"] == "prune" else "is trained") in said
+    assert "wua slim --run-id 4be1 --how rebuild --seeds auto --search-seconds " in said
 
 
 def trained_in(monkeypatch: pytest.MonkeyPatch, seconds: float) -> list[tuple[int, ...]]:

@@ -9,15 +9,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.pipeline.slimming_cases import recipe_of, settings_of
+from tests.pipeline.slimming_cases import recipe_of, settings_of, variant_of
 from wua_mlflow.cli.output import pipeline_text
 from wua_mlflow.config import load_settings
+from wua_mlflow.pipeline import networks as networks_module
 from wua_mlflow.pipeline import screen as screen_module
 from wua_mlflow.pipeline import slim as slim_module
 from wua_mlflow.pipeline.screen import screen
 from wua_mlflow.pipeline.seeds import SeedHistory, recipe_verdict
+from wua_mlflow.pipeline.slim import SlimmingContext
 from wua_mlflow.pipeline.target_widths import FIRST_NUMBER
 from wua_mlflow.pipeline.workflow import compare_run, run_pipeline
+from wua_mlflow.rng import seeded_stream
 from wua_mlflow.verdict.looks import planned_looks
 from wua_mlflow.widths.results import SearchResult
 
@@ -104,6 +107,27 @@ def test_where_networks_collapse_the_next_wider_is_taken_and_judged_on_those_tha
     seeds = [replicate.seed for replicate in slim.replicates]
     assert seeds == list(range(42, 42 + len(seeds))), "none of those that chose"
     assert max(seeds) < 42 + FIRST_NUMBER
+
+
+def test_networks_that_screen_begin_from_streams_that_nothing_else_has():
+    """Neither a candidate's of the search, nor the original's of the same number."""
+    variant = variant_of(recipe_of(seeds=5, how="rebuild"))
+    context = SlimmingContext(settings_of(seeds="auto", how="rebuild"), variant, variant,
+                              variant.make, variant.make)
+    begun: list[bytes] = []
+
+    def trained(recipe: Any, *_: Any, seed: int, stream: Any, label: Any = None) -> None:
+        begun.append((stream or seeded_stream(seed, recipe.device))["cpu"].numpy().tobytes())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(networks_module, "train_one", trained)
+        screening = context.slim_factory((3,), screened=True)
+        candidates = context.factory(context.recipe, (3,))
+        for number in range(20):
+            screening(number, 42 + number)
+            candidates(FIRST_NUMBER + number, 42 + FIRST_NUMBER + number)
+            begun.append(seeded_stream(42 + number, context.recipe.device)["cpu"].numpy().tobytes())
+    assert len(begun) == len(set(begun)) == 60
 
 
 def test_where_all_collapse_there_is_no_narrower_network(store, monkeypatch):

@@ -17,7 +17,8 @@ __all__ = ["Price", "cheap_plan", "duration", "price_of"]
 
 
 _TO_FIND = {"search": (6, 25), "rank": (2, 12)}
-"""Trainings of a method: nine in ten searches lie between (``benchmarks/search.py``)."""
+"""Trainings of a method: most searches lie between (``benchmarks/search.py``); of ``rank`` one to
+six widths of two networks."""
 
 
 @dataclass(frozen=True)
@@ -61,21 +62,22 @@ class Price:
         return (f"about {self.trainings} trainings of at most {duration(self.seconds)}, "
                 f"{duration(self.total_seconds)} in all: {parts}")
 
-    def instead(self, run_id: str) -> str:
+    def instead(self, run_id: str, planned: Settings, cheap: Settings) -> str:
         """What is done where it is too much, and the command that does the whole.
+
+        The command allows for twice the time.
 
         Args:
             run_id: of the original.
+            planned: the settings of the whole.
+            cheap: those of what is done.
         """
+        once = "the network is cut and fine-tuned once" if cheap.how == "prune" else \
+            "one narrower network is trained"
         return (f"{duration(self.total_seconds)} is more than it may take unasked "
-                f"({duration(self.limit)}), so the network is cut and fine-tuned once, and the two "
-                f"models are compared; all of it, with the recipe verdict: "
-                f"{self.command(run_id)}")
-
-    def command(self, run_id: str) -> str:
-        """The command that does the whole, which may then take twice as long as planned."""
-        return (f"wua slim --run-id {run_id} --how rebuild --seeds auto --search-seconds "
-                f"{2 * self.total_seconds:.0f}")
+                f"({duration(self.limit)}), so {once}, and the two models are compared; all of it, "
+                f"with the recipe verdict: wua slim --run-id {run_id} --how {planned.how} --seeds "
+                f"auto --search-seconds {2 * self.total_seconds:.0f}")
 
 
 def price_of(settings: Settings, seconds: float, *, trained: int = 1) -> Price:

@@ -113,7 +113,7 @@ class SlimmingContext:
             if number < len(replicates):
                 return replicates[number].stream
             if screened:
-                return seeded_stream((seed + FIRST_NUMBER) % 2**32, self.recipe.device)
+                return seeded_stream((seed + 2 * FIRST_NUMBER) % 2**32, self.recipe.device)
             return self.make(number, seed).stream
 
         return from_scratch(self.recipe, widths, self.epochs(self.recipe, widths), stream_of)

@@ -137,9 +137,10 @@ def _within_price(
     price = price_of(settings, seconds, trained=len(original.replicates))
     if price.affordable:
         return settings, ""
-    instead = price.instead(original.run_id)
+    cheap = cheap_plan(settings, asked)
+    instead = price.instead(original.run_id, settings, cheap)
     print(f"wua: plan: {instead}", file=sys.stderr)
-    return cheap_plan(settings, asked), f"No recipe verdict: {instead}."
+    return cheap, f"No recipe verdict: {instead}."
 
 
 def _trained_original(
