@@ -15,9 +15,9 @@ from wua_mlflow.tracking.names import Tag
 
 
 @pytest.mark.parametrize(("options", "trained", "parts"), [
-    ({}, 1, {"more of the original": (4, 19), "to find the widths": (6, 25),
+    ({}, 1, {"more of the original": (4, 19), "to find the widths": (9, 22),
              "of the slim network": (20, 20)}),
-    ({"how": "prune"}, 1, {"more of the original": (4, 19), "to find the widths": (6, 25),
+    ({"how": "prune"}, 1, {"more of the original": (4, 19), "to find the widths": (9, 22),
                            "of the slim network": (5, 20)}),
     ({"train": "own:trainer"}, 5, {"more of the original": (0, 15), "to find the widths": (2, 12),
                                    "of the slim network": (20, 20)}),
@@ -26,7 +26,7 @@ from wua_mlflow.tracking.names import Tag
     ({"width_method": "ablation", "max_seeds": 8}, 1, {
         "more of the original": (4, 7), "to find the widths": (0, 0),
         "of the slim network": (5, 8)}),
-    ({"seeds": 7}, 1, {"more of the original": (6, 6), "to find the widths": (6, 25),
+    ({"seeds": 7}, 1, {"more of the original": (6, 6), "to find the widths": (9, 22),
                        "of the slim network": (7, 7)}),
 ])
 def test_what_is_planned(options, trained, parts):
