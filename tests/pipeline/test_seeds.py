@@ -178,6 +178,21 @@ def test_seeds_that_were_not_planned_are_exploratory(options, seeds, judged, bey
     assert ((verdict.low, verdict.high) == (plain.low, plain.high)) == (looks == 1)
 
 
+@pytest.mark.parametrize(("originals", "max_seeds", "judged", "beyond"), [
+    (8, 20, 0, 0), (8, 20, 10, 6), (20, 20, 0, 0), (20, 20, 16, 4), (20, 16, 0, 4), (1, 20, 0, 0),
+    (1, 20, 5, 15), (1, 16, 0, 4)])
+def test_screened_networks_that_were_not_planned_are_exploratory(
+    originals, max_seeds, judged, beyond
+):
+    """The slim one's 20 were all there beforehand; up to twice as many as of the original count."""
+    draw = np.random.default_rng(1)
+    old, new = ((draw.random((seeds, 300)) < 0.9).astype(float) for seeds in (originals, 20))
+    verdict = recipe_verdict(old, new, "multiclass", settings_of(seeds="auto", max_seeds=max_seeds),
+                             SeedHistory(judged=judged, ahead=20))
+    assert verdict.counts.beyond_plan == beyond
+    assert (f"exploratory: {beyond} seeds beyond the plan" in verdict.sentence) == (beyond > 0)
+
+
 def test_a_second_verdict_with_more_seeds_is_exploratory_everywhere(store, capsys):
     """Another run of the same recipe, in another pipeline too; the first one stays as it is."""
     first, same_plan, more = (run_pipeline(store, settings_of(slim_hidden="7", seeds=seeds))

@@ -86,7 +86,8 @@ def recipe_verdict(
     if ahead:
         pairs = sorted({*((min(plan[-1], 2 * look), look) for look in plan), pair})
         return judged(planned_seeds=None if given else pairs, compared_seeds=seeds,
-                      beyond_plan=max(0, (seeds if given else pair[1]) - plan[-1]))
+                      beyond_plan=max((seeds if given else pair[1]) - plan[-1],
+                                      _beyond(seeds, (seeds,), history.judged)))
     looks = sorted({*(look for look in plan if look >= FEWEST_SEEDS), seeds})
     return judged(planned_seeds=looks if len(looks) > 1 and seeds >= plan[0] else None,
                   beyond_plan=_beyond(seeds, plan, history.judged))
