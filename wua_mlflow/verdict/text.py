@@ -464,10 +464,13 @@ def amount_words(needed: RequiredRange) -> str:
     'between 710 and 25,000 test examples'
     >>> amount_words(RequiredRange("seeds", (7,), None, (5,)))
     'more than 7 seeds'
+    >>> amount_words(RequiredRange("examples", (172,), None, (171,)))
+    'more than 171 test examples'
     >>> amount_words(RequiredRange("both", (4, 80), (9, 160), (5, 100)))
     'up to 9 seeds with 160 test examples'
     """
-    low = None if needed.low <= needed.now else tuple(_rounded(n, math.floor) for n in needed.low)
+    low = None if needed.low <= needed.now else tuple(
+        max(_rounded(n, math.floor), now) for n, now in zip(needed.low, needed.now, strict=True))
     high = needed.high and tuple(_rounded(n, math.ceil) for n in needed.high)
     if needed.low == needed.high:
         return f"at least {_numbers(needed.kind, needed.low)}"
