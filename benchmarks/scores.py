@@ -18,11 +18,10 @@ import numpy as np
 from scipy.optimize import brentq
 from scipy.stats import norm
 
-from wua_mlflow.verdict.intervals import (
-    inflated_bootstrap_t,
-    score_range,
-    zero_event_limit,
-)
+from wua_mlflow.verdict.bootstrap import inflated_bootstrap_t
+from wua_mlflow.verdict.compare import compare
+from wua_mlflow.verdict.guards import limits
+from wua_mlflow.verdict.intervals import score_range, zero_event_limit
 from wua_mlflow.verdict.predictions import checked_predictions
 from wua_mlflow.verdict.recipe import recipe_interval
 from wua_mlflow.verdict.scores import by_group
@@ -164,15 +163,16 @@ def interval(cell: Cell, sample: Sample, seed: int) -> tuple[float, float]:
     moved = pair.moved
     if groups is not None:
         old, new = by_group(old, groups), by_group(new, groups)
-        moved = None
+        moved = np.bincount(np.unique(groups, return_inverse=True)[1], weights=moved) > 0
     if cell.seeds > 1:
-        found = recipe_interval(old, new, margin=cell.margin, confidence=0.95, moved=moved)
-        return found.low, found.high
+        found = recipe_interval(old, new, margin=pair.scaled(cell.margin), confidence=0.95,
+                                moved=moved)
+        return pair.unscaled(found.low), pair.unscaled(found.high)
     differences = (new - old)[0]
     low, high = inflated_bootstrap_t(differences, confidence=0.95, seed=seed, resamples=RESAMPLES)
     reach = score_range(old, new, moved)[1] * zero_event_limit(differences.size, confidence=0.95)
     mean = float(differences.mean())
-    return min(low, mean - reach), max(high, mean + reach)
+    return pair.unscaled(min(low, mean - reach)), pair.unscaled(max(high, mean + reach))
 
 
 def rate(cell: Cell, loss: float, *, trials: int, method: Interval = interval) -> float:
@@ -189,10 +189,57 @@ def rate(cell: Cell, loss: float, *, trials: int, method: Interval = interval) -
     return claims / trials
 
 
+GUARDED = (("accuracy", 0.3, 0.05), ("accuracy", 0.1, 0.05), ("accuracy", 0.068, 0.02),
+           ("balanced_accuracy", 0.1, 0.05), ("f1", 0.1, 0.05), ("mcc", 0.1, 0.05),
+           ("roc_auc", 0.1, 0.05), ("average_precision", 0.1, 0.05))
+"""Score, share of positive examples, margin."""
+GUARDED_EXAMPLES = (114, 540, 2_000)
+
+
+def guards_cost(
+    score: str, share: float, margin: float, examples: int, *, trials: int
+) -> dict[str, float]:
+    """How often guards refuse what the interval alone calls "non_inferior".
+
+    Of identical copies, of another model that is truly as good, and of the former with the rule
+    that the candidate be shown above a constant answer.
+    """
+    rng = np.random.default_rng([examples, round(1000 * share), round(1000 * margin)])
+    claims, refused, done = np.zeros(3), np.zeros(3), 0
+    while done < trials:
+        y = (rng.random(examples) < share).astype(int)
+        if np.unique(y).size < 2:
+            continue
+        done += 1
+        center = math.log(share / (1 - share)) / (2 * SEPARATION / (COMMON**2 + OWN**2))
+        common = rng.normal(0, COMMON, examples) + (2 * y - 1) * SEPARATION + center
+        z = [common + rng.normal(0, OWN, examples) for _ in range(2)]
+        sides = [(side > 0).astype(int) for side in z] if score in LABELS else \
+            [probability(side) for side in z]
+        for place, candidate in enumerate((sides[0], sides[1], sides[0])):
+            verdict = compare(sides[0], candidate, targets=y, score=score, margin=margin)
+            alone = verdict.low > -margin
+            claims[place] += alone
+            refused[place] += alone and (
+                verdict.outcome != "non_inferior" if place < 2
+                else not shown_above_constant(candidate, y, score))
+    names = ("identical", "as good", "identical, asked of the candidate")
+    return dict(zip(names, refused / np.maximum(claims, 1), strict=True)) | {
+        "claims of identical": claims[0] / trials}
+
+
+def shown_above_constant(predictions: np.ndarray, y: np.ndarray, score: str) -> bool:
+    """Whether predictions are above a constant answer by the interval."""
+    pair = checked_predictions(predictions, predictions, y, score)
+    return limits(pair.examples(pair.constant), pair.examples(pair.candidate),
+                  confidence=0.95)[0] > 0
+
+
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--trials", type=int, default=1_000, help="per row and rate")
+    parser.add_argument("--trials", type=int, default=1_000,
+                        help="per row and rate; a quarter for guards")
     parser.add_argument("--toy", action="store_true", help="seconds, to see that it runs")
     options = parser.parse_args()
     trials = 2 if options.toy else options.trials
@@ -205,6 +252,17 @@ def main() -> None:
                 false, power = (rate(cell, loss, trials=trials) for loss in (cell.margin, 0.0))
                 print(f"| {score} | {seeds} | {examples} | {cell.margin:g} | {100 * false:.1f}% | "
                       f"{100 * power:.0f}% |", flush=True)
+    print("\nOf what the interval alone calls non-inferior, refused by the guards:\n")
+    print("| score | positive | margin | examples | identical copies called so | refused of these "
+          "| of other models as good | of copies, if the candidate were asked |")
+    print("|---|---|---|---|---|---|---|---|")
+    for score, share, margin in GUARDED:
+        for examples in GUARDED_EXAMPLES:
+            cost = guards_cost(score, share, margin, examples, trials=max(2, trials // 4))
+            print(f"| {score} | {share:.1%} | {margin:g} | {examples:,} | "
+                  f"{100 * cost['claims of identical']:.0f}% | {100 * cost['identical']:.1f}% | "
+                  f"{100 * cost['as good']:.1f}% | "
+                  f"{100 * cost['identical, asked of the candidate']:.1f}% |", flush=True)
 
 
 if __name__ == "__main__":

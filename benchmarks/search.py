@@ -35,10 +35,12 @@ from knee_sweep import (
 )
 from numpy.typing import NDArray
 
-from wua_mlflow.config import load_settings
+from wua_mlflow.config import Settings, load_settings
+from wua_mlflow.pipeline.recipe import Replicate
 from wua_mlflow.pipeline.screen import more_collapse
-from wua_mlflow.pipeline.seeds import SeedHistory, recipe_verdict
+from wua_mlflow.pipeline.seeds import NO_HISTORY, SeedHistory, SharedExamples, recipe_verdict
 from wua_mlflow.pipeline.target_widths import wider
+from wua_mlflow.verdict.compare import Verdict
 from wua_mlflow.verdict.intervals import collapsed_seeds
 from wua_mlflow.verdict.looks import LEAST_CHANCE, planned_looks
 from wua_mlflow.widths.recommend import recommend_widths
@@ -168,7 +170,7 @@ def pipeline(replay: Replay, rng: np.random.Generator) -> Outcome:
         return Outcome(None, False, True, found.trainings, trainings + first, cost + first)
     history = SeedHistory(screened, 0, MOST)
     for seeds in planned_looks(MOST):
-        verdict = recipe_verdict(test[:seeds], new_test, "multiclass", settings, history)
+        verdict = verdict_of(test[:seeds], new_test, settings, history)
         assert verdict is not None and verdict.counts is not None
         if verdict.outcome != "inconclusive" or \
                 (verdict.counts.chance_to_settle or 0.0) < LEAST_CHANCE:
@@ -176,6 +178,16 @@ def pipeline(replay: Replay, rng: np.random.Generator) -> Outcome:
     told = f"up to {100 * verdict.counts.collapse_high:.0f}% of seeds could" in verdict.sentence
     return Outcome(replay.nearest(widths[0]), verdict.outcome == "non_inferior", told,
                    found.trainings, trainings + seeds, cost + seeds)
+
+
+def verdict_of(
+    original: Floats, slim: Floats, settings: Settings, history: SeedHistory = NO_HISTORY
+) -> Verdict | None:
+    """The recipe verdict over scores of shape (seeds, examples)."""
+    sides = [[Replicate(number, row, 0.0, {}) for number, row in enumerate(side)]
+             for side in (original, slim)]
+    examples = SharedExamples("multiclass", np.empty(original.shape[1]))
+    return recipe_verdict(*sides, examples, settings, history)
 
 
 def _screened(new: Floats, original: Floats) -> tuple[int, bool]:
@@ -195,7 +207,7 @@ def smallest_shown(replay: Replay, rng: np.random.Generator) -> int | None:
         for _ in range(VERDICTS):
             (_, old), (_, new) = (replay.networks(rng, one, MOST)
                                   for one in (replay.original, width))
-            verdict = recipe_verdict(old, new, "multiclass", settings)
+            verdict = verdict_of(old, new, settings)
             shown += verdict is not None and verdict.outcome == "non_inferior"
         return shown >= SHOWN * VERDICTS
 

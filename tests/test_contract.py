@@ -70,9 +70,9 @@ UNIT_CRITERIA = ("spanning", "taylor", "magnitude", "random", "output", "wanda")
 STABLE_TAGS = ("wua.kind", "wua.variant", "wua.task", "wua.criterion", "wua.confidence",
                "wua.null_kind", "wua.flop_convention", "wua.verdict", "wua.epochs_trained")
 """Tags whose values are held too; and those of the steps."""
-PIPELINE = ("run --data rows.csv --target y --hidden 4 --epochs 2 --batch-size full --seeds 5 "
+PIPELINE = ("run --data rows.csv --target y --hidden 4 --epochs 30 --lr 0.03 --seeds 5 "
             "--null-draws 1 --criterion output,wanda --effective-rank --how prune --width-method "
-            "search --search-runs 2 --margin 0.9 --register contract --gate --json")
+            "search --search-runs 2 --margin 0.2 --register contract --gate --json")
 USER_CODE = """
 import os, signal
 def interrupted(seed): os.kill(os.getpid(), signal.SIGINT)

@@ -42,7 +42,7 @@ def test_a_setting_says_its_range():
 
 
 def test_a_confidence_for_many_looks_stays_one():
-    evaluation = Evaluation("binary", 1.0 * SCORES, 1.0 * SCORES, 0.0 * SCORES, 0.0 * SCORES + 1)
+    evaluation = Evaluation("binary", 1.0 * SCORES, 1.0 * SCORES, 0.0 * SCORES)
     settings = load_settings(None, {"confidence": MOST_CONFIDENCE})
     result = judge(evaluation, evaluation, settings, classes=("a", "b"), looks=50)
     assert result.bonferroni.confidence == MOST_CONFIDENCE

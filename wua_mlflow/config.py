@@ -29,29 +29,32 @@ __all__ = [
 TUTORIAL = "usecase"
 CRITERIA = ("output", "input", "wanda", "magnitude", "taylor")
 """The criteria that have a name; a test holds them equal to ``usage.criteria.CRITERIA``."""
-OWN_MODEL = ("data", "target", "task", "model", "hidden", "state", "seed")
+OWN_MODEL = ("data", "target", "groups", "task", "model", "hidden", "state", "seed")
 """What names a model of ``analyze`` and ``slim`` without a run."""
 OWN_ONLY = ("layers", "batch_to_inputs")
 """What ``analyze`` can be told of such a model only: a variant's figures are of all its layers."""
+SCORES = ("accuracy", "balanced_accuracy", "f1", "f1_macro", "mcc", "roc_auc",
+          "average_precision", "log_loss", "brier", "r2", "rmse", "mae")
+"""The scores that have a name; a test holds them equal to ``verdict.scores.SCORES``."""
 WIDTH_METHODS = ("effective", "rank", "projection", "ablation", "search")
 
-_RECIPE = ("data", "target", "task", "model", "train", "hidden", "epochs", "optimizer",
-           "batch_size", "lr", "patience", "seed", "seeds", "max_seeds")
+_RECIPE = ("data", "target", "groups", "task", "model", "train", "hidden", "epochs", "optimizer",
+           "batch_size", "lr", "patience", "score", "seed", "seeds", "max_seeds")
 _MACHINE = ("device", "threads", "experiment")
 _USAGE = ("criterion", "loss", "effective_rank", "null_draws")
 _SLIM = ("how", "slim_hidden", "slim_epochs", "width_method", "search_runs", "search_seconds",
          "budget", "distill", "fold", "rounds")
-_VERDICT = ("margin", "confidence")
+_VERDICT = ("margin", "confidence", "class_margin", "max_collapse")
 _END = ("register", "gate")
 _FINE_TUNING = ("train", "optimizer", "batch_size", "lr", "patience", "seeds", "max_seeds")
 COMMAND_FIELDS: dict[str, tuple[str, ...]] = {
     "run": (*_RECIPE, *_USAGE, *_SLIM, *_VERDICT, *_MACHINE, *_END),
     "train": (*_RECIPE, *_MACHINE),
     "analyze": ("run_id", *OWN_MODEL, *OWN_ONLY, *_USAGE, *_MACHINE),
-    "slim": ("run_id", "model_uri", *OWN_MODEL, *_FINE_TUNING, *_USAGE, *_SLIM, *_VERDICT,
+    "slim": ("run_id", "model_uri", *OWN_MODEL, *_FINE_TUNING, "score", *_USAGE, *_SLIM, *_VERDICT,
              *_MACHINE, *_END),
-    "compare": ("run_id", "baseline", "candidate", "data", "target", "task", "seed", *_VERDICT,
-                *_MACHINE),
+    "compare": ("run_id", "baseline", "candidate", "data", "target", "groups", "task", "score",
+                "seed", *_VERDICT, *_MACHINE),
 }
 """The fields that each command takes: its options, and the parameters of its entry point."""
 
@@ -91,6 +94,13 @@ def _criteria(value: Any) -> str:
     return ",".join(parts)
 
 
+def _score(value: Any) -> str:
+    module, _, name = str(value).partition(":")
+    if value not in SCORES and not (name.isidentifier() and module):
+        raise ValueError(did_you_mean(str(value), SCORES))
+    return str(value)
+
+
 def _names(value: Any) -> tuple[str, ...]:
     """``"fc1, fc2"`` or a list -> ``("fc1", "fc2")``, each of them once."""
     return tuple(dict.fromkeys(_parts(value)))
@@ -116,6 +126,8 @@ SlimWidths = Annotated[
 BatchSize = Annotated[Literal["full"] | Count, BeforeValidator(_number_or_word)]
 Seeds = Annotated[Literal["auto"] | Count, BeforeValidator(_number_or_word)]
 Criteria = Annotated[str, BeforeValidator(_criteria)]
+Score = Annotated[str, BeforeValidator(_score)]
+Share = Annotated[float, BeforeValidator(_finite), Field(gt=0, lt=1)]
 Positive = Annotated[float, BeforeValidator(_finite), Field(gt=0)]
 Margin = Annotated[float, BeforeValidator(_finite), AfterValidator(partial(_where, is_margin))]
 Confidence = Annotated[
@@ -139,6 +151,9 @@ class Settings(BaseModel):
                       "or package.module:function of seed -> (train, validation, test); analyze: "
                       "or of seed -> batches")
     target: str | None = Field(None, description="name of the target column in a file")
+    groups: str | None = Field(None, description="name of the column in a file that says whose "
+                               "rows they are (patient, user, document); those of one are a "
+                               "single draw")
     task: Literal["binary", "multiclass", "regression"] | None = Field(
         None, description="binary, multiclass or regression; inferred from the target, if unset")
     model: str = Field("mlp", description="mlp, cnn, or package.module:factory of the widths; "
@@ -204,7 +219,11 @@ class Settings(BaseModel):
     batch_size: BatchSize = Field(64, description="samples per training step, or full")
     lr: Positive = Field(0.003, description="learning rate of the built-in trainer")
     patience: Count | None = Field(None, description="early stopping: number of epochs without a "
-                                   "lower validation loss; the best epoch's weights are kept")
+                                   "lower validation loss (or a better score, where score is "
+                                   "set); the best epoch's weights are kept")
+    score: Score | None = Field(
+        None, description=f"what models are judged by: {', '.join(SCORES)}, or "
+        "package.module:function of (targets, predictions); accuracy or r2, if unset")
     seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(42, description="seed of all random "
                                                         "numbers")
     seeds: Seeds = Field("auto", description="number of replicates, each trained with another "
@@ -213,7 +232,14 @@ class Settings(BaseModel):
     max_seeds: Annotated[int, Field(ge=5)] = Field(
         20, description="maximum number of replicates where seeds is auto")
     margin: Margin = Field(
-        0.02, description="non-inferiority margin, in accuracy or R² as a fraction of 1")
+        0.02, description="non-inferiority margin: the loss of the score that is accepted, as a "
+        "fraction; of rmse, mae, log_loss and brier a share of the original's")
+    class_margin: Literal["none"] | Share = Field(
+        0.10, description="the loss of a single class's recall that is accepted, as a fraction; "
+        "none: any")
+    max_collapse: Share | None = Field(
+        None, description="largest share of seeds that may collapse, with the verdict's "
+        "confidence; collapses are only counted, if unset")
     confidence: Confidence = Field(
         0.95, description="confidence level of the intervals")
     device: str = Field("cpu", pattern=r"^(cpu|auto|cuda(:\d+)?|mps)$", description="cpu, cuda, "
@@ -234,6 +260,11 @@ class Settings(BaseModel):
     def first_seeds(self) -> int:
         """Replicates to begin with; where ``seeds`` is auto there may be more later."""
         return FIRST_SEEDS if self.seeds == "auto" else self.seeds
+
+    @property
+    def accepted_class_loss(self) -> float | None:
+        """``class_margin`` as a number; None for any loss."""
+        return None if self.class_margin == "none" else self.class_margin
 
     @property
     def given(self) -> frozenset[str]:
@@ -292,12 +323,12 @@ def load_settings(
         configured.intersection_update(COMMAND_FIELDS[command])
         _check_beside_run(command, settings, set(explicit))
     if settings.run_id is not None or settings.model_uri is not None:
-        configured.difference_update(OWN_MODEL, OWN_ONLY)
+        configured.difference_update(OWN_MODEL, OWN_ONLY, ("score",))
     return Settings.model_construct(_fields_set=configured | set(explicit), **dict(settings))
 
 
 _BESIDE_RUN = {"analyze": ("analysed", (*OWN_MODEL, *OWN_ONLY)),
-               "slim": ("slimmed", (*OWN_MODEL, "train"))}
+               "slim": ("slimmed", (*OWN_MODEL, "train", "score"))}
 """By command what is done with a run's variant, and the fields that are the variant's own then."""
 
 
@@ -375,7 +406,7 @@ def _one_line(error: ValidationError, values: Mapping[str, Any]) -> str:
     field = str(problem["loc"][0])
     if problem["type"] == "extra_forbidden":
         return f"{field}: no such setting{did_you_mean(field, Settings.model_fields)}"
-    meant = str(problem["msg"]).partition("error, ")[2] if field == "criterion" else ""
+    meant = str(problem["msg"]).partition("error, ")[2] if field in ("criterion", "score") else ""
     return (f"{field}: expected {_expectation(field, problem)}, but got {_shown(values[field])}"
             f"{meant}")
 
@@ -387,6 +418,9 @@ EXPECTED = {
     "seeds": "auto, or a whole number of at least 1",
     "margin": MARGIN_RANGE,
     "confidence": CONFIDENCE_RANGE,
+    "max_collapse": "a number above 0 and below 1",
+    "class_margin": "none, or a number above 0 and below 1",
+    "score": f"{', '.join(SCORES)}, or package.module:function",
     "lr": "a number above 0",
     "device": "cpu, auto, mps, cuda or cuda:N",
     **dict.fromkeys(("gate", "effective_rank", "distill"), "true or false"),

@@ -282,8 +282,10 @@ class Comparison:
     @property
     def tags(self) -> dict[str, str]:
         """Under the contract's names."""
+        score = self.verdict.score
         tags = {Tag.VERDICT: self.verdict.outcome, Tag.VERDICT_ARTIFACT: self.artifact.outcome,
                 Tag.VERDICT_METHOD: self.verdict.method,
+                Tag.SCORE: "r2" if score == "R²" else score,
                 Tag.CONFIDENCE: str(self.verdict.confidence)}
         if self.recipe:
             tags[Tag.VERDICT_RECIPE] = self.recipe.outcome

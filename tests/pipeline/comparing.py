@@ -33,9 +33,11 @@ def refusal(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     return output.err.removeprefix("wua: ").rstrip("\n")
 
 
-def assert_same_verdict(result: dict, old: np.ndarray, new: np.ndarray, margin: float = 0.02):
-    """``result`` is what ``wua.compare`` says of these scores."""
-    expected = wua.compare(old, new, margin=margin, seed=42)
+def assert_same_verdict(
+    result: dict, old: np.ndarray, new: np.ndarray, margin: float = 0.02, **options: object
+) -> None:
+    """``result`` is what ``wua.compare`` says of these scores, or predictions."""
+    expected = wua.compare(old, new, margin=margin, seed=42, **options)
     assert result["artifact"]["outcome"] == result["verdict"] == expected.outcome
     for name in ("delta", "low", "high"):
         assert result["artifact"][name] == pytest.approx(getattr(expected, name), abs=1e-5)

@@ -11,6 +11,7 @@ import pytest
 from wua_mlflow.config import Settings, load_settings
 from wua_mlflow.data.datasets import load_data
 from wua_mlflow.pipeline.compare import check_test_part, compare_evaluations, judge
+from wua_mlflow.pipeline.recipe import Replicate
 from wua_mlflow.results import Comparison, ratios
 from wua_mlflow.training.evaluation import Evaluation
 from wua_mlflow.verdict.compare import compare
@@ -19,8 +20,7 @@ from wua_mlflow.verdict.text import class_loss_sentence, latency_unlike_flops, l
 
 def _evaluation(predictions: list[int], targets: list[int], task: str = "multiclass") -> Evaluation:
     guess, truth = np.array(predictions), np.array(targets, dtype=float)
-    right = (guess == truth).astype(float)
-    return Evaluation(task, guess, truth, 1 - right, right, "digest")  # type: ignore[arg-type]
+    return Evaluation(task, guess, truth, (guess != truth) * 1.0, "digest")  # type: ignore[arg-type]
 
 
 CLASSES, BINARY, AMOUNTS = (_evaluation([0, 1], [0, 1], task)
@@ -52,7 +52,8 @@ def test_a_class_that_loses_much_is_named(lost, gained, of, named):
     old, new = np.ones(1000 + of), np.ones(1000 + of)
     new[1000:1000 + lost] = 0
     old[1000 + lost:1000 + lost + gained] = 0
-    pair = [Evaluation("binary", scores, targets, 1 - scores, scores) for scores in (old, new)]
+    pair = [Evaluation("binary", np.where(right == 1, targets, 1 - targets), targets, 1 - right)
+            for right in (old, new)]
     differing, change = lost + gained, (gained - lost) / of
     p = 2 * sum(math.comb(differing, k) for k in range(lost, differing + 1)) / 2**differing
     assert named == (p < 0.05 and change < -0.02)
@@ -107,23 +108,26 @@ def test_bonferronis_reading_is_of_the_same_verdict(seeds, kind):
     draw = np.random.default_rng(1)
     old, new = ((draw.random((seeds, 60)) < share).astype(float) for share in (0.9, 0.8))
     targets = np.arange(60) % 2
-    pair = [Evaluation("multiclass", targets, targets, 1 - scores[0], scores[0], "digest")
-            for scores in (old, new)]
+    sides = [np.where(side == 1, targets, 1 - targets) for side in (np.r_[old, old[:1]], new)]
+    pair = [Evaluation("multiclass", side[0], targets, side[0] * 0.0, "digest") for side in sides]
+    replicates = [[Replicate(0, right, 0.0, {}, predictions=row)
+                   for row, right in zip(side, side == targets, strict=True)] for side in sides]
     settings = Settings(margin=0.02, seed=42, seeds=seeds)
     first, fourth = (judge(*pair, settings, classes=(), looks=looks,
-                           replicates=(np.r_[old, old[:1]], new)).bonferroni for looks in (1, 4))
+                           replicates=tuple(replicates)).bonferroni for looks in (1, 4))
     assert first is None
     scores = (np.r_[old, old[:1]], new) if kind == "recipe" else (old[0], new[0])
-    assert fourth == compare(*scores, margin=0.02, confidence=1 - 0.05 / 4, seed=42)
+    expected = compare(*scores, margin=0.02, confidence=1 - 0.05 / 4, seed=42)
     assert fourth is not None and fourth.kind == kind
+    assert (fourth.delta, fourth.low, fourth.high) == (expected.delta, expected.low, expected.high)
 
 
 ONE_CLASS = _evaluation([0, 1, 1], [1, 1, 1])
 
 
 @pytest.mark.parametrize(("first", "second", "message"), [
-    (CLASSES, replace(CLASSES, digest="other"), "baseline and candidate: expected the same test "
-     "set, but got the digests digest and other"),
+    (CLASSES, replace(CLASSES, digest="other"), "compare: expected two models of the same test "
+     "examples, but got the digests digest and other"),
     (CLASSES, AMOUNTS, "compare: expected two models of the same outputs, but one is scored by "
      "accuracy and the other by R²"),
     (ONE_CLASS, ONE_CLASS, "test data: expected examples of at least two classes, but all 3 are of "
@@ -135,7 +139,8 @@ def test_what_cannot_be_compared(first, second, message):
     assert str(caught.value) == message
     assert compare_evaluations(CLASSES, BINARY, Settings()).delta == 0
     alike = _evaluation([1, 1], [1, 1], "regression")
-    assert compare_evaluations(alike, alike, Settings()).outcome == "inconclusive"
+    with pytest.raises(ValueError, match="^targets: expected at least two different values"):
+        compare_evaluations(alike, alike, Settings())
 
 
 @pytest.mark.parametrize(("data", "margin", "note"), [

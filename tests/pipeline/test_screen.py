@@ -15,8 +15,9 @@ from wua_mlflow.config import load_settings
 from wua_mlflow.pipeline import networks as networks_module
 from wua_mlflow.pipeline import screen as screen_module
 from wua_mlflow.pipeline import slim as slim_module
+from wua_mlflow.pipeline.recipe import Replicate
 from wua_mlflow.pipeline.screen import screen
-from wua_mlflow.pipeline.seeds import SeedHistory, recipe_verdict
+from wua_mlflow.pipeline.seeds import SeedHistory, SharedExamples, recipe_verdict
 from wua_mlflow.pipeline.slim import SlimmingContext
 from wua_mlflow.pipeline.target_widths import FIRST_NUMBER
 from wua_mlflow.pipeline.workflow import compare_run, run_pipeline
@@ -151,13 +152,15 @@ def test_the_originals_networks_are_added_beside_twice_as_many_of_the_slim_ones(
     """The looks of ``looks.py``; whatever is not compared counts among the collapses."""
     rng = np.random.default_rng(0)
     original, slim = (rng.random((2, 20, 300)) < 0.9).astype(float)
+    original, slim = ([Replicate(0, row, 0.0, {}) for row in side] for side in (original, slim))
     settings, history = settings_of(seeds="auto"), SeedHistory(1, 0, 20)
-    looks = [recipe_verdict(original[:seeds], slim, "multiclass", settings, history).counts
+    examples = SharedExamples("multiclass", np.empty(300))
+    looks = [recipe_verdict(original[:seeds], slim, examples, settings, history).counts
              for seeds in planned_looks(20)]
     assert [counts.look for counts in looks] == [1, 2, 3, 4, 5]
     assert {counts.looks for counts in looks} == {5}
     assert [counts.compared or counts.candidate for counts in looks] == [10, 16, 20, 20, 20]
     assert {counts.candidate for counts in looks} == {20}
     assert {counts.beyond_plan for counts in looks} == {0}
-    given = recipe_verdict(original[:1], slim, "multiclass", settings, history)
+    given = recipe_verdict(original[:1], slim, examples, settings, history)
     assert (given.counts.baseline, given.counts.looks, given.seeds) == (1, 1, 20)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,7 +17,13 @@ from wua_mlflow.cli.output import pipeline_text
 from wua_mlflow.config import ConfigError, load_settings
 from wua_mlflow.pipeline import seeds as seeds_module
 from wua_mlflow.pipeline import train as train_module
-from wua_mlflow.pipeline.seeds import SeedHistory, recipe_verdict
+from wua_mlflow.pipeline.recipe import Replicate
+from wua_mlflow.pipeline.seeds import (
+    SeedHistory,
+    SharedExamples,
+    recipe_verdict,
+    shared_examples,
+)
 from wua_mlflow.pipeline.variant import load_variant
 from wua_mlflow.pipeline.workflow import compare_run, run_pipeline, slim_run
 from wua_mlflow.tracking.names import ArtifactPath, Metric, Tag
@@ -54,23 +61,27 @@ def test_seeds_are_added_to_both_look_by_look(case, store, monkeypatch):
     assert wider[0].high - wider[0].low > wider[1].high - wider[1].low
 
 
-@pytest.mark.parametrize(("margin", "chance"), [(0.9, 0.0), (0.001, 1.0)])
+@pytest.mark.parametrize(("margin", "chance"), [(0.15, 0.0), (0.001, 1.0)])
 def test_no_seed_is_added_where_it_is_settled_or_hardly_can_be(margin, chance, store, monkeypatch):
     monkeypatch.setattr(seeds_module, "LEAST_CHANCE", chance)
     result = run_pipeline(store, settings_of(slim_hidden="7", margin=margin, seeds="auto"))
     assert [len(variant.replicates) for variant in result.variants] == [5, 5]
     assert result.comparison.recipe.counts.looks == 5
-    assert (result.verdict.outcome == "non_inferior") == (margin == 0.9)
+    assert (result.verdict.outcome == "non_inferior") == (margin == 0.15)
     assert result.comparison.tags[Tag.VERDICT_METHOD] == result.verdict.method
 
 
 def test_of_an_original_with_many_replicates_at_most_twice_as_many_count(store):
     result = run_pipeline(store, settings_of(slim_hidden="7", seeds=5))
-    original, slim = (variant.replicate_scores for variant in result.variants)
-    settings = settings_of(seeds="auto")
-    verdict = recipe_verdict(np.tile(original, (3, 1)), slim, "multiclass", settings)
+    original, slim = (variant.replicates for variant in result.variants)
+    settings, examples = settings_of(seeds="auto"), shared_examples(result.variants[-1])
+    verdict = recipe_verdict(original * 3, slim, examples, settings)
     assert (verdict.counts.baseline, verdict.counts.candidate) == (10, 5)
-    assert recipe_verdict(original[:4], slim, "multiclass", settings) is None
+    assert recipe_verdict(original[:4], slim, examples, settings) is None
+    without = [replace(replicate, predictions=None) for replicate in original]
+    earlier = recipe_verdict(without, slim, examples, settings)
+    assert (earlier.low, earlier.guard) == (recipe_verdict(original, slim, examples, settings).low,
+                                            "")
 
 
 ELSEWHERE = {
@@ -110,8 +121,10 @@ def test_several_slim_seeds_against_a_network_that_was_trained_elsewhere(case, s
     assert [replicate.seed for replicate in slim.replicates] == list(range(42, 49))
     assert len({replicate.loss for replicate in slim.replicates}) == 7
     recipe = result.comparison.recipe
-    assert recipe == compare(original.test.scores, slim.replicate_scores, margin=0.001, seed=42,
-                             planned_seeds=(5, 7))
+    expected = compare(original.test.scores, slim.replicate_scores, margin=0.001, seed=42,
+                       planned_seeds=(5, 7))
+    assert (recipe.low, recipe.high, recipe.counts) == (expected.low, expected.high,
+                                                        expected.counts)
     assert (recipe.counts.baseline, recipe.counts.look, recipe.counts.looks) == (1, 2, 2)
     assert "seeds, against this network" in recipe.sentence
     for run_id in (slim.run_id, result.run_id):
@@ -169,7 +182,10 @@ def test_seeds_that_take_too_long_are_left_to_the_user(store, monkeypatch):
 def test_seeds_that_were_not_planned_are_exploratory(options, seeds, judged, beyond, looks):
     draw = np.random.default_rng(0)
     old, new = ((draw.random((seeds, 300)) < 0.9).astype(float) for _ in range(2))
-    verdict = recipe_verdict(old, new, "multiclass", settings_of(**options),
+    targets = np.arange(300) % 2
+    sides = [[Replicate(0, row, 0.0, {}, predictions=np.where(row == 1, targets, 1 - targets))
+              for row in side] for side in (old, new)]
+    verdict = recipe_verdict(*sides, SharedExamples("multiclass", targets), settings_of(**options),
                              SeedHistory(judged=judged, screened=3))
     assert (verdict.counts.beyond_plan, verdict.counts.looks) == (beyond, looks)
     assert (f"exploratory: {beyond} seeds beyond the plan" in verdict.sentence) == (beyond > 0)

@@ -10,6 +10,7 @@ import pytest
 from wua_mlflow.verdict.compare import Verdict, compare
 from wua_mlflow.verdict.guards import limits
 from wua_mlflow.verdict.intervals import tango_interval
+from wua_mlflow.verdict.text import question_answered
 
 N = 6000
 DRAW = np.random.default_rng(1)
@@ -40,6 +41,9 @@ def test_a_file_that_says_no_to_everything(original: np.ndarray, outcome: str, w
     if words is not None:
         assert words in verdict.guard
         assert f"{verdict.guard} ({outcome})" in verdict.sentence
+        assert verdict.guard in verdict.headline
+        assert question_answered("A", "B", verdict).startswith(
+            "No: B is worse than A in one class" if outcome == "inferior" else "Undecided: ")
         assert compare(original == SICK, NO == SICK).outcome == "non_inferior"
     assert verdict.constant_score == pytest.approx(1 - 408 / N)
     assert "a constant answer 93.2%" in verdict.sentence

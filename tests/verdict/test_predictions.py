@@ -74,13 +74,22 @@ def test_f1_macro_is_over_the_classes_of_targets_and_both_sides():
 
 
 def test_a_share_of_the_originals_value_counts_that_value_as_an_estimate():
-    """The limits of a ratio of means, by the delta method, written out."""
+    """The interval of the logarithm of the ratio of means, by the delta method, written out."""
     old, new = (-np.log(np.where(Y == 1, p[0], 1 - p[0])) for p in (OLD_P, NEW_P))
     pair = checked_predictions(OLD_P[0], NEW_P[0], Y, "log_loss")
     first, second = pair.scores(0.1)
-    ratio = new.mean() / old.mean()
-    expected = -(new - ratio * old) / old.mean()
-    assert (second - first)[0] - (1 - ratio) == pytest.approx(expected)
+    expected = old / old.mean() - new / new.mean() + math.log(old.mean() / new.mean())
+    assert (second - first)[0] == pytest.approx(expected)
+    verdict = compare(OLD_P[0], NEW_P[0], targets=Y, score="log_loss", margin=0.1)
+    assert (verdict.low > -0.1) == (math.log1p(-verdict.low) < math.log(1.1))
+
+
+@pytest.mark.parametrize("factor", [0.0, 1e-12])
+def test_a_candidate_without_a_loss_is_better(factor: float) -> None:
+    perfect = AMOUNTS + factor * (OLD_A[0] - AMOUNTS)
+    verdict = compare(OLD_A[0], perfect, targets=AMOUNTS, score="rmse", margin=0.1)
+    assert verdict.outcome == "non_inferior"
+    assert verdict.delta == pytest.approx(1.0)
 
 
 COLUMNS = np.stack([1 - OLD_P, OLD_P], axis=-1), np.stack([1 - NEW_P, NEW_P], axis=-1)

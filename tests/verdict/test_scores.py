@@ -41,7 +41,7 @@ def test_value_and_mean_are_scikit_learns(name: str) -> None:
 
 @pytest.mark.parametrize("name", SCORES)
 def test_influence_is_the_derivative_with_respect_to_an_examples_weight(name: str) -> None:
-    y, p = example(name)
+    y, p = example(name, 1001 if name == "average_precision" else 60)
     sign = -1 if SCORES[name].less_is_better else 1
     pseudo, step = pseudo_scores(name, y, p), 1e-4
     for i in (0, 7, 31):
@@ -50,6 +50,15 @@ def test_influence_is_the_derivative_with_respect_to_an_examples_weight(name: st
         slope = (REFERENCES[name](y, p, sample_weight=up)
                  - REFERENCES[name](y, p, sample_weight=down)) / (2 * step)
         assert pseudo[i] - pseudo.mean() == pytest.approx(sign * slope * y.size, abs=1e-5)
+
+
+def test_average_precision_of_few_examples_has_the_jackknifes_influence() -> None:
+    y, p = example("average_precision")
+    every = np.arange(y.size)
+    without = np.array([metrics.average_precision_score(y[every != i], p[every != i])
+                        for i in every])
+    expected = metrics.average_precision_score(y, p) + (y.size - 1) * (without.mean() - without)
+    assert pseudo_scores("average_precision", y, p) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("name", ["balanced_accuracy", "f1_macro", "mcc"])

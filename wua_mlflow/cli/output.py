@@ -116,8 +116,9 @@ def _variants(report: Report) -> list[str]:
         if Metric.FLOPS_PTFLOPS_TRAINING in metrics:
             block.append(flops_text(metrics[Metric.FLOPS_PTFLOPS_TRAINING],
                                     metrics[Metric.FLOPS_PTFLOPS_INFERENCE]))
-        score = Metric.ACCURACY_TRAIN if Metric.ACCURACY_TRAIN in metrics else Metric.SCORE_TRAIN
-        word = "Accuracy" if score == Metric.ACCURACY_TRAIN else "R²"
+        word = report.comparison.artifact.score
+        score = Metric.ACCURACY_TRAIN if word == "accuracy" else Metric.SCORE_TRAIN
+        word = f"{word[:1].upper()}{word[1:]}"
         test = score.replace("train", "test")
         block.append(f"{word}: {metrics[score]:.4f} on the training data, {metrics[test]:.4f} on "
                      f"data that training never saw")
@@ -154,7 +155,8 @@ def verdicts_record(comparison: Comparison) -> dict[str, object]:
     def shown(verdict: Verdict) -> dict[str, object]:
         record = {name: getattr(verdict, name) for name in (
             "outcome", "delta", "low", "high", "margin", "confidence", "examples", "seeds",
-            "method", "sentence", "settle")}
+            "method", "sentence", "settle", "score", "baseline_score", "candidate_score",
+            "constant_score", "guard", "groups")}
         return record | ({"counts": asdict(verdict.counts)} if verdict.counts else {})
 
     return {

@@ -44,11 +44,13 @@ class Part:
     """One part of the data; ``part[i]`` is a pair, so that a torch DataLoader takes it.
 
     ``inputs`` are (n, *features) float32, or int64 where they are an embedding's; ``targets``
-    (n, 1) float32 in binary tasks and regressions, (n,) int64 in multiclass ones.
+    (n, 1) float32 in binary tasks and regressions, (n,) int64 in multiclass ones; ``groups`` (n,)
+    numbers of whose examples they are, if that is known.
     """
 
     inputs: Tensor
     targets: Tensor
+    groups: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -99,9 +101,9 @@ class DataSplit:
         return len(self.spec.values) if self.task == "multiclass" else 1
 
 
-def load_data(
-    data: str, *, target: str | None = None, seed: int, image: bool = False,
-    task: str | None = None, standardise: bool = True,
+def load_data(  # noqa: PLR0913 - what names the data, and how they are read
+    data: str, *, target: str | None = None, groups: str | None = None, seed: int,
+    image: bool = False, task: str | None = None, standardise: bool = True,
 ) -> DataSplit:
     """The data that ``data`` names, in three parts. The global random generators stay as they are.
 
@@ -118,6 +120,8 @@ def load_data(
             pair of arrays (inputs, targets) or a torch Dataset of such pairs. While it runs, the
             global generators are seeded with ``seed``, so that it gives the same data each time.
         target: the column of a file to predict; in an .npz file the array, ``y`` if not given.
+        groups: the column of a file (or array) that says whose rows they are; no input, and the
+            rows of one are in one part.
         seed: in [0, 2**32).
         image: inputs must be images (channels, height, width). The digits then are, divided by
             their largest value, 16, instead of standardised; (height, width) gets a channel.
@@ -137,11 +141,14 @@ def load_data(
     with isolated():
         if is_file(data):
             path = Path(data).expanduser()
-            parts = split_rows(read_rows(data, target), seed, task, scale_inputs=standardise,
-                               scale_targets=standardise)
+            parts = split_rows(read_rows(data, target, groups=groups), seed, task,
+                               scale_inputs=standardise, scale_targets=standardise)
             return _data_split(parts, path.stem, source=str(path.absolute()), image=image)
         if target is not None and (data in BUILT_IN or ":" in data):
             raise ValueError(f"target: expected none beside data {data!r}, but got {target!r}")
+        if groups is not None:
+            raise ValueError(f"groups: expected a file that has the column, but the data are "
+                             f"{data!r}")
         if ":" in data:
             three = call_data_function(data, seed)
             return split_of(three, data, image=image, task=task)
@@ -306,5 +313,5 @@ def part_of(rows: Rows, spec: TaskSpec, where: str) -> Part:
     dtype = np.int64 if rows.indices else np.float32
     inputs = torch.from_numpy(np.array(rows.inputs, dtype=dtype, order="C"))
     if spec.task == "multiclass":
-        return Part(inputs, torch.from_numpy(codes))
-    return Part(inputs, torch.from_numpy(codes.astype(np.float32)[:, None]))
+        return Part(inputs, torch.from_numpy(codes), rows.groups)
+    return Part(inputs, torch.from_numpy(codes.astype(np.float32)[:, None]), rows.groups)

@@ -72,7 +72,8 @@ def load_analysis_data(settings: Settings) -> AnalysisData:
     """
     reference = settings.data
     if ":" not in settings.model or ":" not in reference:  # a built-in model takes a split alone
-        return load_data(reference, target=settings.target, seed=settings.seed,
+        return load_data(reference, target=settings.target, groups=settings.groups,
+                         seed=settings.seed,
                          image=settings.model == "cnn", task=settings.task,
                          standardise=settings.state is None)
     if settings.target is not None:

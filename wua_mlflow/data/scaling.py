@@ -61,7 +61,7 @@ class Scaling:
         targets = rows.targets
         if self.targets:
             targets = self.targets.scale(targets.astype(np.float64)[:, None])[:, 0]
-        return Rows(inputs, targets)
+        return Rows(inputs, targets, groups=rows.groups)
 
     def to_json(self, classes: Sequence[str] = ()) -> str:
         """What a row goes through before the model, and an answer after it.

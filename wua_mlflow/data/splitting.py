@@ -5,6 +5,7 @@ scikit-learn is imported where rows are split. Tests: ``tests/data/test_tables.p
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -42,6 +43,8 @@ def split_rows(
 ) -> SplitRows:
     """The 60/10/30 split of ``rows``, stratified by class, and its task.
 
+    Rows of one group are in one part.
+
     Args:
         rows: all there are.
         seed: of the split.
@@ -56,13 +59,17 @@ def split_rows(
     codes = spec.encode(rows.targets, where="the data")
     _check_enough(spec, codes)
     regression = spec.task == "regression"
-    indices = _indices(codes, seed, stratified=not regression)
+    if rows.groups is not None:
+        indices = _indices_by_group(codes, rows.groups, seed, stratified=not regression)
+    else:
+        indices = _indices(codes, seed, stratified=not regression)
     train = indices[0]
     scaling = Scaling(
         Scaler.fit(rows.inputs[train]) if scale_inputs else None,
         Scaler.fit(codes[train][:, None]) if regression and scale_targets else None)
     targets = codes if regression else rows.targets
-    parts = [scaling.scale(Rows(rows.inputs[part], targets[part])) for part in indices]
+    parts = [scaling.scale(Rows(rows.inputs[part], targets[part], groups=None if rows.groups is None
+                                else rows.groups[part])) for part in indices]
     return SplitRows(parts, spec, scaling, rows.columns)
 
 
@@ -79,6 +86,34 @@ def _check_enough(spec: TaskSpec, codes: np.ndarray) -> None:
         raise ValueError(f"target: expected at least {_FEWEST_OF_A_CLASS} rows of each class to "
                          f"have it in all three parts, but class {spec.classes[rarest]!r} has "
                          f"{counts[rarest]}{hint}")
+
+
+_FOLDS = 10
+"""Of whole groups: six to train on, one to validate, three to test."""
+
+
+def _indices_by_group(
+    codes: np.ndarray, groups: np.ndarray, seed: int, *, stratified: bool
+) -> list[np.ndarray]:
+    """Row numbers of the three parts, no group in two of them."""
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    number = len(np.unique(groups))
+    if number < _FOLDS:
+        raise ValueError(f"groups: expected at least {_FOLDS}, to make three parts of whole ones, "
+                         f"but got {number}")
+    draw = numpy_generator(seed, Purpose.SPLIT)
+    splitter = StratifiedGroupKFold(_FOLDS, shuffle=True, random_state=int(draw.integers(2**32)))
+    classes = codes if stratified else np.zeros(len(codes), dtype=int)
+    with warnings.catch_warnings():  # of a class that a fold lacks: checked by part below
+        warnings.simplefilter("ignore", UserWarning)
+        folds = [fold for _, fold in splitter.split(codes, classes, groups)]
+    parts = [np.sort(np.concatenate(some)) for some in (folds[:6], folds[6:7], folds[7:])]
+    for part, where in zip(parts, ("training", "validation", "test"), strict=True):
+        if stratified and len(np.unique(codes[part])) < len(np.unique(codes)):
+            raise ValueError(f"groups: expected rows of each class in the {where} part, but a "
+                             f"class is in too few groups")
+    return parts
 
 
 def _indices(codes: np.ndarray, seed: int, *, stratified: bool) -> list[np.ndarray]:

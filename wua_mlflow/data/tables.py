@@ -9,7 +9,7 @@ from __future__ import annotations
 import reprlib
 import zipfile
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +22,8 @@ from wua_mlflow.errors import did_you_mean, one_line
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["ENDINGS", "INDEX", "Rows", "listed", "read_columns", "read_rows", "rows_of",
-           "rows_without_inputs"]
+__all__ = ["ENDINGS", "INDEX", "Rows", "group_numbers", "listed", "read_columns", "read_rows",
+           "rows_of", "rows_without_inputs"]
 
 
 ENDINGS = (".csv", ".parquet", ".npz")
@@ -38,16 +38,19 @@ class Rows:
 
     ``inputs`` are (n, *features), finite; ``targets`` (n,), numbers, bools or text; ``indices``
     says that the inputs are an embedding's whole numbers, which stay int64; ``columns`` are a
-    table's names of the inputs.
+    table's names of the inputs; ``groups`` (n,) numbers of whose rows they are, if that is known.
     """
 
     inputs: np.ndarray
     targets: np.ndarray
     indices: bool = False
     columns: tuple[str, ...] = ()
+    groups: np.ndarray | None = None
 
 
-def read_rows(data: str, target: str | None, *, targets_only: bool = False) -> Rows:
+def read_rows(
+    data: str, target: str | None, *, groups: str | None = None, targets_only: bool = False
+) -> Rows:
     """The rows of a .csv, .parquet or .npz file.
 
     A first .csv column without a name that counts 0, 1, 2, … is a row number, and is left out.
@@ -56,6 +59,7 @@ def read_rows(data: str, target: str | None, *, targets_only: bool = False) -> R
         data: the file's path, relative to the current folder or absolute.
         target: the column to predict; in an .npz file the array to predict (``y`` where not
             given) from the array ``X``, (n, *features).
+        groups: the column (or array) that says whose rows they are; it is no input.
         targets_only: read no inputs, whatever the other columns hold; the rows have zeros instead.
 
     Raises:
@@ -72,8 +76,8 @@ def read_rows(data: str, target: str | None, *, targets_only: bool = False) -> R
     if path.stat().st_size == 0:
         raise ValueError(f"data: expected rows in {data}, but the file is empty")
     if ending == ".npz":
-        return _npz_rows(path, target or "y", targets_only)
-    return _table_rows(path, target, targets_only)
+        return _npz_rows(path, target or "y", groups, targets_only)
+    return _table_rows(path, target, groups, targets_only)
 
 
 def rows_without_inputs(targets: np.ndarray, *, where: str) -> Rows:
@@ -135,17 +139,47 @@ def listed(names: Sequence[str], most: int = 8) -> str:
     return ", ".join(repr(name) for name in names[:most]) + more
 
 
-def _npz_rows(path: Path, target: str, targets_only: bool) -> Rows:
+def group_numbers(labels: np.ndarray, name: str, where: str | Path) -> np.ndarray:
+    """Groups (n,) as numbers 0, 1, ... in the order of their labels.
+
+    Raises:
+        ValueError: not one label a row, or one is missing.
+    """
+    import pandas as pd
+
+    if labels.ndim != 1:
+        raise ValueError(f"groups: expected one label a row in {where}, but {name!r} has the shape "
+                         f"{labels.shape}")
+    missing = int(pd.isna(labels).sum())
+    if missing:
+        raise ValueError(f"groups: expected a label in every row, but {name!r} of {where} has none "
+                         f"in {missing} of {len(labels)} rows")
+    labels = labels.astype(str) if labels.dtype.kind == "O" else labels
+    return np.unique(labels, return_inverse=True)[1]
+
+
+def _npz_rows(path: Path, target: str, groups: str | None, targets_only: bool) -> Rows:
     if not zipfile.is_zipfile(path):
         raise ValueError(f"data: expected an archive as numpy.savez writes it, but {path} is none")
-    arrays, names = _read_npz(path, "data", only=("X", target))
-    for argument, name in (("data", "X"), ("target", target))[targets_only:]:
+    arrays, names = _read_npz(path, "data", only=("X", target, groups or target))
+    wanted = (("data", "X"), ("target", target), ("groups", groups or target))[targets_only:]
+    for argument, name in wanted:
         if name not in arrays:
             raise ValueError(f"{argument}: expected an array {name!r} in {path}, but it has "
                              f"{listed(names)}{did_you_mean(name, names)}")
     if targets_only:
-        return rows_without_inputs(arrays[target], where=str(path))
-    return rows_of(arrays["X"], arrays[target], where=str(path))
+        rows = rows_without_inputs(arrays[target], where=str(path))
+    else:
+        rows = rows_of(arrays["X"], arrays[target], where=str(path))
+    return rows if groups is None else _with_groups(rows, arrays[groups], groups, path)
+
+
+def _with_groups(rows: Rows, labels: np.ndarray, name: str, path: Path) -> Rows:
+    numbers = group_numbers(labels, name, path)
+    if len(numbers) != len(rows.targets):
+        raise ValueError(f"groups: expected a label for each of {len(rows.targets)} rows of "
+                         f"{path}, but {name!r} has {len(numbers)}")
+    return replace(rows, groups=numbers)
 
 
 def _read_npz(
@@ -160,7 +194,7 @@ def _read_npz(
         raise ValueError(f"{argument}: could not read {path}: {one_line(error)}") from error
 
 
-def _table_rows(path: Path, target: str | None, targets_only: bool) -> Rows:
+def _table_rows(path: Path, target: str | None, groups: str | None, targets_only: bool) -> Rows:
     frame = _read_table(path, "data")
     columns = list(frame.columns)
     if not len(frame):
@@ -170,16 +204,23 @@ def _table_rows(path: Path, target: str | None, targets_only: bool) -> Rows:
         close = did_you_mean(target, columns) if target and len(columns) > 1 else ""
         raise ValueError(f"target: expected a column of {path}, which has {listed(columns)}, "
                          f"but got {got}{close}")
+    if groups is not None and (groups not in columns or groups == target):
+        close = "" if groups == target else did_you_mean(groups, columns)
+        raise ValueError(f"groups: expected a column of {path} beside the target, which has "
+                         f"{listed(columns)}, but got {groups!r}{close}")
     if targets_only:
-        return rows_without_inputs(frame[target].to_numpy(), where=str(path))
-    features = [name for name in columns if name != target]
+        rows = rows_without_inputs(frame[target].to_numpy(), where=str(path))
+        return rows if groups is None else \
+            _with_groups(rows, frame[groups].to_numpy(), groups, path)
+    features = [name for name in columns if name not in (target, groups)]
     if not features:
         raise ValueError(f"data: expected columns beside the target {target!r} in {path}, "
                          "but got none")
     inputs = np.column_stack([_feature(frame[name], path) for name in features])
     where = f"column {target!r} of {path}"
     targets = _targets(frame[target].to_numpy(), where, "target")
-    return Rows(inputs, targets, columns=tuple(features))
+    rows = Rows(inputs, targets, columns=tuple(features))
+    return rows if groups is None else _with_groups(rows, frame[groups].to_numpy(), groups, path)
 
 
 def _read_table(path: Path, argument: str, *, index: bool = False) -> pd.DataFrame:

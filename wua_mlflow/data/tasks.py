@@ -20,7 +20,7 @@ from wua_mlflow.hooks import evaluating, unwrapped
 
 __all__ = [
     "OutputKind", "Task", "TaskSpec", "checked_output", "example_scores", "infer_task", "loss_for",
-    "output_kind", "predictions_of", "score_name",
+    "output_kind", "predictions_of", "probabilities_of", "score_name",
 ]
 
 
@@ -243,6 +243,23 @@ def predictions_of(outputs: Tensor, task: Task, kind: OutputKind) -> np.ndarray:
     if task == "binary":
         return (values > (0.5 if kind == "probabilities" else 0.0)).long().numpy()
     return values.double().numpy()
+
+
+def probabilities_of(outputs: Tensor, task: Task, kind: OutputKind) -> np.ndarray | None:
+    """A classifier's probabilities, float64: (examples,) of the second of two classes, or
+    (examples, classes) of sum 1; None in a regression.
+
+    >>> probabilities_of(torch.tensor([[0.0]]), "binary", "logits").tolist()
+    [0.5]
+    """
+    if task == "regression":
+        return None
+    values = outputs.double().cpu()
+    if task == "binary":
+        values = values.reshape(-1)
+        return (values if kind == "probabilities" else values.sigmoid()).numpy()
+    values = values.clamp_min(0) if kind == "probabilities" else values.softmax(1)
+    return (values / values.sum(1, keepdim=True)).numpy()
 
 
 def example_scores(predictions: np.ndarray, targets: np.ndarray, task: Task) -> np.ndarray:

@@ -16,7 +16,8 @@ from wua_mlflow.config import Settings
 from wua_mlflow.data.datasets import DataSplit
 from wua_mlflow.data.tasks import score_name
 from wua_mlflow.levels import MOST_CONFIDENCE
-from wua_mlflow.pipeline.seeds import NO_HISTORY, SeedHistory, recipe_verdict
+from wua_mlflow.pipeline.recipe import Replicate
+from wua_mlflow.pipeline.seeds import NO_HISTORY, SeedHistory, SharedExamples, recipe_verdict
 from wua_mlflow.pipeline.train import step_status
 from wua_mlflow.pipeline.variant import ModelVariant
 from wua_mlflow.results import Comparison, TargetWidths, ratios
@@ -30,7 +31,7 @@ from wua_mlflow.training.evaluation import Evaluation
 from wua_mlflow.training.latency import Latency, latency_ratio, measure_latency
 from wua_mlflow.verdict import text
 from wua_mlflow.verdict.budgets import TrainingSummary, budget_sentences
-from wua_mlflow.verdict.compare import Verdict, compare
+from wua_mlflow.verdict.compare import Verdict
 from wua_mlflow.verdict.sample_size import too_few_examples
 
 __all__ = [
@@ -97,8 +98,8 @@ def compare_variants(
                          *filter(None, slim.tags.get(Tag.LOOKED, "").split(","))})
         looks = len(looked) + count_looks(store.client, slim.test.digest, besides=slim.run_id)
         comparison = judge(original.test, slim.test, settings, classes=split.classes, looks=looks,
-                           replicates=(original.replicate_scores, slim.replicate_scores),
-                           history=SeedHistory.of(
+                           replicates=(original.replicates, slim.replicates),
+                           groups=split.test.groups, history=SeedHistory.of(
                                goal, seeds_judged_before(store.client, slim.run_id)))
         timed = _latencies((original, *beside, slim))
         original, *beside, slim = (variant.logged({}, latency_metrics(latency))
@@ -135,19 +136,30 @@ def _budget_sentences(
     def summary(variant: ModelVariant) -> TrainingSummary:
         return TrainingSummary(
             variant.settings.epochs, variant.epochs_trained,
-            float(variant.replicate_scores.mean()), len(variant.replicates),
+            float(np.mean([replicate.score for replicate in variant.replicates])),
+            len(variant.replicates),
             int(variant.metrics[Metric.PARAMS_TOTAL]), variant.adopted)
 
     by_kind = {control.variant: summary(control) for control in controls}
     return budget_sentences(
-        summary(original), summary(slim), score_name(slim.test.task),
+        summary(original), summary(slim), slim.settings.score or score_name(slim.test.task),
         same_budget=by_kind.get(VariantName.SAME_BUDGET),
         from_scratch=by_kind.get(VariantName.FROM_SCRATCH),
         trained_on=original.adopted and slim.trained.structure is not None)
 
 
-def compare_evaluations(original: Evaluation, slim: Evaluation, settings: Settings) -> Verdict:
+def compare_evaluations(
+    original: Evaluation, slim: Evaluation, settings: Settings, *, classes: Sequence[str] = (),
+    groups: np.ndarray | None = None,
+) -> Verdict:
     """The artifact's verdict.
+
+    Args:
+        original: on the test examples.
+        slim: on the same ones.
+        settings: score, margin, confidence and seed.
+        classes: their names.
+        groups: whose examples they are, shape (n,).
 
     Raises:
         ValueError: the two were not tested on the same examples or not for the same score, or all
@@ -159,40 +171,60 @@ def compare_evaluations(original: Evaluation, slim: Evaluation, settings: Settin
                          f"{scores[0]} and the other by {scores[1]}")
     if original.task != "regression":
         check_classes(original.targets)
-    return compare(original, slim, margin=settings.margin, confidence=settings.confidence,
-                   score=scores[0], seed=settings.seed)
+    if original.digest != slim.digest:
+        raise ValueError(f"compare: expected two models of the same test examples, but got the "
+                         f"digests {original.digest} and {slim.digest}")
+    sides = [replace(side, score_name=settings.score or "").judged[None]
+             for side in (original, slim)]
+    if original.task == "regression":
+        sides[1] = _in_unit_of(original.targets, slim.targets, sides[1])
+    examples = SharedExamples(original.task, original.targets, classes, groups)
+    return examples.verdict(sides[0], sides[1], settings)
 
 
-def judge(  # noqa: PLR0913 - what is judged, each by name
+def _in_unit_of(targets: np.ndarray, others: np.ndarray, predictions: np.ndarray) -> np.ndarray:
+    """Predictions of ``others`` as predictions of ``targets``, the same in another unit.
+
+    A run's targets are standardised, a file's are in their own unit.
+    """
+    if np.array_equal(targets, others) or others.std() == 0:
+        return predictions
+    scale = targets.std() / others.std()
+    return np.asarray((predictions - others.mean()) * scale + targets.mean())
+
+
+def judge(  # noqa: PLR0913 - two models, and what is known of their examples
     original: Evaluation, slim: Evaluation, settings: Settings, *, classes: Sequence[str],
-    looks: int, replicates: tuple[np.ndarray, np.ndarray] | None = None,
-    history: SeedHistory = NO_HISTORY,
+    looks: int, replicates: tuple[Sequence[Replicate], Sequence[Replicate]] | None = None,
+    groups: np.ndarray | None = None, history: SeedHistory = NO_HISTORY,
 ) -> Comparison:
     """The verdicts and what changes by class; costs and budgets are not looked at.
 
     Args:
         original: on the test examples.
         slim: on the same ones.
-        settings: margin, confidence and seed.
+        settings: score, margin, confidence and seed.
         classes: their names.
         looks: how many verdicts there are on these test examples, this one included.
-        replicates: of each the scores by seed and example, shape (seeds, examples).
+        replicates: of each, on the same examples.
+        groups: whose examples they are, shape (n,).
         history: what went before the verdict on these.
 
     Raises:
         ValueError: as ``compare_evaluations``.
     """
-    artifact = compare_evaluations(original, slim, settings)
-    recipe = recipe_verdict(*replicates, original.task, settings, history,
-                            targets=original.targets) if replicates else None
+    def verdicts(settings: Settings) -> tuple[Verdict, Verdict | None]:
+        examples = SharedExamples(original.task, original.targets, classes, groups)
+        return (compare_evaluations(original, slim, settings, classes=classes, groups=groups),
+                recipe_verdict(*replicates, examples, settings, history)
+                if replicates else None)
+
+    artifact, recipe = verdicts(settings)
     bonferroni = None
     if looks > 1:
         confidence = min(1 - (1 - settings.confidence) / looks, MOST_CONFIDENCE)
-        strict = settings.model_copy(update={"confidence": confidence})
-        bonferroni = recipe and replicates and recipe_verdict(
-            *replicates, original.task, strict, history,
-            targets=original.targets) or compare_evaluations(
-                original, slim, strict)
+        strict = verdicts(settings.model_copy(update={"confidence": confidence}))
+        bonferroni = strict[1] or strict[0]
     comparison = Comparison(artifact, recipe, None, None, looks, {}, bonferroni=bonferroni)
     if original.task == "regression":
         return comparison
@@ -227,7 +259,8 @@ def _class_changes(
 
     changes = []
     for label in np.unique(original.targets).astype(int):
-        difference = (slim.scores - original.scores)[original.targets == label]
+        right = [side.predictions == side.targets for side in (original, slim)]
+        difference = (right[1].astype(float) - right[0])[original.targets == label]
         lost, differing = (difference < 0).sum(), (difference != 0).sum()
         changes.append(_ClassChange(
             classes[label] if label < len(classes) else str(label), len(difference),

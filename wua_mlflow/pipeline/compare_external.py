@@ -57,6 +57,7 @@ from wua_mlflow.tracking.runs import count_looks, look_of, record_pair
 from wua_mlflow.tracking.store import Store, shown_uri, sqlite_file
 from wua_mlflow.training.evaluation import Evaluation, evaluate
 from wua_mlflow.training.latency import latency_ratio, measure_latency
+from wua_mlflow.verdict.scores import check_task, find_score
 
 __all__ = ["ExternalComparison", "compare_external", "source_run"]
 
@@ -139,10 +140,11 @@ class EvaluatedModel:
 
     def metrics(self, cost: Mapping[str, float]) -> dict[str, float]:
         """Score and cost; all that a run has, where it answers with the predictions it keeps."""
-        regression = self.evaluation.task == "regression"
+        of_score = self.evaluation.score_name not in ("", "accuracy") \
+            or self.evaluation.task == "regression"
         logged = self.model.variant.metrics if self.model.variant and self.model.kept else {}
         return {**logged, **cost,
-                Metric.SCORE_TEST if regression else Metric.ACCURACY_TEST: self.evaluation.score}
+                Metric.SCORE_TEST if of_score else Metric.ACCURACY_TEST: self.evaluation.score}
 
 
 def compare_external(a: str, b: str, settings: Settings) -> ExternalComparison:
@@ -170,8 +172,9 @@ def compare_external(a: str, b: str, settings: Settings) -> ExternalComparison:
     store = None if _is_file(a) and _is_file(b) else _existing_store()
     models = _in_one_order([_open_model(reference, store, settings) for reference in (a, b)],
                            settings)
+    settings = _with_score(settings, models)
     first, second = evaluated = [
-        EvaluatedModel(model, test, _evaluate(model, test))
+        EvaluatedModel(model, test, _evaluate(model, test, settings.score))
         for model, test in zip(models, _evaluation_sets(models, settings), strict=True)]
     _check_same_examples(first, second)
     costs, latencies = _costs(evaluated, settings)
@@ -179,13 +182,37 @@ def compare_external(a: str, b: str, settings: Settings) -> ExternalComparison:
     looks = _count_looks(store, first, second, settings) if store else 1
     classes = next((model.split.classes for model in models if model.split), ())
     comparison = replace(
-        judge(first.evaluation, second.evaluation, settings, classes=classes, looks=looks),
+        judge(first.evaluation, second.evaluation, settings, classes=classes, looks=looks,
+              groups=_groups(evaluated, settings)),
         ratios=ratios(*metrics), latency_ratio=latencies)
     names = [model.name for model in models]
     if names[0] == names[1]:
         names = [f"A: {names[0]}", f"B: {names[1]}"]
     return ExternalComparison(comparison, Report("", names, metrics, comparison),
                               _latency_caution(evaluated, names))
+
+
+def _with_score(settings: Settings, models: Sequence[ComparedModel]) -> Settings:
+    """The settings, by the runs' own score where none is given and they have one and the same."""
+    own = {model.variant.settings.score for model in models if model.variant}
+    if settings.score is not None or len(own) != 1:
+        return settings
+    return settings.model_copy(update={"score": own.pop()})
+
+
+def _groups(evaluated: Sequence[EvaluatedModel], settings: Settings) -> np.ndarray | None:
+    """Whose the test examples are: as the test data say, or a file of predictions.
+
+    Raises:
+        ValueError: a column of them was asked for, and there is none.
+    """
+    known = [groups for each in evaluated for groups in (
+        each.test.groups, each.model.predictions.groups if each.model.predictions else None)
+        if groups is not None]
+    if settings.groups is not None and not known:
+        raise ValueError(f"groups: expected a column {settings.groups!r} in the test data or in a "
+                         f"file of predictions, but found none")
+    return known[0] if known else None
 
 
 # What A and B are
@@ -210,7 +237,8 @@ def _open_model(reference: str, store: Store | None, settings: Settings) -> Comp
         ValueError: one line; it is not there, or cannot be read.
     """
     if _is_file(reference):
-        return ComparedModel(reference, Path(reference).name, read_predictions(reference))
+        return ComparedModel(reference, Path(reference).name,
+                             read_predictions(reference, settings.groups))
     machine = {"device": settings.device, "threads": settings.threads}
     if RUN_ID.fullmatch(reference):
         if store is None:
@@ -261,7 +289,10 @@ def _evaluation_sets(
     known = next((model.split for model in models if model.split), None)
     networks = any(model.predictions is None for model in models)
     if "data" in settings.given and datasets.is_file(settings.data):
-        fresh = read_rows(settings.data, settings.target, targets_only=not networks)
+        in_files = any(model.predictions and model.predictions.groups is not None
+                       for model in models)
+        fresh = read_rows(settings.data, settings.target, targets_only=not networks,
+                          groups=None if in_files else settings.groups)
         return [_by_outputs(
             model, file_evaluation_set(fresh, settings.data, settings.task, model.split),
             model.split) for model in models]
@@ -340,23 +371,28 @@ def _by_outputs(
     return test.for_outputs(outputs.shape[1]) if several else test
 
 
-def _evaluate(model: ComparedModel, test: EvaluationSet) -> Evaluation:
+def _evaluate(model: ComparedModel, test: EvaluationSet, score: str | None) -> Evaluation:
     """How a model does on its test data; a run as it did then, unless data were given.
 
     Raises:
         ValueError: one line; the predictions or the model do not fit the data.
     """
+    if score is not None:
+        check_task(score, test.task)
     if model.predictions is not None:
-        return model.predictions.evaluate(test)
-    if model.variant is not None and model.kept:
-        return model.variant.test
+        return model.predictions.evaluate(test, score)
+    if model.variant is not None and model.kept and (
+            model.variant.test.probabilities is not None
+            or score is None or find_score(score).takes != "probabilities"):
+        return replace(model.variant.test, score_name=score or "")
     module = model.module(test.scaling)
     assert module is not None
     device = _device(module)
     inputs, targets = test.part.inputs.to(device), test.part.targets.to(device)
     with model.naming(inputs):
         kind = output_kind(module, inputs[:2], test.task)
-        return evaluate(module, inputs, targets, task=test.task, kind=kind, digest=test.digest)
+        return evaluate(module, inputs, targets, task=test.task, kind=kind, digest=test.digest,
+                        score=score)
 
 
 def _check_same_examples(first: EvaluatedModel, second: EvaluatedModel) -> None:
@@ -364,8 +400,8 @@ def _check_same_examples(first: EvaluatedModel, second: EvaluatedModel) -> None:
     a, b = first.evaluation, second.evaluation
     names = first.model.reference, second.model.reference
     amounts = [evaluation.task == "regression" for evaluation in (a, b)]
-    if len(a.scores) != len(b.scores):
-        problem = f"{names[0]} was on {len(a.scores)} and {names[1]} on {len(b.scores)}"
+    if len(a.targets) != len(b.targets):
+        problem = f"{names[0]} was on {len(a.targets)} and {names[1]} on {len(b.targets)}"
     elif a.digest == b.digest and (
             all(amounts) or not any(amounts) and np.array_equal(a.targets, b.targets)):
         if not any(amounts):

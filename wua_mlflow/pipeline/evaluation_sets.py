@@ -5,8 +5,10 @@ Tests: ``tests/pipeline/test_predictions.py``, ``tests/pipeline/test_compare_ext
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,7 +17,14 @@ import torch
 from wua_mlflow.config import Settings
 from wua_mlflow.data.datasets import DataSplit, Part, digest_of, load_data, part_of
 from wua_mlflow.data.scaling import Scaling
-from wua_mlflow.data.tables import INDEX, Rows, read_columns, rows_without_inputs
+from wua_mlflow.data.tables import (
+    INDEX,
+    Rows,
+    group_numbers,
+    listed,
+    read_columns,
+    rows_without_inputs,
+)
 from wua_mlflow.data.tasks import Task, TaskSpec, example_scores, infer_task
 from wua_mlflow.errors import did_you_mean
 from wua_mlflow.pipeline.example_ids import ExampleIds, example_ids
@@ -40,7 +49,8 @@ class EvaluationSet:
 
     ``digest`` is of the rows as they were read, whatever scaling a model's own data then asked for;
     ``truth`` (n,) are the classes' numbers, or a regression's targets in the data's own unit;
-    ``scaling`` is how the part's rows were scaled, if they were.
+    ``scaling`` is how the part's rows were scaled, if they were; ``groups``
+    (n,) whose rows they are, if that is known.
     """
 
     part: Part
@@ -48,6 +58,7 @@ class EvaluationSet:
     truth: np.ndarray
     digest: str
     scaling: Scaling | None = None
+    groups: np.ndarray | None = None
 
     @property
     def task(self) -> Task:
@@ -72,7 +83,8 @@ def own_evaluation_set(split: DataSplit) -> EvaluationSet:
     truth = split.test.targets.numpy().reshape(-1).astype(np.float64)
     if split.scaling and split.scaling.targets:
         truth = split.scaling.targets.unscale(truth[:, None])[:, 0]
-    return EvaluationSet(split.test, split.spec, truth, split.test.digest, split.scaling)
+    return EvaluationSet(split.test, split.spec, truth, split.test.digest, split.scaling,
+                         split.test.groups)
 
 
 def named_evaluation_set(settings: Settings, trained_on: DataSplit | None) -> EvaluationSet:
@@ -117,7 +129,7 @@ def file_evaluation_set(
         rows = _rows_like(rows, data, trained_on)
     truth = spec.encode(as_read.targets, where=data).astype(np.float64)
     return EvaluationSet(part_of(rows, spec, data), spec, truth,
-                         digest_of(as_read.inputs, as_read.targets), scaling)
+                         digest_of(as_read.inputs, as_read.targets), scaling, as_read.groups)
 
 
 def _rows_like(rows: Rows, data: str, trained_on: DataSplit) -> Rows:
@@ -142,36 +154,57 @@ def _rows_like(rows: Rows, data: str, trained_on: DataSplit) -> Rows:
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """A file's columns ``prediction`` and perhaps ``target``, each (n,); ``ids`` name its rows."""
+    """A file's columns ``prediction`` and perhaps ``target``, each (n,); ``ids`` name its rows.
+
+    ``probabilities`` are (n,) of the second of two classes, or (n, classes) with ``columns`` the
+    classes' names, None where they are in the classes' order; ``groups`` (n,) whose rows they are.
+    """
 
     source: str
-    prediction: np.ndarray
+    prediction: np.ndarray | None
     target: np.ndarray | None
     ids: ExampleIds
+    probabilities: np.ndarray | None = None
+    columns: tuple[str, ...] | None = None
+    groups: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        """The number of examples."""
+        of = self.probabilities if self.prediction is None else self.prediction
+        assert of is not None, "one of the two is there"
+        return len(of)
 
     @property
     def rows(self) -> Rows | None:
         """The file's own targets, with zeros as inputs."""
-        return None if self.target is None else rows_without_inputs(self.target, where=self.source)
+        if self.target is None:
+            return None
+        return replace(rows_without_inputs(self.target, where=self.source), groups=self.groups)
 
     def reordered(self, rows: np.ndarray) -> Predictions:
         """With its rows in this order."""
-        target = None if self.target is None else self.target[rows]
         columns = {name: values[rows] for name, values in self.ids.columns.items()}
-        return replace(self, prediction=self.prediction[rows], target=target,
-                       ids=replace(self.ids, columns=columns))
+        arrays = {"prediction": self.prediction, "target": self.target,
+                  "probabilities": self.probabilities, "groups": self.groups}
+        of_rows: dict[str, Any] = {
+            name: None if values is None else values[rows] for name, values in arrays.items()}
+        return replace(self, ids=replace(self.ids, columns=columns), **of_rows)
 
-    def evaluate(self, test: EvaluationSet) -> Evaluation:
+    def evaluate(self, test: EvaluationSet, score: str | None = None) -> Evaluation:
         """How the predictions do; a regression's in the data's own unit.
+
+        Args:
+            test: what they are of.
+            score: what they are judged by; accuracy or R², if None.
 
         Raises:
             ValueError: of another length than the test data, other targets than theirs, or
                 predictions that are no classes (or amounts) like the targets.
         """
         count = len(test.truth)
-        if len(self.prediction) != count:
+        if len(self) != count:
             raise ValueError(f"compare: expected a prediction for each of the {count} test "
-                             f"examples in {self.source}, but got {len(self.prediction)}")
+                             f"examples in {self.source}, but got {len(self)}")
         if self.target is not None:
             targets = test.spec.encode(self.target, where=self.source).astype(np.float64)
             same = np.isclose(targets, test.truth, rtol=_ROUNDING,
@@ -180,13 +213,49 @@ class Predictions:
                 raise ValueError(f"compare: expected the test data's targets in {self.source}, in "
                                  f"the same order, but {(~same).sum()} of {count} are others")
         values = test.spec.values
-        predictions = self._classes(values) if values else self._amounts()
-        scores = example_scores(predictions, test.truth, test.task)
-        return Evaluation(test.task, predictions, test.truth, 1.0 - scores, scores, test.digest)
+        probabilities = self._probabilities(test.spec) if self.probabilities is not None else None
+        if not values:
+            predictions = self._amounts()
+        elif self.prediction is not None:
+            predictions = self._classes(self.prediction, values)
+        else:
+            assert probabilities is not None, "one of the two is there"
+            predictions = probabilities.argmax(axis=1) if probabilities.ndim > 1 else \
+                (probabilities > 0.5).astype(float)
+        losses = 1.0 - example_scores(predictions, test.truth, test.task)
+        return Evaluation(test.task, predictions, test.truth, losses, test.digest, score or "",
+                          probabilities)
 
-    def _classes(self, values: tuple[object, ...]) -> np.ndarray:
+    def _probabilities(self, spec: TaskSpec) -> np.ndarray:
+        """Of the second of two classes (n,), or (n, classes) in the classes' order."""
+        found = self.probabilities
+        assert found is not None, "asked for where there are some"
+        if spec.task == "regression":
+            raise ValueError(f"compare: expected amounts in a column 'prediction' of "
+                             f"{self.source}, as this is a regression, but got probabilities")
+        if found.ndim == 1:
+            if len(spec.values) != 2:
+                raise ValueError(f"compare: expected a column of probabilities for each of "
+                                 f"{len(spec.values)} classes in {self.source}, named "
+                                 f"probability_{spec.classes[0]} and so on, but got one")
+            return found
+        if self.columns is None:
+            order = list(range(found.shape[1]))
+        else:
+            unknown = sorted(set(self.columns) ^ set(spec.classes))
+            if unknown:
+                raise ValueError(f"compare: expected the columns "
+                                 f"{listed([f'probability_{name}' for name in spec.classes])} in "
+                                 f"{self.source}, a class each, but 'probability_{unknown[0]}' is "
+                                 f"{'no class' if unknown[0] in self.columns else 'missing'}")
+            order = [self.columns.index(name) for name in spec.classes]
+        if len(order) != len(spec.values):
+            raise ValueError(f"compare: expected probabilities of {len(spec.values)} classes in "
+                             f"{self.source}, but got {len(order)}")
+        return found[:, order][:, 1] if spec.task == "binary" else found[:, order]
+
+    def _classes(self, predictions: np.ndarray, values: tuple[object, ...]) -> np.ndarray:
         """Predicted classes as their numbers; a class that no target has is −1, and wrong."""
-        predictions = self.prediction
         if predictions.dtype.kind == "f" and (odd := predictions[predictions % 1 != 0]).size:
             raise ValueError(f"compare: expected predicted classes in {self.source}, but got "
                              f"{odd[0]:g}; turn probabilities into classes first")
@@ -199,35 +268,80 @@ class Predictions:
         return codes
 
     def _amounts(self) -> np.ndarray:
-        numbers = self.prediction.dtype.kind in "biuf"
-        if not numbers or not np.isfinite(self.prediction).all():
-            odd = self.prediction[~np.isfinite(self.prediction) if numbers else slice(None)]
+        predictions = self.prediction
+        assert predictions is not None, "probabilities alone were refused"
+        numbers = predictions.dtype.kind in "biuf"
+        if not numbers or not np.isfinite(predictions).all():
+            odd = predictions[~np.isfinite(predictions) if numbers else slice(None)]
             raise ValueError(f"compare: expected finite numbers as the predictions in "
                              f"{self.source}, as this is a regression, but got {odd.tolist()[0]!r}")
-        return self.prediction.astype(np.float64)
+        return predictions.astype(np.float64)
 
 
-def read_predictions(data: str) -> Predictions:
+_PROBABILITY = "probability_"
+
+
+def read_predictions(data: str, groups: str | None = None) -> Predictions:
     """The columns of a .csv, .parquet or .npz file of predictions, a row an example.
 
+    ``prediction`` (classes or amounts), ``probability`` of the second of two classes,
+    ``probability_CLASS`` of each class, ``target``; in an .npz file also ``probability`` of shape
+    (n, classes).
+
+    Args:
+        data: the file's path.
+        groups: the column that says whose rows they are.
+
     Raises:
-        ValueError: no such file, not to be read, no column ``prediction``, or a value missing.
+        ValueError: no such file, not to be read, no column of predictions, or a value missing.
     """
     path = Path(data).expanduser()
     if not path.is_file():
         raise ValueError(f"compare: expected a file of predictions, but '{data}' "
                          f"{'is a folder' if path.is_dir() else 'does not exist'}")
     columns = read_columns(path, argument="compare")
-    if "prediction" not in columns:
-        names = [name for name in columns if name != INDEX]
+    probabilities, names = _probability_columns(columns, data)
+    if "prediction" not in columns and probabilities is None:
+        found_names = [name for name in columns if name != INDEX]
         raise ValueError(f"compare: expected a column 'prediction' in {data}, but it has "
-                         f"{', '.join(names) or 'none'}{did_you_mean('prediction', names)}")
-    prediction = _complete(columns["prediction"], "prediction", data)
+                         f"{', '.join(found_names) or 'none'}"
+                         f"{did_you_mean('prediction', found_names)}")
+    prediction = _complete(columns["prediction"], "prediction", data) \
+        if "prediction" in columns else None
     target = _complete(columns["target"], "target", data) if "target" in columns else None
-    if target is not None and len(target) != len(prediction):
-        raise ValueError(f"compare: expected a target for each prediction in {data}, but got "
-                         f"{len(target)} and {len(prediction)}")
-    return Predictions(data, prediction, target, example_ids(data, columns, besides=_ANSWERS))
+    if groups is not None and groups in columns:
+        numbers = group_numbers(_complete(columns[groups], groups, data), groups, data)
+    else:
+        numbers = None
+    answers = {name for name in columns if name.startswith("probability")} | {groups, *_ANSWERS}
+    ids = example_ids(data, columns, besides=tuple(name for name in answers if name))
+    found = Predictions(data, prediction, target, ids, probabilities, names, numbers)
+    for what, column in (("target", target), ("prediction", prediction), (groups, numbers),
+                         ("probability", probabilities)):
+        if column is not None and len(column) != len(found):
+            raise ValueError(f"compare: expected a {what} for each prediction in {data}, but got "
+                             f"{len(column)} and {len(found)}")
+    return found
+
+
+def _probability_columns(
+    columns: Mapping[str, np.ndarray], data: str
+) -> tuple[np.ndarray | None, tuple[str, ...] | None]:
+    """Probabilities (n,) or (n, classes), and the classes' names where the columns say them."""
+    names = tuple(name.removeprefix(_PROBABILITY) for name in columns
+                  if name.startswith(_PROBABILITY))
+    if names:
+        found = np.stack([_complete(columns[_PROBABILITY + name], _PROBABILITY + name, data)
+                          for name in names], axis=1)
+    elif "probability" in columns:
+        found = columns["probability"]
+    else:
+        return None, None
+    found = found[:, 0] if found.ndim == 2 and found.shape[1] == 1 else found
+    if found.dtype.kind not in "biuf" or found.ndim > 2:
+        raise ValueError(f"compare: expected probabilities as numbers in {data}, but got "
+                         f"{found.dtype} of the shape {found.shape}")
+    return found.astype(np.float64), names or None
 
 
 def _complete(values: np.ndarray, name: str, data: str) -> np.ndarray:

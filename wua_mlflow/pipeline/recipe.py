@@ -30,8 +30,9 @@ from wua_mlflow.pipeline.models import check_fit, factory, naming
 from wua_mlflow.pruning.cut import Specification
 from wua_mlflow.rng import Purpose, Stream, isolated, restore, seed_all, stream_of, torch_generator
 from wua_mlflow.training.distillation import distillation_loss
-from wua_mlflow.training.evaluation import Evaluation, evaluate, outputs_of
+from wua_mlflow.training.evaluation import Evaluation, evaluate, evaluation_of, outputs_of
 from wua_mlflow.training.fit import Budget, EpochRecord, TrainingDiverged, fit
+from wua_mlflow.verdict.scores import SCORES, check_task, value_of_comparable
 from wua_mlflow.widths.factory import Factory
 
 __all__ = [
@@ -72,7 +73,14 @@ class Recipe:
         """The model's predictions, losses and scores on a part."""
         with naming(f"model: {self.settings.model} cannot be evaluated"):
             return evaluate(model, *part.to(self.device), task=self.split.task, kind=kind,
-                            digest=part.digest)
+                            digest=part.digest, score=self.settings.score)
+
+
+    def example_scores(self, outputs: Tensor, targets: Tensor, *, kind: OutputKind) -> Tensor:
+        """The score that is set, of outputs, one number an example (``Evaluation.scores``)."""
+        found = evaluation_of(outputs, targets, task=self.split.task, kind=kind,
+                              score=self.settings.score)
+        return torch.from_numpy(found.scores)
 
 
 @dataclass(frozen=True)
@@ -111,11 +119,14 @@ def load_recipe(settings: Settings) -> Recipe:
     use_threads(settings.threads)
     if settings.data == TUTORIAL:
         same_on_every_processor()
-    split = load_data(settings.data, target=settings.target, seed=settings.seed,
+    split = load_data(settings.data, target=settings.target, groups=settings.groups,
+                      seed=settings.seed,
                       image=settings.model == "cnn", task=settings.task,
                       standardise=settings.state is None)
     if is_file(settings.data):
         settings = settings.model_copy(update={"data": split.source})  # holds in any folder
+    if settings.score is not None:
+        check_task(settings.score, split.task)
     recipe = Recipe(settings, split, factory(settings.model, split), device_of(settings.device))
     _ = recipe.trainer
     return recipe
@@ -183,7 +194,8 @@ def train_made(  # noqa: PLR0913 - what is trained, for how long, from which str
                             settings.patience)
             train, validation, loss = _data_and_loss(recipe, kind, teacher)
             steps = fit(model, train, loss, budget, generator=torch_generator(seed, Purpose.LOADER),
-                        validation=validation if settings.patience else None)
+                        validation=validation if settings.patience else None,
+                        watched=_watched(recipe, kind) if settings.score else None)
             records = _all_epochs(recipe, model, steps, epochs, label)
         seconds = time.perf_counter() - began
         return Trained(model.eval(), kind, records, stream_of(recipe.device), seconds)
@@ -195,6 +207,18 @@ def _warm_up(device: torch.device) -> None:
     optimizer = torch.optim.Adam([weight])
     weight.sum().backward()
     optimizer.step()
+
+
+def _watched(recipe: Recipe, kind: OutputKind) -> Callable[[nn.Module], float]:
+    """What early stopping watches where a score is set: minus the validation part's mean."""
+    def watched(model: nn.Module) -> float:
+        result = recipe.evaluate(model, recipe.split.validation, kind)
+        return result.score if less else -result.score
+
+    name = recipe.settings.score or ""
+    less = name in SCORES and SCORES[name].less_is_better
+
+    return watched
 
 
 def _data_and_loss(
@@ -301,6 +325,9 @@ class Replicate:
         stream: the random stream as training left it.
         validation_scores: of the validation examples; empty where a run of an earlier version kept
             none.
+        predictions: what the score takes of the test examples; None where a run of an earlier
+            version kept none.
+        score_name: as in ``Evaluation``.
     """
 
     seed: int
@@ -308,11 +335,19 @@ class Replicate:
     loss: float
     stream: Stream = field(repr=False)
     validation_scores: np.ndarray = field(default_factory=lambda: np.empty(0), repr=False)
+    predictions: np.ndarray | None = field(default=None, repr=False, kw_only=True)
+    score_name: str = field(default="", kw_only=True)
+
+    @classmethod
+    def of(cls, seed: int, test: Evaluation, validation: Evaluation, stream: Stream) -> Replicate:
+        """A network's, by its evaluations."""
+        return cls(seed, test.scores, test.loss, stream, validation.scores,
+                   predictions=test.judged, score_name=test.score_name)
 
     @property
     def score(self) -> float:
-        """Accuracy, or R²."""
-        return float(self.scores.mean())
+        """The score's value: accuracy or R² by default."""
+        return value_of_comparable(self.score_name, self.scores)
 
 
 def train_replicates(
@@ -336,8 +371,7 @@ def train_replicates(
     """
     trained, evaluation = main
     validated = recipe.evaluate(trained.model, recipe.split.validation, trained.kind)
-    first = Replicate(recipe.settings.seed, evaluation.scores, evaluation.loss, trained.stream,
-                      validated.scores)
+    first = Replicate.of(recipe.settings.seed, evaluation, validated, trained.stream)
     return [first, *(
         (known or {}).get(number) or train_replicate(recipe, make, number)
         for number in tqdm(range(1, count), desc=label, disable=None, leave=False, unit="seed"))]
@@ -359,4 +393,4 @@ def train_replicate(
     except ValueError as error:
         kind = TrainingDiverged if isinstance(error, TrainingDiverged) else ValueError
         raise kind(f"{error} (in replicate {number}, seed {seed})") from error
-    return Replicate(seed, result.scores, result.loss, trained.stream, validated.scores)
+    return Replicate.of(seed, result, validated, trained.stream)

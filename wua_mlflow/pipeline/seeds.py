@@ -17,7 +17,7 @@ from tqdm import tqdm
 from wua_mlflow.config import Settings
 from wua_mlflow.data.tasks import Task, score_name
 from wua_mlflow.pipeline.networks import NetworkFactory
-from wua_mlflow.pipeline.recipe import train_replicate
+from wua_mlflow.pipeline.recipe import Replicate, train_replicate
 from wua_mlflow.pipeline.train import most_seconds, replicate_metrics
 from wua_mlflow.pipeline.variant import ModelVariant, replicates_table, variant_files
 from wua_mlflow.results import TargetWidths
@@ -27,8 +27,66 @@ from wua_mlflow.tracking.store import Store
 from wua_mlflow.verdict.compare import Verdict, compare
 from wua_mlflow.verdict.inputs import FEWEST_SEEDS, R2Scores
 from wua_mlflow.verdict.looks import LEAST_CHANCE, planned_looks
+from wua_mlflow.verdict.scores import default_score, find_score
 
-__all__ = ["NO_HISTORY", "SeedHistory", "recipe_verdict", "with_seeds_to_settle"]
+__all__ = [
+    "NO_HISTORY", "SeedHistory", "SharedExamples", "recipe_verdict", "shared_examples",
+    "with_seeds_to_settle",
+]
+
+
+@dataclass(frozen=True, eq=False)
+class SharedExamples:
+    """The test examples of two models, and their predictions' verdict.
+
+    ``targets`` (n,) are numbers of ``classes``, whose names these are (none where they are not
+    known), or amounts; ``groups`` (n,) whose examples they are.
+    """
+
+    task: Task
+    targets: np.ndarray
+    classes: Sequence[str] = ()
+    groups: np.ndarray | None = None
+
+    def verdict(
+        self, original: np.ndarray, slim: np.ndarray, settings: Settings, **options: Any
+    ) -> Verdict:
+        """The verdict on what the settings' score takes of both: shape (S, n) or (S, n, classes).
+
+        Args:
+            original: its predictions or probabilities.
+            slim: the same.
+            settings: score, margins, confidence and seed.
+            options: further ones of ``compare``.
+
+        Raises:
+            ValueError: one line; predictions that have no such score.
+        """
+        score = settings.score or default_score(self.task)
+        classes = self.task != "regression"
+        targets = self.targets.astype(int) if classes else self.targets
+        if classes and find_score(score).takes in ("labels", "probabilities"):
+            of_columns = original.shape[2] if original.ndim > 2 else 2
+            names = self._names(max(of_columns, int(targets.max()) + 1))
+            targets, options["classes"] = names[targets], names.tolist()
+            if find_score(score).takes == "labels":
+                original, slim = (_named(side, names) for side in (original, slim))
+        return compare(
+            original, slim, targets=targets, score=score, margin=settings.margin,
+            confidence=settings.confidence, seed=settings.seed, groups=self.groups,
+            class_margin=settings.accepted_class_loss,
+            max_collapse=settings.max_collapse if len(slim) > 1 else None, **options)
+
+    def _names(self, count: int) -> np.ndarray:
+        known = len(self.classes) >= count and len(set(self.classes)) == len(self.classes)
+        return np.array(self.classes if known else [str(number) for number in range(count)])
+
+
+def _named(codes: np.ndarray, names: np.ndarray) -> np.ndarray:
+    """Classes by name; one that no target has is "?"."""
+    every = np.append(names, "?")
+    whole = codes.astype(int)
+    return np.asarray(every[np.where((whole < 0) | (whole >= len(names)), len(names), whole)])
 
 
 @dataclass(frozen=True)
@@ -57,10 +115,10 @@ NO_HISTORY = SeedHistory()
 
 
 def recipe_verdict(
-    original: np.ndarray, slim: np.ndarray, task: Task, settings: Settings,
-    history: SeedHistory = NO_HISTORY, *, targets: np.ndarray | None = None,
+    original: Sequence[Replicate], slim: Sequence[Replicate], examples: SharedExamples,
+    settings: Settings, history: SeedHistory = NO_HISTORY,
 ) -> Verdict | None:
-    """The verdict over the replicates' test scores, shape (S, n); None of fewer than 5 a side.
+    """The verdict over the replicates on the test examples; None of fewer than 5 a side.
 
     An original of one replicate, which was trained elsewhere, is one given network. Of a side at
     most twice as many count as there are of the other. Planned are the looks where ``seeds`` is
@@ -68,21 +126,18 @@ def recipe_verdict(
     an earlier verdict by another plan, is exploratory; a number between the looks is one more look.
     Where all of the slim one's networks were there beforehand, twice as many of them as of the
     original's are compared, and the others count among the collapses.
-    ``targets`` are the test part's, of a regression.
+    Replicates of a run of an earlier version, which kept no predictions, are judged by their
+    scores, without guards.
     """
     given = len(original) == 1
     if len(slim) < FEWEST_SEEDS or not given and len(original) < FEWEST_SEEDS:
         return None
     plan = planned_looks(settings.max_seeds) if settings.seeds == "auto" else (settings.seeds,)
-    old: Any = original[:2 * len(slim)]
     ahead = settings.seeds == "auto" and history.ahead >= plan[-1]
     seeds = len(slim) if given else min(len(slim), 2 * len(original))
-    new: Any = slim if ahead else slim[:seeds]
-    pair = seeds, len(old)
-    if task == "regression" and targets is not None:
-        old, new = R2Scores(old, targets), R2Scores(new, targets)
-    judged = partial(compare, old, new, margin=settings.margin, confidence=settings.confidence,
-                     score=score_name(task), seed=settings.seed, screened=history.screened)
+    sides = original[:2 * len(slim)], slim if ahead else slim[:seeds]
+    pair = seeds, len(sides[0])
+    judged = partial(_judged, *sides, examples, settings, screened=history.screened)
     if ahead:
         pairs = sorted({*((min(plan[-1], 2 * look), look) for look in plan), pair})
         return judged(planned_seeds=None if given else pairs, compared_seeds=seeds,
@@ -93,6 +148,24 @@ def recipe_verdict(
                   beyond_plan=_beyond(seeds, plan, history.judged))
 
 
+def _judged(
+    original: Sequence[Replicate], slim: Sequence[Replicate], examples: SharedExamples,
+    settings: Settings, **options: Any,
+) -> Verdict:
+    """The verdict on their predictions; on their scores where an earlier version kept no more."""
+    predictions = [[replicate.predictions for replicate in side] for side in (original, slim)]
+    if all(each is not None for side in predictions for each in side):
+        old, new = (np.stack([each for each in side if each is not None]) for side in predictions)
+        return examples.verdict(old, new, settings, **options)
+    scores: list[Any] = [np.stack([replicate.scores for replicate in side])
+                         for side in (original, slim)]
+    if examples.task == "regression":
+        scores = [R2Scores(side, examples.targets) for side in scores]
+    return compare(*scores, margin=settings.margin, confidence=settings.confidence,
+                   score=score_name(examples.task), seed=settings.seed, groups=examples.groups,
+                   max_collapse=settings.max_collapse, **options)
+
+
 def _beyond(seeds: int, plan: Sequence[int], judged: int) -> int:
     """How many of the seeds were not planned when fewer of them were judged.
 
@@ -101,6 +174,13 @@ def _beyond(seeds: int, plan: Sequence[int], judged: int) -> int:
     """
     before = max((look for look in plan if look <= seeds), default=seeds)
     return seeds - min(before, judged or before)
+
+
+def shared_examples(variant: ModelVariant) -> SharedExamples:
+    """The test examples of a variant."""
+    split = variant.recipe.split
+    return SharedExamples(variant.test.task, variant.test.targets, split.classes,
+                          split.test.groups)
 
 
 def with_seeds_to_settle(
@@ -126,6 +206,7 @@ def with_seeds_to_settle(
     auto = settings.seeds == "auto"
     if settings.first_seeds < FEWEST_SEEDS or original.adopted and before[1] < FEWEST_SEEDS:
         return original, slim
+    examples = shared_examples(slim)
     longest = most_seconds(settings) if original.adopted else math.inf
     for seeds in planned_looks(settings.max_seeds) if auto else (settings.first_seeds,):
         ahead = history.ahead >= settings.max_seeds and not original.adopted
@@ -136,10 +217,9 @@ def with_seeds_to_settle(
         if not original.adopted:
             original = _extended(original, seeds, make_original)
         slim = _extended(slim, seeds, slim.make)
-        verdict = recipe_verdict(original.replicate_scores, slim.replicate_scores,
-                                 slim.test.task, settings, history, targets=slim.test.targets)
+        verdict = recipe_verdict(original.replicates, slim.replicates, examples, settings, history)
         assert verdict is not None and verdict.counts is not None, "at least 5 a side"
-        if verdict.outcome != "inconclusive" or \
+        if verdict.outcome != "inconclusive" or verdict.guard or \
                 (verdict.counts.chance_to_settle or 0.0) < LEAST_CHANCE:
             break
     if len(original.replicates) > before[0]:

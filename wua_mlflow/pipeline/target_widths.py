@@ -12,6 +12,7 @@ import math
 import tempfile
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 from operator import le
 from pathlib import Path
 
@@ -302,7 +303,8 @@ def _recommended(settings: Settings, parent: ModelVariant, method: str) -> Width
     fit = split.train.inputs.to(device) if method in ("rank", "projection") else None
     return recommend_widths(
         parent.model, data, method=method, margin=settings.margin, fit_data=fit,
-        loss=loss_for(split.task, parent.kind), task=split.task, seed=settings.seed)
+        loss=loss_for(split.task, parent.kind), task=split.task, seed=settings.seed,
+        score=partial(parent.recipe.example_scores, kind=parent.kind) if settings.score else None)
 
 
 def _usage_of(settings: Settings, variant: ModelVariant) -> ModelUsage:

@@ -32,6 +32,7 @@ from wua_mlflow.tracking.names import ArtifactPath, Kind, Metric, Tag, step_tag
 from wua_mlflow.tracking.names import Variant as VariantName
 from wua_mlflow.tracking.store import Store, ended, inherited_run, new_run
 from wua_mlflow.training.evaluation import Evaluation
+from wua_mlflow.verdict.scores import default_score
 
 __all__ = [
     "HOUR_S", "TrainingPlan", "datasets_of", "most_seconds", "replicate_metrics", "run_scope",
@@ -40,7 +41,8 @@ __all__ = [
 
 
 _PARAMS = ("data", "target", "model", "train", "hidden", "epochs", "criterion", "optimizer",
-           "batch_size", "lr", "patience", "seed", "seeds", "max_seeds", "device", "threads")
+           "batch_size", "lr", "patience", "score", "groups", "seed", "seeds", "max_seeds",
+           "device", "threads")
 """The settings that made a network: the params of its run."""
 _WITH_THE_MODEL = (ArtifactPath.STATE, ArtifactPath.STRUCTURE, ArtifactPath.SCALING,
                    ArtifactPath.CONFIG)
@@ -242,6 +244,7 @@ def _tags(recipe: Recipe, plan: TrainingPlan) -> dict[str, str]:
     tags = {
         **variant_tags(plan.variant, plan.name, "train"),
         Tag.TASK: recipe.split.task,
+        Tag.SCORE: recipe.settings.score or default_score(recipe.split.task),
         Tag.WIDTHS: ",".join(str(width) for width in plan.widths),
         Tag.TEST_DIGEST: recipe.split.test.digest,
         "mlflow.runType": "evaluation",  # the UI shows parents of such runs expanded
@@ -270,23 +273,28 @@ def _score_metrics(
     recipe: Recipe, trained: Trained, test: Evaluation, replicates: Sequence[Replicate]
 ) -> dict[str, float]:
     split = recipe.split
-    scores = {name: recipe.evaluate(trained.model, part, trained.kind).score
-              for name, part in (("train", split.train), ("validation", split.validation))}
-    scores["test"] = test.score
-    metrics = {f"score/{part}": score for part, score in scores.items()}
+    results = {name: recipe.evaluate(trained.model, part, trained.kind)
+               for name, part in (("train", split.train), ("validation", split.validation))}
+    results["test"] = test
+    metrics = {f"score/{part}": result.score for part, result in results.items()}
     metrics[Metric.LOSS_TEST] = test.loss
     if split.task != "regression":
-        metrics |= {f"accuracy/{part}": score for part, score in scores.items()}
+        metrics |= {f"accuracy/{part}": result.accuracy for part, result in results.items()}
     return metrics | replicate_metrics(replicates, split.task)
 
 
 def replicate_metrics(replicates: Sequence[Replicate], task: Task) -> dict[str, float]:
-    """Mean and standard deviation (ddof 1) of the accuracy over several replicates."""
-    if task == "regression" or len(replicates) < 2:
+    """Mean and standard deviation (ddof 1) over several replicates of the accuracy, or of the
+    score that was set."""
+    if len(replicates) < 2:
         return {}
-    scores = [replicate.score for replicate in replicates]
-    return {Metric.ACCURACY_TEST_MEAN: float(np.mean(scores)),
-            Metric.ACCURACY_TEST_STD: float(np.std(scores, ddof=1))}
+    scores, name = [replicate.score for replicate in replicates], replicates[0].score_name
+    of_score = name not in ("", default_score(task))
+    if task == "regression" and not of_score:
+        return {}
+    names = (Metric.SCORE_TEST_MEAN, Metric.SCORE_TEST_STD) if of_score else \
+        (Metric.ACCURACY_TEST_MEAN, Metric.ACCURACY_TEST_STD)
+    return {names[0]: float(np.mean(scores)), names[1]: float(np.std(scores, ddof=1))}
 
 
 def _cost_metrics(recipe: Recipe, trained: Trained, plan: TrainingPlan) -> dict[str, float]:

@@ -32,6 +32,7 @@ from wua_mlflow.tracking.names import ArtifactPath, Kind, Tag, step_tag
 from wua_mlflow.tracking.runs import find_run
 from wua_mlflow.tracking.store import Store
 from wua_mlflow.training.evaluation import Evaluation
+from wua_mlflow.verdict.scores import find_score
 
 __all__ = ["MACHINE", "ModelVariant", "load_variant", "replicates_table", "variant_files"]
 
@@ -151,6 +152,10 @@ def variant_files(trained: Trained, test: Evaluation, replicates: Sequence[Repli
     validated = [replicate.validation_scores for replicate in replicates]
     if len({scores.shape for scores in validated}) == 1:
         results["replicate_validation_scores"] = torch.from_numpy(_compact(np.stack(validated)))
+    predictions = [replicate.predictions for replicate in replicates]
+    if all(each is not None for each in predictions):
+        results["replicate_predictions"] = torch.from_numpy(_small(np.stack(
+            [each for each in predictions if each is not None])))
     streams = {f"{number}/{device}": state for number, replicate in enumerate(replicates)
                for device, state in replicate.stream.items()}
 
@@ -169,6 +174,14 @@ def variant_files(trained: Trained, test: Evaluation, replicates: Sequence[Repli
 def _compact(scores: np.ndarray) -> np.ndarray:
     right_or_wrong = bool(np.isin(scores, (0.0, 1.0)).all())
     return scores.astype(np.uint8 if right_or_wrong else np.float64)
+
+
+def _small(predictions: np.ndarray) -> np.ndarray:
+    """Classes as whole numbers of one byte where they fit, anything else in float32."""
+    if predictions.dtype.kind in "iu":
+        few = predictions.size and predictions.min() >= 0 and predictions.max() < 256
+        return predictions.astype(np.uint8 if few else np.int32)
+    return predictions.astype(np.float32)
 
 
 def load_variant(
@@ -195,7 +208,7 @@ def load_variant(
         files = {path: Path(store.client.download_artifacts(run_id, path, folder))
                  for path in paths}
         settings = load_settings(str(files[ArtifactPath.CONFIG]), machine)
-        test, replicates = _read_results(files, tags)
+        test, replicates = _read_results(files, tags, settings.score or "")
         weights = read_tensors(files[ArtifactPath.STATE])
         structure = Specification.from_json(
             files[ArtifactPath.STRUCTURE].read_text(encoding="utf-8")
@@ -223,7 +236,7 @@ def load_variant(
 
 
 def _read_results(
-    files: Mapping[str, Path], tags: Mapping[str, str]
+    files: Mapping[str, Path], tags: Mapping[str, str], score: str
 ) -> tuple[Evaluation, list[Replicate]]:
     """The evaluation and the replicates that a variant's run keeps, without its network."""
     results = {name: tensor.numpy()
@@ -233,15 +246,28 @@ def _read_results(
         number, device = key.split("/")
         streams.setdefault(int(number), {})[device] = state
     scores = results["replicate_scores"].astype(np.float64)
-    test = Evaluation(task=tags[Tag.TASK], predictions=results["predictions"],  # type: ignore[arg-type]
-                      targets=results["targets"], losses=results["losses"], scores=scores[0],
-                      digest=tags[Tag.TEST_DIGEST])
+    predictions = _wide(results.get("replicate_predictions"))
+    probabilities = None if predictions is None or not score \
+        or find_score(score).takes != "probabilities" else predictions[0]
+    task: Any = tags[Tag.TASK]
+    test = Evaluation(task, predictions=results["predictions"], targets=results["targets"],
+                      losses=results["losses"], digest=tags[Tag.TEST_DIGEST], score_name=score,
+                      probabilities=probabilities)
     validated = results.get("replicate_validation_scores", np.empty((len(scores), 0)))
     columns = (results["replicate_seeds"], scores, results["replicate_losses"],
                validated.astype(np.float64))
-    return test, [Replicate(int(seed), row, float(loss), streams[number], validation_row)
-                  for number, (seed, row, loss, validation_row)
-                  in enumerate(zip(*columns, strict=True))]
+    return test, [
+        Replicate(int(seed), row, float(loss), streams[number], validation_row, score_name=score,
+                  predictions=None if predictions is None else predictions[number])
+        for number, (seed, row, loss, validation_row) in enumerate(zip(*columns, strict=True))]
+
+
+def _wide(predictions: np.ndarray | None) -> np.ndarray | None:
+    """As they were before ``_small``; rows of probabilities have the sum 1 again."""
+    if predictions is None or predictions.dtype.kind in "iu":
+        return None if predictions is None else predictions.astype(np.int64)
+    wide = predictions.astype(np.float64)
+    return wide / wide.sum(axis=2, keepdims=True) if wide.ndim > 2 else wide
 
 
 def _run(store: Store, run_id: str) -> Run:

@@ -172,7 +172,8 @@ def comparison_data(
             raise ValueError(f"variants: expected finite figures, but {variant.name} has another")
     original, candidate = variants[0], variants[-1]
     classified = any("accuracy/test" in variant.metrics for variant in variants)
-    metric = "accuracy/test" if classified else "score/test"
+    of_accuracy = verdicts[0].score == "accuracy" if verdicts else classified
+    metric = "accuracy/test" if classified and of_accuracy else "score/test"
     decisive = min(verdicts, key=lambda verdict: verdict.kind != "recipe", default=None)
     return ComparisonData(
         names=tuple(variant.name for variant in variants),
@@ -289,7 +290,8 @@ def _draw_verdicts(ax: Axes, data: ComparisonData) -> None:
                 markersize=9, markeredgewidth=2.6, zorder=2)
         ax.scatter([verdict.delta], [row], s=52, color=colour, edgecolors="white", zorder=3)
     original, candidate = (style.elide(data.names[i], 16) for i in (0, -1))
-    unit = ", in points" if score == "accuracy" else ""
+    unit = {" points": ", in points", "%": ", in % of the original's"}.get(
+        text.unit_of(score)[1], "")
     ax.set_xlabel(f"{score}, {candidate} − {original}{unit}\nshaded: better, or within the margin",
                   fontsize=style.SMALL, color=MUTED, linespacing=1.5, parse_math=False)
     style.note(ax, f"margin {text.points(-margin, score)}", (-margin, 1), (0, 3),

@@ -15,7 +15,7 @@ import numpy as np
 from wua_mlflow.plots import style
 from wua_mlflow.plots.style import DASHED, EDGE_IN, INK, MUTED, RULE, WITHIN_MARGIN
 from wua_mlflow.verdict.intervals import t_quantile
-from wua_mlflow.verdict.text import margin_text, methods_note
+from wua_mlflow.verdict.text import in_points, margin_text, methods_note
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -118,7 +118,7 @@ def pareto_data(
 
 def _point(variant: VariantResult, confidence: float) -> ParetoPoint | None:
     flops = variant.metrics.get("flops/forward")
-    value = variant.metrics.get("accuracy/test", variant.metrics.get("score/test"))
+    value = variant.metrics.get("score/test", variant.metrics.get("accuracy/test"))
     seeds = variant.scores
     if not flops or (value is None and not seeds):
         return None
@@ -213,7 +213,7 @@ def _draw_frame(ax: Axes, data: ParetoData, ends: tuple[float, float]) -> None:
     pad = 0.07 * (max(drawn) - min(drawn)) or 0.01
     ax.set_ylim(min(drawn) - pad, max(drawn) + pad)
     ax.locator_params(axis="y", nbins=7)
-    ax.yaxis.set_major_formatter(PercentFormatter(1) if data.score_name == "accuracy"
+    ax.yaxis.set_major_formatter(PercentFormatter(1) if in_points(data.score_name)
                                  else ScalarFormatter(useOffset=False))
     if data.band:
         ax.axhspan(*data.band, color=WITHIN_MARGIN, linewidth=0, zorder=0)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from wua_mlflow.verdict import text
 from wua_mlflow.verdict.text import points
 
 if TYPE_CHECKING:
@@ -273,4 +274,4 @@ def score_text(value: float, score: str) -> str:
     >>> score_text(0.873, "accuracy"), score_text(-0.5, "R²")
     ('87.3%', '−0.500')
     """
-    return f"{100 * value:.1f}%" if score == "accuracy" else f"{value:.3f}".replace("-", "−")
+    return text.score_text(value, score)

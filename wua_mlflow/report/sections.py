@@ -138,8 +138,10 @@ _ROWS = (
     (Metric.ACCURACY_TEST_MEAN, "accuracy, test, mean over seeds", "{:.4f}", "difference"),
     (Metric.ACCURACY_TEST_STD, "its standard deviation over seeds", "{:.4f}", ""),
     (Metric.ACCURACY_TRAIN, "accuracy, training data", "{:.4f}", "difference"),
-    (Metric.SCORE_TEST, "R², test", "{:.4f}", "difference"),
-    (Metric.SCORE_TRAIN, "R², training data", "{:.4f}", "difference"),
+    (Metric.SCORE_TEST, "{}, test", "{:.4f}", "difference"),
+    (Metric.SCORE_TEST_MEAN, "{}, test, mean over seeds", "{:.4f}", "difference"),
+    (Metric.SCORE_TEST_STD, "its standard deviation over seeds", "{:.4f}", ""),
+    (Metric.SCORE_TRAIN, "{}, training data", "{:.4f}", "difference"),
     (Metric.FLOPS_FORWARD, "FLOPs, one sample", "{:,.0f}", "ratio"),
     (Metric.FLOPS_TRAINING, "FLOPs, training", "{:,.0f}", "ratio"),
     (Metric.FLOPS_PTFLOPS_INFERENCE, "FLOPs, inference, tutorial's count", "{:,.0f}", "ratio"),
@@ -165,11 +167,12 @@ def figures_table(report: Report) -> Table:
     rows = []
     for key, label, form, change in _ROWS:
         values = [variant.get(key) for variant in metrics]
-        other_task = key.startswith("score/") and Metric.ACCURACY_TEST in metrics[0]
-        if other_task or all(value is None for value in values):
+        is_accuracy = key.startswith("score/") and report.comparison.artifact.score == "accuracy"
+        if is_accuracy or all(value is None for value in values):
             continue
         cells = ("–" if value is None else form.format(value) for value in values)
-        rows.append((label, *cells, _change(values[0], values[-1], change)))
+        rows.append((label.format(report.comparison.artifact.score), *cells,
+                     _change(values[0], values[-1], change)))
     return Table(("", *report.names, "change"), rows, may_be_cut=False)
 
 
@@ -228,7 +231,7 @@ def _rounds(report: Report) -> list[Block]:
 def _round_row(row: Round, is_result: bool) -> tuple[str, ...]:
     verdict = row.comparison.verdict
     times = row.comparison.ratios.get(Metric.FLOPS_RATIO)
-    unit = " points" if verdict.score == "accuracy" else ""
+    unit = text.unit_of(verdict.score)[1]
     return (row.variant.name, text.short_outcome(verdict.outcome),
             text.interval_words(verdict) + unit, "–" if times is None else f"{times:.2f}×",
             "the result" if is_result else "")

@@ -60,6 +60,8 @@ class Tag:
     VERDICT_SEEDS = "wua.verdict.seeds"
     """The slim one's seeds in the recipe verdict, and how many were not planned:
     ``12, 7 beyond the plan``."""
+    SCORE = "wua.score"
+    """On a variant: what it is judged by: ``accuracy``, ``r2``, ``f1``, …"""
     SENTENCE = "wua.verdict.sentence"
     """On a version in the registry: its artifact verdict as a sentence."""
     COMPARISON = "wua.comparison"
@@ -109,6 +111,9 @@ class Metric:
     SCORE_TRAIN = "score/train"
     SCORE_VALIDATION = "score/validation"
     SCORE_TEST = "score/test"
+    SCORE_TEST_MEAN = "score/test_mean"
+    SCORE_TEST_STD = "score/test_std"
+    """Over seeds, of a score that was set."""
     ACCURACY_TRAIN = "accuracy/train"
     ACCURACY_VALIDATION = "accuracy/validation"
     ACCURACY_TEST = "accuracy/test"

@@ -74,7 +74,7 @@ class EpochRecord:
     validation_loss: float | None = None
 
 
-def fit(
+def fit(  # noqa: PLR0913 - what is trained, how, and what is watched
     model: nn.Module,
     train: tuple[Tensor, Targets],
     loss: Loss,
@@ -82,6 +82,7 @@ def fit(
     *,
     generator: torch.Generator,
     validation: tuple[Tensor, Targets] | None = None,
+    watched: Callable[[nn.Module], float] | None = None,
 ) -> Iterator[EpochRecord]:
     """Train ``model`` in place; exhaust the iterator to finish.
 
@@ -95,6 +96,8 @@ def fit(
         budget: epochs, optimizer, batches, patience.
         generator: a CPU generator for the order of the samples; not used for full batches.
         validation: inputs and targets to watch; needed for ``patience``.
+        watched: what ``patience`` waits for a lower value of, after each epoch; the validation
+            loss, if None.
 
     Yields:
         A record an epoch.
@@ -128,8 +131,9 @@ def fit(
         yield EpochRecord(epoch, train_loss, validation_loss)
         if budget.patience is None or validation_loss is None:
             continue
-        if validation_loss < best:
-            best, best_state, waited = validation_loss, copy.deepcopy(model.state_dict()), 0
+        watching = validation_loss if watched is None else watched(model)
+        if watching < best:
+            best, best_state, waited = watching, copy.deepcopy(model.state_dict()), 0
         else:
             waited += 1
         if waited >= budget.patience:

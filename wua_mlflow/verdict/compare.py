@@ -140,8 +140,8 @@ def compare(  # noqa: PLR0913 - what is compared, and how surely, each by name
 
     A score of predictions that is no mean of examples is taken as one, of its value plus each
     example's influence on it (``scores.py``). Where less is better (``rmse``, ``mae``,
-    ``log_loss``, ``brier``) the sign is changed, and ``delta`` and ``margin`` are shares of the
-    baseline's value.
+    ``log_loss``, ``brier``) ``delta`` is 1 − candidate's ÷ baseline's value and the margin a share
+    of the latter; the interval is that of the logarithm of their ratio.
 
     A seed has collapsed that lies below its own side's median by more than three margins and by
     more than five robust standard deviations. Collapsed seeds are left out of the interval; the
@@ -223,6 +223,7 @@ def compare(  # noqa: PLR0913 - what is compared, and how surely, each by name
         _check_score_alone(score)
         old, new = checked_scores(baseline, candidate, compared=compared_seeds)
     else:
+        score = "r2" if score == "R²" else score
         pair = checked_predictions(baseline, candidate, targets, score, classes=classes,
                                    compared=compared_seeds)
         old, new = pair.scores(margin)
@@ -239,23 +240,27 @@ def compare(  # noqa: PLR0913 - what is compared, and how surely, each by name
         old, new = (1 - np.square(side - r2_targets) / r2_targets.var()
                     for side in (pair.baseline, pair.candidate))
     draws = _Draws.of(old, new, None if pair is None else pair.moved, groups, r2_targets)
-    interval, counts = _interval(draws, margin, confidence, seed, _Seeds(plan, seeds, screened))
+    scaled = margin if pair is None else pair.scaled(margin)
+    interval, counts = _interval(draws, scaled, confidence, seed, _Seeds(plan, seeds, screened))
     if counts is not None:
         counts = _beyond(counts, beyond_plan)
-    outcome, settle, needed = _outcome(interval, margin), None, None
+    outcome, settle, needed = _outcome(interval, scaled), None, None
     if counts is not None:
         outcome, settle = _with_collapses(outcome, counts, confidence, max_collapse)
     guards = None if pair is None else guarded(
-        _kept(pair, old, new, seeds, margin), outcome, margin=margin, confidence=confidence,
+        _kept(pair, old, new, seeds, scaled), outcome, margin=margin, confidence=confidence,
         class_margin=class_margin, groups=groups)
     if guards is not None and guards.finding is not None:
         outcome, settle = guards.finding.outcome, guards.finding.remedy
     if outcome == "inconclusive" and settle is None:
-        settle, needed = _settle(interval, (seeds, new.shape[1]), margin, confidence)
+        settle, needed = _settle(interval, (seeds, new.shape[1]), scaled, confidence)
+    delta, low, high = (value if pair is None else pair.unscaled(value)
+                        for value in (interval.delta, interval.low, interval.high))
     return Verdict(
-        kind="recipe" if counts else "artifact", outcome=outcome, delta=interval.delta,
-        low=interval.low, high=interval.high, margin=margin, confidence=confidence,
-        examples=new.shape[1], seeds=seeds, method=interval.method, score=score,
+        kind="recipe" if counts else "artifact", outcome=outcome, delta=delta,
+        low=low, high=high, margin=margin, confidence=confidence,
+        examples=new.shape[1], seeds=seeds, method=interval.method,
+        score="R²" if pair is not None and score == "r2" else score,
         settle=settle if outcome == "inconclusive" else None,
         counts=counts, groups=draws.groups, needed=needed, **_values(guards))
 

@@ -6,6 +6,7 @@ Tables are aligned by their index, as ``inputs.py`` does it for scores; classes 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -24,6 +25,8 @@ Floats = NDArray[np.float64]
 
 _SAME = 1e-6
 """Predictions that differ by up to this share of their range do not: rounding of float32."""
+_LEAST_SHARE = 1e-9
+"""Of the baseline's value: a candidate's that is less counts as this."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,8 +62,9 @@ class Paired:
     def scores(self, margin: float) -> tuple[Floats, Floats]:
         """Both sides' numbers by seed and example, the mean of whose difference is judged.
 
-        Where less is better these are shares of the baseline's value, linearised in both values,
-        as the baseline's is an estimate too: 1 − L′/L has the influence −(ψ′ − ψ·L′/L)/L.
+        Where less is better they are −log of the side's value L, linearised, so that the difference
+        is log(L ÷ L′): the margin is a share of the baseline's value, which is an estimate too, and
+        a ratio's logarithm is nearer to normal (``benchmarks/scores.py``).
 
         Args:
             margin: of the verdict; seeds that collapse are left out of the two values.
@@ -76,8 +80,18 @@ class Paired:
         if not level > 0:
             raise ValueError(f"margin: expected a share of the original's {self.score.name}, but "
                              f"that is 0; take another score")
-        ratio = _level(new, scale, margin) / level
-        return ratio / level * old, 1 - ratio + new / level
+        return tuple(  # type: ignore[return-value]
+            examples / value - math.log(value) + 1
+            for examples, value in ((old, level), (new, max(_level(new, scale, margin),
+                                                            _LEAST_SHARE * level))))
+
+    def scaled(self, margin: float) -> float:
+        """The margin on the scale of ``scores``."""
+        return math.log1p(margin) if self.score.less_is_better else margin
+
+    def unscaled(self, difference: float) -> float:
+        """A difference of ``scores`` as a verdict shows it: 1 − L′ ÷ L where less is better."""
+        return -math.expm1(-difference) if self.score.less_is_better else difference
 
     def share(self, predictions: NDArray[Any]) -> float:
         """What a margin of 1 is of the score's value for these predictions."""

@@ -21,8 +21,8 @@ from wua_mlflow.errors import did_you_mean, one_line
 from wua_mlflow.imports import load_object
 
 __all__ = [
-    "EXAMPLE_MEANS", "RANKINGS", "SCORES", "Score", "by_group", "find_score", "pseudo_scores",
-    "value",
+    "EXAMPLE_MEANS", "RANKINGS", "SCORES", "Score", "by_group", "check_task", "comparable_scores",
+    "default_score", "find_score", "pseudo_scores", "value", "value_of_comparable",
 ]
 
 
@@ -57,6 +57,9 @@ SCORES = {score.name: score for score in (
 
 RANKINGS = ("roc_auc", "average_precision")
 """Scores of the order of the predictions alone."""
+
+_LEAST_LOSS = 1e-12
+"""A value below counts as this much where its logarithm is taken."""
 
 EXAMPLE_MEANS = ("accuracy", "r2")
 """Scores that are the mean of per-example scores that may be given as they are."""
@@ -152,6 +155,64 @@ def pseudo_scores(
     return _probability_examples(score, *_columns(score, y, p, labels))
 
 
+def comparable_scores(
+    score: str, targets: ArrayLike, predictions: ArrayLike, *, labels: ArrayLike | None = None
+) -> Floats:
+    """Numbers by example, shape (n,), for which a margin of ``score`` is a difference of means.
+
+    ``pseudo_scores``; where less is better −log of the value, linearised, so that a difference is a
+    share of the value, whichever network it is of.
+
+    Args:
+        score: as in ``value``.
+        targets: as there.
+        predictions: as there, of one network.
+        labels: as there.
+
+    >>> comparable_scores("mae", [1.0, 2.0], [1.5, 2.5]).round(3).tolist()
+    [0.693, 0.693]
+    """
+    examples = pseudo_scores(score, targets, predictions, labels=labels)
+    if not find_score(score).less_is_better:
+        return examples
+    level = max(-float(examples.mean()), _LEAST_LOSS)
+    return np.asarray(examples / level - math.log(level) + 1)
+
+
+def value_of_comparable(score: str, comparable: ArrayLike) -> float:
+    """The value that ``comparable_scores`` are of."""
+    mean = float(np.asarray(comparable, dtype=np.float64).mean())
+    return math.exp(-mean) if score in SCORES and SCORES[score].less_is_better else mean
+
+
+def default_score(task: str) -> str:
+    """What models are judged by where no score is set.
+
+    >>> default_score("binary"), default_score("regression")
+    ('accuracy', 'r2')
+    """
+    return "r2" if task == "regression" else "accuracy"
+
+
+def check_task(score: str, task: str) -> None:
+    """Raise unless predictions of a task can have the score.
+
+    Args:
+        score: as in ``value``.
+        task: ``binary``, ``multiclass`` or ``regression``.
+
+    Raises:
+        ValueError: one line.
+    """
+    takes = find_score(score).takes
+    fits = [name for name, one in SCORES.items()
+            if (one.takes == "values") == (task == "regression")
+            and (name != "f1" or task == "binary")]
+    if takes != "anything" and score not in fits:
+        raise ValueError(f"score: expected one of {', '.join(fits)} or package.module:function for "
+                         f"a {task} task, but got {score!r}")
+
+
 def by_group(pseudo: ArrayLike, groups: ArrayLike) -> Floats:
     """One number a group, so that groups are the single draws; the mean stays.
 
@@ -244,9 +305,8 @@ def _by_function(score: str, y: Any, p: Any) -> Floats:
     if result.shape:
         return result
     every = np.arange(y.size)
-    without = np.array([float(_function_result(score, y[every != i], p[every != i]))
-                        for i in every])
-    return np.asarray(result + (y.size - 1) * (without.mean() - without))
+    return _jackknife(float(result), np.array([
+        float(_function_result(score, y[every != i], p[every != i])) for i in every]))
 
 
 def _function_result(score: str, y: Any, p: Any) -> Floats:
@@ -403,6 +463,35 @@ def _placements(positive: NDArray[np.bool_], p: Floats) -> Floats:
     return _centred(area, result)
 
 
+_MOST_FOR_JACKKNIFE = 300
+"""Up to so many examples average precision has the jackknife's influence: on few positive ones its
+own is too small (``benchmarks/scores.py``)."""
+
+
+def _jackknife(score: float, without: Floats) -> Floats:
+    """Pseudo-values around a score, from the scores without each example (Tukey 1958)."""
+    return np.asarray(score + (without.size - 1) * (without.mean() - without))
+
+
+def _average_precision_without(
+    positive: NDArray[np.bool_], level: Codes, count: Codes, hits: NDArray[Any]
+) -> Floats:
+    """Average precision without each example, shape (n,); at least two are positive.
+
+    Args:
+        positive: shape (n,).
+        level: of each example's score, from 0, shape (n,).
+        count: examples at each level.
+        hits: positive ones at each level.
+    """
+    levels = np.arange(count.size)[:, None]
+    counted = np.cumsum(count[::-1])[::-1, None] - (level >= levels)
+    found = np.cumsum(hits[::-1])[::-1, None] - (level >= levels) * positive
+    at_level = hits[:, None] - (level == levels) * positive
+    precision = found / np.maximum(counted, 1)
+    return np.asarray((at_level * precision).sum(axis=0) / (positive.sum() - positive))
+
+
 def _average_precision(positive: NDArray[np.bool_], p: Floats) -> Floats:
     """Of E[y·a(S)]/E[y], a(s) = P(y = 1 | S ≥ s): an example moves a at its score and below it."""
     thresholds, level = np.unique(p, return_inverse=True)
@@ -414,5 +503,7 @@ def _average_precision(positive: NDArray[np.bool_], p: Floats) -> Floats:
     average = float(hits @ precision) / p.size / rate
     weight = hits / p.size / reached
     plain, weighted = np.cumsum(weight), np.cumsum(weight * precision)
+    if positive.sum() > 1 and p.size <= _MOST_FOR_JACKKNIFE:
+        return _jackknife(average, _average_precision_without(positive, level, count, hits))
     own = positive * (precision[level] - average)
     return _centred(average, (own + positive * plain[level] - weighted[level]) / rate)

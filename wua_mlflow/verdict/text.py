@@ -120,7 +120,8 @@ def _collapses(counts: SeedCounts | None) -> str:
 def verdict_headline(verdict: Verdict) -> str:
     """The verdict as a headline: outcome, difference, interval, margin, what it rests on."""
     delta, interval, margin = _figures(verdict)
-    return (f"{short_outcome(verdict.outcome).capitalize()}: {verdict.score} {delta} "
+    guard = f"{verdict.guard}; " if verdict.guard else ""
+    return (f"{short_outcome(verdict.outcome).capitalize()}: {guard}{verdict.score} {delta} "
             f"({_percent(verdict.confidence)}% interval {interval}; margin {margin}; "
             f"{_basis(verdict, 'these two models')})")
 
@@ -267,6 +268,10 @@ def looks_sentence(looks: int, verdict: Verdict | None = None) -> str:
 
 def question_answered(original: str, candidate: str, verdict: Verdict) -> str:
     """Whether the candidate is as good as the original, by their names: a picture's headline."""
+    if verdict.guard:
+        return f"No: {candidate} is worse than {original} in one class" \
+            if verdict.outcome == "inferior" else \
+            f"Undecided: a difference within {margin_words(verdict)} proves nothing here"
     answer = {
         "inferior": "No: {1} is worse than {0} by more than {2}",
         "inconclusive": "Undecided: {1} may be worse than {0} by more than {2}",
