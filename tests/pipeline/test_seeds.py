@@ -203,7 +203,9 @@ def test_screened_networks_that_were_not_planned_are_exploratory(
     """The slim one's 20 were all there beforehand; up to twice as many as of the original count."""
     draw = np.random.default_rng(1)
     old, new = ((draw.random((seeds, 300)) < 0.9).astype(float) for seeds in (originals, 20))
-    verdict = recipe_verdict(old, new, "multiclass", settings_of(seeds="auto", max_seeds=max_seeds),
+    old, new = ([Replicate(0, row, 0.0, {}) for row in side] for side in (old, new))
+    verdict = recipe_verdict(old, new, SharedExamples("multiclass", np.empty(300)),
+                             settings_of(seeds="auto", max_seeds=max_seeds),
                              SeedHistory(judged=judged, ahead=20))
     assert verdict.counts.beyond_plan == beyond
     assert (f"exploratory: {beyond} seeds beyond the plan" in verdict.sentence) == (beyond > 0)
