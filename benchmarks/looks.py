@@ -2,6 +2,8 @@
 
 Both sides get 5, 8, 12, 16 and 20 seeds until the verdict is settled or hardly can be; beside it
 the verdict at 20 seeds alone. ``--given``: only the candidate gets them, against one given network.
+``--ahead``: all 20 of the candidate are there, as after a search, and the baseline alone gets them:
+10, 16, 20, 20, 20 are compared with its 5, 8, 12, 16, 20.
 Variances are estimated at every look, as in ``compare``. The noise is such that 20 seeds have the
 power named; "false" has the true difference at −margin. Run:
 ``python benchmarks/looks.py --trials 1000``. Prints markdown.
@@ -41,10 +43,18 @@ def scores_of(
     return base, cand + delta + rng.normal(0, by_example, EXAMPLES)
 
 
-def outcome_by_looks(base: np.ndarray, cand: np.ndarray) -> tuple[bool, int]:
-    """Whether non-inferiority is claimed, and with how many seeds a side it ended."""
+def outcome_by_looks(
+    base: np.ndarray, cand: np.ndarray, *, ahead: bool = False
+) -> tuple[bool, int]:
+    """Whether non-inferiority is claimed, and with how many of the baseline's seeds it ended."""
+    pairs = [(min(MOST, 2 * seeds), seeds) for seeds in SEEDS_AT_LOOKS]
     for seeds in SEEDS_AT_LOOKS:
-        verdict = compare(base[:seeds], cand[:seeds], margin=MARGIN, planned_seeds=SEEDS_AT_LOOKS)
+        if ahead:
+            verdict = compare(base[:seeds], cand, margin=MARGIN, planned_seeds=pairs,
+                              compared_seeds=min(MOST, 2 * seeds))
+        else:
+            verdict = compare(base[:seeds], cand[:seeds], margin=MARGIN,
+                              planned_seeds=SEEDS_AT_LOOKS)
         if verdict.outcome != "inconclusive":
             break
         assert verdict.counts is not None
@@ -58,6 +68,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--trials", type=int, default=1_000, help="per row")
     parser.add_argument("--given", action="store_true", help="against one given network")
+    parser.add_argument("--ahead", action="store_true", help="all of the candidate's are there")
     parser.add_argument("--toy", action="store_true", help="seconds, to see that it runs")
     options = parser.parse_args()
     trials = 2 if options.toy else options.trials
@@ -72,7 +83,7 @@ def main() -> None:
             for _ in range(trials):
                 base, cand = scores_of(rng, share, drift, delta, given=options.given)
                 fixed += compare(base, cand, margin=MARGIN).outcome == "non_inferior"
-                ended.append(outcome_by_looks(base, cand))
+                ended.append(outcome_by_looks(base, cand, ahead=options.ahead))
             claims, seeds = np.array(ended).T
             print(f"| {name} | {100 * share:.0f}% | {100 * fixed / trials:.1f}% "
                   f"| {100 * claims.mean():.1f}% | {np.median(seeds):g} | {seeds.mean():.1f} |",
