@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import pytest
 from torch import nn
 
 from tests.pipeline.slimming_cases import settings_of
+from wua_mlflow.cli import commands
 from wua_mlflow.pipeline import train as train_module
 from wua_mlflow.pipeline.price import cheap_plan, price_of
 from wua_mlflow.pipeline.workflow import run_pipeline, slim_run, train_run
@@ -107,6 +109,27 @@ def test_a_pipeline_says_its_price_and_does_what_it_may(seconds, options, store,
         assert command in said[1] and command in result.comparison.no_recipe
     else:
         assert result.comparison.recipe is not None
+
+
+@pytest.mark.parametrize("answer", [True, False])
+def test_who_sits_at_a_terminal_is_asked_once(answer, store, monkeypatch):
+    trained_in(monkeypatch, 500.0)
+    questions: list[str] = []
+    result = run_pipeline(store, settings_of(seeds="auto", max_seeds=5, search_runs=2, margin=0.3),
+                          ask=lambda question: questions.append(question) or answer)
+    assert len(questions) == 1 and "is more than the 60 minutes that it may take" in questions[0]
+    assert (result.comparison.recipe is not None) == answer
+    assert len(result.variants[0].replicates) == (5 if answer else 1)
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_nobody_is_asked_without_a_terminal(terminal, monkeypatch):
+    for stream in (sys.stdin, sys.stderr):
+        monkeypatch.setattr(stream, "isatty", lambda: terminal, raising=False)
+    monkeypatch.setattr("click.confirm", lambda question, *, err: err and question == "Go on?")
+    ask = commands._ask_at_terminal()
+    assert (ask is not None) == terminal
+    assert ask is None or (ask("Go on?") and not ask("else"))
 
 
 def test_the_step_slim_knows_the_price_from_the_originals_run(store, monkeypatch, capsys):

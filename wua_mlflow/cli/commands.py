@@ -9,9 +9,11 @@ import contextlib
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
+import click
 import pandas as pd
 
 from wua_mlflow.cli.output import (
@@ -90,7 +92,7 @@ def _analyze(settings: Settings) -> int:
 
 
 def _slim(store: Store, settings: Settings) -> int:
-    outcome = workflow.slim_run(store, settings)
+    outcome = workflow.slim_run(store, settings, ask=_ask_at_terminal())
     print("\n".join(filter(None, (slimmed_text(outcome), outcome.registered,
                                   _to_look(store, outcome)))))
     return _code(outcome, settings)
@@ -98,7 +100,7 @@ def _slim(store: Store, settings: Settings) -> int:
 
 def _run(store: Store, settings: Settings, as_json: bool) -> int:
     with _stdout_for(as_json):
-        outcome = workflow.run_pipeline(store, settings)
+        outcome = workflow.run_pipeline(store, settings, ask=_ask_at_terminal())
     if as_json:
         verdicts = verdicts_record(outcome.comparison) if outcome.slimmed.rounds else \
             {"verdict": None, "reason": outcome.slimmed.ended}
@@ -116,6 +118,13 @@ def _run(store: Store, settings: Settings, as_json: bool) -> int:
             pipeline_text(outcome.report), "" if comparison.recipe else comparison.no_recipe,
             outcome.registered and f"\n{outcome.registered}", _to_look(store, outcome)))))
     return _code(outcome, settings)
+
+
+def _ask_at_terminal() -> Callable[[str], bool] | None:
+    """How the user is asked; None where nobody sits at a terminal."""
+    if not (sys.stdin and sys.stdin.isatty() and sys.stderr.isatty()):
+        return None
+    return lambda question: click.confirm(question, err=True)
 
 
 def _to_look(store: Store, outcome: workflow.SlimmingResult) -> str:

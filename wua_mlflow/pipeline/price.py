@@ -62,6 +62,13 @@ class Price:
         return (f"about {self.trainings} trainings of at most {duration(self.seconds)}, "
                 f"{duration(self.total_seconds)} in all: {parts}")
 
+    @property
+    def question(self) -> str:
+        """Whether to carry it out although it is too much."""
+        return (f"{duration(self.total_seconds)} is more than the {duration(self.limit)} that it "
+                f"may take unasked. Do all of it? Else one network is trained, and only the two "
+                f"models are compared")
+
     def instead(self, run_id: str, planned: Settings, cheap: Settings) -> str:
         """What is done where it is too much, and the command that does the whole.
 

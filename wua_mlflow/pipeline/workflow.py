@@ -19,7 +19,7 @@ from wua_mlflow.pipeline.compare import check_test_part, compare_variants
 from wua_mlflow.pipeline.models import check_widths
 from wua_mlflow.pipeline.networks import cached, from_scratch
 from wua_mlflow.pipeline.pretrained import import_pretrained, pretrained_recipe, source_of
-from wua_mlflow.pipeline.price import cheap_plan, price_of
+from wua_mlflow.pipeline.price import Price, cheap_plan, price_of
 from wua_mlflow.pipeline.publish import publish, registered
 from wua_mlflow.pipeline.recipe import Recipe, load_recipe
 from wua_mlflow.pipeline.slim import check_slimming, slim_variant
@@ -80,8 +80,12 @@ class SlimmingResult:
         return self.comparison.verdict
 
 
+Ask = Callable[[str], bool]
+"""Puts a question to the user; whether the answer is yes."""
+
+
 def run_pipeline(
-    store: Store, settings: Settings, *, pretrained: bool = False
+    store: Store, settings: Settings, *, pretrained: bool = False, ask: Ask | None = None
 ) -> SlimmingResult:
     """From the oversized model to the verdict, as one pipeline run.
 
@@ -90,7 +94,9 @@ def run_pipeline(
         settings: of the pipeline.
         pretrained: whether the oversized model is one that was trained elsewhere (``model``,
             ``state``, ``data``).
+        ask: asked once where it would take longer than it may; nobody is, if None.
     """
+    limit = _Limit(ask)
     asked, settings = settings, _resolved(settings, "prune" if pretrained else "rebuild")
     tags = {Tag.KIND: Kind.PIPELINE, Tag.VERSION: __version__, "mlflow.runColor": MUTED}
     with run_scope(store, title_of(settings, settings.hidden), tags) as run_id:
@@ -104,43 +110,57 @@ def run_pipeline(
             if settings.how == "rebuild":
                 check_widths(recipe.build, settings.hidden, settings.slim_hidden)
             original = _trained_original(store, recipe, settings, pipeline=run_id,
-                                         affords=lambda seconds: _affords(settings, seconds))
-        settings, no_recipe = _within_price(settings, asked, original)
+                                         affords=lambda seconds: limit.affords(settings, seconds))
+        settings, no_recipe = limit.within(settings, asked, original)
         analysis, original = analyze_variant(store, original)
         slimmed = slim_variant(store, original, analysis.usage, settings=settings,
                                pipeline=run_id, no_recipe=no_recipe)
         return _finished(store, *slimmed, settings, run_id)
 
 
-def _affords(settings: Settings, seconds: float) -> bool:
-    """Whether the plan is within its limit, said in a line once one training was timed."""
-    if settings.seeds != "auto":
-        return True
-    price = price_of(settings, seconds)
-    print(f"wua: plan: {price.line}", file=sys.stderr)
-    return price.affordable
+@dataclass
+class _Limit:
+    """What a pipeline may take unasked, and whether the user agreed to more."""
 
+    ask: Ask | None
+    agreed: bool | None = None
 
-def _within_price(
-    settings: Settings, asked: Settings, original: ModelVariant
-) -> tuple[Settings, str]:
-    """The settings, or the cheap plan's, and why there will be no recipe verdict then.
+    def affords(self, settings: Settings, seconds: float) -> bool:
+        """Whether the plan is carried out, said in a line once one training was timed."""
+        if settings.seeds != "auto":
+            return True
+        price = price_of(settings, seconds)
+        print(f"wua: plan: {price.line}", file=sys.stderr)
+        return price.affordable or self._agreed(price)
 
-    Args:
-        settings: of the pipeline.
-        asked: the same, before ``how`` was decided.
-        original: with the time that its training took, unless it was trained elsewhere.
-    """
-    seconds = original.metrics.get(Metric.TRAINING_SECONDS)
-    if settings.seeds != "auto" or original.adopted or seconds is None:
-        return settings, ""
-    price = price_of(settings, seconds, trained=len(original.replicates))
-    if price.affordable:
-        return settings, ""
-    cheap = cheap_plan(settings, asked)
-    instead = price.instead(original.run_id, settings, cheap)
-    print(f"wua: plan: {instead}", file=sys.stderr)
-    return cheap, f"No recipe verdict: {instead}."
+    def within(
+        self, settings: Settings, asked: Settings, original: ModelVariant
+    ) -> tuple[Settings, str]:
+        """The settings, or the cheap plan's, and why there will be no recipe verdict then.
+
+        Args:
+            settings: of the pipeline.
+            asked: the same, before ``how`` was decided.
+            original: with the time that its training took, unless it was trained elsewhere.
+        """
+        seconds = original.metrics.get(Metric.TRAINING_SECONDS)
+        if settings.seeds != "auto" or original.adopted or seconds is None:
+            return settings, ""
+        price = price_of(settings, seconds, trained=len(original.replicates))
+        if price.affordable:
+            return settings, ""
+        if self._agreed(price):
+            return settings.model_copy(
+                update={"search_seconds": 2 * price.total_seconds}), ""
+        cheap = cheap_plan(settings, asked)
+        instead = price.instead(original.run_id, settings, cheap)
+        print(f"wua: plan: {instead}", file=sys.stderr)
+        return cheap, f"No recipe verdict: {instead}."
+
+    def _agreed(self, price: Price) -> bool:
+        if self.agreed is None:
+            self.agreed = self.ask is not None and self.ask(price.question)
+        return self.agreed
 
 
 def _trained_original(
@@ -210,7 +230,7 @@ def analyze_run(store: Store, settings: Settings) -> Analysis:
         return analyze_variant(store, variant.with_settings(settings))[0]
 
 
-def slim_run(store: Store, settings: Settings) -> SlimmingResult:
+def slim_run(store: Store, settings: Settings, *, ask: Ask | None = None) -> SlimmingResult:
     """The step ``slim`` on its own, to the verdict: of the original that ``run_id`` names.
 
     Or of a model that was trained elsewhere (``model``, ``state``, ``data``), which becomes an
@@ -223,7 +243,7 @@ def slim_run(store: Store, settings: Settings) -> SlimmingResult:
     if settings.model_uri is not None:
         settings = settings.model_copy(update={"run_id": source_of(store, settings.model_uri)})
     if settings.run_id is None and settings.given & {"model", "state"}:
-        return run_pipeline(store, settings, pretrained=True)
+        return run_pipeline(store, settings, pretrained=True, ask=ask)
     with step_run(store, "slim"):
         store, original, settings = _variant_and_settings(store, settings, hint=OR_A_MODEL)
         if original.variant != VariantName.OVERSIZED:
@@ -233,7 +253,7 @@ def slim_run(store: Store, settings: Settings) -> SlimmingResult:
             settings, "prune" if original.adopted else "rebuild")
         check_test_part(original.recipe.split, settings)
         pipeline = original.tags.get(Tag.PIPELINE)
-        settings, no_recipe = _within_price(settings, asked, original)
+        settings, no_recipe = _Limit(ask).within(settings, asked, original)
         slimmed = slim_variant(store, original, None, settings=settings, pipeline=pipeline,
                                no_recipe=no_recipe)
         return _finished(store, *slimmed, settings, pipeline, new=False)
