@@ -291,6 +291,9 @@ def main() -> None:
     found = [row(Replay(task, original, scores), draws) for name, task in tasks.items()
              if (scores := toy() if options.toy else read_scores(name, options.data))
              for original in originals if original in scores]
+    told = () if options.toy else (
+        collapses(name, read_scores(name, options.data)) for name in tasks)
+    print("\n" + "\n".join(filter(None, told)))
     print(f"\nMeans of all rows: {_mean(found, 'trainings'):.1f} trainings, "
           f"{_mean(found, 'cost'):.1f} in units of the original's. Geometric means: FLOPs over the "
           f"knee's {math.exp(_mean(found, 'over knee')):.2f}, over the smallest width's that can "
@@ -301,6 +304,15 @@ def main() -> None:
     if shown:
         print(f"Where the knee itself can be shown ({len(shown)} of {len(found)} rows): FLOPs over "
               f"the knee's {math.exp(_mean(shown, 'over knee')):.2f}.")
+
+
+def collapses(name: str, scores: dict[int, Scores]) -> str:
+    """How many networks of each width collapsed, on test data; nothing where none did."""
+    lost = {width: collapsed_seeds(one.test.astype(float), MARGIN)
+            for width, one in scores.items()}
+    seen = ", ".join(f"{each.sum()} of {len(each)} at {width}"
+                     for width, each in sorted(lost.items()) if each.any())
+    return f"- Collapsed networks of {name}, by width: {seen}." if seen else ""
 
 
 def _mean(rows: Sequence[dict[str, float]], name: str) -> float:

@@ -26,7 +26,7 @@ def _restored_globals():
 def test_the_numbers_of_the_purposes_are_fixed_and_the_generators_those_of_the_seed_sequence():
     assert {purpose.name: purpose.value for purpose in Purpose} == {
         "SPLIT": 1, "VALIDATION_DATA": 2, "TEST_DATA": 3, "LOADER": 4, "LATENCY": 5, "NULL": 6,
-        "RESAMPLING": 7, "NULL_UNITS": 8, "FOLDS": 9, "LATENCY_RATIO": 10}
+        "RESAMPLING": 7, "NULL_UNITS": 8, "LATENCY_RATIO": 10}
     for purpose in Purpose:
         sequence = np.random.SeedSequence([42, purpose.value])
         expected = np.random.Generator(np.random.PCG64(sequence)).random(5)

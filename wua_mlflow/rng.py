@@ -36,7 +36,6 @@ class Purpose(IntEnum):
     NULL = 6
     RESAMPLING = 7
     NULL_UNITS = 8
-    FOLDS = 9
     LATENCY_RATIO = 10
 
 

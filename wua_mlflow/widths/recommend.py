@@ -191,8 +191,8 @@ def recommend_widths(  # noqa: PLR0913 - the options of one question, each by na
     ``ablation``
         units removed from the least important up; the smallest number kept within the margin.
     ``search``
-        the smallest widths whose networks, trained anew, are non-inferior on validation data, from
-        those of ``rank`` on, by bisection (and Optuna, of several groups).
+        the cheapest widths whose networks, trained anew, hold on validation data
+        (``search_widths``), from those of ``rank`` on, by bisection.
 
     "Within the margin" is a point estimate: mean score ≥ that of all units − margin, on these data.
     A score is not always monotone in the width: chosen is the smallest k from which every larger
