@@ -254,3 +254,13 @@ def test_seeds_as_a_setting():
                                    ("max_seeds", "4", "a whole number of at least 5")):
         with pytest.raises(ConfigError, match=f"^{field}: expected {expected}, but got '{value}'$"):
             load_settings(None, {field: value})
+
+
+def test_the_share_that_may_collapse_is_a_part_of_the_verdict(store):
+    """Five seeds without a collapse leave up to 52%; 10% takes 36 of them."""
+    one, other = (run_pipeline(store, settings_of(
+        slim_hidden="7", seeds=5, margin=0.2, epochs=30, max_collapse=share)).comparison.recipe
+        for share in (0.1, 0.6))
+    assert (one.outcome, other.outcome) == ("inconclusive", "non_inferior")
+    assert "takes 36 seeds without a collapse" in one.settle
+    assert (one.low, one.high) == (other.low, other.high)
