@@ -27,7 +27,7 @@ from wua_mlflow.widths.results import (
 )
 
 __all__ = [
-    "Comparison", "LayerChange", "Round", "Slimmed", "TargetWidths", "VariantResult",
+    "Comparison", "Round", "Slimmed", "TargetWidths", "VariantResult",
     "WidthParameter", "ratios", "verdict_metrics",
 ]
 
@@ -94,20 +94,6 @@ class VariantResult:
         if self.pretrained:
             return 0
         return int(self.tags.get(Tag.EPOCHS_TRAINED, self.settings.epochs))
-
-
-@dataclass(frozen=True)
-class LayerChange:
-    """How many units a layer had and has."""
-
-    layer: str
-    before: int
-    after: int
-
-    @property
-    def share(self) -> float:
-        """Units that stay ÷ units before."""
-        return self.after / self.before
 
 
 @dataclass(frozen=True)

@@ -34,11 +34,11 @@ from wua_mlflow.pipeline.analyze import fidelity_metrics
 from wua_mlflow.pipeline.publish import report_pictures
 from wua_mlflow.pipeline.variant import load_variant
 from wua_mlflow.pipeline.workflow import SlimmingResult
-from wua_mlflow.results import LayerChange
 from wua_mlflow.tracking.names import ArtifactPath, Metric
 from wua_mlflow.tracking.runs import count_looks
 from wua_mlflow.tracking.store import Store, connect
 from wua_mlflow.tracking.ui_view import LATEST_KEY
+from wua_mlflow.widths.results import LayerChange
 
 SEEDS = 6
 VARIANTS = ("oversized", "oversized-same-budget", "slim")

@@ -12,8 +12,7 @@ from tests.plots.usages import words_of
 from wua_mlflow.plots import widths
 from wua_mlflow.plots.style import INK, MEASURED, MUTED, VARIANT_COLOURS
 from wua_mlflow.plots.widths import curves_data, plot_curves, plot_trials, trials_data
-from wua_mlflow.results import LayerChange
-from wua_mlflow.widths.results import Curve, LayerWidth, Trial
+from wua_mlflow.widths.results import Curve, LayerChange, LayerWidth, Trial
 
 OLD, SLIM = VARIANT_COLOURS["oversized"], VARIANT_COLOURS["slim"]
 

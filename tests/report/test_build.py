@@ -8,7 +8,8 @@ from tests.plots.usages import layer, model
 from tests.report.cases import round_of, variant, verdict
 from wua_mlflow.config import load_settings
 from wua_mlflow.report.build import report_of, title_of
-from wua_mlflow.results import LayerChange, Slimmed
+from wua_mlflow.results import Slimmed
+from wua_mlflow.widths.results import LayerChange
 
 ORIGINAL = variant("oversized 10", (10,), layer_units={"fc1": 10, "fc2": 1},
                    metrics={"latency/p50_ms": -1.0, "params/total": 41.0})

@@ -11,7 +11,8 @@ import pytest
 from tests.report.cases import NEW, OLD, SAVES, report_with, round_of, verdict, widths_of_a_search
 from wua_mlflow.cli.output import pipeline_text
 from wua_mlflow.report.render import description, html_report, markdown_report
-from wua_mlflow.results import LayerChange, TargetWidths
+from wua_mlflow.results import TargetWidths
+from wua_mlflow.widths.results import LayerChange
 
 REPORT = report_with(SAVES)
 SMALLER = "1.4× fewer parameters"

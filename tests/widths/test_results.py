@@ -12,11 +12,14 @@ RESULT = WidthRecommendation(
 
 
 def test_the_table():
-    assert RESULT.table().splitlines() == [
-        "| layer | units | width | alone | read from |", "|---|---|---|---|---|",
-        "| fc1 | 8 | 6 | 5 | accuracy 0.8900 at 5 of 8 (all: 0.9000, at least 0.8800) |",
-        "| fc2 | 4 | 4 | 4 | accuracy 0.9000 at 4 of 4 (all: 0.9000, at least 0.8800) |", "",
-        "- a note", "- fc3: no width (why)"]
+    table = RESULT.table()
+    assert table.index.tolist() == ["fc1", "fc2"]
+    assert table.loc["fc1"].to_dict() == {
+        "units": 8, "width": 6, "alone": 5, "score": 0.89, "baseline": 0.9, "threshold": 0.88,
+        "axis": "accuracy", "layers": "fc1, norm1"}
+    assert [line.split() for line in str(RESULT).splitlines()[2:4]] == [
+        ["fc1", "8", "6", "75.0%", "5", "0.8900", "0.8800"],
+        ["fc2", "4", "4", "100.0%", "4", "0.9000", "0.8800"]]
 
 
 def test_json_holds_all_of_it():

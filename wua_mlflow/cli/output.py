@@ -13,6 +13,7 @@ from typing import Any
 
 import pandas as pd
 
+from wua_mlflow.display import table_text
 from wua_mlflow.errors import group_by_reason
 from wua_mlflow.pipeline.analyze import Analysis
 from wua_mlflow.pipeline.compare_external import ExternalComparison
@@ -28,7 +29,7 @@ from wua_mlflow.verdict.compare import Verdict
 
 __all__ = [
     "external_text", "figures_text", "pipeline_text", "print_analysis", "record", "records",
-    "run_text", "runs_text", "slimmed_text", "table_text", "terminal_width", "two_runs_text",
+    "run_text", "runs_text", "slimmed_text", "terminal_width", "two_runs_text",
     "verdicts_record", "verdicts_text",
 ]
 
@@ -81,20 +82,6 @@ def figures_text(report: Report) -> str:
     """The table of figures in aligned columns."""
     table = figures_table(report)
     return table_text([table.head, *table.rows], [False] + [True] * (len(table.head) - 1))
-
-
-def table_text(lines: Sequence[Sequence[str]], right: Sequence[bool]) -> str:
-    """Lines of cells as columns of text; ``right`` says which columns are aligned to the right.
-
-    >>> print(table_text([("layer", "units"), ("fc1", "10")], (False, True)))
-    layer  units
-    fc1       10
-    """
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join(cell.rjust(width) if to_right else cell.ljust(width)
-                  for cell, width, to_right in zip(line, widths, right, strict=True)).rstrip()
-        for line in lines)
 
 
 def pipeline_text(report: Report) -> str:

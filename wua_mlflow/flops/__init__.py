@@ -12,12 +12,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass, fields, is_dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from wua_mlflow.display import Displayed, Summary
 from wua_mlflow.flops.formulas import FORMULAS
 from wua_mlflow.flops.meta_run import (
     FusedTimeSteps,
@@ -31,6 +32,9 @@ from wua_mlflow.flops.meta_run import (
 from wua_mlflow.hooks import unwrapped
 from wua_mlflow.rng import isolated
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 __all__ = ["CONVENTION", "FlopCount", "count_flops", "count_parameters", "ptflops_forward_flops"]
 
 
@@ -40,8 +44,8 @@ CONVENTION = ("2 FLOPs per multiply-accumulate of matrix products, convolutions 
 Inputs = Tensor | Sequence[Any] | Mapping[str, Any]
 
 
-@dataclass(frozen=True)
-class FlopCount:
+@dataclass(frozen=True, repr=False)
+class FlopCount(Displayed):
     """FLOPs of one call of a model on a batch of ``samples``; divide by it for one sample.
 
     ``by_module`` maps the qualified name of each module that ran counted operators (the model
@@ -67,6 +71,41 @@ class FlopCount:
             return ()
         calls = ", ".join(f"{name} ({calls} calls)" for name, calls in self.uncounted.items())
         return (f"FLOPs are a lower bound: no formula for {calls}",)
+
+    def summary(self) -> Summary:
+        """What is shown of it: a module a row, as deep as a screen holds them."""
+        depths = {name: name.count(".") + 1 for name in self.by_module if name}
+        shown = [depth for depth in sorted(set(depths.values()))
+                 if sum(own <= depth for own in depths.values()) <= _MOST_MODULES]
+        depth = shown[-1] if shown else min(depths.values(), default=0)
+        rows = [(name, *self._cells(self.by_module[name]))
+                for name, own in depths.items() if own <= depth]
+        deeper = f"; modules to depth {depth}" if depth < max(depths.values(), default=0) else ""
+        operators = ", ".join(f"{name} {flops:,}" for name, flops in self.by_operator.items())
+        backward = f", backward {self.backward_flops:,}" if self.backward_flops else ""
+        return Summary(
+            f"FLOPs of a batch of {self.samples:,}: forward {self.forward_flops:,}"
+            f"{backward}{deeper}",
+            ("module", "forward FLOPs", "one sample", "share"), rows,
+            [("the model", *self._cells(self.forward_flops))],
+            [*([f"by operator: {operators}"] if operators else []), *self.caveats])
+
+    def _cells(self, flops: int) -> tuple[str, str, str]:
+        share = flops / self.forward_flops if self.forward_flops else 0.0
+        return f"{flops:,}", f"{flops / self.samples:,.0f}", f"{share:.1%}"
+
+    def table(self) -> pd.DataFrame:
+        """Forward FLOPs of every module, its children's included; the model itself is ``""``."""
+        import pandas as pd
+
+        flops = pd.Series(self.by_module, dtype="int64", name="forward_flops")
+        share = flops / max(self.forward_flops, 1)
+        return pd.DataFrame({"forward_flops": flops, "per_sample": flops / self.samples,
+                             "share": share}).rename_axis("module")
+
+
+_MOST_MODULES = 26
+"""More than these would leave a screen."""
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BarPanel", "ComparisonData", "QUANTITIES", "Quantity", "ScoreRow", "comparison_data",
-    "plot_comparison", "savings",
+    "plot_comparison", "plot_verdict", "savings",
 ]
 
 
@@ -279,20 +279,37 @@ def _draw_scores(ax: Axes, data: ComparisonData) -> None:
     ax.set_xlabel(f"test {data.score_name}", fontsize=style.SMALL, color=MUTED)
 
 
+def plot_verdict(verdict: Verdict) -> Figure:
+    """One verdict: the interval of the difference, against the margin."""
+    title, _, figures = verdict.headline.partition(": ")
+    page = style.sheet(7.2, 2.2, title=title, subtitle=figures, caption=verdict.settle or "")
+    axes = page.axes(EDGE_IN, 1.05, 7.2 - 2 * EDGE_IN, 0.5)
+    axes.set_yticks([])
+    axes.set_ylim(0.5, -0.5)
+    _draw_intervals(axes, (verdict,), style.variant_colour("slim"), ("original", "slim"))
+    return page.figure
+
+
 def _draw_verdicts(ax: Axes, data: ComparisonData) -> None:
-    score, margin = data.verdicts[0].score, data.verdicts[0].margin
+    original, candidate = (style.elide(data.names[i], 16) for i in (0, -1))
+    _draw_intervals(ax, data.verdicts, data.colours[-1], (original, candidate))
+
+
+def _draw_intervals(
+    ax: Axes, verdicts: Sequence[Verdict], colour: str, names: tuple[str, str]
+) -> None:
+    """An interval a row; ``names`` are the original's and the candidate's."""
+    score, margin = verdicts[0].score, verdicts[0].margin
     style.strip_axes(ax, keep=("bottom",))
-    limits = [limit for verdict in data.verdicts for limit in (verdict.low, verdict.high)]
+    limits = [limit for verdict in verdicts for limit in (verdict.low, verdict.high)]
     style.difference_axis(ax, limits, margin, score)
-    for row, verdict in enumerate(data.verdicts):
-        colour = data.colours[-1]
+    for row, verdict in enumerate(verdicts):
         ax.plot([verdict.low, verdict.high], [row, row], color=colour, linewidth=2.6, marker="|",
                 markersize=9, markeredgewidth=2.6, zorder=2)
         ax.scatter([verdict.delta], [row], s=52, color=colour, edgecolors="white", zorder=3)
-    original, candidate = (style.elide(data.names[i], 16) for i in (0, -1))
     unit = {" points": ", in points", "%": ", in % of the original's"}.get(
         text.unit_of(score)[1], "")
-    ax.set_xlabel(f"{score}, {candidate} − {original}{unit}\nshaded: better, or within the margin",
+    ax.set_xlabel(f"{score}, {names[1]} − {names[0]}{unit}\nshaded: better, or within the margin",
                   fontsize=style.SMALL, color=MUTED, linespacing=1.5, parse_math=False)
     style.note(ax, f"margin {text.points(-margin, score)}", (-margin, 1), (0, 3),
                ("data", "axes fraction"), ha="center", va="bottom", color=INK)

@@ -21,8 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from wua_mlflow.results import LayerChange
-    from wua_mlflow.widths.results import LayerWidth, Trial
+    from wua_mlflow.widths.results import LayerChange, LayerWidth, Trial
 
 __all__ = [
     "ChangesData", "CurvesData", "MOST_PANELS", "TrialsData", "changes_data", "curves_data",
@@ -55,7 +54,7 @@ def changes_data(changes: Sequence[LayerChange]) -> ChangesData:
     Raises:
         ValueError: no layers, or one without units.
 
-    >>> from wua_mlflow.results import LayerChange
+    >>> from wua_mlflow.widths.results import LayerChange
     >>> changes_data([LayerChange("fc1", 64, 40), LayerChange("fc2", 32, 32)]).changed
     array([ True, False])
     """

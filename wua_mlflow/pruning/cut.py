@@ -8,13 +8,15 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from wua_mlflow.display import Displayed, Summary
+from wua_mlflow.errors import group_by_reason
 from wua_mlflow.flops import FlopCount, count_parameters
 from wua_mlflow.hooks import unwrapped
 from wua_mlflow.pruning.dependency_graph import Graph
@@ -30,6 +32,10 @@ from wua_mlflow.pruning.verify import (
     ties_of,
 )
 from wua_mlflow.rng import isolated
+from wua_mlflow.verdict.text import ratio_words
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["Cut", "Specification", "cut", "rebuild", "remove_units", "unit_groups"]
 
@@ -37,8 +43,8 @@ __all__ = ["Cut", "Specification", "cut", "rebuild", "remove_units", "unit_group
 TRIAL = "cut on trial"
 
 
-@dataclass(frozen=True)
-class Cut:
+@dataclass(frozen=True, repr=False)
+class Cut(Displayed):
     """A pruned network, verified to be what was planned, and what was cut.
 
     Attributes:
@@ -52,7 +58,7 @@ class Cut:
         fixed: layers whose units could not be cut, with the reason.
     """
 
-    model: nn.Module = field(repr=False)
+    model: nn.Module
     specification: Specification
     units: Mapping[str, tuple[int, int]]
     params_before: int
@@ -60,6 +66,32 @@ class Cut:
     flops_before: int
     flops_after: int
     fixed: Mapping[str, str]
+
+    def summary(self) -> Summary:
+        """What is shown of it: a group of units a row, then parameters and FLOPs."""
+        params, flops = ((self.params_before, self.params_after),
+                         (self.flops_before, self.flops_after))
+        fewer = [ratio_words(before / after, "fewer", "more") if after else "no"
+                 for before, after in (params, flops)]
+        return Summary(
+            f"Cut: {fewer[0]} parameters, {fewer[1]} FLOPs of a forward",
+            ("units of", "before", "after", "kept", "ratio"),
+            [(name, *_change(*units)) for name, units in self.units.items()],
+            [("parameters", *_change(*params)), ("FLOPs, forward", *_change(*flops))],
+            [f"not cut: {names}: {why}" for names, why in group_by_reason(self.fixed)])
+
+    def table(self) -> pd.DataFrame:
+        """By group how many units there were and are, and the share that is kept."""
+        import pandas as pd
+
+        units = pd.DataFrame.from_dict(dict(self.units), orient="index",
+                                       columns=["before", "after"]).rename_axis("group")
+        return units.assign(kept=units["after"] / units["before"])
+
+
+def _change(before: int, after: int) -> tuple[str, str, str, str]:
+    return (f"{before:,}", f"{after:,}", f"{after / before:.1%}" if before else "–",
+            f"{before / after:.2f}×" if after else "–")
 
 
 def unit_groups(model: nn.Module, example: Any) -> UnitGroups:

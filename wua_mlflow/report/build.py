@@ -10,10 +10,11 @@ from collections.abc import Mapping
 
 from wua_mlflow.config import Settings
 from wua_mlflow.report.content import Report
-from wua_mlflow.results import LayerChange, Slimmed, VariantResult
+from wua_mlflow.results import Slimmed, VariantResult
 from wua_mlflow.tracking.names import Tag
 from wua_mlflow.tracking.names import Variant as VariantName
 from wua_mlflow.usage.results import ModelUsage
+from wua_mlflow.widths.results import LayerChange
 
 __all__ = ["again", "layer_changes", "report_of", "slimming_words", "title_of"]
 

@@ -9,10 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from wua_mlflow.plots.comparison import savings
-from wua_mlflow.results import Comparison, LayerChange, Round, TargetWidths
+from wua_mlflow.results import Comparison, Round, TargetWidths
 from wua_mlflow.tracking.names import Metric
 from wua_mlflow.usage.results import ModelUsage
 from wua_mlflow.verdict.text import decision_sentence, latency_gain, margin_words, size_gain
+from wua_mlflow.widths.results import LayerChange
 
 __all__ = ["Block", "Bullets", "Picture", "Report", "Section", "Table", "Text"]
 

@@ -7,10 +7,17 @@ Tests: ``tests/usage/test_results.py``.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+from wua_mlflow.display import Displayed, Summary
+from wua_mlflow.errors import group_by_reason
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = [
     "Concentration", "Histogram", "LayerUsage", "ModelUsage", "NullUsage", "PERMUTED",
@@ -73,8 +80,8 @@ class NullUsage:
     shift: float
 
 
-@dataclass(frozen=True)
-class LayerUsage:
+@dataclass(frozen=True, repr=False)
+class LayerUsage(Displayed):
     """How one layer's weights are used, under one criterion.
 
     ``unit_importance`` has shape (units,): the sum over each unit's incoming weights, unless the
@@ -117,9 +124,18 @@ class LayerUsage:
         """Mean effective share of the null, where one was drawn."""
         return self.null.share if self.null else None
 
+    def summary(self) -> Summary:
+        """What is shown of it: a figure a row."""
+        return Summary(f"{self.name or 'the model'} ({self.kind})", ("", ""),
+                       [row for row in zip(_HEAD[2:], _cells(self)[2:], strict=True) if row[1]])
 
-@dataclass(frozen=True)
-class ModelUsage:
+    def table(self) -> pd.DataFrame:
+        """Its figures in one row."""
+        return _frame([self])
+
+
+@dataclass(frozen=True, repr=False)
+class ModelUsage(Displayed):
     """Usage of every analysed layer, in the order of the forward, and what was left out.
 
     ``skipped`` maps a module's name to the reason why it was not analysed.
@@ -187,6 +203,52 @@ class ModelUsage:
                  if layer.dead_units is not None]
         return sum(known) if known else None
 
+    def summary(self) -> Summary:
+        """What is shown of it: a layer a row, the model in the last one."""
+        null, dead = self.null, self.dead_units
+        totals = [("all", "", f"{self.weights:,}", f"{self.units:,}",
+                   f"{self.effective_weights:,.1f}", f"{self.effective_share:.1%}",
+                   f"{null.low:.1%} – {null.high:.1%}" if null else "",
+                   "" if dead is None else f"{dead:,}", f"{self.entropy:.4f}", "", "")] \
+            if self.layers else []
+        return Summary(
+            f"Usage of {self.weights:,} weights in {len(self.layers):,} layers, criterion "
+            f"{self.criterion}, over {self.samples:,} samples", _HEAD,
+            [_cells(layer) for layer in self.layers.values()], totals,
+            [f"not analysed: {names}: {why}" for names, why in group_by_reason(self.skipped)],
+            names=2)
+
+    def table(self) -> pd.DataFrame:
+        """The figures of each layer, a row each; shares are in 0..1, entropies in nats."""
+        return _frame(self.layers.values())
+
     def _weighted(self, what: str) -> float:
         total = sum(getattr(layer, what) * layer.weights for layer in self.layers.values())
         return float(total / self.weights)
+
+
+_HEAD = ("layer", "kind", "weights", "units", "effective", "share", "learned nothing",
+         "dead units", "entropy", "rank", "FLOPs")
+"""What is shown of a layer; a column that is empty for all of them is left out."""
+
+
+def _cells(layer: LayerUsage) -> list[str]:
+    null, dead, rank, flops = (
+        layer.null, layer.dead_units, layer.effective_rank, layer.forward_flops)
+    return [layer.name or "the model", layer.kind, f"{layer.weights:,}", f"{layer.units:,}",
+            f"{layer.effective_weights:,.1f}", f"{layer.effective_share:.1%}",
+            f"{null.low:.1%} – {null.high:.1%}" if null else "",
+            "" if dead is None else f"{dead:,}", f"{layer.entropy:.4f}",
+            "" if rank is None else f"{rank:,.1f}", "" if flops is None else f"{flops:,.0f}"]
+
+
+def _frame(layers: Iterable[LayerUsage]) -> pd.DataFrame:
+    import pandas as pd
+
+    figures = ("kind", "weights", "units", "effective_weights", "effective_share", "entropy",
+               "top90_share", "low_share", "dead", "dead_units", "effective_rank", "forward_flops")
+    rows = [{"layer": layer.name, **{name: getattr(layer, name) for name in figures},
+             "effective_units": layer.unit_usage and layer.unit_usage.effective,
+             **{f"null_{name}": layer.null and getattr(layer.null, name)
+                for name in ("share", "low", "high", "shift")}} for layer in layers]
+    return pd.DataFrame(rows).set_index("layer") if rows else pd.DataFrame()

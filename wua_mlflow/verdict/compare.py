@@ -9,11 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from wua_mlflow.display import Displayed, Summary
 from wua_mlflow.verdict import intervals, sample_size, text
 from wua_mlflow.verdict.bootstrap import inflated_bootstrap_t
 from wua_mlflow.verdict.guards import Guarded, guarded
@@ -30,6 +31,9 @@ from wua_mlflow.verdict.predictions import Paired, checked_predictions
 from wua_mlflow.verdict.recipe import METHOD, SeedCounts, collapse_confidence, recipe_interval
 from wua_mlflow.verdict.sample_size import RequiredRange, RequiredSampleSize, check_share
 from wua_mlflow.verdict.scores import EXAMPLE_MEANS, SCORES, by_group
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["Scored", "Verdict", "compare"]
 
@@ -49,8 +53,8 @@ class Scored(Protocol):
         """Shape (n,) or (seeds, n), higher is better."""
 
 
-@dataclass(frozen=True)
-class Verdict:
+@dataclass(frozen=True, repr=False)
+class Verdict(Displayed):
     """Whether a candidate is as good as a baseline, on the same test examples.
 
     Attributes:
@@ -105,6 +109,20 @@ class Verdict:
     def headline(self) -> str:
         """The verdict in a few words, with the difference, its interval and the margin."""
         return text.verdict_headline(self)
+
+    def summary(self) -> Summary:
+        """What is shown of it: the headline, a figure a row, what would settle it."""
+        return Summary(self.headline, ("", ""), text.verdict_rows(self),
+                       notes=[self.settle] if self.settle else [])
+
+    def table(self) -> pd.DataFrame:
+        """Its figures in one row, as fractions; rows of several verdicts stand one below another.
+        """
+        import pandas as pd
+
+        names = ("outcome", "score", "delta", "low", "high", "margin", "confidence", "examples",
+                 "seeds", "kind", "method", "baseline_score", "candidate_score", "groups")
+        return pd.DataFrame([{name: getattr(self, name) for name in names}])
 
 
 def compare(  # noqa: PLR0913 - what is compared, and how surely, each by name

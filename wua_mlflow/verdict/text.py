@@ -27,7 +27,7 @@ __all__ = [
     "outcome_words", "points", "question_answered", "ratio", "ratio_words",
     "score_text", "seedless_note", "seeds_text", "settle_sentence", "short_outcome", "size_gain",
     "too_few_seeds_for_collapse", "too_long_for_seeds", "unit_of", "verdict_headline",
-    "verdict_sentence",
+    "verdict_rows", "verdict_sentence",
 ]
 
 
@@ -124,6 +124,23 @@ def verdict_headline(verdict: Verdict) -> str:
     return (f"{short_outcome(verdict.outcome).capitalize()}: {guard}{verdict.score} {delta} "
             f"({_percent(verdict.confidence)}% interval {interval}; margin {margin}; "
             f"{_basis(verdict, 'these two models')})")
+
+
+def verdict_rows(verdict: Verdict) -> list[tuple[str, str]]:
+    """The figures of a verdict, each with its name."""
+    delta, interval, margin = _figures(verdict)
+    scores = [(whose, score_text(value, verdict.score)) for whose, value in (
+        ("score of the original", verdict.baseline_score),
+        ("score of the slim model", verdict.candidate_score),
+        ("score of a constant answer", verdict.constant_score)) if value is not None]
+    counts = verdict.counts
+    seeds = f"{seeds_text(verdict)} against {counts.baseline:,}" if counts else ""
+    groups = f" of {verdict.groups:,} groups" if verdict.groups else ""
+    rows = [("outcome", verdict.outcome), ("difference (slim − original)", delta),
+            (f"{_percent(verdict.confidence)}% interval", interval), ("margin", margin), *scores,
+            ("test examples", f"{verdict.examples:,}{groups}"), ("seeds", seeds),
+            ("method", verdict.method)]
+    return [row for row in rows if row[1]]
 
 
 def short_outcome(outcome: str) -> str:

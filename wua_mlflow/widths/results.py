@@ -1,6 +1,6 @@
 """What a width method finds: a width for each group of units, its curve, and trials of a search.
 
-Plain data; imports the standard library only. Tests: ``tests/widths/test_results.py``.
+Plain data. Tests: ``tests/widths/test_results.py``.
 """
 
 from __future__ import annotations
@@ -8,11 +8,17 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from wua_mlflow.display import Displayed, Summary
+from wua_mlflow.errors import group_by_reason
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = [
-    "Curve", "LayerWidth", "SearchResult", "Trial", "WidthRecommendation", "comma_separated",
-    "json_fields",
+    "Curve", "LayerChange", "LayerWidth", "SearchResult", "Trial", "WidthRecommendation",
+    "comma_separated", "json_fields",
 ]
 
 
@@ -33,6 +39,20 @@ class Curve:
     baseline: float
     threshold: float
     axis: str
+
+
+@dataclass(frozen=True)
+class LayerChange:
+    """How many units a layer had and has."""
+
+    layer: str
+    before: int
+    after: int
+
+    @property
+    def share(self) -> float:
+        """Units that stay ÷ units before."""
+        return self.after / self.before
 
 
 @dataclass(frozen=True)
@@ -57,8 +77,8 @@ class LayerWidth:
     layers: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class WidthRecommendation:
+@dataclass(frozen=True, repr=False)
+class WidthRecommendation(Displayed):
     """The widths that one method recommends.
 
     Attributes:
@@ -82,24 +102,42 @@ class WidthRecommendation:
         """The widths by the name of the layer that makes the units."""
         return {layer.layer: layer.width for layer in self.layers}
 
-    def table(self) -> str:
-        """The widths as a table in markdown, with what was skipped below it.
+    def summary(self) -> Summary:
+        """What is shown of it: a group of units a row.
 
         >>> curve = Curve((3, 8), (0.9, 0.9), 0.9, 0.88, "accuracy")
-        >>> print(WidthRecommendation("ablation", 0.02, (
-        ...     LayerWidth("fc1", 8, 3, curve, 3),), None, {"fc2": "the output layer"}).table())
-        | layer | units | width | alone | read from |
-        |---|---|---|---|---|
-        | fc1 | 8 | 3 | 3 | accuracy 0.9000 at 3 of 8 (all: 0.9000, at least 0.8800) |
-        <BLANKLINE>
-        - fc2: no width (the output layer)
+        >>> WidthRecommendation("ablation", 0.02, (
+        ...     LayerWidth("fc1", 8, 3, curve, 3),), None, {"fc2": "the output layer"})
+        Widths by ablation, margin 0.02
+        layer  units  width   kept  alone   score  to reach
+        fc1        8      3  37.5%      3  0.9000    0.8800
+        ---------------------------------------------------
+        all        8      3  37.5%
+        read from: accuracy
+        no width: fc2: the output layer
         """
-        lines = ["| layer | units | width | alone | read from |", "|---|---|---|---|---|"]
-        lines += [f"| {layer.layer} | {layer.units} | {layer.width} | {layer.alone} "
-                  f"| {_read_from(layer)} |" for layer in self.layers]
-        notes = [self.note] if self.note else []
-        notes += [f"{name}: no width ({reason})" for name, reason in self.skipped.items()]
-        return "\n".join([*lines, *([""] if notes else []), *(f"- {note}" for note in notes)])
+        units, width = (sum(getattr(layer, name) for layer in self.layers)
+                        for name in ("units", "width"))
+        totals = [("all", f"{units:,}", f"{width:,}", f"{width / units:.1%}", "", "", "")] \
+            if units else []
+        axes = {layer.curve.axis.partition(" (")[0]: None for layer in self.layers}
+        notes = [f"read from: {axis}" for axis in axes] + ([self.note] if self.note else [])
+        margin = f", margin {self.margin:g}" if self.method in _BY_MARGIN else ""
+        return Summary(
+            f"Widths by {self.method}{margin}",
+            ("layer", "units", "width", "kept", "alone", "score", "to reach"),
+            [_cells(layer) for layer in self.layers], totals,
+            notes + [f"no width: {names}: {why}" for names, why in group_by_reason(self.skipped)])
+
+    def table(self) -> pd.DataFrame:
+        """The widths, a group of units a row, with the score that each was read from."""
+        import pandas as pd
+
+        rows = [{"layer": layer.layer, "units": layer.units, "width": layer.width,
+                 "alone": layer.alone, "score": _score_at(layer), "baseline": layer.curve.baseline,
+                 "threshold": layer.curve.threshold, "axis": layer.curve.axis,
+                 "layers": ", ".join(layer.layers or (layer.layer,))} for layer in self.layers]
+        return pd.DataFrame(rows).set_index("layer") if rows else pd.DataFrame()
 
     def to_json(self) -> str:
         """All of it, curves too, for an artifact.
@@ -110,11 +148,20 @@ class WidthRecommendation:
         return json.dumps(json_fields(self), indent=1)
 
 
-def _read_from(layer: LayerWidth) -> str:
-    curve = layer.curve
-    score = dict(zip(curve.widths, curve.scores, strict=True)).get(layer.alone)
-    value = "" if score is None else f" {score:.4f} at {layer.alone} of {layer.units}"
-    return f"{curve.axis}{value} (all: {curve.baseline:.4f}, at least {curve.threshold:.4f})"
+_BY_MARGIN = ("projection", "ablation", "search")
+"""Methods that a margin goes into."""
+
+
+def _score_at(layer: LayerWidth) -> float | None:
+    """The score of the group's width alone, where it was tried."""
+    return dict(zip(layer.curve.widths, layer.curve.scores, strict=True)).get(layer.alone)
+
+
+def _cells(layer: LayerWidth) -> list[str]:
+    score = _score_at(layer)
+    return [layer.layer, f"{layer.units:,}", f"{layer.width:,}",
+            f"{layer.width / layer.units:.1%}", f"{layer.alone:,}",
+            "" if score is None else f"{score:.4f}", f"{layer.curve.threshold:.4f}"]
 
 
 @dataclass(frozen=True)
@@ -147,8 +194,8 @@ class Trial:
         return self.outcome != "fails"
 
 
-@dataclass(frozen=True)
-class SearchResult:
+@dataclass(frozen=True, repr=False)
+class SearchResult(Displayed):
     """The result of a search over widths.
 
     Attributes:
@@ -190,15 +237,23 @@ class SearchResult:
         told = self.note.startswith("stopped") or self.screened > 1
         return f"The search of widths: {self.note}." if told else ""
 
-    def table(self) -> str:
-        """The trials as a table in markdown."""
-        lines = ["| widths | cost | seeds | mean score | difference (interval) | found |",
-                 "|---|---:|---:|---:|---:|---|"]
-        lines += [f"| {comma_separated(trial.widths)} | {trial.cost:,.0f} | {trial.seeds} "
-                  f"| {trial.score:.4f} "
-                  f"| {trial.delta:+.4f} ({trial.low:+.4f} to {trial.high:+.4f}) "
-                  f"| {trial.outcome} |" for trial in self.trials]
-        return "\n".join([*lines, *(["", f"- {self.note}"] if self.note else [])])
+    def summary(self) -> Summary:
+        """What is shown of it: a trial a row, in the order they were trained."""
+        rows = [(comma_separated(trial.widths), f"{trial.cost:,.0f}", f"{trial.seeds:,}",
+                 f"{trial.score:.4f}", f"{trial.delta:+.4f}",
+                 f"{trial.low:+.4f} to {trial.high:+.4f}", trial.outcome) for trial in self.trials]
+        return Summary(
+            f"Widths {comma_separated(self.widths)}, of {self.looks:,} that were tried, margin "
+            f"{self.margin:g}",
+            ("widths", "cost", "seeds", "mean score", "difference", "interval", "found"), rows,
+            notes=[self.note] if self.note else [])
+
+    def table(self) -> pd.DataFrame:
+        """The trials, a row each, in the order they were trained."""
+        import pandas as pd
+
+        return pd.DataFrame([{**asdict(trial), "widths": comma_separated(trial.widths)}
+                             for trial in self.trials])
 
     def to_json(self) -> str:
         """All of it, for an artifact."""
