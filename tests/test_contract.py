@@ -170,9 +170,9 @@ def _help_options(text: str) -> list[str]:
 
 
 def _options(command: str) -> dict[str, str]:
-    code, text, _ = wua_command(command, "--help")
+    code, text, _ = wua_command(command, "--help-all")
     assert code == 0
-    return {option: "help" if option == "--help" else _use_of(command, option)
+    return {option: "help" if option.startswith("--help") else _use_of(command, option)
             for option in _help_options(text)}
 
 

@@ -21,8 +21,8 @@ from wua_mlflow.levels import CONFIDENCE_RANGE, MARGIN_RANGE, is_confidence, is_
 
 __all__ = [
     "COMMAND_FIELDS", "CONFIGS", "CRITERIA", "ConfigError", "OWN_MODEL", "OWN_ONLY", "Settings",
-    "TUTORIAL", "WIDTH_METHODS", "config_names", "given_fields", "load_settings", "settings_yaml",
-    "yes_or_no",
+    "TOPICS", "TUTORIAL", "WIDTH_METHODS", "config_names", "given_fields", "load_settings",
+    "settings_yaml", "yes_or_no",
 ]
 
 
@@ -57,6 +57,19 @@ COMMAND_FIELDS: dict[str, tuple[str, ...]] = {
                 "seed", *_VERDICT, *_MACHINE),
 }
 """The fields that each command takes: its options, and the parameters of its entry point."""
+TOPICS: dict[str, tuple[str, ...]] = {
+    "Data": ("data", "target", "groups", "task"),
+    "The model": ("run_id", "model_uri", "baseline", "candidate", "model", "state", "hidden"),
+    "Training": ("train", "epochs", "optimizer", "batch_size", "lr", "patience"),
+    "How far to slim": ("slim_hidden", "width_method", "search_runs", "search_seconds", "rounds"),
+    "How to slim": ("how", "slim_epochs", "budget", "distill", "fold"),
+    "Is it as good?": ("score", "margin", "confidence", "class_margin", "max_collapse", "gate"),
+    "Seeds": ("seed", "seeds", "max_seeds"),
+    "How weights are used": ("criterion", "layers", "batch_to_inputs", "loss", "effective_rank",
+                             "null_draws"),
+    "The machine and MLflow": ("device", "threads", "experiment", "register"),
+}
+"""Every field once, by what it is about; ``--help-all`` shows them so."""
 
 
 def _widths(value: Any) -> Any:

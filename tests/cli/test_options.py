@@ -1,13 +1,14 @@
 """The words of the command line: what they mean, and what is said of wrong ones."""
 
 import re
+import shlex
 
 import pytest
 
 from tests.mistakes import line_of
 from wua_mlflow.cli.main import main
 from wua_mlflow.cli.options import COMMANDS, parse
-from wua_mlflow.config import COMMAND_FIELDS
+from wua_mlflow.config import COMMAND_FIELDS, TOPICS, Settings
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -19,13 +20,36 @@ def test_help_lists_every_command_and_that_of_a_command_every_field_once(command
     assert capsys.readouterr().out == whole
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == "0.1.0\n"
-    assert main([command, "--help"]) == 0
+    assert main([command, "--help-all"]) == 0
     text = capsys.readouterr().out
     assert text.startswith(f"Usage: wua {command} ")
     assert COMMANDS[command].split()[-1] in text
     for field in COMMAND_FIELDS.get(command, ()):
-        assert f"  --{field.replace('_', '-')} " in text
+        assert text.count(f"  --{field.replace('_', '-')} ") == 1
         assert "_" not in field or f"--{field}" not in text
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_short_help_has_a_dozen_options_the_defaults_and_examples_that_are_read(
+        command, capsys):
+    assert main([command, "--help"]) == 0
+    text = capsys.readouterr().out
+    shown = re.findall(r"^  --([\w-]+)", text, re.M)
+    assert 1 <= len(shown) <= 12 and len(text.splitlines()) <= 60
+    examples = re.findall(r"^  wua (.+)", text.partition("For example:")[2], re.M)
+    assert examples
+    for example in examples:
+        assert parse(shlex.split(example)).command == command
+    if command in COMMAND_FIELDS:
+        assert {name.replace("-", "_") for name in shown} <= set(COMMAND_FIELDS[command])
+        assert f"wua {command} --help-all" in text
+    if command == "run":
+        assert "[0.02]" in text.partition("--margin ")[2].partition("  --")[0]
+
+
+def test_every_setting_has_one_topic():
+    fields = [field for fields in TOPICS.values() for field in fields]
+    assert sorted(fields) == sorted(Settings.model_fields)
 
 
 @pytest.mark.parametrize(("words", "message"), [

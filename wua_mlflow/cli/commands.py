@@ -73,7 +73,7 @@ def execute(
         print(f"{variant.name}: {variant.test.score:.4f} on the test part; run {variant.run_id}")
         print(f"Next: wua analyze --run-id {variant.run_id}")
         return 0
-    return _slim(store, settings)
+    return _slim(store, settings, as_json)
 
 
 def _analyze(settings: Settings) -> int:
@@ -91,10 +91,11 @@ def _analyze(settings: Settings) -> int:
     return 0
 
 
-def _slim(store: Store, settings: Settings) -> int:
-    outcome = workflow.slim_run(store, settings, ask=_ask_at_terminal())
-    print("\n".join(filter(None, (slimmed_text(outcome), outcome.registered,
-                                  _to_look(store, outcome)))))
+def _slim(store: Store, settings: Settings, as_json: bool) -> int:
+    with _stdout_for(as_json):
+        outcome = workflow.slim_run(store, settings, ask=_ask_at_terminal())
+    print(_outcome_json(outcome) if as_json else "\n".join(filter(None, (
+        slimmed_text(outcome), outcome.registered, _to_look(store, outcome)))))
     return _code(outcome, settings)
 
 
@@ -102,13 +103,7 @@ def _run(store: Store, settings: Settings, as_json: bool) -> int:
     with _stdout_for(as_json):
         outcome = workflow.run_pipeline(store, settings, ask=_ask_at_terminal())
     if as_json:
-        verdicts = verdicts_record(outcome.comparison) if outcome.slimmed.rounds else \
-            {"verdict": None, "reason": outcome.slimmed.ended}
-        print(json.dumps({
-            "run_id": outcome.run_id,
-            "variants": {v.name: {"run_id": v.run_id, **v.metrics}
-                         for v in outcome.slimmed.variants},
-            "registered": outcome.registered or None, **verdicts}, indent=1))
+        print(_outcome_json(outcome))
     elif not outcome.slimmed.rounds:
         print("\n".join(filter(None, (outcome.slimmed.ended, outcome.registered))))
     else:
@@ -118,6 +113,15 @@ def _run(store: Store, settings: Settings, as_json: bool) -> int:
             pipeline_text(outcome.report), "" if comparison.recipe else comparison.no_recipe,
             outcome.registered and f"\n{outcome.registered}", _to_look(store, outcome)))))
     return _code(outcome, settings)
+
+
+def _outcome_json(outcome: workflow.SlimmingResult) -> str:
+    verdicts = verdicts_record(outcome.comparison) if outcome.slimmed.rounds else \
+        {"verdict": None, "reason": outcome.slimmed.ended}
+    return json.dumps({
+        "run_id": outcome.run_id,
+        "variants": {v.name: {"run_id": v.run_id, **v.metrics} for v in outcome.slimmed.variants},
+        "registered": outcome.registered or None, **verdicts}, indent=1)
 
 
 def _ask_at_terminal() -> Callable[[str], bool] | None:

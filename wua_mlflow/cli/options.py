@@ -5,13 +5,14 @@ Tests: ``tests/cli/test_options.py``.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
 import click
 
-from wua_mlflow.config import COMMAND_FIELDS, ConfigError, Settings, yes_or_no
+from wua_mlflow.config import COMMAND_FIELDS, TOPICS, ConfigError, Settings, yes_or_no
 from wua_mlflow.errors import did_you_mean
 
 __all__ = ["COMMANDS", "QUERIES", "parse"]
@@ -25,6 +26,33 @@ COMMANDS = {
     "runs": "list the variants, newest first",
     "best": "the smallest variant whose verdict is non-inferior",
     "show": "one run, or two side by side",
+}
+BASIC = {
+    "run": ("data", "target", "model", "train", "hidden", "slim_hidden", "margin", "score",
+            "seeds", "device", "experiment", "register"),
+    "train": ("data", "target", "model", "train", "hidden", "epochs", "lr", "batch_size", "score",
+              "seeds", "device", "experiment"),
+    "analyze": ("run_id", "data", "target", "model", "hidden", "state", "criterion", "layers",
+                "null_draws", "device", "experiment"),
+    "slim": ("run_id", "data", "target", "model", "state", "train", "slim_hidden", "margin",
+             "score", "seeds", "device", "register"),
+    "compare": ("run_id", "data", "target", "task", "score", "groups", "margin", "confidence",
+                "class_margin"),
+}
+"""What ``--help`` shows of a command's settings, a dozen at most; ``--help-all`` shows all."""
+EXAMPLES = {
+    "run": ("wua run --data rows.csv --target y", "wua run --config digits --seeds 5",
+            "wua run --data my_module:data --model my_module:build --train my_module:train"),
+    "train": ("wua train --data rows.csv --target y --hidden 128,64",),
+    "analyze": ("wua analyze --run-id 4be1f0", "wua analyze --model my_module:build --data digits "
+                "--state weights.safetensors"),
+    "slim": ("wua slim --run-id 4be1f0", "wua slim --model my_module:build --data my_module:data "
+             "--state weights.safetensors"),
+    "compare": ("wua compare original.csv slim.csv --margin 0.02",
+                "wua compare models:/big/1 models:/small/2 --data rows.csv --target y"),
+    "runs": ("wua runs --kind pipeline --limit 5",),
+    "best": ("wua best --experiment wua",),
+    "show": ("wua show 4be1f0 9ac2d7",),
 }
 QUERIES = ("runs", "best", "show")
 """The commands that only read."""
@@ -95,10 +123,59 @@ def _group() -> click.Group:
         click.Option(["--version"], is_flag=True, help="print the version"), _debug()])
 
 
-def _command(name: str) -> click.Command:
+class _Command(click.Command):
+    """A command whose ``--help`` shows the settings that most people need, with examples."""
+
+    whole = False
+    """Whether the help shows all settings, by topic."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The settings of the command, then the options that are none."""
+        name = str(self.name)
+        settings = {param.name: param for param in self.get_params(ctx)
+                    if param.name in COMMAND_FIELDS.get(name, ())}
+        others = [param for param in self.get_params(ctx) if param.name not in settings]
+        groups = {topic: [settings[field] for field in fields if field in settings]
+                  for topic, fields in TOPICS.items()} if self.whole else \
+            {"Options": [settings[field] for field in BASIC[name]]} if settings else {}
+        if self.whole or not settings:
+            groups["Options" if not settings else "The command"] = others
+        for topic, params in groups.items():
+            records = list(filter(None, (param.get_help_record(ctx) for param in params)))
+            if records:
+                with formatter.section(topic):
+                    formatter.write_dl(records)
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Examples, and where the rest is."""
+        name = str(self.name)
+        with formatter.section("For example"):
+            formatter.write("".join(f"  {example}\n" for example in EXAMPLES[name]))
+        fields = COMMAND_FIELDS.get(name, ())
+        if fields:
+            formatter.write("\nIn brackets: defaults.\n")
+        if name in ("run", "train"):
+            formatter.write("Without --data and --config it is the tutorial, with values of its "
+                            "own.\n")
+        if fields and not self.whole:
+            formatter.write(f"All {len(fields)} settings, by topic: wua {name} --help-all\n")
+
+
+def _command(name: str) -> _Command:
     params = _query_params(name) if name in QUERIES else _settings_params(name)
-    return click.Command(name, params=[*params, _debug()],
-                         help=COMMANDS[name][0].upper() + COMMANDS[name][1:])
+    return _Command(name, params=[*params, _debug(), _help_all()],
+                    help=COMMANDS[name][0].upper() + COMMANDS[name][1:])
+
+
+def _help_all() -> click.Option:
+    def show(context: click.Context, _: click.Parameter, asked: bool) -> None:
+        if asked and isinstance(context.command, _Command):
+            context.command.whole = True
+            click.echo(context.get_help())
+            context.exit()
+
+    return click.Option(["--help-all"], is_flag=True, is_eager=True, expose_value=False,
+                        callback=show, help="show all options, by topic")
 
 
 def _debug() -> click.Option:
@@ -110,11 +187,26 @@ def _settings_params(name: str) -> list[click.Parameter]:
         "config", "a shipped configuration (usecase, digits, breast_cancer) or a YAML file")]
     if name == "compare":
         params.insert(0, click.Argument(["models"], nargs=-1, metavar="[A B]"))
-    params += [_value(field, Settings.model_fields[field].description or "",
-                      flag=yes_or_no(field)) for field in COMMAND_FIELDS[name]]
-    if name in ("run", "compare"):
+    params += [_value(field, _described(field, name), flag=yes_or_no(field))
+               for field in COMMAND_FIELDS[name]]
+    if name in ("run", "slim", "compare"):
         params.append(click.Option(["--json"], is_flag=True, help="print the result as JSON"))
     return params
+
+
+def _described(field: str, command: str) -> str:
+    """What a setting means to a command, and its default unless the words say what holds unset."""
+    info = Settings.model_fields[field]
+    description = _OTHERS.sub(lambda clause: clause[0] if command in clause[1] else "",
+                              info.description or "")
+    if info.default is None or info.default is False:
+        return description
+    default = ",".join(map(str, info.default)) if isinstance(info.default, tuple) else info.default
+    return f"{description} [{default}]"
+
+
+_OTHERS = re.compile(r"; (analyze(?:, slim)?): [^;]*")
+"""A clause on what a setting means to other commands."""
 
 
 def _query_params(name: str) -> list[click.Parameter]:
