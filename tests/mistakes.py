@@ -45,6 +45,14 @@ class Branching(nn.Module):
         return self.b(self.a(x)) if x.sum() > 0 else self.b(-self.a(x))
 def branching(widths): return Branching(widths)
 
+def odd(widths):
+    """Layers whose names no file could have, or would share."""
+    net = nn.Sequential(nn.Linear(2, widths[0]))
+    for name in ("x" * 300, "x" * 299 + "y", "../a\\n b", "FC", "fc", "$\\\\frac$"):
+        net.add_module(name.replace(".", "\u2024"), nn.Linear(widths[0], widths[0]))
+    net.add_module("last", nn.Linear(widths[0], 1))
+    return net
+
 def trainer_raises(model, data, budget, seed): raise ValueError("of the\\ntrainer")
 def trainer_to_nan(model, data, budget, seed):
     with torch.no_grad():

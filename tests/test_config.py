@@ -114,21 +114,70 @@ def test_a_bad_value_is_one_line(values, message):
 
 @pytest.mark.parametrize(("content", "message"), [
     ("a: [1", "is not valid YAML: while parsing a flow sequence"),
-    ("- 1\n- 2", "expected 'key: value' lines in"),
-    ("epohcs: 3", r"epohcs: no such setting; did you mean 'epochs'\?"),
-    (b"\xff\xfe\x00", "cannot be read|is not valid YAML"),
+    ("- 1\n- 2", r"has no 'key: value' lines, but a list$"),
+    ("'64'", "has no 'key: value' lines, but a str$"),
+    ("epohcs: 3", r"no such setting 'epohcs' in .*bad.yaml; did you mean 'epochs'\?$"),
+    (f"{'x' * 900}: 3", "no such setting 'x{59}…' in .*bad.yaml$"),
+    ("\"a\\u001b[2Jb\": 3", r"no such setting 'a\\x1b\[2Jb' in"),
+    (b"\xff\xfe\x00", r"cannot be read: it is not text in UTF-8 \(byte 0\)$"),
+    (b"PK\x03\x04" + bytes(range(256)), "cannot be read: it is not text in UTF-8"),
+    (b"epochs: \x00", "is not valid YAML: unacceptable character"),
+    ("a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]", r"has an alias \(line 2\); write the value out$"),
+    ("a: &a [*a]", r"has an alias \(line 1\)"),
+    ("data:\n  <<: {a: 1}", "has a key that is no name .line 2.: '<<'"),
+    ("epochs: " + "[" * 100_000, r"is nested more than 20 levels deep \(line 1\)$"),
+    ("epochs: " + "{a: " * 3000 + "1" + "}" * 3000, "is nested more than 20 levels deep"),
+    ("\n".join(" " * depth + "a:" for depth in range(990)), "is nested more than 20 levels deep"),
+    ("lr: 1\nepochs: " + "9" * 5000, r"has a number of 5,000 digits \(line 2\)$"),
+    ("seed: 0x" + "f" * 5000, "has a number of 5,002 digits"),
+    ("epochs: 1\nlr: 2\nepochs: 3", r"has the key 'epochs' twice \(line 3\)$"),
+    ("data: {a: 1, a: 2}", "has the key 'a' twice"),
+    ("1: x", r"has a key that is no name \(line 1\): '1'$"),
+    ("yes: x", r"has a key that is no name \(line 1\): 'yes'$"),
+    ("? [a, b]\n: 1", r"has a key that is no name \(line 1\): 'seq'$"),
+    ("null: 1", "has a key that is no name"),
+    ("seed: 2020-13-45", "is not valid YAML: month must be in"),
+    ("model: !!python/object/apply:os.getcwd []", "is not valid YAML: could not determine a c"),
+    ("a: 1\n---\nb: 2", "is not valid YAML: expected a single document"),
+    ("# " + "x" * 1_000_000, "is too large: 1,000,002 bytes; at most 1,000,000 are read"),
 ])
 def test_a_bad_file_is_one_line_and_an_unknown_one_names_the_nearest(tmp_path, content, message):
     path = tmp_path / "bad.yaml"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(ConfigError, match=message) as error:
+    with pytest.raises(ConfigError, match=f"^config: .*{message}") as error:
         load_settings(str(path))
-    assert "\n" not in str(error.value)
+    assert "\n" not in str(error.value) and len(str(error.value)) <= 300
     with pytest.raises(ConfigError, match=r"^config: expected a YAML file or one of breast_cancer, "
                        r"digits, usecase, but got 'digit'; did you mean 'digits'\?$"):
         load_settings("digit")
     with pytest.raises(ConfigError, match=r"^config: no such file: nowhere\.yaml$"):
         load_settings("nowhere.yaml")
+    for name, message in (("folder.yaml", "it is not a file"), ("a\0b.yaml", "embedded null byte"),
+                          (f"{'a/' * 9999}b.yaml", "File name too long")):
+        with pytest.raises(ConfigError, match=f"^config: .* cannot be read: {message}") as error:
+            (tmp_path / "folder.yaml").mkdir(exist_ok=True)
+            load_settings(str(tmp_path / name) if name == "folder.yaml" else name)
+        assert len(str(error.value)) <= 300
+
+
+@pytest.mark.parametrize("values", [
+    {"epochs": "9" * 5000}, {"hidden": "9" * 5000}, {"seeds": "x" * 10**6}, {"score": "y" * 10**6},
+    {"criterion": "z" * 10**6}, {"x" * 10**6: 1}, {"epochs": list(range(10**5))},
+    {"model": {"a": "b" * 10**5}}, {"device": "\x1b[2J" * 99}, {"hidden": ["a"] * 10**5},
+], ids=lambda values: str(values)[:20])
+def test_a_long_value_makes_no_long_line(values):
+    with pytest.raises(ConfigError) as error:
+        load_settings("usecase", values)
+    assert str(error.value).isprintable() and len(str(error.value)) <= 300
+
+
+def test_what_a_configuration_sets_that_a_command_does_not_have(tmp_path):
+    """What is at its default is not said: a run's own file has every setting."""
+    path = tmp_path / "own.yaml"
+    path.write_text("epochs: 3\nmargin: 0.02\nrounds: 2\n")
+    assert config.unused_settings(str(path), "train") == ["rounds"]
+    assert config.unused_settings(str(path), "slim") == ["epochs"]
+    assert config.unused_settings("usecase", "train") == []
 
 
 def test_every_field_belongs_to_a_command_and_is_described():

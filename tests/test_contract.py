@@ -58,10 +58,12 @@ CONTRACT = Path(__file__).with_name("contract.json")
 QUERIES = ("runs", "best", "show")
 """The commands that take no configuration."""
 NO_CONFIG, NO_SERVER = "no_such_configuration.yaml", "127.0.0.1:1"
-SAMPLES: dict[str, list[tuple[str, ...]]] = {
+SAMPLES: dict[str, list[tuple[Any, ...]]] = {
     "further_layers_table": [("wanda",), ("package.module:rule",)],
     "importance_plot": [("encoder.fc1",), ("a b/c[0]",), ("",)],
     "layer_metric": [("encoder.fc1", "entropy"), ("a b/c[0]", "units"), ("", "weights")],
+    "keys_of": [(("fc1", "a/b", "a_b"),)],
+    "long_value": [("param", "layers")],
     "looks_tag": [("0123456789abcdef0123456789",)],
     "step_tag": [("train",), ("analyze",), ("compare",)],
 }

@@ -16,13 +16,14 @@ from typing import Annotated, Any, Literal, get_args
 import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from wua_mlflow.errors import did_you_mean
+from wua_mlflow.errors import did_you_mean, one_line
 from wua_mlflow.levels import CONFIDENCE_RANGE, MARGIN_RANGE, is_confidence, is_margin
+from wua_mlflow.safe_yaml import YamlRefused, read_mapping
 
 __all__ = [
     "COMMAND_FIELDS", "CONFIGS", "CRITERIA", "ConfigError", "OWN_MODEL", "OWN_ONLY", "Settings",
     "TOPICS", "TUTORIAL", "WIDTH_METHODS", "config_names", "given_fields", "load_settings",
-    "settings_yaml", "yes_or_no",
+    "settings_yaml", "unused_settings", "yes_or_no",
 ]
 
 
@@ -379,28 +380,36 @@ def settings_yaml(settings: Settings, fields: Iterable[str] | None = None) -> st
     return yaml.safe_dump(values, sort_keys=False, default_flow_style=None, allow_unicode=True)
 
 
+def unused_settings(config: str, command: str) -> list[str]:
+    """Settings of a user's file that the command does not have; those left at their default aside.
+    """
+    if config in config_names():
+        return []
+    values, defaults = _read(config), Settings.model_validate({})
+    settings = _validated(values)
+    return [name for name in values if name not in COMMAND_FIELDS[command]
+            and getattr(settings, name) != getattr(defaults, name)]
+
+
 def _read(config: str) -> dict[str, Any]:
     path = CONFIGS / f"{config}.yaml" if config in config_names() else Path(config)
     if path.suffix not in (".yaml", ".yml"):
         raise ConfigError(
             f"config: expected a YAML file or one of {', '.join(config_names())}, "
-            f"but got '{config}'{did_you_mean(config, config_names())}"
+            f"but got {_shown(config)}{did_you_mean(config, config_names())}"
         )
+    name = config if len(config) <= LONGEST_NAME else f"…{config[1 - LONGEST_NAME:]}"
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = read_mapping(path)
     except FileNotFoundError:
-        raise ConfigError(f"config: no such file: {config}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"config: {config} cannot be read: {error}") from None
-    except yaml.YAMLError as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"config: {config} is not valid YAML: {reason}") from None
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise ConfigError(f"config: expected 'key: value' lines in {config}, but got a "
-                          f"{type(values).__name__}")
-    return {str(key): value for key, value in values.items()}
+        raise ConfigError(f"config: no such file: {name}") from None
+    except YamlRefused as error:
+        raise ConfigError(_short(f"config: {name} {error}")) from None
+    for key in values:
+        if key not in Settings.model_fields:
+            raise ConfigError(f"config: no such setting {_shown(key)} in {name}"
+                              f"{did_you_mean(key, Settings.model_fields)}")
+    return values
 
 
 def _validated(values: Mapping[str, Any]) -> Settings:
@@ -418,10 +427,10 @@ def _one_line(error: ValidationError, values: Mapping[str, Any]) -> str:
     problem = error.errors()[0]
     field = str(problem["loc"][0])
     if problem["type"] == "extra_forbidden":
-        return f"{field}: no such setting{did_you_mean(field, Settings.model_fields)}"
+        return f"{_beginning(field)}: no such setting{did_you_mean(field, Settings.model_fields)}"
     meant = str(problem["msg"]).partition("error, ")[2] if field in ("criterion", "score") else ""
-    return (f"{field}: expected {_expectation(field, problem)}, but got {_shown(values[field])}"
-            f"{meant}")
+    return _short(f"{field}: expected {_expectation(field, problem)}, but got "
+                  f"{_shown(values[field])}{meant}")
 
 
 EXPECTED = {
@@ -461,5 +470,25 @@ def _expectation(field: str, problem: Mapping[str, Any]) -> str:
     return str(problem["msg"]).removeprefix("Input should be ").removeprefix("Value error, ")
 
 
+LONGEST_LINE, LONGEST_VALUE, LONGEST_NAME = 300, 60, 80
+"""Characters of an error's line, and of a value and a file's name in it."""
+
+
+def _short(line: str) -> str:
+    return one_line(ValueError(line), limit=LONGEST_LINE, bare=(ValueError,))
+
+
 def _shown(value: Any) -> str:
-    return f"'{value}'" if isinstance(value, str) else repr(value)
+    """A value as a message shows it; of a long one the beginning.
+
+    >>> _shown("abc"), _shown([1, 2]), len(_shown("x" * 9999))
+    ("'abc'", '[1, 2]', 62)
+    """
+    if isinstance(value, str):
+        text = _beginning(value, LONGEST_VALUE)
+        return f"'{text}'" if text.isprintable() else repr(text)
+    return _beginning(repr(value), LONGEST_VALUE)
+
+
+def _beginning(text: str, longest: int = LONGEST_NAME) -> str:
+    return text if len(text) <= longest else f"{text[:longest - 1]}…"

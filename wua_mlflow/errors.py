@@ -8,10 +8,11 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping
 
-__all__ = ["WORDED", "did_you_mean", "group_by_reason", "one_line"]
+__all__ = ["WORDED", "did_you_mean", "group_by_reason", "one_line", "printable"]
 
 WORDED = (ValueError, FileNotFoundError)
 """Kinds of errors whose messages are written for the user."""
+LONGEST_MISTAKE = 200
 
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:
@@ -20,6 +21,8 @@ def did_you_mean(name: str, names: Iterable[str]) -> str:
     >>> did_you_mean("dgits", ["digits", "wine"])
     "; did you mean 'digits'?"
     """
+    if len(name) > LONGEST_MISTAKE:  # difflib takes minutes for a text of a million characters
+        return ""
     close = difflib.get_close_matches(name, list(names), n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
 
@@ -55,7 +58,18 @@ def one_line(
     >>> one_line(ValueError("epochs: too many"), limit=10, bare=WORDED)
     'epochs: t…'
     """
-    message = " ".join(str(error).split())
+    message = printable(str(error))
     kind = "" if message and isinstance(error, bare) else type(error).__name__
     line = ": ".join(filter(None, (kind, message)))
     return line if len(line) <= limit else f"{line[:limit - 1]}…"
+
+
+def printable(text: str) -> str:
+    r"""The text in one line that a terminal shows as it is: no control characters.
+
+    >>> printable("two\n lines"), printable("\x1b[2J\u202ea")
+    ('two lines', '\\x1b[2J\\u202ea')
+    """
+    line = " ".join(text.split())
+    return line if line.isprintable() else "".join(
+        character if character.isprintable() else ascii(character)[1:-1] for character in line)

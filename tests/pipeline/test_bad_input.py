@@ -1,7 +1,9 @@
 """Wrong settings, data, models, trainers, runs and stores: one line, an exit code, FAILED runs."""
 
+import json
 import re
 import sys
+from pathlib import Path
 
 import mlflow
 import pytest
@@ -24,9 +26,10 @@ SETTINGS = [
     ("--lr -1", "lr: expected a number above 0, but got '-1'"),
     ("--seed 4294967296", "seed: expected a number below 4294967296, but got '4294967296'"),
     ("--task classes", "task: expected 'binary', 'multiclass' or 'regression', but got 'classes'"),
-    ("--config folder.yaml", "config: folder.yaml cannot be read: "),
+    ("--config folder.yaml", "config: folder.yaml cannot be read: it is not a file"),
     ("--config nested.yaml", "epochs: expected a whole number, but got {'a': 1}"),
-    ("--config unknown.yaml", "epohcs: no such setting; did you mean 'epochs'?"),
+    ("--config unknown.yaml", "config: no such setting 'epohcs' in unknown.yaml; did you mean "
+                              "'epochs'?"),
 ]
 
 
@@ -125,6 +128,20 @@ def test_a_network_that_cannot_be_exported_is_still_a_variant(here, monkeypatch)
     assert variant.data.tags["wua.unexported"].startswith(
         "model: torch.export cannot save it as pt2: ")
     assert main(["analyze", "--run-id", variant.info.run_id, "--null-draws", "0"]) == 0
+
+
+def test_a_network_whose_layers_have_names_that_no_file_can_have(here):
+    """Through training, the analysis and the cut; the table says what each layer is called."""
+    words = ("--data bad_parts:data --hidden 3 --seeds 1 --epochs 1 --null-draws 0 --how prune "
+             "--width-method effective")
+    assert main(["run", "--model", "bad_parts:odd", *words.split()]) == 0
+    (variant, *_) = all_runs("variant")
+    client, run_id = MlflowClient(), variant.info.run_id
+    table = json.loads(Path(client.download_artifacts(run_id, "usage/layers.json")).read_text())
+    rows = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
+    names = [name for name, _ in sys.modules["bad_parts"].odd((3,)).named_children()][:-1]
+    assert [row["layer"] for row in rows] == names
+    assert {f"layers/{row['key']}/entropy" for row in rows} <= set(variant.data.metrics)
 
 
 def test_a_factory_that_has_changed_since(here, capsys):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -10,6 +11,7 @@ from torch import nn
 
 from tests.networks import Layers, mlp
 from wua_mlflow.pipeline.pictures import usage_pictures
+from wua_mlflow.tracking.log import layers_table, write_files
 from wua_mlflow.usage.analyze import analyze
 from wua_mlflow.usage.results import ModelUsage
 
@@ -36,6 +38,21 @@ def test_a_network_gets_the_pictures_that_can_be_read(tmp_path):
     narrow = mlp(3, 1, 1, 2)
     assert "plots/network.png" not in usage_pictures(branches, analyze(branches, rows))
     assert "plots/units.png" not in usage_pictures(narrow, analyze(narrow, rows))
+
+
+def test_layers_with_odd_names_have_pictures_of_their_own(tmp_path):
+    """Beside their keys in the table; names that matplotlib would read as formulas are text."""
+    names = ["x" * 300, "x" * 299 + "y", "../a\n|b", "FC", "fc", "$\\frac$", "日\x1b"]
+    fc = next(iter(analyze(mlp(3, 4, 2), torch.rand(20, 3)).layers.values()))
+    usage = ModelUsage("output", 20, {name: replace(fc, name=name) for name in names}, {})
+    table = json.loads(layers_table(usage))
+    keys = [row[table["columns"].index("key")] for row in table["data"]]
+    files = usage_pictures(nn.Flatten(), usage)
+    assert set(files) == {"plots/layers.png", "plots/units.png", *(
+        f"plots/importance_{key}.png" for key in keys)}
+    drawn = ("plots/layers.png", f"plots/importance_{keys[0]}.png",
+             f"plots/importance_{keys[2]}.png", "plots/units.png")
+    write_files(tmp_path, {path: files[path] for path in drawn})
 
 
 def _chain(layers: int, width: int) -> nn.Sequential:

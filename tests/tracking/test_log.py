@@ -111,14 +111,25 @@ def test_what_is_no_number_or_cannot_be_made_raises_before_anything_is_sent(open
     assert sent == []
 
 
-def test_numbers_of_any_kind_are_taken_and_what_mlflow_would_cut_raises(open_run):
-    client, run_id, sent = open_run
-    for entities, message in (
-            ({"params": {"hidden": "1," * 3001}}, "param hidden: expected at most 6,000 .* 6,002"),
-            ({"tags": {"wua.a": "1," * 4001}}, "tag wua.a: expected at most 8,000 .* got 8,002")):
-        with pytest.raises(ValueError, match=f"^{message}"):
-            log.write(client, run_id, **entities)
-    assert sent == []
+def test_what_mlflow_would_cut_is_a_file_that_the_value_names(open_run):
+    client, run_id, _ = open_run
+    params, tags = {"layers": "1," * 3001}, {"wua.a": "2," * 4001, "mlflow.runName": "3" * 300}
+    log.write(client, run_id, params=params, tags=tags, files={"a.txt": "a"})
+    data = client.get_run(run_id).data
+    for values, value, limit, path in (
+            (data.params, "layers", 6000, "long/param_layers.txt"),
+            (data.tags, "wua.a", 8000, "long/tag_wua.a.txt")):
+        whole = {**params, **tags}[value]
+        assert len(values[value]) == limit
+        assert values[value].endswith(f"… (cut: {len(whole):,} characters, whole in this run's "
+                                      f"{path})")
+        assert client.download_artifacts(run_id, path) and whole == Path(
+            client.download_artifacts(run_id, path)).read_text()
+    assert data.tags["mlflow.runName"] == client.get_run(run_id).info.run_name == "3" * 249 + "…"
+
+
+def test_numbers_of_any_kind_and_values_as_long_as_mlflow_takes(open_run):
+    client, run_id, _ = open_run
     log.write(client, run_id, params={"p": "x" * 6000}, tags={"t": "y" * 8000}, metrics={
         "a": np.float32(0.5), "b": torch.tensor([2.0]), "c": True, "d": np.int64(2**40)})
     data = client.get_run(run_id).data
@@ -182,7 +193,7 @@ def test_the_table_of_layers_where_alone_those_of_a_deep_model_are():
         "null_high": 0.8, "shift": -0.1, "null_kind": "re-initialised", "top90_share": 0.65,
         "low_share": 0.25, "dead": False, **dict.fromkeys((
             "unit_entropy", "unit_top90_share", "unit_low_share", "effective_units", "dead_units",
-            "effective_rank", "forward_flops"))}
+            "effective_rank", "forward_flops")), "key": "fc1"}
     assert (rows[1]["layer"], rows[1]["null_share"], rows[1]["shift"]) == ("fc2", None, None)
     assert table["skipped"] == [{"layer": "fc2", "reason": "the output layer"}]
     assert (table["criterion"], table["samples"]) == ("output", 1000)

@@ -1,9 +1,18 @@
 """The names on the way through a real store; their strings are in ``tests/contract.json``."""
 
+import unicodedata
+
 from mlflow.tracking import MlflowClient
 
 from wua_mlflow.tracking.log import write
-from wua_mlflow.tracking.names import ArtifactPath, Metric, Tag, importance_plot, layer_metric
+from wua_mlflow.tracking.names import (
+    ArtifactPath,
+    Metric,
+    Tag,
+    importance_plot,
+    keys_of,
+    layer_metric,
+)
 from wua_mlflow.tracking.runs import runs
 from wua_mlflow.tracking.store import connect, ended, new_run
 
@@ -19,6 +28,30 @@ def test_no_name_is_given_twice_and_names_of_layers():
     assert layer_metric("", "entropy") == "layers/model/entropy"
     assert layer_metric("a+b/c", "entropy") == "layers/a_b_c/entropy"
     assert importance_plot("a+b/c") == "plots/importance_a_b_c.png"
+
+
+ODD = ["x" * 300, "x" * 299 + "y", "X" * 300, "FC1", "fc1", "a/b", "a_b", "A?B", "../../etc", "..",
+       ".", "", "model", "new\nline", " ", "tail ", "é" * 300, "e\u0301" * 300, "ﬁ", "fi", "ſ", "s",
+       "\x00", "\ud800", "a:b|c*d", "`<img src=x>`", "CON", "$\\frac$", "%2F", "%2f"]
+
+
+def test_odd_layers_have_names_of_their_own_that_every_store_and_disk_takes(store_uri, tmp_path):
+    keys = keys_of([*ODD, *keys_of(ODD).values()])  # as if somebody had called layers like keys
+    assert list(keys)[:len(ODD)] == ODD
+    folded = {unicodedata.normalize("NFKC", key).casefold() for key in keys.values()}
+    assert len(folded) == len(keys) >= len(ODD)
+    store = connect("odd")
+    metrics = {layer_metric(layer, "effective_weights", keys): 1.0 for layer in keys}
+    files = {importance_plot(layer, keys): "text" for layer in keys}
+    assert max(map(len, metrics)) <= 250
+    assert max(len(path.rpartition("/")[2].encode()) for path in files) <= 255
+    with ended(store, new_run(store, "odd", {})) as run_id:
+        write(store.client, run_id, metrics=metrics, files=files)
+    assert store.client.get_run(run_id).data.metrics == metrics
+    listed = {file.path for file in store.client.list_artifacts(run_id, "plots")}
+    assert listed == set(files)
+    alike = keys_of(["FC1", "fc1"])
+    assert keys_of(["fc1", "FC1"]) == alike and keys_of(["FC1", "a+b"])["FC1"] == "FC1"
 
 
 def test_what_is_written_under_the_names_is_read_under_them(store_uri):

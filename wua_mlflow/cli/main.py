@@ -17,7 +17,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from wua_mlflow.cli.options import QUERIES, parse
-from wua_mlflow.config import COMMAND_FIELDS, TUTORIAL, ConfigError, given_fields, load_settings
+from wua_mlflow.config import (
+    COMMAND_FIELDS,
+    TUTORIAL,
+    ConfigError,
+    given_fields,
+    load_settings,
+    unused_settings,
+)
 from wua_mlflow.errors import WORDED, one_line
 from wua_mlflow.signals import handle_signals
 
@@ -116,6 +123,7 @@ def _execute(options: SimpleNamespace) -> int:
     # `mlflow run` names the tutorial's configuration where the user named none
     config = None if options.config == TUTORIAL else options.config
     settings = load_settings(config, explicit, options.command)
+    _say_unused(config, options.command)
     models = getattr(options, "models", ())
     if not models or not all(model.lower().endswith(FILES) for model in models):
         _check_server()
@@ -125,6 +133,14 @@ def _execute(options: SimpleNamespace) -> int:
         commands.check_experiment(settings.experiment)
     return commands.execute(options.command, settings, models=models,
                             as_json=getattr(options, "json", False))
+
+
+def _say_unused(config: str | None, command: str) -> None:
+    """A line on what a configuration sets that the command does not have."""
+    names = unused_settings(config, command) if config else []
+    if names:
+        more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+        _say(f"note: config: wua {command} has no setting {', '.join(names[:5])}{more}; not used")
 
 
 def _go_where_asked() -> None:
@@ -193,9 +209,7 @@ def _worded(error: Exception) -> str:
     if type(error).__module__.partition(".")[0] in STORES:
         uri = os.environ.get("MLFLOW_TRACKING_URI") or "the tracking store"
         return f"{_shown(uri)}: {one_line(error, limit=500).partition(' [SQL: ')[0]}"
-    if isinstance(error, ConfigError | _NoServerError):
-        return str(error)
-    return one_line(error, limit=500, bare=WORDED)
+    return one_line(error, limit=300 if isinstance(error, ConfigError) else 500, bare=WORDED)
 
 
 def _shown(uri: str) -> str:

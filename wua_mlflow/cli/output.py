@@ -21,7 +21,7 @@ from wua_mlflow.pipeline.workflow import SlimmingResult
 from wua_mlflow.report.content import Report
 from wua_mlflow.report.sections import figures_table
 from wua_mlflow.results import Comparison, TargetWidths
-from wua_mlflow.tracking.names import Kind, Metric, Tag, further_layers_table, step_tag
+from wua_mlflow.tracking.names import Kind, Metric, Tag, further_layers_table, keys_of, step_tag
 from wua_mlflow.tracking.runs import COLUMNS
 from wua_mlflow.tutorial import flops_text, report_text
 from wua_mlflow.usage.results import LayerUsage, ModelUsage
@@ -46,9 +46,10 @@ def print_analysis(analysis: Analysis) -> None:
               f"(biases, norms, what is named below)")
     for names, reason in group_by_reason(usage.skipped):
         print(f"  {names}: not analysed: {reason}")
+    keys = keys_of(analysis.usages)
     for criterion, other in list(analysis.usages.items())[1:]:
         print(f"{criterion}: {other.effective_weights:,.4f} effective weights of "
-              f"{other.weights:,}; {further_layers_table(criterion)}")
+              f"{other.weights:,}; {further_layers_table(criterion, keys)}")
     for remark in analysis.remarks:
         print(remark)
 

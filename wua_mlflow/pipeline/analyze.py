@@ -47,6 +47,7 @@ from wua_mlflow.tracking.names import (
     Metric,
     Tag,
     further_layers_table,
+    keys_of,
     step_tag,
 )
 from wua_mlflow.tracking.names import Variant as VariantName
@@ -448,8 +449,9 @@ def _tags(usage: ModelUsage, criterion: str) -> dict[str, str]:
 def _files(model: nn.Module, analysis: Analysis) -> Files:
     """The tables of all criteria, and the pictures of the first."""
     first, *others = analysis.usages.values()
+    keys = keys_of(analysis.usages)
     return {
         ArtifactPath.LAYERS_TABLE: layers_table(first),
-        **{further_layers_table(usage.criterion): layers_table(usage) for usage in others},
+        **{further_layers_table(usage.criterion, keys): layers_table(usage) for usage in others},
         **usage_pictures(model, first),
     }

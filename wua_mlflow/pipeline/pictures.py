@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from wua_mlflow.plots.histogram import histogram_data, plot_histogram
 from wua_mlflow.plots.network import network_data, plot_network
 from wua_mlflow.plots.usage import layers_data, plot_layers, plot_units, units_data
-from wua_mlflow.tracking.names import ArtifactPath, importance_plot
+from wua_mlflow.tracking.names import ArtifactPath, importance_plot, keys_of
 from wua_mlflow.usage.results import ModelUsage
 
 if TYPE_CHECKING:
@@ -46,8 +47,9 @@ def usage_pictures(
         files[ArtifactPath.LAYERS_PLOT] = _drawn(plot_layers, layers_data, usage)
         if any(layer.units > 1 for layer in layers):
             files[ArtifactPath.UNITS_PLOT] = _drawn(plot_units, units_data, usage)
+    keys = keys_of(usage.layers)
     for layer in layers[:MOST_HISTOGRAMS]:
-        files[importance_plot(layer.name)] = _drawn(
+        files[importance_plot(layer.name, keys)] = _drawn(
             plot_histogram, histogram_data, layer.histogram, layer.entropy, name=layer.name)
     chain = _linear_chain(model)
     if chain:
@@ -62,7 +64,9 @@ def _drawn(
 ) -> Callable[[Path], None]:
     """A function that plots the data of these values and writes the figure as the file given."""
     def save(path: Path) -> None:
-        plot(data(*values, **options)).savefig(path)
+        with warnings.catch_warnings():  # a name in a script that the font has not
+            warnings.filterwarnings("ignore", "Glyph")
+            plot(data(*values, **options)).savefig(path)
 
     return save
 

@@ -12,6 +12,7 @@ from io import BytesIO
 from typing import TYPE_CHECKING
 
 from wua_mlflow.config import Settings
+from wua_mlflow.markdown import markdown_text
 from wua_mlflow.pipeline.pictures import MOST_ROWS
 from wua_mlflow.plots.comparison import comparison_data, plot_comparison
 from wua_mlflow.plots.pareto import pareto_data, plot_pareto
@@ -87,7 +88,8 @@ def publish(store: Store, run_id: str, slimmed: Slimmed, *, files: Files | None 
           tags={**comparison.tags, Tag.RESULT: result.variant.run_id,
                 "mlflow.note.content": description(report), "mlflow.runName": report.title},
           files={
-              ArtifactPath.REPORT_MARKDOWN: f"# {report.title}\n\n{markdown_report(report)}",
+              ArtifactPath.REPORT_MARKDOWN:
+                  f"# {markdown_text(report.title)}\n\n{markdown_report(report)}",
               ArtifactPath.REPORT_HTML: html_report(report, pictures),
               ArtifactPath.COMPARISON_PLOT:
                   lambda path: path.write_bytes(pictures["comparison"]),

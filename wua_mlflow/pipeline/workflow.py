@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from wua_mlflow import __version__
 from wua_mlflow.config import Settings, settings_yaml
 from wua_mlflow.distributed import on_all_ranks, rank
+from wua_mlflow.markdown import markdown_text
 from wua_mlflow.pipeline.analyze import Analysis, analyze_variant
 from wua_mlflow.pipeline.compare import check_test_part, compare_variants
 from wua_mlflow.pipeline.models import check_widths
@@ -198,7 +199,7 @@ def _finished(
     elif run_id is not None:
         widths = {ArtifactPath.WIDTHS: slimmed.last.to_json()} if slimmed.last else {}
         write(store.client, run_id, files={**files, **widths}, tags={
-            "mlflow.note.content": f"**No narrower network.** {slimmed.ended}",
+            "mlflow.note.content": f"**No narrower network.** {markdown_text(slimmed.ended)}",
             "mlflow.runName": title_of(settings, slimmed.original.widths)})
     return SlimmingResult(slimmed, networks, run_id, report, registration)
 

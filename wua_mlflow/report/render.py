@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from wua_mlflow.errors import printable
+from wua_mlflow.markdown import markdown_cell, markdown_text
 from wua_mlflow.report.content import Block, Bullets, Picture, Report, Section, Table, Text
 from wua_mlflow.report.sections import second_line, sections
 
@@ -43,7 +45,9 @@ def description(report: Report) -> str:
     shortest = fewer_rows[-1]
     fewer_sections = [shortest[:count] for count in reversed(range(len(shortest)))]
     texts = [f"{_markdown(report, content)}\n{MORE}\n" for content in fewer_rows + fewer_sections]
-    cut_off = f"{texts[-1][: ROOM - len(MORE) - 4].rstrip()} …\n\n{MORE}\n"
+    beginning = texts[-1][: ROOM - len(MORE) - 5].rstrip()
+    closed = "`" * (beginning.count("`") % 2)  # an open code span would leave its tags alive
+    cut_off = f"{beginning}{closed} …\n\n{MORE}\n"
     return next((text for text in texts if len(text) <= ROOM), cut_off)
 
 
@@ -81,35 +85,35 @@ def _with_code(words: str) -> str:
     """HTML-escaped text, with text in backticks as ``<code>``."""
     from markupsafe import Markup, escape
 
-    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(words))))
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(printable(words)))))
 
 
 def _markdown(report: Report, content: Sequence[Section]) -> str:
-    parts = [f"**{report.in_short}**", second_line(report), f"The question: {report.asked}"]
+    parts = [f"**{markdown_text(report.in_short)}**", markdown_text(second_line(report)),
+             markdown_text(f"The question: {report.asked}")]
     for section in content:
         blocks = [text for block in section.blocks if (text := _markdown_block(block))]
         if blocks:
-            parts += [f"## {section.title}", *blocks] if section.title else blocks
+            parts += [f"## {markdown_text(section.title)}", *blocks] if section.title else blocks
     return "\n\n".join(parts) + "\n"
 
 
 def _markdown_block(block: Block) -> str:
     if isinstance(block, Text):
-        return block.words
+        return markdown_text(block.words)
     if isinstance(block, Bullets):
-        return "\n".join(f"- {point}" for point in block.points)
+        return "\n".join(f"- {markdown_text(point)}" for point in block.points)
     if isinstance(block, Table):
-        rows = [tuple(f"**{cell}**" if cell else "" for cell in row) if i == block.strong else row
+        rows = [_table_line(row, "**" if i == block.strong else "")
                 for i, row in enumerate(block.rows)]
-        rule = "|---" * len(block.head) + "|"
-        return "\n".join([_table_line(block.head), rule, *map(_table_line, rows)])
+        return "\n".join([_table_line(block.head), "|---" * len(block.head) + "|", *rows])
     return ""
 
 
-def _table_line(cells: Sequence[str]) -> str:
+def _table_line(cells: Sequence[str], mark: str = "") -> str:
     """A markdown table row; MLflow shows no space between cells, so each ends with some."""
-    escaped = [cell.replace("|", "\\|") for cell in cells]
-    return f"| {' | '.join(f'{cell}{_SPACE}' if cell else '' for cell in escaped)} |"
+    escaped = [f"{mark}{markdown_cell(cell)}{mark}{_SPACE}" if cell else "" for cell in cells]
+    return f"| {' | '.join(escaped)} |"
 
 
 def _cut(block: Block, rows: int) -> Block:

@@ -24,7 +24,8 @@ from mlflow.entities import Metric as MetricEntity
 from mlflow.tracking import MlflowClient
 
 from wua_mlflow.flops import CONVENTION, FlopCount
-from wua_mlflow.tracking.names import ArtifactPath, Metric, Tag, layer_metric
+from wua_mlflow.tracking.names import ArtifactPath, Metric, Tag, keys_of, layer_metric, long_value
+from wua_mlflow.tracking.store import run_name
 from wua_mlflow.training.latency import Latency
 from wua_mlflow.usage.results import LayerUsage, ModelUsage
 
@@ -35,6 +36,8 @@ __all__ = [
 
 
 CONTEXT = "mlflow.data.context"
+LONGEST_CONTEXT = 20
+"""Characters beside a data set's name; its source is kept whole."""
 
 
 def dataset_inputs(
@@ -48,7 +51,7 @@ def dataset_inputs(
         parts: context (``train``, ``validation``, ``test``), inputs, targets, digest; MLflow keeps
             12 characters of the digest.
     """
-    origin = _origin(source)
+    origin, name = _origin(source), name[:DATASET_NAME_CHARACTERS - LONGEST_CONTEXT]
     return [
         DatasetInput(
             from_numpy(inputs, targets=targets, source=origin, digest=digest[:12],
@@ -77,7 +80,8 @@ PARAMS_A_BATCH = 100
 """And on its params, and on its tags."""
 PARAM_CHARACTERS, TAG_CHARACTERS = 6000, 8000
 """MLflow cuts longer values without a word."""
-DESCRIPTION = "mlflow.note.content"
+DESCRIPTION, RUN_NAME = "mlflow.note.content", "mlflow.runName"
+DATASET_NAME_CHARACTERS = 500
 MOST_LAYERS_AS_METRICS = 20
 """Above this the per-layer figures are in the table alone: many keys freeze MLflow's page."""
 
@@ -104,21 +108,23 @@ def write(  # noqa: PLR0913 - what a run can hold, each by name
         run_id: the run.
         metrics: each at step 0.
         curves: by metric name, a value an epoch; the first is step 1.
-        params: logged as text.
-        tags: as they are; a description that MLflow cannot hold whole ends in a line that says so.
+        params: logged as text. The whole of one that is too long for MLflow is a file of the run,
+            and the param ends in words that name it.
+        tags: likewise; a description ends in a line that says so, a run's name in "…".
         files: by path within the run: the text, or a function that writes the file it is given.
         model_id: the LoggedModel that the metrics belong to as well.
 
     Raises:
-        ValueError: a metric is NaN or infinite (MLflow would store another number), or a param or
-            a tag is too long (MLflow would cut it). Nothing is sent then.
+        ValueError: a metric is NaN or infinite (MLflow would store another number). Nothing is
+            sent then.
     """
     entities = list(_entities(metrics or {}, curves or {}, model_id))
-    names = [Param(key, _checked("param", key, str(value), PARAM_CHARACTERS))
+    whole: dict[str, str] = {}
+    names = [Param(key, _fitted("param", key, str(value), whole))
              for key, value in (params or {}).items()]
-    labels = [RunTag(key, _described(value) if key == DESCRIPTION
-                     else _checked("tag", key, value, TAG_CHARACTERS))
+    labels = [RunTag(key, _fitted("tag", key, value, whole))
               for key, value in (tags or {}).items()]
+    files = {**(files or {}), **whole}
     if files:
         with tempfile.TemporaryDirectory() as folder:
             write_files(Path(folder), files)
@@ -165,11 +171,19 @@ def _batches(
         yield some_metrics, some_params, some_tags
 
 
-def _checked(what: str, key: str, value: str, limit: int) -> str:
-    if len(value) > limit:
-        raise ValueError(f"{what} {key}: expected at most {limit:,} characters, but got "
-                         f"{len(value):,}; log it as a file")
-    return value
+def _fitted(kind: str, key: str, value: str, whole: dict[str, str]) -> str:
+    """The value as MLflow can hold it; what does not fit is put into ``whole``, by path."""
+    if key == DESCRIPTION:
+        return _described(value)
+    if key == RUN_NAME:
+        return run_name(value)
+    limit = PARAM_CHARACTERS if kind == "param" else TAG_CHARACTERS
+    if len(value) <= limit:
+        return value
+    path = long_value(kind, key)
+    whole[path] = value
+    note = f"… (cut: {len(value):,} characters, whole in this run's {path})"
+    return value[:limit - len(note)] + note
 
 
 def _described(text: str) -> str:
@@ -199,10 +213,11 @@ def usage_metrics(usage: ModelUsage) -> dict[str, float]:
             Metric.USAGE_SHIFT: usage.null.shift,
         }
     if len(usage.layers) <= MOST_LAYERS_AS_METRICS:
+        keys = keys_of(usage.layers)
         for name, layer in usage.layers.items():
             for what in ("entropy", "effective_weights", "top90_share", "low_share", "weights",
                          "units"):
-                metrics[layer_metric(name, what)] = getattr(layer, what)
+                metrics[layer_metric(name, what, keys)] = getattr(layer, what)
     return metrics
 
 
@@ -210,8 +225,10 @@ def layers_table(usage: ModelUsage) -> str:
     """``usage/layers.json``: a row a layer, in columns; ``dead``: no importance at all.
 
     The ``unit_…`` columns are those of the units' importances; what was not measured is null.
+    ``key`` is what metrics and files call the layer.
     """
-    rows = [_row(layer) for layer in usage.layers.values()]
+    keys = keys_of(usage.layers)
+    rows = [{**_row(layer), "key": keys[layer.name]} for layer in usage.layers.values()]
     skipped = [{"layer": name, "reason": reason} for name, reason in usage.skipped.items()]
     return json.dumps({"columns": list(rows[0]) if rows else [],
                        "data": [list(row.values()) for row in rows], "skipped": skipped,

@@ -6,11 +6,15 @@ Imports the standard library only. Round trip held by ``tests/tracking/test_name
 
 from __future__ import annotations
 
+import hashlib
 import re
+import unicodedata
+from collections.abc import Iterable, Mapping
+from itertools import count
 
 __all__ = [
     "ArtifactPath", "KINDS", "Kind", "Metric", "Outcome", "Tag", "Variant", "further_layers_table",
-    "importance_plot", "layer_metric", "looks_tag", "step_tag",
+    "importance_plot", "keys_of", "layer_metric", "long_value", "looks_tag", "step_tag",
 ]
 
 
@@ -190,21 +194,21 @@ class ArtifactPath:
     REPORT_HTML = "report.html"
 
 
-def importance_plot(layer: str) -> str:
-    """Path of the importance histogram of ``layer``."""
-    return f"plots/importance_{_allowed(layer)}.png"
+def importance_plot(layer: str, keys: Mapping[str, str] | None = None) -> str:
+    """Path of the importance histogram of ``layer``; ``keys`` as ``keys_of`` its model's layers."""
+    return f"plots/importance_{_key(layer, keys)}.png"
 
 
-def further_layers_table(criterion: str) -> str:
+def further_layers_table(criterion: str, keys: Mapping[str, str] | None = None) -> str:
     """Path of the table of layers under a criterion that is not the first one asked for.
 
     >>> further_layers_table("wanda")
     'usage/layers_wanda.json'
     """
-    return f"usage/layers_{_allowed(criterion)}.json"
+    return f"usage/layers_{_key(criterion, keys)}.json"
 
 
-def layer_metric(layer: str, what: str) -> str:
+def layer_metric(layer: str, what: str, keys: Mapping[str, str] | None = None) -> str:
     """Name of a per-layer metric; ``what`` is e.g. ``entropy`` or ``effective_weights``.
 
     What MLflow allows in no name becomes ``_``; a model that is one layer is called ``model``.
@@ -212,7 +216,44 @@ def layer_metric(layer: str, what: str) -> str:
     >>> layer_metric("encoder.fc1", "units"), layer_metric("", "units")
     ('layers/encoder.fc1/units', 'layers/model/units')
     """
-    return f"layers/{_allowed(layer)}/{what}"
+    return f"layers/{_key(layer, keys)}/{what}"
+
+
+def keys_of(layers: Iterable[str]) -> dict[str, str]:
+    """What names of metrics and files call each of a model's layers; no two are called the same.
+
+    A name that would be too long, or would be another's but for case or for what MLflow allows in
+    no name, ends in a digest of the whole. ``usage/layers.json`` has layers and keys side by side.
+
+    Args:
+        layers: all names that lie in one run side by side, each once.
+
+    >>> keys_of(["fc1", "a/b"])
+    {'fc1': 'fc1', 'a/b': 'a_b'}
+    >>> sorted(keys_of(["FC1", "fc1"]).values())
+    ['FC1-46bba7591ddcfce7', 'fc1-cb107ef919596a96']
+    """
+    plain = {layer: _allowed(layer) for layer in layers}
+    holders: dict[str, int] = {}
+    for key in plain.values():
+        holders[_folded(key)] = holders.get(_folded(key), 0) + 1
+    keys = {layer: key for layer, key in plain.items()
+            if holders[_folded(key)] == 1 and len(key.encode()) <= LONGEST_KEY}
+    taken = set(map(_folded, keys.values()))
+    for layer in sorted(plain.keys() - keys.keys()):
+        key = next(key for number in count() if _folded(key := _cut(layer, number)) not in taken)
+        keys[layer] = key
+        taken.add(_folded(key))
+    return {layer: keys[layer] for layer in plain}
+
+
+def long_value(kind: str, key: str) -> str:
+    """Path of the file with the whole of a ``param`` or a ``tag`` that is too long for MLflow.
+
+    >>> long_value("tag", "wua.structure")
+    'long/tag_wua.structure.txt'
+    """
+    return f"long/{kind}_{_key(key, None)}.txt"
 
 
 def looks_tag(digest: str) -> str:
@@ -225,5 +266,28 @@ def step_tag(step: str) -> str:
     return f"wua.step.{step}"
 
 
+LONGEST_KEY = 200
+"""Bytes: MLflow's names have at most 250 characters, files' names at most 255 bytes."""
+
+
+def _key(layer: str, keys: Mapping[str, str] | None) -> str:
+    return (keys or keys_of([layer]))[layer]
+
+
+def _cut(layer: str, number: int) -> str:
+    """The beginning of a name, and a digest of all of it; another one for each ``number``."""
+    named = f"{layer}\0{number}" if number else layer
+    digest = hashlib.sha256(named.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    room = LONGEST_KEY - len(digest) - 1
+    beginning = _allowed(layer).encode()[:room].decode("utf-8", "ignore")
+    return f"{beginning}-{digest}"
+
+
+def _folded(key: str) -> str:
+    """Equal for keys that some file system or database takes for the same."""
+    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", key).casefold())
+
+
 def _allowed(layer: str) -> str:
-    return re.sub(r"[^\w.\- ]", "_", layer) or "model"
+    key = re.sub(r"[^\w.\- ]", "_", layer)
+    return re.sub(r"^\.{1,2}$|^ | $", "_", key) or "model"

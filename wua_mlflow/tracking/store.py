@@ -29,7 +29,7 @@ from wua_mlflow.tracking.names import Tag
 
 __all__ = [
     "Store", "active", "connect", "ended", "experiment_ids", "inherited_run", "new_run",
-    "open_client", "or_none", "pages", "shown_uri", "sqlite_file",
+    "open_client", "or_none", "pages", "run_name", "shown_uri", "sqlite_file",
 ]
 
 
@@ -168,10 +168,21 @@ def _made(client: MlflowClient, name: str) -> Experiment:
         return experiment
 
 
+RUN_NAME_CHARACTERS = 250
+"""PostgreSQL refuses a longer one; what it is of lies in the run's tags."""
+
+
+def run_name(name: str) -> str:
+    """A run's name as every store holds it."""
+    return name if len(name) <= RUN_NAME_CHARACTERS else f"{name[:RUN_NAME_CHARACTERS - 1]}…"
+
+
 def new_run(store: Store, name: str, tags: Mapping[str, str], *, parent: str | None = None) -> str:
     """Make a run, nested under ``parent`` if given; gives its id."""
     nesting = {"mlflow.parentRunId": parent} if parent else {}
-    run = store.client.create_run(store.experiment_id, run_name=name, tags={**tags, **nesting})
+    named = {"mlflow.runName": run_name(tags["mlflow.runName"])} if "mlflow.runName" in tags else {}
+    run = store.client.create_run(store.experiment_id, run_name=run_name(name),
+                                  tags={**tags, **named, **nesting})
     return str(run.info.run_id)
 
 
