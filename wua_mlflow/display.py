@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Displayed", "Summary", "short_name", "summary_html", "summary_text", "table_text"]
+__all__ = [
+    "LINE", "Displayed", "Summary", "short_name", "summary_html", "summary_text", "table_text",
+]
 
 
 SCREEN_LINES, LINE = 40, 100

@@ -207,6 +207,7 @@ class Comparison:
         latency_ratio: original ÷ slim of the median latencies at batch 1, and its interval; None
             where not both were timed.
         timed: by run the latencies that were taken in the same turns.
+        equal_budget: what the original scores if it is trained for as long, where it was not.
         no_recipe: why there is no recipe verdict, where there is none.
         class_loss: a sentence where single classes lose more than the margin.
         seedless: a sentence where every seed gave the slim one's same network.
@@ -223,6 +224,7 @@ class Comparison:
     bonferroni: Verdict | None = None
     latency_ratio: tuple[float, float, float] | None = None
     timed: Mapping[str, Mapping[str, float]] = field(default_factory=dict, repr=False)
+    equal_budget: str = ""
     no_recipe: str = text.TOO_FEW_SEEDS
     class_loss: str = ""
     seedless: str = ""

@@ -152,7 +152,7 @@ def test_steps_of_the_command_line(store, capsys):
     assert main(["analyze", "--run-id", store["oversized"], "--null-draws", "0"]) == 0
     assert re.search("oversized 5: .*  fc2: not analysed: ", capsys.readouterr().out, re.S)
     assert main(["slim", "--run_id", store["oversized"], "--slim_hidden", "2", "--slim_epochs",
-                 "2", "--null-draws", "0"]) == 0
+                 "2", "--null-draws", "0", "--verbose"]) == 0
     text = capsys.readouterr().out
     slim = next(run for run in all_runs("variant") if run.info.run_name == "slim 2")
     for phrase in ("\nslim 2: ", f"run {slim.info.run_id}\n", "\nIn short: ",

@@ -20,11 +20,11 @@ from tests.mistakes import all_runs
 from tests.pipeline.slimming_cases import with_exports
 from tests.pruning.cutting_cases import Tokens
 from wua_mlflow.cli.main import main
-from wua_mlflow.cli.output import slimmed_text
 from wua_mlflow.config import load_settings
 from wua_mlflow.data.datasets import load_data, split_of
 from wua_mlflow.pipeline.models import check_fit, check_widths, cnn, factory, mlp, naming
 from wua_mlflow.pipeline.workflow import run_pipeline, slim_run
+from wua_mlflow.report.answer import details_text
 
 HERE = "tests.pipeline.test_models"
 
@@ -268,8 +268,9 @@ def test_a_model_of_tokens_goes_all_the_way_to_the_registry(store, monkeypatch):
     slim = outcome.variants[-1].model
     assert (slim.up.out_features, slim.down.in_features) == (4, 4)
     assert slim.head.weight is slim.emb.weight
-    assert slimmed_text(outcome).splitlines()[2:4] == [
-        "  up: 4 left", "  head: not cut: its units are the network's outputs"]
+    details = details_text(outcome.report, outcome.slimmed).splitlines()
+    assert "  up: 4 left" in details
+    assert "  not cut: head: its units are the network's outputs." in details
     assert outcome.registered == "Registered as 'texts' version 1, alias slim."
     inputs = texts(7)[2][0]
     served = mlflow.pyfunc.load_model("models:/texts@slim").predict(inputs[:3].numpy())

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from tests.pipeline.slimming_cases import recipe_of, settings_of, variant_of
-from wua_mlflow.cli.output import pipeline_text
 from wua_mlflow.config import load_settings
 from wua_mlflow.pipeline import networks as networks_module
 from wua_mlflow.pipeline import screen as screen_module
@@ -21,6 +20,7 @@ from wua_mlflow.pipeline.seeds import SeedHistory, SharedExamples, recipe_verdic
 from wua_mlflow.pipeline.slim import SlimmingContext
 from wua_mlflow.pipeline.target_widths import FIRST_NUMBER
 from wua_mlflow.pipeline.workflow import compare_run, run_pipeline
+from wua_mlflow.report.answer import answer_text
 from wua_mlflow.rng import seeded_stream
 from wua_mlflow.verdict.looks import planned_looks
 from wua_mlflow.widths.results import SearchResult
@@ -101,7 +101,7 @@ def test_where_networks_collapse_the_next_wider_is_taken_and_judged_on_those_tha
     counts = result.comparison.recipe.counts
     assert counts.candidate == len(slim.replicates) and counts.screened == 2
     assert "a limit for all 2 widths that were screened" in result.comparison.recipe.sentence
-    assert "new networks of 3 collapsed" in pipeline_text(result.report)
+    assert "new networks of 3 collapsed" in " ".join(answer_text(result.report).split())
     again = compare_run(store, load_settings(None, {"run_id": slim.run_id}))[2].recipe
     assert (again.low, again.high, again.counts) == (
         result.comparison.recipe.low, result.comparison.recipe.high, counts)

@@ -13,7 +13,6 @@ from torch import nn
 from tests.pipeline import slimming_cases
 from tests.pipeline.slimming_cases import HERE, original_in, same, settings_of, text_of
 from wua_mlflow.cli.main import main
-from wua_mlflow.cli.output import pipeline_text
 from wua_mlflow.config import ConfigError, load_settings
 from wua_mlflow.pipeline import seeds as seeds_module
 from wua_mlflow.pipeline import train as train_module
@@ -26,6 +25,7 @@ from wua_mlflow.pipeline.seeds import (
 )
 from wua_mlflow.pipeline.variant import load_variant
 from wua_mlflow.pipeline.workflow import compare_run, run_pipeline, slim_run
+from wua_mlflow.report.answer import verdicts_text
 from wua_mlflow.tracking.names import ArtifactPath, Metric, Tag
 from wua_mlflow.verdict.compare import compare
 
@@ -225,7 +225,7 @@ def test_a_second_verdict_with_more_seeds_is_exploratory_everywhere(store, capsy
             "7, 2 beyond the plan"
     for report in (ArtifactPath.REPORT_MARKDOWN, ArtifactPath.REPORT_HTML):
         assert words in text_of(store, more.run_id, report)
-    assert words in pipeline_text(more.report)
+    assert words in verdicts_text(more.report.comparison)
     capsys.readouterr()
     assert main(["compare", "--run-id", run, "--json"]) in (0, 3, 4)
     recipe = json.loads(capsys.readouterr().out)["recipe"]

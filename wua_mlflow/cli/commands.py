@@ -10,6 +10,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,44 +19,65 @@ import pandas as pd
 
 from wua_mlflow.cli.output import (
     external_text,
-    pipeline_text,
     print_analysis,
     record,
     records,
     run_text,
     runs_text,
-    slimmed_text,
     terminal_width,
     two_runs_text,
     verdicts_record,
-    verdicts_text,
 )
-from wua_mlflow.config import ConfigError, Settings
+from wua_mlflow.config import TUTORIAL, ConfigError, Settings
 from wua_mlflow.distributed import is_first, on_all_ranks, process_group, started
 from wua_mlflow.pipeline import workflow
 from wua_mlflow.pipeline.analyze import analyze_model
 from wua_mlflow.pipeline.compare_external import compare_external
+from wua_mlflow.report.answer import (
+    answer_text,
+    details_text,
+    next_step,
+    tutorial_text,
+    verdicts_text,
+)
+from wua_mlflow.report.build import report_of
+from wua_mlflow.report.content import Report
 from wua_mlflow.tracking.names import Outcome
 from wua_mlflow.tracking.runs import COLUMNS, best, compare_runs, find_run, runs, show_run
 from wua_mlflow.tracking.store import Store, connect, inherited_run, open_client, shown_uri
 from wua_mlflow.tracking.ui_view import LATEST_KEY, run_address, view_address
 
-__all__ = ["answer", "check_experiment", "execute"]
+__all__ = ["Shown", "answer", "check_experiment", "execute"]
 
 
 EXIT_CODES = {Outcome.NON_INFERIOR: 0, Outcome.INFERIOR: 3, Outcome.INCONCLUSIVE: 4}
 LOCAL_UI = "http://127.0.0.1:5000"
 
 
+@dataclass(frozen=True)
+class Shown:
+    """How a result is shown.
+
+    Attributes:
+        as_json: as JSON.
+        verbose: with all details.
+        command: what was typed, to be typed again with more.
+    """
+
+    as_json: bool = False
+    verbose: bool = False
+    command: str = "wua run"
+
+
 def execute(
-    command: str, settings: Settings, *, as_json: bool = False, models: tuple[str, ...] = ()
+    command: str, settings: Settings, shown: Shown, *, models: tuple[str, ...] = ()
 ) -> int:
     """Carry out ``command``; gives the exit code.
 
     Args:
         command: ``run``, ``train``, ``analyze``, ``slim`` or ``compare``.
         settings: a step on a run keeps the run's but for those that were given.
-        as_json: print JSON.
+        shown: how.
         models: ``compare``'s A and B.
     """
     if command == "analyze":
@@ -64,16 +86,15 @@ def execute(
         raise ConfigError(f"{command}: expected one process, but torchrun started {started()}; "
                           f"several are for analyze alone")
     if command == "compare":
-        return _compare(settings, models, as_json=as_json)
+        return _compare(settings, models, shown)
     store = connected(settings)
-    if command == "run":
-        return _run(store, settings, as_json)
     if command == "train":
         variant = workflow.train_run(store, settings)
         print(f"{variant.name}: {variant.test.score:.4f} on the test part; run {variant.run_id}")
         print(f"Next: wua analyze --run-id {variant.run_id}")
         return 0
-    return _slim(store, settings, as_json)
+    return _pipeline(workflow.run_pipeline if command == "run" else workflow.slim_run, store,
+                     settings, shown)
 
 
 def _analyze(settings: Settings) -> int:
@@ -91,28 +112,28 @@ def _analyze(settings: Settings) -> int:
     return 0
 
 
-def _slim(store: Store, settings: Settings, as_json: bool) -> int:
-    with _stdout_for(as_json):
-        outcome = workflow.slim_run(store, settings, ask=_ask_at_terminal())
-    print(_outcome_json(outcome) if as_json else "\n".join(filter(None, (
-        slimmed_text(outcome), outcome.registered, _to_look(store, outcome)))))
+def _pipeline(
+    slim: Callable[..., workflow.SlimmingResult], store: Store, settings: Settings, shown: Shown
+) -> int:
+    with _stdout_for(shown.as_json):
+        outcome = slim(store, settings, ask=_ask_at_terminal())
+    print(_outcome_json(outcome) if shown.as_json else _outcome_text(store, outcome, shown))
     return _code(outcome, settings)
 
 
-def _run(store: Store, settings: Settings, as_json: bool) -> int:
-    with _stdout_for(as_json):
-        outcome = workflow.run_pipeline(store, settings, ask=_ask_at_terminal())
-    if as_json:
-        print(_outcome_json(outcome))
-    elif not outcome.slimmed.rounds:
-        print("\n".join(filter(None, (outcome.slimmed.ended, outcome.registered))))
-    else:
-        assert outcome.report is not None, "a pipeline has one"
-        comparison = outcome.comparison
-        print("\n".join(filter(None, (
-            pipeline_text(outcome.report), "" if comparison.recipe else comparison.no_recipe,
-            outcome.registered and f"\n{outcome.registered}", _to_look(store, outcome)))))
-    return _code(outcome, settings)
+def _outcome_text(store: Store, outcome: workflow.SlimmingResult, shown: Shown) -> str:
+    """The answer, what to do next and where to look; the tutorial's figures, and details, after it.
+    """
+    slimmed = outcome.slimmed
+    if not slimmed.rounds:
+        return "\n".join(filter(None, (slimmed.ended, outcome.registered)))
+    report = outcome.report or report_of(slimmed)
+    return "\n\n".join(filter(None, (
+        answer_text(report),
+        "\n".join(filter(None, (outcome.registered, next_step(slimmed, shown.command),
+                                _to_look(store, outcome)))),
+        tutorial_text(report) if slimmed.original.settings.data == TUTORIAL else "",
+        details_text(report, slimmed) if shown.verbose else "")))
 
 
 def _outcome_json(outcome: workflow.SlimmingResult) -> str:
@@ -138,7 +159,7 @@ def _to_look(store: Store, outcome: workflow.SlimmingResult) -> str:
     experiment = outcome.slimmed.original.experiment_id
     base = store.uri if store.uri.startswith("http") else LOCAL_UI
     start = f"start the UI with `{_ui_command(store)}`, then " if base == LOCAL_UI else ""
-    return (f"\nTo look: {start}open\n  {view_address(base, experiment, LATEST_KEY)}\n"
+    return (f"To look: {start}open\n  {view_address(base, experiment, LATEST_KEY)}\n"
             f"The report:\n  {run_address(base, experiment, outcome.run_id)}")
 
 
@@ -173,7 +194,7 @@ def check_experiment(experiment: str) -> None:
                           f"but got '{experiment}'; choose it with --experiment-name")
 
 
-def _compare(settings: Settings, models: tuple[str, ...], *, as_json: bool) -> int:
+def _compare(settings: Settings, models: tuple[str, ...], shown: Shown) -> int:
     if len(models) not in (0, 2):
         raise ConfigError(f"compare: expected two models, A and B, but got {len(models)}")
     pair = models or tuple(m for m in (settings.baseline, settings.candidate) if m)
@@ -181,20 +202,24 @@ def _compare(settings: Settings, models: tuple[str, ...], *, as_json: bool) -> i
         if len(pair) != 2:
             raise ConfigError(f"compare: expected two models, A and B, or the run of a slim "
                               f"variant (--run-id), but got {' and '.join(pair) or 'none'}")
-        return _compare_pair(settings, pair, as_json=as_json)
+        return _compare_pair(settings, pair, as_json=shown.as_json)
     too_many = [*models, *(name for name in ("baseline", "candidate") if getattr(settings, name)),
                 *sorted({"data", "target", "task"} & settings.given)]
     if too_many:
         raise ConfigError(f"run_id: a variant is compared with its original on their own test "
                           f"part, so expected nothing like {too_many[0]} beside it; any two models "
                           f"and any data: wua compare A B --data DATA")
-    with _stdout_for(as_json):
+    with _stdout_for(shown.as_json):
         original, slim, comparison = workflow.compare_run(connected(settings), settings)
-    if as_json:
+    if shown.as_json:
         print(json.dumps(verdicts_record(comparison), indent=1))
     else:
+        pair_report = Report("", [original.name, slim.name],
+                             [comparison.metrics_of(variant.result()) for variant in
+                              (original, slim)], comparison)
         print(f"{slim.name} against {original.name}")
-        print(verdicts_text(comparison))
+        print("\n\n".join(filter(None, (
+            answer_text(pair_report), verdicts_text(comparison) if shown.verbose else ""))))
     return EXIT_CODES[comparison.verdict.outcome]
 
 

@@ -9,10 +9,11 @@ import contextlib
 import gc
 import logging
 import os
+import shlex
 import sys
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -131,8 +132,17 @@ def _execute(options: SimpleNamespace) -> int:
 
     if "experiment" in explicit:
         commands.check_experiment(settings.experiment)
-    return commands.execute(options.command, settings, models=models,
-                            as_json=getattr(options, "json", False))
+    shown = commands.Shown(getattr(options, "json", False), getattr(options, "verbose", False),
+                           _typed(options.command, config, explicit))
+    return commands.execute(options.command, settings, shown, models=models)
+
+
+def _typed(command: str, config: str | None, explicit: Mapping[str, object]) -> str:
+    """The command as a line of a shell; values of one line."""
+    given = {"config": config, **explicit} if config else explicit
+    words = [word for field, value in given.items()
+             for word in (f"--{field.replace('_', '-')}", " ".join(str(value).split()))]
+    return shlex.join(["wua", command, *words])
 
 
 def _say_unused(config: str | None, command: str) -> None:

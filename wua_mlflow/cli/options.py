@@ -190,6 +190,8 @@ def _settings_params(name: str) -> list[click.Parameter]:
     params += [_value(field, _described(field, name), flag=yes_or_no(field))
                for field in COMMAND_FIELDS[name]]
     if name in ("run", "slim", "compare"):
+        params.append(click.Option(["--verbose"], is_flag=True, help="print all details after the "
+                                   "answer"))
         params.append(click.Option(["--json"], is_flag=True, help="print the result as JSON"))
     return params
 

@@ -17,20 +17,16 @@ from wua_mlflow.display import table_text
 from wua_mlflow.errors import group_by_reason
 from wua_mlflow.pipeline.analyze import Analysis
 from wua_mlflow.pipeline.compare_external import ExternalComparison
-from wua_mlflow.pipeline.workflow import SlimmingResult
-from wua_mlflow.report.content import Report
-from wua_mlflow.report.sections import figures_table
-from wua_mlflow.results import Comparison, TargetWidths
+from wua_mlflow.report.answer import figures_text
+from wua_mlflow.results import Comparison
 from wua_mlflow.tracking.names import Kind, Metric, Tag, further_layers_table, keys_of, step_tag
 from wua_mlflow.tracking.runs import COLUMNS
-from wua_mlflow.tutorial import flops_text, report_text
 from wua_mlflow.usage.results import LayerUsage, ModelUsage
 from wua_mlflow.verdict.compare import Verdict
 
 __all__ = [
-    "external_text", "figures_text", "pipeline_text", "print_analysis", "record", "records",
-    "run_text", "runs_text", "slimmed_text", "terminal_width", "two_runs_text",
-    "verdicts_record", "verdicts_text",
+    "external_text", "print_analysis", "record", "records", "run_text", "runs_text",
+    "terminal_width", "two_runs_text", "verdicts_record",
 ]
 
 
@@ -54,88 +50,12 @@ def print_analysis(analysis: Analysis) -> None:
         print(remark)
 
 
-def slimmed_text(outcome: SlimmingResult) -> str:
-    """Each network that was trained, what was not cut of the result, the verdicts, the savings."""
-    if not outcome.slimmed.rounds:
-        return outcome.slimmed.ended
-    original, *trained = outcome.slimmed.variants
-    slim = outcome.slimmed.result.variant
-    lines = [f"{variant.name}: {variant.test_score:.4f} on the test part; run {variant.run_id}"
-             for variant in trained]
-    remaining = {name: f"{count:,} left" for name, count in slim.units_left.items()}
-    lines += [f"  {layers}: {count}" for layers, count in group_by_reason(remaining)]
-    lines += [f"  {layers}: not cut: {reason}" for layers, reason in group_by_reason(slim.uncut)]
-    ends = original, slim
-    report = outcome.report or Report(
-        "", [variant.name for variant in ends], [variant.metrics for variant in ends],
-        outcome.comparison)
-    return "\n".join([*lines, verdicts_text(outcome.comparison), report.saved,
-                      *_cut_short(outcome.slimmed.result.goal), f"In short: {report.in_short}"])
-
-
-def _cut_short(widths: TargetWidths | None) -> tuple[str, ...]:
-    """What a search of widths did not try, where it was stopped."""
-    searched = widths and widths.searched
-    return (searched.remark,) if searched and searched.remark else ()
-
-
-def figures_text(report: Report) -> str:
-    """The table of figures in aligned columns."""
-    table = figures_table(report)
-    return table_text([table.head, *table.rows], [False] + [True] * (len(table.head) - 1))
-
-
-def pipeline_text(report: Report) -> str:
-    """The report of each variant, then the verdict, last the sentence for who decides."""
-    comparison = report.comparison
-    verdict = (f"Verdict: {report.headline}", comparison.verdict.sentence,
-               comparison.verdict.settle, comparison.budget,
-               comparison.artifact.sentence if comparison.recipe else "", report.saved,
-               *comparison.notes, *_cut_short(report.widths))
-    return "\n\n".join([*_variants(report), "\n".join(filter(None, verdict)),
-                        f"In short: {report.in_short}"])
-
-
-def _variants(report: Report) -> list[str]:
-    blocks = []
-    for name, metrics in zip(report.names, report.metrics, strict=True):
-        usage = report.usages.get(name)
-        block = [name, "=" * len(name)]
-        if Metric.FLOPS_PTFLOPS_TRAINING in metrics:
-            block.append(flops_text(metrics[Metric.FLOPS_PTFLOPS_TRAINING],
-                                    metrics[Metric.FLOPS_PTFLOPS_INFERENCE]))
-        word = report.comparison.artifact.score
-        score = Metric.ACCURACY_TRAIN if word == "accuracy" else Metric.SCORE_TRAIN
-        word = f"{word[:1].upper()}{word[1:]}"
-        test = score.replace("train", "test")
-        block.append(f"{word}: {metrics[score]:.4f} on the training data, {metrics[test]:.4f} on "
-                     f"data that training never saw")
-        for layer in usage.layers.values() if usage else ():
-            block += [f"-- {layer.name}", report_text({
-                "total_weights": layer.weights, "nodes": layer.units, "entropy": layer.entropy,
-                "effective_weights": layer.effective_weights,
-                "top_90_percent_contrib": layer.top90_share,
-                "low_contrib_percentage": 100 * layer.low_share})]
-        blocks.append("\n".join(block))
-    return blocks
-
-
 def external_text(result: ExternalComparison) -> str:
     """The comparison of any two models: the verdict, what settles it, the figures of both."""
     comparison = result.comparison
     verdict = (result.report.headline, comparison.artifact.settle, *comparison.notes)
     blocks = ("\n".join(filter(None, verdict)), figures_text(result.report), result.caution)
     return "\n\n".join(filter(None, blocks))
-
-
-def verdicts_text(comparison: Comparison) -> str:
-    """Both verdicts, what would settle the deciding one, their budgets, what they do not say."""
-    verdicts = []
-    for verdict in filter(None, (comparison.recipe, comparison.artifact)):
-        settle = verdict.settle if verdict is comparison.verdict else None
-        verdicts.append(f"{verdict.sentence} {settle}" if settle else verdict.sentence)
-    no_recipe = "" if comparison.recipe else comparison.no_recipe
-    return "\n".join(filter(None, (*verdicts, comparison.budget, *comparison.notes, no_recipe)))
 
 
 def verdicts_record(comparison: Comparison) -> dict[str, object]:

@@ -30,7 +30,7 @@ from wua_mlflow.tracking.store import Store
 from wua_mlflow.training.evaluation import Evaluation
 from wua_mlflow.training.latency import Latency, latency_ratio, measure_latency
 from wua_mlflow.verdict import text
-from wua_mlflow.verdict.budgets import TrainingSummary, budget_sentences
+from wua_mlflow.verdict.budgets import TrainingSummary, budget_sentences, equal_budget_sentence
 from wua_mlflow.verdict.compare import Verdict
 from wua_mlflow.verdict.sample_size import too_few_examples
 
@@ -104,9 +104,10 @@ def compare_variants(
         timed = _latencies((original, *beside, slim))
         original, *beside, slim = (variant.logged({}, latency_metrics(latency))
                                    for variant, latency in timed)
+        budget, equal_budget = _budget_sentences(original, beside, slim)
         comparison = replace(
             comparison, ratios=ratios(original.metrics, slim.metrics),
-            budget=_budget_sentences(original, beside, slim),
+            budget=budget, equal_budget=equal_budget,
             latency_ratio=latency_ratio(timed[0][1], timed[-1][1], confidence=settings.confidence,
                                         seed=settings.seed),
             timed={variant.run_id: latency_metrics(latency) for variant, latency in timed},
@@ -132,7 +133,8 @@ def _why_no_recipe(original: ModelVariant, slim: ModelVariant) -> str:
 
 def _budget_sentences(
     original: ModelVariant, controls: Sequence[ModelVariant], slim: ModelVariant
-) -> str:
+) -> tuple[str, str]:
+    """All sentences on budgets, and the one on the original with the slim one's."""
     def summary(variant: ModelVariant) -> TrainingSummary:
         return TrainingSummary(
             variant.settings.epochs, variant.epochs_trained,
@@ -141,11 +143,13 @@ def _budget_sentences(
             int(variant.metrics[Metric.PARAMS_TOTAL]), variant.adopted)
 
     by_kind = {control.variant: summary(control) for control in controls}
+    score = slim.settings.score or score_name(slim.test.task)
+    same_budget = by_kind.get(VariantName.SAME_BUDGET)
+    trained_on = original.adopted and slim.trained.structure is not None
     return budget_sentences(
-        summary(original), summary(slim), slim.settings.score or score_name(slim.test.task),
-        same_budget=by_kind.get(VariantName.SAME_BUDGET),
-        from_scratch=by_kind.get(VariantName.FROM_SCRATCH),
-        trained_on=original.adopted and slim.trained.structure is not None)
+        summary(original), summary(slim), score, same_budget=same_budget,
+        from_scratch=by_kind.get(VariantName.FROM_SCRATCH), trained_on=trained_on,
+    ), equal_budget_sentence(summary(slim), score, same_budget, trained_on)
 
 
 def compare_evaluations(

@@ -12,7 +12,8 @@ from wua_mlflow.plots.comparison import savings
 from wua_mlflow.results import Comparison, Round, TargetWidths
 from wua_mlflow.tracking.names import Metric
 from wua_mlflow.usage.results import ModelUsage
-from wua_mlflow.verdict.text import decision_sentence, latency_gain, margin_words, size_gain
+from wua_mlflow.verdict.text import decision_sentence, margin_words, size_gain
+from wua_mlflow.verdict.text import latency_gain as latency_words
 from wua_mlflow.widths.results import LayerChange
 
 __all__ = ["Block", "Bullets", "Picture", "Report", "Section", "Table", "Text"]
@@ -114,18 +115,23 @@ class Report:
 
     @property
     def in_short(self) -> str:
-        """The verdict in one sentence for who has to decide: quality, latency, bytes."""
+        """The verdict for who has to decide: quality, what is saved, how the original does if it is
+        trained for as long.
+        """
         original, slim = self.metrics[0], self.metrics[-1]
         size = size_gain(original.get(Metric.SIZE_BYTES), slim.get(Metric.SIZE_BYTES))
-        gains = list(filter(None, (self._latency_gain, size)))
-        flops_ratio = self.comparison.ratios.get(Metric.FLOPS_RATIO, 1.0)
-        return decision_sentence(self.comparison.verdict, gains, flops_ratio)
+        gains = list(filter(None, (self.latency_gain, size)))
+        ratios = [(self.comparison.ratios.get(name, 1.0), what) for name, what in (
+            (Metric.FLOPS_RATIO, "FLOPs"), (Metric.PARAMS_RATIO, "parameters"))]
+        decision = decision_sentence(self.comparison.verdict, gains, *max(ratios))
+        return " ".join(filter(None, (decision, self.comparison.equal_budget)))
 
     @property
-    def _latency_gain(self) -> tuple[str, bool] | None:
+    def latency_gain(self) -> tuple[str, bool] | None:
+        """The latency against the original's in words, and whether it is a gain."""
         original, slim = self.metrics[0], self.metrics[-1]
-        return latency_gain(original.get(Metric.LATENCY_P50), slim.get(Metric.LATENCY_P50),
-                            self.comparison.latency_ratio)
+        return latency_words(original.get(Metric.LATENCY_P50), slim.get(Metric.LATENCY_P50),
+                             self.comparison.latency_ratio)
 
     @property
     def asked(self) -> str:
@@ -138,8 +144,8 @@ class Report:
         """What the slim model saves, or costs more, in one sentence."""
         original, slim = self.metrics[0], self.metrics[-1]
         latency = ""
-        if self.comparison.latency_ratio and self._latency_gain:  # as in the sentence before
-            latency, _ = self._latency_gain
+        if self.comparison.latency_ratio and self.latency_gain:  # as in the sentence before
+            latency, _ = self.latency_gain
             slim = {name: value for name, value in slim.items() if name != Metric.LATENCY_P50}
         words = ", ".join(filter(None, (savings(original, slim), latency)))
         return f"The slim model: {words}." if words else "The slim model saves nothing."

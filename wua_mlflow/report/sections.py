@@ -15,7 +15,10 @@ from wua_mlflow.usage.results import PERMUTED, LayerUsage, ModelUsage
 from wua_mlflow.verdict import text
 from wua_mlflow.widths.results import Trial
 
-__all__ = ["figures_table", "second_line", "sections", "usage_blocks"]
+__all__ = [
+    "METHODS", "change_cell", "figures_table", "reason_points", "scores_sentence", "second_line",
+    "sections", "usage_blocks",
+]
 
 
 def sections(report: Report) -> list[Section]:
@@ -142,7 +145,7 @@ _ROWS = (
     (Metric.SCORE_TEST_MEAN, "{}, test, mean over seeds", "{:.4f}", "difference"),
     (Metric.SCORE_TEST_STD, "its standard deviation over seeds", "{:.4f}", ""),
     (Metric.SCORE_TRAIN, "{}, training data", "{:.4f}", "difference"),
-    (Metric.FLOPS_FORWARD, "FLOPs, one sample", "{:,.0f}", "ratio"),
+    (Metric.FLOPS_FORWARD, text.FLOPS_ONE_SAMPLE, "{:,.0f}", "ratio"),
     (Metric.FLOPS_TRAINING, "FLOPs, training", "{:,.0f}", "ratio"),
     (Metric.FLOPS_PTFLOPS_INFERENCE, "FLOPs, inference, tutorial's count", "{:,.0f}", "ratio"),
     (Metric.FLOPS_PTFLOPS_TRAINING, "FLOPs, training, tutorial's count", "{:,.0f}", "ratio"),
@@ -172,11 +175,11 @@ def figures_table(report: Report) -> Table:
             continue
         cells = ("–" if value is None else form.format(value) for value in values)
         rows.append((label.format(report.comparison.artifact.score), *cells,
-                     _change(values[0], values[-1], change)))
+                     change_cell(values[0], values[-1], change)))
     return Table(("", *report.names, "change"), rows, may_be_cut=False)
 
 
-def _change(first: float | None, last: float | None, change: str) -> str:
+def change_cell(first: float | None, last: float | None, change: str) -> str:
     """The difference, or the ratio original ÷ slim (``inverse``: slim ÷ original)."""
     if first is None or last is None or not change:
         return ""
@@ -188,7 +191,8 @@ def _change(first: float | None, last: float | None, change: str) -> str:
 
 def _verdict(report: Report) -> Bullets:
     comparison = report.comparison
-    points = [comparison.verdict.sentence, comparison.budget, comparison.verdict.settle,
+    points = [comparison.verdict.sentence, scores_sentence(report), comparison.budget,
+              comparison.verdict.settle,
               comparison.artifact.sentence if comparison.recipe else comparison.no_recipe]
     if comparison.churn is not None:
         points.append(f"The two models' predictions differ on {100 * comparison.churn:.1f}% of the "
@@ -199,6 +203,27 @@ def _verdict(report: Report) -> Bullets:
         points.append(f"The class with the worst change{which}: {change} points of accuracy.")
     points += [*comparison.notes, _latency_point(report)]
     return Bullets(tuple(filter(None, points)))
+
+
+def scores_sentence(report: Report) -> str:
+    """How the scores that are printed differ: training data, test data, one network, all seeds."""
+    comparison, score = report.comparison, report.comparison.verdict.score
+    family = "accuracy" if score == "accuracy" else "score"
+    (old, new), (old_train, new_train) = (
+        [metrics.get(f"{family}/{part}") for metrics in (report.metrics[0], report.metrics[-1])]
+        for part in ("test", "train"))
+    if old is None or new is None:
+        return ""
+    on_training = "" if old_train is None or new_train is None else \
+        f"{old_train:.4f} and {new_train:.4f} on the training data"
+    if comparison.recipe is None:
+        return f"The two models' {score} is {on_training}." if on_training else ""
+    counts = comparison.recipe.counts
+    collapsed = counts.collapsed + counts.baseline_collapsed if counts else 0
+    without = f", without the {collapsed:,} that collapsed" if collapsed else ""
+    beside = f" ({on_training})" if on_training else ""
+    return (f"The two saved models score {old:.4f} and {new:.4f} on the test data{beside}; they "
+            f"are of one seed, and the verdict compares the means over all seeds{without}.")
 
 
 def _latency_point(report: Report) -> str:
@@ -243,7 +268,7 @@ def _layers(report: Report) -> list[Block]:
             for change in report.layers]
     return [Picture("changes", "Units of each layer, before and after."),
             Table(("layer", "units, original", "units, slim", "kept"), rows),
-            Text("Not cut:" if report.uncut else ""), Bullets(_reason_points(report.uncut))]
+            Text("Not cut:" if report.uncut else ""), Bullets(reason_points(report.uncut))]
 
 
 METHODS = {
@@ -279,7 +304,7 @@ def _widths(target: TargetWidths) -> list[Block]:
         Text(began),
         Picture("curves", "By layer, the curve that the width was read from."),
         Bullets((*(source.note for source in (recommendation, searched) if source and source.note),
-                 *(f"No width for {layers}" for layers in _reason_points(skipped)))),
+                 *(f"No width for {layers}" for layers in reason_points(skipped)))),
     ]
 
 
@@ -290,7 +315,7 @@ def _trials_table(trials: Sequence[Trial], chosen: tuple[int, ...]) -> Table:
              f"{trial.delta:+.4f} ({trial.low:+.4f} to {trial.high:+.4f})".replace("-", "−"),
              f"{trial.seeds:,}", trial.outcome) for trial in tried]
     strong = next((i for i, trial in enumerate(tried) if trial.widths == chosen), None)
-    return Table(("widths tried", "FLOPs, one sample", "score, validation",
+    return Table(("widths tried", text.FLOPS_ONE_SAMPLE, "score, validation",
                   "difference (interval)", "seeds", "found"), rows, strong=strong)
 
 
@@ -299,10 +324,10 @@ def _not_analysed(report: Report) -> tuple[str, ...]:
     reasons: dict[str, str] = {}
     for usage in report.usages.values():
         reasons |= {layer: usage.skipped[layer] for layer in usage.skipped if layer not in reasons}
-    return _reason_points(reasons)
+    return reason_points(reasons)
 
 
-def _reason_points(reasons: Mapping[str, str]) -> tuple[str, ...]:
+def reason_points(reasons: Mapping[str, str]) -> tuple[str, ...]:
     """A point for each reason, with the layers that it applies to."""
     return tuple(f"{layers}: {reason.rstrip('.')}." for layers, reason in group_by_reason(reasons))
 

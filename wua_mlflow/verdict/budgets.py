@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["TrainingSummary", "budget_sentences"]
+__all__ = ["TrainingSummary", "budget_sentences", "equal_budget_sentence"]
 
 
 @dataclass(frozen=True)
@@ -65,10 +65,7 @@ def budget_sentences(
     elif (original.epochs, original.epochs_trained) != (slim.epochs, slim.epochs_trained):
         sentences.append(f"Budgets differ: the original trained for {original.length}, the slim "
                          f"one for {slim.length}.")
-    if same_budget and same_budget.epochs == slim.epochs:
-        sentences.append(f"Trained{' on' if trained_on else ''} for {same_budget.length} too, the "
-                         f"original scores {same_budget.score_words}; the slim one is "
-                         f"{_gap_words(slim, same_budget, score)} that.")
+    sentences += filter(None, [equal_budget_sentence(slim, score, same_budget, trained_on)])
     if from_scratch:
         made, needed = from_scratch.parameters, slim.parameters
         widths = "these widths" if made == needed else \
@@ -77,6 +74,17 @@ def budget_sentences(
                          f"al. 2019) a network scores {from_scratch.score_words}; the pruned one "
                          f"is {_gap_words(slim, from_scratch, score)} that.")
     return " ".join(sentences)
+
+
+def equal_budget_sentence(
+    slim: TrainingSummary, score: str, same_budget: TrainingSummary | None, trained_on: bool
+) -> str:
+    """What the original scores with the slim network's budget; "" where that is not known."""
+    if same_budget is None or same_budget.epochs != slim.epochs:
+        return ""
+    return (f"Trained{' on' if trained_on else ''} for {same_budget.length} too, the original "
+            f"scores {same_budget.score_words}; the slim one is "
+            f"{_gap_words(slim, same_budget, score)} that.")
 
 
 def _gap_words(slim: TrainingSummary, control: TrainingSummary, score: str) -> str:

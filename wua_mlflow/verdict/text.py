@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from wua_mlflow.verdict.recipe import SeedCounts
 
 __all__ = [
-    "CONSTANT_REMEDY", "SAME_LATENCY", "TOO_FEW_SEEDS", "TOO_MANY_COLLAPSED",
+    "CONSTANT_REMEDY", "FLOPS_ONE_SAMPLE", "SAME_LATENCY", "TOO_FEW_SEEDS", "TOO_MANY_COLLAPSED",
     "amount_words", "below_constant", "blind_test", "blind_test_remedy", "class_loss_sentence",
     "constant_answers", "decision_sentence", "in_points", "interval_words", "latency_gain",
     "latency_unlike_flops", "looks_sentence", "lost_class", "lost_class_remedy", "margin_text",
@@ -34,6 +34,8 @@ __all__ = [
 TOO_FEW_SEEDS = "No recipe verdict: it needs at least 5 seeds (setting `seeds`)."
 TOO_MANY_COLLAPSED = ("Fewer than 5 seeds of a side are left that did not collapse; more seeds "
                       "would settle it.")
+FLOPS_ONE_SAMPLE = "FLOPs, one sample"
+"""What the FLOPs of a forward of one sample are called wherever they are shown."""
 SAME_COST, SAME_LATENCY = 1.005, 1.05
 """Ratios nearer to 1 than these are no difference."""
 _OUTCOMES = {
@@ -175,18 +177,19 @@ def other_readings(
 
 
 def decision_sentence(
-    verdict: Verdict, gains: Sequence[tuple[str, bool]], flops_ratio: float
+    verdict: Verdict, gains: Sequence[tuple[str, bool]], saved: float, what: str = "FLOPs"
 ) -> str:
-    """One sentence for who has to decide: quality, what else was measured, what to decide.
+    """One sentence for who has to decide: quality, what is saved, what to decide.
 
     Args:
         verdict: the one that decides.
         gains: what was measured of latency and size, and whether that is a gain.
-        flops_ratio: original ÷ slim.
+        saved: original ÷ slim of what is saved most of FLOPs and parameters.
+        what: which of the two that is.
     """
-    measured = _gain_words(verdict, gains) if gains else \
-        "; neither its latency nor its size was measured"
-    decision = _decision(verdict, any(is_gain for _, is_gain in gains), flops_ratio)
+    fewer = f"needs {ratio_words(saved, 'fewer', 'more')} {what}" if saved > SAME_COST else ""
+    measured = _gain_words(verdict, gains, fewer)
+    decision = _decision(verdict, any(is_gain for _, is_gain in gains), bool(fewer))
     return f"{_quality(verdict)}{measured}; {decision}."
 
 
@@ -207,20 +210,26 @@ def _quality(verdict: Verdict) -> str:
             f"{_basis(verdict, 'these two saved models')})")
 
 
-def _gain_words(verdict: Verdict, gains: Sequence[tuple[str, bool]]) -> str:
+def _gain_words(verdict: Verdict, gains: Sequence[tuple[str, bool]], fewer: str) -> str:
+    """What is saved, then what is not; ``fewer`` is a saving that was counted, not measured."""
     good = [words for words, is_gain in gains if is_gain]
     bad = [words for words, is_gain in gains if not is_gain]
     inferior = verdict.outcome == "inferior"
     words = (" though " if inferior else " but ").join(
         " and ".join(part) for part in (good, bad) if part)
-    if verdict.outcome == "inconclusive":
-        return f"; it is {words}"
-    if inferior:
-        return f", but is {words}" if good else f", and is {words}"
-    return f", is {words}" if good else f", but is {words}"
+    measured = f"is {words}" if gains else ""
+    between = " and " if good else " though it " if inferior else " but "
+    clause = between.join(filter(None, (fewer, measured)))
+    unknown = "" if gains else "; neither its latency nor its size was measured"
+    if not clause:
+        return unknown
+    saves = bool(good or fewer)
+    start = "; it" if verdict.outcome == "inconclusive" else \
+        f", {'but' if saves else 'and'}" if inferior else "," if saves else ", but"
+    return f"{start} {clause}{unknown}"
 
 
-def _decision(verdict: Verdict, gained: bool, flops_ratio: float) -> str:
+def _decision(verdict: Verdict, gained: bool, fewer: bool) -> str:
     if verdict.outcome == "inconclusive":
         recipe = verdict.kind == "recipe"
         if verdict.guard:
@@ -232,14 +241,14 @@ def _decision(verdict: Verdict, gained: bool, flops_ratio: float) -> str:
         amount = amount_words(verdict.needed) if verdict.needed else more
         return f"the choice is to accept that risk or to test with {amount}"
     if verdict.outcome == "inferior":
-        return "to use it is to accept that loss" if gained else \
+        return "to use it is to accept that loss" if gained or fewer else \
             "by the margin set, the original stays"
     if gained:
         margin = margin_text(verdict.margin, verdict.score, of=False)
         condition = "" if verdict.low > 0 else f" if {margin} is the right margin"
         return f"it can take the original's place{condition}"
-    if flops_ratio > SAME_COST:
-        return f"its only gain is {ratio_words(flops_ratio, 'fewer', 'more')} FLOPs"
+    if fewer:
+        return "that is its only gain"
     return "there is nothing to gain by it"
 
 

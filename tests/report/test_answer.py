@@ -1,0 +1,134 @@
+"""What is printed of a pipeline: the answer first, short; all else where it is asked for."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+import pytest
+
+from tests.report.cases import (
+    NEW,
+    OLD,
+    SAVES,
+    comparison,
+    report_with,
+    round_of,
+    variant,
+    verdict,
+    widths_of_a_search,
+)
+from wua_mlflow.report.answer import (
+    answer_text,
+    details_text,
+    figures_text,
+    next_step,
+    tutorial_text,
+    widths_sentence,
+)
+from wua_mlflow.results import Slimmed
+from wua_mlflow.verdict.recipe import SeedCounts
+from wua_mlflow.verdict.sample_size import RequiredRange
+
+COSTS = ({"size/bytes": 9000.0, "latency/p50_ms": 2.0, "accuracy/test_mean": 0.91},
+         {"size/bytes": 3000.0, "latency/p50_ms": 1.9, "accuracy/test_mean": 0.905})
+RECIPE = verdict(kind="recipe", seeds=5, counts=SeedCounts(5, 5, 0, 0, 0.0, 0.5))
+REPORT = replace(
+    report_with(SAVES, looks=3), metrics=[{**OLD, **COSTS[0]}, {**NEW, **COSTS[1]}],
+    widths=widths_of_a_search(),
+    comparison=comparison(RECIPE, recipe=RECIPE, looks=3, ratios=SAVES, budget="All on budgets.",
+                          latency_ratio=(1.05, 0.98, 1.12), equal_budget="Trained for longer.",
+                          class_loss="One class loses."))
+
+
+def words(text: str) -> str:
+    """On one line, however it was broken."""
+    return " ".join(text.split())
+
+
+def test_the_verdict_comes_first_then_five_figures_then_what_they_rest_on():
+    blocks = answer_text(REPORT).split("\n\n")
+    assert [block.partition(" ")[0] for block in blocks] == ["Verdict:", "", "The"]
+    assert words(blocks[0]) == f"Verdict: {REPORT.headline} In short: {words(REPORT.in_short)}"
+    rows = {label: cells for label, *cells in (
+        re.split(r"  +", line) for line in blocks[1].splitlines()[1:])}
+    assert rows == {
+        "accuracy, test, mean over seeds": ["0.9100", "0.9050", "−0.0050"],
+        "FLOPs, one sample": ["60", "42", "1.43×"], "parameters": ["41", "29", "1.41×"],
+        "bytes on disk": ["9,000", "3,000", "3.00×"],
+        "latency, median at batch 1, ms": ["2.0000", "1.9000", "not measurably faster"]}
+    assert max(map(len, answer_text(REPORT).splitlines())) <= 100
+    for figure in ("0.9000", "0.8900", "0.9500", "0.9300"):
+        assert figure in blocks[2], "the figures that differ are explained"
+    for sentence in ("One class loses.", "64 → 16", "for 3 verdicts"):
+        assert sentence in words(blocks[2])
+    assert "All on budgets." not in answer_text(REPORT)
+
+
+def test_in_short_names_the_largest_saving_and_the_equal_budget():
+    for ratios, saving in ((SAVES, "1.4× fewer FLOPs"),
+                           ({**SAVES, "compare/params_ratio": 9.0}, "9.0× fewer parameters"),
+                           ({}, "")):
+        judged = replace(REPORT.comparison, ratios=ratios)
+        short = replace(REPORT, comparison=judged).in_short
+        assert (saving in short) and short.endswith("Trained for longer.")
+        assert ("needs" in short) == bool(saving)
+
+
+def test_scores_are_explained_by_what_there_is():
+    single = replace(REPORT, comparison=comparison(verdict()))
+    assert "0.9500 and 0.9300 on the training data" in words(answer_text(single))
+    assert "of one seed" not in answer_text(single)
+    counts = SeedCounts(5, 5, 1, 0, 0.0, 0.5)
+    collapsed = replace(REPORT, comparison=replace(
+        REPORT.comparison, recipe=replace(RECIPE, counts=counts)))
+    assert "without the 1 that collapsed" in words(answer_text(collapsed))
+    bare = replace(REPORT, metrics=[{}, {}], comparison=comparison(verdict()), widths=None)
+    assert answer_text(bare).startswith("Verdict: ")
+
+
+def test_many_widths_are_summed():
+    found = widths_of_a_search()
+    many = replace(found, dimensions=found.dimensions * 30, widths=found.widths * 30)
+    assert "fc1 64 → 16." in widths_sentence(found)
+    assert "1,920 → 480 units in 30 groups" in widths_sentence(many)
+
+
+def needing(kind: str, **fields):
+    return verdict("inconclusive", kind="recipe", settle="More of it would do.",
+                   needed=RequiredRange(kind, (7,), (90,), (5,), **fields))
+
+
+@pytest.mark.parametrize(("judged", "recipe", "method", "step"), [
+    (verdict(), None, "rank", "runs:/slim-7/model"),
+    (verdict("inferior"), None, "rank", "wua run --data x --width-method search"),
+    (verdict("inferior"), None, "search", "keep the original"),
+    (verdict("inconclusive", settle="More."), None, "rank", "wua run --data x --seeds 5"),
+    (verdict(), needing("seeds", as_seen=(43,)), "rank", "wua run --data x --seeds 43"),
+    (verdict(), needing("seeds"), "rank", "More of it would do."),
+    (verdict(), needing("examples", as_seen=(400,)), "rank", "More of it would do."),
+    (verdict(), replace(needing("seeds", as_seen=(43,)), guard="blind"), "rank", "More of it"),
+])
+def test_what_to_do_next(judged, recipe, method, step):
+    found = round_of("slim 7", (7,), judged, 1.4)
+    found = replace(found, goal=replace(widths_of_a_search(), method=method),
+                    comparison=replace(found.comparison, recipe=recipe))
+    slimmed = Slimmed(variant("oversized 10", (10,)), (found,))
+    assert step in words(next_step(slimmed, "wua run --data x"))
+
+
+def test_the_whole_table_is_aligned_and_details_hold_what_the_answer_leaves_out():
+    lines = figures_text(report_with(SAVES)).splitlines()
+    ends = {line.rindex("0.8900") + 6 for line in lines if "0.8900" in line}
+    ends |= {line.rindex(" 42") + 3 for line in lines if line.startswith("FLOPs, one")}
+    assert len(ends) == 1
+    cut = replace(round_of("slim 7", (7,), verdict(), 1.4), variant=variant(
+        "slim 7", (7,), units_left={"up": 4}, uncut={"head": "the outputs"}))
+    details = details_text(REPORT, Slimmed(variant("oversized 10", (10,)), (cut,)))
+    for part in ("All on budgets.", RECIPE.sentence, "up: 4 left", "not cut: head: the outputs."):
+        assert part in details
+
+
+def test_the_tutorials_figures_are_of_each_variant():
+    text = tutorial_text(report_with(SAVES))
+    assert text.count("Accuracy: 0.9500 on the training data, 0.9000 on data") == 1

@@ -1,0 +1,166 @@
+"""What a pipeline prints: the answer first, in one block; the details where they are asked for.
+
+Tests: ``tests/report/test_answer.py``.
+"""
+
+from __future__ import annotations
+
+import textwrap
+
+from wua_mlflow.display import LINE, table_text
+from wua_mlflow.report.content import Report
+from wua_mlflow.report.sections import (
+    METHODS,
+    change_cell,
+    figures_table,
+    reason_points,
+    scores_sentence,
+)
+from wua_mlflow.results import Comparison, Slimmed, TargetWidths
+from wua_mlflow.tracking.names import Metric, Outcome
+from wua_mlflow.tutorial import flops_text, report_text
+from wua_mlflow.verdict import text
+
+__all__ = ["answer_text", "details_text", "figures_text", "next_step", "tutorial_text",
+           "verdicts_text", "widths_sentence"]
+
+
+def answer_text(report: Report) -> str:
+    """The answer: the verdict, five figures of both models, and what they rest on."""
+    comparison = report.comparison
+    verdict = _paragraphs(f"Verdict: {report.headline}", f"In short: {report.in_short}")
+    rests_on = _paragraphs(
+        scores_sentence(report),
+        widths_sentence(report.widths) if report.widths else "",
+        f"There was no further round: {report.ended}" if report.ended else "",
+        comparison.class_loss, comparison.seedless,
+        text.looks_sentence(comparison.looks, comparison.bonferroni)
+        if comparison.looks > 1 else "",
+        "" if comparison.recipe else comparison.no_recipe)
+    return "\n\n".join(filter(None, (verdict, _five_figures(report), rests_on)))
+
+
+def _paragraphs(*sentences: str) -> str:
+    """Each sentence from the beginning of a line, broken where it is long."""
+    return "\n".join(textwrap.fill(sentence, LINE, break_long_words=False, break_on_hyphens=False)
+                     for sentence in sentences if sentence)
+
+
+def _five_figures(report: Report) -> str:
+    """Score, FLOPs, parameters, bytes and latency of the original and of the slim model."""
+    original, slim = report.metrics[0], report.metrics[-1]
+    score = report.comparison.verdict.score
+    counts = report.comparison.recipe
+    family = "accuracy" if score == "accuracy" else "score"
+    test = f"{family}/test_mean" if counts else f"{family}/test"
+    over = ", mean over seeds" if counts else ""
+    rows = [(test, f"{score}, test{over}", "{:.4f}", "difference"),
+            (Metric.FLOPS_FORWARD, text.FLOPS_ONE_SAMPLE, "{:,.0f}", "ratio"),
+            (Metric.PARAMS_TOTAL, "parameters", "{:,.0f}", "ratio"),
+            (Metric.SIZE_BYTES, "bytes on disk", "{:,.0f}", "ratio"),
+            (Metric.LATENCY_P50, "latency, median at batch 1, ms", "{:.4f}", "ratio")]
+    lines: list[tuple[str, ...]] = [("", report.names[0], report.names[-1], "original ÷ slim")]
+    for key, label, form, change in rows:
+        if key in original or key in slim:
+            pair = original.get(key), slim.get(key)
+            cells = ["–" if value is None else form.format(value) for value in pair]
+            lines.append((label, *cells, change_cell(*pair, change)))
+    if Metric.LATENCY_P50 in original and report.latency_gain:
+        words, is_gain = report.latency_gain
+        lines[-1] = (*lines[-1][:3], lines[-1][3] if is_gain else words.removesuffix(" per sample"))
+    return table_text(lines, (False, True, True, True)) if len(lines) > 1 else ""
+
+
+def widths_sentence(target: TargetWidths) -> str:
+    """Which widths were chosen, and how."""
+    units, widths = sum(parameter.units for parameter in target.dimensions), sum(target.widths)
+    chosen = ", ".join(f"{parameter.name or 'the model'} {parameter.units:,} → {width:,}"
+                       for parameter, width in zip(target.dimensions, target.widths, strict=True))
+    if len(target.widths) > _MOST_WIDTHS or len(chosen) > LINE:
+        chosen = f"{units:,} → {widths:,} units in {len(target.widths):,} groups"
+    remark = target.searched.remark if target.searched else ""
+    method = METHODS.get(target.method, f"Method: {target.method}.")
+    return " ".join(filter(None, (f"Widths: {chosen}.", method, remark)))
+
+
+_MOST_WIDTHS = 6
+
+
+def next_step(slimmed: Slimmed, command: str) -> str:
+    """What to do next: a command where one would help.
+
+    Args:
+        slimmed: at least one round.
+        command: the one that was typed, to be typed again with more.
+    """
+    step = _next_step(slimmed, command)
+    return _paragraphs(f"Next: {step}") if step else ""
+
+
+def _next_step(slimmed: Slimmed, command: str) -> str:
+    result, comparison = slimmed.result, slimmed.result.comparison
+    verdict = comparison.verdict
+    needed = verdict.needed
+    if verdict.outcome == Outcome.NON_INFERIOR:
+        return (f'mlflow.pytorch.load_model("runs:/{result.variant.run_id}/model") is the slim '
+                f"model; --register NAME puts it into the registry")
+    if verdict.outcome == Outcome.INFERIOR:
+        searched = result.goal is not None and result.goal.method == "search"
+        return "keep the original: no narrower network was found that is as good" if searched \
+            else f"{command} --width-method search"
+    if comparison.recipe is None and comparison.no_recipe == text.TOO_FEW_SEEDS:
+        return f"{command} --seeds 5"
+    if not verdict.guard and needed and needed.kind == "seeds" and needed.as_seen:
+        return f"{command} --seeds {needed.as_seen[0]}  (enough, if all is as seen)"
+    return verdict.settle or ""
+
+
+def tutorial_text(report: Report) -> str:
+    """The figures of each variant as the tutorial prints them, FLOPs by its own count."""
+    blocks = []
+    for name, metrics in zip(report.names, report.metrics, strict=True):
+        usage = report.usages.get(name)
+        block = [name, "=" * len(name)]
+        if Metric.FLOPS_PTFLOPS_TRAINING in metrics:
+            block.append(flops_text(metrics[Metric.FLOPS_PTFLOPS_TRAINING],
+                                    metrics[Metric.FLOPS_PTFLOPS_INFERENCE]))
+        if Metric.ACCURACY_TRAIN in metrics:
+            block.append(f"Accuracy: {metrics[Metric.ACCURACY_TRAIN]:.4f} on the training data, "
+                         f"{metrics[Metric.ACCURACY_TEST]:.4f} on data that training never saw")
+        for layer in usage.layers.values() if usage else ():
+            block += [f"-- {layer.name}", report_text({
+                "total_weights": layer.weights, "nodes": layer.units, "entropy": layer.entropy,
+                "effective_weights": layer.effective_weights,
+                "top_90_percent_contrib": layer.top90_share,
+                "low_contrib_percentage": 100 * layer.low_share})]
+        blocks.append("\n".join(block))
+    return "\n\n".join(("The tutorial's figures, FLOPs by its own count (ptflops; training: "
+                        "2 × inference × epochs)", *blocks))
+
+
+def details_text(report: Report, slimmed: Slimmed) -> str:
+    """All figures, both verdicts, what was not cut: what ``--verbose`` adds."""
+    slim = slimmed.result.variant
+    runs = [f"{variant.name}: {variant.test_score:.4f} on the test part; run {variant.run_id}"
+            for variant in slimmed.variants]
+    left = [f"  {name}: {count:,} left" for name, count in slim.units_left.items()]
+    uncut = [f"  not cut: {point}" for point in reason_points(slim.uncut)]
+    return "\n\n".join(filter(None, (
+        figures_text(report), "\n".join([*runs, *left, *uncut]),
+        verdicts_text(report.comparison), report.saved, report.slimmed_by)))
+
+
+def verdicts_text(comparison: Comparison) -> str:
+    """Both verdicts, what would settle the deciding one, their budgets, what they do not say."""
+    verdicts = []
+    for verdict in filter(None, (comparison.recipe, comparison.artifact)):
+        settle = verdict.settle if verdict is comparison.verdict else None
+        verdicts.append(f"{verdict.sentence} {settle}" if settle else verdict.sentence)
+    no_recipe = "" if comparison.recipe else comparison.no_recipe
+    return "\n".join(filter(None, (*verdicts, comparison.budget, *comparison.notes, no_recipe)))
+
+
+def figures_text(report: Report) -> str:
+    """The table of all figures in aligned columns."""
+    table = figures_table(report)
+    return table_text([table.head, *table.rows], [False] + [True] * (len(table.head) - 1))
