@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 import sys
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import torch
 from torch import distributed, nn
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, TensorDataset
 
+from wua_mlflow import progress
 from wua_mlflow.config import load_settings
 from wua_mlflow.data.datasets import DataSplit
 from wua_mlflow.data.loaders import BatchesWithBar, load_analysis_data, local_share
@@ -139,8 +141,11 @@ class Terminal(io.StringIO):
 
 
 @pytest.mark.parametrize("stderr", [Terminal(), io.StringIO()])
-def test_bars_at_a_terminal_and_none_in_a_log_and_every_pass_is_whole(stderr, monkeypatch):
+def test_bars_at_a_terminal_and_seldom_lines_in_a_log_and_every_pass_is_whole(stderr, monkeypatch):
     monkeypatch.setattr(sys, "stderr", stderr)
+    monkeypatch.delenv("TQDM_DISABLE")
+    monkeypatch.setattr(progress, "DELAY_S", 0)
+    monkeypatch.setattr(progress, "LINE_S", math.inf)
     recipe = load_recipe(load_settings(None, {"seeds": 2}))
     network = train_one(recipe, (10,), 2, seed=42, label="training a")
     test = recipe.evaluate(network.model, recipe.split.test, network.kind)

@@ -27,6 +27,7 @@ from wua_mlflow.config import (
     unused_settings,
 )
 from wua_mlflow.errors import WORDED, one_line
+from wua_mlflow.progress import kept
 from wua_mlflow.signals import handle_signals
 
 __all__ = ["entry", "main"]
@@ -66,6 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     143: SIGTERM).
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    kept()
     try:
         with handle_signals():
             _go_where_asked()
@@ -75,6 +77,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as stop:
         code = int(getattr(stop, "exit_code", EXIT_INTERRUPTED))
         _say("interrupted" if code == EXIT_INTERRUPTED else "terminated")
+        for words_kept in kept():
+            _say(f"kept: {words_kept}")
         _end_inherited(stop)
         return code
     except BrokenPipeError:

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
-from tqdm import tqdm
 
 from wua_mlflow.config import Settings
 from wua_mlflow.data.datasets import DataSplit, call_data_function, load_data, split_of
 from wua_mlflow.device import rows_at_once
-from wua_mlflow.distributed import rank, shard_batches
+from wua_mlflow.distributed import shard_batches
+from wua_mlflow.progress import Bar
 from wua_mlflow.rng import isolated
 
 __all__ = [
@@ -29,8 +29,7 @@ __all__ = [
 class BatchesWithBar:
     """Inputs in batches for several passes, with a progress bar over all of them.
 
-    With targets the batches are pairs (inputs, targets). There is no bar where standard error is
-    not a terminal, and in every process but the first.
+    With targets the batches are pairs (inputs, targets).
 
     >>> len(list(BatchesWithBar(__import__("torch").zeros(5000, 2), passes=1, label="demo")))
     5
@@ -43,8 +42,7 @@ class BatchesWithBar:
         chunks = inputs.split(rows)
         self.chunks: Sequence[Tensor | tuple[Tensor, Tensor]] = chunks if targets is None else \
             list(zip(chunks, targets.split(rows), strict=True))
-        self.bar = tqdm(total=passes * len(self.chunks), desc=label, unit="batch", leave=False,
-                        disable=True if rank() else None)
+        self.bar = Bar(total=passes * len(self.chunks), desc=label, unit="batch")
 
     def __iter__(self) -> Iterator[Tensor | tuple[Tensor, Tensor]]:
         for chunk in self.chunks:

@@ -38,6 +38,7 @@ from wua_mlflow.pipeline.train import (
     write_params,
 )
 from wua_mlflow.pipeline.variant import ModelVariant
+from wua_mlflow.progress import stage
 from wua_mlflow.pruning.cut import unit_groups
 from wua_mlflow.pruning.importance import unit_importance
 from wua_mlflow.rng import isolated, seed_all
@@ -263,6 +264,7 @@ def analyze_variant(store: Store, variant: ModelVariant) -> tuple[Analysis, Mode
     with contextlib.ExitStack() as stack:
         on_all_ranks(lambda: None if rank() else stack.enter_context(
             step_status(store, variant.run_id, "analyze", begin=True)))
+        stack.enter_context(stage(f"analysing {variant.name}"))
         loss = loss_of(settings, variant.model, recipe.split, recipe.device, kind=variant.kind)
         batches = training_batches(recipe.split, recipe.device, passes=1 + settings.null_draws,
                             label=f"analysing {variant.name}")

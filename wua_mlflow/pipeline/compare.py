@@ -20,6 +20,7 @@ from wua_mlflow.pipeline.recipe import Replicate
 from wua_mlflow.pipeline.seeds import NO_HISTORY, SeedHistory, SharedExamples, recipe_verdict
 from wua_mlflow.pipeline.train import step_status
 from wua_mlflow.pipeline.variant import ModelVariant
+from wua_mlflow.progress import stage
 from wua_mlflow.results import Comparison, TargetWidths, ratios
 from wua_mlflow.rng import Purpose, torch_generator
 from wua_mlflow.tracking.log import latency_metrics, write
@@ -90,7 +91,8 @@ def compare_variants(
     Raises:
         ValueError: they were not tested on the same data.
     """
-    with step_status(store, slim.run_id, "compare", begin=True):
+    with step_status(store, slim.run_id, "compare", begin=True), \
+            stage(f"comparing {slim.name} with {original.name}"):
         settings, split = slim.settings, slim.recipe.split
         unmeasured = {variant.run_id for variant in (original, *beside)
                       if Metric.LATENCY_P50 not in variant.metrics}

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from wua_mlflow.config import Settings
 from wua_mlflow.pipeline.target_widths import chosen_method
 from wua_mlflow.pipeline.train import HOUR_S
+from wua_mlflow.progress import duration
 from wua_mlflow.verdict.inputs import FEWEST_SEEDS
 
-__all__ = ["Price", "cheap_plan", "duration", "price_of"]
+__all__ = ["Price", "cheap_plan", "price_of"]
 
 
 _TO_FIND = {"search": (9, 22), "rank": (2, 12)}
@@ -119,14 +120,3 @@ def cheap_plan(settings: Settings, asked: Settings) -> Settings:
     if settings.width_method in ("auto", "search"):
         changes["width_method"] = "rank"
     return settings.model_copy(update=changes)
-
-
-def duration(seconds: float) -> str:
-    """Seconds in words.
-
-    >>> duration(0.41), duration(18), duration(600), duration(11_000)
-    ('0.4 s', '18 s', '10 minutes', '3.1 hours')
-    """
-    if seconds < 120:
-        return f"{seconds:.1f} s" if seconds < 1 else f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"

@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
-from tqdm import tqdm
 
 from wua_mlflow.config import TUTORIAL, Settings
 from wua_mlflow.data.datasets import DataSplit, Part, is_file, load_data
@@ -27,6 +26,7 @@ from wua_mlflow.errors import one_line
 from wua_mlflow.hooks import evaluating, unwrapped
 from wua_mlflow.imports import load_object
 from wua_mlflow.pipeline.models import check_fit, factory, naming
+from wua_mlflow.progress import Bar
 from wua_mlflow.pruning.cut import Specification
 from wua_mlflow.rng import Purpose, Stream, isolated, restore, seed_all, stream_of, torch_generator
 from wua_mlflow.training.distillation import distillation_loss
@@ -168,7 +168,7 @@ def train_made(  # noqa: PLR0913 - what is trained, for how long, from which str
         epochs: at most so many.
         seed: of torch's stream, where ``stream`` does not go on from one; of the loaders always.
         stream: the random state to begin with: the oversized network's, for the slim one.
-        label: of the progress bar; no bar, if None.
+        label: of the progress bar.
         teacher: a network on the recipe's device whose outputs are also aimed at.
 
     Raises:
@@ -285,8 +285,7 @@ def _all_epochs(
     Errors of the forward, the loss or the optimizer become one line that names a setting.
     """
     settings, records = recipe.settings, []
-    bar = tqdm(steps, total=epochs, desc=label, unit="epoch", leave=False,
-               disable=None if label else True)
+    bar = Bar(steps, total=epochs, desc=label, unit="epoch")
     try:
         for record in bar:
             records.append(record)
@@ -374,7 +373,7 @@ def train_replicates(
     first = Replicate.of(recipe.settings.seed, evaluation, validated, trained.stream)
     return [first, *(
         (known or {}).get(number) or train_replicate(recipe, make, number)
-        for number in tqdm(range(1, count), desc=label, disable=None, leave=False, unit="seed"))]
+        for number in Bar(range(1, count), desc=label, unit="seed"))]
 
 
 def train_replicate(

@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
-from tqdm import tqdm
 
 from wua_mlflow.pipeline.networks import NetworkFactory, cached
 from wua_mlflow.pipeline.recipe import Recipe, Replicate, train_replicate
+from wua_mlflow.progress import Bar
 from wua_mlflow.verdict.inputs import FEWEST_SEEDS
 from wua_mlflow.verdict.intervals import collapsed_seeds
 
@@ -51,8 +51,7 @@ def screen(
     """
     make = cached(make)
     replicates: dict[int, Replicate] = {}
-    for number in tqdm(range(seeds), desc=f"screening {label}", disable=None, leave=False,
-                       unit="seed"):
+    for number in Bar(range(seeds), desc=f"screening {label}", unit="seed"):
         replicates[number] = train_replicate(recipe, make, number)
         collapsed, passed = more_collapse(
             np.stack([each.validation_scores for each in replicates.values()]), original,

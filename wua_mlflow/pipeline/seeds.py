@@ -12,7 +12,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from wua_mlflow.config import Settings
 from wua_mlflow.data.tasks import Task, score_name
@@ -20,6 +19,7 @@ from wua_mlflow.pipeline.networks import NetworkFactory
 from wua_mlflow.pipeline.recipe import Replicate, train_replicate
 from wua_mlflow.pipeline.train import most_seconds, replicate_metrics
 from wua_mlflow.pipeline.variant import ModelVariant, replicates_table, variant_files
+from wua_mlflow.progress import Bar
 from wua_mlflow.results import TargetWidths
 from wua_mlflow.tracking.log import write
 from wua_mlflow.tracking.names import ArtifactPath
@@ -233,8 +233,7 @@ def _extended(variant: ModelVariant, seeds: int, make: NetworkFactory) -> ModelV
     """With so many replicates; those that it has stay."""
     numbers = range(len(variant.replicates), seeds)
     added = [train_replicate(variant.recipe, make, number)
-             for number in tqdm(numbers, desc=f"further seeds of {variant.name}", disable=None,
-                                leave=False, unit="seed")]
+             for number in Bar(numbers, desc=f"further seeds of {variant.name}", unit="seed")]
     return replace(variant, replicates=[*variant.replicates, *added])
 
 

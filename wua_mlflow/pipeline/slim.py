@@ -37,6 +37,7 @@ from wua_mlflow.pipeline.target_widths import (
 )
 from wua_mlflow.pipeline.train import TrainingPlan, most_seconds, train_variant
 from wua_mlflow.pipeline.variant import MACHINE, ModelVariant, load_variant
+from wua_mlflow.progress import stage
 from wua_mlflow.pruning.cut import cut
 from wua_mlflow.results import Round, Slimmed, TargetWidths, WidthParameter
 from wua_mlflow.rng import Stream, isolated, seeded_stream
@@ -308,9 +309,10 @@ def slim_variant(
     while len(rounds) < settings.rounds and all(each.as_good for each in rounds):
         parent = context.parent
         try:
-            goal = choose_widths(settings, parent, context.dimensions, context.search_setup,
-                                 usages.get(parent.name))
-            goal, found = context.screened(goal)
+            with stage(f"looking for widths below those of {parent.name}"):
+                goal = choose_widths(settings, parent, context.dimensions, context.search_setup,
+                                     usages.get(parent.name))
+                goal, found = context.screened(goal)
         except NoNarrowerError as error:
             ended = str(error), error.goal
             break
@@ -321,7 +323,8 @@ def slim_variant(
                 usages[variant.name] = analysis.usage
             trained.append(variant)
         *controls, slim = trained
-        original, slim = with_seeds_to_settle(store, context.original, slim, root, goal)
+        with stage(f"seeds of {slim.name} until its verdict is settled"):
+            original, slim = with_seeds_to_settle(store, context.original, slim, root, goal)
         comparison, (original, *controls, slim) = compare_variants(
             store, original, slim, beside=controls, goal=goal, no_recipe=no_recipe)
         networks |= {variant.run_id: variant for variant in (original, *controls, slim)}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 import tempfile
+import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +19,6 @@ from pathlib import Path
 
 import numpy as np
 from mlflow.exceptions import MlflowException
-from tqdm import tqdm
 
 from wua_mlflow.config import Settings
 from wua_mlflow.data.loaders import training_batches
@@ -30,6 +30,7 @@ from wua_mlflow.pipeline.networks import NetworkFactory
 from wua_mlflow.pipeline.recipe import Recipe, train_replicate
 from wua_mlflow.pipeline.train import HOUR_S
 from wua_mlflow.pipeline.variant import ModelVariant
+from wua_mlflow.progress import Bar, duration, say
 from wua_mlflow.pruning.cut import unit_groups
 from wua_mlflow.pruning.find_groups import OUTPUTS
 from wua_mlflow.results import TargetWidths, WidthParameter
@@ -39,7 +40,12 @@ from wua_mlflow.usage.analyze import analyze
 from wua_mlflow.usage.results import ModelUsage
 from wua_mlflow.verdict.inputs import FEWEST_SEEDS
 from wua_mlflow.widths.recommend import effective_width, effective_widths, recommend_widths
-from wua_mlflow.widths.results import SearchResult, WidthRecommendation
+from wua_mlflow.widths.results import (
+    SearchResult,
+    Trial,
+    WidthRecommendation,
+    comma_separated,
+)
 from wua_mlflow.widths.retrain_search import MOST_SEEDS, FinalVerdict, search_widths
 
 __all__ = [
@@ -98,23 +104,34 @@ def search(
                          len(split.test))
     baseline = setup.baseline()
     seconds = settings.search_seconds or (HOUR_S if settings.seeds == "auto" else None)
-    with tqdm(total=settings.search_runs - 1, desc="searching widths", disable=None, leave=False,
-              unit="width") as bar:
+    began, most = time.monotonic(), settings.search_runs - 1
+    with Bar(total=most, desc="searching widths", unit="width") as bar:
         makers: dict[tuple[int, ...], NetworkFactory] = {}
+
+        def tried(trial: Trial) -> None:
+            bar.update()
+            each = (time.monotonic() - began) / bar.n if bar.n else 0.0
+            ahead = min(each * (most - bar.n), (seconds or math.inf) - (time.monotonic() - began))
+            say(f"widths {'-'.join(map(str, trial.widths))}: {trial.outcome}, {trial.score:.4f} "
+                f"({trial.delta:+.4f}; networks: {trial.seeds}); "
+                f"{bar.n} of at most {most}, at most {duration(max(0.0, ahead))} more")
 
         def score(widths: tuple[int, ...], number: int) -> np.ndarray:
             if widths not in makers:
-                bar.update(bool(makers))
                 makers[widths] = setup.make(setup.recipe, widths)
             bar.set_postfix(widths="-".join(map(str, widths)), network=number + 1)
             return train_replicate(
                 setup.recipe, makers[widths], FIRST_NUMBER + number).validation_scores
 
-        return search_widths(
+        result = search_widths(
             score, units, suggestion, baseline=baseline if recipes else baseline[:1],
             margin=settings.margin, confidence=settings.confidence, final=final, most_seeds=most,
             runs=settings.search_runs, seconds=seconds, cost=setup.cost,
-            widen=WIDER if widen else None)
+            widen=WIDER if widen else None, tried=tried)
+    if result.stopped == "interrupted":
+        say(f"interrupted: going on with the best so far, {comma_separated(result.widths)}; once "
+            f"more ends it")
+    return result
 
 
 SEARCH_FROM = "rank"

@@ -25,6 +25,7 @@ from wua_mlflow.pipeline.networks import NetworkFactory
 from wua_mlflow.pipeline.recipe import Recipe, Replicate, Trained, train_replicates
 from wua_mlflow.pipeline.variant import ModelVariant, replicates_table, variant_files
 from wua_mlflow.plots.style import variant_colour
+from wua_mlflow.progress import keep, stage
 from wua_mlflow.signals import allow_signals, defer_signals
 from wua_mlflow.tracking.log import Files, dataset_inputs, flop_metrics, write
 from wua_mlflow.tracking.models import EXAMPLES, NotExportable, log_model
@@ -161,7 +162,7 @@ def train_variant(store: Store, recipe: Recipe, plan: TrainingPlan) -> ModelVari
     tags = _tags(recipe, plan)
     inherit = plan.variant == VariantName.OVERSIZED and plan.pipeline is None
     with run_scope(store, plan.name, tags, parent=plan.pipeline, inherit=inherit) as run_id, \
-            step_status(store, run_id, "train"):
+            step_status(store, run_id, "train"), stage(f"training {plan.name}"):
         write_params(store, run_id, settings, _PARAMS)
         trained = plan.make(0, settings.seed, f"training {plan.name}")
         test = recipe.evaluate(trained.model, recipe.split.test, trained.kind)
@@ -191,6 +192,7 @@ def train_variant(store: Store, recipe: Recipe, plan: TrainingPlan) -> ModelVari
                       if record.validation_loss is not None]}
         write(store.client, run_id, metrics=metrics, curves=curves, model_id=model_id,
               tags=results, files=files)
+    keep(f"{plan.name}: run {run_id}")
     return ModelVariant(run_id, store.experiment_id, plan.name, plan.variant, variant_recipe,
                         trained, test, replicates, {**tags, **results}, metrics, plan.make)
 

@@ -28,6 +28,7 @@ from wua_mlflow.pipeline.target_widths import logged_widths
 from wua_mlflow.pipeline.train import TrainingPlan, run_scope, train_variant
 from wua_mlflow.pipeline.variant import MACHINE, ModelVariant, load_variant
 from wua_mlflow.plots.style import MUTED
+from wua_mlflow.progress import stage
 from wua_mlflow.report.build import title_of
 from wua_mlflow.report.content import Report
 from wua_mlflow.results import Comparison, Round, Slimmed
@@ -102,7 +103,8 @@ def run_pipeline(
     tags = {Tag.KIND: Kind.PIPELINE, Tag.VERSION: __version__, "mlflow.runColor": MUTED}
     with run_scope(store, title_of(settings, settings.hidden), tags) as run_id:
         check_slimming(settings)
-        recipe = (pretrained_recipe if pretrained else load_recipe)(settings)
+        with stage("reading the data"):
+            recipe = (pretrained_recipe if pretrained else load_recipe)(settings)
         check_test_part(recipe.split, settings)
         if pretrained:
             settings = recipe.settings
@@ -195,7 +197,8 @@ def _finished(
     registration = registered(store, slimmed.result if slimmed.rounds else None, settings)
     report = None
     if run_id is not None and slimmed.rounds:
-        report = publish(store, run_id, slimmed, files=files)
+        with stage("writing the report"):
+            report = publish(store, run_id, slimmed, files=files)
     elif run_id is not None:
         widths = {ArtifactPath.WIDTHS: slimmed.last.to_json()} if slimmed.last else {}
         write(store.client, run_id, files={**files, **widths}, tags={

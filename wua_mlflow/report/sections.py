@@ -216,13 +216,14 @@ def scores_sentence(report: Report) -> str:
         return ""
     on_training = "" if old_train is None or new_train is None else \
         f"{old_train:.4f} and {new_train:.4f} on the training data"
+    examples = f"{comparison.verdict.examples:,} test examples"
     if comparison.recipe is None:
-        return f"The two models' {score} is {on_training}." if on_training else ""
+        return f"The {score} is of {examples}{on_training and f'; it is {on_training}'}."
     counts = comparison.recipe.counts
     collapsed = counts.collapsed + counts.baseline_collapsed if counts else 0
     without = f", without the {collapsed:,} that collapsed" if collapsed else ""
     beside = f" ({on_training})" if on_training else ""
-    return (f"The two saved models score {old:.4f} and {new:.4f} on the test data{beside}; they "
+    return (f"The two saved models score {old:.4f} and {new:.4f} on {examples}{beside}; they "
             f"are of one seed, and the verdict compares the means over all seeds{without}.")
 
 

@@ -133,6 +133,7 @@ class _Trials:
     runs: int
     until: float
     clock: Callable[[], float]
+    tried: Callable[[Trial], None]
     by_widths: dict[Widths, Trial] = field(default_factory=dict)
     interrupted: bool = False
 
@@ -160,6 +161,7 @@ class _Trials:
                 return None
             try:
                 self.by_widths[widths] = self._judged(widths)
+                self.tried(self.by_widths[widths])
             except KeyboardInterrupt as signal:
                 if getattr(signal, "exit_code", CTRL_C) != CTRL_C:
                     raise
@@ -213,7 +215,8 @@ def search_widths(  # noqa: PLR0913 - what is searched, for which verdict, withi
     *, baseline: ArrayLike, margin: float, confidence: float = 0.95,
     final: FinalVerdict | None = None, most_seeds: int = MOST_SEEDS, runs: int | None = None,
     seconds: float | None = None, cost: Callable[[Widths], float] | None = None,
-    widen: float | None = None, clock: Callable[[], float] = time.monotonic,
+    widen: float | None = None, tried: Callable[[Trial], None] = lambda trial: None,
+    clock: Callable[[], float] = time.monotonic,
 ) -> SearchResult:
     """The cheapest widths whose networks, trained anew, hold on validation data.
 
@@ -250,6 +253,7 @@ def search_widths(  # noqa: PLR0913 - what is searched, for which verdict, withi
         cost: of a network of these widths, e.g. its FLOPs; the sum of the widths, if None.
         widen: if given, nothing below the suggestion is tried: it, then widths so many times as
             wide each time, until they hold.
+        tried: is told of each trial once it is judged.
         clock: seconds; replaced in tests.
 
     Raises:
@@ -268,7 +272,7 @@ def search_widths(  # noqa: PLR0913 - what is searched, for which verdict, withi
     rule = _Rule(scores[~collapsed], bool(collapsed.any()), margin, confidence, most_seeds,
                  final or FinalVerdict(most_seeds, scores.shape[1]))
     trials = _Trials(score, cost or (lambda widths: float(sum(widths))), rule, runs or 10**9,
-                     clock() + (seconds or math.inf), clock)
+                     clock() + (seconds or math.inf), clock, tried)
     trials.begin(start)
     if widen:
         ended, rest = _widen(trials, start, target, widen), "wider ones"
