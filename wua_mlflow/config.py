@@ -21,16 +21,17 @@ from wua_mlflow.levels import CONFIDENCE_RANGE, MARGIN_RANGE, is_confidence, is_
 from wua_mlflow.safe_yaml import YamlRefused, read_mapping
 
 __all__ = [
-    "COMMAND_FIELDS", "CONFIGS", "CRITERIA", "ConfigError", "OWN_MODEL", "OWN_ONLY", "Settings",
-    "TOPICS", "TUTORIAL", "WIDTH_METHODS", "config_names", "given_fields", "load_settings",
-    "settings_yaml", "unused_settings", "yes_or_no",
+    "COMMAND_FIELDS", "CONFIGS", "CRITERIA", "ConfigError", "IMPUTE", "OWN_MODEL", "OWN_ONLY",
+    "Settings", "TOPICS", "TUTORIAL", "TableSettings", "WIDTH_METHODS", "config_names",
+    "given_fields", "load_settings", "settings_yaml", "unused_settings", "yes_or_no",
 ]
 
 
 TUTORIAL = "usecase"
 CRITERIA = ("output", "input", "wanda", "magnitude", "taylor")
 """The criteria that have a name; a test holds them equal to ``usage.criteria.CRITERIA``."""
-OWN_MODEL = ("data", "target", "groups", "task", "model", "hidden", "state", "seed")
+OWN_MODEL = ("data", "target", "groups", "drop_columns", "table", "task", "model", "hidden",
+             "state", "seed")
 """What names a model of ``analyze`` and ``slim`` without a run."""
 OWN_ONLY = ("layers", "batch_to_inputs")
 """What ``analyze`` can be told of such a model only: a variant's figures are of all its layers."""
@@ -39,8 +40,9 @@ SCORES = ("accuracy", "balanced_accuracy", "f1", "f1_macro", "mcc", "roc_auc",
 """The scores that have a name; a test holds them equal to ``verdict.scores.SCORES``."""
 WIDTH_METHODS = ("effective", "rank", "projection", "ablation", "search")
 
-_RECIPE = ("data", "target", "groups", "task", "model", "train", "hidden", "epochs", "optimizer",
-           "batch_size", "lr", "patience", "score", "seed", "seeds", "max_seeds")
+_RECIPE = ("data", "target", "groups", "drop_columns", "table", "task", "model", "train", "hidden",
+           "epochs", "optimizer", "batch_size", "lr", "patience", "score", "seed", "seeds",
+           "max_seeds")
 _MACHINE = ("device", "threads", "experiment")
 _USAGE = ("criterion", "loss", "effective_rank", "null_draws")
 _SLIM = ("how", "slim_hidden", "slim_epochs", "width_method", "search_runs", "search_seconds",
@@ -54,12 +56,12 @@ COMMAND_FIELDS: dict[str, tuple[str, ...]] = {
     "analyze": ("run_id", *OWN_MODEL, *OWN_ONLY, *_USAGE, *_MACHINE),
     "slim": ("run_id", "model_uri", *OWN_MODEL, *_FINE_TUNING, "score", *_USAGE, *_SLIM, *_VERDICT,
              *_MACHINE, *_END),
-    "compare": ("run_id", "baseline", "candidate", "data", "target", "groups", "task", "score",
-                "seed", *_VERDICT, *_MACHINE),
+    "compare": ("run_id", "baseline", "candidate", "data", "target", "groups", "drop_columns",
+                "task", "score", "seed", *_VERDICT, *_MACHINE),
 }
 """The fields that each command takes: its options, and the parameters of its entry point."""
 TOPICS: dict[str, tuple[str, ...]] = {
-    "Data": ("data", "target", "groups", "task"),
+    "Data": ("data", "target", "groups", "task", "drop_columns", "table"),
     "The model": ("run_id", "model_uri", "baseline", "candidate", "model", "state", "hidden"),
     "Training": ("train", "epochs", "optimizer", "batch_size", "lr", "patience"),
     "How far to slim": ("slim_hidden", "width_method", "search_runs", "search_seconds", "rounds"),
@@ -120,6 +122,30 @@ def _names(value: Any) -> tuple[str, ...]:
     return tuple(dict.fromkeys(_parts(value)))
 
 
+def _mapping(value: Any) -> Any:
+    """``"impute: mean, categories: 10"`` -> a dict, with braces or without."""
+    if not isinstance(value, str):
+        return value
+    try:
+        text = value.strip()
+        read = yaml.safe_load(text if text.startswith("{") else f"{{{text}}}")
+    except yaml.YAMLError:
+        raise ValueError("") from None
+    if not isinstance(read, dict):
+        raise ValueError("")
+    return read
+
+
+def _word_or_number(value: Any) -> Any:
+    """How gaps are filled everywhere: a word, or a number written as one."""
+    if isinstance(value, str) and value not in IMPUTE:
+        try:
+            return float(value)
+        except ValueError:
+            raise ValueError(did_you_mean(value, IMPUTE)) from None
+    return value
+
+
 def _finite(value: Any) -> Any:
     if isinstance(value, str | float) and not math.isfinite(float(value)):
         raise ValueError("expected a finite number")
@@ -132,7 +158,10 @@ def _where(fits: Callable[[float], bool], value: float) -> float:
     return value
 
 
+IMPUTE = ("median", "mean", "most_frequent", "drop")
+"""Words of ``table: impute``."""
 Count = Annotated[int, Field(ge=1)]
+Names = Annotated[tuple[str, ...], BeforeValidator(_names), Field(min_length=1)]
 Widths = Annotated[tuple[Count, ...], BeforeValidator(_widths)]
 SlimWidths = Annotated[
     Literal["auto"] | tuple[Count, ...], BeforeValidator(_widths), Field(min_length=1)
@@ -156,18 +185,40 @@ FIRST_SEEDS = 5
 """Replicates where ``seeds`` is auto, before the first look at the verdict."""
 
 
+class TableSettings(BaseModel):
+    """How a table's columns become numbers, where that is not left to the defaults.
+
+    ``impute`` says for all columns with gaps, or by column, what stands in a gap: the training
+    part's ``median``, ``mean`` or ``most_frequent`` value, a constant, or ``drop``: rows with a
+    gap are left out. ``categories`` is the most levels of a text column that get a column each.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    drop_columns: Annotated[tuple[str, ...], BeforeValidator(_names)] = ()
+    impute: dict[str, float | str] | Annotated[
+        float | str, BeforeValidator(_word_or_number)] = "median"
+    categories: Annotated[int, Field(ge=2, le=1000)] = 20
+
+
 class Settings(BaseModel):
     """All settings of a pipeline; see ``docs/configuration.md``."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    data: str = Field("usecase", description="a bundled data set, a .csv, .parquet or .npz file, "
-                      "or package.module:function of seed -> (train, validation, test); analyze: "
+    data: str = Field("usecase", description="a bundled data set, a file (.csv, .tsv, .parquet, "
+                      ".feather, .arrow, .npz), or package.module:function of seed -> (train, validation, test); analyze: "
                       "or of seed -> batches")
     target: str | None = Field(None, description="name of the target column in a file")
     groups: str | None = Field(None, description="name of the column in a file that says whose "
                                "rows they are (patient, user, document); those of one are a "
                                "single draw")
+    drop_columns: Names | None = Field(
+        None, description="names of columns of a table that are no inputs, e.g. id,name")
+    table: Annotated[TableSettings, BeforeValidator(_mapping)] | None = Field(
+        None, description="how a table's columns become numbers: drop_columns, impute (median, "
+        "mean, most_frequent, a constant, drop: leave such rows out; or one by column), categories "
+        "(most levels of a text column, 20), e.g. 'impute: mean, categories: 10'")
     task: Literal["binary", "multiclass", "regression"] | None = Field(
         None, description="binary, multiclass or regression; inferred from the target, if unset")
     model: str = Field("mlp", description="mlp, cnn, or package.module:factory of the widths; "
@@ -274,6 +325,13 @@ class Settings(BaseModel):
     def first_seeds(self) -> int:
         """Replicates to begin with; where ``seeds`` is auto there may be more later."""
         return FIRST_SEEDS if self.seeds == "auto" else self.seeds
+
+    @property
+    def table_settings(self) -> TableSettings:
+        """``table``, with the columns of ``drop_columns`` among those that it drops."""
+        table = self.table or TableSettings()
+        dropped = dict.fromkeys((*table.drop_columns, *(self.drop_columns or ())))
+        return table.model_copy(update={"drop_columns": tuple(dropped)})
 
     @property
     def accepted_class_loss(self) -> float | None:
@@ -426,11 +484,30 @@ def _validated(values: Mapping[str, Any]) -> Settings:
 def _one_line(error: ValidationError, values: Mapping[str, Any]) -> str:
     problem = error.errors()[0]
     field = str(problem["loc"][0])
+    if field == "table" and len(problem["loc"]) > 1:
+        return _about_table(str(problem["loc"][1]), problem)
     if problem["type"] == "extra_forbidden":
         return f"{_beginning(field)}: no such setting{did_you_mean(field, Settings.model_fields)}"
     meant = str(problem["msg"]).partition("error, ")[2] if field in ("criterion", "score") else ""
     return _short(f"{field}: expected {_expectation(field, problem)}, but got "
                   f"{_shown(values[field])}{meant}")
+
+
+_TABLE = {
+    "drop_columns": "names of columns, e.g. id,name",
+    "impute": f"{', '.join(IMPUTE)}, or a number; or one of them, or a text, by column",
+    "categories": "a whole number from 2 to 1000",
+}
+"""What the keys of ``table`` must be."""
+
+
+def _about_table(key: str, problem: Mapping[str, Any]) -> str:
+    got = _shown(problem["input"])
+    if key not in _TABLE:
+        return _short(f"table: expected only {', '.join(_TABLE)}, but got {key!r}"
+                      f"{did_you_mean(key, _TABLE)}")
+    meant = did_you_mean(str(problem["input"]), IMPUTE) if key == "impute" else ""
+    return _short(f"table: {key}: expected {_TABLE[key]}, but got {got}{meant}")
 
 
 EXPECTED = {
@@ -450,6 +527,8 @@ EXPECTED = {
     "search_seconds": "a number of seconds above 0",
     "register": "a name",
     "layers": "names of layers, e.g. fc1,fc2",
+    "drop_columns": "names of columns, e.g. id,name",
+    "table": "drop_columns, impute and categories, e.g. impute: mean, categories: 10",
     "criterion": f"{', '.join(CRITERIA)}, package.module:function, or several of them, each once",
 }
 """What a setting must be, where pydantic's own words say less."""

@@ -6,9 +6,9 @@ Imports the standard library only. Tests: ``tests/test_errors.py``.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
-__all__ = ["WORDED", "did_you_mean", "group_by_reason", "one_line", "printable"]
+__all__ = ["WORDED", "did_you_mean", "group_by_reason", "listed", "one_line", "printable"]
 
 WORDED = (ValueError, FileNotFoundError)
 """Kinds of errors whose messages are written for the user."""
@@ -41,6 +41,17 @@ def group_by_reason(reasons: Mapping[str, str]) -> list[tuple[str, str]]:
     return [(", ".join(names[0] if len(names) == 1 else f"{folded} ({len(names)})"
                        for folded, names in alike.items()), reason)
             for reason, alike in names_by_reason.items()]
+
+
+def listed(names: Sequence[str], most: int = 8) -> str:
+    """Names in quotes for a message, the first few of many, none of them very long.
+
+    >>> listed(["a", "b", "c"], most=2)
+    "'a', 'b' and 1 more"
+    """
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    short = [name if len(name) <= 60 else f"{name[:59]}…" for name in names[:most]]
+    return ", ".join(map(repr, short)) + more
 
 
 def one_line(

@@ -21,6 +21,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
+from wua_mlflow.config import TableSettings
+from wua_mlflow.data.encoding import TableEncoding
 from wua_mlflow.data.scaling import Scaling
 from wua_mlflow.data.splitting import SplitRows, split_rows
 from wua_mlflow.data.tables import ENDINGS, Rows, read_rows, rows_of
@@ -75,8 +77,9 @@ class DataSplit:
 
     ``features`` is the shape of one input; ``classes`` the classes' names, none in a regression;
     ``source`` says where the data came from: a path, a scikit-learn function, the user's function.
-    ``spec`` and ``scaling`` are what fresh rows go through to be like these; ``columns`` a table's
-    names of the inputs.
+    ``spec``, ``scaling`` and of a table ``encoding`` are what fresh rows go through to be like
+    these; ``columns`` a table's names of the inputs; ``notes`` lines for the user on what was
+    guessed, filled in or left out.
     """
 
     name: str
@@ -89,6 +92,8 @@ class DataSplit:
     spec: TaskSpec
     scaling: Scaling | None = None
     columns: tuple[str, ...] = ()
+    encoding: TableEncoding | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def task(self) -> Task:
@@ -104,6 +109,7 @@ class DataSplit:
 def load_data(  # noqa: PLR0913 - what names the data, and how they are read
     data: str, *, target: str | None = None, groups: str | None = None, seed: int,
     image: bool = False, task: str | None = None, standardise: bool = True,
+    table: TableSettings | None = None,
 ) -> DataSplit:
     """The data that ``data`` names, in three parts. The global random generators stay as they are.
 
@@ -115,7 +121,7 @@ def load_data(  # noqa: PLR0913 - what names the data, and how they are read
     are standardised too, which leaves R² as it is. What the user's function returns is not changed.
 
     Args:
-        data: a bundled set (``BUILT_IN``), the path of a .csv, .parquet or .npz file, or
+        data: a bundled set (``BUILT_IN``), the path of a file (``ENDINGS``), or
             ``package.module:function`` of the seed that gives (train, validation, test), each a
             pair of arrays (inputs, targets) or a torch Dataset of such pairs. While it runs, the
             global generators are seeded with ``seed``, so that it gives the same data each time.
@@ -126,6 +132,7 @@ def load_data(  # noqa: PLR0913 - what names the data, and how they are read
         image: inputs must be images (channels, height, width). The digits then are, divided by
             their largest value, 16, instead of standardised; (height, width) gets a channel.
         standardise: whether the columns of files and bundled sets are, and a regression's targets.
+        table: how a table's columns become inputs.
         task: binary, multiclass or regression. If not given: text, bools and whole numbers of at
             most 20 different values are classes, in sorted order, and so are an integer tensor or
             a Dataset's integers whatever their number; anything else is a regression.
@@ -141,7 +148,8 @@ def load_data(  # noqa: PLR0913 - what names the data, and how they are read
     with isolated():
         if is_file(data):
             path = Path(data).expanduser()
-            parts = split_rows(read_rows(data, target, groups=groups), seed, task,
+            rows = read_rows(data, target, groups=groups, settings=table)
+            parts = split_rows(rows, seed, task, settings=table,
                                scale_inputs=standardise, scale_targets=standardise)
             return _data_split(parts, path.stem, source=str(path.absolute()), image=image)
         if target is not None and (data in BUILT_IN or ":" in data):
@@ -198,7 +206,7 @@ def _bundled(
     pixels = image and data == "digits"
     rows = Rows(loaded.images / 16 if pixels else loaded.data, loaded.target)
     parts = split_rows(rows, seed, task, scale_inputs=standardise and not pixels,
-                       scale_targets=standardise)
+                       scale_targets=standardise, copies_together=False)
     split = _data_split(parts, data, source=f"sklearn.datasets.load_{data}", image=image)
     names = tuple(str(name) for name in loaded.get("target_names", ()))
     return replace(split, classes=names) if split.classes and names else split
@@ -304,7 +312,7 @@ def _data_split(split: SplitRows, name: str, *, source: str, image: bool) -> Dat
     train, validation, test = (part_of(rows, split.spec, where)
                                for rows, where in zip(parts, _PARTS, strict=True))
     return DataSplit(name, train, validation, test, shapes[0], split.spec.classes, source,
-                     split.spec, split.scaling, split.columns)
+                     split.spec, split.scaling, split.columns, split.encoding, split.notes)
 
 
 def part_of(rows: Rows, spec: TaskSpec, where: str) -> Part:

@@ -73,7 +73,7 @@ def load_analysis_data(settings: Settings) -> AnalysisData:
         return load_data(reference, target=settings.target, groups=settings.groups,
                          seed=settings.seed,
                          image=settings.model == "cnn", task=settings.task,
-                         standardise=settings.state is None)
+                         standardise=settings.state is None, table=settings.table_settings)
     if settings.target is not None:
         raise ValueError(f"target: expected none beside data {reference!r}, but got "
                          f"{settings.target!r}")

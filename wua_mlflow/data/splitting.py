@@ -1,22 +1,25 @@
 """Rows split 60/10/30 by class into training, validation and test part, and standardised.
 
-scikit-learn is imported where rows are split. Tests: ``tests/data/test_tables.py``.
+Rows with the same inputs stay in one part. scikit-learn is imported where rows are split.
+Tests: ``tests/data/test_splitting.py``, ``tests/data/test_tables.py``.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from wua_mlflow.config import TableSettings
+from wua_mlflow.data.encoding import TableEncoding, fit_encoding, fit_gaps, gap_lines
 from wua_mlflow.data.scaling import Scaler, Scaling
-from wua_mlflow.data.tables import Rows
+from wua_mlflow.data.tables import Rows, Table
 from wua_mlflow.data.tasks import TaskSpec, infer_task
 from wua_mlflow.rng import Purpose, numpy_generator
 
-__all__ = ["SplitRows", "split_rows"]
+__all__ = ["SplitRows", "copies_of", "overlap_line", "split_rows"]
 
 
 _FEWEST_ROWS = 20
@@ -28,22 +31,26 @@ _FEWEST_OF_A_CLASS = 10
 class SplitRows:
     """Training, validation and test rows, the task of their targets, and how they were scaled.
 
-    ``columns`` are a table's names of the inputs.
+    Of a table ``encoding`` says how its columns became inputs, ``columns`` are the inputs' names,
+    and ``notes`` lines for the user.
     """
 
     parts: Sequence[Rows]
     spec: TaskSpec
     scaling: Scaling | None = None
     columns: tuple[str, ...] = ()
+    encoding: TableEncoding | None = None
+    notes: tuple[str, ...] = ()
 
 
-def split_rows(
-    rows: Rows, seed: int, task: str | None, *, scale_inputs: bool = True,
-    scale_targets: bool = True,
+def split_rows(  # noqa: PLR0913 - what is split, and how
+    rows: Rows | Table, seed: int, task: str | None, *, scale_inputs: bool = True,
+    scale_targets: bool = True, settings: TableSettings | None = None,
+    copies_together: bool = True,
 ) -> SplitRows:
     """The 60/10/30 split of ``rows``, stratified by class, and its task.
 
-    Rows of one group are in one part.
+    Rows of one group are in one part, and rows with the same inputs, as far as that goes.
 
     Args:
         rows: all there are.
@@ -51,6 +58,8 @@ def split_rows(
         task: as ``load_data`` takes it.
         scale_inputs: whether to standardise the inputs, by the training part.
         scale_targets: whether to standardise a regression's targets.
+        settings: how a table's columns become inputs.
+        copies_together: whether rows with the same inputs are kept together.
 
     Raises:
         ValueError: too few rows, or too few of a class, to make three parts of.
@@ -59,18 +68,142 @@ def split_rows(
     codes = spec.encode(rows.targets, where="the data")
     _check_enough(spec, codes)
     regression = spec.task == "regression"
-    if rows.groups is not None:
-        indices = _indices_by_group(codes, rows.groups, seed, stratified=not regression)
-    else:
-        indices = _indices(codes, seed, stratified=not regression)
+    copies = copies_of(rows.codes() if isinstance(rows, Table) else rows.inputs) \
+        if copies_together else np.arange(len(codes))
+    indices, copies_line = _split(codes, rows.groups, copies, seed, stratified=not regression)
     train = indices[0]
-    scaling = Scaling(
-        Scaler.fit(rows.inputs[train]) if scale_inputs else None,
-        Scaler.fit(codes[train][:, None]) if regression and scale_targets else None)
+    encoding, gaps, notes = None, None, [*_guess_lines(rows, spec, task)]
+    if isinstance(rows, Table):
+        settings = settings or TableSettings()
+        encoding = fit_encoding(rows.take(train), settings, rows.left_out)
+        inputs = encoding.encode(rows.columns, where="the data")
+        gaps = fit_gaps(inputs[train], encoding, settings) if np.isnan(inputs).any() else None
+        notes += [*gap_lines(rows.columns, encoding, gaps, settings)]
+        columns = encoding.names if gaps is None else (
+            *encoding.names, *(f"{encoding.names[place]} missing" for place in gaps.indicators))
+    else:
+        inputs, columns = rows.inputs, rows.columns
+    scaling = Scaling(None, None, gaps, named=encoding is not None and encoding.named)
+    filled = scaling.scale(Rows(inputs, codes)).inputs
+    scaling = replace(
+        scaling, inputs=Scaler.fit(filled[train]) if scale_inputs else None,
+        targets=Scaler.fit(codes[train][:, None]) if regression and scale_targets else None)
     targets = codes if regression else rows.targets
-    parts = [scaling.scale(Rows(rows.inputs[part], targets[part], groups=None if rows.groups is None
+    parts = [scaling.scale(Rows(inputs[part], targets[part], groups=None if rows.groups is None
                                 else rows.groups[part])) for part in indices]
-    return SplitRows(parts, spec, scaling, rows.columns)
+    notes += [line for line in (copies_line, _overlap(copies, indices)) if line]
+    return SplitRows(parts, spec, scaling, columns, encoding, tuple(notes))
+
+
+def _guess_lines(rows: Rows | Table, spec: TaskSpec, task: str | None) -> list[str]:
+    """What was guessed of the targets, and of a table's columns."""
+    table = isinstance(rows, Table)
+    lines = [*rows.notes, *(f"{column.name}: {column.note}" for column in rows.columns
+                            if column.note),
+             *(f"{name}: {reason}; left out" for name, reason in rows.left_out.items()
+               if "drop_columns" not in reason)] if isinstance(rows, Table) else []
+    values = np.unique(rows.targets)
+    whole = values.dtype.kind in "iuf" and bool((values % 1 == 0).all())
+    if task is not None or not whole or not table:
+        return lines
+    name = rows.target if isinstance(rows, Table) else "target"
+    if spec.values and len(values) > 2:
+        lines.append(f"{name}: {len(values)} whole numbers, taken as classes; `--task regression` "
+                     f"otherwise")
+    elif not spec.values and len(values) <= _MOST_CLASSES:
+        lines.append(f"{name}: {len(values)} different whole numbers, taken as amounts; `--task "
+                     f"multiclass` otherwise")
+    return lines
+
+
+_MOST_CLASSES = 200
+"""Of more whole numbers nobody asks whether they are classes."""
+
+
+# Rows with the same inputs
+
+
+def copies_of(inputs: np.ndarray) -> np.ndarray:
+    """Numbers (n,) that are equal where the inputs (n, ...) are, counted from their first rows.
+
+    >>> copies_of(np.array([[1.0, 2.0], [3.0, 4.0], [1.0, 2.0]])).tolist()
+    [0, 1, 0]
+    """
+    flat = np.ascontiguousarray(inputs.reshape(len(inputs), -1))
+    if flat.dtype.kind == "f":
+        flat = np.where(np.isnan(flat), np.nan, flat) + 0.0  # one NaN, and no minus zero
+    first: dict[bytes, int] = {}
+    return np.array([first.setdefault(row.tobytes(), len(first)) for row in flat])
+
+
+def overlap_line(train: np.ndarray, test: np.ndarray) -> str:
+    """How many rows of a test part are training rows too; empty, if none is."""
+    if train.shape[1:] != test.shape[1:] or train.dtype != test.dtype:
+        return ""
+    copies = copies_of(np.concatenate([train, test]))
+    return _overlap(copies, [np.arange(len(train)), np.arange(len(train), len(copies))])
+
+
+def _overlap(copies: np.ndarray, indices: Sequence[np.ndarray]) -> str:
+    train, test = indices[0], indices[-1]
+    count = int(np.isin(copies[test], copies[train]).sum())
+    if not count:
+        return ""
+    verb = "row is a training row" if count == 1 else "rows are training rows"
+    return (f"{count} of {len(test)} test {verb} too (the same inputs): what a network remembers "
+            f"counts as what it can do")
+
+
+def _split(
+    codes: np.ndarray, groups: np.ndarray | None, copies: np.ndarray, seed: int, *,
+    stratified: bool,
+) -> tuple[list[np.ndarray], str]:
+    """Row numbers of the three parts, and a line where copies decided anything."""
+    distinct = int(copies.max()) + 1
+    number = len(codes) - distinct
+    if groups is not None:
+        together = _joined(groups, copies) if number else groups
+        if len(np.unique(together)) >= _FOLDS:
+            try:
+                return _indices_by_group(codes, together, seed, stratified=stratified), \
+                    _copies_line(number, len(codes)) if number else ""
+            except ValueError:
+                if together is groups:
+                    raise
+        return _indices_by_group(codes, groups, seed, stratified=stratified), ""
+    if not number:
+        return _indices(codes, seed, stratified=stratified), ""
+    first = np.unique(copies, return_index=True)[1]
+    fewest = np.bincount(codes[first].astype(int)).min() if stratified else distinct
+    if distinct >= _FEWEST_ROWS and fewest >= _FEWEST_OF_A_CLASS:
+        chosen = _indices(codes[first], seed, stratified=stratified)
+        parts = [np.flatnonzero(np.isin(copies, part)) for part in chosen]
+        if all(low <= len(part) / len(codes) <= high
+               for part, (low, high) in zip(parts, _SHARES, strict=True)):
+            return parts, _copies_line(number, len(codes))
+    return _indices(codes, seed, stratified=stratified), ""
+
+
+_SHARES = ((0.45, 0.75), (0.04, 0.2), (0.2, 0.4))
+"""Of the rows, which the parts of a split by different rows may have."""
+
+
+def _copies_line(number: int, rows: int) -> str:
+    verb = "row has" if number == 1 else "rows have"
+    return f"{number} of {rows} {verb} the inputs of another; such rows stay in one part"
+
+
+def _joined(groups: np.ndarray, copies: np.ndarray) -> np.ndarray:
+    """Groups that share rows with the same inputs as one."""
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+
+    numbers = np.unique(groups, return_inverse=True)[1]
+    size = int(numbers.max()) + 1 + int(copies.max()) + 1
+    links = coo_matrix((np.ones(len(copies)), (numbers, copies + int(numbers.max()) + 1)),
+                       shape=(size, size))
+    found = connected_components(links, directed=False)[1]
+    return np.asarray(found)[numbers]
 
 
 def _check_enough(spec: TaskSpec, codes: np.ndarray) -> None:

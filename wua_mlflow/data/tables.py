@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import reprlib
 import zipfile
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,19 +17,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wua_mlflow.errors import did_you_mean, one_line
+from wua_mlflow.config import TableSettings
+from wua_mlflow.data.columns import Column, UnusableColumn, columns_of, read_column
+from wua_mlflow.data.table_files import INDEX, TABLES, read_table
+from wua_mlflow.errors import did_you_mean, listed, one_line
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["ENDINGS", "INDEX", "Rows", "group_numbers", "listed", "read_columns", "read_rows",
-           "rows_of", "rows_without_inputs"]
+    from wua_mlflow.data.encoding import TableEncoding
+
+__all__ = ["ENDINGS", "INDEX", "Rows", "Table", "group_numbers", "listed", "read_columns",
+           "read_rows", "rows_of", "rows_without_inputs", "table_of"]
 
 
-ENDINGS = (".csv", ".parquet", ".npz")
-
-INDEX = "Unnamed: 0"
-"""What pandas calls the first column of a .csv file that has no name: mostly an index."""
+ENDINGS = (*TABLES, ".npz")
+_LITERAL = ("prediction", "target")
+"""Columns of a file of predictions in which "NA" and "None" are labels."""
+_INDEX_NAMES = ("", INDEX.lower(), "index", "level_0", "__index_level_0__")
+"""Names of a first column that is an index where it holds distinct whole numbers, in any order."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,12 +54,54 @@ class Rows:
     groups: np.ndarray | None = None
 
 
-def read_rows(
-    data: str, target: str | None, *, groups: str | None = None, targets_only: bool = False
-) -> Rows:
-    """The rows of a .csv, .parquet or .npz file.
+@dataclass(frozen=True, eq=False)
+class Table:
+    """A table whose columns are read, and not yet encoded.
 
-    A first .csv column without a name that counts 0, 1, 2, … is a row number, and is left out.
+    Attributes:
+        columns: of inputs, n rows each.
+        targets: (n,), numbers, bools or text.
+        groups: (n,) numbers of whose rows they are, if that is known.
+        target: name of the column to predict.
+        left_out: columns that are no inputs, and why.
+        notes: what was guessed, for the user.
+    """
+
+    columns: tuple[Column, ...]
+    targets: np.ndarray
+    groups: np.ndarray | None = None
+    target: str = ""
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        """The number of rows."""
+        return len(self.targets)
+
+    def take(self, rows: np.ndarray) -> tuple[Column, ...]:
+        """Some rows of all columns."""
+        return tuple(column.take(rows) for column in self.columns)
+
+    def digest_parts(self) -> list[np.ndarray | bytes]:
+        """What identifies the table's rows: their numbers, the levels of text, the targets."""
+        levels = "\0".join(sorted({str(value) for column in self.columns if column.kind == "text"
+                                   for value in column.values}))
+        return [self.codes(), self.targets, *([levels.encode()] if levels else [])]
+
+    def codes(self) -> np.ndarray:
+        """Float64 (n, columns): equal rows have equal ones; text as numbers of its levels."""
+        return np.stack([np.unique(column.values.astype(str), return_inverse=True)[1].astype(float)
+                         if column.kind == "text" else column.values
+                         for column in self.columns], axis=1)
+
+
+def read_rows(
+    data: str, target: str | None, *, groups: str | None = None, targets_only: bool = False,
+    settings: TableSettings | None = None, like: Sequence[TableEncoding] = (),
+) -> Rows | Table:
+    """The rows of a table's file (``TABLES``), or of an .npz archive.
+
+    A first column without a name, or called index, of distinct whole numbers is left out.
 
     Args:
         data: the file's path, relative to the current folder or absolute.
@@ -61,10 +109,13 @@ def read_rows(
             given) from the array ``X``, (n, *features).
         groups: the column (or array) that says whose rows they are; it is no input.
         targets_only: read no inputs, whatever the other columns hold; the rows have zeros instead.
+        settings: which columns are no inputs, and whether rows with gaps are left out.
+        like: encodings of the data that models were trained on: their columns alone are read, as
+            those were written, and rows without a target are refused, not left out.
 
     Raises:
-        ValueError: no such file, not to be read, no rows, no such target, or a column that is not
-            finite numbers throughout.
+        ValueError: no such file, not to be read, no rows, no such target, or columns of which no
+            inputs can be made.
     """
     path = Path(data).expanduser()
     ending = path.suffix.lower()
@@ -77,7 +128,12 @@ def read_rows(
         raise ValueError(f"data: expected rows in {data}, but the file is empty")
     if ending == ".npz":
         return _npz_rows(path, target or "y", groups, targets_only)
-    return _table_rows(path, target, groups, targets_only)
+    frame, notes = read_table(path, "data", literal=() if target is None else (target,))
+    table = table_of(frame, target, where=str(path), groups=groups, settings=settings,
+                     like=like, targets_only=targets_only)
+    if targets_only:
+        return replace(rows_without_inputs(table.targets, where=str(path)), groups=table.groups)
+    return replace(table, notes=(*notes, *table.notes))
 
 
 def rows_without_inputs(targets: np.ndarray, *, where: str) -> Rows:
@@ -116,7 +172,7 @@ def rows_of(inputs: Any, targets: Any, *, where: str) -> Rows:
 
 
 def read_columns(path: Path, *, argument: str) -> dict[str, np.ndarray]:
-    """The columns of a .csv or .parquet file, or the arrays of an .npz one, as they are.
+    """The columns of a table's file, or the arrays of an .npz one, as they are.
 
     A table's index is a column too: under its name, or ``INDEX``.
 
@@ -125,18 +181,8 @@ def read_columns(path: Path, *, argument: str) -> dict[str, np.ndarray]:
     """
     if path.suffix.lower() == ".npz":
         return _read_npz(path, argument)[0]
-    frame = _read_table(path, argument, index=True)
+    frame, _ = read_table(path, argument, literal=_LITERAL, index=True)
     return {str(name): frame[name].to_numpy() for name in frame.columns}
-
-
-def listed(names: Sequence[str], most: int = 8) -> str:
-    """Names in quotes for a message, the first few of many.
-
-    >>> listed(["a", "b", "c"], most=2)
-    "'a', 'b' and 1 more"
-    """
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(repr(name) for name in names[:most]) + more
 
 
 def group_numbers(labels: np.ndarray, name: str, where: str | Path) -> np.ndarray:
@@ -158,7 +204,7 @@ def group_numbers(labels: np.ndarray, name: str, where: str | Path) -> np.ndarra
     return np.unique(labels, return_inverse=True)[1]
 
 
-def _npz_rows(path: Path, target: str, groups: str | None, targets_only: bool) -> Rows:
+def _npz_rows(path: Path, target: str, groups: str | None, targets_only: bool) -> Rows | Table:
     if not zipfile.is_zipfile(path):
         raise ValueError(f"data: expected an archive as numpy.savez writes it, but {path} is none")
     arrays, names = _read_npz(path, "data", only=("X", target, groups or target))
@@ -167,10 +213,18 @@ def _npz_rows(path: Path, target: str, groups: str | None, targets_only: bool) -
         if name not in arrays:
             raise ValueError(f"{argument}: expected an array {name!r} in {path}, but it has "
                              f"{listed(names)}{did_you_mean(name, names)}")
+    x = arrays.get("X", np.empty(0))
+    gaps = x.ndim == 2 and x.dtype.kind == "f" and bool(np.isnan(x).any())
     if targets_only:
         rows = rows_without_inputs(arrays[target], where=str(path))
     else:
-        rows = rows_of(arrays["X"], arrays[target], where=str(path))
+        rows = rows_of(np.nan_to_num(x, nan=0.0, posinf=np.inf, neginf=-np.inf) if gaps else x,
+                       arrays[target], where=str(path))
+    if gaps and not targets_only:
+        columns = tuple(Column(str(number), "number", values.astype(np.float64))
+                        for number, values in enumerate(x.T))
+        numbers = None if groups is None else _with_groups(rows, arrays[groups], groups, path)
+        return Table(columns, rows.targets, None if numbers is None else numbers.groups, target)
     return rows if groups is None else _with_groups(rows, arrays[groups], groups, path)
 
 
@@ -194,71 +248,157 @@ def _read_npz(
         raise ValueError(f"{argument}: could not read {path}: {one_line(error)}") from error
 
 
-def _table_rows(path: Path, target: str | None, groups: str | None, targets_only: bool) -> Rows:
-    frame = _read_table(path, "data")
-    columns = list(frame.columns)
+def table_of(  # noqa: PLR0913 - what is read of what, and how
+    frame: pd.DataFrame, target: str | None, *, where: str, groups: str | None = None,
+    settings: TableSettings | None = None, like: Sequence[TableEncoding] = (),
+    targets_only: bool = False,
+) -> Table:
+    """A frame's columns, target and groups; arguments and errors as of ``read_rows``."""
+    settings, columns = settings or TableSettings(), [str(name) for name in frame.columns]
     if not len(frame):
-        raise ValueError(f"data: expected rows in {path}, but it has only a header")
-    if target not in columns:
-        got = "none" if target is None else repr(target)
-        close = did_you_mean(target, columns) if target and len(columns) > 1 else ""
-        raise ValueError(f"target: expected a column of {path}, which has {listed(columns)}, "
-                         f"but got {got}{close}")
+        raise ValueError(f"data: expected rows in {where}, but it has only a header")
+    _check_target(target, columns, where)
+    _check_others(columns, target, groups, settings, where)
+    assert target is not None, "checked"
+    frame, dropped = _rows_with_target(frame, target, where, every=bool(like) or targets_only)
+    notes = [dropped] if dropped else []
+    targets, note = _table_targets(frame[target], where)
+    notes += [note] if note else []
+    numbers = None if groups is None else group_numbers(frame[groups].to_numpy(), groups, where)
+    names = [name for name in columns if name not in (target, groups, *settings.drop_columns)]
+    if targets_only:
+        return Table((), targets, numbers, target)
+    if like:
+        return Table(_columns_like(frame, names, like, where), targets, numbers, target)
+    read, left_out = _inputs(frame, names, settings, where)
+    table = Table(read, targets, numbers, target, left_out, tuple(notes))
+    return _without_gaps(table, settings)
+
+
+def _columns_like(
+    frame: pd.DataFrame, names: Sequence[str], like: Sequence[TableEncoding], where: str
+) -> tuple[Column, ...]:
+    written = {column.name: column.written for encoding in like for column in encoding.columns}
+    return columns_of(frame[[name for name in names if name in written]], where=where,
+                      levels=len(frame), written=written)
+
+
+def _inputs(
+    frame: pd.DataFrame, names: Sequence[str], settings: TableSettings, where: str
+) -> tuple[tuple[Column, ...], dict[str, str]]:
+    """The columns that inputs are made of, and the others with the reason."""
+    left_out = dict.fromkeys(settings.drop_columns, "as drop_columns says")
+    if names and names[0] == frame.columns[0] and _is_index(frame[names[0]]):
+        left_out[names[0]] = "distinct whole numbers in the first column, an index"
+        names = names[1:]
+    if not names:
+        raise ValueError(f"data: expected columns beside the target in {where}, but got none")
+    read = columns_of(frame[list(names)], where=where, levels=settings.categories)
+    useless = {column.name: reason for column in read
+               if (reason := _useless(column, settings.categories))}
+    read = tuple(column for column in read if column.name not in useless)
+    if not read:
+        raise ValueError(f"data: expected a column of numbers, dates or categories beside the "
+                         f"target in {where}, but got none: " + "; ".join(
+                             f"{name!r} has {why}" for name, why in list(useless.items())[:5]))
+    return read, left_out | useless
+
+
+def _check_target(target: str | None, columns: Sequence[str], where: str) -> None:
+    if target in columns:
+        return
+    got = "none" if target is None else repr(target)
+    close = did_you_mean(target, columns) if target and len(columns) > 1 else ""
+    raise ValueError(f"target: expected a column of {where}, which has {listed(columns)}, "
+                     f"but got {got}{close}")
+
+
+def _check_others(
+    columns: Sequence[str], target: str | None, groups: str | None, settings: TableSettings,
+    where: str,
+) -> None:
+    """Whether the groups' column is there, and those that are to be left out."""
     if groups is not None and (groups not in columns or groups == target):
         close = "" if groups == target else did_you_mean(groups, columns)
-        raise ValueError(f"groups: expected a column of {path} beside the target, which has "
+        raise ValueError(f"groups: expected a column of {where} beside the target, which has "
                          f"{listed(columns)}, but got {groups!r}{close}")
-    if targets_only:
-        rows = rows_without_inputs(frame[target].to_numpy(), where=str(path))
-        return rows if groups is None else \
-            _with_groups(rows, frame[groups].to_numpy(), groups, path)
-    features = [name for name in columns if name not in (target, groups)]
-    if not features:
-        raise ValueError(f"data: expected columns beside the target {target!r} in {path}, "
-                         "but got none")
-    inputs = np.column_stack([_feature(frame[name], path) for name in features])
-    where = f"column {target!r} of {path}"
-    targets = _targets(frame[target].to_numpy(), where, "target")
-    rows = Rows(inputs, targets, columns=tuple(features))
-    return rows if groups is None else _with_groups(rows, frame[groups].to_numpy(), groups, path)
+    for name in settings.drop_columns:
+        if name in (target, groups):
+            raise ValueError(f"drop_columns: expected columns of inputs, but {name!r} is the "
+                             f"{'target' if name == target else 'column of groups'}")
+        if name not in columns:
+            raise ValueError(f"drop_columns: expected columns of {where}, which has "
+                             f"{listed(columns)}, but got {name!r}{did_you_mean(name, columns)}")
 
 
-def _read_table(path: Path, argument: str, *, index: bool = False) -> pd.DataFrame:
-    """The rows of a .csv or .parquet file, without pandas' own row numbers unless ``index``."""
+def _rows_with_target(
+    frame: pd.DataFrame, target: str, where: str, *, every: bool
+) -> tuple[pd.DataFrame, str]:
+    """The rows whose target is known, and how many are left out."""
     import pandas as pd
 
-    csv = path.suffix.lower() == ".csv"
+    missing = np.asarray(pd.isna(frame[target]), dtype=bool)
+    count = int(missing.sum())
+    if not count:
+        return frame, ""
+    if every or count == len(frame):
+        raise ValueError(f"target: expected a value in every row, but column {target!r} of {where} "
+                         f"has none in {count} of {len(frame)} rows")
+    return frame[~missing], (f"{target}: {count} of {len(frame)} rows have no target, and are left "
+                             f"out")
+
+
+def _is_index(column: pd.Series) -> bool:
+    if str(column.name).strip().lower() not in _INDEX_NAMES or column.dtype.kind not in "iuf":
+        return False
+    values = column.to_numpy(dtype=np.float64, na_value=np.nan)
+    return bool((values % 1 == 0).all()) and len(np.unique(values)) == len(values)
+
+
+def _useless(column: Column, levels: int) -> str:
+    """Why no input is made of a column, if so."""
+    known = column.values[~column.gaps]
+    if not len(known):
+        return "no value in any row"
+    if column.kind != "text":
+        return ""
+    distinct = len(set(known.tolist()))
+    return f"{distinct} different texts in {len(known)} rows" \
+        if distinct > max(levels, len(known) / 2) else ""
+
+
+def _without_gaps(table: Table, settings: TableSettings) -> Table:
+    """The table without the rows that have a gap where ``impute`` says ``drop``."""
+    how = settings.impute
+    dropping = [column for column in table.columns
+                if (how.get(column.name) if isinstance(how, dict) else how) == "drop"]
+    if not dropping:
+        return table
+    gaps = np.any([column.gaps for column in dropping], axis=0)
+    if not gaps.any():
+        return table
+    rows = np.flatnonzero(~gaps)
+    if not len(rows):
+        raise ValueError("table: impute: expected rows without a gap, as drop leaves out those "
+                         "that have one, but got none")
+    note = f"{gaps.sum()} of {len(gaps)} rows have a gap, and are left out"
+    return replace(table, columns=table.take(rows), targets=table.targets[rows],
+                   groups=None if table.groups is None else table.groups[rows],
+                   notes=(*table.notes, note))
+
+
+def _table_targets(column: pd.Series, where: str) -> tuple[np.ndarray, str]:
+    """Targets of a table, none missing, and how they were written, if that was guessed."""
+    place, values = f"column {str(column.name)!r} of {where}", column.to_numpy()
+    if values.dtype.kind != "O" or not all(isinstance(value, str) for value in values.tolist()):
+        return _targets(values, place, "target"), ""
     try:
-        frame = pd.read_csv(path, low_memory=False) if csv else pd.read_parquet(path)
-    except Exception as error:  # each reader has kinds of its own: all are the file's
-        raise ValueError(f"{argument}: could not read {path}: {one_line(error)}") from error
-    frame = frame.rename(columns=str)
-    if index and not csv:
-        for level, name in enumerate(frame.index.names):
-            if (label := INDEX if name is None else str(name)) not in frame.columns:
-                frame.insert(0, label, frame.index.get_level_values(level))
-    if csv and not index and len(frame) and frame.columns[0] == INDEX:
-        numbered = frame.iloc[:, 0].tolist() == list(range(len(frame)))
-        frame = frame.iloc[:, 1:] if numbered else frame  # the index that pandas' to_csv wrote
-    return frame
-
-
-def _feature(column: pd.Series, path: Path) -> np.ndarray:
-    import pandas as pd
-
-    where = f"column {column.name!r} of {path}"
-    numbers = column
-    if column.dtype.kind == "O":
-        numbers = pd.to_numeric(column.astype(object), errors="coerce")
-        text = column[numbers.isna() & column.notna()]
-        if len(text):
-            raise ValueError(f"data: expected numbers, but {where} has text in {len(text)} of "
-                             f"{len(column)} rows, such as {reprlib.repr(text.iloc[0])}")
-    elif column.dtype.kind not in "biuf":
-        raise ValueError(f"data: expected numbers, but {where} is {column.dtype}")
-    values: np.ndarray = numbers.to_numpy(dtype=np.float64, na_value=np.nan)
-    _check_finite(values, where)
-    return values
+        read = read_column(column)
+    except UnusableColumn as problem:
+        raise ValueError(f"target: expected numbers or labels, but {place} has {problem}") from None
+    if read.kind == "number" and read.written:
+        return read.values, f"{column.name}: {read.note}"
+    return np.array([value.strip() for value in values.tolist()]), ""
 
 
 def _array(values: Any, where: str) -> np.ndarray:

@@ -292,7 +292,10 @@ def _evaluation_sets(
         in_files = any(model.predictions and model.predictions.groups is not None
                        for model in models)
         fresh = read_rows(settings.data, settings.target, targets_only=not networks,
-                          groups=None if in_files else settings.groups)
+                          groups=None if in_files else settings.groups,
+                          settings=settings.table_settings,
+                          like=[model.split.encoding for model in models
+                                if model.split and model.split.encoding])
         return [_by_outputs(
             model, file_evaluation_set(fresh, settings.data, settings.task, model.split),
             model.split) for model in models]

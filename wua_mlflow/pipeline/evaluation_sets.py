@@ -15,11 +15,13 @@ import pandas as pd
 import torch
 
 from wua_mlflow.config import Settings
+from wua_mlflow.data.columns import problems_line
 from wua_mlflow.data.datasets import DataSplit, Part, digest_of, load_data, part_of
 from wua_mlflow.data.scaling import Scaling
 from wua_mlflow.data.tables import (
     INDEX,
     Rows,
+    Table,
     group_numbers,
     listed,
     read_columns,
@@ -101,13 +103,14 @@ def named_evaluation_set(settings: Settings, trained_on: DataSplit | None) -> Ev
     split = trained_on
     if split is None or split.source not in (data, f"sklearn.datasets.load_{data}"):
         image = split is not None and len(split.features) == 3
-        split = load_data(data, seed=settings.seed, task=settings.task, image=image)
+        split = load_data(data, seed=settings.seed, task=settings.task, image=image,
+                          table=settings.table_settings)
     test = own_evaluation_set(split)
     return replace(test, digest=digest_of(data.encode(), test.truth))
 
 
 def file_evaluation_set(
-    rows: Rows, data: str, task: str | None, trained_on: DataSplit | None
+    rows: Rows | Table, data: str, task: str | None, trained_on: DataSplit | None
 ) -> EvaluationSet:
     """All rows of a file, with the scaling and the classes of the model's own data.
 
@@ -121,28 +124,56 @@ def file_evaluation_set(
         ValueError: one line; the model was trained on this very file, or its data lack a class or
             have other columns or another shape.
     """
-    as_read = rows
+    digest = digest_of(*rows.digest_parts()) if isinstance(rows, Table) else \
+        digest_of(rows.inputs, rows.targets)
+    as_read = _as_numbers(rows, data, trained_on)
     if trained_on is None:
-        spec, scaling = infer_task(rows.targets, task=task), None
+        spec, scaling, scaled = infer_task(rows.targets, task=task), None, as_read
     else:
         spec, scaling = trained_on.spec, trained_on.scaling
-        rows = _rows_like(rows, data, trained_on)
+        scaled = _rows_like(as_read, data, trained_on)
     truth = spec.encode(as_read.targets, where=data).astype(np.float64)
-    return EvaluationSet(part_of(rows, spec, data), spec, truth,
-                         digest_of(as_read.inputs, as_read.targets), scaling, as_read.groups)
+    return EvaluationSet(part_of(scaled, spec, data), spec, truth, digest, scaling, as_read.groups)
+
+
+def _as_numbers(rows: Rows | Table, data: str, trained_on: DataSplit | None) -> Rows:
+    """A table's columns as the model's own data were encoded, or as they are.
+
+    Raises:
+        ValueError: one line; columns are missing, or are no numbers, or have gaps that the model
+            cannot fill.
+    """
+    if not isinstance(rows, Table):
+        return rows
+    if trained_on is not None and trained_on.encoding is not None:
+        inputs = trained_on.encoding.encode(rows.columns, where=data)
+        names = trained_on.encoding.names
+        fills = bool(trained_on.scaling and trained_on.scaling.gaps)
+    else:
+        others = {column.name: {"text": "text", "date": "dates"}[column.kind]
+                  for column in rows.columns if column.kind != "number"}
+        if others:
+            raise ValueError(problems_line(others, data, expected="numbers, as nothing is known "
+                                           "of what the models were trained on"))
+        inputs, names = rows.codes(), tuple(column.name for column in rows.columns)
+        fills = False
+    gaps = np.isnan(inputs).sum(axis=0)
+    if gaps.any() and not fills:
+        raise ValueError(problems_line(
+            {name: f"gaps in {count} of {len(rows)} rows"
+             for name, count in zip(names, gaps.tolist(), strict=True) if count},
+            data, expected="numbers without gaps, as the models were trained on"))
+    return Rows(inputs, rows.targets, columns=names, groups=rows.groups)
 
 
 def _rows_like(rows: Rows, data: str, trained_on: DataSplit) -> Rows:
     """Fresh rows in the shape and the scale of the data that a model was trained on."""
-    if rows.columns and trained_on.columns and rows.columns != trained_on.columns:
-        same = sorted(rows.columns) == sorted(trained_on.columns)
-        got = "them in another order" if same else ", ".join(rows.columns)
-        raise ValueError(f"data: expected the columns {', '.join(trained_on.columns)} in {data}, "
-                         f"as in {trained_on.source}, which the model was trained on, but got "
-                         f"{got}")
     if Path(data).expanduser().absolute() == Path(trained_on.source):
         raise ValueError(f"data: expected rows that training never saw, but {data} is what the "
                          f"model was trained on; without --data its own test part is taken")
+    if rows.columns and trained_on.encoding is not None:
+        assert trained_on.scaling is not None, "a table has one"
+        return trained_on.scaling.scale(rows)
     features = trained_on.features
     channel = len(features) == rows.inputs.ndim == 3 and features[0] == 1
     if rows.inputs.shape[1:] != (features[1:] if channel else features):

@@ -122,7 +122,7 @@ def load_recipe(settings: Settings) -> Recipe:
     split = load_data(settings.data, target=settings.target, groups=settings.groups,
                       seed=settings.seed,
                       image=settings.model == "cnn", task=settings.task,
-                      standardise=settings.state is None)
+                      standardise=settings.state is None, table=settings.table_settings)
     if is_file(settings.data):
         settings = settings.model_copy(update={"data": split.source})  # holds in any folder
     if settings.score is not None:

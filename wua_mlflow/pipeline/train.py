@@ -21,6 +21,7 @@ from wua_mlflow.data.scaling import WithInputScaling, raw_rows
 from wua_mlflow.data.tasks import Task
 from wua_mlflow.flops import CONVENTION, count_flops, count_parameters, ptflops_forward_flops
 from wua_mlflow.hooks import unwrapped
+from wua_mlflow.pipeline.encoding_file import encoding_file, named_columns
 from wua_mlflow.pipeline.networks import NetworkFactory
 from wua_mlflow.pipeline.recipe import Recipe, Replicate, Trained, train_replicates
 from wua_mlflow.pipeline.variant import ModelVariant, replicates_table, variant_files
@@ -41,12 +42,12 @@ __all__ = [
 ]
 
 
-_PARAMS = ("data", "target", "model", "train", "hidden", "epochs", "criterion", "optimizer",
+_PARAMS = ("data", "target", "drop_columns", "model", "train", "hidden", "epochs", "criterion", "optimizer",
            "batch_size", "lr", "patience", "score", "groups", "seed", "seeds", "max_seeds",
            "device", "threads")
 """The settings that made a network: the params of its run."""
 _WITH_THE_MODEL = (ArtifactPath.STATE, ArtifactPath.STRUCTURE, ArtifactPath.SCALING,
-                   ArtifactPath.CONFIG)
+                   ArtifactPath.ENCODING, ArtifactPath.CONFIG)
 _TRAINING_COSTS = (Metric.FLOPS_TRAINING, Metric.FLOPS_PTFLOPS_TRAINING, Metric.TRAINING_SECONDS)
 
 
@@ -177,6 +178,7 @@ def train_variant(store: Store, recipe: Recipe, plan: TrainingPlan) -> ModelVari
         scaling = recipe.split.scaling
         files = {
             **({ArtifactPath.SCALING: scaling.to_json(recipe.split.classes)} if scaling else {}),
+            **encoding_file(recipe.split, trained.kind),
             ArtifactPath.CONFIG: plan.origin + settings_yaml(settings),
             ArtifactPath.REPLICATES: replicates_table(replicates),
             **variant_files(trained, test, replicates)}
@@ -235,6 +237,7 @@ def _logged_model(
         model_id, size = log_model(
             store.client, run_id, store.experiment_id, model, inputs, metadata=metadata,
             params=_as_text(recipe.settings, _PARAMS), tags={Tag.VARIANT: plan.variant},
+            columns=named_columns(recipe.split),
             files={path: files[path] for path in _WITH_THE_MODEL if path in files})
     except NotExportable as error:
         return None, {}, {Tag.UNEXPORTED: str(error)}

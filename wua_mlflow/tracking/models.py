@@ -13,17 +13,18 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import mlflow
 import numpy as np
+import pandas as pd
 import torch
 from mlflow.entities import LoggedModelOutput, LoggedModelStatus
 from mlflow.models import Model, ModelSignature
 from mlflow.models.model import MLMODEL_FILE_NAME
 from mlflow.tracking import MlflowClient
-from mlflow.types.schema import Schema, TensorSpec
+from mlflow.types.schema import ColSpec, Schema, TensorSpec
 from torch import Tensor, nn
 
 from wua_mlflow.hooks import unwrapped
@@ -58,6 +59,7 @@ def log_model(  # noqa: PLR0913 - where to, what, and what is shown beside it
     tags: Mapping[str, str] | None = None,
     files: Files | None = None,
     metadata: Mapping[str, str] | None = None,
+    columns: Sequence[str] = (),
 ) -> tuple[str, int]:
     """Save ``model`` as a LoggedModel of the run, in ``pt2``, with a dynamic batch size.
 
@@ -76,6 +78,8 @@ def log_model(  # noqa: PLR0913 - where to, what, and what is shown beside it
         files: kept in the model's folder too, as ``log.write`` takes them: its weights and what
             it is built from, for whoever has this folder alone.
         metadata: kept in its ``MLmodel``, where ``mlflow.models.get_model_info`` finds it.
+        columns: names of the inputs (samples, columns), float32, where the signature is to name
+            them: the model is served frames then, not arrays.
 
     Returns:
         The model's id and the size of its ``pt2`` file in bytes.
@@ -98,7 +102,7 @@ def log_model(  # noqa: PLR0913 - where to, what, and what is shown beside it
             with isolated(), _quiet():
                 _export(model, inputs, path,
                         Model(run_id=run_id, model_id=logged.model_id, model_uuid=logged.model_id,
-                              metadata=dict(metadata or {})))
+                              metadata=dict(metadata or {})), columns)
             size = sum(file.stat().st_size for file in path.rglob("*.pt2"))
             write_files(path, files or {})
             client.log_model_artifacts(logged.model_id, str(path))
@@ -111,7 +115,9 @@ def log_model(  # noqa: PLR0913 - where to, what, and what is shown beside it
     return logged.model_id, size
 
 
-def _export(model: nn.Module, inputs: Tensor, path: Path, entry: Model) -> None:
+def _export(
+    model: nn.Module, inputs: Tensor, path: Path, entry: Model, columns: Sequence[str]
+) -> None:
     """Write the model's folder, and see that what it holds computes the same at other sizes.
 
     ``torch.export`` takes ``len(x)`` for a constant, but not where it reads the forward's bytecode
@@ -123,14 +129,14 @@ def _export(model: nn.Module, inputs: Tensor, path: Path, entry: Model) -> None:
         outputs = exported(example)
     _check_rows(outputs, len(example))
     try:
-        written = _written(exported, example, outputs, path, entry)
+        written = _written(exported, example, outputs, path, entry, columns)
         _compare(written, exported, example)
     except NotExportable as refused:
         try:
             graph = torch.export.export(exported, (example,), strict=True,
                                         dynamic_shapes=({0: torch.export.Dim("batch")},)).module()
             shutil.rmtree(path, ignore_errors=True)
-            written = _written(graph, example, outputs, path, entry)
+            written = _written(graph, example, outputs, path, entry, columns)
             _compare(written, exported, example)
         except OSError:
             raise
@@ -141,17 +147,22 @@ def _export(model: nn.Module, inputs: Tensor, path: Path, entry: Model) -> None:
     entry.save(str(path / MLMODEL_FILE_NAME))
 
 
-def _written(
-    model: nn.Module, example: Tensor, outputs: Tensor, path: Path, entry: Model
+def _written(  # noqa: PLR0913 - what is saved, where, and what is said of it
+    model: nn.Module, example: Tensor, outputs: Tensor, path: Path, entry: Model,
+    columns: Sequence[str],
 ) -> nn.Module:
     """What MLflow saves of a model, loaded again."""
+    schema, shown = _schema(example), example.numpy()
+    if columns:
+        schema = Schema([ColSpec("float", name) for name in columns])
+        shown = pd.DataFrame(shown, columns=list(columns))
     with _refusing("torch.export cannot save it as pt2"):
         mlflow.pytorch.save_model(
             model,
             path,
             mlflow_model=entry,
-            signature=ModelSignature(inputs=_schema(example), outputs=_schema(outputs)),
-            input_example=example.numpy(),
+            signature=ModelSignature(inputs=schema, outputs=_schema(outputs)),
+            input_example=shown,
             serialization_format="pt2",
             pip_requirements=_requirements(),
         )

@@ -183,6 +183,8 @@ class ArtifactPath:
     STATE = "state/model.safetensors"
     STRUCTURE = "state/structure.json"
     SCALING = "state/scaling.json"
+    ENCODING = "state/encoding.json"
+    """Of a table: how its columns become what the saved model takes, and what its answers are."""
     RNG_STATE = "state/rng.safetensors"
     PREDICTIONS = "evaluation/test.safetensors"
     NETWORK_PLOT = "plots/network.png"
