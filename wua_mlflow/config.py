@@ -93,7 +93,7 @@ def _number_or_word(value: Any) -> Any:
 def _parts(value: Any) -> list[str]:
     """``"a, b"`` or ``["a", "b"]`` -> ``["a", "b"]``."""
     parts = value.split(",") if isinstance(value, str) else value
-    if not isinstance(parts, list) or not all(isinstance(part, str) for part in parts):
+    if not isinstance(parts, list | tuple) or not all(isinstance(part, str) for part in parts):
         raise ValueError("")
     return [part.strip() for part in parts]
 
@@ -207,8 +207,8 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     data: str = Field("usecase", description="a bundled data set, a file (.csv, .tsv, .parquet, "
-                      ".feather, .arrow, .npz), or package.module:function of seed -> (train, validation, test); analyze: "
-                      "or of seed -> batches")
+                      ".feather, .arrow, .npz), or package.module:function of seed -> (train, "
+                      "validation, test) or a DataFrame; analyze: or of seed -> batches")
     target: str | None = Field(None, description="name of the target column in a file")
     groups: str | None = Field(None, description="name of the column in a file that says whose "
                                "rows they are (patient, user, document); those of one are a "

@@ -15,7 +15,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import nn
 
 from tests.data.test_datasets import digests, fails, three
-from wua_mlflow.config import load_settings
+from wua_mlflow.config import TableSettings, load_settings
 from wua_mlflow.data.datasets import DataSplit, load_data
 from wua_mlflow.data.scaling import Scaler, Scaling, WithInputScaling, WithoutInputScaling, raw_rows
 from wua_mlflow.pipeline.recipe import load_recipe
@@ -161,13 +161,36 @@ def test_columns_of_other_types_that_hold_numbers():
     ("folder.csv", None, "data: expected a file, but 'folder.csv' is a folder"),
     ("f.csv", b"", "data: expected rows in f.csv, but the file is empty"),
     ("f.csv", b"a,y\n", "data: expected rows in f.csv, but it has only a header"),
-    ("f.txt", b"a,y\n", "data: expected a file ending in .csv, .parquet, .npz, but got 'f.txt'"),
+    ("f.txt", b"a,y\n", "data: expected a file ending in .csv, .tsv, .parquet, .feather, .arrow, "
+                        ".npz, but got 'f.txt'"),
     ("f.csv", b"a,y\n1,2\n1,2,3\n", "data: could not read f.csv: ParserError: "),
-    ("f.csv", b"a,y\n\xff,2\n", "data: could not read f.csv: UnicodeDecodeError: "),
+    ("f.csv", b"PK\x03\x04xl/workbook.xml", "data: expected text in f.csv, but it is an "
+     "archive (Excel's files are, too): export or unpack it first"),
+    ("f.csv", b"\x1f\x8b\x08\x00rest", "data: expected text in f.csv, but it is an archive (Excel's "
+                                      "files are, too): export or unpack it first"),
+    ("f.feather", b"a,y\n", "data: could not read f.feather: ArrowInvalid: neither an Arrow file nor "
+                            "an Arrow stream"),
+    ("f.csv", b"a,b,a,y\n1,2,3,4\n", "data: expected each column's name once in f.csv, but 'a' "
+                                     "stands there more than once; rename the columns"),
+    ("f.csv", b"a,y,y\n1,2,3\n", "data: expected each column's name once in f.csv, but 'y' stands "
+                                 "there more than once"),
+    ("f.csv", b"a,y\n1,2,3,4\n5,6,7,8\n", "data: expected as many names in the header of f.csv as "
+                                        "cells in a row, but the header has 2"),
+    ("f.csv", b"a,y\n1,2,3\n1,4,5\n", "data: expected as many names in the header of f.csv as cells "
+                                    "in a row, but the header has 2"),
+    ("f.csv", b"a,y\n1,\n2,\n", "target: expected a value in every row, but column 'y' of f.csv has "
+                              "none in 2 of 2 rows"),
+    ("f.csv", b"index,y\n3,1\n2,0\n", "data: expected columns beside the target in f.csv, but got "
+                                    "none"),
+    ("f.csv", b"a,y\n,1\n,2\n", "data: expected a column of numbers, dates or categories beside the "
+                              "target in f.csv, but got none: 'a' has no value in any row"),
+    ("f.csv", b"a;y\n1,250;2\n3,500;1\n", "data: expected numbers, dates or categories, but column "
+     "'a' of f.csv has numbers such as '1,250', which could be 1.250 or 1250; mend it or leave it "
+     "out (--drop-columns a)"),
+    ("f.csv", b"a;x\n1;2\n", "target: expected a column of f.csv, which has 'a', 'x', but got 'y'"),
     ("f.parquet", b"a,y\n", "data: could not read f.parquet: ArrowInvalid: "),
     ("f.npz", b"a,y\n", "data: expected an archive as numpy.savez writes it, but f.npz is none"),
-    ("f.csv", b"y\n1\n", "data: expected columns beside the target 'y' in f.csv, but got none"),
-    ("f.csv", b"a;y\n1;2\n", "target: expected a column of f.csv, which has 'a;y', but got 'y'"),
+    ("f.csv", b"y\n1\n", "data: expected columns beside the target in f.csv, but got none"),
 ])
 def test_a_file_that_cannot_be_used(name, content, message):
     Path("folder.csv").mkdir()
@@ -186,33 +209,60 @@ def test_a_target_that_is_not_there():
     assert "'7' and 22 more, but" in fails("f.csv", target="y")
 
 
+MEND = "; mend it or leave it out (--drop-columns {})"
+
+
 @pytest.mark.parametrize(("column", "values", "message"), [
-    ("a", [np.nan, np.nan], "data: expected finite numbers, but column 'a' of {} has NaN in 2 of "
-     "100 rows"),
-    ("a", [1e300], "data: expected finite numbers, but column 'a' of {} has infinity, or more "
-     "than float32 holds, in 1 of 100 rows"),
-    ("note", ["1", "?"], "data: expected numbers, but column 'note' of {} has text in 1 of 100 "
-     "rows, such as '?'"),
-    ("label", [None, None, None], "target: expected a value in every row, but column 'label' of "
-     "{} has none in 3 of 100 rows"),
+    ("a", [1e300], "data: expected numbers, dates or categories, but column 'a' of {} has infinity, "
+     "or more than float32 holds, in 1 of 100 rows" + MEND.format("a")),
+    ("a", [np.inf, -np.inf], "data: expected numbers, dates or categories, but column 'a' of {} has "
+     "infinity, or more than float32 holds, in 2 of 100 rows" + MEND.format("a")),
+    ("note", ["1", "?"], "data: expected numbers, dates or categories, but column 'note' of {} has "
+     "text in 1 of 100 rows beside numbers, such as '?' (an empty cell is a gap)"
+     + MEND.format("note")),
     ("label", ["rare"] * 4, "target: expected at least 10 rows of each class to have it in all "
      "three parts, but class 'rare' has 4"),
+    ("label", ["None"] * 4, "target: expected at least 10 rows of each class to have it in all "
+     "three parts, but class 'None' has 4"),
+    ("amount", ["NA", "?"], "target: expected numbers or labels, but column 'amount' of {} has text "
+     "in 2 of 100 rows beside numbers, such as 'NA' (an empty cell is a gap)"),
+    ("amount", [np.inf], "target: expected finite numbers, but column 'amount' of {} has infinity, "
+     "or more than float32 holds, in 1 of 100 rows"),
 ])
 def test_values_that_cannot_be_used(column, values, message):
-    frame = _frame().assign(note="0") if column == "note" else _frame()
+    frame = _frame().assign(note=np.arange(100).astype(str)) if column == "note" else _frame()
+    if isinstance(values[0], str):
+        frame[column] = frame[column].astype(str)
     frame.loc[5:4 + len(values), column] = values
     frame.to_csv("f.csv", index=False)
     frame.to_parquet("f.parquet")
-    for name in ("f.csv", "f.parquet"):
-        assert fails(name, target="label") == message.format(name)
+    target = column if message.startswith("target") else "label"
+    for name in ("f.csv", "f.parquet")[:1 if target == "amount" else 2]:
+        assert fails(name, target=target) == message.format(name)
+
+
+def test_all_columns_that_cannot_be_used_are_said_at_once():
+    frame = _frame().assign(b=np.inf, c="1,250", note=np.arange(100).astype(str))
+    frame.loc[3, "note"] = "?"
+    frame.to_csv("f.csv", index=False)
+    line = fails("f.csv", target="label")
+    assert line.startswith("data: expected numbers, dates or categories, but of the columns of "
+                           "f.csv 'b' has infinity")
+    assert line.endswith("; mend them or leave them out (--drop-columns b,c,note)")
+    left = load_data("f.csv", target="label", seed=0,
+                     table=TableSettings(drop_columns=("b", "c", "note")))
+    assert left.columns == ("row", "a", "same", "count", "amount")
+    for dropped, message in (("label", "drop_columns: expected columns of inputs, but 'label' is the "
+                              "target"), ("notes", "drop_columns: expected columns of f.csv, which "
+                              "has 'row', 'a', 'same', 'count', 'label', 'amount', 'b', 'c' and 1 "
+                              "more, but got 'notes'; did you mean 'note'?")):
+        assert fails("f.csv", target="label", table=TableSettings(drop_columns=(dropped,))) == message
 
 
 DATES = pd.date_range("2020", periods=40)
 
 
 @pytest.mark.parametrize(("options", "message"), [
-    ({"y": [np.nan] + [0.5, 1.5] * 20}, "target: expected finite numbers, but column 'y' of "
-     "f.parquet has NaN in 1 of 41 rows"),
     ({"y": [3] * 40}, "target: expected at least two different values, but all are '3'"),
     ({"y": [0, 1] * 9}, "data: expected at least 20 rows to make three parts of, but got 18"),
     ({"y": [0] * 30 + [1] * 9}, "target: expected at least 10 rows of each class to have it in all "
@@ -220,8 +270,8 @@ DATES = pd.date_range("2020", periods=40)
     ({"y": ["a", "b"] * 20, "task": "regression"}, "target: expected numbers in a regression, but "
      "the target has text, such as 'a'"),
     ({"y": DATES}, "target: expected numbers or text, but column 'y' of f.parquet is datetime64"),
-    ({"x": DATES, "y": [0, 1] * 20},
-     "data: expected numbers, but column 'x' of f.parquet is datetime64"),
+    ({"x": [[1, 2]] * 40, "y": [0, 1] * 20}, "data: expected numbers, dates or categories, but "
+     "column 'x' of f.parquet has a ndarray in a cell, such as array([1, 2])"),
 ])
 def test_targets_that_cannot_be_used(options, message):
     y = options["y"]

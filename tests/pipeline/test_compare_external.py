@@ -320,11 +320,14 @@ def test_models_that_cannot_be_compared(made, runs, refused, tmp_path):
     for name, frame, message in (
         ("unseen.csv", fresh.assign(y="maybe"),
          "data: expected only the classes 'no', 'yes', but unseen.csv has 'maybe'"),
-        ("turned.csv", fresh[["c", "a", "b", "y"]],
-         f"data: expected the columns a, b, c in turned.csv, as in {trained_on}, which the model "
-         f"was trained on, but got them in another order"),
-        ("named.csv", fresh.rename(columns={"b": "d"}), f"data: expected the columns a, b, c in "
-         f"named.csv, as in {trained_on}, which the model was trained on, but got a, d, c"),
+        ("named.csv", fresh.rename(columns={"b": "d"}), "data: expected the columns that the model "
+         "was trained on in named.csv, but it has no 'b'"),
+        ("gaps.csv", fresh.assign(b=fresh["b"].where(fresh["b"] > MEAN[1])),
+         f"data: expected numbers without gaps, as the models were trained on, but column 'b' of "
+         f"gaps.csv has gaps in {int((fresh['b'] <= MEAN[1]).sum())} of 300 rows; mend it or leave "
+         f"it out (--drop-columns b)"),
+        ("words.csv", fresh.assign(c="many"), "data: expected numbers in column 'c' of words.csv, "
+         "as in the data that the model was trained on, but got text"),
     ):
         frame.to_csv(tmp_path / name, index=False)
         assert refused(runs["A"], runs["B"], "--data", name, "--target", "y") == message
@@ -334,6 +337,14 @@ def test_models_that_cannot_be_compared(made, runs, refused, tmp_path):
     assert refused(runs["A"], f"runs:/{runs['B']}/none").startswith("model URI runs:/")
     assert refused(runs["A"], "e" * 32).startswith(f"run_id: no run has the id '{'e' * 32}'")
     assert refused(runs["A"], runs["B"], "--device", "cuda:77").startswith("device: cuda:77 ")
+
+
+def test_columns_are_taken_by_name(runs, compare, tmp_path):
+    turned = pd.read_csv("fresh.csv").assign(more="of no use")[["c", "more", "a", "y", "b"]]
+    turned.to_csv(tmp_path / "turned.csv", index=False)
+    results = [compare(runs["A"], runs["B"], "--data", name, "--target", "y")["artifact"]
+               for name in ("fresh.csv", "turned.csv")]
+    assert results[0] == results[1]
 
 
 def test_models_from_elsewhere_take_the_rows_as_they_are(made, runs, compare):

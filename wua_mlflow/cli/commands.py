@@ -33,6 +33,7 @@ from wua_mlflow.distributed import is_first, on_all_ranks, process_group, starte
 from wua_mlflow.pipeline import workflow
 from wua_mlflow.pipeline.analyze import analyze_model
 from wua_mlflow.pipeline.compare_external import compare_external
+from wua_mlflow.pipeline.predict import predict
 from wua_mlflow.report.answer import (
     answer_text,
     details_text,
@@ -253,6 +254,8 @@ def _stdout_for(as_json: bool) -> contextlib.AbstractContextManager[object]:
 
 def answer(options: SimpleNamespace) -> int:
     """Print what ``options.command`` asks for; gives the exit code."""
+    if options.command == "predict":
+        return _predict(options)
     if options.command == "show":
         return _show(options)
     if options.command == "best":
@@ -264,6 +267,20 @@ def answer(options: SimpleNamespace) -> int:
     if len(table) == options.limit:
         text += f"\nNo more than {options.limit} are shown; --limit N shows more."
     _print(options, records(table), table, text, note)
+    return 0
+
+
+def _predict(options: SimpleNamespace) -> int:
+    table = predict(options.model, options.file)
+    if options.out is None:
+        print(table.to_csv(index=False), end="")
+        return 0
+    try:
+        table.to_csv(options.out, index=False)
+    except OSError as error:
+        raise ValueError(f"out: expected a file that can be written, but {options.out!r} cannot: "
+                         f"{error}") from error
+    print(f"{len(table)} predictions in {options.out}")
     return 0
 
 

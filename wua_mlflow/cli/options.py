@@ -23,6 +23,7 @@ COMMANDS = {
     "analyze": "measure how the weights of the variant --run-id, or of --model, are used",
     "slim": "derive a slimmer network from the variant --run-id, and train it",
     "compare": "is B as good as A? run ids, model URIs, or files of per-example predictions",
+    "predict": "a saved model's answers to the rows of a file, as CSV",
     "runs": "list the variants, newest first",
     "best": "the smallest variant whose verdict is non-inferior",
     "show": "one run, or two side by side",
@@ -50,11 +51,13 @@ EXAMPLES = {
              "--state weights.safetensors"),
     "compare": ("wua compare original.csv slim.csv --margin 0.02",
                 "wua compare models:/big/1 models:/small/2 --data rows.csv --target y"),
+    "predict": ("wua predict 4be1f0 rows.csv --out answers.csv",
+                "wua predict models:/name/1 rows.csv"),
     "runs": ("wua runs --kind pipeline --limit 5",),
     "best": ("wua best --experiment wua",),
     "show": ("wua show 4be1f0 9ac2d7",),
 }
-QUERIES = ("runs", "best", "show")
+QUERIES = ("predict", "runs", "best", "show")
 """The commands that only read."""
 DESCRIPTION = ("Is my PyTorch model bigger than it needs to be, how much smaller can it get, and "
                "is the smaller one as good?")
@@ -213,6 +216,10 @@ _OTHERS = re.compile(r"; (analyze(?:, slim)?): [^;]*")
 
 def _query_params(name: str) -> list[click.Parameter]:
     params: list[click.Parameter] = []
+    if name == "predict":
+        return [click.Argument(["model"], metavar="MODEL"),
+                click.Argument(["file"], metavar="FILE"),
+                _value("out", "the .csv file to write; standard output, if unset")]
     if name == "show":
         params.append(click.Argument(["run"], nargs=-1, required=True, metavar="RUN"))
     else:

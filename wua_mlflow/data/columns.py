@@ -94,7 +94,8 @@ def columns_of(
 
 
 def problems_line(
-    problems: Mapping[str, str], where: str, *, expected: str = "numbers, dates or categories"
+    problems: Mapping[str, str], where: str, *, expected: str = "numbers, dates or categories",
+    remedy: str | None = None,
 ) -> str:
     """All columns that cannot be used, why, and what to do.
 
@@ -109,8 +110,9 @@ rows; mend it or leave it out (--drop-columns a)"
         what, it = f"column {names[0]!r} of {where} has {problems[names[0]]}", "it"
     else:
         what, it = f"of the columns of {where} {shown}{more}", "them"
-    return (f"data: expected {expected}, but {what}; mend {it} or leave {it} out "
-            f"(--drop-columns {','.join(names[:20])})")
+    if remedy is None:
+        remedy = f"mend {it} or leave {it} out (--drop-columns {','.join(names[:20])})"
+    return "; ".join(filter(None, (f"data: expected {expected}, but {what}", remedy)))
 
 
 def read_column(column: pd.Series, *, levels: int = 20, written: str = "") -> Column:

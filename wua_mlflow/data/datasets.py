@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import random
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -39,6 +40,7 @@ __all__ = [
 
 BUILT_IN = ("usecase", "digits", "breast_cancer", "wine", "iris", "diabetes")
 _PARTS = ("train", "validation", "test")
+_MOST_NOTES = 25
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,6 +96,14 @@ class DataSplit:
     columns: tuple[str, ...] = ()
     encoding: TableEncoding | None = None
     notes: tuple[str, ...] = ()
+
+    def say_notes(self) -> None:
+        """Print ``notes`` to standard error, the first of very many."""
+        for line in self.notes[:_MOST_NOTES]:
+            print(f"wua: data: {line}", file=sys.stderr)
+        if len(self.notes) > _MOST_NOTES:
+            print(f"wua: data: and {len(self.notes) - _MOST_NOTES} more such lines; "
+                  f"state/encoding.json has every column", file=sys.stderr)
 
     @property
     def task(self) -> Task:

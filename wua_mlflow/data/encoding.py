@@ -113,6 +113,19 @@ class TableEncoding:
             parts.append(encoded.encode(column))
         return np.concatenate(parts, axis=1)
 
+    def unknown_lines(self, columns: Sequence[Column]) -> list[str]:
+        """Lines on levels of text that the training part does not have."""
+        by_name, lines = {column.name: column for column in columns}, []
+        for encoded in self.columns:
+            values = by_name[encoded.name].values.tolist() if encoded.kind == "text" else ()
+            unknown = [value for value in values if value and str(value) not in encoded.levels]
+            if unknown:
+                taken = "none of the levels" if encoded.unknown is None else "rare ones"
+                lines.append(f"{encoded.name}: {len(unknown)} {_plural('row', len(unknown))} with "
+                             f"{listed(list(dict.fromkeys(map(str, unknown))), most=3)}, which the "
+                             f"training part does not have, taken as {taken}")
+        return lines
+
     def content(self) -> dict[str, Any]:
         """For JSON."""
         return {"columns": [_column_content(column) for column in self.columns],
@@ -348,7 +361,7 @@ def _levels_words(encoded: EncodedColumn) -> str:
                for place in encoded.levels.values())
     count = len(encoded.levels)
     columns = len(encoded.names)
-    together = f", {rare} rare ones together" if rare else ""
+    together = f", {rare} rare {_plural('one', rare)} together" if rare > 1 else ""
     return (f"{count} {_plural('level', count)} of text, one-hot in {columns} "
             f"{_plural('column', columns)}{together}")
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import codecs
 import csv
 import warnings
-import zipfile
 from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
@@ -126,7 +125,7 @@ def _word(separator: str) -> str:
 def _check_text(path: Path, argument: str) -> None:
     with path.open("rb") as file:
         head = file.read(4)
-    if zipfile.is_zipfile(path) or head[:2] == b"\x1f\x8b":
+    if head.startswith((b"PK\x03\x04", b"\x1f\x8b")):
         raise _UnusableError(f"{argument}: expected text in {path}, but it is an archive (Excel's "
                              f"files are, too): export or unpack it first")
 
@@ -173,6 +172,6 @@ def _separator(head: str) -> str:
 def _check_names(names: list[str], path: Path, argument: str) -> None:
     often = [name for name, count in Counter(names).items() if count > 1]
     if often:
-        raise ValueError(f"{argument}: expected each column's name once in {path}, but "
-                         f"{listed(often)} {'stands' if len(often) == 1 else 'stand'} there more "
-                         f"than once; rename the columns")
+        raise _UnusableError(f"{argument}: expected each column's name once in {path}, but "
+                             f"{listed(often)} {'stands' if len(often) == 1 else 'stand'} there "
+                             f"more than once; rename the columns")

@@ -291,11 +291,12 @@ def _evaluation_sets(
     if "data" in settings.given and datasets.is_file(settings.data):
         in_files = any(model.predictions and model.predictions.groups is not None
                        for model in models)
+        encodings = [model.split and model.split.encoding for model in models
+                     if model.predictions is None]
         fresh = read_rows(settings.data, settings.target, targets_only=not networks,
                           groups=None if in_files else settings.groups,
                           settings=settings.table_settings,
-                          like=[model.split.encoding for model in models
-                                if model.split and model.split.encoding])
+                          like=[each for each in encodings if each] if all(encodings) else ())
         return [_by_outputs(
             model, file_evaluation_set(fresh, settings.data, settings.task, model.split),
             model.split) for model in models]

@@ -13,7 +13,8 @@ import pandas as pd
 
 from wua_mlflow.data.tables import INDEX, listed
 
-__all__ = ["ExampleIds", "column_words", "example_ids", "matching_rows"]
+__all__ = ["ExampleIds", "column_words", "example_ids", "matching_rows",
+           "says_id"]
 
 
 _NAMES = ("id", "ids", "uid", "uuid", "guid", "key", "index", "example", "example_id", INDEX)
@@ -67,7 +68,7 @@ def matching_rows(first: ExampleIds, second: ExampleIds) -> tuple[str, np.ndarra
     """
     shared = [name for name in first.columns if name in second.columns]
     odd: list[str] = []
-    for name in sorted(shared, key=lambda name: not _says_id(name)):
+    for name in sorted(shared, key=lambda name: not says_id(name)):
         a, b = first.columns[name], second.columns[name]
         if np.array_equal(a, b):
             if _distinct(a) and not _counts(a):
@@ -75,7 +76,7 @@ def matching_rows(first: ExampleIds, second: ExampleIds) -> tuple[str, np.ndarra
         elif _distinct(a) and _distinct(b) and set(a) == set(b):
             places = pd.Index(b).get_indexer(pd.Index(a))
             return name, np.asarray(places)
-        elif (_says_id(name) or (_distinct(a) and _distinct(b))) and \
+        elif (says_id(name) or (_distinct(a) and _distinct(b))) and \
                 not (name == INDEX and (_counts(a) or _counts(b))):
             odd.append(name)
     if odd:
@@ -109,7 +110,12 @@ def _texts(values: np.ndarray) -> np.ndarray | None:
     return np.array([str(value) for value in values.tolist()], dtype=object)
 
 
-def _says_id(name: str) -> bool:
+def says_id(name: str) -> bool:
+    """Whether a column is called as one that names examples.
+
+    >>> says_id("id"), says_id("patient_id"), says_id("paid")
+    (True, True, False)
+    """
     return name.lower() in _NAMES or name.lower().endswith(("_id", " id"))
 
 

@@ -21,8 +21,8 @@ from wua_mlflow.data.scaling import WithInputScaling, raw_rows
 from wua_mlflow.data.tasks import Task
 from wua_mlflow.flops import CONVENTION, count_flops, count_parameters, ptflops_forward_flops
 from wua_mlflow.hooks import unwrapped
-from wua_mlflow.pipeline.encoding_file import encoding_file, named_columns
 from wua_mlflow.pipeline.networks import NetworkFactory
+from wua_mlflow.pipeline.predict import encoding_json, named_columns
 from wua_mlflow.pipeline.recipe import Recipe, Replicate, Trained, train_replicates
 from wua_mlflow.pipeline.variant import ModelVariant, replicates_table, variant_files
 from wua_mlflow.plots.style import variant_colour
@@ -42,9 +42,9 @@ __all__ = [
 ]
 
 
-_PARAMS = ("data", "target", "drop_columns", "model", "train", "hidden", "epochs", "criterion", "optimizer",
-           "batch_size", "lr", "patience", "score", "groups", "seed", "seeds", "max_seeds",
-           "device", "threads")
+_PARAMS = ("data", "target", "drop_columns", "model", "train", "hidden", "epochs", "criterion",
+           "optimizer", "batch_size", "lr", "patience", "score", "groups", "seed", "seeds",
+           "max_seeds", "device", "threads")
 """The settings that made a network: the params of its run."""
 _WITH_THE_MODEL = (ArtifactPath.STATE, ArtifactPath.STRUCTURE, ArtifactPath.SCALING,
                    ArtifactPath.ENCODING, ArtifactPath.CONFIG)
@@ -178,7 +178,7 @@ def train_variant(store: Store, recipe: Recipe, plan: TrainingPlan) -> ModelVari
         scaling = recipe.split.scaling
         files = {
             **({ArtifactPath.SCALING: scaling.to_json(recipe.split.classes)} if scaling else {}),
-            **encoding_file(recipe.split, trained.kind),
+            ArtifactPath.ENCODING: encoding_json(recipe.split, trained.kind, settings.target),
             ArtifactPath.CONFIG: plan.origin + settings_yaml(settings),
             ArtifactPath.REPLICATES: replicates_table(replicates),
             **variant_files(trained, test, replicates)}

@@ -105,6 +105,7 @@ def run_pipeline(
         check_slimming(settings)
         with stage("reading the data"):
             recipe = (pretrained_recipe if pretrained else load_recipe)(settings)
+        recipe.split.say_notes()
         check_test_part(recipe.split, settings)
         if pretrained:
             settings = recipe.settings
@@ -214,7 +215,9 @@ def _resolved(settings: Settings, how: str) -> Settings:
 
 def train_run(store: Store, settings: Settings) -> ModelVariant:
     """The step ``train`` on its own; its run is the variant's."""
-    return _trained_original(store, load_recipe(settings), settings)
+    recipe = load_recipe(settings)
+    recipe.split.say_notes()
+    return _trained_original(store, recipe, settings)
 
 
 def analyze_run(store: Store, settings: Settings) -> Analysis:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
+import json
 import logging
 import os
 import shutil
@@ -129,14 +130,14 @@ def _export(
         outputs = exported(example)
     _check_rows(outputs, len(example))
     try:
-        written = _written(exported, example, outputs, path, entry, columns)
+        written = _written(exported, example, outputs, path, entry)
         _compare(written, exported, example)
     except NotExportable as refused:
         try:
             graph = torch.export.export(exported, (example,), strict=True,
                                         dynamic_shapes=({0: torch.export.Dim("batch")},)).module()
             shutil.rmtree(path, ignore_errors=True)
-            written = _written(graph, example, outputs, path, entry, columns)
+            written = _written(graph, example, outputs, path, entry)
             _compare(written, exported, example)
         except OSError:
             raise
@@ -144,25 +145,38 @@ def _export(
             raise refused from None
     # the graph holds CPU tensors, and MLflow would take a GPU where there is one, and fail
     entry.flavors["python_function"]["config"] = {"device": "cpu"}
+    if columns:
+        _name_columns(entry, example, outputs, path, columns)
     entry.save(str(path / MLMODEL_FILE_NAME))
 
 
-def _written(  # noqa: PLR0913 - what is saved, where, and what is said of it
-    model: nn.Module, example: Tensor, outputs: Tensor, path: Path, entry: Model,
-    columns: Sequence[str],
+def _name_columns(
+    entry: Model, example: Tensor, outputs: Tensor, path: Path, columns: Sequence[str]
+) -> None:
+    """A signature and an example by the columns' names; MLflow saves pt2 with tensors' alone."""
+    entry.signature = ModelSignature(
+        inputs=Schema([ColSpec("float", name) for name in columns]), outputs=_schema(outputs))
+    info = entry.saved_input_example_info
+    frame = json.loads(pd.DataFrame(
+        example.numpy().round(5) + 0.0, columns=list(columns)).to_json(orient="split"))
+    del frame["index"]
+    for name, content in ((info["artifact_path"], frame),
+                          (info["serving_input_path"], {"dataframe_split": frame})):
+        (path / name).write_text(json.dumps(content, indent=1), encoding="utf-8")
+    entry.saved_input_example_info = {**info, "type": "dataframe", "pandas_orient": "split"}
+
+
+def _written(
+    model: nn.Module, example: Tensor, outputs: Tensor, path: Path, entry: Model
 ) -> nn.Module:
     """What MLflow saves of a model, loaded again."""
-    schema, shown = _schema(example), example.numpy()
-    if columns:
-        schema = Schema([ColSpec("float", name) for name in columns])
-        shown = pd.DataFrame(shown, columns=list(columns))
     with _refusing("torch.export cannot save it as pt2"):
         mlflow.pytorch.save_model(
             model,
             path,
             mlflow_model=entry,
-            signature=ModelSignature(inputs=schema, outputs=_schema(outputs)),
-            input_example=shown,
+            signature=ModelSignature(inputs=_schema(example), outputs=_schema(outputs)),
+            input_example=example.numpy(),
             serialization_format="pt2",
             pip_requirements=_requirements(),
         )
