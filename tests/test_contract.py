@@ -55,7 +55,7 @@ from wua_mlflow.rng import Purpose
 
 ROOT = Path(__file__).resolve().parent.parent
 CONTRACT = Path(__file__).with_name("contract.json")
-QUERIES = ("runs", "best", "show")
+QUERIES = ("predict", "runs", "best", "show")
 """The commands that take no configuration."""
 NO_CONFIG, NO_SERVER = "no_such_configuration.yaml", "127.0.0.1:1"
 SAMPLES: dict[str, list[tuple[Any, ...]]] = {
@@ -191,7 +191,7 @@ def _use_of(command: str, option: str) -> str:
 def _accepts(command: str, *words: str) -> bool:
     """Whether the command takes the words: it fails then at what comes after reading them."""
     if command in QUERIES:
-        models = ["a_run"] if command == "show" else []
+        models = {"show": ["a_run"], "predict": ["a_run", "rows.csv"]}.get(command, [])
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("MLFLOW_TRACKING_URI", f"http://{NO_SERVER}")
             code, _, error = wua_command(command, *words, *models)

@@ -18,7 +18,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from wua_mlflow.errors import did_you_mean, one_line
 from wua_mlflow.levels import CONFIDENCE_RANGE, MARGIN_RANGE, is_confidence, is_margin
-from wua_mlflow.safe_yaml import YamlRefused, read_mapping
+from wua_mlflow.safe_yaml import YamlRefused, parse_mapping, read_mapping
 
 __all__ = [
     "COMMAND_FIELDS", "CONFIGS", "CRITERIA", "ConfigError", "IMPUTE", "OWN_MODEL", "OWN_ONLY",
@@ -126,14 +126,11 @@ def _mapping(value: Any) -> Any:
     """``"impute: mean, categories: 10"`` -> a dict, with braces or without."""
     if not isinstance(value, str):
         return value
+    text = value.strip()
     try:
-        text = value.strip()
-        read = yaml.safe_load(text if text.startswith("{") else f"{{{text}}}")
-    except yaml.YAMLError:
+        return parse_mapping(text if text.startswith("{") else f"{{{text}}}")
+    except YamlRefused:
         raise ValueError("") from None
-    if not isinstance(read, dict):
-        raise ValueError("")
-    return read
 
 
 def _word_or_number(value: Any) -> Any:

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-__all__ = ["YamlRefused", "read_mapping"]
+__all__ = ["YamlRefused", "parse_mapping", "read_mapping"]
 
 MOST_BYTES = 1_000_000
 DEEPEST = 20
@@ -38,7 +38,15 @@ def read_mapping(path: Path) -> dict[str, Any]:
     Traceback (most recent call last):
     wua_mlflow.safe_yaml.YamlRefused: has the key 'epochs' twice (line 2)
     """
-    text = _text(path)
+    return parse_mapping(_text(path))
+
+
+def parse_mapping(text: str) -> dict[str, Any]:
+    """The mapping that a text holds; errors as of ``read_mapping``.
+
+    >>> parse_mapping("{impute: mean}")
+    {'impute': 'mean'}
+    """
     try:
         values = yaml.load(text, Loader=_BoundedLoader)
     except YamlRefused:

@@ -61,8 +61,8 @@ def test_every_setting_has_one_topic():
     (["train", "--slim-hidden", "5"],
      "--slim-hidden: no such option of wua train; did you mean '--hidden'?"),
     (["--vresion"], "--vresion: no such option of wua; did you mean '--version'?"),
-    (["rnu"], "command: expected one of run, train, analyze, slim, compare, runs, best, show, but "
-              "got 'rnu'; did you mean 'run'?"),
+    (["rnu"], "command: expected one of run, train, analyze, slim, compare, predict, runs, best, "
+              "show, but got 'rnu'; did you mean 'run'?"),
     (["run", "--epochs"], "--epochs: expected a value, but got none"),
     (["analyze", "--run_id"], "--run-id: expected a value, but got none"),
     (["run", "--epochs", "--json"], "--epochs: expected a value, but got none"),

@@ -189,7 +189,8 @@ def test_a_digest_is_the_sha256_of_shapes_types_and_bytes():
 
 # What the user can get wrong
 UNKNOWN = ("data: expected one of usecase, digits, breast_cancer, wine, iris, diabetes, the path "
-           "of a file ending in .csv, .tsv, .parquet, .feather, .arrow, .npz, or package.module:function, but got ")
+           "of a file ending in .csv, .tsv, .parquet, .feather, .arrow, .npz, or "
+           "package.module:function, but got ")
 
 
 @pytest.mark.parametrize(("data", "options", "message"), [

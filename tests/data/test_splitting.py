@@ -24,27 +24,27 @@ def shared(parts) -> int:
     return sum(row.tobytes() in first for part in parts[1:] for row in part.inputs)
 
 
-@pytest.mark.parametrize("grouped", [False, True])
 @pytest.mark.parametrize("task", [None, "regression"])
-def test_equal_rows_stay_in_one_part(grouped, task):
+def test_equal_rows_stay_in_one_part(task):
+    split = split_rows(noise(150, 4), 0, task)
+    assert shared(split.parts) == 0
+    assert [len(part.inputs) for part in split.parts] == [360, 60, 180]
+    assert split.notes == ("450 of 600 rows have the inputs of another; such rows stay in one "
+                           "part",)
+
+
+def test_equal_rows_stay_in_one_part_with_groups():
+    """Groups that share such rows are one; unless too few are left of them."""
     rows = noise(150, 4)
-    if grouped:  # the groups cut through the copies
-        groups = np.arange(600) % 300
-        rows = Rows(rows.inputs, rows.targets, groups=groups)
-    if not grouped:
-        split = split_rows(rows, 0, task)
-        assert shared(split.parts) == 0
-        assert split.notes == ("450 of 600 rows have the inputs of another; such rows stay in one "
-                               "part",)
-        sizes = [len(part.inputs) for part in split.parts]
-        assert sizes == [360, 60, 180]
-        return
-    whole = split_rows(Rows(rows.inputs, rows.targets, groups=copies_of(rows.inputs) // 2), 0, task)
-    assert shared(whole.parts) == 0
-    assert len(whole.notes) == 1
-    split = split_rows(rows, 0, task)
-    for groups in ([set(part.groups.tolist()) for part in split.parts],):
-        assert not groups[0] & groups[1] | groups[0] & groups[2] | groups[1] & groups[2]
+    copies = copies_of(rows.inputs)
+    halves = 2 * (copies // 2) + np.arange(600) % 2  # two groups share the same pair of rows
+    for groups, kept in ((halves, True), (np.arange(600) % 60, False)):
+        split = split_rows(Rows(rows.inputs, rows.targets, groups=groups), 0, None)
+        assert (shared(split.parts) == 0) == kept
+        assert ("such rows stay in one part" if kept else "test rows are training rows too"
+                ) in split.notes[0]
+        train, validation, test = (set(part.groups.tolist()) for part in split.parts)
+        assert not train & validation | train & test | validation & test
 
 
 def test_a_table_of_few_different_rows_is_split_by_row_and_that_is_said():

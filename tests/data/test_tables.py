@@ -166,24 +166,23 @@ def test_columns_of_other_types_that_hold_numbers():
     ("f.csv", b"a,y\n1,2\n1,2,3\n", "data: could not read f.csv: ParserError: "),
     ("f.csv", b"PK\x03\x04xl/workbook.xml", "data: expected text in f.csv, but it is an "
      "archive (Excel's files are, too): export or unpack it first"),
-    ("f.csv", b"\x1f\x8b\x08\x00rest", "data: expected text in f.csv, but it is an archive (Excel's "
-                                      "files are, too): export or unpack it first"),
-    ("f.feather", b"a,y\n", "data: could not read f.feather: ArrowInvalid: neither an Arrow file nor "
-                            "an Arrow stream"),
+    ("f.csv", b"\x1f\x8b\x08\x00rest", "data: expected text in f.csv, but it is an archive "),
+    ("f.feather", b"a,y\n", "data: could not read f.feather: ArrowInvalid: neither an Arrow file "
+                            "nor an Arrow stream"),
     ("f.csv", b"a,b,a,y\n1,2,3,4\n", "data: expected each column's name once in f.csv, but 'a' "
                                      "stands there more than once; rename the columns"),
     ("f.csv", b"a,y,y\n1,2,3\n", "data: expected each column's name once in f.csv, but 'y' stands "
                                  "there more than once"),
-    ("f.csv", b"a,y\n1,2,3,4\n5,6,7,8\n", "data: expected as many names in the header of f.csv as "
-                                        "cells in a row, but the header has 2"),
-    ("f.csv", b"a,y\n1,2,3\n1,4,5\n", "data: expected as many names in the header of f.csv as cells "
-                                    "in a row, but the header has 2"),
-    ("f.csv", b"a,y\n1,\n2,\n", "target: expected a value in every row, but column 'y' of f.csv has "
-                              "none in 2 of 2 rows"),
+    ("f.csv", b"a,y\n1,2,3,4\n5,6,7,8\n", "data: expected as many names in the header of "
+     "f.csv as cells in a row, but the header has 2"),
+    ("f.csv", b"a,y\n1,2,3\n1,4,5\n", "data: expected as many names in the header of f.csv "
+     "as cells in a row, but the header has 2"),
+    ("f.csv", b"a,y\n1,\n2,\n", "target: expected a value in every row, but column 'y' of f.csv "
+                              "has none in 2 of 2 rows"),
     ("f.csv", b"index,y\n3,1\n2,0\n", "data: expected columns beside the target in f.csv, but got "
                                     "none"),
-    ("f.csv", b"a,y\n,1\n,2\n", "data: expected a column of numbers, dates or categories beside the "
-                              "target in f.csv, but got none: 'a' has no value in any row"),
+    ("f.csv", b"a,y\n,1\n,2\n", "data: expected a column of numbers, dates or categories beside "
+                              "the target in f.csv, but got none: 'a' has no value in any row"),
     ("f.csv", b"a;y\n1,250;2\n3,500;1\n", "data: expected numbers, dates or categories, but column "
      "'a' of f.csv has numbers such as '1,250', which could be 1.250 or 1250; mend it or leave it "
      "out (--drop-columns a)"),
@@ -209,25 +208,26 @@ def test_a_target_that_is_not_there():
     assert "'7' and 22 more, but" in fails("f.csv", target="y")
 
 
+KINDS = "data: expected numbers, dates or categories, but "
 MEND = "; mend it or leave it out (--drop-columns {})"
 
 
 @pytest.mark.parametrize(("column", "values", "message"), [
-    ("a", [1e300], "data: expected numbers, dates or categories, but column 'a' of {} has infinity, "
+    ("a", [1e300], KINDS + "column 'a' of {} has infinity, "
      "or more than float32 holds, in 1 of 100 rows" + MEND.format("a")),
-    ("a", [np.inf, -np.inf], "data: expected numbers, dates or categories, but column 'a' of {} has "
+    ("a", [np.inf, -np.inf], KINDS + "column 'a' of {} has "
      "infinity, or more than float32 holds, in 2 of 100 rows" + MEND.format("a")),
-    ("note", ["1", "?"], "data: expected numbers, dates or categories, but column 'note' of {} has "
+    ("note", ["1", "?"], KINDS + "column 'note' of {} has "
      "text in 1 of 100 rows beside numbers, such as '?' (an empty cell is a gap)"
      + MEND.format("note")),
     ("label", ["rare"] * 4, "target: expected at least 10 rows of each class to have it in all "
      "three parts, but class 'rare' has 4"),
     ("label", ["None"] * 4, "target: expected at least 10 rows of each class to have it in all "
      "three parts, but class 'None' has 4"),
-    ("amount", ["NA", "?"], "target: expected numbers or labels, but column 'amount' of {} has text "
-     "in 2 of 100 rows beside numbers, such as 'NA' (an empty cell is a gap)"),
-    ("amount", [np.inf], "target: expected finite numbers, but column 'amount' of {} has infinity, "
-     "or more than float32 holds, in 1 of 100 rows"),
+    ("amount", ["NA", "?"], "target: expected numbers or labels, but column 'amount' of {} has "
+     "text in 2 of 100 rows beside numbers, such as 'NA' (an empty cell is a gap)"),
+    ("amount", [np.inf], "target: expected finite numbers, but column 'amount' of {} has "
+     "infinity, or more than float32 holds, in 1 of 100 rows"),
 ])
 def test_values_that_cannot_be_used(column, values, message):
     frame = _frame().assign(note=np.arange(100).astype(str)) if column == "note" else _frame()
@@ -252,11 +252,12 @@ def test_all_columns_that_cannot_be_used_are_said_at_once():
     left = load_data("f.csv", target="label", seed=0,
                      table=TableSettings(drop_columns=("b", "c", "note")))
     assert left.columns == ("row", "a", "same", "count", "amount")
-    for dropped, message in (("label", "drop_columns: expected columns of inputs, but 'label' is the "
-                              "target"), ("notes", "drop_columns: expected columns of f.csv, which "
-                              "has 'row', 'a', 'same', 'count', 'label', 'amount', 'b', 'c' and 1 "
-                              "more, but got 'notes'; did you mean 'note'?")):
-        assert fails("f.csv", target="label", table=TableSettings(drop_columns=(dropped,))) == message
+    for dropped, message in (("label", "drop_columns: expected columns of inputs, but 'label' is "
+                              "the target"), ("notes", "drop_columns: expected columns of f.csv, "
+                              "which has 'row', 'a', 'same', 'count', 'label', 'amount', 'b', 'c' and "
+                              "1 more, but got 'notes'; did you mean 'note'?")):
+        settings = TableSettings(drop_columns=(dropped,))
+        assert fails("f.csv", target="label", table=settings) == message
 
 
 DATES = pd.date_range("2020", periods=40)

@@ -28,7 +28,7 @@ from wua_mlflow.data.scaling import Scaling
 from wua_mlflow.data.splitting import SplitRows, split_rows
 from wua_mlflow.data.tables import ENDINGS, Rows, read_rows, rows_of
 from wua_mlflow.data.tasks import Task, TaskSpec, infer_task
-from wua_mlflow.errors import did_you_mean, one_line
+from wua_mlflow.errors import did_you_mean, one_line, printable
 from wua_mlflow.imports import load_object
 from wua_mlflow.rng import Purpose, checked_seed, isolated, numpy_generator
 
@@ -100,7 +100,7 @@ class DataSplit:
     def say_notes(self) -> None:
         """Print ``notes`` to standard error, the first of very many."""
         for line in self.notes[:_MOST_NOTES]:
-            print(f"wua: data: {line}", file=sys.stderr)
+            print(f"wua: data: {printable(line)}", file=sys.stderr)
         if len(self.notes) > _MOST_NOTES:
             print(f"wua: data: and {len(self.notes) - _MOST_NOTES} more such lines; "
                   f"state/encoding.json has every column", file=sys.stderr)

@@ -26,6 +26,7 @@ from wua_mlflow.data.table_files import INDEX, read_table
 from wua_mlflow.data.tables import ENDINGS, read_columns
 from wua_mlflow.data.tasks import OutputKind, predictions_of, probabilities_of
 from wua_mlflow.device import rows_at_once
+from wua_mlflow.errors import printable
 from wua_mlflow.pipeline.example_ids import says_id
 from wua_mlflow.tracking.models import load_exported
 from wua_mlflow.tracking.names import ArtifactPath, Tag
@@ -142,7 +143,7 @@ def _inputs(path: Path, content: Mapping[str, Any]) -> tuple[Tensor, dict[str, n
                 encoding.names, gaps.tolist(), strict=True) if count}, str(path), remedy="",
             expected="no gaps, as the data that the model was trained on had none"))
     for line in encoding.unknown_lines(columns):
-        print(f"wua: note: {line}", file=sys.stderr)
+        print(f"wua: note: {printable(line)}", file=sys.stderr)
     beside = {name: frame[name].to_numpy() for name in frame.columns
               if name not in written and name != target
               and (name == INDEX or says_id(name))}

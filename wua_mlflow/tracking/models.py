@@ -156,7 +156,7 @@ def _name_columns(
     """A signature and an example by the columns' names; MLflow saves pt2 with tensors' alone."""
     entry.signature = ModelSignature(
         inputs=Schema([ColSpec("float", name) for name in columns]), outputs=_schema(outputs))
-    info = entry.saved_input_example_info
+    info = entry.saved_input_example_info or {}
     frame = json.loads(pd.DataFrame(
         example.numpy().round(5) + 0.0, columns=list(columns)).to_json(orient="split"))
     del frame["index"]
