@@ -254,8 +254,8 @@ def test_all_columns_that_cannot_be_used_are_said_at_once():
     assert left.columns == ("row", "a", "same", "count", "amount")
     for dropped, message in (("label", "drop_columns: expected columns of inputs, but 'label' is "
                               "the target"), ("notes", "drop_columns: expected columns of f.csv, "
-                              "which has 'row', 'a', 'same', 'count', 'label', 'amount', 'b', 'c' and "
-                              "1 more, but got 'notes'; did you mean 'note'?")):
+                              "which has 'row', 'a', 'same', 'count', 'label', 'amount', 'b', 'c' "
+                              "and 1 more, but got 'notes'; did you mean 'note'?")):
         settings = TableSettings(drop_columns=(dropped,))
         assert fails("f.csv", target="label", table=settings) == message
 
