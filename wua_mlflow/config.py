@@ -17,12 +17,13 @@ import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from wua_mlflow.errors import did_you_mean, one_line
+from wua_mlflow.imports import is_reference
 from wua_mlflow.levels import CONFIDENCE_RANGE, MARGIN_RANGE, is_confidence, is_margin
 from wua_mlflow.safe_yaml import YamlRefused, parse_mapping, read_mapping
 
 __all__ = [
-    "COMMAND_FIELDS", "CONFIGS", "CRITERIA", "ConfigError", "IMPUTE", "OWN_MODEL", "OWN_ONLY",
-    "Settings", "TOPICS", "TUTORIAL", "TableSettings", "WIDTH_METHODS", "config_names",
+    "CODE", "COMMAND_FIELDS", "CONFIGS", "CRITERIA", "ConfigError", "IMPUTE", "OWN_MODEL",
+    "OWN_ONLY", "Settings", "TOPICS", "TUTORIAL", "TableSettings", "WIDTH_METHODS", "config_names",
     "given_fields", "load_settings", "settings_yaml", "unused_settings", "yes_or_no",
 ]
 
@@ -35,6 +36,8 @@ OWN_MODEL = ("data", "target", "groups", "drop_columns", "table", "task", "model
 """What names a model of ``analyze`` and ``slim`` without a run."""
 OWN_ONLY = ("layers", "batch_to_inputs")
 """What ``analyze`` can be told of such a model only: a variant's figures are of all its layers."""
+CODE = ("data", "model", "train", "criterion", "batch_to_inputs", "loss", "score")
+"""What may name code (``package.module:name``); a test holds them equal to what is described so."""
 SCORES = ("accuracy", "balanced_accuracy", "f1", "f1_macro", "mcc", "roc_auc",
           "average_precision", "log_loss", "brier", "r2", "rmse", "mae")
 """The scores that have a name; a test holds them equal to ``verdict.scores.SCORES``."""
@@ -53,16 +56,17 @@ _FINE_TUNING = ("train", "optimizer", "batch_size", "lr", "patience", "seeds", "
 COMMAND_FIELDS: dict[str, tuple[str, ...]] = {
     "run": (*_RECIPE, *_USAGE, *_SLIM, *_VERDICT, *_MACHINE, *_END),
     "train": (*_RECIPE, *_MACHINE),
-    "analyze": ("run_id", *OWN_MODEL, *OWN_ONLY, *_USAGE, *_MACHINE),
-    "slim": ("run_id", "model_uri", *OWN_MODEL, *_FINE_TUNING, "score", *_USAGE, *_SLIM, *_VERDICT,
-             *_MACHINE, *_END),
-    "compare": ("run_id", "baseline", "candidate", "data", "target", "groups", "drop_columns",
-                "task", "score", "seed", *_VERDICT, *_MACHINE),
+    "analyze": ("run_id", "trust", *OWN_MODEL, *OWN_ONLY, *_USAGE, *_MACHINE),
+    "slim": ("run_id", "model_uri", "trust", *OWN_MODEL, *_FINE_TUNING, "score", *_USAGE, *_SLIM,
+             *_VERDICT, *_MACHINE, *_END),
+    "compare": ("run_id", "baseline", "candidate", "trust", "data", "target", "groups",
+                "drop_columns", "task", "score", "seed", *_VERDICT, *_MACHINE),
 }
 """The fields that each command takes: its options, and the parameters of its entry point."""
 TOPICS: dict[str, tuple[str, ...]] = {
     "Data": ("data", "target", "groups", "task", "drop_columns", "table"),
-    "The model": ("run_id", "model_uri", "baseline", "candidate", "model", "state", "hidden"),
+    "The model": ("run_id", "model_uri", "baseline", "candidate", "trust", "model", "state",
+                  "hidden"),
     "Training": ("train", "epochs", "optimizer", "batch_size", "lr", "patience"),
     "How far to slim": ("slim_hidden", "width_method", "search_runs", "search_seconds", "rounds"),
     "How to slim": ("how", "slim_epochs", "budget", "distill", "fold"),
@@ -313,6 +317,10 @@ class Settings(BaseModel):
                                "writes to")
     baseline: str | None = Field(None, description="compare: model A, the original")
     candidate: str | None = Field(None, description="compare: model B, the slim model")
+    trust: Annotated[tuple[Literal["code", "pickle"], ...], BeforeValidator(_names)] | None = Field(
+        None, description="what may run that a run or a logged model brings along: code (what a "
+        "run names as package.module:name and you have not named), pickle (pickled models), or "
+        "both: code,pickle; only on the command line")
     register: str | None = Field(None, min_length=1, description="register the slim model under "
                                  "this name, if its artifact verdict is non_inferior")
     gate: bool = Field(False, description="exit with the verdict's code: 0 non_inferior, 3 "
@@ -401,13 +409,18 @@ _BESIDE_RUN = {"analyze": ("analysed", (*OWN_MODEL, *OWN_ONLY)),
 """By command what is done with a run's variant, and the fields that are the variant's own then."""
 
 
+NAMED_BESIDE_RUN = ("data", "model", "train")
+"""What may be named beside a run where it is code, and the same as the run's: so it may run."""
+
+
 def _check_beside_run(command: str, settings: Settings, explicit: set[str]) -> None:
     """Whether nothing is given beside a run that is the run's own."""
-    named = settings.run_id is not None or (command == "slim" and settings.model_uri is not None)
-    if not named or command not in _BESIDE_RUN:
+    has_run = settings.run_id is not None or (command == "slim" and settings.model_uri is not None)
+    if not has_run or command not in _BESIDE_RUN:
         return
     verb, fields = _BESIDE_RUN[command]
-    beside = sorted(explicit.intersection(fields))
+    named = [name for name in NAMED_BESIDE_RUN if is_reference(str(getattr(settings, name)))]
+    beside = sorted(explicit.intersection(fields) - set(named))
     if beside:
         raise ConfigError(f"run_id: a variant is {verb} with its own model and data, so expected "
                           f"nothing like {beside[0]} beside it; a model of your own: "
@@ -430,9 +443,13 @@ def settings_yaml(settings: Settings, fields: Iterable[str] | None = None) -> st
         settings: all of them.
         fields: names of those to write; all, if None.
     """
-    values = settings.model_dump(mode="json", exclude_none=True,
+    values = settings.model_dump(mode="json", exclude_none=True, exclude={NEVER_IN_A_FILE},
                                  include=None if fields is None else set(fields))
     return yaml.safe_dump(values, sort_keys=False, default_flow_style=None, allow_unicode=True)
+
+
+NEVER_IN_A_FILE = "trust"
+"""A file may be anybody's."""
 
 
 def unused_settings(config: str, command: str) -> list[str]:
@@ -460,6 +477,9 @@ def _read(config: str) -> dict[str, Any]:
         raise ConfigError(f"config: no such file: {name}") from None
     except YamlRefused as error:
         raise ConfigError(_short(f"config: {name} {error}")) from None
+    if NEVER_IN_A_FILE in values:
+        raise ConfigError(f"config: {NEVER_IN_A_FILE} is given on the command line alone, but "
+                          f"{name} has it")
     for key in values:
         if key not in Settings.model_fields:
             raise ConfigError(f"config: no such setting {_shown(key)} in {name}"
@@ -523,6 +543,7 @@ EXPECTED = {
     "fold": "auto, true or false",
     "search_seconds": "a number of seconds above 0",
     "register": "a name",
+    "trust": "code, pickle, or code,pickle",
     "layers": "names of layers, e.g. fc1,fc2",
     "drop_columns": "names of columns, e.g. id,name",
     "table": "drop_columns, impute and categories, e.g. impute: mean, categories: 10",

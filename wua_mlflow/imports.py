@@ -14,7 +14,18 @@ from typing import Any
 
 from wua_mlflow.errors import did_you_mean, one_line
 
-__all__ = ["load_object"]
+__all__ = ["is_reference", "load_object"]
+
+
+def is_reference(text: str) -> bool:
+    """Whether it has the form ``package.module:name``; nothing else is ever imported.
+
+    >>> is_reference("nets.small:build"), is_reference("nets.py:build"), is_reference("rows.csv")
+    (True, False, False)
+    """
+    module_name, _, name = text.partition(":")
+    parts = [*module_name.split("."), name]
+    return not module_name.endswith(".py") and all(part.isidentifier() for part in parts)
 
 
 def load_object(reference: str, *, argument: str, root: str | Path | None = None) -> Any:
@@ -36,8 +47,7 @@ def load_object(reference: str, *, argument: str, root: str | Path | None = None
     2
     """
     module_name, _, name = str(reference).partition(":")
-    identifiers = [*module_name.split("."), name]
-    if module_name.endswith(".py") or not all(part.isidentifier() for part in identifiers):
+    if not is_reference(str(reference)):
         raise ValueError(f"{argument}: expected package.module:name, such as my_module:build, but "
                          f"got {reference!r}")
     for folder in (Path.cwd(), root):

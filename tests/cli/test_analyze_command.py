@@ -111,8 +111,10 @@ def test_a_configuration_names_the_model_too(here, capsys):
 
 
 WRONG = {
-    "--run-id abc --model own_parts:net": "run_id: a variant is analysed with its own model and "
-                                          "data, so expected nothing like model beside it; ",
+    "--run-id abc --layers a": "run_id: a variant is analysed with its own model and data, so "
+                               "expected nothing like layers beside it; ",
+    "--run-id abc --model mlp": "run_id: a variant is analysed with its own model and data, so "
+                                "expected nothing like model beside it; ",
     "--layers ,a": "layers: expected names among a, b, c, but got ''$",
     "--layers a,bb": "layers: expected names among a, b, c, but got 'bb'; did you mean 'b'\\?$",
     "--batch-to-inputs own_parts:frist": "batch_to_inputs: expected a name in the module own_parts",

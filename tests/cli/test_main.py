@@ -20,7 +20,8 @@ from mlflow.tracking import MlflowClient
 from tests.conftest import MLFLOW_VARIABLES
 from tests.mistakes import all_runs, line_of
 from wua_mlflow.cli.main import main
-from wua_mlflow.config import COMMAND_FIELDS
+from wua_mlflow.config import COMMAND_FIELDS, Settings
+from wua_mlflow.pipeline.trust import remember
 
 PARTS = """
 import numpy as np
@@ -83,6 +84,7 @@ def parts(store_uri, tmp_path):
 def store(parts, made, tmp_path):
     """A copy of the store, for the test to work in; the ids of its runs."""
     shutil.copy(made.database, tmp_path / "mlflow.db")
+    remember(Settings(data="cli_parts:data"))  # it was named in the folder that this is a copy of
     return made.ids
 
 

@@ -304,7 +304,8 @@ FILES = {
     "none": (lambda: None, "expected a .safetensors file, but 'a' does not exist$"),
     "folder": (lambda: Path("a").mkdir(), "expected a .safetensors file, but 'a' is a folder$"),
     "module": (pickled(lambda model: model), "expected a state dict, but 'a.pt' holds other "
-                                             f"objects, which are not unpickled{SAVE}$"),
+                                             f"objects, and unpickling them would run whatever "
+                                             f"code its author put in{SAVE}$"),
     "checkpoint": (pickled(lambda model: {**model.state_dict(), "epoch": 3}),
                    f"expected tensors alone, but 'a.pt' has 'epoch', a int{SAVE}$"),
     "list": (pickled(lambda model: [torch.ones(1)]),

@@ -15,6 +15,7 @@ from wua_mlflow.pipeline import analyze, workflow
 from wua_mlflow.pipeline.networks import from_scratch
 from wua_mlflow.pipeline.recipe import load_recipe, train_one
 from wua_mlflow.pipeline.train import TrainingPlan, step_status
+from wua_mlflow.pipeline.trust import Trust
 from wua_mlflow.tracking.runs import count_looks
 from wua_mlflow.tracking.store import connect
 
@@ -187,7 +188,7 @@ def test_a_step_keeps_the_runs_settings_but_for_those_given(done):
                                         ({"register": "flat"}, "magnitude", "flat")):
         settings = _settings(run_id=original.run_id, **values)
         assert workflow.analyze_run(store, settings).usage.criterion == criterion
-        merged = workflow._variant_and_settings(store, settings)[2]
+        merged = workflow._variant_and_settings(store, settings, Trust())[2]
         assert (merged.register, merged.gate, merged.margin) == (register, False, 0.03)
 
 

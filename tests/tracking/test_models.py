@@ -5,12 +5,16 @@ Where a model cannot be saved so, one line says why, and no half of it is left.
 
 from __future__ import annotations
 
+import io
 import os
 import random
+import re
+import sys
 import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import numpy as np
@@ -175,19 +179,120 @@ def test_random_streams_the_models_state_and_the_terminal_are_left_alone(run, ca
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_loading_refuses_what_holds_nothing_and_pickle(run, tmp_path, monkeypatch):
-    monkeypatch.delenv(ALLOW_PICKLE, raising=False)
-    mlflow.pytorch.save_model(mlp(3, 4, 2), tmp_path / "pickled", serialization_format="pickle",
-                              pip_requirements=["torch"])
-    pickled = (tmp_path / "pickled").as_uri()
-    for uri, reason in ((pickled, ".*pickle"), ("models:/nothing/1", ""), ("runs:/0123/model", ""),
-                        ("no such folder", "")):
-        with pytest.raises(ValueError, match=f"^model URI {uri}: cannot be loaded: {reason}") as e:
+def test_loading_refuses_what_holds_nothing(run):
+    for uri in ("models:/nothing/1", "runs:/0123/model", "no such folder"):
+        with pytest.raises(ValueError, match=f"^model URI {uri}: cannot be loaded: ") as error:
             load_exported(uri)
-        assert "\n" not in str(e.value)
-        assert ALLOW_PICKLE not in os.environ
-    monkeypatch.setenv(ALLOW_PICKLE, "true")
-    assert isinstance(load_exported(pickled), nn.Sequential)
+        assert "\n" not in str(error.value)
+
+
+EVIL = "open('hit', 'w').close()\n"
+
+
+def pickled(folder: Path, **options: Any) -> Path:
+    mlflow.pytorch.save_model(mlp(3, 4, 2), folder, serialization_format="pickle",
+                              pip_requirements=["torch"], **options)
+    return folder
+
+
+def with_evil_pickle_module(folder: Path) -> Path:
+    """MLflow imports that module before it refuses to unpickle; here from the model's own files."""
+    (folder.parent / "evil_pickle.py").write_text(EVIL)
+    pickled(folder, code_paths=[str(folder.parent / "evil_pickle.py")])
+    (folder.parent / "evil_pickle.py").unlink()
+    (folder / "data" / "pickle_module_info.txt").write_text("evil_pickle")
+    return folder
+
+
+def with_installed_pickle_module(folder: Path) -> Path:
+    (folder.parent / "users_own.py").write_text(EVIL)
+    (pickled(folder) / "data" / "pickle_module_info.txt").write_text("users_own")
+    return folder
+
+
+class Evil:
+    def __reduce__(self) -> Any:
+        return open, ("hit", "w")
+
+
+def exported(folder: Path) -> Path:
+    mlflow.pytorch.save_model(mlp(3, 4, 2), folder, serialization_format="pt2",
+                              input_example=rows(4, 3).numpy(), pip_requirements=["torch"])
+    return folder
+
+
+def with_evil_state(folder: Path) -> Path:
+    torch.save(Evil(), exported(folder) / "data" / "model.pth")
+    (folder / "data" / "pickle_module_info.txt").write_text("pickle")
+    return folder
+
+
+def with_evil_archive(folder: Path) -> Path:
+    content = io.BytesIO()
+    torch.save(Evil(), content)
+    with zipfile.ZipFile(exported(folder) / "data" / "model.pt2", "a") as archive:
+        root = archive.namelist()[0].partition("/")[0]
+        archive.writestr(f"{root}/data/constants/evil.pt", content.getvalue())
+    return folder
+
+
+def pickled_pyfunc(folder: Path) -> Path:
+    class Answer(mlflow.pyfunc.PythonModel):
+        def predict(self, context, model_input, params=None):
+            return model_input
+
+    mlflow.pyfunc.save_model(folder, python_model=Answer(), pip_requirements=["torch"])
+    return folder
+
+
+def elsewhere(folder: Path) -> Path:
+    place = exported(folder) / "MLmodel"
+    place.write_text(place.read_text().replace("model_data: data", "model_data: ../../etc"))
+    return folder
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("make", "reason"), [
+    (pickled, "it is pickled, and unpickling runs whatever code its author put in; --trust p"),
+    (with_installed_pickle_module, "it is pickled, .* --trust pickle "),
+    (with_evil_pickle_module, "it brings Python files of its own, .* --trust code "),
+    (with_evil_state, "it is pickled, .* --trust pickle "),
+    (with_evil_archive, "it is pickled, .* --trust pickle "),
+    (pickled_pyfunc, "expected a PyTorch model, but it has only .*python_function.* --trust"),
+    (elsewhere, "its MLmodel names a place outside the model"),
+])
+@pytest.mark.parametrize("allowed", ["", "true"])
+def test_what_would_run_its_authors_code_is_refused_before_it_does(
+    make, reason, allowed, tmp_path, monkeypatch
+):
+    """Whatever MLflow's own variable says: it may be set for another tool."""
+    monkeypatch.setenv(ALLOW_PICKLE, allowed)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    uri = make(tmp_path / "model").as_uri()
+    path = list(sys.path)
+    with pytest.raises(ValueError, match=f"^model URI {uri}: cannot be loaded: {reason}") as error:
+        load_exported(uri)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "hit").exists()
+    assert (sys.path, os.environ[ALLOW_PICKLE]) == (path, allowed)
+
+
+def test_what_is_trusted_is_loaded(tmp_path, monkeypatch):
+    monkeypatch.delenv(ALLOW_PICKLE, raising=False)
+    uri = pickled(tmp_path / "model").as_uri()
+    assert isinstance(load_exported(uri, pickle=True), nn.Sequential)
+    assert ALLOW_PICKLE not in os.environ
+
+
+def test_every_torch_load_of_the_package_reads_weights_alone():
+    """And nothing else of it unpickles."""
+    package = Path(models.__file__).parents[1]
+    for file in package.rglob("*.py"):
+        text = file.read_text()
+        assert "allow_pickle=True" not in text and not re.search(r"\bpickle\.loads?\(", text), file
+        for call in re.findall(r"torch\.load\(.*", text):
+            assert call.endswith("weights_only=True)"), (file, call)
 
 
 def test_tensors_come_back_as_they_were(tmp_path):

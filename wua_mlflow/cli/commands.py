@@ -34,6 +34,7 @@ from wua_mlflow.pipeline import workflow
 from wua_mlflow.pipeline.analyze import analyze_model
 from wua_mlflow.pipeline.compare_external import compare_external
 from wua_mlflow.pipeline.predict import predict
+from wua_mlflow.pipeline.trust import remember
 from wua_mlflow.report.answer import (
     answer_text,
     details_text,
@@ -81,6 +82,8 @@ def execute(
         shown: how.
         models: ``compare``'s A and B.
     """
+    if is_first():
+        remember(settings)
     if command == "analyze":
         return _analyze(settings)
     if "TORCHELASTIC_RUN_ID" in os.environ and started() > 1:
@@ -107,7 +110,7 @@ def _analyze(settings: Settings) -> int:
         else:
             # the store is there by now, so that the other processes make nothing
             reader = on_all_ranks(lambda: store or connected(settings))
-            analysis = workflow.analyze_run(reader, settings)
+            analysis = workflow.analyze_run(reader, settings, ask=_ask_at_terminal())
     if is_first():
         print_analysis(analysis)
     return 0
@@ -148,7 +151,7 @@ def _outcome_json(outcome: workflow.SlimmingResult) -> str:
 
 def _ask_at_terminal() -> Callable[[str], bool] | None:
     """How the user is asked; None where nobody sits at a terminal."""
-    if not (sys.stdin and sys.stdin.isatty() and sys.stderr.isatty()):
+    if started() > 1 or not (sys.stdin and sys.stdin.isatty() and sys.stderr.isatty()):
         return None
     return lambda question: click.confirm(question, err=True)
 
@@ -211,7 +214,8 @@ def _compare(settings: Settings, models: tuple[str, ...], shown: Shown) -> int:
                           f"part, so expected nothing like {too_many[0]} beside it; any two models "
                           f"and any data: wua compare A B --data DATA")
     with _stdout_for(shown.as_json):
-        original, slim, comparison = workflow.compare_run(connected(settings), settings)
+        original, slim, comparison = workflow.compare_run(
+            connected(settings), settings, ask=_ask_at_terminal())
     if shown.as_json:
         print(json.dumps(verdicts_record(comparison), indent=1))
     else:
@@ -228,7 +232,7 @@ def _compare_pair(settings: Settings, pair: tuple[str, ...], *, as_json: bool) -
     step = workflow.step_run(connected(settings), "compare") if inherited_run() else \
         contextlib.nullcontext()
     with step, _stdout_for(as_json):
-        result = compare_external(pair[0], pair[1], settings)
+        result = compare_external(pair[0], pair[1], settings, ask=_ask_at_terminal())
     print(json.dumps(verdicts_record(result.comparison), indent=1) if as_json else
           external_text(result))
     return EXIT_CODES[result.comparison.artifact.outcome]

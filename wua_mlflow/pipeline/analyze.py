@@ -405,7 +405,7 @@ def _enter_run(stack: contextlib.ExitStack, store: Store, subject: AnalyzedModel
 
 def _fields(subject: AnalyzedModel) -> list[str]:
     """The settings from which the same analysis can be made again."""
-    others = {"run_id", "experiment"} | (set() if subject.settings.hidden else {"hidden"})
+    others = {"run_id", "experiment", "trust"} | (set() if subject.settings.hidden else {"hidden"})
     return [name for name in COMMAND_FIELDS["analyze"] if name not in others]
 
 

@@ -47,6 +47,7 @@ from wua_mlflow.pipeline.example_ids import (
     matching_rows,
 )
 from wua_mlflow.pipeline.models import naming
+from wua_mlflow.pipeline.trust import Ask, Trust
 from wua_mlflow.pipeline.variant import ModelVariant, load_variant
 from wua_mlflow.report.content import Report
 from wua_mlflow.results import Comparison, ratios
@@ -147,7 +148,9 @@ class EvaluatedModel:
                 Metric.SCORE_TEST if of_score else Metric.ACCURACY_TEST: self.evaluation.score}
 
 
-def compare_external(a: str, b: str, settings: Settings) -> ExternalComparison:
+def compare_external(
+    a: str, b: str, settings: Settings, *, ask: Ask | None = None
+) -> ExternalComparison:
     """The artifact's verdict on B against A; nothing is trained, and nothing logged.
 
     But a tag of the experiment that knows of one of the two counts the look at the test data.
@@ -160,6 +163,7 @@ def compare_external(a: str, b: str, settings: Settings) -> ExternalComparison:
             examples, where they have one in common; else by position.
         b: the slim one, likewise.
         settings: margin, confidence, device, and where the test data are.
+        ask: asked where a run names code that the user has not; nobody is, if None.
 
     Raises:
         ValueError: one line; a side cannot be read, or the two were not tested on the same data.
@@ -170,8 +174,9 @@ def compare_external(a: str, b: str, settings: Settings) -> ExternalComparison:
                              f"a file ending in {', '.join(ENDINGS)}, but got '{reference}'")
     use_threads(settings.threads)
     store = None if _is_file(a) and _is_file(b) else _existing_store()
-    models = _in_one_order([_open_model(reference, store, settings) for reference in (a, b)],
-                           settings)
+    trust = Trust.by(settings, ask)
+    models = _in_one_order(
+        [_open_model(reference, store, settings, trust) for reference in (a, b)], settings)
     settings = _with_score(settings, models)
     first, second = evaluated = [
         EvaluatedModel(model, test, _evaluate(model, test, settings.score))
@@ -230,7 +235,9 @@ def _existing_store() -> Store | None:
     return None if file and not file.exists() else Store(MlflowClient(uri), "", uri)
 
 
-def _open_model(reference: str, store: Store | None, settings: Settings) -> ComparedModel:
+def _open_model(
+    reference: str, store: Store | None, settings: Settings, trust: Trust
+) -> ComparedModel:
     """What ``reference`` names: predictions, a run's variant, or a logged model.
 
     Raises:
@@ -244,14 +251,15 @@ def _open_model(reference: str, store: Store | None, settings: Settings) -> Comp
         if store is None:
             raise ValueError(f"compare: no run has the id '{reference}': there is no "
                              f"{shown_uri()}")
-        variant = load_variant(store, reference, machine)
+        variant = load_variant(store, reference, machine, trust)
         return ComparedModel(reference, variant.name, variant=variant,
                              kept="data" not in settings.given)
-    exported = load_exported(reference).to(device_of(settings.device))
+    exported = load_exported(
+        reference, pickle=trust.pickle, code=trust.code).to(device_of(settings.device))
     run_id = source_run(store, reference)
     return ComparedModel(
         reference, reference, exported=exported,
-        variant=load_variant(store, run_id, machine) if store and run_id else None,
+        variant=load_variant(store, run_id, machine, trust) if store and run_id else None,
         raw=bool((get_model_info(reference).metadata or {}).get(Tag.TAKES_RAW_ROWS)))
 
 

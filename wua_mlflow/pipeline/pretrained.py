@@ -89,8 +89,9 @@ def _state_dict(path: Path, state: str) -> Mapping[str, Tensor]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
-        raise ValueError(f"state: expected a state dict, but '{state}' holds other objects, which "
-                         f"are not unpickled{save}") from None
+        raise ValueError(f"state: expected a state dict, but '{state}' holds other objects, and "
+                         f"unpickling them would run whatever code its author put in{save}") \
+            from None
     except Exception as error:  # of a file that is none of torch's: of many kinds
         raise ValueError(f"state: expected a state dict, but '{state}' cannot be read as one: "
                          f"{one_line(error)}") from error

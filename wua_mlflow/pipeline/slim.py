@@ -36,6 +36,7 @@ from wua_mlflow.pipeline.target_widths import (
     wider,
 )
 from wua_mlflow.pipeline.train import TrainingPlan, most_seconds, train_variant
+from wua_mlflow.pipeline.trust import Trust
 from wua_mlflow.pipeline.variant import MACHINE, ModelVariant, load_variant
 from wua_mlflow.progress import stage
 from wua_mlflow.pruning.cut import cut
@@ -363,7 +364,8 @@ def _trained(
         earlier = None if original.adopted or control.variant != VariantName.SAME_BUDGET else \
             find_control(store.client, store.experiment_id, original.run_id, control.epochs)
         controls.append(train_variant(store, recipe, control) if earlier is None else load_variant(
-            store, earlier, {name: getattr(original.settings, name) for name in MACHINE}))
+            store, earlier, {name: getattr(original.settings, name) for name in MACHINE},
+            Trust.by(original.settings)))
     slim = train_variant(store, context.recipe, replace(
         plan, controls=tuple(control.run_id for control in controls)))
     write(store.client, slim.run_id, files={ArtifactPath.WIDTHS: goal.to_json()})

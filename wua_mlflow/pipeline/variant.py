@@ -23,6 +23,7 @@ from wua_mlflow.data.tasks import OutputKind, output_kind
 from wua_mlflow.hooks import unwrapped
 from wua_mlflow.pipeline.networks import NetworkFactory, cached, from_scratch, one_network
 from wua_mlflow.pipeline.recipe import Recipe, Replicate, Trained, load_recipe
+from wua_mlflow.pipeline.trust import Trust
 from wua_mlflow.pruning.cut import Specification, rebuild
 from wua_mlflow.results import VariantResult
 from wua_mlflow.rng import Stream, isolated
@@ -185,7 +186,8 @@ def _small(predictions: np.ndarray) -> np.ndarray:
 
 
 def load_variant(
-    store: Store, run_id: str, machine: Mapping[str, Any] | None = None
+    store: Store, run_id: str, machine: Mapping[str, Any] | None = None,
+    trust: Trust | None = None,
 ) -> ModelVariant:
     """Rebuild a variant from its run: config, state, predictions, random streams.
 
@@ -193,10 +195,11 @@ def load_variant(
         store: where the run is.
         run_id: the run, or the beginning of its id.
         machine: settings that this machine needs other than the run's (``device``, ``threads``).
+        trust: which code of the run's may be imported; what was named before, if None.
 
     Raises:
-        ValueError: no such run, not a variant that is trained, its data have changed since, or the
-            factory builds another network now.
+        ValueError: the run names code that may not run; no such run, not a variant that is
+            trained, its data have changed since, or the factory builds another network now.
     """
     run = _run(store, run_id)
     run_id, tags = run.info.run_id, dict(run.data.tags)
@@ -208,6 +211,7 @@ def load_variant(
         files = {path: Path(store.client.download_artifacts(run_id, path, folder))
                  for path in paths}
         settings = load_settings(str(files[ArtifactPath.CONFIG]), machine)
+        (trust or Trust()).check_code(settings, run_id)  # before anything of it is used
         test, replicates = _read_results(files, tags, settings.score or "")
         weights = read_tensors(files[ArtifactPath.STATE])
         structure = Specification.from_json(

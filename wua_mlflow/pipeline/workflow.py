@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from wua_mlflow import __version__
-from wua_mlflow.config import Settings, settings_yaml
+from wua_mlflow.config import NAMED_BESIDE_RUN, Settings, settings_yaml
 from wua_mlflow.distributed import on_all_ranks, rank
 from wua_mlflow.markdown import markdown_text
 from wua_mlflow.pipeline.analyze import Analysis, analyze_variant
@@ -26,6 +26,7 @@ from wua_mlflow.pipeline.recipe import Recipe, load_recipe
 from wua_mlflow.pipeline.slim import check_slimming, slim_variant
 from wua_mlflow.pipeline.target_widths import logged_widths
 from wua_mlflow.pipeline.train import TrainingPlan, run_scope, train_variant
+from wua_mlflow.pipeline.trust import Ask, Trust
 from wua_mlflow.pipeline.variant import MACHINE, ModelVariant, load_variant
 from wua_mlflow.plots.style import MUTED
 from wua_mlflow.progress import stage
@@ -80,10 +81,6 @@ class SlimmingResult:
     def verdict(self) -> Verdict:
         """The result's."""
         return self.comparison.verdict
-
-
-Ask = Callable[[str], bool]
-"""Puts a question to the user; whether the answer is yes."""
 
 
 def run_pipeline(
@@ -220,7 +217,7 @@ def train_run(store: Store, settings: Settings) -> ModelVariant:
     return _trained_original(store, recipe, settings)
 
 
-def analyze_run(store: Store, settings: Settings) -> Analysis:
+def analyze_run(store: Store, settings: Settings, *, ask: Ask | None = None) -> Analysis:
     """The step ``analyze`` on its own: adds to the variant that ``run_id`` names.
 
     Of several processes each reads the run, and the first writes to it.
@@ -228,12 +225,14 @@ def analyze_run(store: Store, settings: Settings) -> Analysis:
     Args:
         store: where the runs are.
         settings: ``run_id``, and those given, which are to differ from the run's own.
+        ask: asked where the run names code that the user has not; nobody is, if None.
     """
     with contextlib.ExitStack() as stack:
         on_all_ranks(lambda: None if rank() else
                  stack.enter_context(step_run(store, "analyze")))
         store, variant, settings = on_all_ranks(
-            lambda: _variant_and_settings(store, settings, hint=OR_A_MODEL))
+            lambda: _variant_and_settings(store, settings, Trust.by(settings, ask),
+                                          hint=OR_A_MODEL))
         return analyze_variant(store, variant.with_settings(settings))[0]
 
 
@@ -252,7 +251,8 @@ def slim_run(store: Store, settings: Settings, *, ask: Ask | None = None) -> Sli
     if settings.run_id is None and settings.given & {"model", "state"}:
         return run_pipeline(store, settings, pretrained=True, ask=ask)
     with step_run(store, "slim"):
-        store, original, settings = _variant_and_settings(store, settings, hint=OR_A_MODEL)
+        store, original, settings = _variant_and_settings(
+            store, settings, Trust.by(settings, ask), hint=OR_A_MODEL)
         if original.variant != VariantName.OVERSIZED:
             raise ValueError(f"run_id: expected the run of an original (oversized), but "
                              f"{original.run_id} is {original.name}")
@@ -267,7 +267,7 @@ def slim_run(store: Store, settings: Settings, *, ask: Ask | None = None) -> Sli
 
 
 def compare_run(
-    store: Store, settings: Settings
+    store: Store, settings: Settings, *, ask: Ask | None = None
 ) -> tuple[ModelVariant, ModelVariant, Comparison]:
     """The step ``compare`` on its own: the slim variant ``run_id`` against its original.
 
@@ -277,13 +277,14 @@ def compare_run(
         ValueError: the run is not a slim variant's.
     """
     with step_run(store, "compare"):
-        store, slim, settings = _variant_and_settings(store, settings)
+        trust = Trust.by(settings, ask)
+        store, slim, settings = _variant_and_settings(store, settings, trust)
         slim = slim.with_settings(settings)
         if not is_slim(slim.variant) or Tag.BASELINE not in slim.tags:
             raise ValueError(f"run_id: expected the run of a slim variant, but {slim.run_id} is "
                              f"{slim.name}; any two runs: wua compare A B")
         machine = {name: getattr(settings, name) for name in MACHINE}
-        original, *controls = (load_variant(store, run_id, machine) for run_id in (
+        original, *controls = (load_variant(store, run_id, machine, trust) for run_id in (
             slim.tags[Tag.BASELINE], *controls_of(store.client, store.experiment_id, slim.run_id)))
         widths = logged_widths(store, slim.run_id)
         comparison, (original, *controls, slim) = compare_variants(
@@ -303,7 +304,7 @@ def step_run(store: Store, step: str) -> contextlib.AbstractContextManager[objec
 
 
 def _variant_and_settings(
-    store: Store, settings: Settings, *, hint: str = ""
+    store: Store, settings: Settings, trust: Trust, *, hint: str = ""
 ) -> tuple[Store, ModelVariant, Settings]:
     """The variant of ``run_id``, and the settings in force: its own but for those given.
 
@@ -313,12 +314,18 @@ def _variant_and_settings(
         raise ValueError("run_id: expected the id of a variant's run, but got none; `wua runs` "
                          f"lists them{hint}")
     machine = {name: getattr(settings, name) for name in settings.given.intersection(MACHINE)}
-    variant = load_variant(store, settings.run_id, machine)
+    variant = load_variant(store, settings.run_id, machine, trust)
+    for name in settings.given.intersection(NAMED_BESIDE_RUN):  # what may run, and nothing else
+        if getattr(settings, name) != getattr(variant.settings, name):
+            raise ValueError(f"run_id: expected nothing but the variant's own {name} "
+                             f"({getattr(variant.settings, name)}) beside it, but got "
+                             f"{getattr(settings, name)}")
     inherited = inherited_run()
     if inherited and not rank():
         store.client.set_tag(inherited, Tag.TARGET_RUN, variant.run_id)
     if "experiment" not in settings.given:
         store = replace(store, experiment_id=variant.experiment_id)
-    changed = settings.given - {"model_uri"} | {"register", "gate"}  # these two are never inherited
+    # the last two are never inherited
+    changed = settings.given - {"model_uri", "trust"} | {"register", "gate"}
     return store, variant, variant.settings.model_copy(
         update={name: getattr(settings, name) for name in changed})

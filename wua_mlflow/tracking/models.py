@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from wua_mlflow.hooks import unwrapped
 from wua_mlflow.rng import isolated
+from wua_mlflow.tracking.exported_archive import foreign_code
 from wua_mlflow.tracking.log import Files, write_files
 
 __all__ = [
@@ -248,22 +249,64 @@ def _quiet() -> Iterator[None]:
             logging.disable(level)
 
 
-def load_exported(uri: str) -> nn.Module:
+PICKLE_RISK = ("it is pickled, and unpickling runs whatever code its author put in; "
+               "--trust pickle loads it all the same")
+CODE_RISK = ("it brings Python files of its own, which would be imported before yours; "
+             "--trust code loads it all the same")
+EXPORTED = "model.pt2"
+
+
+def load_exported(uri: str, *, pickle: bool = False, code: bool = False) -> nn.Module:
     """The exported graph behind a model URI; its mode is fixed and its classes are gone.
 
+    MLflow itself puts a model's own Python files in front of ``sys.path``, and imports the module
+    that the model names as its pickle module, before it looks whether pickle is allowed.
+
+    Args:
+        uri: of a model with MLflow's flavour for PyTorch.
+        pickle: whether a pickled module is loaded too, and unpickled.
+        code: whether a model may bring Python files of its own.
+
     Raises:
-        ValueError: nothing there, or no PyTorch model.
+        ValueError: nothing there, no PyTorch model, or one that is not to be trusted.
     """
     previous = os.environ.get(ALLOW_PICKLE)
-    os.environ[ALLOW_PICKLE] = previous or "false"
-    try:
-        module: nn.Module = mlflow.pytorch.load_model(uri)
-        return module
-    except Exception as error:
-        raise ValueError(f"model URI {uri}: cannot be loaded: {_reason(error)}") from error
-    finally:
-        if previous is None:
-            del os.environ[ALLOW_PICKLE]
+    os.environ[ALLOW_PICKLE] = "true" if pickle else "false"
+    with tempfile.TemporaryDirectory() as folder:  # what was looked at is what is loaded
+        try:
+            local = Path(mlflow.artifacts.download_artifacts(uri, dst_path=folder))
+            _check_trusted(local, pickle=pickle, code=code)
+            module: nn.Module = mlflow.pytorch.load_model(str(local))
+            return module
+        except Exception as error:
+            refused = "Deserializing model using pickle is disallowed" in str(error)
+            reason = PICKLE_RISK if refused else _reason(error)
+            raise ValueError(f"model URI {uri}: cannot be loaded: {reason}") from error
+        finally:
+            if previous is None:
+                del os.environ[ALLOW_PICKLE]
+            else:
+                os.environ[ALLOW_PICKLE] = previous
+
+
+def _check_trusted(folder: Path, *, pickle: bool, code: bool) -> None:
+    """Whether a model's folder holds an exported graph alone, or what else is trusted."""
+    flavors = Model.load(str(folder)).flavors
+    if "pytorch" not in flavors:
+        pickled = "" if pickle or "python_function" not in flavors else f"; {PICKLE_RISK}"
+        raise ValueError(f"expected a PyTorch model, but it has only "
+                         f"{', '.join(sorted(flavors)) or 'none'}{pickled}")
+    flavor = flavors["pytorch"]
+    if flavor.get("code") and not code:
+        raise ValueError(CODE_RISK)
+    data = (folder / str(flavor.get("model_data"))).resolve()
+    if not data.is_relative_to(folder.resolve()):
+        raise ValueError("its MLmodel names a place outside the model")
+    if not pickle and [file.name for file in data.glob("*.pt*")] != [EXPORTED]:
+        raise ValueError(PICKLE_RISK)
+    if not code and (data / EXPORTED).is_file() and (foreign := foreign_code(data / EXPORTED)):
+        raise ValueError(f"{foreign} in its graph is none that wua knows, and may run its author's "
+                         f"code; --trust code loads it all the same")
 
 
 def write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
