@@ -6,6 +6,7 @@ import statistics
 from dataclasses import replace
 
 import pytest
+import scipy.stats
 
 from tests.plots.usages import words_of
 from tests.report import cases
@@ -49,7 +50,10 @@ def test_the_tutorials_figures_in_words():
         "usage/effective_weights": ["15.8", "11.2 · 1.4× fewer"],
         "usage/entropy": ["2.758 nats", "2.419 nats · −0.34"]}
     assert data.savings == (
-        "1.4× fewer FLOPs, 1.4× fewer parameters, 1.08× smaller on disk, about as fast at batch 1")
+        "1.4× fewer FLOPs, 1.4× fewer parameters, 1.08× smaller on disk, about as fast per sample")
+    timed = comparison_data(_pair(), latency=(1.04, 0.98, 1.1))
+    assert "not measurably faster per sample" in timed.savings
+    assert _labels(timed)["latency/p50_ms"][1] == "0.0425 ms · not measurably faster"
     contract = {value for key, value in vars(Metric).items() if not key.startswith("_")}
     assert {quantity.metric for quantity in QUANTITIES} <= contract
 
@@ -71,6 +75,8 @@ def test_what_was_not_measured_is_said_and_the_scores_of_saved_models_and_over_s
                              "usage/entropy": ["2.000 nats", "not measured"]}
     assert data.savings == "" and data.scores[0].value is None
     row = comparison_data(_pair(seeds=_SEEDS)).scores[0]
+    low, high = scipy.stats.t.interval(0.95, 4, row.mean, scipy.stats.sem(_SEEDS))
+    assert row.half_width == pytest.approx((high - low) / 2)
     assert row.mean == pytest.approx(statistics.fmean(_SEEDS))
     assert row.words == f"0.8850\n5 seeds: {row.mean:.3f} ± {statistics.stdev(_SEEDS):.3f}"
     assert row.replicated and not comparison_data(_pair(seeds=[0.9])).scores[0].replicated
@@ -119,8 +125,13 @@ def test_wrong_figures_raise():
       "0.8730\n5 seeds: 0.877 ± 0.059"}),
 ])
 def test_the_picture_is_legible(variants, verdicts, words, legible):
-    data = comparison_data(variants, verdicts)
-    drawn = legible(plot_comparison(data))
+    data = comparison_data(variants, verdicts, latency=(1.04, 0.98, 1.1))
+    figure = plot_comparison(data)
+    drawn = legible(figure)
+    panels = {ax: [text for text in ax.texts if text.get_text() in panel.labels]
+              for ax, panel in zip(figure.axes[-len(data.panels):], data.panels, strict=True)}
+    for ax, labels in panels.items():
+        assert labels and max(label.get_window_extent().x1 for label in labels) <= ax.bbox.x1 + 1
     assert words | {data.headline} <= set(drawn)
     assert {label for panel in data.panels for label in panel.labels} <= set(drawn)
 

@@ -129,3 +129,14 @@ def test_what_it_says(units, names, words, other):
 def test_the_picture_is_legible(units, legible):
     names = [f"encoder.block.{i}.linear" for i in range(len(units) - 1)]
     assert legible(plot_network(network_data(_weights(*units, names=names))))
+
+
+def test_inputs_and_classes_have_their_names_where_there_is_a_circle_for_each(legible):
+    names = ["sepal length (cm)", "<b>", "a name of more than thirty characters", "$x_1$"]
+    data = network_data(_weights(4, 15, 3), inputs=names, outputs=["setosa", "b", "c"])
+    words = legible(plot_network(data))
+    assert {"sepal length (cm)", "<b>", "$x_1$", "setosa", "b", "c"} <= set(words)
+    assert not any(name in words for name in names[2:3]), "a long one is cut"
+    other = network_data(_weights(4, 15, 1), inputs=names[:3], outputs=["b", "c"])
+    assert (other.inputs, other.outputs) == ((), ())
+    assert network_data(_weights(64, 3), inputs=list(map(str, range(64)))).inputs == ()

@@ -65,7 +65,7 @@ def test_the_picture_is_legible_and_no_taller_than_a_page(plot, data, count, wid
         assert ("a cell is the mean of neighbours" in words) == (count == 60)
         return
     assert "dead units" in words and "Modules not analysed: 2." in words
-    assert ("forward FLOPs" in words) == ("of 50,000" in words) == (count > 1)
+    assert ("FLOPs, one sample" in words) == ("of 50,000" in words) == (count > 1)
     assert ("Layers without a range: 28." in words) == (count == 200)
 
 

@@ -18,6 +18,7 @@ from tests.report.cases import (
     verdict,
     widths_of_a_search,
 )
+from wua_mlflow.cli.commands import Shown
 from wua_mlflow.report.answer import (
     answer_text,
     details_text,
@@ -101,10 +102,11 @@ def needing(kind: str, **fields):
 
 @pytest.mark.parametrize(("judged", "recipe", "method", "step"), [
     (verdict(), None, "rank", "runs:/slim-7/model"),
-    (verdict("inferior"), None, "rank", "wua run --data x --width-method search"),
+    (verdict("inferior"), None, "rank", "--data x --slim-hidden 7 --width-method search"),
+    (verdict("inferior"), None, "given", "wua run --data x --slim-hidden auto"),
     (verdict("inferior"), None, "search", "keep the original"),
-    (verdict("inconclusive", settle="More."), None, "rank", "wua run --data x --seeds 5"),
-    (verdict(), needing("seeds", as_seen=(43,)), "rank", "wua run --data x --seeds 43"),
+    (verdict("inconclusive", settle="More."), None, "rank", "--data x --slim-hidden 7 --seeds 5"),
+    (verdict(), needing("seeds", as_seen=(43,)), "rank", "--data x --slim-hidden 7 --seeds 43"),
     (verdict(), needing("seeds"), "rank", "More of it would do."),
     (verdict(), needing("examples", as_seen=(400,)), "rank", "More of it would do."),
     (verdict(), replace(needing("seeds", as_seen=(43,)), guard="blind"), "rank", "More of it"),
@@ -114,7 +116,8 @@ def test_what_to_do_next(judged, recipe, method, step):
     found = replace(found, goal=replace(widths_of_a_search(), method=method),
                     comparison=replace(found.comparison, recipe=recipe))
     slimmed = Slimmed(variant("oversized 10", (10,)), (found,))
-    assert step in words(next_step(slimmed, "wua run --data x"))
+    again = Shown(given={"data": "x", "slim_hidden": "7"}).again
+    assert step in words(next_step(slimmed, again))
 
 
 def test_the_whole_table_is_aligned_and_details_hold_what_the_answer_leaves_out():

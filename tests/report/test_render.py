@@ -26,7 +26,7 @@ def _lines(report) -> list[str]:
     ({}, NEW, None, f"The slim model: 1.4× fewer FLOPs, {SMALLER}."),
     ({}, OLD, None, "The slim model saves nothing."),
     ({"latency/p50_ms": 2.0}, {**NEW, "flops/forward": 70.0, "latency/p50_ms": 3.0}, None,
-     f"The slim model: 1.2× more FLOPs, {SMALLER}, 1.5× slower at batch 1."),
+     f"The slim model: 1.2× more FLOPs, {SMALLER}, 1.5× slower per sample."),
     ({"latency/p50_ms": 3.0}, {**NEW, "latency/p50_ms": 1.0}, (1.03, 0.98, 1.07),
      f"The slim model: 1.4× fewer FLOPs, {SMALLER}, not measurably faster per sample."),
 ])

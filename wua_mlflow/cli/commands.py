@@ -8,9 +8,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -63,12 +64,24 @@ class Shown:
     Attributes:
         as_json: as JSON.
         verbose: with all details.
-        command: what was typed, to be typed again with more.
+        command: what was typed.
+        given: the settings that were typed with it, and the configuration.
     """
 
     as_json: bool = False
     verbose: bool = False
-    command: str = "wua run"
+    command: str = "run"
+    given: Mapping[str, object] = field(default_factory=dict)
+
+    def again(self, **changes: object) -> str:
+        """The command as a line of a shell, with other settings.
+
+        >>> Shown(given={"data": "my rows.csv", "seeds": 5}).again(seeds=9)
+        "wua run --data 'my rows.csv' --seeds 9"
+        """
+        words = [word for field, value in {**self.given, **changes}.items()
+                 for word in (f"--{field.replace('_', '-')}", " ".join(str(value).split()))]
+        return shlex.join(["wua", self.command, *words])
 
 
 def execute(
@@ -134,7 +147,7 @@ def _outcome_text(store: Store, outcome: workflow.SlimmingResult, shown: Shown) 
     report = outcome.report or report_of(slimmed)
     return "\n\n".join(filter(None, (
         answer_text(report),
-        "\n".join(filter(None, (outcome.registered, next_step(slimmed, shown.command),
+        "\n".join(filter(None, (outcome.registered, next_step(slimmed, shown.again),
                                 _to_look(store, outcome)))),
         tutorial_text(report) if slimmed.original.settings.data == TUTORIAL else "",
         details_text(report, slimmed) if shown.verbose else "")))

@@ -9,11 +9,10 @@ import contextlib
 import gc
 import logging
 import os
-import shlex
 import sys
 import traceback
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -137,16 +136,8 @@ def _execute(options: SimpleNamespace) -> int:
     if "experiment" in explicit:
         commands.check_experiment(settings.experiment)
     shown = commands.Shown(getattr(options, "json", False), getattr(options, "verbose", False),
-                           _typed(options.command, config, explicit))
+                           options.command, {"config": config, **explicit} if config else explicit)
     return commands.execute(options.command, settings, shown, models=models)
-
-
-def _typed(command: str, config: str | None, explicit: Mapping[str, object]) -> str:
-    """The command as a line of a shell; values of one line."""
-    given = {"config": config, **explicit} if config else explicit
-    words = [word for field, value in given.items()
-             for word in (f"--{field.replace('_', '-')}", " ".join(str(value).split()))]
-    return shlex.join(["wua", command, *words])
 
 
 def _say_unused(config: str | None, command: str) -> None:

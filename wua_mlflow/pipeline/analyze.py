@@ -283,7 +283,7 @@ def analyze_variant(store: Store, variant: ModelVariant) -> tuple[Analysis, Mode
                 metrics.update(fidelities)
                 remarks += (remark,) if remark else ()
             write(store.client, variant.run_id, metrics=metrics, tags=tags,
-                  files=_files(variant.model, analysis))
+                  files=_files(variant.model, analysis, recipe.split))
             return remarks
 
         remarks = on_all_ranks(lambda: () if rank() else add())
@@ -427,7 +427,7 @@ def _logged(
     write(store.client, run_id, metrics=metrics,
           tags=_tags(analysis.usage, first_criterion(settings)),
           files={ArtifactPath.CONFIG: settings_yaml(settings, _fields(subject)),
-                 **_files(subject.model, analysis)})
+                 **_files(subject.model, analysis, subject.split)})
     return analysis
 
 
@@ -448,12 +448,20 @@ def _tags(usage: ModelUsage, criterion: str) -> dict[str, str]:
     return tags
 
 
-def _files(model: nn.Module, analysis: Analysis) -> Files:
+def _files(model: nn.Module, analysis: Analysis, split: DataSplit | None) -> Files:
     """The tables of all criteria, and the pictures of the first."""
     first, *others = analysis.usages.values()
     keys = keys_of(analysis.usages)
     return {
         ArtifactPath.LAYERS_TABLE: layers_table(first),
         **{further_layers_table(usage.criterion, keys): layers_table(usage) for usage in others},
-        **usage_pictures(model, first),
+        **usage_pictures(model, first, inputs=split.columns if split else (),
+                         outputs=_output_names(split)),
     }
+
+
+def _output_names(split: DataSplit | None) -> tuple[str, ...]:
+    """Classes, one an output; of two classes with one output the second, which that is for."""
+    if split is None:
+        return ()
+    return split.classes[1:] if len(split.classes) == 2 and split.outputs == 1 else split.classes

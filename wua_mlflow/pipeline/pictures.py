@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,13 +25,14 @@ __all__ = ["usage_pictures"]
 MOST_HISTOGRAMS = 20
 MOST_ROWS = 1000
 """A model of more layers gets no picture with a row for each layer: it could not be read."""
-MOST_COLUMNS = 20
-MOST_WEIGHTS = 2_000_000
-"""A network of more layers, or more weights, gets no diagram."""
+MOST_COLUMNS, MOST_UNITS = 20, 15
+"""A network of more layers, or of more units, inputs or outputs in one, gets no diagram: its lines
+could not be told apart."""
 
 
 def usage_pictures(
-    model: nn.Module, usage: ModelUsage
+    model: nn.Module, usage: ModelUsage, *, inputs: Sequence[str] = (),
+    outputs: Sequence[str] = (),
 ) -> dict[str, Callable[[Path], None]]:
     """By artifact path: the layers, their units, histograms, and the diagram of a small MLP.
 
@@ -40,6 +41,8 @@ def usage_pictures(
     Args:
         model: what was measured.
         usage: the measurement.
+        inputs: names of the inputs.
+        outputs: names of the outputs, as of classes.
     """
     files = {}
     layers = list(usage.layers.values())
@@ -55,7 +58,8 @@ def usage_pictures(
     if chain:
         files[ArtifactPath.NETWORK_PLOT] = _drawn(
             plot_network, network_data,
-            {name: weight.detach().cpu().numpy() for name, weight in chain.items()})
+            {name: weight.detach().cpu().numpy() for name, weight in chain.items()},
+            inputs=inputs, outputs=outputs)
     return files
 
 
@@ -72,7 +76,7 @@ def _drawn(
 
 
 def _linear_chain(model: nn.Module) -> dict[str, Tensor]:
-    """The weights of an MLP, in order; empty where the model is anything else, or large."""
+    """The weights of an MLP, in order; empty where it is anything else, or could not be read."""
     chain: dict[str, Tensor] = {}
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear):
@@ -81,5 +85,5 @@ def _linear_chain(model: nn.Module) -> dict[str, Tensor]:
             return {}
     weights = list(chain.values())
     fits = all(a.shape[0] == b.shape[1] for a, b in pairwise(weights))
-    small = len(chain) <= MOST_COLUMNS and sum(w.numel() for w in weights) <= MOST_WEIGHTS
+    small = len(chain) <= MOST_COLUMNS and all(max(w.shape) <= MOST_UNITS for w in weights)
     return chain if fits and small else {}

@@ -114,7 +114,8 @@ def report_pictures(
     verdict, comparison = report.comparison.verdict, report.comparison
     verdicts = list(filter(None, (comparison.artifact, comparison.recipe)))
     timed = [replace(variant, metrics=comparison.metrics_of(variant)) for variant in variants]
-    drawn = {"comparison": plot_comparison(comparison_data(timed, verdicts))}
+    drawn = {"comparison": plot_comparison(comparison_data(
+        timed, verdicts, comparison.latency_ratio))}
     if Metric.FLOPS_FORWARD in variants[0].metrics:
         drawn["pareto"] = plot_pareto(pareto_data(
             every, margin=verdict.margin, confidence=verdict.confidence, score=verdict.score))

@@ -15,6 +15,7 @@ import numpy as np
 from wua_mlflow.plots import style
 from wua_mlflow.plots.style import EDGE_IN, INK, MUTED
 from wua_mlflow.verdict import text
+from wua_mlflow.verdict.intervals import t_quantile
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -69,25 +70,48 @@ class Quantity:
 
 
 QUANTITIES = (
-    Quantity("flops/forward", "FLOPs per sample, forward", style.number, "fewer", "more", "FLOPs"),
+    Quantity("flops/forward", text.FLOPS_ONE_SAMPLE, style.number, "fewer", "more", "FLOPs"),
     Quantity("params/total", "Parameters", style.number, "fewer", "more", "parameters"),
     Quantity("size/bytes", "Size on disk", _bytes, "smaller", "larger", "on disk"),
     Quantity("latency/p50_ms", "Latency, median at batch 1", "{:.3g} ms".format, "faster", "slower",
-             "at batch 1", same_within=text.SAME_LATENCY, same="about as fast"),
+             "per sample", same_within=text.SAME_LATENCY, same="about as fast"),
     Quantity("usage/effective_weights", "Effective weights", style.number, "fewer", "more"),
     Quantity("usage/entropy", "Entropy of the importance", "{:.3f} nats".format),
 )
 
 
-def savings(original: Mapping[str, float], candidate: Mapping[str, float]) -> str:
+Interval = tuple[float, float, float]
+"""A ratio with its limits."""
+
+
+def savings(
+    original: Mapping[str, float], candidate: Mapping[str, float], latency: Interval | None = None
+) -> str:
     """What the candidate costs less or more, in one line; empty where both cost the same.
+
+    Args:
+        original: metrics by name.
+        candidate: the same.
+        latency: original ÷ candidate with its interval, where both were timed in turns.
 
     >>> savings({"flops/forward": 122, "params/total": 41}, {"flops/forward": 86})
     '1.4× fewer FLOPs'
     """
-    changes = ((quantity.change(original.get(quantity.metric), candidate.get(quantity.metric)),
-                quantity.noun) for quantity in QUANTITIES if quantity.noun)
+    changes = ((_change(quantity, original, candidate, latency), quantity.noun)
+               for quantity in QUANTITIES if quantity.noun)
     return ", ".join(f"{words} {noun}" for words, noun in changes if words not in ("", "same"))
+
+
+def _change(
+    quantity: Quantity, original: Mapping[str, float], candidate: Mapping[str, float],
+    latency: Interval | None,
+) -> str:
+    """The words of a change; those of a latency by its interval, as everywhere."""
+    values = original.get(quantity.metric), candidate.get(quantity.metric)
+    if quantity.metric != "latency/p50_ms" or latency is None:
+        return quantity.change(*values)
+    gain = text.latency_gain(*values, latency)
+    return gain[0].removesuffix(" per sample") if gain else ""
 
 
 @dataclass(frozen=True)
@@ -106,6 +130,8 @@ class ScoreRow:
 
     value: float | None
     seeds: tuple[float, ...]
+    half_width: float = 0.0
+    """Of the interval of the mean over seeds, on the same test examples."""
 
     @property
     def replicated(self) -> bool:
@@ -142,6 +168,7 @@ class ComparisonData:
     panels: tuple[BarPanel, ...]
     verdicts: tuple[Verdict, ...]
     methods: str = ""
+    confidence: float = 0.95
 
     @property
     def scored(self) -> bool:
@@ -150,7 +177,8 @@ class ComparisonData:
 
 
 def comparison_data(
-    variants: Sequence[VariantResult], verdicts: Sequence[Verdict] = ()
+    variants: Sequence[VariantResult], verdicts: Sequence[Verdict] = (),
+    latency: Interval | None = None,
 ) -> ComparisonData:
     """Bars, scores, intervals and words of the figure.
 
@@ -161,6 +189,7 @@ def comparison_data(
     Args:
         variants: at least two, the original first, the candidate last.
         verdicts: of the candidate against the original; of the artifact, the recipe, or none.
+        latency: original ÷ candidate with its interval, where both were timed in turns.
 
     Raises:
         ValueError: fewer than two variants, or a figure that is not finite.
@@ -174,20 +203,21 @@ def comparison_data(
     classified = any("accuracy/test" in variant.metrics for variant in variants)
     of_accuracy = verdicts[0].score == "accuracy" if verdicts else classified
     metric = "accuracy/test" if classified and of_accuracy else "score/test"
+    confidence = verdicts[0].confidence if verdicts else 0.95
     decisive = min(verdicts, key=lambda verdict: verdict.kind != "recipe", default=None)
     return ComparisonData(
         names=tuple(variant.name for variant in variants),
         colours=tuple(style.variant_colour(variant.kind) for variant in variants),
         headline=text.question_answered(original.name, candidate.name, decisive) if decisive else
                  f"{candidate.name} beside {original.name}; no verdict",
-        savings=savings(original.metrics, candidate.metrics),
+        savings=savings(original.metrics, candidate.metrics, latency),
         score_name=verdicts[0].score if verdicts else metric.removesuffix("/test"),
-        scores=tuple(ScoreRow(variant.metrics.get(metric), variant.scores)
-                     for variant in variants),
-        panels=tuple(_panel(quantity, variants) for quantity in QUANTITIES
+        scores=tuple(_score_row(variant, metric, confidence) for variant in variants),
+        panels=tuple(_panel(quantity, variants, latency) for quantity in QUANTITIES
                      if any(quantity.metric in variant.metrics for variant in variants)),
         verdicts=tuple(verdicts),
         methods=text.methods_note((_BASES[verdict.kind], verdict.method) for verdict in verdicts),
+        confidence=confidence,
     )
 
 
@@ -195,10 +225,22 @@ _BASES = {"recipe": "recipe, over seeds", "artifact": "these two models"}
 """What a verdict is on, by its kind."""
 
 
-def _panel(quantity: Quantity, variants: Sequence[VariantResult]) -> BarPanel:
+def _score_row(variant: VariantResult, metric: str, confidence: float) -> ScoreRow:
+    seeds, half = variant.scores, 0.0
+    if len(seeds) > 1:
+        half = t_quantile(confidence, len(seeds) - 1) * \
+            float(np.std(seeds, ddof=1)) / math.sqrt(len(seeds))
+    return ScoreRow(variant.metrics.get(metric), seeds, half)
+
+
+def _panel(
+    quantity: Quantity, variants: Sequence[VariantResult], latency: Interval | None
+) -> BarPanel:
     values = tuple(variant.metrics.get(quantity.metric) for variant in variants)
     figures = ["not measured" if value is None else quantity.write(value) for value in values]
-    changes = ["", *(quantity.change(values[0], value) for value in values[1:])]
+    changes = [_change(quantity, variants[0].metrics, variant.metrics,
+                       latency if variant is variants[-1] else None) for variant in variants]
+    changes[0] = ""
     labels = (" · ".join(filter(None, words)) for words in zip(figures, changes, strict=True))
     return BarPanel(quantity.metric, quantity.title, values, tuple(labels))
 
@@ -207,8 +249,8 @@ _WIDTH_IN, _GAP_IN, _COLUMNS = 11.4, 0.3, 3
 _QUALITY_TOP_IN, _HEAD_IN, _ROW_IN = 0.98, 0.4, 0.52
 _SCORE_WORDS_IN, _INTERVALS_IN = 1.95, 2.7
 _BAR_ROW_IN, _BAR_HEAD_IN = 0.3, 0.46
-_LONGEST_BAR = 0.5
-"""Of a panel's width; the rest is for the words."""
+_LONGEST_BAR, _SHORTEST_BAR = 0.5, 0.15
+"""Of a panel's width, for the largest value; the rest is for the words."""
 
 
 def plot_comparison(data: ComparisonData) -> Figure:
@@ -233,7 +275,7 @@ def plot_comparison(data: ComparisonData) -> Figure:
         line, column = divmod(i, _COLUMNS)
         top = bars_top + line * (_BAR_HEAD_IN + bar_in) + _BAR_HEAD_IN
         axes = page.axes(left + column * (width + _GAP_IN), top, width, bar_in)
-        _draw_bars(axes, panel, data.colours)
+        _draw_bars(axes, panel, data.colours, width)
         _name_rows(axes, [""] * len(names) if column else names)
     return page.figure
 
@@ -253,8 +295,9 @@ def _draw_quality(page: Sheet, data: ComparisonData, place: tuple[float, float])
         axes = page.axes(left, top, right - _SCORE_WORDS_IN - left, height)
         _draw_scores(axes, data)
         if any(score.replicated for score in data.scores):
+            interval = f"mean over seeds, {100 * data.confidence:.4g}% interval"
             marks = (("this model", "o", 8, MUTED), ("each seed", "o", 4, "none"),
-                     ("mean over seeds", "|", 10, MUTED))
+                     (interval, "|", 10, MUTED))
             page.legend(left, top + height + 0.5, [
                 style.legend_mark(MUTED, label, linestyle="", marker=marker, markersize=size,
                                   markerfacecolor=fill, markeredgewidth=2 if marker == "|" else 1)
@@ -269,6 +312,8 @@ def _draw_scores(ax: Axes, data: ComparisonData) -> None:
             spread = 0.2 * np.sin(2.4 * np.arange(len(score.seeds)))
             ax.scatter(score.seeds, row + spread, s=16, facecolors="none", edgecolors=colour,
                        alpha=0.8)
+            ax.errorbar(score.mean, row, xerr=score.half_width, color=colour, linewidth=2.2,
+                        capsize=4, capthick=1.6, zorder=2)
             ax.vlines(score.mean, row - 0.34, row + 0.34, color=colour, linewidth=2.2)
         style.note(ax, score.words, (1, row), (10, 0), ("axes fraction", "data"), va="center",
                    color=INK)
@@ -319,11 +364,14 @@ def _verdict_words(verdict: Verdict) -> str:
     return f"{_BASES[verdict.kind]}:\n{text.outcome_words(verdict)}\n{text.interval_words(verdict)}"
 
 
-def _draw_bars(ax: Axes, panel: BarPanel, colours: tuple[str, ...]) -> None:
+def _draw_bars(ax: Axes, panel: BarPanel, colours: tuple[str, ...], width_in: float) -> None:
+    """Bars that leave the words beside the longest one their room."""
+    words_in = style.text_width(panel.labels, style.SMALL + 0.5) + 0.12
+    longest = max(_SHORTEST_BAR, min(_LONGEST_BAR, 1 - words_in / width_in))
     style.strip_axes(ax, keep=("left",))
     values = [value or 0.0 for value in panel.values]
     bars = ax.barh(range(len(values)), values, 0.68, color=colours)
-    ax.set_xlim(0, (max(values) or 1.0) / _LONGEST_BAR)
+    ax.set_xlim(0, (max(values) or 1.0) / longest)
     ax.set_xticks([])
     labels = ax.bar_label(bars, panel.labels, padding=5, fontsize=style.SMALL + 0.5, color=INK,
                           parse_math=False)

@@ -63,7 +63,8 @@ class NetworkData:
     ``weights`` (lines,) holds |w|, or the mean |w| of a block where a side is grouped: there
     ``grouped`` (lines,) is true. ``widths_points`` (lines,) is the line's width, 3·|w| within
     bounds, or (|w| ÷ the layer's mean)²/3 where grouped; ``strong`` (lines,) where |w| > 0.1, or
-    above 1.5 times the layer's mean where grouped.
+    above 1.5 times the layer's mean where grouped. ``inputs`` and ``outputs`` are the names of the
+    first and of the last column's circles; empty where they are not known.
     """
 
     columns: tuple[NetworkColumn, ...]
@@ -73,6 +74,8 @@ class NetworkData:
     grouped: np.ndarray
     widths_points: np.ndarray
     strong: np.ndarray
+    inputs: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
 
     @property
     def aggregated(self) -> bool:
@@ -80,7 +83,9 @@ class NetworkData:
         return any(column.group_size > 1 for column in self.columns)
 
 
-def network_data(weights: Mapping[str, np.ndarray]) -> NetworkData:
+def network_data(
+    weights: Mapping[str, np.ndarray], *, inputs: Sequence[str] = (), outputs: Sequence[str] = ()
+) -> NetworkData:
     """Lay out a chain of fully connected layers.
 
     A layer of more than 60 units is drawn as at most 24 groups of consecutive units, all of one
@@ -89,6 +94,8 @@ def network_data(weights: Mapping[str, np.ndarray]) -> NetworkData:
 
     Args:
         weights: by layer's name, shape (out, in) as in ``nn.Linear``, in the forward's order.
+        inputs: names of the inputs, as of a table's columns; shown where there is one a circle.
+        outputs: names of the last layer's units, as of classes.
 
     Raises:
         ValueError: there is no layer, an array is not a finite matrix, or its inputs are not the
@@ -108,7 +115,12 @@ def network_data(weights: Mapping[str, np.ndarray]) -> NetworkData:
     return NetworkData(
         columns, np.concatenate([_places(i, column.circles) for i, column in enumerate(columns)]),
         edges, strengths, grouped, np.clip(widths, NARROWEST, WIDEST),
-        strong=np.where(grouped, times > STRONG_TIMES, strengths > STRONG_ABOVE))
+        strong=np.where(grouped, times > STRONG_TIMES, strengths > STRONG_ABOVE),
+        inputs=_names_of(columns[0], inputs), outputs=_names_of(columns[-1], outputs))
+
+
+def _names_of(column: NetworkColumn, names: Sequence[str]) -> tuple[str, ...]:
+    return tuple(map(str, names)) if len(names) == column.circles == column.units else ()
 
 
 def plot_network(data: NetworkData) -> Figure:
@@ -117,9 +129,11 @@ def plot_network(data: NetworkData) -> Figure:
     width = min(_WIDEST_FIGURE_IN, max(6.5, 2.0 * len(data.columns) + 0.5))
     height = min(6.0, max(2.2, 0.3 * tallest))
     top = 1.25 if data.aggregated else 1.0
-    page = style.sheet(width, top + height + 0.42, title=_headline(data), caption=_caption(data))
+    before, after = (_names_in(names) for names in (data.inputs, data.outputs))
+    page = style.sheet(width + before + after, top + height + 0.42, title=_headline(data),
+                       caption=_caption(data))
     page.legend(EDGE_IN, top + height + 0.15, _legend(data))
-    axes = page.axes(0.25, top, width - 0.5, height)
+    axes = page.axes(0.25 + before, top, width - 0.5, height)
     axes.set_axis_off()
     axes.set_xlim(-0.45, len(data.columns) - 0.55)
     axes.set_ylim(-0.54, 0.54)
@@ -128,6 +142,7 @@ def plot_network(data: NetworkData) -> Figure:
     x, y = data.positions.T
     axes.scatter(x, y, s=diameter**2, c=NODE, edgecolors=INK, linewidths=0.9,
                  zorder=2, clip_on=False)
+    _name_circles(axes, data)
     _label_columns(axes, data, (width - 0.5) / (len(data.columns) - 0.1))
     return page.figure
 
@@ -215,6 +230,25 @@ def _draw_lines(ax: Axes, data: NetworkData) -> None:
         list(data.positions[data.edges[order]]), linewidths=data.widths_points[order],
         alpha=opacity[order], zorder=1,
         colors=np.where(data.strong, STRONG_WEIGHT, WEAK_WEIGHT)[order].tolist()))
+
+
+_LONGEST_CIRCLE_NAME = 22
+
+
+def _names_in(names: Sequence[str]) -> float:
+    """Inches beside the drawing that the names of circles take, beyond its own edge."""
+    shown = [style.elide(name, _LONGEST_CIRCLE_NAME) for name in names]
+    return max(0.0, style.text_width(shown, style.SMALL) - 0.15) if shown else 0.0
+
+
+def _name_circles(ax: Axes, data: NetworkData) -> None:
+    """Names left of the inputs and right of the outputs."""
+    last = len(data.positions) - len(data.outputs)
+    for first, names, side, ha in ((0, data.inputs, -13, "right"),
+                                   (last, data.outputs, 13, "left")):
+        for name, at in zip(names, data.positions[first:], strict=False):
+            style.note(ax, style.elide(name, _LONGEST_CIRCLE_NAME), tuple(at), (side, 0), "data",
+                       ha=ha, va="center", color=INK)
 
 
 def _label_columns(ax: Axes, data: NetworkData, column_in: float) -> None:

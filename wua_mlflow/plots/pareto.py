@@ -15,7 +15,7 @@ import numpy as np
 from wua_mlflow.plots import style
 from wua_mlflow.plots.style import DASHED, EDGE_IN, INK, MUTED, RULE, WITHIN_MARGIN
 from wua_mlflow.verdict.intervals import t_quantile
-from wua_mlflow.verdict.text import in_points, margin_text, methods_note
+from wua_mlflow.verdict.text import FLOPS_ONE_SAMPLE, in_points, margin_text, methods_note
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -205,7 +205,7 @@ def _draw_frame(ax: Axes, data: ParetoData, ends: tuple[float, float]) -> None:
 
     style.strip_axes(ax, grid="y")
     style.log_axis(ax, *ends)
-    ax.set_xlabel("FLOPs of one sample, forward (logarithmic)", fontsize=style.SMALL, color=MUTED)
+    ax.set_xlabel(f"{FLOPS_ONE_SAMPLE} (logarithmic)", fontsize=style.SMALL, color=MUTED)
     ax.set_ylabel(f"test {data.score_name}", fontsize=style.SMALL, color=MUTED)
     drawn = [score for point in data.points for score in
              (2 * point.value - point.high, point.high, *point.replicates)]

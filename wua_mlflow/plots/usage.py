@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from wua_mlflow.plots import layer_rows, style
+from wua_mlflow.verdict.text import FLOPS_ONE_SAMPLE
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -192,7 +193,8 @@ def _columns(data: LayersData) -> list[layer_rows.Column]:
     if known.any():
         flops = data.forward_flops
         texts = [style.number(count) if math.isfinite(count) else "–" for count in flops]
-        columns.append(layer_rows.Column("forward FLOPs\nof one sample", texts, known.tolist(),
+        heading = FLOPS_ONE_SAMPLE.replace(" one", "\none")
+        columns.append(layer_rows.Column(heading, texts, known.tolist(),
                                          flops / float(np.nanmax(flops, initial=1.0))))
     return columns
 

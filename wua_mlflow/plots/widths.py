@@ -110,7 +110,7 @@ def _draw_changes(ax: Axes, data: ChangesData) -> None:
     ax.hlines(rows[changed], after[changed], before[changed], color=RULE, linewidth=size / 16,
               zorder=2)
     for units, shown, colour, marker, label in (
-            (before, changed, _ORIGINAL, "o", "original"), (after, changed, _SLIM, "o", "slim"),
+            (before, changed, _ORIGINAL, "o", "original"), (after, changed, _SLIM, "s", "slim"),
             (before, ~changed, MUTED, "D", "as many in both")):
         ax.scatter(units[shown], rows[shown], s=size, color=colour, marker=marker, linewidths=0,
                    zorder=3, label=label if shown.any() else "")

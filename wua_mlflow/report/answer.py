@@ -6,6 +6,7 @@ Tests: ``tests/report/test_answer.py``.
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Callable
 
 from wua_mlflow.display import LINE, table_text
 from wua_mlflow.report.content import Report
@@ -86,18 +87,18 @@ def widths_sentence(target: TargetWidths) -> str:
 _MOST_WIDTHS = 6
 
 
-def next_step(slimmed: Slimmed, command: str) -> str:
+def next_step(slimmed: Slimmed, again: Callable[..., str]) -> str:
     """What to do next: a command where one would help.
 
     Args:
         slimmed: at least one round.
-        command: the one that was typed, to be typed again with more.
+        again: gives the command that was typed, with other settings.
     """
-    step = _next_step(slimmed, command)
+    step = _next_step(slimmed, again)
     return _paragraphs(f"Next: {step}") if step else ""
 
 
-def _next_step(slimmed: Slimmed, command: str) -> str:
+def _next_step(slimmed: Slimmed, again: Callable[..., str]) -> str:
     result, comparison = slimmed.result, slimmed.result.comparison
     verdict = comparison.verdict
     needed = verdict.needed
@@ -105,13 +106,15 @@ def _next_step(slimmed: Slimmed, command: str) -> str:
         return (f'mlflow.pytorch.load_model("runs:/{result.variant.run_id}/model") is the slim '
                 f"model; --register NAME puts it into the registry")
     if verdict.outcome == Outcome.INFERIOR:
-        searched = result.goal is not None and result.goal.method == "search"
-        return "keep the original: no narrower network was found that is as good" if searched \
-            else f"{command} --width-method search"
+        method = result.goal.method if result.goal else ""
+        if method == "search":
+            return "keep the original: no narrower network was found that is as good"
+        return again(**({"slim_hidden": "auto"} if method == "given" else
+                        {"width_method": "search"}))
     if comparison.recipe is None and comparison.no_recipe == text.TOO_FEW_SEEDS:
-        return f"{command} --seeds 5"
+        return again(seeds=5)
     if not verdict.guard and needed and needed.kind == "seeds" and needed.as_seen:
-        return f"{command} --seeds {needed.as_seen[0]}  (enough, if all is as seen)"
+        return f"{again(seeds=needed.as_seen[0])}  (enough, if all is as seen)"
     return verdict.settle or ""
 
 

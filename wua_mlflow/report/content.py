@@ -142,10 +142,5 @@ class Report:
     @property
     def saved(self) -> str:
         """What the slim model saves, or costs more, in one sentence."""
-        original, slim = self.metrics[0], self.metrics[-1]
-        latency = ""
-        if self.comparison.latency_ratio and self.latency_gain:  # as in the sentence before
-            latency, _ = self.latency_gain
-            slim = {name: value for name, value in slim.items() if name != Metric.LATENCY_P50}
-        words = ", ".join(filter(None, (savings(original, slim), latency)))
+        words = savings(self.metrics[0], self.metrics[-1], self.comparison.latency_ratio)
         return f"The slim model: {words}." if words else "The slim model saves nothing."

@@ -178,10 +178,13 @@ def _state(
 
 
 def _charts(score: Titled, over_seeds: Titled) -> list[State]:
-    """Six bar charts; then the score against its cost, the mean over seeds, and training."""
+    """The score against its cost, as points, and five bar charts; then bars of scores, training.
+
+    A bar begins at 0, so that bars of scores look alike: points show by how much they differ.
+    """
     flops = ("FLOPs/sample", Metric.FLOPS_FORWARD)
+    points: State = {"type": "SCATTER", "xaxis": _axis(flops), "yaxis": _axis(score)}
     main = (
-        score,
         flops,
         ("parameters", Metric.PARAMS_TOTAL),
         ("effective weights", Metric.USAGE_EFFECTIVE_WEIGHTS),
@@ -189,12 +192,13 @@ def _charts(score: Titled, over_seeds: Titled) -> list[State]:
         ("latency, ms", Metric.LATENCY_P50),
     )
     more: tuple[State, ...] = (
-        {"type": "SCATTER", "xaxis": _axis(flops), "yaxis": _axis(score)},
+        _bar(score),
         _bar(over_seeds),
         {"type": "LINE", "metricKey": Metric.LOSS_TRAIN, "selectedMetricKeys": [Metric.LOSS_TRAIN],
          "xAxisKey": "step", "lineSmoothness": 0, "displayPoints": False},
     )
-    placed = [(_bar(titled), _MAIN) for titled in main] + [(card, _MORE) for card in more]
+    placed = [(points, _MAIN), *((_bar(titled), _MAIN) for titled in main),
+              *((card, _MORE) for card in more)]
     return [
         {"uuid": f"wua-{number}", "metricSectionId": section, "runsCountToCompare": 10,
          "deleted": False, "isGenerated": False, **card}
@@ -213,7 +217,7 @@ def _axis(titled: Titled) -> State:
 
 def _sections(headline: str, folded: Iterable[str]) -> list[State]:
     """Our two sections; then, folded, those in which the UI puts all other metrics."""
-    ours = [(_MAIN, headline, True), (_MORE, "Score against cost, seeds, training", True)]
+    ours = [(_MAIN, headline, True), (_MORE, "Scores, seeds, training", True)]
     others = [(f"wua-folded-{number}", name, False)
               for number, name in enumerate(folded)][:_MOST_FOLDED]
     return [
