@@ -102,6 +102,13 @@ def test_trials_dearest_first_without_the_original():
     assert [text.get_text() for text in legend.texts] == ["chosen", "tried", "minus the margin"]
 
 
+def test_a_trial_that_lies_far_off_is_at_the_edge():
+    far = replace(TRIED[0], widths=(1, 1), cost=1.0, delta=-0.5, low=-0.6, high=-0.4)
+    figure = plot_trials(trials_data([*TRIED, far], chosen=(32, 16), margin=0.02))
+    *_, mark = (line for line in figure.axes[1].lines if line.get_marker() == "<")
+    assert mark.get_xydata().tolist() == [[-0.08, 3]] and figure.axes[1].get_xlim()[0] > -0.1
+
+
 @pytest.mark.parametrize(("trials", "options", "phrases", "absent"), [
     ([ORIGINAL, *TRIED], {"chosen": (32, 16), "margin": 0.02}, ["3 widths tried, 32-16 chosen",
      "holds", "fails", "seeds", "96.9%", "90.0%", "margin of 2 points"], "none of them"),

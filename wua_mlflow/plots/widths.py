@@ -30,6 +30,8 @@ __all__ = [
 
 
 _ORIGINAL, _SLIM = VARIANT_COLOURS["oversized"], VARIANT_COLOURS["slim"]
+_FAR_MARGINS = 8
+"""A trial that is worse by so many margins is not drawn where it lies."""
 _NARROWEST = 8.0
 """The axis of units spans at least this ratio."""
 
@@ -305,11 +307,20 @@ def _trials_columns(data: TrialsData) -> list[layer_rows.Column]:
 
 
 def _draw_trials(ax: Axes, data: TrialsData) -> None:
-    limits = [limit for trial in data.trials for limit in (trial.low, trial.high)]
+    """Intervals; of what lies far off only that it does, since the others would be too small."""
+    far = -_FAR_MARGINS * data.margin if data.margin else -math.inf
+    near = [trial for trial in data.trials if trial.delta >= far]
+    limits = [limit for trial in near for limit in (trial.low, trial.high)]
+    edge = min([*limits, -data.margin])
     for row, trial in enumerate(data.trials):
-        colour, label = (_SLIM, "chosen") if row == data.chosen else (MUTED, "tried")
+        colour, marker, label = (_SLIM, "D", "chosen") if row == data.chosen else (
+            MUTED, "o", "tried")
+        if trial not in near:
+            ax.plot(edge, row, color=colour, marker="<", markersize=6.5, linestyle="",
+                    label="farther off")
+            continue
         ax.plot([trial.low, trial.delta, trial.high], [row] * 3, color=colour, linewidth=2.2,
-                solid_capstyle="butt", marker="o", markevery=[1], markersize=6.5,
+                solid_capstyle="butt", marker=marker, markevery=[1], markersize=6.5,
                 markeredgecolor="white", markeredgewidth=0.8, label=label)
     style.difference_axis(ax, limits, data.margin, data.score_name)
     style.strip_axes(ax, keep=(), grid="x")
