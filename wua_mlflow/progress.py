@@ -18,7 +18,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-__all__ = ["Bar", "duration", "kept", "keep", "say", "stage"]
+__all__ = ["Bar", "duration", "hushed", "keep", "kept", "say", "stage"]
 
 
 LINE_S, SILENT_S = 5.0, 10.0
@@ -35,6 +35,7 @@ class _Shown:
         self.bars: list[Bar] = []
         self.written = time.monotonic()
         self.kept: list[str] = []
+        self.hushed = False
 
 
 _now = _Shown()
@@ -59,12 +60,28 @@ def kept() -> list[str]:
 
 
 @contextlib.contextmanager
-def stage(words: str) -> Iterator[None]:
-    """A part of the work, of which the beginning is said, and that it goes on."""
+def hushed() -> Iterator[None]:
+    """Nothing is said in the block, while the user is asked something."""
+    _now.hushed = True
+    try:
+        yield
+    finally:
+        _now.hushed = False
+
+
+@contextlib.contextmanager
+def stage(words: str, *, begin: bool = True) -> Iterator[None]:
+    """A part of the work, of which the beginning is said, and that it goes on.
+
+    Args:
+        words: what is done.
+        begin: whether the beginning is said; else only if it takes long.
+    """
     if _is_silent():
         yield
         return
-    say(words)
+    if begin:
+        say(words)
     _now.stages.append((words, time.monotonic()))
     done = threading.Event()
     beat = threading.Thread(target=_say_that_it_goes_on, args=(done, len(_now.stages)), daemon=True)
@@ -157,7 +174,7 @@ def _line() -> str:
 def _say_that_it_goes_on(done: threading.Event, depth: int) -> None:
     """Until it is done, where nothing else was written; only of the innermost stage."""
     while not done.wait(1.0):
-        drawn = bool(_now.bars) and _now.bars[-1].at_terminal
+        drawn = _now.hushed or bool(_now.bars) and _now.bars[-1].at_terminal
         if len(_now.stages) == depth and not drawn and \
                 time.monotonic() - _now.written >= SILENT_S - 1:
             _write(_line())

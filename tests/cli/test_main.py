@@ -19,9 +19,14 @@ from mlflow.tracking import MlflowClient
 
 from tests.conftest import MLFLOW_VARIABLES
 from tests.mistakes import all_runs, line_of
+from tests.report.cases import round_of, variant, verdict
+from wua_mlflow.cli import commands
 from wua_mlflow.cli.main import main
 from wua_mlflow.config import COMMAND_FIELDS, Settings
 from wua_mlflow.pipeline.trust import remember
+from wua_mlflow.pipeline.workflow import SlimmingResult
+from wua_mlflow.results import Slimmed
+from wua_mlflow.tracking.store import Store
 
 PARTS = """
 import numpy as np
@@ -214,3 +219,31 @@ def test_debug_shows_the_traceback_and_the_line(store_uri, capsys):
         text = capsys.readouterr().err
         assert text.startswith("Traceback (most recent call last):")
         assert text.endswith(f"wua: {line}\n")
+
+
+@pytest.mark.parametrize(("uri", "variables", "base"), [
+    ("sqlite:///a.db", {}, "http://127.0.0.1:5000"),
+    ("sqlite:///a.db", {"MLFLOW_PORT": "5051", "MLFLOW_HOST": "0.0.0.0"}, "http://127.0.0.1:5051"),
+    ("postgresql://ann:se/cret@db/x", {"MLFLOW_HOST": "gpu7"}, "http://gpu7:5000"),
+    ("http://ann:s@cret@host:81/sub", {"MLFLOW_PORT": "5051"}, "http://host:81/sub"),
+])
+def test_addresses_fit_the_server_and_show_no_password(uri, variables, base, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for name in ("MLFLOW_HOST", "MLFLOW_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    found = round_of("slim 7", (7,), verdict(), 1.4)
+    outcome = SlimmingResult(Slimmed(variant("oversized 10", (10,)), (found,)), {}, run_id="ab")
+    text = commands._to_look(Store(None, "0", uri), outcome)
+    assert [line.strip().partition("/#/")[0] for line in text.splitlines()
+            if "/#/" in line] == [base] * 2
+    assert "cret" not in text and ("start the UI" in text) != uri.startswith("http")
+
+
+def test_in_the_repository_the_address_is_that_of_make_ui(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for name in ("Makefile", "MLproject"):
+        (tmp_path / name).touch()
+    monkeypatch.setenv("PORT", "8080")
+    assert commands._local_ui() == "http://127.0.0.1:8080"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shlex
 import sys
 from collections.abc import Callable, Mapping
@@ -36,6 +37,7 @@ from wua_mlflow.pipeline.analyze import analyze_model
 from wua_mlflow.pipeline.compare_external import compare_external
 from wua_mlflow.pipeline.predict import predict
 from wua_mlflow.pipeline.trust import remember
+from wua_mlflow.progress import hushed
 from wua_mlflow.report.answer import (
     answer_text,
     details_text,
@@ -54,7 +56,6 @@ __all__ = ["Shown", "answer", "check_experiment", "execute"]
 
 
 EXIT_CODES = {Outcome.NON_INFERIOR: 0, Outcome.INFERIOR: 3, Outcome.INCONCLUSIVE: 4}
-LOCAL_UI = "http://127.0.0.1:5000"
 
 
 @dataclass(frozen=True)
@@ -166,7 +167,12 @@ def _ask_at_terminal() -> Callable[[str], bool] | None:
     """How the user is asked; None where nobody sits at a terminal."""
     if started() > 1 or not (sys.stdin and sys.stdin.isatty() and sys.stderr.isatty()):
         return None
-    return lambda question: click.confirm(question, err=True)
+
+    def ask(question: str) -> bool:
+        with hushed():
+            return click.confirm(question, err=True)
+
+    return ask
 
 
 def _to_look(store: Store, outcome: workflow.SlimmingResult) -> str:
@@ -174,8 +180,9 @@ def _to_look(store: Store, outcome: workflow.SlimmingResult) -> str:
     if outcome.run_id is None or not outcome.slimmed.rounds:
         return ""
     experiment = outcome.slimmed.original.experiment_id
-    base = store.uri if store.uri.startswith("http") else LOCAL_UI
-    start = f"start the UI with `{_ui_command(store)}`, then " if base == LOCAL_UI else ""
+    server = store.uri.startswith("http")
+    base = re.sub("//.*@", "//", store.uri) if server else _local_ui()
+    start = "" if server else f"start the UI with `{_ui_command(store)}`, then "
     return (f"To look: {start}open\n  {view_address(base, experiment, LATEST_KEY)}\n"
             f"The report:\n  {run_address(base, experiment, outcome.run_id)}")
 
@@ -190,9 +197,20 @@ def _code(outcome: workflow.SlimmingResult, settings: Settings) -> int:
 
 def _ui_command(store: Store) -> str:
     """What starts MLflow's UI on this store: in the repository ``make ui``, elsewhere MLflow's."""
-    here = Path("Makefile").is_file() and Path("MLproject").is_file()
     uri = store.uri if shown_uri(store.uri) == store.uri else '"$MLFLOW_TRACKING_URI"'
-    return "make ui" if here else f"mlflow ui --backend-store-uri {uri}"
+    return "make ui" if _in_repository() else f"mlflow ui --backend-store-uri {uri}"
+
+
+def _in_repository() -> bool:
+    return Path("Makefile").is_file() and Path("MLproject").is_file()
+
+
+def _local_ui() -> str:
+    """Where that UI is: ``make ui`` and ``mlflow ui`` read host and port from variables too."""
+    host, port = (os.environ.get(name) for name in (
+        ("ADDRESS", "PORT") if _in_repository() else ("MLFLOW_HOST", "MLFLOW_PORT")))
+    host = "127.0.0.1" if host in (None, "", "0.0.0.0") else host
+    return f"http://{host}:{port or 5000}"
 
 
 def check_experiment(experiment: str) -> None:

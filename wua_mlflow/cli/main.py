@@ -26,7 +26,7 @@ from wua_mlflow.config import (
     unused_settings,
 )
 from wua_mlflow.errors import WORDED, one_line
-from wua_mlflow.progress import kept
+from wua_mlflow.progress import kept, stage
 from wua_mlflow.signals import handle_signals
 
 __all__ = ["entry", "main"]
@@ -109,7 +109,8 @@ def _dispatch(options: SimpleNamespace) -> int:
         return 0
     _quiet()
     try:
-        return _answer(options) if options.command in QUERIES else _execute(options)
+        with stage(options.command, begin=False):
+            return _answer(options) if options.command in QUERIES else _execute(options)
     except SystemExit as stop:  # of the user's own code
         raise RuntimeError(f"sys.exit({stop.code!r}) was called on the way") from stop
 
