@@ -117,7 +117,7 @@ def without_exports(patch: pytest.MonkeyPatch) -> None:
     def refused(*_: object, **__: object) -> None:
         raise NotExportable("model: not exported in this test")
 
-    patch.setattr(analyze, "usage_pictures", lambda *_: {})
+    patch.setattr(analyze, "usage_pictures", lambda *_, **__: {})
     patch.setattr(analyze, "fidelity_metrics", lambda *_: ({}, ""))
     patch.setattr(publish, "report_pictures", lambda *_, **__: {"comparison": b"picture"})
     patch.setattr(train, "log_model", refused)

@@ -119,7 +119,7 @@ def test_the_run_is_a_variant_that_holds_all_of_it(store, monkeypatch):
     paths = {item.path for folder in ("usage", "plots", "")
              for item in store.client.list_artifacts(run.info.run_id, folder)}
     assert {"config.yaml", "usage/layers.json", "plots/layers.png", "plots/importance_0.png",
-            "plots/network.png"} <= paths
+            "plots/units.png"} <= paths
     (dataset,) = run.inputs.dataset_inputs
     assert dataset.dataset.name == "digits train"
 
