@@ -164,7 +164,7 @@ def _line() -> str:
     for bar in reversed(bars):
         done = min(1.0, (bar.n + done) / bar.total) if bar.total else 0.0
     words, began = _now.stages[-1] if _now.stages else ("", time.monotonic())
-    what = "; ".join(bar.words for bar in bars) or words
+    what = "; ".join(bar.words for bar in bars if bar.n or bar is bars[0]) or words
     elapsed = time.monotonic() - (bars[0].began if bars else began)
     if 0.02 < done < 1:
         return f"wua: {what}; about {duration(elapsed * (1 - done) / done)} left"
