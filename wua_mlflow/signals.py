@@ -15,7 +15,7 @@ from functools import partial
 from types import FrameType
 from typing import Any
 
-__all__ = ["Stopped", "allow_signals", "defer_signals", "handle_signals"]
+__all__ = ["Stopped", "allow_signals", "defer_signals", "from_keyboard", "handle_signals"]
 
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP")
@@ -30,6 +30,15 @@ class Stopped(KeyboardInterrupt):
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
         self.exit_code = 128 + number
+
+
+def from_keyboard(stop: KeyboardInterrupt) -> bool:
+    """Whether it is Ctrl-C, after which work may go on with the best so far; no other signal is.
+
+    >>> from_keyboard(KeyboardInterrupt()), from_keyboard(Stopped(signal.SIGTERM))
+    (True, False)
+    """
+    return getattr(stop, "exit_code", 130) == 130
 
 
 class _State(threading.local):  # Python handles signals in the main thread alone

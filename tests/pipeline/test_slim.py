@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from wua_mlflow.pipeline.variant import ModelVariant, load_variant
 from wua_mlflow.pipeline.workflow import SlimmingResult, run_pipeline
 from wua_mlflow.pruning.cut import Specification, cut, rebuild
 from wua_mlflow.results import TargetWidths
+from wua_mlflow.signals import Stopped
 from wua_mlflow.tracking.names import ArtifactPath
 from wua_mlflow.tracking.runs import runs
 from wua_mlflow.tracking.store import Store
@@ -153,6 +155,32 @@ def test_no_second_round(outcome, options, ended, store, monkeypatch):
     assert [each.variant.kind for each in result.slimmed.rounds] == ["slim"]
     assert result.slimmed.ended == ended
     assert tags_of(store, result.run_id)["wua.result"] == result.variants[-1].run_id
+
+
+@pytest.mark.parametrize(("rounds", "stop", "goes_on"), [
+    ([GOOD], KeyboardInterrupt(), True), ([], KeyboardInterrupt(), False),
+    ([GOOD], Stopped(signal.SIGTERM), False)])
+def test_ctrl_c_in_a_later_round_ends_with_the_rounds_so_far(
+        rounds, stop, goes_on, store, monkeypatch):
+    """Nothing is there to go on with in the first one, and other signals end all."""
+    judge, ahead = judging(rounds, []), [*rounds]
+
+    def interrupted(*args, **options):
+        if not ahead:
+            raise stop
+        ahead.pop()
+        return judge(*args, **options)
+
+    monkeypatch.setattr(slim_module, "compare_variants", interrupted)
+    settings = settings_of(**{**STILL, "rounds": 3, "epochs": 1, "hidden": "16", "seeds": 1})
+    if not goes_on:
+        with pytest.raises(KeyboardInterrupt):
+            run_pipeline(store, settings)
+        return
+    result = run_pipeline(store, settings)
+    assert [each.variant.kind for each in result.slimmed.rounds] == ["slim"]
+    assert "interrupted" in result.slimmed.ended
+    assert tags_of(store, result.run_id)["wua.verdict"] == GOOD
 
 
 def test_a_layer_with_one_unit_left_is_still_a_width():

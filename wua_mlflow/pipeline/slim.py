@@ -38,10 +38,11 @@ from wua_mlflow.pipeline.target_widths import (
 from wua_mlflow.pipeline.train import TrainingPlan, most_seconds, train_variant
 from wua_mlflow.pipeline.trust import Trust
 from wua_mlflow.pipeline.variant import MACHINE, ModelVariant, load_variant
-from wua_mlflow.progress import stage
+from wua_mlflow.progress import say, stage
 from wua_mlflow.pruning.cut import cut
 from wua_mlflow.results import Round, Slimmed, TargetWidths, WidthParameter
 from wua_mlflow.rng import Stream, isolated, seeded_stream
+from wua_mlflow.signals import from_keyboard
 from wua_mlflow.tracking.log import write
 from wua_mlflow.tracking.names import ArtifactPath, step_tag
 from wua_mlflow.tracking.names import Variant as VariantName
@@ -308,32 +309,44 @@ def slim_variant(
     rounds: list[Round] = []
     ended: tuple[str, TargetWidths | None] = "", None
     while len(rounds) < settings.rounds and all(each.as_good for each in rounds):
-        parent = context.parent
         try:
-            with stage(f"looking for widths below those of {parent.name}"):
-                goal = choose_widths(settings, parent, context.dimensions, context.search_setup,
-                                     usages.get(parent.name))
-                goal, found = context.screened(goal)
+            goal, found = _widths_of_round(context, usages.get(context.parent.name))
+            trained = []
+            for variant in _trained(store, context, goal, found, len(rounds) + 1, pipeline):
+                if variant.tags.get(step_tag("analyze")) != "done":
+                    analysis, variant = analyze_variant(store, variant)
+                    usages[variant.name] = analysis.usage
+                trained.append(variant)
+            *controls, slim = trained
+            with stage(f"seeds of {slim.name} until its verdict is settled"):
+                original, slim = with_seeds_to_settle(store, context.original, slim, root, goal)
+            comparison, (original, *controls, slim) = compare_variants(
+                store, original, slim, beside=controls, goal=goal, no_recipe=no_recipe)
         except NoNarrowerError as error:
             ended = str(error), error.goal
             break
-        trained = []
-        for variant in _trained(store, context, goal, found, len(rounds) + 1, pipeline):
-            if variant.tags.get(step_tag("analyze")) != "done":
-                analysis, variant = analyze_variant(store, variant)
-                usages[variant.name] = analysis.usage
-            trained.append(variant)
-        *controls, slim = trained
-        with stage(f"seeds of {slim.name} until its verdict is settled"):
-            original, slim = with_seeds_to_settle(store, context.original, slim, root, goal)
-        comparison, (original, *controls, slim) = compare_variants(
-            store, original, slim, beside=controls, goal=goal, no_recipe=no_recipe)
+        except KeyboardInterrupt as signal:
+            if not rounds or not from_keyboard(signal):
+                raise
+            say("interrupted: going on with the rounds so far; once more ends it")
+            ended = "it was interrupted.", None
+            break
         networks |= {variant.run_id: variant for variant in (original, *controls, slim)}
         rounds.append(Round(goal, slim.result(), tuple(each.result() for each in controls),
                             comparison))
         context = replace(context, original=original, parent=slim,
                           make=cached(slim.make, first=slim.trained))
+    original = context.original
     return Slimmed(original.result(), tuple(rounds), usages, *ended), networks
+
+
+def _widths_of_round(
+    context: SlimmingContext, usage: ModelUsage | None
+) -> tuple[TargetWidths, Screen | None]:
+    """The widths below the parent's, and the screen of new networks of them, if there was one."""
+    with stage(f"looking for widths below those of {context.parent.name}"):
+        return context.screened(choose_widths(
+            context.settings, context.parent, context.dimensions, context.search_setup, usage))
 
 
 def _trained(

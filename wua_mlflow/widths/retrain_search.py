@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from wua_mlflow.signals import from_keyboard
 from wua_mlflow.verdict.inputs import checked_level
 from wua_mlflow.verdict.intervals import (
     Crossed,
@@ -41,9 +42,6 @@ FINE = 1.25
 """Bisection ends where the cost of what holds is at most so many times that of what fails."""
 POINTS = 1024
 """Steps of the path from the original widths to the suggestion."""
-CTRL_C = 130
-"""The ``exit_code`` of an interrupt from the keyboard; other signals end the search's caller too.
-"""
 
 
 @dataclass(frozen=True)
@@ -163,7 +161,7 @@ class _Trials:
                 self.by_widths[widths] = self._judged(widths)
                 self.tried(self.by_widths[widths])
             except KeyboardInterrupt as signal:
-                if getattr(signal, "exit_code", CTRL_C) != CTRL_C:
+                if not from_keyboard(signal):
                     raise
                 self.interrupted = True
                 return None
