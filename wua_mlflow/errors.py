@@ -1,12 +1,14 @@
 """What error messages share: the nearest name, names grouped by reason, an error in one line.
 
-Imports the standard library only. Tests: ``tests/test_errors.py``.
+Tests: ``tests/test_errors.py``.
 """
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
+
+from wua_mlflow.redaction import redacted
 
 __all__ = ["WORDED", "did_you_mean", "group_by_reason", "listed", "one_line", "printable"]
 
@@ -76,11 +78,11 @@ def one_line(
 
 
 def printable(text: str) -> str:
-    r"""The text in one line that a terminal shows as it is: no control characters.
+    r"""The text in one line that a terminal shows as it is: no control characters, no password.
 
     >>> printable("two\n lines"), printable("\x1b[2J\u202ea")
     ('two lines', '\\x1b[2J\\u202ea')
     """
-    line = " ".join(text.split())
+    line = " ".join(redacted(text).split())
     return line if line.isprintable() else "".join(
         character if character.isprintable() else ascii(character)[1:-1] for character in line)

@@ -239,11 +239,3 @@ def test_addresses_fit_the_server_and_show_no_password(uri, variables, base, mon
     assert [line.strip().partition("/#/")[0] for line in text.splitlines()
             if "/#/" in line] == [base] * 2
     assert "cret" not in text and ("start the UI" in text) != uri.startswith("http")
-
-
-def test_in_the_repository_the_address_is_that_of_make_ui(monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    for name in ("Makefile", "MLproject"):
-        (tmp_path / name).touch()
-    monkeypatch.setenv("PORT", "8080")
-    assert commands._local_ui() == "http://127.0.0.1:8080"

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import shlex
 import sys
 from collections.abc import Callable, Mapping
@@ -38,6 +37,7 @@ from wua_mlflow.pipeline.compare_external import compare_external
 from wua_mlflow.pipeline.predict import predict
 from wua_mlflow.pipeline.trust import remember
 from wua_mlflow.progress import hushed
+from wua_mlflow.redaction import without_user
 from wua_mlflow.report.answer import (
     answer_text,
     details_text,
@@ -49,13 +49,24 @@ from wua_mlflow.report.build import report_of
 from wua_mlflow.report.content import Report
 from wua_mlflow.tracking.names import Outcome
 from wua_mlflow.tracking.runs import COLUMNS, best, compare_runs, find_run, runs, show_run
-from wua_mlflow.tracking.store import Store, connect, inherited_run, open_client, shown_uri
+from wua_mlflow.tracking.store import (
+    Store,
+    connect,
+    inherited_run,
+    open_client,
+    shown_uri,
+    sqlite_file,
+)
 from wua_mlflow.tracking.ui_view import LATEST_KEY, run_address, view_address
 
 __all__ = ["Shown", "answer", "check_experiment", "execute"]
 
 
 EXIT_CODES = {Outcome.NON_INFERIOR: 0, Outcome.INFERIOR: 3, Outcome.INCONCLUSIVE: 4}
+LOCAL = ("127.0.0.1", "5000")
+"""Host and port of MLflow's UI and of ``make ui``, unless variables say otherwise."""
+EVERYWHERE = ("0.0.0.0", "::")
+"""What a server listens on that is to be opened here."""
 
 
 @dataclass(frozen=True)
@@ -180,9 +191,9 @@ def _to_look(store: Store, outcome: workflow.SlimmingResult) -> str:
     if outcome.run_id is None or not outcome.slimmed.rounds:
         return ""
     experiment = outcome.slimmed.original.experiment_id
-    server = store.uri.startswith("http")
-    base = re.sub("//.*@", "//", store.uri) if server else _local_ui()
-    start = "" if server else f"start the UI with `{_ui_command(store)}`, then "
+    served = store.uri.startswith(("http://", "https://"))
+    base = without_user(store.uri).rstrip("/") if served else _local_address(store)
+    start = "" if served else f"start the UI with `{_ui_command(store)}`, then "
     return (f"To look: {start}open\n  {view_address(base, experiment, LATEST_KEY)}\n"
             f"The report:\n  {run_address(base, experiment, outcome.run_id)}")
 
@@ -197,20 +208,22 @@ def _code(outcome: workflow.SlimmingResult, settings: Settings) -> int:
 
 def _ui_command(store: Store) -> str:
     """What starts MLflow's UI on this store: in the repository ``make ui``, elsewhere MLflow's."""
-    uri = store.uri if shown_uri(store.uri) == store.uri else '"$MLFLOW_TRACKING_URI"'
-    return "make ui" if _in_repository() else f"mlflow ui --backend-store-uri {uri}"
+    uri = shlex.quote(store.uri) if shown_uri(store.uri) == store.uri else '"$MLFLOW_TRACKING_URI"'
+    return "make ui" if _has_make_ui(store) else f"mlflow ui --backend-store-uri {uri}"
 
 
-def _in_repository() -> bool:
-    return Path("Makefile").is_file() and Path("MLproject").is_file()
+def _has_make_ui(store: Store) -> bool:
+    """Whether ``make ui`` is there and shows this store."""
+    database = sqlite_file(store.uri)
+    return (Path("Makefile").is_file() and Path("MLproject").is_file()
+            and database is not None and database.resolve() == Path("mlflow.db").resolve())
 
 
-def _local_ui() -> str:
-    """Where that UI is: ``make ui`` and ``mlflow ui`` read host and port from variables too."""
-    host, port = (os.environ.get(name) for name in (
-        ("ADDRESS", "PORT") if _in_repository() else ("MLFLOW_HOST", "MLFLOW_PORT")))
-    host = "127.0.0.1" if host in (None, "", "0.0.0.0") else host
-    return f"http://{host}:{port or 5000}"
+def _local_address(store: Store) -> str:
+    """Where that UI is: the variables that it reads say which host and port."""
+    names = ("ADDRESS", "PORT") if _has_make_ui(store) else ("MLFLOW_HOST", "MLFLOW_PORT")
+    host, port = (os.environ.get(name) or usual for name, usual in zip(names, LOCAL, strict=True))
+    return f"http://{LOCAL[0] if host in EVERYWHERE else host}:{port}"
 
 
 def check_experiment(experiment: str) -> None:

@@ -27,6 +27,7 @@ from wua_mlflow.config import (
 )
 from wua_mlflow.errors import WORDED, one_line
 from wua_mlflow.progress import kept, stage
+from wua_mlflow.redaction import redacted, redacted_output
 from wua_mlflow.signals import handle_signals
 
 __all__ = ["entry", "main"]
@@ -65,7 +66,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     0 non_inferior, 3 inferior, 4 inconclusive; 128 and its number after a signal (130: Ctrl-C,
     143: SIGTERM).
     """
-    words = list(sys.argv[1:] if arguments is None else arguments)
+    with redacted_output():
+        return _main(list(sys.argv[1:] if arguments is None else arguments))
+
+
+def _main(words: list[str]) -> int:
     kept()
     try:
         with handle_signals():
@@ -85,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_ERROR
     except Exception as error:  # the user's mistake or ours: one line, unless --debug
         if "--debug" in words:
-            traceback.print_exc()
+            print(redacted(traceback.format_exc()), end="", file=sys.stderr)
         _say(_worded(error))
         _end_inherited(error)
         return EXIT_USAGE if isinstance(error, ConfigError) else EXIT_ERROR

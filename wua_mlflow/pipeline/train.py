@@ -32,7 +32,13 @@ from wua_mlflow.tracking.log import Files, dataset_inputs, flop_metrics, write
 from wua_mlflow.tracking.models import EXAMPLES, NotExportable, log_model
 from wua_mlflow.tracking.names import ArtifactPath, Kind, Metric, Tag, step_tag
 from wua_mlflow.tracking.names import Variant as VariantName
-from wua_mlflow.tracking.store import Store, ended, inherited_run, new_run
+from wua_mlflow.tracking.store import (
+    Store,
+    ended,
+    inherited_run,
+    new_run,
+    tags_with_passwords,
+)
 from wua_mlflow.training.evaluation import Evaluation
 from wua_mlflow.verdict.scores import default_score
 
@@ -127,7 +133,7 @@ def run_scope(
             ended(store, inherited or new_run(store, name, tags, parent=parent)) as run_id, \
             allow_signals():
         if inherited:
-            write(store.client, run_id, tags=tags)
+            write(store.client, run_id, tags={**tags_with_passwords(store, run_id), **tags})
         yield run_id
 
 

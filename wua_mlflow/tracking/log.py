@@ -24,6 +24,7 @@ from mlflow.entities import Metric as MetricEntity
 from mlflow.tracking import MlflowClient
 
 from wua_mlflow.flops import CONVENTION, FlopCount
+from wua_mlflow.redaction import redacted
 from wua_mlflow.tracking.names import ArtifactPath, Metric, Tag, keys_of, layer_metric, long_value
 from wua_mlflow.tracking.store import run_name
 from wua_mlflow.training.latency import Latency
@@ -51,7 +52,8 @@ def dataset_inputs(
         parts: context (``train``, ``validation``, ``test``), inputs, targets, digest; MLflow keeps
             12 characters of the digest.
     """
-    origin, name = _origin(source), name[:DATASET_NAME_CHARACTERS - LONGEST_CONTEXT]
+    origin, name = _origin(redacted(source)), redacted(name)
+    name = name[:DATASET_NAME_CHARACTERS - LONGEST_CONTEXT]
     return [
         DatasetInput(
             from_numpy(inputs, targets=targets, source=origin, digest=digest[:12],
@@ -101,6 +103,8 @@ def write(  # noqa: PLR0913 - what a run can hold, each by name
 ) -> None:
     """Send everything to one run: one call for all files, and one per thousand metrics.
 
+    No password of an address is sent (``redaction``).
+
     The files go first and the tags last, so that a tag that says ``done`` is true.
 
     Args:
@@ -120,9 +124,9 @@ def write(  # noqa: PLR0913 - what a run can hold, each by name
     """
     entities = list(_entities(metrics or {}, curves or {}, model_id))
     whole: dict[str, str] = {}
-    names = [Param(key, _fitted("param", key, str(value), whole))
+    names = [Param(key, _fitted("param", key, redacted(str(value)), whole))
              for key, value in (params or {}).items()]
-    labels = [RunTag(key, _fitted("tag", key, value, whole))
+    labels = [RunTag(key, _fitted("tag", key, redacted(value), whole))
               for key, value in (tags or {}).items()]
     files = {**(files or {}), **whole}
     if files:
@@ -141,7 +145,7 @@ def write_files(folder: Path, files: Files) -> None:
         if callable(content):
             content(target)
         else:
-            target.write_text(content, encoding="utf-8")
+            target.write_text(redacted(content), encoding="utf-8")
 
 
 def _entities(

@@ -29,6 +29,7 @@ from mlflow.types.schema import ColSpec, Schema, TensorSpec
 from torch import Tensor, nn
 
 from wua_mlflow.hooks import unwrapped
+from wua_mlflow.redaction import redacted
 from wua_mlflow.rng import isolated
 from wua_mlflow.tracking.exported_archive import foreign_code
 from wua_mlflow.tracking.log import Files, write_files
@@ -97,7 +98,8 @@ def log_model(  # noqa: PLR0913 - where to, what, and what is shown beside it
 
     logged = client.create_logged_model(
         experiment_id, name=MODEL_NAME, source_run_id=run_id,
-        params={key: str(value) for key, value in (params or {}).items()}, tags=dict(tags or {}))
+        params={key: redacted(str(value)) for key, value in (params or {}).items()},
+        tags={key: redacted(value) for key, value in (tags or {}).items()})
     try:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model"

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import inspect
 import os
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from mlflow.utils import get_results_from_paginated_fn
 from sqlalchemy.engine import make_url
 
 from wua_mlflow.errors import WORDED, did_you_mean, one_line
+from wua_mlflow.redaction import redacted, redacted_address
 from wua_mlflow.signals import defer_signals
 from wua_mlflow.tracking.names import Tag
 
@@ -117,7 +117,7 @@ def shown_uri(uri: str | None = None) -> str:
     if uri.startswith(("sqlite:", "file:")):  # a path, in which @ and ? are no secret
         return uri
     address, options, _ = uri.partition("?")
-    return re.sub("//.*@", "//…@", address) + (options and "?…")
+    return redacted_address(address) + (options and "?…")
 
 
 def inherited_run() -> str | None:
@@ -180,10 +180,20 @@ def run_name(name: str) -> str:
 def new_run(store: Store, name: str, tags: Mapping[str, str], *, parent: str | None = None) -> str:
     """Make a run, nested under ``parent`` if given; gives its id."""
     nesting = {"mlflow.parentRunId": parent} if parent else {}
-    named = {"mlflow.runName": run_name(tags["mlflow.runName"])} if "mlflow.runName" in tags else {}
-    run = store.client.create_run(store.experiment_id, run_name=run_name(name),
+    tags = {key: redacted(value) for key, value in {"mlflow.runName": name, **tags}.items()}
+    named = {"mlflow.runName": run_name(tags["mlflow.runName"])}
+    run = store.client.create_run(store.experiment_id, run_name=run_name(redacted(name)),
                                   tags={**tags, **named, **nesting})
     return str(run.info.run_id)
+
+
+def tags_with_passwords(store: Store, run_id: str) -> dict[str, str]:
+    """Tags by which a run that ``mlflow run`` made shows a password, as of its source's address.
+
+    They are given as they may be shown; ``write`` would leave the password out anyway.
+    """
+    tags = store.client.get_run(run_id).data.tags
+    return {key: redacted(value) for key, value in tags.items() if redacted(value) != value}
 
 
 @contextlib.contextmanager
