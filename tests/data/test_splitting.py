@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from wua_mlflow.data.datasets import load_data
-from wua_mlflow.data.splitting import copies_of, overlap_line, split_rows
+from wua_mlflow.data.splitting import copies_of, part_lines, split_rows
 from wua_mlflow.data.tables import Rows
 
 
@@ -72,11 +72,13 @@ def test_copies(values, expected):
     assert copies_of(np.array(values)).tolist() == expected
 
 
-def test_overlap():
+def test_overlap_of_parts_that_were_given():
+    def lines(train, test):
+        return part_lines([Rows(x, np.zeros(len(x))) for x in (train, test[:1], test)])
+
     train, test = np.arange(12.0).reshape(6, 2), np.arange(8.0, 16.0).reshape(4, 2)
-    assert overlap_line(train, test).startswith("2 of 4 test rows are training rows too")
-    assert overlap_line(train, test[2:]) == ""
-    assert overlap_line(train, test[:, :1]) == ""
+    assert lines(train, test)[0].startswith("2 of 4 test rows are training rows too")
+    assert lines(train, test[2:]) == lines(train, test[:, :1]) == []
 
 
 @pytest.mark.parametrize(("target", "task", "line"), [

@@ -12,8 +12,8 @@ import random
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,9 @@ from torch.utils.data import Dataset, IterableDataset
 
 from wua_mlflow.config import TableSettings
 from wua_mlflow.data.encoding import TableEncoding
+from wua_mlflow.data.frames import are_frames, split_frames
 from wua_mlflow.data.scaling import Scaling
-from wua_mlflow.data.splitting import SplitRows, split_rows
+from wua_mlflow.data.splitting import SplitRows, part_lines, split_rows
 from wua_mlflow.data.tables import ENDINGS, Rows, read_rows, rows_of
 from wua_mlflow.data.tasks import Task, TaskSpec, infer_task
 from wua_mlflow.errors import did_you_mean, one_line, printable
@@ -96,14 +97,15 @@ class DataSplit:
     columns: tuple[str, ...] = ()
     encoding: TableEncoding | None = None
     notes: tuple[str, ...] = ()
+    leaks: Callable[[], list[str]] | None = field(default=None, repr=False)
 
     def say_notes(self) -> None:
-        """Print ``notes`` to standard error, the first of very many."""
-        for line in self.notes[:_MOST_NOTES]:
+        """Print ``notes`` to standard error, the first of very many, and what gives targets away.
+        """
+        more = len(self.notes) - _MOST_NOTES
+        cut = [f"and {more} more such lines; state/encoding.json has every column"] * (more > 0)
+        for line in (*self.notes[:_MOST_NOTES], *cut, *(self.leaks() if self.leaks else ())):
             print(f"wua: data: {printable(line)}", file=sys.stderr)
-        if len(self.notes) > _MOST_NOTES:
-            print(f"wua: data: and {len(self.notes) - _MOST_NOTES} more such lines; "
-                  f"state/encoding.json has every column", file=sys.stderr)
 
     @property
     def task(self) -> Task:
@@ -133,9 +135,11 @@ def load_data(  # noqa: PLR0913 - what names the data, and how they are read
     Args:
         data: a bundled set (``BUILT_IN``), the path of a file (``ENDINGS``), or
             ``package.module:function`` of the seed that gives (train, validation, test), each a
-            pair of arrays (inputs, targets) or a torch Dataset of such pairs. While it runs, the
+            pair of arrays (inputs, targets), a torch Dataset of such pairs, or a DataFrame with
+            the column ``target``; or one DataFrame, which is split like a file. While it runs, the
             global generators are seeded with ``seed``, so that it gives the same data each time.
-        target: the column of a file to predict; in an .npz file the array, ``y`` if not given.
+        target: the column of a file (or DataFrame) to predict; in an .npz file the array, ``y`` if
+            not given.
         groups: the column of a file (or array) that says whose rows they are; no input, and the
             rows of one are in one part.
         seed: in [0, 2**32).
@@ -162,14 +166,18 @@ def load_data(  # noqa: PLR0913 - what names the data, and how they are read
             parts = split_rows(rows, seed, task, settings=table,
                                scale_inputs=standardise, scale_targets=standardise)
             return _data_split(parts, path.stem, source=str(path.absolute()), image=image)
+        made = call_data_function(data, seed) if ":" in data else None
+        if are_frames(made, target):
+            parts = split_frames(made, data, target=target, groups=groups, seed=seed, task=task,
+                                 table=table, standardise=standardise)
+            return _data_split(parts, data, source=data, image=image)
         if target is not None and (data in BUILT_IN or ":" in data):
             raise ValueError(f"target: expected none beside data {data!r}, but got {target!r}")
         if groups is not None:
             raise ValueError(f"groups: expected a file that has the column, but the data are "
                              f"{data!r}")
         if ":" in data:
-            three = call_data_function(data, seed)
-            return split_of(three, data, image=image, task=task)
+            return split_of(made, data, image=image, task=task)
         if data == "usecase":
             parts = _usecase(seed, task)
             return _data_split(parts, "usecase", source="usecase", image=image)
@@ -215,8 +223,8 @@ def _bundled(
     loaded = getattr(datasets, f"load_{data}")()
     pixels = image and data == "digits"
     rows = Rows(loaded.images / 16 if pixels else loaded.data, loaded.target)
-    parts = split_rows(rows, seed, task, scale_inputs=standardise and not pixels,
-                       scale_targets=standardise, copies_together=False)
+    parts = replace(split_rows(rows, seed, task, scale_inputs=standardise and not pixels,
+                               scale_targets=standardise, copies_together=False), leaks=None)
     split = _data_split(parts, data, source=f"sklearn.datasets.load_{data}", image=image)
     names = tuple(str(name) for name in loaded.get("target_names", ()))
     return replace(split, classes=names) if split.classes and names else split
@@ -268,7 +276,8 @@ def split_of(
     parts = [rows_of(x, y, where=where) for (x, y), where in zip(pairs, _PARTS, strict=True)]
     typed = isinstance(three[0], Dataset) or isinstance(pairs[0][1], Tensor)
     spec = infer_task(parts[0].targets, task=task, whole_are_classes=typed)
-    return _data_split(SplitRows(parts, spec), reference, source=reference, image=image)
+    split = SplitRows(parts, spec, leaks=partial(part_lines, parts))
+    return _data_split(split, reference, source=reference, image=image)
 
 
 @contextmanager
@@ -322,7 +331,8 @@ def _data_split(split: SplitRows, name: str, *, source: str, image: bool) -> Dat
     train, validation, test = (part_of(rows, split.spec, where)
                                for rows, where in zip(parts, _PARTS, strict=True))
     return DataSplit(name, train, validation, test, shapes[0], split.spec.classes, source,
-                     split.spec, split.scaling, split.columns, split.encoding, split.notes)
+                     split.spec, split.scaling, split.columns, split.encoding, split.notes,
+                     split.leaks)
 
 
 def part_of(rows: Rows, spec: TaskSpec, where: str) -> Part:

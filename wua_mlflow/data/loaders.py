@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from wua_mlflow.config import Settings
 from wua_mlflow.data.datasets import DataSplit, call_data_function, load_data, split_of
+from wua_mlflow.data.frames import are_frames
 from wua_mlflow.device import rows_at_once
 from wua_mlflow.distributed import shard_batches
 from wua_mlflow.progress import Bar
@@ -70,18 +71,23 @@ def load_analysis_data(settings: Settings) -> AnalysisData:
     """
     reference = settings.data
     if ":" not in settings.model or ":" not in reference:  # a built-in model takes a split alone
-        return load_data(reference, target=settings.target, groups=settings.groups,
-                         seed=settings.seed,
-                         image=settings.model == "cnn", task=settings.task,
-                         standardise=settings.state is None, table=settings.table_settings)
-    if settings.target is not None:
-        raise ValueError(f"target: expected none beside data {reference!r}, but got "
-                         f"{settings.target!r}")
+        return _split(settings)
     with isolated():
         made = call_data_function(reference, settings.seed)
+        if are_frames(made, settings.target):
+            return _split(settings)
+        if settings.target is not None:
+            raise ValueError(f"target: expected none beside data {reference!r}, but got "
+                             f"{settings.target!r}")
         if isinstance(made, tuple) and len(made) == 3 and all(map(_is_pair, made)):
             return split_of(made, reference, task=settings.task)
     return _batches(made, reference)
+
+
+def _split(settings: Settings) -> DataSplit:
+    return load_data(settings.data, target=settings.target, groups=settings.groups,
+                     seed=settings.seed, image=settings.model == "cnn", task=settings.task,
+                     standardise=settings.state is None, table=settings.table_settings)
 
 
 def _is_pair(part: object) -> bool:

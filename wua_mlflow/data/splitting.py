@@ -7,19 +7,21 @@ Tests: ``tests/data/test_splitting.py``, ``tests/data/test_tables.py``.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
 from wua_mlflow.config import TableSettings
 from wua_mlflow.data.encoding import TableEncoding, fit_encoding, fit_gaps, gap_lines
+from wua_mlflow.data.leaks import leak_lines
 from wua_mlflow.data.scaling import Scaler, Scaling
 from wua_mlflow.data.tables import Rows, Table
 from wua_mlflow.data.tasks import TaskSpec, infer_task
 from wua_mlflow.rng import Purpose, numpy_generator
 
-__all__ = ["SplitRows", "copies_of", "overlap_line", "split_rows"]
+__all__ = ["SplitRows", "copies_of", "part_lines", "split_rows"]
 
 
 _FEWEST_ROWS = 20
@@ -32,7 +34,7 @@ class SplitRows:
     """Training, validation and test rows, the task of their targets, and how they were scaled.
 
     Of a table ``encoding`` says how its columns became inputs, ``columns`` are the inputs' names,
-    and ``notes`` lines for the user.
+    ``notes`` lines for the user, and ``leaks`` finds more of them, which takes a moment.
     """
 
     parts: Sequence[Rows]
@@ -41,12 +43,13 @@ class SplitRows:
     columns: tuple[str, ...] = ()
     encoding: TableEncoding | None = None
     notes: tuple[str, ...] = ()
+    leaks: Callable[[], list[str]] | None = None
 
 
 def split_rows(  # noqa: PLR0913 - what is split, and how
     rows: Rows | Table, seed: int, task: str | None, *, scale_inputs: bool = True,
     scale_targets: bool = True, settings: TableSettings | None = None,
-    copies_together: bool = True,
+    copies_together: bool = True, indices: Sequence[np.ndarray] | None = None,
 ) -> SplitRows:
     """The 60/10/30 split of ``rows``, stratified by class, and its task.
 
@@ -60,17 +63,20 @@ def split_rows(  # noqa: PLR0913 - what is split, and how
         scale_targets: whether to standardise a regression's targets.
         settings: how a table's columns become inputs.
         copies_together: whether rows with the same inputs are kept together.
+        indices: row numbers of the three parts, where they are given.
 
     Raises:
         ValueError: too few rows, or too few of a class, to make three parts of.
     """
     spec = infer_task(rows.targets, task=task)
     codes = spec.encode(rows.targets, where="the data")
-    _check_enough(spec, codes)
     regression = spec.task == "regression"
-    copies = copies_of(rows.codes() if isinstance(rows, Table) else rows.inputs) \
-        if copies_together else np.arange(len(codes))
-    indices, copies_line = _split(codes, rows.groups, copies, seed, stratified=not regression)
+    values = rows.codes() if isinstance(rows, Table) else rows.inputs
+    copies = copies_of(values) if copies_together else np.arange(len(codes))
+    copies_line = ""
+    if indices is None:
+        _check_enough(spec, codes)
+        indices, copies_line = _split(codes, rows.groups, copies, seed, stratified=not regression)
     train = indices[0]
     encoding, gaps, notes = None, None, [*_guess_lines(rows, spec, task)]
     if isinstance(rows, Table):
@@ -92,7 +98,21 @@ def split_rows(  # noqa: PLR0913 - what is split, and how
     parts = [scaling.scale(Rows(inputs[part], targets[part], groups=None if rows.groups is None
                                 else rows.groups[part])) for part in indices]
     notes += [line for line in (copies_line, _overlap(copies, indices)) if line]
-    return SplitRows(parts, spec, scaling, columns, encoding, tuple(notes))
+    return SplitRows(parts, spec, scaling, columns, encoding, tuple(notes),
+                     _leaks(rows, values[train], codes[train], regression=regression))
+
+
+def _leaks(
+    rows: Rows | Table, values: np.ndarray, codes: np.ndarray, *, regression: bool
+) -> Callable[[], list[str]] | None:
+    """What finds columns of the training part that give the target away."""
+    if values.ndim != 2:
+        return None
+    names = [column.name for column in rows.columns] if isinstance(rows, Table) else \
+        [f"X[:, {place}]" for place in range(values.shape[1])]
+    target = rows.target if isinstance(rows, Table) else "the target"
+    return partial(leak_lines, values, codes, names, target=target, classes=not regression,
+                   droppable=isinstance(rows, Table))
 
 
 def _guess_lines(rows: Rows | Table, spec: TaskSpec, task: str | None) -> list[str]:
@@ -136,12 +156,19 @@ def copies_of(inputs: np.ndarray) -> np.ndarray:
     return np.array([first.setdefault(row.tobytes(), len(first)) for row in flat])
 
 
-def overlap_line(train: np.ndarray, test: np.ndarray) -> str:
-    """How many rows of a test part are training rows too; empty, if none is."""
-    if train.shape[1:] != test.shape[1:] or train.dtype != test.dtype:
-        return ""
+def part_lines(parts: Sequence[Rows]) -> list[str]:
+    """How many rows of a test part are training rows too, where parts were given."""
+    train, test = parts[0].inputs, parts[-1].inputs
+    if train.shape[1:] != test.shape[1:] or train.dtype != test.dtype \
+            or train.size + test.size > _MOST_NUMBERS:
+        return []
     copies = copies_of(np.concatenate([train, test]))
-    return _overlap(copies, [np.arange(len(train)), np.arange(len(train), len(copies))])
+    line = _overlap(copies, [np.arange(len(train)), np.arange(len(train), len(copies))])
+    return [line] if line else []
+
+
+_MOST_NUMBERS = 1 << 28
+"""Parts of more are not gone over for equal rows."""
 
 
 def _overlap(copies: np.ndarray, indices: Sequence[np.ndarray]) -> str:

@@ -14,17 +14,16 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from wua_mlflow.data.leaks import INDEX
 from wua_mlflow.errors import listed, one_line
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["INDEX", "TABLES", "read_table"]
+__all__ = ["INDEX", "TABLES", "check_names", "read_table"]
 
 
 TABLES = (".csv", ".tsv", ".parquet", ".feather", ".arrow")
-INDEX = "Unnamed: 0"
-"""What pandas calls the first column of a .csv file that has no name: mostly an index."""
 _TEXT = (".csv", ".tsv")
 _SEPARATORS = ",;\t|"
 _HEAD = 1 << 16
@@ -59,7 +58,7 @@ def read_table(
     except Exception as error:  # each reader has kinds of its own: all are the file's
         raise ValueError(f"{argument}: could not read {path}: {one_line(error)}") from error
     frame = frame.rename(columns=str)
-    _check_names(list(frame.columns), path, argument)
+    check_names(list(frame.columns), path, argument)
     if index and path.suffix.lower() not in _TEXT:
         for level, name in enumerate(frame.index.names):
             if (label := INDEX if name is None else str(name)) not in frame.columns:
@@ -99,7 +98,7 @@ def _read_text(
         head = file.read(_HEAD)
     separator = _separator(head)
     names = next(csv.reader(head.splitlines(keepends=True), delimiter=separator), [])
-    _check_names([name.strip() for name in names if name.strip()], path, argument)
+    check_names([name.strip() for name in names if name.strip()], path, argument)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", pd.errors.ParserWarning)
         columns = pd.read_csv(path, sep=separator, encoding=encoding, nrows=0,
@@ -169,7 +168,8 @@ def _separator(head: str) -> str:
     return max(_SEPARATORS, key=bare.count)
 
 
-def _check_names(names: list[str], path: Path, argument: str) -> None:
+def check_names(names: list[str], path: Path | str, argument: str) -> None:
+    """Raise, in one line, where two columns have one name."""
     often = [name for name, count in Counter(names).items() if count > 1]
     if often:
         raise _UnusableError(f"{argument}: expected each column's name once in {path}, but "

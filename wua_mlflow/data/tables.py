@@ -64,6 +64,7 @@ class Table:
         groups: (n,) numbers of whose rows they are, if that is known.
         target: name of the column to predict.
         left_out: columns that are no inputs, and why.
+        rows: (n,) their numbers in what was read.
         notes: what was guessed, for the user.
     """
 
@@ -72,6 +73,7 @@ class Table:
     groups: np.ndarray | None = None
     target: str = ""
     left_out: Mapping[str, str] = field(default_factory=dict)
+    rows: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=int))
     notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
@@ -260,7 +262,8 @@ def table_of(  # noqa: PLR0913 - what is read of what, and how
     _check_target(target, columns, where)
     _check_others(columns, target, groups, settings, where)
     assert target is not None, "checked"
-    frame, dropped = _rows_with_target(frame, target, where, every=bool(like) or targets_only)
+    rows, dropped = _rows_with_target(frame, target, where, every=bool(like) or targets_only)
+    frame = frame.iloc[rows] if dropped else frame
     notes = [dropped] if dropped else []
     targets, note = _table_targets(frame[target], where)
     notes += [note] if note else []
@@ -271,7 +274,7 @@ def table_of(  # noqa: PLR0913 - what is read of what, and how
     if like:
         return Table(_columns_like(frame, names, like, where), targets, numbers, target)
     read, left_out = _inputs(frame, names, settings, where)
-    table = Table(read, targets, numbers, target, left_out, tuple(notes))
+    table = Table(read, targets, numbers, target, left_out, rows, tuple(notes))
     return _without_gaps(table, settings)
 
 
@@ -333,19 +336,19 @@ def _check_others(
 
 def _rows_with_target(
     frame: pd.DataFrame, target: str, where: str, *, every: bool
-) -> tuple[pd.DataFrame, str]:
-    """The rows whose target is known, and how many are left out."""
+) -> tuple[np.ndarray, str]:
+    """Numbers of the rows whose target is known, and how many are left out."""
     import pandas as pd
 
     missing = np.asarray(pd.isna(frame[target]), dtype=bool)
     count = int(missing.sum())
     if not count:
-        return frame, ""
+        return np.arange(len(frame)), ""
     if every or count == len(frame):
         raise ValueError(f"target: expected a value in every row, but column {target!r} of {where} "
                          f"has none in {count} of {len(frame)} rows")
-    return frame[~missing], (f"{target}: {count} of {len(frame)} rows have no target, and are left "
-                             f"out")
+    return np.flatnonzero(~missing), (
+        f"{target}: {count} of {len(frame)} rows have no target, and are left out")
 
 
 def _is_index(column: pd.Series) -> bool:
@@ -384,7 +387,7 @@ def _without_gaps(table: Table, settings: TableSettings) -> Table:
     note = f"{gaps.sum()} of {len(gaps)} rows have a gap, and are left out"
     return replace(table, columns=table.take(rows), targets=table.targets[rows],
                    groups=None if table.groups is None else table.groups[rows],
-                   notes=(*table.notes, note))
+                   rows=table.rows[rows], notes=(*table.notes, note))
 
 
 def _table_targets(column: pd.Series, where: str) -> tuple[np.ndarray, str]:

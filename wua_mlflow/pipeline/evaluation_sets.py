@@ -98,13 +98,13 @@ def named_evaluation_set(settings: Settings, trained_on: DataSplit | None) -> Ev
         ValueError: one line, as ``load_data``.
     """
     data = settings.data
-    if settings.target:
+    if settings.target and ":" not in data:
         raise ValueError(f"target: expected none beside data {data!r}, but got {settings.target!r}")
     split = trained_on
     if split is None or split.source not in (data, f"sklearn.datasets.load_{data}"):
         image = split is not None and len(split.features) == 3
-        split = load_data(data, seed=settings.seed, task=settings.task, image=image,
-                          table=settings.table_settings)
+        split = load_data(data, target=settings.target, seed=settings.seed, task=settings.task,
+                          image=image, table=settings.table_settings)
     test = own_evaluation_set(split)
     return replace(test, digest=digest_of(data.encode(), test.truth))
 

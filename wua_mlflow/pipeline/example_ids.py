@@ -11,14 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from wua_mlflow.data.tables import INDEX, listed
+from wua_mlflow.data.leaks import INDEX, is_id_name
+from wua_mlflow.errors import listed
 
-__all__ = ["ExampleIds", "column_words", "example_ids", "matching_rows",
-           "says_id"]
-
-
-_NAMES = ("id", "ids", "uid", "uuid", "guid", "key", "index", "example", "example_id", INDEX)
-"""Columns that name examples, whatever they hold; so do those that end in ``_id``."""
+__all__ = ["ExampleIds", "column_words", "example_ids", "matching_rows"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +64,7 @@ def matching_rows(first: ExampleIds, second: ExampleIds) -> tuple[str, np.ndarra
     """
     shared = [name for name in first.columns if name in second.columns]
     odd: list[str] = []
-    for name in sorted(shared, key=lambda name: not says_id(name)):
+    for name in sorted(shared, key=lambda name: not is_id_name(name)):
         a, b = first.columns[name], second.columns[name]
         if np.array_equal(a, b):
             if _distinct(a) and not _counts(a):
@@ -76,7 +72,7 @@ def matching_rows(first: ExampleIds, second: ExampleIds) -> tuple[str, np.ndarra
         elif _distinct(a) and _distinct(b) and set(a) == set(b):
             places = pd.Index(b).get_indexer(pd.Index(a))
             return name, np.asarray(places)
-        elif (says_id(name) or (_distinct(a) and _distinct(b))) and \
+        elif (is_id_name(name) or (_distinct(a) and _distinct(b))) and \
                 not (name == INDEX and (_counts(a) or _counts(b))):
             odd.append(name)
     if odd:
@@ -108,15 +104,6 @@ def _texts(values: np.ndarray) -> np.ndarray | None:
     if values.dtype.kind == "O" and pd.isna(values).any():
         return None
     return np.array([str(value) for value in values.tolist()], dtype=object)
-
-
-def says_id(name: str) -> bool:
-    """Whether a column is called as one that names examples.
-
-    >>> says_id("id"), says_id("patient_id"), says_id("paid")
-    (True, True, False)
-    """
-    return name.lower() in _NAMES or name.lower().endswith(("_id", " id"))
 
 
 def _distinct(values: np.ndarray) -> bool:

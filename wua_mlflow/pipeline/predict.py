@@ -22,12 +22,12 @@ from torch import Tensor
 from wua_mlflow.data.columns import columns_of, problems_line
 from wua_mlflow.data.datasets import DataSplit
 from wua_mlflow.data.encoding import TableEncoding
-from wua_mlflow.data.table_files import INDEX, read_table
+from wua_mlflow.data.leaks import INDEX, is_id_name
+from wua_mlflow.data.table_files import read_table
 from wua_mlflow.data.tables import ENDINGS, read_columns
 from wua_mlflow.data.tasks import OutputKind, predictions_of, probabilities_of
 from wua_mlflow.device import rows_at_once
 from wua_mlflow.errors import printable
-from wua_mlflow.pipeline.example_ids import says_id
 from wua_mlflow.tracking.models import load_exported
 from wua_mlflow.tracking.names import ArtifactPath, Tag
 from wua_mlflow.tracking.runs import find_run
@@ -146,7 +146,7 @@ def _inputs(path: Path, content: Mapping[str, Any]) -> tuple[Tensor, dict[str, n
         print(f"wua: note: {printable(line)}", file=sys.stderr)
     beside = {name: frame[name].to_numpy() for name in frame.columns
               if name not in written and name != target
-              and (name == INDEX or says_id(name))}
+              and (name == INDEX or is_id_name(name))}
     if target in frame.columns:
         beside["target"] = frame[target].to_numpy()
     return torch.from_numpy(values).to(dtype), beside
