@@ -32,7 +32,10 @@ def ids(**columns):
     ({"id": [7, 8], "took_us": [31, 52]}, {"id": [7, 8], "took_us": [33, 50]}, None),
     ({"patient_id": [4, 4, 5]}, {"patient_id": [4, 4, 5]}, None),
     ({"id": [1, 2]}, {"number": [2, 1]}, None),
-    ({"chance": [0.5, 0.25]}, {"chance": [0.25, 0.5]}, None),
+    ({"size": [0.5, 0.25, 3.0]}, {"size": [0.25, 3.0, 0.5]}, [2, 0, 1]),
+    ({"logit": [0.5, 0.25]}, {"logit": [0.3, 0.5]}, None),
+    ({"size": [0.5, 0.25], "id": [7, 8]}, {"size": [0.25, 0.5], "id": [7, 8]}, None),
+    ({"size": [0.5, 0.5]}, {"size": [0.5, 0.5]}, None),
     ({"sure": [True, False]}, {"sure": [False, True]}, None),
     ({"pair": [[1, 2], [3, 4]]}, {"pair": [[3, 4], [1, 2]]}, None),
     ({"epoch": [9, 9, 8]}, {"epoch": [8, 9, 9]}, None),
@@ -73,6 +76,31 @@ def test_files_in_another_order_are_matched(a, b, index, store_uri, tmp_path, ca
         assert json.loads(output.out)["artifact"]["delta"] == pytest.approx(expected)
         name = "the index" if index is None else "the column 'id'"
         assert f"in another order; they are matched by {name}" in output.err
+
+
+@pytest.mark.parametrize("name", ["number", "size", None])
+def test_order_within_a_class_decides_nothing(name, store_uri, tmp_path, capsys):
+    """Where a column that both have says so; else that it was not known is said."""
+    truth = np.arange(2000) % 2
+    wrong = np.arange(2000) < 60
+    names = {"number": np.arange(2000) * 3, "size": np.arange(2000) / 7}
+    frame = pd.DataFrame({"prediction": np.where(wrong, 1 - truth, truth), "target": truth})
+    if name:
+        frame.insert(0, name, names[name])
+    frame.to_csv(tmp_path / "a.csv", index=False)
+    frame.to_csv(tmp_path / "b.csv", index=False)
+    half = [np.flatnonzero(truth == kind) for kind in (0, 1)]
+    order = np.arange(2000)
+    for rows in half:
+        order[rows] = rows[np.random.default_rng(0).permutation(1000)]
+    frame.iloc[order].to_csv(tmp_path / "moved.csv", index=False)
+    codes, texts = [], []
+    for second in ("b.csv", "moved.csv"):
+        codes.append(main(["compare", "a.csv", second, "--margin", "0.006"]))
+        texts.append(capsys.readouterr().out)
+    assert codes == ([0, 0] if name else [0, 4])
+    unsure = ["The files' rows were matched by their position" in text for text in texts]
+    assert unsure == [name is None] * 2
 
 
 ERRORS = [

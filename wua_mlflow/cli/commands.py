@@ -33,6 +33,7 @@ from wua_mlflow.config import TUTORIAL, ConfigError, Settings
 from wua_mlflow.distributed import is_first, on_all_ranks, process_group, started
 from wua_mlflow.pipeline import workflow
 from wua_mlflow.pipeline.analyze import analyze_model
+from wua_mlflow.pipeline.cautions import shown_score
 from wua_mlflow.pipeline.compare_external import compare_external
 from wua_mlflow.pipeline.predict import predict
 from wua_mlflow.pipeline.trust import remember
@@ -119,7 +120,8 @@ def execute(
     store = connected(settings)
     if command == "train":
         variant = workflow.train_run(store, settings)
-        print(f"{variant.name}: {variant.test.score:.4f} on the test part; run {variant.run_id}")
+        print(f"{variant.name}: {shown_score(variant.test)} on the test part; run "
+              f"{variant.run_id}")
         print(f"Next: wua analyze --run-id {variant.run_id}")
         return 0
     return _pipeline(workflow.run_pipeline if command == "run" else workflow.slim_run, store,

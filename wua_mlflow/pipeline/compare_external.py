@@ -45,6 +45,7 @@ from wua_mlflow.pipeline.example_ids import (
     column_words,
     example_ids,
     matching_rows,
+    named_alike,
 )
 from wua_mlflow.pipeline.models import naming
 from wua_mlflow.pipeline.trust import Ask, Trust
@@ -74,7 +75,7 @@ class ExternalComparison:
     Attributes:
         comparison: the verdict, and what the slim one saves.
         report: the same with both models' figures.
-        caution: why a latency is not to be trusted, if so.
+        caution: why a latency, or the order of the rows, is not to be trusted, if so.
     """
 
     comparison: Comparison
@@ -194,7 +195,7 @@ def compare_external(
     if names[0] == names[1]:
         names = [f"A: {names[0]}", f"B: {names[1]}"]
     return ExternalComparison(comparison, Report("", names, metrics, comparison),
-                              _latency_caution(evaluated, names))
+                              _caution(evaluated, names))
 
 
 def _with_score(settings: Settings, models: Sequence[ComparedModel]) -> Settings:
@@ -454,9 +455,14 @@ def _same_inputs(evaluated: Sequence[EvaluatedModel]) -> bool:
     return first == second
 
 
-def _latency_caution(evaluated: Sequence[EvaluatedModel], names: Sequence[str]) -> str:
-    """A sentence where two latencies are of different things."""
-    if any(each.model.predictions for each in evaluated):
+def _caution(evaluated: Sequence[EvaluatedModel], names: Sequence[str]) -> str:
+    """A sentence where latencies are of different things, or nothing says which rows match."""
+    files = [each.model.predictions for each in evaluated if each.model.predictions]
+    if len(files) == 2 and not named_alike(files[0].ids, files[1].ids):
+        return ("The files' rows were matched by their position: they have no column in common "
+                "with a value of its own in each row, such as an id. If one of the two was sorted, "
+                "the interval is wrong.")
+    if files:
         return ""
     if not _same_inputs(evaluated):
         return "Latency was not measured: the two take inputs of different shapes."

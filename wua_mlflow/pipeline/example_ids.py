@@ -14,21 +14,27 @@ import pandas as pd
 from wua_mlflow.data.leaks import INDEX, is_id_name
 from wua_mlflow.errors import listed
 
-__all__ = ["ExampleIds", "column_words", "example_ids", "matching_rows"]
+__all__ = ["ExampleIds", "column_words", "example_ids", "matching_rows",
+           "named_alike"]
 
 
 @dataclass(frozen=True, eq=False)
 class ExampleIds:
-    """The columns of a file that may name its examples: text, shape (n,), by the column's name."""
+    """The columns of a file that may name its examples: text, shape (n,), by the column's name.
+
+    ``amounts`` are those of numbers that are not whole: inputs, mostly, but perhaps a model's own
+    answers.
+    """
 
     source: str
     columns: Mapping[str, np.ndarray]
+    amounts: frozenset[str] = frozenset()
 
 
 def example_ids(
     source: str, columns: Mapping[str, np.ndarray], *, besides: tuple[str, ...] = ()
 ) -> ExampleIds:
-    """What names the examples: text, whole numbers and dates, one a row; no amounts, no bools.
+    """What names the examples: text, numbers and dates, one a row; no bools.
 
     Args:
         source: the file.
@@ -36,7 +42,9 @@ def example_ids(
         besides: columns that are something else.
     """
     texts = {name: _texts(values) for name, values in columns.items() if name not in besides}
-    return ExampleIds(source, {name: text for name, text in texts.items() if text is not None})
+    return ExampleIds(source, {name: text for name, text in texts.items() if text is not None},
+                      frozenset(name for name, text in texts.items() if text is not None
+                                and _are_amounts(columns[name])))
 
 
 def matching_rows(first: ExampleIds, second: ExampleIds) -> tuple[str, np.ndarray] | None:
@@ -45,7 +53,8 @@ def matching_rows(first: ExampleIds, second: ExampleIds) -> tuple[str, np.ndarra
     Of the columns in both, those that say by their name that they hold ids come first. The first
     that is alike in both, row by row, shows that the order is the same; the first that holds the
     same values in another order, each once, gives the order. An index without a name that merely
-    counts the rows says nothing beside other values.
+    counts the rows says nothing beside other values, nor do amounts that differ: they may be the
+    models' own.
 
     Args:
         first: of one file.
@@ -64,7 +73,8 @@ def matching_rows(first: ExampleIds, second: ExampleIds) -> tuple[str, np.ndarra
     """
     shared = [name for name in first.columns if name in second.columns]
     odd: list[str] = []
-    for name in sorted(shared, key=lambda name: not is_id_name(name)):
+    amounts = first.amounts | second.amounts
+    for name in sorted(shared, key=lambda name: (not is_id_name(name), name in amounts)):
         a, b = first.columns[name], second.columns[name]
         if np.array_equal(a, b):
             if _distinct(a) and not _counts(a):
@@ -72,7 +82,7 @@ def matching_rows(first: ExampleIds, second: ExampleIds) -> tuple[str, np.ndarra
         elif _distinct(a) and _distinct(b) and set(a) == set(b):
             places = pd.Index(b).get_indexer(pd.Index(a))
             return name, np.asarray(places)
-        elif (is_id_name(name) or (_distinct(a) and _distinct(b))) and \
+        elif (is_id_name(name) or (_distinct(a) and _distinct(b))) and name not in amounts and \
                 not (name == INDEX and (_counts(a) or _counts(b))):
             odd.append(name)
     if odd:
@@ -98,12 +108,23 @@ def _texts(values: np.ndarray) -> np.ndarray | None:
     if values.dtype.kind == "S":
         return np.char.decode(values, "utf-8", "replace").astype(object)
     if values.dtype.kind == "f":
-        if not np.isfinite(values).all() or bool((values % 1 != 0).any()):
+        if not np.isfinite(values).all():
             return None
-        values = values.astype(np.int64)
+        values = values if _are_amounts(values) else values.astype(np.int64)
     if values.dtype.kind == "O" and pd.isna(values).any():
         return None
     return np.array([str(value) for value in values.tolist()], dtype=object)
+
+
+def _are_amounts(values: np.ndarray) -> bool:
+    return values.dtype.kind == "f" and bool((values % 1 != 0).any())
+
+
+def named_alike(first: ExampleIds, second: ExampleIds) -> bool:
+    """Whether a column of both shows, row by row, that they hold the same examples."""
+    return any(np.array_equal(values, second.columns[name]) and _distinct(values)
+               and not (name == INDEX and _counts(values))
+               for name, values in first.columns.items() if name in second.columns)
 
 
 def _distinct(values: np.ndarray) -> bool:

@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -22,6 +21,7 @@ from wua_mlflow.data.datasets import takes
 from wua_mlflow.data.tasks import output_kind
 from wua_mlflow.errors import did_you_mean, one_line
 from wua_mlflow.hooks import unwrapped
+from wua_mlflow.pipeline.cautions import constant_score, shown_score
 from wua_mlflow.pipeline.compare_external import source_run
 from wua_mlflow.pipeline.models import BUILT_IN, check_fit, users_factory
 from wua_mlflow.pipeline.networks import one_network
@@ -195,15 +195,15 @@ def import_pretrained(store: Store, recipe: Recipe, *, pipeline: str | None = No
 
 def _low_score_warning(test: Evaluation) -> str:
     """A line, where the network answers worse than one that ignores its inputs."""
-    least = 0.0
-    if test.task != "regression":
-        counts = np.unique(test.targets, return_counts=True)[1]
-        least = float(counts.max() / counts.sum())
+    name = shown_score(test)
+    if test.score_name not in ("", "accuracy", "r2"):
+        return ""
+    least = constant_score(test)
     if test.score >= least:
         return ""
-    return (f"the original scores {test.score:.4f} on the test part, where the same answer to "
-            f"everything scores {least:.4f}: are these data what it was trained on, in the same "
-            f"units? All that follows is beside that score")
+    return (f"the original has {name} on the test part, where the same answer to everything has "
+            f"{least:.4f}: are these data what it was trained on, in the same units? All that "
+            f"follows is beside that score")
 
 
 def source_of(store: Store, uri: str) -> str:

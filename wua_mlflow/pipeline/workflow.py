@@ -16,6 +16,7 @@ from wua_mlflow.config import NAMED_BESIDE_RUN, Settings, settings_yaml
 from wua_mlflow.distributed import on_all_ranks, rank
 from wua_mlflow.markdown import markdown_text
 from wua_mlflow.pipeline.analyze import Analysis, analyze_variant
+from wua_mlflow.pipeline.cautions import cautions
 from wua_mlflow.pipeline.compare import check_test_part, compare_variants
 from wua_mlflow.pipeline.models import check_widths
 from wua_mlflow.pipeline.networks import cached, from_scratch
@@ -170,9 +171,13 @@ def _trained_original(
 ) -> ModelVariant:
     """The oversized model; where it will be cut, its networks are kept."""
     make = from_scratch(recipe, settings.hidden, settings.epochs)
-    return train_variant(store, recipe, TrainingPlan(
+    variant = train_variant(store, recipe, TrainingPlan(
         VariantName.OVERSIZED, settings.hidden, settings.epochs,
         cached(make) if settings.how == "prune" else make, pipeline=pipeline, affords=affords))
+    trained = variant.metrics[Metric.SCORE_TRAIN]
+    for line in cautions(variant.test, trained, variant.settings):
+        print(f"wua: note: {line}", file=sys.stderr)
+    return variant
 
 
 def _finished(

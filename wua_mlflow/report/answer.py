@@ -144,8 +144,9 @@ def tutorial_text(report: Report) -> str:
 def details_text(report: Report, slimmed: Slimmed) -> str:
     """All figures, both verdicts, what was not cut: what ``--verbose`` adds."""
     slim = slimmed.result.variant
-    runs = [f"{variant.name}: {variant.test_score:.4f} on the test part; run {variant.run_id}"
-            for variant in slimmed.variants]
+    score = report.comparison.artifact.score
+    runs = [f"{variant.name}: {score} {variant.test_score:.4f} on the test part; run "
+            f"{variant.run_id}" for variant in slimmed.variants]
     left = [f"  {name}: {count:,} left" for name, count in slim.units_left.items()]
     uncut = [f"  not cut: {point}" for point in reason_points(slim.uncut)]
     return "\n\n".join(filter(None, (

@@ -1,0 +1,63 @@
+"""What a network's scores say of itself."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from wua_mlflow.config import load_settings
+from wua_mlflow.pipeline.cautions import cautions, constant_score, shown_score
+from wua_mlflow.training.evaluation import Evaluation
+
+DRAW = np.random.default_rng(0)
+
+
+def classes(right: float, n: int = 400, share: float = 0.5) -> Evaluation:
+    """A classifier that answers so many rightly, where the commonest class has ``share``."""
+    truth = (np.arange(n) >= share * n).astype(float)
+    wrong = np.random.default_rng(1).permutation(n) >= round(right * n)
+    return Evaluation("binary", np.where(wrong, 1 - truth, truth), truth, wrong.astype(float))
+
+
+def amounts(r2: float, n: int = 400) -> Evaluation:
+    truth = np.linspace(0, 1, n)
+    errors = np.where(np.arange(n) % 2, 1, -1) * np.sqrt(1 - r2) * truth.std()
+    return Evaluation("regression", truth + errors, truth, errors ** 2)
+
+
+@pytest.mark.parametrize(("test", "train", "options", "expected"), [
+    (classes(0.6875), 0.914, {}, ["accuracy 0.914 on the training data against 0.688 on the test "
+     "part: it overfits; `--patience 10` stops in time, by the validation part"]),
+    (classes(0.6875), 0.914, {"patience": 3}, ["accuracy 0.914 on the training data against 0.688 "
+     "on the test part: it overfits; fewer epochs, a smaller network or more data"]),
+    (classes(0.6875), 0.75, {}, []), (classes(0.7, n=20), 0.9, {}, []), (classes(0.9), 0.9, {}, []),
+    (classes(0.75, share=0.8), 0.76, {}, ["accuracy 0.750 on the test part, where the commonest "
+     "answer alone gets 0.800: what was learned is of no use there; more epochs, another lr, or "
+     "inputs that say more"]),
+    (classes(0.8, share=0.8), 0.8, {}, ["accuracy 0.800 on the test part, where the commonest "
+     "answer alone gets 0.800: what was learned is of no use there; more epochs, another lr, or "
+     "inputs that say more"]),
+    (classes(1.0), 1.0, {}, ["accuracy 1.0000 on the test part, next to no error: is the answer "
+     "among the inputs, or are the test examples among the training ones?"]),
+    (classes(1.0, n=50), 1.0, {}, []),
+    (amounts(-0.5), -0.4, {}, ["R² -0.500 on the test part, where the mean alone gets 0.000: what "
+     "was learned is of no use there; more epochs, another lr, or inputs that say more"]),
+    (amounts(0.5), 0.9, {}, ["R² 0.900 on the training data against 0.500 on the test part: it "
+     "overfits; `--patience 10` stops in time, by the validation part"]),
+    (amounts(0.9999), 1.0, {}, ["R² 0.9999 on the test part, next to no error: is the answer among "
+     "the inputs, or are the test examples among the training ones?"]),
+])
+def test_cautions(test, train, options, expected):
+    assert cautions(test, train, load_settings(None, options)) == expected
+
+
+def test_scores_where_less_is_better_have_no_word_on_overfitting():
+    test = amounts(0.5)
+    by_rmse = Evaluation(test.task, test.predictions, test.targets, test.losses, score_name="rmse")
+    assert cautions(by_rmse, 0.1, load_settings(None, {})) == []
+    assert shown_score(by_rmse) == f"rmse {np.sqrt(test.losses.mean()):.4f}"
+
+
+def test_the_constant_answer():
+    assert constant_score(classes(0.5, share=0.8)) == 0.8
+    assert constant_score(amounts(0.3)) == 0.0

@@ -1,0 +1,95 @@
+"""What a trained network's scores say of itself: it overfits, is of no use, or too good to be true.
+
+Tests: ``tests/pipeline/test_cautions.py``.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from wua_mlflow.config import Settings
+from wua_mlflow.data.tasks import score_name
+from wua_mlflow.training.evaluation import Evaluation
+from wua_mlflow.verdict.scores import find_score
+
+__all__ = ["cautions", "constant_score", "shown_score"]
+
+
+_FAR = 0.1
+"""So much more on training data than on test data is overfitting, where it is no accident."""
+_STANDARD_ERRORS = 3.0
+_PERFECT, _FEWEST_PERFECT = 0.9995, 100
+
+
+def shown_score(test: Evaluation) -> str:
+    """What a network is judged by, and its value.
+
+    >>> truth = np.array([0.0, 1.0])
+    >>> shown_score(Evaluation("binary", truth, truth, truth))
+    'accuracy 1.0000'
+    """
+    name = test.score_name if test.score_name not in ("", "accuracy", "r2") \
+        else score_name(test.task)
+    return f"{name} {test.score:.4f}"
+
+
+def constant_score(test: Evaluation) -> float:
+    """The accuracy of the commonest class of the test part; of R² it is 0."""
+    if test.task == "regression":
+        return 0.0
+    counts = np.unique(test.targets, return_counts=True)[1]
+    return float(counts.max() / counts.sum())
+
+
+def cautions(test: Evaluation, train_score: float, settings: Settings) -> list[str]:
+    """Lines on the scores of a network that was trained here.
+
+    Args:
+        test: how it does on the test part.
+        train_score: of the training part, by what it is judged by.
+        settings: that it was trained with.
+    """
+    found = (_overfitting(test, train_score, settings), _of_no_use(test), _too_good(test))
+    return [line for line in found if line]
+
+
+def _plain(test: Evaluation) -> float:
+    """Accuracy or R², whatever the network is judged by."""
+    if test.task != "regression":
+        return test.accuracy
+    return float(1 - np.mean((test.predictions - test.targets) ** 2) / test.targets.var())
+
+
+def _of_no_use(test: Evaluation) -> str:
+    plain, constant = _plain(test), constant_score(test)
+    if plain > constant:
+        return ""
+    answer = "the mean alone" if test.task == "regression" else "the commonest answer alone"
+    return (f"{score_name(test.task)} {plain:.3f} on the test part, where {answer} gets "
+            f"{constant:.3f}: what was learned is of no use there; more epochs, another lr, or "
+            f"inputs that say more")
+
+
+def _too_good(test: Evaluation) -> str:
+    plain = _plain(test)
+    if plain < _PERFECT or len(test.targets) < _FEWEST_PERFECT:
+        return ""
+    return (f"{score_name(test.task)} {plain:.4f} on the test part, next to no error: is the "
+            f"answer among the inputs, or are the test examples among the training ones?")
+
+
+def _overfitting(test: Evaluation, train_score: float, settings: Settings) -> str:
+    score = test.score_name or "accuracy"
+    if ":" in score or find_score(score).less_is_better:
+        return ""
+    error = float(test.scores.std() / math.sqrt(len(test.scores)))
+    if not train_score - test.score >= max(_FAR, _STANDARD_ERRORS * error):
+        return ""
+    remedy = "`--patience 10` stops in time, by the validation part" \
+        if settings.patience is None and settings.train is None else \
+        "fewer epochs, a smaller network or more data"
+    name = shown_score(test).rpartition(" ")[0]
+    return (f"{name} {train_score:.3f} on the training data against {test.score:.3f} on the test "
+            f"part: it overfits; {remedy}")
