@@ -10,7 +10,7 @@ export MLFLOW_DISABLE_TELEMETRY ?= true
 export MLFLOW_SERVER_ENABLE_JOB_EXECUTION ?= false
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: setup run test test-slow test-all lint bench bench-toy ui pictures clean
+.PHONY: setup run test test-slow test-all first-hour lint bench bench-toy ui pictures clean
 
 setup: $(VENV)/.core
 
@@ -34,6 +34,10 @@ test-slow: $(VENV)/.test
 	python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m slow
 
 test-all: test test-slow
+
+# ten first hours with one's own work: each minutes long, from the data to a verdict
+first-hour: $(VENV)/.test
+	python -m pytest -n 2 --dist load -m first_hour tests/first_hour
 
 lint: $(VENV)/.test
 	ruff check .

@@ -244,7 +244,7 @@ def test_an_original_worse_than_no_model_gets_a_warning():
     targets = np.array([0, 0, 0, 1, 1])  # the more frequent class: 0.6
     for task, score, warns in (("binary", 0.7, False), ("binary", 0.55, True),
                                ("regression", 0.1, False), ("regression", -0.2, True)):
-        test = SimpleNamespace(task=task, score=score, targets=targets)
+        test = SimpleNamespace(task=task, score=score, targets=targets, score_name="")
         warning = pretrained._low_score_warning(test)  # type: ignore[arg-type]
         assert ("are these data what it was trained on" in warning) == warns
         assert "\n" not in warning

@@ -345,8 +345,10 @@ def gap_lines(
             words.append(f"{missing} {_plural('gap', missing)}, {_gap_words(encoded, how)}")
         elif missing and gaps is not None:
             value = gaps.fill[place] + encoded.minus
-            by = f"by the {str(how).replace('_', ' ')} ({value:.4g})" if isinstance(how, str) \
-                else f"by {value:g}"
+            shown = str(np.datetime64("1970-01-01") + np.timedelta64(round(value), "D")) \
+                if column.kind == "date" else f"{value:.4g}"
+            by = f"by the {str(how).replace('_', ' ')} ({shown})" if isinstance(how, str) \
+                else f"by {shown}"
             beside = ", with an indicator" if place in gaps.indicators else \
                 " (none of them in the training part)"
             words.append(f"{missing} {_plural('gap', missing)}, imputed {by}{beside}")

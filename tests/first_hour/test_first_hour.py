@@ -1,0 +1,24 @@
+"""First hours with one's own work, from the data to a verdict; ``make first-hour`` runs all."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+import pytest
+
+HOURS = sorted(path.stem for path in Path(__file__).parent.glob("*.py")
+               if "def hour(" in path.read_text(encoding="utf-8"))
+QUICKEST = ("houses",)
+"""Those that every test run goes through."""
+
+
+@pytest.mark.first_hour
+@pytest.mark.parametrize("name", [
+    pytest.param(name, marks=[] if name in QUICKEST else pytest.mark.slow) for name in HOURS])
+def test_an_hour_ends_with_an_answer(name, tmp_path):
+    importlib.import_module(f"tests.first_hour.{name}").hour(tmp_path)
+
+
+def test_the_quickest_are_there():
+    assert set(QUICKEST) <= set(HOURS)
