@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import mlflow
 import pytest
@@ -11,6 +12,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from tests.conftest import MLFLOW_VARIABLES
+from wua_mlflow.tracking.log import write
 from wua_mlflow.tracking.store import connect, ended, new_run, shown_uri, sqlite_file
 
 
@@ -167,3 +169,53 @@ def test_processes_that_start_on_a_fresh_database_all_succeed(tmp_path):
     client = MlflowClient(uri)
     shared = client.get_experiment_by_name("shared").experiment_id
     assert [run.info.status for run in client.search_runs([shared])] == ["FINISHED"] * 4
+
+
+ODD_FOLDERS = ["a b", "a%20b", "a#b", "a?b=c", "a&b", "it's", 'a"b', "%", "%2F", "a;b", "Größe",
+               "a%20b #?&'\"c;ü%"]
+
+
+def written_and_read(folder: Path) -> Path:
+    """Where a run's file lies below the folder, after it was read through the client."""
+    store = connect("odd")
+    with ended(store, new_run(store, "run", {})) as run_id:
+        write(store.client, run_id, files={"a/b.txt": "text"})
+    assert Path(store.client.download_artifacts(run_id, "a/b.txt")).read_text() == "text"
+    (path,) = folder.rglob("b.txt")
+    return path
+
+
+@pytest.mark.parametrize("name", ODD_FOLDERS)
+def test_artifacts_land_in_the_folder_that_the_store_is_in(name, odd_folder, migrated_database):
+    folder = odd_folder(name)
+    shutil.copy(migrated_database, folder / "mlflow.db")
+    assert written_and_read(folder.parent).is_relative_to(folder / "mlruns")
+    assert sqlite_file(mlflow.get_tracking_uri()) == folder / "mlflow.db"
+    assert shown_uri() == mlflow.get_tracking_uri()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ODD_FOLDERS[-1:])
+def test_a_store_is_made_in_a_folder_of_any_name(name, odd_folder):
+    folder = odd_folder(name)
+    assert written_and_read(folder.parent).is_relative_to(folder / "mlruns")
+    assert (folder / "mlflow.db").is_file()
+
+
+@pytest.fixture
+def odd_folder(tmp_path, monkeypatch):
+    """Makes a folder, goes there, and uses MLflow's default store in it."""
+    def make(name: str) -> Path:
+        folder = tmp_path / name
+        folder.mkdir()
+        monkeypatch.chdir(folder)
+        return folder
+
+    for variable in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("_MLFLOW_SERVER_ARTIFACT_ROOT", "unset afterwards")
+    monkeypatch.delenv("_MLFLOW_SERVER_ARTIFACT_ROOT")
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(None)
+    yield make
+    mlflow.set_tracking_uri(before)

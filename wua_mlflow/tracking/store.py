@@ -61,6 +61,7 @@ def connect(experiment: str | None = None) -> Store:
     uri = mlflow.get_tracking_uri()
     if database := sqlite_file(uri):
         database.parent.mkdir(parents=True, exist_ok=True)
+    _quote_artifact_root()
     with _opening(uri):
         client = _WholeCalls(uri)  # this opens the database already
         experiment_id = _experiment_id(client, experiment)
@@ -82,8 +83,25 @@ class _WholeCalls(MlflowClient):
 def open_client() -> MlflowClient:
     """A client to read with; it waits while another process initialises the database."""
     uri = mlflow.get_tracking_uri()
+    _quote_artifact_root()
     with _opening(uri):
         return MlflowClient(uri)
+
+
+ARTIFACT_ROOT = "_MLFLOW_SERVER_ARTIFACT_ROOT"
+"""MLflow's own variable for the default place of artifacts; it has no public one for a client."""
+
+
+def _quote_artifact_root() -> None:
+    """Have artifacts land in this folder, whatever it is called.
+
+    MLflow takes the path of the default place, ``mlruns`` here, for a quoted one: in a folder
+    ``a%20b`` artifacts would land in ``a b``; and a path with both kinds of quotation marks breaks
+    its SQL. As an address of the scheme ``file:`` it is read as it is meant.
+    """
+    root = Path("mlruns").absolute()
+    if "%" in str(root) or {"'", '"'} <= set(str(root)):
+        os.environ.setdefault(ARTIFACT_ROOT, root.as_uri())
 
 
 def _opening(uri: str) -> contextlib.AbstractContextManager[object]:
