@@ -86,7 +86,7 @@ class FlopCount(Displayed):
         return Summary(
             f"FLOPs of a batch of {self.samples:,}: forward {self.forward_flops:,}"
             f"{backward}{deeper}",
-            ("module", "forward FLOPs", "one sample", "share"), rows,
+            ("module", "FLOPs, forward", "FLOPs, one sample", "share"), rows,
             [("the model", *self._cells(self.forward_flops))],
             [*([f"by operator: {operators}"] if operators else []), *self.caveats])
 

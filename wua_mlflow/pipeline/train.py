@@ -200,7 +200,9 @@ def train_variant(store: Store, recipe: Recipe, plan: TrainingPlan) -> ModelVari
                       if record.validation_loss is not None]}
         write(store.client, run_id, metrics=metrics, curves=curves, model_id=model_id,
               tags=results, files=files)
-    keep(f"{plan.name}: run {run_id}")
+    onwards = f"; wua slim --run-id {run_id} goes on" \
+        if plan.variant == VariantName.OVERSIZED else ""
+    keep(f"{plan.name}: run {run_id}{onwards}")
     return ModelVariant(run_id, store.experiment_id, plan.name, plan.variant, variant_recipe,
                         trained, test, replicates, {**tags, **results}, metrics, plan.make)
 

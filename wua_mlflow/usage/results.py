@@ -15,6 +15,7 @@ import numpy as np
 
 from wua_mlflow.display import Displayed, Summary
 from wua_mlflow.errors import group_by_reason
+from wua_mlflow.verdict.text import FLOPS_ONE_SAMPLE
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -228,7 +229,7 @@ class ModelUsage(Displayed):
 
 
 _HEAD = ("layer", "kind", "weights", "units", "effective", "share", "learned nothing",
-         "dead units", "entropy", "rank", "FLOPs")
+         "dead units", "entropy", "rank", FLOPS_ONE_SAMPLE)
 """What is shown of a layer; a column that is empty for all of them is left out."""
 
 
