@@ -66,6 +66,14 @@ def test_the_verdict_comes_first_then_five_figures_then_what_they_rest_on():
     assert "All on budgets." not in answer_text(REPORT)
 
 
+@pytest.mark.parametrize(("names", "head"), [
+    (["old", "new"], ["old", "new"]),
+    (["oversized " + "32-" * 20, "slim 7"], ["original", "slim"])])
+def test_long_names_of_networks_do_not_widen_the_table(names, head):
+    table = answer_text(replace(REPORT, names=names)).split("\n\n")[1]
+    assert table.split()[:2] == head
+
+
 def test_in_short_names_the_largest_saving_and_the_equal_budget():
     for ratios, saving in ((SAVES, "1.4× fewer FLOPs"),
                            ({**SAVES, "compare/params_ratio": 9.0}, "9.0× fewer parameters"),

@@ -60,7 +60,10 @@ def _five_figures(report: Report) -> str:
             (Metric.PARAMS_TOTAL, "parameters", "{:,.0f}", "ratio"),
             (Metric.SIZE_BYTES, "bytes on disk", "{:,.0f}", "ratio"),
             (Metric.LATENCY_P50, "latency, median at batch 1, ms", "{:.4f}", "ratio")]
-    lines: list[tuple[str, ...]] = [("", report.names[0], report.names[-1], "original ÷ slim")]
+    names = report.names[0], report.names[-1]
+    if max(map(len, names)) > _LONGEST_NAME:
+        names = "original", "slim"
+    lines: list[tuple[str, ...]] = [("", *names, "original ÷ slim")]
     for key, label, form, change in rows:
         if key in original or key in slim:
             pair = original.get(key), slim.get(key)
@@ -84,7 +87,7 @@ def widths_sentence(target: TargetWidths) -> str:
     return " ".join(filter(None, (f"Widths: {chosen}.", method, remark)))
 
 
-_MOST_WIDTHS = 6
+_MOST_WIDTHS, _LONGEST_NAME = 6, 24
 
 
 def next_step(slimmed: Slimmed, again: Callable[..., str]) -> str:
