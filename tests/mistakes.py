@@ -29,13 +29,13 @@ class Net(nn.Module):
 
 def fine(widths): return Net(widths, lambda z: z)
 def nan(widths): return Net(widths, lambda z: z * float("nan"))
-def pair(widths): return Net(widths, lambda z: (z, z))
+def pair(widths): return Net(widths, lambda z: ("a", "b"))
 def ignoring(widths): return nn.Sequential(nn.Linear(2, 9), nn.ReLU(), nn.Linear(9, 1))
 def raising(widths): raise ValueError("of the\\nfactory")
 def exiting(widths): sys.exit(0)
 def nothing(widths): return None
 def other_inputs(widths): return nn.Sequential(nn.Linear(3, widths[0]), nn.Linear(widths[0], 1))
-def other_outputs(widths): return nn.Sequential(nn.Linear(2, widths[0]), nn.Linear(widths[0], 2))
+def other_outputs(widths): return nn.Sequential(nn.Linear(2, widths[0]), nn.Linear(widths[0], 3))
 def nan_if_slim(widths): return nan(widths) if widths[0] == 3 else fine(widths)
 class Branching(nn.Module):
     def __init__(self, widths):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from wua_mlflow.data.loaders import BatchesWithBar
+from wua_mlflow.data.parts import Part
 from wua_mlflow.device import MOST_NUMBERS, MOST_ROWS, rows_at_once
 from wua_mlflow.training.evaluation import evaluate
 from wua_mlflow.training.fit import Budget, fit
@@ -36,7 +36,7 @@ def test_analysis_evaluation_and_validation_go_in_chunks():
     inputs, targets = torch.rand(5000, 2), torch.rand(5000, 1)
     model = _Largest()
     analyze(model, inputs)
-    analyze(model, BatchesWithBar(inputs, passes=1, label="demo"))
+    analyze(model, Part(inputs, targets).batches(model))
     evaluate(model, inputs, targets, task="regression", kind="values")
     steps = fit(model, (inputs, targets), nn.functional.mse_loss, Budget(1),
                 generator=torch.Generator(), validation=(inputs, targets))

@@ -31,23 +31,24 @@ __all__ = [
 TUTORIAL = "usecase"
 CRITERIA = ("output", "input", "wanda", "magnitude", "taylor")
 """The criteria that have a name; a test holds them equal to ``usage.criteria.CRITERIA``."""
-OWN_MODEL = ("data", "target", "groups", "drop_columns", "table", "task", "model", "hidden",
-             "state", "seed")
+OWN_MODEL = ("data", "target", "groups", "drop_columns", "table", "task", "batch_to_inputs",
+             "model", "hidden", "state", "seed")
 """What names a model of ``analyze`` and ``slim`` without a run."""
-OWN_ONLY = ("layers", "batch_to_inputs")
+OWN_ONLY = ("layers",)
 """What ``analyze`` can be told of such a model only: a variant's figures are of all its layers."""
 CODE = ("data", "model", "train", "criterion", "batch_to_inputs", "loss", "score")
 """What may name code (``package.module:name``); a test holds them equal to what is described so."""
 SCORES = ("accuracy", "balanced_accuracy", "f1", "f1_macro", "mcc", "roc_auc",
-          "average_precision", "log_loss", "brier", "r2", "rmse", "mae")
+          "average_precision", "log_loss", "brier", "r2", "rmse", "mae", "perplexity", "iou")
 """The scores that have a name; a test holds them equal to ``verdict.scores.SCORES``."""
 WIDTH_METHODS = ("effective", "rank", "projection", "ablation", "search")
 
-_RECIPE = ("data", "target", "groups", "drop_columns", "table", "task", "model", "train", "hidden",
-           "epochs", "optimizer", "batch_size", "lr", "patience", "score", "seed", "seeds",
+_RECIPE = ("data", "target", "groups", "drop_columns", "table", "task", "batch_to_inputs", "model",
+           "train", "hidden", "epochs", "optimizer", "batch_size", "lr", "patience", "loss",
+           "score", "seed", "seeds",
            "max_seeds")
 _MACHINE = ("device", "threads", "experiment")
-_USAGE = ("criterion", "loss", "effective_rank", "null_draws")
+_USAGE = ("criterion", "effective_rank", "null_draws")
 _SLIM = ("how", "slim_hidden", "slim_epochs", "width_method", "search_runs", "search_seconds",
          "budget", "distill", "fold", "rounds")
 _VERDICT = ("margin", "confidence", "class_margin", "max_collapse")
@@ -56,24 +57,23 @@ _FINE_TUNING = ("train", "optimizer", "batch_size", "lr", "patience", "seeds", "
 COMMAND_FIELDS: dict[str, tuple[str, ...]] = {
     "run": (*_RECIPE, *_USAGE, *_SLIM, *_VERDICT, *_MACHINE, *_END),
     "train": (*_RECIPE, *_MACHINE),
-    "analyze": ("run_id", "trust", *OWN_MODEL, *OWN_ONLY, *_USAGE, *_MACHINE),
-    "slim": ("run_id", "model_uri", "trust", *OWN_MODEL, *_FINE_TUNING, "score", *_USAGE, *_SLIM,
-             *_VERDICT, *_MACHINE, *_END),
+    "analyze": ("run_id", "trust", *OWN_MODEL, *OWN_ONLY, "loss", *_USAGE, *_MACHINE),
+    "slim": ("run_id", "model_uri", "trust", *OWN_MODEL, *_FINE_TUNING, "loss", "score", *_USAGE,
+             *_SLIM, *_VERDICT, *_MACHINE, *_END),
     "compare": ("run_id", "baseline", "candidate", "trust", "data", "target", "groups",
                 "drop_columns", "task", "score", "seed", *_VERDICT, *_MACHINE),
 }
 """The fields that each command takes: its options, and the parameters of its entry point."""
 TOPICS: dict[str, tuple[str, ...]] = {
-    "Data": ("data", "target", "groups", "task", "drop_columns", "table"),
+    "Data": ("data", "target", "groups", "task", "drop_columns", "table", "batch_to_inputs"),
     "The model": ("run_id", "model_uri", "baseline", "candidate", "trust", "model", "state",
                   "hidden"),
-    "Training": ("train", "epochs", "optimizer", "batch_size", "lr", "patience"),
+    "Training": ("train", "epochs", "optimizer", "batch_size", "lr", "patience", "loss"),
     "How far to slim": ("slim_hidden", "width_method", "search_runs", "search_seconds", "rounds"),
     "How to slim": ("how", "slim_epochs", "budget", "distill", "fold"),
     "Is it as good?": ("score", "margin", "confidence", "class_margin", "max_collapse", "gate"),
     "Seeds": ("seed", "seeds", "max_seeds"),
-    "How weights are used": ("criterion", "layers", "batch_to_inputs", "loss", "effective_rank",
-                             "null_draws"),
+    "How weights are used": ("criterion", "layers", "effective_rank", "null_draws"),
     "The machine and MLflow": ("device", "threads", "experiment", "register"),
 }
 """Every field once, by what it is about; ``--help-all`` shows them so."""
@@ -220,8 +220,11 @@ class Settings(BaseModel):
         None, description="how a table's columns become numbers: drop_columns, impute (median, "
         "mean, most_frequent, a constant, drop: leave such rows out; or one by column), categories "
         "(most levels of a text column, 20), e.g. 'impute: mean, categories: 10'")
-    task: Literal["binary", "multiclass", "regression"] | None = Field(
-        None, description="binary, multiclass or regression; inferred from the target, if unset")
+    task: Literal["binary", "multiclass", "regression", "multilabel", "token_classification",
+                  "language_modeling", "segmentation", "custom"] | None = Field(
+        None, description="binary, multiclass, regression, multilabel, token_classification, "
+        "language_modeling, segmentation, or custom (loss and score of your own); inferred from "
+        "the targets, if unset")
     model: str = Field("mlp", description="mlp, cnn, or package.module:factory of the widths; "
                        "analyze, slim: or of no argument")
     state: str | None = Field(None, description="analyze, slim: file of the model's weights: "
@@ -230,8 +233,8 @@ class Settings(BaseModel):
     model_uri: str | None = Field(None, description="slim: URI of a model that an earlier run "
                                   "logged, e.g. models:/name/1")
     train: str | None = Field(None, description="training function: package.module:function of "
-                              "(model, data, budget, seed) -> model; the built-in trainer, if "
-                              "unset")
+                              "(model, data, budget, seed[, widths]) -> model, or None for the "
+                              "one it was given; the built-in trainer, if unset")
     hidden: Widths = Field((64, 32), description="hidden widths of the original model, e.g. 64,32; "
                            "[] in YAML: the factory takes no widths")
     epochs: Count = Field(50, description="training epochs of the original model")
@@ -269,12 +272,12 @@ class Settings(BaseModel):
     layers: Annotated[tuple[str, ...], BeforeValidator(_names), Field(min_length=1)] | None = \
         Field(None, description="analyze: names of the layers to analyse, e.g. fc1,fc2; all but "
               "the output layer, if unset")
-    batch_to_inputs: str | None = Field(None, description="analyze: package.module:function of a "
+    batch_to_inputs: str | None = Field(None, description="package.module:function of a "
                                         "batch -> the model's inputs: a tensor, a tuple of "
                                         "positional or a dict of keyword arguments")
-    loss: str | None = Field(None, description="loss of the criterion taylor: "
-                             "package.module:function of (outputs, targets) -> mean; the task's "
-                             "loss, if unset")
+    loss: str | None = Field(None, description="loss of training, and of the criterion taylor: "
+                             "package.module:function of (outputs, targets) -> mean; the task's, "
+                             "or the outputs' own, if unset")
     effective_rank: bool = Field(False, description="also compute the effective rank of each "
                                  "layer's activations: true or false")
     null_draws: Annotated[int, Field(ge=0)] = Field(

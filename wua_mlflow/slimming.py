@@ -6,7 +6,7 @@ Tests: ``tests/test_slimming.py``.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -19,8 +19,8 @@ from wua_mlflow.pruning.cut import Cut, cut, unit_groups
 from wua_mlflow.pruning.heads import PrunedMultiheadAttention
 from wua_mlflow.pruning.importance import most_important, unit_importance
 from wua_mlflow.pruning.unit_groups import UnitGroups
-from wua_mlflow.widths.margin_search import Loss, scoring
 from wua_mlflow.widths.recommend import recommend_widths
+from wua_mlflow.widths.scoring import Loss, scoring
 
 __all__ = ["slim"]
 
@@ -34,6 +34,7 @@ def slim(  # noqa: PLR0913 - the options of one question, each by name
     model: nn.Module, data: Any, *, widths: Mapping[str, int] | None = None, method: str = "rank",
     margin: float = 0.02, criterion: str = "spanning", fold: bool = False,
     task: Task | None = None, loss: Loss | None = None, seed: int = 0,
+    batch_to_inputs: Callable[[Any], Any] | None = None,
 ) -> Cut:
     """A copy of a trained network with its least important units cut out, to be fine-tuned.
 
@@ -44,8 +45,9 @@ def slim(  # noqa: PLR0913 - the options of one question, each by name
     saw.
 
     Args:
-        model: any module whose output is a tensor; left as found.
-        data: inputs and targets, each of shape (examples, ...): not the test data.
+        model: any module whose outputs hold a tensor; left as found.
+        data: inputs and targets, each of shape (examples, ...), or a Dataset, a DataLoader or a
+            list of batches, as ``analyze`` takes them: not the test data.
         widths: by name of a layer how many of its units stay, the others keep all; the method's,
             if None.
         method: of ``recommend_widths``, but for ``search``, which trains networks; ``rank`` did
@@ -58,9 +60,10 @@ def slim(  # noqa: PLR0913 - the options of one question, each by name
             (``pruning.compensation``); else they are dropped. The result is far nearer to the
             original before it is fine-tuned, and after it not always better
             (``benchmarks/pruning.py``).
-        task: ``binary``, ``multiclass`` or ``regression``; read from the data, if None.
+        task: as in ``recommend_widths``; read from the data, if None.
         loss: of outputs and targets, the mean over examples; that of the task, if None.
         seed: of the criterion ``random``.
+        batch_to_inputs: as of ``analyze``.
 
     Returns:
         ``.model`` the narrower network, ``.units`` by group how many there were and are, ``.fixed``
@@ -80,23 +83,24 @@ def slim(  # noqa: PLR0913 - the options of one question, each by name
     )
     """
     model = unwrapped(model)
-    judge = scoring(model, data, task=task, loss=loss)
-    example = judge.inputs[:4]
+    judge = scoring(model, data, task=task, loss=loss, batch_to_inputs=batch_to_inputs)
+    example = judge.example(4)
     structure = unit_groups(model, example)
     if widths is None:
         recommended = recommend_widths(model, data, method=method, margin=margin, task=task,
-                                       loss=loss, structure=structure, seed=seed)
+                                       loss=loss, structure=structure, seed=seed,
+                                       batch_to_inputs=batch_to_inputs)
         widths = {name: width for name, width in recommended.widths.items()
                   if width < structure.group(name).units}
         if not widths:
             raise ValueError(f"method: expected one that finds widths below those that the network "
                              f"has, but {method} finds none; name them: widths={{...}}")
     by_group = _widths_by_group(structure, widths)
-    importance = unit_importance(model, structure, (judge.inputs, judge.targets), judge.loss,
+    importance = unit_importance(model, structure, judge.batches, judge.loss,
                                  criterion=criterion, seed=seed)
     keep = {name: most_important(importance[name], width) for name, width in by_group.items()}
     if fold:
-        model = compensated(model, structure, keep, judge.inputs)
+        model = compensated(model, structure, keep, judge.batches)
     return cut(model, example, keep, structure)
 
 

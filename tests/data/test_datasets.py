@@ -6,6 +6,7 @@ import hashlib
 import importlib
 import itertools
 import sys
+from typing import get_args
 from unittest import mock
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 from sklearn import datasets
 
 from wua_mlflow.data.datasets import DataSplit, Part, load_data
+from wua_mlflow.data.tasks import Task
 
 _numbers = itertools.count()
 USER = """
@@ -134,7 +136,7 @@ def test_images_of_the_digits():
 
 # The user's function
 @pytest.mark.parametrize("kind", [
-    "tuple", "Items", "Stream", "lambda x, y: (torch.tensor(x), torch.tensor(y)[:, None])",
+    "tuple", "Items", "lambda x, y: (torch.tensor(x), torch.tensor(y)[:, None])",
     "lambda x, y: TensorDataset(torch.tensor(x), torch.tensor(y))",
     "lambda x, y: (x.tolist(), y.tolist())",
 ])
@@ -198,7 +200,7 @@ UNKNOWN = ("data: expected one of usecase, digits, breast_cancer, wine, iris, di
     ("none.xlsx", {"target": "y"}, f"{UNKNOWN}'none.xlsx'"),
     ("iris", {"target": "y"}, "target: expected none beside data 'iris', but got 'y'"),
     ("iris", {"task": "classify"},
-     "task: expected one of binary, multiclass, regression, but got 'classify'"),
+     f"task: expected one of {', '.join(get_args(Task))}, but got 'classify'"),
     ("iris", {"task": "binary"}, "task: binary expected two classes, but the target has 3"),
     ("iris", {"seed": -1}, "seed: expected a whole number in [0, 2**32), but got -1"),
 ])
@@ -210,11 +212,16 @@ def test_names_and_options_that_do_not_fit(data, options, message):
     ("return parts()[:2]", "to return (train, validation, test), but got 2 parts"),
     ("return 5", "to return (train, validation, test), but got int"),
     ("raise KeyError('k')", ", but got KeyError: 'k'"),
-    ("return [(1, 2, 3)] * 3", "expected train to be a pair (inputs, targets) or a torch Dataset "
-     "of such pairs, but got 3 values"),
-    ("return [np.ones((2, 9))] * 3", "of such pairs, but got ndarray"),
+    ("return [(1, 2, 3)] * 3", "expected train to be a pair (inputs, targets), a Dataset, a "
+     "DataLoader or a list of batches, but got 3 values"),
+    ("return [np.ones((2, 9))] * 3", "or a list of batches, but got ndarray"),
     ("return parts(lambda x, y: TensorDataset(torch.tensor(x)))",
-     "expected train to hold pairs (input, target), but got items that are none, 30 of them"),
+     "expected targets as tensors in the batches, (inputs, targets) or dicts with labels, but got "
+     "none"),
+    ("return parts(lambda x, y: iter([(x, y)]))", "expected train as something that can be gone "
+     "over again, but got list_iterator"),
+    ("return parts(lambda x, y: x[:, 0] * 5)", "a list of batches, but got ndarray"),
+    ("return parts(lambda x, y: [])", "expected at least one batch in train, but got none"),
     ("return parts(lambda x, y: Items(x[:0], y))", "hold pairs (input, target), but got no items"),
     ("return parts(lambda x, y: Items(x, y[:3]))", "data from train, but got IndexError: index 3"),
     ("return parts(lambda x, y: ([[1], [2, 3]], y))", "arrays in train, but got ValueError: "),
@@ -230,7 +237,7 @@ def test_a_function_that_cannot_be_found_or_returns_something_else(user, body, m
     ("p[2][1] = p[2][1][:9]", "as many targets in test, but got 15 inputs and 9 targets"),
     ("p[1][:] = [p[1][0][:0], p[1][1][:0]]", "in validation, but got 0 inputs and 0 targets"),
     ("p[0][0] = p[0][0][:, 0]", "of shape (n, features, ...) in train, but got (30,)"),
-    ("p[0][1] = np.eye(30)", "targets of shape (n,) or (n, 1) in train, but got (30, 30)"),
+    ("p[0][1] = np.eye(30)", "each example has exactly one of 30 labels; give targets.argmax(1)"),
     ("p[1][0][3:5] = np.nan", "the inputs of validation has NaN in 2 of 12 rows"),
     ("p[1][0][3] = np.inf", "has infinity, or more than float32 holds, in 1 of 12 rows"),
     ("p[2][1] = np.where(p[2][1] > 1, np.nan, 1)", "the target of test has NaN in 5 of 15 rows"),

@@ -152,10 +152,11 @@ def test_bars_at_a_terminal_and_seldom_lines_in_a_log_and_every_pass_is_whole(st
     train_replicates(recipe, from_scratch(recipe, (10,), 1), (network, test), count=2,
                      label="replicates of a")
     inputs = recipe.split.train.inputs
-    analyze(network.model, BatchesWithBar(inputs, passes=2, label="analysing a"), null=1)
+    analyze(network.model, BatchesWithBar([inputs], 1, passes=2, label="analysing a"), null=1)
     for label in ("training a", "replicates of a", "analysing a"):
         assert (label in stderr.getvalue()) is stderr.isatty()
     assert bool(stderr.getvalue()) is stderr.isatty()
-    batches = BatchesWithBar(torch.arange(10_000.0)[:, None], passes=2, label="demo")
+    chunks = torch.arange(10_000.0)[:, None].split(900)
+    batches = BatchesWithBar(chunks, None, passes=2, label="demo")
     for _ in range(2):
         assert torch.cat(list(batches))[:, 0].tolist() == list(range(10_000))

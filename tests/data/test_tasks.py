@@ -99,8 +99,9 @@ def test_kind_leaves_the_model_its_gradients_and_the_random_stream_alone():
     assert all(module.training for module in model.modules())
     assert torch.equal(torch.get_rng_state(), stream)
     assert not INPUTS.requires_grad
-    with pytest.raises(ValueError, match="^model: expected a tensor as output, but got tuple$"):
-        output_kind(Ending(lambda z: (z, z)), INPUTS, "binary")
+    assert output_kind(Ending(lambda z: (z.sigmoid(), z)), INPUTS, "binary") == "probabilities"
+    with pytest.raises(ValueError, match="^model: expected a tensor as output, .* but got tuple$"):
+        output_kind(Ending(lambda z: ("z",)), INPUTS, "binary")
 
 
 def test_kind_with_frozen_weights_of_token_numbers_and_of_compiled_and_exported_models(tmp_path):

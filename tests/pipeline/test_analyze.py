@@ -186,7 +186,10 @@ def test_the_tasks_own_loss(data, outputs, loss):
     split = load_data(data, seed=1)
     model = nn.Sequential(nn.Linear(*split.features, split.outputs), getattr(nn, outputs)())
     settings = load_settings(None, {"data": data, "criterion": "output,taylor"})
-    assert loss_of(settings, model, split, torch.device("cpu")) is loss
+    found = loss_of(settings, model, split, torch.device("cpu"))
+    inputs, made = split.train[:5], torch.Generator().manual_seed(1)
+    outputs = torch.rand(5, split.outputs, generator=made)
+    assert found(outputs, inputs[1]) == loss(outputs, inputs[1])
     without = settings.model_copy(update={"criterion": "output,wanda"})
     assert loss_of(without, model, split, torch.device("cpu")) is None
 

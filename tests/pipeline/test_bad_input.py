@@ -25,7 +25,7 @@ def quick(monkeypatch):
 SETTINGS = [
     ("--lr -1", "lr: expected a number above 0, but got '-1'"),
     ("--seed 4294967296", "seed: expected a number below 4294967296, but got '4294967296'"),
-    ("--task classes", "task: expected 'binary', 'multiclass' or 'regression', but got 'classes'"),
+    ("--task classes", "task: expected 'binary', 'multiclass', 'regression', 'multilabel', "),
     ("--config folder.yaml", "config: folder.yaml cannot be read: it is not a file"),
     ("--config nested.yaml", "epochs: expected a whole number, but got {'a': 1}"),
     ("--config unknown.yaml", "config: no such setting 'epohcs' in unknown.yaml; did you mean "
@@ -67,7 +67,7 @@ TRAINING = [
     ("--model bad_parts:other_inputs", "model: does not take the data's inputs of shape "
                                        "\\(batch, 2\\): mat1 and mat2 shapes"),
     ("--model bad_parts:other_outputs", "model: expected outputs of shape \\(batch, 1\\) for this "
-                                        "binary task, but got \\(batch, 2\\); two classes by two"),
+                                        "binary task, but got \\(batch, 3\\)$"),
     ("--model bad_parts:pair", "model: expected outputs of shape \\(batch, 1\\) .* got tuple"),
     (f"{FINE} --train bad_parts:trainer_raises", "train: bad_parts:trainer_raises failed: "
                                                  "ValueError: of the trainer$"),

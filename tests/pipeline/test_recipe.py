@@ -205,14 +205,15 @@ def test_a_trainer_may_return_a_copy_or_a_compiled_network(parts):
         twin.load_state_dict({name: value + 1 for name, value in model.state_dict().items()})
         return twin
 
-    for trainer in (copied, lambda model, *_: torch.compile(model, backend="eager")):
+    for trainer in (copied, lambda model, *_: torch.compile(model, backend="eager"),
+                    lambda *_: None):
         assert isinstance(trained_by(parts, trainer).model, nn.Sequential)
 
 
 def test_a_trainer_that_breaks_the_contract(parts):
     for trainer, message in (
-        (lambda *_: None, "train: expected recipe_parts:trainer to return the trained "
-                          "torch.nn.Module, but it returned NoneType"),
+        (lambda *_: 5, "train: expected recipe_parts:trainer to return the trained "
+                       "torch.nn.Module, but it returned int"),
         (lambda model: model, "train: recipe_parts:trainer failed: TypeError: "),
         (lambda *_: nn.Linear(13, 3), "train: expected recipe_parts:trainer to return the network "
          "it was given, trained, but it returned one of other parameters: "),

@@ -6,29 +6,39 @@ Tests: ``tests/data/test_datasets.py``.
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import random
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, IterableDataset
+from torch.utils.data import IterableDataset
 
 from wua_mlflow.config import TableSettings
+from wua_mlflow.data.batches import NUMBERS, inputs_and_targets, leaves
 from wua_mlflow.data.encoding import TableEncoding
 from wua_mlflow.data.frames import are_frames, split_frames
+from wua_mlflow.data.parts import (
+    DataPart,
+    Part,
+    RowsOfPair,
+    StreamedPart,
+    digest_of,
+    is_map_style,
+    streamed_part,
+)
 from wua_mlflow.data.scaling import Scaling
 from wua_mlflow.data.splitting import SplitRows, part_lines, split_rows
+from wua_mlflow.data.structured import Structure, infer_structured
 from wua_mlflow.data.tables import ENDINGS, Rows, read_rows, rows_of
-from wua_mlflow.data.tasks import Task, TaskSpec, infer_task
+from wua_mlflow.data.tasks import PLAIN, Task, TaskSpec, infer_task
 from wua_mlflow.errors import did_you_mean, one_line, printable
 from wua_mlflow.imports import load_object
 from wua_mlflow.rng import Purpose, checked_seed, isolated, numpy_generator
@@ -40,38 +50,8 @@ __all__ = [
 
 
 BUILT_IN = ("usecase", "digits", "breast_cancer", "wine", "iris", "diabetes")
-_PARTS = ("train", "validation", "test")
+PARTS = ("train", "validation", "test")
 _MOST_NOTES = 25
-
-
-@dataclass(frozen=True, eq=False)
-class Part:
-    """One part of the data; ``part[i]`` is a pair, so that a torch DataLoader takes it.
-
-    ``inputs`` are (n, *features) float32, or int64 where they are an embedding's; ``targets``
-    (n, 1) float32 in binary tasks and regressions, (n,) int64 in multiclass ones; ``groups`` (n,)
-    numbers of whose examples they are, if that is known.
-    """
-
-    inputs: Tensor
-    targets: Tensor
-    groups: np.ndarray | None = None
-
-    def __len__(self) -> int:
-        return len(self.inputs)
-
-    def __getitem__(self, index: Any) -> tuple[Tensor, Tensor]:
-        return self.inputs[index], self.targets[index]
-
-    def to(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Inputs and targets, on a device."""
-        return self.inputs.to(device), self.targets.to(device)
-
-    @cached_property
-    def digest(self) -> str:
-        """SHA-256, in hexadecimal, of the shapes, the types and the bytes of both tensors."""
-        return digest_of(*(tensor.detach().cpu().contiguous().numpy()
-                           for tensor in (self.inputs, self.targets)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,9 +66,9 @@ class DataSplit:
     """
 
     name: str
-    train: Part
-    validation: Part
-    test: Part
+    train: DataPart
+    validation: DataPart
+    test: DataPart
     features: tuple[int, ...]
     classes: tuple[str, ...]
     source: str
@@ -109,18 +89,34 @@ class DataSplit:
 
     @property
     def task(self) -> Task:
-        """Binary, multiclass or regression."""
+        """As the targets are; of single decisions: ``judged_as``."""
         return self.spec.task
 
     @property
-    def outputs(self) -> int:
-        """The model's output units: 1 in binary tasks and regressions, else one a class."""
-        return len(self.spec.values) if self.task == "multiclass" else 1
+    def outputs(self) -> int | None:
+        """The model's output units: one a class, a label or an amount; 1 in binary tasks.
+
+        None where only the model knows: of tokens, pixels, and tasks of the user's own.
+        """
+        if self.task == "multiclass":
+            return len(self.spec.values)
+        return self.spec.columns if self.task in (*PLAIN, "multilabel") else None
+
+    def for_two_outputs(self) -> DataSplit:
+        """A binary task as a multi-class one of two classes, for a model of two outputs."""
+        def of_classes(part: DataPart) -> DataPart:
+            return replace(part, targets=part.targets[:, 0].long()) \
+                if isinstance(part, Part) else part
+
+        train, validation, test = map(of_classes, (self.train, self.validation, self.test))
+        return replace(self, train=train, validation=validation, test=test,
+                       spec=replace(self.spec, task="multiclass"))
 
 
 def load_data(  # noqa: PLR0913 - what names the data, and how they are read
     data: str, *, target: str | None = None, groups: str | None = None, seed: int,
     image: bool = False, task: str | None = None, standardise: bool = True,
+    batch_size: int = 64, to_inputs: Callable[[Any], Any] | None = None,
     table: TableSettings | None = None,
 ) -> DataSplit:
     """The data that ``data`` names, in three parts. The global random generators stay as they are.
@@ -135,9 +131,11 @@ def load_data(  # noqa: PLR0913 - what names the data, and how they are read
     Args:
         data: a bundled set (``BUILT_IN``), the path of a file (``ENDINGS``), or
             ``package.module:function`` of the seed that gives (train, validation, test), each a
-            pair of arrays (inputs, targets), a torch Dataset of such pairs, or a DataFrame with
-            the column ``target``; or one DataFrame, which is split like a file. While it runs, the
-            global generators are seeded with ``seed``, so that it gives the same data each time.
+            pair (inputs, targets), a DataFrame with the column ``target``, a Dataset, a DataLoader
+            or any iterable of batches that can be gone over again; or one DataFrame, which is split
+            like a file. Pairs of arrays and Datasets of such pairs of up to 512 MiB are held in
+            memory, anything else is streamed. While it runs, the global generators are seeded with
+            ``seed``, so that it gives the same data each time.
         target: the column of a file (or DataFrame) to predict; in an .npz file the array, ``y`` if
             not given.
         groups: the column of a file (or array) that says whose rows they are; no input, and the
@@ -147,9 +145,12 @@ def load_data(  # noqa: PLR0913 - what names the data, and how they are read
             their largest value, 16, instead of standardised; (height, width) gets a channel.
         standardise: whether the columns of files and bundled sets are, and a regression's targets.
         table: how a table's columns become inputs.
-        task: binary, multiclass or regression. If not given: text, bools and whole numbers of at
-            most 20 different values are classes, in sorted order, and so are an integer tensor or
-            a Dataset's integers whatever their number; anything else is a regression.
+        task: as in ``Task``. If not given: text, bools and whole numbers of at most 20 different
+            values are classes, in sorted order, and so are an integer tensor or a Dataset's
+            integers whatever their number; several targets an example are what
+            ``structured.infer_structured`` says; anything else is a regression.
+        batch_size: of a Dataset's batches where it is streamed.
+        to_inputs: of a batch of the user's own to what the model takes.
 
     Raises:
         ValueError: one line naming the argument, what was expected and what came.
@@ -177,7 +178,8 @@ def load_data(  # noqa: PLR0913 - what names the data, and how they are read
             raise ValueError(f"groups: expected a file that has the column, but the data are "
                              f"{data!r}")
         if ":" in data:
-            return split_of(made, data, image=image, task=task)
+            return split_of(made, data, image=image, task=task, batch_size=batch_size,
+                            to_inputs=to_inputs)
         if data == "usecase":
             parts = _usecase(seed, task)
             return _data_split(parts, "usecase", source="usecase", image=image)
@@ -186,17 +188,6 @@ def load_data(  # noqa: PLR0913 - what names the data, and how they are read
     raise ValueError(f"data: expected one of {', '.join(BUILT_IN)}, the path of a file ending in "
                      f"{', '.join(ENDINGS)}, or package.module:function, but got {data!r}"
                      f"{did_you_mean(data, BUILT_IN)}")
-
-
-def digest_of(*parts: np.ndarray | bytes) -> str:
-    """SHA-256, in hexadecimal, of arrays with their shapes and types, and of bytes."""
-    sha = hashlib.sha256()
-    for part in parts:
-        if not isinstance(part, bytes):
-            sha.update(f"{part.dtype.str}{part.shape}".encode())
-            part = np.ascontiguousarray(part).tobytes()
-        sha.update(part)
-    return sha.hexdigest()
 
 
 def is_file(data: str) -> bool:
@@ -261,7 +252,8 @@ def takes(function: Callable[..., Any], *values: object) -> bool:
 
 
 def split_of(
-    three: Any, reference: str, *, image: bool = False, task: str | None = None
+    three: Any, reference: str, *, image: bool = False, task: str | None = None,
+    batch_size: int = 64, to_inputs: Callable[[Any], Any] | None = None,
 ) -> DataSplit:
     """What the user's function returned, (train, validation, test), as data for one task.
 
@@ -272,12 +264,100 @@ def split_of(
         got = f"{len(three)} parts" if isinstance(three, tuple | list) else type(three).__name__
         raise ValueError(f"data: expected {reference} to return (train, validation, test), "
                          f"but got {got}")
-    pairs = [_pair(part, where) for part, where in zip(three, _PARTS, strict=True)]
-    parts = [rows_of(x, y, where=where) for (x, y), where in zip(pairs, _PARTS, strict=True)]
-    typed = isinstance(three[0], Dataset) or isinstance(pairs[0][1], Tensor)
-    spec = infer_task(parts[0].targets, task=task, whole_are_classes=typed)
-    split = SplitRows(parts, spec, leaks=partial(part_lines, parts))
+    pairs = [None if to_inputs else _pair(part, where)
+             for part, where in zip(three, PARTS, strict=True)]
+    if any(pair is None for pair in pairs):
+        parts = [streamed_part(_source(part), where, batch_size=batch_size, to_inputs=to_inputs)
+                 for part, where in zip(three, PARTS, strict=True)]
+        return streamed_split(parts, reference, task=task)
+    whole = [pair for pair in pairs if pair is not None]
+    several = _several_targets(whole[0][1]) and task in (None, "regression")
+    if several or task is not None and task not in PLAIN:
+        return _structured_split(whole, reference, task)
+    rows = [rows_of(x, y, where=where) for (x, y), where in zip(whole, PARTS, strict=True)]
+    typed = is_map_style(three[0]) or isinstance(whole[0][1], Tensor)
+    spec = infer_task(rows[0].targets, task=task, whole_are_classes=typed)
+    split = SplitRows(rows, spec, leaks=partial(part_lines, rows))
     return _data_split(split, reference, source=reference, image=image)
+
+
+def _several_targets(targets: Any) -> bool:
+    shape = np.shape(targets)
+    return len(shape) > 1 and shape[1:] != (1,)
+
+
+def _structured_split(
+    pairs: Sequence[tuple[Any, Any]], reference: str, task: str | None
+) -> DataSplit:
+    """Tensors in memory with several targets an example."""
+    tensors = []
+    for (x, y), where in zip(pairs, PARTS, strict=True):
+        rows = rows_of(x, np.zeros(len(y)), where=where)
+        inputs = torch.from_numpy(np.array(
+            rows.inputs, dtype=np.int64 if rows.indices else np.float32, order="C"))
+        targets = y.detach().cpu() if isinstance(y, Tensor) else torch.from_numpy(np.array(y))
+        if targets.is_floating_point() and not bool(targets.isfinite().all()):
+            raise ValueError(f"data: expected finite numbers, but the targets of {where} have NaN "
+                             f"or infinity")
+        tensors.append((inputs, targets))
+    structure = infer_structured(*tensors[0], task)
+    structure = structure or Structure("regression")
+    spec = _structured_spec(structure)
+    floats = spec.task in ("multilabel", "regression")
+    train, validation, test = (Part(x, y.float() if floats else y.long()) for x, y in tensors)
+    return DataSplit(reference, train, validation, test, tuple(train.inputs.shape[1:]),
+                     spec.classes, reference, spec, notes=_guess(structure, task, train.targets))
+
+
+def _guess(structure: Structure, task: str | None, targets: Any) -> tuple[str, ...]:
+    """A line that says what several targets an example were taken as; none, if it was said."""
+    if task is not None:
+        return ()
+    shape = f"({', '.join(['examples', *map(str, targets.shape[1:])])})"
+    return (f"targets of shape {shape}, taken as {structure.task}; another task: --task",)
+
+
+def _structured_spec(structure: Structure) -> TaskSpec:
+    values = (0, 1) if structure.task == "multilabel" else ()
+    return TaskSpec(structure.task, values, structure.columns, structure.next_token)
+
+
+def streamed_split(
+    parts: Sequence[StreamedPart], reference: str, *, task: str | None = None
+) -> DataSplit:
+    """Parts that are gone over in batches, as data for one task.
+
+    Raises:
+        ValueError: one line; no batches, or they do not fit the task.
+    """
+    inputs, targets = inputs_and_targets(parts[0].first(), parts[0].to_inputs)
+    if isinstance(targets, np.ndarray):
+        targets = torch.from_numpy(np.array(targets))
+    structure = infer_structured(inputs, targets, task if task not in PLAIN else None)
+    if structure is not None:
+        spec, notes = _structured_spec(structure), _guess(structure, task, targets)
+    else:
+        spec, notes = _flat_spec(parts, targets, task), ()
+    features = tuple(inputs.shape[1:]) if isinstance(inputs, Tensor | np.ndarray) else ()
+    train, validation, test = parts
+    return DataSplit(reference, train, validation, test, features, spec.classes, reference, spec,
+                     notes=notes)
+
+
+def _flat_spec(parts: Sequence[StreamedPart], first: Tensor, task: str | None) -> TaskSpec:
+    """The task of one target an example: of the validation and the test part and a first batch."""
+    found = [first, *(targets for part in parts[1:] for targets in part.all_targets())]
+    targets = np.concatenate([np.asarray(each).reshape(-1) for each in found])
+    spec = infer_task(targets, task=task, whole_are_classes=True)
+    if spec.task == "regression":
+        return spec
+    numbers = np.unique(targets)
+    if numbers.min() < 0 or (numbers != np.round(numbers)).any():
+        raise ValueError(f"data: expected classes as whole numbers from 0 in batches, but got "
+                         f"{numbers.min():g}")
+    most = max(2, int(numbers.max()) + 1)
+    return TaskSpec("binary", (0, 1)) if most == 2 and task != "multiclass" else \
+        TaskSpec("multiclass", tuple(range(most)))
 
 
 @contextmanager
@@ -289,29 +369,62 @@ def _user_code(what: str) -> Iterator[None]:
         raise ValueError(f"data: expected data from {what}, but got {one_line(error)}") from error
 
 
-def _pair(part: Any, where: str) -> tuple[Any, Any]:
-    if isinstance(part, Dataset):
+STACKED_BYTES = 2**29
+"""A Dataset of pairs is held in memory up to this size."""
+
+
+def _pair(part: Any, where: str) -> tuple[Any, Any] | None:
+    """Inputs and targets of all examples, where the part is held in memory; else None."""
+    if is_map_style(part) or isinstance(part, IterableDataset):
         return _stacked(part, where)
+    if not isinstance(part, (tuple, list, *NUMBERS)):
+        return None
+    if isinstance(part, list) and (not part or isinstance(part[0], tuple | Mapping)):
+        return None  # batches
     if isinstance(part, tuple | list) and len(part) == 2:
-        return part[0], part[1]
+        several = isinstance(part[0], tuple | Mapping)
+        return None if several else (part[0], part[1])
     got = f"{len(part)} values" if isinstance(part, tuple | list) else type(part).__name__
-    raise ValueError(f"data: expected {where} to be a pair (inputs, targets) or a torch Dataset "
-                     f"of such pairs, but got {got}")
+    raise ValueError(f"data: expected {where} to be a pair (inputs, targets), a Dataset, a "
+                     f"DataLoader or a list of batches, but got {got}")
 
 
-def _stacked(dataset: Any, where: str) -> tuple[Any, np.ndarray]:
+def _source(part: Any) -> Any:
+    """What is streamed: a pair whose inputs are several tensors by its rows."""
+    pair = isinstance(part, tuple) and len(part) == 2
+    return RowsOfPair(*part) if pair else part
+
+
+def _stacked(dataset: Any, where: str) -> tuple[Any, np.ndarray] | None:
+    """A Dataset's pairs; None where it has no pairs of equal shapes, is large, or draws anew."""
+    if isinstance(dataset, IterableDataset):
+        return None
     with _user_code(where):
-        iterable = isinstance(dataset, IterableDataset)
-        pairs = list(dataset) if iterable else [dataset[i] for i in range(len(dataset))]
-    odd = [pair for pair in pairs if not isinstance(pair, tuple | list) or len(pair) != 2]
-    if odd or not pairs:
-        got = f"items that are none, {len(odd)} of them" if odd else "no items"
-        raise ValueError(f"data: expected {where} to hold pairs (input, target), but got {got}")
+        first, again = (dataset[0], dataset[0]) if len(dataset) else (None, None)
+    if not isinstance(first, tuple | list) or len(first) != 2 \
+            or not isinstance(first[0], (*NUMBERS, int, float)) \
+            or not _same_values(first, again) \
+            or len(dataset) * np.asarray(first[0]).nbytes > STACKED_BYTES:
+        if first is None:
+            raise ValueError(f"data: expected {where} to hold pairs (input, target), but got no "
+                             f"items")
+        return None
     with _user_code(where):
+        pairs = [dataset[i] for i in range(len(dataset))]
         inputs, targets = zip(*pairs, strict=True)
         tensors = all(isinstance(x, Tensor) for x in inputs)
-        return torch.stack(inputs) if tensors else np.stack([*map(np.asarray, inputs)]), \
-            np.asarray(targets)
+        shapes = {np.shape(x) for x in inputs}, {np.shape(y) for y in targets}
+        if max(map(len, shapes)) > 1:
+            return None
+        stacked = torch.stack(inputs) if tensors else np.stack([*map(np.asarray, inputs)])
+        return stacked, np.stack([*map(np.asarray, targets)])
+
+
+def _same_values(first: Any, again: Any) -> bool:
+    pairs = zip(leaves(first, NUMBERS), leaves(again, NUMBERS), strict=True)
+    return all(np.array_equal(np.asarray(one), np.asarray(other), equal_nan=True)
+               if np.asarray(one).dtype.kind == "f" else np.array_equal(one, other)
+               for one, other in pairs)
 
 
 def _as_images(rows: Rows) -> Rows:
@@ -324,12 +437,12 @@ def _as_images(rows: Rows) -> Rows:
 def _data_split(split: SplitRows, name: str, *, source: str, image: bool) -> DataSplit:
     parts = [_as_images(rows) for rows in split.parts] if image else split.parts
     shapes = [rows.inputs.shape[1:] for rows in parts]
-    for where, shape in zip(_PARTS, shapes, strict=True):
+    for where, shape in zip(PARTS, shapes, strict=True):
         if shape != shapes[0]:
             raise ValueError(f"data: expected inputs of shape {shapes[0]} in {where}, as in train, "
                              f"but got {shape}")
     train, validation, test = (part_of(rows, split.spec, where)
-                               for rows, where in zip(parts, _PARTS, strict=True))
+                               for rows, where in zip(parts, PARTS, strict=True))
     return DataSplit(name, train, validation, test, shapes[0], split.spec.classes, source,
                      split.spec, split.scaling, split.columns, split.encoding, split.notes,
                      split.leaks)

@@ -5,51 +5,54 @@ Tests: ``tests/data/test_loaders.py``.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeAlias
 
 import numpy as np
-import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch import distributed as dist
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from wua_mlflow.config import Settings
 from wua_mlflow.data.datasets import DataSplit, call_data_function, load_data, split_of
 from wua_mlflow.data.frames import are_frames
+from wua_mlflow.data.parts import Part
 from wua_mlflow.device import rows_at_once
 from wua_mlflow.distributed import shard_batches
 from wua_mlflow.progress import Bar
 from wua_mlflow.rng import isolated
 
 __all__ = [
-    "AnalysisData", "BatchesWithBar", "load_analysis_data", "local_share", "training_batches",
+    "AnalysisData", "BatchesWithBar", "load_analysis_data", "local_share", "null_sample",
+    "training_batches",
 ]
 
 
 class BatchesWithBar:
-    """Inputs in batches for several passes, with a progress bar over all of them.
+    """Batches for several passes, with a progress bar over all of them.
 
-    With targets the batches are pairs (inputs, targets).
 
-    >>> len(list(BatchesWithBar(__import__("torch").zeros(5000, 2), passes=1, label="demo")))
-    5
+    Args:
+        batches: can be gone over again.
+        count: how many there are, if that is known.
+        passes: how often they are gone over.
+        label: of the bar.
+
+    >>> len(list(BatchesWithBar([1, 2, 3], 3, passes=1, label="demo")))
+    3
     """
 
     def __init__(
-        self, inputs: Tensor, targets: Tensor | None = None, *, passes: int, label: str
+        self, batches: Iterable[Any], count: int | None, *, passes: int, label: str
     ) -> None:
-        rows = rows_at_once(inputs.shape)
-        chunks = inputs.split(rows)
-        self.chunks: Sequence[Tensor | tuple[Tensor, Tensor]] = chunks if targets is None else \
-            list(zip(chunks, targets.split(rows), strict=True))
-        self.bar = Bar(total=passes * len(self.chunks), desc=label, unit="batch")
+        self.batches = batches
+        self.bar = Bar(total=count and passes * count, desc=label, unit="batch")
 
-    def __iter__(self) -> Iterator[Tensor | tuple[Tensor, Tensor]]:
-        for chunk in self.chunks:
-            yield chunk
+    def __iter__(self) -> Iterator[Any]:
+        for batch in self.batches:
+            yield batch
             self.bar.update()
-        if self.bar.n >= self.bar.total:
+        if self.bar.total is None or self.bar.n >= self.bar.total:
             self.bar.close()
 
 
@@ -111,11 +114,20 @@ def _batches(made: Any, reference: str) -> Iterable[Any] | Dataset[Any]:
 
 
 def training_batches(
-    split: DataSplit, device: torch.device, *, passes: int, label: str
+    split: DataSplit, model: nn.Module, *, passes: int, label: str
 ) -> Iterable[Any]:
-    """This process's share of our training part, in batches (inputs, targets), with a bar."""
-    inputs, targets = split.train.inputs.to(device), split.train.targets.to(device)
-    return shard_batches(BatchesWithBar(inputs, targets, passes=passes, label=label))
+    """This process's share of the training part, in batches, with a bar."""
+    train = split.train
+    if not isinstance(train, Part):
+        return shard_batches(BatchesWithBar(train.batches(model), None, passes=1, label=label))
+    count = -(-len(train) // rows_at_once(train.inputs.shape))
+    return shard_batches(BatchesWithBar(train.batches(model), count, passes=passes, label=label))
+
+
+def null_sample(split: DataSplit, model: nn.Module) -> Iterable[Any] | None:
+    """What nulls go over where the training part is streamed: a sample, shared by the processes."""
+    train = split.train
+    return None if isinstance(train, Part) else shard_batches(train.sample(model))
 
 
 def local_share(batches: Iterable[Any] | Dataset[Any]) -> Iterable[Any] | Dataset[Any]:

@@ -15,31 +15,45 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from wua_mlflow.data.batches import Batch, Batches, Inputs, leaves, mapped
+from wua_mlflow.data.structured import STRUCTURED, output_tensor, structured_loss
 from wua_mlflow.data.tables import listed
 from wua_mlflow.hooks import evaluating, unwrapped
 
 __all__ = [
-    "OutputKind", "Task", "TaskSpec", "checked_output", "example_scores", "infer_task", "loss_for",
-    "output_kind", "predictions_of", "probabilities_of", "score_name",
+    "OutputKind", "PLAIN", "Task", "TaskSpec", "checked_output", "example_scores", "has_classes",
+    "infer_task", "judged_as", "loss_for", "output_kind", "predictions_of", "probabilities_of",
+    "score_name",
 ]
 
 
-Task = Literal["binary", "multiclass", "regression"]
-OutputKind = Literal["probabilities", "logits", "values"]
+Task = Literal["binary", "multiclass", "regression", "multilabel", "token_classification",
+               "language_modeling", "segmentation", "custom"]
+OutputKind = Literal["probabilities", "logits", "values", "next_token_logits"]
+PLAIN = ("binary", "multiclass", "regression")
+"""Tasks of one target an example: those of files and bundled sets."""
+_JUDGED: dict[str, Task] = {"multilabel": "binary", "token_classification": "multiclass"}
 
 _FEW = 20  # up to so many different whole numbers are classes; more are amounts
 _PASS_THROUGH = ("View", "UnsafeView", "Reshape", "Squeeze", "Unsqueeze", "Alias", "Select",
                  "Slice", "ToCopy", "Clone", "Transpose", "TBackward", "Permute", "Expand", "Clamp")
 """What may stand between a sigmoid and the output: starts of the names of autograd's nodes."""
-_PROBABILITY = {"binary": ("Sigmoid", "Hardsigmoid"), "multiclass": ("Softmax",)}
+_PROBABILITY = {"binary": ("Sigmoid", "Hardsigmoid"), "multilabel": ("Sigmoid", "Hardsigmoid"),
+                "multiclass": ("Softmax",)}
 
 
 @dataclass(frozen=True)
 class TaskSpec:
-    """A task, and its classes' values in the order of the outputs (none in a regression)."""
+    """A task, and its classes' values in the order of the outputs (none in a regression).
+
+    ``columns`` are labels or amounts an example; ``next_token`` says that a language model's
+    outputs at a position are of the next one's target.
+    """
 
     task: Task
     values: tuple[Any, ...] = ()
+    columns: int = 1
+    next_token: bool = False
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -115,6 +129,9 @@ def infer_task(
     """
     if task is not None and task not in get_args(Task):
         raise ValueError(f"task: expected one of {', '.join(get_args(Task))}, but got {task!r}")
+    if task is not None and task not in PLAIN:
+        raise ValueError(f"task: expected one of {', '.join(PLAIN)} for one target an example, but "
+                         f"got {task!r}")
     if outputs is not None:
         return _task_beside(targets, outputs, task)
     values = np.unique(targets)
@@ -157,21 +174,26 @@ def _amounts(targets: np.ndarray, where: str) -> np.ndarray:
     return targets.astype(np.float64)
 
 
-def output_kind(model: nn.Module, inputs: Tensor, task: Task) -> OutputKind:
+def output_kind(
+    model: nn.Module, inputs: Inputs, task: Task, *, next_token: bool = False
+) -> OutputKind:
     """Whether a classifier's outputs are probabilities or logits.
 
     Read from the graph: a probability is what leaves a sigmoid, whether that is a module or a
     function call. Regression gives ``values``, multi-class ``logits`` (cross-entropy is the same
     for log-probabilities) unless a softmax comes last. Where the forward turns gradients off there
-    is no graph, and the values decide: all in 0..1, and of sum 1 over several classes.
+    is no graph, and the values decide: all in 0..1, and of sum 1 over several classes. Tokens and
+    pixels have logits.
 
     Args:
         model: any module; its random state is left alone (eval mode).
-        inputs: a few samples, shape (samples, ...).
+        inputs: a few samples: a tensor of shape (samples, ...), a tuple of arguments, or a dict of
+            keyword arguments.
         task: the task.
+        next_token: whether a language model's outputs are of the next position's target.
 
     Raises:
-        ValueError: the output is no tensor.
+        ValueError: the output is no tensor, and holds none.
 
     >>> x = torch.rand(4, 2)
     >>> output_kind(nn.Sequential(nn.Linear(2, 1), nn.Sigmoid()), x, "binary")
@@ -179,18 +201,31 @@ def output_kind(model: nn.Module, inputs: Tensor, task: Task) -> OutputKind:
     """
     if task == "regression":
         return "values"
-    probe = inputs[:2].detach().clone()
-    if probe.is_floating_point():
-        probe.requires_grad_()
+    if task not in _PROBABILITY:
+        return "next_token_logits" if next_token else "logits"
+    if isinstance(inputs, Tensor):
+        inputs = inputs[:2]
+    batch = next(iter(Batches([_as_batch(mapped(inputs, Tensor, _probe_of))], model)))
     model = unwrapped(model)
     with evaluating(model), torch.enable_grad():
-        outputs = checked_output(model(probe))
+        outputs = checked_output(model(*batch.args, **batch.kwargs))
     node = outputs.grad_fn
     if node is None:
         return _kind_by_values(outputs, task)
     while node.name().startswith(_PASS_THROUGH) and node.next_functions[0][0] is not None:
         node = node.next_functions[0][0]
     return "probabilities" if node.name().startswith(_PROBABILITY[task]) else "logits"
+
+
+def _as_batch(inputs: Inputs) -> Batch:
+    args = inputs if isinstance(inputs, tuple) else () if isinstance(inputs, dict) else (inputs,)
+    kwargs = inputs if isinstance(inputs, dict) else {}
+    return Batch(args, kwargs, None, len(leaves(inputs, Tensor)[0]))
+
+
+def _probe_of(tensor: Tensor) -> Tensor:
+    probe = tensor.detach().clone()
+    return probe.requires_grad_() if probe.is_floating_point() else probe
 
 
 def _kind_by_values(outputs: Tensor, task: Task) -> OutputKind:
@@ -201,22 +236,51 @@ def _kind_by_values(outputs: Tensor, task: Task) -> OutputKind:
 
 
 def checked_output(outputs: object) -> Tensor:
-    """A model's outputs, which must be a tensor.
+    """The tensor of a model's outputs (``structured.output_tensor``).
 
     Raises:
-        ValueError: they are not.
+        ValueError: there is none.
     """
-    if not isinstance(outputs, Tensor):
-        raise ValueError(f"model: expected a tensor as output, but got {type(outputs).__name__}")
-    return outputs
+    return output_tensor(outputs)
 
 
 def loss_for(task: Task, kind: OutputKind) -> Callable[..., Tensor]:
-    """The loss that fits a task and a kind of output, taking ``reduction``.
+    """The loss of (outputs, targets) that fits a task and a kind of output, the mean.
 
     Binary: (log-)loss of a probability or a logit; multi-class: cross-entropy; regression: squared
-    error.
+    error; several decisions an example: ``structured.structured_loss``. The outputs may be of any
+    form that holds a tensor. Of the first three it takes ``reduction``.
+
+    Raises:
+        ValueError: ``custom``, whose loss is the user's.
     """
+    if task == "custom":
+        raise ValueError("loss: expected a function of (outputs, targets) for a custom task, but "
+                         "got none")
+    if task in STRUCTURED:
+        return lambda outputs, targets: structured_loss(
+            output_tensor(outputs), targets, task, kind)
+    base = _plain_loss(task, kind)
+
+    def loss(outputs: Any, targets: Tensor, reduction: str = "mean") -> Tensor:
+        outputs = output_tensor(outputs)
+        if task != "multiclass" and targets.shape != outputs.shape:
+            targets = _of_outputs(targets, outputs)
+        return base(outputs, targets if task == "multiclass" else targets.to(outputs.dtype),
+                    reduction=reduction)
+
+    return loss
+
+
+def _of_outputs(targets: Tensor, outputs: Tensor) -> Tensor:
+    """Targets in the outputs' shape, where there are as many."""
+    if targets.numel() != outputs.numel():
+        raise ValueError(f"model: expected outputs of the targets' shape {tuple(targets.shape)}, "
+                         f"but got {tuple(outputs.shape)}")
+    return targets.reshape(outputs.shape)
+
+
+def _plain_loss(task: Task, kind: OutputKind) -> Callable[..., Tensor]:
     if task == "regression":
         return functional.mse_loss
     if task == "multiclass":
@@ -281,5 +345,24 @@ def example_scores(predictions: np.ndarray, targets: np.ndarray, task: Task) -> 
 
 
 def score_name(task: Task) -> str:
-    """The word for the score: ``accuracy`` or ``R²``."""
-    return "R²" if task == "regression" else "accuracy"
+    """The word for the score: ``accuracy``, ``R²``, ``perplexity`` or ``iou``."""
+    return {"regression": "R²", "language_modeling": "perplexity", "segmentation": "iou"}.get(
+        task, "accuracy")
+
+
+def judged_as(task: Task) -> Task:
+    """The task of a single decision: binary of a label, multi-class of a token; else itself.
+
+    >>> judged_as("multilabel"), judged_as("regression")
+    ('binary', 'regression')
+    """
+    return _JUDGED.get(task, task)
+
+
+def has_classes(task: Task) -> bool:
+    """Whether single decisions are right or wrong.
+
+    >>> has_classes("token_classification"), has_classes("language_modeling")
+    (True, False)
+    """
+    return judged_as(task) in ("binary", "multiclass")

@@ -7,7 +7,6 @@ that they ask for. Tests: ``tests/pipeline/test_analyze.py``.
 from __future__ import annotations
 
 import contextlib
-import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -19,15 +18,30 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from wua_mlflow.config import COMMAND_FIELDS, Settings, settings_yaml
+from wua_mlflow.data.batches import Batch, Batches, mapped
 from wua_mlflow.data.datasets import DataSplit, is_file
-from wua_mlflow.data.loaders import AnalysisData, load_analysis_data, local_share, training_batches
-from wua_mlflow.data.tasks import OutputKind, loss_for, output_kind
+from wua_mlflow.data.loaders import (
+    AnalysisData,
+    load_analysis_data,
+    local_share,
+    null_sample,
+    training_batches,
+)
+from wua_mlflow.data.parts import Part
+from wua_mlflow.data.tasks import OutputKind, output_kind
 from wua_mlflow.device import device_of, use_threads
 from wua_mlflow.distributed import on_all_ranks, processes, rank
 from wua_mlflow.errors import one_line
 from wua_mlflow.flops import FlopCount, count_flops, count_parameters
 from wua_mlflow.imports import load_object
-from wua_mlflow.pipeline.models import BUILT_IN, check_fit, factory, made_by, naming, users_factory
+from wua_mlflow.pipeline.models import (
+    BUILT_IN,
+    check_fit,
+    factory,
+    made_by,
+    users_factory,
+    users_function,
+)
 from wua_mlflow.pipeline.pictures import usage_pictures
 from wua_mlflow.pipeline.pretrained import load_weights, pretrained_settings
 from wua_mlflow.pipeline.train import (
@@ -53,8 +67,8 @@ from wua_mlflow.tracking.names import (
 )
 from wua_mlflow.tracking.names import Variant as VariantName
 from wua_mlflow.tracking.store import Store
+from wua_mlflow.training.evaluation import Objective
 from wua_mlflow.usage.analyze import analyze
-from wua_mlflow.usage.batches import Batch, Batches, mapped
 from wua_mlflow.usage.criteria import CRITERIA, Criterion, inputs_of
 from wua_mlflow.usage.gradients import Loss
 from wua_mlflow.usage.results import ModelUsage
@@ -86,23 +100,7 @@ def _user_criterion(name: str) -> Criterion:
     if criterion in CRITERIA.values():
         return criterion
     inputs_of(criterion)
-    return _users_function(name, "criterion")
-
-
-def _users_function(name: str, setting: str) -> Callable[..., Any]:
-    """The function that a setting names; its errors become one line that names the setting.
-
-    Raises:
-        ValueError: one line; it cannot be imported.
-    """
-    function = load_object(name, argument=setting)
-
-    @functools.wraps(function)
-    def call(*values: Any, **named: Any) -> Any:
-        with naming(f"{setting}: {name} failed", ours=False):
-            return function(*values, **named)
-
-    return call
+    return users_function(name, "criterion")
 
 
 def loss_of(
@@ -126,15 +124,16 @@ def loss_of(
         ValueError: one line; it cannot be imported, or the outputs do not fit the task.
     """
     if settings.loss is not None:
-        return _users_function(settings.loss, "loss")
+        return users_function(settings.loss, "loss")
     criteria = (CRITERIA[criterion] if isinstance(criterion, str) else criterion
                 for criterion in criteria_of(settings))
     if split is None or not any("gradient" in inputs_of(criterion) for criterion in criteria):
         return None
     if kind is None:
         check_fit(model, split)
-        kind = output_kind(model, split.train.inputs[:2].to(device), split.task)
-    return loss_for(split.task, kind)
+        kind = output_kind(model, split.train.example(model, 2), split.task,
+                           next_token=split.spec.next_token)
+    return Objective(split.task, kind).loss
 
 
 def _options(settings: Settings) -> dict[str, Any]:
@@ -164,18 +163,20 @@ def fidelity_metrics(variant: ModelVariant, flops: float) -> tuple[dict[str, flo
     """
     if processes() > 1:
         return {}, "Fidelity not measured: it is by one process alone, and there are several."
-    split, device = variant.recipe.split, variant.recipe.device
-    train, held_out = split.train.to(device), split.validation.to(device)
-    loss = loss_for(split.task, variant.kind)
+    recipe, model = variant.recipe, variant.model
+    split = recipe.split
+    train, held_out = split.train.sample(model), split.validation.sample(model)
+    loss = recipe.objective(variant.kind).loss
     criteria = {"taylor", "spanning", *CRITERIA.keys() & variant.settings.criterion.split(",")}
     try:
-        structure = unit_groups(variant.model, train[0][:4])
+        structure = unit_groups(model, recipe.example(model))
         units = sum(group.units for group in structure.groups)
         if not units:
             return {}, "Fidelity not measured: the network has no units that can be removed."
-        if units * len(held_out[0]) * flops > MOST_FLOPS:
+        examples = sum(batch.samples for batch in held_out)
+        if units * examples * flops > MOST_FLOPS:
             return {}, (f"Fidelity not measured: leaving out each of {units:,} units on "
-                        f"{len(held_out[0]):,} examples takes too long unasked; "
+                        f"{examples:,} examples takes too long unasked; "
                         f"wua_mlflow.widths.fidelity does it.")
         importances = {name: unit_importance(variant.model, structure, train, loss, criterion=name)
                        for name in sorted(criteria)}
@@ -266,9 +267,10 @@ def analyze_variant(store: Store, variant: ModelVariant) -> tuple[Analysis, Mode
             step_status(store, variant.run_id, "analyze", begin=True)))
         stack.enter_context(stage(f"analysing {variant.name}"))
         loss = loss_of(settings, variant.model, recipe.split, recipe.device, kind=variant.kind)
-        batches = training_batches(recipe.split, recipe.device, passes=1 + settings.null_draws,
-                            label=f"analysing {variant.name}")
-        usages = analyze(variant.model, batches, loss=loss, **_options(settings))
+        batches = training_batches(recipe.split, variant.model, passes=1 + settings.null_draws,
+                                   label=f"analysing {variant.name}")
+        usages = analyze(variant.model, batches, loss=loss, **_options(settings),
+                         null_data=null_sample(recipe.split, variant.model))
         analysis = Analysis(variant.run_id, variant.name, usages, count_parameters(variant.model))
         if other_null and analysis.usage.null is None:
             raise ValueError(f"criterion: {variant.name} holds the null of {null_of} and has none "
@@ -276,7 +278,7 @@ def analyze_variant(store: Store, variant: ModelVariant) -> tuple[Analysis, Mode
         metrics, tags = usage_metrics(analysis.usage), _tags(analysis.usage, criterion)
 
         def add() -> tuple[str, ...]:
-            count = count_flops(variant.model, recipe.example[:2], backward=False)
+            count = count_flops(variant.model, recipe.example(variant.model, 2), backward=False)
             remarks = count.caveats
             if variant.variant == VariantName.OVERSIZED:
                 fidelities, remark = fidelity_metrics(variant, count.forward_flops / count.samples)
@@ -310,11 +312,12 @@ def analyze_model(store: Store | None, settings: Settings) -> Analysis:
         with isolated():  # the user's loaders may shuffle: alike in every process
             seed_all(settings.seed)
             batches = local_share(subject.feed) if split is None else training_batches(  # type: ignore[arg-type]
-                split, subject.device, passes=1 + settings.null_draws,
+                split, model, passes=1 + settings.null_draws,
                 label=f"analysing {subject.name}")
             usages = analyze(
                 model, batches, loss=loss_of(settings, model, split, subject.device),
-                layers=settings.layers, batch_to_inputs=subject.to_inputs, **_options(settings))
+                layers=settings.layers, batch_to_inputs=subject.to_inputs, **_options(settings),
+                null_data=null_sample(split, model) if split else None)
         return on_all_ranks(lambda: _logged(store, run_id, subject, usages))
 
 
@@ -325,7 +328,7 @@ def _prepared(settings: Settings) -> AnalyzedModel:
     user = None if settings.model in BUILT_IN else users_factory(settings.model)
     settings = pretrained_settings(settings)
     to_inputs = None if settings.batch_to_inputs is None else \
-        _users_function(settings.batch_to_inputs, "batch_to_inputs")
+        users_function(settings.batch_to_inputs, "batch_to_inputs")
     feed = load_analysis_data(settings)
     example, feed = example_of(feed)
     split = feed if isinstance(feed, DataSplit) else None
@@ -351,7 +354,8 @@ def example_of(feed: AnalysisData) -> tuple[Any, AnalysisData]:
         ValueError: there is none.
     """
     if isinstance(feed, DataSplit):
-        return (feed.train.inputs[:2], feed.train.targets[:2]), feed
+        train = feed.train
+        return train[:2] if isinstance(train, Part) else train.first(), feed  # type: ignore[attr-defined]
     if isinstance(feed, Tensor | np.ndarray):
         return feed[:2], feed
     source = DataLoader(feed, batch_size=2) if isinstance(feed, Dataset) else feed

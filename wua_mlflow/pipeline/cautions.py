@@ -12,7 +12,7 @@ import numpy as np
 from wua_mlflow.config import Settings
 from wua_mlflow.data.tasks import score_name
 from wua_mlflow.training.evaluation import Evaluation
-from wua_mlflow.verdict.scores import find_score
+from wua_mlflow.verdict.scores import BY_EXAMPLE, SCORES, find_score, value_of_comparable
 
 __all__ = ["cautions", "constant_score", "shown_score"]
 
@@ -36,7 +36,12 @@ def shown_score(test: Evaluation) -> str:
 
 
 def constant_score(test: Evaluation) -> float:
-    """The accuracy of the commonest class of the test part; of R² it is 0."""
+    """The accuracy of the commonest class of the test part; of R² it is 0.
+
+    Of scores by example what a constant answer has, NaN where that is not known.
+    """
+    if test.task in BY_EXAMPLE:
+        return value_of_comparable(test.score_name, test.targets)
     if test.task == "regression":
         return 0.0
     counts = np.unique(test.targets, return_counts=True)[1]
@@ -56,7 +61,9 @@ def cautions(test: Evaluation, train_score: float, settings: Settings) -> list[s
 
 
 def _plain(test: Evaluation) -> float:
-    """Accuracy or R², whatever the network is judged by."""
+    """Accuracy or R², whatever the network is judged by; of scores by example their own value."""
+    if test.task in BY_EXAMPLE:
+        return test.score
     if test.task != "regression":
         return test.accuracy
     return float(1 - np.mean((test.predictions - test.targets) ** 2) / test.targets.var())
@@ -64,17 +71,19 @@ def _plain(test: Evaluation) -> float:
 
 def _of_no_use(test: Evaluation) -> str:
     plain, constant = _plain(test), constant_score(test)
-    if plain > constant:
+    name = test.score_name if test.task in BY_EXAMPLE else score_name(test.task)
+    less = ":" not in name and name in SCORES and SCORES[name].less_is_better
+    if math.isnan(constant) or (plain < constant if less else plain > constant):
         return ""
     answer = "the mean alone" if test.task == "regression" else "the commonest answer alone"
-    return (f"{score_name(test.task)} {plain:.3f} on the test part, where {answer} gets "
+    return (f"{name} {plain:.3f} on the test part, where {answer} gets "
             f"{constant:.3f}: what was learned is of no use there; more epochs, another lr, or "
             f"inputs that say more")
 
 
 def _too_good(test: Evaluation) -> str:
     plain = _plain(test)
-    if plain < _PERFECT or len(test.targets) < _FEWEST_PERFECT:
+    if test.task in BY_EXAMPLE or plain < _PERFECT or len(test.targets) < _FEWEST_PERFECT:
         return ""
     return (f"{score_name(test.task)} {plain:.4f} on the test part, next to no error: is the "
             f"answer among the inputs, or are the test examples among the training ones?")

@@ -13,11 +13,19 @@ import numpy as np
 import torch
 
 from wua_mlflow.config import Settings
+from wua_mlflow.data.batches import Inputs
 from wua_mlflow.data.datasets import DataSplit
-from wua_mlflow.data.tasks import score_name
+from wua_mlflow.data.parts import Part
+from wua_mlflow.data.tasks import has_classes, score_name
 from wua_mlflow.levels import MOST_CONFIDENCE
 from wua_mlflow.pipeline.recipe import Replicate
-from wua_mlflow.pipeline.seeds import NO_HISTORY, SeedHistory, SharedExamples, recipe_verdict
+from wua_mlflow.pipeline.seeds import (
+    NO_HISTORY,
+    SeedHistory,
+    SharedExamples,
+    groups_of,
+    recipe_verdict,
+)
 from wua_mlflow.pipeline.train import step_status
 from wua_mlflow.pipeline.variant import ModelVariant
 from wua_mlflow.progress import stage
@@ -46,9 +54,10 @@ def check_test_part(split: DataSplit, settings: Settings) -> None:
     Raises:
         ValueError: all its examples are of one class.
     """
-    if split.task == "regression":
+    if split.task not in ("binary", "multiclass"):
         return
-    check_classes(split.test.targets.numpy())
+    if isinstance(split.test, Part):
+        check_classes(split.test.targets.numpy())
     note = too_few_examples(len(split.test), settings.margin, settings.confidence)
     if note:
         print(f"wua: note: {note}", file=sys.stderr)
@@ -101,7 +110,7 @@ def compare_variants(
         looks = len(looked) + count_looks(store.client, slim.test.digest, besides=slim.run_id)
         comparison = judge(original.test, slim.test, settings, classes=split.classes, looks=looks,
                            replicates=(original.replicates, slim.replicates),
-                           groups=split.test.groups, history=SeedHistory.of(
+                           groups=groups_of(slim), history=SeedHistory.of(
                                goal, seeds_judged_before(store.client, slim.run_id)))
         timed = _latencies((original, *beside, slim))
         original, *beside, slim = (variant.logged({}, latency_metrics(latency))
@@ -175,7 +184,7 @@ def compare_evaluations(
     if scores[0] != scores[1]:
         raise ValueError(f"compare: expected two models of the same outputs, but one is scored by "
                          f"{scores[0]} and the other by {scores[1]}")
-    if original.task != "regression":
+    if has_classes(original.task):
         check_classes(original.targets)
     if original.digest != slim.digest:
         raise ValueError(f"compare: expected two models of the same test examples, but got the "
@@ -232,7 +241,7 @@ def judge(  # noqa: PLR0913 - two models, and what is known of their examples
         strict = verdicts(settings.model_copy(update={"confidence": confidence}))
         bonferroni = strict[1] or strict[0]
     comparison = Comparison(artifact, recipe, None, None, looks, {}, bonferroni=bonferroni)
-    if original.task == "regression":
+    if not has_classes(original.task):
         return comparison
     changes = _class_changes(original, slim, classes)
     worst = min(changes, key=lambda change: change.mean)
@@ -276,15 +285,17 @@ def _class_changes(
 
 def _latencies(variants: Sequence[ModelVariant]) -> list[tuple[ModelVariant, Latency]]:
     recipe = variants[-1].recipe
-    inputs = recipe.split.train.inputs
-    size = recipe.settings.batch_size
-    batch = min(len(inputs), LARGEST_BATCH, len(inputs) if size == "full" else size)
+    train, size = recipe.split.train, recipe.settings.batch_size
+    batch = min(len(train), LARGEST_BATCH, len(train) if size == "full" else size)
     if recipe.settings.threads:
         torch.set_num_threads(recipe.settings.threads)
-    rows = torch.randperm(
-        len(inputs), generator=torch_generator(recipe.settings.seed, Purpose.LATENCY))[:batch]
-    measured = measure_latency({variant.run_id: variant.model for variant in variants},
-                               inputs[rows].to(recipe.device))
+    if isinstance(train, Part):
+        rows = torch.randperm(
+            len(train), generator=torch_generator(recipe.settings.seed, Purpose.LATENCY))[:batch]
+        inputs: Inputs = train.inputs[rows].to(recipe.device)
+    else:
+        inputs = recipe.example(variants[-1].model, batch)
+    measured = measure_latency({variant.run_id: variant.model for variant in variants}, inputs)
     return [(variant, measured[variant.run_id]) for variant in variants]
 
 

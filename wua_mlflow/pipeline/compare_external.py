@@ -25,9 +25,11 @@ from torch import Tensor, nn
 
 from wua_mlflow.config import Settings
 from wua_mlflow.data import datasets
+from wua_mlflow.data.batches import Inputs, leaves
+from wua_mlflow.data.parts import Part
 from wua_mlflow.data.scaling import Scaling, WithoutInputScaling
 from wua_mlflow.data.tables import ENDINGS, read_columns, read_rows
-from wua_mlflow.data.tasks import checked_output, output_kind
+from wua_mlflow.data.tasks import checked_output, has_classes, judged_as, output_kind
 from wua_mlflow.device import device_of, use_threads
 from wua_mlflow.flops import count_flops, count_parameters
 from wua_mlflow.hooks import evaluating
@@ -50,6 +52,7 @@ from wua_mlflow.pipeline.example_ids import (
 from wua_mlflow.pipeline.models import naming
 from wua_mlflow.pipeline.trust import Ask, Trust
 from wua_mlflow.pipeline.variant import ModelVariant, load_variant
+from wua_mlflow.pruning.dependency_graph import call_model
 from wua_mlflow.report.content import Report
 from wua_mlflow.results import Comparison, ratios
 from wua_mlflow.tracking.log import latency_metrics
@@ -57,7 +60,7 @@ from wua_mlflow.tracking.models import load_exported
 from wua_mlflow.tracking.names import Kind, Metric, Tag
 from wua_mlflow.tracking.runs import count_looks, look_of, record_pair
 from wua_mlflow.tracking.store import Store, shown_uri, sqlite_file
-from wua_mlflow.training.evaluation import Evaluation, evaluate
+from wua_mlflow.training.evaluation import Evaluation, Objective, evaluate_batches
 from wua_mlflow.training.latency import latency_ratio, measure_latency
 from wua_mlflow.verdict.scores import check_task, find_score
 
@@ -112,9 +115,10 @@ class ComparedModel:
             return self.exported
         return WithoutInputScaling(self.exported, scaling).to(_device(self.exported))
 
-    def naming(self, inputs: Tensor) -> contextlib.AbstractContextManager[None]:
+    def naming(self, inputs: Inputs) -> contextlib.AbstractContextManager[None]:
         """Any error of the model as one that names it, with the shape of what it was given."""
-        shape = str(("batch", *inputs.shape[1:])).replace("'", "")
+        first, *_ = leaves(inputs, Tensor)
+        shape = str(("batch", *first.shape[1:])).replace("'", "")
         return naming(f"{self.reference}: does not take the data's inputs of shape {shape}",
                       ours=False)
 
@@ -143,7 +147,7 @@ class EvaluatedModel:
     def metrics(self, cost: Mapping[str, float]) -> dict[str, float]:
         """Score and cost; all that a run has, where it answers with the predictions it keeps."""
         of_score = self.evaluation.score_name not in ("", "accuracy") \
-            or self.evaluation.task == "regression"
+            or not has_classes(self.evaluation.task)
         logged = self.model.variant.metrics if self.model.variant and self.model.kept else {}
         return {**logged, **cost,
                 Metric.SCORE_TEST if of_score else Metric.ACCURACY_TEST: self.evaluation.score}
@@ -213,7 +217,8 @@ def _groups(evaluated: Sequence[EvaluatedModel], settings: Settings) -> np.ndarr
         ValueError: a column of them was asked for, and there is none.
     """
     known = [groups for each in evaluated for groups in (
-        each.test.groups, each.model.predictions.groups if each.model.predictions else None)
+        each.test.groups, each.evaluation.groups,
+        each.model.predictions.groups if each.model.predictions else None)
         if groups is not None]
     if settings.groups is not None and not known:
         raise ValueError(f"groups: expected a column {settings.groups!r} in the test data or in a "
@@ -377,9 +382,9 @@ def _by_outputs(
     module = None if trained_on is not None else model.module(None)
     if module is None or test.task == "regression":
         return test
-    probe = test.part.inputs[:2]
+    probe = test.part.example(module, 2)
     with model.naming(probe), evaluating(module):
-        outputs = checked_output(module(probe.to(_device(module), copy=True)))
+        outputs = checked_output(call_model(module, probe))
     several = outputs.ndim == 2 and outputs.shape[1] > 1
     return test.for_outputs(outputs.shape[1]) if several else test
 
@@ -391,7 +396,7 @@ def _evaluate(model: ComparedModel, test: EvaluationSet, score: str | None) -> E
         ValueError: one line; the predictions or the model do not fit the data.
     """
     if score is not None:
-        check_task(score, test.task)
+        check_task(score, judged_as(test.task))
     if model.predictions is not None:
         return model.predictions.evaluate(test, score)
     if model.variant is not None and model.kept and (
@@ -400,19 +405,18 @@ def _evaluate(model: ComparedModel, test: EvaluationSet, score: str | None) -> E
         return replace(model.variant.test, score_name=score or "")
     module = model.module(test.scaling)
     assert module is not None
-    device = _device(module)
-    inputs, targets = test.part.inputs.to(device), test.part.targets.to(device)
-    with model.naming(inputs):
-        kind = output_kind(module, inputs[:2], test.task)
-        return evaluate(module, inputs, targets, task=test.task, kind=kind, digest=test.digest,
-                        score=score)
+    probe = test.part.example(module, 2)
+    with model.naming(probe):
+        kind = output_kind(module, probe, test.task, next_token=test.spec.next_token)
+        return evaluate_batches(module, test.part.batches(module),
+                                Objective(test.task, kind, score), digest=test.digest)
 
 
 def _check_same_examples(first: EvaluatedModel, second: EvaluatedModel) -> None:
     """Raise unless both were tested on the same examples, of several classes numbered alike."""
     a, b = first.evaluation, second.evaluation
     names = first.model.reference, second.model.reference
-    amounts = [evaluation.task == "regression" for evaluation in (a, b)]
+    amounts = [not has_classes(evaluation.task) for evaluation in (a, b)]
     if len(a.targets) != len(b.targets):
         problem = f"{names[0]} was on {len(a.targets)} and {names[1]} on {len(b.targets)}"
     elif a.digest == b.digest and (
@@ -433,26 +437,27 @@ def _costs(
     evaluated: Sequence[EvaluatedModel], settings: Settings
 ) -> tuple[Sequence[Mapping[str, float]], tuple[float, float, float] | None]:
     """Parameters and FLOPs of networks; latencies and their ratio where both are networks."""
-    device = device_of(settings.device)
     networks = {letter: network for letter, each in zip("AB", evaluated, strict=True)
                 if (network := each.network) is not None}
-    inputs = {letter: each.test.part.inputs for letter, each in zip("AB", evaluated, strict=True)}
+    parts = {letter: each.test.part for letter, each in zip("AB", evaluated, strict=True)}
     costs: dict[str, dict[str, float]] = {"A": {}, "B": {}}
     for letter, network in networks.items():
-        count = count_flops(network, inputs[letter][:2].to(device), backward=False)
+        count = count_flops(network, parts[letter].example(network, 2), backward=False)
         costs[letter] = {Metric.PARAMS_TOTAL: count_parameters(network),
                          Metric.FLOPS_FORWARD: count.forward_flops / count.samples}
     if len(networks) < len(evaluated) or not _same_inputs(evaluated):
         return list(costs.values()), None
-    timed = measure_latency(networks, inputs["A"][:LATENCY_BATCH].to(device))
+    timed = measure_latency(networks, parts["A"].example(networks["A"], LATENCY_BATCH))
     ratio = latency_ratio(timed["A"], timed["B"], confidence=settings.confidence,
                           seed=settings.seed)
     return [cost | latency_metrics(timed[letter]) for letter, cost in costs.items()], ratio
 
 
 def _same_inputs(evaluated: Sequence[EvaluatedModel]) -> bool:
-    first, second = (each.test.part.inputs.shape for each in evaluated)
-    return first == second
+    first, second = (each.test.part for each in evaluated)
+    if isinstance(first, Part) and isinstance(second, Part):
+        return first.inputs.shape == second.inputs.shape
+    return first.digest == second.digest
 
 
 def _caution(evaluated: Sequence[EvaluatedModel], names: Sequence[str]) -> str:

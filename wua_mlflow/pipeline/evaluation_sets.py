@@ -16,7 +16,8 @@ import torch
 
 from wua_mlflow.config import Settings
 from wua_mlflow.data.columns import problems_line
-from wua_mlflow.data.datasets import DataSplit, Part, digest_of, load_data, part_of
+from wua_mlflow.data.datasets import DataSplit, load_data, part_of
+from wua_mlflow.data.parts import DataPart, Part, digest_of
 from wua_mlflow.data.scaling import Scaling
 from wua_mlflow.data.tables import (
     INDEX,
@@ -55,7 +56,7 @@ class EvaluationSet:
     (n,) whose rows they are, if that is known.
     """
 
-    part: Part
+    part: DataPart
     spec: TaskSpec
     truth: np.ndarray
     digest: str
@@ -76,12 +77,15 @@ class EvaluationSet:
         spec = self.spec.for_outputs(count)
         values = np.array(self.spec.values)[self.truth.astype(int)]
         codes = spec.encode(values, where="the test data")
-        part = Part(self.part.inputs, torch.from_numpy(codes))
+        part = Part(self.part.inputs, torch.from_numpy(codes)) \
+            if isinstance(self.part, Part) else self.part
         return replace(self, spec=spec, truth=codes.astype(np.float64), part=part)
 
 
 def own_evaluation_set(split: DataSplit) -> EvaluationSet:
     """The test part of a run's own data."""
+    if not isinstance(split.test, Part):  # its predictions are a run's own
+        return EvaluationSet(split.test, split.spec, np.empty(0), split.test.digest)
     truth = split.test.targets.numpy().reshape(-1).astype(np.float64)
     if split.scaling and split.scaling.targets:
         truth = split.scaling.targets.unscale(truth[:, None])[:, 0]

@@ -5,25 +5,30 @@ Tests: ``tests/pipeline/test_models.py``.
 
 from __future__ import annotations
 
+import functools
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from wua_mlflow.data.batches import leaves
 from wua_mlflow.data.datasets import DataSplit
+from wua_mlflow.data.parts import Part
+from wua_mlflow.data.tasks import checked_output
 from wua_mlflow.errors import did_you_mean, one_line
 from wua_mlflow.hooks import evaluating
 from wua_mlflow.imports import load_object
+from wua_mlflow.pruning.dependency_graph import call_model
 from wua_mlflow.rng import isolated
 from wua_mlflow.widths.factory import Factory, layers_by_width
 
 __all__ = [
     "BUILT_IN", "check_fit", "check_slim_widths", "check_widths", "cnn", "factory", "made_by",
-    "mlp", "naming", "users_factory",
+    "mlp", "naming", "users_factory", "users_function",
 ]
 
 
@@ -39,13 +44,34 @@ def factory(model: str, split: DataSplit) -> Factory:
         built_in = BUILT_IN[model]
 
         def build(widths: Sequence[int]) -> nn.Module:
+            if not split.features or split.outputs is None:
+                raise ValueError(f"model: {model} expected one input tensor and one target an "
+                                 f"example, but the data are of another form; name a model of "
+                                 f"your own: package.module:factory")
             with naming(f"hidden: no {model} of the widths {_listed(widths)} can be made"):
                 return built_in(widths, split.features, split.outputs, split.task)
 
         return build
     user = users_factory(model)
-    return lambda widths: made_by(user, model, widths or None,
-                                  lambda made: made(split.train.inputs[:2]))
+    return lambda widths: made_by(
+        user, model, widths or None,
+        lambda made: call_model(made, split.train.example(made, 2)))
+
+
+def users_function(name: str, setting: str) -> Callable[..., Any]:
+    """The function that a setting names; its errors become one line that names the setting.
+
+    Raises:
+        ValueError: one line; it cannot be imported.
+    """
+    function = load_object(name, argument=setting)
+
+    @functools.wraps(function)
+    def call(*values: Any, **named: Any) -> Any:
+        with naming(f"{setting}: {name} failed", ours=False):
+            return function(*values, **named)
+
+    return call
 
 
 def users_factory(model: str) -> Callable[..., object]:
@@ -171,18 +197,37 @@ def check_fit(model: nn.Module, split: DataSplit) -> None:
     Raises:
         ValueError: one line with both shapes.
     """
-    probe = split.train.inputs[:3]
     parameter = next(model.parameters(), None)
     if parameter is None:
         raise ValueError("model: expected a module with parameters, but it has none")
+    probe: Any = None
     try:
         with isolated(), evaluating(model):
-            outputs = model(probe.to(parameter.device, copy=True))
+            probe = split.train.example(model, 3)
+            outputs = call_model(model, probe)
     except Exception as error:  # the user's forward: any error is theirs to see, in one line
         reason = " ".join(str(error).split())
-        raise ValueError(f"model: does not take the data's inputs of shape "
-                         f"{_shape(split.features)}: {reason}") from error
-    if not isinstance(outputs, Tensor) or tuple(outputs.shape) != (len(probe), split.outputs):
+        shape = f" of shape {_shape(split.features)}" if split.features else ""
+        raise ValueError(f"model: does not take the data's inputs{shape}: {reason}") from error
+    if split.task == "custom":
+        return
+    try:
+        outputs = checked_output(outputs)
+    except ValueError:
+        if split.outputs is None:
+            raise
+    samples = len(leaves(probe, Tensor)[0])
+    if split.outputs is None:  # of tokens and pixels only the model knows
+        if outputs.dim() < 3 or len(outputs) != samples:
+            raise ValueError(f"model: expected outputs of shape (batch, positions, classes), or "
+                             f"(batch, classes, height, width) of pixels, for this {split.task} "
+                             f"task, but got {_shape(tuple(outputs.shape[1:]))}")
+        return
+    more = not isinstance(split.train, Part) and split.task == "multiclass"
+    if more and isinstance(outputs, Tensor) and outputs.dim() == 2 \
+            and outputs.shape[1] > split.outputs:
+        return
+    if not isinstance(outputs, Tensor) or tuple(outputs.shape) != (samples, split.outputs):
         got = tuple(outputs.shape[1:]) if isinstance(outputs, Tensor) else type(outputs).__name__
         hint = "; two classes by two outputs: --task multiclass" if split.task == "binary" \
             and got == (2,) else ""

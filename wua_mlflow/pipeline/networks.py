@@ -14,7 +14,6 @@ from typing import Protocol
 
 import torch
 
-from wua_mlflow.data.tasks import loss_for
 from wua_mlflow.pipeline.recipe import Recipe, Trained, train_made, train_one
 from wua_mlflow.pruning.compensation import compensated
 from wua_mlflow.pruning.cut import cut, unit_groups
@@ -99,8 +98,7 @@ def pruned_and_tuned(
     def make(number: int, seed: int, label: str | None = None) -> Trained:
         source = parent(number, seed)
         teacher = root(number, seed).model if plan.distill else None
-        example = recipe.split.train.inputs[:4].to(recipe.device, copy=True)
-        structure = unit_groups(source.model, example)
+        structure = unit_groups(source.model, recipe.example(source.model))
         keep = _units_to_keep(recipe, source, structure, plan)
         candidates: list[Trained] = []
         errors: list[Exception] = []
@@ -111,7 +109,8 @@ def pruned_and_tuned(
                     continue
                 trained = train_made(
                     recipe, partial(copy.deepcopy, start.model), plan.epochs, seed=seed,
-                    stream=source.stream, label=label, teacher=teacher)
+                    stream=source.stream, label=label, teacher=teacher,
+                    widths=tuple(plan.keep.values()))
                 candidates.append(replace(trained, structure=start.structure, uncut=start.uncut,
                                           folded=start.folded))
             except (  # the other way may work
@@ -182,10 +181,9 @@ def _units_to_keep(
     """By group the most important units on the training data; nothing where all units stay."""
     if all(count >= structure.group(name).units for name, count in plan.keep.items()):
         return {}
-    train = recipe.split.train
     importance = unit_importance(
-        source.model, structure, (train.inputs.to(recipe.device), train.targets.to(recipe.device)),
-        loss_for(recipe.split.task, source.kind), criterion=plan.importance)
+        source.model, structure, recipe.split.train.sample(source.model),
+        recipe.objective(source.kind).loss, criterion=plan.importance)
     return {name: most_important(importance[name], count) for name, count in plan.keep.items()}
 
 
@@ -196,13 +194,13 @@ def _pruned(
     """The network that fine-tuning begins with; None where compensation would change nothing."""
     if not keep:
         return replace(source, uncut=structure.not_prunable)
-    inputs, model = recipe.split.train.inputs, source.model
+    model = source.model
     if fold:
-        model = compensated(model, structure, keep, inputs.to(recipe.device))
+        model = compensated(model, structure, keep, recipe.split.train.sample(model))
         unchanged = all(map(torch.equal, model.parameters(), source.model.parameters()))
         if unchanged and plan.fold is None:
             return None
-    pruned = cut(model, inputs[:4].to(recipe.device, copy=True), keep, structure)
+    pruned = cut(model, recipe.example(model), keep, structure)
     history = pruned.specification if source.structure is None else \
         source.structure.then(pruned.specification)
     return replace(source, model=pruned.model, structure=history, uncut=pruned.fixed, folded=fold)

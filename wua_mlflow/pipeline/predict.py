@@ -23,9 +23,10 @@ from wua_mlflow.data.columns import columns_of, problems_line
 from wua_mlflow.data.datasets import DataSplit
 from wua_mlflow.data.encoding import TableEncoding
 from wua_mlflow.data.leaks import INDEX, is_id_name
+from wua_mlflow.data.parts import Part
 from wua_mlflow.data.table_files import read_table
 from wua_mlflow.data.tables import ENDINGS, read_columns
-from wua_mlflow.data.tasks import OutputKind, predictions_of, probabilities_of
+from wua_mlflow.data.tasks import PLAIN, OutputKind, predictions_of, probabilities_of
 from wua_mlflow.device import rows_at_once
 from wua_mlflow.errors import printable
 from wua_mlflow.tracking.models import load_exported
@@ -46,7 +47,8 @@ def encoding_json(split: DataSplit, kind: OutputKind, target: str | None) -> str
     """
     scaling, encoding = split.scaling, split.encoding
     named = encoding is not None and encoding.named
-    dtype = str(split.train.inputs.dtype).removeprefix("torch.")
+    train = split.train
+    dtype = str(train.inputs.dtype).removeprefix("torch.") if isinstance(train, Part) else "float32"
     table = encoding.content() if encoding is not None else {
         "columns": None, "model_columns": None, "left_out": {}}
     return json.dumps({
@@ -81,6 +83,9 @@ def predict(model: str, data: str) -> pd.DataFrame:
     inputs, beside = _inputs(path, content)
     outputs = _outputs(folder, model, inputs, data)
     task, kind, classes = content["task"], content["outputs"], content["classes"]
+    if task not in PLAIN or outputs.dim() > 1 and task == "regression" and outputs.shape[1] > 1:
+        raise ValueError(f"model: expected one with one answer a row, but {model} is of a "
+                         f"{task} task with several; call the model that mlflow.pyfunc loads")
     predictions = predictions_of(outputs, task, kind)
     table = pd.DataFrame(beside)
     table.insert(len(beside) - ("target" in beside), "prediction",

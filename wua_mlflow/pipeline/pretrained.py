@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from wua_mlflow.config import Settings
 from wua_mlflow.data.datasets import takes
-from wua_mlflow.data.tasks import output_kind
 from wua_mlflow.errors import did_you_mean, one_line
 from wua_mlflow.hooks import unwrapped
 from wua_mlflow.pipeline.cautions import constant_score, shown_score
@@ -33,6 +32,7 @@ from wua_mlflow.rng import isolated, seed_all, stream_of
 from wua_mlflow.tracking.names import Variant as VariantName
 from wua_mlflow.tracking.store import Store
 from wua_mlflow.training.evaluation import Evaluation
+from wua_mlflow.verdict.scores import BY_EXAMPLE
 
 __all__ = ["import_pretrained", "load_weights", "pretrained_recipe", "pretrained_settings",
            "source_of"]
@@ -180,9 +180,9 @@ def import_pretrained(store: Store, recipe: Recipe, *, pipeline: str | None = No
         load_weights(model, settings.state)
     model = model.to(recipe.device).eval()
     check_fit(model, split)
-    trained = Trained(model, output_kind(model, recipe.example, split.task), (), stream)
+    trained = Trained(model, recipe.kind_of(model), (), stream)
     widths = settings.hidden or tuple(
-        group.units for group in unit_groups(model, recipe.example).groups)
+        group.units for group in unit_groups(model, recipe.example(model)).groups)
     variant = train_variant(store, recipe, TrainingPlan(
         VariantName.OVERSIZED, widths, settings.epochs, one_network(trained, recipe.device),
         hidden=settings.hidden, adopted=settings.state or settings.model, replicates=1,
@@ -196,7 +196,7 @@ def import_pretrained(store: Store, recipe: Recipe, *, pipeline: str | None = No
 def _low_score_warning(test: Evaluation) -> str:
     """A line, where the network answers worse than one that ignores its inputs."""
     name = shown_score(test)
-    if test.score_name not in ("", "accuracy", "r2"):
+    if test.task in BY_EXAMPLE or test.score_name not in ("", "accuracy", "r2"):
         return ""
     least = constant_score(test)
     if test.score >= least:

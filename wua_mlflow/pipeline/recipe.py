@@ -7,30 +7,39 @@ kept. Tests: ``tests/pipeline/test_recipe.py``.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import TensorDataset
 
 from wua_mlflow.config import TUTORIAL, Settings
-from wua_mlflow.data.datasets import DataSplit, Part, is_file, load_data
-from wua_mlflow.data.tasks import OutputKind, loss_for, output_kind
+from wua_mlflow.data.batches import Batch, Inputs
+from wua_mlflow.data.datasets import DataSplit, is_file, load_data, takes
+from wua_mlflow.data.parts import DataPart, Part, StreamedPart
+from wua_mlflow.data.tasks import OutputKind, checked_output, judged_as, output_kind
 from wua_mlflow.device import device_of, same_on_every_processor, use_threads
 from wua_mlflow.errors import one_line
 from wua_mlflow.hooks import evaluating, unwrapped
 from wua_mlflow.imports import load_object
-from wua_mlflow.pipeline.models import check_fit, factory, naming
+from wua_mlflow.pipeline.models import check_fit, factory, naming, users_function
+from wua_mlflow.pipeline.trainer_runs import active_run_for
 from wua_mlflow.progress import Bar
 from wua_mlflow.pruning.cut import Specification
+from wua_mlflow.pruning.dependency_graph import call_model
 from wua_mlflow.rng import Purpose, Stream, isolated, restore, seed_all, stream_of, torch_generator
 from wua_mlflow.training.distillation import distillation_loss
-from wua_mlflow.training.evaluation import Evaluation, evaluate, evaluation_of, outputs_of
+from wua_mlflow.training.evaluation import (
+    Evaluation,
+    Objective,
+    evaluate_batches,
+    evaluation_of,
+    outputs_of,
+)
 from wua_mlflow.training.fit import Budget, EpochRecord, TrainingDiverged, fit
 from wua_mlflow.verdict.scores import SCORES, check_task, value_of_comparable
 from wua_mlflow.widths.factory import Factory
@@ -41,8 +50,11 @@ __all__ = [
 ]
 
 
-Trainer = Callable[[nn.Module, tuple[TensorDataset, TensorDataset], int, int], nn.Module]
-"""(model, (train, validation), epochs, seed) -> the model, trained."""
+Trainer = Callable[..., nn.Module | None]
+"""(model, (train, validation), epochs, seed[, widths]) -> the model, trained; None: the one given.
+
+The two parts are torch Datasets of (x, y) where the data are held in memory, else what the user's
+function of the data returned."""
 
 
 PROBES = 1024
@@ -64,17 +76,30 @@ class Recipe:
         name = self.settings.train
         return load_object(name, argument="train") if name else None
 
-    @property
-    def example(self) -> Tensor:
-        """A few training inputs, on the device."""
-        return self.split.train.inputs[:4].to(self.device)
+    @cached_property
+    def own_loss(self) -> Callable[[Any, Any], Tensor] | None:
+        """The user's own loss, if one is named; its errors are one line that names it."""
+        name = self.settings.loss
+        return users_function(name, "loss") if name else None
 
-    def evaluate(self, model: nn.Module, part: Part, kind: OutputKind) -> Evaluation:
-        """The model's predictions, losses and scores on a part."""
+    def example(self, model: nn.Module, count: int = 4) -> Inputs:
+        """A few training inputs, as the model takes them, on its device."""
+        return self.split.train.example(model, count)
+
+    def kind_of(self, model: nn.Module) -> OutputKind:
+        """What the model's outputs are."""
+        return output_kind(model, self.example(model, 2), self.split.task,
+                           next_token=self.split.spec.next_token)
+
+    def objective(self, kind: OutputKind) -> Objective:
+        """What networks are trained for and judged by."""
+        return Objective(self.split.task, kind, self.settings.score, self.own_loss)
+
+    def evaluate(self, model: nn.Module, part: DataPart, kind: OutputKind) -> Evaluation:
+        """The model's predictions, losses and scores on a part; of one without order a sample."""
         with naming(f"model: {self.settings.model} cannot be evaluated"):
-            return evaluate(model, *part.to(self.device), task=self.split.task, kind=kind,
-                            digest=part.digest, score=self.settings.score)
-
+            batches = part.batches(model) if part.digest else part.sample(model)
+            return evaluate_batches(model, batches, self.objective(kind), digest=part.digest)
 
     def example_scores(self, outputs: Tensor, targets: Tensor, *, kind: OutputKind) -> Tensor:
         """The score that is set, of outputs, one number an example (``Evaluation.scores``)."""
@@ -119,18 +144,47 @@ def load_recipe(settings: Settings) -> Recipe:
     use_threads(settings.threads)
     if settings.data == TUTORIAL:
         same_on_every_processor()
-    split = load_data(settings.data, target=settings.target, groups=settings.groups,
-                      seed=settings.seed,
-                      image=settings.model == "cnn", task=settings.task,
-                      standardise=settings.state is None, table=settings.table_settings)
+    split = load_settings_data(settings)
     if is_file(settings.data):
         settings = settings.model_copy(update={"data": split.source})  # holds in any folder
     if settings.score is not None:
-        check_task(settings.score, split.task)
-    recipe = Recipe(settings, split, factory(settings.model, split), device_of(settings.device))
-    _ = recipe.trainer
+        check_task(settings.score, judged_as(split.task))
+    elif split.task == "custom":
+        raise ValueError("score: expected package.module:function of (targets, predictions), one "
+                         "number an example, for a custom task, but got none")
+    build, device = factory(settings.model, split), device_of(settings.device)
+    if split.task == "binary" and settings.task is None and ":" in settings.model:
+        split = _for_outputs(split, build, settings)
+    recipe = Recipe(settings, split, build, device)
+    _ = recipe.trainer, recipe.own_loss
     return recipe
 
+
+def _for_outputs(split: DataSplit, build: Factory, settings: Settings) -> DataSplit:
+    """Two classes as a multi-class task, where the user's model has an output for each."""
+    with suppress(Exception), isolated():  # what is wrong with the model is said in training
+        seed_all(settings.seed)
+        model = build(settings.hidden)
+        with evaluating(model):
+            outputs = checked_output(call_model(model, split.train.example(model, 2)))
+        if outputs.dim() == 2 and outputs.shape[1] == 2:
+            return split.for_two_outputs()
+    return split
+
+
+def load_settings_data(settings: Settings) -> DataSplit:
+    """The data that the settings name, in three parts."""
+    to_inputs = settings.batch_to_inputs
+    return load_data(
+        settings.data, target=settings.target, groups=settings.groups, seed=settings.seed,
+        image=settings.model == "cnn", task=settings.task, standardise=settings.state is None,
+        table=settings.table_settings,
+        batch_size=EVALUATED_AT_ONCE if settings.batch_size == "full" else settings.batch_size,
+        to_inputs=None if to_inputs is None else users_function(to_inputs, "batch_to_inputs"))
+
+
+EVALUATED_AT_ONCE = 64
+"""Examples of a streamed Dataset where there is no batch size."""
 
 Making = Callable[[], nn.Module]
 """Makes a network, on any device; it may draw from torch's global random stream."""
@@ -147,7 +201,7 @@ def train_one(
 ) -> Trained:
     """Build a network of these widths and train it from scratch; see ``train_made``."""
     return train_made(recipe, partial(recipe.build, tuple(widths)), epochs, seed=seed,
-                      stream=stream, label=label)
+                      stream=stream, label=label, widths=tuple(widths))
 
 
 def train_made(  # noqa: PLR0913 - what is trained, for how long, from which stream, towards what
@@ -159,6 +213,7 @@ def train_made(  # noqa: PLR0913 - what is trained, for how long, from which str
     stream: Stream | None = None,
     label: str | None = None,
     teacher: nn.Module | None = None,
+    widths: tuple[int, ...] = (),
 ) -> Trained:
     """Make one network and train it; the caller's random streams are left alone.
 
@@ -170,6 +225,7 @@ def train_made(  # noqa: PLR0913 - what is trained, for how long, from which str
         stream: the random state to begin with: the oversized network's, for the slim one.
         label: of the progress bar.
         teacher: a network on the recipe's device whose outputs are also aimed at.
+        widths: of the network, for a trainer of the user's that takes them.
 
     Raises:
         ValueError: the model does not fit the data, or the trainer fails.
@@ -185,15 +241,16 @@ def train_made(  # noqa: PLR0913 - what is trained, for how long, from which str
         _warm_up(recipe.device)
         began = time.perf_counter()
         if recipe.trainer is not None:
-            model = _train_by_user(
-                recipe, recipe.trainer, make, model=model, epochs=epochs, seed=seed)
-        kind = output_kind(model, _probe(recipe)[:2], split.task)
+            more = (widths,) if takes(recipe.trainer, model, None, epochs, seed, widths) else ()
+            model = _train_by_user(recipe, make, model, (epochs, seed, *more))
+        kind = recipe.kind_of(model)
         records: list[EpochRecord] = []
         if recipe.trainer is None:
             budget = Budget(epochs, settings.lr, settings.optimizer, settings.batch_size,
                             settings.patience)
-            train, validation, loss = _data_and_loss(recipe, kind, teacher)
-            steps = fit(model, train, loss, budget, generator=torch_generator(seed, Purpose.LOADER),
+            generator = torch_generator(seed, Purpose.LOADER)
+            train, validation, loss = _data_and_loss(recipe, model, kind, teacher, generator)
+            steps = fit(model, train, loss, budget, generator=generator,
                         validation=validation if settings.patience else None,
                         watched=_watched(recipe, kind) if settings.score else None)
             records = _all_epochs(recipe, model, steps, epochs, label)
@@ -222,42 +279,83 @@ def _watched(recipe: Recipe, kind: OutputKind) -> Callable[[nn.Module], float]:
 
 
 def _data_and_loss(
-    recipe: Recipe, kind: OutputKind, teacher: nn.Module | None
+    recipe: Recipe, model: nn.Module, kind: OutputKind, teacher: nn.Module | None,
+    generator: torch.Generator,
 ) -> tuple[Any, Any, Any]:
     """Training part, validation part and loss; with a teacher its outputs are targets too."""
     split = recipe.split
-    parts: list[Any] = [part.to(recipe.device) for part in (split.train, split.validation)]
-    loss = loss_for(split.task, kind)
+    loss = recipe.objective(kind).loss
     if teacher is not None:
-        parts = [(inputs, (targets, outputs_of(teacher, inputs))) for inputs, targets in parts]
         loss = distillation_loss(loss, split.task, kind)
-    return *parts, loss
+    train, validation = (
+        _in_memory(part, recipe.device, teacher) if isinstance(part, Part)
+        else _Taught(part.batches(model), teacher) for part in (split.train, split.validation))
+    streamed, size = split.train, recipe.settings.batch_size
+    if isinstance(streamed, StreamedPart):
+        examples = len(streamed) if size == "full" else size
+
+        def epoch() -> Iterable[Batch]:
+            return _Taught(streamed.epoch(model, examples, generator), teacher)
+
+        return epoch, validation, loss
+    return train, validation, loss
+
+
+def _in_memory(
+    part: Part, device: torch.device, teacher: nn.Module | None
+) -> tuple[Tensor, Any]:
+    inputs, targets = part.to(device)
+    return inputs, targets if teacher is None else (targets, outputs_of(teacher, inputs))
+
+
+@dataclass(frozen=True)
+class _Taught:
+    """Batches whose targets hold a teacher's outputs too, if there is one."""
+
+    batches: Iterable[Batch]
+    teacher: nn.Module | None
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in self.batches:
+            if self.teacher is None:
+                yield batch
+                continue
+            with evaluating(self.teacher):
+                outputs = checked_output(batch.call(self.teacher))
+            yield replace(batch, targets=(batch.targets, outputs))
 
 
 def _train_by_user(
-    recipe: Recipe, trainer: Trainer, make: Making, *, model: nn.Module, epochs: int, seed: int
+    recipe: Recipe, make: Making, model: nn.Module, options: tuple[Any, ...]
 ) -> nn.Module:
     """The network that the user's trainer returns, on the recipe's device; not a compiled one.
+
+    Args:
+        recipe: whose trainer it is.
+        make: makes the network again.
+        model: the network to train.
+        options: what the trainer is given beside model and data: epochs, seed, and perhaps widths.
 
     Raises:
         ValueError: it raises anything, or returns no module, or another than it was given.
     """
-    name, split = str(recipe.settings.train), recipe.split
-    with naming(f"train: {name} failed", ours=False):
-        trained = trainer(model, (TensorDataset(split.train.inputs, split.train.targets),
-                                  TensorDataset(split.validation.inputs, split.validation.targets)),
-                          epochs, seed)
+    name, split, trainer = str(recipe.settings.train), recipe.split, recipe.trainer
+    assert trainer is not None, "asked before"
+    with naming(f"train: {name} failed", ours=False), \
+            active_run_for(name, f"{name} with seed {options[1]}"):
+        trained = trainer(model, (split.train.dataset, split.validation.dataset), *options)
+    trained = model if trained is None else trained
     if not isinstance(trained, nn.Module):
         raise ValueError(f"train: expected {name} to return the trained torch.nn.Module, but it "
                          f"returned {type(trained).__name__}")
     trained = unwrapped(trained).to(recipe.device)
     with isolated():
         fresh = make().to(recipe.device)
-    _check_reproducible(name, trained, fresh, _probe(recipe))
+    _check_reproducible(name, trained, fresh, recipe.example(trained, PROBES))
     return trained
 
 
-def _check_reproducible(name: str, trained: nn.Module, fresh: nn.Module, inputs: Tensor) -> None:
+def _check_reproducible(name: str, trained: nn.Module, fresh: nn.Module, inputs: Inputs) -> None:
     """Whether the factory and the state alone make the trained network again: a run keeps no more.
 
     Args:
@@ -272,8 +370,8 @@ def _check_reproducible(name: str, trained: nn.Module, fresh: nn.Module, inputs:
     except RuntimeError as error:
         raise ValueError(f"{what} one of other parameters: {one_line(error)}") from error
     with naming(f"{what} one that fails"), evaluating(trained), evaluating(fresh):
-        outputs = trained(inputs), fresh(inputs)
-        if not torch.allclose(*outputs, rtol=1e-3, atol=1e-5, equal_nan=True):
+        outputs, again = (checked_output(call_model(each, inputs)) for each in (trained, fresh))
+        if not torch.allclose(outputs, again, rtol=1e-3, atol=1e-5, equal_nan=True):
             raise ValueError(f"{what} one that computes something else")
 
 
@@ -305,12 +403,9 @@ def _all_epochs(
 
 def _finite(recipe: Recipe, model: nn.Module) -> bool:
     with suppress(Exception), evaluating(model):
-        return bool(torch.isfinite(model(_probe(recipe))).all())
+        outputs = call_model(model, recipe.example(model, PROBES))
+        return bool(torch.isfinite(checked_output(outputs)).all())
     return True
-
-
-def _probe(recipe: Recipe) -> Tensor:
-    return recipe.split.train.inputs[:PROBES].to(recipe.device, copy=True)
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from wua_mlflow.data.tasks import Task, score_name
 from wua_mlflow.pipeline.networks import NetworkFactory
 from wua_mlflow.pipeline.recipe import Replicate, train_replicate
 from wua_mlflow.pipeline.train import most_seconds, replicate_metrics
+from wua_mlflow.pipeline.trainer_runs import trainer_logs_to
 from wua_mlflow.pipeline.variant import ModelVariant, replicates_table, variant_files
 from wua_mlflow.progress import Bar
 from wua_mlflow.results import TargetWidths
@@ -27,11 +28,11 @@ from wua_mlflow.tracking.store import Store
 from wua_mlflow.verdict.compare import Verdict, compare
 from wua_mlflow.verdict.inputs import FEWEST_SEEDS, R2Scores
 from wua_mlflow.verdict.looks import LEAST_CHANCE, planned_looks
-from wua_mlflow.verdict.scores import default_score, find_score
+from wua_mlflow.verdict.scores import BY_EXAMPLE, default_score, find_score
 
 __all__ = [
-    "NO_HISTORY", "SeedHistory", "SharedExamples", "recipe_verdict", "shared_examples",
-    "with_seeds_to_settle",
+    "NO_HISTORY", "SeedHistory", "SharedExamples", "groups_of", "recipe_verdict",
+    "shared_examples", "with_seeds_to_settle",
 ]
 
 
@@ -40,7 +41,8 @@ class SharedExamples:
     """The test examples of two models, and their predictions' verdict.
 
     ``targets`` (n,) are numbers of ``classes``, whose names these are (none where they are not
-    known), or amounts; ``groups`` (n,) whose examples they are.
+    known), amounts, or what a constant answer scores (NaN where that is not known); ``groups`` (n,)
+    whose examples they are.
     """
 
     task: Task
@@ -63,6 +65,13 @@ class SharedExamples:
             ValueError: one line; predictions that have no such score.
         """
         score = settings.score or default_score(self.task)
+        if self.task in BY_EXAMPLE:
+            known = not np.isnan(self.targets).any()
+            return compare(
+                original, slim, constant=self.targets if known else None, score=score,
+                margin=settings.margin, confidence=settings.confidence, seed=settings.seed,
+                groups=self.groups,
+                max_collapse=settings.max_collapse if len(slim) > 1 else None, **options)
         classes = self.task != "regression"
         targets = self.targets.astype(int) if classes else self.targets
         if classes and find_score(score).takes in ("labels", "probabilities"):
@@ -178,9 +187,14 @@ def _beyond(seeds: int, plan: Sequence[int], judged: int) -> int:
 
 def shared_examples(variant: ModelVariant) -> SharedExamples:
     """The test examples of a variant."""
-    split = variant.recipe.split
-    return SharedExamples(variant.test.task, variant.test.targets, split.classes,
-                          split.test.groups)
+    return SharedExamples(variant.test.task, variant.test.targets, variant.recipe.split.classes,
+                          groups_of(variant))
+
+
+def groups_of(variant: ModelVariant) -> np.ndarray | None:
+    """Whose the test examples are: of labels, tokens and amounts the number of their example."""
+    groups = variant.recipe.split.test.groups
+    return variant.test.groups if groups is None else groups
 
 
 def with_seeds_to_settle(
@@ -215,8 +229,8 @@ def with_seeds_to_settle(
         if slim.trained.seconds * (seeds - 1) > longest and seeds > before[1]:
             break
         if not original.adopted:
-            original = _extended(original, seeds, make_original)
-        slim = _extended(slim, seeds, slim.make)
+            original = _extended(store, original, seeds, make_original)
+        slim = _extended(store, slim, seeds, slim.make)
         verdict = recipe_verdict(original.replicates, slim.replicates, examples, settings, history)
         assert verdict is not None and verdict.counts is not None, "at least 5 a side"
         if verdict.outcome != "inconclusive" or verdict.guard or \
@@ -229,11 +243,14 @@ def with_seeds_to_settle(
     return original, slim
 
 
-def _extended(variant: ModelVariant, seeds: int, make: NetworkFactory) -> ModelVariant:
+def _extended(
+    store: Store, variant: ModelVariant, seeds: int, make: NetworkFactory
+) -> ModelVariant:
     """With so many replicates; those that it has stay."""
     numbers = range(len(variant.replicates), seeds)
-    added = [train_replicate(variant.recipe, make, number)
-             for number in Bar(numbers, desc=f"further seeds of {variant.name}", unit="seed")]
+    with trainer_logs_to(store, parent=variant.run_id):
+        added = [train_replicate(variant.recipe, make, number)
+                 for number in Bar(numbers, desc=f"further seeds of {variant.name}", unit="seed")]
     return replace(variant, replicates=[*variant.replicates, *added])
 
 

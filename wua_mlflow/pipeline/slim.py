@@ -36,6 +36,7 @@ from wua_mlflow.pipeline.target_widths import (
     wider,
 )
 from wua_mlflow.pipeline.train import TrainingPlan, most_seconds, train_variant
+from wua_mlflow.pipeline.trainer_runs import trainer_logs_to
 from wua_mlflow.pipeline.trust import Trust
 from wua_mlflow.pipeline.variant import MACHINE, ModelVariant, load_variant
 from wua_mlflow.progress import say, stage
@@ -210,7 +211,6 @@ class SlimmingContext:
 
     def cost(self, widths: tuple[int, ...]) -> float:
         """FLOPs of one sample's forward."""
-        inputs = self.recipe.split.train.inputs[:2]
         if self.settings.how == "rebuild":
             with isolated():
                 model = self.recipe.build(widths)
@@ -218,8 +218,8 @@ class SlimmingContext:
             model = self.parent.model
         else:
             keep = {name: range(width) for name, width in self._keep(widths).items()}
-            model = cut(self.parent.model, inputs.to(self.recipe.device), keep).model
-        count = count_flops(model, inputs, backward=False)
+            model = cut(self.parent.model, self.recipe.example(self.parent.model), keep).model
+        count = count_flops(model, self.recipe.example(model, 2), backward=False)
         return count.forward_flops / count.samples
 
     def units(self, goal: TargetWidths) -> dict[str, int]:
@@ -243,9 +243,9 @@ class SlimmingContext:
 
 def _training_flops(recipe: Recipe, widths: tuple[int, ...]) -> float:
     """FLOPs of training on one sample: forward and backward."""
-    inputs = recipe.split.train.inputs[:2]
     with isolated():
-        count = count_flops(recipe.build(widths), inputs)
+        model = recipe.build(widths)
+        count = count_flops(model, recipe.example(model, 2))
     return (count.forward_flops + count.backward_flops) / count.samples
 
 
@@ -310,7 +310,8 @@ def slim_variant(
     ended: tuple[str, TargetWidths | None] = "", None
     while len(rounds) < settings.rounds and all(each.as_good for each in rounds):
         try:
-            goal, found = _widths_of_round(context, usages.get(context.parent.name))
+            with trainer_logs_to(store, parent=pipeline or original.run_id):
+                goal, found = _widths_of_round(context, usages.get(context.parent.name))
             trained = []
             for variant in _trained(store, context, goal, found, len(rounds) + 1, pipeline):
                 if variant.tags.get(step_tag("analyze")) != "done":

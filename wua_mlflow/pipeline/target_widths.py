@@ -22,7 +22,7 @@ from mlflow.exceptions import MlflowException
 
 from wua_mlflow.config import Settings
 from wua_mlflow.data.loaders import training_batches
-from wua_mlflow.data.tasks import loss_for
+from wua_mlflow.data.tasks import PLAIN
 from wua_mlflow.errors import group_by_reason
 from wua_mlflow.pipeline.analyze import criteria_of, first_criterion, loss_of
 from wua_mlflow.pipeline.models import check_slim_widths, check_widths
@@ -170,7 +170,7 @@ def dimensions_of(variant: ModelVariant, how: str) -> tuple[WidthParameter, ...]
         layers = check_widths(variant.recipe.build, hidden, "auto")
         return tuple(WidthParameter(names[0] if names else f"width {number}", units, names)
                      for number, (units, names) in enumerate(zip(hidden, layers, strict=True), 1))
-    structure = unit_groups(variant.model, variant.recipe.example)
+    structure = unit_groups(variant.model, variant.recipe.example(variant.model))
     if not structure.groups:
         reasons = "; ".join(f"{names}: {why}" for names, why
                             in group_by_reason(structure.not_prunable))
@@ -315,13 +315,14 @@ def scaled_widths(
 
 
 def _recommended(settings: Settings, parent: ModelVariant, method: str) -> WidthRecommendation:
-    split, device = parent.recipe.split, parent.recipe.device
-    data = split.validation.inputs.to(device), split.validation.targets.to(device)
-    fit = split.train.inputs.to(device) if method in ("rank", "projection") else None
+    split, model = parent.recipe.split, parent.model
+    fit = split.train.sample(model) if method in ("rank", "projection") else None
+    objective = parent.recipe.objective(parent.kind)
+    own_score = settings.score and split.task in PLAIN
     return recommend_widths(
-        parent.model, data, method=method, margin=settings.margin, fit_data=fit,
-        loss=loss_for(split.task, parent.kind), task=split.task, seed=settings.seed,
-        score=partial(parent.recipe.example_scores, kind=parent.kind) if settings.score else None)
+        model, split.validation.sample(model), method=method, margin=settings.margin,
+        fit_data=fit, loss=objective.loss, task=split.task, seed=settings.seed,
+        score=partial(parent.recipe.example_scores, kind=parent.kind) if own_score else None)
 
 
 def _usage_of(settings: Settings, variant: ModelVariant) -> ModelUsage:
@@ -329,6 +330,6 @@ def _usage_of(settings: Settings, variant: ModelVariant) -> ModelUsage:
     settings = settings.model_copy(update={"criterion": first_criterion(settings)})
     split, device = variant.recipe.split, variant.recipe.device
     loss = loss_of(settings, variant.model, split, device, kind=variant.kind)
-    batches = training_batches(split, device, passes=1, label="widths")
+    batches = training_batches(split, variant.model, passes=1, label="widths")
     criterion, = criteria_of(settings)
     return analyze(variant.model, batches, criterion=criterion, seed=settings.seed, loss=loss)

@@ -10,6 +10,7 @@ import contextlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from mlflow.entities import DatasetInput
@@ -17,13 +18,15 @@ from mlflow.entities import DatasetInput
 from wua_mlflow import __version__
 from wua_mlflow.config import Settings, settings_yaml
 from wua_mlflow.data.datasets import DataSplit
+from wua_mlflow.data.parts import DataPart, Part
 from wua_mlflow.data.scaling import WithInputScaling, raw_rows
-from wua_mlflow.data.tasks import Task
+from wua_mlflow.data.tasks import Task, has_classes, judged_as
 from wua_mlflow.flops import CONVENTION, count_flops, count_parameters, ptflops_forward_flops
 from wua_mlflow.hooks import unwrapped
 from wua_mlflow.pipeline.networks import NetworkFactory
 from wua_mlflow.pipeline.predict import encoding_json, named_columns
 from wua_mlflow.pipeline.recipe import Recipe, Replicate, Trained, train_replicates
+from wua_mlflow.pipeline.trainer_runs import trainer_logs_to
 from wua_mlflow.pipeline.variant import ModelVariant, replicates_table, variant_files
 from wua_mlflow.plots.style import variant_colour
 from wua_mlflow.progress import keep, stage
@@ -52,6 +55,8 @@ _PARAMS = ("data", "target", "drop_columns", "model", "train", "hidden", "epochs
            "optimizer", "batch_size", "lr", "patience", "score", "groups", "seed", "seeds",
            "max_seeds", "device", "threads")
 """The settings that made a network: the params of its run."""
+_OF_BUILT_IN_TRAINER = ("optimizer", "batch_size", "lr", "patience")
+"""Those that the user's own trainer knows nothing of."""
 _WITH_THE_MODEL = (ArtifactPath.STATE, ArtifactPath.STRUCTURE, ArtifactPath.SCALING,
                    ArtifactPath.ENCODING, ArtifactPath.CONFIG)
 _TRAINING_COSTS = (Metric.FLOPS_TRAINING, Metric.FLOPS_PTFLOPS_TRAINING, Metric.TRAINING_SECONDS)
@@ -170,15 +175,23 @@ def train_variant(store: Store, recipe: Recipe, plan: TrainingPlan) -> ModelVari
     inherit = plan.variant == VariantName.OVERSIZED and plan.pipeline is None
     with run_scope(store, plan.name, tags, parent=plan.pipeline, inherit=inherit) as run_id, \
             step_status(store, run_id, "train"), stage(f"training {plan.name}"):
-        write_params(store, run_id, settings, _PARAMS)
-        trained = plan.make(0, settings.seed, f"training {plan.name}")
+        if recipe.trainer is None:
+            write_params(store, run_id, settings, _PARAMS)
+        with trainer_logs_to(store, own=run_id):
+            trained = plan.make(0, settings.seed, f"training {plan.name}")
+        if recipe.trainer is not None:  # of a name that the trainer has logged the value is its own
+            own = set(store.client.get_run(run_id).data.params)
+            write_params(store, run_id, settings, (
+                name for name in _PARAMS if name not in own
+                and (name not in _OF_BUILT_IN_TRAINER or name in settings.given)))
         test = recipe.evaluate(trained.model, recipe.split.test, trained.kind)
         count = min(settings.first_seeds, plan.replicates or settings.first_seeds)
         if count > 1 and plan.affords is not None and not plan.affords(trained.seconds):
             count = 1
         count = max(count, len(plan.known))
-        replicates = train_replicates(recipe, plan.make, (trained, test), count=count,
-                                      known=plan.known, label=f"replicates of {plan.name}")
+        with trainer_logs_to(store, parent=run_id):
+            replicates = train_replicates(recipe, plan.make, (trained, test), count=count,
+                                          known=plan.known, label=f"replicates of {plan.name}")
         metrics = {**_score_metrics(recipe, trained, test, replicates),
                    **_cost_metrics(recipe, trained, plan)}
         scaling = recipe.split.scaling
@@ -236,11 +249,12 @@ def _logged_model(
     store: Store, run_id: str, recipe: Recipe, trained: Trained, plan: TrainingPlan, files: Files
 ) -> tuple[str | None, dict[str, float], dict[str, str]]:
     """The LoggedModel's id, its size as metrics, and a tag where torch.export refuses it."""
-    model, inputs, scaling = trained.model, recipe.split.train.inputs, recipe.split.scaling
+    model, scaling = trained.model, recipe.split.scaling
+    inputs: Any = recipe.example(model, EXAMPLES)
     metadata = {Tag.TAKES_RAW_ROWS: "true"} if scaling else {}
     if scaling:
         model = WithInputScaling(unwrapped(model), scaling)
-        inputs = raw_rows(inputs[:EXAMPLES], scaling)
+        inputs = raw_rows(inputs.cpu(), scaling)
     try:
         model_id, size = log_model(
             store.client, run_id, store.experiment_id, model, inputs, metadata=metadata,
@@ -248,7 +262,8 @@ def _logged_model(
             columns=named_columns(recipe.split),
             files={path: files[path] for path in _WITH_THE_MODEL if path in files})
     except NotExportable as error:
-        return None, {}, {Tag.UNEXPORTED: str(error)}
+        size = sum(tensor.nbytes for tensor in unwrapped(trained.model).state_dict().values())
+        return None, {Metric.SIZE_BYTES: size}, {Tag.UNEXPORTED: str(error)}
     return model_id, {Metric.SIZE_BYTES: size}, {}
 
 
@@ -257,7 +272,7 @@ def _tags(recipe: Recipe, plan: TrainingPlan) -> dict[str, str]:
     tags = {
         **variant_tags(plan.variant, plan.name, "train"),
         Tag.TASK: recipe.split.task,
-        Tag.SCORE: recipe.settings.score or default_score(recipe.split.task),
+        Tag.SCORE: recipe.settings.score or default_score(judged_as(recipe.split.task)),
         Tag.WIDTHS: ",".join(str(width) for width in plan.widths),
         Tag.TEST_DIGEST: recipe.split.test.digest,
         "mlflow.runType": "evaluation",  # the UI shows parents of such runs expanded
@@ -291,7 +306,7 @@ def _score_metrics(
     results["test"] = test
     metrics = {f"score/{part}": result.score for part, result in results.items()}
     metrics[Metric.LOSS_TEST] = test.loss
-    if split.task != "regression":
+    if has_classes(split.task):
         metrics |= {f"accuracy/{part}": result.accuracy for part, result in results.items()}
     return metrics | replicate_metrics(replicates, split.task)
 
@@ -302,8 +317,8 @@ def replicate_metrics(replicates: Sequence[Replicate], task: Task) -> dict[str, 
     if len(replicates) < 2:
         return {}
     scores, name = [replicate.score for replicate in replicates], replicates[0].score_name
-    of_score = name not in ("", default_score(task))
-    if task == "regression" and not of_score:
+    of_score = name not in ("", "accuracy", "r2")
+    if not has_classes(task) and not of_score:
         return {}
     names = (Metric.SCORE_TEST_MEAN, Metric.SCORE_TEST_STD) if of_score else \
         (Metric.ACCURACY_TEST_MEAN, Metric.ACCURACY_TEST_STD)
@@ -318,10 +333,11 @@ def _cost_metrics(recipe: Recipe, trained: Trained, plan: TrainingPlan) -> dict[
     split, parent = recipe.split, plan.parent
     epochs = _epochs_trained(trained, plan) - (parent.epochs_trained if parent else 0)
     epochs *= trained.tries
-    metrics = flop_metrics(count_flops(trained.model, recipe.example[:2]),
+    metrics = flop_metrics(count_flops(trained.model, recipe.example(trained.model, 2)),
                            train_samples=len(split.train), epochs=epochs)
     tutorial = ptflops_forward_flops(trained.model, split.features) \
-        if split.train.inputs.is_floating_point() else None  # ptflops knows no others
+        if isinstance(split.train, Part) and split.train.inputs.is_floating_point() \
+        else None  # ptflops knows no others
     if tutorial is not None:
         metrics[Metric.FLOPS_PTFLOPS_INFERENCE] = tutorial * len(split.train)
         metrics[Metric.FLOPS_PTFLOPS_TRAINING] = 2 * tutorial * len(split.train) * epochs
@@ -337,7 +353,21 @@ def _cost_metrics(recipe: Recipe, trained: Trained, plan: TrainingPlan) -> dict[
 
 def datasets_of(split: DataSplit, *contexts: str) -> list[DatasetInput]:
     """The parts of the data (``train``, ``validation``, ``test``) as inputs of a run."""
-    parts = [(context, getattr(split, context)) for context in contexts]
+    parts: list[tuple[str, DataPart]] = [
+        (context, getattr(split, context)) for context in contexts]
     return dataset_inputs(split.name, split.source, [
-        (context, part.inputs.numpy(), part.targets.numpy(), part.digest)
-        for context, part in parts])
+        (context, *_shown_arrays(part), digest) for context, part in parts
+        if (digest := _known_digest(part))])
+
+
+def _shown_arrays(part: DataPart) -> tuple[np.ndarray, np.ndarray]:
+    """Inputs and targets for MLflow's schema; of a streamed part empty ones."""
+    if isinstance(part, Part):
+        return part.inputs.numpy(), part.targets.numpy()
+    return np.empty((0, 1), np.float32), np.empty(0, np.float32)
+
+
+def _known_digest(part: DataPart) -> str:
+    """A streamed training part has none: nobody goes over it for that."""
+    return part.digest or "streamed"
+

@@ -19,7 +19,7 @@ from mlflow.exceptions import MlflowException
 from torch import nn
 
 from wua_mlflow.config import Settings, load_settings
-from wua_mlflow.data.tasks import OutputKind, output_kind
+from wua_mlflow.data.tasks import OutputKind, judged_as
 from wua_mlflow.hooks import unwrapped
 from wua_mlflow.pipeline.networks import NetworkFactory, cached, from_scratch, one_network
 from wua_mlflow.pipeline.recipe import Recipe, Replicate, Trained, load_recipe
@@ -33,7 +33,7 @@ from wua_mlflow.tracking.names import ArtifactPath, Kind, Tag, step_tag
 from wua_mlflow.tracking.runs import find_run
 from wua_mlflow.tracking.store import Store
 from wua_mlflow.training.evaluation import Evaluation
-from wua_mlflow.verdict.scores import find_score
+from wua_mlflow.verdict.scores import BY_EXAMPLE, default_score, find_score
 
 __all__ = ["MACHINE", "ModelVariant", "load_variant", "replicates_table", "variant_files"]
 
@@ -142,7 +142,9 @@ def _layer_units(model: nn.Module) -> dict[str, int]:
 def variant_files(trained: Trained, test: Evaluation, replicates: Sequence[Replicate]) -> Files:
     """The files from which ``load_variant`` makes the variant again."""
     scores = np.stack([replicate.scores for replicate in replicates])
+    groups = {} if test.groups is None else {"groups": torch.from_numpy(test.groups)}
     results = {
+        **groups,
         "predictions": torch.from_numpy(test.predictions.astype(np.float64)),
         "targets": torch.from_numpy(test.targets.astype(np.float64)),
         "losses": torch.from_numpy(test.losses),
@@ -224,15 +226,15 @@ def load_variant(
     with isolated():
         model = recipe.build(settings.hidden)
         if structure is not None:
-            model = rebuild(model, recipe.split.train.inputs[:2], structure)
+            model = rebuild(model, recipe.example(model), structure)
         model = model.to(recipe.device)
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
         raise ValueError(f"model: {settings.model} builds another network now than when run "
                          f"{run_id} was made: {' '.join(str(error).split())}") from error
-    kind = output_kind(model, recipe.split.train.inputs[:2].to(recipe.device), recipe.split.task)
-    trained = Trained(model.eval(), kind, (), replicates[0].stream, structure=structure)
+    trained = Trained(model.eval(), recipe.kind_of(model), (), replicates[0].stream,
+                      structure=structure)
     make = one_network(trained, recipe.device) if Tag.ADOPTED in tags else cached(
         from_scratch(recipe, settings.hidden, settings.epochs), first=trained)
     return ModelVariant(run_id, run.info.experiment_id, run.info.run_name, tags[Tag.VARIANT],
@@ -251,12 +253,13 @@ def _read_results(
         streams.setdefault(int(number), {})[device] = state
     scores = results["replicate_scores"].astype(np.float64)
     predictions = _wide(results.get("replicate_predictions"))
-    probabilities = None if predictions is None or not score \
+    probabilities = None if predictions is None or not score or ":" in score \
         or find_score(score).takes != "probabilities" else predictions[0]
-    task: Any = tags[Tag.TASK]
+    task: Any = judged_as(tags[Tag.TASK])  # type: ignore[arg-type]
+    score = score or (default_score(task) if task in BY_EXAMPLE else "")
     test = Evaluation(task, predictions=results["predictions"], targets=results["targets"],
                       losses=results["losses"], digest=tags[Tag.TEST_DIGEST], score_name=score,
-                      probabilities=probabilities)
+                      probabilities=probabilities, groups=results.get("groups"))
     validated = results.get("replicate_validation_scores", np.empty((len(scores), 0)))
     columns = (results["replicate_seeds"], scores, results["replicate_losses"],
                validated.astype(np.float64))

@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from wua_mlflow.device import rows_at_once
+from wua_mlflow.data.batches import Batches
 from wua_mlflow.hooks import evaluating, reading
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ConsumerInput", "Moments", "consumer_inputs", "measure_moments", "modified_inputs",
-    "outgoing_norms", "run_in_chunks", "sum_by_unit",
+    "outgoing_norms", "run_over", "sum_by_unit",
 ]
 
 
@@ -168,11 +168,11 @@ def measure_moments(
     return measured, skipped
 
 
-def run_in_chunks(model: nn.Module, inputs: Tensor) -> None:
-    """Run a model over the inputs in chunks; it is left as found."""
+def run_over(model: nn.Module, data: Any) -> None:
+    """Run a model over data as ``Batches`` takes them; it is left as found."""
     with evaluating(model, grad=False):
-        for rows in torch.split(inputs, rows_at_once(inputs.shape)):
-            model(rows.clone())
+        for batch in Batches(data, model):
+            batch.call(model)
 
 
 Change = tuple[ConsumerInput, Callable[[Tensor], Tensor | None]]

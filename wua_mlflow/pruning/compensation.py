@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from wua_mlflow.pruning.activations import Moments, measure_moments, run_in_chunks
+from wua_mlflow.pruning.activations import Moments, measure_moments, run_over
 from wua_mlflow.pruning.unit_groups import ParameterSlice, UnitGroups, tied_names
 
 __all__ = ["compensated"]
@@ -24,7 +24,7 @@ _RIDGE = 1e-3
 
 
 def compensated(
-    model: nn.Module, structure: UnitGroups, keep: Mapping[str, Sequence[int]], inputs: Tensor
+    model: nn.Module, structure: UnitGroups, keep: Mapping[str, Sequence[int]], data: Any
 ) -> nn.Module:
     """A copy whose next layers compensate for the units to be removed; it still has all units.
 
@@ -41,7 +41,7 @@ def compensated(
         model: unwrapped; left as found.
         structure: its groups.
         keep: by name of a group the units that stay.
-        inputs: shape (samples, ...), of training data.
+        data: training data, as ``Batches`` takes them.
 
     >>> from wua_mlflow.pruning.cut import unit_groups
     >>> net = nn.Sequential(nn.Linear(1, 2), nn.ReLU(), nn.Linear(2, 1, bias=False))
@@ -54,7 +54,7 @@ def compensated(
     result = copy.deepcopy(model)
     aliases = tied_names(result)
     groups = [structure.group(name) for name in keep]
-    measured, _ = measure_moments(result, groups, lambda: run_in_chunks(result, inputs))
+    measured, _ = measure_moments(result, groups, lambda: run_over(result, data))
     for name, consumers in measured.items():
         kept = sorted(keep[name])
         removed = structure.group(name).others(kept)

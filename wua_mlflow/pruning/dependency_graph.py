@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from wua_mlflow.usage.batches import mapped
+from wua_mlflow.data.batches import mapped
 
 __all__ = [
     "Graph", "GroupMember", "call_model", "caches_off", "hidden_slices", "is_conv1d", "select",

@@ -6,16 +6,17 @@ Tests: ``tests/pruning/test_importance.py``.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from wua_mlflow.device import rows_at_once
+from wua_mlflow.data.batches import Batches
 from wua_mlflow.hooks import evaluating, unwrapped
 from wua_mlflow.pruning.activations import (
     measure_moments,
     outgoing_norms,
-    run_in_chunks,
+    run_over,
     sum_by_unit,
 )
 from wua_mlflow.pruning.unit_groups import UnitGroup, UnitGroups
@@ -25,11 +26,11 @@ __all__ = ["CRITERIA", "most_important", "pivoted_cholesky", "unit_importance"]
 
 CRITERIA = ("spanning", "taylor", "magnitude", "random")
 """And every criterion of ``wua_mlflow.usage.criteria``, summed over the layers of a group."""
-Loss = Callable[[Tensor, Tensor], Tensor]
+Loss = Callable[[Any, Any], Tensor]
 
 
 def unit_importance(
-    model: nn.Module, structure: UnitGroups, data: tuple[Tensor, Tensor] | None = None,
+    model: nn.Module, structure: UnitGroups, data: Any = None,
     loss: Loss | None = None, *, criterion: str = "taylor", seed: int = 0,
 ) -> dict[str, Tensor]:
     """The importance of every unit, by group; shape (units,), float64, on the CPU.
@@ -51,7 +52,7 @@ def unit_importance(
     Args:
         model: the one that ``structure`` was found in; left as found.
         structure: its groups.
-        data: inputs and targets, shape (samples, ...); not needed for magnitude and random.
+        data: inputs and targets, as ``Batches`` takes them; not needed for magnitude and random.
         loss: the mean loss of (outputs, targets); for ``taylor``, and where ``spanning`` takes it.
         criterion: one of ``CRITERIA``, or a criterion of an analysis.
         seed: of ``random``.
@@ -70,8 +71,8 @@ def unit_importance(
     if data is None:
         raise ValueError(f"data: expected inputs and targets for {criterion}, but got none")
     if criterion not in CRITERIA:
-        return _by_usage(model, groups, data[0], criterion)
-    importance = _spanning(model, groups, data[0]) if criterion == "spanning" else {}
+        return _by_usage(model, groups, data, criterion)
+    importance = _spanning(model, groups, data) if criterion == "spanning" else {}
     others = [group for group in groups if group.name not in importance]
     if others:
         if loss is None:
@@ -92,10 +93,10 @@ def most_important(importance: Tensor, count: int) -> list[int]:
 
 
 def _spanning(
-    model: nn.Module, groups: Sequence[UnitGroup], inputs: Tensor
+    model: nn.Module, groups: Sequence[UnitGroup], data: Any
 ) -> dict[str, Tensor]:
     """The criterion ``spanning``, of the groups whose activations can be observed."""
-    measured, _ = measure_moments(model, groups, lambda: run_in_chunks(model, inputs))
+    measured, _ = measure_moments(model, groups, lambda: run_over(model, data))
     importance: dict[str, Tensor] = {}
     for group in groups:
         moments = [moments for _, moments in measured.get(group.name, ())]
@@ -130,22 +131,22 @@ def pivoted_cholesky(scatter: Tensor) -> Tensor:
 
 
 def _taylor(
-    model: nn.Module, groups: Sequence[UnitGroup], data: tuple[Tensor, Tensor], loss: Loss
+    model: nn.Module, groups: Sequence[UnitGroup], data: Any, loss: Loss
 ) -> dict[str, Tensor]:
     names = sorted({reader.parameter for group in groups for reader in group.readers})
     weights = [model.get_parameter(name) for name in names]
-    mean_gradients = [torch.zeros_like(weight, dtype=torch.float64) for weight in weights]
-    inputs, targets = data
-    every_row = torch.arange(len(inputs), device=inputs.device)
+    sums = [torch.zeros_like(weight, dtype=torch.float64) for weight in weights]
+    samples = 0
     with evaluating(model, grad=True):
-        for rows in torch.split(every_row, rows_at_once(inputs.shape)):
-            value = loss(model(inputs[rows]), targets[rows])
+        for batch in Batches(data, model):
+            value = loss(batch.call(model), batch.targets)
             gradients = torch.autograd.grad(value, weights, allow_unused=True)
-            for mean, gradient in zip(mean_gradients, gradients, strict=True):
+            samples += batch.samples
+            for total, gradient in zip(sums, gradients, strict=True):
                 if gradient is not None:
-                    mean += gradient.double() * (len(rows) / len(inputs))
-    products = {name: weight.detach().double() * mean for name, weight, mean
-                in zip(names, weights, mean_gradients, strict=True)}
+                    total += gradient.double() * batch.samples
+    products = {name: weight.detach().double() * total / max(1, samples) for name, weight, total
+                in zip(names, weights, sums, strict=True)}
     return {group.name: sum_by_unit(group.readers, products).abs() for group in groups}
 
 
@@ -159,7 +160,7 @@ def _magnitude(model: nn.Module, group: UnitGroup) -> Tensor:
 
 
 def _by_usage(
-    model: nn.Module, groups: Sequence[UnitGroup], inputs: Tensor, criterion: str
+    model: nn.Module, groups: Sequence[UnitGroup], data: Any, criterion: str
 ) -> dict[str, Tensor]:
     """A criterion of ``wua.analyze``, summed over a unit's weights in the layers that make it."""
     from wua_mlflow.usage.analyze import layer_importance
@@ -169,7 +170,7 @@ def _by_usage(
     layers = [name for name, weight in weights.items()
               if isinstance(weight, Tensor) and weight.dim() > 1]
     by_layer = {name: importance.double().flatten(1).sum(1).cpu() for name, importance
-                in layer_importance(model, inputs, layers, criterion).items()}
+                in layer_importance(model, data, layers, criterion).items()}
     return {group.name: sum((by_layer[name] for name in group.layers if name in by_layer),
                             torch.zeros(group.units, dtype=torch.float64))
             for group in groups}

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from wua_mlflow.data.batches import mapped
 from wua_mlflow.flops import FlopCount, count_flops, count_parameters
 from wua_mlflow.hooks import evaluating
 from wua_mlflow.pruning.dependency_graph import caches_off, call_model
 from wua_mlflow.pruning.unit_groups import UnitGroups, masked, tied_names
-from wua_mlflow.usage.batches import mapped
 
 __all__ = [
     "WrongCutError", "check_cut", "describe_failure", "forward_flops", "planned_shapes", "ties_of",

@@ -6,12 +6,14 @@ Tests: ``tests/training/test_distillation.py``.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from wua_mlflow.data.tasks import OutputKind, Task
+from wua_mlflow.data.structured import STRUCTURED, decisions, output_tensor
+from wua_mlflow.data.tasks import OutputKind, Task, judged_as
 
 __all__ = ["distillation_loss"]
 
@@ -22,13 +24,14 @@ Aims = tuple[Tensor, Tensor]
 
 
 def distillation_loss(
-    loss: Callable[[Tensor, Tensor], Tensor], task: Task, kind: OutputKind, *,
+    loss: Callable[[Any, Any], Tensor], task: Task, kind: OutputKind, *,
     share: float = SHARE, temperature: float = TEMPERATURE,
-) -> Callable[[Tensor, Aims], Tensor]:
+) -> Callable[[Any, Aims], Tensor]:
     """(1 − share) · loss + share · the distance to the teacher (Hinton et al. 2015, section 2).
 
     The distance of classifiers is T² · KL(teacher ‖ student) of the probabilities at temperature T
-    (T = 1 where the outputs are probabilities); of regressions the mean squared difference.
+    (T = 1 where the outputs are probabilities), of each decision where an example has several; of
+    regressions and of tasks of the user's own the mean squared difference.
 
     Args:
         loss: of (outputs, targets), the mean.
@@ -48,18 +51,29 @@ def distillation_loss(
     if kind == "probabilities":
         temperature = 1.0
 
-    def total(outputs: Tensor, aims: Aims) -> Tensor:
+    def total(outputs: Any, aims: Aims) -> Tensor:
         targets, teacher = aims
-        if task == "regression":
-            distance = functional.mse_loss(outputs, teacher)
+        tensor = output_tensor(outputs)
+        if task in ("regression", "custom"):
+            distance = functional.mse_loss(tensor, teacher)
         else:
-            log_p = _log_probabilities(outputs, task, kind, temperature)
-            log_q = _log_probabilities(teacher, task, kind, temperature)
+            log_p, log_q = (_log_probabilities(
+                _by_decision(each, targets, task, kind), judged_as(task), kind, temperature)
+                for each in (tensor, teacher))
             distance = temperature**2 * functional.kl_div(log_p, log_q, reduction="batchmean",
                                                           log_target=True)
         return (1 - share) * loss(outputs, targets) + share * distance
 
     return total
+
+
+def _by_decision(outputs: Tensor, targets: Tensor, task: Task, kind: OutputKind) -> Tensor:
+    """Shape (decisions, classes), or (decisions, 1) of binary ones."""
+    if task == "segmentation":
+        if outputs.shape[1] == 1:
+            outputs = torch.cat([torch.zeros_like(outputs), outputs], 1)
+        return outputs.movedim(1, -1).flatten(0, -2)
+    return decisions(outputs, targets, task, kind).outputs if task in STRUCTURED else outputs
 
 
 def _log_probabilities(outputs: Tensor, task: Task, kind: OutputKind, temperature: float) -> Tensor:

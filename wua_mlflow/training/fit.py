@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from numbers import Integral
@@ -16,18 +16,21 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from wua_mlflow.data.batches import Batch
 from wua_mlflow.device import rows_at_once
 from wua_mlflow.hooks import evaluating
 
-__all__ = ["Budget", "EpochRecord", "Loss", "TrainingDiverged", "fit"]
+__all__ = ["Budget", "EpochRecord", "Epochs", "Loss", "TrainingDiverged", "fit"]
 
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam, "sgd": partial(torch.optim.SGD, momentum=0.9)}
-Loss = Callable[[Tensor, Any], Tensor]
+Loss = Callable[[Any, Any], Tensor]
 """(outputs, targets) -> the mean loss, a scalar."""
 Targets = Tensor | tuple[Tensor, ...]
 """By sample; several tensors reach the loss as a tuple."""
+Epochs = Callable[[], Iterable[Batch]]
+"""Gives the batches of the next epoch, on the model's device."""
 
 
 class TrainingDiverged(ValueError):  # noqa: N818 - says what happened; the name is public
@@ -76,12 +79,12 @@ class EpochRecord:
 
 def fit(  # noqa: PLR0913 - what is trained, how, and what is watched
     model: nn.Module,
-    train: tuple[Tensor, Targets],
+    train: tuple[Tensor, Targets] | Epochs,
     loss: Loss,
     budget: Budget,
     *,
     generator: torch.Generator,
-    validation: tuple[Tensor, Targets] | None = None,
+    validation: tuple[Tensor, Targets] | Iterable[Batch] | None = None,
     watched: Callable[[nn.Module], float] | None = None,
 ) -> Iterator[EpochRecord]:
     """Train ``model`` in place; exhaust the iterator to finish.
@@ -91,11 +94,13 @@ def fit(  # noqa: PLR0913 - what is trained, how, and what is watched
 
     Args:
         model: on the device of the data.
-        train: inputs, shape (samples, ...), and targets, or a tuple of such.
+        train: inputs, shape (samples, ...), and targets, or a tuple of such; or a function that
+            gives the batches of an epoch, which then are as large as they come.
         loss: the mean loss.
         budget: epochs, optimizer, batches, patience.
         generator: a CPU generator for the order of the samples; not used for full batches.
-        validation: inputs and targets to watch; needed for ``patience``.
+        validation: inputs and targets to watch, or batches that can be gone over again; needed for
+            ``patience``.
         watched: what ``patience`` waits for a lower value of, after each epoch; the validation
             loss, if None.
 
@@ -114,14 +119,14 @@ def fit(  # noqa: PLR0913 - what is trained, how, and what is watched
     """
     if budget.patience is not None and validation is None:
         raise ValueError("patience: expected validation data to watch, but got none")
-    if not len(train[0]):
+    if not callable(train) and not len(train[0]):
         raise ValueError("train: expected at least one sample, but got none")
     optimizer = OPTIMIZERS[budget.optimizer](model.parameters(), lr=budget.lr)
     best, best_state, waited = math.inf, None, 0
     for epoch in range(1, budget.epochs + 1):
         model.train()
-        batches = _batches(len(train[0]), budget, generator)
-        train_loss = _epoch(model, train, loss, optimizer, batches)
+        batches = train() if callable(train) else _batches(train, budget, generator)
+        train_loss = _epoch(model, batches, loss, optimizer)
         model.eval()
         validation_loss = _validation_loss(model, validation, loss)
         for what, value in (("loss", train_loss), ("validation loss", validation_loss or 0.0)):
@@ -142,37 +147,48 @@ def fit(  # noqa: PLR0913 - what is trained, how, and what is watched
         model.load_state_dict(best_state)
 
 
-def _batches(samples: int, budget: Budget, generator: torch.Generator) -> Sequence[Tensor]:
+def _batches(
+    train: tuple[Tensor, Targets], budget: Budget, generator: torch.Generator
+) -> Iterator[Batch]:
+    """The batches of an epoch, of tensors in memory."""
+    inputs, targets = train
+    samples = len(inputs)
     size = samples if budget.batch_size == "full" else min(budget.batch_size, samples)
-    if size == samples:
-        return [torch.arange(samples)]
-    return list(torch.randperm(samples, generator=generator).split(size))
+    order: Sequence[Tensor] = [torch.arange(samples)] if size == samples else \
+        torch.randperm(samples, generator=generator).split(size)
+    for rows in order:
+        yield Batch((inputs[rows],), {}, _at(targets, rows), len(rows))
 
 
 def _epoch(
-    model: nn.Module,
-    train: tuple[Tensor, Targets],
-    loss: Loss,
-    optimizer: torch.optim.Optimizer,
-    batches: Sequence[Tensor],
+    model: nn.Module, batches: Iterable[Batch], loss: Loss, optimizer: torch.optim.Optimizer
 ) -> float:
-    inputs, targets = train
-    losses = []
-    for rows in batches:
+    losses, samples = [], []
+    for batch in batches:
         optimizer.zero_grad()
-        batch_loss = loss(model(inputs[rows]), _at(targets, rows))
+        batch_loss = loss(model(*batch.args, **batch.kwargs), batch.targets)
         batch_loss.backward()
         optimizer.step()
         losses.append(batch_loss.detach())  # read after the epoch: a GPU is not waited for
-    by_sample = torch.stack(losses).cpu().double() * torch.tensor([*map(len, batches)])
-    return by_sample.sum().item() / len(inputs)
+        samples.append(batch.samples)
+    if not samples:
+        raise ValueError("train: expected at least one sample, but got none")
+    by_sample = torch.stack(losses).cpu().double() * torch.tensor(samples)
+    return by_sample.sum().item() / sum(samples)
 
 
 def _validation_loss(
-    model: nn.Module, validation: tuple[Tensor, Targets] | None, loss: Loss
+    model: nn.Module, validation: tuple[Tensor, Targets] | Iterable[Batch] | None, loss: Loss
 ) -> float | None:
     if validation is None:
         return None
+    if not isinstance(validation, tuple):
+        total = samples = 0.0
+        with evaluating(model):
+            for batch in validation:
+                total += float(loss(batch.call(model), batch.targets)) * batch.samples
+                samples += batch.samples
+        return total / max(1.0, samples)
     inputs, targets = validation
     chunks = torch.arange(len(inputs), device=inputs.device).split(rows_at_once(inputs.shape))
     with evaluating(model):

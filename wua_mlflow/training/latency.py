@@ -10,11 +10,13 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from wua_mlflow.data.batches import Inputs, leaves, mapped
 from wua_mlflow.hooks import evaluating
 from wua_mlflow.rng import Purpose, numpy_generator
 
@@ -40,7 +42,7 @@ class Latency:
 
 def measure_latency(
     models: Mapping[str, nn.Module],
-    inputs: Tensor,
+    inputs: Inputs,
     *,
     rounds: int = 300,
     budget_s: float = 1.0,
@@ -53,7 +55,8 @@ def measure_latency(
 
     Args:
         models: by name; all on the device of the inputs.
-        inputs: shape (batch, ...); the first sample alone gives the latency.
+        inputs: a tensor of shape (batch, ...), a tuple of arguments or a dict of keyword
+            arguments; the first sample alone gives the latency.
         rounds: at most so many rounds at batch 1; at the batch given a tenth of them, at least ten.
         budget_s: stop each of the two measurements after about so many seconds, yet not before ten
             rounds.
@@ -67,22 +70,25 @@ def measure_latency(
     >>> timed["a"].rounds, timed["b"].p50_ms <= timed["b"].p95_ms
     (5, True)
     """
-    if not models or not len(inputs):
+    samples = _samples(inputs)
+    if not models or not samples:
         raise ValueError(f"models, inputs: expected at least one model and one sample, but got "
-                         f"{len(models)} and {len(inputs)}")
+                         f"{len(models)} and {samples}")
     if rounds < 1:
         raise ValueError(f"rounds: expected a whole number of at least 1, but got {rounds}")
-    inputs = inputs.clone()  # a model may write into them
+    inputs = mapped(inputs, Tensor, Tensor.clone)  # a model may write into them
+    first = mapped(inputs, Tensor, lambda tensor: tensor[:1]
+                   if tensor.dim() and len(tensor) == samples else tensor)
     with ExitStack() as stack:
         for model in models.values():
             stack.enter_context(evaluating(model))
-        single = _time(models, inputs[:1], rounds, budget_s, clock)
+        single = _time(models, first, rounds, budget_s, clock)
         batch = _time(models, inputs, max(10, rounds // 10), budget_s, clock)
     return {
         name: Latency(
             p50_ms=float(np.quantile(single[name], 0.5)) * 1e3,
             p95_ms=float(np.quantile(single[name], 0.95)) * 1e3,
-            samples_per_s=len(inputs) / float(np.quantile(batch[name], 0.5)),
+            samples_per_s=samples / float(np.quantile(batch[name], 0.5)),
             rounds=len(single[name]),
             times_ms=tuple(1e3 * seconds for seconds in single[name]),
         )
@@ -131,6 +137,16 @@ def latency_ratio(
     return float(medians[0] / medians[1]), float(low), float(high)
 
 
+def _samples(inputs: Inputs) -> int:
+    return next((len(tensor) for tensor in leaves(inputs, Tensor) if tensor.dim()), 0)
+
+
+def _arguments(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if isinstance(inputs, dict):
+        return (), inputs
+    return inputs if isinstance(inputs, tuple) else (inputs,), {}
+
+
 def _synchronizer(device: torch.device) -> Callable[[], None]:
     """A function that waits until the device has done its work: a launch alone is no forward."""
     if device.type == "cuda":
@@ -140,16 +156,17 @@ def _synchronizer(device: torch.device) -> Callable[[], None]:
 
 def _time(
     models: Mapping[str, nn.Module],
-    inputs: Tensor,
+    inputs: Inputs,
     rounds: int,
     budget_s: float,
     clock: Callable[[], float],
 ) -> dict[str, list[float]]:
-    synchronize = _synchronizer(inputs.device)
+    synchronize = _synchronizer(leaves(inputs, Tensor)[0].device)
+    args, kwargs = _arguments(inputs)
     names = list(models)
     for model in models.values():
         for _ in range(3):
-            model(inputs)
+            model(*args, **kwargs)
     synchronize()
     times: dict[str, list[float]] = {name: [] for name in names}
     began = clock()
@@ -157,7 +174,7 @@ def _time(
         first = turn % len(names)
         for name in names[first:] + names[:first]:
             start = clock()
-            models[name](inputs)
+            models[name](*args, **kwargs)
             synchronize()
             times[name].append(clock() - start)
         if turn >= 9 and clock() - began > budget_s:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wua_mlflow.usage.batches import Batch
+from wua_mlflow.data.batches import Batch
 from wua_mlflow.usage.statistics import effective_count
 from wua_mlflow.usage.tracing.calls import WeightCall
 from wua_mlflow.usage.tracing.layer import TracedLayer

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from wua_mlflow.data.batches import Batches
 from wua_mlflow.distributed import is_sharded
 from wua_mlflow.hooks import unwrapped
 from wua_mlflow.rng import Purpose, torch_generator
-from wua_mlflow.usage.batches import Batches
 from wua_mlflow.usage.criteria import Criterion, output
 from wua_mlflow.usage.gradients import Loss
 from wua_mlflow.usage.layer_statistics import (
@@ -50,6 +50,7 @@ def analyze(
     model: nn.Module, data: Any, *, criterion: str | Criterion = ..., layers: Sequence[str] | None
     = ..., null: int = ..., seed: int = ..., loss: Loss | None = ...,
     batch_to_inputs: Callable[[Any], Any] | None = ..., effective_rank: bool = ...,
+    null_data: Any = ...,
 ) -> ModelUsage: ...
 
 
@@ -58,6 +59,7 @@ def analyze(
     model: nn.Module, data: Any, *, criterion: Sequence[str | Criterion], layers: Sequence[str] |
     None = ..., null: int = ..., seed: int = ..., loss: Loss | None = ...,
     batch_to_inputs: Callable[[Any], Any] | None = ..., effective_rank: bool = ...,
+    null_data: Any = ...,
 ) -> dict[str, ModelUsage]: ...
 
 
@@ -72,6 +74,7 @@ def analyze(  # noqa: PLR0913 - the options of one question, each by name
     loss: Loss | None = None,
     batch_to_inputs: Callable[[Any], Any] | None = None,
     effective_rank: bool = False,
+    null_data: Any = None,
 ) -> ModelUsage | dict[str, ModelUsage]:
     """How concentrated each layer's importance is, beside networks that learned nothing.
 
@@ -102,6 +105,8 @@ def analyze(  # noqa: PLR0913 - the options of one question, each by name
             or a dict of keyword arguments.
         effective_rank: also the effective rank of each layer's activations, from at most 2,048
             sampled rows.
+        null_data: what the nulls go over, in the same forms: a sample, where ``data`` are large;
+            ``data``, if None.
 
     Returns:
         The usage by layer, in forward order, and what was skipped and why.
@@ -122,7 +127,8 @@ def analyze(  # noqa: PLR0913 - the options of one question, each by name
         raise ValueError(f"null: expected a whole number of at least 0, but got {null}")
     model = unwrapped(model)
     batches = Batches(data, model, batch_to_inputs)
-    if null and batches.once:
+    null_batches = batches if null_data is None else Batches(null_data, model, batch_to_inputs)
+    if null and null_batches.once:
         raise ValueError("data: expected batches that can be gone over again, since null asks for "
                          "more passes, but got an iterator; give a DataLoader or a list")
     needed = required_stats(list(criteria.values()), rows=effective_rank)
@@ -135,7 +141,7 @@ def analyze(  # noqa: PLR0913 - the options of one question, each by name
         parts_of(name, pass_stats)  # raises where a slice was not used
     usages = _model_usages(pass_stats, criteria, layers)
     if null:
-        usages = _with_nulls(usages, model, batches, criteria, (null, seed, loss))
+        usages = _with_nulls(usages, model, null_batches, criteria, (null, seed, loss))
     return usages if several else next(iter(usages.values()))
 
 

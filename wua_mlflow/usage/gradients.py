@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wua_mlflow.usage.batches import NO_TARGETS
+from wua_mlflow.data.batches import NO_TARGETS
 from wua_mlflow.usage.tracing.layer import TracedLayer
 from wua_mlflow.usage.tracing.parameters import ParameterView
 from wua_mlflow.usage.tracing.tracer import WeightTracer

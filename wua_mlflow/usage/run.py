@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from wua_mlflow.data.batches import Batch, Batches
 from wua_mlflow.distributed import (
     all_reduce,
     gather_objects,
@@ -26,7 +27,6 @@ from wua_mlflow.distributed import (
 from wua_mlflow.errors import did_you_mean
 from wua_mlflow.hooks import Running, evaluating, running
 from wua_mlflow.usage.activation_sample import ActivationSampler
-from wua_mlflow.usage.batches import Batch, Batches
 from wua_mlflow.usage.gradients import Gradients, Loss, loss_of
 from wua_mlflow.usage.tracing.layer import FiredUnits, RequiredStats, RunningSum, TracedLayer
 from wua_mlflow.usage.tracing.parameters import clean, layer_names

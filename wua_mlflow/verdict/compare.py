@@ -27,7 +27,7 @@ from wua_mlflow.verdict.inputs import (
     checked_r2_targets,
     checked_scores,
 )
-from wua_mlflow.verdict.predictions import Paired, checked_predictions
+from wua_mlflow.verdict.predictions import Paired, checked_predictions, paired_scores
 from wua_mlflow.verdict.recipe import METHOD, SeedCounts, collapse_confidence, recipe_interval
 from wua_mlflow.verdict.sample_size import RequiredRange, RequiredSampleSize, check_share
 from wua_mlflow.verdict.scores import EXAMPLE_MEANS, SCORES, by_group
@@ -142,13 +142,15 @@ def compare(  # noqa: PLR0913 - what is compared, and how surely, each by name
     classes: Sequence[Any] | None = None,
     screened: int = 1,
     beyond_plan: int = 0,
+    constant: ArrayLike | None = None,
 ) -> Verdict:
     """Compare two models (artifact) or two recipes over seeds (recipe) on the same test examples.
 
     With ``targets`` the two are predictions, and ``score`` is computed: ``delta`` is the difference
     of scikit-learn's two values. Without them they are scores per example, higher is better: 1 or 0
     for right or wrong; for regression 1 − squared error / Var(y), whose mean is R² (Var(y) is
-    taken as known, unless both are objects that know their ``r2_targets``).
+    taken as known, unless both are objects that know their ``r2_targets``). Of ``perplexity`` they
+    are the tokens' log-likelihoods (``groups`` says of which sequences), of ``iou`` the images'.
 
     * shape (n,) or (1, n), all 0 or 1: Tango's score interval;
     * shape (n,) or (1, n), other values: paired bootstrap-t, 10,000 resamples;
@@ -210,6 +212,8 @@ def compare(  # noqa: PLR0913 - what is compared, and how surely, each by name
             predicted classes: a class that loses more, its interval (Bonferroni over the classes)
             below 0, makes the outcome at most ``inconclusive``, and ``inferior`` where the whole
             interval is beyond.
+        constant: beside scores by example what an answer that takes no notice of the inputs scores
+            in each, shape (n,): so scores alone are guarded too.
         classes: all classes in the order of the columns, where ``targets`` lack some or they are
             not sorted.
 
@@ -236,12 +240,12 @@ def compare(  # noqa: PLR0913 - what is compared, and how surely, each by name
     check_count("screened", screened, least=1)
     check_count("beyond_plan", beyond_plan, least=0)
     _check_shares(max_collapse=max_collapse, class_margin=class_margin)
-    pair = None
+    score = "r2" if score == "R²" and targets is not None else score
     if targets is None:
-        _check_score_alone(score)
-        old, new = checked_scores(baseline, candidate, compared=compared_seeds)
+        old, new, pair = _scores_alone(score, baseline, candidate, compared_seeds, constant)
+    elif constant is not None:
+        raise ValueError("constant: expected none beside targets, which say it, but got some")
     else:
-        score = "r2" if score == "R²" else score
         pair = checked_predictions(baseline, candidate, targets, score, classes=classes,
                                    compared=compared_seeds)
         old, new = pair.scores(margin)
@@ -265,7 +269,7 @@ def compare(  # noqa: PLR0913 - what is compared, and how surely, each by name
     outcome, settle, needed = _outcome(interval, scaled), None, None
     if counts is not None:
         outcome, settle = _with_collapses(outcome, counts, confidence, max_collapse)
-    guards = None if pair is None else guarded(
+    guards = None if pair is None or not pair.guarded else guarded(
         _kept(pair, old, new, seeds, scaled), outcome, margin=margin, confidence=confidence,
         class_margin=class_margin, groups=groups)
     if guards is not None and guards.finding is not None:
@@ -328,9 +332,20 @@ def _kept(pair: Paired, old: Floats, new: Floats, seeds: int, margin: float) -> 
     return replace(pair, baseline=sides[0], candidate=sides[1])
 
 
+def _scores_alone(
+    score: str, baseline: Any, candidate: Any, compared: int | None, constant: ArrayLike | None
+) -> tuple[Floats, Floats, Paired | None]:
+    """Scores by example, and what guards them where it is known what a constant answer scores."""
+    _check_score_alone(score)
+    old, new = checked_scores(baseline, candidate, compared=compared)
+    own = score in SCORES and SCORES[score].takes == "scores"
+    return old, new, paired_scores(score, old, new, constant) \
+        if own or constant is not None else None
+
+
 def _check_score_alone(score: str) -> None:
     """Raise where scores by example cannot be the score that is named."""
-    if score in SCORES and score not in EXAMPLE_MEANS:
+    if score in SCORES and score not in EXAMPLE_MEANS and SCORES[score].takes != "scores":
         raise ValueError(f"score: {score} is not the mean of scores by example, or less of it is "
                          f"better; pass targets= and the two models' predictions in place of their "
                          f"scores")

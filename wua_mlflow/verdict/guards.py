@@ -135,7 +135,9 @@ def limits(
 
 def _constant_candidate(test: _Test) -> Finding | None:
     predictions = test.pair.candidate
-    alike = np.array([_is_constant(row) for row in predictions])
+    scores = test.pair.score.takes == "scores"
+    alike = np.array([np.allclose(row, test.pair.constant[0]) if scores else _is_constant(row)
+                      for row in predictions])
     if 2 * alike.sum() >= len(alike):
         return Finding("inconclusive", text.constant_answers(int(alike.sum()), len(alike)),
                        text.CONSTANT_REMEDY)

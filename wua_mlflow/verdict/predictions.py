@@ -17,9 +17,17 @@ from numpy.typing import NDArray
 from wua_mlflow.errors import one_line
 from wua_mlflow.verdict import inputs
 from wua_mlflow.verdict.intervals import collapsed_seeds
-from wua_mlflow.verdict.scores import RANKINGS, Score, find_score, pseudo_scores, value
+from wua_mlflow.verdict.scores import (
+    RANKINGS,
+    SCORES,
+    Score,
+    find_score,
+    pseudo_scores,
+    value,
+    value_of_comparable,
+)
 
-__all__ = ["Paired", "checked_predictions"]
+__all__ = ["Paired", "checked_predictions", "paired_scores"]
 
 Floats = NDArray[np.float64]
 
@@ -35,8 +43,9 @@ class Paired:
 
     Attributes:
         score: what they are judged by.
-        targets: shape (n,): numbers of classes, a regression's targets, or, for a function of the
-            user's, as they were given.
+        targets: shape (n,): numbers of classes, a regression's targets, for a function of the
+            user's, as they were given, or, beside scores by example, those of a constant answer
+            (NaN where they are not known).
         baseline: shape (S, n), or (S, n, classes) of probabilities.
         candidate: the same.
         classes: by number, in the order of the columns; none of a regression. Those that only
@@ -51,11 +60,16 @@ class Paired:
 
     def value(self, predictions: NDArray[Any]) -> float:
         """The score of predictions of shape (S, n, ...), scikit-learn's, the mean over seeds."""
+        if self.score.takes == "scores":
+            return float(np.mean([value_of_comparable(self.score.name, row)
+                                  for row in predictions]))
         return float(np.mean([value(self.score.name, self.targets, row, labels=self._labels)
                               for row in predictions]))
 
     def examples(self, predictions: NDArray[Any]) -> Floats:
         """What each example adds to each seed's score, shape (S, n); higher is better."""
+        if self.score.takes == "scores":
+            return predictions
         return np.stack([pseudo_scores(self.score.name, self.targets, row, labels=self._labels)
                          for row in predictions])
 
@@ -73,7 +87,7 @@ class Paired:
             ValueError: the baseline's value, which the margin is a share of, is 0.
         """
         old, new = self.examples(self.baseline), self.examples(self.candidate)
-        if not self.score.less_is_better:
+        if not self.score.less_is_better or self.score.takes == "scores":
             return old, new
         scale = -float(np.median(old.mean(axis=1)))
         level = _level(old, scale, margin)
@@ -133,12 +147,19 @@ class Paired:
         return sides[0], sides[1]
 
     @property
+    def guarded(self) -> bool:
+        """Whether it is known what a constant answer scores."""
+        return self.score.takes != "scores" or not np.isnan(self.targets).any()
+
+    @property
     def constant(self) -> NDArray[Any]:
         """Predictions that take no notice of the inputs, shape (1, n) or (1, n, classes).
 
         The commonest class, for probabilities all classes' shares, for numbers the mean.
         """
         y = self.targets
+        if self.score.takes == "scores":
+            return y[None]
         if self.baseline.ndim > 2:
             shares = np.bincount(_codes(y), minlength=self.baseline.shape[2]) / y.size
             return np.broadcast_to(shares, (1, y.size, shares.size))
@@ -199,6 +220,24 @@ def checked_predictions(
                          f"shapes {arrays['baseline'].values.shape} and "
                          f"{arrays['candidate'].values.shape}")
     return Paired(found, y, sides[0], sides[1], names)
+
+
+def paired_scores(
+    score: str, baseline: Floats, candidate: Floats, constant: Any = None
+) -> Paired:
+    """Both sides' scores by example, shape (S, n), beside those of a constant answer.
+
+    Raises:
+        ValueError: not one of the latter an example.
+    """
+    found = SCORES[score] if score in SCORES else Score(score, "scores")
+    examples = baseline.shape[1]
+    known = np.full(examples, np.nan) if constant is None else \
+        np.asarray(constant, dtype=np.float64)
+    if known.shape != (examples,) or (constant is not None and not np.isfinite(known).all()):
+        raise ValueError(f"constant: expected a finite score for each of {examples} examples, but "
+                         f"got the shape {known.shape}")
+    return Paired(replace(found, takes="scores"), known, baseline, candidate)
 
 
 @dataclass(frozen=True, eq=False)

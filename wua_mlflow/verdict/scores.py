@@ -21,8 +21,9 @@ from wua_mlflow.errors import did_you_mean, one_line
 from wua_mlflow.imports import load_object
 
 __all__ = [
-    "EXAMPLE_MEANS", "RANKINGS", "SCORES", "Score", "by_group", "check_task", "comparable_scores",
-    "default_score", "find_score", "pseudo_scores", "value", "value_of_comparable",
+    "BY_EXAMPLE", "EXAMPLE_MEANS", "RANKINGS", "SCORES", "Score", "by_group", "check_task",
+    "comparable_scores", "default_score", "find_score", "pseudo_scores", "value",
+    "value_of_comparable",
 ]
 
 
@@ -36,8 +37,9 @@ class Score:
 
     Attributes:
         name: of the registry, or ``package.module:function``.
-        takes: ``labels`` (n,), ``probabilities`` (n,) of the positive class or (n, classes), or
-            ``values`` (n,) of a regression; ``anything`` for a function of the user's.
+        takes: ``labels`` (n,), ``probabilities`` (n,) of the positive class or (n, classes),
+            ``values`` (n,) of a regression, or ``scores`` (n,) by example: log-likelihoods of
+            tokens, intersection over union of images; ``anything`` for a function of the user's.
         less_is_better: its sign is changed in ``pseudo_scores``, and margins are shares of the
             original's value.
     """
@@ -52,8 +54,11 @@ SCORES = {score.name: score for score in (
     Score("f1_macro", "labels"), Score("mcc", "labels"), Score("roc_auc", "probabilities"),
     Score("average_precision", "probabilities"), Score("log_loss", "probabilities", True),
     Score("brier", "probabilities", True), Score("r2", "values"), Score("rmse", "values", True),
-    Score("mae", "values", True))}
+    Score("mae", "values", True), Score("perplexity", "scores", True), Score("iou", "scores"))}
 """The scores that have a name."""
+
+BY_EXAMPLE = ("language_modeling", "segmentation", "custom")
+"""Tasks that are judged by scores of single examples, not by predictions."""
 
 RANKINGS = ("roc_auc", "average_precision")
 """Scores of the order of the predictions alone."""
@@ -191,7 +196,9 @@ def default_score(task: str) -> str:
     >>> default_score("binary"), default_score("regression")
     ('accuracy', 'r2')
     """
-    return "r2" if task == "regression" else "accuracy"
+    own = {"regression": "r2", "language_modeling": "perplexity", "segmentation": "iou",
+           "custom": ""}
+    return own.get(task, "accuracy")
 
 
 def check_task(score: str, task: str) -> None:
@@ -199,15 +206,18 @@ def check_task(score: str, task: str) -> None:
 
     Args:
         score: as in ``value``.
-        task: ``binary``, ``multiclass`` or ``regression``.
+        task: of a single decision, or one of ``BY_EXAMPLE``.
 
     Raises:
         ValueError: one line.
     """
     takes = find_score(score).takes
-    fits = [name for name, one in SCORES.items()
-            if (one.takes == "values") == (task == "regression")
-            and (name != "f1" or task == "binary")]
+    if task in BY_EXAMPLE:
+        fits = [name for name in (default_score(task),) if name]
+    else:
+        fits = [name for name, one in SCORES.items() if one.takes != "scores"
+                and (one.takes == "values") == (task == "regression")
+                and (name != "f1" or task == "binary")]
     if takes != "anything" and score not in fits:
         raise ValueError(f"score: expected one of {', '.join(fits)} or package.module:function for "
                          f"a {task} task, but got {score!r}")

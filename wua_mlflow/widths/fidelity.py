@@ -18,7 +18,7 @@ from wua_mlflow.data.tasks import Task
 from wua_mlflow.hooks import unwrapped
 from wua_mlflow.pruning.unit_groups import UnitGroup, UnitGroups, masked
 from wua_mlflow.rng import Purpose, numpy_generator
-from wua_mlflow.widths.margin_search import Loss, Scoring, scoring
+from wua_mlflow.widths.scoring import Loss, Scoring, scoring
 
 __all__ = ["Fidelity", "GroupFidelity", "exact_changes", "fidelity"]
 
@@ -143,8 +143,9 @@ def fidelity(  # noqa: PLR0913 - the options of one question, each by name
                 for group in structure.groups}
     judge = scoring(model, data, task=task, loss=loss)
     random = numpy_generator(seed, Purpose.RESAMPLING)
+    examples = sum(batch.samples for batch in judge.batches)
     parts = [part for _ in range(halves)
-             for part in torch.from_numpy(random.permutation(len(judge.inputs))).tensor_split(2)]
+             for part in torch.from_numpy(random.permutation(examples)).tensor_split(2)]
     results = []
     for group in structure.groups:
         changes, *of_parts = exact_changes(model, judge, structure, group.name, [None, *parts])
@@ -173,7 +174,7 @@ def exact_changes(
         group: the name of the one whose units are removed, one at a time.
         parts: rows of the data.
     """
-    rows = [part if part is None else part.to(judge.inputs.device) for part in parts]
+    rows = list(parts)
 
     def losses(removed: Sequence[int]) -> list[float]:
         with masked(model, structure, {group: removed}):

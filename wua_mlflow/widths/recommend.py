@@ -6,7 +6,7 @@ Tests: ``tests/widths/test_recommend.py``, ``tests/widths/test_effective.py``.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from numbers import Real
@@ -15,27 +15,28 @@ from typing import Any, get_args
 import numpy as np
 from torch import Tensor, nn
 
+from wua_mlflow.data.batches import Batches
 from wua_mlflow.data.tasks import Task
 from wua_mlflow.errors import did_you_mean
 from wua_mlflow.hooks import unwrapped
+from wua_mlflow.pruning.activations import run_over
 from wua_mlflow.pruning.cut import unit_groups
 from wua_mlflow.pruning.importance import most_important, unit_importance
 from wua_mlflow.pruning.unit_groups import UnitGroup, UnitGroups, masked
 from wua_mlflow.rng import checked_seed
-from wua_mlflow.training.evaluation import outputs_of
 from wua_mlflow.usage.analyze import analyze
 from wua_mlflow.usage.results import LayerUsage, ModelUsage
-from wua_mlflow.widths.margin_search import (
-    Loss,
-    MarginSearch,
-    Probe,
-    Score,
-    Scoring,
-    scoring,
-    tensors_of,
-)
+from wua_mlflow.widths.margin_search import MarginSearch, Probe
 from wua_mlflow.widths.results import Curve, LayerWidth, WidthRecommendation
 from wua_mlflow.widths.retrain_search import Search, retrained_widths
+from wua_mlflow.widths.scoring import (
+    Loss,
+    Score,
+    Scoring,
+    batches_of,
+    checked_tensor,
+    scoring,
+)
 from wua_mlflow.widths.spectrum import Spectrum, rank_width, score_projected, spectra
 
 __all__ = [
@@ -65,7 +66,7 @@ def effective_widths(
             was analysed.
 
     >>> import torch
-    >>> from torch import nn
+    >>> from torch import Tensor, nn
     >>> from wua_mlflow.usage.analyze import analyze
     >>> model = nn.Sequential(nn.Linear(2, 10), nn.ReLU(), nn.Linear(10, 1))
     >>> usage = analyze(model, torch.rand(100, 2), criterion="magnitude")
@@ -144,16 +145,22 @@ class _Request:
     task: Task | None
     loss: Loss | None
     score: Score | None
-    fit: Tensor | None
+    fit: Any
+    batch_to_inputs: Callable[[Any], Any] | None
     search: Search | None
 
+    @property
+    def batches(self) -> Batches:
+        """The data, for the model."""
+        return batches_of(self.data, self.model, self.batch_to_inputs)
+
     def scoring(self) -> Scoring:
-        return scoring(self.model, self.data, task=self.task, loss=self.loss, score=self.score)
+        return scoring(self.model, self.data, task=self.task, loss=self.loss, score=self.score,
+                       batch_to_inputs=self.batch_to_inputs)
 
     def spectra(self, groups: Sequence[UnitGroup]) -> tuple[dict[str, Spectrum], dict[str, str]]:
         """The spectra of the groups' activations on ``fit``, or else on the inputs."""
-        inputs = tensors_of(self.data, self.model)[0] if self.fit is None else self.fit
-        return spectra(self.model, groups, partial(outputs_of, self.model, inputs))
+        return spectra(self.model, groups, partial(run_over, self.model, self.fit))
 
     def result(
         self, layers: Sequence[LayerWidth], skipped: Mapping[str, str],
@@ -176,7 +183,7 @@ def recommend_widths(  # noqa: PLR0913 - the options of one question, each by na
     layers: Sequence[str] | None = None, task: Task | None = None, loss: Loss | None = None,
     score: Score | None = None, criterion: str | None = None, jointly: bool = True,
     fit_data: Any = None, structure: UnitGroups | None = None, search: Search | None = None,
-    seed: int = 0,
+    seed: int = 0, batch_to_inputs: Callable[[Any], Any] | None = None,
 ) -> WidthRecommendation:
     """A width for each group of units of a trained network; only ``search`` trains others.
 
@@ -200,9 +207,10 @@ def recommend_widths(  # noqa: PLR0913 - the options of one question, each by na
     that a network trained anew at it is as good: that is for the verdict.
 
     Args:
-        model: any module whose output is a tensor; it is left as found, also when it raises.
-        data: inputs and targets, each of shape (examples, ...): the validation part, or, for
-            ``effective`` and ``rank``, the part that the widths are to be measured on.
+        model: any module whose outputs hold a tensor; it is left as found, also when it raises.
+        data: inputs and targets, each of shape (examples, ...), or a Dataset, a DataLoader or a
+            list of batches: the validation part, or, for ``effective`` and ``rank``, the part that
+            the widths are to be measured on. ``projection`` and ``ablation`` go over it many times.
         method: see above; ``rank`` did best of those that train nothing (``benchmarks/knee.py``).
         margin: how much of the mean score may be lost, in its unit; in [0, 1).
         layers: names of groups, or of layers in them; all groups, if None.
@@ -215,11 +223,12 @@ def recommend_widths(  # noqa: PLR0913 - the options of one question, each by na
             ``random``), or a weight (``effective``: ``output``).
         jointly: whether the widths of several groups together are to be within the margin
             (``projection``, ``ablation``); else each is where all other groups are whole.
-        fit_data: inputs, shape (examples, ...), whose activations ``rank`` and ``projection`` take
-            the directions of; those of ``data``, if None.
+        fit_data: inputs, shape (examples, ...), or batches, whose activations ``rank`` and
+            ``projection`` take the directions of; those of ``data``, if None.
         structure: the groups; found, if None.
         search: for ``search``: how networks of other widths are trained, and the budget.
         seed: of the criterion ``random`` and of the search.
+        batch_to_inputs: as of ``analyze``.
 
     Raises:
         ValueError: one line that names the argument.
@@ -239,23 +248,25 @@ def recommend_widths(  # noqa: PLR0913 - the options of one question, each by na
     if task is not None and task not in get_args(Task):
         raise ValueError(f"task: expected one of {', '.join(get_args(Task))}, but got {task!r}")
     model = unwrapped(model)
-    inputs, _ = tensors_of(data, model)
-    structure = unit_groups(model, inputs[:2]) if structure is None else structure
-    fit = None if fit_data is None else tensors_of((fit_data, fit_data), model)[0]
+    batches = batches_of(data, model, batch_to_inputs)
+    if structure is None:
+        structure = unit_groups(model, next(iter(batches)).example(2))
+    if isinstance(fit_data, Tensor | np.ndarray):
+        fit_data = checked_tensor(fit_data, "inputs")
+    fit = batches if fit_data is None else Batches(fit_data, model, batch_to_inputs)
     return _BY_METHOD[method](_Request(
         model, data, _selected(structure, layers), method, float(margin), jointly,
         criterion or _DEFAULT_CRITERION.get(method, ""), checked_seed(seed), task, loss, score, fit,
-        search))
+        batch_to_inputs, search))
 
 
 def _effective(request: _Request) -> WidthRecommendation:
     if request.criterion in _NO_TARGETS_NEEDED:
-        inputs, _ = tensors_of(request.data, request.model)
-        usage = analyze(request.model, inputs, criterion=request.criterion)
+        usage = analyze(request.model, request.batches, criterion=request.criterion)
     else:
         judge = request.scoring()
-        usage = analyze(request.model, [(judge.inputs, judge.targets)],
-                        criterion=request.criterion, loss=judge.loss)
+        usage = analyze(request.model, judge.batches, criterion=request.criterion,
+                        loss=judge.loss)
     widths = {group.name: effective_width(usage, group.layers)
               for group in request.structure.groups}
     return request.result(
@@ -285,7 +296,7 @@ def _projection(request: _Request) -> WidthRecommendation:
 def _ablation(request: _Request) -> WidthRecommendation:
     judge, structure = request.scoring(), request.structure
     importance = unit_importance(
-        request.model, structure, (judge.inputs, judge.targets), judge.loss,
+        request.model, structure, judge.batches, judge.loss,
         criterion=request.criterion, seed=request.seed)
 
     def probe(widths: Mapping[str, int]) -> float:

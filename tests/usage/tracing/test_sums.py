@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from wua_mlflow.data.batches import mask_of
 from wua_mlflow.usage.tracing.calls import CALL_PARSERS, ConvGeometry, WeightCall
 from wua_mlflow.usage.tracing.layer import RequiredStats, RunningSum, TracedLayer
-from wua_mlflow.usage.tracing.sums import ValidPositions, by_unit, input_sums, mask_of, masked_rows
+from wua_mlflow.usage.tracing.sums import ValidPositions, by_unit, input_sums, masked_rows
 
 ALL = ValidPositions()
 GIVEN = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 0], [1, 0, 0, 0]])

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.overrides import TorchFunctionMode
 
+from wua_mlflow.data.batches import PaddingMask
 from wua_mlflow.usage.tracing.attention import ATTENTION, attention, is_time_first, split_qkv
 from wua_mlflow.usage.tracing.calls import CALL_PARSERS, WeightCall, name_of
 from wua_mlflow.usage.tracing.layer import RequiredStats, TracedLayer
@@ -28,7 +29,7 @@ from wua_mlflow.usage.tracing.op_tables import (
 )
 from wua_mlflow.usage.tracing.recurrent import RECURRENT, RecurrentCall, run_by_layer
 from wua_mlflow.usage.tracing.registry import LayerRegistry
-from wua_mlflow.usage.tracing.sums import PaddingMask, ValidPositions
+from wua_mlflow.usage.tracing.sums import ValidPositions
 from wua_mlflow.usage.tracing.tags import (
     find_added_bias,
     propagate_output,

@@ -14,8 +14,8 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from tests.networks import Layers, labels, mlp, rows
+from wua_mlflow.data.batches import NO_TARGETS, Batches, mapped
 from wua_mlflow.usage.analyze import analyze
-from wua_mlflow.usage.batches import NO_TARGETS, Batches, mapped
 
 X = torch.rand(10, 3, generator=torch.Generator().manual_seed(0))
 Y = torch.arange(10)

@@ -1,13 +1,15 @@
 """Batches of a user's data as a model's arguments: device, dtype, targets and padding.
 
-Tests: ``tests/usage/test_batches.py``.
+Tests: ``tests/data/test_batches.py``.
 """
 
 from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import math
+import operator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,9 +19,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from wua_mlflow.device import rows_at_once
-from wua_mlflow.usage.tracing.sums import PaddingMask, mask_of
 
-__all__ = ["Batch", "Batches", "NO_TARGETS", "mapped"]
+__all__ = ["Batch", "Batches", "Inputs", "LABELS", "NO_TARGETS", "PaddingMask",
+           "inputs_and_targets", "leaves", "mapped", "mask_of"]
 
 
 def mapped(value: Any, kinds: type | tuple[type, ...], change: Callable[[Any], Any]) -> Any:
@@ -51,8 +53,69 @@ def mapped(value: Any, kinds: type | tuple[type, ...], change: Callable[[Any], A
 
 NO_TARGETS = object()
 """The targets of a batch that has none."""
+LABELS = ("labels", "label", "targets", "target")
+"""Keys of a dict batch that hold its targets; the first that is there."""
 _DATASET_BATCH = 64
 NUMBERS = (Tensor, np.ndarray)
+Inputs = Tensor | tuple[Any, ...] | dict[str, Any]
+"""What a model is called with: a tensor, a tuple of arguments, or a dict of keyword arguments."""
+
+
+@dataclass(frozen=True)
+class PaddingMask:
+    """Which positions of a padded batch are real.
+
+    Attributes:
+        keep: shape (samples, positions), True where a position is real.
+        count: how many are.
+    """
+
+    keep: Tensor
+    count: int
+
+    def rows(self, lead: Sequence[int], *, time_first: bool) -> tuple[Tensor, int] | None:
+        """For activations of shape (*lead, features): which of their rows are real, and how many.
+
+        None where the leading dimensions are no samples and positions: all rows count then.
+
+        Args:
+            lead: the activations' shape but for the features.
+            time_first: whether positions come before samples; tried also where it is False and
+                the other order does not fit.
+
+        >>> import torch
+        >>> mask = mask_of(torch.tensor([[1, 1, 0]]))
+        >>> mask.rows((1, 3), time_first=False)[0].tolist(), mask.rows((7,), time_first=False)
+        ([True, True, False], None)
+        """
+        for keep in (self.keep.T, self.keep) if time_first else (self.keep, self.keep.T):
+            if tuple(lead[:2]) == tuple(keep.shape):
+                each = math.prod(lead[2:])
+                flat = keep.reshape(-1)
+                return (flat.repeat_interleave(each) if each > 1 else flat), self.count * each
+            if tuple(lead) == (self.keep.numel(),):
+                return keep.reshape(-1), self.count
+        return None
+
+    def columns(self, shape: Sequence[int]) -> Tensor | None:
+        """For activations of shape (samples, channels, positions): shape (samples, 1, positions).
+
+        None where they are others: all positions count then.
+        """
+        fits = (shape[0], *shape[2:]) == tuple(self.keep.shape)
+        return self.keep.unsqueeze(1) if fits else None
+
+
+def mask_of(attention_mask: Tensor) -> PaddingMask | None:
+    """The mask of an ``attention_mask`` of shape (samples, positions), 0 where padded.
+
+    None where nothing is padded, or where the mask has another shape and says who attends to whom.
+    """
+    if attention_mask.dim() != 2:
+        return None
+    keep = attention_mask != 0
+    count = int(keep.sum())
+    return None if count == keep.numel() else PaddingMask(keep, count)
 
 
 @dataclass(frozen=True)
@@ -70,6 +133,23 @@ class Batch:
         """The first tensor among the arguments."""
         return next(value for value in (*self.args, *self.kwargs.values())
                     if isinstance(value, Tensor) and value.dim())
+
+    def call(self, model: nn.Module) -> Any:
+        """What the model makes of a copy of the batch, since it may write into its inputs."""
+        args, kwargs = mapped((self.args, dict(self.kwargs)), Tensor, Tensor.clone)
+        return model(*args, **kwargs)
+
+    def example(self, count: int) -> Inputs:
+        """The first ``count`` samples as the model takes them."""
+        def first(tensor: Tensor) -> Tensor:
+            dim = self.sample_dim(tensor)
+            return tensor if dim is None else tensor.narrow(dim, 0, min(count, self.samples))
+
+        if self.kwargs:
+            named: dict[str, Any] = mapped(dict(self.kwargs), Tensor, first)
+            return named
+        arguments: tuple[Any, ...] = mapped(self.args, Tensor, first)
+        return arguments[0] if len(arguments) == 1 else arguments
 
     def sample_dim(self, tensor: Tensor) -> int | None:
         """The dimension of the samples: 0, or 1 where time comes first; None without one."""
@@ -99,10 +179,13 @@ class Batches:
     """A user's data as an iterable of ``Batch``; each iteration is a new pass over it.
 
     Args:
-        data: a tensor or array, shape (samples, ...), a ``Dataset``, or an iterable of batches: of
-            tensors or arrays, of tuples (the first entry is the input, the second the target), of
-            dicts (keyword arguments, those that the forward takes; ``labels`` are the target and
-            ``attention_mask`` says what is padding).
+        data: a tensor or array, shape (samples, ...); a pair (inputs, targets) of such; a
+            ``Dataset``; or an iterable of batches: of tensors or arrays, of tuples (the first entry
+            is the input, the second the target; where the forward needs k > 1 arguments, the first
+            k entries or the k parts of the first are the inputs), of dicts (keyword arguments,
+            those that the forward takes; ``labels`` are the target and ``attention_mask`` says what
+            is padding; a single input goes to a forward of one argument under any name), or of
+            ``Batch``.
         model: gives the device, the floating-point dtype, and the arguments that it takes.
         batch_to_inputs: from a batch of another kind to a tensor, a tuple of positional arguments
             or a dict of keyword arguments.
@@ -116,6 +199,8 @@ class Batches:
         self._device, self._dtype = like.device, like.dtype
         parameters = inspect.signature(model.forward).parameters
         takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+        self._needed = sum(p.default is p.empty and p.kind in (
+            p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters.values())
         self._keywords = None if takes_any else frozenset(parameters)
         self._keys: frozenset[str] | None = None
         self._had_samples = False
@@ -138,24 +223,43 @@ class Batches:
         return isinstance(self.data, Iterator)
 
     def _convert(self, batch: Any) -> Batch:
-        inputs = batch[0] if isinstance(batch, tuple | list) and batch else batch
-        if self._to_inputs is not None:
-            inputs = self._to_inputs(batch)  # before the targets are read: it may add them
-        targets = batch[1] if isinstance(batch, tuple | list) and len(batch) > 1 else NO_TARGETS
-        if isinstance(batch, Mapping):
-            targets = batch.get("labels", NO_TARGETS)
-        if self._to_inputs is not None and targets is NO_TARGETS \
-                and not isinstance(batch, Tensor | np.ndarray | tuple | list):
-            targets = batch  # an object of the user's own, from which the loss takes them
+        if isinstance(batch, Batch):
+            return batch
+        inputs = self._inputs_of(batch)  # before the targets are read: a function may add them
+        targets = self._targets_of(batch)
         if isinstance(targets, Tensor | np.ndarray):
             targets = self._as_tensor(targets).to(self._device)
         if isinstance(inputs, Mapping):
             return self._from_dict(inputs, targets)
-        several = self._to_inputs is not None and isinstance(inputs, tuple) and inputs
-        parts = inputs if several else (inputs,)
+        parts = inputs if isinstance(inputs, tuple) and inputs and (
+            self._to_inputs is not None or self._takes(inputs)) else (inputs,)
         _check_tensor(parts[0])
         args = tuple(mapped(part, NUMBERS, self._move) for part in parts)
         return Batch(args, {}, targets, _count_samples(args[0], targets))
+
+    def _inputs_of(self, batch: Any) -> Any:
+        if self._to_inputs is not None:
+            return self._to_inputs(batch)
+        if not isinstance(batch, tuple | list) or not batch:
+            return batch
+        if self._takes(batch[:-1]):
+            return tuple(batch[:-1])
+        first = batch[0]
+        return tuple(first) if isinstance(first, tuple | list) and self._takes(first) else first
+
+    def _takes(self, parts: Sequence[Any]) -> bool:
+        """Whether these are the several arguments that the forward needs."""
+        return len(parts) == self._needed > 1 and all(isinstance(part, NUMBERS) for part in parts)
+
+    def _targets_of(self, batch: Any) -> Any:
+        if isinstance(batch, Mapping) and (label := _label_of(batch)) is not None:
+            return batch[label]
+        if isinstance(batch, tuple | list):
+            whole = self._to_inputs is None and self._takes(batch[:-1])
+            return NO_TARGETS if len(batch) < 2 else batch[-1] if whole else batch[1]
+        # an object of the user's own, from which the loss takes them
+        own = self._to_inputs is not None and not isinstance(batch, Tensor | np.ndarray)
+        return batch if own else NO_TARGETS
 
     def _from_dict(self, batch: Mapping[str, Any], targets: Any) -> Batch:
         keys = frozenset(map(str, batch))
@@ -166,6 +270,11 @@ class Batches:
                              f"({', '.join(sorted(self._keys))}), but got {shown}")
         accepted = {name: value for name, value in batch.items()
                     if self._keywords is None or name in self._keywords}
+        others = [value for name, value in batch.items() if name not in (*LABELS, "attention_mask")
+                  and isinstance(value, NUMBERS) and np.ndim(value)]
+        if not set(accepted).difference(LABELS) and len(others) == self._needed == 1:
+            only = self._move(others[0])
+            return Batch((only,), {}, targets, len(only))
         if not accepted:
             raise ValueError("data: expected keys that the model's forward takes "
                              f"({', '.join(sorted(self._keywords or ()))}), but got {shown}")
@@ -214,12 +323,67 @@ def _iterate_batches(data: Any) -> Iterable[Any]:
         _check_tensor(data)
         step = rows_at_once(data.shape)
         return (data[start:start + step] for start in range(0, len(data), step))
+    if isinstance(data, tuple) and len(data) == 2 and _are_whole(*data):
+        return _pairs(*data)
     if isinstance(data, Dataset):
         return DataLoader(data, batch_size=_DATASET_BATCH)
     if isinstance(data, Iterable) and not isinstance(data, str | Mapping | Tensor | np.ndarray):
         return data
-    raise ValueError("data: expected a tensor or array of shape (samples, ...), a Dataset, or an "
-                     f"iterable of batches, but got {type(data).__name__}")
+    raise ValueError("data: expected a tensor or array of shape (samples, ...), a pair (inputs, "
+                     "targets) of such, a Dataset, or an iterable of batches, but got "
+                     f"{type(data).__name__}")
+
+
+def _are_whole(inputs: Any, targets: Any) -> bool:
+    """Whether a pair is inputs and targets of all samples, rather than two batches."""
+    tensors = leaves(inputs, NUMBERS)
+    return isinstance(targets, NUMBERS) and bool(tensors) and np.ndim(targets) > 0 and all(
+        np.ndim(tensor) and len(tensor) == len(targets) for tensor in tensors)
+
+
+def _pairs(inputs: Any, targets: Any) -> Iterator[tuple[Any, Any]]:
+    for tensor in leaves(inputs, NUMBERS):
+        _check_tensor(tensor)
+    step = rows_at_once(leaves(inputs, NUMBERS)[0].shape)
+    for start in range(0, len(targets), step):
+        rows = slice(start, start + step)
+        yield mapped(inputs, NUMBERS, operator.itemgetter(rows)), targets[rows]
+
+
+def _label_of(batch: Mapping[str, Any]) -> str | None:
+    return next((name for name in LABELS if name in batch), None)
+
+
+def inputs_and_targets(
+    batch: Any, batch_to_inputs: Callable[[Any], Any] | None = None
+) -> tuple[Any, Any]:
+    """A batch's inputs and targets where no model says which is which; tensors as they are.
+
+    The last entry of a tuple is the targets, ``LABELS`` are those of a dict.
+
+    >>> inputs_and_targets((torch.zeros(2), torch.ones(2)))[1]
+    tensor([1., 1.])
+    """
+    inputs = batch if batch_to_inputs is None else batch_to_inputs(batch)
+    if isinstance(batch, Mapping):
+        label = _label_of(batch)
+        return inputs, NO_TARGETS if label is None else batch[label]
+    if not isinstance(batch, tuple | list):
+        return inputs, NO_TARGETS if batch_to_inputs is None else batch
+    if batch_to_inputs is None:
+        inputs = batch[0] if len(batch) <= 2 else tuple(batch[:-1])
+    return inputs, batch[-1] if len(batch) > 1 else NO_TARGETS
+
+
+def leaves(value: Any, kinds: type | tuple[type, ...]) -> list[Any]:
+    """Every value of some types in nested tuples, lists and mappings, in their order.
+
+    >>> leaves({"a": [1, "x"], "b": (2, None)}, int)
+    [1, 2]
+    """
+    found: list[Any] = []
+    mapped(value, kinds, found.append)
+    return found
 
 
 def _check_tensor(batch: Any) -> None:
