@@ -48,13 +48,16 @@ class Summary:
     notes: Sequence[str] = ()
     names: int = 1
 
-    def fitted(self) -> Summary:
-        """Only columns with a text, long names cut, rows in the middle left out where many."""
+    def fitted(self, *, whole: bool = False) -> Summary:
+        """Only columns with a text; long names cut and rows left out, unless it is the whole."""
         used = [i for i, _ in enumerate(self.head)
                 if i == 0 or any(row[i] for row in (*self.rows, *self.totals))]
-        rows, totals = ([[short_name(row[0]), *(row[i] for i in used[1:])] for row in part]
+        def name(words: str) -> str:
+            return " ".join(words.split()) if whole else short_name(words)
+
+        rows, totals = ([[name(row[0]), *(row[i] for i in used[1:])] for row in part]
                         for part in (self.rows, self.totals))
-        if len(rows) > _MOST_ROWS:
+        if len(rows) > _MOST_ROWS and not whole:
             half = (_MOST_ROWS - 1) // 2
             left_out = f"{_GAP} {len(rows) - 2 * half:,} more"
             rows = [*rows[:half], [left_out, *([_GAP] * (len(used) - 1))], *rows[-half:]]
@@ -86,8 +89,8 @@ class Displayed:
         return plots.plot_result(self)  # type: ignore[no-any-return]
 
 
-def summary_text(summary: Summary) -> str:
-    """As aligned text.
+def summary_text(summary: Summary, *, whole: bool = False) -> str:
+    """As aligned text, no longer than a screen unless it is to be the whole.
 
     >>> print(summary_text(Summary("Two layers.", ("layer", "units", "dead"), [
     ...     ("fc1", "1,000", ""), ("fc2", "10", "")], [("all", "1,010", "")], ["fc3: why"])))
@@ -99,14 +102,14 @@ def summary_text(summary: Summary) -> str:
     all    1,010
     fc3: why
     """
-    fitted = summary.fitted()
+    fitted = summary.fitted(whole=whole)
     heads = [fitted.head] if any(fitted.head) else []
     right = [column >= fitted.names for column in range(len(fitted.head))]
     table = table_text([*heads, *fitted.rows, *fitted.totals], right).splitlines()
     if fitted.totals:
         table.insert(-len(fitted.totals), "-" * max(map(len, table)))
     notes = [line for note in fitted.notes for line in _broken(note)]
-    if len(notes) > _MOST_NOTE_LINES:
+    if len(notes) > _MOST_NOTE_LINES and not whole:
         notes = [*notes[:_MOST_NOTE_LINES - 1], "…"]
     return "\n".join([*_broken(fitted.title), *table, *notes])
 

@@ -86,15 +86,15 @@ def test_it_prints_the_table_and_the_run(here, capsys):
     assert printed.err == ""
     lines = printed.out.splitlines()
     assert re.fullmatch(rf"net: [\d.]+ effective weights of 50; run {run.info.run_id}", lines[0])
-    assert lines[1].split() == ["layer", "entropy", "effective", "weights", "share", "dead",
-                                "units", "rank"]
-    assert [line.split()[0] for line in lines[2:4]] == ["a", "b"]
-    assert lines[4] == ("  not in this table: 24 of the model's 74 parameters "
+    assert re.split(r"  +", lines[1]) == ["layer", "kind", "weights", "units", "effective", "share",
+                                          "dead units", "entropy", "rank", "FLOPs, one sample"]
+    assert [line.split()[0] for line in (*lines[2:4], lines[5])] == ["a", "b", "all"]
+    assert lines[6] == ("  not in this table: 24 of the model's 74 parameters "
                         "(biases, norms, what is named below)")
-    assert lines[5] == "  c: not analysed: the output layer: its units are the model's outputs"
+    assert lines[7] == "  c: not analysed: the output layer: its units are the model's outputs"
     assert re.fullmatch(r"squares: [\d.]+ effective weights of 50; usage/layers_squares.json",
-                        lines[6])
-    assert len(lines) == 7
+                        lines[8])
+    assert len(lines) == 9
     assert run.data.metrics["params/analyzed"] == 50
     assert table_of(run)["data"][0][table_of(run)["columns"].index("effective_rank")] > 1
 

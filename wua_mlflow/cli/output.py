@@ -8,12 +8,12 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import pandas as pd
 
-from wua_mlflow.display import table_text
+from wua_mlflow.display import summary_text, table_text
 from wua_mlflow.errors import group_by_reason
 from wua_mlflow.pipeline.analyze import Analysis
 from wua_mlflow.pipeline.compare_external import ExternalComparison
@@ -21,7 +21,6 @@ from wua_mlflow.report.answer import figures_text
 from wua_mlflow.results import Comparison
 from wua_mlflow.tracking.names import Kind, Metric, Tag, further_layers_table, keys_of, step_tag
 from wua_mlflow.tracking.runs import COLUMNS
-from wua_mlflow.usage.results import LayerUsage, ModelUsage
 from wua_mlflow.verdict.compare import Verdict
 
 __all__ = [
@@ -35,7 +34,7 @@ def print_analysis(analysis: Analysis) -> None:
     usage = analysis.usage
     print(f"{analysis.name}: {usage.effective_weights:,.4f} effective weights of "
           f"{usage.weights:,}; run {analysis.run_id}")
-    print(_layers_text(usage))
+    print(summary_text(replace(usage.summary(), title="", notes=()), whole=True))
     others = analysis.parameters - usage.weights
     if others > 0:
         print(f"  not in this table: {others:,} of the model's {analysis.parameters:,} parameters "
@@ -74,23 +73,6 @@ def verdicts_record(comparison: Comparison) -> dict[str, object]:
         "budget": comparison.budget,
         "metrics": comparison.metrics,
     }
-
-
-def _layers_text(usage: ModelUsage) -> str:
-    """A line a layer under a line of heads; what was not measured for any layer is left out."""
-    def cells(layer: LayerUsage) -> list[str]:
-        null, dead, rank = layer.null, layer.dead_units, layer.effective_rank
-        return [f"  {layer.name}", f"{layer.entropy:.4f}", f"{layer.effective_weights:,.1f}",
-                f"{layer.weights:,}", f"{layer.effective_share:.1%}",
-                f"{null.low:.1%} - {null.high:.1%}" if null else "",
-                "" if dead is None else f"{dead} of {layer.units:,}",
-                "" if rank is None else f"{rank:.1f}"]
-
-    heads = ["  layer", "entropy", "effective", "weights", "share", "learned nothing", "dead units",
-             "rank"]
-    columns = [column for column in zip(heads, *map(cells, usage.layers.values()), strict=True)
-               if any(column[1:])]
-    return table_text(list(zip(*columns, strict=True)), [False] + [True] * (len(columns) - 1))
 
 
 NOTHING = "–"
