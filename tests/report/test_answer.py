@@ -84,6 +84,13 @@ def test_in_short_names_the_largest_saving_and_the_equal_budget():
         assert ("needs" in short) == bool(saving)
 
 
+def test_another_reading_of_the_saved_models_is_told():
+    told = "of the two saved models alone"
+    assert told not in words(answer_text(REPORT))
+    other = replace(REPORT.comparison, artifact=verdict("inconclusive"))
+    assert f"{told} it is inconclusive" in words(answer_text(replace(REPORT, comparison=other)))
+
+
 def test_scores_are_explained_by_what_there_is():
     single = replace(REPORT, comparison=comparison(verdict()))
     assert "0.9500 and 0.9300 on the training data" in words(answer_text(single))

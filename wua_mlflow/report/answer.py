@@ -31,6 +31,7 @@ def answer_text(report: Report) -> str:
     comparison = report.comparison
     verdict = _paragraphs(f"Verdict: {report.headline}", f"In short: {report.in_short}")
     rests_on = _paragraphs(
+        *text.other_readings(comparison.verdict, comparison.artifact, comparison.looks, None),
         scores_sentence(report),
         widths_sentence(report.widths) if report.widths else "",
         f"There was no further round: {report.ended}" if report.ended else "",
