@@ -211,6 +211,7 @@ class Comparison:
         no_recipe: why there is no recipe verdict, where there is none.
         class_loss: a sentence where single classes lose more than the margin.
         seedless: a sentence where every seed gave the slim one's same network.
+        cautions: sentences on data and scores that are too good to be true, or of no use.
     """
 
     artifact: Verdict
@@ -228,6 +229,7 @@ class Comparison:
     no_recipe: str = text.TOO_FEW_SEEDS
     class_loss: str = ""
     seedless: str = ""
+    cautions: tuple[str, ...] = ()
 
     def metrics_of(self, variant: VariantResult) -> dict[str, float]:
         """A variant's metrics, with the latency that was taken in this comparison's turns."""
@@ -236,7 +238,7 @@ class Comparison:
     @property
     def notes(self) -> tuple[str, ...]:
         """What the verdict and the count of FLOPs do not say, a sentence each."""
-        notes = [self.class_loss, self.seedless]
+        notes = [*self.cautions, self.class_loss, self.seedless]
         if self.looks > 1:
             notes.append(text.looks_sentence(self.looks, self.bonferroni))
         verdict = self.artifact

@@ -234,6 +234,22 @@ def test_candidates_have_seeds_of_their_own(seeds, most):
     assert min(number for number, _ in numbers) >= settings_of().max_seeds
 
 
+@pytest.mark.parametrize("runs", [2, 12])
+@pytest.mark.parametrize(("seeds", "most"), [(4, 1), (5, 8), ("auto", 8)])
+def test_how_many_networks_a_width_may_have_is_no_matter_of_how_many_widths(
+    seeds, most, runs, monkeypatch
+):
+    given = {}
+
+    def searched(*_, **options):
+        given.update(options)
+        return SimpleNamespace(stopped="")
+
+    monkeypatch.setattr(target_widths, "search_widths", searched)
+    Search({**MANY, "seeds": seeds}).run((8,), (4,), search_runs=runs)
+    assert (given["most_seeds"], given["runs"]) == (most, runs)
+
+
 def test_what_it_compares_is_the_validation_part():
     run = Search({**MANY, "seeds": 5})
     trial = run.run((8,), (4,), search_runs=2).trials[1]

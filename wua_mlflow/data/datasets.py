@@ -77,14 +77,18 @@ class DataSplit:
     columns: tuple[str, ...] = ()
     encoding: TableEncoding | None = None
     notes: tuple[str, ...] = ()
-    leaks: Callable[[], list[str]] | None = field(default=None, repr=False)
+    find_warnings: Callable[[], list[str]] | None = field(default=None, repr=False)
+
+    @cached_property
+    def warnings(self) -> tuple[str, ...]:
+        """Lines on what makes scores too good: test rows that are training rows, leaks."""
+        return tuple(self.find_warnings()) if self.find_warnings else ()
 
     def say_notes(self) -> None:
-        """Print ``notes`` to standard error, the first of very many, and what gives targets away.
-        """
+        """Print ``notes``, the first of very many, and ``warnings`` to standard error."""
         more = len(self.notes) - _MOST_NOTES
         cut = [f"and {more} more such lines; state/encoding.json has every column"] * (more > 0)
-        for line in (*self.notes[:_MOST_NOTES], *cut, *(self.leaks() if self.leaks else ())):
+        for line in (*self.notes[:_MOST_NOTES], *cut, *self.warnings):
             print(f"wua: data: {printable(line)}", file=sys.stderr)
 
     @property
@@ -214,8 +218,9 @@ def _bundled(
     loaded = getattr(datasets, f"load_{data}")()
     pixels = image and data == "digits"
     rows = Rows(loaded.images / 16 if pixels else loaded.data, loaded.target)
-    parts = replace(split_rows(rows, seed, task, scale_inputs=standardise and not pixels,
-                               scale_targets=standardise, copies_together=False), leaks=None)
+    parts = split_rows(rows, seed, task, scale_inputs=standardise and not pixels,
+                       scale_targets=standardise, copies_together=False)
+    parts = replace(parts, notes=(), find_warnings=None)  # they are known
     split = _data_split(parts, data, source=f"sklearn.datasets.load_{data}", image=image)
     names = tuple(str(name) for name in loaded.get("target_names", ()))
     return replace(split, classes=names) if split.classes and names else split
@@ -277,7 +282,7 @@ def split_of(
     rows = [rows_of(x, y, where=where) for (x, y), where in zip(whole, PARTS, strict=True)]
     typed = is_map_style(three[0]) or isinstance(whole[0][1], Tensor)
     spec = infer_task(rows[0].targets, task=task, whole_are_classes=typed)
-    split = SplitRows(rows, spec, leaks=partial(part_lines, rows))
+    split = SplitRows(rows, spec, find_warnings=partial(part_lines, rows))
     return _data_split(split, reference, source=reference, image=image)
 
 
@@ -445,7 +450,7 @@ def _data_split(split: SplitRows, name: str, *, source: str, image: bool) -> Dat
                                for rows, where in zip(parts, PARTS, strict=True))
     return DataSplit(name, train, validation, test, shapes[0], split.spec.classes, source,
                      split.spec, split.scaling, split.columns, split.encoding, split.notes,
-                     split.leaks)
+                     split.find_warnings)
 
 
 def part_of(rows: Rows, spec: TaskSpec, where: str) -> Part:

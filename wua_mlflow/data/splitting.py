@@ -34,7 +34,7 @@ class SplitRows:
     """Training, validation and test rows, the task of their targets, and how they were scaled.
 
     Of a table ``encoding`` says how its columns became inputs, ``columns`` are the inputs' names,
-    ``notes`` lines for the user, and ``leaks`` finds more of them, which takes a moment.
+    ``notes`` lines for the user, and ``find_warnings`` finds what makes scores too good.
     """
 
     parts: Sequence[Rows]
@@ -43,7 +43,7 @@ class SplitRows:
     columns: tuple[str, ...] = ()
     encoding: TableEncoding | None = None
     notes: tuple[str, ...] = ()
-    leaks: Callable[[], list[str]] | None = None
+    find_warnings: Callable[[], list[str]] | None = None
 
 
 def split_rows(  # noqa: PLR0913 - what is split, and how
@@ -97,36 +97,45 @@ def split_rows(  # noqa: PLR0913 - what is split, and how
     targets = codes if regression else rows.targets
     parts = [scaling.scale(Rows(inputs[part], targets[part], groups=None if rows.groups is None
                                 else rows.groups[part])) for part in indices]
-    notes += [line for line in (copies_line, _overlap(copies, indices)) if line]
-    return SplitRows(parts, spec, scaling, columns, encoding, tuple(notes),
-                     _leaks(rows, values[train], codes[train], regression=regression))
+    notes += [copies_line] if copies_line else []
+    find = partial(_warnings, rows, values[train], codes[train], _overlap(copies, indices),
+                   regression=regression)
+    return SplitRows(parts, spec, scaling, columns, encoding, tuple(notes), find)
 
 
-def _leaks(
-    rows: Rows | Table, values: np.ndarray, codes: np.ndarray, *, regression: bool
-) -> Callable[[], list[str]] | None:
-    """What finds columns of the training part that give the target away."""
+def _warnings(
+    rows: Rows | Table, values: np.ndarray, codes: np.ndarray, overlap: str, *, regression: bool
+) -> list[str]:
+    """Test rows that are training rows, and columns that give the target away.
+
+    Args:
+        rows: all.
+        values: the training part's inputs, a table's as ``Table.codes``.
+        codes: its targets.
+        overlap: a line on test rows that are training rows, if some are.
+        regression: whether the targets are amounts.
+    """
+    lines = [overlap] if overlap else []
     if values.ndim != 2:
-        return None
+        return lines
+    table = isinstance(rows, Table)
     names = [column.name for column in rows.columns] if isinstance(rows, Table) else \
         [f"X[:, {place}]" for place in range(values.shape[1])]
     target = rows.target if isinstance(rows, Table) else "the target"
-    return partial(leak_lines, values, codes, names, target=target, classes=not regression,
-                   droppable=isinstance(rows, Table))
+    return lines + leak_lines(values, codes, names, target=target, classes=not regression,
+                              droppable=table)
 
 
 def _guess_lines(rows: Rows | Table, spec: TaskSpec, task: str | None) -> list[str]:
     """What was guessed of the targets, and of a table's columns."""
-    table = isinstance(rows, Table)
     lines = [*rows.notes, *(f"{column.name}: {column.note}" for column in rows.columns
                             if column.note),
              *(f"{name}: {reason}; left out" for name, reason in rows.left_out.items()
                if "drop_columns" not in reason)] if isinstance(rows, Table) else []
     values = np.unique(rows.targets)
-    whole = values.dtype.kind in "iuf" and bool((values % 1 == 0).all())
-    if task is not None or not whole or not table:
+    if task is not None or values.dtype.kind not in "iuf" or bool((values % 1 != 0).any()):
         return lines
-    name = rows.target if isinstance(rows, Table) else "target"
+    name = rows.target if isinstance(rows, Table) else "the target"
     if spec.values and len(values) > 2:
         lines.append(f"{name}: {len(values)} whole numbers, taken as classes; `--task regression` "
                      f"otherwise")

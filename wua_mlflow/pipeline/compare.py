@@ -5,6 +5,7 @@ Tests: ``tests/pipeline/test_compare.py``.
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +19,7 @@ from wua_mlflow.data.datasets import DataSplit
 from wua_mlflow.data.parts import Part
 from wua_mlflow.data.tasks import has_classes, score_name
 from wua_mlflow.levels import MOST_CONFIDENCE
+from wua_mlflow.pipeline.cautions import cautions
 from wua_mlflow.pipeline.recipe import Replicate
 from wua_mlflow.pipeline.seeds import (
     NO_HISTORY,
@@ -123,6 +125,7 @@ def compare_variants(
                                         seed=settings.seed),
             timed={variant.run_id: latency_metrics(latency) for variant, latency in timed},
             no_recipe=no_recipe or _why_no_recipe(original, slim),
+            cautions=_cautions(original),
             seedless=text.seedless_note([replicate.loss for replicate in slim.replicates]))
         for variant in (original, *beside):
             if variant.run_id in unmeasured:
@@ -131,6 +134,15 @@ def compare_variants(
         write(store.client, slim.run_id, tags=tags,
               metrics={**comparison.metrics, **_latency_of(slim)})
     return comparison, [original, *beside, slim.logged(tags, comparison.metrics)]
+
+
+def _cautions(original: ModelVariant) -> tuple[str, ...]:
+    """Sentences on its data and its scores that are too good to be true, or of no use."""
+    found = [*original.recipe.split.warnings]
+    if not original.adopted:
+        found += cautions(original.test, original.metrics.get(Metric.SCORE_TRAIN, math.nan),
+                          original.settings)
+    return tuple(f"Caution: {line}{'' if line.endswith('?') else '.'}" for line in found)
 
 
 def _why_no_recipe(original: ModelVariant, slim: ModelVariant) -> str:

@@ -22,7 +22,7 @@ from mlflow.exceptions import MlflowException
 
 from wua_mlflow.config import Settings
 from wua_mlflow.data.loaders import training_batches
-from wua_mlflow.data.tasks import PLAIN
+from wua_mlflow.data.tasks import PLAIN, score_name
 from wua_mlflow.errors import group_by_reason
 from wua_mlflow.pipeline.analyze import criteria_of, first_criterion, loss_of
 from wua_mlflow.pipeline.models import check_slim_widths, check_widths
@@ -104,17 +104,19 @@ def search(
                          len(split.test))
     baseline = setup.baseline()
     seconds = settings.search_seconds or (HOUR_S if settings.seeds == "auto" else None)
-    began, most = time.monotonic(), settings.search_runs - 1
-    with Bar(total=most, desc="searching widths", unit="width") as bar:
+    began, widths_at_most = time.monotonic(), settings.search_runs - 1
+    name = settings.score or score_name(split.task)
+    with Bar(total=widths_at_most, desc="searching widths", unit="width") as bar:
         makers: dict[tuple[int, ...], NetworkFactory] = {}
 
         def tried(trial: Trial) -> None:
             bar.update()
             each = (time.monotonic() - began) / bar.n if bar.n else 0.0
-            ahead = min(each * (most - bar.n), (seconds or math.inf) - (time.monotonic() - began))
-            say(f"widths {'-'.join(map(str, trial.widths))}: {trial.outcome}, {trial.score:.4f} "
-                f"({trial.delta:+.4f}; networks: {trial.seeds}); "
-                f"{bar.n} of at most {most}, at most {duration(max(0.0, ahead))} more")
+            ahead = min(each * (widths_at_most - bar.n),
+                        (seconds or math.inf) - (time.monotonic() - began))
+            say(f"widths {'-'.join(map(str, trial.widths))}: {trial.outcome}, {name} "
+                f"{trial.score:.4f} ({trial.delta:+.4f}; networks: {trial.seeds}); "
+                f"{bar.n} of at most {widths_at_most}, at most {duration(max(0.0, ahead))} more")
 
         def score(widths: tuple[int, ...], number: int) -> np.ndarray:
             if widths not in makers:

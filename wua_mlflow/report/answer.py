@@ -35,7 +35,7 @@ def answer_text(report: Report) -> str:
         scores_sentence(report),
         widths_sentence(report.widths) if report.widths else "",
         f"There was no further round: {report.ended}" if report.ended else "",
-        comparison.class_loss, comparison.seedless,
+        *comparison.cautions, comparison.class_loss, comparison.seedless,
         text.looks_sentence(comparison.looks, comparison.bonferroni)
         if comparison.looks > 1 else "",
         "" if comparison.recipe else comparison.no_recipe)
