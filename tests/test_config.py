@@ -66,9 +66,22 @@ def test_widths_and_criteria_are_read_from_text_numbers_and_lists():
     assert tuple(criteria_module.CRITERIA) == config.CRITERIA
 
 
+def test_a_table_is_described_in_any_form():
+    """Braces or none, a mapping or text; what the command line drops is dropped too."""
+    for table in ("impute: mean, drop_columns: [id]", "{impute: mean, drop_columns: id}",
+                  {"impute": "mean", "drop_columns": ["id"]}):
+        settings = load_settings(None, {"data": "a.csv", "table": table, "drop_columns": "b, id"})
+        assert settings.table_settings.impute == "mean"
+        assert settings.table_settings.drop_columns == ("id", "b")
+        assert settings.table_settings.categories == 20
+    assert load_settings(None, {"table": "impute: 3"}).table_settings.impute == 3.0
+    assert load_settings(None, {}).table_settings.impute == "median"
+
+
 def test_settings_are_written_as_yaml_that_gives_the_same(tmp_path):
     settings = load_settings("digits", {"slim_hidden": "20,10", "patience": 3, "gate": "true",
-                                        "state": "a.safetensors"})
+                                        "state": "a.safetensors", "drop_columns": "id",
+                                        "table": "impute: {a: 3, b: mean, c: none at all}"})
     path = tmp_path / "config.yaml"
     path.write_text(settings_yaml(settings))
     assert load_settings(str(path)) == settings
@@ -77,6 +90,8 @@ def test_settings_are_written_as_yaml_that_gives_the_same(tmp_path):
 
 CRITERION = ("criterion: expected output, input, wanda, magnitude, taylor, "
              "package.module:function, or several of them, each once")
+IMPUTE = ("table: impute: expected median, mean, most_frequent, drop, or a number; or one of them, "
+          "or a text, by column")
 BAD = [
     ({"hidden": "-1"}, "hidden: expected whole numbers of at least 1, e.g. 64,32, but got '-1'"),
     ({"epochs": "0"}, "epochs: expected a whole number of at least 1, but got '0'"),
@@ -100,6 +115,21 @@ BAD = [
                               "40,20, but got 'some'"),
     ({"gate": "perhaps"}, "gate: expected true or false, but got 'perhaps'"),
     ({"epohcs": "5"}, "epohcs: no such setting; did you mean 'epochs'?"),
+    ({"drop_columns": []}, "drop_columns: expected names of columns, e.g. id,name, but got []"),
+    ({"table": "impute"}, f"{IMPUTE}, but got None"),
+    ({"table": "mean"}, "table: expected only drop_columns, impute, categories, but got 'mean'"),
+    ({"table": "impute: [mean"}, "table: expected drop_columns, impute and categories, e.g. "
+                                 "impute: mean, categories: 10, but got 'impute: [mean'"),
+    ({"table": 5}, "table: expected drop_columns, impute and categories, e.g. impute: mean, "
+                   "categories: 10, but got 5"),
+    ({"table": {"categoris": 3}}, "table: expected only drop_columns, impute, categories, but got "
+                                  "'categoris'; did you mean 'categories'?"),
+    ({"table": {"categories": 1}},
+     "table: categories: expected a whole number from 2 to 1000, but got 1"),
+    ({"table": {"impute": "medain"}}, f"{IMPUTE}, but got 'medain'; did you mean 'median'?"),
+    ({"table": {"impute": {"a": [1]}}}, f"{IMPUTE}, but got [1]"),
+    ({"table": "impute: {a: mean, a: 3}"}, "table: expected drop_columns, impute and categories, "
+     "e.g. impute: mean, categories: 10, but got 'impute: {a: mean, a: 3}'"),
     ({"epochs": True},
      "epochs: expected a value, but got true (YAML reads yes, no, on and off so)"),
 ]

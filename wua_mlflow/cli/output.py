@@ -80,6 +80,7 @@ SHOWN = {
     "run_id": ("run", ""), "name": ("name", ""), Tag.VERDICT: ("verdict", ""),
     Tag.TARGET_RUN: ("of run", ""), "data": ("data", ""),
     Metric.ACCURACY_TEST: ("accuracy", ".4f"), Metric.SCORE_TEST: ("score", ".4f"),
+    Tag.SCORE: ("which is", ""),
     Metric.FLOPS_FORWARD: ("FLOPs", ",.0f"), Metric.PARAMS_TOTAL: ("parameters", ",.0f"),
     Metric.USAGE_EFFECTIVE_WEIGHTS: ("effective", ",.1f"), Metric.LATENCY_P50: ("p50 ms", ",.4g"),
     "status": ("status", ""), Tag.ERROR: ("error", ""),
@@ -127,7 +128,8 @@ def runs_text(table: pd.DataFrame, width: int | None) -> str:
              for name, (_, form) in (SHOWN_OF_PIPELINES if pipelines else SHOWN).items()
              if name in table and bool(table[name].notna().any())}
     no_accuracy = NOTHING in shown.get(Metric.ACCURACY_TEST, [NOTHING])
-    shown.pop(Metric.ACCURACY_TEST if no_accuracy else Metric.SCORE_TEST, None)
+    for name in (Metric.ACCURACY_TEST,) if no_accuracy else (Metric.SCORE_TEST, Tag.SCORE):
+        shown.pop(name, None)
     if "data" in shown:
         shown["data"] = [cell if len(cell) <= LONGEST_DATA
                          else f"…/{cell.rpartition('/')[2][-LONGEST_DATA:]}"

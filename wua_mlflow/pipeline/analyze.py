@@ -332,6 +332,8 @@ def _prepared(settings: Settings) -> AnalyzedModel:
     feed = load_analysis_data(settings)
     example, feed = example_of(feed)
     split = feed if isinstance(feed, DataSplit) else None
+    if split is not None and not rank():
+        split.say_notes()
     with isolated():
         seed_all(settings.seed)
         if user is None:
