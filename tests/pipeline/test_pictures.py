@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 from dataclasses import replace
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 
 from tests.networks import Layers, mlp
+from wua_mlflow.pipeline.analyze import output_names
 from wua_mlflow.pipeline.pictures import usage_pictures
 from wua_mlflow.tracking.log import layers_table, write_files
 from wua_mlflow.usage.analyze import analyze
@@ -77,3 +79,10 @@ def test_more_rows_than_can_be_read_are_not_drawn(layers, drawn):
     files = usage_pictures(nn.Flatten(), ModelUsage("output", 5, named, {}))
     assert ("plots/layers.png" in files) == ("plots/units.png" in files) == drawn
     assert len(files) == 20 + 2 * drawn
+
+
+@pytest.mark.parametrize(("classes", "outputs", "names"), [
+    (("no", "yes"), 1, ("yes",)), (("0", "1"), 1, ("class 1",)), ((), 1, ()),
+    (("a", "1", "c"), 3, ("a", "class 1", "c"))])
+def test_outputs_are_named_by_their_classes(classes, outputs, names):
+    assert output_names(SimpleNamespace(classes=classes, outputs=outputs)) == names

@@ -462,12 +462,13 @@ def _files(model: nn.Module, analysis: Analysis, split: DataSplit | None) -> Fil
         ArtifactPath.LAYERS_TABLE: layers_table(first),
         **{further_layers_table(usage.criterion, keys): layers_table(usage) for usage in others},
         **usage_pictures(model, first, inputs=split.columns if split else (),
-                         outputs=_output_names(split)),
+                         outputs=output_names(split)),
     }
 
 
-def _output_names(split: DataSplit | None) -> tuple[str, ...]:
+def output_names(split: DataSplit | None) -> tuple[str, ...]:
     """Classes, one an output; of two classes with one output the second, which that is for."""
     if split is None:
         return ()
-    return split.classes[1:] if len(split.classes) == 2 and split.outputs == 1 else split.classes
+    names = split.classes[1:] if len(split.classes) == 2 and split.outputs == 1 else split.classes
+    return tuple(f"class {name}" if name.isdigit() else name for name in names)

@@ -114,6 +114,8 @@ def plot_histogram(data: HistogramData) -> Figure:
                 color="white", linewidth=0.6)
     axes.set_ylim(low, room * float(data.counts.max()))
     axes.set_xlim(0, data.edges[-1])
+    if not data.log_counts:
+        axes.locator_params(axis="y", integer=True)
     axes.ticklabel_format(axis="x", scilimits=(-3, 4), useOffset=False)
     axes.tick_params(axis="x", pad=7)
     axes.xaxis.get_offset_text().set(fontsize=style.SMALL, color=style.MUTED)
