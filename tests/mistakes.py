@@ -110,7 +110,7 @@ def line_of(words: list[str], code: int, capsys: pytest.CaptureFixture[str]) -> 
     printed = capsys.readouterr()
     assert printed.out == ""
     assert "Traceback" not in printed.err
-    line, = (line for line in printed.err.splitlines()
-             if not line.startswith(("wua: note: ", "wua: data: ")))
+    *notes, line = printed.err.splitlines()
+    assert all(note.startswith(("wua: note: ", "wua: data: ")) for note in notes), notes
     assert line.startswith("wua: ")
     return line.removeprefix("wua: ")

@@ -76,7 +76,7 @@ from wua_mlflow.widths.fidelity import fidelity
 
 __all__ = [
     "Analysis", "analyze_model", "analyze_variant", "call_with_two", "criteria_of", "example_of",
-    "fidelity_metrics", "first_criterion", "loss_of", "two_samples",
+    "fidelity_metrics", "first_criterion", "loss_of", "output_names", "two_samples",
 ]
 
 
