@@ -228,8 +228,9 @@ class Settings(BaseModel):
     model: str = Field("mlp", description="mlp, cnn, or package.module:factory of the widths; "
                        "analyze, slim: or of no argument")
     state: str | None = Field(None, description="analyze, slim: file of the model's weights: "
-                              ".safetensors, or a state dict saved by torch.save (.pt, .pth, "
-                              ".bin); the factory's weights, if unset")
+                              ".safetensors, or a state dict or checkpoint saved by "
+                              "torch.save (.pt, .pth, .bin, .ckpt, .tar); the factory's weights, "
+                              "if unset")
     model_uri: str | None = Field(None, description="slim: URI of a model that an earlier run "
                                   "logged, e.g. models:/name/1")
     train: str | None = Field(None, description="training function: package.module:function of "

@@ -15,6 +15,7 @@ from torch import nn
 from wua_mlflow.data.tasks import Task
 from wua_mlflow.hooks import unwrapped
 from wua_mlflow.pruning.compensation import compensated
+from wua_mlflow.pruning.computed_weights import plain_weights
 from wua_mlflow.pruning.cut import Cut, cut, unit_groups
 from wua_mlflow.pruning.heads import PrunedMultiheadAttention
 from wua_mlflow.pruning.importance import most_important, unit_importance
@@ -82,7 +83,7 @@ def slim(  # noqa: PLR0913 - the options of one question, each by name
       (2): Linear(in_features=3, out_features=2, bias=True)
     )
     """
-    model = unwrapped(model)
+    model = plain_weights(unwrapped(model))
     judge = scoring(model, data, task=task, loss=loss, batch_to_inputs=batch_to_inputs)
     example = judge.example(4)
     structure = unit_groups(model, example)

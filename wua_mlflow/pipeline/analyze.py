@@ -43,7 +43,7 @@ from wua_mlflow.pipeline.models import (
     users_function,
 )
 from wua_mlflow.pipeline.pictures import usage_pictures
-from wua_mlflow.pipeline.pretrained import load_weights, pretrained_settings
+from wua_mlflow.pipeline.pretrained import pretrained_settings
 from wua_mlflow.pipeline.train import (
     datasets_of,
     run_scope,
@@ -52,7 +52,9 @@ from wua_mlflow.pipeline.train import (
     write_params,
 )
 from wua_mlflow.pipeline.variant import ModelVariant
+from wua_mlflow.pipeline.weights import load_weights
 from wua_mlflow.progress import stage
+from wua_mlflow.pruning.computed_weights import plain_weights
 from wua_mlflow.pruning.cut import unit_groups
 from wua_mlflow.pruning.importance import unit_importance
 from wua_mlflow.rng import isolated, seed_all
@@ -163,7 +165,7 @@ def fidelity_metrics(variant: ModelVariant, flops: float) -> tuple[dict[str, flo
     """
     if processes() > 1:
         return {}, "Fidelity not measured: it is by one process alone, and there are several."
-    recipe, model = variant.recipe, variant.model
+    recipe, model = variant.recipe, plain_weights(variant.model)
     split = recipe.split
     train, held_out = split.train.sample(model), split.validation.sample(model)
     loss = recipe.objective(variant.kind).loss
@@ -178,10 +180,10 @@ def fidelity_metrics(variant: ModelVariant, flops: float) -> tuple[dict[str, flo
             return {}, (f"Fidelity not measured: leaving out each of {units:,} units on "
                         f"{examples:,} examples takes too long unasked; "
                         f"wua_mlflow.widths.fidelity does it.")
-        importances = {name: unit_importance(variant.model, structure, train, loss, criterion=name)
+        importances = {name: unit_importance(model, structure, train, loss, criterion=name)
                        for name in sorted(criteria)}
         forwards = sum(group.units**2 for group in structure.groups)
-        result = fidelity(variant.model, held_out, structure, importances, task=split.task,
+        result = fidelity(model, held_out, structure, importances, task=split.task,
                           loss=loss, orders=ORDERS if forwards <= MOST_FORWARDS else 0,
                           seed=variant.settings.seed)
     except (RuntimeError, ValueError) as error:  # of the network's own forward, in other shapes

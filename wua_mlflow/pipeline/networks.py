@@ -14,8 +14,10 @@ from typing import Protocol
 
 import torch
 
+from wua_mlflow.hooks import unwrapped
 from wua_mlflow.pipeline.recipe import Recipe, Trained, train_made, train_one
 from wua_mlflow.pruning.compensation import compensated
+from wua_mlflow.pruning.computed_weights import plain_weights
 from wua_mlflow.pruning.cut import cut, unit_groups
 from wua_mlflow.pruning.importance import most_important, unit_importance
 from wua_mlflow.pruning.unit_groups import UnitGroups
@@ -97,6 +99,7 @@ def pruned_and_tuned(
     """
     def make(number: int, seed: int, label: str | None = None) -> Trained:
         source = parent(number, seed)
+        source = replace(source, model=plain_weights(unwrapped(source.model)))
         teacher = root(number, seed).model if plan.distill else None
         structure = unit_groups(source.model, recipe.example(source.model))
         keep = _units_to_keep(recipe, source, structure, plan)

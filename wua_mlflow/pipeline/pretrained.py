@@ -1,25 +1,16 @@
-"""A model that was trained elsewhere becomes an original: its weights from a file, its run.
+"""A model that was trained elsewhere becomes an original, with a run of its own.
 
-Weights are loaded strictly: every tensor, by its name and shape. The file is safetensors', or a
-state dict that ``torch.save`` wrote; no object is unpickled.
 Tests: ``tests/pipeline/test_pretrained.py``.
 """
 
 from __future__ import annotations
 
-import pickle
 import sys
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-
 from wua_mlflow.config import Settings
 from wua_mlflow.data.datasets import takes
-from wua_mlflow.errors import did_you_mean, one_line
-from wua_mlflow.hooks import unwrapped
 from wua_mlflow.pipeline.cautions import constant_score, shown_score
 from wua_mlflow.pipeline.compare_external import source_run
 from wua_mlflow.pipeline.models import BUILT_IN, check_fit, users_factory
@@ -27,6 +18,7 @@ from wua_mlflow.pipeline.networks import one_network
 from wua_mlflow.pipeline.recipe import Recipe, Trained, load_recipe
 from wua_mlflow.pipeline.train import TrainingPlan, train_variant
 from wua_mlflow.pipeline.variant import ModelVariant
+from wua_mlflow.pipeline.weights import load_weights
 from wua_mlflow.pruning.cut import unit_groups
 from wua_mlflow.rng import isolated, seed_all, stream_of
 from wua_mlflow.tracking.names import Variant as VariantName
@@ -34,107 +26,7 @@ from wua_mlflow.tracking.store import Store
 from wua_mlflow.training.evaluation import Evaluation
 from wua_mlflow.verdict.scores import BY_EXAMPLE
 
-__all__ = ["import_pretrained", "load_weights", "pretrained_recipe", "pretrained_settings",
-           "source_of"]
-
-
-PICKLED = (".pt", ".pth", ".bin")
-"""Endings of state dicts that ``torch.save`` wrote."""
-
-
-def load_weights(model: nn.Module, state: str) -> None:
-    """Copy the file's tensors into the model; of safetensors no second copy is held.
-
-    A tensor that the model holds under several names (tied weights) may be in the file under any
-    of them.
-
-    Args:
-        model: its parameters and buffers are overwritten.
-        state: the path of the file: a state dict where it ends in .pt, .pth or .bin, else
-            safetensors.
-
-    Raises:
-        ValueError: there is no such file, it holds anything but tensors, or a name or a shape is
-            not the model's; the first tensor is named, and nothing is overwritten.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    path = Path(state).expanduser()
-    if not path.is_file():
-        reason = "is a folder" if path.is_dir() else "does not exist"
-        raise ValueError(f"state: expected a .safetensors file, but '{state}' {reason}")
-    if path.suffix == ".pt2":
-        raise ValueError(f"state: expected a .safetensors file, but '{state}' is an exported "
-                         f"graph, which has no layers to look at or to cut; save the state_dict() "
-                         f"of the module that it was exported from")
-    targets = {name: tensor for name, tensor in unwrapped(model).state_dict().items()
-               if isinstance(tensor, Tensor)}
-    if path.suffix in PICKLED:
-        weights = _state_dict(path, state)
-        shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-        _copy(targets, shapes, weights.__getitem__, state)
-        return
-    try:
-        with safe_open(path, framework="pt") as file:
-            names = file.keys()
-            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names}
-            _copy(targets, shapes, file.get_tensor, state)
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"state: expected a .safetensors file, but '{state}' cannot be read as "
-                         f"one: {one_line(error)}") from error
-
-
-def _state_dict(path: Path, state: str) -> Mapping[str, Tensor]:
-    save = "; save model.state_dict() alone, best as safetensors"
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise ValueError(f"state: expected a state dict, but '{state}' holds other objects, and "
-                         f"unpickling them would run whatever code its author put in{save}") \
-            from None
-    except Exception as error:  # of a file that is none of torch's: of many kinds
-        raise ValueError(f"state: expected a state dict, but '{state}' cannot be read as one: "
-                         f"{one_line(error)}") from error
-    if not isinstance(content, Mapping):
-        raise ValueError(f"state: expected a state dict, but '{state}' holds a "
-                         f"{type(content).__name__}{save}")
-    for name, value in content.items():
-        if not isinstance(value, Tensor):
-            raise ValueError(f"state: expected tensors alone, but '{state}' has {name!r}, a "
-                             f"{type(value).__name__}{save}")
-    return content
-
-
-def _copy(
-    targets: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]],
-    tensor_of: Callable[[str], Tensor], state: str,
-) -> None:
-    """Copy the file's tensors, where they are all of the model's and no others."""
-    tied = {_memory(targets[name]) for name in shapes if name in targets}
-    missing = [name for name, tensor in targets.items()
-               if name not in shapes and _memory(tensor) not in tied]
-    unknown = [name for name in shapes if name not in targets]
-    others = len(missing or unknown) - 1
-    more = f" (and {others} more)" if others > 0 else ""
-    if missing:
-        raise ValueError(f"state: expected all tensors of the model, but '{state}' has no "
-                         f"'{missing[0]}'{more}{did_you_mean(missing[0], unknown)}")
-    if unknown:
-        raise ValueError(f"state: expected the model's tensors alone, but '{state}' has "
-                         f"'{unknown[0]}' too{more}")
-    for name, shape in shapes.items():
-        expected = tuple(targets[name].shape)
-        if shape != expected:
-            raise ValueError(f"state: expected '{name}' of shape {expected}, as in the model, but "
-                             f"'{state}' has {shape}")
-    with torch.no_grad():
-        for name in shapes:
-            targets[name].copy_(tensor_of(name))
-
-
-def _memory(tensor: Tensor) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
-    """Equal for two tensors of the same memory; a tensor without memory equals itself alone."""
-    return tensor.data_ptr() or id(tensor), tuple(tensor.shape), tensor.stride()
+__all__ = ["import_pretrained", "pretrained_recipe", "pretrained_settings", "source_of"]
 
 
 def pretrained_settings(settings: Settings) -> Settings:

@@ -19,6 +19,7 @@ from wua_mlflow.display import Displayed, Summary
 from wua_mlflow.errors import group_by_reason
 from wua_mlflow.flops import FlopCount, count_parameters
 from wua_mlflow.hooks import unwrapped
+from wua_mlflow.pruning.computed_weights import plain_weights
 from wua_mlflow.pruning.dependency_graph import Graph
 from wua_mlflow.pruning.find_groups import find_groups, makes_units, prunable_copy
 from wua_mlflow.pruning.heads import ATTENTION, head_attribute_candidates, prune_heads
@@ -166,7 +167,7 @@ def cut(
     if not removed:
         raise ValueError("keep: expected fewer units than there are in at least one group, but "
                          "nothing would be cut")
-    original = unwrapped(model)
+    original = plain_weights(unwrapped(model))
     with isolated():
         pruned = remove_units(original, example, structure, removed)
         try:

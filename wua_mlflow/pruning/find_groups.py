@@ -14,6 +14,7 @@ from torch import nn
 
 from wua_mlflow.errors import one_line
 from wua_mlflow.hooks import unwrapped
+from wua_mlflow.pruning.computed_weights import plain_weights
 from wua_mlflow.pruning.dependency_graph import (
     CONVOLUTIONS,
     RECURRENT,
@@ -47,7 +48,9 @@ def prunable_copy(model: nn.Module) -> nn.Module:
         if not parameter.is_floating_point():
             raise ValueError(f"model: expected floating-point weights, but {name} is "
                              f"{str(parameter.dtype).removeprefix('torch.')}")
-    return copy.deepcopy(model).eval().requires_grad_(True)
+    plain = plain_weights(model)
+    plain = copy.deepcopy(plain) if plain is model else plain
+    return plain.eval().requires_grad_(True)
 
 
 def find_groups(model: nn.Module, example: Any) -> UnitGroups:

@@ -20,6 +20,7 @@ from wua_mlflow.data.tasks import Task
 from wua_mlflow.errors import did_you_mean
 from wua_mlflow.hooks import unwrapped
 from wua_mlflow.pruning.activations import run_over
+from wua_mlflow.pruning.computed_weights import plain_weights
 from wua_mlflow.pruning.cut import unit_groups
 from wua_mlflow.pruning.importance import most_important, unit_importance
 from wua_mlflow.pruning.unit_groups import UnitGroup, UnitGroups, masked
@@ -247,7 +248,7 @@ def recommend_widths(  # noqa: PLR0913 - the options of one question, each by na
         raise ValueError(f"search: expected {wanted} for the method {method}, but got {search!r}")
     if task is not None and task not in get_args(Task):
         raise ValueError(f"task: expected one of {', '.join(get_args(Task))}, but got {task!r}")
-    model = unwrapped(model)
+    model = plain_weights(unwrapped(model))
     batches = batches_of(data, model, batch_to_inputs)
     if structure is None:
         structure = unit_groups(model, next(iter(batches)).example(2))
