@@ -121,6 +121,7 @@ def needing(kind: str, **fields):
     (verdict("inferior"), None, "given", "wua run --data x --slim-hidden auto"),
     (verdict("inferior"), None, "search", "keep the original"),
     (verdict("inconclusive", settle="More."), None, "rank", "--data x --slim-hidden 7 --seeds 5"),
+    (verdict("inconclusive", settle="Train it.", guard="blind"), None, "rank", "Next: Train it."),
     (verdict(), needing("seeds", as_seen=(43,)), "rank", "--data x --slim-hidden 7 --seeds 43"),
     (verdict(), needing("seeds"), "rank", "More of it would do."),
     (verdict(), needing("examples", as_seen=(400,)), "rank", "More of it would do."),

@@ -115,9 +115,11 @@ def _next_step(slimmed: Slimmed, again: Callable[..., str]) -> str:
             return "keep the original: no narrower network was found that is as good"
         return again(**({"slim_hidden": "auto"} if method == "given" else
                         {"width_method": "search"}))
+    if verdict.guard and verdict.settle:
+        return verdict.settle
     if comparison.recipe is None and comparison.no_recipe == text.TOO_FEW_SEEDS:
         return again(seeds=5)
-    if not verdict.guard and needed and needed.kind == "seeds" and needed.as_seen:
+    if needed and needed.kind == "seeds" and needed.as_seen:
         return f"{again(seeds=needed.as_seen[0])}  (enough, if all is as seen)"
     return verdict.settle or ""
 
