@@ -153,7 +153,11 @@ def _finite(value: Any) -> Any:
     return value
 
 
-def _where(fits: Callable[[float], bool], value: float) -> float:
+def _is_a_line(name: str) -> bool:
+    return bool(name.strip()) and name.isprintable()
+
+
+def _where(fits: Callable[[Any], bool], value: Any) -> Any:
     if not fits(value):
         raise ValueError("")
     return value
@@ -312,11 +316,12 @@ class Settings(BaseModel):
         "confidence; collapses are only counted, if unset")
     confidence: Confidence = Field(
         0.95, description="confidence level of the intervals")
-    device: str = Field("cpu", pattern=r"^(cpu|auto|cuda(:\d+)?|mps)$", description="cpu, cuda, "
-                        "cuda:N, mps, or auto")
+    device: str = Field("cpu", pattern=r"^(cpu|auto|cuda(:\d{1,3})?|mps)$",
+                        description="cpu, cuda, cuda:N, mps, or auto")
     threads: Count | None = Field(None, description="number of torch's CPU threads; torch's "
                                   "default, if unset")
-    experiment: str = Field("wua", min_length=1, description="name of the MLflow experiment")
+    experiment: Annotated[str, AfterValidator(partial(_where, _is_a_line))] = Field(
+        "wua", max_length=500, description="name of the MLflow experiment")
     run_id: str | None = Field(None, description="run of the variant that the step reads and "
                                "writes to")
     baseline: str | None = Field(None, description="compare: model A, the original")
@@ -547,6 +552,7 @@ EXPECTED = {
     "fold": "auto, true or false",
     "search_seconds": "a number of seconds above 0",
     "register": "a name",
+    "experiment": "a name in one line of at most 500 characters",
     "trust": "code, pickle, or code,pickle",
     "layers": "names of layers, e.g. fc1,fc2",
     "drop_columns": "names of columns, e.g. id,name",

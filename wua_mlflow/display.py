@@ -142,11 +142,19 @@ def table_text(lines: Sequence[Sequence[str]], right: Sequence[bool]) -> str:
     layer  units
     fc1       10
     """
+    lines = [[_in_one_line(cell) for cell in line] for line in lines]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
         "  ".join(cell.rjust(width) if to_right else cell.ljust(width)
                   for cell, width, to_right in zip(line, widths, right, strict=True)).rstrip()
         for line in lines)
+
+
+def _in_one_line(cell: str) -> str:
+    """A cell without line breaks and control characters, whoever named what is in it."""
+    return cell if cell.isprintable() else "".join(
+        character if character.isprintable() else " " if character.isspace() else "\ufffd"
+        for character in cell)
 
 
 def short_name(name: str) -> str:

@@ -10,7 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from wua_mlflow.redaction import redacted
 
-__all__ = ["WORDED", "did_you_mean", "group_by_reason", "listed", "one_line", "printable"]
+__all__ = ["WORDED", "did_you_mean", "group_by_reason", "listed", "one_line", "printable",
+           "without_controls"]
 
 WORDED = (ValueError, FileNotFoundError)
 """Kinds of errors whose messages are written for the user."""
@@ -83,6 +84,17 @@ def printable(text: str) -> str:
     >>> printable("two\n lines"), printable("\x1b[2J\u202ea")
     ('two lines', '\\x1b[2J\\u202ea')
     """
-    line = " ".join(redacted(text).split())
-    return line if line.isprintable() else "".join(
-        character if character.isprintable() else ascii(character)[1:-1] for character in line)
+    return without_controls(" ".join(redacted(text).split()))
+
+
+def without_controls(text: str) -> str:
+    r"""The text with its lines as they are, and no other control characters.
+
+    Names of runs and of layers may be anybody's, and could move the cursor or hide what follows.
+
+    >>> without_controls("a  b\n\x1b]0;title\x07")
+    'a  b\n\\x1b]0;title\\x07'
+    """
+    return text if text.isprintable() else "".join(
+        character if character == "\n" or character.isprintable() else ascii(character)[1:-1]
+        for character in text)

@@ -31,6 +31,7 @@ from wua_mlflow.cli.output import (
 )
 from wua_mlflow.config import TUTORIAL, ConfigError, Settings
 from wua_mlflow.distributed import is_first, on_all_ranks, process_group, started
+from wua_mlflow.errors import printable, without_controls
 from wua_mlflow.pipeline import workflow
 from wua_mlflow.pipeline.analyze import analyze_model
 from wua_mlflow.pipeline.cautions import shown_score
@@ -376,7 +377,7 @@ def _print(
     elif options.csv:
         print(table.to_csv(index=False), end="")
     else:
-        print("\n\n".join(filter(None, (text, note))))
+        print(without_controls("\n\n".join(filter(None, (text, note)))))
         return
     if note:
-        print(f"wua: note: {note}", file=sys.stderr)
+        print(f"wua: note: {printable(note)}", file=sys.stderr)

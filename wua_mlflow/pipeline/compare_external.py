@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from mlflow.exceptions import MlflowException
 from mlflow.models import get_model_info
+from mlflow.models.model import ModelInfo
 from mlflow.tracking import MlflowClient
 from torch import Tensor, nn
 
@@ -31,6 +32,7 @@ from wua_mlflow.data.scaling import Scaling, WithoutInputScaling
 from wua_mlflow.data.tables import ENDINGS, read_columns, read_rows
 from wua_mlflow.data.tasks import checked_output, has_classes, judged_as, output_kind
 from wua_mlflow.device import device_of, use_threads
+from wua_mlflow.errors import one_line
 from wua_mlflow.flops import count_flops, count_parameters
 from wua_mlflow.hooks import evaluating
 from wua_mlflow.pipeline.compare import check_classes, judge
@@ -274,11 +276,20 @@ def source_run(store: Store | None, uri: str) -> str | None:
     if store is None:
         return None
     try:
-        run_id = get_model_info(uri).run_id
+        run_id = _model_info(uri).run_id
         tags = store.client.get_run(run_id).data.tags if run_id else {}
     except MlflowException:
         return None
     return run_id if tags.get(Tag.KIND) == Kind.VARIANT else None
+
+
+def _model_info(uri: str) -> ModelInfo:
+    try:
+        return get_model_info(uri)
+    except MlflowException:
+        raise
+    except Exception as error:  # of the place that the URI names: of many kinds
+        raise ValueError(f"model URI {uri}: cannot be had: {one_line(error)}") from error
 
 
 def _device(model: nn.Module) -> torch.device:

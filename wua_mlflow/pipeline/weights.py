@@ -11,6 +11,7 @@ import contextlib
 import importlib
 import pickle
 import sys
+import warnings
 from argparse import Namespace
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
@@ -90,7 +91,8 @@ def load_weights(model: nn.Module, state: str) -> None:
 def _state_dict(path: Path, state: str) -> Mapping[str, Tensor]:
     save = "; save model.state_dict() alone, best as safetensors"
     try:
-        with torch.serialization.safe_globals(_plain_objects()):
+        with torch.serialization.safe_globals(_plain_objects()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's advice on old protocols, beside the error
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if "TorchScript" in str(error):
