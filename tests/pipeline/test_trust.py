@@ -169,3 +169,12 @@ def test_a_configuration_file_trusts_nothing_and_a_line_stays_short(here, capsys
     Trust.by(long).check_code(long, "r")
 
 
+def test_nothing_else_reads_a_runs_configuration_and_every_reader_says_what_it_trusts():
+    package = Path(trust.__file__).parents[1]
+    sources = {path: path.read_text() for path in package.rglob("*.py")}
+    readers = {path.stem for path, text in sources.items() if re.search(r"\bload_settings\(", text)}
+    assert readers == {"config", "main", "variant"}
+    calls = [call for path, text in sources.items() if path.stem != "variant"
+             for call in re.findall(r"\bload_variant\([^)]*\)+[^)]*\)?", text)]
+    assert len(calls) >= 5
+    assert [call for call in calls if not re.search(r"\btrust\b|Trust\.by", call)] == []
