@@ -20,7 +20,7 @@ COMMANDS = (
     ("scores",), ("latency_interval",), ("knee",), ("search",), ("answers",), ("cut_knee",),
     ("fidelity",), ("pruning",), ("pruning", "--blind"), ("report",), ("streaming",),
     ("flops", "--rounds", "21"),
-    ("rescaling",), ("gpu",),
+    ("rescaling",), ("large_data",), ("gpu",),
 )
 """What ``make bench`` runs. ``knee_sweep`` is not among them: its results are kept in ``data``."""
 FOLDER = Path(__file__).parent

@@ -29,7 +29,7 @@ def answer(folder: Path, *words: str) -> str:
     done = subprocess.run([sys.executable, "-m", "wua_mlflow", *words], cwd=folder, text=True,
                           env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                           timeout=SECONDS, check=False)
-    print(f"{time.monotonic() - began:.0f} s")
+    print(f"{time.monotonic() - began:.0f} s\n{done.stdout}")
     assert done.returncode == 0, done.stdout
     if words[0] in ("run", "slim"):
         assert VERDICT.search(done.stdout) or REASON.search(done.stdout), done.stdout

@@ -152,3 +152,46 @@ def test_most_seeds_constant_is_no_good_model():
     verdict = compare(same, same, targets=SICK)
     assert verdict.outcome == "inconclusive"
     assert "with 6 of 6 seeds" in verdict.guard
+
+
+# Scores by example, beside those of a constant answer
+def scored(mean: float, n: int = 400, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(mean, 0.1, n)
+
+
+def test_scores_alone_are_guarded_by_a_constant_answers():
+    good, constant = scored(0.8), scored(0.3, seed=1)
+    assert compare(good, good + 0.001, margin=0.02, constant=constant).outcome == "non_inferior"
+    same = compare(good, good, margin=0.02)
+    assert (same.outcome, same.guard) == ("non_inferior", ""), "scores alone, as before"
+    blind = compare(good, good, margin=0.02, constant=good - 0.03)
+    assert blind.outcome == "inconclusive" and blind.guard, "the lead is less than two margins"
+    lazy = compare(constant + 0.001, constant, margin=0.02, constant=constant)
+    assert lazy.outcome == "inconclusive" and "one and the same answer" in lazy.guard
+    worse = compare(good, good - 0.1, margin=0.02, constant=constant)
+    assert worse.outcome == "inferior" and worse.constant_score == pytest.approx(constant.mean())
+
+
+def test_perplexities_are_compared_as_shares_over_groups():
+    words, sentences = 2000, 200
+    old = scored(-1.5, words)
+    groups = np.repeat(np.arange(sentences), words // sentences)
+    constant = np.full(words, -2.3)
+    for factor, outcome in ((1.0, "non_inferior"), (0.97, "non_inferior"), (1.06, "inferior")):
+        new = old - np.log(factor)
+        verdict = compare(old, new, margin=0.02, score="perplexity", groups=groups,
+                          constant=constant)
+        assert verdict.outcome == outcome and verdict.groups == sentences
+        assert verdict.delta == pytest.approx(1 - factor)
+        assert verdict.baseline_score == pytest.approx(np.exp(-old.mean()))
+    unguarded = compare(old, old, margin=0.02, score="perplexity")
+    assert unguarded.outcome == "non_inferior" and unguarded.baseline_score is None
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ({"constant": np.ones(3)}, "constant: expected a finite score for each of 400 examples"),
+    ({"constant": np.full(400, np.nan)}, "constant: expected a finite score"),
+    ({"constant": np.ones(400), "targets": np.ones(400)}, "constant: expected none beside")])
+def test_a_constant_that_does_not_fit(options, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        compare(scored(0.8), scored(0.8), margin=0.02, **options)
