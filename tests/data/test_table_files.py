@@ -45,6 +45,15 @@ def test_row_names_without_a_header_are_an_index(tmp_path):
     assert frame.to_dict("list") == {INDEX: ["row1", "row2"], "a": [1, 3], "y": [2, 4]}
 
 
+def test_rows_that_end_with_a_separator(tmp_path):
+    (tmp_path / "f.csv").write_text("a,y\n1,2,\n3,4,\n")
+    assert read_table(tmp_path / "f.csv", "data")[0].to_dict("list") == {"a": [1, 3], "y": [2, 4]}
+    (tmp_path / "f.csv").write_text("a,y,\n1,2,\n3,4,\n")
+    frame = read_table(tmp_path / "f.csv", "data")[0]
+    assert frame[["a", "y"]].to_dict("list") == {"a": [1, 3], "y": [2, 4]}
+    assert frame.iloc[:, 2].isna().all()
+
+
 def test_words_for_gaps_are_labels_in_a_target(tmp_path):
     (tmp_path / "f.csv").write_text("a,y\nNA,NA\n2,None\nnull,\n4,null\nnan,x\n")
     frame, _ = read_table(tmp_path / "f.csv", "data", literal=["y"])

@@ -90,6 +90,11 @@ def test_the_row_numbers_that_pandas_writes_are_no_feature():
     read = [digests(load_data(f, target="label", seed=1)) for f in ("with.csv", "without.csv")]
     assert read[0] == read[1]
     assert load_data("named.csv", target="label", seed=1).features == (5,)
+    pd.read_csv("with.csv").to_csv("twice.csv")  # Unnamed: 0.1, and then Unnamed: 0
+    _frame().sample(frac=1, random_state=0).reset_index().to_csv("reset.csv", index=False)
+    for name in ("twice.csv", "reset.csv"):
+        assert load_data(name, target="label", seed=1).columns == (
+            "row", "a", "same", "count", "amount")
 
 
 @pytest.mark.parametrize(("shape", "image", "features", "axes"), [
@@ -186,6 +191,8 @@ def test_columns_of_other_types_that_hold_numbers():
     ("f.csv", b"a;y\n1,250;2\n3,500;1\n", "data: expected numbers, dates or categories, but column "
      "'a' of f.csv has numbers such as '1,250', which could be 1.250 or 1250; mend it or leave it "
      "out (--drop-columns a)"),
+    ("f.csv", b"5.1,3.5,0\n4.9,3.0,1\n", "target: expected a column of f.csv, which has '5.1', "
+     "'3.5', '0', but got 'y'; its first line seems to be a row: put a line of names before it"),
     ("f.csv", b"a;x\n1;2\n", "target: expected a column of f.csv, which has 'a', 'x', but got 'y'"),
     ("f.parquet", b"a,y\n", "data: could not read f.parquet: ArrowInvalid: "),
     ("f.npz", b"a,y\n", "data: expected an archive as numpy.savez writes it, but f.npz is none"),

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import mlflow
 import numpy as np
+import pandas as pd
 import pytest
 
+from wua_mlflow.cli.main import main
 from wua_mlflow.config import load_settings
 from wua_mlflow.pipeline.cautions import cautions, constant_score, shown_score
 from wua_mlflow.training.evaluation import Evaluation
@@ -61,3 +66,21 @@ def test_scores_where_less_is_better_have_no_word_on_overfitting():
 def test_the_constant_answer():
     assert constant_score(classes(0.5, share=0.8)) == 0.8
     assert constant_score(amounts(0.3)) == 0.0
+
+
+def test_cautions_stand_beside_the_verdict(store_uri, tmp_path, capsys):
+    """In what is printed, in the report and in MLflow's description."""
+    draw = np.random.default_rng(0)
+    grade = draw.integers(0, 2, 300)
+    pd.DataFrame({"a": draw.normal(size=300), "grade <b>": grade * 7, "y": grade}).to_csv(
+        "rows.csv", index=False)
+    words = "run --data rows.csv --target y --hidden 8 --slim-hidden 4 --seeds 1 --epochs 20"
+    assert main([*words.split(), "--null-draws", "0", "--lr", "0.05"]) == 0
+    printed = capsys.readouterr()
+    assert "wua: data: 'grade <b>': alone predicts y nearly perfectly" in printed.err
+    said = " ".join(printed.out.split())
+    assert "Caution: 'grade <b>': alone predicts y nearly perfectly" in said
+    client = mlflow.MlflowClient()
+    run, = client.search_runs(["1"], "tags.`wua.kind` = 'pipeline'")
+    report = Path(client.download_artifacts(run.info.run_id, "report.html")).read_text()
+    assert "Caution: &#39;grade &lt;b&gt;&#39;: alone predicts y" in report

@@ -236,10 +236,12 @@ def _dates(texts: np.ndarray, written: str) -> tuple[np.ndarray | None, str, str
 
     if not len(texts) or not _DATE.match(texts[0]):
         return None, "", ""
-    cells, fitting = pd.Series(texts, dtype=object), []
+    cells, some, fitting = pd.Series(texts, dtype=object), pd.Series(texts[:100], dtype=object), []
     forms = [written] if written else [
         f"{form}{time}" for form in _DATE_FORMATS for time in (_TIMES if form[0] == "%" else ("",))]
     for form in forms:
+        if pd.to_datetime(some, format=form, utc=True, errors="coerce").isna().any():
+            continue
         parsed = pd.to_datetime(cells, format=form, utc=True, errors="coerce")
         if parsed.notna().all():
             fitting.append((form, _days(parsed)))

@@ -11,6 +11,7 @@ import csv
 import warnings
 from collections import Counter
 from collections.abc import Collection
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -97,17 +98,21 @@ def _read_text(
     with path.open(encoding=encoding, newline="") as file:
         head = file.read(_HEAD)
     separator = _separator(head)
-    names = next(csv.reader(head.splitlines(keepends=True), delimiter=separator), [])
+    lines = csv.reader(head.splitlines(keepends=True), delimiter=separator)
+    names = next((line for line in lines if line), [])
+    first = next((line for line in lines if line), names)
     check_names([name.strip() for name in names if name.strip()], path, argument)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", pd.errors.ParserWarning)
         columns = pd.read_csv(path, sep=separator, encoding=encoding, nrows=0,
                               skipinitialspace=True).columns
-        frame = pd.read_csv(
-            path, sep=separator, encoding=encoding, low_memory=False, skipinitialspace=True,
-            keep_default_na=False, na_values={name: [""] if name in literal else list(_MISSING)
-                                              for name in columns})
-    if not isinstance(frame.index, pd.RangeIndex):
+        read = partial(
+            pd.read_csv, path, sep=separator, encoding=encoding, low_memory=False,
+            skipinitialspace=True, keep_default_na=False,
+            na_values={name: [""] if name in literal else list(_MISSING) for name in columns})
+        ends_with_separator = len(first) == len(names) + 1 and not first[-1].strip()
+        frame = read(index_col=False) if ends_with_separator else read()
+    if len(first) > len(names) and not ends_with_separator:
         if isinstance(frame.index, pd.MultiIndex) or not frame.index.is_unique:
             raise _UnusableError(f"{argument}: expected as many names in the header of {path} as "
                                  f"cells in a row, but the header has {len(frame.columns)}")

@@ -6,6 +6,8 @@ Tests: ``tests/data/test_tables.py``.
 
 from __future__ import annotations
 
+import itertools
+import re
 import reprlib
 import zipfile
 from collections.abc import Collection, Mapping, Sequence
@@ -34,8 +36,9 @@ __all__ = ["ENDINGS", "INDEX", "Rows", "Table", "group_numbers", "listed", "read
 ENDINGS = (*TABLES, ".npz")
 _LITERAL = ("prediction", "target")
 """Columns of a file of predictions in which "NA" and "None" are labels."""
-_INDEX_NAMES = ("", INDEX.lower(), "index", "level_0", "__index_level_0__")
-"""Names of a first column that is an index where it holds distinct whole numbers, in any order."""
+_INDEX_NAMES = re.compile(r"(unnamed: \d+(\.\d+)?|index|level_0|__index_level_0__|)", re.IGNORECASE)
+"""Names of first columns that are an index where they hold distinct whole numbers, in any order;
+pandas calls a column without a name ``Unnamed: 0``."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -291,9 +294,9 @@ def _inputs(
 ) -> tuple[tuple[Column, ...], dict[str, str]]:
     """The columns that inputs are made of, and the others with the reason."""
     left_out = dict.fromkeys(settings.drop_columns, "as drop_columns says")
-    if names and names[0] == frame.columns[0] and _is_index(frame[names[0]]):
-        left_out[names[0]] = "distinct whole numbers in the first column, an index"
-        names = names[1:]
+    leading = list(itertools.takewhile(lambda name: _is_index(frame[name]), frame.columns))
+    left_out |= dict.fromkeys(leading, "distinct whole numbers in the first column, an index")
+    names = [name for name in names if name not in leading]
     if not names:
         raise ValueError(f"data: expected columns beside the target in {where}, but got none")
     read = columns_of(frame[list(names)], where=where, levels=settings.categories)
@@ -312,8 +315,22 @@ def _check_target(target: str | None, columns: Sequence[str], where: str) -> Non
         return
     got = "none" if target is None else repr(target)
     close = did_you_mean(target, columns) if target and len(columns) > 1 else ""
+    if sum(map(_is_number, columns)) > len(columns) / 2:
+        close += "; its first line seems to be a row: put a line of names before it"
     raise ValueError(f"target: expected a column of {where}, which has {listed(columns)}, "
                      f"but got {got}{close}")
+
+
+def _is_number(name: str) -> bool:
+    """Whether a column is called by a number with a point, as no column is named.
+
+    >>> _is_number("5.1"), _is_number("5"), _is_number("a")
+    (True, False, False)
+    """
+    try:
+        return "." in name and float(name) == float(name)
+    except ValueError:
+        return False
 
 
 def _check_others(
@@ -352,7 +369,8 @@ def _rows_with_target(
 
 
 def _is_index(column: pd.Series) -> bool:
-    if str(column.name).strip().lower() not in _INDEX_NAMES or column.dtype.kind not in "iuf":
+    named = _INDEX_NAMES.fullmatch(str(column.name).strip())
+    if named is None or column.dtype.kind not in "iuf":
         return False
     values = column.to_numpy(dtype=np.float64, na_value=np.nan)
     return bool((values % 1 == 0).all()) and len(np.unique(values)) == len(values)
