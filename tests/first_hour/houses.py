@@ -13,7 +13,7 @@ import pandas as pd
 from tests.first_hour.hour import answer, tried
 
 
-def houses(n: int = 800) -> pd.DataFrame:
+def houses(n: int = 500) -> pd.DataFrame:
     """Prices by area, age and place, with errors; the tax is a share of the price."""
     draw = np.random.default_rng(0)
     area, year = draw.lognormal(4.7, 0.4, n).round(1), draw.integers(1950, 2020, n)
@@ -32,7 +32,7 @@ def hour(folder: Path) -> None:
     words = ("--data", "houses.csv", "--target", "Preis", "--hidden", "32", "--seeds", "1")
     warned = answer(folder, "train", *words, "--epochs", "5")
     assert "'Steuer': alone predicts Preis nearly perfectly" in warned
-    printed = answer(folder, "run", *words, "--drop-columns", "Steuer", "--search-runs", "4")
+    printed = answer(folder, "run", *words, "--drop-columns", "Steuer", "--slim-hidden", "16")
     for line in ("read with semicolons between the columns", "Windows-1252 (Latin-1)",
                  "Fläche: decimal commas, read as numbers", "3 levels of text"):
         assert line in printed, line

@@ -373,7 +373,8 @@ def _is_index(column: pd.Series) -> bool:
     if named is None or column.dtype.kind not in "iuf":
         return False
     values = column.to_numpy(dtype=np.float64, na_value=np.nan)
-    return bool((values % 1 == 0).all()) and len(np.unique(values)) == len(values)
+    whole = bool(np.isfinite(values).all()) and bool((values % 1 == 0).all())
+    return whole and len(np.unique(values)) == len(values)
 
 
 def _useless(column: Column, levels: int) -> str:
