@@ -136,6 +136,15 @@ def test_what_to_do_next(judged, recipe, method, step):
     assert step in words(next_step(slimmed, again))
 
 
+def test_a_model_that_was_not_exported_is_not_said_to_load():
+    found = round_of("slim 7", (7,), verdict(), 1.4)
+    unexported = {"wua.unexported": "model: it takes a dict"}
+    found = replace(found, variant=variant("slim 7", (7,), tags=unexported))
+    said = words(next_step(Slimmed(variant("oversized 10", (10,)), (found,)), str))
+    assert "load_model" not in said
+    assert "state/model.safetensors of run slim-7" in said and said.endswith(": it takes a dict")
+
+
 def test_the_whole_table_is_aligned_and_details_hold_what_the_answer_leaves_out():
     lines = figures_text(report_with(SAVES)).splitlines()
     ends = {line.rindex("0.8900") + 6 for line in lines if "0.8900" in line}

@@ -18,7 +18,7 @@ from wua_mlflow.report.sections import (
     scores_sentence,
 )
 from wua_mlflow.results import Comparison, Slimmed, TargetWidths
-from wua_mlflow.tracking.names import Metric, Outcome
+from wua_mlflow.tracking.names import ArtifactPath, Metric, Outcome, Tag
 from wua_mlflow.tutorial import flops_text, report_text
 from wua_mlflow.verdict import text
 
@@ -107,6 +107,11 @@ def _next_step(slimmed: Slimmed, again: Callable[..., str]) -> str:
     verdict = comparison.verdict
     needed = verdict.needed
     if verdict.outcome == Outcome.NON_INFERIOR:
+        if Tag.UNEXPORTED in result.variant.tags:
+            reason = result.variant.tags[Tag.UNEXPORTED].removeprefix("model: ")
+            return (f"the slim model's weights are {ArtifactPath.STATE} of run "
+                    f"{result.variant.run_id}; there is no model that MLflow loads by itself: "
+                    f"{reason}")
         return (f'mlflow.pytorch.load_model("runs:/{result.variant.run_id}/model") is the slim '
                 f"model; --register NAME puts it into the registry")
     if verdict.outcome == Outcome.INFERIOR:
