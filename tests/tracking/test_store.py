@@ -213,9 +213,8 @@ def odd_folder(tmp_path, monkeypatch):
 
     for variable in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID"):
         monkeypatch.delenv(variable, raising=False)
-    monkeypatch.setenv("_MLFLOW_SERVER_ARTIFACT_ROOT", "unset afterwards")
-    monkeypatch.delenv("_MLFLOW_SERVER_ARTIFACT_ROOT")
     before = mlflow.get_tracking_uri()
     mlflow.set_tracking_uri(None)
     yield make
     mlflow.set_tracking_uri(before)
+    assert "_MLFLOW_SERVER_ARTIFACT_ROOT" not in os.environ

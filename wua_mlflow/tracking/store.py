@@ -61,8 +61,7 @@ def connect(experiment: str | None = None) -> Store:
     uri = mlflow.get_tracking_uri()
     if database := sqlite_file(uri):
         database.parent.mkdir(parents=True, exist_ok=True)
-    _quote_artifact_root()
-    with _opening(uri):
+    with _opening(uri), _artifacts_here():
         client = _WholeCalls(uri)  # this opens the database already
         experiment_id = _experiment_id(client, experiment)
     return Store(client, experiment_id, uri)
@@ -83,8 +82,7 @@ class _WholeCalls(MlflowClient):
 def open_client() -> MlflowClient:
     """A client to read with; it waits while another process initialises the database."""
     uri = mlflow.get_tracking_uri()
-    _quote_artifact_root()
-    with _opening(uri):
+    with _opening(uri), _artifacts_here():
         return MlflowClient(uri)
 
 
@@ -92,16 +90,24 @@ ARTIFACT_ROOT = "_MLFLOW_SERVER_ARTIFACT_ROOT"
 """MLflow's own variable for the default place of artifacts; it has no public one for a client."""
 
 
-def _quote_artifact_root() -> None:
-    """Have artifacts land in this folder, whatever it is called.
+@contextlib.contextmanager
+def _artifacts_here() -> Iterator[None]:
+    """Have the artifacts of a store that is opened in the block land here, whatever here is called.
 
     MLflow takes the path of the default place, ``mlruns`` here, for a quoted one: in a folder
     ``a%20b`` artifacts would land in ``a b``; and a path with both kinds of quotation marks breaks
     its SQL. As an address of the scheme ``file:`` it is read as it is meant.
     """
     root = Path("mlruns").absolute()
-    if "%" in str(root) or {"'", '"'} <= set(str(root)):
-        os.environ.setdefault(ARTIFACT_ROOT, root.as_uri())
+    odd = "%" in str(root) or {"'", '"'} <= set(str(root))
+    if not odd or ARTIFACT_ROOT in os.environ:
+        yield
+        return
+    os.environ[ARTIFACT_ROOT] = root.as_uri()
+    try:
+        yield
+    finally:
+        del os.environ[ARTIFACT_ROOT]
 
 
 def _opening(uri: str) -> contextlib.AbstractContextManager[object]:
