@@ -151,6 +151,25 @@ def test_nothing_narrower(method, monkeypatch):
     assert caught.value.goal and caught.value.goal.widths == (12, 6)
 
 
+def test_where_validation_data_show_nothing_the_best_there_is_taken(monkeypatch, capsys):
+    """One example less right than the original: fails at this margin, and is not shown to."""
+    own = trained().replicates[0].validation_scores.copy()
+    own[np.flatnonzero(own)[0]] = 0
+    monkeypatch.setattr(target_widths, "train_replicate",
+                        lambda *_: SimpleNamespace(validation_scores=own))
+    goal = chosen(width_method="search", margin=0.001, search_runs=3)
+    tried = [trial for trial in goal.searched.trials if trial.outcome != "original"]
+    assert all(not trial.holds for trial in tried)
+    assert goal.widths in {trial.widths for trial in tried} and goal.widths != (12, 6)
+    assert "the best there was taken" in goal.searched.note
+    settings = trained().settings.model_copy(update={"margin": 0.001})
+    target_widths.say_what_validation_shows(trained().recipe.split, settings)
+    assert "80 examples can show nothing at a margin of" in capsys.readouterr().err
+    wide = settings.model_copy(update={"margin": 0.5})
+    target_widths.say_what_validation_shows(trained().recipe.split, wide)
+    assert capsys.readouterr().err == ""
+
+
 @pytest.mark.parametrize("how", ["prune", "rebuild"])
 def test_widths_that_were_given_are_taken_as_they_are(how):
     assert [(each.name, each.units, each.layers) for each in dimensions_of(trained(), how)] == [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import sys
 from types import SimpleNamespace
 
@@ -40,8 +41,10 @@ def plain(model, data, budget, seed, widths):
 def in_a_block(model, data, budget, seed):
     with mlflow.start_run(tags={"mine": "yes"}):
         mlflow.log_metric("own_loss", seed)
-    with mlflow.start_run(nested=True, run_name="below"):
+    before = random.getstate()
+    with mlflow.start_run(nested=True):
         mlflow.log_metric("below", 1)
+    assert random.getstate() == before, "the seeded stream is not drawn from"
 
 
 def left_open(model, data, budget, seed):
@@ -107,6 +110,9 @@ def test_each_network_logs_to_a_run_of_its_own(trainer, under_mlflow_run, store,
     assert {run.info.status for run in everything} == {"FINISHED"}
     assert all(run.info.experiment_id == store.experiment_id for run in everything
                if "own_loss" in run.data.metrics)
+    if trainer == "in_a_block":
+        names = [run.info.run_name for run in everything if "below" in run.data.metrics]
+        assert len(set(names)) == len(names) == 4
     if trainer == "plain":
         original, slim = (store.client.get_run(variant.run_id) for variant in result.variants)
         assert original.data.params["lr"] == "0.05", "as the trainer says"

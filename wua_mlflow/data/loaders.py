@@ -66,8 +66,8 @@ def load_analysis_data(settings: Settings) -> AnalysisData:
 
     What it names elsewhere gives a ``DataSplit``. A user's function may also return batches: a
     DataLoader, a list or any other iterable of them, a Dataset, a tensor; or a tuple (train,
-    validation, test) of these, of which the first is taken. A list is always batches, a tuple is
-    always parts.
+    validation, test) of these, of which the first is taken. A list is always batches, unless it is
+    of three Datasets or DataLoaders, and a tuple is always parts.
 
     Raises:
         ValueError: one line; there are no such data, or what the function returned is none.
@@ -84,6 +84,9 @@ def load_analysis_data(settings: Settings) -> AnalysisData:
                              f"{settings.target!r}")
         if isinstance(made, tuple) and len(made) == 3 and all(map(_is_pair, made)):
             return split_of(made, reference, task=settings.task)
+        if isinstance(made, list) and len(made) == 3 and all(
+                isinstance(part, Dataset | DataLoader) for part in made):
+            made = tuple(made)  # three parts: no batch is one of these
     return _batches(made, reference)
 
 

@@ -164,7 +164,7 @@ def image_overlap(outputs: Tensor, targets: Tensor) -> Overlap:
         present.sum(1).clamp_min(1)
     losses = functional.cross_entropy(logits, classes, ignore_index=IGNORED, reduction="none")
     of_image = losses.flatten(1).sum(1) / counts.flatten(1).sum(1).clamp_min(1)
-    return Overlap(iou.double(), of_image.double(), true.sum((1, 2)))
+    return Overlap(iou, of_image, true.sum((1, 2)))
 
 
 def constant_overlap(pixels: np.ndarray) -> np.ndarray:

@@ -110,7 +110,8 @@ def named_evaluation_set(settings: Settings, trained_on: DataSplit | None) -> Ev
         split = load_data(data, target=settings.target, seed=settings.seed, task=settings.task,
                           image=image, table=settings.table_settings)
     test = own_evaluation_set(split)
-    return replace(test, digest=digest_of(data.encode(), test.truth))
+    rows = test.truth if len(test.truth) else test.digest.encode()
+    return replace(test, digest=digest_of(data.encode(), rows))
 
 
 def file_evaluation_set(

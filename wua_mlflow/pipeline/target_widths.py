@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import math
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from operator import le
 from pathlib import Path
@@ -21,6 +22,7 @@ import numpy as np
 from mlflow.exceptions import MlflowException
 
 from wua_mlflow.config import Settings
+from wua_mlflow.data.datasets import DataSplit
 from wua_mlflow.data.loaders import training_batches
 from wua_mlflow.data.tasks import PLAIN, score_name
 from wua_mlflow.errors import group_by_reason
@@ -39,6 +41,7 @@ from wua_mlflow.tracking.store import Store
 from wua_mlflow.usage.analyze import analyze
 from wua_mlflow.usage.results import ModelUsage
 from wua_mlflow.verdict.inputs import FEWEST_SEEDS
+from wua_mlflow.verdict.sample_size import too_few_examples
 from wua_mlflow.widths.recommend import effective_width, effective_widths, recommend_widths
 from wua_mlflow.widths.results import (
     SearchResult,
@@ -50,7 +53,8 @@ from wua_mlflow.widths.retrain_search import MOST_SEEDS, FinalVerdict, search_wi
 
 __all__ = [
     "FIRST_NUMBER", "NoNarrowerError", "SearchSetup", "choose_widths", "chosen_method",
-    "dimensions_of", "logged_widths", "scaled_widths", "search", "wider",
+    "dimensions_of", "logged_widths", "say_what_validation_shows", "scaled_widths", "search",
+    "wider",
 ]
 
 
@@ -225,6 +229,8 @@ def choose_widths(
             for layer in recommendation.layers])
     if method == "search" or _is_a_start(method, settings, widths, units):
         searched = search(settings, setup, units, widths, widen=method != "search")
+        if searched.widths == units and _shows_nothing(setup.recipe.split, settings):
+            searched = _best_unshown(searched)
         widths = searched.widths
     goal = TargetWidths(dimensions, tuple(widths), method, recommendation, searched)
     if widths == units:
@@ -233,6 +239,37 @@ def choose_widths(
             f"({','.join(map(str, units))}){_note(goal)}. Another method may "
             f"(--width-method), or name the widths (--slim-hidden).", goal)
     return goal
+
+
+def _shows_nothing(split: DataSplit, settings: Settings) -> bool:
+    """Whether the validation part is too small to show even that equal networks are as good."""
+    return split.task in ("binary", "multiclass") and settings.margin > 0 and too_few_examples(
+        len(split.validation), settings.margin, settings.confidence) is not None
+
+
+def say_what_validation_shows(split: DataSplit, settings: Settings) -> None:
+    """Say in a line, before anything is trained, where the search will see too little."""
+    if chosen_method(settings) in ("search", SEARCH_FROM) and _shows_nothing(split, settings):
+        print(f"wua: note: validation data: {len(split.validation):,} examples can show nothing at "
+              f"a margin of {settings.margin:g}: where no narrower network holds there, the best "
+              f"that was tried is taken, and judged on the test data", file=sys.stderr)
+
+
+def _best_unshown(searched: SearchResult) -> SearchResult:
+    """The cheapest widths that were tried and are no worse on validation data, else the nearest.
+
+    Of those that are not shown to be worse than the margin there. What they are worth is for the
+    test part to say.
+    """
+    tried = [trial for trial in searched.trials if trial.outcome != "original"
+             and trial.high > -searched.margin]
+    if not tried:
+        return searched
+    level = [trial for trial in tried if trial.delta >= 0]
+    best = min(level, key=lambda trial: trial.cost) if level else \
+        max(tried, key=lambda trial: trial.delta)
+    return replace(searched, widths=best.widths, note="the validation part can show nothing at "
+                   "this margin: of what was tried the best there was taken")
 
 
 def chosen_method(settings: Settings) -> str:

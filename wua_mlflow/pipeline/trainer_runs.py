@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import random
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -129,7 +130,11 @@ def _start_run_gives(opened: mlflow.ActiveRun, experiment_id: str) -> Iterator[N
         run_id = args[0] if args else options.get("run_id")
         ours = opened.info.run_id
         if _active_id() not in (None, ours) or options.get("nested") or run_id not in (None, ours):
-            return original(*args, **options)
+            os.environ.pop("MLFLOW_RUN_ID", None)  # or that run is given once more
+            with _own_names():
+                made = original(*args, **options)
+            os.environ["MLFLOW_RUN_ID"] = ours
+            return made
         if _active_id() is None:  # the trainer ended it, and may have set another experiment
             mlflow.set_experiment(experiment_id=experiment_id)
             return original(run_id=ours)
@@ -143,6 +148,18 @@ def _start_run_gives(opened: mlflow.ActiveRun, experiment_id: str) -> Iterator[N
         yield
     finally:
         mlflow.start_run = original
+
+
+@contextlib.contextmanager
+def _own_names() -> Iterator[None]:
+    """MLflow draws a run's name from Python's stream: not from the one that training is seeded by.
+    """
+    state = random.getstate()
+    random.seed()
+    try:
+        yield
+    finally:
+        random.setstate(state)
 
 
 class _Again(mlflow.ActiveRun):

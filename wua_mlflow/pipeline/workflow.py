@@ -25,7 +25,7 @@ from wua_mlflow.pipeline.price import Price, cheap_plan, price_of
 from wua_mlflow.pipeline.publish import publish, registered
 from wua_mlflow.pipeline.recipe import Recipe, load_recipe
 from wua_mlflow.pipeline.slim import check_slimming, slim_variant
-from wua_mlflow.pipeline.target_widths import logged_widths
+from wua_mlflow.pipeline.target_widths import logged_widths, say_what_validation_shows
 from wua_mlflow.pipeline.train import TrainingPlan, run_scope, train_variant
 from wua_mlflow.pipeline.trust import Ask, Trust
 from wua_mlflow.pipeline.variant import MACHINE, ModelVariant, load_variant
@@ -105,6 +105,7 @@ def run_pipeline(
             recipe = (pretrained_recipe if pretrained else load_recipe)(settings)
         recipe.split.say_notes()
         check_test_part(recipe.split, settings)
+        say_what_validation_shows(recipe.split, settings)
         if pretrained:
             settings = recipe.settings
             original = import_pretrained(store, recipe, pipeline=run_id)
@@ -264,6 +265,7 @@ def slim_run(store: Store, settings: Settings, *, ask: Ask | None = None) -> Sli
         asked, settings = settings, _resolved(
             settings, "prune" if original.adopted else "rebuild")
         check_test_part(original.recipe.split, settings)
+        say_what_validation_shows(original.recipe.split, settings)
         pipeline = original.tags.get(Tag.PIPELINE)
         settings, no_recipe = _Limit(ask).within(settings, asked, original)
         slimmed = slim_variant(store, original, None, settings=settings, pipeline=pipeline,

@@ -290,7 +290,7 @@ def _judged(outputs: Any, batch: Batch, objective: Objective) -> dict[str, np.nd
     if objective.task in ("binary", "multiclass", "regression"):
         return _judged_examples(tensor, targets, objective)
     found = decisions(tensor, targets, objective.task, objective.kind)
-    losses = decision_losses(found, objective.task, objective.kind).double().cpu().numpy()
+    losses = decision_losses(found, objective.task, objective.kind).cpu().double().numpy()
     groups = found.examples.cpu().numpy()
     if objective.task == "language_modeling":
         if objective.score is not None and ":" in objective.score:
@@ -312,10 +312,10 @@ def _judged_examples(
         outputs = outputs.reshape(len(outputs), -1)
         targets = targets.reshape(len(targets), -1).to(outputs.dtype)
     _check_shapes(outputs, targets, task)
-    losses = loss_for(task, kind)(outputs, targets, reduction="none").double().cpu()
+    losses = loss_for(task, kind)(outputs, targets, reduction="none").cpu().double()
     if task == "regression" and outputs.shape[1] > 1:
-        return {"predictions": outputs.double().cpu().numpy(), "losses": losses.numpy(),
-                "targets": targets.double().cpu().numpy()}
+        return {"predictions": outputs.cpu().double().numpy(), "losses": losses.numpy(),
+                "targets": targets.cpu().double().numpy()}
     part = {"predictions": predictions_of(outputs, task, kind),
             "targets": targets.reshape(-1).cpu().double().numpy(),
             "losses": losses.reshape(-1).numpy()}
@@ -327,11 +327,11 @@ def _judged_images(
     outputs: Tensor, targets: Tensor, objective: Objective
 ) -> dict[str, np.ndarray]:
     found = image_overlap(outputs, targets)
-    losses = found.losses.cpu().numpy()
+    losses = found.losses.cpu().double().numpy()
     if objective.score is not None and ":" in objective.score:
         guessed = outputs.argmax(1) if outputs.shape[1] > 1 else (outputs[:, 0] > 0).long()
         return _by_function(targets, guessed, objective, losses)
-    return {"predictions": found.iou.cpu().numpy(), "losses": losses,
+    return {"predictions": found.iou.cpu().double().numpy(), "losses": losses,
             "pixels": found.pixels.cpu().numpy()}
 
 
