@@ -162,9 +162,10 @@ def test_a_configuration_file_trusts_nothing_and_a_line_stays_short(here, capsys
         "trust: expected code, pickle, or code,pickle, but got 'all'")
     long = load_settings(None, {"model": f"{'m' * 999}:f", "train": f"a:{'b' * 999}",
                                 "criterion": ",".join(f"c{i}:d" for i in range(99))})
-    with pytest.raises(ValueError, match="^trust: run r names .* and 97 more; name it") as error:
+    with pytest.raises(ValueError, match="^trust: run r names .* and 98 more; name it") as error:
         Trust().check_code(long, "r")
     assert len(str(error.value)) < 500
+    assert "; name it yourself (--model mm" in str(error.value)
     Trust(code=True).check_code(long, "r")
     Trust.by(long).check_code(long, "r")
 

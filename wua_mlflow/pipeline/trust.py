@@ -29,7 +29,7 @@ Ask = Callable[[str], bool]
 """Puts a question to the user; whether the answer is yes."""
 Reference = tuple[str, str]
 """A setting, and the ``package.module:name`` that it holds."""
-LONGEST, MOST_NAMED = 60, 4
+LONGEST, MOST_NAMED = 60, 3
 """Characters of a name, and names, in a line."""
 MOST_KEPT = 500
 """References that a folder's record holds."""
@@ -90,9 +90,10 @@ class Trust:
             self.named.update(unknown)
             _write(unknown)
             return
+        named = " ".join(f"--{setting.replace('_', '-')} {_short(reference)}"
+                         for setting, reference in unknown[:MOST_NAMED])
         raise ValueError(f"trust: run {run_id} names code that you have not named in this folder: "
-                         f"{what}; name it yourself (--{unknown[0][0].replace('_', '-')} "
-                         f"{_short(unknown[0][1])}), or let it run: --trust code")
+                         f"{what}; name it yourself ({named}), or let it run: --trust code")
 
 
 def _listed(references: Iterable[Reference]) -> str:
