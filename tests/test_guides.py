@@ -15,10 +15,13 @@ from wua_mlflow.config import load_settings
 from wua_mlflow.tracking.runs import runs
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
-GUIDES = {"own_table": {"python", "sh", "yaml", ""}, "own_loader": {"python", "sh"},
-          "own_trainer": {"python", "sh", ""}, "own_model": {"python", "sh", ""},
-          "compare_two": {"python", "sh", ""}}
+PLAIN = {"python", "sh", ""}
+GUIDES = {"own_table": {*PLAIN, "yaml"}, "own_loader": {"python", "sh"}, "own_trainer": PLAIN,
+          "mlflow": PLAIN, "own_model": PLAIN, "compare_two": PLAIN}
 """By guide the languages of its blocks; those without one are what was printed before."""
+READ_TOGETHER = [("own_table",), ("own_loader",), ("own_trainer", "mlflow"), ("own_model",),
+                 ("compare_two",)]
+"""One after the other, in one folder."""
 QUICK = {"run": ("--null-draws", "0"), "slim": ("--null-draws", "0")}
 ELSEWHERE = ("mlflow", "torchrun", "pip")
 """Commands that are shown and not run."""
@@ -33,9 +36,15 @@ def _mine(store_uri, monkeypatch):
     sys.modules.pop("mine", None)
 
 
-@pytest.mark.parametrize("guide", GUIDES)
+@pytest.mark.parametrize("guides", READ_TOGETHER, ids="-".join)
 @pytest.mark.usefixtures("_mine")
-def test_a_guides_code_runs(guide, capsys):
+def test_a_guides_code_runs(guides, capsys):
+    for guide in guides:
+        run_guide(guide, capsys)
+
+
+def run_guide(guide: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """All blocks of a guide, in their order."""
     text = (DOCS / f"{guide}.md").read_text(encoding="utf-8")
     scope: dict[str, object] = {}
     printed = ""
