@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import mlflow
 import pytest
 import torch
+from mlflow.tracking import fluent
 from torch import nn
 
 from wua_mlflow.config import load_settings
@@ -93,7 +94,9 @@ def test_each_network_logs_to_a_run_of_its_own(trainer, under_mlflow_run, store,
     if under_mlflow_run:
         made = store.client.create_run(store.experiment_id).info.run_id
         monkeypatch.setenv("MLFLOW_RUN_ID", made)
+    theirs = fluent._active_experiment_id
     result = pipeline(store, trainer)
+    assert fluent._active_experiment_id == theirs
     variants = {variant.run_id for variant in result.variants}
     owners = metric_owners(store, "own_loss")
     assert variants <= set(owners)

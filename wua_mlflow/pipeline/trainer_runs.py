@@ -17,6 +17,7 @@ from typing import Any
 
 import mlflow
 from mlflow.exceptions import MlflowException
+from mlflow.tracking import fluent
 
 from wua_mlflow.tracking.names import Kind, Tag
 from wua_mlflow.tracking.store import Store, ended, new_run
@@ -99,6 +100,7 @@ def _active(store: Store, run_id: str) -> Iterator[None]:
     """The run as MLflow's active one, also for processes that the trainer starts."""
     saved = {name: os.environ.pop(name, None) for name in _VARIABLES}
     outer = _active_id()
+    experiment = fluent._active_experiment_id  # of the user's own session; MLflow has no getter
     try:
         mlflow.set_experiment(experiment_id=store.experiment_id)  # the trainer may set another
         opened = mlflow.start_run(run_id=run_id, nested=True, log_system_metrics=False)
@@ -109,6 +111,7 @@ def _active(store: Store, run_id: str) -> Iterator[None]:
         while _active_id() not in (None, outer):
             mlflow.end_run()
         store.client.update_run(run_id, status="RUNNING")  # the pipeline's own to end
+        fluent._active_experiment_id = experiment
         for name, value in saved.items():
             os.environ.pop(name, None)
             if value is not None:
