@@ -17,7 +17,8 @@ from pathlib import Path
 COMMANDS = (
     ("startup",), ("calibration", "--trials", "2000"), ("remedies", "--trials", "2000"),
     ("bootstrap",), ("uneven",), ("settle",), ("peer_parity",), ("looks",), ("pipelines",),
-    ("scores",), ("latency_interval",), ("knee",), ("search",), ("answers",), ("cut_knee",),
+    ("scores",), ("latency_interval",), ("knee",), ("search",), ("answers",), ("readme",),
+    ("cut_knee",),
     ("fidelity",), ("pruning",), ("pruning", "--blind"), ("report",), ("streaming",),
     ("flops", "--rounds", "21"),
     ("rescaling",), ("large_data",), ("gpu",),

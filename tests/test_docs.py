@@ -13,6 +13,7 @@ from wua_mlflow.tracking.names import Metric
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
+NAMES = (ROOT / "docs" / "mlflow.md").read_text()
 DOCS = {path: path.read_text() for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]}
 
 
@@ -30,11 +31,11 @@ def test_configuration_lists_every_setting_with_its_default_and_commands():
         assert cells == [shown, info.description, commands], name
 
 
-def test_the_readme_names_every_metric():
+def test_the_guide_to_mlflow_names_every_metric():
     metrics = [value for name, value in vars(Metric).items() if name.isupper()]
-    named = [metric for metric in metrics if f"`{metric}`" in README
+    named = [metric for metric in metrics if f"`{metric}`" in NAMES
              or metric.startswith(("accuracy/", "loss/validation"))
-             or metric.removesuffix("_low").removesuffix("_high") in README]
+             or metric.removesuffix("_low").removesuffix("_high") in NAMES]
     assert named == metrics
 
 
@@ -60,7 +61,9 @@ def test_the_readmes_addresses_work_on_pypi_and_name_files_of_the_repository():
     assert [target for target in targets if not target.startswith("http")] == []
     files = [target.removeprefix(page).removeprefix(raw) for target in targets
              if target.startswith((page, raw))]
-    assert len([file for file in files if file.endswith(".png")]) >= 5
+    assert [file for file in files if file.endswith(".png")]
+    guides = {path.relative_to(ROOT).as_posix() for path in DOCS if path.parent != ROOT}
+    assert guides - set(files) == {"docs/architecture.md"}, "the README leads to every guide"
     assert [file for file in files if not (ROOT / file).exists()] == []
 
 

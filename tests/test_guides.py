@@ -11,18 +11,23 @@ import pytest
 import yaml
 
 from wua_mlflow.cli.main import main
+from wua_mlflow.cli.options import parse
 from wua_mlflow.config import load_settings
 from wua_mlflow.tracking.runs import runs
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
+README = (DOCS.parent / "README.md").read_text(encoding="utf-8")
 PLAIN = {"python", "sh", ""}
 GUIDES = {"own_table": {*PLAIN, "yaml"}, "own_loader": {"python", "sh"}, "own_trainer": PLAIN,
-          "mlflow": PLAIN, "own_model": PLAIN, "compare_two": PLAIN}
+          "mlflow": PLAIN, "own_model": PLAIN, "compare_two": PLAIN, "analyze": PLAIN,
+          "widths": {"python", "sh"}}
 """By guide the languages of its blocks; those without one are what was printed before."""
 READ_TOGETHER = [("own_table",), ("own_loader",), ("own_trainer", "mlflow"), ("own_model",),
-                 ("compare_two",)]
+                 ("compare_two",), ("analyze",), ("widths",)]
 """One after the other, in one folder."""
-QUICK = {"run": ("--null-draws", "0"), "slim": ("--null-draws", "0")}
+MINUTES = ("widths",)
+"""Guides whose commands take minutes: that they are such is checked, and they are not run."""
+QUICK = dict.fromkeys(("run", "slim", "analyze"), ("--null-draws", "0"))
 ELSEWHERE = ("mlflow", "torchrun", "pip")
 """Commands that are shown and not run."""
 
@@ -48,13 +53,13 @@ def run_guide(guide: str, capsys: pytest.CaptureFixture[str]) -> None:
     text = (DOCS / f"{guide}.md").read_text(encoding="utf-8")
     scope: dict[str, object] = {}
     printed = ""
-    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    blocks = blocks_of(text)
     assert {language for language, _ in blocks} == GUIDES[guide]
     for language, code in blocks:
         if language == "python":
             run_python(code, f"{guide}.md", scope)
         elif language == "sh":
-            run_commands(code)
+            run_commands(code, dry=guide in MINUTES)
         elif language == "yaml":
             Path("mine.yaml").write_text(code)
             assert load_settings("mine.yaml").given == set(yaml.safe_load(code))
@@ -63,6 +68,19 @@ def run_guide(guide: str, capsys: pytest.CaptureFixture[str]) -> None:
             continue
         captured = capsys.readouterr()
         printed = (captured.out + captured.err).replace(f"{Path.cwd()}/", "")
+
+
+def blocks_of(text: str) -> list[tuple[str, str]]:
+    """Language and code of each block."""
+    return re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.slow
+def test_the_readmes_example_ends_as_it_says(capsys):
+    blocks = dict(reversed(blocks_of(README)))  # the first of each language
+    exec(compile(blocks["python"], "README.md", "exec"), {})
+    for printed in (capsys.readouterr().out, blocks[""]):
+        assert printed.splitlines()[1].startswith("non_inferior: {'0': (256, ")
 
 
 def run_python(code: str, name: str, scope: dict[str, object]) -> None:
@@ -75,11 +93,14 @@ def run_python(code: str, name: str, scope: dict[str, object]) -> None:
         exec(compile(code, name, "exec"), scope)
 
 
-def run_commands(code: str) -> None:
+def run_commands(code: str, *, dry: bool) -> None:
     """A command a line, with the exit code that its comment says, else 0."""
     for line in code.replace("\\\n", " ").splitlines():
         words = shlex.split(line, comments=True)
         if not words or words[0] in ELSEWHERE:
+            continue
+        if dry:
+            parse(words[1:])
             continue
         if "RUN" in words:
             words[words.index("RUN")] = runs()["run_id"].iloc[0]

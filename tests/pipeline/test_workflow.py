@@ -247,9 +247,9 @@ def test_the_report_and_the_description_which_begins_with_the_verdict(usecase):
         assert picture.width > 800
 
 
-def test_the_readme_shows_what_is_printed(usecase):
-    readme = (Path(__file__).resolve().parents[2] / "README.md").read_text()
-    block = re.search(r"<!-- tutorial figures -->\n```\n(.*?)```", readme, re.S)
+def test_the_guide_shows_what_is_printed(usecase):
+    guide = (Path(__file__).resolve().parents[2] / "docs" / "tutorial.md").read_text()
+    block = re.search(r"<!-- tutorial figures -->\n```\n(.*?)```", guide, re.S)
     assert block.group(1) in tutorial_text(usecase.outcome.report)
 
 
