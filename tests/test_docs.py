@@ -3,6 +3,7 @@
 import re
 import subprocess
 import tomllib
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,23 @@ def test_every_command_link_picture_and_make_target_that_the_docs_show_exists():
     for path, text in DOCS.items():
         for target in re.findall(r"\]\((?!http)([^)#]+)\)", text):
             assert (path.parent / target).exists(), f"{path.name}: {target}"
+
+
+def anchors_of(text: str) -> set[str]:
+    """As GitHub makes them of headings."""
+    lines = re.sub(r"^```.*?^```", "", text, flags=re.M | re.S)
+    kept = ("L", "M", "Nd", "Pc")  # "R²" is "r"
+    return {"".join(letter for letter in heading.lower() if letter in "- "
+                    or unicodedata.category(letter).startswith(kept)).replace(" ", "-")
+            for heading in re.findall(r"^#+ (.*)$", lines, re.M)}
+
+
+def test_every_link_to_a_heading_leads_to_one():
+    pages = {path.name: anchors_of(text) for path, text in DOCS.items()}
+    links = [(path.name, page or path.name, anchor) for path, text in DOCS.items()
+             for page, anchor in re.findall(r"\]\((?:[^)#]*/)?([\w.]*)#([^)]+)\)", text)]
+    assert len(links) > 20
+    assert [link for link in links if link[2] not in pages[link[1]]] == []
 
 
 def test_the_readmes_addresses_work_on_pypi_and_name_files_of_the_repository():

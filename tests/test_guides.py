@@ -18,7 +18,7 @@ from wua_mlflow.tracking.runs import runs
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 README = (DOCS.parent / "README.md").read_text(encoding="utf-8")
 PLAIN = {"python", "sh", ""}
-GUIDES = {"own_table": {*PLAIN, "yaml"}, "own_loader": {"python", "sh"}, "own_trainer": PLAIN,
+GUIDES = {"own_table": {*PLAIN, "yaml"}, "own_loader": PLAIN, "own_trainer": PLAIN,
           "mlflow": PLAIN, "own_model": PLAIN, "compare_two": PLAIN, "analyze": PLAIN,
           "widths": {"python", "sh"}}
 """By guide the languages of its blocks; those without one are what was printed before."""
