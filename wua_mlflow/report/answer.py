@@ -92,13 +92,15 @@ _MOST_WIDTHS, _LONGEST_NAME = 6, 24
 
 
 def next_step(slimmed: Slimmed, again: Callable[..., str]) -> str:
-    """What to do next: a command where one would help.
+    """What to do next: a command where one would help, on one line, so that it can be copied.
 
     Args:
         slimmed: at least one round.
         again: gives the command that was typed, with other settings.
     """
     step = _next_step(slimmed, again)
+    if step.startswith("wua "):
+        return f"Next: {step}"
     return _paragraphs(f"Next: {step}") if step else ""
 
 
@@ -125,7 +127,7 @@ def _next_step(slimmed: Slimmed, again: Callable[..., str]) -> str:
     if comparison.recipe is None and comparison.no_recipe == text.TOO_FEW_SEEDS:
         return again(seeds=5)
     if needed and needed.kind == "seeds" and needed.as_seen:
-        return f"{again(seeds=needed.as_seen[0])}  (enough, if all is as seen)"
+        return f"{again(seeds=needed.as_seen[0])}\n(enough, if all is as seen)"
     return verdict.settle or ""
 
 
