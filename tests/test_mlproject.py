@@ -110,6 +110,7 @@ def test_main_tells_the_whole_story(project, tmp_path):
 
 
 @pytest.mark.project
+@pytest.mark.slow
 def test_steps_one_by_one_of_a_users_file(project, tmp_path):
     """train's own run is the variant; analyze's own run is a step that points to it.
 
@@ -134,6 +135,7 @@ def test_steps_one_by_one_of_a_users_file(project, tmp_path):
 
 
 @pytest.mark.project
+@pytest.mark.slow
 def test_slim_of_a_model_trained_elsewhere(project, tmp_path):
     """Its weights from a file; several slim seeds against it, and the artifact verdict for the
     registry.

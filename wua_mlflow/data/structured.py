@@ -150,7 +150,7 @@ def image_overlap(outputs: Tensor, targets: Tensor) -> Overlap:
 
     >>> target = torch.tensor([[[0, 1], [1, 1]]])
     >>> logits = functional.one_hot(torch.tensor([[[0, 0], [1, 1]]]), 2).permute(0, 3, 1, 2)
-    >>> image_overlap(logits.float(), target).iou.round(decimals=3).tolist()
+    >>> [round(value, 3) for value in image_overlap(logits.float(), target).iou.tolist()]
     [0.583]
     """
     logits, classes = _pixels(outputs, targets)
