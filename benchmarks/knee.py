@@ -110,7 +110,7 @@ def shortfall(sweep: Sweep, width: int) -> float:
 def _recommended(recipe: Recipe, model: nn.Module, method: str, seed: int) -> int:
     split = recipe.split
     part = split.train if method == "effective" else split.validation
-    kind = output_kind(model, recipe.example[:2], split.task)
+    kind = output_kind(model, recipe.example(model, 2), split.task)
     result = recommend_widths(
         model, (part.inputs, part.targets), method=method, margin=MARGIN, task=split.task,
         loss=loss_for(split.task, kind), seed=seed,

@@ -197,7 +197,7 @@ def trained(recipe: Recipe, widths: tuple[int, ...], seeds: Sequence[int]) -> Sc
     """The scores of networks of these widths, trained from scratch, one a seed."""
     found = []
     for model in trained_together(recipe, widths, seeds):
-        kind = output_kind(model, recipe.example[:2], recipe.split.task)
+        kind = output_kind(model, recipe.example(model, 2), recipe.split.task)
         found.append([recipe.evaluate(model, part, kind).scores.astype(np.float32)
                       for part in (recipe.split.validation, recipe.split.test)])
     validation, test = (np.stack(part) for part in zip(*found, strict=True))
@@ -218,7 +218,7 @@ def trained_together(
         with isolated():
             seed_all(seed)
             networks.append(recipe.build(widths))
-    kind = output_kind(networks[0], recipe.example[:2], recipe.split.task)
+    kind = output_kind(networks[0], recipe.example(networks[0], 2), recipe.split.task)
     loss = loss_for(recipe.split.task, kind)
     weights, _ = torch.func.stack_module_state(networks)
 
