@@ -89,6 +89,8 @@ def store_uri(
     monkeypatch.chdir(tmp_path)
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    # an experiment that the code of a guide has set is of another store
+    monkeypatch.setattr("mlflow.tracking.fluent._active_experiment_id", None)
     mlflow.set_tracking_uri(uri)
     yield uri
     assert mlflow.active_run() is None, "the test left a run active"
