@@ -14,7 +14,13 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from tests.networks import Layers, labels, mlp, rows
-from wua_mlflow.data.batches import NO_TARGETS, Batches, mapped
+from wua_mlflow.data.batches import (
+    NO_TARGETS,
+    Batches,
+    inputs_and_targets,
+    mapped,
+    needed_arguments,
+)
 from wua_mlflow.usage.analyze import analyze
 
 X = torch.rand(10, 3, generator=torch.Generator().manual_seed(0))
@@ -159,6 +165,21 @@ def test_batch_to_inputs_of_other_kinds_of_batches():
     assert batch.targets is unlabelled
     batches = Batches(TensorDataset(Y, X), Plain(), lambda pair: pair[1])
     assert torch.equal(torch.cat([batch.args[0] for batch in batches]), X)
+
+
+def test_of_three_entries_the_targets_are_the_same_for_the_model_and_for_the_task():
+    class Two(Plain):
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:  # type: ignore[override]
+            return self.linear(x)
+
+    weights = torch.rand(10)
+    for model, batch, to_inputs, expected in (
+            (Plain(), (X, Y, weights), None, Y), (Two(), (X, X, Y), None, Y),
+            (Plain(), (X, X, Y), lambda batch: batch[0], Y),
+            (Two(), ((X, X), Y), None, Y), (Plain(), [X, Y, "names"], None, Y)):
+        converted, = Batches([batch], model, to_inputs)
+        _, targets = inputs_and_targets(batch, to_inputs, needed_arguments(model))
+        assert torch.equal(converted.targets, expected) and torch.equal(targets, expected)
 
 
 def test_targets_are_read_after_the_batch_was_changed_in_place():

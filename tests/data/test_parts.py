@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 from wua_mlflow.data import parts
 from wua_mlflow.data.datasets import split_of
 from wua_mlflow.data.parts import Part, StreamedPart, is_map_style, streamed_part
+from wua_mlflow.training.evaluation import Objective, evaluate_batches
 
 X = torch.rand(50, 3, generator=torch.Generator().manual_seed(0))
 Y = torch.arange(50) % 3
@@ -104,7 +105,8 @@ def test_another_order_in_a_later_pass_is_refused(source, kept, monkeypatch):
         for _ in range(2):
             list(part.batches(MODEL))
     free = streamed_part(source(), "train")
-    assert [len(list(free.batches(MODEL))) for _ in range(2)] and free.digest == ""
+    assert [sum(batch.samples for batch in free.batches(MODEL)) for _ in range(2)] == [50, 50]
+    assert free.digest == ""
 
 
 def test_small_parts_are_gone_over_twice_and_kept_large_ones_never(monkeypatch):
@@ -143,7 +145,31 @@ def test_a_sample_is_bounded(monkeypatch):
         MODEL)) == 24
     assert rows.asked < 50
     monkeypatch.setattr(parts, "SAMPLE_BYTES", 1)
-    assert len(streamed_part(Rows(), "train", batch_size=8).sample(MODEL)) == 1
+    assert len(list(streamed_part(Rows(), "train", batch_size=8).sample(MODEL))) == 1
+
+
+def test_a_sample_is_the_same_whatever_was_drawn_before():
+    def first(seed: int) -> Tensor:
+        torch.manual_seed(seed)
+        part = streamed_part(DataLoader(TensorDataset(X, Y), batch_size=7, shuffle=True), "train")
+        before = torch.get_rng_state()
+        again = [torch.cat([batch.first for batch in part.sample(MODEL)]) for _ in range(2)]
+        assert torch.equal(*again) and torch.equal(torch.get_rng_state(), before)
+        return again[0]
+
+    assert torch.equal(first(1), first(2)) and not torch.equal(first(1), X)
+
+
+def test_one_buffer_that_is_filled_again_is_kept_as_it_was():
+    class Buffer:
+        def __iter__(self):
+            buffer = torch.empty(4, 3)
+            for number in range(3):
+                yield buffer.fill_(number), Y[:4]
+
+    part = streamed_part(Buffer(), "test")
+    for _ in range(2):
+        assert [float(batch.first[0, 0]) for batch in part.batches(MODEL)] == [0, 1, 2]
 
 
 class Images(IterableDataset):
@@ -207,10 +233,11 @@ def test_examples_of_different_lengths_want_a_collate_function():
     (lambda: TensorDataset(X, Y), "multiclass", 3, True),
     (lambda: TensorDataset(X, X, Y), "multiclass", 3, False)])
 def test_a_split_of_every_form(make, task, outputs, in_memory):
-    split = split_of((make(), make(), make()), "mine:data")
+    split = split_of((make(), make(), make()), "mine:data", arguments=lambda: 2)
     assert (split.task, split.outputs) == (task, outputs)
     assert isinstance(split.train, Part if in_memory else StreamedPart)
-    assert split.test.digest == split_of((make(), make(), make()), "mine:data").test.digest
+    assert split.test.digest == split_of(
+        (make(), make(), make()), "mine:data", arguments=lambda: 2).test.digest
 
 
 def test_what_was_guessed_is_said():
@@ -220,19 +247,59 @@ def test_what_was_guessed_is_said():
 
 
 def test_datasets_that_draw_or_are_large_are_streamed(monkeypatch):
-    class Drawn(Dataset):
+    class Flipped(Dataset):
+        """As often as not an example is as it was."""
+
         def __len__(self) -> int:
             return 50
 
         def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
             if i >= 50:
                 raise IndexError
-            return X[i] + torch.rand(3), Y[i]
+            return (X[i].flip(0) if torch.rand(()) < 0.5 else X[i]), Y[i]
 
-    split = split_of((Drawn(), TensorDataset(X, Y), TensorDataset(X, Y)), "mine:data")
-    assert isinstance(split.train, StreamedPart)
+    for seed in range(20):
+        torch.manual_seed(seed)
+        split = split_of((Flipped(), TensorDataset(X, Y), TensorDataset(X, Y)), "mine:data")
+        assert isinstance(split.train, StreamedPart)
     monkeypatch.setattr("wua_mlflow.data.datasets.STACKED_BYTES", 10)
     assert isinstance(split_of([TensorDataset(X, Y)] * 3, "mine:data").train, StreamedPart)
+
+
+ZEROS_AND_ONES = (X[:, :2] > 0.5).long()
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize(("targets", "task", "found"), [
+    (ZEROS_AND_ONES, "regression", "regression"), (ZEROS_AND_ONES, None, "multilabel"),
+    (ZEROS_AND_ONES, "multiclass", ValueError), (Y % 2, "multilabel", ValueError),
+    (Y % 2, "token_classification", ValueError), (Y % 2, "segmentation", ValueError),
+    (torch.eye(50), None, ValueError), (torch.eye(50), "regression", "regression")])
+def test_a_task_that_is_given_is_taken_or_refused(targets, task, found, streamed):
+    part = DataLoader(TensorDataset(X, targets), batch_size=60) if streamed else (X, targets)
+    if found is ValueError:
+        with pytest.raises(ValueError, match="^(task|data): expected"):
+            split_of((part, part, part), "mine:data", task=task)
+    else:
+        assert split_of((part, part, part), "mine:data", task=task).task == found
+
+
+@pytest.mark.parametrize("targets", [Y[:, None], Y.int(), Y.float(), Y[:, None].double()])
+def test_streamed_classes_of_any_shape_and_type_are_judged(targets):
+    part = DataLoader(TensorDataset(X, targets), batch_size=9)
+    split = split_of((part, part, part), "mine:data")
+    objective = Objective(split.task, "logits")
+    result = evaluate_batches(MODEL, split.test.batches(MODEL), objective)
+    assert result.targets.tolist() == Y.tolist()
+    batch = next(iter(split.test.batches(MODEL)))
+    assert torch.isfinite(objective.loss(batch.call(MODEL), batch.targets))
+
+
+def test_a_list_of_two_tensors_is_a_pair_also_beside_what_is_streamed():
+    train = DataLoader(TensorDataset(X, Y), batch_size=9)
+    split = split_of((train, [X, Y], (X, Y)), "mine:data")
+    assert len(split.validation) == len(split.test) == 50
+    assert split.validation.digest == split.test.digest
 
 
 def test_two_outputs_make_two_classes():

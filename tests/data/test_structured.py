@@ -128,6 +128,17 @@ def test_overlap_is_scikit_learns(channel):
     assert of_constant == pytest.approx(image_overlap(commonest, targets).iou.numpy())
 
 
+@pytest.mark.parametrize(("outputs", "targets", "task"), [
+    (rand(2, 3, 4), torch.full((2, 3), IGNORED), "token_classification"),
+    (rand(2, 3, 4), torch.full((2, 3), IGNORED), "language_modeling"),
+    (rand(2, 3, 4, 4), torch.full((2, 4, 4), 255), "segmentation")])
+def test_a_batch_in_which_nothing_counts_has_no_loss_and_no_gradient(outputs, targets, task):
+    outputs.requires_grad_()
+    loss = structured_loss(outputs, targets, task, "logits")
+    loss.backward()
+    assert loss.item() == 0 and not outputs.grad.any()
+
+
 def test_one_channel_and_smaller_outputs():
     targets = torch.zeros(2, 8, 8, dtype=torch.long)
     targets[:, :, 4:] = 1

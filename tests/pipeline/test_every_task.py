@@ -16,7 +16,8 @@ from wua_mlflow.pipeline.networks import PruningPlan, from_scratch, pruned_and_t
 from wua_mlflow.pipeline.recipe import Recipe, load_recipe, train_one
 from wua_mlflow.pipeline.seeds import SharedExamples
 from wua_mlflow.pruning.cut import unit_groups
-from wua_mlflow.training.evaluation import Evaluation
+from wua_mlflow.training.evaluation import Evaluation, Objective, evaluate_batches
+from wua_mlflow.widths.recommend import recommend_widths
 
 NAME = "every_task"
 
@@ -191,6 +192,41 @@ def test_a_cut_is_made_and_judged_on_what_belongs_together(name, module):
     if sides[0].score_name == "perplexity":
         values = [side.score for side in sides]
         assert verdict.delta == pytest.approx(1 - values[1] / values[0])
+
+
+@pytest.mark.parametrize("method", ["projection", "ablation", "rank"])
+@pytest.mark.parametrize("name", ["custom", "labels by f1", "masks", "text"])
+def test_widths_are_measured_by_the_tasks_score(name, method, module):
+    recipe = recipe_of(name)
+    trained = train_one(recipe, (24,), 6, seed=3)
+    objective = recipe.objective(trained.kind)
+    found = recommend_widths(
+        trained.model, recipe.split.validation.sample(trained.model), method=method,
+        loss=objective.loss, task=recipe.split.task, score=recipe.settings.score,
+        fit_data=None if method == "ablation" else recipe.split.train.sample(trained.model))
+    assert all(1 <= layer.width <= layer.units for layer in found.layers) and found.layers
+
+
+def seen_by_score(targets: np.ndarray, predictions: np.ndarray) -> np.ndarray:
+    assert targets.shape == predictions.shape
+    return (targets == predictions).reshape(len(targets), -1).mean(1)
+
+
+@pytest.mark.parametrize(("task", "kind", "outputs", "targets"), [
+    ("segmentation", "logits", torch.rand(2, 3, 4, 4), torch.randint(3, (2, 1, 8, 8))),
+    ("language_modeling", "logits", torch.rand(2, 9, 5), torch.randint(9, (2, 5))),
+    ("language_modeling", "next_token_logits", torch.rand(2, 5, 9), torch.randint(9, (2, 5)))])
+def test_a_score_of_ones_own_gets_predictions_beside_their_targets(
+        task, kind, outputs, targets, module, monkeypatch):
+    monkeypatch.setattr(sys.modules[NAME], "seen", seen_by_score, raising=False)
+    objective = Objective(task, kind, f"{NAME}:seen")
+
+    class Gives(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return outputs
+
+    result = evaluate_batches(Gives(), (torch.zeros(2, 1), targets), objective)
+    assert result.scores.shape == (2,) and 0 <= result.score <= 1
 
 
 def test_the_users_loss_trains(module):

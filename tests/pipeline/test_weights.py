@@ -5,6 +5,7 @@ That every tensor is checked is in ``test_pretrained.py``.
 
 from __future__ import annotations
 
+import copy
 from argparse import Namespace
 
 import pytest
@@ -122,6 +123,19 @@ def test_masks_and_norms_become_plain_weights(norm, tmp_path, capsys):
     assert "as they come out" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("norm", [nn.utils.spectral_norm, parametrizations.spectral_norm])
+@pytest.mark.parametrize("layer", [nn.ConvTranspose2d(8, 8, 3), nn.Conv2d(8, 8, 3)])
+def test_a_spectral_norm_whose_dimension_the_shape_leaves_open(norm, layer, tmp_path):
+    torch.manual_seed(3)
+    normed, x = norm(copy.deepcopy(layer)), torch.rand(2, 8, 5, 5)
+    for _ in range(30):
+        normed(x)
+    torch.save(normed.eval().state_dict(), tmp_path / "a.pt")
+    plain = copy.deepcopy(layer)
+    load_weights(plain, str(tmp_path / "a.pt"))
+    assert torch.allclose(plain(x), normed(x), atol=1e-5)
+
+
 class Strange:
     def __init__(self) -> None:
         self.weight = torch.ones(2)
@@ -134,8 +148,9 @@ class Strange:
     (lambda path: torch.jit.trace(net(), X).save(path), "is a TorchScript archive, which has no"),
     (lambda path: path.write_bytes(b"nothing of torch's"), "cannot be read as one|other objects"),
     (lambda path: torch.save([1, 2], path), "holds a list"),
-    (lambda path: torch.save({"state_dict": {"a": 3}}, path), "has 'a', a int")],
-    ids=["module", "object", "script", "bytes", "list", "number"])
+    (lambda path: torch.save({"state_dict": {"a": 3}}, path), "has 'a', a int"),
+    (lambda path: torch.save({3: torch.ones(1)}, path), "has 3, a int")],
+    ids=["module", "object", "script", "bytes", "list", "number", "number as a name"])
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_what_is_no_state_dict_is_refused_in_a_line(save, message, tmp_path):
     path = tmp_path / "a.pt"

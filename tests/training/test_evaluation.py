@@ -119,7 +119,7 @@ def test_large_sets_go_through_in_parts():
      r"model: expected outputs of shape \(examples, 1\) for 40 targets .* \(40, 2\)"),
     ("regression", Ending(nn.Identity()), torch.zeros(40, 2), r"of shape \(examples, 2\)"),
     ("regression", Ending(nn.Identity()), torch.zeros(39, 1), "40 inputs, but got 39"),
-    ("multiclass", Ending(nn.Identity(), 4), torch.zeros(40, 1), r"\(examples, classes\)"),
+    ("multiclass", Ending(nn.Identity(), 4), torch.zeros(40, 2), r"\(examples, classes\)"),
     ("multiclass", Ending(nn.Identity(), 4), torch.zeros(41), "40 inputs, but got 41"),
     ("binary", Ending(lambda z: z * math.nan), torch.zeros(40, 1),
      "model: expected finite outputs, but got NaN or infinity"),

@@ -1,5 +1,7 @@
 """Scores and losses of data, as of a variant's evaluation, and all that is wrong with data."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from torch.nn import functional
 
 from tests.networks import labels, mlp, rows
 from wua_mlflow import device
+from wua_mlflow.data.structured import output_tensor
 from wua_mlflow.data.tasks import loss_for
 from wua_mlflow.training.evaluation import evaluate
 from wua_mlflow.widths.scoring import batches_of, scoring
@@ -55,6 +58,38 @@ def test_scores_and_losses_of_ones_own():
     assert judge.mean_score(model) == pytest.approx(-by_hand.sum(1).mean().item(), rel=1e-5)
     assert judge.mean_loss(judge.outputs(model)) == pytest.approx(by_hand.mean().item(), rel=1e-5)
     assert judge.axis == "mean score"
+
+
+@dataclass
+class Named:
+    loss: torch.Tensor
+    logits: torch.Tensor
+
+
+@pytest.mark.parametrize("form", [
+    lambda z: z, lambda z: {"logits": z, "loss": z.sum()}, lambda z: Named(z.sum(), z)])
+@pytest.mark.parametrize("own", [False, True])
+def test_some_rows_of_outputs_of_any_form(form, own):
+    class Net(nn.Linear):
+        def forward(self, x):
+            return form(super().forward(x))
+
+    torch.manual_seed(0)
+    model, targets, rows_ = Net(4, 3), labels(50, 3), torch.tensor([2, 40, 7])
+    judge = scoring(model, (rows(50, 4), targets), task="multiclass", loss=loss_for(
+        "multiclass", "logits") if own else None)
+    logits = output_tensor(model(rows(50, 4)))
+    assert judge.mean_loss(judge.outputs(model), rows_) == pytest.approx(
+        functional.cross_entropy(logits[rows_], targets[rows_]).item(), rel=1e-5)
+
+
+def test_a_score_by_its_name():
+    model, targets, _ = CASES["multiclass"]
+    judge = scoring(model, (rows(50, 4), targets), score="f1_macro")
+    reference = evaluate(model, rows(50, 4), targets, task="multiclass", kind="logits",
+                         score="f1_macro")
+    assert judge.axis == "f1_macro"
+    assert judge.mean_score(model) == pytest.approx(reference.score)
 
 
 def test_arrays_and_other_dtypes_come_to_the_models():

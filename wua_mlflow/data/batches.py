@@ -20,8 +20,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from wua_mlflow.device import rows_at_once
 
-__all__ = ["Batch", "Batches", "Inputs", "LABELS", "NO_TARGETS", "PaddingMask",
-           "inputs_and_targets", "leaves", "mapped", "mask_of"]
+__all__ = ["Batch", "Batches", "DATASET_BATCH", "Inputs", "LABELS", "NO_TARGETS", "PaddingMask",
+           "inputs_and_targets", "leaves", "mapped", "mask_of", "needed_arguments"]
 
 
 def mapped(value: Any, kinds: type | tuple[type, ...], change: Callable[[Any], Any]) -> Any:
@@ -55,7 +55,8 @@ NO_TARGETS = object()
 """The targets of a batch that has none."""
 LABELS = ("labels", "label", "targets", "target")
 """Keys of a dict batch that hold its targets; the first that is there."""
-_DATASET_BATCH = 64
+DATASET_BATCH = 64
+"""Examples of a Dataset at a time, where nothing else is said."""
 NUMBERS = (Tensor, np.ndarray)
 Inputs = Tensor | tuple[Any, ...] | dict[str, Any]
 """What a model is called with: a tensor, a tuple of arguments, or a dict of keyword arguments."""
@@ -199,8 +200,7 @@ class Batches:
         self._device, self._dtype = like.device, like.dtype
         parameters = inspect.signature(model.forward).parameters
         takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-        self._needed = sum(p.default is p.empty and p.kind in (
-            p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters.values())
+        self._needed = needed_arguments(model)
         self._keywords = None if takes_any else frozenset(parameters)
         self._keys: frozenset[str] | None = None
         self._had_samples = False
@@ -225,41 +225,16 @@ class Batches:
     def _convert(self, batch: Any) -> Batch:
         if isinstance(batch, Batch):
             return batch
-        inputs = self._inputs_of(batch)  # before the targets are read: a function may add them
-        targets = self._targets_of(batch)
+        inputs, targets = inputs_and_targets(batch, self._to_inputs, self._needed)
         if isinstance(targets, Tensor | np.ndarray):
             targets = self._as_tensor(targets).to(self._device)
         if isinstance(inputs, Mapping):
             return self._from_dict(inputs, targets)
         parts = inputs if isinstance(inputs, tuple) and inputs and (
-            self._to_inputs is not None or self._takes(inputs)) else (inputs,)
+            self._to_inputs is not None or _are_arguments(inputs, self._needed)) else (inputs,)
         _check_tensor(parts[0])
         args = tuple(mapped(part, NUMBERS, self._move) for part in parts)
         return Batch(args, {}, targets, _count_samples(args[0], targets))
-
-    def _inputs_of(self, batch: Any) -> Any:
-        if self._to_inputs is not None:
-            return self._to_inputs(batch)
-        if not isinstance(batch, tuple | list) or not batch:
-            return batch
-        if self._takes(batch[:-1]):
-            return tuple(batch[:-1])
-        first = batch[0]
-        return tuple(first) if isinstance(first, tuple | list) and self._takes(first) else first
-
-    def _takes(self, parts: Sequence[Any]) -> bool:
-        """Whether these are the several arguments that the forward needs."""
-        return len(parts) == self._needed > 1 and all(isinstance(part, NUMBERS) for part in parts)
-
-    def _targets_of(self, batch: Any) -> Any:
-        if isinstance(batch, Mapping) and (label := _label_of(batch)) is not None:
-            return batch[label]
-        if isinstance(batch, tuple | list):
-            whole = self._to_inputs is None and self._takes(batch[:-1])
-            return NO_TARGETS if len(batch) < 2 else batch[-1] if whole else batch[1]
-        # an object of the user's own, from which the loss takes them
-        own = self._to_inputs is not None and not isinstance(batch, Tensor | np.ndarray)
-        return batch if own else NO_TARGETS
 
     def _from_dict(self, batch: Mapping[str, Any], targets: Any) -> Batch:
         keys = frozenset(map(str, batch))
@@ -326,7 +301,7 @@ def _iterate_batches(data: Any) -> Iterable[Any]:
     if isinstance(data, tuple) and len(data) == 2 and _are_whole(*data):
         return _pairs(*data)
     if isinstance(data, Dataset):
-        return DataLoader(data, batch_size=_DATASET_BATCH)
+        return DataLoader(data, batch_size=DATASET_BATCH)
     if isinstance(data, Iterable) and not isinstance(data, str | Mapping | Tensor | np.ndarray):
         return data
     raise ValueError("data: expected a tensor or array of shape (samples, ...), a pair (inputs, "
@@ -354,25 +329,58 @@ def _label_of(batch: Mapping[str, Any]) -> str | None:
     return next((name for name in LABELS if name in batch), None)
 
 
-def inputs_and_targets(
-    batch: Any, batch_to_inputs: Callable[[Any], Any] | None = None
-) -> tuple[Any, Any]:
-    """A batch's inputs and targets where no model says which is which; tensors as they are.
+def needed_arguments(model: nn.Module) -> int:
+    """How many arguments the model's forward needs.
 
-    The last entry of a tuple is the targets, ``LABELS`` are those of a dict.
-
-    >>> inputs_and_targets((torch.zeros(2), torch.ones(2)))[1]
-    tensor([1., 1.])
+    >>> needed_arguments(nn.Linear(1, 1)), needed_arguments(nn.Bilinear(1, 1, 1))
+    (1, 2)
     """
-    inputs = batch if batch_to_inputs is None else batch_to_inputs(batch)
-    if isinstance(batch, Mapping):
-        label = _label_of(batch)
-        return inputs, NO_TARGETS if label is None else batch[label]
-    if not isinstance(batch, tuple | list):
-        return inputs, NO_TARGETS if batch_to_inputs is None else batch
-    if batch_to_inputs is None:
-        inputs = batch[0] if len(batch) <= 2 else tuple(batch[:-1])
-    return inputs, batch[-1] if len(batch) > 1 else NO_TARGETS
+    parameters = inspect.signature(model.forward).parameters.values()
+    return sum(p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+               for p in parameters)
+
+
+def inputs_and_targets(
+    batch: Any, batch_to_inputs: Callable[[Any], Any] | None = None, needed: int = 1
+) -> tuple[Any, Any]:
+    """A batch's inputs and targets, tensors as they are; ``NO_TARGETS`` where it has none.
+
+    Args:
+        batch: of a tuple the second entry is the targets; of more than two the last, where the
+            forward needs all entries before it, or a function says what the inputs are. Of a dict
+            they are under the first of ``LABELS``. A batch of another kind, from which a function
+            takes the inputs, is its own target: the user's loss finds it there.
+        batch_to_inputs: called before the targets are read: it may add them.
+        needed: arguments that the forward needs.
+
+    >>> pair, triple = [torch.zeros(2), torch.ones(2)], [torch.zeros(2), torch.zeros(2), 3]
+    >>> inputs_and_targets(pair)[1], inputs_and_targets(triple, needed=2)[1]
+    (tensor([1., 1.]), 3)
+    """
+    several = isinstance(batch, tuple | list)
+    whole = several and _are_arguments(batch[:-1], needed)
+    if batch_to_inputs is not None:
+        inputs = batch_to_inputs(batch)
+    elif not several or not batch:
+        inputs = batch
+    elif whole:
+        inputs = tuple(batch[:-1])
+    else:
+        first = batch[0]
+        nested = isinstance(first, tuple | list) and _are_arguments(first, needed)
+        inputs = tuple(first) if nested else first
+    if isinstance(batch, Mapping) and (label := _label_of(batch)) is not None:
+        return inputs, batch[label]
+    if several:
+        last = whole or batch_to_inputs is not None
+        return inputs, NO_TARGETS if len(batch) < 2 else batch[-1 if last else 1]
+    own = batch_to_inputs is not None and not isinstance(batch, Tensor | np.ndarray)
+    return inputs, batch if own else NO_TARGETS
+
+
+def _are_arguments(parts: Sequence[Any], needed: int) -> bool:
+    """Whether these are the several arguments that a forward needs."""
+    return len(parts) == needed > 1 and all(isinstance(part, NUMBERS) for part in parts)
 
 
 def leaves(value: Any, kinds: type | tuple[type, ...]) -> list[Any]:

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from wua_mlflow.config import TableSettings
-from wua_mlflow.data.batches import NUMBERS, inputs_and_targets, leaves
+from wua_mlflow.data.batches import DATASET_BATCH, NUMBERS, inputs_and_targets, leaves
 from wua_mlflow.data.encoding import TableEncoding
 from wua_mlflow.data.frames import are_frames, split_frames
 from wua_mlflow.data.parts import (
@@ -120,8 +120,9 @@ class DataSplit:
 def load_data(  # noqa: PLR0913 - what names the data, and how they are read
     data: str, *, target: str | None = None, groups: str | None = None, seed: int,
     image: bool = False, task: str | None = None, standardise: bool = True,
-    batch_size: int = 64, to_inputs: Callable[[Any], Any] | None = None,
-    table: TableSettings | None = None,
+    batch_size: int = DATASET_BATCH, to_inputs: Callable[[Any], Any] | None = None,
+    arguments: Callable[[], int] | None = None, table: TableSettings | None = None,
+    returned: Any = None,
 ) -> DataSplit:
     """The data that ``data`` names, in three parts. The global random generators stay as they are.
 
@@ -155,6 +156,9 @@ def load_data(  # noqa: PLR0913 - what names the data, and how they are read
             ``structured.infer_structured`` says; anything else is a regression.
         batch_size: of a Dataset's batches where it is streamed.
         to_inputs: of a batch of the user's own to what the model takes.
+        arguments: how many the model's forward needs; asked where batches have more than two
+            entries. One, if None.
+        returned: what the function that ``data`` names has returned, if it was called before.
 
     Raises:
         ValueError: one line naming the argument, what was expected and what came.
@@ -171,7 +175,9 @@ def load_data(  # noqa: PLR0913 - what names the data, and how they are read
             parts = split_rows(rows, seed, task, settings=table,
                                scale_inputs=standardise, scale_targets=standardise)
             return _data_split(parts, path.stem, source=str(path.absolute()), image=image)
-        made = call_data_function(data, seed) if ":" in data else None
+        made = returned
+        if ":" in data and made is None:
+            made = call_data_function(data, seed)
         if are_frames(made, target):
             parts = split_frames(made, data, target=target, groups=groups, seed=seed, task=task,
                                  table=table, standardise=standardise)
@@ -183,7 +189,7 @@ def load_data(  # noqa: PLR0913 - what names the data, and how they are read
                              f"{data!r}")
         if ":" in data:
             return split_of(made, data, image=image, task=task, batch_size=batch_size,
-                            to_inputs=to_inputs)
+                            to_inputs=to_inputs, arguments=arguments)
         if data == "usecase":
             parts = _usecase(seed, task)
             return _data_split(parts, "usecase", source="usecase", image=image)
@@ -256,9 +262,10 @@ def takes(function: Callable[..., Any], *values: object) -> bool:
     return True
 
 
-def split_of(
+def split_of(  # noqa: PLR0913 - what was returned, and how it is to be read
     three: Any, reference: str, *, image: bool = False, task: str | None = None,
-    batch_size: int = 64, to_inputs: Callable[[Any], Any] | None = None,
+    batch_size: int = DATASET_BATCH, to_inputs: Callable[[Any], Any] | None = None,
+    arguments: Callable[[], int] | None = None,
 ) -> DataSplit:
     """What the user's function returned, (train, validation, test), as data for one task.
 
@@ -274,7 +281,7 @@ def split_of(
     if any(pair is None for pair in pairs):
         parts = [streamed_part(_source(part), where, batch_size=batch_size, to_inputs=to_inputs)
                  for part, where in zip(three, PARTS, strict=True)]
-        return streamed_split(parts, reference, task=task)
+        return streamed_split(parts, reference, task=task, arguments=arguments)
     whole = [pair for pair in pairs if pair is not None]
     several = _several_targets(whole[0][1]) and task in (None, "regression")
     if several or task is not None and task not in PLAIN:
@@ -306,7 +313,9 @@ def _structured_split(
                              f"or infinity")
         tensors.append((inputs, targets))
     structure = infer_structured(*tensors[0], task)
-    structure = structure or Structure("regression")
+    if structure is None:
+        raise ValueError(f"task: expected several targets an example for {task}, but those of "
+                         f"train have the shape {tuple(tensors[0][1].shape)}")
     spec = _structured_spec(structure)
     floats = spec.task in ("multilabel", "regression")
     train, validation, test = (Part(x, y.float() if floats else y.long()) for x, y in tensors)
@@ -328,30 +337,37 @@ def _structured_spec(structure: Structure) -> TaskSpec:
 
 
 def streamed_split(
-    parts: Sequence[StreamedPart], reference: str, *, task: str | None = None
+    parts: Sequence[StreamedPart], reference: str, *, task: str | None = None,
+    arguments: Callable[[], int] | None = None,
 ) -> DataSplit:
     """Parts that are gone over in batches, as data for one task.
 
     Raises:
         ValueError: one line; no batches, or they do not fit the task.
     """
-    inputs, targets = inputs_and_targets(parts[0].first(), parts[0].to_inputs)
+    first, needed = parts[0].first(), 1
+    if arguments is not None and isinstance(first, tuple | list) and len(first) > 2:
+        needed = arguments()
+    inputs, targets = inputs_and_targets(first, parts[0].to_inputs, needed)
     if isinstance(targets, np.ndarray):
         targets = torch.from_numpy(np.array(targets))
-    structure = infer_structured(inputs, targets, task if task not in PLAIN else None)
+    structure = infer_structured(inputs, targets, task)
     if structure is not None:
         spec, notes = _structured_spec(structure), _guess(structure, task, targets)
     else:
-        spec, notes = _flat_spec(parts, targets, task), ()
+        spec, notes = _flat_spec(parts, targets, task, needed), ()
     features = tuple(inputs.shape[1:]) if isinstance(inputs, Tensor | np.ndarray) else ()
     train, validation, test = parts
     return DataSplit(reference, train, validation, test, features, spec.classes, reference, spec,
                      notes=notes)
 
 
-def _flat_spec(parts: Sequence[StreamedPart], first: Tensor, task: str | None) -> TaskSpec:
+def _flat_spec(
+    parts: Sequence[StreamedPart], first: Tensor, task: str | None, needed: int
+) -> TaskSpec:
     """The task of one target an example: of the validation and the test part and a first batch."""
-    found = [first, *(targets for part in parts[1:] for targets in part.all_targets())]
+    found = [first, *(targets for part in parts[1:]
+                      for targets in part.all_targets(needed))]
     targets = np.concatenate([np.asarray(each).reshape(-1) for each in found])
     spec = infer_task(targets, task=task, whole_are_classes=True)
     if spec.task == "regression":
@@ -396,8 +412,9 @@ def _pair(part: Any, where: str) -> tuple[Any, Any] | None:
 
 def _source(part: Any) -> Any:
     """What is streamed: a pair whose inputs are several tensors by its rows."""
-    pair = isinstance(part, tuple) and len(part) == 2
-    return RowsOfPair(*part) if pair else part
+    pair = isinstance(part, tuple) or isinstance(part, list) and part and \
+        isinstance(part[0], NUMBERS)
+    return RowsOfPair(*part) if pair and len(part) == 2 else part
 
 
 def _stacked(dataset: Any, where: str) -> tuple[Any, np.ndarray] | None:
@@ -405,10 +422,10 @@ def _stacked(dataset: Any, where: str) -> tuple[Any, np.ndarray] | None:
     if isinstance(dataset, IterableDataset):
         return None
     with _user_code(where):
-        first, again = (dataset[0], dataset[0]) if len(dataset) else (None, None)
+        first = dataset[0] if len(dataset) else None
     if not isinstance(first, tuple | list) or len(first) != 2 \
             or not isinstance(first[0], (*NUMBERS, int, float)) \
-            or not _same_values(first, again) \
+            or not _gives_the_same(dataset, where) \
             or len(dataset) * np.asarray(first[0]).nbytes > STACKED_BYTES:
         if first is None:
             raise ValueError(f"data: expected {where} to hold pairs (input, target), but got no "
@@ -423,6 +440,16 @@ def _stacked(dataset: Any, where: str) -> tuple[Any, np.ndarray] | None:
             return None
         stacked = torch.stack(inputs) if tensors else np.stack([*map(np.asarray, inputs)])
         return stacked, np.stack([*map(np.asarray, targets)])
+
+
+READ_TWICE = 64
+"""So many items are read twice, to see whether they are drawn at random, as in augmentation."""
+
+
+def _gives_the_same(dataset: Any, where: str) -> bool:
+    with _user_code(where):
+        return all(_same_values(dataset[i], dataset[i])
+                   for i in range(min(READ_TWICE, len(dataset))))
 
 
 def _same_values(first: Any, again: Any) -> bool:

@@ -5,7 +5,7 @@ Tests: ``tests/data/test_loaders.py``.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -14,7 +14,8 @@ from torch import distributed as dist
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from wua_mlflow.config import Settings
-from wua_mlflow.data.datasets import DataSplit, call_data_function, load_data, split_of
+from wua_mlflow.data.batches import DATASET_BATCH
+from wua_mlflow.data.datasets import DataSplit, call_data_function, load_data
 from wua_mlflow.data.frames import are_frames
 from wua_mlflow.data.parts import Part
 from wua_mlflow.device import rows_at_once
@@ -23,7 +24,8 @@ from wua_mlflow.progress import Bar
 from wua_mlflow.rng import isolated
 
 __all__ = [
-    "AnalysisData", "BatchesWithBar", "load_analysis_data", "local_share", "null_sample",
+    "AnalysisData", "BatchesWithBar", "load_analysis_data", "load_split", "local_share",
+    "null_sample",
     "training_batches",
 ]
 
@@ -58,10 +60,11 @@ class BatchesWithBar:
 
 AnalysisData: TypeAlias = DataSplit | Iterable[Any] | Dataset[Any]
 """Data in three parts as everywhere, or the user's own batches, untouched."""
-DATASET_BATCH = 64
 
 
-def load_analysis_data(settings: Settings) -> AnalysisData:
+def load_analysis_data(
+    settings: Settings, to_inputs: Callable[[Any], Any] | None = None
+) -> AnalysisData:
     """The data that ``data`` names, for an analysis.
 
     What it names elsewhere gives a ``DataSplit``. A user's function may also return batches: a
@@ -74,26 +77,33 @@ def load_analysis_data(settings: Settings) -> AnalysisData:
     """
     reference = settings.data
     if ":" not in settings.model or ":" not in reference:  # a built-in model takes a split alone
-        return _split(settings)
+        return load_split(settings, to_inputs)
     with isolated():
         made = call_data_function(reference, settings.seed)
         if are_frames(made, settings.target):
-            return _split(settings)
+            return load_split(settings, returned=made)
         if settings.target is not None:
             raise ValueError(f"target: expected none beside data {reference!r}, but got "
                              f"{settings.target!r}")
         if isinstance(made, tuple) and len(made) == 3 and all(map(_is_pair, made)):
-            return split_of(made, reference, task=settings.task)
+            return load_split(settings, to_inputs, returned=made)
         if isinstance(made, list) and len(made) == 3 and all(
                 isinstance(part, Dataset | DataLoader) for part in made):
             made = tuple(made)  # three parts: no batch is one of these
     return _batches(made, reference)
 
 
-def _split(settings: Settings) -> DataSplit:
-    return load_data(settings.data, target=settings.target, groups=settings.groups,
-                     seed=settings.seed, image=settings.model == "cnn", task=settings.task,
-                     standardise=settings.state is None, table=settings.table_settings)
+def load_split(
+    settings: Settings, to_inputs: Callable[[Any], Any] | None = None, *,
+    arguments: Callable[[], int] | None = None, returned: Any = None,
+) -> DataSplit:
+    """The data that the settings name, in three parts; arguments and errors as of ``load_data``."""
+    size = DATASET_BATCH if settings.batch_size == "full" else settings.batch_size
+    return load_data(
+        settings.data, target=settings.target, groups=settings.groups, seed=settings.seed,
+        image=settings.model == "cnn", task=settings.task, standardise=settings.state is None,
+        table=settings.table_settings, batch_size=size, to_inputs=to_inputs, arguments=arguments,
+        returned=returned)
 
 
 def _is_pair(part: object) -> bool:

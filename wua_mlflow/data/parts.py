@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, TensorDataset
 
 from wua_mlflow.data.batches import (
+    DATASET_BATCH,
     NUMBERS,
     Batch,
     Batches,
@@ -26,6 +27,7 @@ from wua_mlflow.data.batches import (
     mapped,
 )
 from wua_mlflow.errors import one_line
+from wua_mlflow.rng import isolated, seed_all
 
 __all__ = ["DataPart", "Part", "RowsOfPair", "StreamedPart", "digest_of", "is_map_style",
            "streamed_part"]
@@ -48,9 +50,6 @@ class DataPart(Protocol):
 
     @property
     def digest(self) -> str: ...
-
-    @property
-    def in_memory(self) -> bool: ...
 
     @property
     def dataset(self) -> Any: ...
@@ -104,11 +103,6 @@ class Part:
                            for tensor in (self.inputs, self.targets)))
 
     @property
-    def in_memory(self) -> bool:
-        """It is."""
-        return True
-
-    @property
     def dataset(self) -> TensorDataset:
         """For a trainer of the user's own."""
         return TensorDataset(self.inputs, self.targets)
@@ -142,10 +136,9 @@ class StreamedPart:
     """
 
     groups: np.ndarray | None = None
-    in_memory = False
 
     def __init__(
-        self, source: Any, where: str, *, batch_size: int = 64,
+        self, source: Any, where: str, *, batch_size: int = DATASET_BATCH,
         to_inputs: Callable[[Any], Any] | None = None, ordered: bool = True,
     ) -> None:
         self.source, self.where, self.to_inputs = source, where, to_inputs
@@ -197,10 +190,10 @@ class StreamedPart:
             raise ValueError(f"data: expected at least one batch in {self.where}, but got none")
         return batch
 
-    def all_targets(self) -> Iterator[Any]:
-        """The targets of each batch."""
+    def all_targets(self, needed: int = 1) -> Iterator[Any]:
+        """The targets of each batch, for a forward that needs so many arguments."""
         for batch in self._checked():
-            yield inputs_and_targets(batch, self.to_inputs)[1]
+            yield inputs_and_targets(batch, self.to_inputs, needed)[1]
 
     def batches(self, model: nn.Module) -> Batches:
         """All examples; in the same order each time, where that is asked for."""
@@ -221,15 +214,24 @@ class StreamedPart:
             source = [source[i] for i in torch.randperm(len(source), generator=generator)]
         return iter(Batches(_as_batches(source, size), model, self.to_inputs))
 
-    def sample(self, model: nn.Module) -> list[Batch]:
-        """The first examples, at most ``SAMPLE_EXAMPLES``, that fit into ``SAMPLE_BYTES``."""
-        sample: list[Batch] = []
+    def sample(self, model: nn.Module) -> Batches:
+        """The first examples, at most ``SAMPLE_EXAMPLES``, that fit into ``SAMPLE_BYTES``.
+
+        They are the same each time: of a source that shuffles those of one seed.
+        """
+        return Batches(self._sampled, model, self.to_inputs)
+
+    @cached_property
+    def _sampled(self) -> list[Any]:
+        sample: list[Any] = []
         examples = size = 0
-        for batch in Batches(_as_batches(self.source, self.batch_size), model, self.to_inputs):
-            sample.append(batch)
-            examples, size = examples + batch.samples, size + _bytes((batch.args, batch.kwargs))
-            if examples >= SAMPLE_EXAMPLES or size >= SAMPLE_BYTES:
-                break
+        with isolated():
+            seed_all(0)
+            for batch in self._raw():
+                sample.append(_copied(batch))
+                examples, size = examples + _samples(batch), size + _bytes(batch)
+                if examples >= SAMPLE_EXAMPLES or size >= SAMPLE_BYTES:
+                    break
         return sample
 
     def example(self, model: nn.Module, count: int) -> Inputs:
@@ -256,7 +258,7 @@ class StreamedPart:
         for batch in self._raw():
             digest.add(batch)
             size += _bytes(batch)
-            kept.append(batch)
+            kept.append(_copied(batch))  # the user may fill one and the same buffer again
             if size > KEPT_BYTES or self._digest:
                 kept.clear()
             yield batch
@@ -323,7 +325,7 @@ class RowsOfPair(Dataset[Any]):
 
 
 def streamed_part(
-    source: Any, where: str, *, batch_size: int = 64,
+    source: Any, where: str, *, batch_size: int = DATASET_BATCH,
     to_inputs: Callable[[Any], Any] | None = None,
 ) -> StreamedPart:
     """What the user gave as a part: of the training part the order is free.
@@ -374,6 +376,11 @@ def _known_length(source: Any) -> int | None:
         return None if counted is None else len(counted)
     except TypeError:  # a Dataset, or a sampler, without a length
         return None
+
+
+def _copied(batch: Any) -> Any:
+    return mapped(batch, NUMBERS, lambda value: value.clone() if isinstance(value, Tensor)
+                  else value.copy())
 
 
 def _samples(batch: Any) -> int:

@@ -21,6 +21,7 @@ from wua_mlflow.data.batches import NO_TARGETS, Inputs, leaves
 __all__ = [
     "IGNORED", "STRUCTURED", "Decisions", "Structure", "constant_overlap", "decision_losses",
     "decisions", "image_overlap", "infer_structured", "output_tensor", "structured_loss",
+    "aligned_pixels", "aligned_tokens",
 ]
 
 
@@ -96,20 +97,32 @@ def decisions(outputs: Tensor, targets: Tensor, task: str, kind: str) -> Decisio
             raise _misfit(outputs, targets, task, tuple(targets.shape))
         return Decisions(outputs.reshape(-1, 1), targets.reshape(-1, 1).to(outputs.dtype),
                          samples.repeat_interleave(targets.shape[1]))
+    outputs, targets = aligned_tokens(outputs, targets, task, kind)
+    counts = targets != IGNORED
+    examples = samples[:, None].expand(targets.shape)[counts]
+    return Decisions(outputs[counts], targets[counts].long(), examples)
+
+
+def aligned_tokens(
+    outputs: Tensor, targets: Tensor, task: str, kind: str
+) -> tuple[Tensor, Tensor]:
+    """Outputs (samples, positions, classes) beside the targets (samples, positions) they are of.
+
+    Raises:
+        ValueError: shapes that do not fit.
+    """
     if outputs.dim() == 3 and outputs.shape[:2] != targets.shape \
             and (outputs.shape[0], outputs.shape[2]) == targets.shape:
         outputs = outputs.transpose(1, 2)
     if outputs.dim() != 3 or outputs.shape[:2] != targets.shape:
         raise _misfit(outputs, targets, task, (*targets.shape, "classes"))
     if kind == "next_token_logits":
-        outputs, targets = outputs[:, :-1], targets[:, 1:]
-    counts = targets != IGNORED
-    examples = samples[:, None].expand(targets.shape)[counts]
-    return Decisions(outputs[counts], targets[counts].long(), examples)
+        return outputs[:, :-1], targets[:, 1:]
+    return outputs, targets
 
 
 def structured_loss(outputs: Tensor, targets: Tensor, task: str, kind: str) -> Tensor:
-    """The mean loss over the decisions of a batch, a scalar.
+    """The mean loss over the decisions of a batch, a scalar; 0 where none counts.
 
     Binary cross-entropy over labels, cross-entropy over tokens or pixels that count.
 
@@ -117,9 +130,11 @@ def structured_loss(outputs: Tensor, targets: Tensor, task: str, kind: str) -> T
     0.6931471824645996
     """
     if task == "segmentation":
-        return functional.cross_entropy(*_pixels(outputs, targets), ignore_index=IGNORED)
+        logits, classes = aligned_pixels(outputs, targets)
+        total = functional.cross_entropy(logits, classes, ignore_index=IGNORED, reduction="sum")
+        return total / (classes != IGNORED).sum().clamp_min(1)
     found = decisions(outputs, targets, task, kind)
-    return decision_losses(found, task, kind).mean()
+    return decision_losses(found, task, kind).sum() / max(1, len(found.targets))
 
 
 def decision_losses(found: Decisions, task: str, kind: str) -> Tensor:
@@ -153,7 +168,7 @@ def image_overlap(outputs: Tensor, targets: Tensor) -> Overlap:
     >>> [round(value, 3) for value in image_overlap(logits.float(), target).iou.tolist()]
     [0.583]
     """
-    logits, classes = _pixels(outputs, targets)
+    logits, classes = aligned_pixels(outputs, targets)
     counts = classes != IGNORED
     number = logits.shape[1]
     guessed = functional.one_hot(logits.argmax(1), number).bool() & counts[..., None]
@@ -183,8 +198,11 @@ def constant_overlap(pixels: np.ndarray) -> np.ndarray:
     return np.asarray(of_commonest / present.sum(axis=1))
 
 
-def _pixels(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits (images, classes, height, width) and class numbers (images, height, width)."""
+def aligned_pixels(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits (images, classes, height, width) and class numbers (images, height, width).
+
+    The logits in the targets' size, ``IGNORED`` where a pixel does not count.
+    """
     if targets.dim() == 4 and targets.shape[1] == 1:
         targets = targets[:, 0]
     if outputs.dim() != 4 or targets.dim() != 3 or len(outputs) != len(targets):

@@ -15,15 +15,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from wua_mlflow.data.batches import Batch, Batches, Inputs, leaves, mapped
+from wua_mlflow.data.batches import Batch, Inputs, leaves, mapped
 from wua_mlflow.data.structured import STRUCTURED, output_tensor, structured_loss
 from wua_mlflow.data.tables import listed
 from wua_mlflow.hooks import evaluating, unwrapped
 
 __all__ = [
-    "OutputKind", "PLAIN", "Task", "TaskSpec", "checked_output", "example_scores", "has_classes",
-    "infer_task", "judged_as", "loss_for", "output_kind", "predictions_of", "probabilities_of",
-    "score_name",
+    "OutputKind", "PLAIN", "Task", "TaskSpec", "checked_output", "class_numbers", "example_scores",
+    "has_classes", "infer_task", "judged_as", "loss_for", "output_kind", "predictions_of",
+    "probabilities_of", "score_name",
 ]
 
 
@@ -205,7 +205,7 @@ def output_kind(
         return "next_token_logits" if next_token else "logits"
     if isinstance(inputs, Tensor):
         inputs = inputs[:2]
-    batch = next(iter(Batches([_as_batch(mapped(inputs, Tensor, _probe_of))], model)))
+    batch = _as_batch(mapped(inputs, Tensor, _probe_of))
     model = unwrapped(model)
     with evaluating(model), torch.enable_grad():
         outputs = checked_output(model(*batch.args, **batch.kwargs))
@@ -264,12 +264,18 @@ def loss_for(task: Task, kind: OutputKind) -> Callable[..., Tensor]:
 
     def loss(outputs: Any, targets: Tensor, reduction: str = "mean") -> Tensor:
         outputs = output_tensor(outputs)
-        if task != "multiclass" and targets.shape != outputs.shape:
+        if task == "multiclass":
+            return base(outputs, class_numbers(targets), reduction=reduction)
+        if targets.shape != outputs.shape:
             targets = _of_outputs(targets, outputs)
-        return base(outputs, targets if task == "multiclass" else targets.to(outputs.dtype),
-                    reduction=reduction)
+        return base(outputs, targets.to(outputs.dtype), reduction=reduction)
 
     return loss
+
+
+def class_numbers(targets: Tensor) -> Tensor:
+    """Targets of shape (n,) or (n, 1), of any dtype, as cross-entropy takes them: int64, (n,)."""
+    return targets.reshape(len(targets)).long() if targets.shape[1:] in ((), (1,)) else targets
 
 
 def _of_outputs(targets: Tensor, outputs: Tensor) -> Tensor:

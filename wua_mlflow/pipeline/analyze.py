@@ -331,7 +331,7 @@ def _prepared(settings: Settings) -> AnalyzedModel:
     settings = pretrained_settings(settings)
     to_inputs = None if settings.batch_to_inputs is None else \
         users_function(settings.batch_to_inputs, "batch_to_inputs")
-    feed = load_analysis_data(settings)
+    feed = load_analysis_data(settings, to_inputs)
     example, feed = example_of(feed)
     split = feed if isinstance(feed, DataSplit) else None
     if split is not None and not rank():

@@ -18,15 +18,23 @@ import torch
 from torch import Tensor, nn
 
 from wua_mlflow.config import TUTORIAL, Settings
-from wua_mlflow.data.batches import Batch, Inputs
-from wua_mlflow.data.datasets import DataSplit, is_file, load_data, takes
+from wua_mlflow.data.batches import Batch, Inputs, needed_arguments
+from wua_mlflow.data.datasets import DataSplit, is_file, takes
+from wua_mlflow.data.loaders import load_split
 from wua_mlflow.data.parts import DataPart, Part, StreamedPart
 from wua_mlflow.data.tasks import OutputKind, checked_output, judged_as, output_kind
 from wua_mlflow.device import device_of, same_on_every_processor, use_threads
 from wua_mlflow.errors import one_line
 from wua_mlflow.hooks import evaluating, unwrapped
 from wua_mlflow.imports import load_object
-from wua_mlflow.pipeline.models import check_fit, factory, naming, users_function
+from wua_mlflow.pipeline.models import (
+    check_fit,
+    factory,
+    made_by,
+    naming,
+    users_factory,
+    users_function,
+)
 from wua_mlflow.pipeline.trainer_runs import active_run_for
 from wua_mlflow.progress import Bar
 from wua_mlflow.pruning.cut import Specification
@@ -144,7 +152,7 @@ def load_recipe(settings: Settings) -> Recipe:
     use_threads(settings.threads)
     if settings.data == TUTORIAL:
         same_on_every_processor()
-    split = load_settings_data(settings)
+    split = load_recipe_data(settings)
     if is_file(settings.data):
         settings = settings.model_copy(update={"data": split.source})  # holds in any folder
     if settings.score is not None:
@@ -172,19 +180,18 @@ def _for_outputs(split: DataSplit, build: Factory, settings: Settings) -> DataSp
     return split
 
 
-def load_settings_data(settings: Settings) -> DataSplit:
-    """The data that the settings name, in three parts."""
-    to_inputs = settings.batch_to_inputs
-    return load_data(
-        settings.data, target=settings.target, groups=settings.groups, seed=settings.seed,
-        image=settings.model == "cnn", task=settings.task, standardise=settings.state is None,
-        table=settings.table_settings,
-        batch_size=EVALUATED_AT_ONCE if settings.batch_size == "full" else settings.batch_size,
-        to_inputs=None if to_inputs is None else users_function(to_inputs, "batch_to_inputs"))
+def load_recipe_data(settings: Settings) -> DataSplit:
+    """The data that the settings name, in three parts, as their model takes them."""
+    def arguments() -> int:
+        factory = users_factory(settings.model)
+        with isolated():
+            return needed_arguments(made_by(factory, settings.model, settings.hidden or None,
+                                            lambda _: None))
 
+    name = settings.batch_to_inputs
+    return load_split(settings, None if name is None else users_function(name, "batch_to_inputs"),
+                      arguments=arguments if ":" in settings.model else None)
 
-EVALUATED_AT_ONCE = 64
-"""Examples of a streamed Dataset where there is no batch size."""
 
 Making = Callable[[], nn.Module]
 """Makes a network, on any device; it may draw from torch's global random stream."""
@@ -251,7 +258,7 @@ def train_made(  # noqa: PLR0913 - what is trained, for how long, from which str
             generator = torch_generator(seed, Purpose.LOADER)
             train, validation, loss = _data_and_loss(recipe, model, kind, teacher, generator)
             steps = fit(model, train, loss, budget, generator=generator,
-                        validation=validation if settings.patience else None,
+                        validation=validation,
                         watched=_watched(recipe, kind) if settings.score else None)
             records = _all_epochs(recipe, model, steps, epochs, label)
         seconds = time.perf_counter() - began
@@ -282,14 +289,19 @@ def _data_and_loss(
     recipe: Recipe, model: nn.Module, kind: OutputKind, teacher: nn.Module | None,
     generator: torch.Generator,
 ) -> tuple[Any, Any, Any]:
-    """Training part, validation part and loss; with a teacher its outputs are targets too."""
+    """Training part, loss, and the validation part where early stopping watches it.
+
+    With a teacher its outputs are targets too.
+    """
     split = recipe.split
     loss = recipe.objective(kind).loss
     if teacher is not None:
         loss = distillation_loss(loss, split.task, kind)
-    train, validation = (
+    watched = (split.validation,) if recipe.settings.patience else ()
+    train: Any
+    train, *validation = (
         _in_memory(part, recipe.device, teacher) if isinstance(part, Part)
-        else _Taught(part.batches(model), teacher) for part in (split.train, split.validation))
+        else _Taught(part.batches(model), teacher) for part in (split.train, *watched))
     streamed, size = split.train, recipe.settings.batch_size
     if isinstance(streamed, StreamedPart):
         examples = len(streamed) if size == "full" else size
@@ -297,8 +309,8 @@ def _data_and_loss(
         def epoch() -> Iterable[Batch]:
             return _Taught(streamed.epoch(model, examples, generator), teacher)
 
-        return epoch, validation, loss
-    return train, validation, loss
+        train = epoch
+    return train, validation[0] if validation else None, loss
 
 
 def _in_memory(

@@ -357,11 +357,12 @@ def _recommended(settings: Settings, parent: ModelVariant, method: str) -> Width
     split, model = parent.recipe.split, parent.model
     fit = split.train.sample(model) if method in ("rank", "projection") else None
     objective = parent.recipe.objective(parent.kind)
-    own_score = settings.score and split.task in PLAIN
+    plain = settings.score and split.task in PLAIN
     return recommend_widths(
         model, split.validation.sample(model), method=method, margin=settings.margin,
         fit_data=fit, loss=objective.loss, task=split.task, seed=settings.seed,
-        score=partial(parent.recipe.example_scores, kind=parent.kind) if own_score else None)
+        score=partial(parent.recipe.example_scores, kind=parent.kind) if plain
+        else settings.score)
 
 
 def _usage_of(settings: Settings, variant: ModelVariant) -> ModelUsage:

@@ -116,6 +116,9 @@ def _state_dict(path: Path, state: str) -> Mapping[str, Tensor]:
         content = content[entry]
     tensors: dict[str, Tensor] = {}
     for name, value in content.items():
+        if not isinstance(name, str):
+            raise ValueError(f"state: expected names of tensors, but '{state}' has {name!r}, a "
+                             f"{type(name).__name__}{save}")
         if not isinstance(value, Tensor):
             raise ValueError(f"state: expected tensors alone, but '{state}' has {name!r}, a "
                              f"{type(value).__name__}{save}")

@@ -120,7 +120,11 @@ def _weight_normed(g: Tensor, v: Tensor) -> Tensor:
 
 
 def _spectral_normed(weight: Tensor, u: Tensor, v: Tensor) -> Tensor:
-    dim = 0 if len(u) == weight.shape[0] and weight.numel() == len(u) * len(v) else 1
-    matrix = weight.movedim(dim, 0).flatten(1)
-    result: Tensor = weight / torch.dot(u, torch.mv(matrix, v))
+    """The weight ÷ u·W·v, W having the units' dimension first: 1 of a transposed convolution.
+
+    Where the shape leaves it open it is the one of which u and v are the leading singular vectors.
+    """
+    sigmas = [torch.dot(u, torch.mv(matrix, v)) for dim in range(min(2, weight.dim()))
+              if (matrix := weight.movedim(dim, 0).flatten(1)).shape == (len(u), len(v))]
+    result: Tensor = weight / max(sigmas, key=lambda sigma: float(sigma.abs()))
     return result

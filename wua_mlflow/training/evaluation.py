@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from wua_mlflow.data.batches import NO_TARGETS, Batch, Batches, mapped
 from wua_mlflow.data.structured import (
+    aligned_pixels,
+    aligned_tokens,
     constant_overlap,
     decision_losses,
     decisions,
@@ -25,6 +27,7 @@ from wua_mlflow.data.tasks import (
     OutputKind,
     Task,
     checked_output,
+    class_numbers,
     example_scores,
     has_classes,
     judged_as,
@@ -294,7 +297,8 @@ def _judged(outputs: Any, batch: Batch, objective: Objective) -> dict[str, np.nd
     groups = found.examples.cpu().numpy()
     if objective.task == "language_modeling":
         if objective.score is not None and ":" in objective.score:
-            return _by_function(targets, tensor.argmax(-1), objective,
+            logits, aligned = aligned_tokens(tensor, targets, objective.task, objective.kind)
+            return _by_function(aligned, logits.argmax(-1), objective,
                                 np.bincount(groups, losses, len(targets)))
         return {"predictions": -losses, "targets": found.targets.cpu().numpy(), "losses": losses,
                 "groups": groups}
@@ -308,7 +312,9 @@ def _judged_examples(
 ) -> dict[str, np.ndarray]:
     """Of one target an example, or amounts in several columns."""
     task, kind = objective.task, objective.kind
-    if task != "multiclass":
+    if task == "multiclass":
+        targets = class_numbers(targets)
+    else:
         outputs = outputs.reshape(len(outputs), -1)
         targets = targets.reshape(len(targets), -1).to(outputs.dtype)
     _check_shapes(outputs, targets, task)
@@ -329,8 +335,8 @@ def _judged_images(
     found = image_overlap(outputs, targets)
     losses = found.losses.cpu().double().numpy()
     if objective.score is not None and ":" in objective.score:
-        guessed = outputs.argmax(1) if outputs.shape[1] > 1 else (outputs[:, 0] > 0).long()
-        return _by_function(targets, guessed, objective, losses)
+        logits, classes = aligned_pixels(outputs, targets)
+        return _by_function(classes, logits.argmax(1), objective, losses)
     return {"predictions": found.iou.cpu().double().numpy(), "losses": losses,
             "pixels": found.pixels.cpu().numpy()}
 

@@ -235,8 +235,9 @@ def paired_scores(
     known = np.full(examples, np.nan) if constant is None else \
         np.asarray(constant, dtype=np.float64)
     if known.shape != (examples,) or (constant is not None and not np.isfinite(known).all()):
+        got = f"the shape {known.shape}" if known.shape != (examples,) else "NaN or infinity"
         raise ValueError(f"constant: expected a finite score for each of {examples} examples, but "
-                         f"got the shape {known.shape}")
+                         f"got {got}")
     return Paired(replace(found, takes="scores"), known, baseline, candidate)
 
 

@@ -145,7 +145,7 @@ class _Request:
     seed: int
     task: Task | None
     loss: Loss | None
-    score: Score | None
+    score: Score | str | None
     fit: Any
     batch_to_inputs: Callable[[Any], Any] | None
     search: Search | None
@@ -182,7 +182,7 @@ class _Request:
 def recommend_widths(  # noqa: PLR0913 - the options of one question, each by name
     model: nn.Module, data: Any, *, method: str = "rank", margin: float = 0.02,
     layers: Sequence[str] | None = None, task: Task | None = None, loss: Loss | None = None,
-    score: Score | None = None, criterion: str | None = None, jointly: bool = True,
+    score: Score | str | None = None, criterion: str | None = None, jointly: bool = True,
     fit_data: Any = None, structure: UnitGroups | None = None, search: Search | None = None,
     seed: int = 0, batch_to_inputs: Callable[[Any], Any] | None = None,
 ) -> WidthRecommendation:
@@ -218,8 +218,8 @@ def recommend_widths(  # noqa: PLR0913 - the options of one question, each by na
         task: ``binary``, ``multiclass`` or ``regression``; read from the data, if None.
         loss: of outputs and targets, the mean over examples; that of the task, if None. For the
             criterion ``taylor``.
-        score: of outputs and targets, one number an example; right or wrong, or its share of R²,
-            if None. For ``projection`` and ``ablation``.
+        score: of outputs and targets, one number an example, or a name as in ``compare``; right or
+            wrong, or an example's share of R², if None. For ``projection`` and ``ablation``.
         criterion: what makes a unit important (``ablation``: ``taylor``, any of ``analyze``'s, or
             ``random``), or a weight (``effective``: ``output``).
         jointly: whether the widths of several groups together are to be within the margin

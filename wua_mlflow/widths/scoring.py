@@ -5,8 +5,8 @@ Tests: ``tests/widths/test_scoring.py``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -67,8 +67,10 @@ class Scoring:
 
     def outputs(self, model: nn.Module) -> list[BatchOutputs]:
         """Of all batches, in eval mode; the model is left as found."""
+        own = self.objective is None or self.objective.own_loss is not None
+        keep: Callable[[Any], Any] = (lambda outputs: outputs) if own else checked_output
         with evaluating(model):
-            return [BatchOutputs(batch.call(model), batch.targets, batch.samples)
+            return [BatchOutputs(keep(batch.call(model)), batch.targets, batch.samples)
                     for batch in self.batches]
 
     def mean_score(self, model: nn.Module) -> float:
@@ -120,7 +122,11 @@ def _at(batch: BatchOutputs, rows: Tensor) -> BatchOutputs:
         per_example = tensor.dim() and len(tensor) == batch.samples
         return tensor[rows.to(tensor.device)] if per_example else tensor
 
-    return BatchOutputs(mapped(batch.outputs, Tensor, select),
+    outputs = batch.outputs
+    if is_dataclass(outputs) and not isinstance(outputs, Mapping | type):
+        outputs = replace(outputs, **{each.name: mapped(getattr(outputs, each.name), Tensor, select)
+                                      for each in fields(outputs)})
+    return BatchOutputs(mapped(outputs, Tensor, select),
                         mapped(batch.targets, Tensor, select), len(rows))
 
 
@@ -134,7 +140,7 @@ def _checked_loss(value: Any) -> float:
 
 def scoring(
     model: nn.Module, data: Any, *, task: Task | None = None, loss: Loss | None = None,
-    score: Score | None = None, batch_to_inputs: Callable[[Any], Any] | None = None,
+    score: Score | str | None = None, batch_to_inputs: Callable[[Any], Any] | None = None,
 ) -> Scoring:
     """The data in batches for the model, with the score and the loss of their task.
 
@@ -147,7 +153,8 @@ def scoring(
             column, a binary task; others, a regression; several targets an example are what
             ``data.structured.infer_structured`` says.
         loss: that of the task, if None: cross-entropy, squared error.
-        score: that of the task, if None: right or wrong, or an example's share of R².
+        score: a function, or the name of one as in ``compare``; that of the task, if None: right
+            or wrong, or an example's share of R².
         batch_to_inputs: as of ``analyze``.
 
     Raises:
@@ -160,19 +167,22 @@ def scoring(
     """
     batches = batches_of(data, model, batch_to_inputs)
     first = next(iter(batches))
-    if loss is not None and score is not None and task in (None, "custom"):
+    if loss is not None and callable(score) and task in (None, "custom"):
         return Scoring(batches, loss, score, "mean score")
     structure = infer_structured(first.example(first.samples), first.targets,
-                                 task if task not in PLAIN else None)
+                                 task)
     with evaluating(model):
         outputs = checked_output(first.call(model))
     found: Task = _plain_task(batches, outputs, task) \
         if structure is None or task in PLAIN else structure.task
     next_token = structure is not None and structure.next_token
     kind = output_kind(model, first.example(2), found, next_token=next_token)
-    objective = Objective(found, kind, own_loss=_reshaping(loss, found) if loss else None)
-    return Scoring(batches, objective.loss, score, "mean score" if score else score_name(found),
-                   objective)
+    own_loss = _reshaping(loss, found) if loss else None
+    if score is None or isinstance(score, str):
+        objective = Objective(found, kind, score, own_loss)
+        return Scoring(batches, objective.loss, None, score or score_name(found), objective)
+    objective = Objective(found, kind, own_loss=own_loss)
+    return Scoring(batches, objective.loss, score, "mean score", objective)
 
 
 def _plain_task(batches: Batches, outputs: Tensor, task: Task | None) -> Task:
