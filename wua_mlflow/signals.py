@@ -15,7 +15,7 @@ from functools import partial
 from types import FrameType
 from typing import Any
 
-__all__ = ["Stopped", "allow_signals", "defer_signals", "from_keyboard", "handle_signals"]
+__all__ = ["Stopped", "allow_signals", "defer_signals", "goes_on", "handle_signals"]
 
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP")
@@ -25,26 +25,35 @@ IMPATIENT = 3
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal asked the process to end; ``exit_code`` is the shell's for it, 130 for Ctrl-C."""
+    """A signal asked the process to end; ``exit_code`` is the shell's for it, 130 for Ctrl-C.
 
-    def __init__(self, number: int) -> None:
+    ``count`` says the how-manieth signal it is since ``handle_signals`` began.
+    """
+
+    def __init__(self, number: int, count: int = 1) -> None:
         super().__init__(signal.Signals(number).name)
         self.exit_code = 128 + number
+        self.count = count
 
 
-def from_keyboard(stop: KeyboardInterrupt) -> bool:
-    """Whether it is Ctrl-C, after which work may go on with the best so far; no other signal is.
+def goes_on(stop: KeyboardInterrupt) -> bool:
+    """Whether it is a first Ctrl-C, after which work goes on with the best so far.
 
-    >>> from_keyboard(KeyboardInterrupt()), from_keyboard(Stopped(signal.SIGTERM))
+    A second one ends the command, and any other signal does.
+
+    >>> goes_on(KeyboardInterrupt()), goes_on(Stopped(signal.SIGTERM))
+    (True, False)
+    >>> goes_on(Stopped(signal.SIGINT)), goes_on(Stopped(signal.SIGINT, count=2))
     (True, False)
     """
-    return getattr(stop, "exit_code", 130) == 130
+    return getattr(stop, "exit_code", 130) == 130 and getattr(stop, "count", 1) == 1
 
 
 class _State(threading.local):  # Python handles signals in the main thread alone
     depth = 0
     waiting = 0
     number = 0
+    count = 0
 
 
 _state = _State()
@@ -64,7 +73,7 @@ def handle_signals() -> Iterator[None]:
     before = {number: handler for number in SIGNALS
               if (handler := signal.getsignal(number)) in defaults}
     hook = sys.unraisablehook
-    _state.depth = _state.waiting = 0
+    _state.depth = _state.waiting = _state.count = 0
     for number in before:
         signal.signal(number, _stop)
     sys.unraisablehook = partial(_send_again, hook)
@@ -101,8 +110,9 @@ def allow_signals() -> Iterator[None]:
 
 
 def _stop(number: int, _frame: FrameType | None) -> None:
+    _state.count += 1
     if not _state.depth:
-        raise Stopped(number)
+        raise Stopped(number, _state.count)
     _state.waiting += 1
     _state.number = number
     if _state.waiting >= IMPATIENT:
@@ -114,6 +124,7 @@ def _send_again(hook: Callable[[Any], object], dropped: Any) -> None:
     """Python drops an error of a callback, such as the import system has: no signal is lost so."""
     if isinstance(dropped.exc_value, Stopped):
         number = dropped.exc_value.exit_code - 128
+        _state.count -= 1
         threading.Timer(0.01, os.kill, (os.getpid(), number)).start()
     else:
         hook(dropped)
@@ -122,4 +133,4 @@ def _send_again(hook: Callable[[Any], object], dropped: Any) -> None:
 def _raise_waiting() -> None:
     if _state.waiting and not _state.depth:
         _state.waiting = 0
-        raise Stopped(_state.number)
+        raise Stopped(_state.number, _state.count)

@@ -18,7 +18,7 @@ expect.set_options(timeout=600_000)
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 BARS = {
-    "FLOPs/sample": "flops/forward",
+    "FLOPs, one sample": "flops/forward",
     "parameters": "params/total",
     "effective weights": "usage/effective_weights",
     "entropy, nats": "usage/entropy",
@@ -35,11 +35,11 @@ ROWS = """() => [...document.querySelectorAll(".ag-row")]
 
 def test_printed_address_shows_the_variants_side_by_side(page, pipeline):
     page.goto(pipeline.view)
-    scatter = plot(card(page, "FLOPs/sample vs. test accuracy"))
+    scatter = plot(card(page, "FLOPs, one sample vs. test accuracy"))
     points = {(run.data.metrics["flops/forward"], run.data.metrics["accuracy/test"])
               for run in pipeline.variants}
     assert set(zip(scatter["x"], scatter["y"], strict=True)) == points
-    expect(card(page, "FLOPs/sample vs. test accuracy")).to_be_in_viewport()
+    expect(card(page, "FLOPs, one sample vs. test accuracy")).to_be_in_viewport()
     for title, metric in BARS.items():
         assert drawn_bars(card(page, title)) == logged(pipeline.variants, metric)
         expect(card(page, title)).to_be_in_viewport()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +15,7 @@ from tests.pipeline import slimming_cases
 from tests.pipeline.slimming_cases import HERE, original_in, same, settings_of, text_of
 from wua_mlflow.cli.main import main
 from wua_mlflow.config import ConfigError, load_settings
+from wua_mlflow.pipeline import recipe as recipe_module
 from wua_mlflow.pipeline import seeds as seeds_module
 from wua_mlflow.pipeline import train as train_module
 from wua_mlflow.pipeline.recipe import Replicate
@@ -26,6 +28,7 @@ from wua_mlflow.pipeline.seeds import (
 from wua_mlflow.pipeline.variant import load_variant
 from wua_mlflow.pipeline.workflow import compare_run, run_pipeline, slim_run
 from wua_mlflow.report.answer import verdicts_text
+from wua_mlflow.signals import Stopped
 from wua_mlflow.tracking.names import ArtifactPath, Metric, Tag
 from wua_mlflow.verdict.compare import compare
 
@@ -59,6 +62,59 @@ def test_seeds_are_added_to_both_look_by_look(case, store, monkeypatch):
     assert (fixed.comparison.recipe.counts.look, fixed.comparison.recipe.counts.looks) == (1, 1)
     wider = grown.comparison.recipe, fixed.comparison.recipe
     assert wider[0].high - wider[0].low > wider[1].high - wider[1].low
+
+
+@pytest.mark.parametrize(("stop_at", "seeds"), [
+    (("oversized 8", 6), (6, 5)), (("slim 7", 6), (8, 6)), (("slim 7", 3), (5, 3))])
+def test_ctrl_c_among_the_seeds_ends_with_a_verdict_on_those_so_far(
+        stop_at, seeds, store, monkeypatch, capsys):
+    """The runs hold what was trained; of fewer than 5 it is these two models' verdict."""
+    monkeypatch.delenv("TQDM_DISABLE", raising=False)
+    _stop_at(monkeypatch, *stop_at)
+    monkeypatch.setattr(seeds_module, "LEAST_CHANCE", 0.0)
+    result = run_pipeline(store, settings_of(slim_hidden="7", margin=0.001, seeds="auto"))
+    assert [len(variant.replicates) for variant in (result.variants[0], result.variants[-1])] == \
+        [*seeds]
+    of = 8 if min(seeds) >= 5 else 5
+    assert f"interrupted: going on with {stop_at[1]} of {of} seeds" in capsys.readouterr().err
+    again = load_variant(store, result.variants[-1].run_id)
+    assert len(again.replicates) == seeds[1]
+    assert store.client.get_run(result.run_id).info.status == "FINISHED"
+    if of == 8:
+        counts = result.comparison.recipe.counts
+        assert (counts.baseline, counts.candidate) == seeds
+    else:
+        assert result.comparison.recipe is None
+        assert "interrupted after 3 seeds (`wua slim --run-id " in verdicts_text(result.comparison)
+
+
+@pytest.mark.parametrize(("name", "stop"), [
+    ("oversized 8", KeyboardInterrupt()), ("slim 7", Stopped(signal.SIGTERM)),
+    ("slim 7", Stopped(signal.SIGINT, count=2))])
+def test_what_is_not_a_first_ctrl_c_or_has_nothing_to_go_on_with_ends_all(
+        name, stop, store, monkeypatch):
+    _stop_at(monkeypatch, name, 3, stop)
+    with pytest.raises(KeyboardInterrupt) as raised:
+        run_pipeline(store, settings_of(slim_hidden="7", seeds="auto"))
+    assert raised.value is stop
+
+
+def _stop_at(monkeypatch, name, number, stop=None):
+    """Raise as the network of this name is about to train its replicate of this number."""
+    bar = recipe_module.Bar
+
+    def numbers_until(numbers, **options):
+        if "total" in options:
+            return bar(numbers, **options)
+        return until(numbers, options["desc"])
+
+    def until(numbers, desc):
+        for each in numbers:
+            if each == number and desc.endswith(name):
+                raise stop or KeyboardInterrupt
+            yield each
+
+    monkeypatch.setattr(recipe_module, "Bar", numbers_until)
 
 
 @pytest.mark.parametrize(("margin", "chance"), [(0.15, 0.0), (0.001, 1.0)])

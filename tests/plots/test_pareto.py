@@ -70,7 +70,7 @@ def test_what_it_says_and_what_cannot_be_drawn():
     words = words_of(plot_pareto(pareto_data(
         [_variant("oversized 10", 61, [0.90, 0.92]),
          _variant("slim 7", 43, **{"accuracy/test": 0.873})], margin=0.01)))
-    for phrase in ("Test accuracy against FLOPs of one sample", "oversized 10", "91.0%", "87.3%",
+    for phrase in ("Test accuracy against FLOPs, one sample", "oversized 10", "91.0%", "87.3%",
                    "A point without a bar is one trained model.",
                    "Shaded: down to 1 point below the original.",
                    "bar: its 95% interval over seeds"):

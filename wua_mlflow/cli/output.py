@@ -22,6 +22,7 @@ from wua_mlflow.results import Comparison
 from wua_mlflow.tracking.names import Kind, Metric, Tag, further_layers_table, keys_of, step_tag
 from wua_mlflow.tracking.runs import COLUMNS
 from wua_mlflow.verdict.compare import Verdict
+from wua_mlflow.verdict.text import FLOPS_ONE_SAMPLE
 
 __all__ = [
     "external_text", "print_analysis", "record", "records", "run_text", "runs_text",
@@ -81,7 +82,7 @@ SHOWN = {
     Tag.TARGET_RUN: ("of run", ""), "data": ("data", ""),
     Metric.ACCURACY_TEST: ("accuracy", ".4f"), Metric.SCORE_TEST: ("score", ".4f"),
     Tag.SCORE: ("which is", ""),
-    Metric.FLOPS_FORWARD: ("FLOPs", ",.0f"), Metric.PARAMS_TOTAL: ("parameters", ",.0f"),
+    Metric.FLOPS_FORWARD: (FLOPS_ONE_SAMPLE, ",.0f"), Metric.PARAMS_TOTAL: ("parameters", ",.0f"),
     Metric.USAGE_EFFECTIVE_WEIGHTS: ("effective", ",.1f"), Metric.LATENCY_P50: ("p50 ms", ",.4g"),
     "status": ("status", ""), Tag.ERROR: ("error", ""),
 }

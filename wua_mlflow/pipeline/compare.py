@@ -148,6 +148,8 @@ def _cautions(original: ModelVariant) -> tuple[str, ...]:
 def _why_no_recipe(original: ModelVariant, slim: ModelVariant) -> str:
     """Where there is no recipe verdict: that there are too few seeds, or what more would take."""
     settings = slim.settings
+    if slim.interrupted:
+        return text.interrupted_seeds(len(slim.replicates), original.run_id)
     if not original.adopted or settings.seeds != "auto":
         return text.TOO_FEW_SEEDS
     seconds = slim.metrics.get(Metric.TRAINING_SECONDS, 0.0) * (settings.first_seeds - 1)

@@ -36,10 +36,11 @@ from wua_mlflow.pipeline.models import (
     users_function,
 )
 from wua_mlflow.pipeline.trainer_runs import active_run_for
-from wua_mlflow.progress import Bar
+from wua_mlflow.progress import Bar, say
 from wua_mlflow.pruning.cut import Specification
 from wua_mlflow.pruning.dependency_graph import call_model
 from wua_mlflow.rng import Purpose, Stream, isolated, restore, seed_all, stream_of, torch_generator
+from wua_mlflow.signals import goes_on
 from wua_mlflow.training.distillation import distillation_loss
 from wua_mlflow.training.evaluation import (
     Evaluation,
@@ -53,8 +54,8 @@ from wua_mlflow.verdict.scores import SCORES, check_task, value_of_comparable
 from wua_mlflow.widths.factory import Factory
 
 __all__ = [
-    "Making", "Recipe", "Replicate", "Trained", "Trainer", "load_recipe", "train_made",
-    "train_one", "train_replicate", "train_replicates",
+    "Making", "Recipe", "Replicate", "Trained", "Trainer", "further_replicates", "load_recipe",
+    "train_made", "train_one", "train_replicate", "train_replicates",
 ]
 
 
@@ -456,7 +457,7 @@ class Replicate:
         return value_of_comparable(self.score_name, self.scores)
 
 
-def train_replicates(
+def train_replicates(  # noqa: PLR0913 - what is trained how often, what is known, what is shown
     recipe: Recipe,
     make: Callable[[int, int], Trained],
     main: tuple[Trained, Evaluation],
@@ -464,6 +465,7 @@ def train_replicates(
     count: int,
     known: Mapping[int, Replicate] | None = None,
     label: str = "replicates",
+    stoppable: bool = False,
 ) -> list[Replicate]:
     """The main network as replicate 0, and ``count − 1`` more repetitions.
 
@@ -474,13 +476,30 @@ def train_replicates(
         count: how many, the main network among them.
         known: by number, those that were trained before.
         label: of the progress bar.
+        stoppable: whether a first Ctrl-C ends it with those so far.
     """
     trained, evaluation = main
     validated = recipe.evaluate(trained.model, recipe.split.validation, trained.kind)
     first = Replicate.of(recipe.settings.seed, evaluation, validated, trained.stream)
-    return [first, *(
-        (known or {}).get(number) or train_replicate(recipe, make, number)
-        for number in Bar(range(1, count), desc=label, unit="seed"))]
+    return [first, *further_replicates(recipe, make, range(1, count), known=known or {},
+                                       label=label, stoppable=stoppable)]
+
+
+def further_replicates(
+    recipe: Recipe, make: Callable[[int, int], Trained], numbers: Sequence[int], *,
+    label: str, known: Mapping[int, Replicate], stoppable: bool = True,
+) -> list[Replicate]:
+    """Repetitions by their numbers; after a first Ctrl-C those so far, which is said."""
+    replicates: list[Replicate] = []
+    try:
+        for number in Bar(numbers, desc=label, unit="seed"):
+            replicates.append(known.get(number) or train_replicate(recipe, make, number))
+    except KeyboardInterrupt as signal:
+        if not (stoppable and goes_on(signal)):
+            raise
+        say(f"interrupted: going on with {numbers[0] + len(replicates)} of {numbers[-1] + 1} "
+            "seeds; once more ends it")
+    return replicates
 
 
 def train_replicate(

@@ -16,11 +16,10 @@ import numpy as np
 from wua_mlflow.config import Settings
 from wua_mlflow.data.tasks import Task, score_name
 from wua_mlflow.pipeline.networks import NetworkFactory
-from wua_mlflow.pipeline.recipe import Replicate, train_replicate
+from wua_mlflow.pipeline.recipe import Replicate, further_replicates
 from wua_mlflow.pipeline.train import most_seconds, replicate_metrics
 from wua_mlflow.pipeline.trainer_runs import trainer_logs_to
 from wua_mlflow.pipeline.variant import ModelVariant, replicates_table, variant_files
-from wua_mlflow.progress import Bar
 from wua_mlflow.results import TargetWidths
 from wua_mlflow.tracking.log import write
 from wua_mlflow.tracking.names import ArtifactPath
@@ -205,8 +204,8 @@ def with_seeds_to_settle(
 
     Of an original that was trained elsewhere there is one. Auto ends early where the last look
     would hardly settle it, where that original's slim networks would take too long
-    (``most_seconds``), and at the latest with ``max_seeds``. What is added is logged once, at the
-    end, in the runs of both.
+    (``most_seconds``), after Ctrl-C, and at the latest with ``max_seeds``. What is added is logged
+    once, at the end, in the runs of both.
 
     Args:
         store: where the runs are.
@@ -218,7 +217,8 @@ def with_seeds_to_settle(
     history = SeedHistory.of(goal)
     settings, before = slim.settings, (len(original.replicates), len(slim.replicates))
     auto = settings.seeds == "auto"
-    if settings.first_seeds < FEWEST_SEEDS or original.adopted and before[1] < FEWEST_SEEDS:
+    if slim.interrupted or settings.first_seeds < FEWEST_SEEDS \
+            or original.adopted and before[1] < FEWEST_SEEDS:
         return original, slim
     examples = shared_examples(slim)
     longest = most_seconds(settings) if original.adopted else math.inf
@@ -230,10 +230,13 @@ def with_seeds_to_settle(
             break
         if not original.adopted:
             original = _extended(store, original, seeds, make_original)
-        slim = _extended(store, slim, seeds, slim.make)
+        slim = replace(slim, interrupted=True) if original.interrupted else \
+            _extended(store, slim, seeds, slim.make)
+        if len(slim.replicates) < FEWEST_SEEDS:
+            break
         verdict = recipe_verdict(original.replicates, slim.replicates, examples, settings, history)
         assert verdict is not None and verdict.counts is not None, "at least 5 a side"
-        if verdict.outcome != "inconclusive" or verdict.guard or \
+        if slim.interrupted or verdict.outcome != "inconclusive" or verdict.guard or \
                 (verdict.counts.chance_to_settle or 0.0) < LEAST_CHANCE:
             break
     if len(original.replicates) > before[0]:
@@ -246,12 +249,13 @@ def with_seeds_to_settle(
 def _extended(
     store: Store, variant: ModelVariant, seeds: int, make: NetworkFactory
 ) -> ModelVariant:
-    """With so many replicates; those that it has stay."""
+    """With so many replicates, fewer after Ctrl-C; those that it has stay."""
     numbers = range(len(variant.replicates), seeds)
     with trainer_logs_to(store, parent=variant.run_id):
-        added = [train_replicate(variant.recipe, make, number)
-                 for number in Bar(numbers, desc=f"further seeds of {variant.name}", unit="seed")]
-    return replace(variant, replicates=[*variant.replicates, *added])
+        added = further_replicates(variant.recipe, make, numbers, known={},
+                                   label=f"further seeds of {variant.name}")
+    return replace(variant, replicates=[*variant.replicates, *added],
+                   interrupted=len(added) < len(numbers))
 
 
 def _logged(store: Store, variant: ModelVariant) -> ModelVariant:

@@ -43,7 +43,7 @@ from wua_mlflow.progress import say, stage
 from wua_mlflow.pruning.cut import cut
 from wua_mlflow.results import Round, Slimmed, TargetWidths, WidthParameter
 from wua_mlflow.rng import Stream, isolated, seeded_stream
-from wua_mlflow.signals import from_keyboard
+from wua_mlflow.signals import goes_on
 from wua_mlflow.tracking.log import write
 from wua_mlflow.tracking.names import ArtifactPath, step_tag
 from wua_mlflow.tracking.names import Variant as VariantName
@@ -59,6 +59,7 @@ __all__ = ["SlimmingContext", "check_slimming", "slim_variant"]
 
 PARENTS = ("data", "target", "task", "model", "state", "hidden", "seed")
 """The settings that a slim variant takes from its parent: data, factory."""
+INTERRUPTED = "it was interrupted."
 
 
 @dataclass(frozen=True)
@@ -327,14 +328,17 @@ def slim_variant(
             ended = str(error), error.goal
             break
         except KeyboardInterrupt as signal:
-            if not rounds or not from_keyboard(signal):
+            if not rounds or not goes_on(signal):
                 raise
             say("interrupted: going on with the rounds so far; once more ends it")
-            ended = "it was interrupted.", None
+            ended = INTERRUPTED, None
             break
         networks |= {variant.run_id: variant for variant in (original, *controls, slim)}
         rounds.append(Round(goal, slim.result(), tuple(each.result() for each in controls),
                             comparison))
+        if slim.interrupted:
+            ended = INTERRUPTED if len(rounds) < settings.rounds else "", None
+            break
         context = replace(context, original=original, parent=slim,
                           make=cached(slim.make, first=slim.trained))
     original = context.original

@@ -35,6 +35,7 @@ from wua_mlflow.tracking.log import Files, dataset_inputs, flop_metrics, write
 from wua_mlflow.tracking.models import EXAMPLES, NotExportable, log_model
 from wua_mlflow.tracking.names import ArtifactPath, Kind, Metric, Tag, step_tag
 from wua_mlflow.tracking.names import Variant as VariantName
+from wua_mlflow.tracking.runs import is_slim
 from wua_mlflow.tracking.store import (
     Store,
     ended,
@@ -191,7 +192,8 @@ def train_variant(store: Store, recipe: Recipe, plan: TrainingPlan) -> ModelVari
         count = max(count, len(plan.known))
         with trainer_logs_to(store, parent=run_id):
             replicates = train_replicates(recipe, plan.make, (trained, test), count=count,
-                                          known=plan.known, label=f"replicates of {plan.name}")
+                                          known=plan.known, label=f"replicates of {plan.name}",
+                                          stoppable=is_slim(plan.variant))
         metrics = {**_score_metrics(recipe, trained, test, replicates),
                    **_cost_metrics(recipe, trained, plan)}
         scaling = recipe.split.scaling
@@ -217,7 +219,8 @@ def train_variant(store: Store, recipe: Recipe, plan: TrainingPlan) -> ModelVari
         if plan.variant == VariantName.OVERSIZED else ""
     keep(f"{plan.name}: run {run_id}{onwards}")
     return ModelVariant(run_id, store.experiment_id, plan.name, plan.variant, variant_recipe,
-                        trained, test, replicates, {**tags, **results}, metrics, plan.make)
+                        trained, test, replicates, {**tags, **results}, metrics, plan.make,
+                        interrupted=len(replicates) < count)
 
 
 def _result_tags(trained: Trained, plan: TrainingPlan) -> dict[str, str]:

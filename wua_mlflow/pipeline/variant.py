@@ -51,7 +51,8 @@ class ModelVariant:
     """A trained network, where it came from, and how it does on the test part.
 
     ``recipe.settings`` are the variant's own: ``hidden`` what its factory is given, ``epochs`` its
-    budget. ``make`` trains the networks of its replicates.
+    budget. ``make`` trains the networks of its replicates. ``interrupted``: by Ctrl-C, before there
+    were as many of them as were asked for.
     """
 
     run_id: str
@@ -65,6 +66,7 @@ class ModelVariant:
     tags: Mapping[str, str]
     metrics: Mapping[str, float]
     make: NetworkFactory
+    interrupted: bool = False
 
     @property
     def model(self) -> nn.Module:

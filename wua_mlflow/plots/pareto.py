@@ -148,7 +148,7 @@ def plot_pareto(data: ParetoData) -> Figure:
     rows = 1 + max(row for row, _ in placed)
     top = _HEAD_IN + rows * _LABEL_ROW_IN + 0.08
     page = style.sheet(_WIDTH_IN, top + _PLOT_IN + _FOOT_IN, caption=_caption(data),
-                       title=f"Test {data.score_name} against FLOPs of one sample",
+                       title=f"Test {data.score_name} against {FLOPS_ONE_SAMPLE}",
                        subtitle="further left: fewer FLOPs; further up: better")
     axes = page.axes(_LEFT_IN, top, _PLOT_WIDTH_IN, _PLOT_IN)
     _draw_frame(axes, data, (low, high))

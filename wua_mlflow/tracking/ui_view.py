@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from wua_mlflow.tracking.names import Kind, Metric, Tag
+from wua_mlflow.verdict.text import FLOPS_ONE_SAMPLE
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -182,7 +183,7 @@ def _charts(score: Titled, over_seeds: Titled) -> list[State]:
 
     A bar begins at 0, so that bars of scores look alike: points show by how much they differ.
     """
-    flops = ("FLOPs/sample", Metric.FLOPS_FORWARD)
+    flops = (FLOPS_ONE_SAMPLE, Metric.FLOPS_FORWARD)
     points: State = {"type": "SCATTER", "xaxis": _axis(flops), "yaxis": _axis(score)}
     main = (
         flops,

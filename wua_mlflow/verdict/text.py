@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 __all__ = [
     "CONSTANT_REMEDY", "FLOPS_ONE_SAMPLE", "SAME_LATENCY", "TOO_FEW_SEEDS", "TOO_MANY_COLLAPSED",
     "amount_words", "below_constant", "blind_test", "blind_test_remedy", "class_loss_sentence",
-    "constant_answers", "decision_sentence", "in_points", "interval_words", "latency_gain",
+    "constant_answers", "decision_sentence", "in_points", "interrupted_seeds",
+    "interval_words", "latency_gain",
     "latency_unlike_flops", "looks_sentence", "lost_class", "lost_class_remedy", "margin_text",
     "margin_words", "methods_note", "no_difference_seen", "no_realistic_n", "other_readings",
     "outcome_words", "points", "question_answered", "ratio", "ratio_words",
@@ -540,6 +541,16 @@ def settle_sentence(needed: RequiredRange | None, *, recipe: bool) -> str:
                 f"may be minus the margin itself.")
     return (f"{start} with a chance of 80%; the range is what this test leaves open of the "
             f"difference and its spread.")
+
+
+def interrupted_seeds(seeds: int, original: str) -> str:
+    """Why there is no recipe verdict after Ctrl-C, and how to get one.
+
+    >>> interrupted_seeds(3, "4be1")
+    'No recipe verdict: interrupted after 3 seeds (`wua slim --run-id 4be1` trains them all).'
+    """
+    return (f"No recipe verdict: interrupted after {seeds} seed{'s' if seeds > 1 else ''} "
+            f"(`wua slim --run-id {original}` trains them all).")
 
 
 def too_long_for_seeds(seeds: int, seconds: float, original: str) -> str:

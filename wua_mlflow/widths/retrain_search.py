@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from wua_mlflow.signals import from_keyboard
+from wua_mlflow.signals import goes_on
 from wua_mlflow.verdict.inputs import checked_level
 from wua_mlflow.verdict.intervals import (
     Crossed,
@@ -161,7 +161,7 @@ class _Trials:
                 self.by_widths[widths] = self._judged(widths)
                 self.tried(self.by_widths[widths])
             except KeyboardInterrupt as signal:
-                if not from_keyboard(signal):
+                if not goes_on(signal):
                     raise
                 self.interrupted = True
                 return None
