@@ -1,4 +1,4 @@
-"""The user's own parts, each named ``package.module:name``: finding and importing them.
+"""The user's own files, and parts named ``package.module:name``: finding and importing them.
 
 Imports the standard library only. Tests: ``tests/test_imports.py``.
 """
@@ -14,7 +14,33 @@ from typing import Any
 
 from wua_mlflow.errors import did_you_mean, one_line
 
-__all__ = ["is_reference", "load_object"]
+__all__ = ["existing_file", "is_reference", "load_object", "local_path"]
+
+
+def local_path(name: str) -> Path:
+    """The path of that name; ``~`` is a home folder's where there is one.
+
+    >>> str(local_path("~nobody-of-this-name/rows.csv"))
+    '~nobody-of-this-name/rows.csv'
+    """
+    return Path(os.path.expanduser(name))
+
+
+def existing_file(name: str, what: str) -> Path:
+    """The path of a file that is there.
+
+    Args:
+        name: as the user gave it.
+        what: begins the message of an error, such as ``data: expected a file``.
+
+    Raises:
+        ValueError: it is a folder, or does not exist; a name may be of any length.
+    """
+    path = local_path(name)
+    if not os.path.isfile(path):
+        reason = "is a folder" if os.path.isdir(path) else "does not exist"
+        raise ValueError(f"{what}, but {name!r} {reason}")
+    return path
 
 
 def is_reference(text: str) -> bool:

@@ -8,6 +8,8 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from torch.utils.data import DataLoader, TensorDataset
 
 from tests.pipeline.comparing import EXIT, assert_same_verdict
 from wua_mlflow.cli.main import main
@@ -61,6 +63,32 @@ def test_files_of_predictions(files, compare):
         assert metrics["compare/churn"] == pytest.approx(churn)
         assert metrics["compare/worst_class_delta"] == pytest.approx(worst)
         assert not {name for name in metrics if name.endswith("_ratio")}
+
+
+def loaders(seed):
+    """Data in batches; the targets of the test part are those of ``files``."""
+    truth = torch.from_numpy(np.random.default_rng(0).integers(0, 3, 400))
+    return [DataLoader(TensorDataset(torch.zeros(400, 2), truth), batch_size=64) for _ in range(3)]
+
+
+def tagged(seed):
+    """Data of which each example has several targets."""
+    rows = TensorDataset(torch.zeros(40, 5), torch.arange(200).reshape(40, 5) % 3)
+    return [DataLoader(rows, batch_size=8) for _ in range(3)]
+
+
+def test_files_of_predictions_beside_streamed_data(files, compare, tmp_path, capsys):
+    """Their targets are read from the batches; of several targets an example there is no file."""
+    pd.DataFrame({"prediction": files.a}).to_csv(tmp_path / "c.csv", index=False)
+    data = "--data", f"{__name__}:loaders", "--margin", "0.06"
+    assert_same_verdict(compare("c.csv", "b.csv", *data), *files.scores, margin=0.06)
+    pd.DataFrame({"prediction": files.a[:300]}).to_csv(tmp_path / "short.csv", index=False)
+    assert main(["compare", "short.csv", "b.csv", *data]) == 1
+    assert "expected a prediction for each of the 400 test examples" in capsys.readouterr().err
+    assert main(["compare", "c.csv", "b.csv", "--data", f"{__name__}:tagged",
+                 "--task", "token_classification"]) == 1
+    assert "compare: expected models, as an example has several targets (token_classification), " \
+        "but got a file of predictions" in capsys.readouterr().err
 
 
 def test_files_of_amounts(store_uri, compare, tmp_path):

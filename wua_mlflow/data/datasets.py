@@ -7,6 +7,7 @@ Tests: ``tests/data/test_datasets.py``.
 from __future__ import annotations
 
 import inspect
+import os
 import random
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -40,7 +41,7 @@ from wua_mlflow.data.structured import Structure, infer_structured
 from wua_mlflow.data.tables import ENDINGS, Rows, read_rows, rows_of
 from wua_mlflow.data.tasks import PLAIN, Task, TaskSpec, infer_task
 from wua_mlflow.errors import did_you_mean, one_line, printable
-from wua_mlflow.imports import load_object
+from wua_mlflow.imports import load_object, local_path
 from wua_mlflow.rng import Purpose, checked_seed, isolated, numpy_generator
 
 __all__ = [
@@ -170,7 +171,7 @@ def load_data(  # noqa: PLR0913 - what names the data, and how they are read
     seed, target = checked_seed(seed), target or None
     with isolated():
         if is_file(data):
-            path = Path(data).expanduser()
+            path = local_path(data)
             rows = read_rows(data, target, groups=groups, settings=table)
             parts = split_rows(rows, seed, task, settings=table,
                                scale_inputs=standardise, scale_targets=standardise)
@@ -204,7 +205,7 @@ def is_file(data: str) -> bool:
     """Whether ``data`` names a file, there or not, rather than a bundled set or a function."""
     if Path(data).suffix.lower() in ENDINGS:
         return True
-    return ":" not in data and data not in BUILT_IN and ("/" in data or Path(data).is_file())
+    return ":" not in data and data not in BUILT_IN and ("/" in data or os.path.isfile(data))
 
 
 def _usecase(seed: int, task: str | None) -> SplitRows:

@@ -23,6 +23,7 @@ from wua_mlflow.config import TableSettings
 from wua_mlflow.data.columns import Column, UnusableColumn, columns_of, read_column
 from wua_mlflow.data.table_files import INDEX, TABLES, read_table
 from wua_mlflow.errors import did_you_mean, listed, one_line
+from wua_mlflow.imports import existing_file, local_path
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -122,13 +123,11 @@ def read_rows(
         ValueError: no such file, not to be read, no rows, no such target, or columns of which no
             inputs can be made.
     """
-    path = Path(data).expanduser()
+    path = local_path(data)
     ending = path.suffix.lower()
     if ending not in ENDINGS:
         raise ValueError(f"data: expected a file ending in {', '.join(ENDINGS)}, but got {data!r}")
-    if not path.is_file():
-        raise ValueError(f"data: expected a file, but {data!r} "
-                         f"{'is a folder' if path.is_dir() else 'does not exist'}")
+    path = existing_file(data, "data: expected a file")
     if path.stat().st_size == 0:
         raise ValueError(f"data: expected rows in {data}, but the file is empty")
     if ending == ".npz":

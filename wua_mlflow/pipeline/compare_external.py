@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -35,6 +36,7 @@ from wua_mlflow.device import device_of, use_threads
 from wua_mlflow.errors import one_line
 from wua_mlflow.flops import count_flops, count_parameters
 from wua_mlflow.hooks import evaluating
+from wua_mlflow.imports import local_path
 from wua_mlflow.pipeline.compare import check_classes, judge
 from wua_mlflow.pipeline.evaluation_sets import (
     EvaluationSet,
@@ -356,8 +358,8 @@ def _in_one_order(
         return models
     given = "data" in settings.given
     if given and datasets.is_file(settings.data):
-        path = Path(settings.data).expanduser()
-        columns = read_columns(path, argument="data") if path.is_file() else {}
+        path = local_path(settings.data)
+        columns = read_columns(path, argument="data") if os.path.isfile(path) else {}
         order = example_ids(settings.data, columns)
     else:
         known = given or len(files) < len(models)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import torch
 from wua_mlflow.config import Settings
 from wua_mlflow.data.columns import problems_line
 from wua_mlflow.data.datasets import DataSplit, load_data, part_of
-from wua_mlflow.data.parts import DataPart, Part, digest_of
+from wua_mlflow.data.parts import DataPart, Part, StreamedPart, digest_of
 from wua_mlflow.data.scaling import Scaling
 from wua_mlflow.data.tables import (
     INDEX,
@@ -28,8 +29,9 @@ from wua_mlflow.data.tables import (
     read_columns,
     rows_without_inputs,
 )
-from wua_mlflow.data.tasks import Task, TaskSpec, example_scores, infer_task
+from wua_mlflow.data.tasks import PLAIN, Task, TaskSpec, example_scores, infer_task
 from wua_mlflow.errors import did_you_mean
+from wua_mlflow.imports import existing_file, local_path
 from wua_mlflow.pipeline.example_ids import ExampleIds, example_ids
 from wua_mlflow.training.evaluation import Evaluation
 
@@ -51,14 +53,14 @@ class EvaluationSet:
     """One part to test on, and its task with the classes in the order of the model's outputs.
 
     ``digest`` is of the rows as they were read, whatever scaling a model's own data then asked for;
-    ``truth`` (n,) are the classes' numbers, or a regression's targets in the data's own unit;
+    ``known`` (n,) are its targets, None of a streamed part before anybody asks for them;
     ``scaling`` is how the part's rows were scaled, if they were; ``groups``
     (n,) whose rows they are, if that is known.
     """
 
     part: DataPart
     spec: TaskSpec
-    truth: np.ndarray
+    known: np.ndarray | None
     digest: str
     scaling: Scaling | None = None
     groups: np.ndarray | None = None
@@ -67,6 +69,22 @@ class EvaluationSet:
     def task(self) -> Task:
         """Binary, multiclass or regression."""
         return self.spec.task
+
+    @cached_property
+    def truth(self) -> np.ndarray:
+        """The classes' numbers, or a regression's targets in the data's own unit, shape (n,).
+
+        Raises:
+            ValueError: an example has several targets: no file has a prediction for each.
+        """
+        if self.known is not None:
+            return self.known
+        assert isinstance(self.part, StreamedPart), "others have their targets"
+        if self.task not in PLAIN:
+            raise ValueError(f"compare: expected models, as an example has several targets "
+                             f"({self.task}), but got a file of predictions")
+        batches = [np.asarray(targets) for targets in self.part.all_targets()]
+        return np.concatenate([batch.reshape(-1) for batch in batches]).astype(np.float64)
 
     def for_outputs(self, count: int) -> EvaluationSet:
         """With the classes numbered as a classifier of ``count`` outputs has them.
@@ -79,13 +97,13 @@ class EvaluationSet:
         codes = spec.encode(values, where="the test data")
         part = Part(self.part.inputs, torch.from_numpy(codes)) \
             if isinstance(self.part, Part) else self.part
-        return replace(self, spec=spec, truth=codes.astype(np.float64), part=part)
+        return replace(self, spec=spec, known=codes.astype(np.float64), part=part)
 
 
 def own_evaluation_set(split: DataSplit) -> EvaluationSet:
     """The test part of a run's own data."""
-    if not isinstance(split.test, Part):  # its predictions are a run's own
-        return EvaluationSet(split.test, split.spec, np.empty(0), split.test.digest)
+    if not isinstance(split.test, Part):
+        return EvaluationSet(split.test, split.spec, None, split.test.digest)
     truth = split.test.targets.numpy().reshape(-1).astype(np.float64)
     if split.scaling and split.scaling.targets:
         truth = split.scaling.targets.unscale(truth[:, None])[:, 0]
@@ -110,7 +128,7 @@ def named_evaluation_set(settings: Settings, trained_on: DataSplit | None) -> Ev
         split = load_data(data, target=settings.target, seed=settings.seed, task=settings.task,
                           image=image, table=settings.table_settings)
     test = own_evaluation_set(split)
-    rows = test.truth if len(test.truth) else test.digest.encode()
+    rows = test.digest.encode() if test.known is None else test.known
     return replace(test, digest=digest_of(data.encode(), rows))
 
 
@@ -173,7 +191,7 @@ def _as_numbers(rows: Rows | Table, data: str, trained_on: DataSplit | None) -> 
 
 def _rows_like(rows: Rows, data: str, trained_on: DataSplit) -> Rows:
     """Fresh rows in the shape and the scale of the data that a model was trained on."""
-    if Path(data).expanduser().absolute() == Path(trained_on.source):
+    if local_path(data).absolute() == Path(trained_on.source):
         raise ValueError(f"data: expected rows that training never saw, but {data} is what the "
                          f"model was trained on; without --data its own test part is taken")
     if rows.columns and trained_on.encoding is not None:
@@ -331,10 +349,7 @@ def read_predictions(data: str, groups: str | None = None) -> Predictions:
     Raises:
         ValueError: no such file, not to be read, no column of predictions, or a value missing.
     """
-    path = Path(data).expanduser()
-    if not path.is_file():
-        raise ValueError(f"compare: expected a file of predictions, but '{data}' "
-                         f"{'is a folder' if path.is_dir() else 'does not exist'}")
+    path = existing_file(data, "compare: expected a file of predictions")
     columns = read_columns(path, argument="compare")
     probabilities, names = _probability_columns(columns, data)
     if "prediction" not in columns and probabilities is None:

@@ -29,6 +29,7 @@ from wua_mlflow.data.tables import ENDINGS, read_columns
 from wua_mlflow.data.tasks import PLAIN, OutputKind, predictions_of, probabilities_of
 from wua_mlflow.device import rows_at_once
 from wua_mlflow.errors import printable
+from wua_mlflow.imports import existing_file
 from wua_mlflow.tracking.models import load_exported
 from wua_mlflow.tracking.names import ArtifactPath, Tag
 from wua_mlflow.tracking.runs import find_run
@@ -75,11 +76,10 @@ def predict(model: str, data: str) -> pd.DataFrame:
     """
     folder = _downloaded(model)
     content = _content(folder, model)
-    path = Path(data).expanduser()
-    if path.suffix.lower() not in ENDINGS or not path.is_file():
-        reason = "does not exist" if path.suffix.lower() in ENDINGS else \
-            f"does not end in {', '.join(ENDINGS)}"
-        raise ValueError(f"data: expected a file of rows, but {data!r} {reason}")
+    if Path(data).suffix.lower() not in ENDINGS:
+        raise ValueError(f"data: expected a file of rows, but {data!r} does not end in "
+                         f"{', '.join(ENDINGS)}")
+    path = existing_file(data, "data: expected a file of rows")
     inputs, beside = _inputs(path, content)
     outputs = _outputs(folder, model, inputs, data)
     task, kind, classes = content["task"], content["outputs"], content["classes"]

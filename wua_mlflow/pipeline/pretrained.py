@@ -6,11 +6,11 @@ Tests: ``tests/pipeline/test_pretrained.py``.
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import Any
 
 from wua_mlflow.config import Settings
 from wua_mlflow.data.datasets import takes
+from wua_mlflow.imports import local_path
 from wua_mlflow.pipeline.cautions import constant_score, shown_score
 from wua_mlflow.pipeline.compare_external import source_run
 from wua_mlflow.pipeline.models import BUILT_IN, check_fit, users_factory
@@ -42,7 +42,7 @@ def pretrained_settings(settings: Settings) -> Settings:
             takes(users_factory(settings.model)):
         changes["hidden"] = ()
     if settings.state is not None:
-        changes["state"] = str(Path(settings.state).expanduser().absolute())
+        changes["state"] = str(local_path(settings.state).absolute())
     return settings.model_copy(update=changes)
 
 

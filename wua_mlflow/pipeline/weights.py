@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from wua_mlflow.errors import did_you_mean, one_line
 from wua_mlflow.hooks import unwrapped
+from wua_mlflow.imports import existing_file
 from wua_mlflow.pruning.computed_weights import plain_tensors
 
 __all__ = ["load_weights"]
@@ -58,10 +59,7 @@ def load_weights(model: nn.Module, state: str) -> None:
     """
     from safetensors import SafetensorError, safe_open
 
-    path = Path(state).expanduser()
-    if not path.is_file():
-        reason = "is a folder" if path.is_dir() else "does not exist"
-        raise ValueError(f"state: expected a .safetensors file, but '{state}' {reason}")
+    path = existing_file(str(state), "state: expected a .safetensors file")
     if path.suffix == ".pt2":
         raise ValueError(f"state: expected a .safetensors file, but '{state}' is an exported "
                          f"graph, which has no layers to look at or to cut; save the state_dict() "

@@ -76,10 +76,15 @@ def _five_figures(report: Report) -> str:
     return table_text(lines, (False, True, True, True)) if len(lines) > 1 else ""
 
 
+def _layer_words(name: str) -> str:
+    """A layer's name before a number: ``fc1``, but ``layer 0:``."""
+    return f"layer {name}:" if name[:1].isdigit() else name or "the model"
+
+
 def widths_sentence(target: TargetWidths) -> str:
     """Which widths were chosen, and how."""
     units, widths = sum(parameter.units for parameter in target.dimensions), sum(target.widths)
-    chosen = ", ".join(f"{parameter.name or 'the model'} {parameter.units:,} → {width:,}"
+    chosen = ", ".join(f"{_layer_words(parameter.name)} {parameter.units:,} → {width:,}"
                        for parameter, width in zip(target.dimensions, target.widths, strict=True))
     if len(target.widths) > _MOST_WIDTHS or len(chosen) > LINE:
         chosen = f"{units:,} → {widths:,} units in {len(target.widths):,} groups"

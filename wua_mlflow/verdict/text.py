@@ -498,19 +498,21 @@ def amount_words(needed: RequiredRange) -> str:
     'more than 7 seeds'
     >>> amount_words(RequiredRange("examples", (172,), None, (171,)))
     'more than 171 test examples'
+    >>> amount_words(RequiredRange("examples", (172,), (284,), (171,)))
+    'up to 290 test examples'
     >>> amount_words(RequiredRange("both", (4, 80), (9, 160), (5, 100)))
     'up to 9 seeds with 160 test examples'
     """
-    low = None if needed.low <= needed.now else tuple(
-        max(_rounded(n, math.floor), now) for n, now in zip(needed.low, needed.now, strict=True))
+    low = tuple(max(_rounded(n, math.floor), now)
+                for n, now in zip(needed.low, needed.now, strict=True))
     high = needed.high and tuple(_rounded(n, math.ceil) for n in needed.high)
     if needed.low == needed.high:
         return f"at least {_numbers(needed.kind, needed.low)}"
-    if low and high:
+    if low > needed.now and high:
         first = _numbers(needed.kind, low) if needed.kind == "both" else f"{low[0]:,}"
         return f"between {first} and {_numbers(needed.kind, high)}"
-    if low or not high:
-        return f"more than {_numbers(needed.kind, low or needed.now)}"
+    if not high:
+        return f"more than {_numbers(needed.kind, low)}"
     return f"up to {_numbers(needed.kind, high)}"
 
 
