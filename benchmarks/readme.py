@@ -1,6 +1,6 @@
 """The README's example, on six splits and seeds that were fixed before any of them was tried.
 
-Run: ``python benchmarks/readme.py``. Prints markdown.
+Run: ``python benchmarks/readme.py [--seeds 100 101 102 --cuts 3]``. Prints markdown.
 """
 
 from __future__ import annotations
@@ -30,15 +30,18 @@ def main() -> None:
     """A row a seed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--toy", action="store_true", help="one seed and two epochs, to see it run")
-    toy = parser.parse_args().toy
+    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
+    parser.add_argument("--cuts", type=int, default=2, help="how often the network is cut")
+    options = parser.parse_args()
     code = example()
-    assert "seed = 0\n" in code and "range(100)" in code
-    if toy:
+    assert "seed = 0\n" in code and "range(100)" in code and "range(2)" in code
+    code = code.replace("range(2)", f"range({options.cuts})")
+    if options.toy:
         code = code.replace("range(100)", "range(2)")
     print("| seed | verdict | original, % | slim, % | original trained on, % | units | FLOPs | "
           "seconds |")
     print("|---:|---|---:|---:|---:|---|---:|---:|")
-    for seed in SEEDS[:1] if toy else SEEDS:
+    for seed in options.seeds[:1] if options.toy else options.seeds:
         scope: dict[str, Any] = {}
         began = time.process_time()
         with contextlib.redirect_stdout(io.StringIO()):

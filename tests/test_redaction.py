@@ -5,13 +5,18 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import shutil
+import socket
+import subprocess
 import sys
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
 import mlflow
 import numpy as np
 import pytest
+import sqlalchemy
 from mlflow.tracking import MlflowClient
 
 from tests.mistakes import here  # noqa: F401 - a fixture
@@ -166,6 +171,68 @@ def test_a_pipeline_on_a_server_shows_it_nowhere(here, server, monkeypatch, caps
     mlflow.set_tracking_uri(address)
     printed = run_and_grep(here, capsys, QUICK)
     assert f"  {server}/#/experiments/" in printed, "an address that opens"
+
+
+@pytest.fixture
+def database():
+    """The address of a PostgreSQL server of the test's own; without one the test skips.
+
+    It fails where WUA_REQUIRE_POSTGRESQL=1.
+    """
+    places = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
+    programs = places[-1] if places else Path(shutil.which("initdb") or "/none/initdb").parent
+    if not (programs / "initdb").exists():
+        missing = "no PostgreSQL: initdb is neither on the PATH nor in /usr/lib/postgresql"
+        pytest.fail(missing) if os.environ.get("WUA_REQUIRE_POSTGRESQL") == "1" else \
+            pytest.skip(missing)
+    account = {"user": "postgres"} if os.geteuid() == 0 else {}  # it refuses to run as root
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o777)
+    (folder / "password").write_text(SECRET)
+
+    def call(program: str, *words: str) -> None:
+        done = subprocess.run(
+            [programs / program, *words], cwd=folder, text=True, stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE, **account)
+        assert done.returncode == 0, done.stderr
+
+    call("initdb", "-D", "data", "-U", "ann", "--pwfile=password", "-A", "scram-sha-256", "-N")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    call("pg_ctl", "-D", "data", "-w", "-l", "log", "start", "-o",
+         f"-p {port} -k {folder} -c listen_addresses=127.0.0.1 -c fsync=off")
+    yield f"postgresql+psycopg2://ann:{SECRET}@127.0.0.1:{port}/postgres"
+    call("pg_ctl", "-D", "data", "-m", "immediate", "stop")
+    shutil.rmtree(folder)
+
+
+@pytest.mark.slow
+def test_a_pipeline_on_a_database_shows_it_nowhere(
+        here, database, monkeypatch, capsys):  # noqa: F811
+    """Nor do its tables; a wrong password, or no server, is said in one line at once."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", database)
+    mlflow.set_tracking_uri(database)
+    printed = run_and_grep(here, capsys, QUICK)
+    assert 'mlflow ui --backend-store-uri "$MLFLOW_TRACKING_URI"' in printed
+    engine = sqlalchemy.create_engine(database)
+    tables = sqlalchemy.inspect(engine).get_table_names()
+    with engine.connect() as connection:
+        rows = [connection.execute(sqlalchemy.text(f'select * from "{table}"')).all()
+                for table in tables]
+    engine.dispose()
+    assert sum(map(len, rows)) > 50 and SECRET not in repr(rows)
+    for address, reason in (
+            (database.replace(SECRET, f"{SECRET}X"), "password authentication failed"),
+            (database.replace("/postgres", "/none"), 'database "none" does not exist'),
+            (f"postgresql+psycopg2://ann:{SECRET}@127.0.0.1:1/x", "Connection refused"),
+            (f"postgresql+nodriver://ann:{SECRET}@127.0.0.1/x", "Can't load plugin")):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+        assert main(["runs"]) == 1
+        line = capsys.readouterr().err
+        assert line.startswith("wua: MLFLOW_TRACKING_URI: expected a database at postgresql+")
+        assert reason in line and line.count("\n") == 1 and SECRET not in line
+    mlflow.set_tracking_uri(f"sqlite:///{here / 'mlflow.db'}")
 
 
 @pytest.mark.parametrize(("variables", "made", "address"), [

@@ -123,6 +123,23 @@ def test_small_parts_are_gone_over_twice_and_kept_large_ones_never(monkeypatch):
     assert large.passes == 4 and part._kept is None
 
 
+def test_of_what_is_known_to_be_too_large_nothing_is_copied(monkeypatch):
+    """Nor is what is kept copied once more for a sample."""
+    monkeypatch.setattr(parts, "KEPT_BYTES", X.nbytes)  # too little for inputs and targets
+    copies: list[object] = []
+    copy = parts._copied
+    monkeypatch.setattr(parts, "_copied", lambda batch: copies.append(batch) or copy(batch))
+    for source in (Rows(), DataLoader(TensorDataset(X, Y), batch_size=7)):
+        list(streamed_part(source, "test").batches(MODEL))
+    assert copies == []
+    monkeypatch.setattr(parts, "KEPT_BYTES", 2**20)
+    part = streamed_part(Rows(), "validation", batch_size=8)
+    list(part.batches(MODEL))
+    before = len(copies)
+    assert sum(batch.samples for batch in part.sample(MODEL)) == 50
+    assert before == len(copies) > 0
+
+
 def test_an_epoch_shuffles_examples_and_leaves_loaders_their_order():
     def order(source: object, seed: int) -> list[float]:
         part = streamed_part(source, "train")

@@ -39,6 +39,7 @@ EXIT_ERROR, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 FILES = (".csv", ".parquet", ".npz")
 ANSWER_S = 10
 """A server that does not answer its first request within so many seconds is not there."""
+DATABASES = ("postgresql", "mysql", "mssql")
 STORES = ("mlflow", "sqlalchemy", "sqlite3", "requests", "urllib3")
 """Packages whose errors are the tracking store's."""
 
@@ -180,12 +181,14 @@ def _is_warning(record: logging.LogRecord) -> bool:
 
 
 def _check_server() -> None:
-    """Ask a tracking server for a sign of life; MLflow itself would try for minutes.
+    """Ask a tracking server, or a database's, for a sign of life; MLflow would try for minutes.
 
     Raises:
         _NoServerError: nothing answers.
     """
     uri = os.environ.get("MLFLOW_TRACKING_URI", "")
+    if uri.startswith(DATABASES):
+        _check_database(uri)
     if not uri.startswith(("http://", "https://")):
         return
     import requests
@@ -197,6 +200,20 @@ def _check_server() -> None:
     except requests.RequestException as error:
         raise _NoServerError(f"MLFLOW_TRACKING_URI: expected a tracking server at {_shown(uri)}, "
                              f"but none answers there: {type(error).__name__}") from None
+
+
+def _check_database(uri: str) -> None:
+    import sqlalchemy
+
+    options = {} if uri.startswith("mssql") else {"connect_timeout": ANSWER_S}
+    try:
+        engine = sqlalchemy.create_engine(uri, connect_args=options)
+        engine.connect().close()
+        engine.dispose()
+    except (sqlalchemy.exc.SQLAlchemyError, ImportError) as error:
+        reason = one_line(getattr(error, "orig", None) or error, limit=200)
+        raise _NoServerError(f"MLFLOW_TRACKING_URI: expected a database at {_shown(uri)}, but "
+                             f"there is no connection to it: {reason}") from None
 
 
 def _end_inherited(error: BaseException) -> None:

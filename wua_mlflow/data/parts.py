@@ -227,8 +227,8 @@ class StreamedPart:
         examples = size = 0
         with isolated():
             seed_all(0)
-            for batch in self._raw():
-                sample.append(_copied(batch))
+            for batch in self._raw() if self._kept is None else self._kept:
+                sample.append(batch if self._kept is not None else _copied(batch))
                 examples, size = examples + _samples(batch), size + _bytes(batch)
                 if examples >= SAMPLE_EXAMPLES or size >= SAMPLE_BYTES:
                     break
@@ -253,13 +253,16 @@ class StreamedPart:
         if self._kept is not None:
             yield from self._kept
             return
-        digest, size = _StreamDigest(), 0
+        digest, size, keep = _StreamDigest(), 0, not self._digest
         kept: list[Any] = []
         for batch in self._raw():
+            keep = keep and (size > 0 or self._fits(batch))
             digest.add(batch)
             size += _bytes(batch)
-            kept.append(_copied(batch))  # the user may fill one and the same buffer again
-            if size > KEPT_BYTES or self._digest:
+            keep = keep and size <= KEPT_BYTES
+            if keep:
+                kept.append(_copied(batch))  # the user may fill one and the same buffer again
+            else:
                 kept.clear()
             yield batch
         found = digest.hexdigest()
@@ -268,10 +271,16 @@ class StreamedPart:
                              f"but it came otherwise in a later pass; give a DataLoader with "
                              f"shuffle=False, or a Dataset that draws nothing at random")
         first, self._digest = not self._digest, found
-        if first and size <= KEPT_BYTES:
+        if first and keep:
             for _ in self._checked():  # a second pass, which costs little
                 pass
             self._kept = kept
+
+
+    def _fits(self, batch: Any) -> bool:
+        """Whether batches like this one are small enough to be kept, where it is known how many."""
+        length = _known_length(self.source) or 0
+        return _bytes(batch) * length <= KEPT_BYTES * max(_samples(batch), 1)
 
 
 class _Passes:
