@@ -48,8 +48,25 @@ COMMAND = ("run", "--data", "large:data", "--model", "cnn", "--hidden", "6,6", "
            "3,3", "--epochs", "1", "--seeds", "1", "--null-draws", "2", "--threads", "1")
 
 
+MODEL_ALONE = '''
+import mlflow, torch
+import wua_mlflow.pipeline.workflow
+from wua_mlflow.pipeline.models import cnn
+
+torch.set_num_threads(1)
+network = cnn((6, 6), (3, 224, 224), 3, "multiclass")
+optimizer = torch.optim.Adam(network.parameters())
+for _ in range(50):
+    optimizer.zero_grad()
+    network(torch.rand(32, 3, 224, 224)).square().mean().backward()
+    optimizer.step()
+'''
+"""The same imports, and the same network trained on batches of the same size, in a plain loop."""
+
+
 def peak_memory(images: int) -> tuple[float, float]:
-    """Peak resident memory in GiB, and minutes, of one pipeline."""
+    """Peak resident memory in GiB, and minutes, of one pipeline; of 0 images: ``MODEL_ALONE``."""
+    words = ["-m", "wua_mlflow", *COMMAND] if images else ["-c", MODEL_ALONE]
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "large.py").write_text(MODULE.replace("{images}", str(images)))
         environment = {name: value for name, value in os.environ.items()
@@ -58,10 +75,10 @@ def peak_memory(images: int) -> tuple[float, float]:
                         "PYTHONPATH": os.pathsep.join([folder, *sys.path[1:]])}
         began = time.perf_counter()
         watcher = ("import resource, subprocess, sys; "
-                   "code = subprocess.call([sys.executable, '-m', 'wua_mlflow', *sys.argv[1:]], "
+                   "code = subprocess.call([sys.executable, *sys.argv[1:]], "
                    "stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL); "
                    "print(code, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)")
-        done = subprocess.run([sys.executable, "-c", watcher, *COMMAND], cwd=folder, text=True,
+        done = subprocess.run([sys.executable, "-c", watcher, *words], cwd=folder, text=True,
                               env=environment, stdout=subprocess.PIPE, check=True)
         code, kilobytes = map(int, done.stdout.split())
     assert code == 0, f"wua run ended with {code}"
@@ -75,9 +92,10 @@ def main() -> None:
     options = parser.parse_args()
     print("| images of 3×224×224 | as float32, GiB | peak memory, GiB | minutes |")
     print("|---:|---:|---:|---:|")
-    for images in (100,) if options.toy else options.images:
+    for images in (0, *((100,) if options.toy else options.images)):
         memory, minutes = peak_memory(images)
-        print(f"| {images:,} | {images * 3 * 224 * 224 * 4 / 2**30:.1f} | {memory:.2f} | "
+        what = f"{images:,}" if images else "none: the network alone, in a plain loop"
+        print(f"| {what} | {images * 3 * 224 * 224 * 4 / 2**30:.1f} | {memory:.2f} | "
               f"{minutes:.1f} |", flush=True)
 
 
