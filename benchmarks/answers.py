@@ -36,7 +36,7 @@ PIPELINES: Mapping[str, tuple[str | None, Mapping[str, Any]]] = {
     "spirals, own trainer": (None, {"data": "blind:spirals", "train": "answers:train",
                                     "hidden": "64", "epochs": 400}),
 }
-TOY = {"digits": ("digits", {"hidden": "8,4", "epochs": 1, "seeds": 1, "search_runs": 2,
+TOY = {"digits": ("digits", {"hidden": "8,4", "epochs": 1, "seeds": 1, "limit": 2,
                              "null_draws": 0})}
 """What ``--toy`` makes of these."""
 

@@ -139,8 +139,8 @@ class Outcome:
 
 def pipeline(replay: Replay, rng: np.random.Generator) -> Outcome:
     """One pipeline: search, screen, verdict."""
-    settings = load_settings(None, {"data": replay.task.data, "margin": MARGIN, "seeds": "auto",
-                                    "max_seeds": MOST})
+    settings = load_settings(None, {"data": replay.task.data, "margin": MARGIN,
+                                    "seeds": f"5-{MOST}"})
     validation, test = replay.networks(rng, replay.original, MOST)
     first = settings.first_seeds
     drawn: dict[int, Floats] = {}

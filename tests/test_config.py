@@ -13,7 +13,7 @@ def test_usecase_is_the_tutorials_recipe_but_not_for_other_data():
     settings = load_settings()
     assert (settings.hidden, settings.epochs, settings.slim_epochs) == ((10,), 50, 60)
     assert (settings.lr, settings.batch_size, settings.seed) == (0.01, "full", 42)
-    assert (settings.data, settings.slim_hidden, settings.seeds) == ("usecase", "auto", 20)
+    assert (settings.data, settings.slim_hidden, settings.seeds) == ("usecase", "effective", 20)
     assert load_settings("usecase", {"epochs": "", "hidden": None}) == settings
     assert load_settings("usecase", {"data": "mine.csv", "target": "y"}) == Settings(
         data="mine.csv", target="y")
@@ -46,7 +46,10 @@ def test_explicit_beats_yaml_beats_schema_and_settings_know_which_were_given(tmp
     ("analyze", {"run_id": "r", "layers": "a"}, "run_id: a variant is analysed with its own model "
      "and data, so expected nothing like layers beside it; a model of your own: wua analyze "
      "--model package.module:factory --data DATA"),
-    ("slim", {"model_uri": "models:/a/1", "train": "a:b", "seed": 1}, "run_id: a variant is "
+    ("analyze", {"run_id": "r", "groups": "who"}, "run_id: a variant is analysed with its own "
+     "model and data, so expected nothing like groups beside it; a model of your own: wua analyze "
+     "--model package.module:factory --data DATA"),
+    ("slim", {"run_id": "models:/a/1", "train": "a:b", "seed": 1}, "run_id: a variant is "
      "slimmed with its own model and data, so expected nothing like seed beside it; a model of "
      "your own: wua slim --model package.module:factory --data DATA"),
 ])
@@ -67,7 +70,7 @@ def test_widths_and_criteria_are_read_from_text_numbers_and_lists():
 
 
 def test_a_table_is_described_in_any_form():
-    """Braces or none, a mapping or text; what the command line drops is dropped too."""
+    """Braces or none, a mapping or text; beside it or in it; what either drops is dropped."""
     for table in ("impute: mean, drop_columns: [id]", "{impute: mean, drop_columns: id}",
                   {"impute": "mean", "drop_columns": ["id"]}):
         settings = load_settings(None, {"data": "a.csv", "table": table, "drop_columns": "b, id"})
@@ -76,6 +79,45 @@ def test_a_table_is_described_in_any_form():
         assert settings.table_settings.categories == 20
     assert load_settings(None, {"table": "impute: 3"}).table_settings.impute == 3.0
     assert load_settings(None, {}).table_settings.impute == "median"
+
+
+def test_a_table_is_described_in_a_file_and_beside_it(tmp_path):
+    """Key by key; a run's params say it in one line, which reads the same."""
+    path = tmp_path / "own.yaml"
+    path.write_text("data: a.csv\ntable: {impute: mean, groups: who, drop_columns: [a]}\n")
+    given = {"table": "impute: drop, categories: 9", "drop_columns": "b"}
+    settings = load_settings(str(path), given)
+    table = settings.table_settings
+    assert (table.groups, table.drop_columns, table.impute, table.categories) == (
+        "who", ("a", "b"), "drop", 9)
+    assert load_settings(str(path), {"groups": "where"}).table_settings.groups == "where"
+    assert settings.given == {"data", "table"}
+    assert load_settings(str(path), given, "compare").given == {"data", "table"}
+    assert config.table_text(table.text) == table.text == (
+        "groups: who, drop_columns: [a, b], impute: drop, categories: 9")
+    assert load_settings(None, {}).table_settings.text == ""
+
+
+@pytest.mark.parametrize(("limit", "runs", "seconds"), [
+    (None, 12, None), (8, 8, None), ("8", 8, None), ("600s", 12, 600), ("30m", 12, 1800),
+    ("1.5h", 12, 5400), ("8, 30m", 8, 1800), ("2h,3", 3, 7200), ("1e-6s", 12, 1e-6)])
+def test_how_much_may_be_trained(limit, runs, seconds):
+    settings = load_settings(None, {"limit": limit})
+    assert (settings.search_runs, settings.search_seconds) == (runs, seconds)
+    longer = load_settings(None, {"limit": settings.within(90).limit})
+    assert (longer.search_runs, longer.search_seconds) == (runs, 90)
+
+
+@pytest.mark.parametrize(("slim_hidden", "method", "widths"), [
+    ("auto", "auto", None), ("40, 20", "given", (40, 20)), (7, "given", (7,)),
+    *((method, method, None) for method in config.WIDTH_METHODS)])
+def test_widths_or_how_they_are_found(slim_hidden, method, widths):
+    settings = load_settings(None, {"slim_hidden": slim_hidden})
+    assert (settings.width_method, settings.slim_widths) == (method, widths)
+
+
+def test_there_are_as_many_settings_as_say_different_things():
+    assert len(Settings.model_fields) == 41
 
 
 def test_settings_are_written_as_yaml_that_gives_the_same(tmp_path):
@@ -90,6 +132,10 @@ def test_settings_are_written_as_yaml_that_gives_the_same(tmp_path):
 
 CRITERION = ("criterion: expected output, input, wanda, magnitude, taylor, "
              "package.module:function, or several of them, each once")
+LIMIT = ("limit: expected a number of widths of at least 2, a time, e.g. 600s, 30m or 2h, or both: "
+         "8,30m")
+TABLE = ("table: expected groups, drop_columns, impute and categories, e.g. impute: mean, "
+         "categories: 10")
 IMPUTE = ("table: impute: expected median, mean, most_frequent, drop, or a number; or one of them, "
           "or a text, by column")
 BAD = [
@@ -106,30 +152,36 @@ BAD = [
     ({"criterion": "output,output"}, f"{CRITERION}, but got 'output,output'"),
     ({"criterion": 3}, f"{CRITERION}, but got 3"),
     ({"layers": []}, "layers: expected names of layers, e.g. fc1,fc2, but got []"),
-    ({"effective_rank": "perhaps"}, "effective_rank: expected true or false, but got 'perhaps'"),
+    ({"limit": "1"}, f"{LIMIT}, but got '1'"), ({"limit": "8,9"}, f"{LIMIT}, but got '8,9'"),
+    ({"limit": "0s"}, f"{LIMIT}, but got '0s'"), ({"limit": "10 minutes"}, f"{LIMIT}, but got "
+                                                  "'10 minutes'"),
+    ({"limit": [8]}, f"{LIMIT}, but got [8]"),
+    ({"slim_epochs": "many"}, "slim_epochs: expected flops, or a whole number of at least 1, but "
+                              "got 'many'"),
     ({"batch_size": "-3"}, "batch_size: expected full, or a whole number of at least 1, but got "
                            "'-3'"),
     ({"device": "gpu"}, "device: expected cpu, auto, mps, cuda or cuda:N, but got 'gpu'"),
     ({"optimizer": "adamw"}, "optimizer: expected 'adam' or 'sgd', but got 'adamw'"),
-    ({"slim_hidden": "some"}, "slim_hidden: expected auto, or whole numbers of at least 1, e.g. "
-                              "40,20, but got 'some'"),
+    ({"slim_hidden": "some"}, "slim_hidden: expected auto, effective, rank, projection, ablation, "
+                              "search, or whole numbers of at least 1, e.g. 40,20, but got 'some'"),
     ({"gate": "perhaps"}, "gate: expected true or false, but got 'perhaps'"),
     ({"epohcs": "5"}, "epohcs: no such setting; did you mean 'epochs'?"),
-    ({"drop_columns": []}, "drop_columns: expected names of columns, e.g. id,name, but got []"),
+    ({"drop_columns": [1]}, "table: drop_columns: expected names of columns, e.g. id,name, but got "
+                            "[1]"),
+    ({"table": {"groups": 5}}, "table: groups: expected the name of a column, but got 5"),
+    ({"table": "impute: [mean", "groups": "who"}, f"{TABLE}, but got 'impute: [mean'"),
     ({"table": "impute"}, f"{IMPUTE}, but got None"),
-    ({"table": "mean"}, "table: expected only drop_columns, impute, categories, but got 'mean'"),
-    ({"table": "impute: [mean"}, "table: expected drop_columns, impute and categories, e.g. "
-                                 "impute: mean, categories: 10, but got 'impute: [mean'"),
-    ({"table": 5}, "table: expected drop_columns, impute and categories, e.g. impute: mean, "
-                   "categories: 10, but got 5"),
-    ({"table": {"categoris": 3}}, "table: expected only drop_columns, impute, categories, but got "
-                                  "'categoris'; did you mean 'categories'?"),
+    ({"table": "mean"}, "table: expected only groups, drop_columns, impute, categories, but got "
+                        "'mean'"),
+    ({"table": "impute: [mean"}, f"{TABLE}, but got 'impute: [mean'"),
+    ({"table": 5}, f"{TABLE}, but got 5"), ({"table": 5, "groups": "who"}, f"{TABLE}, but got 5"),
+    ({"table": {"categoris": 3}}, "table: expected only groups, drop_columns, impute, categories, "
+                                  "but got 'categoris'; did you mean 'categories'?"),
     ({"table": {"categories": 1}},
      "table: categories: expected a whole number from 2 to 1000, but got 1"),
     ({"table": {"impute": "medain"}}, f"{IMPUTE}, but got 'medain'; did you mean 'median'?"),
     ({"table": {"impute": {"a": [1]}}}, f"{IMPUTE}, but got [1]"),
-    ({"table": "impute: {a: mean, a: 3}"}, "table: expected drop_columns, impute and categories, "
-     "e.g. impute: mean, categories: 10, but got 'impute: {a: mean, a: 3}'"),
+    ({"table": "impute: {a: mean, a: 3}"}, f"{TABLE}, but got 'impute: {{a: mean, a: 3}}'"),
     ({"epochs": True},
      "epochs: expected a value, but got true (YAML reads yes, no, on and off so)"),
 ]

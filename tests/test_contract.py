@@ -73,8 +73,8 @@ STABLE_TAGS = ("wua.kind", "wua.variant", "wua.task", "wua.criterion", "wua.conf
                "wua.null_kind", "wua.flop_convention", "wua.verdict", "wua.epochs_trained")
 """Tags whose values are held too; and those of the steps."""
 PIPELINE = ("run --data rows.csv --target y --hidden 4 --epochs 30 --lr 0.03 --seeds 5 "
-            "--null-draws 1 --criterion output,wanda --effective-rank --how prune --width-method "
-            "search --search-runs 2 --margin 0.2 --register contract --gate --json")
+            "--null-draws 1 --criterion output,wanda --how prune --slim-hidden "
+            "search --limit 2 --margin 0.2 --register contract --gate --json")
 USER_CODE = """
 import os, signal
 def interrupted(seed): os.kill(os.getpid(), signal.SIGINT)

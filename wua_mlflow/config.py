@@ -8,191 +8,110 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Mapping
-from functools import partial
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from wua_mlflow.errors import did_you_mean, one_line
+from wua_mlflow.errors import did_you_mean
 from wua_mlflow.imports import is_reference
-from wua_mlflow.levels import CONFIDENCE_RANGE, MARGIN_RANGE, is_confidence, is_margin
-from wua_mlflow.safe_yaml import YamlRefused, parse_mapping, read_mapping
+from wua_mlflow.old_settings import of_today
+from wua_mlflow.safe_yaml import YamlRefused, read_mapping
+from wua_mlflow.setting_errors import LONGEST_NAME, problem_line, short, shown
+from wua_mlflow.setting_values import (
+    CRITERIA,
+    FIRST_SEEDS,
+    IMPUTE,
+    SCORES,
+    TABLE_KEYS,
+    WIDTH_METHODS,
+    BatchSize,
+    Confidence,
+    Count,
+    Criteria,
+    Impute,
+    Limit,
+    LimitText,
+    Line,
+    Mapped,
+    Margin,
+    Named,
+    Names,
+    Positive,
+    Score,
+    Seeds,
+    Share,
+    SlimEpochs,
+    SlimWidths,
+    Widths,
+    merged_tables,
+    most_seeds,
+    with_table_keys,
+)
 
 __all__ = [
     "CODE", "COMMAND_FIELDS", "CONFIGS", "CRITERIA", "ConfigError", "IMPUTE", "OWN_MODEL",
-    "OWN_ONLY", "Settings", "TOPICS", "TUTORIAL", "TableSettings", "WIDTH_METHODS", "config_names",
-    "given_fields", "load_settings", "settings_yaml", "unused_settings", "yes_or_no",
+    "OWN_ONLY", "SCORES", "Settings", "TABLE_KEYS", "TOPICS", "TUTORIAL", "TableSettings",
+    "WIDTH_METHODS", "config_names", "given_fields", "load_settings", "settings_yaml",
+    "table_text", "unused_settings", "yes_or_no",
 ]
 
 
 TUTORIAL = "usecase"
-CRITERIA = ("output", "input", "wanda", "magnitude", "taylor")
-"""The criteria that have a name; a test holds them equal to ``usage.criteria.CRITERIA``."""
-OWN_MODEL = ("data", "target", "groups", "drop_columns", "table", "task", "batch_to_inputs",
-             "model", "hidden", "state", "seed")
+OWN_MODEL = ("data", "target", "table", "task", "batch_to_inputs", "model", "hidden", "state",
+             "seed")
 """What names a model of ``analyze`` and ``slim`` without a run."""
 OWN_ONLY = ("layers",)
 """What ``analyze`` can be told of such a model only: a variant's figures are of all its layers."""
 CODE = ("data", "model", "train", "criterion", "batch_to_inputs", "loss", "score")
 """What may name code (``package.module:name``); a test holds them equal to what is described so."""
-SCORES = ("accuracy", "balanced_accuracy", "f1", "f1_macro", "mcc", "roc_auc",
-          "average_precision", "log_loss", "brier", "r2", "rmse", "mae", "perplexity", "iou")
-"""The scores that have a name; a test holds them equal to ``verdict.scores.SCORES``."""
-WIDTH_METHODS = ("effective", "rank", "projection", "ablation", "search")
 
-_RECIPE = ("data", "target", "groups", "drop_columns", "table", "task", "batch_to_inputs", "model",
-           "train", "hidden", "epochs", "optimizer", "batch_size", "lr", "patience", "loss",
-           "score", "seed", "seeds",
-           "max_seeds")
+_RECIPE = ("data", "target", "table", "task", "batch_to_inputs", "model", "train", "hidden",
+           "epochs", "optimizer", "batch_size", "lr", "patience", "loss", "score", "seed", "seeds")
 _MACHINE = ("device", "threads", "experiment")
-_USAGE = ("criterion", "effective_rank", "null_draws")
-_SLIM = ("how", "slim_hidden", "slim_epochs", "width_method", "search_runs", "search_seconds",
-         "budget", "distill", "fold", "rounds")
+_USAGE = ("criterion", "null_draws")
+_SLIM = ("how", "slim_hidden", "slim_epochs", "limit", "distill", "fold", "rounds")
 _VERDICT = ("margin", "confidence", "class_margin", "max_collapse")
 _END = ("register", "gate")
-_FINE_TUNING = ("train", "optimizer", "batch_size", "lr", "patience", "seeds", "max_seeds")
+_FINE_TUNING = ("train", "optimizer", "batch_size", "lr", "patience", "seeds")
 COMMAND_FIELDS: dict[str, tuple[str, ...]] = {
     "run": (*_RECIPE, *_USAGE, *_SLIM, *_VERDICT, *_MACHINE, *_END),
     "train": (*_RECIPE, *_MACHINE),
     "analyze": ("run_id", "trust", *OWN_MODEL, *OWN_ONLY, "loss", *_USAGE, *_MACHINE),
-    "slim": ("run_id", "model_uri", "trust", *OWN_MODEL, *_FINE_TUNING, "loss", "score", *_USAGE,
+    "slim": ("run_id", "trust", *OWN_MODEL, *_FINE_TUNING, "loss", "score", *_USAGE,
              *_SLIM, *_VERDICT, *_MACHINE, *_END),
-    "compare": ("run_id", "baseline", "candidate", "trust", "data", "target", "groups",
-                "drop_columns", "task", "score", "seed", *_VERDICT, *_MACHINE),
+    "compare": ("run_id", "baseline", "candidate", "trust", "data", "target", "table", "task",
+                "score", "seed", *_VERDICT, *_MACHINE),
 }
 """The fields that each command takes: its options, and the parameters of its entry point."""
 TOPICS: dict[str, tuple[str, ...]] = {
-    "Data": ("data", "target", "groups", "task", "drop_columns", "table", "batch_to_inputs"),
-    "The model": ("run_id", "model_uri", "baseline", "candidate", "trust", "model", "state",
-                  "hidden"),
+    "Data": ("data", "target", "task", "table", "batch_to_inputs"),
+    "The model": ("run_id", "baseline", "candidate", "trust", "model", "state", "hidden"),
     "Training": ("train", "epochs", "optimizer", "batch_size", "lr", "patience", "loss"),
-    "How far to slim": ("slim_hidden", "width_method", "search_runs", "search_seconds", "rounds"),
-    "How to slim": ("how", "slim_epochs", "budget", "distill", "fold"),
+    "How far to slim": ("slim_hidden", "limit", "rounds"),
+    "How to slim": ("how", "slim_epochs", "distill", "fold"),
     "Is it as good?": ("score", "margin", "confidence", "class_margin", "max_collapse", "gate"),
-    "Seeds": ("seed", "seeds", "max_seeds"),
-    "How weights are used": ("criterion", "layers", "effective_rank", "null_draws"),
+    "Seeds": ("seed", "seeds"),
+    "How weights are used": ("criterion", "layers", "null_draws"),
     "The machine and MLflow": ("device", "threads", "experiment", "register"),
 }
 """Every field once, by what it is about; ``--help-all`` shows them so."""
 
 
-def _widths(value: Any) -> Any:
-    """``"64,32"``, ``64`` or ``[64, 32]`` -> ``(64, 32)``; ``auto`` stays."""
-    if value == "auto":
-        return value
-    if isinstance(value, str):
-        value = [part.strip() for part in value.split(",")]
-    if isinstance(value, int) and not isinstance(value, bool):
-        value = [value]
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _number_or_word(value: Any) -> Any:
-    return int(value) if isinstance(value, str) and value.strip().isdigit() else value
-
-
-def _parts(value: Any) -> list[str]:
-    """``"a, b"`` or ``["a", "b"]`` -> ``["a", "b"]``."""
-    parts = value.split(",") if isinstance(value, str) else value
-    if not isinstance(parts, list | tuple) or not all(isinstance(part, str) for part in parts):
-        raise ValueError("")
-    return [part.strip() for part in parts]
-
-
-def _criteria(value: Any) -> str:
-    """``"output, mine:rule"`` or a list -> ``"output,mine:rule"``, each of them once."""
-    parts = _parts(value)
-    for part in parts:
-        module, _, name = part.partition(":")
-        if part not in CRITERIA and not (name.isidentifier() and module):
-            raise ValueError(did_you_mean(part, CRITERIA))
-    if len(set(parts)) < len(parts):
-        raise ValueError("")
-    return ",".join(parts)
-
-
-def _score(value: Any) -> str:
-    module, _, name = str(value).partition(":")
-    if value not in SCORES and not (name.isidentifier() and module):
-        raise ValueError(did_you_mean(str(value), SCORES))
-    return str(value)
-
-
-def _names(value: Any) -> tuple[str, ...]:
-    """``"fc1, fc2"`` or a list -> ``("fc1", "fc2")``, each of them once."""
-    return tuple(dict.fromkeys(_parts(value)))
-
-
-def _mapping(value: Any) -> Any:
-    """``"impute: mean, categories: 10"`` -> a dict, with braces or without."""
-    if not isinstance(value, str):
-        return value
-    text = value.strip()
-    try:
-        return parse_mapping(text if text.startswith("{") else f"{{{text}}}")
-    except YamlRefused:
-        raise ValueError("") from None
-
-
-def _word_or_number(value: Any) -> Any:
-    """How gaps are filled everywhere: a word, or a number written as one."""
-    if isinstance(value, str) and value not in IMPUTE:
-        try:
-            return float(value)
-        except ValueError:
-            raise ValueError(did_you_mean(value, IMPUTE)) from None
-    return value
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, str | float) and not math.isfinite(float(value)):
-        raise ValueError("expected a finite number")
-    return value
-
-
-def _is_a_line(name: str) -> bool:
-    return bool(name.strip()) and name.isprintable()
-
-
-def _where(fits: Callable[[Any], bool], value: Any) -> Any:
-    if not fits(value):
-        raise ValueError("")
-    return value
-
-
-IMPUTE = ("median", "mean", "most_frequent", "drop")
-"""Words of ``table: impute``."""
-Count = Annotated[int, Field(ge=1)]
-Names = Annotated[tuple[str, ...], BeforeValidator(_names), Field(min_length=1)]
-Widths = Annotated[tuple[Count, ...], BeforeValidator(_widths)]
-SlimWidths = Annotated[
-    Literal["auto"] | tuple[Count, ...], BeforeValidator(_widths), Field(min_length=1)
-]
-BatchSize = Annotated[Literal["full"] | Count, BeforeValidator(_number_or_word)]
-Seeds = Annotated[Literal["auto"] | Count, BeforeValidator(_number_or_word)]
-Criteria = Annotated[str, BeforeValidator(_criteria)]
-Score = Annotated[str, BeforeValidator(_score)]
-Share = Annotated[float, BeforeValidator(_finite), Field(gt=0, lt=1)]
-Positive = Annotated[float, BeforeValidator(_finite), Field(gt=0)]
-Margin = Annotated[float, BeforeValidator(_finite), AfterValidator(partial(_where, is_margin))]
-Confidence = Annotated[
-    float, BeforeValidator(_finite), AfterValidator(partial(_where, is_confidence))]
+SEARCH_RUNS = 12
+"""Widths that a search trains at most, where ``limit`` says none."""
 
 
 # BaseModel inherits ABCMeta.register, which nobody calls on it
 warnings.filterwarnings("ignore", message='Field name "register" in "Settings" shadows')
 
 
-FIRST_SEEDS = 5
-"""Replicates where ``seeds`` is auto, before the first look at the verdict."""
-
-
 class TableSettings(BaseModel):
-    """How a table's columns become numbers, where that is not left to the defaults.
+    """What a table's columns are, and how they become numbers, where that is not the defaults.
 
+    ``groups`` is the column that says whose rows they are; ``drop_columns`` are no inputs.
     ``impute`` says for all columns with gaps, or by column, what stands in a gap: the training
     part's ``median``, ``mean`` or ``most_frequent`` value, a constant, or ``drop``: rows with a
     gap are left out. ``categories`` is the most levels of a text column that get a column each.
@@ -200,10 +119,21 @@ class TableSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    drop_columns: Annotated[tuple[str, ...], BeforeValidator(_names)] = ()
-    impute: dict[str, float | str] | Annotated[
-        float | str, BeforeValidator(_word_or_number)] = "median"
+    groups: str | None = None
+    drop_columns: Names = ()
+    impute: dict[str, float | str] | Impute = "median"
     categories: Annotated[int, Field(ge=2, le=1000)] = 20
+
+    @property
+    def text(self) -> str:
+        """What differs from the defaults, as ``table`` reads it.
+
+        >>> TableSettings(groups="patient", drop_columns=("id", "day")).text
+        'groups: patient, drop_columns: [id, day]'
+        """
+        values = self.model_dump(mode="json", exclude_defaults=True)
+        return yaml.safe_dump(values, sort_keys=False, default_flow_style=True, allow_unicode=True,
+                              width=math.inf).strip()[1:-1]
 
 
 class Settings(BaseModel):
@@ -215,15 +145,11 @@ class Settings(BaseModel):
                       ".feather, .arrow, .npz), or package.module:function of seed -> (train, "
                       "validation, test) or a DataFrame; analyze: or of seed -> batches")
     target: str | None = Field(None, description="name of the target column in a file")
-    groups: str | None = Field(None, description="name of the column in a file that says whose "
-                               "rows they are (patient, user, document); those of one are a "
-                               "single draw")
-    drop_columns: Names | None = Field(
-        None, description="names of columns of a table that are no inputs, e.g. id,name")
-    table: Annotated[TableSettings, BeforeValidator(_mapping)] | None = Field(
-        None, description="how a table's columns become numbers: drop_columns, impute (median, "
-        "mean, most_frequent, a constant, drop: leave such rows out; or one by column), categories "
-        "(most levels of a text column, 20), e.g. 'impute: mean, categories: 10'")
+    table: Annotated[TableSettings, Mapped] | None = Field(
+        None, description="what a table's columns are: groups (the one that says whose rows they "
+        "are), drop_columns (no inputs), impute (median, mean, most_frequent, a constant, drop: "
+        "leave such rows out; or one by column), categories (most levels of a text column, 20), "
+        "e.g. 'impute: mean, categories: 10'")
     task: Literal["binary", "multiclass", "regression", "multilabel", "token_classification",
                   "language_modeling", "segmentation", "custom"] | None = Field(
         None, description="binary, multiclass, regression, multilabel, token_classification, "
@@ -235,33 +161,27 @@ class Settings(BaseModel):
                               ".safetensors, or a state dict or checkpoint saved by "
                               "torch.save (.pt, .pth, .bin, .ckpt, .tar); the factory's weights, "
                               "if unset")
-    model_uri: str | None = Field(None, description="slim: URI of a model that an earlier run "
-                                  "logged, e.g. models:/name/1")
     train: str | None = Field(None, description="training function: package.module:function of "
                               "(model, data, budget, seed[, widths]) -> model, or None for the "
                               "one it was given; the built-in trainer, if unset")
     hidden: Widths = Field((64, 32), description="hidden widths of the original model, e.g. 64,32; "
                            "[] in YAML: the factory takes no widths")
     epochs: Count = Field(50, description="training epochs of the original model")
-    slim_hidden: SlimWidths = Field("auto", description="hidden widths of the slim model, e.g. "
-                                    "40,20; auto: chosen by width_method")
-    slim_epochs: Count | None = Field(None, description="training epochs of the slim model; as "
-                                      "epochs, if unset")
+    slim_hidden: SlimWidths = Field(
+        "auto", description="hidden widths of the slim model, e.g. 40,20, or the method that finds "
+        f"them: {', '.join(WIDTH_METHODS)}; auto: search, or rank where a training function of "
+        "your own would run for every width")
+    slim_epochs: SlimEpochs | None = Field(
+        None, description="training epochs of the slim model, or flops: as many as the original's "
+        "training FLOPs allow (where it is rebuilt); as epochs, if unset")
     how: Literal["auto", "rebuild", "prune"] = Field(
         "auto", description="rebuild: train a new network of the slim widths from scratch; prune: "
         "cut the trained network, then fine-tune it; auto: prune a model that was trained "
         "elsewhere, else rebuild")
-    width_method: Literal["auto", "effective", "rank", "projection", "ablation", "search"] = Field(
-        "auto", description=f"how slim_hidden=auto chooses the widths: {', '.join(WIDTH_METHODS)}; "
-        "auto: search, or rank where a training function of your own would run for every width")
-    search_runs: Annotated[int, Field(ge=2)] = Field(
-        12, description="search: maximum number of widths to train, the original's included")
-    search_seconds: Positive | None = Field(None, description="maximum time in seconds of the "
-                                            "search, and with seeds=auto of all that is trained; "
-                                            "an hour, if unset")
-    budget: Literal["epochs", "flops"] = Field(
-        "epochs", description="rebuild: train the slim model for the original's epochs, or for its "
-        "training FLOPs (where slim_epochs is unset)")
+    limit: LimitText | None = Field(
+        None, description="how much may be trained: a number of widths of a search, the original's "
+        "included (12, if unset), a time such as 600s, 30m or 2h (of a search, and where seeds are "
+        "added of all that is trained: an hour, if unset), or both: 8,30m")
     distill: bool = Field(False, description="prune: fine-tune with the original's outputs as "
                           "further targets (knowledge distillation): true or false")
     fold: Literal["auto"] | bool = Field(
@@ -274,7 +194,7 @@ class Settings(BaseModel):
     criterion: Criteria = Field(
         "output", description="importance criterion of the weights: output, input, wanda, "
         "magnitude, taylor, package.module:function, or several, e.g. output,wanda")
-    layers: Annotated[tuple[str, ...], BeforeValidator(_names), Field(min_length=1)] | None = \
+    layers: Annotated[Names, Field(min_length=1)] | None = \
         Field(None, description="analyze: names of the layers to analyse, e.g. fc1,fc2; all but "
               "the output layer, if unset")
     batch_to_inputs: str | None = Field(None, description="package.module:function of a "
@@ -283,8 +203,6 @@ class Settings(BaseModel):
     loss: str | None = Field(None, description="loss of training, and of the criterion taylor: "
                              "package.module:function of (outputs, targets) -> mean; the task's, "
                              "or the outputs' own, if unset")
-    effective_rank: bool = Field(False, description="also compute the effective rank of each "
-                                 "layer's activations: true or false")
     null_draws: Annotated[int, Field(ge=0)] = Field(
         20, description="number of untrained networks that give the null distribution of the "
         "analysis")
@@ -301,10 +219,8 @@ class Settings(BaseModel):
     seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(42, description="seed of all random "
                                                         "numbers")
     seeds: Seeds = Field("auto", description="number of replicates, each trained with another "
-                         "seed; the recipe verdict needs 5; auto: 5, and more until the verdict is "
-                         "settled, up to max_seeds")
-    max_seeds: Annotated[int, Field(ge=5)] = Field(
-        20, description="maximum number of replicates where seeds is auto")
+                         "seed; the recipe verdict needs 5; a range, e.g. 5-40: 5, and more until "
+                         "the verdict is settled, up to the last number; auto: 5-20")
     margin: Margin = Field(
         0.02, description="non-inferiority margin: the loss of the score that is accepted, as a "
         "fraction; of rmse, mae, log_loss and brier a share of the original's")
@@ -320,13 +236,14 @@ class Settings(BaseModel):
                         description="cpu, cuda, cuda:N, mps, or auto")
     threads: Count | None = Field(None, description="number of torch's CPU threads; torch's "
                                   "default, if unset")
-    experiment: Annotated[str, AfterValidator(partial(_where, _is_a_line))] = Field(
+    experiment: Line = Field(
         "wua", max_length=500, description="name of the MLflow experiment")
-    run_id: str | None = Field(None, description="run of the variant that the step reads and "
-                               "writes to")
+    run_id: str | None = Field(None, description="id of the run of the variant that the step "
+                               "reads and writes to; slim: or URI of a model that a run logged, "
+                               "e.g. models:/name/1")
     baseline: str | None = Field(None, description="compare: model A, the original")
     candidate: str | None = Field(None, description="compare: model B, the slim model")
-    trust: Annotated[tuple[Literal["code", "pickle"], ...], BeforeValidator(_names)] | None = Field(
+    trust: Annotated[tuple[Literal["code", "pickle"], ...], Named] | None = Field(
         None, description="what may run that a run or a logged model brings along: code (what a "
         "run names as package.module:name and you have not named), pickle (pickled models), or "
         "both: code,pickle; only on the command line")
@@ -336,16 +253,49 @@ class Settings(BaseModel):
                        "inferior, 4 inconclusive")
 
     @property
+    def until_settled(self) -> bool:
+        """Whether replicates are added until the verdict is settled."""
+        return isinstance(self.seeds, str)
+
+    @property
     def first_seeds(self) -> int:
-        """Replicates to begin with; where ``seeds`` is auto there may be more later."""
-        return FIRST_SEEDS if self.seeds == "auto" else self.seeds
+        """Replicates to begin with; there may be more later, where ``until_settled``."""
+        return FIRST_SEEDS if isinstance(self.seeds, str) else self.seeds
+
+    @property
+    def most_seeds(self) -> int:
+        """The maximum number of replicates."""
+        return most_seeds(self.seeds)
+
+    @property
+    def slim_widths(self) -> tuple[int, ...] | None:
+        """The widths of ``slim_hidden``; None where they are to be found."""
+        return None if isinstance(self.slim_hidden, str) else self.slim_hidden
+
+    @property
+    def width_method(self) -> str:
+        """How the slim widths are found: ``given``, ``auto`` or a method's name."""
+        return self.slim_hidden if isinstance(self.slim_hidden, str) else "given"
+
+    @property
+    def search_runs(self) -> int:
+        """The maximum number of widths that a search trains, the original's included."""
+        return Limit.of(self.limit or "").runs or SEARCH_RUNS
+
+    @property
+    def search_seconds(self) -> float | None:
+        """The time of ``limit``, if it says one."""
+        return Limit.of(self.limit or "").seconds
+
+    def within(self, seconds: float) -> Settings:
+        """The settings with another time in ``limit``."""
+        limit = Limit(Limit.of(self.limit or "").runs, seconds)
+        return self.model_copy(update={"limit": str(limit)})
 
     @property
     def table_settings(self) -> TableSettings:
-        """``table``, with the columns of ``drop_columns`` among those that it drops."""
-        table = self.table or TableSettings()
-        dropped = dict.fromkeys((*table.drop_columns, *(self.drop_columns or ())))
-        return table.model_copy(update={"drop_columns": tuple(dropped)})
+        """``table``, or the defaults."""
+        return self.table or TableSettings()
 
     @property
     def accepted_class_loss(self) -> float | None:
@@ -394,21 +344,24 @@ def load_settings(
         config: the name of a shipped configuration or the path of a YAML file; None and
             ``usecase`` mean the tutorial's, unless ``given`` names other data, for which the
             schema's own defaults hold.
-        given: explicit values by field name; None and the empty string mean "as configured".
+        given: explicit values by field name, or key of ``table`` (``TABLE_KEYS``), which add to the
+            configuration's table; None and the empty string mean "as configured".
         command: only its fields count among those of the configuration; all, if None.
 
     Raises:
         ConfigError: one line that names the setting, what was expected and what came.
     """
-    explicit = given_fields(given or {})
+    asked = given_fields(given or {})
+    explicit = with_table_keys(asked)
     other_data = explicit.get("data", TUTORIAL) != TUTORIAL
     base = {} if config in (None, "", TUTORIAL) and other_data else _read(config or TUTORIAL)
-    settings = _validated({**base, **explicit})
+    table = merged_tables(base.get("table"), explicit.get("table"))
+    settings = _validated({**base, **explicit, **({"table": table} if table else {})})
     configured = set(base) if config else set()
     if command is not None:
         configured.intersection_update(COMMAND_FIELDS[command])
-        _check_beside_run(command, settings, set(explicit))
-    if settings.run_id is not None or settings.model_uri is not None:
+        _check_beside_run(command, settings, set(asked))
+    if settings.run_id is not None:
         configured.difference_update(OWN_MODEL, OWN_ONLY, ("score",))
     return Settings.model_construct(_fields_set=configured | set(explicit), **dict(settings))
 
@@ -422,14 +375,13 @@ NAMED_BESIDE_RUN = ("data", "model", "train")
 """What may be named beside a run where it is code, and the same as the run's: so it may run."""
 
 
-def _check_beside_run(command: str, settings: Settings, explicit: set[str]) -> None:
+def _check_beside_run(command: str, settings: Settings, asked: set[str]) -> None:
     """Whether nothing is given beside a run that is the run's own."""
-    has_run = settings.run_id is not None or (command == "slim" and settings.model_uri is not None)
-    if not has_run or command not in _BESIDE_RUN:
+    if settings.run_id is None or command not in _BESIDE_RUN:
         return
     verb, fields = _BESIDE_RUN[command]
     named = [name for name in NAMED_BESIDE_RUN if is_reference(str(getattr(settings, name)))]
-    beside = sorted(explicit.intersection(fields) - set(named))
+    beside = sorted(asked.intersection((*fields, *TABLE_KEYS)) - set(named))
     if beside:
         raise ConfigError(f"run_id: a variant is {verb} with its own model and data, so expected "
                           f"nothing like {beside[0]} beside it; a model of your own: "
@@ -443,6 +395,15 @@ def given_fields(values: Mapping[str, Any]) -> dict[str, Any]:
     {'epochs': '5'}
     """
     return {key: value for key, value in values.items() if value not in (None, "")}
+
+
+def table_text(value: Any) -> str:
+    """A table's description, as a run's params say it.
+
+    >>> table_text({"drop_columns": "id,day"}), table_text("groups: patient")
+    ('drop_columns: [id, day]', 'groups: patient')
+    """
+    return _validated({"table": value}).table_settings.text
 
 
 def settings_yaml(settings: Settings, fields: Iterable[str] | None = None) -> str:
@@ -477,7 +438,7 @@ def _read(config: str) -> dict[str, Any]:
     if path.suffix not in (".yaml", ".yml"):
         raise ConfigError(
             f"config: expected a YAML file or one of {', '.join(config_names())}, "
-            f"but got {_shown(config)}{did_you_mean(config, config_names())}"
+            f"but got {shown(config)}{did_you_mean(config, config_names())}"
         )
     name = config if len(config) <= LONGEST_NAME else f"…{config[1 - LONGEST_NAME:]}"
     try:
@@ -485,13 +446,17 @@ def _read(config: str) -> dict[str, Any]:
     except FileNotFoundError:
         raise ConfigError(f"config: no such file: {name}") from None
     except YamlRefused as error:
-        raise ConfigError(_short(f"config: {name} {error}")) from None
+        raise ConfigError(short(f"config: {name} {error}")) from None
     if NEVER_IN_A_FILE in values:
         raise ConfigError(f"config: {NEVER_IN_A_FILE} is given on the command line alone, but "
                           f"{name} has it")
+    try:
+        values = of_today(values)
+    except ValueError as error:
+        raise ConfigError(short(f"config: {name}: {error}")) from None
     for key in values:
         if key not in Settings.model_fields:
-            raise ConfigError(f"config: no such setting {_shown(key)} in {name}"
+            raise ConfigError(f"config: no such setting {shown(key)} in {name}"
                               f"{did_you_mean(key, Settings.model_fields)}")
     return values
 
@@ -504,98 +469,5 @@ def _validated(values: Mapping[str, Any]) -> Settings:
     try:
         return Settings.model_validate(dict(values))
     except ValidationError as error:
-        raise ConfigError(_one_line(error, values)) from None
-
-
-def _one_line(error: ValidationError, values: Mapping[str, Any]) -> str:
-    problem = error.errors()[0]
-    field = str(problem["loc"][0])
-    if field == "table" and len(problem["loc"]) > 1:
-        return _about_table(str(problem["loc"][1]), problem)
-    if problem["type"] == "extra_forbidden":
-        return f"{_beginning(field)}: no such setting{did_you_mean(field, Settings.model_fields)}"
-    meant = str(problem["msg"]).partition("error, ")[2] if field in ("criterion", "score") else ""
-    return _short(f"{field}: expected {_expectation(field, problem)}, but got "
-                  f"{_shown(values[field])}{meant}")
-
-
-_TABLE = {
-    "drop_columns": "names of columns, e.g. id,name",
-    "impute": f"{', '.join(IMPUTE)}, or a number; or one of them, or a text, by column",
-    "categories": "a whole number from 2 to 1000",
-}
-"""What the keys of ``table`` must be."""
-
-
-def _about_table(key: str, problem: Mapping[str, Any]) -> str:
-    got = _shown(problem["input"])
-    if key not in _TABLE:
-        return _short(f"table: expected only {', '.join(_TABLE)}, but got {key!r}"
-                      f"{did_you_mean(key, _TABLE)}")
-    meant = did_you_mean(str(problem["input"]), IMPUTE) if key == "impute" else ""
-    return _short(f"table: {key}: expected {_TABLE[key]}, but got {got}{meant}")
-
-
-EXPECTED = {
-    "hidden": "whole numbers of at least 1, e.g. 64,32",
-    "slim_hidden": "auto, or whole numbers of at least 1, e.g. 40,20",
-    "batch_size": "full, or a whole number of at least 1",
-    "seeds": "auto, or a whole number of at least 1",
-    "margin": MARGIN_RANGE,
-    "confidence": CONFIDENCE_RANGE,
-    "max_collapse": "a number above 0 and below 1",
-    "class_margin": "none, or a number above 0 and below 1",
-    "score": f"{', '.join(SCORES)}, or package.module:function",
-    "lr": "a number above 0",
-    "device": "cpu, auto, mps, cuda or cuda:N",
-    **dict.fromkeys(("gate", "effective_rank", "distill"), "true or false"),
-    "fold": "auto, true or false",
-    "search_seconds": "a number of seconds above 0",
-    "register": "a name",
-    "experiment": "a name in one line of at most 500 characters",
-    "trust": "code, pickle, or code,pickle",
-    "layers": "names of layers, e.g. fc1,fc2",
-    "drop_columns": "names of columns, e.g. id,name",
-    "table": "drop_columns, impute and categories, e.g. impute: mean, categories: 10",
-    "criterion": f"{', '.join(CRITERIA)}, package.module:function, or several of them, each once",
-}
-"""What a setting must be, where pydantic's own words say less."""
-
-
-def _expectation(field: str, problem: Mapping[str, Any]) -> str:
-    kind, context = str(problem["type"]), problem.get("ctx", {})
-    if field in EXPECTED:
-        return EXPECTED[field]
-    if kind == "greater_than_equal":
-        return f"a whole number of at least {context['ge']}"
-    if kind == "less_than":
-        return f"a number below {context['lt']}"
-    if kind.startswith("int"):
-        return "a whole number"
-    if kind == "literal_error":
-        return f"{context['expected']}"
-    return str(problem["msg"]).removeprefix("Input should be ").removeprefix("Value error, ")
-
-
-LONGEST_LINE, LONGEST_VALUE, LONGEST_NAME = 300, 60, 80
-"""Characters of an error's line, and of a value and a file's name in it."""
-
-
-def _short(line: str) -> str:
-    return one_line(ValueError(line), limit=LONGEST_LINE, bare=(ValueError,))
-
-
-def _shown(value: Any) -> str:
-    """A value as a message shows it; of a long one the beginning.
-
-    >>> _shown("abc"), _shown([1, 2]), len(_shown("x" * 9999))
-    ("'abc'", '[1, 2]', 62)
-    """
-    if isinstance(value, str):
-        text = _beginning(value, LONGEST_VALUE)
-        return f"'{text}'" if text.isprintable() else repr(text)
-    return _beginning(repr(value), LONGEST_VALUE)
-
-
-def _beginning(text: str, longest: int = LONGEST_NAME) -> str:
-    return text if len(text) <= longest else f"{text[:longest - 1]}…"
+        problem = error.errors()[0]
+        raise ConfigError(problem_line(problem, values, Settings.model_fields)) from None

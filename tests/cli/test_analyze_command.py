@@ -80,7 +80,7 @@ def table_of(run: Run, name: str = "layers") -> dict:
 
 
 def test_it_prints_the_table_and_the_run(here, capsys):
-    assert main([*OWN, "--criterion", "magnitude,own_parts:squares", "--effective-rank"]) == 0
+    assert main([*OWN, "--criterion", "magnitude,own_parts:squares"]) == 0
     printed = capsys.readouterr()
     (run,) = all_runs()
     assert printed.err == ""
@@ -244,7 +244,7 @@ def test_two_processes(here, capsys, monkeypatch):
     of_run = ["analyze", "--run-id", variant.info.run_id, "--criterion", "output,taylor",
               "--null-draws", "1"]
     of_model = [*OWN[:5], "--criterion", "output,input,wanda,magnitude,taylor", "--loss",
-                "own_parts:cross_entropy", "--effective-rank", "--null-draws", "2", "--experiment"]
+                "own_parts:cross_entropy", "--null-draws", "2", "--experiment"]
     # a database that this process has not opened: no connection is shared with the forks
     shutil.copy("mlflow.db", "of_two.db")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{here / 'of_two.db'}")

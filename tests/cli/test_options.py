@@ -8,7 +8,7 @@ import pytest
 from tests.mistakes import line_of
 from wua_mlflow.cli.main import main
 from wua_mlflow.cli.options import COMMANDS, parse
-from wua_mlflow.config import COMMAND_FIELDS, TOPICS, Settings
+from wua_mlflow.config import COMMAND_FIELDS, TABLE_KEYS, TOPICS, Settings
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -27,6 +27,9 @@ def test_help_lists_every_command_and_that_of_a_command_every_field_once(command
     for field in COMMAND_FIELDS.get(command, ()):
         assert text.count(f"  --{field.replace('_', '-')} ") == 1
         assert "_" not in field or f"--{field}" not in text
+    for key in TABLE_KEYS:  # beside the setting that they are a part of
+        described = text.partition("  --table ")[2]
+        assert described.count(f"  --{key.replace('_', '-')} ") == (command in COMMAND_FIELDS)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -41,7 +44,8 @@ def test_the_short_help_has_a_dozen_options_the_defaults_and_examples_that_are_r
     for example in examples:
         assert parse(shlex.split(example)).command == command
     if command in COMMAND_FIELDS:
-        assert {name.replace("-", "_") for name in shown} <= set(COMMAND_FIELDS[command])
+        assert {name.replace("-", "_") for name in shown} <= {*COMMAND_FIELDS[command],
+                                                               *TABLE_KEYS}
         assert f"wua {command} --help-all" in text
     if command == "run":
         assert "[0.02]" in text.partition("--margin ")[2].partition("  --")[0]
@@ -63,6 +67,21 @@ def test_every_setting_has_one_topic():
     (["--vresion"], "--vresion: no such option of wua; did you mean '--version'?"),
     (["rnu"], "command: expected one of run, train, analyze, slim, compare, predict, runs, best, "
               "show, but got 'rnu'; did you mean 'run'?"),
+    (["run", "--width-method", "rank"],
+     "--width-method: no option any more; write --slim-hidden rank"),
+    (["run", "--search_runs=4", "--search-seconds", "600"],
+     "--search-runs: no option any more; write --limit 4,600s"),
+    (["train", "--max-seeds", "40"], "--max-seeds: no option any more; write --seeds 5-40"),
+    (["run", "--budget", "flops"], "--budget: no option any more; write --slim-epochs flops"),
+    (["run", "--budget", "epochs"], "--budget: no option any more; leave it out"),
+    (["slim", "--model-uri", "models:/a/1"],
+     "--model-uri: no option any more; write --run-id models:/a/1"),
+    (["analyze", "--effective-rank", "--run-id", "a"],
+     "--effective-rank: no option any more; leave it out"),
+    (["runs", "--budget", "flops"],
+     "--budget: no such option of wua runs; did you mean '--debug'?"),
+    (["compare", "--max-seeds", "40"],
+     "--max-seeds: no such option of wua compare; did you mean '--seed'?"),
     (["run", "--epochs"], "--epochs: expected a value, but got none"),
     (["analyze", "--run_id"], "--run-id: expected a value, but got none"),
     (["run", "--epochs", "--json"], "--epochs: expected a value, but got none"),
@@ -80,6 +99,7 @@ def test_every_setting_has_one_topic():
        f"run_id: a variant is compared with its original on their own test part, so expected "
        f"nothing like {name} beside it; any two models and any data: wua compare A B --data DATA")
       for words, name in ((["--data", "digits"], "data"), (["--task", "binary"], "task"),
+                          (["--groups", "who"], "table"),
                           (["a.csv", "b.csv"], "a.csv"), (["--candidate", "b"], "candidate"))),
 ])
 def test_wrong_words_are_one_line(words, message, capsys):

@@ -25,8 +25,8 @@ ROOT = "/old-store"
 COMMANDS = (
     ("run", "--seeds", "2", "--null-draws", "2", "--experiment", "rebuilt"),
     ("run", "--config", "breast_cancer", "--how", "prune", "--hidden", "12,8", "--epochs", "20",
-     "--slim-epochs", "5", "--seeds", "2", "--null-draws", "2", "--width-method", "search",
-     "--search-runs", "4", "--margin", "0.1", "--experiment", "pruned"),
+     "--slim-epochs", "5", "--seeds", "2", "--null-draws", "2", "--slim-hidden", "search",
+     "--limit", "4", "--margin", "0.1", "--experiment", "pruned"),
 )
 LEFT_OUT = (".png", ".html", ".lock")
 

@@ -154,7 +154,7 @@ def test_widths_are_given_to_a_factory_that_needs_them(options, name, widths, un
 
 def test_the_first_criterion_gives_the_metrics_and_each_other_a_table(store):
     """Taylor by the task's loss, against autograd over the whole training part at once."""
-    analysis, run = analysed(store, criterion="magnitude,own:squares,taylor", effective_rank="true")
+    analysis, run = analysed(store, criterion="magnitude,own:squares,taylor")
     first = json.loads(text_of(store, run.info.run_id, "usage/layers.json"))
     assert (first["criterion"], run.data.tags["wua.criterion"]) == ("magnitude", "magnitude")
     assert run.data.metrics["usage/effective_weights"] == analysis.usage.effective_weights
@@ -268,7 +268,7 @@ def test_a_trained_run_takes_the_new_options_too(store):
     quick = {"seeds": 1, "null_draws": 0, "epochs": 2}
     original = workflow.train_run(store, load_settings(None, quick))
     named = load_settings(None, {"run_id": original.run_id, "criterion": "taylor,output",
-                                 "effective_rank": "true", "null_draws": 0, "slim_epochs": 2})
+                                 "null_draws": 0, "slim_epochs": 2})
     slim = workflow.slim_run(store, named).variants[-1]  # which measures itself
     analysis = workflow.analyze_run(store, named)
     model, train = original.model, original.recipe.split.train

@@ -133,7 +133,7 @@ def test_a_network_that_cannot_be_exported_is_still_a_variant(here, monkeypatch)
 def test_a_network_whose_layers_have_names_that_no_file_can_have(here):
     """Through training, the analysis and the cut; the table says what each layer is called."""
     words = ("--data bad_parts:data --hidden 3 --seeds 1 --epochs 1 --null-draws 0 --how prune "
-             "--width-method effective")
+             "--slim-hidden effective")
     assert main(["run", "--model", "bad_parts:odd", *words.split()]) == 0
     (variant, *_) = all_runs("variant")
     client, run_id = MlflowClient(), variant.info.run_id

@@ -90,7 +90,7 @@ def test_lazy_layers_get_their_shapes_and_widths_their_layers(points, monkeypatc
     assert [tuple(p.shape) for p in build((5,)).parameters()] == [(5, 2), (5,), (1, 5), (1,)]
     assert check_widths(build, (5,), (3,)) == (("0",),)
     mlps, stream = factory("mlp", points), torch.get_rng_state()
-    for slim in ("auto", (6, 3)):
+    for slim in (None, (6, 3)):
         assert check_widths(mlps, (6, 4), slim) == (("fc1",), ("fc2",))
     assert torch.equal(torch.get_rng_state(), stream)
 
@@ -193,7 +193,7 @@ def here(store, tmp_path):
 ], ids=["three classes", "images in a file", "a table of amounts", "all of the user's own"])
 def test_a_pipeline_of_each_kind_of_data_and_model(words, task, examples, here, capsys):
     assert main(["run", *words.split(), "--epochs", "3", "--seeds", "1", "--null-draws", "0",
-                 "--batch-size", "32", "--width-method", "effective", "--margin", "0.2"]) == 0
+                 "--batch-size", "32", "--slim-hidden", "effective", "--margin", "0.2"]) == 0
     printed = capsys.readouterr()
     assert [line for line in printed.err.splitlines()
             if not line.startswith(("wua: note: accuracy ", "wua: data: price: "))] == []
@@ -215,9 +215,9 @@ def test_a_pipeline_of_each_kind_of_data_and_model(words, task, examples, here, 
 
 
 @pytest.mark.parametrize(("name", "changes"), [
-    ("digits", {"seeds": 1, "epochs": 10, "search_runs": 3, "margin": 0.05}),
+    ("digits", {"seeds": 1, "epochs": 10, "limit": 3, "margin": 0.05}),
     ("breast_cancer", {"seeds": 5, "epochs": 10, "slim_epochs": 5, "how": "prune",
-                       "width_method": "rank", "fold": "false"}),
+                       "slim_hidden": "rank", "fold": "false"}),
 ])
 def test_a_shipped_configuration(store, name, changes):
     """As it is but for fewer replicates, epochs and widths: a sensible accuracy and a verdict."""

@@ -159,7 +159,7 @@ def test_a_model_uri_leads_to_the_run_that_logged_it(store, monkeypatch, capsys)
             f"runs:/{original.run_id}/model"]
     assert [source_of(store, uri) for uri in uris] == [original.run_id] * 4
     words = ["slim", "--slim-hidden", "4", "--slim-epochs", "1", "--how", "prune", "--null-draws",
-             "0", "--experiment", "slimming", "--model-uri"]
+             "0", "--experiment", "slimming", "--run-id"]
     assert main([*words, uris[0]]) == 0, capsys.readouterr().err
     (slim,) = [row for _, row in runs("slimming").iterrows() if row["wua.variant"] == "slim"]
     assert slim["wua.baseline"] == original.run_id
@@ -181,7 +181,7 @@ def test_a_graph_of_somebody_elses_is_refused(store):
         with pytest.raises(ValueError) as caught:
             source_of(store, uri)
         assert str(caught.value) == (
-            f"model_uri: expected a model that a variant's run of wua logged, but {uri} is none; "
+            f"run_id: expected a model that a variant's run of wua logged, but {uri} is none; "
             f"an exported graph (pt2) has no layers to cut: name the module and its weights "
             f"(--model package.module:factory --state weights.safetensors --data DATA)")
 

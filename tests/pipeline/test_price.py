@@ -25,7 +25,7 @@ from wua_mlflow.tracking.names import Tag
                                    "of the slim network": (20, 20)}),
     ({"slim_hidden": "4"}, 1, {"more of the original": (4, 19), "to find the widths": (0, 0),
                                "of the slim network": (5, 20)}),
-    ({"width_method": "ablation", "max_seeds": 8}, 1, {
+    ({"slim_hidden": "ablation", "seeds": "5-8"}, 1, {
         "more of the original": (4, 7), "to find the widths": (0, 0),
         "of the slim network": (5, 8)}),
     ({"seeds": 7}, 1, {"more of the original": (6, 6), "to find the widths": (9, 22),
@@ -44,14 +44,14 @@ def test_what_is_planned(options, trained, parts):
 def test_the_limit_is_an_hour_or_what_the_user_says():
     settings = settings_of(seeds="auto", how="rebuild")
     assert not price_of(settings, 100.0).affordable
-    assert price_of(settings.model_copy(update={"search_seconds": 1e5}), 100.0).affordable
-    assert not price_of(settings.model_copy(update={"search_seconds": 10.0}), 1.0).affordable
+    assert price_of(settings.within(1e5), 100.0).affordable
+    assert not price_of(settings.within(10.0), 1.0).affordable
 
 
 @pytest.mark.parametrize(("asked", "changes"), [
-    ({}, {"seeds": 1, "how": "prune", "width_method": "rank"}),
-    ({"how": "rebuild"}, {"seeds": 1, "how": "rebuild", "width_method": "rank"}),
-    ({"width_method": "ablation"}, {"seeds": 1, "how": "prune", "width_method": "ablation"})])
+    ({}, {"seeds": 1, "how": "prune", "slim_hidden": "rank"}),
+    ({"how": "rebuild"}, {"seeds": 1, "how": "rebuild", "slim_hidden": "rank"}),
+    ({"slim_hidden": "ablation"}, {"seeds": 1, "how": "prune", "slim_hidden": "ablation"})])
 def test_the_cheap_plan_leaves_what_was_asked_for(asked, changes):
     asked = settings_of(seeds="auto", **asked)
     resolved = asked.model_copy(update={"how": "rebuild"})
@@ -59,7 +59,7 @@ def test_the_cheap_plan_leaves_what_was_asked_for(asked, changes):
     assert {name: getattr(cheap, name) for name in changes} == changes
     said = price_of(resolved, 100.0).instead("4be1", resolved, cheap)
     assert ("cut and fine-tuned" if changes["how"] == "prune" else "is trained") in said
-    assert "wua slim --run-id 4be1 --how rebuild --seeds auto --search-seconds " in said
+    assert "wua slim --run-id 4be1 --how rebuild --seeds auto --limit " in said
 
 
 def trained_in(monkeypatch: pytest.MonkeyPatch, seconds: float) -> list[tuple[int, ...]]:
@@ -84,16 +84,15 @@ def own_trainer(model: nn.Module, data: Any, budget: int, seed: int) -> nn.Modul
 
 
 @pytest.mark.parametrize(("seconds", "options"), [(0.5, {}), (500.0, {}), (500.0, {"seeds": 5}),
-                                                  (0.5, {"search_seconds": 1.0})])
+                                                  (0.5, {"limit": "2,1s"})])
 def test_a_pipeline_says_its_price_and_does_what_it_may(seconds, options, store, monkeypatch,
                                                         capsys):
     trained = trained_in(monkeypatch, seconds)
-    settings = settings_of(**{"seeds": "auto", "max_seeds": 5, "search_runs": 2, "margin": 0.3,
-                              **options})
+    settings = settings_of(**{"seeds": "5-5", "limit": 2, "margin": 0.3, **options})
     result = run_pipeline(store, settings)
     said = [line for line in capsys.readouterr().err.splitlines() if "wua: plan: " in line]
     asked = "seeds" in options
-    cheap = not asked and seconds * 40 > options.get("search_seconds", 3600)
+    cheap = not asked and seconds * 40 > (settings.search_seconds or 3600)
     assert len(said) == (0 if asked else 2 if cheap else 1)
     assert trained[0] == (1 if cheap else 5)
     if not asked:
@@ -105,7 +104,8 @@ def test_a_pipeline_says_its_price_and_does_what_it_may(seconds, options, store,
         assert result.comparison.recipe is None
         assert slim.trained.structure is not None, "cut and fine-tuned"
         assert slim.tags[Tag.VERDICT] == result.comparison.artifact.outcome
-        command = f"wua slim --run-id {result.variants[0].run_id} --how rebuild --seeds auto"
+        command = (f"wua slim --run-id {result.variants[0].run_id} --how rebuild --seeds 5-5 "
+                   "--limit 2,")
         assert command in said[1] and command in result.comparison.no_recipe
     else:
         assert result.comparison.recipe is not None
@@ -115,7 +115,7 @@ def test_a_pipeline_says_its_price_and_does_what_it_may(seconds, options, store,
 def test_who_sits_at_a_terminal_is_asked_once(answer, store, monkeypatch):
     trained_in(monkeypatch, 500.0)
     questions: list[str] = []
-    result = run_pipeline(store, settings_of(seeds="auto", max_seeds=5, search_runs=2, margin=0.3),
+    result = run_pipeline(store, settings_of(seeds="5-5", limit=2, margin=0.3),
                           ask=lambda question: questions.append(question) or answer)
     assert len(questions) == 1 and "is more than the 60 minutes that it may take" in questions[0]
     assert (result.comparison.recipe is not None) == answer
@@ -146,9 +146,9 @@ def test_the_same_for_a_trainer_of_ones_own(store, monkeypatch, capsys):
     """``rank`` is where the search begins; its network is trained and judged, and wider ones."""
     trained = trained_in(monkeypatch, 0.01)
     result = run_pipeline(store, settings_of(
-        seeds="auto", max_seeds=5, margin=0.3, how="rebuild",
+        seeds="5-5", margin=0.3, how="rebuild",
         train="tests.pipeline.test_price:own_trainer",
-        search_runs=3))
+        limit=3))
     assert "2 to 12 to find the widths" in capsys.readouterr().err
     goal = result.slimmed.last or result.slimmed.result.goal
     assert goal.method == "rank" and goal.searched is not None

@@ -87,7 +87,7 @@ def test_where_networks_collapse_the_next_wider_is_taken_and_judged_on_those_tha
         how, screened, originals, store, monkeypatch):
     found_by_a_search(monkeypatch, (3,))
     calls = screening(monkeypatch, failing=1)
-    result = run_pipeline(store, settings_of(seeds="auto", max_seeds=12, how=how, margin=0.3,
+    result = run_pipeline(store, settings_of(seeds="5-12", how=how, margin=0.3,
                                              slim_hidden="3", fold="false"))
     assert calls == screened
     goal = result.slimmed.result.goal

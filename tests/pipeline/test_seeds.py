@@ -40,7 +40,7 @@ def test_seeds_are_added_to_both_look_by_look(case, store, monkeypatch):
     """As far as planned where nothing settles it; each is the replicate that a fixed number has."""
     monkeypatch.setattr(seeds_module, "LEAST_CHANCE", 0.0)
     settings = {"slim_hidden": "7", "margin": 0.001, **CASES[case]}
-    grown = run_pipeline(store, settings_of(**settings, seeds="auto", max_seeds=7))
+    grown = run_pipeline(store, settings_of(**settings, seeds="5-7"))
     fixed = run_pipeline(store, settings_of(**settings, seeds=7))
     for place in (0, -1):  # controls between them keep the first five
         one, other = grown.variants[place], fixed.variants[place]
@@ -171,7 +171,7 @@ def test_several_slim_seeds_against_a_network_that_was_trained_elsewhere(case, s
     """The original adds nothing, look by look; its run alone is enough to slim it again."""
     monkeypatch.setattr(slimming_cases, "by_seed", by_seed, raising=False)
     monkeypatch.setattr(seeds_module, "LEAST_CHANCE", 0.0)
-    result = slimmed_elsewhere(store, max_seeds=7, **ELSEWHERE[case])
+    result = slimmed_elsewhere(store, seeds="5-7", **ELSEWHERE[case])
     original, control, slim = result.variants
     assert [len(variant.replicates) for variant in result.variants] == [1, 5, 7]
     assert [replicate.seed for replicate in slim.replicates] == list(range(42, 49))
@@ -191,7 +191,7 @@ def test_several_slim_seeds_against_a_network_that_was_trained_elsewhere(case, s
     assert compare_run(store, load_settings(None, {"run_id": slim.run_id}))[2].recipe == recipe
     again = load_variant(store, original.run_id)
     assert same(again.make(3, 45).model, original.model), "not one that was trained here"
-    by_id = slim_run(store, load_settings(None, {"run_id": original.run_id, "max_seeds": 5}))
+    by_id = slim_run(store, load_settings(None, {"run_id": original.run_id, "seeds": "5-5"}))
     assert np.array_equal(by_id.variants[-1].replicate_scores, slim.replicate_scores[:5])
 
 
@@ -217,22 +217,22 @@ def test_seeds_that_take_too_long_are_left_to_the_user(store, monkeypatch):
         f"{original} --seeds 5`).")
     asked = slim_run(store, load_settings(None, {"run_id": original, "seeds": 5}))
     assert asked.comparison.recipe.seeds == 5
-    longer = slimmed_elsewhere(store, **options, search_seconds=1000.0)
+    longer = slimmed_elsewhere(store, **options, limit="1000s")
     assert longer.comparison.recipe.seeds == 5
     few = slimmed_elsewhere(store, **options, seeds=1)
     assert few.comparison.no_recipe.endswith("at least 5 seeds (setting `seeds`).")
 
 
 @pytest.mark.parametrize(("options", "seeds", "judged", "beyond", "looks"), [
-    ({"seeds": "auto", "max_seeds": 20}, 8, 0, 0, 5),
-    ({"seeds": "auto", "max_seeds": 5}, 8, 0, 3, 2),  # more than the plan allowed
-    ({"seeds": "auto", "max_seeds": 20}, 10, 0, 2, 6),  # between two looks
-    ({"seeds": "auto", "max_seeds": 8}, 10, 0, 2, 3),  # after the last one
+    ({"seeds": "5-20"}, 8, 0, 0, 5),
+    ({"seeds": "5-5"}, 8, 0, 3, 2),  # more than the plan allowed
+    ({"seeds": "5-20"}, 10, 0, 2, 6),  # between two looks
+    ({"seeds": "5-8"}, 10, 0, 2, 3),  # after the last one
     ({"seeds": 5}, 5, 0, 0, 1),
     ({"seeds": 5}, 10, 0, 5, 2),
     ({"seeds": 10}, 8, 0, 0, 1),  # the other side has too few for all of them
     ({"seeds": 10}, 10, 5, 5, 1),  # after an earlier verdict on five
-    ({"seeds": "auto", "max_seeds": 20}, 12, 5, 7, 5),
+    ({"seeds": "5-20"}, 12, 5, 7, 5),
     ({"seeds": 5}, 5, 20, 0, 1),  # fewer than an earlier verdict's
 ])
 def test_seeds_that_were_not_planned_are_exploratory(options, seeds, judged, beyond, looks):
@@ -250,18 +250,18 @@ def test_seeds_that_were_not_planned_are_exploratory(options, seeds, judged, bey
     assert ((verdict.low, verdict.high) == (plain.low, plain.high)) == (looks == 1)
 
 
-@pytest.mark.parametrize(("originals", "max_seeds", "judged", "beyond"), [
+@pytest.mark.parametrize(("originals", "most", "judged", "beyond"), [
     (8, 20, 0, 0), (8, 20, 10, 6), (20, 20, 0, 0), (20, 20, 16, 4), (20, 16, 0, 4), (1, 20, 0, 0),
     (1, 20, 5, 15), (1, 16, 0, 4)])
 def test_screened_networks_that_were_not_planned_are_exploratory(
-    originals, max_seeds, judged, beyond
+    originals, most, judged, beyond
 ):
     """The slim one's 20 were all there beforehand; up to twice as many as of the original count."""
     draw = np.random.default_rng(1)
     old, new = ((draw.random((seeds, 300)) < 0.9).astype(float) for seeds in (originals, 20))
     old, new = ([Replicate(0, row, 0.0, {}) for row in side] for side in (old, new))
     verdict = recipe_verdict(old, new, SharedExamples("multiclass", np.empty(300)),
-                             settings_of(seeds="auto", max_seeds=max_seeds),
+                             settings_of(seeds=f"5-{most}"),
                              SeedHistory(judged=judged, ahead=20))
     assert verdict.counts.beyond_plan == beyond
     assert (f"exploratory: {beyond} seeds beyond the plan" in verdict.sentence) == (beyond > 0)
@@ -306,10 +306,12 @@ def test_seeds_as_a_setting():
     assert load_settings(None, {"data": "wine"}).first_seeds == 5
     assert load_settings(None, {"seeds": "12"}).first_seeds == 12
     assert load_settings("usecase").seeds == 20
-    for field, value, expected in (("seeds", "many", "auto, or a whole number of at least 1"),
-                                   ("max_seeds", "4", "a whole number of at least 5")):
-        with pytest.raises(ConfigError, match=f"^{field}: expected {expected}, but got '{value}'$"):
-            load_settings(None, {field: value})
+    assert load_settings(None, {"seeds": "5 - 40"}).seeds == "5-40"
+    assert load_settings(None, {"seeds": "5-20"}) == load_settings(None, {"seeds": "auto"})
+    for value in ("many", "4-40", "5-4", "5-", "0"):
+        with pytest.raises(ConfigError, match="^seeds: expected auto, a whole number of at least "
+                           f"1, or a range from 5, e.g. 5-40, but got '{value}'$"):
+            load_settings(None, {"seeds": value})
 
 
 def test_the_share_that_may_collapse_is_a_part_of_the_verdict(store):

@@ -31,7 +31,7 @@ from wua_mlflow.tracking.runs import runs
 from wua_mlflow.tracking.store import Store
 
 GOOD, BAD = "non_inferior", "inferior"
-STILL = {"optimizer": "sgd", "lr": 1e-30, "width_method": "effective", "fold": "false"}
+STILL = {"optimizer": "sgd", "lr": 1e-30, "slim_hidden": "effective", "fold": "false"}
 """Training that changes no weight: what was cut is there to be seen."""
 
 
@@ -207,7 +207,7 @@ def test_what_a_method_measured_is_logged_where_it_finds_nothing(store, monkeypa
 
     recommend = target_widths.recommend_widths
     monkeypatch.setattr(target_widths, "recommend_widths", all_units)
-    outcome = run_pipeline(store, settings_of(hidden="6", width_method="rank", epochs=1, seeds=1))
+    outcome = run_pipeline(store, settings_of(hidden="6", slim_hidden="rank", epochs=1, seeds=1))
     assert "; *.rnn (2): no method sees it." in outcome.slimmed.ended
     record = json.loads(text_of(store, str(outcome.run_id), ArtifactPath.WIDTHS))
     assert [each["width"] for each in record["widths"]] == [6]
@@ -220,7 +220,7 @@ def test_equal_training_flops(store):
     A sample of 6-16-3, by hand: forward 2·(6·16 + 16·3); backward all weights' gradients, and the
     second layer's inputs'.
     """
-    outcome = run_pipeline(store, settings_of(hidden="16", slim_hidden="5", budget="flops",
+    outcome = run_pipeline(store, settings_of(hidden="16", slim_hidden="5", slim_epochs="flops",
                                               epochs=4))
     old, new = (2 * 2 * (6 * units + units * 3) + 2 * units * 3 for units in (16, 5))
     spent = [outcome.variants[place].metrics["flops/training"] for place in (0, -1)]
@@ -258,12 +258,11 @@ def test_the_networks_that_are_cut_are_those_that_were_judged(store, monkeypatch
      "distill: expected the built-in trainer, but got train=own:trainer"),
     ({"fold": True, "how": "rebuild"}, "fold: expected how=prune beside it, since in a rebuilt "
      "network there is nothing to fold, but got how=rebuild"),
-    ({"budget": "flops", "how": "prune"}, "budget: expected epochs where the network is cut and "
-     "fine-tuned, but got flops; equal training FLOPs are for how=rebuild"),
-    ({"budget": "flops", "how": "rebuild", "slim_epochs": 5},
-     "budget: flops sets the epochs of the slim network, so expected no slim_epochs, but got 5"),
+    ({"slim_epochs": "flops", "how": "prune"}, "slim_epochs: expected a number where the network "
+     "is cut and fine-tuned, but got flops; equal training FLOPs are for how=rebuild"),
     ({"rounds": 2, "slim_hidden": "4,2", "how": "prune"},
-     "rounds: expected slim_hidden=auto, since each round needs widths of its own, but got 4,2"),
+     "rounds: expected slim_hidden=auto or a method, since each round needs widths of its own, but "
+     "got 4,2"),
     ({"register": "team/digits", "how": "prune"},
      "register: expected a name without any of / : ?, but got 'team/digits'"),
 ])
@@ -312,7 +311,7 @@ def test_how_the_slim_network_is_trained_is_nothing_to_the_controls(store):
     {"data": "digits", "model": "cnn", "hidden": "8,12", "lr": 0.01, "distill": True},
     {"data": "breast_cancer", "hidden": "16,8", "lr": 0.01, "rounds": 2, "distill": True},
     {"data": "diabetes", "hidden": "16", "lr": 0.01, "distill": True},
-    {"data": "wine", "hidden": "16", "how": "rebuild", "width_method": "search", "search_runs": 4},
+    {"data": "wine", "hidden": "16", "how": "rebuild", "slim_hidden": "search", "limit": 4},
 ], ids=["cnn", "binary", "regression", "search"])
 def test_real_data_from_the_original_to_the_recipes_verdict(store, options):
     outcome = run_pipeline(store, settings_of(**{

@@ -34,7 +34,7 @@ def trained() -> ModelVariant:
 
 
 def slim_settings(**options: object) -> Settings:
-    return settings_of(**{"hidden": "12,6", "epochs": 2, "search_runs": 4, "margin": 0.2,
+    return settings_of(**{"hidden": "12,6", "epochs": 2, "limit": 4, "margin": 0.2,
                           "how": "prune", **options})
 
 
@@ -57,7 +57,7 @@ def test_the_tutorials_rule(how, monkeypatch):
     usage = analyze(variant.model, variant.recipe.split.train.inputs, criterion="magnitude")
     expected = tuple(int(usage.layers[name].effective_weights / usage.layers[name].weights * units)
                      for name, units in (("fc1", 12), ("fc2", 6)))
-    goal = chosen(how=how, width_method="effective", criterion="magnitude,output")
+    goal = chosen(how=how, slim_hidden="effective", criterion="magnitude,output")
     assert goal.widths == expected < (12, 6)
     assert goal.keep == {"fc1": expected[0], "fc2": expected[1]}
     assert (goal.method, goal.searched) == ("effective", None)
@@ -68,7 +68,7 @@ def test_the_tutorials_rule(how, monkeypatch):
             [most[:k].sum() / most.sum() for k in layer.curve.widths])
         assert layer.curve.threshold == layer.curve.scores[layer.width - 1]
     monkeypatch.delattr(target_widths, "analyze")  # a usage that is there is not measured again
-    assert chosen(usage=usage, how=how, width_method="effective").widths == expected
+    assert chosen(usage=usage, how=how, slim_hidden="effective").widths == expected
 
 
 @pytest.mark.parametrize(("method", "how"), [
@@ -80,7 +80,7 @@ def test_methods_fit_on_the_training_part_and_score_on_the_validation_part(metho
         variant.model, (split.validation.inputs, split.validation.targets), method=method,
         margin=0.1, fit_data=None if method == "ablation" else split.train.inputs,
         loss=functional.cross_entropy, task="multiclass", seed=42)
-    goal = chosen(how=how, width_method=method, margin=0.1)
+    goal = chosen(how=how, slim_hidden=method, margin=0.1)
     assert goal.recommendation == expected
     assert goal.widths == tuple(layer.width for layer in expected.layers) < (12, 6)
 
@@ -95,17 +95,17 @@ def scrambled(part: Part) -> Part:
 def test_selection_does_not_look_at_the_test_part(method, how):
     """Another test part gives the same widths, by way of the same figures."""
     other = with_split(trained(), lambda split: replace(split, test=scrambled(split.test)))
-    goals = [chosen(variant, how=how, width_method=method) for variant in (trained(), other)]
+    goals = [chosen(variant, how=how, slim_hidden=method) for variant in (trained(), other)]
     assert goals[0].to_json() == goals[1].to_json()
     assert goals[0].widths < (12, 6)
 
 
 def test_a_search_goes_on_from_the_rank_and_stays_within_its_runs():
-    goal = chosen(width_method="search", search_runs=4)
+    goal = chosen(slim_hidden="search", limit=4)
     assert goal.recommendation.method == "rank"
     tried = [trial.widths for trial in goal.searched.trials]
     assert len(tried) <= 4
-    assert tried[:2] == [(12, 6), chosen(width_method="rank").widths]
+    assert tried[:2] == [(12, 6), chosen(slim_hidden="rank").widths]
     assert goal.widths in tried
     costs = {trial.widths: trial.cost for trial in goal.searched.trials}
     assert costs == {(a, b): 2 * (6 * a + a * b + b * 3) for a, b in tried}, "of one sample"
@@ -116,7 +116,7 @@ def test_a_search_goes_on_from_the_rank_and_stays_within_its_runs():
 
 @pytest.mark.parametrize(("options", "method"), [
     ({"how": "rebuild"}, "search"), ({"how": "prune"}, "search"),
-    ({"how": "rebuild", "width_method": "effective"}, "effective"),
+    ({"how": "rebuild", "slim_hidden": "effective"}, "effective"),
     ({"how": "prune", "margin": 0.02}, "search"), ({"how": "rebuild", "margin": 0.02}, "search"),
     ({"how": "rebuild", "train": "own:trainer"}, "rank"), ({"how": "rebuild", "margin": 0}, "rank"),
 ])
@@ -133,7 +133,7 @@ def test_nothing_narrower(method, monkeypatch):
                                                  "margin: it takes at least 3,838"):
         patch.setattr(target_widths, "train_replicate",
                       lambda *_: SimpleNamespace(validation_scores=np.zeros(80)))
-        chosen(width_method="search", margin=0.001, search_runs=2)
+        chosen(slim_hidden="search", margin=0.001, limit=2)
 
     def all_units(*args, **options):
         real = recommend_widths(*args, **options)
@@ -143,11 +143,11 @@ def test_nothing_narrower(method, monkeypatch):
     monkeypatch.setattr(target_widths, "search", lambda *_, **__: SimpleNamespace(
         widths=(12, 6), note="nearest came 11,6"))
     with pytest.raises(target_widths.NoNarrowerError) as caught:
-        chosen(width_method=method)
+        chosen(slim_hidden=method)
     note = ": nearest came 11,6" if method == "search" else ""
     assert str(caught.value) == (
         f"The method {method} finds no width below those that the network has (12,6){note}. "
-        f"Another method may (--width-method), or name the widths (--slim-hidden).")
+        f"Another method may, or name the widths (--slim-hidden).")
     assert caught.value.goal and caught.value.goal.widths == (12, 6)
 
 
@@ -157,7 +157,7 @@ def test_where_validation_data_show_nothing_the_best_there_is_taken(monkeypatch,
     own[np.flatnonzero(own)[0]] = 0
     monkeypatch.setattr(target_widths, "train_replicate",
                         lambda *_: SimpleNamespace(validation_scores=own))
-    goal = chosen(width_method="search", margin=0.001, search_runs=3)
+    goal = chosen(slim_hidden="search", margin=0.001, limit=3)
     tried = [trial for trial in goal.searched.trials if trial.outcome != "original"]
     assert all(not trial.holds for trial in tried)
     assert goal.widths in {trial.widths for trial in tried} and goal.widths != (12, 6)
@@ -245,12 +245,12 @@ def test_candidates_have_seeds_of_their_own(seeds, most):
     """None of those of a variant's replicates; one network where there is no recipe verdict."""
     before = torch.get_rng_state()
     run = Search({**MANY, "seeds": seeds})
-    result = run.run((8,), (4,), search_runs=2)
+    result = run.run((8,), (4,), limit=2)
     assert torch.equal(torch.get_rng_state(), before)
     numbers = [(number, seed) for _, number, seed in run.trained]
     assert numbers == [(1000 + i, 42 + 1000 + i) for i in range(len(numbers))]
     assert len(numbers) == result.trials[1].seeds <= most
-    assert min(number for number, _ in numbers) >= settings_of().max_seeds
+    assert min(number for number, _ in numbers) >= settings_of().most_seeds
 
 
 @pytest.mark.parametrize("runs", [2, 12])
@@ -265,13 +265,13 @@ def test_how_many_networks_a_width_may_have_is_no_matter_of_how_many_widths(
         return SimpleNamespace(stopped="")
 
     monkeypatch.setattr(target_widths, "search_widths", searched)
-    Search({**MANY, "seeds": seeds}).run((8,), (4,), search_runs=runs)
+    Search({**MANY, "seeds": seeds}).run((8,), (4,), limit=runs)
     assert (given["most_seeds"], given["runs"]) == (most, runs)
 
 
 def test_what_it_compares_is_the_validation_part():
     run = Search({**MANY, "seeds": 5})
-    trial = run.run((8,), (4,), search_runs=2).trials[1]
+    trial = run.run((8,), (4,), limit=2).trials[1]
     recipe = recipe_of(**MANY)
     part = recipe.split.validation
     right = []
@@ -283,11 +283,11 @@ def test_what_it_compares_is_the_validation_part():
 
 
 @pytest.mark.parametrize(("limit", "most"), [
-    ({"search_runs": 3}, 2), ({"search_runs": 6}, 5), ({"search_seconds": 1e-6}, 1)])
+    (3, 2), (6, 5), ("1e-6s", 1)])
 def test_no_more_widths_are_trained_than_allowed(limit, most):
     """One candidate is trained whatever it takes; else nothing is known."""
     run = Search({**MANY, "hidden": "16,8"})
-    result = run.run((16, 8), (9, 5), **limit)
+    result = run.run((16, 8), (9, 5), limit=limit)
     assert len(run.widths) == len(result.trials) - 1 <= most
     assert run.widths[0] == (9, 5)
 
@@ -305,7 +305,7 @@ def test_a_search_that_widens_goes_up_from_its_start_alone(monkeypatch):
     found = target_widths.search(settings_of(**MANY), setup, (64,), (3,), widen=True)
     assert [trial.widths for trial in found.trials] == [(64,), (3,), (5,), (8,), (12,)]
     assert (found.widths, found.stopped, found.note) == ((12,), "converged", "")
-    few = settings_of(**MANY, search_runs=3)
+    few = settings_of(**MANY, limit=3)
     found = target_widths.search(few, setup, (64,), (3,), widen=True)
     assert (found.widths, found.stopped) == ((64,), "budget")
     assert found.note.startswith("stopped after 2 of 2 widths; wider ones were not tried")

@@ -120,7 +120,7 @@ def needing(kind: str, **fields):
 
 @pytest.mark.parametrize(("judged", "recipe", "method", "step"), [
     (verdict(), None, "rank", "runs:/slim-7/model"),
-    (verdict("inferior"), None, "rank", "--data x --slim-hidden 7 --width-method search"),
+    (verdict("inferior"), None, "rank", "--data x --slim-hidden search"),
     (verdict("inferior"), None, "given", "wua run --data x --slim-hidden auto"),
     (verdict("inferior"), None, "search", "keep the original"),
     (verdict("inconclusive", settle="More."), None, "rank", "--data x --slim-hidden 7 --seeds 5"),

@@ -100,6 +100,21 @@ def test_seeds_of_an_earlier_verdict_on_the_same_recipes(writer, tags, params, s
     assert seeds_judged_before(writer.client, earlier) == 0
 
 
+@pytest.mark.parametrize(("seeds", "table", "judged"), [
+    ("auto", "groups: who, drop_columns: [id, day]", 0), ("5-40", "groups: who, drop_columns: id, "
+                                                          "drop_columns: day", 0),
+    ("5-40", "groups: who, drop_columns: [id, day]", 8), ("5-40", "groups: who", 0)])
+def test_a_run_of_an_earlier_version_had_its_params_by_other_names(writer, seeds, table, judged):
+    """The same plan is the same verdict; a table that cannot be read is no run's of the same."""
+    original = writer.run("oversized", tags={"wua.widths": "10"})
+    tags = {**SLIM, "wua.baseline": original}
+    writer.run("slim 7", tags=tags, params={
+        "lr": "0.01", "seeds": "auto", "max_seeds": "20", "groups": "who",
+        "drop_columns": "id,day"})
+    now = writer.run("slim 7", tags=tags, params={"lr": "0.01", "seeds": seeds, "table": table})
+    assert seeds_judged_before(writer.client, now) == judged
+
+
 def test_deleted_runs_and_experiments_are_not_listed(populated):
     client = MlflowClient()
     client.delete_run(populated["slim 5"])

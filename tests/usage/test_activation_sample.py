@@ -44,6 +44,21 @@ def test_the_rank_of_directions_of_equal_strength_is_their_number():
     assert effective_rank(torch.ones(5, 3)) == effective_rank(both[:1]) == 0.0
 
 
+@pytest.mark.parametrize("shape", [(800, 600), (600, 800)])
+@pytest.mark.parametrize("rank", [9, 600])
+def test_the_rank_of_many_rows_and_units_is_the_same(shape, rank):
+    """Strengths from 1 down to a thousandth; in float32, whose rounding counts as no direction."""
+    draw = torch.Generator().manual_seed(3)
+    left, right = (torch.linalg.qr(torch.randn(size, rank, generator=draw))[0] for size in shape)
+    activations = (left * torch.logspace(0, -3, rank)) @ right.T
+    exact = activations.double()
+    values = torch.linalg.svdvals(exact - exact.mean(0))
+    shares = values[values > 1e-6 * values.max()]
+    shares = shares / shares.sum()
+    assert effective_rank(activations) == pytest.approx(
+        float((-shares * shares.log()).sum().exp()), rel=1e-6)
+
+
 def outgoing(weight: Tensor, units: int) -> np.ndarray:
     """The norm of the weights that read each unit; inputs in blocks of equal length a unit."""
     return np.sqrt((numpys(weight).reshape(len(weight), units, -1) ** 2).sum((0, 2)))

@@ -255,7 +255,7 @@ def _compare(settings: Settings, models: tuple[str, ...], shown: Shown) -> int:
                               f"variant (--run-id), but got {' and '.join(pair) or 'none'}")
         return _compare_pair(settings, pair, as_json=shown.as_json)
     too_many = [*models, *(name for name in ("baseline", "candidate") if getattr(settings, name)),
-                *sorted({"data", "target", "task"} & settings.given)]
+                *sorted({"data", "target", "table", "task"} & settings.given)]
     if too_many:
         raise ConfigError(f"run_id: a variant is compared with its original on their own test "
                           f"part, so expected nothing like {too_many[0]} beside it; any two models "

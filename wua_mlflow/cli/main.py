@@ -19,6 +19,7 @@ from types import SimpleNamespace
 from wua_mlflow.cli.options import QUERIES, parse
 from wua_mlflow.config import (
     COMMAND_FIELDS,
+    TABLE_KEYS,
     TUTORIAL,
     ConfigError,
     given_fields,
@@ -129,8 +130,9 @@ def _answer(options: SimpleNamespace) -> int:
 
 
 def _execute(options: SimpleNamespace) -> int:
-    explicit = given_fields({field: getattr(options, field)
-                             for field in COMMAND_FIELDS[options.command]})
+    fields = COMMAND_FIELDS[options.command]
+    explicit = given_fields({field: getattr(options, field) for field in (
+        *fields, *(TABLE_KEYS if "table" in fields else ()))})
     # `mlflow run` names the tutorial's configuration where the user named none
     config = None if options.config == TUTORIAL else options.config
     settings = load_settings(config, explicit, options.command)

@@ -14,6 +14,7 @@ import click
 
 from wua_mlflow.config import COMMAND_FIELDS, TOPICS, ConfigError, Settings, yes_or_no
 from wua_mlflow.errors import did_you_mean
+from wua_mlflow.old_settings import GONE, instead, of_today
 
 __all__ = ["COMMANDS", "QUERIES", "parse"]
 
@@ -41,6 +42,13 @@ BASIC = {
                 "class_margin"),
 }
 """What ``--help`` shows of a command's settings, a dozen at most; ``--help-all`` shows all."""
+OF_TABLE = {
+    "groups": "name of the column in a file that says whose rows they are (patient, user, "
+              "document); those of one are a single draw: short for --table 'groups: NAME'",
+    "drop_columns": "names of columns of a table that are no inputs, e.g. id,name: short for "
+                    "--table 'drop_columns: [id, name]'",
+}
+"""Keys of the setting ``table`` that are options too: ``config.TABLE_KEYS``."""
 EXAMPLES = {
     "run": ("wua run --data rows.csv --target y", "wua run --config digits --seeds 5",
             "wua run --data my_module:data --model my_module:build --train my_module:train"),
@@ -96,13 +104,16 @@ def parse(words: Sequence[str]) -> SimpleNamespace:
     except click.exceptions.Exit:  # --help was asked for, and is printed
         return SimpleNamespace(command=None, version=False)
     except click.UsageError as error:
-        raise ConfigError(_message(error, command)) from None
+        raise ConfigError(_message(error, command, words)) from None
     return SimpleNamespace(**{"command": name, "version": False, **context.params})
 
 
-def _message(error: click.UsageError, command: click.Command) -> str:
+def _message(error: click.UsageError, command: click.Command, words: Sequence[str]) -> str:
     """What is wrong with an option or an argument, in one line that begins with its name."""
     if isinstance(error, click.NoSuchOption):
+        gone, fields = _gone(words), COMMAND_FIELDS.get(str(command.name), ())
+        if _field(error.option_name) in gone and fields and set(of_today(gone)) <= set(fields):
+            return f"{error.option_name}: no option any more; {instead(gone)}"
         known = [name for option in command.params for name in option.opts if name[:2] == "--"]
         where = "wua" if command.name == "wua" else f"wua {command.name}"
         return (f"{error.option_name}: no such option of {where}"
@@ -119,11 +130,34 @@ def _message(error: click.UsageError, command: click.Command) -> str:
     return error.message
 
 
+def _field(option: str) -> str:
+    return option.removeprefix("--").replace("-", "_")
+
+
+def _gone(words: Sequence[str]) -> dict[str, str]:
+    """The options of earlier versions among the words, with their values.
+
+    >>> _gone(["run", "--search-runs=4", "--max_seeds", "40", "--effective-rank"])
+    {'search_runs': '4', 'max_seeds': '40', 'effective_rank': ''}
+    """
+    found = {}
+    for word, after in zip(words, (*words[1:], ""), strict=True):
+        option, equals, value = word.partition("=")
+        if option.startswith("--") and _field(option) in GONE:
+            found[_field(option)] = value if equals or after.startswith("--") else after
+    return found
+
+
 def _group() -> click.Group:
     commands = [click.Command(name, short_help=text) for name, text in COMMANDS.items()]
     return _Group("wua", commands={str(each.name): each for each in commands},
                   help=DESCRIPTION, invoke_without_command=True, params=[
         click.Option(["--version"], is_flag=True, help="print the version"), _debug()])
+
+
+_TOPICS = {topic: tuple(name for field in fields for name in (
+    (field, *OF_TABLE) if field == "table" else (field,))) for topic, fields in TOPICS.items()}
+"""What ``--help-all`` shows, by topic."""
 
 
 class _Command(click.Command):
@@ -136,10 +170,10 @@ class _Command(click.Command):
         """The settings of the command, then the options that are none."""
         name = str(self.name)
         settings = {param.name: param for param in self.get_params(ctx)
-                    if param.name in COMMAND_FIELDS.get(name, ())}
+                    if param.name in (*COMMAND_FIELDS.get(name, ()), *OF_TABLE)}
         others = [param for param in self.get_params(ctx) if param.name not in settings]
         groups = {topic: [settings[field] for field in fields if field in settings]
-                  for topic, fields in TOPICS.items()} if self.whole else \
+                  for topic, fields in _TOPICS.items()} if self.whole else \
             {"Options": [settings[field] for field in BASIC[name]]} if settings else {}
         if self.whole or not settings:
             groups["Options" if not settings else "The command"] = others
@@ -192,6 +226,8 @@ def _settings_params(name: str) -> list[click.Parameter]:
         params.insert(0, click.Argument(["models"], nargs=-1, metavar="[A B]"))
     params += [_value(field, _described(field, name), flag=yes_or_no(field))
                for field in COMMAND_FIELDS[name]]
+    if "table" in COMMAND_FIELDS[name]:
+        params += [_value(key, text) for key, text in OF_TABLE.items()]
     if name in ("run", "slim", "compare"):
         params.append(click.Option(["--verbose"], is_flag=True, help="print all details after the "
                                    "answer"))
@@ -210,7 +246,7 @@ def _described(field: str, command: str) -> str:
     return f"{description} [{default}]"
 
 
-_OTHERS = re.compile(r"; (analyze(?:, slim)?): [^;]*")
+_OTHERS = re.compile(r"; (analyze, slim|analyze|slim): [^;]*")
 """A clause on what a setting means to other commands."""
 
 

@@ -99,11 +99,11 @@ def load_split(
 ) -> DataSplit:
     """The data that the settings name, in three parts; arguments and errors as of ``load_data``."""
     size = DATASET_BATCH if settings.batch_size == "full" else settings.batch_size
+    table = settings.table_settings
     return load_data(
-        settings.data, target=settings.target, groups=settings.groups, seed=settings.seed,
+        settings.data, target=settings.target, groups=table.groups, seed=settings.seed,
         image=settings.model == "cnn", task=settings.task, standardise=settings.state is None,
-        table=settings.table_settings, batch_size=size, to_inputs=to_inputs, arguments=arguments,
-        returned=returned)
+        table=table, batch_size=size, to_inputs=to_inputs, arguments=arguments, returned=returned)
 
 
 def _is_pair(part: object) -> bool:

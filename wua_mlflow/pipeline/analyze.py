@@ -141,7 +141,7 @@ def loss_of(
 def _options(settings: Settings) -> dict[str, Any]:
     """What the settings ask of ``analyze``."""
     return {"criterion": criteria_of(settings), "null": settings.null_draws, "seed": settings.seed,
-            "effective_rank": settings.effective_rank}
+            "effective_rank": True}
 
 
 MOST_FLOPS = 2e11

@@ -224,9 +224,10 @@ def _groups(evaluated: Sequence[EvaluatedModel], settings: Settings) -> np.ndarr
         each.test.groups, each.evaluation.groups,
         each.model.predictions.groups if each.model.predictions else None)
         if groups is not None]
-    if settings.groups is not None and not known:
-        raise ValueError(f"groups: expected a column {settings.groups!r} in the test data or in a "
-                         f"file of predictions, but found none")
+    column = settings.table_settings.groups
+    if column is not None and not known:
+        raise ValueError(f"groups: expected a column {column!r} in the test data or in a file of "
+                         f"predictions, but found none")
     return known[0] if known else None
 
 
@@ -255,7 +256,7 @@ def _open_model(
     """
     if _is_file(reference):
         return ComparedModel(reference, Path(reference).name,
-                             read_predictions(reference, settings.groups))
+                             read_predictions(reference, settings.table_settings.groups))
     machine = {"device": settings.device, "threads": settings.threads}
     if RUN_ID.fullmatch(reference):
         if store is None:
@@ -321,7 +322,7 @@ def _evaluation_sets(
         encodings = [model.split and model.split.encoding for model in models
                      if model.predictions is None]
         fresh = read_rows(settings.data, settings.target, targets_only=not networks,
-                          groups=None if in_files else settings.groups,
+                          groups=None if in_files else settings.table_settings.groups,
                           settings=settings.table_settings,
                           like=[each for each in encodings if each] if all(encodings) else ())
         return [_by_outputs(

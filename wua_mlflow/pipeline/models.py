@@ -9,7 +9,7 @@ import functools
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -236,7 +236,7 @@ def check_fit(model: nn.Module, split: DataSplit) -> None:
 
 
 def check_widths(
-    build: Factory, original: tuple[int, ...], slim: Literal["auto"] | tuple[int, ...]
+    build: Factory, original: tuple[int, ...], slim: tuple[int, ...] | None
 ) -> tuple[tuple[str, ...], ...]:
     """Whether the factory builds the widths it is given, and the slim ones given are slim.
 
@@ -250,7 +250,7 @@ def check_widths(
     Traceback (most recent call last):
     ValueError: slim_hidden: expected widths of at most the original's (10), but got 12
     """
-    if slim != "auto":
+    if slim is not None:
         check_slim_widths(original, slim)
     return layers_by_width(build, original)
 

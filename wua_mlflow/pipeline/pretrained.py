@@ -107,7 +107,7 @@ def source_of(store: Store, uri: str) -> str:
     """
     run_id = source_run(store, uri)
     if run_id is None:
-        raise ValueError(f"model_uri: expected a model that a variant's run of wua logged, but "
+        raise ValueError(f"run_id: expected a model that a variant's run of wua logged, but "
                          f"{uri} is none; an exported graph (pt2) has no layers to cut: name the "
                          f"module and its weights (--model package.module:factory "
                          f"--state weights.safetensors --data DATA)")

@@ -80,12 +80,13 @@ class Price:
             planned: the settings of the whole.
             cheap: those of what is done.
         """
+        longer = planned.within(max(1, round(2 * self.total_seconds)))
         once = "the network is cut and fine-tuned once" if cheap.how == "prune" else \
             "one narrower network is trained"
         return (f"{duration(self.total_seconds)} is more than it may take unasked "
                 f"({duration(self.limit)}), so {once}, and the two models are compared; all of it, "
                 f"with the recipe verdict: wua slim --run-id {run_id} --how {planned.how} --seeds "
-                f"auto --search-seconds {2 * self.total_seconds:.0f}")
+                f"{planned.seeds} --limit {longer.limit}")
 
 
 def price_of(settings: Settings, seconds: float, *, trained: int = 1) -> Price:
@@ -96,8 +97,7 @@ def price_of(settings: Settings, seconds: float, *, trained: int = 1) -> Price:
         seconds: that one training of the original took.
         trained: networks of the original that there are.
     """
-    few = settings.first_seeds
-    most = settings.max_seeds if settings.seeds == "auto" else few
+    few, most = settings.first_seeds, settings.most_seeds
     method = chosen_method(settings)
     found = _TO_FIND.get(method, (0, 0)) if few >= FEWEST_SEEDS else (0, 0)
     ahead = any(found) and settings.how == "rebuild"
@@ -118,5 +118,5 @@ def cheap_plan(settings: Settings, asked: Settings) -> Settings:
     if asked.how == "auto":
         changes["how"] = "prune"
     if settings.width_method in ("auto", "search"):
-        changes["width_method"] = "rank"
+        changes["slim_hidden"] = "rank"
     return settings.model_copy(update=changes)

@@ -130,18 +130,18 @@ def recipe_verdict(
 
     An original of one replicate, which was trained elsewhere, is one given network. Of a side at
     most twice as many count as there are of the other. Planned are the looks where ``seeds`` is
-    auto, else that number. What the slim one has beyond the last look that was planned, or beyond
-    an earlier verdict by another plan, is exploratory; a number between the looks is one more look.
-    Where all of the slim one's networks were there beforehand, twice as many of them as of the
-    original's are compared, and the others count among the collapses.
+    a range, else that number. What the slim one has beyond the last look that was planned, or
+    beyond an earlier verdict by another plan, is exploratory; a number between the looks is one
+    more look. Where all of the slim one's networks were there beforehand, twice as many of them as
+    of the original's are compared, and the others count among the collapses.
     Replicates of a run of an earlier version, which kept no predictions, are judged by their
     scores, without guards.
     """
     given = len(original) == 1
     if len(slim) < FEWEST_SEEDS or not given and len(original) < FEWEST_SEEDS:
         return None
-    plan = planned_looks(settings.max_seeds) if settings.seeds == "auto" else (settings.seeds,)
-    ahead = settings.seeds == "auto" and history.ahead >= plan[-1]
+    plan = planned_looks(settings.most_seeds) if settings.until_settled else (settings.most_seeds,)
+    ahead = settings.until_settled and history.ahead >= plan[-1]
     seeds = len(slim) if given else min(len(slim), 2 * len(original))
     sides = original[:2 * len(slim)], slim if ahead else slim[:seeds]
     pair = seeds, len(sides[0])
@@ -200,12 +200,12 @@ def with_seeds_to_settle(
     store: Store, original: ModelVariant, slim: ModelVariant, make_original: NetworkFactory,
     goal: TargetWidths | None = None,
 ) -> tuple[ModelVariant, ModelVariant]:
-    """Both with as many replicates as ``seeds`` says; of auto, as settle the verdict.
+    """Both with as many replicates as ``seeds`` says; of a range, as settle the verdict.
 
-    Of an original that was trained elsewhere there is one. Auto ends early where the last look
+    Of an original that was trained elsewhere there is one. A range ends early where the last look
     would hardly settle it, where that original's slim networks would take too long
-    (``most_seconds``), after Ctrl-C, and at the latest with ``max_seeds``. What is added is logged
-    once, at the end, in the runs of both.
+    (``most_seconds``), after Ctrl-C, and at the latest with its last number. What is added is
+    logged once, at the end, in the runs of both.
 
     Args:
         store: where the runs are.
@@ -216,14 +216,15 @@ def with_seeds_to_settle(
     """
     history = SeedHistory.of(goal)
     settings, before = slim.settings, (len(original.replicates), len(slim.replicates))
-    auto = settings.seeds == "auto"
+    looks = planned_looks(settings.most_seeds) if settings.until_settled else (
+        settings.most_seeds,)
     if slim.interrupted or settings.first_seeds < FEWEST_SEEDS \
             or original.adopted and before[1] < FEWEST_SEEDS:
         return original, slim
     examples = shared_examples(slim)
     longest = most_seconds(settings) if original.adopted else math.inf
-    for seeds in planned_looks(settings.max_seeds) if auto else (settings.first_seeds,):
-        ahead = history.ahead >= settings.max_seeds and not original.adopted
+    for seeds in looks:
+        ahead = history.ahead >= looks[-1] and settings.until_settled and not original.adopted
         if seeds < len((original if ahead else slim).replicates):
             continue
         if slim.trained.seconds * (seeds - 1) > longest and seeds > before[1]:

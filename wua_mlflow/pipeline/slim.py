@@ -137,7 +137,7 @@ class SlimmingContext:
         if searched is None or settings.first_seeds < FEWEST_SEEDS:
             return goal, None
         cheap = settings.how == "rebuild" or self.original.adopted
-        seeds = settings.max_seeds if settings.seeds == "auto" and cheap else settings.first_seeds
+        seeds = settings.most_seeds if cheap else settings.first_seeds
         units = tuple(dimension.units for dimension in self.dimensions)
         widths, notes = goal.widths, [searched.note] if searched.note else []
         tried = 0
@@ -203,10 +203,8 @@ class SlimmingContext:
         At equal training FLOPs (Scratch-B, Liu et al. 2019) as many as the original's FLOPs allow.
         """
         settings, epochs = self.settings, self.original.settings.epochs
-        if settings.slim_epochs is not None:
-            return settings.slim_epochs
-        if settings.budget == "epochs":
-            return epochs
+        if settings.slim_epochs != "flops":
+            return settings.slim_epochs or epochs
         whole = _training_flops(recipe, self.original.settings.hidden)
         return max(1, math.floor(epochs * whole / _training_flops(recipe, widths)))
 
@@ -266,15 +264,12 @@ def check_slimming(settings: Settings) -> None:
                          "nothing to fold, but got how=rebuild")
     if settings.distill and settings.train:
         raise ValueError(f"distill: expected the built-in trainer, but got train={settings.train}")
-    if settings.budget == "flops" and settings.how != "rebuild":
-        raise ValueError("budget: expected epochs where the network is cut and fine-tuned, but "
-                         "got flops; equal training FLOPs are for how=rebuild")
-    if settings.budget == "flops" and settings.slim_epochs is not None:
-        raise ValueError(f"budget: flops sets the epochs of the slim network, so expected no "
-                         f"slim_epochs, but got {settings.slim_epochs}")
-    if settings.rounds > 1 and settings.slim_hidden != "auto":
-        raise ValueError(f"rounds: expected slim_hidden=auto, since each round needs widths of its "
-                         f"own, but got {','.join(map(str, settings.slim_hidden))}")
+    if settings.slim_epochs == "flops" and settings.how != "rebuild":
+        raise ValueError("slim_epochs: expected a number where the network is cut and fine-tuned, "
+                         "but got flops; equal training FLOPs are for how=rebuild")
+    if settings.rounds > 1 and settings.slim_widths is not None:
+        raise ValueError(f"rounds: expected slim_hidden=auto or a method, since each round needs "
+                         f"widths of its own, but got {','.join(map(str, settings.slim_widths))}")
 
 
 def slim_variant(

@@ -104,10 +104,9 @@ def search(
     recipes = settings.first_seeds >= FEWEST_SEEDS
     most = MOST_SEEDS if recipes else 1
     split = setup.recipe.split
-    final = FinalVerdict(settings.max_seeds if settings.seeds == "auto" else settings.first_seeds,
-                         len(split.test))
+    final = FinalVerdict(settings.most_seeds, len(split.test))
     baseline = setup.baseline()
-    seconds = settings.search_seconds or (HOUR_S if settings.seeds == "auto" else None)
+    seconds = settings.search_seconds or (HOUR_S if settings.until_settled else None)
     began, widths_at_most = time.monotonic(), settings.search_runs - 1
     name = settings.score or score_name(split.task)
     with Bar(total=widths_at_most, desc="searching widths", unit="width") as bar:
@@ -173,7 +172,7 @@ def dimensions_of(variant: ModelVariant, how: str) -> tuple[WidthParameter, ...]
             raise ValueError(f"how: rebuild expected a factory of widths, but "
                              f"{variant.settings.model} takes none; cut the trained network: "
                              f"--how prune")
-        layers = check_widths(variant.recipe.build, hidden, "auto")
+        layers = check_widths(variant.recipe.build, hidden, None)
         return tuple(WidthParameter(names[0] if names else f"width {number}", units, names)
                      for number, (units, names) in enumerate(zip(hidden, layers, strict=True), 1))
     structure = unit_groups(variant.model, variant.recipe.example(variant.model))
@@ -210,7 +209,7 @@ def choose_widths(
         ValueError: one line; the widths given do not fit, or a method fails.
     """
     units = tuple(dimension.units for dimension in dimensions)
-    if settings.slim_hidden != "auto":
+    if settings.slim_widths is not None:
         return TargetWidths(dimensions, _given(settings, parent, dimensions), "given")
     if max(units) == 1:
         raise NoNarrowerError("The network has one unit in every layer; no width is below that.")
@@ -236,8 +235,8 @@ def choose_widths(
     if widths == units:
         raise NoNarrowerError(
             f"The method {method} finds no width below those that the network has "
-            f"({','.join(map(str, units))}){_note(goal)}. Another method may "
-            f"(--width-method), or name the widths (--slim-hidden).", goal)
+            f"({','.join(map(str, units))}){_note(goal)}. Another method may, "
+            f"or name the widths (--slim-hidden).", goal)
     return goal
 
 
@@ -278,8 +277,6 @@ def chosen_method(settings: Settings) -> str:
     A search does not call the user's trainer unasked, and finds nothing at a margin of 0; else it
     is ``rank``. ``given``, where the widths are.
     """
-    if settings.slim_hidden != "auto":
-        return "given"
     if settings.width_method != "auto":
         return settings.width_method
     return "search" if settings.train is None and settings.margin > 0 else SEARCH_FROM
@@ -324,8 +321,8 @@ def _given(
     settings: Settings, parent: ModelVariant, dimensions: Sequence[WidthParameter]
 ) -> tuple[int, ...]:
     """The widths given: one a dimension; or, of a network that is cut, one a factory's width."""
-    slim = settings.slim_hidden
-    assert slim != "auto"
+    slim = settings.slim_widths
+    assert slim is not None, "asked before"
     hidden = parent.settings.hidden
     if settings.how != "prune" or not len(hidden) == len(slim) != len(dimensions):
         check_slim_widths([dimension.units for dimension in dimensions], slim)

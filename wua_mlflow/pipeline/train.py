@@ -16,7 +16,7 @@ import numpy as np
 from mlflow.entities import DatasetInput
 
 from wua_mlflow import __version__
-from wua_mlflow.config import Settings, settings_yaml
+from wua_mlflow.config import Settings, TableSettings, settings_yaml
 from wua_mlflow.data.datasets import DataSplit
 from wua_mlflow.data.parts import DataPart, Part
 from wua_mlflow.data.scaling import WithInputScaling, raw_rows
@@ -52,9 +52,9 @@ __all__ = [
 ]
 
 
-_PARAMS = ("data", "target", "drop_columns", "model", "train", "hidden", "epochs", "criterion",
-           "optimizer", "batch_size", "lr", "patience", "score", "groups", "seed", "seeds",
-           "max_seeds", "device", "threads")
+_PARAMS = ("data", "target", "table", "model", "train", "hidden", "epochs", "criterion",
+           "optimizer", "batch_size", "lr", "patience", "score", "seed", "seeds", "device",
+           "threads")
 """The settings that made a network: the params of its run."""
 _OF_BUILT_IN_TRAINER = ("optimizer", "batch_size", "lr", "patience")
 """Those that the user's own trainer knows nothing of."""
@@ -69,7 +69,7 @@ HOUR_S = 3600.0
 
 def most_seconds(settings: Settings) -> float:
     """What the replicates of a network may take unasked that comes from one trained elsewhere."""
-    return math.inf if settings.seeds != "auto" else settings.search_seconds or HOUR_S
+    return settings.search_seconds or HOUR_S if settings.until_settled else math.inf
 
 
 @dataclass(frozen=True)
@@ -296,8 +296,10 @@ def variant_tags(variant: str, name: str, step: str) -> dict[str, str]:
 def _as_text(settings: Settings, fields: Iterable[str]) -> dict[str, str]:
     """Settings as params; those that are unset are left out."""
     values = {name: getattr(settings, name) for name in fields}
-    return {name: ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-            for name, value in values.items() if value is not None}
+    texts = {name: ",".join(map(str, value)) if isinstance(value, tuple) else
+             value.text if isinstance(value, TableSettings) else str(value)
+             for name, value in values.items() if value is not None}
+    return {name: text for name, text in texts.items() if text}
 
 
 def _score_metrics(

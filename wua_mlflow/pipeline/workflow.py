@@ -111,7 +111,7 @@ def run_pipeline(
             original = import_pretrained(store, recipe, pipeline=run_id)
         else:
             if settings.how == "rebuild":
-                check_widths(recipe.build, settings.hidden, settings.slim_hidden)
+                check_widths(recipe.build, settings.hidden, settings.slim_widths)
             original = _trained_original(store, recipe, settings, pipeline=run_id,
                                          affords=lambda seconds: limit.affords(settings, seconds))
         settings, no_recipe = limit.within(settings, asked, original)
@@ -130,7 +130,7 @@ class _Limit:
 
     def affords(self, settings: Settings, seconds: float) -> bool:
         """Whether the plan is carried out, said in a line once one training was timed."""
-        if settings.seeds != "auto":
+        if not settings.until_settled:
             return True
         price = price_of(settings, seconds)
         print(f"wua: plan: {price.line}", file=sys.stderr)
@@ -147,14 +147,13 @@ class _Limit:
             original: with the time that its training took, unless it was trained elsewhere.
         """
         seconds = original.metrics.get(Metric.TRAINING_SECONDS)
-        if settings.seeds != "auto" or original.adopted or seconds is None:
+        if not settings.until_settled or original.adopted or seconds is None:
             return settings, ""
         price = price_of(settings, seconds, trained=len(original.replicates))
         if price.affordable:
             return settings, ""
         if self._agreed(price):
-            return settings.model_copy(
-                update={"search_seconds": 2 * price.total_seconds}), ""
+            return settings.within(2 * price.total_seconds), ""
         cheap = cheap_plan(settings, asked)
         instead = price.instead(original.run_id, settings, cheap)
         print(f"wua: plan: {instead}", file=sys.stderr)
@@ -252,8 +251,8 @@ def slim_run(store: Store, settings: Settings, *, ask: Ask | None = None) -> Sli
         ValueError: the run is not an original: a slim variant of a slim one would be judged
             against that, and margins would add up.
     """
-    if settings.model_uri is not None:
-        settings = settings.model_copy(update={"run_id": source_of(store, settings.model_uri)})
+    if settings.run_id is not None and ":/" in settings.run_id:  # a URI
+        settings = settings.model_copy(update={"run_id": source_of(store, settings.run_id)})
     if settings.run_id is None and settings.given & {"model", "state"}:
         return run_pipeline(store, settings, pretrained=True, ask=ask)
     with step_run(store, "slim"):
@@ -333,6 +332,6 @@ def _variant_and_settings(
     if "experiment" not in settings.given:
         store = replace(store, experiment_id=variant.experiment_id)
     # the last two are never inherited
-    changed = settings.given - {"model_uri", "trust"} | {"register", "gate"}
+    changed = settings.given - {"trust"} | {"register", "gate"}
     return store, variant, variant.settings.model_copy(
         update={name: getattr(settings, name) for name in changed})

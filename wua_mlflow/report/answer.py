@@ -125,8 +125,7 @@ def _next_step(slimmed: Slimmed, again: Callable[..., str]) -> str:
         method = result.goal.method if result.goal else ""
         if method == "search":
             return "keep the original: no narrower network was found that is as good"
-        return again(**({"slim_hidden": "auto"} if method == "given" else
-                        {"width_method": "search"}))
+        return again(slim_hidden="auto" if method == "given" else "search")
     if verdict.guard and verdict.settle:
         return verdict.settle
     if comparison.recipe is None and comparison.no_recipe == text.TOO_FEW_SEEDS:

@@ -115,7 +115,7 @@ def _compensation(slim: VariantResult) -> tuple[str, str, str]:
 
 
 def _budget(original: VariantResult, slim: VariantResult) -> str:
-    if slim.settings.budget == "flops" and slim.settings.slim_epochs is None:
+    if slim.settings.slim_epochs == "flops":
         return ": about equal training FLOPs (Scratch-B, Liu et al. 2019)"
     same = original.settings.epochs == slim.settings.epochs
     return ": equal epochs (Scratch-E, Liu et al. 2019)" if same else ""

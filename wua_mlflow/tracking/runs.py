@@ -5,9 +5,11 @@ Tests: ``tests/tracking/test_runs.py``.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import mlflow
 import pandas as pd
@@ -15,7 +17,9 @@ from mlflow.entities import LifecycleStage, Run
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
+from wua_mlflow.config import ConfigError, table_text
 from wua_mlflow.errors import did_you_mean
+from wua_mlflow.old_settings import of_today
 from wua_mlflow.tracking.names import (
     KINDS,
     Kind,
@@ -348,15 +352,14 @@ def count_looks(client: MlflowClient, digest: str, *, besides: str = "") -> int:
     return variants + len(pairs)
 
 
-_PLAN = ("seeds", "max_seeds")
-_NO_RECIPE = (*_PLAN, "criterion", "device", "threads")
+_NO_RECIPE = ("seeds", "criterion", "device", "threads")
 """Params of a variant that do not say how it was trained."""
 
 
 def seeds_judged_before(client: MlflowClient, run_id: str) -> int:
     """The most seeds of an earlier recipe verdict on the same two recipes; 0 of none.
 
-    A verdict by the same plan (``seeds``, ``max_seeds``) is the same one. Alike are runs of the
+    A verdict by the same plan (``seeds``) is the same one. Alike are runs of the
     same widths, params and test data, whose originals are one run, or alike themselves.
 
     Args:
@@ -377,12 +380,21 @@ def seeds_judged_before(client: MlflowClient, run_id: str) -> int:
     return max(map(_seeds_of, earlier), default=0)
 
 
-def _plan_of(run: Run) -> list[str | None]:
-    return [run.data.params.get(name) for name in _PLAN]
+def _plan_of(run: Run) -> str | None:
+    return _params_of(run).get("seeds")
+
+
+def _params_of(run: Run) -> dict[str, Any]:
+    """A run's params by today's names."""
+    params = of_today(run.data.params)
+    if "table" in params:
+        with contextlib.suppress(ConfigError):
+            params["table"] = table_text(params["table"])
+    return params
 
 
 def _recipe_of(run: Run) -> dict[str, str | None]:
-    params = {name: value for name, value in run.data.params.items() if name not in _NO_RECIPE}
+    params = {name: value for name, value in _params_of(run).items() if name not in _NO_RECIPE}
     return {**params, **{tag: run.data.tags.get(tag) for tag in (
         Tag.WIDTHS, Tag.STRUCTURE, Tag.FOLDED, Tag.ADOPTED)}}
 

@@ -26,6 +26,7 @@ __all__ = ["ActivationSampler", "MOST_ROWS", "effective_rank"]
 
 MOST_ROWS = 2048
 _NUMBERS_A_KEY = 4096
+_EXACT_UP_TO = 512
 _ODD = 0x9E3779B97F4A7C15 - 2**64
 """2⁶⁴ ÷ the golden ratio, as a signed number."""
 
@@ -52,9 +53,23 @@ def effective_rank(
     centred = centred * weights.sqrt()  # the singular values of the rows, each so many times
     if scale is not None:
         centred = centred * scale.double()
-    values = torch.linalg.svdvals(centred)
-    values = values[values > values.max() * max(centred.shape) * torch.finfo(torch.float64).eps]
+    values = _singular_values(centred)
     return effective_count(values) if len(values) else 0.0
+
+
+def _singular_values(rows: Tensor) -> Tensor:
+    """Those above rounding; of many rows and units by the eigenvalues of the products of all pairs.
+
+    That is five to ten times as fast. It loses what is below a millionth of the largest value,
+    where activations in float32 are rounding too.
+    """
+    rounding = max(rows.shape) * torch.finfo(torch.float64).eps
+    if min(rows.shape) <= _EXACT_UP_TO:
+        values: Tensor = torch.linalg.svdvals(rows)
+        return values[values > values.max() * rounding]
+    products = rows @ rows.T if rows.shape[0] < rows.shape[1] else rows.T @ rows
+    squares: Tensor = torch.linalg.eigvalsh(products)
+    return squares[squares > squares.max() * rounding].sqrt()
 
 
 @dataclass
@@ -99,13 +114,14 @@ class ActivationSampler:
 
     def begin(self, batch: Batch) -> None:
         """Give each of the batch's samples a key: a hash of its inputs."""
-        self._keys = torch.zeros(batch.samples, dtype=torch.int64, device=batch.first.device)
+        self._keys = _with_float64(
+            torch.zeros(batch.samples, dtype=torch.int64, device=batch.first.device))
         for value in (*batch.args, *batch.kwargs.values()):
             if not isinstance(value, Tensor) or value.layout is not torch.strided:
                 continue
             dim = batch.sample_dim(value)
             if dim is not None:
-                self._keys = _mix(self._keys) + _hash_rows(value.movedim(dim, 0))
+                self._keys = _mix(self._keys) + _hash_rows(_with_float64(value.movedim(dim, 0)))
 
     def see(
         self, layer: TracedLayer, product: WeightCall, output: Tensor, positions: ValidPositions
@@ -148,6 +164,7 @@ class ActivationSampler:
     def _add_rows(
         self, samples: dict[str, _RowSample], name: str, rows: Tensor, positions: ValidPositions
     ) -> None:
+        rows = _with_float64(rows)
         if rows.dim() == 3:  # (samples, units, positions)
             rows = rows.transpose(1, 2).reshape(-1, rows.shape[1])
         rows_per_sample, remainder = divmod(len(rows), len(self._keys))
@@ -159,8 +176,14 @@ class ActivationSampler:
         mask = positions.mask
         valid = mask.rows((len(rows),), time_first=positions.time_first) if mask else None
         if valid is not None:
-            keys, rows = keys[valid[0]], rows[valid[0]]
+            places = _with_float64(valid[0])
+            keys, rows = keys[places], rows[places]
         _sample_of(samples, name, rows).add(keys, rows, torch.ones_like(keys))
+
+
+def _with_float64(values: Tensor) -> Tensor:
+    """The values on a device that has float64: MPS has none."""
+    return values.cpu() if values.device.type == "mps" else values
 
 
 def _sample_of(samples: dict[str, _RowSample], name: str, rows: Tensor) -> _RowSample:

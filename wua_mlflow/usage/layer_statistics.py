@@ -268,7 +268,8 @@ def _outgoing_squares(
     reader: TracedLayer, source: TracedLayer, pass_stats: PassStatistics
 ) -> Tensor | None:
     """Σ w² of each unit's outgoing weights; None where they cannot be assigned to units."""
-    weight = _gathered_weight(reader, pass_stats).double()
+    weight = _gathered_weight(reader, pass_stats)
+    weight = (weight.cpu() if weight.device.type == "mps" else weight).double()
     if reader.groups > 1:
         weight = weight.unflatten(0, (reader.groups, -1)).transpose(0, 1).flatten(1, 2)
     per_input = weight.square().sum([0, *range(2, weight.dim())])
