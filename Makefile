@@ -35,7 +35,7 @@ test-slow: $(VENV)/.test
 
 test-all: test test-slow
 
-# ten first hours with one's own work: each minutes long, from the data to a verdict
+# twelve first hours with one's own work: each minutes long, from the data to a verdict
 first-hour: $(VENV)/.test
 	python -m pytest -n 2 --dist load -m first_hour tests/first_hour
 

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import socket
+import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 import pytest
+from PIL import Image
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
@@ -27,8 +31,11 @@ os.environ["MKL_CBWR"] = "COMPATIBLE"
 import torch
 
 torch.set_num_threads(1)
+gc.set_threshold(20_000)  # of what the libraries made there is little to collect
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from wua_mlflow.config import Settings
 
 MLFLOW_VARIABLES = ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME",
@@ -54,7 +61,31 @@ def own_modules_are_named() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def migrated_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def quick_stores() -> Iterator[None]:
+    """Stores of this process wait for no disk, and MLflow loads its migrations once.
+
+    It does so for each store that it opens, to see that its tables are the newest.
+    """
+    from mlflow.store.db import utils
+    from sqlalchemy import event
+    from sqlalchemy.engine import Engine
+
+    def without_disk(connection: Any, _: object) -> None:
+        if isinstance(connection, sqlite3.Connection):
+            with suppress(sqlite3.DatabaseError):  # no database: MLflow says so by itself
+                connection.execute("PRAGMA synchronous = OFF")
+                connection.execute("PRAGMA journal_mode = MEMORY")
+
+    event.listen(Engine, "connect", without_disk)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(utils, "_get_latest_schema_revision",
+                      cache(utils._get_latest_schema_revision))
+        yield
+    event.remove(Engine, "connect", without_disk)
+
+
+@pytest.fixture(scope="session")
+def migrated_database(tmp_path_factory: pytest.TempPathFactory, quick_stores: None) -> Path:
     """An empty MLflow database: a fresh one costs seconds, a copy a tenth of one.
 
     Shared by the worker processes of one test run, made by whichever comes first.
@@ -74,11 +105,22 @@ def migrated_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return database
 
 
+def blank_pictures(patch: pytest.MonkeyPatch) -> None:
+    """Figures are made, and saved as one white pixel: to draw them takes a third of a short run."""
+    def save(figure: Figure, file: Path | IO[bytes], **_: object) -> None:
+        Image.new("1", (1, 1), 1).save(file, format="png")
+
+    patch.setattr("matplotlib.figure.Figure.savefig", save)
+
+
 @pytest.fixture
 def store_uri(
     tmp_path: Path, migrated_database: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[str]:
-    """A store of the test's own; the test runs in its folder, and must leave no run open."""
+    """A store of the test's own; the test runs in its folder, and must leave no run open.
+
+    Pictures that its runs log are blank.
+    """
     import mlflow
     from mlflow.entities import ViewType
     from mlflow.tracking import MlflowClient
@@ -89,6 +131,7 @@ def store_uri(
     monkeypatch.chdir(tmp_path)
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    blank_pictures(monkeypatch)
     # an experiment that the code of a guide has set is of another store
     monkeypatch.setattr("mlflow.tracking.fluent._active_experiment_id", None)
     mlflow.set_tracking_uri(uri)

@@ -49,26 +49,39 @@ FORMS = {
         TensorDataset(X[:, :2], X[:, 2:], Y), batch_size=25))}
 
 
+def loss(outputs: Tensor | dict[str, Tensor], targets: Tensor) -> Tensor:
+    return nn.functional.cross_entropy(
+        outputs["logits"] if isinstance(outputs, dict) else outputs, targets)
+
+
+METHODS, SLIM = ("rank", "projection", "ablation"), {"widths": {"hidden": 4}, "fold": True}
+
+
+@pytest.fixture(scope="module")
+def of_a_pair():
+    """What the functions give of the plain form: entropies, widths, specifications of the cut."""
+    plain = Net().eval()
+    usage = wua.analyze(plain, [(X, Y)], criterion=["output", "taylor"], loss=loss)
+    return ({name: found.layers["hidden"].entropy for name, found in usage.items()},
+            {method: wua.recommend_widths(plain, (X, Y), method=method).widths
+             for method in METHODS},
+            {criterion: wua.slim(plain, (X, Y), criterion=criterion, **SLIM).specification
+             for criterion in ("spanning", "taylor", "output")})
+
+
 @pytest.mark.parametrize("form", FORMS)
-def test_every_function_takes_it(form):
+def test_every_function_takes_it(form, of_a_pair):
     make, data = FORMS[form]
-    model, plain = make().eval(), Net().eval()
+    model, (entropies, widths, specifications) = make().eval(), of_a_pair
     state = copy.deepcopy(model.state_dict())
-    usage = wua.analyze(model, data(), criterion=["output", "taylor"],
-                        loss=lambda outputs, targets: nn.functional.cross_entropy(
-                            outputs["logits"] if isinstance(outputs, dict) else outputs, targets))
-    expected = wua.analyze(plain, [(X, Y)], criterion=["output", "taylor"],
-                           loss=nn.functional.cross_entropy)
-    for criterion, found in usage.items():
-        assert found.layers["hidden"].entropy == pytest.approx(
-            expected[criterion].layers["hidden"].entropy, rel=1e-5)
-    for method in ("rank", "projection", "ablation"):
-        assert wua.recommend_widths(model, data(), method=method).widths == \
-            wua.recommend_widths(plain, (X, Y), method=method).widths
-    for criterion in ("spanning", "taylor", "output"):
-        narrower = wua.slim(model, data(), widths={"hidden": 4}, criterion=criterion, fold=True)
-        assert narrower.specification == wua.slim(
-            plain, (X, Y), widths={"hidden": 4}, criterion=criterion, fold=True).specification
+    usage = wua.analyze(model, data(), criterion=["output", "taylor"], loss=loss)
+    assert {name: found.layers["hidden"].entropy for name, found in usage.items()} == \
+        pytest.approx(entropies, rel=1e-5)
+    for method in METHODS:
+        assert wua.recommend_widths(model, data(), method=method).widths == widths[method]
+    for criterion, expected in specifications.items():
+        narrower = wua.slim(model, data(), criterion=criterion, **SLIM)
+        assert narrower.specification == expected
     assert narrower.model.hidden.weight.shape == (4, 4)
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
 

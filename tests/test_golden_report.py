@@ -94,8 +94,11 @@ def figures(name: str, report: str) -> dict[str, object]:
 
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory, migrated_database):
-    """One run for all tests."""
+    """One run for all tests; its pictures are masked anyway."""
+    from tests.conftest import blank_pictures
+
     with pytest.MonkeyPatch.context() as patch:
+        blank_pictures(patch)
         yield _reports_in(tmp_path_factory.mktemp("golden"), migrated_database, patch)
 
 

@@ -17,7 +17,7 @@ import pytest
 import yaml
 from mlflow.tracking import MlflowClient
 
-from tests.conftest import MLFLOW_VARIABLES
+from tests.conftest import MLFLOW_VARIABLES, blank_pictures
 from tests.mistakes import all_runs, line_of
 from tests.report.cases import round_of, variant, verdict
 from wua_mlflow.cli import commands
@@ -70,6 +70,7 @@ def made(tmp_path_factory, migrated_database):
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{database}")
         patch.syspath_prepend(folder)
         patch.chdir(folder)
+        blank_pictures(patch)
         code = main(["run", *WHOLE, "--seeds", "5", "--json", "--gate"])
         ids = {run.data.tags.get("wua.variant", "pipeline"): run.info.run_id for run in all_runs()}
     sys.modules.pop("cli_parts")

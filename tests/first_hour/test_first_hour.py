@@ -10,7 +10,7 @@ import pytest
 
 HOURS = sorted(path.stem for path in Path(__file__).parent.glob("*.py")
                if "def hour(" in path.read_text(encoding="utf-8"))
-QUICKEST = ("houses",)
+QUICKEST = ("houses", "logs")
 """Those that every test run goes through."""
 
 

@@ -39,7 +39,7 @@ CASES = {"rebuild": {}, "prune": {"how": "prune", "fold": "false"}}
 def test_seeds_are_added_to_both_look_by_look(case, store, monkeypatch):
     """As far as planned where nothing settles it; each is the replicate that a fixed number has."""
     monkeypatch.setattr(seeds_module, "LEAST_CHANCE", 0.0)
-    settings = {"slim_hidden": "7", "margin": 0.001, **CASES[case]}
+    settings = {"slim_hidden": "7", "margin": 0.001, "epochs": 1, **CASES[case]}
     grown = run_pipeline(store, settings_of(**settings, seeds="5-7"))
     fixed = run_pipeline(store, settings_of(**settings, seeds=7))
     for place in (0, -1):  # controls between them keep the first five
@@ -269,9 +269,9 @@ def test_screened_networks_that_were_not_planned_are_exploratory(
 
 def test_a_second_verdict_with_more_seeds_is_exploratory_everywhere(store, capsys):
     """Another run of the same recipe, in another pipeline too; the first one stays as it is."""
-    first, same_plan, more = (run_pipeline(store, settings_of(slim_hidden="7", seeds=seeds))
-                              for seeds in (5, 5, 7))
-    other = run_pipeline(store, settings_of(slim_hidden="6", seeds=7))
+    first, same_plan, more, other = (
+        run_pipeline(store, settings_of(slim_hidden=width, seeds=seeds, epochs=1))
+        for width, seeds in ((7, 5), (7, 5), (7, 7), (6, 7)))
     assert [result.comparison.recipe.counts.beyond_plan
             for result in (first, same_plan, more, other)] == [0, 0, 2, 0]
     words = "exploratory: 2 seeds beyond the plan"
@@ -316,9 +316,11 @@ def test_seeds_as_a_setting():
 
 def test_the_share_that_may_collapse_is_a_part_of_the_verdict(store):
     """Five seeds without a collapse leave up to 52%; 10% takes 36 of them."""
-    one, other = (run_pipeline(store, settings_of(
-        slim_hidden="7", seeds=5, margin=0.2, epochs=30, max_collapse=share)).comparison.recipe
-        for share in (0.1, 0.6))
+    result = run_pipeline(store, settings_of(
+        slim_hidden="7", seeds=5, margin=0.2, epochs=30, max_collapse=0.1))
+    again = compare_run(store, load_settings(None, {
+        "run_id": result.variants[-1].run_id, "max_collapse": 0.6}))[2]
+    one, other = result.comparison.recipe, again.recipe
     assert (one.outcome, other.outcome) == ("inconclusive", "non_inferior")
     assert "takes 36 seeds without a collapse" in one.settle
     assert (one.low, one.high) == (other.low, other.high)

@@ -245,7 +245,7 @@ def fuzzed(rng: np.random.Generator) -> tuple[Any, Any, Any, dict[str, Any]]:
 
 def test_any_outcome_is_a_finite_verdict_or_one_line():
     rng, verdicts = np.random.default_rng(3), 0
-    for _ in range(600):
+    for _ in range(300):
         old, new, y, options = fuzzed(rng)
         try:
             verdict = compare(old, new, targets=y, **options)
@@ -257,4 +257,4 @@ def test_any_outcome_is_a_finite_verdict_or_one_line():
         assert all(math.isfinite(number) for number in numbers if isinstance(number, float))
         assert verdict.low <= verdict.delta <= verdict.high
         assert "\n" not in verdict.sentence + (verdict.settle or "")
-    assert verdicts > 100
+    assert verdicts > 60
