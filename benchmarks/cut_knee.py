@@ -31,7 +31,8 @@ from wua_mlflow.pipeline.networks import (
     from_scratch,
     pruned_and_tuned,
 )
-from wua_mlflow.pipeline.recipe import Recipe, Trained, load_recipe
+from wua_mlflow.pipeline.recipe import Recipe, load_recipe
+from wua_mlflow.pipeline.replicates import Trained
 from wua_mlflow.pipeline.target_widths import SearchSetup, search
 from wua_mlflow.pruning.cut import unit_groups
 from wua_mlflow.widths.recommend import recommend_widths

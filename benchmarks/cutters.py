@@ -13,7 +13,7 @@ import torch
 import torch_pruning as tp
 from torch import nn
 
-from wua_mlflow.pipeline.recipe import Trained
+from wua_mlflow.pipeline.replicates import Trained
 from wua_mlflow.pruning.compensation import compensated
 from wua_mlflow.pruning.cut import cut, unit_groups
 from wua_mlflow.pruning.importance import most_important, unit_importance

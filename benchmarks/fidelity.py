@@ -17,7 +17,7 @@ import torch
 from knee_sweep import TASKS, Task, recipe_of
 
 from wua_mlflow.data.tasks import loss_for
-from wua_mlflow.pipeline.recipe import train_one
+from wua_mlflow.pipeline.replicates import train_one
 from wua_mlflow.pruning.cut import unit_groups
 from wua_mlflow.pruning.importance import unit_importance
 from wua_mlflow.widths.fidelity import Fidelity, fidelity

@@ -27,7 +27,8 @@ from torch import Tensor, nn
 from wua_mlflow.config import load_settings
 from wua_mlflow.data.tasks import loss_for
 from wua_mlflow.flops import count_flops
-from wua_mlflow.pipeline.recipe import Recipe, Trained, load_recipe, train_made, train_one
+from wua_mlflow.pipeline.recipe import Recipe, load_recipe
+from wua_mlflow.pipeline.replicates import Trained, train_made, train_one
 
 __all__ = ["main"]
 

@@ -36,7 +36,7 @@ from knee_sweep import (
 from numpy.typing import NDArray
 
 from wua_mlflow.config import Settings, load_settings
-from wua_mlflow.pipeline.recipe import Replicate
+from wua_mlflow.pipeline.replicates import Replicate
 from wua_mlflow.pipeline.screen import more_collapse
 from wua_mlflow.pipeline.seeds import NO_HISTORY, SeedHistory, SharedExamples, recipe_verdict
 from wua_mlflow.pipeline.target_widths import wider

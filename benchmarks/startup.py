@@ -36,7 +36,8 @@ import wua_mlflow.cli.commands
 from wua_mlflow.config import load_settings
 from wua_mlflow.flops import count_flops, ptflops_forward_flops
 from wua_mlflow.pipeline.publish import publish
-from wua_mlflow.pipeline.recipe import load_recipe, train_one
+from wua_mlflow.pipeline.recipe import load_recipe
+from wua_mlflow.pipeline.replicates import train_one
 from wua_mlflow.pipeline.workflow import run_pipeline
 from wua_mlflow.tracking.log import write
 from wua_mlflow.tracking.models import log_model

@@ -1,6 +1,6 @@
 """What of this machine torch may use: the device, how many threads, which kernels.
 
-Tests: ``tests/pipeline/test_recipe.py``.
+Tests: ``tests/pipeline/test_replicates.py``.
 """
 
 from __future__ import annotations

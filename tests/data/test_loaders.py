@@ -20,7 +20,8 @@ from wua_mlflow.data.datasets import DataSplit
 from wua_mlflow.data.loaders import BatchesWithBar, load_analysis_data, local_share
 from wua_mlflow.pipeline.analyze import example_of, two_samples
 from wua_mlflow.pipeline.networks import from_scratch
-from wua_mlflow.pipeline.recipe import load_recipe, train_one, train_replicates
+from wua_mlflow.pipeline.recipe import load_recipe
+from wua_mlflow.pipeline.replicates import train_one, train_replicates
 from wua_mlflow.usage.analyze import analyze
 
 

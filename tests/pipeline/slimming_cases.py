@@ -21,7 +21,8 @@ from wua_mlflow.data.datasets import DataSplit
 from wua_mlflow.pipeline import analyze, publish, train
 from wua_mlflow.pipeline.compare import compare_variants
 from wua_mlflow.pipeline.networks import NetworkFactory, from_scratch
-from wua_mlflow.pipeline.recipe import Recipe, Trained, load_recipe, train_replicates
+from wua_mlflow.pipeline.recipe import Recipe, load_recipe
+from wua_mlflow.pipeline.replicates import Trained, train_replicates
 from wua_mlflow.pipeline.train import TrainingPlan, train_variant
 from wua_mlflow.pipeline.variant import ModelVariant
 from wua_mlflow.tracking.models import NotExportable, log_model

@@ -11,7 +11,7 @@ import pytest
 from wua_mlflow.config import Settings, load_settings
 from wua_mlflow.data.datasets import load_data
 from wua_mlflow.pipeline.compare import check_test_part, compare_evaluations, judge
-from wua_mlflow.pipeline.recipe import Replicate
+from wua_mlflow.pipeline.replicates import Replicate
 from wua_mlflow.results import Comparison, ratios
 from wua_mlflow.training.evaluation import Evaluation
 from wua_mlflow.verdict.compare import compare

@@ -23,7 +23,7 @@ from tests.pipeline.comparing import assert_same_verdict
 from tests.pipeline.slimming_cases import folder_with_store, without_exports
 from wua_mlflow.cli.main import main
 from wua_mlflow.config import load_settings
-from wua_mlflow.pipeline import recipe, workflow
+from wua_mlflow.pipeline import replicates, workflow
 from wua_mlflow.tracking.store import connect
 
 FEATURES = ["a", "b", "c"]
@@ -192,7 +192,7 @@ def test_a_model_that_a_run_of_ours_logged_is_taken_as_the_run_is(made, runs, co
 
     A and C were split, and so standardised, otherwise.
     """
-    monkeypatch.setattr(recipe, "fit", None)
+    monkeypatch.setattr(replicates, "fit", None)
     address = {letter: model_of(runs[letter]) for letter in "ABC"}
     before, files = _everything(), _artifacts(made)
     by_address = compare(address["A"], address["B"])

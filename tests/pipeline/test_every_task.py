@@ -13,7 +13,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from wua_mlflow.config import load_settings
 from wua_mlflow.pipeline.networks import PruningPlan, from_scratch, pruned_and_tuned
-from wua_mlflow.pipeline.recipe import Recipe, load_recipe, train_one
+from wua_mlflow.pipeline.recipe import Recipe, load_recipe
+from wua_mlflow.pipeline.replicates import train_one
 from wua_mlflow.pipeline.seeds import SharedExamples
 from wua_mlflow.pruning.cut import unit_groups
 from wua_mlflow.training.evaluation import Evaluation, Objective, evaluate_batches

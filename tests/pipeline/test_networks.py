@@ -14,7 +14,8 @@ from torch.nn import functional
 from tests.pipeline.slimming_cases import recipe_of, same, weights_of
 from wua_mlflow.pipeline import networks
 from wua_mlflow.pipeline.networks import PruningPlan, cached, from_scratch, pruned_and_tuned
-from wua_mlflow.pipeline.recipe import Recipe, Trained, train_made
+from wua_mlflow.pipeline.recipe import Recipe
+from wua_mlflow.pipeline.replicates import Trained, train_made
 from wua_mlflow.pruning.compensation import compensated
 from wua_mlflow.pruning.cut import cut, rebuild, unit_groups
 from wua_mlflow.pruning.importance import most_important, unit_importance

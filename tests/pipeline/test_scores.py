@@ -17,7 +17,8 @@ from wua_mlflow.cli.main import main
 from wua_mlflow.config import SCORES as NAMES
 from wua_mlflow.config import load_settings
 from wua_mlflow.data.datasets import load_data
-from wua_mlflow.pipeline.recipe import load_recipe, train_one, train_replicate
+from wua_mlflow.pipeline.recipe import load_recipe
+from wua_mlflow.pipeline.replicates import train_one, train_replicate
 from wua_mlflow.pipeline.variant import load_variant
 from wua_mlflow.pipeline.workflow import compare_run, run_pipeline
 from wua_mlflow.tracking.names import Metric, Tag

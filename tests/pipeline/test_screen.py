@@ -14,7 +14,7 @@ from wua_mlflow.config import load_settings
 from wua_mlflow.pipeline import networks as networks_module
 from wua_mlflow.pipeline import screen as screen_module
 from wua_mlflow.pipeline import slim as slim_module
-from wua_mlflow.pipeline.recipe import Replicate
+from wua_mlflow.pipeline.replicates import Replicate
 from wua_mlflow.pipeline.screen import screen
 from wua_mlflow.pipeline.seeds import SeedHistory, SharedExamples, recipe_verdict
 from wua_mlflow.pipeline.slim import SlimmingContext

@@ -15,10 +15,10 @@ from tests.pipeline import slimming_cases
 from tests.pipeline.slimming_cases import HERE, original_in, same, settings_of, text_of
 from wua_mlflow.cli.main import main
 from wua_mlflow.config import ConfigError, load_settings
-from wua_mlflow.pipeline import recipe as recipe_module
+from wua_mlflow.pipeline import replicates as replicates_module
 from wua_mlflow.pipeline import seeds as seeds_module
 from wua_mlflow.pipeline import train as train_module
-from wua_mlflow.pipeline.recipe import Replicate
+from wua_mlflow.pipeline.replicates import Replicate
 from wua_mlflow.pipeline.seeds import (
     SeedHistory,
     SharedExamples,
@@ -101,7 +101,7 @@ def test_what_is_not_a_first_ctrl_c_or_has_nothing_to_go_on_with_ends_all(
 
 def _stop_at(monkeypatch, name, number, stop=None):
     """Raise as the network of this name is about to train its replicate of this number."""
-    bar = recipe_module.Bar
+    bar = replicates_module.Bar
 
     def numbers_until(numbers, **options):
         if "total" in options:
@@ -114,7 +114,7 @@ def _stop_at(monkeypatch, name, number, stop=None):
                 raise stop or KeyboardInterrupt
             yield each
 
-    monkeypatch.setattr(recipe_module, "Bar", numbers_until)
+    monkeypatch.setattr(replicates_module, "Bar", numbers_until)
 
 
 @pytest.mark.parametrize(("margin", "chance"), [(0.15, 0.0), (0.001, 1.0)])

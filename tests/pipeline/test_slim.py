@@ -15,7 +15,7 @@ from tests.pipeline import slimming_cases
 from tests.pipeline.slimming_cases import judging, original_in, same, settings_of, tags_of, text_of
 from wua_mlflow.config import load_settings
 from wua_mlflow.flops import count_flops
-from wua_mlflow.pipeline import recipe as recipe_module
+from wua_mlflow.pipeline import replicates as replicates_module
 from wua_mlflow.pipeline import slim as slim_module
 from wua_mlflow.pipeline import target_widths, workflow
 from wua_mlflow.pipeline.networks import PruningPlan, cached, from_scratch, pruned_and_tuned
@@ -235,8 +235,8 @@ def test_the_networks_that_are_cut_are_those_that_were_judged(store, monkeypatch
 
     Where it came from is a comment in the configuration, which gives the same again.
     """
-    trained, fit = [], recipe_module.fit
-    monkeypatch.setattr(recipe_module, "fit", lambda model, *args, **options:
+    trained, fit = [], replicates_module.fit
+    monkeypatch.setattr(replicates_module, "fit", lambda model, *args, **options:
                         trained.append(model[0].out_features) or fit(model, *args, **options))
     asked = {"how": "prune", "slim_hidden": "5", "slim_epochs": 1}
     outcome = run_pipeline(store, settings_of(**asked))

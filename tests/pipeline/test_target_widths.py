@@ -18,7 +18,8 @@ from wua_mlflow.config import Settings
 from wua_mlflow.data.datasets import Part
 from wua_mlflow.pipeline import target_widths
 from wua_mlflow.pipeline.networks import NetworkFactory, cached, from_scratch
-from wua_mlflow.pipeline.recipe import Recipe, Trained, train_one, train_replicate
+from wua_mlflow.pipeline.recipe import Recipe
+from wua_mlflow.pipeline.replicates import Trained, train_one, train_replicate
 from wua_mlflow.pipeline.slim import SlimmingContext
 from wua_mlflow.pipeline.target_widths import dimensions_of
 from wua_mlflow.pipeline.variant import ModelVariant

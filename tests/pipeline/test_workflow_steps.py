@@ -13,7 +13,8 @@ from tests.pipeline.slimming_cases import store_at, tags_of
 from wua_mlflow.config import Settings, load_settings
 from wua_mlflow.pipeline import analyze, workflow
 from wua_mlflow.pipeline.networks import from_scratch
-from wua_mlflow.pipeline.recipe import load_recipe, train_one
+from wua_mlflow.pipeline.recipe import load_recipe
+from wua_mlflow.pipeline.replicates import train_one
 from wua_mlflow.pipeline.train import TrainingPlan, step_status
 from wua_mlflow.pipeline.trust import Trust
 from wua_mlflow.tracking.runs import count_looks

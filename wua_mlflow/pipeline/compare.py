@@ -20,7 +20,7 @@ from wua_mlflow.data.parts import Part
 from wua_mlflow.data.tasks import has_classes, score_name
 from wua_mlflow.levels import MOST_CONFIDENCE
 from wua_mlflow.pipeline.cautions import cautions
-from wua_mlflow.pipeline.recipe import Replicate
+from wua_mlflow.pipeline.replicates import Replicate
 from wua_mlflow.pipeline.seeds import (
     NO_HISTORY,
     SeedHistory,

@@ -15,7 +15,8 @@ from typing import Protocol
 import torch
 
 from wua_mlflow.hooks import unwrapped
-from wua_mlflow.pipeline.recipe import Recipe, Trained, train_made, train_one
+from wua_mlflow.pipeline.recipe import Recipe
+from wua_mlflow.pipeline.replicates import Trained, train_made, train_one
 from wua_mlflow.pruning.compensation import compensated
 from wua_mlflow.pruning.computed_weights import plain_weights
 from wua_mlflow.pruning.cut import cut, unit_groups

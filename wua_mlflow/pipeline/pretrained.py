@@ -15,7 +15,8 @@ from wua_mlflow.pipeline.cautions import constant_score, shown_score
 from wua_mlflow.pipeline.compare_external import source_run
 from wua_mlflow.pipeline.models import BUILT_IN, check_fit, users_factory
 from wua_mlflow.pipeline.networks import one_network
-from wua_mlflow.pipeline.recipe import Recipe, Trained, load_recipe
+from wua_mlflow.pipeline.recipe import Recipe, load_recipe
+from wua_mlflow.pipeline.replicates import Trained
 from wua_mlflow.pipeline.train import TrainingPlan, train_variant
 from wua_mlflow.pipeline.variant import ModelVariant
 from wua_mlflow.pipeline.weights import load_weights

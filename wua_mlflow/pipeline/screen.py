@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from wua_mlflow.pipeline.networks import NetworkFactory, cached
-from wua_mlflow.pipeline.recipe import Recipe, Replicate, train_replicate
+from wua_mlflow.pipeline.recipe import Recipe
+from wua_mlflow.pipeline.replicates import Replicate, train_replicate
 from wua_mlflow.progress import Bar
 from wua_mlflow.verdict.inputs import FEWEST_SEEDS
 from wua_mlflow.verdict.intervals import collapsed_seeds

@@ -16,7 +16,7 @@ import numpy as np
 from wua_mlflow.config import Settings
 from wua_mlflow.data.tasks import Task, score_name
 from wua_mlflow.pipeline.networks import NetworkFactory
-from wua_mlflow.pipeline.recipe import Replicate, further_replicates
+from wua_mlflow.pipeline.replicates import Replicate, further_replicates
 from wua_mlflow.pipeline.train import most_seconds, replicate_metrics
 from wua_mlflow.pipeline.trainer_runs import trainer_logs_to
 from wua_mlflow.pipeline.variant import ModelVariant, replicates_table, variant_files

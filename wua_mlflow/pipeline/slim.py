@@ -23,7 +23,8 @@ from wua_mlflow.pipeline.networks import (
     from_scratch,
     pruned_and_tuned,
 )
-from wua_mlflow.pipeline.recipe import Recipe, train_replicate
+from wua_mlflow.pipeline.recipe import Recipe
+from wua_mlflow.pipeline.replicates import train_replicate
 from wua_mlflow.pipeline.screen import Screen, screen
 from wua_mlflow.pipeline.seeds import with_seeds_to_settle
 from wua_mlflow.pipeline.target_widths import (

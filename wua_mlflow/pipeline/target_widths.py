@@ -29,7 +29,8 @@ from wua_mlflow.errors import group_by_reason
 from wua_mlflow.pipeline.analyze import criteria_of, first_criterion, loss_of
 from wua_mlflow.pipeline.models import check_slim_widths, check_widths
 from wua_mlflow.pipeline.networks import NetworkFactory
-from wua_mlflow.pipeline.recipe import Recipe, train_replicate
+from wua_mlflow.pipeline.recipe import Recipe
+from wua_mlflow.pipeline.replicates import train_replicate
 from wua_mlflow.pipeline.train import HOUR_S
 from wua_mlflow.pipeline.variant import ModelVariant
 from wua_mlflow.progress import Bar, duration, say

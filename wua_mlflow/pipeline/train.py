@@ -25,7 +25,8 @@ from wua_mlflow.flops import CONVENTION, count_flops, count_parameters, ptflops_
 from wua_mlflow.hooks import unwrapped
 from wua_mlflow.pipeline.networks import NetworkFactory
 from wua_mlflow.pipeline.predict import encoding_json, named_columns
-from wua_mlflow.pipeline.recipe import Recipe, Replicate, Trained, train_replicates
+from wua_mlflow.pipeline.recipe import Recipe
+from wua_mlflow.pipeline.replicates import Replicate, Trained, train_replicates
 from wua_mlflow.pipeline.trainer_runs import trainer_logs_to
 from wua_mlflow.pipeline.variant import ModelVariant, replicates_table, variant_files
 from wua_mlflow.plots.style import variant_colour

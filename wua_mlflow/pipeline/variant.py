@@ -22,7 +22,8 @@ from wua_mlflow.config import Settings, load_settings
 from wua_mlflow.data.tasks import OutputKind, judged_as
 from wua_mlflow.hooks import unwrapped
 from wua_mlflow.pipeline.networks import NetworkFactory, cached, from_scratch, one_network
-from wua_mlflow.pipeline.recipe import Recipe, Replicate, Trained, load_recipe
+from wua_mlflow.pipeline.recipe import Recipe, load_recipe
+from wua_mlflow.pipeline.replicates import Replicate, Trained
 from wua_mlflow.pipeline.trust import Trust
 from wua_mlflow.pruning.cut import Specification, rebuild
 from wua_mlflow.results import VariantResult

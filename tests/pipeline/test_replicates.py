@@ -19,7 +19,8 @@ from tests.pipeline.slimming_cases import same
 from wua_mlflow.config import load_settings
 from wua_mlflow.device import device_of
 from wua_mlflow.pipeline.networks import from_scratch
-from wua_mlflow.pipeline.recipe import Recipe, _warm_up, load_recipe, train_one, train_replicates
+from wua_mlflow.pipeline.recipe import Recipe, load_recipe
+from wua_mlflow.pipeline.replicates import _warm_up, train_one, train_replicates
 from wua_mlflow.rng import Purpose, torch_generator
 from wua_mlflow.training.fit import TrainingDiverged
 
@@ -89,7 +90,7 @@ def test_what_torch_loads_first_is_nobodys_training_time(monkeypatch):
     step, clock = torch.optim.Adam.step, time.perf_counter
     monkeypatch.setattr(torch.optim.Adam, "step", lambda *a, **k: (order.append("step"),
                                                                    step(*a, **k))[1])
-    monkeypatch.setattr("wua_mlflow.pipeline.recipe.time.perf_counter",
+    monkeypatch.setattr("wua_mlflow.pipeline.replicates.time.perf_counter",
                         lambda: (order.append("clock"), clock())[1])
     _warm_up(torch.device("cpu"))
     assert torch.equal(torch.get_rng_state(), state)
