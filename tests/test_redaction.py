@@ -22,6 +22,7 @@ from mlflow.tracking import MlflowClient
 from tests.mistakes import here  # noqa: F401 - a fixture
 from tests.pipeline.slimming_cases import without_exports
 from wua_mlflow.cli import commands
+from wua_mlflow.cli import main as command_line
 from wua_mlflow.cli.main import main
 from wua_mlflow.redaction import redacted, redacted_output, without_user
 from wua_mlflow.tracking.log import dataset_inputs, write
@@ -155,6 +156,7 @@ QUICK = "--data bad_parts:data --hidden 3 --slim-hidden 2 --seeds 1 --epochs 1 -
 def test_a_pipeline_on_postgresql_shows_it_nowhere(here, monkeypatch, capsys):  # noqa: F811
     """As far as goes without a server: the store's address is one, its runs are in SQLite."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", ADDRESSES[3])
+    monkeypatch.setattr(command_line, "_check_database", lambda _: None)
     without_exports(monkeypatch)
     open_store = commands.connected
     monkeypatch.setattr(commands, "connected", lambda settings: replace(

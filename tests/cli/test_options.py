@@ -88,7 +88,7 @@ def test_every_setting_has_one_topic():
     (["run", "--epochs", "--config", "digits"], "--epochs: expected a value, but got none"),
     (["run", "digits"], "digits: expected options only after wua run"),
     (["runs", "--limit", "x"], "--limit: 'x' is not a valid integer"),
-    (["show"], "RUN: expected a value, but got none"),
+    (["show"], "RUN: expected a value, but got none; `wua runs` lists the runs"),
     (["compare"], "compare: expected two models, A and B, or the run of a slim variant (--run-id), "
                   "but got none"),
     (["compare", "a.csv"], "compare: expected two models, A and B, but got 1"),

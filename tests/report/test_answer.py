@@ -142,6 +142,26 @@ def test_what_to_do_next(judged, recipe, method, step):
         assert step.removeprefix("--data x ") in said.splitlines()[0], "a command is not broken"
 
 
+def test_the_file_that_was_saved_is_not_promised_what_its_recipe_holds():
+    """It may stay outside the margin where the mean of many seeds is within."""
+    alone = verdict("inconclusive", low=-0.03, high=-0.004, settle="More examples would do.")
+    judged = comparison(alone, recipe=RECIPE, ratios=SAVES, churn=0.125)
+    faster = {**NEW, **COSTS[1], "latency/p50_ms": 1.0}
+    report = replace(REPORT, comparison=judged, metrics=[{**OLD, **COSTS[0]}, faster])
+    told = words(answer_text(report))
+    assert "networks of its recipe can take the original's place" in told
+    assert "of the one that was saved alone this is not shown" in told
+    assert "of the two saved models alone it is inconclusive (accuracy " in told
+    assert "Their answers differ on 12.5% of these." in told
+    found = replace(round_of("slim 7", (7,), verdict(), 1.4), comparison=judged)
+    slimmed = Slimmed(variant("oversized 10", (10,)), (found,))
+    step = words(next_step(slimmed, str))
+    assert "only once the verdict on it alone is non_inferior too. More examples would do." in step
+    agreed = Slimmed(variant("oversized 10", (10,)), (round_of("slim 7", (7,), verdict(), 1.4),))
+    assert "--register NAME puts it into the registry" in words(next_step(agreed, str))
+    assert "--register" not in next_step(agreed, str, registered=True)
+
+
 def test_a_model_that_was_not_exported_is_not_said_to_load():
     found = round_of("slim 7", (7,), verdict(), 1.4)
     unexported = {"wua.unexported": "model: it takes a dict"}

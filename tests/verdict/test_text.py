@@ -107,7 +107,7 @@ def test_other_readings_of_the_same_data_and_looks_at_a_test_set():
     recipe = of(kind="recipe", seeds=5)
     assert other_readings(recipe, of("inconclusive"), 4, of("inconclusive")) == [
         "That is the recipe's verdict, over seeds; of the two saved models alone it is "
-        "inconclusive.",
+        "inconclusive (accuracy −1.2 points, interval −1.0 to +1.0).",
         "Corrected for all 4 verdicts on this test set it is inconclusive."]
     assert other_readings(recipe, of(), 1, None) == []
     assert looks_sentence(10, of("inconclusive", low=-0.024, high=-0.016, confidence=0.995)) == (
@@ -134,7 +134,7 @@ def test_sentences_and_headlines():
     assert "90% interval" in replace(BASE, confidence=0.9).sentence
     assert "99.99833% interval" in replace(BASE, confidence=1 - 0.05 / 3000).sentence
     assert BASE.headline == (
-        "As good within the margin: accuracy −1.2 points (95% interval −1.8 to −0.6; margin 2 "
+        "Worse, but within the margin: accuracy −1.2 points (95% interval −1.8 to −0.6; margin 2 "
         "points; these two models)")
     assert replace(WORSE, kind="recipe", seeds=7).headline == (
         "Not as good: accuracy −1.2 points (95% interval −5.0 to −3.0; margin 2 points; 7 seeds)")

@@ -162,8 +162,10 @@ def _outcome_text(store: Store, outcome: workflow.SlimmingResult, shown: Shown) 
     report = outcome.report or report_of(slimmed)
     return "\n\n".join(filter(None, (
         answer_text(report),
-        "\n".join(filter(None, (outcome.registered, next_step(slimmed, shown.again),
-                                _to_look(store, outcome)))),
+        "\n".join(filter(None, (
+            outcome.registered,
+            next_step(slimmed, shown.again, registered=bool(outcome.registered)),
+            _to_look(store, outcome)))),
         tutorial_text(report) if slimmed.original.settings.data == TUTORIAL else "",
         details_text(report, slimmed) if shown.verbose else "")))
 

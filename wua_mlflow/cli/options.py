@@ -121,7 +121,8 @@ def _message(error: click.UsageError, command: click.Command, words: Sequence[st
     if isinstance(error, click.BadOptionUsage):
         return f"{error.option_name}: expected a value, but got none"
     if isinstance(error, click.MissingParameter) and error.param:
-        return f"{error.param.human_readable_name}: expected a value, but got none"
+        hint = "; `wua runs` lists the runs" if error.param.name == "run" else ""
+        return f"{error.param.human_readable_name}: expected a value, but got none{hint}"
     if isinstance(error, click.BadParameter) and error.param:
         return f"{error.param.opts[0]}: {error.message.rstrip('.')}"
     if error.message.startswith("Got unexpected extra argument"):

@@ -96,20 +96,22 @@ def widths_sentence(target: TargetWidths) -> str:
 _MOST_WIDTHS, _LONGEST_NAME = 6, 24
 
 
-def next_step(slimmed: Slimmed, again: Callable[..., str]) -> str:
+def next_step(slimmed: Slimmed, again: Callable[..., str], *, registered: bool = False) -> str:
     """What to do next: a command where one would help, on one line, so that it can be copied.
 
     Args:
         slimmed: at least one round.
         again: gives the command that was typed, with other settings.
+        registered: whether it was asked to register the slim model.
     """
-    step = _next_step(slimmed, again)
+    step = _next_step(slimmed, again, registered)
     if step.startswith("wua "):
-        return f"Next: {step}"
+        command, _, remark = step.partition("\n")
+        return "\n".join(filter(None, (f"Next: {command}", _paragraphs(remark))))
     return _paragraphs(f"Next: {step}") if step else ""
 
 
-def _next_step(slimmed: Slimmed, again: Callable[..., str]) -> str:
+def _next_step(slimmed: Slimmed, again: Callable[..., str], registered: bool) -> str:
     result, comparison = slimmed.result, slimmed.result.comparison
     verdict = comparison.verdict
     needed = verdict.needed
@@ -119,8 +121,12 @@ def _next_step(slimmed: Slimmed, again: Callable[..., str]) -> str:
             return (f"the slim model's weights are {ArtifactPath.STATE} of run "
                     f"{result.variant.run_id}; there is no model that MLflow loads by itself: "
                     f"{reason}")
-        return (f'mlflow.pytorch.load_model("runs:/{result.variant.run_id}/model") is the slim '
-                f"model; --register NAME puts it into the registry")
+        uri = f"runs:/{result.variant.run_id}/model"
+        loads = f'mlflow.pytorch.load_model("{uri}") is the slim model'
+        if comparison.artifact.outcome != Outcome.NON_INFERIOR:
+            return (f"{loads}; --register NAME takes it only once the verdict on it alone is "
+                    f"non_inferior too. {comparison.artifact.settle or ''}".rstrip())
+        return loads if registered else f"{loads}; --register NAME puts it into the registry"
     if verdict.outcome == Outcome.INFERIOR:
         method = result.goal.method if result.goal else ""
         if method == "search":
@@ -131,7 +137,8 @@ def _next_step(slimmed: Slimmed, again: Callable[..., str]) -> str:
     if comparison.recipe is None and comparison.no_recipe == text.TOO_FEW_SEEDS:
         return again(seeds=5)
     if needed and needed.kind == "seeds" and needed.as_seen:
-        return f"{again(seeds=needed.as_seen[0])}\n(enough, if all is as seen)"
+        return (f"{again(seeds=needed.as_seen[0])}\n(enough, if all is as seen; it may take "
+                f"{text.amount_words(needed)}, and seeds beyond those planned are exploratory)")
     return verdict.settle or ""
 
 

@@ -123,7 +123,8 @@ class Report:
         gains = list(filter(None, (self.latency_gain, size)))
         ratios = [(self.comparison.ratios.get(name, 1.0), what) for name, what in (
             (Metric.FLOPS_RATIO, "FLOPs"), (Metric.PARAMS_RATIO, "parameters"))]
-        decision = decision_sentence(self.comparison.verdict, gains, *max(ratios))
+        decision = decision_sentence(self.comparison.verdict, gains, *max(ratios),
+                                     artifact=self.comparison.artifact)
         return " ".join(filter(None, (decision, self.comparison.equal_budget)))
 
     @property

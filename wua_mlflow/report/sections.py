@@ -217,14 +217,16 @@ def scores_sentence(report: Report) -> str:
     on_training = "" if old_train is None or new_train is None else \
         f"{old_train:.4f} and {new_train:.4f} on the training data"
     examples = f"{comparison.verdict.examples:,} test examples"
+    churn = "" if comparison.churn is None else \
+        f" Their answers differ on {100 * comparison.churn:.1f}% of these."
     if comparison.recipe is None:
-        return f"The {score} is of {examples}{on_training and f'; it is {on_training}'}."
+        return f"The {score} is of {examples}{on_training and f'; it is {on_training}'}.{churn}"
     counts = comparison.recipe.counts
     collapsed = counts.collapsed + counts.baseline_collapsed if counts else 0
     without = f", without the {collapsed:,} that collapsed" if collapsed else ""
     beside = f" ({on_training})" if on_training else ""
     return (f"The two saved models score {old:.4f} and {new:.4f} on {examples}{beside}; they "
-            f"are of one seed, and the verdict compares the means over all seeds{without}.")
+            f"are of one seed, and the verdict compares the means over all seeds{without}.{churn}")
 
 
 def _latency_point(report: Report) -> str:

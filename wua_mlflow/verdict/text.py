@@ -124,7 +124,9 @@ def verdict_headline(verdict: Verdict) -> str:
     """The verdict as a headline: outcome, difference, interval, margin, what it rests on."""
     delta, interval, margin = _figures(verdict)
     guard = f"{verdict.guard}; " if verdict.guard else ""
-    return (f"{short_outcome(verdict.outcome).capitalize()}: {guard}{verdict.score} {delta} "
+    outcome = "worse, but within the margin" if _reading(verdict) == "worse" else \
+        short_outcome(verdict.outcome)
+    return (f"{outcome.capitalize()}: {guard}{verdict.score} {delta} "
             f"({_percent(verdict.confidence)}% interval {interval}; margin {margin}; "
             f"{_basis(verdict, 'these two models')})")
 
@@ -170,15 +172,23 @@ def other_readings(
     sentences = []
     if artifact.outcome != verdict.outcome:
         sentences.append(f"That is the recipe's verdict, over seeds; of the two saved models alone "
-                         f"it is {artifact.outcome.replace('_', '-')}.")
+                         f"it is {artifact.outcome.replace('_', '-')} ({_alone(artifact)}).")
     if bonferroni is not None and bonferroni.outcome != verdict.outcome:
         sentences.append(f"Corrected for all {looks:,} verdicts on this test set it is "
                          f"{bonferroni.outcome.replace('_', '-')}.")
     return sentences
 
 
+def _alone(artifact: Verdict) -> str:
+    """The figures of the two saved models' own verdict."""
+    delta, interval, _ = _figures(artifact)
+    guard = f"{artifact.guard}; " if artifact.guard else ""
+    return f"{guard}{artifact.score} {delta}, interval {interval}"
+
+
 def decision_sentence(
-    verdict: Verdict, gains: Sequence[tuple[str, bool]], saved: float, what: str = "FLOPs"
+    verdict: Verdict, gains: Sequence[tuple[str, bool]], saved: float, what: str = "FLOPs", *,
+    artifact: Verdict | None = None,
 ) -> str:
     """One sentence for who has to decide: quality, what is saved, what to decide.
 
@@ -187,11 +197,16 @@ def decision_sentence(
         gains: what was measured of latency and size, and whether that is a gain.
         saved: original ÷ slim of what is saved most of FLOPs and parameters.
         what: which of the two that is.
+        artifact: the verdict on the two saved models, where a recipe's decides.
     """
     fewer = f"needs {ratio_words(saved, 'fewer', 'more')} {what}" if saved > SAME_COST else ""
     measured = _gain_words(verdict, gains, fewer)
     decision = _decision(verdict, any(is_gain for _, is_gain in gains), bool(fewer))
-    return f"{_quality(verdict)}{measured}; {decision}."
+    unlike = artifact is not None and verdict.outcome == "non_inferior" != artifact.outcome
+    saved_one = "; of the one that was saved alone this is not shown" if unlike else ""
+    if unlike:
+        decision = decision.replace("it can take", "networks of its recipe can take")
+    return f"{_quality(verdict)}{measured}; {decision}{saved_one}."
 
 
 def _quality(verdict: Verdict) -> str:
