@@ -17,6 +17,7 @@ from tests.networks import Layers, labels, mlp, rows
 from wua_mlflow.data.batches import (
     NO_TARGETS,
     Batches,
+    GrowingArray,
     inputs_and_targets,
     mapped,
     needed_arguments,
@@ -382,3 +383,21 @@ def test_values_are_changed_within_containers_that_stay_what_they_are():
     assert tokens["a"] == [1]
     graphs = Graphs(X, Y)
     assert mapped([graphs], Tensor, str) == [graphs]
+
+
+@pytest.mark.parametrize("width", [(), (3,), (2, 2)])
+def test_a_growing_array_is_all_rows_in_few_pieces(width):
+    draw = np.random.default_rng(0)
+    parts = [draw.normal(size=(int(count), *width)) for count in draw.integers(0, 200, 300)]
+    array, buffers = GrowingArray(), set()
+    for part in parts:
+        array.add(part)
+        buffers.add(id(array._buffer.base if array._buffer.base is not None else array._buffer))
+    assert np.array_equal(array.rows, np.concatenate(parts))
+    assert len(buffers) < 8, "it doubles"
+    mixed = GrowingArray()
+    for rows in (np.array([1, 2]), np.array([0.5]), np.array([True])):
+        mixed.add(rows)
+    assert mixed.rows.tolist() == [1.0, 2.0, 0.5, 1.0] and mixed.rows.dtype == np.float64
+    with pytest.raises(ValueError):
+        array.add(np.zeros((2, 7, 7)))

@@ -20,8 +20,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from wua_mlflow.device import rows_at_once
 
-__all__ = ["Batch", "Batches", "DATASET_BATCH", "Inputs", "LABELS", "NO_TARGETS", "PaddingMask",
-           "inputs_and_targets", "leaves", "mapped", "mask_of", "needed_arguments"]
+__all__ = ["Batch", "Batches", "DATASET_BATCH", "GrowingArray", "Inputs", "LABELS", "NO_TARGETS",
+           "PaddingMask", "inputs_and_targets", "leaves", "mapped", "mask_of", "needed_arguments"]
 
 
 def mapped(value: Any, kinds: type | tuple[type, ...], change: Callable[[Any], Any]) -> Any:
@@ -49,6 +49,40 @@ def mapped(value: Any, kinds: type | tuple[type, ...], change: Callable[[Any], A
     if isinstance(value, Mapping):  # a tokenizer's batch, which is no dict
         return {name: mapped(part, kinds, change) for name, part in value.items()}
     return value
+
+
+class GrowingArray:
+    """Rows of many batches in one array.
+
+    Thousands of small arrays that are kept while large batches come and go between them would leave
+    the memory of the latter in holes, which the allocator does not give back: gigabytes of them.
+
+    >>> array = GrowingArray()
+    >>> for rows in ([1, 2], [3.5]):
+    ...     array.add(np.array(rows))
+    >>> array.rows
+    array([1. , 2. , 3.5])
+    """
+
+    def __init__(self) -> None:
+        self._buffer = np.empty(0)
+        self._count = 0
+
+    def add(self, rows: np.ndarray) -> None:
+        """Append rows of shape (rows, ...), all alike but for their number."""
+        count = self._count + len(rows)
+        kind = np.result_type(self._buffer, rows) if self._count else rows.dtype
+        if count > len(self._buffer) or kind != self._buffer.dtype:
+            grown = np.empty((max(2 * count, 4096), *rows.shape[1:]), kind)
+            grown[:self._count] = self._buffer[:self._count] if self._count else 0
+            self._buffer = grown
+        self._buffer[self._count:count] = rows
+        self._count = count
+
+    @property
+    def rows(self) -> np.ndarray:
+        """All of them."""
+        return self._buffer[:self._count].copy()
 
 
 NO_TARGETS = object()

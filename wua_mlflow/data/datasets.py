@@ -23,7 +23,13 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from wua_mlflow.config import TableSettings
-from wua_mlflow.data.batches import DATASET_BATCH, NUMBERS, inputs_and_targets, leaves
+from wua_mlflow.data.batches import (
+    DATASET_BATCH,
+    NUMBERS,
+    GrowingArray,
+    inputs_and_targets,
+    leaves,
+)
 from wua_mlflow.data.encoding import TableEncoding
 from wua_mlflow.data.frames import are_frames, split_frames
 from wua_mlflow.data.parts import (
@@ -367,9 +373,12 @@ def _flat_spec(
     parts: Sequence[StreamedPart], first: Tensor, task: str | None, needed: int
 ) -> TaskSpec:
     """The task of one target an example: of the validation and the test part and a first batch."""
-    found = [first, *(targets for part in parts[1:]
-                      for targets in part.all_targets(needed))]
-    targets = np.concatenate([np.asarray(each).reshape(-1) for each in found])
+    found = GrowingArray()
+    found.add(np.asarray(first).reshape(-1))
+    for part in parts[1:]:
+        for each in part.all_targets(needed):
+            found.add(np.asarray(each).reshape(-1))
+    targets = found.rows
     spec = infer_task(targets, task=task, whole_are_classes=True)
     if spec.task == "regression":
         return spec

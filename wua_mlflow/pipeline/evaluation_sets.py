@@ -16,6 +16,7 @@ import pandas as pd
 import torch
 
 from wua_mlflow.config import Settings
+from wua_mlflow.data.batches import GrowingArray
 from wua_mlflow.data.columns import problems_line
 from wua_mlflow.data.datasets import DataSplit, load_data, part_of
 from wua_mlflow.data.parts import DataPart, Part, StreamedPart, digest_of
@@ -83,8 +84,10 @@ class EvaluationSet:
         if self.task not in PLAIN:
             raise ValueError(f"compare: expected models, as an example has several targets "
                              f"({self.task}), but got a file of predictions")
-        batches = [np.asarray(targets) for targets in self.part.all_targets()]
-        return np.concatenate([batch.reshape(-1) for batch in batches]).astype(np.float64)
+        found = GrowingArray()
+        for targets in self.part.all_targets():
+            found.add(np.asarray(targets).reshape(-1))
+        return found.rows.astype(np.float64)
 
     def for_outputs(self, count: int) -> EvaluationSet:
         """With the classes numbered as a classifier of ``count`` outputs has them.

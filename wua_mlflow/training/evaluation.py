@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from wua_mlflow.data.batches import NO_TARGETS, Batch, Batches, mapped
+from wua_mlflow.data.batches import NO_TARGETS, Batch, Batches, GrowingArray, mapped
 from wua_mlflow.data.structured import (
     aligned_pixels,
     aligned_tokens,
@@ -224,7 +224,7 @@ def evaluate_batches(
     Raises:
         ValueError: as ``evaluate``, or the user's loss or score fails.
     """
-    parts: list[dict[str, np.ndarray]] = []
+    arrays: dict[str, GrowingArray] = {}
     seen = 0
 
     def judge(batch: Batch, outputs: Any) -> None:
@@ -233,10 +233,11 @@ def evaluate_batches(
         if "groups" in part:
             part["groups"] = part["groups"] + seen
         seen += batch.samples
-        parts.append(part)
+        for name, rows in part.items():
+            arrays.setdefault(name, GrowingArray()).add(rows)
 
     _go_over(model, data, judge)
-    return _evaluation(parts, objective, digest)
+    return _evaluation({name: array.rows for name, array in arrays.items()}, objective, digest)
 
 
 def evaluation_of(
@@ -246,7 +247,7 @@ def evaluation_of(
     """The evaluation of a model's outputs; arguments and errors as of ``evaluate``."""
     objective = Objective(task, kind, score)
     batch = Batch((), {}, targets, len(targets))
-    return _evaluation([_judged(outputs, batch, objective)], objective, digest)
+    return _evaluation(_judged(outputs, batch, objective), objective, digest)
 
 
 def outputs_of(model: nn.Module, inputs: Any) -> Tensor:
@@ -364,9 +365,8 @@ def _by_function(
 
 
 def _evaluation(
-    parts: list[dict[str, np.ndarray]], objective: Objective, digest: str
+    arrays: dict[str, np.ndarray], objective: Objective, digest: str
 ) -> Evaluation:
-    arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     task = judged_as(objective.task)
     if objective.task == "language_modeling" and "groups" in arrays:
         arrays["targets"] = _unigram_scores(arrays["targets"])
