@@ -208,6 +208,8 @@ class Comparison:
             where not both were timed.
         timed: by run the latencies that were taken in the same turns.
         equal_budget: what the original scores if it is trained for as long, where it was not.
+        equal_budget_outcome: of the slim one's verdict against that original; "" where none is.
+        constant: a sentence where the saved slim one answers the same to every test example.
         no_recipe: why there is no recipe verdict, where there is none.
         class_loss: a sentence where single classes lose more than the margin.
         seedless: a sentence where every seed gave the slim one's same network.
@@ -226,6 +228,8 @@ class Comparison:
     latency_ratio: tuple[float, float, float] | None = None
     timed: Mapping[str, Mapping[str, float]] = field(default_factory=dict, repr=False)
     equal_budget: str = ""
+    equal_budget_outcome: str = ""
+    constant: str = ""
     no_recipe: str = text.TOO_FEW_SEEDS
     class_loss: str = ""
     seedless: str = ""
@@ -238,7 +242,7 @@ class Comparison:
     @property
     def notes(self) -> tuple[str, ...]:
         """What the verdict and the count of FLOPs do not say, a sentence each."""
-        notes = [*self.cautions, self.class_loss, self.seedless]
+        notes = [self.constant, *self.cautions, self.class_loss, self.seedless]
         if self.looks > 1:
             notes.append(text.looks_sentence(self.looks, self.bonferroni))
         verdict = self.artifact

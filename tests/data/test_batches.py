@@ -396,8 +396,8 @@ def test_a_growing_array_is_all_rows_in_few_pieces(width):
     assert np.array_equal(array.rows, np.concatenate(parts))
     assert len(buffers) < 8, "it doubles"
     mixed = GrowingArray()
-    for rows in (np.array([1, 2]), np.array([0.5]), np.array([True])):
-        mixed.add(rows)
+    for part in (np.array([1, 2]), np.array([0.5]), np.array([True])):
+        mixed.add(part)
     assert mixed.rows.tolist() == [1.0, 2.0, 0.5, 1.0] and mixed.rows.dtype == np.float64
     with pytest.raises(ValueError):
         array.add(np.zeros((2, 7, 7)))

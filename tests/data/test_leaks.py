@@ -91,6 +91,20 @@ def test_what_gives_a_target_away_is_said_of_a_file(tmp_path, monkeypatch, capsy
     said = capsys.readouterr().err.splitlines()
     assert [line.removeprefix("wua: data: ")[:30] for line in said] == [
         "y: 3 whole numbers, taken as c", "grade: 3 levels of text, one-h",
+        "180 rows to train on, 30 to va",
         "'id': called an id, and differ", "'grade': alone predicts y near"]
     load_data("iris", seed=0).say_notes()
     assert capsys.readouterr().err == ""
+
+
+def test_numbers_that_count_the_rows_are_said_whatever_they_are_called(tmp_path, monkeypatch):
+    """Not amounts, nor dates, nor numbers that repeat."""
+    monkeypatch.chdir(tmp_path)
+    days = pd.date_range("2024-01-01", periods=300).strftime("%Y-%m-%d")
+    frame = pd.DataFrame({"noise": NOISE, "customer": 50_001 + DRAW.permutation(300), "day": days,
+                          "salary": 17 * DRAW.permutation(300), "age": np.arange(300) % 90,
+                          "y": CLASSES})
+    frame.to_csv("f.csv", index=False)
+    line, = [line for line in load_data("f.csv", target="y", seed=0).warnings if "as an id" in line]
+    assert line.startswith("'customer': another whole number in each row") and \
+        line.endswith("--drop-columns customer")

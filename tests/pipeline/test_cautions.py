@@ -11,7 +11,7 @@ import pytest
 
 from wua_mlflow.cli.main import main
 from wua_mlflow.config import load_settings
-from wua_mlflow.pipeline.cautions import cautions, constant_score, shown_score
+from wua_mlflow.pipeline.cautions import cautions, constant_answer, constant_score, shown_score
 from wua_mlflow.training.evaluation import Evaluation
 
 DRAW = np.random.default_rng(0)
@@ -84,3 +84,16 @@ def test_cautions_stand_beside_the_verdict(store_uri, tmp_path, capsys):
     run, = client.search_runs(["1"], "tags.`wua.kind` = 'pipeline'")
     report = Path(client.download_artifacts(run.info.run_id, "report.html")).read_text()
     assert "Caution: &#39;grade &lt;b&gt;&#39;: alone predicts y" in report
+
+
+def test_a_slim_classifier_that_always_says_the_same_is_named():
+    truth = np.arange(300) % 3.0
+    same = Evaluation("multiclass", np.full(300, 2.0), truth, truth)
+    assert constant_answer(same, ("ant", "bee", "cat")) == (
+        "The saved slim model answers 'cat' to each of 300 test examples.")
+    assert "'2' to each" in constant_answer(same)
+    one_other = np.where(np.arange(300) == 7, 1.0, 2.0)
+    for other in (Evaluation("multiclass", one_other, truth, truth),
+                  Evaluation("regression", np.ones(300), truth, truth),
+                  Evaluation("binary", np.ones(300), np.ones(300), truth)):
+        assert constant_answer(other) == ""

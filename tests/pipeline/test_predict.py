@@ -75,7 +75,9 @@ def test_text_and_dates_are_encoded_as_in_training(trained, capsys):
     printed = capsys.readouterr()
     answers = pd.read_csv(io.StringIO(printed.out), keep_default_na=False)
     known = (FRESH.city == "Rom").sum()
-    assert printed.err == (f"wua: note: city: {known} rows with 'Rom', which the training part "
+    gaps = FRESH.age.isna().sum()
+    assert printed.err == (f"wua: note: gaps are filled as in training: 'age' ({gaps})\n"
+                           f"wua: note: city: {known} rows with 'Rom', which the training part "
                            f"does not have, taken as none of the levels\n")
     assert answers.columns.tolist() == ["customer_id", "prediction", "target", "probability_NA",
                                         "probability_yes"]
@@ -110,6 +112,7 @@ def test_the_network_and_the_saved_model_agree(trained):
     assert len(answers) == len(table)
 
 
+@pytest.mark.filterwarnings("ignore:The given NumPy array is not writable")
 def test_numbers_with_gaps_go_in_as_they_are(trained, capsys):
     people()[["age", "customer_id"]].assign(
         amount=lambda made: made.age.fillna(20) * 2.0 + np.arange(300) / 10).to_csv("numbers.csv")
@@ -120,6 +123,10 @@ def test_numbers_with_gaps_go_in_as_they_are(trained, capsys):
     answers = predict(variant.run_id, "numbers.csv")
     np.testing.assert_allclose(answers.prediction, served.predict(ages)[:, 0], rtol=1e-6)
     assert not np.isnan(answers.prediction).any()
+    named = pd.DataFrame({"age": [20, 30], "who": ["ann", "bob"], "town": ["Rom", "Rom"]})
+    named.to_csv("named.csv", index=False)
+    assert predict(variant.run_id, "named.csv").columns.tolist() == ["who", "prediction"], \
+        "what differs in each row names them"
     assert answers.columns.tolist() == ["Unnamed: 0", "customer_id", "prediction", "target"]
     content = json.loads(encoding_json(variant.recipe.split, "values", "amount"))
     assert (content["named"], content["dtype"], content["fills_gaps"]) == (False, "float64", True)
@@ -160,6 +167,6 @@ def test_what_cannot_be_predicted(trained, capsys):
         assert main(["predict", *words.split()]) in (1, 2)
         printed = capsys.readouterr()
         assert printed.out == ""
-        lines = [line for line in printed.err.splitlines() if "wua: note: city" not in line]
+        lines = [line for line in printed.err.splitlines() if "wua: note: " not in line]
         assert lines == [line for line in lines if line.startswith(f"wua: {message}")], words
         assert len(lines) == 1, words

@@ -72,7 +72,7 @@ def trained_in(monkeypatch: pytest.MonkeyPatch, seconds: float) -> list[tuple[in
         trained.append(len(found))
         return found
 
-    monkeypatch.setattr("wua_mlflow.pipeline.recipe.time.perf_counter",
+    monkeypatch.setattr("wua_mlflow.pipeline.replicates.time.perf_counter",
                         lambda at=[0.0]: at.__setitem__(0, at[0] + seconds) or at[0])
     monkeypatch.setattr(train_module, "train_replicates", counting)
     return trained

@@ -5,11 +5,14 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
+import mlflow
+import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.utils.data import DataLoader
 
-from tests.pipeline.slimming_cases import store_at, tags_of
+from tests.pipeline.slimming_cases import store_at, tags_of, with_exports
 from wua_mlflow.config import Settings, load_settings
 from wua_mlflow.pipeline import analyze, workflow
 from wua_mlflow.pipeline.networks import from_scratch
@@ -40,6 +43,35 @@ def test_plans_are_named_by_widths_and_budget():
     assert TrainingPlan("oversized", (64, 32), 5, make).name == "oversized 64-32"
     assert TrainingPlan("slim", (7,), 60, make).name == "slim 7"
     assert TrainingPlan("oversized-same-budget", (10,), 60, make).name == "oversized 10, 60 epochs"
+
+
+class OfSignal(nn.Module):
+    """Takes one tensor, by a name that its batches use."""
+
+    def __init__(self, widths):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(3, *widths), nn.ReLU(), nn.Linear(*widths, 2))
+
+    def forward(self, signal):
+        return self.net(signal)
+
+
+def dict_batches(seed):
+    rows = [{"signal": torch.rand(3), "labels": torch.tensor(number % 2)} for number in range(60)]
+    return [DataLoader(rows, batch_size=20) for _ in range(3)]
+
+
+def test_a_model_of_one_tensor_is_exported_where_its_batches_are_dicts(store, monkeypatch):
+    with_exports(monkeypatch)
+    variant = workflow.train_run(store, _settings(
+        data=f"{__name__}:dict_batches", model=f"{__name__}:OfSignal", hidden="4", epochs=1,
+        **QUICK))
+    assert "wua.unexported" not in variant.tags
+    (output,) = store.client.get_run(variant.run_id).outputs.model_outputs
+    rows = np.random.default_rng(0).random((5, 3), dtype=np.float32)
+    served = mlflow.pyfunc.load_model(f"models:/{output.model_id}").predict(rows)
+    with torch.no_grad():
+        np.testing.assert_allclose(served, variant.model(torch.tensor(rows)), rtol=1e-5)
 
 
 def test_a_step_that_fails_says_so_on_its_run(store):

@@ -84,6 +84,26 @@ def test_in_short_names_the_largest_saving_and_the_equal_budget():
         assert ("needs" in short) == bool(saving)
 
 
+@pytest.mark.parametrize("outcome", ["", "non_inferior", "inconclusive", "inferior"])
+def test_the_place_that_a_slim_one_takes_is_of_the_original_as_far_as_it_was_trained(outcome):
+    faster = {**NEW, **COSTS[1], "latency/p50_ms": 1.0}
+    judged = comparison(verdict(), ratios=SAVES, equal_budget_outcome=outcome,
+                        constant="It answers 'no' to all.")
+    short = replace(REPORT, comparison=judged, metrics=[{**OLD, **COSTS[0]}, faster]).in_short
+    assert short.startswith("It answers 'no' to all. The slim model answers as well")
+    assert ("take the original's place" in short) == (outcome in ("", "non_inferior"))
+    assert ("the place of the original as it was trained" in short) == outcome.startswith("in")
+
+
+def test_a_table_s_slim_model_is_asked_by_wua_predict():
+    found = round_of("slim 7", (7,), verdict(), 1.4)
+    settings = found.variant.settings.model_copy(update={"data": "rows.csv"})
+    found = replace(found, variant=replace(found.variant, settings=settings))
+    step = next_step(Slimmed(variant("oversized 10", (10,)), (found,)), str)
+    assert step.startswith("Next: wua predict slim-7 NEW.csv --out answers.csv\n(the slim model's")
+    assert "load_model" not in step
+
+
 def test_another_reading_of_the_saved_models_is_told():
     told = "of the two saved models alone"
     assert told not in words(answer_text(REPORT))

@@ -22,6 +22,8 @@ SCRATCH_SCORES = (" for 40 epochs (Scratch-E, Liu et al. 2019) a network scores 
 @pytest.mark.parametrize(("original", "slim", "options", "sentences"), [
     (BIG, SLIM, {}, UNEQUAL),
     (BIG, SLIM, {"same_budget": CONTROL}, f"{UNEQUAL} Trained{CONTROL_SCORES}"),
+    (BIG, SLIM, {"same_budget": CONTROL, "judged": "95% interval −2.0 to +1.0: inconclusive"},
+     f"{UNEQUAL} Trained{CONTROL_SCORES[:-1]} (95% interval −2.0 to +1.0: inconclusive)."),
     (BIG, replace(SLIM, epochs=70), {"same_budget": CONTROL},
      "Budgets differ: the original trained for 40 epochs, the slim one for at most 70 epochs "
      "(stopped after 60)."),

@@ -17,6 +17,7 @@ from wua_mlflow.verdict.text import (
     margin_words,
     no_realistic_n,
     other_readings,
+    short_verdict,
     size_gain,
 )
 
@@ -115,6 +116,12 @@ def test_other_readings_of_the_same_data_and_looks_at_a_test_set():
         "is good by chance. Corrected for 10 verdicts (Bonferroni, 99.5% interval −2.4 to −1.6): "
         "the data cannot tell whether the loss stays within the margin (inconclusive).")
     assert looks_sentence(2).endswith("by chance.")
+
+
+def test_a_verdict_in_a_bracket():
+    assert short_verdict(BASE) == "95% interval −1.8 to −0.6: within the margin"
+    assert short_verdict(of("inferior", low=-0.08, high=-0.03)).endswith(": beyond the margin")
+    assert short_verdict(of("inconclusive", low=-0.03)).endswith(": inconclusive")
 
 
 def test_sentences_and_headlines():

@@ -92,10 +92,15 @@ class DataSplit:
         return tuple(self.find_warnings()) if self.find_warnings else ()
 
     def say_notes(self) -> None:
-        """Print ``notes``, the first of very many, and ``warnings`` to standard error."""
+        """Print ``notes``, the first of very many, and ``warnings`` to standard error.
+
+        And of a table how many rows each part has.
+        """
         more = len(self.notes) - _MOST_NOTES
         cut = [f"and {more} more such lines; state/encoding.json has every column"] * (more > 0)
-        for line in (*self.notes[:_MOST_NOTES], *cut, *self.warnings):
+        counts = [f"{len(self.train):,} rows to train on, {len(self.validation):,} to validate, "
+                  f"{len(self.test):,} to test"] * (self.encoding is not None)
+        for line in (*self.notes[:_MOST_NOTES], *cut, *counts, *self.warnings):
             print(f"wua: data: {printable(line)}", file=sys.stderr)
 
     @property

@@ -5,19 +5,21 @@ scikit-learn is imported where they are looked for. Tests: ``tests/data/test_lea
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from wua_mlflow.errors import listed
 
-__all__ = ["INDEX", "is_id_name", "leak_lines"]
+__all__ = ["INDEX", "counting_lines", "is_id_name", "leak_lines"]
 
 
 INDEX = "Unnamed: 0"
 """What pandas calls the first column of a .csv file that has no name: mostly an index."""
 _ID_NAMES = ("id", "ids", "uid", "uuid", "guid", "key", "index", "example", "example_id", INDEX)
 """Columns that name examples, whatever they hold; so do those that end in ``_id``."""
+_DENSE = 4
+"""Ids come from so many numbers a row of the training part, which is some of the rows."""
 _MOST_ROWS, _MOST_COLUMNS = 4000, 500
 _FEWEST_ROWS = 40
 _EXACT = 0.9999
@@ -35,6 +37,29 @@ def is_id_name(name: str) -> bool:
     (True, True, False)
     """
     return name.lower() in _ID_NAMES or name.lower().endswith(("_id", " id"))
+
+
+def counting_lines(inputs: np.ndarray, numbers: Mapping[int, str]) -> list[str]:
+    """A line on columns of numbers that merely count the rows, whatever they are called.
+
+    Args:
+        inputs: the training part's (n, columns).
+        numbers: by their places names of the columns to look at.
+    """
+    found = [name for place, name in numbers.items()
+             if not is_id_name(name) and _counts(inputs[:, place])]
+    if len(inputs) < _FEWEST_ROWS or not found:
+        return []
+    return [f"{listed(found)}: another whole number in each row, as an id has; if it only names "
+            f"the rows: --drop-columns {','.join(found)}"]
+
+
+def _counts(column: np.ndarray) -> bool:
+    """Whether all are different whole numbers, out of few more than there are."""
+    if np.isnan(column).any() or (column % 1).any():
+        return False
+    return len(np.unique(column)) == len(column) and \
+        float(np.ptp(column)) < _DENSE * len(column)
 
 
 def leak_lines(

@@ -16,7 +16,7 @@ import numpy as np
 
 from wua_mlflow.config import TableSettings
 from wua_mlflow.data.encoding import TableEncoding, fit_encoding, fit_gaps, gap_lines
-from wua_mlflow.data.leaks import leak_lines
+from wua_mlflow.data.leaks import counting_lines, leak_lines
 from wua_mlflow.data.scaling import Scaler, Scaling
 from wua_mlflow.data.tables import Rows, Table
 from wua_mlflow.data.tasks import TaskSpec, infer_task
@@ -123,6 +123,9 @@ def _warnings(
     names = [column.name for column in rows.columns] if isinstance(rows, Table) else \
         [f"X[:, {place}]" for place in range(values.shape[1])]
     target = rows.target if isinstance(rows, Table) else "the target"
+    if isinstance(rows, Table):
+        lines += counting_lines(values, {place: column.name for place, column in enumerate(
+            rows.columns) if column.kind == "number"})
     return lines + leak_lines(values, codes, names, target=target, classes=not regression,
                               droppable=table)
 

@@ -6,6 +6,7 @@ Tests: ``tests/pipeline/test_cautions.py``.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from wua_mlflow.data.tasks import score_name
 from wua_mlflow.training.evaluation import Evaluation
 from wua_mlflow.verdict.scores import BY_EXAMPLE, SCORES, find_score, value_of_comparable
 
-__all__ = ["cautions", "constant_score", "shown_score"]
+__all__ = ["cautions", "constant_answer", "constant_score", "shown_score"]
 
 
 _FAR = 0.1
@@ -46,6 +47,21 @@ def constant_score(test: Evaluation) -> float:
         return 0.0
     counts = np.unique(test.targets, return_counts=True)[1]
     return float(counts.max() / counts.sum())
+
+
+def constant_answer(test: Evaluation, classes: Sequence[str] = ()) -> str:
+    """A sentence where a slim classifier answers one class to every test example, of several.
+
+    >>> truth, same = np.array([0.0, 1.0]), np.array([1.0, 1.0])
+    >>> constant_answer(Evaluation("binary", same, truth, truth), ("stayed", "left"))
+    "The saved slim model answers 'left' to each of 2 test examples."
+    """
+    if test.task not in ("binary", "multiclass") or len(np.unique(test.targets)) < 2 \
+            or (test.predictions != test.predictions[0]).any():
+        return ""
+    code = int(test.predictions[0])
+    name = classes[code] if 0 <= code < len(classes) else str(code)
+    return f"The saved slim model answers {name!r} to each of {len(test.targets):,} test examples."
 
 
 def cautions(test: Evaluation, train_score: float, settings: Settings) -> list[str]:

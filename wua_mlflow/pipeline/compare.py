@@ -19,7 +19,7 @@ from wua_mlflow.data.datasets import DataSplit
 from wua_mlflow.data.parts import Part
 from wua_mlflow.data.tasks import has_classes, score_name
 from wua_mlflow.levels import MOST_CONFIDENCE
-from wua_mlflow.pipeline.cautions import cautions
+from wua_mlflow.pipeline.cautions import cautions, constant_answer
 from wua_mlflow.pipeline.replicates import Replicate
 from wua_mlflow.pipeline.seeds import (
     NO_HISTORY,
@@ -117,10 +117,13 @@ def compare_variants(
         timed = _latencies((original, *beside, slim))
         original, *beside, slim = (variant.logged({}, latency_metrics(latency))
                                    for variant, latency in timed)
-        budget, equal_budget = _budget_sentences(original, beside, slim)
+        equal = _against_equal_budget(beside, slim)
+        budget, equal_budget = _budget_sentences(original, beside, slim, equal)
         comparison = replace(
             comparison, ratios=ratios(original.metrics, slim.metrics),
             budget=budget, equal_budget=equal_budget,
+            equal_budget_outcome=equal.outcome if equal else "",
+            constant=constant_answer(slim.test, slim.recipe.split.classes),
             latency_ratio=latency_ratio(timed[0][1], timed[-1][1], confidence=settings.confidence,
                                         seed=settings.seed),
             timed={variant.run_id: latency_metrics(latency) for variant, latency in timed},
@@ -156,8 +159,21 @@ def _why_no_recipe(original: ModelVariant, slim: ModelVariant) -> str:
     return text.too_long_for_seeds(settings.first_seeds, seconds, original.run_id)
 
 
+def _against_equal_budget(
+    controls: Sequence[ModelVariant], slim: ModelVariant
+) -> Verdict | None:
+    """The slim one against the original with its budget, if that is among the controls."""
+    control = next((each for each in controls if each.variant == VariantName.SAME_BUDGET), None)
+    if control is None or control.test.digest != slim.test.digest:
+        return None
+    return judge(control.test, slim.test, slim.settings, classes=slim.recipe.split.classes, looks=1,
+                 replicates=(control.replicates, slim.replicates[:2 * len(control.replicates)]),
+                 groups=groups_of(slim)).verdict
+
+
 def _budget_sentences(
-    original: ModelVariant, controls: Sequence[ModelVariant], slim: ModelVariant
+    original: ModelVariant, controls: Sequence[ModelVariant], slim: ModelVariant,
+    equal: Verdict | None,
 ) -> tuple[str, str]:
     """All sentences on budgets, and the one on the original with the slim one's."""
     def summary(variant: ModelVariant) -> TrainingSummary:
@@ -170,11 +186,12 @@ def _budget_sentences(
     by_kind = {control.variant: summary(control) for control in controls}
     score = slim.settings.score or score_name(slim.test.task)
     same_budget = by_kind.get(VariantName.SAME_BUDGET)
+    judged = text.short_verdict(equal) if equal else ""
     trained_on = original.adopted and slim.trained.structure is not None
     return budget_sentences(
         summary(original), summary(slim), score, same_budget=same_budget,
-        from_scratch=by_kind.get(VariantName.FROM_SCRATCH), trained_on=trained_on,
-    ), equal_budget_sentence(summary(slim), score, same_budget, trained_on)
+        from_scratch=by_kind.get(VariantName.FROM_SCRATCH), trained_on=trained_on, judged=judged,
+    ), equal_budget_sentence(summary(slim), score, same_budget, trained_on, judged)
 
 
 def compare_evaluations(

@@ -147,11 +147,15 @@ def _inputs(path: Path, content: Mapping[str, Any]) -> tuple[Tensor, dict[str, n
             {name: f"gaps in {count} of {len(frame)} rows" for name, count in zip(
                 encoding.names, gaps.tolist(), strict=True) if count}, str(path), remedy="",
             expected="no gaps, as the data that the model was trained on had none"))
-    for line in encoding.unknown_lines(columns):
+    filled = [f"{name!r} ({count:,})" for name, count in zip(encoding.names, gaps.tolist(),
+                                                            strict=True) if count]
+    lines = [f"gaps are filled as in training: {', '.join(filled[:20])}"] if filled else []
+    for line in (*lines, *encoding.unknown_lines(columns)):
         print(f"wua: note: {printable(line)}", file=sys.stderr)
     beside = {name: frame[name].to_numpy() for name in frame.columns
               if name not in written and name != target
-              and (name == INDEX or is_id_name(name))}
+              and (name == INDEX or is_id_name(name)
+                   or (frame[name].is_unique and frame[name].dtype.kind != "f"))}
     if target in frame.columns:
         beside["target"] = frame[target].to_numpy()
     return torch.from_numpy(values).to(dtype), beside

@@ -7,6 +7,7 @@ Tests: ``tests/pipeline/test_workflow.py``, ``tests/pipeline/test_workflow_steps
 from __future__ import annotations
 
 import contextlib
+import inspect
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 from mlflow.entities import DatasetInput
+from torch import Tensor, nn
 
 from wua_mlflow import __version__
 from wua_mlflow.config import Settings, TableSettings, settings_yaml
@@ -176,7 +178,8 @@ def train_variant(store: Store, recipe: Recipe, plan: TrainingPlan) -> ModelVari
     tags = _tags(recipe, plan)
     inherit = plan.variant == VariantName.OVERSIZED and plan.pipeline is None
     with run_scope(store, plan.name, tags, parent=plan.pipeline, inherit=inherit) as run_id, \
-            step_status(store, run_id, "train"), stage(f"training {plan.name}"):
+            step_status(store, run_id, "train"), \
+            stage(f"{'taking' if plan.adopted else 'training'} {plan.name}"):
         if recipe.trainer is None:
             write_params(store, run_id, settings, _PARAMS)
         with trainer_logs_to(store, own=run_id):
@@ -254,7 +257,7 @@ def _logged_model(
 ) -> tuple[str | None, dict[str, float], dict[str, str]]:
     """The LoggedModel's id, its size as metrics, and a tag where torch.export refuses it."""
     model, scaling = trained.model, recipe.split.scaling
-    inputs: Any = recipe.example(model, EXAMPLES)
+    inputs: Any = _one_tensor(model, recipe.example(model, EXAMPLES))
     metadata = {Tag.TAKES_RAW_ROWS: "true"} if scaling else {}
     if scaling:
         model = WithInputScaling(unwrapped(model), scaling)
@@ -269,6 +272,16 @@ def _logged_model(
         size = sum(tensor.nbytes for tensor in unwrapped(trained.model).state_dict().values())
         return None, {Metric.SIZE_BYTES: size}, {Tag.UNEXPORTED: str(error)}
     return model_id, {Metric.SIZE_BYTES: size}, {}
+
+
+def _one_tensor(model: nn.Module, inputs: Any) -> Any:
+    """The only argument of a batch that is a dict, where it is the first of the forward too."""
+    if isinstance(inputs, dict) and len(inputs) == 1:
+        (name, value), = inputs.items()
+        first = next(iter(inspect.signature(unwrapped(model).forward).parameters), None)
+        if name == first and isinstance(value, Tensor):
+            return value
+    return inputs
 
 
 def _tags(recipe: Recipe, plan: TrainingPlan) -> dict[str, str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Callable
 
+from wua_mlflow.data.datasets import is_file
 from wua_mlflow.display import LINE, table_text
 from wua_mlflow.report.content import Report
 from wua_mlflow.report.sections import (
@@ -121,12 +122,15 @@ def _next_step(slimmed: Slimmed, again: Callable[..., str], registered: bool) ->
             return (f"the slim model's weights are {ArtifactPath.STATE} of run "
                     f"{result.variant.run_id}; there is no model that MLflow loads by itself: "
                     f"{reason}")
-        uri = f"runs:/{result.variant.run_id}/model"
-        loads = f'mlflow.pytorch.load_model("{uri}") is the slim model'
+        run_id, from_file = result.variant.run_id, is_file(result.variant.settings.data)
+        loads = "the slim model's answers to new rows" if from_file else \
+            f'mlflow.pytorch.load_model("runs:/{run_id}/model") is the slim model'
         if comparison.artifact.outcome != Outcome.NON_INFERIOR:
-            return (f"{loads}; --register NAME takes it only once the verdict on it alone is "
-                    f"non_inferior too. {comparison.artifact.settle or ''}".rstrip())
-        return loads if registered else f"{loads}; --register NAME puts it into the registry"
+            loads += ("; --register NAME takes it only once the verdict on it alone is "
+                      f"non_inferior too. {comparison.artifact.settle or ''}").rstrip()
+        elif not registered:
+            loads += "; --register NAME puts it into the registry"
+        return f"wua predict {run_id} NEW.csv --out answers.csv\n({loads})" if from_file else loads
     if verdict.outcome == Outcome.INFERIOR:
         method = result.goal.method if result.goal else ""
         if method == "search":

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from wua_mlflow.plots.comparison import savings
 from wua_mlflow.results import Comparison, Round, TargetWidths
-from wua_mlflow.tracking.names import Metric
+from wua_mlflow.tracking.names import Metric, Outcome
 from wua_mlflow.usage.results import ModelUsage
 from wua_mlflow.verdict.text import decision_sentence, margin_words, size_gain
 from wua_mlflow.verdict.text import latency_gain as latency_words
@@ -125,7 +125,11 @@ class Report:
             (Metric.FLOPS_RATIO, "FLOPs"), (Metric.PARAMS_RATIO, "parameters"))]
         decision = decision_sentence(self.comparison.verdict, gains, *max(ratios),
                                      artifact=self.comparison.artifact)
-        return " ".join(filter(None, (decision, self.comparison.equal_budget)))
+        if self.comparison.equal_budget_outcome not in ("", Outcome.NON_INFERIOR):
+            decision = decision.replace("the original's place",
+                                        "the place of the original as it was trained")
+        return " ".join(filter(None, (
+            self.comparison.constant, decision, self.comparison.equal_budget)))
 
     @property
     def latency_gain(self) -> tuple[str, bool] | None:

@@ -194,9 +194,6 @@ def _verdict(report: Report) -> Bullets:
     points = [comparison.verdict.sentence, scores_sentence(report), comparison.budget,
               comparison.verdict.settle,
               comparison.artifact.sentence if comparison.recipe else comparison.no_recipe]
-    if comparison.churn is not None:
-        points.append(f"The two models' predictions differ on {100 * comparison.churn:.1f}% of the "
-                      f"test examples.")
     if comparison.worst_class_delta is not None:
         change = f"{100 * comparison.worst_class_delta:+.1f}".replace("-", "−")
         which = f" ({comparison.worst_class})" if comparison.worst_class else ""

@@ -44,10 +44,10 @@ class TrainingSummary:
         return f"{self.score:.4f} {over}"
 
 
-def budget_sentences(
+def budget_sentences(  # noqa: PLR0913 - four networks, and how they compare
     original: TrainingSummary, slim: TrainingSummary, score: str, *,
     same_budget: TrainingSummary | None = None, from_scratch: TrainingSummary | None = None,
-    trained_on: bool = False,
+    trained_on: bool = False, judged: str = "",
 ) -> str:
     """The sentences on unequal budgets, with what each control scores; "" where there are none.
 
@@ -58,6 +58,7 @@ def budget_sentences(
         same_budget: the original with the slim network's budget.
         from_scratch: a network of the slim one's widths, trained from scratch.
         trained_on: whether ``same_budget`` is the original's weights, trained on.
+        judged: the slim network's verdict against ``same_budget``, in words.
     """
     sentences = []
     if original.pretrained:
@@ -65,7 +66,8 @@ def budget_sentences(
     elif (original.epochs, original.epochs_trained) != (slim.epochs, slim.epochs_trained):
         sentences.append(f"Budgets differ: the original trained for {original.length}, the slim "
                          f"one for {slim.length}.")
-    sentences += filter(None, [equal_budget_sentence(slim, score, same_budget, trained_on)])
+    sentences += filter(None, [equal_budget_sentence(
+        slim, score, same_budget, trained_on, judged)])
     if from_scratch:
         made, needed = from_scratch.parameters, slim.parameters
         widths = "these widths" if made == needed else \
@@ -77,14 +79,18 @@ def budget_sentences(
 
 
 def equal_budget_sentence(
-    slim: TrainingSummary, score: str, same_budget: TrainingSummary | None, trained_on: bool
+    slim: TrainingSummary, score: str, same_budget: TrainingSummary | None, trained_on: bool,
+    judged: str = "",
 ) -> str:
-    """What the original scores with the slim network's budget; "" where that is not known."""
+    """What the original scores with the slim network's budget; "" where that is not known.
+
+    ``judged`` is the slim one's verdict against that, in words.
+    """
     if same_budget is None or same_budget.epochs != slim.epochs:
         return ""
     return (f"Trained{' on' if trained_on else ''} for {same_budget.length} too, the original "
             f"scores {same_budget.score_words}; the slim one is "
-            f"{_gap_words(slim, same_budget, score)} that.")
+            f"{_gap_words(slim, same_budget, score)} that{judged and f' ({judged})'}.")
 
 
 def _gap_words(slim: TrainingSummary, control: TrainingSummary, score: str) -> str:

@@ -26,7 +26,8 @@ __all__ = [
     "latency_unlike_flops", "looks_sentence", "lost_class", "lost_class_remedy", "margin_text",
     "margin_words", "methods_note", "no_difference_seen", "no_realistic_n", "other_readings",
     "outcome_words", "points", "question_answered", "ratio", "ratio_words",
-    "score_text", "seedless_note", "seeds_text", "settle_sentence", "short_outcome", "size_gain",
+    "score_text", "seedless_note", "seeds_text", "settle_sentence", "short_outcome",
+    "short_verdict", "size_gain",
     "too_few_seeds_for_collapse", "too_long_for_seeds", "unit_of", "verdict_headline",
     "verdict_rows", "verdict_sentence",
 ]
@@ -129,6 +130,14 @@ def verdict_headline(verdict: Verdict) -> str:
     return (f"{outcome.capitalize()}: {guard}{verdict.score} {delta} "
             f"({_percent(verdict.confidence)}% interval {interval}; margin {margin}; "
             f"{_basis(verdict, 'these two models')})")
+
+
+def short_verdict(verdict: Verdict) -> str:
+    """A verdict in a bracket: its interval, and whether that is within the margin."""
+    interval = _figures(verdict)[1]
+    outcome = {"non_inferior": "within the margin", "inferior": "beyond the margin"}.get(
+        verdict.outcome, verdict.outcome)
+    return f"{_percent(verdict.confidence)}% interval {interval}: {outcome}"
 
 
 def verdict_rows(verdict: Verdict) -> list[tuple[str, str]]:
@@ -255,6 +264,9 @@ def _decision(verdict: Verdict, gained: bool, fewer: bool) -> str:
                     "keep the original")
         more = "more seeds" if recipe else "more test examples"
         amount = amount_words(verdict.needed) if verdict.needed else more
+        if verdict.needed and verdict.needed.as_seen:
+            as_seen = _numbers(verdict.needed.kind, verdict.needed.as_seen)
+            amount += f" ({as_seen} if all is as seen)"
         return f"the choice is to accept that risk or to test with {amount}"
     if verdict.outcome == "inferior":
         return "to use it is to accept that loss" if gained or fewer else \
