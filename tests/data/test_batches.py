@@ -401,3 +401,7 @@ def test_a_growing_array_is_all_rows_in_few_pieces(width):
     assert mixed.rows.tolist() == [1.0, 2.0, 0.5, 1.0] and mixed.rows.dtype == np.float64
     with pytest.raises(ValueError):
         array.add(np.zeros((2, 7, 7)))
+    empty_first = GrowingArray()
+    for part in (np.zeros((0, *width)), parts[1]):
+        empty_first.add(part)
+    assert np.array_equal(empty_first.rows, parts[1]) and len(GrowingArray().rows) == 0

@@ -26,11 +26,12 @@ from wua_mlflow.pipeline.seeds import (
     shared_examples,
 )
 from wua_mlflow.pipeline.variant import load_variant
-from wua_mlflow.pipeline.workflow import compare_run, run_pipeline, slim_run
+from wua_mlflow.pipeline.workflow import compare_run, run_pipeline, slim_run, train_run
 from wua_mlflow.report.answer import verdicts_text
 from wua_mlflow.signals import Stopped
 from wua_mlflow.tracking.names import ArtifactPath, Metric, Tag
 from wua_mlflow.verdict.compare import compare
+from wua_mlflow.verdict.text import short_verdict
 
 CASES = {"rebuild": {}, "prune": {"how": "prune", "fold": "false"}}
 
@@ -85,7 +86,34 @@ def test_ctrl_c_among_the_seeds_ends_with_a_verdict_on_those_so_far(
         assert (counts.baseline, counts.candidate) == seeds
     else:
         assert result.comparison.recipe is None
-        assert "interrupted after 3 seeds (`wua slim --run-id " in verdicts_text(result.comparison)
+        told = verdicts_text(result.comparison)
+        assert "interrupted after 3 seeds, and it needs at least 5." in told
+
+
+def test_ctrl_c_before_the_original_has_enough_seeds_is_no_recipe_verdict(store, monkeypatch):
+    """Nor one against a single given network: it was trained here."""
+    original = train_run(store, settings_of(seeds=1))
+    _stop_at(monkeypatch, "oversized 8", 3)
+    result = slim_run(store, load_settings(None, {
+        "run_id": original.run_id, "seeds": "auto", "slim_hidden": "7", "null_draws": 0}))
+    assert [len(variant.replicates) for variant in result.variants] == [3, 1]
+    assert result.comparison.recipe is None
+    assert "interrupted after 1 seed, and it needs" in result.comparison.no_recipe
+
+
+def test_the_original_with_the_same_budget_is_compared_over_its_fixed_number_of_seeds(
+        store, monkeypatch):
+    """As many of the slim one's; that there are looks at these is the other verdict's affair."""
+    monkeypatch.setattr(seeds_module, "LEAST_CHANCE", 0.0)
+    result = run_pipeline(store, settings_of(
+        slim_hidden="7", slim_epochs=4, margin=0.001, seeds="5-8"))
+    original, control, slim = result.variants
+    assert [len(each.replicates) for each in (original, control, slim)] == [8, 5, 8]
+    fixed = recipe_verdict(control.replicates, slim.replicates[:5], shared_examples(slim),
+                           settings_of(seeds=5, margin=0.001))
+    assert fixed.counts.looks == 1
+    assert f"({short_verdict(fixed)})" in result.comparison.equal_budget
+    assert result.comparison.equal_budget_outcome == fixed.outcome
 
 
 @pytest.mark.parametrize(("name", "stop"), [

@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from tests.pipeline.slimming_cases import store_at, tags_of, with_exports
+from wua_mlflow.cli.main import main
 from wua_mlflow.config import Settings, load_settings
 from wua_mlflow.pipeline import analyze, workflow
 from wua_mlflow.pipeline.networks import from_scratch
@@ -72,6 +73,9 @@ def test_a_model_of_one_tensor_is_exported_where_its_batches_are_dicts(store, mo
     served = mlflow.pyfunc.load_model(f"models:/{output.model_id}").predict(rows)
     with torch.no_grad():
         np.testing.assert_allclose(served, variant.model(torch.tensor(rows)), rtol=1e-5)
+    uri = f"models:/{output.model_id}"
+    assert main(["compare", uri, uri, "--data", f"{__name__}:dict_batches", "--margin", "0.5"]) \
+        in (0, 4), "a verdict"
 
 
 def test_a_step_that_fails_says_so_on_its_run(store):

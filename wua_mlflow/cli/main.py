@@ -41,6 +41,8 @@ FILES = (".csv", ".parquet", ".npz")
 ANSWER_S = 10
 """A server that does not answer its first request within so many seconds is not there."""
 DATABASES = ("postgresql", "mysql", "mssql")
+_WITH_TIMEOUT = ("psycopg2", "psycopg", "pymysql", "mysqldb")
+"""Drivers whose option for it is called ``connect_timeout``."""
 STORES = ("mlflow", "sqlalchemy", "sqlite3", "requests", "urllib3")
 """Packages whose errors are the tracking store's."""
 
@@ -207,12 +209,13 @@ def _check_server() -> None:
 def _check_database(uri: str) -> None:
     import sqlalchemy
 
-    options = {} if uri.startswith("mssql") else {"connect_timeout": ANSWER_S}
+    driver = uri.partition("://")[0].partition("+")[2]
+    options = {"connect_timeout": ANSWER_S} if driver in _WITH_TIMEOUT else {}
     try:
         engine = sqlalchemy.create_engine(uri, connect_args=options)
         engine.connect().close()
         engine.dispose()
-    except (sqlalchemy.exc.SQLAlchemyError, ImportError) as error:
+    except (sqlalchemy.exc.SQLAlchemyError, ImportError, ValueError, TypeError) as error:
         reason = one_line(getattr(error, "orig", None) or error, limit=200)
         raise _NoServerError(f"MLFLOW_TRACKING_URI: expected a database at {_shown(uri)}, but "
                              f"there is no connection to it: {reason}") from None

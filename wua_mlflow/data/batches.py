@@ -65,24 +65,25 @@ class GrowingArray:
     """
 
     def __init__(self) -> None:
-        self._buffer = np.empty(0)
+        self._buffer: np.ndarray | None = None
         self._count = 0
 
     def add(self, rows: np.ndarray) -> None:
         """Append rows of shape (rows, ...), all alike but for their number."""
-        count = self._count + len(rows)
-        kind = np.result_type(self._buffer, rows) if self._count else rows.dtype
-        if count > len(self._buffer) or kind != self._buffer.dtype:
-            grown = np.empty((max(2 * count, 4096), *rows.shape[1:]), kind)
-            grown[:self._count] = self._buffer[:self._count] if self._count else 0
-            self._buffer = grown
+        before, count = self._buffer, self._count + len(rows)
+        kind = rows.dtype if before is None else np.result_type(before, rows)
+        if before is None or count > len(before) or kind != before.dtype:
+            self._buffer = np.empty((max(2 * count, 4096), *rows.shape[1:]), kind)
+            if before is not None:
+                self._buffer[:self._count] = before[:self._count]
+        assert self._buffer is not None, "made above"
         self._buffer[self._count:count] = rows
         self._count = count
 
     @property
     def rows(self) -> np.ndarray:
         """All of them."""
-        return self._buffer[:self._count].copy()
+        return np.empty(0) if self._buffer is None else self._buffer[:self._count].copy()
 
 
 NO_TARGETS = object()

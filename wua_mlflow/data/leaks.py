@@ -6,6 +6,7 @@ scikit-learn is imported where they are looked for. Tests: ``tests/data/test_lea
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from shlex import quote
 
 import numpy as np
 
@@ -51,7 +52,7 @@ def counting_lines(inputs: np.ndarray, numbers: Mapping[int, str]) -> list[str]:
     if len(inputs) < _FEWEST_ROWS or not found:
         return []
     return [f"{listed(found)}: another whole number in each row, as an id has; if it only names "
-            f"the rows: --drop-columns {','.join(found)}"]
+            f"the rows: --drop-columns {quote(','.join(found))}"]
 
 
 def _counts(column: np.ndarray) -> bool:
@@ -77,7 +78,7 @@ def leak_lines(
         droppable: whether ``--drop-columns`` takes the names.
     """
     def remedy(columns: Sequence[str]) -> str:
-        return f" --drop-columns {','.join(columns)}" if droppable else ""
+        return f" --drop-columns {quote(','.join(columns))}" if droppable else ""
 
     if len(targets) < _FEWEST_ROWS:
         return []

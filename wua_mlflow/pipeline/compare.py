@@ -43,6 +43,7 @@ from wua_mlflow.training.latency import Latency, latency_ratio, measure_latency
 from wua_mlflow.verdict import text
 from wua_mlflow.verdict.budgets import TrainingSummary, budget_sentences, equal_budget_sentence
 from wua_mlflow.verdict.compare import Verdict
+from wua_mlflow.verdict.inputs import FEWEST_SEEDS
 from wua_mlflow.verdict.sample_size import too_few_examples
 
 __all__ = [
@@ -110,8 +111,9 @@ def compare_variants(
         looked = sorted({look_of(settings.margin, settings.confidence),
                          *filter(None, slim.tags.get(Tag.LOOKED, "").split(","))})
         looks = len(looked) + count_looks(store.client, slim.test.digest, besides=slim.run_id)
+        enough = original.adopted or len(original.replicates) >= FEWEST_SEEDS
         comparison = judge(original.test, slim.test, settings, classes=split.classes, looks=looks,
-                           replicates=(original.replicates, slim.replicates),
+                           replicates=(original.replicates, slim.replicates) if enough else None,
                            groups=groups_of(slim), history=SeedHistory.of(
                                goal, seeds_judged_before(store.client, slim.run_id)))
         timed = _latencies((original, *beside, slim))
@@ -151,9 +153,10 @@ def _cautions(original: ModelVariant) -> tuple[str, ...]:
 def _why_no_recipe(original: ModelVariant, slim: ModelVariant) -> str:
     """Where there is no recipe verdict: that there are too few seeds, or what more would take."""
     settings = slim.settings
-    if slim.interrupted:
-        return text.interrupted_seeds(len(slim.replicates), original.run_id)
-    if not original.adopted or settings.seeds != "auto":
+    if slim.interrupted and settings.first_seeds >= FEWEST_SEEDS:
+        sides = (slim,) if original.adopted else (original, slim)
+        return text.interrupted_seeds(min(len(side.replicates) for side in sides))
+    if not original.adopted or not settings.until_settled:
         return text.TOO_FEW_SEEDS
     seconds = slim.metrics.get(Metric.TRAINING_SECONDS, 0.0) * (settings.first_seeds - 1)
     return text.too_long_for_seeds(settings.first_seeds, seconds, original.run_id)
@@ -166,9 +169,13 @@ def _against_equal_budget(
     control = next((each for each in controls if each.variant == VariantName.SAME_BUDGET), None)
     if control is None or control.test.digest != slim.test.digest:
         return None
-    return judge(control.test, slim.test, slim.settings, classes=slim.recipe.split.classes, looks=1,
-                 replicates=(control.replicates, slim.replicates[:2 * len(control.replicates)]),
-                 groups=groups_of(slim)).verdict
+    one = len(control.replicates) == 1
+    seeds = len(slim.replicates) if one else min(len(control.replicates), len(slim.replicates))
+    found = judge(  # the control has a fixed number of seeds: nobody looks at fewer of them
+        control.test, slim.test, slim.settings.model_copy(update={"seeds": seeds}),
+        classes=slim.recipe.split.classes, looks=1, groups=groups_of(slim),
+        replicates=(control.replicates[:seeds], slim.replicates[:seeds]))
+    return found.recipe or (found.artifact if one and len(slim.replicates) == 1 else None)
 
 
 def _budget_sentences(

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import numpy as np
@@ -267,11 +268,19 @@ def _open_model(
                              kept="data" not in settings.given)
     exported = load_exported(
         reference, pickle=trust.pickle, code=trust.code).to(device_of(settings.device))
+    exported.register_forward_pre_hook(_by_place, with_kwargs=True, prepend=True)
     run_id = source_run(store, reference)
     return ComparedModel(
         reference, reference, exported=exported,
         variant=load_variant(store, run_id, machine, trust) if store and run_id else None,
         raw=bool((get_model_info(reference).metadata or {}).get(Tag.TAKES_RAW_ROWS)))
+
+
+def _by_place(
+    _: nn.Module, places: tuple[Any, ...], names: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """An only argument without its name: a model was exported with it in the first place."""
+    return (places, names) if places or len(names) != 1 else (tuple(names.values()), {})
 
 
 def source_run(store: Store | None, uri: str) -> str | None:

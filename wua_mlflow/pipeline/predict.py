@@ -155,10 +155,19 @@ def _inputs(path: Path, content: Mapping[str, Any]) -> tuple[Tensor, dict[str, n
     beside = {name: frame[name].to_numpy() for name in frame.columns
               if name not in written and name != target
               and (name == INDEX or is_id_name(name)
-                   or (frame[name].is_unique and frame[name].dtype.kind != "f"))}
+                   or _names_rows(frame[name]))}
     if target in frame.columns:
         beside["target"] = frame[target].to_numpy()
     return torch.from_numpy(values).to(dtype), beside
+
+
+def _names_rows(column: pd.Series[Any]) -> bool:
+    """Whether a column that the model does not take differs in each of several rows."""
+    try:
+        return len(column) > 1 and column.dtype.kind != "f" and bool(column.is_unique) and \
+            not str(column.name).startswith(("prediction", "target", "probability"))
+    except TypeError:  # of lists, say
+        return False
 
 
 def _array(path: Path, content: Mapping[str, Any]) -> Tensor:

@@ -233,7 +233,8 @@ def with_seeds_to_settle(
             original = _extended(store, original, seeds, make_original)
         slim = replace(slim, interrupted=True) if original.interrupted else \
             _extended(store, slim, seeds, slim.make)
-        if len(slim.replicates) < FEWEST_SEEDS:
+        sides = (slim,) if original.adopted else (original, slim)
+        if min(len(side.replicates) for side in sides) < FEWEST_SEEDS:
             break
         verdict = recipe_verdict(original.replicates, slim.replicates, examples, settings, history)
         assert verdict is not None and verdict.counts is not None, "at least 5 a side"

@@ -278,8 +278,9 @@ def _one_tensor(model: nn.Module, inputs: Any) -> Any:
     """The only argument of a batch that is a dict, where it is the first of the forward too."""
     if isinstance(inputs, dict) and len(inputs) == 1:
         (name, value), = inputs.items()
-        first = next(iter(inspect.signature(unwrapped(model).forward).parameters), None)
-        if name == first and isinstance(value, Tensor):
+        first = next(iter(inspect.signature(unwrapped(model).forward).parameters.values()), None)
+        if first is not None and first.name == name and isinstance(value, Tensor) and \
+                first.kind is first.POSITIONAL_OR_KEYWORD:
             return value
     return inputs
 

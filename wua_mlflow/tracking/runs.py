@@ -51,10 +51,10 @@ UNSET = ("", "None")
 WHOLE = (Metric.FLOPS_FORWARD, Metric.FLOPS_INFERENCE, Metric.FLOPS_TRAINING,
          Metric.FLOPS_PTFLOPS_INFERENCE, Metric.FLOPS_PTFLOPS_TRAINING, Metric.PARAMS_TOTAL,
          Metric.PARAMS_ANALYZED, Metric.SIZE_BYTES, Metric.LOOKS,
-         "epochs", "slim_epochs", "seed", "seeds", "patience", "null_draws", "threads")
+         "epochs", "seed", "patience", "null_draws", "threads")
 """Metrics and params that are whole numbers."""
 FRACTIONS = ("lr", "margin", "confidence")
-"""Params that are other numbers. Widths and batch sizes stay text: not all of them are numbers."""
+"""Params that are other numbers. Widths, batch sizes and seeds stay text: not all are numbers."""
 COLUMNS = ("run_id", "name", "status", "start_time")
 ORDER = {name: place for place, name in enumerate(
     value for key, value in vars(Metric).items() if not key.startswith("_"))}

@@ -137,7 +137,7 @@ def short_verdict(verdict: Verdict) -> str:
     interval = _figures(verdict)[1]
     outcome = {"non_inferior": "within the margin", "inferior": "beyond the margin"}.get(
         verdict.outcome, verdict.outcome)
-    return f"{_percent(verdict.confidence)}% interval {interval}: {outcome}"
+    return f"{_percent(verdict.confidence)}% interval {interval}: {verdict.guard or outcome}"
 
 
 def verdict_rows(verdict: Verdict) -> list[tuple[str, str]]:
@@ -572,14 +572,14 @@ def settle_sentence(needed: RequiredRange | None, *, recipe: bool) -> str:
             f"difference and its spread.")
 
 
-def interrupted_seeds(seeds: int, original: str) -> str:
-    """Why there is no recipe verdict after Ctrl-C, and how to get one.
+def interrupted_seeds(seeds: int) -> str:
+    """Why there is no recipe verdict after Ctrl-C.
 
-    >>> interrupted_seeds(3, "4be1")
-    'No recipe verdict: interrupted after 3 seeds (`wua slim --run-id 4be1` trains them all).'
+    >>> interrupted_seeds(3)
+    'No recipe verdict: interrupted after 3 seeds, and it needs at least 5.'
     """
-    return (f"No recipe verdict: interrupted after {seeds} seed{'s' if seeds > 1 else ''} "
-            f"(`wua slim --run-id {original}` trains them all).")
+    return (f"No recipe verdict: interrupted after {seeds} seed{'s' if seeds > 1 else ''}, and it "
+            f"needs at least 5.")
 
 
 def too_long_for_seeds(seeds: int, seconds: float, original: str) -> str:
