@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from wua_mlflow.rng import isolated
 
 __all__ = [
-    "Call", "Running", "evaluating", "noting", "on_gradient", "reading", "running", "unwrapped",
+    "Call", "Running", "evaluating", "noting", "on_gradient", "reading", "running",
+    "take_by_place", "unwrapped",
 ]
 
 
@@ -238,3 +239,23 @@ def _eager() -> AbstractContextManager[Any]:
         return nullcontext()
     stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
     return stance
+
+
+def take_by_place(model: nn.Module) -> None:
+    """From now on an only argument that comes with a name is given to the model without it.
+
+    A model that was exported with one argument knows its place alone; batches that are dicts have
+    its name.
+
+    >>> identity = nn.Identity()
+    >>> take_by_place(identity)
+    >>> identity(anything=3)
+    3
+    """
+    model.register_forward_pre_hook(_by_place, with_kwargs=True, prepend=True)
+
+
+def _by_place(
+    _: nn.Module, places: tuple[Any, ...], names: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    return (places, names) if places or len(names) != 1 else (tuple(names.values()), {})

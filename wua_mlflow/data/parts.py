@@ -5,8 +5,10 @@ Tests: ``tests/data/test_parts.py``.
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
@@ -35,7 +37,9 @@ __all__ = ["DataPart", "Part", "RowsOfPair", "StreamedPart", "digest_of", "is_ma
 
 KEPT_BYTES = 2**28
 """Batches to validate or to test on are kept in memory up to this size."""
-SAMPLE_BYTES = 2**28
+SAMPLE_BYTES = 2**27
+LARGE_BYTES, BETWEEN = 2**20, 16
+"""A batch of more bytes is large; after so many of these free memory is given back."""
 SAMPLE_EXAMPLES = 2048
 """What goes over training data many times takes a sample of at most this size."""
 
@@ -212,7 +216,7 @@ class StreamedPart:
             source = DataLoader(source, batch_size=size, shuffle=True, generator=generator)
         elif isinstance(source, list):
             source = [source[i] for i in torch.randperm(len(source), generator=generator)]
-        return iter(Batches(_as_batches(source, size), model, self.to_inputs))
+        return iter(Batches(_giving_back(_as_batches(source, size)), model, self.to_inputs))
 
     def sample(self, model: nn.Module) -> Batches:
         """The first examples, at most ``SAMPLE_EXAMPLES``, that fit into ``SAMPLE_BYTES``.
@@ -246,7 +250,7 @@ class StreamedPart:
         return []
 
     def _raw(self) -> Iterator[Any]:
-        return iter(_as_batches(self.source, self.batch_size))
+        return _giving_back(_as_batches(self.source, self.batch_size))
 
     def _checked(self) -> Iterator[Any]:
         """The batches; at the end of each pass their digest is compared with the first one's."""
@@ -385,6 +389,28 @@ def _known_length(source: Any) -> int | None:
         return None if counted is None else len(counted)
     except TypeError:  # a Dataset, or a sampler, without a length
         return None
+
+
+def _giving_back(batches: Iterable[Any]) -> Iterator[Any]:
+    """The batches; now and then, between large ones, free memory goes back to the system.
+
+    What is small and stays lies between what is large and goes, and the C library keeps the holes:
+    a pass over 28 GiB of images left up to a gigabyte of them.
+    """
+    large = 0
+    for batch in batches:
+        large += _bytes(batch) > LARGE_BYTES
+        if large >= BETWEEN:
+            large = 0
+            _give_back()
+        yield batch
+    if large:
+        _give_back()
+
+
+def _give_back() -> None:
+    with suppress(OSError, AttributeError):  # another C library than glibc
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _copied(batch: Any) -> Any:

@@ -15,7 +15,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import mlflow
 import numpy as np
@@ -36,7 +35,7 @@ from wua_mlflow.data.tasks import checked_output, has_classes, judged_as, output
 from wua_mlflow.device import device_of, use_threads
 from wua_mlflow.errors import one_line
 from wua_mlflow.flops import count_flops, count_parameters
-from wua_mlflow.hooks import evaluating
+from wua_mlflow.hooks import evaluating, take_by_place
 from wua_mlflow.imports import local_path
 from wua_mlflow.pipeline.compare import check_classes, judge
 from wua_mlflow.pipeline.evaluation_sets import (
@@ -268,19 +267,12 @@ def _open_model(
                              kept="data" not in settings.given)
     exported = load_exported(
         reference, pickle=trust.pickle, code=trust.code).to(device_of(settings.device))
-    exported.register_forward_pre_hook(_by_place, with_kwargs=True, prepend=True)
+    take_by_place(exported)
     run_id = source_run(store, reference)
     return ComparedModel(
         reference, reference, exported=exported,
         variant=load_variant(store, run_id, machine, trust) if store and run_id else None,
         raw=bool((get_model_info(reference).metadata or {}).get(Tag.TAKES_RAW_ROWS)))
-
-
-def _by_place(
-    _: nn.Module, places: tuple[Any, ...], names: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """An only argument without its name: a model was exported with it in the first place."""
-    return (places, names) if places or len(names) != 1 else (tuple(names.values()), {})
 
 
 def source_run(store: Store | None, uri: str) -> str | None:
