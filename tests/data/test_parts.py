@@ -140,6 +140,21 @@ def test_of_what_is_known_to_be_too_large_nothing_is_copied(monkeypatch):
     assert before == len(copies) > 0
 
 
+def test_memory_goes_back_between_large_batches_alone(monkeypatch):
+    """In every pass and every epoch; the real call does no harm."""
+    calls: list[int] = []
+    parts._give_back()
+    monkeypatch.setattr(parts, "_give_back", lambda: calls.append(1))
+    part = streamed_part(Rows(), "train", batch_size=1)
+    list(part.batches(MODEL))
+    assert calls == []
+    monkeypatch.setattr(parts, "LARGE_BYTES", 1)
+    list(part.batches(MODEL))
+    assert len(calls) == 4, "50 batches: three times after 16, and at the end"
+    list(part.epoch(MODEL, 25, torch.Generator()))
+    assert len(calls) == 5
+
+
 def test_an_epoch_shuffles_examples_and_leaves_loaders_their_order():
     def order(source: object, seed: int) -> list[float]:
         part = streamed_part(source, "train")
