@@ -80,8 +80,8 @@ def test_the_readmes_example_ends_as_it_says(capsys):
     blocks = dict(reversed(blocks_of(README)))  # the first of each language
     exec(compile(blocks["python"], "README.md", "exec"), {})
     for printed in (capsys.readouterr().out, blocks[""]):
-        outcome = re.fullmatch(r"non_inferior: (\d+) and (\d+) of 256 units are left, (\d+) × fewer "
-                               r"FLOPs", printed.splitlines()[1])
+        outcome = re.fullmatch(r"non_inferior: (\d+) and (\d+) of 256 units are left, "
+                               r"(\d+) × fewer FLOPs", printed.splitlines()[1])
         assert outcome is not None
         assert int(outcome[1]) < 60 > int(outcome[2]) and int(outcome[3]) > 20
 
