@@ -42,7 +42,8 @@ def hour(folder: Path) -> None:
     runs = answer(folder, "runs", "--csv").splitlines()
     newest = runs[1].partition(",")[0]
     answers = answer(folder, "predict", newest, "customers.csv")
-    assert answers.splitlines()[0] == "Unnamed: 0,prediction,target,probability_no,probability_yes"
+    assert answers.splitlines()[0] == (
+        "Unnamed: 0,customer,prediction,target,probability_no,probability_yes")
     right = pd.read_csv(io.StringIO(answers))
     assert (right.prediction == right.target).mean() > 0.75
 

@@ -16,7 +16,7 @@ __all__ = ["answer", "tried"]
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 300
 """The most that a first hour may take, on two cores."""
-VERDICT = re.compile(r"^Verdict: (As good|Not as good|Inconclusive)", re.MULTILINE)
+VERDICT = re.compile(r"^Verdict: (As good|Worse, but|Not as good|Inconclusive)", re.MULTILINE)
 REASON = re.compile(r"^The (method \w+ finds no width|network has one unit)", re.MULTILINE)
 
 
