@@ -25,6 +25,7 @@ from wua_mlflow.pipeline.seeds import (
     NO_HISTORY,
     SeedHistory,
     SharedExamples,
+    fewest_replicates,
     groups_of,
     recipe_verdict,
 )
@@ -111,7 +112,7 @@ def compare_variants(
         looked = sorted({look_of(settings.margin, settings.confidence),
                          *filter(None, slim.tags.get(Tag.LOOKED, "").split(","))})
         looks = len(looked) + count_looks(store.client, slim.test.digest, besides=slim.run_id)
-        enough = original.adopted or len(original.replicates) >= FEWEST_SEEDS
+        enough = fewest_replicates(original, slim) >= FEWEST_SEEDS
         comparison = judge(original.test, slim.test, settings, classes=split.classes, looks=looks,
                            replicates=(original.replicates, slim.replicates) if enough else None,
                            groups=groups_of(slim), history=SeedHistory.of(
@@ -154,8 +155,7 @@ def _why_no_recipe(original: ModelVariant, slim: ModelVariant) -> str:
     """Where there is no recipe verdict: that there are too few seeds, or what more would take."""
     settings = slim.settings
     if slim.interrupted and settings.first_seeds >= FEWEST_SEEDS:
-        sides = (slim,) if original.adopted else (original, slim)
-        return text.interrupted_seeds(min(len(side.replicates) for side in sides))
+        return text.interrupted_seeds(fewest_replicates(original, slim))
     if not original.adopted or not settings.until_settled:
         return text.TOO_FEW_SEEDS
     seconds = slim.metrics.get(Metric.TRAINING_SECONDS, 0.0) * (settings.first_seeds - 1)

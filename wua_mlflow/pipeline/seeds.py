@@ -30,8 +30,8 @@ from wua_mlflow.verdict.looks import LEAST_CHANCE, planned_looks
 from wua_mlflow.verdict.scores import BY_EXAMPLE, default_score, find_score
 
 __all__ = [
-    "NO_HISTORY", "SeedHistory", "SharedExamples", "groups_of", "recipe_verdict",
-    "shared_examples", "with_seeds_to_settle",
+    "NO_HISTORY", "SeedHistory", "SharedExamples", "fewest_replicates", "groups_of",
+    "recipe_verdict", "shared_examples", "with_seeds_to_settle",
 ]
 
 
@@ -196,6 +196,12 @@ def groups_of(variant: ModelVariant) -> np.ndarray | None:
     return variant.test.groups if groups is None else groups
 
 
+def fewest_replicates(original: ModelVariant, slim: ModelVariant) -> int:
+    """Of the side that has fewer; an original that was trained elsewhere is given, and one."""
+    sides = (slim,) if original.adopted else (original, slim)
+    return min(len(side.replicates) for side in sides)
+
+
 def with_seeds_to_settle(
     store: Store, original: ModelVariant, slim: ModelVariant, make_original: NetworkFactory,
     goal: TargetWidths | None = None,
@@ -233,8 +239,7 @@ def with_seeds_to_settle(
             original = _extended(store, original, seeds, make_original)
         slim = replace(slim, interrupted=True) if original.interrupted else \
             _extended(store, slim, seeds, slim.make)
-        sides = (slim,) if original.adopted else (original, slim)
-        if min(len(side.replicates) for side in sides) < FEWEST_SEEDS:
+        if fewest_replicates(original, slim) < FEWEST_SEEDS:
             break
         verdict = recipe_verdict(original.replicates, slim.replicates, examples, settings, history)
         assert verdict is not None and verdict.counts is not None, "at least 5 a side"

@@ -15,6 +15,7 @@ import numpy as np
 from wua_mlflow.plots import style
 from wua_mlflow.plots.style import EDGE_IN, INK, MUTED
 from wua_mlflow.verdict import text
+from wua_mlflow.verdict.decision import latency_gain
 from wua_mlflow.verdict.intervals import t_quantile
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ def _change(
     values = original.get(quantity.metric), candidate.get(quantity.metric)
     if quantity.metric != "latency/p50_ms" or latency is None:
         return quantity.change(*values)
-    gain = text.latency_gain(*values, latency)
+    gain = latency_gain(*values, latency)
     return gain[0].removesuffix(" per sample") if gain else ""
 
 

@@ -10,10 +10,11 @@ from dataclasses import dataclass, field
 
 from wua_mlflow.plots.comparison import savings
 from wua_mlflow.results import Comparison, Round, TargetWidths
-from wua_mlflow.tracking.names import Metric, Outcome
+from wua_mlflow.tracking.names import Metric
 from wua_mlflow.usage.results import ModelUsage
-from wua_mlflow.verdict.text import decision_sentence, margin_words, size_gain
-from wua_mlflow.verdict.text import latency_gain as latency_words
+from wua_mlflow.verdict.decision import decision_sentence, size_gain
+from wua_mlflow.verdict.decision import latency_gain as latency_words
+from wua_mlflow.verdict.text import margin_words
 from wua_mlflow.widths.results import LayerChange
 
 __all__ = ["Block", "Bullets", "Picture", "Report", "Section", "Table", "Text"]
@@ -124,10 +125,8 @@ class Report:
         ratios = [(self.comparison.ratios.get(name, 1.0), what) for name, what in (
             (Metric.FLOPS_RATIO, "FLOPs"), (Metric.PARAMS_RATIO, "parameters"))]
         decision = decision_sentence(self.comparison.verdict, gains, *max(ratios),
-                                     artifact=self.comparison.artifact)
-        if self.comparison.equal_budget_outcome not in ("", Outcome.NON_INFERIOR):
-            decision = decision.replace("the original's place",
-                                        "the place of the original as it was trained")
+                                     artifact=self.comparison.artifact,
+                                     equal_budget=self.comparison.equal_budget_outcome)
         return " ".join(filter(None, (
             self.comparison.constant, decision, self.comparison.equal_budget)))
 

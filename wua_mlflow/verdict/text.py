@@ -19,15 +19,14 @@ if TYPE_CHECKING:
     from wua_mlflow.verdict.recipe import SeedCounts
 
 __all__ = [
-    "CONSTANT_REMEDY", "FLOPS_ONE_SAMPLE", "SAME_LATENCY", "TOO_FEW_SEEDS", "TOO_MANY_COLLAPSED",
-    "amount_words", "below_constant", "blind_test", "blind_test_remedy", "class_loss_sentence",
-    "constant_answers", "decision_sentence", "in_points", "interrupted_seeds",
-    "interval_words", "latency_gain",
-    "latency_unlike_flops", "looks_sentence", "lost_class", "lost_class_remedy", "margin_text",
-    "margin_words", "methods_note", "no_difference_seen", "no_realistic_n", "other_readings",
-    "outcome_words", "points", "question_answered", "ratio", "ratio_words",
-    "score_text", "seedless_note", "seeds_text", "settle_sentence", "short_outcome",
-    "short_verdict", "size_gain",
+    "CONSTANT_REMEDY", "FLOPS_ONE_SAMPLE", "SAME_COST", "SAME_LATENCY", "TOO_FEW_SEEDS",
+    "TOO_MANY_COLLAPSED", "amount_words", "basis_words", "below_constant", "blind_test",
+    "blind_test_remedy", "class_loss_sentence", "constant_answers", "in_points",
+    "interrupted_seeds", "interval_words", "latency_unlike_flops", "looks_sentence",
+    "lost_class", "lost_class_remedy", "margin_text", "margin_words", "methods_note",
+    "no_difference_seen", "no_realistic_n", "other_readings", "outcome_words", "points",
+    "question_answered", "ratio", "ratio_words", "reading", "score_text", "seedless_note",
+    "seeds_text", "settle_sentence", "short_outcome", "short_verdict",
     "too_few_seeds_for_collapse", "too_long_for_seeds", "unit_of", "verdict_headline",
     "verdict_rows", "verdict_sentence",
 ]
@@ -72,7 +71,7 @@ def verdict_sentence(verdict: Verdict) -> str:
 def _outcome_sentence(verdict: Verdict) -> str:
     if verdict.guard:
         return f"{verdict.guard} ({verdict.outcome})"
-    return _OUTCOMES[_reading(verdict)]
+    return _OUTCOMES[reading(verdict)]
 
 
 def _values(verdict: Verdict) -> str:
@@ -125,11 +124,11 @@ def verdict_headline(verdict: Verdict) -> str:
     """The verdict as a headline: outcome, difference, interval, margin, what it rests on."""
     delta, interval, margin = _figures(verdict)
     guard = f"{verdict.guard}; " if verdict.guard else ""
-    outcome = "worse, but within the margin" if _reading(verdict) == "worse" else \
+    outcome = "worse, but within the margin" if reading(verdict) == "worse" else \
         short_outcome(verdict.outcome)
     return (f"{outcome.capitalize()}: {guard}{verdict.score} {delta} "
             f"({_percent(verdict.confidence)}% interval {interval}; margin {margin}; "
-            f"{_basis(verdict, 'these two models')})")
+            f"{basis_words(verdict, 'these two models')})")
 
 
 def short_verdict(verdict: Verdict) -> str:
@@ -195,120 +194,6 @@ def _alone(artifact: Verdict) -> str:
     return f"{guard}{artifact.score} {delta}, interval {interval}"
 
 
-def decision_sentence(
-    verdict: Verdict, gains: Sequence[tuple[str, bool]], saved: float, what: str = "FLOPs", *,
-    artifact: Verdict | None = None,
-) -> str:
-    """One sentence for who has to decide: quality, what is saved, what to decide.
-
-    Args:
-        verdict: the one that decides.
-        gains: what was measured of latency and size, and whether that is a gain.
-        saved: original ÷ slim of what is saved most of FLOPs and parameters.
-        what: which of the two that is.
-        artifact: the verdict on the two saved models, where a recipe's decides.
-    """
-    fewer = f"needs {ratio_words(saved, 'fewer', 'more')} {what}" if saved > SAME_COST else ""
-    measured = _gain_words(verdict, gains, fewer)
-    decision = _decision(verdict, any(is_gain for _, is_gain in gains), bool(fewer))
-    unlike = artifact is not None and verdict.outcome == "non_inferior" != artifact.outcome
-    saved_one = "; of the one that was saved alone this is not shown" if unlike else ""
-    if unlike:
-        decision = decision.replace("it can take", "networks of its recipe can take")
-    return f"{_quality(verdict)}{measured}; {decision}{saved_one}."
-
-
-def _quality(verdict: Verdict) -> str:
-    margin = margin_words(verdict)
-    if verdict.guard and verdict.outcome == "inferior":
-        return (f"The slim model is worse than the original: {verdict.guard} "
-                f"({_basis(verdict, 'these two saved models')})")
-    quality = {
-        "better": "better than the original",
-        "worse": f"worse than the original, but by less than {margin}",
-        "inferior": f"worse than the original, by more than {margin}" if verdict.margin else
-                    "worse than the original",
-    }.get(_reading(verdict), f"as well as the original within {margin}")
-    start = "It is not settled whether the" if verdict.outcome == "inconclusive" else "The"
-    does = "answers" if in_points(verdict.score) else "predicts"
-    return (f"{start} slim model {does} {quality} ({100 * verdict.confidence:.4g}% confidence, "
-            f"{_basis(verdict, 'these two saved models')})")
-
-
-def _gain_words(verdict: Verdict, gains: Sequence[tuple[str, bool]], fewer: str) -> str:
-    """What is saved, then what is not; ``fewer`` is a saving that was counted, not measured."""
-    good = [words for words, is_gain in gains if is_gain]
-    bad = [words for words, is_gain in gains if not is_gain]
-    inferior = verdict.outcome == "inferior"
-    words = (" though " if inferior else " but ").join(
-        " and ".join(part) for part in (good, bad) if part)
-    measured = f"is {words}" if gains else ""
-    between = " and " if good else " though it " if inferior else " but "
-    clause = between.join(filter(None, (fewer, measured)))
-    unknown = "" if gains else "; neither its latency nor its size was measured"
-    if not clause:
-        return unknown
-    saves = bool(good or fewer)
-    start = "; it" if verdict.outcome == "inconclusive" else \
-        f", {'but' if saves else 'and'}" if inferior else "," if saves else ", but"
-    return f"{start} {clause}{unknown}"
-
-
-def _decision(verdict: Verdict, gained: bool, fewer: bool) -> str:
-    if verdict.outcome == "inconclusive":
-        recipe = verdict.kind == "recipe"
-        if verdict.guard:
-            return f"what stands against it: {verdict.guard}"
-        if verdict.settle == no_realistic_n(recipe=recipe):
-            return ("more data would hardly settle it, so the choice is to accept that risk or to "
-                    "keep the original")
-        more = "more seeds" if recipe else "more test examples"
-        amount = amount_words(verdict.needed) if verdict.needed else more
-        if verdict.needed and verdict.needed.as_seen:
-            as_seen = _numbers(verdict.needed.kind, verdict.needed.as_seen)
-            amount += f" ({as_seen} if all is as seen)"
-        return f"the choice is to accept that risk or to test with {amount}"
-    if verdict.outcome == "inferior":
-        return "to use it is to accept that loss" if gained or fewer else \
-            "by the margin set, the original stays"
-    if gained:
-        margin = margin_text(verdict.margin, verdict.score, of=False)
-        condition = "" if verdict.low > 0 else f" if {margin} is the right margin"
-        return f"it can take the original's place{condition}"
-    if fewer:
-        return "that is its only gain"
-    return "there is nothing to gain by it"
-
-
-def latency_gain(
-    original_ms: float | None, slim_ms: float | None,
-    interval: tuple[float, float, float] | None,
-) -> tuple[str, bool] | None:
-    """The latency against the original's, and whether it is a gain; None if not measured.
-
-    Args:
-        original_ms: median.
-        slim_ms: median.
-        interval: original ÷ slim with its interval, where both were timed in turns.
-    """
-    if interval and interval[1] <= 1 <= interval[2]:
-        return "not measurably faster per sample", False
-    speedup = interval[0] if interval else ratio(original_ms, slim_ms)
-    if not speedup:
-        return None
-    words = ratio_words(speedup, "faster", "slower", same_within=SAME_LATENCY, same="about as fast")
-    return f"{words} per sample", speedup >= SAME_LATENCY
-
-
-def size_gain(original: float | None, slim: float | None) -> tuple[str, bool] | None:
-    """The bytes on disk against the original's, and whether that is a gain."""
-    times = ratio(original, slim)
-    if not times:
-        return None
-    words = ratio_words(times, "smaller", "larger", same="no smaller")
-    return f"{words} on disk", times >= SAME_COST
-
-
 def looks_sentence(looks: int, verdict: Verdict | None = None) -> str:
     """How often the test set was looked at, and the verdict read for so many looks."""
     sentence = (f"This test set has been used for {looks:,} verdicts: the more there are, the "
@@ -317,7 +202,7 @@ def looks_sentence(looks: int, verdict: Verdict | None = None) -> str:
         return sentence
     return (f"{sentence} Corrected for {looks:,} verdicts (Bonferroni, "
             f"{_percent(verdict.confidence)}% interval {_figures(verdict)[1]}): "
-            f"{_OUTCOMES[_reading(verdict)]}.")
+            f"{_OUTCOMES[reading(verdict)]}.")
 
 
 def question_answered(original: str, candidate: str, verdict: Verdict) -> str:
@@ -330,7 +215,7 @@ def question_answered(original: str, candidate: str, verdict: Verdict) -> str:
         "inferior": "No: {1} is worse than {0} by more than {2}",
         "inconclusive": "Undecided: {1} may be worse than {0} by more than {2}",
         "worse": "Worse, but within the margin: {1} is behind {0} by less than {2}",
-    }.get(_reading(verdict), "Yes: {1} is as good as {0}, to within {2}")
+    }.get(reading(verdict), "Yes: {1} is as good as {0}, to within {2}")
     models = "" if verdict.kind == "recipe" else " (these two models)"
     return answer.format(original, candidate, margin_words(verdict)) + models
 
@@ -515,8 +400,12 @@ def lost_class_remedy(margin: float) -> str:
             f"settle it.")
 
 
-def amount_words(needed: RequiredRange) -> str:
+def amount_words(needed: RequiredRange, *, as_seen: bool = False) -> str:
     """Between which numbers of examples or seeds, rounded outwards to two digits.
+
+    Args:
+        needed: the numbers.
+        as_seen: whether the number that is enough if all is as seen follows in a bracket.
 
     >>> from wua_mlflow.verdict.sample_size import RequiredRange
     >>> amount_words(RequiredRange("examples", (716,), (24_661,), (300,)))
@@ -529,7 +418,11 @@ def amount_words(needed: RequiredRange) -> str:
     'up to 290 test examples'
     >>> amount_words(RequiredRange("both", (4, 80), (9, 160), (5, 100)))
     'up to 9 seeds with 160 test examples'
+    >>> amount_words(RequiredRange("seeds", (7,), None, (5,), (43,)), as_seen=True)
+    'more than 7 seeds (43 seeds if all is as seen)'
     """
+    if as_seen and needed.as_seen:
+        return f"{amount_words(needed)} ({_numbers(needed.kind, needed.as_seen)} if all is as seen)"
     low = tuple(max(_rounded(n, math.floor), now)
                 for n, now in zip(needed.low, needed.now, strict=True))
     high = needed.high and tuple(_rounded(n, math.ceil) for n in needed.high)
@@ -668,7 +561,8 @@ def seeds_text(verdict: Verdict) -> str:
     return f"{verdict.seeds}, {beyond} beyond the plan" if beyond else str(verdict.seeds)
 
 
-def _basis(verdict: Verdict, models: str) -> str:
+def basis_words(verdict: Verdict, models: str) -> str:
+    """What a verdict rests on: ``models``, or how many seeds."""
     if verdict.kind != "recipe":
         return models
     beyond = verdict.counts.beyond_plan if verdict.counts else 0
@@ -679,7 +573,7 @@ def _seeds(number: int) -> str:
     return f"{number:,} seed{'s' * (number != 1)}"
 
 
-def _reading(verdict: Verdict) -> str:
+def reading(verdict: Verdict) -> str:
     """The outcome; of a non-inferior one, on which side of zero the interval lies."""
     if verdict.outcome != "non_inferior":
         return verdict.outcome
