@@ -5,7 +5,6 @@ The sorted index alone would say who left: it is left out.
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
 import numpy as np
@@ -41,10 +40,11 @@ def hour(folder: Path) -> None:
         assert line in printed, line
     runs = answer(folder, "runs", "--csv").splitlines()
     newest = runs[1].partition(",")[0]
-    answers = answer(folder, "predict", newest, "customers.csv")
-    assert answers.splitlines()[0] == (
-        "Unnamed: 0,customer,prediction,target,probability_no,probability_yes")
-    right = pd.read_csv(io.StringIO(answers))
+    said = answer(folder, "predict", newest, "customers.csv", "--out", "answers.csv")
+    assert "gaps are filled as in training: 'age'" in said
+    right = pd.read_csv(folder / "answers.csv")
+    assert right.columns.tolist() == ["Unnamed: 0", "customer", "prediction", "target",
+                                      "probability_no", "probability_yes"]
     assert (right.prediction == right.target).mean() > 0.75
 
 

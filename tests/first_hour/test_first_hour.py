@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 
 HOURS = sorted(path.stem for path in Path(__file__).parent.glob("*.py")
-               if "def hour(" in path.read_text(encoding="utf-8"))
+               if re.search("^def hour\\(", path.read_text(encoding="utf-8"), re.MULTILINE))
 QUICKEST = ("houses", "logs")
 """Those that every test run goes through."""
 
@@ -24,3 +25,5 @@ def test_an_hour_ends_with_an_answer(name, tmp_path, migrated_database):
 
 def test_the_quickest_are_there():
     assert set(QUICKEST) <= set(HOURS)
+    assert len(HOURS) == 12 and all(hasattr(importlib.import_module(f"tests.first_hour.{name}"),
+                                            "hour") for name in HOURS)
