@@ -146,15 +146,15 @@ def store_uri(
 
 
 @contextmanager
-def serving(store_uri: str, folder: Path) -> Iterator[str]:
+def serving(store_uri: str, folder: Path, *options: str) -> Iterator[str]:
     """The address of an MLflow server on that store, with its artifacts in the folder."""
+    options = options or ("--artifacts-destination", "artifacts")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     process = subprocess.Popen(
         [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port),
-         "--workers", "1", "--backend-store-uri", store_uri, "--artifacts-destination",
-         "artifacts"], cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+         "--workers", "1", "--backend-store-uri", store_uri, *options], cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         for _ in range(6000):
             with socket.socket() as knock:

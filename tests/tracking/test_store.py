@@ -4,16 +4,26 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import mlflow
 import pytest
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
+from mlflow.tracking.context import registry
+from mlflow.tracking.context.abstract_context import RunContextProvider
 
 from tests.conftest import MLFLOW_VARIABLES
 from wua_mlflow.tracking.log import write
-from wua_mlflow.tracking.store import connect, ended, new_run, shown_uri, sqlite_file
+from wua_mlflow.tracking.store import (
+    connect,
+    ended,
+    new_run,
+    shown_uri,
+    sqlite_file,
+    system_metrics,
+)
 
 
 def test_an_experiment_is_made_once_and_a_deleted_one_is_one_line(store_uri):
@@ -33,6 +43,7 @@ def test_mlflow_chooses_the_experiment_where_none_is_named(store_uri, monkeypatc
     assert connect().experiment_id == "0"
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "by name")
     assert connect().experiment_id == by_name
+    monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME")
     monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", by_id)
     assert connect().experiment_id == by_id
     assert connect("by name").experiment_id == by_name
@@ -218,3 +229,62 @@ def odd_folder(tmp_path, monkeypatch):
     yield make
     mlflow.set_tracking_uri(before)
     assert "_MLFLOW_SERVER_ARTIFACT_ROOT" not in os.environ
+
+
+def test_a_run_has_what_start_run_gives_it_and_plugins_are_asked(store_uri, monkeypatch):
+    class OurPlugin(RunContextProvider):
+        def in_context(self):
+            return True
+
+        def tags(self):
+            return {"team": "vision", "wua.kind": "never ours"}
+
+    registry._run_context_provider_registry.register(OurPlugin)
+    try:
+        store = connect("mine")
+        with ended(store, new_run(store, "run", {"wua.kind": "variant"})) as run_id:
+            pass
+        with mlflow.start_run(experiment_id=store.experiment_id) as theirs:
+            pass
+    finally:
+        registry._run_context_provider_registry._registry.pop()
+    ours, started = (MlflowClient(store_uri).get_run(run).data.tags
+                     for run in (run_id, theirs.info.run_id))
+    for tag in ("mlflow.user", "mlflow.source.name", "mlflow.source.type", "team",
+                "mlflow.source.git.commit"):
+        assert ours.get(tag) == started.get(tag), tag
+    assert ours["mlflow.user"] not in ("", "unknown") and ours["mlflow.source.name"]
+    assert ours["wua.kind"] == "variant"
+    assert MlflowClient(store_uri).get_run(run_id).info.user_id == ours["mlflow.user"]
+
+
+def test_two_experiments_in_the_environment_are_refused(store_uri, monkeypatch):
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "0")
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "team")
+    with pytest.raises(ValueError, match="^MLFLOW_EXPERIMENT_NAME: expected 'Default', .*'team'$"):
+        connect()
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "Default")
+    assert connect().experiment_id == "0"
+
+
+def test_system_metrics_are_logged_where_mlflow_s_variable_asks(store_uri, monkeypatch, capsys):
+    pytest.importorskip("psutil")
+    store = connect("mine")
+    with ended(store, new_run(store, "quiet", {})) as quiet, system_metrics(store, quiet):
+        pass
+    monkeypatch.setenv("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "true")
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.01")
+    client = MlflowClient(store_uri)
+    with ended(store, new_run(store, "measured", {})) as run_id, system_metrics(store, run_id):
+        for _ in range(6000):
+            if client.get_run(run_id).data.metrics:
+                break
+            time.sleep(0.05)
+    names = {name for name in client.get_run(run_id).data.metrics if name.startswith("system/")}
+    assert "system/cpu_utilization_percentage" in names
+    assert client.get_run(quiet).data.metrics == {}
+    monkeypatch.setitem(sys.modules, "mlflow.system_metrics.system_metrics_monitor", None)
+    with ended(store, new_run(store, "unmeasured", {})) as other, system_metrics(store, other):
+        pass
+    assert "MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING: not logged: " in capsys.readouterr().err
+    assert client.get_run(other).info.status == "FINISHED"

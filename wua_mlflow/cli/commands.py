@@ -67,6 +67,7 @@ __all__ = ["Shown", "answer", "check_experiment", "execute"]
 EXIT_CODES = {Outcome.NON_INFERIOR: 0, Outcome.INFERIOR: 3, Outcome.INCONCLUSIVE: 4}
 LOCAL = ("127.0.0.1", "5000")
 """Host and port of MLflow's UI and of ``make ui``, unless variables say otherwise."""
+EXPERIMENT_VARIABLES = ("MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME")
 EVERYWHERE = ("0.0.0.0", "::")
 """What a server listens on that is to be opened here."""
 
@@ -288,13 +289,18 @@ def _compare_pair(settings: Settings, pair: tuple[str, ...], *, as_json: bool) -
 
 
 def connected(settings: Settings) -> Store:
-    """The store, in the settings' experiment.
+    """The store, in the settings' experiment; MLflow's variables choose it where it is not given.
 
     Raises:
         ValueError: it cannot be opened.
     """
+    variable = next((name for name in EXPERIMENT_VARIABLES if os.environ.get(name)), "")
+    given = "experiment" in settings.given
+    if variable and given and not inherited_run():
+        print(f"wua: note: experiment: '{settings.experiment}', as given; "
+              f"{variable}={os.environ[variable]} is not used", file=sys.stderr)
     try:
-        return connect(settings.experiment)
+        return connect(None if variable and not given else settings.experiment)
     except OSError as error:
         raise ValueError(f"MLFLOW_TRACKING_URI: expected a store that can be opened, but "
                          f"{shown_uri()} cannot: {error}") from error

@@ -30,6 +30,7 @@ from wua_mlflow.errors import WORDED, one_line
 from wua_mlflow.progress import kept, stage
 from wua_mlflow.redaction import redacted, redacted_output
 from wua_mlflow.signals import handle_signals
+from wua_mlflow.tracking_uri import check_tracking_uri, missing_driver
 
 __all__ = ["entry", "main"]
 
@@ -188,9 +189,13 @@ def _check_server() -> None:
     """Ask a tracking server, or a database's, for a sign of life; MLflow would try for minutes.
 
     Raises:
-        _NoServerError: nothing answers.
+        _NoServerError: nothing answers, or the address is none.
     """
     uri = os.environ.get("MLFLOW_TRACKING_URI", "")
+    try:
+        check_tracking_uri(uri)
+    except ValueError as error:
+        raise _NoServerError(str(error)) from None
     if uri.startswith(DATABASES):
         _check_database(uri)
     if not uri.startswith(("http://", "https://")):
@@ -217,6 +222,8 @@ def _check_database(uri: str) -> None:
         engine.dispose()
     except (sqlalchemy.exc.SQLAlchemyError, ImportError, ValueError, TypeError) as error:
         reason = one_line(getattr(error, "orig", None) or error, limit=200)
+        if isinstance(error, ImportError) and (remedy := missing_driver(uri)):
+            reason += f"; {remedy}"
         raise _NoServerError(f"MLFLOW_TRACKING_URI: expected a database at {_shown(uri)}, but "
                              f"there is no connection to it: {reason}") from None
 

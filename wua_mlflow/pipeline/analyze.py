@@ -68,7 +68,7 @@ from wua_mlflow.tracking.names import (
     step_tag,
 )
 from wua_mlflow.tracking.names import Variant as VariantName
-from wua_mlflow.tracking.store import Store
+from wua_mlflow.tracking.store import Store, system_metrics
 from wua_mlflow.training.evaluation import Objective
 from wua_mlflow.usage.analyze import analyze
 from wua_mlflow.usage.criteria import CRITERIA, Criterion, inputs_of
@@ -407,6 +407,7 @@ def _enter_run(stack: contextlib.ExitStack, store: Store, subject: AnalyzedModel
         tags[Tag.TASK] = subject.split.task
     run_id = stack.enter_context(run_scope(store, subject.name, tags))
     stack.enter_context(step_status(store, run_id, "analyze"))
+    stack.enter_context(system_metrics(store, run_id))
     write_params(store, run_id, subject.settings, _fields(subject))
     return run_id
 

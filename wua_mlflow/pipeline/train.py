@@ -44,6 +44,7 @@ from wua_mlflow.tracking.store import (
     ended,
     inherited_run,
     new_run,
+    system_metrics,
     tags_with_passwords,
 )
 from wua_mlflow.training.evaluation import Evaluation
@@ -178,7 +179,7 @@ def train_variant(store: Store, recipe: Recipe, plan: TrainingPlan) -> ModelVari
     tags = _tags(recipe, plan)
     inherit = plan.variant == VariantName.OVERSIZED and plan.pipeline is None
     with run_scope(store, plan.name, tags, parent=plan.pipeline, inherit=inherit) as run_id, \
-            step_status(store, run_id, "train"), \
+            step_status(store, run_id, "train"), system_metrics(store, run_id), \
             stage(f"{'taking' if plan.adopted else 'training'} {plan.name}"):
         if recipe.trainer is None:
             write_params(store, run_id, settings, _PARAMS)

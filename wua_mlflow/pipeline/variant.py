@@ -28,6 +28,7 @@ from wua_mlflow.pipeline.trust import Trust
 from wua_mlflow.pruning.cut import Specification, rebuild
 from wua_mlflow.results import VariantResult
 from wua_mlflow.rng import Stream, isolated
+from wua_mlflow.tracking.artifacts import download
 from wua_mlflow.tracking.log import Files
 from wua_mlflow.tracking.models import read_tensors, write_tensors
 from wua_mlflow.tracking.names import ArtifactPath, Kind, Tag, step_tag
@@ -213,8 +214,7 @@ def load_variant(
     if Tag.STRUCTURE in tags:
         paths.append(ArtifactPath.STRUCTURE)
     with tempfile.TemporaryDirectory() as folder:
-        files = {path: Path(store.client.download_artifacts(run_id, path, folder))
-                 for path in paths}
+        files = {path: download(store.client, run, path, folder) for path in paths}
         settings = load_settings(str(files[ArtifactPath.CONFIG]), machine)
         (trust or Trust()).check_code(settings, run_id)  # before anything of it is used
         test, replicates = _read_results(files, tags, settings.score or "")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,20 +17,25 @@ from typing import Any, TypeVar
 import mlflow
 from filelock import FileLock
 from mlflow.entities import Experiment, LifecycleStage, Run
+from mlflow.environment_variables import MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING
 from mlflow.exceptions import MlflowException
 from mlflow.store.entities import PagedList
 from mlflow.tracking import MlflowClient
+from mlflow.tracking.context.registry import resolve_tags
 from mlflow.utils import get_results_from_paginated_fn
 from sqlalchemy.engine import make_url
 
 from wua_mlflow.errors import WORDED, did_you_mean, one_line
 from wua_mlflow.redaction import redacted, redacted_address
 from wua_mlflow.signals import defer_signals
+from wua_mlflow.tracking.artifacts import check_location
 from wua_mlflow.tracking.names import Tag
+from wua_mlflow.tracking_uri import check_tracking_uri
 
 __all__ = [
     "Store", "active", "connect", "ended", "experiment_ids", "inherited_run", "new_run",
     "open_client", "or_none", "pages", "run_name", "shown_uri", "sqlite_file",
+    "system_metrics",
 ]
 
 
@@ -55,16 +61,18 @@ def connect(experiment: str | None = None) -> Store:
         experiment: the experiment's name, made if absent; MLflow's own choice, if None.
 
     Raises:
-        ValueError: the experiment is deleted, or a run or an experiment that MLflow's environment
-            variables name does not exist.
+        ValueError: the tracking URI is none, the experiment is deleted, a run or an experiment that
+            MLflow's environment variables name does not exist, or its artifacts cannot be kept.
     """
     uri = mlflow.get_tracking_uri()
+    check_tracking_uri(uri)
     if database := sqlite_file(uri):
         database.parent.mkdir(parents=True, exist_ok=True)
     with _opening(uri), _artifacts_here():
         client = _WholeCalls(uri)  # this opens the database already
-        experiment_id = _experiment_id(client, experiment)
-    return Store(client, experiment_id, uri)
+        found = _experiment(client, experiment)
+    check_location(str(found.artifact_location), uri)
+    return Store(client, str(found.experiment_id), uri)
 
 
 class _WholeCalls(MlflowClient):
@@ -82,6 +90,7 @@ class _WholeCalls(MlflowClient):
 def open_client() -> MlflowClient:
     """A client to read with; it waits while another process initialises the database."""
     uri = mlflow.get_tracking_uri()
+    check_tracking_uri(uri)
     with _opening(uri), _artifacts_here():
         return MlflowClient(uri)
 
@@ -159,18 +168,24 @@ def or_none(get: Callable[[str], T], run_id: str) -> T | None:
         return None
 
 
-def _experiment_id(client: MlflowClient, name: str | None) -> str:
+def _experiment(client: MlflowClient, name: str | None) -> Experiment:
     if inherited_run():
-        return str(_named_by("MLFLOW_RUN_ID", client.get_run, "a run").info.experiment_id)
+        run = _named_by("MLFLOW_RUN_ID", client.get_run, "a run")
+        return client.get_experiment(run.info.experiment_id)
     if name is None and os.environ.get("MLFLOW_EXPERIMENT_ID"):
         experiment = _named_by("MLFLOW_EXPERIMENT_ID", client.get_experiment, "an experiment")
+        by_name = os.environ.get("MLFLOW_EXPERIMENT_NAME", experiment.name)
+        if by_name != experiment.name:
+            raise ValueError(f"MLFLOW_EXPERIMENT_NAME: expected '{experiment.name}', which is the "
+                             f"experiment of MLFLOW_EXPERIMENT_ID={experiment.experiment_id}, but "
+                             f"got '{by_name}'")
     else:
         name = name or os.environ.get("MLFLOW_EXPERIMENT_NAME") or "Default"
         experiment = client.get_experiment_by_name(name) or _made(client, name)
     if experiment.lifecycle_stage != LifecycleStage.ACTIVE:
         raise ValueError(f"experiment: '{experiment.name}' is deleted; bring it back with `mlflow "
                          f"experiments restore -x {experiment.experiment_id}`, or name another one")
-    return str(experiment.experiment_id)
+    return experiment
 
 
 def _named_by(variable: str, get: Callable[[str], T], kind: str) -> T:
@@ -202,9 +217,13 @@ def run_name(name: str) -> str:
 
 
 def new_run(store: Store, name: str, tags: Mapping[str, str], *, parent: str | None = None) -> str:
-    """Make a run, nested under ``parent`` if given; gives its id."""
+    """Make a run, nested under ``parent`` if given; gives its id.
+
+    It has the tags that ``mlflow.start_run`` gives: user, source, commit, those of plugins.
+    """
     nesting = {"mlflow.parentRunId": parent} if parent else {}
-    tags = {key: redacted(value) for key, value in {"mlflow.runName": name, **tags}.items()}
+    context = resolve_tags({"mlflow.runName": name, **tags})  # user, source, commit, plugins' tags
+    tags = {key: redacted(str(value)) for key, value in context.items()}
     named = {"mlflow.runName": run_name(tags["mlflow.runName"])}
     run = store.client.create_run(store.experiment_id, run_name=run_name(redacted(name)),
                                   tags={**tags, **named, **nesting})
@@ -218,6 +237,32 @@ def tags_with_passwords(store: Store, run_id: str) -> dict[str, str]:
     """
     tags = store.client.get_run(run_id).data.tags
     return {key: redacted(value) for key, value in tags.items() if redacted(value) != value}
+
+
+@contextlib.contextmanager
+def system_metrics(store: Store, run_id: str) -> Iterator[None]:
+    """Log the machine's load to a run during the block, where MLflow's own variable asks for it.
+
+    ``MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING``, as for ``mlflow.start_run``; a machine that cannot
+    be measured gets a warning.
+    """
+    if not MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING.get():
+        yield
+        return
+    try:
+        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+        monitor = SystemMetricsMonitor(run_id, resume_logging=True, tracking_uri=store.uri)
+        monitor.start()
+    except Exception as error:  # as MLflow does
+        print(f"wua: note: MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING: not logged: "
+              f"{one_line(error, limit=200)}", file=sys.stderr)
+        yield
+        return
+    try:
+        yield
+    finally:
+        monitor.finish()
 
 
 @contextlib.contextmanager
