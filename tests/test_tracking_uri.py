@@ -75,7 +75,7 @@ def test_the_registry_s_variable_is_named_and_no_password_is_shown(monkeypatch):
     ("postgresql://db/m", (), "pip install 'psycopg2-binary', and write postgresql+psycopg2://…"),
     ("postgresql://db/m", ("psycopg2",),
      "write postgresql+psycopg2://… for the driver that is installed"),
-    ("postgresql+psycopg://db/m", (), "pip install 'psycopg[binary]', and write postgresql+psycopg"),
+    ("postgresql+psycopg://db/m", (), "pip install 'psycopg[binary]', and write postgresql+ps"),
     ("postgresql+psycopg2://db/m", ("psycopg2",), ""),
     ("mysql://db/m", ("MySQLdb",), "write mysql+mysqldb://…"),
     ("mysql+pymysql://db/m", (), "pip install 'pymysql', and write mysql+pymysql://…"),

@@ -6,10 +6,12 @@ Tests: ``tests/pipeline/test_workflow.py``, ``tests/pipeline/test_publish_regist
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from io import BytesIO
 from typing import TYPE_CHECKING
+
+from mlflow.entities import LoggedModelOutput
 
 from wua_mlflow.config import Settings
 from wua_mlflow.markdown import markdown_text
@@ -27,9 +29,14 @@ from wua_mlflow.plots.widths import (
 )
 from wua_mlflow.report.build import report_of
 from wua_mlflow.report.content import Report
-from wua_mlflow.report.render import description, html_report, markdown_report
-from wua_mlflow.results import Round, Slimmed, VariantResult
-from wua_mlflow.tracking.log import Files, write
+from wua_mlflow.report.render import (
+    description,
+    html_report,
+    markdown_report,
+    short_description,
+)
+from wua_mlflow.results import Slimmed, VariantResult
+from wua_mlflow.tracking.log import DESCRIPTION, Files, write
 from wua_mlflow.tracking.names import ArtifactPath, Metric, Tag
 from wua_mlflow.tracking.registry import register
 from wua_mlflow.tracking.store import Store
@@ -38,10 +45,10 @@ from wua_mlflow.tracking.ui_view import ensure_view, latest_view
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["publish", "registered", "report_pictures"]
+__all__ = ["describe_slim", "link_models", "publish", "registered", "report_pictures"]
 
 
-def registered(store: Store, result: Round | None, settings: Settings) -> str:
+def registered(store: Store, slimmed: Slimmed, settings: Settings) -> str:
     """Register the slim model where ``register`` names one; gives a line on what became of it.
 
     The line is also a tag of the slim run and of its pipeline's. It is empty where nothing was
@@ -49,7 +56,7 @@ def registered(store: Store, result: Round | None, settings: Settings) -> str:
 
     Args:
         store: where the runs are.
-        result: of slimming; None where there is no slim model.
+        slimmed: what was found; without a round there is no slim model.
         settings: of the step.
 
     Raises:
@@ -58,14 +65,45 @@ def registered(store: Store, result: Round | None, settings: Settings) -> str:
     name = settings.register
     if name is None:
         return ""
-    if result is None:
+    if not slimmed.rounds:
         return f"Not registered as {name!r}: there is no slim model."
+    result = slimmed.result
     run_id = result.variant.run_id
     registration = register(store.client, name, run_id=run_id,
-                            verdict=result.comparison.artifact, comparison_run_id=run_id)
+                            verdict=result.comparison.artifact, comparison_run_id=run_id,
+                            description=short_description(report_of(slimmed)))
     for tagged in filter(None, (run_id, result.variant.tags.get(Tag.PIPELINE))):
         store.client.set_tag(tagged, Tag.REGISTERED, registration.sentence)
     return registration.sentence
+
+
+def describe_slim(store: Store, slimmed: Slimmed) -> None:
+    """Give each slim variant's run its verdict and savings as MLflow's description.
+
+    Args:
+        store: where the runs are.
+        slimmed: each round is judged against the original.
+    """
+    for result in slimmed.rounds:
+        alone = replace(slimmed, rounds=(result,))
+        write(store.client, result.variant.run_id,
+              tags={DESCRIPTION: short_description(report_of(alone))})
+
+
+def link_models(store: Store, run_id: str, models: Iterable[str], *, new: bool = False) -> None:
+    """Make saved models outputs of the pipeline's run, each once.
+
+    Args:
+        store: where they are.
+        run_id: the pipeline's.
+        models: their ids; '' of a variant that has none.
+        new: whether the run has no outputs yet.
+    """
+    outputs = None if new else store.client.get_run(run_id).outputs
+    there = {"", *(each.model_id for each in outputs.model_outputs)} if outputs else {""}
+    missing = [model for model in dict.fromkeys(models) if model not in there]
+    if missing:
+        store.client.log_outputs(run_id, [LoggedModelOutput(model, step=0) for model in missing])
 
 
 def publish(store: Store, run_id: str, slimmed: Slimmed, *, files: Files | None = None) -> Report:
@@ -86,7 +124,7 @@ def publish(store: Store, run_id: str, slimmed: Slimmed, *, files: Files | None 
                                every=slimmed.variants)
     write(store.client, run_id, metrics=comparison.metrics,
           tags={**comparison.tags, Tag.RESULT: result.variant.run_id,
-                "mlflow.note.content": description(report), "mlflow.runName": report.title},
+                DESCRIPTION: description(report), "mlflow.runName": report.title},
           files={
               ArtifactPath.REPORT_MARKDOWN:
                   f"# {markdown_text(report.title)}\n\n{markdown_report(report)}",

@@ -225,7 +225,7 @@ def train_variant(store: Store, recipe: Recipe, plan: TrainingPlan) -> ModelVari
     keep(f"{plan.name}: run {run_id}{onwards}")
     return ModelVariant(run_id, store.experiment_id, plan.name, plan.variant, variant_recipe,
                         trained, test, replicates, {**tags, **results}, metrics, plan.make,
-                        interrupted=len(replicates) < count)
+                        interrupted=len(replicates) < count, model_id=model_id or "")
 
 
 def _result_tags(trained: Trained, plan: TrainingPlan) -> dict[str, str]:

@@ -54,7 +54,7 @@ class ModelVariant:
 
     ``recipe.settings`` are the variant's own: ``hidden`` what its factory is given, ``epochs`` its
     budget. ``make`` trains the networks of its replicates. ``interrupted``: by Ctrl-C, before there
-    were as many of them as were asked for.
+    were as many of them as were asked for. ``model_id``: of its LoggedModel, '' where it has none.
     """
 
     run_id: str
@@ -69,6 +69,7 @@ class ModelVariant:
     metrics: Mapping[str, float]
     make: NetworkFactory
     interrupted: bool = False
+    model_id: str = ""
 
     @property
     def model(self) -> nn.Module:
@@ -241,7 +242,9 @@ def load_variant(
     make = one_network(trained, recipe.device) if Tag.ADOPTED in tags else cached(
         from_scratch(recipe, settings.hidden, settings.epochs), first=trained)
     return ModelVariant(run_id, run.info.experiment_id, run.info.run_name, tags[Tag.VARIANT],
-                        recipe, trained, test, replicates, tags, dict(run.data.metrics), make)
+                        recipe, trained, test, replicates, tags, dict(run.data.metrics), make,
+                        model_id=run.outputs.model_outputs[-1].model_id
+                        if run.outputs and run.outputs.model_outputs else "")
 
 
 def _read_results(

@@ -22,11 +22,11 @@ from wua_mlflow.pipeline.models import check_widths
 from wua_mlflow.pipeline.networks import cached, from_scratch
 from wua_mlflow.pipeline.pretrained import import_pretrained, pretrained_recipe, source_of
 from wua_mlflow.pipeline.price import Price, cheap_plan, price_of
-from wua_mlflow.pipeline.publish import publish, registered
+from wua_mlflow.pipeline.publish import describe_slim, link_models, publish, registered
 from wua_mlflow.pipeline.recipe import Recipe, load_recipe
 from wua_mlflow.pipeline.slim import check_slimming, slim_variant
 from wua_mlflow.pipeline.target_widths import logged_widths, say_what_validation_shows
-from wua_mlflow.pipeline.train import TrainingPlan, run_scope, train_variant
+from wua_mlflow.pipeline.train import TrainingPlan, datasets_of, run_scope, train_variant
 from wua_mlflow.pipeline.trust import Ask, Trust
 from wua_mlflow.pipeline.variant import MACHINE, ModelVariant, load_variant
 from wua_mlflow.plots.style import MUTED
@@ -197,8 +197,16 @@ def _finished(
         new: whether the pipeline is this one, whose settings are a file of it.
     """
     files = {ArtifactPath.CONFIG: settings_yaml(settings)} if new else {}
-    registration = registered(store, slimmed.result if slimmed.rounds else None, settings)
+    registration = registered(store, slimmed, settings)
+    describe_slim(store, slimmed)
     report = None
+    if run_id is not None:
+        if new:
+            split = networks[slimmed.original.run_id].recipe.split
+            store.client.log_inputs(
+                run_id, datasets=datasets_of(split, "train", "validation", "test"))
+        link_models(store, run_id, (variant.model_id for variant in networks.values()),
+                    new=new)
     if run_id is not None and slimmed.rounds:
         with stage("writing the report"):
             report = publish(store, run_id, slimmed, files=files)
@@ -295,11 +303,12 @@ def compare_run(
         widths = logged_widths(store, slim.run_id)
         comparison, (original, *controls, slim) = compare_variants(
             store, original, slim, beside=controls, goal=widths)
+        judged = Slimmed(original.result(), (Round(
+            widths, slim.result(), tuple(control.result() for control in controls), comparison),))
+        describe_slim(store, judged)
         pipeline = slim.tags.get(Tag.PIPELINE)
         if pipeline and result_of(store.client, pipeline) == slim.run_id:
-            only = Round(widths, slim.result(),
-                         tuple(control.result() for control in controls), comparison)
-            publish(store, pipeline, Slimmed(original.result(), (only,)))
+            publish(store, pipeline, judged)
         return original, slim, comparison
 
 

@@ -16,11 +16,13 @@ from wua_mlflow.markdown import markdown_cell, markdown_text
 from wua_mlflow.report.content import Block, Bullets, Picture, Report, Section, Table, Text
 from wua_mlflow.report.sections import second_line, sections
 
-__all__ = ["description", "html_report", "markdown_report"]
+__all__ = ["description", "html_report", "markdown_report", "short_description"]
 
 
 ROOM = 7_800
 """Characters of a description: MLflow silently truncates a tag's value after 8,000."""
+ROOM_OF_VERSION = 4_900
+"""The store refuses a longer description of a registered version than 5,000."""
 FEWER_ROWS = (12, 4)
 MORE = "The rest is in this run's artifacts `report.md` and `report.html`."
 
@@ -49,6 +51,13 @@ def description(report: Report) -> str:
     closed = "`" * (beginning.count("`") % 2)  # an open code span would leave its tags alive
     cut_off = f"{beginning}{closed} …\n\n{MORE}\n"
     return next((text for text in texts if len(text) <= ROOM), cut_off)
+
+
+def short_description(report: Report) -> str:
+    """The verdict and what is saved, with the table of figures: of a slim run or a version of it.
+    """
+    text = _markdown(report, sections(report)[:1])
+    return text if len(text) <= ROOM_OF_VERSION else _markdown(report, [])[:ROOM_OF_VERSION]
 
 
 def html_report(report: Report, pictures: Mapping[str, bytes]) -> str:

@@ -85,8 +85,8 @@ def download(client: MlflowClient, run: Run, path: str, folder: str) -> Path:
         gone = place is not None and not place.exists()
         reason = why_unreachable(run.info.artifact_uri, client.tracking_uri)
         if not reason and gone:
-            reason = (f"MLFLOW_TRACKING_URI: artifacts of run {run.info.run_id} lay in {place}, and "
-                      f"that folder is gone; where the store was moved, put a link there")
+            reason = (f"MLFLOW_TRACKING_URI: artifacts of run {run.info.run_id} lay in {place}, "
+                      f"and that folder is gone; where the store was moved, put a link there")
         if not reason and place is not None and not (place / path).exists():
             reason = (f"run_id: run {run.info.run_id} ({run.info.run_name}) has no file {path}, "
                       f"from which it would be made again")
@@ -108,8 +108,9 @@ def _folder(location: str) -> Path | None:
     >>> _folder("file:///srv/mlruns/1").as_posix(), _folder("mlflow-artifacts:/1")
     ('/srv/mlruns/1', None)
     """
-    return Path(local_file_uri_to_path(location)) if urlsplit(location).scheme in ("", "file") \
-        else None
+    if urlsplit(location).scheme not in ("", "file"):
+        return None
+    return Path(local_file_uri_to_path(location))  # type: ignore[no-untyped-call]
 
 
 def _could_be_there(folder: Path, tracking_uri: str) -> bool:

@@ -77,7 +77,8 @@ def check_name(name: str) -> None:
 
 
 def register(
-    client: MlflowClient, name: str, *, run_id: str, verdict: Verdict, comparison_run_id: str
+    client: MlflowClient, name: str, *, run_id: str, verdict: Verdict, comparison_run_id: str,
+    description: str = "",
 ) -> Registration:
     """Register a slim variant's model, if its artifact verdict is ``non_inferior``.
 
@@ -92,6 +93,7 @@ def register(
         run_id: the slim variant's run.
         verdict: of these two models, not of the recipes.
         comparison_run_id: the run that holds the comparison.
+        description: of the version, in markdown: its verdict and what it saves.
 
     Raises:
         ValueError: the name is refused, or is a prompt's, or the verdict is a recipe's.
@@ -109,7 +111,7 @@ def register(
         return _refused(name, f"run {run_id} holds no model that MLflow can serve"
                               f"{why and f' ({why})'}")
     _make(client, name)
-    version = _version(client, name, model, _tags(verdict, comparison_run_id))
+    version = _version(client, name, model, _tags(verdict, comparison_run_id), description)
     keeper = _move_alias(client, name, version)
     if keeper:
         return Registration(name, version, None, f"Registered as {name!r} version {version}; the "
@@ -160,16 +162,20 @@ def _make(client: MlflowClient, name: str) -> None:
                              f"is a prompt's") from None
 
 
-def _version(client: MlflowClient, name: str, model: LoggedModel, tags: dict[str, str]) -> str:
+def _version(
+    client: MlflowClient, name: str, model: LoggedModel, tags: dict[str, str], description: str
+) -> str:
     """The model's version under ``name``: that which it has already, or a new one."""
     for link in reversed(_links(model)):
         number = str(link["version"])
         if link["name"] == name and _is_ours(client, name, number):
             for key, value in tags.items():
                 client.set_model_version_tag(name, number, key, value)
+            client.update_model_version(name, number, description)
             return number
     version = client.create_model_version(name, f"models:/{model.model_id}", model.source_run_id,
-                                          tags=tags, model_id=model.model_id, await_creation_for=0)
+                                          tags=tags, description=description,
+                                          model_id=model.model_id, await_creation_for=0)
     number = str(version.version)
     links = _links(client.get_logged_model(model.model_id))
     if (name, number) not in [(link["name"], str(link["version"])) for link in links]:

@@ -246,13 +246,14 @@ def system_metrics(store: Store, run_id: str) -> Iterator[None]:
     ``MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING``, as for ``mlflow.start_run``; a machine that cannot
     be measured gets a warning.
     """
-    if not MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING.get():
+    if not MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING.get():  # type: ignore[no-untyped-call]
         yield
         return
     try:
-        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+        from mlflow.system_metrics import system_metrics_monitor
 
-        monitor = SystemMetricsMonitor(run_id, resume_logging=True, tracking_uri=store.uri)
+        monitor: Any = system_metrics_monitor.SystemMetricsMonitor(  # type: ignore[no-untyped-call]
+            run_id, resume_logging=True, tracking_uri=store.uri)
         monitor.start()
     except Exception as error:  # as MLflow does
         print(f"wua: note: MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING: not logged: "
