@@ -58,7 +58,7 @@ bench-toy: $(VENV)/.test
 	python benchmarks --toy
 
 ui: setup
-	mlflow ui --backend-store-uri sqlite:///mlflow.db --host $(ADDRESS) --port $(PORT)
+	python pipelines/ui.py --host $(ADDRESS) --port $(PORT)
 
 pictures: $(VENV)/.test
 	python docs/pictures.py

@@ -53,8 +53,8 @@ def browser():
 
 @pytest.fixture
 def page(browser):
-    """A new visitor's page, 1600 × 1000 pixels."""
-    context = browser.new_context(viewport={"width": 1600, "height": 1000})
+    """A new visitor's page on a laptop, 1440 × 900 pixels."""
+    context = browser.new_context(viewport={"width": 1440, "height": 900})
     context.set_default_timeout(600_000)
     yield context.new_page()
     context.close()

@@ -12,7 +12,13 @@ from mlflow.entities import Metric, Run, RunTag
 from mlflow.tracking import MlflowClient
 from playwright.sync_api import Locator, Page, TimeoutError, expect
 
-from wua_mlflow.tracking.ui_view import KEY, LATEST_KEY, latest_view, view_address
+from wua_mlflow.tracking.ui_view import (
+    KEY,
+    LATEST_KEY,
+    ensure_view,
+    latest_view,
+    view_address,
+)
 
 expect.set_options(timeout=600_000)
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
@@ -34,20 +40,40 @@ ROWS = """() => [...document.querySelectorAll(".ag-row")]
 
 
 def test_printed_address_shows_the_variants_side_by_side(page, pipeline):
+    """On a laptop, with the assistant open beside it."""
     page.goto(pipeline.view)
+    expect(page.get_by_text("MLflow Assistant")).to_be_visible()
+    verdict = pipeline.run.data.tags["wua.verdict"].replace("_", "-").capitalize()
+    ratio = pipeline.run.data.metrics["compare/flops_ratio"]
+    headline = page.get_by_text(f"{verdict} · {ratio:.1f}×")
+    expect(headline).to_be_in_viewport()
+    assert whole(headline), "the section's title is cut"
+    picture = card(page, "answer/verdict").locator("img").first
+    expect(picture).to_be_in_viewport(ratio=1)
+    page.wait_for_function("image => image.naturalWidth > 0", arg=picture.element_handle())
+    assert picture.bounding_box()["width"] >= 190, "smaller, its words cannot be read"
     scatter = plot(card(page, "FLOPs, one sample vs. test accuracy"))
     points = {(run.data.metrics["flops/forward"], run.data.metrics["accuracy/test"])
               for run in pipeline.variants}
     assert set(zip(scatter["x"], scatter["y"], strict=True)) == points
     expect(card(page, "FLOPs, one sample vs. test accuracy")).to_be_in_viewport()
+    expect_rows(page, [*dearest_first(pipeline.variants), pipeline.run.info.run_name])
+
+
+@pytest.mark.parametrize(("width", "height"), [(1440, 2400), (1920, 1800)])
+def test_costs_are_below_two_a_row_with_titles_that_can_be_read(page, pipeline, width, height):
+    page.set_viewport_size({"width": width, "height": height})
+    page.goto(pipeline.view)
+    tops = []
     for title, metric in BARS.items():
         assert drawn_bars(card(page, title)) == logged(pipeline.variants, metric)
-        expect(card(page, title)).to_be_in_viewport()
-    expect_rows(page, [*dearest_first(pipeline.variants), pipeline.run.info.run_name])
-    verdict = pipeline.run.data.tags["wua.verdict"].replace("_", "-")
-    ratio = pipeline.run.data.metrics["compare/flops_ratio"]
-    headline = page.get_by_text(f"Verdict: {verdict}, {ratio:.2f}× fewer FLOPs")
-    expect(headline).to_be_in_viewport()
+        tops.append(round(card(page, title).bounding_box()["y"]))
+        heading = card(page, title).get_by_role("heading", name=title, exact=True)
+        assert width < 1900 or whole(heading), f"{title} is cut"
+    assert tops[0] == tops[1] < tops[2] == tops[3] < tops[4]
+    picture, scatter = (card(page, title).bounding_box() for title in (
+        "answer/verdict", "FLOPs, one sample vs. test accuracy"))
+    assert picture["y"] == scatter["y"] < tops[0] and picture["x"] < scatter["x"]
 
 
 def test_variants_have_names_and_colours_of_their_own(page, pipeline):
@@ -69,7 +95,7 @@ def test_bars_of_scores_and_the_folded_rest_are_below(page, pipeline):
     expect(card(page, "loss/train")).to_be_visible()
     headers = page.get_by_test_id("experiment-view-compare-runs-section-header")
     expect(headers.filter(has_text="layers/fc1")).to_be_visible()
-    expect(page.get_by_test_id("experiment-view-compare-runs-card")).to_have_count(len(BARS) + 4)
+    expect(page.get_by_test_id("experiment-view-compare-runs-card")).to_have_count(len(BARS) + 5)
 
 
 def test_right_sizing_is_among_the_views(page, pipeline):
@@ -104,6 +130,79 @@ def test_pipeline_page_begins_with_the_verdict(page, pipeline):
         expect(page.get_by_role("link", name=run.info.run_name, exact=True)).to_be_visible()
 
 
+def test_description_says_verdict_and_savings_before_it_is_folded(page, pipeline):
+    page.goto(pipeline.report)
+    decision = pipeline.run.data.tags["mlflow.note.content"].split("**")[1]
+    assert "fewer FLOPs" in decision
+    folded = page.locator("[data-testid='note-view-outer-container'], .note-view-outer-container")
+    shown = page.get_by_text(decision)
+    shown.scroll_into_view_if_needed()
+    expect(shown).to_be_visible()
+    box = shown.bounding_box()
+    assert box["height"] <= 4.5 * 20, "more than the four lines that MLflow shows"
+    assert folded.count() <= 1
+
+
+def test_report_fits_the_pane_of_artifacts(page, pipeline):
+    """Nothing is cut at its sides, nor blocked by the frame's sandbox."""
+    refused = []
+    page.on("console", lambda line: refused.append(line.text) if "sandbox" in line.text.lower()
+            and "blocked" in line.text.lower() else None)
+    experiment, run_id = pipeline.run.info.experiment_id, pipeline.run.info.run_id
+    page.goto(f"{pipeline.server}/#/experiments/{experiment}/runs/{run_id}/artifacts/report.html"
+              f"?workflowType=machine_learning")
+    report = page.frame_locator("iframe")
+    table = report.locator("table").first
+    expect(table).to_be_visible()
+    cut = report.locator(".wide, body, table").evaluate_all(
+        "boxes => boxes.filter(box => box.scrollWidth > box.clientWidth + 1).length")
+    pictures = report.locator("img").evaluate_all(
+        "images => images.map(image => image.naturalWidth)")
+    assert cut == 0 and pictures and all(pictures) and not refused
+    for name in [run.info.run_name for run in pipeline.variants]:
+        expect(table.get_by_role("columnheader", name=name, exact=True)).to_be_visible()
+
+
+def test_metrics_of_the_pipeline_begin_with_the_picture_of_the_verdict(page, pipeline):
+    experiment, run_id = pipeline.run.info.experiment_id, pipeline.run.info.run_id
+    page.goto(f"{pipeline.server}/#/experiments/{experiment}/runs/{run_id}/model-metrics"
+              f"?workflowType=machine_learning")
+    picture = card(page, "answer/verdict").locator("img").first
+    expect(picture).to_be_in_viewport()
+    headers = page.get_by_test_id("experiment-view-compare-runs-section-header")
+    expect(headers.first).to_contain_text("answer")
+
+
+def test_page_of_two_variants_begins_with_what_differs_and_the_test_score(page, pipeline):
+    first, last = (pipeline.variants[i].info.run_id for i in (0, -1))
+    experiment = pipeline.run.info.experiment_id
+    page.goto(f'{pipeline.server}/#/compare-runs?runs=["{first}","{last}"]'
+              f'&experiments=["{experiment}"]')
+    expect(page.get_by_text("Comparing 2 Runs")).to_be_visible()
+    axes = page.locator(".js-plotly-plot .axis-title")
+    expect(axes.last).to_have_text("score/test")
+    assert set(axes.all_inner_texts()) >= {"epochs", "hidden"}
+
+
+def test_right_sizing_with_many_variants_and_a_sweep_beside_them(page, server):
+    client = MlflowClient(server)
+    experiment = client.create_experiment("many")
+    ensure_view(client, experiment)
+    for number in range(1200):
+        kind = "variant" if number < 200 else "trial"
+        run = client.create_run(experiment, run_name=f"{kind} {number}", tags={"wua.kind": kind})
+        if kind == "variant":
+            client.log_batch(run.info.run_id, metrics=[
+                Metric("flops/forward", 1000 + number, 0, 0),
+                Metric("score/test", 0.5 + number / 1000, 0, 0)])
+    page.goto(view_address(server, experiment, KEY))
+    scatter = plot(card(page, "FLOPs, one sample vs. test score"))
+    assert set(scatter["x"]) <= {1000 + number for number in range(200)} and len(scatter["x"]) >= 10
+    names = page.evaluate(ROWS)
+    assert names and all(name.startswith("variant ") for name in names)
+    expect(page.get_by_text("100 matching runs")).to_be_visible()
+
+
 def test_regression_shows_r_squared(page, server):
     client = MlflowClient(server)
     experiment = client.create_experiment("regression")
@@ -128,6 +227,11 @@ def card(page: Page, title: str) -> Locator:
     """The chart of that title."""
     cards = page.get_by_test_id("experiment-view-compare-runs-card")
     return cards.filter(has=page.get_by_role("heading", name=title, exact=True))
+
+
+def whole(words: Locator) -> bool:
+    """Whether nothing of a line is cut off."""
+    return bool(words.evaluate("line => line.scrollWidth <= line.clientWidth + 1"))
 
 
 def plot(chart: Locator) -> dict[str, Any]:

@@ -65,10 +65,11 @@ def _chain(layers: int, width: int) -> nn.Sequential:
 @pytest.mark.parametrize(("layers", "width", "drawn"), [
     (20, 2, True), (21, 2, False), (23, 2, False), (2, 15, True), (3, 16, False)])
 def test_the_diagram_is_for_networks_of_few_layers_and_units(layers, width, drawn):
-    """And the first twenty layers get a histogram."""
+    """And the first twenty layers get a histogram; all of more a figure to explore."""
     model = _chain(layers, width)
     files = usage_pictures(model, analyze(model, torch.rand(5, width)))
-    assert set(files) == {"plots/layers.png", "plots/units.png", *["plots/network.png"] * drawn, *(
+    assert set(files) == {"plots/layers.png", "plots/units.png", *["plots/network.png"] * drawn,
+                          *["plots/layers.html"] * (layers > 21), *(
         f"plots/importance_{i}.png" for i in range(min(20, layers - 1)))}
 
 
@@ -78,7 +79,8 @@ def test_more_rows_than_can_be_read_are_not_drawn(layers, drawn):
     named = {f"fc{i}": replace(layer, name=f"fc{i}") for i in range(layers)}
     files = usage_pictures(nn.Flatten(), ModelUsage("output", 5, named, {}))
     assert ("plots/layers.png" in files) == ("plots/units.png" in files) == drawn
-    assert len(files) == 20 + 2 * drawn
+    assert len(files) == 20 + 1 + 2 * drawn
+    assert "plots/layers.html" in files, "under the pointer any number of layers has names"
 
 
 @pytest.mark.parametrize(("classes", "outputs", "names"), [

@@ -38,7 +38,7 @@ def test_a_slim_model_that_is_as_good_is_registered(ran):
     assert version.tags["wua.comparison"] == slim.run_id
     described = tags_of(store, slim.run_id)["mlflow.note.content"]
     assert version.description.strip() == described.strip()
-    assert described.startswith(f"**{outcome.report.in_short}**")
+    assert described.startswith(f"**{outcome.report.decision}**")
     assert "| FLOPs" in described.replace("*", "")
     assert tags_of(store, version.tags["wua.comparison"])["wua.verdict.artifact"]
     model = mlflow.pytorch.load_model(f"models:/{NAME}@slim")

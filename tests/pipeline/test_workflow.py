@@ -229,7 +229,8 @@ def test_the_report_and_the_description_which_begins_with_the_verdict(usecase):
     note = usecase.run().data.tags["mlflow.note.content"]
     first, second, third, fourth = note.split("\n\n")[:4]
     verdict = usecase.outcome.verdict
-    assert first == f"**{usecase.outcome.report.in_short}**"
+    report = usecase.outcome.report
+    assert first == f"**{report.decision}** {report.comparison.equal_budget}".strip()
     assert "(95% confidence, 6 seeds)" in first
     assert second.startswith(f"{verdict.headline}.")
     assert "The slim model: 1.4× fewer FLOPs, 1.4× fewer parameters" in second

@@ -7,11 +7,17 @@ from dataclasses import replace
 
 import pytest
 import scipy.stats
+from matplotlib.text import Text
 
 from tests.plots.usages import words_of
 from tests.report import cases
 from tests.report.cases import variant
-from wua_mlflow.plots.comparison import QUANTITIES, comparison_data, plot_comparison
+from wua_mlflow.plots.comparison import (
+    QUANTITIES,
+    comparison_data,
+    plot_answer,
+    plot_comparison,
+)
 from wua_mlflow.tracking.names import Metric
 
 _BIG = {"accuracy/test": 0.8850, "flops/forward": 122.0, "params/total": 41.0, "size/bytes": 4321.0,
@@ -134,6 +140,28 @@ def test_the_picture_is_legible(variants, verdicts, words, legible):
         assert labels and max(label.get_window_extent().x1 for label in labels) <= ax.bbox.x1 + 1
     assert words | {data.headline} <= set(drawn)
     assert {label for panel in data.panels for label in panel.labels} <= set(drawn)
+
+
+@pytest.mark.parametrize("verdicts", [_BOTH, _BOTH[:1]])
+@pytest.mark.parametrize("names", [("oversized 10", "slim 7"), (
+    "oversized 256-256-128-64", "slim-3 64-32-16-8")])
+def test_the_answer_is_a_square_whose_words_are_read_when_it_is_small(verdicts, names, legible):
+    pair = [_variant(name, figures, _SEEDS) for name, figures in zip(
+        names, (_BIG, _SMALL), strict=True)]
+    data = comparison_data(pair, verdicts, (1.04, 0.98, 1.1))
+    figure = plot_answer(data)
+    width, height = figure.get_size_inches()
+    assert width == height
+    drawn = " ".join(" ".join(legible(figure)).split())
+    assert data.headline in drawn and data.savings in drawn
+    assert "these two models: −1.2 (−3.1 to +0.7)" in drawn
+    assert ("recipe, over seeds: −0.1 (−9.1 to +8.9)" in drawn) == (len(verdicts) == 2)
+    sizes = [text.get_fontsize() for text in figure.findobj(Text) if text.get_text().strip()]
+    assert min(sizes) * 200 / (72 * width) >= 8, "pixels of the smallest letters at 200 pixels"
+    (axes,) = figure.axes
+    spans = [line.get_xdata() for line in axes.lines if len(line.get_xdata()) == 2
+             and line.get_marker() == "|"]
+    assert [tuple(span) for span in spans] == [(each.low, each.high) for each in verdicts]
 
 
 def test_intervals_of_several_methods_are_named_in_the_caption(legible):

@@ -83,6 +83,7 @@ def test_ensure_view_shows_every_variant_and_leaves_an_edited_view_alone(client,
         *(f"metrics.`{name}`" for name in (
             "score/test", "flops/forward", "params/total", "usage/entropy", "latency/p50_ms",
             "usage/effective_weights", "compare/flops_ratio"))}
+    assert "IMAGE" not in {chart["type"] for chart in state["compareRunCharts"]}
     client.set_experiment_tag(experiment, TAG + KEY, "edited by a user")
     ensure_view(client, experiment)
     assert client.get_experiment(experiment).tags[TAG + KEY] == "edited by a user"
@@ -90,7 +91,7 @@ def test_ensure_view_shows_every_variant_and_leaves_an_edited_view_alone(client,
 
 def test_latest_view_shows_one_pipeline_headed_by_its_verdict_and_is_replaced(client, experiment):
     for name, verdict, headline in (
-            ("first", "non_inferior", "Verdict: non-inferior, 1.50× fewer FLOPs"),
+            ("first", "non_inferior", "Non-inferior · 1.5×"),
             ("second", None, "Variants side by side")):
         ids = make_pipeline(client, experiment, layers=1, verdict=verdict)
         latest_view(client, experiment, ids["pipeline"], name, classification=True)
@@ -99,7 +100,12 @@ def test_latest_view_shows_one_pipeline_headed_by_its_verdict_and_is_replaced(cl
         assert shown(client, experiment, state) == {ids["pipeline"], ids["oversized"], ids["slim"]}
         sections = state["compareRunSections"]
         assert sections[0]["name"] == headline
-        assert [section["display"] for section in sections[:3]] == [True, True, False]
+        assert [section["display"] for section in sections[:4]] == [True, True, True, False]
+        assert {section["columns"] for section in sections} == {2}
+        first, second = state["compareRunCharts"][:2]
+        assert (first["type"], first["imageKeys"]) == ("IMAGE", ["answer/verdict"])
+        assert second["type"] == "SCATTER"
+        assert first["metricSectionId"] == second["metricSectionId"] == sections[0]["uuid"]
         assert {section["name"] for section in sections if not section["display"]} == {
             "accuracy", "compare", "flops", f"layers/{'encoder.' * 28}0"}
     assert list(client.get_experiment(experiment).tags) == [TAG + LATEST_KEY]

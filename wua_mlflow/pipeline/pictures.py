@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from wua_mlflow.plots.histogram import histogram_data, plot_histogram
+from wua_mlflow.plots.interactive import explore_layers, html_page
 from wua_mlflow.plots.network import network_data, plot_network
 from wua_mlflow.plots.usage import layers_data, plot_layers, plot_units, units_data
 from wua_mlflow.tracking.names import ArtifactPath, importance_plot, keys_of
@@ -33,7 +34,7 @@ could not be told apart."""
 def usage_pictures(
     model: nn.Module, usage: ModelUsage, *, inputs: Sequence[str] = (),
     outputs: Sequence[str] = (),
-) -> dict[str, Callable[[Path], None]]:
+) -> dict[str, Callable[[Path], object]]:
     """By artifact path: the layers, their units, histograms, and the diagram of a small MLP.
 
     Histograms are of the first layers; what could not be read is left out.
@@ -44,12 +45,15 @@ def usage_pictures(
         inputs: names of the inputs.
         outputs: names of the outputs, as of classes.
     """
-    files = {}
+    files: dict[str, Callable[[Path], object]] = {}
     layers = list(usage.layers.values())
     if len(layers) <= MOST_ROWS:
         files[ArtifactPath.LAYERS_PLOT] = _drawn(plot_layers, layers_data, usage)
-        if any(layer.units > 1 for layer in layers):
-            files[ArtifactPath.UNITS_PLOT] = _drawn(plot_units, units_data, usage)
+    if len(layers) > MOST_HISTOGRAMS:
+        files[ArtifactPath.LAYERS_PAGE] = lambda path: path.write_text(
+            html_page(explore_layers(layers_data(usage))), encoding="utf-8")
+    if len(layers) <= MOST_ROWS and any(layer.units > 1 for layer in layers):
+        files[ArtifactPath.UNITS_PLOT] = _drawn(plot_units, units_data, usage)
     keys = keys_of(usage.layers)
     for layer in layers[:MOST_HISTOGRAMS]:
         files[importance_plot(layer.name, keys)] = _drawn(

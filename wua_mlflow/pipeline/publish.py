@@ -12,14 +12,17 @@ from io import BytesIO
 from typing import TYPE_CHECKING
 
 from mlflow.entities import LoggedModelOutput
+from PIL import Image
 
 from wua_mlflow.config import Settings
 from wua_mlflow.markdown import markdown_text
 from wua_mlflow.pipeline.pictures import MOST_ROWS
-from wua_mlflow.plots.comparison import comparison_data, plot_comparison
+from wua_mlflow.plots.comparison import comparison_data, plot_answer, plot_comparison
+from wua_mlflow.plots.interactive import explore_pareto, explore_trials, html_page
 from wua_mlflow.plots.pareto import pareto_data, plot_pareto
 from wua_mlflow.plots.usage import layers_data, plot_layers
 from wua_mlflow.plots.widths import (
+    TrialsData,
     changes_data,
     curves_data,
     plot_changes,
@@ -40,7 +43,7 @@ from wua_mlflow.tracking.log import DESCRIPTION, Files, write
 from wua_mlflow.tracking.names import ArtifactPath, Metric, Tag
 from wua_mlflow.tracking.registry import register
 from wua_mlflow.tracking.store import Store
-from wua_mlflow.tracking.ui_view import ensure_view, latest_view
+from wua_mlflow.tracking.ui_view import ANSWER_IMAGE, ensure_view, latest_view
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -128,11 +131,14 @@ def publish(store: Store, run_id: str, slimmed: Slimmed, *, files: Files | None 
           files={
               ArtifactPath.REPORT_MARKDOWN:
                   f"# {markdown_text(report.title)}\n\n{markdown_report(report)}",
-              ArtifactPath.REPORT_HTML: html_report(report, pictures),
+              ArtifactPath.REPORT_HTML: html_report(report, {
+                  key: png for key, png in pictures.items() if key != "answer"}),
               ArtifactPath.COMPARISON_PLOT:
                   lambda path: path.write_bytes(pictures["comparison"]),
+              **_pages(report, slimmed.variants),
               **(files or {}),
           })
+    store.client.log_image(run_id, Image.open(BytesIO(pictures["answer"])), key=ANSWER_IMAGE)
     ensure_view(store.client, store.experiment_id)
     latest_view(store.client, store.experiment_id, run_id, report.title,
                 classification=Metric.ACCURACY_TEST in slimmed.original.metrics)
@@ -152,8 +158,8 @@ def report_pictures(
     verdict, comparison = report.comparison.verdict, report.comparison
     verdicts = list(filter(None, (comparison.artifact, comparison.recipe)))
     timed = [replace(variant, metrics=comparison.metrics_of(variant)) for variant in variants]
-    drawn = {"comparison": plot_comparison(comparison_data(
-        timed, verdicts, comparison.latency_ratio))}
+    compared = comparison_data(timed, verdicts, comparison.latency_ratio)
+    drawn = {"comparison": plot_comparison(compared), "answer": plot_answer(compared)}
     if Metric.FLOPS_FORWARD in variants[0].metrics:
         drawn["pareto"] = plot_pareto(pareto_data(
             every, margin=verdict.margin, confidence=verdict.confidence, score=verdict.score))
@@ -166,15 +172,34 @@ def report_pictures(
     return {key: _png(figure) for key, figure in drawn.items()}
 
 
+def _pages(report: Report, variants: Sequence[VariantResult]) -> Files:
+    """Figures to explore: score against FLOPs, and what the search tried."""
+    verdict, pages = report.comparison.verdict, {}
+    if Metric.FLOPS_FORWARD in variants[0].metrics:
+        pages[ArtifactPath.PARETO_PAGE] = html_page(explore_pareto(pareto_data(
+            variants, margin=verdict.margin, confidence=verdict.confidence, score=verdict.score)))
+    trials = _trials_of(report)
+    if trials:
+        pages[ArtifactPath.TRIALS_PAGE] = html_page(explore_trials(trials))
+    return pages
+
+
+def _trials_of(report: Report) -> TrialsData | None:
+    """What the search tried, besides the original; None where there was none."""
+    widths, verdict = report.widths, report.comparison.verdict
+    trials = widths.searched.trials if widths and widths.searched else ()
+    if widths is None or all(trial.outcome == "original" for trial in trials):
+        return None
+    return trials_data(trials, chosen=widths.widths, margin=verdict.margin, score=verdict.score)
+
+
 def _of_widths(report: Report) -> dict[str, Figure]:
     widths, figures = report.widths, {}
     if widths is None:
         return {}
-    verdict = report.comparison.verdict
-    trials = widths.searched.trials if widths.searched else ()
-    if any(trial.outcome != "original" for trial in trials):
-        figures["trials"] = plot_trials(trials_data(
-            trials, chosen=widths.widths, margin=verdict.margin, score=verdict.score))
+    trials = _trials_of(report)
+    if trials:
+        figures["trials"] = plot_trials(trials)
     recommendation = widths.recommendation
     if recommendation:
         curves = [layer for layer in recommendation.layers if layer.curve.widths

@@ -323,8 +323,8 @@ def _score_metrics(
 ) -> dict[str, float]:
     split = recipe.split
     results = {name: recipe.evaluate(trained.model, part, trained.kind)
-               for name, part in (("train", split.train), ("validation", split.validation))}
-    results["test"] = test
+               for name, part in (("validation", split.validation), ("train", split.train))}
+    results = {"test": test, **results}  # MLflow's page of two runs shows them in this order
     metrics = {f"score/{part}": result.score for part, result in results.items()}
     metrics[Metric.LOSS_TEST] = test.loss
     if has_classes(split.task):

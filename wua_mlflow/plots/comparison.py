@@ -6,6 +6,7 @@ Tests: ``tests/plots/test_comparison.py``.
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BarPanel", "ComparisonData", "QUANTITIES", "Quantity", "ScoreRow", "comparison_data",
-    "plot_comparison", "plot_verdict", "savings",
+    "plot_answer", "plot_comparison", "plot_verdict", "savings",
 ]
 
 
@@ -325,6 +326,37 @@ def _draw_scores(ax: Axes, data: ComparisonData) -> None:
     ax.set_xlabel(f"test {data.score_name}", fontsize=style.SMALL, color=MUTED)
 
 
+_ANSWER_IN, _ANSWER_LINE = 3.6, 39
+"""Side of the square that MLflow shows an image in, and characters of a line in it."""
+
+
+def plot_answer(data: ComparisonData) -> Figure:
+    """The verdicts' intervals and what is saved, in a square that is still read at 200 pixels.
+
+    MLflow's charts have no intervals; this is the picture among them.
+    """
+    title = textwrap.wrap(data.headline, _ANSWER_LINE - 5)
+    saved = textwrap.wrap(data.savings or "saves nothing", _ANSWER_LINE)
+    page = style.sheet(_ANSWER_IN, _ANSWER_IN - 0.15, title="")
+    left, top = 0.15, 0.1
+    page.write(left, top, "\n".join(title), 12, color=INK, weight="bold")
+    top += 0.235 * len(title) + 0.08
+    page.write(left, top, "\n".join(saved), 11, color=INK)
+    top += 0.21 * len(saved) + 0.22
+    rows = len(data.verdicts)
+    bottom = _ANSWER_IN - 0.8
+    axes = page.axes(left, top, _ANSWER_IN - 2 * left, bottom - top)
+    axes.set_yticks([])
+    _draw_intervals(axes, data.verdicts, data.colours[-1], ("original", "slim"), size=11)
+    axes.set_ylim(rows - 0.35, -0.75)
+    for row, verdict in enumerate(data.verdicts):
+        words = f"{_BASES[verdict.kind]}: {text.interval_words(verdict)}"
+        style.note(axes, words, (0.02, row - 0.28), (0, 0), ("axes fraction", "data"), ha="left",
+                   va="center", color=INK, fontsize=11,
+                   bbox={"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 1})
+    return page.figure
+
+
 def plot_verdict(verdict: Verdict) -> Figure:
     """One verdict: the interval of the difference, against the margin."""
     title, _, figures = verdict.headline.partition(": ")
@@ -342,7 +374,8 @@ def _draw_verdicts(ax: Axes, data: ComparisonData) -> None:
 
 
 def _draw_intervals(
-    ax: Axes, verdicts: Sequence[Verdict], colour: str, names: tuple[str, str]
+    ax: Axes, verdicts: Sequence[Verdict], colour: str, names: tuple[str, str], *,
+    size: float = style.SMALL,
 ) -> None:
     """An interval a row; ``names`` are the original's and the candidate's."""
     score, margin = verdicts[0].score, verdicts[0].margin
@@ -356,9 +389,11 @@ def _draw_intervals(
     unit = {" points": ", in points", "%": ", in % of the original's"}.get(
         text.unit_of(score)[1], "")
     ax.set_xlabel(f"{score}, {names[1]} − {names[0]}{unit}\nshaded: better, or within the margin",
-                  fontsize=style.SMALL, color=MUTED, linespacing=1.5, parse_math=False)
+                  fontsize=size, color=MUTED, linespacing=1.5, parse_math=False)
+    ax.tick_params(axis="x", labelsize=size)
     style.note(ax, f"margin {text.points(-margin, score)}", (-margin, 1), (0, 3),
-               ("data", "axes fraction"), ha="center", va="bottom", color=INK)
+               ("data", "axes fraction"), ha="center", va="bottom", color=INK,
+               fontsize=size)
 
 
 def _verdict_words(verdict: Verdict) -> str:

@@ -119,6 +119,11 @@ class Report:
         """The verdict for who has to decide: quality, what is saved, how the original does if it is
         trained for as long.
         """
+        return " ".join(filter(None, (self.decision, self.comparison.equal_budget)))
+
+    @property
+    def decision(self) -> str:
+        """The beginning of ``in_short``: quality and what is saved."""
         original, slim = self.metrics[0], self.metrics[-1]
         size = size_gain(original.get(Metric.SIZE_BYTES), slim.get(Metric.SIZE_BYTES))
         gains = list(filter(None, (self.latency_gain, size)))
@@ -127,8 +132,7 @@ class Report:
         decision = decision_sentence(self.comparison.verdict, gains, *max(ratios),
                                      artifact=self.comparison.artifact,
                                      equal_budget=self.comparison.equal_budget_outcome)
-        return " ".join(filter(None, (
-            self.comparison.constant, decision, self.comparison.equal_budget)))
+        return " ".join(filter(None, (self.comparison.constant, decision)))
 
     @property
     def latency_gain(self) -> tuple[str, bool] | None:

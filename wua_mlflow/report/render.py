@@ -98,7 +98,8 @@ def _with_code(words: str) -> str:
 
 
 def _markdown(report: Report, content: Sequence[Section]) -> str:
-    parts = [f"**{markdown_text(report.in_short)}**", markdown_text(second_line(report)),
+    first = f"**{markdown_text(report.decision)}** {markdown_text(report.comparison.equal_budget)}"
+    parts = [first.strip(), markdown_text(second_line(report)),
              markdown_text(f"The question: {report.asked}")]
     for section in content:
         blocks = [text for block in section.blocks if (text := _markdown_block(block))]

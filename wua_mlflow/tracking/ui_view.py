@@ -19,7 +19,10 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
     from mlflow.tracking import MlflowClient
 
-__all__ = ["KEY", "LATEST_KEY", "ensure_view", "latest_view", "run_address", "view_address"]
+__all__ = [
+    "ANSWER_IMAGE", "KEY", "LATEST_KEY", "ensure_view", "latest_view", "run_address",
+    "view_address",
+]
 
 
 KEY = "wua"
@@ -32,9 +35,16 @@ Titled = tuple[str, str]
 """A title for a chart, and the metric that it shows."""
 
 _TAG = "mlflow.sharedViewState."
-_MAIN, _MORE = "wua-main", "wua-more"
-_ROW_PIXELS = 290
-"""Height of a chart: two rows of them fit on a screen of 1,000 pixels."""
+_ANSWER, _MAIN, _MORE = "wua-answer", "wua-main", "wua-more"
+_COLUMNS = 2
+"""Charts a row: with the assistant open on a laptop, more leave no room for their titles."""
+_PIXELS = {_ANSWER: 400, _MAIN: 250, _MORE: 250}
+"""Height of a section's charts; the first holds an image of 256 pixels, with its run's name."""
+ANSWER_IMAGE = "answer/verdict"
+"""Key of the image, logged with the pipeline's run, that the first chart shows.
+
+Before its slash stands the section that it is in on the run's own page of metrics: the first one.
+"""
 _MOST_FOLDED = 32
 """MLflow stores at most 20,000 characters a tag; a section takes up to 450."""
 _FOLDED = ("accuracy", "compare", "flops", "flops_ptflops", "latency", "loss", "params", "score",
@@ -92,6 +102,7 @@ def latest_view(
         over_seeds=("mean accuracy over seeds", Metric.ACCURACY_TEST_MEAN),
         headline=_headline(runs),
         folded=sorted({key.rpartition("/")[0] for run in runs for key in run.data.metrics}),
+        pictured=True,
     )
     _save(client, experiment_id, LATEST_KEY, f"Latest: {name}",
           {**state, "runsHiddenMode": "SHOW_ALL"})
@@ -129,17 +140,18 @@ def _save(
 
 
 def _headline(runs: Sequence[Run]) -> str:
-    """The last slim variant's verdict and what it saves: the answer, above the charts."""
+    """The last slim variant's verdict and its saving of FLOPs, in as few letters as are shown."""
     judged = [run for run in runs if Tag.VERDICT in run.data.tags]
     if not judged:
         return "Variants side by side"
-    verdict = judged[-1].data.tags[Tag.VERDICT].replace("_", "-")
+    verdict = judged[-1].data.tags[Tag.VERDICT].replace("_", "-").capitalize()
     ratio = judged[-1].data.metrics.get(Metric.FLOPS_RATIO)
-    return f"Verdict: {verdict}" + (f", {ratio:.2f}× fewer FLOPs" if ratio else "")
+    return verdict + (f" · {ratio:.{int(ratio < 10)}f}×" if ratio else "")
 
 
 def _state(
-    search: str, *, score: Titled, over_seeds: Titled, headline: str, folded: Iterable[str]
+    search: str, *, score: Titled, over_seeds: Titled, headline: str, folded: Iterable[str],
+    pictured: bool = False,
 ) -> State:
     """The state of the runs page, ordered by time: that order alone nests runs under parents.
 
@@ -164,7 +176,7 @@ def _state(
         "columnOrder": [_PICKER, _NAME, *pixels],
         "columnWidths": {_PICKER: 64, _NAME: 240, **pixels},
         "runsHiddenMode": "FIRST_20_RUNS",
-        "compareRunCharts": _charts(score, over_seeds),
+        "compareRunCharts": _charts(score, over_seeds, pictured=pictured),
         "compareRunSections": _sections(headline, folded),
         "viewMaximized": False,
         "runListHidden": False,
@@ -178,11 +190,13 @@ def _state(
     }
 
 
-def _charts(score: Titled, over_seeds: Titled) -> list[State]:
-    """The score against its cost, as points, and five bar charts; then bars of scores, training.
+def _charts(score: Titled, over_seeds: Titled, *, pictured: bool) -> list[State]:
+    """The verdict as a picture, the score against its cost as points; bars of costs; scores.
 
     A bar begins at 0, so that bars of scores look alike: points show by how much they differ.
     """
+    image: State = {"type": "IMAGE", "imageKeys": [ANSWER_IMAGE], "step": 0,
+                    "showRunParams": False}
     flops = (FLOPS_ONE_SAMPLE, Metric.FLOPS_FORWARD)
     points: State = {"type": "SCATTER", "xaxis": _axis(flops), "yaxis": _axis(score)}
     main = (
@@ -198,7 +212,8 @@ def _charts(score: Titled, over_seeds: Titled) -> list[State]:
         {"type": "LINE", "metricKey": Metric.LOSS_TRAIN, "selectedMetricKeys": [Metric.LOSS_TRAIN],
          "xAxisKey": "step", "lineSmoothness": 0, "displayPoints": False},
     )
-    placed = [(points, _MAIN), *((_bar(titled), _MAIN) for titled in main),
+    placed = [*([(image, _ANSWER)] if pictured else []), (points, _ANSWER),
+              *((_bar(titled), _MAIN) for titled in main),
               *((card, _MORE) for card in more)]
     return [
         {"uuid": f"wua-{number}", "metricSectionId": section, "runsCountToCompare": 10,
@@ -217,12 +232,14 @@ def _axis(titled: Titled) -> State:
 
 
 def _sections(headline: str, folded: Iterable[str]) -> list[State]:
-    """Our two sections; then, folded, those in which the UI puts all other metrics."""
-    ours = [(_MAIN, headline, True), (_MORE, "Scores, seeds, training", True)]
+    """Our sections; then, folded, those in which the UI puts all other metrics and images."""
+    ours = [(_ANSWER, headline, True), (_MAIN, "What it costs", True),
+            (_MORE, "Scores, seeds, training", True)]
     others = [(f"wua-folded-{number}", name, False)
               for number, name in enumerate(folded)][:_MOST_FOLDED]
     return [
-        {"uuid": uuid, "name": name, "display": shown, "columns": 3, "cardHeight": _ROW_PIXELS,
-         "isReordered": True, "deleted": False, "isGenerated": False}
+        {"uuid": uuid, "name": name, "display": shown, "columns": _COLUMNS,
+         "cardHeight": _PIXELS.get(uuid, 290), "isReordered": True, "deleted": False,
+         "isGenerated": False}
         for uuid, name, shown in (*ours, *others)
     ]
