@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 from wua_mlflow.config import Settings
 from wua_mlflow.markdown import markdown_text
-from wua_mlflow.pipeline.pictures import MOST_ROWS
 from wua_mlflow.plots.comparison import comparison_data, plot_comparison
 from wua_mlflow.plots.pareto import pareto_data, plot_pareto
 from wua_mlflow.plots.usage import layers_data, plot_layers
@@ -31,6 +30,7 @@ from wua_mlflow.report.render import description, html_report, markdown_report
 from wua_mlflow.results import Round, Slimmed, VariantResult
 from wua_mlflow.tracking.log import Files, write
 from wua_mlflow.tracking.names import ArtifactPath, Metric, Tag
+from wua_mlflow.tracking.pictures import MOST_ROWS
 from wua_mlflow.tracking.registry import register
 from wua_mlflow.tracking.store import Store
 from wua_mlflow.tracking.ui_view import ensure_view, latest_view
