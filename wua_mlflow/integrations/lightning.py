@@ -33,10 +33,11 @@ class WuaCallback(Callback):
         """Find the run."""
         if trainer.is_global_zero:
             self._log = FitLog(self._options)
-            logger = next((each for each in trainer.loggers if isinstance(each, MLFlowLogger)),
-                          None)
-            self._log.begin(pl_module, trainer.train_dataloader,
-                            client=logger and logger.experiment, run_id=logger and logger.run_id)
+            target: dict[str, Any] = {}
+            for logger in trainer.loggers:
+                if isinstance(logger, MLFlowLogger):
+                    target = {"client": logger.experiment, "run_id": logger.run_id}
+            self._log.begin(pl_module, trainer.train_dataloader, **target)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A point on the way."""

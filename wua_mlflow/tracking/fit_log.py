@@ -18,7 +18,7 @@ from torch import nn
 
 from wua_mlflow.data.batches import Batches
 from wua_mlflow.distributed import alone, is_sharded
-from wua_mlflow.errors import one_line
+from wua_mlflow.errors import WORDED, one_line
 from wua_mlflow.flops import CONVENTION, count_flops
 from wua_mlflow.hooks import unwrapped
 from wua_mlflow.rng import isolated
@@ -161,7 +161,8 @@ class FitLog:
         try:
             yield
         except Exception as error:  # the training is what matters
-            warnings.warn(f"wua: {consequence}: {one_line(error)}", stacklevel=5)
+            warnings.warn(f"wua: {consequence}: {one_line(error, bare=WORDED)}",
+                          stacklevel=5)
 
 
 def _end_as_failed(client: MlflowClient, run_id: str) -> None:

@@ -13,13 +13,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
 from wua_mlflow.data.batches import DATASET_BATCH, Batches, leaves, mapped
 from wua_mlflow.distributed import alone, is_sharded, rank
-from wua_mlflow.errors import one_line
+from wua_mlflow.errors import WORDED, one_line
 from wua_mlflow.hooks import unwrapped
 from wua_mlflow.rng import isolated
 from wua_mlflow.tracking.log import usage_history, write_history
@@ -110,6 +111,7 @@ class UsageMonitor:
         self._client, self._run_id = client, run_id
         self._sample = fixed_sample(data, samples)
         began = self._now()
+        self._check_run()  # it takes about as long as a point takes to log
         self._first = usage_history(self._usage())
         self._cost_s = self.spent_s = self._now() - began
         self._left = self._now()
@@ -138,6 +140,13 @@ class UsageMonitor:
 
     __call__ = step
 
+    def _check_run(self) -> None:
+        try:
+            self._client.get_run(self._run_id)
+        except MlflowException as error:
+            raise ValueError(f"run_id: expected one that can be read, but got '{self._run_id}': "
+                             f"{one_line(error)}") from error
+
     def _try_to_measure(self, epoch: int) -> None:
         try:
             with isolated():  # MLflow draws random numbers, too, where it tries again
@@ -145,8 +154,8 @@ class UsageMonitor:
                 write_history(self._client, self._run_id, self._pending)
         except Exception as error:  # training is what matters here
             if not self._warned:
-                warnings.warn(f"wua: usage of epoch {epoch} not logged: {one_line(error)}",
-                              stacklevel=3)
+                reason = one_line(error, bare=WORDED)
+                warnings.warn(f"wua: usage of epoch {epoch} not logged: {reason}", stacklevel=3)
             self._warned = True
         else:
             self._pending.clear()
@@ -185,8 +194,10 @@ def fixed_sample(data: Any, samples: int) -> Any:
     [0, 2, 4, 6, 8]
     """
     if isinstance(data, Tensor | np.ndarray):
-        rows = _spread(len(data), samples)
-        return data[rows].clone() if isinstance(data, Tensor) else data[rows].copy()
+        return _rows(data, samples)
+    if isinstance(data, tuple) and len(data) == 2 and isinstance(data[1], _NUMBERS) and \
+            len({len(part) for part in leaves(data, _NUMBERS)}) == 1:
+        return [mapped(data, _NUMBERS, lambda part: _rows(part, samples))]  # inputs and targets
     if isinstance(data, Dataset):
         data = DataLoader(data, batch_size=DATASET_BATCH)
     with isolated():
@@ -196,6 +207,14 @@ def fixed_sample(data: Any, samples: int) -> Any:
             raise ValueError("data: expected batches that can be gone over again, but got an "
                              "iterator; give a DataLoader or a list")
         return _first(data, samples)
+
+
+_NUMBERS = (Tensor, np.ndarray)
+
+
+def _rows(data: Any, samples: int) -> Any:
+    rows = data[_spread(len(data), samples)]
+    return rows.clone() if isinstance(rows, Tensor) else rows.copy()
 
 
 def _spread(length: int, samples: int) -> list[int]:
@@ -214,10 +233,10 @@ def _first(batches: Any, samples: int) -> list[Any]:
     """Batches with the first examples, the last one cut where all its tensors are as long."""
     kept: list[Any] = []
     for batch in batches:
-        tensors = [each for each in leaves(batch, (Tensor, np.ndarray)) if each.ndim]
+        tensors = [each for each in leaves(batch, _NUMBERS) if each.ndim]
         lengths = {len(each) for each in tensors}
         if len(lengths) == 1 and max(lengths) > samples:
-            batch = mapped(batch, (Tensor, np.ndarray),
+            batch = mapped(batch, _NUMBERS,
                            lambda each: each[:samples] if each.ndim else each)  # noqa: B023
         kept.append(mapped(batch, Tensor, Tensor.clone))
         samples -= max(lengths, default=1)
