@@ -46,8 +46,9 @@ class UsageMonitor:
     at the step before the first epoch. Each costs a forward of the sample and a call of MLflow's.
     All of it together is kept below ``budget`` of the training time, which is the time between
     the calls: where a point would cost more it is left out and taken as soon as there is room for
-    it; a line on standard error says so once. What fails while the model trains is a warning, once;
-    the training goes on.
+    it; a line on standard error says so once. Only the first point is taken whatever it costs,
+    which nobody knows before; those that follow make it good. What fails while the model trains is
+    a warning, once; the training goes on.
 
     Training is not disturbed: the model's mode, gradients, hooks and buffers and all random streams
     are as before. Of several processes the first one measures its own copy, and waits for none.
