@@ -37,7 +37,7 @@ def fit(log: FitLog, model: nn.Module, loader: DataLoader, **target) -> None:
     log.begin(model, loader, **target)
     for epoch in (1, 2):
         log.step(epoch)
-    log.end(model, train_samples=40, epochs=2)
+    log.end(model, loader, epochs=2)
 
 
 def test_a_fit_is_in_the_run_of_the_logger_or_in_the_active_one(store_uri, model, loader):
@@ -58,6 +58,15 @@ def test_a_fit_is_in_the_run_of_the_logger_or_in_the_active_one(store_uri, model
         assert sorted({point.step for point in points}) == [0, 1, 2]
         assert "plots/layers.png" in {file.path for file in client.list_artifacts(run_id, "plots")}
     client.set_terminated(loggers)
+
+
+def test_a_run_of_its_own_is_in_the_experiment_that_was_chosen(store_uri, model, loader):
+    """By ``mlflow.set_experiment``; without one by MLflow's variables, else it is the default."""
+    chosen = mlflow.set_experiment("mine").experiment_id
+    fit(FitLog(FitOptions(null=0)), model, loader)
+    run, = MlflowClient().search_runs([chosen])
+    assert run.info.run_name == "fit"
+    assert "usage/entropy" in run.data.metrics
 
 
 @pytest.mark.parametrize(("ending", "status"), [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import math
+import os
 from pathlib import Path
 
 import mlflow
@@ -18,6 +19,7 @@ import wua_mlflow as wua
 from tests.networks import mlp, rows
 from wua_mlflow.flops import CONVENTION, FlopCount
 from wua_mlflow.tracking import (
+    UsageMonitor,
     log_flops,
     log_latency,
     log_model,
@@ -190,3 +192,26 @@ def test_what_cannot_be_logged_is_said_in_a_line(store_uri, usage):
             log_usage(usage, model_id="no")
         with pytest.raises(ValueError, match="^name: expected at least one character, and none of"):
             log_model(nn.Linear(2, 1), rows(3, 2), name="v1.2")
+
+
+@pytest.mark.slow
+def test_a_server_gets_the_same(server, usage):
+    """Its artifacts too, which it passes on."""
+    mlflow.set_tracking_uri(server)
+    model, data = mlp(2, 10, 1), torch.rand(50, 2)
+    with mlflow.start_run() as active:
+        watch = UsageMonitor(model, data, every=1, budget=1e9)
+        watch.step(1)
+        model_id = log_model(model, data, name="net")
+        log_usage(usage, model, model_id=model_id)
+        log_flops(COUNT, model_id=model_id)
+        log_verdict(_verdict(), model_id=model_id)
+    client = MlflowClient()
+    run = client.get_run(active.info.run_id)
+    assert {point.step for point in client.get_metric_history(run.info.run_id, "usage/entropy")} \
+        == {0, 1}
+    assert run.data.metrics["usage/entropy"] == usage.entropy
+    assert _paths(client, run.info.run_id) >= {"plots/layers.png", "plots/comparison.png"}
+    shown = {metric.key for metric in client.get_logged_model(model_id).metrics}
+    assert {"usage/entropy", "flops/forward", "compare/artifact_delta", "size/bytes"} <= shown
+    mlflow.set_tracking_uri(os.environ["MLFLOW_TRACKING_URI"])

@@ -5,12 +5,17 @@ Tests: ``tests/integrations/test_lightning.py``.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import MLFlowLogger
+try:
+    from lightning.pytorch import Callback
+except ModuleNotFoundError:  # the same under its older name
+    from pytorch_lightning import Callback  # type: ignore[assignment]
 
 from wua_mlflow.tracking.fit_log import FitLog, FitOptions
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule, Trainer
 
 __all__ = ["WuaCallback"]
 
@@ -32,11 +37,10 @@ class WuaCallback(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the run."""
         if trainer.is_global_zero:
+            loggers: list[Any] = [x for x in trainer.loggers if type(x).__name__ == "MLFlowLogger"]
+            target = {"client": loggers[0].experiment, "run_id": loggers[0].run_id} \
+                if loggers else {}
             self._log = FitLog(self._options)
-            target: dict[str, Any] = {}
-            for logger in trainer.loggers:
-                if isinstance(logger, MLFlowLogger):
-                    target = {"client": logger.experiment, "run_id": logger.run_id}
             self._log.begin(pl_module, trainer.train_dataloader, **target)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -47,9 +51,7 @@ class WuaCallback(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """All that is known at the end."""
         if trainer.is_global_zero:
-            data = getattr(trainer.train_dataloader, "dataset", ())
-            self._log.end(pl_module, epochs=trainer.current_epoch,
-                          train_samples=len(data) if hasattr(data, "__len__") else None)
+            self._log.end(pl_module, trainer.train_dataloader, epochs=trainer.current_epoch)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
                      ) -> None:

@@ -48,6 +48,4 @@ class WuaCallback(TrainerCallback):
     ) -> None:
         """All that is known at the end."""
         if state.is_world_process_zero:
-            data = getattr(rest["train_dataloader"], "dataset", ())
-            self._log.end(rest["model"], epochs=round(state.epoch or 0),
-                          train_samples=len(data) if hasattr(data, "__len__") else None)
+            self._log.end(rest["model"], rest["train_dataloader"], epochs=round(state.epoch or 0))

@@ -8,12 +8,12 @@ from __future__ import annotations
 import contextlib
 import warnings
 import weakref
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sized
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import mlflow
-from mlflow.tracking import MlflowClient
+from mlflow.tracking import MlflowClient, fluent
 from torch import nn
 
 from wua_mlflow.data.batches import Batches
@@ -92,7 +92,7 @@ class FitLog:
             run_id: the run of that; else the active one, else a new one of this fit's own.
         """
         options, model = self._options, unwrapped(model)
-        with self._warning("nothing of this fit is logged"):
+        with self._warning("nothing of this fit is logged"), isolated():
             if is_sharded(model):
                 raise ValueError("model: expected one that is whole in this process, but it is "
                                  "sharded")
@@ -114,13 +114,19 @@ class FitLog:
         if self._monitor is not None:
             self._monitor.step(epoch)
 
-    def end(
-        self, model: nn.Module, *, train_samples: int | None = None, epochs: int | None = None
-    ) -> None:
-        """Training is over."""
+    def end(self, model: nn.Module, data: Any = None, *, epochs: int | None = None) -> None:
+        """Training is over.
+
+        Args:
+            model: what was trained.
+            data: the trainer's training data: a DataLoader's Dataset says how many samples.
+            epochs: how many there were.
+        """
         if self._client is not None:
             with self._warning("usage and FLOPs are not logged"):
-                self._log_end(self._client, unwrapped(model), train_samples, epochs)
+                dataset = getattr(data, "dataset", None)
+                samples = len(dataset) if isinstance(dataset, Sized) else None
+                self._log_end(self._client, unwrapped(model), samples, epochs)
         self.close("FINISHED")
 
     def close(self, status: str = "FAILED") -> None:
@@ -135,7 +141,8 @@ class FitLog:
         if active is not None:
             return MlflowClient(), str(active.info.run_id)
         store = connect()
-        made = new_run(store, "fit", {})
+        # the experiment that mlflow.set_experiment chose; MLflow has no public getter
+        made = new_run(replace(store, experiment_id=str(fluent._get_experiment_id())), "fit", {})
         self._own = weakref.finalize(self, _end_as_failed, store.client, made)
         return store.client, made
 
