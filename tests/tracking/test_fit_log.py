@@ -15,6 +15,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from tests.networks import mlp
+from wua_mlflow.flops import FlopCount
+from wua_mlflow.tracking import log_flops
 from wua_mlflow.tracking.fit_log import FitLog, FitOptions
 
 ALWAYS = 1e9
@@ -67,6 +69,20 @@ def test_a_run_of_its_own_is_in_the_experiment_that_was_chosen(store_uri, model,
     run, = MlflowClient().search_runs([chosen])
     assert run.info.run_name == "fit"
     assert "usage/entropy" in run.data.metrics
+
+
+def test_under_mlflow_run_it_is_in_the_projects_run_which_is_left_open(
+        store_uri, model, loader, monkeypatch):
+    client = MlflowClient()
+    made = client.create_run("0").info.run_id
+    monkeypatch.setenv("MLFLOW_RUN_ID", made)
+    fit(FitLog(FitOptions(null=0)), model, loader)
+    log_flops(FlopCount(120, 160, {}, {}, {}, samples=2))
+    run, = client.search_runs(["0"])
+    assert (run.info.run_id, run.info.status) == (made, "RUNNING")
+    assert run.data.metrics["flops/forward"] == 60
+    assert "usage/entropy" in run.data.metrics
+    client.set_terminated(made)
 
 
 @pytest.mark.parametrize(("ending", "status"), [

@@ -26,7 +26,7 @@ from wua_mlflow.tracking.log import flop_metrics, last_step, write
 from wua_mlflow.tracking.log_results import usage_record
 from wua_mlflow.tracking.monitor import BUDGET, UsageMonitor, fixed_sample
 from wua_mlflow.tracking.names import Metric, Tag
-from wua_mlflow.tracking.store import connect, new_run
+from wua_mlflow.tracking.store import connect, inherited_run, new_run
 from wua_mlflow.usage.analyze import analyze
 from wua_mlflow.usage.criteria import Criterion
 
@@ -138,8 +138,8 @@ class FitLog:
 
     def _found_or_made(self) -> tuple[MlflowClient, str]:
         active = mlflow.active_run()
-        if active is not None:
-            return MlflowClient(), str(active.info.run_id)
+        if found := active.info.run_id if active else inherited_run():
+            return MlflowClient(), str(found)
         store = connect()
         # the experiment that mlflow.set_experiment chose; MLflow has no public getter
         made = new_run(replace(store, experiment_id=str(fluent._get_experiment_id())), "fit", {})

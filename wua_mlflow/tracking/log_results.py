@@ -1,7 +1,8 @@
 """Logging the library's results from anybody's training code, under the contract's names.
 
-Each function writes to the run that is named, else to the active one, else to the run that the
-LoggedModel comes from; in a few calls, and changes nothing of MLflow's global state.
+Each function writes to the run that is named, else to the active one (under ``mlflow run`` to that
+of the project), else to the run that the LoggedModel comes from. It takes a few calls, and changes
+nothing of MLflow's global state.
 Tests: ``tests/tracking/test_log_results.py``.
 """
 
@@ -31,6 +32,7 @@ from wua_mlflow.tracking.log import (
 )
 from wua_mlflow.tracking.names import ArtifactPath, Metric, Tag
 from wua_mlflow.tracking.pictures import usage_pictures, verdict_picture
+from wua_mlflow.tracking.store import inherited_run
 from wua_mlflow.training.latency import Latency
 from wua_mlflow.usage.results import ModelUsage
 from wua_mlflow.verdict.compare import Verdict
@@ -199,7 +201,7 @@ def log_model(  # noqa: PLR0913 - where to, what, and what is shown beside it
 
 
 def run_of(run_id: str | None, model_id: str | None = None) -> tuple[MlflowClient, str]:
-    """A client, and the run that is named, is active, or holds the model.
+    """A client, and the run that is named, is active, was made by ``mlflow run``, or has the model.
 
     Raises:
         ValueError: there is none, or no such model.
@@ -213,7 +215,7 @@ def run_of(run_id: str | None, model_id: str | None = None) -> tuple[MlflowClien
             raise ValueError(f"model_id: expected the id of a LoggedModel, but got '{model_id}': "
                              f"{error.message}") from error
     active = mlflow.active_run()
-    found = run_id or (active.info.run_id if active else source)
+    found = run_id or (active.info.run_id if active else inherited_run() or source)
     if not found:
         raise ValueError("run_id: expected a run's id or an active run, but got neither; "
                          "open one with mlflow.start_run()")
