@@ -242,13 +242,17 @@ def test_logged_models_are_told_apart_and_their_metrics_name_the_data(usecase):
            for part in ("train", "validation", "test")},
         "accuracy/test_mean": "test", "accuracy/test_std": "test", "loss/test": "test",
         **{f"{count}/{what}": "train" for count in ("flops", "flops_ptflops")
-           for what in ("inference", "training")}}
+           for what in ("inference", "training")},
+        **{name: "train" for name in run.data.metrics
+           if name.startswith(("usage/", "layers/")) or name == "params/analyzed"}}
     assert {"flops/forward", "params/total", "size/bytes"} <= shown.keys() - of_parts.keys()
     test, = (key for key, part in parts.items() if part == "test")
     found = usecase.client.search_logged_models(
         [usecase.store.experiment_id], "metrics.`accuracy/test` > 0",
         datasets=[{"dataset_name": test[0], "dataset_digest": test[1]}])
     assert {model.name for model in found} == set(models)
+    loaded = mlflow.pytorch.load_model(f"runs:/{run.info.run_id}/slim-7")
+    assert loaded(torch.zeros(3, 2)).shape == (3, 1)
 
 
 def test_the_report_and_the_description_which_begins_with_the_verdict(usecase):

@@ -58,6 +58,7 @@ from wua_mlflow.pruning.cut import unit_groups
 from wua_mlflow.pruning.importance import unit_importance
 from wua_mlflow.rng import isolated, seed_all
 from wua_mlflow.tracking.log import Files, last_step, layers_table, usage_metrics, write
+from wua_mlflow.tracking.models import last_model
 from wua_mlflow.tracking.names import (
     ArtifactPath,
     Metric,
@@ -288,7 +289,10 @@ def analyze_variant(store: Store, variant: ModelVariant) -> tuple[Analysis, Mode
                 remarks += (remark,) if remark else ()
             watched = recipe.trainer is not None  # the user's own may have logged on the way
             step = last_step(store.client, variant.run_id, Metric.USAGE_ENTROPY) if watched else 0
+            train = [each.dataset for each in datasets_of(recipe.split, "train")]
             write(store.client, variant.run_id, metrics=metrics, tags=tags, step=step,
+                  model_id=last_model(store.client, variant.run_id),
+                  datasets=dict.fromkeys(usage_metrics(analysis.usage), *train) if train else None,
                   files=_files(variant.model, analysis, recipe.split))
             return remarks
 
