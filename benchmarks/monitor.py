@@ -79,7 +79,7 @@ def main() -> None:
 
 
 class Stopwatch:
-    """Seconds of what is done within its block, also of CPU time; as a function, how many so far."""
+    """Seconds of what is done within its block, also of CPU time; called, how many so far."""
 
     def __init__(self) -> None:
         self.seconds, self.started = 0.0, None

@@ -58,9 +58,9 @@ def fit(callback=None, *, breaks_in: int | None = None, **options) -> Net:
     torch.manual_seed(0)
     model = Net(breaks_in)
     trainer = lightning.Trainer(
-        max_epochs=3, accelerator="cpu", enable_checkpointing=False, enable_progress_bar=False,
+        accelerator="cpu", enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, log_every_n_steps=1,
-        callbacks=[callback] if callback else None, **options)
+        callbacks=[callback] if callback else None, **{"max_epochs": 3, **options})
     trainer.fit(model, loader())
     return model
 
@@ -96,6 +96,13 @@ def test_without_a_logger_it_is_in_the_active_run_or_in_one_of_its_own(store_uri
     runs = client.search_runs(["0"], order_by=["attributes.start_time ASC"])
     assert [run.info.status for run in runs] == ["FINISHED"] * 3 + ["FAILED"]
     assert ["usage/entropy" in run.data.metrics for run in runs] == [True] * 3 + [False]
+
+
+def test_training_that_stops_within_an_epoch_is_counted_by_batches(store_uri):
+    with mlflow.start_run() as active:
+        fit(WuaCallback(null=0), logger=False, max_steps=7)
+    metrics = MlflowClient().get_run(active.info.run_id).data.metrics
+    assert metrics["flops/training"] == 7 * 20 * (4 * (6 * 16 + 16 * 2) + 2 * 16 * 2)
 
 
 def test_the_weights_are_the_same_without_it(store_uri):

@@ -72,9 +72,11 @@ def test_without_that_it_is_in_the_active_run_or_in_one_of_its_own(store_uri, tm
     with mlflow.start_run() as active:
         trainer(tmp_path, WuaCallback(null=0)).train()
         assert mlflow.active_run().info.run_id == active.info.run_id
-    trainer(tmp_path, WuaCallback(null=0)).train()
-    runs = client.search_runs(["0"])
+    trainer(tmp_path, WuaCallback(null=0), max_steps=2).train()
+    runs = client.search_runs(["0"], order_by=["attributes.start_time DESC"])
     assert [run.info.status for run in runs] == ["FINISHED"] * 2
+    half, three = (run.data.metrics["flops/training"] for run in runs)
+    assert three == 6 * half, "two batches of four, and three epochs"
     assert all("usage/entropy" in run.data.metrics for run in runs)
 
 

@@ -51,7 +51,8 @@ class WuaCallback(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """All that is known at the end."""
         if trainer.is_global_zero:
-            self._log.end(pl_module, trainer.train_dataloader, epochs=trainer.current_epoch)
+            self._log.end(pl_module, trainer.train_dataloader,
+                          batches=trainer.fit_loop.epoch_loop.total_batch_idx + 1)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
                      ) -> None:

@@ -48,4 +48,4 @@ class WuaCallback(TrainerCallback):
     ) -> None:
         """All that is known at the end."""
         if state.is_world_process_zero:
-            self._log.end(rest["model"], rest["train_dataloader"], epochs=round(state.epoch or 0))
+            self._log.end(rest["model"], rest["train_dataloader"], epochs=state.epoch)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 import weakref
-from collections.abc import Callable, Iterator, Sized
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -114,18 +114,23 @@ class FitLog:
         if self._monitor is not None:
             self._monitor.step(epoch)
 
-    def end(self, model: nn.Module, data: Any = None, *, epochs: int | None = None) -> None:
+    def end(
+        self, model: nn.Module, data: Any = None, *, epochs: float | None = None,
+        batches: int | None = None,
+    ) -> None:
         """Training is over.
 
         Args:
             model: what was trained.
             data: the trainer's training data: a DataLoader's Dataset says how many samples.
-            epochs: how many there were.
+            epochs: how often these were trained on.
+            batches: the same in batches of the DataLoader, where that is what is known.
         """
         if self._client is not None:
             with self._warning("usage and FLOPs are not logged"):
-                dataset = getattr(data, "dataset", None)
-                samples = len(dataset) if isinstance(dataset, Sized) else None
+                if batches is not None and (length := _length(data)):
+                    epochs = batches / length
+                samples = _length(getattr(data, "dataset", None))
                 self._log_end(self._client, unwrapped(model), samples, epochs)
         self.close("FINISHED")
 
@@ -148,7 +153,7 @@ class FitLog:
 
     def _log_end(
         self, client: MlflowClient, model: nn.Module, train_samples: int | None,
-        epochs: int | None,
+        epochs: float | None,
     ) -> None:
         options = self._options
         with isolated(), alone():
@@ -170,6 +175,13 @@ class FitLog:
         except Exception as error:  # the training is what matters
             warnings.warn(f"wua: {consequence}: {one_line(error, bare=WORDED)}",
                           stacklevel=5)
+
+
+def _length(data: Any) -> int | None:
+    try:
+        return len(data)
+    except TypeError:  # a stream's DataLoader has the method, and not the number
+        return None
 
 
 def _end_as_failed(client: MlflowClient, run_id: str) -> None:

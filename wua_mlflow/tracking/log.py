@@ -330,7 +330,7 @@ def _row(layer: LayerUsage) -> dict[str, object]:
 
 
 def flop_metrics(
-    count: FlopCount, *, train_samples: int | None = None, epochs: int | None = None
+    count: FlopCount, *, train_samples: int | None = None, epochs: float | None = None
 ) -> dict[str, float]:
     """FLOPs of one sample's forward, and, as far as it is known how much was trained on how often,
     of inference over the training part and of training.

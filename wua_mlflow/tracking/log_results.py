@@ -88,7 +88,7 @@ def log_flops(
     count: FlopCount,
     *,
     train_samples: int | None = None,
-    epochs: int | None = None,
+    epochs: float | None = None,
     run_id: str | None = None,
     model_id: str | None = None,
     dataset: Dataset | None = None,
@@ -99,7 +99,7 @@ def log_flops(
     Args:
         count: what ``count_flops`` gave.
         train_samples: their number.
-        epochs: how often each was trained on.
+        epochs: how often each was trained on, on average.
         run_id: the run; the active one, if None.
         model_id: a LoggedModel that the metrics belong to as well.
         dataset: the training data, one of MLflow's: an input of the run.
