@@ -63,6 +63,7 @@ SAMPLES: dict[str, list[tuple[Any, ...]]] = {
     "importance_plot": [("encoder.fc1",), ("a b/c[0]",), ("",)],
     "layer_metric": [("encoder.fc1", "entropy"), ("a b/c[0]", "units"), ("", "weights")],
     "keys_of": [(("fc1", "a/b", "a_b"),)],
+    "logged_model_name": [("slim-2", (4, 3)), ("oversized", ())],
     "long_value": [("param", "layers")],
     "looks_tag": [("0123456789abcdef0123456789",)],
     "step_tag": [("train",), ("analyze",), ("compare",)],

@@ -20,11 +20,14 @@ README = (DOCS.parent / "README.md").read_text(encoding="utf-8")
 PLAIN = {"python", "sh", ""}
 GUIDES = {"own_table": {*PLAIN, "yaml"}, "own_loader": PLAIN, "own_trainer": PLAIN,
           "mlflow": PLAIN, "own_model": PLAIN, "compare_two": PLAIN, "analyze": PLAIN,
+          "own_loop": {"python", ""}, "lightning": PLAIN, "hugging_face": PLAIN,
           "widths": {"python", "sh"}}
 """By guide the languages of its blocks; those without one are what was printed before."""
 READ_TOGETHER = [("own_table",), ("own_loader",), ("own_trainer", "mlflow"), ("own_model",),
-                 ("compare_two",), ("analyze",), ("widths",)]
+                 ("compare_two",), ("analyze",), ("own_loop",), ("widths",)]
 """One after the other, in one folder."""
+OF_TRAINERS = [("lightning",), ("hugging_face",)]
+"""Those that import other people's trainers, which takes its time and warns."""
 MINUTES = ("widths",)
 """Guides whose commands take minutes: that they are such is checked, and they are not run."""
 QUICK = dict.fromkeys(("run", "slim", "analyze"), ("--null-draws", "0"))
@@ -46,6 +49,28 @@ def _mine(store_uri, monkeypatch):
 def test_a_guides_code_runs(guides, capsys):
     for guide in guides:
         run_guide(guide, capsys)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("guides", OF_TRAINERS, ids="-".join)
+@pytest.mark.usefixtures("_mine")
+def test_a_guides_code_runs_in_other_peoples_trainers(guides, capsys):
+    for guide in guides:
+        run_guide(guide, capsys)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_mine")
+def test_skorch_trains_the_networks_of_a_pipeline(capsys):
+    pytest.importorskip("skorch")
+    blocks = blocks_of((DOCS / "own_trainer.md").read_text(encoding="utf-8"))
+    for language, code in blocks:
+        if language == "python":
+            run_python(code, "own_trainer.md", {}) if code.startswith("#") else None
+    command = next(code for language, code in blocks if language == "sh")
+    run_commands(command.replace("mine:train", "with_skorch:train"), dry=False)
+    assert set(runs()["accuracy/test"] > 0.9) == {True}
 
 
 def run_guide(guide: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,7 +4,8 @@ import json
 from dataclasses import replace
 
 from tests.report.cases import round_of, variant, verdict, widths_of_a_search
-from wua_mlflow.results import Slimmed, TargetWidths, verdict_metrics
+from wua_mlflow.results import Slimmed, TargetWidths
+from wua_mlflow.tracking.log import verdict_metrics
 
 
 def test_widths_come_back_from_the_artifact():

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -15,8 +16,9 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 __all__ = [
-    "all_reduce", "gather_objects", "is_first", "is_sharded", "on_all_ranks", "process_group",
-    "processes", "raise_first_error", "rank", "shard_batches", "started", "synchronized_batches",
+    "all_reduce", "alone", "gather_objects", "is_first", "is_sharded", "on_all_ranks",
+    "process_group", "processes", "raise_first_error", "rank", "shard_batches", "started",
+    "synchronized_batches",
 ]
 
 
@@ -44,7 +46,29 @@ def processes() -> int:
     """
     from torch import distributed as dist
 
+    if _alone.get():
+        return 1
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+_alone: ContextVar[bool] = ContextVar("alone", default=False)
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """For the block this process waits for no other, and sums nothing with them.
+
+    So one of several can measure its own copy of the model while the others train on.
+
+    >>> with alone():
+    ...     processes()
+    1
+    """
+    token = _alone.set(True)
+    try:
+        yield
+    finally:
+        _alone.reset(token)
 
 
 def shard_batches(batches: Iterable[T]) -> Iterable[T]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from wua_mlflow.config import Settings
+from wua_mlflow.tracking.log import verdict_metrics, verdict_tags
 from wua_mlflow.tracking.names import Metric, Outcome, Tag
 from wua_mlflow.usage.results import ModelUsage
 from wua_mlflow.verdict import text
@@ -28,7 +29,7 @@ from wua_mlflow.widths.results import (
 
 __all__ = [
     "Comparison", "Round", "Slimmed", "TargetWidths", "VariantResult",
-    "WidthParameter", "ratios", "verdict_metrics",
+    "WidthParameter", "ratios",
 ]
 
 
@@ -276,15 +277,8 @@ class Comparison:
     @property
     def tags(self) -> dict[str, str]:
         """Under the contract's names."""
-        score = self.verdict.score
-        tags = {Tag.VERDICT: self.verdict.outcome, Tag.VERDICT_ARTIFACT: self.artifact.outcome,
-                Tag.VERDICT_METHOD: self.verdict.method,
-                Tag.SCORE: "r2" if score == "R²" else score,
-                Tag.CONFIDENCE: str(self.verdict.confidence)}
-        if self.recipe:
-            tags[Tag.VERDICT_RECIPE] = self.recipe.outcome
-            tags[Tag.VERDICT_SEEDS] = text.seeds_text(self.recipe)
-        return tags
+        recipe = verdict_tags(self.recipe) if self.recipe else {}
+        return {**verdict_tags(self.artifact), **recipe}
 
 
 _RATIOS = {
@@ -301,16 +295,6 @@ def ratios(original: Mapping[str, float], slim: Mapping[str, float]) -> dict[str
     quotients = {name: text.ratio(original.get(metric), slim.get(metric))
                  for name, metric in _RATIOS.items()}
     return {name: quotient for name, quotient in quotients.items() if quotient is not None}
-
-
-def verdict_metrics(verdict: Verdict) -> dict[str, float]:
-    """The difference and its interval, under the artifact's or the recipe's names."""
-    if verdict.kind == "artifact":
-        names = (Metric.ARTIFACT_DELTA, Metric.ARTIFACT_LOW, Metric.ARTIFACT_HIGH)
-    else:
-        names = (Metric.RECIPE_DELTA, Metric.RECIPE_LOW, Metric.RECIPE_HIGH)
-    values = dict(zip(names, (verdict.delta, verdict.low, verdict.high), strict=True))
-    return {**values, Metric.MARGIN: verdict.margin}
 
 
 @dataclass(frozen=True)

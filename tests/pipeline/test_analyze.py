@@ -18,8 +18,9 @@ from torch.nn import functional
 from tests.pipeline.slimming_cases import tags_of, text_of
 from wua_mlflow.config import load_settings
 from wua_mlflow.data.datasets import load_data
-from wua_mlflow.pipeline import pictures, workflow
+from wua_mlflow.pipeline import workflow
 from wua_mlflow.pipeline.analyze import Analysis, analyze_model, loss_of
+from wua_mlflow.tracking.pictures import usage_pictures
 from wua_mlflow.tracking.store import Store
 from wua_mlflow.usage.analyze import analyze
 from wua_mlflow.widths.recommend import effective_widths
@@ -98,7 +99,7 @@ def effective(importance: np.ndarray) -> float:
 
 
 def test_the_run_is_a_variant_that_holds_all_of_it(store, monkeypatch):
-    monkeypatch.setattr("wua_mlflow.pipeline.analyze.usage_pictures", pictures.usage_pictures)
+    monkeypatch.setattr("wua_mlflow.pipeline.analyze.usage_pictures", usage_pictures)
     _, run = analysed(store, null_draws=2, seed=7)
     tags, metrics = run.data.tags, run.data.metrics
     assert (run.info.status, run.info.run_name) == ("FINISHED", "net")

@@ -16,6 +16,7 @@ from torch import nn
 from wua_mlflow.config import load_settings
 from wua_mlflow.pipeline import trainer_runs
 from wua_mlflow.pipeline.workflow import run_pipeline
+from wua_mlflow.tracking import UsageMonitor
 from wua_mlflow.tracking.names import Kind, Tag
 from wua_mlflow.tracking.runs import runs
 
@@ -64,7 +65,14 @@ def silent(model, data, budget, seed):
     return model
 
 
-TRAINERS = (plain, in_a_block, left_open, by_environment, silent)
+def watched(model, data, budget, seed):
+    monitor = UsageMonitor(model, data[0][:][0], every=1, samples=5, budget=1e9)
+    for epoch in range(1, budget + 1):
+        nn.init.normal_(model[0].weight)
+        monitor.step(epoch)
+
+
+TRAINERS = (plain, in_a_block, left_open, by_environment, silent, watched)
 
 
 @pytest.fixture(autouse=True)
@@ -141,3 +149,13 @@ def test_what_fails_leaves_no_run_open_and_no_variable(store, monkeypatch):
     assert mlflow.active_run() is None and "MLFLOW_RUN_ID" not in os.environ
     statuses = {run.info.status for run in store.client.search_runs([store.experiment_id])}
     assert statuses == {"FAILED"}
+
+
+def test_what_a_trainer_watched_ends_in_the_analysis_of_the_whole(store):
+    """MLflow shows the point of the last step: the one on all of the training data."""
+    result = pipeline(store, "watched", seeds=1)
+    for name, usage in result.slimmed.usages.items():
+        run_id, = (each.run_id for each in result.variants if each.name == name)
+        history = store.client.get_metric_history(run_id, "usage/entropy")
+        assert sorted(point.step for point in history) == [0, 1, 2, 2]
+        assert store.client.get_run(run_id).data.metrics["usage/entropy"] == usage.entropy

@@ -225,6 +225,36 @@ def test_data_sets_are_inputs_of_the_run_and_its_config_runs_it_again(usecase):
         None, {"seeds": SEEDS, "null_draws": 5, "how": "rebuild"})
 
 
+def test_logged_models_are_told_apart_and_their_metrics_name_the_data(usecase):
+    models = {model.name: model for model in usecase.client.search_logged_models(
+        [usecase.store.experiment_id])}
+    assert set(models) == {"oversized-10", "oversized-same-budget-10", "slim-7"}
+    slim, run = models["slim-7"], usecase.run("slim")
+    assert (slim.model_type, slim.source_run_id) == ("classifier", run.info.run_id)
+    parts = {(given.dataset.name, given.dataset.digest): given.tags[0].value
+             for given in run.inputs.dataset_inputs}
+    parts[None, None] = "none"
+    shown = {metric.key: parts[metric.dataset_name, metric.dataset_digest]
+             for metric in slim.metrics}
+    of_parts = {name: part for name, part in shown.items() if part != "none"}
+    assert of_parts == {
+        **{f"{score}/{part}": part for score in ("score", "accuracy")
+           for part in ("train", "validation", "test")},
+        "accuracy/test_mean": "test", "accuracy/test_std": "test", "loss/test": "test",
+        **{f"{count}/{what}": "train" for count in ("flops", "flops_ptflops")
+           for what in ("inference", "training")},
+        **{name: "train" for name in run.data.metrics
+           if name.startswith(("usage/", "layers/")) or name == "params/analyzed"}}
+    assert {"flops/forward", "params/total", "size/bytes"} <= shown.keys() - of_parts.keys()
+    test, = (key for key, part in parts.items() if part == "test")
+    found = usecase.client.search_logged_models(
+        [usecase.store.experiment_id], "metrics.`accuracy/test` > 0",
+        datasets=[{"dataset_name": test[0], "dataset_digest": test[1]}])
+    assert {model.name for model in found} == set(models)
+    loaded = mlflow.pytorch.load_model(f"runs:/{run.info.run_id}/slim-7")
+    assert loaded(torch.zeros(3, 2)).shape == (3, 1)
+
+
 def test_the_report_and_the_description_which_begins_with_the_verdict(usecase):
     note = usecase.run().data.tags["mlflow.note.content"]
     first, second, third, fourth = note.split("\n\n")[:4]

@@ -5,20 +5,17 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
-import mlflow
 import numpy as np
 import pytest
 import torch
 from mlflow.tracking import MlflowClient
 from mlflow.utils import validation
-from torch import nn
 
-from wua_mlflow.flops import CONVENTION, FlopCount
+from wua_mlflow.flops import FlopCount
 from wua_mlflow.tracking import log
-from wua_mlflow.tracking.store import connect, ended
 from wua_mlflow.training.latency import Latency
-from wua_mlflow.usage.analyze import analyze
 from wua_mlflow.usage.results import Histogram, LayerUsage, ModelUsage, NullUsage
 
 
@@ -164,6 +161,26 @@ def test_metrics_of_a_model_are_shown_with_it_but_not_its_curves(open_run):
     assert client.get_run(run_id).data.metrics == {"accuracy/test": 0.75, "loss/train": 1.0}
 
 
+def test_a_point_of_a_model_names_its_data_set_and_later_points_are_a_history(open_run):
+    client, run_id, sent = open_run
+    model = client.create_logged_model("0", name="model", source_run_id=run_id)
+    data = SimpleNamespace(name="digits test", digest="0123456789ab")
+    log.write(client, run_id, metrics={"accuracy/test": 0.75, "params/total": 9}, step=4,
+              model_id=model.model_id, datasets={"accuracy/test": data})
+    shown = {metric.key: (metric.step, metric.dataset_name, metric.dataset_digest)
+             for metric in client.get_logged_model(model.model_id).metrics}
+    assert shown == {"accuracy/test": (4, data.name, data.digest), "params/total": (4, None, None)}
+    assert [log.last_step(client, run_id, name) for name in ("accuracy/test", "other")] == [4, 0]
+    sent.clear()
+    log.write_history(client, run_id, {0: {"a": 1.0, "b": 2.0}, 5: {"a": 3.0}})
+    assert len(sent) == 1
+    points = {(point.step, point.value) for point in client.get_metric_history(run_id, "a")}
+    assert points == {(0, 1.0), (5, 3.0)}
+    with pytest.raises(ValueError, match="^metric b: expected a finite number, but got nan"):
+        log.write_history(client, run_id, {6: {"a": 1.0, "b": math.nan}})
+    assert log.last_step(client, run_id, "a") == 5
+
+
 def test_usage_of_two_layers_by_hand():
     metrics = log.usage_metrics(_usage(_layer(null=NULL), _layer("fc2", weights=10, effective=5.0),
                                        null=NULL))
@@ -208,32 +225,8 @@ def test_flops_of_the_tutorials_network_and_latency_by_hand():
                       uncounted={}, samples=5)
     assert log.flop_metrics(count, train_samples=1000, epochs=50) == {
         "flops/forward": 60, "flops/inference": 60_000, "flops/training": 140 * 1000 * 50}
+    assert log.flop_metrics(count, train_samples=1000) == {
+        "flops/forward": 60, "flops/inference": 60_000}
+    assert log.flop_metrics(count, epochs=50) == {"flops/forward": 60}
     assert log.latency_metrics(Latency(p50_ms=0.5, p95_ms=2.0, samples_per_s=64.0, rounds=10)) == {
         "latency/p50_ms": 0.5, "latency/p95_ms": 2.0, "latency/samples_per_s": 64.0}
-
-
-def test_a_library_user_logs_to_the_active_run_or_names_one(store_uri):
-    torch.manual_seed(0)
-    count = FlopCount(120, 160, {}, {}, {}, samples=2)
-    with mlflow.start_run() as active:
-        log.log_usage(analyze(nn.Sequential(nn.Linear(2, 10), nn.ReLU(), nn.Linear(10, 1)),
-                              torch.rand(50, 2), null=2))
-        log.log_flops(count, train_samples=10, epochs=3)
-    client = MlflowClient(store_uri)
-    data = client.get_run(active.info.run_id).data
-    assert data.metrics["flops/training"] == 140 * 10 * 3
-    assert data.metrics["layers/0/weights"] == 20
-    assert data.metrics["usage/effective_weights"] == pytest.approx(
-        math.exp(data.metrics["layers/0/entropy"]))
-    assert data.tags["wua.null_kind"] == "re-initialised"
-    assert data.tags["wua.flop_convention"] == CONVENTION
-    table = Path(client.download_artifacts(active.info.run_id, "usage/layers.json")).read_text()
-    assert json.loads(table)["data"][0][0] == "0"
-    with ended(connect(), client.create_run("0").info.run_id) as run_id:
-        log.log_usage(analyze(nn.Linear(3, 2), torch.rand(9, 3)), run_id=run_id)
-        log.log_flops(count, train_samples=1, epochs=1, run_id=run_id)
-    data = client.get_run(run_id).data
-    assert (data.metrics["layers/model/weights"], data.metrics["flops/forward"]) == (6, 60)
-    assert "wua.null_kind" not in data.tags
-    with pytest.raises(ValueError, match="^run_id: expected a run's id or an active run"):
-        log.log_flops(count, train_samples=1, epochs=1)

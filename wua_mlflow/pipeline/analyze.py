@@ -42,7 +42,6 @@ from wua_mlflow.pipeline.models import (
     users_factory,
     users_function,
 )
-from wua_mlflow.pipeline.pictures import usage_pictures
 from wua_mlflow.pipeline.pretrained import pretrained_settings
 from wua_mlflow.pipeline.train import (
     datasets_of,
@@ -58,7 +57,8 @@ from wua_mlflow.pruning.computed_weights import plain_weights
 from wua_mlflow.pruning.cut import unit_groups
 from wua_mlflow.pruning.importance import unit_importance
 from wua_mlflow.rng import isolated, seed_all
-from wua_mlflow.tracking.log import Files, layers_table, usage_metrics, write
+from wua_mlflow.tracking.log import Files, last_step, layers_table, usage_metrics, write
+from wua_mlflow.tracking.models import last_model
 from wua_mlflow.tracking.names import (
     ArtifactPath,
     Metric,
@@ -68,6 +68,7 @@ from wua_mlflow.tracking.names import (
     step_tag,
 )
 from wua_mlflow.tracking.names import Variant as VariantName
+from wua_mlflow.tracking.pictures import usage_pictures
 from wua_mlflow.tracking.store import Store, system_metrics
 from wua_mlflow.training.evaluation import Objective
 from wua_mlflow.usage.analyze import analyze
@@ -286,7 +287,12 @@ def analyze_variant(store: Store, variant: ModelVariant) -> tuple[Analysis, Mode
                 fidelities, remark = fidelity_metrics(variant, count.forward_flops / count.samples)
                 metrics.update(fidelities)
                 remarks += (remark,) if remark else ()
-            write(store.client, variant.run_id, metrics=metrics, tags=tags,
+            watched = recipe.trainer is not None  # the user's own may have logged on the way
+            step = last_step(store.client, variant.run_id, Metric.USAGE_ENTROPY) if watched else 0
+            train = [each.dataset for each in datasets_of(recipe.split, "train")]
+            write(store.client, variant.run_id, metrics=metrics, tags=tags, step=step,
+                  model_id=last_model(store.client, variant.run_id),
+                  datasets=dict.fromkeys(usage_metrics(analysis.usage), *train) if train else None,
                   files=_files(variant.model, analysis, recipe.split))
             return remarks
 

@@ -16,7 +16,6 @@ from PIL import Image
 
 from wua_mlflow.config import Settings
 from wua_mlflow.markdown import markdown_text
-from wua_mlflow.pipeline.pictures import MOST_ROWS
 from wua_mlflow.plots.comparison import comparison_data, plot_answer, plot_comparison
 from wua_mlflow.plots.interactive import explore_pareto, explore_trials, html_page
 from wua_mlflow.plots.pareto import pareto_data, plot_pareto
@@ -41,6 +40,7 @@ from wua_mlflow.report.render import (
 from wua_mlflow.results import Slimmed, VariantResult
 from wua_mlflow.tracking.log import DESCRIPTION, Files, write
 from wua_mlflow.tracking.names import ArtifactPath, Metric, Tag
+from wua_mlflow.tracking.pictures import MOST_ROWS
 from wua_mlflow.tracking.registry import register
 from wua_mlflow.tracking.store import Store
 from wua_mlflow.tracking.ui_view import ANSWER_IMAGE, ensure_view, latest_view

@@ -34,9 +34,16 @@ from wua_mlflow.pipeline.variant import ModelVariant, replicates_table, variant_
 from wua_mlflow.plots.style import variant_colour
 from wua_mlflow.progress import keep, stage
 from wua_mlflow.signals import allow_signals, defer_signals
-from wua_mlflow.tracking.log import Files, dataset_inputs, flop_metrics, write
+from wua_mlflow.tracking.log import Dataset, Files, dataset_inputs, flop_metrics, write
 from wua_mlflow.tracking.models import EXAMPLES, NotExportable, log_model
-from wua_mlflow.tracking.names import ArtifactPath, Kind, Metric, Tag, step_tag
+from wua_mlflow.tracking.names import (
+    ArtifactPath,
+    Kind,
+    Metric,
+    Tag,
+    logged_model_name,
+    step_tag,
+)
 from wua_mlflow.tracking.names import Variant as VariantName
 from wua_mlflow.tracking.runs import is_slim
 from wua_mlflow.tracking.store import (
@@ -62,6 +69,8 @@ _PARAMS = ("data", "target", "table", "model", "train", "hidden", "epochs", "cri
 """The settings that made a network: the params of its run."""
 _OF_BUILT_IN_TRAINER = ("optimizer", "batch_size", "lr", "patience")
 """Those that the user's own trainer knows nothing of."""
+_MODEL_TYPES = {"binary": "classifier", "multiclass": "classifier", "regression": "regressor"}
+"""By task what MLflow's evaluation calls a model of it; it knows none of the others."""
 _WITH_THE_MODEL = (ArtifactPath.STATE, ArtifactPath.STRUCTURE, ArtifactPath.SCALING,
                    ArtifactPath.ENCODING, ArtifactPath.CONFIG)
 _TRAINING_COSTS = (Metric.FLOPS_TRAINING, Metric.FLOPS_PTFLOPS_TRAINING, Metric.TRAINING_SECONDS)
@@ -211,15 +220,15 @@ def train_variant(store: Store, recipe: Recipe, plan: TrainingPlan) -> ModelVari
         model_id, sizes, unexported = _logged_model(
             store, run_id, variant_recipe, trained, plan, files)
         metrics |= sizes
-        store.client.log_inputs(
-            run_id, datasets=datasets_of(recipe.split, "train", "validation", "test"))
+        inputs = datasets_of(recipe.split, "train", "validation", "test")
+        store.client.log_inputs(run_id, datasets=inputs)
         results = {**_result_tags(trained, plan), **unexported}
         curves = {Metric.LOSS_TRAIN: [record.train_loss for record in trained.records],
                   Metric.LOSS_VALIDATION: [
                       record.validation_loss for record in trained.records
                       if record.validation_loss is not None]}
         write(store.client, run_id, metrics=metrics, curves=curves, model_id=model_id,
-              tags=results, files=files)
+              datasets=_measured_on(metrics, inputs), tags=results, files=files)
     onwards = f"; wua slim --run-id {run_id} goes on" \
         if plan.variant == VariantName.OVERSIZED else ""
     keep(f"{plan.name}: run {run_id}{onwards}")
@@ -266,6 +275,8 @@ def _logged_model(
     try:
         model_id, size = log_model(
             store.client, run_id, store.experiment_id, model, inputs, metadata=metadata,
+            name=logged_model_name(plan.variant, plan.widths),
+            model_type=_MODEL_TYPES.get(recipe.split.task),
             params=_as_text(recipe.settings, _PARAMS), tags={Tag.VARIANT: plan.variant},
             columns=named_columns(recipe.split),
             files={path: files[path] for path in _WITH_THE_MODEL if path in files})
@@ -370,6 +381,22 @@ def _cost_metrics(recipe: Recipe, trained: Trained, plan: TrainingPlan) -> dict[
         metrics = {name: value for name, value in metrics.items() if name not in _TRAINING_COSTS}
     metrics[Metric.PARAMS_TOTAL] = count_parameters(trained.model)
     return metrics
+
+
+_OF_TRAINING_DATA = (Metric.FLOPS_INFERENCE, Metric.FLOPS_TRAINING,
+                     Metric.FLOPS_PTFLOPS_INFERENCE, Metric.FLOPS_PTFLOPS_TRAINING)
+
+
+def _measured_on(
+    names: Iterable[str], inputs: Sequence[DatasetInput]
+) -> dict[str, Dataset]:
+    """By metric the part of the data that it was measured on, where it was on one."""
+    parts = {tag.value: each.dataset for each in inputs for tag in each.tags}
+    by_ending = {name: name.rpartition("/")[2].removesuffix("_mean").removesuffix("_std")
+                 for name in names}
+    named = {name: "train" if name in _OF_TRAINING_DATA else ending
+             for name, ending in by_ending.items()}
+    return {name: parts[part] for name, part in named.items() if part in parts}
 
 
 def datasets_of(split: DataSplit, *contexts: str) -> list[DatasetInput]:

@@ -12,8 +12,8 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
-import mlflow
 import numpy as np
 from mlflow.data.code_dataset_source import CodeDatasetSource
 from mlflow.data.dataset_source import DatasetSource
@@ -23,17 +23,32 @@ from mlflow.entities import DatasetInput, InputTag, Param, RunTag
 from mlflow.entities import Metric as MetricEntity
 from mlflow.tracking import MlflowClient
 
-from wua_mlflow.flops import CONVENTION, FlopCount
+from wua_mlflow.flops import FlopCount
 from wua_mlflow.redaction import redacted
-from wua_mlflow.tracking.names import ArtifactPath, Metric, Tag, keys_of, layer_metric, long_value
+from wua_mlflow.tracking.names import Metric, Tag, keys_of, layer_metric, long_value
 from wua_mlflow.tracking.store import run_name
 from wua_mlflow.training.latency import Latency
 from wua_mlflow.usage.results import LayerUsage, ModelUsage
+from wua_mlflow.verdict.compare import Verdict
+from wua_mlflow.verdict.text import seeds_text
 
 __all__ = [
-    "dataset_inputs", "flop_metrics", "latency_metrics", "layers_table", "log_flops", "log_usage",
-    "usage_metrics", "write", "write_files",
+    "Dataset", "dataset_inputs", "flop_metrics", "last_step", "latency_metrics", "layers_table",
+    "usage_history", "usage_metrics", "verdict_metrics", "verdict_tags", "write", "write_files",
+    "write_history",
 ]
+
+
+class Dataset(Protocol):
+    """A data set of MLflow's, or its entity: what it is called, and the digest of its content."""
+
+    @property
+    def name(self) -> str:
+        """Shown beside the metrics that were measured on it."""
+
+    @property
+    def digest(self) -> str:
+        """Of its content."""
 
 
 CONTEXT = "mlflow.data.context"
@@ -99,7 +114,9 @@ def write(  # noqa: PLR0913 - what a run can hold, each by name
     params: Mapping[str, object] | None = None,
     tags: Mapping[str, str] | None = None,
     files: Files | None = None,
+    step: int = 0,
     model_id: str | None = None,
+    datasets: Mapping[str, Dataset] | None = None,
 ) -> None:
     """Send everything to one run: one call for all files, and one per thousand metrics.
 
@@ -110,19 +127,23 @@ def write(  # noqa: PLR0913 - what a run can hold, each by name
     Args:
         client: MLflow's.
         run_id: the run.
-        metrics: each at step 0.
+        metrics: each at ``step``.
         curves: by metric name, a value an epoch; the first is step 1.
         params: logged as text. The whole of one that is too long for MLflow is a file of the run,
             and the param ends in words that name it.
         tags: likewise; a description ends in a line that says so, a run's name in "…".
         files: by path within the run: the text, or a function that writes the file it is given.
-        model_id: the LoggedModel that the metrics belong to as well.
+        step: of the metrics.
+        model_id: the LoggedModel that the metrics belong to as well; the curves do not.
+        datasets: by metric what it was measured on, shown with that model.
 
     Raises:
         ValueError: a metric is NaN or infinite (MLflow would store another number). Nothing is
             sent then.
     """
-    entities = list(_entities(metrics or {}, curves or {}, model_id))
+    now = int(time.time() * 1000)
+    entities = [*_model_metrics(metrics or {}, now, step, model_id, datasets or {}),
+                *_curve_points(curves or {}, now)]
     whole: dict[str, str] = {}
     names = [Param(key, _fitted("param", key, redacted(str(value)), whole))
              for key, value in (params or {}).items()]
@@ -137,6 +158,21 @@ def write(  # noqa: PLR0913 - what a run can hold, each by name
         client.log_batch(run_id, metrics=some_metrics, params=some_params, tags=some_tags)
 
 
+def write_history(
+    client: MlflowClient, run_id: str, points: Mapping[int, Mapping[str, float]]
+) -> None:
+    """Send points of metrics to a run, by step, in as few calls as MLflow's limits allow.
+
+    Raises:
+        ValueError: one is NaN or infinite; nothing is sent then.
+    """
+    now = int(time.time() * 1000)
+    entities = [entity for step, metrics in points.items()
+                for entity in _model_metrics(metrics, now, step, None, {})]
+    for some_metrics, _, _ in _batches(entities, [], []):
+        client.log_batch(run_id, metrics=some_metrics)
+
+
 def write_files(folder: Path, files: Files) -> None:
     """Write them into ``folder``, in the form that ``write`` takes them."""
     for path, content in files.items():
@@ -148,17 +184,36 @@ def write_files(folder: Path, files: Files) -> None:
             target.write_text(redacted(content), encoding="utf-8")
 
 
-def _entities(
-    metrics: Mapping[str, float], curves: Mapping[str, Sequence[float]], model_id: str | None
+def _model_metrics(
+    metrics: Mapping[str, float], now: int, step: int, model_id: str | None,
+    datasets: Mapping[str, Dataset],
 ) -> Iterator[MetricEntity]:
-    now = int(time.time() * 1000)
-    points = [(key, value, 0) for key, value in metrics.items()]
-    points += [(key, value, step) for key, values in curves.items()
-               for step, value in enumerate(values, 1)]
-    for key, value, step in points:
-        if not math.isfinite(value):
-            raise ValueError(f"metric {key}: expected a finite number, but got {value}")
-        yield MetricEntity(key, float(value), now, step, model_id=None if step else model_id)
+    for key, value in metrics.items():
+        dataset = datasets.get(key) if model_id else None
+        yield MetricEntity(
+            key, _finite(key, value), now, step, model_id=model_id,
+            dataset_name=dataset.name if dataset else None,
+            dataset_digest=dataset.digest if dataset else None)
+
+
+def _curve_points(curves: Mapping[str, Sequence[float]], now: int) -> Iterator[MetricEntity]:
+    for key, values in curves.items():
+        for step, value in enumerate(values, 1):
+            yield MetricEntity(key, _finite(key, value), now, step)
+
+
+def _finite(key: str, value: float) -> float:
+    if not math.isfinite(value):
+        raise ValueError(f"metric {key}: expected a finite number, but got {value}")
+    return float(value)
+
+
+def last_step(client: MlflowClient, run_id: str, metric: str) -> int:
+    """The last step at which a run has a point of the metric; 0 where it has none.
+
+    Of a metric's points MLflow shows the one of the last step: a later one has to have it, too.
+    """
+    return max((point.step for point in client.get_metric_history(run_id, metric)), default=0)
 
 
 def _batches(
@@ -202,8 +257,7 @@ def _described(text: str) -> str:
 def usage_metrics(usage: ModelUsage) -> dict[str, float]:
     """The model's usage, and its layers' where they are at most 20."""
     metrics = {
-        Metric.USAGE_EFFECTIVE_WEIGHTS: usage.effective_weights,
-        Metric.USAGE_ENTROPY: usage.entropy,
+        **usage_history(usage),
         Metric.USAGE_EFFECTIVE_SHARE: usage.effective_share,
         Metric.USAGE_TOP90_SHARE: usage.top90_share,
         Metric.USAGE_LOW_SHARE: usage.low_share,
@@ -223,6 +277,14 @@ def usage_metrics(usage: ModelUsage) -> dict[str, float]:
                          "units"):
                 metrics[layer_metric(name, what, keys)] = getattr(layer, what)
     return metrics
+
+
+def usage_history(usage: ModelUsage) -> dict[str, float]:
+    """Those of the model's figures that are followed while it trains."""
+    metrics = {Metric.USAGE_EFFECTIVE_WEIGHTS: usage.effective_weights,
+               Metric.USAGE_ENTROPY: usage.entropy, Metric.USAGE_DEAD_UNITS: usage.dead_units,
+               Metric.USAGE_EFFECTIVE_RANK: usage.effective_rank}
+    return {name: value for name, value in metrics.items() if value is not None}
 
 
 def layers_table(usage: ModelUsage) -> str:
@@ -267,15 +329,20 @@ def _row(layer: LayerUsage) -> dict[str, object]:
     }
 
 
-def flop_metrics(count: FlopCount, *, train_samples: int, epochs: int) -> dict[str, float]:
-    """FLOPs of one sample's forward, of inference over the training part, and of training."""
+def flop_metrics(
+    count: FlopCount, *, train_samples: int | None = None, epochs: float | None = None
+) -> dict[str, float]:
+    """FLOPs of one sample's forward, and, as far as it is known how much was trained on how often,
+    of inference over the training part and of training.
+    """
     forward = count.forward_flops / count.samples
-    both = (count.forward_flops + count.backward_flops) / count.samples
-    return {
-        Metric.FLOPS_FORWARD: forward,
-        Metric.FLOPS_INFERENCE: forward * train_samples,
-        Metric.FLOPS_TRAINING: both * train_samples * epochs,
-    }
+    metrics = {Metric.FLOPS_FORWARD: forward}
+    if train_samples is not None:
+        metrics[Metric.FLOPS_INFERENCE] = forward * train_samples
+        if epochs is not None:
+            both = (count.forward_flops + count.backward_flops) / count.samples
+            metrics[Metric.FLOPS_TRAINING] = both * train_samples * epochs
+    return metrics
 
 
 def latency_metrics(latency: Latency) -> dict[str, float]:
@@ -287,26 +354,22 @@ def latency_metrics(latency: Latency) -> dict[str, float]:
     }
 
 
-def log_usage(usage: ModelUsage, *, run_id: str | None = None) -> None:
-    """Log a usage to a run (the active one, if none is named), under the contract's names."""
-    write(MlflowClient(), _run(run_id), metrics=usage_metrics(usage),
-          tags={Tag.NULL_KIND: usage.null.kind} if usage.null else {},
-          files={ArtifactPath.LAYERS_TABLE: layers_table(usage)})
+def verdict_metrics(verdict: Verdict) -> dict[str, float]:
+    """The difference and its interval, under the artifact's or the recipe's names."""
+    if verdict.kind == "artifact":
+        names = (Metric.ARTIFACT_DELTA, Metric.ARTIFACT_LOW, Metric.ARTIFACT_HIGH)
+    else:
+        names = (Metric.RECIPE_DELTA, Metric.RECIPE_LOW, Metric.RECIPE_HIGH)
+    values = dict(zip(names, (verdict.delta, verdict.low, verdict.high), strict=True))
+    return {**values, Metric.MARGIN: verdict.margin}
 
 
-def log_flops(
-    count: FlopCount, *, train_samples: int, epochs: int, run_id: str | None = None
-) -> None:
-    """Log a FLOP count to a run (the active one, if none is named), under the contract's names."""
-    write(MlflowClient(), _run(run_id), tags={Tag.FLOP_CONVENTION: CONVENTION},
-          metrics=flop_metrics(count, train_samples=train_samples, epochs=epochs))
-
-
-def _run(run_id: str | None) -> str:
-    if run_id:
-        return run_id
-    active = mlflow.active_run()
-    if active is None:
-        raise ValueError("run_id: expected a run's id or an active run, but got neither; "
-                         "open one with mlflow.start_run()")
-    return str(active.info.run_id)
+def verdict_tags(verdict: Verdict) -> dict[str, str]:
+    """The outcome, as the artifact's or the recipe's and as the one that decides, and its basis."""
+    tags = {Tag.VERDICT: verdict.outcome, Tag.VERDICT_METHOD: verdict.method,
+            Tag.SCORE: "r2" if verdict.score == "R²" else verdict.score,
+            Tag.CONFIDENCE: str(verdict.confidence)}
+    if verdict.kind == "artifact":
+        return {**tags, Tag.VERDICT_ARTIFACT: verdict.outcome}
+    return {**tags, Tag.VERDICT_RECIPE: verdict.outcome,
+            Tag.VERDICT_SEEDS: seeds_text(verdict)}

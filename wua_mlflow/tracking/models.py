@@ -35,11 +35,14 @@ from wua_mlflow.tracking.exported_archive import foreign_code
 from wua_mlflow.tracking.log import Files, write_files
 
 __all__ = [
-    "EXAMPLES", "NotExportable", "load_exported", "log_model", "read_tensors", "write_tensors",
+    "EXAMPLES", "NotExportable", "last_model", "load_exported", "log_model", "read_tensors",
+    "write_tensors",
 ]
 
 
 MODEL_NAME = "model"
+FORBIDDEN = set("/:.%\"'")
+"""In a LoggedModel's name."""
 ALLOW_PICKLE = "MLFLOW_ALLOW_PICKLE_DESERIALIZATION"
 EXAMPLES = 4
 """Samples in the input example that is stored with the model."""
@@ -58,6 +61,8 @@ def log_model(  # noqa: PLR0913 - where to, what, and what is shown beside it
     model: nn.Module,
     inputs: Tensor,
     *,
+    name: str = MODEL_NAME,
+    model_type: str | None = None,
     params: Mapping[str, object] | None = None,
     tags: Mapping[str, str] | None = None,
     files: Files | None = None,
@@ -76,6 +81,8 @@ def log_model(  # noqa: PLR0913 - where to, what, and what is shown beside it
         experiment_id: that run's experiment.
         model: in any mode, on any device; an eval-mode copy on the CPU is exported.
         inputs: an example, shape (at least 1, ...).
+        name: what it is called among the run's models; MLflow allows no ``/ : . %`` and no quotes.
+        model_type: shown with the model, as ``classifier`` or ``regressor``.
         params: shown with the model.
         tags: shown with the model.
         files: kept in the model's folder too, as ``log.write`` takes them: its weights and what
@@ -92,12 +99,15 @@ def log_model(  # noqa: PLR0913 - where to, what, and what is shown beside it
             something that computes another result; or the model does not turn one tensor of n
             samples into one of n rows. The LoggedModel is FAILED then, and the run does not name
             it.
-        ValueError: no input, or what is no module that runs in Python.
+        ValueError: no input, a name that MLflow does not allow, or what is no module that runs in
+            Python.
     """
     model = unwrapped(model)
-
+    if not name or set(name) & FORBIDDEN:
+        raise ValueError(f"name: expected at least one character, and none of "
+                         f"{' '.join(sorted(FORBIDDEN))}, but got '{name}'")
     logged = client.create_logged_model(
-        experiment_id, name=MODEL_NAME, source_run_id=run_id,
+        experiment_id, name=name, source_run_id=run_id, model_type=model_type,
         params={key: redacted(str(value)) for key, value in (params or {}).items()},
         tags={key: redacted(value) for key, value in (tags or {}).items()})
     try:
@@ -117,6 +127,12 @@ def log_model(  # noqa: PLR0913 - where to, what, and what is shown beside it
     client.finalize_logged_model(logged.model_id, LoggedModelStatus.READY)
     client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
     return logged.model_id, size
+
+
+def last_model(client: MlflowClient, run_id: str) -> str | None:
+    """The id of the LoggedModel that a run gave last; None where it gave none."""
+    outputs = client.get_run(run_id).outputs
+    return outputs.model_outputs[-1].model_id if outputs and outputs.model_outputs else None
 
 
 def _export(

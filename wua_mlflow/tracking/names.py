@@ -14,7 +14,8 @@ from itertools import count
 
 __all__ = [
     "ArtifactPath", "KINDS", "Kind", "Metric", "Outcome", "Tag", "Variant", "further_layers_table",
-    "importance_plot", "keys_of", "layer_metric", "long_value", "looks_tag", "step_tag",
+    "importance_plot", "keys_of", "layer_metric", "logged_model_name", "long_value", "looks_tag",
+    "step_tag",
 ]
 
 
@@ -150,6 +151,10 @@ class Metric:
     USAGE_SHIFT = "usage/shift"
     USAGE_TOP90_SHARE = "usage/top90_share"
     USAGE_LOW_SHARE = "usage/low_share"
+    USAGE_DEAD_UNITS = "usage/dead_units"
+    """Summed over the layers whose outputs were seen; where training was watched, a point each."""
+    USAGE_EFFECTIVE_RANK = "usage/effective_rank"
+    """Summed over the layers in which it was measured; likewise."""
 
     LATENCY_P50 = "latency/p50_ms"
     LATENCY_P95 = "latency/p95_ms"
@@ -251,6 +256,16 @@ def keys_of(layers: Iterable[str]) -> dict[str, str]:
         keys[layer] = key
         taken.add(_folded(key))
     return {layer: keys[layer] for layer in plain}
+
+
+def logged_model_name(variant: str, widths: Iterable[int]) -> str:
+    """What the LoggedModel of a variant is called; MLflow allows no ``/ : . %`` and no quotes.
+
+    >>> logged_model_name("slim-2", [4, 3]), logged_model_name("oversized", [])
+    ('slim-2-4-3', 'oversized')
+    """
+    name = "-".join(map(str, (variant, *widths)))
+    return name if len(name) <= LONGEST_KEY else _cut(name, 0)
 
 
 def long_value(kind: str, key: str) -> str:

@@ -204,6 +204,13 @@ class ModelUsage(Displayed):
                  if layer.dead_units is not None]
         return sum(known) if known else None
 
+    @property
+    def effective_rank(self) -> float | None:
+        """Sum over the layers in which it was measured; None where it was in none."""
+        known = [layer.effective_rank for layer in self.layers.values()
+                 if layer.effective_rank is not None]
+        return sum(known) if known else None
+
     def summary(self) -> Summary:
         """What is shown of it: a layer a row, the model in the last one."""
         null, dead = self.null, self.dead_units

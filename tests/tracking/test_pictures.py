@@ -12,8 +12,8 @@ from torch import nn
 
 from tests.networks import Layers, mlp
 from wua_mlflow.pipeline.analyze import output_names
-from wua_mlflow.pipeline.pictures import usage_pictures
 from wua_mlflow.tracking.log import layers_table, write_files
+from wua_mlflow.tracking.pictures import usage_pictures
 from wua_mlflow.usage.analyze import analyze
 from wua_mlflow.usage.results import ModelUsage
 

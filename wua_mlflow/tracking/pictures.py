@@ -1,4 +1,7 @@
-"""The pictures of one analysis, as files to log. Tests: ``tests/pipeline/test_pictures.py``."""
+"""The pictures of an analysis and of a verdict, as files to log.
+
+Tests: ``tests/tracking/test_pictures.py``.
+"""
 
 from __future__ import annotations
 
@@ -10,17 +13,19 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from wua_mlflow.plots.comparison import plot_verdict
 from wua_mlflow.plots.histogram import histogram_data, plot_histogram
 from wua_mlflow.plots.interactive import explore_layers, html_page
 from wua_mlflow.plots.network import network_data, plot_network
 from wua_mlflow.plots.usage import layers_data, plot_layers, plot_units, units_data
 from wua_mlflow.tracking.names import ArtifactPath, importance_plot, keys_of
 from wua_mlflow.usage.results import ModelUsage
+from wua_mlflow.verdict.compare import Verdict
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["usage_pictures"]
+__all__ = ["usage_pictures", "verdict_picture"]
 
 
 MOST_HISTOGRAMS = 20
@@ -32,7 +37,7 @@ could not be told apart."""
 
 
 def usage_pictures(
-    model: nn.Module, usage: ModelUsage, *, inputs: Sequence[str] = (),
+    model: nn.Module | None, usage: ModelUsage, *, inputs: Sequence[str] = (),
     outputs: Sequence[str] = (),
 ) -> dict[str, Callable[[Path], object]]:
     """By artifact path: the layers, their units, histograms, and the diagram of a small MLP.
@@ -40,7 +45,7 @@ def usage_pictures(
     Histograms are of the first layers; what could not be read is left out.
 
     Args:
-        model: what was measured.
+        model: what was measured; without it there is no diagram.
         usage: the measurement.
         inputs: names of the inputs.
         outputs: names of the outputs, as of classes.
@@ -58,13 +63,18 @@ def usage_pictures(
     for layer in layers[:MOST_HISTOGRAMS]:
         files[importance_plot(layer.name, keys)] = _drawn(
             plot_histogram, histogram_data, layer.histogram, layer.entropy, name=layer.name)
-    chain = _linear_chain(model)
+    chain = _linear_chain(model) if model is not None else {}
     if chain:
         files[ArtifactPath.NETWORK_PLOT] = _drawn(
             plot_network, network_data,
             {name: weight.detach().cpu().numpy() for name, weight in chain.items()},
             inputs=inputs, outputs=outputs)
     return files
+
+
+def verdict_picture(verdict: Verdict) -> Callable[[Path], None]:
+    """The interval of the difference, against the margin."""
+    return _drawn(plot_verdict, lambda: verdict)
 
 
 def _drawn(

@@ -1,0 +1,1 @@
+"""Callbacks for trainers of other libraries: each translates events, and nothing more."""
