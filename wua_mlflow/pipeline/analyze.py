@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -78,7 +78,7 @@ from wua_mlflow.widths.fidelity import fidelity
 
 __all__ = [
     "Analysis", "analyze_model", "analyze_variant", "call_with_two", "criteria_of", "example_of",
-    "fidelity_metrics", "first_criterion", "loss_of", "output_names", "two_samples",
+    "fidelity_metrics", "first_criterion", "loss_of", "needs_loss", "output_names", "two_samples",
 ]
 
 
@@ -105,6 +105,12 @@ def _user_criterion(name: str) -> Criterion:
     return users_function(name, "criterion")
 
 
+def needs_loss(criteria: Iterable[str | Criterion]) -> bool:
+    """Whether one of the criteria needs gradients."""
+    return any("gradient" in inputs_of(CRITERIA[each] if isinstance(each, str) else each)
+               for each in criteria)
+
+
 def loss_of(
     settings: Settings,
     model: nn.Module,
@@ -127,9 +133,7 @@ def loss_of(
     """
     if settings.loss is not None:
         return users_function(settings.loss, "loss")
-    criteria = (CRITERIA[criterion] if isinstance(criterion, str) else criterion
-                for criterion in criteria_of(settings))
-    if split is None or not any("gradient" in inputs_of(criterion) for criterion in criteria):
+    if split is None or not needs_loss(criteria_of(settings)):
         return None
     if kind is None:
         check_fit(model, split)

@@ -74,7 +74,8 @@ from wua_mlflow.training.evaluation import Evaluation, Objective, evaluate_batch
 from wua_mlflow.training.latency import latency_ratio, measure_latency
 from wua_mlflow.verdict.scores import check_task, find_score
 
-__all__ = ["ExternalComparison", "compare_external", "source_run"]
+__all__ = ["ComparedModel", "ExternalComparison", "by_outputs", "compare_external",
+           "compare_models", "open_model", "source_run"]
 
 
 LATENCY_BATCH = 64
@@ -199,16 +200,35 @@ def compare_external(
     store = None if _is_file(a) and _is_file(b) else _existing_store()
     trust = Trust.by(settings, ask)
     models = _in_one_order(
-        [_open_model(reference, store, settings, trust) for reference in (a, b)], settings)
+        [open_model(reference, store, settings, trust) for reference in (a, b)], settings)
     settings = _with_score(settings, models)
+    return compare_models(models, _evaluation_sets(models, settings), settings, store)
+
+
+def compare_models(
+    models: Sequence[ComparedModel], sets: Sequence[EvaluationSet], settings: Settings,
+    store: Store | None,
+) -> ExternalComparison:
+    """The verdict on the second of two models against the first, on the same test data.
+
+    Args:
+        models: A and B.
+        sets: the test data in the form that each takes.
+        settings: score, margin, confidence, and the seed.
+        store: where looks at the data are counted; None: nowhere.
+
+    Raises:
+        ValueError: one line; a model does not fit the data, or the data differ.
+    """
     first, second = evaluated = [
         EvaluatedModel(model, test, _evaluate(model, test, settings.score))
-        for model, test in zip(models, _evaluation_sets(models, settings), strict=True)]
+        for model, test in zip(models, sets, strict=True)]
     _check_same_examples(first, second)
     costs, latencies = _costs(evaluated, settings)
     metrics = [each.metrics(cost) for each, cost in zip(evaluated, costs, strict=True)]
     looks = _count_looks(store, first, second, settings) if store else 1
-    classes = next((model.split.classes for model in models if model.split), ())
+    classes = next((model.split.classes for model in models if model.split),
+                   first.test.spec.classes)
     comparison = replace(
         judge(first.evaluation, second.evaluation, settings, classes=classes, looks=looks,
               groups=_groups(evaluated, settings)),
@@ -260,7 +280,7 @@ def _existing_store() -> Store | None:
     return None if file and not file.exists() else Store(MlflowClient(uri), "", uri)
 
 
-def _open_model(
+def open_model(
     reference: str, store: Store | None, settings: Settings, trust: Trust
 ) -> ComparedModel:
     """What ``reference`` names: predictions, a run's variant, or a logged model.
@@ -340,7 +360,7 @@ def _evaluation_sets(
     if "data" in settings.given and datasets.is_file(settings.data):
         return _file_sets(models, settings)
     if "data" in settings.given:
-        return [_by_outputs(model, named_evaluation_set(
+        return [by_outputs(model, named_evaluation_set(
             settings, model.split or known, as_read=model.foreign is not None), known)
             for model in models]
     if known is not None:
@@ -368,7 +388,7 @@ def _file_sets(models: Sequence[ComparedModel], settings: Settings) -> Sequence[
     fresh = read_rows(settings.data, settings.target, targets_only=not networks,
                       groups=None if in_files else groups, settings=settings.table_settings,
                       like=[each for each in encodings if each] if all(encodings) else ())
-    sets = [_by_outputs(
+    sets = [by_outputs(
         model, file_evaluation_set(fresh, settings.data, settings.task, model.split), model.split)
         for model in models]
     if not any(model.foreign for model in models):
@@ -423,7 +443,7 @@ def _check_one_order(first: ExampleIds, second: ExampleIds) -> None:
                          f"orders, but got none")
 
 
-def _by_outputs(
+def by_outputs(
     model: ComparedModel, test: EvaluationSet, trained_on: datasets.DataSplit | None
 ) -> EvaluationSet:
     """The classes in the order of a model's outputs, where its own data do not say it."""

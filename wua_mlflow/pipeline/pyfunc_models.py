@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import torch
 from mlflow.exceptions import MlflowException
-from mlflow.models import get_model_info
+from mlflow.models import ModelSignature, get_model_info
 from mlflow.models.model import ModelInfo
 from mlflow.pyfunc import PyFuncModel
 from mlflow.types.schema import ColSpec, Schema
@@ -28,7 +28,8 @@ from wua_mlflow.pipeline.models import naming
 from wua_mlflow.pipeline.trust import Trust
 from wua_mlflow.tracking.models import CODE_RISK
 
-__all__ = ["AnswersOf", "Frame", "TimedAnswers", "flavour_of", "load_pyfunc", "model_info"]
+__all__ = ["AnswersOf", "Frame", "TimedAnswers", "check_batch", "flavour_of", "load_pyfunc",
+           "model_info", "rows_like"]
 
 
 Frame: TypeAlias = pd.DataFrame | np.ndarray
@@ -76,17 +77,23 @@ def load_pyfunc(uri: str, info: ModelInfo, trust: Trust) -> PyFuncModel:
     if info.flavors.get(mlflow.pyfunc.FLAVOR_NAME, {}).get("code") and not trust.code:
         raise ValueError(f"model URI {uri}: cannot be loaded: {CODE_RISK}")
     try:
-        return mlflow.pyfunc.load_model(uri)
+        model: PyFuncModel = mlflow.pyfunc.load_model(uri)
+        return model
     except Exception as error:  # of the model's own code: of many kinds
         raise ValueError(f"model URI {uri}: cannot be loaded: {one_line(error)}") from error
 
 
 @dataclass(frozen=True, eq=False)
 class AnswersOf:
-    """A loaded model as one that is asked for predictions; ``reference`` names it in messages."""
+    """A loaded model as one that is asked for predictions.
+
+    ``reference`` names it in messages, ``column`` the column of its answers that is meant, where
+    these are a table of several.
+    """
 
     reference: str
     model: PyFuncModel
+    column: str | None = None
 
     def answers(self, rows: Frame, spec: TaskSpec, *, probabilities: bool = False) -> Predictions:
         """The answers to rows, as a file of predictions holds them.
@@ -119,44 +126,9 @@ class AnswersOf:
         return found
 
     def taken(self, rows: Frame) -> Frame:
-        """The rows as the signature has them: its columns by name, in its types and shape.
-
-        Raises:
-            ValueError: one line; columns are missing.
-        """
-        signature = self.model.metadata.signature if self.model.metadata else None
-        schema = signature.inputs if signature else None
-        if schema is None or not len(schema):
-            return rows
-        if schema.is_tensor_spec() and not schema.has_input_names():
-            spec = schema.inputs[0]
-            with naming(f"model: {self.reference} takes an array of {spec.type}, and the data's "
-                        f"columns are none", ours=False):
-                array = np.asarray(rows).astype(spec.type)
-                return array.reshape(len(array), *spec.shape[1:])
-        return self._by_name(rows, schema)
-
-    def _by_name(self, rows: Frame, schema: Schema) -> Frame:
-        named = schema.has_input_names()
-        names = schema.input_names() if named else list(range(len(schema)))
-        if not isinstance(rows, pd.DataFrame):
-            if rows.ndim != 2 or rows.shape[1] != len(names):
-                raise ValueError(f"model: {self.reference} takes {len(names)} columns, but the "
-                                 f"data have the shape {rows.shape}")
-            rows = pd.DataFrame(rows, columns=names)
-        if not named:
-            return rows
-        missing = [name for name in schema.required_input_names() if name not in rows]
-        if missing:
-            raise ValueError(f"model: {self.reference} takes the columns {listed(names)}, but the "
-                             f"data have no {missing[0]!r}"
-                             f"{did_you_mean(str(missing[0]), map(str, rows.columns))}")
-        frame = rows[[name for name in names if name in rows]]
-        wanted = {spec.name: np.dtype(spec.type.to_numpy()) for spec in schema.inputs
-                  if isinstance(spec, ColSpec) and spec.name in frame
-                  and hasattr(spec.type, "to_numpy")}
-        return frame.astype({name: dtype for name, dtype in wanted.items()
-                             if dtype.kind in "iuf" and _holds(frame[name], dtype)})
+        """The rows as the signature has them; errors as of ``rows_like``."""
+        metadata = self.model.metadata
+        return rows_like(metadata.signature if metadata else None, rows, self.reference)
 
     def _answer(self, rows: Frame) -> Any:
         shape = tuple(rows.shape)
@@ -190,6 +162,8 @@ class AnswersOf:
         """Of columns that say what they are, as ``wua predict`` writes them, or of classes' names.
         """
         answer = answer.rename(columns=str)
+        if self.column is not None and self.column in answer:
+            answer = answer[[self.column]]
         names = [name for name in answer if name.startswith(_PROBABILITY)]
         by_class = set(answer) == set(spec.classes) and len(spec.classes) > 1
         if names or by_class:
@@ -217,6 +191,51 @@ class AnswersOf:
             for name in np.asarray(classes).tolist())
 
 
+def rows_like(signature: ModelSignature | None, rows: Frame, reference: str) -> Frame:
+    """Rows as a model's signature has them: its columns by name, in its types and shape.
+
+    Args:
+        signature: the model's; None: the rows are as they should be.
+        rows: of a table, or an array.
+        reference: the model's name, for messages.
+
+    Raises:
+        ValueError: one line; columns are missing, or are no numbers where it takes an array.
+    """
+    schema = signature.inputs if signature else None
+    if schema is None or not len(schema):
+        return rows
+    if not schema.is_tensor_spec() or schema.has_input_names():
+        return _by_name(rows, schema, reference)
+    spec = schema.inputs[0]
+    with naming(f"model: {reference} takes an array of {spec.type} of shape {spec.shape}, and the "
+                f"data's rows of shape {tuple(rows.shape)} are none", ours=False):
+        return np.asarray(rows).astype(spec.type).reshape(len(rows), *spec.shape[1:])
+
+
+def _by_name(rows: Frame, schema: Schema, reference: str) -> Frame:
+    named = schema.has_input_names()
+    names: list[Any] = schema.input_names() if named else list(range(len(schema)))
+    if not isinstance(rows, pd.DataFrame):
+        if rows.ndim != 2 or rows.shape[1] != len(names):
+            raise ValueError(f"model: {reference} takes {len(names)} columns, but the data have "
+                             f"the shape {rows.shape}")
+        rows = pd.DataFrame(rows, columns=names)
+    if not named:
+        return rows
+    missing = [name for name in schema.required_input_names() if name not in rows]
+    if missing:
+        raise ValueError(f"model: {reference} takes the columns {listed(names)}, but the data have "
+                         f"no {missing[0]!r}"
+                         f"{did_you_mean(str(missing[0]), map(str, rows.columns))}")
+    frame = rows[[name for name in names if name in rows]]
+    wanted = {spec.name: np.dtype(spec.type.to_numpy()) for spec in schema.inputs
+              if isinstance(spec, ColSpec) and spec.name in frame
+              and hasattr(spec.type, "to_numpy")}
+    return frame.astype({name: dtype for name, dtype in wanted.items()
+                         if dtype.kind in "iuf" and _holds(frame[name], dtype)})
+
+
 class TimedAnswers(nn.Module):
     """A model's ``predict`` as a forward, to be timed: of as many of its rows as it is given."""
 
@@ -229,6 +248,21 @@ class TimedAnswers(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         self.answers.model.predict(self.rows[len(inputs)])
         return torch.empty(0)
+
+
+def check_batch(module: nn.Module, reference: str) -> None:
+    """Whether an exported graph takes batches of any size.
+
+    Raises:
+        ValueError: one line; it was exported with one row, and takes no more.
+    """
+    graph = getattr(module, "graph", None)
+    first = next((node for node in getattr(graph, "nodes", ()) if node.op == "placeholder"), None)
+    size = getattr(first.meta.get("val"), "shape", ())[:1] if first is not None else ()
+    if size and isinstance(size[0], int):
+        raise ValueError(f"model: expected one that takes batches of any size, but {reference} "
+                         f"takes {size[0]} row at a time: torch.export makes the size of its input "
+                         f"example a constant where that is one row; log it with two or more")
 
 
 def _as_array(answer: Any) -> np.ndarray:
