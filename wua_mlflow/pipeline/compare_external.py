@@ -33,6 +33,7 @@ from wua_mlflow.data.scaling import Scaling, WithoutInputScaling
 from wua_mlflow.data.tables import ENDINGS, Table, input_frame, read_columns, read_rows
 from wua_mlflow.data.tasks import checked_output, has_classes, judged_as, output_kind
 from wua_mlflow.device import device_of, use_threads
+from wua_mlflow.errors import printable
 from wua_mlflow.flops import count_flops, count_parameters
 from wua_mlflow.hooks import evaluating, take_by_place
 from wua_mlflow.imports import local_path
@@ -300,7 +301,11 @@ def open_model(
         return ComparedModel(reference, variant.name, variant=variant,
                              kept="data" not in settings.given,
                              experiment_id=variant.experiment_id)
-    info = model_info(reference)
+    try:
+        info = model_info(reference)
+    except MlflowException as error:
+        raise ValueError(f"model URI {reference}: cannot be loaded: "
+                         f"{printable(error.message)}") from error
     experiment = _experiment_of(store, info)
     if flavour_of(info) != "pytorch":
         return ComparedModel(reference, reference, experiment_id=experiment,

@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mlflow
 import numpy as np
@@ -17,7 +17,6 @@ import pandas as pd
 import torch
 from mlflow.models.evaluation.artifacts import ImageEvaluationArtifact, JsonEvaluationArtifact
 from mlflow.models.evaluation.base import EvaluationResult
-from mlflow.pyfunc import PyFuncModel
 from mlflow.tracking import MlflowClient
 from torch import nn
 
@@ -45,6 +44,9 @@ from wua_mlflow.tracking.names import ArtifactPath, Metric, Tag
 from wua_mlflow.tracking.store import Store
 from wua_mlflow.training.evaluation import Objective
 from wua_mlflow.usage.analyze import analyze
+
+if TYPE_CHECKING:  # slow to import
+    from mlflow.pyfunc import PyFuncModel
 
 __all__ = ["Evaluated", "evaluate_logged"]
 
@@ -201,7 +203,7 @@ def _baseline(baseline: object, settings: Settings) -> ComparedModel:
     Raises:
         ValueError: one line; it is neither, or is not trusted.
     """
-    if isinstance(baseline, PyFuncModel):
+    if isinstance(baseline, mlflow.pyfunc.PyFuncModel):
         return _loaded(baseline, "the baseline")
     if not isinstance(baseline, str) or ":/" not in baseline:
         raise ValueError(f"baseline: expected a model's URI, such as models:/name/1, or what "
@@ -248,7 +250,7 @@ def _takes_raw_rows(model: PyFuncModel) -> bool:
 
 
 def _signature_of(baseline: object) -> Any:
-    return baseline.metadata.signature if isinstance(baseline, PyFuncModel) else \
+    return baseline.metadata.signature if isinstance(baseline, mlflow.pyfunc.PyFuncModel) else \
         model_info(str(baseline)).signature
 
 

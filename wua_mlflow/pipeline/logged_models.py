@@ -16,6 +16,7 @@ from wua_mlflow.config import Settings
 from wua_mlflow.data.datasets import is_file
 from wua_mlflow.data.loaders import AnalysisData, load_analysis_data
 from wua_mlflow.data.tables import read_rows
+from wua_mlflow.errors import printable
 from wua_mlflow.hooks import take_by_place
 from wua_mlflow.pipeline.compare_external import source_run
 from wua_mlflow.pipeline.evaluation_sets import file_evaluation_set
@@ -64,7 +65,7 @@ def logged_source(store: Store, uri: str) -> LoggedSource:
         info = model_info(uri)
     except MlflowException as error:
         raise ValueError(f"run_id: expected a model's URI, such as models:/name/1, but {uri} "
-                         f"cannot be had: {error.message}") from error
+                         f"cannot be had: {printable(error.message)}") from error
     flavour = flavour_of(info)
     if flavour != "pytorch":
         raise ValueError(f"run_id: expected a PyTorch model, whose weights can be analysed, but "

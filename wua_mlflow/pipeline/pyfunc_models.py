@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import mlflow
 import numpy as np
@@ -16,7 +16,6 @@ import torch
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature, get_model_info
 from mlflow.models.model import ModelInfo
-from mlflow.pyfunc import PyFuncModel
 from mlflow.types.schema import ColSpec, Schema
 from torch import Tensor, nn
 
@@ -28,12 +27,16 @@ from wua_mlflow.pipeline.models import naming
 from wua_mlflow.pipeline.trust import Trust
 from wua_mlflow.tracking.models import CODE_RISK
 
+if TYPE_CHECKING:  # slow to import
+    from mlflow.pyfunc import PyFuncModel
+
 __all__ = ["AnswersOf", "Frame", "TimedAnswers", "check_batch", "flavour_of", "load_pyfunc",
            "model_info", "rows_like"]
 
 
 Frame: TypeAlias = pd.DataFrame | np.ndarray
 """Rows as they were read, without the target: a table, or an array of shape (n, ...)."""
+_PYFUNC = "python_function"
 _PREDICTION = "prediction"
 _PROBABILITY = "probability_"
 _ROUNDING = 1e-3
@@ -59,8 +62,7 @@ def flavour_of(info: ModelInfo) -> str:
     """The name of the flavour: ``pytorch``, ``sklearn``, …; ``python_function`` where it has only
     that.
     """
-    return next((name for name in info.flavors if name != mlflow.pyfunc.FLAVOR_NAME),
-                mlflow.pyfunc.FLAVOR_NAME)
+    return next((name for name in info.flavors if name != _PYFUNC), _PYFUNC)
 
 
 def load_pyfunc(uri: str, info: ModelInfo, trust: Trust) -> PyFuncModel:
@@ -74,7 +76,7 @@ def load_pyfunc(uri: str, info: ModelInfo, trust: Trust) -> PyFuncModel:
                          f"{flavour_of(info)}, and loading such a one runs what its author saved "
                          f"(a pickle, or a loader of its own); --trust pickle loads it all the "
                          f"same")
-    if info.flavors.get(mlflow.pyfunc.FLAVOR_NAME, {}).get("code") and not trust.code:
+    if info.flavors.get(_PYFUNC, {}).get("code") and not trust.code:
         raise ValueError(f"model URI {uri}: cannot be loaded: {CODE_RISK}")
     try:
         model: PyFuncModel = mlflow.pyfunc.load_model(uri)
