@@ -142,6 +142,7 @@ def test_figures_are_the_logged_models_too_each_once(uris):
     assert {points(run, key) for key in result.metrics} == {1}
 
 
+@pytest.mark.slow
 def test_a_pickled_module_that_mlflow_has_loaded(uris, made):
     assert by_wua(uris["pickled"], {"null_draws": 0})[0].metrics == pytest.approx(
         by_wua(uris["net"], {"null_draws": 0})[0].metrics)
@@ -179,6 +180,7 @@ def test_two_networks_one_of_two_outputs(uris, made):
     assert result.metrics["compare/flops_ratio"] == 2 * 3 * 2 / (2 * (3 * 6 + 6))
 
 
+@pytest.mark.slow
 def test_a_loaded_baseline_a_network_and_probabilities(uris):
     """The caller has loaded it: whether it is trusted was theirs to decide."""
     result, _ = by_wua(uris["net"], {"baseline": mlflow.pyfunc.load_model(uris["logistic"]),
@@ -243,7 +245,7 @@ def test_whoever_does_not_ask_gets_nothing(uris, monkeypatch, options):
     {"evaluators": "wua"}, {"evaluators": ["wua"]}, {"evaluators": ["wua"], "evaluator_config": {}},
     {"evaluators": "wua", "evaluator_config": {"null_draws": 1}},
     {"evaluators": ["wua"], "evaluator_config": {"wua": {"null_draws": 1}}},
-    {"evaluator_config": {"wua": {"null_draws": 1}}},
+    pytest.param({"evaluator_config": {"wua": {"null_draws": 1}}}, marks=pytest.mark.slow),
 ], ids=str)
 def test_whoever_asks_gets_it(uris, monkeypatch, options):
     asked = []
@@ -295,6 +297,7 @@ def test_other_kinds_of_models_are_not_ours(uris):
     assert not WuaEvaluator.can_evaluate(model_type="text", evaluator_config={"null_draws": 1})
 
 
+@pytest.mark.slow
 def test_mlflows_own_thresholds_take_the_interval(uris):
     """The lower limit above minus the margin; MLflow's own change of an accuracy cannot say so."""
     result, _ = by_wua(uris["tree"], {"baseline": uris["net"], "margin": 0.02})
@@ -304,12 +307,14 @@ def test_mlflows_own_thresholds_take_the_interval(uris):
         MetricThreshold(min_absolute_change=-0.02, greater_is_better=True)
 
 
+@pytest.mark.slow
 def test_looks_are_counted_across_evaluations(uris):
     looks = [by_wua(uris["net"], {"baseline": uris[name]})[0].metrics["compare/looks"]
              for name in ("two", "two", "net")]
     assert looks == [1, 1, 2]
 
 
+@pytest.mark.slow
 def test_nobody_who_evaluates_something_else_imports_more():
     """Neither torch nor the rest of this package."""
     code = ("import sys, mlflow.models.evaluation.evaluator_registry as registry\n"

@@ -107,6 +107,7 @@ def test_a_graph_has_the_usage_of_its_module_on_rows_as_they_are(store, made, ca
     assert "models:/graph/1" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_its_layers_criteria_and_data_are_said_as_of_any_model(store, made, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "their_batches.py").write_text(
@@ -120,6 +121,7 @@ def test_its_layers_criteria_and_data_are_said_as_of_any_model(store, made, tmp_
     assert run.data.metrics["usage/entropy"] == pytest.approx(usage.entropy)
 
 
+@pytest.mark.slow
 def test_a_pickled_one_where_that_is_trusted(store, capsys):
     words = ["analyze", "--model-uri", "models:/pickled/1", *DATA]
     assert main(words) == 1

@@ -224,6 +224,7 @@ def test_beside_a_file_of_predictions(uris, made, compare):
     assert "compare/latency_ratio" not in result["metrics"]
 
 
+@pytest.mark.slow
 def test_an_array_and_a_bundled_set(uris, compare, refused):
     np.savez("test.npz", X=TEST[COLUMNS].to_numpy(), y=TEST["y"].to_numpy(dtype=str))
     by_array = compare(uris["logistic"], uris["tree"], "--data", "test.npz", "--trust", "pickle")
@@ -258,6 +259,7 @@ def test_a_model_that_does_not_fit(uris, refused, model, data, line):
     assert refused(uris[model], other, *DATA).startswith(line.format(uri=uris[model]))
 
 
+@pytest.mark.slow
 def test_looks_at_models_of_others_are_counted(uris, compare):
     """In the experiment that the model was logged in: once for a pair and a margin."""
     looks = [compare(uris[a], uris["tree"], *DATA, "--margin", margin)["metrics"]["compare/looks"]

@@ -293,6 +293,8 @@ def slim_run(store: Store, settings: Settings, *, ask: Ask | None = None) -> Sli
         if original.variant != VariantName.OVERSIZED:
             raise ValueError(f"run_id: expected the run of an original (oversized), but "
                              f"{original.run_id} is {original.name}")
+        # the tag that it has: a store that refuses to write does so before anything is computed
+        store.client.set_tag(original.run_id, Tag.KIND, Kind.VARIANT)
         asked, settings = settings, _resolved(
             settings, "prune" if original.adopted else "rebuild")
         check_test_part(original.recipe.split, settings)
