@@ -142,6 +142,19 @@ def test_figures_are_the_logged_models_too_each_once(uris):
     assert {points(run, key) for key in result.metrics} == {1}
 
 
+def test_a_registered_version_whose_model_mlflow_does_not_know(uris):
+    """MLflow logs what is returned only where it knows the model's id; it does not always."""
+    version = MlflowClient().create_model_version(
+        MlflowClient().create_registered_model("theirs").name, uris["two"])
+    uri = f"models:/theirs/{version.version}"
+    result, run = by_wua(uri, {"null_draws": 0})
+    assert run.data.metrics == pytest.approx(result.metrics)
+    assert {points(run, key) for key in result.metrics} == {1}
+    logged = mlflow.get_logged_model(uris["two"].removeprefix("models:/"))
+    assert {metric.key for metric in logged.metrics if metric.run_id == run.info.run_id} == set(
+        result.metrics)
+
+
 @pytest.mark.slow
 def test_a_pickled_module_that_mlflow_has_loaded(uris, made):
     assert by_wua(uris["pickled"], {"null_draws": 0})[0].metrics == pytest.approx(

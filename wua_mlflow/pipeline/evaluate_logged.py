@@ -116,7 +116,8 @@ def evaluate_logged(
     found = _usage(evaluated, settings) if baseline is None else \
         _verdict(evaluated, baseline, settings, client, run_id)
     write(client, run_id, tags=found.tags, files=found.files,
-          metrics=None if evaluated.model_id else found.metrics)
+          metrics=None if evaluated.model_id else found.metrics,
+          model_id=evaluated.model.model_id if evaluated.model else None)
     root = client.get_run(run_id).info.artifact_uri
     kinds: dict[str, Any] = {".png": ImageEvaluationArtifact, ".json": JsonEvaluationArtifact}
     result: Any = EvaluationResult

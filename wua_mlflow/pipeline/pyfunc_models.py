@@ -5,7 +5,9 @@ Tests: ``tests/pipeline/test_pyfunc_models.py``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -25,7 +27,7 @@ from wua_mlflow.pipeline.evaluation_sets import Predictions
 from wua_mlflow.pipeline.example_ids import ExampleIds
 from wua_mlflow.pipeline.models import naming
 from wua_mlflow.pipeline.trust import Trust
-from wua_mlflow.tracking.models import CODE_RISK
+from wua_mlflow.tracking.models import ALLOW_PICKLE, CODE_RISK
 
 if TYPE_CHECKING:  # slow to import
     from mlflow.pyfunc import PyFuncModel
@@ -79,10 +81,25 @@ def load_pyfunc(uri: str, info: ModelInfo, trust: Trust) -> PyFuncModel:
     if info.flavors.get(_PYFUNC, {}).get("code") and not trust.code:
         raise ValueError(f"model URI {uri}: cannot be loaded: {CODE_RISK}")
     try:
-        model: PyFuncModel = mlflow.pyfunc.load_model(uri)
+        with _unpickling():
+            model: PyFuncModel = mlflow.pyfunc.load_model(uri)
         return model
     except Exception as error:  # of the model's own code: of many kinds
         raise ValueError(f"model URI {uri}: cannot be loaded: {one_line(error)}") from error
+
+
+@contextlib.contextmanager
+def _unpickling() -> Iterator[None]:
+    """MLflow may unpickle, whatever its variable says: the user has trusted the model."""
+    previous = os.environ.get(ALLOW_PICKLE)
+    os.environ[ALLOW_PICKLE] = "true"
+    try:
+        yield
+    finally:
+        if previous is None:
+            del os.environ[ALLOW_PICKLE]
+        else:
+            os.environ[ALLOW_PICKLE] = previous
 
 
 @dataclass(frozen=True, eq=False)
