@@ -16,7 +16,8 @@ from pathlib import Path
 
 COMMANDS = (
     ("startup",), ("calibration", "--trials", "2000"), ("remedies", "--trials", "2000"),
-    ("bootstrap",), ("uneven",), ("settle",), ("peer_parity",), ("looks",), ("pipelines",),
+    ("bootstrap",), ("uneven",), ("settle",), ("peer_parity",), ("looks",), ("gate",),
+    ("pipelines",),
     ("scores",), ("latency_interval",), ("knee",), ("search",), ("answers",), ("readme",),
     ("cut_knee",),
     ("fidelity",), ("pruning",), ("pruning", "--blind"), ("report",), ("streaming",),

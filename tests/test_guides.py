@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import os
 import re
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 
+import mlflow
 import pytest
 import yaml
 
@@ -21,10 +26,13 @@ PLAIN = {"python", "sh", ""}
 GUIDES = {"own_table": {*PLAIN, "yaml"}, "own_loader": PLAIN, "own_trainer": PLAIN,
           "mlflow": PLAIN, "own_model": PLAIN, "compare_two": PLAIN, "analyze": PLAIN,
           "own_loop": {"python", ""}, "lightning": PLAIN, "hugging_face": PLAIN,
-          "widths": {"python", "sh"}}
+          "widths": {"python", "sh"}, "registered_model": {"python", "sh"},
+          "evaluate": {"python", ""}, "gate": {"python", "yaml"}}
 """By guide the languages of its blocks; those without one are what was printed before."""
 READ_TOGETHER = [("own_table",), ("own_loader",), ("own_trainer", "mlflow"), ("own_model",),
-                 ("compare_two",), ("analyze",), ("own_loop",), ("widths",)]
+                 ("compare_two",), ("analyze",), ("own_loop",), ("widths",), ("gate",),
+                 *(pytest.param((guide,), marks=pytest.mark.slow)
+                   for guide in ("registered_model", "evaluate"))]
 """One after the other, in one folder."""
 OF_TRAINERS = [("lightning",), ("hugging_face",)]
 """Those that import other people's trainers, which takes its time and warns."""
@@ -44,7 +52,11 @@ def _mine(store_uri, monkeypatch):
     sys.modules.pop("mine", None)
 
 
-@pytest.mark.parametrize("guides", READ_TOGETHER, ids="-".join)
+@pytest.mark.filterwarnings(  # MLflow's, on what it imports, and its advice on logging models
+    "ignore:.*Any type hint", "ignore:_ImportHookChainedLoader:ImportWarning",
+    "ignore:the load_module:DeprecationWarning", "ignore:.*LeafSpec:FutureWarning",
+    "ignore:The given NumPy array is not writable")
+@pytest.mark.parametrize("guides", READ_TOGETHER, ids=lambda guides: "-".join(guides))
 @pytest.mark.usefixtures("_mine")
 def test_a_guides_code_runs(guides, capsys):
     for guide in guides:
@@ -85,6 +97,8 @@ def run_guide(guide: str, capsys: pytest.CaptureFixture[str]) -> None:
             run_python(code, f"{guide}.md", scope)
         elif language == "sh":
             run_commands(code, dry=guide in MINUTES)
+        elif language == "yaml" and "jobs:" in code:
+            run_workflow(code)
         elif language == "yaml":
             Path("mine.yaml").write_text(code)
             assert load_settings("mine.yaml").given == set(yaml.safe_load(code))
@@ -135,3 +149,46 @@ def run_commands(code: str, *, dry: bool) -> None:
         assert words[0] == "wua"
         said = re.search(r"# exit code (\d)", line)
         assert main([*words[1:], *QUICK.get(words[1], ())]) == (int(said[1]) if said else 0), line
+
+
+def commands_of(workflow: str) -> list[str]:
+    """What the steps of a workflow run that is ours."""
+    steps = [step for job in yaml.safe_load(workflow)["jobs"].values() for step in job["steps"]]
+    return [step["run"] for step in steps if step.get("run", "").startswith("wua ")]
+
+
+def run_workflow(workflow: str) -> None:
+    """Each of its commands, in this process; what it prints goes to a summary."""
+    for line in commands_of(workflow):
+        command, _, file = line.replace("\\\n", " ").partition(">>")
+        assert file.strip() == '"$GITHUB_STEP_SUMMARY"'
+        with contextlib.redirect_stdout(io.StringIO()) as summary:
+            assert main(shlex.split(command)[1:]) == 0
+        assert "`non_inferior`" in summary.getvalue().partition("\n")[0]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*Any type hint",
+                            "ignore:_ImportHookChainedLoader:ImportWarning",
+                            "ignore:the load_module:DeprecationWarning")
+@pytest.mark.usefixtures("_mine")
+def test_the_gates_step_ends_with_the_verdicts_code_in_a_shell(tmp_path):
+    """As GitHub's runner starts it; a worse candidate, and a margin that the data cannot tell."""
+    (_, models), (_, workflow) = blocks_of((DOCS / "gate.md").read_text(encoding="utf-8"))
+    exec(compile(models, "gate.md", "exec"), {})
+    (step,) = commands_of(workflow)
+    worse = models.replace("GaussianNB()", "DummyClassifier()").replace(
+        "from sklearn.naive_bayes import GaussianNB", "from sklearn.dummy import DummyClassifier")
+    summary = tmp_path / "summary.md"
+    environment = {**os.environ, "GITHUB_STEP_SUMMARY": str(summary), "PATH": os.pathsep.join(
+        [str(Path(sys.executable).parent), os.environ["PATH"]])}
+    for code, line in ((0, step), (4, step.replace("0.02", "0.0001")), (3, step)):
+        if code == 3:
+            exec(compile(worse, "gate.md", "exec"), {})
+        done = subprocess.run(["bash", "-e", "-c", line], env=environment, capture_output=True,
+                              text=True)
+        assert (done.returncode, done.stdout) == (code, ""), done.stderr
+    heads = [line for line in summary.read_text().splitlines() if line.startswith("### ")]
+    assert [re.findall("`(.*?)`", head) for head in heads] == [
+        ["non_inferior"], ["inconclusive"], ["inferior"]]
+    assert mlflow.get_tracking_uri() == os.environ["MLFLOW_TRACKING_URI"]

@@ -63,6 +63,8 @@ TUTORIAL = "usecase"
 OWN_MODEL = ("data", "target", "table", "task", "batch_to_inputs", "model", "hidden", "state",
              "seed")
 """What names a model of ``analyze`` and ``slim`` without a run."""
+OF_DATA = ("data", "target", "table", "task", "batch_to_inputs", "seed", "layers")
+"""Those of them that may be said beside a logged model, too; ``layers``, which is none, as well."""
 OWN_ONLY = ("layers",)
 """What ``analyze`` can be told of such a model only: a variant's figures are of all its layers."""
 CODE = ("data", "model", "train", "criterion", "batch_to_inputs", "loss", "score")
@@ -239,8 +241,8 @@ class Settings(BaseModel):
     experiment: Line = Field(
         "wua", max_length=500, description="name of the MLflow experiment")
     run_id: str | None = Field(None, description="id of the run of the variant that the step "
-                               "reads and writes to; slim: or URI of a model that a run logged, "
-                               "e.g. models:/name/1")
+                               "reads and writes to; analyze, slim: or URI of a logged model, e.g. "
+                               "models:/name/1 (of slim one that a run of wua logged)")
     baseline: str | None = Field(None, description="compare: model A, the original")
     candidate: str | None = Field(None, description="compare: model B, the slim model")
     trust: Annotated[tuple[Literal["code", "pickle"], ...], Named] | None = Field(
@@ -251,6 +253,11 @@ class Settings(BaseModel):
                                  "this name, if its artifact verdict is non_inferior")
     gate: bool = Field(False, description="exit with the verdict's code: 0 non_inferior, 3 "
                        "inferior, 4 inconclusive")
+
+    @property
+    def is_logged_model(self) -> bool:
+        """Whether ``run_id`` is a model's URI."""
+        return self.run_id is not None and ":/" in self.run_id
 
     @property
     def until_settled(self) -> bool:
@@ -362,7 +369,8 @@ def load_settings(
         configured.intersection_update(COMMAND_FIELDS[command])
         _check_beside_run(command, settings, set(asked))
     if settings.run_id is not None:
-        configured.difference_update(OWN_MODEL, OWN_ONLY, ("score",))
+        of_run = () if settings.is_logged_model and command == "analyze" else OF_DATA
+        configured.difference_update(set(OWN_MODEL) - set(OF_DATA), of_run, ("score",))
     return Settings.model_construct(_fields_set=configured | set(explicit), **dict(settings))
 
 
@@ -380,8 +388,14 @@ def _check_beside_run(command: str, settings: Settings, asked: set[str]) -> None
     if settings.run_id is None or command not in _BESIDE_RUN:
         return
     verb, fields = _BESIDE_RUN[command]
+    if settings.is_logged_model and command == "analyze":
+        fields = tuple(field for field in fields if field not in OF_DATA)
     named = [name for name in NAMED_BESIDE_RUN if is_reference(str(getattr(settings, name)))]
-    beside = sorted(asked.intersection((*fields, *TABLE_KEYS)) - set(named))
+    keys = TABLE_KEYS if "table" in fields else ()
+    beside = sorted(asked.intersection((*fields, *keys)) - set(named))
+    if beside and settings.is_logged_model and command == "analyze":
+        raise ConfigError(f"run_id: a logged model is analysed as it is, so expected nothing like "
+                          f"{beside[0]} beside {settings.run_id}")
     if beside:
         raise ConfigError(f"run_id: a variant is {verb} with its own model and data, so expected "
                           f"nothing like {beside[0]} beside it; a model of your own: "

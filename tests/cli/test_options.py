@@ -2,8 +2,10 @@
 
 import re
 import shlex
+from pathlib import Path
 
 import pytest
+from mlflow.projects._project_spec import load_project
 
 from tests.mistakes import line_of
 from wua_mlflow.cli.main import main
@@ -25,7 +27,7 @@ def test_help_lists_every_command_and_that_of_a_command_every_field_once(command
     assert text.startswith(f"Usage: wua {command} ")
     assert COMMANDS[command].split()[-1] in text
     for field in COMMAND_FIELDS.get(command, ()):
-        assert text.count(f"  --{field.replace('_', '-')} ") == 1
+        assert len(re.findall(rf"^  --{field.replace('_', '-')}[ ,]", text, re.M)) == 1
         assert "_" not in field or f"--{field}" not in text
     for key in TABLE_KEYS:  # beside the setting that they are a part of
         described = text.partition("  --table ")[2]
@@ -74,7 +76,7 @@ def test_every_setting_has_one_topic():
     (["train", "--max-seeds", "40"], "--max-seeds: no option any more; write --seeds 5-40"),
     (["run", "--budget", "flops"], "--budget: no option any more; write --slim-epochs flops"),
     (["run", "--budget", "epochs"], "--budget: no option any more; leave it out"),
-    (["slim", "--model-uri", "models:/a/1"],
+    (["compare", "--model-uri", "models:/a/1"],
      "--model-uri: no option any more; write --run-id models:/a/1"),
     (["analyze", "--effective-rank", "--run-id", "a"],
      "--effective-rank: no option any more; leave it out"),
@@ -127,3 +129,13 @@ def test_a_value_may_begin_with_a_minus_options_stand_anywhere_and_gate_is_a_fla
                         (["--gate", "false"], "false"), (["--gate", ""], ""),
                         (["--gate", "--json"], "true")):
         assert parse(["run", *words]).gate == gate
+
+
+@pytest.mark.parametrize("command", ["analyze", "slim"])
+def test_a_models_uri_is_said_as_what_it_is(command):
+    """By ``--model-uri``, or as MLflow passes on what it was given by ``-P model_uri=…``: after the
+    parameters that the project declares, which are empty."""
+    project = load_project(str(Path(__file__).resolve().parents[2]))
+    line = project.get_entry_point(command).compute_command({"model_uri": "models:/a/1"}, "")
+    for words in ([command, "--model-uri", "models:/a/1"], [command, *shlex.split(line)[2:]]):
+        assert parse(words).run_id == "models:/a/1"

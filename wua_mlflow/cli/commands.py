@@ -27,7 +27,6 @@ from wua_mlflow.cli.output import (
     runs_text,
     terminal_width,
     two_runs_text,
-    verdicts_record,
 )
 from wua_mlflow.config import TUTORIAL, ConfigError, Settings
 from wua_mlflow.distributed import is_first, on_all_ranks, process_group, started
@@ -49,6 +48,7 @@ from wua_mlflow.report.answer import (
 )
 from wua_mlflow.report.build import report_of
 from wua_mlflow.report.content import Report
+from wua_mlflow.report.pair import pair_markdown, verdicts_record
 from wua_mlflow.tracking.names import Outcome
 from wua_mlflow.tracking.runs import COLUMNS, best, compare_runs, find_run, runs, show_run
 from wua_mlflow.tracking.store import (
@@ -78,15 +78,22 @@ class Shown:
 
     Attributes:
         as_json: as JSON.
+        as_markdown: as a summary for a pull request.
         verbose: with all details.
         command: what was typed.
         given: the settings that were typed with it, and the configuration.
     """
 
     as_json: bool = False
+    as_markdown: bool = False
     verbose: bool = False
     command: str = "run"
     given: Mapping[str, object] = field(default_factory=dict)
+
+    @property
+    def for_others(self) -> bool:
+        """Whether what is printed is read by a program, and nothing else may be among it."""
+        return self.as_json or self.as_markdown
 
     def again(self, **changes: object) -> str:
         """The command as a line of a shell, with other settings.
@@ -256,36 +263,39 @@ def _compare(settings: Settings, models: tuple[str, ...], shown: Shown) -> int:
         if len(pair) != 2:
             raise ConfigError(f"compare: expected two models, A and B, or the run of a slim "
                               f"variant (--run-id), but got {' and '.join(pair) or 'none'}")
-        return _compare_pair(settings, pair, as_json=shown.as_json)
+        return _compare_pair(settings, pair, shown)
     too_many = [*models, *(name for name in ("baseline", "candidate") if getattr(settings, name)),
                 *sorted({"data", "target", "table", "task"} & settings.given)]
     if too_many:
         raise ConfigError(f"run_id: a variant is compared with its original on their own test "
                           f"part, so expected nothing like {too_many[0]} beside it; any two models "
                           f"and any data: wua compare A B --data DATA")
-    with _stdout_for(shown.as_json):
+    with _stdout_for(shown.for_others):
         original, slim, comparison = workflow.compare_run(
             connected(settings), settings, ask=_ask_at_terminal())
-    if shown.as_json:
-        print(json.dumps(verdicts_record(comparison), indent=1))
-    else:
-        pair_report = Report("", [original.name, slim.name],
-                             [comparison.metrics_of(variant.result()) for variant in
-                              (original, slim)], comparison)
-        print(f"{slim.name} against {original.name}")
-        print("\n\n".join(filter(None, (
-            answer_text(pair_report), verdicts_text(comparison) if shown.verbose else ""))))
+    report = Report("", [original.name, slim.name], [
+        comparison.metrics_of(variant.result()) for variant in (original, slim)], comparison)
+    text = "\n\n".join(filter(None, (
+        f"{slim.name} against {original.name}\n{answer_text(report)}",
+        verdicts_text(comparison) if shown.verbose else "")))
+    print(_in_form(report, shown, text))
     return EXIT_CODES[comparison.verdict.outcome]
 
 
-def _compare_pair(settings: Settings, pair: tuple[str, ...], *, as_json: bool) -> int:
+def _compare_pair(settings: Settings, pair: tuple[str, ...], shown: Shown) -> int:
     step = workflow.step_run(connected(settings), "compare") if inherited_run() else \
         contextlib.nullcontext()
-    with step, _stdout_for(as_json):
+    with step, _stdout_for(shown.for_others):
         result = compare_external(pair[0], pair[1], settings, ask=_ask_at_terminal())
-    print(json.dumps(verdicts_record(result.comparison), indent=1) if as_json else
-          external_text(result))
+    print(_in_form(result.report, shown, external_text(result), result.caution))
     return EXIT_CODES[result.comparison.artifact.outcome]
+
+
+def _in_form(report: Report, shown: Shown, text: str, caution: str = "") -> str:
+    """A comparison as JSON, as markdown or as its text."""
+    if shown.as_json:
+        return json.dumps(verdicts_record(report.comparison), indent=1)
+    return pair_markdown(report, caution).rstrip() if shown.as_markdown else text
 
 
 def connected(settings: Settings) -> Store:
@@ -306,9 +316,10 @@ def connected(settings: Settings) -> Store:
                          f"{shown_uri()} cannot: {error}") from error
 
 
-def _stdout_for(as_json: bool) -> contextlib.AbstractContextManager[object]:
-    """Where JSON is asked for, it alone goes to stdout: the user's own code may print too."""
-    return contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
+def _stdout_for(others: bool) -> contextlib.AbstractContextManager[object]:
+    """Where JSON or markdown is asked for, it alone goes to stdout: the user's own code may print.
+    """
+    return contextlib.redirect_stdout(sys.stderr) if others else contextlib.nullcontext()
 
 
 def answer(options: SimpleNamespace) -> int:

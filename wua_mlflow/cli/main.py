@@ -147,8 +147,10 @@ def _execute(options: SimpleNamespace) -> int:
 
     if "experiment" in explicit:
         commands.check_experiment(settings.experiment)
-    shown = commands.Shown(getattr(options, "json", False), getattr(options, "verbose", False),
-                           options.command, {"config": config, **explicit} if config else explicit)
+    shown = commands.Shown(
+        getattr(options, "json", False), getattr(options, "markdown", False),
+        getattr(options, "verbose", False), options.command,
+        {"config": config, **explicit} if config else explicit)
     return commands.execute(options.command, settings, shown, models=models)
 
 

@@ -49,11 +49,14 @@ OF_TABLE = {
                     "--table 'drop_columns: [id, name]'",
 }
 """Keys of the setting ``table`` that are options too: ``config.TABLE_KEYS``."""
+TAKES_URI = (("run_id", "analyze"), ("run_id", "slim"))
+"""Setting and command: it may be a model's URI as well, and ``--model-uri`` is the same option."""
 EXAMPLES = {
     "run": ("wua run --data rows.csv --target y", "wua run --config digits --seeds 5",
             "wua run --data my_module:data --model my_module:build --train my_module:train"),
     "train": ("wua train --data rows.csv --target y --hidden 128,64",),
-    "analyze": ("wua analyze --run-id 4be1f0", "wua analyze --model my_module:build --data digits "
+    "analyze": ("wua analyze --run-id 4be1f0", "wua analyze --model-uri models:/name/3 --data "
+                "rows.csv --target y", "wua analyze --model my_module:build --data digits "
                 "--state weights.safetensors"),
     "slim": ("wua slim --run-id 4be1f0", "wua slim --model my_module:build --data my_module:data "
              "--state weights.safetensors"),
@@ -225,7 +228,8 @@ def _settings_params(name: str) -> list[click.Parameter]:
         "config", "a shipped configuration (usecase, digits, breast_cancer) or a YAML file")]
     if name == "compare":
         params.insert(0, click.Argument(["models"], nargs=-1, metavar="[A B]"))
-    params += [_value(field, _described(field, name), flag=yes_or_no(field))
+    params += [_value(field, _described(field, name), flag=yes_or_no(field),
+                      also=("--model-uri",) if (field, name) in TAKES_URI else ())
                for field in COMMAND_FIELDS[name]]
     if "table" in COMMAND_FIELDS[name]:
         params += [_value(key, text) for key, text in OF_TABLE.items()]
@@ -233,6 +237,9 @@ def _settings_params(name: str) -> list[click.Parameter]:
         params.append(click.Option(["--verbose"], is_flag=True, help="print all details after the "
                                    "answer"))
         params.append(click.Option(["--json"], is_flag=True, help="print the result as JSON"))
+    if name == "compare":
+        params.append(click.Option(["--markdown"], is_flag=True, help="print the result as "
+                                   "markdown, for a pull request"))
     return params
 
 
@@ -271,10 +278,12 @@ def _query_params(name: str) -> list[click.Parameter]:
             click.Option(["--csv"], is_flag=True, help="print CSV with all columns")]
 
 
-def _value(field: str, text: str, *, flag: bool = False) -> click.Option:
+def _value(
+    field: str, text: str, *, flag: bool = False, also: Sequence[str] = ()
+) -> click.Option:
     """An option that takes a value; with ``flag`` it means true where it stands alone."""
     alone: dict[str, Any] = {"is_flag": False, "flag_value": "true"} if flag else {}
-    return click.Option([f"--{field.replace('_', '-')}", field], metavar="VALUE", help=text,
+    return click.Option([f"--{field.replace('_', '-')}", *also, field], metavar="VALUE", help=text,
                         default=None, callback=_not_an_option, **alone)
 
 

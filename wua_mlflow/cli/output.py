@@ -1,4 +1,4 @@
-"""What the commands print: an analysis by layer, the verdicts as sentences or as JSON.
+"""What the commands print: an analysis by layer, the verdicts as sentences.
 
 Tests: ``tests/cli/test_main.py``.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -18,15 +18,13 @@ from wua_mlflow.errors import group_by_reason
 from wua_mlflow.pipeline.analyze import Analysis
 from wua_mlflow.pipeline.compare_external import ExternalComparison
 from wua_mlflow.report.answer import figures_text
-from wua_mlflow.results import Comparison
 from wua_mlflow.tracking.names import Kind, Metric, Tag, further_layers_table, keys_of, step_tag
 from wua_mlflow.tracking.runs import COLUMNS
-from wua_mlflow.verdict.compare import Verdict
 from wua_mlflow.verdict.text import FLOPS_ONE_SAMPLE
 
 __all__ = [
     "external_text", "print_analysis", "record", "records", "run_text", "runs_text",
-    "terminal_width", "two_runs_text", "verdicts_record",
+    "terminal_width", "two_runs_text",
 ]
 
 
@@ -56,24 +54,6 @@ def external_text(result: ExternalComparison) -> str:
     verdict = (result.report.headline, comparison.artifact.settle, *comparison.notes)
     blocks = ("\n".join(filter(None, verdict)), figures_text(result.report), result.caution)
     return "\n\n".join(filter(None, blocks))
-
-
-def verdicts_record(comparison: Comparison) -> dict[str, object]:
-    """For JSON."""
-    def shown(verdict: Verdict) -> dict[str, object]:
-        record = {name: getattr(verdict, name) for name in (
-            "outcome", "delta", "low", "high", "margin", "confidence", "examples", "seeds",
-            "method", "sentence", "settle", "score", "baseline_score", "candidate_score",
-            "constant_score", "guard", "groups")}
-        return record | ({"counts": asdict(verdict.counts)} if verdict.counts else {})
-
-    return {
-        "verdict": comparison.verdict.outcome,
-        "artifact": shown(comparison.artifact),
-        "recipe": shown(comparison.recipe) if comparison.recipe else None,
-        "budget": comparison.budget,
-        "metrics": comparison.metrics,
-    }
 
 
 NOTHING = "–"

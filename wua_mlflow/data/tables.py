@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
     from wua_mlflow.data.encoding import TableEncoding
 
-__all__ = ["ENDINGS", "INDEX", "Rows", "Table", "group_numbers", "listed", "read_columns",
-           "read_rows", "rows_of", "rows_without_inputs", "table_of"]
+__all__ = ["ENDINGS", "INDEX", "Rows", "Table", "group_numbers", "input_frame", "listed",
+           "read_columns", "read_rows", "rows_of", "rows_without_inputs", "table_of"]
 
 
 ENDINGS = (*TABLES, ".npz")
@@ -138,6 +138,38 @@ def read_rows(
     if targets_only:
         return replace(rows_without_inputs(table.targets, where=str(path)), groups=table.groups)
     return replace(table, notes=(*notes, *table.notes))
+
+
+def input_frame(
+    data: str, target: str | None, *, groups: str | None = None,
+    settings: TableSettings | None = None, rows: np.ndarray | None = None,
+) -> pd.DataFrame | np.ndarray:
+    """The inputs of a file as they stand in it, for models that take columns by name.
+
+    Args:
+        data: the file's path.
+        target: the column that is predicted; it is left out.
+        groups: the column that says whose rows they are; left out, too.
+        settings: further columns to leave out.
+        rows: numbers of the rows to keep; all, if None.
+
+    Returns:
+        The frame, without an index in its first column; of an .npz archive the array ``X``.
+
+    Raises:
+        ValueError: as ``read_rows``.
+    """
+    path = existing_file(data, "data: expected a file")
+    if path.suffix.lower() == ".npz":
+        arrays, names = _read_npz(path, "data", only=("X",))
+        if "X" not in arrays:
+            raise ValueError(f"data: expected an array 'X' in {path}, but it has {listed(names)}")
+        return arrays["X"] if rows is None else arrays["X"][rows]
+    frame, _ = read_table(path, "data", literal=() if target is None else (target,))
+    leading = itertools.takewhile(lambda name: _is_index(frame[name]), frame.columns)
+    others = {target, groups, *leading, *(settings or TableSettings()).drop_columns}
+    frame = frame[[name for name in frame.columns if name not in others]]
+    return frame if rows is None else frame.iloc[rows]
 
 
 def rows_without_inputs(targets: np.ndarray, *, where: str) -> Rows:

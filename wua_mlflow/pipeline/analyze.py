@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
+from mlflow.entities import LoggedModelInput
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -33,12 +34,15 @@ from wua_mlflow.device import device_of, use_threads
 from wua_mlflow.distributed import on_all_ranks, processes, rank
 from wua_mlflow.errors import one_line
 from wua_mlflow.flops import FlopCount, count_flops, count_parameters
-from wua_mlflow.imports import load_object
+from wua_mlflow.hooks import evaluating
+from wua_mlflow.imports import load_object, local_path
+from wua_mlflow.pipeline.logged_models import LoggedModel, LoggedSource
 from wua_mlflow.pipeline.models import (
     BUILT_IN,
     check_fit,
     factory,
     made_by,
+    naming,
     users_factory,
     users_function,
 )
@@ -58,7 +62,6 @@ from wua_mlflow.pruning.cut import unit_groups
 from wua_mlflow.pruning.importance import unit_importance
 from wua_mlflow.rng import isolated, seed_all
 from wua_mlflow.tracking.log import Files, last_step, layers_table, usage_metrics, write
-from wua_mlflow.tracking.models import last_model
 from wua_mlflow.tracking.names import (
     ArtifactPath,
     Metric,
@@ -79,7 +82,7 @@ from wua_mlflow.widths.fidelity import fidelity
 
 __all__ = [
     "Analysis", "analyze_model", "analyze_variant", "call_with_two", "criteria_of", "example_of",
-    "fidelity_metrics", "first_criterion", "loss_of", "output_names", "two_samples",
+    "fidelity_metrics", "first_criterion", "loss_of", "needs_loss", "output_names", "two_samples",
 ]
 
 
@@ -106,6 +109,12 @@ def _user_criterion(name: str) -> Criterion:
     return users_function(name, "criterion")
 
 
+def needs_loss(criteria: Iterable[str | Criterion]) -> bool:
+    """Whether one of the criteria needs gradients."""
+    return any("gradient" in inputs_of(CRITERIA[each] if isinstance(each, str) else each)
+               for each in criteria)
+
+
 def loss_of(
     settings: Settings,
     model: nn.Module,
@@ -128,9 +137,7 @@ def loss_of(
     """
     if settings.loss is not None:
         return users_function(settings.loss, "loss")
-    criteria = (CRITERIA[criterion] if isinstance(criterion, str) else criterion
-                for criterion in criteria_of(settings))
-    if split is None or not any("gradient" in inputs_of(criterion) for criterion in criteria):
+    if split is None or not needs_loss(criteria_of(settings)):
         return None
     if kind is None:
         check_fit(model, split)
@@ -218,7 +225,7 @@ class Analysis:
 
 @dataclass(frozen=True)
 class AnalyzedModel:
-    """A model that a factory made, on its device, and the data for it.
+    """A model that a factory made, or that was logged, on its device, and the data for it.
 
     Attributes:
         settings: what was asked for; ``hidden`` is empty where the factory gets no widths.
@@ -227,6 +234,7 @@ class AnalyzedModel:
         example: a first batch.
         device: the model's.
         to_inputs: the user's function of a batch, if there is one.
+        source: of a logged model.
     """
 
     settings: Settings
@@ -235,10 +243,13 @@ class AnalyzedModel:
     example: Any = field(repr=False)
     device: torch.device
     to_inputs: Callable[[Any], Any] | None = None
+    source: LoggedSource | None = None
 
     @property
     def name(self) -> str:
         """Of its run."""
+        if self.source is not None:
+            return self.source.uri
         widths = "-".join(map(str, self.settings.hidden))
         return f"{VariantName.OVERSIZED} {widths}" if widths else \
             self.settings.model.rpartition(":")[2]
@@ -249,8 +260,15 @@ class AnalyzedModel:
         return self.feed if isinstance(self.feed, DataSplit) else None
 
 
-def analyze_variant(store: Store, variant: ModelVariant) -> tuple[Analysis, ModelVariant]:
+def analyze_variant(
+    store: Store, variant: ModelVariant, *, model_id: str | None = None
+) -> tuple[Analysis, ModelVariant]:
     """Measure how a variant's weights are used, on training data, and add it to its run.
+
+    Args:
+        store: where the run is.
+        variant: what is measured.
+        model_id: the LoggedModel that the metrics are of as well.
 
     Returns:
         The analysis, and the variant as its run holds it now.
@@ -291,7 +309,7 @@ def analyze_variant(store: Store, variant: ModelVariant) -> tuple[Analysis, Mode
             step = last_step(store.client, variant.run_id, Metric.USAGE_ENTROPY) if watched else 0
             train = [each.dataset for each in datasets_of(recipe.split, "train")]
             write(store.client, variant.run_id, metrics=metrics, tags=tags, step=step,
-                  model_id=last_model(store.client, variant.run_id),
+                  model_id=model_id or variant.model_id or None,
                   datasets=dict.fromkeys(usage_metrics(analysis.usage), *train) if train else None,
                   files=_files(variant.model, analysis, recipe.split))
             return remarks
@@ -300,21 +318,26 @@ def analyze_variant(store: Store, variant: ModelVariant) -> tuple[Analysis, Mode
     return replace(analysis, remarks=remarks), variant.logged(tags, metrics)
 
 
-def analyze_model(store: Store | None, settings: Settings) -> Analysis:
+def analyze_model(
+    store: Store | None, settings: Settings, *, logged: LoggedModel | None = None
+) -> Analysis:
     """Measure a model that the factory makes, with the weights of ``state``, as a new variant.
 
-    The run that ``mlflow run -e analyze`` made is the variant's; else one is made.
+    Or a logged model, whose LoggedModel then has the figures as well. The run that
+    ``mlflow run -e analyze`` made is the variant's; else one is made.
 
     Args:
         store: where to; None in every process but the first.
         settings: what the model, its weights and its data are; a factory gets widths where
             ``hidden`` is given, or where it can do with nothing less.
+        logged: the model, if it is a logged one.
 
     Raises:
         ValueError: one line that names the setting.
     """
     with contextlib.ExitStack() as stack:
-        subject = on_all_ranks(lambda: _prepared(settings))
+        subject = on_all_ranks(
+            lambda: _prepared(settings) if logged is None else _prepared_logged(settings, logged))
         run_id = on_all_ranks(lambda: "" if store is None else _enter_run(stack, store, subject))
         model, settings, split = subject.model, subject.settings, subject.split
         with isolated():  # the user's loaders may shuffle: alike in every process
@@ -355,6 +378,27 @@ def _prepared(settings: Settings) -> AnalyzedModel:
     if split is not None and is_file(settings.data):
         settings = settings.model_copy(update={"data": split.source})
     return AnalyzedModel(settings, model.to(device), feed, example, device, to_inputs)
+
+
+def _prepared_logged(settings: Settings, logged: LoggedModel) -> AnalyzedModel:
+    """Load a logged model, and the data for it."""
+    use_threads(settings.threads)
+    device, uri = device_of(settings.device), logged.source.uri
+    to_inputs = None if settings.batch_to_inputs is None else \
+        users_function(settings.batch_to_inputs, "batch_to_inputs")
+    model = logged.module().to(device)
+    example, feed = example_of(logged.feed(settings, to_inputs))
+    split = feed if isinstance(feed, DataSplit) else None
+    if split is not None and not rank():
+        split.say_notes()
+    with isolated(), naming(f"data: {uri} does not take the inputs of {settings.data}"), \
+            evaluating(model):
+        call_with_two(model, example, to_inputs)
+    if is_file(settings.data):
+        settings = settings.model_copy(update={
+            "data": str(local_path(settings.data).absolute())})
+    settings = settings.model_copy(update={"hidden": ()})
+    return AnalyzedModel(settings, model, feed, example, device, to_inputs, logged.source)
 
 
 def example_of(feed: AnalysisData) -> tuple[Any, AnalysisData]:
@@ -420,7 +464,8 @@ def _enter_run(stack: contextlib.ExitStack, store: Store, subject: AnalyzedModel
 
 def _fields(subject: AnalyzedModel) -> list[str]:
     """The settings from which the same analysis can be made again."""
-    others = {"run_id", "experiment", "trust"} | (set() if subject.settings.hidden else {"hidden"})
+    others = {"experiment", "trust"} | (set() if subject.settings.hidden else {"hidden"})
+    others |= {"run_id"} if subject.source is None else {"model", "state"}
     return [name for name in COMMAND_FIELDS["analyze"] if name not in others]
 
 
@@ -437,9 +482,12 @@ def _logged(
     if count is not None:
         metrics[Metric.FLOPS_FORWARD] = count.forward_flops / count.samples
     settings, split = subject.settings, subject.split
-    if split is not None:
-        store.client.log_inputs(run_id, datasets=datasets_of(split, "train"))
-    write(store.client, run_id, metrics=metrics,
+    model_id = subject.source.model_id if subject.source else None
+    if split is not None or model_id:
+        store.client.log_inputs(
+            run_id, datasets=datasets_of(split, "train") if split else None,
+            models=[LoggedModelInput(model_id)] if model_id else None)
+    write(store.client, run_id, metrics=metrics, model_id=model_id,
           tags=_tags(analysis.usage, first_criterion(settings)),
           files={ArtifactPath.CONFIG: settings_yaml(settings, _fields(subject)),
                  **_files(subject.model, analysis, subject.split)})

@@ -1,7 +1,8 @@
 """``wua compare A B``: any two models on the same test data; nothing is trained or logged.
 
-A and B are each a run, a logged model or a file of predictions (``ComparedModel``). Both get the
-test data in the form that they take, are evaluated, and are judged by the paired verdict.
+A and B are each a run, a logged model of any flavour or a file of predictions (``ComparedModel``).
+Both get the test data in the form that they take, are evaluated, and are judged by the paired
+verdict.
 Tests: ``tests/pipeline/test_compare_external.py``.
 """
 
@@ -20,7 +21,6 @@ import mlflow
 import numpy as np
 import torch
 from mlflow.exceptions import MlflowException
-from mlflow.models import get_model_info
 from mlflow.models.model import ModelInfo
 from mlflow.tracking import MlflowClient
 from torch import Tensor, nn
@@ -30,10 +30,10 @@ from wua_mlflow.data import datasets
 from wua_mlflow.data.batches import Inputs, leaves
 from wua_mlflow.data.parts import Part
 from wua_mlflow.data.scaling import Scaling, WithoutInputScaling
-from wua_mlflow.data.tables import ENDINGS, read_columns, read_rows
+from wua_mlflow.data.tables import ENDINGS, Table, input_frame, read_columns, read_rows
 from wua_mlflow.data.tasks import checked_output, has_classes, judged_as, output_kind
 from wua_mlflow.device import device_of, use_threads
-from wua_mlflow.errors import one_line
+from wua_mlflow.errors import printable
 from wua_mlflow.flops import count_flops, count_parameters
 from wua_mlflow.hooks import evaluating, take_by_place
 from wua_mlflow.imports import local_path
@@ -54,6 +54,13 @@ from wua_mlflow.pipeline.example_ids import (
     named_alike,
 )
 from wua_mlflow.pipeline.models import naming
+from wua_mlflow.pipeline.pyfunc_models import (
+    AnswersOf,
+    TimedAnswers,
+    flavour_of,
+    load_pyfunc,
+    model_info,
+)
 from wua_mlflow.pipeline.trust import Ask, Trust
 from wua_mlflow.pipeline.variant import ModelVariant, load_variant
 from wua_mlflow.pruning.dependency_graph import call_model
@@ -68,7 +75,8 @@ from wua_mlflow.training.evaluation import Evaluation, Objective, evaluate_batch
 from wua_mlflow.training.latency import latency_ratio, measure_latency
 from wua_mlflow.verdict.scores import check_task, find_score
 
-__all__ = ["ExternalComparison", "compare_external", "source_run"]
+__all__ = ["ComparedModel", "ExternalComparison", "by_outputs", "compare_external",
+           "compare_models", "open_model", "source_run"]
 
 
 LATENCY_BATCH = 64
@@ -92,10 +100,11 @@ class ExternalComparison:
 
 @dataclass(frozen=True, eq=False)
 class ComparedModel:
-    """A or B: a variant's run, a model as it was exported (perhaps by such a run), or predictions.
+    """A or B: a variant's run, a model as it was exported (perhaps by such a run), one of another
+    flavour than PyTorch's, or predictions.
 
     ``raw`` says that the exported model takes rows as they were read, ``kept`` that a run answers
-    with the predictions that it keeps.
+    with the predictions that it keeps; ``experiment_id`` is that of the run or the logged model.
     """
 
     reference: str
@@ -103,8 +112,15 @@ class ComparedModel:
     predictions: Predictions | None = None
     variant: ModelVariant | None = None
     exported: nn.Module | None = None
+    foreign: AnswersOf | None = None
     raw: bool = False
     kept: bool = False
+    experiment_id: str | None = None
+
+    @property
+    def is_network(self) -> bool:
+        """Whether it takes tensors."""
+        return self.predictions is None and self.foreign is None
 
     @property
     def split(self) -> datasets.DataSplit | None:
@@ -185,16 +201,35 @@ def compare_external(
     store = None if _is_file(a) and _is_file(b) else _existing_store()
     trust = Trust.by(settings, ask)
     models = _in_one_order(
-        [_open_model(reference, store, settings, trust) for reference in (a, b)], settings)
+        [open_model(reference, store, settings, trust) for reference in (a, b)], settings)
     settings = _with_score(settings, models)
+    return compare_models(models, _evaluation_sets(models, settings), settings, store)
+
+
+def compare_models(
+    models: Sequence[ComparedModel], sets: Sequence[EvaluationSet], settings: Settings,
+    store: Store | None,
+) -> ExternalComparison:
+    """The verdict on the second of two models against the first, on the same test data.
+
+    Args:
+        models: A and B.
+        sets: the test data in the form that each takes.
+        settings: score, margin, confidence, and the seed.
+        store: where looks at the data are counted; None: nowhere.
+
+    Raises:
+        ValueError: one line; a model does not fit the data, or the data differ.
+    """
     first, second = evaluated = [
         EvaluatedModel(model, test, _evaluate(model, test, settings.score))
-        for model, test in zip(models, _evaluation_sets(models, settings), strict=True)]
+        for model, test in zip(models, sets, strict=True)]
     _check_same_examples(first, second)
     costs, latencies = _costs(evaluated, settings)
     metrics = [each.metrics(cost) for each, cost in zip(evaluated, costs, strict=True)]
     looks = _count_looks(store, first, second, settings) if store else 1
-    classes = next((model.split.classes for model in models if model.split), ())
+    classes = next((model.split.classes for model in models if model.split),
+                   first.test.spec.classes)
     comparison = replace(
         judge(first.evaluation, second.evaluation, settings, classes=classes, looks=looks,
               groups=_groups(evaluated, settings)),
@@ -246,7 +281,7 @@ def _existing_store() -> Store | None:
     return None if file and not file.exists() else Store(MlflowClient(uri), "", uri)
 
 
-def _open_model(
+def open_model(
     reference: str, store: Store | None, settings: Settings, trust: Trust
 ) -> ComparedModel:
     """What ``reference`` names: predictions, a run's variant, or a logged model.
@@ -264,15 +299,35 @@ def _open_model(
                              f"{shown_uri()}")
         variant = load_variant(store, reference, machine, trust)
         return ComparedModel(reference, variant.name, variant=variant,
-                             kept="data" not in settings.given)
+                             kept="data" not in settings.given,
+                             experiment_id=variant.experiment_id)
+    try:
+        info = model_info(reference)
+    except MlflowException as error:
+        raise ValueError(f"model URI {reference}: cannot be loaded: "
+                         f"{printable(error.message)}") from error
+    experiment = _experiment_of(store, info)
+    if flavour_of(info) != "pytorch":
+        return ComparedModel(reference, reference, experiment_id=experiment,
+                             foreign=AnswersOf(reference, load_pyfunc(reference, info, trust)))
     exported = load_exported(
         reference, pickle=trust.pickle, code=trust.code).to(device_of(settings.device))
     take_by_place(exported)
     run_id = source_run(store, reference)
     return ComparedModel(
-        reference, reference, exported=exported,
+        reference, reference, exported=exported, experiment_id=experiment,
         variant=load_variant(store, run_id, machine, trust) if store and run_id else None,
-        raw=bool((get_model_info(reference).metadata or {}).get(Tag.TAKES_RAW_ROWS)))
+        raw=bool((info.metadata or {}).get(Tag.TAKES_RAW_ROWS)))
+
+
+def _experiment_of(store: Store | None, info: ModelInfo) -> str | None:
+    """The experiment that a model was logged in; None where the store does not know it."""
+    if store is None:
+        return None
+    with contextlib.suppress(MlflowException):
+        return str(store.client.get_run(info.run_id).info.experiment_id) if info.run_id else \
+            str(store.client.get_logged_model(info.model_id).experiment_id)
+    return None
 
 
 def source_run(store: Store | None, uri: str) -> str | None:
@@ -280,20 +335,11 @@ def source_run(store: Store | None, uri: str) -> str | None:
     if store is None:
         return None
     try:
-        run_id = _model_info(uri).run_id
+        run_id = model_info(uri).run_id
         tags = store.client.get_run(run_id).data.tags if run_id else {}
     except MlflowException:
         return None
     return run_id if tags.get(Tag.KIND) == Kind.VARIANT else None
-
-
-def _model_info(uri: str) -> ModelInfo:
-    try:
-        return get_model_info(uri)
-    except MlflowException:
-        raise
-    except Exception as error:  # of the place that the URI names: of many kinds
-        raise ValueError(f"model URI {uri}: cannot be had: {one_line(error)}") from error
 
 
 def _device(model: nn.Module) -> torch.device:
@@ -316,24 +362,16 @@ def _evaluation_sets(
         ValueError: one line; there is nothing to test on, or it does not fit.
     """
     known = next((model.split for model in models if model.split), None)
-    networks = any(model.predictions is None for model in models)
     if "data" in settings.given and datasets.is_file(settings.data):
-        in_files = any(model.predictions and model.predictions.groups is not None
-                       for model in models)
-        encodings = [model.split and model.split.encoding for model in models
-                     if model.predictions is None]
-        fresh = read_rows(settings.data, settings.target, targets_only=not networks,
-                          groups=None if in_files else settings.table_settings.groups,
-                          settings=settings.table_settings,
-                          like=[each for each in encodings if each] if all(encodings) else ())
-        return [_by_outputs(
-            model, file_evaluation_set(fresh, settings.data, settings.task, model.split),
-            model.split) for model in models]
+        return _file_sets(models, settings)
     if "data" in settings.given:
-        return [_by_outputs(model, named_evaluation_set(settings, model.split or known), known)
-                for model in models]
+        return [by_outputs(model, named_evaluation_set(
+            settings, model.split or known, as_read=model.foreign is not None), known)
+            for model in models]
     if known is not None:
-        return [own_evaluation_set(model.split or known) for model in models]
+        return [own_evaluation_set(model.split or known, as_read=model.foreign is not None)
+                for model in models]
+    networks = any(model.predictions is None for model in models)
     if networks:
         raise ValueError("data: expected the test data that the models are compared on (--data), "
                          "but got none")
@@ -344,6 +382,26 @@ def _evaluation_sets(
             return [test] * len(models)
     raise ValueError("compare: expected a column 'target' in one of the two files, or the test "
                      "data (--data and --target), but got neither")
+
+
+def _file_sets(models: Sequence[ComparedModel], settings: Settings) -> Sequence[EvaluationSet]:
+    """All rows of a file, in the form that each model takes."""
+    in_files = any(model.predictions and model.predictions.groups is not None for model in models)
+    networks = [model for model in models if model.is_network]
+    encodings = [model.split and model.split.encoding for model in networks]
+    groups = settings.table_settings.groups
+    fresh = read_rows(settings.data, settings.target, targets_only=not networks,
+                      groups=None if in_files else groups, settings=settings.table_settings,
+                      like=[each for each in encodings if each] if all(encodings) else ())
+    sets = [by_outputs(
+        model, file_evaluation_set(fresh, settings.data, settings.task, model.split), model.split)
+        for model in models]
+    if not any(model.foreign for model in models):
+        return sets
+    kept = fresh.rows if isinstance(fresh, Table) and len(fresh.rows) else None
+    frame = input_frame(settings.data, settings.target, groups=groups, rows=kept,
+                        settings=settings.table_settings)
+    return [replace(test, rows=frame) for test in sets]
 
 
 def _in_one_order(
@@ -390,7 +448,7 @@ def _check_one_order(first: ExampleIds, second: ExampleIds) -> None:
                          f"orders, but got none")
 
 
-def _by_outputs(
+def by_outputs(
     model: ComparedModel, test: EvaluationSet, trained_on: datasets.DataSplit | None
 ) -> EvaluationSet:
     """The classes in the order of a model's outputs, where its own data do not say it."""
@@ -414,6 +472,11 @@ def _evaluate(model: ComparedModel, test: EvaluationSet, score: str | None) -> E
         check_task(score, judged_as(test.task))
     if model.predictions is not None:
         return model.predictions.evaluate(test, score)
+    if model.foreign is not None:
+        assert test.rows is not None, "read for such models"
+        likely = score is not None and find_score(score).takes == "probabilities"
+        return model.foreign.answers(test.rows, test.spec, probabilities=likely).evaluate(
+            test, score)
     if model.variant is not None and model.kept and (
             model.variant.test.probabilities is not None
             or score is None or find_score(score).takes != "probabilities"):
@@ -451,7 +514,8 @@ def _check_same_examples(first: EvaluatedModel, second: EvaluatedModel) -> None:
 def _costs(
     evaluated: Sequence[EvaluatedModel], settings: Settings
 ) -> tuple[Sequence[Mapping[str, float]], tuple[float, float, float] | None]:
-    """Parameters and FLOPs of networks; latencies and their ratio where both are networks."""
+    """Parameters and FLOPs of networks; latencies and their ratio where both are models that run.
+    """
     networks = {letter: network for letter, each in zip("AB", evaluated, strict=True)
                 if (network := each.network) is not None}
     parts = {letter: each.test.part for letter, each in zip("AB", evaluated, strict=True)}
@@ -460,12 +524,25 @@ def _costs(
         count = count_flops(network, parts[letter].example(network, 2), backward=False)
         costs[letter] = {Metric.PARAMS_TOTAL: count_parameters(network),
                          Metric.FLOPS_FORWARD: count.forward_flops / count.samples}
-    if len(networks) < len(evaluated) or not _same_inputs(evaluated):
+    foreign = any(each.model.foreign for each in evaluated)
+    if any(each.model.predictions for each in evaluated) or \
+            not foreign and not _same_inputs(evaluated):
         return list(costs.values()), None
-    timed = measure_latency(networks, parts["A"].example(networks["A"], LATENCY_BATCH))
+    example: Inputs = torch.zeros(min(LATENCY_BATCH, len(evaluated[0].evaluation.targets)), 1)
+    for letter, network in networks.items():
+        example = parts[letter].example(network, LATENCY_BATCH)
+    counts = 1, len(leaves(example, Tensor)[0])
+    timed = measure_latency({
+        letter: networks[letter] if letter in networks else _timed_answers(each, counts)
+        for letter, each in zip("AB", evaluated, strict=True)}, example)
     ratio = latency_ratio(timed["A"], timed["B"], confidence=settings.confidence,
                           seed=settings.seed)
     return [cost | latency_metrics(timed[letter]) for letter, cost in costs.items()], ratio
+
+
+def _timed_answers(each: EvaluatedModel, counts: Sequence[int]) -> nn.Module:
+    assert each.model.foreign is not None and each.test.rows is not None, "no network, no file"
+    return TimedAnswers(each.model.foreign, each.test.rows, counts)
 
 
 def _same_inputs(evaluated: Sequence[EvaluatedModel]) -> bool:
@@ -484,6 +561,12 @@ def _caution(evaluated: Sequence[EvaluatedModel], names: Sequence[str]) -> str:
                 "the interval is wrong.")
     if files:
         return ""
+    foreign = [name for name, each in zip(names, evaluated, strict=True) if each.model.foreign]
+    if foreign:
+        others = "" if len(foreign) == len(names) else "; the other is timed as a plain network"
+        return (f"No FLOPs of {' and '.join(foreign)}: they are counted of PyTorch models alone. "
+                f"Latency is that of mlflow.pyfunc's predict, MLflow's check of the columns "
+                f"included{others}.")
     if not _same_inputs(evaluated):
         return "Latency was not measured: the two take inputs of different shapes."
     graphs = [name for name, each in zip(names, evaluated, strict=True) if not each.model.variant]
@@ -502,10 +585,10 @@ def _count_looks(
     counted = bool(
         a and b and b.tags.get(Tag.BASELINE) == a.run_id and b.tags.get(Tag.TEST_DIGEST) == digest
         and look in b.tags.get(Tag.LOOKED, "").split(","))
-    variant = b or a
-    if variant and not counted:
+    experiment = second.model.experiment_id or first.model.experiment_id
+    if experiment and not counted:
         with contextlib.suppress(MlflowException):  # a store that may only be read
-            record_pair(store.client, variant.experiment_id, digest,
+            record_pair(store.client, experiment, digest,
                         [first.identity, second.identity], look)
             counted = True
     return count_looks(store.client, digest) + (not counted)

@@ -20,7 +20,7 @@ from wua_mlflow.data.batches import GrowingArray
 from wua_mlflow.data.columns import problems_line
 from wua_mlflow.data.datasets import DataSplit, load_data, part_of
 from wua_mlflow.data.parts import DataPart, Part, StreamedPart, digest_of
-from wua_mlflow.data.scaling import Scaling
+from wua_mlflow.data.scaling import Scaling, raw_rows
 from wua_mlflow.data.tables import (
     INDEX,
     Rows,
@@ -56,7 +56,8 @@ class EvaluationSet:
     ``digest`` is of the rows as they were read, whatever scaling a model's own data then asked for;
     ``known`` (n,) are its targets, None of a streamed part before anybody asks for them;
     ``scaling`` is how the part's rows were scaled, if they were; ``groups``
-    (n,) whose rows they are, if that is known.
+    (n,) whose rows they are, if that is known; ``rows`` are those of the part as they were read,
+    where a model takes columns by name.
     """
 
     part: DataPart
@@ -65,6 +66,7 @@ class EvaluationSet:
     digest: str
     scaling: Scaling | None = None
     groups: np.ndarray | None = None
+    rows: pd.DataFrame | np.ndarray | None = None
 
     @property
     def task(self) -> Task:
@@ -103,8 +105,14 @@ class EvaluationSet:
         return replace(self, spec=spec, known=codes.astype(np.float64), part=part)
 
 
-def own_evaluation_set(split: DataSplit) -> EvaluationSet:
-    """The test part of a run's own data."""
+def own_evaluation_set(split: DataSplit, *, as_read: bool = False) -> EvaluationSet:
+    """The test part of a run's own data; ``as_read``: with its rows as they were read, too.
+
+    Raises:
+        ValueError: one line; these are not known any more.
+    """
+    if as_read:
+        return _with_rows(own_evaluation_set(split), split)
     if not isinstance(split.test, Part):
         return EvaluationSet(split.test, split.spec, None, split.test.digest)
     truth = split.test.targets.numpy().reshape(-1).astype(np.float64)
@@ -114,13 +122,34 @@ def own_evaluation_set(split: DataSplit) -> EvaluationSet:
                          split.test.groups)
 
 
-def named_evaluation_set(settings: Settings, trained_on: DataSplit | None) -> EvaluationSet:
-    """The test part of a bundled set or of the user's function, which ``settings.data`` names.
-
-    It is the model's own test part where the model was trained on that.
+def _with_rows(test: EvaluationSet, split: DataSplit) -> EvaluationSet:
+    """The test part of a split with its rows as they were before they were standardised.
 
     Raises:
-        ValueError: one line, as ``load_data``.
+        ValueError: one line; they are not known any more.
+    """
+    part = test.part
+    if not isinstance(part, Part) or split.encoding is not None and split.encoding.named:
+        raise ValueError(f"data: expected a file (--data), as models of other flavours than "
+                         f"PyTorch's take its columns as they stand there, but got {split.name}, "
+                         f"which is {'encoded' if isinstance(part, Part) else 'streamed'} already")
+    array = (raw_rows(part.inputs, test.scaling) if test.scaling else part.inputs).numpy()
+    columns = list(split.columns)
+    frame = pd.DataFrame(array, columns=columns) if len(columns) == array.shape[-1] == array[
+        0].size else array
+    return replace(test, rows=frame)
+
+
+def named_evaluation_set(
+    settings: Settings, trained_on: DataSplit | None, *, as_read: bool = False
+) -> EvaluationSet:
+    """The test part of a bundled set or of the user's function, which ``settings.data`` names.
+
+    It is the model's own test part where the model was trained on that; ``as_read``: with its rows
+    as they were read, too.
+
+    Raises:
+        ValueError: one line, as ``load_data``; or the rows as they were read are not known.
     """
     data = settings.data
     if settings.target and ":" not in data:
@@ -130,7 +159,7 @@ def named_evaluation_set(settings: Settings, trained_on: DataSplit | None) -> Ev
         image = split is not None and len(split.features) == 3
         split = load_data(data, target=settings.target, seed=settings.seed, task=settings.task,
                           image=image, table=settings.table_settings)
-    test = own_evaluation_set(split)
+    test = own_evaluation_set(split, as_read=as_read)
     rows = test.digest.encode() if test.known is None else test.known
     return replace(test, digest=digest_of(data.encode(), rows))
 

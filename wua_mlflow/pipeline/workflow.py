@@ -15,9 +15,10 @@ from wua_mlflow import __version__
 from wua_mlflow.config import NAMED_BESIDE_RUN, Settings, settings_yaml
 from wua_mlflow.distributed import on_all_ranks, rank
 from wua_mlflow.markdown import markdown_text
-from wua_mlflow.pipeline.analyze import Analysis, analyze_variant
+from wua_mlflow.pipeline.analyze import Analysis, analyze_model, analyze_variant
 from wua_mlflow.pipeline.cautions import cautions
 from wua_mlflow.pipeline.compare import check_test_part, compare_variants
+from wua_mlflow.pipeline.logged_models import LoggedModel, logged_source
 from wua_mlflow.pipeline.models import check_widths
 from wua_mlflow.pipeline.networks import cached, from_scratch
 from wua_mlflow.pipeline.pretrained import import_pretrained, pretrained_recipe, source_of
@@ -230,8 +231,11 @@ def train_run(store: Store, settings: Settings) -> ModelVariant:
     return _trained_original(store, recipe, settings)
 
 
-def analyze_run(store: Store, settings: Settings, *, ask: Ask | None = None) -> Analysis:
-    """The step ``analyze`` on its own: adds to the variant that ``run_id`` names.
+def analyze_run(
+    store: Store, settings: Settings, *, ask: Ask | None = None, model_id: str | None = None
+) -> Analysis:
+    """The step ``analyze`` on its own: adds to the variant that ``run_id`` names, or is of the
+    logged model that it is the URI of.
 
     Of several processes each reads the run, and the first writes to it.
 
@@ -239,14 +243,42 @@ def analyze_run(store: Store, settings: Settings, *, ask: Ask | None = None) -> 
         store: where the runs are.
         settings: ``run_id``, and those given, which are to differ from the run's own.
         ask: asked where the run names code that the user has not; nobody is, if None.
+        model_id: the LoggedModel that the figures are of as well.
+
+    Raises:
+        ValueError: one line; there is no such run, or it does not fit.
     """
+    if settings.is_logged_model:
+        return _analyze_logged(store, settings, ask)
     with contextlib.ExitStack() as stack:
         on_all_ranks(lambda: None if rank() else
                  stack.enter_context(step_run(store, "analyze")))
         store, variant, settings = on_all_ranks(
             lambda: _variant_and_settings(store, settings, Trust.by(settings, ask),
                                           hint=OR_A_MODEL))
-        return analyze_variant(store, variant.with_settings(settings))[0]
+        return analyze_variant(store, variant.with_settings(settings), model_id=model_id)[0]
+
+
+def _analyze_logged(store: Store, settings: Settings, ask: Ask | None) -> Analysis:
+    """The step ``analyze`` of a logged model; its figures are the LoggedModel's, too.
+
+    On the data that are named; else, of a model that a run of ours logged, of that run's network on
+    its own data, where it adds to that run.
+    """
+    uri = str(settings.run_id)
+    source = on_all_ranks(lambda: logged_source(store, uri))
+    if "data" not in settings.given:
+        if source.variant_run is None:
+            raise ValueError(f"data: expected the data that {uri} is analysed on (--data), as no "
+                             f"run of wua logged it, but got none")
+        settings = settings.model_copy(update={"run_id": source.variant_run})
+        return analyze_run(store, settings, ask=ask, model_id=source.model_id)
+    trust = Trust.by(settings, ask)
+    machine = {name: getattr(settings, name) for name in MACHINE}
+    variant = on_all_ranks(lambda: load_variant(store, source.variant_run, machine, trust)
+                           if source.variant_run else None)
+    return analyze_model(None if rank() else store, settings,
+                         logged=LoggedModel(source, trust, variant))
 
 
 def slim_run(store: Store, settings: Settings, *, ask: Ask | None = None) -> SlimmingResult:
@@ -269,6 +301,8 @@ def slim_run(store: Store, settings: Settings, *, ask: Ask | None = None) -> Sli
         if original.variant != VariantName.OVERSIZED:
             raise ValueError(f"run_id: expected the run of an original (oversized), but "
                              f"{original.run_id} is {original.name}")
+        # the tag that it has: a store that refuses to write does so before anything is computed
+        store.client.set_tag(original.run_id, Tag.KIND, Kind.VARIANT)
         asked, settings = settings, _resolved(
             settings, "prune" if original.adopted else "rebuild")
         check_test_part(original.recipe.split, settings)

@@ -16,7 +16,9 @@ from wua_mlflow.markdown import markdown_cell, markdown_text
 from wua_mlflow.report.content import Block, Bullets, Picture, Report, Section, Table, Text
 from wua_mlflow.report.sections import second_line, sections
 
-__all__ = ["description", "html_report", "markdown_report", "short_description"]
+__all__ = [
+    "description", "html_report", "markdown_report", "markdown_table", "short_description",
+]
 
 
 ROOM = 7_800
@@ -113,11 +115,14 @@ def _markdown_block(block: Block) -> str:
         return markdown_text(block.words)
     if isinstance(block, Bullets):
         return "\n".join(f"- {markdown_text(point)}" for point in block.points)
-    if isinstance(block, Table):
-        rows = [_table_line(row, "**" if i == block.strong else "")
-                for i, row in enumerate(block.rows)]
-        return "\n".join([_table_line(block.head), "|---" * len(block.head) + "|", *rows])
-    return ""
+    return markdown_table(block) if isinstance(block, Table) else ""
+
+
+def markdown_table(table: Table) -> str:
+    """A table in markdown's form."""
+    rows = [_table_line(row, "**" if i == table.strong else "")
+            for i, row in enumerate(table.rows)]
+    return "\n".join([_table_line(table.head), "|---" * len(table.head) + "|", *rows])
 
 
 def _table_line(cells: Sequence[str], mark: str = "") -> str:
