@@ -286,4 +286,5 @@ def _log_scores(store: Store, variant: ModelVariant) -> None:
     points = [MetricEntity(name, score, now, step)
               for step, score in enumerate(scores_by_seed(variant.replicates), 1)
               if step not in known]
-    store.client.log_batch(variant.run_id, metrics=points)
+    if points:
+        store.client.log_batch(variant.run_id, metrics=points)
