@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -71,9 +72,7 @@ def table_of(
         column.extend([None] * (rows - len(column)))
     _check([name for name in columns if not any(value is not None for value in cells[name])],
            metrics, rows)
-    table = pd.DataFrame(cells, columns=_arranged(cells, metrics))
-    for name in table.columns:
-        table[name] = _typed(name, table[name])
+    table = pd.DataFrame({name: _typed(name, cells[name]) for name in _arranged(cells, metrics)})
     keys = [key for key in sort if key in metrics]
     if keys:
         table = table.sort_values(keys, ascending=[sort[key] for key in keys], kind="stable",
@@ -132,22 +131,17 @@ def in_order(metrics: Iterable[str]) -> list[str]:
     return sorted(metrics, key=lambda name: (ORDER.get(name, len(ORDER)), name))
 
 
-def _typed(name: str, column: pd.Series) -> pd.Series:
-    """Counts as whole numbers, times in UTC."""
+def _typed(name: str, cells: list[object]) -> Any:
+    """Counts as whole numbers, times in UTC; the rest as pandas takes it."""
     if name == "start_time":
-        return pd.to_datetime(column, unit="ms", utc=True)
-    if name in WHOLE or name.endswith(("/weights", "/units")):
-        return _whole(column)
-    if name in FRACTIONS:
-        return pd.to_numeric(column, errors="coerce").astype(float)
-    return column
-
-
-def _whole(column: pd.Series) -> pd.Series:
-    """As whole numbers, where all of them are; what is no number becomes NA."""
-    numbers = pd.to_numeric(column, errors="coerce").astype(float)
-    whole = (numbers.dropna() % 1 == 0) & (numbers.dropna().abs() < 2**63)
-    return numbers.astype("Int64" if whole.all() else float)
+        return pd.to_datetime(cells, unit="ms", utc=True)
+    if name not in FRACTIONS and name not in WHOLE and not name.endswith(("/weights", "/units")):
+        return cells
+    numbers = pd.to_numeric(np.array(cells, dtype=object), errors="coerce").astype(float)
+    known = numbers[~np.isnan(numbers)]
+    if name in FRACTIONS or (abs(known) >= 2**63).any() or (known % 1 != 0).any():
+        return numbers
+    return pd.array(numbers, dtype="Int64")
 
 
 def _method(run: Run) -> list[tuple[str, str | None]]:
