@@ -19,11 +19,11 @@ DOCS = Path(__file__).resolve().parent.parent / "docs"
 README = (DOCS.parent / "README.md").read_text(encoding="utf-8")
 PLAIN = {"python", "sh", ""}
 GUIDES = {"own_table": {*PLAIN, "yaml"}, "own_loader": PLAIN, "own_trainer": PLAIN,
-          "mlflow": PLAIN, "own_model": PLAIN, "compare_two": PLAIN, "analyze": PLAIN,
-          "widths": {"python", "sh"}}
+          "mlflow": {"python"}, "querying": PLAIN, "own_model": PLAIN, "compare_two": PLAIN,
+          "analyze": PLAIN, "widths": {"python", "sh"}}
 """By guide the languages of its blocks; those without one are what was printed before."""
-READ_TOGETHER = [("own_table",), ("own_loader",), ("own_trainer", "mlflow"), ("own_model",),
-                 ("compare_two",), ("analyze",), ("widths",)]
+READ_TOGETHER = [("own_table",), ("own_loader",), ("own_trainer", "mlflow", "querying"),
+                 ("own_model",), ("compare_two",), ("analyze",), ("widths",)]
 """One after the other, in one folder."""
 MINUTES = ("widths",)
 """Guides whose commands take minutes: that they are such is checked, and they are not run."""

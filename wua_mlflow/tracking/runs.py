@@ -53,7 +53,7 @@ __all__ = [
 ]
 
 
-SAMPLE = 50
+SAMPLE = 16
 """So many runs tell about how small a metric gets."""
 NAMED = 5
 """At most so many runs are looked for whose verdicts were made by another method."""
@@ -269,13 +269,13 @@ def show_run(run: str | Run) -> pd.DataFrame:
     return values
 
 
-def history(run: str | Run, metric: str | Sequence[str]) -> pd.DataFrame:
+def history(run_id: str, metric: str | Sequence[str]) -> pd.DataFrame:
     """All points of a metric of a run, by step: the loss by epoch, the score by seed.
 
     One call a metric for every 25,000 points.
 
     Args:
-        run: its id, or the beginning of it.
+        run_id: of the run, or the beginning of it.
         metric: a name, or several.
 
     Returns:
@@ -285,7 +285,7 @@ def history(run: str | Run, metric: str | Sequence[str]) -> pd.DataFrame:
     Raises:
         ValueError: no such run, or it has no such metric.
     """
-    found = run if isinstance(run, Run) else find_run(run)
+    found = find_run(run_id)
     names = [metric] if isinstance(metric, str) else list(dict.fromkeys(metric))
     for name in names:
         if name not in found.data.metrics:
