@@ -11,6 +11,7 @@ from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
+from tests.conftest import serving
 from wua_mlflow.tracking.runs import (
     best,
     compare_runs,
@@ -160,6 +161,26 @@ def test_the_garbage_collector_is_left_as_it_was(populated, monkeypatch):
         finally:
             gc.enable()
     assert seen == [False] * 4
+
+
+@pytest.mark.slow
+def test_through_a_server_it_is_all_the_same(populated, store_uri, tmp_path):
+    """Tables, orders, the best and its note, histories, and MLflow's own search."""
+    def asked():
+        return [runs(), runs(columns=["name", "flops/forward"], order_by="metrics.`flops/forward`"),
+                runs(order_by="tags.`wua.verdict` DESC"), runs(where="tags.`wua.verdict` IS NULL"),
+                best().to_frame(), history(populated["slim 7"], "accuracy/test")]
+
+    expected, note = asked(), best().attrs["note"]
+    assert note
+    with serving(store_uri, tmp_path) as address:
+        mlflow.set_tracking_uri(address)
+        for table, other in zip(asked(), expected, strict=True):
+            pd.testing.assert_frame_equal(table, other)
+        assert best().attrs["note"] == note
+        ours, theirs = _beside_mlflow("metrics.`accuracy/test` > 0.875")
+        assert ours["run_id"].tolist() == theirs["run_id"].tolist() != []
+        mlflow.set_tracking_uri(store_uri)
 
 
 @pytest.mark.parametrize("names", ["loss/train", ["loss/train", "score/test_by_seed"]])
