@@ -171,8 +171,9 @@ def pareto(
     Raises:
         ValueError: the table has no such column of numbers.
 
-    >>> pareto(pd.DataFrame({"s": [3, 2, 2, 1], "c": [9, 9, 5, 5]}), score="s", cost="c").index
-    Index([0, 2], dtype='int64')
+    >>> table = pd.DataFrame({"s": [3, 2, 2, 1], "c": [9, 9, 5, 5]})
+    >>> pareto(table, score="s", cost="c").index.tolist()
+    [0, 2]
     """
     scores, costs = (_numbers(table, argument, name)
                      for argument, name in (("score", score), ("cost", cost)))
