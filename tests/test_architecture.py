@@ -67,7 +67,7 @@ def docstring_of(tree: ast.Module | ast.ClassDef | ast.FunctionDef) -> str:
 def test_there_is_something_to_read():
     assert {"wua_mlflow", "wua_mlflow.hooks", "wua_mlflow.tracking.log",
             "wua_mlflow.usage.tracing.tracer"} <= set(TREES)
-    assert "mlflow" in set(imported(TREES["wua_mlflow.tracking.runs"]))
+    assert "mlflow" in set(imported(TREES["wua_mlflow.tracking.search"]))
     assert SCRIPTS
 
 

@@ -24,12 +24,13 @@ DOCS = Path(__file__).resolve().parent.parent / "docs"
 README = (DOCS.parent / "README.md").read_text(encoding="utf-8")
 PLAIN = {"python", "sh", ""}
 GUIDES = {"own_table": {*PLAIN, "yaml"}, "own_loader": PLAIN, "own_trainer": PLAIN,
-          "mlflow": PLAIN, "own_model": PLAIN, "compare_two": PLAIN, "analyze": PLAIN,
-          "own_loop": {"python", ""}, "lightning": PLAIN, "hugging_face": PLAIN,
-          "widths": {"python", "sh"}, "registered_model": {"python", "sh"},
-          "evaluate": {"python", ""}, "gate": {"python", "yaml"}}
+          "mlflow": set(), "querying": PLAIN, "own_model": PLAIN, "compare_two": PLAIN,
+          "analyze": PLAIN, "own_loop": {"python", ""}, "lightning": PLAIN,
+          "hugging_face": PLAIN, "widths": {"python", "sh"},
+          "registered_model": {"python", "sh"}, "evaluate": {"python", ""},
+          "gate": {"python", "yaml"}}
 """By guide the languages of its blocks; those without one are what was printed before."""
-READ_TOGETHER = [("own_table",), ("own_loader",), ("own_trainer", "mlflow"), ("own_model",),
+READ_TOGETHER = [("own_table",), ("own_loader",), ("own_trainer", "querying"), ("own_model",),
                  ("compare_two",), ("analyze",), ("own_loop",), ("widths",), ("gate",),
                  *(pytest.param((guide,), marks=pytest.mark.slow)
                    for guide in ("registered_model", "evaluate"))]

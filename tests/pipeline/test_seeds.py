@@ -30,6 +30,7 @@ from wua_mlflow.pipeline.workflow import compare_run, run_pipeline, slim_run, tr
 from wua_mlflow.report.answer import verdicts_text
 from wua_mlflow.signals import Stopped
 from wua_mlflow.tracking.names import ArtifactPath, Metric, Tag
+from wua_mlflow.tracking.runs import history
 from wua_mlflow.verdict.compare import compare
 from wua_mlflow.verdict.text import short_verdict
 
@@ -54,6 +55,10 @@ def test_seeds_are_added_to_both_look_by_look(case, store, monkeypatch):
         assert len(table["data"]) == 7
         logged = store.client.get_run(one.run_id).data.metrics
         assert logged[Metric.ACCURACY_TEST_STD] == one.metrics[Metric.ACCURACY_TEST_STD]
+        points = history(one.run_id, Metric.SCORE_TEST_BY_SEED)
+        assert points["step"].tolist() == list(range(1, 8))
+        assert points["value"].tolist() == [replicate.score for replicate in one.replicates]
+        assert points["timestamp"].nunique() == 2, "those that are added are appended"
     read = compare_run(
         store, load_settings(None, {"run_id": grown.variants[-1].run_id}))[2].recipe
     assert (read.low, read.high, read.counts) == (

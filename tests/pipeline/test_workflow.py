@@ -35,7 +35,7 @@ from wua_mlflow.pipeline.variant import load_variant
 from wua_mlflow.pipeline.workflow import SlimmingResult
 from wua_mlflow.report.answer import tutorial_text
 from wua_mlflow.tracking.names import ArtifactPath, Metric
-from wua_mlflow.tracking.runs import count_looks
+from wua_mlflow.tracking.runs import count_looks, history, runs
 from wua_mlflow.tracking.store import Store, connect
 from wua_mlflow.tracking.ui_view import LATEST_KEY
 from wua_mlflow.widths.results import LayerChange
@@ -140,14 +140,34 @@ def test_every_figure_of_the_tutorial(usecase):
     assert original["flops/training"] == (forward + backward) * 1000 * 50
 
 
-def test_summary_metrics_have_one_point_at_step_0_and_the_loss_one_an_epoch(usecase):
-    for variant, epochs in zip(VARIANTS, (50, 60, 60), strict=True):
-        run = usecase.run(variant)
+def test_summary_metrics_have_one_point_at_step_0_the_loss_one_an_epoch_and_one_a_seed(usecase):
+    for network, epochs in zip(usecase.outcome.variants, (50, 60, 60), strict=True):
+        run = usecase.run(network.variant)
         assert all(math.isfinite(value) for value in run.data.metrics.values())
+        steps = {"loss/train": range(1, epochs + 1), "score/test_by_seed": range(1, SEEDS + 1)}
         for name in run.data.metrics:
             points = usecase.client.get_metric_history(run.info.run_id, name)
-            assert [point.step for point in points] == (
-                list(range(1, epochs + 1)) if name == "loss/train" else [0]), name
+            assert [point.step for point in points] == list(steps.get(name, [0])), name
+        by_seed = history(run.info.run_id, "score/test_by_seed")["value"]
+        assert by_seed.tolist() == [replicate.score for replicate in network.replicates]
+        assert by_seed[0] == run.data.metrics["score/test"]
+
+
+def test_one_search_of_mlflows_on_entropy_finds_the_oversized_and_the_slim_one(usecase):
+    """Rows side by side, the same that ``runs`` has."""
+    condition = "metrics.`usage/entropy` > 2"
+    found = mlflow.search_runs([usecase.store.experiment_id], f"tags.`wua.kind` = 'variant' AND "
+                               f"{condition}", order_by=["metrics.`flops/forward` DESC"])
+    by_variant = found.set_index("tags.wua.variant")
+    assert {*by_variant.index} == {*VARIANTS}
+    shown = by_variant.loc[["oversized", "slim"]]
+    assert shown["metrics.flops/forward"].tolist() == [60, 42]
+    assert shown["metrics.usage/entropy"].round(4).tolist() == [2.7584, 2.4191]
+    assert shown["metrics.usage/effective_weights"].round(4).tolist() == [15.7751, 11.2361]
+    assert shown["metrics.accuracy/train"].tolist() == [0.885, 0.873]
+    ours = runs("usecase", where=condition, order_by="metrics.`flops/forward` DESC")
+    assert ours["run_id"].tolist() == found["run_id"].tolist()
+    assert "score/test_by_seed" not in ours
 
 
 def test_tags_names_and_nesting(usecase):

@@ -8,6 +8,7 @@ import pytest
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.tracking import MlflowClient
 
+from wua_mlflow.tracking import search
 from wua_mlflow.tracking.runs import runs
 from wua_mlflow.tracking.store import sqlite_file
 
@@ -90,5 +91,6 @@ def calls(monkeypatch):
                 return value
             return lambda *args, **kwargs: noted.append((name, kwargs)) or value(*args, **kwargs)
 
-    monkeypatch.setitem(runs.__globals__, "open_client", Counted)
+    for module in (runs.__globals__, search.__dict__):
+        monkeypatch.setitem(module, "open_client", Counted)
     return noted

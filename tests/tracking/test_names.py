@@ -62,7 +62,7 @@ def test_what_is_written_under_the_names_is_read_under_them(store_uri):
     files = {*ARTIFACTS, importance_plot("a+b/c")}
     with ended(store, new_run(store, "all of them", {})) as run_id:
         write(store.client, run_id, metrics=metrics, tags=tags, files=dict.fromkeys(files, "text"))
-    row = runs("names").iloc[0]
+    row = runs("names", columns=[*metrics, *TAGS]).iloc[0]
     assert {name: row[name] for name in metrics} == metrics
     assert {name: row[name] for name in TAGS} == tags
     client = MlflowClient(store_uri)

@@ -1,15 +1,25 @@
 """Tables of runs: what a plain client wrote by hand comes back in them, in few calls."""
 
+import gc
 import math
 from datetime import UTC, datetime
 
 import mlflow
 import pandas as pd
 import pytest
+from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from wua_mlflow.tracking.runs import best, runs, seeds_judged_before, show_run
+from tests.conftest import serving
+from wua_mlflow.tracking.runs import (
+    best,
+    compare_runs,
+    history,
+    runs,
+    seeds_judged_before,
+    show_run,
+)
 
 
 def test_a_row_a_variant_newest_first_in_columns_with_types(populated):
@@ -58,13 +68,19 @@ def test_a_call_a_page_and_none_a_run_and_every_page_of_experiments(writer, call
     names = [f"run {number}" for number in range(12)]
     for name in names:
         writer.run(name)
-    monkeypatch.setattr("wua_mlflow.tracking.store.PAGE", 5)
+    monkeypatch.setattr("wua_mlflow.tracking.search.PAGE", 5)
+    monkeypatch.setattr("wua_mlflow.tracking.search.SORTED_PAGE", 5)
     for limit, sizes in ((None, [5, 5, 5]), (7, [5, 2]), (10, [5, 5]), (3, [3]), (100, [5, 5, 5])):
         calls.clear()
         assert runs("Default", limit=limit)["name"].tolist() == names[::-1][:limit]
         assert [name for name, _ in calls] == [
             "get_experiment_by_name", *["search_runs"] * len(sizes)]
         assert [options["max_results"] for _, options in calls[1:]] == sizes
+    calls.clear()
+    for order in ("attributes.start_time ASC", "metrics.`flops/forward` ASC"):
+        assert len(runs("Default", order_by=order)) == 12
+    assert [options["order_by"] for name, options in calls if name == "search_runs"] == [
+        ["attributes.start_time ASC"]] * 3 + [[]] * 3, "by a metric it is sorted here"
     for number in range(4):
         writer.run(f"of {number}", experiment=writer.client.create_experiment(f"e{number}"))
     search = MlflowClient.search_experiments
@@ -72,6 +88,132 @@ def test_a_call_a_page_and_none_a_run_and_every_page_of_experiments(writer, call
                         lambda self, **options: search(self, **{**options, "max_results": 2}))
     assert runs()["name"].tolist() == [*(f"of {number}" for number in range(3, -1, -1)),
                                        *names[::-1]]
+
+
+def _beside_mlflow(where="", **options):
+    """Our table, and MLflow's of the same runs by the documented filter, with our names."""
+    clause = f"tags.`wua.kind` = 'variant'{where and ' AND '}{where}"
+    found = mlflow.search_runs(search_all_experiments=True, filter_string=clause, **options)
+    return runs(where=where or None, **options), found
+
+
+@pytest.mark.parametrize("options", [
+    {}, {"where": "metrics.`accuracy/test` > 0.875"}, {"where": "params.hidden = '7'"},
+    {"where": "tags.`wua.verdict` = 'non_inferior' AND metrics.`flops/forward` < 33"},
+    {"order_by": ["metrics.`flops/forward` DESC"]}, {"order_by": ["metrics.loss ASC"]},
+    {"order_by": ["metrics.`latency/p50_ms`", "metric.`accuracy/test` desc"]},
+    {"order_by": ["metrics.`compare/looks` DESC"]},
+    {"order_by": ["metrics.`compare/looks`", "attributes.start_time ASC"]},
+    {"order_by": ["tags.`wua.verdict` ASC", "metrics.`flops/forward` ASC"]}])
+def test_mlflows_own_search_gives_the_same_rows_cell_by_cell(populated, options):
+    """In the same order, with equal numbers, and the same texts."""
+    ours, theirs = _beside_mlflow(**options)
+    assert ours["run_id"].tolist() == theirs["run_id"].tolist() != []
+    for prefix in ("metrics.", "params.", "tags."):
+        names = {name.removeprefix(prefix) for name in theirs if name.startswith(prefix)}
+        names = {name for name in names if prefix != "tags." or name.startswith("wua.")}
+        assert names <= {*ours}
+        for name in names:
+            mine, other = ours[name], theirs[prefix + name]
+            assert mine.isna().tolist() == other.isna().tolist(), name
+            number = prefix == "metrics." or name in ("epochs", "lr")
+            convert = float if number else str
+            assert [*map(convert, mine.dropna())] == [*map(convert, other.dropna())], name
+    assert set(ours) - {"name", "run_id", "status", "start_time"} == {
+        name.partition(".")[2] for name in theirs
+        if name.startswith(("metrics.", "params.", "tags.wua."))}
+    assert ours["status"].tolist() == theirs["status"].tolist()
+    assert ours["start_time"].tolist() == theirs["start_time"].tolist()
+
+
+def test_only_the_columns_that_are_asked_for_in_their_order(populated, calls):
+    names = ["hidden", "flops/forward", "wua.verdict", "mlflow.runName", "name", "compare/churn",
+             "patience"]
+    table = runs(columns=names, order_by="metrics.`accuracy/test` DESC")
+    assert [name for name, _ in calls] == ["search_experiments", "search_runs"]
+    assert table.columns.tolist() == names
+    assert table["hidden"].tolist() == ["6", "10", "5", "7"], "sorted by what is no column"
+    assert table["flops/forward"].dtype == "Int64"
+    assert table["mlflow.runName"].tolist() == table["name"].tolist()
+    assert table[["compare/churn", "patience"]].isna().all(axis=None), "of the contract, NA"
+    whole = runs()
+    for column in whole:
+        assert runs(columns=column)[column].equals(whole[column]), column
+    assert runs("other", kind="trial", columns=["name", "whatever"]).columns.tolist() == [
+        "name", "whatever"]
+    with pytest.raises(ValueError, match="^columns: .* none of these 4 runs has 'flops/foward'; "
+                                         "did you mean 'flops/forward'"):
+        runs(columns=["name", "flops/foward"])
+
+
+def test_the_garbage_collector_is_left_as_it_was(populated, monkeypatch):
+    seen = []
+    search = MlflowClient.search_runs
+    monkeypatch.setattr(MlflowClient, "search_runs", lambda *args, **options: seen.append(
+        gc.isenabled()) or search(*args, **options))
+    for enabled in (True, False):
+        (gc.enable if enabled else gc.disable)()
+        try:
+            runs()
+            with pytest.raises(ValueError, match="MLflow refuses"):
+                runs(where="nonsense")
+            assert gc.isenabled() == enabled
+        finally:
+            gc.enable()
+    assert seen == [False] * 4
+
+
+@pytest.mark.slow
+def test_through_a_server_it_is_all_the_same(populated, store_uri, tmp_path):
+    """Tables, orders, the best and its note, histories, and MLflow's own search."""
+    def asked():
+        return [runs(), runs(columns=["name", "flops/forward"], order_by="metrics.`flops/forward`"),
+                runs(order_by="tags.`wua.verdict` DESC"), runs(where="tags.`wua.verdict` IS NULL"),
+                best().to_frame(), history(populated["slim 7"], "accuracy/test")]
+
+    expected, note = asked(), best().attrs["note"]
+    assert note
+    with serving(store_uri, tmp_path) as address:
+        mlflow.set_tracking_uri(address)
+        for table, other in zip(asked(), expected, strict=True):
+            pd.testing.assert_frame_equal(table, other)
+        assert best().attrs["note"] == note
+        ours, theirs = _beside_mlflow("metrics.`accuracy/test` > 0.875")
+        assert ours["run_id"].tolist() == theirs["run_id"].tolist() != []
+        mlflow.set_tracking_uri(store_uri)
+
+
+@pytest.mark.parametrize("names", ["loss/train", ["loss/train", "score/test_by_seed"]])
+def test_all_points_of_a_metric_by_step(writer, calls, monkeypatch, names):
+    run_id = writer.run("slim", metrics={"flops/forward": 1.0})
+    points = [(step, step / 8, 1000 * (50 - step)) for step in range(1, 8)]
+    writer.client.log_batch(run_id, [
+        Metric(name, value, when, step) for name in ("loss/train", "score/test_by_seed")
+        for step, value, when in points])
+    monkeypatch.setattr("mlflow.tracking._tracking_service.client.GET_METRIC_HISTORY_MAX_RESULTS",
+                        3)
+    table = history(run_id[:8], names)
+    several = not isinstance(names, str)
+    assert table.columns.tolist() == ["metric"] * several + ["step", "value", "timestamp"]
+    copies = 2 if several else 1
+    assert table["step"].tolist() == [step for step, _, _ in points] * copies
+    assert table["value"].tolist() == [value for _, value, _ in points] * copies
+    assert table["timestamp"].iloc[0] == datetime(1970, 1, 1, 0, 0, 49, tzinfo=UTC)
+    if several:
+        assert table["metric"].tolist() == [name for name in names for _ in points]
+    assert [name for name, _ in calls].count("get_metric_history") == copies
+    with pytest.raises(ValueError, match=f"^metric: run {run_id} has none that is called 'loss/tra"
+                                         f"ni'; did you mean 'loss/train'"):
+        history(run_id, "loss/trani")
+
+
+def test_the_score_by_seed_is_no_column_unless_asked_for(writer):
+    first, second = (writer.run(name, metrics={"score/test": score, "score/test_by_seed": 0.5})
+                     for name, score in (("a", 0.9), ("b", 0.8)))
+    name = "score/test_by_seed"
+    assert name not in runs() and name not in show_run(first).index
+    assert name not in compare_runs(first, second).index
+    assert runs(columns=["name", name])[name].tolist() == [0.5, 0.5]
 
 
 SLIM = {"wua.variant": "slim", "wua.test_digest": "d1", "wua.widths": "7",

@@ -50,7 +50,8 @@ from wua_mlflow.report.build import report_of
 from wua_mlflow.report.content import Report
 from wua_mlflow.report.pair import pair_markdown, verdicts_record
 from wua_mlflow.tracking.names import Outcome
-from wua_mlflow.tracking.runs import COLUMNS, best, compare_runs, find_run, runs, show_run
+from wua_mlflow.tracking.run_table import OWN
+from wua_mlflow.tracking.runs import best, compare_runs, find_run, runs, show_run
 from wua_mlflow.tracking.store import (
     Store,
     connect,
@@ -356,7 +357,7 @@ def _predict(options: SimpleNamespace) -> int:
 
 def _best(options: SimpleNamespace) -> int:
     smallest = best(options.experiment, where=options.where)
-    table = pd.DataFrame(columns=list(COLUMNS)) if smallest is None else smallest.to_frame().T
+    table = pd.DataFrame(columns=list(OWN)) if smallest is None else smallest.to_frame().T
     _print(options, None if smallest is None else records(table)[0], table,
            _table_text(table, "no variant has the verdict non_inferior"),
            "" if smallest is None else smallest.attrs.get("note", ""))

@@ -19,7 +19,7 @@ from wua_mlflow.pipeline.analyze import Analysis
 from wua_mlflow.pipeline.compare_external import ExternalComparison
 from wua_mlflow.report.answer import figures_text
 from wua_mlflow.tracking.names import Kind, Metric, Tag, further_layers_table, keys_of, step_tag
-from wua_mlflow.tracking.runs import COLUMNS
+from wua_mlflow.tracking.run_table import OWN
 from wua_mlflow.verdict.text import FLOPS_ONE_SAMPLE
 
 __all__ = [
@@ -158,7 +158,7 @@ def run_text(values: pd.Series) -> str:
     """All of one run in four blocks: the run itself, its tags, its params, its metrics."""
     blocks: list[list[tuple[str, str]]] = [[], [], [], []]
     for name, value in values.items():
-        block = 0 if name in COLUMNS else 1 if name.startswith("wua.") else 3 if "/" in name else 2
+        block = 0 if name in OWN else 1 if name.startswith("wua.") else 3 if "/" in name else 2
         if not pd.isna(value):
             blocks[block].append((name, _text(name, value)))
     width = max(len(name) for block in blocks for name, _ in block)

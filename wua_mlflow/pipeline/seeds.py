@@ -6,23 +6,25 @@ Tests: ``tests/pipeline/test_seeds.py``.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
+from mlflow.entities import Metric as MetricEntity
 
 from wua_mlflow.config import Settings
 from wua_mlflow.data.tasks import Task, score_name
 from wua_mlflow.pipeline.networks import NetworkFactory
 from wua_mlflow.pipeline.replicates import Replicate, further_replicates
-from wua_mlflow.pipeline.train import most_seconds, replicate_metrics
+from wua_mlflow.pipeline.train import most_seconds, replicate_metrics, scores_by_seed
 from wua_mlflow.pipeline.trainer_runs import trainer_logs_to
 from wua_mlflow.pipeline.variant import ModelVariant, replicates_table, variant_files
 from wua_mlflow.results import TargetWidths
 from wua_mlflow.tracking.log import write
-from wua_mlflow.tracking.names import ArtifactPath
+from wua_mlflow.tracking.names import ArtifactPath, Metric
 from wua_mlflow.tracking.store import Store
 from wua_mlflow.verdict.compare import Verdict, compare
 from wua_mlflow.verdict.inputs import FEWEST_SEEDS, R2Scores
@@ -273,4 +275,16 @@ def _logged(store: Store, variant: ModelVariant) -> ModelVariant:
     write(store.client, variant.run_id, metrics=metrics, files={
         ArtifactPath.REPLICATES: replicates_table(variant.replicates),
         **{path: files[path] for path in kept}})
+    _log_scores(store, variant)
     return variant.logged({}, metrics)
+
+
+def _log_scores(store: Store, variant: ModelVariant) -> None:
+    """The points by seed that its run lacks, in one call: MLflow would keep the others twice."""
+    name, now = Metric.SCORE_TEST_BY_SEED, int(time.time() * 1000)
+    known = {point.step for point in store.client.get_metric_history(variant.run_id, name)}
+    points = [MetricEntity(name, score, now, step)
+              for step, score in enumerate(scores_by_seed(variant.replicates), 1)
+              if step not in known]
+    if points:
+        store.client.log_batch(variant.run_id, metrics=points)

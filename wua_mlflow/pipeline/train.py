@@ -59,7 +59,7 @@ from wua_mlflow.verdict.scores import default_score
 
 __all__ = [
     "HOUR_S", "TrainingPlan", "datasets_of", "most_seconds", "replicate_metrics", "run_scope",
-    "step_status", "train_variant", "variant_tags", "write_params",
+    "scores_by_seed", "step_status", "train_variant", "variant_tags", "write_params",
 ]
 
 
@@ -226,7 +226,8 @@ def train_variant(store: Store, recipe: Recipe, plan: TrainingPlan) -> ModelVari
         curves = {Metric.LOSS_TRAIN: [record.train_loss for record in trained.records],
                   Metric.LOSS_VALIDATION: [
                       record.validation_loss for record in trained.records
-                      if record.validation_loss is not None]}
+                      if record.validation_loss is not None],
+                  Metric.SCORE_TEST_BY_SEED: scores_by_seed(replicates)}
         write(store.client, run_id, metrics=metrics, curves=curves, model_id=model_id,
               datasets=_measured_on(metrics, inputs), tags=results, files=files)
     onwards = f"; wua slim --run-id {run_id} goes on" \
@@ -355,6 +356,15 @@ def replicate_metrics(replicates: Sequence[Replicate], task: Task) -> dict[str, 
     names = (Metric.SCORE_TEST_MEAN, Metric.SCORE_TEST_STD) if of_score else \
         (Metric.ACCURACY_TEST_MEAN, Metric.ACCURACY_TEST_STD)
     return {names[0]: float(np.mean(scores)), names[1]: float(np.std(scores, ddof=1))}
+
+
+def scores_by_seed(replicates: Sequence[Replicate]) -> list[float]:
+    """The score of each of several replicates, the run's own model first: points of a metric.
+
+    None where one is not finite, which MLflow would store as another number.
+    """
+    scores = [float(replicate.score) for replicate in replicates]
+    return scores if len(scores) > 1 and all(map(math.isfinite, scores)) else []
 
 
 def _cost_metrics(recipe: Recipe, trained: Trained, plan: TrainingPlan) -> dict[str, float]:

@@ -119,6 +119,8 @@ class Metric:
     SCORE_TEST_MEAN = "score/test_mean"
     SCORE_TEST_STD = "score/test_std"
     """Over seeds, of a score that was set."""
+    SCORE_TEST_BY_SEED = "score/test_by_seed"
+    """A point a seed: the step is the seed's number, 1 the run's own model."""
     ACCURACY_TRAIN = "accuracy/train"
     ACCURACY_VALIDATION = "accuracy/validation"
     ACCURACY_TEST = "accuracy/test"

@@ -8,13 +8,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import mlflow
 import pandas as pd
 from mlflow.entities import LifecycleStage, Run
-from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from wua_mlflow.config import ConfigError, table_text
@@ -30,6 +29,15 @@ from wua_mlflow.tracking.names import (
     looks_tag,
     step_tag,
 )
+from wua_mlflow.tracking.run_table import HISTORIES, in_order, note_on, table_of
+from wua_mlflow.tracking.search import (
+    naming_the_filter,
+    no_garbage,
+    nothing_there,
+    of_kind,
+    opened,
+    search_pages,
+)
 from wua_mlflow.tracking.store import (
     active,
     experiment_ids,
@@ -37,28 +45,18 @@ from wua_mlflow.tracking.store import (
     or_none,
     pages,
     shown_uri,
-    sqlite_file,
 )
-from wua_mlflow.verdict.text import methods_note
 
 __all__ = [
-    "best", "compare_runs", "controls_of", "count_looks", "find_control", "find_run", "is_slim",
-    "look_of", "record_pair", "result_of", "runs", "seeds_judged_before", "show_run",
+    "best", "compare_runs", "controls_of", "count_looks", "find_control", "find_run", "history",
+    "is_slim", "look_of", "record_pair", "result_of", "runs", "seeds_judged_before", "show_run",
 ]
 
 
-UNSET = ("", "None")
-WHOLE = (Metric.FLOPS_FORWARD, Metric.FLOPS_INFERENCE, Metric.FLOPS_TRAINING,
-         Metric.FLOPS_PTFLOPS_INFERENCE, Metric.FLOPS_PTFLOPS_TRAINING, Metric.PARAMS_TOTAL,
-         Metric.PARAMS_ANALYZED, Metric.SIZE_BYTES, Metric.LOOKS,
-         "epochs", "seed", "patience", "null_draws", "threads")
-"""Metrics and params that are whole numbers."""
-FRACTIONS = ("lr", "margin", "confidence")
-"""Params that are other numbers. Widths, batch sizes and seeds stay text: not all are numbers."""
-COLUMNS = ("run_id", "name", "status", "start_time")
-ORDER = {name: place for place, name in enumerate(
-    value for key, value in vars(Metric).items() if not key.startswith("_"))}
-"""The contract's metrics, in its order."""
+SAMPLE = 16
+"""So many runs tell about how small a metric gets."""
+NAMED = 5
+"""At most so many runs are looked for whose verdicts were made by another method."""
 
 
 def runs(
@@ -66,29 +64,32 @@ def runs(
     kind: str = Kind.VARIANT,
     where: str | None = None,
     *,
+    columns: str | Sequence[str] | None = None,
     order_by: str | Sequence[str] = (),
     limit: int | None = None,
 ) -> pd.DataFrame:
     """A row a run, newest first; columns are the contract's names of tags, params and metrics.
 
-    One search of MLflow for every thousand runs, none by run.
+    One search of MLflow for every 2,500 runs, none by run.
 
     Args:
         experiment: name or names; every experiment, if None.
         kind: value of the tag ``wua.kind``: ``variant``, ``pipeline``, …
         where: MLflow's filter syntax, e.g. ``"metrics.`accuracy/test` > 0.9"``; added to the kind.
+        columns: the only ones, in this order; tags of MLflow's too (``mlflow.user``).
         order_by: MLflow's syntax, e.g. ``"metrics.`flops/forward` ASC"``; one, or several.
         limit: at most so many rows.
 
     Returns:
         ``run_id``, ``name``, ``status``, ``start_time`` (a param called like one of these is left
         out), then tags (``wua.…``), params and metrics; counts are whole numbers, times in UTC, and
-        what a run lacks is NA. ``attrs["note"]`` says where the methods of the verdicts differ, or
-        one is not known.
+        what a run lacks is NA. The score by seed, of which ``history`` has all points, is no
+        column unless asked for. ``attrs["note"]`` says where the methods of the verdicts differ,
+        or one is not known.
 
     Raises:
-        ValueError: an experiment or a kind that does not exist, a limit below 1, or a filter that
-            MLflow refuses.
+        ValueError: an experiment, a kind or a column that does not exist, a limit below 1, or a
+            filter that MLflow refuses.
     """
     if kind not in KINDS:
         raise ValueError(
@@ -97,17 +98,26 @@ def runs(
     if limit is not None and limit < 1:
         raise ValueError(f"limit: expected a whole number of at least 1, but got {limit}")
     order = [order_by] if isinstance(order_by, str) else list(order_by)
-    clause = f"tags.`{Tag.KIND}` = '{kind}'" + (f" AND {where}" if where else "")
-    try:
-        return _table(_search(experiment, clause, order, limit))
-    except MlflowException as error:
-        if error.error_code != "INVALID_PARAMETER_VALUE":
-            raise
-        query = " ".join([where or "", *order]).strip()
-        hint = "" if "`" in query or "/" not in query else \
-            "; a name with / stands in backticks, as in metrics.`accuracy/test` > 0.9"
-        raise ValueError(f"where, order_by: MLflow refuses {query!r}: "
-                         f"{' '.join(error.message.split())}{hint}") from None
+    wanted = [columns] if isinstance(columns, str) else list(dict.fromkeys(columns or ()))
+    keys = _metrics_of(order) if limit is None else {}
+    with naming_the_filter(where, order):
+        found = search_pages(*opened(experiment), of_kind(kind, where), [] if keys else order,
+                             limit)
+        with no_garbage():
+            return table_of(found, wanted, sort=keys)
+
+
+_BY_METRIC = re.compile(r"metrics?\.(?:`([^`]+)`|(\w+))(?:\s+(asc|desc))?", re.IGNORECASE)
+
+
+def _metrics_of(order: Sequence[str]) -> dict[str, bool]:
+    """The metrics to sort by, and whether upwards; none where it is by something else, too.
+
+    To sort all runs by a metric MLflow's SQL takes a time that grows with their square in SQLite.
+    """
+    parts = [_BY_METRIC.fullmatch(each.strip()) for each in order]
+    keys = {part[1] or part[2]: (part[3] or "asc").lower() == "asc" for part in parts if part}
+    return keys if len(keys) == len(order) else {}
 
 
 def best(
@@ -118,33 +128,76 @@ def best(
 ) -> pd.Series | None:
     """The smallest variant whose verdict is non-inferior; None where there is none.
 
-    ``attrs["note"]`` says where the methods of the verdicts that it was chosen by differ.
+    A few searches, however many variants there are. ``attrs["note"]`` says where the methods of
+    the verdicts that it was chosen by differ, by the newest five of them.
 
     Args:
         experiment: name or names; every experiment, if None.
         where: MLflow's filter syntax, added.
-        by: the metric that is smallest.
+        by: the metric that is smallest; of several runs the newest.
 
     Raises:
         ValueError: as ``runs``; or no such variant has the metric ``by``.
     """
     verdict = f"tags.`{Tag.VERDICT}` = '{Outcome.NON_INFERIOR}'"
-    clause = f"{verdict} AND {where}" if where else verdict
-    table = runs(experiment, where=clause, order_by=f"metrics.`{by}` ASC")
-    if table.empty:
-        return None
-    if by not in table:  # MLflow puts the runs without it last, so none has it
-        raise ValueError(f"by: expected a metric of the variants, but got '{by}'"
-                         f"{did_you_mean(by, table.columns)}")
-    smallest = table.iloc[0]
-    smallest.attrs.update(table.attrs)
-    return smallest
+    if "`" in by:
+        raise ValueError(f"by: expected the name of a metric, but got {by!r}")
+    client, experiments = opened(experiment)
+
+    def search(condition: str, limit: int, order: Sequence[str] = ()) -> list[Run]:
+        clause = of_kind(Kind.VARIANT, verdict, where, condition)
+        return [run for page in search_pages(client, experiments, clause, order, limit)
+                for run in page]
+
+    with naming_the_filter(where, ()):
+        smallest = _least(search, by)
+        if smallest is None:
+            if others := search("", 1):
+                raise ValueError(f"by: expected a metric of the variants, but got '{by}'"
+                                 f"{did_you_mean(by, others[0].data.metrics)}")
+            return None
+        note = note_on([smallest, *_by_other_methods(search, smallest)])
+    row = table_of([[smallest]]).iloc[0]
+    row.attrs["note"] = note
+    return row
 
 
-def _methods_note(listed: Iterable[Run]) -> str:
-    """Where the verdicts of these runs were made by several methods, or by one not known."""
-    return methods_note((str(run.info.run_name), run.data.tags.get(Tag.VERDICT_METHOD))
-                        for run in listed if Tag.VERDICT in run.data.tags)
+Search = Callable[..., list[Run]]
+"""Runs, by a further condition and a limit, and perhaps an order."""
+
+
+def _least(search: Search, by: str) -> Run | None:
+    """The run whose metric is least, the newest of several; None where none has it.
+
+    MLflow's own order by a metric takes a time that grows with the square of the runs in SQLite.
+    The ids are random: the least of some in their order is about the least of all, and few are
+    less.
+    """
+    smallest, below = None, f"<= {_in_filter(sys.float_info.max)}"
+    while found := search(f"metrics.`{by}` {below}", SAMPLE, ["attributes.run_id ASC"]):
+        found.sort(key=lambda run: (run.data.metrics[by], -(run.info.start_time or 0)))
+        smallest = found[0]
+        if len(found) < SAMPLE:
+            return smallest
+        least = _in_filter(smallest.data.metrics[by])
+        below = f"< {least}"
+    newest = search(f"metrics.`{by}` = {least}", 1) if smallest else []
+    return newest[0] if newest else smallest
+
+
+def _in_filter(number: float) -> str:
+    """As MLflow's filters take it: without a plus sign in the exponent."""
+    return repr(number).replace("e+", "e")
+
+
+def _by_other_methods(search: Search, run: Run) -> list[Run]:
+    """Some of the runs whose verdicts were made by another method than this one's, or by one that
+    is not known."""
+    method = run.data.tags.get(Tag.VERDICT_METHOD, "")
+    quote = "'" if '"' in method else '"'
+    return [*search(f"tags.`{Tag.VERDICT_METHOD}` != {quote}{method}{quote}", NAMED),
+            *(other for other in search(f"tags.`{Tag.VERDICT_METHOD}` IS NULL", NAMED)
+              if other.info.run_id != run.info.run_id)]
 
 
 def find_run(run_id: str) -> Run:
@@ -154,7 +207,7 @@ def find_run(run_id: str) -> Run:
         ValueError: no such run, or several.
     """
     store = shown_uri()
-    if _nothing_there():
+    if nothing_there():
         raise ValueError(f"run: no run has the id '{run_id}': there is no {store}")
     client = open_client()
     if not re.fullmatch("[0-9a-f]{4,31}", run_id):
@@ -194,13 +247,13 @@ def compare_runs(a: str | Run, b: str | Run) -> pd.DataFrame:
     if names[0] == names[1] or "ratio" in names:
         names = [f"{name} ({run.info.run_id[:8]})" for name, run in zip(names, pair, strict=True)]
     metrics = [run.data.metrics for run in pair]
-    known = _in_order({*metrics[0], *metrics[1]})
+    known = in_order({*metrics[0], *metrics[1]} - {*HISTORIES})
     table = pd.DataFrame({name: [values.get(key) for key in known]
                           for name, values in zip(names, metrics, strict=True)},
                          index=pd.Index(known, name="metric"), dtype="Float64")
     above = table.where(table > 0)
     table["ratio"] = above[names[0]] / above[names[1]]
-    table.attrs["note"] = _methods_note(pair)
+    table.attrs["note"] = note_on(pair)
     return table
 
 
@@ -210,76 +263,41 @@ def show_run(run: str | Run) -> pd.DataFrame:
     Raises:
         ValueError: no such run.
     """
-    table = _table([run if isinstance(run, Run) else find_run(run)])
+    table = table_of([[run if isinstance(run, Run) else find_run(run)]])
     values = pd.DataFrame({"value": table.astype(object).iloc[0]}).rename_axis("name")
     values.attrs.update(table.attrs)
     return values
 
 
-def _search(
-    experiment: str | Sequence[str] | None,
-    clause: str,
-    order_by: Sequence[str],
-    limit: int | None,
-) -> list[Run]:
-    if _nothing_there():
-        if experiment is None:
-            return []
-        raise ValueError(f"experiment: expected the name of one, but got '{experiment}': there is "
-                         f"no {shown_uri()}")
+def history(run_id: str, metric: str | Sequence[str]) -> pd.DataFrame:
+    """All points of a metric of a run, by step: the loss by epoch, the score by seed.
+
+    One call a metric for every 25,000 points.
+
+    Args:
+        run_id: of the run, or the beginning of it.
+        metric: a name, or several.
+
+    Returns:
+        ``step``, ``value`` and ``timestamp`` (in UTC); of several metrics ``metric`` before them,
+        in the order that they were asked for.
+
+    Raises:
+        ValueError: no such run, or it has no such metric.
+    """
+    found = find_run(run_id)
+    names = [metric] if isinstance(metric, str) else list(dict.fromkeys(metric))
+    for name in names:
+        if name not in found.data.metrics:
+            raise ValueError(f"metric: run {found.info.run_id} has none that is called '{name}'"
+                             f"{did_you_mean(name, found.data.metrics)}")
     client = open_client()
-    return pages(client, experiment_ids(client, experiment), clause, order_by, limit)
-
-
-def _nothing_there() -> bool:
-    """Whether the store is a SQLite file that nobody has made yet; a search would make it."""
-    file = sqlite_file(mlflow.get_tracking_uri())
-    return file is not None and not file.exists()
-
-
-def _table(listed: Sequence[Run]) -> pd.DataFrame:
-    rows = [_row(run) for run in listed]
-    names = {name for row in rows for name in row} - {*COLUMNS}
-    metrics = names & {name for run in listed for name in run.data.metrics}
-    tags = {name for name in names - metrics if name.startswith("wua.")}
-    columns = [*COLUMNS, *sorted(tags), *sorted(names - metrics - tags), *_in_order(metrics)]
-    table = pd.DataFrame(rows, columns=columns)
-    for column in table.columns:
-        if column in WHOLE or column.endswith(("/weights", "/units")):
-            table[column] = _whole(table[column])
-        elif column in FRACTIONS:
-            table[column] = pd.to_numeric(table[column], errors="coerce").astype(float)
-    table.attrs["note"] = _methods_note(listed)
-    return table
-
-
-def _whole(column: pd.Series) -> pd.Series:
-    """As whole numbers, where all of them are; what is no number becomes NA."""
-    numbers = pd.to_numeric(column, errors="coerce").astype(float)
-    whole = (numbers.dropna() % 1 == 0) & (numbers.dropna().abs() < 2**63)
-    return numbers.astype("Int64" if whole.all() else float)
-
-
-def _row(run: Run) -> dict[str, object]:
-    """What the run says; its own fields come last, since a param may be called ``run_id``."""
-    tags = {key: value for key, value in run.data.tags.items() if key.startswith("wua.")}
-    params = {key: _unquoted(value) for key, value in run.data.params.items()}
-    if params.get("hidden") is None and Tag.WIDTHS in tags:
-        params["hidden"] = tags[Tag.WIDTHS]
-    info = (run.info.run_id, run.info.run_name, run.info.status,
-            pd.to_datetime(run.info.start_time, unit="ms", utc=True))
-    return {**params, **tags, **run.data.metrics, **dict(zip(COLUMNS, info, strict=True))}
-
-
-def _unquoted(value: str) -> str | None:
-    """A param as it was given: ``mlflow run`` logs it quoted for the shell, and '' where empty."""
-    if len(value) > 1 and value[0] == value[-1] == "'":
-        value = value[1:-1].replace("'\"'\"'", "'")
-    return None if value in UNSET else value
-
-
-def _in_order(metrics: Iterable[str]) -> list[str]:
-    return sorted(metrics, key=lambda name: (ORDER.get(name, len(ORDER)), name))
+    points = [(name, point.step, point.value, point.timestamp) for name in names
+              for point in sorted(client.get_metric_history(found.info.run_id, name),
+                                  key=lambda point: (point.step, point.timestamp))]
+    table = pd.DataFrame(points, columns=["metric", "step", "value", "timestamp"])
+    table["timestamp"] = pd.to_datetime(table["timestamp"], unit="ms", utc=True)
+    return table.drop(columns="metric") if isinstance(metric, str) else table
 
 
 def is_slim(variant: str) -> bool:
