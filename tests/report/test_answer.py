@@ -127,7 +127,7 @@ def test_many_widths_are_summed():
     found = widths_of_a_search()
     many = replace(found, dimensions=found.dimensions * 30, widths=found.widths * 30)
     assert "fc1 64 → 16." in widths_sentence(found)
-    assert "1,920 → 480 units in 30 groups" in widths_sentence(many)
+    assert "1,920 → 480 units or heads in 30 groups" in widths_sentence(many)
     numbered = replace(found, dimensions=[replace(found.dimensions[0], name="0"),
                                           *found.dimensions[1:]])
     assert "Widths: layer 0: 64 → 16" in widths_sentence(numbered)

@@ -93,5 +93,5 @@ def test_limits_are_shown_on_their_side_of_the_margin_and_of_zero(low, high, sho
 def test_single_classes_that_lose():
     assert class_loss_sentence([]) == ""
     assert class_loss_sentence([("a", 1000, -0.025), ("b", 7, -0.5)]) == (
-        "Single classes lose more than the margin: a (1,000 test examples) −2.5 points, b (7 test "
+        "Of the two saved models alone, single classes lose more than the margin: a (1,000 test examples) −2.5 points, b (7 test "
         "examples) −50.0 points.")
