@@ -18,8 +18,8 @@ from wua_mlflow.pipeline import networks as networks_module
 from wua_mlflow.pipeline.allowance import Allowance, null_seconds, seconds_elsewhere
 from wua_mlflow.pipeline.price import price_of_cuts
 
-ELSEWHERE = {"model": "tests.pipeline.test_allowance:trained", "data": f"{HERE}:many", "null_draws": 0, "slim_epochs": 1,
-             "batch_size": 32, "margin": 0.3}
+ELSEWHERE = {"model": "tests.pipeline.test_allowance:trained", "data": f"{HERE}:many",
+             "null_draws": 0, "slim_epochs": 1, "batch_size": 32, "margin": 0.3}
 
 
 def trained() -> nn.Sequential:
@@ -63,13 +63,12 @@ def slimmed(store: Any, **options: object) -> workflow.SlimmingResult:
 
 
 @pytest.mark.parametrize(("seconds", "options", "seeds"), [
-    (1.0, {}, (20, 20)),
-    (9.0, {}, (5, 19)),
-    (3.0, {"limit": "4m"}, (5, 19)),
-    (9.0, {"limit": "1h"}, (20, 20)),
+    pytest.param(1.0, {}, (20, 20), marks=pytest.mark.slow),
+    (14.0, {}, (6, 19)),
+    (5.0, {"limit": "4m"}, (6, 19)),
+    pytest.param(9.0, {"limit": "1h"}, (20, 20), marks=pytest.mark.slow),
     (100.0, {}, (1, 1)),
-    (9.0, {"slim_hidden": "4", "margin": 1e-9}, (20, 20)),
-    (30.0, {"slim_hidden": "4", "margin": 1e-9}, (5, 12)),
+    (30.0, {"slim_hidden": "4"}, (5, 8)),
     (100.0, {"slim_hidden": "4"}, (1, 1)),
 ])
 def test_search_and_seeds_take_no_longer_together(
@@ -103,7 +102,7 @@ def test_nothing_bounds_seeds_that_were_asked_for(clock, store, capsys):
 
 def test_rounds_end_with_the_time(clock, store):
     clock.seconds = 30.0
-    result = slimmed(store, rounds=3, limit="60s", margin=0.9, class_margin="none")
+    result = slimmed(store, rounds=3, limit="60s", slim_hidden="ablation", margin=0.2)
     assert result.verdict.outcome == "non_inferior" and len(result.slimmed.rounds) == 1
     assert result.slimmed.ended == "the time of `limit` was spent."
 
@@ -135,9 +134,9 @@ def test_what_a_network_from_elsewhere_may_take():
     ({}, 2, "about 60 trainings of about 8 s, 8 minutes in all: 9 to 22 to find the widths, 40 of "
      "the slim network, 5 of the original, trained on; at most 10 minutes for search and seeds "
      "together (more: --limit 1200s)"),
-    ({"slim_hidden": "4"}, 1, "about 18 trainings of about 8 s, 2 minutes in all: 5 to 20 of the slim "
-     "network, 5 of the original, trained on; at most 10 minutes for search and seeds together "
-     "(more: --limit 1200s)"),
+    ({"slim_hidden": "4"}, 1, "about 18 trainings of about 8 s, 2 minutes in all: 5 to 20 of the "
+     "slim network, 5 of the original, trained on; at most 10 minutes for search and seeds "
+     "together (more: --limit 1200s)"),
     ({"seeds": 1}, 2, "about 9 trainings of about 8 s, 72 s in all: 1 to 11 to find the widths, 2 "
      "of the slim network, 1 of the original, trained on"),
     ({"limit": "2m"}, 2, "about 60 trainings of about 8 s, 8 minutes in all: 9 to 22 to find the "

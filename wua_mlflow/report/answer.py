@@ -140,8 +140,9 @@ def _next_step(slimmed: Slimmed, again: Callable[..., str], registered: bool) ->
     verdict, needed = comparison.verdict, comparison.verdict.needed
     if verdict.outcome == Outcome.NON_INFERIOR:
         return _what_loads_it(slimmed, registered)
-    if comparison.class_control is not None and comparison.class_control.of_training:
-        return _with_the_original_trained_on(slimmed, again, comparison.class_control.name)
+    control = comparison.class_control if verdict.guard else None
+    if control is not None and control.of_training:
+        return _with_the_original_trained_on(slimmed, again, control.name)
     if verdict.outcome == Outcome.INFERIOR:
         goal = slimmed.result.goal
         method = goal.method if goal else ""
@@ -169,9 +170,10 @@ def _with_the_original_trained_on(
         return (f"{again(epochs=epochs)}\n(the original trained for as long loses as much of the "
                 f"class {name}: it is the training that does it, not the size)")
     folder, state = "trained_on", ArtifactPath.STATE
+    file = f"{folder}/{state.rpartition('/')[2]}"
     load = (f"mlflow artifacts download --run-id {control.run_id} --artifact-path {state} "
             f"--dst-path {folder}")
-    return (f"{load}\n{again(state=f'{folder}/{state}')}\n(the original trained on for as long, "
+    return (f"{load}\n{again(state=file)}\n(the original trained on for as long, "
             f"run {control.run_id}, loses as much of the class {name}: if it may take the "
             f"original's place, compare with that. To keep that class instead: a --loss with class "
             f"weights, or a smaller --lr)")
