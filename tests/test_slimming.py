@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 from torch.nn.functional import cross_entropy
 
@@ -105,3 +106,43 @@ def test_an_old_pickle_of_attention_with_fewer_heads_is_read_in_a_fresh_process(
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True,
                           text=True, env=environment, check=False)
     assert done.stdout == "2 (8, 4)\n", done.stderr
+
+
+class Masked(nn.Module):
+    """Of two inputs, by name, as MLflow does not serve them."""
+
+    def __init__(self):
+        super().__init__()
+        self.up, self.down = nn.Linear(4, 16), nn.Linear(16, 3)
+
+    def forward(self, x, mask):
+        return self.down(torch.relu(self.up(x * mask)))
+
+
+def test_a_slim_network_is_made_again_from_its_files(tmp_path):
+    model = Masked()
+    batch = {"x": DATA[0], "mask": torch.ones(60, 4), "labels": DATA[1]}
+    result = wua.slim(model, [batch], widths={"up": 5})
+    save_file(result.model.state_dict(), tmp_path / "model.safetensors")
+    (tmp_path / "structure.json").write_text(result.specification.to_json())
+    fresh = Masked()
+    before = snapshot(fresh)
+    again = wua.load_slim(fresh, tmp_path, batch)
+    assert snapshot(fresh) == before and not again.training
+    assert torch.equal(again(DATA[0], batch["mask"]), result.model(DATA[0], batch["mask"]))
+    with pytest.raises(ValueError, match="^model: expected the factory of the network in .*, but "
+                       "it makes another one: "):
+        wua.load_slim(mlp(4, 16, 3), _uncut(tmp_path / "whole"), DATA)
+    with pytest.raises(ValueError, match="^folder: expected a run's artifacts 'state' with "
+                       "model.safetensors, but there is none in nowhere$"):
+        wua.load_slim(Masked(), "nowhere", batch)
+    whole = wua.load_slim(Masked(), tmp_path / "whole", batch)
+    assert torch.equal(whole.up.bias, torch.zeros(16))
+
+
+def _uncut(folder: Path) -> Path:
+    """The files of a network of which nothing was cut."""
+    folder.mkdir()
+    save_file({name: torch.zeros_like(value) for name, value in Masked().state_dict().items()},
+              folder / "model.safetensors")
+    return folder

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from wua_mlflow.flops import count_flops
-    from wua_mlflow.slimming import slim
+    from wua_mlflow.slimming import load_slim, slim
     from wua_mlflow.tutorial import (
         compute_weight_importance,
         estimate_flops,
@@ -34,6 +34,7 @@ _HOME = {
     "count_flops": "flops",
     "estimate_flops": "tutorial",
     "generate_report": "tutorial",
+    "load_slim": "slimming",
     "plot_importance_histogram": "tutorial",
     "print_flops_report": "tutorial",
     "print_report": "tutorial",
@@ -44,8 +45,8 @@ _HOME = {
 
 __all__ = [
     "__version__", "analyze", "compare", "compute_weight_importance", "count_flops",
-    "estimate_flops", "generate_report", "plot_importance_histogram", "print_flops_report",
-    "print_report", "recommend_widths", "show", "slim",
+    "estimate_flops", "generate_report", "load_slim", "plot_importance_histogram",
+    "print_flops_report", "print_report", "recommend_widths", "show", "slim",
 ]
 
 

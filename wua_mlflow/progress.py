@@ -9,6 +9,7 @@ Tests: ``tests/test_progress.py``.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import sys
 import threading
@@ -104,13 +105,15 @@ class Bar(tqdm):  # type: ignore[misc]
 
     def __init__(
         self, iterable: Iterable[Any] | None = None, *, desc: str | None = None,
-        total: float | None = None, unit: str = "step",
+        total: float | None = None, unit: str = "step", at_most: float | None = None,
     ) -> None:
+        """``at_most``: seconds after which it ends, however far it is."""
         self.at_terminal = sys.stderr.isatty()
         silent = _is_silent()
         if not silent:
             _now.bars.append(self)
         self.began = time.monotonic()
+        self.at_most = math.inf if at_most is None else at_most
         super().__init__(iterable, desc=desc, total=total, unit=unit, leave=False, disable=silent,
                          delay=DELAY_S, dynamic_ncols=True,
                          mininterval=0.1 if self.at_terminal else 1.0)
@@ -167,7 +170,8 @@ def _line() -> str:
     what = "; ".join(bar.words for bar in bars if bar.n or bar is bars[0]) or words
     elapsed = time.monotonic() - (bars[0].began if bars else began)
     if 0.02 < done < 1:
-        return f"wua: {what}; about {duration(elapsed * (1 - done) / done)} left"
+        left = min(elapsed * (1 - done) / done, max(0.0, bars[0].at_most - elapsed))
+        return f"wua: {what}; about {duration(left)} left"
     return f"wua: {what}; {duration(elapsed)} so far"
 
 

@@ -28,7 +28,7 @@ from wua_mlflow.widths.results import (
 )
 
 __all__ = [
-    "Comparison", "Round", "Slimmed", "TargetWidths", "VariantResult",
+    "ClassControl", "Comparison", "Round", "Slimmed", "TargetWidths", "VariantResult",
     "WidthParameter", "ratios",
 ]
 
@@ -192,6 +192,24 @@ _OLD_OUTCOMES = {"non_inferior": "holds", "inferior": "fails", "inconclusive": "
 
 
 @dataclass(frozen=True)
+class ClassControl:
+    """Of a class that the slim one loses, what the original with its budget does.
+
+    Attributes:
+        name: of the class.
+        slim: the change of its recall, of the slim one's networks on average.
+        control: the same of the original with the slim one's budget.
+        of_training: whether that budget accounts for it: of the change more than half, and of what
+            the slim one is behind that original no class is lost.
+    """
+
+    name: str
+    slim: float
+    control: float
+    of_training: bool
+
+
+@dataclass(frozen=True)
 class Comparison:
     """What comparing two models on the same test examples found.
 
@@ -215,6 +233,7 @@ class Comparison:
         class_loss: a sentence where single classes lose more than the margin.
         seedless: a sentence where every seed gave the slim one's same network.
         cautions: sentences on data and scores that are too good to be true, or of no use.
+        class_control: of the class that is lost most, the original with the slim one's budget.
     """
 
     artifact: Verdict
@@ -235,6 +254,7 @@ class Comparison:
     class_loss: str = ""
     seedless: str = ""
     cautions: tuple[str, ...] = ()
+    class_control: ClassControl | None = None
 
     def metrics_of(self, variant: VariantResult) -> dict[str, float]:
         """A variant's metrics, with the latency that was taken in this comparison's turns."""

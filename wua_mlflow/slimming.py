@@ -1,29 +1,36 @@
 """``wua.slim``: a trained network, cut to the widths that are given or that a method finds.
 
+And ``wua.load_slim``: the slim network of a run again.
+
 Tests: ``tests/test_slimming.py``.
 """
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from safetensors.torch import load_file
 from torch import nn
 
+from wua_mlflow.data.batches import Batches
 from wua_mlflow.data.tasks import Task
+from wua_mlflow.errors import one_line
 from wua_mlflow.hooks import unwrapped
 from wua_mlflow.pruning.compensation import compensated
 from wua_mlflow.pruning.computed_weights import plain_weights
-from wua_mlflow.pruning.cut import Cut, cut, unit_groups
+from wua_mlflow.pruning.cut import Cut, Specification, cut, rebuild, unit_groups
 from wua_mlflow.pruning.heads import PrunedMultiheadAttention
 from wua_mlflow.pruning.importance import most_important, unit_importance
 from wua_mlflow.pruning.unit_groups import UnitGroups
 from wua_mlflow.widths.recommend import recommend_widths
 from wua_mlflow.widths.scoring import Loss, scoring
 
-__all__ = ["slim"]
+__all__ = ["load_slim", "slim"]
 
 
 heads = ModuleType(f"{__name__}.heads", "Names that older versions pickled.")
@@ -103,6 +110,44 @@ def slim(  # noqa: PLR0913 - the options of one question, each by name
     if fold:
         model = compensated(model, structure, keep, judge.batches)
     return cut(model, example, keep, structure)
+
+
+def load_slim(
+    model: nn.Module, folder: str | Path, batch: Any, *,
+    batch_to_inputs: Callable[[Any], Any] | None = None,
+) -> nn.Module:
+    """The slim network of a run again: the factory's module, cut as that was, with its weights.
+
+    For models that MLflow does not load by itself, such as those of several inputs.
+
+    Args:
+        model: fresh from the factory, whatever its weights; left as found.
+        folder: the run's artifacts ``state``, downloaded: ``model.safetensors`` and, of a network
+            that was cut, ``structure.json``.
+        batch: any batch of the data, as ``analyze`` takes them.
+        batch_to_inputs: as of ``analyze``.
+
+    Returns:
+        The network, on the CPU and in eval mode.
+
+    Raises:
+        ValueError: there are no such files, or the factory makes another network.
+    """
+    weights, structure = Path(folder) / "model.safetensors", Path(folder) / "structure.json"
+    if not weights.is_file():
+        raise ValueError(f"folder: expected a run's artifacts 'state' with {weights.name}, but "
+                         f"there is none in {folder}")
+    model = copy.deepcopy(plain_weights(unwrapped(model))).cpu()
+    if structure.is_file():
+        first = next(iter(Batches([batch], model, batch_to_inputs)))
+        model = rebuild(model, first.kwargs or first.args,
+                        Specification.from_json(structure.read_text(encoding="utf-8")))
+    try:
+        model.load_state_dict(load_file(str(weights)))
+    except RuntimeError as error:
+        raise ValueError(f"model: expected the factory of the network in {folder}, but it makes "
+                         f"another one: {one_line(error)}") from error
+    return model.eval()
 
 
 def _widths_by_group(structure: UnitGroups, widths: Mapping[str, int]) -> dict[str, int]:

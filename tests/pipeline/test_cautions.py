@@ -8,10 +8,19 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from torch import nn
 
 from wua_mlflow.cli.main import main
 from wua_mlflow.config import load_settings
-from wua_mlflow.pipeline.cautions import cautions, constant_answer, constant_score, shown_score
+from wua_mlflow.pipeline.cautions import (
+    cautions,
+    cautions_elsewhere,
+    constant_answer,
+    constant_score,
+    shown_score,
+)
+from wua_mlflow.pipeline.workflow import slim_run
 from wua_mlflow.training.evaluation import Evaluation
 
 DRAW = np.random.default_rng(0)
@@ -54,6 +63,67 @@ def amounts(r2: float, n: int = 400) -> Evaluation:
 ])
 def test_cautions(test, train, options, expected):
     assert cautions(test, train, load_settings(None, options)) == expected
+
+
+SEEN = np.arange(300) < 257
+"""Right on 0.857 of 300 validation examples."""
+
+
+@pytest.mark.parametrize(("test", "train", "validation", "expected"), [
+    (classes(0.67, n=1500), 0.72, SEEN, ["accuracy 0.857 on the validation part against 0.670 on "
+     "the test part: it was probably trained on the validation part, which then chooses widths "
+     "that are too wide or too narrow; give it rows that it has not seen"]),
+    (classes(0.67, n=1500), 0.845, np.empty(0), ["accuracy 0.845 on the training data against "
+     "0.670 on the test part: it overfits; so it came; what trains it on may change it by more "
+     "than its size does"]),
+    (classes(0.7, n=1500), 0.7, SEEN[230:][:34], []),  # 0.09 more
+    (classes(0.7, n=1500), 0.7, SEEN[248:][:11], []),  # 0.12 more, but of 11 examples
+    (classes(0.8, n=1500), 0.8, SEEN, []),
+    (amounts(0.5), 0.5, 1 - 0.2 * (np.arange(300) % 2), [
+     "R² 0.900 on the validation part against 0.500 on the test part: it was probably trained on "
+     "the validation part, which then chooses widths that are too wide or too narrow; give it rows "
+     "that it has not seen"]),
+])
+def test_cautions_of_a_network_that_was_trained_elsewhere(test, train, validation, expected):
+    found = cautions_elsewhere(test, train, validation.astype(float))
+    assert found == expected
+
+
+def trained_on_all(x: torch.Tensor, y: torch.Tensor) -> nn.Sequential:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(20, 64), nn.ReLU(), nn.Linear(64, 2))
+    steps = torch.optim.Adam(model.parameters(), 0.01)
+    for _ in range(150):
+        steps.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        steps.step()
+    return model
+
+
+def noisy(seed: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """A third of the labels are chance."""
+    draw = torch.Generator().manual_seed(4)
+    x = torch.randn(900, 20, generator=draw)
+    y = torch.where(torch.rand(900, generator=draw) < 0.33,
+                    torch.randint(2, (900,), generator=draw), (x[:, 0] > 0).long())
+    return [(x[rows], y[rows]) for rows in (slice(200), slice(200, 300), slice(300, 900))]
+
+
+def leaked() -> nn.Sequential:
+    """Trained on the training and the validation part."""
+    (x, y), (more_x, more_y), _ = noisy(0)
+    return trained_on_all(torch.cat([x, more_x]), torch.cat([y, more_y]))
+
+
+def test_a_validation_part_that_the_network_has_seen_is_told_before_and_after(store, capsys):
+    here = "tests.pipeline.test_cautions"
+    result = slim_run(store, load_settings(None, {
+        "model": f"{here}:leaked", "data": f"{here}:noisy", "slim_hidden": "16", "seeds": 1,
+        "slim_epochs": 1, "null_draws": 0}))
+    early, _, _ = capsys.readouterr().err.partition("wua: analysing")
+    said = " ".join(result.comparison.cautions)
+    for words in ("it was probably trained on the validation part", "it overfits; so it came"):
+        assert words in early and words in said
 
 
 def test_scores_where_less_is_better_have_no_word_on_overfitting():

@@ -15,9 +15,9 @@ from tests.pipeline import slimming_cases
 from tests.pipeline.slimming_cases import HERE, original_in, same, settings_of, text_of
 from wua_mlflow.cli.main import main
 from wua_mlflow.config import ConfigError, load_settings
+from wua_mlflow.pipeline import allowance
 from wua_mlflow.pipeline import replicates as replicates_module
 from wua_mlflow.pipeline import seeds as seeds_module
-from wua_mlflow.pipeline import train as train_module
 from wua_mlflow.pipeline.replicates import Replicate
 from wua_mlflow.pipeline.seeds import (
     SeedHistory,
@@ -239,7 +239,7 @@ def test_a_training_that_does_not_use_the_seed_is_told(store, monkeypatch):
 
 def test_seeds_that_take_too_long_are_left_to_the_user(store, monkeypatch):
     """Of a model that was trained elsewhere; those that were asked for are trained."""
-    monkeypatch.setattr(train_module, "HOUR_S", 0.0)
+    monkeypatch.setattr(allowance, "TEN_MINUTES_S", 0.0)
     options = {"model": f"{HERE}:net"}
     result = slimmed_elsewhere(store, **options)
     original = result.variants[0].run_id

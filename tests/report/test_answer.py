@@ -27,7 +27,7 @@ from wua_mlflow.report.answer import (
     tutorial_text,
     widths_sentence,
 )
-from wua_mlflow.results import Slimmed
+from wua_mlflow.results import ClassControl, Slimmed
 from wua_mlflow.verdict.recipe import SeedCounts
 from wua_mlflow.verdict.sample_size import RequiredRange
 
@@ -127,7 +127,7 @@ def test_many_widths_are_summed():
     found = widths_of_a_search()
     many = replace(found, dimensions=found.dimensions * 30, widths=found.widths * 30)
     assert "fc1 64 → 16." in widths_sentence(found)
-    assert "1,920 → 480 units in 30 groups" in widths_sentence(many)
+    assert "1,920 → 480 units or heads in 30 groups" in widths_sentence(many)
     numbered = replace(found, dimensions=[replace(found.dimensions[0], name="0"),
                                           *found.dimensions[1:]])
     assert "Widths: layer 0: 64 → 16" in widths_sentence(numbered)
@@ -162,6 +162,26 @@ def test_what_to_do_next(judged, recipe, method, step):
         assert step.removeprefix("--data x ") in said.splitlines()[0], "a command is not broken"
 
 
+@pytest.mark.parametrize(("elsewhere", "step"), [
+    (True, "Next: mlflow artifacts download --run-id oversized-same-budget-10 --artifact-path "
+     "state/model.safetensors --dst-path trained_on\n      wua slim --data x --state "
+     "trained_on/model.safetensors\n(the original trained on for as long, run "
+     "oversized-same-budget-10,"),
+    (False, "Next: wua slim --data x --epochs 50\n(the original trained for as long loses as")])
+def test_a_class_that_training_loses_is_no_reason_to_keep_the_original(elsewhere, step):
+    found = round_of("slim 7", (7,), verdict("inferior", guard="of the class 1"), 1.4)
+    judged = replace(found.comparison, class_control=ClassControl("1", -0.175, -0.139, True))
+    tags = {"wua.adopted": "w.pt"} if elsewhere else {}
+    slimmed = Slimmed(variant("oversized 10", (10,), tags=tags), (replace(
+        found, comparison=judged, goal=widths_of_a_search(),
+        controls=(variant("oversized-same-budget 10", (10,)),)),))
+    again = Shown(command="slim", given={"data": "x"}).again
+    assert next_step(slimmed, again).startswith(step)
+    kept = replace(judged, class_control=ClassControl("1", -0.175, -0.01, False))
+    other = replace(slimmed, rounds=(replace(slimmed.rounds[0], comparison=kept),))
+    assert next_step(other, again).startswith("Next: keep the original")
+
+
 def test_the_file_that_was_saved_is_not_promised_what_its_recipe_holds():
     """It may stay outside the margin where the mean of many seeds is within."""
     alone = verdict("inconclusive", low=-0.03, high=-0.004, settle="More examples would do.")
@@ -188,6 +208,7 @@ def test_a_model_that_was_not_exported_is_not_said_to_load():
     found = replace(found, variant=variant("slim 7", (7,), tags=unexported))
     said = words(next_step(Slimmed(variant("oversized 10", (10,)), (found,)), str))
     assert "load_model" not in said
+    assert "wua_mlflow.load_slim loads them" in said
     assert "state/model.safetensors of run slim-7" in said and said.endswith(": it takes a dict")
 
 

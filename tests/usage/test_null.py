@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from tests.networks import Layers, snapshot
 from wua_mlflow.usage import analyze as analyze_module
+from wua_mlflow.usage import null as null_module
 from wua_mlflow.usage.analyze import analyze
 from wua_mlflow.usage.null import with_null
 from wua_mlflow.usage.results import PERMUTED, REINITIALISED, ModelUsage
@@ -54,6 +55,16 @@ def states(model: nn.Module, inputs: Tensor, draws: int = 2) -> list[dict[str, T
     with_null({"output": usage}, model, measure, draws=draws, seed=0)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     return drawn
+
+
+@pytest.mark.parametrize(("seconds", "draws"), [(30.0, 7), (1.0, 5), (80.0, 20), (math.inf, 20)])
+def test_no_more_draws_than_there_is_time_for(seconds, draws, monkeypatch):
+    """By the first one, which takes four seconds; they are the first ones of all."""
+    monkeypatch.setattr(null_module, "clock", iter((10.0, 14.0)).__next__)
+    fewer = analyze(trained(), INPUTS, null=20, null_seconds=seconds).layers["0"].null
+    assert fewer.draws == draws
+    monkeypatch.undo()
+    assert fewer == analyze(trained(), INPUTS, null=draws).layers["0"].null
 
 
 def test_reinitialised_layers_have_the_share_of_uniform_weights():

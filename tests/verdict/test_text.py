@@ -9,6 +9,7 @@ import pytest
 from wua_mlflow.verdict.compare import Verdict
 from wua_mlflow.verdict.recipe import SeedCounts
 from wua_mlflow.verdict.text import (
+    class_control_sentence,
     class_loss_sentence,
     latency_unlike_flops,
     looks_sentence,
@@ -93,5 +94,18 @@ def test_limits_are_shown_on_their_side_of_the_margin_and_of_zero(low, high, sho
 def test_single_classes_that_lose():
     assert class_loss_sentence([]) == ""
     assert class_loss_sentence([("a", 1000, -0.025), ("b", 7, -0.5)]) == (
-        "Single classes lose more than the margin: a (1,000 test examples) −2.5 points, b (7 test "
-        "examples) −50.0 points.")
+        "Of the two saved models alone, single classes lose more than the margin: a (1,000 test "
+        "examples) −2.5 points, b (7 test examples) −50.0 points.")
+    assert class_loss_sentence([("a", 1000, -0.08)], 0.1).endswith(
+        " −8.0 points; that is within the 10 points that the verdict allows a single class "
+        "(class_margin).")
+    assert "; that is not all within the 7.5 points " in class_loss_sentence(
+        [("a", 1000, -0.07), ("b", 7, -0.5)], 0.075)
+
+
+def test_what_the_original_with_the_slim_ones_budget_does_on_a_class():
+    assert class_control_sentence("1", -0.139, 5, trained_on=True, of_training=True) == (
+        "Of the class 1 the original, trained on for as long, finds 13.9 points fewer than before "
+        "on average over 5 seeds, too: it is the training, not the size.")
+    assert class_control_sentence("1", 0.004, 1, trained_on=False, of_training=False) == (
+        "Of the class 1 the original, trained for as long, finds 0.4 points more than before.")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -56,7 +57,7 @@ from wua_mlflow.pipeline.train import (
 )
 from wua_mlflow.pipeline.variant import ModelVariant
 from wua_mlflow.pipeline.weights import load_weights
-from wua_mlflow.progress import stage
+from wua_mlflow.progress import say, stage
 from wua_mlflow.pruning.computed_weights import plain_weights
 from wua_mlflow.pruning.cut import unit_groups
 from wua_mlflow.pruning.importance import unit_importance
@@ -199,6 +200,13 @@ def fidelity_metrics(variant: ModelVariant, flops: float) -> tuple[dict[str, flo
     return result.metrics(), ""
 
 
+def _say_fewer_draws(usage: ModelUsage, asked: int) -> None:
+    """Where there was no time for all of the null's draws."""
+    if usage.null is not None and usage.null.draws < asked:
+        say(f"{usage.null.draws} of {asked} untrained networks were drawn for the null, as all of "
+            f"them would take long beside the rest; --null-draws N draws as many as it says")
+
+
 @dataclass(frozen=True)
 class Analysis:
     """The usage of one model by criterion, and the run that holds it.
@@ -261,14 +269,17 @@ class AnalyzedModel:
 
 
 def analyze_variant(
-    store: Store, variant: ModelVariant, *, model_id: str | None = None
+    store: Store, variant: ModelVariant, *, model_id: str | None = None,
+    null_seconds: float = math.inf,
 ) -> tuple[Analysis, ModelVariant]:
     """Measure how a variant's weights are used, on training data, and add it to its run.
 
     Args:
         store: where the run is.
-        variant: what is measured.
+        variant: with its network.
         model_id: the LoggedModel that the metrics are of as well.
+        null_seconds: of the null's draws no more than fit into these, and at least 5; of several
+            processes all.
 
     Returns:
         The analysis, and the variant as its run holds it now.
@@ -291,8 +302,10 @@ def analyze_variant(
         batches = training_batches(recipe.split, variant.model, passes=1 + settings.null_draws,
                                    label=f"analysing {variant.name}")
         usages = analyze(variant.model, batches, loss=loss, **_options(settings),
-                         null_data=null_sample(recipe.split, variant.model))
+                         null_data=null_sample(recipe.split, variant.model),
+                         null_seconds=null_seconds if processes() == 1 else math.inf)
         analysis = Analysis(variant.run_id, variant.name, usages, count_parameters(variant.model))
+        _say_fewer_draws(analysis.usage, settings.null_draws)
         if other_null and analysis.usage.null is None:
             raise ValueError(f"criterion: {variant.name} holds the null of {null_of} and has none "
                              f"under {criterion}; analyse it as a model of its own: --model")

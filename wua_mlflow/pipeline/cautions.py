@@ -15,7 +15,7 @@ from wua_mlflow.data.tasks import score_name
 from wua_mlflow.training.evaluation import Evaluation
 from wua_mlflow.verdict.scores import BY_EXAMPLE, SCORES, find_score, value_of_comparable
 
-__all__ = ["cautions", "constant_answer", "constant_score", "shown_score"]
+__all__ = ["cautions", "cautions_elsewhere", "constant_answer", "constant_score", "shown_score"]
 
 
 _FAR = 0.1
@@ -72,8 +72,51 @@ def cautions(test: Evaluation, train_score: float, settings: Settings) -> list[s
         train_score: of the training part, by what it is judged by.
         settings: that it was trained with.
     """
-    found = (_overfitting(test, train_score, settings), _of_no_use(test), _too_good(test))
+    remedy = "`--patience 10` stops in time, by the validation part" \
+        if settings.patience is None and settings.train is None else \
+        "fewer epochs, a smaller network or more data"
+    found = (_overfitting(test, train_score, remedy), _of_no_use(test), _too_good(test))
     return [line for line in found if line]
+
+
+def cautions_elsewhere(test: Evaluation, train_score: float, validation: np.ndarray) -> list[str]:
+    """Lines on the scores of a network that was trained elsewhere.
+
+    Args:
+        test: how it does on the test part.
+        train_score: of the training part, by what it is judged by.
+        validation: its score of each validation example, shape (n,); empty if not known.
+    """
+    found = (_overfitting(test, train_score, "so it came; what trains it on may change it by more "
+                          "than its size does"), _seen(test, validation))
+    return [line for line in found if line]
+
+
+def _seen(test: Evaluation, validation: np.ndarray) -> str:
+    """Where the validation part is too good to be unseen: it chooses the widths."""
+    if not len(validation) or not _is_ranked(test):
+        return ""
+    value = value_of_comparable(test.score_name, validation)
+    if not value - test.score >= max(_FAR, _STANDARD_ERRORS * _error(test.scores, validation)):
+        return ""
+    return (f"{_score_name(test)} {value:.3f} on the validation part against {test.score:.3f} on "
+            f"the test part: it was probably trained on the validation part, which then chooses "
+            f"widths that are too wide or too narrow; give it rows that it has not seen")
+
+
+def _error(*parts: np.ndarray) -> float:
+    """The standard error of a mean, or of the difference of two."""
+    return math.sqrt(sum(float(part.var()) / len(part) for part in parts))
+
+
+def _is_ranked(test: Evaluation) -> bool:
+    """Whether more of its score is better, as far as is known."""
+    score = test.score_name or "accuracy"
+    return ":" not in score and not find_score(score).less_is_better
+
+
+def _score_name(test: Evaluation) -> str:
+    return shown_score(test).rpartition(" ")[0]
 
 
 def _plain(test: Evaluation) -> float:
@@ -105,16 +148,10 @@ def _too_good(test: Evaluation) -> str:
             f"answer among the inputs, or are the test examples among the training ones?")
 
 
-def _overfitting(test: Evaluation, train_score: float, settings: Settings) -> str:
-    score = test.score_name or "accuracy"
-    if ":" in score or find_score(score).less_is_better:
+def _overfitting(test: Evaluation, train_score: float, remedy: str) -> str:
+    if not _is_ranked(test):
         return ""
-    error = float(test.scores.std() / math.sqrt(len(test.scores)))
-    if not train_score - test.score >= max(_FAR, _STANDARD_ERRORS * error):
+    if not train_score - test.score >= max(_FAR, _STANDARD_ERRORS * _error(test.scores)):
         return ""
-    remedy = "`--patience 10` stops in time, by the validation part" \
-        if settings.patience is None and settings.train is None else \
-        "fewer epochs, a smaller network or more data"
-    name = shown_score(test).rpartition(" ")[0]
-    return (f"{name} {train_score:.3f} on the training data against {test.score:.3f} on the test "
-            f"part: it overfits; {remedy}")
+    return (f"{_score_name(test)} {train_score:.3f} on the training data against "
+            f"{test.score:.3f} on the test part: it overfits; {remedy}")

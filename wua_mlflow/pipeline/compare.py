@@ -19,7 +19,7 @@ from wua_mlflow.data.datasets import DataSplit
 from wua_mlflow.data.parts import Part
 from wua_mlflow.data.tasks import has_classes, score_name
 from wua_mlflow.levels import MOST_CONFIDENCE
-from wua_mlflow.pipeline.cautions import cautions, constant_answer
+from wua_mlflow.pipeline.cautions import cautions, cautions_elsewhere, constant_answer
 from wua_mlflow.pipeline.replicates import Replicate
 from wua_mlflow.pipeline.seeds import (
     NO_HISTORY,
@@ -32,7 +32,7 @@ from wua_mlflow.pipeline.seeds import (
 from wua_mlflow.pipeline.train import step_status
 from wua_mlflow.pipeline.variant import ModelVariant
 from wua_mlflow.progress import stage
-from wua_mlflow.results import Comparison, TargetWidths, ratios
+from wua_mlflow.results import ClassControl, Comparison, TargetWidths, ratios
 from wua_mlflow.rng import Purpose, torch_generator
 from wua_mlflow.tracking.log import latency_metrics, write
 from wua_mlflow.tracking.names import Metric, Tag, step_tag
@@ -46,6 +46,7 @@ from wua_mlflow.verdict.budgets import TrainingSummary, budget_sentences, equal_
 from wua_mlflow.verdict.compare import Verdict
 from wua_mlflow.verdict.inputs import FEWEST_SEEDS
 from wua_mlflow.verdict.sample_size import too_few_examples
+from wua_mlflow.verdict.scores import default_score, find_score
 
 __all__ = [
     "check_classes", "check_test_part", "compare_evaluations", "compare_variants", "judge",
@@ -122,8 +123,12 @@ def compare_variants(
                                    for variant, latency in timed)
         equal = _against_equal_budget(beside, slim)
         budget, equal_budget = _budget_sentences(original, beside, slim, equal)
+        control = _control_of_lost_class(comparison, original, beside, slim, equal)
+        if control is not None:
+            budget, equal_budget = (f"{each} {_class_sentence(control, original, beside)}"
+                                    for each in (budget, equal_budget))
         comparison = replace(
-            comparison, ratios=ratios(original.metrics, slim.metrics),
+            comparison, class_control=control, ratios=ratios(original.metrics, slim.metrics),
             budget=budget, equal_budget=equal_budget,
             equal_budget_outcome=equal.outcome if equal else "",
             constant=constant_answer(slim.test, slim.recipe.split.classes),
@@ -144,10 +149,11 @@ def compare_variants(
 
 def _cautions(original: ModelVariant) -> tuple[str, ...]:
     """Sentences on its data and its scores that are too good to be true, or of no use."""
+    trained = original.metrics.get(Metric.SCORE_TRAIN, math.nan)
     found = [*original.recipe.split.warnings]
-    if not original.adopted:
-        found += cautions(original.test, original.metrics.get(Metric.SCORE_TRAIN, math.nan),
-                          original.settings)
+    found += cautions_elsewhere(
+        original.test, trained, original.replicates[0].validation_scores) if original.adopted \
+        else cautions(original.test, trained, original.settings)
     return tuple(f"Caution: {line}{'' if line.endswith('?') else '.'}" for line in found)
 
 
@@ -162,11 +168,67 @@ def _why_no_recipe(original: ModelVariant, slim: ModelVariant) -> str:
     return text.too_long_for_seeds(settings.first_seeds, seconds, original.run_id)
 
 
+def _same_budget(controls: Sequence[ModelVariant]) -> ModelVariant | None:
+    """The original with the slim one's budget."""
+    return next((each for each in controls if each.variant == VariantName.SAME_BUDGET), None)
+
+
+def _control_of_lost_class(
+    comparison: Comparison, original: ModelVariant, controls: Sequence[ModelVariant],
+    slim: ModelVariant, equal: Verdict | None,
+) -> ClassControl | None:
+    """What the original with the slim one's budget does on the class that is lost most, if any is.
+
+    A class is lost where the verdict's guard says so, or the sentence on the two saved models.
+    """
+    control = _same_budget(controls)
+    lost = comparison.class_loss or any(
+        verdict and verdict.guard and "points fewer" in verdict.guard
+        for verdict in (comparison.verdict, comparison.artifact))
+    if control is None or not lost or control.test.digest != slim.test.digest:
+        return None
+    targets = original.test.targets.astype(int)
+    changes = {}
+    for label in np.unique(targets):
+        before, *after = (_recall(each, targets == label, label)
+                          for each in (original, slim, control))
+        changes[label] = [recall - before for recall in after]
+    label, (of_slim, of_control) = min(changes.items(), key=lambda change: change[1][0])
+    classes = slim.recipe.split.classes
+    name = classes[label] if label < len(classes) else str(label)
+    explained = equal is not None and not equal.guard and of_control < of_slim / 2 < 0
+    return ClassControl(name, of_slim, of_control, explained)
+
+
+def _recall(variant: ModelVariant, of_class: np.ndarray, label: int) -> float:
+    """The share of a class's examples that a variant's networks find, their mean."""
+    predictions = [each.predictions for each in variant.replicates
+                   if each.predictions is not None and each.predictions.shape == of_class.shape]
+    if len(predictions) < len(variant.replicates) or _takes(variant) != "labels":
+        predictions = [variant.test.predictions]
+    return float(np.mean([each[of_class] == label for each in predictions]))
+
+
+def _takes(variant: ModelVariant) -> str:
+    """What the score takes of a network: classes, probabilities, ..."""
+    return find_score(variant.settings.score or default_score(variant.test.task)).takes
+
+
+def _class_sentence(
+    found: ClassControl, original: ModelVariant, controls: Sequence[ModelVariant]
+) -> str:
+    control = _same_budget(controls)
+    assert control is not None, "asked before"
+    return text.class_control_sentence(
+        found.name, found.control, len(control.replicates), trained_on=original.adopted,
+        of_training=found.of_training)
+
+
 def _against_equal_budget(
     controls: Sequence[ModelVariant], slim: ModelVariant
 ) -> Verdict | None:
     """The slim one against the original with its budget, if that is among the controls."""
-    control = next((each for each in controls if each.variant == VariantName.SAME_BUDGET), None)
+    control = _same_budget(controls)
     if control is None or control.test.digest != slim.test.digest:
         return None
     one = len(control.replicates) == 1
@@ -288,7 +350,7 @@ def judge(  # noqa: PLR0913 - two models, and what is known of their examples
     return replace(
         comparison, churn=float(np.mean(original.predictions != slim.predictions)),
         worst_class_delta=worst.mean, worst_class=f"{worst.name}, {worst.examples:,} test examples",
-        class_loss=text.class_loss_sentence(losses))
+        class_loss=text.class_loss_sentence(losses, settings.accepted_class_loss))
 
 
 @dataclass(frozen=True)

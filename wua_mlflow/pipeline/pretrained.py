@@ -11,7 +11,7 @@ from typing import Any
 from wua_mlflow.config import Settings
 from wua_mlflow.data.datasets import takes
 from wua_mlflow.imports import local_path
-from wua_mlflow.pipeline.cautions import constant_score, shown_score
+from wua_mlflow.pipeline.cautions import cautions_elsewhere, constant_score, shown_score
 from wua_mlflow.pipeline.compare_external import source_run
 from wua_mlflow.pipeline.models import BUILT_IN, check_fit, users_factory
 from wua_mlflow.pipeline.networks import one_network
@@ -22,6 +22,7 @@ from wua_mlflow.pipeline.variant import ModelVariant
 from wua_mlflow.pipeline.weights import load_weights
 from wua_mlflow.pruning.cut import unit_groups
 from wua_mlflow.rng import isolated, seed_all, stream_of
+from wua_mlflow.tracking.names import Metric
 from wua_mlflow.tracking.names import Variant as VariantName
 from wua_mlflow.tracking.store import Store
 from wua_mlflow.training.evaluation import Evaluation
@@ -81,8 +82,10 @@ def import_pretrained(store: Store, recipe: Recipe, *, pipeline: str | None = No
         hidden=settings.hidden, adopted=settings.state or settings.model, replicates=1,
         pipeline=pipeline))
     warning = _low_score_warning(variant.test)
-    if warning:
-        print(f"wua: note: {warning}", file=sys.stderr)
+    for line in filter(None, (warning, *cautions_elsewhere(
+            variant.test, variant.metrics[Metric.SCORE_TRAIN],
+            variant.replicates[0].validation_scores))):
+        print(f"wua: note: {line}", file=sys.stderr)
     return variant
 
 

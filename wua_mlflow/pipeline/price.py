@@ -5,16 +5,17 @@ Tests: ``tests/pipeline/test_price.py``; the numbers of trainings: ``benchmarks/
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from wua_mlflow.config import Settings
+from wua_mlflow.pipeline.allowance import HOUR_S
 from wua_mlflow.pipeline.target_widths import chosen_method
-from wua_mlflow.pipeline.train import HOUR_S
 from wua_mlflow.progress import duration
 from wua_mlflow.verdict.inputs import FEWEST_SEEDS
 
-__all__ = ["Price", "cheap_plan", "price_of"]
+__all__ = ["Price", "cheap_plan", "price_of", "price_of_cuts"]
 
 
 _TO_FIND = {"search": (9, 22), "rank": (2, 12)}
@@ -30,11 +31,13 @@ class Price:
         parts: the fewest and the most trainings, by what they are for.
         seconds: that one training of the original took.
         limit: seconds that the plan may take.
+        each: how that training compares with those to come.
     """
 
     parts: Mapping[str, tuple[int, int]]
     seconds: float
     limit: float
+    each: str = "of at most"
 
     @property
     def trainings(self) -> int:
@@ -60,8 +63,21 @@ class Price:
         """
         parts = ", ".join(f"{fewest if fewest == most else f'{fewest} to {most}'} {what}"
                           for what, (fewest, most) in self.parts.items() if most)
-        return (f"about {self.trainings} trainings of at most {duration(self.seconds)}, "
+        return (f"about {self.trainings} trainings {self.each} {duration(self.seconds)}, "
                 f"{duration(self.total_seconds)} in all: {parts}")
+
+    def ends(self, settings: Settings) -> str:
+        """When it ends at the latest, and how to give it more time.
+
+        Args:
+            settings: those in force.
+        """
+        if not math.isfinite(self.limit):
+            return ""
+        end = "at most" if self.affordable else "what is there is judged after"
+        longer = settings.within(60 * math.ceil(max(self.total_seconds, self.limit) / 30))
+        return (f"; {end} {duration(self.limit)} for search and seeds together (more: --limit "
+                f"{longer.limit})")
 
     @property
     def question(self) -> str:
@@ -105,6 +121,26 @@ def price_of(settings: Settings, seconds: float, *, trained: int = 1) -> Price:
              "to find the widths": found,
              "of the slim network": (most if ahead else few, most)}
     return Price(parts, seconds, settings.search_seconds or HOUR_S)
+
+
+def price_of_cuts(settings: Settings, seconds: float, *, ways: int, limit: float) -> Price:
+    """The price of slimming a network that was trained elsewhere.
+
+    Args:
+        settings: of the step.
+        seconds: that one training took.
+        ways: in which each of the slim variant's networks is fine-tuned (``fold``).
+        limit: seconds that all of it may take.
+    """
+    few, most = settings.first_seeds, settings.most_seeds
+    found = _TO_FIND.get(chosen_method(settings), (0, 0))
+    if few < FEWEST_SEEDS:  # one network of each width
+        found = (1, settings.search_runs - 1) if chosen_method(settings) == "search" else (0, 0)
+    ahead = any(found) and few >= FEWEST_SEEDS
+    parts = {"to find the widths": found,
+             "of the slim network": (ways * (most if ahead else few), ways * most),
+             "of the original, trained on": (few, few)}
+    return Price(parts, seconds, limit, each="of about")
 
 
 def cheap_plan(settings: Settings, asked: Settings) -> Settings:

@@ -5,7 +5,6 @@ Tests: ``tests/pipeline/test_seeds.py``.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -17,9 +16,10 @@ from mlflow.entities import Metric as MetricEntity
 
 from wua_mlflow.config import Settings
 from wua_mlflow.data.tasks import Task, score_name
+from wua_mlflow.pipeline.allowance import Allowance
 from wua_mlflow.pipeline.networks import NetworkFactory
 from wua_mlflow.pipeline.replicates import Replicate, further_replicates
-from wua_mlflow.pipeline.train import most_seconds, replicate_metrics, scores_by_seed
+from wua_mlflow.pipeline.train import replicate_metrics, scores_by_seed
 from wua_mlflow.pipeline.trainer_runs import trainer_logs_to
 from wua_mlflow.pipeline.variant import ModelVariant, replicates_table, variant_files
 from wua_mlflow.results import TargetWidths
@@ -206,14 +206,14 @@ def fewest_replicates(original: ModelVariant, slim: ModelVariant) -> int:
 
 def with_seeds_to_settle(
     store: Store, original: ModelVariant, slim: ModelVariant, make_original: NetworkFactory,
-    goal: TargetWidths | None = None,
+    goal: TargetWidths | None = None, allowance: Allowance | None = None,
 ) -> tuple[ModelVariant, ModelVariant]:
     """Both with as many replicates as ``seeds`` says; of a range, as settle the verdict.
 
     Of an original that was trained elsewhere there is one. A range ends early where the last look
-    would hardly settle it, where that original's slim networks would take too long
-    (``most_seconds``), after Ctrl-C, and at the latest with its last number. What is added is
-    logged once, at the end, in the runs of both.
+    would hardly settle it, where there is no time left for the slim one's networks up to the next,
+    after Ctrl-C, and at the latest with its last number. What is added is logged once, at the end,
+    in the runs of both.
 
     Args:
         store: where the runs are.
@@ -221,8 +221,9 @@ def with_seeds_to_settle(
         slim: where it has one replicate alone, as its training takes too long, nothing is added.
         make_original: makes the original's replicates.
         goal: how the slim one's widths were chosen.
+        allowance: what the slim one's networks may take.
     """
-    history = SeedHistory.of(goal)
+    history, allowance = SeedHistory.of(goal), allowance or Allowance()
     settings, before = slim.settings, (len(original.replicates), len(slim.replicates))
     looks = planned_looks(settings.most_seeds) if settings.until_settled else (
         settings.most_seeds,)
@@ -230,12 +231,12 @@ def with_seeds_to_settle(
             or original.adopted and before[1] < FEWEST_SEEDS:
         return original, slim
     examples = shared_examples(slim)
-    longest = most_seconds(settings) if original.adopted else math.inf
     for seeds in looks:
         ahead = history.ahead >= looks[-1] and settings.until_settled and not original.adopted
         if seeds < len((original if ahead else slim).replicates):
             continue
-        if slim.trained.seconds * (seeds - 1) > longest and seeds > before[1]:
+        ahead_of_now = seeds - len(slim.replicates)
+        if ahead_of_now > 0 and not allowance.affords(slim.trained.seconds, ahead_of_now):
             break
         if not original.adopted:
             original = _extended(store, original, seeds, make_original)

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 
 import numpy as np
 
 from wua_mlflow.config import Settings
 from wua_mlflow.flops import count_flops
+from wua_mlflow.pipeline.allowance import Allowance, null_seconds, seconds_elsewhere
 from wua_mlflow.pipeline.analyze import analyze_variant
 from wua_mlflow.pipeline.compare import compare_variants
 from wua_mlflow.pipeline.networks import (
@@ -23,6 +24,7 @@ from wua_mlflow.pipeline.networks import (
     from_scratch,
     pruned_and_tuned,
 )
+from wua_mlflow.pipeline.price import price_of_cuts
 from wua_mlflow.pipeline.recipe import Recipe
 from wua_mlflow.pipeline.replicates import train_replicate
 from wua_mlflow.pipeline.screen import Screen, screen
@@ -36,7 +38,7 @@ from wua_mlflow.pipeline.target_widths import (
     scaled_widths,
     wider,
 )
-from wua_mlflow.pipeline.train import TrainingPlan, most_seconds, train_variant
+from wua_mlflow.pipeline.train import TrainingPlan, train_variant
 from wua_mlflow.pipeline.trainer_runs import trainer_logs_to
 from wua_mlflow.pipeline.trust import Trust
 from wua_mlflow.pipeline.variant import MACHINE, ModelVariant, load_variant
@@ -61,6 +63,9 @@ __all__ = ["SlimmingContext", "check_slimming", "slim_variant"]
 PARENTS = ("data", "target", "task", "model", "state", "hidden", "seed")
 """The settings that a slim variant takes from its parent: data, factory."""
 INTERRUPTED = "it was interrupted."
+BEFORE_SLIM = 1 / 2
+"""The share of the time that is left for a control that is trained before the slim networks."""
+NO_TIME = "the time of `limit` was spent."
 
 
 @dataclass(frozen=True)
@@ -74,6 +79,7 @@ class SlimmingContext:
         make: makes the parent's replicates.
         root: makes the original's.
         controls: whether networks are trained to compare with.
+        allowance: what search and seeds may take together.
     """
 
     settings: Settings
@@ -82,6 +88,7 @@ class SlimmingContext:
     make: NetworkFactory
     root: NetworkFactory
     controls: bool = True
+    allowance: Allowance = field(default_factory=Allowance)
 
     @cached_property
     def dimensions(self) -> tuple[WidthParameter, ...]:
@@ -99,7 +106,7 @@ class SlimmingContext:
     def search_setup(self) -> SearchSetup:
         """How a search of widths trains its candidates."""
         return SearchSetup(self.recipe, partial(self.factory, fold=self.settings.fold is True),
-                           self.cost, lambda: self._scores)
+                           self.cost, lambda: self._scores, self.allowance)
 
     def slim_factory(
         self, widths: tuple[int, ...], *, screened: bool = False
@@ -145,7 +152,7 @@ class SlimmingContext:
         while True:
             tried += 1
             found = screen(self.recipe, self.slim_factory(widths, screened=True), self._scores,
-                           seeds=seeds, label=comma_separated(widths))
+                           seeds=seeds, label=comma_separated(widths), allowance=self.allowance)
             if found.passed:
                 break
             notes.append(f"{found.collapsed} of {len(found.replicates)} new networks of "
@@ -159,6 +166,13 @@ class SlimmingContext:
         searched = replace(searched, widths=widths, note="; ".join(notes), screened=tried,
                            screened_seeds=len(found.replicates))
         return replace(goal, widths=widths, searched=searched), found
+
+    def judged_with(self, found: Screen | None) -> SlimmingContext:
+        """With no more seeds planned than were screened, where there was no time for more."""
+        if found is None or not found.cut_short or len(found.replicates) < FEWEST_SEEDS:
+            return self
+        seeds = f"{FEWEST_SEEDS}-{len(found.replicates)}"
+        return replace(self, settings=self.settings.model_copy(update={"seeds": seeds}))
 
     @cached_property
     def _scores(self) -> np.ndarray:
@@ -300,7 +314,9 @@ def slim_variant(
     """
     check_slimming(settings)
     root = cached(original.make, first=original.trained)
-    context = SlimmingContext(settings, original, original, root, root, controls=not no_recipe)
+    context = _with_allowance(
+        SlimmingContext(settings, original, original, root, root, controls=not no_recipe))
+    within = null_seconds(settings) if original.adopted else math.inf
     usages = {} if usage is None else {original.name: usage}
     networks = {original.run_id: original}
     rounds: list[Round] = []
@@ -310,14 +326,16 @@ def slim_variant(
             with trainer_logs_to(store, parent=pipeline or original.run_id):
                 goal, found = _widths_of_round(context, usages.get(context.parent.name))
             trained = []
-            for variant in _trained(store, context, goal, found, len(rounds) + 1, pipeline):
+            for variant in _trained(store, context.judged_with(found), goal, found,
+                                    len(rounds) + 1, pipeline):
                 if variant.tags.get(step_tag("analyze")) != "done":
-                    analysis, variant = analyze_variant(store, variant)
+                    analysis, variant = analyze_variant(store, variant, null_seconds=within)
                     usages[variant.name] = analysis.usage
                 trained.append(variant)
             *controls, slim = trained
             with stage(f"seeds of {slim.name} until its verdict is settled"):
-                original, slim = with_seeds_to_settle(store, context.original, slim, root, goal)
+                original, slim = with_seeds_to_settle(
+                    store, context.original, slim, root, goal, context.allowance)
             comparison, (original, *controls, slim) = compare_variants(
                 store, original, slim, beside=controls, goal=goal, no_recipe=no_recipe)
         except NoNarrowerError as error:
@@ -335,10 +353,28 @@ def slim_variant(
         if slim.interrupted:
             ended = INTERRUPTED if len(rounds) < settings.rounds else "", None
             break
+        if context.allowance.left <= 0 and len(rounds) < settings.rounds:
+            ended = NO_TIME, None
+            break
         context = replace(context, original=original, parent=slim,
                           make=cached(slim.make, first=slim.trained))
     original = context.original
     return Slimmed(original.result(), tuple(rounds), usages, *ended), networks
+
+
+def _with_allowance(context: SlimmingContext) -> SlimmingContext:
+    """What search and seeds may take, where nobody knows how long the original's training took."""
+    settings = context.settings
+    if not context.original.adopted:
+        return context
+    seconds = seconds_elsewhere(settings)
+    ways = 2 if settings.how == "prune" and context.fold is None else 1
+
+    def plan(each: float) -> str:
+        price = price_of_cuts(settings, each, ways=ways, limit=seconds)
+        return f"{price.line}{price.ends(settings)}"
+
+    return replace(context, allowance=Allowance(seconds, plan))
 
 
 def _widths_of_round(
@@ -362,7 +398,7 @@ def _trained(
         TrainingPlan, VariantName.SLIM if number == 1 else f"{VariantName.SLIM}-{number}",
         replicates=None if parent.adopted else len(parent.replicates),
         known={} if found is None else found.replicates,
-        affords=(lambda seconds: seconds * (settings.first_seeds - 1) <= most_seconds(settings))
+        affords=partial(context.allowance.affords, trainings=settings.first_seeds - 1)
         if original.adopted else None,
         baseline=original.run_id, pipeline=pipeline,
         origin=_origin(settings, parent, goal, epochs))
@@ -398,8 +434,12 @@ def _control_plans(
     """
     original = context.original
     settings, recipe = original.settings, original.recipe
+    affords = plan.affords and partial(
+        context.allowance.affords, trainings=context.settings.first_seeds - 1,
+        share=1.0 if plan.known else BEFORE_SLIM)
     control = partial(TrainingPlan, baseline=original.run_id, pipeline=plan.pipeline,
-                      hidden=settings.hidden, affords=plan.affords)
+                      hidden=settings.hidden, affords=affords,
+                      replicates=len(plan.known) if original.adopted and plan.known else None)
     pruning = context.settings.how == "prune"
     if original.adopted:
         recipe = replace(recipe, settings=context.recipe.settings.model_copy(

@@ -11,9 +11,8 @@ import contextlib
 import math
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from operator import le
 from pathlib import Path
@@ -26,12 +25,13 @@ from wua_mlflow.data.datasets import DataSplit
 from wua_mlflow.data.loaders import training_batches
 from wua_mlflow.data.tasks import PLAIN, score_name
 from wua_mlflow.errors import group_by_reason
+from wua_mlflow.pipeline import allowance as allowances
+from wua_mlflow.pipeline.allowance import HOUR_S, SEARCH, Allowance
 from wua_mlflow.pipeline.analyze import criteria_of, first_criterion, loss_of
 from wua_mlflow.pipeline.models import check_slim_widths, check_widths
 from wua_mlflow.pipeline.networks import NetworkFactory
 from wua_mlflow.pipeline.recipe import Recipe
 from wua_mlflow.pipeline.replicates import train_replicate
-from wua_mlflow.pipeline.train import HOUR_S
 from wua_mlflow.pipeline.variant import ModelVariant
 from wua_mlflow.progress import Bar, duration, say
 from wua_mlflow.pruning.cut import unit_groups
@@ -79,12 +79,14 @@ class SearchSetup:
         cost: FLOPs of a forward, by widths.
         baseline: gives the scores of the original's networks on the validation part, shape
             (networks, examples).
+        allowance: what search and seeds may take together.
     """
 
     recipe: Recipe
     make: FactoryOfWidths
     cost: Callable[[tuple[int, ...]], float]
     baseline: Callable[[], np.ndarray]
+    allowance: Allowance = field(default_factory=Allowance)
 
 
 def search(
@@ -107,37 +109,47 @@ def search(
     split = setup.recipe.split
     final = FinalVerdict(settings.most_seeds, len(split.test))
     baseline = setup.baseline()
-    seconds = settings.search_seconds or (HOUR_S if settings.until_settled else None)
-    began, widths_at_most = time.monotonic(), settings.search_runs - 1
+    seconds = _most_seconds(settings, setup.allowance)
+    began, widths_at_most = allowances.clock(), settings.search_runs - 1
     name = settings.score or score_name(split.task)
-    with Bar(total=widths_at_most, desc="searching widths", unit="width") as bar:
+    with Bar(total=widths_at_most, desc="searching widths", unit="width", at_most=seconds) as bar:
         makers: dict[tuple[int, ...], NetworkFactory] = {}
 
         def tried(trial: Trial) -> None:
             bar.update()
-            each = (time.monotonic() - began) / bar.n if bar.n else 0.0
-            ahead = min(each * (widths_at_most - bar.n),
-                        (seconds or math.inf) - (time.monotonic() - began))
+            taken = allowances.clock() - began
+            each = taken / bar.n if bar.n else 0.0
+            ahead = min(each * (widths_at_most - bar.n), (seconds or math.inf) - taken)
             say(f"widths {'-'.join(map(str, trial.widths))}: {trial.outcome}, {name} "
                 f"{trial.score:.4f} ({trial.delta:+.4f}; networks: {trial.seeds}); "
-                f"{bar.n} of at most {widths_at_most}, at most {duration(max(0.0, ahead))} more")
+                f"{bar.n} of at most {widths_at_most}, the search may go on for "
+                f"{duration(max(0.0, ahead))}")
 
         def score(widths: tuple[int, ...], number: int) -> np.ndarray:
             if widths not in makers:
                 makers[widths] = setup.make(setup.recipe, widths)
             bar.set_postfix(widths="-".join(map(str, widths)), network=number + 1)
-            return train_replicate(
-                setup.recipe, makers[widths], FIRST_NUMBER + number).validation_scores
+            start = allowances.clock()
+            found = train_replicate(setup.recipe, makers[widths], FIRST_NUMBER + number)
+            setup.allowance.timed(allowances.clock() - start)
+            return found.validation_scores
 
         result = search_widths(
             score, units, suggestion, baseline=baseline if recipes else baseline[:1],
             margin=settings.margin, confidence=settings.confidence, final=final, most_seeds=most,
             runs=settings.search_runs, seconds=seconds, cost=setup.cost,
-            widen=WIDER if widen else None, tried=tried)
+            widen=WIDER if widen else None, tried=tried, clock=allowances.clock)
     if result.stopped == "interrupted":
         say(f"interrupted: going on with the best so far, {comma_separated(result.widths)}; once "
             f"more ends it")
     return result
+
+
+def _most_seconds(settings: Settings, allowance: Allowance) -> float | None:
+    """What the search may take: its share of an allowance, else the time of ``limit``."""
+    if allowance.limited:
+        return max(SEARCH * allowance.left, 1e-9)
+    return settings.search_seconds or (HOUR_S if settings.until_settled else None)
 
 
 SEARCH_FROM = "rank"

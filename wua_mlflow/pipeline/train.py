@@ -58,8 +58,8 @@ from wua_mlflow.training.evaluation import Evaluation
 from wua_mlflow.verdict.scores import default_score
 
 __all__ = [
-    "HOUR_S", "TrainingPlan", "datasets_of", "most_seconds", "replicate_metrics", "run_scope",
-    "scores_by_seed", "step_status", "train_variant", "variant_tags", "write_params",
+    "TrainingPlan", "datasets_of", "replicate_metrics", "run_scope", "scores_by_seed",
+    "step_status", "train_variant", "variant_tags", "write_params",
 ]
 
 
@@ -74,15 +74,6 @@ _MODEL_TYPES = {"binary": "classifier", "multiclass": "classifier", "regression"
 _WITH_THE_MODEL = (ArtifactPath.STATE, ArtifactPath.STRUCTURE, ArtifactPath.SCALING,
                    ArtifactPath.ENCODING, ArtifactPath.CONFIG)
 _TRAINING_COSTS = (Metric.FLOPS_TRAINING, Metric.FLOPS_PTFLOPS_TRAINING, Metric.TRAINING_SECONDS)
-
-
-HOUR_S = 3600.0
-"""What takes longer is not begun unasked."""
-
-
-def most_seconds(settings: Settings) -> float:
-    """What the replicates of a network may take unasked that comes from one trained elsewhere."""
-    return settings.search_seconds or HOUR_S if settings.until_settled else math.inf
 
 
 @dataclass(frozen=True)

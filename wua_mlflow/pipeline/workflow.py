@@ -7,6 +7,7 @@ And each of its steps on its own. Tests: ``tests/pipeline/test_workflow.py``,
 from __future__ import annotations
 
 import contextlib
+import math
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -15,6 +16,7 @@ from wua_mlflow import __version__
 from wua_mlflow.config import NAMED_BESIDE_RUN, Settings, settings_yaml
 from wua_mlflow.distributed import on_all_ranks, rank
 from wua_mlflow.markdown import markdown_text
+from wua_mlflow.pipeline.allowance import null_seconds
 from wua_mlflow.pipeline.analyze import Analysis, analyze_model, analyze_variant
 from wua_mlflow.pipeline.cautions import cautions
 from wua_mlflow.pipeline.compare import check_test_part, compare_variants
@@ -116,7 +118,8 @@ def run_pipeline(
             original = _trained_original(store, recipe, settings, pipeline=run_id,
                                          affords=lambda seconds: limit.affords(settings, seconds))
         settings, no_recipe = limit.within(settings, asked, original)
-        analysis, original = analyze_variant(store, original)
+        analysis, original = analyze_variant(
+            store, original, null_seconds=null_seconds(settings) if pretrained else math.inf)
         slimmed = slim_variant(store, original, analysis.usage, settings=settings,
                                pipeline=run_id, no_recipe=no_recipe)
         return _finished(store, *slimmed, settings, run_id)

@@ -176,7 +176,8 @@ def _not_prunable(
             return (f"{member.name} ({type(module).__name__}) normalises over these units: without "
                     f"some the others change")
         if isinstance(module, nn.MultiheadAttention):
-            return f"they are what the heads of {member.name} (MultiheadAttention) divide"
+            return (f"the residual stream, which {member.name} (MultiheadAttention) reads and "
+                    f"divides into its heads: its width stays")
         if isinstance(module, (*CONVOLUTIONS, *TRANSPOSED)) and \
                 1 < module.groups != module.out_channels:
             return f"{member.name} is a grouped convolution, which shares them out evenly"

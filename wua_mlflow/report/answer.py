@@ -20,6 +20,7 @@ from wua_mlflow.report.sections import (
 )
 from wua_mlflow.results import Comparison, Slimmed, TargetWidths
 from wua_mlflow.tracking.names import ArtifactPath, Metric, Outcome, Tag, logged_model_name
+from wua_mlflow.tracking.names import Variant as VariantName
 from wua_mlflow.tutorial import flops_text, report_text
 from wua_mlflow.verdict import text
 
@@ -87,8 +88,8 @@ def widths_sentence(target: TargetWidths) -> str:
     units, widths = sum(parameter.units for parameter in target.dimensions), sum(target.widths)
     chosen = ", ".join(f"{_layer_words(parameter.name)} {parameter.units:,} → {width:,}"
                        for parameter, width in zip(target.dimensions, target.widths, strict=True))
-    if len(target.widths) > _MOST_WIDTHS or len(chosen) > LINE:
-        chosen = f"{units:,} → {widths:,} units in {len(target.widths):,} groups"
+    if len(target.widths) > _MOST_WIDTHS or len(chosen) > 2 * LINE:
+        chosen = f"{units:,} → {widths:,} units or heads in {len(target.widths):,} groups"
     remark = target.searched.remark if target.searched else ""
     method = METHODS.get(target.method, f"Method: {target.method}.")
     return " ".join(filter(None, (f"Widths: {chosen}.", method, remark)))
@@ -106,34 +107,46 @@ def next_step(slimmed: Slimmed, again: Callable[..., str], *, registered: bool =
         registered: whether it was asked to register the slim model.
     """
     step = _next_step(slimmed, again, registered)
-    if step.startswith("wua "):
-        command, _, remark = step.partition("\n")
-        return "\n".join(filter(None, (f"Next: {command}", _paragraphs(remark))))
+    if step.startswith(("wua ", "mlflow ")):
+        commands = [line for line in step.splitlines() if not line.startswith("(")]
+        remark = step.removeprefix("\n".join(commands)).strip()
+        return "\n".join(filter(None, (f"Next: {commands[0]}", *(
+            f"      {command}" for command in commands[1:]), _paragraphs(remark))))
     return _paragraphs(f"Next: {step}") if step else ""
 
 
-def _next_step(slimmed: Slimmed, again: Callable[..., str], registered: bool) -> str:
+def _what_loads_it(slimmed: Slimmed, registered: bool) -> str:
+    """How to use a slim model that is as good."""
     result, comparison = slimmed.result, slimmed.result.comparison
-    verdict = comparison.verdict
-    needed = verdict.needed
+    if Tag.UNEXPORTED in result.variant.tags:
+        reason = result.variant.tags[Tag.UNEXPORTED].removeprefix("model: ")
+        return (f"the slim model's weights are {ArtifactPath.STATE} of run "
+                f"{result.variant.run_id}: wua_mlflow.load_slim loads them (docs/own_model.md, "
+                f"\"The slim network again\"); there is no model that MLflow loads by itself: "
+                f"{reason}")
+    run_id, from_file = result.variant.run_id, is_file(result.variant.settings.data)
+    name = logged_model_name(result.variant.kind, result.variant.widths)
+    loads = "the slim model's answers to new rows" if from_file else \
+        f'mlflow.pytorch.load_model("runs:/{run_id}/{name}") is the slim model'
+    if comparison.artifact.outcome != Outcome.NON_INFERIOR:
+        loads += ("; --register NAME takes it only once the verdict on it alone is "
+                  f"non_inferior too. {comparison.artifact.settle or ''}").rstrip()
+    elif not registered:
+        loads += "; --register NAME puts it into the registry"
+    return f"wua predict {run_id} NEW.csv --out answers.csv\n({loads})" if from_file else loads
+
+
+def _next_step(slimmed: Slimmed, again: Callable[..., str], registered: bool) -> str:
+    comparison = slimmed.result.comparison
+    verdict, needed = comparison.verdict, comparison.verdict.needed
     if verdict.outcome == Outcome.NON_INFERIOR:
-        if Tag.UNEXPORTED in result.variant.tags:
-            reason = result.variant.tags[Tag.UNEXPORTED].removeprefix("model: ")
-            return (f"the slim model's weights are {ArtifactPath.STATE} of run "
-                    f"{result.variant.run_id}; there is no model that MLflow loads by itself: "
-                    f"{reason}")
-        run_id, from_file = result.variant.run_id, is_file(result.variant.settings.data)
-        name = logged_model_name(result.variant.kind, result.variant.widths)
-        loads = "the slim model's answers to new rows" if from_file else \
-            f'mlflow.pytorch.load_model("runs:/{run_id}/{name}") is the slim model'
-        if comparison.artifact.outcome != Outcome.NON_INFERIOR:
-            loads += ("; --register NAME takes it only once the verdict on it alone is "
-                      f"non_inferior too. {comparison.artifact.settle or ''}").rstrip()
-        elif not registered:
-            loads += "; --register NAME puts it into the registry"
-        return f"wua predict {run_id} NEW.csv --out answers.csv\n({loads})" if from_file else loads
+        return _what_loads_it(slimmed, registered)
+    control = comparison.class_control if verdict.guard else None
+    if control is not None and control.of_training:
+        return _with_the_original_trained_on(slimmed, again, control.name)
     if verdict.outcome == Outcome.INFERIOR:
-        method = result.goal.method if result.goal else ""
+        goal = slimmed.result.goal
+        method = goal.method if goal else ""
         if method == "search":
             return "keep the original: no narrower network was found that is as good"
         return again(slim_hidden="auto" if method == "given" else "search")
@@ -145,6 +158,26 @@ def _next_step(slimmed: Slimmed, again: Callable[..., str], registered: bool) ->
         return (f"{again(seeds=needed.as_seen[0])}\n(enough, if all is as seen; it may take "
                 f"{text.amount_words(needed)}, and seeds beyond those planned are exploratory)")
     return verdict.settle or ""
+
+
+def _with_the_original_trained_on(
+    slimmed: Slimmed, again: Callable[..., str], name: str
+) -> str:
+    """The commands that compare with the original of the slim one's budget."""
+    control = next((each for each in slimmed.result.controls
+                    if each.kind == VariantName.SAME_BUDGET), None)
+    if control is None or not slimmed.original.pretrained:
+        epochs = slimmed.result.variant.settings.epochs
+        return (f"{again(epochs=epochs)}\n(the original trained for as long loses as much of the "
+                f"class {name}: it is the training that does it, not the size)")
+    folder, state = "trained_on", ArtifactPath.STATE
+    file = f"{folder}/{state.rpartition('/')[2]}"
+    load = (f"mlflow artifacts download --run-id {control.run_id} --artifact-path {state} "
+            f"--dst-path {folder}")
+    return (f"{load}\n{again(state=file)}\n(the original trained on for as long, "
+            f"run {control.run_id}, loses as much of the class {name}: if it may take the "
+            f"original's place, compare with that. To keep that class instead: a --loss with class "
+            f"weights, or a smaller --lr)")
 
 
 def tutorial_text(report: Report) -> str:

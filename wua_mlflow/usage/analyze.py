@@ -50,7 +50,7 @@ def analyze(
     model: nn.Module, data: Any, *, criterion: str | Criterion = ..., layers: Sequence[str] | None
     = ..., null: int = ..., seed: int = ..., loss: Loss | None = ...,
     batch_to_inputs: Callable[[Any], Any] | None = ..., effective_rank: bool = ...,
-    null_data: Any = ...,
+    null_data: Any = ..., null_seconds: float = ...,
 ) -> ModelUsage: ...
 
 
@@ -59,7 +59,7 @@ def analyze(
     model: nn.Module, data: Any, *, criterion: Sequence[str | Criterion], layers: Sequence[str] |
     None = ..., null: int = ..., seed: int = ..., loss: Loss | None = ...,
     batch_to_inputs: Callable[[Any], Any] | None = ..., effective_rank: bool = ...,
-    null_data: Any = ...,
+    null_data: Any = ..., null_seconds: float = ...,
 ) -> dict[str, ModelUsage]: ...
 
 
@@ -75,6 +75,7 @@ def analyze(  # noqa: PLR0913 - the options of one question, each by name
     batch_to_inputs: Callable[[Any], Any] | None = None,
     effective_rank: bool = False,
     null_data: Any = None,
+    null_seconds: float = math.inf,
 ) -> ModelUsage | dict[str, ModelUsage]:
     """How concentrated each layer's importance is, beside networks that learned nothing.
 
@@ -107,6 +108,8 @@ def analyze(  # noqa: PLR0913 - the options of one question, each by name
             sampled rows.
         null_data: what the nulls go over, in the same forms: a sample, where ``data`` are large;
             ``data``, if None.
+        null_seconds: no more of the nulls than fit into these by the first one's time, but at
+            least 5.
 
     Returns:
         The usage by layer, in forward order, and what was skipped and why.
@@ -141,7 +144,8 @@ def analyze(  # noqa: PLR0913 - the options of one question, each by name
         parts_of(name, pass_stats)  # raises where a slice was not used
     usages = _model_usages(pass_stats, criteria, layers)
     if null:
-        usages = _with_nulls(usages, model, null_batches, criteria, (null, seed, loss))
+        usages = _with_nulls(usages, model, null_batches, criteria,
+                             (null, seed, loss, null_seconds))
     return usages if several else next(iter(usages.values()))
 
 
@@ -290,9 +294,9 @@ def _with_nulls(
     model: nn.Module,
     batches: Batches,
     criteria: Mapping[str, Criterion],
-    options: tuple[int, int, Loss | None],
+    options: tuple[int, int, Loss | None, float],
 ) -> dict[str, ModelUsage]:
-    draws, seed, loss = options
+    draws, seed, loss, seconds = options
     needed = required_stats(list(criteria.values()), rows=False)
     names = {layer for usage in usages.values() for layer in usage.layers}
     generator = torch_generator(seed, Purpose.NULL_UNITS)
@@ -304,7 +308,7 @@ def _with_nulls(
             for layer in usage.layers if layer in pass_stats.layers})
             for name, usage in usages.items()}
 
-    return with_null(usages, model, measure, draws=draws, seed=seed)
+    return with_null(usages, model, measure, draws=draws, seed=seed, seconds=seconds)
 
 
 def _null_layer(

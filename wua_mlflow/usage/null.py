@@ -12,6 +12,7 @@ import contextlib
 import copy
 import inspect
 import math
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
@@ -29,6 +30,10 @@ __all__ = ["with_null"]
 
 RESETS = ("reset_parameters", "_reset_parameters")
 """Methods that re-initialise a module; the first that it has is called."""
+FEWEST_DRAWS = 5
+"""So many are drawn however long they take."""
+clock: Callable[[], float] = time.monotonic
+"""Seconds; replaced in tests."""
 VACUOUS = "magnitude"
 """The criterion whose shares a permutation cannot change: permuted layers have no null then."""
 
@@ -40,6 +45,7 @@ def with_null(
     *,
     draws: int,
     seed: int,
+    seconds: float = math.inf,
 ) -> dict[str, ModelUsage]:
     """The usages, with the null's range added to the model and to each of its layers.
 
@@ -54,6 +60,7 @@ def with_null(
         measure: the same measurements, of a copy that has forgotten.
         draws: how many networks, at least 1.
         seed: of this function's own random numbers.
+        seconds: no more draws than fit into these by the first one's time, and at least 5.
 
     Raises:
         ValueError: ``draws`` below 1, or a model that cannot be copied.
@@ -67,14 +74,29 @@ def with_null(
                                           for name in usage.layers})
         names_to_permute = {name: None for names in permuted.values() for name in names}
         untrained = _copy_model(model)
-        for _ in range(draws):
+        began, most = clock(), draws
+        while len(nulls) < most:
             torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
             _reset(untrained)
             parameters = _parameters_by_name(untrained)
             _permute(parameters[name] for name in names_to_permute)
             nulls.append(measure(untrained))
+            if len(nulls) == 1:
+                most = _draws_within(seconds, clock() - began, draws)
     return {name: _add_null(usage, [null[name] for null in nulls], permuted)
             for name, usage in usages.items()}
+
+
+def _draws_within(seconds: float, first: float, draws: int) -> int:
+    """How many draws fit, where the first took so many seconds.
+
+    >>> _draws_within(20.0, 2.5, 20), _draws_within(20.0, 9.0, 20), _draws_within(20.0, 9.0, 3)
+    (8, 5, 3)
+    >>> _draws_within(20.0, 0.1, 20), _draws_within(math.inf, 9.0, 20)
+    (20, 20)
+    """
+    fitting = draws if seconds >= draws * first else math.floor(seconds / first)
+    return min(draws, max(FEWEST_DRAWS, fitting))
 
 
 def _add_null(

@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 __all__ = [
     "CONSTANT_REMEDY", "FLOPS_ONE_SAMPLE", "SAME_COST", "SAME_LATENCY", "TOO_FEW_SEEDS",
     "TOO_MANY_COLLAPSED", "amount_words", "basis_words", "below_constant", "blind_test",
-    "blind_test_remedy", "class_loss_sentence", "constant_answers", "in_points",
-    "interrupted_seeds", "interval_words", "latency_unlike_flops", "looks_sentence",
+    "blind_test_remedy", "class_control_sentence", "class_loss_sentence",
+    "constant_answers", "in_points", "interrupted_seeds", "interval_words",
+    "latency_unlike_flops", "looks_sentence",
     "lost_class", "lost_class_remedy", "margin_text", "margin_words", "methods_note",
     "no_difference_seen", "no_realistic_n", "other_readings", "outcome_words", "points",
     "question_answered", "ratio", "ratio_words", "reading", "score_text", "seedless_note",
@@ -335,11 +336,46 @@ def latency_unlike_flops(
             f"({low:.2f} to {high:.2f}).")
 
 
-def class_loss_sentence(losses: Sequence[tuple[str, int, float]]) -> str:
-    """The classes that lose more than the margin: name, test examples, change of the accuracy."""
+def class_loss_sentence(
+    losses: Sequence[tuple[str, int, float]], class_margin: float | None = None
+) -> str:
+    """The classes in which the saved slim model loses more than the margin.
+
+    Args:
+        losses: name, test examples, change of the accuracy.
+        class_margin: what the verdict allows a class to lose; None for any loss.
+    """
+    if not losses:
+        return ""
     classes = ", ".join(f"{name} ({examples:,} test examples) −{-100 * change:.1f} points"
                         for name, examples, change in losses)
-    return f"Single classes lose more than the margin: {classes}." if losses else ""
+    allowed = ""
+    if class_margin is not None:
+        within = all(change >= -class_margin for _, _, change in losses)
+        allowed = (f"; that is {'' if within else 'not all '}within the {100 * class_margin:.4g} "
+                   f"points that the verdict allows a single class (class_margin)")
+    return (f"Of the two saved models alone, single classes lose more than the margin: {classes}"
+            f"{allowed}.")
+
+
+def class_control_sentence(
+    name: str, change: float, seeds: int, *, trained_on: bool, of_training: bool
+) -> str:
+    """What the original with the slim one's budget does on a class that the slim one loses.
+
+    Args:
+        name: of the class.
+        change: of its recall.
+        seeds: of that original.
+        trained_on: whether it goes on from the original's weights.
+        of_training: whether that accounts for the slim one's loss.
+    """
+    fewer = f"{-100 * change:.1f} points fewer" if change < 0 else \
+        f"{100 * change:.1f} points more"
+    over = f" on average over {_seeds(seeds)}" if seeds > 1 else ""
+    also = ", too: it is the training, not the size" if of_training else ""
+    return (f"Of the class {name} the original, trained {'on ' if trained_on else ''}for as long, "
+            f"finds {fewer} than before{over}{also}.")
 
 
 def constant_answers(alike: int, seeds: int) -> str:

@@ -168,7 +168,10 @@ class _Trials:
         return self.by_widths[widths].holds
 
     def _judged(self, widths: Widths) -> Trial:
-        """Train networks of these widths until it is clear whether they hold."""
+        """Train networks of these widths until it is clear whether they hold.
+
+        Where the time is up, those so far decide as all would.
+        """
         rule, rows = self.rule, np.empty((0, self.rule.baseline.shape[1]))
         while True:
             rows = np.concatenate([rows, self._checked_scores(widths, len(rows))[None]])
@@ -180,7 +183,7 @@ class _Trials:
                 continue
             parts = rule.parts(kept)
             chance = rule.chance(parts)
-            if len(rows) == rule.most_seeds:
+            if len(rows) == rule.most_seeds or self.clock() >= self.until:
                 return self._trial(widths, kept, holds=parts.mean >= rule.limit(parts))
             if not DROPPED <= chance <= TAKEN:
                 return self._trial(widths, kept, holds=chance > TAKEN)
@@ -247,7 +250,7 @@ def search_widths(  # noqa: PLR0913 - what is searched, for which verdict, withi
         final: the final verdict's seeds and examples; as many as here, if None.
         most_seeds: networks of one width at most.
         runs: at most so many widths, the original's among them.
-        seconds: no further width after so many.
+        seconds: no further width after so many, nor more than two networks of one.
         cost: of a network of these widths, e.g. its FLOPs; the sum of the widths, if None.
         widen: if given, nothing below the suggestion is tried: it, then widths so many times as
             wide each time, until they hold.
