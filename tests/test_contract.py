@@ -340,12 +340,13 @@ def _exit_codes() -> dict[str, int]:
 def _written(folder: Path, run: Run) -> Section:
     """Names of everything in a run, and our files in its model."""
     tags = {name: value if name in STABLE_TAGS or name.startswith("wua.step.") else "…"
-            for name, value in sorted(run.data.tags.items())}
+            for name, value in sorted(run.data.tags.items())
+            if not name.startswith("mlflow.source.git.")}  # as MLflow finds them, or not
     assert run.inputs is not None
     assert run.outputs is not None
-    models = [path for output in run.outputs.model_outputs
-              for path in _files(folder, f"models/{output.model_id}")
-              if path.startswith(("state/", "data/", "config"))]
+    models = sorted(path for output in run.outputs.model_outputs
+                    for path in _files(folder, f"models/{output.model_id}")
+                    if path.startswith(("state/", "data/", "config")))
     contexts = [tag.value for data in run.inputs.dataset_inputs for tag in data.tags]
     return {"tags": tags, "params": sorted(run.data.params), "metrics": sorted(run.data.metrics),
             "artifacts": _files(folder, run.info.run_id), "datasets": sorted(contexts),
@@ -354,7 +355,9 @@ def _written(folder: Path, run: Run) -> Section:
 
 def _files(folder: Path, place: str) -> list[str]:
     root = folder / "mlruns" / "1" / place / "artifacts"
-    return sorted(path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file())
+    names = (path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file())
+    return sorted(re.sub(r"\+timestamp\+.*?(?=\+compressed|\.)", "+timestamp+…", name)
+                  for name in names)
 
 
 def _formats(folder: Path, run: Run) -> Section:
