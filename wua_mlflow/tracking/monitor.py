@@ -34,6 +34,8 @@ __all__ = ["UsageMonitor", "fixed_sample"]
 
 BUDGET = 0.03
 """The share of the training time that watching it may cost."""
+HEADROOM = 1.25
+"""A point may cost so many times what the last one did."""
 SAMPLES = 128
 """Examples that a watched model is measured on."""
 
@@ -101,12 +103,13 @@ class UsageMonitor:
         self._criterion, self._to_inputs, self._clock = criterion, batch_to_inputs, clock
         self._last_point: int | None = None
         self._pending: dict[int, dict[str, float]] = {}
-        self._warned = False
+        self._due = self._warned = False
         self._watches = rank() == 0
         if not self._watches:
             return
         if is_sharded(self.model):
             raise ValueError("model: expected one that is whole in this process, but it is sharded")
+        came = self._now()
         if client is None or run_id is None:
             client, run_id = run_of(run_id)
         self._client, self._run_id = client, run_id
@@ -114,8 +117,8 @@ class UsageMonitor:
         began = self._now()
         self._check_run()  # it takes about as long as a point takes to log
         self._first = usage_history(self._usage())
-        self._cost_s = self.spent_s = self._now() - began
         self._left = self._now()
+        self._cost_s, self.spent_s = self._left - began, self._left - came
 
     def step(self, epoch: int) -> None:
         """To be called after each epoch.
@@ -130,8 +133,9 @@ class UsageMonitor:
         if self._last_point is None:
             self._last_point = max(epoch - 1, 0)
             self._pending[self._last_point] = self._first
-        if epoch % self.every == 0 or epoch - self._last_point >= self.every:
-            if self.spent_s + self._cost_s <= self.budget * self.trained_s:
+        self._due |= epoch % self.every == 0 or epoch - self._last_point >= self.every
+        if self._due:
+            if self._cost_by_then_s <= self.budget * self.trained_s:
                 self._try_to_measure(epoch)
                 self._cost_s = self._now() - came
             else:
@@ -160,12 +164,16 @@ class UsageMonitor:
             self._warned = True
         else:
             self._pending.clear()
-        self._last_point = epoch
+        self._last_point, self._due = epoch, False
+
+    @property
+    def _cost_by_then_s(self) -> float:
+        return self.spent_s + HEADROOM * self._cost_s
 
     def _skip(self, epoch: int) -> None:
         if not self.skipped:
             print(f"wua: note: usage of epoch {epoch} not measured: by then it would have cost "
-                  f"{self.spent_s + self._cost_s:.2g} s, more than {self.budget:.2%} of "
+                  f"{self._cost_by_then_s:.2g} s, more than {self.budget:.2%} of "
                   f"{self.trained_s:.2g} s of training (budget={self.budget:g}); it is as soon as "
                   f"there is room for it", file=sys.stderr)
         self.skipped += 1
