@@ -29,9 +29,9 @@ GUIDES = {"own_table": {*PLAIN, "yaml"}, "own_loader": PLAIN, "own_trainer": PLA
           "evaluate": {"python", ""}, "gate": {"python", "yaml"}}
 """By guide the languages of its blocks; those without one are what was printed before."""
 READ_TOGETHER = [("own_table",), ("own_loader",), ("own_trainer", "mlflow"), ("own_model",),
-                 ("compare_two",), ("analyze",), ("widths",), ("gate",),
+                 ("compare_two",), ("analyze",), ("widths",),
                  *(pytest.param((guide,), marks=pytest.mark.slow)
-                   for guide in ("registered_model", "evaluate"))]
+                   for guide in ("registered_model", "evaluate", "gate"))]
 """One after the other, in one folder."""
 MINUTES = ("widths",)
 """Guides whose commands take minutes: that they are such is checked, and they are not run."""
