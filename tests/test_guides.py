@@ -31,9 +31,9 @@ GUIDES = {"own_table": {*PLAIN, "yaml"}, "own_loader": PLAIN, "own_trainer": PLA
           "gate": {"python", "yaml"}}
 """By guide the languages of its blocks; those without one are what was printed before."""
 READ_TOGETHER = [("own_table",), ("own_loader",), ("own_trainer", "querying"), ("own_model",),
-                 ("compare_two",), ("analyze",), ("own_loop",), ("widths",), ("gate",),
+                 ("compare_two",), ("analyze",), ("own_loop",), ("widths",),
                  *(pytest.param((guide,), marks=pytest.mark.slow)
-                   for guide in ("registered_model", "evaluate"))]
+                   for guide in ("registered_model", "evaluate", "gate"))]
 """One after the other, in one folder."""
 OF_TRAINERS = [("lightning",), ("hugging_face",)]
 """Those that import other people's trainers, which takes its time and warns."""
