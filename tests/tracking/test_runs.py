@@ -331,3 +331,19 @@ def test_a_count_that_is_no_whole_number_is_shown_as_it_is(writer, value):
     assert table["flops/forward"].tolist() == [stored] and stored >= 10.5
     assert table["params/total"].dtype == "Int64"
     assert table["alpha"].tolist() == [1.5] and table.columns.is_unique
+
+
+def test_mlflow_s_variables_choose_the_experiment_where_none_is_named(writer, monkeypatch):
+    other = writer.client.create_experiment("other")
+    here, there = writer.run("here"), writer.run("there", experiment=other)
+    assert set(runs()["run_id"]) == {here, there}
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "other")
+    assert list(runs()["run_id"]) == [there]
+    assert list(runs("Default")["run_id"]) == [here]
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "others")
+    with pytest.raises(ValueError, match="^MLFLOW_EXPERIMENT_NAME: experiment: none is called "
+                                         "'others'.*other"):
+        runs()
+    monkeypatch.delenv("MLFLOW_EXPERIMENT_NAME")
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "0")
+    assert list(runs()["run_id"]) == [here]

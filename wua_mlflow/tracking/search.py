@@ -16,7 +16,13 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from wua_mlflow.tracking.names import Tag
-from wua_mlflow.tracking.store import experiment_ids, open_client, shown_uri, sqlite_file
+from wua_mlflow.tracking.store import (
+    chosen_experiment,
+    experiment_ids,
+    open_client,
+    shown_uri,
+    sqlite_file,
+)
 
 __all__ = [
     "naming_the_filter", "no_garbage", "nothing_there", "of_kind", "opened", "search_pages",
@@ -30,14 +36,17 @@ SORTED_PAGE = 10_000
 
 
 def opened(experiment: str | Sequence[str] | None) -> tuple[MlflowClient | None, list[str]]:
-    """A client and the ids of these experiments, or of all; no client where there is no store yet.
+    """A client and the ids of these experiments; no client where there is no store yet.
+
+    Of none named it is the one that MLflow's variables name, or all.
 
     Raises:
-        ValueError: there is none of such a name, or it is deleted.
+        ValueError: there is none of such a name or id, or it is deleted.
     """
     if not nothing_there():
         client = open_client()
-        return client, experiment_ids(client, experiment)
+        chosen = None if experiment is not None else chosen_experiment(client)
+        return client, [chosen] if chosen else experiment_ids(client, experiment)
     if experiment is None:
         return None, []
     raise ValueError(f"experiment: expected the name of one, but got '{experiment}': there is no "
@@ -87,6 +96,8 @@ def naming_the_filter(where: str | None, order: Sequence[str]) -> Iterator[None]
         if error.error_code != "INVALID_PARAMETER_VALUE":
             raise
         query = " ".join([where or "", *order]).strip()
+        if not query:  # nothing that was asked for is in the way
+            raise
         hint = "" if "`" in query or "/" not in query else \
             "; a name with / stands in backticks, as in metrics.`accuracy/test` > 0.9"
         raise ValueError(f"where, order_by: MLflow refuses {query!r}: "

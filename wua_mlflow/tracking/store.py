@@ -33,8 +33,8 @@ from wua_mlflow.tracking.names import Tag
 from wua_mlflow.tracking_uri import check_tracking_uri
 
 __all__ = [
-    "Store", "active", "connect", "ended", "experiment_ids", "inherited_run", "new_run",
-    "open_client", "or_none", "pages", "run_name", "shown_uri", "sqlite_file",
+    "Store", "active", "chosen_experiment", "connect", "ended", "experiment_ids", "inherited_run",
+    "new_run", "open_client", "or_none", "pages", "run_name", "shown_uri", "sqlite_file",
     "system_metrics",
 ]
 
@@ -173,12 +173,7 @@ def _experiment(client: MlflowClient, name: str | None) -> Experiment:
         run = _named_by("MLFLOW_RUN_ID", client.get_run, "a run")
         return client.get_experiment(run.info.experiment_id)
     if name is None and os.environ.get("MLFLOW_EXPERIMENT_ID"):
-        experiment = _named_by("MLFLOW_EXPERIMENT_ID", client.get_experiment, "an experiment")
-        by_name = os.environ.get("MLFLOW_EXPERIMENT_NAME", experiment.name)
-        if by_name != experiment.name:
-            raise ValueError(f"MLFLOW_EXPERIMENT_NAME: expected '{experiment.name}', which is the "
-                             f"experiment of MLFLOW_EXPERIMENT_ID={experiment.experiment_id}, but "
-                             f"got '{by_name}'")
+        experiment = _by_id(client)
     else:
         name = name or os.environ.get("MLFLOW_EXPERIMENT_NAME") or "Default"
         experiment = client.get_experiment_by_name(name) or _made(client, name)
@@ -186,6 +181,33 @@ def _experiment(client: MlflowClient, name: str | None) -> Experiment:
         raise ValueError(f"experiment: '{experiment.name}' is deleted; bring it back with `mlflow "
                          f"experiments restore -x {experiment.experiment_id}`, or name another one")
     return experiment
+
+
+def _by_id(client: MlflowClient) -> Experiment:
+    experiment = _named_by("MLFLOW_EXPERIMENT_ID", client.get_experiment, "an experiment")
+    by_name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or experiment.name
+    if by_name != experiment.name:
+        raise ValueError(f"MLFLOW_EXPERIMENT_NAME: expected '{experiment.name}', which is the "
+                         f"experiment of MLFLOW_EXPERIMENT_ID={experiment.experiment_id}, but got "
+                         f"'{by_name}'")
+    return experiment
+
+
+def chosen_experiment(client: MlflowClient) -> str | None:
+    """The id of the experiment that MLflow's variables name; None where they name none.
+
+    Raises:
+        ValueError: there is no such one.
+    """
+    if os.environ.get("MLFLOW_EXPERIMENT_ID"):
+        return str(_by_id(client).experiment_id)
+    name = os.environ.get("MLFLOW_EXPERIMENT_NAME")
+    if not name:
+        return None
+    try:
+        return experiment_ids(client, name)[0]
+    except ValueError as error:
+        raise ValueError(f"MLFLOW_EXPERIMENT_NAME: {error}") from None
 
 
 def _named_by(variable: str, get: Callable[[str], T], kind: str) -> T:
