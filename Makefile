@@ -58,7 +58,7 @@ bench-toy: $(VENV)/.test
 	python benchmarks --toy
 
 ui: setup
-	python pipelines/ui.py --host $(ADDRESS) --port $(PORT)
+	python -m wua_mlflow.cli.ui --host $(ADDRESS) --port $(PORT)
 
 pictures: $(VENV)/.test
 	python docs/pictures.py

@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from mlflow.tracking import MlflowClient
@@ -19,7 +18,7 @@ from tests.conftest import MLFLOW_VARIABLES
 from wua_mlflow.tracking.ui_view import latest_view
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
-SCRIPT = Path(__file__).parents[2] / "pipelines" / "ui.py"
+SCRIPT = ("-m", "wua_mlflow.cli.ui")
 
 
 @pytest.fixture
@@ -37,12 +36,12 @@ def started(tmp_path, migrated_database):
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     kept = {name: value for name, value in os.environ.items() if name not in MLFLOW_VARIABLES}
-    process = subprocess.Popen([sys.executable, SCRIPT, "--port", port], cwd=tmp_path, env=kept,
+    process = subprocess.Popen([sys.executable, *SCRIPT, "--port", port], cwd=tmp_path, env=kept,
                                stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     lines = [process.stdout.readline()]
     while lines[-1] and "/#/" not in lines[-1]:
         lines.append(process.stdout.readline())
-    second = subprocess.run([sys.executable, SCRIPT, "--port", port], cwd=tmp_path, env=kept,
+    second = subprocess.run([sys.executable, *SCRIPT, "--port", port], cwd=tmp_path, env=kept,
                             capture_output=True, text=True, timeout=600)
     yield "".join(lines), second
     process.send_signal(signal.SIGINT)

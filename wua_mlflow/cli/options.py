@@ -267,7 +267,8 @@ def _query_params(name: str) -> list[click.Parameter]:
     if name == "show":
         params.append(click.Argument(["run"], nargs=-1, required=True, metavar="RUN"))
     else:
-        params += [_value("experiment", "name of an experiment; all, or the one that MLflow's variables name, if unset"),
+        params += [_value("experiment", "name of an experiment; all, or the one that MLflow's "
+                                        "variables name, if unset"),
                    _value("where", "MLflow's filter, e.g. \"metrics.`accuracy/test` > 0.9\"")]
     if name == "runs":
         params += [

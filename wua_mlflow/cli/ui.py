@@ -32,7 +32,7 @@ def last_comparison(address: str) -> str:
     """Where to look: the view of the last pipeline's variants; the UI's first page without one."""
     from mlflow.tracking import MlflowClient
 
-    from wua_mlflow.tracking import runs
+    from wua_mlflow.tracking.runs import runs
     from wua_mlflow.tracking.ui_view import LATEST_KEY, view_address
 
     pipelines = runs(kind="pipeline", where="tags.`wua.verdict` != ''", limit=1)
