@@ -17,6 +17,7 @@ from wua_mlflow.pipeline import allowance, workflow
 from wua_mlflow.pipeline import networks as networks_module
 from wua_mlflow.pipeline.allowance import Allowance, null_seconds, seconds_elsewhere
 from wua_mlflow.pipeline.price import price_of_cuts
+from wua_mlflow.usage import null as null_module
 
 ELSEWHERE = {"model": "tests.pipeline.test_allowance:trained", "data": f"{HERE}:many",
              "null_draws": 0, "slim_epochs": 1, "batch_size": 32, "margin": 0.3}
@@ -147,3 +148,16 @@ def test_the_plan_of_cuts(options, ways, line):
     settings = load_settings(None, {**QUICK, "seeds": "auto", "how": "prune", **options})
     price = price_of_cuts(settings, 8.0, ways=ways, limit=seconds_elsewhere(settings))
     assert f"{price.line}{price.ends(settings)}" == line
+
+
+def test_fewer_untrained_networks_where_they_take_long_are_said(store, monkeypatch, capsys):
+    """The first takes three seconds, of twenty; as many as asked where their number is given."""
+    monkeypatch.delenv("TQDM_DISABLE", raising=False)
+    monkeypatch.setattr(null_module, "clock", iter((0.0, 3.0) * 3).__next__)
+    result = slimmed(store, slim_hidden="4", seeds=1, null_draws=20)
+    said = capsys.readouterr().err
+    assert said.count("wua: 6 of 20 untrained networks were drawn for the null") == 3
+    assert {usage.null.draws for usage in result.slimmed.usages.values()} == {6}
+    monkeypatch.undo()
+    asked = slimmed(store, slim_hidden="4", seeds=1, null_draws=3)
+    assert {usage.null.draws for usage in asked.slimmed.usages.values()} == {3}

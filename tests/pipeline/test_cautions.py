@@ -74,8 +74,8 @@ SEEN = np.arange(300) < 257
      "the test part: it was probably trained on the validation part, which then chooses widths "
      "that are too wide or too narrow; give it rows that it has not seen"]),
     (classes(0.67, n=1500), 0.845, np.empty(0), ["accuracy 0.845 on the training data against "
-     "0.670 on the test part: it overfits; so it came; what trains it on may change it by more "
-     "than its size does"]),
+     "0.670 on the test part: it overfits; it did where it was trained, and fine-tuning may "
+     "change it by more than its size does"]),
     (classes(0.7, n=1500), 0.7, SEEN[230:][:34], []),  # 0.09 more
     (classes(0.7, n=1500), 0.7, SEEN[248:][:11], []),  # 0.12 more, but of 11 examples
     (classes(0.8, n=1500), 0.8, SEEN, []),
@@ -122,7 +122,7 @@ def test_a_validation_part_that_the_network_has_seen_is_told_before_and_after(st
         "slim_epochs": 1, "null_draws": 0}))
     early, _, _ = capsys.readouterr().err.partition("wua: analysing")
     said = " ".join(result.comparison.cautions)
-    for words in ("it was probably trained on the validation part", "it overfits; so it came"):
+    for words in ("it was probably trained on the validation part", "it overfits; it did where"):
         assert words in early and words in said
 
 

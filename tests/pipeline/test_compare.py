@@ -58,7 +58,7 @@ def test_a_class_that_loses_much_is_named(lost, gained, of, named):
     p = 2 * sum(math.comb(differing, k) for k in range(lost, differing + 1)) / 2**differing
     assert named == (p < 0.05 and change < -0.02)
     assert judge(*pair, Settings(margin=0.02), classes=("a", "rare"), looks=1).class_loss == \
-        class_loss_sentence([("rare", of, change)] * named)
+        class_loss_sentence([("rare", of, change)] * named, 0.1)
 
 
 def test_ratios_are_original_over_slim_of_what_both_measured():

@@ -95,3 +95,11 @@ def test_what_cannot_be_cut_together_with_others_is_refused_alone():
         "third": "cut on trial together with others, its forward fails: ValueError: one of both "
                  "has to be whole",
         "head": "its units are the network's outputs"}
+
+
+def test_what_attention_reads_is_called_the_residual_stream():
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    net = nn.Sequential(nn.Linear(3, 8), layer, nn.Linear(8, 2))
+    assert unit_groups(net, rows(4, 5, 3)).not_prunable["0"] == (
+        "the residual stream, which 1.self_attn (MultiheadAttention) reads and divides into its "
+        "heads: its width stays")

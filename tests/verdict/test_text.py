@@ -99,7 +99,7 @@ def test_single_classes_that_lose():
     assert class_loss_sentence([("a", 1000, -0.08)], 0.1).endswith(
         " −8.0 points; that is within the 10 points that the verdict allows a single class "
         "(class_margin).")
-    assert "; that is not all within the 7.5 points " in class_loss_sentence(
+    assert "; the verdict allows a single class 7.5 points (class_margin)." in class_loss_sentence(
         [("a", 1000, -0.07), ("b", 7, -0.5)], 0.075)
 
 

@@ -87,8 +87,8 @@ def cautions_elsewhere(test: Evaluation, train_score: float, validation: np.ndar
         train_score: of the training part, by what it is judged by.
         validation: its score of each validation example, shape (n,); empty if not known.
     """
-    found = (_overfitting(test, train_score, "so it came; what trains it on may change it by more "
-                          "than its size does"), _seen(test, validation))
+    found = (_overfitting(test, train_score, "it did where it was trained, and fine-tuning may "
+                          "change it by more than its size does"), _seen(test, validation))
     return [line for line in found if line]
 
 

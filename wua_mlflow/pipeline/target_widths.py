@@ -139,6 +139,8 @@ def search(
             margin=settings.margin, confidence=settings.confidence, final=final, most_seeds=most,
             runs=settings.search_runs, seconds=seconds, cost=setup.cost,
             widen=WIDER if widen else None, tried=tried, clock=allowances.clock)
+    if setup.allowance.limited and result.stopped == "budget" and result.looks < widths_at_most:
+        result = replace(result, note=f"{result.note} (a longer --limit tries more)")
     if result.stopped == "interrupted":
         say(f"interrupted: going on with the best so far, {comma_separated(result.widths)}; once "
             f"more ends it")

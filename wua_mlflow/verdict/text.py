@@ -352,8 +352,10 @@ def class_loss_sentence(
     allowed = ""
     if class_margin is not None:
         within = all(change >= -class_margin for _, _, change in losses)
-        allowed = (f"; that is {'' if within else 'not all '}within the {100 * class_margin:.4g} "
-                   f"points that the verdict allows a single class (class_margin)")
+        allowed = f"{100 * class_margin:.4g} points"
+        allowed = (f"; that is within the {allowed} that the verdict allows a single class "
+                   f"(class_margin)") if within else \
+            f"; the verdict allows a single class {allowed} (class_margin)"
     return (f"Of the two saved models alone, single classes lose more than the margin: {classes}"
             f"{allowed}.")
 
