@@ -267,8 +267,12 @@ def test_two_experiments_in_the_environment_are_refused(store_uri, monkeypatch):
     assert connect().experiment_id == "0"
 
 
+def no_psutil(*_, **__):
+    raise ImportError("no psutil")
+
+
 def test_system_metrics_are_logged_where_mlflow_s_variable_asks(store_uri, monkeypatch, capsys):
-    pytest.importorskip("psutil")
+    system_metrics_monitor = pytest.importorskip("mlflow.system_metrics.system_metrics_monitor")
     store = connect("mine")
     with ended(store, new_run(store, "quiet", {})) as quiet, system_metrics(store, quiet):
         pass
@@ -283,7 +287,7 @@ def test_system_metrics_are_logged_where_mlflow_s_variable_asks(store_uri, monke
     names = {name for name in client.get_run(run_id).data.metrics if name.startswith("system/")}
     assert "system/cpu_utilization_percentage" in names
     assert client.get_run(quiet).data.metrics == {}
-    monkeypatch.setitem(sys.modules, "mlflow.system_metrics.system_metrics_monitor", None)
+    monkeypatch.setattr(system_metrics_monitor, "SystemMetricsMonitor", no_psutil)
     with ended(store, new_run(store, "unmeasured", {})) as other, system_metrics(store, other):
         pass
     assert "MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING: not logged: " in capsys.readouterr().err

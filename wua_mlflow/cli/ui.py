@@ -14,6 +14,9 @@ import time
 import urllib.error
 import urllib.request
 
+__all__ = ["answers", "last_comparison", "main"]
+
+
 STORE = "sqlite:///mlflow.db"
 QUIET = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
 EVERYWHERE = ("0.0.0.0", "::")
