@@ -16,7 +16,12 @@ from PIL import Image
 
 from wua_mlflow.config import Settings
 from wua_mlflow.markdown import markdown_text
-from wua_mlflow.plots.comparison import comparison_data, plot_answer, plot_comparison
+from wua_mlflow.plots.comparison import (
+    ComparisonData,
+    comparison_data,
+    plot_answer,
+    plot_comparison,
+)
 from wua_mlflow.plots.interactive import explore_pareto, explore_trials, html_page
 from wua_mlflow.plots.pareto import pareto_data, plot_pareto
 from wua_mlflow.plots.usage import layers_data, plot_layers
@@ -123,22 +128,22 @@ def publish(store: Store, run_id: str, slimmed: Slimmed, *, files: Files | None 
     """
     result, comparison = slimmed.result, slimmed.result.comparison
     report = report_of(slimmed)
-    pictures = report_pictures(report, (slimmed.original, *result.controls, result.variant),
-                               every=slimmed.variants)
+    shown = (slimmed.original, *result.controls, result.variant)
+    pictures = report_pictures(report, shown, every=slimmed.variants)
     write(store.client, run_id, metrics=comparison.metrics,
           tags={**comparison.tags, Tag.RESULT: result.variant.run_id,
                 DESCRIPTION: description(report), "mlflow.runName": report.title},
           files={
               ArtifactPath.REPORT_MARKDOWN:
                   f"# {markdown_text(report.title)}\n\n{markdown_report(report)}",
-              ArtifactPath.REPORT_HTML: html_report(report, {
-                  key: png for key, png in pictures.items() if key != "answer"}),
+              ArtifactPath.REPORT_HTML: html_report(report, pictures),
               ArtifactPath.COMPARISON_PLOT:
                   lambda path: path.write_bytes(pictures["comparison"]),
               **_pages(report, slimmed.variants),
               **(files or {}),
           })
-    store.client.log_image(run_id, Image.open(BytesIO(pictures["answer"])), key=ANSWER_IMAGE)
+    answer = _png(plot_answer(_compared(report, shown)))
+    store.client.log_image(run_id, Image.open(BytesIO(answer)), key=ANSWER_IMAGE)
     ensure_view(store.client, store.experiment_id)
     latest_view(store.client, store.experiment_id, run_id, report.title,
                 classification=Metric.ACCURACY_TEST in slimmed.original.metrics)
@@ -155,11 +160,8 @@ def report_pictures(
         variants: the original first, the slim one last.
         every: these and those of other rounds.
     """
-    verdict, comparison = report.comparison.verdict, report.comparison
-    verdicts = list(filter(None, (comparison.artifact, comparison.recipe)))
-    timed = [replace(variant, metrics=comparison.metrics_of(variant)) for variant in variants]
-    compared = comparison_data(timed, verdicts, comparison.latency_ratio)
-    drawn = {"comparison": plot_comparison(compared), "answer": plot_answer(compared)}
+    verdict = report.comparison.verdict
+    drawn = {"comparison": plot_comparison(_compared(report, variants))}
     if Metric.FLOPS_FORWARD in variants[0].metrics:
         drawn["pareto"] = plot_pareto(pareto_data(
             every, margin=verdict.margin, confidence=verdict.confidence, score=verdict.score))
@@ -170,6 +172,13 @@ def report_pictures(
     if usage and 0 < len(usage.layers) <= MOST_ROWS:
         drawn["layers"] = plot_layers(layers_data(usage))
     return {key: _png(figure) for key, figure in drawn.items()}
+
+
+def _compared(report: Report, variants: Sequence[VariantResult]) -> ComparisonData:
+    comparison = report.comparison
+    timed = [replace(variant, metrics=comparison.metrics_of(variant)) for variant in variants]
+    return comparison_data(timed, list(filter(None, (comparison.artifact, comparison.recipe))),
+                           comparison.latency_ratio)
 
 
 def _pages(report: Report, variants: Sequence[VariantResult]) -> Files:
