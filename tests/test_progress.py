@@ -73,6 +73,16 @@ def test_bars_within_one_another_are_one_line_with_the_time_that_is_left(clock, 
         assert progress._now.bars == [], "what is within a bar ends with it"
 
 
+def test_no_more_time_is_said_to_be_left_than_there_is(clock, capsys):
+    """What ends after 100 seconds, however far it is, has 40 left after 60."""
+    bar = Bar(total=20, desc="screening", unit="seed", at_most=100.0)
+    bar.n = 2
+    clock.now += 60
+    bar.display()
+    assert seen(capsys) == ["wua: screening: seed 2 of 20; about 40 s left"]
+    bar.close()
+
+
 def test_a_silent_stage_says_that_it_goes_on(clock, capsys):
     class Beats:
         """Waits that end: two beats, then it is done."""

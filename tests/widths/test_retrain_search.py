@@ -193,6 +193,21 @@ def test_the_budget_in_seconds_is_kept_once_a_candidate_was_tried(seconds, looks
     assert (now[0], result.looks, result.stopped) == (spent, looks, "budget")
 
 
+@pytest.mark.parametrize(("seconds", "seeds", "outcome"), [
+    (math.inf, MOST_SEEDS, "holds"), (15.0, 2, "holds"), (35.0, 4, "holds")])
+def test_when_the_time_is_up_the_networks_so_far_decide(seconds, seeds, outcome):
+    """Of a width whose networks scatter about what holds, so that more would be trained."""
+    now = [0.0]
+
+    def score(widths: Widths, number: int) -> np.ndarray:
+        now[0] += 10
+        return scores_of(0.958 if number % 2 else 0.932)
+
+    result = search_widths(score, [64], [40], baseline=[scores_of(0.95)] * 5, margin=MARGIN,
+                           runs=2, seconds=seconds, clock=lambda: now[0])
+    assert (result.trials[1].seeds, result.trials[1].outcome) == (seeds, outcome)
+
+
 @pytest.mark.parametrize(("options", "note"), [
     ({"runs": 2}, "stopped after 1 of 1 width; smaller ones were not tried"),
     ({"runs": 12, "seconds": 1e-9}, "stopped after 1 of 11 widths; smaller ones were not tried"),
