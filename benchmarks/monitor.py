@@ -1,11 +1,11 @@
 """What watching a training costs: two of the same, one with ``UsageMonitor``, by epochs in turns.
 
 Everything runs in one process, one thread, and logs to a SQLite store of its own. An epoch is a few
-batches of random data, ``every=1`` and ``budget=0.03``, so that the budget is what spaces the points; training
-ends with the last of ``--points``. Each training has a stopwatch of CPU time, since other work on
-the machine falls on the two unevenly; the monitor reads it, too (waits for the store are not in
-it). A row's last figure is the time with it ÷ that without − 1, the first point before training
-included: median over the rounds, and range. Prints markdown.
+batches of random data, ``every=1`` and ``budget=0.03``, so that the budget is what spaces the
+points; training ends with the last of ``--points``. Each training has a stopwatch of CPU time, as
+other work on the machine falls on the two unevenly; the monitor reads it, too (waits for the store
+are not in it). A row's last figure is the time with it ÷ that without − 1, the first point before
+training included: median over the rounds, and range. Prints markdown.
 Run: ``python benchmarks/monitor.py [--rounds 3] [--points 5]``.
 """
 

@@ -228,7 +228,8 @@ def test_a_store_that_cannot_be_written(here, monkeypatch, capsys):
         ("sqlite:///junk.db", "sqlite:///junk.db: DatabaseError: (sqlite3.DatabaseError) file is "
                               "not a database"),
         ("sqlite:///file:mlflow.db?mode=ro&uri=true", "attempt to write a readonly database"),
-        ("nowhere://", "nowhere://: UnsupportedModelRegistryStoreURIException: "),
+        ("nowhere://", "MLFLOW_TRACKING_URI: expected an address that MLflow knows, but got "
+                       "'nowhere://'; as in http://127.0.0.1:5000, "),
     ):
         monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
         mlflow.set_tracking_uri(uri)

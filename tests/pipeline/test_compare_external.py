@@ -291,8 +291,8 @@ def test_a_file_of_a_run_that_is_gone_is_named(runs, refused):
     file = Path(folder, "state", "rng.safetensors")
     file.rename("moved")
     try:
-        assert "Failed to download artifacts from path 'rng.safetensors'" in refused(
-            runs["A"], runs["B"])
+        assert f"run_id: run {runs['A']} (oversized 6) has no file state/rng.safetensors" in \
+            refused(runs["A"], runs["B"])
     finally:
         Path("moved").rename(file)
 
