@@ -156,7 +156,7 @@ def test_a_model_uri_leads_to_the_run_that_logged_it(store, monkeypatch, capsys)
                                 model_id=output.model_id)
     client.set_registered_model_alias("blobs", "oversized", "1")
     uris = ["models:/blobs/1", "models:/blobs@oversized", f"models:/{output.model_id}",
-            f"runs:/{original.run_id}/model"]
+            f"runs:/{original.run_id}/oversized-8"]
     assert [source_of(store, uri) for uri in uris] == [original.run_id] * 4
     words = ["slim", "--slim-hidden", "4", "--slim-epochs", "1", "--how", "prune", "--null-draws",
              "0", "--experiment", "slimming", "--run-id"]
@@ -164,7 +164,7 @@ def test_a_model_uri_leads_to_the_run_that_logged_it(store, monkeypatch, capsys)
     (slim,) = [row for _, row in runs("slimming").iterrows() if row["wua.variant"] == "slim"]
     assert slim["wua.baseline"] == original.run_id
     capsys.readouterr()
-    assert main([*words, f"runs:/{slim['run_id']}/model"]) == 1
+    assert main([*words, f"runs:/{slim['run_id']}/slim-4"]) == 1
     assert capsys.readouterr().err == ("wua: run_id: expected the run of an original (oversized), "
                                        f"but {slim['run_id']} is slim 4\n")
 

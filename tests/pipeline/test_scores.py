@@ -168,7 +168,7 @@ def test_a_file_that_says_no_to_everything_is_not_as_good(store_uri, tmp_path, m
         "a.csv", index=False)
     pd.DataFrame({"prediction": np.zeros(6000, dtype=bool)}).to_csv("b.csv", index=False)
     assert main(["compare", "a.csv", "b.csv"]) == EXIT["inferior"]
-    assert "of the class 1 (408 test examples)" in capsys.readouterr().out
+    assert "of the class True (408 test examples)" in capsys.readouterr().out
     assert main(["compare", "a.csv", "b.csv", "--class-margin", "none"]) == EXIT["inconclusive"]
     assert "one and the same answer" in capsys.readouterr().out
 

@@ -174,7 +174,8 @@ def test_nothing_else_reads_a_runs_configuration_and_every_reader_says_what_it_t
     package = Path(trust.__file__).parents[1]
     sources = {path: path.read_text() for path in package.rglob("*.py")}
     readers = {path.stem for path, text in sources.items() if re.search(r"\bload_settings\(", text)}
-    assert readers == {"config", "main", "variant"}
+    assert readers == {"config", "main", "variant", "evaluate_logged"}
+    assert "load_settings(None, " in sources[package / "pipeline" / "evaluate_logged.py"]
     calls = [call for path, text in sources.items() if path.stem != "variant"
              for call in re.findall(r"\bload_variant\([^)]*\)+[^)]*\)?", text)]
     assert len(calls) >= 5
