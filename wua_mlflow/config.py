@@ -183,8 +183,8 @@ class Settings(BaseModel):
     limit: LimitText | None = Field(
         None, description="how much may be trained: a number of widths of a search, the original's "
         "included (12, if unset), a time such as 600s, 30m or 2h (of a search, and where seeds are "
-        "added of all that is trained: an hour, if unset; ten minutes for a model that was trained "
-        "elsewhere), or both: 8,30m")
+        "added of all that is trained: an hour, if unset; eight minutes for a model that was "
+        "trained elsewhere), or both: 8,30m")
     distill: bool = Field(False, description="prune: fine-tune with the original's outputs as "
                           "further targets (knowledge distillation): true or false")
     fold: Literal["auto"] | bool = Field(

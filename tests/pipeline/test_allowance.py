@@ -65,12 +65,12 @@ def slimmed(store: Any, **options: object) -> workflow.SlimmingResult:
 
 @pytest.mark.parametrize(("seconds", "options", "seeds"), [
     pytest.param(1.0, {}, (20, 20), marks=pytest.mark.slow),
-    pytest.param(14.0, {}, (6, 19), marks=pytest.mark.slow),
+    pytest.param(11.0, {}, (6, 19), marks=pytest.mark.slow),
     (8.0, {"limit": "4m"}, (6, 19)),
     pytest.param(9.0, {"limit": "1h"}, (20, 20), marks=pytest.mark.slow),
-    (100.0, {}, (1, 1)),
-    (30.0, {"slim_hidden": "4"}, (5, 8)),
-    (100.0, {"slim_hidden": "4"}, (1, 1)),
+    (80.0, {}, (1, 1)),
+    (24.0, {"slim_hidden": "4"}, (5, 8)),
+    (80.0, {"slim_hidden": "4"}, (1, 1)),
 ])
 def test_search_and_seeds_take_no_longer_together(
     seconds, options, seeds, clock, store, capsys
@@ -79,7 +79,7 @@ def test_search_and_seeds_take_no_longer_together(
     fewest, most = seeds
     clock.seconds = seconds
     result = slimmed(store, **options)
-    slim, limit = result.variants[-1], load_settings(None, options).search_seconds or 600
+    slim, limit = result.variants[-1], load_settings(None, options).search_seconds or 480
     assert clock() <= limit + 2 * seconds, "no training is stopped half way"
     assert fewest <= len(slim.replicates) <= most
     said = [line for line in capsys.readouterr().err.splitlines() if "wua: plan: " in line]
@@ -124,20 +124,20 @@ def test_what_a_network_from_elsewhere_may_take():
     def settings(**options: object) -> Settings:
         return load_settings(None, {**QUICK, "seeds": "auto", "null_draws": 20, **options})
 
-    assert seconds_elsewhere(settings()) == 600
+    assert seconds_elsewhere(settings()) == 480
     assert seconds_elsewhere(settings(limit="8,30m")) == 1800
     assert seconds_elsewhere(settings(seeds=5)) == math.inf
-    assert (null_seconds(settings()), null_seconds(settings(limit="1h"))) == (20, 120)
+    assert (null_seconds(settings()), null_seconds(settings(limit="1h"))) == (16, 120)
     assert null_seconds(settings(null_draws=30)) == math.inf
 
 
 @pytest.mark.parametrize(("options", "ways", "line"), [
     ({}, 2, "about 60 trainings of about 8 s, 8 minutes in all: 9 to 22 to find the widths, 40 of "
-     "the slim network, 5 of the original, trained on; at most 10 minutes for search and seeds "
-     "together (more: --limit 1200s)"),
+     "the slim network, 5 of the original, trained on; at most 8 minutes for search and seeds "
+     "together (more: --limit 960s)"),
     ({"slim_hidden": "4"}, 1, "about 18 trainings of about 8 s, 2 minutes in all: 5 to 20 of the "
-     "slim network, 5 of the original, trained on; at most 10 minutes for search and seeds "
-     "together (more: --limit 1200s)"),
+     "slim network, 5 of the original, trained on; at most 8 minutes for search and seeds "
+     "together (more: --limit 960s)"),
     ({"seeds": 1}, 2, "about 9 trainings of about 8 s, 72 s in all: 1 to 11 to find the widths, 2 "
      "of the slim network, 1 of the original, trained on"),
     ({"limit": "2m"}, 2, "about 60 trainings of about 8 s, 8 minutes in all: 9 to 22 to find the "
@@ -151,9 +151,9 @@ def test_the_plan_of_cuts(options, ways, line):
 
 
 def test_fewer_untrained_networks_where_they_take_long_are_said(store, monkeypatch, capsys):
-    """The first takes three seconds, of twenty."""
+    """The first takes two and a half seconds, of sixteen."""
     monkeypatch.delenv("TQDM_DISABLE", raising=False)
-    monkeypatch.setattr(null_module, "clock", iter((0.0, 3.0) * 3).__next__)
+    monkeypatch.setattr(null_module, "clock", iter((0.0, 2.5) * 3).__next__)
     result = slimmed(store, slim_hidden="4", seeds=1, null_draws=20)
     said = capsys.readouterr().err
     assert said.count("wua: 6 of 20 untrained networks were drawn for the null") == 3

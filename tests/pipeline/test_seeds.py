@@ -239,7 +239,7 @@ def test_a_training_that_does_not_use_the_seed_is_told(store, monkeypatch):
 
 def test_seeds_that_take_too_long_are_left_to_the_user(store, monkeypatch):
     """Of a model that was trained elsewhere; those that were asked for are trained."""
-    monkeypatch.setattr(allowance, "TEN_MINUTES_S", 0.0)
+    monkeypatch.setattr(allowance, "FIRST_VERDICT_S", 0.0)
     options = {"model": f"{HERE}:net"}
     result = slimmed_elsewhere(store, **options)
     original = result.variants[0].run_id

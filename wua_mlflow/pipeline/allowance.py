@@ -16,13 +16,13 @@ from dataclasses import dataclass, field
 
 from wua_mlflow.config import Settings
 
-__all__ = ["HOUR_S", "TEN_MINUTES_S", "Allowance", "clock", "null_seconds", "seconds_elsewhere"]
+__all__ = ["FIRST_VERDICT_S", "HOUR_S", "Allowance", "clock", "null_seconds", "seconds_elsewhere"]
 
 
 HOUR_S = 3600.0
 """What takes longer is not begun unasked."""
-TEN_MINUTES_S = 600.0
-"""The same of a network that was trained elsewhere: a first verdict."""
+FIRST_VERDICT_S = 480.0
+"""The same of a network from elsewhere: with the rest a first verdict takes ten minutes."""
 SEARCH, CONTROL = 1 / 2, 1 / 4
 """The search's share of the time; the control's of what the search leaves."""
 NULLS = 1 / 30
@@ -70,11 +70,11 @@ class Allowance:
 
 def seconds_elsewhere(settings: Settings) -> float:
     """What may be spent on a network that was trained elsewhere; all of it, if seeds are fixed."""
-    return settings.search_seconds or TEN_MINUTES_S if settings.until_settled else math.inf
+    return settings.search_seconds or FIRST_VERDICT_S if settings.until_settled else math.inf
 
 
 def null_seconds(settings: Settings) -> float:
     """What the untrained networks of one of its analyses may take, unless their number is asked."""
     if settings.null_draws != Settings.model_fields["null_draws"].default:
         return math.inf
-    return NULLS * (settings.search_seconds or TEN_MINUTES_S)
+    return NULLS * (settings.search_seconds or FIRST_VERDICT_S)
