@@ -222,6 +222,19 @@ def test_right_sizing_with_many_variants_and_a_sweep_beside_them(page, server):
     expect(page.get_by_text("100 matching runs")).to_be_visible()
 
 
+def test_network_and_histogram_are_one_click_away(page, pipeline):
+    page.set_viewport_size(TALL)
+    page.goto(pipeline.view)
+    expect(card(page, "parameters")).to_be_visible()
+    page.get_by_text("Network, importance").click()
+    for key in ("pictures/network", "pictures/importance"):
+        pictures = card(page, key).locator("img")
+        expect(pictures).to_have_count(len(pipeline.variants))
+        for picture in pictures.all():
+            page.wait_for_function("image => image.naturalWidth > 0",
+                                   arg=picture.element_handle())
+
+
 def test_regression_shows_r_squared(page, server):
     client = MlflowClient(server)
     experiment = client.create_experiment("regression")

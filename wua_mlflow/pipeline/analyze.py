@@ -68,12 +68,19 @@ from wua_mlflow.tracking.names import (
     Metric,
     Tag,
     further_layers_table,
+    importance_plot,
     keys_of,
     step_tag,
 )
 from wua_mlflow.tracking.names import Variant as VariantName
 from wua_mlflow.tracking.pictures import usage_pictures
 from wua_mlflow.tracking.store import Store, system_metrics
+from wua_mlflow.tracking.ui_view import (
+    IMAGES_TAG,
+    IMPORTANCE_IMAGE,
+    NETWORK_IMAGE,
+    chart_images,
+)
 from wua_mlflow.training.evaluation import Objective
 from wua_mlflow.usage.analyze import analyze
 from wua_mlflow.usage.criteria import CRITERIA, Criterion, inputs_of
@@ -518,21 +525,26 @@ def _counted(subject: AnalyzedModel) -> tuple[FlopCount | None, tuple[str, ...]]
 
 
 def _tags(usage: ModelUsage, criterion: str) -> dict[str, str]:
-    tags = {step_tag("analyze"): "done", Tag.CRITERION: criterion}
+    tags = {step_tag("analyze"): "done", Tag.CRITERION: criterion, IMAGES_TAG: "True"}
     if usage.null:
         tags[Tag.NULL_KIND] = usage.null.kind
     return tags
 
 
 def _files(model: nn.Module, analysis: Analysis, split: DataSplit | None) -> Files:
-    """The tables of all criteria, and the pictures of the first."""
+    """The tables of all criteria, and the pictures of the first; two of these among the charts."""
     first, *others = analysis.usages.values()
     keys = keys_of(analysis.usages)
+    pictures = usage_pictures(model, first, inputs=split.columns if split else (),
+                              outputs=output_names(split))
+    shown = {NETWORK_IMAGE: ArtifactPath.NETWORK_PLOT}
+    if first.layers:
+        shown[IMPORTANCE_IMAGE] = importance_plot(next(iter(first.layers)), keys_of(first.layers))
     return {
         ArtifactPath.LAYERS_TABLE: layers_table(first),
         **{further_layers_table(usage.criterion, keys): layers_table(usage) for usage in others},
-        **usage_pictures(model, first, inputs=split.columns if split else (),
-                         outputs=output_names(split)),
+        **pictures,
+        **chart_images({key: plot for key, plot in shown.items() if plot in pictures}),
     }
 
 

@@ -9,8 +9,13 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Mapping, Sequence
+import uuid
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from PIL import Image
 
 from wua_mlflow.tracking.names import Kind, Metric, Tag
 from wua_mlflow.verdict.text import FLOPS_ONE_SAMPLE
@@ -20,8 +25,8 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 __all__ = [
-    "ANSWER_IMAGE", "KEY", "LATEST_KEY", "ensure_view", "latest_view", "run_address",
-    "view_address",
+    "ANSWER_IMAGE", "IMAGES_TAG", "IMPORTANCE_IMAGE", "KEY", "LATEST_KEY", "NETWORK_IMAGE",
+    "chart_images", "ensure_view", "latest_view", "run_address", "view_address",
 ]
 
 
@@ -30,15 +35,22 @@ KEY = "wua"
 LATEST_KEY = "wua-latest"
 """Key of the view of the last pipeline's variants."""
 
+IMAGES_TAG = "mlflow.loggedImages"
+"""On a run that has images among its charts."""
+NETWORK_IMAGE, IMPORTANCE_IMAGE = "pictures/network", "pictures/importance"
+"""Keys of a variant's images: its diagram, and the importance in its first layer."""
+_THUMBNAIL = (420, 420)
+"""Pixels; the whole picture opens by a click on it."""
+
 State = dict[str, Any]
 Titled = tuple[str, str]
 """A title for a chart, and the metric that it shows."""
 
 _TAG = "mlflow.sharedViewState."
-_ANSWER, _MAIN, _MORE = "wua-answer", "wua-main", "wua-more"
+_ANSWER, _MAIN, _MORE, _PICTURES = "wua-answer", "wua-main", "wua-more", "wua-pictures"
 _COLUMNS = 2
 """Charts a row: with the assistant open on a laptop, more leave no room for their titles."""
-_PIXELS = {_ANSWER: 400, _MAIN: 250, _MORE: 250}
+_PIXELS = {_ANSWER: 400, _MAIN: 250, _MORE: 250, _PICTURES: 420}
 """Height of a section's charts; the first holds an image of 256 pixels, with its run's name."""
 ANSWER_IMAGE = "answer/verdict"
 """Key of the image, logged with the pipeline's run, that the first chart shows.
@@ -102,10 +114,45 @@ def latest_view(
         over_seeds=("mean accuracy over seeds", Metric.ACCURACY_TEST_MEAN),
         headline=_headline(runs),
         folded=sorted({key.rpartition("/")[0] for run in runs for key in run.data.metrics}),
-        pictured=True,
+        images=(ANSWER_IMAGE, *(_image_keys(client, runs[0]) if runs else ())),
     )
     _save(client, experiment_id, LATEST_KEY, f"Latest: {name}",
           {**state, "runsHiddenMode": "SHOW_ALL"})
+
+
+def chart_images(plots: Mapping[str, str]) -> dict[str, Callable[[Path], object]]:
+    """Copies of a run's pictures that the UI shows among its charts, as files to log after them.
+
+    The names are those that ``MlflowClient.log_image`` gives, and MLflow does not document: under
+    another version they would be files like any other. The run needs ``IMAGES_TAG`` too.
+
+    Args:
+        plots: by the image's key the path of a PNG among the files that are logged.
+    """
+    files: dict[str, Callable[[Path], object]] = {}
+    for key, plot in plots.items():
+        name = (f"images/{key.replace('/', '~')}+step+0+timestamp+{int(time.time() * 1000)}+"
+                f"{uuid.uuid4()}")
+        files[f"{name}.png"] = partial(_copy, plot)
+        files[f"{name}+compressed.webp"] = partial(_copy, plot)
+    return files
+
+
+def _copy(plot: str, path: Path) -> None:
+    """Copy a picture within a run's files; as WebP at the size of a chart."""
+    with Image.open(path.parents[1] / plot) as picture:
+        if path.suffix == ".webp":
+            picture.thumbnail(_THUMBNAIL)
+        picture.convert("RGB").save(path)
+
+
+def _image_keys(client: MlflowClient, run: Run) -> list[str]:
+    """The keys of the images that a run has among its charts."""
+    if IMAGES_TAG not in run.data.tags:
+        return []
+    names = [file.path.rpartition("/")[2] for file in client.list_artifacts(
+        run.info.run_id, "images")]
+    return sorted({name.partition("+step+")[0].replace("~", "/") for name in names})
 
 
 def view_address(base_url: str, experiment_id: str, key: str) -> str:
@@ -151,7 +198,7 @@ def _headline(runs: Sequence[Run]) -> str:
 
 def _state(
     search: str, *, score: Titled, over_seeds: Titled, headline: str, folded: Iterable[str],
-    pictured: bool = False,
+    images: Sequence[str] = (),
 ) -> State:
     """The state of the runs page, ordered by time: that order alone nests runs under parents.
 
@@ -176,7 +223,7 @@ def _state(
         "columnOrder": [_PICKER, _NAME, *pixels],
         "columnWidths": {_PICKER: 64, _NAME: 240, **pixels},
         "runsHiddenMode": "FIRST_20_RUNS",
-        "compareRunCharts": _charts(score, over_seeds, pictured=pictured),
+        "compareRunCharts": _charts(score, over_seeds, images),
         "compareRunSections": _sections(headline, folded),
         "viewMaximized": False,
         "runListHidden": False,
@@ -190,13 +237,13 @@ def _state(
     }
 
 
-def _charts(score: Titled, over_seeds: Titled, *, pictured: bool) -> list[State]:
+def _charts(score: Titled, over_seeds: Titled, images: Sequence[str]) -> list[State]:
     """The verdict as a picture, the score against its cost as points; bars of costs; scores.
+
+    Further pictures, of each variant, have a section of their own.
 
     A bar begins at 0, so that bars of scores look alike: points show by how much they differ.
     """
-    image: State = {"type": "IMAGE", "imageKeys": [ANSWER_IMAGE], "step": 0,
-                    "showRunParams": False}
     flops = (FLOPS_ONE_SAMPLE, Metric.FLOPS_FORWARD)
     points: State = {"type": "SCATTER", "xaxis": _axis(flops), "yaxis": _axis(score)}
     main = (
@@ -212,7 +259,9 @@ def _charts(score: Titled, over_seeds: Titled, *, pictured: bool) -> list[State]
         {"type": "LINE", "metricKey": Metric.LOSS_TRAIN, "selectedMetricKeys": [Metric.LOSS_TRAIN],
          "xAxisKey": "step", "lineSmoothness": 0, "displayPoints": False},
     )
-    placed = [*([(image, _ANSWER)] if pictured else []), (points, _ANSWER),
+    pictures = [({"type": "IMAGE", "imageKeys": [key], "step": 0, "showRunParams": False},
+                 _ANSWER if key == ANSWER_IMAGE else _PICTURES) for key in images]
+    placed = [*pictures, (points, _ANSWER),
               *((_bar(titled), _MAIN) for titled in main),
               *((card, _MORE) for card in more)]
     return [
@@ -234,7 +283,7 @@ def _axis(titled: Titled) -> State:
 def _sections(headline: str, folded: Iterable[str]) -> list[State]:
     """Our sections; then, folded, those in which the UI puts all other metrics and images."""
     ours = [(_ANSWER, headline, True), (_MAIN, "What it costs", True),
-            (_MORE, "Scores, seeds, training", True)]
+            (_MORE, "Scores, seeds, training", True), (_PICTURES, "Network, importance", False)]
     others = [(f"wua-folded-{number}", name, False)
               for number, name in enumerate(folded)][:_MOST_FOLDED]
     return [
