@@ -113,6 +113,16 @@ def blank_pictures(patch: pytest.MonkeyPatch) -> None:
     patch.setattr("matplotlib.figure.Figure.savefig", save)
 
 
+def forget_experiment() -> None:
+    """``mlflow.set_experiment`` sets a variable and one of MLflow's own, both of a store that is
+    another one for the next test."""
+    from mlflow.tracking import fluent
+
+    fluent._active_experiment_id = None
+    for name in MLFLOW_VARIABLES[:3]:
+        os.environ.pop(name, None)
+
+
 @pytest.fixture
 def store_uri(
     tmp_path: Path, migrated_database: Path, monkeypatch: pytest.MonkeyPatch
@@ -132,11 +142,11 @@ def store_uri(
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     blank_pictures(monkeypatch)
-    # an experiment that the code of a guide has set is of another store
-    monkeypatch.setattr("mlflow.tracking.fluent._active_experiment_id", None)
+    forget_experiment()
     mlflow.set_tracking_uri(uri)
     yield uri
     assert mlflow.active_run() is None, "the test left a run active"
+    forget_experiment()
     mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
     client = MlflowClient(uri)
     everywhere = [experiment.experiment_id for experiment in client.search_experiments()]

@@ -61,11 +61,16 @@ def page(browser):
 
 
 @pytest.fixture(scope="module")
-def server(browser, migrated_database, tmp_path_factory):
-    """Address of a server on a store of its own; after ``browser``, so that a skip is quick."""
+def served_store(browser, migrated_database, tmp_path_factory):
+    """The server's store; after ``browser``, so that a skip is quick."""
     folder = tmp_path_factory.mktemp("server")
-    database = shutil.copy(migrated_database, folder / "mlflow.db")
-    with serving(f"sqlite:///{database}", folder) as address:
+    return f"sqlite:///{shutil.copy(migrated_database, folder / 'mlflow.db')}"
+
+
+@pytest.fixture(scope="module")
+def server(served_store):
+    """Address of a server on a store of its own."""
+    with serving(served_store, Path(served_store.removeprefix("sqlite:///")).parent) as address:
         yield address
 
 

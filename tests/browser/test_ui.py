@@ -203,8 +203,8 @@ def test_page_of_two_variants_begins_with_what_differs_and_the_test_score(page, 
     assert set(axes.all_text_contents()) >= {"epochs", "hidden"}
 
 
-def test_right_sizing_with_many_variants_and_a_sweep_beside_them(page, server):
-    client = MlflowClient(server)
+def test_right_sizing_with_many_variants_and_a_sweep_beside_them(page, server, served_store):
+    client = MlflowClient(served_store)  # without the way through the server
     experiment = client.create_experiment("many")
     ensure_view(client, experiment)
     for number in range(1200):

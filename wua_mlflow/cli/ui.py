@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -53,8 +54,10 @@ def main() -> int:
     parser.add_argument("--port", type=int, default=5000)
     options = parser.parse_args()
     address = f"http://{'127.0.0.1' if options.host in EVERYWHERE else options.host}:{options.port}"
-    if answers(address):
-        print(f"wua: port {options.port} is taken: a server answers at {address} already; "
+    with socket.socket() as knock:
+        taken = not knock.connect_ex((address.rpartition("/")[2].partition(":")[0], options.port))
+    if taken:
+        print(f"wua: port {options.port} is taken, perhaps by a UI that is open: {address}; "
               f"`make ui PORT={options.port + 1}` starts another", file=sys.stderr)
         return 1
     os.environ |= {**QUIET, "MLFLOW_TRACKING_URI": STORE}
