@@ -23,7 +23,7 @@ SCRIPT = ("-m", "wua_mlflow.cli.ui")
 
 @pytest.fixture
 def started(tmp_path, migrated_database):
-    """What the script printed till it said where to look; it is ended by Ctrl-C."""
+    """What the script printed till it said where to look; it is ended by a signal."""
     shutil.copy(migrated_database, tmp_path / "mlflow.db")
     client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
     experiment = client.create_experiment("wua", artifact_location=str(tmp_path / "mlruns"))
@@ -44,7 +44,7 @@ def started(tmp_path, migrated_database):
     second = subprocess.run([sys.executable, *SCRIPT, "--port", port], cwd=tmp_path, env=kept,
                             capture_output=True, text=True, timeout=600)
     yield "".join(lines), second
-    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGTERM)
     process.communicate(timeout=600)
     assert process.returncode == 0
     with socket.socket() as knock:

@@ -66,7 +66,7 @@ def slimmed(store: Any, **options: object) -> workflow.SlimmingResult:
 @pytest.mark.parametrize(("seconds", "options", "seeds"), [
     pytest.param(1.0, {}, (20, 20), marks=pytest.mark.slow),
     pytest.param(11.0, {}, (6, 19), marks=pytest.mark.slow),
-    (8.0, {"limit": "4m"}, (6, 19)),
+    pytest.param(8.0, {"limit": "4m"}, (6, 19), marks=pytest.mark.slow),
     pytest.param(9.0, {"limit": "1h"}, (20, 20), marks=pytest.mark.slow),
     (80.0, {}, (1, 1)),
     (24.0, {"slim_hidden": "4"}, (5, 8)),
@@ -94,6 +94,7 @@ def test_search_and_seeds_take_no_longer_together(
             "the time chose their number, so nothing is looked at twice"
 
 
+@pytest.mark.slow
 def test_nothing_bounds_seeds_that_were_asked_for(clock, store, capsys):
     clock.seconds = 1e4
     result = slimmed(store, slim_hidden="4", seeds=5)

@@ -138,6 +138,7 @@ def test_the_constant_answer():
     assert constant_score(amounts(0.3)) == 0.0
 
 
+@pytest.mark.slow
 def test_cautions_stand_beside_the_verdict(store_uri, tmp_path, capsys):
     """In what is printed, in the report and in MLflow's description."""
     draw = np.random.default_rng(0)

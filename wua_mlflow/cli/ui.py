@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -61,6 +62,8 @@ def main() -> int:
               f"`make ui PORT={options.port + 1}` starts another", file=sys.stderr)
         return 1
     os.environ |= {**QUIET, "MLFLOW_TRACKING_URI": STORE}
+    for ending in (signal.SIGINT, signal.SIGTERM):  # a job in the background ignores the first
+        signal.signal(ending, signal.default_int_handler)
     server = subprocess.Popen([
         sys.executable, "-m", "mlflow", "server", "--backend-store-uri", STORE,
         "--host", options.host, "--port", str(options.port), "--workers", "1"])
