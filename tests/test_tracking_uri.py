@@ -88,7 +88,9 @@ def test_what_to_install_for_a_database(uri, there, remedy, monkeypatch):
     assert missing_driver(uri).startswith(remedy) and bool(missing_driver(uri)) == bool(remedy)
 
 
-@pytest.mark.parametrize("command", [["runs"], ["best"], ["run", "--seeds", "1"]])
+@pytest.mark.parametrize("command", [
+    ["run", "--seeds", "1"], pytest.param(["runs"], marks=pytest.mark.slow),
+    pytest.param(["best"], marks=pytest.mark.slow)])
 def test_every_command_says_it_in_a_line_before_anything_is_computed(command, tmp_path):
     kept = {name: value for name, value in os.environ.items() if name not in MLFLOW_VARIABLES}
     done = subprocess.run([sys.executable, "-m", "wua_mlflow", *command], cwd=tmp_path, text=True,

@@ -69,7 +69,7 @@ def slimmed(store: Any, **options: object) -> workflow.SlimmingResult:
     pytest.param(8.0, {"limit": "4m"}, (6, 19), marks=pytest.mark.slow),
     pytest.param(9.0, {"limit": "1h"}, (20, 20), marks=pytest.mark.slow),
     (80.0, {}, (1, 1)),
-    (24.0, {"slim_hidden": "4"}, (5, 8)),
+    pytest.param(24.0, {"slim_hidden": "4"}, (5, 8), marks=pytest.mark.slow),
     (80.0, {"slim_hidden": "4"}, (1, 1)),
 ])
 def test_search_and_seeds_take_no_longer_together(

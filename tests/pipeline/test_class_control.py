@@ -42,6 +42,7 @@ def skewed() -> nn.Sequential:
     return model
 
 
+@pytest.mark.slow
 def test_where_the_original_trained_on_loses_the_class_too_the_next_step_is_that_original(
     store, monkeypatch, capsys
 ):
