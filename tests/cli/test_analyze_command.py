@@ -234,6 +234,7 @@ def runs_in(experiment: str) -> list[Run]:
     return list(client.search_runs([entry.experiment_id])) if entry else []
 
 
+@pytest.mark.slow
 def test_two_processes(here, capsys, monkeypatch):
     """A model, a run, an error of one process before its run, and one on the way.
 

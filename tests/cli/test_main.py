@@ -103,6 +103,7 @@ def test_help_is_light():
     assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "[]")
 
 
+@pytest.mark.slow
 def test_a_new_store_makes_no_noise(tmp_path):
     """In a process of its own: no migrations, no warnings of third parties."""
     environment = {name: value for name, value in os.environ.items() if "MLFLOW" not in name}
