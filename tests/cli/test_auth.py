@@ -3,12 +3,7 @@
 
 from __future__ import annotations
 
-import os
 import secrets
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +14,7 @@ import pytest
 import requests
 from mlflow.tracking import MlflowClient
 
+from tests.conftest import serving
 from wua_mlflow.cli.main import main
 from wua_mlflow.pipeline import analyze, replicates, workflow
 
@@ -42,24 +38,10 @@ def address(
                         f"admin_username = {ADMIN[0]}\nadmin_password = {ADMIN[1]}\n"
                         f"authorization_function = "
                         f"mlflow.server.auth:authenticate_request_basic_auth\n")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "mlflow", "server", "--app-name", "basic-auth", "--host",
-         "127.0.0.1", "--port", str(port), "--workers", "1", "--backend-store-uri", store_uri,
-         "--artifacts-destination", "artifacts"], cwd=tmp_path, stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL, env={
-            **os.environ, "MLFLOW_AUTH_CONFIG_PATH": str(settings),
-            "MLFLOW_FLASK_SERVER_SECRET_KEY": secrets.token_hex(16)})
-    address = f"http://127.0.0.1:{port}"
-    try:
-        for _ in range(6000):
-            with socket.socket() as knock:
-                if knock.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            assert process.poll() is None, "the server ended"
-            time.sleep(0.1)
+    monkeypatch.setenv("MLFLOW_AUTH_CONFIG_PATH", str(settings))
+    monkeypatch.setenv("MLFLOW_FLASK_SERVER_SECRET_KEY", secrets.token_hex(16))
+    with serving(store_uri, tmp_path, "--app-name", "basic-auth", "--artifacts-destination",
+                 "artifacts") as address:
         as_user(monkeypatch, ADMIN)
         made = requests.post(f"{address}/api/2.0/mlflow/users/create", auth=ADMIN, timeout=60,
                              json=dict(zip(("username", "password"), READER, strict=True)))
@@ -67,11 +49,8 @@ def address(
         monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
         mlflow.set_tracking_uri(address)
         yield address
-    finally:
         as_user(monkeypatch, ADMIN)
         mlflow.set_tracking_uri(store_uri)
-        process.terminate()
-        process.wait(600)
 
 
 DATA = ("--data", "rows.csv", "--target", "y", "--hidden", "4", "--epochs", "1", "--seeds", "1",

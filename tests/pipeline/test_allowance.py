@@ -8,10 +8,8 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-import torch
-from torch import nn
 
-from tests.pipeline.slimming_cases import HERE, QUICK, blobs, net
+from tests.pipeline.slimming_cases import HERE, QUICK
 from wua_mlflow.config import Settings, load_settings
 from wua_mlflow.pipeline import allowance, workflow
 from wua_mlflow.pipeline import networks as networks_module
@@ -19,20 +17,8 @@ from wua_mlflow.pipeline.allowance import Allowance, null_seconds, seconds_elsew
 from wua_mlflow.pipeline.price import price_of_cuts
 from wua_mlflow.usage import null as null_module
 
-ELSEWHERE = {"model": "tests.pipeline.test_allowance:trained", "data": f"{HERE}:many",
+ELSEWHERE = {"model": f"{HERE}:trained_elsewhere", "data": f"{HERE}:many",
              "null_draws": 0, "slim_epochs": 1, "batch_size": 32, "margin": 0.3}
-
-
-def trained() -> nn.Sequential:
-    """A network that somebody trained."""
-    torch.manual_seed(3)
-    model, (x, y) = net(), blobs(42)[0]
-    steps = torch.optim.Adam(model.parameters(), 0.05)
-    for _ in range(40):
-        steps.zero_grad()
-        nn.functional.cross_entropy(model(x), y).backward()
-        steps.step()
-    return model
 
 
 class Clock:

@@ -19,7 +19,16 @@ from safetensors.torch import save_file, save_model
 from torch import Tensor, nn
 
 from tests.pipeline import slimming_cases
-from tests.pipeline.slimming_cases import HERE, QUICK, blobs, net, same, tags_of, text_of
+from tests.pipeline.slimming_cases import (
+    HERE,
+    QUICK,
+    blobs,
+    net,
+    same,
+    tags_of,
+    text_of,
+    trained_elsewhere,
+)
 from tests.pruning.cutting_cases import Tokens
 from wua_mlflow.cli.main import main
 from wua_mlflow.config import load_settings
@@ -40,18 +49,6 @@ PRETRAINED = {"model": f"{HERE}:net", "data": QUICK["data"], "null_draws": 0, "s
               "slim_epochs": 2, "batch_size": 32}
 
 
-def elsewhere() -> nn.Sequential:
-    """The factory's network, trained by somebody."""
-    torch.manual_seed(3)
-    model, (x, y) = net(), blobs(42)[0]
-    steps = torch.optim.Adam(model.parameters(), 0.05)
-    for _ in range(40):
-        steps.zero_grad()
-        nn.functional.cross_entropy(model(x), y).backward()
-        steps.step()
-    return model
-
-
 def slimmed(store: Store, **changes: object) -> SlimmingResult:
     return workflow.slim_run(store, load_settings(None, {**PRETRAINED, **changes}))
 
@@ -61,7 +58,7 @@ def ran(tmp_path_factory, migrated_database):
     """Somebody's model, cut; training that changes no weight."""
     folder = tmp_path_factory.mktemp("adopted")
     with slimming_cases.store_at(folder, migrated_database) as module_store:
-        model = elsewhere()
+        model = trained_elsewhere()
         save_file(model.state_dict(), "w.safetensors")
         result = slimmed(module_store, state="w.safetensors", optimizer="sgd", lr=1e-30)
         yield module_store, result, model
@@ -192,7 +189,7 @@ def _answer(model_input: np.ndarray) -> np.ndarray:
 
 def test_weights_are_the_files_or_the_factorys_own(store):
     """A file of torch's, or a factory that may load them itself: the same at each call."""
-    model = elsewhere()
+    model = trained_elsewhere()
     torch.save(model.state_dict(), "w.pt")
     by_file, *by_factory = (pretrained.import_pretrained(store, pretrained_recipe(
         load_settings(None, {**PRETRAINED, **more})))

@@ -35,7 +35,7 @@ from wua_mlflow.tracking.exported_archive import foreign_code
 from wua_mlflow.tracking.log import Files, write_files
 
 __all__ = [
-    "EXAMPLES", "NotExportable", "last_model", "load_exported", "log_model", "read_tensors",
+    "EXAMPLES", "NotExportable", "load_exported", "log_model", "read_tensors",
     "write_tensors",
 ]
 
@@ -127,12 +127,6 @@ def log_model(  # noqa: PLR0913 - where to, what, and what is shown beside it
     client.finalize_logged_model(logged.model_id, LoggedModelStatus.READY)
     client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
     return logged.model_id, size
-
-
-def last_model(client: MlflowClient, run_id: str) -> str | None:
-    """The id of the LoggedModel that a run gave last; None where it gave none."""
-    outputs = client.get_run(run_id).outputs
-    return outputs.model_outputs[-1].model_id if outputs and outputs.model_outputs else None
 
 
 def _export(

@@ -31,6 +31,7 @@ from wua_mlflow.tracking.names import (
 )
 from wua_mlflow.tracking.run_table import HISTORIES, in_order, note_on, table_of
 from wua_mlflow.tracking.search import (
+    all_found,
     naming_the_filter,
     no_garbage,
     nothing_there,
@@ -43,7 +44,6 @@ from wua_mlflow.tracking.store import (
     experiment_ids,
     open_client,
     or_none,
-    pages,
     shown_uri,
 )
 
@@ -215,8 +215,8 @@ def find_run(run_id: str) -> Run:
         if run is None:
             raise ValueError(f"run: no run has the id '{run_id}' in {store}; `wua runs` lists them")
         return run
-    fitting = pages(client, experiment_ids(client, None),
-                    f"attributes.run_id LIKE '{run_id}%'", (), limit=3)
+    fitting = all_found(client, experiment_ids(client, None),
+                        f"attributes.run_id LIKE '{run_id}%'", limit=3)
     if not fitting:
         raise ValueError(f"run: no run's id begins with '{run_id}' in {store}")
     if len(fitting) > 1:
@@ -363,7 +363,7 @@ def count_looks(client: MlflowClient, digest: str, *, besides: str = "") -> int:
     clause = (f"tags.`{Tag.TEST_DIGEST}` = '{digest}' AND tags.`{Tag.VERDICT}` != '' "
               f"AND tags.`{Tag.KIND}` = '{Kind.VARIANT}'")
     experiments = active(client)
-    judged = pages(client, [entry.experiment_id for entry in experiments], clause, (), None)
+    judged = all_found(client, [entry.experiment_id for entry in experiments], clause)
     variants = sum(1 + run.data.tags.get(Tag.LOOKED, "").count(",") for run in judged
                    if run.info.run_id != besides)
     pairs = {pair for entry in experiments for pair in _pairs(entry.tags.get(looks_tag(digest)))}
@@ -392,7 +392,7 @@ def seeds_judged_before(client: MlflowClient, run_id: str) -> int:
         f"tags.`{Tag.VERDICT_RECIPE}` != ''", f"attributes.start_time < {run.info.start_time}"))
     experiments = [entry.experiment_id for entry in active(client)]
     original = tags.get(Tag.BASELINE)
-    earlier = [other for other in pages(client, experiments, clause, (), None)
+    earlier = [other for other in all_found(client, experiments, clause)
                if _recipe_of(other) == _recipe_of(run) and _plan_of(other) != _plan_of(run)
                and _same_recipe(client, other.data.tags.get(Tag.BASELINE), original)]
     return max(map(_seeds_of, earlier), default=0)

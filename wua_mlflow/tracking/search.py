@@ -25,7 +25,8 @@ from wua_mlflow.tracking.store import (
 )
 
 __all__ = [
-    "naming_the_filter", "no_garbage", "nothing_there", "of_kind", "opened", "search_pages",
+    "all_found", "naming_the_filter", "no_garbage", "nothing_there", "of_kind", "opened",
+    "search_pages",
 ]
 
 
@@ -70,6 +71,13 @@ def search_pages(
         yield page
         if not token:
             break
+
+
+def all_found(
+    client: MlflowClient, experiments: Sequence[str], clause: str, limit: int | None = None
+) -> list[Run]:
+    """The same in one list, newest first."""
+    return [run for page in search_pages(client, experiments, clause, (), limit) for run in page]
 
 
 def nothing_there() -> bool:

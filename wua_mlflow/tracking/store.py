@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import mlflow
 from filelock import FileLock
-from mlflow.entities import Experiment, LifecycleStage, Run
+from mlflow.entities import Experiment, LifecycleStage
 from mlflow.environment_variables import MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING
 from mlflow.exceptions import MlflowException
 from mlflow.store.entities import PagedList
@@ -34,7 +34,7 @@ from wua_mlflow.tracking_uri import check_tracking_uri
 
 __all__ = [
     "Store", "active", "chosen_experiment", "connect", "ended", "experiment_ids", "inherited_run",
-    "new_run", "open_client", "or_none", "pages", "run_name", "shown_uri", "sqlite_file",
+    "new_run", "open_client", "or_none", "run_name", "shown_uri", "sqlite_file",
     "system_metrics",
 ]
 
@@ -311,24 +311,6 @@ def ended(store: Store, run_id: str, *, finish: bool = True) -> Iterator[str]:
         store.client.set_terminated(run_id)
 
 
-PAGE = 1000
-
-
-def pages(
-    client: MlflowClient,
-    experiments: Sequence[str],
-    clause: str,
-    order_by: Sequence[str],
-    limit: int | None,
-) -> list[Run]:
-    """The runs of these experiments that a clause of MLflow's finds, at most ``limit``."""
-    def page(size: int, token: str | None) -> PagedList[Run]:
-        return client.search_runs(list(experiments), clause, order_by=list(order_by),
-                                  max_results=size, page_token=token)
-
-    return _every(page, limit) if experiments else []
-
-
 def experiment_ids(client: MlflowClient, experiment: str | Sequence[str] | None) -> list[str]:
     """Of the experiment or experiments of these names; of all that are not deleted, if None.
 
@@ -349,14 +331,13 @@ def experiment_ids(client: MlflowClient, experiment: str | Sequence[str] | None)
     return ids
 
 
+PAGE = 1000
+"""Experiments a search."""
+
+
 def active(client: MlflowClient) -> list[Experiment]:
     """All experiments that are not deleted."""
     def page(size: int, token: str | None) -> PagedList[Experiment]:
         return client.search_experiments(max_results=size, page_token=token)
 
-    return _every(page)
-
-
-def _every(page: Callable[[int, str | None], PagedList[T]], limit: int | None = None) -> list[T]:
-    return list(get_results_from_paginated_fn(  # type: ignore[no-untyped-call]
-        page, PAGE, limit))
+    return list(get_results_from_paginated_fn(page, PAGE))  # type: ignore[no-untyped-call]
