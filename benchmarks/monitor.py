@@ -1,7 +1,7 @@
 """What watching a training costs: two of the same, one with ``UsageMonitor``, by epochs in turns.
 
 Everything runs in one process, one thread, and logs to a SQLite store of its own. An epoch is a few
-batches of random data, ``every=1`` and ``budget=0.03``, so that the budget is what spaces the
+batches of random data, ``every=1``, so that the budget (the default) is what spaces the
 points; training ends with the last of ``--points``. Each training has a stopwatch of CPU time, as
 other work on the machine falls on the two unevenly; the monitor reads it, too (waits for the store
 are not in it). A row's last figure is the time with it ÷ that without − 1, the first point before
@@ -145,7 +145,7 @@ def one_round(
     watched, plain = Training(make()), Training(make())
     with mlflow.start_run(), open(os.devnull, "w") as nowhere, redirect_stderr(nowhere):
         with watched.watch:
-            monitor = UsageMonitor(watched.model, inputs, every=1, budget=0.03,
+            monitor = UsageMonitor(watched.model, inputs, every=1,
                                    clock=watched.watch)
         epoch = 0
         while epoch - monitor.skipped + 1 < points:

@@ -264,8 +264,16 @@ def test_logged_models_are_told_apart_and_their_metrics_name_the_data(usecase):
         **{f"{count}/{what}": "train" for count in ("flops", "flops_ptflops")
            for what in ("inference", "training")},
         **{name: "train" for name in run.data.metrics
-           if name.startswith(("usage/", "layers/")) or name == "params/analyzed"}}
-    assert {"flops/forward", "params/total", "size/bytes"} <= shown.keys() - of_parts.keys()
+           if name.startswith(("usage/", "layers/", "latency/", "compare/latency"))
+           or name == "params/analyzed"},
+        **{name: "test" for name in run.data.metrics if name.startswith((
+            "compare/artifact", "compare/recipe", "compare/churn", "compare/worst",
+            "compare/looks"))}}
+    assert {"compare/artifact_delta", "compare/recipe_delta", "latency/p50_ms"} <= of_parts.keys()
+    assert {"flops/forward", "params/total", "size/bytes", "compare/margin",
+            "compare/flops_ratio"} <= shown.keys() - of_parts.keys()
+    assert {metric.key for metric in models["oversized-10"].metrics} >= {
+        "latency/p50_ms", "usage/entropy", "accuracy/test"}
     test, = (key for key, part in parts.items() if part == "test")
     found = usecase.client.search_logged_models(
         [usecase.store.experiment_id], "metrics.`accuracy/test` > 0",

@@ -49,6 +49,7 @@ from wua_mlflow.pipeline.models import (
 )
 from wua_mlflow.pipeline.pretrained import pretrained_settings
 from wua_mlflow.pipeline.train import (
+    add_to_run,
     datasets_of,
     run_scope,
     step_status,
@@ -327,11 +328,8 @@ def analyze_variant(
                 remarks += (remark,) if remark else ()
             watched = recipe.trainer is not None  # the user's own may have logged on the way
             step = last_step(store.client, variant.run_id, Metric.USAGE_ENTROPY) if watched else 0
-            train = [each.dataset for each in datasets_of(recipe.split, "train")]
-            write(store.client, variant.run_id, metrics=metrics, tags=tags, step=step,
-                  model_id=model_id or variant.model_id or None,
-                  datasets=dict.fromkeys(usage_metrics(analysis.usage), *train) if train else None,
-                  files=_files(variant.model, analysis, recipe.split))
+            add_to_run(store, variant, metrics, tags=tags, step=step, model_id=model_id,
+                       files=_files(variant.model, analysis, recipe.split))
             return remarks
 
         remarks = on_all_ranks(lambda: () if rank() else add())

@@ -29,12 +29,12 @@ from wua_mlflow.pipeline.seeds import (
     groups_of,
     recipe_verdict,
 )
-from wua_mlflow.pipeline.train import step_status
+from wua_mlflow.pipeline.train import add_to_run, step_status
 from wua_mlflow.pipeline.variant import ModelVariant
 from wua_mlflow.progress import stage
 from wua_mlflow.results import ClassControl, Comparison, TargetWidths, ratios
 from wua_mlflow.rng import Purpose, torch_generator
-from wua_mlflow.tracking.log import latency_metrics, write
+from wua_mlflow.tracking.log import latency_metrics
 from wua_mlflow.tracking.names import Metric, Tag, step_tag
 from wua_mlflow.tracking.names import Variant as VariantName
 from wua_mlflow.tracking.runs import count_looks, look_of, seeds_judged_before
@@ -140,10 +140,9 @@ def compare_variants(
             seedless=text.seedless_note([replicate.loss for replicate in slim.replicates]))
         for variant in (original, *beside):
             if variant.run_id in unmeasured:
-                write(store.client, variant.run_id, metrics=_latency_of(variant))
+                add_to_run(store, variant, _latency_of(variant))
         tags = {**comparison.tags, Tag.LOOKED: ",".join(looked), step_tag("compare"): "done"}
-        write(store.client, slim.run_id, tags=tags,
-              metrics={**comparison.metrics, **_latency_of(slim)})
+        add_to_run(store, slim, {**comparison.metrics, **_latency_of(slim)}, tags=tags)
     return comparison, [original, *beside, slim.logged(tags, comparison.metrics)]
 
 

@@ -19,11 +19,10 @@ from wua_mlflow.data.tasks import Task, score_name
 from wua_mlflow.pipeline.allowance import Allowance
 from wua_mlflow.pipeline.networks import NetworkFactory
 from wua_mlflow.pipeline.replicates import Replicate, further_replicates
-from wua_mlflow.pipeline.train import replicate_metrics, scores_by_seed
+from wua_mlflow.pipeline.train import add_to_run, replicate_metrics, scores_by_seed
 from wua_mlflow.pipeline.trainer_runs import trainer_logs_to
 from wua_mlflow.pipeline.variant import ModelVariant, replicates_table, variant_files
 from wua_mlflow.results import TargetWidths
-from wua_mlflow.tracking.log import write
 from wua_mlflow.tracking.names import ArtifactPath, Metric
 from wua_mlflow.tracking.store import Store
 from wua_mlflow.verdict.compare import Verdict, compare
@@ -273,7 +272,7 @@ def _logged(store: Store, variant: ModelVariant) -> ModelVariant:
     files = variant_files(variant.trained, variant.test, variant.replicates)
     metrics = replicate_metrics(variant.replicates, variant.test.task)
     kept = (ArtifactPath.PREDICTIONS, ArtifactPath.RNG_STATE)
-    write(store.client, variant.run_id, metrics=metrics, files={
+    add_to_run(store, variant, metrics, files={
         ArtifactPath.REPLICATES: replicates_table(variant.replicates),
         **{path: files[path] for path in kept}})
     _log_scores(store, variant)

@@ -58,8 +58,8 @@ from wua_mlflow.training.evaluation import Evaluation
 from wua_mlflow.verdict.scores import default_score
 
 __all__ = [
-    "TrainingPlan", "datasets_of", "replicate_metrics", "run_scope", "scores_by_seed",
-    "step_status", "train_variant", "variant_tags", "write_params",
+    "TrainingPlan", "add_to_run", "datasets_of", "replicate_metrics", "run_scope",
+    "scores_by_seed", "step_status", "train_variant", "variant_tags", "write_params",
 ]
 
 
@@ -384,8 +384,18 @@ def _cost_metrics(recipe: Recipe, trained: Trained, plan: TrainingPlan) -> dict[
     return metrics
 
 
-_OF_TRAINING_DATA = (Metric.FLOPS_INFERENCE, Metric.FLOPS_TRAINING,
-                     Metric.FLOPS_PTFLOPS_INFERENCE, Metric.FLOPS_PTFLOPS_TRAINING)
+_MEASURED_ON = {
+    **dict.fromkeys((
+        Metric.FLOPS_INFERENCE, Metric.FLOPS_TRAINING, Metric.FLOPS_PTFLOPS_INFERENCE,
+        Metric.FLOPS_PTFLOPS_TRAINING, Metric.PARAMS_ANALYZED, Metric.LATENCY_P50,
+        Metric.LATENCY_P95, Metric.LATENCY_THROUGHPUT, Metric.LATENCY_RATIO,
+        Metric.LATENCY_RATIO_LOW, Metric.LATENCY_RATIO_HIGH), "train"),
+    **dict.fromkeys((
+        Metric.ARTIFACT_DELTA, Metric.ARTIFACT_LOW, Metric.ARTIFACT_HIGH, Metric.RECIPE_DELTA,
+        Metric.RECIPE_LOW, Metric.RECIPE_HIGH, Metric.CHURN, Metric.WORST_CLASS_DELTA,
+        Metric.LOOKS), "test"),
+}
+"""By metric the part of the data that it is of, where its name does not end in one."""
 
 
 def _measured_on(
@@ -393,11 +403,32 @@ def _measured_on(
 ) -> dict[str, Dataset]:
     """By metric the part of the data that it was measured on, where it was on one."""
     parts = {tag.value: each.dataset for each in inputs for tag in each.tags}
-    by_ending = {name: name.rpartition("/")[2].removesuffix("_mean").removesuffix("_std")
-                 for name in names}
-    named = {name: "train" if name in _OF_TRAINING_DATA else ending
-             for name, ending in by_ending.items()}
+    named = {name: "train" if name.startswith(("usage/", "layers/")) else _MEASURED_ON.get(
+                 name, name.rpartition("/")[2].removesuffix("_mean").removesuffix("_std"))
+             for name in names}
     return {name: parts[part] for name, part in named.items() if part in parts}
+
+
+def add_to_run(  # noqa: PLR0913 - what a run can hold, each by name
+    store: Store, variant: ModelVariant, metrics: Mapping[str, float], *,
+    tags: Mapping[str, str] | None = None, files: Files | None = None, step: int = 0,
+    model_id: str | None = None,
+) -> None:
+    """Log more of a variant that was trained; its LoggedModel gets the metrics with their data.
+
+    Args:
+        store: where its run is.
+        variant: with its network.
+        metrics: each at ``step``.
+        tags: as ``write`` takes them.
+        files: likewise.
+        step: of the metrics.
+        model_id: another LoggedModel that the metrics are of, instead of the variant's own.
+    """
+    model_id = model_id or variant.model_id or None
+    inputs = datasets_of(variant.recipe.split, "train", "test") if model_id else []
+    write(store.client, variant.run_id, metrics=metrics, tags=tags, files=files, step=step,
+          model_id=model_id, datasets=_measured_on(metrics, inputs))
 
 
 def datasets_of(split: DataSplit, *contexts: str) -> list[DatasetInput]:
