@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import tomllib
+import warnings
 from functools import partial
 from pathlib import Path
 
@@ -132,6 +133,42 @@ def test_steps_one_by_one_of_a_users_file(project, tmp_path):
     (variant,) = _runs("variant")
     assert variant.data.tags["wua.step.analyze"] == "done"
     assert 1 < variant.data.metrics["usage/effective_weights"] < 3 * 8 + 8 * 4 + 4
+
+
+@pytest.mark.project
+@pytest.mark.slow
+def test_analyze_of_a_registered_model_that_others_logged(project, tmp_path):
+    """Through ``mlflow run -e analyze -P model_uri=…``: a run of its own, and the model's page."""
+    rows = np.random.default_rng(0).normal(size=(200, 3)).astype("float32")
+    lines = [f"{a},{b},{c},{int(a + b > 0)}" for a, b, c in rows.tolist()]
+    (tmp_path / "rows.csv").write_text("\n".join(["a,b,c,y", *lines]))
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.ReLU(), torch.nn.Linear(8, 1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # MLflow's advice on logging models
+        theirs = mlflow.pytorch.log_model(
+            net.eval(), name="theirs", input_example=rows[:4], serialization_format="pt2",
+            pip_requirements=["torch"], registered_model_name="churn")
+    before = {run.info.run_id for run in MlflowClient().search_runs(["0"])}
+    done = subprocess.run(
+        ["mlflow", "run", str(ROOT), "-e", "analyze", "--env-manager=local", "--experiment-name",
+         "project", "-P", "model_uri=models:/churn/1", "-P", "data=rows.csv", "-P", "target=y",
+         "-P", "null_draws=2"],
+        cwd=tmp_path, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr
+    (run,) = _runs()
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["mlflow.project.entryPoint"] == "analyze"
+    assert 1 < run.data.metrics["usage/effective_weights"] < 3 * 8 + 8
+    inputs = MlflowClient().get_run(run.info.run_id).inputs  # a search gives no models
+    assert [each.model_id for each in inputs.model_inputs] == [theirs.model_id]
+    (part,) = [each.dataset for each in inputs.dataset_inputs]
+    of_model = {metric.key: metric for metric in
+                MlflowClient().get_logged_model(theirs.model_id).metrics}
+    usage = of_model["usage/effective_weights"]
+    assert usage.value == run.data.metrics["usage/effective_weights"]
+    assert (usage.dataset_name, usage.dataset_digest) == (part.name, part.digest)
+    assert {run.info.run_id for run in MlflowClient().search_runs(["0"])} == before
 
 
 @pytest.mark.project

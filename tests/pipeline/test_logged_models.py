@@ -95,8 +95,13 @@ def test_a_graph_has_the_usage_of_its_module_on_rows_as_they_are(store, made, ca
     assert run.data.metrics["flops/forward"] == 2 * (3 * 5 + 5 * 2)
     assert run.data.metrics["params/total"] == 3 * 5 + 5 + 5 * 2 + 2
     assert logged_metrics(store, "models:/graph/1") == pytest.approx(run.data.metrics)
-    assert [each.model_id for each in run.inputs.model_inputs] == [
-        get_model_info("models:/graph/1").model_id]
+    model_id = get_model_info("models:/graph/1").model_id
+    assert [each.model_id for each in run.inputs.model_inputs] == [model_id]
+    (rows,) = run.inputs.dataset_inputs
+    of_rows = {each.key for each in store.get_logged_model(model_id).metrics
+               if (each.dataset_name, each.dataset_digest) == (
+                   rows.dataset.name, rows.dataset.digest)}
+    assert of_rows >= {"usage/entropy", "params/analyzed"} and "params/total" not in of_rows
     assert run.info.run_name == "models:/graph/1"
     assert {name: run.data.params[name] for name in ("run_id", "target")} == {
         "run_id": "models:/graph/1", "target": "y"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from dataclasses import replace
 
 import mlflow
@@ -76,6 +77,34 @@ def test_a_model_of_one_tensor_is_exported_where_its_batches_are_dicts(store, mo
     uri = f"models:/{output.model_id}"
     assert main(["compare", uri, uri, "--data", f"{__name__}:dict_batches", "--margin", "0.5"]) \
         in (0, 4), "a verdict"
+
+
+def train_until_measured(model, data, budget, seed):
+    """Returns once MLflow has measured the machine for the variant that is being trained."""
+    client = mlflow.MlflowClient()
+    experiments = [each.experiment_id for each in client.search_experiments()]
+    for _ in range(6000):
+        (run,) = client.search_runs(
+            experiments, "attributes.status = 'RUNNING' AND tags.`wua.kind` = 'variant'")
+        if any(name.startswith("system/") for name in run.data.metrics):
+            break
+        time.sleep(0.05)
+
+
+def test_each_variant_of_a_pipeline_has_the_system_metrics_that_mlflows_variable_asks_for(
+        store, monkeypatch):
+    with_exports(monkeypatch)
+    monkeypatch.setenv("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "true")
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.01")
+    done = workflow.run_pipeline(store, _settings(
+        train=f"{__name__}:train_until_measured", how="rebuild", epochs=1, slim_epochs=1, **QUICK))
+    assert len(done.variants) == 2
+    for variant in done.variants:
+        run = store.client.get_run(variant.run_id)
+        assert run.data.metrics["system/system_memory_usage_megabytes"] > 0
+        (model,) = run.outputs.model_outputs
+        model = store.client.get_logged_model(model.model_id)
+        assert not [each.key for each in model.metrics if each.key.startswith("system/")]
 
 
 def test_a_step_that_fails_says_so_on_its_run(store):

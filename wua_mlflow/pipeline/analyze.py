@@ -51,6 +51,7 @@ from wua_mlflow.pipeline.pretrained import pretrained_settings
 from wua_mlflow.pipeline.train import (
     add_to_run,
     datasets_of,
+    measured_on,
     run_scope,
     step_status,
     variant_tags,
@@ -501,11 +502,12 @@ def _logged(
         metrics[Metric.FLOPS_FORWARD] = count.forward_flops / count.samples
     settings, split = subject.settings, subject.split
     model_id = subject.source.model_id if subject.source else None
-    if split is not None or model_id:
+    data = datasets_of(split, "train") if split else []
+    if data or model_id:
         store.client.log_inputs(
-            run_id, datasets=datasets_of(split, "train") if split else None,
-            models=[LoggedModelInput(model_id)] if model_id else None)
+            run_id, datasets=data, models=[LoggedModelInput(model_id)] if model_id else None)
     write(store.client, run_id, metrics=metrics, model_id=model_id,
+          datasets=measured_on(metrics, data),
           tags=_tags(analysis.usage, first_criterion(settings)),
           files={ArtifactPath.CONFIG: settings_yaml(settings, _fields(subject)),
                  **_files(subject.model, analysis, subject.split)})

@@ -58,7 +58,7 @@ from wua_mlflow.training.evaluation import Evaluation
 from wua_mlflow.verdict.scores import default_score
 
 __all__ = [
-    "TrainingPlan", "add_to_run", "datasets_of", "replicate_metrics", "run_scope",
+    "TrainingPlan", "add_to_run", "datasets_of", "measured_on", "replicate_metrics", "run_scope",
     "scores_by_seed", "step_status", "train_variant", "variant_tags", "write_params",
 ]
 
@@ -220,7 +220,7 @@ def train_variant(store: Store, recipe: Recipe, plan: TrainingPlan) -> ModelVari
                       if record.validation_loss is not None],
                   Metric.SCORE_TEST_BY_SEED: scores_by_seed(replicates)}
         write(store.client, run_id, metrics=metrics, curves=curves, model_id=model_id,
-              datasets=_measured_on(metrics, inputs), tags=results, files=files)
+              datasets=measured_on(metrics, inputs), tags=results, files=files)
     onwards = f"; wua slim --run-id {run_id} goes on" \
         if plan.variant == VariantName.OVERSIZED else ""
     keep(f"{plan.name}: run {run_id}{onwards}")
@@ -398,9 +398,7 @@ _MEASURED_ON = {
 """By metric the part of the data that it is of, where its name does not end in one."""
 
 
-def _measured_on(
-    names: Iterable[str], inputs: Sequence[DatasetInput]
-) -> dict[str, Dataset]:
+def measured_on(names: Iterable[str], inputs: Sequence[DatasetInput]) -> dict[str, Dataset]:
     """By metric the part of the data that it was measured on, where it was on one."""
     parts = {tag.value: each.dataset for each in inputs for tag in each.tags}
     named = {name: "train" if name.startswith(("usage/", "layers/")) else _MEASURED_ON.get(
@@ -428,7 +426,7 @@ def add_to_run(  # noqa: PLR0913 - what a run can hold, each by name
     model_id = model_id or variant.model_id or None
     inputs = datasets_of(variant.recipe.split, "train", "test") if model_id else []
     write(store.client, variant.run_id, metrics=metrics, tags=tags, files=files, step=step,
-          model_id=model_id, datasets=_measured_on(metrics, inputs))
+          model_id=model_id, datasets=measured_on(metrics, inputs))
 
 
 def datasets_of(split: DataSplit, *contexts: str) -> list[DatasetInput]:
