@@ -203,6 +203,34 @@ def test_page_of_two_variants_begins_with_what_differs_and_the_test_score(page, 
     assert set(axes.all_text_contents()) >= {"epochs", "hidden"}
 
 
+def test_models_stand_side_by_side_with_the_data_that_their_metrics_are_of(page, pipeline):
+    """Names that tell them apart; the score on the test part is among the first columns."""
+    page.set_viewport_size({"width": 3200, "height": 900})
+    page.goto(f"{pipeline.server}/#/experiments/{pipeline.run.info.experiment_id}/models"
+              f"?workflowType=machine_learning")
+    table = page.locator(".ag-root").first
+    expect(table.locator(".ag-header-cell", has_text="score/test").first).to_be_visible()
+    for name in ("oversized-10", "oversized-same-budget-10", "slim-7"):
+        expect(table.get_by_role("link", name=name, exact=True)).to_be_visible()
+    expect(table.get_by_text("Dataset:").first).to_be_visible()
+    expect(table.get_by_text("usecase test (#").first).to_be_visible()
+    scores = {f"{run.data.metrics['score/test']:.4f}" for run in pipeline.variants}
+    for score in scores:
+        expect(table.get_by_text(score).first).to_be_visible()
+
+
+def test_page_of_the_slim_model_begins_with_data_and_verdict(page, pipeline):
+    (slim,) = [run for run in pipeline.variants if run.data.tags["wua.variant"] == "slim"]
+    client = MlflowClient(pipeline.server)
+    (output,) = client.get_run(slim.info.run_id).outputs.model_outputs
+    page.goto(f"{pipeline.server}/#/experiments/{slim.info.experiment_id}/models/{output.model_id}")
+    expect(page.get_by_role("heading", name="slim-7")).to_be_visible()
+    expect(page.get_by_text("usecase test (#").first).to_be_visible()
+    decision = slim.data.tags["mlflow.note.content"].split("**")[1]
+    expect(page.get_by_text(decision)).to_be_visible()
+    expect(page.get_by_text("compare/artifact_delta", exact=True)).to_be_attached()
+
+
 def test_right_sizing_with_many_variants_and_a_sweep_beside_them(page, server, served_store):
     client = MlflowClient(served_store)  # without the way through the server
     experiment = client.create_experiment("many")

@@ -251,6 +251,9 @@ def test_logged_models_are_told_apart_and_their_metrics_name_the_data(usecase):
     assert set(models) == {"oversized-10", "oversized-same-budget-10", "slim-7"}
     slim, run = models["slim-7"], usecase.run("slim")
     assert (slim.model_type, slim.source_run_id) == ("classifier", run.info.run_id)
+    assert slim.tags["mlflow.note.content"] == run.data.tags["mlflow.note.content"]
+    assert {name: slim.tags[name] for name in ("mlflow.user", "mlflow.source.name")} == {
+        name: run.data.tags[name] for name in ("mlflow.user", "mlflow.source.name")}
     parts = {(given.dataset.name, given.dataset.digest): given.tags[0].value
              for given in run.inputs.dataset_inputs}
     parts[None, None] = "none"

@@ -25,6 +25,7 @@ from mlflow.entities import LoggedModelOutput, LoggedModelStatus
 from mlflow.models import Model, ModelSignature
 from mlflow.models.model import MLMODEL_FILE_NAME
 from mlflow.tracking import MlflowClient
+from mlflow.tracking.context.registry import resolve_tags
 from mlflow.types.schema import ColSpec, Schema, TensorSpec
 from torch import Tensor, nn
 
@@ -84,7 +85,7 @@ def log_model(  # noqa: PLR0913 - where to, what, and what is shown beside it
         name: what it is called among the run's models; MLflow allows no ``/ : . %`` and no quotes.
         model_type: shown with the model, as ``classifier`` or ``regressor``.
         params: shown with the model.
-        tags: shown with the model.
+        tags: shown with the model, with those that MLflow gives one: user, source, commit.
         files: kept in the model's folder too, as ``log.write`` takes them: its weights and what
             it is built from, for whoever has this folder alone.
         metadata: kept in its ``MLmodel``, where ``mlflow.models.get_model_info`` finds it.
@@ -109,7 +110,7 @@ def log_model(  # noqa: PLR0913 - where to, what, and what is shown beside it
     logged = client.create_logged_model(
         experiment_id, name=name, source_run_id=run_id, model_type=model_type,
         params={key: redacted(str(value)) for key, value in (params or {}).items()},
-        tags={key: redacted(value) for key, value in (tags or {}).items()})
+        tags={key: redacted(str(value)) for key, value in resolve_tags(dict(tags or {})).items()})
     try:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model"

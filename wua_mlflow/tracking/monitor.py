@@ -33,8 +33,8 @@ __all__ = ["UsageMonitor", "fixed_sample"]
 
 
 BUDGET = 0.02
-"""The share of the training time that watching it may cost by its own clock; the whole was measured
-to be up to 0.8 points more (``docs/benchmarks.md``): 3%."""
+"""The share of the training time that watching it may cost by its own clock; the whole, measured
+from outside, stays below 3% (``docs/benchmarks.md``)."""
 HEADROOM = 1.25
 """A point may cost so many times what the last one did."""
 SAMPLES = 128
