@@ -22,7 +22,7 @@ COMMANDS = (
     ("cut_knee",),
     ("fidelity",), ("pruning",), ("pruning", "--blind"), ("report",), ("streaming",),
     ("flops", "--rounds", "21"),
-    ("rescaling",), ("monitor",), ("large_data",), ("gpu",), ("queries",),
+    ("rescaling",), ("monitor",), ("large_data",), ("gpu",), ("queries",), ("pages",),
 )
 """What ``make bench`` runs. ``knee_sweep`` is not among them: its results are kept in ``data``."""
 FOLDER = Path(__file__).parent

@@ -25,7 +25,7 @@ expect.set_options(timeout=600_000)
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 BARS = {
-    "FLOPs, one sample": "flops/forward",
+    "FLOPs/sample": "flops/forward",
     "parameters": "params/total",
     "effective weights": "usage/effective_weights",
     "entropy, nats": "usage/entropy",
@@ -56,11 +56,11 @@ def test_printed_address_shows_the_variants_side_by_side(page, pipeline):
     expect(picture).to_be_in_viewport(ratio=1)
     page.wait_for_function("image => image.naturalWidth > 0", arg=picture.element_handle())
     assert picture.bounding_box()["width"] >= 190, "smaller, its words cannot be read"
-    scatter = plot(card(page, "FLOPs, one sample vs. test accuracy"))
+    scatter = plot(card(page, "FLOPs vs. test accuracy"))
     points = {(run.data.metrics["flops/forward"], run.data.metrics["accuracy/test"])
               for run in pipeline.variants}
     assert set(zip(scatter["x"], scatter["y"], strict=True)) == points
-    expect(card(page, "FLOPs, one sample vs. test accuracy")).to_be_in_viewport()
+    expect(card(page, "FLOPs vs. test accuracy")).to_be_in_viewport()
     expect_rows(page, [*dearest_first(pipeline.variants), pipeline.run.info.run_name])
 
 
@@ -76,7 +76,7 @@ def test_costs_are_below_two_a_row_with_titles_that_can_be_read(page, pipeline, 
         assert width < 1900 or whole(heading), f"{title} is cut"
     assert tops[0] == tops[1] < tops[2] == tops[3] < tops[4]
     picture, scatter = (card(page, title).bounding_box() for title in (
-        "answer/verdict", "FLOPs, one sample vs. test accuracy"))
+        "answer/verdict", "FLOPs vs. test accuracy"))
     assert picture["y"] == scatter["y"] < tops[0] and picture["x"] < scatter["x"]
 
 
@@ -243,7 +243,7 @@ def test_right_sizing_with_many_variants_and_a_sweep_beside_them(page, server, s
                 Metric("flops/forward", 1000 + number, 0, 0),
                 Metric("score/test", 0.5 + number / 1000, 0, 0)])
     page.goto(view_address(server, experiment, KEY))
-    scatter = plot(card(page, "FLOPs, one sample vs. test score"))
+    scatter = plot(card(page, "FLOPs vs. test score"))
     assert set(scatter["x"]) <= {1000 + number for number in range(200)} and len(scatter["x"]) >= 10
     names = page.evaluate(ROWS)
     assert names and all(name.startswith("variant ") for name in names)

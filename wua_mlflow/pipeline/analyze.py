@@ -89,6 +89,7 @@ from wua_mlflow.usage.criteria import CRITERIA, Criterion, inputs_of
 from wua_mlflow.usage.gradients import Loss
 from wua_mlflow.usage.results import ModelUsage
 from wua_mlflow.widths.fidelity import fidelity
+from wua_mlflow.widths.results import widths_name
 
 __all__ = [
     "Analysis", "analyze_model", "analyze_variant", "call_with_two", "criteria_of", "example_of",
@@ -267,7 +268,7 @@ class AnalyzedModel:
         """Of its run."""
         if self.source is not None:
             return self.source.uri
-        widths = "-".join(map(str, self.settings.hidden))
+        widths = widths_name(self.settings.hidden)
         return f"{VariantName.OVERSIZED} {widths}" if widths else \
             self.settings.model.rpartition(":")[2]
 

@@ -49,6 +49,7 @@ from wua_mlflow.widths.results import (
     Trial,
     WidthRecommendation,
     comma_separated,
+    widths_name,
 )
 from wua_mlflow.widths.retrain_search import MOST_SEEDS, FinalVerdict, search_widths
 
@@ -120,7 +121,7 @@ def search(
             taken = allowances.clock() - began
             each = taken / bar.n if bar.n else 0.0
             ahead = min(each * (widths_at_most - bar.n), (seconds or math.inf) - taken)
-            say(f"widths {'-'.join(map(str, trial.widths))}: {trial.outcome}, {name} "
+            say(f"widths {widths_name(trial.widths)}: {trial.outcome}, {name} "
                 f"{trial.score:.4f} ({trial.delta:+.4f}; networks: {trial.seeds}); "
                 f"{bar.n} of at most {widths_at_most}, the search may go on for "
                 f"{duration(max(0.0, ahead))}")
@@ -128,7 +129,7 @@ def search(
         def score(widths: tuple[int, ...], number: int) -> np.ndarray:
             if widths not in makers:
                 makers[widths] = setup.make(setup.recipe, widths)
-            bar.set_postfix(widths="-".join(map(str, widths)), network=number + 1)
+            bar.set_postfix(widths=widths_name(widths), network=number + 1)
             start = allowances.clock()
             found = train_replicate(setup.recipe, makers[widths], FIRST_NUMBER + number)
             setup.allowance.timed(allowances.clock() - start)

@@ -56,6 +56,7 @@ from wua_mlflow.tracking.store import (
 )
 from wua_mlflow.training.evaluation import Evaluation
 from wua_mlflow.verdict.scores import default_score
+from wua_mlflow.widths.results import widths_name
 
 __all__ = [
     "TrainingPlan", "add_to_run", "datasets_of", "measured_on", "replicate_metrics", "run_scope",
@@ -115,7 +116,7 @@ class TrainingPlan:
     @property
     def name(self) -> str:
         """The run's name: ``oversized 10``, ``slim 7``, ``oversized 10, 60 epochs``."""
-        widths = "-".join(str(width) for width in self.widths)
+        widths = widths_name(self.widths)
         if self.variant == VariantName.SAME_BUDGET:
             more = " more" if self.parent else ""
             return f"oversized {widths}, {self.epochs}{more} epochs"

@@ -14,6 +14,7 @@ import numpy as np
 
 from wua_mlflow.plots.style import MEASURED, MUTED, WITHIN_MARGIN, variant_colour
 from wua_mlflow.verdict.text import FLOPS_ONE_SAMPLE
+from wua_mlflow.widths.results import widths_name
 
 if TYPE_CHECKING:
     from wua_mlflow.plots.pareto import ParetoData
@@ -61,7 +62,7 @@ def explore_trials(data: TrialsData) -> Any:
             marker={"color": colour, "size": 9},
             error_y={"array": [trial.high for trial in trials] - delta,
                      "arrayminus": delta - [trial.low for trial in trials], "thickness": 1},
-            text=["-".join(map(str, trial.widths)) for trial in trials],
+            text=[widths_name(trial.widths) for trial in trials],
             customdata=[trial.seeds for trial in trials],
             hovertemplate="widths %{text}<br>%{x:,} FLOPs<br>%{y:+.4f}<br>%{customdata} seeds"
                           "<extra></extra>")

@@ -16,6 +16,7 @@ from wua_mlflow.plots import layer_rows, style
 from wua_mlflow.plots.layer_rows import row_names
 from wua_mlflow.plots.style import DASHED, EDGE_IN, INK, MEASURED, MUTED, RULE, VARIANT_COLOURS
 from wua_mlflow.verdict.text import in_points, margin_text
+from wua_mlflow.widths.results import widths_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -279,7 +280,7 @@ def plot_trials(data: TrialsData) -> Figure:
     """Draw a row a trial."""
     unit = " in points" if in_points(data.score_name) else ""
     margin = margin_text(data.margin, data.score_name, of=False)
-    names = ["-".join(map(str, trial.widths)) for trial in data.trials]
+    names = [widths_name(trial.widths) for trial in data.trials]
     tried = f"{len(names)} widths tried" if len(names) > 1 else "1 width tried"
     rows = layer_rows.RowFigure(
         layers=names,

@@ -14,7 +14,7 @@ from wua_mlflow.results import Slimmed, VariantResult
 from wua_mlflow.tracking.names import Tag
 from wua_mlflow.tracking.names import Variant as VariantName
 from wua_mlflow.usage.results import ModelUsage
-from wua_mlflow.widths.results import LayerChange
+from wua_mlflow.widths.results import LayerChange, widths_name
 
 __all__ = ["again", "layer_changes", "report_of", "slimming_words", "title_of"]
 
@@ -51,7 +51,7 @@ def title_of(settings: Settings, *widths: tuple[int, ...]) -> str:
     """The pipeline's name: its data and its networks' widths, ``usecase 10 → 7``."""
     name = settings.data.rsplit("/", 1)[-1]
     data = name.rsplit(".", 1)[0] if "." in name and ":" not in name else name
-    return f"{data} {' → '.join('-'.join(map(str, units)) for units in widths)}"
+    return f"{data} {' → '.join(map(widths_name, widths))}"
 
 
 def layer_changes(

@@ -13,7 +13,7 @@ from wua_mlflow.results import Round, TargetWidths
 from wua_mlflow.tracking.names import Metric
 from wua_mlflow.usage.results import PERMUTED, LayerUsage, ModelUsage
 from wua_mlflow.verdict import text
-from wua_mlflow.widths.results import Trial
+from wua_mlflow.widths.results import Trial, widths_name
 
 __all__ = [
     "METHODS", "change_cell", "figures_table", "reason_points", "scores_sentence", "second_line",
@@ -310,7 +310,7 @@ def _widths(target: TargetWidths) -> list[Block]:
 
 def _trials_table(trials: Sequence[Trial], chosen: tuple[int, ...]) -> Table:
     tried = sorted(trials, key=lambda trial: -trial.cost)
-    rows = [("-".join(map(str, trial.widths)), f"{trial.cost:,.0f}", f"{trial.score:.4f}",
+    rows = [(widths_name(trial.widths), f"{trial.cost:,.0f}", f"{trial.score:.4f}",
              "–" if trial.outcome == "original" else
              f"{trial.delta:+.4f} ({trial.low:+.4f} to {trial.high:+.4f})".replace("-", "−"),
              f"{trial.seeds:,}", trial.outcome) for trial in tried]

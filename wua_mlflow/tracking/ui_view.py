@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from wua_mlflow.tracking.names import Kind, Metric, Tag
-from wua_mlflow.verdict.text import FLOPS_ONE_SAMPLE
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -244,10 +243,10 @@ def _charts(score: Titled, over_seeds: Titled, images: Sequence[str]) -> list[St
 
     A bar begins at 0, so that bars of scores look alike: points show by how much they differ.
     """
-    flops = (FLOPS_ONE_SAMPLE, Metric.FLOPS_FORWARD)
-    points: State = {"type": "SCATTER", "xaxis": _axis(flops), "yaxis": _axis(score)}
+    points: State = {"type": "SCATTER", "xaxis": _axis(("FLOPs", Metric.FLOPS_FORWARD)),
+                     "yaxis": _axis(score)}
     main = (
-        flops,
+        ("FLOPs/sample", Metric.FLOPS_FORWARD),
         ("parameters", Metric.PARAMS_TOTAL),
         ("effective weights", Metric.USAGE_EFFECTIVE_WEIGHTS),
         ("entropy, nats", Metric.USAGE_ENTROPY),

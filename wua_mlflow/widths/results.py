@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from wua_mlflow.display import Displayed, Summary
@@ -18,8 +19,29 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Curve", "LayerChange", "LayerWidth", "SearchResult", "Trial", "WidthRecommendation",
-    "comma_separated", "json_fields",
+    "comma_separated", "json_fields", "widths_name",
 ]
+
+
+_MOST_NAMED = 8
+"""Layers whose widths a name gives one by one."""
+
+
+def widths_name(widths: Sequence[int]) -> str:
+    """Widths as part of a run's name; of a deep network equal neighbours together, in few words.
+
+    >>> widths_name((64, 32)), widths_name([4] * 199)
+    ('64-32', '4×199')
+    >>> widths_name([64, 64, 128, 128, 64, 32, 16, 8, 4, 2])
+    '64×2-128×2-64-…-2 (10 layers)'
+    """
+    if len(widths) <= _MOST_NAMED:
+        return "-".join(map(str, widths))
+    counted = [(width, len(list(same))) for width, same in groupby(widths)]
+    parts = [f"{width}×{count}" if count > 1 else str(width) for width, count in counted]
+    if len(parts) <= 4:
+        return "-".join(parts)
+    return f"{'-'.join(parts[:3])}-…-{parts[-1]} ({len(widths)} layers)"
 
 
 @dataclass(frozen=True)
