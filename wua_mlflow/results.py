@@ -52,6 +52,7 @@ class VariantResult:
         layer_units: units by layer, as the network's modules say.
         uncut: layers that were not cut, with the reason.
         units_left: by group of a network that was cut.
+        model_id: of its LoggedModel, '' where it has none.
     """
 
     run_id: str
@@ -68,6 +69,7 @@ class VariantResult:
     layer_units: Mapping[str, int] = field(default_factory=dict)
     uncut: Mapping[str, str] = field(default_factory=dict)
     units_left: Mapping[str, int] = field(default_factory=dict)
+    model_id: str = ""
 
     @property
     def test_score(self) -> float:

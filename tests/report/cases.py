@@ -32,7 +32,8 @@ def variant(name: str, widths: tuple[int, ...], **fields: object) -> VariantResu
     plain = VariantResult(
         run_id=name.replace(" ", "-"), experiment_id="0", name=name, kind=kind,
         settings=load_settings(None, {"hidden": ",".join(map(str, widths))}), tags=tags,
-        metrics={}, scores=(0.9,), training_examples=1000, device="cpu", threads=1)
+        metrics={}, scores=(0.9,), training_examples=1000, device="cpu", threads=1,
+        model_id=f"m-{kind}")
     return replace(plain, **{**fields, "tags": {**tags, **fields.pop("tags", {})}})  # type: ignore[dict-item]
 
 

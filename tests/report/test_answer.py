@@ -139,7 +139,7 @@ def needing(kind: str, **fields):
 
 
 @pytest.mark.parametrize(("judged", "recipe", "method", "step"), [
-    (verdict(), None, "rank", "runs:/slim-7/slim-7"),
+    (verdict(), None, "rank", "models:/m-slim"),
     (verdict("inferior"), None, "rank", "--data x --slim-hidden search"),
     (verdict("inferior"), None, "given", "wua run --data x --slim-hidden auto"),
     (verdict("inferior"), None, "search", "keep the original"),

@@ -6,7 +6,7 @@ Tests: ``tests/pipeline/test_workflow.py``, ``tests/pipeline/test_publish_regist
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from io import BytesIO
 from typing import TYPE_CHECKING
@@ -85,20 +85,19 @@ def registered(store: Store, slimmed: Slimmed, settings: Settings) -> str:
     return registration.sentence
 
 
-def describe_slim(store: Store, slimmed: Slimmed, models: Mapping[str, str]) -> None:
+def describe_slim(store: Store, slimmed: Slimmed) -> None:
     """Give each slim variant's run and model its verdict and savings as MLflow's description.
 
     Args:
         store: where the runs are.
         slimmed: each round is judged against the original.
-        models: ids of LoggedModels by run; '' where it has none.
     """
     for result in slimmed.rounds:
         alone = replace(slimmed, rounds=(result,))
         words = {DESCRIPTION: short_description(report_of(alone))}
         write(store.client, result.variant.run_id, tags=words)
-        if model_id := models.get(result.variant.run_id):
-            store.client.set_logged_model_tags(model_id, words)
+        if result.variant.model_id:
+            store.client.set_logged_model_tags(result.variant.model_id, words)
 
 
 def link_models(store: Store, run_id: str, models: Iterable[str], *, new: bool = False) -> None:

@@ -117,7 +117,7 @@ class ModelVariant:
             training_examples=len(self.recipe.split.train),
             device=str(self.recipe.device), threads=torch.get_num_threads(),
             layer_units=_layer_units(self.model), uncut=dict(self.trained.uncut),
-            units_left=structure.left if structure else {})
+            units_left=structure.left if structure else {}, model_id=self.model_id)
 
     def with_settings(self, settings: Settings) -> ModelVariant:
         """The variant with other settings for what is measured, not for how it was made."""

@@ -202,15 +202,15 @@ def _finished(
     """
     files = {ArtifactPath.CONFIG: settings_yaml(settings)} if new else {}
     registration = registered(store, slimmed, settings)
-    models = {variant.run_id: variant.model_id for variant in networks.values()}
-    describe_slim(store, slimmed, models)
+    describe_slim(store, slimmed)
     report = None
     if run_id is not None:
         if new:
             split = networks[slimmed.original.run_id].recipe.split
             store.client.log_inputs(
                 run_id, datasets=datasets_of(split, "train", "validation", "test"))
-        link_models(store, run_id, models.values(), new=new)
+        link_models(store, run_id, (variant.model_id for variant in networks.values()),
+                    new=new)
     if run_id is not None and slimmed.rounds:
         with stage("writing the report"):
             report = publish(store, run_id, slimmed, files=files)
@@ -342,7 +342,7 @@ def compare_run(
             store, original, slim, beside=controls, goal=widths)
         judged = Slimmed(original.result(), (Round(
             widths, slim.result(), tuple(control.result() for control in controls), comparison),))
-        describe_slim(store, judged, {slim.run_id: slim.model_id})
+        describe_slim(store, judged)
         pipeline = slim.tags.get(Tag.PIPELINE)
         if pipeline and result_of(store.client, pipeline) == slim.run_id:
             publish(store, pipeline, judged)

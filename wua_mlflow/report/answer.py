@@ -19,7 +19,7 @@ from wua_mlflow.report.sections import (
     scores_sentence,
 )
 from wua_mlflow.results import Comparison, Slimmed, TargetWidths
-from wua_mlflow.tracking.names import ArtifactPath, Metric, Outcome, Tag, logged_model_name
+from wua_mlflow.tracking.names import ArtifactPath, Metric, Outcome, Tag
 from wua_mlflow.tracking.names import Variant as VariantName
 from wua_mlflow.tutorial import flops_text, report_text
 from wua_mlflow.verdict import text
@@ -125,9 +125,8 @@ def _what_loads_it(slimmed: Slimmed, registered: bool) -> str:
                 f"\"The slim network again\"); there is no model that MLflow loads by itself: "
                 f"{reason}")
     run_id, from_file = result.variant.run_id, is_file(result.variant.settings.data)
-    name = logged_model_name(result.variant.kind, result.variant.widths)
     loads = "the slim model's answers to new rows" if from_file else \
-        f'mlflow.pytorch.load_model("runs:/{run_id}/{name}") is the slim model'
+        f'mlflow.pytorch.load_model("models:/{result.variant.model_id}") is the slim model'
     if comparison.artifact.outcome != Outcome.NON_INFERIOR:
         loads += ("; --register NAME takes it only once the verdict on it alone is "
                   f"non_inferior too. {comparison.artifact.settle or ''}").rstrip()
