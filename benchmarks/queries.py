@@ -6,7 +6,7 @@ a row's ratio is the median over the rounds of (ours ÷ MLflow's in the same rou
 whole store is asked in every third round. On SQLite the seconds are the processor's, which other
 work on the machine does not lengthen; through a server the clock's. The memory is the peak of a
 process of its own above what it had before the question. Prints markdown.
-Run: ``python benchmarks/queries.py [--rounds 6] [--sizes 1000 10000] [--no-server]``.
+Run: ``python benchmarks/queries.py [--rounds 6] [--sizes 1000 10000] [--no-server] [--few]``.
 """
 
 from __future__ import annotations
@@ -157,12 +157,15 @@ def seconds(
     return clock() - began, found
 
 
-def ask(uri: str, rounds: int, *, served: bool) -> dict[str, tuple[list[float], list[float]]]:
+def ask(
+    uri: str, rounds: int, *, served: bool, few: bool = False
+) -> dict[str, tuple[list[float], list[float]]]:
     """Seconds by question and round, ours and MLflow's; both must find the same runs."""
     mlflow.set_tracking_uri(uri)
     clock = time.perf_counter if served else time.process_time
     known = str(runs("Default", limit=1)["run_id"].iloc[0])  # and the store is open from here on
-    asked = [question for question in questions(known) if question.served or not served]
+    asked = [question for question in questions(known)
+             if (question.served or not served) and not (few and question.whole)]
     times: dict[str, tuple[list[float], list[float]]] = {q.text: ([], []) for q in asked}
     for number in range(rounds):
         before: tuple[float, list[str]] = (0.0, [])
@@ -227,6 +230,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--sizes", type=int, nargs="+", default=[1_000, 10_000])
     parser.add_argument("--no-server", action="store_true", help="on SQLite alone")
+    parser.add_argument("--few", action="store_true",
+                        help="only what reads a part of the store, and no memory")
     parser.add_argument("--memory", nargs=2, metavar=("WHOSE", "URI"), help=argparse.SUPPRESS)
     parser.add_argument("--toy", action="store_true",
                         help="two small stores on SQLite, to see that it runs")
@@ -245,12 +250,15 @@ def main() -> None:
             database = Path(name) / f"{size}.db"
             fill(database, size)
             uri = f"sqlite:///{database}"
-            report(size, "SQLite", ask(uri, options.rounds, served=False), grown)
-            peaks.append((size, "SQLite", *peaks_of(uri)))
+            report(size, "SQLite", ask(uri, options.rounds, served=False, few=options.few), grown)
+            if not options.few:
+                peaks.append((size, "SQLite", *peaks_of(uri)))
             if not (options.toy or options.no_server):
                 with serving(database) as address:
-                    report(size, "server", ask(address, options.rounds, served=True), grown)
-                    peaks.append((size, "server", *peaks_of(address)))
+                    report(size, "server",
+                           ask(address, options.rounds, served=True, few=options.few), grown)
+                    if not options.few:
+                        peaks.append((size, "server", *peaks_of(address)))
     print(f"\nFrom {options.sizes[0]:,} to {options.sizes[-1]:,} variants the time grows by\n")
     print("| question | SQLite | server |\n|---|---:|---:|")
     for text in dict.fromkeys(text for text, _ in grown):
