@@ -9,6 +9,8 @@ PORT ?= 5000
 export MLFLOW_DISABLE_TELEMETRY ?= true
 export MLFLOW_SERVER_ENABLE_JOB_EXECUTION ?= false
 export PATH := $(abspath $(BIN)):$(PATH)
+# the same modules are read by dozens of processes: each would compile them anew
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: setup run test test-slow test-all first-hour lint bench bench-toy ui pictures clean
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import pytest
+from _pytest.doctest import DoctestModule
 from PIL import Image
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -28,10 +29,7 @@ os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="wua-tests-state-")
 # the tutorial's figures to the last digit, on any processor; see pipeline/machine.py
 os.environ["MKL_CBWR"] = "COMPATIBLE"
 
-import torch
-
-torch.set_num_threads(1)
-gc.set_threshold(20_000)  # of what the libraries made there is little to collect
+gc.set_threshold(100_000)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -184,6 +182,30 @@ def server(store_uri: str, tmp_path: Path) -> Iterator[str]:
     """The address of an MLflow server on the test's store."""
     with serving(store_uri, tmp_path) as address:
         yield address
+
+
+def pytest_configure(config):
+    """What the tests run in: the process that only hands them out to others needs none of it."""
+    if config.getoption("dist", "no") != "no" and not hasattr(config, "workerinput"):
+        return
+    import torch
+
+    torch.set_num_threads(1)
+    if config.getoption("markexpr") == "not slow":  # as where it is not installed:
+        sys.modules.setdefault("pytorch_lightning", None)  # mlflow.pytorch would import it
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collect_file():
+    """Tests have no examples in their docstrings: they are not gone through for these."""
+    found = yield
+    return [each for each in found if not isinstance(each, DoctestModule)]
+
+
+def pytest_collection_finish():
+    """What is there by now stays: the garbage collection need not go through it each time."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_unconfigure():

@@ -175,7 +175,7 @@ def test_slim_of_a_model_trained_elsewhere(project, tmp_path):
 @pytest.mark.project
 def test_digits_by_search(project):
     """A slim network, and a verdict that is not worse than the margin."""
-    project(parameters={"config": "digits", "slim_hidden": "search"})  # some 320 networks
+    project(parameters={"config": "digits", "slim_hidden": "search", "epochs": 20, "seeds": 5})
     runs = {run.data.tags["wua.variant"]: run for run in _runs("variant")}
     slim = runs["slim"].data
     assert slim.tags["wua.verdict"] == slim.tags["wua.verdict.recipe"] == "non_inferior"
