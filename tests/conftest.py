@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 MLFLOW_VARIABLES = ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME",
                     "MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")
+MOST_STORES = 20
+"""That are kept open."""
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -121,6 +123,23 @@ def forget_experiment() -> None:
         os.environ.pop(name, None)
 
 
+def forget_stores() -> None:
+    """MLflow keeps each store that it opened, with its engine and what that has compiled.
+
+    Hundreds take gigabytes, and seconds of each garbage collection.
+    """
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+    from mlflow.tracking._model_registry.registry import ModelRegistryStoreRegistry
+    from mlflow.tracking._tracking_service.registry import TrackingStoreRegistry
+
+    if len(SqlAlchemyStore._engine_map) < MOST_STORES:
+        return
+    for registry in (TrackingStoreRegistry, ModelRegistryStoreRegistry):
+        registry._get_store_with_resolved_uri.cache_clear()
+    while SqlAlchemyStore._engine_map:
+        SqlAlchemyStore._engine_map.popitem()[1].dispose()
+
+
 @pytest.fixture
 def store_uri(
     tmp_path: Path, migrated_database: Path, monkeypatch: pytest.MonkeyPatch
@@ -151,6 +170,7 @@ def store_uri(
     still_open = client.search_runs(everywhere, "attributes.status = 'RUNNING'",
                                     run_view_type=ViewType.ALL)
     assert [run.info.run_name for run in still_open] == [], "the test left runs RUNNING"
+    forget_stores()
 
 
 @contextmanager
