@@ -1,7 +1,7 @@
-"""Every benchmark, one after the other: ``python benchmarks [--toy]``.
+"""Every benchmark: ``python benchmarks [--toy]``.
 
 ``--toy``: each for a few seconds, two at a time, to see that all of them run; the figures then
-mean nothing. Without it each has a process of its own, as its timings want, and hours pass.
+mean nothing. Without it each has a process of its own, one after the other, and hours pass.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ def main() -> int:
 def run_toys(names: list[str]) -> list[str]:
     """Run these scripts as ``--toy``, two at a time; gives those that failed.
 
-    The two processes import torch and MLflow once each; of those listed last no one takes long, so
-    that both end about together.
+    The two processes import torch and MLflow once each; the last ones are short, so that both end
+    about together.
     """
     failed = []
     with ProcessPoolExecutor(2, multiprocessing.get_context("fork")) as processes:
