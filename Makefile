@@ -9,8 +9,11 @@ PORT ?= 5000
 export MLFLOW_DISABLE_TELEMETRY ?= true
 export MLFLOW_SERVER_ENABLE_JOB_EXECUTION ?= false
 export PATH := $(abspath $(BIN)):$(PATH)
+# the same modules are read by dozens of processes: each would compile them anew
+unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup run test test-slow test-all first-hour lint bench bench-toy ui pictures clean
+.PHONY: setup run test test-slow test-all first-hour lint style types layers bench bench-toy ui \
+	pictures clean
 
 setup: $(VENV)/.core
 
@@ -31,7 +34,7 @@ test: $(VENV)/.test
 	python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
 
 test-slow: $(VENV)/.test
-	python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "slow and not first_hour"
+	python -m pytest -n 2 --dist worksteal -m "slow and not first_hour"
 
 test-all: test test-slow
 
@@ -39,9 +42,15 @@ test-all: test test-slow
 first-hour: $(VENV)/.test
 	python -m pytest -n 2 --dist load -m first_hour tests/first_hour
 
-lint: $(VENV)/.test
+lint: style types layers
+
+style: $(VENV)/.test
 	ruff check .
+
+types: $(VENV)/.test
 	mypy
+
+layers: $(VENV)/.test
 	lint-imports
 
 # calflops declares packages that it does not need

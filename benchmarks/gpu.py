@@ -111,7 +111,7 @@ PIPELINES = {
         "--hidden", "128", "--epochs", "5", "--slim-hidden", "32")}
 
 
-def pipelines(device: str, chosen: Sequence[str] = tuple(PIPELINES)) -> None:
+def pipelines(device: str, chosen: Sequence[str] = tuple(PIPELINES), *more: str) -> None:
     """Whole pipelines in processes of their own: the verdict that each prints."""
     print(f"\n| `wua run --device {device}` | minutes | it ends with |\n|---|---:|---|")
     for name in chosen:
@@ -122,8 +122,8 @@ def pipelines(device: str, chosen: Sequence[str] = tuple(PIPELINES)) -> None:
             began = time.perf_counter()
             done = subprocess.run(
                 [sys.executable, "-m", "wua_mlflow", "run", *PIPELINES[name], "--seeds", "1",
-                 "--null-draws", "2", "--device", device], cwd=folder, env=environment, text=True,
-                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
+                 "--null-draws", "2", "--device", device, *more], cwd=folder, env=environment,
+                text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
         assert done.returncode == 0, done.stdout
         verdict = next(line for line in done.stdout.splitlines() if line.startswith("Verdict: "))
         print(f"| {name} | {(time.perf_counter() - began) / 60:.1f} | "
@@ -138,7 +138,7 @@ def main() -> None:
     if not torch.cuda.is_available():
         print("No GPU here: the report and the streaming on a GPU were not measured. The token "
               "model on the CPU, to see that it runs:")
-        pipelines("cpu", list(PIPELINES)[1:])
+        pipelines("cpu", list(PIPELINES)[1:], *(("--epochs", "1") if options.toy else ()))
         return
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}\n")
     report(options.rounds)

@@ -56,7 +56,7 @@ from wua_mlflow.pipeline.models import cnn
 torch.set_num_threads(1)
 network = cnn((6, 6), (3, 224, 224), 3, "multiclass")
 optimizer = torch.optim.Adam(network.parameters())
-for _ in range(50):
+for _ in range({steps}):
     optimizer.zero_grad()
     network(torch.rand(32, 3, 224, 224)).square().mean().backward()
     optimizer.step()
@@ -64,9 +64,10 @@ for _ in range(50):
 """The same imports, and the same network trained on batches of the same size, in a plain loop."""
 
 
-def peak_memory(images: int) -> tuple[float, float]:
+def peak_memory(images: int, steps: int = 50) -> tuple[float, float]:
     """Peak resident memory in GiB, and minutes, of one pipeline; of 0 images: ``MODEL_ALONE``."""
-    words = ["-m", "wua_mlflow", *COMMAND] if images else ["-c", MODEL_ALONE]
+    alone = MODEL_ALONE.replace("{steps}", str(steps))
+    words = ["-m", "wua_mlflow", *COMMAND] if images else ["-c", alone]
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "large.py").write_text(MODULE.replace("{images}", str(images)))
         environment = {name: value for name, value in os.environ.items()
@@ -92,8 +93,8 @@ def main() -> None:
     options = parser.parse_args()
     print("| images of 3×224×224 | as float32, GiB | peak memory, GiB | minutes |")
     print("|---:|---:|---:|---:|")
-    for images in (0, *((100,) if options.toy else options.images)):
-        memory, minutes = peak_memory(images)
+    for images in (0, *((60,) if options.toy else options.images)):
+        memory, minutes = peak_memory(images, 2 if options.toy else 50)
         what = f"{images:,}" if images else "none: the network alone, in a plain loop"
         print(f"| {what} | {images * 3 * 224 * 224 * 4 / 2**30:.1f} | {memory:.2f} | "
               f"{minutes:.1f} |", flush=True)

@@ -25,6 +25,8 @@ from wua_mlflow.usage.criteria import WeightedImportance
 from wua_mlflow.usage.statistics import Summary, summarize
 
 UNITS, INPUTS = 10_000, 4_000
+TIMES = (1, 4)
+"""As many units, for the memory."""
 
 
 def layer(units: int | None = None) -> tuple[Tensor, Tensor]:
@@ -102,7 +104,7 @@ def exactness() -> None:
 def memory() -> None:
     print("\n| weights | extra memory of the report, MiB | compiled | goal |\n"
           "|---:|---:|---:|---|")
-    for units in (UNITS, 4 * UNITS):
+    for units in (times * UNITS for times in TIMES):
         taken = [subprocess.run([sys.executable, __file__, "--memory-of", str(units), *how],
                                 check=True, capture_output=True, text=True).stdout.strip()
                  for how in ([], ["--compiled"])]
@@ -133,7 +135,7 @@ def main() -> None:
     parser.add_argument("--toy", action="store_true", help="seconds, to see that it runs")
     options = parser.parse_args()
     if options.toy:
-        globals().update(UNITS=1_000, INPUTS=400)
+        globals().update(UNITS=1_000, INPUTS=400, TIMES=(1,))
         options.rounds = 1
     torch.set_num_threads(1)
     if options.memory_of:

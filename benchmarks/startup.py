@@ -110,8 +110,8 @@ def main() -> None:
             "empty mlflow run": [*project, str(folder / "empty")],
             "mlflow run .": [*project, "--experiment-name", "wua", str(ROOT), "-P", "seeds=1"],
         }
-        run(commands["wua run"], folder, environment)  # the store exists from here on
         if not options.toy:
+            run(commands["wua run"], folder, environment)  # the store exists from here on
             times: dict[str, list[float]] = {label: [] for label in commands}
             for _ in range(options.rounds):
                 for label, command in commands.items():

@@ -231,7 +231,9 @@ def main() -> None:
     options = parser.parse_args()
     if options.toy:
         options.rounds, options.seconds = 1, 0.01
-        NETWORKS.update({"MLP, 20M weights": (lambda: mlp(64), (4, 16))})
+        NETWORKS.update({"MLP, 20M weights": (lambda: mlp(64), (4, 16)),
+                         "dense CNN": (lambda: cnn((8, 8, 8, 8, 8)), (2, 3, 16, 16)),
+                         "depthwise CNN": (depthwise, (2, 3, 8, 8))})
         globals().update(STREAMED=(10, 100), CHANNELS=(4, 8))
     torch.set_num_threads(1)
     costs(options.rounds, options.seconds, options.network)

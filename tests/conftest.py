@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import pytest
+from _pytest.doctest import DoctestModule
 from PIL import Image
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -28,10 +29,7 @@ os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="wua-tests-state-")
 # the tutorial's figures to the last digit, on any processor; see pipeline/machine.py
 os.environ["MKL_CBWR"] = "COMPATIBLE"
 
-import torch
-
-torch.set_num_threads(1)
-gc.set_threshold(20_000)  # of what the libraries made there is little to collect
+gc.set_threshold(100_000)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -40,6 +38,8 @@ if TYPE_CHECKING:
 
 MLFLOW_VARIABLES = ("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME",
                     "MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")
+MOST_STORES = 20
+"""That are kept open."""
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -123,6 +123,23 @@ def forget_experiment() -> None:
         os.environ.pop(name, None)
 
 
+def forget_stores() -> None:
+    """MLflow keeps each store that it opened, with its engine and what that has compiled.
+
+    Hundreds take gigabytes, and seconds of each garbage collection.
+    """
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+    from mlflow.tracking._model_registry.registry import ModelRegistryStoreRegistry
+    from mlflow.tracking._tracking_service.registry import TrackingStoreRegistry
+
+    if len(SqlAlchemyStore._engine_map) < MOST_STORES:
+        return
+    for registry in (TrackingStoreRegistry, ModelRegistryStoreRegistry):
+        registry._get_store_with_resolved_uri.cache_clear()
+    while SqlAlchemyStore._engine_map:
+        SqlAlchemyStore._engine_map.popitem()[1].dispose()
+
+
 @pytest.fixture
 def store_uri(
     tmp_path: Path, migrated_database: Path, monkeypatch: pytest.MonkeyPatch
@@ -153,6 +170,7 @@ def store_uri(
     still_open = client.search_runs(everywhere, "attributes.status = 'RUNNING'",
                                     run_view_type=ViewType.ALL)
     assert [run.info.run_name for run in still_open] == [], "the test left runs RUNNING"
+    forget_stores()
 
 
 @contextmanager
@@ -184,6 +202,30 @@ def server(store_uri: str, tmp_path: Path) -> Iterator[str]:
     """The address of an MLflow server on the test's store."""
     with serving(store_uri, tmp_path) as address:
         yield address
+
+
+def pytest_configure(config):
+    """What the tests run in: the process that only hands them out to others needs none of it."""
+    if config.getoption("dist", "no") != "no" and not hasattr(config, "workerinput"):
+        return
+    import torch
+
+    torch.set_num_threads(1)
+    if config.getoption("markexpr") == "not slow":  # as where it is not installed:
+        sys.modules.setdefault("pytorch_lightning", None)  # mlflow.pytorch would import it
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collect_file():
+    """Tests have no examples in their docstrings: they are not gone through for these."""
+    found = yield
+    return [each for each in found if not isinstance(each, DoctestModule)]
+
+
+def pytest_collection_finish():
+    """What is there by now stays: the garbage collection need not go through it each time."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_unconfigure():

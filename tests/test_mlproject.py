@@ -90,17 +90,14 @@ def _runs(kind: str | None = None) -> list:
 
 
 @pytest.mark.project
-def test_main_tells_the_whole_story(project, tmp_path):
-    done = subprocess.run(
-        ["mlflow", "run", str(ROOT), "--env-manager=local", "--experiment-name", "project",
-         "-P", "seeds=1", "-P", "null_draws=2"],
-        cwd=tmp_path, capture_output=True, text=True, timeout=900)
-    assert done.returncode == 0, done.stderr
-    assert "FLOPs, training: 12,200,000" in done.stdout
-    assert "Effective weights: 15.7751" in done.stdout
-    assert "Verdict: " in done.stdout
-    assert "viewStateShareKey=" in done.stdout
-    assert "epoch/s" not in done.stderr, "a progress bar in a log file"
+def test_main_tells_the_whole_story(project, capfd):
+    project(parameters={"seeds": 1, "null_draws": 2})
+    printed = capfd.readouterr()
+    assert "FLOPs, training: 12,200,000" in printed.out
+    assert "Effective weights: 15.7751" in printed.out
+    assert "Verdict: " in printed.out
+    assert "viewStateShareKey=" in printed.out
+    assert "epoch/s" not in printed.err, "a progress bar in a log file"
     (pipeline,) = _runs("pipeline")
     assert pipeline.info.status == "FINISHED"
     assert pipeline.data.tags["mlflow.project.entryPoint"] == "main"
@@ -210,9 +207,14 @@ def test_slim_of_a_model_trained_elsewhere(project, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.project
-def test_digits_by_search(project):
-    """A slim network, and a verdict that is not worse than the margin."""
-    project(parameters={"config": "digits", "slim_hidden": "search"})  # some 320 networks
+def test_digits_by_search(project, tmp_path):
+    """By the command itself. A slim network, and a verdict that is not worse than the margin."""
+    given = {"config": "digits", "slim_hidden": "search", "epochs": 20, "seeds": 5}
+    done = subprocess.run(
+        ["mlflow", "run", str(ROOT), "--env-manager=local", "--experiment-name", "project",
+         *(word for name, value in given.items() for word in ("-P", f"{name}={value}"))],
+        cwd=tmp_path, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr
     runs = {run.data.tags["wua.variant"]: run for run in _runs("variant")}
     slim = runs["slim"].data
     assert slim.tags["wua.verdict"] == slim.tags["wua.verdict.recipe"] == "non_inferior"

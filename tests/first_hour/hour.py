@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import chdir, redirect_stderr, redirect_stdout
 from pathlib import Path
 
 __all__ = ["answer", "tried"]
@@ -22,6 +24,15 @@ REASON = re.compile(r"^The (method \w+ finds no width|network has one unit)", re
 
 def answer(folder: Path, *words: str) -> str:
     """What ``wua`` prints there, on both streams: exit code 0 and a verdict, or a stated reason."""
+    code, printed = run(folder, words)
+    assert code == 0, printed
+    if words[0] in ("run", "slim"):
+        assert VERDICT.search(printed) or REASON.search(printed), printed
+    return printed
+
+
+def as_a_process(folder: Path, words: Sequence[str]) -> tuple[int, str]:
+    """The exit code, and what is printed."""
     environment = {name: value for name, value in os.environ.items()
                    if not name.startswith("MLFLOW_")}
     environment |= {"MLFLOW_DISABLE_TELEMETRY": "true", "OMP_NUM_THREADS": "1",
@@ -31,10 +42,20 @@ def answer(folder: Path, *words: str) -> str:
                           env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                           timeout=SECONDS, check=False)
     print(f"{time.monotonic() - began:.0f} s\n{done.stdout}")
-    assert done.returncode == 0, done.stdout
-    if words[0] in ("run", "slim"):
-        assert VERDICT.search(done.stdout) or REASON.search(done.stdout), done.stdout
-    return done.stdout
+    return done.returncode, done.stdout
+
+
+def in_this_process(folder: Path, words: Sequence[str]) -> tuple[int, str]:
+    """The same without a process of its own, whose imports take longer than a small run."""
+    from wua_mlflow.cli.main import main
+
+    with redirect_stdout(io.StringIO()) as printed, redirect_stderr(printed), chdir(folder):
+        code = main(list(words))
+    return code, printed.getvalue()
+
+
+run = as_a_process
+"""How a command is run."""
 
 
 def tried(hour: Callable[[Path], None]) -> None:

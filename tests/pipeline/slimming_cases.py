@@ -14,6 +14,7 @@ import mlflow
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from torch import nn
 
 from wua_mlflow.config import Settings, load_settings
@@ -133,6 +134,8 @@ def without_exports(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(analyze, "usage_pictures", lambda *_, **__: {})
     patch.setattr(analyze, "fidelity_metrics", lambda *_: ({}, ""))
     patch.setattr(publish, "report_pictures", lambda *_, **__: {"comparison": b"picture"})
+    patch.setattr(publish, "_pages", lambda *_: {})
+    patch.setattr(publish, "plot_answer", lambda *_: Figure((0.1, 0.1)))
     patch.setattr(train, "log_model", refused)
 
 

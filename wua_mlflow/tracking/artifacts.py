@@ -5,6 +5,7 @@ Tests: ``tests/tracking/test_artifacts.py``.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,6 +13,7 @@ from urllib.parse import urlsplit
 
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.tracking import MlflowClient
 from mlflow.utils.file_utils import local_file_uri_to_path
 
@@ -79,6 +81,11 @@ def download(client: MlflowClient, run: Run, path: str, folder: str) -> Path:
             not hand out artifacts.
     """
     try:
+        with contextlib.suppress(Exception):
+            place_of_run = get_artifact_repository(run.info.artifact_uri, client.tracking_uri)
+            found = place_of_run.download_artifacts(path, folder)  # type: ignore[no-untyped-call]
+            return Path(found)
+        # this looks through the saved models of the experiment for each file
         return Path(client.download_artifacts(run.info.run_id, path, folder))
     except (MlflowException, OSError) as error:
         place = _folder(run.info.artifact_uri)

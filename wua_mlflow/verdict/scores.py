@@ -337,10 +337,11 @@ def _function_result(score: str, y: Any, p: Any) -> Floats:
 
 
 def _label_value(score: str, true: Codes, guessed: Codes, classes: Codes) -> float:
+    if score == "accuracy":
+        return float(np.mean(true == guessed))  # scikit-learn's own takes fifty times as long
+
     from sklearn import metrics
 
-    if score == "accuracy":
-        return float(metrics.accuracy_score(true, guessed))
     if score == "balanced_accuracy":
         present = np.unique(true)
         return float(metrics.recall_score(true, guessed, labels=present, average="macro"))
