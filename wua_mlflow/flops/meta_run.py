@@ -16,13 +16,14 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.module_tracker import ModuleTracker
 
 from wua_mlflow.flops.formulas import is_left_out
 from wua_mlflow.rng import isolated
 
 __all__ = [
-    "FusedTimeSteps", "OperatorLog", "decomposed_ops", "meta_copy", "real_copy", "swapped_tensors",
-    "tensor_copier",
+    "ForwardModules", "FusedTimeSteps", "OperatorLog", "decomposed_ops", "meta_copy", "real_copy",
+    "swapped_tensors", "tensor_copier",
 ]
 
 
@@ -115,6 +116,20 @@ def _maker(item: Any) -> Callable[[], Tensor | None] | None:
         return None
     size, stride, dtype = item.shape, item.stride(), item.dtype
     return lambda: torch.empty_strided(size, stride, dtype=dtype, device="meta")
+
+
+class ForwardModules(ModuleTracker):
+    """Which modules' forwards are under way, for torch's counter.
+
+    Torch's own hooks what they are given for the backward, too, and fails where that is a view
+    made without gradients, as a slice of a parameter.
+    """
+
+    def _fw_pre_hook(self, mod: nn.Module, input: Any) -> None:
+        self.parents.add(self._get_mod_name(mod))  # type: ignore[no-untyped-call]
+
+    def _fw_post_hook(self, mod: nn.Module, input: Any, output: Any) -> None:
+        self.parents.discard(self._get_mod_name(mod))  # type: ignore[no-untyped-call]
 
 
 _STATES = {torch.lstm: 2, torch.gru: 1, torch.rnn_tanh: 1, torch.rnn_relu: 1}
@@ -300,7 +315,9 @@ def real_copy(tensor: Tensor) -> Tensor:
 def _same_kind(tensor: Tensor, values: Tensor) -> Tensor:
     if isinstance(tensor, nn.Parameter):
         values = nn.Parameter(values, requires_grad=tensor.requires_grad)
-    else:
-        values.requires_grad_(tensor.requires_grad and tensor.is_leaf)
+    elif tensor.requires_grad:
+        with torch.enable_grad():
+            values.requires_grad_()
+            values = values if tensor.is_leaf else values.clone()
     vars(values).update(vars(tensor))
     return values
