@@ -5,7 +5,7 @@ Tests: ``tests/flops/test_meta_run.py``, ``test_operator_log.py``, ``test_fused_
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.module_tracker import ModuleTracker
 
 from wua_mlflow.flops.formulas import is_left_out
+from wua_mlflow.module_attributes import contents_kept, held_by
 from wua_mlflow.rng import isolated
 
 __all__ = [
@@ -246,36 +247,21 @@ def swapped_tensors(model: nn.Module, copy: Callable[[Tensor], Tensor]) -> Itera
     reaches otherwise (a closure, an object that is no module) is left in place.
     """
     copied = tensor_copier(copy)
-    attributes = [vars(module) for module in _modules(model)]
-    containers = [value for values in attributes for value in values.values()
-                  if type(value) in (dict, OrderedDict)]  # a hook may remove itself from one
-    saved = [(mapping, dict(mapping)) for mapping in (*attributes, *containers)]
-    try:
-        for values in attributes:
-            values.update({name: copied(value) for name, value in values.items()}, training=False)
-        yield
-    finally:
-        for mapping, before in saved:
-            mapping.clear()
-            mapping.update(before)
-
-
-def _modules(value: Any) -> list[nn.Module]:
-    """The modules in ``value``, each once, those held in plain lists, tuples and dicts too."""
-    visited: dict[int, Any] = {}
-    stack = [value]
-    while stack:
-        item = stack.pop()
-        if id(item) in visited:
-            continue
-        visited[id(item)] = item
-        if isinstance(item, nn.Module):
-            item = vars(item)
-        if type(item) in (dict, OrderedDict):
-            stack.extend(item.values())
-        elif type(item) in (list, tuple, set):
-            stack.extend(item)
-    return [item for item in visited.values() if isinstance(item, nn.Module)]
+    held = held_by(model)
+    attributes = [vars(module) for module in held.modules]
+    of_torch = [value for values in attributes for value in values.values()
+                if type(value) in (dict, OrderedDict)]  # a hook may remove itself from one
+    saved = [(mapping, dict(mapping)) for mapping in (*attributes, *of_torch)]
+    with contents_kept(held.containers):
+        try:
+            for values in attributes:
+                values.update({name: copied(value) for name, value in values.items()},
+                              training=False)
+            yield
+        finally:
+            for mapping, before in saved:
+                mapping.clear()
+                mapping.update(before)
 
 
 def tensor_copier(copy: Callable[[Tensor], Tensor]) -> Callable[[Any], Any]:
@@ -294,6 +280,8 @@ def tensor_copier(copy: Callable[[Tensor], Tensor]) -> Callable[[Any], Any]:
             return getattr(value, "_orig_mod", value)
         if type(value) in (list, tuple, set):
             return type(value)(map(mapped, value))
+        if type(value) is deque:
+            return deque(map(mapped, value), value.maxlen)
         if type(value) in (dict, OrderedDict):
             return type(value)((key, mapped(item)) for key, item in value.items())
         return value

@@ -6,7 +6,6 @@ Tests: ``tests/pipeline/test_networks.py``.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,6 +14,7 @@ from typing import Protocol
 import torch
 
 from wua_mlflow.hooks import unwrapped
+from wua_mlflow.module_attributes import copied
 from wua_mlflow.pipeline.recipe import Recipe
 from wua_mlflow.pipeline.replicates import Trained, train_made, train_one
 from wua_mlflow.pruning.compensation import compensated
@@ -112,7 +112,7 @@ def pruned_and_tuned(
                 if start is None:
                     continue
                 trained = train_made(
-                    recipe, partial(copy.deepcopy, start.model), plan.epochs, seed=seed,
+                    recipe, partial(copied, start.model), plan.epochs, seed=seed,
                     stream=source.stream, label=label, teacher=teacher,
                     widths=tuple(plan.keep.values()))
                 candidates.append(replace(trained, structure=start.structure, uncut=start.uncut,

@@ -5,7 +5,6 @@ Tests: ``tests/pruning/test_cut.py``.
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +18,7 @@ from wua_mlflow.display import Displayed, Summary
 from wua_mlflow.errors import group_by_reason
 from wua_mlflow.flops import FlopCount, count_parameters
 from wua_mlflow.hooks import unwrapped
+from wua_mlflow.module_attributes import attributes_kept, copied
 from wua_mlflow.pruning.computed_weights import plain_weights
 from wua_mlflow.pruning.dependency_graph import Graph
 from wua_mlflow.pruning.find_groups import find_groups, makes_units, prunable_copy
@@ -113,7 +113,7 @@ def unit_groups(model: nn.Module, example: Any) -> UnitGroups:
     with isolated():
         plain = prunable_copy(model)
         trial = _Trial(plain, example)
-        structure = find_groups(copy.deepcopy(plain), example)
+        structure = find_groups(copied(plain), example)
         structure, refused = resolve_head_attributes(trial, structure)
         last_units = {group.name: [group.units - 1] for group in structure.groups
                       if group.units > 1 and group.name not in refused}
@@ -185,7 +185,7 @@ def remove_units(
     model: nn.Module, example: Any, structure: UnitGroups, removed: Removed
 ) -> nn.Module:
     """A copy without these units, not verified; modes, ties and ``requires_grad`` are kept."""
-    pruned = copy.deepcopy(model)
+    pruned = copied(model)
     modes = {name: module.training for name, module in pruned.named_modules()}
     frozen = {name for name, parameter in pruned.named_parameters(remove_duplicate=False)
               if not parameter.requires_grad}
@@ -194,7 +194,8 @@ def remove_units(
     groups = [(structure.group(name), units) for name, units in removed.items()]
     followed = [(group, units) for group, units in groups if group.kind != "heads"]
     if followed:
-        graph = Graph(pruned, example)
+        with attributes_kept(pruned):
+            graph = Graph(pruned, example)
         for group, units in followed:
             graph.remove(group.name, units, group.units)
     for group, units in groups:
