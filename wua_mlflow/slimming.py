@@ -92,7 +92,7 @@ def slim(  # noqa: PLR0913 - the options of one question, each by name
     """
     model = plain_weights(unwrapped(model))
     judge = scoring(model, data, task=task, loss=loss, batch_to_inputs=batch_to_inputs)
-    example = judge.example(4)
+    example = judge.example(model, 4)
     structure = unit_groups(model, example)
     if widths is None:
         recommended = recommend_widths(model, data, method=method, margin=margin, task=task,

@@ -57,6 +57,7 @@ class Cut(Displayed):
         flops_before: of a forward on the example.
         flops_after: the same of the cut network.
         fixed: layers whose units could not be cut, with the reason.
+        unverified: batches that the original itself refuses, so that the cut is not verified there.
     """
 
     model: nn.Module
@@ -67,6 +68,7 @@ class Cut(Displayed):
     flops_before: int
     flops_after: int
     fixed: Mapping[str, str]
+    unverified: tuple[str, ...] = ()
 
     def summary(self) -> Summary:
         """What is shown of it: a group of units a row, then parameters and FLOPs."""
@@ -79,7 +81,14 @@ class Cut(Displayed):
             ("units of", "before", "after", "kept", "ratio"),
             [(name, *_change(*units)) for name, units in self.units.items()],
             [("parameters", *_change(*params)), ("FLOPs, forward", *_change(*flops))],
-            [f"not cut: {names}: {why}" for names, why in group_by_reason(self.fixed)])
+            [*(f"not cut: {names}: {why}" for names, why in group_by_reason(self.fixed)),
+             *self._unverified()])
+
+    def _unverified(self) -> list[str]:
+        if not self.unverified:
+            return []
+        return [f"not verified on {', '.join(self.unverified)}: the original itself does not take "
+                f"{'it' if len(self.unverified) == 1 else 'them'}"]
 
     def table(self) -> pd.DataFrame:
         """By group how many units there were and are, and the share that is kept."""
@@ -134,6 +143,7 @@ def cut(
 
     Verified after the cut, at several batch sizes: shapes, parameters and FLOPs are what was
     planned, weights that were tied still are, and the outputs are those of the masked original.
+    Batches that the original itself does not take are left out of that, and named.
 
     Args:
         model: any module; left as found.
@@ -171,14 +181,14 @@ def cut(
     with isolated():
         pruned = remove_units(original, example, structure, removed)
         try:
-            before, after = check_cut(original, pruned, structure, removed, example)
+            checked = check_cut(original, pruned, structure, removed, example)
         except WrongCutError as error:
             raise ValueError(f"model: cut as asked it is not what was planned: {error}") from error
     units_of = {group.name: (group.units, len(kept.get(group.name, range(group.units))))
                 for group in structure.groups}
     return Cut(pruned, Specification((kept,)), units_of, count_parameters(original),
-               count_parameters(pruned), before.forward_flops, after.forward_flops,
-               structure.not_prunable)
+               count_parameters(pruned), checked.before.forward_flops,
+               checked.after.forward_flops, structure.not_prunable, checked.refused)
 
 
 def remove_units(

@@ -1,12 +1,13 @@
 """Whether a cut network is what was planned: shapes, parameters, FLOPs, ties, batches, outputs.
 
-Independent of the library that did the cutting. Tests: ``tests/pruning/test_cut.py``.
+Independent of the library that did the cutting. Tests: ``tests/pruning/test_cut.py``,
+``test_verify.py``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,8 @@ from wua_mlflow.pruning.dependency_graph import caches_off, call_model
 from wua_mlflow.pruning.unit_groups import UnitGroups, masked, tied_names
 
 __all__ = [
-    "WrongCutError", "check_cut", "describe_failure", "forward_flops", "planned_shapes", "ties_of",
+    "Checked", "WrongCutError", "check_cut", "describe_failure", "forward_flops", "planned_shapes",
+    "ties_of",
 ]
 
 
@@ -27,17 +29,32 @@ Removed = Mapping[str, Sequence[int]]
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 """Of the outputs, relative to the largest of them: fewer summands are added in another order."""
 NOISE_SEED = 7
+BATCH_SIZES = (1, 2, 5)
 
 
 class WrongCutError(Exception):
     """A cut network is not what was planned; the message says in what."""
 
 
+class Checked(NamedTuple):
+    """What a check found of a cut network that is as planned.
+
+    Attributes:
+        before: the FLOPs of the original.
+        after: those of the cut network.
+        refused: the batches that the original itself does not take, so that they tell nothing.
+    """
+
+    before: FlopCount
+    after: FlopCount
+    refused: tuple[str, ...]
+
+
 def check_cut(
     original: nn.Module, pruned: nn.Module, structure: UnitGroups, removed: Removed, example: Any,
     *, before: FlopCount | None = None,
-) -> tuple[FlopCount, FlopCount]:
-    """Check that a pruned network is what was planned; returns the FLOPs of both networks.
+) -> Checked:
+    """Check that a pruned network is what was planned.
 
     Args:
         original: left as found.
@@ -60,11 +77,11 @@ def check_cut(
     if ties_of(pruned) != ties_of(original):
         raise WrongCutError("weights that were tied are not any more")
     with caches_off(original, pruned):
-        _check_outputs(original, pruned, structure, removed, example)
+        refused = _check_outputs(original, pruned, structure, removed, example)
         before = before or forward_flops(original, example)
         after = forward_flops(pruned, example)
     _check_flops(original, pruned, before, after)
-    return before, after
+    return Checked(before, after, refused)
 
 
 def forward_flops(model: nn.Module, example: Any) -> FlopCount:
@@ -103,13 +120,25 @@ def ties_of(model: nn.Module) -> set[tuple[str, ...]]:
 
 def _check_outputs(
     original: nn.Module, pruned: nn.Module, structure: UnitGroups, removed: Removed, example: Any
-) -> None:
-    """Compare with the masked original: the example, noise like it, and several batch sizes."""
-    batches = (example, _noise_like(example), *(_resized(example, count) for count in (1, 2, 5)))
-    for inputs in batches:
+) -> tuple[str, ...]:
+    """Compare with the masked original: the example, noise like it, and several batch sizes.
+
+    Returns:
+        Which of these the original refuses, as a graph's nodes are under fixed edges.
+    """
+    batches = {"": example, "noise like the example": _noise_like(example),
+               **{f"a batch of {count}": _resized(example, count) for count in BATCH_SIZES}}
+    refused = []
+    for name, inputs in batches.items():
         with evaluating(original), evaluating(pruned), torch.no_grad():
-            with masked(original, structure, removed):
-                expected = call_model(original, inputs)
+            try:
+                with masked(original, structure, removed):
+                    expected = call_model(original, inputs)
+            except Exception:
+                if not name:
+                    raise
+                refused.append(name)
+                continue
             try:
                 outputs = call_model(pruned, inputs)
             except Exception as error:  # whatever the cut made of the forward
@@ -120,6 +149,7 @@ def _check_outputs(
                                     f"of {tuple(before.shape)}")
             if before.is_floating_point() and not _close(before, after):
                 raise WrongCutError("its outputs are not those of the original without the units")
+    return tuple(refused)
 
 
 def _tensors_in(value: Any) -> Iterator[Tensor]:
