@@ -132,7 +132,7 @@ def test_a_projected_lstm(bidirectional):
     expected = model.get_parameter(name).abs() * mean.abs()[:, None]
     importance = layer_importance(model, x, [name])[name].flatten(1)
     torch.testing.assert_close(importance, expected.double(), rtol=1e-5, atol=1e-8)
-    usage = analyze(model, x, criterion="wanda")
+    usage = analyze(model, x, criterion="wanda", layers=["rnn"])
     assert usage.skipped[name] == "what its weights multiply is hidden within the cell"
     assert unnamed(model, usage) == []
     reason = "its units' outputs are hidden by a projection: no mean output"

@@ -66,10 +66,10 @@ def skipped_outputs(output_layers: Sequence[str], traced: Sequence[str]) -> dict
     """The reason for the layers that make the model's outputs, unless no other layer was traced.
 
     Args:
-        output_layers: the layers of the last product (``WeightTracer.output_layers``).
+        output_layers: whose units these are (``WeightTracer.output_layers``).
         traced: all layers.
     """
-    others = len(traced) > len(output_layers)
+    others = set(traced) - set(output_layers)
     return dict.fromkeys(output_layers, OUTPUT_LAYER) if others else {}
 
 

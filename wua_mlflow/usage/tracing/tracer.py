@@ -18,9 +18,10 @@ from torch.overrides import TorchFunctionMode
 from wua_mlflow.data.batches import PaddingMask
 from wua_mlflow.usage.tracing.attention import ATTENTION, attention, is_time_first, split_qkv
 from wua_mlflow.usage.tracing.calls import CALL_PARSERS, WeightCall, name_of
+from wua_mlflow.usage.tracing.flow import Flow
 from wua_mlflow.usage.tracing.layer import RequiredStats, TracedLayer
 from wua_mlflow.usage.tracing.op_tables import (
-    PRODUCTS,
+    CONTRACTIONS,
     RESHAPE_OPS,
     SUMS,
     UNITWISE_OPS,
@@ -48,7 +49,7 @@ class WeightTracer(TorchFunctionMode):
     Attributes:
         registry: the model's layers; it fills as they are called.
         required: which statistics are gathered.
-        output_layers: those of the last product so far; the model's outputs are their units.
+        output_layers: whose units the model's outputs are, of all forwards so far.
         mask: which positions of the batch are real; all, if None.
         computed_weights: of the batch: the weights that modules computed, each with its layer.
         unit_taylor: of the batch.
@@ -58,13 +59,29 @@ class WeightTracer(TorchFunctionMode):
     def __init__(self, registry: LayerRegistry, required: RequiredStats) -> None:
         super().__init__()
         self.registry, self.required = registry, required
-        self.output_layers: list[TracedLayer] = []
+        self.output_layers: dict[str, TracedLayer] = {}
         self.mask: PaddingMask | None = None
         self.computed_weights: list[tuple[TracedLayer, Tensor]] = []
         self.unit_taylor = UnitTaylor()
         self.on_call: Callable[[TracedLayer, WeightCall, Tensor, ValidPositions], object] | None \
             = None
         self._time_first = False
+        self._flow = Flow()
+        self._last_product: list[TracedLayer] = []
+
+    def note_outputs(self, outputs: Any) -> None:
+        """Find the layers whose units a forward's outputs are.
+
+        Where that cannot be seen (a function of one's own for autograd, TorchScript) these are
+        taken to be the layers of the last product.
+
+        Args:
+            outputs: what the model returned: a tensor, or what holds some.
+        """
+        layers = self._flow.layers_of(outputs)
+        found = self._last_product if layers is None else layers
+        self.output_layers |= {layer.name: layer for layer in found}
+        self._flow, self._last_product = Flow(), []
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
@@ -73,11 +90,11 @@ class WeightTracer(TorchFunctionMode):
         if func is ATTENTION:
             return self._run_attention(args, kwargs)
         if func in RECURRENT and not kwargs:
-            self.output_layers = []
-            return run_by_layer(func, args, self._add_recurrent_call)
+            return self._run_recurrent(func, args)
         name = name_of(func)
         result = self._add_late_bias(func, args, kwargs) if name in SUMS else None
         if result is not None:
+            self._flow.hand_on(name, args, kwargs, result)
             self._record_other_uses(name, args, kwargs)
             return result
         result = self._run(func, name, args, kwargs)
@@ -87,6 +104,7 @@ class WeightTracer(TorchFunctionMode):
                 name += " inside torch.func"
             elif any(self._add_call(call, result) for call in parse(args, kwargs)):
                 return result
+        self._flow.hand_on(name, args, kwargs, result)
         if not is_metadata_op(name, result):
             self._record_other_uses(name, args, kwargs)
         return result
@@ -143,8 +161,8 @@ class WeightTracer(TorchFunctionMode):
                 parameter = self.registry.index.name(source)
                 if parameter is not None:
                     self.registry.other_uses.setdefault(parameter, name)
-                    if name in PRODUCTS:
-                        self.output_layers = []
+                    if name in CONTRACTIONS:
+                        self._last_product = []
 
     def _add_call(self, call: WeightCall, output: Any) -> bool:
         """Whether a call multiplied with a weight; if so, it is added to the weight's layer."""
@@ -155,11 +173,14 @@ class WeightTracer(TorchFunctionMode):
         view = index.find(weight)
         if not self.registry.is_weight(call, view):
             return False
+        layers = []
         for part, part_output, part_view in split_qkv(call, output, view, index):
             layer = self.registry.layer_of(part, part_view)
-            self.output_layers = [] if layer is None else [layer]
+            layers.append(layer)
             if layer is not None:
                 self._add_to_layer(layer, part, part_output)
+        self._flow.add_product(layers, call.inputs, output)
+        self._last_product = [layer for layer in layers[-1:] if layer is not None]
         return True
 
     def _add_to_layer(self, layer: TracedLayer, call: WeightCall, result: Tensor) -> None:
@@ -181,12 +202,23 @@ class WeightTracer(TorchFunctionMode):
             time_first = any(is_time_first(index.modules[name]) for name in index.running)
         return ValidPositions(self.mask, time_first)
 
-    def _add_recurrent_call(self, call: RecurrentCall) -> None:
+    def _run_recurrent(self, func: Any, args: Any) -> Any:
+        """Run a recurrent network; each of its layers is a product, the last one's are returned."""
+        layers: list[TracedLayer | None] = []
+        outputs, *states = run_by_layer(
+            func, args, lambda call: layers.append(self._add_recurrent_call(call)))
+        packed = isinstance(args[3], list | tuple)
+        weights = len(layers) // args[5 if packed else 4]
+        by_depth = [layers[start:start + weights] for start in range(0, len(layers), weights)]
+        self._flow.add_recurrent(by_depth, (args[0], args[1 + packed]), outputs, states)
+        self._last_product = [layer for layer in layers if layer is not None]
+        return outputs, *states
+
+    def _add_recurrent_call(self, call: RecurrentCall) -> TracedLayer | None:
         """Add the call of one weight of a recurrent network to its layer."""
         layer = self.registry.recurrent_layer_of(call)
         if layer is None:
-            return
-        self.output_layers.append(layer)
+            return None
         positions = ValidPositions(self.mask, call.time_first is True, call.time_first is None)
         if self.on_call is not None and call.outputs is not None:
             self.on_call(layer, WeightCall("linear", call.weight, (call.outputs,)),
@@ -194,3 +226,4 @@ class WeightTracer(TorchFunctionMode):
         layer.add_recurrent_call(call, self.required, positions)
         if self.required.gradient and call.consumers is not None:
             self.unit_taylor.track_states(layer, call.consumers)
+        return layer
