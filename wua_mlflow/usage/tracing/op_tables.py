@@ -40,7 +40,7 @@ CONTRACTIONS = frozenset([
     "baddbmm", "dot", "vdot", "inner", "outer", "tensordot", "linear", "bilinear", "embedding_bag",
     "conv1d", "conv2d", "conv3d", "convolution", "conv_transpose1d", "conv_transpose2d",
     "conv_transpose3d", "lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell", "_grouped_mm",
-    "grouped_mm", "scaled_dot_product_attention",
+    "grouped_mm", "grouped_mm_fallback", "scaled_dot_product_attention",
 ])
 """Products; those of these functions' calls that are analysed are known by themselves."""
 RESHAPE_OPS = frozenset(["view", "reshape"])

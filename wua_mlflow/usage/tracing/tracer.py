@@ -19,6 +19,7 @@ from wua_mlflow.data.batches import PaddingMask
 from wua_mlflow.usage.tracing.attention import ATTENTION, attention, is_time_first, split_qkv
 from wua_mlflow.usage.tracing.calls import CALL_PARSERS, WeightCall, name_of
 from wua_mlflow.usage.tracing.flow import Flow
+from wua_mlflow.usage.tracing.grouped import grouped_operands, run_by_group
 from wua_mlflow.usage.tracing.layer import RequiredStats, TracedLayer
 from wua_mlflow.usage.tracing.op_tables import (
     CONTRACTIONS,
@@ -92,6 +93,10 @@ class WeightTracer(TorchFunctionMode):
         if func in RECURRENT and not kwargs:
             return self._run_recurrent(func, args)
         name = name_of(func)
+        grouped = grouped_operands(name, args, kwargs)
+        if grouped is not None:
+            with self:
+                return run_by_group(*grouped)
         result = self._add_late_bias(func, args, kwargs) if name in SUMS else None
         if result is not None:
             self._flow.hand_on(name, args, kwargs, result)
