@@ -12,7 +12,7 @@ from torch import Tensor
 
 __all__ = [
     "BROADCASTING", "CONTRACTIONS", "RESHAPE_OPS", "SUMS", "SUMS_AND_DIFFERENCES", "TRANSPOSITIONS",
-    "UNITWISE_OPS", "is_metadata_op", "is_relu",
+    "UNITWISE_OPS", "floored_at_zero", "is_metadata_op", "is_relu",
 ]
 
 
@@ -32,7 +32,7 @@ UNITWISE_OPS = frozenset([
     "softplus", "batch_norm", "dropout", "dropout_", "dropout2d", "max_pool1d", "max_pool2d",
     "max_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d",
     "adaptive_avg_pool2d", "adaptive_avg_pool3d", "flatten", "contiguous", "clamp", "clamp_",
-    "clamp_min", "clamp_min_", "_threshold", "threshold", "threshold_",
+    "clamp_min", "clamp_min_", "clip", "clip_", "_threshold", "threshold", "threshold_",
 ])
 """Functions after which a layer's units are still the same ones, each in its place."""
 CONTRACTIONS = frozenset([
@@ -58,9 +58,10 @@ TRANSPOSITIONS = frozenset(["__get__", "t", "transpose", "swapaxes", "swapdims",
                             "movedim", "moveaxis", "adjoint"])
 """Functions that may move the last dimension; ``__get__`` is of properties, such as ``T``."""
 _RELU = frozenset(["relu", "relu_", "relu6"])
+_MAXIMA = frozenset(["maximum", "fmax", "max"])
 _THRESHOLDS = frozenset(["_threshold", "threshold", "threshold_"])
 _LOWER = {"hardtanh": "min_val", "hardtanh_": "min_val", "clamp": "min", "clamp_": "min",
-          "clamp_min": "min", "clamp_min_": "min"}
+          "clamp_min": "min", "clamp_min_": "min", "clip": "min", "clip_": "min"}
 """A ReLU where this argument, the second one, is zero: ``nn.ReLU6`` is made so."""
 
 
@@ -93,3 +94,22 @@ def is_relu(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
         return False
     low = args[1] if len(args) > 1 else kwargs.get(_LOWER[name])
     return isinstance(low, int | float) and low == 0
+
+
+def floored_at_zero(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor | None:
+    """The argument of an elementwise maximum whose other one is zero everywhere; None if neither.
+
+    Values on a GPU, which would have to wait for the answer, are not looked at.
+
+    >>> import torch
+    >>> x = torch.ones(2)
+    >>> floored_at_zero("maximum", (torch.zeros(2), x), {}) is x, floored_at_zero("max", (x, 0), {})
+    (True, None)
+    """
+    terms = [term for term in (*args, *kwargs.values()) if isinstance(term, Tensor)] \
+        if name in _MAXIMA else []
+    if len(terms) == 2:
+        for term, floor in (terms, terms[::-1]):
+            if floor.device.type == "cpu" and not bool(floor.any()):
+                return term
+    return None

@@ -26,6 +26,7 @@ from wua_mlflow.usage.tracing.op_tables import (
     RESHAPE_OPS,
     SUMS,
     UNITWISE_OPS,
+    floored_at_zero,
     is_metadata_op,
     is_relu,
 )
@@ -116,10 +117,12 @@ class WeightTracer(TorchFunctionMode):
 
     def _run(self, func: Any, name: str, args: Any, kwargs: Mapping[str, Any]) -> Any:
         """The function's result, tagged where it has a layer's units in their places."""
-        if name not in UNITWISE_OPS and name not in RESHAPE_OPS:
+        source: Any = floored_at_zero(name, args, kwargs)
+        relu = source is not None or is_relu(name, args, kwargs)
+        if name not in UNITWISE_OPS and name not in RESHAPE_OPS and not relu:
             return func(*args, **kwargs)
-        source: Any = args[0] if args else None
-        before, relu = tag_of(source), is_relu(name, args, kwargs)
+        source = args[0] if source is None and args else source
+        before = tag_of(source)
         if relu and before.layer is not None and not before.flat:
             before.layer.record_relu_input(source, self._valid_positions())
         result = func(*args, **kwargs)
