@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -96,3 +97,34 @@ def test_a_whole_graph_is_slimmed(form):
     result = slim(model, data, widths={"a": 4})
     assert result.units == {"a": (8, 4)} and result.unverified == SIZES
     assert list(recommend_widths(model, data).widths) == ["a"]
+
+
+@dataclass
+class Output:
+    logits: Tensor
+    more: tuple[Tensor, ...] = ()
+
+
+def test_outputs_in_dataclasses_are_compared_and_outputs_of_no_tensor_are_not_believed():
+    plain, example = Takes(lambda hidden: hidden), rows(6, 4)
+    structure = unit_groups(plain, example)
+
+    class Wrapped(nn.Module):
+        def __init__(self, model: nn.Module, wrap: Callable[[Tensor], Any]) -> None:
+            super().__init__()
+            self.a, self.b, self.run, self.wrap = model.a, model.b, model.forward, wrap
+
+        def forward(self, x: Tensor) -> Any:
+            return self.wrap(self.run(x))
+
+    for wrap, spoilt, message in (
+            (Output, 0, ""), (lambda out: Output(out[:1], (out,)), 1, "its outputs are not those"),
+            (lambda out: "none", 0, "its outputs hold no tensor that could be compared")):
+        narrow = cut(plain, example, {"a": range(7)}, structure).model
+        narrow.b.bias.data += spoilt
+        models = Wrapped(plain, wrap), Wrapped(narrow, wrap)
+        if not message:
+            assert check_cut(*models, structure, {"a": [7]}, example).refused == ()
+            continue
+        with pytest.raises(WrongCutError, match=f"^{message}"):
+            check_cut(*models, structure, {"a": [7]}, example)

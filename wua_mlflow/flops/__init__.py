@@ -36,7 +36,10 @@ from wua_mlflow.rng import isolated
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["CONVENTION", "FlopCount", "count_flops", "count_parameters", "ptflops_forward_flops"]
+__all__ = [
+    "CONVENTION", "FlopCount", "count_flops", "count_parameters", "ptflops_forward_flops",
+    "tensors_in",
+]
 
 
 CONVENTION = ("2 FLOPs per multiply-accumulate of matrix products, convolutions and attention "

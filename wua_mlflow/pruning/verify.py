@@ -6,14 +6,14 @@ Independent of the library that did the cutting. Tests: ``tests/pruning/test_cut
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from wua_mlflow.data.batches import mapped
-from wua_mlflow.flops import FlopCount, count_flops, count_parameters
+from wua_mlflow.flops import FlopCount, count_flops, count_parameters, tensors_in
 from wua_mlflow.hooks import evaluating
 from wua_mlflow.pruning.dependency_graph import caches_off, call_model
 from wua_mlflow.pruning.unit_groups import UnitGroups, masked, tied_names
@@ -67,13 +67,13 @@ def check_cut(
     Raises:
         WrongCutError: it is not.
     """
-    shapes = {name: tuple(value.shape) for name, value in pruned.state_dict().items()
-              if isinstance(value, Tensor)}
+    whole, shapes = _shapes(original), _shapes(pruned)
     for name, shape in planned_shapes(original, structure, removed).items():
         if shapes.get(name) != shape:
-            raise WrongCutError(f"{name} has the shape {shapes.get(name)} instead of {shape}: the "
-                                f"units are divided on their way, as into heads, or joined with "
-                                f"others")
+            reason = "the cut does not reach it" if shapes.get(name) == whole[name] else \
+                "the units are divided on their way, as into heads, or joined with others"
+            raise WrongCutError(f"{name} has the shape {shapes.get(name)} instead of {shape}: "
+                                f"{reason}")
     if ties_of(pruned) != ties_of(original):
         raise WrongCutError("weights that were tied are not any more")
     with caches_off(original, pruned):
@@ -95,8 +95,7 @@ def planned_shapes(
     model: nn.Module, structure: UnitGroups, removed: Removed
 ) -> dict[str, tuple[int, ...]]:
     """The shapes of all parameters and buffers without these units, by hand."""
-    shapes = {name: list(value.shape) for name, value in model.state_dict(keep_vars=True).items()
-              if isinstance(value, Tensor)}
+    shapes = {name: list(shape) for name, shape in _shapes(model).items()}
     aliases = tied_names(model)
     for name, units in removed.items():
         group = structure.group(name)
@@ -107,6 +106,11 @@ def planned_shapes(
                     shapes[alias][slice_.dim] -= len(slice_.positions(units))
                     shortened.add((alias, slice_.dim))
     return {name: tuple(shape) for name, shape in shapes.items()}
+
+
+def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(value.shape) for name, value in model.state_dict(keep_vars=True).items()
+            if isinstance(value, Tensor)}
 
 
 def ties_of(model: nn.Module) -> set[tuple[str, ...]]:
@@ -143,7 +147,10 @@ def _check_outputs(
                 outputs = call_model(pruned, inputs)
             except Exception as error:  # whatever the cut made of the forward
                 raise WrongCutError(f"its forward fails: {describe_failure(error)}") from error
-        for before, after in zip(_tensors_in(expected), _tensors_in(outputs), strict=True):
+        pairs = list(zip(tensors_in(expected), tensors_in(outputs), strict=True))
+        if not pairs:
+            raise WrongCutError("its outputs hold no tensor that could be compared")
+        for before, after in pairs:
             if before.shape != after.shape:
                 raise WrongCutError(f"it gives outputs of the shape {tuple(after.shape)} instead "
                                     f"of {tuple(before.shape)}")
@@ -152,18 +159,9 @@ def _check_outputs(
     return tuple(refused)
 
 
-def _tensors_in(value: Any) -> Iterator[Tensor]:
-    """All tensors in a model's inputs or outputs."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping | tuple | list):
-        for part in value.values() if isinstance(value, Mapping) else value:
-            yield from _tensors_in(part)
-
-
 def _resized(example: Any, samples: int) -> Any:
     """The example with another number of samples: its first ones, repeated where it has fewer."""
-    first = next(_tensors_in(example if isinstance(example, Mapping) else (example,)), None)
+    first = next(iter(tensors_in(example)), None)
     if first is None or not first.dim():
         return example
     rows = torch.arange(samples) % len(first)
