@@ -102,7 +102,6 @@ NAMED = {
         "gain": "used through mul, which is not a product that is analysed",
         "ein": "used through einsum, which is not a product that is analysed",
         "dot": "used through tensordot, which is not a product that is analysed",
-        "cell": "used through rnn_tanh_cell, which is not a product that is analysed",
         "norm": "LayerNorm is not a kind of layer that is analysed",
         "prelu": "PReLU is not a kind of layer that is analysed",
         "never": "never called in the forward"}}

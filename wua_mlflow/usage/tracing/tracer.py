@@ -30,7 +30,13 @@ from wua_mlflow.usage.tracing.op_tables import (
     is_metadata_op,
     is_relu,
 )
-from wua_mlflow.usage.tracing.recurrent import RECURRENT, RecurrentCall, run_by_layer
+from wua_mlflow.usage.tracing.recurrent import (
+    CELLS,
+    RECURRENT,
+    RecurrentCall,
+    run_by_layer,
+    run_cell,
+)
 from wua_mlflow.usage.tracing.registry import LayerRegistry
 from wua_mlflow.usage.tracing.sums import ValidPositions
 from wua_mlflow.usage.tracing.tags import (
@@ -93,6 +99,8 @@ class WeightTracer(TorchFunctionMode):
             return self._run_attention(args, kwargs)
         if func in RECURRENT and not kwargs:
             return self._run_recurrent(func, args)
+        if func in CELLS and not kwargs:
+            return self._run_cell(func, args)
         name = name_of(func)
         grouped = grouped_operands(name, args, kwargs)
         if grouped is not None:
@@ -221,6 +229,17 @@ class WeightTracer(TorchFunctionMode):
         self._flow.add_recurrent(by_depth, (args[0], args[1 + packed]), outputs, states)
         self._last_product = [layer for layer in layers if layer is not None]
         return outputs, *states
+
+    def _run_cell(self, func: Any, args: Any) -> Any:
+        """Run one step of a recurrent layer, which is a product."""
+        layers: list[TracedLayer | None] = []
+        result = run_cell(func, args, lambda call: layers.append(self._add_recurrent_call(call)))
+        self._last_product = [layer for layer in layers if layer is not None]
+        self._flow.add_product(layers, (args[0], args[1]), *(
+            result if isinstance(result, tuple) else (result,)))
+        if not self._last_product:
+            self._record_other_uses(name_of(func), args, {})
+        return result
 
     def _add_recurrent_call(self, call: RecurrentCall) -> TracedLayer | None:
         """Add the call of one weight of a recurrent network to its layer."""
