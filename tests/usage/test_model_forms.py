@@ -206,7 +206,27 @@ def test_two_weights_that_make_one_are_named():
     model = Layers(through(run), **net(left=matrix(4, 2), right=matrix(2, 4)))
     usage = analyze(model, rows(6, 3))
     assert list(usage.layers) == ["first"] and unnamed(model, usage) == []
-    assert "matmul" in usage.skipped["left"]
+    for name in ("left", "right"):
+        assert usage.skipped[name] == \
+            "used through matmul of two parameters, which is not a product that is analysed"
+
+
+@pytest.mark.parametrize("learned", [
+    lambda model: model.queries, lambda model: model.queries[1:3],
+    lambda model: model.queries.view(2, 2, 4)[0], lambda model: model.table.weight])
+def test_a_layer_that_is_fed_a_parameter_is_a_layer(learned):
+    """Learned queries, relative positions, class tokens: they are activations there."""
+    def run(model: Layers, h: Tensor) -> Tensor:
+        return h @ functional.softmax(model.inner(learned(model)).relu().sum(0, keepdim=True).T @
+                                      torch.ones(1, 4), -1)
+
+    model = Layers(through(run), **net(inner=nn.Linear(4, 4), queries=matrix(4, 4),
+                                       table=nn.Embedding(5, 4)))
+    usage = analyze(model, rows(6, 3), criterion="wanda")
+    assert list(usage.layers) == ["first", "inner"] and "inner" not in usage.skipped
+    assert_importance(model, rows(6, 3), "inner", model.inner.weight.detach(),
+                      learned(model).detach(), model.inner(learned(model)).detach(),
+                      only=("wanda",))
 
 
 def test_inside_vmap_a_layer_is_named():

@@ -112,16 +112,27 @@ class WeightTracer(TorchFunctionMode):
             self._record_other_uses(name, args, kwargs)
             return result
         result = self._run(func, name, args, kwargs)
-        parse = CALL_PARSERS.get(func)
-        if parse is not None:
-            if is_functorch_wrapped_tensor(result):
-                name += " inside torch.func"
-            elif any(self._add_call(call, result) for call in parse(args, kwargs)):
-                return result
-        self._flow.hand_on(name, args, kwargs, result)
-        if not is_metadata_op(name, result):
-            self._record_other_uses(name, args, kwargs)
+        use = self._add_product(func, name, args, kwargs, result)
+        if use is not None:
+            self._flow.hand_on(name, args, kwargs, result)
+            if not is_metadata_op(name, result):
+                self._record_other_uses(name, args, kwargs, use)
         return result
+
+    def _add_product(
+        self, func: Any, name: str, args: Any, kwargs: Mapping[str, Any], result: Any
+    ) -> str | None:
+        """Add a product to its layer; of any other call, the words for how it used a parameter."""
+        parse = CALL_PARSERS.get(func)
+        if parse is None:
+            return name
+        if is_functorch_wrapped_tensor(result):
+            return f"{name} inside torch.func"
+        calls = parse(args, kwargs)
+        if any(self._add_call(call, result) for call in calls):
+            return None
+        of_two = any(map(self.registry.is_of_two_parameters, calls))
+        return f"{name} of two parameters" if of_two else name
 
     def _run(self, func: Any, name: str, args: Any, kwargs: Mapping[str, Any]) -> Any:
         """The function's result, tagged where it has a layer's units in their places."""
@@ -167,7 +178,9 @@ class WeightTracer(TorchFunctionMode):
             self.unit_taylor.track_bias(layer, bias, result)
         return result
 
-    def _record_other_uses(self, name: str, args: Any, kwargs: Mapping[str, Any]) -> None:
+    def _record_other_uses(
+        self, name: str, args: Any, kwargs: Mapping[str, Any], use: str = ""
+    ) -> None:
         """Record the parameters that a function computed with, other than in a traced product."""
         for tensor in chain.from_iterable(value if isinstance(value, list | tuple) else (value,)
                                           for value in (*args, *kwargs.values())):
@@ -176,7 +189,7 @@ class WeightTracer(TorchFunctionMode):
             if isinstance(source, nn.Parameter) and source.dim() > 1:
                 parameter = self.registry.index.name(source)
                 if parameter is not None:
-                    self.registry.other_uses.setdefault(parameter, name)
+                    self.registry.other_uses.setdefault(parameter, use or name)
                     if name in CONTRACTIONS:
                         self._last_product = []
 
