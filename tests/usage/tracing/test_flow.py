@@ -124,6 +124,8 @@ OF_A_STEM: dict[str, tuple[Callable[[Tensor, Layers], Any], set[str]]] = {
         m.b(h)[None], m.b(h)[None], m.a(h)[None]), {"a"}),
     "attention by einsum": (lambda h, m: torch.einsum(
         "qk,kd->qd", torch.einsum("qd,kd->qk", m.b(h), m.b(h)), m.a(h)), {"a"}),
+    "keys turned and read again": (lambda h, m: (lambda k: F.softmax(m.b(h) @ k.T, -1) @ k)(m.b(h)),
+                                   {"b"}),
     "scores of two towers": (lambda h, m: m.a(h) @ m.c(h).T, set()),
     "two towers": (lambda h, m: (F.normalize(m.a(h)), F.normalize(m.c(h)), m.a(h) @ m.c(h).T),
                    {"a", "c"}),

@@ -108,7 +108,7 @@ class Flow:
             source = self._joined(name, kept, results[0])
             for tensor in results:
                 self._mark(tensor, source)
-                if tensor._base is not None and (name == "__setitem__" or name.endswith("_")):
+                if tensor._base is not None and _is_in_place(name):
                     before = self._source(tensor._base)  # a part of it was written
                     self._mark(tensor._base,
                                Source(before.products | source.products, source.last))
@@ -181,6 +181,16 @@ def _flat(values: Iterable[Any]) -> Iterator[Tensor]:
         for part in value if isinstance(value, list | tuple) else (value,):
             if isinstance(part, Tensor):
                 yield part
+
+
+def _is_in_place(name: str) -> bool:
+    """Whether a function writes into its first argument.
+
+    >>> [_is_in_place(name) for name in ("add_", "__iadd__", "__setitem__", "__get__", "add")]
+    [True, True, True, False, False]
+    """
+    return name == "__setitem__" or name.startswith("__i") or (
+        name.endswith("_") and not name.endswith("__"))
 
 
 def _is_of_parameter(tensor: Tensor) -> bool:
