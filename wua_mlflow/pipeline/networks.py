@@ -17,6 +17,7 @@ from wua_mlflow.hooks import unwrapped
 from wua_mlflow.module_attributes import copied
 from wua_mlflow.pipeline.recipe import Recipe
 from wua_mlflow.pipeline.replicates import Trained, train_made, train_one
+from wua_mlflow.progress import say
 from wua_mlflow.pruning.compensation import compensated
 from wua_mlflow.pruning.computed_weights import plain_weights
 from wua_mlflow.pruning.cut import cut, unit_groups
@@ -205,6 +206,8 @@ def _pruned(
         if unchanged and plan.fold is None:
             return None
     pruned = cut(model, recipe.example(model), keep, structure)
+    for caveat in pruned.caveats:
+        say(f"the cut is {caveat}")
     history = pruned.specification if source.structure is None else \
         source.structure.then(pruned.specification)
     return replace(source, model=pruned.model, structure=history, uncut=pruned.fixed, folded=fold)

@@ -82,13 +82,15 @@ class Cut(Displayed):
             [(name, *_change(*units)) for name, units in self.units.items()],
             [("parameters", *_change(*params)), ("FLOPs, forward", *_change(*flops))],
             [*(f"not cut: {names}: {why}" for names, why in group_by_reason(self.fixed)),
-             *self._unverified()])
+             *self.caveats])
 
-    def _unverified(self) -> list[str]:
+    @property
+    def caveats(self) -> tuple[str, ...]:
+        """What the verification leaves out, in a line; none where the original takes all of it."""
         if not self.unverified:
-            return []
-        return [f"not verified on {', '.join(self.unverified)}: the original itself does not take "
-                f"{'it' if len(self.unverified) == 1 else 'them'}"]
+            return ()
+        return (f"not verified on {', '.join(self.unverified)}: the original itself does not take "
+                f"{'it' if len(self.unverified) == 1 else 'them'}",)
 
     def table(self) -> pd.DataFrame:
         """By group how many units there were and are, and the share that is kept."""
