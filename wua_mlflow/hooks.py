@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from wua_mlflow.module_attributes import attributes_kept, put_back
 from wua_mlflow.rng import isolated
 
 __all__ = [
@@ -47,11 +48,11 @@ def unwrapped(model: nn.Module) -> nn.Module:
 def evaluating(model: nn.Module, *, grad: bool = False) -> Iterator[nn.Module]:
     """The model in eval mode; afterwards it is as before, also when the block raises.
 
-    Every submodule's mode, every buffer, embeddings that a lookup renormalises, ``requires_grad``
-    and the global random streams are put back, whatever the forward does to them; not the dtype,
-    where the forward itself converts the model, nor hooks that it registers. A graph loaded
-    from ``pt2`` has a fixed mode and refuses ``eval()``; it is taken as it is. Compiled parts run
-    as plain Python.
+    Every submodule's mode, buffers and attributes, embeddings that a lookup renormalises,
+    ``requires_grad`` and the global random streams are put back, whatever the forward does to them;
+    not the dtype, where the forward itself converts the model, nor hooks that it registers. A graph
+    loaded from ``pt2`` has a fixed mode and refuses ``eval()``; it is taken as it is. Compiled
+    parts run as plain Python.
 
     Args:
         model: any module.
@@ -79,7 +80,8 @@ def evaluating(model: nn.Module, *, grad: bool = False) -> Iterator[nn.Module]:
         for parameter, was in required:
             if grad and not was:
                 parameter.requires_grad_(True)
-        with isolated(), _eager(), _buffers_kept(model), torch.inference_mode(False), \
+        with isolated(), _eager(), _buffers_kept(model), \
+                attributes_kept(model), torch.inference_mode(False), \
                 torch.set_grad_enabled(grad):
             yield model
     finally:
@@ -222,15 +224,7 @@ def _buffers_kept(model: nn.Module) -> Iterator[None]:
                 current.update(before)
         with torch.no_grad():
             for tensor, value in values.values():
-                _put_back(tensor, value)
-
-
-def _put_back(tensor: Tensor, value: Tensor) -> None:
-    """A buffer's values, whatever became of it; where they are as before it is not touched."""
-    if tensor.layout is not torch.strided or tensor.shape != value.shape:
-        tensor.data = value
-    elif not torch.equal(tensor, value):  # batch norm's kernel does not count versions
-        tensor.copy_(value)
+                put_back(tensor, value)
 
 
 def _eager() -> AbstractContextManager[Any]:

@@ -7,7 +7,6 @@ Tests: ``tests/test_slimming.py``.
 
 from __future__ import annotations
 
-import copy
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,6 +20,7 @@ from wua_mlflow.data.batches import Batches
 from wua_mlflow.data.tasks import Task
 from wua_mlflow.errors import one_line
 from wua_mlflow.hooks import unwrapped
+from wua_mlflow.module_attributes import copied
 from wua_mlflow.pruning.compensation import compensated
 from wua_mlflow.pruning.computed_weights import plain_weights
 from wua_mlflow.pruning.cut import Cut, Specification, cut, rebuild, unit_groups
@@ -92,7 +92,7 @@ def slim(  # noqa: PLR0913 - the options of one question, each by name
     """
     model = plain_weights(unwrapped(model))
     judge = scoring(model, data, task=task, loss=loss, batch_to_inputs=batch_to_inputs)
-    example = judge.example(4)
+    example = judge.example(model, 4)
     structure = unit_groups(model, example)
     if widths is None:
         recommended = recommend_widths(model, data, method=method, margin=margin, task=task,
@@ -137,7 +137,7 @@ def load_slim(
     if not weights.is_file():
         raise ValueError(f"folder: expected a run's artifacts 'state' with {weights.name}, but "
                          f"there is none in {folder}")
-    model = copy.deepcopy(plain_weights(unwrapped(model))).cpu()
+    model = copied(plain_weights(unwrapped(model))).cpu()
     if structure.is_file():
         first = next(iter(Batches([batch], model, batch_to_inputs)))
         model = rebuild(model, first.kwargs or first.args,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 -- torch's own habit
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
 
 from tests.example_modules import Apply, Peek, mlp
 from wua_mlflow.flops import count_flops, ptflops_forward_flops
@@ -176,3 +178,54 @@ def test_parametrized_weights():
     assert count_flops(model, zeros(2, 3)).forward_flops == 2 * 2 * 12
     orthogonal = nn.utils.parametrizations.orthogonal(nn.Linear(4, 4))
     assert set(count_flops(orthogonal, zeros(2, 4)).uncounted) == {"aten.linalg_matrix_exp"}
+
+
+class Fed(nn.Module):
+    """A layer that is fed what ``fed`` makes of the model's own tensors."""
+
+    def __init__(self, fed: Callable[[Fed], Tensor], *, peek: bool) -> None:
+        super().__init__()
+        self.table = nn.Parameter(zeros(6, 4))
+        self.rows, self.doubled, self.plain = self.table[:2], self.table[:2] * 2, zeros(2, 4)
+        self.layer, self.fed, self.peek = nn.Linear(4, 4), fed, peek
+
+    def forward(self, x: Tensor) -> Any:
+        return self.layer(x), self.fed(self), float(x.sum()) if self.peek else 0
+
+
+def without_gradients(model: Fed) -> Tensor:
+    with torch.no_grad():
+        return model.layer(model.table[:2])
+
+
+@pytest.mark.parametrize("peek", [False, True])
+@pytest.mark.parametrize(("fed", "backwards"), [
+    (lambda model: model.layer(model.table[:2]), 2),
+    (lambda model: model.layer(model.table.view(3, 2, 4)[0]), 2),
+    (lambda model: model.layer(model.table[0].expand(2, 4)), 2),
+    (lambda model: model.layer(model.table.split(2)[1]), 2),
+    (lambda model: nn.Identity()(model.table[:2]) @ model.layer.weight, 2),
+    (lambda model: F.linear(model.plain, model.table[:4]), 1),
+    (lambda model: model.layer(model.rows), 2),
+    (lambda model: model.layer(model.doubled), 2),
+    (lambda model: model.layer(model.plain[:2]), 1),
+    (lambda model: checkpoint(model.layer, model.table[:2], use_reentrant=False), 2),
+    (without_gradients, 0),
+])
+def test_a_layer_fed_by_the_model_itself(fed, backwards, peek):
+    """Products of 2 rows beside one of 1; the backward has one for each of both factors."""
+    model, one = Fed(fed, peek=peek), 2 * 4 * 4
+    count = count_flops(model, zeros(1, 4))
+    assert (count.forward_flops, count.backward_flops) == (3 * one, (1 + 2 * backwards) * one)
+    count = count_flops(model, zeros(1, 4), backward=False)
+    assert (count.forward_flops, count.backward_flops, count.on_meta) == (3 * one, 0, not peek)
+
+
+def test_a_slice_that_is_returned_has_no_backward():
+    def slice_without_gradients(x: Tensor, weight: Tensor) -> Any:
+        with torch.no_grad():
+            return x @ weight, weight[:2], weight
+
+    assert count_flops(Apply(lambda x, weight: (x @ weight, weight[:2], weight), (3, 4)),
+                       zeros(1, 3)).backward_flops == 24
+    assert count_flops(Apply(slice_without_gradients, (3, 4)), zeros(1, 3)).backward_flops == 0

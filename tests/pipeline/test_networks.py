@@ -117,6 +117,17 @@ def test_each_replicate_is_cut_from_its_own_parent():
     assert calls == [(0, 42), (3, 45)]
 
 
+def test_where_a_cut_is_not_verified_that_is_said(monkeypatch):
+    said: list[str] = []
+    monkeypatch.setattr(networks, "say", said.append)
+    monkeypatch.setattr(networks, "cut", lambda *args: replace(
+        cut(*args), unverified=("a batch of 1", "a batch of 5")))
+    parent = from_scratch(recipe_of(), (8,), 2)
+    pruned_and_tuned(recipe_of(), parent, parent, PruningPlan({"fc1": 3}, 1))(0, 42)
+    assert said == ["the cut is not verified on a batch of 1, a batch of 5: the original itself "
+                    "does not take them"]
+
+
 def test_a_second_cut_is_told_after_the_first():
     """The specification of both makes the module again, whose weights then give the answers."""
     recipe = recipe_of()

@@ -184,6 +184,8 @@ OUTPUTS = "its outputs are not those of the original without the units"
      "its forward fails: ZeroDivisionError: division by zero"),
     (lambda pruned: pruned.down.weight.data.mul_(1.01), OUTPUTS),
     (lambda pruned: pruned.up.bias.data.add_(0.1), OUTPUTS),
+    (lambda pruned: setattr(pruned, "down", nn.Linear(8, 6)),
+     "down.weight has the shape (6, 8) instead of (6, 2): the cut does not reach it"),
     (lambda pruned: setattr(pruned, "down", nn.Linear(2, 7)),
      "down.weight has the shape (7, 2) instead of (6, 2): the units are divided on their way, as "
      "into heads, or joined with others"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import pytest
 import torch
@@ -17,6 +19,10 @@ class Clock:
         self.now = 100.0
         self.calls: list[tuple[str, int]] = []
 
+    def counts(self, name: str) -> Counter[int]:
+        """How often a model was called, by batch size."""
+        return Counter(size for caller, size in self.calls if caller == name)
+
     def __call__(self) -> float:
         return self.now
 
@@ -28,14 +34,12 @@ class Timed(nn.Module):
         super().__init__()
         self.name, self.clock, self.seconds = name, clock, seconds
         self.drop = nn.Dropout()
-        self.counts: dict[int, int] = {}
 
     def forward(self, x):
         assert not self.training
         assert not torch.is_grad_enabled()
         size = len(x)
-        number = self.counts.get(size, 0)
-        self.counts[size] = number + 1
+        number = self.clock.counts(self.name)[size]
         self.clock.calls.append((self.name, size))
         self.clock.now += self.seconds(number, size)
         return self.drop(x)
@@ -78,10 +82,10 @@ def test_noise_that_comes_in_bursts_falls_on_both_alike():
     def burst(number, size):
         return 0.010 if clock.now % 1.0 < 0.3 else 0.001
 
-    models, latencies = measured(clock, {"a": burst, "b": burst}, rounds=300)
+    _, latencies = measured(clock, {"a": burst, "b": burst}, rounds=300)
     assert latencies["a"].p50_ms == pytest.approx(latencies["b"].p50_ms)
     assert latencies["a"].p95_ms == pytest.approx(latencies["b"].p95_ms)
-    assert models["a"].counts == models["b"].counts == {1: 303, 8: 33}
+    assert clock.counts("a") == clock.counts("b") == {1: 303, 8: 33}
 
 
 @pytest.mark.parametrize(("seconds", "rounds", "expected"), [
@@ -92,7 +96,7 @@ def test_the_budget_stops_but_not_before_ten_rounds(seconds, rounds, expected):
     latency = measure_latency({"a": model}, INPUTS, rounds=rounds, budget_s=0.5, clock=clock)["a"]
     assert latency.rounds == pytest.approx(expected, abs=expected == 50)  # by rounding
     batched = {10: 10, 50: 30, 2: 10}[expected]
-    assert model.counts == {1: WARM_UP + latency.rounds, 8: WARM_UP + batched}
+    assert clock.counts("a") == {1: WARM_UP + latency.rounds, 8: WARM_UP + batched}
 
 
 def test_the_models_are_left_as_found_also_when_one_raises():

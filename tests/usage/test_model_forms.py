@@ -102,7 +102,6 @@ NAMED = {
         "gain": "used through mul, which is not a product that is analysed",
         "ein": "used through einsum, which is not a product that is analysed",
         "dot": "used through tensordot, which is not a product that is analysed",
-        "cell": "used through rnn_tanh_cell, which is not a product that is analysed",
         "norm": "LayerNorm is not a kind of layer that is analysed",
         "prelu": "PReLU is not a kind of layer that is analysed",
         "never": "never called in the forward"}}
@@ -116,15 +115,88 @@ def test_what_is_not_analysed_is_named_with_its_reason(name):
     assert {key: usage.skipped.get(key) for key in NAMED[name]} == NAMED[name]
 
 
-def test_what_is_quantised_dynamically_is_named():
-    torch.backends.quantized.engine = next(
-        engine for engine in torch.backends.quantized.supported_engines if engine != "none")
-    model = Layers(through(lambda model, h: model.inner(h)), **net(inner=nn.Linear(4, 4)))
+def steps(model: Layers, h: Tensor) -> Tensor:
+    return model.inner(h[:, None])[0][:, 0]
+
+
+def a_step(model: Layers, h: Tensor) -> Tensor:
+    states = model.inner(h)
+    return states[0] if isinstance(states, tuple) else states
+
+
+def looked_up(model: Layers, h: Tensor) -> Tensor:
+    return model.inner(h[:, 0].long().clamp(0, 3))
+
+
+def in_bags(model: Layers, h: Tensor) -> Tensor:
+    return model.inner(h[:, 0].long().clamp(0, 3), torch.arange(len(h)))
+
+
+LINEAR, TABLE = "LinearPackedParamsBase", "EmbeddingPackedParamsBase"
+QUANTISED = {
+    "Linear": (lambda: nn.Linear(4, 4), lambda model, h: model.inner(h), torch.qint8, LINEAR),
+    "half": (lambda: nn.Linear(4, 4), lambda model, h: model.inner(h), torch.float16, LINEAR),
+    "LSTM": (lambda: nn.LSTM(4, 4, 2, batch_first=True), steps, torch.qint8, "CellParamsBase"),
+    "GRU": (lambda: nn.GRU(4, 4, batch_first=True), steps, torch.qint8, "CellParamsBase"),
+    "LSTMCell": (lambda: nn.LSTMCell(4, 4), a_step, torch.qint8, LINEAR),
+    "GRUCell": (lambda: nn.GRUCell(4, 4), a_step, torch.qint8, LINEAR),
+    "RNNCell": (lambda: nn.RNNCell(4, 4), a_step, torch.qint8, LINEAR),
+    "Embedding": (lambda: nn.Embedding(4, 4), looked_up, torch.quint8, TABLE),
+    "EmbeddingBag": (lambda: nn.EmbeddingBag(4, 4, mode="sum"), in_bags, torch.quint8, TABLE),
+}
+
+
+@pytest.mark.parametrize(("make", "run", "dtype", "kind"), QUANTISED.values(), ids=QUANTISED)
+def test_what_is_quantised_dynamically_is_named(make, run, dtype, kind):
+    quantised = torch.backends.quantized
+    quantised.engine = next(engine for engine in ("x86", *quantised.supported_engines)
+                            if engine in quantised.supported_engines and engine != "none")
+    model = Layers(through(run), **net(inner=make(), spare=make()))
+    config = torch.ao.quantization.float_qparams_weight_only_qconfig \
+        if dtype == torch.quint8 else torch.ao.quantization.per_channel_dynamic_qconfig \
+        if dtype == torch.qint8 else torch.ao.quantization.float16_dynamic_qconfig
     torch.ao.quantization.quantize_dynamic(
-        model, {"inner": torch.ao.quantization.default_dynamic_qconfig}, inplace=True)
+        model, {"inner": config, "spare": config}, inplace=True)
     usage = analyze(model, rows(6, 3))
-    assert usage.skipped["inner"] == "its weight is integer-quantised"
-    assert list(usage.layers) == ["first"]
+    assert usage.skipped["inner"] == f"its weights are packed ({kind}), not parameters"
+    assert usage.skipped["spare"] == "never called in the forward"
+    assert list(usage.layers) == ["first"] and len(usage.skipped) == 3
+
+
+class Packed(nn.Module):
+    """Packs its weight by itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.packed = torch.ops.quantized.linear_prepack(
+            torch.quantize_per_tensor(torch.randn(4, 4), 0.1, 0, torch.qint8), None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.ops.quantized.linear_dynamic(x, self.packed)
+
+
+def test_a_weight_that_a_module_of_ones_own_packs_is_named():
+    usage = analyze(Layers(through(lambda model, h: model.inner(h)), **net(inner=Packed())),
+                    rows(6, 3))
+    assert usage.skipped["inner"] == f"its weights are packed ({LINEAR}), not parameters"
+
+
+@pytest.mark.filterwarnings("ignore:Please use quant_min and quant_max")
+def test_what_is_quantised_statically_is_named():
+    ao = torch.ao.quantization
+    model = nn.Sequential(ao.QuantStub(), nn.Conv1d(3, 4, 1), nn.ReLU(), nn.Conv1d(4, 4, 1),
+                          nn.Flatten(), nn.Linear(8, 4), ao.DeQuantStub(), nn.Linear(4, 4),
+                          nn.Linear(4, 2)).eval()
+    model.qconfig, model[7].qconfig, model[8].qconfig = ao.get_default_qconfig("x86"), None, None
+    prepared = ao.prepare(ao.fuse_modules(model, [["1", "2"]]))
+    prepared(rows(6, 3, 2))
+    usage = analyze(ao.convert(prepared), rows(6, 3, 2))
+    assert list(usage.layers) == ["7"]
+    assert {name: usage.skipped[name] for name in "135"} == {
+        "1": "its weights are packed (Conv2dPackedParamsBase), not parameters",
+        "3": "its weights are packed (Conv2dPackedParamsBase), not parameters",
+        "5": f"its weights are packed ({LINEAR}), not parameters"}
+    assert len(usage.skipped) == 4
 
 
 def test_two_weights_that_make_one_are_named():
@@ -134,7 +206,27 @@ def test_two_weights_that_make_one_are_named():
     model = Layers(through(run), **net(left=matrix(4, 2), right=matrix(2, 4)))
     usage = analyze(model, rows(6, 3))
     assert list(usage.layers) == ["first"] and unnamed(model, usage) == []
-    assert "matmul" in usage.skipped["left"]
+    for name in ("left", "right"):
+        assert usage.skipped[name] == \
+            "used through matmul of two parameters, which is not a product that is analysed"
+
+
+@pytest.mark.parametrize("learned", [
+    lambda model: model.queries, lambda model: model.queries[1:3],
+    lambda model: model.queries.view(2, 2, 4)[0], lambda model: model.table.weight])
+def test_a_layer_that_is_fed_a_parameter_is_a_layer(learned):
+    """Learned queries, relative positions, class tokens: they are activations there."""
+    def run(model: Layers, h: Tensor) -> Tensor:
+        return h @ functional.softmax(model.inner(learned(model)).relu().sum(0, keepdim=True).T @
+                                      torch.ones(1, 4), -1)
+
+    model = Layers(through(run), **net(inner=nn.Linear(4, 4), queries=matrix(4, 4),
+                                       table=nn.Embedding(5, 4)))
+    usage = analyze(model, rows(6, 3), criterion="wanda")
+    assert list(usage.layers) == ["first", "inner"] and "inner" not in usage.skipped
+    assert_importance(model, rows(6, 3), "inner", model.inner.weight.detach(),
+                      learned(model).detach(), model.inner(learned(model)).detach(),
+                      only=("wanda",))
 
 
 def test_inside_vmap_a_layer_is_named():

@@ -5,11 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
-from tests.networks import rows
+from tests.networks import Layers, labels, rows
 from tests.references import assert_importance, flat, unnamed
 from wua_mlflow.usage.analyze import analyze, layer_importance
+from wua_mlflow.usage.criteria import CRITERIA
 
 GATES = {nn.LSTM: 4, nn.GRU: 3, nn.RNN: 1}
 KINDS = pytest.mark.parametrize("kind", list(GATES), ids=lambda kind: kind.__name__)
@@ -132,7 +134,7 @@ def test_a_projected_lstm(bidirectional):
     expected = model.get_parameter(name).abs() * mean.abs()[:, None]
     importance = layer_importance(model, x, [name])[name].flatten(1)
     torch.testing.assert_close(importance, expected.double(), rtol=1e-5, atol=1e-8)
-    usage = analyze(model, x, criterion="wanda")
+    usage = analyze(model, x, criterion="wanda", layers=["rnn"])
     assert usage.skipped[name] == "what its weights multiply is hidden within the cell"
     assert unnamed(model, usage) == []
     reason = "its units' outputs are hidden by a projection: no mean output"
@@ -165,3 +167,74 @@ def test_padding_on_the_right_counts_nowhere(kind):
     mask = torch.arange(6) < torch.tensor(lengths)[:, None]
     batch = {"x": x + 3 * ~mask.unsqueeze(-1), "attention_mask": mask}
     assert_by_hand(model, [batch], [steps[:n] for steps, n in zip(x, lengths, strict=True)])
+
+
+CELLS = {"LSTM": (nn.LSTMCell, nn.LSTM, {}), "GRU": (nn.GRUCell, nn.GRU, {}),
+         "RNN": (nn.RNNCell, nn.RNN, {}), "ReLU": (nn.RNNCell, nn.RNN, {"nonlinearity": "relu"})}
+
+
+def unrolled(model: Layers, x: Tensor) -> Tensor:
+    """A cell's hidden states at all steps, through the head."""
+    states, outputs = None, []
+    for step in x.unbind(1):
+        states = model.rnn(step, states)
+        outputs.append(states[0] if isinstance(states, tuple) else states)
+    return model.head(torch.stack(outputs, 1).tanh()).mean(1)
+
+
+def cell_and_network(name: str, *, bias: bool = True) -> tuple[Layers, Layers]:
+    cell, network, options = CELLS[name]
+    torch.manual_seed(0)
+    models = [Layers(run, rnn=rnn, head=nn.Linear(4, 2)) for run, rnn in (
+        (unrolled, cell(3, 4, bias=bias, **options)),
+        (lambda model, x: model.head(model.rnn(x)[0].tanh()).mean(1),
+         network(3, 4, bias=bias, batch_first=True, **options)))]
+    models[1].load_state_dict({name + "_l0" * name.startswith("rnn"): value
+                               for name, value in models[0].state_dict().items()})
+    return models[0], models[1]
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("name", CELLS)
+def test_a_cell_called_step_by_step_has_the_figures_of_the_whole_layer(name, bias):
+    stepwise, whole = cell_and_network(name, bias=bias)
+    data = [(rows(5, 6, 3), labels(5)), (rows(2, 6, 3, seed=7), labels(2))]
+    torch.testing.assert_close(stepwise(data[0][0]), whole(data[0][0]))
+    criteria = [criterion for criterion in CRITERIA if (criterion, name) != ("taylor", "GRU")]
+    expected = analyze(whole, data, criterion=criteria, loss=functional.cross_entropy)
+    for criterion, usage in analyze(stepwise, data, criterion=criteria,
+                                    loss=functional.cross_entropy).items():
+        assert list(usage.layers) == ["rnn.weight_ih", "rnn.weight_hh"]
+        assert usage.skipped.keys() == {"head"} and unnamed(stepwise, usage) == []
+        for layer in usage.layers.values():
+            other = expected[criterion].layers[f"{layer.name}_l0"]
+            assert (layer.units, layer.weights, layer.kind) == (
+                4, other.weights, CELLS[name][0].__name__)
+            assert layer.unit_importance == pytest.approx(other.unit_importance, rel=1e-4)
+            assert layer.entropy == pytest.approx(other.entropy, rel=1e-4)
+            assert layer.forward_flops == other.forward_flops
+            assert layer.dead_units == other.dead_units
+
+
+def test_every_state_of_a_gru_cell_counts_where_it_was_made():
+    model, _ = cell_and_network("GRU")
+    x, y, states = rows(5, 6, 3), labels(5), []
+
+    def keep(_: nn.Module, inputs: object, state: Tensor) -> None:
+        state.retain_grad()
+        states.append(state)
+
+    handle = model.rnn.register_forward_hook(keep)
+    functional.cross_entropy(model(x), y).backward()
+    handle.remove()
+    expected = sum((state * state.grad).sum(0) for state in states).abs().detach()
+    usage = analyze(model, [(x, y)], criterion="taylor", loss=functional.cross_entropy)
+    for layer in usage.layers.values():
+        assert layer.unit_importance == pytest.approx(expected.numpy(), rel=1e-4)
+
+
+def test_a_cell_whose_weights_are_computed_is_named():
+    model, _ = cell_and_network("LSTM")
+    nn.utils.parametrizations.weight_norm(model.rnn, "weight_hh")
+    usage = analyze(model, rows(5, 6, 3), layers=None)
+    assert "rnn.weight_ih" in usage.layers and unnamed(model, usage) == []

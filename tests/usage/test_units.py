@@ -61,6 +61,11 @@ def applied(function: Callable[[Tensor], Tensor]) -> Layers:
 RELUS = {
     "nn.ReLU": nn.ReLU(), "in place": nn.ReLU(inplace=True), "nn.ReLU6": nn.ReLU6(),
     "clamp": applied(lambda x: x.clamp(min=0)), "clamp_min": applied(lambda x: x.clamp_min(0.0)),
+    "clip": applied(lambda x: x.clip(min=0)),
+    "maximum": applied(lambda x: torch.maximum(x, torch.zeros_like(x))),
+    "maximum of zero": applied(lambda x: torch.maximum(torch.tensor(0.0), other=x)),
+    "max": applied(lambda x: x.max(torch.zeros(()))),
+    "fmax": applied(lambda x: torch.fmax(x, torch.zeros(40))),
     "torch.relu": applied(torch.relu), "relu_": applied(lambda x: x.relu_()),
     "by a threshold": applied(lambda x: functional.threshold(x, 0, value=0.0)),
     "hardtanh": nn.Hardtanh(0, 3), "nn.Threshold": nn.Threshold(0, 0.0),
@@ -90,7 +95,9 @@ def test_the_larger_of_two_products_is_neithers():
 @pytest.mark.parametrize("after", [
     nn.Tanh(), nn.GELU(), nn.Identity(), nn.LeakyReLU(), nn.Hardtanh(), nn.Threshold(0, 1.0),
     applied(lambda x: x.clamp(-1)), applied(lambda x: x.clamp(max=0)),
-    applied(lambda x: torch.clamp(x, torch.zeros(40)))])
+    applied(lambda x: torch.clamp(x, torch.zeros(40))),
+    applied(lambda x: torch.maximum(x, torch.full((40,), -1.0))),
+    applied(lambda x: torch.minimum(x, torch.zeros(40)))])
 def test_without_a_relu_only_units_that_are_always_zero(after):
     model, inputs = partly_dead(after), rows(200, 3)
     assert dead(model, inputs) == units_at_zero(model[0](inputs)) == 3

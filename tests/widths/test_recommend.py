@@ -251,7 +251,7 @@ def test_the_global_streams_and_the_model_are_left_alone(method):
 def test_the_model_is_left_as_found_when_its_forward_raises(method):
     def run(model, x):
         calls.append(x)
-        if len(calls) == model.at:
+        if len(calls) >= model.at > 0:
             raise RuntimeError("now")
         return model.second(model.first(x).relu())
 

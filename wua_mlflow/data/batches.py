@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from wua_mlflow.device import rows_at_once
+from wua_mlflow.hooks import evaluating
 
 __all__ = ["Batch", "Batches", "DATASET_BATCH", "GrowingArray", "Inputs", "LABELS", "NO_TARGETS",
            "PaddingMask", "inputs_and_targets", "leaves", "mapped", "mask_of", "needed_arguments"]
@@ -177,15 +178,32 @@ class Batch:
 
     def example(self, count: int) -> Inputs:
         """The first ``count`` samples as the model takes them."""
+        batch = self._first(count)
+        if batch.kwargs:
+            return dict(batch.kwargs)
+        return batch.args[0] if len(batch.args) == 1 else batch.args
+
+    def accepted_example(self, model: nn.Module, count: int) -> Inputs:
+        """The first ``count`` samples, or all where the model does not take so few of them.
+
+        As it is with the nodes of a graph, whose edges name all of them.
+        """
+        if count < self.samples:
+            try:
+                with evaluating(model):
+                    self._first(count).call(model)
+            except Exception:
+                count = self.samples
+        return self.example(count)
+
+    def _first(self, count: int) -> Batch:
+        """The first ``count`` samples without their targets."""
         def first(tensor: Tensor) -> Tensor:
             dim = self.sample_dim(tensor)
             return tensor if dim is None else tensor.narrow(dim, 0, min(count, self.samples))
 
-        if self.kwargs:
-            named: dict[str, Any] = mapped(dict(self.kwargs), Tensor, first)
-            return named
-        arguments: tuple[Any, ...] = mapped(self.args, Tensor, first)
-        return arguments[0] if len(arguments) == 1 else arguments
+        return Batch(mapped(self.args, Tensor, first), mapped(dict(self.kwargs), Tensor, first),
+                     None, min(count, self.samples))
 
     def sample_dim(self, tensor: Tensor) -> int | None:
         """The dimension of the samples: 0, or 1 where time comes first; None without one."""

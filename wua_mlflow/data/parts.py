@@ -239,11 +239,11 @@ class StreamedPart:
         return sample
 
     def example(self, model: nn.Module, count: int) -> Inputs:
-        """The inputs of the first ``count`` examples of the first batch."""
+        """The first ``count`` inputs of the first batch; all where the model refuses so few."""
         if not self._example:
             self._example.append(self.first())
         batch: Batch = next(iter(Batches(self._example, model, self.to_inputs)))
-        return batch.example(count)
+        return batch.accepted_example(model, count)
 
     @cached_property
     def _example(self) -> list[Any]:

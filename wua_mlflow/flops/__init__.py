@@ -21,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from wua_mlflow.display import Displayed, Summary
 from wua_mlflow.flops.formulas import FORMULAS
 from wua_mlflow.flops.meta_run import (
+    ForwardModules,
     FusedTimeSteps,
     OperatorLog,
     decomposed_ops,
@@ -35,7 +36,10 @@ from wua_mlflow.rng import isolated
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["CONVENTION", "FlopCount", "count_flops", "count_parameters", "ptflops_forward_flops"]
+__all__ = [
+    "CONVENTION", "FlopCount", "count_flops", "count_parameters", "ptflops_forward_flops",
+    "tensors_in",
+]
 
 
 CONVENTION = ("2 FLOPs per multiply-accumulate of matrix products, convolutions and attention "
@@ -195,6 +199,7 @@ def _count(
     copied = tensor_copier(lambda x: copy(x).detach().to("meta" if meta else device))
     log = OperatorLog(reuse=meta)
     counter = FlopCounterMode(display=False, custom_mapping=FORMULAS)
+    counter.mod_tracker = ForwardModules()
     recurrent = any(isinstance(module, nn.RNNBase) for module in model.modules())
     with decomposed_ops(grad=backward, meta=meta), swapped_tensors(model, copy):
         inputs = copied(args), copied(kwargs)
@@ -202,7 +207,7 @@ def _count(
             outputs = model(*inputs[0], **inputs[1])
             forward = counter.get_flop_counts()
             if backward:
-                roots = [tensor for tensor in tensors_in(outputs) if tensor.requires_grad]
+                roots = [tensor for tensor in tensors_in(outputs) if tensor.grad_fn is not None]
                 torch.autograd.backward(roots, [torch.ones_like(root) for root in roots])
         by_module = _by_module(model, forward)
     by_operator = {str(operator): n for operator, n in forward.get("Global", {}).items()}

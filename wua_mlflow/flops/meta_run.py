@@ -5,7 +5,7 @@ Tests: ``tests/flops/test_meta_run.py``, ``test_operator_log.py``, ``test_fused_
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -16,13 +16,15 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.module_tracker import ModuleTracker
 
 from wua_mlflow.flops.formulas import is_left_out
+from wua_mlflow.module_attributes import contents_kept, held_by
 from wua_mlflow.rng import isolated
 
 __all__ = [
-    "FusedTimeSteps", "OperatorLog", "decomposed_ops", "meta_copy", "real_copy", "swapped_tensors",
-    "tensor_copier",
+    "ForwardModules", "FusedTimeSteps", "OperatorLog", "decomposed_ops", "meta_copy", "real_copy",
+    "swapped_tensors", "tensor_copier",
 ]
 
 
@@ -115,6 +117,20 @@ def _maker(item: Any) -> Callable[[], Tensor | None] | None:
         return None
     size, stride, dtype = item.shape, item.stride(), item.dtype
     return lambda: torch.empty_strided(size, stride, dtype=dtype, device="meta")
+
+
+class ForwardModules(ModuleTracker):
+    """Which modules' forwards are under way, for torch's counter.
+
+    Torch's own hooks what they are given for the backward, too, and fails where that is a view
+    made without gradients, as a slice of a parameter.
+    """
+
+    def _fw_pre_hook(self, mod: nn.Module, input: Any) -> None:
+        self.parents.add(self._get_mod_name(mod))  # type: ignore[no-untyped-call]
+
+    def _fw_post_hook(self, mod: nn.Module, input: Any, output: Any) -> None:
+        self.parents.discard(self._get_mod_name(mod))  # type: ignore[no-untyped-call]
 
 
 _STATES = {torch.lstm: 2, torch.gru: 1, torch.rnn_tanh: 1, torch.rnn_relu: 1}
@@ -231,36 +247,21 @@ def swapped_tensors(model: nn.Module, copy: Callable[[Tensor], Tensor]) -> Itera
     reaches otherwise (a closure, an object that is no module) is left in place.
     """
     copied = tensor_copier(copy)
-    attributes = [vars(module) for module in _modules(model)]
-    containers = [value for values in attributes for value in values.values()
-                  if type(value) in (dict, OrderedDict)]  # a hook may remove itself from one
-    saved = [(mapping, dict(mapping)) for mapping in (*attributes, *containers)]
-    try:
-        for values in attributes:
-            values.update({name: copied(value) for name, value in values.items()}, training=False)
-        yield
-    finally:
-        for mapping, before in saved:
-            mapping.clear()
-            mapping.update(before)
-
-
-def _modules(value: Any) -> list[nn.Module]:
-    """The modules in ``value``, each once, those held in plain lists, tuples and dicts too."""
-    visited: dict[int, Any] = {}
-    stack = [value]
-    while stack:
-        item = stack.pop()
-        if id(item) in visited:
-            continue
-        visited[id(item)] = item
-        if isinstance(item, nn.Module):
-            item = vars(item)
-        if type(item) in (dict, OrderedDict):
-            stack.extend(item.values())
-        elif type(item) in (list, tuple, set):
-            stack.extend(item)
-    return [item for item in visited.values() if isinstance(item, nn.Module)]
+    held = held_by(model)
+    attributes = [vars(module) for module in held.modules]
+    of_torch = [value for values in attributes for value in values.values()
+                if type(value) in (dict, OrderedDict)]  # a hook may remove itself from one
+    saved = [(mapping, dict(mapping)) for mapping in (*attributes, *of_torch)]
+    with contents_kept(held.containers):
+        try:
+            for values in attributes:
+                values.update({name: copied(value) for name, value in values.items()},
+                              training=False)
+            yield
+        finally:
+            for mapping, before in saved:
+                mapping.clear()
+                mapping.update(before)
 
 
 def tensor_copier(copy: Callable[[Tensor], Tensor]) -> Callable[[Any], Any]:
@@ -279,6 +280,8 @@ def tensor_copier(copy: Callable[[Tensor], Tensor]) -> Callable[[Any], Any]:
             return getattr(value, "_orig_mod", value)
         if type(value) in (list, tuple, set):
             return type(value)(map(mapped, value))
+        if type(value) is deque:
+            return deque(map(mapped, value), value.maxlen)
         if type(value) in (dict, OrderedDict):
             return type(value)((key, mapped(item)) for key, item in value.items())
         return value
@@ -300,7 +303,9 @@ def real_copy(tensor: Tensor) -> Tensor:
 def _same_kind(tensor: Tensor, values: Tensor) -> Tensor:
     if isinstance(tensor, nn.Parameter):
         values = nn.Parameter(values, requires_grad=tensor.requires_grad)
-    else:
-        values.requires_grad_(tensor.requires_grad and tensor.is_leaf)
+    elif tensor.requires_grad:
+        with torch.enable_grad():
+            values.requires_grad_()
+            values = values if tensor.is_leaf else values.clone()
     vars(values).update(vars(tensor))
     return values

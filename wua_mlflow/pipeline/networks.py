@@ -6,7 +6,6 @@ Tests: ``tests/pipeline/test_networks.py``.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,8 +14,10 @@ from typing import Protocol
 import torch
 
 from wua_mlflow.hooks import unwrapped
+from wua_mlflow.module_attributes import copied
 from wua_mlflow.pipeline.recipe import Recipe
 from wua_mlflow.pipeline.replicates import Trained, train_made, train_one
+from wua_mlflow.progress import say
 from wua_mlflow.pruning.compensation import compensated
 from wua_mlflow.pruning.computed_weights import plain_weights
 from wua_mlflow.pruning.cut import cut, unit_groups
@@ -112,7 +113,7 @@ def pruned_and_tuned(
                 if start is None:
                     continue
                 trained = train_made(
-                    recipe, partial(copy.deepcopy, start.model), plan.epochs, seed=seed,
+                    recipe, partial(copied, start.model), plan.epochs, seed=seed,
                     stream=source.stream, label=label, teacher=teacher,
                     widths=tuple(plan.keep.values()))
                 candidates.append(replace(trained, structure=start.structure, uncut=start.uncut,
@@ -205,6 +206,8 @@ def _pruned(
         if unchanged and plan.fold is None:
             return None
     pruned = cut(model, recipe.example(model), keep, structure)
+    for caveat in pruned.caveats:
+        say(f"the cut is {caveat}")
     history = pruned.specification if source.structure is None else \
         source.structure.then(pruned.specification)
     return replace(source, model=pruned.model, structure=history, uncut=pruned.fixed, folded=fold)

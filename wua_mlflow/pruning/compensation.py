@@ -6,13 +6,13 @@ Tests: ``tests/pruning/test_compensation.py``.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from wua_mlflow.module_attributes import copied
 from wua_mlflow.pruning.activations import Moments, measure_moments, run_over
 from wua_mlflow.pruning.unit_groups import ParameterSlice, UnitGroups, tied_names
 
@@ -51,7 +51,7 @@ def compensated(
     >>> compensated(net, groups, {"0": [1]}, x)[2].weight.round(decimals=2).tolist()
     [[5.0, 5.5]]
     """
-    result = copy.deepcopy(model)
+    result = copied(model)
     aliases = tied_names(result)
     groups = [structure.group(name) for name in keep]
     measured, _ = measure_moments(result, groups, lambda: run_over(result, data))

@@ -6,7 +6,6 @@ parametrizations. Tests: ``tests/pruning/test_computed_weights.py``.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping
 
 import torch
@@ -14,6 +13,8 @@ from torch import Tensor, nn
 from torch.nn.utils import prune, remove_spectral_norm, remove_weight_norm
 from torch.nn.utils.spectral_norm import SpectralNorm, SpectralNormLoadStateDictPreHook
 from torch.nn.utils.weight_norm import WeightNorm
+
+from wua_mlflow.module_attributes import copied
 
 __all__ = ["plain_tensors", "plain_weights"]
 
@@ -29,11 +30,7 @@ def plain_weights(model: nn.Module) -> nn.Module:
     """
     if not any(True for _ in _computed(model)):
         return model
-    for module, name, _ in _computed(model):  # what a forward left there could not be copied
-        value = getattr(module, name)
-        if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
-            setattr(module, name, value.detach())
-    result = copy.deepcopy(model)
+    result = copied(model)
     for module, name, hook in list(_computed(result)):
         if isinstance(hook, prune.BasePruningMethod):
             prune.remove(module, name)

@@ -5,7 +5,6 @@ Tests: ``tests/pruning/test_cut.py``.
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +18,7 @@ from wua_mlflow.display import Displayed, Summary
 from wua_mlflow.errors import group_by_reason
 from wua_mlflow.flops import FlopCount, count_parameters
 from wua_mlflow.hooks import unwrapped
+from wua_mlflow.module_attributes import attributes_kept, copied
 from wua_mlflow.pruning.computed_weights import plain_weights
 from wua_mlflow.pruning.dependency_graph import Graph
 from wua_mlflow.pruning.find_groups import find_groups, makes_units, prunable_copy
@@ -57,6 +57,7 @@ class Cut(Displayed):
         flops_before: of a forward on the example.
         flops_after: the same of the cut network.
         fixed: layers whose units could not be cut, with the reason.
+        unverified: batches that the original itself refuses, so that the cut is not verified there.
     """
 
     model: nn.Module
@@ -67,6 +68,7 @@ class Cut(Displayed):
     flops_before: int
     flops_after: int
     fixed: Mapping[str, str]
+    unverified: tuple[str, ...] = ()
 
     def summary(self) -> Summary:
         """What is shown of it: a group of units a row, then parameters and FLOPs."""
@@ -79,7 +81,16 @@ class Cut(Displayed):
             ("units of", "before", "after", "kept", "ratio"),
             [(name, *_change(*units)) for name, units in self.units.items()],
             [("parameters", *_change(*params)), ("FLOPs, forward", *_change(*flops))],
-            [f"not cut: {names}: {why}" for names, why in group_by_reason(self.fixed)])
+            [*(f"not cut: {names}: {why}" for names, why in group_by_reason(self.fixed)),
+             *self.caveats])
+
+    @property
+    def caveats(self) -> tuple[str, ...]:
+        """What the verification leaves out, in a line; none where the original takes all of it."""
+        if not self.unverified:
+            return ()
+        return (f"not verified on {', '.join(self.unverified)}: the original itself does not take "
+                f"{'it' if len(self.unverified) == 1 else 'them'}",)
 
     def table(self) -> pd.DataFrame:
         """By group how many units there were and are, and the share that is kept."""
@@ -113,7 +124,7 @@ def unit_groups(model: nn.Module, example: Any) -> UnitGroups:
     with isolated():
         plain = prunable_copy(model)
         trial = _Trial(plain, example)
-        structure = find_groups(copy.deepcopy(plain), example)
+        structure = find_groups(copied(plain), example)
         structure, refused = resolve_head_attributes(trial, structure)
         last_units = {group.name: [group.units - 1] for group in structure.groups
                       if group.units > 1 and group.name not in refused}
@@ -134,6 +145,7 @@ def cut(
 
     Verified after the cut, at several batch sizes: shapes, parameters and FLOPs are what was
     planned, weights that were tied still are, and the outputs are those of the masked original.
+    Batches that the original itself does not take are left out of that, and named.
 
     Args:
         model: any module; left as found.
@@ -171,21 +183,21 @@ def cut(
     with isolated():
         pruned = remove_units(original, example, structure, removed)
         try:
-            before, after = check_cut(original, pruned, structure, removed, example)
+            checked = check_cut(original, pruned, structure, removed, example)
         except WrongCutError as error:
             raise ValueError(f"model: cut as asked it is not what was planned: {error}") from error
     units_of = {group.name: (group.units, len(kept.get(group.name, range(group.units))))
                 for group in structure.groups}
     return Cut(pruned, Specification((kept,)), units_of, count_parameters(original),
-               count_parameters(pruned), before.forward_flops, after.forward_flops,
-               structure.not_prunable)
+               count_parameters(pruned), checked.before.forward_flops,
+               checked.after.forward_flops, structure.not_prunable, checked.refused)
 
 
 def remove_units(
     model: nn.Module, example: Any, structure: UnitGroups, removed: Removed
 ) -> nn.Module:
     """A copy without these units, not verified; modes, ties and ``requires_grad`` are kept."""
-    pruned = copy.deepcopy(model)
+    pruned = copied(model)
     modes = {name: module.training for name, module in pruned.named_modules()}
     frozen = {name for name, parameter in pruned.named_parameters(remove_duplicate=False)
               if not parameter.requires_grad}
@@ -194,7 +206,8 @@ def remove_units(
     groups = [(structure.group(name), units) for name, units in removed.items()]
     followed = [(group, units) for group, units in groups if group.kind != "heads"]
     if followed:
-        graph = Graph(pruned, example)
+        with attributes_kept(pruned):
+            graph = Graph(pruned, example)
         for group, units in followed:
             graph.remove(group.name, units, group.units)
     for group, units in groups:

@@ -5,7 +5,6 @@ Tests: ``tests/pruning/test_find_groups.py``.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -14,6 +13,7 @@ from torch import nn
 
 from wua_mlflow.errors import one_line
 from wua_mlflow.hooks import unwrapped
+from wua_mlflow.module_attributes import copied
 from wua_mlflow.pruning.computed_weights import plain_weights
 from wua_mlflow.pruning.dependency_graph import (
     CONVOLUTIONS,
@@ -49,7 +49,7 @@ def prunable_copy(model: nn.Module) -> nn.Module:
             raise ValueError(f"model: expected floating-point weights, but {name} is "
                              f"{str(parameter.dtype).removeprefix('torch.')}")
     plain = plain_weights(model)
-    plain = copy.deepcopy(plain) if plain is model else plain
+    plain = copied(plain) if plain is model else plain
     return plain.eval().requires_grad_(True)
 
 

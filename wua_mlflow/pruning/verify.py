@@ -1,24 +1,26 @@
 """Whether a cut network is what was planned: shapes, parameters, FLOPs, ties, batches, outputs.
 
-Independent of the library that did the cutting. Tests: ``tests/pruning/test_cut.py``.
+Independent of the library that did the cutting. Tests: ``tests/pruning/test_cut.py``,
+``test_verify.py``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from wua_mlflow.data.batches import mapped
-from wua_mlflow.flops import FlopCount, count_flops, count_parameters
+from wua_mlflow.flops import FlopCount, count_flops, count_parameters, tensors_in
 from wua_mlflow.hooks import evaluating
 from wua_mlflow.pruning.dependency_graph import caches_off, call_model
 from wua_mlflow.pruning.unit_groups import UnitGroups, masked, tied_names
 
 __all__ = [
-    "WrongCutError", "check_cut", "describe_failure", "forward_flops", "planned_shapes", "ties_of",
+    "Checked", "WrongCutError", "check_cut", "describe_failure", "forward_flops", "planned_shapes",
+    "ties_of",
 ]
 
 
@@ -27,17 +29,32 @@ Removed = Mapping[str, Sequence[int]]
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 """Of the outputs, relative to the largest of them: fewer summands are added in another order."""
 NOISE_SEED = 7
+BATCH_SIZES = (1, 2, 5)
 
 
 class WrongCutError(Exception):
     """A cut network is not what was planned; the message says in what."""
 
 
+class Checked(NamedTuple):
+    """What a check found of a cut network that is as planned.
+
+    Attributes:
+        before: the FLOPs of the original.
+        after: those of the cut network.
+        refused: the batches that the original itself does not take, so that they tell nothing.
+    """
+
+    before: FlopCount
+    after: FlopCount
+    refused: tuple[str, ...]
+
+
 def check_cut(
     original: nn.Module, pruned: nn.Module, structure: UnitGroups, removed: Removed, example: Any,
     *, before: FlopCount | None = None,
-) -> tuple[FlopCount, FlopCount]:
-    """Check that a pruned network is what was planned; returns the FLOPs of both networks.
+) -> Checked:
+    """Check that a pruned network is what was planned.
 
     Args:
         original: left as found.
@@ -50,21 +67,21 @@ def check_cut(
     Raises:
         WrongCutError: it is not.
     """
-    shapes = {name: tuple(value.shape) for name, value in pruned.state_dict().items()
-              if isinstance(value, Tensor)}
+    whole, shapes = _shapes(original), _shapes(pruned)
     for name, shape in planned_shapes(original, structure, removed).items():
         if shapes.get(name) != shape:
-            raise WrongCutError(f"{name} has the shape {shapes.get(name)} instead of {shape}: the "
-                                f"units are divided on their way, as into heads, or joined with "
-                                f"others")
+            reason = "the cut does not reach it" if shapes.get(name) == whole[name] else \
+                "the units are divided on their way, as into heads, or joined with others"
+            raise WrongCutError(f"{name} has the shape {shapes.get(name)} instead of {shape}: "
+                                f"{reason}")
     if ties_of(pruned) != ties_of(original):
         raise WrongCutError("weights that were tied are not any more")
     with caches_off(original, pruned):
-        _check_outputs(original, pruned, structure, removed, example)
+        refused = _check_outputs(original, pruned, structure, removed, example)
         before = before or forward_flops(original, example)
         after = forward_flops(pruned, example)
     _check_flops(original, pruned, before, after)
-    return before, after
+    return Checked(before, after, refused)
 
 
 def forward_flops(model: nn.Module, example: Any) -> FlopCount:
@@ -78,8 +95,7 @@ def planned_shapes(
     model: nn.Module, structure: UnitGroups, removed: Removed
 ) -> dict[str, tuple[int, ...]]:
     """The shapes of all parameters and buffers without these units, by hand."""
-    shapes = {name: list(value.shape) for name, value in model.state_dict(keep_vars=True).items()
-              if isinstance(value, Tensor)}
+    shapes = {name: list(shape) for name, shape in _shapes(model).items()}
     aliases = tied_names(model)
     for name, units in removed.items():
         group = structure.group(name)
@@ -90,6 +106,11 @@ def planned_shapes(
                     shapes[alias][slice_.dim] -= len(slice_.positions(units))
                     shortened.add((alias, slice_.dim))
     return {name: tuple(shape) for name, shape in shapes.items()}
+
+
+def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(value.shape) for name, value in model.state_dict(keep_vars=True).items()
+            if isinstance(value, Tensor)}
 
 
 def ties_of(model: nn.Module) -> set[tuple[str, ...]]:
@@ -103,37 +124,44 @@ def ties_of(model: nn.Module) -> set[tuple[str, ...]]:
 
 def _check_outputs(
     original: nn.Module, pruned: nn.Module, structure: UnitGroups, removed: Removed, example: Any
-) -> None:
-    """Compare with the masked original: the example, noise like it, and several batch sizes."""
-    batches = (example, _noise_like(example), *(_resized(example, count) for count in (1, 2, 5)))
-    for inputs in batches:
+) -> tuple[str, ...]:
+    """Compare with the masked original: the example, noise like it, and several batch sizes.
+
+    Returns:
+        Which of these the original refuses, as a graph's nodes are under fixed edges.
+    """
+    batches = {"": example, "noise like the example": _noise_like(example),
+               **{f"a batch of {count}": _resized(example, count) for count in BATCH_SIZES}}
+    refused = []
+    for name, inputs in batches.items():
         with evaluating(original), evaluating(pruned), torch.no_grad():
-            with masked(original, structure, removed):
-                expected = call_model(original, inputs)
+            try:
+                with masked(original, structure, removed):
+                    expected = call_model(original, inputs)
+            except Exception:
+                if not name:
+                    raise
+                refused.append(name)
+                continue
             try:
                 outputs = call_model(pruned, inputs)
             except Exception as error:  # whatever the cut made of the forward
                 raise WrongCutError(f"its forward fails: {describe_failure(error)}") from error
-        for before, after in zip(_tensors_in(expected), _tensors_in(outputs), strict=True):
+        pairs = list(zip(tensors_in(expected), tensors_in(outputs), strict=True))
+        if not pairs:
+            raise WrongCutError("its outputs hold no tensor that could be compared")
+        for before, after in pairs:
             if before.shape != after.shape:
                 raise WrongCutError(f"it gives outputs of the shape {tuple(after.shape)} instead "
                                     f"of {tuple(before.shape)}")
             if before.is_floating_point() and not _close(before, after):
                 raise WrongCutError("its outputs are not those of the original without the units")
-
-
-def _tensors_in(value: Any) -> Iterator[Tensor]:
-    """All tensors in a model's inputs or outputs."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping | tuple | list):
-        for part in value.values() if isinstance(value, Mapping) else value:
-            yield from _tensors_in(part)
+    return tuple(refused)
 
 
 def _resized(example: Any, samples: int) -> Any:
     """The example with another number of samples: its first ones, repeated where it has fewer."""
-    first = next(_tensors_in(example if isinstance(example, Mapping) else (example,)), None)
+    first = next(iter(tensors_in(example)), None)
     if first is None or not first.dim():
         return example
     rows = torch.arange(samples) % len(first)

@@ -162,7 +162,7 @@ class FitLog:
             record = usage_record(usage, model)
             with self._warning("FLOPs are not logged"):
                 batch = next(iter(Batches(self._sample, model, options.batch_to_inputs)))
-                count = count_flops(model, batch.example(2))
+                count = count_flops(model, batch.accepted_example(model, 2))
                 record["metrics"] |= flop_metrics(count, train_samples=train_samples, epochs=epochs)
                 record["tags"][Tag.FLOP_CONVENTION] = CONVENTION
             step = last_step(client, self._run_id, Metric.USAGE_ENTROPY) if options.every else 0

@@ -6,7 +6,6 @@ Tests: ``tests/tracking/test_models.py``, served: ``tests/pipeline/test_serving.
 from __future__ import annotations
 
 import contextlib
-import copy
 import io
 import json
 import logging
@@ -30,6 +29,7 @@ from mlflow.types.schema import ColSpec, Schema, TensorSpec
 from torch import Tensor, nn
 
 from wua_mlflow.hooks import unwrapped
+from wua_mlflow.module_attributes import copied
 from wua_mlflow.redaction import redacted
 from wua_mlflow.rng import isolated
 from wua_mlflow.tracking.exported_archive import foreign_code
@@ -140,7 +140,7 @@ def _export(
     """
     example = _example(inputs)
     with _refusing("cannot be copied and run on the CPU"), torch.no_grad():
-        exported = copy.deepcopy(model).cpu().eval()
+        exported = copied(model).cpu().eval()
         outputs = exported(example)
     _check_rows(outputs, len(example))
     try:

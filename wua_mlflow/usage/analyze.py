@@ -82,8 +82,8 @@ def analyze(  # noqa: PLR0913 - the options of one question, each by name
     Every weight that is multiplied with activations in the *real* forward, in eval mode, makes a
     layer: those of linear, convolutional, embedding, attention, recurrent and bilinear modules, of
     subclasses of them, and parameters that the model's own code multiplies. What is left out is in
-    ``skipped``, with the reason; so is the output layer where there is another one (name it in
-    ``layers`` to have it). The model is left as found, also when its forward raises.
+    ``skipped``, with the reason; so are the output layers where there is another one (name them in
+    ``layers`` to have them). The model is left as found, also when its forward raises.
 
     Inside an initialised ``torch.distributed`` each process streams its own share of the data, and
     all of them get the figures of the whole.
@@ -96,7 +96,7 @@ def analyze(  # noqa: PLR0913 - the options of one question, each by name
             (keyword arguments; ``attention_mask`` says what is padding, ``labels`` are targets).
         criterion: a key of ``criteria.CRITERIA``, a function of your own (see there), or
             several of them for one pass; then the result is a dict by name.
-        layers: names of the layers to analyse; all but the output layer, if None.
+        layers: names of the layers to analyse; all but the output layers, if None.
         null: how many networks that learned nothing to draw beside it; 0 for none. Each goes over
             the data again.
         seed: of the nulls' own random numbers; the global random streams are left alone.

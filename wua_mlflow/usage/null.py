@@ -9,7 +9,6 @@ Tests: ``tests/usage/test_null.py``.
 from __future__ import annotations
 
 import contextlib
-import copy
 import inspect
 import math
 import time
@@ -21,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from wua_mlflow.errors import one_line
+from wua_mlflow.module_attributes import copied
 from wua_mlflow.rng import Purpose, isolated, torch_generator
 from wua_mlflow.usage.results import PERMUTED, REINITIALISED, LayerUsage, ModelUsage, NullUsage
 from wua_mlflow.usage.tracing.parameters import clean
@@ -138,7 +138,7 @@ def _find_permuted(model: nn.Module, layers: Iterable[str]) -> dict[str, list[st
 
 def _copy_model(model: nn.Module) -> nn.Module:
     try:
-        return copy.deepcopy(model)
+        return copied(model)
     except Exception as error:
         raise ValueError("model: cannot be copied, which the null needs: "
                          f"{one_line(error)}; use null=0") from error

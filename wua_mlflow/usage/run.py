@@ -45,7 +45,7 @@ SCRIPTED = "it runs as TorchScript, which shows no product"
 class PassStatistics:
     """The traced layers, in the order of their first calls, and what was skipped and why.
 
-    ``last`` names the layers of the last product: the model's outputs are their units.
+    ``last`` names the layers whose units the model's outputs are.
     ``parameters`` holds the weights by name, the model's own tensors; ``not_requested`` names
     layers that were called but not requested.
     """
@@ -104,9 +104,9 @@ def run_pass(
         skipped = explain_skipped(registry, run.running.calls)
     if not run.samples:
         raise ValueError("data: expected at least one sample, but got none")
-    last = tuple(layer.name for layer in run.tracer.output_layers)
-    return PassStatistics(registry.layers, last, skipped, run.samples, registry.index.parameters,
-                          run.gradients, run.sampler, frozenset(registry.not_requested))
+    return PassStatistics(registry.layers, tuple(run.tracer.output_layers), skipped, run.samples,
+                          registry.index.parameters, run.gradients, run.sampler,
+                          frozenset(registry.not_requested))
 
 
 class _Pass:
@@ -150,6 +150,7 @@ class _Pass:
         try:
             with self.tracer:
                 outputs = self.model(*batch.args, **batch.kwargs)
+            self.tracer.note_outputs(outputs)
         except Exception as error:
             _add_location(error, self.running.stack, number)
             raise
@@ -217,7 +218,7 @@ class _Pass:
         gathered: list[dict[str, Any]] = gather_objects({
             "samples": self.samples,
             "calls": calls,
-            "output_layers": [layer.name for layer in tracer.output_layers],
+            "output_layers": list(tracer.output_layers),
             "other_uses": registry.other_uses,
             "unsupported": registry.unsupported,
             "layers": [_without_sums(layer) for layer in registry.layers.values()],
@@ -230,9 +231,8 @@ class _Pass:
             registry.other_uses.update(process["other_uses"])
             registry.unsupported.update(process["unsupported"])
         sums = _merge_layers(registry, [process["layers"] for process in gathered])
-        names: list[list[str]] = [process["output_layers"] for process in gathered
-                                  if process["samples"]]
-        tracer.output_layers = [registry.layers[name] for name in (names or [[]])[0]]
+        tracer.output_layers = {name: registry.layers[name] for process in gathered
+                                for name in process["output_layers"]}
         if self.gradients is not None:
             sums += self.gradients.join([process["gradients"] for process in gathered])
         if self.sampler is not None:

@@ -251,7 +251,7 @@ def recommend_widths(  # noqa: PLR0913 - the options of one question, each by na
     model = plain_weights(unwrapped(model))
     batches = batches_of(data, model, batch_to_inputs)
     if structure is None:
-        structure = unit_groups(model, next(iter(batches)).example(2))
+        structure = unit_groups(model, next(iter(batches)).accepted_example(model, 2))
     if isinstance(fit_data, Tensor | np.ndarray):
         fit_data = checked_tensor(fit_data, "inputs")
     fit = batches if fit_data is None else Batches(fit_data, model, batch_to_inputs)

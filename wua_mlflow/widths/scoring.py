@@ -61,9 +61,9 @@ class Scoring:
     axis: str
     objective: Objective | None = None
 
-    def example(self, count: int) -> Inputs:
-        """The inputs of the first examples, on the model's device."""
-        return next(iter(self.batches)).example(count)
+    def example(self, model: nn.Module, count: int) -> Inputs:
+        """The first inputs, on the model's device; a whole batch where it refuses so few."""
+        return next(iter(self.batches)).accepted_example(model, count)
 
     def outputs(self, model: nn.Module) -> list[BatchOutputs]:
         """Of all batches, in eval mode; the model is left as found."""
@@ -176,7 +176,7 @@ def scoring(
     found: Task = _plain_task(batches, outputs, task) \
         if structure is None or task in PLAIN else structure.task
     next_token = structure is not None and structure.next_token
-    kind = output_kind(model, first.example(2), found, next_token=next_token)
+    kind = output_kind(model, first.accepted_example(model, 2), found, next_token=next_token)
     own_loss = _reshaping(loss, found) if loss else None
     if score is None or isinstance(score, str):
         objective = Objective(found, kind, score, own_loss)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -85,13 +86,17 @@ HELD = {
     "plain, transposed": (lambda model, h: functional.linear(h, model.held.T),
                           torch.randn(4, 4).T, "held", PLAIN),
     "list": (lambda model, h: model.held[1](h), [None, nn.Linear(4, 4)], "held[1]", ELSEWHERE),
-    "dict": (lambda model, h: model.held["a"](h), {"a": nn.Linear(4, 4)}, "held[a]", ELSEWHERE)}
+    "dict": (lambda model, h: model.held["a"](h), {"a": nn.Linear(4, 4)}, "held[a]", ELSEWHERE),
+    "object": (lambda model, h: h @ model.held.weight,
+               SimpleNamespace(weight=torch.ones(4, 4)), "held.weight", PLAIN),
+    "object's module": (lambda model, h: model.held.inner(h),
+                        SimpleNamespace(inner=nn.Linear(4, 4)), "held.inner", ELSEWHERE)}
 
 
 @pytest.mark.parametrize(("run", "value", "name", "reason"), HELD.values(), ids=HELD)
 def test_what_is_not_registered_is_named_where_it_is_held(run, value, name, reason):
     # A model with a parameter of its own could have computed a plain tensor.
-    for parts in [{}, {"gain": nn.Parameter(torch.ones(4))}][:2 if name != "held" else 1]:
+    for parts in [{}, {"gain": nn.Parameter(torch.ones(4))}][:2 if reason != PLAIN else 1]:
         usage = used(run, attributes={"held": value}, **parts)
         assert list(usage.layers) == ["first"] and usage.skipped[name] == reason
 

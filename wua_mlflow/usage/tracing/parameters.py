@@ -6,6 +6,7 @@ Tests: ``tests/usage/tracing/test_parameters.py``, ``test_unregistered_weights.p
 from __future__ import annotations
 
 import math
+import types
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -230,6 +231,7 @@ def kind_of(module: nn.Module, attribute: str, operation: str) -> str:
 OWN_FORWARD = "the model's own forward"
 _UNREGISTERED = "it is in a module that the model does not register"
 _PLAIN = "its weight is a plain tensor, not a parameter"
+_CODE = (type, types.FunctionType, types.MethodType, types.ModuleType)
 _MOST_ENTRIES = 1000
 _DEPTH = 2
 
@@ -237,8 +239,8 @@ _DEPTH = 2
 class UnregisteredWeights:
     """What a model multiplies with and does not register, found before it runs.
 
-    Plain tensors among a module's attributes, parameters of modules in a plain list or dict, and
-    the integers that a module may make its weight of.
+    Plain tensors among a module's attributes, also within lists, dicts and objects there,
+    parameters of modules in these, and the integers that a module may make its weight of.
     """
 
     def __init__(self, index: ParameterIndex) -> None:
@@ -313,3 +315,6 @@ def _tensors(name: str, value: Any, depth: int = 0) -> Iterator[tuple[str, Tenso
         parts = value.items() if isinstance(value, Mapping) else enumerate(value)
         for key, part in islice(parts, _MOST_ENTRIES):
             yield from _tensors(f"{name}[{key}]", part, depth + 1)
+    elif hasattr(value, "__dict__") and not isinstance(value, _CODE) and depth < _DEPTH:
+        for key, part in islice(vars(value).items(), _MOST_ENTRIES):
+            yield from _tensors(f"{name}.{key}", part, depth + 1)

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-__all__ = ["RECURRENT", "LayerStates", "RecurrentCall", "UnitConsumers", "run_by_layer"]
+__all__ = ["CELLS", "RECURRENT", "LayerStates", "RecurrentCall", "UnitConsumers", "run_by_layer",
+           "run_cell"]
 
 
 _aten = torch.ops.aten
@@ -25,6 +26,12 @@ RECURRENT: frozenset[Any] = frozenset({
     _aten.rnn_tanh.input, _aten.rnn_tanh.data, _aten.rnn_relu.input, _aten.rnn_relu.data,
 })
 """The functions that run a whole recurrent network."""
+CELLS: frozenset[Any] = frozenset({
+    torch.lstm_cell, torch.gru_cell, torch.rnn_tanh_cell, torch.rnn_relu_cell,
+    _aten.lstm_cell.default, _aten.gru_cell.default, _aten.rnn_tanh_cell.default,
+    _aten.rnn_relu_cell.default,
+})
+"""The functions that run one step of a recurrent layer."""
 
 
 class LayerStates(NamedTuple):
@@ -50,10 +57,12 @@ class UnitConsumers:
     Attributes:
         weight: reads them within the layer, through its columns.
         states: what is made of these reads the units, too. None where a projection alone does.
+        state: of a single step, which is handed on: whatever is made of it reads the units.
     """
 
     weight: Tensor
     states: LayerStates | None = None
+    state: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -138,6 +147,27 @@ def run_by_layer(
         last_states.append(last)
         data = outputs
     return data, *map(torch.cat, zip(*last_states, strict=True))
+
+
+def run_cell(
+    func: Callable[..., Any], args: Sequence[Any], on_call: Callable[[RecurrentCall], object]
+) -> Any:
+    """The result of ``func(*args)``, one step of a recurrent layer.
+
+    Args:
+        func: one of ``CELLS``.
+        args: as ``nn.LSTMCell`` passes them: inputs, states, two weights and their biases.
+        on_call: called for each of the two weights.
+    """
+    result = func(*args)
+    inputs, before, of_inputs, of_states, *biases = args
+    state = result[0] if isinstance(result, tuple) else result
+    before = before[0] if isinstance(before, list | tuple) else before
+    steps = LayerStates(state.unsqueeze(0), before.unsqueeze(0), state.unsqueeze(0), 0)
+    weights = of_inputs, of_states, *(bias for bias in biases if bias is not None)
+    for call in _calls(weights, len(weights) > 2, inputs.unsqueeze(0), True, steps):
+        on_call(replace(call, consumers=UnitConsumers(of_states, state=state)))
+    return result
 
 
 def _calls(

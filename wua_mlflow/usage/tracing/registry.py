@@ -58,7 +58,7 @@ class LayerRegistry:
             view: of the parameter that it is, if it is one.
         """
         if view is not None:
-            return self.index.find(call.inputs[0]) is None  # else two make a weight
+            return call.always_a_weight or not self.is_of_two_parameters(call)
         module_name = self.index.running[-1] if self.index.running else None
         computed = False
         if module_name is not None and call.always_a_weight:
@@ -69,6 +69,10 @@ class LayerRegistry:
         if reason is not None:
             self.unsupported.setdefault(*reason)
         return computed and reason is None
+
+    def is_of_two_parameters(self, call: WeightCall) -> bool:
+        """Whether both factors are parameters: in a plain matrix product, the two make a weight."""
+        return all(self.index.find(factor) is not None for factor in (call.weight, call.inputs[0]))
 
     def layer_of(self, call: WeightCall, view: ParameterView | None) -> TracedLayer | None:
         """The layer of a call's weight; None if it is not analysed.

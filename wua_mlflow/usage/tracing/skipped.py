@@ -8,7 +8,9 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import takewhile
 
+import torch
 from torch import nn
 
 from wua_mlflow.usage.tracing.parameters import ParameterIndex
@@ -24,7 +26,6 @@ _ONE_PRODUCT = frozenset(kind.forward for kind in (
     nn.Linear, nn.Embedding, nn.Bilinear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d,
     nn.ConvTranspose2d, nn.ConvTranspose3d))
 """Forwards that multiply with the weight once a call."""
-_QUANTISED = ("torch.ao.nn.quantized", "torch.nn.quantized", "torch.ao.nn.intrinsic.quantized")
 
 
 def explain_skipped(registry: LayerRegistry, calls: Mapping[str, int]) -> dict[str, str]:
@@ -50,10 +51,10 @@ def explain_skipped(registry: LayerRegistry, calls: Mapping[str, int]) -> dict[s
                             and parameter not in registry.other_uses})
         elif any(name.startswith(f"{other}.parametrizations".lstrip(".")) for other in computing):
             continue
-        elif type(module).__module__.startswith(_QUANTISED) and hasattr(module, "weight"):
-            reasons[name] = "its weight is integer-quantised"
         else:
             reasons.update(_module_reasons(registry, name, untraced, calls.get(name, 0)))
+    reasons |= {name: reason for name, reason in _packed_weights(index.modules, calls).items()
+                if name not in reasons}
     reasons.update(_tied_names(index, traced))
     for parameter, partial in _partly_traced(registry, calls).items():
         key = f"{parameter}[...]"
@@ -65,10 +66,10 @@ def skipped_outputs(output_layers: Sequence[str], traced: Sequence[str]) -> dict
     """The reason for the layers that make the model's outputs, unless no other layer was traced.
 
     Args:
-        output_layers: the layers of the last product (``WeightTracer.output_layers``).
+        output_layers: whose units these are (``WeightTracer.output_layers``).
         traced: all layers.
     """
-    others = len(traced) > len(output_layers)
+    others = set(traced) - set(output_layers)
     return dict.fromkeys(output_layers, OUTPUT_LAYER) if others else {}
 
 
@@ -106,6 +107,25 @@ def _module_reasons(
     if matrices:
         return {name: f"{kind} was called {calls} times, but no product of its weight was seen"}
     return {name: f"{kind} is not a kind of layer that is analysed"}
+
+
+def _packed_weights(
+    modules: Mapping[str, nn.Module], calls: Mapping[str, int]
+) -> dict[str, str]:
+    """The reason by module whose weights no parameter holds, but an object of a kernel's own.
+
+    As those that ``torch.ao`` quantised. Parts whose names begin with an underscore, as
+    ``_packed_params``, belong to the module that has them.
+    """
+    reasons = {}
+    for name, module in modules.items():
+        for value in vars(module).values():
+            if isinstance(value, torch.ScriptObject):
+                kind = str(value._type()).rpartition(".")[2]
+                owner = ".".join(takewhile(lambda part: part[:1] != "_", name.split(".")))
+                reasons[owner] = f"its weights are packed ({kind}), not parameters" \
+                    if calls.get(owner) else NEVER_CALLED
+    return reasons
 
 
 def _used_through(function: str | None) -> str:

@@ -44,8 +44,11 @@ class UnitTaylor:
 
         For an LSTM and a plain RNN the sum is the hidden state's own. What a GRU's unit carries
         over by itself to its next step is no reader. A state that the layer was given counts where
-        it was made, not once more as what the weight multiplies.
+        it was made, not once more as what the weight multiplies; so does every state of a cell.
         """
+        if consumers.state is not None:
+            self._track(layer.name, consumers.state, unit_sums)
+            return
         if consumers.states is not None:
             outputs, first, last, direction = consumers.states
             units = layer.units
