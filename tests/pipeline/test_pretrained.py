@@ -111,7 +111,7 @@ def test_the_original_is_trained_on_beside_what_was_cut_of_it(ran):
     """As long, by the same trainer, from the same weights: what fine-tuning alone would bring."""
     store, outcome, model = ran
     original, control, slim = outcome.variants
-    assert tags_of(store, control.run_id)["mlflow.runName"] == "oversized 8, 2 more epochs"
+    assert tags_of(store, control.run_id)["mlflow.runName"] == "oversized + 2 epochs"
     split = original.recipe.split
     budget = Budget(2, slim.settings.lr, slim.settings.optimizer, slim.settings.batch_size)
     twin = copy.deepcopy(original.model)

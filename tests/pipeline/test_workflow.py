@@ -184,7 +184,7 @@ def test_tags_names_and_nesting(usecase):
         assert tags["wua.null_kind"] == "re-initialised"
         assert tags["wua.version"]
     assert [run.info.run_name for run in runs] == [
-        "oversized 10", "oversized 10, 60 epochs", "slim 7"]
+        "oversized 10", "oversized, 60 epochs", "slim 7"]
     assert len({run.data.tags["mlflow.runColor"] for run in runs}) == 3
     slim = runs[-1]
     assert {name: value for name, value in slim.data.metrics.items()

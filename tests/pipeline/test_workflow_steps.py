@@ -44,7 +44,7 @@ def test_plans_are_named_by_widths_and_budget():
     make = from_scratch(load_recipe(_settings(seeds=1)), (7,), 60)
     assert TrainingPlan("oversized", (64, 32), 5, make).name == "oversized 64-32"
     assert TrainingPlan("slim", (7,), 60, make).name == "slim 7"
-    assert TrainingPlan("oversized-same-budget", (10,), 60, make).name == "oversized 10, 60 epochs"
+    assert TrainingPlan("oversized-same-budget", (10,), 60, make).name == "oversized, 60 epochs"
 
 
 class OfSignal(nn.Module):
@@ -169,7 +169,7 @@ def test_what_a_step_refuses(done):
         (workflow.compare_run, {"run_id": original.run_id},
          f"run_id: expected the run of a slim variant, but {original.run_id} is oversized 10; "),
         (workflow.compare_run, {"run_id": control.run_id},
-         f"run_id: expected the run of a slim variant, but {control.run_id} is oversized 10, 3 "),
+         f"run_id: expected the run of a slim variant, but {control.run_id} is oversized, 3 "),
         (workflow.slim_run, {"run_id": slim.run_id, "slim_hidden": "3"},
          "run_id: expected the run of an original"),
         (workflow.slim_run, {"run_id": original.run_id, "slim_hidden": "7,3"},

@@ -115,12 +115,10 @@ class TrainingPlan:
 
     @property
     def name(self) -> str:
-        """The run's name: ``oversized 10``, ``slim 7``, ``oversized 10, 60 epochs``."""
-        widths = widths_name(self.widths)
+        """The run's name, short enough for MLflow's list: ``slim 7``, ``oversized, 60 epochs``."""
         if self.variant == VariantName.SAME_BUDGET:
-            more = " more" if self.parent else ""
-            return f"oversized {widths}, {self.epochs}{more} epochs"
-        return f"{self.variant} {widths}"
+            return f"oversized{' +' if self.parent else ','} {self.epochs} epochs"
+        return f"{self.variant} {widths_name(self.widths)}"
 
 
 @contextlib.contextmanager
