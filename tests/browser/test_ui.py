@@ -43,6 +43,15 @@ ROWS = """() => [...document.querySelectorAll(".ag-row")]
 """JavaScript: names of the runs in the table, from above (it holds its rows in any order)."""
 
 
+NOT_CUT = """link => {
+    for (let box = link; box && !box.classList.contains("ag-row"); box = box.parentElement)
+        if (getComputedStyle(box).overflowX !== "visible" && box.scrollWidth > box.clientWidth + 1)
+            return false;
+    return true;
+}"""
+"""JavaScript: whether all of a link in the table can be seen."""
+
+
 def test_printed_address_shows_the_variants_side_by_side(page, pipeline):
     """On a laptop, with the assistant open beside it."""
     page.goto(pipeline.view)
@@ -61,7 +70,10 @@ def test_printed_address_shows_the_variants_side_by_side(page, pipeline):
               for run in pipeline.variants}
     assert set(zip(scatter["x"], scatter["y"], strict=True)) == points
     expect(card(page, "FLOPs vs. test accuracy")).to_be_in_viewport()
-    expect_rows(page, [*dearest_first(pipeline.variants), pipeline.run.info.run_name])
+    names = [*dearest_first(pipeline.variants), pipeline.run.info.run_name]
+    expect_rows(page, names)
+    for name in names:
+        assert page.locator(".ag-row").get_by_role("link", name=name, exact=True).evaluate(NOT_CUT)
 
 
 @pytest.mark.parametrize(("width", "height"), [(1440, 2400), (1920, 1800)])
