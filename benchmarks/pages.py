@@ -71,10 +71,12 @@ def pipeline(client: MlflowClient, name: str, widths: tuple[int, ...], slim: tup
 
 def plain(client: MlflowClient) -> SimpleNamespace:
     """Two runs as people log them, each with a model."""
-    mlflow.set_experiment("plain")
+    known = client.get_experiment_by_name("plain")  # set_experiment would outlast this script
+    experiment = known.experiment_id if known else client.create_experiment("plain")
     runs = []
     for number in range(2):
-        with mlflow.start_run(run_name=f"plain {number}") as run:
+        with mlflow.start_run(
+                experiment_id=experiment, run_name=f"plain {number}") as run:
             mlflow.log_params({f"param {i}": i for i in range(10)})
             for i in range(12):
                 mlflow.log_metric(f"metric {i}", number + i)
@@ -84,7 +86,6 @@ def plain(client: MlflowClient) -> SimpleNamespace:
             plt.close(figure)
             mlflow.log_text("<p>report</p>", "report.html")
         runs.append(run.info.run_id)
-    experiment = client.get_run(runs[0]).info.experiment_id
     model = client.create_logged_model(experiment, "plain", source_run_id=runs[0]).model_id
     return SimpleNamespace(experiment=experiment, one=runs[0], other=runs[1], whole=runs[0],
                            model=model)
