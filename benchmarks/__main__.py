@@ -25,7 +25,7 @@ COMMANDS = (
     ("scores",), ("latency_interval",), ("knee",), ("search",), ("answers",), ("readme",),
     ("cut_knee",),
     ("fidelity",), ("pruning",), ("pruning", "--blind"), ("report",), ("streaming",),
-    ("flops", "--rounds", "21"),
+    ("flops", "--rounds", "21"), ("zoo",),
     ("rescaling",), ("monitor",), ("startup",), ("large_data",), ("gpu",), ("queries",),
     ("pages",),
 )
