@@ -116,13 +116,24 @@ def test_widths_or_how_they_are_found(slim_hidden, method, widths):
     assert (settings.width_method, settings.slim_widths) == (method, widths)
 
 
+@pytest.mark.parametrize(("what", "text", "kinds"), [
+    (None, "units,heads", ("units", "heads")),
+    ("stream, units", "units,stream", ("units", "stream")),
+    (["heads", "multiple_of=8"], "heads", ("heads",)),
+    ("multiple_of=1", "multiple_of=1", ("units", "heads"))])
+def test_what_may_be_cut(what, text, kinds):
+    settings = load_settings(None, {"what": what})
+    assert (settings.what, settings.what_to_cut.kinds) == (text, kinds)
+
+
 def test_there_are_as_many_settings_as_say_different_things():
-    assert len(Settings.model_fields) == 41
+    assert len(Settings.model_fields) == 42
 
 
 def test_settings_are_written_as_yaml_that_gives_the_same(tmp_path):
     settings = load_settings("digits", {"slim_hidden": "20,10", "patience": 3, "gate": "true",
                                         "state": "a.safetensors", "drop_columns": "id",
+                                        "what": "stream,multiple_of=16,same_widths=no",
                                         "table": "impute: {a: 3, b: mean, c: none at all}"})
     path = tmp_path / "config.yaml"
     path.write_text(settings_yaml(settings))
@@ -134,6 +145,8 @@ CRITERION = ("criterion: expected output, input, wanda, magnitude, taylor, "
              "package.module:function, or several of them, each once")
 LIMIT = ("limit: expected a number of widths of at least 2, a time, e.g. 600s, 30m or 2h, or both: "
          "8,30m")
+WHAT = ("what: expected units, heads or stream, or several of them, each once, multiple_of=N, "
+        "same_widths or same_widths=no, e.g. units,heads,multiple_of=16")
 TABLE = ("table: expected groups, drop_columns, impute and categories, e.g. impute: mean, "
          "categories: 10")
 IMPUTE = ("table: impute: expected median, mean, most_frequent, drop, or a number; or one of them, "
@@ -158,6 +171,9 @@ BAD = [
     ({"limit": [8]}, f"{LIMIT}, but got [8]"),
     ({"slim_epochs": "many"}, "slim_epochs: expected flops, or a whole number of at least 1, but "
                               "got 'many'"),
+    ({"what": "heads,streem"}, f"{WHAT}, but got 'heads,streem'; did you mean 'stream'?"),
+    ({"what": "multiple_of=0"}, f"{WHAT}, but got 'multiple_of=0'"),
+    ({"what": 3}, f"{WHAT}, but got 3"),
     ({"batch_size": "-3"}, "batch_size: expected full, or a whole number of at least 1, but got "
                            "'-3'"),
     ({"device": "gpu"}, "device: expected cpu, auto, mps, cuda or cuda:N, but got 'gpu'"),

@@ -4,7 +4,7 @@ import json
 from dataclasses import replace
 
 from tests.report.cases import round_of, variant, verdict, widths_of_a_search
-from wua_mlflow.results import Slimmed, TargetWidths
+from wua_mlflow.results import Slimmed, TargetWidths, WidthParameter
 from wua_mlflow.tracking.log import verdict_metrics
 
 
@@ -25,6 +25,21 @@ def test_widths_come_back_from_the_artifact():
     widths = TargetWidths.from_json(json.dumps(record))
     assert widths.dimensions[0].layers == ()
     assert widths.searched.trials == widths_of_a_search().searched.trials
+
+
+def test_widths_of_several_groups_each_come_back_too():
+    blocks = WidthParameter("h.*.up", 256, ("h.0.up", "h.1.up"), ("h.0.up", "h.1.up"), 8)
+    widths = replace(widths_of_a_search(), dimensions=(blocks, WidthParameter("out", 16, ("out",))),
+                     widths=(72, 9))
+    assert TargetWidths.from_json(widths.to_json()) == widths
+    assert widths.keep == {"h.0.up": 72, "h.1.up": 72, "out": 9}
+    assert widths.total == (2 * 256 + 16, 2 * 72 + 9)
+    assert widths.rounding == "Widths above 64 units were rounded up to multiples of 8."
+    for other in (replace(widths, method="given"), replace(widths, widths=(64, 9)),
+                  replace(widths, widths=(256, 9)),
+                  replace(widths, dimensions=(replace(blocks, multiple_of=1),
+                                              widths.dimensions[1]))):
+        assert other.rounding == ""
 
 
 def test_metrics_of_a_verdict_and_the_result_which_is_the_last_good_round_and_comes_last():

@@ -45,11 +45,13 @@ from wua_mlflow.setting_values import (
     Share,
     SlimEpochs,
     SlimWidths,
+    What,
     Widths,
     merged_tables,
     most_seeds,
     with_table_keys,
 )
+from wua_mlflow.what_to_cut import WhatToCut
 
 __all__ = [
     "CODE", "COMMAND_FIELDS", "CONFIGS", "CRITERIA", "ConfigError", "IMPUTE", "OWN_MODEL",
@@ -74,7 +76,7 @@ _RECIPE = ("data", "target", "table", "task", "batch_to_inputs", "model", "train
            "epochs", "optimizer", "batch_size", "lr", "patience", "loss", "score", "seed", "seeds")
 _MACHINE = ("device", "threads", "experiment")
 _USAGE = ("criterion", "null_draws")
-_SLIM = ("how", "slim_hidden", "slim_epochs", "limit", "distill", "fold", "rounds")
+_SLIM = ("how", "what", "slim_hidden", "slim_epochs", "limit", "distill", "fold", "rounds")
 _VERDICT = ("margin", "confidence", "class_margin", "max_collapse")
 _END = ("register", "gate")
 _FINE_TUNING = ("train", "optimizer", "batch_size", "lr", "patience", "seeds")
@@ -93,7 +95,7 @@ TOPICS: dict[str, tuple[str, ...]] = {
     "The model": ("run_id", "baseline", "candidate", "trust", "model", "state", "hidden"),
     "Training": ("train", "epochs", "optimizer", "batch_size", "lr", "patience", "loss"),
     "How far to slim": ("slim_hidden", "limit", "rounds"),
-    "How to slim": ("how", "slim_epochs", "distill", "fold"),
+    "How to slim": ("how", "what", "slim_epochs", "distill", "fold"),
     "Is it as good?": ("score", "margin", "confidence", "class_margin", "max_collapse", "gate"),
     "Seeds": ("seed", "seeds"),
     "How weights are used": ("criterion", "layers", "null_draws"),
@@ -180,6 +182,12 @@ class Settings(BaseModel):
         "auto", description="rebuild: train a new network of the slim widths from scratch; prune: "
         "cut the trained network, then fine-tune it; auto: prune a model that was trained "
         "elsewhere, else rebuild")
+    what: What = Field(
+        str(WhatToCut()), description="prune: which units may be cut: units (neurons, channels, "
+        "hidden units), heads (of attention), stream (the model's width, which norms go over), or "
+        "several; multiple_of=N: widths that a method finds above 64 units are multiples of N (8, "
+        "if unset; 1: any); same_widths: the same width in all blocks (same_widths=no: each its "
+        "own; if unset, the same in models of transformers)")
     limit: LimitText | None = Field(
         None, description="how much may be trained: a number of widths of a search, the original's "
         "included (12, if unset), a time such as 600s, 30m or 2h (of a search, and where seeds are "
@@ -299,6 +307,11 @@ class Settings(BaseModel):
         """The settings with another time in ``limit``."""
         limit = Limit(Limit.of(self.limit or "").runs, seconds)
         return self.model_copy(update={"limit": str(limit)})
+
+    @property
+    def what_to_cut(self) -> WhatToCut:
+        """``what``, read."""
+        return WhatToCut.of(self.what)
 
     @property
     def table_settings(self) -> TableSettings:

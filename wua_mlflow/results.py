@@ -18,6 +18,7 @@ from wua_mlflow.usage.results import ModelUsage
 from wua_mlflow.verdict import text
 from wua_mlflow.verdict.compare import Verdict
 from wua_mlflow.verdict.sample_size import too_few_examples
+from wua_mlflow.what_to_cut import ROUNDED_ABOVE, rounded_up
 from wua_mlflow.widths.results import (
     Curve,
     LayerWidth,
@@ -101,11 +102,39 @@ class VariantResult:
 
 @dataclass(frozen=True)
 class WidthParameter:
-    """A width that can be chosen: ``units`` is what it is now, ``layers`` have these units."""
+    """A width that can be chosen.
+
+    Attributes:
+        name: of the group of units, or of the factory's width.
+        units: what it is now.
+        layers: those that have these units.
+        groups: the groups of units that get this width each, where they are several.
+        multiple_of: what the width is a multiple of above ``ROUNDED_ABOVE``, where a method finds
+            it.
+        kind: of the groups, as ``UnitGroup``; not kept in a file, empty of a factory's width.
+    """
 
     name: str
     units: int
     layers: tuple[str, ...]
+    groups: tuple[str, ...] = ()
+    multiple_of: int = 1
+    kind: str = field(default="", compare=False)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of all groups that get this width."""
+        return self.groups or (self.name,)
+
+    @property
+    def choice(self) -> dict[str, Any]:
+        """What else a file keeps of it, where that is not the default."""
+        said = {"groups": self.groups, "multiple_of": self.multiple_of}
+        return {name: value for name, value in said.items() if value not in ((), 1)}
+
+    def rounded(self, width: int) -> int:
+        """The width as a method may choose it."""
+        return rounded_up(width, self.units, self.multiple_of)
 
 
 @dataclass(frozen=True)
@@ -129,9 +158,27 @@ class TargetWidths:
 
     @property
     def keep(self) -> dict[str, int]:
-        """The widths by the dimension's name."""
-        return {parameter.name: width
-                for parameter, width in zip(self.dimensions, self.widths, strict=True)}
+        """The widths by the group's name."""
+        return {name: width
+                for parameter, width in zip(self.dimensions, self.widths, strict=True)
+                for name in parameter.names}
+
+    @property
+    def total(self) -> tuple[int, int]:
+        """How many units there are and how many stay, of all groups."""
+        counts = [(len(parameter.names) * parameter.units, len(parameter.names) * width)
+                  for parameter, width in zip(self.dimensions, self.widths, strict=True)]
+        return sum(before for before, _ in counts), sum(after for _, after in counts)
+
+    @property
+    def rounding(self) -> str:
+        """A sentence, where some of the widths that a method found were rounded up."""
+        multiples = {parameter.multiple_of
+                     for parameter, width in zip(self.dimensions, self.widths, strict=True)
+                     if ROUNDED_ABOVE < width < parameter.units and parameter.multiple_of > 1}
+        return "" if self.method == "given" or not multiples else (
+            f"Widths above {ROUNDED_ABOVE} units were rounded up to multiples of "
+            f"{max(multiples)}.")
 
     @property
     def screened(self) -> int:
@@ -143,7 +190,7 @@ class TargetWidths:
         return json.dumps({
             "method": self.method,
             "widths": [{"name": parameter.name, "layers": parameter.layers,
-                        "units": parameter.units, "width": width}
+                        "units": parameter.units, "width": width, **parameter.choice}
                        for parameter, width in zip(self.dimensions, self.widths, strict=True)],
             "recommendation": self.recommendation and json_fields(self.recommendation),
             "search": self.searched and json_fields(self.searched),
@@ -156,7 +203,8 @@ class TargetWidths:
         recommendation, searched = record.get("recommendation"), record.get("search")
         return cls(
             dimensions=tuple(
-                WidthParameter(width["name"], width["units"], tuple(width.get("layers", ())))
+                WidthParameter(width["name"], width["units"], tuple(width.get("layers", ())),
+                               tuple(width.get("groups", ())), width.get("multiple_of", 1))
                 for width in record["widths"]),
             widths=tuple(width["width"] for width in record["widths"]),
             method=record["method"],

@@ -11,6 +11,7 @@ from typing import Any
 from wua_mlflow.errors import did_you_mean, one_line
 from wua_mlflow.levels import CONFIDENCE_RANGE, MARGIN_RANGE
 from wua_mlflow.setting_values import CRITERIA, FIRST_SEEDS, IMPUTE, SCORES, WIDTH_METHODS
+from wua_mlflow.what_to_cut import EXPECTED as WHAT_EXPECTED
 
 __all__ = ["LONGEST_NAME", "problem_line", "short", "shown"]
 
@@ -30,11 +31,13 @@ def problem_line(
         return _about_table(str(problem["loc"][1]), problem)
     if problem["type"] == "extra_forbidden":
         return f"{_beginning(field)}: no such setting{did_you_mean(field, fields)}"
-    meant = str(problem["msg"]).partition("error, ")[2] if field in ("criterion", "score") else ""
+    meant = str(problem["msg"]).partition("error, ")[2] if field in MEANT else ""
     return short(f"{field}: expected {_expectation(field, problem)}, but got "
                  f"{shown(values[field])}{meant}")
 
 
+MEANT = ("criterion", "score", "what")
+"""Settings of words, of which the nearest is said."""
 TABLE = {
     "groups": "the name of a column",
     "drop_columns": "names of columns, e.g. id,name",
@@ -70,6 +73,7 @@ EXPECTED = {
     "device": "cpu, auto, mps, cuda or cuda:N",
     **dict.fromkeys(("gate", "distill"), "true or false"),
     "fold": "auto, true or false",
+    "what": WHAT_EXPECTED,
     "register": "a name",
     "experiment": "a name in one line of at most 500 characters",
     "trust": "code, pickle, or code,pickle",

@@ -17,12 +17,13 @@ from pydantic import AfterValidator, BeforeValidator, Field
 from wua_mlflow.errors import did_you_mean
 from wua_mlflow.levels import is_confidence, is_margin
 from wua_mlflow.safe_yaml import YamlRefused, parse_mapping
+from wua_mlflow.what_to_cut import parse as parse_what
 
 __all__ = [
     "BatchSize", "CRITERIA", "Confidence", "Count", "Criteria", "FIRST_SEEDS", "IMPUTE", "Impute",
     "Limit", "LimitText", "Line", "MOST_SEEDS", "Mapped", "Margin", "Named", "Names",
     "Positive", "SCORES", "Score", "Seeds", "Share", "SlimEpochs", "SlimWidths", "TABLE_KEYS",
-    "WIDTH_METHODS", "Widths", "merged_tables", "most_seeds", "with_table_keys",
+    "WIDTH_METHODS", "What", "Widths", "merged_tables", "most_seeds", "with_table_keys",
 ]
 
 
@@ -159,6 +160,11 @@ def _score(value: Any) -> str:
     return str(value)
 
 
+def _what(value: Any) -> str:
+    """What may be cut, in its shortest text."""
+    return str(parse_what(value))
+
+
 def _names(value: Any) -> tuple[str, ...]:
     """``"fc1, fc2"`` or a list -> ``("fc1", "fc2")``, each of them once."""
     return tuple(dict.fromkeys(_parts(value)))
@@ -247,6 +253,7 @@ Seeds = Annotated[Count | str, BeforeValidator(_seeds)]
 LimitText = Annotated[str, BeforeValidator(_limit)]
 Criteria = Annotated[str, BeforeValidator(_criteria)]
 Score = Annotated[str, BeforeValidator(_score)]
+What = Annotated[str, BeforeValidator(_what)]
 Share = Annotated[float, BeforeValidator(_finite), Field(gt=0, lt=1)]
 Positive = Annotated[float, BeforeValidator(_finite), Field(gt=0)]
 Margin = Annotated[float, BeforeValidator(_finite), AfterValidator(partial(_where, is_margin))]

@@ -101,7 +101,8 @@ def test_the_result_is_the_last_good_one_and_is_what_is_shown(ran):
     record = json.loads(text_of(ran.store, second.run_id, "widths.json"))
     assert record["method"] == "effective"
     assert record["widths"] == [{"name": "fc1", "layers": ["fc1"],
-                                 "units": first.widths[0], "width": second.widths[0]}]
+                                 "units": first.widths[0], "width": second.widths[0],
+                                 **({"multiple_of": 8} if ran.pruned else {})}]
 
 
 def test_each_round_is_cut_from_the_one_before(ran):
@@ -258,6 +259,8 @@ def test_the_networks_that_are_cut_are_those_that_were_judged(store, monkeypatch
      "distill: expected the built-in trainer, but got train=own:trainer"),
     ({"fold": True, "how": "rebuild"}, "fold: expected how=prune beside it, since in a rebuilt "
      "network there is nothing to fold, but got how=rebuild"),
+    ({"what": "units", "how": "rebuild"}, "what: expected how=prune beside it, since the widths of "
+     "a rebuilt network are the factory's own, but got how=rebuild and what=units"),
     ({"slim_epochs": "flops", "how": "prune"}, "slim_epochs: expected a number where the network "
      "is cut and fine-tuned, but got flops; equal training FLOPs are for how=rebuild"),
     ({"rounds": 2, "slim_hidden": "4,2", "how": "prune"},

@@ -23,6 +23,7 @@ from wua_mlflow.pipeline.replicates import Trained, train_one, train_replicate
 from wua_mlflow.pipeline.slim import SlimmingContext
 from wua_mlflow.pipeline.target_widths import dimensions_of
 from wua_mlflow.pipeline.variant import ModelVariant
+from wua_mlflow.results import WidthParameter
 from wua_mlflow.usage.analyze import analyze
 from wua_mlflow.usage.results import ModelUsage
 from wua_mlflow.widths.recommend import recommend_widths
@@ -319,7 +320,7 @@ def test_the_next_wider(widths, held, expected):
     trials = [Trial(each, sum(each), "holds", 0, 0, 0, 0.9) for each in held]
     searched = SearchResult((4,), (*trials, Trial((5,), 5, "fails", 0, 0, 0, 0.9))[:len(held)],
                             "converged", "", 0.02)
-    assert target_widths.wider(widths, (64,), searched) == expected
+    assert target_widths.wider(widths, (WidthParameter("fc1", 64, ()),), searched) == expected
 
 
 def test_a_failure_names_the_replicate():

@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from tests.networks import snapshot
+from tests.pruning.cutting_cases import Stream
 from tests.widths.network_cases import trained, without
-from wua_mlflow.pruning.cut import unit_groups
+from wua_mlflow.pruning.cut import cut, unit_groups
 from wua_mlflow.pruning.importance import unit_importance
 from wua_mlflow.rng import Purpose, numpy_generator
 from wua_mlflow.widths import fidelity as fidelity_module
@@ -143,3 +144,21 @@ def test_what_is_wrong_in_one_line(importances, options, message):
     with pytest.raises(ValueError, match=message) as raised:
         judged(model, data, importances, **options)
     assert "\n" not in str(raised.value)
+
+
+def test_without_a_unit_of_the_models_width_the_norms_go_over_the_others():
+    """The exact changes are those of networks that are really cut."""
+    torch.manual_seed(0)
+    model, x, y = Stream(5, 6).eval(), torch.randn(30, 4), torch.randint(3, (30,))
+    structure = unit_groups(model, x[:2], ("units", "stream"))
+    importances = {"magnitude": unit_importance(model, structure, criterion="magnitude")}
+    result = fidelity(model, [(x[:20], y[:20]), (x[20:], y[20:])], structure, importances,
+                      task="multiclass", halves=1, orders=2)
+    assert [group.name for group in structure.groups] == ["stem", "blocks.0.1", "blocks.1.1"]
+    for group, found in zip(structure.groups, result.groups, strict=True):
+        losses = [nn.functional.cross_entropy(
+            cut(model, x[:4], {group.name: group.others([unit])}, structure).model(x), y).item()
+            for unit in range(group.units)]
+        whole = nn.functional.cross_entropy(model(x), y).item()
+        assert found.changes == pytest.approx([loss - whole for loss in losses], abs=1e-5)
+        assert found.area.keys() == {"magnitude"}

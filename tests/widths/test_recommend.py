@@ -10,9 +10,10 @@ from torch import nn
 
 from tests.model_forms import Layers
 from tests.networks import labels, mlp, rows, snapshot
+from tests.pruning.cutting_cases import Stream
 from tests.widths.network_cases import rescaled, trained, with_copies, without
-from wua_mlflow.pruning.cut import unit_groups
-from wua_mlflow.pruning.importance import unit_importance
+from wua_mlflow.pruning.cut import cut, unit_groups
+from wua_mlflow.pruning.importance import most_important, unit_importance
 from wua_mlflow.usage.analyze import analyze
 from wua_mlflow.widths.recommend import METHODS, effective_widths, recommend_widths
 from wua_mlflow.widths.retrain_search import Search
@@ -300,3 +301,23 @@ def test_what_is_wrong_in_one_line(options, message):
         recommend_widths(**options)
     assert "\n" not in str(raised.value)
     assert snapshot(options["model"]) == before
+
+
+def test_the_models_width_where_it_is_asked_for():
+    """An ablation scores what a cut network scores."""
+    torch.manual_seed(1)
+    model, x = Stream(10, 6).eval(), torch.randn(80, 4)
+    data = x, model(x).argmax(1)
+    assert "stem" in recommend_widths(model, data, method="rank").skipped
+    for method in ("rank", "projection", "effective", "ablation"):
+        found = recommend_widths(model, data, method=method, margin=0.2, what="stream")
+        assert list(found.widths) == ["stem"]
+    (layer,) = found.layers
+    structure = unit_groups(model, x[:4], ("stream",))
+    importance = unit_importance(model, structure, data, nn.functional.cross_entropy)["stem"]
+    for width, score in zip(layer.curve.widths, layer.curve.scores, strict=True):
+        kept = most_important(importance, width)
+        narrow = model if width == 10 else cut(model, x[:4], {"stem": kept}, structure).model
+        assert score == pytest.approx(float((narrow(x).argmax(1) == data[1]).double().mean()))
+    with pytest.raises(ValueError, match="^what: expected units, heads or stream, or several"):
+        recommend_widths(model, data, what="streams")

@@ -313,3 +313,29 @@ def test_the_most_seeds_are_trained_where_it_stays_open():
         baseline=[scores_of(0.95 + each) for each in (-0.03, 0.03, 0, -0.03, 0.03)],
         margin=MARGIN, runs=2)
     assert result.trials[1].seeds == MOST_SEEDS
+
+
+@pytest.mark.parametrize(("multiples", "suggestion"), [
+    ((8, 1), (136, 20)), ((16, 8), (80, 40)), ((7, 100), (70, 30)), ((8, 8), (200, 90))])
+@pytest.mark.parametrize("most", [24, 70, 130])
+def test_above_64_units_only_multiples_are_tried(multiples, suggestion, most):
+    """The original's own widths, and the suggestion's, aside."""
+    def needs(widths):
+        return 0.95 - 0.5 * math.exp(-widths[0] * 4 / most)
+
+    original = (200, 90)
+    result, calls = searched(original, suggestion, needs, multiples=multiples)
+    tried = {widths for widths, _ in calls} - {suggestion}
+    assert len(tried) > 2
+    for widths in tried:
+        for width, units, multiple in zip(widths, original, multiples, strict=True):
+            assert width <= 64 or width % multiple == 0 or width == units
+    assert result.widths in tried | {suggestion, original}
+    assert len({trial.widths for trial in result.trials}) == len(result.trials)
+
+
+def test_widths_that_are_widened_are_multiples_too():
+    result, calls = searched((100,), (50,), lambda widths: 0.95 if widths[0] >= 97 else 0.5,
+                             multiples=(8,), widen=1.5)
+    assert list(dict.fromkeys(widths for widths, _ in calls)) == [(50,), (80,)]
+    assert result.widths == (100,)

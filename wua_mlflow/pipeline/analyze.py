@@ -190,7 +190,7 @@ def fidelity_metrics(variant: ModelVariant, flops: float) -> tuple[dict[str, flo
     loss = recipe.objective(variant.kind).loss
     criteria = {"taylor", "spanning", *CRITERIA.keys() & variant.settings.criterion.split(",")}
     try:
-        structure = unit_groups(model, recipe.example(model))
+        structure = unit_groups(model, recipe.example(model), variant.settings.what_to_cut.kinds)
         units = sum(group.units for group in structure.groups)
         if not units:
             return {}, "Fidelity not measured: the network has no units that can be removed."

@@ -63,7 +63,7 @@ from wua_mlflow.pipeline.pyfunc_models import (
 )
 from wua_mlflow.pipeline.trust import Ask, Trust
 from wua_mlflow.pipeline.variant import ModelVariant, load_variant
-from wua_mlflow.pruning.dependency_graph import call_model
+from wua_mlflow.pruning.layers import call_model
 from wua_mlflow.report.content import Report
 from wua_mlflow.results import Comparison, ratios
 from wua_mlflow.tracking.log import latency_metrics

@@ -22,7 +22,7 @@ from wua_mlflow.data.tasks import checked_output
 from wua_mlflow.errors import did_you_mean, one_line
 from wua_mlflow.hooks import evaluating
 from wua_mlflow.imports import load_object
-from wua_mlflow.pruning.dependency_graph import call_model
+from wua_mlflow.pruning.layers import call_model
 from wua_mlflow.rng import isolated
 from wua_mlflow.widths.factory import Factory, layers_by_width
 

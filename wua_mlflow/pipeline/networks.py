@@ -24,6 +24,7 @@ from wua_mlflow.pruning.cut import cut, unit_groups
 from wua_mlflow.pruning.importance import most_important, unit_importance
 from wua_mlflow.pruning.unit_groups import UnitGroups
 from wua_mlflow.rng import Stream, seeded_stream
+from wua_mlflow.what_to_cut import WhatToCut
 
 __all__ = [
     "NetworkFactory", "PruningPlan", "cached", "from_scratch", "one_network", "pruned_and_tuned",
@@ -52,6 +53,7 @@ class PruningPlan:
             None for both ways, of which the one without compensation stays unless the other is
             ahead on validation data by more than a standard error.
         distill: whether fine-tuning also aims at the original's outputs.
+        kinds: of units that may be cut.
     """
 
     keep: Mapping[str, int]
@@ -59,6 +61,7 @@ class PruningPlan:
     importance: str = "spanning"
     fold: bool | None = False
     distill: bool = False
+    kinds: tuple[str, ...] = WhatToCut().kinds
 
     @property
     def ways(self) -> tuple[bool, ...]:
@@ -103,7 +106,7 @@ def pruned_and_tuned(
         source = parent(number, seed)
         source = replace(source, model=plain_weights(unwrapped(source.model)))
         teacher = root(number, seed).model if plan.distill else None
-        structure = unit_groups(source.model, recipe.example(source.model))
+        structure = unit_groups(source.model, recipe.example(source.model), plan.kinds)
         keep = _units_to_keep(recipe, source, structure, plan)
         candidates: list[Trained] = []
         errors: list[Exception] = []
@@ -115,7 +118,8 @@ def pruned_and_tuned(
                 trained = train_made(
                     recipe, partial(copied, start.model), plan.epochs, seed=seed,
                     stream=source.stream, label=label, teacher=teacher,
-                    widths=tuple(plan.keep.values()))
+                    widths=tuple(plan.keep[group.name] for group in structure.groups
+                                 if group.name in plan.keep))
                 candidates.append(replace(trained, structure=start.structure, uncut=start.uncut,
                                           folded=start.folded))
             except (  # the other way may work

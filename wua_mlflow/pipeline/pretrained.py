@@ -76,7 +76,8 @@ def import_pretrained(store: Store, recipe: Recipe, *, pipeline: str | None = No
     check_fit(model, split)
     trained = Trained(model, recipe.kind_of(model), (), stream)
     widths = settings.hidden or tuple(
-        group.units for group in unit_groups(model, recipe.example(model)).groups)
+        group.units for group in unit_groups(
+            model, recipe.example(model), settings.what_to_cut.kinds).groups)
     variant = train_variant(store, recipe, TrainingPlan(
         VariantName.OVERSIZED, widths, settings.epochs, one_network(trained, recipe.device),
         hidden=settings.hidden, adopted=settings.state or settings.model, replicates=1,

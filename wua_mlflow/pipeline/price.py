@@ -14,6 +14,7 @@ from wua_mlflow.pipeline.allowance import HOUR_S
 from wua_mlflow.pipeline.target_widths import chosen_method
 from wua_mlflow.progress import duration
 from wua_mlflow.verdict.inputs import FEWEST_SEEDS
+from wua_mlflow.what_to_cut import WhatToCut
 
 __all__ = ["Price", "cheap_plan", "price_of", "price_of_cuts"]
 
@@ -97,12 +98,13 @@ class Price:
             cheap: those of what is done.
         """
         longer = planned.within(max(1, round(2 * self.total_seconds)))
+        what = "" if planned.what == str(WhatToCut()) else f" --what {planned.what}"
         once = "the network is cut and fine-tuned once" if cheap.how == "prune" else \
             "one narrower network is trained"
         return (f"{duration(self.total_seconds)} is more than it may take unasked "
                 f"({duration(self.limit)}), so {once}, and the two models are compared; all of it, "
-                f"with the recipe verdict: wua slim --run-id {run_id} --how {planned.how} --seeds "
-                f"{planned.seeds} --limit {longer.limit}")
+                f"with the recipe verdict: wua slim --run-id {run_id} --how {planned.how}{what} "
+                f"--seeds {planned.seeds} --limit {longer.limit}")
 
 
 def price_of(settings: Settings, seconds: float, *, trained: int = 1) -> Price:

@@ -24,7 +24,7 @@ from wua_mlflow.device import device_of, same_on_every_processor, use_threads
 from wua_mlflow.hooks import evaluating
 from wua_mlflow.imports import load_object
 from wua_mlflow.pipeline.models import factory, made_by, naming, users_factory, users_function
-from wua_mlflow.pruning.dependency_graph import call_model
+from wua_mlflow.pruning.layers import call_model
 from wua_mlflow.rng import isolated, seed_all
 from wua_mlflow.training.evaluation import Evaluation, Objective, evaluate_batches, evaluation_of
 from wua_mlflow.verdict.scores import check_task

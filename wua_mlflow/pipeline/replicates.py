@@ -28,7 +28,7 @@ from wua_mlflow.pipeline.recipe import Recipe
 from wua_mlflow.pipeline.trainer_runs import active_run_for
 from wua_mlflow.progress import Bar, say
 from wua_mlflow.pruning.cut import Specification
-from wua_mlflow.pruning.dependency_graph import call_model
+from wua_mlflow.pruning.layers import call_model
 from wua_mlflow.rng import Purpose, Stream, isolated, restore, seed_all, stream_of, torch_generator
 from wua_mlflow.signals import goes_on
 from wua_mlflow.training.distillation import distillation_loss

@@ -37,13 +37,15 @@ from wua_mlflow.pipeline.target_widths import (
     dimensions_of,
     scaled_widths,
     wider,
+    with_same_widths,
 )
 from wua_mlflow.pipeline.train import TrainingPlan, train_variant
 from wua_mlflow.pipeline.trainer_runs import trainer_logs_to
 from wua_mlflow.pipeline.trust import Trust
 from wua_mlflow.pipeline.variant import MACHINE, ModelVariant, load_variant
 from wua_mlflow.progress import say, stage
-from wua_mlflow.pruning.cut import cut
+from wua_mlflow.pruning.cut import cut, unit_groups
+from wua_mlflow.pruning.unit_groups import UnitGroups
 from wua_mlflow.results import Round, Slimmed, TargetWidths, WidthParameter
 from wua_mlflow.rng import Stream, isolated, seeded_stream
 from wua_mlflow.signals import goes_on
@@ -55,6 +57,7 @@ from wua_mlflow.tracking.runs import find_control
 from wua_mlflow.tracking.store import Store
 from wua_mlflow.usage.results import ModelUsage
 from wua_mlflow.verdict.inputs import FEWEST_SEEDS
+from wua_mlflow.what_to_cut import WhatToCut
 from wua_mlflow.widths.results import comma_separated
 
 __all__ = ["SlimmingContext", "check_slimming", "slim_variant"]
@@ -92,8 +95,16 @@ class SlimmingContext:
 
     @cached_property
     def dimensions(self) -> tuple[WidthParameter, ...]:
-        """What can be chosen in the parent."""
-        return dimensions_of(self.parent, self.settings.how)
+        """What can be chosen in the parent: groups that get the same width are one.
+
+        Where a width is given for each group they are not.
+        """
+        settings = self.settings
+        groups = dimensions_of(self.parent, settings.how, settings.what_to_cut)
+        if settings.how != "prune" or not settings.what_to_cut.are_same(self.parent.model) \
+                or len(settings.slim_widths or ()) == len(groups):
+            return groups
+        return with_same_widths(groups)
 
     @cached_property
     def recipe(self) -> Recipe:
@@ -106,7 +117,8 @@ class SlimmingContext:
     def search_setup(self) -> SearchSetup:
         """How a search of widths trains its candidates."""
         return SearchSetup(self.recipe, partial(self.factory, fold=self.settings.fold is True),
-                           self.cost, lambda: self._scores, self.allowance)
+                           self.cost, lambda: self._scores, self.allowance,
+                           [dimension.multiple_of for dimension in self.dimensions])
 
     def slim_factory(
         self, widths: tuple[int, ...], *, screened: bool = False
@@ -157,7 +169,7 @@ class SlimmingContext:
                 break
             notes.append(f"{found.collapsed} of {len(found.replicates)} new networks of "
                          f"{comma_separated(widths)} collapsed")
-            widths = wider(widths, units, searched)
+            widths = wider(widths, self.dimensions, searched)
             if widths == units:
                 raise NoNarrowerError(
                     f"The search found widths that hold, but of new networks some collapsed where "
@@ -197,7 +209,8 @@ class SlimmingContext:
         if self.settings.how == "rebuild":
             return from_scratch(recipe, widths, epochs)
         return pruned_and_tuned(recipe, self.make, self.root, PruningPlan(
-            self._keep(widths), epochs, distill=self.settings.distill, fold=fold))
+            self._keep(widths), epochs, distill=self.settings.distill, fold=fold,
+            kinds=self.settings.what_to_cut.kinds))
 
     def _keep(self, widths: tuple[int, ...]) -> dict[str, int]:
         return TargetWidths(self.dimensions, widths, "given").keep
@@ -232,14 +245,25 @@ class SlimmingContext:
             model = self.parent.model
         else:
             keep = {name: range(width) for name, width in self._keep(widths).items()}
-            model = cut(self.parent.model, self.recipe.example(self.parent.model), keep).model
+            model = cut(self.parent.model, self.recipe.example(self.parent.model), keep,
+                        self._structure).model
         count = count_flops(model, self.recipe.example(model, 2), backward=False)
         return count.forward_flops / count.samples
 
+    @cached_property
+    def _structure(self) -> UnitGroups:
+        """The parent's groups."""
+        model = self.parent.model
+        return unit_groups(model, self.recipe.example(model), self.settings.what_to_cut.kinds)
+
+    @cached_property
+    def _original_groups(self) -> tuple[WidthParameter, ...]:
+        """Of the original all that can be chosen, each group by itself."""
+        return dimensions_of(self.original, self.settings.how, self.settings.what_to_cut)
+
     def units(self, goal: TargetWidths) -> dict[str, int]:
         """By group of the original how many units stay, also of groups with one unit left."""
-        units = {parameter.name: parameter.units
-                 for parameter in dimensions_of(self.original, self.settings.how)}
+        units = {parameter.name: parameter.units for parameter in self._original_groups}
         structure = self.parent.trained.structure
         for cut_groups in structure.rounds if structure else ():
             units.update({name: len(remaining) for name, remaining in cut_groups.items()})
@@ -252,7 +276,7 @@ class SlimmingContext:
         units = self.units(goal)
         return scaled_widths(dimensions_of(self.original, "rebuild"), [
             (group.layers, units[group.name] / group.units)
-            for group in dimensions_of(self.original, self.settings.how)])
+            for group in self._original_groups])
 
 
 def _training_flops(recipe: Recipe, widths: tuple[int, ...]) -> float:
@@ -277,6 +301,10 @@ def check_slimming(settings: Settings) -> None:
     if settings.fold is True and settings.how != "prune":
         raise ValueError("fold: expected how=prune beside it, since in a rebuilt network there is "
                          "nothing to fold, but got how=rebuild")
+    if settings.what != str(WhatToCut()) and settings.how != "prune":
+        raise ValueError(f"what: expected how=prune beside it, since the widths of a rebuilt "
+                         f"network are the factory's own, but got how=rebuild and "
+                         f"what={settings.what}")
     if settings.distill and settings.train:
         raise ValueError(f"distill: expected the built-in trainer, but got train={settings.train}")
     if settings.slim_epochs == "flops" and settings.how != "rebuild":
@@ -469,5 +497,6 @@ def _origin(settings: Settings, parent: ModelVariant, goal: TargetWidths, epochs
     if parent.variant != VariantName.OVERSIZED or parent.adopted:
         return comment
     slim = ",".join(map(str, goal.widths))
-    return (f"{comment}# Both again: the original's config.yaml with how: {settings.how}, "
+    what = "" if settings.what == str(WhatToCut()) else f"what: '{settings.what}', "
+    return (f"{comment}# Both again: the original's config.yaml with how: {settings.how}, {what}"
             f"slim_hidden: [{slim}], slim_epochs: {epochs}\n")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import re
 import sys
 import tempfile
 from collections.abc import Callable, Collection, Sequence
@@ -43,6 +44,7 @@ from wua_mlflow.usage.analyze import analyze
 from wua_mlflow.usage.results import ModelUsage
 from wua_mlflow.verdict.inputs import FEWEST_SEEDS
 from wua_mlflow.verdict.sample_size import too_few_examples
+from wua_mlflow.what_to_cut import WhatToCut, alike
 from wua_mlflow.widths.recommend import effective_width, effective_widths, recommend_widths
 from wua_mlflow.widths.results import (
     SearchResult,
@@ -56,7 +58,7 @@ from wua_mlflow.widths.retrain_search import MOST_SEEDS, FinalVerdict, search_wi
 __all__ = [
     "FIRST_NUMBER", "NoNarrowerError", "SearchSetup", "choose_widths", "chosen_method",
     "dimensions_of", "logged_widths", "say_what_validation_shows", "scaled_widths", "search",
-    "wider",
+    "wider", "with_same_widths",
 ]
 
 
@@ -81,6 +83,7 @@ class SearchSetup:
         baseline: gives the scores of the original's networks on the validation part, shape
             (networks, examples).
         allowance: what search and seeds may take together.
+        multiples: what each width is a multiple of above 64 units; any, if None.
     """
 
     recipe: Recipe
@@ -88,6 +91,7 @@ class SearchSetup:
     cost: Callable[[tuple[int, ...]], float]
     baseline: Callable[[], np.ndarray]
     allowance: Allowance = field(default_factory=Allowance)
+    multiples: Sequence[int] | None = None
 
 
 def search(
@@ -139,7 +143,8 @@ def search(
             score, units, suggestion, baseline=baseline if recipes else baseline[:1],
             margin=settings.margin, confidence=settings.confidence, final=final, most_seeds=most,
             runs=settings.search_runs, seconds=seconds, cost=setup.cost,
-            widen=WIDER if widen else None, tried=tried, clock=allowances.clock)
+            widen=WIDER if widen else None, multiples=setup.multiples, tried=tried,
+            clock=allowances.clock)
     if setup.allowance.limited and result.stopped == "budget" and result.looks < widths_at_most:
         result = replace(result, note=f"{result.note} (a longer --limit tries more)")
     if result.stopped == "interrupted":
@@ -175,8 +180,15 @@ def logged_widths(store: Store, run_id: str) -> TargetWidths | None:
     return None
 
 
-def dimensions_of(variant: ModelVariant, how: str) -> tuple[WidthParameter, ...]:
+def dimensions_of(
+    variant: ModelVariant, how: str, what: WhatToCut | None = None
+) -> tuple[WidthParameter, ...]:
     """The widths that can be chosen: the factory's, or the groups of units that can be cut.
+
+    Args:
+        variant: the network.
+        how: ``rebuild`` or ``prune``.
+        what: which units may be cut; the default, if None.
 
     Raises:
         ValueError: one line; the factory takes no widths or ignores them, or nothing can be cut.
@@ -191,7 +203,8 @@ def dimensions_of(variant: ModelVariant, how: str) -> tuple[WidthParameter, ...]
         layers = check_widths(variant.recipe.build, hidden, None)
         return tuple(WidthParameter(names[0] if names else f"width {number}", units, names)
                      for number, (units, names) in enumerate(zip(hidden, layers, strict=True), 1))
-    structure = unit_groups(variant.model, variant.recipe.example(variant.model))
+    what = what or WhatToCut()
+    structure = unit_groups(variant.model, variant.recipe.example(variant.model), what.kinds)
     if not structure.groups:
         reasons = "; ".join(f"{names}: {why}" for names, why
                             in group_by_reason(structure.not_prunable))
@@ -199,9 +212,31 @@ def dimensions_of(variant: ModelVariant, how: str) -> tuple[WidthParameter, ...]
             raise NoNarrowerError(f"Nothing is left to cut: {reasons}.")
         raise ValueError(f"how: prune found nothing to cut in {variant.settings.model}"
                          f"{': ' if reasons else ''}{reasons}")
+    return tuple(WidthParameter(group.name, group.units, group.layers,
+                                multiple_of=what.multiple_for(group.kind), kind=group.kind)
+                 for group in structure.groups)
+
+
+def with_same_widths(groups: Sequence[WidthParameter]) -> tuple[WidthParameter, ...]:
+    """Groups that are alike as one width: names equal but for numbers, units and kind the same.
+
+    >>> names = "h.0.up", "h.1.up", "head"
+    >>> [(each.name, each.groups) for each in with_same_widths(
+    ...     [WidthParameter(name, 8, (name,)) for name in names])]
+    [('h.*.up', ('h.0.up', 'h.1.up')), ('head', ())]
+    """
     return tuple(
-        WidthParameter(group.name, group.units, group.layers) for group in structure.groups
-    )
+        groups[places[0]] if len(places) == 1 else replace(
+            groups[places[0]], name=_shared_name([groups[place].name for place in places]),
+            layers=tuple(layer for place in places for layer in groups[place].layers),
+            groups=tuple(groups[place].name for place in places))
+        for places in alike((group.name, (group.units, group.kind)) for group in groups))
+
+
+def _shared_name(names: Sequence[str]) -> str:
+    """Of names that are equal but for numbers: the numbers that differ are stars."""
+    parts = zip(*(re.split(r"(\d+)", name) for name in names), strict=True)
+    return "".join(same[0] if len(set(same)) == 1 else "*" for same in parts)
 
 
 def choose_widths(
@@ -242,6 +277,7 @@ def choose_widths(
         widths = scaled_widths(dimensions, [
             ({layer.layer, *layer.layers}, layer.width / layer.units)
             for layer in recommendation.layers])
+    widths = rounded(dimensions, widths)
     if method == "search" or _is_a_start(method, settings, widths, units):
         searched = search(settings, setup, units, widths, widen=method != "search")
         if searched.widths == units and _shows_nothing(setup.recipe.split, settings):
@@ -254,6 +290,12 @@ def choose_widths(
             f"({','.join(map(str, units))}){_note(goal)}. Another method may, "
             f"or name the widths (--slim-hidden).", goal)
     return goal
+
+
+def rounded(dimensions: Sequence[WidthParameter], widths: Sequence[int]) -> tuple[int, ...]:
+    """The widths that a method found, as they may be chosen."""
+    return tuple(dimension.rounded(width)
+                 for dimension, width in zip(dimensions, widths, strict=True))
 
 
 def _shows_nothing(split: DataSplit, settings: Settings) -> bool:
@@ -310,15 +352,16 @@ def _is_a_start(
 
 
 def wider(
-    widths: Sequence[int], units: Sequence[int], searched: SearchResult | None = None
+    widths: Sequence[int], dimensions: Sequence[WidthParameter],
+    searched: SearchResult | None = None,
 ) -> tuple[int, ...]:
     """The next widths to try where these fail: half as wide again, or the next that held.
 
-    >>> wider((4, 1), (64, 32))
+    >>> wider((4, 1), [WidthParameter("a", 64, ()), WidthParameter("b", 32, ())])
     (6, 2)
     """
-    next_widths = tuple(min(most, math.ceil(WIDER * width))
-                        for width, most in zip(widths, units, strict=True))
+    next_widths = rounded(dimensions, [min(each.units, math.ceil(WIDER * width))
+                                       for width, each in zip(widths, dimensions, strict=True)])
     held = [trial.widths for trial in searched.trials if trial.holds
             and trial.widths != tuple(widths) and all(map(le, widths, trial.widths))
             and all(map(le, trial.widths, next_widths))] if searched else []
@@ -373,7 +416,8 @@ def _recommended(settings: Settings, parent: ModelVariant, method: str) -> Width
     plain = settings.score and split.task in PLAIN
     return recommend_widths(
         model, split.validation.sample(model), method=method, margin=settings.margin,
-        fit_data=fit, loss=objective.loss, task=split.task, seed=settings.seed,
+        what=settings.what_to_cut if settings.how == "prune" else None, fit_data=fit,
+        loss=objective.loss, task=split.task, seed=settings.seed,
         score=partial(parent.recipe.example_scores, kind=parent.kind) if plain
         else settings.score)
 

@@ -85,14 +85,15 @@ def _layer_words(name: str) -> str:
 
 def widths_sentence(target: TargetWidths) -> str:
     """Which widths were chosen, and how."""
-    units, widths = sum(parameter.units for parameter in target.dimensions), sum(target.widths)
+    units, widths = target.total
+    groups = sum(len(parameter.names) for parameter in target.dimensions)
     chosen = ", ".join(f"{_layer_words(parameter.name)} {parameter.units:,} → {width:,}"
                        for parameter, width in zip(target.dimensions, target.widths, strict=True))
     if len(target.widths) > _MOST_WIDTHS or len(chosen) > 2 * LINE:
-        chosen = f"{units:,} → {widths:,} units or heads in {len(target.widths):,} groups"
+        chosen = f"{units:,} → {widths:,} units or heads in {groups:,} groups"
     remark = target.searched.remark if target.searched else ""
     method = METHODS.get(target.method, f"Method: {target.method}.")
-    return " ".join(filter(None, (f"Widths: {chosen}.", method, remark)))
+    return " ".join(filter(None, (f"Widths: {chosen}.", method, target.rounding, remark)))
 
 
 _MOST_WIDTHS, _LONGEST_NAME = 6, 24

@@ -14,6 +14,7 @@ from wua_mlflow.results import Slimmed, VariantResult
 from wua_mlflow.tracking.names import Tag
 from wua_mlflow.tracking.names import Variant as VariantName
 from wua_mlflow.usage.results import ModelUsage
+from wua_mlflow.what_to_cut import WhatToCut
 from wua_mlflow.widths.results import LayerChange, widths_name
 
 __all__ = ["again", "layer_changes", "report_of", "slimming_words", "title_of"]
@@ -93,12 +94,15 @@ def slimming_words(
     aims = ", aimed at the original's outputs as well as at the targets (distillation)" \
         if settings.distill else ""
     compensated, uncut, alternative = _compensation(slim)
-    return (f"Cut from {parent.name if parent else 'the trained network'}: in every group of units "
-            "those were kept that add most to the units already kept, on training data (attention "
-            "heads: those of the largest |mean of activation × gradient|)"
+    norms = ", and each norm over the units that stay" \
+        if "stream" in settings.what_to_cut.kinds else ""
+    asked = "" if settings.what_to_cut == WhatToCut() else f" (`what: {settings.what}`)"
+    return (f"Cut from {parent.name if parent else 'the trained network'}{asked}: in every group "
+            "of units those were kept that add most to the units already kept, on training data "
+            "(attention heads: those of the largest |mean of activation × gradient|)"
             f"{compensated}. The cut was verified: shapes, parameters and FLOPs are as planned, "
             f"and before fine-tuning the outputs equal those of the {uncut} with the removed units "
-            f"masked. Then fine-tuned for {length}{onwards}{aims}{alternative}.")
+            f"masked{norms}. Then fine-tuned for {length}{onwards}{aims}{alternative}.")
 
 
 def _compensation(slim: VariantResult) -> tuple[str, str, str]:

@@ -294,6 +294,7 @@ def _widths(target: TargetWidths) -> list[Block]:
     skipped = recommendation.skipped if recommendation else {}
     return [
         Text(METHODS.get(target.method, f"Method: {target.method}.")),
+        Text(target.rounding),
         Table(("what", "units", "chosen"), [
             (parameter.name or "the model", f"{parameter.units:,}", f"{width:,}")
             for parameter, width in zip(target.dimensions, target.widths, strict=True)]),

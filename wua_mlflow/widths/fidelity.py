@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,8 @@ from torch import Tensor, nn
 
 from wua_mlflow.data.tasks import Task
 from wua_mlflow.hooks import unwrapped
-from wua_mlflow.pruning.unit_groups import UnitGroup, UnitGroups, masked
+from wua_mlflow.pruning.reference import outputs_without
+from wua_mlflow.pruning.unit_groups import UnitGroup, UnitGroups
 from wua_mlflow.rng import Purpose, numpy_generator
 from wua_mlflow.widths.scoring import Loss, Scoring, scoring
 
@@ -177,8 +179,8 @@ def exact_changes(
     rows = list(parts)
 
     def losses(removed: Sequence[int]) -> list[float]:
-        with masked(model, structure, {group: removed}):
-            outputs = judge.outputs(model)
+        outputs = outputs_without(model, structure, {group: removed},
+                                  partial(judge.outputs, model))
         return [judge.mean_loss(outputs, part) for part in rows]
 
     unmasked = losses([])
@@ -219,8 +221,9 @@ class _Curves:
         return float(np.mean([self._loss(order[:count]) for count in self.points]))
 
     def _loss(self, removed: np.ndarray) -> float:
-        with masked(self.model, self.structure, {self.group: removed.tolist()}):
-            return self.judge.mean_loss(self.judge.outputs(self.model))
+        return self.judge.mean_loss(outputs_without(
+            self.model, self.structure, {self.group: removed.tolist()},
+            partial(self.judge.outputs, self.model)))
 
     def _greedy(self) -> np.ndarray:
         """At each point the units go whose removal costs least beside those removed before."""

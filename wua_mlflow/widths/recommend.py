@@ -23,10 +23,12 @@ from wua_mlflow.pruning.activations import run_over
 from wua_mlflow.pruning.computed_weights import plain_weights
 from wua_mlflow.pruning.cut import unit_groups
 from wua_mlflow.pruning.importance import most_important, unit_importance
-from wua_mlflow.pruning.unit_groups import UnitGroup, UnitGroups, masked
+from wua_mlflow.pruning.reference import outputs_without
+from wua_mlflow.pruning.unit_groups import UnitGroup, UnitGroups
 from wua_mlflow.rng import checked_seed
 from wua_mlflow.usage.analyze import analyze
 from wua_mlflow.usage.results import LayerUsage, ModelUsage
+from wua_mlflow.what_to_cut import WhatToCut
 from wua_mlflow.widths.margin_search import MarginSearch, Probe
 from wua_mlflow.widths.results import Curve, LayerWidth, WidthRecommendation
 from wua_mlflow.widths.retrain_search import Search, retrained_widths
@@ -183,7 +185,8 @@ def recommend_widths(  # noqa: PLR0913 - the options of one question, each by na
     model: nn.Module, data: Any, *, method: str = "rank", margin: float = 0.02,
     layers: Sequence[str] | None = None, task: Task | None = None, loss: Loss | None = None,
     score: Score | str | None = None, criterion: str | None = None, jointly: bool = True,
-    fit_data: Any = None, structure: UnitGroups | None = None, search: Search | None = None,
+    fit_data: Any = None, structure: UnitGroups | None = None,
+    what: str | Sequence[str] | WhatToCut | None = None, search: Search | None = None,
     seed: int = 0, batch_to_inputs: Callable[[Any], Any] | None = None,
 ) -> WidthRecommendation:
     """A width for each group of units of a trained network; only ``search`` trains others.
@@ -227,6 +230,10 @@ def recommend_widths(  # noqa: PLR0913 - the options of one question, each by na
         fit_data: inputs, shape (examples, ...), or batches, whose activations ``rank`` and
             ``projection`` take the directions of; those of ``data``, if None.
         structure: the groups; found, if None.
+        what: of which kinds of units, where the groups are to be found: ``units``, ``heads``,
+            ``stream`` (the model's width, which norms go over), or several; ``units,heads``, if
+            None. The widths are as the method finds them: ``multiple_of`` and ``same_widths`` are
+            for ``slim``.
         search: for ``search``: how networks of other widths are trained, and the budget.
         seed: of the criterion ``random`` and of the search.
         batch_to_inputs: as of ``analyze``.
@@ -251,7 +258,8 @@ def recommend_widths(  # noqa: PLR0913 - the options of one question, each by na
     model = plain_weights(unwrapped(model))
     batches = batches_of(data, model, batch_to_inputs)
     if structure is None:
-        structure = unit_groups(model, next(iter(batches)).accepted_example(model, 2))
+        structure = unit_groups(model, next(iter(batches)).accepted_example(model, 2),
+                                WhatToCut.of(what or WhatToCut()).kinds)
     if isinstance(fit_data, Tensor | np.ndarray):
         fit_data = checked_tensor(fit_data, "inputs")
     fit = batches if fit_data is None else Batches(fit_data, model, batch_to_inputs)
@@ -303,8 +311,8 @@ def _ablation(request: _Request) -> WidthRecommendation:
     def probe(widths: Mapping[str, int]) -> float:
         removed = {name: structure.group(name).others(most_important(importance[name], kept))
                    for name, kept in widths.items()}
-        with masked(request.model, structure, removed):
-            return judge.mean_score(request.model)
+        return float(outputs_without(request.model, structure, removed,
+                                     partial(judge.mean_score, request.model)))
 
     return request.within_margin(judge, structure.groups, probe, {})
 

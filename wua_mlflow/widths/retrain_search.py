@@ -25,6 +25,7 @@ from wua_mlflow.verdict.intervals import (
     normal_quantile,
 )
 from wua_mlflow.verdict.sample_size import required_examples_without_discordance
+from wua_mlflow.what_to_cut import ROUNDED_ABOVE, rounded_up
 from wua_mlflow.widths.results import Curve, LayerWidth, SearchResult, Trial, comma_separated
 
 __all__ = ["MOST_SEEDS", "FinalVerdict", "Search", "retrained_widths", "search_widths"]
@@ -132,6 +133,7 @@ class _Trials:
     until: float
     clock: Callable[[], float]
     tried: Callable[[Trial], None]
+    multiples: Widths
     by_widths: dict[Widths, Trial] = field(default_factory=dict)
     interrupted: bool = False
 
@@ -147,6 +149,10 @@ class _Trials:
         return min((trial for trial in self.by_widths.values()
                     if trial.holds and not self.is_below_failed(trial.widths)),
                    key=lambda trial: (trial.cost, trial.widths))
+
+    def rounded(self, widths: Widths, most: Widths) -> Widths:
+        """The widths, above ``ROUNDED_ABOVE`` their multiples, but never more than ``most``."""
+        return tuple(map(rounded_up, widths, most, self.multiples))
 
     def begin(self, original: Widths) -> None:
         self.by_widths[original] = Trial(original, self.cost(original), "original", 0.0, 0.0, 0.0,
@@ -216,7 +222,8 @@ def search_widths(  # noqa: PLR0913 - what is searched, for which verdict, withi
     *, baseline: ArrayLike, margin: float, confidence: float = 0.95,
     final: FinalVerdict | None = None, most_seeds: int = MOST_SEEDS, runs: int | None = None,
     seconds: float | None = None, cost: Callable[[Widths], float] | None = None,
-    widen: float | None = None, tried: Callable[[Trial], None] = lambda trial: None,
+    widen: float | None = None, multiples: Sequence[int] | None = None,
+    tried: Callable[[Trial], None] = lambda trial: None,
     clock: Callable[[], float] = time.monotonic,
 ) -> SearchResult:
     """The cheapest widths whose networks, trained anew, hold on validation data.
@@ -254,6 +261,8 @@ def search_widths(  # noqa: PLR0913 - what is searched, for which verdict, withi
         cost: of a network of these widths, e.g. its FLOPs; the sum of the widths, if None.
         widen: if given, nothing below the suggestion is tried: it, then widths so many times as
             wide each time, until they hold.
+        multiples: of each width what it is a multiple of above ``ROUNDED_ABOVE`` units (the
+            original's own, and the suggestion's, aside); any, if None.
         tried: is told of each trial once it is judged.
         clock: seconds; replaced in tests.
 
@@ -273,12 +282,15 @@ def search_widths(  # noqa: PLR0913 - what is searched, for which verdict, withi
     rule = _Rule(scores[~collapsed], bool(collapsed.any()), margin, confidence, most_seeds,
                  final or FinalVerdict(most_seeds, scores.shape[1]))
     trials = _Trials(score, cost or (lambda widths: float(sum(widths))), rule, runs or 10**9,
-                     clock() + (seconds or math.inf), clock, tried)
+                     clock() + (seconds or math.inf), clock, tried,
+                     tuple(multiples or (1,) * len(start)))
     trials.begin(start)
     if widen:
         ended, rest = _widen(trials, start, target, widen), "wider ones"
     else:
-        path = _path(start, target)
+        path = list(dict.fromkeys(
+            widths if widths == target else trials.rounded(widths, start)
+            for widths in _path(start, target)))
         ended = _bisect(trials, path, path.index(target) if target in path else len(path) // 2)
         rest = "smaller ones"
         if ended and len(start) > 1:
@@ -375,8 +387,8 @@ def _widen(trials: _Trials, start: Widths, target: Widths, factor: float) -> boo
         holds = trials.try_widths(widths)
         if holds is not False:
             return holds is True
-        widths = tuple(min(most, math.ceil(factor * width))
-                       for width, most in zip(widths, start, strict=True))
+        widths = trials.rounded(tuple(min(most, math.ceil(factor * width)) for width, most
+                                      in zip(widths, start, strict=True)), start)
     return True
 
 
@@ -395,6 +407,10 @@ def _narrow_each(trials: _Trials) -> bool:
         good, bad = best[place], 0
         while good - bad > 1:
             units = max(bad + 1, min(good - 1, round(math.sqrt(good * max(bad, 0.5)))))
+            units = min(rounded_up(units, good, trials.multiples[place]),
+                        _next_below(good, trials.multiples[place]))
+            if units <= bad:
+                break
             candidate = narrowed(place, units)
             if _near(trials.cost, best, candidate):
                 break
@@ -405,6 +421,17 @@ def _narrow_each(trials: _Trials) -> bool:
             if holds:
                 best = candidate
     return True
+
+
+def _next_below(width: int, multiple_of: int) -> int:
+    """The next width below this one that may be tried.
+
+    >>> _next_below(100, 8), _next_below(72, 8), _next_below(64, 8)
+    (96, 64, 63)
+    """
+    if width <= ROUNDED_ABOVE:
+        return width - 1
+    return max(ROUNDED_ABOVE, (width - 1) // multiple_of * multiple_of)
 
 
 def _note(trials: _Trials, best: Trial, start: Widths) -> str:
