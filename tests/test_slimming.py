@@ -5,6 +5,7 @@ import pickle
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,10 +16,12 @@ from torch.nn.functional import cross_entropy
 
 import wua_mlflow as wua
 from tests.networks import kept_streams, mlp, numpys, snapshot
-from tests.pruning.cutting_cases import greedy, twice
+from tests.pruning.cutting_cases import Stream, greedy, twice
+from wua_mlflow import slimming
 from wua_mlflow.pruning.cut import unit_groups
 from wua_mlflow.pruning.heads import PrunedMultiheadAttention
 from wua_mlflow.pruning.importance import unit_importance
+from wua_mlflow.what_to_cut import WhatToCut
 
 
 @pytest.fixture(autouse=True)
@@ -94,8 +97,8 @@ def test_each_criterion_cuts_by_its_own_order(criterion):
 
 def test_an_old_pickle_of_attention_with_fewer_heads_is_read_in_a_fresh_process(tmp_path):
     """Earlier versions had the class at another path, which is in whole pickled modules."""
-    attention = nn.MultiheadAttention(8, 4, batch_first=True)
-    content = pickle.dumps(PrunedMultiheadAttention(attention, [0, 2]), protocol=2)
+    attention = PrunedMultiheadAttention(nn.MultiheadAttention(8, 4, batch_first=True))
+    content = pickle.dumps(attention, protocol=2)
     old = content.replace(b"cwua_mlflow.pruning.heads\nPrunedMultiheadAttention\n",
                           b"cwua_mlflow.slimming.heads\nFewerHeads\n")
     assert old != content
@@ -105,7 +108,7 @@ def test_an_old_pickle_of_attention_with_fewer_heads_is_read_in_a_fresh_process(
     environment = {**os.environ, "PYTHONPATH": str(Path(wua.__file__).parents[1])}
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True,
                           text=True, env=environment, check=False)
-    assert done.stdout == "2 (8, 4)\n", done.stderr
+    assert done.stdout == "4 (8, 8)\n", done.stderr
 
 
 class Masked(nn.Module):
@@ -146,3 +149,62 @@ def _uncut(folder: Path) -> Path:
     save_file({name: torch.zeros_like(value) for name, value in Masked().state_dict().items()},
               folder / "model.safetensors")
     return folder
+
+
+def recommends(monkeypatch, widths: dict[str, int]) -> None:
+    monkeypatch.setattr(slimming, "recommend_widths",
+                        lambda *_, **__: SimpleNamespace(widths=widths))
+
+
+@pytest.mark.parametrize(("what", "found", "kept"), [
+    ("units,heads", (5, 9, 81), (5, 9, 88)), ("multiple_of=16", (5, 9, 65), (5, 9, 80)),
+    (["units", "multiple_of=1"], (5, 9, 65), (5, 9, 65)), ("units", (5, 9, 97), (5, 9, 100)),
+    ("same_widths", (5, 9, 65), (9, 9, 72)), ("same_widths=no", (5, 9, 8), (5, 9, 8)),
+    (WhatToCut(("units", "heads"), 1, True), (16, 9, 65), (16, 16, 65))])
+def test_what_a_method_may_choose(what, found, kept, monkeypatch):
+    """Given widths are taken as they are."""
+    model = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(),
+                          nn.Linear(16, 100), nn.ReLU(), nn.Linear(100, 3))
+    recommends(monkeypatch, dict(zip("024", found, strict=True)))
+    result = wua.slim(model, DATA, what=what)
+    assert [after for _, after in result.units.values()] == list(kept)
+    given = wua.slim(model, DATA, what=what, widths={"0": 5, "4": 67})
+    assert [after for _, after in given.units.values()] == [5, 16, 67]
+
+
+@pytest.mark.parametrize("what", ["stream", "units,stream", ("heads", "stream")])
+def test_the_models_width_is_cut_where_it_is_asked_for_and_made_again(what, tmp_path):
+    """Whatever kinds were asked for then: a network's files do not say."""
+    model = Stream()
+    with pytest.raises(ValueError, match="^widths: expected layers whose units can be cut, but got "
+                       r"'stem' \(blocks.0.0 \(LayerNorm\) normalises over these units"):
+        wua.slim(model, DATA, widths={"stem": 7})
+    widths = {"stem": 7, "blocks.0.1": 5} if "units" in what else {"stem": 7}
+    for fold in (False, True):
+        result = wua.slim(model, DATA, widths=widths, what=what, fold=fold)
+        assert result.units["stem"] == (12, 7)
+        assert result.model.norm.normalized_shape == (7,)
+    again = wua.slim(result.model, DATA, widths={"stem": 4}, what=what)
+    history = result.specification.then(again.specification)
+    save_file(again.model.state_dict(), tmp_path / "model.safetensors")
+    (tmp_path / "structure.json").write_text(history.to_json())
+    loaded = wua.load_slim(Stream(), tmp_path, DATA)
+    assert torch.equal(loaded(DATA[0]), again.model.eval()(DATA[0]))
+    with pytest.raises(ValueError, match="^what: expected units, heads or stream, .* but got "
+                       "'streem'; did you mean 'stream'"):
+        wua.slim(model, DATA, what="streem")
+
+
+def test_models_of_transformers_get_one_width_in_all_blocks(monkeypatch):
+    """What a configuration can say: so the slim model can be saved by that library too."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.BertConfig(
+        vocab_size=20, hidden_size=16, num_hidden_layers=2, num_attention_heads=4,
+        intermediate_size=80, num_labels=3)
+    model = transformers.BertForSequenceClassification(config).eval()
+    data = torch.randint(20, (12, 5)), torch.arange(12) % 3
+    names = [f"bert.encoder.layer.{number}.{part}" for part in ("attention.self",
+             "intermediate.dense") for number in (0, 1)]
+    recommends(monkeypatch, dict(zip(names, (2, 3, 70, 41), strict=True)))
+    units = wua.slim(model, data).units
+    assert [units[name] for name in names] == [(4, 3), (4, 3), (80, 72), (80, 72)]

@@ -8,7 +8,8 @@ Tests: ``tests/test_slimming.py``.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -23,10 +24,12 @@ from wua_mlflow.hooks import unwrapped
 from wua_mlflow.module_attributes import copied
 from wua_mlflow.pruning.compensation import compensated
 from wua_mlflow.pruning.computed_weights import plain_weights
+from wua_mlflow.pruning.configuration import fit_configuration
 from wua_mlflow.pruning.cut import Cut, Specification, cut, rebuild, unit_groups
 from wua_mlflow.pruning.heads import PrunedMultiheadAttention
 from wua_mlflow.pruning.importance import most_important, unit_importance
 from wua_mlflow.pruning.unit_groups import UnitGroups
+from wua_mlflow.what_to_cut import WhatToCut, alike, rounded_up
 from wua_mlflow.widths.recommend import recommend_widths
 from wua_mlflow.widths.scoring import Loss, scoring
 
@@ -41,6 +44,7 @@ sys.modules[heads.__name__] = heads
 def slim(  # noqa: PLR0913 - the options of one question, each by name
     model: nn.Module, data: Any, *, widths: Mapping[str, int] | None = None, method: str = "rank",
     margin: float = 0.02, criterion: str = "spanning", fold: bool = False,
+    what: str | Sequence[str] | WhatToCut = "units,heads",
     task: Task | None = None, loss: Loss | None = None, seed: int = 0,
     batch_to_inputs: Callable[[Any], Any] | None = None,
 ) -> Cut:
@@ -68,6 +72,10 @@ def slim(  # noqa: PLR0913 - the options of one question, each by name
             (``pruning.compensation``); else they are dropped. The result is far nearer to the
             original before it is fine-tuned, and after it not always better
             (``benchmarks/pruning.py``).
+        what: what may be cut: ``units`` of layers, ``heads`` of attention, ``stream`` (the model's
+            width, which norms go over), or several; and which widths the method may choose:
+            ``multiple_of=8`` above 64 units (1: any), ``same_widths`` in blocks that are alike
+            (unset: in models of transformers), as ``units,stream,multiple_of=16``.
         task: as in ``recommend_widths``; read from the data, if None.
         loss: of outputs and targets, the mean over examples; that of the task, if None.
         seed: of the criterion ``random``.
@@ -75,7 +83,9 @@ def slim(  # noqa: PLR0913 - the options of one question, each by name
 
     Returns:
         ``.model`` the narrower network, ``.units`` by group how many there were and are, ``.fixed``
-        what was not cut and why, ``.specification`` what rebuilds it.
+        what was not cut and why, ``.specification`` what rebuilds it. The configuration of a model
+        of transformers says the new widths, where it can, so that ``save_pretrained`` and
+        ``from_pretrained`` keep it; ``.reload`` says whether, or why not.
 
     Raises:
         ValueError: one line; bad data or widths, or the method finds nothing narrower.
@@ -93,12 +103,14 @@ def slim(  # noqa: PLR0913 - the options of one question, each by name
     model = plain_weights(unwrapped(model))
     judge = scoring(model, data, task=task, loss=loss, batch_to_inputs=batch_to_inputs)
     example = judge.example(model, 4)
-    structure = unit_groups(model, example)
+    asked = WhatToCut.of(what)
+    structure = unit_groups(model, example, asked.kinds)
     if widths is None:
         recommended = recommend_widths(model, data, method=method, margin=margin, task=task,
                                        loss=loss, structure=structure, seed=seed,
                                        batch_to_inputs=batch_to_inputs)
-        widths = {name: width for name, width in recommended.widths.items()
+        widths = {name: width for name, width
+                  in _as_asked(recommended.widths, structure, asked, model).items()
                   if width < structure.group(name).units}
         if not widths:
             raise ValueError(f"method: expected one that finds widths below those that the network "
@@ -109,7 +121,8 @@ def slim(  # noqa: PLR0913 - the options of one question, each by name
     keep = {name: most_important(importance[name], width) for name, width in by_group.items()}
     if fold:
         model = compensated(model, structure, keep, judge.batches)
-    return cut(model, example, keep, structure)
+    result = cut(model, example, keep, structure)
+    return replace(result, reload=fit_configuration(model, result.model, result.units, example))
 
 
 def load_slim(
@@ -148,6 +161,22 @@ def load_slim(
         raise ValueError(f"model: expected the factory of the network in {folder}, but it makes "
                          f"another one: {one_line(error)}") from error
     return model.eval()
+
+
+def _as_asked(
+    widths: Mapping[str, int], structure: UnitGroups, asked: WhatToCut, model: nn.Module
+) -> dict[str, int]:
+    """The widths that a method found: rounded up, and in groups that are alike the largest."""
+    groups = [structure.group(name) for name in widths]
+    sets = alike((group.name, (group.units, group.kind)) for group in groups) \
+        if asked.are_same(model) else [[place] for place in range(len(groups))]
+    result: dict[str, int] = {}
+    for places in sets:
+        group = groups[places[0]]
+        width = rounded_up(max(widths[groups[place].name] for place in places), group.units,
+                           asked.multiple_for(group.kind))
+        result |= {groups[place].name: width for place in places}
+    return result
 
 
 def _widths_by_group(structure: UnitGroups, widths: Mapping[str, int]) -> dict[str, int]:
