@@ -26,16 +26,17 @@ PLAIN = {"python", "sh", ""}
 GUIDES = {"own_table": {*PLAIN, "yaml"}, "own_loader": PLAIN, "own_trainer": PLAIN,
           "mlflow": set(), "querying": PLAIN, "own_model": PLAIN, "compare_two": PLAIN,
           "analyze": PLAIN, "own_loop": {"python", ""}, "lightning": PLAIN,
-          "hugging_face": PLAIN, "widths": {"python", "sh"},
+          "hugging_face": PLAIN, "half": {"python", ""}, "widths": {"python", "sh"},
           "registered_model": {"python", "sh"}, "evaluate": {"python", ""},
           "gate": {"python", "yaml"}}
 """By guide the languages of its blocks; those without one are what was printed before."""
-READ_TOGETHER = [("own_table",), ("own_loader",), ("own_trainer", "querying"), ("own_model",),
-                 ("compare_two",), ("analyze",), ("own_loop",), ("widths",),
-                 *(pytest.param((guide,), marks=pytest.mark.slow)
-                   for guide in ("registered_model", "evaluate", "gate"))]
+READ_TOGETHER = [("own_table",), ("own_loader",), ("compare_two",), ("analyze",), ("own_loop",),
+                 ("widths",),
+                 *(pytest.param(guides, marks=pytest.mark.slow)
+                   for guides in (("own_trainer", "querying"), ("own_model",),
+                                  ("registered_model",), ("evaluate",), ("gate",)))]
 """One after the other, in one folder."""
-OF_TRAINERS = [("lightning",), ("hugging_face",)]
+OF_TRAINERS = [("lightning",), ("hugging_face",), ("half",)]
 """Those that import other people's trainers, which takes its time and warns."""
 MINUTES = ("widths",)
 """Guides whose commands take minutes: that they are such is checked, and they are not run."""

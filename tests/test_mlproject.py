@@ -224,6 +224,7 @@ def test_digits_by_search(project, tmp_path):
         pytest.approx(slim.metrics["compare/flops_ratio"])
 
 
+@pytest.mark.slow
 @pytest.mark.project
 def test_a_bad_parameter_fails_the_run_with_one_line(project, capfd):
     with pytest.raises(ExecutionException):

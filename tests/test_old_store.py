@@ -179,10 +179,11 @@ def test_compare_judges_the_slim_variant_again(old_store, stored, capsys, experi
      {"wua.verdict": "inferior", "name": "slim 4", "wua.epochs_trained": "2",
       "accuracy/test": 0.5067, "compare/artifact_delta": -0.3718, "compare/margin": 0.02,
       "flops/forward": 24, "params/total": 17}),
-    (PRUNED, ("--how", "prune", "--slim-hidden", "6,3", "--fold", "false"), 0,
-     {"wua.verdict": "non_inferior", "name": "slim 6-3", "wua.epochs_trained": "22",
-      "wua.structure": "fc1 6, fc2 3", "compare/margin": 0.1, "flops/forward": 402,
-      "params/total": 211})])
+    pytest.param(
+        PRUNED, ("--how", "prune", "--slim-hidden", "6,3", "--fold", "false"), 0,
+        {"wua.verdict": "non_inferior", "name": "slim 6-3", "wua.epochs_trained": "22",
+         "wua.structure": "fc1 6, fc2 3", "compare/margin": 0.1, "flops/forward": 402,
+         "params/total": 211}, marks=pytest.mark.slow)])
 def test_slim_derives_another_variant(old_store, capsys, experiment, arguments, code, expected):
     """The margin is the pipeline's own."""
     _printed(capsys, "slim", "--run-id", ORIGINALS[experiment], *arguments, "--slim-epochs", "2",

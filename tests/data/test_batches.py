@@ -22,6 +22,7 @@ from wua_mlflow.data.batches import (
     mapped,
     needed_arguments,
 )
+from wua_mlflow.slimming import slim
 from wua_mlflow.usage.analyze import analyze
 
 X = torch.rand(10, 3, generator=torch.Generator().manual_seed(0))
@@ -405,3 +406,23 @@ def test_a_growing_array_is_all_rows_in_few_pieces(width):
     for part in (np.zeros((0, *width)), parts[1]):
         empty_first.add(part)
     assert np.array_equal(empty_first.rows, parts[1]) and len(GrowingArray().rows) == 0
+
+
+def test_samples_of_several_sizes_come_in_a_list():
+    class Pooled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.head = nn.Conv2d(3, 6, 3), nn.Linear(6, 2)
+
+        def forward(self, pictures):
+            return self.head(torch.stack([self.body(each[None]).relu().mean((2, 3))[0]
+                                          for each in pictures]))
+
+    batches = [([torch.rand(3, 8, 9), torch.rand(3, 7, 7)], torch.tensor([0, 1])),
+               ([torch.rand(3, 6, 6)], torch.tensor([1]))]
+    model = Pooled()
+    assert [batch.samples for batch in Batches(batches, model)] == [2, 1]
+    assert set(analyze(model, batches, criterion="wanda").layers) == {"body"}
+    assert slim(model, batches, widths={"body": 4}).units["body"] == (6, 4)
+    with pytest.raises(ValueError, match="^data: expected batches of tensors"):
+        list(Batches([(["a picture"], 0)], model))

@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional
 
 from tests.networks import mlp, numpys, snapshot
-from tests.pruning.cutting_cases import Tokens
+from tests.pruning.cutting_cases import Stream, Tokens
 from wua_mlflow.pruning.compensation import compensated
 from wua_mlflow.pruning.cut import cut, unit_groups
 from wua_mlflow.pruning.unit_groups import masked
@@ -121,3 +121,25 @@ def test_in_any_precision(dtype):
     assert not torch.equal(result[2].weight, model[2].weight)
     for weight in result.parameters():
         assert weight.dtype == dtype and bool(weight.isfinite().all())
+
+
+def test_each_reader_of_the_models_width_by_what_comes_through_its_norm():
+    """By NumPy where all is read; once cut the network is nearer to the original."""
+    torch.manual_seed(0)
+    model, x = Stream().eval(), torch.randn(300, 4)
+    structure = unit_groups(model, x[:4], ("stream",))
+    keep, removed = [0, 2, 3, 5, 6, 8, 9, 11], [1, 4, 7, 10]
+    result = compensated(model, structure, {"stem": keep}, x)
+    norm, up = model.blocks[0][0], model.blocks[0][1]
+    read = numpys(norm(model.stem(x)))
+    known = np.c_[read[:, keep], np.ones(300)]
+    guess = read.copy()
+    guess[:, removed] = known @ np.linalg.lstsq(known, read[:, removed], rcond=None)[0]
+    expected = guess @ numpys(up.weight).T + numpys(up.bias)
+    folded = result.blocks[0][1]
+    after = read[:, keep] @ numpys(folded.weight)[:, keep].T + numpys(folded.bias)
+    assert np.abs(after - expected).max() < 0.02 * np.abs(expected).max()  # the ridge
+    whole = model(x).detach()
+    plain, fitted = (float((cut(each, x[:4], {"stem": keep}, structure).model(x) - whole)
+                           .detach().square().sum()) for each in (model, result))
+    assert fitted < 0.5 * plain

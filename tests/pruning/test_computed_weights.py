@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
-from torch.nn.utils import prune
+from torch.nn.utils import parametrizations, parametrize, prune
 
 import wua_mlflow as wua
 from wua_mlflow.pruning.computed_weights import plain_weights
@@ -25,8 +25,21 @@ def twice(layer: nn.Module) -> nn.Module:
                                  amount=0.3)
 
 
+class Symmetric(nn.Module):
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        return weight.tanh() + weight.exp()
+
+
+def parametrised_twice(layer: nn.Module) -> nn.Module:
+    parametrize.register_parametrization(layer, "weight", Symmetric())
+    return parametrize.register_parametrization(layer, "bias", Symmetric())
+
+
 NORMS = {"mask": masked, "masks": twice, "weight norm": nn.utils.weight_norm,
-         "spectral norm": nn.utils.spectral_norm}
+         "spectral norm": nn.utils.spectral_norm,
+         "weight norm, parametrised": parametrizations.weight_norm,
+         "spectral norm, parametrised": parametrizations.spectral_norm,
+         "orthogonal": parametrizations.orthogonal, "parametrised twice": parametrised_twice}
 
 
 def net(norm) -> nn.Sequential:
@@ -46,7 +59,8 @@ def test_a_plain_copy_computes_the_same(norm):
     plain = plain_weights(model)
     assert torch.allclose(plain(X), before, atol=1e-6) and torch.equal(model(X), before)
     assert [name for name, _ in model.named_parameters()] == names, "left as found"
-    assert not any(module._forward_pre_hooks for module in plain.modules())
+    assert not any(module._forward_pre_hooks or parametrize.is_parametrized(module)
+               for module in plain.modules())
     assert plain_weights(plain) is plain
 
 

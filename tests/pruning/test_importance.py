@@ -9,9 +9,11 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from tests.networks import labels, mlp, numpys, rows, snapshot
-from tests.pruning.cutting_cases import greedy, residual
+from tests.pruning.cutting_cases import Stream, greedy, residual
+from wua_mlflow.pruning.activations import consumer_inputs
 from wua_mlflow.pruning.cut import cut, unit_groups
 from wua_mlflow.pruning.importance import most_important, pivoted_cholesky, unit_importance
+from wua_mlflow.pruning.unit_groups import UnitGroups
 from wua_mlflow.usage.analyze import analyze
 
 DATA = rows(50, 4), labels(50, 3)
@@ -161,3 +163,69 @@ def test_spanning_takes_heads_by_taylor():
         assert torch.equal(importance[name], taylor[name]) == (kind == "heads"), name
     with pytest.raises(ValueError, match="^loss: expected the mean loss"):
         unit_importance(model, structure, data, criterion="spanning")
+
+
+def read_by_the_norms(model: nn.Module, x: Tensor) -> list[Tensor]:
+    """What each block and the head of ``cutting_cases.Stream`` reads, in that order."""
+    read, x = [], model.stem(x)
+    for norm, up, act, down in model.blocks:
+        read.append(norm(x))
+        x = x + down(act(up(read[-1])))
+    return [*read, model.norm(x)]
+
+
+def test_of_the_models_width_by_all_that_read_it_after_their_norms():
+    torch.manual_seed(0)
+    model, (x, y) = Stream().eval(), DATA
+    structure = unit_groups(model, x[:4], ("stream",))
+    assert [(group.name, group.kind, group.units) for group in structure.groups] == [
+        ("stem", "stream", 12)]
+    read = read_by_the_norms(model, x)
+    weights = [model.blocks[0][1].weight, model.blocks[1][1].weight, model.head.weight]
+    handed = [each.detach().requires_grad_() for each in read]
+    hidden = model.stem(x)
+    for each, (_, up, act, down) in zip(handed, model.blocks, strict=False):
+        hidden = hidden + down(act(up(each)))
+    by_head, = torch.autograd.grad(cross_entropy(model.head(handed[2]), y), handed[2:])
+    expected = (handed[2] * by_head).sum(0)
+    for place in (0, 1):  # what a block's reading does, through all that comes after
+        hidden = model.stem(x)
+        for number, (norm, up, act, down) in enumerate(model.blocks):
+            given = handed[place] if number == place else norm(hidden)
+            hidden = hidden + down(act(up(given)))
+        gradient, = torch.autograd.grad(
+            cross_entropy(model.head(model.norm(hidden)), y), [handed[place]])
+        expected = expected + (handed[place] * gradient).sum(0)
+    found = unit_importance(model, structure, DATA, cross_entropy)["stem"]
+    torch.testing.assert_close(found, expected.abs().double(), rtol=1e-4, atol=1e-7)
+    centred = [numpys(each - each.mean(0)) for each in read]
+    norms = np.sqrt(sum(numpys(weight.square().sum(0)) for weight in weights))
+    scatter = sum(each.T @ each for each in centred) * np.outer(norms, norms)
+    torch.testing.assert_close(
+        spanning_of(model, structure, x), pivoted_cholesky(torch.from_numpy(scatter).double()),
+        rtol=1e-3, atol=1e-6)
+    makers = [model.stem, *(block[3] for block in model.blocks)]
+    squares = sum(maker.weight.square().sum(1) + maker.bias.square() for maker in makers) + sum(
+        norm.weight.square() + norm.bias.square() for norm in model.modules()
+        if isinstance(norm, nn.LayerNorm)) + sum(weight.square().sum(0) for weight in weights)
+    torch.testing.assert_close(unit_importance(model, structure, criterion="magnitude")["stem"],
+                               squares.sqrt().double(), rtol=1e-4, atol=1e-7)
+
+
+def spanning_of(model: nn.Module, structure: UnitGroups, x: Tensor) -> Tensor:
+    return unit_importance(model, structure, (x, torch.zeros(len(x))), criterion="spanning")["stem"]
+
+
+def test_of_the_models_width_by_those_that_can_be_seen():
+    """Attention's fused weight and a tied embedding cannot; the others are enough."""
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 12, dropout=0.0, batch_first=True)
+    encoder = nn.Sequential(nn.Linear(4, 8), layer, nn.Linear(8, 3)).eval()
+    x = rows(20, 5, 4)
+    group = unit_groups(encoder, x[:4], ("stream",)).groups[0]
+    assert "1.self_attn.in_proj_weight" in [reader.parameter for reader in group.readers]
+    seen = consumer_inputs(encoder, group)
+    assert [consumer.reader.parameter for consumer in seen] == ["1.linear1.weight", "2.weight"]
+    spans = unit_importance(encoder, UnitGroups((group,), {}), (x, torch.zeros(20)),
+                            criterion="spanning")[group.name]
+    assert spans.shape == (8,) and float(spans.max()) > 0

@@ -114,15 +114,26 @@ def test_every_layer_is_in_a_group_and_analysed_or_named_with_the_reason(name):
     assert weighted_layers(model) <= set(usage.layers) | set(usage.skipped)
 
 
-@pytest.mark.parametrize(("name", "layer"), [
-    ("bloom", "transformer.h.0.self_attention.query_key_value"),
-    ("t5", "encoder.block.1.layer.0.SelfAttention.q"),
-    ("t5", "encoder.block.0.layer.0.SelfAttention.k")])
-def test_heads_with_a_bias_from_elsewhere_are_refused(name, layer):
-    """Bloom's slopes are the model's; of T5's layers the first makes the bias of all."""
-    structure = grouped(name)[1]
+def test_heads_whose_bias_the_model_computes_are_refused():
+    """Bloom's slopes come from the number of heads in its configuration."""
+    structure = grouped("bloom")[1]
     assert "heads" not in {group.kind for group in structure.groups}
-    assert structure.not_prunable[layer].startswith("cut on trial, its forward fails: RuntimeError")
+    assert structure.not_prunable["transformer.h.0.self_attention.query_key_value"].startswith(
+        "cut on trial, its forward fails: ")
+
+
+def test_heads_that_share_their_bias_go_together_in_all_layers():
+    """T5's first layer makes the bias of all of the encoder, and of the decoder."""
+    model, structure = grouped("t5")
+    heads = {group.name: group for group in structure.groups if group.kind == "heads"}
+    assert {name: (group.units, group.counts) for name, group in heads.items()} == {
+        f"{name}Attention": (4, ("n_heads",)) for name in (
+            "encoder.block.0.layer.0.Self", "decoder.block.0.layer.0.Self",
+            "decoder.block.0.layer.1.EncDec")}
+    pruned = cut(model, built("t5")[1], dict.fromkeys(heads, [1, 3]), structure).model
+    table = "layer.0.SelfAttention.relative_attention_bias.weight"
+    assert pruned.get_parameter(f"encoder.block.0.{table}").shape[1] == 2
+    assert pruned.encoder.block[1].layer[0].SelfAttention.n_heads == 2
 
 
 @pytest.mark.parametrize("name", ["bert", "distilbert"])

@@ -168,8 +168,9 @@ class Batch:
     @property
     def first(self) -> Tensor:
         """The first tensor among the arguments."""
-        return next(value for value in (*self.args, *self.kwargs.values())
-                    if isinstance(value, Tensor) and value.dim())
+        found: Tensor = next(value for value in leaves((*self.args, *self.kwargs.values()), Tensor)
+                             if value.dim())
+        return found
 
     def call(self, model: nn.Module) -> Any:
         """What the model makes of a copy of the batch, since it may write into its inputs."""
@@ -239,7 +240,7 @@ class Batches:
             k entries or the k parts of the first are the inputs), of dicts (keyword arguments,
             those that the forward takes; ``labels`` are the target and ``attention_mask`` says what
             is padding; a single input goes to a forward of one argument under any name), or of
-            ``Batch``.
+            ``Batch``. Where samples differ in size the input is a list of them.
         model: gives the device, the floating-point dtype, and the arguments that it takes.
         batch_to_inputs: from a batch of another kind to a tensor, a tuple of positional arguments
             or a dict of keyword arguments.
@@ -285,7 +286,8 @@ class Batches:
             return self._from_dict(inputs, targets)
         parts = inputs if isinstance(inputs, tuple) and inputs and (
             self._to_inputs is not None or _are_arguments(inputs, self._needed)) else (inputs,)
-        _check_tensor(parts[0])
+        for part in _samples_of(parts[0]):
+            _check_tensor(part)
         args = tuple(mapped(part, NUMBERS, self._move) for part in parts)
         return Batch(args, {}, targets, _count_samples(args[0], targets))
 
@@ -339,8 +341,16 @@ class Batches:
         return value.clone() if value.is_inference() else value
 
 
-def _count_samples(inputs: Tensor, targets: Any) -> int:
+def _samples_of(inputs: Any) -> list[Any]:
+    """The inputs, or each of a list of samples, as pictures of several sizes are given."""
+    listed = isinstance(inputs, list) and inputs and all(isinstance(x, NUMBERS) for x in inputs)
+    return inputs if listed else [inputs]
+
+
+def _count_samples(inputs: Tensor | list[Tensor], targets: Any) -> int:
     """Number of samples: the first dimension's size, or the targets', if inputs are time-first."""
+    if isinstance(inputs, list):
+        return len(inputs)
     shape = tuple(targets.shape) if isinstance(targets, Tensor | np.ndarray) else ()
     time_first = shape and inputs.dim() > 1 and len(inputs) != shape[0] == inputs.shape[1]
     return shape[0] if time_first else len(inputs)

@@ -222,17 +222,33 @@ def _count(
     )
 
 
-def tensors_in(value: Any) -> list[Tensor]:
-    """The tensors in nested mappings, lists, tuples and dataclasses."""
+def tensors_in(value: Any, *, objects: bool = False, _within: tuple[int, ...] = ()) -> list[Tensor]:
+    """The tensors in nested mappings, lists, tuples, sets and dataclasses.
+
+    Args:
+        value: any of them, or a tensor.
+        objects: also in the attributes of other objects, such as a cache of keys and values.
+
+    >>> from types import SimpleNamespace
+    >>> value = {"a": [torch.ones(1)], "b": SimpleNamespace(c=torch.ones(2), d=3)}
+    >>> len(tensors_in(value)), len(tensors_in(value, objects=True))
+    (1, 2)
+    """
     if isinstance(value, Tensor):
         return [value]
     if isinstance(value, Mapping):
-        value = list(value.values())
-    elif is_dataclass(value) and not isinstance(value, type):
-        value = [getattr(value, field.name) for field in fields(value)]
-    elif not isinstance(value, list | tuple):
-        return []
-    return [tensor for item in value for tensor in tensors_in(item)]
+        items = list(value.values())
+    elif isinstance(value, list | tuple | set):
+        items = list(value)
+    elif id(value) in _within or callable(value):
+        return []  # modules and functions are no outputs; an object may hold itself
+    elif is_dataclass(value):
+        items = [getattr(value, field.name) for field in fields(value)]
+    else:
+        items = list(getattr(value, "__dict__", {}).values()) if objects else []
+    within = (*_within, id(value))
+    return [tensor for item in items
+            for tensor in tensors_in(item, objects=objects, _within=within)]
 
 
 def _by_module(model: nn.Module, counts: Mapping[str, Mapping[Any, int]]) -> dict[str, int]:

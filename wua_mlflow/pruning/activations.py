@@ -88,11 +88,12 @@ def consumer_inputs(model: nn.Module, group: UnitGroup) -> list[ConsumerInput] |
     """The layer inputs that hold the group's units; or, in one line, why there are none to observe.
 
     Weights with which a recurrent layer reads its own units are left out: the same activations
-    come to the other readers.
+    come to the other readers. So are, of the model's width, those whose inputs cannot be seen:
+    every block reads it, each after a norm of its own.
     """
     if group.kind == "heads":
         return "its units are heads, not activations"
-    consumers = []
+    consumers, unseen = [], ""
     for reader in group.readers:
         if reader.attribute.startswith("weight_hh"):
             continue
@@ -100,9 +101,12 @@ def consumer_inputs(model: nn.Module, group: UnitGroup) -> list[ConsumerInput] |
         dim = _input_dim(module, reader.attribute)
         positions = {len(columns) for columns in reader.columns}
         if dim is None or len(positions) != 1 or positions == {0}:
-            return f"what {reader.parameter} reads cannot be seen"
+            unseen = f"what {reader.parameter} reads cannot be seen"
+            if group.kind != "stream":
+                return unseen
+            continue
         consumers.append(ConsumerInput(module, torch.tensor(reader.columns), dim, reader))
-    return consumers or "nothing but itself reads it"
+    return consumers or unseen or "nothing but itself reads it"
 
 
 def _input_dim(module: nn.Module, attribute: str) -> int | None:

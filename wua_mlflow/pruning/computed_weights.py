@@ -1,7 +1,7 @@
-"""Weights that hooks compute before each forward, made plain: a cut network keeps no such hook.
+"""Weights that are computed from others, made plain: a cut network computes none.
 
-Masks of ``torch.nn.utils.prune``, and ``weight_norm`` and ``spectral_norm`` as they were before
-parametrizations. Tests: ``tests/pruning/test_computed_weights.py``.
+Masks of ``torch.nn.utils.prune``, ``weight_norm`` and ``spectral_norm`` as they were before
+parametrizations, and all parametrizations. Tests: ``tests/pruning/test_computed_weights.py``.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import prune, remove_spectral_norm, remove_weight_norm
+from torch.nn.utils import parametrize, prune, remove_spectral_norm, remove_weight_norm
 from torch.nn.utils.spectral_norm import SpectralNorm, SpectralNormLoadStateDictPreHook
 from torch.nn.utils.weight_norm import WeightNorm
 
@@ -32,7 +32,10 @@ def plain_weights(model: nn.Module) -> nn.Module:
         return model
     result = copied(model)
     for module, name, hook in list(_computed(result)):
-        if isinstance(hook, prune.BasePruningMethod):
+        if isinstance(hook, parametrize.ParametrizationList):
+            _own_class(module)
+            parametrize.remove_parametrizations(module, name, leave_parametrized=True)
+        elif isinstance(hook, prune.BasePruningMethod):
             prune.remove(module, name)
         elif isinstance(hook, WeightNorm):
             remove_weight_norm(module, name)
@@ -40,6 +43,14 @@ def plain_weights(model: nn.Module) -> nn.Module:
             remove_spectral_norm(module, name)
             _forget_loading(module)
     return result
+
+
+def _own_class(module: nn.Module) -> None:
+    """A class that is not the original's, which a parametrisation is taken from, too."""
+    shared = type(module)
+    attributes = {name: value for name, value in vars(shared).items()
+                  if name not in ("__dict__", "__weakref__")}
+    module.__class__ = type(shared.__name__, shared.__bases__, attributes)
 
 
 def _forget_loading(module: nn.Module) -> None:
@@ -51,8 +62,11 @@ def _forget_loading(module: nn.Module) -> None:
 
 
 def _computed(model: nn.Module) -> Iterator[tuple[nn.Module, str, object]]:
-    """Modules with the name of a weight that a hook computes, and the hook."""
+    """Modules with the name of a weight that is computed, and the hook or what computes it."""
     for module in model.modules():
+        if parametrize.is_parametrized(module):
+            for name, how in module.parametrizations.items():  # type: ignore[union-attr, operator]
+                yield module, name, how
         for hook in module._forward_pre_hooks.values():
             if isinstance(hook, prune.BasePruningMethod):
                 yield module, str(hook._tensor_name), hook

@@ -7,30 +7,33 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import nn
 
 from wua_mlflow.display import Displayed, Summary
 from wua_mlflow.errors import group_by_reason
-from wua_mlflow.flops import FlopCount, count_parameters
+from wua_mlflow.flops import count_parameters
 from wua_mlflow.hooks import unwrapped
-from wua_mlflow.module_attributes import attributes_kept, copied
+from wua_mlflow.module_attributes import copied
 from wua_mlflow.pruning.computed_weights import plain_weights
-from wua_mlflow.pruning.dependency_graph import Graph
-from wua_mlflow.pruning.find_groups import find_groups, makes_units, prunable_copy
-from wua_mlflow.pruning.heads import ATTENTION, head_attribute_candidates, prune_heads
+from wua_mlflow.pruning.configuration import Reload
+from wua_mlflow.pruning.find_groups import KINDS, find_groups, makes, prunable_copy
+from wua_mlflow.pruning.heads import (
+    ATTENTION,
+    counting_modules,
+    head_attribute_candidates,
+    width_attribute_candidates,
+)
+from wua_mlflow.pruning.slicing import slice_units
 from wua_mlflow.pruning.unit_groups import UnitGroup, UnitGroups
 from wua_mlflow.pruning.verify import (
     Removed,
     WrongCutError,
     check_cut,
+    check_trial,
     describe_failure,
-    forward_flops,
-    ties_of,
 )
 from wua_mlflow.rng import isolated
 from wua_mlflow.verdict.text import ratio_words
@@ -58,6 +61,7 @@ class Cut(Displayed):
         flops_after: the same of the cut network.
         fixed: layers whose units could not be cut, with the reason.
         unverified: batches that the original itself refuses, so that the cut is not verified there.
+        reload: whether ``from_pretrained`` makes it again, of ``slim`` on a model of transformers.
     """
 
     model: nn.Module
@@ -69,6 +73,7 @@ class Cut(Displayed):
     flops_after: int
     fixed: Mapping[str, str]
     unverified: tuple[str, ...] = ()
+    reload: Reload | None = None
 
     def summary(self) -> Summary:
         """What is shown of it: a group of units a row, then parameters and FLOPs."""
@@ -82,7 +87,7 @@ class Cut(Displayed):
             [(name, *_change(*units)) for name, units in self.units.items()],
             [("parameters", *_change(*params)), ("FLOPs, forward", *_change(*flops))],
             [*(f"not cut: {names}: {why}" for names, why in group_by_reason(self.fixed)),
-             *self.caveats])
+             *self.caveats, *([str(self.reload)] if self.reload else [])])
 
     @property
     def caveats(self) -> tuple[str, ...]:
@@ -106,16 +111,20 @@ def _change(before: int, after: int) -> tuple[str, str, str, str]:
             f"{before / after:.2f}×" if after else "–")
 
 
-def unit_groups(model: nn.Module, example: Any) -> UnitGroups:
+def unit_groups(
+    model: nn.Module, example: Any, what: Sequence[str] = ("units", "heads")
+) -> UnitGroups:
     """The groups of units that can be cut, by trial; and the layers that cannot, with reasons.
 
     Args:
         model: any module; left as found.
         example: a batch as the model takes it: a tensor, a tuple of arguments, a dict of keywords.
+        what: which kinds of units: ``units``, ``heads``, ``stream`` (what norms go over).
 
     Raises:
         ValueError: the model cannot be followed, or is an exported graph.
 
+    >>> import torch
     >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
     >>> group = unit_groups(net, torch.zeros(4, 2)).groups[0]
     >>> group.name, group.units, group.readers[0].parameter
@@ -124,15 +133,18 @@ def unit_groups(model: nn.Module, example: Any) -> UnitGroups:
     with isolated():
         plain = prunable_copy(model)
         trial = _Trial(plain, example)
-        structure = find_groups(copied(plain), example)
+        structure = find_groups(copied(plain), example, what)
         structure, refused = resolve_head_attributes(trial, structure)
-        last_units = {group.name: [group.units - 1] for group in structure.groups
-                      if group.units > 1 and group.name not in refused}
-        refused |= _failing_groups(trial, structure, last_units)
+        every_other = {group.name: group.others(range(0, group.units, 2))
+                       for group in structure.groups
+                       if group.units > 1 and group.name not in refused}
+        together = _TogetherOnTrial(trial, structure, every_other)
+        together.add(list(every_other))
+    structure, refused = together.structure, refused | together.failing
     refused |= {group.name: "it has one unit" for group in structure.groups if group.units == 1}
     not_prunable = {layer: refused[group.name] for group in structure.groups
                     if group.name in refused for layer in group.layers
-                    if layer == group.name or makes_units(plain.get_submodule(layer))}
+                    if layer == group.name or makes(plain, layer)}
     return UnitGroups(tuple(group for group in structure.groups if group.name not in refused),
                       {**structure.not_prunable, **not_prunable})
 
@@ -157,6 +169,7 @@ def cut(
         ValueError: no such group or unit, a group would be emptied, nothing would be cut, or the
             cut network is not what was planned.
 
+    >>> import torch
     >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
     >>> cut(net, torch.zeros(4, 2), {"0": [0, 2]}).model
     Sequential(
@@ -181,7 +194,7 @@ def cut(
                          "nothing would be cut")
     original = plain_weights(unwrapped(model))
     with isolated():
-        pruned = remove_units(original, example, structure, removed)
+        pruned = remove_units(original, structure, removed)
         try:
             checked = check_cut(original, pruned, structure, removed, example)
         except WrongCutError as error:
@@ -193,33 +206,11 @@ def cut(
                checked.after.forward_flops, structure.not_prunable, checked.refused)
 
 
-def remove_units(
-    model: nn.Module, example: Any, structure: UnitGroups, removed: Removed
-) -> nn.Module:
+def remove_units(model: nn.Module, structure: UnitGroups, removed: Removed) -> nn.Module:
     """A copy without these units, not verified; modes, ties and ``requires_grad`` are kept."""
     pruned = copied(model)
-    modes = {name: module.training for name, module in pruned.named_modules()}
-    frozen = {name for name, parameter in pruned.named_parameters(remove_duplicate=False)
-              if not parameter.requires_grad}
-    ties = ties_of(pruned)
-    pruned.eval().requires_grad_(True)
-    groups = [(structure.group(name), units) for name, units in removed.items()]
-    followed = [(group, units) for group, units in groups if group.kind != "heads"]
-    if followed:
-        with attributes_kept(pruned):
-            graph = Graph(pruned, example)
-        for group, units in followed:
-            graph.remove(group.name, units, group.units)
-    for group, units in groups:
-        if group.kind == "heads":
-            prune_heads(pruned, group, units)
-    _restore_ties(pruned, ties)
-    for name, module in pruned.named_modules():
-        module.training = modes.get(name, modes.get(name.rpartition(".")[0], False))
-        if isinstance(module, nn.RNNBase):
-            module.flatten_parameters()
-    for name, parameter in pruned.named_parameters(remove_duplicate=False):
-        parameter.requires_grad_(name not in frozen)
+    slice_units(pruned, [(structure.group(name), units) for name, units in removed.items()])
+    for parameter in pruned.parameters():
         parameter.grad = None
     return pruned
 
@@ -231,15 +222,11 @@ class _Trial:
     model: nn.Module
     example: Any
 
-    @cached_property
-    def flops(self) -> FlopCount:
-        return forward_flops(self.model, self.example)
-
     def failure(self, structure: UnitGroups, removed: Removed) -> str:
         """What is wrong with the network without these units; "" where it is as planned."""
         try:
-            pruned = remove_units(self.model, self.example, structure, removed)
-            check_cut(self.model, pruned, structure, removed, self.example, before=self.flops)
+            pruned = remove_units(self.model, structure, removed)
+            check_trial(self.model, pruned, structure, removed, self.example)
         except WrongCutError as error:
             return str(error)
         except Exception as error:  # of the library, which fails in many ways
@@ -259,9 +246,11 @@ def resolve_head_attributes(
     """
     by_class: dict[type, list[UnitGroup]] = {}
     for group in structure.groups:
-        module = trial.model.get_submodule(group.name)
-        if group.kind == "heads" and not isinstance(module, ATTENTION):
-            by_class.setdefault(type(module), []).append(group)
+        if group.kind != "heads":
+            continue
+        modules = counting_modules(trial.model, group)
+        if not any(isinstance(module, ATTENTION) for module in modules):
+            by_class.setdefault(type(modules[-1]), []).append(group)
     refused: dict[str, str] = {}
     for alike in by_class.values():
         results = [_resolve_by_trial(trial, structure, alike)]
@@ -298,41 +287,73 @@ def _with_groups(structure: UnitGroups, groups: Sequence[UnitGroup]) -> UnitGrou
     return replace(structure, groups=tuple(by_name.values()))
 
 
-def _failing_groups(trial: _Trial, structure: UnitGroups, removed: Removed) -> dict[str, str]:
-    """The groups whose cut goes wrong, alone or together with others, with the reason."""
-    if not removed or not trial.failure(structure, removed):
-        return {}
-    alone = {name: trial.failure(structure, {name: units}) for name, units in removed.items()}
-    failing = {name: f"{TRIAL}, {failure}" for name, failure in alone.items() if failure}
-    working: dict[str, Sequence[int]] = {}
+@dataclass
+class _TogetherOnTrial:
+    """Groups that are cut on trial together, added as many at a time as work.
 
-    def add(names: Sequence[str]) -> None:
-        """Add these groups to those that work together: all at once, or else by halves."""
-        added = {name: removed[name] for name in names}
-        failure = trial.failure(structure, {**working, **added}) if added else ""
+    Attributes:
+        trial: the network.
+        structure: its groups, with the numbers of modules that fall with them as they are found.
+        removed: by name of a group the units that go on trial.
+        working: the same of those that work together.
+        failing: by name of the others what goes wrong.
+        learned: by class of the modules around a group the numbers that had to fall with one.
+    """
+
+    trial: _Trial
+    structure: UnitGroups
+    removed: Removed
+    working: dict[str, Sequence[int]] = field(default_factory=dict)
+    failing: dict[str, str] = field(default_factory=dict)
+    learned: dict[tuple[type, ...], tuple[str, ...]] = field(default_factory=dict)
+
+    def add(self, names: Sequence[str]) -> None:
+        """Add these groups to those that work: all at once, or else by halves."""
+        if not names:
+            return
+        self._apply_learned(names)
+        failure = self._failure(self.structure, names)
         if not failure:
-            working.update(added)
-        elif len(names) == 1:
-            failing[names[0]] = f"{TRIAL} together with others, {failure}"
-        else:
-            add(names[:len(names) // 2])
-            add(names[len(names) // 2:])
+            self.working |= {name: self.removed[name] for name in names}
+        elif len(names) > 1:
+            self.add(names[:len(names) // 2])
+            self.add(names[len(names) // 2:])
+        elif not self._resolved(names[0]):
+            alone = self.trial.failure(self.structure, {names[0]: self.removed[names[0]]}) \
+                if self.working else failure
+            where = TRIAL if alone else f"{TRIAL} together with others"
+            self.failing[names[0]] = f"{where}, {alone or failure}"
 
-    add([name for name in removed if name not in failing])
-    return failing
+    def _failure(self, structure: UnitGroups, names: Sequence[str]) -> str:
+        added = {name: self.removed[name] for name in names}
+        return self.trial.failure(structure, {**self.working, **added})
 
+    def _resolved(self, name: str) -> bool:
+        """Whether the group works once numbers of modules around it fall."""
+        for group in width_attribute_candidates(self.trial.model, self.structure.group(name)):
+            resolved = _with_groups(self.structure, [group])
+            if not self._failure(resolved, [name]):
+                self.structure = resolved
+                self.working[name] = self.removed[name]
+                self.learned[self._around(group)] = group.counts
+                return True
+        return False
 
-def _restore_ties(model: nn.Module, ties: set[tuple[str, ...]]) -> None:
-    """Tie parameters again that pruning separated, where they are still equal."""
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    for first, *others in ties:
-        if not {first, *others} <= set(parameters):
-            continue
-        for name in others:
-            if parameters[name] is not parameters[first] and \
-                    torch.equal(parameters[name], parameters[first]):
-                parent, _, attribute = name.rpartition(".")
-                setattr(model.get_submodule(parent), attribute, parameters[first])
+    def _apply_learned(self, names: Sequence[str]) -> None:
+        """What had to fall with one group falls with those in modules of the same classes."""
+        for name in names:
+            group = self.structure.group(name)
+            counts = self.learned.get(self._around(group), ())
+            if counts and not group.counts:
+                known = next((each for each in width_attribute_candidates(
+                    self.trial.model, group) if each.counts == counts), None)
+                self.structure = _with_groups(self.structure, [known] if known else [])
+
+    def _around(self, group: UnitGroup) -> tuple[type, ...]:
+        """The classes of the two modules around what makes its units."""
+        path = group.makers[0].module.split(".") if group.makers else []
+        names = [".".join(path[:depth]) for depth in (len(path) - 1, len(path) - 2) if depth >= 0]
+        return tuple(type(self.trial.model.get_submodule(name)) for name in names)
 
 
 FORMAT = 1
@@ -403,5 +424,8 @@ def rebuild(model: nn.Module, example: Any, specification: Specification) -> nn.
         ValueError: the factory makes another network than the one that was cut.
     """
     for keep in specification.rounds:
-        model = cut(model, example, keep).model
+        structure = unit_groups(model, example)
+        if not all(name in {group.name for group in structure.groups} for name in keep):
+            structure = unit_groups(model, example, KINDS)
+        model = cut(model, example, keep, structure).model
     return model

@@ -19,6 +19,7 @@ from wua_mlflow.pruning.activations import (
     run_over,
     sum_by_unit,
 )
+from wua_mlflow.pruning.layers import weight_dims
 from wua_mlflow.pruning.unit_groups import UnitGroup, UnitGroups
 
 __all__ = ["CRITERIA", "most_important", "pivoted_cholesky", "unit_importance"]
@@ -165,12 +166,21 @@ def _by_usage(
     """A criterion of ``wua.analyze``, summed over a unit's weights in the layers that make it."""
     from wua_mlflow.usage.analyze import layer_importance
 
-    weights = {name: getattr(model.get_submodule(name), "weight", None)
-               for group in groups for name in group.layers}
-    layers = [name for name, weight in weights.items()
-              if isinstance(weight, Tensor) and weight.dim() > 1]
-    by_layer = {name: importance.double().flatten(1).sum(1).cpu() for name, importance
-                in layer_importance(model, data, layers, criterion).items()}
-    return {group.name: sum((by_layer[name] for name in group.layers if name in by_layer),
-                            torch.zeros(group.units, dtype=torch.float64))
-            for group in groups}
+    modules = dict(model.named_modules())
+    makers = {group.name: [maker for maker in group.makers if maker.attribute == "weight"
+                           and weight_dims(modules[maker.module])] for group in groups}
+    layers = dict.fromkeys(maker.module for of_group in makers.values() for maker in of_group)
+    by_parameter = {f"{name}.weight": _like(importance.double(), modules[name]) for name, importance
+                    in layer_importance(model, data, layers, criterion).items()}
+    result = {}
+    for group in groups:
+        measured = [maker for maker in makers[group.name] if maker.parameter in by_parameter]
+        result[group.name] = sum_by_unit(measured, by_parameter) if measured else \
+            torch.zeros(group.units, dtype=torch.float64)
+    return result
+
+
+def _like(importance: Tensor, module: nn.Module) -> Tensor:
+    """Importance of shape (units, ...) with the units along the weight's own dimension of them."""
+    unit_dim, _ = weight_dims(module) or (0, 1)
+    return importance.movedim(0, unit_dim)

@@ -1,6 +1,5 @@
 """Language models as transformers has them: caches beside the outputs, heads that share keys."""
 
-from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -10,8 +9,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from tests.networks import Layers
 from wua_mlflow.pruning.cut import cut, unit_groups
-from wua_mlflow.pruning.dependency_graph import EndlessError, Graph, caches_off
-from wua_mlflow.pruning.find_groups import prunable_copy
+from wua_mlflow.pruning.layers import caches_off
 
 
 def attend(net, x):
@@ -47,36 +45,18 @@ TOKENS = torch.randint(30, (3, 7))
 
 @pytest.mark.parametrize("keys", [4, 2])
 def test_what_keeps_a_cache_is_cut_all_the_same(keys):
-    """Where heads share keys the library would look for the units that belong together for ever."""
     model = language(keys)
     structure = unit_groups(model, TOKENS)
-    assert [group.name for group in structure.groups] == ["up"]
-    assert set(structure.not_prunable) >= {f"attention.{part}_proj" for part in "qkvo"}
+    assert [group.name for group in structure.groups] == ["embed", "up"]
+    assert set(structure.not_prunable) >= {f"attention.{part}_proj" for part in "qkv"}
     assert "the forward divides its units by a fixed number, as into heads" in \
         structure.not_prunable["attention.k_proj"]
-    assert structure.not_prunable["position"] == "no kind of layer that can be cut holds it"
+    assert structure.groups[0].layers == ("position", "embed", "attention.o_proj", "down")
     pruned = cut(model, TOKENS, {"up": list(range(10))}, structure).model
     assert model.config.use_cache is pruned.config.use_cache is True
     with torch.no_grad():
         model.down.weight[:, 10:] = 0
     torch.testing.assert_close(pruned(TOKENS)["logits"], model(TOKENS)["logits"])
-    endless = pytest.raises(EndlessError, match="the units come round again and again")
-    with endless if keys == 2 else nullcontext():
-        Graph(prunable_copy(model), TOKENS).members("attention.k_proj", range(4 * keys))
-
-
-def test_where_the_library_fails_the_layer_is_named(monkeypatch):
-    members = Graph.members
-
-    def failing(graph, name, units):
-        if name == "0":
-            raise IndexError("list index out of range")
-        return members(graph, name, units)
-
-    monkeypatch.setattr(Graph, "members", failing)
-    model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2))
-    assert unit_groups(model, torch.zeros(2, 2)).not_prunable["0"] == \
-        "what reads its units cannot be followed (IndexError: list index out of range)"
 
 
 def test_caches_are_on_again_also_when_the_block_raises():
