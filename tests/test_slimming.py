@@ -206,5 +206,6 @@ def test_models_of_transformers_get_one_width_in_all_blocks(monkeypatch):
     names = [f"bert.encoder.layer.{number}.{part}" for part in ("attention.self",
              "intermediate.dense") for number in (0, 1)]
     recommends(monkeypatch, dict(zip(names, (2, 3, 70, 41), strict=True)))
-    units = wua.slim(model, data).units
-    assert [units[name] for name in names] == [(4, 3), (4, 3), (80, 72), (80, 72)]
+    result = wua.slim(model, data)
+    assert [result.units[name] for name in names] == [(4, 4), (4, 4), (80, 72), (80, 72)]
+    assert result.reload.reason == "", "heads of width ÷ number stay with the width"

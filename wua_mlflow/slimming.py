@@ -24,12 +24,16 @@ from wua_mlflow.hooks import unwrapped
 from wua_mlflow.module_attributes import copied
 from wua_mlflow.pruning.compensation import compensated
 from wua_mlflow.pruning.computed_weights import plain_weights
-from wua_mlflow.pruning.configuration import fit_configuration
+from wua_mlflow.pruning.configuration import (
+    fit_configuration,
+    is_pretrained,
+    widths_that_reload,
+)
 from wua_mlflow.pruning.cut import Cut, Specification, cut, rebuild, unit_groups
 from wua_mlflow.pruning.heads import PrunedMultiheadAttention
 from wua_mlflow.pruning.importance import most_important, unit_importance
 from wua_mlflow.pruning.unit_groups import UnitGroups
-from wua_mlflow.what_to_cut import WhatToCut, alike, rounded_up
+from wua_mlflow.what_to_cut import KINDS, WhatToCut, alike, rounded_up
 from wua_mlflow.widths.recommend import recommend_widths
 from wua_mlflow.widths.scoring import Loss, scoring
 
@@ -110,7 +114,7 @@ def slim(  # noqa: PLR0913 - the options of one question, each by name
                                        loss=loss, structure=structure, seed=seed,
                                        batch_to_inputs=batch_to_inputs)
         widths = {name: width for name, width
-                  in _as_asked(recommended.widths, structure, asked, model).items()
+                  in _as_asked(recommended.widths, structure, asked, model, example).items()
                   if width < structure.group(name).units}
         if not widths:
             raise ValueError(f"method: expected one that finds widths below those that the network "
@@ -164,9 +168,13 @@ def load_slim(
 
 
 def _as_asked(
-    widths: Mapping[str, int], structure: UnitGroups, asked: WhatToCut, model: nn.Module
+    widths: Mapping[str, int], structure: UnitGroups, asked: WhatToCut, model: nn.Module,
+    example: Any,
 ) -> dict[str, int]:
-    """The widths that a method found: rounded up, and in groups that are alike the largest."""
+    """The widths that a method found: rounded up, and in groups that are alike the largest.
+
+    In models of transformers that get the same widths, such as their configuration can say.
+    """
     groups = [structure.group(name) for name in widths]
     sets = alike((group.name, (group.units, group.kind)) for group in groups) \
         if asked.are_same(model) else [[place] for place in range(len(groups))]
@@ -176,7 +184,10 @@ def _as_asked(
         width = rounded_up(max(widths[groups[place].name] for place in places), group.units,
                            asked.multiple_for(group.kind))
         result |= {groups[place].name: width for place in places}
-    return result
+    if not asked.are_same(model) or not is_pretrained(model):
+        return result
+    allowed = {group.name for group in structure.groups}
+    return widths_that_reload(model, unit_groups(model, example, KINDS), result, allowed)
 
 
 def _widths_by_group(structure: UnitGroups, widths: Mapping[str, int]) -> dict[str, int]:

@@ -18,9 +18,11 @@ from wua_mlflow.pruning.configuration import (
     fit_configuration,
     groups_by_number,
     heads_tied_to_stream,
+    widths_that_reload,
 )
 from wua_mlflow.pruning.cut import Cut, cut, unit_groups
 from wua_mlflow.pruning.unit_groups import UnitGroups
+from wua_mlflow.slimming import slim
 
 ALL = ("units", "heads", "stream")
 SIZES = {"vocab_size": 32, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
@@ -282,3 +284,38 @@ def test_slim_says_whether_a_model_reloads():
     assert "does not reload by from_pretrained: its configuration cannot say" in str(other)
     plain = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 2))
     assert wua.slim(plain, (torch.rand(8, 2), torch.arange(8) % 2), widths={"0": 3}).reload is None
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("what", ["units,heads", "units,heads,stream"])
+@pytest.mark.parametrize("family", ["Bert", "GPT2", "Llama"])
+def test_widths_that_a_method_finds_reload(family, what):
+    """Heads whose size is the width over their number stay, or go at the width's share."""
+    model, batch = made(family)
+    targets = torch.arange(2) % 2 if family == "Bert" else batch["input_ids"]
+    result = slim(model, [{**batch, "labels": targets}], method="rank", what=what,
+                  loss=lambda outputs, targets: outputs.logits.float().square().mean())
+    assert result.reload.reason == "" and result.params_after < result.params_before
+    heads = {units for name, units in result.units.items() if "attn" in name or "self" in name}
+    if family != "Llama" and what == "units,heads":
+        assert all(before == after for before, after in heads)
+
+
+def test_widths_of_one_number_get_the_largest_share_that_is_whole():
+    model, batch = made("Bert")
+    structure = unit_groups(model, batch, ALL)
+    widths = {group.name: max(1, group.units // 4) for group in structure.groups}
+    heads = [group for group in structure.groups if group.kind == "heads"]
+    widths[heads[0].name] = heads[0].units - 1
+    names = set(widths)
+    found = widths_that_reload(model, structure, widths, names)
+    share = (heads[0].units - 1) / heads[0].units
+    for group in structure.groups:
+        if group.kind in ("heads", "stream"):
+            assert found[group.name] == share * group.units
+    assert all(found[name] >= width for name, width in widths.items())
+    without = {name: width for name, width in widths.items()
+               if structure.group(name).kind != "stream"}
+    kept = widths_that_reload(model, structure, without, set(without))
+    assert all(kept[group.name] == group.units for group in heads)

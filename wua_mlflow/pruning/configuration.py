@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -27,7 +28,10 @@ from wua_mlflow.pruning.layers import caches_off, call_model
 from wua_mlflow.pruning.unit_groups import UnitGroup, UnitGroups
 from wua_mlflow.rng import isolated
 
-__all__ = ["Reload", "fit_configuration", "groups_by_number", "heads_tied_to_stream"]
+__all__ = [
+    "Reload", "fit_configuration", "groups_by_number", "heads_tied_to_stream", "is_pretrained",
+    "widths_that_reload",
+]
 
 
 MOST_BUILDS = 150
@@ -89,7 +93,7 @@ def fit_configuration(
         What was changed, or why the configuration cannot say these widths; None of a model that is
         not of the transformers library.
     """
-    if not _is_pretrained(pruned):
+    if not is_pretrained(pruned):
         return None
     with isolated(), _quiet():
         search = _Search(_Builder(original), _sizes(original), _sizes(pruned), units)
@@ -136,10 +140,48 @@ def heads_tied_to_stream(model: nn.Module, structure: UnitGroups) -> dict[str, s
     return tied
 
 
+def widths_that_reload(
+    model: nn.Module, structure: UnitGroups, widths: Mapping[str, int], allowed: Collection[str]
+) -> dict[str, int]:
+    """Widths, as large or larger, that a configuration can say; as they are of other models.
+
+    Groups whose sizes one number says get the largest share among them, also those that no width
+    is given of; heads whose size is the model's width over their number, the same share as that.
+    Where one of them may not be cut, none is.
+
+    Args:
+        model: the one that is to be cut.
+        structure: its groups of all kinds.
+        widths: by name of a group how many units are to be left.
+        allowed: the names of the groups that may be cut.
+    """
+    sets = [{*names} for names in groups_by_number(model, structure).values()]
+    fewest = {name: min((names for names in sets if name in names), key=len)
+              for names in sets for name in names}
+    together = [{name for name in names if fewest[name] is names} for names in sets]
+    together += [{*pair} for pair in heads_tied_to_stream(model, structure).items()]
+    result = dict(widths)
+    for _ in together:  # what one set changes may change another
+        for names in together:
+            if names & result.keys():
+                groups = [structure.group(name) for name in sorted(names)]
+                result |= _same_share(groups, result) if names <= set(allowed) else {
+                    group.name: group.units for group in groups}
+    return {name: width for name, width in result.items() if name in allowed}
+
+
+def _same_share(groups: Sequence[UnitGroup], widths: Mapping[str, int]) -> dict[str, int]:
+    """The largest share of any of these groups, of which all have whole units."""
+    common = math.gcd(*(group.units for group in groups))
+    steps = max(math.ceil(widths[group.name] * common / group.units)
+                for group in groups if group.name in widths)
+    return {group.name: group.units // common * steps for group in groups}
+
+
 def _moved_groups(
     model: nn.Module, structure: UnitGroups, *, makers_only: bool = False
 ) -> dict[Path, tuple[str, ...]]:
-    if not _is_pretrained(model):
+    if not is_pretrained(model):
         return {}
     with isolated(), _quiet():
         search = _Search(_Builder(model), _sizes(model), _sizes(model))
@@ -157,7 +199,7 @@ def _sizes_of(group: UnitGroup, makers_only: bool) -> set[Size]:
             *((group.name, attribute) for attribute in counts)}
 
 
-def _is_pretrained(model: nn.Module) -> bool:
+def is_pretrained(model: nn.Module) -> bool:
     """Whether it is a model of the transformers library, which is not imported for that."""
     return any(each.__name__ == "PreTrainedModel" for each in type(model).__mro__) \
         and _is_configuration(getattr(model, "config", None))
