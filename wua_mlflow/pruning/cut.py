@@ -229,7 +229,7 @@ class _Trial:
             check_trial(self.model, pruned, structure, removed, self.example)
         except WrongCutError as error:
             return str(error)
-        except Exception as error:  # of the library, which fails in many ways
+        except Exception as error:  # whatever the cut made of the forward
             return describe_failure(error)
         return ""
 

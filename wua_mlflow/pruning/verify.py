@@ -302,7 +302,7 @@ def _noise_like(example: Any) -> Any:
 
 
 def describe_failure(error: Exception) -> str:
-    """An error of the library, or of the forward of a cut network, in one line."""
+    """An error of the forward of a cut network, in one line."""
     message = " ".join(str(error).split())
     message = message if len(message) <= 100 else f"{message[:99]}…"
     reason = f"{type(error).__name__}: {message}"
