@@ -28,6 +28,7 @@ import io
 import json
 import multiprocessing
 import os
+import re
 import signal
 import statistics
 import time
@@ -444,39 +445,58 @@ def is_fault(row: Row) -> bool:
 
 
 def print_rows(rows: list[Row]) -> None:
-    print("| | analysed | FLOPs | cut | parameters left | Torch-Pruning | grouping and cutting, s "
-          "| Torch-Pruning, s | with verification, s |\n|---|---|---|---|---:|---:|---:|---:|---:|")
-    for row in rows:
-        print(f"| {row.name} | {row.analysed} | {row.flops} | {row.cut} | {share(row.left)} | "
-              f"{row.theirs or share(row.left_theirs)} | {seconds(row.seconds)} | "
-              f"{seconds(row.seconds_theirs)} | {seconds(row.verified_seconds)} |")
-    print("\n| | models | faults | below 40% | Torch-Pruning: below 40%, fails | time, ratio: "
-          "median (worst) |\n|---|---:|---:|---:|---:|---:|")
+    print("| | models | wrong, crash, silent | refused whole | right without the package's "
+          "reference, no such check | below 40% | Torch-Pruning: below 40%, fails | time ÷ "
+          "Torch-Pruning's: median (worst) |\n|---|---:|---:|---:|---:|---:|---:|---:|")
     for family in FAMILIES:
         of_family = [row for row in rows if row.family == family]
         if of_family:
             print(summary(family, of_family))
-    print("\n| why units stay | models | layers |\n|---|---:|---:|")
-    reasons: Counter[str] = Counter()
-    models: Counter[str] = Counter()
-    for row in rows:
-        for reason, count in row.refused.items():
-            kind = reason.split(": ")[0].partition("(")[0][:90]
-            reasons[kind] += count
-            models[kind] += 1
-    for kind, count in reasons.most_common():
-        print(f"| {kind} | {models[kind]} | {count} |")
+    print_refused(rows)
+    for family in FAMILIES:
+        of_family = [row for row in rows if row.family == family]
+        if of_family:
+            print(f"\n## {family}\n")
+            print_family(of_family)
 
 
 def summary(family: str, rows: list[Row]) -> str:
     ratios = [row.seconds / row.seconds_theirs for row in rows
               if row.seconds and row.seconds_theirs]
+    counts: list[int] = [
+        len(rows), sum(map(is_fault, rows)), sum(row.cut.startswith("refused") for row in rows)]
+    by_hand = (f"{sum(row.by_hand == RIGHT for row in rows)}, "
+               f"{sum(row.by_hand.startswith('no') or not row.by_hand for row in rows)}")
     low = sum((row.left or 1) < 0.4 for row in rows)
     low_theirs = sum((row.left_theirs or 1) < 0.4 for row in rows)
     fails = sum(bool(row.theirs) for row in rows)
-    time_words = f"{statistics.median(ratios):.1f} × ({max(ratios):.1f} ×)" if ratios else "–"
-    return (f"| {family} | {len(rows)} | {sum(map(is_fault, rows))} | {low} | {low_theirs}, "
-            f"{fails} | {time_words} |")
+    times = f"{statistics.median(ratios):.1f} ({max(ratios):.1f})" if ratios else "–"
+    return (f"| {family} | {' | '.join(map(str, counts))} | {by_hand} | {low} | "
+            f"{low_theirs}, {fails} | {times} |")
+
+
+def print_refused(rows: list[Row]) -> None:
+    """Why units stay: by the reason without its sizes, the models in which it is given."""
+    models: dict[str, dict[str, int]] = {}
+    for row in rows:
+        for reason, count in row.refused.items():
+            kind = re.sub(r"\(RuntimeError.*|\d+|'[^']*'|[^ ]*[._][^ ]*", "…", reason)[:110]
+            by_model = models.setdefault(kind.strip(), {})
+            by_model[row.name] = by_model.get(row.name, 0) + count
+    print("\n| why units stay | models | layers | in |\n|---|---:|---:|---|")
+    for kind, by_model in sorted(models.items(), key=lambda each: -len(each[1])):
+        print(f"| {kind} | {len(by_model)} | {sum(by_model.values())} | {', '.join(by_model)} |")
+
+
+def print_family(rows: list[Row]) -> None:
+    print("| | analysed | FLOPs | cut | without the package's reference | parameters left | "
+          "Torch-Pruning | grouping and cutting, s | Torch-Pruning, s | with verification, s |\n"
+          "|---|---|---|---|---|---:|---|---:|---:|---:|")
+    for row in rows:
+        cells = [row.name, row.analysed, row.flops, row.cut, row.by_hand or "–", share(row.left),
+                 row.theirs or share(row.left_theirs), seconds(row.seconds),
+                 seconds(row.seconds_theirs), seconds(row.verified_seconds)]
+        print(f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |")
 
 
 def share(value: float | None) -> str:

@@ -94,10 +94,12 @@ def over_kept(smaller: nn.Module, there: Tensor, module: nn.Module, inputs: Any,
 
 
 def columns_to_zero(name: str, module: nn.Module, places: dict[str, tuple[Tensor, ...]]) -> None:
+    if isinstance(module, ROWS_LAST) and module.groups > 1:  # type: ignore[operator]
+        raise NotByHandError(f"{name} is a transposed convolution of several groups")
     if isinstance(module, ROWS_LAST) or type(module).__name__ == "Conv1D":
         dim = 0
     elif isinstance(module, ROWS_FIRST):
-        dim = 1
+        dim = 1  # of a convolution of several groups: within each, if all keep the same
     elif all(parameter.squeeze().dim() < 2 or len(places[each][-1]) < parameter.shape[-1]
              and all(len(there) == size for there, size in zip(
                  places[each][:-1], parameter.shape[:-1], strict=True))
@@ -105,10 +107,6 @@ def columns_to_zero(name: str, module: nn.Module, places: dict[str, tuple[Tensor
         return  # factors or summands of features, which are read elsewhere
     else:
         raise NotByHandError(f"{name} is a {type(module).__name__}")
-    if getattr(module, "groups", 1) > 1:
-        if module.groups != module.in_channels:  # type: ignore[operator]
-            raise NotByHandError(f"{name} is a convolution of several groups")
-        return  # each channel for itself
     with torch.no_grad():
         for each, parameter in module.named_parameters(recurse=False):
             if parameter.dim() > 1:
