@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import takewhile
+from itertools import pairwise, takewhile
 from typing import Any
 
 import numpy as np
@@ -170,10 +170,12 @@ class _Grouping:
             known = axis.units >= 0
             groups = np.where(known, self.group_of[np.maximum(axis.units, 0)], -1)
             for number in np.unique(groups[groups >= 0]):
-                columns: list[list[int]] = [[] for _ in found[number]]
-                for position, column in zip(*np.nonzero(groups == number), strict=True):
-                    columns[self.place_of[axis.units[position, column]]].append(int(position))
-                slice_ = ParameterSlice(axis.name, axis.dim, tuple(map(tuple, columns)))
+                held = np.nonzero(groups == number)
+                places = self.place_of[axis.units[held]]
+                positions = held[0][np.argsort(places, kind="stable")].tolist()
+                ends = np.bincount(places, minlength=len(found[number])).cumsum().tolist()
+                columns = tuple(tuple(positions[start:end]) for start, end in pairwise([0, *ends]))
+                slice_ = ParameterSlice(axis.name, axis.dim, columns)
                 (readers if of_read else makers)[number].append(slice_)
         return makers, readers
 
