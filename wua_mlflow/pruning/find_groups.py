@@ -82,6 +82,19 @@ def axes_of(model: nn.Module, example: Any) -> Axes:
         return trace_axes(model, partial(call_model, model, example))
 
 
+def _by_unit(positions: np.ndarray, units: np.ndarray, count: int) -> tuple[tuple[int, ...], ...]:
+    """The positions of each unit, from those of all; units are numbers below ``count``.
+
+    >>> _by_unit(np.array([4, 5, 6]), np.array([1, 0, 1]), 2)
+    ((5,), (4, 6))
+    """
+    ordered = positions[np.argsort(units, kind="stable")].tolist()
+    held = np.bincount(units, minlength=count)
+    if (held == 1).all():
+        return tuple(zip(ordered, strict=True))
+    return tuple(tuple(ordered[start:end]) for start, end in pairwise([0, *held.cumsum().tolist()]))
+
+
 class _Grouping:
     """Groups of a model's units, by its axes."""
 
@@ -171,10 +184,7 @@ class _Grouping:
             groups = np.where(known, self.group_of[np.maximum(axis.units, 0)], -1)
             for number in np.unique(groups[groups >= 0]):
                 held = np.nonzero(groups == number)
-                places = self.place_of[axis.units[held]]
-                positions = held[0][np.argsort(places, kind="stable")].tolist()
-                ends = np.bincount(places, minlength=len(found[number])).cumsum().tolist()
-                columns = tuple(tuple(positions[start:end]) for start, end in pairwise([0, *ends]))
+                columns = _by_unit(held[0], self.place_of[axis.units[held]], len(found[number]))
                 slice_ = ParameterSlice(axis.name, axis.dim, columns)
                 (readers if of_read else makers)[number].append(slice_)
         return makers, readers
