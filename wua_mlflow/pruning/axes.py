@@ -125,28 +125,26 @@ def _divided(
             parts = tuple(int(part[row]) for part in division.parts)
             parts_of.setdefault(int(unit), (number, parts))
     keys: dict[tuple[int, ...], int] = {}
+    divided = np.isin(classes, list(parts_of))
 
-    def node(*key: int) -> int:
-        return keys.setdefault(key, len(keys))
+    def nodes(value: int) -> list[int]:
+        if value < 0 or not divided[value]:
+            return [value]
+        number, parts = parts_of[int(classes[value])]
+        return [len(classes) + keys.setdefault((number, axis, part), len(keys))
+                for axis, part in enumerate(parts)]
 
     result = {}
     for place, old in labels.items():
-        columns: list[list[list[int]]] = [[] for _ in range(old.shape[1])]
-        for column in range(old.shape[1]):
-            for value in old[:, column]:
-                found = parts_of.get(int(classes[value])) if value >= 0 else None
-                if found is None:
-                    columns[column].append([node(-1, int(value))] if value >= 0 else [FREE])
-                else:
-                    number, parts = found
-                    columns[column].append([node(number, axis, part)
-                                            for axis, part in enumerate(parts)])
-        widths = [max(map(len, column)) for column in columns]
-        result[place] = np.array([
-            [each for column, width in zip(columns, widths, strict=True)
-             for each in (column[row] + [FREE] * (width - len(column[row])))]
-            for row in range(len(old))])
-    return result, len(keys)
+        columns = [column[:, None] if not divided[column[column >= 0]].any() else
+                   _padded([nodes(value) for value in column.tolist()]) for column in old.T]
+        result[place] = np.concatenate(columns, 1) if columns else old
+    return result, len(classes) + len(keys)
+
+
+def _padded(rows: Sequence[Sequence[int]]) -> Labels:
+    width = max(map(len, rows))
+    return np.array([[*row, *[FREE] * (width - len(row))] for row in rows])
 
 
 def _axes(
